@@ -1,0 +1,305 @@
+"""Batches that can be replayed: order and augmentation are functions of (seed, epoch, position) and of nothing else.
+
+Because no random state is carried from batch to batch, a run resumed in mid-epoch, or served by another number of worker
+processes, sees exactly the inputs that an uninterrupted run sees.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from snn_repro.errors import DataError, UserError
+
+BatchTransform = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
+"""(x, target, generator) -> (x, target); x is [B, C, H, W] or [T, B, C, H, W], so the batch is always dim -4."""
+
+_ORDER, _BATCH, _SAMPLE = 0, 1, 2  # keeps the three kinds of draws apart
+
+
+@dataclass
+class Split:
+    """Which samples were tested. `sha256_test` is the SHA-256 of the sorted test names, one a line."""
+
+    id: str
+    sha256_test: str
+    n_train: int
+    n_val: int
+    n_test: int
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """What the training loop needs of a data set part."""
+
+    n_samples: int  # samples drawn in an epoch
+    batch_size: int
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (x, target) of batches `start`, `start + 1`, ... of this epoch.
+
+        x: float32, static image [B, C, H, W] or event frames [T, B, C, H, W]; target: int64 [B] or soft float32 [B, K].
+        """
+
+
+@dataclass
+class Data:
+    """A data set ready for training. `input_shape` is (C, H, W); `static` means images without a time axis."""
+
+    train: Batches
+    val: Batches | None
+    test: Batches
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    split: Split
+    static: bool
+
+
+def derive_seed(*parts: int) -> int:
+    """Mix non-negative integers into one 63-bit seed; equal parts give equal seeds on every machine."""
+    return int(np.random.SeedSequence([int(p) for p in parts]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def make_generator(*parts: int) -> torch.Generator:
+    """A CPU generator seeded with `derive_seed(*parts)`."""
+    return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+def epoch_order(
+    n: int, seed: int, epoch: int, shuffle: bool, repeats: int = 1, rank: int = 0, world: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Return (positions, indices), int64: what this rank draws in this epoch, and which sample each draw is.
+
+    With repeats = r (repeated augmentation, Hoffer et al. 2020) an epoch still has n draws, but of ceil(n / r) different
+    samples: r copies stand next to each other. Draw k goes to rank k % world, so on one process the copies share a batch
+    and on r processes each gets its own copy. Shuffled orders are padded by wrapping so that all ranks have equally many
+    draws; unshuffled ones are not, so that evaluation counts every sample once.
+    """
+    if shuffle:
+        order = torch.randperm(n, generator=make_generator(seed, epoch, _ORDER))
+    else:
+        order = torch.arange(n)
+    if repeats > 1:
+        order = order.repeat_interleave(repeats)[:n]
+    if shuffle and n % world:
+        order = torch.cat([order, order.repeat(world // n + 1)[: world - n % world]])
+    positions = torch.arange(rank, len(order), world)
+    return positions, order[positions]
+
+
+class _Ordered:
+    """The part that both kinds of batches share: counting and ordering."""
+
+    def __init__(self, n, batch_size, seed, shuffle, drop_last, repeats, rank, world):
+        if batch_size < 1:
+            raise UserError(f"recipe.batch_size={batch_size} must be at least 1")
+        if repeats < 1:
+            raise UserError(f"augment.repeated={repeats} must be at least 1 (1 = no repeated augmentation)")
+        if not 0 <= rank < world:
+            raise ValueError(f"rank {rank} is not in 0..{world - 1}")
+        if n < 1:
+            raise DataError("this part of the data set has no samples; check dataset.split and dataset.validation")
+        self.batch_size, self.seed = int(batch_size), int(seed)
+        self._order_args = {"shuffle": shuffle, "repeats": repeats, "rank": rank, "world": world}
+        self._n, self._rank = n, rank
+        draws = -(-n // world) if shuffle else len(range(rank, n, world))
+        self.n_samples = draws // self.batch_size * self.batch_size if drop_last else draws
+        if self.n_samples == 0:
+            raise UserError(
+                f"recipe.batch_size={batch_size} leaves no full batch of {draws} samples; choose at most {draws}"
+            )
+
+    def __len__(self) -> int:
+        return -(-self.n_samples // self.batch_size)
+
+    def _draws(self, epoch: int, start: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield (batch number, positions, indices) from batch `start` on."""
+        if not 0 <= start <= len(self):
+            raise ValueError(f"start={start} is not in 0..{len(self)} (batches an epoch)")
+        positions, indices = epoch_order(self._n, self.seed, epoch, **self._order_args)
+        for batch in range(start, len(self)):
+            part = slice(batch * self.batch_size, min((batch + 1) * self.batch_size, self.n_samples))
+            yield batch, positions[part], indices[part]
+
+    def _batch_generator(self, epoch: int, batch: int) -> torch.Generator:
+        return make_generator(self.seed, epoch, _BATCH, batch, self._rank)
+
+
+def _finish(x: Tensor, target: Tensor, transforms: Sequence[BatchTransform], generator) -> tuple[Tensor, Tensor]:
+    for transform in transforms:
+        x, target = transform(x, target, generator)
+    return x.to(torch.float32), target
+
+
+class MemoryBatches(_Ordered):
+    """Batches of one array that lies in memory or is memory-mapped.
+
+    inputs: images [N, C, H, W] or event frames [N, T, C, H, W] (tensor, array or memmap; uint8, uint16, uint32 or float).
+        Frames come out time first, [T, B, C, H, W], float32. Images reach the transforms in their stored type (so that
+        crop and flip move bytes, not floats) and leave as float32.
+    targets: N class numbers.
+    indices: the rows of `inputs` that belong to this part (default all), in the order in which evaluation sees them.
+    transforms: batch transforms, applied in order with one generator a batch.
+    repeats: repeated augmentation, see `epoch_order`. drop_last: leave out the last, smaller batch.
+    """
+
+    def __init__(
+        self,
+        inputs: Tensor | np.ndarray,
+        targets: Tensor | np.ndarray | Sequence[int],
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = False,
+        transforms: Sequence[BatchTransform] = (),
+        indices: Sequence[int] | np.ndarray | None = None,
+        drop_last: bool = False,
+        repeats: int = 1,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        if len(inputs) != len(targets):
+            raise DataError(f"{len(inputs)} inputs but {len(targets)} targets")
+        if inputs.ndim not in (4, 5):
+            raise ValueError(f"inputs must be [N, C, H, W] or [N, T, C, H, W], not {tuple(inputs.shape)}")
+        self._rows = torch.arange(len(inputs)) if indices is None else torch.as_tensor(np.asarray(indices, np.int64))
+        super().__init__(len(self._rows), batch_size, seed, shuffle, drop_last, repeats, rank, world)
+        self._targets = torch.as_tensor(np.asarray(targets, np.int64))
+        self._is_frames = inputs.ndim == 5
+        if self._is_frames:
+            self._inputs = np.asarray(inputs)  # keeps a memmap mapped: only the rows of a batch are read
+        else:
+            self._inputs = torch.as_tensor(inputs)
+        self._transforms = list(transforms)
+
+    def _gather(self, rows: Tensor) -> Tensor:
+        if not self._is_frames:
+            return self._inputs[rows]
+        t, *chw = self._inputs.shape[1:]
+        x = torch.empty(t, len(rows), *chw)
+        out = x.numpy()
+        for b, row in enumerate(rows.tolist()):
+            out[:, b] = self._inputs[row]  # one pass: read, convert, transpose
+        return x
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `Batches.epoch`."""
+        for batch, _, indices in self._draws(epoch, start):
+            rows = self._rows[indices]
+            yield _finish(
+                self._gather(rows), self._targets[rows], self._transforms, self._batch_generator(epoch, batch)
+            )
+
+
+class LoaderBatches(_Ordered):
+    """Batches of a data set that must be read or drawn sample by sample (PIL images, raw recordings), by worker processes.
+
+    samples: a map-style data set; samples[i] is (x, class number), x a tensor [C, H, W] or [T, C, H, W]. Whatever it draws
+        from `random`, `numpy.random` or torch's global generator is seeded from (seed, epoch, position of the draw), so
+        torchvision and timm transforms repeat whatever the number of workers. An exception that it raises as DataError
+        reaches the caller as one sentence.
+    transforms: batch transforms, run in the calling process. Other arguments as in `MemoryBatches`.
+    """
+
+    def __init__(
+        self,
+        samples: Dataset,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = False,
+        transforms: Sequence[BatchTransform] = (),
+        indices: Sequence[int] | np.ndarray | None = None,
+        drop_last: bool = False,
+        repeats: int = 1,
+        workers: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        self._rows = torch.arange(len(samples)) if indices is None else torch.as_tensor(np.asarray(indices, np.int64))
+        super().__init__(len(self._rows), batch_size, seed, shuffle, drop_last, repeats, rank, world)
+        if workers < 0:
+            raise UserError(f"workers={workers} must be 0 (read in the main process) or more")
+        self._transforms = list(transforms)
+        self._plan = _Plan()
+        self._loader = DataLoader(
+            _SeededSamples(samples),
+            batch_sampler=self._plan,
+            num_workers=workers,
+            collate_fn=_collate,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `Batches.epoch`; batches before `start` are not read."""
+        numbers = []
+        self._plan.batches = []
+        for batch, positions, indices in self._draws(epoch, start):
+            numbers.append(batch)
+            self._plan.batches.append(
+                [
+                    (row, (self.seed, epoch, _SAMPLE, position))
+                    for row, position in zip(self._rows[indices].tolist(), positions.tolist(), strict=True)
+                ]
+            )
+        for batch, loaded in zip(numbers, self._loader, strict=True):
+            if isinstance(loaded, DataError):
+                raise loaded
+            x, target = loaded
+            if x.ndim == 5:
+                x = x.transpose(0, 1)  # [B, T, ...] -> [T, B, ...]
+            yield _finish(x, target, self._transforms, self._batch_generator(epoch, batch))
+
+
+class _Plan:
+    """The batch sampler: a list that `epoch` fills, so that worker processes outlive an epoch."""
+
+    def __init__(self):
+        self.batches: list = []
+
+    def __iter__(self):
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class _SeededSamples(Dataset):
+    """Reads one sample with all three global generators seeded for it, and puts them back afterwards."""
+
+    def __init__(self, samples: Dataset):
+        self.samples = samples
+
+    def __getitem__(self, key):
+        row, parts = key
+        seed = derive_seed(*parts)
+        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        try:
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.default_generator.manual_seed(seed)
+            return self.samples[row]
+        except DataError as error:
+            return error  # a worker would bury the sentence under its traceback
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            torch.set_rng_state(states[2])
+
+
+def _collate(samples):
+    for sample in samples:
+        if isinstance(sample, DataError):
+            return sample
+    return torch.stack([x for x, _ in samples]), torch.tensor([int(y) for _, y in samples])
