@@ -1,0 +1,529 @@
+"""The configuration: what every key is called, its type, unit, meaning and range, and the one gate that checks it.
+
+`load_config(["experiment=...", "seed=1"])` composes `conf/` with Hydra and returns a validated `Config`.
+`checked(cfg)` is the only way from a composed OmegaConf node to a `Config`; it raises `ConfigError`, one sentence that
+names the key, the value and what is allowed, before any data is read. This module does not import torch.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import II, MISSING, DictConfig, OmegaConf
+
+from snn_repro.errors import UserError, nearest
+
+CONF_DIR = Path(__file__).resolve().parents[1] / "conf"
+GROUPS = ("dataset", "model", "neuron", "loss", "recipe", "experiment", "debug")
+
+
+class ConfigError(UserError):
+    """A key, value or combination that the configuration does not allow."""
+
+
+def key(default: Any, help: str, *, unit: str = "", low=None, high=None, above=None, below=None, choices=None):
+    """A schema field: default, meaning, unit and the range `checked` enforces (low/high inclusive, above/below not)."""
+    meta = dict(help=help, unit=unit, low=low, high=high, above=above, below=below, choices=choices)
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=meta)
+    return field(default=default, metadata=meta)
+
+
+class DatasetFacts(NamedTuple):
+    """What is known of a data set before a file is read: frame shape [C, H, W], classes, image or event recording."""
+
+    channels: int
+    height: int
+    width: int
+    num_classes: int
+    static: bool
+
+
+DATASET_FACTS = {
+    "digits": DatasetFacts(1, 8, 8, 10, True),
+    "digits_dvs": DatasetFacts(2, 24, 24, 10, False),
+    "fashion_mnist": DatasetFacts(1, 28, 28, 10, True),
+    "cifar10": DatasetFacts(3, 32, 32, 10, True),
+    "cifar100": DatasetFacts(3, 32, 32, 100, True),
+    "imagenet100": DatasetFacts(3, 224, 224, 100, True),
+    "imagenet1k": DatasetFacts(3, 224, 224, 1000, True),
+    "cifar10_dvs": DatasetFacts(2, 128, 128, 10, False),
+    "dvs_gesture": DatasetFacts(2, 128, 128, 11, False),
+    "ncaltech101": DatasetFacts(2, 180, 240, 101, False),
+}
+SPLITS = {  # the first is the default; what each means is said in snn_repro/data/splits.py
+    "cifar10_dvs": ("tebn", "tail", "front90", "random"),
+    "ncaltech101": ("seeded",),
+}
+
+
+@dataclass
+class DatasetConfig:
+    name: str = key(MISSING, "data set", choices=tuple(DATASET_FACTS))
+    timesteps: int = key(4, "T a data set is usually run with; the default of the top-level `timesteps`", low=1)
+    validation: float = key(0.0, "part of the training set held out for model selection; test is never touched", low=0.0, below=1.0)
+    split: str = key("official", "named train/test split (snn_repro/data/splits.py)")
+    split_seed: int = key(0, "seed of the validation part; independent of the run's seed", low=0)
+    train_subset: int = key(0, "keep only this many training samples, stratified and seeded; 0 keeps all", unit="samples", low=0)
+    frame_size: int | None = key(None, "resize frames to this height and width; null keeps the native size", unit="pixels", low=4)
+    integrate_by: str = key("number", "how events become T frames: equal numbers of events, or equal time", choices=("number", "time"))
+    channel_order: str = key("rgb", "order of colour channels; the paper's CIFAR code feeds bgr", choices=("rgb", "bgr"))
+    workers: int = key(0, "loader processes for data sets that decode files; changes no number", low=0)
+
+
+@dataclass
+class ModelConfig:
+    name: str = key(MISSING, "network")
+    norm: str | None = key(None, "norm layer of the VGGs; null is the network's own", choices=("bn", "tebn", "tebn_gesture"))
+    zero_init_residual: bool | None = key(None, "SEW-ResNet: start the last norm of each branch at 0")
+    head_init: str | None = key(None, "SEW-ResNet: initial weights of the classifier", choices=("torch", "normal01"))
+    dropout: float | None = key(None, "vgg48: dropout before the classifier", low=0.0, below=1.0)
+    weights: str | None = key(None, "file with initial weights: a checkpoint of ours or a torchvision state_dict; loaded with weights_only")
+
+
+@dataclass
+class NeuronConfig:
+    name: str = key(MISSING, "family: if h = v + x; lif h = v + (x - v)/tau; leaky h = retain v + x", choices=("if", "lif", "leaky"))
+    imp: bool = key(False, "learnable initial membrane potential, one value a neuron (the paper's IMP)")
+    v_threshold: float = key(1.0, "firing threshold V_th", above=0.0)
+    reset: str = key("soft", "soft: v = h - V_th o; hard: v = v_reset where a spike was fired", choices=("soft", "hard"))
+    v_reset: float = key(0.0, "potential after a hard reset")
+    fire_at: str = key("ge", "fire at h >= V_th (ge) or h > V_th (gt)", choices=("ge", "gt"))
+    detach_reset: bool = key(False, "leave the reset out of the backward pass")
+    surrogate: str = key("atan", "surrogate gradient of the spike", choices=("atan", "sigmoid", "triangle"))
+    surrogate_width: float | None = key(None, "ATan alpha (2), sigmoid alpha (4) or triangle gamma (1); null takes these", above=0.0)
+    tau: float = key(2.0, "lif: membrane time constant", unit="time steps", low=1.0)
+    retain: float = key(0.25, "leaky: part of v that one step keeps", low=0.0, high=1.0)
+    imp_init: list[float] = key([0.4, 0.6], "IMP starts uniform in [low, high]")
+    imp_trainable: bool = key(True, "false leaves IMP at its random start, as several published rows did")
+    imp_lr: float = key(1.0, "IMP's learning rate as a factor of the recipe's", low=0.0)
+    imp_weight_decay: float | None = key(0.0, "IMP's weight decay; null uses the recipe's", low=0.0)
+
+
+@dataclass
+class LossConfig:
+    name: str = key(MISSING, "training objective and readout", choices=("sdt", "tet", "tet_s", "lts"))
+    epsilon: float | None = key(None, "tet_s: label smoothing", low=0.0, below=1.0)
+    lam: float | None = key(None, "tet: weight lambda of the MSE term", low=0.0, high=1.0)
+    phi: float | None = key(None, "tet: target phi of the MSE term")
+
+
+@dataclass
+class RecipeConfig:
+    epochs: int = key(10, "passes over the training set", low=1)
+    batch_size: int = key(64, "training samples a step", low=1)
+    eval_batch_size: int = key(256, "samples a step in evaluation", low=1)
+    accumulate: int = key(1, "split a batch into this many parts to fit memory; the step stays one", low=1)
+    optimizer: str = key("sgd", "optimiser", choices=("sgd", "adam", "adamw", "lamb"))
+    lr: float = key(0.1, "learning rate", above=0.0)
+    momentum: float = key(0.9, "sgd: momentum", low=0.0, below=1.0)
+    nesterov: bool = key(False, "sgd: Nesterov momentum")
+    weight_decay: float = key(0.0, "weight decay", low=0.0)
+    no_decay: list[str] = key([], "parameters without weight decay, any of: bias norm te")
+    eps: float = key(1e-8, "adam, adamw, lamb: epsilon", above=0.0)
+    schedule: str = key("cosine", "learning rate after warm-up", choices=("cosine", "step", "constant"))
+    min_lr: float = key(0.0, "cosine: learning rate at the end", low=0.0)
+    step_epochs: int = key(30, "step: epochs between two drops", low=1)
+    step_gamma: float = key(0.1, "step: factor of a drop", above=0.0, high=1.0)
+    warmup_epochs: int = key(0, "linear warm-up, per iteration", unit="epochs", low=0)
+    warmup_factor: float = key(1e-4, "first learning rate of the warm-up as a factor of lr", above=0.0, high=1.0)
+    clip_norm: float = key(0.0, "clip the gradient's global norm; 0 is off", low=0.0)
+    amp: str = key("auto", "mixed precision: auto is fp16 on CUDA and off elsewhere", choices=("auto", "off", "fp16", "bf16"))
+    ema_decay: float = key(0.0, "evaluate an exponential moving average of the weights; 0 is off", low=0.0, below=1.0)
+    drop_last: bool = key(False, "leave out a last, smaller training batch")
+    repeated_augmentation: int = key(1, "copies of an image in one batch; an epoch then has 1/copies of the images", low=1)
+    imp_lr: float = key(II("neuron.imp_lr"), "factor on lr for IMP; by default the neuron's", low=0.0)
+    imp_weight_decay: float | None = key(II("neuron.imp_weight_decay"), "weight decay of IMP; by default the neuron's", low=0.0)
+
+
+@dataclass
+class AugmentConfig:
+    crop_padding: int = key(0, "random crop after padding by this much", unit="pixels", low=0)
+    flip: float = key(0.0, "chance of a horizontal flip", low=0.0, high=1.0)
+    rrc_min_area: float = key(0.0, "RandomResizedCrop: smallest area; 0 is off", low=0.0, high=1.0)
+    interpolation: str = key("bicubic", "RandomResizedCrop and test resize", choices=("bicubic", "bilinear"))
+    randaugment_ops: int = key(0, "RandAugment: operations an image; 0 is off", low=0)
+    randaugment_level: int = key(7, "RandAugment: level of 10", low=0, high=10)
+    randaugment_std: float = key(0.5, "RandAugment: standard deviation of the level", low=0.0)
+    test_resize: int = key(0, "ImageNet test: short side before the centre crop; 0 is 256", unit="pixels", low=0)
+    event_policy: bool = key(False, "events: one of 6 operations a sample, the same for all T")
+    nda: bool = key(False, "events: neuromorphic data augmentation (Li et al., 2022)")
+    eventdrop: bool = key(False, "events: EventDrop (Gu et al., 2021)")
+    mixup: float = key(0.0, "Mixup alpha; 0 is off", low=0.0)
+    cutmix: float = key(0.0, "CutMix alpha; 0 is off", low=0.0)
+    mix_prob: float = key(1.0, "chance that a batch is mixed", low=0.0, high=1.0)
+    cutmix_axes: str = key("spatial", "published cuts polarity and height, as the paper's code does", choices=("spatial", "published"))
+
+
+@dataclass
+class LoggerConfig:
+    mode: str = key("offline", "Weights & Biases: offline needs no account", choices=("online", "offline", "disabled"))
+    project: str = key("snn_repro", "W&B project")
+    entity: str | None = key(None, "W&B team or user; null is the account's own")
+    tags: list[str] = key([], "W&B tags besides data set, model, neuron and loss")
+
+
+@dataclass
+class DebugConfig:
+    max_steps: int = key(0, "training steps an epoch; 0 is all", low=0)
+    max_eval_batches: int = key(0, "evaluation batches; 0 is all", low=0)
+    profile: bool = key(False, "write a torch.profiler trace of the first steps into the run folder")
+
+
+@dataclass
+class Config:
+    name: str = key(MISSING, "the row: names the run's folder, its line in tables and its W&B group")
+    paper_row: str | None = key(None, "id of the row of the paper's tables that this run reproduces")
+    seed: int = key(0, "seed of weights, order and augmentation", low=0, below=2**31)
+    timesteps: int = key(II("dataset.timesteps"), "simulation steps T", low=1)
+    data_dir: str | None = key(None, "folder with the public data sets, as downloaded; only ever read")
+    cache_dir: str | None = key(None, "folder for prepared frames (scripts/prepare_data.py); digits_dvs keeps its frames there too")
+    resume: str = key("auto", "auto continues an unfinished run of this configuration; never starts again", choices=("auto", "never"))
+    force: bool = key(False, "run again although a finished result of this configuration exists")
+    device: str = key("auto", "auto is cuda where there is one", choices=("auto", "cpu", "cuda"))
+    threads: int = key(0, "CPU threads; 0 is 1 for the small model (faster there), else torch's default", low=0)
+    deterministic: bool = key(True, "ask torch for deterministic algorithms; CUDA may be slower")
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    neuron: NeuronConfig = field(default_factory=NeuronConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    debug: DebugConfig = field(default_factory=DebugConfig)
+    run_dir: str | None = key(None, "set by Hydra's hydra.run.dir; not a key to set")
+
+
+# Keys that change where or how a run happens, but no number in its result.
+NOT_HASHED = (
+    "run_dir", "data_dir", "cache_dir", "resume", "force", "device", "threads", "logger",
+    "dataset.workers", "debug.profile",
+)  # fmt: skip
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+# Overrides that already show in a run's folder name, or that change no number.
+_NOT_IN_FOLDER = ("name", "seed", *NOT_HASHED)
+
+
+def tweaks(overrides: list[str]) -> str:
+    """The part of a run's folder between row and seed: the overrides that neither the row's name nor the seed says.
+
+    Without an experiment the name holds the four choices; with one, each override departs from the row.
+    """
+    in_name = () if any(o.startswith("experiment=") for o in overrides) else ("dataset", "model", "neuron", "loss")
+    skip = ("experiment", *in_name, *_NOT_IN_FOLDER)
+    parts = []
+    for override in sorted(overrides):
+        name = override.split("=")[0].lstrip("+~")
+        if not any(name == k or name.startswith(k + ".") for k in skip if k not in GROUPS) and name not in skip:
+            parts.append(override.replace("/", "_"))
+    text = ",".join(parts)
+    return text if len(text) <= 200 else hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+OmegaConf.register_new_resolver("tweaks", lambda overrides: tweaks(list(overrides)), replace=True)
+
+
+# ---------------------------------------------------------------- composing
+
+
+def load_config(overrides: list[str] | None = None) -> Config:
+    """Compose `conf/` with Hydra overrides (as on the command line) and check the result.
+
+    `hydra.run.dir=...` among the overrides sets `run_dir`. Raises ConfigError with one sentence.
+    """
+    return compose_checked(list(overrides or []))
+
+
+def compose_checked(overrides: list[str]) -> Config:
+    from hydra import compose
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    with _hydra():
+        before = HydraConfig.instance().cfg
+        try:
+            node = compose("train", overrides=overrides, return_hydra_config=True)
+            HydraConfig.instance().set_config(node)
+            run_dir = str(Path(node.hydra.run.dir).absolute())
+            if "hydra" in node:
+                OmegaConf.set_struct(node, False)
+                node.pop("hydra")
+            config = checked(node)
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+            raise ConfigError(explain(error)) from None
+        finally:
+            HydraConfig.instance().cfg = before
+    config.run_dir = run_dir
+    return config
+
+
+class _hydra:
+    """Hydra's compose API for `conf/`, inside a running Hydra job or outside of one."""
+
+    def __enter__(self):
+        from hydra import initialize_config_dir
+        from hydra.core.global_hydra import GlobalHydra
+
+        if not CONF_DIR.is_dir():
+            raise ConfigError(f"{CONF_DIR} is missing: install snn_repro from its repository with `pip install -e .`")
+        self.saved = dict(GlobalHydra.instance().__dict__)
+        GlobalHydra.instance().clear()
+        initialize_config_dir(str(CONF_DIR), version_base="1.3")
+
+    def __exit__(self, *_):
+        from hydra.core.global_hydra import GlobalHydra
+
+        GlobalHydra.instance().clear()
+        GlobalHydra.instance().__dict__.update(self.saved)
+
+
+def sweep_jobs(overrides: list[str]) -> list[list[str]]:
+    """Expand multirun overrides (`neuron=if,if_imp`, `glob(...)`) into one list of overrides a job."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    with _hydra():
+        loader = GlobalHydra.instance().hydra.config_loader
+        try:
+            parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+            jobs = BasicSweeper.split_arguments(parsed, None)[0]
+        except HydraException as error:
+            raise ConfigError(explain(error)) from None
+        if not jobs:
+            empty = [o.input_line for o in parsed if o.is_sweep_override() and not list(o.sweep_string_iterator())]
+            known = ", ".join(choices("experiment")) or "none"
+            raise ConfigError(f"{' and '.join(empty)} matches nothing, so the sweep is empty; experiments are: {known}")
+    return jobs
+
+
+# ---------------------------------------------------------------- checking
+
+
+def checked(node: DictConfig | dict) -> Config:
+    """Turn a composed configuration into a `Config`, or raise ConfigError with one sentence.
+
+    The merge with a fresh schema also refuses keys that were added with `+key=`.
+    """
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        plain = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from None
+    for name, value, meta in _leaves(config):
+        _check_range(name, value, meta)
+    _check_lists(config)
+    _check_combinations(config)
+    return config
+
+
+def _leaves(part: Any, prefix: str = "") -> Iterator[tuple[str, Any, dict]]:
+    for f in dataclasses.fields(part):
+        value = getattr(part, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, f"{prefix}{f.name}.")
+        else:
+            yield prefix + f.name, value, f.metadata
+
+
+def _check_range(name: str, value: Any, meta: dict) -> None:
+    if value is None:
+        return
+    if meta["choices"] is not None and value not in meta["choices"]:
+        raise ConfigError(f"{name}={value} is not allowed; choose one of: {', '.join(meta['choices'])}{nearest(value, meta['choices'])}")
+    bounds = [
+        (meta["low"], lambda v, b: v >= b, "at least"),
+        (meta["high"], lambda v, b: v <= b, "at most"),
+        (meta["above"], lambda v, b: v > b, "greater than"),
+        (meta["below"], lambda v, b: v < b, "less than"),
+    ]
+    if any(bound is not None and not ok(value, bound) for bound, ok, _ in bounds):  # false for nan as well
+        allowed = " and ".join(f"{word} {bound}" for bound, _, word in bounds if bound is not None)
+        unit = f" ({meta['unit']})" if meta["unit"] else ""
+        raise ConfigError(f"{name}={value} is out of range; it must be {allowed}{unit}")
+
+
+def _check_lists(c: Config) -> None:
+    for word in c.recipe.no_decay:
+        if word not in ("bias", "norm", "te"):
+            raise ConfigError(f"recipe.no_decay has '{word}'; its words are: bias, norm, te (IMP has recipe.imp_weight_decay)")
+    init = c.neuron.imp_init
+    if len(init) != 2 or init[0] > init[1]:
+        raise ConfigError(f"neuron.imp_init={init} is not a range; give two numbers [low, high] with low <= high")
+    if not re.fullmatch(r"[\w.,=+\[\]-]+", c.name):
+        raise ConfigError(f"name={c.name} names a folder; use letters, digits and any of . , = + - _ [ ]")
+
+
+def _check_combinations(c: Config) -> None:
+    for option, owner in (("epsilon", "tet_s"), ("lam", "tet"), ("phi", "tet")):
+        value = getattr(c.loss, option)
+        if value is not None and c.loss.name != owner:
+            raise ConfigError(f"loss.{option}={value} has no meaning for loss={c.loss.name}; use loss={owner}")
+    splits = SPLITS.get(c.dataset.name, ("official",))
+    if c.dataset.split not in splits:
+        raise ConfigError(f"dataset.split={c.dataset.split} is unknown for {c.dataset.name}; choose one of: {', '.join(splits)}{nearest(c.dataset.split, splits)}")
+    if c.model.name == "vgg48" and frame_shape(c)[1:] != (48, 48):
+        size = "x".join(map(str, frame_shape(c)[1:]))
+        raise ConfigError(f"model=vgg48 is wired for 48x48 pixels and dataset={c.dataset.name} gives {size}; set dataset.frame_size=48 or choose model=vgg128")
+    if c.augment.mixup == 0 and c.augment.cutmix == 0 and c.augment.mix_prob < 1:
+        raise ConfigError(f"augment.mix_prob={c.augment.mix_prob} mixes nothing; set augment.mixup or augment.cutmix as well")
+    if c.recipe.warmup_epochs >= c.recipe.epochs and c.recipe.warmup_epochs > 0:
+        raise ConfigError(f"recipe.warmup_epochs={c.recipe.warmup_epochs} leaves no epoch of recipe.epochs={c.recipe.epochs}; make it smaller")
+    if c.recipe.min_lr > c.recipe.lr:
+        raise ConfigError(f"recipe.min_lr={c.recipe.min_lr} is above recipe.lr={c.recipe.lr}; make it smaller")
+    if c.recipe.accumulate > c.recipe.batch_size:
+        raise ConfigError(f"recipe.accumulate={c.recipe.accumulate} is more than recipe.batch_size={c.recipe.batch_size} can be split into")
+    static = DATASET_FACTS[c.dataset.name].static
+    for option in ("event_policy", "nda", "eventdrop"):
+        if static and getattr(c.augment, option):
+            raise ConfigError(f"augment.{option}=true works on event frames and dataset={c.dataset.name} has images")
+    for option in ("randaugment_ops", "rrc_min_area"):
+        if not static and getattr(c.augment, option):
+            raise ConfigError(f"augment.{option}={getattr(c.augment, option)} works on images and dataset={c.dataset.name} has event frames")
+
+
+def frame_shape(c: Config) -> tuple[int, int, int]:
+    """[C, H, W] of one frame as the network sees it, known before any data is read."""
+    facts = DATASET_FACTS[c.dataset.name]
+    size = c.dataset.frame_size
+    return (facts.channels, size or facts.height, size or facts.width)
+
+
+# ---------------------------------------------------------------- sentences
+
+
+def explain(error: Exception) -> str:
+    """One sentence for an error of Hydra or OmegaConf: the key, the value and what is allowed."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+
+    text = str(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        known = error.options or list(choices(group))
+        return f"{group}={choice} does not exist; choose one of: {', '.join(known)}{nearest(choice, known)}"
+    if isinstance(error, OverrideParseException):
+        return f"cannot read the override '{error.override}': write key=value, with quotes around values that hold , = or spaces"
+    missing = re.search(r"Could not override '([^']+)'", text)
+    if missing:
+        return _unknown(missing.group(1))
+    chain = [error, error.__cause__, error.__context__]
+    for link in filter(None, chain):
+        full = getattr(link, "full_key", None) or (re.search(r"full_key: (\S+)", str(link)) or [None, None])[1]
+        message = str(link).splitlines()[0] if str(link) else ""
+        value = re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", str(link))
+        if value and full:
+            return f"{full}={value.group(1)} has the wrong type; it must be {_TYPES.get(value.group(2), value.group(2))}"
+        value = re.search(r"Value '(.*?)' is not a valid (\w+)", str(link))
+        if value and full:
+            return f"{full}={value.group(1)} has the wrong type; it must be {_TYPES.get(value.group(2), value.group(2))}"
+        if full and ("not in" in message or "is not in struct" in message):
+            return _unknown(full)
+        if full and "missing mandatory value" in message:
+            return f"{full} has no value; choose {full.split('.')[0]}= one of: {', '.join(choices(full.split('.')[0]))}"
+        if full and ("non optional" in message or "not Optional" in message):
+            return f"{full}=null is not allowed; give it a value"
+    override = re.search(r"Error merging override (\S+)", text)
+    detail = " ".join(str(error.__cause__ or text).split())
+    return f"{override.group(1)}: {detail}" if override else detail
+
+
+_TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "bool": "true or false"}
+
+
+def _unknown(full: str) -> str:
+    if full in GROUPS:
+        return f"'{full}' is a choice of files: write {full}=NAME with one of: {', '.join(choices(full))}"
+    known = list(keys()) + list(GROUPS)
+    guess = nearest(full, known)
+    if not guess:  # the last part may be right and the room wrong
+        ends = [k for k in known if k.split(".")[-1] == full.split(".")[-1]]
+        guess = f"; did you mean '{ends[0]}'?" if ends else "; `python -m snn_repro.train --help` lists what there is"
+    return f"unknown key '{full}'{guess}"
+
+
+def keys(part: type = Config, prefix: str = "") -> dict[str, dict]:
+    """Every key of the schema with its metadata (help, unit, range), as `{"recipe.lr": {...}}`."""
+    found = {}
+    for f in dataclasses.fields(part):
+        if dataclasses.is_dataclass(f.type):
+            found |= keys(f.type, f"{prefix}{f.name}.")
+        elif f.name != "run_dir":
+            found[prefix + f.name] = dict(f.metadata)
+    return found
+
+
+def choices(group: str) -> dict[str, str]:
+    """`{choice: first comment line}` of a config group, in alphabetical order."""
+    files = sorted((CONF_DIR / group).glob("*.yaml"))
+    lines = {f.stem: f.read_text().splitlines() for f in files}
+    return {k: next((line[1:].strip() for line in v if line.startswith("# ") and "@package" not in line), "") for k, v in lines.items()}
+
+
+def help_text() -> str:
+    """What `--help` prints: every choice with one line, then every key with its meaning."""
+    out = ["snn_repro trains one spiking network: dataset x model x neuron x loss x recipe, or one row of the paper.", "",
+           "  python -m snn_repro.train [GROUP=CHOICE ...] [KEY=VALUE ...]      one run",
+           "  python -m snn_repro.train -m GROUP=A,B seed=0,1,2                 a sweep",
+           "  python -m snn_repro.train --cfg job [...]                         show the configuration, run nothing", ""]  # fmt: skip
+    for group in GROUPS:
+        found = choices(group)
+        if found:
+            width = max(map(len, found))
+            out += [f"{group}=", *(f"  {name:<{width}}  {line}" for name, line in found.items()), ""]
+    out.append("keys")
+    for name, meta in keys().items():
+        allowed = f" [{' | '.join(meta['choices'])}]" if meta["choices"] else ""
+        unit = f" ({meta['unit']})" if meta["unit"] else ""
+        out.append(f"  {name:<30} {meta['help']}{unit}{allowed}")
+    out += ["", "Hydra's own flags: python -m snn_repro.train --hydra-help"]
+    return "\n".join(out)
+
+
+# ---------------------------------------------------------------- identity
+
+
+def to_dict(config: Config) -> dict:
+    """The whole configuration as plain containers."""
+    return dataclasses.asdict(config)
+
+
+def hashed(config: Config | dict) -> dict[str, Any]:
+    """Flat `{"recipe.lr": 0.1, ...}` of every key that can change a number in the result."""
+    flat = {}
+
+    def walk(part: dict, prefix: str) -> None:
+        for k, v in part.items():
+            full = prefix + k
+            if full in NOT_HASHED:
+                continue
+            if isinstance(v, dict):
+                walk(v, full + ".")
+            else:
+                flat[full] = v
+
+    walk(to_dict(config) if dataclasses.is_dataclass(config) else config, "")
+    return flat
+
+
+def config_hash(config: Config | dict, without: tuple[str, ...] = ()) -> str:
+    """SHA-256 (first 16 hex digits) of `hashed(config)`, optionally without some keys such as the seed."""
+    flat = {k: v for k, v in hashed(config).items() if k not in without}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differing(a: Config | dict, b: Config | dict) -> list[str]:
+    """`["recipe.lr: 0.1 -> 0.2", ...]`: the keys in which two configurations differ, of those that are hashed."""
+    fa, fb = hashed(a), hashed(b)
+    return [f"{k}: {fa.get(k)} -> {fb.get(k)}" for k in sorted(fa.keys() | fb.keys()) if fa.get(k) != fb.get(k)]
