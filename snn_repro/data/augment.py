@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Normalize:
-    """x <- (x - mean) / std per channel (dim -3), as float32; for stored values 0..255 give mean and std in that unit."""
+    """x <- (x - mean) / std per channel (dim -3), as float32; mean and std in the unit of the stored values."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         self.mean = torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)

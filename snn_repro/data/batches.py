@@ -1,7 +1,7 @@
-"""Batches that can be replayed: order and augmentation are functions of (seed, epoch, position) and of nothing else.
+"""Batches that can be replayed: order and augmentation depend on (seed, epoch, position) and nothing else.
 
-Because no random state is carried from batch to batch, a run resumed in mid-epoch, or served by another number of worker
-processes, sees exactly the inputs that an uninterrupted run sees.
+Because no random state is carried from batch to batch, a run resumed in mid-epoch, or served by another
+number of worker processes, sees exactly the inputs that an uninterrupted run sees.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from snn_repro.errors import DataError, UserError
 
 BatchTransform = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
-"""(x, target, generator) -> (x, target); x is [B, C, H, W] or [T, B, C, H, W], so the batch is always dim -4."""
+"""(x, target, generator) -> (x, target); x is [B, C, H, W] or [T, B, C, H, W]: the batch is always dim -4."""
 
 _ORDER, _BATCH, _SAMPLE = 0, 1, 2  # keeps the three kinds of draws apart
 
@@ -48,13 +48,14 @@ class Batches(Protocol):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (x, target) of batches `start`, `start + 1`, ... of this epoch.
 
-        x: float32, static image [B, C, H, W] or event frames [T, B, C, H, W]; target: int64 [B] or soft float32 [B, K].
+        x: float32, static image [B, C, H, W] or event frames [T, B, C, H, W]; target: int64 [B] or soft
+        float32 [B, K].
         """
 
 
 @dataclass
 class Data:
-    """A data set ready for training. `input_shape` is (C, H, W); `static` means images without a time axis."""
+    """A data set ready for training. `input_shape` is (C, H, W); `static`: images without a time axis."""
 
     train: Batches
     val: Batches | None
@@ -67,7 +68,9 @@ class Data:
 
 def derive_seed(*parts: int) -> int:
     """Mix non-negative integers into one 63-bit seed; equal parts give equal seeds on every machine."""
-    return int(np.random.SeedSequence([int(p) for p in parts]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int(
+        np.random.SeedSequence([int(p) for p in parts]).generate_state(1, np.uint64)[0] >> np.uint64(1)
+    )
 
 
 def make_generator(*parts: int) -> torch.Generator:
@@ -80,10 +83,11 @@ def epoch_order(
 ) -> tuple[Tensor, Tensor]:
     """Return (positions, indices), int64: what this rank draws in this epoch, and which sample each draw is.
 
-    With repeats = r (repeated augmentation, Hoffer et al. 2020) an epoch still has n draws, but of ceil(n / r) different
-    samples: r copies stand next to each other. Draw k goes to rank k % world, so on one process the copies share a batch
-    and on r processes each gets its own copy. Shuffled orders are padded by wrapping so that all ranks have equally many
-    draws; unshuffled ones are not, so that evaluation counts every sample once.
+    With repeats = r (repeated augmentation, Hoffer et al. 2020) an epoch still has n draws, but of ceil(n /
+    r) different
+    samples: r copies stand next to each other. Draw k goes to rank k % world, so on one process the copies
+    share a batch and on r processes each gets its own copy. Shuffled orders are padded by wrapping so that
+    all ranks have equally many draws; unshuffled ones are not, so that evaluation counts every sample once.
     """
     if shuffle:
         order = torch.randperm(n, generator=make_generator(seed, epoch, _ORDER))
@@ -104,11 +108,15 @@ class _Ordered:
         if batch_size < 1:
             raise UserError(f"recipe.batch_size={batch_size} must be at least 1")
         if repeats < 1:
-            raise UserError(f"augment.repeated={repeats} must be at least 1 (1 = no repeated augmentation)")
+            raise UserError(
+                f"recipe.repeated_augmentation={repeats} must be at least 1 (1 = no repeated augmentation)"
+            )
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} is not in 0..{world - 1}")
         if n < 1:
-            raise DataError("this part of the data set has no samples; check dataset.split and dataset.validation")
+            raise DataError(
+                "a part of the data set has no samples; check dataset.split and dataset.validation"
+            )
         self.batch_size, self.seed = int(batch_size), int(seed)
         self._order_args = {"shuffle": shuffle, "repeats": repeats, "rank": rank, "world": world}
         self._n, self._rank = n, rank
@@ -116,7 +124,7 @@ class _Ordered:
         self.n_samples = draws // self.batch_size * self.batch_size if drop_last else draws
         if self.n_samples == 0:
             raise UserError(
-                f"recipe.batch_size={batch_size} leaves no full batch of {draws} samples; choose at most {draws}"
+                f"recipe.batch_size={batch_size} leaves no full batch of {draws} samples; choose less"
             )
 
     def __len__(self) -> int:
@@ -135,7 +143,9 @@ class _Ordered:
         return make_generator(self.seed, epoch, _BATCH, batch, self._rank)
 
 
-def _finish(x: Tensor, target: Tensor, transforms: Sequence[BatchTransform], generator) -> tuple[Tensor, Tensor]:
+def _finish(
+    x: Tensor, target: Tensor, transforms: Sequence[BatchTransform], generator
+) -> tuple[Tensor, Tensor]:
     for transform in transforms:
         x, target = transform(x, target, generator)
     return x.to(torch.float32), target
@@ -144,11 +154,12 @@ def _finish(x: Tensor, target: Tensor, transforms: Sequence[BatchTransform], gen
 class MemoryBatches(_Ordered):
     """Batches of one array that lies in memory or is memory-mapped.
 
-    inputs: images [N, C, H, W] or event frames [N, T, C, H, W] (tensor, array or memmap; uint8, uint16, uint32 or float).
-        Frames come out time first, [T, B, C, H, W], float32. Images reach the transforms in their stored type (so that
-        crop and flip move bytes, not floats) and leave as float32.
+    inputs: images [N, C, H, W] or event frames [N, T, C, H, W] (tensor, array or memmap; uint8, uint16,
+        uint32 or float). Frames come out time first, [T, B, C, H, W], float32. Images reach the transforms in
+        their stored type (so that crop and flip move bytes, not floats) and leave as float32.
     targets: N class numbers.
-    indices: the rows of `inputs` that belong to this part (default all), in the order in which evaluation sees them.
+    indices: the rows of `inputs` that belong to this part (default all), in the order in which evaluation
+    sees them.
     transforms: batch transforms, applied in order with one generator a batch.
     repeats: repeated augmentation, see `epoch_order`. drop_last: leave out the last, smaller batch.
     """
@@ -172,7 +183,9 @@ class MemoryBatches(_Ordered):
             raise DataError(f"{len(inputs)} inputs but {len(targets)} targets")
         if inputs.ndim not in (4, 5):
             raise ValueError(f"inputs must be [N, C, H, W] or [N, T, C, H, W], not {tuple(inputs.shape)}")
-        self._rows = torch.arange(len(inputs)) if indices is None else torch.as_tensor(np.asarray(indices, np.int64))
+        self._rows = (
+            torch.arange(len(inputs)) if indices is None else torch.as_tensor(np.asarray(indices, np.int64))
+        )
         super().__init__(len(self._rows), batch_size, seed, shuffle, drop_last, repeats, rank, world)
         self._targets = torch.as_tensor(np.asarray(targets, np.int64))
         self._is_frames = inputs.ndim == 5
@@ -202,12 +215,12 @@ class MemoryBatches(_Ordered):
 
 
 class LoaderBatches(_Ordered):
-    """Batches of a data set that must be read or drawn sample by sample (PIL images, raw recordings), by worker processes.
+    """Batches of samples that must be read one by one (PIL images, raw recordings), by worker processes.
 
-    samples: a map-style data set; samples[i] is (x, class number), x a tensor [C, H, W] or [T, C, H, W]. Whatever it draws
-        from `random`, `numpy.random` or torch's global generator is seeded from (seed, epoch, position of the draw), so
-        torchvision and timm transforms repeat whatever the number of workers. An exception that it raises as DataError
-        reaches the caller as one sentence.
+    samples: a map-style data set; samples[i] is (x, class number), x a tensor [C, H, W] or [T, C, H, W].
+        Whatever it draws from `random`, `numpy.random` or torch's global generator is seeded from (seed,
+        epoch, position of the draw), so torchvision and timm transforms repeat whatever the number of
+        workers. An exception that it raises as DataError reaches the caller as one sentence.
     transforms: batch transforms, run in the calling process. Other arguments as in `MemoryBatches`.
     """
 
@@ -226,7 +239,9 @@ class LoaderBatches(_Ordered):
         rank: int = 0,
         world: int = 1,
     ):
-        self._rows = torch.arange(len(samples)) if indices is None else torch.as_tensor(np.asarray(indices, np.int64))
+        self._rows = (
+            torch.arange(len(samples)) if indices is None else torch.as_tensor(np.asarray(indices, np.int64))
+        )
         super().__init__(len(self._rows), batch_size, seed, shuffle, drop_last, repeats, rank, world)
         if workers < 0:
             raise UserError(f"workers={workers} must be 0 (read in the main process) or more")

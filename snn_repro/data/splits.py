@@ -1,0 +1,199 @@
+"""Which samples train, which are held out, which test: every split has a name, and its test list a SHA-256.
+
+`names` are always the sample names relative to the data set's root ("airplane/cifar10_airplane_7.aedat"), in
+the order of `sorted(names)`: class folders as strings, then files as strings (0, 1, 10, 100, 101, ...). All
+functions return index arrays into that order. Only NumPy's frozen legacy generator (RandomState) draws here,
+so a split is the same on every machine.
+
+CIFAR10-DVS has no official split; four are in use, and accuracies on different ones do not compare:
+    tebn     files number 0..99 of each class test (TEBN, PSN; the paper's 48-pixel rows). Accuracies on it
+             are usually higher than on random splits.
+    tail     files number 900..999 of each class test (TET)
+    front90  the first 90 % of each class train, files ordered as strings, not as numbers (SEW-ResNet,
+             Spikformer, GLIF)
+    random   per class, seeded shuffle of the string order, first 90 % train (the paper's 128-pixel rows)
+N-Caltech101 has none either:
+    seeded   per class, names sorted, shuffled with the class number as seed, first int(0.9 n) train: 7,795 /
+             914. The paper's code shuffled an unsorted directory listing, so its own test list differs from
+             one file system to another.
+All other data sets have an official split, named `official`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from snn_repro.data.batches import Split
+from snn_repro.errors import DataError, UserError, nearest
+
+Indices = np.ndarray
+
+
+def _by_class(labels: Sequence[int]) -> list[Indices]:
+    labels = np.asarray(labels)
+    return [np.flatnonzero(labels == k) for k in range(int(labels.max()) + 1)] if len(labels) else []
+
+
+def _number(name: str) -> int:
+    found = re.search(r"(\d+)\.\w+$", name)
+    if not found:
+        raise DataError(f"{name} has no number before its extension, so dataset.split cannot place it")
+    return int(found.group(1))
+
+
+def _numbered(first: int, last: int):
+    def test_mask(names, labels):
+        numbers = np.array([_number(n) for n in names])
+        return (numbers >= first) & (numbers <= last)
+
+    return test_mask
+
+
+def _front90(names, labels):
+    mask = np.ones(len(names), bool)
+    for members in _by_class(labels):
+        mask[members[: math.ceil(0.9 * len(members))]] = False
+    return mask
+
+
+def _random(names, labels):
+    mask = np.ones(len(names), bool)
+    for members in _by_class(labels):
+        order = members.tolist()
+        if order:
+            np.random.RandomState(order).shuffle(order)  # the whole index list is the seed, as published
+            mask[order[: int(0.9 * len(order))]] = False
+    return mask
+
+
+def _seeded(names, labels):
+    mask = np.ones(len(names), bool)
+    for k, members in enumerate(_by_class(labels)):
+        order = members.copy()
+        np.random.RandomState(k).shuffle(order)
+        mask[order[: int(0.9 * len(order))]] = False
+    return mask
+
+
+SPLITS: dict[str, dict[str, Callable]] = {
+    "cifar10_dvs": {
+        "tebn": _numbered(0, 99),
+        "tail": _numbered(900, 999),
+        "front90": _front90,
+        "random": _random,
+    },
+    "ncaltech101": {"seeded": _seeded},
+}
+
+
+def named_split(
+    dataset: str, split: str, names: Sequence[str], labels: Sequence[int]
+) -> tuple[Indices, Indices]:
+    """(train, test) of a data set without an official split; `names` must be sorted as strings.
+
+    Raises UserError for an unknown split name, DataError if one side is empty.
+    """
+    known = SPLITS.get(dataset, {})
+    if split not in known:
+        allowed = ", ".join(known) or "official"
+        raise UserError(
+            f"dataset.split={split} is unknown for {dataset}; choose one of: {allowed}{nearest(split, known)}"
+        )
+    if list(names) != sorted(names):
+        raise ValueError("names must be sorted as strings")
+    mask = known[split](names, labels)
+    train, test = np.flatnonzero(~mask), np.flatnonzero(mask)
+    for part, found in (("training", train), ("test", test)):
+        if not len(found):
+            raise DataError(
+                f"dataset.split={split} finds no {part} files among the {len(names)} of {dataset};"
+                " is the data set complete?"
+            )
+    return train, test
+
+
+def carve_validation(
+    train: Indices, labels: Sequence[int], fraction: float, seed: int
+) -> tuple[Indices, Indices]:
+    """Take `fraction` of each class out of `train`: (train, validation), both ascending.
+
+    Each class gives floor(fraction * n + 0.5) samples, drawn with RandomState([seed, class]). `labels`
+    belongs to the whole data set, as the indices in `train` do; nothing outside `train` is ever returned.
+    """
+    if not 0 <= fraction < 1:
+        raise UserError(f"dataset.validation={fraction} must be at least 0 and less than 1")
+    train, labels = np.sort(np.asarray(train)), np.asarray(labels)
+    held = []
+    for k in np.unique(labels[train]):
+        members = train[labels[train] == k]
+        count = math.floor(fraction * len(members) + 0.5)
+        held.append(np.random.RandomState([seed, int(k)]).permutation(members)[:count])
+    val = np.sort(np.concatenate(held)) if held else train[:0]
+    rest = np.setdiff1d(train, val)
+    if fraction > 0 and (not len(val) or not len(rest)):
+        empty = "validation" if not len(val) else "training"
+        raise UserError(
+            f"dataset.validation={fraction} leaves no {empty} samples of {len(train)};"
+            " choose another fraction"
+        )
+    return rest, val
+
+
+def take_subset(train: Indices, labels: Sequence[int], count: int, seed: int) -> Indices:
+    """Keep `count` of `train`, the classes in proportion (largest remainders first), seeded."""
+    train, labels = np.sort(np.asarray(train)), np.asarray(labels)
+    if not 0 < count <= len(train):
+        raise UserError(
+            f"dataset.train_subset={count} must be at most the {len(train)} training samples (0 keeps all)"
+        )
+    members = [train[labels[train] == k] for k in np.unique(labels[train])]
+    shares = np.array([count * len(m) / len(train) for m in members])
+    quota = np.floor(shares).astype(int)
+    short = np.argsort(-(shares - quota), kind="stable")[: count - quota.sum()]
+    quota[short] += 1
+    picks = [
+        np.random.RandomState([seed, int(labels[m[0]]), 1]).permutation(m)[:q]
+        for m, q in zip(members, quota, strict=True)
+    ]
+    return np.sort(np.concatenate(picks))
+
+
+def sha256_of_names(names: Sequence[str]) -> str:
+    """SHA-256 of the sorted names, UTF-8, each followed by one newline."""
+    return hashlib.sha256("".join(f"{n}\n" for n in sorted(names)).encode()).hexdigest()
+
+
+def make_split(
+    dataset: str,
+    train: Indices,
+    test: Indices,
+    labels: Sequence[int],
+    test_names: Sequence[str],
+    *,
+    split: str = "official",
+    validation: float = 0.0,
+    subset: int = 0,
+    seed: int = 0,
+) -> tuple[Indices, Indices, Split]:
+    """Apply dataset.train_subset, then dataset.validation, to a train/test split: (train, validation, Split).
+
+    `labels` is indexed by `train`. The Split's id says all that changed the parts, e.g.
+    "cifar10_dvs/tebn,val=0.1,seed=0".
+    """
+    name = f"{dataset}/{split}"
+    if subset:
+        train = take_subset(train, labels, subset, seed)
+        name += f",subset={subset}"
+    if validation:
+        train, val = carve_validation(train, labels, validation, seed)
+        name += f",val={validation:g}"
+    else:
+        val = train[:0]
+    if subset or validation:
+        name += f",seed={seed}"
+    return train, val, Split(name, sha256_of_names(test_names), len(train), len(val), len(test))

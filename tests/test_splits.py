@@ -1,0 +1,138 @@
+"""Splits: the published ones to the last file, and a validation part that never meets the test set."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from snn_repro.data.splits import carve_validation, make_split, named_split, sha256_of_names, take_subset
+from snn_repro.errors import DataError, UserError
+
+GOLDEN = Path(__file__).parent / "golden"
+CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+
+
+@pytest.fixture(scope="module")
+def dvs():
+    """Names and labels of the whole CIFAR10-DVS."""
+    names = sorted(f"{c}/cifar10_{c}_{i}.aedat" for c in CIFAR10_CLASSES for i in range(1000))
+    return names, np.array([CIFAR10_CLASSES.index(n.split("/")[0]) for n in names])
+
+
+@pytest.fixture(scope="module")
+def caltech():
+    counts = json.loads((GOLDEN / "ncaltech101_counts.json").read_text())
+    names = sorted(f"{c}/image_{i:04d}.bin" for c, n in counts.items() for i in range(1, n + 1))
+    classes = sorted(counts)
+    return names, np.array([classes.index(n.split("/")[0]) for n in names])
+
+
+def test_random_split_of_cifar10_dvs_is_the_published_one(dvs):
+    reference = json.loads((GOLDEN / "cifar10dvs_random_split.json").read_text())
+    train, test = named_split("cifar10_dvs", "random", *dvs)
+    per_class = [test[dvs[1][test] == k].tolist() for k in range(10)]
+    assert per_class == reference["test_sorted"]
+    text = ",".join(str(i) for members in per_class for i in members)
+    assert hashlib.sha256(text.encode()).hexdigest() == reference["sha256_test_sorted"]
+    assert len(train) == 9000
+
+
+@pytest.mark.parametrize(("split", "numbers"), [("tebn", range(100)), ("tail", range(900, 1000))])
+def test_numbered_splits(dvs, split, numbers):
+    names, _ = dvs
+    train, test = named_split("cifar10_dvs", split, *dvs)
+    assert {names[i] for i in test} == {
+        f"{c}/cifar10_{c}_{i}.aedat" for c in CIFAR10_CLASSES for i in numbers
+    }
+    assert len(train) == 9000
+
+
+def test_front90_takes_the_string_order(dvs):
+    names, labels = dvs
+    train, test = named_split("cifar10_dvs", "front90", names, labels)
+    expected = sorted(f"{i}." for i in range(1000))[900:]  # "91.", "910.", ..., "99.", ..., "999."
+    assert [names[i].split("_")[-1].removesuffix("aedat") for i in test[labels[test] == 3]] == expected
+    assert len(train) == 9000 and len(test) == 1000
+
+
+def test_the_four_splits_differ(dvs):
+    hashes = {
+        sha256_of_names([dvs[0][i] for i in named_split("cifar10_dvs", s, *dvs)[1]])
+        for s in ("tebn", "tail", "front90", "random")
+    }
+    assert len(hashes) == 4
+
+
+def test_ncaltech101_seeded_sizes(caltech):
+    names, labels = caltech
+    assert len(names) == 8709
+    train, test = named_split("ncaltech101", "seeded", names, labels)
+    assert (len(train), len(test)) == (7795, 914)
+    order = np.flatnonzero(labels == 2)
+    np.random.RandomState(2).shuffle(order)
+    assert set(order[:180]) <= set(train) and set(order[180:]) <= set(test)
+
+
+def test_sha256_is_of_sorted_lines():
+    assert sha256_of_names(["b", "a"]) == hashlib.sha256(b"a\nb\n").hexdigest()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.integers(0, 4), min_size=20, max_size=200), st.floats(0.05, 0.5), st.integers(0, 2**31 - 1)
+)
+def test_validation_is_stratified_disjoint_and_repeatable(labels, fraction, seed):
+    labels = np.array(labels)
+    train = np.arange(len(labels))[::2]
+    try:
+        rest, val = carve_validation(train, labels, fraction, seed)
+    except UserError:
+        assert max(np.bincount(labels[train])) * fraction < 0.5 or len(train) < 3
+        return
+    assert sorted([*rest, *val]) == sorted(train)
+    for k in np.unique(labels[train]):
+        n = (labels[train] == k).sum()
+        assert (labels[val] == k).sum() == int(fraction * n + 0.5)
+    again = carve_validation(train[::-1], labels, fraction, seed)
+    assert all(np.array_equal(a, b) for a, b in zip(again, (rest, val), strict=True))
+
+
+def test_subset_keeps_proportions():
+    labels = np.repeat([0, 1, 2], [60, 30, 10])
+    kept = take_subset(np.arange(100), labels, 25, seed=3)
+    assert len(kept) == 25 and np.bincount(labels[kept]).tolist() in ([15, 8, 2], [15, 7, 3])
+    with pytest.raises(UserError, match="train_subset=101"):
+        take_subset(np.arange(100), labels, 101, seed=0)
+
+
+def test_split_id_says_what_changed_it(dvs):
+    names, labels = dvs
+    train, test = named_split("cifar10_dvs", "tebn", names, labels)
+    rest, val, split = make_split(
+        "cifar10_dvs",
+        train,
+        test,
+        labels,
+        [names[i] for i in test],
+        split="tebn",
+        validation=0.1,
+        subset=1000,
+        seed=5,
+    )
+    assert split.id == "cifar10_dvs/tebn,subset=1000,val=0.1,seed=5"
+    assert (split.n_train, split.n_val, split.n_test) == (len(rest), len(val), 1000) == (900, 100, 1000)
+    assert not set(rest) & set(val) and not set(test) & (set(rest) | set(val))
+
+
+def test_unknown_split_and_empty_side(dvs):
+    with pytest.raises(
+        UserError,
+        match="dataset.split=tbn is unknown for cifar10_dvs; choose one of: tebn.*did you mean 'tebn'",
+    ):
+        named_split("cifar10_dvs", "tbn", *dvs)
+    with pytest.raises(DataError, match="finds no test files"):
+        named_split("cifar10_dvs", "tail", ["cat/cifar10_cat_1.aedat"], [0])
