@@ -67,37 +67,57 @@ SPLITS = {  # the first is the default; what each means is said in snn_repro/dat
 class DatasetConfig:
     name: str = key(MISSING, "data set", choices=tuple(DATASET_FACTS))
     timesteps: int = key(4, "T a data set is usually run with; the default of the top-level `timesteps`", low=1)
-    validation: float = key(0.0, "part of the training set held out for model selection; test is never touched", low=0.0, below=1.0)
+    validation: float = key(
+        0.0, "part of the training set held out for model selection; test is never touched", low=0.0, below=1.0
+    )
     split: str = key("official", "named train/test split (snn_repro/data/splits.py)")
     split_seed: int = key(0, "seed of the validation part; independent of the run's seed", low=0)
-    train_subset: int = key(0, "keep only this many training samples, stratified and seeded; 0 keeps all", unit="samples", low=0)
-    frame_size: int | None = key(None, "resize frames to this height and width; null keeps the native size", unit="pixels", low=4)
-    integrate_by: str = key("number", "how events become T frames: equal numbers of events, or equal time", choices=("number", "time"))
-    channel_order: str = key("rgb", "order of colour channels; the paper's CIFAR code feeds bgr", choices=("rgb", "bgr"))
+    train_subset: int = key(
+        0, "keep only this many training samples, stratified and seeded; 0 keeps all", unit="samples", low=0
+    )
+    frame_size: int | None = key(
+        None, "resize frames to this height and width; null keeps the native size", unit="pixels", low=4
+    )
+    integrate_by: str = key(
+        "number", "how events become T frames: equal numbers of events, or equal time", choices=("number", "time")
+    )
+    channel_order: str = key(
+        "rgb", "order of colour channels; the paper's CIFAR code feeds bgr", choices=("rgb", "bgr")
+    )
     workers: int = key(0, "loader processes for data sets that decode files; changes no number", low=0)
 
 
 @dataclass
 class ModelConfig:
     name: str = key(MISSING, "network")
-    norm: str | None = key(None, "norm layer of the VGGs; null is the network's own", choices=("bn", "tebn", "tebn_gesture"))
+    norm: str | None = key(
+        None, "norm layer of the VGGs; null is the network's own", choices=("bn", "tebn", "tebn_gesture")
+    )
     zero_init_residual: bool | None = key(None, "SEW-ResNet: start the last norm of each branch at 0")
     head_init: str | None = key(None, "SEW-ResNet: initial weights of the classifier", choices=("torch", "normal01"))
     dropout: float | None = key(None, "vgg48: dropout before the classifier", low=0.0, below=1.0)
-    weights: str | None = key(None, "file with initial weights: a checkpoint of ours or a torchvision state_dict; loaded with weights_only")
+    weights: str | None = key(
+        None, "file with initial weights: a checkpoint of ours or a torchvision state_dict; loaded with weights_only"
+    )
 
 
 @dataclass
 class NeuronConfig:
-    name: str = key(MISSING, "family: if h = v + x; lif h = v + (x - v)/tau; leaky h = retain v + x", choices=("if", "lif", "leaky"))
+    name: str = key(
+        MISSING, "family: if h = v + x; lif h = v + (x - v)/tau; leaky h = retain v + x", choices=("if", "lif", "leaky")
+    )
     imp: bool = key(False, "learnable initial membrane potential, one value a neuron (the paper's IMP)")
     v_threshold: float = key(1.0, "firing threshold V_th", above=0.0)
-    reset: str = key("soft", "soft: v = h - V_th o; hard: v = v_reset where a spike was fired", choices=("soft", "hard"))
+    reset: str = key(
+        "soft", "soft: v = h - V_th o; hard: v = v_reset where a spike was fired", choices=("soft", "hard")
+    )
     v_reset: float = key(0.0, "potential after a hard reset")
     fire_at: str = key("ge", "fire at h >= V_th (ge) or h > V_th (gt)", choices=("ge", "gt"))
     detach_reset: bool = key(False, "leave the reset out of the backward pass")
     surrogate: str = key("atan", "surrogate gradient of the spike", choices=("atan", "sigmoid", "triangle"))
-    surrogate_width: float | None = key(None, "ATan alpha (2), sigmoid alpha (4) or triangle gamma (1); null takes these", above=0.0)
+    surrogate_width: float | None = key(
+        None, "ATan alpha (2), sigmoid alpha (4) or triangle gamma (1); null takes these", above=0.0
+    )
     tau: float = key(2.0, "lif: membrane time constant", unit="time steps", low=1.0)
     retain: float = key(0.25, "leaky: part of v that one step keeps", low=0.0, high=1.0)
     imp_init: list[float] = key([0.4, 0.6], "IMP starts uniform in [low, high]")
@@ -134,12 +154,18 @@ class RecipeConfig:
     warmup_epochs: int = key(0, "linear warm-up, per iteration", unit="epochs", low=0)
     warmup_factor: float = key(1e-4, "first learning rate of the warm-up as a factor of lr", above=0.0, high=1.0)
     clip_norm: float = key(0.0, "clip the gradient's global norm; 0 is off", low=0.0)
-    amp: str = key("auto", "mixed precision: auto is fp16 on CUDA and off elsewhere", choices=("auto", "off", "fp16", "bf16"))
+    amp: str = key(
+        "auto", "mixed precision: auto is fp16 on CUDA and off elsewhere", choices=("auto", "off", "fp16", "bf16")
+    )
     ema_decay: float = key(0.0, "evaluate an exponential moving average of the weights; 0 is off", low=0.0, below=1.0)
     drop_last: bool = key(False, "leave out a last, smaller training batch")
-    repeated_augmentation: int = key(1, "copies of an image in one batch; an epoch then has 1/copies of the images", low=1)
+    repeated_augmentation: int = key(
+        1, "copies of an image in one batch; an epoch then has 1/copies of the images", low=1
+    )
     imp_lr: float = key(II("neuron.imp_lr"), "factor on lr for IMP; by default the neuron's", low=0.0)
-    imp_weight_decay: float | None = key(II("neuron.imp_weight_decay"), "weight decay of IMP; by default the neuron's", low=0.0)
+    imp_weight_decay: float | None = key(
+        II("neuron.imp_weight_decay"), "weight decay of IMP; by default the neuron's", low=0.0
+    )
 
 
 @dataclass
@@ -158,7 +184,9 @@ class AugmentConfig:
     mixup: float = key(0.0, "Mixup alpha; 0 is off", low=0.0)
     cutmix: float = key(0.0, "CutMix alpha; 0 is off", low=0.0)
     mix_prob: float = key(1.0, "chance that a batch is mixed", low=0.0, high=1.0)
-    cutmix_axes: str = key("spatial", "published cuts polarity and height, as the paper's code does", choices=("spatial", "published"))
+    cutmix_axes: str = key(
+        "spatial", "published cuts polarity and height, as the paper's code does", choices=("spatial", "published")
+    )
 
 
 @dataclass
@@ -183,8 +211,12 @@ class Config:
     seed: int = key(0, "seed of weights, order and augmentation", low=0, below=2**31)
     timesteps: int = key(II("dataset.timesteps"), "simulation steps T", low=1)
     data_dir: str | None = key(None, "folder with the public data sets, as downloaded; only ever read")
-    cache_dir: str | None = key(None, "folder for prepared frames (scripts/prepare_data.py); digits_dvs keeps its frames there too")
-    resume: str = key("auto", "auto continues an unfinished run of this configuration; never starts again", choices=("auto", "never"))
+    cache_dir: str | None = key(
+        None, "folder for prepared frames (scripts/prepare_data.py); digits_dvs keeps its frames there too"
+    )
+    resume: str = key(
+        "auto", "auto continues an unfinished run of this configuration; never starts again", choices=("auto", "never")
+    )
     force: bool = key(False, "run again although a finished result of this configuration exists")
     device: str = key("auto", "auto is cuda where there is one", choices=("auto", "cpu", "cuda"))
     threads: int = key(0, "CPU threads; 0 is 1 for the small model (faster there), else torch's default", low=0)
@@ -242,7 +274,8 @@ def load_config(overrides: list[str] | None = None) -> Config:
     return compose_checked(list(overrides or []))
 
 
-def compose_checked(overrides: list[str]) -> Config:
+def compose_checked(overrides: list[str], sweep: bool = False) -> Config:
+    """As `load_config`; with `sweep`, `run_dir` is where a multirun puts this job."""
     from hydra import compose
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
@@ -253,7 +286,7 @@ def compose_checked(overrides: list[str]) -> Config:
         try:
             node = compose("train", overrides=overrides, return_hydra_config=True)
             HydraConfig.instance().set_config(node)
-            run_dir = str(Path(node.hydra.run.dir).absolute())
+            folder = Path(node.hydra.sweep.dir, node.hydra.sweep.subdir) if sweep else Path(node.hydra.run.dir)
             if "hydra" in node:
                 OmegaConf.set_struct(node, False)
                 node.pop("hydra")
@@ -262,7 +295,7 @@ def compose_checked(overrides: list[str]) -> Config:
             raise ConfigError(explain(error)) from None
         finally:
             HydraConfig.instance().cfg = before
-    config.run_dir = run_dir
+    config.run_dir = str(folder.absolute())
     return config
 
 
@@ -342,7 +375,9 @@ def _check_range(name: str, value: Any, meta: dict) -> None:
     if value is None:
         return
     if meta["choices"] is not None and value not in meta["choices"]:
-        raise ConfigError(f"{name}={value} is not allowed; choose one of: {', '.join(meta['choices'])}{nearest(value, meta['choices'])}")
+        raise ConfigError(
+            f"{name}={value} is not allowed; choose one of: {', '.join(meta['choices'])}{nearest(value, meta['choices'])}"
+        )
     bounds = [
         (meta["low"], lambda v, b: v >= b, "at least"),
         (meta["high"], lambda v, b: v <= b, "at most"),
@@ -358,7 +393,9 @@ def _check_range(name: str, value: Any, meta: dict) -> None:
 def _check_lists(c: Config) -> None:
     for word in c.recipe.no_decay:
         if word not in ("bias", "norm", "te"):
-            raise ConfigError(f"recipe.no_decay has '{word}'; its words are: bias, norm, te (IMP has recipe.imp_weight_decay)")
+            raise ConfigError(
+                f"recipe.no_decay has '{word}'; its words are: bias, norm, te (IMP has recipe.imp_weight_decay)"
+            )
     init = c.neuron.imp_init
     if len(init) != 2 or init[0] > init[1]:
         raise ConfigError(f"neuron.imp_init={init} is not a range; give two numbers [low, high] with low <= high")
@@ -373,25 +410,37 @@ def _check_combinations(c: Config) -> None:
             raise ConfigError(f"loss.{option}={value} has no meaning for loss={c.loss.name}; use loss={owner}")
     splits = SPLITS.get(c.dataset.name, ("official",))
     if c.dataset.split not in splits:
-        raise ConfigError(f"dataset.split={c.dataset.split} is unknown for {c.dataset.name}; choose one of: {', '.join(splits)}{nearest(c.dataset.split, splits)}")
+        raise ConfigError(
+            f"dataset.split={c.dataset.split} is unknown for {c.dataset.name}; choose one of: {', '.join(splits)}{nearest(c.dataset.split, splits)}"
+        )
     if c.model.name == "vgg48" and frame_shape(c)[1:] != (48, 48):
         size = "x".join(map(str, frame_shape(c)[1:]))
-        raise ConfigError(f"model=vgg48 is wired for 48x48 pixels and dataset={c.dataset.name} gives {size}; set dataset.frame_size=48 or choose model=vgg128")
+        raise ConfigError(
+            f"model=vgg48 is wired for 48x48 pixels and dataset={c.dataset.name} gives {size}; set dataset.frame_size=48 or choose model=vgg128"
+        )
     if c.augment.mixup == 0 and c.augment.cutmix == 0 and c.augment.mix_prob < 1:
-        raise ConfigError(f"augment.mix_prob={c.augment.mix_prob} mixes nothing; set augment.mixup or augment.cutmix as well")
+        raise ConfigError(
+            f"augment.mix_prob={c.augment.mix_prob} mixes nothing; set augment.mixup or augment.cutmix as well"
+        )
     if c.recipe.warmup_epochs >= c.recipe.epochs and c.recipe.warmup_epochs > 0:
-        raise ConfigError(f"recipe.warmup_epochs={c.recipe.warmup_epochs} leaves no epoch of recipe.epochs={c.recipe.epochs}; make it smaller")
+        raise ConfigError(
+            f"recipe.warmup_epochs={c.recipe.warmup_epochs} leaves no epoch of recipe.epochs={c.recipe.epochs}; make it smaller"
+        )
     if c.recipe.min_lr > c.recipe.lr:
         raise ConfigError(f"recipe.min_lr={c.recipe.min_lr} is above recipe.lr={c.recipe.lr}; make it smaller")
     if c.recipe.accumulate > c.recipe.batch_size:
-        raise ConfigError(f"recipe.accumulate={c.recipe.accumulate} is more than recipe.batch_size={c.recipe.batch_size} can be split into")
+        raise ConfigError(
+            f"recipe.accumulate={c.recipe.accumulate} is more than recipe.batch_size={c.recipe.batch_size} can be split into"
+        )
     static = DATASET_FACTS[c.dataset.name].static
     for option in ("event_policy", "nda", "eventdrop"):
         if static and getattr(c.augment, option):
             raise ConfigError(f"augment.{option}=true works on event frames and dataset={c.dataset.name} has images")
     for option in ("randaugment_ops", "rrc_min_area"):
         if not static and getattr(c.augment, option):
-            raise ConfigError(f"augment.{option}={getattr(c.augment, option)} works on images and dataset={c.dataset.name} has event frames")
+            raise ConfigError(
+                f"augment.{option}={getattr(c.augment, option)} works on images and dataset={c.dataset.name} has event frames"
+            )
 
 
 def frame_shape(c: Config) -> tuple[int, int, int]:
@@ -424,10 +473,14 @@ def explain(error: Exception) -> str:
         message = str(link).splitlines()[0] if str(link) else ""
         value = re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", str(link))
         if value and full:
-            return f"{full}={value.group(1)} has the wrong type; it must be {_TYPES.get(value.group(2), value.group(2))}"
+            return (
+                f"{full}={value.group(1)} has the wrong type; it must be {_TYPES.get(value.group(2), value.group(2))}"
+            )
         value = re.search(r"Value '(.*?)' is not a valid (\w+)", str(link))
         if value and full:
-            return f"{full}={value.group(1)} has the wrong type; it must be {_TYPES.get(value.group(2), value.group(2))}"
+            return (
+                f"{full}={value.group(1)} has the wrong type; it must be {_TYPES.get(value.group(2), value.group(2))}"
+            )
         if full and ("not in" in message or "is not in struct" in message):
             return _unknown(full)
         if full and "missing mandatory value" in message:
@@ -468,7 +521,10 @@ def choices(group: str) -> dict[str, str]:
     """`{choice: first comment line}` of a config group, in alphabetical order."""
     files = sorted((CONF_DIR / group).glob("*.yaml"))
     lines = {f.stem: f.read_text().splitlines() for f in files}
-    return {k: next((line[1:].strip() for line in v if line.startswith("# ") and "@package" not in line), "") for k, v in lines.items()}
+    return {
+        k: next((line[1:].strip() for line in v if line.startswith("# ") and "@package" not in line), "")
+        for k, v in lines.items()
+    }
 
 
 def help_text() -> str:

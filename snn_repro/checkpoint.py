@@ -1,0 +1,138 @@
+"""Checkpoints: written whole or not at all, checked before they are trusted, loaded without unpickling code."""
+
+import io
+import os
+import random
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from snn_repro.config import differing
+from snn_repro.errors import UserError
+from snn_repro.files import replace_atomically
+
+LAST, PREVIOUS, BEST = "checkpoint_last.pt", "checkpoint_previous.pt", "checkpoint_best.pt"
+FILES = (LAST, PREVIOUS, BEST)
+
+
+class CheckpointError(UserError):
+    """A checkpoint is damaged or belongs to another run."""
+
+
+def save(folder: Path, content: dict, keep_previous: bool = True, name: str = LAST) -> None:
+    """Write `content` (tensors and plain values) to `folder/name` atomically; the one before stays as PREVIOUS."""
+    target = folder / name
+    buffer = io.BytesIO()
+    torch.save(content, buffer)  # into memory first: torch hides the reason of a failed write (a full disk, say)
+    with replace_atomically(target) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+        if keep_previous and name == LAST and target.exists():
+            spare = folder / (PREVIOUS + ".tmp")
+            spare.unlink(missing_ok=True)
+            os.link(target, spare)
+            os.replace(spare, folder / PREVIOUS)
+
+
+def load(path: Path) -> dict:
+    """Read one checkpoint; every record's CRC-32 is checked first, so a flipped bit is found as well as a lost tail.
+
+    Raises CheckpointError when the file is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+        if bad:
+            raise CheckpointError(f"{path} is damaged: the checksum of its record {bad} is wrong")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except Exception as error:  # zipfile, pickle and torch each have their own ways to say "not a checkpoint"
+        raise CheckpointError(f"{path} is damaged or no checkpoint: {' '.join(str(error).split())[:200]}") from None
+
+
+def resume(folder: Path, config: dict, say=print) -> dict | None:
+    """The newest sound checkpoint of this configuration in `folder`, or None where there is none.
+
+    A damaged last checkpoint is reported through `say` and the previous one is taken. Raises CheckpointError when none
+    is sound, or when the checkpoint was written with another configuration (the sentence names the keys).
+    """
+    paths = [folder / n for n in (LAST, PREVIOUS) if (folder / n).exists()]
+    problems = []
+    for path in paths:
+        try:
+            found = load(path)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        if not isinstance(found, dict) or "config" not in found or "model" not in found:
+            raise CheckpointError(
+                f"{path} was not written by snn_repro; move it away, or start again with resume=never"
+            )
+        changed = differing(found["config"], config)
+        if changed:
+            raise CheckpointError(
+                f"{path} belongs to another configuration ({'; '.join(changed)}); "
+                "use another folder (hydra.run.dir=...), or start again with resume=never"
+            )
+        for problem in problems:
+            say(f"warning: {problem}; going on from {path.name} (epoch {found['epoch']})")
+        return found
+    if problems:
+        raise CheckpointError(f"{'; '.join(problems)}; no earlier checkpoint is left, so start again with resume=never")
+    return None
+
+
+def load_model(model: torch.nn.Module, state: dict, source: str) -> None:
+    """Load a state_dict, or raise CheckpointError naming the first parameter that does not fit."""
+    own = model.state_dict()
+    for name in own.keys() - state.keys():
+        raise CheckpointError(
+            f"{source} holds no '{name}', which this model needs: it is a checkpoint of another model"
+        )
+    for name in state.keys() - own.keys():
+        raise CheckpointError(f"{source} holds '{name}', which this model lacks: it is a checkpoint of another model")
+    for name, value in own.items():
+        if value.shape != state[name].shape:
+            raise CheckpointError(
+                f"{source}: '{name}' has shape {list(state[name].shape)} and this model needs {list(value.shape)}; "
+                f"{_shape_hint(name)}"
+            )
+    model.load_state_dict(state)
+
+
+def _shape_hint(name: str) -> str:
+    last = name.rsplit(".", 1)[-1]
+    if last == "imp":
+        return "IMP has one value a neuron, so it is tied to the input size; use the same frame size"
+    if last == "te":
+        return "TEBN has one scale a time step, so it is tied to T; use the same timesteps"
+    return "it is a checkpoint of another model"
+
+
+def rng_state() -> dict:
+    """State of every random generator a run draws from, as tensors and plain values."""
+    kind, keys, pos, has_gauss, cached = np.random.get_state()
+    version, internal, gauss = random.getstate()
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), pos, has_gauss, cached],
+        "python": [version, list(internal), gauss],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_rng_state(state: dict) -> None:
+    """Put back what `rng_state` returned."""
+    torch.set_rng_state(state["torch"])
+    kind, keys, pos, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), pos, has_gauss, cached))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,56 @@
+"""Writing files whole or not at all."""
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from snn_repro.errors import UserError
+
+
+@contextlib.contextmanager
+def replace_atomically(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; on success it is flushed to disk and renamed, else removed.
+
+    Raises UserError when the disk is full or the folder cannot be written.
+    """
+    temporary = target.with_name(target.name + ".tmp")
+    try:
+        try:
+            yield temporary
+            with open(temporary, "rb+") as f:
+                os.fsync(f.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise write_error(target, error) from error
+
+
+def write_error(target: Path, error: Exception) -> UserError:
+    """The sentence for a failed write of `target`."""
+    number = getattr(error, "errno", None)
+    why = {
+        errno.ENOSPC: "the disk is full; free some space and start the same command again",
+        errno.EDQUOT: "the disk quota is used up; free some space and start the same command again",
+        errno.EACCES: "no permission; choose another folder with hydra.run.dir=...",
+        errno.EROFS: "the file system is read-only; choose another folder with hydra.run.dir=...",
+        errno.ENOTDIR: "a file stands where a folder is needed; choose another folder with hydra.run.dir=...",
+    }.get(number, f"{' '.join(str(error).split())[:200]}; nothing was lost, start the same command again")
+    return UserError(f"cannot write {target}: {why}")
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with replace_atomically(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(target: Path, content: Any) -> None:
+    """Write JSON whole or not at all (floats at full precision)."""
+    write_text(target, json.dumps(content, indent=2) + "\n")

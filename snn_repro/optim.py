@@ -1,0 +1,90 @@
+"""Optimiser, parameter groups and learning-rate schedule of a recipe."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from snn_repro.config import RecipeConfig
+
+
+def _adamw(groups, r: RecipeConfig):
+    return torch.optim.AdamW(groups, lr=r.lr, eps=r.eps)
+
+
+def _adam(groups, r: RecipeConfig):
+    return torch.optim.Adam(groups, lr=r.lr, eps=r.eps)
+
+
+def _sgd(groups, r: RecipeConfig):
+    return torch.optim.SGD(groups, lr=r.lr, momentum=r.momentum, nesterov=r.nesterov)
+
+
+def _lamb(groups, r: RecipeConfig):
+    from timm.optim import Lamb  # heavy to import, used by two recipes
+
+    return Lamb(groups, lr=r.lr, eps=r.eps)  # clips the global gradient norm at 1 itself
+
+
+OPTIMIZERS: dict[str, Callable] = {"sgd": _sgd, "adam": _adam, "adamw": _adamw, "lamb": _lamb}
+
+
+def parameter_kind(module: nn.Module, name: str) -> str:
+    """What a parameter is to a recipe: `imp`, `te` (TEBN's scale of a step), `norm`, `bias` or `weight`."""
+    if name in ("imp", "te"):
+        return name
+    if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.LayerNorm | nn.GroupNorm):
+        return "norm"
+    return "bias" if name == "bias" else "weight"
+
+
+def parameter_groups(model: nn.Module, recipe: RecipeConfig) -> list[dict]:
+    """Trainable parameters as optimiser groups, each with its `kind`: decayed, not decayed, and IMP.
+
+    Only kinds listed in `recipe.no_decay` are spared; IMP's decay and its factor on the learning rate are
+    `recipe.imp_weight_decay` and `recipe.imp_lr`.
+    """
+    decay, no_decay, imp, seen = [], [], [], set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter in seen or not parameter.requires_grad:
+                continue
+            seen.add(parameter)
+            kind = parameter_kind(module, name)
+            (imp if kind == "imp" else no_decay if kind in recipe.no_decay else decay).append(parameter)
+    imp_decay = recipe.weight_decay if recipe.imp_weight_decay is None else recipe.imp_weight_decay
+    groups = [
+        dict(kind="decay", params=decay, lr=recipe.lr, weight_decay=recipe.weight_decay),
+        dict(kind="no_decay", params=no_decay, lr=recipe.lr, weight_decay=0.0),
+        dict(kind="imp", params=imp, lr=recipe.lr * recipe.imp_lr, weight_decay=imp_decay),
+    ]
+    return [g for g in groups if g["params"]]
+
+
+def build_optimizer(model: nn.Module, recipe: RecipeConfig) -> torch.optim.Optimizer:
+    """The recipe's optimiser over `parameter_groups`. Every IMP must exist by now, or it would never be trained."""
+    return OPTIMIZERS[recipe.optimizer](parameter_groups(model, recipe), recipe)
+
+
+def lr_factor(recipe: RecipeConfig, steps_per_epoch: int, step: int) -> float:
+    """Learning rate of optimiser step `step` (from 0), as a factor of `recipe.lr`.
+
+    Linear warm-up per iteration from `warmup_factor` to 1, reached at the last warm-up iteration; then per epoch:
+    cosine to `min_lr` over the remaining epochs, steps, or constant.
+    """
+    warm = recipe.warmup_epochs * steps_per_epoch
+    if step < warm:
+        return recipe.warmup_factor + (1 - recipe.warmup_factor) * step / max(1, warm - 1)
+    epoch = step // steps_per_epoch - recipe.warmup_epochs
+    if recipe.schedule == "cosine":
+        low = recipe.min_lr / recipe.lr
+        return low + (1 - low) * (1 + math.cos(math.pi * epoch / (recipe.epochs - recipe.warmup_epochs))) / 2
+    if recipe.schedule == "step":
+        return recipe.step_gamma ** (epoch // recipe.step_epochs)
+    return 1.0
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, recipe: RecipeConfig, steps_per_epoch: int):
+    """A scheduler to be stepped after every optimiser step."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(recipe, steps_per_epoch, step))

@@ -1,0 +1,661 @@
+"""The entry point, read from top to bottom: compose, check, build, loop, evaluate, record."""
+
+import contextlib
+import logging
+import math
+import os
+import random
+import resource
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from snn_repro.config import (
+    CONF_DIR,
+    Config,
+    ConfigError,
+    checked,
+    compose_checked,
+    config_hash,
+    help_text,
+    sweep_jobs,
+    to_dict,
+)
+from snn_repro.errors import UserError
+
+log = logging.getLogger("snn_repro")
+
+# torch, the data sets and the models are imported inside the functions that need them: --help and a typo must answer at once.
+
+
+class TrainingError(UserError):
+    """Training cannot go on: the loss is not finite."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM arrived; the run was saved and the same command continues it."""
+
+    def __init__(self, signum: int, where: str):
+        super().__init__(where)
+        self.signum = signum
+
+
+# ---------------------------------------------------------------- one run
+
+
+def run(config: Config, run_dir: str | None = None, overrides: list[str] | None = None):
+    """Train and evaluate one network; returns a RunResult, the content of result.json.
+
+    The folder (`run_dir`, else `config.run_dir`) decides what happens: a finished run of the same configuration is
+    returned as it is, an unfinished one is continued, another configuration is refused. Raises UserError (one
+    sentence), TrainingError when the loss is not finite, Interrupted after Ctrl-C or SIGTERM.
+    """
+    from snn_repro.store import Run
+
+    config = checked(to_dict(config))
+    folder = Path(run_dir or config.run_dir or Path("runs", config.name, f"seed{config.seed}"))
+    place = Run(folder, config)
+    try:
+        if place.finished is not None:
+            log.info(f"{folder}: already done (force=true to redo): {summary(place.finished)}")
+            return place.finished
+        with _signals() as stop:
+            return _run_in(place, config, stop, overrides or [])
+    finally:
+        place.close()
+
+
+def _run_in(place, config: Config, stop: "_Stop", overrides: list[str]):
+    """Everything that happens while the folder is held; the outcome is recorded in status.json whatever it is."""
+    from snn_repro.tracking import Tracker
+
+    tracker, result = None, None
+    try:
+        device = pick_device(config)
+        place.begin(overrides, str(device))
+        tracker = Tracker(config, place.folder, log.warning)
+        result = fit(place, config, device, tracker, stop)
+        place.finish(result)
+        place.status("done")
+        log.info(f"{place.folder}: {summary(result)}")
+        return result
+    except Interrupted as interrupt:
+        place.status("interrupted", str(interrupt))
+        raise
+    except BaseException as error:
+        trace = None if isinstance(error, UserError) else traceback.format_exc()
+        with contextlib.suppress(UserError):  # a full disk must not hide the error itself
+            place.status("failed", f"{type(error).__name__}: {error}", traceback=trace)
+        raise
+    finally:
+        if tracker is not None:
+            tracker.finish(result)
+
+
+def fit(place, config: Config, device, tracker, stop: "_Stop"):
+    """Build the parts, train epoch by epoch, and return the RunResult."""
+    from snn_repro import checkpoint
+    from snn_repro.data import build_data
+    from snn_repro.losses import build_loss
+    from snn_repro.models import build_model, count_parameters
+    from snn_repro.optim import build_optimizer, build_schedule
+
+    seed_everything(config)
+    data = build_data(config)
+    model = build_model(
+        config.model.name, num_classes=data.num_classes, input_shape=data.input_shape, timesteps=config.timesteps,
+        neuron=options(config.neuron, "imp_lr", "imp_weight_decay"), **options(config.model, "name", "weights"),
+    )  # fmt: skip
+    if config.model.weights:
+        checkpoint.load_pretrained(model, Path(config.model.weights), log.info)
+    model = model.to(device)
+    loss_fn = build_loss(config.loss.name, **options(config.loss, "name"))
+    optimizer = build_optimizer(model, config.recipe)
+    steps = steps_in_epoch(config, data.train)
+    schedule = build_schedule(optimizer, config.recipe, steps)
+    amp = Precision(config, device)
+    ema = _average(model, config.recipe.ema_decay)
+    state = Training(place, config, model, loss_fn, optimizer, schedule, amp, ema, device, stop, steps)
+
+    weights, imp = count_parameters(model)
+    log.info(
+        f"{config.name} seed {config.seed}: {data.split.n_train} train, {data.split.n_val} validation, {data.split.n_test} test "
+        f"samples; {weights:,} weights + {imp:,} IMP; T={config.timesteps}; {device}, {amp.name}; {place.folder}"
+    )
+    found = checkpoint.resume(place.folder, to_dict(config), log.warning) if config.resume == "auto" else None
+    history = state.restore(found, place.history())
+    if found:
+        log.info(f"resuming at epoch {state.epoch + 1}, step {state.step}")
+
+    for epoch in range(state.epoch, config.recipe.epochs):
+        started, first_step = time.perf_counter(), state.step
+        train = state.train_epoch(epoch, data.train)
+        trained = time.perf_counter() - started
+        shown = ema.module if ema else model
+        val = evaluate(shown, data.val, loss_fn, amp, device, config, stop=state.check_stop) if data.val else None
+        test = evaluate(shown, data.test, loss_fn, amp, device, config, stop=state.check_stop, rates=True)
+        samples = (steps - first_step) * config.recipe.batch_size
+        line = dict(
+            epoch=epoch + 1, train_loss=train["loss"], train_acc=train["acc"],
+            loss=test["loss"], acc=test["acc"], acc_step=test["acc_step"], acc_cum=test["acc_cum"],
+            **({f"val_{k}": val[k] for k in ("loss", "acc", "acc_step", "acc_cum")} if val else {}),
+            lr=train["lr"], samples_per_s=samples / trained if samples else None, seconds=time.perf_counter() - started,
+            peak_memory_mb=peak_memory(device), firing_rates=test["firing_rates"],
+        )  # fmt: skip
+        history.append(line)
+        place.record(history)
+        tracker.epoch(line)
+        log.info(epoch_line(line, config.recipe.epochs))
+        state.save_epoch(epoch, is_best=selection(history)[-1] == len(history) - 1)
+    logits, labels = final_outputs(state, data, test if config.recipe.epochs > state.started_at else None)
+    place.predictions(label=labels, logits=logits)
+    return build_result(config, data, weights, imp, history, amp.name, loss_fn.readout_name, len(labels), device)
+
+
+EMPTY = {"loss": 0.0, "correct": 0, "n": 0, "lr": 0.0}  # an epoch's sums before its first step
+
+
+class Training:
+    """What one optimiser step needs and a checkpoint holds."""
+
+    def __init__(self, place, config, model, loss_fn, optimizer, schedule, amp, ema, device, stop, steps):
+        self.place, self.config, self.model, self.loss_fn = place, config, model, loss_fn
+        self.optimizer, self.schedule, self.amp, self.ema = optimizer, schedule, amp, ema
+        self.device, self.stop, self.steps = device, stop, steps
+        self.epoch = self.step = self.started_at = 0
+        self.sums = dict(EMPTY)
+        self.good = None  # what the last checkpoint holds, in words
+
+    def restore(self, found: dict | None, history: list[dict]) -> list[dict]:
+        """Continue from a checkpoint; returns the epochs that it stands behind."""
+        from snn_repro import checkpoint
+
+        if found is None:
+            return []
+        checkpoint.load_model(self.model, found["model"], str(self.place.folder))
+        self.optimizer.load_state_dict(found["optimizer"])
+        self.schedule.load_state_dict(found["schedule"])
+        self.amp.scaler.load_state_dict(found["scaler"])
+        if self.ema:
+            self.ema.load_state_dict(found["ema"])
+        checkpoint.set_rng_state(found["rng"])
+        self.epoch, self.step, self.sums = found["epoch"], found["step"], dict(found["sums"])
+        self.started_at = self.epoch
+        self.good = f"epoch {self.epoch}, step {self.step}"
+        return [line for line in history if line["epoch"] <= self.epoch]
+
+    def content(self, epoch: int, step: int) -> dict:
+        from snn_repro import checkpoint
+
+        return dict(
+            epoch=epoch, step=step, sums=dict(self.sums), config=to_dict(self.config), model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(), schedule=self.schedule.state_dict(), scaler=self.amp.scaler.state_dict(),
+            ema=self.ema.state_dict() if self.ema else None, rng=checkpoint.rng_state(),
+        )  # fmt: skip
+
+    def save(self, epoch: int, step: int) -> None:
+        from snn_repro import checkpoint
+
+        checkpoint.save(self.place.folder, self.content(epoch, step))
+        self.good = f"epoch {epoch}, step {step}"
+
+    def save_epoch(self, epoch: int, is_best: bool) -> None:
+        """End of an epoch: the best weights apart, then the checkpoint that a resume starts from."""
+        from snn_repro import checkpoint
+
+        self.step, self.sums = 0, dict(EMPTY)
+        if is_best:
+            shown = self.ema.module if self.ema else self.model
+            best = dict(epoch=epoch + 1, config=to_dict(self.config), model=shown.state_dict())
+            checkpoint.save(self.place.folder, best, name=checkpoint.BEST)
+        self.epoch = epoch + 1
+        self.save(self.epoch, 0)
+
+    def check_stop(self) -> None:
+        """Save and leave when a signal came in; called after each step and each evaluation batch."""
+        if self.stop.signum is not None:
+            self.save(self.epoch, self.step)
+            raise Interrupted(
+                self.stop.signum, f"stopped at epoch {self.epoch + 1}, step {self.step}; the same command continues"
+            )
+
+    def train_epoch(self, epoch: int, batches) -> dict:
+        """One epoch of optimiser steps from `self.step` on; returns mean loss, readout accuracy and the last lr."""
+        self.epoch = epoch
+        self.model.train()
+        every = 1 if self.device.type == "cpu" else 50  # on a GPU, reading the loss makes the host wait
+        pending: list = []
+        profiler = _profiler(self.config, self.place.folder)
+        bar = progress(f"epoch {epoch + 1}/{self.config.recipe.epochs}", self.steps)
+        with bar as advance, profiler:
+            for x, target in batches.epoch(epoch, start=self.step):
+                if self.step >= self.steps:
+                    break
+                self.sums["lr"] = self.optimizer.param_groups[0]["lr"]
+                x, target = x.to(self.device, non_blocking=True), target.to(self.device, non_blocking=True)
+                pending.append(self.train_step(x, target))
+                self.step += 1
+                if len(pending) >= every or self.step == self.steps:
+                    self.tally(pending)
+                    pending = []
+                if self.stop.signum is not None:
+                    self.tally(pending)
+                    pending = []
+                    self.check_stop()
+                if hasattr(profiler, "step"):
+                    profiler.step()
+                advance(self.step)
+        n = max(1, self.sums["n"])
+        return {"loss": self.sums["loss"] / n, "acc": self.sums["correct"] / n, "lr": self.sums["lr"]}
+
+    def train_step(self, x, target):
+        """Forward, backward and one optimiser step; returns (loss sum, correct, n) without waiting for the device."""
+        import torch
+
+        from snn_repro.metrics import correct_readout
+
+        recipe, scaler = self.config.recipe, self.amp.scaler
+        n = len(target)
+        total, correct = 0, 0
+        for part_x, part_target in zip(
+            x.chunk(recipe.accumulate, dim=-4), target.chunk(recipe.accumulate), strict=True
+        ):
+            with self.amp.autocast():
+                logits = self.model(part_x).float()
+            loss = self.loss_fn(logits, part_target) * (len(part_target) / n)
+            scaler.scale(loss).backward()
+            total = total + loss.detach() * n
+            correct = correct + correct_readout(self.loss_fn.readout(logits.detach()), part_target)
+        if recipe.clip_norm > 0:
+            scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
+        scaler.step(self.optimizer)
+        scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        if self.ema:
+            self.ema.update_parameters(self.model)
+        return total, correct, n
+
+    def tally(self, pending: list) -> None:
+        """Add finished steps to the epoch's sums; raises TrainingError at the first loss that is not finite."""
+        for i, (loss, correct, n) in enumerate(pending):
+            loss = float(loss)
+            if not math.isfinite(loss):
+                kept = (
+                    f"the last good checkpoint is {self.place.folder / 'checkpoint_last.pt'} ({self.good})"
+                    if self.good
+                    else "no checkpoint was written yet"
+                )
+                step = self.step - len(pending) + i + 1
+                raise TrainingError(
+                    f"the loss is {loss} at epoch {self.epoch + 1}, step {step} of {self.steps}; {kept}; "
+                    "try a smaller recipe.lr, recipe.clip_norm=1, or recipe.amp=off"
+                )
+            self.sums["loss"] += loss
+            self.sums["correct"] += int(correct)
+            self.sums["n"] += n
+
+
+def evaluate(model, batches, loss_fn, amp, device, config: Config, stop=lambda: None, rates: bool = False) -> dict:
+    """Loss, readout accuracy and accuracy at each time step of one part of a data set, in full precision.
+
+    Returns loss, acc, acc_step[T], acc_cum[T], n, correct, logits [T, N, K], labels [N], firing_rates {layer: rate}.
+    """
+    import torch
+
+    from snn_repro.metrics import correct_cumulative, correct_per_step, correct_readout
+    from snn_repro.neurons import firing_rates
+
+    model.eval()
+    step = cumulative = 0
+    correct = n = 0
+    loss, kept, labels = 0.0, [], []
+    with torch.inference_mode(), firing_rates(model) if rates else contextlib.nullcontext({}) as measured:
+        for i, (x, target) in enumerate(batches.epoch(0)):
+            if config.debug.max_eval_batches and i >= config.debug.max_eval_batches:
+                break
+            x, target = x.to(device, non_blocking=True), target.to(device, non_blocking=True)
+            logits = model(x).float()
+            loss += float(loss_fn(logits, target)) * len(target)
+            step = step + correct_per_step(logits, target)
+            cumulative = cumulative + correct_cumulative(logits, target)
+            correct += int(correct_readout(loss_fn.readout(logits), target))
+            n += len(target)
+            kept.append(logits.cpu())
+            labels.append(target.cpu())
+            stop()
+    return dict(
+        loss=loss / n, acc=correct / n, acc_step=[int(c) / n for c in step], acc_cum=[int(c) / n for c in cumulative],
+        n=n, correct=correct, logits=torch.cat(kept, dim=1), labels=torch.cat(labels),
+        firing_rates={k: float(v) for k, v in measured.items()},
+    )  # fmt: skip
+
+
+def final_outputs(state: Training, data, test: dict | None):
+    """Logits [N, T, K] (float32, float16 above 256 MB) and labels [N] of the final network on the test set."""
+    import numpy as np
+
+    if test is None:  # killed between the last checkpoint and the result: the weights are final, the outputs were lost
+        shown = state.ema.module if state.ema else state.model
+        test = evaluate(shown, data.test, state.loss_fn, state.amp, state.device, state.config)
+    logits = test["logits"].transpose(0, 1).contiguous().numpy()
+    return (logits.astype(np.float16) if logits.nbytes > 256 * 2**20 else logits), test["labels"].numpy()
+
+
+# ---------------------------------------------------------------- parts
+
+
+def options(part, *without: str) -> dict:
+    """The keys of a config part that are set (not null), as keyword arguments."""
+    return {k: v for k, v in vars(part).items() if v is not None and k not in without}
+
+
+def steps_in_epoch(config: Config, batches) -> int:
+    """Optimiser steps in one epoch."""
+    return min(len(batches), config.debug.max_steps or len(batches))
+
+
+def pick_device(config: Config):
+    """torch.device of this run, with the thread count set. Raises ConfigError for cuda without a GPU."""
+    import torch
+
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda but torch sees no GPU; use device=cpu, or install a CUDA build of torch")
+    threads = config.threads or (1 if config.model.name == "small" else 0)
+    if threads:
+        torch.set_num_threads(threads)
+    use_cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if use_cuda else "cpu")
+
+
+class Precision:
+    """Autocast and gradient scaling of `recipe.amp` on a device; evaluation is always float32.
+
+    Raises ConfigError where the device has no such arithmetic.
+    """
+
+    def __init__(self, config: Config, device):
+        import torch
+
+        amp = config.recipe.amp
+        if amp == "auto":
+            amp = "fp16" if device.type == "cuda" else "off"
+        if amp != "off" and device.type == "cpu":
+            raise ConfigError(
+                f"recipe.amp={amp} on a CPU is many times slower than float32; use recipe.amp=off or auto"
+            )
+        if amp == "bf16" and not torch.cuda.is_bf16_supported():
+            raise ConfigError("recipe.amp=bf16 but this GPU has no bfloat16; use recipe.amp=fp16")
+        self.name = {"off": "float32", "fp16": "fp16 autocast", "bf16": "bf16 autocast"}[amp]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+        dtype = torch.float16 if amp == "fp16" else torch.bfloat16
+        self.autocast = lambda: torch.autocast(device.type, dtype=dtype, enabled=amp != "off")
+
+
+def seed_everything(config: Config) -> None:
+    """Seed Python, NumPy and torch; data order and augmentation have generators of their own (data/batches.py)."""
+    import numpy as np
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
+    random.seed(config.seed)
+    np.random.seed(config.seed)
+    torch.manual_seed(config.seed)
+    torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
+    torch.backends.cudnn.benchmark = not config.deterministic
+
+
+def _average(model, decay: float):
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
+
+
+def _profiler(config: Config, folder: Path):
+    if not config.debug.profile:
+        return contextlib.nullcontext()
+    import torch.profiler as p
+
+    return p.profile(
+        schedule=p.schedule(wait=1, warmup=1, active=5, repeat=1),
+        on_trace_ready=lambda done: done.export_chrome_trace(str(folder / "trace.json")),
+    )
+
+
+def peak_memory(device) -> float:
+    """Peak memory in MB: allocated on the GPU, or resident of the process."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def selection(history: list[dict]) -> list[int]:
+    """Positions at which the selection accuracy (validation, else test) rose above all before."""
+    best, found = -1.0, []
+    for i, line in enumerate(history):
+        value = line.get("val_acc", line["acc"])
+        if value > best:
+            best = value
+            found.append(i)
+    return found
+
+
+def build_result(
+    config: Config, data, weights: int, imp: int, history: list[dict], precision: str, readout: str, n_test: int, device
+):
+    """The content of result.json (see the README for every key)."""
+    from snn_repro.store import SCHEMA_VERSION, RunResult
+
+    last = history[-1]
+    best = max(history, key=lambda line: line["acc"])
+    selected = history[selection(history)[-1]] if "val_acc" in last else None
+    tail = [line["acc"] for line in history[-10:]]
+    neuron = {k: v for k, v in vars(config.neuron).items()}
+    return RunResult(
+        schema_version=SCHEMA_VERSION,
+        name=config.name, paper_row=config.paper_row, seed=config.seed,
+        config_hash=config_hash(config), recipe_hash=config_hash(config, without=("seed",)),
+        dataset=config.dataset.name, model=config.model.name, loss=config.loss.name, neuron=neuron,
+        split_id=data.split.id, split_sha256=data.split.sha256_test,
+        n_train=data.split.n_train, n_val=data.split.n_val, n_test=n_test, correct=round(last["acc"] * n_test),
+        timesteps=config.timesteps, input_size=list(data.input_shape), num_classes=data.num_classes,
+        params_weights=weights, params_imp=imp,
+        acc_last=last["acc"], acc_best_test=best["acc"], acc_best_test_epoch=best["epoch"],
+        acc_best_test_is_optimistic=True,
+        acc_valsel=selected["acc"] if selected else None, acc_valsel_epoch=selected["epoch"] if selected else None,
+        acc_val=selected["val_acc"] if selected else None,
+        acc_last10_mean=sum(tail) / len(tail),
+        acc_step=last["acc_step"], acc_cum=last["acc_cum"], readout=readout,
+        loss_last=last["loss"], train_loss_last=last["train_loss"], train_acc_last=last["train_acc"],
+        firing_rates=last["firing_rates"], precision=precision, device=device.type, epochs=len(history),
+        seconds=sum(line["seconds"] for line in history), samples_per_s=last["samples_per_s"],
+        peak_memory_mb=max(line["peak_memory_mb"] for line in history), config=to_dict(config),
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- what a person sees
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.2f}%"
+
+
+def epoch_line(line: dict, epochs: int) -> str:
+    """One plain line an epoch."""
+    val = f"  val {percent(line['val_acc'])}" if "val_acc" in line else ""
+    speed = f"  {line['samples_per_s']:,.0f} samples/s" if line["samples_per_s"] else ""
+    return (
+        f"epoch {line['epoch']:>3}/{epochs}  loss {line['train_loss']:.4f}  train {percent(line['train_acc'])}{val}  "
+        f"test {percent(line['acc'])}  at t=1..{len(line['acc_step'])}: {' '.join(f'{100 * a:.1f}' for a in line['acc_step'])}"
+        f"  lr {line['lr']:.2g}{speed}"
+    )
+
+
+def summary(result: dict) -> str:
+    """One line a result."""
+    steps = " ".join(f"{100 * a:.1f}" for a in result["acc_step"])
+    return (
+        f"test accuracy {percent(result['acc_last'])} ({result['correct']}/{result['n_test']}, readout: {result['readout']}); "
+        f"at t=1..{result['timesteps']}: {steps}; {result['seconds']:.0f} s"
+    )
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int):
+    """A rich progress bar on a terminal, nothing otherwise; yields `advance(done)`."""
+    if not sys.stdout.isatty():
+        yield lambda done: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+# ---------------------------------------------------------------- signals
+
+
+class _Stop:
+    signum: int | None = None
+
+
+@contextlib.contextmanager
+def _signals():
+    """Turn the first Ctrl-C or SIGTERM into a request to stop; a second Ctrl-C stops at once."""
+    stop = _Stop()
+
+    def ask(signum, frame):
+        if stop.signum is not None and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.signum = signum
+
+    try:
+        before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: the caller keeps its own signal handling
+        before = {}
+    try:
+        yield stop
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+# ---------------------------------------------------------------- command line
+
+
+def main() -> None:
+    """`python -m snn_repro.train`, `snn-train`: exit code 0 done, 1 failed, 2 wrong input, 130/143 stopped by a signal."""
+    sys.exit(_main(sys.argv[1:]))
+
+
+def _main(argv: list[str]) -> int:
+    if "--help" in argv or "-h" in argv:
+        print(help_text())
+        return 0
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, so that every error passes below
+    try:
+        return _dispatch(argv)
+    except TrainingError as error:
+        return _fail(str(error), 1)
+    except UserError as error:
+        return _fail(str(error), 2)
+    except Interrupted as interrupt:
+        return _fail(str(interrupt), 128 + interrupt.signum)
+    except KeyboardInterrupt:
+        return _fail("stopped", 130)
+
+
+def _fail(sentence: str, code: int) -> int:
+    print(f"snn-train: {sentence}", file=sys.stderr)
+    return code
+
+
+def _dispatch(argv: list[str]) -> int:
+    from hydra._internal.utils import get_args_parser
+
+    arguments = get_args_parser().parse_args(argv)
+    looks_only = arguments.cfg or arguments.info or arguments.shell_completion or arguments.hydra_help
+    if looks_only:
+        _hydra_task()
+        return 0
+    if not (arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides):
+        compose_checked(arguments.overrides)  # before Hydra makes a folder
+        _hydra_task()
+        return 0
+    jobs = [compose_checked(job, sweep=True) for job in sweep_jobs(arguments.overrides)]
+    folders = [job.run_dir for job in jobs]
+    shared = {f for f in folders if folders.count(f) > 1}
+    if shared:
+        raise ConfigError(
+            f"several jobs of this sweep would share the folder {sorted(shared)[0]}; give them names with name=..."
+        )
+    _hydra_task()
+    return report_sweep(jobs, argv)
+
+
+def report_sweep(jobs: list[Config], argv: list[str]) -> int:
+    """Say how many runs of a sweep are done and which failed; returns the exit code."""
+    import json
+
+    failed = []
+    for job in jobs:
+        status = Path(job.run_dir, "status.json")
+        content = json.loads(status.read_text()) if status.exists() else {}
+        if content.get("config_hash") != config_hash(job):
+            content = {"state": "not started", "error": "see the message above"}
+        if content["state"] != "done":
+            failed.append(f"  {content['state']}: {job.run_dir}: {content['error'] or 'no reason recorded'}")
+    log.info(f"sweep: {len(jobs) - len(failed)} of {len(jobs)} runs done")
+    if failed:
+        lines = [
+            f"{len(failed)} of {len(jobs)} runs did not finish:",
+            *failed,
+            "the same command runs just these again:",
+        ]
+        print("\n".join([*lines, f"  python -m snn_repro.train {' '.join(argv)}"]), file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _task(node) -> float | None:
+    """What Hydra calls for every job; in a sweep a failing run is recorded and the rest goes on."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    job = HydraConfig.get()
+    config = checked(node)
+    config.run_dir = job.runtime.output_dir
+    try:
+        result = run(config, overrides=list(job.overrides.task))
+    except Exception as error:
+        if job.mode != RunMode.MULTIRUN:
+            raise
+        log.error(
+            f"{config.run_dir} failed: {type(error).__name__}: {error}", exc_info=not isinstance(error, UserError)
+        )
+        return None
+    return result["acc_valsel"] if result["acc_valsel"] is not None else result["acc_last"]
+
+
+def _hydra_task() -> None:
+    import hydra
+
+    from snn_repro.files import write_error
+
+    try:
+        hydra.main(config_path=str(CONF_DIR), config_name="train", version_base="1.3")(_task)()
+    except OSError as error:  # Hydra makes the folder and its log file before our code runs
+        if error.filename is None:
+            raise
+        raise write_error(Path(error.filename), error) from error
+
+
+if __name__ == "__main__":
+    main()
