@@ -1,19 +1,338 @@
-"""Augmentation of whole batches; every draw comes from the generator given."""
+"""Augmentation: one implementation of each, on whole batches wherever no PIL image is needed.
+
+Batch transforms are callables (x, target, generator) -> (x, target). x is [B, C, H, W] or frames [T, B, C, H,
+W]; all T frames of a sample share its draw. They draw from the given generator alone and never change x in
+place.
+
+keys read here (`augment.` in the configuration):
+
+    crop_padding, flip       RandomCrop, RandomFlip: zero padding in pixels; chance of a horizontal flip
+    rrc_min_area             RandomResizedCrop of the PIL image, area from this to 1; 0 is off
+    interpolation            of RandomResizedCrop and of the test resize
+    randaugment_ops, randaugment_level, randaugment_std
+                             timm's RandAugment of the PIL image; 0 operations is off
+    event_policy             EventPolicy: one of six operations a sample
+    nda                      NDA: roll, rotation or shear
+    eventdrop                event_drop, on the events, before they become frames
+    mixup, cutmix, mix_prob, cutmix_axes
+                             Mix: alphas (0 is off), chance that a batch is mixed, which axes CutMix cuts
+    test_resize              short side in pixels before the centre crop of the ImageNet test; 0 is 256
+
+Order: crop, flip, then event_policy and nda, then Mix; with RandomResizedCrop or RandAugment, crop and flip
+move into the PIL part. Repeated augmentation is `recipe.repeated_augmentation` and lives in batches.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from snn_repro.data.batches import BatchTransform
+from snn_repro.data.events import Events
+
+
+def _uniform(low: float, high: float, n: int, generator: Generator) -> Tensor:
+    return torch.rand(n, generator=generator) * (high - low) + low
 
 
 class Normalize:
-    """x <- (x - mean) / std per channel (dim -3), as float32; mean and std in the unit of the stored values."""
+    """x <- (x - mean) / std per channel (dim -3), float32; mean and std in the unit of the stored values.
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+    channel_order="bgr" turns the channels of x round first: blue is then normalised with red's statistics, as
+    the paper's CIFAR code does.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], channel_order: str = "rgb"):
         self.mean = torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)
         self.scale = 1 / torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
+        self.reverse = channel_order == "bgr"
 
-    def __call__(self, x: Tensor, target: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return (x.to(torch.float32) - self.mean) * self.scale, target
+    def __call__(self, x: Tensor, target: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        x = x.flip(-3) if self.reverse else x
+        return (x.to(torch.float32) - self.mean).mul_(self.scale), target
+
+
+class RandomCrop:
+    """Pad by `padding` zeros on each side, then cut the original size at a random place."""
+
+    def __init__(self, padding: int):
+        self.padding = padding
+
+    def __call__(self, x: Tensor, target: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        batch, _, height, width = x.shape[-4:]
+        dy, dx = torch.randint(2 * self.padding + 1, (2, batch), generator=generator)
+        padded = F.pad(x, (self.padding,) * 4).movedim(-4, 0)
+        windows = padded.unfold(-2, height, 1).unfold(-2, width, 1)  # a view [B, ..., dy, dx, H, W]
+        cut = windows.movedim((-4, -3), (1, 2))[torch.arange(batch), dy, dx]
+        return cut.movedim(0, -4), target
+
+
+class RandomFlip:
+    """Mirror each sample left to right with the given chance."""
+
+    def __init__(self, chance: float):
+        self.chance = chance
+
+    def __call__(self, x: Tensor, target: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        chosen = torch.rand(x.shape[-4], generator=generator) < self.chance
+        return torch.where(chosen.view(-1, 1, 1, 1), x.flip(-1), x), target
+
+
+def _affine(x: Tensor, translate=(0, 0), shear: float = 0.0) -> Tensor:
+    from torchvision.transforms.functional import affine
+
+    return affine(x, angle=0.0, translate=list(translate), scale=1.0, shear=[shear, 0.0])
+
+
+class EventPolicy:
+    """One operation a sample, uniformly one of six (the paper's 128-pixel event rows, after Spikformer).
+
+    Identity; ShearX up to 0.3 rad; TranslateX, TranslateY up to 5 pixels, cut to whole ones; Rotate up to 30
+    degrees;
+    Cutout: one square of 0.1 % to 11 % of the area set to zero. Magnitudes lie on 31 even levels from -max to
+    max; nearest-neighbour sampling, zeros from outside.
+    """
+
+    levels = 31
+
+    def __call__(self, x: Tensor, target: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        batch, _, height, width = x.shape[-4:]
+        operation = torch.randint(6, (batch,), generator=generator).tolist()
+        level = torch.randint(self.levels, (batch,), generator=generator)
+        magnitude = (level * 2 / (self.levels - 1) - 1).tolist()  # -1 .. 1
+        side = (_uniform(0.001, 0.11, batch, generator) * height * width).sqrt().round().long().tolist()
+        place = torch.rand(2, batch, generator=generator).tolist()
+        out = x.clone()
+        for b in range(batch):
+            sample = x[..., b, :, :, :]
+            out[..., b, :, :, :] = self._apply(
+                operation[b], sample, magnitude[b], side[b], (place[0][b], place[1][b])
+            )
+        return out, target
+
+    @staticmethod
+    def _apply(operation: int, x: Tensor, magnitude: float, side: int, place: tuple[float, float]) -> Tensor:
+        from torchvision.transforms.functional import rotate
+
+        match operation:
+            case 0:
+                return x
+            case 1:
+                return _affine(x, shear=math.degrees(0.3 * magnitude))
+            case 2:
+                return _affine(x, translate=(int(5 * magnitude), 0))
+            case 3:
+                return _affine(x, translate=(0, int(5 * magnitude)))
+            case 4:
+                return rotate(x, 30 * magnitude)
+        height, width = x.shape[-2:]
+        side = min(side, height, width)
+        top, left = int(place[0] * (height - side + 1)), int(place[1] * (width - side + 1))
+        x = x.clone()
+        x[..., top : top + side, left : left + side] = 0
+        return x
+
+
+class NDA:
+    """Neuromorphic data augmentation (Li et al., ECCV 2022), as its code does it: one of three a sample.
+
+    Roll by up to +-shift pixels in both directions (round the edge); rotate or shear along x by up to
+    +-degrees. The authors use 5 pixels and 30 degrees on CIFAR10-DVS, 3 and 15 on N-Caltech101.
+    """
+
+    def __init__(self, shift: int = 5, degrees: float = 30.0):
+        self.shift, self.degrees = shift, degrees
+
+    def __call__(self, x: Tensor, target: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        from torchvision.transforms.functional import rotate
+
+        batch = x.shape[-4]
+        operation = torch.randint(3, (batch,), generator=generator).tolist()
+        shifts = torch.randint(-self.shift, self.shift + 1, (batch, 2), generator=generator).tolist()
+        angle = _uniform(-self.degrees, self.degrees, batch, generator).tolist()
+        out = torch.empty_like(x)
+        for b in range(batch):
+            sample = x[..., b, :, :, :]
+            if operation[b] == 0:
+                sample = sample.roll(shifts[b], dims=(-2, -1))
+            elif operation[b] == 1:
+                sample = rotate(sample, angle[b])
+            else:
+                sample = _affine(sample, shear=angle[b])
+            out[..., b, :, :, :] = sample
+        return out, target
+
+
+class Mix:
+    """Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019) of a batch with a random order of itself.
+
+    mixup, cutmix: alpha of the Beta(alpha, alpha) from which lambda is drawn, 0 is off; with both on, each
+    batch takes one of the two with equal chance. prob: chance that a batch is mixed at all. Targets become
+    soft, float32 [B, K].
+
+    cutmix_axes="spatial" pastes a box of sqrt(1 - lambda) of the height and width, cut off at the border,
+    into all frames and channels; lambda becomes the part of the area that stayed. "published" draws the same
+    box and the same lambda, but cuts the axes that the paper's code cuts in event frames: its vertical range
+    from the polarities and its horizontal range from the rows. As there are two polarities, most batches keep
+    their frames while the targets move all the same.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        prob: float = 1.0,
+        cutmix_axes: str = "spatial",
+    ):
+        self.num_classes, self.prob, self.cutmix_axes = num_classes, prob, cutmix_axes
+        self.kinds = [(kind, alpha) for kind, alpha in (("mixup", mixup), ("cutmix", cutmix)) if alpha > 0]
+
+    def __call__(self, x: Tensor, target: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        # a legacy NumPy generator: torch has no seeded Beta, and this one's stream never changes
+        draw = np.random.RandomState(int(torch.randint(2**31, (1,), generator=generator)))
+        other = torch.randperm(x.shape[-4], generator=generator)
+        target = F.one_hot(target, self.num_classes).to(torch.float32) if target.ndim == 1 else target
+        if draw.rand() >= self.prob:
+            return x, target
+        kind, alpha = self.kinds[draw.randint(len(self.kinds))]
+        lam = draw.beta(alpha, alpha)
+        if kind == "mixup":
+            x = lam * x + (1 - lam) * x[..., other, :, :, :]
+        else:
+            x, lam = self._cutmix(x, other, lam, draw)
+        return x, lam * target + (1 - lam) * target[other]
+
+    def _cutmix(self, x: Tensor, other: Tensor, lam: float, draw) -> tuple[Tensor, float]:
+        height, width = x.shape[-2:]
+        (top, bottom), (left, right) = (
+            self._range(size, math.sqrt(1 - lam), draw) for size in (height, width)
+        )
+        if self.cutmix_axes == "published" and x.ndim == 5:
+            box = (..., slice(top, bottom), slice(left, right), slice(None))
+        else:
+            box = (..., slice(top, bottom), slice(left, right))
+        x = x.clone()
+        x[box] = x[..., other, :, :, :][box]
+        return x, 1 - (bottom - top) * (right - left) / (height * width)
+
+    @staticmethod
+    def _range(size: int, part: float, draw) -> tuple[int, int]:
+        centre, half = draw.randint(size), int(size * part) // 2
+        return max(centre - half, 0), min(centre + half, size)
+
+
+def event_drop(events: Events, size: tuple[int, int]) -> Events:
+    """EventDrop (Gu et al., IJCAI 2021), by tonic: drop nothing, a time window, a box or random events.
+
+    Draws from NumPy's global generator, which LoaderBatches seeds for each sample. If nothing would be left,
+    or the recording is empty, the events come back as they are.
+    """
+    from tonic.transforms import EventDrop
+
+    if not len(events.t):
+        return events
+    structured = np.empty(len(events.t), dtype=[("t", "<i8"), ("x", "<i2"), ("y", "<i2"), ("p", "u1")])
+    for name in "xyp":
+        structured[name] = getattr(events, name)
+    structured["t"] = events.t - events.t.min()  # tonic's time window assumes that a recording starts at 0
+    height, width = size
+    kept = EventDrop(sensor_size=(width, height, 2))(structured)
+    if not len(kept):
+        return events
+    return Events(*(np.ascontiguousarray(kept[name]) for name in "txyp"))
+
+
+NDA_STRENGTH = {"ncaltech101": (3, 15.0)}  # (shift, degrees); all other data sets (5, 30)
+
+
+def frame_transforms(augment, dataset: str, num_classes: int) -> list[BatchTransform]:
+    """The batch transforms for event frames that `augment` (the configuration's group) asks for, in order."""
+    chosen: list[BatchTransform] = _crop_and_flip(augment)
+    if augment.event_policy:
+        chosen.append(EventPolicy())
+    if augment.nda:
+        chosen.append(NDA(*NDA_STRENGTH.get(dataset, (5, 30.0))))
+    return chosen + mix_transforms(augment, num_classes)
+
+
+def needs_pil(augment) -> bool:
+    """Whether `augment` asks for something that is done image by image, in PIL."""
+    return bool(augment.randaugment_ops or augment.rrc_min_area)
+
+
+def image_transforms(augment, num_classes: int, normalize: Normalize) -> list[BatchTransform]:
+    """The batch transforms for images, in order; without crop and flip where `sample_transform` does them."""
+    first = [] if needs_pil(augment) else _crop_and_flip(augment)
+    return [*first, normalize, *mix_transforms(augment, num_classes)]
+
+
+def _crop_and_flip(augment) -> list[BatchTransform]:
+    chosen: list[BatchTransform] = []
+    if augment.crop_padding:
+        chosen.append(RandomCrop(augment.crop_padding))
+    if augment.flip:
+        chosen.append(RandomFlip(augment.flip))
+    return chosen
+
+
+def mix_transforms(augment, num_classes: int) -> list[BatchTransform]:
+    """[Mix] if `augment` asks for Mixup or CutMix, else []."""
+    if not (augment.mixup or augment.cutmix):
+        return []
+    return [Mix(num_classes, augment.mixup, augment.cutmix, augment.mix_prob, augment.cutmix_axes)]
+
+
+def sample_transform(augment, size: int, fill: Sequence[float]) -> Callable:
+    """The per-image part of training: PIL image -> uint8 tensor [C, size, size].
+
+    RandomResizedCrop (aspect 3/4 to 4/3) or padded crop, flip, then timm's RandAugment: `randaugment_ops` of
+    its 15 "increasing" operations, each applied with chance 0.5 at a level drawn from N(level, std), with
+    bicubic resampling and `fill` (0..255 per channel) from outside. Draws come from the global generators,
+    seeded by LoaderBatches.
+    """
+    from torchvision import transforms as T
+
+    steps: list[Callable] = []
+    if augment.rrc_min_area:
+        steps.append(
+            T.RandomResizedCrop(size, (augment.rrc_min_area, 1.0), interpolation=_mode(augment.interpolation))
+        )
+    elif augment.crop_padding:
+        steps.append(T.RandomCrop(size, augment.crop_padding))
+    if augment.flip:
+        steps.append(T.RandomHorizontalFlip(augment.flip))
+    if augment.randaugment_ops:
+        from PIL.Image import Resampling
+        from timm.data.auto_augment import rand_augment_transform
+
+        steps.append(
+            rand_augment_transform(
+                f"rand-m{augment.randaugment_level}-n{augment.randaugment_ops}-inc1",
+                {
+                    "img_mean": tuple(round(v) for v in fill),
+                    "interpolation": Resampling.BICUBIC,
+                    "magnitude_std": augment.randaugment_std,
+                },
+            )
+        )
+    return T.Compose([*steps, T.PILToTensor()])
+
+
+def eval_sample_transform(augment, size: int) -> Callable:
+    """The ImageNet test, short side to `test_resize`, centre crop: PIL image -> uint8 [C, size, size]."""
+    from torchvision import transforms as T
+
+    resize = T.Resize(augment.test_resize or 256, interpolation=_mode(augment.interpolation))
+    return T.Compose([resize, T.CenterCrop(size), T.PILToTensor()])
+
+
+def _mode(name: str):
+    from torchvision.transforms import InterpolationMode
+
+    return InterpolationMode(name)

@@ -148,7 +148,7 @@ def _finish(
 ) -> tuple[Tensor, Tensor]:
     for transform in transforms:
         x, target = transform(x, target, generator)
-    return x.to(torch.float32), target
+    return x.to(torch.float32).contiguous(), target
 
 
 class MemoryBatches(_Ordered):
@@ -254,6 +254,7 @@ class LoaderBatches(_Ordered):
             collate_fn=_collate,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else every epoch draws from the caller's global generator
         )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,0 +1,166 @@
+"""Batches: the same numbers from any starting point, any number of workers, any number of ranks."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from snn_repro.data.batches import Batches, LoaderBatches, MemoryBatches, derive_seed, epoch_order
+from snn_repro.errors import DataError, UserError
+
+N = 23
+IMAGES = torch.arange(N * 3 * 4 * 4).reshape(N, 3, 4, 4).to(torch.uint8)
+TARGETS = torch.arange(N)
+
+
+def add_noise(x, target, generator):
+    return x.float() + torch.rand(x.shape, generator=generator), target
+
+
+class Noisy(torch.utils.data.Dataset):
+    """Draws from all three global generators, as PIL transforms do."""
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, i):
+        return IMAGES[i] + torch.rand(3, 4, 4) + np.random.rand() + random.random(), i
+
+
+class Broken(Noisy):
+    def __getitem__(self, i):
+        if i == 5:
+            raise DataError("image_5.png is cut short at byte 17")
+        return super().__getitem__(i)
+
+
+def collect(batches, epoch, start=0):
+    return list(batches.epoch(epoch, start))
+
+
+def equal(a, b):
+    return len(a) == len(b) and all(
+        torch.equal(p, q) for x, y in zip(a, b, strict=True) for p, q in zip(x, y, strict=True)
+    )
+
+
+def make(kind, **options):
+    if kind == "memory":
+        return MemoryBatches(IMAGES, TARGETS, 5, transforms=[add_noise], **options)
+    return LoaderBatches(Noisy(), 5, transforms=[add_noise], **options)
+
+
+@pytest.mark.parametrize("kind", ["memory", "loader"])
+@pytest.mark.parametrize("options", [{}, {"repeats": 3}, {"drop_last": True}])
+def test_start_changes_nothing(kind, options):
+    batches = make(kind, seed=1, shuffle=True, **options)
+    assert isinstance(batches, Batches)
+    whole = collect(batches, epoch=4)
+    assert len(whole) == len(batches) == (4 if options.get("drop_last") else 5)
+    assert sum(len(t) for _, t in whole) == batches.n_samples
+    for start in range(len(batches) + 1):
+        assert equal(collect(batches, 4, start), whole[start:])
+    assert equal(collect(make(kind, seed=1, shuffle=True, **options), 4), whole)
+    assert not equal(collect(batches, 5), whole)
+    assert not equal(collect(make(kind, seed=2, shuffle=True, **options), 4), whole)
+    with pytest.raises(ValueError, match="start=9"):
+        collect(batches, 4, 9)
+
+
+def test_workers_change_nothing_and_survive_an_abandoned_epoch():
+    alone = LoaderBatches(Noisy(), 5, seed=3, shuffle=True, repeats=3)
+    helped = LoaderBatches(Noisy(), 5, seed=3, shuffle=True, repeats=3, workers=2)
+    assert equal(collect(alone, 0), collect(helped, 0))
+    iterator = helped.epoch(1)
+    next(iterator)
+    assert equal(collect(alone, 2, 1), collect(helped, 2, 1))
+
+
+def test_reading_leaves_the_global_generators_alone():
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    expected = random.random(), np.random.rand(), torch.rand(1).item()
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    collect(LoaderBatches(Noisy(), 5, seed=3, shuffle=True), 0)
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_file_is_one_sentence(workers):
+    with pytest.raises(DataError, match=r"^image_5.png is cut short at byte 17$"):
+        collect(LoaderBatches(Broken(), 5, workers=workers), 0)
+
+
+def test_unshuffled_batches_keep_the_order_and_every_sample():
+    batches = MemoryBatches(IMAGES, TARGETS, 5, indices=[7, 3, 11])
+    ((x, target),) = collect(batches, 0)
+    assert target.tolist() == [7, 3, 11] and x.dtype == torch.float32
+    assert torch.equal(x, IMAGES[[7, 3, 11]].float())
+
+
+def test_a_shuffled_epoch_is_a_permutation():
+    order = torch.cat([t for _, t in collect(make("memory", seed=0, shuffle=True), 0)])
+    assert sorted(order.tolist()) == list(range(N)) and order.tolist() != list(range(N))
+
+
+def test_repeated_augmentation_has_adjacent_copies_of_a_third_of_the_images():
+    """50,000 draws of 16,667 different images, three copies next to each other, 196 batches of 256."""
+    _, indices = epoch_order(50_000, seed=0, epoch=0, shuffle=True, repeats=3)
+    assert len(indices) == 50_000 and len(indices.unique()) == 16_667
+    copies = indices[: 16_666 * 3].view(-1, 3)
+    assert (copies == copies[:, :1]).all()
+    batches = MemoryBatches(torch.zeros(50_000, 1, 1, 1), torch.zeros(50_000), 256, shuffle=True, repeats=3)
+    assert len(batches) == 196
+    by_rank = [epoch_order(50_000, 0, 0, True, 3, rank, 3)[1] for rank in range(3)]
+    assert torch.equal(by_rank[0][:16_666], by_rank[1][:16_666])  # one copy on each of three processes
+
+
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_ranks_share_an_epoch(world):
+    shuffled = [epoch_order(N, 0, 1, True, rank=r, world=world)[1] for r in range(world)]
+    assert len({len(s) for s in shuffled}) == 1
+    assert set(torch.cat(shuffled).tolist()) == set(range(N))
+    plain = torch.cat([epoch_order(N, 0, 1, False, rank=r, world=world)[1] for r in range(world)])
+    assert sorted(plain.tolist()) == list(range(N))
+    parts = [MemoryBatches(IMAGES, TARGETS, 4, seed=0, rank=r, world=world) for r in range(world)]
+    assert sum(p.n_samples for p in parts) == N
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.float16, np.float32])
+def test_frames_come_time_first(tmp_path, dtype):
+    frames = np.random.RandomState(0).randint(0, 200, (N, 6, 2, 5, 7)).astype(dtype)
+    np.save(tmp_path / "frames.npy", frames)
+    mapped = np.load(tmp_path / "frames.npy", mmap_mode="r")
+    batches = MemoryBatches(mapped, TARGETS, 4, seed=0, shuffle=True)
+    for x, target in batches.epoch(0):
+        assert x.dtype == torch.float32 and x.is_contiguous()
+        assert np.array_equal(x.numpy(), frames[target.numpy()].swapaxes(0, 1).astype(np.float32))
+
+
+def test_loader_frames_come_time_first():
+    class Frames(torch.utils.data.Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, i):
+            return torch.full((3, 2, 5, 6), float(i)), i
+
+    x, target = next(LoaderBatches(Frames(), 4).epoch(0))
+    assert x.shape == (3, 4, 2, 5, 6) and x.is_contiguous()
+    assert x[2, :, 0, 0, 0].tolist() == target.tolist()
+
+
+def test_seeds_are_fixed_for_ever():
+    assert derive_seed(1, 2, 3) == 6498626229777268288
+    assert len({derive_seed(a, b) for a in range(30) for b in range(30)}) == 900
+
+
+def test_wrong_sizes_are_told():
+    with pytest.raises(UserError, match="recipe.batch_size=0"):
+        MemoryBatches(IMAGES, TARGETS, 0)
+    with pytest.raises(UserError, match="recipe.batch_size=24 leaves no full batch of 23"):
+        MemoryBatches(IMAGES, TARGETS, 24, drop_last=True)
+    with pytest.raises(DataError, match="no samples"):
+        MemoryBatches(IMAGES, TARGETS, 4, indices=[])
+    with pytest.raises(DataError, match="23 inputs but 22 targets"):
+        MemoryBatches(IMAGES, TARGETS[:-1], 4)
