@@ -1,0 +1,38 @@
+"""Firing rates of the spiking layers, measured only while asked for."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from spikingjelly.activation_based.neuron import BaseNode
+from torch import nn
+
+
+@contextmanager
+def firing_rates(model: nn.Module) -> Iterator[dict[str, float]]:
+    """Measure spikes a neuron and time step of every spiking layer over the forwards inside the block.
+
+        with firing_rates(model) as rates:
+            ...                              # any number of forwards
+        rates["layer1.0.sn1"]                # filled when the block ends
+
+    Every neuron-step counts alike, so a short last batch weighs less. A layer that never ran has no entry.
+    """
+    rates: dict[str, float] = {}
+    spikes, neuron_steps, hooks = {}, {}, []
+
+    def counter(name):
+        def count(module, inputs, output):
+            spikes[name] = spikes.get(name, 0) + output.detach().count_nonzero()  # stays on its device
+            neuron_steps[name] = neuron_steps.get(name, 0) + output.numel()
+
+        return count
+
+    try:
+        for name, module in model.named_modules():
+            if isinstance(module, BaseNode):
+                hooks.append(module.register_forward_hook(counter(name)))
+        yield rates
+    finally:
+        for hook in hooks:
+            hook.remove()
+        rates.update({name: int(spikes[name]) / neuron_steps[name] for name in spikes})

@@ -1,0 +1,416 @@
+"""Neurons: reference values, properties of the state equation, settings, and life among spikingjelly's tools."""
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spikingjelly.activation_based import functional, monitor, op_counter
+from spikingjelly.activation_based.neuron import BaseNode, IFNode, LIFNode
+from torch import nn
+
+from snn_repro.errors import UserError
+from snn_repro.neurons import NEURONS, build_neuron, firing_rates
+from snn_repro.neurons.dynamics import charge
+from snn_repro.neurons.surrogate import SURROGATES, Spike
+
+GOLDEN_DIR = Path(__file__).parent / "golden"
+GOLDEN = json.loads((GOLDEN_DIR / "neurons.json").read_text())
+FAMILIES = sorted(NEURONS)
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5}
+
+
+def neuron_with(imp_values, family, **overrides):
+    neuron = build_neuron(family, imp=True, state_shape=imp_values.shape, **overrides).to(imp_values.dtype)
+    with torch.no_grad():
+        neuron.imp.copy_(imp_values)
+    return neuron
+
+
+# reference values
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("case", GOLDEN["cases"])
+def test_golden(case, dtype):
+    case = GOLDEN["cases"][case]
+    tolerance = TOLERANCE[dtype]
+    near = lambda got, want: torch.testing.assert_close(  # noqa: E731
+        got, torch.tensor(want, dtype=dtype), atol=tolerance, rtol=0
+    )
+    x = torch.tensor(GOLDEN[case["input"]], dtype=dtype, requires_grad=True)
+    imp = torch.tensor(GOLDEN["imp"], dtype=dtype)
+    neuron = neuron_with(imp, case["family"], **case["settings"])
+    neuron.store_v_seq = True
+
+    spikes = neuron(x)
+    (spikes * torch.tensor(GOLDEN["w"], dtype=dtype)).sum().backward()
+
+    assert spikes.dtype == dtype
+    assert torch.equal(spikes, torch.tensor(case["spikes"], dtype=dtype))
+    near(neuron.v_seq, case["v"])
+    before = torch.cat([imp.expand(1, 2, 6), neuron.v_seq[:-1]])
+    near(charge(before, x.detach(), neuron.dynamics), case["h"])
+    near(x.grad, case["grad_x"])
+    near(neuron.imp.grad, case["grad_imp"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_defaults_are_the_published_settings(family):
+    """Every golden case but the variants (hard or sigmoid IF) uses its family's defaults."""
+    published = {"if": "if_soft_atan", "lif": "lif_soft_sigmoid_detach", "leaky": "leaky_hard_triangle"}[family]
+    case = GOLDEN["cases"][published]["settings"]
+    plain, spelled = build_neuron(family), build_neuron(family, **case)
+    assert plain.dynamics._replace(spike=None) == spelled.dynamics._replace(spike=None)
+    assert repr(plain) == repr(spelled)
+
+
+@pytest.mark.parametrize("panel", ["imp0", "imp0.25", "learnable"])
+def test_golden_pattern_mapping(panel):
+    """Which outputs a binary input can reach by its weight and IMP: the gain in mapping that IMP is about."""
+    panel = json.loads((GOLDEN_DIR / "pattern_mapping.json").read_text())["panels"][panel]
+    bits = torch.tensor([[i >> 3 & 1, i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(16)], dtype=torch.float32)
+    weights = torch.linspace(*panel["weight"])
+    x = (bits[:, :, None] * weights).transpose(0, 1)  # [T=4, 16 inputs, weights]
+    reached = [set() for _ in range(16)]
+    for value in torch.linspace(*panel["imp"]):
+        spikes = neuron_with(value.expand(len(weights)).clone(), "if")(x)
+        codes = (spikes * torch.tensor([8, 4, 2, 1]).view(4, 1, 1)).sum(0).int()
+        for i in range(16):
+            reached[i] |= set(codes[i].tolist())
+    assert [sorted(r) for r in reached] == panel["reached"]
+
+
+# surrogates
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+@pytest.mark.parametrize("width", [None, 0.7, 3.0])
+def test_surrogate_derivative_matches_its_primitive(name, width):
+    """The derivative equals the numerical slope of the function whose derivative it stands for."""
+    a = SURROGATES[name][1] if width is None else width
+    primitive = {
+        "atan": lambda z: torch.atan(math.pi / 2 * a * z) / math.pi + 0.5,
+        "sigmoid": lambda z: torch.sigmoid(a * z),
+        "triangle": lambda z: torch.where(z.abs() > a, (z > 0).double(), 0.5 + z / a - z.sign() * z**2 / (2 * a**2)),
+    }[name]
+    z = torch.linspace(-4, 4, 201, dtype=torch.float64) + 1e-3
+    z.requires_grad_()
+    Spike(name, width)(z).sum().backward()
+    step = 1e-6
+    slope = (primitive(z.detach() + step) - primitive(z.detach() - step)) / (2 * step)
+    torch.testing.assert_close(z.grad, slope, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_spike_leaves_the_incoming_gradient_alone(name):
+    z = torch.tensor([0.5, -0.3, 2.0], requires_grad=True)
+    grad = torch.ones(3)
+    Spike(name)(z).backward(grad)
+    assert torch.equal(grad, torch.ones(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_threshold_is_compared_exactly(dtype):
+    z = torch.tensor([-1e-30, 0.0, 1e-30], dtype=dtype)
+    assert Spike(fire_at="ge")(z).tolist() == [0, 1, 1]
+    assert Spike(fire_at="gt")(z).tolist() == [0, 0, 1]
+    assert Spike()(z).dtype == dtype
+
+
+# properties
+
+shapes = st.tuples(st.integers(1, 6), st.integers(1, 3), st.integers(1, 4))
+seeds = st.integers(0, 2**31)
+variants = st.fixed_dictionaries(
+    {
+        "reset": st.sampled_from(["soft", "hard"]),
+        "fire_at": st.sampled_from(["ge", "gt"]),
+        "detach_reset": st.booleans(),
+        "surrogate": st.sampled_from(sorted(SURROGATES)),
+    }
+)
+
+
+def inputs(shape, seed):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=g, dtype=torch.float64, requires_grad=True)
+
+
+def run(neuron, x):
+    """Spikes and the gradient of a weighted sum of them with respect to x."""
+    x = x.detach().requires_grad_()
+    spikes = neuron(x)
+    weights = torch.linspace(-1, 1, spikes.numel(), dtype=spikes.dtype).view_as(spikes)
+    (spikes * weights).sum().backward()
+    return spikes.detach(), x.grad
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(FAMILIES), shapes, seeds, variants)
+def test_imp_zero_is_no_imp(family, shape, seed, variant):
+    x = inputs(shape, seed)
+    zero = neuron_with(torch.zeros(shape[2:], dtype=torch.float64), family, **variant)
+    for a, b in zip(run(zero, x), run(build_neuron(family, **variant), x), strict=True):
+        assert torch.equal(a, b)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(FAMILIES), shapes, seeds, variants)
+def test_multi_step_equals_step_by_step(family, shape, seed, variant):
+    x = inputs(shape, seed)
+    imp = torch.linspace(-0.5, 1, shape[2], dtype=torch.float64)
+    neuron = neuron_with(imp, family, **variant)
+    spikes, grad = run(neuron, x)
+
+    steps = x.detach().requires_grad_()
+    states = (imp.expand(shape[1:]),)
+    outputs = []
+    for x_t in steps:
+        (s,), states = neuron.single_step_functional_forward((x_t,), states)
+        outputs.append(s)
+    stacked = torch.stack(outputs)
+    weights = torch.linspace(-1, 1, stacked.numel(), dtype=stacked.dtype).view_as(stacked)
+    (stacked * weights).sum().backward()
+    assert torch.equal(stacked, spikes)
+    assert torch.equal(states[0], neuron.v)
+    torch.testing.assert_close(steps.grad, grad, atol=1e-12, rtol=0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(FAMILIES), shapes, seeds)
+def test_samples_of_a_batch_do_not_mix(family, shape, seed):
+    x = inputs(shape, seed)
+    neuron = neuron_with(torch.linspace(-0.5, 1, shape[2], dtype=torch.float64), family)
+    whole = neuron(x)
+    alone = torch.cat([neuron(x[:, i : i + 1]) for i in range(shape[1])], dim=1)
+    assert torch.equal(whole, alone)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(FAMILIES), shapes, seeds, variants)
+def test_imp_gradient_is_the_batch_sum_of_the_initial_potential_s(family, shape, seed, variant):
+    x = inputs(shape, seed)
+    imp = torch.linspace(-0.5, 1, shape[2], dtype=torch.float64)
+    neuron = neuron_with(imp, family, **variant)
+    neuron(x).cumsum(0).sum().backward()
+    per_sample = imp.expand(shape[1:]).clone().requires_grad_()
+    (spikes,), _ = neuron.multi_step_functional_forward((x.detach(),), (per_sample,))
+    spikes.cumsum(0).sum().backward()
+    torch.testing.assert_close(neuron.imp.grad, per_sample.grad.sum(0), atol=1e-12, rtol=0)
+
+
+def test_detach_reset_stops_the_gradient_of_the_reset_alone():
+    """Soft reset with the reset detached: v carries on as if no spike had been subtracted, so dv[t]/dx is 1."""
+    x = torch.tensor([[1.5], [0.2]], dtype=torch.float64, requires_grad=True)
+    neuron = build_neuron("if", detach_reset=True)
+    neuron(x)[1].sum().backward()
+    z = torch.tensor(0.7 - 1.0, dtype=torch.float64)
+    slope = SURROGATES["atan"][0](z, 2.0)
+    torch.testing.assert_close(x.grad, slope.expand(2, 1), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hard_reset_goes_to_v_reset(family):
+    neuron = build_neuron(family, reset="hard", v_reset=-0.25)
+    neuron(torch.full((1, 1, 1), 5.0))
+    assert neuron.v.item() == -0.25
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_input_keeps_a_float32_potential(family):
+    x = torch.randn(4, 2, 5, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
+    neuron = build_neuron(family, imp=True, state_shape=(5,))
+    spikes = neuron(x)
+    spikes.float().sum().backward()
+    assert spikes.dtype == torch.bfloat16 and x.grad.dtype == torch.bfloat16
+    assert neuron.v.dtype == torch.float32 and neuron.imp.grad.dtype == torch.float32
+    assert torch.equal(spikes.float(), neuron(x.float()))
+
+
+# the parameter
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_imp_is_drawn_at_construction_within_its_range(family):
+    neuron = build_neuron(family, imp=True, state_shape=(3, 4, 4))
+    low, high = NEURONS[family].defaults["imp_init"]
+    assert [n for n, _ in neuron.named_parameters()] == ["imp"]
+    assert neuron.imp.shape == (3, 4, 4) and neuron.imp.requires_grad
+    assert low <= neuron.imp.min() < neuron.imp.max() <= high
+    fixed = build_neuron(f"{family}_imp", state_shape=(2000,), imp_init=[-3, -2], imp_trainable=False).imp
+    assert -3 <= fixed.min() < -2.9 and -2.1 < fixed.max() <= -2 and not fixed.requires_grad
+
+
+def test_without_imp_there_is_no_parameter_and_any_shape_runs():
+    neuron = build_neuron("if")
+    assert not list(neuron.parameters()) and neuron.imp is None
+    assert neuron(torch.ones(2, 3, 7)).shape == (2, 3, 7) and neuron(torch.ones(4, 1, 2, 2)).shape == (4, 1, 2, 2)
+
+
+def test_same_seed_same_imp_and_imp_shifts_no_later_draw():
+    def build(imp):
+        torch.manual_seed(3)
+        neuron = build_neuron("if", imp=imp, state_shape=(10,))
+        return neuron.imp, torch.rand(5)
+
+    (imp, after), (again, _), (_, without) = build(True), build(True), build(False)
+    assert torch.equal(imp, again) and torch.equal(after, without)
+
+
+def test_layers_draw_different_imp():
+    torch.manual_seed(0)
+    a, b = (build_neuron("if", imp=True, state_shape=(10,)).imp for _ in range(2))
+    assert not torch.equal(a, b)
+
+
+def test_meta_device_builds_without_memory():
+    with torch.device("meta"):
+        assert build_neuron("lif", imp=True, state_shape=(64, 8, 8)).imp.is_meta
+
+
+# bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(name="iff"), r"neuron.name='iff' is not one of if, lif, leaky.*did you mean 'if'"),
+        (dict(name=None), "neuron.name=None is not one of"),
+        (dict(name="if", v_treshold=2.0), r"neuron.v_treshold .*did you mean 'v_threshold'"),
+        (dict(name="if", tau=3.0), "neuron.tau=3.0 belongs to the neuron 'lif'"),
+        (dict(name="lif", retain=0.5), "neuron.retain=0.5 belongs to the neuron 'leaky'"),
+        (dict(name="if", v_threshold=0), "neuron.v_threshold=0.0 must be above 0"),
+        (dict(name="if", v_threshold="1"), "neuron.v_threshold='1' must be a finite number"),
+        (dict(name="if", v_threshold=float("nan")), "neuron.v_threshold=nan must be a finite number"),
+        (dict(name="lif", tau=0.5), "neuron.tau=0.5 must be at least 1"),
+        (dict(name="leaky", retain=1.5), "neuron.retain=1.5 must lie in 0..1"),
+        (dict(name="if", imp_init=[0.6, 0.4]), r"neuron.imp_init=\[0.6, 0.4\] must have low <= high"),
+        (dict(name="if", imp_init=0.5), "neuron.imp_init=0.5 must be two numbers"),
+        (dict(name="if", imp_init=[0, True]), "neuron.imp_init=True must be a finite number"),
+        (dict(name="if", surrogate_width=0.0), "neuron.surrogate_width=0.0 must be above 0"),
+        (dict(name="if", surrogate="arctan"), r"neuron.surrogate='arctan' is not one of.*did you mean 'atan'"),
+        (dict(name="if", reset="Hard"), "neuron.reset='Hard' is not one of soft, hard"),
+        (dict(name="if", fire_at=">="), "neuron.fire_at='>=' is not one of ge, gt"),
+        (dict(name="if", v_reset=-1.0), "neuron.v_reset=-1.0 has no meaning with reset='soft'"),
+        (dict(name="if", reset="hard", v_reset=2.0), "neuron.v_reset=2.0 must be below v_threshold=1.0"),
+        (dict(name="if", detach_reset="no"), "neuron.detach_reset='no' must be true or false"),
+        (dict(name="if", imp_trainable=1), "neuron.imp_trainable=1 must be true or false"),
+        (dict(name="if", imp=True), "neuron.imp=true needs state_shape"),
+        (dict(name="if_imp", state_shape=(3, 0)), r"state_shape=\(3, 0\) must hold positive integers"),
+    ],
+)
+def test_bad_settings_are_named(arguments, message):
+    with pytest.raises(UserError, match=message):
+        build_neuron(**arguments)
+
+
+def test_settings_of_other_families_pass_at_their_defaults():
+    build_neuron("if", tau=2.0, retain=0.25, imp_init=None, surrogate_width=None, v_reset=0.0)
+    assert build_neuron("lif", tau=1.0).dynamics.tau == 1.0
+
+
+def test_wrong_state_shape_is_named():
+    neuron = build_neuron("leaky", imp=True, state_shape=(3, 8, 8))
+    with pytest.raises(
+        UserError, match=r"'leaky' layer has one IMP value for each of \[3, 8, 8\] neurons.*\[4, 2, 3, 8, 9\]"
+    ):
+        neuron(torch.zeros(4, 2, 3, 8, 9))
+    for bad in (torch.zeros(5), torch.zeros(0, 2, 3, 8, 8)):
+        with pytest.raises(UserError, match="at least one time step"):
+            neuron(bad)
+
+
+# spikingjelly
+
+
+def test_families_are_spikingjelly_nodes():
+    assert issubclass(NEURONS["if"], IFNode) and issubclass(NEURONS["lif"], LIFNode)
+    for family, cls in NEURONS.items():
+        assert cls.family == family and issubclass(cls, BaseNode)
+        assert build_neuron(family).step_mode == "m"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_call_starts_afresh_and_reset_net_works(family):
+    net = nn.Sequential(build_neuron(family, imp=True, state_shape=(4,), imp_init=[0.4, 0.6]))
+    x = torch.full((3, 2, 4), 0.3)
+    first = net(x)
+    assert torch.equal(net(x), first)
+    functional.reset_net(net)
+    assert net[0].v == 0.0
+    assert torch.equal(net(x), first)
+    assert net[0].v.shape == (2, 4) and not net[0].v.requires_grad
+    assert torch.equal(copy.deepcopy(net)(x), first)
+
+
+@pytest.mark.parametrize("family", ["if", "lif"])
+def test_matches_spikingjelly_where_the_two_agree(family):
+    """Same spikes as spikingjelly's own node; it has none for leaky, no strict threshold and no IMP."""
+    torch.manual_seed(0)
+    x = torch.randn(6, 3, 5, dtype=torch.float64)
+    for reset, v_reset in (("soft", None), ("hard", 0.0)):
+        theirs = {"if": IFNode, "lif": LIFNode}[family](v_reset=v_reset, step_mode="m")
+        assert torch.equal(build_neuron(family, reset=reset)(x), theirs(x))
+
+
+def test_monitors_record_spikes_and_potentials():
+    net = nn.Sequential(build_neuron("if"), build_neuron("lif", imp=True, state_shape=(4,)))
+    for node in net:
+        node.store_v_seq = True
+    spikes = monitor.OutputMonitor(net, BaseNode)
+    potentials = monitor.AttributeMonitor("v_seq", False, net, BaseNode)
+    x = torch.ones(3, 2, 4)
+    y = net(x)
+    assert torch.equal(spikes.records[-1], y)
+    assert [p.shape for p in potentials.records] == [(3, 2, 4)] * 2
+    assert torch.equal(potentials.records[-1][-1], net[1].v)
+
+
+def test_operation_counters_accept_the_nodes():
+    net = nn.Sequential(nn.Linear(4, 4), build_neuron("if", imp=True, state_shape=(4,)), nn.Linear(4, 2))
+    counter = op_counter.SynOpCounter()
+    with op_counter.DispatchCounterMode([counter]), torch.no_grad():
+        net(torch.rand(3, 2, 4))
+    assert counter.get_total() > 0
+
+
+def test_stateless_call_carries_the_given_potential():
+    neuron = neuron_with(torch.tensor([0.5, -0.5]), "if")
+    x = torch.rand(4, 3, 2, generator=torch.Generator().manual_seed(1))
+    whole = neuron(x)
+    (head,), states = neuron.functional_forward((x[:2],), (0.0,))  # no potential yet: starts from IMP
+    (tail,), _ = neuron.functional_forward((x[2:],), states)
+    assert torch.equal(torch.cat([head, tail]), whole)
+
+
+def test_step_by_step_mode_is_refused():
+    with pytest.raises(ValueError, match="step_mode"):
+        build_neuron("if").step_mode = "s"
+
+
+# firing rates
+
+
+def test_firing_rates_weigh_every_neuron_step_alike():
+    net = nn.Sequential(build_neuron("if"), nn.Identity(), build_neuron("leaky"))
+    ones, zeros = torch.full((2, 1, 3), 2.0), torch.zeros(2, 3, 3)
+    with firing_rates(net) as rates:
+        net(ones)
+        net(zeros)
+        assert rates == {}
+    assert rates == {"0": 0.25, "2": 0.125}  # the second layer keeps a quarter and fires above 1, at its second step
+    net(ones)
+    assert rates["0"] == 0.25
+    assert not any(m._forward_hooks for m in net.modules())
+
+
+def test_firing_rates_clean_up_after_an_error():
+    net = nn.Sequential(build_neuron("if", imp=True, state_shape=(4,)))
+    with pytest.raises(UserError), firing_rates(net):
+        net(torch.zeros(1, 1, 5))
+    assert not net[0]._forward_hooks
