@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -270,12 +270,18 @@ class LoaderBatches(_Ordered):
                 ]
             )
         for batch, loaded in zip(numbers, self._loader, strict=True):
-            if isinstance(loaded, DataError):
-                raise loaded
+            if isinstance(loaded, _Failure):
+                raise DataError(loaded.sentence)
             x, target = loaded
             if x.ndim == 5:
                 x = x.transpose(0, 1)  # [B, T, ...] -> [T, B, ...]
             yield _finish(x, target, self._transforms, self._batch_generator(epoch, batch))
+
+
+class _Failure(NamedTuple):
+    """A DataError on its way from a worker process."""
+
+    sentence: str
 
 
 class _Plan:
@@ -307,7 +313,7 @@ class _SeededSamples(Dataset):
             torch.default_generator.manual_seed(seed)
             return self.samples[row]
         except DataError as error:
-            return error  # a worker would bury the sentence under its traceback
+            return _Failure(str(error))  # raised here, a worker would bury the sentence under its traceback
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
@@ -316,6 +322,6 @@ class _SeededSamples(Dataset):
 
 def _collate(samples):
     for sample in samples:
-        if isinstance(sample, DataError):
+        if isinstance(sample, _Failure):
             return sample
     return torch.stack([x for x, _ in samples]), torch.tensor([int(y) for _, y in samples])
