@@ -1,0 +1,147 @@
+"""Losses: reference values and gradients, their readouts, properties and bad input."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from snn_repro.errors import UserError
+from snn_repro.losses import LOSSES, build_loss, smooth
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "losses.json").read_text())
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5}
+TARGETS = {"hard": torch.tensor(GOLDEN["labels"]), "mixup": torch.tensor(GOLDEN["mixup_targets"])}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("case", GOLDEN["cases"])
+def test_golden(case, dtype):
+    case = GOLDEN["cases"][case]
+    near = dict(atol=TOLERANCE[dtype], rtol=0)
+    y = torch.tensor(GOLDEN["y"], dtype=dtype, requires_grad=True)
+    target = torch.tensor(GOLDEN["mixup_targets"], dtype=dtype) if case["target"] == "mixup" else TARGETS["hard"]
+    loss = build_loss(case["loss_name"], **case["options"])(y, target)
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), torch.tensor(case["loss"], dtype=dtype), **near)
+    torch.testing.assert_close(y.grad, torch.tensor(case["grad"], dtype=dtype), **near)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_readout(name):
+    loss = build_loss(name)
+    y = torch.tensor(GOLDEN["y"])
+    key = {"mean": "mean_over_T", "last": "last_step"}[loss.readout_name]
+    assert loss.readout(y).argmax(-1).tolist() == GOLDEN["predictions"][key]
+    assert loss.readout_name == ("last" if name == "lts" else "mean")
+    assert loss.readout(y.bfloat16()).dtype == torch.float32
+
+
+def test_golden_label_smoothing():
+    golden = GOLDEN["label_smoothing"]
+    torch.testing.assert_close(
+        smooth(torch.arange(3), 3, 0.1).double(), torch.tensor(golden["eps0_1_K3"]).double(), atol=1e-6, rtol=0
+    )
+    one = torch.eye(10, dtype=torch.float64)[:1]
+    torch.testing.assert_close(
+        smooth(one, 10, 0.01)[0], torch.tensor(golden["eps0_01_K10"], dtype=torch.float64), atol=1e-12, rtol=0
+    )
+
+
+cases = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(2, 6), st.integers(0, 2**31), st.booleans())
+
+
+def draw(case):
+    """Random logits [T, B, K] and a hard or soft target."""
+    timesteps, batch, classes, seed, soft = case
+    g = torch.Generator().manual_seed(seed)
+    y = torch.randn(timesteps, batch, classes, generator=g, dtype=torch.float64).mul(3).requires_grad_()
+    if soft:
+        return y, torch.rand(batch, classes, generator=g, dtype=torch.float64).softmax(-1)
+    return y, torch.randint(classes, (batch,), generator=g)
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases)
+def test_tet_s_without_smoothing_is_tet_to_the_last_bit(case):
+    y, target = draw(case)
+    results = []
+    for loss in (build_loss("tet_s", epsilon=0.0), build_loss("tet")):
+        value = loss(y, target)
+        results.append((value, *torch.autograd.grad(value, y)))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases, st.floats(0, 0.99))
+def test_tet_s_is_the_cross_entropy_of_smoothed_labels(case, epsilon):
+    y, target = draw(case)
+    q = smooth(target, y.shape[-1], epsilon).double()
+    written_out = -(q * y.log_softmax(-1)).sum(-1).mean()
+    torch.testing.assert_close(build_loss("tet_s", epsilon=epsilon)(y, target), written_out, atol=1e-5, rtol=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases)
+def test_lts_trains_the_last_step_alone(case):
+    y, target = draw(case)
+    build_loss("lts")(y, target).backward()
+    assert not y.grad[:-1].any() and y.grad[-1].any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases)
+def test_tet_is_the_mean_of_its_steps_and_all_agree_at_one_step(case):
+    y, target = draw(case)
+    steps = torch.stack([build_loss("sdt")(y[t : t + 1], target) for t in range(len(y))])
+    torch.testing.assert_close(build_loss("tet")(y, target), steps.mean())
+    one = y[:1]
+    expected = build_loss("sdt")(one, target)
+    for loss in (build_loss("tet"), build_loss("lts"), build_loss("tet_s", epsilon=0.0)):
+        torch.testing.assert_close(loss(one, target), expected)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_one_hot_targets_equal_labels(name):
+    y, labels = draw((4, 3, 5, 1, False))
+    one_hot = torch.nn.functional.one_hot(labels, 5).float()  # float32 target beside float64 logits
+    torch.testing.assert_close(build_loss(name)(y, labels), build_loss(name)(y, one_hot))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_half_precision_logits_give_a_float32_loss(name):
+    y = torch.tensor(GOLDEN["y"]).bfloat16().requires_grad_()
+    loss = build_loss(name)(y, TARGETS["hard"])
+    loss.backward()
+    assert loss.dtype == torch.float32 and y.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(loss.detach(), build_loss(name)(y.detach().float(), TARGETS["hard"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("tets", {}, "loss.name='tets' is not one of sdt, tet, tet_s, lts.*did you mean 'tet_s'"),
+        ("sdt", {"epsilon": 0.01}, "loss.epsilon is not an option of the loss 'sdt'; it has no options"),
+        ("tet", {"lambda": 0.1}, "loss.lambda is not an option of the loss 'tet'; it has lam, phi.*did you mean 'lam'"),
+        ("tet_s", {"lam": 0.1}, "loss.lam is not an option of the loss 'tet_s'; it has epsilon"),
+        ("tet_s", {"epsilon": 1.5}, "loss.epsilon=1.5 must be at least 0 and below 1"),
+        ("tet_s", {"epsilon": 1.0}, "loss.epsilon=1.0 must be"),
+        ("tet_s", {"epsilon": -0.1}, "loss.epsilon=-0.1 must be"),
+        ("tet_s", {"epsilon": None}, "loss.epsilon=None must be a finite number"),
+        ("tet", {"lam": 2}, "loss.lam=2 must lie in 0..1"),
+        ("tet", {"phi": float("inf")}, "loss.phi=inf must be a finite number"),
+    ],
+)
+def test_bad_options_are_named(name, options, message):
+    with pytest.raises(UserError, match=message):
+        build_loss(name, **options)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_shapes_that_do_not_fit_are_named(name):
+    y = torch.zeros(4, 3, 5)
+    for logits, target in ((y[0], TARGETS["hard"]), (y, torch.zeros(4).long()), (y, torch.zeros(3, 4))):
+        with pytest.raises(UserError, match=r"needs logits \[T, B, K\]"):
+            build_loss(name)(logits, target)
