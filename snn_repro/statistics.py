@@ -1,0 +1,128 @@
+"""Statistics of a few seeds and of paired predictions. Pure functions on numbers; units are those of the input.
+
+An interval is a 95 % interval unless said otherwise. "Paired" means that the k-th value of both sides comes from the
+same seed (same initial weights, same data order), so that what the seed does cancels in the difference.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+EXACT_UP_TO = 16  # pairs: 2^16 sign patterns are tried one by one
+NO_SPREAD = 1e-12  # differences that agree this closely have no spread to test against: rounding, not chance
+
+
+class Summary(NamedTuple):
+    """Mean of n values with its spread; sd, low and high are None for a single value."""
+
+    mean: float
+    sd: float | None
+    n: int
+    low: float | None
+    high: float | None
+
+
+class Paired(NamedTuple):
+    """Mean of n differences b - a with its interval and two p-values; None where n is too small to say."""
+
+    mean: float
+    sd: float | None
+    n: int
+    low: float | None
+    high: float | None
+    p: float | None  # paired t-test; the sign-flip p where the differences have no spread
+    p_sign_flip: float | None  # exact: how many of the 2^n sign patterns give a mean at least as far from 0
+
+
+class McNemar(NamedTuple):
+    """Two predictors on the same n samples: b's accuracy minus a's, who alone was right how often, exact p."""
+
+    difference: float
+    only_a: int
+    only_b: int
+    n: int
+    p: float
+
+
+def summary(values: Sequence[float], confidence: float = 0.95) -> Summary:
+    """Mean, sample standard deviation (n - 1) and Student's t interval. Raises ValueError for no or non-finite values."""
+    x = _finite(values)
+    mean, n = float(x.mean()), len(x)
+    if n == 1:
+        return Summary(mean, None, 1, None, None)
+    sd = float(x.std(ddof=1))
+    low, high = _t_interval(mean, sd, n, confidence)
+    return Summary(mean, sd, n, low, high)
+
+
+def paired(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> Paired:
+    """Differences b - a over pairs: mean, t interval, paired t-test and exact sign-flip test, both two-sided.
+
+    With n pairs the sign-flip p cannot be below 2 / 2^n (0.0625 for 5): it is shown beside the t-test, which assumes
+    roughly normal differences, as the check that assumes only symmetry. Raises ValueError for unequal lengths.
+    """
+    a, b = _finite(a), _finite(b)
+    if len(a) != len(b):
+        raise ValueError(f"paired values must come in pairs, got {len(a)} and {len(b)}")
+    mean, sd, n, low, high = summary(b - a, confidence)
+    if n == 1:
+        return Paired(mean, None, 1, None, None, None, None)
+    flip = sign_flip(b - a)
+    p = float(stats.ttest_rel(b, a).pvalue) if sd > NO_SPREAD else flip
+    return Paired(mean, sd, n, low, high, p, flip)
+
+
+def sign_flip(differences: Sequence[float]) -> float | None:
+    """Two-sided exact p of the mean difference under random signs; None above EXACT_UP_TO pairs."""
+    d = _finite(differences)
+    if len(d) > EXACT_UP_TO:
+        return None
+    signs = 1 - 2 * ((np.arange(2 ** len(d))[:, None] >> np.arange(len(d))) & 1)
+    means = np.abs(signs @ d)
+    return float(np.mean(means >= abs(d.sum()) - NO_SPREAD * len(d)))
+
+
+def mcnemar(right_a: Sequence[bool], right_b: Sequence[bool]) -> McNemar:
+    """McNemar's exact test: two-sided binomial over the samples that only one side got right [N].
+
+    Both must be answers to the same samples in the same order. Raises ValueError for unequal lengths or none.
+    """
+    a, b = np.asarray(right_a, bool), np.asarray(right_b, bool)
+    if a.shape != b.shape or a.ndim != 1 or not len(a):
+        raise ValueError(f"two predictions of the same samples are needed, got shapes {a.shape} and {b.shape}")
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    p = stats.binomtest(only_b, only_a + only_b, 0.5).pvalue if only_a + only_b else 1.0
+    return McNemar((only_b - only_a) / len(a), only_a, only_b, len(a), float(p))
+
+
+def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval for the rate behind k of n. Raises ValueError unless 0 <= k <= n and n > 0."""
+    interval = stats.binomtest(k, n).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values (step-down, controls the chance of any false positive), in the order given."""
+    p = _finite(p_values) if len(p_values) else np.zeros(0)
+    if ((p < 0) | (p > 1)).any():
+        raise ValueError(f"p-values lie in 0..1, got {list(p_values)}")
+    adjusted = np.empty(len(p))
+    largest = 0.0
+    for rank, i in enumerate(np.argsort(p, kind="stable")):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
+        adjusted[i] = largest
+    return adjusted.tolist()
+
+
+def _t_interval(mean: float, sd: float, n: int, confidence: float) -> tuple[float, float]:
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * sd / n**0.5
+    return mean - half, mean + half
+
+
+def _finite(values: Sequence[float]) -> np.ndarray:
+    x = np.asarray(values, float)
+    if x.ndim != 1 or not len(x) or not np.isfinite(x).all():
+        raise ValueError(f"a row of finite numbers is needed, got {values!r}")
+    return x

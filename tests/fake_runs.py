@@ -1,0 +1,61 @@
+"""Finished runs with chosen accuracies, written by the code that writes real ones; nothing is trained."""
+
+import copy
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from snn_repro.config import Config, load_config, to_dict
+from snn_repro.data.batches import Split
+from snn_repro.files import write_json
+from snn_repro.store import RunResult
+from snn_repro.train import build_result
+
+
+@cache
+def _config(overrides: tuple[str, ...]) -> Config:
+    return load_config(list(overrides))
+
+
+def fake_run(
+    root: Path,
+    *overrides: str,
+    seed: int = 0,
+    acc: float = 0.9,
+    val_acc: float | None = 0.95,
+    best: float | None = None,
+    n_test: int = 200,
+    right: np.ndarray | None = None,
+    precision: str = "float32",
+    split: str = "a" * 64,
+    params: tuple[int, int] = (1000, 100),
+    folder: str | None = None,
+) -> RunResult:
+    """Write root/<name>/seed<k>/result.json and predictions.npz; `right` [n_test] marks the right answers (else from acc)."""
+    config = copy.deepcopy(_config(overrides))
+    config.seed = seed
+    steps = config.timesteps
+    if right is None:
+        right = np.arange(n_test) < round(acc * n_test)
+    acc, n_test = float(np.mean(right)), len(right)
+    step = [acc * (t + 1) / steps for t in range(steps)]
+    line = dict(loss=0.3, train_loss=0.2, train_acc=0.99, acc_cum=step, firing_rates={"layer1": 0.1}, seconds=2.0,
+                samples_per_s=100.0, peak_memory_mb=300.0, lr=0.1)  # fmt: skip
+    val = {} if val_acc is None else {"val_acc": val_acc, "val_loss": 0.3, "val_acc_step": step, "val_acc_cum": step}
+    early = {**line, "epoch": 1, "acc": acc if best is None else best, "acc_step": step, **val}
+    last = {**line, "epoch": 2, "acc": acc, "acc_step": step, **val}
+    data = SimpleNamespace(split=Split("fixed", split, 800, 80, n_test), input_shape=(1, 8, 8), num_classes=10)
+    readout = "last" if config.loss.name == "lts" else "mean"
+    result = build_result(config, data, *params, [early, last], precision, readout, n_test, torch.device("cpu"))
+    place = root / (folder or f"{config.name}/seed{seed}")
+    place.mkdir(parents=True, exist_ok=True)
+    write_json(place / "result.json", result)
+    label = np.arange(n_test) % 10
+    logits = np.zeros((n_test, steps, 10), np.float32)
+    logits[np.arange(n_test), :, np.where(right, label, (label + 1) % 10)] = 1.0
+    np.savez_compressed(place / "predictions.npz", label=label, logits=logits)
+    assert to_dict(config)["seed"] == seed
+    return result

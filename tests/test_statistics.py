@@ -1,0 +1,117 @@
+"""Known values from textbooks and scipy, and properties that must hold for any numbers."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from snn_repro.statistics import holm, mcnemar, paired, sign_flip, summary, wilson
+
+values = st.lists(st.floats(0, 100), min_size=2, max_size=8)
+
+
+def test_summary_is_the_textbook_t_interval():
+    s = summary([94.0, 95.0, 96.0, 97.0, 98.0])
+    assert s.mean == 96.0 and s.n == 5 and s.sd == pytest.approx(math.sqrt(2.5))
+    half = 2.7764451051977987 * math.sqrt(2.5 / 5)  # t(0.975, 4)
+    assert (s.low, s.high) == pytest.approx((96 - half, 96 + half))
+
+
+def test_one_value_has_no_spread():
+    assert summary([3.5]) == (3.5, None, 1, None, None)
+    assert paired([1.0], [2.5]) == (1.5, None, 1, None, None, None, None)
+
+
+@pytest.mark.parametrize("bad", [[], [1.0, float("nan")], [[1.0, 2.0]]])
+def test_nothing_to_summarise_is_an_error(bad):
+    with pytest.raises(ValueError, match="finite numbers"):
+        summary(bad)
+
+
+@given(values)
+def test_summary_agrees_with_scipy(x):
+    s = summary(x)
+    if s.sd > 1e-6:
+        expected = stats.ttest_1samp(x, 0).confidence_interval(0.95)
+        assert (s.low, s.high) == pytest.approx((expected.low, expected.high), rel=1e-9, abs=1e-9)
+
+
+def test_paired_agrees_with_scipy():
+    a, b = [90.1, 91.2, 89.7, 90.6, 90.9], [91.0, 91.9, 90.9, 91.1, 91.2]
+    p, expected = paired(a, b), stats.ttest_rel(b, a)
+    assert p.p == pytest.approx(expected.pvalue)
+    assert (p.low, p.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert p.p_sign_flip == 2 / 32  # all five differences are positive: the smallest p that five pairs allow
+    flipped = stats.permutation_test(
+        (np.subtract(b, a),), np.mean, permutation_type="samples", n_resamples=np.inf, vectorized=False
+    )
+    assert p.p_sign_flip == pytest.approx(flipped.pvalue)
+
+
+def test_pairs_without_spread_are_left_to_the_exact_test():
+    assert paired([1, 2, 3], [1, 2, 3])[-2:] == (1.0, 1.0)
+    same = paired([0.1, 0.2, 0.3], [0.6, 0.7, 0.8])  # each + 0.5 but for rounding: the t statistic means nothing
+    assert same.mean == pytest.approx(0.5) and same.p == same.p_sign_flip == 0.25
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=7))
+def test_sign_flip_counts_every_pattern(d):
+    extreme = [
+        abs(sum(s * x for s, x in zip(signs, d, strict=True))) for signs in itertools.product((1, -1), repeat=len(d))
+    ]
+    expected = sum(e >= abs(sum(d)) - 1e-11 for e in extreme) / 2 ** len(d)
+    assert sign_flip(d) == pytest.approx(expected)
+    assert sign_flip(d) == sign_flip([-x for x in d])
+
+
+def test_too_many_pairs_have_no_exact_test():
+    assert sign_flip([1.0] * 17) is None and sign_flip([1.0] * 16) == 2 / 2**16
+
+
+def test_pairs_must_match():
+    with pytest.raises(ValueError, match="got 2 and 3"):
+        paired([1, 2], [1, 2, 3])
+
+
+def test_mcnemar_by_hand():
+    a = [True] * 60 + [True] * 2 + [False] * 9 + [False] * 29
+    b = [True] * 60 + [False] * 2 + [True] * 9 + [False] * 29
+    m = mcnemar(a, b)
+    assert (m.only_a, m.only_b, m.n) == (2, 9, 100) and m.difference == pytest.approx(0.07)
+    assert m.p == pytest.approx(2 * sum(math.comb(11, k) for k in range(3)) / 2**11)  # 0.0654
+    assert mcnemar(b, a).p == m.p
+
+
+def test_mcnemar_of_equal_predictions_is_one():
+    assert mcnemar([True, False], [True, False]) == (0.0, 0, 0, 2, 1.0)
+
+
+def test_mcnemar_needs_the_same_samples():
+    with pytest.raises(ValueError, match="same samples"):
+        mcnemar([True], [True, False])
+
+
+def test_wilson_known_values():
+    assert wilson(0, 10) == pytest.approx((0.0, 0.27753279))
+    k, n, z = 878, 1000, stats.norm.ppf(0.975)
+    centre, half = (k + z**2 / 2) / (n + z**2), z / (n + z**2) * math.sqrt(k * (n - k) / n + z**2 / 4)
+    assert wilson(k, n) == pytest.approx((centre - half, centre + half))
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
+    with pytest.raises(ValueError, match="0..1"):
+        holm([1.5])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=10))
+def test_holm_never_helps_and_keeps_the_order(p):
+    adjusted = holm(p)
+    assert all(q >= x for q, x in zip(adjusted, p, strict=True)) and max(adjusted) <= 1
+    ranks = np.argsort(p, kind="stable")
+    assert all(np.diff(np.array(adjusted)[ranks]) >= 0)
