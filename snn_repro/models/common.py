@@ -1,0 +1,76 @@
+"""What all networks share: time folded into the batch, two kinds of input, output sizes, initialisation."""
+
+from torch import Tensor, nn
+
+from snn_repro.errors import UserError, nearest
+
+
+def over_time(x: Tensor, *layers: nn.Module) -> Tensor:
+    """Apply stateless layers to every time step at once: x [T, B, ...] is folded to [T*B, ...] and back."""
+    steps = x.shape[:2]
+    x = x.flatten(0, 1)
+    for layer in layers:
+        x = layer(x)
+    return x.unflatten(0, steps)
+
+
+def output_size(size: tuple[int, int], kernel: int, stride: int, padding: int) -> tuple[int, int]:
+    """Return (H, W) behind a convolution or pooling that rounds down."""
+    h, w = ((n + 2 * padding - kernel) // stride + 1 for n in size)
+    return h, w
+
+
+class SpikingNetwork(nn.Module):
+    """frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, num_classes].
+
+    A static image is seen `timesteps` times; the layers before the first neuron run once for it, not T times.
+    """
+
+    def __init__(self, input_shape: tuple[int, int, int], timesteps: int):
+        super().__init__()
+        self.input_shape = input_shape
+        self.timesteps = timesteps
+
+    def steps(self, x: Tensor) -> tuple[Tensor, int]:
+        """Return x as [1 or T, B, C, H, W], 1 for a static image, and the number of time steps to run.
+
+        Raises UserError for another number of axes or channels.
+        """
+        if x.dim() not in (4, 5) or x.shape[-3] != self.input_shape[0]:
+            c, h, w = self.input_shape
+            raise UserError(
+                f"The network was built for images [B, {c}, {h}, {w}] or frames [T, B, {c}, {h}, {w}], "
+                f"not for input of shape {list(x.shape)}; set input_shape to that of the data."
+            )
+        return (x.unsqueeze(0), self.timesteps) if x.dim() == 4 else (x, x.shape[0])
+
+
+def repeat_steps(x: Tensor, timesteps: int) -> Tensor:
+    """Return [T, B, ...] of [T, B, ...] or of the one step [1, B, ...] of a static image, without a copy."""
+    return x.expand(timesteps, *x.shape[1:])
+
+
+def init_head(head: nn.Linear, head_init: str) -> None:
+    """Initialise a classifier: "torch" keeps torch's own weights, "normal01" draws N(0, 0.01) with bias 0."""
+    if choice("head_init", head_init, ("torch", "normal01")) == "normal01":
+        nn.init.normal_(head.weight, std=0.01)
+        nn.init.zeros_(head.bias)
+
+
+def kaiming_fan_out(model: nn.Module) -> None:
+    """Draw the weights of all convolutions from He's normal distribution by fan-out (arXiv:1502.01852)."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def choice(key: str, value, allowed) -> str:
+    if value not in allowed:
+        raise UserError(f"model.{key}={value!r} is not one of {', '.join(allowed)}{nearest(value, allowed)}")
+    return value
+
+
+def boolean(key: str, value) -> bool:
+    if not isinstance(value, bool):
+        raise UserError(f"model.{key}={value!r} must be true or false")
+    return value

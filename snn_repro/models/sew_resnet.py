@@ -1,0 +1,149 @@
+"""SEW-ResNet (Fang et al., NeurIPS 2021, arXiv:2102.04159) with ADD as its element-wise function.
+
+Names follow torchvision's ResNet (conv1, bn1, layer1.0.conv1, downsample.0, fc), so that its weights load;
+spiking layers are sn1, sn2, sn3 and downsample_sn. A block adds spikes to spikes, so its output is not binary.
+"""
+
+from torch import Tensor, nn
+
+from snn_repro.models.common import (
+    SpikingNetwork,
+    boolean,
+    init_head,
+    kaiming_fan_out,
+    output_size,
+    over_time,
+    repeat_steps,
+)
+from snn_repro.neurons import build_neuron
+
+
+def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+
+
+class Block(nn.Module):
+    """shortcut(x) + branch(x); where shapes change, the shortcut has a convolution, a norm and a neuron too."""
+
+    expansion: int
+    last_norm: str
+
+    def _add_downsample(self, inputs: int, outputs: int, stride: int, size, neuron: dict) -> None:
+        self.downsample = self.downsample_sn = None
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+            self.downsample_sn = build_neuron(state_shape=(outputs, *size), **neuron)
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        return x if self.downsample is None else self.downsample_sn(over_time(x, self.downsample))
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions; the first one strides. `size` is (H, W) of the input."""
+
+    expansion = 1
+    last_norm = "bn2"
+
+    def __init__(self, inputs: int, width: int, stride: int, size: tuple[int, int], neuron: dict):
+        super().__init__()
+        size = output_size(size, 3, stride, 1)
+        self.conv1 = conv(inputs, width, 3, stride)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.sn1 = build_neuron(state_shape=(width, *size), **neuron)
+        self.conv2 = conv(width, width, 3)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.sn2 = build_neuron(state_shape=(width, *size), **neuron)
+        self._add_downsample(inputs, width, stride, size, neuron)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.sn1(over_time(x, self.conv1, self.bn1))
+        branch = self.sn2(over_time(branch, self.conv2, self.bn2))
+        return self.shortcut(x) + branch
+
+
+class Bottleneck(Block):
+    """1x1, 3x3 and 1x1 convolutions; the 3x3 one strides. `size` is (H, W) of the input."""
+
+    expansion = 4
+    last_norm = "bn3"
+
+    def __init__(self, inputs: int, width: int, stride: int, size: tuple[int, int], neuron: dict):
+        super().__init__()
+        strided, outputs = output_size(size, 3, stride, 1), width * self.expansion
+        self.conv1 = conv(inputs, width, 1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.sn1 = build_neuron(state_shape=(width, *size), **neuron)
+        self.conv2 = conv(width, width, 3, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.sn2 = build_neuron(state_shape=(width, *strided), **neuron)
+        self.conv3 = conv(width, outputs, 1)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.sn3 = build_neuron(state_shape=(outputs, *strided), **neuron)
+        self._add_downsample(inputs, outputs, stride, strided, neuron)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.sn1(over_time(x, self.conv1, self.bn1))
+        branch = self.sn2(over_time(branch, self.conv2, self.bn2))
+        branch = self.sn3(over_time(branch, self.conv3, self.bn3))
+        return self.shortcut(x) + branch
+
+
+class SEWResNet(SpikingNetwork):
+    """block and depths choose the network; stem "imagenet" is 7x7, stride 2 and an average pool, "cifar" 3x3.
+
+    zero_init_residual starts the last norm of each branch at weight 0; head_init is "torch" or "normal01"
+    (N(0, 0.01), bias 0).
+    """
+
+    def __init__(
+        self,
+        block: type[Block],
+        depths: tuple[int, int, int, int],
+        stem: str,
+        *,
+        num_classes: int,
+        input_shape: tuple[int, int, int],
+        timesteps: int,
+        neuron: dict,
+        zero_init_residual: bool,
+        head_init: str,
+    ):
+        super().__init__(input_shape, timesteps)
+        channels, *size = input_shape
+        if stem == "imagenet":
+            self.conv1 = conv(channels, 64, 7, 2)
+            size = output_size(size, 7, 2, 3)
+        else:
+            self.conv1 = conv(channels, 64, 3)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.sn1 = build_neuron(state_shape=(64, *size), **neuron)
+        self.pool = nn.Identity()
+        if stem == "imagenet":
+            self.pool = nn.AvgPool2d(3, 2, 1, count_include_pad=True)
+            size = output_size(size, 3, 2, 1)
+
+        inputs = 64
+        for stage, depth in enumerate(depths):
+            blocks = []
+            for i in range(depth):
+                stride = 2 if stage > 0 and i == 0 else 1
+                blocks.append(block(inputs, 64 * 2**stage, stride, size, neuron))
+                size = output_size(size, 3, stride, 1)
+                inputs = 64 * 2**stage * block.expansion
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+        self.fc = nn.Linear(inputs, num_classes)
+
+        kaiming_fan_out(self)
+        init_head(self.fc, head_init)
+        if boolean("zero_init_residual", zero_init_residual):
+            for module in self.modules():
+                if isinstance(module, Block):
+                    nn.init.zeros_(getattr(module, module.last_norm).weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K]."""
+        x, timesteps = self.steps(x)
+        x = self.sn1(repeat_steps(over_time(x, self.conv1, self.bn1), timesteps))
+        x = over_time(x, self.pool)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(x.mean((-2, -1)))

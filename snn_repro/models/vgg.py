@@ -1,0 +1,128 @@
+"""The two VGGs of the event rows. Both are called VGG11 in the literature; they are different networks."""
+
+from numbers import Real
+
+from torch import Tensor, nn
+
+from snn_repro.errors import UserError
+from snn_repro.models.common import (
+    SpikingNetwork,
+    choice,
+    init_head,
+    kaiming_fan_out,
+    over_time,
+    repeat_steps,
+)
+from snn_repro.models.norms import NORMS
+from snn_repro.neurons import build_neuron
+
+POOL = "pool"
+VGG48_PLAN = (64, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512, POOL)
+VGG128_PLAN = (64, POOL, 128, POOL, 256, 256, POOL, 512, 512, 512, 512)
+
+
+class ConvNorm(nn.Module):
+    """A 3x3 convolution with bias and a norm over [T, B, C, H, W]."""
+
+    def __init__(self, inputs: int, outputs: int, norm: str, timesteps: int):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm = NORMS[norm](outputs, timesteps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(over_time(x, self.conv))
+
+
+class OverTime(nn.Module):
+    """A stateless layer applied to every time step of [T, B, ...]."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return over_time(x, self.layer)
+
+
+class VGG(SpikingNetwork):
+    """Convolutions as planned, each with its norm and neuron; 2x2 average pools between the stages.
+
+    norm is "bn", "tebn" or "tebn_gesture"; with either TEBN the number of time steps is wired in.
+    """
+
+    def __init__(self, name: str, plan, norm: str, input_shape, timesteps: int, neuron: dict):
+        super().__init__(input_shape, timesteps)
+        self.wired = choice("norm", norm, tuple(NORMS)) != "bn"
+        channels, *size = input_shape
+        pools = plan.count(POOL)
+        if min(size) < 2**pools:
+            raise UserError(
+                f"model.name={name} halves its frames {pools} times and needs at least "
+                f"{2**pools}x{2**pools} pixels, not {size[0]}x{size[1]}."
+            )
+        layers = []
+        for width in plan:
+            if width == POOL:
+                layers.append(OverTime(nn.AvgPool2d(2)))
+                size = [n // 2 for n in size]
+            else:
+                layers.append(ConvNorm(channels, width, norm, timesteps))
+                layers.append(build_neuron(state_shape=(width, *size), **neuron))
+                channels = width
+        self.features = nn.ModuleList(layers)
+        self.out_shape = (channels, *size)
+
+    def extract(self, x: Tensor) -> Tensor:
+        """Return the last feature maps [T, B, C, H, W] of frames or of a static image."""
+        x, timesteps = self.steps(x)
+        if self.wired and timesteps != self.timesteps:
+            raise UserError(
+                f"The network was built with TEBN for timesteps={self.timesteps} but its frames have "
+                f"{timesteps} time steps; use the same timesteps or model.norm=bn."
+            )
+        first, *rest = self.features
+        x = repeat_steps(first(x), timesteps)
+        for layer in rest:
+            x = layer(x)
+        return x
+
+
+class VGG48(VGG):
+    """64 128 | 256 256 | 512 512 | 512 512 | flatten, dropout, linear, for frames of 48x48 pixels alone.
+
+    Dropout draws a mask of its own for every time step.
+    """
+
+    def __init__(self, *, num_classes, input_shape, timesteps, neuron, norm, dropout):
+        if tuple(input_shape[1:]) != (48, 48):
+            raise UserError(
+                f"model.name=vgg48 is wired for 48x48 pixels, not {input_shape[1]}x{input_shape[2]}; "
+                f"resize the frames (dataset.frame_size=48) or use vgg128, which takes any size."
+            )
+        if isinstance(dropout, bool) or not isinstance(dropout, Real) or not 0 <= dropout < 1:
+            raise UserError(f"model.dropout={dropout!r} must be a number of at least 0 and below 1")
+        super().__init__("vgg48", VGG48_PLAN, norm, input_shape, timesteps, neuron)
+        kaiming_fan_out(self)
+        c, h, w = self.out_shape
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(c * h * w, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Frames [T, B, C, 48, 48] or a static image [B, C, 48, 48] -> logits [T, B, K]."""
+        return self.classifier(self.dropout(self.extract(x).flatten(2)))
+
+
+class VGG128(VGG):
+    """64 | 128 | 256 256 | 512 512 512 512 | global average, linear, for frames of 8x8 pixels and more.
+
+    Convolutions and, with head_init "torch", the classifier keep torch's initial weights.
+    """
+
+    def __init__(self, *, num_classes, input_shape, timesteps, neuron, norm, head_init):
+        super().__init__("vgg128", VGG128_PLAN, norm, input_shape, timesteps, neuron)
+        self.classifier = nn.Linear(self.out_shape[0], num_classes)
+        init_head(self.classifier, head_init)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K]."""
+        return self.classifier(self.extract(x).mean((-2, -1)))
