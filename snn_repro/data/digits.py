@@ -1,0 +1,209 @@
+"""The embedded data: 1,797 real handwritten digits, as images (`digits`) and as emulated events (`digits_dvs`).
+
+`digits` are the 8x8 images that scikit-learn carries (Alpaydin & Kaynak, 1998). They are nearly saturated: a
+linear classifier gets 97.3 % of the test set right. `digits_dvs` are the same images recorded by the emulated
+event camera of emulator.py, which moves them along N-MNIST's three saccades: emulated from real images, not
+N-MNIST, and summing the frames over time loses little. Both show that everything works; neither can tell
+methods apart.
+
+The test set never changes: 450 digits, stratified, drawn with a seed of its own. `dataset.validation` carves a
+part out of the other 1,347.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from snn_repro.config import Config
+from snn_repro.data.augment import Normalize, frame_transforms, image_transforms, needs_pil
+from snn_repro.data.batches import Data, MemoryBatches
+from snn_repro.data.emulator import DIGITS_CAMERA, emulate
+from snn_repro.data.events import integrate
+from snn_repro.data.splits import carve_validation, make_split
+from snn_repro.errors import UserError
+
+TEST_SIZE, TEST_SEED = 450, 0
+CAMERA_SEED = 0  # one camera for everybody: the data do not depend on a run's seed
+_FRAMES_VERSION = 1  # raise when the emulator or the integration changes
+
+
+def load_digits() -> tuple[np.ndarray, np.ndarray]:
+    """All digits: images float32 [1797, 1, 8, 8] in 0..1 (sixteenths), labels int64 [1797] in 0..9."""
+    from sklearn import datasets
+
+    digits = datasets.load_digits()
+    return (digits.images[:, None] / 16).astype(np.float32), digits.target.astype(np.int64)
+
+
+def sample_names(indices: np.ndarray) -> list[str]:
+    """The names under which the digits enter the hash of the test list: "digits/0007"."""
+    return [f"digits/{i:04d}" for i in indices]
+
+
+def _train_test(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.model_selection import train_test_split
+
+    parts = train_test_split(np.arange(len(labels)), test_size=TEST_SIZE, stratify=labels, random_state=TEST_SEED)
+    return np.sort(parts[0]), np.sort(parts[1])
+
+
+def split_digits(
+    labels: np.ndarray, validation: float = 0.0, split_seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices (train, validation, test), each ascending. The test part depends on nothing that can be set.
+
+    validation: part of the training set that is held out, stratified, drawn with `split_seed`.
+    Raises UserError if it leaves no samples on one side.
+    """
+    train, test = _train_test(labels)
+    if validation:
+        train, val = carve_validation(train, labels, validation, split_seed)
+    else:
+        val = train[:0]
+    return train, val, test
+
+
+def linear_baseline() -> float:
+    """Test accuracy (0..1) of logistic regression on the pixels: what a linear model reaches on this split.
+
+    Fitted on all 1,347 training digits; C = 6.3 came from 5-fold cross-validation within them.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    images, labels = load_digits()
+    pixels = images.reshape(len(images), -1).astype(np.float64)
+    train, test = _train_test(labels)
+    model = LogisticRegression(C=6.3, max_iter=5000).fit(pixels[train], labels[train])
+    return float(model.score(pixels[test], labels[test]))
+
+
+def digits_dvs_frames(
+    timesteps: int, seed: int = CAMERA_SEED, by: str = "number", cache_dir: str | Path | None = None
+) -> np.ndarray:
+    """All digits as emulated event frames: event counts, uint8 [1797, T, 2, 24, 24], channel 0 = darker.
+
+    seed: of the emulated camera. by: "number" or "time", see `integrate`. With `cache_dir` the frames are kept
+    there; a cache file that is damaged, or that cannot be written, only costs a warning and a second of work.
+    """
+    images, _ = load_digits()
+    camera = DIGITS_CAMERA
+    shape = (len(images), timesteps, 2, camera.scene, camera.scene)
+
+    def make():
+        frames = np.empty(shape, np.uint8)
+        for i, events in enumerate(emulate(images, seed, camera)):
+            counts = integrate(events, timesteps, shape[-2:], by, dtype=np.uint8)
+            np.copyto(frames[i], counts, casting="safe")  # a digit has too few events for a count above 255
+        return frames
+
+    if cache_dir is None:
+        return make()
+    settings = {"version": _FRAMES_VERSION, "camera": asdict(camera), "seed": seed, "T": timesteps, "by": by}
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    path = Path(cache_dir) / f"digits_dvs-{key}.npy"
+    frames = _read_cache(path, shape)
+    if frames is None:
+        frames = make()
+        _write_cache(path, frames)
+    return frames
+
+
+# A cache file is one flat uint8 array: the frames, then the SHA-256 of these bytes.
+
+
+def _read_cache(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    if not path.exists():
+        return None
+    try:
+        stored = np.load(path, allow_pickle=False)
+        if stored.dtype == np.uint8 and stored.shape == (int(np.prod(shape)) + 32,):
+            frames, digest = stored[:-32], stored[-32:].tobytes()
+            if hashlib.sha256(frames).digest() == digest:
+                return frames.reshape(shape)
+        reason = "is damaged or was not written by this program"
+    except Exception as error:  # whatever the file holds, it can be made again
+        reason = f"cannot be read ({' '.join(str(error).split())[:100]})"
+    warnings.warn(f"the cache file {path} {reason}; its frames are made again", stacklevel=3)
+    return None
+
+
+def _write_cache(path: Path, frames: np.ndarray) -> None:
+    digest = np.frombuffer(hashlib.sha256(frames).digest(), np.uint8)
+    temporary = path.with_name(f"{path.stem}-{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            np.save(file, np.concatenate([frames.ravel(), digest]), allow_pickle=False)
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        reason = error.strerror or error
+        warnings.warn(f"cannot keep frames in {path} ({reason}): each run makes them again", stacklevel=3)
+
+
+def build_digits(cfg: Config) -> Data:
+    """`dataset=digits`: static images [B, 1, 8, 8] in 0..1."""
+    if needs_pil(cfg.augment):
+        raise UserError(
+            "augment.randaugment_ops and augment.rrc_min_area are for larger images; set both to 0 for digits"
+        )
+    images, labels = load_digits()
+    return _build(cfg, images, labels, image_transforms(cfg.augment, 10, Normalize([0.0], [1.0])), static=True)
+
+
+def build_digits_dvs(cfg: Config) -> Data:
+    """`dataset=digits_dvs`: frames of emulated events, [T, B, 2, 24, 24] counts."""
+    if cfg.augment.eventdrop:
+        raise UserError("augment.eventdrop works on recordings; digits_dvs has only frames: set it to false")
+    frames = digits_dvs_frames(cfg.timesteps, by=cfg.dataset.integrate_by, cache_dir=cfg.cache_dir)
+    return _build(cfg, frames, load_digits()[1], frame_transforms(cfg.augment, "digits_dvs", 10), static=False)
+
+
+def _build(cfg: Config, inputs: np.ndarray, labels: np.ndarray, transforms: list, static: bool) -> Data:
+    data, recipe, shape = cfg.dataset, cfg.recipe, inputs.shape[-3:]
+    if data.frame_size not in (None, shape[1]):
+        raise UserError(f"dataset.frame_size={data.frame_size}: {data.name} has {shape[1]} pixels; set it to null")
+    train, test = _train_test(labels)
+    train, val, split = make_split(
+        data.name,
+        train,
+        test,
+        labels,
+        sample_names(test),
+        split="fixed",
+        validation=data.validation,
+        subset=data.train_subset,
+        seed=data.split_seed,
+    )
+
+    def evaluation(indices: np.ndarray) -> MemoryBatches:
+        return MemoryBatches(inputs, labels, recipe.eval_batch_size, indices=indices)
+
+    return Data(
+        train=MemoryBatches(
+            inputs,
+            labels,
+            recipe.batch_size,
+            indices=train,
+            seed=cfg.seed,
+            shuffle=True,
+            transforms=transforms,
+            drop_last=recipe.drop_last,
+            repeats=recipe.repeated_augmentation,
+        ),
+        val=evaluation(val) if len(val) else None,
+        test=evaluation(test),
+        input_shape=shape,
+        num_classes=10,
+        split=split,
+        static=static,
+    )

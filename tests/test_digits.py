@@ -1,0 +1,156 @@
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+
+from snn_repro.config import load_config
+from snn_repro.data import digits
+from snn_repro.data.digits import (
+    build_digits,
+    build_digits_dvs,
+    digits_dvs_frames,
+    linear_baseline,
+    load_digits,
+    sample_names,
+    split_digits,
+)
+from snn_repro.errors import UserError
+
+TEST_SHA256 = "6a5efb0f77612c0c0e1b3f34c22728b043a274f5c6a1150100354ad5d9f33fc7"
+
+
+def test_the_images_are_the_real_ones():
+    images, labels = load_digits()
+    assert images.shape == (1797, 1, 8, 8) and images.dtype == np.float32
+    assert images.min() == 0 and images.max() == 1 and labels.dtype == np.int64
+    assert labels[:10].tolist() == list(range(10))
+    assert (images[0, 0, 0] * 16).tolist() == [0, 0, 5, 13, 9, 1, 0, 0]
+
+
+def test_the_test_part_is_fixed_and_stratified():
+    labels = load_digits()[1]
+    train, val, test = split_digits(labels)
+    assert (len(train), len(val), len(test)) == (1347, 0, 450)
+    assert set(train) | set(test) == set(range(1797))
+    assert np.ptp(np.bincount(labels[test])) <= 3
+    listing = "".join(f"{name}\n" for name in sorted(sample_names(test)))
+    assert hashlib.sha256(listing.encode()).hexdigest() == TEST_SHA256
+
+
+def test_validation_is_carved_from_train_alone():
+    labels = load_digits()[1]
+    test = split_digits(labels)[2]
+    train, val, same_test = split_digits(labels, 0.1, split_seed=5)
+    np.testing.assert_array_equal(test, same_test)
+    assert len(train) + len(val) == 1347 and not set(val) & set(test) and not set(val) & set(train)
+    assert np.bincount(labels[val]).min() >= 13
+    assert val.tolist() != split_digits(labels, 0.1, split_seed=6)[1].tolist()
+
+
+def test_the_linear_baseline():
+    assert linear_baseline() == pytest.approx(0.9733, abs=0.005)
+
+
+def test_frames_count_every_event_and_depend_on_the_seed():
+    frames = digits_dvs_frames(10)
+    assert frames.shape == (1797, 10, 2, 24, 24) and frames.dtype == np.uint8
+    per_frame = frames.sum((2, 3, 4), dtype=np.int64)
+    assert np.all(per_frame[:, :-1] == per_frame[:, :1]) and np.all(per_frame[:, -1] - per_frame[:, 0] < 10)
+    assert 1500 < per_frame.sum(1).mean() < 1850
+    np.testing.assert_array_equal(frames, digits_dvs_frames(10))
+    assert not np.array_equal(frames, digits_dvs_frames(10, seed=1))
+    assert not np.array_equal(frames, digits_dvs_frames(10, by="time"))
+
+
+@pytest.fixture
+def few_digits(monkeypatch):
+    images, labels = load_digits()
+    monkeypatch.setattr(digits, "load_digits", lambda: (images[:20], labels[:20]))
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_cache_gives_the_same_frames(tmp_path, few_digits):
+    cache = tmp_path / "new" / "folder"
+    frames = digits_dvs_frames(2, cache_dir=cache)
+    (file,) = cache.iterdir()
+    written = file.stat().st_mtime_ns
+    np.testing.assert_array_equal(frames, digits_dvs_frames(2, cache_dir=cache))
+    assert file.stat().st_mtime_ns == written
+    digits_dvs_frames(2, by="time", cache_dir=cache)
+    digits_dvs_frames(3, cache_dir=cache)
+    assert len(list(cache.iterdir())) == 3
+
+
+def _flip_one_byte(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _flip_one_byte,
+        lambda file: file.write_bytes(file.read_bytes()[:1000]),
+        lambda file: file.write_bytes(b""),
+        lambda file: np.save(file, np.zeros((20, 2, 2, 24, 24), np.uint8)),
+        lambda file: np.save(file, np.array([{"a": 1}], object), allow_pickle=True),
+    ],
+)
+def test_a_damaged_or_foreign_cache_is_never_used(tmp_path, few_digits, damage):
+    frames = digits_dvs_frames(2, cache_dir=tmp_path)
+    (file,) = tmp_path.iterdir()
+    good = file.read_bytes()
+    damage(file)
+    with pytest.warns(UserWarning, match="made again"):
+        np.testing.assert_array_equal(frames, digits_dvs_frames(2, cache_dir=tmp_path))
+    assert file.read_bytes() == good and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_cache_folder_that_cannot_be_written_costs_a_warning(tmp_path, few_digits):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    with pytest.warns(UserWarning, match="cannot keep frames"):
+        assert digits_dvs_frames(2, cache_dir=blocked / "cache").shape == (20, 2, 2, 24, 24)
+
+
+def test_build_digits():
+    data = build_digits(load_config(["dataset=digits", "dataset.validation=0.1"]))
+    assert data.static and data.input_shape == (1, 8, 8) and data.num_classes == 10
+    split = data.split
+    assert split.n_train + split.n_val == 1347 and split.n_test == 450 and split.sha256_test == TEST_SHA256
+    x, target = next(data.train.epoch(0))
+    assert x.shape == (64, 1, 8, 8) and x.dtype == torch.float32 and target.dtype == torch.int64
+    seen = torch.cat([y for _, y in data.test.epoch(0)]).numpy()
+    labels = load_digits()[1]
+    np.testing.assert_array_equal(seen, labels[split_digits(labels)[2]])
+
+
+def test_build_digits_dvs(tmp_path):
+    data = build_digits_dvs(load_config(["dataset=digits_dvs", "timesteps=3", f"cache_dir={tmp_path}"]))
+    assert not data.static and data.input_shape == (2, 24, 24)
+    assert data.split.sha256_test == TEST_SHA256
+    x, _ = next(data.test.epoch(0))
+    assert x.shape[0] == 3 and x.shape[2:] == (2, 24, 24) and x.dtype == torch.float32
+    first = split_digits(load_digits()[1])[2][0]
+    np.testing.assert_array_equal(x[:, 0].numpy(), digits_dvs_frames(3)[first])
+
+
+def test_the_run_seed_changes_the_order_and_not_the_parts():
+    a, b = (build_digits(load_config(["dataset=digits", f"seed={seed}"])) for seed in (0, 1))
+    assert a.split == b.split
+    assert not torch.equal(next(a.train.epoch(0))[1], next(b.train.epoch(0))[1])
+
+
+@pytest.mark.parametrize(
+    "build, overrides, message",
+    [
+        (build_digits, ["dataset=digits", "augment.randaugment_ops=2"], "augment.randaugment_ops"),
+        (build_digits_dvs, ["dataset=digits_dvs", "augment.eventdrop=true"], "augment.eventdrop"),
+        (build_digits_dvs, ["dataset=digits_dvs", "dataset.frame_size=48"], "dataset.frame_size=48"),
+    ],
+)
+def test_what_the_embedded_data_cannot_do(build, overrides, message):
+    with pytest.raises(UserError, match=message):
+        build(load_config(overrides))
