@@ -1,0 +1,149 @@
+"""The numbers behind the figures against reference values, and drawings that come out the same every time."""
+
+import json
+import re
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from fake_runs import fake_run
+from test_compare import script
+
+from snn_repro import checkpoint, figures
+from snn_repro.errors import UserError
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "figures.json").read_text())
+RESULTS = Path(__file__).parents[1] / "results"
+GRIDS = dict(zip(("imp0", "imp0.25", "learnable"), figures.MAPPINGS.values(), strict=True))
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_golden_firing_pattern(precision):
+    panels = figures.firing_pattern(getattr(torch, precision))
+    for i, panel in enumerate(panels, 1):
+        fired = [np.nonzero(column)[0].tolist() for column in panel["spikes"].T]
+        assert fired == GOLDEN["firing_pattern"][f"panel{i}_{precision}"]
+        if precision == "float32":
+            np.testing.assert_allclose(panel["v"][-1], GOLDEN["firing_pattern"][f"panel{i}_v_last"], atol=1e-6)
+
+
+def test_float32_fires_one_step_late_where_the_threshold_is_met_exactly():
+    exact = GOLDEN["firing_pattern"]["panel2_exact"]
+    fired = [np.nonzero(column)[0] for column in figures.firing_pattern()[1]["spikes"].T]
+    assert all(steps[0] == reference[0] + 1 for steps, reference in zip(fired, exact, strict=True))
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_golden_pattern_mapping(name):
+    golden = GOLDEN["pattern_mapping"]["ge"][name]
+    reached = figures.pattern_mapping(*GRIDS[name])
+    assert [np.nonzero(reached[:, i])[0].tolist() for i in range(16)] == golden["reached"]
+    assert reached.sum() == golden["cells"] and reached.sum() / 16 == golden["mean"]
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_strict_firing_reaches_fewer_patterns(name):
+    assert figures.pattern_mapping(*GRIDS[name], fire_at="gt").sum() == GOLDEN["pattern_mapping"]["gt_cells"][name]
+
+
+def test_convergence_curves_start_alike_and_fall():
+    curves = {loss: figures.convergence(2, loss, epochs=61, samples=64) for loss in figures.CONVERGENCE_LOSSES}
+    for curve in curves.values():
+        assert curve["values"][0] == pytest.approx(np.log(16), abs=1e-3) and len(curve["values"]) == 13
+        assert curve["last"] < 2.7 and len(curve["acc_step"]) == 2
+    assert curves["sdt"]["values"][0] == curves["lts"]["values"][0]  # no spike has reached the output yet
+    assert curves["tet"] == figures.convergence(2, "tet", epochs=61, samples=64)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """A results folder with small made-up data for every figure, all of them drawn."""
+    tmp_path = tmp_path_factory.mktemp("figures")
+    folder = tmp_path / "results"
+    for loss in ("sdt", "tet", "lts"):
+        for neuron in ("if", "if_imp"):
+            for seed in range(2):
+                fake_run(folder / "runs", f"loss={loss}", f"neuron={neuron}", seed=seed, acc=0.8 + 0.05 * seed)
+    fake_run(folder / "runs", "dataset=digits_dvs", "neuron=lif", "loss=tet_s")
+    run = tmp_path / "trained"
+    fake_run(run, "dataset=digits_dvs", "neuron=lif_imp", "loss=tet_s", folder=".")
+    state = {"sn1.imp": torch.linspace(0.3, 0.8, 72).view(2, 6, 6), "fc.weight": torch.zeros(2, 2)}
+    checkpoint.save(run, {"model": state})
+    (folder / "figures").mkdir()
+    figures.measure_learned_imp(folder / "figures" / "learned_imp.json", [run])
+    curves = [
+        dict(timesteps=t, loss=loss, every=5, values=[2.8, 1.0 / t, 0.1])
+        for t in figures.CONVERGENCE_T
+        for loss in figures.CONVERGENCE_LOSSES
+    ]
+    figures.write_data(folder / "figures" / "convergence.json", dict(command="made up", curves=curves))
+    (folder / "benchmarks").mkdir()
+    rows = [dict(timesteps=t, neurons=n, seconds_without=1.0, seconds_with=1.01) for t in (2, 8) for n in (256, 4096)]
+    (folder / "benchmarks" / "cpu.json").write_text(json.dumps(dict(device="a CPU", imp_overhead=rows)))
+    assert script("make_figures").main([f"results={folder}"]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_every_figure_draws_the_same_bytes_again(results, name):
+    svg, png = ((results / "figures" / f"{name}.{form}").read_bytes() for form in ("svg", "png"))
+    with matplotlib.rc_context({"font.size": 30, "svg.hashsalt": None}):  # a user's own settings change nothing
+        assert figures.render(figures.FIGURES[name][1], results) == {"svg": svg, "png": png}
+    assert svg.startswith(b"<?xml") and png.startswith(b"\x89PNG")
+    assert not re.search(r"20\d\d-\d\d|<dc:date|/home|/tmp", svg.decode())
+    assert f"## {name}" in (results / "figures" / "README.md").read_text()
+
+
+def test_missing_data_are_said_and_the_rest_is_drawn(tmp_path, capsys):
+    program = script("make_figures")
+    assert program.main([f"results={tmp_path}"]) == 0
+    err = capsys.readouterr().err
+    assert "imp_overhead skipped" in err and "scripts/benchmark.py" in err and "measure=convergence" in err
+    drawn = {p.stem for p in (tmp_path / "figures").glob("*.svg")}
+    assert drawn == {"firing_pattern", "pattern_mapping"}
+    assert "imp_overhead" not in (tmp_path / "figures" / "README.md").read_text()
+    assert program.main([f"results={tmp_path}", "figure=imp_overhead"]) == 2
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (["figure=conv"], "did you mean 'convergence'"),
+        (["measure=imp"], "measure=imp is unknown"),
+        (["figures=all"], "did you mean 'figure'"),
+        (["measure=learned_imp"], "needs run=DIR"),
+        (["measure=learned_imp", "run=/nowhere"], "/nowhere does not exist"),
+    ],
+)
+def test_wrong_words_are_one_sentence(tmp_path, capsys, argv, said):
+    assert script("make_figures").main([*argv, f"results={tmp_path}"]) == 2
+    err = capsys.readouterr().err
+    assert said in err and len(err.splitlines()) == 1
+
+
+def test_learned_imp_keeps_its_distribution(results):
+    data = json.loads((results / "figures" / "learned_imp.json").read_text())
+    (layer,) = data["runs"][0]["layers"]
+    assert layer["layer"] == "sn1" and layer["shape"] == [2, 6, 6] and sum(layer["histogram"]["counts"]) == 72
+    assert layer["percentiles"][0] == 0.3 and layer["percentiles"][100] == 0.8 and layer["mean"] == pytest.approx(0.55)
+
+
+def test_a_run_without_imp_is_refused(tmp_path):
+    fake_run(tmp_path, "neuron=if", folder=".")
+    checkpoint.save(tmp_path, {"model": {"fc.weight": torch.zeros(2)}})
+    with pytest.raises(UserError, match="no IMP"):
+        figures.imp_of(tmp_path)
+
+
+def test_committed_figures_are_the_generated_ones():
+    made_with = re.search(r"matplotlib (\d[\w.]*);", (RESULTS / "figures" / "README.md").read_text()).group(1)
+    if made_with != matplotlib.__version__:
+        pytest.skip(f"committed figures were drawn by matplotlib {made_with}, here is {matplotlib.__version__}")
+    for name, (_, draw) in figures.FIGURES.items():
+        path = RESULTS / "figures" / f"{name}.svg"
+        if path.exists():
+            forms = figures.render(draw, RESULTS)
+            assert forms["svg"] == path.read_bytes(), name
+            assert forms["png"] == path.with_suffix(".png").read_bytes(), name
