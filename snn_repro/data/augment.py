@@ -266,9 +266,12 @@ def needs_pil(augment) -> bool:
     return bool(augment.randaugment_ops or augment.rrc_min_area)
 
 
-def image_transforms(augment, num_classes: int, normalize: Normalize) -> list[BatchTransform]:
-    """The batch transforms for images, in order; without crop and flip where `sample_transform` does them."""
-    first = [] if needs_pil(augment) else _crop_and_flip(augment)
+def image_transforms(augment, num_classes: int, normalize: Normalize, in_pil: bool = False) -> list:
+    """The batch transforms for images, in order. Crop and flip are left out where `sample_transform` does them.
+
+    in_pil: the images come from `sample_transform` although nothing in `augment` needs it.
+    """
+    first = [] if in_pil or needs_pil(augment) else _crop_and_flip(augment)
     return [*first, normalize, *mix_transforms(augment, num_classes)]
 
 
@@ -288,48 +291,54 @@ def mix_transforms(augment, num_classes: int) -> list[BatchTransform]:
     return [Mix(num_classes, augment.mixup, augment.cutmix, augment.mix_prob, augment.cutmix_axes)]
 
 
-def sample_transform(augment, size: int, fill: Sequence[float]) -> Callable:
+def sample_transform(augment, size: int, fill: Sequence[float], first: Sequence[Callable] = ()) -> Callable:
     """The per-image part of training: PIL image -> uint8 tensor [C, size, size].
 
-    RandomResizedCrop (aspect 3/4 to 4/3) or padded crop, flip, then timm's RandAugment: `randaugment_ops` of
-    its 15 "increasing" operations, each applied with chance 0.5 at a level drawn from N(level, std), with
-    bicubic resampling and `fill` (0..255 per channel) from outside. Draws come from the global generators,
-    seeded by LoaderBatches.
+    RandomResizedCrop (aspect 3/4 to 4/3), or else the steps `first` and a padded crop; flip; then timm's
+    RandAugment: `randaugment_ops` of its 15 "increasing" operations, each applied with chance 0.5 at a level
+    drawn from N(level, std), with bicubic resampling and `fill` (0..255 per channel) from outside. Draws come
+    from the global generators, which LoaderBatches seeds for each sample.
     """
     from torchvision import transforms as T
 
+    mode = _mode(augment.interpolation)
     steps: list[Callable] = []
     if augment.rrc_min_area:
-        steps.append(
-            T.RandomResizedCrop(size, (augment.rrc_min_area, 1.0), interpolation=_mode(augment.interpolation))
-        )
-    elif augment.crop_padding:
-        steps.append(T.RandomCrop(size, augment.crop_padding))
+        steps.append(T.RandomResizedCrop(size, (augment.rrc_min_area, 1.0), interpolation=mode))
+    else:
+        steps += first
+        if augment.crop_padding:
+            steps.append(T.RandomCrop(size, augment.crop_padding))
     if augment.flip:
         steps.append(T.RandomHorizontalFlip(augment.flip))
     if augment.randaugment_ops:
         from PIL.Image import Resampling
         from timm.data.auto_augment import rand_augment_transform
 
-        steps.append(
-            rand_augment_transform(
-                f"rand-m{augment.randaugment_level}-n{augment.randaugment_ops}-inc1",
-                {
-                    "img_mean": tuple(round(v) for v in fill),
-                    "interpolation": Resampling.BICUBIC,
-                    "magnitude_std": augment.randaugment_std,
-                },
-            )
-        )
+        colour = [round(v) for v in fill]
+        options = {
+            "img_mean": tuple(colour) if len(colour) > 1 else colour[0],
+            "interpolation": Resampling.BICUBIC,
+            "magnitude_std": augment.randaugment_std,
+        }
+        name = f"rand-m{augment.randaugment_level}-n{augment.randaugment_ops}-inc1"
+        steps.append(rand_augment_transform(name, options))
     return T.Compose([*steps, T.PILToTensor()])
 
 
 def eval_sample_transform(augment, size: int) -> Callable:
-    """The ImageNet test, short side to `test_resize`, centre crop: PIL image -> uint8 [C, size, size]."""
+    """The ImageNet test: PIL image -> uint8 tensor [C, size, size]."""
     from torchvision import transforms as T
 
-    resize = T.Resize(augment.test_resize or 256, interpolation=_mode(augment.interpolation))
-    return T.Compose([resize, T.CenterCrop(size), T.PILToTensor()])
+    return T.Compose([*eval_steps(augment, size), T.PILToTensor()])
+
+
+def eval_steps(augment, size: int) -> list[Callable]:
+    """Resize and centre crop of the ImageNet test; the short side is 256 for 224 pixels unless test_resize is set."""
+    from torchvision import transforms as T
+
+    short = augment.test_resize or round(size * 256 / 224)
+    return [T.Resize(short, interpolation=_mode(augment.interpolation)), T.CenterCrop(size)]
 
 
 def _mode(name: str):

@@ -1,0 +1,674 @@
+"""Raw event recordings -> cached frames, once; and the gate through which a cache is opened.
+
+A finished cache is a folder `cache_dir/<dataset>/T<timesteps>-<number|time>[-<pixels>px]` with three files:
+
+    frames.npy     [N, T, 2, H, W], memory-mapped when used: event counts in the narrowest of uint8, uint16,
+                   uint32 that holds all of them, or, resized, float16 (float32 where a count needs it)
+    index.csv      one line a sample, sorted by name: row, label, official part, events, bytes and SHA-256 of
+                   its file, name
+    manifest.json  format version, settings, shape, what was left out and why, a SHA-256 over all source files
+
+While it is made, the folder is called `<name>.partial` and has a journal instead of an index. A row is
+written first and noted in the journal afterwards with a checksum, so that a run killed at any moment loses at
+most the files in hand.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from snn_repro.data.event_sets import (
+    EVENT_SETS,
+    Entry,
+    Recordings,
+    Sample,
+    cut,
+    find_places,
+    find_recordings,
+    read_entry,
+    stream_tar,
+    to_frames,
+)
+from snn_repro.errors import DataError, UserError, nearest
+
+FORMAT_VERSION = 1
+_COLUMNS = ("row", "label", "part", "events", "bytes", "sha256", "name")
+
+
+class Settings(NamedTuple):
+    """What decides the content of a cache."""
+
+    dataset: str
+    timesteps: int
+    by: str  # "number" | "time"
+    frame_size: int | None  # pixels; None keeps the sensor's size
+
+    @property
+    def folder(self) -> Path:
+        pixels = f"-{self.frame_size}px" if self.frame_size else ""
+        return Path(self.dataset) / f"T{self.timesteps}-{self.by}{pixels}"
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        height, width = (self.frame_size,) * 2 if self.frame_size else EVENT_SETS[self.dataset].size
+        return (self.timesteps, 2, height, width)
+
+    def command(self, data_dir=None, cache_dir=None) -> str:
+        """The command that makes this cache."""
+        size = f" frame_size={self.frame_size}" if self.frame_size else ""
+        return (
+            f"python scripts/prepare_data.py dataset={self.dataset} data_dir={data_dir or 'DIR'}"
+            f" cache_dir={cache_dir or 'DIR'} timesteps={self.timesteps} integrate_by={self.by}{size}"
+        )
+
+
+@dataclass
+class Cache:
+    """An opened cache; `names`, `labels` and `parts` belong to the rows of `frames`, sorted by name."""
+
+    frames: np.ndarray  # memory-mapped [N, T, 2, H, W]
+    names: list[str]
+    labels: np.ndarray  # int64 [N]
+    parts: list[str] | np.ndarray  # "train" | "test" where the split is official, else ""
+    events: np.ndarray  # int64 [N]: events in the recording
+    manifest: dict[str, Any]
+
+
+# ------------------------------------------------------------------ opening
+
+
+def open_cache(
+    dataset: str,
+    cache_dir: str | Path | None,
+    timesteps: int,
+    by: str = "number",
+    frame_size: int | None = None,
+    data_dir: str | Path | None = None,
+) -> Cache:
+    """Open a finished cache, memory-mapped.
+
+    Raises UserError if there is none, DataError if it is of another format version, was made with other
+    settings, does not fit together, or (only looked at if `data_dir` is given and holds the data set) was
+    made from other files: one sentence each, with the command that rebuilds it.
+    """
+    settings = Settings(dataset, timesteps, by, frame_size)
+    if not cache_dir:
+        raise UserError(
+            f"cache_dir is not set: {dataset} is read from prepared frames; run `{settings.command(data_dir)}` once,"
+            " then pass the same cache_dir=DIR"
+        )
+    folder = Path(cache_dir) / settings.folder
+    command = settings.command(data_dir, cache_dir)
+    if not (folder / "manifest.json").is_file():
+        unfinished = (
+            " (an unfinished one is there: the command goes on with it)" if _partial(folder).exists() else ""
+        )
+        raise UserError(f"no prepared frames at {folder}{unfinished}; run `{command}` once")
+    rebuild = f"rebuild it with `{command} rebuild=true`"
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        if manifest.get("format_version") != FORMAT_VERSION:
+            found = manifest.get("format_version")
+            raise DataError(
+                f"{folder} has cache format {found}, this version reads {FORMAT_VERSION}; {rebuild}"
+            )
+        for key, wanted in settings._asdict().items():
+            if manifest.get(key) != wanted:
+                raise DataError(
+                    f"{folder} was made with {key}={manifest.get(key)}, not {key}={wanted}; {rebuild}"
+                )
+        text = (folder / "index.csv").read_text()
+        if hashlib.sha256(text.encode()).hexdigest() != manifest["index_sha256"]:
+            raise DataError(f"{folder}/index.csv is not the one that belongs to manifest.json; {rebuild}")
+        rows = list(csv.DictReader(text.splitlines()))
+        frames = np.load(folder / "frames.npy", mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        raise DataError(f"{folder} cannot be read ({error}); {rebuild}") from None
+    if frames.shape != (len(rows), *settings.shape) or str(frames.dtype) != manifest["dtype"]:
+        raise DataError(
+            f"{folder}/frames.npy holds {frames.shape} {frames.dtype}, its index {len(rows)} samples of"
+            f" {settings.shape} {manifest['dtype']}; {rebuild}"
+        )
+    cache = Cache(
+        frames=frames,
+        names=[r["name"] for r in rows],
+        labels=np.array([int(r["label"]) for r in rows], np.int64),
+        parts=np.array([r["part"] for r in rows]),
+        events=np.array([int(r["events"]) for r in rows], np.int64),
+        manifest=manifest,
+    )
+    changed = _changed_source(settings.dataset, data_dir, rows)
+    if changed:
+        raise DataError(
+            f"{folder} is stale: {changed}; {rebuild}, or give the data_dir that it was made from"
+        )
+    return cache
+
+
+def _changed_source(dataset: str, data_dir, rows: list[dict]) -> str | None:
+    """How the raw files in `data_dir` differ in name or size from those in the index.
+
+    None if they agree, are absent, or lie in a compressed tar, whose names only a pass through all of it
+    would tell.
+    """
+    try:
+        if any(not p.is_dir() and p.suffix != ".zip" for p in find_places(dataset, data_dir)):
+            return None
+        recordings = find_recordings(dataset, data_dir)
+    except UserError:
+        return None
+    indexed = {r["name"].partition(":")[0]: int(r["bytes"]) for r in rows}
+    for name, size in indexed.items():
+        if name not in recordings.files:
+            return f"{name} is in it, but no longer in data_dir={data_dir}"
+        if recordings.files[name].size != size:
+            return f"{name} had {size} bytes when it was read and has {recordings.files[name].size} now"
+    return None
+
+
+# ------------------------------------------------------------------ making
+
+
+class Problem(NamedTuple):
+    """A file or sample that cannot be used."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason if self.name in self.reason else f"{self.name}: {self.reason}"
+
+
+class Report(NamedTuple):
+    """What `prepare` did."""
+
+    folder: Path
+    samples: int  # in the finished cache
+    expected: int  # in the complete data set
+    read: int  # samples decoded by this call; the rest was there already
+    problems: list[Problem]
+    ignored: int  # files in the data folder that do not belong to the data set
+
+
+class Decoded(NamedTuple):
+    """One file's worth of frames, as it comes back from a worker."""
+
+    file: str
+    size: int
+    sha256: str
+    frames: list[tuple[int, np.ndarray, int]]  # (row, frames, number of events)
+    problems: list[Problem]
+
+
+def decode_file(
+    data: bytes | DataError, file: str, samples: list[tuple[int, Sample]], settings: Settings
+) -> Decoded:
+    """Decode one file and count the frames of its samples, each given with its row. Never raises DataError."""
+    facts = EVENT_SETS[settings.dataset]
+    if isinstance(data, DataError):
+        return Decoded(file, 0, "", [], [Problem(file, str(data))])
+    digest = hashlib.sha256(data).hexdigest()
+    frames, problems = [], []
+    try:
+        events = facts.decode(data, file)
+    except DataError as error:
+        return Decoded(file, len(data), digest, [], [Problem(file, str(error))])
+    for row, sample in samples:
+        try:
+            part = cut(events, sample)
+            if not len(part.t):
+                raise DataError("it holds no events")
+            frames.append((row, to_frames(part, facts.size, *settings[1:]), len(part.t)))
+        except DataError as error:
+            problems.append(Problem(sample.name, str(error)))
+    return Decoded(file, len(data), digest, frames, problems)
+
+
+def _work(entry: Entry, file: str, samples: list[tuple[int, Sample]], settings: Settings) -> Decoded:
+    """What a worker process runs for one file."""
+    try:
+        data: bytes | DataError = read_entry(entry, file)
+    except DataError as error:
+        data = error
+    return decode_file(data, file, samples, settings)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    parent_process().join()
+    os._exit(1)  # a killed parent would leave its workers waiting for ever
+
+
+def prepare(
+    dataset: str,
+    data_dir: str | Path | None,
+    cache_dir: str | Path | None,
+    timesteps: int,
+    by: str = "number",
+    frame_size: int | None = None,
+    workers: int | None = None,
+    allow_bad: bool = False,
+    rebuild: bool = False,
+    say=print,
+) -> Report:
+    """Read every recording of `dataset` below `data_dir`, and leave its frames in `cache_dir`.
+
+    Goes on where a killed run stopped; returns at once if the cache is finished and its source files are
+    unchanged (name and size). Every file is looked at; bad ones are listed through `say` with the reason,
+    without stopping. The cache is finished only if all are good, or with allow_bad=True, which notes the
+    exclusions in the manifest. rebuild=True makes it anew, replacing the old one when it is done. workers:
+    processes (0: none beside this one; default: one a CPU).
+
+    Raises UserError and DataError with one sentence.
+    """
+    if dataset not in EVENT_SETS:
+        known = ", ".join(EVENT_SETS)
+        raise UserError(
+            f"dataset={dataset} needs no preparation; these do: {known}{nearest(dataset, EVENT_SETS)}"
+        )
+    if timesteps < 1:
+        raise UserError(f"timesteps={timesteps} must be at least 1")
+    if by not in ("number", "time"):
+        raise UserError(f"integrate_by={by} must be number or time")
+    if frame_size is not None and frame_size < 4:
+        raise UserError(f"frame_size={frame_size} must be at least 4 pixels")
+    if not cache_dir:
+        raise UserError("cache_dir is not set: pass cache_dir=DIR, a folder for the prepared frames")
+    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    settings = Settings(dataset, timesteps, by, frame_size)
+    folder = Path(cache_dir) / settings.folder
+    recordings = find_recordings(dataset, data_dir)
+    _refuse_overlap(Path(cache_dir), recordings)
+    problems = [Problem(n, reason) for n, reason in sorted(recordings.problems.items())]
+    for problem in problems:
+        say(f"bad: {problem}")
+    expected = EVENT_SETS[dataset].samples
+
+    if folder.exists() and not rebuild:
+        cache = open_cache(*settings[:1], cache_dir, *settings[1:], data_dir=data_dir)
+        known = set(cache.names) | {p["name"] for p in cache.manifest["excluded"]}
+        new = [s.name for s in recordings.samples if s.name not in known]
+        if new:
+            raise DataError(
+                f"{folder} is stale: {len(new)} recordings in data_dir={data_dir} are not in it, {new[0]} among them;"
+                f" rebuild it with `{settings.command(data_dir, cache_dir)} rebuild=true`"
+            )
+        excluded = [Problem(**p) for p in cache.manifest["excluded"]]
+        return Report(folder, len(cache.names), expected, 0, excluded, recordings.ignored)
+
+    try:
+        partial = _Partial(_partial(folder), settings, recordings.samples)
+    except OSError as error:
+        raise UserError(f"cache_dir={cache_dir} cannot be written: {error}") from None
+    with partial:
+        todo = partial.missing(recordings)
+        read = 0
+        try:
+            for done in _progress(_decode_all(todo, recordings, settings, workers), todo, recordings, say):
+                for problem in done.problems:
+                    say(f"bad: {problem}")
+                problems += done.problems
+                partial.add(done)
+                read += len(done.frames)
+        except BrokenProcessPool:
+            raise DataError(
+                "a worker process was killed, probably for want of memory; finished recordings are kept:"
+                f" run the command again with fewer workers than workers={workers}"
+            ) from None
+        except OSError as error:
+            raise DataError(
+                f"{partial.folder} cannot be written ({error}); finished recordings are kept: make room and run again"
+            ) from None
+        if problems and not allow_bad:
+            raise DataError(
+                f"{len(problems)} of {len(recordings.samples) + len(recordings.problems)} recordings of {dataset} are"
+                f" bad ({problems[0]}); replace them and run again, which reads only those, or"
+                " pass allow_bad=true to leave them out, which the manifest then says"
+            )
+        samples = partial.finish(folder, recordings, problems)
+    return Report(folder, samples, expected, read, problems, recordings.ignored)
+
+
+def _refuse_overlap(cache_dir: Path, recordings: Recordings) -> None:
+    """The data folder is only ever read: a cache inside of it would be a write."""
+    places = {Path(e.path).resolve().parent for e in recordings.files.values() if e.kind == "file"}
+    cache = cache_dir.resolve()
+    for place in places:
+        if cache == place or place in cache.parents:
+            raise UserError(
+                f"cache_dir={cache_dir} lies inside of the data set's own folder; choose a folder outside"
+            )
+
+
+def _decode_all(
+    todo: dict[str, list[tuple[int, Sample]]], recordings: Recordings, settings: Settings, workers: int
+) -> Iterator[Decoded]:
+    """Decode the files of `todo` {file: its rows and samples}; order of the results is that in which they get ready."""
+    tarred = {f: s for f, s in todo.items() if recordings.files[f].kind == "tar"}
+    if tarred:  # a compressed tar can only be read from front to back
+        entries = {recordings.files[f].member: f for f in tarred}
+        path = recordings.files[next(iter(tarred))].path
+        for file, data in stream_tar(path, entries):
+            yield decode_file(data, file, tarred[file], settings)
+        return
+    if workers == 0:
+        for file, samples in todo.items():
+            yield _work(recordings.files[file], file, samples, settings)
+        return
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(min(workers, max(len(todo), 1)), context, initializer=_start_worker) as pool:
+        waiting, running = iter(todo.items()), set()
+        try:
+            while True:
+                for file, samples in waiting:  # a short queue: results wait in memory
+                    running.add(pool.submit(_work, recordings.files[file], file, samples, settings))
+                    if len(running) >= 2 * workers:
+                        break
+                if not running:
+                    return
+                ready, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in ready:
+                    yield future.result()
+        finally:
+            for future in running:
+                future.cancel()
+
+
+def _progress(results: Iterator[Decoded], todo: dict, recordings: Recordings, say) -> Iterator[Decoded]:
+    """Pass results on, with a progress bar on a terminal and a line every tenth elsewhere."""
+    total, done = len(todo), len(recordings.files) - len(todo)
+    if done:
+        say(f"{done} of {len(recordings.files)} files were read before")
+    if sys.stdout.isatty():
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("files"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns) as bar:
+            task = bar.add_task("files", total=total)
+            for result in results:
+                yield result
+                bar.advance(task)
+        return
+    for n, result in enumerate(results, 1):
+        yield result
+        if n * 10 // total > (n - 1) * 10 // total:
+            say(f"{n} of {total} files")
+
+
+# ------------------------------------------------------------------ the unfinished cache
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".partial")
+
+
+class _Partial:
+    """A cache in the making: `frames.<dtype>.npy`, `journal.jsonl` and a lock.
+
+    Rows are those of all samples; only the journal says which are filled. Written with plain writes, not
+    through a memory
+    map: a full disk then is an error and not a crash.
+    """
+
+    def __init__(self, folder: Path, settings: Settings, samples: list[Sample]):
+        self.folder, self.settings, self.samples = folder, settings, samples
+        names = "\n".join(f"{s.name} {s.label} {s.start} {s.stop}" for s in samples)
+        self.plan = {
+            "format_version": FORMAT_VERSION,
+            **settings._asdict(),
+            "samples_sha256": hashlib.sha256(names.encode()).hexdigest(),
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        self.lock = open(folder / "lock", "w")  # noqa: SIM115 (open as long as this object)
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.lock.close()
+            raise UserError(f"another run is preparing {folder}; wait for it or stop it") from None
+        self.done: dict[str, dict] = {}  # file -> its journal entry
+        self.tainted: dict[
+            str, dict
+        ] = {}  # the same of files with a bad sample among good ones; not in the journal
+        self.file = None
+        if not self._resume():
+            self._start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file and self.file.close()
+        self.journal.close()
+        self.lock.close()
+
+    # -- starting and going on
+
+    def _path(self, dtype) -> Path:
+        return self.folder / f"frames.{np.dtype(dtype)}.npy"
+
+    def _start(self) -> None:
+        for old in self.folder.glob("frames.*"):
+            old.unlink()
+        self.dtype = np.dtype(np.float16 if self.settings.frame_size else np.uint8)
+        self.file = self._create(self._path(self.dtype), self.dtype)
+        self.journal = open(self.folder / "journal.jsonl", "w")  # noqa: SIM115
+        self._note({"plan": self.plan})
+
+    def _resume(self) -> bool:
+        """Take over what an earlier run with the same plan has finished: rows whose checksum is still right."""
+        path = self.folder / "journal.jsonl"
+        try:
+            lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+        except (OSError, ValueError):
+            return False
+        found = [d for d in _widening(self.settings) if self._path(d).is_file()]
+        if not lines or lines[0].get("plan") != self.plan or not found:
+            return False
+        self.dtype = found[-1]
+        for old in (*map(self._path, found[:-1]), *self.folder.glob("frames.*.tmp")):
+            old.unlink()
+        self.file = open(self._path(self.dtype), "r+b")  # noqa: SIM115
+        self.offset = self._header(len(self.samples), self.dtype)[1]
+        if os.fstat(self.file.fileno()).st_size != self.offset + len(self.samples) * self._row_bytes():
+            self.file.close()
+            return False
+        entries = {entry["file"]: entry for entry in lines[1:]}
+        self.done = {f: e for f, e in entries.items() if all(self._intact(row) for row in e["rows"])}
+        self.journal = open(path, "a")  # noqa: SIM115
+        if lines and not path.read_text().endswith("\n"):
+            self.journal.write("\n")  # the last line was cut short
+        return True
+
+    def _intact(self, row: dict) -> bool:
+        values = self._read(row["row"]).astype(row["dtype"])
+        return zlib.crc32(values.tobytes()) == row["crc32"]
+
+    def missing(self, recordings: Recordings) -> dict[str, list[tuple[int, Sample]]]:
+        """{file: [(row, sample)]} of what is still to be read: not in the journal, or changed in size since."""
+        todo = defaultdict(list)
+        for row, sample in enumerate(self.samples):
+            before = self.done.get(sample.file)
+            if before is None or before["size"] != recordings.files[sample.file].size:
+                todo[sample.file].append((row, sample))
+        for file in todo:
+            self.done.pop(file, None)
+        return dict(todo)
+
+    # -- rows
+
+    def _header(self, n: int, dtype: np.dtype) -> tuple[bytes, int]:
+        """The .npy header of n rows, always 128 bytes here."""
+        from io import BytesIO
+
+        buffer = BytesIO()
+        shape = (n, *self.settings.shape)
+        np.lib.format.write_array_header_1_0(
+            buffer, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        )
+        return buffer.getvalue(), len(buffer.getvalue())
+
+    def _create(self, path: Path, dtype: np.dtype):
+        header, self.offset = self._header(len(self.samples), dtype)
+        file = open(path, "w+b")  # noqa: SIM115
+        file.write(header)
+        file.flush()
+        file.truncate(self.offset + len(self.samples) * int(np.prod(self.settings.shape)) * dtype.itemsize)
+        return file
+
+    def _row_bytes(self) -> int:
+        return int(np.prod(self.settings.shape)) * self.dtype.itemsize
+
+    def _read(self, row: int) -> np.ndarray:
+        data = os.pread(self.file.fileno(), self._row_bytes(), self.offset + row * self._row_bytes())
+        return np.frombuffer(data, self.dtype)
+
+    def _write(self, row: int, frames: np.ndarray) -> None:
+        data = memoryview(np.ascontiguousarray(frames, self.dtype)).cast("B")
+        _write_all(self.file.fileno(), data, self.offset + row * self._row_bytes())
+
+    def _widen(self, dtype: np.dtype) -> None:
+        """Rewrite all rows in a wider type, under a new name, so that a kill in between loses nothing."""
+        path = self._path(dtype)
+        wide = self._create(path.with_suffix(".tmp"), dtype)
+        size = int(np.prod(self.settings.shape)) * dtype.itemsize
+        for entry in (*self.done.values(), *self.tainted.values()):
+            for row in entry["rows"]:
+                data = memoryview(self._read(row["row"]).astype(dtype)).cast("B")
+                _write_all(wide.fileno(), data, self.offset + row["row"] * size)
+        path.with_suffix(".tmp").rename(path)
+        self.file.close()
+        self._path(self.dtype).unlink()
+        self.file, self.dtype = wide, dtype
+
+    def add(self, done: Decoded) -> None:
+        """Write the rows of one file, then note them; files with problems are not noted, so they are read again."""
+        for _, frames, _ in done.frames:
+            if np.result_type(frames.dtype, self.dtype) != self.dtype:
+                self._widen(frames.dtype)
+        rows = []
+        for row, frames, events in done.frames:
+            self._write(row, frames)
+            crc = zlib.crc32(np.ascontiguousarray(frames).tobytes())
+            rows.append({"row": row, "events": events, "dtype": str(frames.dtype), "crc32": crc})
+        entry = {"file": done.file, "size": done.size, "sha256": done.sha256, "rows": rows}
+        if done.problems:
+            self.tainted[done.file] = entry
+        else:
+            self.done[done.file] = entry
+            self._note(entry)
+
+    def _note(self, entry: dict) -> None:
+        self.journal.write(json.dumps(entry) + "\n")
+        self.journal.flush()
+
+    # -- finishing
+
+    def finish(self, folder: Path, recordings: Recordings, problems: list[Problem]) -> int:
+        """Turn the partial folder into the finished one; returns the number of samples."""
+        entries = {**self.done, **self.tainted}
+        facts = {row["row"]: (row["events"], e) for e in entries.values() for row in e["rows"]}
+        rows = sorted(facts)
+        if not rows:
+            raise DataError(
+                f"not one recording of {self.settings.dataset} is good, so there is nothing to cache"
+            )
+        self._compact(rows)
+        index = [",".join(_COLUMNS)]
+        for new, row in enumerate(rows):
+            sample, (events, entry) = self.samples[row], facts[row]
+            index.append(
+                f"{new},{sample.label},{sample.part},{events},{entry['size']},{entry['sha256']},{sample.name}"
+            )
+        text = "\n".join(index) + "\n"
+        entries = {f: e for f, e in entries.items() if e["rows"]}
+        sources = "".join(f"{entries[f]['sha256']}  {f}\n" for f in sorted(entries))
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            **self.settings._asdict(),
+            "shape": [len(rows), *self.settings.shape],
+            "dtype": str(self.dtype),
+            "samples_of_the_complete_set": EVENT_SETS[self.settings.dataset].samples,
+            "excluded": [p._asdict() for p in problems],
+            "source_files": len(entries),
+            "sources_sha256": hashlib.sha256(sources.encode()).hexdigest(),
+            "index_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        }
+        _save(self.folder / "index.csv", text)
+        _save(self.folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+        os.fsync(self.file.fileno())
+        self._path(self.dtype).rename(self.folder / "frames.npy")
+        (self.folder / "journal.jsonl").unlink()
+        (self.folder / "lock").unlink()
+        old = folder.with_name(folder.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        self.folder.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+        _sync_folder(folder.parent)
+        return len(rows)
+
+    def _compact(self, rows: list[int]) -> None:
+        """Close the gaps that excluded samples leave, then cut the file and its header to size."""
+        if len(rows) == len(self.samples):
+            return
+        self.journal.truncate(0)  # rows move: from here on an interrupted run starts again
+        for new, row in enumerate(rows):
+            if new != row:
+                self._write(new, self._read(row))
+        header, offset = self._header(len(rows), self.dtype)
+        assert offset == self.offset
+        os.pwrite(self.file.fileno(), header, 0)
+        self.file.truncate(self.offset + len(rows) * self._row_bytes())
+
+
+def _widening(settings: Settings) -> list[np.dtype]:
+    kinds = (np.float16, np.float32) if settings.frame_size else (np.uint8, np.uint16, np.uint32)
+    return [np.dtype(k) for k in kinds]
+
+
+def _write_all(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def _save(path: Path, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
