@@ -1,0 +1,72 @@
+"""Operation counts against counts by hand."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from snn_repro.energy import E_AC_PJ, E_MAC_PJ, energy_report
+from snn_repro.models import build_model
+from snn_repro.neurons import build_neuron
+
+
+class Tiny(nn.Module):
+    """static image -> conv -> IF over T steps -> conv -> IF -> linear."""
+
+    def __init__(self, imp: bool, timesteps: int = 3):
+        super().__init__()
+        self.timesteps = timesteps
+        self.conv1 = nn.Conv2d(1, 4, 3, padding=1, bias=False)
+        self.sn1 = build_neuron("if", imp=imp, state_shape=(4, 6, 6))
+        self.conv2 = nn.Conv2d(4, 5, 3, stride=2, bias=False)
+        self.sn2 = build_neuron("if", imp=imp, state_shape=(5, 2, 2))
+        self.fc = nn.Linear(20, 7)
+
+    def forward(self, x):
+        self.s1 = self.sn1(self.conv1(x).expand(self.timesteps, -1, -1, -1, -1))
+        self.s2 = self.sn2(self.conv2(self.s1.flatten(0, 1)).unflatten(0, self.s1.shape[:2]))
+        return self.fc(self.s2.flatten(2))
+
+
+@pytest.mark.parametrize("imp", [False, True])
+def test_counts_by_hand(imp):
+    torch.manual_seed(0)
+    model, x = Tiny(imp), 3 * torch.rand(2, 1, 6, 6)
+    report = energy_report(model, x)
+    # every spike meets each weight of each output position whose window holds it
+    met = F.conv2d(model.s1.flatten(0, 1), torch.ones(1, 4, 3, 3), stride=2).sum().item()
+    assert met > 0
+    assert report["layers"] == {
+        "conv1": {"macs": 4 * 9 * 36, "synops": 0},
+        "conv2": {"macs": 0, "synops": 5 * met / 2},
+        "fc": {"macs": 0, "synops": 7 * model.s2.sum().item() / 2},
+    }
+    assert report["synops"] == sum(layer["synops"] for layer in report["layers"].values())
+    assert report["energy_pj"] == pytest.approx(E_MAC_PJ * report["macs"] + E_AC_PJ * report["synops"])
+    assert report["with_memory_pj"] > report["energy_pj"] and report["samples"] == 2
+    assert report["constants_pj"] == {"mac": 4.6, "ac": 0.9, "memory_byte": 24.96}
+
+
+def test_imp_costs_memory_and_no_operation():
+    without, with_imp = (
+        energy_report(Tiny(False), torch.rand(1, 1, 6, 6)),
+        energy_report(Tiny(True), torch.rand(1, 1, 6, 6)),
+    )
+    assert without["imp"] == {"parameters": 0, "bytes": 0, "read_pj": 0}
+    assert with_imp["imp"] == {"parameters": 164, "bytes": 656, "read_pj": pytest.approx(656 * 24.96)}
+    assert with_imp["macs"] == without["macs"]
+
+
+def test_the_small_network_on_frames_and_its_mode_stays():
+    model = build_model(
+        "small", num_classes=10, input_shape=(2, 8, 8), timesteps=4, neuron={"name": "lif", "imp": True}
+    )
+    model.train()
+    frames = torch.randint(0, 3, (4, 2, 2, 8, 8)).float()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    report = energy_report(model, frames)
+    assert model.training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert report["layers"]["conv1"] == {"macs": 4 * 24 * 2 * 9 * 64, "synops": 0}  # event counts are no spikes
+    assert report["layers"]["conv2"]["macs"] == 0
+    assert set(report["layers"]) == {"conv1", "conv2", "conv3", "fc"}
+    assert report["imp"]["parameters"] == 24 * 64 + 2 * 48 * 16
