@@ -20,7 +20,7 @@ from omegaconf import II, MISSING, DictConfig, OmegaConf
 from snn_repro.errors import UserError, nearest
 
 CONF_DIR = Path(__file__).resolve().parents[1] / "conf"
-GROUPS = ("dataset", "model", "neuron", "loss", "recipe", "experiment", "debug")
+GROUPS = ("dataset", "model", "neuron", "loss", "recipe", "experiment", "fidelity", "debug")
 
 
 class ConfigError(UserError):
@@ -184,6 +184,9 @@ class AugmentConfig:
     mixup: float = key(0.0, "Mixup alpha; 0 is off", low=0.0)
     cutmix: float = key(0.0, "CutMix alpha; 0 is off", low=0.0)
     mix_prob: float = key(1.0, "chance that a batch is mixed", low=0.0, high=1.0)
+    label_smoothing: float = key(
+        0.0, "smooth the training targets of any loss; several published SDT and TET rows do", low=0.0, below=1.0
+    )
     cutmix_axes: str = key(
         "spatial", "published cuts polarity and height, as the paper's code does", choices=("spatial", "published")
     )
@@ -208,6 +211,14 @@ class DebugConfig:
 class Config:
     name: str = key(MISSING, "the row: names the run's folder, its line in tables and its W&B group")
     paper_row: str | None = key(None, "id of the row of the paper's tables that this run reproduces")
+    fidelity: str = key(
+        "published", "the released code's settings, or the paper's equations; choose with fidelity=...",
+        choices=("published", "described"),
+    )  # fmt: skip
+    baselines: list[str] = key(
+        [], "rows of the same recipe to measure the gain against: without all that this row adds, then without one part"
+    )
+    unspecified: list[str] = key([], "keys that no source of the paper settles; the row's file says why we chose so")
     seed: int = key(0, "seed of weights, order and augmentation", low=0, below=2**31)
     timesteps: int = key(II("dataset.timesteps"), "simulation steps T", low=1)
     data_dir: str | None = key(None, "folder with the public data sets, as downloaded; only ever read")
@@ -235,7 +246,7 @@ class Config:
 # Keys that change where or how a run happens, but no number in its result.
 NOT_HASHED = (
     "run_dir", "data_dir", "cache_dir", "resume", "force", "device", "threads", "logger",
-    "dataset.workers", "debug.profile",
+    "dataset.workers", "debug.profile", "baselines", "unspecified",
 )  # fmt: skip
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -417,6 +428,10 @@ def _check_combinations(c: Config) -> None:
         size = "x".join(map(str, frame_shape(c)[1:]))
         raise ConfigError(
             f"model=vgg48 is wired for 48x48 pixels and dataset={c.dataset.name} gives {size}; set dataset.frame_size=48 or choose model=vgg128"
+        )
+    if c.augment.label_smoothing > 0 and c.loss.name == "tet_s":
+        raise ConfigError(
+            f"augment.label_smoothing={c.augment.label_smoothing} would smooth twice with loss=tet_s; use loss.epsilon"
         )
     if c.augment.mixup == 0 and c.augment.cutmix == 0 and c.augment.mix_prob < 1:
         raise ConfigError(

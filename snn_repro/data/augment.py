@@ -16,10 +16,12 @@ keys read here (`augment.` in the configuration):
     eventdrop                event_drop, on the events, before they become frames
     mixup, cutmix, mix_prob, cutmix_axes
                              Mix: alphas (0 is off), chance that a batch is mixed, which axes CutMix cuts
+    label_smoothing          SmoothLabels, of the mixed targets
     test_resize              short side in pixels before the centre crop of the ImageNet test; 0 is 256
 
-Order: crop, flip, then event_policy and nda, then Mix; with RandomResizedCrop or RandAugment, crop and flip
-move into the PIL part. Repeated augmentation is `recipe.repeated_augmentation` and lives in batches.py.
+Order: crop, flip, then event_policy and nda, then Mix and SmoothLabels; with RandomResizedCrop or
+RandAugment, crop and flip move into the PIL part. Repeated augmentation is `recipe.repeated_augmentation` and
+lives in batches.py.
 """
 
 from __future__ import annotations
@@ -227,6 +229,17 @@ class Mix:
         return max(centre - half, 0), min(centre + half, size)
 
 
+class SmoothLabels:
+    """target <- (1 - epsilon) target + epsilon / K, float32 [B, K], of class numbers [B] or mixed targets [B, K]."""
+
+    def __init__(self, num_classes: int, epsilon: float):
+        self.num_classes, self.epsilon = num_classes, epsilon
+
+    def __call__(self, x: Tensor, target: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        target = F.one_hot(target, self.num_classes).to(torch.float32) if target.ndim == 1 else target
+        return x, (1 - self.epsilon) * target + self.epsilon / self.num_classes
+
+
 def event_drop(events: Events, size: tuple[int, int]) -> Events:
     """EventDrop (Gu et al., IJCAI 2021), by tonic: drop nothing, a time window, a box or random events.
 
@@ -285,10 +298,13 @@ def _crop_and_flip(augment) -> list[BatchTransform]:
 
 
 def mix_transforms(augment, num_classes: int) -> list[BatchTransform]:
-    """[Mix] if `augment` asks for Mixup or CutMix, else []."""
-    if not (augment.mixup or augment.cutmix):
-        return []
-    return [Mix(num_classes, augment.mixup, augment.cutmix, augment.mix_prob, augment.cutmix_axes)]
+    """Mix and SmoothLabels, where `augment` asks for them."""
+    chosen: list[BatchTransform] = []
+    if augment.mixup or augment.cutmix:
+        chosen.append(Mix(num_classes, augment.mixup, augment.cutmix, augment.mix_prob, augment.cutmix_axes))
+    if augment.label_smoothing:
+        chosen.append(SmoothLabels(num_classes, augment.label_smoothing))
+    return chosen
 
 
 def sample_transform(augment, size: int, fill: Sequence[float], first: Sequence[Callable] = ()) -> Callable:
