@@ -1,0 +1,486 @@
+"""Readers of the published file formats: bytes in, arrays out, and one sentence for what is not as it should be.
+
+    read_aedat2          AEDAT 2.0, CIFAR10-DVS's `.aedat`
+    read_aedat3          AEDAT 3.1, DVS128 Gesture's `.aedat`; read_gesture_labels: its `_labels.csv`
+    read_atis_bin        40-bit ATIS events, N-Caltech101's `.bin`
+    read_idx             IDX, Fashion-MNIST's `-ubyte` and `-ubyte.gz`
+    read_cifar_batch     one of the Python pickles of CIFAR; read_cifar10, read_cifar100: all of them
+
+Each (but read_cifar10 and read_cifar100, which want a folder or archive) takes a path, an open binary file or
+the bytes themselves (a member of a zip file, say), and `name`, what to call it in errors. A file that breaks
+off, even inside its last record, is an error and never a shorter recording. No size found in a file is believed
+before the bytes are seen to be there.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import pickle
+import pickletools
+import re
+import struct
+import tarfile
+import warnings
+import zlib
+from math import prod
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+import numpy as np
+
+from snn_repro.data.events import Events
+from snn_repro.errors import DataError
+
+_BINARY = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+Source = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO
+
+
+class FormatError(DataError):
+    """A file is not what its format promises: `name`, the byte `offset` at which that shows, and the `reason`."""
+
+    def __init__(self, name: str, offset: int, reason: str):
+        super().__init__(name, offset, reason)  # all three, so that the error survives a process boundary
+        self.name, self.offset, self.reason = name, offset, reason
+
+    def __str__(self) -> str:
+        return f"{self.name}, byte {self.offset}: {self.reason}"
+
+
+def _bytes(source: Source, name: str | None) -> tuple[bytes, str]:
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source), name or "<bytes>"
+    if isinstance(source, str | os.PathLike):
+        try:
+            return Path(source).read_bytes(), name or os.fspath(source)
+        except OSError as error:
+            raise DataError(f"{name or source} cannot be read: {error.strerror or error}") from None
+    return bytes(source.read()), name or str(getattr(source, "name", "<stream>"))
+
+
+def _after_header(data: bytes, name: str, magic: bytes, last_line: bytes | None = None) -> int:
+    """Offset of the first byte after the ASCII lines that begin with '#', or after `last_line`; LF or CRLF."""
+    if not data.startswith(magic):
+        raise FormatError(name, 0, f"the file does not begin with {magic.decode()}")
+    at = 0
+    while data[at : at + 1] == b"#":
+        end = data.find(b"\n", at)
+        if end < 0 or _BINARY.search(data, at, end):
+            raise FormatError(name, at, "a header line has no end or holds binary data")
+        line, at = data[at:end], end + 1
+        if line.rstrip(b"\r") == last_line:
+            return at
+    if last_line:
+        raise FormatError(name, at, f"the header has no line {last_line.decode()}")
+    return at
+
+
+def _whole_records(data: bytes, start: int, size: int, name: str) -> None:
+    rest = (len(data) - start) % size
+    if rest:
+        raise FormatError(
+            name, len(data) - rest, f"the last record has {rest} of its {size} bytes: the file breaks off"
+        )
+
+
+def read_aedat2(source: Source, name: str | None = None) -> Events:
+    """AEDAT 2.0 of a DVS128 sensor (128 x 128), as CIFAR10-DVS uses it.
+
+    After the header, records of a big-endian 32-bit address and a 32-bit time in microseconds. Address bit 0 is
+    the polarity a, bits 1..7 are a column b, bits 8..14 a row c; the result follows the decoding that published
+    results use: x = 127 - c, y = 127 - b, p = 1 - a. Records with bit 15 (external) or 31 (special) set come
+    from no pixel and are left out. Raises FormatError.
+    """
+    data, name = _bytes(source, name)
+    start = _after_header(data, name, b"#!AER-DAT2.0")
+    _whole_records(data, start, 8, name)
+    words = np.frombuffer(data, ">u4", offset=start).reshape(-1, 2)
+    address = words[:, 0].astype(np.uint32)
+    used = int(np.bitwise_or.reduce(address, initial=0))
+    if used & 0x7FFF0000:
+        i = int(np.argmax(address & 0x7FFF0000 != 0))
+        raise FormatError(
+            name, start + 8 * i, f"address {address[i]:#010x} has bits set that a DVS128 sensor does not use"
+        )
+    t = words[:, 1].astype(np.int64)
+    if used & 0x80008000:
+        pixel = address & 0x80008000 == 0
+        address, t = address[pixel], t[pixel]
+    low, high = address.astype(np.uint8), (address >> 8).astype(np.uint8)
+    return Events(t, (127 - high).astype(np.int16), (127 - (low >> 1)).astype(np.int16), 1 - (low & 1))
+
+
+_PACKET = struct.Struct("<HHIIIIII")  # type, source, size, time offset, time overflow, capacity, number, valid
+_POLARITY, _LAST_TYPE = 1, 13
+
+
+def read_aedat3(source: Source, name: str | None = None, size: tuple[int, int] | None = (128, 128)) -> Events:
+    """AEDAT 3.1, as DVS128 Gesture uses it: the valid polarity events of all packets, in recorded order.
+
+    Packets of a 28-byte little-endian header and eventCapacity events of eventSize bytes, of which the first
+    eventNumber are used. A polarity event is a 32-bit word (bit 0 valid, bit 1 polarity, bits 2..16 y, bits
+    17..31 x) and a 32-bit time; t = time | eventTSOverflow << 31, in microseconds. Packets of other types are
+    skipped. size: (H, W) that x and y must lie in, None to accept all. Raises FormatError.
+    """
+    data, name = _bytes(source, name)
+    at = _after_header(data, name, b"#!AER-DAT3.1", last_line=b"#!END-HEADER")
+    starts, numbers, overflows = [], [], []
+    while at < len(data):
+        left = len(data) - at - _PACKET.size
+        if left < 0:
+            raise FormatError(name, at, f"{len(data) - at} bytes where a packet header of 28 should be")
+        kind, _, event_size, time_at, overflow, capacity, number, valid = _PACKET.unpack_from(data, at)
+        if capacity * event_size > left:
+            promised = f"a packet of {capacity} events of {event_size} bytes"
+            raise FormatError(name, at, f"{promised}, but the file ends after {left} more bytes")
+        if not valid <= number <= capacity:
+            counts = f"eventValid {valid}, eventNumber {number}, eventCapacity {capacity}"
+            raise FormatError(name, at, f"a packet with {counts}: these may not decrease")
+        if kind == _POLARITY:
+            if (event_size, time_at) != (8, 4):
+                raise FormatError(name, at, f"a polarity packet of {event_size}-byte events; they have 8 bytes")
+            starts.append(at + _PACKET.size)
+            numbers.append(number)
+            overflows.append(overflow)
+        elif kind > _LAST_TYPE:
+            raise FormatError(name, at, f"a packet of type {kind}, which AEDAT 3.1 does not define")
+        at += _PACKET.size + capacity * event_size
+    return _polarity_events(data, starts, numbers, overflows, name, size)
+
+
+def _polarity_events(data, starts, numbers, overflows, name, size) -> Events:
+    parts = [np.frombuffer(data, "<u4", 2 * n, s) for s, n in zip(starts, numbers, strict=True)]
+    words = np.concatenate(parts or [np.empty(0, "<u4")]).reshape(-1, 2)
+    t = words[:, 1].astype(np.int64)
+    if any(overflows):
+        t |= np.repeat(np.array(overflows, np.int64) << 31, numbers)
+    word = np.ascontiguousarray(words[:, 0])
+    x, y = (word >> 17).astype(np.int16), (word >> 2 & 0x7FFF).astype(np.int16)
+    valid = word & 1 == 1
+    if size is not None and len(x) and (x.max() >= size[1] or y.max() >= size[0]):
+        outside = valid & ((x >= size[1]) | (y >= size[0]))
+        if outside.any():
+            i = int(np.argmax(outside))
+            packet = int(np.searchsorted(np.cumsum(numbers), i, side="right"))
+            offset = starts[packet] + 8 * (i - sum(numbers[:packet]))
+            raise FormatError(name, offset, f"an event at x={x[i]}, y={y[i]}, outside of {size[1]} x {size[0]} pixels")
+    events = Events(t, x, y, (word >> 1 & 1).astype(np.uint8))
+    return events if valid.all() else Events(*(values[valid] for values in events))
+
+
+def read_gesture_labels(source: Source, name: str | None = None) -> list[tuple[int, int, int]]:
+    """The label table of one DVS128 Gesture recording: rows (class 1..11, start, end) in microseconds.
+
+    The rows are given as they are recorded: a class may occur twice, rows may overlap, nothing is sorted. The
+    samples are the events with start <= t < end. Raises FormatError.
+    """
+    data, name = _bytes(source, name)
+    data, offset, rows = data.removeprefix(b"\xef\xbb\xbf"), 0, []
+    for number, line in enumerate(data.splitlines(keepends=True)):
+        if number == 0:
+            if line.strip() != b"class,startTime_usec,endTime_usec":
+                raise FormatError(name, 0, "the first line is not class,startTime_usec,endTime_usec")
+        elif line.strip():
+            match = re.fullmatch(rb"(\d{1,2}),(\d{1,18}),(\d{1,18})", line.strip())
+            if not match:
+                raise FormatError(name, offset, "a line that is not three whole numbers: class,start,end")
+            gesture, start, end = (int(field) for field in match.groups())
+            if not 1 <= gesture <= 11 or start >= end:
+                problem = f"class {gesture} from {start} to {end}"
+                raise FormatError(name, offset, f"{problem}: classes are 1 to 11 and end after their start")
+            rows.append((gesture, start, end))
+        offset += len(line)
+    if not rows:
+        raise FormatError(name, offset, "the table has no rows")
+    return rows
+
+
+def read_atis_bin(source: Source, name: str | None = None, size: tuple[int, int] = (180, 240)) -> Events:
+    """40-bit events of an ATIS sensor, as N-Caltech101 (180 x 240 pixels) and N-MNIST use them.
+
+    Five bytes an event: x, y, then polarity (1 bit) and time (23 bits, microseconds, big-endian). A record with
+    y = 240 is no event: from there on, 2^13 microseconds are added to all times. Events outside of `size`
+    (H, W) are left out with a warning that counts them. Raises FormatError.
+    """
+    data, name = _bytes(source, name)
+    _whole_records(data, 0, 5, name)
+    raw = np.frombuffer(data, np.uint8).reshape(-1, 5)
+    x, y = raw[:, 0].astype(np.int16), raw[:, 1].astype(np.int16)
+    t = raw[:, 4] | raw[:, 3].astype(np.int64) << 8 | (raw[:, 2] & 127).astype(np.int64) << 16
+    overflow = y == 240
+    if overflow.any():
+        t += np.cumsum(overflow) << 13
+    outside = ~overflow & ((y >= size[0]) | (x >= size[1]))
+    if outside.any():
+        first = 5 * int(np.argmax(outside))
+        warnings.warn(
+            f"{name}: left out {np.count_nonzero(outside)} of {len(raw)} events, outside of {size[1]} x {size[0]}"
+            f" pixels, the first at byte {first}",
+            stacklevel=2,
+        )
+    events = Events(t, x, y, raw[:, 2] >> 7)
+    keep = ~(overflow | outside)
+    return events if keep.all() else Events(*(values[keep] for values in events))
+
+
+_IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+
+
+def read_idx(source: Source, name: str | None = None) -> np.ndarray:
+    """An IDX array (MNIST's format), plain or gzipped, in its own type and shape and native byte order.
+
+    Two zero bytes, a type code, the number of dimensions, the dimensions as big-endian 32-bit integers, then
+    the values. Raises FormatError; for a gzipped file its offsets count unpacked bytes.
+    """
+    data, name = _bytes(source, name)
+    packed = data[:2] == b"\x1f\x8b"
+    stream = gzip.GzipFile(fileobj=io.BytesIO(data)) if packed else io.BytesIO(data)
+    read = 0
+
+    def take(count: int) -> bytes:
+        """Up to `count` bytes, block by block: what a damaged header promises is never allocated at once."""
+        nonlocal read
+        blocks, wanted = [], count
+        try:
+            while wanted and (block := stream.read(min(wanted, 1 << 20))):
+                blocks.append(block)
+                wanted -= len(block)
+                read += len(block)
+        except (OSError, EOFError, zlib.error) as error:
+            raise FormatError(name, read, f"cannot be unpacked ({error}): the file is damaged") from None
+        return b"".join(blocks)
+
+    magic = take(4)
+    if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _IDX_TYPES or not 1 <= magic[3] <= 8:
+        raise FormatError(name, 0, f"the file begins with {magic.hex(' ') or 'nothing'}, not with an IDX header")
+    header = take(4 * magic[3])
+    if len(header) < 4 * magic[3]:
+        raise FormatError(name, read, f"the file ends inside its header of {4 + 4 * magic[3]} bytes")
+    shape = struct.unpack(f">{magic[3]}I", header)
+    dtype = np.dtype(_IDX_TYPES[magic[2]])
+    expected = prod(shape) * dtype.itemsize
+    if not expected:
+        raise FormatError(name, 4, f"the array of shape {shape} is empty")
+    body = take(expected + 1)
+    if len(body) != expected:
+        found = f"only {len(body)}" if len(body) < expected else "more"
+        raise FormatError(name, read, f"an array of shape {shape} has {expected} bytes, the file holds {found}")
+    return np.frombuffer(body, dtype).astype(dtype.newbyteorder("=")).reshape(shape)
+
+
+# ------------------------------------------------------------------ CIFAR's pickles
+
+
+Labelled = tuple[np.ndarray, np.ndarray]
+"""images uint8 [N, 3, 32, 32], planes R, G, B; labels int64 [N]"""
+
+
+def read_cifar10(place: str | os.PathLike) -> tuple[Labelled, Labelled]:
+    """CIFAR-10 from the folder cifar-10-batches-py or from cifar-10-python.tar.gz: (train, test), labels 0..9.
+
+    Raises DataError if a file is missing, FormatError if one is damaged.
+    """
+    *train, test = _read_cifar(place, [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], "labels")
+    return tuple(np.concatenate(parts) for parts in zip(*train, strict=True)), test
+
+
+def read_cifar100(place: str | os.PathLike) -> tuple[Labelled, Labelled]:
+    """CIFAR-100 from the folder cifar-100-python or from its tar.gz: (train, test), fine labels 0..99.
+
+    Raises as `read_cifar10` does.
+    """
+    train, test = _read_cifar(place, ["train", "test"], "fine_labels")
+    return train, test
+
+
+def _read_cifar(place: str | os.PathLike, files: list[str], labels: str) -> list[Labelled]:
+    place, found = Path(place), {}
+    if place.is_dir():
+        found = {f: read_cifar_batch(place / f, labels=labels) for f in files if (place / f).exists()}
+    else:
+        try:
+            with tarfile.open(place, "r|*") as archive:
+                for member in archive:
+                    file = PurePosixPath(member.name).name
+                    if member.isfile() and file in files and member.size < _LARGEST_BATCH:
+                        name = f"{place}:{member.name}"
+                        found[file] = read_cifar_batch(archive.extractfile(member), name, labels=labels)
+        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{place} cannot be unpacked ({error}); get it again") from None
+    if missing := [f for f in files if f not in found]:
+        raise DataError(f"{place} holds no {', '.join(missing)}; it should hold {', '.join(files)}")
+    return [found[f] for f in files]
+
+
+def read_cifar_batch(source: Source, name: str | None = None, labels: str = "labels") -> Labelled:
+    """One pickled file of CIFAR. labels: "labels" (CIFAR-10) or "fine_labels" (CIFAR-100).
+
+    The pickle is taken apart without running it: nothing that it names is imported or called. Raises
+    FormatError.
+    """
+    classes = _CIFAR_CLASSES[labels]
+    data, name = _bytes(source, name)
+    batch, offsets = _load_pickle(data, name)
+    if not isinstance(batch, dict):
+        raise FormatError(name, 0, "the pickle holds no dictionary")
+    batch = {_text(key): value for key, value in batch.items()}
+    for needed in ("data", labels):
+        if needed not in batch:
+            raise FormatError(name, 0, f"the dictionary has no '{needed}'; is the file of another data set?")
+    images, values = _array(batch["data"]), batch[labels]
+    if images is None or images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != 3072:
+        raise FormatError(name, offsets.get("data", 0), "'data' is no whole uint8 array of 3,072 bytes an image")
+    numbers = _integers(values) if isinstance(values, list) else _array(values)
+    if numbers is None or numbers.shape != images.shape[:1] or not len(numbers):
+        raise FormatError(name, offsets.get(labels, 0), f"'{labels}' is no list of {len(images)} whole numbers")
+    if numbers.min() < 0 or numbers.max() >= classes:
+        span = f"{numbers.min()} to {numbers.max()}"
+        raise FormatError(name, offsets.get(labels, 0), f"'{labels}' reaches from {span}, not from 0 to {classes - 1}")
+    return images.reshape(-1, 3, 32, 32), numbers.astype(np.int64)
+
+
+class _Made:
+    """Something that a pickle asks to be constructed: recorded, never called."""
+
+    def __init__(self, *args):
+        self.args, self.state = args, None
+
+    def __setstate__(self, state):
+        self.state = state
+
+
+class _Reconstruct(_Made):
+    """numpy's `_reconstruct`; its state is (version, shape, dtype, Fortran order, bytes)."""
+
+
+class _FromBuffer(_Made):
+    """numpy's `_frombuffer`, protocol 5: (bytes, dtype, shape, order)."""
+
+
+class _Scalar(_Made):
+    """A numpy scalar: (dtype, bytes)."""
+
+
+class _DType(_Made):
+    """A numpy dtype: (code, ...), with the byte order second in its state."""
+
+
+class _Encode(_Made):
+    """How Python 3 writes bytes into a protocol 2 pickle: (text, "latin1")."""
+
+
+class _NdArray(_Made):
+    """The class numpy.ndarray, an argument of `_reconstruct`."""
+
+
+_CIFAR_CLASSES = {"labels": 10, "fine_labels": 100}
+_LARGEST_BATCH = 1 << 30  # bytes; CIFAR-100's train has 155 million
+_GLOBALS = {("numpy", "ndarray"): _NdArray, ("numpy", "dtype"): _DType, ("_codecs", "encode"): _Encode}
+for _core in ("numpy.core", "numpy._core"):
+    _GLOBALS |= {
+        (f"{_core}.multiarray", "_reconstruct"): _Reconstruct,
+        (f"{_core}.multiarray", "scalar"): _Scalar,
+        (f"{_core}.numeric", "_frombuffer"): _FromBuffer,
+    }
+
+# What pickles of dictionaries, lists, numbers, strings and arrays are made of, protocol 2 and later.
+_OPCODES = frozenset(
+    """PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT
+    BINSTRING SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8
+    BYTEARRAY8 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
+    BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD""".split()
+)
+
+
+class _SafeUnpickler(pickle.Unpickler):
+    def find_class(self, module, name):
+        try:
+            return _GLOBALS[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which no CIFAR file needs") from None
+
+
+def _load_pickle(data: bytes, name: str) -> tuple[object, dict[str, int]]:
+    """The object, and the offset at which each short string first stands.
+
+    The opcodes are checked before any is obeyed: that all are known and whole, and that none asks for memory
+    out of proportion (a memo index does).
+    """
+    stream, offsets, at = io.BytesIO(data), {}, 0
+    try:
+        for count, (opcode, argument, at) in enumerate(pickletools.genops(stream)):
+            if opcode.name not in _OPCODES:
+                raise FormatError(name, at, f"opcode {opcode.name}, which no CIFAR file needs; it is not obeyed")
+            if opcode.name == "LONG_BINPUT" and argument > count:
+                raise FormatError(name, at, f"memo index {argument} after {count} operations")
+            if isinstance(argument, str | bytes) and len(argument) < 20:
+                offsets.setdefault(argument if isinstance(argument, str) else argument.decode("latin1"), at)
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:100]
+        raise FormatError(name, stream.tell(), f"the pickle is damaged or breaks off ({reason})") from None
+    if at != len(data) - 1:
+        raise FormatError(name, at, f"the pickle ends here, {len(data) - 1 - at} bytes before the file does")
+    stream.seek(0)
+    try:
+        return _SafeUnpickler(stream, encoding="bytes").load(), offsets
+    except Exception as error:  # a damaged pickle can fail in any way that its operations can
+        reason = " ".join(str(error).split())[:100]
+        raise FormatError(name, stream.tell(), f"the pickle is damaged ({reason})") from None
+
+
+def _text(key):
+    raw = _raw(key)
+    return key if raw is None else raw.decode("latin1")
+
+
+def _raw(value) -> bytes | None:
+    if isinstance(value, _Encode) and len(value.args) == 2 and isinstance(value.args[0], str):
+        try:
+            return value.args[0].encode("latin1")
+        except UnicodeEncodeError:
+            return None
+    return bytes(value) if isinstance(value, bytes | bytearray) else None
+
+
+def _dtype(value) -> np.dtype | None:
+    if not isinstance(value, _DType) or not value.args:
+        return None
+    code, state = value.args[0], value.state
+    code = code.decode("latin1") if isinstance(code, bytes) else code
+    if not isinstance(code, str) or not re.fullmatch("[iu][1248]", code):
+        return None
+    order = state[1] if isinstance(state, tuple) and len(state) > 1 else "|"
+    return np.dtype((">" if order in (">", b">") else "<") + code)
+
+
+def _array(value) -> np.ndarray | None:
+    """The integer array that the pickle describes, or None if it is no whole one."""
+    if isinstance(value, _Reconstruct) and isinstance(value.state, tuple) and len(value.state) == 5:
+        _, shape, dtype, fortran, raw = value.state
+    elif isinstance(value, _FromBuffer) and len(value.args) == 4:
+        raw, dtype, shape, order = value.args
+        fortran = order in ("F", b"F")
+    else:
+        return None
+    raw, dtype = _raw(raw), _dtype(dtype)
+    if raw is None or dtype is None or not isinstance(shape, tuple):
+        return None
+    if not all(type(n) is int and n >= 0 for n in shape) or prod(shape) * dtype.itemsize != len(raw):
+        return None
+    return np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran else "C") if raw else None
+
+
+def _integers(values: list) -> np.ndarray | None:
+    """int64 of a list of Python integers or numpy scalars, or None if it holds anything else."""
+    plain = []
+    for value in values:
+        if isinstance(value, _Scalar) and len(value.args) == 2:
+            dtype, raw = _dtype(value.args[0]), _raw(value.args[1])
+            if dtype is None or raw is None or len(raw) != dtype.itemsize:
+                return None
+            value = int(np.frombuffer(raw, dtype)[0])
+        if type(value) is not int or not -(2**63) <= value < 2**63:
+            return None
+        plain.append(value)
+    return np.array(plain, np.int64)
