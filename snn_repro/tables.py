@@ -2,15 +2,19 @@
 
 import csv
 import io
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from snn_repro.config import hashed
+import numpy as np
+
+from snn_repro.config import differing, hashed
 from snn_repro.errors import UserError
-from snn_repro.statistics import Summary, summary
-from snn_repro.store import RESULT, SCHEMA_VERSION, RunResult, find_results
+from snn_repro.files import write_json
+from snn_repro.statistics import Summary, mcnemar, paired, summary
+from snn_repro.store import PREDICTIONS, RESULT, SCHEMA_VERSION, RunResult, find_results
 
 OPTIMISTIC = "best epoch on the test set (optimistic)"
 
@@ -110,6 +114,109 @@ def _differences(results: list[RunResult], mine: int) -> str:
     keys = sorted({k for flat in flats for k in flat})
     apart = [k for k in keys if len({repr(flat.get(k)) for flat in flats}) > 1]
     return ", ".join(f"{k}={flats[mine].get(k)}" for k in apart) or results[mine]["recipe_hash"]
+
+
+# ---------------------------------------------------------------- one group against another
+
+WHAT_A_METHOD_CHANGES = ("name", "paper_row", "seed", "neuron.imp", "recipe.imp_", "loss.")
+
+
+def recipe_difference(a: RunResult, b: RunResult) -> list[str]:
+    """`["recipe.epochs: 150 -> 200", ...]`: where two runs differ beyond IMP and the loss; empty for the same recipe."""
+    found = differing(a["config"], b["config"])
+    found = [d for d in found if not d.startswith(WHAT_A_METHOD_CHANGES)]
+    for key in ("split_sha256", "precision"):
+        if a[key] != b[key]:
+            found.append(f"{key}: {a[key][:16]} -> {b[key][:16]}")
+    return found
+
+
+class Gain(NamedTuple):
+    """Accuracy of a group less that of its baseline, last epoch, each at its own readout, in percentage points.
+
+    Over n common seeds: paired t interval and p. For a single common seed: McNemar's exact p over the test set, no
+    interval. p is None where neither can be had.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    p: float | None
+    test: str
+    n: int
+    baseline: str
+
+
+def gain(group: Group, baseline: Group) -> Gain:
+    """Compare over the seeds that both have. Raises UserError when the recipes differ or no seed is common."""
+    differences = recipe_difference(baseline.first, group.first)
+    if differences:
+        raise UserError(f"{baseline.label} has another recipe ({'; '.join(differences)})")
+    ours, theirs = ({run["seed"]: run for run in g.runs} for g in (group, baseline))
+    seeds = sorted(ours.keys() & theirs.keys())
+    if not seeds:
+        raise UserError(f"{baseline.label} shares no seed with {group.label}")
+    if len(seeds) == 1:
+        a, b = theirs[seeds[0]], ours[seeds[0]]
+        value = 100 * (b["acc_last"] - a["acc_last"])
+        right = right_answers(a), right_answers(b)
+        if right[0] is None or right[1] is None:
+            return Gain(value, None, None, None, "no predictions", 1, baseline.label)
+        return Gain(value, None, None, mcnemar(*right).p, "McNemar", 1, baseline.label)
+    test = paired(*([100 * side[s]["acc_last"] for s in seeds] for side in (theirs, ours)))
+    return Gain(test.mean, test.low, test.high, test.p, "paired t", test.n, baseline.label)
+
+
+RIGHT = "right.json"  # the right answers of a collected run: a bit a test sample, in the order of the test list
+
+
+def right_answers(result: RunResult) -> np.ndarray | None:
+    """bool [N]: which test samples the final network answers rightly at its readout; None where no file says so.
+
+    Raises UserError where the file does not belong to the result.
+    """
+    folder = Path(result["folder"])
+    if (folder / RIGHT).exists():
+        content = json.loads((folder / RIGHT).read_text())
+        bits = np.frombuffer(bytes.fromhex(content["bits"]), np.uint8)
+        right = np.unpackbits(bits, count=content["n_test"]).astype(bool)
+    elif (folder / PREDICTIONS).exists():
+        with np.load(folder / PREDICTIONS, allow_pickle=False) as file:
+            logits, label = file["logits"].astype(np.float32), file["label"]
+        scores = logits[:, -1] if result["readout"] == "last" else logits.mean(1)
+        right = scores.argmax(-1) == label
+    else:
+        return None
+    if abs(int(right.sum()) - result["correct"]) > 1e-3 * len(right) + 1 or len(right) != result["n_test"]:
+        raise UserError(
+            f"{folder}: the predictions have {right.sum()} of {len(right)} right and {RESULT} says {result['correct']} "
+            f"of {result['n_test']}; they are not of one run, so run it again with force=true"
+        )
+    return right
+
+
+def collect(roots: Iterable[str | Path], into: Path) -> list[Path]:
+    """Copy finished runs to `into`, at the same place as under their root, as the two small files that tables need.
+
+    result.json comes without the folders of this machine; predictions.npz becomes right.json, a bit a sample.
+    Returns the folders written.
+    """
+    written = []
+    for root in map(Path, roots):
+        for result in load([root]):
+            source = Path(result["folder"])
+            target = into / source.relative_to(root if root.is_dir() else root.parent)
+            content = {k: v for k, v in result.items() if k != "folder"}
+            content["config"] = {
+                k: None if k in ("run_dir", "data_dir", "cache_dir") else v for k, v in result["config"].items()
+            }
+            right = right_answers(result)
+            target.mkdir(parents=True, exist_ok=True)
+            write_json(target / RESULT, content)
+            if right is not None:
+                write_json(target / RIGHT, dict(n_test=len(right), bits=np.packbits(right).tobytes().hex()))
+            written.append(target)
+    return written
 
 
 # ---------------------------------------------------------------- tables and their forms

@@ -1,0 +1,114 @@
+"""scripts/small_scale.py: claims judged on made-up runs whose effects are known."""
+
+import numpy as np
+import pytest
+from fake_runs import fake_run
+from test_compare import script
+
+from snn_repro.config import load_config
+from snn_repro.errors import UserError
+from snn_repro.tables import group_runs, load
+
+small_scale = script("small_scale")
+
+
+def sweep(folder, dataset="digits", seeds=6, imp=0.0, seed=0, **loss_effect):
+    """All cells of a data set: accuracy 0.80 + effects + a common wobble a seed + a little noise."""
+    plan = small_scale.SWEEPS[dataset]
+    rng = np.random.default_rng(seed)
+    for s in range(seeds):
+        common = 0.02 * rng.standard_normal()
+        for neuron in plan.neurons:
+            for loss in plan.losses:
+                acc = (
+                    0.8
+                    + common
+                    + loss_effect.get(loss, 0)
+                    + imp * neuron.endswith("_imp")
+                    + 0.002 * rng.standard_normal()
+                )
+                fake_run(folder, f"dataset={dataset}", f"neuron={neuron}", f"loss={loss}", seed=s, acc=acc, n_test=2000)
+
+
+def judged(folder):
+    rows = small_scale.judge_claims(group_runs(load([folder]))[0])
+    return {(r.claim.split(" ")[0], r.dataset, r.versus): r for r in rows}
+
+
+def test_planted_effects_are_found_and_absent_ones_are_not(tmp_path):
+    sweep(tmp_path, imp=0.02, lts=0.03)
+    rows = judged(tmp_path)
+    imp = rows["IMP", "digits", "same network without IMP"]
+    assert imp.verdict == "supported" and imp.n == 6 and imp.low < 2 < imp.high and imp.p < imp.p_holm < 0.05
+    assert rows["LTS", "digits", "SDT"].verdict == rows["LTS", "digits", "TET"].verdict == "supported"
+    assert rows["SDT", "digits", "TET"].verdict.startswith("undecided")
+    assert rows["TET", "digits_dvs", "SDT"].verdict == "not run"
+
+
+def test_a_claim_that_fails_is_said_to_fail(tmp_path):
+    sweep(tmp_path, "digits_dvs", imp=-0.02, tet_s=-0.02)
+    rows = judged(tmp_path)
+    assert rows["IMP", "digits_dvs", "same network without IMP"].verdict == "not supported"
+    assert rows["TET-S", "digits_dvs", "TET"].verdict == "not supported"
+
+
+def test_few_seeds_decide_nothing(tmp_path):
+    sweep(tmp_path, seeds=4, imp=0.05)
+    row = judged(tmp_path)["IMP", "digits", "same network without IMP"]
+    assert row.low > 0 and row.verdict == "undecided (fewer than 5 seeds)"
+
+
+def test_only_seeds_of_every_cell_count(tmp_path):
+    sweep(tmp_path, seeds=6)
+    (tmp_path / "digits-small-if_imp-lts" / "seed5" / "result.json").unlink()
+    rows = judged(tmp_path)
+    assert rows["IMP", "digits", "same network without IMP"].n == 5 and rows["SDT", "digits", "TET"].n == 6
+
+
+def test_a_mixture_of_recipes_is_refused(tmp_path):
+    sweep(tmp_path, seeds=1)
+    fake_run(tmp_path, "loss=lts", "neuron=if", "recipe.lr=0.05", folder="other")
+    with pytest.raises(UserError, match="two configurations of lts"):
+        judged(tmp_path)
+    (tmp_path / "digits-small-if-lts" / "seed0" / "result.json").unlink()
+    with pytest.raises(UserError, match="recipe.lr"):
+        judged(tmp_path)
+
+
+def test_verdict_of_a_claim_over_two_comparisons():
+    overall = small_scale.overall
+    assert overall(["supported", "supported"]) == "supported"
+    assert overall(["supported", "undecided"]) == "undecided"
+    assert overall(["not supported", "supported"]) == "not supported"
+    assert overall(["not run", "supported"]) == overall(["not run", "not run"]) == "not run"
+
+
+def test_the_report_states_its_rule_before_the_numbers(tmp_path, capsys):
+    sweep(tmp_path / "runs" / "small_scale", imp=0.02)
+    assert small_scale.main(["report", "--results", str(tmp_path)]) == 0
+    text = (tmp_path / "small_scale.md").read_text()
+    assert text.index("Fixed before") < text.index("## Verdicts") < text.index("### Every comparison")
+    assert "| IMP helps | digits | **supported** |" in text and "seed=0,1,2,3,4,5" in text
+    assert small_scale.main(["report", "--check", "--results", str(tmp_path)]) == 0
+    (tmp_path / "small_scale.md").write_text(text + "edited")
+    assert small_scale.main(["report", "--check", "--results", str(tmp_path)]) == 1
+    assert "small_scale.py report" in capsys.readouterr().err
+
+
+def test_no_runs_is_one_sentence(tmp_path, capsys):
+    assert small_scale.main(["report", "--results", str(tmp_path)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_unknown_data_set_is_one_sentence(capsys):
+    assert small_scale.main(["run", "mnist"]) == 2
+    assert "digits_dvs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dataset", [d for d in small_scale.SWEEPS if d in small_scale.DATASET_FACTS])
+def test_the_commands_compose(dataset, capsys):
+    assert small_scale.main(["run", dataset, "--print", "--seeds", "7"]) == 0
+    words = capsys.readouterr().out.split()
+    assert "seed=0,1,2,3,4,5,6" in words
+    overrides = [w.split(",")[0] for w in words[4:] if not w.startswith("hydra.")]
+    assert load_config(overrides).dataset.name == dataset
