@@ -1,8 +1,10 @@
 """Checkpoints: written whole or not at all, checked before they are trusted, loaded without unpickling code."""
 
+import hashlib
 import io
 import os
 import random
+import re
 import zipfile
 from pathlib import Path
 
@@ -41,10 +43,11 @@ def load(path: Path) -> dict:
     Raises CheckpointError when the file is damaged.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-        if bad:
-            raise CheckpointError(f"{path} is damaged: the checksum of its record {bad} is wrong")
+        if zipfile.is_zipfile(path):  # torchvision has files in torch's older format, which has no checksums
+            with zipfile.ZipFile(path) as archive:
+                bad = archive.testzip()
+            if bad:
+                raise CheckpointError(f"{path} is damaged: the checksum of its record {bad} is wrong")
         return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
@@ -102,6 +105,33 @@ def load_model(model: torch.nn.Module, state: dict, source: str) -> None:
                 f"{_shape_hint(name)}"
             )
     model.load_state_dict(state)
+
+
+def find_weights(name: str, data_dir: str | None) -> Path:
+    """The file that `model.weights` names: a path, or a file name in data_dir, data_dir/weights or torch hub's folder.
+
+    A name like torchvision's, `resnet18-f37072fd.pth`, holds the beginning of the file's SHA-256, which is checked.
+    Raises CheckpointError when there is no such file or its content is another.
+    """
+    folders = [Path(data_dir), Path(data_dir, "weights")] if data_dir else []
+    folders.append(Path(torch.hub.get_dir(), "checkpoints"))
+    paths = [Path(name), *(folder / name for folder in folders)]
+    published = re.search(r"(\w+-([0-9a-f]{8})\.pth)$", name)
+    found = next((path for path in paths if path.is_file()), None)
+    if found is None:
+        where = f"; torchvision publishes it at https://download.pytorch.org/models/{published[1]}" if published else ""
+        raise CheckpointError(
+            f"model.weights={name} was not found, neither as a path nor in {', '.join(map(str, folders))}{where}; "
+            "model.weights=null starts from scratch"
+        )
+    if published:
+        with open(found, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if not digest.startswith(published[2]):
+            raise CheckpointError(
+                f"{found} is not what its name says: its SHA-256 begins with {digest[:8]}; get it again"
+            )
+    return found
 
 
 def _shape_hint(name: str) -> str:

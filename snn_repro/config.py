@@ -94,10 +94,10 @@ class ModelConfig:
         None, "norm layer of the VGGs; null is the network's own", choices=("bn", "tebn", "tebn_gesture")
     )
     zero_init_residual: bool | None = key(None, "SEW-ResNet: start the last norm of each branch at 0")
-    head_init: str | None = key(None, "SEW-ResNet: initial weights of the classifier", choices=("torch", "normal01"))
+    head_init: str | None = key(None, "SEW-ResNet, vgg128: initial weights of the classifier", choices=("torch", "normal01"))
     dropout: float | None = key(None, "vgg48: dropout before the classifier", low=0.0, below=1.0)
     weights: str | None = key(
-        None, "file with initial weights: a checkpoint of ours or a torchvision state_dict; loaded with weights_only"
+        None, "initial weights, ours or torchvision's: a path, or a file name in data_dir, data_dir/weights or torch hub"
     )
 
 

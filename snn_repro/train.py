@@ -102,14 +102,15 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
     from snn_repro.models import build_model, count_parameters
     from snn_repro.optim import build_optimizer, build_schedule
 
+    initial = checkpoint.find_weights(config.model.weights, config.data_dir) if config.model.weights else None
     seed_everything(config)
     data = build_data(config)
     model = build_model(
         config.model.name, num_classes=data.num_classes, input_shape=data.input_shape, timesteps=config.timesteps,
         neuron=options(config.neuron, "imp_lr", "imp_weight_decay"), **options(config.model, "name", "weights"),
     )  # fmt: skip
-    if config.model.weights:
-        checkpoint.load_pretrained(model, Path(config.model.weights), log.info)
+    if initial:
+        checkpoint.load_pretrained(model, initial, log.info)
     model = model.to(device)
     loss_fn = build_loss(config.loss.name, **options(config.loss, "name"))
     optimizer = build_optimizer(model, config.recipe)
