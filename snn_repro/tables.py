@@ -5,15 +5,17 @@ import io
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from snn_repro.config import differing, hashed
+from snn_repro.config import CONF_DIR, differing, hashed, load_config
 from snn_repro.errors import UserError
 from snn_repro.files import write_json
-from snn_repro.statistics import Summary, mcnemar, paired, summary
+from snn_repro.rows import PaperRow
+from snn_repro.statistics import Summary, mcnemar, paired, summary, wilson
 from snn_repro.store import PREDICTIONS, RESULT, SCHEMA_VERSION, RunResult, find_results
 
 OPTIMISTIC = "best epoch on the test set (optimistic)"
@@ -222,8 +224,16 @@ def collect(roots: Iterable[str | Path], into: Path) -> list[Path]:
 # ---------------------------------------------------------------- tables and their forms
 
 
+class Interval(NamedTuple):
+    """95 % interval in percent: Student's t over seeds, or Wilson's of the test sample where there is one seed."""
+
+    low: float
+    high: float
+    kind: str
+
+
 class Column(NamedTuple):
-    """kind: text | number (two decimals) | summary (mean and spread) | steps (accuracy at t = 1..T)."""
+    """kind: text | number (two decimals) | summary (mean and spread) | interval | gain | steps (accuracy at t = 1..T)."""
 
     key: str
     header: str
@@ -244,6 +254,12 @@ def cell(value: Any) -> str:
         return ""
     if isinstance(value, Summary):
         return f"{value.mean:.2f} ± {value.sd:.2f}" if value.n > 1 else f"{value.mean:.2f} (n=1)"
+    if isinstance(value, Interval):
+        return f"{value.low:.2f} .. {value.high:.2f}" + (" (sample)" if value.kind == "Wilson" else "")
+    if isinstance(value, Gain):
+        interval = "" if value.low is None else f" ({value.low:+.2f} .. {value.high:+.2f})"
+        p = "" if value.p is None else ", p < 0.001" if value.p < 1e-3 else f", p = {value.p:.3f}"
+        return f"{value.value:+.2f}{interval}{p}, {value.test}, n={value.n}, over {value.baseline}"
     if isinstance(value, list):
         return " ".join(f"{v:.1f}" for v in value)
     return f"{value:.2f}" if isinstance(value, float) else str(value)
@@ -268,35 +284,38 @@ def _md(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
+PARTS = {
+    "summary": ("mean", "sd", "n"),
+    "interval": ("low", "high", "kind"),
+    "gain": ("value", "low", "high", "p", "test", "n", "baseline"),
+}  # what a cell of this kind becomes in CSV
+
+
 def to_csv(table: Table) -> str:
-    """One line a row, numbers bare: a summary becomes its mean, sd and n; steps become one column each."""
+    """One line a row, numbers bare; a summary, interval or gain takes one column a part, steps one column a time step."""
     longest = {
         c.key: max((len(row.get(c.key) or []) for row in table.rows), default=0)
         for c in table.columns
         if c.kind == "steps"
     }
+
+    def names(c: Column) -> list[str]:
+        if c.kind == "steps":
+            return [f"{c.key}_t{t + 1}" for t in range(longest[c.key])]
+        return [f"{c.key}_{part}" for part in PARTS[c.kind]] if c.kind in PARTS else [c.key]
+
+    def fields(c: Column, value: Any) -> list:
+        if c.kind == "steps":
+            return [*(value or []), *[None] * longest[c.key]][: longest[c.key]]
+        if c.kind in PARTS:
+            return [None if value is None else getattr(value, part) for part in PARTS[c.kind]]
+        return [value]
+
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    header = []
-    for c in table.columns:
-        if c.kind == "summary":
-            header += [f"{c.key}_mean", f"{c.key}_sd", f"{c.key}_n"]
-        elif c.kind == "steps":
-            header += [f"{c.key}_t{t + 1}" for t in range(longest[c.key])]
-        else:
-            header.append(c.key)
-    writer.writerow(header)
+    writer.writerow([name for c in table.columns for name in names(c)])
     for row in table.rows:
-        fields = []
-        for c in table.columns:
-            value = row.get(c.key)
-            if c.kind == "summary":
-                fields += [_bare(v) for v in ((value.mean, value.sd, value.n) if value else (None, None, None))]
-            elif c.kind == "steps":
-                fields += [_bare(v) for v in [*(value or []), *[None] * longest[c.key]][: longest[c.key]]]
-            else:
-                fields.append(_bare(value))
-        writer.writerow(fields)
+        writer.writerow([_bare(v) for c in table.columns for v in fields(c, row.get(c.key))])
     return out.getvalue()
 
 
@@ -306,17 +325,85 @@ def _bare(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "−": "$-$", "<": "$<$", ">": "$>$",
+    "≥": r"$\ge$",
+}  # fmt: skip
+
+
+def _tex(text: str) -> str:
+    start = "{}" if text.startswith(("[", "*")) else ""  # else the line break before it would take it as its argument
+    return start + "".join(LATEX.get(c, c) for c in text)
+
+
+def to_latex(table: Table) -> str:
+    """A booktabs table, as wide as the line; needs \\usepackage{booktabs,graphicx}."""
+    align = "".join("l" if c.kind == "text" else "r" for c in table.columns)
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_tex(table.title)}}}",
+        rf"\resizebox{{\linewidth}}{{!}}{{\begin{{tabular}}{{{align}}}",
+        r"\toprule",
+        " & ".join(_tex(c.header) for c in table.columns) + r" \\",
+        r"\midrule",
+        *(" & ".join(_tex(cell(row.get(c.key))) for c in table.columns) + r" \\" for row in table.rows),
+        r"\bottomrule",
+        r"\end{tabular}}",
+        *(rf"\par\footnotesize {_tex(note)}" for note in table.notes),
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+CSS = """\
+body { font: 14px/1.4 system-ui, sans-serif; margin: 2em; color: #111 } h2 { margin-top: 2em }
+.wide { overflow-x: auto } table { border-collapse: collapse; white-space: nowrap }
+th, td { padding: .2em .6em; text-align: left } .r { text-align: right; font-variant-numeric: tabular-nums }
+thead th { border-top: 2px solid; border-bottom: 1px solid } tbody { border-bottom: 2px solid }
+tbody tr:nth-child(even) { background: #f4f4f4 } ul { max-width: 60em }
+"""
+
+
+def to_html(title: str, tables: Iterable[Table]) -> str:
+    """One page with all tables; nothing is loaded from elsewhere."""
+    lines = [
+        "<!doctype html>",
+        f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
+        f"<style>\n{CSS}</style></head><body>",
+        f"<h1>{escape(title)}</h1>",
+    ]
+    for table in tables:
+        side = {c.key: "" if c.kind == "text" else ' class="r"' for c in table.columns}
+        lines += [
+            f"<h2>{escape(table.title)}</h2>",
+            '<div class="wide"><table><thead><tr>',
+            *(f"<th{side[c.key]}>{escape(c.header)}</th>" for c in table.columns),
+            "</tr></thead><tbody>",
+            *(
+                "<tr>"
+                + "".join(f"<td{side[c.key]}>{escape(cell(row.get(c.key)))}</td>" for c in table.columns)
+                + "</tr>"
+                for row in table.rows
+            ),
+            "</tbody></table></div>",
+            *(["<ul>", *(f"<li>{escape(note)}</li>" for note in table.notes), "</ul>"] if table.notes else []),
+        ]
+    return "\n".join([*lines, "</body></html>"]) + "\n"
+
+
 def to_text(table: Table, width: int | None = None) -> str:
     """A rich table for the terminal; `width` None makes it as wide as it needs to be."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table as RichTable
+    from rich.text import Text
 
-    shown = RichTable(title=escape(table.title), title_justify="left")
+    shown = RichTable(title=Text(table.title), title_justify="left")
     for c in table.columns:
-        shown.add_column(escape(c.header), justify="left" if c.kind == "text" else "right", overflow="fold")
+        shown.add_column(Text(c.header), justify="left" if c.kind == "text" else "right", overflow="fold")
     for row in table.rows:
-        shown.add_row(*(escape(cell(row.get(c.key))) for c in table.columns))
+        shown.add_row(*(Text(cell(row.get(c.key))) for c in table.columns))
     out = io.StringIO()
     wide = Console(file=out, width=10_000)
     console = Console(file=out, width=width or max(40, wide.measure(shown).maximum))
@@ -358,3 +445,158 @@ def compare(roots: Iterable[str | Path]) -> Table:
 
 
 FORMATS: dict[str, Callable[[Table], str]] = {"text": to_text, "markdown": to_markdown, "csv": to_csv}
+
+
+# ---------------------------------------------------------------- the paper's tables, with ours beside
+
+TITLES = {
+    1: "Table 1: SDT and TET without IMP",
+    2: "Table 2: event data",
+    3: "Table 3: ImageNet-1k",
+    "code": "Numbers in the released code that no table prints",
+}
+PAPER_COLUMNS = [
+    Column("dataset", "data set"), Column("size", "pixels", "number"), Column("method", "method"),
+    Column("network", "network"), Column("T", "T", "number"), Column("accuracy", "paper % (best on test)", "number"),
+    Column("corrected", "corrected %", "number"), Column("gain", "paper's gain", "number"),
+    Column("params_M", "paper's params M", "number"),
+]  # fmt: skip
+MAY_BE_EMPTY = ("corrected", "gain", "params_M", "departs")  # columns that a table without such numbers does not have
+OUR_COLUMNS = [
+    Column("acc_best_test", "ours, best on test* %", "summary"), Column("acc_last", "ours, last epoch %", "summary"),
+    Column("acc_valsel", "ours, chosen on validation %", "summary"), Column("interval", "95 % interval of last", "interval"),
+    Column("n", "seeds", "number"), Column("params", "weights + IMP"), Column("split", "split"), Column("fidelity", "fidelity"), Column("departs", "departs from the row in"),
+]  # fmt: skip
+PAPER_NOTES = [
+    "paper: one run, best epoch on the test set, as printed; rows marked (quoted) are other papers' numbers",
+    f"best on test*: {OPTIMISTIC}; last epoch and validation: no choice by the test set; mean ± sample standard deviation over seeds",
+    "95 % interval: Student's t over seeds; (sample): one seed, Wilson's interval of the test sample alone",
+    "our gain: last epoch, against runs of the same recipe, paired over seeds, or by McNemar's test for one seed; the paper's "
+    "gain is over another paper's recipe",
+    "an empty cell: nothing ran",
+]
+
+
+def paper_table(number: int | str, rows: Iterable[PaperRow], groups: list[Group]) -> Table:
+    """The paper's numbers of one table and, joined by `paper_row`, ours: one line a group of runs, or an empty one."""
+    notes: list[str] = []
+    shown = []
+    for row in rows:
+        base = dict(
+            dataset=row.dataset, size=row.size, method=row.method if row.own else f"{row.method} (quoted)",
+            network=row.network, T=row.T, accuracy=row.accuracy, corrected=row.corrected, gain=row.gain, params_M=row.params_M,
+        )  # fmt: skip
+        if row.notes:
+            notes.append(row.notes)
+            base["note"] = f"[{len(notes)}]"
+        mine = [g for g in groups if g.first["paper_row"] == row.id]
+        mine.sort(key=lambda g: (g.first["config"].get("fidelity") != "published", g.label))
+        shown += [base | ours(group, groups, notes) for group in mine] or [base]
+    gains = gain_columns(shown)
+    columns = [
+        c for c in PAPER_COLUMNS if c.key not in MAY_BE_EMPTY or any(row.get(c.key) is not None for row in shown)
+    ]
+    columns += [*OUR_COLUMNS, *gains, Column("note", "note")]
+    numbered = [f"[{i}] {note}" for i, note in enumerate(notes, 1)]
+    return Table(TITLES[number], columns, shown, PAPER_NOTES + numbered)
+
+
+def needed(columns: list[Column], rows: list[dict[str, Any]]) -> list[Column]:
+    return [c for c in columns if c.key not in MAY_BE_EMPTY or any(row.get(c.key) is not None for row in rows)]
+
+
+def gain_columns(rows: list[dict[str, Any]]) -> list[Column]:
+    """Spread the list `gains` of each row over columns gain_1, gain_2, ..., which are returned."""
+    deepest = 0
+    for row in rows:
+        gains = row.pop("gains", [])
+        row |= {f"gain_{i}": g for i, g in enumerate(gains, 1)}
+        deepest = max(deepest, len(gains))
+    return [
+        Column(f"gain_{i}", "our gain, same recipe" + (f" ({i})" if i > 1 else ""), "gain")
+        for i in range(1, deepest + 1)
+    ]
+
+
+def runs_table(groups: list[Group], left_out: list[str]) -> Table:
+    """Every group that is no row of the paper: partners without one part, and runs of our own."""
+    notes: list[str] = []
+    shown = [
+        dict(row=g.label, readout=g.first["readout"], acc_step=g.steps(), **ours(g, groups, notes))
+        for g in groups
+        if g.first["paper_row"] is None
+    ]
+    gains = gain_columns(shown)
+    columns = [
+        Column("row", "row"), Column("T", "T", "number"), Column("readout", "readout"), *needed(OUR_COLUMNS, shown), *gains,
+        Column("acc_step", "accuracy at t=1..T %", "steps"),
+    ]  # fmt: skip
+    steps = "accuracy at t: the output of that time step alone, last epoch, mean over seeds"
+    return Table("Runs beside the paper's rows", columns, shown, [*PAPER_NOTES[1:-1], steps, *notes, *left_out])
+
+
+def ours(group: Group, groups: list[Group], notes: list[str]) -> dict[str, Any]:
+    """The measured part of a line: accuracies, interval, sizes, split, and the gain over each baseline of the run."""
+    first = group.first
+    last = group.percent("acc_last")
+    if last.n > 1:
+        interval = Interval(last.low, last.high, "t")
+    else:
+        interval = Interval(*(100 * bound for bound in wilson(first["correct"], first["n_test"])), "Wilson")
+    gains = []
+    for name in first["config"].get("baselines", []):
+        try:
+            gains.append(gain(group, baseline_of(group, name, groups)))
+        except UserError as error:
+            gains.append(None)
+            notes.append(f"{group.label}: no gain over {name} is shown: {error}")
+    return dict(
+        T=first["timesteps"], acc_best_test=group.percent("acc_best_test"), acc_last=last, acc_valsel=group.percent("acc_valsel"),
+        interval=interval, n=last.n, params=f"{first['params_weights']:,} + {first['params_imp']:,}",
+        split=f"{first['split_id']} ({first['split_sha256'][:8]})", fidelity=first["config"].get("fidelity"), departs=departures(group), gains=gains,
+    )  # fmt: skip
+
+
+def departures(group: Group) -> str | None:
+    """The keys in which these runs differ from the experiment of their name, with the values; None where in none.
+
+    Keys that did not exist when the runs were made are left out.
+    """
+    config = group.first["config"]
+    name = group.first["name"]
+    if not (CONF_DIR / "experiment" / f"{name}.yaml").exists():
+        return f"{name} is no experiment" if group.first["paper_row"] else None
+    row = hashed(load_config([f"experiment={name}", f"fidelity={config.get('fidelity', 'published')}"]))
+    mine = hashed(config)
+    apart = [f"{k}={mine[k]}" for k in sorted(mine.keys() & row.keys() - {"seed"}) if mine[k] != row[k]]
+    return ", ".join(apart) or None
+
+
+def baseline_of(group: Group, name: str, groups: list[Group]) -> Group:
+    """The group called `name` that has the same recipe as `group`; raises UserError where there is none."""
+    called = [g for g in groups if g.first["name"] == name]
+    if not called:
+        raise UserError("it has no run")
+    same = [g for g in called if not recipe_difference(g.first, group.first)]
+    return (same or called)[0]
+
+
+def generate(results: Path, rows: Iterable[PaperRow]) -> dict[str, str]:
+    """{file name: content} of everything in results/tables, from results/runs and the paper's rows."""
+    runs = results / "runs"
+    groups, left_out = group_runs(load([runs])) if list(runs.rglob(RESULT)) else ([], [])
+    rows = list(rows)
+    tables = {
+        f"table{number}" if isinstance(number, int) else number: paper_table(
+            number, [r for r in rows if r.table == number], groups
+        )
+        for number in TITLES
+    }
+    tables["runs"] = runs_table(groups, [note.replace(f"{runs}/", "") for note in left_out])
+    files = {}
+    for name, table in tables.items():
+        files |= {f"{name}.md": to_markdown(table), f"{name}.csv": to_csv(table), f"{name}.tex": to_latex(table)}
+    files["index.html"] = to_html(
+        "Rethinking the membrane dynamics and optimization objectives of SNNs: paper and ours", tables.values()
+    )
+    return files

@@ -1,0 +1,60 @@
+"""Write results/tables: the paper's tables with our runs beside, as Markdown, CSV, LaTeX and one HTML page.
+
+python scripts/make_tables.py                      from results/runs and results/paper_tables.yaml
+python scripts/make_tables.py --check              exit 1 when the committed tables are not what the results give
+python scripts/make_tables.py --collect RUNS...    first copy finished runs (the two small files tables need) to results/runs
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from snn_repro.errors import UserError
+from snn_repro.files import write_text
+from snn_repro.rows import load_rows
+from snn_repro.tables import collect, generate
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="make_tables.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="compare with the committed tables, write nothing")
+    parser.add_argument("--collect", nargs="+", metavar="RUNS", help="folders of runs to copy to results/runs first")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="results folder")
+    args = parser.parse_args(argv)
+    try:
+        if args.collect:
+            written = collect(args.collect, args.results / "runs")
+            print(f"{len(written)} runs in {args.results / 'runs'}")
+        files = generate(args.results, load_rows())
+        folder = args.results / "tables"
+        return check(folder, files) if args.check else write(folder, files)
+    except UserError as error:
+        print(f"make_tables.py: {error}", file=sys.stderr)
+        return 2
+
+
+def write(folder: Path, files: dict[str, str]) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        write_text(folder / name, text)
+    print(f"{len(files)} files in {folder}")
+    return 0
+
+
+def check(folder: Path, files: dict[str, str]) -> int:
+    """Exit code 1, and the names, when a committed table is missing, stale or not generated."""
+    present = {p.name for p in folder.glob("*")}
+    stale = [name for name, text in files.items() if name not in present or (folder / name).read_text("utf-8") != text]
+    extra = sorted(present - files.keys())
+    if stale or extra:
+        said = [f"{', '.join(stale)} differ from the results"] if stale else []
+        said += [f"{', '.join(extra)} are not generated"] if extra else []
+        print(f"make_tables.py: {'; '.join(said)}; run `python scripts/make_tables.py`", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,277 @@
+"""Tables from made-up runs: joined to the paper's numbers, never mixed, empty where nothing ran, the same every time."""
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_runs import fake_run
+from test_compare import script
+
+from snn_repro.errors import UserError
+from snn_repro.rows import PaperRow
+from snn_repro.statistics import mcnemar, paired, summary, wilson
+from snn_repro.tables import (
+    Column,
+    Table,
+    collect,
+    gain,
+    generate,
+    group_runs,
+    load,
+    paper_table,
+    recipe_difference,
+    right_answers,
+    to_csv,
+    to_html,
+    to_latex,
+    to_markdown,
+)
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def row(id, accuracy, **more):
+    fields = dict(table=1, dataset="digits", method="SDT", network="small", T=4, size=8, params_M=None, own=True)
+    return PaperRow(id=id, accuracy=accuracy, **fields | more)
+
+
+ROWS = [row("a", 91.5, notes="a doubt"), row("b", 92.5, method="IMP", gain=1.0), row("c", 70.0, own=False)]
+IMP = ("loss=sdt", "neuron=if_imp", "paper_row=b", "name=row_b", "baselines=[row_a]")
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for seed in range(4):
+        fake_run(
+            tmp_path / "runs",
+            "loss=sdt",
+            "neuron=if",
+            "paper_row=a",
+            "name=row_a",
+            seed=seed,
+            acc=0.90 + 0.01 * seed,
+            best=0.97,
+        )
+        fake_run(tmp_path / "runs", *IMP, seed=seed, acc=0.92 + 0.011 * seed)
+    return tmp_path
+
+
+def groups(folder):
+    return {g.label: g for g in group_runs(load([folder]))[0]}
+
+
+# ---------------------------------------------------------------- gains
+
+
+def test_gain_is_paired_over_common_seeds(runs):
+    g = groups(runs)
+    found = gain(g["row_b"], g["row_a"])
+    a, b = ([100 * r["acc_last"] for r in g[k].runs] for k in ("row_a", "row_b"))
+    expected = paired(a, b)
+    assert found[:4] == pytest.approx((expected.mean, expected.low, expected.high, expected.p))
+    assert (found.test, found.n, found.baseline) == ("paired t", 4, "row_a")
+
+
+def test_gain_of_one_seed_is_mcnemars(tmp_path):
+    rng = np.random.default_rng(0)
+    a = rng.random(300) < 0.7
+    b = a ^ (rng.random(300) < 0.1)
+    fake_run(tmp_path, "loss=sdt", "neuron=if", right=a)
+    fake_run(tmp_path, "loss=lts", "neuron=if", right=b)  # read at the last step
+    g = groups(tmp_path)
+    found = gain(g["digits-small-if-lts"], g["digits-small-if-sdt"])
+    assert found.p == mcnemar(a, b).p and found.low is None and (found.test, found.n) == ("McNemar", 1)
+    assert found.value == pytest.approx(100 * (b.mean() - a.mean()))
+
+
+def test_one_seed_without_predictions_has_no_p(tmp_path):
+    for loss in ("sdt", "lts"):
+        fake_run(tmp_path, f"loss={loss}")
+        (tmp_path / f"digits-small-if_imp-{loss}" / "seed0" / "predictions.npz").unlink()
+    g = groups(tmp_path)
+    assert gain(g["digits-small-if_imp-lts"], g["digits-small-if_imp-sdt"]).p is None
+
+
+@pytest.mark.parametrize(
+    "overrides, more, said",
+    [
+        (("recipe.epochs=20",), {}, "recipe.epochs"),
+        (("neuron.detach_reset=true",), {}, "neuron.detach_reset"),
+        ((), {"split": "b" * 64}, "split_sha256"),
+        ((), {"precision": "bf16 autocast"}, "precision"),
+        ((), {"seed": 9}, "no seed"),
+    ],
+)
+def test_another_recipe_is_no_baseline(tmp_path, overrides, more, said):
+    fake_run(tmp_path, "loss=sdt", "neuron=if")
+    fake_run(
+        tmp_path, "loss=tet", "neuron=if_imp", "neuron.imp_init=[0.0, 1.0]", "neuron.imp_lr=10", *overrides, **more
+    )
+    g = groups(tmp_path)
+    with pytest.raises(UserError, match=said):
+        gain(g["digits-small-if_imp-tet"], g["digits-small-if-sdt"])
+
+
+def test_imp_and_loss_alone_are_the_same_recipe(tmp_path):
+    a = fake_run(tmp_path, "loss=tet_s", "loss.epsilon=0.1", "neuron=if_imp", "neuron.imp_trainable=false")
+    b = fake_run(tmp_path, "loss=sdt", "neuron=if")
+    assert recipe_difference(a, b) == []
+
+
+# ---------------------------------------------------------------- collecting
+
+
+def test_collected_runs_say_the_same_with_less(runs, tmp_path):
+    written = collect([runs / "runs"], tmp_path / "kept")
+    assert len(written) == 8 and written[0].relative_to(tmp_path / "kept") == Path("row_a/seed0")
+    assert {p.name for p in written[0].iterdir()} == {"result.json", "right.json"}
+    before, after = groups(runs / "runs"), groups(tmp_path / "kept")
+    assert gain(before["row_b"], before["row_a"]) == gain(after["row_b"], after["row_a"])
+    for old, new in zip(before["row_a"].runs, after["row_a"].runs, strict=True):
+        np.testing.assert_array_equal(right_answers(old), right_answers(new))
+        assert new["recipe_hash"] == old["recipe_hash"]
+    text = (written[0] / "result.json").read_text()
+    assert json.loads(text)["config"]["run_dir"] is None and str(tmp_path) not in text
+
+
+def test_predictions_of_another_run_are_noticed(tmp_path):
+    fake_run(tmp_path, acc=0.9, folder="one")
+    fake_run(tmp_path, acc=0.5, folder="two")
+    (tmp_path / "two" / "predictions.npz").replace(tmp_path / "one" / "predictions.npz")
+    with pytest.raises(UserError, match="not of one run"):
+        right_answers(load([tmp_path / "one"])[0])
+
+
+# ---------------------------------------------------------------- the paper's tables
+
+
+def test_paper_and_ours_side_by_side(runs):
+    table = paper_table(1, ROWS, list(groups(runs).values()))
+    a, b, c = table.rows
+    assert a["accuracy"] == 91.5 and a["acc_best_test"].mean == pytest.approx(97.0) and a["n"] == 4
+    assert a["params"] == "1,000 + 100" and a["split"] == "fixed (aaaaaaaa)" and a["fidelity"] == "published"
+    expected = summary([90, 91, 92, 93])
+    assert a["interval"][:2] == pytest.approx((expected.low, expected.high)) and a["interval"].kind == "t"
+    assert b["gain"] == 1.0 and b["gain_1"].baseline == "row_a" and "gain_1" not in a
+    assert c["method"] == "SDT (quoted)" and "acc_last" not in c
+    assert a["note"] == "[1]" and "[1] a doubt" in table.notes
+
+
+def test_nothing_ran_is_an_empty_cell_in_every_form():
+    table = paper_table(1, ROWS, [])
+    for line in csv.DictReader(io.StringIO(to_csv(table))):
+        assert line["accuracy"] and not any(
+            v
+            for k, v in line.items()
+            if k.startswith(("acc_", "interval", "n", "split")) and k != "network" and k != "note"
+        )
+    assert "| 91.50 |" in to_markdown(table)
+
+
+def test_each_configuration_has_a_line_of_its_own(runs):
+    fake_run(runs / "runs", *IMP, "fidelity=described", seed=0, acc=0.5, folder="described")
+    fake_run(runs / "runs", *IMP, seed=1, acc=0.6, split="b" * 64, folder="split")
+    lines = [r for r in paper_table(1, ROWS, list(groups(runs).values())).rows if r["method"] == "IMP"]
+    assert sorted(r["n"] for r in lines) == [1, 1, 4] and {r["fidelity"] for r in lines} == {"published", "described"}
+    assert {r["split"] for r in lines} == {"fixed (aaaaaaaa)", "fixed (bbbbbbbb)"}
+
+
+def test_a_baseline_of_another_recipe_gives_a_note_and_no_gain(tmp_path):
+    fake_run(tmp_path, "loss=sdt", "neuron=if", "paper_row=a", "name=row_a", "recipe.epochs=20")
+    fake_run(tmp_path, *IMP)
+    table = paper_table(1, ROWS, list(groups(tmp_path).values()))
+    assert table.rows[1]["gain_1"] is None
+    assert any("no gain over row_a" in n and "recipe.epochs" in n for n in table.notes)
+
+
+def test_a_run_that_departs_from_its_row_says_so(tmp_path):
+    name = "table1_cifar10_tet"
+    fake_run(tmp_path, f"experiment={name}", folder="as_written")
+    fake_run(tmp_path, f"experiment={name}", "debug.max_steps=3", "recipe.epochs=9", "cache_dir=x", folder="quick")
+    fake_run(tmp_path, *IMP)
+    rows = [row(name, 94.33), ROWS[1]]
+    said = [line["departs"] for line in paper_table(1, rows, list(groups(tmp_path).values())).rows]
+    assert said == [None, "debug.max_steps=3, recipe.epochs=9", "row_b is no experiment"]
+
+
+def test_one_seed_shows_the_sampling_error(tmp_path):
+    fake_run(tmp_path, "neuron=if", "paper_row=a", acc=0.9, n_test=1000)
+    line = paper_table(1, ROWS, list(groups(tmp_path).values())).rows[0]
+    assert (
+        line["interval"][:2] == pytest.approx([100 * x for x in wilson(900, 1000)])
+        and line["interval"].kind == "Wilson"
+    )
+
+
+# ---------------------------------------------------------------- forms
+
+
+AWKWARD = Table(
+    "50 % & more_",
+    [Column("a", "a_b"), Column("x", "x & y", "number")],
+    [dict(a="<b>|#1 ~^\\{}$", x=1.0)],
+    ["n < 2 ± 1"],
+)
+
+
+def test_latex_escapes_and_closes():
+    tex = to_latex(AWKWARD)
+    assert r"50 \% \& more\_" in tex and r"\textbackslash{}\{\}\$" in tex and r"$\pm$" in tex
+    for name in ("table", "tabular"):
+        assert tex.count(rf"\begin{{{name}}}") == tex.count(rf"\end{{{name}}}") == 1
+    depth = 0
+    for c in re.sub(r"\\[\\{}]", "", tex):
+        depth += (c == "{") - (c == "}")
+        assert depth >= 0
+    assert depth == 0 and tex.isascii()
+
+
+def test_html_escapes_and_stands_alone():
+    page = to_html("a & b", [AWKWARD])
+    assert "&lt;b&gt;|#1" in page and "a &amp; b" in page and page.count("<table>") == page.count("</table>") == 1
+    assert "http" not in page and "<script" not in page
+
+
+def test_every_file_is_the_same_twice_whatever_the_place(runs, tmp_path):
+    first = generate(runs, ROWS)
+    (tmp_path / "elsewhere").mkdir()
+    (runs / "runs").rename(tmp_path / "elsewhere" / "runs")
+    assert generate(tmp_path / "elsewhere", ROWS) == first
+    assert {
+        f"{t}.{form}" for t in ("table1", "table2", "table3", "code", "runs") for form in ("md", "csv", "tex")
+    } < set(first)
+    assert all(text.endswith("\n") and str(tmp_path) not in text for text in first.values())
+
+
+def test_partners_outside_the_paper_are_listed_with_their_gain(runs):
+    for seed in range(2):
+        fake_run(runs / "runs", "loss=tet", "neuron=if", "name=mine", "baselines=[row_a,row_b]", seed=seed, acc=0.95)
+    (line,) = csv.DictReader(io.StringIO(generate(runs, ROWS)["runs.csv"]))
+    assert line["row"] == "mine" and (line["gain_1_n"], line["gain_1_baseline"]) == ("2", "row_a")
+    assert line["gain_2_baseline"] == "row_b" and line["acc_step_t4"] == "95.0000"
+
+
+def test_without_runs_the_paper_stands_alone(tmp_path):
+    assert "91.50" in generate(tmp_path, ROWS)["table1.md"]
+
+
+def test_the_program_writes_checks_and_collects(runs, tmp_path, capsys, monkeypatch):
+    program = script("make_tables")
+    monkeypatch.setattr(program, "load_rows", lambda: ROWS)
+    place = tmp_path / "results"
+    assert program.main(["--results", str(place), "--collect", str(runs / "runs")]) == 0
+    assert program.main(["--results", str(place), "--check"]) == 0
+    (place / "tables" / "table1.md").write_text("edited")
+    (place / "tables" / "old.md").write_text("left over")
+    assert program.main(["--results", str(place), "--check"]) == 1
+    err = capsys.readouterr().err
+    assert "table1.md differ" in err and "old.md are not generated" in err
+    assert program.main(["--results", str(place), "--collect", str(tmp_path / "missing")]) == 2
+
+
+def test_committed_tables_are_the_generated_ones():
+    assert script("make_tables").main(["--check"]) == 0
