@@ -1,0 +1,122 @@
+"""Every row of the paper: its experiment, the data it needs, our runs, the paper's number beside ours, what is missing.
+
+python scripts/list_rows.py [--table 1|2|3|figures] [--cost] [--commands | --csv | --json] [key=value ...]
+
+data_dir=DIR cache_dir=DIR    where to look for the data sets, prepared frames and initial weights
+fidelity=described, ...       any override: lists the rows with it, and the runs that had it
+--runs DIR                    folders that hold runs (default: runs and results/runs, where they exist)
+--cost                        hours of training, from the speed of finished runs; unknown where none was measured.
+                              A short run is enough: ... debug=smoke recipe.epochs=2 debug.max_steps=50
+--commands                    only the commands of the rows that have no run yet, to be typed or sent to a cluster
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from snn_repro.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the rows; the exit code is 0, or 2 after one sentence on stderr."""
+    parser = argparse.ArgumentParser(
+        prog="list_rows.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="data_dir=DIR, cache_dir=DIR, or any other")
+    parser.add_argument("--runs", nargs="+", metavar="DIR", help="folders that hold runs")
+    parser.add_argument("--table", choices=("1", "2", "3", "figures"), help="only the rows of one table, or figures")
+    parser.add_argument("--cost", action="store_true", help="hours of training, where a speed was measured")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--commands", action="store_true", help="only the commands of the rows without a run")
+    form.add_argument("--csv", action="store_true", help="as CSV, with the commands")
+    form.add_argument("--json", action="store_true", help="as JSON, with the commands")
+    args = parser.parse_intermixed_args(argv)
+    try:
+        lines, notes = listing(args)
+    except UserError as error:
+        print(f"list_rows.py: {error}", file=sys.stderr)
+        return 2
+    if args.json:
+        print(json.dumps(lines, indent=2))
+    elif args.commands:
+        print("\n".join(line["command"] for line in lines if not line["runs"]))
+    else:
+        print(as_table(lines, notes, args), end="")
+    return 0
+
+
+def listing(args) -> tuple[list[dict], list[str]]:
+    """The lines, and remarks for a reader."""
+    from snn_repro.rows import compose, estimate_cost, experiments, join, load_rows, look_for_files
+    from snn_repro.store import find_results
+
+    wanted = [name for name in experiments() if args.table is None or name.startswith(prefix(args.table))]
+    roots = args.runs or [root for root in ("runs", "results/runs") if Path(root).is_dir()]
+    results = find_results(*roots)
+    rows = join(compose(wanted, args.overrides), load_rows(), results)
+    notes = [
+        "paper: one run, best epoch on test; best*: ours chosen by the test set, so optimistic; last: our last epoch",
+        "runs: seeds of exactly this configuration (+k: finished runs of this row with other settings)",
+        "run one: python -m snn_repro.train experiment=ROW data_dir=DIR cache_dir=DIR seed=0,1,2 -m",
+    ]
+    if any(o.startswith(("data_dir=", "cache_dir=")) for o in args.overrides):
+        look_for_files(rows)
+    else:
+        notes.append("data: give data_dir=DIR cache_dir=DIR to look for the data sets and prepared frames")
+    lines = []
+    for row in rows:
+        line = dict(
+            experiment=row.name, paper_row=row.config.paper_row, data=row.data, runs=row.seeds, departing=row.departing,
+            paper=row.paper.accuracy if row.paper else None, best=row.mean("acc_best_test"), last=row.mean("acc_last"),
+            baselines=row.config.baselines, unspecified=row.config.unspecified, missing=row.missing, command=row.command(args.overrides),
+        )  # fmt: skip
+        if args.cost:
+            cost = estimate_cost(row, results)
+            line["cost"] = asdict(cost) if cost else None
+        lines.append(line)
+    if args.cost:
+        hours = [line["cost"] for line in lines if line["cost"]]
+        total = ", ".join(
+            f"{sum(c['hours'] for c in hours if c['device'] == d):,.1f} h on {d}"
+            for d in sorted({c["device"] for c in hours})
+        )
+        notes.append(
+            f"cost: training alone, one seed; {len(hours)} of {len(lines)} rows have a measured speed"
+            + (f", together {total}" if total else "")
+        )
+    return lines, notes
+
+
+def prefix(table: str) -> str:
+    """How the experiments of a table begin."""
+    return "figure" if table == "figures" else f"table{table}_"
+
+
+def as_table(lines: list[dict], notes: list[str], args) -> str:
+    """Text, or CSV with the commands."""
+    from snn_repro.tables import Column, Table, to_csv, to_text
+
+    columns = [
+        Column("experiment", "experiment"), *([Column("data", "data")] if any(line["data"] for line in lines) else []),
+        Column("runs", "runs"),
+        Column("paper", "paper %", "number"), Column("best", "best* %", "number"), Column("last", "last %", "number"),
+        *([Column("hours", "hours"), Column("speed", "from")] if args.cost else []),
+        Column("missing", "missing"), *([Column("command", "command")] if args.csv else []),
+    ]  # fmt: skip
+    shown = []
+    for line in lines:
+        runs = ",".join(map(str, line["runs"])) + (f" +{line['departing']}" if line["departing"] else "")
+        shown.append(line | dict(runs=runs or "none", missing="; ".join(line["missing"])))
+        if args.cost:
+            c = line["cost"]
+            shown[-1]["hours"] = f"{c['hours']:,.2f}" if c else "unknown"
+            shown[-1]["speed"] = f"{c['source']} on {c['device']}, {c['samples_per_s']:,.0f}/s" if c else ""
+    title = f"{len(lines)} rows, {sum(bool(line['runs']) for line in lines)} with a run"
+    table = Table(title, columns, shown, [] if args.csv else notes)
+    return to_csv(table) if args.csv else to_text(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""The rows of the paper: its printed numbers, the experiments that reproduce them, and our runs beside.
+
+A row is one file `conf/experiment/NAME.yaml`. Its `paper_row` names a line of `results/paper_tables.yaml`, its
+`baselines` the experiments of the same recipe that its gain is measured against. All functions only read.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from snn_repro.config import CONF_DIR, Config, config_hash, load_config
+from snn_repro.errors import UserError
+
+PAPER_TABLES = CONF_DIR.parent / "results" / "paper_tables.yaml"
+TABLES = (1, 2, 3, "code")
+PREPARED = ("cifar10_dvs", "dvs_gesture", "ncaltech101")  # read from frames that scripts/prepare_data.py makes
+TRAINING_SAMPLES = {  # of the complete data sets; how many images the 100 classes of ImageNet have, a run tells
+    "cifar10": 50_000, "cifar100": 50_000, "imagenet1k": 1_281_167, "cifar10_dvs": 9_000, "dvs_gesture": 1_176,
+    "ncaltech101": 7_795,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """One line of the paper's tables; `results/paper_tables.yaml` says what each field means."""
+
+    id: str
+    table: int | str
+    dataset: str
+    method: str
+    network: str
+    T: int | None
+    size: int | None  # pixels
+    params_M: float | None  # millions
+    accuracy: float  # percent
+    own: bool
+    corrected: float | None = None  # percent
+    gain: float | None = None  # points
+    gain_over: str | None = None
+    notes: str = ""
+
+
+def load_rows(path: Path = PAPER_TABLES) -> list[PaperRow]:
+    """The paper's rows in their order. Raises UserError naming the file, the row and what is wrong with it."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text("utf-8"))
+        assert isinstance(content, list), "it is no list of rows"
+    except (OSError, yaml.YAMLError, AssertionError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    rows = [_paper_row(path, entry) for entry in content]
+    ids = [row.id for row in rows]
+    for row in rows:
+        if ids.count(row.id) > 1:
+            raise UserError(f"{path}: the id {row.id} stands twice; ids name single rows")
+        if row.gain_over is not None and row.gain_over not in ids:
+            raise UserError(f"{path}: {row.id} has gain_over={row.gain_over}, which is no row")
+    return rows
+
+
+def _paper_row(path: Path, entry: Any) -> PaperRow:
+    name = entry.get("id", "a row without id") if isinstance(entry, dict) else f"{entry!r}"
+    try:
+        row = PaperRow(**entry)
+    except TypeError:
+        known = ", ".join(f.name for f in fields(PaperRow))
+        raise UserError(f"{path}: {name} does not have the right fields; they are: {known}") from None
+    if row.table not in TABLES or not 0 < row.accuracy <= 100:
+        raise UserError(
+            f"{path}: {name} has table={row.table}, accuracy={row.accuracy}; the table is one of "
+            f"{', '.join(map(str, TABLES))}, the accuracy a percentage"
+        )
+    return row
+
+
+def experiments() -> list[str]:
+    """The names of all experiments: tables first, then figures."""
+    names = (file.stem for file in (CONF_DIR / "experiment").glob("*.yaml"))
+    return sorted(names, key=lambda name: (not name.startswith("table"), name.split("_")))
+
+
+def compose(names: Iterable[str], overrides: Sequence[str] = ()) -> dict[str, Config]:
+    """The checked configuration of each experiment, with overrides as on the command line."""
+    return {name: load_config([f"experiment={name}", *overrides]) for name in names}
+
+
+@dataclass
+class Row:
+    """An experiment, the paper's number for it and what we have: our runs of exactly this configuration, any seed."""
+
+    config: Config
+    paper: PaperRow | None
+    results: list[dict]  # RunResult, by seed
+    departing: int  # finished runs of this name with other settings
+    data: str | None  # "ready", "not prepared" or "missing"; None where nobody looked
+    missing: list[str]  # what stands between here and the number, in words
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    def command(self, overrides: Sequence[str] = ()) -> str:
+        """The command that runs this row, with the overrides that it was composed with."""
+        folder = "cache_dir" if self.config.dataset.name in PREPARED else "data_dir"
+        given = getattr(self.config, folder) or "DIR"
+        others = [o for o in overrides if not o.startswith(("data_dir=", "cache_dir="))]
+        return " ".join([f"python -m snn_repro.train experiment={self.name} {folder}={given}", *others])
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({r["seed"] for r in self.results})
+
+    def mean(self, key: str) -> float | None:
+        """Mean over seeds of an accuracy of result.json (`acc_last`, `acc_best_test`, ...), in percent."""
+        values = [100 * r[key] for r in self.results if r.get(key) is not None]
+        return sum(values) / len(values) if values else None
+
+
+def join(configs: dict[str, Config], paper: Iterable[PaperRow], results: Iterable[dict]) -> list[Row]:
+    """One Row an experiment. A run belongs to it when nothing but the seed differs from the row's configuration."""
+    by_id = {row.id: row for row in paper}
+    results = list(results)
+    rows = []
+    for name, config in configs.items():
+        if config.paper_row is not None and config.paper_row not in by_id:
+            raise UserError(f"experiment={name} has paper_row={config.paper_row}, which {PAPER_TABLES.name} lacks")
+        mine = [r for r in results if r["name"] == name]
+        same = [r for r in mine if r["recipe_hash"] == config_hash(config, without=("seed",))]
+        one_a_seed = {r["seed"]: r for r in reversed(same)}  # runs are also copied to results/runs
+        of_row = [one_a_seed[seed] for seed in sorted(one_a_seed)]
+        rows.append(Row(config, by_id.get(config.paper_row), of_row, len(mine) - len(same), None, []))
+    finished = {row.name for row in rows if row.results}
+    for row in rows:
+        if not row.results:
+            row.missing.append("a run")
+        elif absent := [b for b in row.config.baselines if b not in finished and b in configs]:
+            row.missing.append(f"runs of its baselines {', '.join(absent)}")
+    return rows
+
+
+def look_for_files(rows: Iterable[Row]) -> None:
+    """Set `data` of each row and add to `missing`: prepared frames, raw files, initial weights. Reads no sample."""
+    from snn_repro.checkpoint import find_weights
+
+    known: dict[tuple, tuple[str, str | None]] = {}
+    weights: dict[str, bool] = {}
+    for row in rows:
+        c = row.config
+        needs = (c.dataset.name, c.timesteps, c.dataset.integrate_by, c.dataset.frame_size)
+        if needs not in known:
+            known[needs] = data_state(c)
+        row.data, reason = known[needs]
+        wanted = [reason] if reason else []
+        name = c.model.weights
+        if name and name not in weights:
+            try:
+                weights[name] = bool(find_weights(name, c.data_dir))
+            except UserError:
+                weights[name] = False
+        if name and not weights[name]:
+            wanted.append(f"initial weights {name}")
+        row.missing[:0] = wanted
+
+
+def data_state(config: Config) -> tuple[str, str | None]:
+    """("ready" | "not prepared" | "missing", what to do about it) for the data set of a configuration."""
+    from snn_repro.data import event_sets, prepare, static
+
+    name = config.dataset.name
+    if name in ("digits", "digits_dvs"):  # embedded in the package
+        return "ready", None
+    if name not in PREPARED:
+        try:
+            static.locate(config)
+        except UserError:
+            return "missing", f"the data set {name} in data_dir"
+        return "ready", None
+    settings = prepare.Settings(name, config.timesteps, config.dataset.integrate_by, config.dataset.frame_size)
+    if config.cache_dir and Path(config.cache_dir, settings.folder, "manifest.json").is_file():
+        return "ready", None
+    try:
+        event_sets.find_places(name, config.data_dir)
+    except UserError:
+        return "missing", f"the data set {name} in data_dir, or its frames in cache_dir"
+    return "not prepared", f"frames: {settings.command(config.data_dir, config.cache_dir)}"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Hours of training that one run of a row takes on the kind of device where a speed was measured."""
+
+    hours: float
+    device: str  # "cuda" or "cpu"
+    samples_per_s: float
+    source: str  # the row whose runs were measured
+
+
+def estimate_cost(row: Row, results: Iterable[dict]) -> Cost | None:
+    """epochs * n_train / samples_per_s, from the median speed of finished runs, or None where nothing was measured.
+
+    The row's own runs count first, else those of the same data set, network, T, frame size and batch. Speeds on a GPU
+    come before those on a CPU, and the two are never mixed; epochs of fewer than 20 steps say nothing. Time spent in
+    evaluation is not in it.
+    """
+    alike = [r for r in results if r.get("samples_per_s") and _same_work(row.config, r)]
+    for device in ("cuda", "cpu"):
+        here = [r for r in alike if r["device"] == device]
+        measured = [r for r in here if r["name"] == row.name] or here
+        if measured:
+            speed = median(r["samples_per_s"] for r in measured)
+            n_train = TRAINING_SAMPLES.get(row.config.dataset.name) or max(r["n_train"] for r in measured)
+            hours = row.config.recipe.epochs * n_train / speed / 3600
+            return Cost(hours, device, speed, measured[0]["name"])
+    return None
+
+
+def _same_work(config: Config, result: dict) -> bool:
+    """Whether a training step of the run costs what one of the row costs, IMP and loss aside, and was timed."""
+    theirs, recipe = result["config"], result["config"]["recipe"]
+    if 0 < theirs["debug"]["max_steps"] < 20:
+        return False
+    return (result["dataset"], result["model"], result["timesteps"]) == (
+        config.dataset.name, config.model.name, config.timesteps
+    ) and (theirs["dataset"]["frame_size"], recipe["batch_size"], recipe["accumulate"]) == (
+        config.dataset.frame_size, config.recipe.batch_size, config.recipe.accumulate
+    )  # fmt: skip
