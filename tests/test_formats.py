@@ -1,0 +1,417 @@
+import gzip
+import io
+import os
+import pickle
+import struct
+import tarfile
+import tracemalloc
+import warnings
+import zipfile
+
+import fixtures
+import numpy as np
+import pytest
+
+from snn_repro.data.events import Events, integrate
+from snn_repro.data.formats import (
+    FormatError,
+    read_aedat2,
+    read_aedat3,
+    read_atis_bin,
+    read_cifar10,
+    read_cifar100,
+    read_cifar_batch,
+    read_gesture_labels,
+    read_idx,
+)
+from snn_repro.errors import DataError
+
+
+def assert_same_events(found: Events, written: Events):
+    for name in Events._fields:
+        values = getattr(found, name)
+        assert values.dtype == getattr(written, name).dtype, name
+        np.testing.assert_array_equal(values, getattr(written, name), err_msg=name)
+
+
+def recording(n=200, size=(128, 128), **options) -> Events:
+    return fixtures.random_recording(np.random.default_rng(0), n, size, **options)
+
+
+def refused(read, data, offset, reason):
+    with pytest.raises(FormatError, match=reason) as caught:
+        read(data, "set/file")
+    assert caught.value.name == "set/file" and caught.value.offset == offset
+    assert str(caught.value).startswith(f"set/file, byte {offset}: ") and "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------ whole data sets
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_cifar10_dvs_event_by_event(tmp_path, archive):
+    written = fixtures.write_cifar10_dvs(tmp_path, per_class=3, events=50, archive=archive)
+    assert len(written) == 30
+    for name, events in written.items():
+        if archive:
+            folder = name.split("/")[0]
+            with zipfile.ZipFile(tmp_path / f"{folder}.zip") as opened, opened.open(name) as file:
+                assert_same_events(read_aedat2(file), events)
+        else:
+            assert_same_events(read_aedat2(tmp_path / name), events)
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_dvs_gesture_event_by_event(tmp_path, archive):
+    trials = fixtures.write_dvs_gesture(tmp_path, archive=archive)
+    if archive:
+        with tarfile.open(tmp_path / "DvsGesture.tar.gz") as opened:
+            opened.extractall(tmp_path, filter="data")
+    classes = [1, 2, 3, 4, 5, 6, 7, 8, 8, 9, 10, 11]
+    for file, trial in trials.items():
+        path = tmp_path / "DvsGesture" / file
+        assert_same_events(read_aedat3(path), trial.events)
+        rows = read_gesture_labels(str(path).replace(".aedat", "_labels.csv"))
+        assert rows == trial.rows and [row[0] for row in rows] == classes
+    first, last = list(trials.values())[0], list(trials.values())[-1]
+    assert first.rows[9][2] > first.rows[10][1]  # classes 9 and 10 overlap
+    assert last.events.t[0] < 2**31 < last.events.t[-1]
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_ncaltech101_event_by_event(tmp_path, archive):
+    written = fixtures.write_ncaltech101(tmp_path, archive=archive)
+    for name, events in written.items():
+        if archive:
+            with zipfile.ZipFile(tmp_path / "Caltech101.zip") as opened:
+                found = read_atis_bin(opened.read(f"Caltech101/{name}"))
+        else:
+            found = read_atis_bin(tmp_path / "Caltech101" / name)
+        assert_same_events(found, events)
+        assert integrate(found, 4, (180, 240)).sum() == len(events.t)
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_cifar_image_by_image(tmp_path, archive):
+    ten = fixtures.write_cifar10(tmp_path, per_batch=20, archive=archive)
+    train, test = read_cifar10(tmp_path / ("cifar-10-python.tar.gz" if archive else "cifar-10-batches-py"))
+    np.testing.assert_array_equal(train[0], np.concatenate([ten[f"data_batch_{i}"][0] for i in range(1, 6)]))
+    np.testing.assert_array_equal(train[1], np.concatenate([ten[f"data_batch_{i}"][1] for i in range(1, 6)]))
+    np.testing.assert_array_equal(test[0], ten["test_batch"][0])
+    assert train[0].dtype == np.uint8 and train[1].dtype == np.int64
+    hundred = fixtures.write_cifar100(tmp_path, archive=archive)
+    parts = read_cifar100(tmp_path / ("cifar-100-python.tar.gz" if archive else "cifar-100-python"))
+    for part, file in zip(parts, ("train", "test"), strict=True):
+        np.testing.assert_array_equal(part[0], hundred[file][0])
+        np.testing.assert_array_equal(part[1], hundred[file][1])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_fashion_mnist(tmp_path, packed):
+    written = fixtures.write_fashion_mnist(tmp_path, packed=packed)
+    for name, values in written.items():
+        found = read_idx(tmp_path / (name + (".gz" if packed else "")))
+        assert found.dtype == np.uint8
+        np.testing.assert_array_equal(found, values)
+
+
+@pytest.mark.parametrize("layout", ["folders", "kaggle"])
+def test_imagenet_files_open_as_rgb(tmp_path, layout):
+    from torchvision.datasets.folder import pil_loader
+
+    written = fixtures.write_imagenet(tmp_path, layout=layout)
+    assert len(written) == 3 * (4 + 2)
+    for file, (pixels, _) in written.items():
+        np.testing.assert_array_equal(np.asarray(pil_loader(str(tmp_path / file))), pixels)
+
+
+# ------------------------------------------------------------------ the fixtures against other readers
+
+
+def test_torchvision_reads_the_cifar_fixtures(tmp_path):
+    from torchvision import datasets
+
+    class Unchecked(datasets.CIFAR10):
+        train_list = [[f"data_batch_{i}", None] for i in range(1, 6)]
+        test_list = [["test_batch", None]]
+        meta = {"filename": "batches.meta", "key": "label_names", "md5": None}
+
+    written = fixtures.write_cifar10(tmp_path, per_batch=7)
+    test = Unchecked(tmp_path, train=False)
+    np.testing.assert_array_equal(test.data.transpose(0, 3, 1, 2), written["test_batch"][0])
+    assert test.targets == written["test_batch"][1].tolist() and test.classes == fixtures.CIFAR10_CLASSES
+    raw = (tmp_path / "cifar-10-batches-py" / "test_batch").read_bytes()
+    assert pickle.loads(raw, encoding="bytes")[b"data"].shape == (7, 3072)
+
+
+def test_torchvision_reads_the_idx_fixtures(tmp_path):
+    from torchvision.datasets.mnist import read_image_file
+
+    written = fixtures.write_fashion_mnist(tmp_path, packed=False)
+    images = read_image_file(str(tmp_path / "t10k-images-idx3-ubyte"))
+    np.testing.assert_array_equal(images.numpy(), written["t10k-images-idx3-ubyte"])
+
+
+# ------------------------------------------------------------------ sources
+
+
+def test_paths_files_and_bytes_are_all_accepted(tmp_path):
+    events = recording()
+    data = fixtures.encode_aedat2(events)
+    path = tmp_path / "one.aedat"
+    path.write_bytes(data)
+    with open(path, "rb") as file:
+        for source in (path, str(path), file, io.BytesIO(data), data, bytearray(data), memoryview(data)):
+            assert_same_events(read_aedat2(source), events)
+    with pytest.raises(DataError, match=r"absent\.aedat cannot be read: No such file"):
+        read_aedat2(tmp_path / "absent.aedat")
+    path.write_bytes(data[:-3])
+    with pytest.raises(FormatError, match=r"one\.aedat, byte \d+: "):
+        read_aedat2(path)
+
+
+def test_a_format_error_survives_a_process_boundary():
+    error = pickle.loads(pickle.dumps(FormatError("a.bin", 10, "cut off")))
+    assert str(error) == "a.bin, byte 10: cut off" and error.offset == 10
+
+
+# ------------------------------------------------------------------ AEDAT 2.0
+
+
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
+def test_aedat2_decodes_as_published(newline):
+    address, time = 0x1234, 4_000_000_000  # times are unsigned
+    data = b"#!AER-DAT2.0" + newline + b"#note" + newline + struct.pack(">II", address, time)
+    t, x, y, p = read_aedat2(data)
+    assert t[0] == time and x[0] == 127 - (address >> 8 & 127) and y[0] == 127 - (address >> 1 & 127)
+    assert p[0] == 1 - (address & 1)
+
+
+def test_aedat2_without_events():
+    assert all(len(values) == 0 for values in read_aedat2(b"#!AER-DAT2.0\r\n"))
+
+
+def test_aedat2_leaves_out_what_no_pixel_sent():
+    events = recording()
+    assert_same_events(read_aedat2(fixtures.encode_aedat2(events, external=(0, 5, 6))), events)
+
+
+def test_aedat2_refuses():
+    good = fixtures.encode_aedat2(recording(10))
+    start = len(good) - 80
+    refused(read_aedat2, b"", 0, "does not begin with #!AER-DAT2.0")
+    refused(read_aedat2, good.replace(b"2.0", b"3.1", 1), 0, "does not begin with")
+    refused(read_aedat2, good[:-1], len(good) - 8, "7 of its 8 bytes: the file breaks off")
+    refused(read_aedat2, good[: start - 1], good[:start].rindex(b"#"), "a header line has no end")
+    damaged = bytearray(good)
+    damaged[start + 16 + 1] = 1
+    refused(read_aedat2, damaged, start + 16, "address 0x0001.* DVS128")
+    damaged = bytearray(good)
+    damaged[start - 1] = ord(" ")  # the header's last newline
+    refused(read_aedat2, damaged, good[:start].rindex(b"#"), "a header line has no end or holds binary data")
+
+
+# ------------------------------------------------------------------ AEDAT 3.1
+
+PACKET = "<HHIIIIII"
+
+
+def test_aedat3_packets():
+    events = recording(250)
+    for options in ({}, {"others": False}, {"invalid": (0, 3, 249)}, {"per_packet": 1}, {"per_packet": 10_000}):
+        assert_same_events(read_aedat3(fixtures.encode_aedat3(events, **options)), events)
+    late = recording(250, duration=2**32, start=2**30)
+    assert late.t[-1] > 2**32
+    assert_same_events(read_aedat3(fixtures.encode_aedat3(late)), late)
+
+
+def test_aedat3_without_events():
+    assert len(read_aedat3(b"#!AER-DAT3.1\r\n#!END-HEADER\r\n").t) == 0
+
+
+def test_aedat3_refuses():
+    good = fixtures.encode_aedat3(recording(10), others=False)
+    start = len(good) - 80 - 28
+
+    def with_packet(*fields, at=start):
+        return good[:at] + struct.pack(PACKET, *fields) + good[at + 28 :]
+
+    refused(read_aedat3, good.replace(b"3.1", b"2.0", 1), 0, "does not begin with #!AER-DAT3.1")
+    refused(read_aedat3, good.replace(b"#!END-HEADER", b"#!END-HEADED"), start, "no line #!END-HEADER")
+    refused(read_aedat3, good[:-80] + good[-80:-3], start, "10 events of 8 bytes, but the file ends after 77")
+    refused(read_aedat3, good + b"\1\0\1", len(good), "3 bytes where a packet header")
+    refused(read_aedat3, with_packet(1, 1, 8, 4, 0, 2**32 - 1, 10, 10), start, "4294967295 events of 8 bytes")
+    refused(read_aedat3, with_packet(3, 1, 2**32 - 1, 4, 0, 2**32 - 1, 0, 0), start, "but the file ends after 80")
+    refused(read_aedat3, with_packet(1, 1, 8, 4, 0, 10, 11, 10), start, "eventNumber 11, eventCapacity 10")
+    refused(read_aedat3, with_packet(1, 1, 8, 4, 0, 10, 9, 10), start, "eventValid 10, eventNumber 9")
+    refused(read_aedat3, with_packet(1, 1, 4, 4, 0, 20, 10, 10), start, "4-byte events")
+    refused(read_aedat3, with_packet(257, 1, 8, 4, 0, 10, 10, 10), start, "type 257")
+    two = fixtures.encode_aedat3(recording(10), others=False, per_packet=6)
+    outside = bytearray(two)
+    outside[-8:-4] = struct.pack("<I", 128 << 17 | 5 << 2 | 1)
+    refused(read_aedat3, outside, len(two) - 8, "x=128, y=5, outside of 128 x 128")
+    assert read_aedat3(outside, size=None).x[-1] == 128
+    outside[-8] &= 0xFE  # an invalid event may lie anywhere
+    assert len(read_aedat3(outside).t) == 9
+
+
+def test_a_huge_capacity_allocates_nothing():
+    good = fixtures.encode_aedat3(recording(10), others=False)
+    data = good[: len(good) - 108] + struct.pack(PACKET, 1, 1, 8, 4, 0, 2**32 - 1, 2**32 - 1, 0) + good[-80:]
+    tracemalloc.start()
+    with pytest.raises(FormatError):
+        read_aedat3(data)
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
+
+
+def test_gesture_labels_refuses():
+    head = b"class,startTime_usec,endTime_usec\n"
+    assert read_gesture_labels(head + b"8,5,6\r\n\n8,1,9\n") == [(8, 5, 6), (8, 1, 9)]
+    assert read_gesture_labels(b"\xef\xbb\xbf" + head + b"1,1,2") == [(1, 1, 2)]
+    refused(read_gesture_labels, b"1,2,3\n", 0, "first line is not class")
+    refused(read_gesture_labels, head, len(head), "no rows")
+    refused(read_gesture_labels, head + b"1,2,3\n1,2\n", len(head) + 6, "three whole numbers")
+    refused(read_gesture_labels, head + b"1,-2,3\n", len(head), "three whole numbers")
+    refused(read_gesture_labels, head + b"12,2,3\n", len(head), "class 12 from 2 to 3")
+    refused(read_gesture_labels, head + b"1,3,3\n", len(head), "end after their start")
+
+
+# ------------------------------------------------------------------ ATIS
+
+
+def test_atis_overflow_records_add_to_the_time():
+    data = bytes([5, 6, 0x80 | 1, 2, 3, 0, 240, 0, 0, 0, 9, 240, 0xFF, 1, 1, 7, 8, 0, 0, 1])
+    t, x, y, p = read_atis_bin(data)
+    assert (
+        t.tolist() == [0x010203, 1 + 2 * 8192]
+        and x.tolist() == [5, 7]
+        and y.tolist() == [6, 8]
+        and p.tolist() == [1, 0]
+    )
+    late = recording(100, (180, 240), duration=20_000_000)  # 23 bits hold 8.4 s
+    assert_same_events(read_atis_bin(fixtures.encode_atis(late)), late)
+
+
+def test_atis_counts_what_it_leaves_out():
+    events = recording(50, (180, 240))
+    data = bytearray(fixtures.encode_atis(events))
+    data[5 * 7 + 1], data[5 * 9] = 200, 250
+    with pytest.warns(UserWarning, match="set/file: left out 2 of 50 events, outside of 240 x 180.* first at byte 35"):
+        found = read_atis_bin(bytes(data), "set/file")
+    assert len(found.t) == 48
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(read_atis_bin(data, size=(256, 256)).t) == 50
+
+
+def test_atis_refuses():
+    refused(read_atis_bin, bytes(23), 20, "3 of its 5 bytes: the file breaks off")
+    assert len(read_atis_bin(b"").t) == 0
+
+
+# ------------------------------------------------------------------ IDX
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "i4", "f4", "f8"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_idx_types(dtype, packed):
+    values = np.random.default_rng(0).normal(0, 50, (3, 4, 2)).astype(dtype)
+    found = read_idx(fixtures.encode_idx(values, packed))
+    assert found.dtype == np.dtype(dtype) and found.dtype.isnative
+    np.testing.assert_array_equal(found, values)
+
+
+def test_idx_refuses():
+    good = fixtures.encode_idx(np.arange(24, dtype=np.uint8).reshape(4, 6))
+    refused(read_idx, b"", 0, "begins with nothing")
+    refused(read_idx, b"\0\1" + good[2:], 0, "begins with 00 01 08 02, not with an IDX header")
+    refused(read_idx, good[:9], 9, "inside its header of 12 bytes")
+    refused(read_idx, good[:-1], 35, r"shape \(4, 6\) has 24 bytes, the file holds only 23")
+    refused(read_idx, good + b"\0", 37, "the file holds more")
+    refused(read_idx, good[:4] + bytes(8) + good[12:], 4, "is empty")
+    packed = gzip.compress(good, mtime=0)
+    refused(read_idx, packed[:-9], 12, "cannot be unpacked")
+    damaged = bytearray(packed)
+    damaged[-6] ^= 1  # the checksum
+    refused(read_idx, damaged, 12, "cannot be unpacked")
+
+
+def test_a_huge_idx_shape_allocates_nothing():
+    for packed in (False, True):
+        data = bytes([0, 0, 8, 3]) + b"\xff" * 12 + bytes(100)
+        tracemalloc.start()
+        with pytest.raises(FormatError, match="holds only 100"):
+            read_idx(gzip.compress(data) if packed else data)
+        assert tracemalloc.get_traced_memory()[1] < 4e6
+        tracemalloc.stop()
+
+
+# ------------------------------------------------------------------ CIFAR
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("labels", [[3, 0, 9], np.array([3, 0, 9]), [np.int64(3), np.int64(0), np.int64(9)]])
+def test_cifar_pickled_again_by_python_3(protocol, labels):
+    """Copies of the data set that somebody rewrote are read too."""
+    data = np.random.default_rng(0).integers(0, 256, (3, 3072), np.uint8)
+    for key in (str, str.encode):
+        for array in (data, np.asfortranarray(data)):
+            batch = {key("data"): array, key("labels"): labels, key("filenames"): ["a", "b", "c"]}
+            images, numbers = read_cifar_batch(pickle.dumps(batch, protocol))
+            np.testing.assert_array_equal(images.reshape(3, 3072), data)
+            assert numbers.tolist() == [3, 0, 9]
+
+
+class Evil:
+    def __init__(self, call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call
+
+
+def test_a_malicious_pickle_is_taken_apart_and_never_run(tmp_path):
+    target = tmp_path / "owned"
+    calls = [(os.system, (f"touch {target}",)), (eval, (f"open({str(target)!r}, 'w')",)), (target.touch, ())]
+    calls.append((getattr, ("text", "upper")))
+    for protocol in (2, 3, 4, 5):
+        for call in calls:
+            batch = {"data": Evil(call), "labels": [1]}
+            with pytest.raises(FormatError, match="which no CIFAR file needs"):
+                read_cifar_batch(pickle.dumps(batch, protocol))
+    assert not target.exists()
+
+
+def test_cifar_refuses(tmp_path):
+    images = np.zeros((3, 3, 32, 32), np.uint8)
+    good = fixtures.encode_cifar_batch(images, np.array([1, 2, 3]))
+    label_key, data_key = good.index(b"U\x06labels"), good.index(b"U\x04data")
+    refused(read_cifar_batch, good[:-1], len(good) - 1, "damaged or breaks off")
+    refused(read_cifar_batch, good[:500], 500, "damaged or breaks off")
+    refused(read_cifar_batch, good + b"\0", len(good) - 1, "ends here, 1 bytes before the file")
+    refused(read_cifar_batch, b"", 0, "damaged")
+    refused(read_cifar_batch, pickle.dumps([1, 2], 2), 0, "no dictionary")
+    refused(read_cifar_batch, good.replace(b"labels", b"lobels"), 0, "no 'labels'; is the file of another")
+    refused(read_cifar_batch, fixtures.encode_cifar_batch(images, np.array([1, 10, 3])), label_key, "from 1 to 10")
+    refused(read_cifar_batch, fixtures.encode_cifar_batch(images, np.array([1, 2])), label_key, "3 whole numbers")
+    short = fixtures.encode_cifar_batch(images, np.array([1, 2, 3])).replace(b"M\x00\x0c", b"M\x01\x0c")
+    short = short.replace(b"J\x00\x0c\x00\x00", b"J\x01\x0c\x00\x00")
+    refused(read_cifar_batch, short, data_key, "no whole uint8 array")
+    memo = b"\x80\x02}r\xff\xff\xff\x7f."  # would make the unpickler clear 32 GiB
+    refused(read_cifar_batch, memo, 3, "memo index 2147483647")
+    huge = b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"abc."
+    refused(read_cifar_batch, huge, len(huge), "damaged or breaks off")
+
+
+def test_cifar_names_the_missing_file(tmp_path):
+    fixtures.write_cifar10(tmp_path, per_batch=3)
+    fixtures.write_cifar100(tmp_path, archive=True)
+    folder = tmp_path / "cifar-10-batches-py"
+    (folder / "data_batch_3").unlink()
+    with pytest.raises(DataError, match="holds no data_batch_3; it should hold data_batch_1"):
+        read_cifar10(folder)
+    archive = tmp_path / "cifar-100-python.tar.gz"
+    archive.write_bytes(archive.read_bytes()[:5000])
+    with pytest.raises(DataError, match=r"cifar-100-python\.tar\.gz"):
+        read_cifar100(archive)
