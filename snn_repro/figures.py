@@ -107,10 +107,14 @@ MAPPINGS = {
 
 
 def trained_mapping(run: dict, fire_at: str) -> np.ndarray:
-    """The map of a trained network's own neurons: initial potentials from the percentiles of all its layers."""
+    """The map of a trained network's own neurons: initial potentials from the percentiles of all its layers.
+
+    A lif neuron takes in 1/tau of its input, so its weights go up to tau: one step then adds at most 1, as for the others.
+    """
     pooled = np.concatenate([layer["percentiles"] for layer in run["layers"]])
     keys = ("name", "reset", "v_threshold", *{"lif": ("tau",), "leaky": ("retain",)}.get(run["neuron"]["name"], ()))
-    return pattern_mapping(pooled, WEIGHTS[9], fire_at=fire_at, **{k: run["neuron"][k] for k in keys})
+    neuron = {k: run["neuron"][k] for k in keys}
+    return pattern_mapping(pooled, neuron.get("tau", 1) * WEIGHTS[9], fire_at=fire_at, **neuron)
 
 
 def draw_pattern_mapping(trained: Sequence[dict] = ()) -> Figure:
@@ -122,7 +126,7 @@ def draw_pattern_mapping(trained: Sequence[dict] = ()) -> Figure:
     for run in trained:
         title = f"IMP trained: {run['dataset']}, {NAMES[run['loss']]}"
         panels.append(
-            (title, f"{run['neuron']['name']}, {run['neuron']['reset']} reset", partial(trained_mapping, run))
+            (title, f"{run['neuron']['name'].upper()}, {run['neuron']['reset']} reset", partial(trained_mapping, run))
         )
     figure = new_figure(2.6 * len(panels), 3.1)
     for axes, (title, below, mapping) in zip(figure.subplots(1, len(panels)), panels, strict=True):
@@ -311,7 +315,7 @@ def draw_learned_imp(data: dict) -> Figure:
     deepest = max(len(run["layers"]) for run in runs)
     figure = new_figure(3.8 * len(runs), 1.2 + 0.5 * deepest)
     for axes, run in zip(figure.subplots(1, len(runs), squeeze=False).flat, runs, strict=True):
-        axes.axvspan(*run["neuron"]["imp_init"], color="0.88", label="start")
+        axes.axvspan(*run["neuron"]["imp_init"], color="0.9")
         for i, layer in enumerate(run["layers"]):
             h = layer["histogram"]
             edges = np.linspace(h["low"], h["high"], len(h["counts"]) + 1)
@@ -322,10 +326,9 @@ def draw_learned_imp(data: dict) -> Figure:
             axes.plot(layer["percentiles"][50], base, marker="^", color="black", markersize=5, clip_on=False)
         names = [f"{layer['layer']}\n{'×'.join(map(str, layer['shape']))}" for layer in run["layers"]]
         axes.set_yticks(np.arange(len(names))[::-1] + 0.3, names)
-        axes.set_xlabel("initial membrane potential (▲ median)")
-        axes.set_title(f"{run['dataset']}, {run['neuron']['name']}, {run['loss']}")
-        axes.grid(axis="x")
-        axes.legend(loc="upper right", fontsize=7)
+        axes.set_xlabel("learned initial membrane potential\n(▲ median; grey: range at the start)")
+        axes.set_title(f"{run['dataset']}, {run['neuron']['name'].upper()}, {NAMES[run['loss']]}")
+        axes.locator_params(axis="x", nbins=6)
     return figure
 
 
@@ -335,7 +338,7 @@ def draw_learned_imp(data: dict) -> Figure:
 def draw_imp_overhead(reports: Sequence[dict]) -> Figure:
     """Time of forward + backward with IMP over without, against the number of neurons, a line a T; a panel a device.
 
-    A report is a file of results/benchmarks/ with `device` and
+    A report is a file of results/benchmarks/ with `machine`: {"processor": name, ...} and
     `imp_overhead`: [{"timesteps", "neurons", "seconds_without", "seconds_with"}, ...].
     """
     figure = new_figure(4.2 * len(reports), 3.4)
@@ -347,7 +350,7 @@ def draw_imp_overhead(reports: Sequence[dict]) -> Figure:
         axes.axhline(1, color="0.4", linewidth=0.8)
         axes.set_xscale("log", base=2)
         axes.set_xlabel("neurons")
-        axes.set_title(report["device"])
+        axes.set_title(report["machine"]["processor"])
         axes.legend(fontsize=7)
     figure.axes[0].set_ylabel("forward + backward, with IMP / without")
     return figure

@@ -48,6 +48,16 @@ def test_strict_firing_reaches_fewer_patterns(name):
     assert figures.pattern_mapping(*GRIDS[name], fire_at="gt").sum() == GOLDEN["pattern_mapping"]["gt_cells"][name]
 
 
+def test_a_trained_network_is_mapped_with_its_own_neuron():
+    neuron = dict(name="if", reset="soft", v_threshold=1.0, tau=2.0, retain=0.25)
+    run = dict(neuron=neuron, layers=[dict(percentiles=[0.25]), dict(percentiles=[0.0])])
+    both = [figures.pattern_mapping([v], figures.WEIGHTS[9]) for v in (0.0, 0.25)]
+    np.testing.assert_array_equal(figures.trained_mapping(run, "ge"), both[0] | both[1])
+    for family in ("lif", "leaky"):  # each of their inputs can make a spike, as it can for an IF neuron
+        reached = figures.trained_mapping(dict(run, neuron=dict(neuron, name=family)), "ge")
+        assert reached[1:, 1:].any(0).all()
+
+
 def test_convergence_curves_start_alike_and_fall():
     curves = {loss: figures.convergence(2, loss, epochs=61, samples=64) for loss in figures.CONVERGENCE_LOSSES}
     for curve in curves.values():
@@ -81,7 +91,7 @@ def results(tmp_path_factory):
     figures.write_data(folder / "figures" / "convergence.json", dict(command="made up", curves=curves))
     (folder / "benchmarks").mkdir()
     rows = [dict(timesteps=t, neurons=n, seconds_without=1.0, seconds_with=1.01) for t in (2, 8) for n in (256, 4096)]
-    (folder / "benchmarks" / "cpu.json").write_text(json.dumps(dict(device="a CPU", imp_overhead=rows)))
+    (folder / "benchmarks" / "cpu.json").write_text(json.dumps(dict(machine={"processor": "a CPU"}, imp_overhead=rows)))
     assert script("make_figures").main([f"results={folder}"]) == 0
     return folder
 
