@@ -52,21 +52,25 @@ def test_the_linear_baseline():
     assert linear_baseline() == pytest.approx(0.9733, abs=0.005)
 
 
-def test_frames_count_every_event_and_depend_on_the_seed():
+@pytest.fixture
+def few_digits(monkeypatch):
+    images, labels = load_digits()
+    monkeypatch.setattr(digits, "load_digits", lambda: (images[:20], labels[:20]))
+
+
+def test_frames_count_every_event():
     frames = digits_dvs_frames(10)
     assert frames.shape == (1797, 10, 2, 24, 24) and frames.dtype == np.uint8
     per_frame = frames.sum((2, 3, 4), dtype=np.int64)
     assert np.all(per_frame[:, :-1] == per_frame[:, :1]) and np.all(per_frame[:, -1] - per_frame[:, 0] < 10)
     assert 1500 < per_frame.sum(1).mean() < 1850
+
+
+def test_frames_depend_on_the_seed_and_on_nothing_else(few_digits):
+    frames = digits_dvs_frames(10)
     np.testing.assert_array_equal(frames, digits_dvs_frames(10))
     assert not np.array_equal(frames, digits_dvs_frames(10, seed=1))
     assert not np.array_equal(frames, digits_dvs_frames(10, by="time"))
-
-
-@pytest.fixture
-def few_digits(monkeypatch):
-    images, labels = load_digits()
-    monkeypatch.setattr(digits, "load_digits", lambda: (images[:20], labels[:20]))
 
 
 @pytest.mark.filterwarnings("error")
@@ -116,7 +120,7 @@ def test_a_cache_folder_that_cannot_be_written_costs_a_warning(tmp_path, few_dig
 
 
 def test_build_digits():
-    data = build_digits(load_config(["dataset=digits", "dataset.validation=0.1"]))
+    data = build_digits(load_config(["dataset=digits", "dataset.validation=0.1", "recipe.batch_size=64"]))
     assert data.static and data.input_shape == (1, 8, 8) and data.num_classes == 10
     split = data.split
     assert split.n_train + split.n_val == 1347 and split.n_test == 450 and split.sha256_test == TEST_SHA256
@@ -128,13 +132,14 @@ def test_build_digits():
 
 
 def test_build_digits_dvs(tmp_path):
-    data = build_digits_dvs(load_config(["dataset=digits_dvs", "timesteps=3", f"cache_dir={tmp_path}"]))
+    options = ["dataset=digits_dvs", "timesteps=3", f"cache_dir={tmp_path}"]
+    data = build_digits_dvs(load_config(options))
     assert not data.static and data.input_shape == (2, 24, 24)
     assert data.split.sha256_test == TEST_SHA256
     x, _ = next(data.test.epoch(0))
     assert x.shape[0] == 3 and x.shape[2:] == (2, 24, 24) and x.dtype == torch.float32
     first = split_digits(load_digits()[1])[2][0]
-    np.testing.assert_array_equal(x[:, 0].numpy(), digits_dvs_frames(3)[first])
+    np.testing.assert_array_equal(x[:, 0].numpy(), digits_dvs_frames(3, cache_dir=tmp_path)[first])
 
 
 def test_the_run_seed_changes_the_order_and_not_the_parts():
