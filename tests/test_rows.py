@@ -1,0 +1,271 @@
+"""Rows: the paper's numbers are sound, each of its own rows has an experiment, and each experiment trains."""
+
+import csv
+import io
+import json
+import re
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+from fixtures import (
+    write_cifar10,
+    write_cifar10_dvs,
+    write_cifar100,
+    write_dvs_gesture,
+    write_imagenet,
+    write_ncaltech101,
+)
+
+from snn_repro.config import CONF_DIR, DATASET_FACTS, config_hash, load_config, to_dict
+from snn_repro.errors import UserError
+from snn_repro.rows import PaperRow, Row, compose, data_state, estimate_cost, experiments, join, load_rows
+from snn_repro.store import find_results
+from snn_repro.train import run
+
+sys.path.insert(0, str(CONF_DIR.parent / "scripts"))
+import list_rows  # noqa: E402
+
+NAMES = experiments()
+
+
+@cache
+def rows() -> dict:
+    return compose(NAMES)
+
+
+# ---------------------------------------------------------------- the paper's numbers
+
+
+def test_the_papers_tables_are_whole():
+    paper = load_rows()
+    assert [sum(r.table == t for r in paper) for t in (1, 2, 3, "code")] == [14, 31, 21, 4]
+    assert [sum(r.table == t and r.own for r in paper) for t in (1, 2, 3)] == [14, 9, 6]
+    by_id = {r.id: r for r in paper}
+    assert all(r.dataset in DATASET_FACTS for r in paper)
+    assert {r.id: r.corrected for r in paper if r.corrected} == {
+        "table3_tdbn_r34": 63.72,
+        "table3_spikformer_6_512": 72.46,
+    }
+    for row in paper:
+        assert (row.gain is None) == (row.gain_over is None)
+        if row.gain is not None:
+            assert round(row.accuracy - by_id[row.gain_over].accuracy, 2) == row.gain
+        assert row.gain is None or row.own
+        assert (row.params_M is None) == (row.table in (1, 2))
+
+
+def test_the_counts_behind_printed_accuracies():
+    """Accuracies on small test sets are whole numbers of samples; the one that is none has a note."""
+    for row in load_rows():
+        if not row.own:
+            continue
+        n = {"ncaltech101": 914, "dvs_gesture": 288, "cifar10_dvs": 1000}.get(row.dataset)
+        if n is None:
+            continue
+        possible = {round(100 * k / n, 2) for k in range(n + 1)}
+        assert row.accuracy in possible or (row.id, "86.11" in row.notes) == ("table2_ncaltech128_t16_imp", True)
+
+
+WRONG = {
+    "twice": ([dict(id="a"), dict(id="a")], "a stands twice"),
+    "unknown field": ([dict(id="a", acuracy=1)], "a does not have the right fields"),
+    "gain_over": ([dict(id="a", gain_over="b")], "a has gain_over=b"),
+    "accuracy": ([dict(id="a", accuracy=940.0)], "accuracy=940"),
+    "table": ([dict(id="a", table=7)], "table=7"),
+    "no list": ("words", "no list of rows"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_mistake_in_the_tables_is_named(tmp_path, name):
+    content, says = WRONG[name]
+    whole = dict(table=1, dataset="d", method="m", network="n", T=4, size=32, params_M=None, accuracy=90.0, own=True)
+    if isinstance(content, list):
+        content = [whole | entry for entry in content]
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=re.escape(says)):
+        load_rows(tmp_path / "t.yaml")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_rows(tmp_path / "none.yaml")
+
+
+# ---------------------------------------------------------------- experiments and the paper's rows
+
+
+def test_each_own_row_has_an_experiment():
+    paper = {r.id: r for r in load_rows()}
+    served = [c.paper_row for c in rows().values() if c.paper_row]
+    assert sorted(served) == sorted(r.id for r in paper.values() if r.own)
+    for name, config in rows().items():
+        if config.paper_row:
+            row = paper[config.paper_row]
+            assert name == row.id or row.table == "code"
+            assert row.dataset == config.dataset.name and row.T in (None, config.timesteps)
+            assert row.size in (None, config.dataset.frame_size, DATASET_FACTS[row.dataset].height, 128)
+            assert ("IMP" in row.method) == config.neuron.imp
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_file_says_what_it_is(name):
+    config, text = rows()[name], (CONF_DIR / "experiment" / f"{name}.yaml").read_text()
+    first, *lines = text.splitlines()
+    assert first == "# @package _global_" and config.name == name
+    head = "\n".join(line for line in lines if line.startswith("#"))
+    for word in ("# Claim: ", "# Cost: ", f"# Run: python -m snn_repro.train experiment={name} "):
+        assert word in head
+    assert f"{config.recipe.epochs} epochs of" in head and f"T={config.timesteps}" in head
+    assert ("# unspecified: " in head) == bool(config.unspecified)
+    assert all(baseline in NAMES for baseline in config.baselines) and name not in config.baselines
+    if config.paper_row:
+        accuracy = {r.id: r for r in load_rows()}[config.paper_row].accuracy
+        assert f"{accuracy:.2f} %" in lines[0]
+    assert ("prepare_data.py" in head) == (not DATASET_FACTS[config.dataset.name].static)
+
+
+# ---------------------------------------------------------------- our runs beside
+
+
+def a_result(config, **more) -> dict:
+    plain = to_dict(config)
+    return dict(
+        name=config.name, seed=config.seed, recipe_hash=config_hash(config, without=("seed",)), config=plain,
+        dataset=config.dataset.name, model=config.model.name, timesteps=config.timesteps, device="cuda",
+        n_train=100, samples_per_s=1000.0, acc_last=0.5, acc_best_test=0.6, acc_valsel=None,
+    ) | more  # fmt: skip
+
+
+def test_only_runs_of_the_rows_configuration_count():
+    name, partner = "table2_cifar10dvs48_t10_imp", "table2_cifar10dvs48_t10_tet"
+    config = rows()[name]
+    tweaked = load_config([f"experiment={name}", "recipe.lr=0.2"])
+    other_seed = load_config([f"experiment={name}", "seed=1", "data_dir=/elsewhere"])
+    results = [a_result(config), a_result(config, acc_last=0.1), a_result(other_seed, acc_last=0.7), a_result(tweaked)]
+    row, other = join({n: rows()[n] for n in (name, partner)}, load_rows(), results)
+    assert row.seeds == [0, 1] and row.departing == 1
+    assert row.mean("acc_last") == pytest.approx(60.0) and row.mean("acc_valsel") is None
+    assert row.paper.accuracy == 85.9 and row.missing == [f"runs of its baselines {partner}"]
+    assert other.results == [] and other.missing == ["a run"] and other.paper is None
+    row, _ = join({n: rows()[n] for n in (name, partner)}, load_rows(), [*results, a_result(rows()[partner])])
+    assert row.missing == []
+    with pytest.raises(UserError, match="has paper_row=table2_cifar10dvs48_t10_imp"):
+        join({name: config}, [], [])
+
+
+def test_cost_is_never_invented():
+    name, alike, unlike = "table2_cifar10dvs48_t10_imp", "table2_cifar10dvs48_t10_tet", "table2_cifar10dvs48_t8_imp"
+    row = Row(rows()[name], None, [], 0, None, [])
+    assert estimate_cost(row, []) is None
+    assert estimate_cost(row, [a_result(rows()[unlike]), a_result(rows()[alike], samples_per_s=None)]) is None
+    smoke = load_config([f"experiment={name}", "debug=smoke"])
+    assert estimate_cost(row, [a_result(smoke)]) is None
+    cost = estimate_cost(row, [a_result(rows()[alike], samples_per_s=500.0)])
+    assert (cost.hours, cost.source, cost.device) == (200 * 9000 / 500 / 3600, alike, "cuda")
+    own = [a_result(rows()[alike], samples_per_s=9.0), a_result(rows()[name]), a_result(rows()[name], device="cpu")]
+    assert estimate_cost(row, own).samples_per_s == 1000.0
+    assert estimate_cost(row, own[2:]).device == "cpu"
+
+
+def test_the_list(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_config(["experiment=figure4_cifar10_lts", "seed=3"])
+    (tmp_path / "runs/r").mkdir(parents=True)
+    (tmp_path / "runs/r/result.json").write_text(json.dumps(a_result(config)))
+    write_cifar10(tmp_path / "data")
+    assert list_rows.main(["--table", "figures", "data_dir=data", "--cost"]) == 0
+    text = capsys.readouterr().out
+    assert "4 rows, 1 with a run" in text and "ready" in text and "60.00" in text
+    assert "4.17" in text and "figure4_cifar10_lts on cuda, 1,000/s" in text  # 300 epochs of 50,000 at 1,000/s
+    assert list_rows.main(["--table", "figures", "--csv"]) == 0
+    lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [line["runs"] for line in lines] == ["none", "none", "none", "3"]
+    assert lines[0]["command"] == "python -m snn_repro.train experiment=figure4_cifar10_imp_lts data_dir=DIR"
+    assert list_rows.main(["--table", "figures", "--json", "fidelity=described"]) == 0
+    lines = json.loads(capsys.readouterr().out)
+    assert lines[3]["runs"] == [] and lines[3]["departing"] == 1 and lines[3]["command"].endswith("fidelity=described")
+    assert list_rows.main(["--table", "figures", "--commands"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert list_rows.main(["--table", "figures", "recipe.lr=x"]) == 2
+    assert "recipe.lr=x" in capsys.readouterr().err
+    assert list_rows.main(["--table", "figures", "--runs", "nowhere"]) == 2
+
+
+def test_where_data_is_looked_for(tmp_path):
+    name = "table2_ncaltech48_t10_imp"
+    there = dict(data_dir=str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
+    config = load_config([f"experiment={name}", *(f"{k}={v}" for k, v in there.items())])
+    assert data_state(config)[0] == "missing"
+    write_ncaltech101(tmp_path / "data")
+    state, todo = data_state(config)
+    assert state == "not prepared" and "frame_size=48" in todo and "scripts/prepare_data.py" in todo
+    from snn_repro.data.prepare import prepare
+
+    prepare("ncaltech101", **there, timesteps=10, frame_size=48, workers=0, say=lambda _: None)
+    assert data_state(config) == ("ready", None)
+    assert data_state(load_config([f"experiment={name}", f"cache_dir={tmp_path}/cache", "timesteps=8"]))[0] == "missing"
+    assert data_state(load_config()) == ("ready", None)
+
+
+# ---------------------------------------------------------------- every row trains two steps
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """data_dir and cache_dir with tiny copies of every data set; frames are prepared when a row first asks for them."""
+    root = tmp_path_factory.mktemp("data")
+    write_cifar10(root / "cifar10")
+    write_cifar100(root / "cifar100")
+    write_imagenet(root / "imagenet")
+    write_cifar10_dvs(root / "cifar10_dvs")
+    write_dvs_gesture(root / "dvs_gesture")
+    write_ncaltech101(root / "ncaltech101")
+    return [f"data_dir={root}", f"cache_dir={root / 'cache'}"]
+
+
+QUICK = {  # a representative few, of under three seconds; the others run with the slow tests
+    "table1_cifar10_sdt", "table1_cifar100_tet", "figure4_cifar10_imp_lts", "table2_cifar10dvs48_t8_imp_tet_s",
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*results do not compare:UserWarning")
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
+def test_every_row_trains_two_steps(name, places, tmp_path):
+    batch = 1 if "ncaltech128" in name or "table1_ncaltech101" in name else 2
+    config = load_config([
+        f"experiment={name}", *places, "debug=smoke", "debug.max_eval_batches=1", "logger.mode=disabled",
+        f"recipe.batch_size={batch}", "recipe.accumulate=1", "recipe.eval_batch_size=2", "dataset.workers=0",
+        f"hydra.run.dir={tmp_path / 'run'}",
+        *(["model.weights=null"] if rows()[name].model.weights else []),
+    ])  # fmt: skip
+    if not DATASET_FACTS[config.dataset.name].static:
+        from snn_repro.data.prepare import prepare
+
+        prepare(config.dataset.name, config.data_dir, config.cache_dir, config.timesteps,
+                frame_size=config.dataset.frame_size, workers=0, say=lambda _: None)  # fmt: skip
+    result = run(config)
+    assert result.name == name and result.paper_row == rows()[name].paper_row
+    assert result.epochs == 1 and len(result.acc_step) == config.timesteps
+    assert (result.params_imp > 0) == config.neuron.imp
+    assert result.readout == ("last" if config.loss.name == "lts" else "mean")
+    assert find_results(tmp_path)[0]["config"]["fidelity"] == "published"
+
+
+def test_a_row_without_its_weights_says_where_they_are(places, tmp_path):
+    config = load_config(["experiment=table3_sew_r18_imp_lts", *places, f"hydra.run.dir={tmp_path / 'run'}"])
+    with pytest.raises(
+        UserError, match="resnet18-f37072fd.pth was not found.*download.pytorch.org.*model.weights=null"
+    ):
+        run(config)
+
+
+def test_paper_row_has_defaults_for_what_is_rare():
+    row = PaperRow("a", 1, "d", "m", "n", None, None, None, 90.0, True)
+    assert row.corrected is row.gain is row.gain_over is None and row.notes == ""
+
+
+def test_results_readme_names_each_file():
+    text = (CONF_DIR.parent / "results" / "README.md").read_text()
+    for file in ("paper_tables.yaml",):
+        assert file in text and (Path(CONF_DIR.parent) / "results" / file).exists()
