@@ -48,7 +48,10 @@ def load(path: Path) -> dict:
                 bad = archive.testzip()
             if bad:
                 raise CheckpointError(f"{path} is damaged: the checksum of its record {bad} is wrong")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{path} holds no named weights")
+        return content
     except CheckpointError:
         raise
     except FileNotFoundError:
@@ -71,7 +74,7 @@ def resume(folder: Path, config: dict, say=print) -> dict | None:
         except CheckpointError as error:
             problems.append(str(error))
             continue
-        if not isinstance(found, dict) or "config" not in found or "model" not in found:
+        if "config" not in found or "model" not in found:
             raise CheckpointError(
                 f"{path} was not written by snn_repro; move it away, or start again with resume=never"
             )
@@ -132,6 +135,27 @@ def find_weights(name: str, data_dir: str | None) -> Path:
                 f"{found} is not what its name says: its SHA-256 begins with {digest[:8]}; get it again"
             )
     return found
+
+
+def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
+    """Start `model` from a file: a checkpoint of ours, or a state_dict with torchvision's names.
+
+    IMP and neurons have no counterpart in a torchvision file and keep their start; a classifier of another number of
+    classes keeps its start too, and both are said through `say`. Any other mismatch raises CheckpointError.
+    """
+    found = load(path)
+    own = model.state_dict()
+    if isinstance(found.get("model"), dict):
+        load_model(model, found["model"], str(path))
+        say(f"weights from {path}")
+        return
+    kept = {name for name in own if name.rsplit(".", 1)[-1] == "imp"}
+    heads = {name for name in own if name.startswith("fc.") and name in found and found[name].shape != own[name].shape}
+    state = {k: v for k, v in found.items() if k not in heads} | {name: own[name] for name in kept | heads}
+    load_model(model, state, str(path))
+    said = f"; {len(kept)} IMP tensors keep their random start" if kept else ""
+    said += "; the classifier has another number of classes and keeps its random start" if heads else ""
+    say(f"weights from {path}{said}")
 
 
 def _shape_hint(name: str) -> str:

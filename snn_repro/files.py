@@ -40,6 +40,7 @@ def write_error(target: Path, error: Exception) -> UserError:
         errno.EDQUOT: "the disk quota is used up; free some space and start the same command again",
         errno.EACCES: "no permission; choose another folder with hydra.run.dir=...",
         errno.EROFS: "the file system is read-only; choose another folder with hydra.run.dir=...",
+        errno.EEXIST: "a file stands where a folder is needed; choose another folder with hydra.run.dir=...",
         errno.ENOTDIR: "a file stands where a folder is needed; choose another folder with hydra.run.dir=...",
     }.get(number, f"{' '.join(str(error).split())[:200]}; nothing was lost, start the same command again")
     return UserError(f"cannot write {target}: {why}")

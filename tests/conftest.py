@@ -1,0 +1,26 @@
+"""Shared by all tests: small runs, no W&B, one thread."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ["MPLBACKEND"] = "Agg"
+
+import pytest  # noqa: E402
+
+from snn_repro.config import load_config  # noqa: E402
+
+QUICK = ["logger.mode=disabled", "recipe.epochs=2", "debug.max_steps=3", "debug.max_eval_batches=1"]
+
+
+@pytest.fixture
+def quick(tmp_path):
+    """A configuration of two short epochs on digits, in a folder of its own: quick("loss=sdt", ...)."""
+
+    def make(*overrides: str):
+        mine = {o.split("=")[0] for o in overrides}
+        base = [o for o in QUICK if o.split("=")[0] not in mine]
+        folder = [] if "hydra.run.dir" in mine else [f"hydra.run.dir={tmp_path / 'run'}"]
+        return load_config([*base, *folder, *overrides])
+
+    return make

@@ -1,0 +1,136 @@
+"""Checkpoints: whole or not at all, damage is found, a foreign one is refused with the key that differs."""
+
+import errno
+import os
+
+import pytest
+import torch
+
+from snn_repro import checkpoint, files
+from snn_repro.config import load_config, to_dict
+from snn_repro.errors import UserError
+from snn_repro.models import build_model
+
+
+def content(epoch: int, **config) -> dict:
+    plain = to_dict(load_config())
+    plain["recipe"] |= config
+    return dict(epoch=epoch, config=plain, model={"w": torch.arange(5000.0) + epoch})
+
+
+def small(**more):
+    arguments = dict(num_classes=10, input_shape=(1, 8, 8), timesteps=4, neuron={"name": "if", "imp": True})
+    return build_model("small", **(arguments | more))
+
+
+def test_the_newest_sound_checkpoint_is_taken(tmp_path):
+    config = to_dict(load_config())
+    assert checkpoint.resume(tmp_path, config) is None
+    checkpoint.save(tmp_path, content(1))
+    checkpoint.save(tmp_path, content(2))
+    assert checkpoint.resume(tmp_path, config)["epoch"] == 2
+    assert checkpoint.load(tmp_path / checkpoint.PREVIOUS)["epoch"] == 1
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "text"])
+def test_damage_is_found_and_the_previous_one_is_used(tmp_path, damage):
+    for epoch in (1, 2):
+        checkpoint.save(tmp_path, content(epoch))
+    last = tmp_path / checkpoint.LAST
+    data = bytearray(last.read_bytes())
+    os.unlink(last)  # it may share its bytes with another name
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+    last.write_bytes({"truncate": data[: len(data) // 2], "flip": data, "empty": b"", "text": b"hello"}[damage])
+    said = []
+    assert checkpoint.resume(tmp_path, to_dict(load_config()), said.append)["epoch"] == 1
+    assert len(said) == 1 and str(last) in said[0] and "epoch 1" in said[0]
+    (tmp_path / checkpoint.PREVIOUS).write_bytes(b"")
+    with pytest.raises(UserError, match="resume=never"):
+        checkpoint.resume(tmp_path, to_dict(load_config()), said.append)
+
+
+def test_another_configuration_is_refused_by_key(tmp_path):
+    checkpoint.save(tmp_path, content(1, lr=0.7))
+    with pytest.raises(UserError, match="recipe.lr: 0.7 -> 0.1"):
+        checkpoint.resume(tmp_path, to_dict(load_config()))
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, content(1))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        checkpoint.save(tmp_path, content(2))
+    monkeypatch.undo()
+    assert checkpoint.load(tmp_path / checkpoint.LAST)["epoch"] == 1
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    "change, hint",
+    [
+        (dict(input_shape=(1, 12, 12)), "same frame size"),
+        (dict(num_classes=3), "another model"),
+        (dict(neuron={"name": "if"}), "sn1.imp"),
+    ],
+)
+def test_weights_of_another_model_are_named(change, hint):
+    with pytest.raises(UserError, match=hint):
+        checkpoint.load_model(small(**change), small().state_dict(), "x.pt")
+
+
+def test_tebn_is_tied_to_timesteps():
+    def build(t):
+        return build_model("vgg48", num_classes=2, input_shape=(2, 48, 48), timesteps=t, neuron={"name": "leaky"})
+
+    with torch.device("meta"):
+        ten, eight = build(10), build(8)
+    with pytest.raises(UserError, match="same timesteps"):
+        checkpoint.load_model(eight, ten.state_dict(), "x.pt")
+
+
+def test_pretrained_weights_of_torchvision_keep_imp_and_foreign_heads(tmp_path):
+    from torchvision.models import resnet18
+
+    torch.save(resnet18(num_classes=7).state_dict(), tmp_path / "tv.pt")
+    model = build_model(
+        "sew_resnet18", num_classes=5, input_shape=(3, 32, 32), timesteps=2, neuron={"name": "if", "imp": True}
+    )
+    imp, head, said = model.sn1.imp.clone(), model.fc.weight.clone(), []
+    checkpoint.load_pretrained(model, tmp_path / "tv.pt", said.append)
+    assert torch.equal(model.sn1.imp, imp) and torch.equal(model.fc.weight, head)
+    assert torch.equal(model.conv1.weight, torch.load(tmp_path / "tv.pt", weights_only=True)["conv1.weight"])
+    assert "classifier" in said[0] and "IMP" in said[0]
+    torch.save({"nothing": torch.zeros(1)}, tmp_path / "no.pt")
+    with pytest.raises(UserError, match="another model"):
+        checkpoint.load_pretrained(model, tmp_path / "no.pt")
+    with pytest.raises(UserError, match="does not exist"):
+        checkpoint.load_pretrained(model, tmp_path / "gone.pt")
+
+
+def test_code_in_a_checkpoint_is_never_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({"model": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(UserError, match="damaged or no checkpoint"):
+        checkpoint.load(tmp_path / "evil.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_random_generators_continue_where_they_were(tmp_path):
+    import random
+
+    import numpy as np
+
+    checkpoint.save(tmp_path, content(1) | {"rng": checkpoint.rng_state()})
+    first = torch.rand(3), np.random.rand(3).tolist(), random.random()
+    checkpoint.set_rng_state(checkpoint.load(tmp_path / checkpoint.LAST)["rng"])
+    again = torch.rand(3), np.random.rand(3).tolist(), random.random()
+    assert torch.equal(first[0], again[0]) and first[1:] == again[1:]

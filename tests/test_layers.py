@@ -1,0 +1,49 @@
+"""Data flows one way: no module imports from its right."""
+
+import ast
+from pathlib import Path
+
+import snn_repro
+
+ORDER = [
+    "errors", "config", "files", "data", "neurons", "models", "losses", "metrics", "optim",
+    "checkpoint", "store", "tracking", "rows", "energy", "statistics", "tables", "figures", "train",
+]  # fmt: skip
+ROOT = Path(snn_repro.__file__).parent
+
+
+def imports(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "snn_repro":
+            parts = node.module.split(".")
+            yield from [parts[1]] if len(parts) > 1 else [a.name for a in node.names if a.name != "__version__"]
+        elif isinstance(node, ast.Import):
+            yield from [a.name.split(".")[1] for a in node.names if a.name.startswith("snn_repro.")]
+
+
+def test_imports_go_from_left_to_right():
+    for path in ROOT.rglob("*.py"):
+        room = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        assert room in ORDER, f"{room} has no place in the order yet"
+        for used in imports(path):
+            assert ORDER.index(used) <= ORDER.index(room), f"{path.name} imports {used}, which lies to its right"
+
+
+def test_training_does_not_know_tables_and_figures():
+    used = set(imports(ROOT / "train.py"))
+    assert not used & {"rows", "statistics", "tables", "figures"}
+
+
+def test_the_configuration_starts_without_torch():
+    heavy = {"torch", "wandb", "numpy", "spikingjelly", "timm", "tonic"}
+    for name in ("__init__", "errors", "config", "files"):
+        tree = ast.parse((ROOT / f"{name}.py").read_text())
+        top = {a.name.split(".")[0] for n in tree.body if isinstance(n, ast.Import) for a in n.names}
+        top |= {(n.module or "").split(".")[0] for n in tree.body if isinstance(n, ast.ImportFrom)}
+        assert not top & heavy, name
+
+
+def test_no_module_needs_spikingjelly_datasets():
+    assert not [p for p in ROOT.rglob("*.py") if "spikingjelly.datasets" in p.read_text()]

@@ -1,0 +1,106 @@
+"""The run directory decides: new, resume, already done, another configuration, in use, not writable."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from snn_repro.config import load_config
+from snn_repro.errors import UserError
+from snn_repro.files import replace_atomically, write_json
+from snn_repro.store import RESULT, Run, RunResult, environment, find_results
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    target = tmp_path / "x.json"
+    write_json(target, {"a": 1})
+    with pytest.raises(RuntimeError), replace_atomically(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("killed")
+    assert json.loads(target.read_text()) == {"a": 1} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_finished_run_is_found_and_another_configuration_is_named(tmp_path):
+    config = load_config()
+    place = Run(tmp_path, config)
+    assert place.finished is None
+    place.begin(["seed=0"], "cpu")
+    place.finish(RunResult(acc_last=0.5))
+    place.close()
+    again = Run(tmp_path, config)
+    assert again.finished.acc_last == 0.5
+    again.close()
+    with pytest.raises(UserError, match=r"recipe.lr: 0.1 -> 0.3.*force=true"):
+        Run(tmp_path, load_config(["recipe.lr=0.3"]))
+    redo = Run(tmp_path, load_config(["recipe.lr=0.3", "force=true"]))
+    assert redo.finished is None and not (tmp_path / RESULT).exists()
+    redo.close()
+
+
+def test_never_resume_starts_again_but_keeps_what_is_finished(tmp_path):
+    first = Run(tmp_path, load_config())
+    first.begin([], "cpu")
+    first.record([{"epoch": 1}])
+    first.close()
+    fresh = Run(tmp_path, load_config(["resume=never"]))
+    assert fresh.history() == []
+    fresh.begin([], "cpu")
+    fresh.finish(RunResult(acc_last=1.0))
+    fresh.close()
+    kept = Run(tmp_path, load_config(["resume=never"]))
+    assert kept.finished.acc_last == 1.0
+    kept.close()
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    first = Run(tmp_path, load_config())
+    with pytest.raises(UserError, match="in use"):
+        Run(tmp_path, load_config())
+    first.close()
+    Run(tmp_path, load_config()).close()
+
+
+def test_a_folder_that_is_a_file(tmp_path):
+    (tmp_path / "f").write_text("")
+    with pytest.raises(UserError, match="hydra.run.dir"):
+        Run(tmp_path / "f", load_config())
+    with pytest.raises(UserError, match="hydra.run.dir"):
+        Run(tmp_path / "f" / "g", load_config())
+
+
+def test_the_command_says_one_sentence_for_a_folder_it_cannot_make(tmp_path):
+    (tmp_path / "f").write_text("")
+    done = subprocess.run(
+        [sys.executable, "-m", "snn_repro.train", f"hydra.run.dir={tmp_path / 'f' / 'g'}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "cannot write" in done.stderr and "hydra.run.dir" in done.stderr
+
+
+def test_a_damaged_config_is_named(tmp_path):
+    (tmp_path / "config.yaml").write_text("a: [1")
+    with pytest.raises(UserError, match="config.yaml"):
+        Run(tmp_path, load_config())
+
+
+def test_results_are_found_by_folder(tmp_path):
+    for seed in range(2):
+        (tmp_path / f"seed{seed}").mkdir()
+        write_json(tmp_path / f"seed{seed}" / RESULT, {"seed": seed})
+    assert [r.seed for r in find_results(tmp_path)] == [0, 1]
+    (tmp_path / "seed0" / RESULT).write_text("{")
+    with pytest.raises(UserError, match="JSON"):
+        find_results(tmp_path)
+    with pytest.raises(UserError, match="does not exist"):
+        find_results(tmp_path / "no")
+
+
+def test_the_environment_names_no_machine():
+    text = json.dumps(environment("cpu"))
+    assert os.uname().nodename not in text
+    assert json.loads(text)["packages"]["torch"]

@@ -1,0 +1,273 @@
+"""The main job: results, resuming bit for bit, signals, sweeps, and what happens when something breaks."""
+
+import errno
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from snn_repro import files, train
+from snn_repro.config import load_config
+from snn_repro.errors import UserError
+from snn_repro.store import find_results
+from snn_repro.train import Interrupted, TrainingError, run
+
+SHORT = ["logger.mode=disabled", "recipe.epochs=4", "debug.max_steps=6", "debug.max_eval_batches=1"]
+TIMES = {"seconds", "samples_per_s", "peak_memory_mb"}
+
+
+def command(*arguments, **more):
+    return [sys.executable, "-m", "snn_repro.train", *arguments]
+
+
+def numbers(result: dict) -> dict:
+    """What must be equal between two runs of one configuration: all but the clock."""
+    return {k: v for k, v in result.items() if k not in TIMES | {"folder", "config"}}
+
+
+def lines(folder) -> list[dict]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in found]
+
+
+def test_a_run_leaves_everything_that_is_promised(quick, tmp_path):
+    config = quick("neuron=if_imp", "loss=lts")
+    result = run(config, overrides=["neuron=if_imp"])
+    folder = tmp_path / "run"
+    names = {p.name for p in folder.iterdir()}
+    assert names >= {
+        "config.yaml", "overrides.yaml", "environment.json", "status.json", "metrics.jsonl", "result.json",
+        "predictions.npz", "checkpoint_last.pt", "checkpoint_best.pt",
+    }  # fmt: skip
+    assert not list(folder.glob("*.tmp"))
+    assert json.loads((folder / "status.json").read_text())["state"] == "done"
+    assert result == json.loads((folder / "result.json").read_text())
+    assert (result.timesteps, len(result.acc_step), len(result.acc_cum)) == (4, 4, 4)
+    assert result.acc_last == result.acc_step[-1] and result.readout == "last"  # lts reads the last step
+    assert (result.params_weights, result.params_imp) == (32050, 24 * 64 + 2 * 48 * 16)
+    assert result.input_size == [1, 8, 8] and len(result.split_sha256) == 64
+    assert result.neuron["surrogate"] == "atan" and result.precision == "float32"
+    with np.load(folder / "predictions.npz", allow_pickle=False) as saved:
+        assert saved["logits"].shape == (result.n_test, 4, 10)
+        assert (saved["logits"][:, -1].argmax(1) == saved["label"]).mean() == pytest.approx(result.acc_last)
+    epoch = lines(folder)[-1]
+    assert epoch["epoch"] == 2 and set(epoch["firing_rates"]) == {"sn1", "sn2", "sn3"}
+    assert all(0 <= r <= 1 for r in epoch["firing_rates"].values())
+    best = torch.load(folder / "checkpoint_best.pt", weights_only=True)
+    assert set(best["model"]) >= {"sn1.imp", "fc.weight"}
+
+
+def test_a_finished_run_is_not_repeated(quick, tmp_path, monkeypatch):
+    first = run(quick())
+    monkeypatch.setattr(train, "fit", lambda *_: pytest.fail("it ran again"))
+    assert run(quick()) == first
+    with pytest.raises(UserError, match="recipe.lr: 0.1 -> 0.5"):
+        run(quick("recipe.lr=0.5"))
+
+
+def test_the_seed_decides_everything(quick, tmp_path):
+    one, two = run(quick(), str(tmp_path / "a")), run(quick(), str(tmp_path / "b"))
+    other = run(quick("seed=1"), str(tmp_path / "c"))
+    assert numbers(one) == numbers(two)
+    assert one.loss_last != other.loss_last
+
+
+@pytest.mark.parametrize("stop_at", [(0, 2), (1, 6), (2, 1)])
+def test_a_stopped_run_continues_bit_for_bit(quick, tmp_path, monkeypatch, stop_at):
+    """A signal in mid-epoch saves; the same command continues and ends with the same bits."""
+    extra = ["recipe.epochs=4", "debug.max_steps=6", "recipe.ema_decay=0.9", "recipe.warmup_epochs=1"]
+    whole = run(quick(*extra), str(tmp_path / "whole"))
+    original = train.Training.train_step
+
+    def stopping(self, *batch):
+        if (self.epoch, self.step) == stop_at:
+            self.stop.signum = signal.SIGTERM
+        return original(self, *batch)
+
+    if stop_at[1] < 6:
+        monkeypatch.setattr(train.Training, "train_step", stopping)
+    else:  # in the evaluation of an epoch
+
+        def while_testing(*args, stop=lambda: None, **kwargs):
+            if stop.__self__.epoch == stop_at[0]:
+                stop.__self__.stop.signum = signal.SIGINT
+            return evaluate(*args, stop=stop, **kwargs)
+
+        evaluate = train.evaluate
+        monkeypatch.setattr(train, "evaluate", while_testing)
+    with pytest.raises(Interrupted):
+        run(quick(*extra), str(tmp_path / "cut"))
+    assert json.loads((tmp_path / "cut/status.json").read_text())["state"] == "interrupted"
+    assert not (tmp_path / "cut/result.json").exists()
+    monkeypatch.undo()
+    again = run(quick(*extra), str(tmp_path / "cut"))
+    assert numbers(again) == numbers(whole)
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+    for name in ("checkpoint_last.pt", "checkpoint_best.pt"):
+        a, b = (torch.load(tmp_path / d / name, weights_only=True)["model"] for d in ("cut", "whole"))
+        assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def killed_then_resumed(tmp_path, seconds: float, sig) -> dict:
+    out = f"hydra.run.dir={tmp_path / 'killed'}"
+    slow = ["recipe.epochs=12"]
+    process = subprocess.Popen(command(*SHORT, *slow, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 60
+    while not (tmp_path / "killed/metrics.jsonl").exists() and time.time() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(seconds)
+    process.send_signal(sig)
+    process.wait(60)
+    done = subprocess.run(command(*SHORT, *slow, out), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads((tmp_path / "killed/result.json").read_text())
+
+
+@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGTERM])
+def test_kill_at_a_random_moment_changes_no_number(tmp_path, sig):
+    config = load_config([*SHORT, "recipe.epochs=12"])
+    whole = run(config, str(tmp_path / "whole"))
+    resumed = killed_then_resumed(tmp_path, random.uniform(0, 1.0), sig)
+    assert numbers(resumed) == numbers(whole)
+    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+
+
+def test_ctrl_c_exits_with_130_and_one_sentence(tmp_path):
+    out = f"hydra.run.dir={tmp_path / 'run'}"
+    process = subprocess.Popen(
+        command(*SHORT, "recipe.epochs=200", out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "run/metrics.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.strip().count("\n") == 0 and "the same command continues" in err
+    assert (tmp_path / "run/checkpoint_last.pt").exists()
+
+
+def test_nan_stops_with_epoch_step_and_checkpoint(quick, tmp_path, monkeypatch):
+    original = train.Training.train_step
+
+    def broken(self, *batch):
+        loss, correct, n = original(self, *batch)
+        return (loss * math.nan if (self.epoch, self.step) == (1, 2) else loss), correct, n
+
+    monkeypatch.setattr(train.Training, "train_step", broken)
+    with pytest.raises(TrainingError, match="loss is nan at epoch 2, step 3 of 3.*checkpoint_last.pt.*epoch 1") as error:
+        run(quick())
+    assert "\n" not in str(error.value)
+    status = json.loads((tmp_path / "run/status.json").read_text())
+    assert status["state"] == "failed" and "epoch 2, step 3" in status["error"]
+    assert not (tmp_path / "run/result.json").exists()
+
+
+def test_a_full_disk_is_one_sentence_and_loses_nothing(quick, tmp_path, monkeypatch):
+    whole = run(quick(), str(tmp_path / "whole"))
+    real, calls = os.fsync, []
+
+    def full(fd):
+        calls.append(fd)
+        if len(calls) > 6:  # somewhere in the middle of the run
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(fd)
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        run(quick())
+    monkeypatch.undo()
+    assert not list((tmp_path / "run").glob("*.tmp"))
+    assert numbers(run(quick())) == numbers(whole)
+
+
+def test_a_truncated_checkpoint_is_one_sentence(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "build_result", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(quick())
+    monkeypatch.undo()
+    for name in ("checkpoint_last.pt", "checkpoint_previous.pt"):
+        path = tmp_path / "run" / name
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="damaged.*resume=never"):
+        run(quick())
+    assert run(quick("resume=never")).epochs == 2
+
+
+def test_accumulated_parts_make_the_same_step(quick, tmp_path):
+    """In a network without batch statistics the parts add up to the whole batch's gradient."""
+    from snn_repro.losses import build_loss
+    from snn_repro.models import build_model
+
+    torch.manual_seed(0)
+    x, y = torch.rand(8, 1, 8, 8), torch.randint(10, (8,))
+    gradients = []
+    for parts in (1, 4):
+        torch.manual_seed(1)
+        model = build_model("small", num_classes=10, input_shape=(1, 8, 8), timesteps=2, neuron={"name": "if"})
+        model.eval()
+        config = quick(f"recipe.accumulate={parts}", "recipe.lr=1", "recipe.momentum=0", "recipe.weight_decay=0")
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+        amp = train.Precision(config, torch.device("cpu"))
+        state = train.Training(
+            None, config, model, build_loss("sdt"), optimizer, schedule, amp, None, torch.device("cpu"), train._Stop(), 1
+        )
+        before = model.fc.weight.detach().clone()
+        loss, correct, n = state.train_step(x, y)
+        gradients.append((before - model.fc.weight.detach(), loss))
+        assert n == 8
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
+
+
+def test_imp_keys_reach_the_optimiser(quick, tmp_path):
+    frozen = run(quick("neuron.imp_trainable=false"), str(tmp_path / "frozen"))
+    assert frozen.params_imp > 0
+    moved = run(quick("recipe.imp_lr=5"), str(tmp_path / "moved"))
+    state = [torch.load(tmp_path / d / "checkpoint_last.pt", weights_only=True) for d in ("frozen", "moved")]
+    assert {g["kind"] for g in state[0]["optimizer"]["param_groups"]} == {"decay", "no_decay"}
+    group = next(g for g in state[1]["optimizer"]["param_groups"] if g["kind"] == "imp")
+    assert group["initial_lr"] == pytest.approx(0.5) and group["weight_decay"] == 0
+    assert not torch.equal(state[0]["model"]["sn1.imp"], state[1]["model"]["sn1.imp"])
+    assert moved.loss_last != frozen.loss_last
+
+
+def test_a_sweep_keeps_going_and_runs_only_what_is_missing(tmp_path):
+    sweep = ["-m", *SHORT, "recipe.epochs=1", "neuron=if,if_imp", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'runs'}"]
+    planted = tmp_path / "runs/digits-small-if-lts"
+    (planted / "debug.max_eval_batches=1,debug.max_steps=6,recipe.epochs=1").mkdir(parents=True)
+    (planted / "debug.max_eval_batches=1,debug.max_steps=6,recipe.epochs=1/seed1").write_text("in the way")
+    first = subprocess.run(command(*sweep), capture_output=True, text=True, timeout=120)
+    assert first.returncode == 2 or first.returncode == 1
+    assert "seed1" in first.stderr
+    (planted / "debug.max_eval_batches=1,debug.max_steps=6,recipe.epochs=1/seed1").unlink()
+    second = subprocess.run(command(*sweep), capture_output=True, text=True, timeout=120)
+    assert second.returncode == 0, second.stderr
+    assert len(find_results(tmp_path / "runs")) == 4
+    third = subprocess.run(command(*sweep), capture_output=True, text=True, timeout=120)
+    assert third.returncode == 0 and third.stdout.count("already done") == 4
+
+
+def test_help_starts_without_torch():
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-X", "importtime", "-m", "snn_repro.train", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "loss=" in done.stdout and "recipe.lr" in done.stdout
+    assert "| torch" not in done.stderr and "wandb" not in done.stderr
+    assert time.perf_counter() - started < 30  # a hang, not a timing: it takes well under a second
+
+
+def test_device_and_precision_are_refused_where_they_do_not_exist(quick):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UserError, match="device=cuda"):
+        run(quick("device=cuda"))
+    with pytest.raises(UserError, match="recipe.amp=bf16"):
+        run(quick("recipe.amp=bf16", "resume=never"))
