@@ -1,15 +1,17 @@
 """The paper's five claims, tested at the size that fits two CPU cores.
 
-python scripts/small_scale.py run [DATASET ...] [--print] [--seeds N]   the sweeps (Hydra multirun), or just their commands
-python scripts/small_scale.py collect                                  copy what tables need from runs/ to results/runs/
-python scripts/small_scale.py report [--check]                         results/small_scale.md from results/runs/small_scale
-A sweep that was stopped goes on when its command is given again.
+python scripts/small_scale.py run [DATASET ...] [KEY=VALUE ...] [--print] [--seeds N]
+                                                the sweeps (Hydra multirun), or just their commands
+python scripts/small_scale.py collect           copy what tables need from runs/ to results/runs/
+python scripts/small_scale.py report [--check]  results/small_scale.md from results/runs/small_scale
+A sweep that was stopped goes on when its command is given again. KEY=VALUE (data_dir=DIR, say) is passed on.
 """
 
 import argparse
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -77,12 +79,12 @@ CLAIMS = (
 )
 
 
-def commands(dataset: str, seeds: int) -> list[str]:
-    """The Hydra multirun of one data set, as words."""
+def command(dataset: str, seeds: int, more: Sequence[str] = ()) -> list[str]:
+    """The Hydra multirun of one data set, as words; `more` are further overrides."""
     sweep = SWEEPS[dataset]
     return [
         "python", "-m", "snn_repro.train", "-m", f"dataset={dataset}", "model=small", f"neuron={','.join(sweep.neurons)}",
-        f"loss={','.join(sweep.losses)}", f"seed={','.join(map(str, range(seeds)))}", *sweep.overrides,
+        f"loss={','.join(sweep.losses)}", f"seed={','.join(map(str, range(seeds)))}", *sweep.overrides, *more,
         "logger.mode=disabled", f"hydra.sweep.dir={SWEEP_DIR}",
     ]  # fmt: skip
 
@@ -230,7 +232,7 @@ def report(results: Path) -> str:
         "## Data and commands\n",
         *(f"- **{d}**: {SWEEPS[d].about}.\n" for d in ran),
         "```bash",
-        *(shlex.join(commands(d, max(len(g.runs) for g in groups if g.first["dataset"] == d))) for d in ran),
+        *(shlex.join(command(d, max(len(g.runs) for g in groups if g.first["dataset"] == d))) for d in ran),
         "python scripts/small_scale.py collect",
         "python scripts/small_scale.py report",
         "```\n",
@@ -297,7 +299,10 @@ def main(argv: list[str] | None = None) -> int:
     actions = parser.add_subparsers(dest="action", required=True)
     run = actions.add_parser("run", help="run the sweeps")
     run.add_argument(
-        "datasets", nargs="*", metavar="DATASET", help=f"any of: {', '.join(SWEEPS)}; default all there are"
+        "datasets",
+        nargs="*",
+        metavar="DATASET | KEY=VALUE",
+        help=f"any of: {', '.join(SWEEPS)}; default all there are; KEY=VALUE is passed on",
     )
     run.add_argument("--print", action="store_true", help="only print the commands")
     run.add_argument("--seeds", type=int, default=SEEDS, help=f"seeds 0..N-1 (default {SEEDS})")
@@ -315,15 +320,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args) -> int:
-    unknown = [d for d in args.datasets if d not in SWEEPS]
+    more = [word for word in args.datasets if "=" in word]
+    datasets = [word for word in args.datasets if "=" not in word]
+    unknown = [d for d in datasets if d not in SWEEPS]
     if unknown:
         raise UserError(f"{unknown[0]} has no sweep; choose of: {', '.join(SWEEPS)}")
-    missing = [d for d in args.datasets if d not in DATASET_FACTS]
+    missing = [d for d in datasets if d not in DATASET_FACTS]
     if missing:
         raise UserError(f"dataset={missing[0]} does not exist in this version; choose of: {', '.join(DATASET_FACTS)}")
     codes = []
-    for dataset in args.datasets or [d for d in SWEEPS if d in DATASET_FACTS]:
-        words = commands(dataset, args.seeds)
+    for dataset in datasets or [d for d in SWEEPS if d in DATASET_FACTS]:
+        words = command(dataset, args.seeds, more)
         print(shlex.join(words), flush=True)
         if not args.print:
             codes.append(subprocess.run([sys.executable, *words[1:]], cwd=ROOT).returncode)

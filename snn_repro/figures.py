@@ -447,7 +447,8 @@ FIGURES: dict[str, tuple[str, Callable[[Path], Figure]]] = {
         lambda results: draw_accuracy_steps(_groups(results)),
     ),
     "convergence": (
-        "Training loss on random labels of random inputs, a synthetic task; each curve is the loss it minimises.",
+        "Training loss on random labels of random inputs, a synthetic task; each curve is the loss it minimises. A network "
+        "trained by LTS must be read at its last step: its earlier steps are near chance (acc_step in the data).",
         lambda results: draw_convergence(_data(results, "convergence")),
     ),
     "imp_overhead": (

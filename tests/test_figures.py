@@ -157,3 +157,12 @@ def test_committed_figures_are_the_generated_ones():
             forms = figures.render(draw, RESULTS)
             assert forms["svg"] == path.read_bytes(), name
             assert forms["png"] == path.with_suffix(".png").read_bytes(), name
+
+
+@pytest.mark.parametrize("steps", figures.CONVERGENCE_T)
+def test_committed_convergence_follows_the_published_curves(steps):
+    curves = json.loads((RESULTS / "figures" / "convergence.json").read_text())["curves"]
+    for loss, published in GOLDEN["convergence"]["published"][str(steps)].items():
+        (ours,) = [c["first_at_most"] for c in curves if c["timesteps"] == steps and c["loss"] == loss]
+        for level, epoch in published.items():
+            assert ours[level] == pytest.approx(epoch, rel=0.2), (loss, level)

@@ -107,8 +107,8 @@ def test_unknown_data_set_is_one_sentence(capsys):
 
 @pytest.mark.parametrize("dataset", [d for d in small_scale.SWEEPS if d in small_scale.DATASET_FACTS])
 def test_the_commands_compose(dataset, capsys):
-    assert small_scale.main(["run", dataset, "--print", "--seeds", "7"]) == 0
+    assert small_scale.main(["run", dataset, "data_dir=/data", "--print", "--seeds", "7"]) == 0
     words = capsys.readouterr().out.split()
-    assert "seed=0,1,2,3,4,5,6" in words
+    assert "seed=0,1,2,3,4,5,6" in words and "data_dir=/data" in words
     overrides = [w.split(",")[0] for w in words[4:] if not w.startswith("hydra.")]
     assert load_config(overrides).dataset.name == dataset
