@@ -7,24 +7,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from all_rows import NAMES, rows
 
-from snn_repro.config import DATASET_FACTS, ConfigError, differing, frame_shape, keys, load_config, sweep_jobs
+from snn_repro.config import (
+    DATASET_FACTS,
+    AugmentConfig,
+    ConfigError,
+    differing,
+    frame_shape,
+    keys,
+    load_config,
+    sweep_jobs,
+)
 from snn_repro.data.augment import SmoothLabels, frame_transforms
 from snn_repro.models import build_model, count_parameters
 from snn_repro.optim import build_schedule, lr_factor, parameter_groups
-from snn_repro.rows import compose, experiments
 from snn_repro.train import options
 
 GOLDEN = Path(__file__).parent / "golden"
-NAMES = experiments()
-
-
-@cache
-def rows() -> dict:
-    """Every experiment composed; Hydra takes a tenth of a second each."""
-    return compose(NAMES)
-
-
 # ---------------------------------------------------------------- learning rates
 
 SCHEDULES = {  # golden schedule -> (row, iterations an epoch)
@@ -228,7 +228,7 @@ def test_losses(name):
 
 def test_augmentation():
     def of(name):
-        return {k: v for k, v in vars(rows()[name].augment).items() if v != vars(load_config().augment)[k]}
+        return {k: v for k, v in vars(rows()[name].augment).items() if v != getattr(AugmentConfig(), k)}
 
     randaugment = dict(rrc_min_area=0.875, flip=0.5, randaugment_ops=2)
     policy = dict(flip=0.5, event_policy=True)
