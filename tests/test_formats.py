@@ -98,6 +98,7 @@ def test_cifar_image_by_image(tmp_path, archive):
     np.testing.assert_array_equal(train[0], np.concatenate([ten[f"data_batch_{i}"][0] for i in range(1, 6)]))
     np.testing.assert_array_equal(train[1], np.concatenate([ten[f"data_batch_{i}"][1] for i in range(1, 6)]))
     np.testing.assert_array_equal(test[0], ten["test_batch"][0])
+    assert test[0].flags.writeable and test[0].flags.c_contiguous
     assert train[0].dtype == np.uint8 and train[1].dtype == np.int64
     hundred = fixtures.write_cifar100(tmp_path, archive=archive)
     parts = read_cifar100(tmp_path / ("cifar-100-python.tar.gz" if archive else "cifar-100-python"))

@@ -125,7 +125,7 @@ def read_aedat3(source: Source, name: str | None = None, size: tuple[int, int] |
     """
     data, name = _bytes(source, name)
     at = _after_header(data, name, b"#!AER-DAT3.1", last_line=b"#!END-HEADER")
-    starts, numbers, overflows = [], [], []
+    packets = []  # (offset of the events, how many, time overflow)
     while at < len(data):
         left = len(data) - at - _PACKET.size
         if left < 0:
@@ -140,33 +140,41 @@ def read_aedat3(source: Source, name: str | None = None, size: tuple[int, int] |
         if kind == _POLARITY:
             if (event_size, time_at) != (8, 4):
                 raise FormatError(name, at, f"a polarity packet of {event_size}-byte events; they have 8 bytes")
-            starts.append(at + _PACKET.size)
-            numbers.append(number)
-            overflows.append(overflow)
+            packets.append((at + _PACKET.size, number, overflow))
         elif kind > _LAST_TYPE:
             raise FormatError(name, at, f"a packet of type {kind}, which AEDAT 3.1 does not define")
         at += _PACKET.size + capacity * event_size
-    return _polarity_events(data, starts, numbers, overflows, name, size)
+    return _polarity_events(data, packets, name, size)
 
 
-def _polarity_events(data, starts, numbers, overflows, name, size) -> Events:
-    parts = [np.frombuffer(data, "<u4", 2 * n, s) for s, n in zip(starts, numbers, strict=True)]
-    words = np.concatenate(parts or [np.empty(0, "<u4")]).reshape(-1, 2)
-    t = words[:, 1].astype(np.int64)
-    if any(overflows):
-        t |= np.repeat(np.array(overflows, np.int64) << 31, numbers)
-    word = np.ascontiguousarray(words[:, 0])
-    x, y = (word >> 17).astype(np.int16), (word >> 2 & 0x7FFF).astype(np.int16)
-    valid = word & 1 == 1
-    if size is not None and len(x) and (x.max() >= size[1] or y.max() >= size[0]):
-        outside = valid & ((x >= size[1]) | (y >= size[0]))
-        if outside.any():
-            i = int(np.argmax(outside))
-            packet = int(np.searchsorted(np.cumsum(numbers), i, side="right"))
-            offset = starts[packet] + 8 * (i - sum(numbers[:packet]))
-            raise FormatError(name, offset, f"an event at x={x[i]}, y={y[i]}, outside of {size[1]} x {size[0]} pixels")
-    events = Events(t, x, y, (word >> 1 & 1).astype(np.uint8))
-    return events if valid.all() else Events(*(values[valid] for values in events))
+def _polarity_events(data: bytes, packets: list[tuple[int, int, int]], name: str, size) -> Events:
+    total = sum(number for _, number, _ in packets)
+    events = Events(*(np.empty(total, kind) for kind in (np.int64, np.int16, np.int16, np.uint8)))
+    filled = 0
+    for first in range(0, len(packets), 64):  # a few packets at a time: recordings can have 100 MB
+        starts, numbers, overflows = zip(*packets[first : first + 64], strict=True)
+        parts = [np.frombuffer(data, "<u4", 2 * n, s) for s, n in zip(starts, numbers, strict=True)]
+        words = np.concatenate(parts).reshape(-1, 2)
+        word, t = np.ascontiguousarray(words[:, 0]), words[:, 1].astype(np.int64)
+        if any(overflows):
+            t |= np.repeat(np.array(overflows, np.int64) << 31, numbers)
+        x, y = (word >> 17).astype(np.int16), (word >> 2 & 0x7FFF).astype(np.int16)
+        valid = word & 1 == 1
+        if size is not None and (x.max(initial=0) >= size[1] or y.max(initial=0) >= size[0]):
+            outside = valid & ((x >= size[1]) | (y >= size[0]))
+            if outside.any():
+                i = int(np.argmax(outside))
+                packet = int(np.searchsorted(np.cumsum(numbers), i, side="right"))
+                offset = starts[packet] + 8 * (i - sum(numbers[:packet]))
+                where = f"x={x[i]}, y={y[i]}, outside of {size[1]} x {size[0]} pixels"
+                raise FormatError(name, offset, f"an event at {where}")
+        decoded = (t, x, y, (word >> 1 & 1).astype(np.uint8))
+        if not valid.all():
+            decoded = tuple(values[valid] for values in decoded)
+        for target, values in zip(events, decoded, strict=True):
+            target[filled : filled + len(values)] = values
+        filled += len(decoded[0])
+    return Events(*(values[:filled] for values in events))
 
 
 def read_gesture_labels(source: Source, name: str | None = None) -> list[tuple[int, int, int]]:
@@ -468,7 +476,9 @@ def _array(value) -> np.ndarray | None:
         return None
     if not all(type(n) is int and n >= 0 for n in shape) or prod(shape) * dtype.itemsize != len(raw):
         return None
-    return np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran else "C") if raw else None
+    if not raw:
+        return None
+    return np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran else "C").copy()  # writable, C order
 
 
 def _integers(values: list) -> np.ndarray | None:
