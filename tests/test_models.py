@@ -298,6 +298,7 @@ def test_sew_resnet_takes_torchvision_weights():
         (dict(name="vgg48", input_shape=(2, 48, 48), drop=0.1), "model.drop=0.1 .*did you mean 'dropout'"),
         (dict(name="vgg48", input_shape=(2, 48, 48), dropout=1.0), "model.dropout=1.0 must be"),
         (dict(name="vgg48", input_shape=(2, 128, 128)), "model.name=vgg48 is wired for 48x48 pixels, not 128x128"),
+        (dict(input_shape=(1, 3, 8)), "model.name=small needs frames of at least 4x4 pixels, not 3x8"),
         (dict(name="vgg128", norm="batch"), "model.norm='batch' is not one of bn, tebn, tebn_gesture"),
         (dict(name="vgg128", input_shape=(2, 7, 7)), "needs at least 8x8 pixels, not 7x7"),
         (dict(name="sew_resnet18", head_init="zero"), "model.head_init='zero' is not one of torch, normal01"),
