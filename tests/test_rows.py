@@ -1,12 +1,14 @@
 """Rows: the paper's numbers are sound, each of its own rows has an experiment, and each experiment trains."""
 
 import csv
+import hashlib
 import io
 import json
 import re
 import sys
 
 import pytest
+import torch
 import yaml
 from all_rows import NAMES, rows
 from fixtures import (
@@ -18,6 +20,7 @@ from fixtures import (
     write_ncaltech101,
 )
 
+from snn_repro.checkpoint import find_weights, load
 from snn_repro.config import CONF_DIR, DATASET_FACTS, config_hash, load_config, to_dict
 from snn_repro.errors import UserError
 from snn_repro.rows import PaperRow, Row, data_state, estimate_cost, join, load_rows
@@ -249,6 +252,27 @@ def test_a_row_without_its_weights_says_where_they_are(places, tmp_path):
         UserError, match="resnet18-f37072fd.pth was not found.*download.pytorch.org.*model.weights=null"
     ):
         run(config)
+
+
+def test_initial_weights_are_found_by_name_and_checked(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    state = torch.nn.Linear(2, 2).state_dict()
+    torch.save(state, tmp_path / "saved", _use_new_zipfile_serialization=False)  # as torchvision's older files
+    content = (tmp_path / "saved").read_bytes()
+    name = f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    for folder in ("data", "data/weights", "hub/checkpoints", "."):
+        path = tmp_path / folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        wanted = str(path) if folder == "." else name
+        assert find_weights(wanted, str(tmp_path / "data")) == path
+        assert load(path).keys() == state.keys()
+        path.write_bytes(content + b"more")
+        with pytest.raises(UserError, match="is not what its name says"):
+            find_weights(wanted, str(tmp_path / "data"))
+        path.unlink()
+    with pytest.raises(UserError, match=f"{name} was not found"):
+        find_weights(name, None)
 
 
 def test_paper_row_has_defaults_for_what_is_rare():
