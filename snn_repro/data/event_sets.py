@@ -42,6 +42,7 @@ class Entry(NamedTuple):
     path: str  # the file, or the archive
     member: str  # name inside the archive, "" for a plain file
     size: int  # bytes, unpacked
+    crc32: str = ""  # eight hexadecimal digits, where an archive tells without unpacking
 
 
 class Sample(NamedTuple):
@@ -93,22 +94,24 @@ def _entries(place: Path) -> dict[str, Entry]:
     try:
         if zipfile.is_zipfile(place):
             with zipfile.ZipFile(place) as archive:
-                members = [(i.filename, i.file_size) for i in archive.infolist() if not i.is_dir()]
+                members = [
+                    (i.filename, i.file_size, f"{i.CRC:08x}") for i in archive.infolist() if not i.is_dir()
+                ]
             kind = "zip"
         else:
             with tarfile.open(place) as archive:
-                members = [(m.name, m.size) for m in archive if m.isfile()]
+                members = [(m.name, m.size, "") for m in archive if m.isfile()]
             kind = "tar"
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
         raise DataError(f"{place} is not a readable archive ({error}); download it again") from None
     found = {}
-    for name, size in members:
+    for name, size, crc32 in members:
         pure = PurePosixPath(name.replace("\\", "/"))
         if pure.is_absolute() or ".." in pure.parts or re.match(r"[A-Za-z]:", name):
             raise DataError(
                 f"{place} holds a file named '{name}', outside of the archive's own folder; it is not read"
             )
-        found[pure.as_posix()] = Entry(kind, str(place), name, size)
+        found[pure.as_posix()] = Entry(kind, str(place), name, size, crc32)
     return found
 
 

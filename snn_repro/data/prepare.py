@@ -4,9 +4,11 @@ A finished cache is a folder `cache_dir/<dataset>/T<timesteps>-<number|time>[-<p
 
     frames.npy     [N, T, 2, H, W], memory-mapped when used: event counts in the narrowest of uint8, uint16,
                    uint32 that holds all of them, or, resized, float16 (float32 where a count needs it)
-    index.csv      one line a sample, sorted by name: row, label, official part, events, bytes and SHA-256 of
+    index.csv      one line a sample, sorted by name: row, label, official part, events, bytes and CRC-32 of
                    its file, name
     manifest.json  format version, settings, shape, what was left out and why, a SHA-256 over all source files
+
+The CRC-32 is the one that zip archives store, so a cache can be held against an archive without unpacking it.
 
 While it is made, the folder is called `<name>.partial` and has a journal instead of an index. A row is
 written first and noted in the journal afterwards with a checksum, so that a run killed at any moment loses at
@@ -16,6 +18,7 @@ most the files in hand.
 from __future__ import annotations
 
 import csv
+import ctypes
 import fcntl
 import hashlib
 import json
@@ -24,6 +27,7 @@ import shutil
 import signal
 import sys
 import threading
+import warnings
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
@@ -52,7 +56,7 @@ from snn_repro.data.event_sets import (
 from snn_repro.errors import DataError, UserError, nearest
 
 FORMAT_VERSION = 1
-_COLUMNS = ("row", "label", "part", "events", "bytes", "sha256", "name")
+_COLUMNS = ("row", "label", "part", "events", "bytes", "crc32", "name")
 
 
 class Settings(NamedTuple):
@@ -177,12 +181,15 @@ def _changed_source(dataset: str, data_dir, rows: list[dict]) -> str | None:
         recordings = find_recordings(dataset, data_dir)
     except UserError:
         return None
-    indexed = {r["name"].partition(":")[0]: int(r["bytes"]) for r in rows}
-    for name, size in indexed.items():
+    indexed = {r["name"].partition(":")[0]: (int(r["bytes"]), r["crc32"]) for r in rows}
+    for name, (size, crc32) in indexed.items():
         if name not in recordings.files:
             return f"{name} is in it, but no longer in data_dir={data_dir}"
-        if recordings.files[name].size != size:
-            return f"{name} had {size} bytes when it was read and has {recordings.files[name].size} now"
+        entry = recordings.files[name]
+        if entry.size != size:
+            return f"{name} had {size} bytes when it was read and has {entry.size} now"
+        if entry.crc32 and entry.crc32 != crc32:
+            return f"{name} has changed: its CRC-32 was {crc32} and is {entry.crc32} now"
     return None
 
 
@@ -215,9 +222,10 @@ class Decoded(NamedTuple):
 
     file: str
     size: int
-    sha256: str
+    crc32: str  # of the file, eight hexadecimal digits
     frames: list[tuple[int, np.ndarray, int]]  # (row, frames, number of events)
     problems: list[Problem]
+    notes: list[str]  # what a reader warned of
 
 
 def decode_file(
@@ -226,13 +234,15 @@ def decode_file(
     """Decode one file and count the frames of its samples, each given with its row. Never raises DataError."""
     facts = EVENT_SETS[settings.dataset]
     if isinstance(data, DataError):
-        return Decoded(file, 0, "", [], [Problem(file, str(data))])
-    digest = hashlib.sha256(data).hexdigest()
+        return Decoded(file, 0, "", [], [Problem(file, str(data))], [])
+    digest = f"{zlib.crc32(data):08x}"
     frames, problems = [], []
-    try:
-        events = facts.decode(data, file)
-    except DataError as error:
-        return Decoded(file, len(data), digest, [], [Problem(file, str(error))])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            events = facts.decode(data, file)
+        except DataError as error:
+            return Decoded(file, len(data), digest, [], [Problem(file, str(error))], [])
     for row, sample in samples:
         try:
             part = cut(events, sample)
@@ -241,7 +251,7 @@ def decode_file(
             frames.append((row, to_frames(part, facts.size, *settings[1:]), len(part.t)))
         except DataError as error:
             problems.append(Problem(sample.name, str(error)))
-    return Decoded(file, len(data), digest, frames, problems)
+    return Decoded(file, len(data), digest, frames, problems, [str(w.message) for w in caught])
 
 
 def _work(entry: Entry, file: str, samples: list[tuple[int, Sample]], settings: Settings) -> Decoded:
@@ -257,6 +267,20 @@ def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc's malloc keep what a recording took for the next one; giving it back and getting it again took most of
+    the time of a recording. Other C libraries have no mallopt, or ignore it.
+    """
+    trim_threshold, mmap_threshold = -1, -3
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(mmap_threshold, 32 * 2**20)
+    mallopt(trim_threshold, 128 * 2**20)
 
 
 def _end_with_parent() -> None:
@@ -330,6 +354,8 @@ def prepare(
         read = 0
         try:
             for done in _progress(_decode_all(todo, recordings, settings, workers), todo, recordings, say):
+                for note in done.notes:
+                    say(f"note: {note}")
                 for problem in done.problems:
                     say(f"bad: {problem}")
                 problems += done.problems
@@ -514,7 +540,8 @@ class _Partial:
         todo = defaultdict(list)
         for row, sample in enumerate(self.samples):
             before = self.done.get(sample.file)
-            if before is None or before["size"] != recordings.files[sample.file].size:
+            entry = recordings.files[sample.file]
+            if before is None or before["size"] != entry.size or entry.crc32 not in ("", before["crc32"]):
                 todo[sample.file].append((row, sample))
         for file in todo:
             self.done.pop(file, None)
@@ -576,7 +603,7 @@ class _Partial:
             self._write(row, frames)
             crc = zlib.crc32(np.ascontiguousarray(frames).tobytes())
             rows.append({"row": row, "events": events, "dtype": str(frames.dtype), "crc32": crc})
-        entry = {"file": done.file, "size": done.size, "sha256": done.sha256, "rows": rows}
+        entry = {"file": done.file, "size": done.size, "crc32": done.crc32, "rows": rows}
         if done.problems:
             self.tainted[done.file] = entry
         else:
@@ -603,11 +630,11 @@ class _Partial:
         for new, row in enumerate(rows):
             sample, (events, entry) = self.samples[row], facts[row]
             index.append(
-                f"{new},{sample.label},{sample.part},{events},{entry['size']},{entry['sha256']},{sample.name}"
+                f"{new},{sample.label},{sample.part},{events},{entry['size']},{entry['crc32']},{sample.name}"
             )
         text = "\n".join(index) + "\n"
         entries = {f: e for f, e in entries.items() if e["rows"]}
-        sources = "".join(f"{entries[f]['sha256']}  {f}\n" for f in sorted(entries))
+        sources = "".join(f"{entries[f]['crc32']} {entries[f]['size']} {f}\n" for f in sorted(entries))
         manifest = {
             "format_version": FORMAT_VERSION,
             **self.settings._asdict(),

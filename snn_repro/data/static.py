@@ -146,31 +146,34 @@ def _fill(cfg: Config) -> list[float]:
     return mean[::-1] if cfg.dataset.channel_order == "bgr" else mean
 
 
-def _cifar_place(cfg: Config, folder: str, archive: str) -> Path:
-    root = Path(cfg.data_dir or "")
-    bases = [root, root / cfg.dataset.name, root / cfg.dataset.name.upper()]
-    place = _first([base / name for base in bases for name in (folder, archive)]) if cfg.data_dir else None
+CIFAR = {  # the folder that the archive unpacks to, the archive
+    "cifar10": ("cifar-10-batches-py", "cifar-10-python.tar.gz"),
+    "cifar100": ("cifar-100-python", "cifar-100-python.tar.gz"),
+}
+
+
+def _cifar_place(cfg: Config) -> Path:
+    name, root = cfg.dataset.name, Path(cfg.data_dir or "")
+    folder, archive = CIFAR[name]
+    bases = [root, root / name, root / name.upper()]
+    place = _first([base / n for base in bases for n in (folder, archive)]) if cfg.data_dir else None
     if place is None:
-        raise _not_found(
-            cfg.dataset.name, cfg.data_dir, f"{archive}, or the folder {folder} that it unpacks to"
-        )
+        raise _not_found(name, cfg.data_dir, f"{archive}, or the folder {folder} that it unpacks to")
     return place
 
 
 def build_cifar10(cfg: Config) -> Data:
     """CIFAR-10 (Krizhevsky 2009), official split 50,000 / 10,000."""
-    place = _cifar_place(cfg, "cifar-10-batches-py", "cifar-10-python.tar.gz")
-    return in_memory(cfg, *formats.read_cifar10(place))
+    return in_memory(cfg, *formats.read_cifar10(_cifar_place(cfg)))
 
 
 def build_cifar100(cfg: Config) -> Data:
     """CIFAR-100 (Krizhevsky 2009), the 100 fine labels, official split 50,000 / 10,000."""
-    place = _cifar_place(cfg, "cifar-100-python", "cifar-100-python.tar.gz")
-    return in_memory(cfg, *formats.read_cifar100(place))
+    return in_memory(cfg, *formats.read_cifar100(_cifar_place(cfg)))
 
 
-def build_fashion_mnist(cfg: Config) -> Data:
-    """Fashion-MNIST (Xiao et al. 2017), official split 60,000 / 10,000, from data_dir or where Debian's package puts it."""
+def _fashion_mnist_files(cfg: Config) -> list[Path]:
+    """Images and labels of training and test."""
     bases = [DEBIAN_FASHION_MNIST]
     if cfg.data_dir:
         root = Path(cfg.data_dir)
@@ -189,7 +192,12 @@ def build_fashion_mnist(cfg: Config) -> Data:
         raise DataError(
             f"{base} lacks {absent}.gz; fashion_mnist is published at {PUBLISHED['fashion_mnist']}"
         )
-    x_train, y_train, x_test, y_test = (formats.read_idx(f) for f in files)
+    return files
+
+
+def build_fashion_mnist(cfg: Config) -> Data:
+    """Fashion-MNIST (Xiao et al. 2017), 60,000 / 10,000, from data_dir or from Debian's package."""
+    x_train, y_train, x_test, y_test = (formats.read_idx(f) for f in _fashion_mnist_files(cfg))
     return in_memory(cfg, (x_train[:, None], y_train), (x_test[:, None], y_test))
 
 
@@ -331,6 +339,7 @@ def _imagenet(cfg: Config, folders: tuple[str, ...], wnids: list[str] | None, sp
 
 
 _IMAGENET_FOLDERS = ("imagenet1k", "imagenet", "ImageNet", "ILSVRC2012", "ILSVRC/Data/CLS-LOC")
+_IMAGENET100_FOLDERS = ("imagenet100", "imagenet-100", "ImageNet100", *_IMAGENET_FOLDERS)
 
 
 def build_imagenet1k(cfg: Config) -> Data:
@@ -344,5 +353,18 @@ def build_imagenet100(cfg: Config) -> Data:
     The split's id holds the beginning of the class list's SHA-256.
     """
     wnids, digest = imagenet100_wnids()
-    folders = ("imagenet100", "imagenet-100", "ImageNet100", *_IMAGENET_FOLDERS)
-    return _imagenet(cfg, folders, wnids, f"official,wnids={digest[:12]}")
+    return _imagenet(cfg, _IMAGENET100_FOLDERS, wnids, f"official,wnids={digest[:12]}")
+
+
+_PLACES = {
+    "cifar10": _cifar_place,
+    "cifar100": _cifar_place,
+    "fashion_mnist": lambda cfg: _fashion_mnist_files(cfg)[0].parent,
+    "imagenet1k": lambda cfg: _imagenet_root(cfg, _IMAGENET_FOLDERS),
+    "imagenet100": lambda cfg: _imagenet_root(cfg, _IMAGENET100_FOLDERS),
+}
+
+
+def locate(cfg: Config) -> Path:
+    """Where the files of an image data set lie; none is read. Raises UserError and DataError as its builder does."""
+    return _PLACES[cfg.dataset.name](cfg)
