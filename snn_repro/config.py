@@ -231,6 +231,7 @@ class Config:
     force: bool = key(False, "run again although a finished result of this configuration exists")
     device: str = key("auto", "auto is cuda where there is one", choices=("auto", "cpu", "cuda"))
     threads: int = key(0, "CPU threads; 0 is 1 for the small model (faster there), else torch's default", low=0)
+    energy: bool = key(False, "add synaptic operations and energy (spikingjelly's counters) to result.json")
     deterministic: bool = key(True, "ask torch for deterministic algorithms; CUDA may be slower")
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -245,7 +246,7 @@ class Config:
 
 # Keys that change where or how a run happens, but no number in its result.
 NOT_HASHED = (
-    "run_dir", "data_dir", "cache_dir", "resume", "force", "device", "threads", "logger",
+    "run_dir", "data_dir", "cache_dir", "resume", "force", "device", "threads", "logger", "energy",
     "dataset.workers", "debug.profile", "baselines", "unspecified",
 )  # fmt: skip
 

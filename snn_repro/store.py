@@ -161,8 +161,8 @@ def find_results(*roots: str | Path) -> list[RunResult]:
         for path in [root] if root.is_file() else sorted(root.rglob(RESULT)):
             try:
                 result = RunResult(json.loads(path.read_text()))
-            except ValueError:
-                raise UserError(f"{path} is no result of snn_repro: it does not parse as JSON") from None
+            except (ValueError, TypeError):
+                raise UserError(f"{path} is no result of snn_repro: it does not parse as a JSON object") from None
             result["folder"] = str(path.parent)
             found.append(result)
     return found

@@ -131,13 +131,13 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
         log.info(f"resuming at epoch {state.epoch + 1}, step {state.step}")
 
     for epoch in range(state.epoch, config.recipe.epochs):
-        started, first_step = time.perf_counter(), state.step
+        started, seen = time.perf_counter(), state.sums["n"]
         train = state.train_epoch(epoch, data.train)
         trained = time.perf_counter() - started
         shown = ema.module if ema else model
         val = evaluate(shown, data.val, loss_fn, amp, device, config, stop=state.check_stop) if data.val else None
         test = evaluate(shown, data.test, loss_fn, amp, device, config, stop=state.check_stop, rates=True)
-        samples = (steps - first_step) * config.recipe.batch_size
+        samples = train["n"] - seen
         line = dict(
             epoch=epoch + 1, train_loss=train["loss"], train_acc=train["acc"],
             loss=test["loss"], acc=test["acc"], acc_step=test["acc_step"], acc_cum=test["acc_cum"],
@@ -152,7 +152,13 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
         state.save_epoch(epoch, is_best=selection(history)[-1] == len(history) - 1)
     logits, labels = final_outputs(state, data, test if config.recipe.epochs > state.started_at else None)
     place.predictions(label=labels, logits=logits)
-    return build_result(config, data, weights, imp, history, amp.name, loss_fn.readout_name, len(labels), device)
+    result = build_result(config, data, weights, imp, history, amp.name, loss_fn.readout_name, len(labels), device)
+    if config.energy:
+        from snn_repro.energy import energy_report
+
+        images, _ = next(iter(data.test.epoch(0)))
+        result["energy"] = energy_report(ema.module if ema else model, images.to(device))
+    return result
 
 
 EMPTY = {"loss": 0.0, "correct": 0, "n": 0, "lr": 0.0}  # an epoch's sums before its first step
@@ -249,7 +255,7 @@ class Training:
                     profiler.step()
                 advance(self.step)
         n = max(1, self.sums["n"])
-        return {"loss": self.sums["loss"] / n, "acc": self.sums["correct"] / n, "lr": self.sums["lr"]}
+        return {"loss": self.sums["loss"] / n, "acc": self.sums["correct"] / n, "lr": self.sums["lr"], "n": self.sums["n"]}
 
     def train_step(self, x, target):
         """Forward, backward and one optimiser step; returns (loss sum, correct, n) without waiting for the device."""

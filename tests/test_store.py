@@ -32,7 +32,7 @@ def test_a_finished_run_is_found_and_another_configuration_is_named(tmp_path):
     again = Run(tmp_path, config)
     assert again.finished.acc_last == 0.5
     again.close()
-    with pytest.raises(UserError, match=r"recipe.lr: 0.1 -> 0.3.*force=true"):
+    with pytest.raises(UserError, match=r"recipe.lr: 0.005 -> 0.3.*force=true"):
         Run(tmp_path, load_config(["recipe.lr=0.3"]))
     redo = Run(tmp_path, load_config(["recipe.lr=0.3", "force=true"]))
     assert redo.finished is None and not (tmp_path / RESULT).exists()

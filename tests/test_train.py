@@ -52,7 +52,7 @@ def test_a_run_leaves_everything_that_is_promised(quick, tmp_path):
     assert result == json.loads((folder / "result.json").read_text())
     assert (result.timesteps, len(result.acc_step), len(result.acc_cum)) == (4, 4, 4)
     assert result.acc_last == result.acc_step[-1] and result.readout == "last"  # lts reads the last step
-    assert (result.params_weights, result.params_imp) == (32050, 24 * 64 + 2 * 48 * 16)
+    assert (result.params_weights, result.params_imp) == (33490, 24 * 64 + 48 * 16 + 48 * 4)
     assert result.input_size == [1, 8, 8] and len(result.split_sha256) == 64
     assert result.neuron["surrogate"] == "atan" and result.precision == "float32"
     with np.load(folder / "predictions.npz", allow_pickle=False) as saved:
@@ -69,7 +69,7 @@ def test_a_finished_run_is_not_repeated(quick, tmp_path, monkeypatch):
     first = run(quick())
     monkeypatch.setattr(train, "fit", lambda *_: pytest.fail("it ran again"))
     assert run(quick()) == first
-    with pytest.raises(UserError, match="recipe.lr: 0.1 -> 0.5"):
+    with pytest.raises(UserError, match="recipe.lr: 0.005 -> 0.5"):
         run(quick("recipe.lr=0.5"))
 
 
@@ -235,7 +235,7 @@ def test_imp_keys_reach_the_optimiser(quick, tmp_path):
     state = [torch.load(tmp_path / d / "checkpoint_last.pt", weights_only=True) for d in ("frozen", "moved")]
     assert {g["kind"] for g in state[0]["optimizer"]["param_groups"]} == {"decay", "no_decay"}
     group = next(g for g in state[1]["optimizer"]["param_groups"] if g["kind"] == "imp")
-    assert group["initial_lr"] == pytest.approx(0.5) and group["weight_decay"] == 0
+    assert group["initial_lr"] == pytest.approx(0.025) and group["weight_decay"] == 0
     assert not torch.equal(state[0]["model"]["sn1.imp"], state[1]["model"]["sn1.imp"])
     assert moved.loss_last != frozen.loss_last
 
