@@ -55,8 +55,9 @@ SWEEPS = {
         "the digits as an emulated event camera sees them; events emulated from real images",
     ),
     "fashion_mnist_dvs": Sweep(
-        False, ("lif", "lif_imp"), ("sdt", "tet", "tet_s"), ("dataset.train_subset=6000",),
-        "Fashion-MNIST as an emulated event camera sees it; events emulated from real images",
+        False, ("lif", "lif_imp"), ("sdt", "tet", "tet_s"),
+        ("dataset.train_subset=6000", "timesteps=5", "recipe.epochs=5"),
+        "6,000 training images and all test images of Fashion-MNIST as an emulated event camera sees them, T=5",
     ),
 }  # fmt: skip
 

@@ -49,6 +49,7 @@ DATASET_FACTS = {
     "digits": DatasetFacts(1, 8, 8, 10, True),
     "digits_dvs": DatasetFacts(2, 24, 24, 10, False),
     "fashion_mnist": DatasetFacts(1, 28, 28, 10, True),
+    "fashion_mnist_dvs": DatasetFacts(2, 34, 34, 10, False),
     "cifar10": DatasetFacts(3, 32, 32, 10, True),
     "cifar100": DatasetFacts(3, 32, 32, 100, True),
     "imagenet100": DatasetFacts(3, 224, 224, 100, True),

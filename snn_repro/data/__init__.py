@@ -18,6 +18,7 @@ DATASETS: dict[str, Callable[[Config], Data]] = {
     "digits": _builder("digits", "build_digits"),
     "digits_dvs": _builder("digits", "build_digits_dvs"),
     "fashion_mnist": _builder("static", "build_fashion_mnist"),
+    "fashion_mnist_dvs": _builder("fashion_dvs", "build_fashion_mnist_dvs"),
     "cifar10": _builder("static", "build_cifar10"),
     "cifar100": _builder("static", "build_cifar100"),
     "imagenet100": _builder("static", "build_imagenet100"),

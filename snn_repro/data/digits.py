@@ -12,12 +12,6 @@ part out of the other 1,347.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import warnings
-from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +19,12 @@ import numpy as np
 from snn_repro.config import Config
 from snn_repro.data.augment import Normalize, frame_transforms, image_transforms, needs_pil
 from snn_repro.data.batches import Data, MemoryBatches
-from snn_repro.data.emulator import DIGITS_CAMERA, emulate
-from snn_repro.data.events import integrate
+from snn_repro.data.emulator import DIGITS_CAMERA, emulated_frames
 from snn_repro.data.splits import carve_validation, make_split
 from snn_repro.errors import UserError
 
 TEST_SIZE, TEST_SEED = 450, 0
 CAMERA_SEED = 0  # one camera for everybody: the data do not depend on a run's seed
-_FRAMES_VERSION = 1  # raise when the emulator or the integration changes
 
 
 def load_digits() -> tuple[np.ndarray, np.ndarray]:
@@ -93,61 +85,7 @@ def digits_dvs_frames(
     seed: of the emulated camera. by: "number" or "time", see `integrate`. With `cache_dir` the frames are kept
     there; a cache file that is damaged, or that cannot be written, only costs a warning and a second of work.
     """
-    images, _ = load_digits()
-    camera = DIGITS_CAMERA
-    shape = (len(images), timesteps, 2, camera.scene, camera.scene)
-
-    def make():
-        frames = np.empty(shape, np.uint8)
-        for i, events in enumerate(emulate(images, seed, camera)):
-            counts = integrate(events, timesteps, shape[-2:], by, dtype=np.uint8)
-            np.copyto(frames[i], counts, casting="safe")  # a digit has too few events for a count above 255
-        return frames
-
-    if cache_dir is None:
-        return make()
-    settings = {"version": _FRAMES_VERSION, "camera": asdict(camera), "seed": seed, "T": timesteps, "by": by}
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    path = Path(cache_dir) / f"digits_dvs-{key}.npy"
-    frames = _read_cache(path, shape)
-    if frames is None:
-        frames = make()
-        _write_cache(path, frames)
-    return frames
-
-
-# A cache file is one flat uint8 array: the frames, then the SHA-256 of these bytes.
-
-
-def _read_cache(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    if not path.exists():
-        return None
-    try:
-        stored = np.load(path, allow_pickle=False)
-        if stored.dtype == np.uint8 and stored.shape == (int(np.prod(shape)) + 32,):
-            frames, digest = stored[:-32], stored[-32:].tobytes()
-            if hashlib.sha256(frames).digest() == digest:
-                return frames.reshape(shape)
-        reason = "is damaged or was not written by this program"
-    except Exception as error:  # whatever the file holds, it can be made again
-        reason = f"cannot be read ({' '.join(str(error).split())[:100]})"
-    warnings.warn(f"the cache file {path} {reason}; its frames are made again", stacklevel=3)
-    return None
-
-
-def _write_cache(path: Path, frames: np.ndarray) -> None:
-    digest = np.frombuffer(hashlib.sha256(frames).digest(), np.uint8)
-    temporary = path.with_name(f"{path.stem}-{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            np.save(file, np.concatenate([frames.ravel(), digest]), allow_pickle=False)
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        reason = error.strerror or error
-        warnings.warn(f"cannot keep frames in {path} ({reason}): each run makes them again", stacklevel=3)
+    return emulated_frames("digits_dvs", load_digits()[0], timesteps, seed, by, DIGITS_CAMERA, cache_dir)
 
 
 def build_digits(cfg: Config) -> Data:

@@ -12,13 +12,19 @@ A seed is one camera: it fixes the thresholds of all pixels. Noise is drawn for 
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
-from snn_repro.data.events import Events, compiled
+from snn_repro.data.events import Events, compiled, integrate
 from snn_repro.errors import UserError
 
 
@@ -43,6 +49,7 @@ class Camera:
 
 
 DIGITS_CAMERA = Camera()
+FASHION_CAMERA = Camera(scale=1, scene=34)
 
 
 def emulate_recording(image: np.ndarray, seed: int = 0, camera: Camera = DIGITS_CAMERA, index: int = 0) -> Events:
@@ -180,3 +187,82 @@ def _simulate(scene, path, thresholds, step, refractory, out):
                             out[n, 2] = polarity
                         n += 1
     return n
+
+
+# ------------------------------------------------------------------ frames, kept in a cache
+
+_FRAMES_VERSION = 1  # raise when the emulator or the integration changes
+
+
+def emulated_frames(
+    name: str,
+    images: np.ndarray,
+    timesteps: int,
+    seed: int,
+    by: str,
+    camera: Camera,
+    cache_dir: str | Path | None = None,
+    rows: np.ndarray | None = None,
+) -> np.ndarray:
+    """Record images and integrate them: event counts, uint8 [N, T, 2, scene, scene], channel 0 = darker.
+
+    rows: the numbers under which the recordings are made (default 0..N-1), so that a subset equals its part of the
+    whole. With `cache_dir` the frames are kept there as `name-<key>.npy`; a cache file that is damaged, or that cannot
+    be written, only costs a warning and the time to make them again.
+    """
+    rows = np.arange(len(images)) if rows is None else np.asarray(rows)
+    shape = (len(images), timesteps, 2, camera.scene, camera.scene)
+
+    def make():
+        frames = np.empty(shape, np.uint8)
+        for frame, image, row in zip(frames, images, rows, strict=True):
+            counts = integrate(emulate_recording(image, seed, camera, int(row)), timesteps, shape[-2:], by, dtype=np.uint8)
+            np.copyto(frame, counts, casting="safe")  # a scene has too few events for a count above 255
+        return frames
+
+    if cache_dir is None:
+        return make()
+    settings = {"version": _FRAMES_VERSION, "camera": asdict(camera), "seed": seed, "T": timesteps, "by": by}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    digest.update(np.ascontiguousarray(rows, np.int64))
+    digest.update(np.ascontiguousarray(images))
+    path = Path(cache_dir) / f"{name}-{digest.hexdigest()[:16]}.npy"
+    frames = _read_cache(path, shape)
+    if frames is None:
+        frames = make()
+        _write_cache(path, frames)
+    return frames
+
+
+# A cache file is one flat uint8 array: the frames, then the SHA-256 of these bytes.
+
+
+def _read_cache(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    if not path.exists():
+        return None
+    try:
+        stored = np.load(path, allow_pickle=False)
+        if stored.dtype == np.uint8 and stored.shape == (int(np.prod(shape)) + 32,):
+            frames, digest = stored[:-32], stored[-32:].tobytes()
+            if hashlib.sha256(frames).digest() == digest:
+                return frames.reshape(shape)
+        reason = "is damaged or was not written by this program"
+    except Exception as error:  # whatever the file holds, it can be made again
+        reason = f"cannot be read ({' '.join(str(error).split())[:100]})"
+    warnings.warn(f"the cache file {path} {reason}; its frames are made again", stacklevel=3)
+    return None
+
+
+def _write_cache(path: Path, frames: np.ndarray) -> None:
+    digest = np.frombuffer(hashlib.sha256(frames).digest(), np.uint8)
+    temporary = path.with_name(f"{path.stem}-{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            np.save(file, np.concatenate([frames.ravel(), digest]), allow_pickle=False)
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        reason = error.strerror or error
+        warnings.warn(f"cannot keep frames in {path} ({reason}): each run makes them again", stacklevel=3)

@@ -172,7 +172,7 @@ def build_cifar100(cfg: Config) -> Data:
     return in_memory(cfg, *formats.read_cifar100(_cifar_place(cfg)))
 
 
-def _fashion_mnist_files(cfg: Config) -> list[Path]:
+def fashion_mnist_files(cfg: Config) -> list[Path]:
     """Images and labels of training and test."""
     bases = [DEBIAN_FASHION_MNIST]
     if cfg.data_dir:
@@ -197,7 +197,7 @@ def _fashion_mnist_files(cfg: Config) -> list[Path]:
 
 def build_fashion_mnist(cfg: Config) -> Data:
     """Fashion-MNIST (Xiao et al. 2017), 60,000 / 10,000, from data_dir or from Debian's package."""
-    x_train, y_train, x_test, y_test = (formats.read_idx(f) for f in _fashion_mnist_files(cfg))
+    x_train, y_train, x_test, y_test = (formats.read_idx(f) for f in fashion_mnist_files(cfg))
     return in_memory(cfg, (x_train[:, None], y_train), (x_test[:, None], y_test))
 
 
@@ -359,7 +359,7 @@ def build_imagenet100(cfg: Config) -> Data:
 _PLACES = {
     "cifar10": _cifar_place,
     "cifar100": _cifar_place,
-    "fashion_mnist": lambda cfg: _fashion_mnist_files(cfg)[0].parent,
+    "fashion_mnist": lambda cfg: fashion_mnist_files(cfg)[0].parent,
     "imagenet1k": lambda cfg: _imagenet_root(cfg, _IMAGENET_FOLDERS),
     "imagenet100": lambda cfg: _imagenet_root(cfg, _IMAGENET100_FOLDERS),
 }
