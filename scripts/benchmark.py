@@ -98,7 +98,10 @@ def report(name: str, title: str, sections: list[dict], facts: dict[str, str]) -
         "",
         f"Made by `python scripts/benchmark.py {name}`. One thread, CPU time, shuffled order,",
     ]
-    lines += ["medians; the line `again` times the first function twice (A/A control).", ""]
+    lines += [
+        "medians; the line `again` times the first function twice (A/A control). malloc keeps freed memory,"
+    ]
+    lines += ["for the peers as well, except where each library has a process of its own.", ""]
     lines += [f"- {key}: {value}" for key, value in facts.items()] + [""]
     for section in sections:
         lines += [f"## {section['title']}", ""]
@@ -177,7 +180,10 @@ def bench_data(rounds: int = 15) -> None:
     )  # spikingjelly.datasets imports it for speech
     import torch
 
+    from snn_repro.data.batches import keep_freed_memory
+
     torch.set_num_threads(1)
+    keep_freed_memory()  # for all alike: else page faults, which vary, are most of many cases
     sj = peer("spikingjelly.datasets.utils", "integration, preparation, parsing, serving")
     tonic = peer("tonic.transforms", "integration")
     v2 = peer("torchvision.transforms.v2", "crop and flip")
@@ -226,10 +232,11 @@ def _integration(rounds, sj, tonic) -> dict:
 
 
 def _prepare_ours(folder: Path, file: Path, calls: int) -> Callable[[int], None]:
+    from snn_repro.data.batches import keep_freed_memory
     from snn_repro.data.event_sets import Entry, Sample
-    from snn_repro.data.prepare import Settings, _keep_freed_memory, _Partial, _work
+    from snn_repro.data.prepare import Settings, _Partial, _work
 
-    _keep_freed_memory()  # as prepare's workers do
+    keep_freed_memory(map_large=True)  # as prepare's workers do
     name, settings = "cat/cifar10_cat_0.aedat", Settings("cifar10_dvs", 10, "number", None)
     samples = [Sample(f"{i:04d}", name, 3, "") for i in range(calls)]
     partial = _Partial(folder / "cache.partial", settings, samples)

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from snn_repro.data.batches import Batches, LoaderBatches, MemoryBatches, derive_seed, epoch_order
+from snn_repro.data.batches import (
+    Batches,
+    LoaderBatches,
+    MemoryBatches,
+    derive_seed,
+    epoch_order,
+    keep_freed_memory,
+)
 from snn_repro.errors import DataError, UserError
 
 N = 23
@@ -164,3 +171,10 @@ def test_wrong_sizes_are_told():
         MemoryBatches(IMAGES, TARGETS, 4, indices=[])
     with pytest.raises(DataError, match="23 inputs but 22 targets"):
         MemoryBatches(IMAGES, TARGETS[:-1], 4)
+
+
+def test_keeping_memory_changes_no_number():
+    before = collect(make("memory", seed=1, shuffle=True), 0)
+    keep_freed_memory(map_large=True)
+    keep_freed_memory()
+    assert equal(collect(make("memory", seed=1, shuffle=True), 0), before)

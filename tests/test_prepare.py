@@ -507,3 +507,23 @@ def test_eventdrop_on_a_compressed_tar_is_refused(tmp_path):
     ]
     with pytest.raises(UserError, match="augment.eventdrop=true reads single recordings"):
         build_data(load_config([*options, "augment.eventdrop=true"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", list(WRITERS))
+def test_one_epoch_of_the_data_sets_own_recipe(tmp_path, dataset):
+    from snn_repro.train import run as train
+
+    WRITERS[dataset](tmp_path / "raw")
+    options = [f"dataset={dataset}", f"data_dir={tmp_path / 'raw'}", f"cache_dir={tmp_path / 'cache'}"]
+    options += [
+        "debug=smoke",
+        "debug.max_steps=0",
+        "debug.max_eval_batches=0",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    ]
+    config = load_config([*options, "recipe.epochs=1", "logger.mode=disabled"])
+    run(dataset, tmp_path / "raw", tmp_path / "cache", config.timesteps, frame_size=config.dataset.frame_size)
+    result = train(config)
+    assert result.epochs == 1 and 0 <= result.acc_last <= 100
+    assert len(result.split_sha256) == 64

@@ -201,3 +201,16 @@ def test_imagenet_trees_that_do_not_fit(tmp_path):
     broken.write_bytes(broken.read_bytes()[:200])
     with pytest.raises(DataError, match=f"{broken.name} cannot be read as an image"):
         everything(imagenet(tmp_path / "d").test)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "fashion_mnist", "imagenet100", "imagenet1k"])
+def test_one_epoch_of_the_data_sets_own_recipe(tmp_path, dataset):
+    from snn_repro.train import run
+
+    writers = {"cifar10": write_cifar10, "cifar100": write_cifar100, "fashion_mnist": write_fashion_mnist}
+    writers.get(dataset, write_imagenet)(tmp_path / "data")
+    options = [f"dataset={dataset}", f"data_dir={tmp_path / 'data'}", f"hydra.run.dir={tmp_path / 'run'}"]
+    options += ["debug=smoke", "debug.max_steps=0", "debug.max_eval_batches=0", "logger.mode=disabled"]
+    result = run(load_config([*options, "recipe.epochs=1", "dataset.workers=0"]))
+    assert result.epochs == 1 and 0 <= result.acc_last <= 100

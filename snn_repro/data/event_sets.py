@@ -23,7 +23,7 @@ import torch
 from snn_repro.config import DATASET_FACTS, Config
 from snn_repro.data import formats
 from snn_repro.data.augment import event_drop, frame_transforms
-from snn_repro.data.batches import Data, LoaderBatches, MemoryBatches
+from snn_repro.data.batches import Data, LoaderBatches, MemoryBatches, keep_freed_memory
 from snn_repro.data.events import Events, integrate
 from snn_repro.data.splits import make_split, named_split
 from snn_repro.errors import DataError, UserError
@@ -405,6 +405,7 @@ class DroppedRecordings(torch.utils.data.Dataset):
 def _build(cfg: Config) -> Data:
     from snn_repro.data.prepare import open_cache  # prepare.py needs this module's lists
 
+    keep_freed_memory()  # a batch of frames has tens of MiB
     name, k = cfg.dataset.name, DATASET_FACTS[cfg.dataset.name].num_classes
     settings = (cfg.timesteps, cfg.dataset.integrate_by, cfg.dataset.frame_size)
     cache = open_cache(name, cfg.cache_dir, *settings, data_dir=cfg.data_dir)

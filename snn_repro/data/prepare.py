@@ -18,7 +18,6 @@ most the files in hand.
 from __future__ import annotations
 
 import csv
-import ctypes
 import fcntl
 import hashlib
 import json
@@ -41,6 +40,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from snn_repro.data.batches import keep_freed_memory
 from snn_repro.data.event_sets import (
     EVENT_SETS,
     Entry,
@@ -267,20 +267,7 @@ def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    _keep_freed_memory()
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc's malloc keep what a recording took for the next one; giving it back and getting it again took most of
-    the time of a recording. Other C libraries have no mallopt, or ignore it.
-    """
-    trim_threshold, mmap_threshold = -1, -3
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    mallopt(mmap_threshold, 32 * 2**20)
-    mallopt(trim_threshold, 128 * 2**20)
+    keep_freed_memory(map_large=True)
 
 
 def _end_with_parent() -> None:
