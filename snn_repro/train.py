@@ -596,6 +596,8 @@ def _dispatch(argv: list[str]) -> int:
     if not (arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides):
         compose_checked(arguments.overrides)  # before Hydra makes a folder
         _hydra_task()
+        if _errors:
+            raise _errors.pop()
         return 0
     jobs = [compose_checked(job, sweep=True) for job in sweep_jobs(arguments.overrides)]
     folders = [job.run_dir for job in jobs]
@@ -631,6 +633,9 @@ def report_sweep(jobs: list[Config], argv: list[str]) -> int:
     return 1 if failed else 0
 
 
+_errors: list[Exception] = []
+
+
 def _task(node) -> float | None:
     """What Hydra calls for every job; in a sweep a failing run is recorded and the rest goes on."""
     from hydra.core.hydra_config import HydraConfig
@@ -643,7 +648,8 @@ def _task(node) -> float | None:
         result = run(config, overrides=list(job.overrides.task))
     except Exception as error:
         if job.mode != RunMode.MULTIRUN:
-            raise
+            _errors.append(error)  # raised after Hydra, which would print a line of its own above the sentence
+            return None
         log.error(
             f"{config.run_dir} failed: {type(error).__name__}: {error}", exc_info=not isinstance(error, UserError)
         )

@@ -1,0 +1,58 @@
+"""Three optimiser steps of every loss x neuron, against committed text: a guard against silent change.
+
+    python tests/test_golden_losses.py      # writes tests/golden/losses.txt anew; say in the commit why it changed
+"""
+
+import math
+from pathlib import Path
+
+import torch
+
+from snn_repro.config import choices, load_config
+from snn_repro.losses import build_loss
+from snn_repro.models import build_model
+from snn_repro.optim import build_optimizer
+from snn_repro.train import options
+
+GOLDEN = Path(__file__).parent / "golden" / "losses.txt"
+
+
+def three_losses(neuron: str, loss: str) -> list[float]:
+    """Losses of the first three steps on a fixed batch, one thread, float32."""
+    config = load_config([f"neuron={neuron}", f"loss={loss}"])
+    torch.manual_seed(0)
+    model = build_model(
+        "small", num_classes=10, input_shape=(1, 8, 8), timesteps=4,
+        neuron=options(config.neuron, "imp_lr", "imp_weight_decay"),
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.rand(16, 1, 8, 8, generator=generator), torch.arange(16) % 10
+    loss_fn, optimizer = build_loss(loss, **options(config.loss, "name")), build_optimizer(model, config.recipe)
+    found = []
+    for _ in range(3):
+        value = loss_fn(model(x), y)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        found.append(value.item())
+    return found
+
+
+def table() -> dict[tuple[str, str], list[float]]:
+    torch.set_num_threads(1)
+    return {(n, name): three_losses(n, name) for n in choices("neuron") for name in choices("loss")}
+
+
+def test_losses_are_what_they_were():
+    lines = [line.split() for line in GOLDEN.read_text().splitlines() if not line.startswith("#")]
+    golden = {(n, name): [float(v) for v in values] for n, name, *values in lines}
+    found = table()
+    assert golden.keys() == found.keys()
+    for cell, values in found.items():
+        # Convolutions may round differently on another processor; a changed equation moves far more than this.
+        assert all(math.isclose(a, b, rel_tol=2e-5) for a, b in zip(values, golden[cell], strict=True)), cell
+
+
+if __name__ == "__main__":
+    rows = [f"{n} {name} " + " ".join(repr(v) for v in values) for (n, name), values in table().items()]
+    GOLDEN.write_text("# neuron loss, then the loss of three steps (float32, one thread)\n" + "\n".join(rows) + "\n")
