@@ -82,9 +82,7 @@ def peer(name: str, why: str):
     try:
         return import_module(name)
     except ImportError as error:
-        raise UserError(
-            f"the benchmark compares with {name} ({why}), which cannot be imported: {error}"
-        ) from None
+        raise UserError(f"the benchmark compares with {name} ({why}), which cannot be imported: {error}") from None
 
 
 def report(name: str, title: str, sections: list[dict], facts: dict[str, str]) -> None:
@@ -98,9 +96,7 @@ def report(name: str, title: str, sections: list[dict], facts: dict[str, str]) -
         "",
         f"Made by `python scripts/benchmark.py {name}`. One thread, CPU time, shuffled order,",
     ]
-    lines += [
-        "medians; the line `again` times the first function twice (A/A control). malloc keeps freed memory,"
-    ]
+    lines += ["medians; the line `again` times the first function twice (A/A control). malloc keeps freed memory,"]
     lines += ["for the peers as well, except where each library has a process of its own.", ""]
     lines += [f"- {key}: {value}" for key, value in facts.items()] + [""]
     for section in sections:
@@ -144,9 +140,7 @@ def random_events(n: int, seed: int = 0):
 def aedat2_bytes(events) -> bytes:
     """The recording as an AEDAT 2.0 file of a DVS128."""
     words = np.empty((len(events.t), 2), ">u4")
-    words[:, 0] = (
-        events.p.astype(np.uint32) | events.x.astype(np.uint32) << 1 | events.y.astype(np.uint32) << 8
-    )
+    words[:, 0] = events.p.astype(np.uint32) | events.x.astype(np.uint32) << 1 | events.y.astype(np.uint32) << 8
     words[:, 1] = events.t
     return b"#!AER-DAT2.0\r\n# This is a raw AE data file - do not edit\r\n" + words.tobytes()
 
@@ -175,9 +169,7 @@ def atis_bytes(events) -> bytes:
 
 def bench_data(rounds: int = 15) -> None:
     """Integration, preparation, parsing and serving, against spikingjelly, tonic and torchvision."""
-    sys.modules.setdefault(
-        "torchaudio", types.ModuleType("torchaudio")
-    )  # spikingjelly.datasets imports it for speech
+    sys.modules.setdefault("torchaudio", types.ModuleType("torchaudio"))  # spikingjelly.datasets imports it for speech
     import torch
 
     from snn_repro.data.batches import keep_freed_memory
@@ -272,9 +264,7 @@ def _prepare_process(kind: str, folder: str, file: str, turns: int, pipe) -> Non
     if kind.startswith("ours"):
         run = _prepare_ours(Path(folder), Path(file), turns * TURN)
     else:
-        run = _prepare_theirs(
-            Path(folder), Path(file), np.savez if "uncompressed" in kind else np.savez_compressed
-        )
+        run = _prepare_theirs(Path(folder), Path(file), np.savez if "uncompressed" in kind else np.savez_compressed)
     for turn in range(turns):
         pipe.recv()
         start = time.process_time()
@@ -323,9 +313,7 @@ def _parsing(rounds, sj, folder: Path) -> dict:
         "spikingjelly": lambda: sj.load_aedat_v3(file),
     }
     ours, theirs = cases["ours"](), cases["spikingjelly"]()
-    assert all(np.array_equal(getattr(ours, c), theirs[c]) for c in "txyp"), (
-        "our events differ from spikingjelly's"
-    )
+    assert all(np.array_equal(getattr(ours, c), theirs[c]) for c in "txyp"), "our events differ from spikingjelly's"
     return {
         "title": "AEDAT 3.1 to events: 200,000 events (all equal spikingjelly's)",
         "unit": "events/s",
@@ -343,9 +331,7 @@ def _serving(rounds, sj, folder: Path) -> dict:
     from snn_repro.data.events import integrate
 
     n, batch = 64, 16
-    counts = np.stack(
-        [integrate(random_events(200_000, i), 10, (128, 128), dtype=np.uint8) for i in range(8)]
-    )
+    counts = np.stack([integrate(random_events(200_000, i), 10, (128, 128), dtype=np.uint8) for i in range(8)])
     np.save(folder / "cached.npy", np.tile(counts, (n // 8, 1, 1, 1, 1)))
     files = []
     for i in range(n):
@@ -361,9 +347,7 @@ def _serving(rounds, sj, folder: Path) -> dict:
     def theirs():
         order = torch.randperm(n).tolist()
         for start in range(0, n, batch):
-            samples = [
-                (torch.from_numpy(sj.load_npz_frames(files[i])), 0) for i in order[start : start + batch]
-            ]
+            samples = [(torch.from_numpy(sj.load_npz_frames(files[i])), 0) for i in order[start : start + batch]]
             default_collate(samples)[0].transpose(0, 1)
 
     return {
@@ -406,9 +390,7 @@ def _crop_and_flip(rounds, v2) -> dict:
     def theirs():
         order = torch.randperm(n).tolist()
         for start in range(0, n, batch):
-            default_collate(
-                [(per_sample(Image.fromarray(pixels[i])), 0) for i in order[start : start + batch]]
-            )
+            default_collate([(per_sample(Image.fromarray(pixels[i])), 0) for i in order[start : start + batch]])
 
     return {
         "title": "CIFAR batches: crop with padding 4, flip, normalise, 32x32",
@@ -427,9 +409,7 @@ def _peak(dataset: str, file: str, size: int, samples: list) -> float:
     _start_worker()
     timesteps = {"dvs_gesture": 16}.get(dataset, 10)
     for frame_size in (None, 48):
-        done = _work(
-            Entry("file", file, "", size), file, samples, Settings(dataset, timesteps, "number", frame_size)
-        )
+        done = _work(Entry("file", file, "", size), file, samples, Settings(dataset, timesteps, "number", frame_size))
         assert not done.problems, done.problems
     status = Path("/proc/self/status").read_text()  # getrusage would count the parent's memory at the fork
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024

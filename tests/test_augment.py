@@ -171,9 +171,7 @@ def test_order_of_the_composed_transforms():
     assert names == ["RandomCrop", "RandomFlip", "EventPolicy", "Mix"]
     assert frame_transforms(AugmentConfig(nda=True), "ncaltech101", 101)[0].shift == 3
     normalize = Normalize([0], [1])
-    names = [
-        type(t).__name__ for t in image_transforms(AugmentConfig(crop_padding=4, flip=0.5), 10, normalize)
-    ]
+    names = [type(t).__name__ for t in image_transforms(AugmentConfig(crop_padding=4, flip=0.5), 10, normalize)]
     assert names == ["RandomCrop", "RandomFlip", "Normalize"]
     pil = AugmentConfig(crop_padding=4, flip=0.5, randaugment_ops=2, mixup=0.1)
     assert [type(t).__name__ for t in image_transforms(pil, 10, normalize)] == ["Normalize", "Mix"]

@@ -80,12 +80,8 @@ def test_cache_holds_every_event_of_every_sample(tmp_path, dataset, archive):
         assert np.array_equal(cache.frames[i], integrate(samples[name], 4, SIZES[dataset])), name
         assert cache.events[i] == len(samples[name].t)
     if dataset == "dvs_gesture":
-        rows = {
-            f"{f}:{i:02d}": (row[0] - 1, t.part) for f, t in written.items() for i, row in enumerate(t.rows)
-        }
-        assert [(k, p) for k, p in zip(cache.labels, cache.parts, strict=True)] == [
-            rows[n] for n in cache.names
-        ]
+        rows = {f"{f}:{i:02d}": (row[0] - 1, t.part) for f, t in written.items() for i, row in enumerate(t.rows)}
+        assert [(k, p) for k, p in zip(cache.labels, cache.parts, strict=True)] == [rows[n] for n in cache.names]
     elif dataset == "cifar10_dvs":
         classes = sorted({n.split("/")[0] for n in cache.names})
         assert [classes[k] for k in cache.labels] == [n.split("/")[0] for n in cache.names]
@@ -110,9 +106,7 @@ def test_resized_frames_are_torchvisions(tmp_path):
     assert cache.frames.dtype == np.float16 and cache.frames.shape == (3, 4, 2, 48, 48)
     for i, name in enumerate(cache.names):
         counts = torch.from_numpy(integrate(written[name], 4, (180, 240), by="time").astype(np.float32))
-        assert np.array_equal(
-            cache.frames[i], resize(counts, [48, 48], antialias=True).numpy().astype(np.float16)
-        )
+        assert np.array_equal(cache.frames[i], resize(counts, [48, 48], antialias=True).numpy().astype(np.float16))
 
 
 def hot(n, pixel_count):
@@ -191,9 +185,7 @@ def test_a_damaged_member_of_a_zip_is_one_bad_file(tmp_path):
     assert report.samples == 11 and [p.name for p in report.problems] == ["accordion/image_0002.bin"]
 
 
-@pytest.mark.parametrize(
-    "name", ["../accordion/image_0001.bin", "/accordion/image_0001.bin", "a/../../x.bin"]
-)
+@pytest.mark.parametrize("name", ["../accordion/image_0001.bin", "/accordion/image_0001.bin", "a/../../x.bin"])
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_archives_that_reach_outside_are_refused(tmp_path, kind, name):
     if kind == "zip":
@@ -233,9 +225,7 @@ def test_an_interrupted_run_reads_only_the_rest(tmp_path, monkeypatch):
         run("cifar10_dvs", tmp_path / "raw", tmp_path / "cache", say=stop_after_15)
     read = []
     original = module.decode_file
-    monkeypatch.setattr(
-        module, "decode_file", lambda data, file, *a: read.append(file) or original(data, file, *a)
-    )
+    monkeypatch.setattr(module, "decode_file", lambda data, file, *a: read.append(file) or original(data, file, *a))
     report = run("cifar10_dvs", tmp_path / "raw", tmp_path / "cache")
     assert 0 < report.read == len(read) < 40 and report.samples == 40
     cache = open_cache("cifar10_dvs", tmp_path / "cache", 4)
@@ -303,6 +293,34 @@ def test_killed_runs_leave_no_process_and_end_in_the_same_cache(tmp_path, kills)
     assert contents[0] == contents[1]
 
 
+@pytest.mark.parametrize("bad", [False, True])
+@pytest.mark.parametrize("step", ["_save", "_publish", "rename"])
+def test_stopped_while_finishing(tmp_path, monkeypatch, step, bad):
+    """At each step of finishing: what was read is not read again, and the cache comes out whole."""
+    written = write_cifar10_dvs(tmp_path / "raw")
+    if bad:
+        (tmp_path / "raw/cat/cifar10_cat_333.aedat").write_bytes(b"bad")
+        del written["cat/cifar10_cat_333.aedat"]
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    target, name = (Path, "rename") if step == "rename" else (module, step)
+    monkeypatch.setattr(target, name, stop)
+    with pytest.raises(KeyboardInterrupt):
+        run("cifar10_dvs", tmp_path / "raw", tmp_path / "cache", allow_bad=bad)
+    monkeypatch.undo()
+    report = run("cifar10_dvs", tmp_path / "raw", tmp_path / "cache", allow_bad=bad)
+    assert (report.read, report.samples) == (0, len(written))
+    cache = open_cache("cifar10_dvs", tmp_path / "cache", 4)
+    assert cache.names == sorted(written)
+    for i, name in enumerate(cache.names):
+        assert np.array_equal(cache.frames[i], integrate(written[name], 4, (128, 128)))
+    assert {f.name for f in (tmp_path / "cache/cifar10_dvs/T4-number").iterdir()} == {
+        "frames.npy", "index.csv", "manifest.json",
+    }  # fmt: skip
+
+
 def test_two_runs_at_once_and_a_full_disk(tmp_path, monkeypatch):
     write_cifar10_dvs(tmp_path / "raw", classes=("cat",))
     inner = []
@@ -343,9 +361,7 @@ def test_no_cache_tells_the_command(prepared):
     folder, _ = prepared
     with pytest.raises(UserError, match="cache_dir is not set.*prepare_data.py dataset=ncaltech101"):
         open_cache("ncaltech101", None, 10)
-    with pytest.raises(
-        UserError, match="no prepared frames.*timesteps=10 integrate_by=time frame_size=48` once"
-    ):
+    with pytest.raises(UserError, match="no prepared frames.*timesteps=10 integrate_by=time frame_size=48` once"):
         open_cache("ncaltech101", folder / "cache", 10, "time", 48)
 
 
@@ -426,18 +442,14 @@ def test_script(tmp_path):
     ]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
-    assert (
-        "40 recordings, 40 of them read now" in done.stdout and "complete data set has 10000" in done.stdout
-    )
+    assert "40 recordings, 40 of them read now" in done.stdout and "complete data set has 10000" in done.stdout
     assert open_cache("cifar10_dvs", tmp_path / "cache", 5, "time", 48).frames.shape == (40, 5, 2, 48, 48)
 
 
 # ------------------------------------------------------------------ from the cache to batches
 
 
-@pytest.mark.parametrize(
-    ("dataset", "n_train"), [("cifar10_dvs", 30), ("dvs_gesture", 24), ("ncaltech101", 8)]
-)
+@pytest.mark.parametrize(("dataset", "n_train"), [("cifar10_dvs", 30), ("dvs_gesture", 24), ("ncaltech101", 8)])
 def test_builders(tmp_path, dataset, n_train):
     written = WRITERS[dataset](tmp_path / "raw")
     run(dataset, tmp_path / "raw", tmp_path / "cache")
@@ -467,10 +479,7 @@ def test_validation_never_touches_the_test_set(tmp_path):
     assert with_val.split.sha256_test == plain.split.sha256_test
     assert (with_val.split.n_val, with_val.split.n_train) == (20, 70)
     seen = {
-        x.numpy().tobytes()
-        for part in (with_val.train, with_val.val)
-        for b, _ in part.epoch(0)
-        for x in b.unbind(1)
+        x.numpy().tobytes() for part in (with_val.train, with_val.val) for b, _ in part.epoch(0) for x in b.unbind(1)
     }
     tested = {x.numpy().tobytes() for b, _ in with_val.test.epoch(0) for x in b.unbind(1)}
     assert len(seen) == 90 and not seen & tested
@@ -487,9 +496,7 @@ def test_eventdrop_reads_recordings_and_workers_change_nothing(tmp_path, dataset
         f"data_dir={tmp_path / 'raw'}",
     ]
     options += ["recipe.batch_size=8", "augment.eventdrop=true", *PLAIN]
-    batches = [
-        next(build_data(load_config([*options, f"dataset.workers={n}"])).train.epoch(0)) for n in (0, 2)
-    ]
+    batches = [next(build_data(load_config([*options, f"dataset.workers={n}"])).train.epoch(0)) for n in (0, 2)]
     assert torch.equal(batches[0][0], batches[1][0]) and torch.equal(batches[0][1], batches[1][1])
     full = next(build_data(load_config([*options, "augment.eventdrop=false"])).train.epoch(0))
     assert torch.equal(full[1], batches[0][1])

@@ -45,9 +45,7 @@ def test_random_split_of_cifar10_dvs_is_the_published_one(dvs):
 def test_numbered_splits(dvs, split, numbers):
     names, _ = dvs
     train, test = named_split("cifar10_dvs", split, *dvs)
-    assert {names[i] for i in test} == {
-        f"{c}/cifar10_{c}_{i}.aedat" for c in CIFAR10_CLASSES for i in numbers
-    }
+    assert {names[i] for i in test} == {f"{c}/cifar10_{c}_{i}.aedat" for c in CIFAR10_CLASSES for i in numbers}
     assert len(train) == 9000
 
 
@@ -82,9 +80,7 @@ def test_sha256_is_of_sorted_lines():
 
 
 @settings(max_examples=50, deadline=None)
-@given(
-    st.lists(st.integers(0, 4), min_size=20, max_size=200), st.floats(0.05, 0.5), st.integers(0, 2**31 - 1)
-)
+@given(st.lists(st.integers(0, 4), min_size=20, max_size=200), st.floats(0.05, 0.5), st.integers(0, 2**31 - 1))
 def test_validation_is_stratified_disjoint_and_repeatable(labels, fraction, seed):
     labels = np.array(labels)
     train = np.arange(len(labels))[::2]

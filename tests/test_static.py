@@ -72,9 +72,7 @@ def test_fashion_mnist(tmp_path, packed):
     assert y.tolist() == written["t10k-labels-idx1-ubyte"].tolist()
 
 
-@pytest.mark.skipif(
-    not static.DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is absent"
-)
+@pytest.mark.skipif(not static.DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is absent")
 def test_debians_fashion_mnist():
     data = build_data(load_config(["dataset=fashion_mnist", "dataset.validation=0.1"]))
     assert (data.split.n_train, data.split.n_val, data.split.n_test) == (54_000, 6_000, 10_000)
@@ -100,9 +98,7 @@ def test_frame_size_resizes_once(tmp_path):
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "fashion_mnist"])
 def test_pil_path_repeats_whatever_the_number_of_workers(tmp_path, dataset):
-    write = {"cifar10": write_cifar10, "cifar100": write_cifar100, "fashion_mnist": write_fashion_mnist}[
-        dataset
-    ]
+    write = {"cifar10": write_cifar10, "cifar100": write_cifar100, "fashion_mnist": write_fashion_mnist}[dataset]
     write(tmp_path)
     plain = build(dataset, tmp_path)
     size = plain.input_shape[-1]
@@ -120,9 +116,7 @@ def test_pil_path_repeats_whatever_the_number_of_workers(tmp_path, dataset):
     assert all(torch.equal(p, q) for x, y in zip(a[1:], b, strict=True) for p, q in zip(x, y, strict=True))
     assert a[0][0].shape == (32, plain.input_shape[0], size, size) and a[0][1].ndim == 2
     # the PIL images carry the same pixels: draw by draw, without any augmentation
-    images = static._PilImages(
-        np.arange(3 * 4 * 4, dtype=np.uint8).reshape(1, 3, 4, 4), [5], TF.pil_to_tensor
-    )
+    images = static._PilImages(np.arange(3 * 4 * 4, dtype=np.uint8).reshape(1, 3, 4, 4), [5], TF.pil_to_tensor)
     assert images[0][0].flatten().tolist() == list(range(48)) and images[0][1] == 5
 
 

@@ -112,9 +112,7 @@ class EventPolicy:
         out = x.clone()
         for b in range(batch):
             sample = x[..., b, :, :, :]
-            out[..., b, :, :, :] = self._apply(
-                operation[b], sample, magnitude[b], side[b], (place[0][b], place[1][b])
-            )
+            out[..., b, :, :, :] = self._apply(operation[b], sample, magnitude[b], side[b], (place[0][b], place[1][b]))
         return out, target
 
     @staticmethod
@@ -212,9 +210,7 @@ class Mix:
 
     def _cutmix(self, x: Tensor, other: Tensor, lam: float, draw) -> tuple[Tensor, float]:
         height, width = x.shape[-2:]
-        (top, bottom), (left, right) = (
-            self._range(size, math.sqrt(1 - lam), draw) for size in (height, width)
-        )
+        (top, bottom), (left, right) = (self._range(size, math.sqrt(1 - lam), draw) for size in (height, width))
         if self.cutmix_axes == "published" and x.ndim == 5:
             box = (..., slice(top, bottom), slice(left, right), slice(None))
         else:

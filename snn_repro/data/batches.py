@@ -89,9 +89,7 @@ def keep_freed_memory(map_large: bool = False) -> None:
 
 def derive_seed(*parts: int) -> int:
     """Mix non-negative integers into one 63-bit seed; equal parts give equal seeds on every machine."""
-    return int(
-        np.random.SeedSequence([int(p) for p in parts]).generate_state(1, np.uint64)[0] >> np.uint64(1)
-    )
+    return int(np.random.SeedSequence([int(p) for p in parts]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def make_generator(*parts: int) -> torch.Generator:
@@ -129,24 +127,18 @@ class _Ordered:
         if batch_size < 1:
             raise UserError(f"recipe.batch_size={batch_size} must be at least 1")
         if repeats < 1:
-            raise UserError(
-                f"recipe.repeated_augmentation={repeats} must be at least 1 (1 = no repeated augmentation)"
-            )
+            raise UserError(f"recipe.repeated_augmentation={repeats} must be at least 1 (1 = no repeated augmentation)")
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} is not in 0..{world - 1}")
         if n < 1:
-            raise DataError(
-                "a part of the data set has no samples; check dataset.split and dataset.validation"
-            )
+            raise DataError("a part of the data set has no samples; check dataset.split and dataset.validation")
         self.batch_size, self.seed = int(batch_size), int(seed)
         self._order_args = {"shuffle": shuffle, "repeats": repeats, "rank": rank, "world": world}
         self._n, self._rank = n, rank
         draws = -(-n // world) if shuffle else len(range(rank, n, world))
         self.n_samples = draws // self.batch_size * self.batch_size if drop_last else draws
         if self.n_samples == 0:
-            raise UserError(
-                f"recipe.batch_size={batch_size} leaves no full batch of {draws} samples; choose less"
-            )
+            raise UserError(f"recipe.batch_size={batch_size} leaves no full batch of {draws} samples; choose less")
 
     def __len__(self) -> int:
         return -(-self.n_samples // self.batch_size)
@@ -164,9 +156,7 @@ class _Ordered:
         return make_generator(self.seed, epoch, _BATCH, batch, self._rank)
 
 
-def _finish(
-    x: Tensor, target: Tensor, transforms: Sequence[BatchTransform], generator
-) -> tuple[Tensor, Tensor]:
+def _finish(x: Tensor, target: Tensor, transforms: Sequence[BatchTransform], generator) -> tuple[Tensor, Tensor]:
     for transform in transforms:
         x, target = transform(x, target, generator)
     return x.to(torch.float32).contiguous(), target
@@ -204,9 +194,7 @@ class MemoryBatches(_Ordered):
             raise DataError(f"{len(inputs)} inputs but {len(targets)} targets")
         if inputs.ndim not in (4, 5):
             raise ValueError(f"inputs must be [N, C, H, W] or [N, T, C, H, W], not {tuple(inputs.shape)}")
-        self._rows = (
-            torch.arange(len(inputs)) if indices is None else torch.as_tensor(np.asarray(indices, np.int64))
-        )
+        self._rows = torch.arange(len(inputs)) if indices is None else torch.as_tensor(np.asarray(indices, np.int64))
         super().__init__(len(self._rows), batch_size, seed, shuffle, drop_last, repeats, rank, world)
         self._targets = torch.as_tensor(np.asarray(targets, np.int64))
         self._is_frames = inputs.ndim == 5
@@ -260,9 +248,7 @@ class LoaderBatches(_Ordered):
         rank: int = 0,
         world: int = 1,
     ):
-        self._rows = (
-            torch.arange(len(samples)) if indices is None else torch.as_tensor(np.asarray(indices, np.int64))
-        )
+        self._rows = torch.arange(len(samples)) if indices is None else torch.as_tensor(np.asarray(indices, np.int64))
         super().__init__(len(self._rows), batch_size, seed, shuffle, drop_last, repeats, rank, world)
         if workers < 0:
             raise UserError(f"workers={workers} must be 0 (read in the main process) or more")
@@ -273,7 +259,7 @@ class LoaderBatches(_Ordered):
             batch_sampler=self._plan,
             num_workers=workers,
             collate_fn=_collate,
-            persistent_workers=workers > 0,
+            persistent_workers=workers > 0 and shuffle,  # evaluation is rare: its workers may go
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else every epoch draws from the caller's global generator
         )

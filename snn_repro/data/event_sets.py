@@ -94,9 +94,7 @@ def _entries(place: Path) -> dict[str, Entry]:
     try:
         if zipfile.is_zipfile(place):
             with zipfile.ZipFile(place) as archive:
-                members = [
-                    (i.filename, i.file_size, f"{i.CRC:08x}") for i in archive.infolist() if not i.is_dir()
-                ]
+                members = [(i.filename, i.file_size, f"{i.CRC:08x}") for i in archive.infolist() if not i.is_dir()]
             kind = "zip"
         else:
             with tarfile.open(place) as archive:
@@ -108,9 +106,7 @@ def _entries(place: Path) -> dict[str, Entry]:
     for name, size, crc32 in members:
         pure = PurePosixPath(name.replace("\\", "/"))
         if pure.is_absolute() or ".." in pure.parts or re.match(r"[A-Za-z]:", name):
-            raise DataError(
-                f"{place} holds a file named '{name}', outside of the archive's own folder; it is not read"
-            )
+            raise DataError(f"{place} holds a file named '{name}', outside of the archive's own folder; it is not read")
         found[pure.as_posix()] = Entry(kind, str(place), name, size, crc32)
     return found
 
@@ -144,9 +140,7 @@ def stream_tar(path: str, wanted: dict[str, str]) -> Iterator[tuple[str, bytes |
                     if member.size > LARGEST_FILE:
                         yield (
                             name,
-                            DataError(
-                                f"{name} has {member.size} bytes, more than any recording of this data set"
-                            ),
+                            DataError(f"{name} has {member.size} bytes, more than any recording of this data set"),
                         )
                         continue
                     yield name, archive.extractfile(member).read()
@@ -220,9 +214,7 @@ def _list_dvs_gesture(files: dict[str, Entry]) -> tuple[list[Sample], dict[str, 
     for part in ("train", "test"):
         trials = f"trials_to_{part}.txt"
         if trials not in tables:
-            raise DataError(
-                f"{trials} is missing: it belongs to the DvsGesture folder or archive and holds the split"
-            )
+            raise DataError(f"{trials} is missing: it belongs to the DvsGesture folder or archive and holds the split")
         for file in tables[trials].decode("utf-8", "replace").split():
             labels = file.removesuffix(".aedat") + "_labels.csv"
             if file not in files or labels not in tables:
@@ -244,9 +236,7 @@ def _list_dvs_gesture(files: dict[str, Entry]) -> tuple[list[Sample], dict[str, 
 def _small_files(files: dict[str, Entry]) -> dict[str, bytes]:
     """The contents of the split lists and label tables."""
     wanted = {
-        n: e
-        for n, e in files.items()
-        if n.endswith(("_labels.csv", "trials_to_train.txt", "trials_to_test.txt"))
+        n: e for n, e in files.items() if n.endswith(("_labels.csv", "trials_to_train.txt", "trials_to_test.txt"))
     }
     tarred = {e.member: n for n, e in wanted.items() if e.kind == "tar"}
     content = {n: read_entry(e, n) for n, e in wanted.items() if e.kind != "tar"}
@@ -299,9 +289,7 @@ def find_places(dataset: str, data_dir: str | Path | None) -> list[Path]:
     if not data_dir:
         raise UserError(f"data_dir is not set: pass data_dir=DIR, the folder that holds {facts.expected}")
     root = Path(data_dir)
-    bases = [root] + [
-        root / name / inner for name in ("", *facts.folders) for inner in ("", "extract", "download")
-    ]
+    bases = [root] + [root / name / inner for name in ("", *facts.folders) for inner in ("", "extract", "download")]
     places: list[Path] = next((found for base in bases if (found := facts.find(base))), [])
     if not places:
         raise DataError(
@@ -345,9 +333,7 @@ def cut(events: Events, sample: Sample) -> Events:
     return Events(*(a[inside] for a in events))
 
 
-def to_frames(
-    events: Events, size: tuple[int, int], timesteps: int, by: str, frame_size: int | None
-) -> np.ndarray:
+def to_frames(events: Events, size: tuple[int, int], timesteps: int, by: str, frame_size: int | None) -> np.ndarray:
     """Frames as the cache stores them: counts [T, 2, H, W] in the narrowest of uint8, uint16, uint32 that holds them;
     with `frame_size`, resized to [T, 2, frame_size, frame_size] float16 (float32 where float16 cannot hold a
     count).
@@ -362,9 +348,7 @@ def resize_frames(counts: np.ndarray, frame_size: int) -> np.ndarray:
     """See `to_frames`."""
     frames = torch.from_numpy(counts.astype(np.float32))
     size = (frame_size, frame_size)
-    small = torch.nn.functional.interpolate(
-        frames, size=size, mode="bilinear", antialias=True, align_corners=False
-    )
+    small = torch.nn.functional.interpolate(frames, size=size, mode="bilinear", antialias=True, align_corners=False)
     return small.numpy().astype(np.float16 if counts.max(initial=0) <= 60_000 else np.float32)
 
 

@@ -124,23 +124,17 @@ def open_cache(
     folder = Path(cache_dir) / settings.folder
     command = settings.command(data_dir, cache_dir)
     if not (folder / "manifest.json").is_file():
-        unfinished = (
-            " (an unfinished one is there: the command goes on with it)" if _partial(folder).exists() else ""
-        )
+        unfinished = " (an unfinished one is there: the command goes on with it)" if _partial(folder).exists() else ""
         raise UserError(f"no prepared frames at {folder}{unfinished}; run `{command}` once")
     rebuild = f"rebuild it with `{command} rebuild=true`"
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         if manifest.get("format_version") != FORMAT_VERSION:
             found = manifest.get("format_version")
-            raise DataError(
-                f"{folder} has cache format {found}, this version reads {FORMAT_VERSION}; {rebuild}"
-            )
+            raise DataError(f"{folder} has cache format {found}, this version reads {FORMAT_VERSION}; {rebuild}")
         for key, wanted in settings._asdict().items():
             if manifest.get(key) != wanted:
-                raise DataError(
-                    f"{folder} was made with {key}={manifest.get(key)}, not {key}={wanted}; {rebuild}"
-                )
+                raise DataError(f"{folder} was made with {key}={manifest.get(key)}, not {key}={wanted}; {rebuild}")
         text = (folder / "index.csv").read_text()
         if hashlib.sha256(text.encode()).hexdigest() != manifest["index_sha256"]:
             raise DataError(f"{folder}/index.csv is not the one that belongs to manifest.json; {rebuild}")
@@ -163,9 +157,7 @@ def open_cache(
     )
     changed = _changed_source(settings.dataset, data_dir, rows)
     if changed:
-        raise DataError(
-            f"{folder} is stale: {changed}; {rebuild}, or give the data_dir that it was made from"
-        )
+        raise DataError(f"{folder} is stale: {changed}; {rebuild}, or give the data_dir that it was made from")
     return cache
 
 
@@ -228,9 +220,7 @@ class Decoded(NamedTuple):
     notes: list[str]  # what a reader warned of
 
 
-def decode_file(
-    data: bytes | DataError, file: str, samples: list[tuple[int, Sample]], settings: Settings
-) -> Decoded:
+def decode_file(data: bytes | DataError, file: str, samples: list[tuple[int, Sample]], settings: Settings) -> Decoded:
     """Decode one file and count the frames of its samples, each given with its row. Never raises DataError."""
     facts = EVENT_SETS[settings.dataset]
     if isinstance(data, DataError):
@@ -299,9 +289,7 @@ def prepare(
     """
     if dataset not in EVENT_SETS:
         known = ", ".join(EVENT_SETS)
-        raise UserError(
-            f"dataset={dataset} needs no preparation; these do: {known}{nearest(dataset, EVENT_SETS)}"
-        )
+        raise UserError(f"dataset={dataset} needs no preparation; these do: {known}{nearest(dataset, EVENT_SETS)}")
     if timesteps < 1:
         raise UserError(f"timesteps={timesteps} must be at least 1")
     if by not in ("number", "time"):
@@ -320,10 +308,13 @@ def prepare(
         say(f"bad: {problem}")
     expected = EVENT_SETS[dataset].samples
 
+    if (_partial(folder) / "frames.npy").is_file():  # an earlier run was killed while it gave the folder its name
+        with _lock(_partial(folder)):
+            _publish(_partial(folder), folder)
     if folder.exists() and not rebuild:
         cache = open_cache(*settings[:1], cache_dir, *settings[1:], data_dir=data_dir)
         known = set(cache.names) | {p["name"] for p in cache.manifest["excluded"]}
-        new = [s.name for s in recordings.samples if s.name not in known]
+        new = [s.name for s in recordings.samples if s.name not in known and s.file not in known]
         if new:
             raise DataError(
                 f"{folder} is stale: {len(new)} recordings in data_dir={data_dir} are not in it, {new[0]} among them;"
@@ -348,22 +339,22 @@ def prepare(
                 problems += done.problems
                 partial.add(done)
                 read += len(done.frames)
+            if problems and not allow_bad:
+                raise DataError(
+                    f"{len(problems)} of {len(recordings.samples) + len(recordings.problems)} recordings of {dataset} are"
+                    f" bad ({problems[0]}); replace them and run again, which reads only those, or pass allow_bad=true to"
+                    " leave them out, which the manifest then says"
+                )
+            samples = partial.finish(folder, problems)
         except BrokenProcessPool:
             raise DataError(
-                "a worker process was killed, probably for want of memory; finished recordings are kept:"
-                f" run the command again with fewer workers than workers={workers}"
+                "a worker process was killed, probably for want of memory; finished recordings are kept: run the"
+                f" command again with fewer workers than workers={workers}"
             ) from None
         except OSError as error:
             raise DataError(
                 f"{partial.folder} cannot be written ({error}); finished recordings are kept: make room and run again"
             ) from None
-        if problems and not allow_bad:
-            raise DataError(
-                f"{len(problems)} of {len(recordings.samples) + len(recordings.problems)} recordings of {dataset} are"
-                f" bad ({problems[0]}); replace them and run again, which reads only those, or"
-                " pass allow_bad=true to leave them out, which the manifest then says"
-            )
-        samples = partial.finish(folder, recordings, problems)
     return Report(folder, samples, expected, read, problems, recordings.ignored)
 
 
@@ -373,9 +364,7 @@ def _refuse_overlap(cache_dir: Path, recordings: Recordings) -> None:
     cache = cache_dir.resolve()
     for place in places:
         if cache == place or place in cache.parents:
-            raise UserError(
-                f"cache_dir={cache_dir} lies inside of the data set's own folder; choose a folder outside"
-            )
+            raise UserError(f"cache_dir={cache_dir} lies inside of the data set's own folder; choose a folder outside")
 
 
 def _decode_all(
@@ -445,8 +434,7 @@ class _Partial:
     """A cache in the making: `frames.<dtype>.npy`, `journal.jsonl` and a lock.
 
     Rows are those of all samples; only the journal says which are filled. Written with plain writes, not
-    through a memory
-    map: a full disk then is an error and not a crash.
+    through a memory map: a full disk then is an error and not a crash.
     """
 
     def __init__(self, folder: Path, settings: Settings, samples: list[Sample]):
@@ -458,16 +446,9 @@ class _Partial:
             "samples_sha256": hashlib.sha256(names.encode()).hexdigest(),
         }
         folder.mkdir(parents=True, exist_ok=True)
-        self.lock = open(folder / "lock", "w")  # noqa: SIM115 (open as long as this object)
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.lock.close()
-            raise UserError(f"another run is preparing {folder}; wait for it or stop it") from None
+        self.lock = _lock(folder)
         self.done: dict[str, dict] = {}  # file -> its journal entry
-        self.tainted: dict[
-            str, dict
-        ] = {}  # the same of files with a bad sample among good ones; not in the journal
+        self.tainted: dict[str, dict] = {}  # the same of files with a bad sample too; not in the journal
         self.file = None
         if not self._resume():
             self._start()
@@ -603,22 +584,17 @@ class _Partial:
 
     # -- finishing
 
-    def finish(self, folder: Path, recordings: Recordings, problems: list[Problem]) -> int:
+    def finish(self, folder: Path, problems: list[Problem]) -> int:
         """Turn the partial folder into the finished one; returns the number of samples."""
         entries = {**self.done, **self.tainted}
         facts = {row["row"]: (row["events"], e) for e in entries.values() for row in e["rows"]}
         rows = sorted(facts)
         if not rows:
-            raise DataError(
-                f"not one recording of {self.settings.dataset} is good, so there is nothing to cache"
-            )
-        self._compact(rows)
+            raise DataError(f"not one recording of {self.settings.dataset} is good, so there is nothing to cache")
         index = [",".join(_COLUMNS)]
         for new, row in enumerate(rows):
             sample, (events, entry) = self.samples[row], facts[row]
-            index.append(
-                f"{new},{sample.label},{sample.part},{events},{entry['size']},{entry['crc32']},{sample.name}"
-            )
+            index.append(f"{new},{sample.label},{sample.part},{events},{entry['size']},{entry['crc32']},{sample.name}")
         text = "\n".join(index) + "\n"
         entries = {f: e for f, e in entries.items() if e["rows"]}
         sources = "".join(f"{entries[f]['crc32']} {entries[f]['size']} {f}\n" for f in sorted(entries))
@@ -633,33 +609,56 @@ class _Partial:
             "sources_sha256": hashlib.sha256(sources.encode()).hexdigest(),
             "index_sha256": hashlib.sha256(text.encode()).hexdigest(),
         }
+        path = self._close_gaps(rows)
+        os.fsync(self.file.fileno())
         _save(self.folder / "index.csv", text)
         _save(self.folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-        os.fsync(self.file.fileno())
-        self._path(self.dtype).rename(self.folder / "frames.npy")
-        (self.folder / "journal.jsonl").unlink()
-        (self.folder / "lock").unlink()
-        old = folder.with_name(folder.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        self.folder.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-        _sync_folder(folder.parent)
+        path.rename(self.folder / "frames.npy")  # from here on it is complete
+        _publish(self.folder, folder)
         return len(rows)
 
-    def _compact(self, rows: list[int]) -> None:
-        """Close the gaps that excluded samples leave, then cut the file and its header to size."""
+    def _close_gaps(self, rows: list[int]) -> Path:
+        """The file with these rows: where samples were left out, the others are copied together into a new one."""
         if len(rows) == len(self.samples):
-            return
-        self.journal.truncate(0)  # rows move: from here on an interrupted run starts again
-        for new, row in enumerate(rows):
-            if new != row:
-                self._write(new, self._read(row))
+            return self._path(self.dtype)
+        path = self.folder / "frames.together.tmp"
         header, offset = self._header(len(rows), self.dtype)
-        assert offset == self.offset
-        os.pwrite(self.file.fileno(), header, 0)
-        self.file.truncate(self.offset + len(rows) * self._row_bytes())
+        file = open(path, "w+b")  # noqa: SIM115
+        file.write(header)
+        file.flush()
+        for new, row in enumerate(rows):
+            data = memoryview(self._read(row)).cast("B")
+            _write_all(file.fileno(), data, offset + new * self._row_bytes())
+        self.file.close()
+        self.file = file
+        return path
+
+
+def _lock(folder: Path):
+    """Hold the partial folder's lock as long as the file returned is open. Raises UserError if another run has it."""
+    lock = open(folder / "lock", "w")  # noqa: SIM115
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise UserError(f"another run is preparing {folder}; wait for it or stop it") from None
+    return lock
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    """Give a complete partial folder its final name, in place of an older cache if there is one."""
+    keep = {"frames.npy", "index.csv", "manifest.json", "lock"}
+    for file in partial.iterdir():
+        if file.name not in keep:
+            file.unlink()
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    (folder / "lock").unlink()
+    shutil.rmtree(old, ignore_errors=True)
+    _sync_folder(folder.parent)
 
 
 def _widening(settings: Settings) -> list[np.dtype]:

@@ -91,9 +91,7 @@ SPLITS: dict[str, dict[str, Callable]] = {
 }
 
 
-def named_split(
-    dataset: str, split: str, names: Sequence[str], labels: Sequence[int]
-) -> tuple[Indices, Indices]:
+def named_split(dataset: str, split: str, names: Sequence[str], labels: Sequence[int]) -> tuple[Indices, Indices]:
     """(train, test) of a data set without an official split; `names` must be sorted as strings.
 
     Raises UserError for an unknown split name, DataError if one side is empty.
@@ -117,9 +115,7 @@ def named_split(
     return train, test
 
 
-def carve_validation(
-    train: Indices, labels: Sequence[int], fraction: float, seed: int
-) -> tuple[Indices, Indices]:
+def carve_validation(train: Indices, labels: Sequence[int], fraction: float, seed: int) -> tuple[Indices, Indices]:
     """Take `fraction` of each class out of `train`: (train, validation), both ascending.
 
     Each class gives floor(fraction * n + 0.5) samples, drawn with RandomState([seed, class]). `labels`
@@ -138,8 +134,7 @@ def carve_validation(
     if fraction > 0 and (not len(val) or not len(rest)):
         empty = "validation" if not len(val) else "training"
         raise UserError(
-            f"dataset.validation={fraction} leaves no {empty} samples of {len(train)};"
-            " choose another fraction"
+            f"dataset.validation={fraction} leaves no {empty} samples of {len(train)}; choose another fraction"
         )
     return rest, val
 
@@ -148,9 +143,7 @@ def take_subset(train: Indices, labels: Sequence[int], count: int, seed: int) ->
     """Keep `count` of `train`, the classes in proportion (largest remainders first), seeded."""
     train, labels = np.sort(np.asarray(train)), np.asarray(labels)
     if not 0 < count <= len(train):
-        raise UserError(
-            f"dataset.train_subset={count} must be at most the {len(train)} training samples (0 keeps all)"
-        )
+        raise UserError(f"dataset.train_subset={count} must be at most the {len(train)} training samples (0 keeps all)")
     members = [train[labels[train] == k] for k in np.unique(labels[train])]
     shares = np.array([count * len(m) / len(train) for m in members])
     quota = np.floor(shares).astype(int)

@@ -178,9 +178,7 @@ def fashion_mnist_files(cfg: Config) -> list[Path]:
     if cfg.data_dir:
         root = Path(cfg.data_dir)
         bases[:0] = [root, root / "fashion_mnist", root / "fashion-mnist", root / "FashionMNIST" / "raw"]
-    names = [
-        f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
-    ]
+    names = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
     for base in bases:
         files = [_first([base / f"{n}.gz", base / n]) for n in names]
         if any(files):
@@ -189,9 +187,7 @@ def fashion_mnist_files(cfg: Config) -> list[Path]:
         raise _not_found("fashion_mnist", cfg.data_dir, f"{names[0]}.gz and its three companions")
     if not all(files):
         absent = names[files.index(None)]
-        raise DataError(
-            f"{base} lacks {absent}.gz; fashion_mnist is published at {PUBLISHED['fashion_mnist']}"
-        )
+        raise DataError(f"{base} lacks {absent}.gz; fashion_mnist is published at {PUBLISHED['fashion_mnist']}")
     return files
 
 
