@@ -6,6 +6,7 @@ number of worker processes, sees exactly the inputs that an uninterrupted run se
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -134,11 +135,48 @@ class _Ordered:
             raise DataError("a part of the data set has no samples; check dataset.split and dataset.validation")
         self.batch_size, self.seed = int(batch_size), int(seed)
         self._order_args = {"shuffle": shuffle, "repeats": repeats, "rank": rank, "world": world}
-        self._n, self._rank = n, rank
-        draws = -(-n // world) if shuffle else len(range(rank, n, world))
-        self.n_samples = draws // self.batch_size * self.batch_size if drop_last else draws
+        self._n, self._rank, self._drop_last = n, rank, drop_last
+        self._count()
+
+    def _count(self) -> None:
+        rank, world = self._rank, self._order_args["world"]
+        together, self.n_all = self.batch_size * world, self._n  # a batch, and an epoch, of all ranks
+        if self._drop_last:
+            self.n_all -= self._n % together
+        elif self._order_args["shuffle"] and 0 < self._n % together < world:
+            self.n_all += -self._n % world  # the last batch must have a sample for every rank
+        self.n_samples = len(range(rank, self.n_all, world))
         if self.n_samples == 0:
-            raise UserError(f"recipe.batch_size={batch_size} leaves no full batch of {draws} samples; choose less")
+            raise UserError(
+                f"recipe.batch_size={together} leaves no full batch of {self._n} samples; choose less"
+                if self._drop_last
+                else f"{self._n} samples are too few for {world} processes; start fewer"
+            )
+
+    def shard(self, rank: int, world: int):
+        """The share of process `rank` of `world` in these batches, whose size is that of all together.
+
+        Draw k goes to rank k % world, so batch b of all ranks holds the draws of batch b of one process; in the
+        last batch shares may differ by one sample. Raises UserError when a training batch cannot be split evenly.
+        """
+        if world == 1:
+            return self
+        if self._order_args["shuffle"] and self.batch_size % world:
+            raise UserError(
+                f"recipe.batch_size={self.batch_size} is the batch of all {world} processes together and cannot be"
+                f" split evenly; use a multiple of {world}"
+            )
+        part = copy.copy(self)
+        part.batch_size = -(-self.batch_size // world)
+        part._order_args = self._order_args | {"rank": rank, "world": world}
+        part._rank = rank
+        part._count()
+        return part
+
+    def all_samples(self, batch: int) -> int:
+        """Samples in batch `batch` of all ranks together."""
+        together = self.batch_size * self._order_args["world"]
+        return min(together, self.n_all - batch * together)
 
     def __len__(self) -> int:
         return -(-self.n_samples // self.batch_size)
