@@ -138,7 +138,7 @@ class LossConfig:
 @dataclass
 class RecipeConfig:
     epochs: int = key(10, "passes over the training set", low=1)
-    batch_size: int = key(64, "training samples a step", low=1)
+    batch_size: int = key(64, "training samples a step, over all processes together", low=1)
     eval_batch_size: int = key(256, "samples a step in evaluation", low=1)
     accumulate: int = key(1, "split a batch into this many parts to fit memory; the step stays one", low=1)
     optimizer: str = key("sgd", "optimiser", choices=("sgd", "adam", "adamw", "lamb"))
@@ -162,6 +162,9 @@ class RecipeConfig:
     drop_last: bool = key(False, "leave out a last, smaller training batch")
     repeated_augmentation: int = key(
         1, "copies of an image in one batch; an epoch then has 1/copies of the images", low=1
+    )
+    sync_bn: bool = key(
+        False, "several processes: batch norm over the whole batch; false: over each process's share, as torch does"
     )
     imp_lr: float = key(II("neuron.imp_lr"), "factor on lr for IMP; by default the neuron's", low=0.0)
     imp_weight_decay: float | None = key(
@@ -249,6 +252,7 @@ class Config:
 NOT_HASHED = (
     "run_dir", "data_dir", "cache_dir", "resume", "force", "device", "threads", "logger", "energy",
     "dataset.workers", "debug.profile", "baselines", "unspecified",
+    "recipe.sync_bn",  # matters with several processes alone, and their number is no key either
 )  # fmt: skip
 
 ConfigStore.instance().store(name="schema", node=Config)
