@@ -1,0 +1,209 @@
+"""Several processes, one run: started by torchrun or srun, one process a GPU (or CPU), each with a share of every batch.
+
+With one process every function here does nothing. Numbers and Python objects travel over gloo, gradients over NCCL
+where there are GPUs. torch is imported by the functions that need it: the command line asks for the rank alone.
+"""
+
+import atexit
+import contextlib
+import os
+import re
+import subprocess
+from typing import Any, NamedTuple
+
+from snn_repro.errors import UserError
+
+
+class World(NamedTuple):
+    """This process among those of the run: its number, their number, and its number on this machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+
+class ProcessError(UserError):
+    """Another process of this run failed or went away."""
+
+
+_store = None  # where the processes leave each other a last word
+_broken = False
+
+
+def world() -> World:
+    """What torchrun (RANK, WORLD_SIZE, LOCAL_RANK) or srun (SLURM_PROCID and its like) says; alone without them.
+
+    Of SLURM's variables only those of a job *step* count: a batch script has SLURM_NTASKS too, but is one process.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+    for rank, size, local in names:
+        if rank in os.environ and size in os.environ:
+            return World(int(os.environ[rank]), int(os.environ[size]), int(os.environ.get(local, 0)))
+    return World()
+
+
+def start(device: str = "auto") -> World:
+    """Meet the other processes; a second call does nothing. `device` is the configuration's: auto, cpu or cuda.
+
+    Raises ProcessError when an earlier run of this sweep broke off on one process.
+    """
+    global _store
+    here = world()
+    if _broken:
+        raise ProcessError("an earlier run ended on one process alone; start the same command again for the rest")
+    if here.size == 1 or _store is not None:
+        return here
+    import torch
+    import torch.distributed as dist
+
+    for name, value in _rendezvous().items():
+        os.environ.setdefault(name, value)
+    gpu = device != "cpu" and torch.cuda.is_available()
+    _store, *_ = next(dist.rendezvous("env://", here.rank, here.size))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if gpu else "gloo", store=dist.PrefixStore("group", _store), rank=here.rank,
+        world_size=here.size,
+    )  # fmt: skip
+    atexit.register(_leave)
+    return here
+
+
+def _leave() -> None:
+    import torch.distributed as dist
+
+    if not _broken and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _rendezvous() -> dict[str, str]:
+    """MASTER_ADDR and MASTER_PORT under srun: the first node of the step, a port made of the job's number."""
+    if "SLURM_STEP_NUM_TASKS" not in os.environ:
+        return {}
+    nodes = os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_JOB_NODELIST", "localhost"))
+    first = nodes
+    if int(os.environ.get("SLURM_STEP_NUM_NODES", 1)) == 1:
+        first = "127.0.0.1"
+    elif "[" in nodes or "," in nodes:
+        first = subprocess.run(
+            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True
+        ).stdout.split()[0]
+    number = int(os.environ.get("SLURM_JOB_ID", 0)) * 7 + int(os.environ.get("SLURM_STEP_ID", 0))
+    return {"MASTER_ADDR": first, "MASTER_PORT": str(15000 + number % 15000)}
+
+
+# ---------------------------------------------------------------- saying and hearing
+
+
+def broadcast(value: Any) -> Any:
+    """Rank 0's value, on all."""
+    if world().size == 1:
+        return value
+    import torch.distributed as dist
+
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather(value: Any) -> list | None:
+    """Every rank's value in order of rank, on rank 0; None elsewhere."""
+    here = world()
+    if here.size == 1:
+        return [value]
+    import torch.distributed as dist
+
+    values = [None] * here.size if here.rank == 0 else None
+    dist.gather_object(value, values, dst=0)
+    return values
+
+
+def sums(numbers: list[float]) -> list[float]:
+    """The numbers added up over the ranks, in double precision; integers below 2**53 stay exact."""
+    return _reduced(numbers, "SUM")
+
+
+def largest(number: int) -> int:
+    """The largest of the ranks' numbers."""
+    return int(_reduced([number], "MAX")[0])
+
+
+def _reduced(numbers: list[float], how: str) -> list[float]:
+    if world().size == 1:
+        return numbers
+    import torch
+    import torch.distributed as dist
+
+    values = torch.tensor(numbers, dtype=torch.float64)
+    dist.all_reduce(values, getattr(dist.ReduceOp, how))
+    return values.tolist()
+
+
+@contextlib.contextmanager
+def main_first():
+    """Rank 0 runs the block before the others do: what it writes to a cache, they find."""
+    first = world().rank == 0
+    if not first:
+        broadcast(None)
+    yield
+    if first:
+        broadcast(None)
+
+
+# ---------------------------------------------------------------- the network
+
+
+def wrap(model, device):
+    """The network to call in training: DistributedDataParallel, which averages gradients, around `model`.
+
+    As torch does, buffers (the running statistics of BatchNorm) are rank 0's.
+    """
+    if world().size == 1:
+        return model
+    from torch.nn.parallel import DistributedDataParallel
+
+    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+
+def share_buffers(model) -> None:
+    """Give every rank the buffers of rank 0; DistributedDataParallel does so only before a training step."""
+    if world().size == 1:
+        return
+    import torch.distributed as dist
+
+    for buffer in model.buffers():
+        dist.broadcast(buffer, 0)
+
+
+def without_sync(net):
+    """Leave gradients where they are for now: for all but the last part of an accumulated batch."""
+    return net.no_sync() if hasattr(net, "no_sync") else contextlib.nullcontext()
+
+
+# ---------------------------------------------------------------- failing together
+
+
+def explain(error: BaseException) -> BaseException:
+    """What to report for `error` on this rank: another rank's sentence, where this one only saw it go.
+
+    An error of this rank is left for the others to find. Either way no further run can share these processes.
+    """
+    global _broken
+    here = world()
+    if here.size == 1 or _store is None:
+        return error
+    _broken = True
+    lost = isinstance(error, RuntimeError) and re.search(r"gloo|NCCL|peer|[Cc]onnection|timed? ?out", str(error))
+    with contextlib.suppress(Exception):  # the store lives in a process that may be gone
+        if not lost:
+            if not isinstance(error, ProcessError):
+                where = f"process {here.rank}: " if here.rank else ""
+                name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+                _store.set("failed", f"{where}{name}{error}")
+            return error
+        if _store.check(["failed"]):
+            return ProcessError(_store.get("failed").decode())
+    if not lost:
+        return error
+    return ProcessError(
+        "another process of this run ended without a word (killed, or out of memory?); the same command continues"
+    )
