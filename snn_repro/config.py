@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import II, MISSING, DictConfig, OmegaConf
+from omegaconf import II, MISSING, DictConfig, OmegaConf, open_dict, read_write
 
 from snn_repro.errors import UserError, nearest
 
@@ -205,6 +205,24 @@ class LoggerConfig:
 
 
 @dataclass
+class SlurmConfig:
+    """What `hydra/launcher=slurm` asks of the cluster for each run; see docs/cluster.md."""
+
+    partition: str | None = key(None, "hydra/launcher=slurm: partition; null is the cluster's default")
+    account: str | None = key(None, "hydra/launcher=slurm: account that pays; null is the user's own")
+    qos: str | None = key(None, "hydra/launcher=slurm: quality of service")
+    constraint: str | None = key(None, "hydra/launcher=slurm: node feature, such as a GPU type")
+    gpus: int = key(1, "hydra/launcher=slurm: GPUs a run", low=0)
+    processes: int = key(1, "hydra/launcher=slurm: processes a run; as many as GPUs to train one network on several", low=1)
+    cpus: int = key(4, "hydra/launcher=slurm: CPU cores a process", low=1)
+    memory: float = key(16, "hydra/launcher=slurm: memory a run", unit="GB", above=0.0)
+    time: int = key(720, "hydra/launcher=slurm: time limit; a longer run is continued in its next turn", unit="minutes", low=1)
+    notice: int = key(120, "hydra/launcher=slurm: save and requeue this long before the limit", unit="seconds", low=10)
+    requeues: int = key(100, "hydra/launcher=slurm: how often a run may meet its time limit", low=0)
+    parallel: int = key(256, "hydra/launcher=slurm: runs at the same time", low=1)
+
+
+@dataclass
 class DebugConfig:
     max_steps: int = key(0, "training steps an epoch; 0 is all", low=0)
     max_eval_batches: int = key(0, "evaluation batches; 0 is all", low=0)
@@ -233,6 +251,7 @@ class Config:
         "auto", "auto continues an unfinished run of this configuration; never starts again", choices=("auto", "never")
     )
     force: bool = key(False, "run again although a finished result of this configuration exists")
+    skip_finished: bool = key(True, "sweeps leave out what is finished; false trains it again and continues the rest")
     device: str = key("auto", "auto is cuda where there is one", choices=("auto", "cpu", "cuda"))
     threads: int = key(0, "CPU threads; 0 is 1 for the small model (faster there), else torch's default", low=0)
     energy: bool = key(False, "add synaptic operations and energy (spikingjelly's counters) to result.json")
@@ -244,6 +263,7 @@ class Config:
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
     run_dir: str | None = key(None, "set by Hydra's hydra.run.dir; not a key to set")
 
@@ -251,6 +271,7 @@ class Config:
 # Keys that change where or how a run happens, but no number in its result.
 NOT_HASHED = (
     "run_dir", "data_dir", "cache_dir", "resume", "force", "device", "threads", "logger", "energy",
+    "skip_finished", "slurm",
     "dataset.workers", "debug.profile", "baselines", "unspecified",
     "recipe.sync_bn",  # matters with several processes alone, and their number is no key either
 )  # fmt: skip
@@ -303,6 +324,7 @@ def compose_checked(overrides: list[str], sweep: bool = False) -> Config:
         try:
             node = compose("train", overrides=overrides, return_hydra_config=True)
             HydraConfig.instance().set_config(node)
+            refuse_code(node)
             folder = Path(node.hydra.sweep.dir, node.hydra.sweep.subdir) if sweep else Path(node.hydra.run.dir)
             if "hydra" in node:
                 OmegaConf.set_struct(node, False)
@@ -314,6 +336,37 @@ def compose_checked(overrides: list[str], sweep: bool = False) -> Config:
             HydraConfig.instance().cfg = before
     config.run_dir = str(folder.absolute())
     return config
+
+
+def refuse_code(node: DictConfig) -> None:
+    """Raise ConfigError when `hydra.*` of a composed configuration names code to run that is not a launcher or sweeper of Hydra or its plugins.
+
+    The project's own keys need no such check: nothing is ever instantiated from them, and the schema knows no `_target_`.
+    """
+
+    def walk(part: Any, path: str) -> Iterator[tuple[str, str]]:
+        if isinstance(part, dict | list):
+            for k, v in part.items() if isinstance(part, dict) else enumerate(part):
+                if k in ("_target_", "()", "class") or (isinstance(v, str) and v.startswith(("ext://", "cfg://"))):
+                    yield f"{path}.{k}", str(v)
+                yield from walk(v, f"{path}.{k}")
+
+    allowed = {  # Hydra makes objects from these and from nothing else
+        "hydra.launcher._target_": ("hydra._internal.core_plugins.", "hydra_plugins."),
+        "hydra.sweeper._target_": ("hydra._internal.core_plugins.", "hydra_plugins."),
+    }
+    hydra = node.hydra
+    with read_write(hydra), open_dict(hydra):
+        hydra.runtime.output_dir = ""  # not known yet, and the log file's name asks for it
+    for room in ("launcher", "sweeper", "callbacks", "job_logging", "hydra_logging"):
+        part = OmegaConf.to_container(hydra[room], resolve=True) if hydra.get(room) else {}
+        for path, value in walk(part, f"hydra.{room}"):
+            known = ("logging.", "colorlog.", "ext://sys.std") if room.endswith("logging") else allowed.get(path, ())
+            if not value.startswith(known):
+                raise ConfigError(
+                    f"{path}={value} would run code from the configuration; choose with hydra/launcher=, hydra/sweeper= or "
+                    "hydra/job_logging= instead"
+                )
 
 
 class _hydra:
