@@ -1,6 +1,7 @@
 """The entry point, read from top to bottom: compose, check, build, loop, evaluate, record."""
 
 import contextlib
+import itertools
 import logging
 import math
 import os
@@ -12,6 +13,7 @@ import time
 import traceback
 from pathlib import Path
 
+from snn_repro import distributed
 from snn_repro.config import (
     CONF_DIR,
     Config,
@@ -52,11 +54,12 @@ def run(config: Config, run_dir: str | None = None, overrides: list[str] | None 
     returned as it is, an unfinished one is continued, another configuration is refused. Raises UserError (one
     sentence), TrainingError when the loss is not finite, Interrupted after Ctrl-C or SIGTERM.
     """
-    from snn_repro.store import Run
-
     config = checked(to_dict(config))
     folder = Path(run_dir or config.run_dir or Path("runs", config.name, f"seed{config.seed}"))
-    place = Run(folder, config)
+    distributed.start(config.device)
+    if distributed.world().rank:
+        log.setLevel(logging.ERROR)  # the first process speaks for all
+    place = _open(folder, config)
     try:
         if place.finished is not None:
             log.info(f"{folder}: already done (force=true to redo): {summary(place.finished)}")
@@ -67,6 +70,25 @@ def run(config: Config, run_dir: str | None = None, overrides: list[str] | None 
         place.close()
 
 
+def _open(folder: Path, config: Config):
+    """The run's folder. With several processes the first one holds it, and all hear what it found there."""
+    from snn_repro.store import Follower, Run
+
+    if distributed.world().size == 1:
+        return Run(folder, config)
+    place, found = None, None
+    if distributed.world().rank == 0:
+        try:
+            place = Run(folder, config)
+            found = place.finished
+        except UserError as error:
+            found = error
+    found = distributed.broadcast(found)
+    if isinstance(found, UserError):
+        raise found
+    return place or Follower(folder, found)
+
+
 def _run_in(place, config: Config, stop: "_Stop", overrides: list[str]):
     """Everything that happens while the folder is held; the outcome is recorded in status.json whatever it is."""
     from snn_repro.tracking import Tracker
@@ -75,23 +97,37 @@ def _run_in(place, config: Config, stop: "_Stop", overrides: list[str]):
     try:
         device = pick_device(config)
         place.begin(overrides, str(device))
-        tracker = Tracker(config, place.folder, log.warning)
+        if distributed.world().rank == 0:
+            tracker = Tracker(config, place.folder, log.warning)
         result = fit(place, config, device, tracker, stop)
         place.finish(result)
         place.status("done")
         log.info(f"{place.folder}: {summary(result)}")
-        return result
+        return distributed.broadcast(result)
     except Interrupted as interrupt:
         place.status("interrupted", str(interrupt))
         raise
-    except BaseException as error:
+    except BaseException as raised:
+        error = raised if isinstance(raised, TrainingError) else distributed.explain(_sentence(raised))
         trace = None if isinstance(error, UserError) else traceback.format_exc()
         with contextlib.suppress(UserError):  # a full disk must not hide the error itself
             place.status("failed", f"{type(error).__name__}: {error}", traceback=trace)
-        raise
+        if error is raised:
+            raise
+        raise error from raised
     finally:
         if tracker is not None:
             tracker.finish(result)
+
+
+def _sentence(error: BaseException) -> BaseException:
+    """The error itself, or one sentence where torch raises a bare RuntimeError for what a user can mend."""
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        return UserError(
+            f"a loader process died ({' '.join(str(error).split())[:120]}), killed or out of memory; the same command "
+            "continues from the last checkpoint, with dataset.workers=0 if it happens again"
+        )
+    return error
 
 
 def fit(place, config: Config, device, tracker, stop: "_Stop"):
@@ -100,11 +136,15 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
     from snn_repro.data import build_data
     from snn_repro.losses import build_loss
     from snn_repro.models import build_model, count_parameters
+    from snn_repro.models.norms import synchronise
     from snn_repro.optim import build_optimizer, build_schedule
 
     initial = checkpoint.find_weights(config.model.weights, config.data_dir) if config.model.weights else None
     seed_everything(config)
-    data = build_data(config)
+    here = distributed.world()
+    with distributed.main_first():
+        data = build_data(config)
+    train_part, val_part, test_part = (b and b.shard(here.rank, here.size) for b in (data.train, data.val, data.test))
     model = build_model(
         config.model.name, num_classes=data.num_classes, input_shape=data.input_shape, timesteps=config.timesteps,
         neuron=options(config.neuron, "imp_lr", "imp_weight_decay"), **options(config.model, "name", "weights"),
@@ -112,9 +152,11 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
     if initial:
         checkpoint.load_pretrained(model, initial, log.info)
     model = model.to(device)
+    if config.recipe.sync_bn and here.size > 1:
+        synchronise(model)
     loss_fn = build_loss(config.loss.name, **options(config.loss, "name"))
     optimizer = build_optimizer(model, config.recipe)
-    steps = steps_in_epoch(config, data.train)
+    steps = steps_in_epoch(config, train_part)
     schedule = build_schedule(optimizer, config.recipe, steps)
     amp = Precision(config, device)
     ema = _average(model, config.recipe.ema_decay)
@@ -123,20 +165,23 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
     weights, imp = count_parameters(model)
     log.info(
         f"{config.name} seed {config.seed}: {data.split.n_train} train, {data.split.n_val} validation, {data.split.n_test} test "
-        f"samples; {weights:,} weights + {imp:,} IMP; T={config.timesteps}; {device}, {amp.name}; {place.folder}"
+        f"samples; {weights:,} weights + {imp:,} IMP; T={config.timesteps}; {device}, {amp.name}"
+        f"{f', {here.size} processes' if here.size > 1 else ''}; {place.folder}"
     )
-    found = checkpoint.resume(place.folder, to_dict(config), log.warning) if config.resume == "auto" else None
-    history = state.restore(found, place.history())
+    found = None
+    if config.resume == "auto" and here.rank == 0:
+        found = checkpoint.resume(place.folder, to_dict(config), log.warning)
+    history = state.restore(*distributed.broadcast((found, place.history() if found else [])))
     if found:
         log.info(f"resuming at epoch {state.epoch + 1}, step {state.step}")
 
     for epoch in range(state.epoch, config.recipe.epochs):
         started, seen = time.perf_counter(), state.sums["n"]
-        train = state.train_epoch(epoch, data.train)
+        train = state.train_epoch(epoch, train_part)
         trained = time.perf_counter() - started
         shown = ema.module if ema else model
-        val = evaluate(shown, data.val, loss_fn, amp, device, config, stop=state.check_stop) if data.val else None
-        test = evaluate(shown, data.test, loss_fn, amp, device, config, stop=state.check_stop, rates=True)
+        val = evaluate(shown, val_part, loss_fn, amp, device, config, stop=state.check_stop) if val_part else None
+        test = evaluate(shown, test_part, loss_fn, amp, device, config, stop=state.check_stop, rates=True)
         samples = train["n"] - seen
         line = dict(
             epoch=epoch + 1, train_loss=train["loss"], train_acc=train["acc"],
@@ -147,13 +192,16 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
         )  # fmt: skip
         history.append(line)
         place.record(history)
-        tracker.epoch(line)
+        if tracker is not None:
+            tracker.epoch(line)
         log.info(epoch_line(line, config.recipe.epochs))
         state.save_epoch(epoch, is_best=selection(history)[-1] == len(history) - 1)
-    logits, labels = final_outputs(state, data, test if config.recipe.epochs > state.started_at else None)
-    place.predictions(label=labels, logits=logits)
-    result = build_result(config, data, weights, imp, history, amp.name, loss_fn.readout_name, len(labels), device)
-    if config.energy:
+    if config.recipe.epochs == state.started_at:
+        # killed between the last checkpoint and the result: the weights are final, the outputs were lost
+        test = evaluate(ema.module if ema else model, test_part, loss_fn, amp, device, config)
+    place.predictions(**final_outputs(test))
+    result = build_result(config, data, weights, imp, history, amp.name, loss_fn.readout_name, test["n"], device)
+    if config.energy and here.rank == 0:
         from snn_repro.energy import energy_report
 
         images, _ = next(iter(data.test.epoch(0)))
@@ -169,6 +217,7 @@ class Training:
 
     def __init__(self, place, config, model, loss_fn, optimizer, schedule, amp, ema, device, stop, steps):
         self.place, self.config, self.model, self.loss_fn = place, config, model, loss_fn
+        self.net = distributed.wrap(model, device)  # what training calls: `model` itself with one process
         self.optimizer, self.schedule, self.amp, self.ema = optimizer, schedule, amp, ema
         self.device, self.stop, self.steps = device, stop, steps
         self.epoch = self.step = self.started_at = 0
@@ -178,7 +227,11 @@ class Training:
     def restore(self, found: dict | None, history: list[dict]) -> list[dict]:
         """Continue from a checkpoint; returns the epochs that it stands behind."""
         from snn_repro import checkpoint
+        from snn_repro.data.batches import derive_seed
 
+        rank, size = distributed.world()[:2]
+        if rank:  # weights, order and augmentation are everybody's; what the network draws (dropout) is a rank's own
+            seed_generators(derive_seed(self.config.seed, rank, *((found["epoch"], found["step"]) if found else ())))
         if found is None:
             return []
         checkpoint.load_model(self.model, found["model"], str(self.place.folder))
@@ -187,25 +240,33 @@ class Training:
         self.amp.scaler.load_state_dict(found["scaler"])
         if self.ema:
             self.ema.load_state_dict(found["ema"])
-        checkpoint.set_rng_state(found["rng"])
+        rngs = [found["rng"], *found.get("rng_others", [])]
+        if rank == 0 or size == len(rngs):  # with another number of processes the new ones draw anew
+            checkpoint.set_rng_state(rngs[rank])
         self.epoch, self.step, self.sums = found["epoch"], found["step"], dict(found["sums"])
         self.started_at = self.epoch
         self.good = f"epoch {self.epoch}, step {self.step}"
-        return [line for line in history if line["epoch"] <= self.epoch]
+        history = [line for line in history if line["epoch"] <= self.epoch]
+        if len(history) != self.epoch:
+            raise UserError(
+                f"{self.place.folder / 'metrics.jsonl'} has {len(history)} of the {self.epoch} epochs that the checkpoint "
+                "stands behind: it was changed or removed; put it back, or start again with resume=never"
+            )
+        return history
 
-    def content(self, epoch: int, step: int) -> dict:
-        from snn_repro import checkpoint
-
+    def content(self, epoch: int, step: int, rngs: list[dict]) -> dict:
         return dict(
             epoch=epoch, step=step, sums=dict(self.sums), config=to_dict(self.config), model=self.model.state_dict(),
             optimizer=self.optimizer.state_dict(), schedule=self.schedule.state_dict(), scaler=self.amp.scaler.state_dict(),
-            ema=self.ema.state_dict() if self.ema else None, rng=checkpoint.rng_state(),
+            ema=self.ema.state_dict() if self.ema else None, rng=rngs[0], rng_others=rngs[1:],
         )  # fmt: skip
 
     def save(self, epoch: int, step: int) -> None:
         from snn_repro import checkpoint
 
-        checkpoint.save(self.place.folder, self.content(epoch, step))
+        rngs = distributed.gather(checkpoint.rng_state())
+        if rngs is not None:  # the first process writes
+            checkpoint.save(self.place.folder, self.content(epoch, step, rngs))
         self.good = f"epoch {epoch}, step {step}"
 
     def save_epoch(self, epoch: int, is_best: bool) -> None:
@@ -213,20 +274,26 @@ class Training:
         from snn_repro import checkpoint
 
         self.step, self.sums = 0, dict(EMPTY)
-        if is_best:
+        if is_best and distributed.world().rank == 0:
             shown = self.ema.module if self.ema else self.model
             best = dict(epoch=epoch + 1, config=to_dict(self.config), model=shown.state_dict())
             checkpoint.save(self.place.folder, best, name=checkpoint.BEST)
         self.epoch = epoch + 1
         self.save(self.epoch, 0)
 
+    def asked_to_stop(self) -> int:
+        """The signal that came in on any process, the same answer on all; 0 for none."""
+        return distributed.largest(self.stop.signum or 0)
+
+    def leave(self, signum: int) -> None:
+        """Save and raise Interrupted."""
+        self.save(self.epoch, self.step)
+        raise Interrupted(signum, f"stopped at epoch {self.epoch + 1}, step {self.step}; the same command continues")
+
     def check_stop(self) -> None:
-        """Save and leave when a signal came in; called after each step and each evaluation batch."""
-        if self.stop.signum is not None:
-            self.save(self.epoch, self.step)
-            raise Interrupted(
-                self.stop.signum, f"stopped at epoch {self.epoch + 1}, step {self.step}; the same command continues"
-            )
+        """Save and leave when a signal came in; called after each evaluation batch."""
+        if signum := self.asked_to_stop():
+            self.leave(signum)
 
     def train_epoch(self, epoch: int, batches) -> dict:
         """One epoch of optimiser steps from `self.step` on; returns mean loss, readout accuracy and the last lr."""
@@ -242,38 +309,44 @@ class Training:
                     break
                 self.sums["lr"] = self.optimizer.param_groups[0]["lr"]
                 x, target = x.to(self.device, non_blocking=True), target.to(self.device, non_blocking=True)
-                pending.append(self.train_step(x, target))
+                pending.append(self.train_step(x, target, batches.all_samples(self.step)))
                 self.step += 1
                 if len(pending) >= every or self.step == self.steps:
                     self.tally(pending)
                     pending = []
-                if self.stop.signum is not None:
+                if signum := self.asked_to_stop():
                     self.tally(pending)
-                    pending = []
-                    self.check_stop()
+                    self.leave(signum)
                 if hasattr(profiler, "step"):
                     profiler.step()
                 advance(self.step)
         n = max(1, self.sums["n"])
         return {"loss": self.sums["loss"] / n, "acc": self.sums["correct"] / n, "lr": self.sums["lr"], "n": self.sums["n"]}
 
-    def train_step(self, x, target):
-        """Forward, backward and one optimiser step; returns (loss sum, correct, n) without waiting for the device."""
+    def train_step(self, x, target, n_all: int | None = None):
+        """Forward, backward and one optimiser step; returns (loss sum, correct, n) without waiting for the device.
+
+        n_all: samples of this step on all processes (default: of x). The step is theirs together, the sums are of x.
+        """
         import torch
 
         from snn_repro.metrics import correct_readout
 
         recipe, scaler = self.config.recipe, self.amp.scaler
-        n = len(target)
+        n, size = len(target), distributed.world().size
+        n_all = n_all or n
         total, correct = 0, 0
-        for part_x, part_target in zip(
-            x.chunk(recipe.accumulate, dim=-4), target.chunk(recipe.accumulate), strict=True
+        parts = min(recipe.accumulate, n_all // size)  # as many on every process
+        for i, (part_x, part_target) in enumerate(
+            zip(x.tensor_split(parts, dim=-4), target.tensor_split(parts), strict=True)
         ):
-            with self.amp.autocast():
-                logits = self.model(part_x).float()
-            loss = self.loss_fn(logits, part_target) * (len(part_target) / n)
-            scaler.scale(loss).backward()
-            total = total + loss.detach() * n
+            with contextlib.nullcontext() if i == parts - 1 else distributed.without_sync(self.net):
+                with self.amp.autocast():
+                    logits = self.net(part_x).float()
+                # gradients are averaged over the processes, so this weighs every sample by 1 / n_all
+                loss = self.loss_fn(logits, part_target) * (len(part_target) * size / n_all)
+                scaler.scale(loss).backward()
+            total = total + loss.detach() * (n_all / size)
             correct = correct + correct_readout(self.loss_fn.readout(logits.detach()), part_target)
         if recipe.clip_norm > 0:
             scaler.unscale_(self.optimizer)
@@ -288,8 +361,8 @@ class Training:
 
     def tally(self, pending: list) -> None:
         """Add finished steps to the epoch's sums; raises TrainingError at the first loss that is not finite."""
-        for i, (loss, correct, n) in enumerate(pending):
-            loss = float(loss)
+        sums = distributed.sums([float(value) for step in pending for value in step])
+        for i, (loss, correct, n) in enumerate(zip(sums[::3], sums[1::3], sums[2::3], strict=True)):
             if not math.isfinite(loss):
                 kept = (
                     f"the last good checkpoint is {self.place.folder / 'checkpoint_last.pt'} ({self.good})"
@@ -303,53 +376,65 @@ class Training:
                 )
             self.sums["loss"] += loss
             self.sums["correct"] += int(correct)
-            self.sums["n"] += n
+            self.sums["n"] += int(n)
 
 
 def evaluate(model, batches, loss_fn, amp, device, config: Config, stop=lambda: None, rates: bool = False) -> dict:
     """Loss, readout accuracy and accuracy at each time step of one part of a data set, in full precision.
 
-    Returns loss, acc, acc_step[T], acc_cum[T], n, correct, logits [T, N, K], labels [N], firing_rates {layer: rate}.
+    With several processes each sees its share, every sample once, and all get the same numbers.
+    Returns loss, acc, acc_step[T], acc_cum[T], n, correct, firing_rates {layer: rate}, and of this process's share
+    logits [T, N, K] and labels [N].
     """
     import torch
 
     from snn_repro.metrics import correct_cumulative, correct_per_step, correct_readout
     from snn_repro.neurons import firing_rates
 
+    distributed.share_buffers(model)
     model.eval()
     step = cumulative = 0
     correct = n = 0
     loss, kept, labels = 0.0, [], []
+    count = distributed.largest(len(batches))  # a process may have one batch less than another
+    own = batches.epoch(0)
     with torch.inference_mode(), firing_rates(model) if rates else contextlib.nullcontext({}) as measured:
-        for i, (x, target) in enumerate(batches.epoch(0)):
-            if config.debug.max_eval_batches and i >= config.debug.max_eval_batches:
-                break
-            x, target = x.to(device, non_blocking=True), target.to(device, non_blocking=True)
-            logits = model(x).float()
-            loss += float(loss_fn(logits, target)) * len(target)
-            step = step + correct_per_step(logits, target)
-            cumulative = cumulative + correct_cumulative(logits, target)
-            correct += int(correct_readout(loss_fn.readout(logits), target))
-            n += len(target)
-            kept.append(logits.cpu())
-            labels.append(target.cpu())
+        for _ in range(min(count, config.debug.max_eval_batches or count)):
+            for x, target in itertools.islice(own, 1):
+                x, target = x.to(device, non_blocking=True), target.to(device, non_blocking=True)
+                logits = model(x).float()
+                loss += float(loss_fn(logits, target)) * len(target)
+                step = step + correct_per_step(logits, target)
+                cumulative = cumulative + correct_cumulative(logits, target)
+                correct += int(correct_readout(loss_fn.readout(logits), target))
+                n += len(target)
+                kept.append(logits.cpu())
+                labels.append(target.cpu())
             stop()
+    rates_seen = {k: float(v) for k, v in measured.items()}
+    if distributed.world().size > 1:
+        timesteps, own_n = len(step), n
+        loss, correct, n, *steps = distributed.sums([loss, correct, n, *step.tolist(), *cumulative.tolist()])
+        correct, n, step, cumulative = int(correct), int(n), steps[:timesteps], steps[timesteps:]
+        means = distributed.sums([rate * own_n / n for rate in rates_seen.values()])
+        rates_seen = dict(zip(rates_seen, means, strict=True))
     return dict(
         loss=loss / n, acc=correct / n, acc_step=[int(c) / n for c in step], acc_cum=[int(c) / n for c in cumulative],
-        n=n, correct=correct, logits=torch.cat(kept, dim=1), labels=torch.cat(labels),
-        firing_rates={k: float(v) for k, v in measured.items()},
+        n=n, correct=correct, logits=torch.cat(kept, dim=1), labels=torch.cat(labels), firing_rates=rates_seen,
     )  # fmt: skip
 
 
-def final_outputs(state: Training, data, test: dict | None):
-    """Logits [N, T, K] (float32, float16 above 256 MB) and labels [N] of the final network on the test set."""
+def final_outputs(test: dict) -> dict:
+    """label [N] and logits [N, T, K] (float32, float16 above 256 MB) of the whole test set; empty but on rank 0."""
     import numpy as np
 
-    if test is None:  # killed between the last checkpoint and the result: the weights are final, the outputs were lost
-        shown = state.ema.module if state.ema else state.model
-        test = evaluate(shown, data.test, state.loss_fn, state.amp, state.device, state.config)
-    logits = test["logits"].transpose(0, 1).contiguous().numpy()
-    return (logits.astype(np.float16) if logits.nbytes > 256 * 2**20 else logits), test["labels"].numpy()
+    shares = distributed.gather((test["logits"].transpose(0, 1).contiguous().numpy(), test["labels"].numpy()))
+    if shares is None:
+        return {}
+    logits, label = (np.empty((test["n"], *share.shape[1:]), share.dtype) for share in shares[0])
+    for rank, share in enumerate(shares):
+        logits[rank :: len(shares)], label[rank :: len(shares)] = share
+    return dict(label=label, logits=logits.astype(np.float16) if logits.nbytes > 256 * 2**20 else logits)
 
 
 # ---------------------------------------------------------------- parts
@@ -379,7 +464,16 @@ def pick_device(config: Config):
     use_cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     if not use_cuda:
         keep_freed_memory()  # a quarter of a step's time is page faults otherwise
-    return torch.device("cuda" if use_cuda else "cpu")
+    _, processes, number = distributed.world()
+    if not use_cuda or processes == 1:
+        return torch.device("cuda" if use_cuda else "cpu")
+    if number >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {number + 1} of this machine has no GPU, torch sees {torch.cuda.device_count()}; "
+            "start one process a GPU, or use device=cpu"
+        )
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 class Precision:
@@ -408,15 +502,21 @@ class Precision:
 
 def seed_everything(config: Config) -> None:
     """Seed Python, NumPy and torch; data order and augmentation have generators of their own (data/batches.py)."""
-    import numpy as np
     import torch
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
-    random.seed(config.seed)
-    np.random.seed(config.seed)
-    torch.manual_seed(config.seed)
+    seed_generators(config.seed)
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
     torch.backends.cudnn.benchmark = not config.deterministic
+
+
+def seed_generators(seed: int) -> None:
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def _average(model, decay: float):
@@ -426,7 +526,7 @@ def _average(model, decay: float):
 
 
 def _profiler(config: Config, folder: Path):
-    if not config.debug.profile:
+    if not config.debug.profile or distributed.world().rank:
         return contextlib.nullcontext()
     import torch.profiler as p
 
@@ -520,7 +620,7 @@ def summary(result: dict) -> str:
 @contextlib.contextmanager
 def progress(title: str, total: int):
     """A rich progress bar on a terminal, nothing otherwise; yields `advance(done)`."""
-    if not sys.stdout.isatty():
+    if not sys.stdout.isatty() or distributed.world().rank:
         yield lambda done: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -540,16 +640,17 @@ class _Stop:
 
 @contextlib.contextmanager
 def _signals():
-    """Turn the first Ctrl-C or SIGTERM into a request to stop; a second Ctrl-C stops at once."""
+    """Turn the first Ctrl-C, SIGTERM or SIGUSR2 (SLURM's notice) into a request to stop; a second Ctrl-C stops at once."""
     stop = _Stop()
 
     def ask(signum, frame):
-        if stop.signum is not None and signum == signal.SIGINT:
+        alone = distributed.world().size == 1  # torchrun passes a Ctrl-C on, so that it arrives twice
+        if stop.signum is not None and signum == signal.SIGINT and alone:
             raise KeyboardInterrupt
         stop.signum = signum
 
     try:
-        before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
     except ValueError:  # not in the main thread: the caller keeps its own signal handling
         before = {}
     try:
