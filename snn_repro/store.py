@@ -137,6 +137,18 @@ class Run:
         self._lock.close()
 
 
+class Follower:
+    """The run directory as the other processes of a run see it: rank 0 holds and writes it, they only know its name."""
+
+    def __init__(self, folder: Path, finished: RunResult | None):
+        self.folder, self.finished = folder, finished
+
+    def ignore(self, *_: Any, **__: Any) -> None:
+        """What rank 0's `Run` writes."""
+
+    begin = status = record = predictions = finish = close = ignore
+
+
 def _read_config(path: Path) -> dict:
     import yaml
 
