@@ -47,8 +47,8 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the normalised x in float32, and the mean [C], variance [C] and count [1] that it was made with."""
-        values = x.float()
+        """Return the normalised x in float32 at least, and the mean [C], variance [C] and count [1] that it was made with."""
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
         axes, shape = [i for i in range(x.dim()) if i != 1], [1, -1] + [1] * (x.dim() - 2)
         total = torch.cat([values.sum(axes), values.new_full((1,), values.numel() // values.shape[1])])
         dist.all_reduce(total)
