@@ -105,7 +105,8 @@ def _run_in(place, config: Config, stop: "_Stop", overrides: list[str]):
         log.info(f"{place.folder}: {summary(result)}")
         return distributed.broadcast(result)
     except Interrupted as interrupt:
-        place.status("interrupted", str(interrupt))
+        with contextlib.suppress(UserError):  # the checkpoint is written: a full disk must not hide the signal
+            place.status("interrupted", str(interrupt))
         raise
     except BaseException as raised:
         error = raised if isinstance(raised, TrainingError) else distributed.explain(_sentence(raised))
@@ -687,6 +688,7 @@ def _main(argv: list[str]) -> int:
 
 def _fail(sentence: str, code: int) -> int:
     if distributed.world().rank == 0:  # of several processes the first one says it, with the others' reasons too
+        if distributed.world().rank == 0:  # of several processes the first one says it, with the others' reasons too
         print(f"snn-train: {sentence}", file=sys.stderr)
     return code
 
