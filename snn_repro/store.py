@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from snn_repro import __version__, checkpoint
+from snn_repro import __version__, checkpoint, distributed
 from snn_repro.config import Config, config_hash, differing, to_dict
 from snn_repro.errors import UserError
 from snn_repro.files import replace_atomically, write_error, write_json, write_text
@@ -68,33 +68,44 @@ class Run:
             raise UserError(
                 f"{self.folder} is in use by another run; wait for it or choose hydra.run.dir=..."
             ) from None
+        _locks.add(self._lock)
         try:
+            for left in self.folder.glob("*.tmp"):  # by a process that was killed while it wrote
+                left.unlink()
             self._decide()
         except BaseException:
             self.close()
             raise
 
     def _decide(self) -> None:
-        earlier = self.folder / CONFIG
-        if self.config.force:
-            return self.clear()
+        earlier, result = self.folder / CONFIG, self.folder / RESULT
         if not earlier.exists():
             return
-        finished = (self.folder / RESULT).exists()
+        finished = result.exists()
         if self.config.resume == "never" and not finished:
             return self.clear()
-        changed = differing(_read_config(earlier), to_dict(self.config))
+        try:
+            changed = differing(_read_config(earlier), to_dict(self.config))
+        except UserError:
+            if self.config.force:
+                return self.clear()
+            raise
+        if self.config.force and (finished or changed):  # a forced run that was stopped goes on, as any other
+            return self.clear()
         if changed:
             raise UserError(
                 f"{self.folder} holds a run of another configuration ({'; '.join(changed)}); choose another folder "
                 "(hydra.run.dir=...), another name=..., or redo this one with force=true"
             )
         if finished:
-            self.finished = RunResult(json.loads((self.folder / RESULT).read_text()))
+            self.finished = RunResult(_read_json(result, result.read_text(), "remove it and start the same command again"))
 
     def clear(self) -> None:
-        """Remove what an earlier run left, so that a new start cannot mix with it."""
-        for name in (RESULT, STATUS, METRICS, PREDICTIONS, CONFIG, *checkpoint.FILES):
+        """Remove what an earlier run left, so that a new start cannot mix with it.
+
+        The configuration goes last and the result before it: killed in between, the folder still says what it holds.
+        """
+        for name in (*checkpoint.FILES, METRICS, PREDICTIONS, STATUS, RESULT, CONFIG):
             (self.folder / name).unlink(missing_ok=True)
 
     def begin(self, overrides: list[str], device: str) -> None:
@@ -103,7 +114,7 @@ class Run:
 
         write_text(self.folder / CONFIG, yaml.safe_dump(to_dict(self.config), sort_keys=False))
         write_text(self.folder / "overrides.yaml", yaml.safe_dump(overrides))
-        write_json(self.folder / "environment.json", environment(device))
+        write_json(self.folder / "environment.json", environment(device) | {"processes": distributed.world().size})
         self.status("running")
 
     def status(self, state: str, error: str | None = None, **more: Any) -> None:
@@ -113,9 +124,10 @@ class Run:
         write_json(self.folder / STATUS, content)
 
     def history(self) -> list[dict]:
-        """The epochs recorded so far."""
+        """The epochs recorded so far. Raises UserError when a line does not parse."""
         path = self.folder / METRICS
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        return [_read_json(path, line, "put it back, or start again with resume=never") for line in lines]
 
     def record(self, history: list[dict]) -> None:
         """Write metrics.jsonl anew: a file of some hundred lines, so that a cut line can never be left."""
@@ -134,7 +146,21 @@ class Run:
 
     def close(self) -> None:
         """Give the folder free for another process."""
+        _locks.discard(self._lock)
         self._lock.close()
+
+
+_locks: set = set()
+
+
+def _forget_locks() -> None:
+    for lock in _locks:
+        lock.close()
+    _locks.clear()
+
+
+# A loader process shares its parent's open files. It must not hold the folder of a run that was killed.
+os.register_at_fork(after_in_child=_forget_locks)
 
 
 class Follower:
@@ -159,6 +185,16 @@ def _read_config(path: Path) -> dict:
     except (OSError, yaml.YAMLError):
         pass
     raise UserError(f"{path} cannot be read as the configuration of a run; remove it, or redo the run with force=true")
+
+
+def _read_json(path: Path, text: str, fix: str) -> dict:
+    try:
+        content = json.loads(text)
+        if isinstance(content, dict):
+            return content
+    except ValueError:
+        pass
+    raise UserError(f"{path} is damaged: it does not parse as JSON, or holds no object; {fix}")
 
 
 def find_results(*roots: str | Path) -> list[RunResult]:
