@@ -5,6 +5,7 @@
 names the key, the value and what is allowed, before any data is read. This module does not import torch.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -215,7 +216,7 @@ class SlurmConfig:
     gpus: int = key(1, "hydra/launcher=slurm: GPUs a run", low=0)
     processes: int = key(1, "hydra/launcher=slurm: processes a run; as many as GPUs to train one network on several", low=1)
     cpus: int = key(4, "hydra/launcher=slurm: CPU cores a process", low=1)
-    memory: float = key(16, "hydra/launcher=slurm: memory a run", unit="GB", above=0.0)
+    memory: int = key(16, "hydra/launcher=slurm: memory a run", unit="GB", low=1)
     time: int = key(720, "hydra/launcher=slurm: time limit; a longer run is continued in its next turn", unit="minutes", low=1)
     notice: int = key(120, "hydra/launcher=slurm: save and requeue this long before the limit", unit="seconds", low=10)
     requeues: int = key(100, "hydra/launcher=slurm: how often a run may meet its time limit", low=0)
@@ -336,6 +337,33 @@ def compose_checked(overrides: list[str], sweep: bool = False) -> Config:
             HydraConfig.instance().cfg = before
     config.run_dir = str(folder.absolute())
     return config
+
+
+@contextlib.contextmanager
+def multirun_config(overrides: list[str]) -> Iterator[tuple[DictConfig, Any]]:
+    """Hydra's configuration of a whole sweep, and the HydraContext that its launchers ask for."""
+    from hydra._internal.callbacks import Callbacks
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.utils import configure_log
+    from hydra.errors import HydraException
+    from hydra.types import HydraContext, RunMode
+    from omegaconf.errors import OmegaConfBaseException
+
+    with _hydra():
+        hydra, before = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+        try:
+            node = hydra.compose_config("train", overrides, run_mode=RunMode.MULTIRUN)
+            HydraConfig.instance().set_config(node)
+            refuse_code(node)
+        except (HydraException, OmegaConfBaseException) as error:
+            HydraConfig.instance().cfg = before
+            raise ConfigError(explain(error)) from None
+        configure_log(node.hydra.hydra_logging, node.hydra.verbose)
+        try:
+            yield node, HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks())
+        finally:
+            HydraConfig.instance().cfg = before
 
 
 def refuse_code(node: DictConfig) -> None:
@@ -534,6 +562,9 @@ def explain(error: Exception) -> str:
     text = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        if group == "hydra/launcher" and choice in ("joblib", "submitit_slurm"):
+            extra = "parallel" if choice == "joblib" else "slurm"
+            return f"this launcher is a package of its own: pip install 'snn_repro[{extra}]'"
         known = error.options or list(choices(group))
         return f"{group}={choice} does not exist; choose one of: {', '.join(known)}{nearest(choice, known)}"
     if isinstance(error, OverrideParseException):

@@ -22,7 +22,7 @@ from snn_repro.config import (
     compose_checked,
     config_hash,
     help_text,
-    sweep_jobs,
+    multirun_config,
     to_dict,
 )
 from snn_repro.errors import UserError
@@ -665,7 +665,7 @@ def _signals():
 
 
 def main() -> None:
-    """`python -m snn_repro.train`, `snn-train`: exit code 0 done, 1 failed, 2 wrong input, 130/143 stopped by a signal."""
+    """`python -m snn_repro.train`, `snn-train`: exit code 0 done, 1 failed, 2 wrong input, 130/140/143 stopped by a signal."""
     sys.exit(_main(sys.argv[1:]))
 
 
@@ -688,7 +688,6 @@ def _main(argv: list[str]) -> int:
 
 def _fail(sentence: str, code: int) -> int:
     if distributed.world().rank == 0:  # of several processes the first one says it, with the others' reasons too
-        if distributed.world().rank == 0:  # of several processes the first one says it, with the others' reasons too
         print(f"snn-train: {sentence}", file=sys.stderr)
     return code
 
@@ -696,7 +695,14 @@ def _fail(sentence: str, code: int) -> int:
 def _dispatch(argv: list[str]) -> int:
     from hydra._internal.utils import get_args_parser
 
+    from snn_repro import sweeps
+
     arguments = get_args_parser().parse_args(argv)
+    for flag in ("config_path", "config_name", "config_dir", "experimental_rerun"):
+        if getattr(arguments, flag):
+            raise ConfigError(
+                f"--{flag.replace('_', '-')} is not used here: configurations come from {CONF_DIR}; choose one with experiment=NAME"
+            )
     looks_only = arguments.cfg or arguments.info or arguments.shell_completion or arguments.hydra_help
     if looks_only:
         _hydra_task()
@@ -704,44 +710,15 @@ def _dispatch(argv: list[str]) -> int:
     if not (arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides):
         compose_checked(arguments.overrides)  # before Hydra makes a folder
         _hydra_task()
-        if _errors:
-            raise _errors.pop()
         return 0
-    jobs = [compose_checked(job, sweep=True) for job in sweep_jobs(arguments.overrides)]
-    folders = [job.run_dir for job in jobs]
-    shared = {f for f in folders if folders.count(f) > 1}
-    if shared:
-        raise ConfigError(
-            f"several jobs of this sweep would share the folder {sorted(shared)[0]}; give them names with name=..."
-        )
-    _hydra_task()
-    return report_sweep(jobs, argv)
+    if any(o.startswith("hydra/sweeper=") and o != "hydra/sweeper=basic" for o in arguments.overrides):
+        with multirun_config(arguments.overrides):  # checks hydra.*; another sweeper finds its jobs while it runs
+            pass
+        _hydra_task()
+        return 0
+    from snn_repro.train import _task as task  # not __main__._task: worker processes import it by this name
 
-
-def report_sweep(jobs: list[Config], argv: list[str]) -> int:
-    """Say how many runs of a sweep are done and which failed; returns the exit code."""
-    import json
-
-    failed = []
-    for job in jobs:
-        status = Path(job.run_dir, "status.json")
-        content = json.loads(status.read_text()) if status.exists() else {}
-        if content.get("config_hash") != config_hash(job):
-            content = {"state": "not started", "error": "see the message above"}
-        if content["state"] != "done":
-            failed.append(f"  {content['state']}: {job.run_dir}: {content['error'] or 'no reason recorded'}")
-    log.info(f"sweep: {len(jobs) - len(failed)} of {len(jobs)} runs done")
-    if failed:
-        lines = [
-            f"{len(failed)} of {len(jobs)} runs did not finish:",
-            *failed,
-            "the same command runs just these again:",
-        ]
-        print("\n".join([*lines, f"  python -m snn_repro.train {' '.join(argv)}"]), file=sys.stderr)
-    return 1 if failed else 0
-
-
-_errors: list[Exception] = []
+    return sweeps.run_sweep(arguments.overrides, argv, task)
 
 
 def _task(node) -> float | None:
@@ -752,17 +729,41 @@ def _task(node) -> float | None:
     job = HydraConfig.get()
     config = checked(node)
     config.run_dir = job.runtime.output_dir
+    sweep = job.mode == RunMode.MULTIRUN and job.sweeper._target_.endswith(".BasicSweeper")
+    in_slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+    if in_slurm and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
+        config.force, config.resume = False, "auto"  # put back into the queue: what it did before counts
+    elif not config.skip_finished and Path(config.run_dir, "result.json").exists():
+        config.force = True
     try:
         result = run(config, overrides=list(job.overrides.task))
+    except Interrupted as interrupt:
+        if not sweep or job.launcher._target_.endswith(".BasicLauncher"):
+            raise
+        log.warning(str(interrupt))
+        if in_slurm:
+            _requeue(interrupt.signum)
+        return None
     except Exception as error:
-        if job.mode != RunMode.MULTIRUN:
-            _errors.append(error)  # raised after Hydra, which would print a line of its own above the sentence
-            return None
+        if not sweep:
+            raise
         log.error(
             f"{config.run_dir} failed: {type(error).__name__}: {error}", exc_info=not isinstance(error, UserError)
         )
         return None
     return result["acc_valsel"] if result["acc_valsel"] is not None else result["acc_last"]
+
+
+def _requeue(signum: int) -> None:
+    """The run is saved: let submitit put its job back into the queue, unless SLURM is ending it for good.
+
+    SIGUSR2 is the notice before the time limit; SIGTERM comes for `scancel` too, but also at the start of a
+    preemption's grace time, after which a job that has ended would not come back.
+    """
+    from snn_repro.sweeps import still_running
+
+    if signum == signal.SIGUSR2 or still_running():
+        signal.raise_signal(signal.SIGUSR2)  # submitit's own handler, which was back in place when run() returned
 
 
 def _hydra_task() -> None:

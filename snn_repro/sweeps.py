@@ -1,0 +1,256 @@
+"""Sweeps: which runs are left to do, their launch on this machine or a cluster, and what is said at the end.
+
+A job is one run: its overrides, and its checked configuration with the folder it goes to. What became of it is read
+from that folder alone, so it does not matter which process or machine ran it.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from snn_repro.config import Config, ConfigError, compose_checked, config_hash, multirun_config, sweep_jobs
+from snn_repro.errors import UserError
+
+log = logging.getLogger("snn_repro")
+
+CHANCES = 2  # how often a run may be under way when a worker process is killed, before it is given up
+
+
+class Job(NamedTuple):
+    """One run of a sweep."""
+
+    overrides: list[str]
+    config: Config
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.run_dir)
+
+
+def plan(overrides: list[str]) -> list[Job]:
+    """Every job of the sweep, checked; raises ConfigError for an empty sweep, a wrong key or a shared folder."""
+    jobs = [Job(o, compose_checked(o, sweep=True)) for o in sweep_jobs(overrides)]
+    folders = [job.folder for job in jobs]
+    shared = sorted({f for f in folders if folders.count(f) > 1})
+    if shared:
+        raise ConfigError(f"several jobs of this sweep would share the folder {shared[0]}; give them names with name=...")
+    return jobs
+
+
+def run_sweep(overrides: list[str], argv: list[str], task: Callable) -> int:
+    """Launch what is not finished, wait for it, report; returns the exit code."""
+    jobs = plan(overrides)
+    left = [job for job in jobs if job.config.force or not (job.config.skip_finished and is_finished(job))]
+    if len(left) < len(jobs):
+        print(f"{len(jobs) - len(left)} of {len(jobs)} runs are finished already", flush=True)
+    problem = None
+    try:
+        if left:
+            launch(overrides, left, task)
+    except UserError as error:  # a queue that refuses, a missing plugin: the report still says where things stand
+        problem = str(error)
+    return report(jobs, len(jobs) - len(left), argv, problem)
+
+
+# ---------------------------------------------------------------- what became of a job
+
+
+def is_finished(job: Job) -> bool:
+    """Whether the job's folder holds a result of exactly this configuration."""
+    return _read(job.folder / "result.json").get("config_hash") == config_hash(job.config)
+
+
+def state(job: Job) -> tuple[str, str]:
+    """(`done`, `failed`, `interrupted`, `killed`, `running` or `not started`, why)."""
+    status = _read(job.folder / "status.json")
+    if not status:
+        return "not started", "see the messages above"
+    if status.get("config_hash") != config_hash(job.config):
+        return "not started", "the folder holds a run of another configuration; see the messages above"
+    if status["state"] == "running":
+        if _in_use(job.folder):
+            return "running", "another process is at it"
+        return ("done", "") if is_finished(job) else ("killed", "its process ended without a word: killed, or out of memory")
+    return status["state"], status["error"] or ""
+
+
+def _read(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _in_use(folder: Path) -> bool:
+    """Whether a living process holds the folder's lock (store.Run)."""
+    try:
+        with open(folder / ".lock") as f:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def report(jobs: list[Job], before: int, argv: list[str], problem: str | None = None) -> int:
+    """Say how many runs are done, which are not and why, and the command that runs just those; returns the exit code."""
+    states = [(job, *state(job)) for job in jobs]
+    missing = [(job, what, why) for job, what, why in states if what != "done"]
+    done = len(jobs) - len(missing)
+    print(f"sweep: {done} of {len(jobs)} runs done" + (f", {before} of them earlier" if before else ""), flush=True)
+    if problem:
+        print(f"snn-train: {problem}", file=sys.stderr)
+    if not missing:
+        return 1 if problem else 0
+    again = [a for a in argv if a.split("=")[0] not in ("force", "skip_finished", "resume")]
+    lines = [f"{len(missing)} of {len(jobs)} runs did not finish:"]
+    lines += [f"  {what}: {job.folder}: {why}" for job, what, why in missing]
+    lines += ["the finished ones are left out when this is typed again:", f"  python -m snn_repro.train {shlex.join(again)}"]
+    print("\n".join(lines), file=sys.stderr, flush=True)
+    return 1
+
+
+# ---------------------------------------------------------------- launching
+
+
+def launch(overrides: list[str], jobs: list[Job], task: Callable) -> None:
+    """Hand the jobs to the launcher that `hydra/launcher=` chose and wait until none is under way any more.
+
+    A run whose process is killed takes the joblib workers beside it along; what was under way then is run again, each
+    alone, so that the culprit can hurt no other, and given up after `CHANCES` times. Raises UserError when the queue
+    refuses the jobs.
+    """
+    from hydra.core.plugins import Plugins
+
+    with multirun_config(overrides) as (node, context):
+        kind = node.hydra.launcher._target_.rsplit(".", 1)[-1]
+
+        def start(batch: list[Job]) -> None:
+            launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=node)
+            launcher.launch([job.overrides for job in batch], initial_job_idx=0)
+
+        if kind == "SlurmLauncher":
+            with _slurm():
+                start(jobs)
+        elif kind == "JoblibLauncher":
+            _start_again_after_kills(start, jobs)
+        else:
+            start(jobs)
+
+
+def _start_again_after_kills(start: Callable, jobs: list[Job]) -> None:
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    began = time.time()
+    strikes = {job.folder: 0 for job in jobs}
+
+    def attempt(batch: list[Job]) -> list[Job]:
+        """Start a batch; returns what it left undone because a worker was killed."""
+        try:
+            start(batch)
+            return []
+        except TerminatedWorkerError:
+            time.sleep(0.5)  # the other workers are being stopped
+        undone = []
+        for job in batch:
+            status = job.folder / "status.json"
+            touched = status.exists() and status.stat().st_mtime >= began
+            what, why = state(job)
+            if what == "killed":
+                strikes[job.folder] += 1
+            if what == "killed" or not touched:
+                undone.append(job)
+        return undone
+
+    waiting = list(jobs)
+    while waiting:
+        suspects = [job for job in waiting if 0 < strikes[job.folder] < CHANCES]
+        fresh = [job for job in waiting if strikes[job.folder] == 0]
+        if fresh:
+            undone = attempt(fresh)
+            if len(undone) == len(fresh) and not any(strikes[job.folder] for job in undone):
+                raise UserError("the worker processes die before a run begins; try fewer at once: hydra.launcher.n_jobs=1")
+            waiting = suspects + undone
+        elif suspects:
+            log.warning(f"a worker was killed; {len(suspects)} runs that were under way go on, one at a time")
+            waiting = [job for one in suspects for job in attempt([one])]
+        else:
+            return
+
+
+# ---------------------------------------------------------------- SLURM
+
+
+@contextlib.contextmanager
+def _slurm() -> Iterator[None]:
+    """submitit, made to wait for every job of the array and to ask squeue, which is there where accounting is not."""
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+    from submitit.slurm import slurm
+
+    before = slurm.SlurmJob.watcher, slurm.SlurmJob.results
+    slurm.SlurmJob.watcher = _queue_watcher()
+    slurm.SlurmJob.results = lambda job: job.wait() or [None]  # the outcome is in the run's folder
+    try:
+        yield
+    except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
+        text = getattr(error, "stderr", None) or str(error)
+        reason = [line for line in str(text).splitlines() if "error" in line.lower()] or [" ".join(str(text).split())]
+        raise UserError(f"SLURM refused the jobs: {reason[-1].strip()[:300]}") from None
+    except RuntimeError as error:
+        if "srun" not in str(error):
+            raise
+        raise UserError("hydra/launcher=slurm finds no srun here; run it on a login node of a SLURM cluster") from None
+    except KeyboardInterrupt:
+        print("the jobs go on in SLURM (squeue --me); the same command later reports on them", file=sys.stderr)
+        raise
+    finally:
+        slurm.SlurmJob.watcher, slurm.SlurmJob.results = before
+
+
+ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "TIMEOUT"}
+
+
+def _queue_watcher() -> Any:
+    from submitit.slurm.slurm import SlurmInfoWatcher
+
+    class QueueWatcher(SlurmInfoWatcher):
+        """States of jobs from squeue; one that squeue has forgotten is over."""
+
+        def update(self) -> None:
+            arrays = {job.split("_")[0] for job in self._registered - self._finished}
+            if not arrays:
+                return
+            self._last_status_check = time.time()
+            command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i %T", "--jobs", ",".join(arrays)]
+            asked = subprocess.run(command, capture_output=True, text=True)
+            if asked.returncode and "Invalid job id" not in asked.stderr:
+                log.warning(f"squeue: {asked.stderr.strip()}; asking again later")
+                return
+            states = dict(line.split(maxsplit=1) for line in asked.stdout.splitlines() if line.strip())
+            for job in self._registered - self._finished:
+                self._info_dict[job] = {"State": states.get(job, "FORGOTTEN").strip()}
+                if self.is_done(job, mode="cache"):
+                    self._finished.add(job)
+
+        def is_done(self, job_id: str, mode: str = "standard") -> bool:
+            return self.get_state(job_id, mode=mode) in ENDED | {"FORGOTTEN"}
+
+    return QueueWatcher(delay_s=30)
+
+
+def still_running() -> bool:
+    """Whether SLURM wants this job to run: not cancelled, not at its end, not being requeued."""
+    job = os.environ.get("SLURM_JOB_ID", "")
+    asked = subprocess.run(["squeue", "-h", "-o", "%T", "-j", job], capture_output=True, text=True)
+    return asked.stdout.split() == ["RUNNING"]
