@@ -353,7 +353,7 @@ def multirun_config(overrides: list[str]) -> Iterator[tuple[DictConfig, Any]]:
     with _hydra():
         hydra, before = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
         try:
-            node = hydra.compose_config("train", overrides, run_mode=RunMode.MULTIRUN)
+            node = hydra.compose_config("train", [*overrides, "hydra.mode=MULTIRUN"], run_mode=RunMode.MULTIRUN)
             HydraConfig.instance().set_config(node)
             refuse_code(node)
         except (HydraException, OmegaConfBaseException) as error:

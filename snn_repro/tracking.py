@@ -6,7 +6,7 @@ from pathlib import Path
 from snn_repro.config import Config, config_hash, to_dict
 from snn_repro.errors import UserError
 
-START_SECONDS = 30  # how long an online run may wait for the server before it goes on offline
+START_SECONDS = 20  # how long an online run may wait for the server before it goes on offline
 
 
 class Tracker:
@@ -40,6 +40,7 @@ class Tracker:
             self._run = wandb.init(mode=mode, settings=_settings(wandb), **arguments)
         except (wandb.errors.CommError, wandb.errors.AuthenticationError, TimeoutError) as error:
             say(f"warning: W&B could not be reached ({' '.join(str(error).split())[:150]}); logging offline instead")
+            wandb.teardown()  # the failed start still holds the id
             self._run = wandb.init(mode="offline", settings=_settings(wandb), **arguments)
         self._run.define_metric("epoch")
         self._run.define_metric("*", step_metric="epoch")  # an epoch may be logged again after a resume
