@@ -16,7 +16,8 @@ from snn_repro.errors import UserError
 from snn_repro.files import replace_atomically
 
 LAST, PREVIOUS, BEST = "checkpoint_last.pt", "checkpoint_previous.pt", "checkpoint_best.pt"
-FILES = (LAST, PREVIOUS, BEST)
+DAMAGED = LAST + ".damaged"  # moved there, so that it never takes the place of the sound one before it
+FILES = (LAST, PREVIOUS, BEST, DAMAGED)
 
 
 class CheckpointError(UserError):
@@ -43,7 +44,13 @@ def load(path: Path) -> dict:
     Raises CheckpointError when the file is damaged.
     """
     try:
-        if zipfile.is_zipfile(path):  # torchvision has files in torch's older format, which has no checksums
+        with open(path, "rb") as file:
+            head = file.read(2)
+        if not head:
+            raise CheckpointError(f"{path} is empty")
+        if head == b"PK" and not zipfile.is_zipfile(path):
+            raise CheckpointError(f"{path} is damaged: its end is missing")
+        if head == b"PK":  # torchvision has files in torch's older format, which has no checksums
             with zipfile.ZipFile(path) as archive:
                 bad = archive.testzip()
             if bad:
@@ -63,7 +70,7 @@ def load(path: Path) -> dict:
 def resume(folder: Path, config: dict, say=print) -> dict | None:
     """The newest sound checkpoint of this configuration in `folder`, or None where there is none.
 
-    A damaged last checkpoint is reported through `say` and the previous one is taken. Raises CheckpointError when none
+    A damaged last checkpoint is reported through `say`, renamed to DAMAGED, and the previous one is taken. Raises CheckpointError when none
     is sound, or when the checkpoint was written with another configuration (the sentence names the keys).
     """
     paths = [folder / n for n in (LAST, PREVIOUS) if (folder / n).exists()]
@@ -85,6 +92,7 @@ def resume(folder: Path, config: dict, say=print) -> dict | None:
                 "use another folder (hydra.run.dir=...), or start again with resume=never"
             )
         for problem in problems:
+            os.replace(folder / LAST, folder / DAMAGED)
             say(f"warning: {problem}; going on from {path.name} (epoch {found['epoch']})")
         return found
     if problems:
