@@ -98,6 +98,11 @@ class ModelConfig:
     zero_init_residual: bool | None = key(None, "SEW-ResNet: start the last norm of each branch at 0")
     head_init: str | None = key(None, "SEW-ResNet, vgg128: initial weights of the classifier", choices=("torch", "normal01"))
     dropout: float | None = key(None, "vgg48: dropout before the classifier", low=0.0, below=1.0)
+    conv_backend: str = key(
+        "auto", "convolutions on a CPU: sparse visits nonzero inputs alone, auto takes the faster one in every call",
+        choices=("auto", "dense", "sparse"),
+    )  # fmt: skip
+    checkpointing: bool = key(False, "run each block again in the backward pass: less memory, more time, same numbers")
     weights: str | None = key(
         None, "initial weights, ours or torchvision's: a path, or a file name in data_dir, data_dir/weights or torch hub"
     )
@@ -256,6 +261,7 @@ class Config:
     device: str = key("auto", "auto is cuda where there is one", choices=("auto", "cpu", "cuda"))
     threads: int = key(0, "CPU threads; 0 is 1 for the small model (faster there), else torch's default", low=0)
     energy: bool = key(False, "add synaptic operations and energy (spikingjelly's counters) to result.json")
+    compile: bool = key(False, "torch.compile the network; on a CPU it needs a C++ compiler")
     deterministic: bool = key(True, "ask torch for deterministic algorithms; CUDA may be slower")
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -274,6 +280,7 @@ NOT_HASHED = (
     "run_dir", "data_dir", "cache_dir", "resume", "force", "device", "threads", "logger", "energy",
     "skip_finished", "slurm",
     "dataset.workers", "debug.profile", "baselines", "unspecified",
+    "model.conv_backend", "model.checkpointing", "compile",
     "recipe.sync_bn",  # matters with several processes alone, and their number is no key either
 )  # fmt: skip
 

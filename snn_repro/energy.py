@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snn_repro.sparse_conv import dense
+
 E_MAC_PJ = 4.6
 E_AC_PJ = 0.9
 E_MEMORY_PJ_PER_BYTE = 24.96  # spikingjelly's default: 3.12 pJ a bit
@@ -43,9 +45,10 @@ def energy_report(model: nn.Module, batch: Tensor) -> dict[str, Any]:
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), DispatchCounterMode([synop, mac]):
-            model(batch)
-        simple = estimate_simple_energy(model, batch, config=SimpleEnergyConfig(cost_config=cost))
+        with dense(model):
+            with torch.no_grad(), DispatchCounterMode([synop, mac]):
+                model(batch)
+            simple = estimate_simple_energy(model, batch, config=SimpleEnergyConfig(cost_config=cost))
     finally:
         model.train(training)
 

@@ -101,12 +101,13 @@ def fill(model):
             imps += 1
 
 
+@pytest.mark.parametrize("conv_backend", ["dense", "sparse"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_golden_network(name):
+def test_golden_network(name, conv_backend):
     g = NETWORKS[name]
     model = build_model(
         g["model"], num_classes=10, input_shape=g["input_shape"], timesteps=4, neuron=g["neuron"],
-        **({"dropout": 0.0} if g["model"] == "vgg48" else {}),
+        conv_backend=conv_backend, **({"dropout": 0.0} if g["model"] == "vgg48" else {}),
     ).double()  # fmt: skip
     fill(model)
     if g["input"] == "static":
@@ -245,6 +246,48 @@ def test_fewer_frames_run_without_tebn():
     assert torch.equal(model(x[:2]), model(x)[:2])
 
 
+# how the networks run on a CPU
+
+
+@pytest.mark.parametrize("name", ["small", "sew_resnet18", "sew_resnet18_cifar", "sew_resnet50", "vgg48", "vgg128"])
+def test_every_backend_and_checkpointing_give_the_same_gradients(name):
+    """In float64, where rounding cannot turn a spike over. The running statistics agree too."""
+    x = frames(name).double()
+    expected = None
+    for options in ({"conv_backend": "dense"}, {"conv_backend": "sparse"}, {"checkpointing": True}):
+        model = tiny(name, **options).double()
+        torch.manual_seed(5)  # dropout
+        logits = model(x)
+        build_loss("sdt")(logits, torch.tensor([3, 7])).backward()
+        found = dict(logits=logits.detach()) | {n: p.grad for n, p in model.named_parameters()}
+        found |= {n: b for n, b in model.named_buffers() if "running" in n or "tracked" in n}
+        expected = expected or found
+        for key, value in found.items():
+            torch.testing.assert_close(value, expected[key], atol=1e-9, rtol=1e-9, msg=f"{options} {key}")
+
+
+@pytest.mark.parametrize("name", ["sew_resnet18_cifar", "vgg48"])
+def test_checkpointing_saves_less_and_recomputes(name):
+    saved = {}
+    for checkpointing in (False, True):
+        model, sizes = tiny(name, checkpointing=checkpointing), {}
+        keep = lambda t, sizes=sizes: sizes.__setitem__(t.data_ptr(), t.numel()) or t  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            model(frames(name))
+        saved[checkpointing] = sum(sizes.values()) - sum(p.numel() for p in model.parameters())
+    assert saved[True] < 0.5 * saved[False]
+
+
+def test_the_network_runs_channels_last():
+    model = tiny("sew_resnet18_cifar")
+    forms = []
+    for m in model.modules():
+        if isinstance(m, nn.Conv2d | nn.BatchNorm2d):
+            m.register_forward_hook(lambda m, i, o: forms.append(o.is_contiguous(memory_format=torch.channels_last)))
+    model(frames("sew_resnet18_cifar"))
+    assert all(forms) and len(forms) >= 40
+
+
 # options
 
 
@@ -301,6 +344,8 @@ def test_sew_resnet_takes_torchvision_weights():
         (dict(input_shape=(1, 3, 8)), "model.name=small needs frames of at least 4x4 pixels, not 3x8"),
         (dict(name="vgg128", norm="batch"), "model.norm='batch' is not one of bn, tebn, tebn_gesture"),
         (dict(name="vgg128", input_shape=(2, 7, 7)), "needs at least 8x8 pixels, not 7x7"),
+        (dict(conv_backend="spars"), "model.conv_backend='spars' is not one of auto, dense, sparse; did you"),
+        (dict(checkpointing="yes"), "model.checkpointing='yes' must be true or false"),
         (dict(name="sew_resnet18", head_init="zero"), "model.head_init='zero' is not one of torch, normal01"),
         (dict(name="sew_resnet18", zero_init_residual="yes"), "model.zero_init_residual='yes' must be true or false"),
     ],

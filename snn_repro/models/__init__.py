@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from snn_repro.errors import UserError, nearest
+from snn_repro.models.common import boolean
 from snn_repro.models.sew_resnet import BasicBlock, Bottleneck, SEWResNet
 from snn_repro.models.small import Small
 from snn_repro.models.vgg import VGG48, VGG128
+from snn_repro.sparse_conv import set_backend
 
 __all__ = ["MODELS", "Model", "build_model", "count_parameters"]
 
@@ -48,13 +50,17 @@ def build_model(
     input_shape: tuple[int, int, int],
     timesteps: int,
     neuron: Mapping[str, Any],
+    conv_backend: str = "auto",
+    checkpointing: bool = False,
     **options,
 ) -> nn.Module:
     """Build a network by name (see MODELS) for frames or images of input_shape (C, H, W).
 
     neuron holds what `build_neuron` takes, for example {"name": "if", "imp": True}. timesteps is how often a
-    static image is seen, and for TEBN the only number of frames that fits. Options are those of MODELS[name];
-    None means the default. Raises UserError, naming the key, the value and what is allowed.
+    static image is seen, and for TEBN the only number of frames that fits. conv_backend "auto", "dense" or "sparse"
+    chooses the convolutions' kernel on the CPU (see sparse_conv), checkpointing trades time for memory; neither
+    changes a result beyond rounding. Options are those of MODELS[name]; None means the default.
+    Raises UserError, naming the key, the value and what is allowed.
     """
     if str(name) not in MODELS:
         raise UserError(f"model.name={name!r} is not one of {', '.join(MODELS)}{nearest(name, MODELS)}")
@@ -77,13 +83,16 @@ def build_model(
                 f"{nearest(key, model.options)}"
             )
     given = {key: value for key, value in options.items() if value is not None}
-    return model.build(
+    network = model.build(
         num_classes=num_classes,
         input_shape=input_shape,
         timesteps=timesteps,
         neuron=dict(neuron),
         **{**model.options, **given},
     )
+    set_backend(network, conv_backend)
+    network.checkpointing = boolean("checkpointing", checkpointing)
+    return network
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

@@ -1,6 +1,11 @@
 """What all networks share: time folded into the batch, two kinds of input, output sizes, initialisation."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from snn_repro.errors import UserError, nearest
 
@@ -24,7 +29,11 @@ class SpikingNetwork(nn.Module):
     """frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, num_classes].
 
     A static image is seen `timesteps` times; the layers before the first neuron run once for it, not T times.
+    checkpointing: keep only the blocks' inputs for the backward pass, which then runs each block a second time: less
+    memory, more time, the same numbers.
     """
+
+    checkpointing = False
 
     def __init__(self, input_shape: tuple[int, int, int], timesteps: int):
         super().__init__()
@@ -43,6 +52,34 @@ class SpikingNetwork(nn.Module):
                 f"not for input of shape {list(x.shape)}; set input_shape to that of the data."
             )
         return (x.unsqueeze(0), self.timesteps) if x.dim() == 4 else (x, x.shape[0])
+
+    def through(self, x: Tensor, *layers) -> Tensor:
+        """Run x through the layers of one block, which `checkpointing` recomputes in the backward pass."""
+
+        def block(x: Tensor) -> Tensor:
+            for layer in layers:
+                x = layer(x)
+            return x
+
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return block(x)
+        again = lambda: (nullcontext(), _same_statistics(self))  # noqa: E731
+        return checkpoint(block, x, use_reentrant=False, context_fn=again)
+
+
+@contextmanager
+def _same_statistics(model: nn.Module) -> Iterator[None]:
+    """Run batch norms without another update of their running statistics."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    kept = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, kept, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(batches)
 
 
 def repeat_steps(x: Tensor, timesteps: int) -> Tensor:

@@ -16,10 +16,11 @@ from snn_repro.models.common import (
     repeat_steps,
 )
 from snn_repro.neurons import build_neuron
+from snn_repro.sparse_conv import Conv2d
 
 
-def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> Conv2d:
+    return Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
 
 class Block(nn.Module):
@@ -145,5 +146,6 @@ class SEWResNet(SpikingNetwork):
         x, timesteps = self.steps(x)
         x = self.sn1(repeat_steps(over_time(x, self.conv1, self.bn1), timesteps))
         x = over_time(x, self.pool)
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for block in (*self.layer1, *self.layer2, *self.layer3, *self.layer4):
+            x = self.through(x, block)
         return self.fc(x.mean((-2, -1)))

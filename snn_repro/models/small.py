@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from snn_repro.errors import UserError
 from snn_repro.models.common import SpikingNetwork, kaiming_fan_out, output_size, over_time, repeat_steps
 from snn_repro.neurons import build_neuron
+from snn_repro.sparse_conv import Conv2d
 
 
 class Small(SpikingNetwork):
@@ -21,16 +22,16 @@ class Small(SpikingNetwork):
             raise UserError(f"model.name=small needs frames of at least 4x4 pixels, not {size[0]}x{size[1]}.")
         stride = 2 if min(size) > 16 else 1
         size = output_size(size, 3, stride, 1)
-        self.conv1 = nn.Conv2d(channels, 24, 3, stride, padding=1, bias=False)
+        self.conv1 = Conv2d(channels, 24, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(24)
         self.sn1 = build_neuron(state_shape=(24, *size), **neuron)
         size = output_size(size, 3, 2, 1)
-        self.conv2 = nn.Conv2d(24, 48, 3, stride=2, padding=1, bias=False)
+        self.conv2 = Conv2d(24, 48, 3, stride=2, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(48)
         self.sn2 = build_neuron(state_shape=(48, *size), **neuron)
         self.pool = nn.AvgPool2d(2)
         size = output_size(size, 2, 2, 0)
-        self.conv3 = nn.Conv2d(48, 48, 3, padding=1, bias=False)
+        self.conv3 = Conv2d(48, 48, 3, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(48)
         self.sn3 = build_neuron(state_shape=(48, *size), **neuron)
         self.fc = nn.Linear(48 * size[0] * size[1], num_classes)
@@ -40,7 +41,12 @@ class Small(SpikingNetwork):
         """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K]."""
         x, timesteps = self.steps(x)
         x = self.sn1(repeat_steps(over_time(x, self.conv1, self.bn1), timesteps))
-        x = self.sn2(over_time(x, self.conv2, self.bn2))
-        x = over_time(x, self.pool)
-        x = x + self.sn3(over_time(x, self.conv3, self.bn3))
+        x = self.through(x, self._second)
+        x = x + self.through(x, self._third)
         return self.fc(x.flatten(2))
+
+    def _second(self, x: Tensor) -> Tensor:
+        return over_time(self.sn2(over_time(x, self.conv2, self.bn2)), self.pool)
+
+    def _third(self, x: Tensor) -> Tensor:
+        return self.sn3(over_time(x, self.conv3, self.bn3))

@@ -15,6 +15,7 @@ from snn_repro.models.common import (
 )
 from snn_repro.models.norms import NORMS
 from snn_repro.neurons import build_neuron
+from snn_repro.sparse_conv import Conv2d
 
 POOL = "pool"
 VGG48_PLAN = (64, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512, POOL)
@@ -26,7 +27,7 @@ class ConvNorm(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, norm: str, timesteps: int):
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.conv = Conv2d(inputs, outputs, 3, padding=1)
         self.norm = NORMS[norm](outputs, timesteps)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,10 +81,12 @@ class VGG(SpikingNetwork):
                 f"The network was built with TEBN for timesteps={self.timesteps} but its frames have "
                 f"{timesteps} time steps; use the same timesteps or model.norm=bn."
             )
-        first, *rest = self.features
-        x = repeat_steps(first(x), timesteps)
-        for layer in rest:
-            x = layer(x)
+        first, neuron, *rest = self.features
+        x = neuron(repeat_steps(first(x), timesteps))
+        while rest:
+            now = 2 if isinstance(rest[0], ConvNorm) else 1  # its neuron with it
+            x = self.through(x, *rest[:now])
+            rest = rest[now:]
         return x
 
 

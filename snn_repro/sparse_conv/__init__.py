@@ -1,0 +1,269 @@
+"""Convolution that visits only nonzero inputs where that is faster: spikes are mostly zeros. CPU; elsewhere dense.
+
+    layer = Conv2d(64, 128, 3, padding=1)      # torch's nn.Conv2d with `backend` "auto", "dense" or "sparse"
+
+The result and the weight gradient are those of torch's convolution up to the order of the additions; the gradient of
+the input is torch's (it is dense whatever the spikes). Inputs may be any numbers: spikes, their sums, averages of a pool.
+
+"auto" compares, in every call, a sample of the input's density with the density up to which the sparse kernel was
+measured to be faster for this layer's sizes. That is measured when a size is first met (some 50 ms), once for the
+forward and once for the weight gradient, and kept in the user's cache folder, so that all runs on a machine choose
+alike. The kernels are in `kernels.py`.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from snn_repro.errors import UserError, nearest
+from snn_repro.files import write_json
+
+BACKENDS = ("auto", "dense", "sparse")
+LEAST_CHANNELS = 8  # a stem's images and event counts are left to the dense kernel without a look,
+LEAST_WORK = 2**25  # and so are convolutions of fewer multiplications (some 0.2 ms): a look costs as much
+SAMPLE = 2**14  # inputs looked at for the density
+TRIAL = 2**19  # inputs of a trial
+MARGIN = 0.95  # the sparse kernel must be this much faster than the dense one
+
+
+class Conv2d(nn.Conv2d):
+    """nn.Conv2d whose `backend` chooses the kernel; on the CPU it returns channels-last memory."""
+
+    backend = "auto"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> [N, outputs, H', W']."""
+        if x.device.type != "cpu" or x.dim() != 4:
+            return super().forward(x)
+        x = channels_last(x)
+        fits = (
+            x.dtype in (torch.float32, torch.float64) and x.dtype == self.weight.dtype
+            and len({*self.kernel_size}) == len({*self.stride}) == len({*self.padding}) == 1
+            and (*self.dilation, self.groups) == (1, 1, 1) and self.padding_mode == "zeros"
+            and not torch.is_autocast_enabled("cpu") and x.numel() > 0
+        )  # fmt: skip
+        if self.backend == "dense" or not fits or (self.backend == "auto" and self._is_small(x)):
+            return super().forward(x)
+        return torch.ops.snn_repro.conv(x, self.weight, self.bias, self.stride[0], self.padding[0], self.backend)
+
+    def _is_small(self, x: Tensor) -> bool:
+        work = x.numel() * self.weight[:, 0].numel() // self.stride[0] ** 2
+        return self.in_channels < LEAST_CHANNELS or work < LEAST_WORK
+
+
+def set_backend(model: nn.Module, backend: str) -> None:
+    """Choose the kernel of every convolution of `model`. Raises UserError for another name than BACKENDS."""
+    if backend not in BACKENDS:
+        allowed = ", ".join(BACKENDS)
+        raise UserError(f"model.conv_backend={backend!r} is not one of {allowed}{nearest(backend, BACKENDS)}")
+    for module in model.modules():
+        if isinstance(module, Conv2d):
+            module.backend = backend
+
+
+@contextmanager
+def dense(model: nn.Module) -> Iterator[None]:
+    """Within, every convolution of `model` is torch's own operator, which counters of operations know."""
+    before = {m: m.backend for m in model.modules() if isinstance(m, Conv2d)}
+    set_backend(model, "dense")
+    try:
+        yield
+    finally:
+        for module, backend in before.items():
+            module.backend = backend
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """x [N, C, H, W] with its channels side by side in memory, copied if need be."""
+    n, c, h, w = x.shape
+    strides = (c * h * w, 1, w * c, c)
+    if x.stride() == strides:
+        return x
+    if x.is_contiguous(memory_format=torch.channels_last):  # some sizes are 1 and their strides arbitrary
+        return x.as_strided(x.shape, strides)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+# ---------------------------------------------------------------- operators
+
+
+@torch.library.custom_op("snn_repro::conv", mutates_args=())
+def conv(x: Tensor, w: Tensor, bias: Tensor | None, stride: int, padding: int, backend: str) -> Tensor:
+    """x [N, C, H, W], w [outputs, C, k, k] -> [N, outputs, H', W'], channels last."""
+    x = channels_last(x)
+    if backend == "sparse" or density(x) < limits(x, w, stride, padding)[0]:
+        return _kernels().forward(x, w, bias, _shape(x, w, stride, padding), torch.get_num_threads())
+    return channels_last(F.conv2d(x, w, bias, stride, padding))
+
+
+@conv.register_fake
+def _(x, w, bias, stride, padding, backend):
+    h, w_out = ((n + 2 * padding - w.shape[-1]) // stride + 1 for n in x.shape[2:])
+    return x.new_empty(x.shape[0], h, w_out, w.shape[0]).permute(0, 3, 1, 2)
+
+
+@torch.library.custom_op("snn_repro::conv_backward", mutates_args=())
+def conv_backward(
+    gy: Tensor, x: Tensor, w: Tensor, stride: int, padding: int, backend: str, for_x: bool, for_w: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x, channels last, and of w; empty where not asked for."""
+    gy, x = channels_last(gy), channels_last(x)
+    gw = w.new_empty(0)
+    if for_w and (backend == "sparse" or density(x) < limits(x, w, stride, padding)[1]):
+        gw = _kernels().weight_gradient(x, gy, _shape(x, w, stride, padding), torch.get_num_threads())
+        for_w = False
+    gx, dense_gw = _dense_backward(gy, x, w, stride, padding, for_x, for_w)
+    return channels_last(gx) if for_x else w.new_empty(0), dense_gw.contiguous() if for_w else gw
+
+
+@conv_backward.register_fake
+def _(gy, x, w, stride, padding, backend, for_x, for_w):
+    n, c, height, width = x.shape
+    gx = x.new_empty(n, height, width, c).permute(0, 3, 1, 2) if for_x else w.new_empty(0)
+    return gx, w.new_empty(w.shape if for_w else 0)
+
+
+def _setup(ctx, inputs, output) -> None:
+    x, w, bias, *ctx.settings = inputs
+    ctx.save_for_backward(x, w)
+
+
+def _differentiate(ctx, gy):
+    x, w = ctx.saved_tensors
+    for_x, for_w, for_bias = ctx.needs_input_grad[:3]
+    gx = gw = gbias = None
+    if for_x or for_w:
+        gx, gw = torch.ops.snn_repro.conv_backward(gy, x, w, *ctx.settings, for_x, for_w)
+    if for_bias:
+        gbias = gy.sum((0, 2, 3))
+    return gx if for_x else None, gw if for_w else None, gbias, None, None, None
+
+
+conv.register_autograd(_differentiate, setup_context=_setup)
+
+
+def _dense_backward(gy, x, w, stride, padding, for_x, for_w):
+    if not (for_x or for_w):
+        return None, None
+    pair = [stride, stride], [padding, padding], [1, 1]
+    return torch.ops.aten.convolution_backward(gy, x, w, None, *pair, False, [0, 0], 1, [for_x, for_w, False])[:2]
+
+
+def _kernels():
+    from snn_repro.sparse_conv import kernels
+
+    return kernels
+
+
+def _shape(x: Tensor, w: Tensor, stride: int, padding: int):
+    n, c, height, width = x.shape
+    return _kernels().Shape(n, height, width, c, w.shape[0], w.shape[-1], stride, padding, x.element_size())
+
+
+# ---------------------------------------------------------------- the choice
+
+
+def density(x: Tensor) -> float:
+    """Part of x [N, C, H, W], channels last, that is not zero, from evenly spaced pixels."""
+    pixels = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+    apart = max(1, len(pixels) * x.shape[1] // SAMPLE) | 1  # odd: not always the same column
+    pixels = pixels[apart // 2 :: apart]
+    return int(pixels.count_nonzero()) / max(1, pixels.numel())
+
+
+def limits(x: Tensor, w: Tensor, stride: int, padding: int) -> tuple[float, float]:
+    """Densities below which the sparse forward and weight gradient are faster for these sizes on this machine."""
+    n, c, height, width = x.shape
+    images = min(n, max(1, TRIAL // (c * height * width)))
+    images = 1 << images.bit_length() - 1  # few sizes are told apart
+    return _limits(images, c, height, width, w.shape[0], w.shape[-1], stride, padding, x.dtype, torch.get_num_threads())
+
+
+@cache
+def _limits(n, c, height, width, outputs, kernel, stride, padding, dtype, threads) -> tuple[float, float]:
+    sizes = f"{n}x{c}x{height}x{width} {outputs}x{kernel}x{kernel} stride {stride} padding {padding}"
+    key = f"{sizes} {str(dtype).removeprefix('torch.')} {threads} threads"
+    known = _read()
+    if key not in known:
+        measured = _measure(n, c, height, width, outputs, kernel, stride, padding, dtype, threads)
+        known = _read()  # another process may have been faster: then all follow it
+        if key not in known:
+            known[key] = measured
+            _write(known)
+    return tuple(known[key])
+
+
+def _measure(n, c, height, width, outputs, kernel, stride, padding, dtype, threads) -> list[float]:
+    """Time both kernels at two densities; the sparse one's time is a straight line in the density."""
+    kernels = _kernels()
+    shape = kernels.Shape(n, height, width, c, outputs, kernel, stride, padding, dtype.itemsize)
+    random = torch.Generator().manual_seed(0)  # the run's own draws stay as they are
+    dice = torch.rand(n, height, width, c, dtype=dtype, generator=random).permute(0, 3, 1, 2)
+    w = torch.rand(outputs, c, kernel, kernel, dtype=dtype, generator=random)
+    sparse, dense = (0.05, 0.35), 0.2
+    inputs = {d: (dice < d).to(dtype) for d in (*sparse, dense)}
+    with torch.no_grad():
+        gy = channels_last(F.conv2d(inputs[dense], w, None, stride, padding))
+        pairs = (
+            (
+                lambda x: F.conv2d(x, w, None, stride, padding),
+                lambda x: kernels.forward(x, w, None, shape, threads),
+            ),
+            (
+                lambda x: _dense_backward(gy, x, w, stride, padding, False, True),
+                lambda x: kernels.weight_gradient(x, gy, shape, threads),
+            ),
+        )
+        found = []
+        for by_dense, by_sparse in pairs:
+            limit = MARGIN * _seconds(by_dense, inputs[dense], threads)
+            few, many = (_seconds(by_sparse, inputs[d], threads) for d in sparse)
+            slope = (many - few) / (sparse[1] - sparse[0])
+            if slope <= 0:  # the sparse kernel's time does not depend on the input: noise, or next to no work
+                found.append(float(many < limit))
+            else:
+                found.append(min(1.0, max(0.0, sparse[0] + (limit - few) / slope)))
+    return found
+
+
+def _seconds(function, x: Tensor, threads: int) -> float:
+    """The shortest of some calls: CPU time of one thread, which other work does not lengthen; else wall time."""
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    times = []
+    for _ in range(5):
+        start = clock()
+        function(x)
+        times.append(clock() - start)
+    return min(times[1:])
+
+
+def _file() -> Path:
+    """Where measured limits are kept: one file for each processor and versions of what was measured."""
+    import numba
+    from llvmlite import binding
+
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snn_repro"
+    return folder / f"convolution-{binding.get_host_cpu_name()}-torch{torch.__version__}-numba{numba.__version__}.json"
+
+
+def _read() -> dict[str, list[float]]:
+    try:
+        return json.loads(_file().read_text())
+    except (OSError, ValueError, RuntimeError):  # none yet, damaged, or no home folder: measure
+        return {}
+
+
+def _write(known: dict[str, list[float]]) -> None:
+    try:
+        _file().parent.mkdir(parents=True, exist_ok=True)
+        write_json(_file(), known)
+    except (OSError, UserError, RuntimeError):
+        pass  # kept in this process alone; the next one measures again

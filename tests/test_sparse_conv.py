@@ -1,0 +1,233 @@
+"""Sparse convolution: equal to torch's, whatever the sizes and inputs; the choice between the two; operators."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from snn_repro import sparse_conv
+from snn_repro.errors import UserError
+from snn_repro.sparse_conv import Conv2d, channels_last, density
+
+KINDS = {
+    "spikes": lambda rand: (rand < 0.2).to(rand.dtype),
+    "sums": lambda rand: (rand * 3.4 - 0.4).clamp(min=0).floor(),
+    "averages": lambda rand: nn.functional.avg_pool2d((rand < 0.2).to(rand.dtype), 2, 1, 0),
+    "numbers": lambda rand: torch.where(rand < 0.3, rand - 0.15, 0),
+    "zeros": torch.zeros_like,
+    "dense": lambda rand: rand + 0.1,
+}
+SIZES = {  # images, inputs, outputs, height, width, kernel, stride
+    "3x3": (3, 16, 32, 8, 8, 3, 1),
+    "3x3, stride 2": (2, 24, 48, 9, 7, 3, 2),
+    "1x1": (2, 16, 40, 5, 6, 1, 1),
+    "1x1, stride 2": (3, 8, 64, 7, 8, 1, 2),
+    "odd numbers": (5, 13, 19, 5, 3, 3, 1),
+    "many channels": (2, 160, 256, 4, 4, 3, 1),
+    "one pixel": (4, 8, 8, 1, 1, 3, 1),
+    "7x7": (1, 9, 5, 12, 12, 7, 2),
+}
+
+
+def layer_and_input(size="3x3", kind="spikes", dtype=torch.float32, bias=True, seed=0):
+    n, inputs, outputs, height, width, kernel, stride = SIZES[size]
+    torch.manual_seed(seed)
+    layer = Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=bias).to(dtype)
+    more = 1 if kind == "averages" else 0
+    x = KINDS[kind](torch.rand(n, inputs, height + more, width + more, dtype=dtype))
+    return layer, x
+
+
+def run(layer, x, backend):
+    """Output and all gradients under a fixed gradient of the output."""
+    layer.backend = backend
+    layer.zero_grad()
+    x = x.detach().clone().requires_grad_()
+    y = layer(x)
+    y.backward(torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(1)))
+    return [y.detach(), x.grad, *(p.grad for p in layer.parameters())]
+
+
+def assert_close(ours, theirs, dtype):
+    rel = 1e-5 if dtype == torch.float32 else 1e-12
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        assert (a - b).norm() <= rel * b.norm().clamp(min=1e-30)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("size", SIZES)
+def test_equals_the_dense_convolution_at_every_size(size, dtype):
+    layer, x = layer_and_input(size, dtype=dtype)
+    assert_close(run(layer, x, "sparse"), run(layer, x, "dense"), dtype)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_the_dense_convolution_for_every_kind_of_input(kind, bias):
+    layer, x = layer_and_input(kind=kind, bias=bias)
+    assert_close(run(layer, x, "sparse"), run(layer, x, "dense"), torch.float32)
+
+
+def test_integer_weights_give_exactly_the_same():
+    layer, x = layer_and_input(kind="sums")
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.copy_((p * 50).round())
+    layer.backend = "sparse"
+    sparse = layer(x)
+    layer.backend = "dense"
+    assert torch.equal(sparse, layer(x))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_and_memory_formats_change_nothing(threads):
+    layer, x = layer_and_input("3x3, stride 2")
+    x = x.repeat(4, 1, 1, 1)
+    expected = run(layer, x, "dense")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for form in (torch.contiguous_format, torch.channels_last):
+            y, *gradients = run(layer, x.contiguous(memory_format=form), "sparse")
+            assert y.is_contiguous(memory_format=torch.channels_last)
+            assert_close([y, *gradients], expected, torch.float32)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_infinite_or_undefined_input_is_not_hidden():
+    layer, x = layer_and_input()
+    for value in (float("nan"), float("inf")):
+        x[0, 0, 3, 3] = value
+        layer.backend = "sparse"
+        assert not layer(x)[0, :, 3, 3].isfinite().any()
+
+
+def test_gradcheck():
+    layer, x = layer_and_input("odd numbers", "numbers", torch.float64)
+    layer, x = layer.requires_grad_(), x[:1].requires_grad_()
+    function = lambda x, w, b: torch.ops.snn_repro.conv(x, w, b, 1, 1, "sparse")  # noqa: E731
+    # where x is 0 a step of gradcheck makes it nonzero: the kernel sees that too
+    assert torch.autograd.gradcheck(function, (x, layer.weight, layer.bias), fast_mode=True)
+
+
+@pytest.mark.parametrize("size", ["3x3, stride 2", "1x1", "one pixel"])
+def test_operators_say_what_they_do(size):
+    layer, x = layer_and_input(size)
+    arguments = (x.requires_grad_(), layer.weight, layer.bias, layer.stride[0], layer.padding[0], "sparse")
+    torch.library.opcheck(torch.ops.snn_repro.conv, arguments)
+
+
+def test_only_what_needs_a_gradient_gets_one():
+    layer, x = layer_and_input()
+    layer.backend = "sparse"
+    layer.weight.requires_grad_(False)
+    x.requires_grad_()
+    layer(x).sum().backward()
+    assert layer.weight.grad is None and x.grad is not None and layer.bias.grad is not None
+    with torch.inference_mode():
+        assert layer(x).shape == x.shape[:1] + (32, 8, 8)
+
+
+def test_other_convolutions_are_left_to_torch():
+    x = (torch.rand(2, 8, 9, 9) < 0.2).float()
+    for options in (dict(groups=2), dict(dilation=2), dict(stride=(1, 2)), dict(padding="same"),
+                    dict(padding=1, padding_mode="circular")):  # fmt: skip
+        layer = Conv2d(8, 8, 3, **options)
+        layer.backend = "sparse"
+        plain = nn.Conv2d(8, 8, 3, **options)
+        plain.load_state_dict(layer.state_dict())
+        torch.testing.assert_close(layer(x), plain(x))
+    layer = Conv2d(8, 8, 3)
+    layer.backend = "sparse"
+    assert layer(x[:0]).shape == (0, 8, 7, 7)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+
+
+# the choice
+
+
+def test_density_is_sampled():
+    x = channels_last((torch.rand(64, 64, 32, 32) < 0.1).float())
+    assert density(x) == pytest.approx(0.1, abs=0.02)
+    assert density(torch.zeros(1, 8, 2, 2)) == 0 and density(torch.ones(1, 8, 2, 2)) == 1
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Counts calls of the sparse kernels."""
+    calls = {"forward": 0, "weight_gradient": 0}
+    kernels = sparse_conv._kernels()
+    for name in calls:
+        function = getattr(kernels, name)
+
+        def counting(*arguments, name=name, original=function):
+            calls[name] += 1
+            return original(*arguments)
+
+        monkeypatch.setattr(kernels, name, counting)
+    return calls
+
+
+@pytest.fixture
+def no_least_work(monkeypatch):
+    monkeypatch.setattr(sparse_conv, "LEAST_WORK", 0)
+
+
+@pytest.mark.usefixtures("no_least_work")
+@pytest.mark.parametrize("limits", [(0.0, 1.0), (1.0, 0.0)])
+def test_each_pass_is_chosen_by_its_own_limit(limits, counted, monkeypatch):
+    layer, x = layer_and_input()
+    monkeypatch.setattr(sparse_conv, "limits", lambda *_: limits)
+    auto = run(layer, x, "auto")
+    assert counted == {"forward": limits[0], "weight_gradient": limits[1]}
+    assert_close(auto, run(layer, x, "dense"), torch.float32)
+
+
+def test_few_channels_and_little_work_are_dense_without_a_look(counted, monkeypatch):
+    monkeypatch.setattr(sparse_conv, "density", None)
+    Conv2d(2, 16, 3, padding=1)(torch.zeros(64, 2, 64, 64)).sum().backward()
+    Conv2d(16, 16, 3, padding=1)(torch.zeros(1, 16, 8, 8)).sum().backward()
+    assert counted == {"forward": 0, "weight_gradient": 0}
+
+
+def test_limits_are_measured_once_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    layer, x = layer_and_input()
+    measured = []
+    original = sparse_conv._measure
+    monkeypatch.setattr(sparse_conv, "_measure", lambda *a: measured.append(a) or original(*a))
+    draws = torch.get_rng_state()
+    first = sparse_conv.limits(x, layer.weight, 1, 1)
+    assert torch.equal(torch.get_rng_state(), draws)
+    assert all(0 <= limit <= 1 for limit in first) and len(measured) == 1
+    sparse_conv._limits.cache_clear()
+    assert sparse_conv.limits(x, layer.weight, 1, 1) == first and len(measured) == 1
+
+    (file,) = tmp_path.glob("snn_repro/*.json")
+    (key,) = json.loads(file.read_text())
+    file.write_text(json.dumps({key: [0.25, 0.5]}))
+    sparse_conv._limits.cache_clear()
+    assert sparse_conv.limits(x, layer.weight, 1, 1) == (0.25, 0.5)
+    file.write_text("{damaged")
+    sparse_conv._limits.cache_clear()
+    sparse_conv.limits(x, layer.weight, 1, 1)
+    assert len(measured) == 2
+    sparse_conv._limits.cache_clear()
+
+
+def test_an_unwritable_cache_folder_is_no_obstacle(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    layer, x = layer_and_input()
+    sparse_conv._limits.cache_clear()
+    assert len(sparse_conv.limits(x, layer.weight, 1, 1)) == 2
+    sparse_conv._limits.cache_clear()
+
+
+def test_a_wrong_backend_is_named():
+    with pytest.raises(UserError, match="model.conv_backend='sparce' is not one of.*did you mean 'sparse'"):
+        sparse_conv.set_backend(nn.Identity(), "sparce")
