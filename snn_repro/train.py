@@ -155,6 +155,8 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
     model = model.to(device)
     if config.recipe.sync_bn and here.size > 1:
         synchronise(model)
+    if config.compile:
+        compile_network(model, device)
     loss_fn = build_loss(config.loss.name, **options(config.loss, "name"))
     optimizer = build_optimizer(model, config.recipe)
     steps = steps_in_epoch(config, train_part)
@@ -331,7 +333,7 @@ class Training:
         """
         import torch
 
-        from snn_repro.metrics import correct_readout
+        from snn_repro.metrics import count_correct
 
         recipe, scaler = self.config.recipe, self.amp.scaler
         n, size = len(target), distributed.world().size
@@ -348,7 +350,7 @@ class Training:
                 loss = self.loss_fn(logits, part_target) * (len(part_target) * size / n_all)
                 scaler.scale(loss).backward()
             total = total + loss.detach() * (n_all / size)
-            correct = correct + correct_readout(self.loss_fn.readout(logits.detach()), part_target)
+            correct = correct + count_correct(self.loss_fn.readout(logits.detach()), part_target)
         if recipe.clip_norm > 0:
             scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
@@ -475,6 +477,21 @@ def pick_device(config: Config):
         )
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
+
+
+def compile_network(model, device) -> None:
+    """torch.compile the network in place, so that its weights keep their names. Raises ConfigError without a compiler."""
+    if device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler:
+            raise ConfigError(
+                "compile=true needs a C++ compiler on a CPU and none was found; install g++ or use compile=false"
+            ) from None
+    model.compile()
 
 
 class Precision:
