@@ -6,7 +6,7 @@ from pathlib import Path
 from snn_repro.config import Config, config_hash, to_dict
 from snn_repro.errors import UserError
 
-START_SECONDS = 20  # how long an online run may wait for the server before it goes on offline
+START_SECONDS = 20  # how long an online run may wait for the server before it goes on offline (or WANDB_INIT_TIMEOUT)
 
 
 class Tracker:
@@ -30,10 +30,13 @@ class Tracker:
             )
         c = config
         neuron = c.neuron.name + ("_imp" if c.neuron.imp else "")
+        table = [c.name.split("_")[0]] if c.paper_row else []  # table1, table2, ...
+        agent = "WANDB_SWEEP_ID" in os.environ  # `wandb agent` has given the run an id already
         arguments = dict(
-            dir=str(folder), project=c.logger.project, entity=c.logger.entity, id=f"{config_hash(c)}-{c.seed}",
+            dir=str(folder), project=c.logger.project, entity=c.logger.entity,
+            id=None if agent else f"{config_hash(c)}-{c.seed}",
             name=f"{c.name}/seed{c.seed}", group=c.name, job_type="train", resume="allow",
-            tags=[c.dataset.name, c.model.name, neuron, c.loss.name, *c.logger.tags],
+            tags=[*table, c.dataset.name, c.model.name, neuron, c.loss.name, *c.logger.tags],
             config=to_dict(c), reinit="finish_previous",
         )  # fmt: skip
         try:
@@ -44,6 +47,8 @@ class Tracker:
             self._run = wandb.init(mode="offline", settings=_settings(wandb), **arguments)
         self._run.define_metric("epoch")
         self._run.define_metric("*", step_metric="epoch")  # an epoch may be logged again after a resume
+        self._run.define_metric("final/acc_step", step_metric="final/time_step")
+        self._run.define_metric("final/acc_cum", step_metric="final/time_step")
         self._table = wandb.Table
 
     def epoch(self, line: dict) -> None:
@@ -64,17 +69,20 @@ class Tracker:
         self._run.log(flat)
 
     def finish(self, result: dict | None) -> None:
-        """Put the result into the run's summary and close it; without one it is marked failed."""
+        """Log the result's accuracy against time step, put its numbers into the summary and close; no result: failed."""
         if self._run is None:
             return
         if result is not None:
-            self._run.summary.update({k: v for k, v in result.items() if isinstance(v, int | float | str | bool)})
+            for t, (step, cumulative) in enumerate(zip(result["acc_step"], result["acc_cum"], strict=True), 1):
+                self._run.log({"final/time_step": t, "final/acc_step": step, "final/acc_cum": cumulative})
+            self._run.summary.update({k: v for k, v in result.items() if isinstance(v, int | float)})
         self._run.finish(exit_code=0 if result is not None else 1)
         self._run = None
 
 
 def _settings(wandb):
-    return wandb.Settings(init_timeout=START_SECONDS, login_timeout=START_SECONDS, silent=True, console="off",
+    seconds = int(os.environ.get("WANDB_INIT_TIMEOUT", START_SECONDS))
+    return wandb.Settings(init_timeout=seconds, login_timeout=seconds, silent=True, console="off",
                           x_disable_stats=True, save_code=False)  # fmt: skip
 
 

@@ -1,0 +1,106 @@
+"""A saved W&B view of the runs: accuracy against time step by loss, reproduced against paper, convergence.
+
+python scripts/wandb_workspace.py --entity TEAM [--project snn_repro] [--table 1|2|3]   save the view, print its address
+python scripts/wandb_workspace.py --entity TEAM --json                                  print it, contact no server
+
+Needs pip install 'snn_repro[dashboard]', and `wandb login` to save. Every run logs what the view shows; runs that were
+logged offline appear after `wandb sync`.
+"""
+
+import argparse
+import json
+import sys
+
+from snn_repro.errors import UserError
+from snn_repro.rows import load_rows
+
+
+def build(entity: str, project: str, table: str | None = None):
+    """The view, as a wandb_workspaces Workspace: all runs of the project, or those of one table.
+
+    Raises UserError when wandb-workspaces is not installed.
+    """
+    try:
+        import wandb_workspaces.reports.v2 as wr
+        import wandb_workspaces.workspaces as ws
+    except ImportError:
+        raise UserError("the view needs a package: pip install 'snn_repro[dashboard]'") from None
+    from wandb_workspaces.expr import Tags
+
+    def lines(title: str, x: str, *y: str, by: str = "loss.name", **more):
+        return wr.LinePlot(title=title, x=x, y=list(y), groupby=wr.Config(by), groupby_rangefunc="stddev", **more)
+
+    time_steps = ws.Section(
+        name="Accuracy against time step", is_open=True,
+        panels=[
+            lines("y_t alone, by loss", "final/time_step", "final/acc_step", title_x="time step"),
+            lines("mean of y_1..y_t, by loss", "final/time_step", "final/acc_cum", title_x="time step"),
+            lines("y_t alone, by neuron's initial potential", "final/time_step", "final/acc_step", by="neuron.imp"),
+        ],
+    )  # fmt: skip
+    rows = [row for row in load_rows() if row.own and table in (None, str(row.table))]
+    against_paper = ws.Section(
+        name="Reproduced against paper", is_open=True,
+        panels=[
+            wr.BarPlot(
+                title="test accuracy of the last epoch, mean and spread over seeds", metrics=["acc_last"],
+                groupby=wr.Config("paper_row"), groupby_rangefunc="stddev", max_bars_to_show=len(rows),
+            ),
+            wr.BarPlot(
+                title="best epoch on the test set, as the paper reports (optimistic)", metrics=["acc_best_test"],
+                groupby=wr.Config("paper_row"), groupby_rangefunc="stddev", max_bars_to_show=len(rows),
+            ),
+            wr.MarkdownPanel(markdown=paper_numbers(rows)),
+        ],
+    )  # fmt: skip
+    convergence = ws.Section(
+        name="Convergence", is_open=True,
+        panels=[
+            lines("test accuracy", "epoch", "acc"),
+            lines("validation accuracy", "epoch", "val_acc"),
+            lines("training loss", "epoch", "train_loss", log_y=True),
+            lines("learning rate", "epoch", "lr", by="paper_row"),
+        ],
+    )  # fmt: skip
+    name = f"snn_repro, table {table}" if table else "snn_repro"
+    return ws.Workspace(
+        entity=entity, project=project, name=name, sections=[time_steps, against_paper, convergence],
+        settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=100),
+        runset_settings=ws.RunsetSettings(
+            filters=[Tags() == f"table{table}"] if table else [],
+            pinned_columns=["summary:acc_last", "summary:acc_best_test", "config:seed"],
+        ),
+    )  # fmt: skip
+
+
+def paper_numbers(rows) -> str:
+    """A Markdown table of the paper's accuracies."""
+    lines = ["| row | paper, % |", "| --- | ---: |"]
+    lines += [f"| {row.id} | {row.corrected or row.accuracy:.2f} |" for row in rows]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0, or 2 after one sentence on stderr."""
+    parser = argparse.ArgumentParser(
+        prog="wandb_workspace.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--entity", required=True, help="W&B team or user")
+    parser.add_argument("--project", default="snn_repro", help="W&B project, as logger.project")
+    parser.add_argument("--table", choices=("1", "2", "3"), help="only the runs of one table")
+    parser.add_argument("--json", action="store_true", help="print the view instead of saving it")
+    args = parser.parse_args(argv)
+    try:
+        view = build(args.entity, args.project, args.table)
+        if args.json:
+            print(json.dumps(view._to_model().model_dump(mode="json", by_alias=True), indent=2))
+        else:
+            print(view.save().url)
+    except UserError as error:
+        print(f"wandb_workspace.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
