@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from snn_repro.config import Config
 from snn_repro.errors import DataError, UserError
 
 BatchTransform = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
@@ -157,15 +158,12 @@ class _Ordered:
         """The share of process `rank` of `world` in these batches, whose size is that of all together.
 
         Draw k goes to rank k % world, so batch b of all ranks holds the draws of batch b of one process; in the
-        last batch shares may differ by one sample. Raises UserError when a training batch cannot be split evenly.
+        last batch shares may differ by one sample. A training batch must split evenly.
         """
         if world == 1:
             return self
         if self._order_args["shuffle"] and self.batch_size % world:
-            raise UserError(
-                f"recipe.batch_size={self.batch_size} is the batch of all {world} processes together and cannot be"
-                f" split evenly; use a multiple of {world}"
-            )
+            raise ValueError(f"batches of {self.batch_size} cannot be split evenly over {world} processes")
         part = copy.copy(self)
         part.batch_size = -(-self.batch_size // world)
         part._order_args = self._order_args | {"rank": rank, "world": world}
@@ -259,6 +257,39 @@ class MemoryBatches(_Ordered):
             yield _finish(
                 self._gather(rows), self._targets[rows], self._transforms, self._batch_generator(epoch, batch)
             )
+
+
+def memory_data(
+    cfg: Config, inputs, labels, rows: tuple, split: Split, transforms: Sequence[BatchTransform], num_classes: int
+) -> Data:
+    """`Data` of one array that holds all parts; rows are those of (training, validation, test).
+
+    inputs: images [N, C, H, W] or frames [N, T, C, H, W]; transforms are those of training.
+    """
+    train, val, test = rows
+
+    def evaluation(indices) -> MemoryBatches:
+        return MemoryBatches(inputs, labels, cfg.recipe.eval_batch_size, indices=indices)
+
+    return Data(
+        train=MemoryBatches(
+            inputs,
+            labels,
+            cfg.recipe.batch_size,
+            indices=train,
+            seed=cfg.seed,
+            shuffle=True,
+            transforms=transforms,
+            drop_last=cfg.recipe.drop_last,
+            repeats=cfg.recipe.repeated_augmentation,
+        ),
+        val=evaluation(val) if len(val) else None,
+        test=evaluation(test),
+        input_shape=tuple(inputs.shape[-3:]),
+        num_classes=num_classes,
+        split=split,
+        static=inputs.ndim == 4,
+    )
 
 
 class LoaderBatches(_Ordered):

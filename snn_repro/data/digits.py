@@ -18,7 +18,7 @@ import numpy as np
 
 from snn_repro.config import Config
 from snn_repro.data.augment import Normalize, frame_transforms, image_transforms, needs_pil
-from snn_repro.data.batches import Data, MemoryBatches
+from snn_repro.data.batches import Data, memory_data
 from snn_repro.data.emulator import DIGITS_CAMERA, emulated_frames
 from snn_repro.data.splits import carve_validation, make_split
 from snn_repro.errors import UserError
@@ -95,7 +95,7 @@ def build_digits(cfg: Config) -> Data:
             "augment.randaugment_ops and augment.rrc_min_area are for larger images; set both to 0 for digits"
         )
     images, labels = load_digits()
-    return _build(cfg, images, labels, image_transforms(cfg.augment, 10, Normalize([0.0], [1.0])), static=True)
+    return _build(cfg, images, labels, image_transforms(cfg.augment, 10, Normalize([0.0], [1.0])))
 
 
 def build_digits_dvs(cfg: Config) -> Data:
@@ -103,13 +103,13 @@ def build_digits_dvs(cfg: Config) -> Data:
     if cfg.augment.eventdrop:
         raise UserError("augment.eventdrop works on recordings; digits_dvs has only frames: set it to false")
     frames = digits_dvs_frames(cfg.timesteps, by=cfg.dataset.integrate_by, cache_dir=cfg.cache_dir)
-    return _build(cfg, frames, load_digits()[1], frame_transforms(cfg.augment, "digits_dvs", 10), static=False)
+    return _build(cfg, frames, load_digits()[1], frame_transforms(cfg.augment, "digits_dvs", 10))
 
 
-def _build(cfg: Config, inputs: np.ndarray, labels: np.ndarray, transforms: list, static: bool) -> Data:
-    data, recipe, shape = cfg.dataset, cfg.recipe, inputs.shape[-3:]
-    if data.frame_size not in (None, shape[1]):
-        raise UserError(f"dataset.frame_size={data.frame_size}: {data.name} has {shape[1]} pixels; set it to null")
+def _build(cfg: Config, inputs: np.ndarray, labels: np.ndarray, transforms: list) -> Data:
+    data, size = cfg.dataset, inputs.shape[-1]
+    if data.frame_size not in (None, size):
+        raise UserError(f"dataset.frame_size={data.frame_size}: {data.name} has {size} pixels; set it to null")
     train, test = _train_test(labels)
     train, val, split = make_split(
         data.name,
@@ -123,25 +123,4 @@ def _build(cfg: Config, inputs: np.ndarray, labels: np.ndarray, transforms: list
         seed=data.split_seed,
     )
 
-    def evaluation(indices: np.ndarray) -> MemoryBatches:
-        return MemoryBatches(inputs, labels, recipe.eval_batch_size, indices=indices)
-
-    return Data(
-        train=MemoryBatches(
-            inputs,
-            labels,
-            recipe.batch_size,
-            indices=train,
-            seed=cfg.seed,
-            shuffle=True,
-            transforms=transforms,
-            drop_last=recipe.drop_last,
-            repeats=recipe.repeated_augmentation,
-        ),
-        val=evaluation(val) if len(val) else None,
-        test=evaluation(test),
-        input_shape=shape,
-        num_classes=10,
-        split=split,
-        static=static,
-    )
+    return memory_data(cfg, inputs, labels, (train, val, test), split, transforms, 10)

@@ -8,7 +8,7 @@ import numpy as np
 from snn_repro.config import Config
 from snn_repro.data import formats
 from snn_repro.data.augment import frame_transforms
-from snn_repro.data.batches import Data, MemoryBatches
+from snn_repro.data.batches import Data, memory_data
 from snn_repro.data.emulator import FASHION_CAMERA, emulated_frames
 from snn_repro.data.splits import make_split
 from snn_repro.data.static import fashion_mnist_files
@@ -17,7 +17,7 @@ from snn_repro.errors import UserError
 
 def build_fashion_mnist_dvs(cfg: Config) -> Data:
     """Frames of emulated events, [T, B, 2, 34, 34] counts; only the images that the run uses are recorded."""
-    data, recipe = cfg.dataset, cfg.recipe
+    data = cfg.dataset
     if cfg.augment.eventdrop:
         raise UserError("augment.eventdrop works on recordings; fashion_mnist_dvs has only frames: set it to false")
     if data.frame_size not in (None, FASHION_CAMERA.scene):
@@ -45,27 +45,5 @@ def build_fashion_mnist_dvs(cfg: Config) -> Data:
         cfg.cache_dir,
         rows,
     )
-    labels = labels[rows]
-
-    def evaluation(indices: np.ndarray) -> MemoryBatches:
-        return MemoryBatches(frames, labels, recipe.eval_batch_size, indices=indices)
-
-    return Data(
-        train=MemoryBatches(
-            frames,
-            labels,
-            recipe.batch_size,
-            indices=np.searchsorted(rows, train),
-            seed=cfg.seed,
-            shuffle=True,
-            transforms=frame_transforms(cfg.augment, data.name, 10),
-            drop_last=recipe.drop_last,
-            repeats=recipe.repeated_augmentation,
-        ),
-        val=evaluation(np.searchsorted(rows, val)) if len(val) else None,
-        test=evaluation(np.arange(len(rows) - len(x_test), len(rows))),
-        input_shape=frames.shape[-3:],
-        num_classes=10,
-        split=split,
-        static=False,
-    )
+    parts = np.searchsorted(rows, train), np.searchsorted(rows, val), np.arange(len(rows) - len(x_test), len(rows))
+    return memory_data(cfg, frames, labels[rows], parts, split, frame_transforms(cfg.augment, data.name, 10), 10)
