@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import subprocess
+import warnings
 from typing import Any, NamedTuple
 
 from snn_repro.errors import UserError
@@ -161,6 +162,8 @@ def wrap(model, device):
         return model
     from torch.nn.parallel import DistributedDataParallel
 
+    # of convolutions with one input channel, whose weights have two equal descriptions; costs nothing there
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
 

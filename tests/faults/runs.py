@@ -53,11 +53,16 @@ class Outcome(NamedTuple):
 
 
 class Child:
-    """One training in a process of its own. `broken` is called in it before the training starts."""
+    """One training in a process of its own. `broken` is called in it before the training starts.
 
-    def __init__(self, folder: Path, config: Config, broken: Callable[[], None] | None = None):
-        self.log = folder.with_name(folder.name + ".log")
-        self.errors = folder.with_name(folder.name + ".err")
+    What it prints goes to files beside `folder`, under its name and `label`.
+    """
+
+    def __init__(self, folder: Path, config: Config, broken: Callable[[], None] | None = None, label: str = ""):
+        self.log = folder.with_name(folder.name + label + ".log")
+        self.errors = folder.with_name(folder.name + label + ".err")
+        for path in (self.log, self.errors):
+            path.write_text("")  # the child may be killed before it opens them
         self.started = time.perf_counter()
         sys.stdout.flush(), sys.stderr.flush()
         self.pid = os.fork()
