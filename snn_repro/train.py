@@ -56,7 +56,12 @@ def run(config: Config, run_dir: str | None = None, overrides: list[str] | None 
     """
     config = checked(to_dict(config))
     folder = Path(run_dir or config.run_dir or Path("runs", config.name, f"seed{config.seed}"))
-    distributed.start(config.device)
+    size = distributed.start(config.device).size
+    if config.recipe.batch_size % size:
+        raise ConfigError(
+            f"recipe.batch_size={config.recipe.batch_size} is the batch of all {size} processes together and cannot be "
+            f"split evenly; use a multiple of {size}"
+        )
     if distributed.world().rank:
         log.setLevel(logging.ERROR)  # the first process speaks for all
     place = _open(folder, config)
