@@ -270,12 +270,11 @@ def configuration(*more: str) -> Config:
 
 def warm_up() -> None:
     """Import what a training imports, so that children need not."""
-    from snn_repro.data import build_data
-    from snn_repro.models import build_model
-
     import snn_repro.optim
     import snn_repro.store
     import snn_repro.tracking  # noqa: F401
+    from snn_repro.data import build_data
+    from snn_repro.models import build_model
 
     assert files.os is os
     torch.use_deterministic_algorithms(True, warn_only=True)  # these two import torch's compiler
