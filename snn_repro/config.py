@@ -338,7 +338,7 @@ def compose_checked(overrides: list[str], sweep: bool = False) -> Config:
                 OmegaConf.set_struct(node, False)
                 node.pop("hydra")
             config = checked(node)
-        except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:
             raise ConfigError(explain(error)) from None
         finally:
             HydraConfig.instance().cfg = before

@@ -1,0 +1,151 @@
+"""Nothing that a user is handed runs code: configurations, checkpoints, caches. (Archives: tests/test_prepare.py; CIFAR's
+pickles: tests/test_formats.py; W&B's key: tests/test_tracking.py.)"""
+
+import ast
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import snn_repro
+from snn_repro import checkpoint
+from snn_repro.config import CONF_DIR, ConfigError, checked, load_config, multirun_config, to_dict
+from snn_repro.errors import UserError
+from snn_repro.train import _main, run
+
+ROOT = Path(snn_repro.__file__).parent
+
+CODE = [  # every way into Hydra's or our own objects
+    "+_target_=os.system",
+    "+neuron._target_=os.system",
+    "neuron.name={_target_: os.system}",
+    "+model={_target_: os.system}",
+    "+hydra.callbacks.x._target_=os.system",
+    "+hydra.callbacks.x={_target_: os.system, command: id}",
+    "hydra.launcher._target_=os.getcwd",
+    "+hydra.launcher.x={_target_: os.system}",
+    "hydra.sweeper._target_=os.getcwd",
+    "+hydra.sweeper.params.x={_target_: os.system}",
+    "+hydra.job_logging.formatters.x={(): os.system}",
+    "hydra.job_logging.handlers.console.class=subprocess.Popen",
+    "hydra.job_logging.handlers.console.stream='ext://os.environ'",
+    "+hydra.callbacks.x=${oc.decode:${oc.env:EVIL}}",
+    "+hydra.launcher.x=${oc.decode:${oc.env:EVIL}}",
+]
+
+
+@pytest.mark.parametrize("override", CODE)
+def test_a_configuration_cannot_name_code(override, monkeypatch):
+    monkeypatch.setenv("EVIL", "{_target_: os.system, command: id}")
+    with pytest.raises(ConfigError) as error:
+        load_config([override])
+    assert "\n" not in str(error.value)
+
+
+def test_a_sweep_is_checked_as_a_run_is():
+    with pytest.raises(ConfigError, match="would run code"), multirun_config(["seed=0,1", "+hydra.callbacks.x._target_=os.system"]):
+        pass
+    with multirun_config(["seed=0,1", "hydra/launcher=basic"]) as (node, _):
+        assert node.hydra.launcher._target_.endswith("BasicLauncher")
+
+
+def test_a_stored_configuration_is_checked_too():
+    config = to_dict(load_config())
+    config["neuron"]["_target_"] = "os.system"
+    with pytest.raises(ConfigError, match="neuron._target_"):
+        checked(config)
+
+
+@pytest.mark.parametrize("flag", ["--config-dir", "--config-path", "--config-name", "--experimental-rerun"])
+def test_configurations_come_from_the_project_alone(flag, tmp_path, capsys):
+    """--experimental-rerun would even unpickle the file that it is given."""
+    assert _main([flag, str(tmp_path)]) == 2
+    assert f"{flag} is not used here" in capsys.readouterr().err
+
+
+def test_conf_names_no_code():
+    assert not [f for f in CONF_DIR.rglob("*.yaml") if "_target_" in f.read_text()]
+
+
+class Evil:
+    """Unpickling this makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def poisoned(path: Path, trace: Path, kind: str) -> None:
+    content = {"model": {}, "config": {}, "x": Evil(trace)}
+    if kind == "torch":
+        torch.save(content, path)
+    elif kind == "torch before 1.6":
+        torch.save(content, path, _use_new_zipfile_serialization=False)
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", pickle.dumps(content, protocol=2))
+            archive.writestr("archive/version", "3\n")
+
+
+@pytest.mark.parametrize("kind", ["torch", "torch before 1.6", "pickle", "zip"])
+def test_a_poisoned_checkpoint_does_nothing(quick, tmp_path, kind):
+    trace, folder = tmp_path / "trace", tmp_path / "run"
+    folder.mkdir()
+    poisoned(folder / "checkpoint_last.pt", trace, kind)
+    with pytest.raises(checkpoint.CheckpointError):
+        checkpoint.load(folder / "checkpoint_last.pt")
+    with pytest.raises(UserError) as error:
+        run(quick())
+    assert "\n" not in str(error.value)
+    poisoned(tmp_path / "weights.pt", trace, kind)
+    with pytest.raises(UserError):
+        run(quick(f"model.weights={tmp_path / 'weights.pt'}", "resume=never", "force=true"))
+    assert not trace.exists()
+
+
+def calls(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}, node.lineno
+
+
+def test_the_source_keeps_to_it():
+    """No loader without its lock, no unpickling but CIFAR's, which calls nothing; no eval, no instantiate."""
+    found = []
+    for path in [*ROOT.rglob("*.py"), *(ROOT.parent / "scripts").glob("*.py")]:
+        for name, keywords, line in calls(path):
+            at = f"{path.name}:{line}: {name}"
+            if name.endswith("np.load") and keywords.get("allow_pickle", "False") != "False":  # as is the default
+                found.append(at)
+            if name.endswith("torch.load") and keywords.get("weights_only") != "True":
+                found.append(at)
+            if name in ("eval", "exec", "__import__", "os.system") or name.endswith(("instantiate", "extractall", "pickle.load", "pickle.loads")):
+                found.append(at)
+            if keywords.get("shell") == "True" or (name == "yaml.load"):
+                found.append(at)
+    assert found == []
+
+
+def test_a_key_in_the_environment_reaches_no_file(tmp_path):
+    """Offline, with the key set: neither the run directory nor what is printed holds it."""
+    key = "fedcba9876543210fedcba9876543210fedcba98"
+    folder = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, "-m", "snn_repro.train", "recipe.epochs=1", "debug.max_steps=1", "debug.max_eval_batches=1",
+         "logger.mode=offline", f"hydra.run.dir={folder}"],
+        capture_output=True, text=True, timeout=180, env={**os.environ, "WANDB_API_KEY": key, "WANDB_MODE": "offline"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    assert list(folder.rglob("*.wandb")) and len(files) > 10
+    assert not [p for p in files if key.encode() in p.read_bytes()]
+    assert key not in done.stdout + done.stderr
