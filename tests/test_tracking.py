@@ -36,12 +36,10 @@ def logged(tmp_path_factory):
         ["neuron=if_imp", "loss=tet_s", "recipe.epochs=2", "debug.max_steps=3", "debug.max_eval_batches=1", "seed=3",
          "paper_row=table1_cifar10_tet", "name=table1_cifar10_tet", "logger.tags=[mine]", f"hydra.run.dir={folder}"]
     )  # fmt: skip
-    mode = os.environ.pop("WANDB_MODE", None)
-    try:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("WANDB_MODE", raising=False)
+        environment.setenv("WANDB_API_KEY", FAKE_KEY)
         result = run(config)
-    finally:
-        if mode:
-            os.environ["WANDB_MODE"] = mode
     records = [json.loads(line) for line in inspect(folder).splitlines()]
     return config, result, folder, {kind: [r[kind] for r in records if kind in r] for kind in ("run", "history", "exit")}
 
@@ -84,6 +82,16 @@ def test_a_table_of_accuracy_against_time_step_each_epoch(logged):
         assert [row[2] for row in table["data"]] == line["acc_step"]
 
 
+def holding_the_key(folder) -> list:
+    return [p for p in folder.rglob("*") if p.is_file() and FAKE_KEY.encode() in p.read_bytes()]
+
+
+def test_a_key_in_the_environment_reaches_no_file(logged):
+    _, _, folder, _ = logged
+    assert len([p for p in folder.rglob("*") if p.is_file()]) > 10
+    assert holding_the_key(folder) == []
+
+
 def test_online_without_a_key_is_one_sentence(quick, monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
@@ -110,9 +118,7 @@ def test_no_server_means_offline_and_the_key_is_nowhere(tmp_path):
     assert len(said) == 1 and "logging offline instead" in said[0]
     assert seconds < 150, f"{seconds:.0f} s: it hangs"  # 12 s on an idle machine
     assert list((folder / "wandb").glob("offline-run-*")) and (folder / "result.json").exists()
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            assert FAKE_KEY.encode() not in path.read_bytes(), path
+    assert holding_the_key(folder) == []
     assert FAKE_KEY not in done.stdout + done.stderr
 
 
