@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Submit all rows of a table that have no run yet, once a seed.
+#
+#   scripts/cluster/submit_table.sh TABLE "SEEDS" [sbatch options] -- [overrides]
+#   scripts/cluster/submit_table.sh 1 "0 1 2" --partition=gpu --account=lab -- data_dir=DIR cache_dir=DIR
+set -euo pipefail
+table=$1 seeds=$2
+shift 2
+options=()
+while (($#)) && [[ $1 != -- ]]; do
+  options+=("$1")
+  shift
+done
+[[ ${1:-} == -- ]] && shift
+here=$(dirname "$0")
+mkdir -p runs
+rows=$(mktemp "$PWD/runs/rows-XXXXXX.txt") # kept: the jobs read it when they start
+python "$here/../list_rows.py" --table "$table" --commands "$@" > "$rows"
+for seed in $seeds; do
+  sbatch --array="1-$(wc -l < "$rows")" "${options[@]}" "$here/rows.sbatch" "$rows" "seed=$seed" "$@"
+done
