@@ -138,6 +138,8 @@ def _sentence(error: BaseException) -> BaseException:
 
 def fit(place, config: Config, device, tracker, stop: "_Stop"):
     """Build the parts, train epoch by epoch, and return the RunResult."""
+    import torch
+
     from snn_repro import checkpoint
     from snn_repro.data import build_data
     from snn_repro.losses import build_loss
@@ -158,6 +160,8 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
     if initial:
         checkpoint.load_pretrained(model, initial, log.info)
     model = model.to(device)
+    if device.type == "cpu":
+        model = model.to(memory_format=torch.channels_last)  # what its convolutions work on
     if config.recipe.sync_bn and here.size > 1:
         synchronise(model)
     if config.compile:
