@@ -102,7 +102,10 @@ class ModelConfig:
         "auto", "convolutions on a CPU: sparse visits nonzero inputs alone, auto takes the faster one in every call",
         choices=("auto", "dense", "sparse"),
     )  # fmt: skip
-    checkpointing: bool = key(False, "run each block again in the backward pass: less memory, more time, same numbers")
+    checkpointing: str = key(
+        "off", "what the backward pass runs again to save memory: norms and their neurons, or whole blocks",
+        choices=("off", "norms", "blocks"),
+    )  # fmt: skip
     weights: str | None = key(
         None, "initial weights, ours or torchvision's: a path, or a file name in data_dir, data_dir/weights or torch hub"
     )

@@ -90,7 +90,9 @@ def test_threads_and_memory_formats_change_nothing(threads):
     torch.set_num_threads(threads)
     try:
         for form in (torch.contiguous_format, torch.channels_last):
+            layer = layer.to(memory_format=form)
             y, *gradients = run(layer, x.contiguous(memory_format=form), "sparse")
+            assert layer.weight.grad.is_contiguous(memory_format=form)
             assert y.is_contiguous(memory_format=torch.channels_last)
             assert_close([y, *gradients], expected, torch.float32)
     finally:
@@ -116,6 +118,8 @@ def test_gradcheck():
 @pytest.mark.parametrize("size", ["3x3, stride 2", "1x1", "one pixel"])
 def test_operators_say_what_they_do(size):
     layer, x = layer_and_input(size)
+    if size == "1x1":
+        layer = layer.to(memory_format=torch.channels_last)
     arguments = (x.requires_grad_(), layer.weight, layer.bias, layer.stride[0], layer.padding[0], "sparse")
     torch.library.opcheck(torch.ops.snn_repro.conv, arguments)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from snn_repro.errors import UserError, nearest
-from snn_repro.models.common import boolean
+from snn_repro.models.common import Checkpointed, choice
 from snn_repro.models.sew_resnet import BasicBlock, Bottleneck, SEWResNet
 from snn_repro.models.small import Small
 from snn_repro.models.vgg import VGG48, VGG128
@@ -51,15 +51,15 @@ def build_model(
     timesteps: int,
     neuron: Mapping[str, Any],
     conv_backend: str = "auto",
-    checkpointing: bool = False,
+    checkpointing: str = "off",
     **options,
 ) -> nn.Module:
     """Build a network by name (see MODELS) for frames or images of input_shape (C, H, W).
 
     neuron holds what `build_neuron` takes, for example {"name": "if", "imp": True}. timesteps is how often a
     static image is seen, and for TEBN the only number of frames that fits. conv_backend "auto", "dense" or "sparse"
-    chooses the convolutions' kernel on the CPU (see sparse_conv), checkpointing trades time for memory; neither
-    changes a result beyond rounding. Options are those of MODELS[name]; None means the default.
+    chooses the convolutions' kernel on the CPU (see sparse_conv), checkpointing "off", "norms" or "blocks" trades
+    time for memory (see common.Checkpointed); neither changes a result beyond rounding. Options are those of MODELS[name]; None means the default.
     Raises UserError, naming the key, the value and what is allowed.
     """
     if str(name) not in MODELS:
@@ -91,7 +91,10 @@ def build_model(
         **{**model.options, **given},
     )
     set_backend(network, conv_backend)
-    network.checkpointing = boolean("checkpointing", checkpointing)
+    choice("checkpointing", checkpointing, ("off", "norms", "blocks"))
+    for module in network.modules():
+        if isinstance(module, Checkpointed):
+            module.checkpointing = checkpointing
     return network
 
 

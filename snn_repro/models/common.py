@@ -1,6 +1,6 @@
 """What all networks share: time folded into the batch, two kinds of input, output sizes, initialisation."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -25,15 +25,38 @@ def output_size(size: tuple[int, int], kernel: int, stride: int, padding: int) -
     return h, w
 
 
-class SpikingNetwork(nn.Module):
+class Checkpointed(nn.Module):
+    """A module that can save memory for time: `checkpointing` says what the backward pass runs a second time.
+
+    "off": nothing. "norms": each norm and its neuron, so that the norm's output is not kept. "blocks": each block, so
+    that only the blocks' inputs are kept. The numbers are the same.
+    """
+
+    checkpointing = "off"
+
+    def through(self, x: Tensor, *layers: Callable[[Tensor], Tensor], what: str = "blocks") -> Tensor:
+        """Run x through layers of this module, which the backward pass runs again if `checkpointing` is `what`."""
+
+        def run(x: Tensor) -> Tensor:
+            for layer in layers:
+                x = layer(x)
+            return x
+
+        if self.checkpointing != what or not torch.is_grad_enabled():
+            return run(x)
+        again = lambda: (nullcontext(), _same_statistics(self))  # noqa: E731
+        return checkpoint(run, x, use_reentrant=False, context_fn=again)
+
+    def fire(self, x: Tensor, norm: nn.Module, neuron: nn.Module) -> Tensor:
+        """Spikes [T, B, ...] of a norm and the neuron behind it."""
+        return self.through(x, lambda x: over_time(x, norm), neuron, what="norms")
+
+
+class SpikingNetwork(Checkpointed):
     """frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, num_classes].
 
     A static image is seen `timesteps` times; the layers before the first neuron run once for it, not T times.
-    checkpointing: keep only the blocks' inputs for the backward pass, which then runs each block a second time: less
-    memory, more time, the same numbers.
     """
-
-    checkpointing = False
 
     def __init__(self, input_shape: tuple[int, int, int], timesteps: int):
         super().__init__()
@@ -53,24 +76,11 @@ class SpikingNetwork(nn.Module):
             )
         return (x.unsqueeze(0), self.timesteps) if x.dim() == 4 else (x, x.shape[0])
 
-    def through(self, x: Tensor, *layers) -> Tensor:
-        """Run x through the layers of one block, which `checkpointing` recomputes in the backward pass."""
-
-        def block(x: Tensor) -> Tensor:
-            for layer in layers:
-                x = layer(x)
-            return x
-
-        if not (self.checkpointing and torch.is_grad_enabled()):
-            return block(x)
-        again = lambda: (nullcontext(), _same_statistics(self))  # noqa: E731
-        return checkpoint(block, x, use_reentrant=False, context_fn=again)
-
 
 @contextmanager
-def _same_statistics(model: nn.Module) -> Iterator[None]:
+def _same_statistics(module: nn.Module) -> Iterator[None]:
     """Run batch norms without another update of their running statistics."""
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
     kept = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
     try:
         for norm in norms:

@@ -7,6 +7,7 @@ spiking layers are sn1, sn2, sn3 and downsample_sn. A block adds spikes to spike
 from torch import Tensor, nn
 
 from snn_repro.models.common import (
+    Checkpointed,
     SpikingNetwork,
     boolean,
     init_head,
@@ -23,7 +24,7 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> Conv2d:
     return Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
 
-class Block(nn.Module):
+class Block(Checkpointed):
     """shortcut(x) + branch(x); where shapes change, the shortcut has a convolution, a norm and a neuron too."""
 
     expansion: int
@@ -36,7 +37,10 @@ class Block(nn.Module):
             self.downsample_sn = build_neuron(state_shape=(outputs, *size), **neuron)
 
     def shortcut(self, x: Tensor) -> Tensor:
-        return x if self.downsample is None else self.downsample_sn(over_time(x, self.downsample))
+        if self.downsample is None:
+            return x
+        convolution, norm = self.downsample
+        return self.fire(over_time(x, convolution), norm, self.downsample_sn)
 
 
 class BasicBlock(Block):
@@ -57,8 +61,8 @@ class BasicBlock(Block):
         self._add_downsample(inputs, width, stride, size, neuron)
 
     def forward(self, x: Tensor) -> Tensor:
-        branch = self.sn1(over_time(x, self.conv1, self.bn1))
-        branch = self.sn2(over_time(branch, self.conv2, self.bn2))
+        branch = self.fire(over_time(x, self.conv1), self.bn1, self.sn1)
+        branch = self.fire(over_time(branch, self.conv2), self.bn2, self.sn2)
         return self.shortcut(x) + branch
 
 
@@ -83,9 +87,9 @@ class Bottleneck(Block):
         self._add_downsample(inputs, outputs, stride, strided, neuron)
 
     def forward(self, x: Tensor) -> Tensor:
-        branch = self.sn1(over_time(x, self.conv1, self.bn1))
-        branch = self.sn2(over_time(branch, self.conv2, self.bn2))
-        branch = self.sn3(over_time(branch, self.conv3, self.bn3))
+        branch = self.fire(over_time(x, self.conv1), self.bn1, self.sn1)
+        branch = self.fire(over_time(branch, self.conv2), self.bn2, self.sn2)
+        branch = self.fire(over_time(branch, self.conv3), self.bn3, self.sn3)
         return self.shortcut(x) + branch
 
 

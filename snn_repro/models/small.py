@@ -46,7 +46,7 @@ class Small(SpikingNetwork):
         return self.fc(x.flatten(2))
 
     def _second(self, x: Tensor) -> Tensor:
-        return over_time(self.sn2(over_time(x, self.conv2, self.bn2)), self.pool)
+        return over_time(self.fire(over_time(x, self.conv2), self.bn2, self.sn2), self.pool)
 
     def _third(self, x: Tensor) -> Tensor:
-        return self.sn3(over_time(x, self.conv3, self.bn3))
+        return self.fire(over_time(x, self.conv3), self.bn3, self.sn3)

@@ -1,5 +1,6 @@
 """The two VGGs of the event rows. Both are called VGG11 in the literature; they are different networks."""
 
+from functools import partial
 from numbers import Real
 
 from torch import Tensor, nn
@@ -83,11 +84,15 @@ class VGG(SpikingNetwork):
             )
         first, neuron, *rest = self.features
         x = neuron(repeat_steps(first(x), timesteps))
-        while rest:
-            now = 2 if isinstance(rest[0], ConvNorm) else 1  # its neuron with it
-            x = self.through(x, *rest[:now])
-            rest = rest[now:]
+        for layer, following in zip(rest, [*rest[1:], None], strict=True):
+            if isinstance(layer, ConvNorm):
+                x = self.through(x, partial(self._stage, layer, following))
+            elif isinstance(layer, OverTime):
+                x = layer(x)
         return x
+
+    def _stage(self, layer: ConvNorm, neuron: nn.Module, x: Tensor) -> Tensor:
+        return self.through(over_time(x, layer.conv), layer.norm, neuron, what="norms")
 
 
 class VGG48(VGG):

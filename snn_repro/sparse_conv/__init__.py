@@ -11,6 +11,7 @@ forward and once for the weight gradient, and kept in the user's cache folder, s
 alike. The kernels are in `kernels.py`.
 """
 
+import hashlib
 import json
 import os
 import time
@@ -118,17 +119,19 @@ def conv_backward(
     gy, x = channels_last(gy), channels_last(x)
     gw = w.new_empty(0)
     if for_w and (backend == "sparse" or density(x) < limits(x, w, stride, padding)[1]):
-        gw = _kernels().weight_gradient(x, gy, _shape(x, w, stride, padding), torch.get_num_threads())
+        gw = _kernels().weight_gradient(x, gy, w, _shape(x, w, stride, padding), torch.get_num_threads())
         for_w = False
     gx, dense_gw = _dense_backward(gy, x, w, stride, padding, for_x, for_w)
-    return channels_last(gx) if for_x else w.new_empty(0), dense_gw.contiguous() if for_w else gw
+    if for_w:
+        gw = dense_gw if dense_gw.stride() == w.stride() else torch.empty_like(w).copy_(dense_gw)
+    return channels_last(gx) if for_x else w.new_empty(0), gw
 
 
 @conv_backward.register_fake
 def _(gy, x, w, stride, padding, backend, for_x, for_w):
     n, c, height, width = x.shape
     gx = x.new_empty(n, height, width, c).permute(0, 3, 1, 2) if for_x else w.new_empty(0)
-    return gx, w.new_empty(w.shape if for_w else 0)
+    return gx, torch.empty_like(w) if for_w else w.new_empty(0)
 
 
 def _setup(ctx, inputs, output) -> None:
@@ -207,7 +210,7 @@ def _measure(n, c, height, width, outputs, kernel, stride, padding, dtype, threa
     shape = kernels.Shape(n, height, width, c, outputs, kernel, stride, padding, dtype.itemsize)
     random = torch.Generator().manual_seed(0)  # the run's own draws stay as they are
     dice = torch.rand(n, height, width, c, dtype=dtype, generator=random).permute(0, 3, 1, 2)
-    w = torch.rand(outputs, c, kernel, kernel, dtype=dtype, generator=random)
+    w = channels_last(torch.rand(outputs, c, kernel, kernel, dtype=dtype, generator=random))
     sparse, dense = (0.05, 0.35), 0.2
     inputs = {d: (dice < d).to(dtype) for d in (*sparse, dense)}
     with torch.no_grad():
@@ -219,7 +222,7 @@ def _measure(n, c, height, width, outputs, kernel, stride, padding, dtype, threa
             ),
             (
                 lambda x: _dense_backward(gy, x, w, stride, padding, False, True),
-                lambda x: kernels.weight_gradient(x, gy, shape, threads),
+                lambda x: kernels.weight_gradient(x, gy, w, shape, threads),
             ),
         )
         found = []
@@ -250,8 +253,10 @@ def _file() -> Path:
     import numba
     from llvmlite import binding
 
+    code = hashlib.sha256(Path(__file__).with_name("kernels.py").read_bytes()).hexdigest()[:8]
+
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snn_repro"
-    return folder / f"convolution-{binding.get_host_cpu_name()}-torch{torch.__version__}-numba{numba.__version__}.json"
+    return folder / f"conv-{binding.get_host_cpu_name()}-torch{torch.__version__}-numba{numba.__version__}-{code}.json"
 
 
 def _read() -> dict[str, list[float]]:

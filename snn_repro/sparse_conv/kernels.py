@@ -16,6 +16,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from llvmlite import binding, ir
 from numba import njit, types
 from numba.core import cgutils
@@ -238,8 +239,11 @@ def _compiled(function):
 
 @_compiled
 def _forward(x, w, bias, y, lo, hi, height, width, channels, out_height, out_width, outputs, kernel, stride, padding,
-             vectors, rows_at_once, images):  # fmt: skip
-    """y[lo:hi] from x[lo:hi]. w [parts, channels, taps, block]; rows_at_once: kernel rows whose weights are used together."""
+             vectors, rows_at_once, images, channel_step, tap_step):  # fmt: skip
+    """y[lo:hi] from x[lo:hi]. w [parts, rows, block], the row of a weight being channel * channel_step + tap * tap_step.
+
+    rows_at_once: kernel rows whose weights are used together.
+    """
     unit = bias[0]
     size = x.itemsize
     row_bytes = vectors * VECTOR
@@ -263,13 +267,13 @@ def _forward(x, w, bias, y, lo, hi, height, width, channels, out_height, out_wid
                 if used and (column + padding) % stride < kernel:
                     address = x.ctypes.data + ((image * height + row) * width + column) * channels * size
                     found += _compress(
-                        unit, address, channels, column, kernel * kernel, numbers_at + 4 * found,
+                        unit, address, channels, column * tap_step, channel_step, numbers_at + 4 * found,
                         values_at + size * found,
                     )  # fmt: skip
                 pixel += 1
         first[pixel] = found
 
-        # An entry's number is channel * taps + column; the number of its weight row differs from that by the same
+        # An entry's number is that of its weight row, had the row a tap for each column; it differs from that by the same
         # amount for all entries of one kernel row, whose lists follow each other.
         for part in range(0, (outputs + block - 1) // block):
             whole = outputs - part * block >= block
@@ -288,7 +292,7 @@ def _forward(x, w, bias, y, lo, hi, height, width, channels, out_height, out_wid
                             i = first[(of * height + row) * width + begin]
                             n = first[(of * height + row) * width + stop] - i
                             _append(
-                                unit, numbers_at + 4 * i, values_at + size * i, n, k * kernel - left,
+                                unit, numbers_at + 4 * i, values_at + size * i, n, (k * kernel - left) * tap_step,
                                 my_at + 4 * count, my_values_at + size * count,
                             )  # fmt: skip
                             count += n
@@ -310,8 +314,8 @@ def _forward(x, w, bias, y, lo, hi, height, width, channels, out_height, out_wid
 
 @_compiled
 def _weight_gradient(x, gy, dw, lo, hi, height, width, channels, out_height, out_width, outputs, kernel, stride,
-                     padding, vectors, images):  # fmt: skip
-    """Add the weight gradient of images lo..hi to dw [parts, channels, taps, block].
+                     padding, vectors, images, channel_step, tap_step):  # fmt: skip
+    """Add the weight gradient of images lo..hi to dw, arranged as w in `_forward`.
 
     Outputs lie in a frame of zeros, so that every tap of an input is at a fixed distance from it. With a stride, an
     input meets every stride-th tap: inputs of the same taps have lists of their own.
@@ -380,7 +384,8 @@ def _weight_gradient(x, gy, dw, lo, hi, height, width, channels, out_height, out
                 rows = frame_at - (k_row // stride * frame_width + k_column // stride) * row_bytes
                 for channel in range(channels):
                     which = kind + channel
-                    to = dw.ctypes.data + ((part * channels + channel) * kernel * kernel + tap) * row_bytes
+                    row = channel * channel_step + tap * tap_step
+                    to = dw.ctypes.data + (part * kernel * kernel * channels + row) * row_bytes
                     _add_rows(
                         unit, to, to, numbers.ctypes.data + 4 * which * length,
                         values.ctypes.data + size * which * length, counts[which], rows, vectors,
@@ -448,6 +453,17 @@ def _in_parallel(function, n: int, threads: int) -> None:
         others[i - 1].result()
 
 
+def _is_dense(w: Tensor) -> bool:
+    return w.is_contiguous() or w.is_contiguous(memory_format=torch.channels_last)
+
+
+def _rows(w: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """Weights as [outputs, rows], a view if they are contiguous or channels-last, and the rows' steps of `_forward`."""
+    if not w.is_contiguous() and _is_dense(w):
+        return w.permute(0, 2, 3, 1).flatten(1), (1, w.shape[1])
+    return w.reshape(len(w), -1), (w[0, 0].numel(), 1)
+
+
 def _blocks(w: Tensor, packed: Tensor, block: int):
     """Pairs of views of the same weights: in w [outputs, rows], in packed [parts, rows, block] transposed."""
     for part in range(len(packed)):
@@ -459,7 +475,7 @@ def forward(x: Tensor, w: Tensor, bias: Tensor | None, shape: Shape, threads: in
     """x [n, channels, height, width], channels last; w [outputs, channels, kernel, kernel] -> y, channels last."""
     vectors, rows, images = shape.forward_cut()
     parts, block = shape.parts(vectors)
-    w = w.reshape(shape.outputs, -1)
+    w, steps = _rows(w)
     packed = w.new_empty(parts, w.shape[1], block)
     for piece, place in _blocks(w, packed, block):
         place.copy_(piece)
@@ -468,27 +484,30 @@ def forward(x: Tensor, w: Tensor, bias: Tensor | None, shape: Shape, threads: in
         padded[: shape.outputs] = bias
     y = w.new_empty(shape.n, shape.out_height, shape.out_width, shape.outputs)
     arrays = [_flat(t) for t in (x.permute(0, 2, 3, 1), packed, padded, y)]
-    _in_parallel(lambda i, lo, hi: _forward(*arrays, lo, hi, *shape.arguments, vectors, rows, images), shape.n, threads)
+    _in_parallel(
+        lambda i, lo, hi: _forward(*arrays, lo, hi, *shape.arguments, vectors, rows, images, *steps), shape.n, threads
+    )
     return y.permute(0, 3, 1, 2)
 
 
-def weight_gradient(x: Tensor, gy: Tensor, shape: Shape, threads: int) -> Tensor:
-    """Gradient [outputs, channels, kernel, kernel] from x and the output's gradient, both channels last."""
+def weight_gradient(x: Tensor, gy: Tensor, w: Tensor, shape: Shape, threads: int) -> Tensor:
+    """Gradient of w, in w's memory format, from x and the output's gradient, both channels last."""
     vectors, images = shape.gradient_cut()
     parts, block = shape.parts(vectors)
-    threads, rows = min(threads, shape.n), shape.channels * shape.kernel**2
-    packed = x.new_zeros(threads, parts, rows, block)
+    threads = min(threads, shape.n)
+    gradient = torch.empty_like(w) if _is_dense(w) else w.new_empty(w.shape)
+    dw, steps = _rows(gradient)
+    packed = x.new_zeros(threads, parts, dw.shape[1], block)
     inputs, outputs = (_flat(t.permute(0, 2, 3, 1)) for t in (x, gy))
     _in_parallel(
         lambda i, lo, hi: _weight_gradient(
-            inputs, outputs, _flat(packed[i]), lo, hi, *shape.arguments, vectors, images
+            inputs, outputs, _flat(packed[i]), lo, hi, *shape.arguments, vectors, images, *steps
         ),
         shape.n, threads,
     )  # fmt: skip
-    dw = x.new_empty(shape.outputs, rows)
     for piece, place in _blocks(dw, packed[0] if threads == 1 else packed.sum(0), block):
         piece.copy_(place)
-    return dw.view(shape.outputs, shape.channels, shape.kernel, shape.kernel)
+    return gradient
 
 
 def _flat(x: Tensor) -> np.ndarray:
