@@ -3,7 +3,8 @@
     neuron = build_neuron("if", imp=True, state_shape=(64, 32, 32))
     spikes = neuron(x)                        # x [T, B, 64, 32, 32]
 
-The families and their state equations are in `dynamics.py`, the surrogates in `surrogate.py`.
+The families and their state equations are in `dynamics.py`, the surrogates in `surrogate.py`, and who computes them
+(`backend`) in `backends.py`.
 """
 
 import math
@@ -13,11 +14,12 @@ import torch
 from torch import nn
 
 from snn_repro.errors import UserError, nearest
+from snn_repro.neurons.backends import BACKENDS, check_backend, resolve_backend
 from snn_repro.neurons.nodes import IF, LIF, Leaky
 from snn_repro.neurons.rates import firing_rates
 from snn_repro.neurons.surrogate import SURROGATES, Spike
 
-__all__ = ["NEURONS", "OVERRIDES", "build_neuron", "firing_rates"]
+__all__ = ["BACKENDS", "NEURONS", "OVERRIDES", "build_neuron", "firing_rates", "resolve_backend"]
 
 NEURONS = {"if": IF, "lif": LIF, "leaky": Leaky}
 
@@ -33,6 +35,7 @@ OVERRIDES = (
     "surrogate_width",
     "imp_init",
     "imp_trainable",
+    "backend",
     *FAMILY_SETTINGS,
 )
 
@@ -47,6 +50,7 @@ def build_neuron(name: str, imp: bool = False, state_shape=None, **overrides) ->
         v_threshold=1.0  reset="soft"|"hard"  v_reset=0.0 (hard reset only)  fire_at="ge"|"gt"  detach_reset
         surrogate="atan"|"sigmoid"|"triangle"  surrogate_width (alpha, or the triangle's gamma)
         imp_init=[low, high]  imp_trainable=True  tau=2.0 (lif, >= 1)  retain=0.25 (leaky, 0..1)
+        backend="auto"|"torch"|"cpu"|"triton"|"spikingjelly": who computes it (backends.py); changes roundings only
     A family that has no tau or retain accepts only their defaults, so that a value without effect is noticed.
 
     The draw of IMP takes one number from torch's global generator whether imp is on or off, so networks built
@@ -67,7 +71,8 @@ def build_neuron(name: str, imp: bool = False, state_shape=None, **overrides) ->
         if owner != family and value not in (None, NEURONS[owner].defaults[key]):
             raise UserError(f"neuron.{key}={value!r} belongs to the neuron '{owner}'; leave it out for '{family}'")
     given = {key: value for key, value in overrides.items() if value is not None}
-    settings = {"v_threshold": 1.0, "v_reset": 0.0, "imp_trainable": True, **cls.defaults, **given}
+    fixed = {"v_threshold": 1.0, "v_reset": 0.0, "imp_trainable": True, "backend": "auto"}
+    settings = {**fixed, **cls.defaults, **given}
 
     v_threshold = _number("v_threshold", settings["v_threshold"])
     if v_threshold <= 0:
@@ -97,7 +102,10 @@ def build_neuron(name: str, imp: bool = False, state_shape=None, **overrides) ->
     trainable = _boolean("imp_trainable", settings["imp_trainable"])
     parameter = None if values is None else nn.Parameter(values, requires_grad=trainable)
     detach_reset = _boolean("detach_reset", settings["detach_reset"])
-    return cls(spike, v_threshold, v_reset if hard else None, detach_reset, parameter, **extra)
+    neuron = cls(spike, v_threshold, v_reset if hard else None, detach_reset, parameter, **extra)
+    neuron.backend = _choice("backend", settings["backend"], BACKENDS)
+    check_backend(neuron.backend, neuron.dynamics)
+    return neuron
 
 
 def _draw_imp(imp: bool, state_shape, low: float, high: float) -> torch.Tensor | None:

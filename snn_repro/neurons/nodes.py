@@ -9,16 +9,18 @@ from spikingjelly.activation_based.neuron import BaseNode, IFNode, LIFNode
 from torch import Tensor, nn
 
 from snn_repro.errors import UserError
-from snn_repro.neurons.dynamics import Dynamics, update
+from snn_repro.neurons.backends import run
+from snn_repro.neurons.dynamics import Dynamics
 
 
 class _StartsFromIMP(BaseNode):
-    """What the families share: the parameter `imp`, and a multi-step forward through `dynamics.update`.
+    """What the families share: the parameter `imp`, and a multi-step forward through `backends.run`.
 
     imp [...] holds one initial potential a neuron, no batch axis; None means that the layer starts from 0.
     """
 
     family: str
+    backend: str = "auto"
 
     def _adopt(self, imp: nn.Parameter | None) -> None:
         self.register_parameter("imp", imp)
@@ -55,7 +57,7 @@ class _StartsFromIMP(BaseNode):
                 f"This '{self.family}' layer has one IMP value for each of {list(self.imp.shape)} neurons, "
                 f"but its input [T, B, ...] is {list(x_seq.shape)}; build the network for this input shape."
             )
-        spikes, v, v_seq = update(x_seq, self.imp, self.dynamics, self.store_v_seq)
+        spikes, v, v_seq = run(x_seq, self.imp, self.dynamics, self.backend, self.store_v_seq)
         self.v = v.detach()
         self.v_seq = None if v_seq is None else v_seq.detach()
         return spikes
@@ -69,11 +71,11 @@ class _StartsFromIMP(BaseNode):
         return (v.expand(x.shape[1:] if step_mode == "m" else x.shape),)
 
     def single_step_functional_forward(self, inputs, states, **kwargs):
-        spikes, v, _ = update(inputs[0].unsqueeze(0), states[0], self.dynamics)
+        spikes, v, _ = run(inputs[0].unsqueeze(0), states[0], self.dynamics, self.backend)
         return (spikes[0],), (v,)
 
     def multi_step_functional_forward(self, inputs, states, **kwargs):
-        spikes, v, _ = update(inputs[0], states[0], self.dynamics)
+        spikes, v, _ = run(inputs[0], states[0], self.dynamics, self.backend)
         return (spikes,), (v,)
 
     def extra_repr(self) -> str:

@@ -1,0 +1,466 @@
+"""Backends of the neurons: the fused kernels give the reference's spikes and gradients, whatever the memory looks like."""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from snn_repro.errors import UserError
+from snn_repro.losses import build_loss
+from snn_repro.models import build_model
+from snn_repro.neurons import BACKENDS, build_neuron, dynamics, firing_rates, fused, resolve_backend
+from snn_repro.neurons.backends import run
+from snn_repro.neurons.dynamics import Dynamics
+from snn_repro.neurons.surrogate import SURROGATES, Spike
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "neurons.json").read_text())
+NETWORKS = json.loads((Path(__file__).parent / "golden" / "networks.json").read_text())["networks"]
+PUBLISHED = {
+    "if": Dynamics("if", Spike("atan")),
+    "lif": Dynamics("lif", Spike("sigmoid"), detach_reset=True),
+    "leaky": Dynamics("leaky", Spike("triangle", fire_at="gt"), v_reset=0.0),
+}
+
+
+def case(family, hard, strict, detach, surrogate):
+    spike = Spike(surrogate, None, "gt" if strict else "ge")
+    return Dynamics(family, spike, 0.9, -0.125 if hard else None, detach, tau=3.0, retain=0.3)
+
+
+ALL = [case(*c) for c in product(("if", "lif", "leaky"), *[(False, True)] * 3, SURROGATES)]
+# Every setting with every family, and most pairs: each costs a compilation.
+SOME = [
+    case("if", True, True, True, "triangle"),
+    case("lif", False, True, False, "atan"),
+    case("lif", True, False, True, "triangle"),
+    case("leaky", False, False, True, "sigmoid"),
+]
+
+
+def name(d: Dynamics) -> str:
+    reset = "soft" if d.v_reset is None else "hard"
+    return f"{d.family}-{reset}-{d.spike.fire_at}-{d.spike.surrogate}{'-detach' * d.detach_reset}"
+
+
+def noise(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def differentiate(backend, x, v0, d, weights=None):
+    """Spikes, last potential and the gradients of x and v0, of a sum that depends on both outputs."""
+    x = x.detach().requires_grad_()
+    v0 = None if v0 is None else v0.detach().requires_grad_()
+    s, v, _ = run(x, v0, d, backend)
+    weights = noise(*x.shape, seed=7, dtype=x.dtype) if weights is None else weights
+    ((s * weights).float().sum() + v.cos().sum()).backward()
+    return s.detach(), v.detach(), x.grad, None if v0 is None else v0.grad
+
+
+def assert_same(backend, x, v0, d, weights=None):
+    want, got = (differentiate(b, x, v0, d, weights) for b in ("torch", backend))
+    assert torch.equal(got[0], want[0]) and got[0].dtype == x.dtype
+    for g, w in zip(got[1:], want[1:], strict=True):
+        if w is not None:
+            assert g.dtype == w.dtype and g.shape == w.shape
+            near = dict(atol=1e-2, rtol=1e-2) if g.dtype == torch.bfloat16 else dict(atol=2e-6, rtol=1e-5)
+            torch.testing.assert_close(g, w, **near)
+
+
+# the CPU kernel against the reference
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_published_neurons(family, dtype):
+    x = noise(5, 3, 7, 41, dtype=dtype)
+    assert_same("cpu", x, torch.linspace(-1, 1, 7 * 41).view(7, 41), PUBLISHED[family])
+
+
+@pytest.mark.parametrize("d", SOME, ids=name)
+def test_settings(d):
+    assert_same("cpu", noise(4, 3, 300), torch.linspace(-1, 1, 300), d)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("d", ALL, ids=name)
+def test_every_setting(d, dtype):
+    x = noise(6, 5, 3000, dtype=dtype)
+    for v0 in (None, noise(3000, seed=1), noise(5, 3000, seed=1)):
+        assert_same("cpu", x, v0, d)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 1, 1), (16, 2, 5), (3, 40, 3, 8, 8), (4, 9, 5000), (2, 3, 20000)])
+def test_shapes_with_shared_own_and_no_initial_potential(shape):
+    x = noise(*shape)
+    for v0 in (None, noise(*shape[2:], seed=1), noise(*shape[1:], seed=1)):
+        assert_same("cpu", x, v0, PUBLISHED["if"])
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+def test_an_empty_batch(backend):
+    neuron = build_neuron("if", imp=True, state_shape=(3, 4), backend=backend)
+    x = torch.zeros(4, 0, 3, 4, requires_grad=True)
+    neuron(x).sum().backward()
+    assert x.grad.shape == x.shape and not neuron.imp.grad.any()
+
+
+def test_not_a_number_infinity_and_the_exact_threshold():
+    below, above = torch.nextafter(torch.tensor(1.0), torch.tensor([0.0, 2.0]))
+    values = torch.tensor([torch.nan, torch.inf, -torch.inf, 1.0, below, above, 0.0, -0.0, 1e-45, 3e38])
+    x = values.repeat(3, 1, 7)
+    for d in (*PUBLISHED.values(), *SOME):
+        (s, v, _), (s_ref, v_ref, _) = run(x, None, d, "cpu"), run(x, None, d, "torch")
+        assert torch.equal(s, s_ref)
+        torch.testing.assert_close(v, v_ref, equal_nan=True, atol=0, rtol=0)
+
+
+def layouts(x):
+    """x [T, B, C, H, W] with equal values and another memory each."""
+    steps, batch, *rest = x.shape
+    yield "contiguous", x.contiguous()
+    yield "channels last", x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (steps, batch))
+    yield "samples first", x.transpose(0, 1).contiguous().transpose(0, 1)
+    yield "every second step", x.repeat_interleave(2, 0)[::2]
+    yield "every second sample", x.repeat_interleave(2, 1)[:, ::2]
+    yield "rows first", x.transpose(2, 3).contiguous().transpose(2, 3)
+    yield "every second pixel", x.repeat_interleave(2, 4)[..., ::2]
+    yield "shifted by one value", torch.cat([torch.zeros(1), x.flatten()])[1:].view(x.shape)
+
+
+@pytest.mark.parametrize("imp", [False, True], ids=["", "imp"])
+@pytest.mark.parametrize("stream", [False, True], ids=["", "around the cache"])
+def test_memory_layouts(stream, imp, monkeypatch):
+    from snn_repro.neurons import cpu
+
+    monkeypatch.setattr(cpu, "STREAM_BYTES", 0 if stream else 2**40)
+    x = noise(3, 4, 16, 6, 6)
+    v0 = torch.linspace(-1, 1, 16 * 36).view(16, 6, 6) if imp else None
+    d = PUBLISHED["if"]
+    want = differentiate("torch", x, v0, d)
+    for layout, same in layouts(x):
+        assert torch.equal(same, x), layout
+        first = differentiate("cpu", same, v0, d)
+        assert torch.equal(first[0], want[0]), layout
+        for got, wanted in zip(first[1:], want[1:], strict=True):
+            if wanted is not None:
+                torch.testing.assert_close(got, wanted, atol=2e-6, rtol=1e-5, msg=layout)
+        if layout in ("contiguous", "channels last", "rows first"):
+            assert first[0].stride() == same.stride() and first[2].stride() == same.stride(), layout
+        for _, weights in layouts(noise(*x.shape, seed=7)):  # gradients come in any layout
+            again = differentiate("cpu", same, v0, d, weights)
+            assert all(a is b is None or torch.equal(a, b) for a, b in zip(first, again, strict=True)), layout
+
+
+def test_repeated_steps_and_samples_are_not_copied(monkeypatch):
+    x = noise(1, 1, 6, 5)
+    seen = []
+    flat = fused._flat
+    monkeypatch.setattr(fused, "_flat", lambda t, *shape: seen.append(t.data_ptr()) or flat(t, *shape))
+    for shape in ((4, 1, 6, 5), (4, 3, 6, 5)):
+        repeated = x.expand(shape)
+        assert_same("cpu", repeated, torch.zeros(6, 5), PUBLISHED["if"])
+    assert seen[0::3] == [x.data_ptr()] * 2 and seen[1::3] == [x.data_ptr()] * 2
+
+
+def test_constant_gradients():
+    x, d = noise(4, 3, 20).requires_grad_(), PUBLISHED["if"]
+    for reduce in (torch.sum, lambda s: s.mean(0).sum(), lambda s: s[-1].sum(), lambda s: s[:, 1].square().sum()):
+        grads = [torch.autograd.grad(reduce(run(x, None, d, b)[0]), x)[0] for b in ("torch", "cpu")]
+        torch.testing.assert_close(*grads, atol=2e-6, rtol=1e-5)
+
+
+def test_only_the_last_potential_has_a_gradient():
+    x, v0, d = noise(4, 3, 20).requires_grad_(), noise(20, seed=1).requires_grad_(), PUBLISHED["lif"]
+    grads = [torch.autograd.grad(run(x, v0, d, b)[1].square().sum(), (x, v0)) for b in ("torch", "cpu")]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-5)
+
+
+def test_threads_and_addresses_change_no_bit(monkeypatch):
+    from snn_repro.neurons import cpu
+
+    monkeypatch.setattr(cpu, "SHARE", 1)
+    x, v0, d = noise(4, 33, 2001), noise(2001, seed=1), PUBLISHED["if"]
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for n, offset in ((1, 0), (2, 1), (3, 16), (7, 5)):
+            torch.set_num_threads(n)
+            moved = torch.cat([torch.zeros(offset), x.flatten()])[offset:].view(x.shape)
+            results.append(differentiate("cpu", moved, v0, d, torch.ones(()).expand(x.shape)))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_computes_too(monkeypatch):
+    from snn_repro.neurons import cpu
+
+    monkeypatch.setattr(cpu, "SHARE", 1)
+    x, threads = noise(4, 8, 3000), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run(x, None, PUBLISHED["if"], "cpu")  # starts the threads that a fork loses
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            s = run(x, None, PUBLISHED["if"], "cpu")[0]
+            os._exit(0 if s.numpy().any() else 1)  # torch's own threads would not survive the fork
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_an_install_that_cannot_be_written_to(monkeypatch):
+    from snn_repro.neurons import cpu
+
+    def njit(function, cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return function
+
+    monkeypatch.setattr(cpu, "njit", njit)
+    assert cpu._compile(len) is len
+
+
+# an operator of PyTorch
+
+
+def test_one_input_and_one_potential_are_saved():
+    x, v0 = noise(4, 8, 100).requires_grad_(), noise(100).requires_grad_()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        s, v, _ = run(x, v0, PUBLISHED["if"], "cpu")
+    assert [t.data_ptr() for t in saved] == [x.data_ptr(), v0.data_ptr()]
+
+
+def test_the_operator_keeps_torchs_rules():
+    x = noise(3, 2, 4, 5).requires_grad_()
+    settings = ("cpu", "if", "atan", 2.0, False, 1.0, None, False, 0.25)
+    for v0 in (None, noise(4, 5).requires_grad_(), noise(2, 4, 5).requires_grad_()):
+        torch.library.opcheck(torch.ops.snn_repro.neuron.default, (x, v0, *settings))
+
+
+def test_a_compiled_layer():
+    x = noise(3, 2, 8, 4, 4)
+    v0 = torch.linspace(-1, 1, 128).view(8, 4, 4)
+
+    @functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
+    def layer(x, v0):
+        return fused.update(2 * x, v0, PUBLISHED["if"], "cpu")[0] * 3
+
+    for same in (x, dict(layouts(x))["channels last"]):
+        grads = []
+        for f in (layer, lambda x, v0: fused.update(2 * x, v0, PUBLISHED["if"], "cpu")[0] * 3):
+            a, b = same.detach().requires_grad_(), v0.detach().requires_grad_()
+            y = f(a, b)
+            y.cos().sum().backward()
+            grads.append((y.detach(), a.grad, b.grad))
+        for got, want in zip(*grads, strict=True):
+            assert torch.equal(got, want) and got.stride() == want.stride()
+
+
+@pytest.mark.slow
+def test_a_network_compiled_by_inductor():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Linear(6, 8), build_neuron("if", imp=True, state_shape=(8,)), torch.nn.Linear(8, 3)
+    )
+    x = noise(4, 5, 6)
+    want = net(x)
+    torch.testing.assert_close(torch.compile(net)(x), want)
+
+
+def test_under_autocast():
+    neuron = build_neuron("if", imp=True, state_shape=(8,), backend="cpu")
+    linear = torch.nn.Linear(6, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        s = neuron(linear(noise(4, 5, 6)))
+    s.float().sum().backward()
+    assert s.dtype == torch.bfloat16 and neuron.v.dtype == torch.float32
+    assert linear.weight.grad.dtype == neuron.imp.grad.dtype == torch.float32 and neuron.imp.grad.any()
+
+
+def test_under_checkpointing():
+    neuron = build_neuron("lif", imp=True, state_shape=(8,), backend="cpu")
+    grads = []
+    for f in (neuron, lambda x: checkpoint(neuron, x, use_reentrant=False)):
+        x = noise(4, 5, 8).requires_grad_()
+        neuron.zero_grad()
+        f(x).cumsum(0).sum().backward()
+        grads.append((x.grad, neuron.imp.grad.clone()))
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_the_reference_differentiates_any_smooth_spike_exactly():
+    x = noise(3, 2, 4, dtype=torch.float64).requires_grad_()
+    v0 = noise(4, seed=1, dtype=torch.float64).requires_grad_()
+    for d in (*PUBLISHED.values(), *SOME):
+        smooth = d._replace(spike=lambda z: torch.sigmoid(3 * z), detach_reset=False)
+        assert torch.autograd.gradcheck(lambda x, v0, d=smooth: dynamics.update(x, v0, d)[:2], (x, v0))
+
+
+# reference values
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu", "spikingjelly"])
+@pytest.mark.parametrize("key", GOLDEN["cases"])
+def test_golden_neurons(key, backend):
+    golden = GOLDEN["cases"][key]
+    settings = golden["settings"] | {"backend": backend}
+    if backend == "spikingjelly" and golden["family"] == "leaky":
+        pytest.skip("spikingjelly has no such neuron")
+    neuron = build_neuron(golden["family"], imp=True, state_shape=torch.tensor(GOLDEN["imp"]).shape, **settings)
+    with torch.no_grad():
+        neuron.imp.copy_(torch.tensor(GOLDEN["imp"]))
+    x = torch.tensor(GOLDEN[golden["input"]], requires_grad=True)
+    spikes = neuron(x)
+    (spikes * torch.tensor(GOLDEN["w"])).sum().backward()
+    assert torch.equal(spikes, torch.tensor(golden["spikes"]))
+    near = functools.partial(torch.testing.assert_close, atol=1e-5, rtol=0)
+    near(neuron.v, torch.tensor(golden["v"])[-1])
+    near(x.grad, torch.tensor(golden["grad_x"]))
+    near(neuron.imp.grad, torch.tensor(golden["grad_imp"]))
+
+
+@pytest.mark.parametrize("key", NETWORKS)
+def test_golden_networks_agree_on_every_backend(key):
+    """The networks of the reference values in float32: the same spikes in every layer, the same gradients."""
+    g = NETWORKS[key]
+    results = []
+    for backend in ("torch", "cpu"):
+        torch.manual_seed(0)
+        model = build_model(
+            g["model"], num_classes=10, input_shape=g["input_shape"], timesteps=4,
+            neuron={**g["neuron"], "backend": backend}, **({"dropout": 0.0} if g["model"] == "vgg48" else {}),
+        )  # fmt: skip
+        lead = (2,) if g["input"] == "static" else (4, 2)
+        with firing_rates(model) as rates:
+            logits = model(noise(*lead, *g["input_shape"]))
+        build_loss(g["loss_name"])(logits, torch.tensor([3, 7])).backward()
+        results.append((rates, logits.detach(), {n: p.grad for n, p in model.named_parameters()}))
+    (rates, logits, grads), (rates_cpu, logits_cpu, grads_cpu) = results
+    assert rates == rates_cpu
+    torch.testing.assert_close(logits_cpu, logits, atol=1e-5, rtol=1e-5)
+    largest = max(grad.abs().max().item() for grad in grads.values())  # a bias before a norm has none but roundings
+    for parameter, grad in grads.items():
+        torch.testing.assert_close(grads_cpu[parameter], grad, atol=1e-5 * largest, rtol=1e-3, msg=parameter)
+
+
+# the choice
+
+
+def test_auto():
+    for dtype in (torch.float32, torch.bfloat16):
+        assert resolve_backend("auto", "cpu", dtype) == "cpu"
+    assert resolve_backend("auto", "cpu", torch.float64) == resolve_backend("auto", "mps") == "torch"
+    assert resolve_backend("auto", "cuda", torch.float64) == "torch"
+    for backend in ("torch", "spikingjelly"):
+        assert resolve_backend(backend, "cuda", torch.float64) == backend
+    neuron = build_neuron("if")
+    assert neuron.backend == "auto" and neuron(torch.ones(2, 1, 3, dtype=torch.float64)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("package", [True, False])
+def test_auto_on_cuda_needs_triton(package, monkeypatch):
+    monkeypatch.setattr("snn_repro.neurons.backends._installed", lambda name: package)
+    assert resolve_backend("auto", "cuda", torch.float16) == ("triton" if package else "torch")
+    if not package:
+        with pytest.raises(UserError, match="needs the package triton"):
+            resolve_backend("triton", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            dict(name="if", backend="cuda"),
+            r"neuron.backend='cuda' is not one of auto, torch, cpu, triton, spikingjelly",
+        ),
+        (dict(name="leaky", backend="spikingjelly"), "spikingjelly has no neuron that keeps a share"),
+        (dict(name="if", fire_at="gt", backend="spikingjelly"), "spikingjelly fires at h >= V_th only"),
+        (dict(name="lif", reset="hard", v_reset=-0.5, backend="spikingjelly"), "leaks towards v_reset"),
+    ],
+)
+def test_refusals_at_construction(settings, message):
+    with pytest.raises(UserError, match=message):
+        build_neuron(**settings)
+
+
+def test_refusals_at_the_first_input():
+    with pytest.raises(
+        UserError, match="neuron.backend=cpu computes float32 and bfloat16 on the CPU, not float64 on cpu"
+    ):
+        build_neuron("if", backend="cpu")(torch.zeros(2, 1, 3, dtype=torch.float64))
+    with pytest.raises(UserError, match="neuron.backend=triton (needs|computes)"):
+        build_neuron("if", backend="triton")(torch.zeros(2, 1, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "triton"])
+def test_recorded_potentials(backend):
+    neuron = build_neuron("lif", imp=True, state_shape=(5,), backend=backend)
+    neuron.store_v_seq = True
+    x = noise(4, 3, 5)
+    spikes = neuron(x)
+    assert torch.equal(neuron.v_seq[-1], neuron.v)
+    neuron.store_v_seq = False
+    assert torch.equal(neuron(x), spikes) and neuron.v_seq is None
+
+
+def test_a_spike_function_of_someone_else_runs_in_the_reference():
+    neuron = build_neuron("if")
+    neuron.surrogate_function = torch.nn.Sigmoid()
+    assert 0 < neuron(torch.zeros(2, 1, 3)).max() < 1
+
+
+# spikingjelly
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+@pytest.mark.parametrize("family", ["if", "lif"])
+def test_spikingjelly_agrees(family, surrogate):
+    for hard, detach, tau in ((False, False, 2.0), (True, True, 3.0), (True, False, 1.0)):
+        d = Dynamics(family, Spike(surrogate, 1.7), 0.9, 0.0 if hard else None, detach, tau=tau)
+        for v0 in (None, noise(40, seed=1)):
+            assert_same("spikingjelly", noise(4, 3, 40), v0, d)
+    assert_same("spikingjelly", noise(4, 3, 40, dtype=torch.bfloat16), noise(40), PUBLISHED["if"])
+
+
+# Triton
+
+
+def test_triton_in_its_interpreter():
+    """In a process of its own: Triton reads the variable when it is imported."""
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run([sys.executable, __file__], env=environment, check=True, timeout=300)
+
+
+def interpret_triton():
+    for d in (*PUBLISHED.values(), *SOME):
+        assert_same("triton", noise(3, 2, 45), noise(45, seed=1), d)
+    d = PUBLISHED["if"]
+    x = noise(2, 2, 4, 3, 3)
+    for v0 in (None, noise(2, 4, 3, 3, seed=1)):
+        assert_same("triton", x, v0, d)
+    for _, same in layouts(x):
+        assert_same("triton", same, noise(4, 3, 3, seed=1), d)
+    assert_same("triton", noise(1, 1, 30).expand(4, 3, 30), noise(30, seed=1), d)
+    assert_same("triton", noise(2, 2, 700), noise(700, seed=1), d)  # more than one block
+    s = run(noise(4, 3, 45, dtype=torch.bfloat16), None, d, "triton")[0]
+    assert torch.equal(s, run(noise(4, 3, 45, dtype=torch.bfloat16), None, d, "torch")[0])
+
+
+if __name__ == "__main__":
+    interpret_triton()
