@@ -2,6 +2,8 @@
 """Measure our speed against the libraries we replace, and write the figures to results/benchmarks/.
 
     python scripts/benchmark.py data [rounds=N]
+    python scripts/benchmark.py neuron [rounds=N]
+    python scripts/benchmark.py startup [rounds=N]
 
 How it is timed: one thread, CPU time of the process, the order shuffled in every round, medians over the
 rounds, and one function timed twice (the A/A control): a ratio that is no further from 1 than the control's
@@ -447,7 +449,21 @@ def _memory(folder: Path) -> dict:
     }
 
 
-SUBCOMMANDS: dict[str, Callable[..., None]] = {"data": bench_data}
+def bench_neuron(rounds: int = 25) -> None:
+    """One spiking layer against the libraries'."""
+    from benchmark_neuron import bench_neuron
+
+    bench_neuron(rounds, peer, machine, OUT)
+
+
+def bench_startup(rounds: int = 5) -> None:
+    """What a fresh process costs."""
+    from benchmark_neuron import bench_startup
+
+    bench_startup(rounds, machine, OUT)
+
+
+SUBCOMMANDS: dict[str, Callable[..., None]] = {"neuron": bench_neuron, "startup": bench_startup, "data": bench_data}
 
 
 def main(arguments: list[str]) -> int:

@@ -1,0 +1,392 @@
+"""The subcommands `neuron` and `startup` of benchmark.py, which sets the thread counts and reports the machine."""
+
+import gc
+import json
+import math
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+SHAPES = [(4, 32, 64, 32, 32), (10, 16, 128, 24, 24), (4, 32, 512, 4, 4), (8, 16, 64, 32, 32), (16, 8, 64, 32, 32)]
+IMP_SHAPES = [(t, b, *s) for t in (4, 8, 16) for b, s in ((16, (512, 4, 4)), (16, (256, 8, 8)), (16, (64, 32, 32)))]
+
+
+def timings(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of every call; the first case also runs as "<name> again". The order is shuffled in every round."""
+    first = next(iter(cases))
+    cases = {**cases, f"{first} again": cases[first]}
+    for function in cases.values():
+        function()
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    order = list(cases)
+    shuffle = random.Random(0).shuffle
+    for _ in range(rounds):
+        shuffle(order)
+        for name in order:
+            start = time.process_time()
+            cases[name]()
+            times[name].append(time.process_time() - start)
+    return times
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return low, middle, high
+
+
+# ------------------------------------------------------------------ the layer, as each library writes it
+
+
+def plain_loop(x):
+    """IF with soft reset and the ATan surrogate by autograd, as it is written in a tutorial."""
+    v, spikes = torch.zeros_like(x[0]), []
+    for x_t in x:
+        v = v + x_t
+        z = v - 1.0
+        smooth = torch.atan(math.pi * z) / math.pi
+        s = (z >= 0).to(x.dtype) - smooth.detach() + smooth  # the step, with the derivative of its smooth stand-in
+        v = v - s
+        spikes.append(s)
+    return torch.stack(spikes)
+
+
+class SpikeFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z):
+        ctx.save_for_backward(z)
+        return (z >= 0).to(z.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (z,) = ctx.saved_tensors
+        return grad / (1 + (math.pi * z) ** 2)
+
+
+def surrogate_loop(x):
+    """The same loop with the spike as an autograd.Function: what most code does."""
+    v, spikes = torch.zeros_like(x[0]), []
+    for x_t in x:
+        v = v + x_t
+        s = SpikeFunction.apply(v - 1.0)
+        v = v - s
+        spikes.append(s)
+    return torch.stack(spikes)
+
+
+class LayerFunction(torch.autograd.Function):
+    """All steps in one autograd.Function of PyTorch calls, with the backward pass by hand; saves h."""
+
+    @staticmethod
+    def forward(ctx, x):
+        h, s = torch.empty_like(x), torch.empty_like(x)
+        v = torch.zeros_like(x[0])
+        for t in range(len(x)):
+            torch.add(v, x[t], out=h[t])
+            torch.ge(h[t], 1.0, out=s[t])
+            v = torch.sub(h[t], s[t], out=v)
+        ctx.save_for_backward(h)
+        return s
+
+    @staticmethod
+    def backward(ctx, grad):
+        (h,) = ctx.saved_tensors
+        gx = torch.empty_like(h)
+        gv = torch.zeros_like(h[0])
+        for t in reversed(range(len(h))):
+            slope = h[t].sub(1.0).mul_(math.pi).square_().add_(1).reciprocal_()
+            torch.addcmul(gv, grad[t] - gv, slope, out=gx[t])
+            gv = gx[t]
+        return gx
+
+
+def layers(peer) -> tuple[dict[str, Callable], dict[str, str]]:
+    """name -> function of x [T, B, ...]; and what is absent, with the reason."""
+    from spikingjelly.activation_based import neuron, surrogate
+
+    from snn_repro.neurons import build_neuron
+
+    absent = {}
+    theirs = neuron.IFNode(v_reset=None, surrogate_function=surrogate.ATan(), step_mode="m")
+
+    def spikingjelly(x):
+        theirs.reset()
+        return theirs(x)
+
+    snntorch = peer("snntorch", "the neuron")
+    leaky = snntorch.Leaky(beta=1.0, spike_grad=snntorch.surrogate.atan(alpha=2.0))
+
+    def snntorch_layer(x):
+        v, spikes = leaky.init_leaky(), []
+        for x_t in x:
+            s, v = leaky(x_t, v)
+            spikes.append(s)
+        return torch.stack(spikes)
+
+    norse = peer("norse.torch", "the neuron")
+    cell = norse.IAFCell(p=norse.IAFParameters(method="super", alpha=torch.tensor(2.0)))
+
+    def norse_layer(x):
+        state, spikes = None, []
+        for x_t in x:
+            s, state = cell(x_t, state)
+            spikes.append(s)
+        return torch.stack(spikes)
+
+    ours = build_neuron("if", backend="cpu")
+    reference = build_neuron("if", backend="torch")
+    found = {
+        "ours": ours,
+        "ours, backend=torch (the reference)": reference,
+        "spikingjelly": spikingjelly,
+        "snnTorch": snntorch_layer,
+        "Norse (hard reset: other dynamics)": norse_layer,
+        "loop, straight-through": plain_loop,
+        "loop, autograd.Function a step": surrogate_loop,
+        "autograd.Function of the layer": LayerFunction.apply,
+    }
+    if shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"):
+        found["torch.compile of the loop"] = torch.compile(plain_loop, dynamic=False)
+    else:
+        absent["torch.compile"] = "there is no C++ compiler on this machine"
+    return found, absent
+
+
+def both_passes(layer, x, grad, *parameters):
+    """A call that runs forward and backward and leaves no gradient behind."""
+
+    def call():
+        torch.autograd.grad(layer(x), (x, *parameters), grad)
+
+    return call
+
+
+def saved_bytes(layer, x) -> float:
+    """Bytes that autograd keeps a neuron-step, every storage once."""
+    kept = {}
+
+    def keep(tensor):
+        if tensor.numel() > x[0].numel() // 2:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        y = layer(x)
+    total = sum(kept.values()) / x.numel()
+    del y
+    return total
+
+
+def copying(x) -> dict[str, Callable]:
+    """Copies of x: 8 bytes a value, by torch and past the cache."""
+    from numba import njit
+
+    from snn_repro.neurons import cpu
+
+    y = torch.empty_like(x)
+    move, size = cpu._stream, 4096
+
+    @njit(nogil=True)
+    def past(to, source, n):
+        for i in range(0, n, size):
+            move(to + i, source + i, size)
+
+    return {
+        "copy, torch": lambda: y.copy_(x.detach()),
+        "copy, around the cache": lambda: past(y.data_ptr(), x.data_ptr(), x.numel() * 4),
+    }
+
+
+def bench_neuron(rounds: int, peer, machine, out: Path) -> None:
+    """Forward and backward of one IF layer against its peers; the price of IMP; what is saved; the memory's own speed."""
+    from snn_repro.data.batches import keep_freed_memory
+    from snn_repro.neurons import build_neuron
+
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    load_before = os.getloadavg()[0]
+    found, absent = layers(peer)
+    sections = []
+    for shape in SHAPES:
+        torch.manual_seed(0)
+        torch.compiler.reset()
+        x = torch.randn(shape).requires_grad_()
+        grad = torch.randn(shape)
+        with torch.no_grad():
+            same = {name: (layer(x) == found["ours"](x)).float().mean().item() for name, layer in found.items()}
+        assert same["ours, backend=torch (the reference)"] == same["spikingjelly"] == 1, same
+        copies = copying(x)
+        times = timings({**{n: both_passes(f, x, grad) for n, f in found.items()}, **copies}, rounds)
+        with torch.no_grad():
+            forward = timings({n: lambda f=f, x=x: f(x) for n, f in found.items()}, max(rounds // 2, 5))
+        copy = min(statistics.median(times[n]) for n in copies)
+        floor = 20 / 8 * copy  # forward: read x, write s; backward: read x and the gradient, write one
+        rows = {}
+        for name, values in times.items():
+            low, middle, high = quartiles(values)
+            rows[name] = {"seconds": middle, "quartiles": [low, high], "over_floor": middle / floor}
+            if name in found:
+                rows[name] |= {
+                    "forward_seconds": statistics.median(forward[name]),
+                    "saved_bytes": saved_bytes(found[name], x),
+                    "equal_spikes": same[name],
+                }
+        sections.append(
+            {"shape": list(shape), "floor_seconds": floor, "copy_gb_s": 8 * x.numel() / copy / 1e9, "rows": rows}
+        )
+        del x, grad, copies
+        gc.collect()
+    overhead = []
+    for shape in IMP_SHAPES:
+        torch.manual_seed(0)
+        x, grad = torch.randn(shape).requires_grad_(), torch.randn(shape)
+        without, with_imp = build_neuron("if"), build_neuron("if", imp=True, state_shape=shape[2:])
+        cases = {"without": both_passes(without, x, grad), "with": both_passes(with_imp, x, grad, with_imp.imp)}
+        values = timings(cases, max(2 * rounds, 31))
+        seconds = {name: statistics.median(v) for name, v in values.items()}
+        overhead.append(
+            {
+                "timesteps": shape[0],
+                "neurons": math.prod(shape[2:]),
+                "batch": shape[1],
+                "seconds_without": seconds["without"],
+                "seconds_with": seconds["with"],
+                "seconds_without_again": seconds["without again"],
+            }
+        )
+    facts = machine("numpy", "numba", "torch", "spikingjelly", "snntorch", "norse")
+    facts["load"] = f"{load_before:.1f} before, {os.getloadavg()[0]:.1f} after, on {facts['cores']} cores"
+    facts |= {f"{name} is absent": reason for name, reason in absent.items()}
+    write_neuron(facts, sections, overhead, rounds, out)
+
+
+def write_neuron(facts, sections, overhead, rounds, out: Path) -> None:
+    lines = [
+        "# The spiking layer",
+        "",
+        f"Made by `python scripts/benchmark.py neuron rounds={rounds}`: one IF layer (soft reset, ATan, float32), forward and",
+        "backward. One thread, CPU time of the process, shuffled order, medians; `again` times ours twice (A/A control).",
+        "malloc keeps freed memory, for all alike. Floor: the time to move 20 bytes a neuron-step (read x, write spikes; read",
+        "x and the gradient, write one) at the speed of the faster copy in the same run.",
+        "",
+        *(f"- {key}: {value}" for key, value in facts.items()),
+        "",
+    ]
+    for section in sections:
+        ours = section["rows"]["ours"]["seconds"]
+        steps = math.prod(section["shape"])
+        lines += [
+            f"## [T, B, C, H, W] = {section['shape']}: {steps / 1e6:.1f} M neuron-steps, copy {section['copy_gb_s']:.1f} GB/s",
+            "",
+            "| layer | ms | quartiles | forward ms | time / ours | time / floor | saved bytes | equal spikes |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for name, row in section["rows"].items():
+            low, high = row["quartiles"]
+            cells = [name, f"{row['seconds'] * 1e3:.2f}", f"{low * 1e3:.2f}-{high * 1e3:.2f}"]
+            copy = name.startswith("copy")
+            cells += [f"{row['forward_seconds'] * 1e3:.2f}"] if "forward_seconds" in row else [""]
+            cells += ["", ""] if copy else [f"{row['seconds'] / ours:.2f}", f"{row['over_floor']:.2f}"]
+            cells += [f"{row['saved_bytes']:.1f}", f"{row['equal_spikes']:.2%}"] if "saved_bytes" in row else ["", ""]
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    lines += [
+        "## Forward and backward with IMP over without",
+        "",
+        "| T | neurons | B | ms without | ms with | with / without | again / without (A/A) |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in overhead:
+        base = row["seconds_without"]
+        lines.append(
+            f"| {row['timesteps']} | {row['neurons']} | {row['batch']} | {base * 1e3:.2f} | {row['seconds_with'] * 1e3:.2f} "
+            f"| {row['seconds_with'] / base:.3f} | {row['seconds_without_again'] / base:.3f} |"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    report = {"machine": facts, "rounds": rounds, "sections": sections, "imp_overhead": overhead}
+    (out / "neuron.json").write_text(json.dumps(report, indent=1) + "\n")
+    text = "\n".join(lines) + "\n"
+    (out / "neuron.md").write_text(text)
+    print(text)
+
+
+# ------------------------------------------------------------------ startup
+
+QUICK = ["logger.mode=disabled", "recipe.epochs=1", "debug.max_steps=1", "debug.max_eval_batches=1", "resume=never"]
+REFERENCE = "import snn_repro.neurons.backends as b; b.resolve_backend = lambda *a: 'torch'; "
+TRAIN = "import sys; from snn_repro.train import main; sys.exit(main())"
+
+
+def bench_startup(rounds: int, machine, out: Path) -> None:
+    """Fresh processes: what a command costs before it computes, and what compiling the neurons adds once."""
+    root = Path(__file__).resolve().parents[1]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        counter = iter(range(10**6))
+
+        def command(code: str, *arguments: str, cache: str = "warm") -> Callable[[], None]:
+            def call():
+                n = next(counter)
+                cached = folder / (cache if cache == "warm" else f"cache{n}")
+                environment = {**os.environ, "NUMBA_CACHE_DIR": str(cached), "PYTHONPATH": str(root)}
+                placed = [a.replace("RUN", str(folder / f"run{n}")) for a in arguments]
+                subprocess.run(
+                    [sys.executable, "-c", code, *placed],
+                    cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                )  # fmt: skip
+
+            return call
+
+        run = (*QUICK, "hydra.run.dir=RUN")
+        whole = ("logger.mode=disabled", "resume=never", "hydra.run.dir=RUN")
+        cases = {
+            "import snn_repro": command("import snn_repro"),
+            "train --help": command(TRAIN, "--help"),
+            "one training step": command(TRAIN, *run),
+            "one training step, backend=torch": command(REFERENCE + TRAIN, *run),
+            "one training step, kernels not compiled yet": command(TRAIN, *run, cache="cold"),
+            "the first command (digits)": command(TRAIN, *whole),
+            "the first command (digits), backend=torch": command(REFERENCE + TRAIN, *whole),
+            "the first command (digits), kernels not compiled yet": command(TRAIN, *whole, cache="cold"),
+        }
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
+        cases["one training step"]()  # compile once
+        order = list(cases)
+        shuffle = random.Random(0).shuffle
+        for _ in range(rounds):
+            shuffle(order)
+            for name in order:
+                used, start = os.times(), time.perf_counter()
+                cases[name]()
+                now = os.times()
+                cpu = now.children_user + now.children_system - used.children_user - used.children_system
+                times[name].append((cpu, time.perf_counter() - start))
+    values = {
+        name: {"cpu_seconds": statistics.median(c for c, _ in t), "wall_seconds": statistics.median(w for _, w in t)}
+        for name, t in times.items()
+    }
+    facts = machine("torch", "numba", "spikingjelly")
+    facts["load"] = f"{os.getloadavg()[0]:.1f} after, on {facts['cores']} cores"
+    lines = [
+        "# Start-up",
+        "",
+        f"Made by `python scripts/benchmark.py startup rounds={rounds}`: fresh processes, one thread, medians.",
+        "",
+    ]
+    lines += [*(f"- {k}: {v}" for k, v in facts.items()), "", "| command | CPU s | wall s |", "| --- | --- | --- |"]
+    lines += [f"| {n} | {v['cpu_seconds']:.2f} | {v['wall_seconds']:.2f} |" for n, v in values.items()]
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "startup.json").write_text(
+        json.dumps({"machine": facts, "rounds": rounds, "cases": values}, indent=1) + "\n"
+    )
+    text = "\n".join(lines) + "\n"
+    (out / "startup.md").write_text(text)
+    print(text)
