@@ -4,6 +4,7 @@
     python scripts/benchmark.py data [rounds=N]
     python scripts/benchmark.py neuron [rounds=N]
     python scripts/benchmark.py startup [rounds=N]
+    python scripts/benchmark.py step [rounds=N]
 
 How it is timed: one thread, CPU time of the process, the order shuffled in every round, medians over the
 rounds, and one function timed twice (the A/A control): a ratio that is no further from 1 than the control's
@@ -449,6 +450,242 @@ def _memory(folder: Path) -> dict:
     }
 
 
+# ------------------------------------------------------------------ step
+
+
+NETWORKS = {  # name, input shape, time steps, static image or frames
+    "SEW-ResNet-18 CIFAR": ("sew_resnet18_cifar", (3, 32, 32), 4, True),
+    "VGG-48": ("vgg48", (2, 48, 48), 10, False),
+}
+STEP_GOALS = {6: ("2x", "3x"), 27: ("1.5x", "2.1x")}  # training and evaluation, density in per cent
+OURS, THEIRS, TWIN = "ours", "the same weights on spikingjelly's nodes", "ReLU twin on T*B images"
+OURS_DENSE, OURS_SMALL = "ours, conv_backend=dense", "ours, checkpointing=norms"
+OPTIONS = {OURS: {}, OURS_SMALL: {"checkpointing": "norms"}}  # of the other networks: dense
+
+
+def _network(kind: str, network: str, shift: float):
+    """One network, always with the same weights and every norm's bias at `shift`, as `kind` says."""
+    import torch
+    from torch import nn
+
+    from snn_repro.models import build_model
+    from snn_repro.sparse_conv import Conv2d
+
+    name, shape, timesteps, _ = NETWORKS[network]
+    torch.manual_seed(0)
+    options = OPTIONS.get(kind, {"conv_backend": "dense"})
+    model = build_model(
+        name, num_classes=10, input_shape=shape, timesteps=timesteps, neuron={"name": "if"}, **options,
+        **({"dropout": 0.0} if name == "vgg48" else {}),
+    )  # fmt: skip
+    for module in list(model.modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.bias, shift)
+        for child_name, child in list(module.named_children()):
+            if kind == THEIRS and isinstance(child, Conv2d):
+                plain = nn.Conv2d(child.in_channels, child.out_channels, child.kernel_size, child.stride,
+                                  child.padding, bias=child.bias is not None)  # fmt: skip
+                plain.load_state_dict(child.state_dict())
+                setattr(module, child_name, plain)
+            elif kind in (THEIRS, TWIN) and _is_neuron(child):
+                setattr(module, child_name, nn.ReLU() if kind == TWIN else _their_node())
+    return model if kind == THEIRS else model.to(memory_format=torch.channels_last)  # as train.py does
+
+
+def _is_neuron(module) -> bool:
+    from spikingjelly.activation_based.neuron import BaseNode
+
+    return isinstance(module, BaseNode)
+
+
+def _their_node():
+    """spikingjelly's IF node with the settings of our `if`."""
+    from spikingjelly.activation_based import neuron, surrogate
+
+    return neuron.IFNode(v_reset=None, surrogate_function=surrogate.ATan(), step_mode="m")
+
+
+def _batch(network: str, batch: int, kind: str):
+    import torch
+
+    _, shape, timesteps, static = NETWORKS[network]
+    draw = torch.Generator().manual_seed(1)
+    if not static:
+        return torch.poisson(torch.full((timesteps, batch, *shape), 0.3), generator=draw)
+    x = torch.randn(batch, *shape, generator=draw)
+    return x.expand(timesteps, *x.shape).contiguous() if kind == TWIN else x
+
+
+def _training(model, x) -> Callable[[], None]:
+    """One training step but for the optimiser, which costs all alike."""
+    from spikingjelly.activation_based import functional
+
+    def step() -> None:
+        model.train()
+        functional.reset_net(model)
+        model(x).mean(0).logsumexp(-1).mean().backward()
+        model.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _evaluation(model, x) -> Callable[[], object]:
+    import torch
+    from spikingjelly.activation_based import functional
+
+    def step() -> object:
+        model.eval()
+        functional.reset_net(model)
+        with torch.inference_mode():
+            return model(x)
+
+    return step
+
+
+def _input_densities(model, x) -> dict[str, float]:
+    """Part of each convolution's input that is not zero, the first convolution (images, counts) left out."""
+    import torch
+    from torch import nn
+
+    counts, hooks = {}, []
+    convolutions = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)][1:]
+    for name, module in convolutions:
+        hooks.append(
+            module.register_forward_hook(
+                lambda m, i, o, name=name: counts.__setitem__(name, (int(i[0].count_nonzero()), i[0].numel()))
+            )
+        )
+    with torch.inference_mode():
+        model.train()(x)
+    for hook in hooks:
+        hook.remove()
+    mean = sum(c for c, _ in counts.values()) / sum(n for _, n in counts.values())
+    return {"mean over all inputs": mean, **{name: c / n for name, (c, n) in counts.items()}}
+
+
+def _shift_for(network: str, target: float, x) -> float:
+    """The norms' bias at which the mean density of the convolutions' inputs is the wanted one."""
+    low, high = -2.0, 2.0
+    for _ in range(9):
+        middle = (low + high) / 2
+        found = _input_densities(_network(OURS, network, middle), x)["mean over all inputs"]
+        low, high = (middle, high) if found < target else (low, middle)
+    return middle
+
+
+def _prepared(kind: str, network: str, shift: float, x):
+    """The network with running statistics of this batch, so that evaluation sees the same densities."""
+    import torch
+    from torch import nn
+
+    model = _network(kind, network, shift)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.inference_mode():
+        model.train()(x)
+    for norm in norms:
+        norm.momentum = 0.0
+    return model
+
+
+def _step_memory(kind: str, network: str, batch: int, shift: float) -> float:
+    """Run in a fresh process: MiB that one training step takes beyond the network and its input."""
+    import torch
+
+    torch.set_num_threads(1)
+    model = _prepared(kind, network, shift, _batch(network, 1, kind))
+    _training(model, _batch(network, 1, kind))()  # load and compile what is needed
+    x = _batch(network, batch, kind)
+    step = _training(model, x)
+    status = lambda key: int(Path("/proc/self/status").read_text().partition(key)[2].split()[0]) / 1024  # noqa: E731
+    before = status("VmRSS:")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    step()
+    return status("VmHWM:") - before
+
+
+def bench_step(rounds: int = 7) -> None:
+    """Training and evaluation steps of whole networks at several spike densities, and their peak memory."""
+    import torch
+
+    from snn_repro.data.batches import keep_freed_memory
+
+    peer("spikingjelly.activation_based.neuron", "the same network on its nodes")
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    sections = []
+    for network, batch, percents in (
+        ("SEW-ResNet-18 CIFAR", 8, (6, 27, 50)), ("SEW-ResNet-18 CIFAR", 32, (6,)), ("VGG-48", 2, (6, 27, 50)),
+    ):  # fmt: skip
+        for percent in percents:
+            sections += _step_sections(network, batch, percent, rounds if batch < 32 else 3)
+    sections += _trained_densities()
+    packages = ("torch", "numba", "spikingjelly")
+    report("step", "Whole steps of a network", sections, machine(*packages))
+
+
+def _step_sections(network: str, batch: int, percent: int, rounds: int) -> list[dict]:
+    import torch
+
+    timesteps = NETWORKS[network][2]
+    shift = _shift_for(network, percent / 100, _batch(network, min(batch, 4), OURS))
+    inputs = {kind: _batch(network, batch, kind) for kind in (OURS, OURS_SMALL, OURS_DENSE, THEIRS, TWIN)}
+    models = {kind: _prepared(kind, network, shift, x) for kind, x in inputs.items()}
+    one = _batch(network, 1, OURS).double()  # rounding cannot turn a spike over in double precision
+    a, b = (_evaluation(_network(kind, network, shift).double(), one)() for kind in (OURS, THEIRS))
+    assert torch.allclose(a, b, atol=1e-8), "our network computes something else than spikingjelly's"
+    densities = _input_densities(models[OURS], inputs[OURS])
+    title = f"{network}, B={batch}, T={timesteps}, mean input density {densities['mean over all inputs']:.1%}"
+    print(f"# {title}", file=sys.stderr, flush=True)
+    sections = []
+    goals = STEP_GOALS.get(percent, ("", ""))
+    for what, make, goal in zip(("training", "evaluation"), (_training, _evaluation), goals, strict=True):
+        goal = (
+            f"at least {goal} spikingjelly's nodes, and faster than the ReLU twin" if goal else "not slower than dense"
+        )
+        sections.append({
+            "title": f"{title}: {what}", "unit": "samples/s", "goal": goal, "per_call": batch,
+            "seconds": compare({
+                kind: make(models[kind], inputs[kind]) for kind in models if (what, kind) != ("evaluation", OURS_SMALL)
+            }, rounds),
+        })  # fmt: skip
+    with torch.inference_mode():
+        rates = {name: 100 * d for name, d in densities.items()}
+    del models
+    if percent == 27:  # saved activations do not depend on it
+        memory = {}
+        for kind in (OURS, OURS_SMALL, THEIRS, TWIN):
+            with get_context("spawn").Pool(1) as pool:
+                memory[kind] = pool.apply(_step_memory, (kind, network, batch, shift))
+        shares = [f"{memory[kind] / memory[THEIRS]:.2f}" for kind in (OURS, OURS_SMALL)]
+        sections.append({
+            "title": f"{title}: peak memory of a training step", "unit": "MiB", "values": memory,
+            "goal": f"at most 0.75 of spikingjelly's; ours is {shares[0]} of it, with checkpointing=norms {shares[1]}",
+        })  # fmt: skip
+    sections.append({
+        "title": f"{title}: density of each convolution's input", "unit": "per cent", "values": rates,
+        "goal": f"a mean of {percent} per cent, set by the norms' bias ({shift:.2f})",
+    })  # fmt: skip
+    return sections
+
+
+def _trained_densities() -> list[dict]:
+    """Firing rates of networks that were trained, from the results kept in results/runs/."""
+    values: dict[str, list[float]] = {}
+    for file in sorted(OUT.parent.glob("runs/**/result.json")):
+        result = json.loads(file.read_text())
+        for layer, rate in result.get("firing_rates", {}).items():
+            values.setdefault(f"{result['name']}: {layer}", []).append(100 * rate)
+    if not values:
+        return []
+    return [{
+        "title": "Firing rates of trained networks (mean over seeds)", "unit": "per cent",
+        "values": {key: statistics.mean(rates) for key, rates in values.items()},
+        "goal": "to know which of the densities above are real",
+    }]  # fmt: skip
+
+
 def bench_neuron(rounds: int = 25) -> None:
     """One spiking layer against the libraries'."""
     from benchmark_neuron import bench_neuron
@@ -463,7 +700,12 @@ def bench_startup(rounds: int = 5) -> None:
     bench_startup(rounds, machine, OUT)
 
 
-SUBCOMMANDS: dict[str, Callable[..., None]] = {"neuron": bench_neuron, "startup": bench_startup, "data": bench_data}
+SUBCOMMANDS: dict[str, Callable[..., None]] = {
+    "neuron": bench_neuron,
+    "startup": bench_startup,
+    "data": bench_data,
+    "step": bench_step,
+}
 
 
 def main(arguments: list[str]) -> int:
