@@ -392,6 +392,7 @@ def refuse_code(node: DictConfig) -> None:
     allowed = {  # Hydra makes objects from these and from nothing else
         "hydra.launcher._target_": ("hydra._internal.core_plugins.", "hydra_plugins."),
         "hydra.sweeper._target_": ("hydra._internal.core_plugins.", "hydra_plugins."),
+        "hydra.sweeper.sampler._target_": ("optuna.samplers.",),
     }
     hydra = node.hydra
     with read_write(hydra), open_dict(hydra):
