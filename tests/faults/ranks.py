@@ -46,7 +46,7 @@ def together(folder: Path, config, size: int, broken=lambda rank: None, slurm: b
         return before
 
     children = [Child(folder, config, prepare(rank), f".{rank}") for rank in range(size)]
-    return [child.wait(60) for child in children]
+    return [child.wait(300) for child in children]
 
 
 def in_double() -> None:
@@ -184,7 +184,7 @@ def norms(folder: Path) -> dict:
         return before
 
     children = [Child(folder, configuration(), compare(rank), f".{rank}") for rank in range(2)]
-    outcomes = [child.wait(60) for child in children]
+    outcomes = [child.wait(300) for child in children]
     assert not any(o.code for o in outcomes), outcomes
     return json.loads(script.read_text())
 
