@@ -154,7 +154,9 @@ def content(folder: Path) -> dict:
     with np.load(folder / "predictions.npz", allow_pickle=False) as arrays:
         predictions = {name: arrays[name] for name in arrays}
     strip = lambda d: {k: v for k, v in d.items() if k not in CLOCK | {"config"}}  # noqa: E731
-    states = {k: last[k] for k in ("epoch", "step", "model", "optimizer", "schedule", "ema", "rng")}
+    states = {k: last[k] for k in ("epoch", "step", "model", "optimizer", "schedule", "ema")}
+    # not Python's own generator: libraries draw from it while they are imported, training does not
+    states["rng"] = {k: last["rng"][k] for k in ("torch", "numpy")}
     return dict(
         result=strip(result), lines=[strip(line) for line in lines], last=states, best=best["model"], predictions=predictions
     )
