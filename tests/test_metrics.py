@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snn_repro.losses import build_loss
-from snn_repro.metrics import correct_cumulative, correct_per_step, correct_readout
+from snn_repro.metrics import correct_cumulative, correct_per_step, correct_readout, count_correct
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "losses.json").read_text())
 Y = torch.tensor(GOLDEN["y"], dtype=torch.float64)
@@ -56,3 +56,9 @@ def test_inputs_are_left_alone():
     y, labels = Y.clone(), LABELS.clone()
     correct_per_step(y, labels), correct_cumulative(y, labels), correct_readout(y[0], labels)
     assert torch.equal(y, Y) and torch.equal(labels, LABELS)
+
+
+def test_a_count_stays_a_tensor():
+    """The training loop must not wait for the device at every step."""
+    count = count_correct(Y[0], LABELS)
+    assert isinstance(count, torch.Tensor) and int(count) == correct_readout(Y[0], LABELS)

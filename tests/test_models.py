@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo.utils
 from spikingjelly.activation_based import functional
 from spikingjelly.activation_based.neuron import BaseNode
 from torch import nn
@@ -288,6 +289,22 @@ def test_the_network_runs_channels_last():
             m.register_forward_hook(lambda m, i, o: forms.append(o.is_contiguous(memory_format=torch.channels_last)))
     model(frames("sew_resnet18_cifar"))
     assert all(forms) and len(forms) >= 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("conv_backend", ["dense", "sparse"])
+def test_a_compiled_network_computes_the_same(conv_backend):
+    model = tiny("small", conv_backend=conv_backend).double()
+    x = frames("small").double()
+    eager = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+    names = list(model.state_dict())
+    torch._dynamo.utils.counters.clear()
+    model.compile()
+    compiled = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert list(model.state_dict()) == names
+    for a, b in zip(compiled, eager, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
 
 
 # options

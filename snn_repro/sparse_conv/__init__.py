@@ -30,7 +30,7 @@ from snn_repro.files import write_json
 BACKENDS = ("auto", "dense", "sparse")
 LEAST_CHANNELS = 8  # a stem's images and event counts are left to the dense kernel without a look,
 LEAST_WORK = 2**25  # and so are convolutions of fewer multiplications (some 0.2 ms): a look costs as much
-SAMPLE = 2**14  # inputs looked at for the density
+SAMPLE = 2**13  # inputs looked at for the density: its error is below 0.01
 TRIAL = 2**19  # inputs of a trial
 MARGIN = 0.95  # the sparse kernel must be this much faster than the dense one
 
