@@ -134,3 +134,39 @@ def test_an_array_with_one_preempted_one_killed_and_one_out_of_time(slurm, tmp_p
     again = start(*sweep, *NODE, f"hydra.sweep.dir={root}")
     out, err = again.communicate(timeout=120)
     assert again.returncode == 0 and out.startswith("6 of 6 runs are finished already"), err
+
+
+def test_a_cancelled_job_is_saved_and_stays_cancelled(slurm, tmp_path):
+    """`scancel` ends one run for good: the sweep does not wait for it, and the same command continues it."""
+    process = start("-m", *SHORT, "recipe.epochs=3,500", *NODE, f"hydra.sweep.dir={tmp_path}")
+    folder = tmp_path / "digits-small-if_imp-lts/debug.max_eval_batches=1,debug.max_steps=8,recipe.epochs=500/seed0"
+    array = wait_for(lambda: re.findall(r"^(\d+)_", slurm_says("squeue", "--noheader", "--array", "--format=%i"), re.M), process)[0]
+    try:
+        wait_for(lambda: epochs(folder) > 1, process)
+        slurm_says("scancel", f"{array}_1")
+        out, err = process.communicate(timeout=300)
+    finally:
+        subprocess.run(["scancel", array])
+        process.kill()
+    assert process.returncode == 1
+    assert out.splitlines()[-1] == "sweep: 1 of 2 runs done"
+    assert f"  interrupted: {folder}: stopped at epoch" in err
+    assert (folder / "checkpoint_last.pt").exists() and restarts(array, 1) == 0
+
+
+def test_a_batch_script_requeues_and_resumes(slurm, tmp_path):
+    rows = tmp_path / "rows.txt"
+    rows.write_text(f"{sys.executable} -m snn_repro.train {' '.join(SHORT)} recipe.epochs=60 hydra.run.dir={tmp_path / 'run'}\n")
+    said = slurm_says(
+        "sbatch", "--array=1-1", "--gpus-per-node=0", "--cpus-per-task=1", "--mem=1G", "--time=10", f"--chdir={ROOT}",
+        f"--output={tmp_path / 'log'}", str(ROOT / "scripts/cluster/rows.sbatch"), str(rows), "seed=3",
+    )  # fmt: skip
+    array = said.split()[-1]
+    try:
+        wait_for(lambda: epochs(tmp_path / "run") > 1)
+        preempt(f"{array}_1")
+        wait_for((tmp_path / "run/result.json").exists)
+    finally:
+        subprocess.run(["scancel", array])
+    assert restarts(array, 1) == 1 and "resuming at epoch" in (tmp_path / "log").read_text()
+    assert json.loads((tmp_path / "run/result.json").read_text())["seed"] == 3
