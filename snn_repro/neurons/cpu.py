@@ -25,7 +25,7 @@ from numba.extending import intrinsic
 
 PIECE = 256  # neurons between two turns from reading to writing
 LEAST, MOST = 1024, 16384  # neurons in a block
-KEPT = 65536  # potentials of a block over all steps: 256 KiB, half of a small level-2 cache
+KEPT = 16384  # potentials that a block keeps for the backward pass, over all steps: 64 KiB
 STREAM_BYTES = 4 * 2**20  # outputs this large are written around the cache
 SHARE = 65536  # neuron-steps that are worth a thread
 
@@ -204,9 +204,10 @@ def _forward(kind: Kind):
                 start = v0[b * v0_b + m :] if v0_b >= 0 else v0
                 for i in range(n):
                     v[i] = start[i] if v0_b >= 0 else np.float32(0)
+                after = (b + 1) * x_b + m if b + 1 < min(b0 + group, batch) else b0 * x_b + m + block
                 for t in range(steps):
                     at = t * x_t + b * x_b + m
-                    ahead = x.ctypes.data + wide * (at + x_t if t + 1 < steps else (b + 1) * x_b + m)
+                    ahead = x.ctypes.data + wide * (at + x_t if t + 1 < steps else after)
                     to = (t * batch + b) * size + m
                     for j in range(0, n, PIECE):
                         k = min(PIECE, n - j)
@@ -272,6 +273,7 @@ def _backward(kind: Kind, detach: bool, surrogate_name: str):
                             h = _charge(v_j[i], _read(x_j[i], half), leak, family)
                             v_j[i] = _reset(h, _fires(h, v_threshold, strict), v_threshold, v_reset, hard)
                             h_j[i] = h
+                after = (b + 1) * x_b + m if b + 1 < min(b0 + group, batch) else b0 * x_b + m + block
                 given = gv_last.size > 0
                 start = gv_last[b * size + m :] if given else gv_last
                 for i in range(n):
@@ -281,7 +283,7 @@ def _backward(kind: Kind, detach: bool, surrogate_name: str):
                     if t > 0:
                         ahead = gs.ctypes.data + wide * (at - gs_t)
                     else:
-                        ahead = x.ctypes.data + wide * ((b + 1) * x_b + m)
+                        ahead = x.ctypes.data + wide * after
                     to = (t * batch + b) * size + m
                     for j in range(0, n, PIECE):
                         k = min(PIECE, n - j)
@@ -398,7 +400,7 @@ def _streams(out: np.ndarray, size: int) -> bool:
 def forward(kind: Kind, x, strides, v0, v0_stride, s, v_last, shape, constants, threads: int) -> None:
     """Fill s [T, B, M] and v_last [B, M] (flat, dense). shape (T, B, M); constants (v_threshold, v_reset, leak)."""
     steps, batch, size = shape
-    cut = plan(*shape)
+    cut = plan(1, batch, size)  # forward keeps one potential, however many steps
     numbers = [np.float32(c) for c in constants]
     before = (x, *strides, _NOTHING if v0 is None else v0, v0_stride, s, v_last, steps, batch, size)
     after = (cut.block, cut.group, *numbers, _streams(s, size))
