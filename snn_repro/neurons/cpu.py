@@ -225,9 +225,12 @@ def _forward(kind: Kind):
                                 s_j[i] = np.float32(1) if fires else np.float32(0)
                         if stream:
                             _stream(s.ctypes.data + wide * (to + j), scratch.ctypes.data, wide * k)
-                end = v_last[b * size + m :]
-                for i in range(n):
-                    end[i] = v[i]
+                if stream:
+                    _stream(v_last.ctypes.data + 4 * (b * size + m), v.ctypes.data, 4 * n)
+                else:
+                    end = v_last[b * size + m :]
+                    for i in range(n):
+                        end[i] = v[i]
         _fence()
 
     return _compile(neuron_forward)
@@ -392,9 +395,10 @@ def _run(function, before: tuple, after: tuple, units: int, work: int, threads: 
 _NOTHING = np.empty(0, np.float32)
 
 
-def _streams(out: np.ndarray, size: int) -> bool:
+def _streams(size: int, out: np.ndarray, *others: np.ndarray) -> bool:
     """Whether to write around the cache: large outputs whose pieces all start and end at 64 bytes."""
-    return out.nbytes >= STREAM_BYTES and out.ctypes.data % 64 == 0 and size * out.itemsize % 64 == 0
+    aligned = all(a.ctypes.data % 64 == 0 and size * a.itemsize % 64 == 0 for a in (out, *others))
+    return out.nbytes >= STREAM_BYTES and aligned
 
 
 def forward(kind: Kind, x, strides, v0, v0_stride, s, v_last, shape, constants, threads: int) -> None:
@@ -403,7 +407,7 @@ def forward(kind: Kind, x, strides, v0, v0_stride, s, v_last, shape, constants, 
     cut = plan(1, batch, size)  # forward keeps one potential, however many steps
     numbers = [np.float32(c) for c in constants]
     before = (x, *strides, _NOTHING if v0 is None else v0, v0_stride, s, v_last, steps, batch, size)
-    after = (cut.block, cut.group, *numbers, _streams(s, size))
+    after = (cut.block, cut.group, *numbers, _streams(size, s, v_last))
     _run(_forward(kind), before, after, cut.units, steps * batch * size, threads)
 
 
@@ -420,5 +424,5 @@ def backward(
     numbers = [np.float32(c) for c in constants]
     v0, gv_last, gv0 = (_NOTHING if a is None else a for a in (v0, gv_last, gv0))
     before = (x, *strides, v0, v0_stride, gs, *gs_strides, gv_last, gx, gv0, steps, batch, size)
-    after = (cut.block, cut.group, *numbers, _streams(gx, size))
+    after = (cut.block, cut.group, *numbers, _streams(size, gx))
     _run(_backward(kind, detach, surrogate), before, after, cut.units, steps * batch * size, threads)
