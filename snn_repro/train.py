@@ -19,6 +19,7 @@ from snn_repro.config import (
     Config,
     ConfigError,
     checked,
+    choices,
     compose_checked,
     config_hash,
     help_text,
@@ -597,7 +598,8 @@ def build_result(
     neuron = {k: v for k, v in vars(config.neuron).items()}
     return RunResult(
         schema_version=SCHEMA_VERSION,
-        name=config.name, paper_row=config.paper_row, seed=config.seed,
+        name=config.name, experiment=config.name if config.name in choices("experiment") else None,
+        paper_row=config.paper_row, seed=config.seed,
         config_hash=config_hash(config), recipe_hash=config_hash(config, without=("seed",)),
         dataset=config.dataset.name, model=config.model.name, loss=config.loss.name, neuron=neuron,
         split_id=data.split.id, split_sha256=data.split.sha256_test,
