@@ -130,6 +130,11 @@ class NeuronConfig:
     )
     tau: float = key(2.0, "lif: membrane time constant", unit="time steps", low=1.0)
     retain: float = key(0.25, "leaky: part of v that one step keeps", low=0.0, high=1.0)
+    backend: str = key(
+        "auto",
+        "who computes the neuron; changes roundings only; auto is cpu on a CPU and torch on a GPU",
+        choices=("auto", "torch", "cpu", "triton", "spikingjelly"),
+    )
     imp_init: list[float] = key([0.4, 0.6], "IMP starts uniform in [low, high]")
     imp_trainable: bool = key(True, "false leaves IMP at its random start, as several published rows did")
     imp_lr: float = key(1.0, "IMP's learning rate as a factor of the recipe's", low=0.0)
@@ -283,7 +288,7 @@ NOT_HASHED = (
     "run_dir", "data_dir", "cache_dir", "resume", "force", "device", "threads", "logger", "energy",
     "skip_finished", "slurm",
     "dataset.workers", "debug.profile", "baselines", "unspecified",
-    "model.conv_backend", "model.checkpointing", "compile",
+    "model.conv_backend", "model.checkpointing", "neuron.backend", "compile",
     "recipe.sync_bn",  # matters with several processes alone, and their number is no key either
 )  # fmt: skip
 

@@ -178,7 +178,8 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
     weights, imp = count_parameters(model)
     log.info(
         f"{config.name} seed {config.seed}: {data.split.n_train} train, {data.split.n_val} validation, {data.split.n_test} test "
-        f"samples; {weights:,} weights + {imp:,} IMP; T={config.timesteps}; {device}, {amp.name}"
+        f"samples; {weights:,} weights + {imp:,} IMP; T={config.timesteps}; {device}, {amp.name}, "
+        f"neurons by {neuron_backend(config, device)}"
         f"{f', {here.size} processes' if here.size > 1 else ''}; {place.folder}"
     )
     found = None
@@ -504,6 +505,13 @@ def compile_network(model, device) -> None:
     model.compile()
 
 
+def neuron_backend(config: Config, device) -> str:
+    """The backend that computes the spiking layers in this run (`neuron.backend=auto` resolved)."""
+    from snn_repro.neurons import resolve_backend
+
+    return resolve_backend(config.neuron.backend, device.type)
+
+
 class Precision:
     """Autocast and gradient scaling of `recipe.amp` on a device; evaluation is always float32.
 
@@ -535,6 +543,7 @@ def seed_everything(config: Config) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     seed_generators(config.seed)
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # our kernels write all they allocate
     torch.backends.cudnn.benchmark = not config.deterministic
 
 
@@ -595,7 +604,7 @@ def build_result(
     best = max(history, key=lambda line: line["acc"])
     selected = history[selection(history)[-1]] if "val_acc" in last else None
     tail = [line["acc"] for line in history[-10:]]
-    neuron = {k: v for k, v in vars(config.neuron).items()}
+    neuron = vars(config.neuron) | {"backend": neuron_backend(config, device)}
     return RunResult(
         schema_version=SCHEMA_VERSION,
         name=config.name, experiment=config.name if config.name in choices("experiment") else None,

@@ -4,7 +4,7 @@
     cpu           `cpu.py`: one compiled pass over memory, float32 and bfloat16 on the CPU
     triton        `cuda.py`: the same on CUDA, float32, bfloat16 and float16
     spikingjelly  spikingjelly's own multi-step functions, where they mean the same as ours
-    auto          cpu or triton where they apply, else torch
+    auto          cpu where it applies, else torch; triton is untested on a GPU and must be asked for
 
 All give the same spikes for the same input; gradients and potentials agree to rounding.
 """
@@ -39,9 +39,7 @@ def resolve_backend(backend: str, device: str, dtype: torch.dtype = torch.float3
     if backend == "auto":
         if device == "cpu" and dtype in _CPU_DTYPES:
             return "cpu"
-        if device == "cuda" and dtype in _TRITON_DTYPES and _installed("triton"):
-            return "triton"
-        return "torch"
+        return "torch"  # on CUDA too: the Triton kernels have not met a GPU yet, so they must be asked for by name
     if backend == "cpu" and (device != "cpu" or dtype not in _CPU_DTYPES):
         raise UserError(
             f"neuron.backend=cpu computes float32 and bfloat16 on the CPU, not {_name(dtype)} on {device}; use auto"
