@@ -70,7 +70,8 @@ def assert_same(backend, x, v0, d, weights=None):
     for g, w in zip(got[1:], want[1:], strict=True):
         if w is not None:
             assert g.dtype == w.dtype and g.shape == w.shape
-            near = dict(atol=1e-2, rtol=1e-2) if g.dtype == torch.bfloat16 else dict(atol=2e-6, rtol=1e-5)
+            # Gradients reach 5 here; against float64 the reference itself is off by 3e-6, the kernel by 1.5e-6.
+            near = dict(atol=1e-2, rtol=1e-2) if g.dtype == torch.bfloat16 else dict(atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(g, w, **near)
 
 
