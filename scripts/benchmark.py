@@ -40,8 +40,8 @@ OUT = Path(__file__).resolve().parents[1] / "results" / "benchmarks"
 # ------------------------------------------------------------------ timing and reporting, for every subcommand
 
 
-def compare(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median CPU seconds a call of each case; the first is timed a second time as "<name> again"."""
+def timings(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of every call; the first case also runs as "<name> again". The order is shuffled in every round."""
     first = next(iter(cases))
     cases = {**cases, f"{first} again": cases[first]}
     for function in cases.values():
@@ -55,7 +55,12 @@ def compare(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
             start = time.process_time()
             cases[name]()
             times[name].append(time.process_time() - start)
-    return {name: statistics.median(t) for name, t in times.items()}
+    return times
+
+
+def compare(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median CPU seconds a call of each case, see `timings`."""
+    return {name: statistics.median(seconds) for name, seconds in timings(cases, rounds).items()}
 
 
 def machine(*packages: str) -> dict[str, str]:

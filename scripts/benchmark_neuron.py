@@ -15,27 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from benchmark import timings
 
 SHAPES = [(4, 32, 64, 32, 32), (10, 16, 128, 24, 24), (4, 32, 512, 4, 4), (8, 16, 64, 32, 32), (16, 8, 64, 32, 32)]
 IMP_SHAPES = [(t, b, *s) for t in (4, 8, 16) for b, s in ((16, (512, 4, 4)), (16, (256, 8, 8)), (16, (64, 32, 32)))]
-
-
-def timings(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of every call; the first case also runs as "<name> again". The order is shuffled in every round."""
-    first = next(iter(cases))
-    cases = {**cases, f"{first} again": cases[first]}
-    for function in cases.values():
-        function()
-    times: dict[str, list[float]] = {name: [] for name in cases}
-    order = list(cases)
-    shuffle = random.Random(0).shuffle
-    for _ in range(rounds):
-        shuffle(order)
-        for name in order:
-            start = time.process_time()
-            cases[name]()
-            times[name].append(time.process_time() - start)
-    return times
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
