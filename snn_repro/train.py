@@ -747,6 +747,8 @@ def _dispatch(argv: list[str]) -> int:
     if not (arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides):
         compose_checked(arguments.overrides)  # before Hydra makes a folder
         _hydra_task()
+        if _errors:
+            raise _errors.pop()
         return 0
     if any(o.startswith("hydra/sweeper=") and o != "hydra/sweeper=basic" for o in arguments.overrides):
         with multirun_config(arguments.overrides):  # checks hydra.*; another sweeper finds its jobs while it runs
@@ -756,6 +758,9 @@ def _dispatch(argv: list[str]) -> int:
     from snn_repro.train import _task as task  # not __main__._task: worker processes import it by this name
 
     return sweeps.run_sweep(arguments.overrides, argv, task)
+
+
+_errors: list[Exception] = []  # of a single run, on their way past Hydra
 
 
 def _task(node) -> float | None:
@@ -782,6 +787,9 @@ def _task(node) -> float | None:
             _requeue(interrupt.signum)
         return None
     except Exception as error:
+        if job.mode == RunMode.RUN:
+            _errors.append(error)  # raised after Hydra, which would print a line of its own above the sentence
+            return None
         if not sweep:
             raise
         log.error(

@@ -82,6 +82,18 @@ def test_the_command_says_one_sentence_for_a_folder_it_cannot_make(tmp_path):
     assert done.stderr.count("\n") == 1 and "cannot write" in done.stderr and "hydra.run.dir" in done.stderr
 
 
+def test_an_error_inside_a_run_is_one_line_without_hydra_s_own(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "snn_repro.train", "dataset=cifar100", f"data_dir={tmp_path}", "logger.mode=disabled",
+         f"hydra.run.dir={tmp_path / 'run'}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("snn-train: cifar100 was not found")
+
+
 def test_a_damaged_config_is_named(tmp_path):
     (tmp_path / "config.yaml").write_text("a: [1")
     with pytest.raises(UserError, match="config.yaml"):
