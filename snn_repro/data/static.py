@@ -175,9 +175,9 @@ def build_cifar100(cfg: Config) -> Data:
 def fashion_mnist_files(cfg: Config) -> list[Path]:
     """Images and labels of training and test."""
     bases = [DEBIAN_FASHION_MNIST]
-    if cfg.data_dir:
+    if cfg.data_dir:  # whoever names a folder means that one
         root = Path(cfg.data_dir)
-        bases[:0] = [root, root / "fashion_mnist", root / "fashion-mnist", root / "FashionMNIST" / "raw"]
+        bases = [root, root / "fashion_mnist", root / "fashion-mnist", root / "FashionMNIST" / "raw"]
     names = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
     for base in bases:
         files = [_first([base / f"{n}.gz", base / n]) for n in names]
