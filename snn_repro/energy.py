@@ -6,9 +6,12 @@ counts, sums of a SEW block, averages of a pool) costs its multiply-accumulates 
 point (Horowitz, ISSCC 2014). Norm layers are left out, since they fold into the convolution before them.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from spikingjelly.activation_based.neuron import BaseNode
 from torch import Tensor, nn
 
 from snn_repro.sparse_conv import dense
@@ -45,7 +48,7 @@ def energy_report(model: nn.Module, batch: Tensor) -> dict[str, Any]:
     training = model.training
     model.eval()
     try:
-        with dense(model):
+        with dense(model), _step_by_step(model):
             with torch.no_grad(), DispatchCounterMode([synop, mac]):
                 model(batch)
             simple = estimate_simple_energy(model, batch, config=SimpleEnergyConfig(cost_config=cost))
@@ -65,6 +68,19 @@ def energy_report(model: nn.Module, batch: Tensor) -> dict[str, Any]:
         ),
         constants_pj=dict(mac=E_MAC_PJ, ac=E_AC_PJ, memory_byte=E_MEMORY_PJ_PER_BYTE),
     )  # fmt: skip
+
+
+@contextmanager
+def _step_by_step(model: nn.Module) -> Iterator[None]:
+    """Within, norms and neurons are torch's own operations: fused ones hide theirs from the counters."""
+    before = {m: m.backend for m in model.modules() if isinstance(m, BaseNode) and hasattr(m, "backend")}
+    for neuron in before:
+        neuron.backend = "torch"
+    try:
+        yield
+    finally:
+        for neuron, backend in before.items():
+            neuron.backend = backend
 
 
 def _layers(model: nn.Module, synop, mac, samples: int) -> dict[str, dict[str, float]]:

@@ -273,10 +273,10 @@ def test_every_backend_and_checkpointing_give_the_same_gradients(name):
 def test_checkpointing_saves_less_and_recomputes(name):
     saved = {}
     for checkpointing in ("off", "norms", "blocks"):
-        model, sizes = tiny(name, checkpointing=checkpointing), {}
+        model, sizes = tiny(name, checkpointing=checkpointing).double(), {}  # in float32 the fused operator keeps less
         keep = lambda t, sizes=sizes: sizes.__setitem__(t.data_ptr(), t.numel()) or t  # noqa: E731
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-            model(frames(name))
+            model(frames(name).double())
         saved[checkpointing] = sum(sizes.values()) - sum(p.numel() for p in model.parameters())
     assert saved["blocks"] < 0.5 * saved["off"] and saved["norms"] < 0.8 * saved["off"]
 
@@ -286,7 +286,9 @@ def test_the_network_runs_channels_last():
     forms = []
     for m in model.modules():
         if isinstance(m, nn.Conv2d | nn.BatchNorm2d):
-            m.register_forward_hook(lambda m, i, o: forms.append(o.is_contiguous(memory_format=torch.channels_last)))
+            m.register_forward_hook(
+                lambda m, i, o: forms.append(o.view(-1, *o.shape[-3:]).is_contiguous(memory_format=torch.channels_last))
+            )
     model(frames("sew_resnet18_cifar"))
     assert all(forms) and len(forms) >= 40
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from snn_repro.errors import UserError, nearest
+from snn_repro.models.norms import deferred
+from snn_repro.neurons.nodes import takes_norm
 
 
 def over_time(x: Tensor, *layers: nn.Module) -> Tensor:
@@ -28,8 +30,8 @@ def output_size(size: tuple[int, int], kernel: int, stride: int, padding: int) -
 class Checkpointed(nn.Module):
     """A module that can save memory for time: `checkpointing` says what the backward pass runs a second time.
 
-    "off": nothing. "norms": each norm and its neuron, so that the norm's output is not kept. "blocks": each block, so
-    that only the blocks' inputs are kept. The numbers are the same.
+    "off": nothing. "norms": each norm and its neuron, so that the norm's output is not kept (the fused CPU operator never
+    keeps it). "blocks": each block, so that only the blocks' inputs are kept. The numbers are the same.
     """
 
     checkpointing = "off"
@@ -47,9 +49,15 @@ class Checkpointed(nn.Module):
         again = lambda: (nullcontext(), _same_statistics(self))  # noqa: E731
         return checkpoint(run, x, use_reentrant=False, context_fn=again)
 
-    def fire(self, x: Tensor, norm: nn.Module, neuron: nn.Module) -> Tensor:
-        """Spikes [T, B, ...] of a norm and the neuron behind it."""
-        return self.through(x, lambda x: over_time(x, norm), neuron, what="norms")
+    def fire(self, x: Tensor, norm: nn.Module, neuron: nn.Module, timesteps: int | None = None) -> Tensor:
+        """Spikes [T, B, ...] of a norm and the neuron behind it, computed together where the neuron can.
+
+        x [T, B, ...], or [1, B, ...] for an input that is the same at all `timesteps`.
+        """
+        timesteps = timesteps or len(x)
+        if x.numel() > x.shape[2] and takes_norm(neuron, x) and (parts := deferred(norm)) is not None:
+            return neuron(x, parts, timesteps)
+        return self.through(x, lambda x: repeat_steps(norm(x), timesteps), neuron, what="norms")
 
 
 class SpikingNetwork(Checkpointed):

@@ -1,8 +1,12 @@
 """Norm layers over [T, B, C, H, W]; their batch statistics run over T, B, H and W together."""
 
+from functools import partial
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from snn_repro.neurons.normed import Norm
 
 
 class BN(nn.BatchNorm2d):
@@ -40,6 +44,26 @@ NORMS = {
     "tebn": TEBN,
     "tebn_gesture": GestureTEBN,
 }
+
+
+def deferred(norm: nn.Module) -> Norm | None:
+    """What a spiking layer needs to compute `norm` itself; None where only the norm's own forward is right."""
+    if type(norm) not in (BN, TEBN) or norm.momentum is None or not norm.track_running_stats:
+        return None
+    if norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks:
+        return None
+    te = norm.te if isinstance(norm, TEBN) else None
+    if norm.training:
+        return Norm(norm.weight, norm.bias, te, None, None, norm.eps, partial(_learn, norm))
+    return Norm(norm.weight, norm.bias, te, norm.running_mean, norm.running_var, norm.eps)
+
+
+@torch.no_grad()
+def _learn(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, n: int) -> None:
+    """Update the running statistics by those of a batch of n values a channel."""
+    norm.num_batches_tracked += 1
+    norm.running_mean.lerp_(mean, norm.momentum)
+    norm.running_var.lerp_(var * (n / (n - 1)), norm.momentum)
 
 
 class _Normalise(torch.autograd.Function):

@@ -14,8 +14,8 @@ from snn_repro.models.common import (
     kaiming_fan_out,
     output_size,
     over_time,
-    repeat_steps,
 )
+from snn_repro.models.norms import BN
 from snn_repro.neurons import build_neuron
 from snn_repro.sparse_conv import Conv2d
 
@@ -33,7 +33,7 @@ class Block(Checkpointed):
     def _add_downsample(self, inputs: int, outputs: int, stride: int, size, neuron: dict) -> None:
         self.downsample = self.downsample_sn = None
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+            self.downsample = nn.Sequential(conv(inputs, outputs, 1, stride), BN(outputs))
             self.downsample_sn = build_neuron(state_shape=(outputs, *size), **neuron)
 
     def shortcut(self, x: Tensor) -> Tensor:
@@ -53,10 +53,10 @@ class BasicBlock(Block):
         super().__init__()
         size = output_size(size, 3, stride, 1)
         self.conv1 = conv(inputs, width, 3, stride)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = BN(width)
         self.sn1 = build_neuron(state_shape=(width, *size), **neuron)
         self.conv2 = conv(width, width, 3)
-        self.bn2 = nn.BatchNorm2d(width)
+        self.bn2 = BN(width)
         self.sn2 = build_neuron(state_shape=(width, *size), **neuron)
         self._add_downsample(inputs, width, stride, size, neuron)
 
@@ -76,13 +76,13 @@ class Bottleneck(Block):
         super().__init__()
         strided, outputs = output_size(size, 3, stride, 1), width * self.expansion
         self.conv1 = conv(inputs, width, 1)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = BN(width)
         self.sn1 = build_neuron(state_shape=(width, *size), **neuron)
         self.conv2 = conv(width, width, 3, stride)
-        self.bn2 = nn.BatchNorm2d(width)
+        self.bn2 = BN(width)
         self.sn2 = build_neuron(state_shape=(width, *strided), **neuron)
         self.conv3 = conv(width, outputs, 1)
-        self.bn3 = nn.BatchNorm2d(outputs)
+        self.bn3 = BN(outputs)
         self.sn3 = build_neuron(state_shape=(outputs, *strided), **neuron)
         self._add_downsample(inputs, outputs, stride, strided, neuron)
 
@@ -120,7 +120,7 @@ class SEWResNet(SpikingNetwork):
             size = output_size(size, 7, 2, 3)
         else:
             self.conv1 = conv(channels, 64, 3)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.bn1 = BN(64)
         self.sn1 = build_neuron(state_shape=(64, *size), **neuron)
         self.pool = nn.Identity()
         if stem == "imagenet":
@@ -148,7 +148,7 @@ class SEWResNet(SpikingNetwork):
     def forward(self, x: Tensor) -> Tensor:
         """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K]."""
         x, timesteps = self.steps(x)
-        x = self.sn1(repeat_steps(over_time(x, self.conv1, self.bn1), timesteps))
+        x = self.fire(over_time(x, self.conv1), self.bn1, self.sn1, timesteps)
         x = over_time(x, self.pool)
         for block in (*self.layer1, *self.layer2, *self.layer3, *self.layer4):
             x = self.through(x, block)

@@ -3,7 +3,8 @@
 from torch import Tensor, nn
 
 from snn_repro.errors import UserError
-from snn_repro.models.common import SpikingNetwork, kaiming_fan_out, output_size, over_time, repeat_steps
+from snn_repro.models.common import SpikingNetwork, kaiming_fan_out, output_size, over_time
+from snn_repro.models.norms import BN
 from snn_repro.neurons import build_neuron
 from snn_repro.sparse_conv import Conv2d
 
@@ -23,16 +24,16 @@ class Small(SpikingNetwork):
         stride = 2 if min(size) > 16 else 1
         size = output_size(size, 3, stride, 1)
         self.conv1 = Conv2d(channels, 24, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(24)
+        self.bn1 = BN(24)
         self.sn1 = build_neuron(state_shape=(24, *size), **neuron)
         size = output_size(size, 3, 2, 1)
         self.conv2 = Conv2d(24, 48, 3, stride=2, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(48)
+        self.bn2 = BN(48)
         self.sn2 = build_neuron(state_shape=(48, *size), **neuron)
         self.pool = nn.AvgPool2d(2)
         size = output_size(size, 2, 2, 0)
         self.conv3 = Conv2d(48, 48, 3, padding=1, bias=False)
-        self.bn3 = nn.BatchNorm2d(48)
+        self.bn3 = BN(48)
         self.sn3 = build_neuron(state_shape=(48, *size), **neuron)
         self.fc = nn.Linear(48 * size[0] * size[1], num_classes)
         kaiming_fan_out(self)
@@ -40,7 +41,7 @@ class Small(SpikingNetwork):
     def forward(self, x: Tensor) -> Tensor:
         """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K]."""
         x, timesteps = self.steps(x)
-        x = self.sn1(repeat_steps(over_time(x, self.conv1, self.bn1), timesteps))
+        x = self.fire(over_time(x, self.conv1), self.bn1, self.sn1, timesteps)
         x = self.through(x, self._second)
         x = x + self.through(x, self._third)
         return self.fc(x.flatten(2))

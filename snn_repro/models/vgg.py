@@ -12,7 +12,6 @@ from snn_repro.models.common import (
     init_head,
     kaiming_fan_out,
     over_time,
-    repeat_steps,
 )
 from snn_repro.models.norms import NORMS
 from snn_repro.neurons import build_neuron
@@ -24,15 +23,12 @@ VGG128_PLAN = (64, POOL, 128, POOL, 256, 256, POOL, 512, 512, 512, 512)
 
 
 class ConvNorm(nn.Module):
-    """A 3x3 convolution with bias and a norm over [T, B, C, H, W]."""
+    """A 3x3 convolution with bias, and the norm over [T, B, C, H, W] behind it; the network calls each by itself."""
 
     def __init__(self, inputs: int, outputs: int, norm: str, timesteps: int):
         super().__init__()
         self.conv = Conv2d(inputs, outputs, 3, padding=1)
         self.norm = NORMS[norm](outputs, timesteps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(over_time(x, self.conv))
 
 
 class OverTime(nn.Module):
@@ -83,7 +79,7 @@ class VGG(SpikingNetwork):
                 f"{timesteps} time steps; use the same timesteps or model.norm=bn."
             )
         first, neuron, *rest = self.features
-        x = neuron(repeat_steps(first(x), timesteps))
+        x = self.fire(over_time(x, first.conv), first.norm, neuron, timesteps)
         for layer, following in zip(rest, [*rest[1:], None], strict=True):
             if isinstance(layer, ConvNorm):
                 x = self.through(x, partial(self._stage, layer, following))
@@ -92,7 +88,7 @@ class VGG(SpikingNetwork):
         return x
 
     def _stage(self, layer: ConvNorm, neuron: nn.Module, x: Tensor) -> Tensor:
-        return self.through(over_time(x, layer.conv), layer.norm, neuron, what="norms")
+        return self.fire(over_time(x, layer.conv), layer.norm, neuron)
 
 
 class VGG48(VGG):

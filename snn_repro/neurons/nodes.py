@@ -9,8 +9,10 @@ from spikingjelly.activation_based.neuron import BaseNode, IFNode, LIFNode
 from torch import Tensor, nn
 
 from snn_repro.errors import UserError
-from snn_repro.neurons.backends import run
+from snn_repro.neurons import normed
+from snn_repro.neurons.backends import resolve_backend, run
 from snn_repro.neurons.dynamics import Dynamics
+from snn_repro.neurons.surrogate import Spike
 
 
 class _StartsFromIMP(BaseNode):
@@ -42,10 +44,13 @@ class _StartsFromIMP(BaseNode):
             detach_reset=self.detach_reset,
         )
 
-    def multi_step_forward(self, x_seq: Tensor) -> Tensor:
+    def multi_step_forward(
+        self, x_seq: Tensor, norm: normed.Norm | None = None, timesteps: int | None = None
+    ) -> Tensor:
         """x [T, B, ...] -> spikes [T, B, ...].
 
-        Leaves the last potential [B, ...] in `v` and, with `store_v_seq`, every potential after its reset
+        With `norm`, where `takes_norm` says so, x goes through that batch norm first; it may then be [1, B, ...] and stand
+        for `timesteps` equal steps. Leaves the last potential [B, ...] in `v` and, with `store_v_seq`, every potential after its reset
         [T, B, ...] in `v_seq`, both detached. Raises UserError where x does not fit the shape of IMP.
         """
         if x_seq.dim() < 2 or x_seq.shape[0] == 0:
@@ -57,7 +62,11 @@ class _StartsFromIMP(BaseNode):
                 f"This '{self.family}' layer has one IMP value for each of {list(self.imp.shape)} neurons, "
                 f"but its input [T, B, ...] is {list(x_seq.shape)}; build the network for this input shape."
             )
-        spikes, v, v_seq = run(x_seq, self.imp, self.dynamics, self.backend, self.store_v_seq)
+        if norm is None:
+            spikes, v, v_seq = run(x_seq, self.imp, self.dynamics, self.backend, self.store_v_seq)
+        else:
+            v_seq = None
+            spikes, v = normed.update(x_seq, norm, self.imp, self.dynamics, timesteps or len(x_seq))
         self.v = v.detach()
         self.v_seq = None if v_seq is None else v_seq.detach()
         return spikes
@@ -80,6 +89,17 @@ class _StartsFromIMP(BaseNode):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, imp={None if self.imp is None else list(self.imp.shape)}"
+
+
+def takes_norm(neuron: nn.Module, x: Tensor) -> bool:
+    """Whether `neuron` can compute the batch norm that x [T, B, C, H, W] would go through before it, in the same pass."""
+    return (
+        isinstance(neuron, _StartsFromIMP)
+        and normed.fits(x)
+        and resolve_backend(neuron.backend, x.device.type, x.dtype) == "cpu"
+        and isinstance(neuron.surrogate_function, Spike)
+        and not neuron.store_v_seq
+    )
 
 
 class IF(_StartsFromIMP, IFNode):
