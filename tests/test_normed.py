@@ -180,7 +180,8 @@ def test_moments_far_from_zero_and_of_constants():
     x = rng.randn(5000, 7).astype(np.float32) * np.float32(0.01) + np.arange(7, dtype=np.float32) * 1000
     x[:, 3] = 5.5
     for rows in (1, 2, 63, 64, 129, 5000):
-        mean, var = normed_cpu.moments(x[:rows].ravel(), 7, 1)
+        mean, var = np.empty(7), np.empty(7)
+        normed_cpu.moments(x[:rows].ravel(), mean, var, 1)
         wide = x[:rows].astype(float)
         np.testing.assert_allclose(mean, wide.mean(0), rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(var, wide.var(0), rtol=1e-5, atol=1e-12)
@@ -261,3 +262,18 @@ def test_the_operator_keeps_torchs_rules():
             test_utils=tests,
         )
     assert normed.fits(x) and isinstance(deferred(norm), Norm)
+
+
+def test_a_compiled_network_uses_it_in_one_graph():
+    torch.manual_seed(0)
+    model = build_model("small", num_classes=10, input_shape=(1, 8, 8), timesteps=4, neuron={"name": "if", "imp": True})
+    x = torch.rand(4, 1, 8, 8)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    results = []
+    for run in (model, torch.compile(model, backend="aot_eager", fullgraph=True)):
+        model.load_state_dict(before)
+        logits = run(x)
+        results.append([logits, *torch.autograd.grad(logits.square().sum(), list(model.parameters()))])
+        results[-1] += [b.clone() for b in model.buffers()]
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)

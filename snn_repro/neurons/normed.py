@@ -58,7 +58,8 @@ def update(x: Tensor, norm: Norm, v0: Tensor | None, dynamics: Dynamics, timeste
     if v0 is not None and v0.shape != x.shape[2:]:
         v0 = v0.expand(x.shape[1:])
     spike = dynamics.spike
-    spikes, v, mean, var = torch.ops.snn_repro.norm_neuron(
+    run = torch.ops.snn_repro.norm_neuron if torch.compiler.is_compiling() else _Eager.apply
+    spikes, v, mean, var = run(
         x, norm.weight, norm.bias, norm.te, v0, norm.mean, norm.var, norm.eps, timesteps,
         dynamics.family, spike.surrogate, spike.width, spike.fire_at == "gt", dynamics.v_threshold, dynamics.v_reset,
         dynamics.detach_reset, dynamics.tau if dynamics.family == "lif" else dynamics.retain,
@@ -86,15 +87,11 @@ torch.library.define(
 _ORDER = [3, 4, 2]  # of a sample's axes in memory: rows, columns, channels
 
 
-def _affine(weight, bias, te, mean, var, eps):
-    """NumPy float64: scale, shift [T or 1, C] and 1 / sqrt(var + eps), weight, bias [C], te [T] or None."""
-    weight, bias, mean, var = (a.detach().double().numpy() for a in (weight, bias, mean, var))
-    te = None if te is None else te.detach().double().numpy()
-    inverse = (var + eps) ** -0.5
-    scale, shift = (weight * inverse)[None], (bias - mean * weight * inverse)[None]
-    if te is not None:
-        scale, shift = te[:, None] * scale, te[:, None] * shift
-    return scale, shift, inverse, weight, bias, te
+def _parameters(weight, bias, te, mean, var, eps):
+    from snn_repro.neurons import normed_cpu
+
+    te = weight.new_empty(0) if te is None else te
+    return normed_cpu.Parameters(*(a.detach().numpy() for a in (weight, bias, te, mean, var)), eps)
 
 
 def _shapes(x: Tensor, timesteps: int, v0_stride: int):
@@ -111,28 +108,30 @@ def _kind(family, strict, v_reset):
     return cpu.Kind(family, v_reset is not None, strict, False)
 
 
-@torch.library.impl("snn_repro::norm_neuron", "cpu")
-def _norm_neuron(
+def _forward(
     x, weight, bias, te, v0, mean, var, eps, timesteps,
     family, surrogate, width, strict, v_threshold, v_reset, detach_reset, leak,
 ):  # fmt: skip
     from snn_repro.neurons import normed_cpu
 
-    flat, channels, threads = _dense(x.detach()), x.shape[2], torch.get_num_threads()
+    flat, threads = _dense(x.detach()), torch.get_num_threads()
     if mean is None:
-        mean, var = (torch.from_numpy(a).float() for a in normed_cpu.moments(flat, channels, threads))
+        mean, var = torch.empty_like(weight), torch.empty_like(weight)
+        normed_cpu.moments(flat, mean.numpy(), var.numpy(), threads)
     else:
         mean, var = mean.clone(), var.clone()  # an operator must not hand its inputs back
-    scale, shift, *_ = _affine(weight, bias, te, mean, var, eps)
-    s = like(x.expand(timesteps, *x.shape[1:]), _ORDER)
-    v_last = like(x, _ORDER, drop_steps=True)
+    s, v_last = like(x.expand(timesteps, *x.shape[1:]), _ORDER), like(x, _ORDER, drop_steps=True)
     v0, v0_stride = initial(None if v0 is None else v0.detach().float(), x, _ORDER)
     shape, x_t = _shapes(x, timesteps, v0_stride)
     normed_cpu.forward(
-        _kind(family, strict, v_reset), flat, x_t, scale, shift, None if v0 is None else _dense(v0), v0_stride,
-        _dense(s), _dense(v_last), shape, channels, (v_threshold, v_reset or 0.0, leak), threads,
+        _kind(family, strict, v_reset), flat, x_t, _parameters(weight, bias, te, mean, var, eps),
+        None if v0 is None else _dense(v0), v0_stride, _dense(s), _dense(v_last), shape,
+        (v_threshold, v_reset or 0.0, leak), threads,
     )  # fmt: skip
     return s, v_last, mean, var
+
+
+torch.library.impl("snn_repro::norm_neuron", "cpu", _forward)
 
 
 @torch.library.register_fake("snn_repro::norm_neuron")
@@ -141,8 +140,7 @@ def _(x, weight, bias, te, v0, mean, var, eps, timesteps, *settings):
     return s, like(x, _ORDER, drop_steps=True), torch.empty_like(weight), torch.empty_like(weight)
 
 
-@torch.library.impl("snn_repro::norm_neuron_backward", "cpu")
-def _norm_neuron_backward(
+def _backward(
     gs, gv_last, needs_v0, of_input, x, weight, bias, te, v0, mean, var, eps, timesteps,
     family, surrogate, width, strict, v_threshold, v_reset, detach_reset, leak,
 ):  # fmt: skip
@@ -152,43 +150,34 @@ def _norm_neuron_backward(
     """
     from snn_repro.neurons import cpu, normed_cpu
 
-    flat, channels, threads = _dense(x.detach()), x.shape[2], torch.get_num_threads()
-    scale, shift, inverse, w, b, factor = _affine(weight, bias, te, mean, var, eps)
     gs = _in_order(gs.detach(), _ORDER)
     if gv_last is not None:
         gv_last = _dense(initial(gv_last.detach(), x, _ORDER)[0])
     gx, gv0 = like(x, _ORDER), _like_v0(x, v0, _ORDER, needs_v0)
+    gweight, gbias = torch.empty_like(weight), torch.empty_like(bias)
+    gte = weight.new_empty(0) if te is None else torch.empty_like(te)
     v0, v0_stride = initial(None if v0 is None else v0.detach().float(), x, _ORDER)
     shape, x_t = _shapes(x, timesteps, v0_stride)
-    gs_strides = gs.stride(0), gs.stride(1)
-    if shape[1] == 1 and x.shape[1] > 1 and gs.stride(1) != shape[2] // x.shape[1]:
+    if shape[1] < x.shape[1] and gs.stride(1) != x.stride(1):  # samples that are taken as one must follow one another
         gs = torch.empty_strided(gs.shape, _strides(gs.shape, _ORDER)).copy_(gs)
-        gs_strides = gs.stride(0), gs.stride(1)
+    gs_strides = gs.stride(0), gs.stride(1)
     span = (timesteps - 1) * gs_strides[0] + (shape[1] - 1) * gs_strides[1] + shape[2]
     sums = None
     if gv0.numel():
         groups = cpu.plan(*shape).groups if v0_stride == 0 else 1
         sums = _dense(gv0) if groups == 1 else torch.empty(groups * gv0.numel()).numpy()
-    along, across = normed_cpu.backward(
-        _kind(family, strict, v_reset), detach_reset, surrogate, flat, x_t, scale, shift,
-        torch.ones(timesteps).numpy() if factor is None else factor, mean.numpy(),
-        None if v0 is None else _dense(v0), v0_stride, gs.as_strided((span,), (1,)).numpy(), gs_strides, gv_last,
-        _dense(gx), sums, shape, channels, (v_threshold, v_reset or 0.0, leak, width), threads,
+    normed_cpu.backward(
+        _kind(family, strict, v_reset), detach_reset, surrogate, _dense(x.detach()), x_t,
+        _parameters(weight, bias, te, mean, var, eps), of_input, None if v0 is None else _dense(v0), v0_stride,
+        gs.as_strided((span,), (1,)).numpy(), gs_strides, gv_last, _dense(gx), sums, gweight.numpy(), gbias.numpy(),
+        gte.numpy(), shape, (v_threshold, v_reset or 0.0, leak, width), torch.get_num_threads(),
     )  # fmt: skip
     if sums is not None and sums.size != gv0.numel():
         gv0.as_strided((gv0.numel(),), (1,)).copy_(torch.from_numpy(sums).view(-1, gv0.numel()).sum(0))
+    return gx, gweight, gbias, gte, gv0
 
-    across = across * inverse  # sums of gz and of gz * (x - mean) / sqrt(var + eps), for each step with a factor
-    gte = torch.empty(0)
-    if factor is not None:
-        gte = torch.from_numpy(((w * across).sum(1) + (b * along).sum(1)).astype("float32"))
-        along, across = factor[:, None] * along, factor[:, None] * across
-    along, across = along.sum(0), across.sum(0)
-    a, n = w * inverse, flat.size // channels
-    of_x, constant = (-a * inverse * across / n, -a * along / n) if of_input else (0 * a, 0 * a)
-    constant = constant - of_x * mean.double().numpy()
-    normed_cpu.combine(flat, _dense(gx), a, of_x, constant, channels, threads)
-    return gx, torch.from_numpy(across.astype("float32")), torch.from_numpy(along.astype("float32")), gte, gv0
+
+torch.library.impl("snn_repro::norm_neuron_backward", "cpu", _backward)
 
 
 @torch.library.register_fake("snn_repro::norm_neuron_backward")
@@ -206,13 +195,12 @@ def _setup(ctx, inputs, output) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx, gs, gv_last, *_):
+def _differentiate(ctx, gs, gv_last, *_, backward=torch.ops.snn_repro.norm_neuron_backward):
     x, weight, bias, te, v0, mean, var = ctx.saved_tensors
-    timesteps = ctx.settings[1]
     if gs is None:
-        gs = x.new_zeros(()).expand(timesteps, *x.shape[1:])
+        gs = x.new_zeros(()).expand(ctx.settings[1], *x.shape[1:])
     needs_v0 = ctx.needs_input_grad[4]
-    gx, gweight, gbias, gte, gv0 = torch.ops.snn_repro.norm_neuron_backward(
+    gx, gweight, gbias, gte, gv0 = backward(
         gs, gv_last, needs_v0, ctx.of_input, x, weight, bias, te, v0, mean, var, *ctx.settings
     )
     found = gx, gweight, gbias, gte if te is not None else None, gv0 if needs_v0 else None
@@ -220,3 +208,18 @@ def _differentiate(ctx, gs, gv_last, *_):
 
 
 torch.library.register_autograd("snn_repro::norm_neuron", _differentiate, setup_context=_setup)
+
+
+class _Eager(torch.autograd.Function):
+    """The same without PyTorch's dispatcher, which costs a small layer more than its arithmetic."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        output = _forward(*inputs)
+        _setup(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *grads):
+        return _differentiate(ctx, *grads, backward=_backward)

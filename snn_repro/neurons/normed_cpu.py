@@ -13,6 +13,7 @@ float64 beyond, cut by shape alone, so that the number of threads changes no num
 """
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -283,46 +284,120 @@ def _combine(x, gz, of_gz, of_x, constant, size, first, last, block, piece):
                 g_j[i] = of_gz[i] * g_j[i] + of_x[i] * x_j[i] + constant[i]
 
 
+# ---------------------------------------------------------------- a channel's numbers, in double precision
+
+
+@_compile
+def _merge(means, squares, rows, mean, var):
+    """Mean and variance (over n, not n - 1) of all parts together, by channel."""
+    parts, channels = means.shape
+    for c in range(channels):
+        seen, total, square = 0, 0.0, 0.0
+        for part in range(parts):
+            n = rows * (part + 1) // parts - rows * part // parts
+            far = means[part, c] - total
+            total += far * n / (n + seen)
+            square += squares[part, c] + far * far * n * seen / (n + seen)
+            seen += n
+        mean[c], var[c] = total, square / rows
+
+
+@_compile
+def _affine(weight, bias, te, mean, var, eps, piece):
+    """scale and shift [T or 1, piece] and the mean [piece], repeated for the pixels of a piece, float32 and flat."""
+    channels, rows = len(weight), max(1, len(te))
+    scale, shift, middle = (
+        np.empty(rows * piece, np.float32),
+        np.empty(rows * piece, np.float32),
+        np.empty(piece, np.float32),
+    )
+    for c in range(channels):
+        a = np.float64(weight[c]) * (1 / np.sqrt(np.float64(var[c]) + eps))
+        b = np.float64(bias[c]) - np.float64(mean[c]) * a
+        for row in range(rows):
+            factor = np.float64(te[row]) if len(te) else 1.0
+            for i in range(row * piece + c, (row + 1) * piece, channels):
+                scale[i], shift[i] = factor * a, factor * b
+        for i in range(c, piece, channels):
+            middle[i] = mean[c]
+    return scale, shift, middle
+
+
+@_compile
+def _parameters(sums, weight, bias, te, mean, var, eps, n, of_input, gweight, gbias, gte):
+    """Gradients of the norm's parameters from the sums of `backward`, and the tables of `combine`."""
+    parts, _, rows, piece = sums.shape
+    channels = len(weight)
+    of_gz, of_x, constant = np.empty(piece, np.float32), np.empty(piece, np.float32), np.empty(piece, np.float32)
+    for row in range(len(gte)):
+        gte[row] = 0
+    for c in range(channels):
+        inverse = 1 / np.sqrt(np.float64(var[c]) + eps)
+        along, across = 0.0, 0.0  # sums of the gradient of the norm's output, and of it times the normalised x
+        for row in range(rows):
+            of_step, of_step_x = 0.0, 0.0
+            for part in range(parts):
+                for i in range(c, piece, channels):
+                    of_step += sums[part, 0, row, i]
+                    of_step_x += sums[part, 1, row, i]
+            of_step_x *= inverse
+            factor = np.float64(te[row]) if len(te) else 1.0
+            along += factor * of_step
+            across += factor * of_step_x
+            if len(gte):
+                gte[row] += weight[c] * of_step_x + bias[c] * of_step
+        gweight[c], gbias[c] = across, along
+        a = np.float64(weight[c]) * inverse
+        b = -a * inverse * across / n if of_input else 0.0
+        d = -a * along / n - b * np.float64(mean[c]) if of_input else 0.0
+        for i in range(c, piece, channels):
+            of_gz[i], of_x[i], constant[i] = a, b, d
+    return of_gz, of_x, constant
+
+
 # ---------------------------------------------------------------- running them
 
 
-def _table(values: np.ndarray, pixels: int) -> np.ndarray:
-    """[..., C] repeated for each pixel of a piece, flat float32."""
-    values = values.astype(np.float32)
-    return np.tile(values, (1,) * (values.ndim - 1) + (pixels,)).ravel()
+class Parameters(NamedTuple):
+    """Of a norm, float32 arrays [channels]; te [T] or empty."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+    te: np.ndarray
+    mean: np.ndarray
+    var: np.ndarray
+    eps: float
 
 
-def _cut(steps: int, batch: int, size: int, piece: int):
-    """As `plan`, with blocks of whole pieces."""
+def _cut(steps: int, batch: int, size: int, piece: int) -> tuple[int, int, int]:
+    """(block, group, units) as of `plan`, with blocks of whole pieces."""
     cut = plan(steps, batch, size)
     block = max(1, cut.block // piece) * piece
-    blocks = -(-size // block)
-    return block, cut.group, blocks * cut.groups
+    return block, cut.group, -(-size // block) * cut.groups
 
 
-def moments(x: np.ndarray, channels: int, threads: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance (over n, not n - 1) of each channel of x [rows, channels], flat; float64 [channels]."""
+def moments(x: np.ndarray, mean: np.ndarray, var: np.ndarray, threads: int) -> None:
+    """Fill mean and var (over n, not n - 1) [channels] from x [rows, channels], flat."""
+    channels = len(mean)
     rows = len(x) // channels
     parts = max(1, min(PARTS, rows // 64))
     means, squares = np.zeros((parts, channels)), np.zeros((parts, channels))
     _run(_moments, (x, channels, rows), (parts, means, squares), parts, len(x), threads)
-    counts = np.array([rows * (i + 1) // parts - rows * i // parts for i in range(parts)], float)[:, None]
-    mean = (counts * means).sum(0) / rows
-    return mean, (squares + counts * (means - mean) ** 2).sum(0) / rows
+    _merge(means, squares, rows, mean, var)
 
 
-def forward(kind: Kind, x, x_t, scale, shift, v0, v0_stride, s, v_last, shape, channels, constants, threads) -> None:
+def forward(kind: Kind, x, x_t: int, norm: Parameters, v0, v0_stride: int, s, v_last, shape, constants, threads: int):
     """Fill s [T, B, M] and v_last [B, M] from x [T or 1, B, M], all flat and dense (x_t 0: one x for all steps).
 
-    scale, shift [T or 1, channels]; shape (T, B, M); constants (v_threshold, v_reset, leak); v0 as in `cpu.forward`.
+    shape (T, B, M); constants (v_threshold, v_reset, leak); v0 as in `cpu.forward`.
     """
     steps, batch, size = shape
-    piece = piece_of(channels)
+    piece = piece_of(len(norm.weight))
     block, group, units = _cut(1, batch, size, piece)
-    tables = [_table(a, piece // channels) for a in (scale, shift)]
+    scale, shift, _ = _affine(*norm, piece)
     stream = _streams(size, s) and piece % 16 == 0
     before = (
-        x, x_t, size, *tables, piece if len(scale) > 1 else 0, _NOTHING if v0 is None else v0, v0_stride, s, v_last,
+        x, x_t, size, scale, shift, piece if len(norm.te) else 0, _NOTHING if v0 is None else v0, v0_stride, s, v_last,
         steps, batch, size,
     )  # fmt: skip
     after = (block, piece, group, *(np.float32(c) for c in constants), stream)
@@ -330,33 +405,28 @@ def forward(kind: Kind, x, x_t, scale, shift, v0, v0_stride, s, v_last, shape, c
 
 
 def backward(
-    kind: Kind, detach: bool, surrogate: str, x, x_t, scale, shift, factor, mean, v0, v0_stride, gs, gs_strides, gv_last,
-    gz, gv0, shape, channels, constants, threads: int,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Fill gz (as x) with the gradient of z times factor [T], and gv0 as `cpu.backward` does.
+    kind: Kind, detach: bool, surrogate: str, x, x_t: int, norm: Parameters, of_input: bool, v0, v0_stride: int, gs, gs_strides,
+    gv_last, gx, gv0, gweight, gbias, gte, shape, constants, threads: int,
+) -> None:  # fmt: skip
+    """Fill gx (as x), gweight, gbias [channels], gte [T or 0], and gv0 as `cpu.backward` does.
 
-    Returns the sums of that gradient, without the factor, and of it times (x - mean), float64 [T or 1, channels].
+    of_input: mean and var were those of x, and their gradients reach it; constants (v_threshold, v_reset, leak, width).
     """
     steps, batch, size = shape
+    channels = len(norm.weight)
     piece = piece_of(channels)
     block, group, units = _cut(steps, batch, size, piece)
-    parts, rows = min(PARTS, units), len(scale)
-    tables = [_table(a, piece // channels) for a in (scale, shift)]
+    parts, rows = min(PARTS, units), max(1, len(norm.te))
+    scale, shift, mean = _affine(*norm, piece)
     sums = np.zeros((parts, 2, rows, piece))
+    factor = norm.te if len(norm.te) else np.ones(steps, np.float32)
     v0, gv_last, gv0 = (_NOTHING if a is None else a for a in (v0, gv_last, gv0))
     before = (
-        x, x_t, size, *tables, piece if rows > 1 else 0, factor.astype(np.float32), _table(mean, piece // channels),
-        v0, v0_stride, gs, *gs_strides, gv_last, gz, x_t, gv0, sums, steps, batch, size,
+        x, x_t, size, scale, shift, piece if rows > 1 else 0, factor, mean, v0, v0_stride, gs, *gs_strides, gv_last,
+        gx, x_t, gv0, sums, steps, batch, size,
     )  # fmt: skip
     after = (parts, block, piece, group, *(np.float32(c) for c in constants))
     _run(_backward(kind, detach, surrogate), before, after, parts, steps * batch * size, threads)
-    along, across = sums.sum(0).reshape(2, rows, piece // channels, channels).sum(2)
-    return along, across
-
-
-def combine(x, gz, of_gz, of_x, constant, channels: int, threads: int) -> None:
-    """gz = of_gz * gz + of_x * x + constant, in place; x and gz flat, the three of [channels]."""
-    piece = piece_of(channels)
-    tables = [_table(a, piece // channels) for a in (of_gz, of_x, constant)]
+    tables = _parameters(sums, *norm, len(x) // channels, of_input, gweight, gbias, gte)
     block = piece * max(1, 16384 // piece)
-    _run(_combine, (x, gz, *tables, len(x)), (block, piece), -(-len(x) // block), len(x), threads)
+    _run(_combine, (x, gx, *tables, len(x)), (block, piece), -(-len(x) // block), len(x), threads)
