@@ -15,6 +15,7 @@ from snn_repro.errors import UserError
 from snn_repro.losses import build_loss
 from snn_repro.models import MODELS, build_model, count_parameters
 from snn_repro.models.norms import NORMS
+from snn_repro.models.pooling import AvgPool2d
 from snn_repro.neurons import firing_rates
 
 GOLDEN_DIR = Path(__file__).parent / "golden"
@@ -404,3 +405,23 @@ def test_input_that_does_not_fit_is_named(name):
             model(bad)
     with pytest.raises(UserError, match="one IMP value for each of"):
         model(torch.zeros(2, c, h + 8, w))
+
+
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "channels-last"])
+@pytest.mark.parametrize("settings", [(2,), (3, 2, 1), ((2, 3), None, (1, 0), True, False), (2, 1, 0, False, True, 3)])
+def test_the_pool_is_torchs_and_keeps_nothing(settings, form):
+    ours, torchs = AvgPool2d(*settings), nn.AvgPool2d(*settings)
+    x = torch.randn(3, 8, 9, 7).contiguous(memory_format=form).requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = ours(x)
+    expected = torchs(x)
+    assert torch.equal(y, expected) and y.stride() == expected.stride() and not kept
+    compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
+    for gy in (torch.randn_like(y), torch.randn(y.shape).contiguous()):
+        (wanted,) = torch.autograd.grad(torchs(x), x, gy)
+        for pool in (ours, compiled):
+            (found,) = torch.autograd.grad(pool(x), x, gy)
+            assert torch.equal(found, wanted) and found.is_contiguous(memory_format=form)
+    with torch.inference_mode():
+        assert torch.equal(ours(x), expected)

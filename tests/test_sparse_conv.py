@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 from snn_repro import sparse_conv
@@ -151,6 +152,114 @@ def test_other_convolutions_are_left_to_torch():
         assert layer(x).dtype == torch.bfloat16
 
 
+@pytest.fixture
+def no_least_work(monkeypatch):
+    monkeypatch.setattr(sparse_conv, "LEAST_WORK", 0)
+
+
+# what is kept for the backward pass
+
+
+@pytest.mark.parametrize("size", [(3, 16, 5, 4), (1, 5, 3, 3), (2, 40, 16, 16)])  # with and without whole vectors
+@pytest.mark.parametrize("unit", [1, 0.25])
+def test_bytes_are_the_input_again(size, unit):
+    x = channels_last(torch.randint(0, 256, size).float() * unit)
+    x[0, 0, 0, 0] = unit
+    packed, worth = torch.ops.snn_repro.to_bytes(x)
+    assert worth == unit and packed.dtype == torch.uint8 and packed.stride() == x.stride()
+    assert torch.equal(packed.float() * worth, x)
+
+
+@pytest.mark.parametrize(
+    "value", [0.3, -1.0, -0.0, 256.0, 63.8, 64.25, 1e-30, 3e38, float("inf"), float("-inf"), float("nan")]
+)
+@pytest.mark.parametrize("place", [0, -1, 5000])
+def test_what_does_not_fit_into_bytes_is_refused(value, place):
+    x = channels_last((torch.rand(3, 13, 13, 13) < 0.2).float())
+    x.permute(0, 2, 3, 1).view(-1)[place] = value
+    assert torch.ops.snn_repro.to_bytes(x)[1] == 0
+
+
+def test_many_threads_pack_alike(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    x = channels_last((torch.rand(7, 13, 13, 13) < 0.2).float())
+    packed, worth = torch.ops.snn_repro.to_bytes(x)
+    assert worth == 1 and torch.equal(packed.float(), x)
+    x[-1, -1, -1, -1] = 0.3
+    assert torch.ops.snn_repro.to_bytes(x)[1] == 0
+
+
+@pytest.mark.usefixtures("no_least_work")
+@pytest.mark.parametrize("backend", ["sparse", "dense"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", ["3x3", "3x3, stride 2", "1x1, stride 2", "odd numbers"])
+def test_bytes_change_no_bit_of_a_gradient(size, kind, backend, monkeypatch):
+    layer, x = layer_and_input(size, kind)
+    with_bytes = run(layer, x, backend)
+    monkeypatch.setattr(sparse_conv._kernels(), "to_bytes", lambda x, threads: (x.to(torch.uint8), 0.0))
+    without = run(layer, x, backend)
+    assert all(torch.equal(a, b) for a, b in zip(with_bytes, without, strict=True))
+
+
+def kept(layer, x):
+    """Bytes kept for the backward pass, the weights left out, and the output."""
+    sizes = []
+
+    def note(t):
+        sizes.append(t.nbytes if t.shape != layer.weight.shape else 0)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        y = layer(x)
+    return sum(sizes), y
+
+
+@pytest.mark.usefixtures("no_least_work")
+@pytest.mark.parametrize("backend", ["auto", "sparse", "dense"])
+@pytest.mark.parametrize(("kind", "each"), [("spikes", 1), ("sums", 1), ("averages", 1), ("numbers", 4)])
+def test_a_quarter_of_the_memory_is_kept(kind, each, backend):
+    layer, x = layer_and_input(kind=kind)
+    layer.backend = backend
+    assert kept(layer, x)[0] == each * x.numel()
+    layer.weight.requires_grad_(False)
+    x.requires_grad_()
+    assert kept(layer, x)[0] == 4 * x.numel()  # autograd keeps it by reference, and nothing reads it
+
+
+@pytest.mark.usefixtures("no_least_work")
+def test_an_input_changed_in_place_does_not_change_the_gradient():
+    layer, x = layer_and_input()
+    expected = run(layer, x, "sparse")
+    layer.zero_grad()
+    y = layer(x)
+    x.zero_()
+    y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(1)))
+    assert torch.equal(layer.weight.grad, expected[2])
+    layer, x = layer_and_input(kind="numbers")  # kept as it is: autograd notices
+    layer.backend, x = "sparse", channels_last(x)
+    y = layer(x)
+    x.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@pytest.mark.usefixtures("no_least_work")
+@pytest.mark.parametrize("kind", ["spikes", "averages", "numbers"])
+def test_checkpointing_and_compiling_give_the_same_gradients(kind):
+    layer, x = layer_and_input(kind=kind, bias=False)
+    expected = run(layer, x, "sparse")
+    for function in (
+        lambda x: torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False),
+        torch.compile(layer, backend="aot_eager", fullgraph=True),
+    ):
+        layer.zero_grad()
+        x = x.detach().requires_grad_()
+        y = function(x)
+        y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(1)))
+        found = [y.detach(), x.grad, layer.weight.grad]
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 # the choice
 
 
@@ -176,11 +285,6 @@ def counted(monkeypatch):
     return calls
 
 
-@pytest.fixture
-def no_least_work(monkeypatch):
-    monkeypatch.setattr(sparse_conv, "LEAST_WORK", 0)
-
-
 @pytest.mark.usefixtures("no_least_work")
 @pytest.mark.parametrize("limits", [(0.0, 1.0), (1.0, 0.0)])
 def test_each_pass_is_chosen_by_its_own_limit(limits, counted, monkeypatch):
@@ -203,6 +307,7 @@ def test_limits_are_measured_once_and_kept(tmp_path, monkeypatch):
     layer, x = layer_and_input()
     measured = []
     original = sparse_conv._measure
+    sparse_conv._limits.cache_clear()
     monkeypatch.setattr(sparse_conv, "_measure", lambda *a: measured.append(a) or original(*a))
     draws = torch.get_rng_state()
     first = sparse_conv.limits(x, layer.weight, 1, 1)

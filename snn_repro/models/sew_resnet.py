@@ -16,6 +16,7 @@ from snn_repro.models.common import (
     over_time,
 )
 from snn_repro.models.norms import BN
+from snn_repro.models.pooling import AvgPool2d
 from snn_repro.neurons import build_neuron
 from snn_repro.sparse_conv import Conv2d
 
@@ -124,7 +125,7 @@ class SEWResNet(SpikingNetwork):
         self.sn1 = build_neuron(state_shape=(64, *size), **neuron)
         self.pool = nn.Identity()
         if stem == "imagenet":
-            self.pool = nn.AvgPool2d(3, 2, 1, count_include_pad=True)
+            self.pool = AvgPool2d(3, 2, 1, count_include_pad=True)
             size = output_size(size, 3, 2, 1)
 
         inputs = 64

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from snn_repro.errors import UserError
 from snn_repro.models.common import SpikingNetwork, kaiming_fan_out, output_size, over_time
 from snn_repro.models.norms import BN
+from snn_repro.models.pooling import AvgPool2d
 from snn_repro.neurons import build_neuron
 from snn_repro.sparse_conv import Conv2d
 
@@ -30,7 +31,7 @@ class Small(SpikingNetwork):
         self.conv2 = Conv2d(24, 48, 3, stride=2, padding=1, bias=False)
         self.bn2 = BN(48)
         self.sn2 = build_neuron(state_shape=(48, *size), **neuron)
-        self.pool = nn.AvgPool2d(2)
+        self.pool = AvgPool2d(2)
         size = output_size(size, 2, 2, 0)
         self.conv3 = Conv2d(48, 48, 3, padding=1, bias=False)
         self.bn3 = BN(48)

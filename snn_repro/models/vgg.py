@@ -14,6 +14,7 @@ from snn_repro.models.common import (
     over_time,
 )
 from snn_repro.models.norms import NORMS
+from snn_repro.models.pooling import AvgPool2d
 from snn_repro.neurons import build_neuron
 from snn_repro.sparse_conv import Conv2d
 
@@ -61,7 +62,7 @@ class VGG(SpikingNetwork):
         layers = []
         for width in plan:
             if width == POOL:
-                layers.append(OverTime(nn.AvgPool2d(2)))
+                layers.append(OverTime(AvgPool2d(2)))
                 size = [n // 2 for n in size]
             else:
                 layers.append(ConvNorm(channels, width, norm, timesteps))

@@ -51,8 +51,10 @@ class Conv2d(nn.Conv2d):
             and (*self.dilation, self.groups) == (1, 1, 1) and self.padding_mode == "zeros"
             and not torch.is_autocast_enabled("cpu") and x.numel() > 0
         )  # fmt: skip
-        if self.backend == "dense" or not fits or (self.backend == "auto" and self._is_small(x)):
+        if not fits or (self.backend != "sparse" and self._is_small(x)):
             return super().forward(x)
+        if self.backend == "dense" and not (torch.is_grad_enabled() and self.weight.requires_grad):
+            return super().forward(x)  # nothing to save: torch's own operator
         return torch.ops.snn_repro.conv(x, self.weight, self.bias, self.stride[0], self.padding[0], self.backend)
 
     def _is_small(self, x: Tensor) -> bool:
@@ -100,7 +102,7 @@ def channels_last(x: Tensor) -> Tensor:
 def conv(x: Tensor, w: Tensor, bias: Tensor | None, stride: int, padding: int, backend: str) -> Tensor:
     """x [N, C, H, W], w [outputs, C, k, k] -> [N, outputs, H', W'], channels last."""
     x = channels_last(x)
-    if backend == "sparse" or density(x) < limits(x, w, stride, padding)[0]:
+    if _is_sparse(x, w, stride, padding, backend, 0):
         return _kernels().forward(x, w, bias, _shape(x, w, stride, padding), torch.get_num_threads())
     return channels_last(F.conv2d(x, w, bias, stride, padding))
 
@@ -113,14 +115,16 @@ def _(x, w, bias, stride, padding, backend):
 
 @torch.library.custom_op("snn_repro::conv_backward", mutates_args=())
 def conv_backward(
-    gy: Tensor, x: Tensor, w: Tensor, stride: int, padding: int, backend: str, for_x: bool, for_w: bool
+    gy: Tensor, x: Tensor, quantum: float, w: Tensor, stride: int, padding: int, backend: str, for_x: bool, for_w: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of x, channels last, and of w; empty where not asked for."""
+    """Gradients of x, channels last, and of w; empty where not asked for. x may be bytes worth `quantum` each."""
     gy, x = channels_last(gy), channels_last(x)
     gw = w.new_empty(0)
-    if for_w and (backend == "sparse" or density(x) < limits(x, w, stride, padding)[1]):
-        gw = _kernels().weight_gradient(x, gy, w, _shape(x, w, stride, padding), torch.get_num_threads())
+    if for_w and _is_sparse(x, w, stride, padding, backend, 1):
+        gw = _kernels().weight_gradient(x, gy, w, _shape(x, w, stride, padding), torch.get_num_threads(), quantum)
         for_w = False
+    if x.dtype != w.dtype:  # the input's gradient needs no more than x's sizes
+        x = x.to(w.dtype).mul_(quantum) if for_w else torch.empty_like(x, dtype=w.dtype)
     gx, dense_gw = _dense_backward(gy, x, w, stride, padding, for_x, for_w)
     if for_w:
         gw = dense_gw if dense_gw.stride() == w.stride() else torch.empty_like(w).copy_(dense_gw)
@@ -128,14 +132,30 @@ def conv_backward(
 
 
 @conv_backward.register_fake
-def _(gy, x, w, stride, padding, backend, for_x, for_w):
+def _(gy, x, quantum, w, stride, padding, backend, for_x, for_w):
     n, c, height, width = x.shape
-    gx = x.new_empty(n, height, width, c).permute(0, 3, 1, 2) if for_x else w.new_empty(0)
+    gx = w.new_empty(n, height, width, c).permute(0, 3, 1, 2) if for_x else w.new_empty(0)
     return gx, torch.empty_like(w) if for_w else w.new_empty(0)
+
+
+@torch.library.custom_op("snn_repro::to_bytes", mutates_args=())
+def to_bytes(x: Tensor) -> tuple[Tensor, float]:
+    """x [N, C, H, W] float32 as bytes, channels last, and what one is worth (1 or 1/4); worth 0 if x does not fit."""
+    return _kernels().to_bytes(channels_last(x), torch.get_num_threads())
+
+
+@to_bytes.register_fake
+def _(x):
+    return torch.empty_like(channels_last(x), dtype=torch.uint8), 0.0  # no values: torch.compile saves x
 
 
 def _setup(ctx, inputs, output) -> None:
     x, w, bias, *ctx.settings = inputs
+    ctx.quantum = 1.0
+    if ctx.needs_input_grad[1] and x.dtype == torch.float32 and x.device.type == "cpu":
+        packed, quantum = torch.ops.snn_repro.to_bytes(x)
+        if quantum:  # spikes, their sums and averages
+            x, ctx.quantum = packed, quantum
     ctx.save_for_backward(x, w)
 
 
@@ -144,7 +164,7 @@ def _differentiate(ctx, gy):
     for_x, for_w, for_bias = ctx.needs_input_grad[:3]
     gx = gw = gbias = None
     if for_x or for_w:
-        gx, gw = torch.ops.snn_repro.conv_backward(gy, x, w, *ctx.settings, for_x, for_w)
+        gx, gw = torch.ops.snn_repro.conv_backward(gy, x, ctx.quantum, w, *ctx.settings, for_x, for_w)
     if for_bias:
         gbias = gy.sum((0, 2, 3))
     return gx if for_x else None, gw if for_w else None, gbias, None, None, None
@@ -160,6 +180,11 @@ def _dense_backward(gy, x, w, stride, padding, for_x, for_w):
     return torch.ops.aten.convolution_backward(gy, x, w, None, *pair, False, [0, 0], 1, [for_x, for_w, False])[:2]
 
 
+def _is_sparse(x, w, stride, padding, backend, which: int) -> bool:
+    """Whether the sparse kernel is to run, which: forward (0) or weight gradient (1)."""
+    return backend == "sparse" or (backend == "auto" and density(x) < limits(x, w, stride, padding)[which])
+
+
 def _kernels():
     from snn_repro.sparse_conv import kernels
 
@@ -168,7 +193,7 @@ def _kernels():
 
 def _shape(x: Tensor, w: Tensor, stride: int, padding: int):
     n, c, height, width = x.shape
-    return _kernels().Shape(n, height, width, c, w.shape[0], w.shape[-1], stride, padding, x.element_size())
+    return _kernels().Shape(n, height, width, c, w.shape[0], w.shape[-1], stride, padding, w.element_size())
 
 
 # ---------------------------------------------------------------- the choice
@@ -187,7 +212,7 @@ def limits(x: Tensor, w: Tensor, stride: int, padding: int) -> tuple[float, floa
     n, c, height, width = x.shape
     images = min(n, max(1, TRIAL // (c * height * width)))
     images = 1 << images.bit_length() - 1  # few sizes are told apart
-    return _limits(images, c, height, width, w.shape[0], w.shape[-1], stride, padding, x.dtype, torch.get_num_threads())
+    return _limits(images, c, height, width, w.shape[0], w.shape[-1], stride, padding, w.dtype, torch.get_num_threads())
 
 
 @cache

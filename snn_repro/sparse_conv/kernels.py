@@ -27,6 +27,8 @@ VECTOR = 64  # bytes: one AVX-512 register; LLVM splits it where registers are s
 PAD = 4  # a list ends with this many entries of factor 0, so that loops may take up to PAD at a time
 WIDE = binding.get_host_cpu_features().get("avx512f", False)
 REGISTERS = 16 if WIDE else 6  # vectors that sums may occupy
+LANES = VECTOR // 4  # float32 in a vector
+PIECE = 4096  # values packed before a look whether they fit into bytes
 LIST_ELEMENTS = 2**18  # inputs whose nonzero ones are listed at a time
 
 I1, I8, I32, I64 = (ir.IntType(n) for n in (1, 8, 32, 64))
@@ -131,24 +133,28 @@ def _add_rows(typing, unit, to, start, numbers, factors, count, rows, vectors):
 
 
 @intrinsic
-def _compress(typing, unit, x, count, number, step, numbers, values):
+def _compress(typing, unit, source, quantum, x, count, number, step, numbers, values):
     """List the nonzero ones of x[0..count): number + step * place, and value. Returns how many.
 
-    Writes up to a vector too far.
+    source is a number of x's type: that of `unit`, or a byte, which is worth `quantum`. Writes up to a vector too far.
     """
     element, vector, integers, mask, suffix = _vectors(unit)
     lanes = vector.count
+    as_bytes = isinstance(source, types.Integer)
 
     def generate(context, builder, signature, args):
-        _, x, count, number, step, numbers, values = args
+        _, _, quantum, x, count, number, step, numbers, values = args
         pack = "llvm.experimental.vector.compress"
         pack_numbers = _external(builder, f"{pack}.v{lanes}i32", integers, integers, mask, integers)
         pack_values = _external(builder, f"{pack}.{suffix}", vector, vector, mask, vector)
-        load = _external(builder, f"llvm.masked.load.{suffix}.p0", vector, vector.as_pointer(), I32, mask, vector)
+        stored, name, size = (
+            (ir.VectorType(I8, lanes), f"v{lanes}i8", 1) if as_bytes else (vector, suffix, unit.bitwidth // 8)
+        )
+        load = _external(builder, f"llvm.masked.load.{name}.p0", stored, stored.as_pointer(), I32, mask, stored)
         bits = ir.IntType(lanes)
         ones = _external(builder, f"llvm.ctpop.i{lanes}", bits, bits)
-        x, values = (builder.inttoptr(a, element.as_pointer()) for a in (x, values))
-        numbers = builder.inttoptr(numbers, I32.as_pointer())
+        x, values = builder.inttoptr(x, stored.element.as_pointer()), builder.inttoptr(values, element.as_pointer())
+        numbers, quantum = builder.inttoptr(numbers, I32.as_pointer()), _splat(builder, quantum, vector)
         number, step = builder.trunc(number, I32), _splat(builder, builder.trunc(step, I32), integers)
         places, zero = ir.Constant(integers, list(range(lanes))), ir.Constant(vector, [0.0] * lanes)
         head, loop, end = builder.block, builder.append_basic_block("list"), builder.append_basic_block("listed")
@@ -157,9 +163,12 @@ def _compress(typing, unit, x, count, number, step, numbers, values):
         builder.position_at_end(loop)
         i, found = builder.phi(I64), builder.phi(I64)
         left = _splat(builder, builder.trunc(builder.sub(count, i), I32), integers)
-        address = builder.bitcast(builder.gep(x, [i]), vector.as_pointer())
+        address = builder.bitcast(builder.gep(x, [i]), stored.as_pointer())
         inside = builder.icmp_signed("<", places, left)
-        value = builder.call(load, [address, ir.Constant(I32, unit.bitwidth // 8), inside, zero])
+        nothing = ir.Constant(stored, [0] * lanes) if as_bytes else zero
+        value = builder.call(load, [address, ir.Constant(I32, size), inside, nothing])
+        if as_bytes:
+            value = builder.fmul(builder.uitofp(builder.zext(value, integers), vector), quantum)
         nonzero = builder.fcmp_unordered("!=", value, zero)
         place = builder.add(places, _splat(builder, builder.trunc(i, I32), integers))
         which = builder.add(builder.mul(place, step), _splat(builder, number, integers))
@@ -181,7 +190,48 @@ def _compress(typing, unit, x, count, number, step, numbers, values):
         result.add_incoming(found_after, loop)
         return result
 
-    return types.intp(unit, *[types.intp] * 6), generate
+    return types.intp(unit, source, unit, *[types.intp] * 6), generate
+
+
+@intrinsic
+def _pack(typing, x, to, count, factor, quantum):
+    """Write x[0..count) * factor as bytes; whether bytes * quantum are the float32 x again, bit for bit.
+
+    count: a multiple of LANES, at least one.
+    """
+    lanes = LANES
+    floats, integers, octets = (ir.VectorType(t, lanes) for t in (ir.FloatType(), I32, I8))
+
+    def generate(context, builder, signature, args):
+        x, to, count, factor, quantum = args
+        x, to = builder.inttoptr(x, ir.FloatType().as_pointer()), builder.inttoptr(to, I8.as_pointer())
+        factor, quantum = (_splat(builder, a, floats) for a in (factor, quantum))
+        least, most, none = (ir.Constant(t, [v] * lanes) for t, v in ((floats, 0.0), (floats, 255.0), (integers, 0)))
+        head, loop, end = builder.block, builder.append_basic_block("pack"), builder.append_basic_block("packed")
+        builder.branch(loop)
+
+        builder.position_at_end(loop)
+        i, differs = builder.phi(I64), builder.phi(integers)
+        original = builder.load(builder.bitcast(builder.gep(x, [i]), floats.as_pointer()), align=4)
+        value = builder.fmul(original, factor)
+        value = builder.select(builder.fcmp_ordered("<", value, most), value, most)  # NaN becomes 255
+        value = builder.select(builder.fcmp_ordered(">", value, least), value, least)
+        byte = builder.fptosi(value, integers)
+        builder.store(builder.trunc(byte, octets), builder.bitcast(builder.gep(to, [i]), octets.as_pointer()), align=1)
+        again = builder.fmul(builder.sitofp(byte, floats), quantum)
+        new = builder.xor(builder.bitcast(again, integers), builder.bitcast(original, integers))
+        new, after = builder.or_(differs, new), builder.add(i, _int(lanes))
+        for phi, first, following in ((i, _int(0), after), (differs, none, new)):
+            phi.add_incoming(first, head)
+            phi.add_incoming(following, loop)
+        builder.cbranch(builder.icmp_signed("<", after, count), loop, end)
+
+        builder.position_at_end(end)
+        bits = ir.IntType(lanes)
+        any_bits = builder.bitcast(builder.icmp_unsigned("!=", new, none), bits)
+        return builder.icmp_unsigned("==", any_bits, ir.Constant(bits, 0))
+
+    return types.boolean(types.intp, types.intp, types.intp, types.float32, types.float32), generate
 
 
 @intrinsic
@@ -267,7 +317,7 @@ def _forward(x, w, bias, y, lo, hi, height, width, channels, out_height, out_wid
                 if used and (column + padding) % stride < kernel:
                     address = x.ctypes.data + ((image * height + row) * width + column) * channels * size
                     found += _compress(
-                        unit, address, channels, column * tap_step, channel_step, numbers_at + 4 * found,
+                        unit, unit, unit, address, channels, column * tap_step, channel_step, numbers_at + 4 * found,
                         values_at + size * found,
                     )  # fmt: skip
                 pixel += 1
@@ -313,14 +363,14 @@ def _forward(x, w, bias, y, lo, hi, height, width, channels, out_height, out_wid
 
 
 @_compiled
-def _weight_gradient(x, gy, dw, lo, hi, height, width, channels, out_height, out_width, outputs, kernel, stride,
+def _weight_gradient(x, quantum, gy, dw, lo, hi, height, width, channels, out_height, out_width, outputs, kernel, stride,
                      padding, vectors, images, channel_step, tap_step):  # fmt: skip
-    """Add the weight gradient of images lo..hi to dw, arranged as w in `_forward`.
+    """Add the weight gradient of images lo..hi to dw, arranged as w in `_forward`; a byte in x is worth `quantum`.
 
     Outputs lie in a frame of zeros, so that every tap of an input is at a fixed distance from it. With a stride, an
     input meets every stride-th tap: inputs of the same taps have lists of their own.
     """
-    size = x.itemsize
+    size = dw.itemsize
     unit = dw[0]
     row_bytes = vectors * VECTOR
     block = row_bytes // size
@@ -331,10 +381,10 @@ def _weight_gradient(x, gy, dw, lo, hi, height, width, channels, out_height, out
     # The odd length keeps the lists' beginnings out of each other's way in the cache.
     length = images * ((height + stride - 1) // stride) * ((width + stride - 1) // stride) + PAD + 17
     numbers = np.empty(kinds * kinds * channels * length, np.int32)
-    values = np.empty(len(numbers), x.dtype)
+    values = np.empty(len(numbers), dw.dtype)
     counts = np.empty(kinds * kinds * channels, np.int64)
-    found, found_values = np.empty(channels + VECTOR, np.int32), np.empty(channels + VECTOR, x.dtype)
-    frame = np.zeros(images * frame_height * frame_width * block + VECTOR, x.dtype)
+    found, found_values = np.empty(channels + VECTOR, np.int32), np.empty(channels + VECTOR, dw.dtype)
+    frame = np.zeros(images * frame_height * frame_width * block + VECTOR, dw.dtype)
     frame_at = frame.ctypes.data
     frame_at += (VECTOR - frame_at % VECTOR) % VECTOR
     for image in range(lo, hi, images):
@@ -349,8 +399,10 @@ def _weight_gradient(x, gy, dw, lo, hi, height, width, channels, out_height, out
                     kind_column = (column + padding) % stride
                     if kind_column >= kernel:
                         continue
-                    address = x.ctypes.data + (((image + of) * height + row) * width + column) * channels * size
-                    n = _compress(unit, address, channels, 0, 1, found.ctypes.data, found_values.ctypes.data)
+                    address = x.ctypes.data + (((image + of) * height + row) * width + column) * channels * x.itemsize
+                    n = _compress(
+                        unit, x[0], quantum, address, channels, 0, 1, found.ctypes.data, found_values.ctypes.data
+                    )  # fmt: skip
                     place = (of * frame_height + (row + padding) // stride + reach) * frame_width
                     place += (column + padding) // stride + reach
                     kind = (kind_row * kinds + kind_column) * channels
@@ -390,6 +442,20 @@ def _weight_gradient(x, gy, dw, lo, hi, height, width, channels, out_height, out
                         unit, to, to, numbers.ctypes.data + 4 * which * length,
                         values.ctypes.data + size * which * length, counts[which], rows, vectors,
                     )  # fmt: skip
+
+
+@_compiled
+def _pack_values(x, to, lo, hi, factor, quantum):
+    """Whether x[lo:hi] * factor are bytes, which go to `to`. Ends with the first piece that does not fit."""
+    whole = hi - (hi - lo) % LANES
+    for i in range(lo, whole, PIECE):
+        if not _pack(x.ctypes.data + 4 * i, to.ctypes.data + i, min(PIECE, whole - i), factor, quantum):
+            return False
+    rest, bytes_of_rest = np.zeros(LANES, x.dtype), np.empty(LANES, to.dtype)
+    rest[: hi - whole] = x[whole:hi]
+    fits = _pack(rest.ctypes.data, bytes_of_rest.ctypes.data, LANES, factor, quantum)
+    to[whole:hi] = bytes_of_rest[: hi - whole]
+    return fits
 
 
 # ---------------------------------------------------------------- calls
@@ -441,16 +507,15 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads - 1)
 
 
-def _in_parallel(function, n: int, threads: int) -> None:
-    """function(i, lo, hi) for the parts i of range(n), one a thread."""
+def _in_parallel(function, n: int, threads: int) -> list:
+    """Results of function(i, lo, hi) for the parts i of range(n), one a thread."""
     threads = min(threads, n)
     edges = [n * i // threads for i in range(threads + 1)]
     if threads > 1:
         pool = _pool(threads, os.getpid())
         others = [pool.submit(function, i, edges[i], edges[i + 1]) for i in range(1, threads)]
-    function(0, 0, edges[1])
-    for i in range(1, threads):
-        others[i - 1].result()
+    results = [function(0, 0, edges[1])]
+    return results + [others[i - 1].result() for i in range(1, threads)]
 
 
 def _is_dense(w: Tensor) -> bool:
@@ -490,24 +555,44 @@ def forward(x: Tensor, w: Tensor, bias: Tensor | None, shape: Shape, threads: in
     return y.permute(0, 3, 1, 2)
 
 
-def weight_gradient(x: Tensor, gy: Tensor, w: Tensor, shape: Shape, threads: int) -> Tensor:
-    """Gradient of w, in w's memory format, from x and the output's gradient, both channels last."""
+def weight_gradient(x: Tensor, gy: Tensor, w: Tensor, shape: Shape, threads: int, quantum: float = 1.0) -> Tensor:
+    """Gradient of w, in w's memory format, from x and the output's gradient, both channels last.
+
+    x: of w's type, or bytes worth `quantum` each (see `to_bytes`).
+    """
     vectors, images = shape.gradient_cut()
     parts, block = shape.parts(vectors)
     threads = min(threads, shape.n)
     gradient = torch.empty_like(w) if _is_dense(w) else w.new_empty(w.shape)
     dw, steps = _rows(gradient)
-    packed = x.new_zeros(threads, parts, dw.shape[1], block)
+    packed = w.new_zeros(threads, parts, dw.shape[1], block)
     inputs, outputs = (_flat(t.permute(0, 2, 3, 1)) for t in (x, gy))
+    quantum = outputs.dtype.type(quantum)
     _in_parallel(
         lambda i, lo, hi: _weight_gradient(
-            inputs, outputs, _flat(packed[i]), lo, hi, *shape.arguments, vectors, images, *steps
+            inputs, quantum, outputs, _flat(packed[i]), lo, hi, *shape.arguments, vectors, images, *steps
         ),
         shape.n, threads,
     )  # fmt: skip
     for piece, place in _blocks(dw, packed[0] if threads == 1 else packed.sum(0), block):
         piece.copy_(place)
     return gradient
+
+
+def to_bytes(x: Tensor, threads: int) -> tuple[Tensor, float]:
+    """x, float32 [n, channels, height, width] and channels last, as bytes, and what one is worth: 1 or 1/4.
+
+    Worth 0 where x holds anything else than multiples of that from 0 to 255 times it.
+    """
+    packed = torch.empty_like(x, dtype=torch.uint8)
+    values, to = (_flat(t.permute(0, 2, 3, 1)) for t in (x, packed))
+    for factor in (np.float32(1), np.float32(4)):
+        fits = _in_parallel(
+            lambda i, lo, hi, factor=factor: _pack_values(values, to, lo, hi, factor, 1 / factor), len(values), threads
+        )
+        if all(fits):
+            return packed, 1 / float(factor)
+    return packed, 0.0
 
 
 def _flat(x: Tensor) -> np.ndarray:
