@@ -13,6 +13,7 @@ Importing this module imports numba; `fused.py` does so when the first layer run
 """
 
 import math
+import operator
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -21,9 +22,15 @@ from typing import NamedTuple
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.extending import intrinsic
+from numba.core.cgutils import alloca_once, alloca_once_value
+from numba.core.typeconv import Conversion
+from numba.core.typing import signature as typing_signature
+from numba.core.typing.templates import AbstractTemplate, infer_global
+from numba.extending import intrinsic, lower_builtin, lower_cast, models, register_model
 
-PIECE = 256  # neurons between two turns from reading to writing
+LANES = 32  # neurons whose steps run in registers at a time: two vectors of AVX-512
+AHEAD = 1024  # bytes between what is read and what is fetched
+PIECE = 256  # blocks are a multiple of this
 LEAST, MOST = 1024, 16384  # neurons in a block
 KEPT = 16384  # potentials that a block keeps for the backward pass, over all steps: 64 KiB
 STREAM_BYTES = 4 * 2**20  # outputs this large are written around the cache
@@ -99,6 +106,175 @@ def _fence(typing):
     return types.void(), generate
 
 
+# ---------------------------------------------------------------- vectors of neurons
+
+# LANES float32 in registers, as a type of numba's: `_charge` and the others below work on one number or on these.
+
+
+class _Lanes(types.Type):
+    """LANES float32; a single float32 becomes LANES equal ones."""
+
+    def can_convert_from(self, typing, other):
+        return Conversion.safe if other == types.float32 else None
+
+
+class _Mask(types.Type):
+    """LANES truth values."""
+
+
+lanes, mask = _Lanes("Lanes"), _Mask("Mask")
+_FLOATS, _INTS, _HALVES = (ir.VectorType(t, LANES) for t in (ir.FloatType(), ir.IntType(32), ir.IntType(16)))
+_VECTORS = {_Lanes: _FLOATS, _Mask: ir.VectorType(ir.IntType(1), LANES)}
+
+
+@register_model(_Lanes)
+@register_model(_Mask)
+class _Registers(models.PrimitiveModel):
+    def __init__(self, manager, kind):
+        super().__init__(manager, kind, _VECTORS[type(kind)])
+
+
+def _splat(value, vector: ir.VectorType):
+    return ir.Constant(vector, [value] * vector.count)
+
+
+@lower_cast(types.float32, _Lanes)
+def _repeat(context, builder, from_type, to_type, value):
+    one = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(one, one, _splat(0, _INTS))
+
+
+def _define(operation, result, generate) -> None:
+    @infer_global(operation)
+    class Template(AbstractTemplate):
+        def generic(self, args, keywords):
+            if lanes in args and all(a in (lanes, types.float32) for a in args):
+                return typing_signature(result, *(lanes for _ in args))
+
+    @lower_builtin(operation, *[lanes] * 2)
+    def lower(context, builder, signature, args):
+        return generate(builder, *args)
+
+
+_define(operator.add, lanes, lambda builder, a, b: builder.fadd(a, b))
+_define(operator.sub, lanes, lambda builder, a, b: builder.fsub(a, b))
+_define(operator.mul, lanes, lambda builder, a, b: builder.fmul(a, b))
+_define(operator.truediv, lanes, lambda builder, a, b: builder.fdiv(a, b))
+_define(operator.gt, mask, lambda builder, a, b: builder.fcmp_ordered(">", a, b))
+_define(operator.ge, mask, lambda builder, a, b: builder.fcmp_ordered(">=", a, b))
+
+
+@intrinsic
+def _select(typing, condition, yes, no):
+    """yes where the condition holds, else no."""
+    kind = lanes if condition == mask else types.float32
+    return kind(condition, kind, kind), lambda context, builder, signature, args: builder.select(*args)
+
+
+@intrinsic
+def _power_of_two(typing, n):
+    """2**n for whole n in -126..127."""
+
+    def generate(context, builder, signature, args):
+        number, whole = (_FLOATS, _INTS) if n == lanes else (ir.FloatType(), ir.IntType(32))
+        constant = (lambda c: _splat(c, whole)) if n == lanes else (lambda c: ir.Constant(whole, c))
+        exponent = builder.add(builder.fptosi(args[0], whole), constant(127))
+        return builder.bitcast(builder.shl(exponent, constant(23)), number)
+
+    return n(n), generate
+
+
+def _address(builder, address, vector: ir.VectorType):
+    return builder.inttoptr(address, vector.as_pointer())
+
+
+def _copy(builder, to, source, count, vector: ir.VectorType) -> None:
+    """memcpy of `count` elements."""
+    i8, i64 = ir.IntType(8).as_pointer(), ir.IntType(64)
+    kind = ir.FunctionType(ir.VoidType(), [i8, i8, i64, ir.IntType(1)])
+    name = "llvm.memcpy.p0.p0.i64"
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+    size = builder.mul(count, ir.Constant(i64, 2 if vector == _HALVES else 4))
+    builder.call(function, [builder.bitcast(to, i8), builder.bitcast(source, i8), size, ir.Constant(ir.IntType(1), 0)])
+
+
+def _load_vector(builder, address, count, vector: ir.VectorType):
+    """The first `count` elements of a vector in memory, then zeros; the usual case, all of them, is one load."""
+    padded = alloca_once_value(builder, _splat(0, vector))
+    full = builder.icmp_signed("==", count, ir.Constant(count.type, LANES))
+    with builder.if_else(full, likely=True) as (then, otherwise):
+        with then:
+            whole, whole_block = builder.load(_address(builder, address, vector), align=2), builder.block
+        with otherwise:
+            _copy(builder, padded, _address(builder, address, vector), count, vector)
+            part, part_block = builder.load(padded), builder.block
+    value = builder.phi(vector)
+    value.add_incoming(whole, whole_block)
+    value.add_incoming(part, part_block)
+    return value
+
+
+def _store_vector(builder, address, value, count, around) -> None:
+    """Write the first `count` elements; around the cache (the address then is a multiple of 64) if wanted."""
+    i32, vector = ir.IntType(32), value.type
+    padded = alloca_once(builder, vector)
+    full = builder.icmp_signed("==", count, ir.Constant(count.type, LANES))
+    with builder.if_else(full, likely=True) as (then, otherwise):
+        with then, builder.if_else(around) as (past, into):
+            with past:
+                store = builder.store(value, _address(builder, address, vector), align=64)
+                store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(i32, 1)]))
+            with into:
+                builder.store(value, _address(builder, address, vector), align=2)
+        with otherwise:
+            builder.store(value, padded)
+            _copy(builder, _address(builder, address, vector), padded, count, vector)
+
+
+@intrinsic
+def _load_floats(typing, address, count):
+    def generate(context, builder, signature, args):
+        return _load_vector(builder, *args, _FLOATS)
+
+    return lanes(types.intp, types.intp), generate
+
+
+@intrinsic
+def _load_halves(typing, address, count):
+    def generate(context, builder, signature, args):
+        bits = builder.zext(_load_vector(builder, *args, _HALVES), _INTS)
+        return builder.bitcast(builder.shl(bits, _splat(16, _INTS)), _FLOATS)
+
+    return lanes(types.intp, types.intp), generate
+
+
+@intrinsic
+def _store_floats(typing, address, value, count, around):
+    def generate(context, builder, signature, args):
+        _store_vector(builder, *args)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, lanes, types.intp, types.boolean), generate
+
+
+@intrinsic
+def _store_halves(typing, address, value, count, around):
+    def generate(context, builder, signature, args):
+        address, value, *rest = args
+        bits = builder.bitcast(value, _INTS)
+        odd = builder.and_(builder.lshr(bits, _splat(16, _INTS)), _splat(1, _INTS))
+        bits = builder.add(builder.add(bits, _splat(0x7FFF, _INTS)), odd)  # round to nearest even
+        _store_vector(builder, address, builder.trunc(builder.lshr(bits, _splat(16, _INTS)), _HALVES), *rest)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, lanes, types.intp, types.boolean), generate
+
+
+@intrinsic
+def _zeros(typing):
+    return lanes(), lambda context, builder, signature, args: _splat(0.0, _FLOATS)
+
+
 # ---------------------------------------------------------------- pieces of the two loops
 
 _helper = njit(error_model="numpy", nogil=True)
@@ -109,6 +285,22 @@ def _read(value, half):
     if half:
         return _as_float(np.uint32(value) << np.uint32(16))
     return np.float32(value)
+
+
+@_helper
+def _load(address, count, half):
+    """`count` values from an address, 0 in the other lanes."""
+    if half:
+        return _load_halves(address, count)
+    return _load_floats(address, count)
+
+
+@_helper
+def _store(address, value, count, half, around):
+    if half:
+        _store_halves(address, value, count, around)
+    else:
+        _store_floats(address, value, count, around)
 
 
 @_helper
@@ -128,26 +320,32 @@ def _fires(h, v_threshold, strict):
 
 @_helper
 def _reset(h, fires, v_threshold, v_reset, hard):
-    s = np.float32(1) if fires else np.float32(0)
+    s = _select(fires, np.float32(1), np.float32(0))
     if hard:
         return h * (np.float32(1) - s) + v_reset * s
     return h - v_threshold * s
 
 
 @_helper
+def _larger(a, b):
+    return _select(a > b, a, b)
+
+
+@_helper
 def _exp_of_negative(y):
     """exp(y) for y <= 0 to 2e-7: 2**n from the exponent's bits, times a polynomial (libm's would not vectorise)."""
     shift = np.float32(12582912)  # 1.5 * 2**23: adding it rounds to an integer
-    n = (max(y * np.float32(1.44269504), np.float32(-126)) + shift) - shift
-    f = max(y, np.float32(-87.3)) - n * np.float32(0.693145752) - n * np.float32(1.42860677e-6)  # log 2, in two parts
-    p = np.float32(1 / 5040)
-    p = p * f + np.float32(1 / 720)
+    n = (_larger(y * np.float32(1.44269504), np.float32(-126)) + shift) - shift
+    f = (
+        _larger(y, np.float32(-87.3)) - n * np.float32(0.693145752) - n * np.float32(1.42860677e-6)
+    )  # log 2, in two parts
+    p = np.float32(1 / 5040) * f + np.float32(1 / 720)
     p = p * f + np.float32(1 / 120)
     p = p * f + np.float32(1 / 24)
     p = p * f + np.float32(1 / 6)
     p = p * f + np.float32(1 / 2)
     p = (p * f + np.float32(1)) * f + np.float32(1)
-    return p * _as_float(np.uint32((np.int32(n) + np.int32(127)) << np.int32(23)))
+    return p * _power_of_two(n)
 
 
 @_helper
@@ -156,10 +354,11 @@ def _slope(z, width, surrogate):
     if surrogate == 0:
         c = np.float32(math.pi / 2) * width * z
         return width / np.float32(2) / (np.float32(1) + c * c)
+    size = _larger(z, np.float32(0) - z)
     if surrogate == 1:
-        e = _exp_of_negative(-abs(width * z))
+        e = _exp_of_negative(np.float32(0) - width * size)
         return width * e / ((np.float32(1) + e) * (np.float32(1) + e))
-    return max(width - abs(z), np.float32(0)) / (width * width)
+    return _larger(width - size, np.float32(0)) / (width * width)
 
 
 @_helper
@@ -192,8 +391,6 @@ def _forward(kind: Kind):
         x, x_t, x_b, v0, v0_b, s, v_last,
         steps, batch, size, first, last, block, group, v_threshold, v_reset, leak, stream,
     ):  # fmt: skip
-        v = np.empty(block, np.float32)
-        scratch = np.empty(PIECE, s.dtype)
         wide = x.itemsize
         groups = (batch + group - 1) // group
         for unit in range(first, last):
@@ -201,36 +398,22 @@ def _forward(kind: Kind):
             n = min(block, size - m)
             b0 = unit % groups * group
             for b in range(b0, min(b0 + group, batch)):
-                start = v0[b * v0_b + m :] if v0_b >= 0 else v0
-                for i in range(n):
-                    v[i] = start[i] if v0_b >= 0 else np.float32(0)
-                after = (b + 1) * x_b + m if b + 1 < min(b0 + group, batch) else b0 * x_b + m + block
-                for t in range(steps):
-                    at = t * x_t + b * x_b + m
-                    ahead = x.ctypes.data + wide * (at + x_t if t + 1 < steps else after)
-                    to = (t * batch + b) * size + m
-                    for j in range(0, n, PIECE):
-                        k = min(PIECE, n - j)
-                        for i in range(wide * j, wide * (j + k), 64):
-                            _prefetch(ahead + i)
-                        x_j, v_j = x[at + j : at + j + k], v[j : j + k]
-                        s_j = scratch[:k] if stream else s[to + j : to + j + k]
-                        for i in range(k):
-                            h = _charge(v_j[i], _read(x_j[i], half), leak, family)
-                            fires = _fires(h, v_threshold, strict)
-                            v_j[i] = _reset(h, fires, v_threshold, v_reset, hard)
-                            if half:
-                                s_j[i] = np.uint16(0x3F80) if fires else np.uint16(0)
-                            else:
-                                s_j[i] = np.float32(1) if fires else np.float32(0)
-                        if stream:
-                            _stream(s.ctypes.data + wide * (to + j), scratch.ctypes.data, wide * k)
-                if stream:
-                    _stream(v_last.ctypes.data + 4 * (b * size + m), v.ctypes.data, 4 * n)
-                else:
-                    end = v_last[b * size + m :]
-                    for i in range(n):
-                        end[i] = v[i]
+                for i in range(0, n, LANES):
+                    count = min(LANES, n - i)
+                    at = b * size + m + i
+                    v = _load(v0.ctypes.data + 4 * (b * v0_b + m + i), count, False) if v0_b >= 0 else _zeros()
+                    x_at, s_at = x.ctypes.data + wide * (b * x_b + m + i), s.ctypes.data + wide * at
+                    skip = AHEAD if i + AHEAD // wide < n else AHEAD + wide * (x_b - n)
+                    for _ in range(steps):
+                        for line in range(0, wide * LANES, 64):
+                            _prefetch(x_at + skip + line)
+                        h = _charge(v, _load(x_at, count, half), leak, family)
+                        fires = _fires(h, v_threshold, strict)
+                        v = _reset(h, fires, v_threshold, v_reset, hard)
+                        _store(s_at, _select(fires, np.float32(1), np.float32(0)), count, half, stream)
+                        x_at += wide * x_t
+                        s_at += wide * batch * size
+                    _store(v_last.ctypes.data + 4 * at, v, count, False, stream)
         _fence()
 
     return _compile(neuron_forward)
@@ -245,91 +428,61 @@ def _backward(kind: Kind, detach: bool, surrogate_name: str):
         x, x_t, x_b, v0, v0_b, gs, gs_t, gs_b, gv_last, gx, gv0,
         steps, batch, size, first, last, block, group, v_threshold, v_reset, leak, width, stream,
     ):  # fmt: skip
-        v = np.empty(block, np.float32)  # potentials forward, their gradients backward
-        kept = np.empty(block * steps, np.float32)
-        total = np.empty(block, np.float32)
-        scratch = np.empty(PIECE, gx.dtype)
+        potentials = np.empty((steps + 1) * LANES, np.float32)  # of all steps, before the reset
+        kept = (potentials.ctypes.data + 63) // 64 * 64
         wide = x.itemsize
         groups = (batch + group - 1) // group
         for unit in range(first, last):
             m = unit // groups * block
             n = min(block, size - m)
             b0 = unit % groups * group
-            for i in range(n):
-                total[i] = np.float32(0)
             for b in range(b0, min(b0 + group, batch)):
-                start = v0[b * v0_b + m :] if v0_b >= 0 else v0
-                for i in range(n):
-                    v[i] = start[i] if v0_b >= 0 else np.float32(0)
-                for t in range(steps):
-                    at = t * x_t + b * x_b + m
-                    if t + 1 < steps:
-                        ahead = x.ctypes.data + wide * (at + x_t)
-                    else:
-                        ahead = gs.ctypes.data + wide * (t * gs_t + b * gs_b + m)
-                    for j in range(0, n, PIECE):
-                        k = min(PIECE, n - j)
-                        for i in range(wide * j, wide * (j + k), 64):
-                            _prefetch(ahead + i)
-                        x_j, v_j, h_j = x[at + j : at + j + k], v[j : j + k], kept[t * block + j : t * block + j + k]
-                        for i in range(k):
-                            h = _charge(v_j[i], _read(x_j[i], half), leak, family)
-                            v_j[i] = _reset(h, _fires(h, v_threshold, strict), v_threshold, v_reset, hard)
-                            h_j[i] = h
-                after = (b + 1) * x_b + m if b + 1 < min(b0 + group, batch) else b0 * x_b + m + block
-                given = gv_last.size > 0
-                start = gv_last[b * size + m :] if given else gv_last
-                for i in range(n):
-                    v[i] = start[i] if given else np.float32(0)
-                for t in range(steps - 1, -1, -1):
-                    at = t * gs_t + b * gs_b + m
-                    if t > 0:
-                        ahead = gs.ctypes.data + wide * (at - gs_t)
-                    else:
-                        ahead = x.ctypes.data + wide * after
-                    to = (t * batch + b) * size + m
-                    for j in range(0, n, PIECE):
-                        k = min(PIECE, n - j)
-                        for i in range(wide * j, wide * (j + k), 64):
-                            _prefetch(ahead + i)
-                        gs_j, v_j, h_j = gs[at + j : at + j + k], v[j : j + k], kept[t * block + j : t * block + j + k]
-                        gx_j = scratch[:k] if stream else gx[to + j : to + j + k]
-                        for i in range(k):
-                            h, gv, g = h_j[i], v_j[i], _read(gs_j[i], half)
-                            if hard:
-                                if not detach:
-                                    g = g + gv * (v_reset - h)
-                                gv = _reset(gv, _fires(h, v_threshold, strict), v_threshold, np.float32(0), hard)
-                            elif not detach:
-                                g = g - v_threshold * gv
-                            gh = gv + g * _slope(h - v_threshold, width, surrogate)
-                            gi = gh / leak if family == 1 else gh
-                            if family == 0:
-                                v_j[i] = gh
-                            elif family == 1:
-                                v_j[i] = gh - gi
-                            else:
-                                v_j[i] = leak * gh
-                            if half:  # round to nearest even
-                                bits = _as_bits(gi)
-                                odd = (bits >> np.uint32(16)) & np.uint32(1)
-                                gx_j[i] = np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
-                            else:
-                                gx_j[i] = gi
-                        if stream:
-                            _stream(gx.ctypes.data + wide * (to + j), scratch.ctypes.data, wide * k)
-                if gv0.size:
-                    if v0_b > 0:
-                        end = gv0[b * size + m :]
-                        for i in range(n):
-                            end[i] = v[i]
-                    else:
-                        for i in range(n):
-                            total[i] += v[i]
-            if gv0.size and v0_b == 0:
-                end = gv0[unit % groups * size + m :]
-                for i in range(n):
-                    end[i] = total[i]
+                for i in range(0, n, LANES):
+                    count = min(LANES, n - i)
+                    at = b * size + m + i
+                    v = _load(v0.ctypes.data + 4 * (b * v0_b + m + i), count, False) if v0_b >= 0 else _zeros()
+                    x_at, gs_at = x.ctypes.data + wide * (b * x_b + m + i), gs.ctypes.data + wide * (b * gs_b + m + i)
+                    beyond = i + AHEAD // wide >= n
+                    x_skip = AHEAD + wide * (x_b - n) if beyond else AHEAD
+                    gs_skip = AHEAD + wide * (gs_b - n) if beyond else AHEAD
+                    for t in range(steps):
+                        for line in range(0, wide * LANES, 64):
+                            _prefetch(x_at + x_skip + line)
+                            _prefetch(gs_at + gs_skip + line)
+                        h = _charge(v, _load(x_at, count, half), leak, family)
+                        v = _reset(h, _fires(h, v_threshold, strict), v_threshold, v_reset, hard)
+                        _store(kept + 4 * LANES * t, h, LANES, False, False)
+                        x_at += wide * x_t
+                        gs_at += wide * gs_t
+                    gv = _load(gv_last.ctypes.data + 4 * at, count, False) if gv_last.size else _zeros()
+                    gx_at = gx.ctypes.data + wide * (steps * batch * size + at)
+                    for t in range(steps - 1, -1, -1):
+                        gs_at -= wide * gs_t
+                        gx_at -= wide * batch * size
+                        h, g = _load(kept + 4 * LANES * t, LANES, False), _load(gs_at, count, half)
+                        carried = gv
+                        if hard:
+                            if not detach:
+                                g = g + gv * (v_reset - h)
+                            carried = _reset(gv, _fires(h, v_threshold, strict), v_threshold, np.float32(0), hard)
+                        elif not detach:
+                            g = g - v_threshold * gv
+                        gv = carried + g * _slope(h - v_threshold, width, surrogate)
+                        gi = gv
+                        if family == 1:
+                            gi = gv / leak
+                            gv = gv - gi
+                        elif family == 2:
+                            gv = leak * gv
+                        _store(gx_at, gi, count, half, stream)
+                    if gv0.size:
+                        if v0_b > 0:
+                            _store(gv0.ctypes.data + 4 * at, gv, count, False, False)
+                        else:  # summed over the samples of the group
+                            to = gv0.ctypes.data + 4 * (unit % groups * size + m + i)
+                            if b > b0:
+                                gv = gv + _load(to, count, False)
+                            _store(to, gv, count, False, False)
         _fence()
 
     return _compile(neuron_backward)
