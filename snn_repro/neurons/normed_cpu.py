@@ -1,7 +1,7 @@
 """A batch norm and the spiking layer behind it in one pass over memory, on the CPU; channels-last memory.
 
-`cpu.py` explains how the loops are laid out. Here the input of the neuron is z[t] = scale[t, c] * x[t] + shift[t, c],
-with the channels c side by side in memory: tables of whole pixels, `piece` values long, stand beside each piece of x.
+The loops are those of `cpu.py`, on z[t] = scale[t, c] * x[t] + shift[t, c] in place of x. With the channels c side by side
+in memory, the numbers of LANES neighbours are a piece of a table of the channels that begins anew behind the last one.
 
     moments    mean and variance of x over all but the channels          reads x
     forward    spikes                                                     reads x, writes s
@@ -21,29 +21,27 @@ from snn_repro.neurons.cpu import (
     _FAMILIES,
     _NOTHING,
     _SURROGATES,
+    AHEAD,
+    LANES,
     Kind,
     _charge,
     _compile,
     _fence,
     _fires,
+    _load,
     _prefetch,
     _reset,
     _run,
+    _select,
     _slope,
-    _stream,
+    _store,
     _streams,
+    _zeros,
     plan,
 )
 
-PIECE = 256  # values of a piece, about: whole pixels
 PARTS = 16  # sums of their own
 CHUNK = 8192  # values of which a mean is taken at a time: they stay in the cache for the variance
-
-
-def piece_of(channels: int) -> int:
-    """Values of a piece: whole pixels, and whole 64 bytes where that can be."""
-    pixels = max(1, PIECE // channels)
-    return channels * pixels
 
 
 @_compile
@@ -111,42 +109,35 @@ def _forward(kind: Kind):
     family, hard, strict = _FAMILIES.index(kind.family), kind.hard, kind.strict
 
     def normed_forward(
-        x, x_t, x_b, scale, shift, table_t, v0, v0_b, s, v_last,
-        steps, batch, size, first, last, block, piece, group, v_threshold, v_reset, leak, stream,
+        x, x_t, x_b, scale, shift, table_t, channels, v0, v0_b, s, v_last,
+        steps, batch, size, first, last, block, group, v_threshold, v_reset, leak, stream,
     ):  # fmt: skip
-        v = np.empty(block, np.float32)
-        scratch = np.empty(piece, np.float32)
         groups = (batch + group - 1) // group
         for unit in range(first, last):
             m = unit // groups * block
             n = min(block, size - m)
             b0 = unit % groups * group
             for b in range(b0, min(b0 + group, batch)):
-                start = v0[b * v0_b + m :] if v0_b >= 0 else v0
-                for i in range(n):
-                    v[i] = start[i] if v0_b >= 0 else np.float32(0)
-                after = (b + 1) * x_b + m if b + 1 < min(b0 + group, batch) else b0 * x_b + m + block
-                for t in range(steps):
-                    at = t * x_t + b * x_b + m
-                    ahead = x.ctypes.data + 4 * (at + x_t if t + 1 < steps else after)
-                    to = (t * batch + b) * size + m
-                    scale_t, shift_t = scale[t * table_t :], shift[t * table_t :]
-                    for j in range(0, n, piece):
-                        k = min(piece, n - j)
-                        for i in range(4 * j, 4 * (j + k), 64):
-                            _prefetch(ahead + i)
-                        x_j, v_j = x[at + j : at + j + k], v[j : j + k]
-                        s_j = scratch[:k] if stream else s[to + j : to + j + k]
-                        for i in range(k):
-                            h = _charge(v_j[i], scale_t[i] * x_j[i] + shift_t[i], leak, family)
-                            fires = _fires(h, v_threshold, strict)
-                            v_j[i] = _reset(h, fires, v_threshold, v_reset, hard)
-                            s_j[i] = np.float32(1) if fires else np.float32(0)
-                        if stream:
-                            _stream(s.ctypes.data + 4 * (to + j), scratch.ctypes.data, 4 * k)
-                end = v_last[b * size + m :]
-                for i in range(n):
-                    end[i] = v[i]
+                for i in range(0, n, LANES):
+                    count = min(LANES, n - i)
+                    at = b * size + m + i
+                    table = 4 * ((m + i) % channels)
+                    v = _load(v0.ctypes.data + 4 * (b * v0_b + m + i), count, False) if v0_b >= 0 else _zeros()
+                    x_at, s_at = x.ctypes.data + 4 * (b * x_b + m + i), s.ctypes.data + 4 * at
+                    skip = AHEAD if i + AHEAD // 4 < n else AHEAD + 4 * (x_b - n)
+                    for _ in range(steps):
+                        for line in range(0, 4 * LANES, 64):
+                            _prefetch(x_at + skip + line)
+                        z = _load(scale.ctypes.data + table, LANES, False) * _load(x_at, count, False)
+                        z = z + _load(shift.ctypes.data + table, LANES, False)
+                        h = _charge(v, z, leak, family)
+                        fires = _fires(h, v_threshold, strict)
+                        v = _reset(h, fires, v_threshold, v_reset, hard)
+                        _store(s_at, _select(fires, np.float32(1), np.float32(0)), count, False, stream)
+                        x_at += 4 * x_t
+                        s_at += 4 * batch * size
+                        table += 4 * table_t
+                    _store(v_last.ctypes.data + 4 * at, v, count, False, stream)
         _fence()
 
     return _compile(normed_forward)
@@ -158,15 +149,13 @@ def _backward(kind: Kind, detach: bool, surrogate_name: str):
     surrogate = _SURROGATES.index(surrogate_name)
 
     def normed_backward(
-        x, x_t, x_b, scale, shift, table_t, factor, mean, v0, v0_b, gs, gs_t, gs_b, gv_last, gz, gz_t, gv0, sums,
-        steps, batch, size, first, last, parts, block, piece, group, v_threshold, v_reset, leak, width,
+        x, x_t, x_b, scale, shift, table_t, factor, mean, channels, v0, v0_b, gs, gs_t, gs_b, gv_last, gz, gv0, sums,
+        steps, batch, size, first, last, parts, block, group, v_threshold, v_reset, leak, width,
     ):  # fmt: skip
-        v = np.empty(block, np.float32)  # potentials forward, their gradients backward
-        kept = np.empty(block * steps, np.float32)
-        total = np.empty(block, np.float32)
-        found = np.empty(piece, np.float32)
+        potentials = np.empty((steps + 1) * LANES, np.float32)  # of all steps, before the reset
+        kept = (potentials.ctypes.data + 63) // 64 * 64
         rows = sums.shape[2]  # time steps with a table of their own, or 1
-        along, across = np.empty(rows * piece, np.float32), np.empty(rows * piece, np.float32)
+        along, across = np.empty((rows, channels + LANES), np.float32), np.empty((rows, channels + LANES), np.float32)
         groups = (batch + group - 1) // group
         units = (size + block - 1) // block * groups
         for part in range(first, last):
@@ -176,112 +165,90 @@ def _backward(kind: Kind, detach: bool, surrogate_name: str):
                 m = unit // groups * block
                 n = min(block, size - m)
                 b0 = unit % groups * group
-                for i in range(n):
-                    total[i] = np.float32(0)
                 for b in range(b0, min(b0 + group, batch)):
-                    start = v0[b * v0_b + m :] if v0_b >= 0 else v0
-                    for i in range(n):
-                        v[i] = start[i] if v0_b >= 0 else np.float32(0)
-                    for t in range(steps):
-                        at = t * x_t + b * x_b + m
-                        ahead = (
-                            x.ctypes.data + 4 * (at + x_t)
-                            if t + 1 < steps
-                            else gs.ctypes.data + 4 * (t * gs_t + b * gs_b + m)
-                        )
-                        scale_t, shift_t = scale[t * table_t :], shift[t * table_t :]
-                        for j in range(0, n, piece):
-                            k = min(piece, n - j)
-                            for i in range(4 * j, 4 * (j + k), 64):
-                                _prefetch(ahead + i)
-                            x_j, v_j, h_j = (
-                                x[at + j : at + j + k],
-                                v[j : j + k],
-                                kept[t * block + j : t * block + j + k],
-                            )
-                            for i in range(k):
-                                h = _charge(v_j[i], scale_t[i] * x_j[i] + shift_t[i], leak, family)
-                                v_j[i] = _reset(h, _fires(h, v_threshold, strict), v_threshold, v_reset, hard)
-                                h_j[i] = h
-                    after = (b + 1) * x_b + m if b + 1 < min(b0 + group, batch) else b0 * x_b + m + block
-                    given = gv_last.size > 0
-                    start = gv_last[b * size + m :] if given else gv_last
-                    for i in range(n):
-                        v[i] = start[i] if given else np.float32(0)
-                    for t in range(steps - 1, -1, -1):
-                        at, of_x = t * gs_t + b * gs_b + m, t * x_t + b * x_b + m
-                        ahead = gs.ctypes.data + 4 * (at - gs_t) if t > 0 else x.ctypes.data + 4 * after
-                        to = t * gz_t + b * size + m
-                        row = t if rows > 1 else 0
-                        along_t, across_t = (
-                            along[row * piece : (row + 1) * piece],
-                            across[row * piece : (row + 1) * piece],
-                        )
-                        first_sum = gz_t != 0 or t == steps - 1
-                        for j in range(0, n, piece):
-                            k = min(piece, n - j)
-                            for i in range(4 * j, 4 * (j + k), 64):
-                                _prefetch(ahead + i)
-                            gs_j, v_j = gs[at + j : at + j + k], v[j : j + k]
-                            h_j = kept[t * block + j : t * block + j + k]
-                            for i in range(k):
-                                h, gv, g = h_j[i], v_j[i], gs_j[i]
-                                if hard:
-                                    if not detach:
-                                        g = g + gv * (v_reset - h)
-                                    gv = _reset(gv, _fires(h, v_threshold, strict), v_threshold, np.float32(0), hard)
-                                elif not detach:
-                                    g = g - v_threshold * gv
-                                gh = gv + g * _slope(h - v_threshold, width, surrogate)
-                                gi = gh / leak if family == 1 else gh
-                                if family == 0:
-                                    v_j[i] = gh
-                                elif family == 1:
-                                    v_j[i] = gh - gi
-                                else:
-                                    v_j[i] = leak * gh
-                                found[i] = gi
-                            x_j, gz_j = x[of_x + j : of_x + j + k], gz[to + j : to + j + k]
-                            for i in range(k):
-                                along_t[i] += found[i]
-                            for i in range(k):
-                                across_t[i] += found[i] * (x_j[i] - mean[i])
-                            if first_sum:
-                                for i in range(k):
-                                    gz_j[i] = factor[t] * found[i]
+                    for i in range(0, n, LANES):
+                        count = min(LANES, n - i)
+                        at = b * size + m + i
+                        channel = 4 * ((m + i) % channels)
+                        middle = _load(mean.ctypes.data + channel, LANES, False)
+                        v = _load(v0.ctypes.data + 4 * (b * v0_b + m + i), count, False) if v0_b >= 0 else _zeros()
+                        x_at, gs_at = x.ctypes.data + 4 * (b * x_b + m + i), gs.ctypes.data + 4 * (b * gs_b + m + i)
+                        beyond = i + AHEAD // 4 >= n
+                        x_skip = AHEAD + 4 * (x_b - n) if beyond else AHEAD
+                        gs_skip = AHEAD + 4 * (gs_b - n) if beyond else AHEAD
+                        table = channel
+                        for t in range(steps):
+                            for line in range(0, 4 * LANES, 64):
+                                _prefetch(x_at + x_skip + line)
+                                _prefetch(gs_at + gs_skip + line)
+                            z = _load(scale.ctypes.data + table, LANES, False) * _load(x_at, count, False)
+                            z = z + _load(shift.ctypes.data + table, LANES, False)
+                            h = _charge(v, z, leak, family)
+                            v = _reset(h, _fires(h, v_threshold, strict), v_threshold, v_reset, hard)
+                            _store(kept + 4 * LANES * t, h, LANES, False, False)
+                            x_at += 4 * x_t
+                            gs_at += 4 * gs_t
+                            table += 4 * table_t
+                        gv = _load(gv_last.ctypes.data + 4 * at, count, False) if gv_last.size else _zeros()
+                        gz_at = gz.ctypes.data + 4 * (steps * x_t + at)
+                        together = _zeros()
+                        for t in range(steps - 1, -1, -1):
+                            gs_at -= 4 * gs_t
+                            x_at -= 4 * x_t
+                            gz_at -= 4 * x_t
+                            h, g = _load(kept + 4 * LANES * t, LANES, False), _load(gs_at, count, False)
+                            carried = gv
+                            if hard:
+                                if not detach:
+                                    g = g + gv * (v_reset - h)
+                                carried = _reset(gv, _fires(h, v_threshold, strict), v_threshold, np.float32(0), hard)
+                            elif not detach:
+                                g = g - v_threshold * gv
+                            gv = carried + g * _slope(h - v_threshold, width, surrogate)
+                            gi = gv
+                            if family == 1:
+                                gi = gv / leak
+                                gv = gv - gi
+                            elif family == 2:
+                                gv = leak * gv
+                            row = t if rows > 1 else 0
+                            to = along.ctypes.data + 4 * row * (channels + LANES) + channel
+                            _store(to, _load(to, LANES, False) + gi, LANES, False, False)
+                            to = across.ctypes.data + 4 * row * (channels + LANES) + channel
+                            far = gi * (_load(x_at, count, False) - middle)
+                            _store(to, _load(to, LANES, False) + far, LANES, False, False)
+                            if x_t:
+                                _store(gz_at, factor[t] * gi, count, False, False)
                             else:
-                                for i in range(k):
-                                    gz_j[i] += factor[t] * found[i]
-                    if gv0.size:
-                        if v0_b > 0:
-                            end = gv0[b * size + m :]
-                            for i in range(n):
-                                end[i] = v[i]
-                        else:
-                            for i in range(n):
-                                total[i] += v[i]
-                if gv0.size and v0_b == 0:
-                    end = gv0[unit % groups * size + m :]
-                    for i in range(n):
-                        end[i] = total[i]
+                                together = together + factor[t] * gi
+                        if not x_t:
+                            _store(gz_at, together, count, False, False)
+                        if gv0.size:
+                            if v0_b > 0:
+                                _store(gv0.ctypes.data + 4 * at, gv, count, False, False)
+                            else:  # summed over the samples of the group
+                                to = gv0.ctypes.data + 4 * (unit % groups * size + m + i)
+                                if b > b0:
+                                    gv = gv + _load(to, count, False)
+                                _store(to, gv, count, False, False)
                 for row in range(rows):
-                    for i in range(piece):
-                        sums[part, 0, row, i] += np.float64(along[row * piece + i])
-                        sums[part, 1, row, i] += np.float64(across[row * piece + i])
+                    for i in range(channels + LANES):
+                        sums[part, 0, row, i % channels] += np.float64(along[row, i])
+                        sums[part, 1, row, i % channels] += np.float64(across[row, i])
         _fence()
 
     return _compile(normed_backward)
 
 
 @_compile
-def _combine(x, gz, of_gz, of_x, constant, size, first, last, block, piece):
-    """gz = of_gz * gz + of_x * x + constant, in place; the three are tables of a piece."""
-    for unit in range(first, last):
-        for at in range(unit * block, min((unit + 1) * block, size), piece):
-            k = min(piece, size - at)
-            x_j, g_j = x[at : at + k], gz[at : at + k]
-            for i in range(k):
-                g_j[i] = of_gz[i] * g_j[i] + of_x[i] * x_j[i] + constant[i]
+def _combine(x, gz, of_gz, of_x, constant, channels, first, last, block):
+    """gz = of_gz * gz + of_x * x + constant, in place; the three are tables of the channels."""
+    for at in range(first * block, min(last * block, gz.size), LANES):
+        count = min(LANES, gz.size - at)
+        table, to = 4 * (at % channels), gz.ctypes.data + 4 * at
+        g = _load(of_gz.ctypes.data + table, LANES, False) * _load(to, count, False)
+        g = g + _load(of_x.ctypes.data + table, LANES, False) * _load(x.ctypes.data + 4 * at, count, False)
+        _store(to, g + _load(constant.ctypes.data + table, LANES, False), count, False, False)
 
 
 # ---------------------------------------------------------------- a channel's numbers, in double precision
@@ -303,22 +270,23 @@ def _merge(means, squares, rows, mean, var):
 
 
 @_compile
-def _affine(weight, bias, te, mean, var, eps, piece):
-    """scale and shift [T or 1, piece] and the mean [piece], repeated for the pixels of a piece, float32 and flat."""
+def _affine(weight, bias, te, mean, var, eps):
+    """Tables of scale and shift [T or 1, channels + LANES] and of the mean, float32 and flat."""
     channels, rows = len(weight), max(1, len(te))
+    length = channels + LANES
     scale, shift, middle = (
-        np.empty(rows * piece, np.float32),
-        np.empty(rows * piece, np.float32),
-        np.empty(piece, np.float32),
+        np.empty(rows * length, np.float32),
+        np.empty(rows * length, np.float32),
+        np.empty(length, np.float32),
     )
     for c in range(channels):
         a = np.float64(weight[c]) * (1 / np.sqrt(np.float64(var[c]) + eps))
         b = np.float64(bias[c]) - np.float64(mean[c]) * a
         for row in range(rows):
             factor = np.float64(te[row]) if len(te) else 1.0
-            for i in range(row * piece + c, (row + 1) * piece, channels):
-                scale[i], shift[i] = factor * a, factor * b
-        for i in range(c, piece, channels):
+            for i in range(c, length, channels):
+                scale[row * length + i], shift[row * length + i] = factor * a, factor * b
+        for i in range(c, length, channels):
             middle[i] = mean[c]
     return scale, shift, middle
 
@@ -326,20 +294,18 @@ def _affine(weight, bias, te, mean, var, eps, piece):
 @_compile
 def _parameters(sums, weight, bias, te, mean, var, eps, n, of_input, gweight, gbias, gte):
     """Gradients of the norm's parameters from the sums of `backward`, and the tables of `combine`."""
-    parts, _, rows, piece = sums.shape
-    channels = len(weight)
-    of_gz, of_x, constant = np.empty(piece, np.float32), np.empty(piece, np.float32), np.empty(piece, np.float32)
-    for row in range(len(gte)):
-        gte[row] = 0
+    parts, _, rows, channels = sums.shape
+    length = channels + LANES
+    of_gz, of_x, constant = np.empty(length, np.float32), np.empty(length, np.float32), np.empty(length, np.float32)
+    gte[:] = np.float32(0)
     for c in range(channels):
         inverse = 1 / np.sqrt(np.float64(var[c]) + eps)
         along, across = 0.0, 0.0  # sums of the gradient of the norm's output, and of it times the normalised x
         for row in range(rows):
             of_step, of_step_x = 0.0, 0.0
             for part in range(parts):
-                for i in range(c, piece, channels):
-                    of_step += sums[part, 0, row, i]
-                    of_step_x += sums[part, 1, row, i]
+                of_step += sums[part, 0, row, c]
+                of_step_x += sums[part, 1, row, c]
             of_step_x *= inverse
             factor = np.float64(te[row]) if len(te) else 1.0
             along += factor * of_step
@@ -350,7 +316,7 @@ def _parameters(sums, weight, bias, te, mean, var, eps, n, of_input, gweight, gb
         a = np.float64(weight[c]) * inverse
         b = -a * inverse * across / n if of_input else 0.0
         d = -a * along / n - b * np.float64(mean[c]) if of_input else 0.0
-        for i in range(c, piece, channels):
+        for i in range(c, length, channels):
             of_gz[i], of_x[i], constant[i] = a, b, d
     return of_gz, of_x, constant
 
@@ -369,13 +335,6 @@ class Parameters(NamedTuple):
     eps: float
 
 
-def _cut(steps: int, batch: int, size: int, piece: int) -> tuple[int, int, int]:
-    """(block, group, units) as of `plan`, with blocks of whole pieces."""
-    cut = plan(steps, batch, size)
-    block = max(1, cut.block // piece) * piece
-    return block, cut.group, -(-size // block) * cut.groups
-
-
 def moments(x: np.ndarray, mean: np.ndarray, var: np.ndarray, threads: int) -> None:
     """Fill mean and var (over n, not n - 1) [channels] from x [rows, channels], flat."""
     channels = len(mean)
@@ -392,16 +351,15 @@ def forward(kind: Kind, x, x_t: int, norm: Parameters, v0, v0_stride: int, s, v_
     shape (T, B, M); constants (v_threshold, v_reset, leak); v0 as in `cpu.forward`.
     """
     steps, batch, size = shape
-    piece = piece_of(len(norm.weight))
-    block, group, units = _cut(1, batch, size, piece)
-    scale, shift, _ = _affine(*norm, piece)
-    stream = _streams(size, s) and piece % 16 == 0
+    channels = len(norm.weight)
+    cut = plan(1, batch, size)  # forward keeps one potential, however many steps
+    scale, shift, _ = _affine(*norm)
     before = (
-        x, x_t, size, scale, shift, piece if len(norm.te) else 0, _NOTHING if v0 is None else v0, v0_stride, s, v_last,
-        steps, batch, size,
+        x, x_t, size, scale, shift, channels + LANES if len(norm.te) else 0, channels, _NOTHING if v0 is None else v0, v0_stride,
+        s, v_last, steps, batch, size,
     )  # fmt: skip
-    after = (block, piece, group, *(np.float32(c) for c in constants), stream)
-    _run(_forward(kind), before, after, units, steps * batch * size, threads)
+    after = (cut.block, cut.group, *(np.float32(c) for c in constants), _streams(size, s, v_last))
+    _run(_forward(kind), before, after, cut.units, steps * batch * size, threads)
 
 
 def backward(
@@ -414,19 +372,18 @@ def backward(
     """
     steps, batch, size = shape
     channels = len(norm.weight)
-    piece = piece_of(channels)
-    block, group, units = _cut(steps, batch, size, piece)
-    parts, rows = min(PARTS, units), max(1, len(norm.te))
-    scale, shift, mean = _affine(*norm, piece)
-    sums = np.zeros((parts, 2, rows, piece))
+    cut = plan(steps, batch, size)
+    parts, rows = min(PARTS, cut.units), max(1, len(norm.te))
+    scale, shift, mean = _affine(*norm)
+    sums = np.zeros((parts, 2, rows, channels))
     factor = norm.te if len(norm.te) else np.ones(steps, np.float32)
     v0, gv_last, gv0 = (_NOTHING if a is None else a for a in (v0, gv_last, gv0))
     before = (
-        x, x_t, size, scale, shift, piece if rows > 1 else 0, factor, mean, v0, v0_stride, gs, *gs_strides, gv_last,
-        gx, x_t, gv0, sums, steps, batch, size,
+        x, x_t, size, scale, shift, channels + LANES if rows > 1 else 0, factor, mean, channels, v0, v0_stride,
+        gs, *gs_strides, gv_last, gx, gv0, sums, steps, batch, size,
     )  # fmt: skip
-    after = (parts, block, piece, group, *(np.float32(c) for c in constants))
+    after = (parts, cut.block, cut.group, *(np.float32(c) for c in constants))
     _run(_backward(kind, detach, surrogate), before, after, parts, steps * batch * size, threads)
     tables = _parameters(sums, *norm, len(x) // channels, of_input, gweight, gbias, gte)
-    block = piece * max(1, 16384 // piece)
-    _run(_combine, (x, gx, *tables, len(x)), (block, piece), -(-len(x) // block), len(x), threads)
+    block = 256 * LANES
+    _run(_combine, (x, gx, *tables, channels), (block,), -(-len(x) // block), len(x), threads)
