@@ -448,7 +448,6 @@ def _backward(kind: Kind, detach: bool, surrogate_name: str):
             m = unit // groups * block
             n = min(block, size - m)
             b0 = unit % groups * group
-            sums = unit % groups * size + m
             for b in range(b0, min(b0 + group, batch)):
                 for i in range(0, n, LANES):
                     count = min(LANES, n - i)
@@ -490,9 +489,9 @@ def _backward(kind: Kind, detach: bool, surrogate_name: str):
                     if gv0:
                         if v0_b > 0:
                             _store(gv0 + 4 * at, gv, count, False, False)
-                        else:  # summed over the samples of the group
-                            to = gv0 + 4 * (sums + i)
-                            if b > b0:
+                        else:  # summed over the samples
+                            to = gv0 + 4 * (m + i)
+                            if b > 0:
                                 gv = gv + _load(to, count, False)
                             _store(to, gv, count, False, False)
         _fence()
@@ -504,7 +503,7 @@ def _backward(kind: Kind, detach: bool, surrogate_name: str):
 
 
 class Plan(NamedTuple):
-    """How the work is cut: a function of the shape alone, so that the number of threads changes no number."""
+    """How the work is cut into units: blocks of neurons for groups of samples."""
 
     block: int
     group: int
@@ -513,15 +512,22 @@ class Plan(NamedTuple):
 
 
 def plan(steps: int, batch: int, size: int) -> Plan:
-    """For loops that keep a block's potentials of all steps: as large as the cache allows, eight units or more."""
+    """For loops that keep a block's potentials of all steps: as large as the cache allows, yet eight units or more.
+
+    A function of the shape alone: sums over a group are the same for any number of threads.
+    """
     return _divide(batch, size, max(LEAST, min(MOST, KEPT // steps, -(-size // 8))), 8)
 
 
-@lru_cache(1024)
-def cut(steps: int, batch: int, size: int, shared: bool) -> Plan:
-    """For the two loops above: few units, and by samples where they share v0, so that rows in memory stay long."""
-    units = max(1, min(8, steps * batch * size // (2 * SHARE)))
-    return _divide(batch, size, min(MOST, size if shared else -(-size // units)), units)
+def cut(batch: int, size: int, together: bool, threads: int) -> Plan:
+    """For the two loops above: two units a thread, rows in memory as long as possible.
+
+    together: one unit has all samples of its neurons and adds up their gradients in order. So the cut changes no number.
+    """
+    units = 2 * threads if threads > 1 else 1
+    if together or batch == 1:
+        return _divide(batch, size, min(MOST, -(-size // units)), 1)
+    return _divide(batch, size, min(MOST, size), units)
 
 
 def _divide(batch: int, size: int, block: int, units: int) -> Plan:
@@ -582,20 +588,25 @@ def forward(
 
     shape (T, B, M); strides of T and B in x; constants (v_threshold, v_reset, leak).
     """
-    cuts = cut(*shape, v0_stride == 0)
-    after = (cuts.block, cuts.group, *constants, _streams(shape, kind.half, s, v_last))
-    _run(_forward(kind), (x, *strides, v0, v0_stride, s, v_last, *shape), after, cuts.units, math.prod(shape), threads)
+    before = (x, *strides, v0, v0_stride, s, v_last, *shape)
+    after = (*constants, _streams(shape, kind.half, s, v_last))
+    _cut_and_run(_forward(kind), before, after, shape, False, threads)
 
 
 def backward(
     kind: Kind, detach: bool, surrogate: str, x: int, strides, v0: int, v0_stride: int, gs: int, gs_strides,
     gv_last: int, gx: int, gv0: int, shape, constants, threads: int,
 ) -> None:  # fmt: skip
-    """Fill gx [T, B, M] and, if given, gv0: [B, M], or [cut.groups, M] (to be summed) where samples share v0.
+    """Fill gx [T, B, M] and, if given, gv0: [B, M], or [M] where samples share v0.
 
     gv_last [B, M], or 0, is the gradient of the last potential; constants (v_threshold, v_reset, leak, width).
     """
-    cuts = cut(*shape, v0_stride == 0)
     before = (x, *strides, v0, v0_stride, gs, *gs_strides, gv_last, gx, gv0, *shape)
-    after = (cuts.block, cuts.group, *constants, _streams(shape, kind.half, gx))
-    _run(_backward(kind, detach, surrogate), before, after, cuts.units, math.prod(shape), threads)
+    after = (*constants, _streams(shape, kind.half, gx))
+    _cut_and_run(_backward(kind, detach, surrogate), before, after, shape, gv0 and v0_stride == 0, threads)
+
+
+def _cut_and_run(function, before: tuple, after: tuple, shape, together: bool, threads: int) -> None:
+    work = math.prod(shape)
+    block, group, _, units = cut(*shape[1:], together, min(threads, -(-work // SHARE)))
+    _run(function, before, (block, group, *after), units, work, threads)

@@ -262,15 +262,11 @@ def _cpu_backward(
 
     shape, (strides, gs_strides) = _merged(shape, v0_stride, x, gs)
     kind = cpu.Kind(family, v_reset is not None, strict, x.dtype == torch.bfloat16)
-    groups = cpu.cut(*shape, v0_stride == 0).groups if gv0.numel() and v0_stride == 0 else 1
-    sums = gv0 if groups == 1 else torch.empty(groups, gv0.numel())
     cpu.backward(
         kind, detach_reset, surrogate, x.data_ptr(), strides, _pointer(v0), v0_stride, gs.data_ptr(), gs_strides,
-        _pointer(gv_last), gx.data_ptr(), sums.data_ptr() if gv0.numel() else 0, shape,
+        _pointer(gv_last), gx.data_ptr(), gv0.data_ptr() if gv0.numel() else 0, shape,
         (v_threshold, v_reset or 0.0, leak, width), torch.get_num_threads(),
     )  # fmt: skip
-    if groups > 1:
-        torch.sum(sums, 0, out=gv0.as_strided((gv0.numel(),), (1,)))
 
 
 def _triton():
