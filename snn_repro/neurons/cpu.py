@@ -20,16 +20,17 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import njit, types
-from numba.core.cgutils import alloca_once, alloca_once_value
+from numba.core.cgutils import alloca_once
 from numba.core.typeconv import Conversion
 from numba.core.typing import signature as typing_signature
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import intrinsic, lower_builtin, lower_cast, models, register_model
 
-LANES = 32  # neurons whose steps run in registers at a time: two vectors of AVX-512
-AHEAD = 1024  # bytes between what is read and what is fetched
+WIDE = binding.get_host_cpu_features().get("avx512f", False)
+LANES = 64 if WIDE else 32  # neurons whose steps run in registers at a time: four registers; a multiple of 32
+AHEAD = 256  # bytes between what is read and what is fetched
 PIECE = 256  # blocks are a multiple of this
 LEAST, MOST = 1024, 16384  # neurons in a block
 KEPT = 16384  # potentials that a block keeps for the backward pass, over all steps: 64 KiB
@@ -93,6 +94,12 @@ def _prefetch(typing, address):
         return context.get_dummy_value()
 
     return types.void(types.intp), generate
+
+
+@intrinsic
+def _keep(typing, array):
+    """Use an array of which only the address was taken: numba frees it behind what it sees as the last use."""
+    return types.void(array), lambda context, builder, signature, args: context.get_dummy_value()
 
 
 @intrinsic
@@ -200,12 +207,13 @@ def _copy(builder, to, source, count, vector: ir.VectorType) -> None:
 
 def _load_vector(builder, address, count, vector: ir.VectorType):
     """The first `count` elements of a vector in memory, then zeros; the usual case, all of them, is one load."""
-    padded = alloca_once_value(builder, _splat(0, vector))
+    padded = alloca_once(builder, vector)
     full = builder.icmp_signed("==", count, ir.Constant(count.type, LANES))
     with builder.if_else(full, likely=True) as (then, otherwise):
         with then:
             whole, whole_block = builder.load(_address(builder, address, vector), align=2), builder.block
         with otherwise:
+            builder.store(_splat(0, vector), padded)
             _copy(builder, padded, _address(builder, address, vector), count, vector)
             part, part_block = builder.load(padded), builder.block
     value = builder.phi(vector)
@@ -304,6 +312,13 @@ def _store(address, value, count, half, around):
 
 
 @_helper
+def _fetch(address, half):
+    """Start to load LANES values."""
+    for line in range(0, (2 if half else 4) * LANES, 64):
+        _prefetch(address + line)
+
+
+@_helper
 def _charge(v, x, leak, family):
     if family == 0:
         return v + x
@@ -378,9 +393,10 @@ def _compile(function):
 _FAMILIES = ("if", "lif", "leaky")
 _SURROGATES = ("atan", "sigmoid", "triangle")
 
-# Both loops see memory as [steps, batch, size] and take flat arrays: x[t * x_t + b * x_b + m], outputs dense. A unit
-# of work is a block of neurons (m) for a group of samples (b). v0_b is -1 without an initial potential, 0 for one that
-# all samples share, else its stride.
+# Both loops see memory as [steps, batch, size] and take addresses (0: absent): x[t, b, m] lies x_t * t + x_b * b + m
+# values behind x, outputs are dense. LANES neurons at a time live in registers through all steps. A unit of work is a
+# block of neurons (m) for a group of samples (b). v0_b is -1 without an initial potential, 0 for one that all samples
+# share, else its stride.
 
 
 @lru_cache
@@ -391,7 +407,8 @@ def _forward(kind: Kind):
         x, x_t, x_b, v0, v0_b, s, v_last,
         steps, batch, size, first, last, block, group, v_threshold, v_reset, leak, stream,
     ):  # fmt: skip
-        wide = x.itemsize
+        v_threshold, v_reset, leak = np.float32(v_threshold), np.float32(v_reset), np.float32(leak)
+        wide = 2 if half else 4
         groups = (batch + group - 1) // group
         for unit in range(first, last):
             m = unit // groups * block
@@ -401,19 +418,18 @@ def _forward(kind: Kind):
                 for i in range(0, n, LANES):
                     count = min(LANES, n - i)
                     at = b * size + m + i
-                    v = _load(v0.ctypes.data + 4 * (b * v0_b + m + i), count, False) if v0_b >= 0 else _zeros()
-                    x_at, s_at = x.ctypes.data + wide * (b * x_b + m + i), s.ctypes.data + wide * at
+                    v = _load(v0 + 4 * (b * v0_b + m + i), count, False) if v0_b >= 0 else _zeros()
+                    x_at, s_at = x + wide * (b * x_b + m + i), s + wide * at
                     skip = AHEAD if i + AHEAD // wide < n else AHEAD + wide * (x_b - n)
                     for _ in range(steps):
-                        for line in range(0, wide * LANES, 64):
-                            _prefetch(x_at + skip + line)
+                        _fetch(x_at + skip, half)
                         h = _charge(v, _load(x_at, count, half), leak, family)
                         fires = _fires(h, v_threshold, strict)
                         v = _reset(h, fires, v_threshold, v_reset, hard)
                         _store(s_at, _select(fires, np.float32(1), np.float32(0)), count, half, stream)
                         x_at += wide * x_t
                         s_at += wide * batch * size
-                    _store(v_last.ctypes.data + 4 * at, v, count, False, stream)
+                    _store(v_last + 4 * at, v, count, False, stream)
         _fence()
 
     return _compile(neuron_forward)
@@ -428,9 +444,11 @@ def _backward(kind: Kind, detach: bool, surrogate_name: str):
         x, x_t, x_b, v0, v0_b, gs, gs_t, gs_b, gv_last, gx, gv0,
         steps, batch, size, first, last, block, group, v_threshold, v_reset, leak, width, stream,
     ):  # fmt: skip
+        v_threshold, v_reset, leak = np.float32(v_threshold), np.float32(v_reset), np.float32(leak)
+        width = np.float32(width)
         potentials = np.empty((steps + 1) * LANES, np.float32)  # of all steps, before the reset
         kept = (potentials.ctypes.data + 63) // 64 * 64
-        wide = x.itemsize
+        wide = 2 if half else 4
         groups = (batch + group - 1) // group
         for unit in range(first, last):
             m = unit // groups * block
@@ -440,22 +458,21 @@ def _backward(kind: Kind, detach: bool, surrogate_name: str):
                 for i in range(0, n, LANES):
                     count = min(LANES, n - i)
                     at = b * size + m + i
-                    v = _load(v0.ctypes.data + 4 * (b * v0_b + m + i), count, False) if v0_b >= 0 else _zeros()
-                    x_at, gs_at = x.ctypes.data + wide * (b * x_b + m + i), gs.ctypes.data + wide * (b * gs_b + m + i)
+                    v = _load(v0 + 4 * (b * v0_b + m + i), count, False) if v0_b >= 0 else _zeros()
+                    x_at, gs_at = x + wide * (b * x_b + m + i), gs + wide * (b * gs_b + m + i)
                     beyond = i + AHEAD // wide >= n
                     x_skip = AHEAD + wide * (x_b - n) if beyond else AHEAD
                     gs_skip = AHEAD + wide * (gs_b - n) if beyond else AHEAD
                     for t in range(steps):
-                        for line in range(0, wide * LANES, 64):
-                            _prefetch(x_at + x_skip + line)
-                            _prefetch(gs_at + gs_skip + line)
+                        _fetch(x_at + x_skip, half)
+                        _fetch(gs_at + gs_skip, half)
                         h = _charge(v, _load(x_at, count, half), leak, family)
                         v = _reset(h, _fires(h, v_threshold, strict), v_threshold, v_reset, hard)
                         _store(kept + 4 * LANES * t, h, LANES, False, False)
                         x_at += wide * x_t
                         gs_at += wide * gs_t
-                    gv = _load(gv_last.ctypes.data + 4 * at, count, False) if gv_last.size else _zeros()
-                    gx_at = gx.ctypes.data + wide * (steps * batch * size + at)
+                    gv = _load(gv_last + 4 * at, count, False) if gv_last else _zeros()
+                    gx_at = gx + wide * (steps * batch * size + at)
                     for t in range(steps - 1, -1, -1):
                         gs_at -= wide * gs_t
                         gx_at -= wide * batch * size
@@ -475,14 +492,15 @@ def _backward(kind: Kind, detach: bool, surrogate_name: str):
                         elif family == 2:
                             gv = leak * gv
                         _store(gx_at, gi, count, half, stream)
-                    if gv0.size:
+                    if gv0:
                         if v0_b > 0:
-                            _store(gv0.ctypes.data + 4 * at, gv, count, False, False)
-                        else:  # summed over the samples of the group
-                            to = gv0.ctypes.data + 4 * (unit % groups * size + m + i)
-                            if b > b0:
+                            _store(gv0 + 4 * at, gv, count, False, False)
+                        else:  # summed over the samples
+                            to = gv0 + 4 * (m + i)
+                            if b > 0:
                                 gv = gv + _load(to, count, False)
                             _store(to, gv, count, False, False)
+        _keep(potentials)
         _fence()
 
     return _compile(neuron_backward)
@@ -492,7 +510,7 @@ def _backward(kind: Kind, detach: bool, surrogate_name: str):
 
 
 class Plan(NamedTuple):
-    """How the work is cut: a function of the shape alone, so that the number of threads changes no number."""
+    """How the work is cut into units: blocks of neurons for groups of samples."""
 
     block: int
     group: int
@@ -501,11 +519,28 @@ class Plan(NamedTuple):
 
 
 def plan(steps: int, batch: int, size: int) -> Plan:
-    """Blocks as large as the cache allows, yet eight or more pieces of work where the layer is large enough."""
-    block = max(LEAST, min(MOST, KEPT // steps, -(-size // 8)))
+    """For loops that keep a block's potentials of all steps: as large as the cache allows, yet eight units or more.
+
+    A function of the shape alone: sums over a group are the same for any number of threads.
+    """
+    return _divide(batch, size, max(LEAST, min(MOST, KEPT // steps, -(-size // 8))), 8)
+
+
+def cut(batch: int, size: int, together: bool, threads: int) -> Plan:
+    """For the two loops above: two units a thread, rows in memory as long as possible.
+
+    together: one unit has all samples of its neurons and adds up their gradients in order. So the cut changes no number.
+    """
+    units = 2 * threads if threads > 1 else 1
+    if together or batch == 1:
+        return _divide(batch, size, min(MOST, -(-size // units)), 1)
+    return _divide(batch, size, min(MOST, size), units)
+
+
+def _divide(batch: int, size: int, block: int, units: int) -> Plan:
     block = -(-block // PIECE) * PIECE
     blocks = -(-size // block)
-    group = -(-batch // min(batch, -(-8 // blocks)))
+    group = -(-batch // min(batch, -(-units // blocks)))
     groups = -(-batch // group)
     return Plan(block, group, groups, blocks * groups)
 
@@ -545,37 +580,40 @@ def _run(function, before: tuple, after: tuple, units: int, work: int, threads: 
         other.result()
 
 
-_NOTHING = np.empty(0, np.float32)
-
-
-def _streams(size: int, out: np.ndarray, *others: np.ndarray) -> bool:
-    """Whether to write around the cache: large outputs whose pieces all start and end at 64 bytes."""
-    aligned = all(a.ctypes.data % 64 == 0 and size * a.itemsize % 64 == 0 for a in (out, *others))
-    return out.nbytes >= STREAM_BYTES and aligned
-
-
-def forward(kind: Kind, x, strides, v0, v0_stride, s, v_last, shape, constants, threads: int) -> None:
-    """Fill s [T, B, M] and v_last [B, M] (flat, dense). shape (T, B, M); constants (v_threshold, v_reset, leak)."""
+def _streams(shape, half: bool, *outputs: int) -> bool:
+    """Whether to write around the cache: large outputs (at these addresses) whose rows all start at 64 bytes."""
     steps, batch, size = shape
-    cut = plan(1, batch, size)  # forward keeps one potential, however many steps
-    numbers = [np.float32(c) for c in constants]
-    before = (x, *strides, _NOTHING if v0 is None else v0, v0_stride, s, v_last, steps, batch, size)
-    after = (cut.block, cut.group, *numbers, _streams(size, s, v_last))
-    _run(_forward(kind), before, after, cut.units, steps * batch * size, threads)
+    wide = 2 if half else 4
+    aligned = size * wide % 64 == 0 and not any(address % 64 for address in outputs)
+    return aligned and steps * batch * size * wide >= STREAM_BYTES
+
+
+def forward(
+    kind: Kind, x: int, strides, v0: int, v0_stride: int, s: int, v_last: int, shape, constants, threads: int
+) -> None:
+    """Fill s [T, B, M] and v_last [B, M]. Arrays are addresses (v0 may be 0: none), outputs dense.
+
+    shape (T, B, M); strides of T and B in x; constants (v_threshold, v_reset, leak).
+    """
+    before = (x, *strides, v0, v0_stride, s, v_last, *shape)
+    after = (*constants, _streams(shape, kind.half, s, v_last))
+    _cut_and_run(_forward(kind), before, after, shape, False, threads)
 
 
 def backward(
-    kind: Kind, detach: bool, surrogate: str, x, strides, v0, v0_stride, gs, gs_strides, gv_last, gx, gv0, shape,
-    constants, threads: int,
+    kind: Kind, detach: bool, surrogate: str, x: int, strides, v0: int, v0_stride: int, gs: int, gs_strides,
+    gv_last: int, gx: int, gv0: int, shape, constants, threads: int,
 ) -> None:  # fmt: skip
-    """Fill gx [T, B, M] and, if given, gv0: [B, M], or [plan.groups, M] (to be summed) where samples share v0.
+    """Fill gx [T, B, M] and, if given, gv0: [B, M], or [M] where samples share v0.
 
-    gv_last [B, M] or None is the gradient of the last potential; constants (v_threshold, v_reset, leak, width).
+    gv_last [B, M], or 0, is the gradient of the last potential; constants (v_threshold, v_reset, leak, width).
     """
-    steps, batch, size = shape
-    cut = plan(*shape)
-    numbers = [np.float32(c) for c in constants]
-    v0, gv_last, gv0 = (_NOTHING if a is None else a for a in (v0, gv_last, gv0))
-    before = (x, *strides, v0, v0_stride, gs, *gs_strides, gv_last, gx, gv0, steps, batch, size)
-    after = (cut.block, cut.group, *numbers, _streams(size, gx))
-    _run(_backward(kind, detach, surrogate), before, after, cut.units, steps * batch * size, threads)
+    before = (x, *strides, v0, v0_stride, gs, *gs_strides, gv_last, gx, gv0, *shape)
+    after = (*constants, _streams(shape, kind.half, gx))
+    _cut_and_run(_backward(kind, detach, surrogate), before, after, shape, gv0 and v0_stride == 0, threads)
+
+
+def _cut_and_run(function, before: tuple, after: tuple, shape, together: bool, threads: int) -> None:
+    work = math.prod(shape)
+    block, group, _, units = cut(*shape[1:], together, min(threads, -(-work // SHARE)))
+    _run(function, before, (block, group, *after), units, work, threads)

@@ -153,19 +153,14 @@ def _cut(shape, shared: bool) -> tuple[int, int, int]:
     return block, group, triton.cdiv(batch, group)
 
 
-def _shape(x) -> tuple[int, int, int]:
-    steps, batch = x.shape[:2]
-    return steps, batch, x.numel() // (steps * batch)
-
-
 # fp_fusion off: a fused multiply-add rounds once where the reference rounds twice, and a spike could differ.
 _EXACT = {} if INTERPRETED else {"enable_fp_fusion": False}
 
 
-def forward(x, v0, v0_stride, s, v_last, family, strict, v_threshold, v_reset, leak) -> None:
+def forward(x, v0, v0_stride, s, v_last, shape, family, strict, v_threshold, v_reset, leak) -> None:
     """Fill s [T, B, ...] and v_last [B, ...]; the arguments are those of `fused.py`."""
-    steps, batch, size = _shape(x)
-    block, group, groups = _cut((steps, batch, size), shared=False)
+    steps, batch, size = shape
+    block, group, groups = _cut(shape, shared=False)
     _forward[(triton.cdiv(size, block), groups)](
         x, x.stride(0), x.stride(1), v0, max(v0_stride, 0), s, v_last, batch, size, group,
         v_threshold, v_reset or 0.0, leak, 0.0,
@@ -175,12 +170,13 @@ def forward(x, v0, v0_stride, s, v_last, family, strict, v_threshold, v_reset, l
 
 
 def backward(
-    gs, gv_last, x, v0, v0_stride, gx, gv0, family, surrogate, width, strict, v_threshold, v_reset, detach_reset, leak
-) -> None:
+    gs, gv_last, x, v0, v0_stride, gx, gv0, shape,
+    family, surrogate, width, strict, v_threshold, v_reset, detach_reset, leak,
+) -> None:  # fmt: skip
     """Fill gx [T, B, ...] and gv0 (unless it is empty); the arguments are those of `fused.py`."""
-    steps, batch, size = _shape(x)
+    steps, batch, size = shape
     needs_v0, shared = gv0.numel() > 0, v0_stride == 0
-    block, group, groups = _cut((steps, batch, size), needs_v0 and shared)
+    block, group, groups = _cut(shape, needs_v0 and shared)
     sums = gv0
     if needs_v0 and shared and groups > 1:
         sums = torch.empty(groups, size, dtype=torch.float32, device=x.device)

@@ -1,12 +1,19 @@
 """The fused layer as one PyTorch operator: autograd, autocast, checkpointing and torch.compile see a single call.
 
-`snn_repro::neuron` runs `cpu.py` or `cuda.py`; both see memory as [T, B, M] with the M neurons of a sample side by
+`snn_repro::neuron` runs `cpu.py` or `cuda.py` (outside of torch.compile and the like without the dispatcher's detour
+through Python, which takes longer than a small layer); both see memory as [T, B, M] with the M neurons of a sample side by
 side, in whatever order x has them (so channels-last stays channels-last), and any stride over T and B (so an input
 repeated over T by `expand` is never copied). For the backward pass x alone is saved, beside one initial potential.
 """
 
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from snn_repro.neurons.dynamics import Dynamics
 
@@ -21,9 +28,7 @@ def update(x: Tensor, v0: Tensor | None, dynamics: Dynamics, backend: str) -> tu
         if v0.shape != x.shape[2:]:
             v0 = v0.expand(x.shape[1:])
     spike = dynamics.spike
-    return torch.ops.snn_repro.neuron(
-        x,
-        v0,
+    settings = (
         backend,
         dynamics.family,
         spike.surrogate,
@@ -34,21 +39,44 @@ def update(x: Tensor, v0: Tensor | None, dynamics: Dynamics, backend: str) -> tu
         dynamics.detach_reset,
         dynamics.tau if dynamics.family == "lif" else dynamics.retain,
     )
+    if not _eager(x):
+        return torch.ops.snn_repro.neuron(x, v0, *settings)
+    if torch.is_grad_enabled() and (x.requires_grad or (v0 is not None and v0.requires_grad)):
+        return _Layer.apply(x, v0, *settings)
+    return _neuron(x, v0, *settings)
+
+
+def _eager(x: Tensor) -> bool:
+    """Whether x is an ordinary tensor that nobody traces, transforms or counts."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(x) in (Tensor, nn.Parameter)
+        and not is_in_torch_dispatch_mode()
+        and not torch._C._are_functorch_transforms_active()
+    )
 
 
 # ---------------------------------------------------------------- memory
 
 
-def _order(x: Tensor) -> list[int] | None:
-    """The axes of one sample, slowest first, if its values lie side by side in memory; else None."""
-    axes = sorted(range(2, x.dim()), key=lambda i: -x.stride(i))  # stable: axes of size 1 keep their place
-    expected = 1
-    for i in reversed(axes):
-        if x.shape[i] != 1:
-            if x.stride(i) != expected:
-                return None
-            expected *= x.shape[i]
-    return axes
+class Layout(NamedTuple):
+    """How an input [T, B, ...] lies in memory, and with it what is computed from it."""
+
+    order: list[int]  # of one sample's axes, slowest first
+    strides: list[int]  # of a dense tensor [T, B, ...] in that order
+    shape: tuple[int, int, int]  # T, B and the neurons of a sample
+
+
+def _layout(shape, stride) -> Layout | None:
+    """None if one sample's values do not lie side by side."""
+    order = sorted(range(2, len(shape)), key=lambda i: -stride[i])  # stable: axes of size 1 keep their place
+    strides = _strides(shape, order)
+    if not _agree(shape[2:], stride[2:], strides[2:]):
+        return None
+    return Layout(order, strides, (shape[0], shape[1], math.prod(shape[2:])))
+
+
+_cached_layout = lru_cache(1024)(_layout)
 
 
 def _strides(shape, order: list[int]) -> list[int]:
@@ -60,39 +88,43 @@ def _strides(shape, order: list[int]) -> list[int]:
     return strides
 
 
-def _in_order(x: Tensor, order: list[int]) -> Tensor:
-    """x itself if one sample's values lie side by side in this order, else a copy that does."""
-    wanted = _strides(x.shape, order)
-    if all(n == 1 or x.stride(i) == wanted[i] for i, n in enumerate(x.shape) if i >= 2):
-        return x
-    return torch.empty_strided(x.shape, wanted, dtype=x.dtype, device=x.device).copy_(x)
+def _agree(shape, stride, wanted) -> bool:
+    """Whether two strides name the same addresses: that of an axis of size 1 has no meaning."""
+    return all(n == 1 or a == b for n, a, b in zip(shape, stride, wanted, strict=True))
 
 
-def arrange(x: Tensor) -> tuple[Tensor, list[int]]:
-    """x, copied only if its samples are not dense, and the order of its axes in memory."""
-    order = _order(x)
-    if order is None:
-        return x.contiguous(), list(range(2, x.dim()))
-    return x, order
+def arrange(x: Tensor, layout=_cached_layout) -> tuple[Tensor, Layout]:
+    """x, copied only if its samples are not dense, and its layout."""
+    found = layout(x.shape, x.stride())
+    if found is None:
+        x = x.contiguous()
+        found = layout(x.shape, x.stride())
+    return x, found
 
 
-def like(x: Tensor, order: list[int], drop_steps: bool = False, dtype=None) -> Tensor:
+def like(x: Tensor, layout: Layout, drop_steps: bool = False, dtype=None) -> Tensor:
     """An uninitialised dense tensor [T, B, ...] (or [B, ...]) whose samples lie in memory in x's order."""
-    shape = x.shape[1:] if drop_steps else x.shape
-    axes = [i - 1 for i in order] if drop_steps else order
-    return torch.empty_strided(shape, _strides(shape, axes), dtype=dtype or x.dtype, device=x.device)
+    lead = 1 if drop_steps else 0
+    return torch.empty_strided(x.shape[lead:], layout.strides[lead:], dtype=dtype or x.dtype, device=x.device)
 
 
-def initial(v0: Tensor | None, x: Tensor, order: list[int]) -> tuple[Tensor | None, int]:
-    """The initial potential in x's order, and its stride over samples: 0 if they share it, -1 if there is none."""
+def in_order(x: Tensor, layout: Layout) -> Tensor:
+    """x [T, B, ...] itself if its samples lie in memory in the layout's order, else a copy that does."""
+    if _agree(x.shape[2:], x.stride()[2:], layout.strides[2:]):
+        return x
+    return torch.empty_strided(x.shape, layout.strides, dtype=x.dtype, device=x.device).copy_(x)
+
+
+def initial(v0: Tensor | None, layout: Layout) -> tuple[Tensor | None, int]:
+    """The initial potential in the layout's order, and its stride over samples: 0 shared by all, -1 if there is none."""
     if v0 is None:
         return None, -1
-    lead = x.dim() - v0.dim()
-    axes = [i - lead for i in order]
-    wanted = _strides(v0.shape, axes)
-    if any(n != 1 and v0.stride(i) != wanted[i] for i, n in enumerate(v0.shape)):
-        v0 = torch.empty_strided(v0.shape, wanted, dtype=v0.dtype, device=v0.device).copy_(v0)
-    return v0, 0 if lead == 2 else v0[:1].numel()
+    lead = len(layout.strides) - v0.dim()
+    if _agree(v0.shape, v0.stride(), layout.strides[lead:]):
+        dense = v0
+    else:
+        dense = torch.empty_strided(v0.shape, layout.strides[lead:], dtype=v0.dtype, device=v0.device).copy_(v0)
+    return dense, 0 if lead == 2 else layout.shape[2]
 
 
 # ---------------------------------------------------------------- the operator
@@ -109,59 +141,60 @@ torch.library.define(
 )
 
 
-@torch.library.impl("snn_repro::neuron", ("cpu", "cuda"))
 def _neuron(x, v0, backend, family, surrogate, width, strict, v_threshold, v_reset, detach_reset, leak):
     """x [T, B, ...], v0 [...] or [B, ...] float32 -> spikes [T, B, ...], last potential [B, ...] float32."""
-    x, order = arrange(x.detach())
-    s, v_last = like(x, order), like(x, order, drop_steps=True, dtype=torch.float32)
+    x, layout = arrange(x)
+    s, v_last = like(x, layout), like(x, layout, drop_steps=True, dtype=torch.float32)
     if x.numel():
-        v0, v0_stride = initial(v0, x, order)
+        v0, v0_stride = initial(v0, layout)
         run = _cpu_forward if backend == "cpu" else _triton().forward
-        run(x, v0, v0_stride, s, v_last, family, strict, v_threshold, v_reset, leak)
+        run(x, v0, v0_stride, s, v_last, layout.shape, family, strict, v_threshold, v_reset, leak)
     return s, v_last
 
 
-@torch.library.register_fake("snn_repro::neuron")
-def _(x, v0, *settings):
-    x, order = arrange(x)
-    return like(x, order), like(x, order, drop_steps=True, dtype=torch.float32)
-
-
-@torch.library.impl("snn_repro::neuron_backward", ("cpu", "cuda"))
 def _neuron_backward(
     gs, gv_last, needs_v0, x, v0, backend, family, surrogate, width, strict, v_threshold, v_reset, detach_reset, leak
 ):
     """Gradients of the spikes and of the last potential -> gradients of x and of v0 (empty unless needs_v0)."""
-    x, order = arrange(x.detach())
-    gs = _in_order(gs.detach().to(x.dtype), order)
+    x, layout = arrange(x)
+    gs = in_order(gs.to(x.dtype), layout)
     if gv_last is not None:
-        gv_last, _ = initial(gv_last.detach(), x, order)
-    gx = like(x, order)
-    gv0 = _like_v0(x, v0, order, needs_v0)
+        gv_last, _ = initial(gv_last, layout)
+    gx, gv0 = like(x, layout), _like_v0(x, v0, layout, needs_v0)
     if not x.numel():
         return gx, gv0.zero_()
-    v0, v0_stride = initial(v0, x, order)
+    v0, v0_stride = initial(v0, layout)
     run = _cpu_backward if backend == "cpu" else _triton().backward
     run(
-        gs, gv_last, x, v0, v0_stride, gx, gv0,
+        gs, gv_last, x, v0, v0_stride, gx, gv0, layout.shape,
         family, surrogate, width, strict, v_threshold, v_reset, detach_reset, leak,
     )  # fmt: skip
     return gx, gv0
 
 
+torch.library.impl("snn_repro::neuron", ("cpu", "cuda"), lambda x, *rest: _neuron(x.detach(), *rest))
+torch.library.impl(
+    "snn_repro::neuron_backward", ("cpu", "cuda"), lambda gs, *rest: _neuron_backward(gs.detach(), *rest)
+)
+
+
+@torch.library.register_fake("snn_repro::neuron")
+def _(x, v0, *settings):
+    x, layout = arrange(x, _layout)
+    return like(x, layout), like(x, layout, drop_steps=True, dtype=torch.float32)
+
+
 @torch.library.register_fake("snn_repro::neuron_backward")
 def _(gs, gv_last, needs_v0, x, v0, *settings):
-    x, order = arrange(x)
-    return like(x, order), _like_v0(x, v0, order, needs_v0)
+    x, layout = arrange(x, _layout)
+    return like(x, layout), _like_v0(x, v0, layout, needs_v0)
 
 
-def _like_v0(x, v0, order, needs_v0):
+def _like_v0(x, v0, layout, needs_v0):
     if not needs_v0:
         return x.new_empty(0, dtype=torch.float32)
     lead = x.dim() - v0.dim()
-    return torch.empty_strided(
-        v0.shape, _strides(v0.shape, [i - lead for i in order]), dtype=torch.float32, device=x.device
-    )
+    return torch.empty_strided(v0.shape, layout.strides[lead:], dtype=torch.float32, device=x.device)
 
 
 def _setup(ctx, inputs, output) -> None:
@@ -175,81 +208,65 @@ def _differentiate(ctx, gs, gv_last):
     if gs is None:
         gs = torch.zeros((), dtype=x.dtype, device=x.device).expand(x.shape)
     needs_v0 = ctx.needs_input_grad[1]
-    gx, gv0 = torch.ops.snn_repro.neuron_backward(gs, gv_last, needs_v0, x, v0, *ctx.settings)
+    run = _neuron_backward if _eager(gs) else torch.ops.snn_repro.neuron_backward
+    gx, gv0 = run(gs, gv_last, needs_v0, x, v0, *ctx.settings)
     return gx, gv0 if needs_v0 else None, *(None for _ in ctx.settings)
 
 
 torch.library.register_autograd("snn_repro::neuron", _differentiate, setup_context=_setup)
 
 
+class _Layer(torch.autograd.Function):
+    """The operator with its gradient, for `_eager` tensors."""
+
+    @staticmethod
+    def forward(ctx, x, v0, *settings):
+        _setup(ctx, (x, v0, *settings), None)
+        return _neuron(x, v0, *settings)
+
+    backward = staticmethod(once_differentiable(_differentiate))
+
+
 # ---------------------------------------------------------------- the CPU
-
-
-def _flat(x: Tensor, steps: int, batch: int, size: int):
-    """The memory that x [T, B, ...] covers, as one NumPy array (bfloat16 as its bits); no copy."""
-    if x.dtype == torch.bfloat16:
-        x = x.view(torch.uint16)
-    span = (steps - 1) * x.stride(0) + (batch - 1) * x.stride(1) + size
-    return x.as_strided((span,), (1,)).numpy()
-
-
-def _dense(x: Tensor):
-    if x.dtype == torch.bfloat16:
-        x = x.view(torch.uint16)
-    return x.as_strided((x.numel(),), (1,)).numpy()
-
-
-def _shape(x: Tensor) -> tuple[int, int, int]:
-    steps, batch = x.shape[:2]
-    return steps, batch, x.numel() // (steps * batch)
 
 
 def _merged(shape, v0_stride: int, *tensors: Tensor) -> tuple[tuple[int, int, int], list[tuple[int, int]]]:
     """Without a shared v0, samples that follow one another in memory are one long sample: fewer, longer loops."""
     steps, batch, size = shape
-    strides = [(x.stride(0), x.stride(1)) for x in tensors]
+    strides = [x.stride()[:2] for x in tensors]
     if v0_stride != 0 and all(b == size or batch == 1 for _, b in strides):
         return (steps, 1, batch * size), strides
     return shape, strides
 
 
-def _cpu_forward(x, v0, v0_stride, s, v_last, family, strict, v_threshold, v_reset, leak) -> None:
+def _pointer(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _cpu_forward(x, v0, v0_stride, s, v_last, shape, family, strict, v_threshold, v_reset, leak) -> None:
     from snn_repro.neurons import cpu
 
-    shape = _shape(x)
-    flat = _flat(x, *shape)
     shape, (strides,) = _merged(shape, v0_stride, x)
     kind = cpu.Kind(family, v_reset is not None, strict, x.dtype == torch.bfloat16)
     cpu.forward(
-        kind, flat, strides, None if v0 is None else _dense(v0.detach()), v0_stride, _dense(s), _dense(v_last), shape,
+        kind, x.data_ptr(), strides, _pointer(v0), v0_stride, s.data_ptr(), v_last.data_ptr(), shape,
         (v_threshold, v_reset or 0.0, leak), torch.get_num_threads(),
     )  # fmt: skip
 
 
 def _cpu_backward(
-    gs, gv_last, x, v0, v0_stride, gx, gv0, family, surrogate, width, strict, v_threshold, v_reset, detach_reset, leak
-) -> None:
+    gs, gv_last, x, v0, v0_stride, gx, gv0, shape,
+    family, surrogate, width, strict, v_threshold, v_reset, detach_reset, leak,
+) -> None:  # fmt: skip
     from snn_repro.neurons import cpu
 
-    shape = _shape(x)
-    flat, flat_gs = _flat(x, *shape), _flat(gs, *shape)
     shape, (strides, gs_strides) = _merged(shape, v0_stride, x, gs)
     kind = cpu.Kind(family, v_reset is not None, strict, x.dtype == torch.bfloat16)
-    sums = None
-    if gv0.numel():
-        groups = cpu.plan(*shape).groups if v0_stride == 0 else 1
-        sums = _dense(gv0) if groups == 1 else torch.empty(groups * gv0.numel()).numpy()
     cpu.backward(
-        kind, detach_reset, surrogate, flat, strides, None if v0 is None else _dense(v0.detach()), v0_stride,
-        flat_gs, gs_strides, None if gv_last is None else _dense(gv_last), _dense(gx), sums, shape,
+        kind, detach_reset, surrogate, x.data_ptr(), strides, _pointer(v0), v0_stride, gs.data_ptr(), gs_strides,
+        _pointer(gv_last), gx.data_ptr(), gv0.data_ptr() if gv0.numel() else 0, shape,
         (v_threshold, v_reset or 0.0, leak, width), torch.get_num_threads(),
     )  # fmt: skip
-    if sums is not None and sums.size != gv0.numel():
-        _as_flat(gv0).copy_(torch.from_numpy(sums).view(-1, gv0.numel()).sum(0))
-
-
-def _as_flat(x: Tensor) -> Tensor:
-    return x.as_strided((x.numel(),), (1,))
 
 
 def _triton():

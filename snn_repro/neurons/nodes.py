@@ -57,16 +57,17 @@ class _StartsFromIMP(BaseNode):
             raise UserError(
                 f"A spiking layer needs input [T, B, ...] of at least one time step, not {list(x_seq.shape)}."
             )
-        if self.imp is not None and x_seq.shape[2:] != self.imp.shape:
+        imp = self.imp
+        if imp is not None and x_seq.shape[2:] != imp.shape:
             raise UserError(
-                f"This '{self.family}' layer has one IMP value for each of {list(self.imp.shape)} neurons, "
+                f"This '{self.family}' layer has one IMP value for each of {list(imp.shape)} neurons, "
                 f"but its input [T, B, ...] is {list(x_seq.shape)}; build the network for this input shape."
             )
         if norm is None:
-            spikes, v, v_seq = run(x_seq, self.imp, self.dynamics, self.backend, self.store_v_seq)
+            spikes, v, v_seq = run(x_seq, imp, self.dynamics, self.backend, self.store_v_seq)
         else:
             v_seq = None
-            spikes, v = normed.update(x_seq, norm, self.imp, self.dynamics, timesteps or len(x_seq))
+            spikes, v = normed.update(x_seq, norm, imp, self.dynamics, timesteps or len(x_seq))
         self.v = v.detach()
         self.v_seq = None if v_seq is None else v_seq.detach()
         return spikes

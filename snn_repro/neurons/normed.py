@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from snn_repro.neurons.dynamics import Dynamics
-from snn_repro.neurons.fused import _dense, _in_order, _like_v0, _strides, initial, like
+from snn_repro.neurons.fused import Layout, _eager, _like_v0, _pointer, arrange, in_order, initial, like
 
 
 class Norm(NamedTuple):
@@ -58,7 +59,9 @@ def update(x: Tensor, norm: Norm, v0: Tensor | None, dynamics: Dynamics, timeste
     if v0 is not None and v0.shape != x.shape[2:]:
         v0 = v0.expand(x.shape[1:])
     spike = dynamics.spike
-    run = torch.ops.snn_repro.norm_neuron if torch.compiler.is_compiling() else _Eager.apply
+    run = torch.ops.snn_repro.norm_neuron
+    if _eager(x):
+        run = _Layer.apply if torch.is_grad_enabled() else _forward
     spikes, v, mean, var = run(
         x, norm.weight, norm.bias, norm.te, v0, norm.mean, norm.var, norm.eps, timesteps,
         dynamics.family, spike.surrogate, spike.width, spike.fire_at == "gt", dynamics.v_threshold, dynamics.v_reset,
@@ -84,8 +87,6 @@ torch.library.define(
     f"Tensor? v0, Tensor mean, Tensor var, float eps, {_SETTINGS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 
-_ORDER = [3, 4, 2]  # of a sample's axes in memory: rows, columns, channels
-
 
 def _parameters(weight, bias, te, mean, var, eps):
     from snn_repro.neurons import normed_cpu
@@ -94,12 +95,16 @@ def _parameters(weight, bias, te, mean, var, eps):
     return normed_cpu.Parameters(*(a.detach().numpy() for a in (weight, bias, te, mean, var)), eps)
 
 
-def _shapes(x: Tensor, timesteps: int, v0_stride: int):
+def _shapes(layout: Layout, timesteps: int, v0_stride: int) -> tuple[tuple[int, int, int], int]:
     """(T, B, M) and x's stride over T; without a shared v0 all samples of a step are one long sample."""
-    steps, batch, *rest = x.shape
-    size = x.numel() // (steps * batch)
+    steps, batch, size = layout.shape
     x_t = batch * size if steps > 1 or timesteps == 1 else 0
     return ((timesteps, 1, batch * size) if v0_stride != 0 else (timesteps, batch, size)), x_t
+
+
+def _spikes(x: Tensor, layout: Layout, timesteps: int) -> Tensor:
+    """Uninitialised [T, B, C, H, W] in x's order."""
+    return torch.empty_strided((timesteps, *x.shape[1:]), layout.strides, dtype=x.dtype, device=x.device)
 
 
 def _kind(family, strict, v_reset):
@@ -114,19 +119,19 @@ def _forward(
 ):  # fmt: skip
     from snn_repro.neurons import normed_cpu
 
-    flat, threads = _dense(x.detach()), torch.get_num_threads()
+    x, layout = arrange(x)
+    threads = torch.get_num_threads()
     if mean is None:
         mean, var = torch.empty_like(weight), torch.empty_like(weight)
-        normed_cpu.moments(flat, mean.numpy(), var.numpy(), threads)
+        normed_cpu.moments(x.detach().as_strided((x.numel(),), (1,)).numpy(), mean.numpy(), var.numpy(), threads)
     else:
         mean, var = mean.clone(), var.clone()  # an operator must not hand its inputs back
-    s, v_last = like(x.expand(timesteps, *x.shape[1:]), _ORDER), like(x, _ORDER, drop_steps=True)
-    v0, v0_stride = initial(None if v0 is None else v0.detach().float(), x, _ORDER)
-    shape, x_t = _shapes(x, timesteps, v0_stride)
+    s, v_last = _spikes(x, layout, timesteps), like(x, layout, drop_steps=True)
+    v0, v0_stride = initial(None if v0 is None else v0.float(), layout)
+    shape, x_t = _shapes(layout, timesteps, v0_stride)
     normed_cpu.forward(
-        _kind(family, strict, v_reset), flat, x_t, _parameters(weight, bias, te, mean, var, eps),
-        None if v0 is None else _dense(v0), v0_stride, _dense(s), _dense(v_last), shape,
-        (v_threshold, v_reset or 0.0, leak), threads,
+        _kind(family, strict, v_reset), x.data_ptr(), x_t, _parameters(weight, bias, te, mean, var, eps), _pointer(v0),
+        v0_stride, s.data_ptr(), v_last.data_ptr(), shape, (v_threshold, v_reset or 0.0, leak), threads,
     )  # fmt: skip
     return s, v_last, mean, var
 
@@ -136,8 +141,9 @@ torch.library.impl("snn_repro::norm_neuron", "cpu", _forward)
 
 @torch.library.register_fake("snn_repro::norm_neuron")
 def _(x, weight, bias, te, v0, mean, var, eps, timesteps, *settings):
-    s = like(x.expand(timesteps, *x.shape[1:]), _ORDER)
-    return s, like(x, _ORDER, drop_steps=True), torch.empty_like(weight), torch.empty_like(weight)
+    x, layout = arrange(x)
+    s = _spikes(x, layout, timesteps)
+    return s, like(x, layout, drop_steps=True), torch.empty_like(weight), torch.empty_like(weight)
 
 
 def _backward(
@@ -148,32 +154,26 @@ def _backward(
 
     of_input: mean and variance were those of x, and their gradients reach it.
     """
-    from snn_repro.neurons import cpu, normed_cpu
+    from snn_repro.neurons import normed_cpu
 
-    gs = _in_order(gs.detach(), _ORDER)
+    x, layout = arrange(x)
+    gs = in_order(gs, layout)
     if gv_last is not None:
-        gv_last = _dense(initial(gv_last.detach(), x, _ORDER)[0])
-    gx, gv0 = like(x, _ORDER), _like_v0(x, v0, _ORDER, needs_v0)
+        gv_last, _ = initial(gv_last, layout)
+    gx, gv0 = like(x, layout), _like_v0(x, v0, layout, needs_v0)
     gweight, gbias = torch.empty_like(weight), torch.empty_like(bias)
     gte = weight.new_empty(0) if te is None else torch.empty_like(te)
-    v0, v0_stride = initial(None if v0 is None else v0.detach().float(), x, _ORDER)
-    shape, x_t = _shapes(x, timesteps, v0_stride)
-    if shape[1] < x.shape[1] and gs.stride(1) != x.stride(1):  # samples that are taken as one must follow one another
-        gs = torch.empty_strided(gs.shape, _strides(gs.shape, _ORDER)).copy_(gs)
-    gs_strides = gs.stride(0), gs.stride(1)
-    span = (timesteps - 1) * gs_strides[0] + (shape[1] - 1) * gs_strides[1] + shape[2]
-    sums = None
-    if gv0.numel():
-        groups = cpu.plan(*shape).groups if v0_stride == 0 else 1
-        sums = _dense(gv0) if groups == 1 else torch.empty(groups * gv0.numel()).numpy()
+    v0, v0_stride = initial(None if v0 is None else v0.float(), layout)
+    shape, x_t = _shapes(layout, timesteps, v0_stride)
+    if shape[1] < x.shape[1] and gs.stride(1) != layout.shape[2]:  # samples taken as one must follow one another
+        gs = _spikes(x, layout, timesteps).copy_(gs)
     normed_cpu.backward(
-        _kind(family, strict, v_reset), detach_reset, surrogate, _dense(x.detach()), x_t,
-        _parameters(weight, bias, te, mean, var, eps), of_input, None if v0 is None else _dense(v0), v0_stride,
-        gs.as_strided((span,), (1,)).numpy(), gs_strides, gv_last, _dense(gx), sums, gweight.numpy(), gbias.numpy(),
-        gte.numpy(), shape, (v_threshold, v_reset or 0.0, leak, width), torch.get_num_threads(),
+        _kind(family, strict, v_reset), detach_reset, surrogate, x.data_ptr(), x_t,
+        _parameters(weight, bias, te, mean, var, eps), of_input, _pointer(v0), v0_stride,
+        gs.data_ptr(), gs.stride()[:2], _pointer(gv_last), gx.data_ptr(), gv0.data_ptr() if needs_v0 else 0,
+        gweight.numpy(), gbias.numpy(), gte.numpy(), shape, (v_threshold, v_reset or 0.0, leak, width),
+        torch.get_num_threads(),
     )  # fmt: skip
-    if sums is not None and sums.size != gv0.numel():
-        gv0.as_strided((gv0.numel(),), (1,)).copy_(torch.from_numpy(sums).view(-1, gv0.numel()).sum(0))
     return gx, gweight, gbias, gte, gv0
 
 
@@ -182,7 +182,8 @@ torch.library.impl("snn_repro::norm_neuron_backward", "cpu", _backward)
 
 @torch.library.register_fake("snn_repro::norm_neuron_backward")
 def _(gs, gv_last, needs_v0, of_input, x, weight, bias, te, v0, *settings):
-    gx, gv0 = like(x, _ORDER), _like_v0(x, v0, _ORDER, needs_v0)
+    x, layout = arrange(x)
+    gx, gv0 = like(x, layout), _like_v0(x, v0, layout, needs_v0)
     gte = weight.new_empty(0 if te is None else te.numel())
     return gx, torch.empty_like(weight), torch.empty_like(bias), gte, gv0
 
@@ -195,12 +196,13 @@ def _setup(ctx, inputs, output) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx, gs, gv_last, *_, backward=torch.ops.snn_repro.norm_neuron_backward):
+def _differentiate(ctx, gs, gv_last, *_):
     x, weight, bias, te, v0, mean, var = ctx.saved_tensors
     if gs is None:
         gs = x.new_zeros(()).expand(ctx.settings[1], *x.shape[1:])
     needs_v0 = ctx.needs_input_grad[4]
-    gx, gweight, gbias, gte, gv0 = backward(
+    run = _backward if _eager(gs) else torch.ops.snn_repro.norm_neuron_backward
+    gx, gweight, gbias, gte, gv0 = run(
         gs, gv_last, needs_v0, ctx.of_input, x, weight, bias, te, v0, mean, var, *ctx.settings
     )
     found = gx, gweight, gbias, gte if te is not None else None, gv0 if needs_v0 else None
@@ -210,8 +212,8 @@ def _differentiate(ctx, gs, gv_last, *_, backward=torch.ops.snn_repro.norm_neuro
 torch.library.register_autograd("snn_repro::norm_neuron", _differentiate, setup_context=_setup)
 
 
-class _Eager(torch.autograd.Function):
-    """The same without PyTorch's dispatcher, which costs a small layer more than its arithmetic."""
+class _Layer(torch.autograd.Function):
+    """The operator with its gradient, for `_eager` tensors."""
 
     @staticmethod
     def forward(ctx, *inputs):
@@ -219,7 +221,4 @@ class _Eager(torch.autograd.Function):
         _setup(ctx, inputs, output)
         return output
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, *grads):
-        return _differentiate(ctx, *grads, backward=_backward)
+    backward = staticmethod(once_differentiable(_differentiate))

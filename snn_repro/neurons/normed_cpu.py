@@ -19,15 +19,19 @@ import numpy as np
 
 from snn_repro.neurons.cpu import (
     _FAMILIES,
-    _NOTHING,
     _SURROGATES,
     AHEAD,
     LANES,
+    LEAST,
+    MOST,
     Kind,
     _charge,
     _compile,
+    _cut_and_run,
+    _divide,
     _fence,
     _fires,
+    _keep,
     _load,
     _prefetch,
     _reset,
@@ -37,7 +41,6 @@ from snn_repro.neurons.cpu import (
     _store,
     _streams,
     _zeros,
-    plan,
 )
 
 PARTS = 16  # sums of their own
@@ -112,6 +115,7 @@ def _forward(kind: Kind):
         x, x_t, x_b, scale, shift, table_t, channels, v0, v0_b, s, v_last,
         steps, batch, size, first, last, block, group, v_threshold, v_reset, leak, stream,
     ):  # fmt: skip
+        v_threshold, v_reset, leak = np.float32(v_threshold), np.float32(v_reset), np.float32(leak)
         groups = (batch + group - 1) // group
         for unit in range(first, last):
             m = unit // groups * block
@@ -122,8 +126,8 @@ def _forward(kind: Kind):
                     count = min(LANES, n - i)
                     at = b * size + m + i
                     table = 4 * ((m + i) % channels)
-                    v = _load(v0.ctypes.data + 4 * (b * v0_b + m + i), count, False) if v0_b >= 0 else _zeros()
-                    x_at, s_at = x.ctypes.data + 4 * (b * x_b + m + i), s.ctypes.data + 4 * at
+                    v = _load(v0 + 4 * (b * v0_b + m + i), count, False) if v0_b >= 0 else _zeros()
+                    x_at, s_at = x + 4 * (b * x_b + m + i), s + 4 * at
                     skip = AHEAD if i + AHEAD // 4 < n else AHEAD + 4 * (x_b - n)
                     for _ in range(steps):
                         for line in range(0, 4 * LANES, 64):
@@ -137,7 +141,7 @@ def _forward(kind: Kind):
                         x_at += 4 * x_t
                         s_at += 4 * batch * size
                         table += 4 * table_t
-                    _store(v_last.ctypes.data + 4 * at, v, count, False, stream)
+                    _store(v_last + 4 * at, v, count, False, stream)
         _fence()
 
     return _compile(normed_forward)
@@ -152,6 +156,7 @@ def _backward(kind: Kind, detach: bool, surrogate_name: str):
         x, x_t, x_b, scale, shift, table_t, factor, mean, channels, v0, v0_b, gs, gs_t, gs_b, gv_last, gz, gv0, sums,
         steps, batch, size, first, last, parts, block, group, v_threshold, v_reset, leak, width,
     ):  # fmt: skip
+        v_threshold, v_reset, leak, width = np.float32(v_threshold), np.float32(v_reset), np.float32(leak), np.float32(width)
         potentials = np.empty((steps + 1) * LANES, np.float32)  # of all steps, before the reset
         kept = (potentials.ctypes.data + 63) // 64 * 64
         rows = sums.shape[2]  # time steps with a table of their own, or 1
@@ -171,8 +176,8 @@ def _backward(kind: Kind, detach: bool, surrogate_name: str):
                         at = b * size + m + i
                         channel = 4 * ((m + i) % channels)
                         middle = _load(mean.ctypes.data + channel, LANES, False)
-                        v = _load(v0.ctypes.data + 4 * (b * v0_b + m + i), count, False) if v0_b >= 0 else _zeros()
-                        x_at, gs_at = x.ctypes.data + 4 * (b * x_b + m + i), gs.ctypes.data + 4 * (b * gs_b + m + i)
+                        v = _load(v0 + 4 * (b * v0_b + m + i), count, False) if v0_b >= 0 else _zeros()
+                        x_at, gs_at = x + 4 * (b * x_b + m + i), gs + 4 * (b * gs_b + m + i)
                         beyond = i + AHEAD // 4 >= n
                         x_skip = AHEAD + 4 * (x_b - n) if beyond else AHEAD
                         gs_skip = AHEAD + 4 * (gs_b - n) if beyond else AHEAD
@@ -189,8 +194,8 @@ def _backward(kind: Kind, detach: bool, surrogate_name: str):
                             x_at += 4 * x_t
                             gs_at += 4 * gs_t
                             table += 4 * table_t
-                        gv = _load(gv_last.ctypes.data + 4 * at, count, False) if gv_last.size else _zeros()
-                        gz_at = gz.ctypes.data + 4 * (steps * x_t + at)
+                        gv = _load(gv_last + 4 * at, count, False) if gv_last else _zeros()
+                        gz_at = gz + 4 * (steps * x_t + at)
                         together = _zeros()
                         for t in range(steps - 1, -1, -1):
                             gs_at -= 4 * gs_t
@@ -223,11 +228,11 @@ def _backward(kind: Kind, detach: bool, surrogate_name: str):
                                 together = together + factor[t] * gi
                         if not x_t:
                             _store(gz_at, together, count, False, False)
-                        if gv0.size:
+                        if gv0:
                             if v0_b > 0:
-                                _store(gv0.ctypes.data + 4 * at, gv, count, False, False)
+                                _store(gv0 + 4 * at, gv, count, False, False)
                             else:  # summed over the samples of the group
-                                to = gv0.ctypes.data + 4 * (unit % groups * size + m + i)
+                                to = gv0 + 4 * (m + i)
                                 if b > b0:
                                     gv = gv + _load(to, count, False)
                                 _store(to, gv, count, False, False)
@@ -235,19 +240,20 @@ def _backward(kind: Kind, detach: bool, surrogate_name: str):
                     for i in range(channels + LANES):
                         sums[part, 0, row, i % channels] += np.float64(along[row, i])
                         sums[part, 1, row, i % channels] += np.float64(across[row, i])
+        _keep(potentials)
         _fence()
 
     return _compile(normed_backward)
 
 
 @_compile
-def _combine(x, gz, of_gz, of_x, constant, channels, first, last, block):
+def _combine(x, gz, size, of_gz, of_x, constant, channels, first, last, block):
     """gz = of_gz * gz + of_x * x + constant, in place; the three are tables of the channels."""
-    for at in range(first * block, min(last * block, gz.size), LANES):
-        count = min(LANES, gz.size - at)
-        table, to = 4 * (at % channels), gz.ctypes.data + 4 * at
+    for at in range(first * block, min(last * block, size), LANES):
+        count = min(LANES, size - at)
+        table, to = 4 * (at % channels), gz + 4 * at
         g = _load(of_gz.ctypes.data + table, LANES, False) * _load(to, count, False)
-        g = g + _load(of_x.ctypes.data + table, LANES, False) * _load(x.ctypes.data + 4 * at, count, False)
+        g = g + _load(of_x.ctypes.data + table, LANES, False) * _load(x + 4 * at, count, False)
         _store(to, g + _load(constant.ctypes.data + table, LANES, False), count, False, False)
 
 
@@ -345,45 +351,41 @@ def moments(x: np.ndarray, mean: np.ndarray, var: np.ndarray, threads: int) -> N
     _merge(means, squares, rows, mean, var)
 
 
-def forward(kind: Kind, x, x_t: int, norm: Parameters, v0, v0_stride: int, s, v_last, shape, constants, threads: int):
-    """Fill s [T, B, M] and v_last [B, M] from x [T or 1, B, M], all flat and dense (x_t 0: one x for all steps).
+def forward(
+    kind: Kind, x: int, x_t: int, norm: Parameters, v0: int, v0_stride: int, s: int, v_last: int, shape, constants, threads: int
+) -> None:  # fmt: skip
+    """Fill s [T, B, M] and v_last [B, M] from x [T or 1, B, M]; addresses of dense arrays (x_t 0: one x for all steps).
 
     shape (T, B, M); constants (v_threshold, v_reset, leak); v0 as in `cpu.forward`.
     """
-    steps, batch, size = shape
     channels = len(norm.weight)
-    cut = plan(1, batch, size)  # forward keeps one potential, however many steps
     scale, shift, _ = _affine(*norm)
-    before = (
-        x, x_t, size, scale, shift, channels + LANES if len(norm.te) else 0, channels, _NOTHING if v0 is None else v0, v0_stride,
-        s, v_last, steps, batch, size,
-    )  # fmt: skip
-    after = (cut.block, cut.group, *(np.float32(c) for c in constants), _streams(size, s, v_last))
-    _run(_forward(kind), before, after, cut.units, steps * batch * size, threads)
+    table = channels + LANES if len(norm.te) else 0
+    before = (x, x_t, shape[2], scale, shift, table, channels, v0, v0_stride, s, v_last, *shape)
+    _cut_and_run(_forward(kind), before, (*constants, _streams(shape, False, s, v_last)), shape, False, threads)
 
 
 def backward(
-    kind: Kind, detach: bool, surrogate: str, x, x_t: int, norm: Parameters, of_input: bool, v0, v0_stride: int, gs, gs_strides,
-    gv_last, gx, gv0, gweight, gbias, gte, shape, constants, threads: int,
+    kind: Kind, detach: bool, surrogate: str, x: int, x_t: int, norm: Parameters, of_input: bool, v0: int, v0_stride: int,
+    gs: int, gs_strides, gv_last: int, gx: int, gv0: int, gweight, gbias, gte, shape, constants, threads: int,
 ) -> None:  # fmt: skip
     """Fill gx (as x), gweight, gbias [channels], gte [T or 0], and gv0 as `cpu.backward` does.
 
     of_input: mean and var were those of x, and their gradients reach it; constants (v_threshold, v_reset, leak, width).
     """
     steps, batch, size = shape
-    channels = len(norm.weight)
-    cut = plan(steps, batch, size)
+    channels, values = len(norm.weight), (steps if x_t else 1) * batch * size
+    cut = _divide(batch, size, max(LEAST, min(MOST, -(-size // PARTS))), 1)  # by the shape alone
     parts, rows = min(PARTS, cut.units), max(1, len(norm.te))
     scale, shift, mean = _affine(*norm)
     sums = np.zeros((parts, 2, rows, channels))
     factor = norm.te if len(norm.te) else np.ones(steps, np.float32)
-    v0, gv_last, gv0 = (_NOTHING if a is None else a for a in (v0, gv_last, gv0))
     before = (
         x, x_t, size, scale, shift, channels + LANES if rows > 1 else 0, factor, mean, channels, v0, v0_stride,
-        gs, *gs_strides, gv_last, gx, gv0, sums, steps, batch, size,
+        gs, *gs_strides, gv_last, gx, gv0, sums, *shape,
     )  # fmt: skip
-    after = (parts, cut.block, cut.group, *(np.float32(c) for c in constants))
+    after = (parts, cut.block, cut.group, *constants)
     _run(_backward(kind, detach, surrogate), before, after, parts, steps * batch * size, threads)
-    tables = _parameters(sums, *norm, len(x) // channels, of_input, gweight, gbias, gte)
+    tables = _parameters(sums, *norm, values // channels, of_input, gweight, gbias, gte)
     block = 256 * LANES
-    _run(_combine, (x, gx, *tables, channels), (block,), -(-len(x) // block), len(x), threads)
+    _run(_combine, (x, gx, values, *tables, channels), (block,), -(-values // block), values, threads)
