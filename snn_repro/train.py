@@ -542,7 +542,10 @@ def seed_everything(config: Config) -> None:
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     seed_generators(config.seed)
-    torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
+    if config.compile:  # tells the compiler too, and imports it: most of a second
+        torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
+    else:
+        torch.set_deterministic_debug_mode("warn" if config.deterministic else "default")
     torch.utils.deterministic.fill_uninitialized_memory = False  # our kernels write all they allocate
     torch.backends.cudnn.benchmark = not config.deterministic
 
