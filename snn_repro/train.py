@@ -1,6 +1,7 @@
 """The entry point, read from top to bottom: compose, check, build, loop, evaluate, record."""
 
 import contextlib
+import gc
 import itertools
 import logging
 import math
@@ -356,7 +357,7 @@ class Training:
         ):
             with contextlib.nullcontext() if i == parts - 1 else distributed.without_sync(self.net):
                 with self.amp.autocast():
-                    logits = self.net(part_x).float()
+                    logits = self.net(part_x, last_step=self.loss_fn.last_step).float()
                 # gradients are averaged over the processes, so this weighs every sample by 1 / n_all
                 loss = self.loss_fn(logits, part_target) * (len(part_target) * size / n_all)
                 scaler.scale(loss).backward()
@@ -706,6 +707,7 @@ def _signals():
 
 def main() -> None:
     """`python -m snn_repro.train`, `snn-train`: exit code 0 done, 1 failed, 2 wrong input, 130/140/143 stopped by a signal."""
+    gc.set_threshold(100_000)  # imports make no garbage, and looking for it 600 times takes a quarter of a second
     sys.exit(_main(sys.argv[1:]))
 
 
