@@ -28,9 +28,13 @@ def smooth(target: Tensor, num_classes: int, epsilon: float) -> Tensor:
 
 
 class Loss:
-    """loss(logits [T, B, K], target) -> scalar; loss.readout(logits) -> scores [B, K]."""
+    """loss(logits [T, B, K], target) -> scalar; loss.readout(logits) -> scores [B, K].
+
+    Where `last_step` is true, loss and readout look at logits[-1] alone: [1, B, K] of the last step is enough for both.
+    """
 
     readout_name: str  # "mean" over time or "last" step
+    last_step = False
     defaults: dict[str, float] = {}
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -89,6 +93,7 @@ class LTS(Loss):
     """Cross entropy of the last time step; earlier steps are trained through the membrane potential alone."""
 
     readout_name = "last"
+    last_step = True
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         _check(logits, target)

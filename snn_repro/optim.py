@@ -1,5 +1,6 @@
 """Optimiser, parameter groups and learning-rate schedule of a recipe."""
 
+import inspect
 import math
 from collections.abc import Callable
 
@@ -9,16 +10,29 @@ from torch import nn
 from snn_repro.config import RecipeConfig
 
 
+def _plain(cls: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """The same optimiser without torch.compile's wrappers: they import the compiler, most of a second, and no step here
+    is ever compiled."""
+    names = ("zero_grad", "add_param_group", "state_dict", "load_state_dict")
+    methods = {name: inspect.unwrap(getattr(cls, name)) for name in names}
+    return type(cls.__name__, (cls,), {**methods, "step": torch.no_grad()(inspect.unwrap(cls.step))})
+
+
+def _fused(groups) -> bool | None:
+    """True where one kernel updates a parameter in one pass: on a CPU, where torch does not choose it by itself."""
+    return all(p.device.type == "cpu" for group in groups for p in group["params"]) or None
+
+
 def _adamw(groups, r: RecipeConfig):
-    return torch.optim.AdamW(groups, lr=r.lr, eps=r.eps)
+    return _plain(torch.optim.AdamW)(groups, lr=r.lr, eps=r.eps, fused=_fused(groups))
 
 
 def _adam(groups, r: RecipeConfig):
-    return torch.optim.Adam(groups, lr=r.lr, eps=r.eps)
+    return _plain(torch.optim.Adam)(groups, lr=r.lr, eps=r.eps, fused=_fused(groups))
 
 
 def _sgd(groups, r: RecipeConfig):
-    return torch.optim.SGD(groups, lr=r.lr, momentum=r.momentum, nesterov=r.nesterov)
+    return _plain(torch.optim.SGD)(groups, lr=r.lr, momentum=r.momentum, nesterov=r.nesterov, fused=_fused(groups))
 
 
 def _lamb(groups, r: RecipeConfig):

@@ -1,6 +1,7 @@
 """The entry point, read from top to bottom: compose, check, build, loop, evaluate, record."""
 
 import contextlib
+import gc
 import itertools
 import logging
 import math
@@ -356,7 +357,7 @@ class Training:
         ):
             with contextlib.nullcontext() if i == parts - 1 else distributed.without_sync(self.net):
                 with self.amp.autocast():
-                    logits = self.net(part_x).float()
+                    logits = self.net(part_x, last_step=self.loss_fn.last_step).float()
                 # gradients are averaged over the processes, so this weighs every sample by 1 / n_all
                 loss = self.loss_fn(logits, part_target) * (len(part_target) * size / n_all)
                 scaler.scale(loss).backward()
@@ -542,7 +543,10 @@ def seed_everything(config: Config) -> None:
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     seed_generators(config.seed)
-    torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
+    if config.compile:  # tells the compiler too, and imports it: most of a second
+        torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
+    else:
+        torch.set_deterministic_debug_mode("warn" if config.deterministic else "default")
     torch.utils.deterministic.fill_uninitialized_memory = False  # our kernels write all they allocate
     torch.backends.cudnn.benchmark = not config.deterministic
 
@@ -703,6 +707,7 @@ def _signals():
 
 def main() -> None:
     """`python -m snn_repro.train`, `snn-train`: exit code 0 done, 1 failed, 2 wrong input, 130/140/143 stopped by a signal."""
+    gc.set_threshold(100_000)  # imports make no garbage, and looking for it 600 times takes a quarter of a second
     sys.exit(_main(sys.argv[1:]))
 
 

@@ -15,7 +15,7 @@ from snn_repro.data.digits import (
     sample_names,
     split_digits,
 )
-from snn_repro.errors import UserError
+from snn_repro.errors import DataError, UserError
 
 TEST_SHA256 = "6a5efb0f77612c0c0e1b3f34c22728b043a274f5c6a1150100354ad5d9f33fc7"
 
@@ -36,6 +36,30 @@ def test_the_test_part_is_fixed_and_stratified():
     assert np.ptp(np.bincount(labels[test])) <= 3
     listing = "".join(f"{name}\n" for name in sorted(sample_names(test)))
     assert hashlib.sha256(listing.encode()).hexdigest() == TEST_SHA256
+
+
+def test_images_and_test_part_are_scikit_learns():
+    from sklearn import datasets, model_selection
+
+    theirs = datasets.load_digits()
+    images, labels = load_digits()
+    np.testing.assert_array_equal(images[:, 0] * 16, theirs.images)
+    np.testing.assert_array_equal(labels, theirs.target)
+    drawn = model_selection.train_test_split(np.arange(1797), test_size=450, stratify=labels, random_state=0)
+    for ours, part in zip(split_digits(labels)[::2], drawn, strict=True):
+        np.testing.assert_array_equal(ours, np.sort(part))
+
+
+@pytest.mark.parametrize(
+    "found, sentence", [(None, "pip install scikit-learn"), (["nowhere"], "nowhere/datasets/data/digits.csv.gz")]
+)
+def test_digits_that_are_not_there(monkeypatch, found, sentence):
+    spec = found and type("Spec", (), {"submodule_search_locations": found})
+    monkeypatch.setattr(digits, "find_spec", lambda name: spec)
+    digits._table.cache_clear()
+    with pytest.raises(DataError, match=sentence):
+        load_digits()
+    digits._table.cache_clear()
 
 
 def test_validation_is_carved_from_train_alone():

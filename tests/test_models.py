@@ -270,6 +270,24 @@ def test_every_backend_and_checkpointing_give_the_same_gradients(name):
             torch.testing.assert_close(value, expected[key], atol=1e-9, rtol=1e-9, msg=f"{options} {key}")
 
 
+@pytest.mark.parametrize("checkpointing", ["off", "blocks"])
+@pytest.mark.parametrize("name", ["small", "sew_resnet18", "sew_resnet18_cifar", "sew_resnet50", "vgg48", "vgg128"])
+def test_the_last_step_alone_has_the_same_loss_and_gradients(name, checkpointing):
+    model = tiny(name, checkpointing=checkpointing, **({"dropout": 0.0} if name == "vgg48" else {})).double()
+    x, target, loss = frames(name).double(), torch.tensor([3, 7]), build_loss("lts")
+    rows = []
+    head = next(m for n, m in model.named_modules() if n in ("fc", "classifier"))
+    head.register_forward_hook(lambda m, i, o: rows.append(o.shape[0]))
+    found = []
+    for last_step in (False, True):
+        logits = model(x, last_step=last_step)
+        found.append((loss(logits, target), loss.readout(logits)))
+        found[-1] += torch.autograd.grad(found[-1][0], list(model.parameters()))
+    assert rows == [len(x), 1] and loss.last_step and not build_loss("tet").last_step
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["sew_resnet18_cifar", "vgg48"])
 def test_checkpointing_saves_less_and_recomputes(name):
     saved = {}
@@ -299,14 +317,17 @@ def test_the_network_runs_channels_last():
 def test_a_compiled_network_computes_the_same(conv_backend):
     model = tiny("small", conv_backend=conv_backend).double()
     x = frames("small").double()
-    eager = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
     names = list(model.state_dict())
+    gradients = lambda: [  # noqa: E731
+        torch.autograd.grad(model(x, last_step=last).square().sum(), list(model.parameters())) for last in (False, True)
+    ]
+    eager = gradients()
     torch._dynamo.utils.counters.clear()
     model.compile()
-    compiled = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+    compiled = gradients()
     assert not torch._dynamo.utils.counters["graph_break"]
     assert list(model.state_dict()) == names
-    for a, b in zip(compiled, eager, strict=True):
+    for a, b in zip([g for part in compiled for g in part], [g for part in eager for g in part], strict=True):
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
 
 
@@ -332,8 +353,10 @@ def test_dropout_draws_a_mask_for_every_time_step():
     masks = []
     model.dropout.register_forward_hook(lambda m, i, o: masks.append((o == 0) & (i[0] != 0)))
     model(frames("vgg48"))
+    model(frames("vgg48"), last_step=True)
     model.eval()(frames("vgg48"))
-    assert not torch.equal(masks[0][0], masks[0][1]) and not masks[1].any()
+    assert not torch.equal(masks[0][0], masks[0][1]) and not masks[2].any()
+    assert masks[1].shape[0] == 1 and masks[1].any()
 
 
 def test_sew_resnet_takes_torchvision_weights():

@@ -228,6 +228,16 @@ def test_accumulated_parts_make_the_same_step(quick, tmp_path):
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("loss, rows", [("lts", 1), ("sdt", 4), ("tet", 4)])
+def test_training_reads_the_steps_that_the_loss_needs(quick, monkeypatch, loss, rows):
+    from snn_repro import losses
+
+    seen, check = [], losses._check
+    monkeypatch.setattr(losses, "_check", lambda logits, target: seen.append(len(logits)) or check(logits, target))
+    assert len(run(quick(f"loss={loss}", "recipe.epochs=1", "recipe.accumulate=2", "debug.max_steps=1")).acc_step) == 4
+    assert seen[:2] == [rows, rows] and set(seen[2:]) == {4}  # two parts of a step, then the evaluations
+
+
 def test_imp_keys_reach_the_optimiser(quick, tmp_path):
     frozen = run(quick("neuron.imp_trainable=false"), str(tmp_path / "frozen"))
     assert frozen.params_imp > 0

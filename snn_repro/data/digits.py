@@ -6,12 +6,15 @@ event camera of emulator.py, which moves them along N-MNIST's three saccades: em
 N-MNIST, and summing the frames over time loses little. Both show that everything works; neither can tell
 methods apart.
 
-The test set never changes: 450 digits, stratified, drawn with a seed of its own. `dataset.validation` carves a
-part out of the other 1,347.
+The test set never changes: the 450 digits of digits_test.txt, stratified, drawn once by scikit-learn's
+train_test_split with random_state=0. `dataset.validation` carves a part out of the other 1,347.
 """
 
 from __future__ import annotations
 
+import gzip
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +24,34 @@ from snn_repro.data.augment import Normalize, frame_transforms, image_transforms
 from snn_repro.data.batches import Data, memory_data
 from snn_repro.data.emulator import DIGITS_CAMERA, emulated_frames
 from snn_repro.data.splits import carve_validation, make_split
-from snn_repro.errors import UserError
+from snn_repro.errors import DataError, UserError
 
-TEST_SIZE, TEST_SEED = 450, 0
 CAMERA_SEED = 0  # one camera for everybody: the data do not depend on a run's seed
 
 
 def load_digits() -> tuple[np.ndarray, np.ndarray]:
-    """All digits: images float32 [1797, 1, 8, 8] in 0..1 (sixteenths), labels int64 [1797] in 0..9."""
-    from sklearn import datasets
+    """All digits: images float32 [1797, 1, 8, 8] in 0..1 (sixteenths), labels int64 [1797] in 0..9.
 
-    digits = datasets.load_digits()
-    return (digits.images[:, None] / 16).astype(np.float32), digits.target.astype(np.int64)
+    Read from scikit-learn's own file without importing it, which takes a second. Raises DataError where it is missing.
+    """
+    table = _table()
+    return (table[:, :-1].reshape(-1, 1, 8, 8) / 16).astype(np.float32), table[:, -1].astype(np.int64)
+
+
+@cache
+def _table() -> np.ndarray:
+    """uint8 [1797, 65]: 64 pixels in 0..16 and the label of each digit."""
+    found = find_spec("sklearn")
+    if found is None:
+        raise DataError("the digits come with scikit-learn, which is not installed; pip install scikit-learn")
+    file = Path(found.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
+    try:
+        with gzip.open(file, "rt") as lines:
+            return np.array([line.split(",") for line in lines], dtype=np.uint8)
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(
+            f"{file}, which holds the digits, cannot be read ({error}); install scikit-learn anew"
+        ) from None
 
 
 def sample_names(indices: np.ndarray) -> list[str]:
@@ -40,11 +59,9 @@ def sample_names(indices: np.ndarray) -> list[str]:
     return [f"digits/{i:04d}" for i in indices]
 
 
-def _train_test(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.model_selection import train_test_split
-
-    parts = train_test_split(np.arange(len(labels)), test_size=TEST_SIZE, stratify=labels, random_state=TEST_SEED)
-    return np.sort(parts[0]), np.sort(parts[1])
+def _train_test() -> tuple[np.ndarray, np.ndarray]:
+    test = np.loadtxt(Path(__file__).with_name("digits_test.txt"), dtype=np.int64)
+    return np.setdiff1d(np.arange(len(_table())), test), test
 
 
 def split_digits(
@@ -55,7 +72,7 @@ def split_digits(
     validation: part of the training set that is held out, stratified, drawn with `split_seed`.
     Raises UserError if it leaves no samples on one side.
     """
-    train, test = _train_test(labels)
+    train, test = _train_test()
     if validation:
         train, val = carve_validation(train, labels, validation, split_seed)
     else:
@@ -72,7 +89,7 @@ def linear_baseline() -> float:
 
     images, labels = load_digits()
     pixels = images.reshape(len(images), -1).astype(np.float64)
-    train, test = _train_test(labels)
+    train, test = _train_test()
     model = LogisticRegression(C=6.3, max_iter=5000).fit(pixels[train], labels[train])
     return float(model.score(pixels[test], labels[test]))
 
@@ -110,7 +127,7 @@ def _build(cfg: Config, inputs: np.ndarray, labels: np.ndarray, transforms: list
     data, size = cfg.dataset, inputs.shape[-1]
     if data.frame_size not in (None, size):
         raise UserError(f"dataset.frame_size={data.frame_size}: {data.name} has {size} pixels; set it to null")
-    train, test = _train_test(labels)
+    train, test = _train_test()
     train, val, split = make_split(
         data.name,
         train,

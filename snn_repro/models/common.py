@@ -63,7 +63,9 @@ class Checkpointed(nn.Module):
 class SpikingNetwork(Checkpointed):
     """frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, num_classes].
 
-    A static image is seen `timesteps` times; the layers before the first neuron run once for it, not T times.
+    A static image is seen `timesteps` times; the layers before the first neuron run once for it, not T times. With
+    last_step=True the classifier runs for the last step alone: logits [1, B, num_classes], of which a dropout before it
+    draws only these masks.
     """
 
     def __init__(self, input_shape: tuple[int, int, int], timesteps: int):

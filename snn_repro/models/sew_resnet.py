@@ -146,11 +146,11 @@ class SEWResNet(SpikingNetwork):
                 if isinstance(module, Block):
                     nn.init.zeros_(getattr(module, module.last_norm).weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K]."""
+    def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
+        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""
         x, timesteps = self.steps(x)
         x = self.fire(over_time(x, self.conv1), self.bn1, self.sn1, timesteps)
         x = over_time(x, self.pool)
         for block in (*self.layer1, *self.layer2, *self.layer3, *self.layer4):
             x = self.through(x, block)
-        return self.fc(x.mean((-2, -1)))
+        return self.fc((x[-1:] if last_step else x).mean((-2, -1)))

@@ -39,13 +39,13 @@ class Small(SpikingNetwork):
         self.fc = nn.Linear(48 * size[0] * size[1], num_classes)
         kaiming_fan_out(self)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K]."""
+    def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
+        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""
         x, timesteps = self.steps(x)
         x = self.fire(over_time(x, self.conv1), self.bn1, self.sn1, timesteps)
         x = self.through(x, self._second)
         x = x + self.through(x, self._third)
-        return self.fc(x.flatten(2))
+        return self.fc((x[-1:] if last_step else x).flatten(2))
 
     def _second(self, x: Tensor) -> Tensor:
         return over_time(self.fire(over_time(x, self.conv2), self.bn2, self.sn2), self.pool)

@@ -71,8 +71,8 @@ class VGG(SpikingNetwork):
         self.features = nn.ModuleList(layers)
         self.out_shape = (channels, *size)
 
-    def extract(self, x: Tensor) -> Tensor:
-        """Return the last feature maps [T, B, C, H, W] of frames or of a static image."""
+    def extract(self, x: Tensor, last_step: bool = False) -> Tensor:
+        """Return the last feature maps [T, B, C, H, W] of frames or of a static image, or the last step's [1, ...]."""
         x, timesteps = self.steps(x)
         if self.wired and timesteps != self.timesteps:
             raise UserError(
@@ -85,8 +85,8 @@ class VGG(SpikingNetwork):
             if isinstance(layer, ConvNorm):
                 x = self.through(x, partial(self._stage, layer, following))
             elif isinstance(layer, OverTime):
-                x = layer(x)
-        return x
+                x = layer(x[-1:] if last_step and following is None else x)
+        return x[-1:] if last_step else x
 
     def _stage(self, layer: ConvNorm, neuron: nn.Module, x: Tensor) -> Tensor:
         return self.fire(over_time(x, layer.conv), layer.norm, neuron)
@@ -95,7 +95,8 @@ class VGG(SpikingNetwork):
 class VGG48(VGG):
     """64 128 | 256 256 | 512 512 | 512 512 | flatten, dropout, linear, for frames of 48x48 pixels alone.
 
-    Dropout draws a mask of its own for every time step.
+    Dropout draws a mask of its own for every time step that reaches it: with last_step=True one, of T without, so the
+    masks of the two differ.
     """
 
     def __init__(self, *, num_classes, input_shape, timesteps, neuron, norm, dropout):
@@ -112,9 +113,9 @@ class VGG48(VGG):
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(c * h * w, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Frames [T, B, C, 48, 48] or a static image [B, C, 48, 48] -> logits [T, B, K]."""
-        return self.classifier(self.dropout(self.extract(x).flatten(2)))
+    def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
+        """Frames [T, B, C, 48, 48] or a static image [B, C, 48, 48] -> logits [T, B, K], or the last step's [1, B, K]."""
+        return self.classifier(self.dropout(self.extract(x, last_step).flatten(2)))
 
 
 class VGG128(VGG):
@@ -128,6 +129,6 @@ class VGG128(VGG):
         self.classifier = nn.Linear(self.out_shape[0], num_classes)
         init_head(self.classifier, head_init)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K]."""
-        return self.classifier(self.extract(x).mean((-2, -1)))
+    def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
+        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""
+        return self.classifier(self.extract(x, last_step).mean((-2, -1)))

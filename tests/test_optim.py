@@ -1,0 +1,83 @@
+"""The optimisers are torch's, to rounding, whatever the memory order of weights; and nothing slow is imported for them."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from snn_repro.config import load_config
+from snn_repro.models import build_model
+from snn_repro.optim import build_optimizer, parameter_groups
+
+THEIRS = {
+    "sgd": lambda groups, r: torch.optim.SGD(groups, lr=r.lr, momentum=r.momentum, nesterov=r.nesterov, foreach=False),
+    "adam": lambda groups, r: torch.optim.Adam(groups, lr=r.lr, eps=r.eps, foreach=False),
+    "adamw": lambda groups, r: torch.optim.AdamW(groups, lr=r.lr, eps=r.eps, foreach=False),
+}
+
+
+def take_steps(model, optimizer, n):
+    torch.manual_seed(1)
+    for _ in range(n):
+        x, target = torch.rand(4, 1, 8, 8), torch.randint(10, (4,))
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(x).mean(0), target).backward()
+        optimizer.step()
+
+
+@pytest.fixture
+def two():
+    """The same network in double precision twice, its weights channels-last; IMP makes a third group."""
+    torch.manual_seed(0)
+    model = build_model(
+        "small", num_classes=10, input_shape=(1, 8, 8), timesteps=2, neuron={"name": "if", "imp": True}
+    ).double()
+    model.to(memory_format=torch.channels_last)
+    torch.set_default_dtype(torch.float64)
+    yield model, copy.deepcopy(model)
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_steps_are_torchs(two, name):
+    model, other = two
+    recipe = load_config([f"recipe.optimizer={name}", "recipe.no_decay=[bias,norm]", "recipe.imp_lr=2"]).recipe
+    ours, theirs = build_optimizer(model, recipe), THEIRS[name](parameter_groups(other, recipe), recipe)
+    assert isinstance(ours, type(theirs))
+    take_steps(model, ours, 5)
+    take_steps(other, theirs, 5)
+    for (key, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12, msg=key)
+
+
+@pytest.mark.parametrize("name", [*THEIRS, "lamb"])
+def test_a_saved_state_goes_on_bit_for_bit(two, name):
+    model, other = two
+    recipe = load_config([f"recipe.optimizer={name}"]).recipe
+    ours, restored = build_optimizer(model, recipe), build_optimizer(other, recipe)
+    take_steps(model, ours, 2)
+    other.load_state_dict(model.state_dict())
+    restored.load_state_dict(copy.deepcopy(ours.state_dict()))
+    take_steps(model, ours, 2)
+    take_steps(other, restored, 2)
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_an_optimiser_does_not_import_the_compiler():
+    code = """
+import sys, torch
+from snn_repro.config import load_config
+from snn_repro.optim import build_optimizer
+layer = torch.nn.Linear(2, 2)
+optimizer = build_optimizer(layer, load_config([]).recipe)
+layer(torch.ones(1, 2)).sum().backward()
+optimizer.step()
+optimizer.zero_grad()
+assert layer.weight.grad is None
+optimizer.load_state_dict(optimizer.state_dict())
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
