@@ -532,7 +532,9 @@ def cut(batch: int, size: int, together: bool, threads: int) -> Plan:
     together: one unit has all samples of its neurons and adds up their gradients in order. So the cut changes no number.
     """
     units = 2 * threads if threads > 1 else 1
-    if together or batch == 1:
+    if batch == 1:
+        return _divide(batch, size, -(-size // units), 1)
+    if together:
         return _divide(batch, size, min(MOST, -(-size // units)), 1)
     return _divide(batch, size, min(MOST, size), units)
 
