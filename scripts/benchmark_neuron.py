@@ -188,6 +188,81 @@ def copying(x) -> dict[str, Callable]:
     }
 
 
+NORMED_SHAPES = [(4, 8, 64, 32, 32), (4, 32, 64, 32, 32), (4, 8, 256, 8, 8), (4, 32, 512, 4, 4), (10, 2, 128, 48, 48)]
+
+
+def normed_layers(shape):
+    """name -> (function of x, x): a batch norm in training and the IF layer behind it; the norm's parameters; IMP.
+
+    Ours and PyTorch's own operations get channels-last memory, what a CPU's convolutions give and take; spikingjelly's
+    network, as it is built by default, contiguous memory.
+    """
+    from spikingjelly.activation_based import neuron, surrogate
+
+    from snn_repro.models.common import Checkpointed
+    from snn_repro.models.norms import BN
+    from snn_repro.neurons import build_neuron
+
+    steps, batch, channels, *size = shape
+    x = torch.randn(shape).requires_grad_()
+    folded = x.detach().flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    last = folded.unflatten(0, (steps, batch)).requires_grad_()
+    norm, ours, with_imp = BN(channels), build_neuron("if"), build_neuron("if", imp=True, state_shape=shape[2:])
+    theirs = neuron.IFNode(v_reset=None, surrogate_function=surrogate.ATan(), step_mode="m")
+    fire = Checkpointed().fire
+
+    def spikingjelly(x):
+        theirs.reset()
+        return theirs(norm(x))
+
+    found = {
+        "ours": (lambda x: fire(x, norm, ours), last),
+        "ours, with IMP": (lambda x: fire(x, norm, with_imp), last),
+        "torch's norm, our neuron": (lambda x: ours(norm(x)), last),
+        "torch's norm, spikingjelly's neuron": (spikingjelly, x),
+        "the same, channels-last": (spikingjelly, last),
+    }
+    if shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"):
+        weight, bias = norm.weight, norm.bias
+        norm_and_loop = torch.compile(
+            lambda x: surrogate_loop(
+                torch.nn.functional.batch_norm(x.flatten(0, 1), None, None, weight, bias, True).unflatten(0, x.shape[:2])
+            ),
+            dynamic=False,
+        )
+        found["torch.compile of the norm and the loop"] = (norm_and_loop, last)
+    return found, [norm.weight, norm.bias], with_imp.imp
+
+
+def bench_normed(rounds: int) -> list[dict]:
+    """A batch norm and the layer behind it, forward and backward in training."""
+    sections = []
+    for shape in NORMED_SHAPES:
+        torch.manual_seed(0)
+        torch.compiler.reset()
+        found, parameters, imp = normed_layers(shape)
+        grads = {}
+        for name, (_, x) in found.items():
+            grads[name] = torch.empty_like(x).copy_(torch.randn(shape, generator=torch.Generator().manual_seed(1)))
+        cases = {
+            name: both_passes(f, x, grads[name], *parameters, *([imp] if "IMP" in name else []))
+            for name, (f, x) in found.items()
+        }
+        spikes = {name: f(x).detach() for name, (f, x) in found.items()}
+        times = timings(cases, rounds)
+        rows = {}
+        for name, values in times.items():
+            low, middle, high = quartiles(values)
+            rows[name] = {"seconds": middle, "quartiles": [low, high]}
+            if name in found:
+                rows[name]["saved_bytes"] = saved_bytes(*found[name])
+                rows[name]["equal_spikes"] = (spikes[name] == spikes["ours"]).float().mean().item()
+        sections.append({"shape": list(shape), "rows": rows})
+        del found, cases, grads, spikes
+        gc.collect()
+    return sections
+
+
 def bench_neuron(rounds: int, peer, machine, out: Path) -> None:
     """Forward and backward of one IF layer against its peers; the price of IMP; what is saved; the memory's own speed."""
     from snn_repro.data.batches import keep_freed_memory
@@ -248,10 +323,10 @@ def bench_neuron(rounds: int, peer, machine, out: Path) -> None:
     facts = machine("numpy", "numba", "torch", "spikingjelly", "snntorch", "norse")
     facts["load"] = f"{load_before:.1f} before, {os.getloadavg()[0]:.1f} after, on {facts['cores']} cores"
     facts |= {f"{name} is absent": reason for name, reason in absent.items()}
-    write_neuron(facts, sections, overhead, rounds, out)
+    write_neuron(facts, sections, bench_normed(rounds), overhead, rounds, out)
 
 
-def write_neuron(facts, sections, overhead, rounds, out: Path) -> None:
+def write_neuron(facts, sections, normed, overhead, rounds, out: Path) -> None:
     lines = [
         "# The spiking layer",
         "",
@@ -281,6 +356,20 @@ def write_neuron(facts, sections, overhead, rounds, out: Path) -> None:
             cells += [f"{row['saved_bytes']:.1f}", f"{row['equal_spikes']:.2%}"] if "saved_bytes" in row else ["", ""]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
+    for section in normed:
+        ours = section["rows"]["ours"]["seconds"]
+        lines += [
+            f"## A batch norm and the layer: [T, B, C, H, W] = {section['shape']}",
+            "",
+            "| norm and layer | ms | quartiles | time / ours | saved bytes a neuron-step | equal spikes |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+        for name, row in section["rows"].items():
+            low, high = row["quartiles"]
+            cells = [name, f"{row['seconds'] * 1e3:.2f}", f"{low * 1e3:.2f}-{high * 1e3:.2f}", f"{row['seconds'] / ours:.2f}"]
+            cells += [f"{row['saved_bytes']:.1f}", f"{row['equal_spikes']:.3%}"] if "saved_bytes" in row else ["", ""]
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
     lines += [
         "## Forward and backward with IMP over without",
         "",
@@ -294,7 +383,7 @@ def write_neuron(facts, sections, overhead, rounds, out: Path) -> None:
             f"| {row['seconds_with'] / base:.3f} | {row['seconds_without_again'] / base:.3f} |"
         )
     out.mkdir(parents=True, exist_ok=True)
-    report = {"machine": facts, "rounds": rounds, "sections": sections, "imp_overhead": overhead}
+    report = {"machine": facts, "rounds": rounds, "sections": sections, "norm_and_neuron": normed, "imp_overhead": overhead}
     (out / "neuron.json").write_text(json.dumps(report, indent=1) + "\n")
     text = "\n".join(lines) + "\n"
     (out / "neuron.md").write_text(text)
