@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from snn_repro.neurons.dynamics import Dynamics
-from snn_repro.neurons.fused import Layout, _eager, _like_v0, _pointer, arrange, in_order, initial, like
+from snn_repro.neurons.fused import Layout, _eager, _layout, _like_v0, _pointer, arrange, in_order, initial, like
 
 
 class Norm(NamedTuple):
@@ -141,7 +141,7 @@ torch.library.impl("snn_repro::norm_neuron", "cpu", _forward)
 
 @torch.library.register_fake("snn_repro::norm_neuron")
 def _(x, weight, bias, te, v0, mean, var, eps, timesteps, *settings):
-    x, layout = arrange(x)
+    x, layout = arrange(x, _layout)
     s = _spikes(x, layout, timesteps)
     return s, like(x, layout, drop_steps=True), torch.empty_like(weight), torch.empty_like(weight)
 
@@ -182,7 +182,7 @@ torch.library.impl("snn_repro::norm_neuron_backward", "cpu", _backward)
 
 @torch.library.register_fake("snn_repro::norm_neuron_backward")
 def _(gs, gv_last, needs_v0, of_input, x, weight, bias, te, v0, *settings):
-    x, layout = arrange(x)
+    x, layout = arrange(x, _layout)
     gx, gv0 = like(x, layout), _like_v0(x, v0, layout, needs_v0)
     gte = weight.new_empty(0 if te is None else te.numel())
     return gx, torch.empty_like(weight), torch.empty_like(bias), gte, gv0
