@@ -82,9 +82,11 @@ def test_integer_weights_give_exactly_the_same():
     assert torch.equal(sparse, layer(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("size", ["3x3", "3x3, stride 2", "many channels"])  # weights of whole vectors, and others
 @pytest.mark.parametrize("threads", [1, 3])
-def test_threads_and_memory_formats_change_nothing(threads):
-    layer, x = layer_and_input("3x3, stride 2")
+def test_threads_and_memory_formats_change_nothing(threads, size, dtype):
+    layer, x = layer_and_input(size, dtype=dtype)
     x = x.repeat(4, 1, 1, 1)
     expected = run(layer, x, "dense")
     before = torch.get_num_threads()
@@ -95,7 +97,7 @@ def test_threads_and_memory_formats_change_nothing(threads):
             y, *gradients = run(layer, x.contiguous(memory_format=form), "sparse")
             assert layer.weight.grad.is_contiguous(memory_format=form)
             assert y.is_contiguous(memory_format=torch.channels_last)
-            assert_close([y, *gradients], expected, torch.float32)
+            assert_close([y, *gradients], expected, dtype)
     finally:
         torch.set_num_threads(before)
 

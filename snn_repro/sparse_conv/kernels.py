@@ -260,6 +260,34 @@ def _pack(typing, x, to, count, factor, quantum):
 
 
 @intrinsic
+def _transpose(typing, unit, source, source_step, to, to_step):
+    """Transpose a square of a vector's length, whose rows lie `source_step` bytes apart, to rows `to_step` apart."""
+    _, vector, *_ = _vectors(unit)
+    lanes = vector.count
+
+    def generate(context, builder, signature, args):
+        _, source, source_step, to, to_step = args
+        row = lambda base, step, i: builder.inttoptr(  # noqa: E731
+            builder.add(base, builder.mul(step, _int(i))), vector.as_pointer()
+        )
+        rows = [builder.load(row(source, source_step, i), align=4) for i in range(lanes)]
+        half = 1
+        while half < lanes:  # swap the off-diagonal quarters of all squares of twice this length
+            for i in (i for i in range(lanes) if not i & half):
+                a, b = rows[i], rows[i + half]
+                upper = [j if not j & half else lanes + j - half for j in range(lanes)]
+                lower = [j + half if not j & half else lanes + j for j in range(lanes)]
+                for place, which in ((i, upper), (i + half, lower)):
+                    rows[place] = builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, lanes), which))
+            half *= 2
+        for i, value in enumerate(rows):
+            builder.store(value, row(to, to_step, i), align=4)
+        return context.get_dummy_value()
+
+    return types.void(unit, *[types.intp] * 4), generate
+
+
+@intrinsic
 def _copy(typing, to, source, size):
     """Copy `size` bytes."""
 
@@ -462,6 +490,21 @@ def _weight_gradient(x, quantum, gy, dw, lo, hi, height, width, channels, out_he
 
 
 @_compiled
+def _arrange(w, packed, lo, hi, rows, vectors, back):
+    """packed [parts, rows, vectors, lanes] from w [parts * vectors * lanes, rows], for lo <= vector < hi; or `back`."""
+    size = w.itemsize
+    lanes = VECTOR // size
+    for vector in range(lo, hi):
+        for row in range(0, rows, lanes):
+            one = w.ctypes.data + (vector * lanes * rows + row) * size
+            other = packed.ctypes.data + ((vector // vectors * rows + row) * vectors + vector % vectors) * VECTOR
+            if back:
+                _transpose(w[0], other, vectors * VECTOR, one, rows * size)
+            else:
+                _transpose(w[0], one, rows * size, other, vectors * VECTOR)
+
+
+@_compiled
 def _pack_values(x, to, lo, hi, factor, quantum):
     """Whether x[lo:hi] * factor are bytes, which go to `to`. Ends with the first piece that does not fit."""
     whole = hi - (hi - lo) % LANES
@@ -541,12 +584,18 @@ def _in_parallel(function, n: int, threads: int) -> list:
     return results + [others[i - 1].result() for i in range(1, threads)]
 
 
-def _blocks(w: Tensor, packed: Tensor):
-    """Pairs of views of the same weights: in w [outputs, channels, k, k], in packed [parts, k, k, channels, block]."""
+def _exchange(w: Tensor, packed: Tensor, vectors: int, threads: int, back: bool) -> None:
+    """Write w [outputs, channels, k, k] to packed [parts, k, k, channels, block], or `back`."""
     block = packed.shape[-1]
-    for part in range(len(packed)):
-        piece = w[part * block : (part + 1) * block].permute(0, 2, 3, 1)
-        yield piece, packed[part].permute(3, 0, 1, 2)[: len(piece)]
+    lanes, rows = block // vectors, w[0].numel()
+    if len(w) % block or rows % lanes or not w.is_contiguous(memory_format=torch.channels_last):
+        for part in range(len(packed)):
+            piece = w[part * block : (part + 1) * block].permute(0, 2, 3, 1)
+            place = packed[part].permute(3, 0, 1, 2)[: len(piece)]
+            piece.copy_(place) if back else place.copy_(piece)
+        return
+    arrays = _flat(w.permute(0, 2, 3, 1)), _flat(packed)
+    _in_parallel(lambda i, lo, hi: _arrange(*arrays, lo, hi, rows, vectors, back), len(w) // lanes, threads)
 
 
 def forward(x: Tensor, w: Tensor, bias: Tensor | None, shape: Shape, threads: int, density: float) -> Tensor:
@@ -557,8 +606,7 @@ def forward(x: Tensor, w: Tensor, bias: Tensor | None, shape: Shape, threads: in
     vectors, *cut = shape.forward_cut(density)
     parts, block = shape.parts(vectors)
     packed = w.new_empty(parts, shape.kernel, shape.kernel, shape.channels, block)
-    for piece, place in _blocks(w, packed):
-        place.copy_(piece)
+    _exchange(w, packed, vectors, threads, back=False)
     padded = w.new_zeros(parts * block)
     if bias is not None:
         padded[: shape.outputs] = bias
@@ -588,8 +636,7 @@ def weight_gradient(
         shape.n, threads,
     )  # fmt: skip
     gradient = torch.empty_like(w)
-    for piece, place in _blocks(gradient, packed[0] if threads == 1 else packed.sum(0)):
-        piece.copy_(place)
+    _exchange(gradient, packed[0] if threads == 1 else packed.sum(0), vectors, threads, back=True)
     return gradient
 
 
