@@ -27,6 +27,10 @@ from torch import Tensor
 VECTOR = 64  # bytes: one AVX-512 register; LLVM splits it where registers are smaller
 WIDE = binding.get_host_cpu_features().get("avx512f", False)
 REGISTERS = 16 if WIDE else 6  # vectors that sums may occupy
+MANY_SUMS = 8  # so many do not wait for each other's additions
+LONG_LINE = (
+    16  # pixels from which it pays to keep sums from one to the next, though taps beyond the ends add for nothing
+)
 TAPS = 3  # of a kernel row, at once
 FEW = 0.1  # density below which lists are so short that longer ones are worth rows from the second-level cache
 LANES = VECTOR // 4  # float32 in a vector
@@ -75,6 +79,59 @@ def _int(value: int):
     return ir.Constant(I64, value)
 
 
+def _loop(builder, unit, places, factors, begin, stop, sums, rows, width, at_a_time):
+    """LLVM's values of `sums` after the entries begin..stop, `at_a_time` of them at once, each with sums of its own.
+
+    places, factors: pointers to the entries; rows: of each tap, the address that places count from; width: vectors.
+    """
+    _, vector, *_, suffix = _vectors(unit)
+    fma = _external(builder, f"llvm.fma.{suffix}", vector, vector, vector, vector)
+    head, body, end = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("end")
+    builder.cbranch(builder.icmp_signed("<", begin, stop), body, end)
+    builder.position_at_end(body)
+    i = builder.phi(I64)
+    i.add_incoming(begin, head)
+    before, added = [builder.phi(vector) for _ in sums], []
+    for n in range(at_a_time):
+        entry = [builder.add(i, _int(n))]
+        place = builder.sext(builder.load(builder.gep(places, entry)), I64)
+        factor = _splat(builder, builder.load(builder.gep(factors, entry)), vector)
+        for row in rows:
+            row = builder.inttoptr(builder.add(row, place), vector.as_pointer())
+            for j in range(width):
+                value = builder.load(builder.gep(row, [_int(j)]), align=4)
+                added.append(builder.call(fma, [factor, value, before[len(added)]]))
+    after = builder.add(i, _int(at_a_time))
+    i.add_incoming(after, body)
+    builder.cbranch(builder.icmp_signed("<", after, stop), body, end)
+    builder.position_at_end(end)
+    results = [builder.phi(vector) for _ in sums]
+    for first, phi, new, result in zip(sums, before, added, results, strict=True):
+        for node, block, value in ((phi, head, first), (phi, body, new), (result, head, first), (result, body, new)):
+            node.add_incoming(value, block)
+    return results
+
+
+def _cases(builder, taps, vectors, least):
+    """Blocks for each (taps, vectors) of at least `least` sums that fit into the registers, and the one behind them all."""
+    done, never = builder.append_basic_block("done"), builder.append_basic_block("never")
+    switch = builder.switch(builder.add(builder.mul(taps, _int(16)), vectors), never)
+    with builder.goto_block(never):
+        builder.unreachable()
+    for n, width in ((n, width) for n in range(1, TAPS + 1) for width in range(1, 9)):
+        if least <= n * width <= max(REGISTERS, width):
+            case = builder.append_basic_block(f"case{n}_{width}")
+            switch.add_case(_int(n * 16 + width), case)
+            builder.position_at_end(case)
+            yield n, width
+            builder.branch(done)
+    builder.position_at_end(done)
+
+
+def _entry_pointers(builder, unit, places, factors):
+    return builder.inttoptr(places, I32.as_pointer()), builder.inttoptr(factors, _vectors(unit)[0].as_pointer())
+
+
 @intrinsic
 def _add_rows(typing, unit, to, to_step, places, factors, count, rows, row_step, taps, vectors):
     """Add factors[i] * the row at `rows` + places[i] for i < count to the row at `to`; so for each of `taps`.
@@ -82,79 +139,82 @@ def _add_rows(typing, unit, to, to_step, places, factors, count, rows, row_step,
     Each tap's rows lie `row_step`, its sums `to_step` bytes behind those of the tap before. Rows have 1..8 `vectors`,
     taps are 1..TAPS, their product at most REGISTERS.
     """
-    element, vector, *_, suffix = _vectors(unit)
+    _, vector, *_ = _vectors(unit)
     zero = ir.Constant(vector, [0.0] * vector.count)
 
     def generate(context, builder, signature, args):
         _, to, to_step, places, factors, count, rows, row_step, taps, vectors = args
-        fma = _external(builder, f"llvm.fma.{suffix}", vector, vector, vector, vector)
-        places, factors = builder.inttoptr(places, I32.as_pointer()), builder.inttoptr(factors, element.as_pointer())
-        done, never = builder.append_basic_block("done"), builder.append_basic_block("never")
-        switch = builder.switch(builder.add(builder.mul(taps, _int(16)), vectors), never)
-        with builder.goto_block(never):
-            builder.unreachable()
-
-        def loop(begin, stop, sums, tap_rows, width, at_a_time):
-            """Sums after the entries begin..stop, taken `at_a_time`, each of these with sums of its own."""
-            head, body, end = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("end")
-            builder.cbranch(builder.icmp_signed("<", begin, stop), body, end)
-            builder.position_at_end(body)
-            i = builder.phi(I64)
-            i.add_incoming(begin, head)
-            before, added = [builder.phi(vector) for _ in sums], []
-            for n in range(at_a_time):
-                entry = [builder.add(i, _int(n))]
-                place = builder.sext(builder.load(builder.gep(places, entry)), I64)
-                factor = _splat(builder, builder.load(builder.gep(factors, entry)), vector)
-                for row in tap_rows:
-                    row = builder.inttoptr(builder.add(row, place), vector.as_pointer())
-                    for j in range(width):
-                        value = builder.load(builder.gep(row, [_int(j)]), align=4)
-                        added.append(builder.call(fma, [factor, value, before[len(added)]]))
-            after = builder.add(i, _int(at_a_time))
-            i.add_incoming(after, body)
-            builder.cbranch(builder.icmp_signed("<", after, stop), body, end)
-            builder.position_at_end(end)
-            results = [builder.phi(vector) for _ in sums]
-            for first, phi, new, result in zip(sums, before, added, results, strict=True):
-                for node, block, value in (
-                    (phi, head, first),
-                    (phi, body, new),
-                    (result, head, first),
-                    (result, body, new),
-                ):
-                    node.add_incoming(value, block)
-            return results
-
-        for n, width in ((n, width) for n in range(1, TAPS + 1) for width in range(1, 9)):
-            if n * width > max(REGISTERS, width):
-                continue
-            case = builder.append_basic_block(f"case{n}_{width}")
-            switch.add_case(_int(n * 16 + width), case)
-            builder.position_at_end(case)
+        entries = _entry_pointers(builder, unit, places, factors)
+        for n, width in _cases(builder, taps, vectors, 1):
             targets = [builder.add(to, builder.mul(to_step, _int(t))) for t in range(n)]
             targets = [builder.inttoptr(target, vector.as_pointer()) for target in targets]
             tap_rows = [builder.add(rows, builder.mul(row_step, _int(t))) for t in range(n)]
             sums = [builder.load(builder.gep(target, [_int(j)]), align=4) for target in targets for j in range(width)]
             # Few sums would wait for each other: several rows at a time, the remaining ones one by one.
-            at_a_time = next(m for m in (4, 2, 1) if m * len(sums) <= max(8, len(sums)))
+            at_a_time = next(m for m in (4, 2, 1) if m * len(sums) <= max(MANY_SUMS, len(sums)))
             begin = _int(0)
             if at_a_time > 1:
                 many = builder.and_(count, _int(-at_a_time))
-                parts = loop(begin, many, sums + [zero] * (len(sums) * (at_a_time - 1)), tap_rows, width, at_a_time)
+                more = sums + [zero] * (len(sums) * (at_a_time - 1))
+                parts = _loop(builder, unit, *entries, begin, many, more, tap_rows, width, at_a_time)
                 for k in range(len(sums)):
                     sums[k] = parts[k]
                     for part in parts[k + len(sums) :: len(sums)]:
                         sums[k] = builder.fadd(sums[k], part)
                 begin = many
-            sums = loop(begin, count, sums, tap_rows, width, 1)
+            sums = _loop(builder, unit, *entries, begin, count, sums, tap_rows, width, 1)
             for k, value in enumerate(sums):
                 builder.store(value, builder.gep(targets[k // width], [_int(k % width)]), align=4)
-            builder.branch(done)
-        builder.position_at_end(done)
         return context.get_dummy_value()
 
     return types.void(unit, *[types.intp] * 9), generate
+
+
+@intrinsic
+def _add_line(typing, unit, to, first, first_step, columns, places, factors, rows, row_step, taps, vectors):
+    """`_add_rows` for each pixel of a line, stride 1: their sums overlap in all but one tap and stay in registers.
+
+    The entries of a pixel lie between two numbers at `first`; those of the next pixel are `first_step` numbers further.
+    At `to` are the sums of the first pixel's first tap, then those of its second, which are the second pixel's first.
+    """
+    _, vector, *_ = _vectors(unit)
+
+    def generate(context, builder, signature, args):
+        _, to, first, first_step, columns, places, factors, rows, row_step, taps, vectors = args
+        entries = _entry_pointers(builder, unit, places, factors)
+        to, first = builder.inttoptr(to, vector.as_pointer()), builder.inttoptr(first, I64.as_pointer())
+        for n, width in _cases(builder, taps, vectors, MANY_SUMS):
+            at = lambda place, j: builder.gep(to, [builder.add(place, _int(j))])  # noqa: E731
+            tap_rows = [builder.add(rows, builder.mul(row_step, _int(t))) for t in range(n)]
+            start = [builder.load(at(_int(0), j), align=4) for j in range(n * width)]
+            case, pixel, leave = builder.block, builder.append_basic_block("pixel"), builder.append_basic_block("leave")
+            builder.branch(pixel)
+
+            builder.position_at_end(pixel)
+            column, place, where = (builder.phi(I64) for _ in range(3))
+            sums = [builder.phi(vector) for _ in start]
+            begin, stop = (builder.load(builder.gep(first, [builder.add(where, _int(k))])) for k in range(2))
+            totals = _loop(builder, unit, *entries, begin, stop, sums, tap_rows, width, 1)
+            for j in range(width):
+                builder.store(totals[j], at(place, j), align=4)
+            following = totals[width:] + [builder.load(at(place, n * width + j), align=4) for j in range(width)]
+            after = builder.add(column, _int(1))
+            for phi, initial, new in (
+                (column, _int(0), after),
+                (place, _int(0), builder.add(place, _int(width))),
+                (where, _int(0), builder.add(where, first_step)),
+                *zip(sums, start, following, strict=True),
+            ):
+                phi.add_incoming(initial, case)
+                phi.add_incoming(new, builder.block)
+            builder.cbranch(builder.icmp_signed("<", after, columns), pixel, leave)
+
+            builder.position_at_end(leave)
+            for j, value in enumerate(totals[width:]):
+                builder.store(value, at(place, width + j), align=4)
+        return context.get_dummy_value()
+
+    return types.void(unit, *[types.intp] * 10), generate
 
 
 @intrinsic
@@ -333,7 +393,12 @@ def _forward(x, w, bias, y, lo, hi, height, width, channels, out_height, out_wid
     places = np.empty(images * height * width * channels + VECTOR, np.int32)
     values = np.empty(len(places), x.dtype)
     first = np.empty(images * height * width * groups + 1, np.int64)  # of each input pixel and group, its first entry
-    sums = np.empty(images * out_height * out_width * block + VECTOR, x.dtype)
+    # Sums of an output row, with places for what taps beyond its ends add where lines are taken as a whole.
+    margin, line_width = 0, out_width
+    by_line = stride == 1 and padding < kernel <= taps and kernel * vectors >= MANY_SUMS and width >= LONG_LINE
+    if by_line:
+        margin, line_width = kernel - 1 - padding, width + kernel - 1
+    sums = np.empty((images * out_height * line_width + 1) * block + VECTOR, x.dtype)
     places_at, values_at, sums_at = places.ctypes.data, values.ctypes.data, sums.ctypes.data
     sums_at += (VECTOR - sums_at % VECTOR) % VECTOR
     # Taps that an input column meets: the first, its output column, and how many; the next is `stride` further and meets
@@ -364,7 +429,7 @@ def _forward(x, w, bias, y, lo, hi, height, width, channels, out_height, out_wid
 
         for part in range((outputs + block - 1) // block):
             part_bytes = min(block, outputs - part * block) * size
-            for pixel in range(here * out_height * out_width):
+            for pixel in range(here * out_height * line_width):
                 _copy(sums_at + pixel * row_bytes, bias.ctypes.data + part * row_bytes, row_bytes)
             for k in range(kernel):
                 weights = w.ctypes.data + (part * kernel + k) * kernel * tap_bytes
@@ -374,7 +439,14 @@ def _forward(x, w, bias, y, lo, hi, height, width, channels, out_height, out_wid
                         if row < 0 or row >= height:
                             continue
                         entry = (of * height + row) * width * groups + which
-                        line_at = sums_at + line * out_width * row_bytes
+                        line_at = sums_at + (line * line_width + margin) * row_bytes
+                        if by_line:
+                            _add_line(
+                                unit, sums_at + line * line_width * row_bytes, first.ctypes.data + 8 * entry, groups,
+                                width, places_at, values_at, weights + (kernel - 1) * tap_bytes, -tap_bytes, kernel,
+                                vectors,
+                            )  # fmt: skip
+                            continue
                         for column in range(width):
                             i = first[entry]
                             count = first[entry + 1] - i
@@ -389,8 +461,10 @@ def _forward(x, w, bias, y, lo, hi, height, width, channels, out_height, out_wid
                                 )  # fmt: skip
                                 t += taps
             to = y.ctypes.data + (image * out_height * out_width * outputs + part * block) * size
-            for pixel in range(here * out_height * out_width):
-                _copy(to + pixel * outputs * size, sums_at + pixel * row_bytes, part_bytes)
+            for line in range(here * out_height):
+                for column in range(out_width):
+                    source = sums_at + (line * line_width + margin + column) * row_bytes
+                    _copy(to + (line * out_width + column) * outputs * size, source, part_bytes)
     _keep(places), _keep(values), _keep(sums)
 
 
@@ -407,8 +481,8 @@ def _weight_gradient(x, quantum, gy, dw, lo, hi, height, width, channels, out_he
     row_bytes = vectors * VECTOR
     block = row_bytes // size
     reach = (kernel - 1) // stride
-    frame_height = (height - 1 + padding) // stride + reach + 1
-    frame_width = (width - 1 + padding) // stride + reach + 1
+    frame_height = max(out_height, (height - 1 + padding) // stride + 1) + reach
+    frame_width = max(out_width, (width - 1 + padding) // stride + 1) + reach
     kinds = min(stride, kernel)
     lists = kinds * kinds * channels
     # The odd length keeps the lists' beginnings out of each other's way in the cache.
@@ -546,7 +620,7 @@ class Shape:
         room = _cache_size(0, 2**15) * (4 if density < FEW else 1)
         groups = -(-self.channels // max(16, room // (self.kernel * vectors * VECTOR)))
         entries = density * self.height * self.width * self.channels * (4 + self.size)
-        sums = self.out_height * self.out_width * vectors * VECTOR
+        sums = self.out_height * (self.width + self.kernel) * vectors * VECTOR
         images = max(1, int(0.2 * _cache_size(2, 2**19) / (entries + sums)))
         return vectors, -(-self.channels // groups), min(self.n, images)
 
@@ -554,10 +628,9 @@ class Shape:
         """(vectors in a block, output rows at once, images at once) for an input of this density."""
         room = 0.4 * _cache_size(2, 2**19)
         vectors = self._vectors(int(room / (self.kernel**2 * self.channels * VECTOR)))
-        frame_height, frame_width = (
-            (length - 1 + self.padding) // self.stride + (self.kernel - 1) // self.stride + 1
-            for length in (self.height, self.width)
-        )
+        reach = (self.kernel - 1) // self.stride
+        frame_height = max(self.out_height, (self.height - 1 + self.padding) // self.stride + 1) + reach
+        frame_width = max(self.out_width, (self.width - 1 + self.padding) // self.stride + 1) + reach
         line = frame_width * vectors * VECTOR
         lines = max(1, int(_cache_size(0, 2**15) * (1.6 if density < FEW else 0.8) / line))
         return vectors, lines, min(self.n, max(1, int(room / (frame_height * line))))
