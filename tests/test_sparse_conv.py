@@ -28,6 +28,7 @@ SIZES = {  # images, inputs, outputs, height, width, kernel, stride
     "many channels": (2, 160, 256, 4, 4, 3, 1),
     "one pixel": (4, 8, 8, 1, 1, 3, 1),
     "7x7": (1, 9, 5, 12, 12, 7, 2),
+    "long lines": (2, 20, 72, 5, 18, 3, 1),
 }
 
 
@@ -64,6 +65,30 @@ def test_equals_the_dense_convolution_at_every_size(size, dtype):
     assert_close(run(layer, x, "sparse"), run(layer, x, "dense"), dtype)
 
 
+@pytest.mark.parametrize("padding", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "width"), [(3, 1, 17), (3, 1, 16), (2, 1, 16), (3, 2, 17), (5, 1, 16), (3, 4, 16)]
+)
+def test_equals_the_dense_convolution_at_every_padding(kernel, stride, width, padding):
+    torch.manual_seed(0)
+    layer = Conv2d(11, 64, kernel, stride, padding)
+    x = (torch.rand(3, 11, 6, width) < 0.3).float()
+    assert_close(run(layer, x, "sparse"), run(layer, x, "dense"), torch.float32)
+
+
+@pytest.mark.parametrize("of_the_input", [0.03, 0.3])  # either side of kernels.FEW
+@pytest.mark.parametrize(
+    "sizes", [(2, 160, 64, 16, 16), (2, 500, 256, 4, 4), (3, 64, 64, 33, 32), (40, 16, 32, 8, 8)],
+    ids=["groups of channels", "many groups", "many rows", "many images"],
+)  # fmt: skip
+def test_equals_the_dense_convolution_however_it_is_cut(sizes, of_the_input, monkeypatch):
+    n, inputs, outputs, height, width = sizes
+    layer = Conv2d(inputs, outputs, 3, padding=1)
+    x = (torch.rand(n, inputs, height, width) < of_the_input).float()
+    monkeypatch.setattr(sparse_conv._kernels(), "_cache_size", lambda index, default: 2**15 if index == 0 else 2**19)
+    assert_close(run(layer, x, "sparse"), run(layer, x, "dense"), torch.float32)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_dense_convolution_for_every_kind_of_input(kind, bias):
@@ -82,9 +107,11 @@ def test_integer_weights_give_exactly_the_same():
     assert torch.equal(sparse, layer(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("size", ["3x3", "3x3, stride 2", "many channels"])  # weights of whole vectors, and others
 @pytest.mark.parametrize("threads", [1, 3])
-def test_threads_and_memory_formats_change_nothing(threads):
-    layer, x = layer_and_input("3x3, stride 2")
+def test_threads_and_memory_formats_change_nothing(threads, size, dtype):
+    layer, x = layer_and_input(size, dtype=dtype)
     x = x.repeat(4, 1, 1, 1)
     expected = run(layer, x, "dense")
     before = torch.get_num_threads()
@@ -95,7 +122,7 @@ def test_threads_and_memory_formats_change_nothing(threads):
             y, *gradients = run(layer, x.contiguous(memory_format=form), "sparse")
             assert layer.weight.grad.is_contiguous(memory_format=form)
             assert y.is_contiguous(memory_format=torch.channels_last)
-            assert_close([y, *gradients], expected, torch.float32)
+            assert_close([y, *gradients], expected, dtype)
     finally:
         torch.set_num_threads(before)
 

@@ -32,6 +32,7 @@ LEAST_CHANNELS = 8  # a stem's images and event counts are left to the dense ker
 LEAST_WORK = 2**25  # and so are convolutions of fewer multiplications (some 0.2 ms): a look costs as much
 SAMPLE = 2**13  # inputs looked at for the density: its error is below 0.01
 TRIAL = 2**19  # inputs of a trial
+TRIAL_DENSITIES = (0.05, 0.25, 0.4, 0.6, 0.8)
 MARGIN = 0.95  # the sparse kernel must be this much faster than the dense one
 
 
@@ -103,7 +104,7 @@ def conv(x: Tensor, w: Tensor, bias: Tensor | None, stride: int, padding: int, b
     """x [N, C, H, W], w [outputs, C, k, k] -> [N, outputs, H', W'], channels last."""
     x = channels_last(x)
     if _is_sparse(x, w, stride, padding, backend, 0):
-        return _kernels().forward(x, w, bias, _shape(x, w, stride, padding), torch.get_num_threads())
+        return _kernels().forward(x, w, bias, _shape(x, w, stride, padding), torch.get_num_threads(), density(x))
     return channels_last(F.conv2d(x, w, bias, stride, padding))
 
 
@@ -121,7 +122,9 @@ def conv_backward(
     gy, x = channels_last(gy), channels_last(x)
     gw = w.new_empty(0)
     if for_w and _is_sparse(x, w, stride, padding, backend, 1):
-        gw = _kernels().weight_gradient(x, gy, w, _shape(x, w, stride, padding), torch.get_num_threads(), quantum)
+        gw = _kernels().weight_gradient(
+            x, gy, w, _shape(x, w, stride, padding), torch.get_num_threads(), density(x), quantum
+        )
         for_w = False
     if x.dtype != w.dtype:  # the input's gradient needs no more than x's sizes
         x = x.to(w.dtype).mul_(quantum) if for_w else torch.empty_like(x, dtype=w.dtype)
@@ -231,45 +234,50 @@ def _limits(n, c, height, width, outputs, kernel, stride, padding, dtype, thread
 
 
 def _measure(n, c, height, width, outputs, kernel, stride, padding, dtype, threads) -> list[float]:
-    """Time both kernels at two densities; the sparse one's time is a straight line in the density."""
+    """Densities at which the sparse kernels take MARGIN of the dense ones' time."""
     kernels = _kernels()
     shape = kernels.Shape(n, height, width, c, outputs, kernel, stride, padding, dtype.itemsize)
     random = torch.Generator().manual_seed(0)  # the run's own draws stay as they are
     dice = torch.rand(n, height, width, c, dtype=dtype, generator=random).permute(0, 3, 1, 2)
     w = channels_last(torch.rand(outputs, c, kernel, kernel, dtype=dtype, generator=random))
-    sparse, dense = (0.05, 0.35), 0.2
-    inputs = {d: (dice < d).to(dtype) for d in (*sparse, dense)}
+    inputs = {d: (dice < d).to(dtype) for d in TRIAL_DENSITIES}
+    some = inputs[TRIAL_DENSITIES[1]]
     with torch.no_grad():
-        gy = channels_last(F.conv2d(inputs[dense], w, None, stride, padding))
+        gy = channels_last(F.conv2d(some, w, None, stride, padding))
         pairs = (
             (
-                lambda x: F.conv2d(x, w, None, stride, padding),
-                lambda x: kernels.forward(x, w, None, shape, threads),
+                lambda x, d: F.conv2d(x, w, None, stride, padding),
+                lambda x, d: kernels.forward(x, w, None, shape, threads, d),
             ),
             (
-                lambda x: _dense_backward(gy, x, w, stride, padding, False, True),
-                lambda x: kernels.weight_gradient(x, gy, w, shape, threads),
+                lambda x, d: _dense_backward(gy, x, w, stride, padding, False, True),
+                lambda x, d: kernels.weight_gradient(x, gy, w, shape, threads, d),
             ),
         )
         found = []
         for by_dense, by_sparse in pairs:
-            limit = MARGIN * _seconds(by_dense, inputs[dense], threads)
-            few, many = (_seconds(by_sparse, inputs[d], threads) for d in sparse)
-            slope = (many - few) / (sparse[1] - sparse[0])
-            if slope <= 0:  # the sparse kernel's time does not depend on the input: noise, or next to no work
-                found.append(float(many < limit))
-            else:
-                found.append(min(1.0, max(0.0, sparse[0] + (limit - few) / slope)))
+            limit = MARGIN * _seconds(by_dense, some, 0, threads)
+            found.append(_crossing([(d, _seconds(by_sparse, x, d, threads)) for d, x in inputs.items()], limit))
     return found
 
 
-def _seconds(function, x: Tensor, threads: int) -> float:
+def _crossing(times: list[tuple[float, float]], limit: float) -> float:
+    """Density at which the sparse kernel takes `limit` seconds: times at some densities, straight lines between."""
+    before, seconds = 0.0, 0.0
+    for d, after in times:
+        if after >= limit:
+            return before + (d - before) * max(0.0, limit - seconds) / (after - seconds) if before else 0.0
+        before, seconds = d, after
+    return before
+
+
+def _seconds(function, x: Tensor, d: float, threads: int) -> float:
     """The shortest of some calls: CPU time of one thread, which other work does not lengthen; else wall time."""
     clock = time.thread_time if threads == 1 else time.perf_counter
     times = []
     for _ in range(5):
         start = clock()
-        function(x)
+        function(x, d)
         times.append(clock() - start)
     return min(times[1:])
 

@@ -1,11 +1,12 @@
 """Convolution and its weight gradient over the nonzero inputs alone, on the CPU, compiled by numba.
 
-Both come down to one inner loop, `_add_rows`: a sum of rows of a matrix in cache, listed by their numbers and factors,
-held in vector registers from the first row to the last.
-    forward          y[pixel, :] += x[i] * w[tap, channel, :]    over the nonzero inputs i that the pixel's taps meet
-    weight gradient  dw[tap, channel, :] += x[i] * gy[pixel, :]  over the nonzero inputs i of the channel
+Both come down to one inner loop, `_add_rows`: sums of rows of a matrix in cache, listed by their places and factors, for
+up to three neighbouring taps of a kernel row at once, held in vector registers from the first row to the last.
+    forward          y[pixel - tap, :] += x[i] * w[tap, channel, :]     over the nonzero inputs i of one pixel
+    weight gradient  dw[tap, channel, :] += x[i] * gy[pixel - tap, :]   over the nonzero inputs i of one channel
 The lists are written without branches (`_compress`). Arrays are channels-last and flat; sizes are passed beside them.
-Output channels are cut into blocks of `vectors` times 64 bytes, so that the rows of one block stay in the cache.
+Rows are cut into blocks of `vectors` times 64 bytes, and channels (forward) or pixels (gradient) into groups, so that the
+rows in use stay in the first-level cache.
 
 Importing this module imports numba; the package does so when a sparse convolution runs for the first time.
 """
@@ -24,23 +25,30 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 VECTOR = 64  # bytes: one AVX-512 register; LLVM splits it where registers are smaller
-PAD = 4  # a list ends with this many entries of factor 0, so that loops may take up to PAD at a time
 WIDE = binding.get_host_cpu_features().get("avx512f", False)
 REGISTERS = 16 if WIDE else 6  # vectors that sums may occupy
+MANY_SUMS = 8  # so many do not wait for each other's additions
+LONG_LINE = (
+    16  # pixels from which it pays to keep sums from one to the next, though taps beyond the ends add for nothing
+)
+TAPS = 3  # of a kernel row, at once
+FEW = 0.1  # density below which lists are so short that longer ones are worth rows from the second-level cache
 LANES = VECTOR // 4  # float32 in a vector
 PIECE = 4096  # values packed before a look whether they fit into bytes
-LIST_ELEMENTS = 2**18  # inputs whose nonzero ones are listed at a time
 
 I1, I8, I32, I64 = (ir.IntType(n) for n in (1, 8, 32, 64))
 
 
 @cache
-def _level2_cache() -> int:
-    """Bytes of the first core's level-2 cache, or half a MiB where the system does not say."""
+def _cache_size(index: int, default: int) -> int:
+    """Bytes of one of the first core's caches (index 0: data, first level; 2: second level)."""
     try:
-        return int(Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text().strip().removesuffix("K")) * 1024
+        return (
+            int(Path(f"/sys/devices/system/cpu/cpu0/cache/index{index}/size").read_text().strip().removesuffix("K"))
+            * 1024
+        )
     except (OSError, ValueError):
-        return 2**19
+        return default
 
 
 # ---------------------------------------------------------------- LLVM: what numba's Python cannot say
@@ -71,65 +79,142 @@ def _int(value: int):
     return ir.Constant(I64, value)
 
 
+def _loop(builder, unit, places, factors, begin, stop, sums, rows, width, at_a_time):
+    """LLVM's values of `sums` after the entries begin..stop, `at_a_time` of them at once, each with sums of its own.
+
+    places, factors: pointers to the entries; rows: of each tap, the address that places count from; width: vectors.
+    """
+    _, vector, *_, suffix = _vectors(unit)
+    fma = _external(builder, f"llvm.fma.{suffix}", vector, vector, vector, vector)
+    head, body, end = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("end")
+    builder.cbranch(builder.icmp_signed("<", begin, stop), body, end)
+    builder.position_at_end(body)
+    i = builder.phi(I64)
+    i.add_incoming(begin, head)
+    before, added = [builder.phi(vector) for _ in sums], []
+    for n in range(at_a_time):
+        entry = [builder.add(i, _int(n))]
+        place = builder.sext(builder.load(builder.gep(places, entry)), I64)
+        factor = _splat(builder, builder.load(builder.gep(factors, entry)), vector)
+        for row in rows:
+            row = builder.inttoptr(builder.add(row, place), vector.as_pointer())
+            for j in range(width):
+                value = builder.load(builder.gep(row, [_int(j)]), align=4)
+                added.append(builder.call(fma, [factor, value, before[len(added)]]))
+    after = builder.add(i, _int(at_a_time))
+    i.add_incoming(after, body)
+    builder.cbranch(builder.icmp_signed("<", after, stop), body, end)
+    builder.position_at_end(end)
+    results = [builder.phi(vector) for _ in sums]
+    for first, phi, new, result in zip(sums, before, added, results, strict=True):
+        for node, block, value in ((phi, head, first), (phi, body, new), (result, head, first), (result, body, new)):
+            node.add_incoming(value, block)
+    return results
+
+
+def _cases(builder, taps, vectors, least):
+    """Blocks for each (taps, vectors) of at least `least` sums that fit into the registers, and the one behind them all."""
+    done, never = builder.append_basic_block("done"), builder.append_basic_block("never")
+    switch = builder.switch(builder.add(builder.mul(taps, _int(16)), vectors), never)
+    with builder.goto_block(never):
+        builder.unreachable()
+    for n, width in ((n, width) for n in range(1, TAPS + 1) for width in range(1, 9)):
+        if least <= n * width <= max(REGISTERS, width):
+            case = builder.append_basic_block(f"case{n}_{width}")
+            switch.add_case(_int(n * 16 + width), case)
+            builder.position_at_end(case)
+            yield n, width
+            builder.branch(done)
+    builder.position_at_end(done)
+
+
+def _entry_pointers(builder, unit, places, factors):
+    return builder.inttoptr(places, I32.as_pointer()), builder.inttoptr(factors, _vectors(unit)[0].as_pointer())
+
+
 @intrinsic
-def _add_rows(typing, unit, to, start, numbers, factors, count, rows, vectors):
-    """to[:] = start[:] + sum over i < count of factors[i] * rows[numbers[i], :], rows of 1..8 `vectors`."""
-    element, vector, *_, suffix = _vectors(unit)
+def _add_rows(typing, unit, to, to_step, places, factors, count, rows, row_step, taps, vectors):
+    """Add factors[i] * the row at `rows` + places[i] for i < count to the row at `to`; so for each of `taps`.
+
+    Each tap's rows lie `row_step`, its sums `to_step` bytes behind those of the tap before. Rows have 1..8 `vectors`,
+    taps are 1..TAPS, their product at most REGISTERS.
+    """
+    _, vector, *_ = _vectors(unit)
+    zero = ir.Constant(vector, [0.0] * vector.count)
 
     def generate(context, builder, signature, args):
-        _, to, start, numbers, factors, count, rows, vectors = args
-        fma = _external(builder, f"llvm.fma.{suffix}", vector, vector, vector, vector)
-        numbers, factors = builder.inttoptr(numbers, I32.as_pointer()), builder.inttoptr(factors, element.as_pointer())
-        to, start = (builder.inttoptr(a, vector.as_pointer()) for a in (to, start))
-        done, never = builder.append_basic_block("done"), builder.append_basic_block("never")
-        switch = builder.switch(vectors, never)
-        with builder.goto_block(never):
-            builder.unreachable()
-        for width in range(1, 9):
-            # Sums of several rows at a time hide the latency of an addition.
-            at_a_time = next(n for n in (4, 2, 1) if n * width <= max(REGISTERS // 2, width) or n == 1)
-            head, loop, end = (builder.append_basic_block(f"{name}{width}") for name in ("head", "loop", "end"))
-            switch.add_case(_int(width), head)
-            builder.position_at_end(head)
-            first = [builder.load(builder.gep(start, [_int(j)]), align=4) for j in range(width)]
-            first += [ir.Constant(vector, [0.0] * vector.count)] * (width * (at_a_time - 1))
-            builder.cbranch(builder.icmp_signed(">", count, _int(0)), loop, end)
-
-            builder.position_at_end(loop)
-            i = builder.phi(I64)
-            i.add_incoming(_int(0), head)
-            sums, added = [builder.phi(vector) for _ in first], []
-            for n in range(at_a_time):
-                place = [builder.add(i, _int(n))]
-                row = builder.mul(builder.sext(builder.load(builder.gep(numbers, place)), I64), _int(width * VECTOR))
-                row = builder.inttoptr(builder.add(rows, row), vector.as_pointer())
-                factor = _splat(builder, builder.load(builder.gep(factors, place)), vector)
-                for j in range(width):
-                    value = builder.load(builder.gep(row, [_int(j)]), align=4)
-                    added.append(builder.call(fma, [factor, value, sums[n * width + j]]))
-            after = builder.add(i, _int(at_a_time))
-            i.add_incoming(after, loop)
-            for s, before, new in zip(sums, first, added, strict=True):
-                s.add_incoming(before, head)
-                s.add_incoming(new, loop)
-            builder.cbranch(builder.icmp_signed("<", after, count), loop, end)
-
-            builder.position_at_end(end)
-            total = []
-            for before, new in zip(first, added, strict=True):
-                total.append(builder.phi(vector))
-                total[-1].add_incoming(before, head)
-                total[-1].add_incoming(new, loop)
-            for j in range(width):
-                parts = total[j::width]
-                while len(parts) > 1:
-                    parts = [builder.fadd(a, b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
-                builder.store(parts[0], builder.gep(to, [_int(j)]), align=4)
-            builder.branch(done)
-        builder.position_at_end(done)
+        _, to, to_step, places, factors, count, rows, row_step, taps, vectors = args
+        entries = _entry_pointers(builder, unit, places, factors)
+        for n, width in _cases(builder, taps, vectors, 1):
+            targets = [builder.add(to, builder.mul(to_step, _int(t))) for t in range(n)]
+            targets = [builder.inttoptr(target, vector.as_pointer()) for target in targets]
+            tap_rows = [builder.add(rows, builder.mul(row_step, _int(t))) for t in range(n)]
+            sums = [builder.load(builder.gep(target, [_int(j)]), align=4) for target in targets for j in range(width)]
+            # Few sums would wait for each other: several rows at a time, the remaining ones one by one.
+            at_a_time = next(m for m in (4, 2, 1) if m * len(sums) <= max(MANY_SUMS, len(sums)))
+            begin = _int(0)
+            if at_a_time > 1:
+                many = builder.and_(count, _int(-at_a_time))
+                more = sums + [zero] * (len(sums) * (at_a_time - 1))
+                parts = _loop(builder, unit, *entries, begin, many, more, tap_rows, width, at_a_time)
+                for k in range(len(sums)):
+                    sums[k] = parts[k]
+                    for part in parts[k + len(sums) :: len(sums)]:
+                        sums[k] = builder.fadd(sums[k], part)
+                begin = many
+            sums = _loop(builder, unit, *entries, begin, count, sums, tap_rows, width, 1)
+            for k, value in enumerate(sums):
+                builder.store(value, builder.gep(targets[k // width], [_int(k % width)]), align=4)
         return context.get_dummy_value()
 
-    return types.void(unit, *[types.intp] * 7), generate
+    return types.void(unit, *[types.intp] * 9), generate
+
+
+@intrinsic
+def _add_line(typing, unit, to, first, first_step, columns, places, factors, rows, row_step, taps, vectors):
+    """`_add_rows` for each pixel of a line, stride 1: their sums overlap in all but one tap and stay in registers.
+
+    The entries of a pixel lie between two numbers at `first`; those of the next pixel are `first_step` numbers further.
+    At `to` are the sums of the first pixel's first tap, then those of its second, which are the second pixel's first.
+    """
+    _, vector, *_ = _vectors(unit)
+
+    def generate(context, builder, signature, args):
+        _, to, first, first_step, columns, places, factors, rows, row_step, taps, vectors = args
+        entries = _entry_pointers(builder, unit, places, factors)
+        to, first = builder.inttoptr(to, vector.as_pointer()), builder.inttoptr(first, I64.as_pointer())
+        for n, width in _cases(builder, taps, vectors, MANY_SUMS):
+            at = lambda place, j: builder.gep(to, [builder.add(place, _int(j))])  # noqa: E731
+            tap_rows = [builder.add(rows, builder.mul(row_step, _int(t))) for t in range(n)]
+            start = [builder.load(at(_int(0), j), align=4) for j in range(n * width)]
+            case, pixel, leave = builder.block, builder.append_basic_block("pixel"), builder.append_basic_block("leave")
+            builder.branch(pixel)
+
+            builder.position_at_end(pixel)
+            column, place, where = (builder.phi(I64) for _ in range(3))
+            sums = [builder.phi(vector) for _ in start]
+            begin, stop = (builder.load(builder.gep(first, [builder.add(where, _int(k))])) for k in range(2))
+            totals = _loop(builder, unit, *entries, begin, stop, sums, tap_rows, width, 1)
+            for j in range(width):
+                builder.store(totals[j], at(place, j), align=4)
+            following = totals[width:] + [builder.load(at(place, n * width + j), align=4) for j in range(width)]
+            after = builder.add(column, _int(1))
+            for phi, initial, new in (
+                (column, _int(0), after),
+                (place, _int(0), builder.add(place, _int(width))),
+                (where, _int(0), builder.add(where, first_step)),
+                *zip(sums, start, following, strict=True),
+            ):
+                phi.add_incoming(initial, case)
+                phi.add_incoming(new, builder.block)
+            builder.cbranch(builder.icmp_signed("<", after, columns), pixel, leave)
+
+            builder.position_at_end(leave)
+            for j, value in enumerate(totals[width:]):
+                builder.store(value, at(place, width + j), align=4)
+        return context.get_dummy_value()
+
+    return types.void(unit, *[types.intp] * 10), generate
 
 
 @intrinsic
@@ -235,32 +320,31 @@ def _pack(typing, x, to, count, factor, quantum):
 
 
 @intrinsic
-def _append(typing, unit, numbers, values, count, add, to_numbers, to_values):
-    """Copy `count` entries of a list, `add` to each number; writes a vector too far."""
-    element, vector, integers, *_ = _vectors(unit)
+def _transpose(typing, unit, source, source_step, to, to_step):
+    """Transpose a square of a vector's length, whose rows lie `source_step` bytes apart, to rows `to_step` apart."""
+    _, vector, *_ = _vectors(unit)
+    lanes = vector.count
 
     def generate(context, builder, signature, args):
-        _, numbers, values, count, add, to_numbers, to_values = args
-        numbers, to_numbers = (builder.inttoptr(a, I32.as_pointer()) for a in (numbers, to_numbers))
-        values, to_values = (builder.inttoptr(a, element.as_pointer()) for a in (values, to_values))
-        add = _splat(builder, builder.trunc(add, I32), integers)
-        head, loop, end = builder.block, builder.append_basic_block("copy"), builder.append_basic_block("copied")
-        builder.cbranch(builder.icmp_signed(">", count, _int(0)), loop, end)
-
-        builder.position_at_end(loop)
-        i = builder.phi(I64)
-        at = lambda p, kind: builder.bitcast(builder.gep(p, [i]), kind.as_pointer())  # noqa: E731
-        number = builder.add(builder.load(at(numbers, integers), align=4), add)
-        builder.store(number, at(to_numbers, integers), align=4)
-        builder.store(builder.load(at(values, vector), align=4), at(to_values, vector), align=4)
-        after = builder.add(i, _int(vector.count))
-        i.add_incoming(_int(0), head)
-        i.add_incoming(after, loop)
-        builder.cbranch(builder.icmp_signed("<", after, count), loop, end)
-        builder.position_at_end(end)
+        _, source, source_step, to, to_step = args
+        row = lambda base, step, i: builder.inttoptr(  # noqa: E731
+            builder.add(base, builder.mul(step, _int(i))), vector.as_pointer()
+        )
+        rows = [builder.load(row(source, source_step, i), align=4) for i in range(lanes)]
+        half = 1
+        while half < lanes:  # swap the off-diagonal quarters of all squares of twice this length
+            for i in (i for i in range(lanes) if not i & half):
+                a, b = rows[i], rows[i + half]
+                upper = [j if not j & half else lanes + j - half for j in range(lanes)]
+                lower = [j + half if not j & half else lanes + j for j in range(lanes)]
+                for place, which in ((i, upper), (i + half, lower)):
+                    rows[place] = builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, lanes), which))
+            half *= 2
+        for i, value in enumerate(rows):
+            builder.store(value, row(to, to_step, i), align=4)
         return context.get_dummy_value()
 
-    return types.void(unit, *[types.intp] * 6), generate
+    return types.void(unit, *[types.intp] * 4), generate
 
 
 @intrinsic
@@ -288,136 +372,156 @@ def _compiled(function):
 
 
 @_compiled
-def _forward(x, w, bias, y, lo, hi, height, width, channels, out_height, out_width, outputs, kernel, stride, padding,
-             vectors, rows_at_once, images, channel_step, tap_step):  # fmt: skip
-    """y[lo:hi] from x[lo:hi]. w [parts, rows, block], the row of a weight being channel * channel_step + tap * tap_step.
+def _keep(array):
+    """Put after the last use of an array's address: numba frees an array once its name is not used any more."""
+    array[0] = 0
 
-    rows_at_once: kernel rows whose weights are used together.
+
+@_compiled
+def _forward(x, w, bias, y, lo, hi, height, width, channels, out_height, out_width, outputs, kernel, stride, padding,
+             taps, vectors, group, images):  # fmt: skip
+    """y[lo:hi] from x[lo:hi]; w [parts, kernel, kernel, channels, block].
+
+    taps: of a kernel row, at once; group: channels whose weights are used together.
     """
     unit = bias[0]
     size = x.itemsize
     row_bytes = vectors * VECTOR
     block = row_bytes // size
-    numbers = np.empty(images * height * width * channels + VECTOR, np.int32)
-    values = np.empty(len(numbers), x.dtype)
-    first = np.empty(images * height * width + 1, np.int64)  # of each input pixel, its first entry
-    mine = np.zeros(kernel * kernel * channels + VECTOR, np.int32)
-    my_values = np.zeros(len(mine), x.dtype)
-    rest = np.empty(block, x.dtype)
-    numbers_at, values_at, my_at, my_values_at = (
-        numbers.ctypes.data, values.ctypes.data, mine.ctypes.data, my_values.ctypes.data
-    )  # fmt: skip
+    tap_bytes = channels * row_bytes
+    groups = (channels + group - 1) // group
+    places = np.empty(images * height * width * channels + VECTOR, np.int32)
+    values = np.empty(len(places), x.dtype)
+    first = np.empty(images * height * width * groups + 1, np.int64)  # of each input pixel and group, its first entry
+    # Sums of an output row, with places for what taps beyond its ends add where lines are taken as a whole.
+    margin, line_width = 0, out_width
+    by_line = stride == 1 and padding < kernel <= taps and kernel * vectors >= MANY_SUMS and width >= LONG_LINE
+    if by_line:
+        margin, line_width = kernel - 1 - padding, width + kernel - 1
+    sums = np.empty((images * out_height * line_width + 1) * block + VECTOR, x.dtype)
+    places_at, values_at, sums_at = places.ctypes.data, values.ctypes.data, sums.ctypes.data
+    sums_at += (VECTOR - sums_at % VECTOR) % VECTOR
+    # Taps that an input column meets: the first, its output column, and how many; the next is `stride` further and meets
+    # the output column before.
+    tap, out, meets = np.zeros(width, np.int64), np.zeros(width, np.int64), np.zeros(width, np.int64)
+    for column in range(width):
+        for k in range(kernel - 1, -1, -1):
+            to = column + padding - k
+            if to % stride == 0 and 0 <= to < out_width * stride:
+                tap[column], out[column] = k, to // stride
+                meets[column] += 1
     for image in range(lo, hi, images):
         here = min(images, hi - image)
-        found = pixel = 0
+        found = entry = 0
         for row in range(here * height):
             used = (row % height + padding) % stride < kernel
             for column in range(width):
-                first[pixel] = found
-                if used and (column + padding) % stride < kernel:
-                    address = x.ctypes.data + ((image * height + row) * width + column) * channels * size
-                    found += _compress(
-                        unit, unit, unit, address, channels, column * tap_step, channel_step, numbers_at + 4 * found,
-                        values_at + size * found,
-                    )  # fmt: skip
-                pixel += 1
-        first[pixel] = found
+                for start in range(0, channels, group):
+                    first[entry] = found
+                    if used and meets[column]:
+                        address = x.ctypes.data + (((image * height + row) * width + column) * channels + start) * size
+                        found += _compress(
+                            unit, unit, unit, address, min(group, channels - start), start * row_bytes, row_bytes,
+                            places_at + 4 * found, values_at + size * found,
+                        )  # fmt: skip
+                    entry += 1
+        first[entry] = found
 
-        # An entry's number is that of its weight row, had the row a tap for each column; it differs from that by the same
-        # amount for all entries of one kernel row, whose lists follow each other.
-        for part in range(0, (outputs + block - 1) // block):
-            whole = outputs - part * block >= block
+        for part in range((outputs + block - 1) // block):
             part_bytes = min(block, outputs - part * block) * size
-            weights = w.ctypes.data + part * kernel * kernel * channels * row_bytes
-            for kernel_row in range(0, kernel, rows_at_once):
-                for out in range(here * out_height * out_width):
-                    out_row, out_column = out // out_width, out % out_width
-                    of, out_row = out_row // out_height, out_row % out_height
-                    left = out_column * stride - padding
-                    begin, stop = max(0, left), min(width, left + kernel)
-                    count = 0
-                    for k in range(kernel_row, min(kernel, kernel_row + rows_at_once)):
-                        row = out_row * stride + k - padding
-                        if 0 <= row < height:
-                            i = first[(of * height + row) * width + begin]
-                            n = first[(of * height + row) * width + stop] - i
-                            _append(
-                                unit, numbers_at + 4 * i, values_at + size * i, n, (k * kernel - left) * tap_step,
-                                my_at + 4 * count, my_values_at + size * count,
+            for pixel in range(here * out_height * line_width):
+                _copy(sums_at + pixel * row_bytes, bias.ctypes.data + part * row_bytes, row_bytes)
+            for k in range(kernel):
+                weights = w.ctypes.data + (part * kernel + k) * kernel * tap_bytes
+                for which in range(groups):
+                    for line in range(here * out_height):
+                        of, row = line // out_height, line % out_height * stride + k - padding
+                        if row < 0 or row >= height:
+                            continue
+                        entry = (of * height + row) * width * groups + which
+                        line_at = sums_at + (line * line_width + margin) * row_bytes
+                        if by_line:
+                            _add_line(
+                                unit, sums_at + line * line_width * row_bytes, first.ctypes.data + 8 * entry, groups,
+                                width, places_at, values_at, weights + (kernel - 1) * tap_bytes, -tap_bytes, kernel,
+                                vectors,
                             )  # fmt: skip
-                            count += n
-                    for n in range(PAD):
-                        mine[count + n] = 0
-                        my_values[count + n] = 0
-                    to = y.ctypes.data + (
-                        (image * out_height * out_width + out) * outputs + part * block
-                    ) * size  # fmt: skip
-                    start = to if kernel_row else bias.ctypes.data + part * row_bytes
-                    if whole:
-                        _add_rows(unit, to, start, my_at, my_values_at, count, weights, vectors)
-                    else:
-                        _copy(rest.ctypes.data, start, part_bytes)
-                        address = rest.ctypes.data
-                        _add_rows(unit, address, address, my_at, my_values_at, count, weights, vectors)
-                        _copy(to, address, part_bytes)
+                            continue
+                        for column in range(width):
+                            i = first[entry]
+                            count = first[entry + 1] - i
+                            entry += groups
+                            t = 0
+                            while t < meets[column]:  # once, unless the kernel is wide
+                                _add_rows(
+                                    unit, line_at + (out[column] - t) * row_bytes, -row_bytes,
+                                    places_at + 4 * i, values_at + size * i, count,
+                                    weights + (tap[column] + t * stride) * tap_bytes,
+                                    stride * tap_bytes, min(taps, meets[column] - t), vectors,
+                                )  # fmt: skip
+                                t += taps
+            to = y.ctypes.data + (image * out_height * out_width * outputs + part * block) * size
+            for line in range(here * out_height):
+                for column in range(out_width):
+                    source = sums_at + (line * line_width + margin + column) * row_bytes
+                    _copy(to + (line * out_width + column) * outputs * size, source, part_bytes)
+    _keep(places), _keep(values), _keep(sums)
 
 
 @_compiled
 def _weight_gradient(x, quantum, gy, dw, lo, hi, height, width, channels, out_height, out_width, outputs, kernel, stride,
-                     padding, vectors, images, channel_step, tap_step):  # fmt: skip
+                     padding, taps, vectors, lines, images):  # fmt: skip
     """Add the weight gradient of images lo..hi to dw, arranged as w in `_forward`; a byte in x is worth `quantum`.
 
     Outputs lie in a frame of zeros, so that every tap of an input is at a fixed distance from it. With a stride, an
-    input meets every stride-th tap: inputs of the same taps have lists of their own.
+    input meets every stride-th tap: inputs of the same taps have lists of their own. lines: output rows used together.
     """
     size = dw.itemsize
     unit = dw[0]
     row_bytes = vectors * VECTOR
     block = row_bytes // size
     reach = (kernel - 1) // stride
-    frame_height = (height - 1 + padding) // stride + reach + 1
-    frame_width = (width - 1 + padding) // stride + reach + 1
+    frame_height = max(out_height, (height - 1 + padding) // stride + 1) + reach
+    frame_width = max(out_width, (width - 1 + padding) // stride + 1) + reach
     kinds = min(stride, kernel)
+    lists = kinds * kinds * channels
     # The odd length keeps the lists' beginnings out of each other's way in the cache.
-    length = images * ((height + stride - 1) // stride) * ((width + stride - 1) // stride) + PAD + 17
-    numbers = np.empty(kinds * kinds * channels * length, np.int32)
-    values = np.empty(len(numbers), dw.dtype)
-    counts = np.empty(kinds * kinds * channels, np.int64)
+    length = images * ((height + stride - 1) // stride) * ((width + stride - 1) // stride) + 17
+    places = np.empty(lists * length, np.int32)
+    values = np.empty(len(places), dw.dtype)
+    counts = np.empty(lists, np.int64)
+    ends = np.zeros((images * height + 1, lists), np.int32)  # entries of each list up to an input row
     found, found_values = np.empty(channels + VECTOR, np.int32), np.empty(channels + VECTOR, dw.dtype)
     frame = np.zeros(images * frame_height * frame_width * block + VECTOR, dw.dtype)
     frame_at = frame.ctypes.data
     frame_at += (VECTOR - frame_at % VECTOR) % VECTOR
+    strips = (out_height + lines - 1) // lines  # of an image; if 1, a strip is some whole images
+    whole = max(1, lines // out_height)
     for image in range(lo, hi, images):
         here = min(images, hi - image)
         counts[:] = 0
-        for of in range(here):
-            for row in range(height):
-                kind_row = (row + padding) % stride
-                if kind_row >= kernel:
+        for line in range(here * height):
+            of, row = line // height, line % height
+            kind_row = (row + padding) % stride
+            for column in range(width if kind_row < kernel else 0):
+                kind_column = (column + padding) % stride
+                if kind_column >= kernel:
                     continue
-                for column in range(width):
-                    kind_column = (column + padding) % stride
-                    if kind_column >= kernel:
-                        continue
-                    address = x.ctypes.data + (((image + of) * height + row) * width + column) * channels * x.itemsize
-                    n = _compress(
-                        unit, x[0], quantum, address, channels, 0, 1, found.ctypes.data, found_values.ctypes.data
-                    )  # fmt: skip
-                    place = (of * frame_height + (row + padding) // stride + reach) * frame_width
-                    place += (column + padding) // stride + reach
-                    kind = (kind_row * kinds + kind_column) * channels
-                    for i in range(n):
-                        which = kind + found[i]
-                        entry = which * length + counts[which]
-                        numbers[entry] = place
-                        values[entry] = found_values[i]
-                        counts[which] += 1
-        for which in range(kinds * kinds * channels):
-            for i in range(which * length + counts[which], which * length + counts[which] + PAD):
-                numbers[i] = reach * frame_width + reach  # in the frame whatever the tap
-                values[i] = 0
+                address = x.ctypes.data + ((image * height + line) * width + column) * channels * x.itemsize
+                n = _compress(unit, x[0], quantum, address, channels, 0, 1, found.ctypes.data, found_values.ctypes.data)
+                place = (of * frame_height + (row + padding) // stride + reach) * frame_width
+                place += (column + padding) // stride + reach
+                kind = (kind_row * kinds + kind_column) * channels
+                for i in range(n):
+                    which = kind + found[i]
+                    entry = which * length + counts[which]
+                    places[entry] = place * row_bytes
+                    values[entry] = found_values[i]
+                    counts[which] += 1
+            for which in range(lists):
+                ends[line + 1, which] = counts[which]
 
-        for part in range(0, (outputs + block - 1) // block):
+        for part in range((outputs + block - 1) // block):
             part_bytes = min(block, outputs - part * block) * size
             for line in range(here * out_height):
                 of, out_row = line // out_height, line % out_height
@@ -430,18 +534,48 @@ def _weight_gradient(x, quantum, gy, dw, lo, hi, height, width, channels, out_he
                 else:
                     for column in range(out_width):
                         _copy(to + column * row_bytes, source + column * outputs * size, part_bytes)
-            for tap in range(kernel * kernel):
-                k_row, k_column = tap // kernel, tap % kernel
-                kind = (k_row % stride * kinds + k_column % stride) * channels
-                rows = frame_at - (k_row // stride * frame_width + k_column // stride) * row_bytes
-                for channel in range(channels):
-                    which = kind + channel
-                    row = channel * channel_step + tap * tap_step
-                    to = dw.ctypes.data + (part * kernel * kernel * channels + row) * row_bytes
-                    _add_rows(
-                        unit, to, to, numbers.ctypes.data + 4 * which * length,
-                        values.ctypes.data + size * which * length, counts[which], rows, vectors,
-                    )  # fmt: skip
+            for strip in range((here + whole - 1) // whole * strips):
+                of, line = strip // strips * whole, strip % strips * lines
+                for k in range(kernel):
+                    if whole > 1:
+                        begin, end = of * height, min(here, of + whole) * height
+                    else:
+                        begin = of * height + min(height, max(0, line * stride + k - padding))
+                        end = of * height + min(height, max(0, min(line + lines, out_height) * stride + k - padding))
+                    if begin >= end:
+                        continue
+                    for kind in range(kinds):
+                        meets = (kernel - kind + stride - 1) // stride
+                        for t in range(0, meets, taps):
+                            rows = frame_at - (k // stride * frame_width + t) * row_bytes
+                            to = dw.ctypes.data + (
+                                ((part * kernel + k) * kernel + kind + t * stride) * channels * row_bytes
+                            )  # fmt: skip
+                            for channel in range(channels):
+                                which = (k % stride * kinds + kind) * channels + channel
+                                i = ends[begin, which]
+                                _add_rows(
+                                    unit, to + channel * row_bytes, stride * channels * row_bytes,
+                                    places.ctypes.data + 4 * (which * length + i),
+                                    values.ctypes.data + size * (which * length + i), ends[end, which] - i,
+                                    rows, -row_bytes, min(taps, meets - t), vectors,
+                                )  # fmt: skip
+    _keep(frame)
+
+
+@_compiled
+def _arrange(w, packed, lo, hi, rows, vectors, back):
+    """packed [parts, rows, vectors, lanes] from w [parts * vectors * lanes, rows], for lo <= vector < hi; or `back`."""
+    size = w.itemsize
+    lanes = VECTOR // size
+    for vector in range(lo, hi):
+        for row in range(0, rows, lanes):
+            one = w.ctypes.data + (vector * lanes * rows + row) * size
+            other = packed.ctypes.data + ((vector // vectors * rows + row) * vectors + vector % vectors) * VECTOR
+            if back:
+                _transpose(w[0], other, vectors * VECTOR, one, rows * size)
+            else:
+                _transpose(w[0], one, rows * size, other, vectors * VECTOR)
 
 
 @_compiled
@@ -454,6 +588,7 @@ def _pack_values(x, to, lo, hi, factor, quantum):
     rest, bytes_of_rest = np.zeros(LANES, x.dtype), np.empty(LANES, to.dtype)
     rest[: hi - whole] = x[whole:hi]
     fits = _pack(rest.ctypes.data, bytes_of_rest.ctypes.data, LANES, factor, quantum)
+    _keep(rest)
     to[whole:hi] = bytes_of_rest[: hi - whole]
     return fits
 
@@ -468,33 +603,37 @@ class Shape:
         self.n, self.height, self.width, self.channels = n, height, width, channels
         self.outputs, self.kernel, self.stride, self.padding, self.size = outputs, kernel, stride, padding, size
         self.out_height, self.out_width = ((k + 2 * padding - kernel) // stride + 1 for k in (height, width))
+        self.taps = min(TAPS, -(-kernel // stride))
         self.arguments = (
-            height, width, channels, self.out_height, self.out_width, outputs, kernel, stride, padding
+            height, width, channels, self.out_height, self.out_width, outputs, kernel, stride, padding, self.taps
         )  # fmt: skip
 
-    def _vectors(self, bytes_a_vector: int, room: float) -> int:
-        """Vectors in a block: the most that divide the row evenly and whose data fit in `room` bytes."""
+    def _vectors(self, most: int) -> int:
+        """Vectors in a block: the most that divide a row evenly and whose sums for all taps fit into the registers."""
         row = -(-self.outputs * self.size // VECTOR)
-        widths = [v for v in range(8 if WIDE else 6, 0, -1) if row % v == 0]
-        return next((v for v in widths if v * bytes_a_vector <= room), next(v for v in reversed(widths)))
+        most = min(8, most, REGISTERS // self.taps)
+        return max(v for v in range(1, 9) if v == 1 or (row % v == 0 and v <= most))
 
-    def forward_cut(self) -> tuple[int, int, int]:
-        """(vectors in a block, kernel rows at once, images at once)."""
-        room = 0.65 * _level2_cache()
-        vectors = self._vectors(self.kernel * self.channels * VECTOR, room)
-        all_rows = self.kernel * self.kernel * self.channels * vectors * VECTOR <= room
-        images = max(1, LIST_ELEMENTS // (self.height * self.width * self.channels))
-        return vectors, self.kernel if all_rows else 1, min(self.n, images)
+    def forward_cut(self, density: float) -> tuple[int, int, int]:
+        """(vectors in a block, channels at once, images at once) for an input of this density."""
+        vectors = self._vectors(8)
+        room = _cache_size(0, 2**15) * (4 if density < FEW else 1)
+        groups = -(-self.channels // max(16, room // (self.kernel * vectors * VECTOR)))
+        entries = density * self.height * self.width * self.channels * (4 + self.size)
+        sums = self.out_height * (self.width + self.kernel) * vectors * VECTOR
+        images = max(1, int(0.2 * _cache_size(2, 2**19) / (entries + sums)))
+        return vectors, -(-self.channels // groups), min(self.n, images)
 
-    def gradient_cut(self) -> tuple[int, int]:
-        """(vectors in a block, images at once)."""
-        room = 0.4 * _level2_cache()
+    def gradient_cut(self, density: float) -> tuple[int, int, int]:
+        """(vectors in a block, output rows at once, images at once) for an input of this density."""
+        room = 0.4 * _cache_size(2, 2**19)
+        vectors = self._vectors(int(room / (self.kernel**2 * self.channels * VECTOR)))
         reach = (self.kernel - 1) // self.stride
-        pixels = 1
-        for length in (self.height, self.width):
-            pixels *= (length - 1 + self.padding) // self.stride + reach + 1
-        vectors = self._vectors(pixels * VECTOR, room)
-        return vectors, max(1, min(self.n, int(room / (pixels * vectors * VECTOR))))
+        frame_height = max(self.out_height, (self.height - 1 + self.padding) // self.stride + 1) + reach
+        frame_width = max(self.out_width, (self.width - 1 + self.padding) // self.stride + 1) + reach
+        line = frame_width * vectors * VECTOR
+        lines = max(1, int(_cache_size(0, 2**15) * (1.6 if density < FEW else 0.8) / line))
+        return vectors, lines, min(self.n, max(1, int(room / (frame_height * line))))
 
     def parts(self, vectors: int) -> tuple[int, int]:
         """(blocks of output channels, channels in a block)."""
@@ -518,64 +657,59 @@ def _in_parallel(function, n: int, threads: int) -> list:
     return results + [others[i - 1].result() for i in range(1, threads)]
 
 
-def _is_dense(w: Tensor) -> bool:
-    return w.is_contiguous() or w.is_contiguous(memory_format=torch.channels_last)
+def _exchange(w: Tensor, packed: Tensor, vectors: int, threads: int, back: bool) -> None:
+    """Write w [outputs, channels, k, k] to packed [parts, k, k, channels, block], or `back`."""
+    block = packed.shape[-1]
+    lanes, rows = block // vectors, w[0].numel()
+    if len(w) % block or rows % lanes or not w.is_contiguous(memory_format=torch.channels_last):
+        for part in range(len(packed)):
+            piece = w[part * block : (part + 1) * block].permute(0, 2, 3, 1)
+            place = packed[part].permute(3, 0, 1, 2)[: len(piece)]
+            piece.copy_(place) if back else place.copy_(piece)
+        return
+    arrays = _flat(w.permute(0, 2, 3, 1)), _flat(packed)
+    _in_parallel(lambda i, lo, hi: _arrange(*arrays, lo, hi, rows, vectors, back), len(w) // lanes, threads)
 
 
-def _rows(w: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """Weights as [outputs, rows], a view if they are contiguous or channels-last, and the rows' steps of `_forward`."""
-    if not w.is_contiguous() and _is_dense(w):
-        return w.permute(0, 2, 3, 1).flatten(1), (1, w.shape[1])
-    return w.reshape(len(w), -1), (w[0, 0].numel(), 1)
+def forward(x: Tensor, w: Tensor, bias: Tensor | None, shape: Shape, threads: int, density: float) -> Tensor:
+    """x [n, channels, height, width], channels last; w [outputs, channels, kernel, kernel] -> y, channels last.
 
-
-def _blocks(w: Tensor, packed: Tensor, block: int):
-    """Pairs of views of the same weights: in w [outputs, rows], in packed [parts, rows, block] transposed."""
-    for part in range(len(packed)):
-        piece = w[part * block : (part + 1) * block]
-        yield piece, packed[part].t()[: len(piece)]
-
-
-def forward(x: Tensor, w: Tensor, bias: Tensor | None, shape: Shape, threads: int) -> Tensor:
-    """x [n, channels, height, width], channels last; w [outputs, channels, kernel, kernel] -> y, channels last."""
-    vectors, rows, images = shape.forward_cut()
+    density: about what part of x is not zero.
+    """
+    vectors, *cut = shape.forward_cut(density)
     parts, block = shape.parts(vectors)
-    w, steps = _rows(w)
-    packed = w.new_empty(parts, w.shape[1], block)
-    for piece, place in _blocks(w, packed, block):
-        place.copy_(piece)
+    packed = w.new_empty(parts, shape.kernel, shape.kernel, shape.channels, block)
+    _exchange(w, packed, vectors, threads, back=False)
     padded = w.new_zeros(parts * block)
     if bias is not None:
         padded[: shape.outputs] = bias
     y = w.new_empty(shape.n, shape.out_height, shape.out_width, shape.outputs)
     arrays = [_flat(t) for t in (x.permute(0, 2, 3, 1), packed, padded, y)]
-    _in_parallel(
-        lambda i, lo, hi: _forward(*arrays, lo, hi, *shape.arguments, vectors, rows, images, *steps), shape.n, threads
-    )
+    _in_parallel(lambda i, lo, hi: _forward(*arrays, lo, hi, *shape.arguments, vectors, *cut), shape.n, threads)
     return y.permute(0, 3, 1, 2)
 
 
-def weight_gradient(x: Tensor, gy: Tensor, w: Tensor, shape: Shape, threads: int, quantum: float = 1.0) -> Tensor:
+def weight_gradient(
+    x: Tensor, gy: Tensor, w: Tensor, shape: Shape, threads: int, density: float, quantum: float = 1.0
+) -> Tensor:
     """Gradient of w, in w's memory format, from x and the output's gradient, both channels last.
 
-    x: of w's type, or bytes worth `quantum` each (see `to_bytes`).
+    x: of w's type, or bytes worth `quantum` each (see `to_bytes`); density: about what part of it is not zero.
     """
-    vectors, images = shape.gradient_cut()
+    vectors, *cut = shape.gradient_cut(density)
     parts, block = shape.parts(vectors)
     threads = min(threads, shape.n)
-    gradient = torch.empty_like(w) if _is_dense(w) else w.new_empty(w.shape)
-    dw, steps = _rows(gradient)
-    packed = w.new_zeros(threads, parts, dw.shape[1], block)
+    packed = w.new_zeros(threads, parts, shape.kernel, shape.kernel, shape.channels, block)
     inputs, outputs = (_flat(t.permute(0, 2, 3, 1)) for t in (x, gy))
     quantum = outputs.dtype.type(quantum)
     _in_parallel(
         lambda i, lo, hi: _weight_gradient(
-            inputs, quantum, outputs, _flat(packed[i]), lo, hi, *shape.arguments, vectors, images, *steps
+            inputs, quantum, outputs, _flat(packed[i]), lo, hi, *shape.arguments, vectors, *cut
         ),
         shape.n, threads,
     )  # fmt: skip
-    for piece, place in _blocks(dw, packed[0] if threads == 1 else packed.sum(0), block):
-        piece.copy_(place)
+    gradient = torch.empty_like(w)
+    _exchange(gradient, packed[0] if threads == 1 else packed.sum(0), vectors, threads, back=True)
     return gradient
 
 
