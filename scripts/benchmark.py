@@ -3,7 +3,7 @@
 
     python scripts/benchmark.py data [rounds=N]
     python scripts/benchmark.py neuron [rounds=N]
-    python scripts/benchmark.py startup [rounds=N]
+    python scripts/benchmark.py startup [rounds=N] [base=DIR]     # DIR: another checkout, to compare with
     python scripts/benchmark.py step [rounds=N]
 
 How it is timed: one thread, CPU time of the process, the order shuffled in every round, medians over the
@@ -741,11 +741,11 @@ def bench_neuron(rounds: int = 25) -> None:
     bench_neuron(rounds, peer, machine, OUT)
 
 
-def bench_startup(rounds: int = 5) -> None:
-    """What a fresh process costs."""
+def bench_startup(rounds: int = 5, base: str | None = None) -> None:
+    """What a fresh process costs, and the README's first command, if asked beside that of another checkout."""
     from benchmark_neuron import bench_startup
 
-    bench_startup(rounds, machine, OUT)
+    bench_startup(rounds, machine, OUT, base)
 
 
 SUBCOMMANDS: dict[str, Callable[..., None]] = {
@@ -765,10 +765,13 @@ def main(arguments: list[str]) -> int:
     options = {}
     for argument in arguments[1:]:
         key, _, value = argument.partition("=")
-        if key != "rounds" or not value.isdecimal() or int(value) < 3:
-            print(f"{argument} is not an option; rounds=N (3 or more) is", file=sys.stderr)
+        if key == "base" and value and arguments[0] == "startup":
+            options[key] = value
+        elif key == "rounds" and value.isdecimal() and int(value) >= 3:
+            options[key] = int(value)
+        else:
+            print(f"{argument} is not an option; rounds=N (3 or more) is, and base=DIR of startup", file=sys.stderr)
             return 2
-        options[key] = int(value)
     try:
         SUBCOMMANDS[arguments[0]](**options)
     except UserError as error:

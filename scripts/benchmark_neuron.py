@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from benchmark import timings
 
+from snn_repro.errors import UserError
+
 SHAPES = [(4, 32, 64, 32, 32), (10, 16, 128, 24, 24), (4, 32, 512, 4, 4), (8, 16, 64, 32, 32), (16, 8, 64, 32, 32)]
 IMP_SHAPES = [(t, b, *s) for t in (4, 8, 16) for b, s in ((16, (512, 4, 4)), (16, (256, 8, 8)), (16, (64, 32, 32)))]
 
@@ -392,73 +394,125 @@ def write_neuron(facts, sections, normed, overhead, rounds, out: Path) -> None:
 
 # ------------------------------------------------------------------ startup
 
-QUICK = ["logger.mode=disabled", "recipe.epochs=1", "debug.max_steps=1", "debug.max_eval_batches=1", "resume=never"]
-REFERENCE = "import snn_repro.neurons.backends as b; b.resolve_backend = lambda *a: 'torch'; "
-TRAIN = "import sys; from snn_repro.train import main; sys.exit(main())"
+TRAIN = ("-m", "snn_repro.train")
+ONE_STEP = (*TRAIN, "recipe.epochs=1", "debug.max_steps=1", "debug.max_eval_batches=1")
+IMPORT, HELP, STEP, FIRST = "import torch", "train --help", "one training step", "the first command"
 
 
-def bench_startup(rounds: int, machine, out: Path) -> None:
-    """Fresh processes: what a command costs before it computes, and what compiling the neurons adds once."""
-    root = Path(__file__).resolve().parents[1]
+def checkout(folder: str) -> str:
+    """What to call another checkout of this repository: its commit. Raises UserError where there is none."""
+    if not Path(folder, "snn_repro", "train.py").is_file():
+        raise UserError(
+            f"base={folder} holds no snn_repro; give the folder of another checkout (git worktree add DIR COMMIT)"
+        )
+    asked = subprocess.run(["git", "-C", folder, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return f"commit {asked.stdout.strip()}" if asked.returncode == 0 else "another checkout"
+
+
+def bench_startup(rounds: int, machine, out: Path, base: str | None = None) -> None:
+    """Fresh processes: what a command costs before it computes, what compiling adds once, and the README's first command.
+
+    The first command runs with seed 0 in the first round, 1 in the second, and so on, so that its accuracy is a mean
+    over seeds. base: the folder of another checkout, whose commands run in the same shuffled rounds.
+    """
+    ours = Path(__file__).resolve().parents[1]
+    load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        counter = iter(range(10**6))
+        accuracies: dict[str, list[float]] = {}
 
-        def command(code: str, *arguments: str, cache: str = "warm") -> Callable[[], None]:
-            def call():
-                n = next(counter)
-                cached = folder / (cache if cache == "warm" else f"cache{n}")
-                environment = {**os.environ, "NUMBA_CACHE_DIR": str(cached), "PYTHONPATH": str(root)}
-                placed = [a.replace("RUN", str(folder / f"run{n}")) for a in arguments]
-                subprocess.run(
-                    [sys.executable, "-c", code, *placed],
-                    cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                )  # fmt: skip
+        def command(name: str, *arguments: str, tree: str | Path = ours, cold: bool = False) -> Callable[[int], None]:
+            def call(seed: int) -> None:
+                run = Path(tempfile.mkdtemp(dir=folder))
+                keys = [] if name.startswith((HELP, IMPORT)) else [f"seed={seed}", f"hydra.run.dir={run}/run"]
+                environment = {**os.environ, "PYTHONPATH": str(tree), "NUMBA_CACHE_DIR": str(run if cold else folder)}
+                done = subprocess.run(
+                    [sys.executable, *arguments, *keys], cwd=run, env=environment, capture_output=True, text=True
+                )
+                if done.returncode:
+                    raise UserError(f"{name} ended with exit code {done.returncode}: {done.stderr.strip()[-300:]}")
+                if name.startswith(FIRST):
+                    result = json.loads((run / "run" / "result.json").read_text())
+                    accuracies.setdefault(name, []).append(result["acc_last"])
 
             return call
 
-        run = (*QUICK, "hydra.run.dir=RUN")
-        whole = ("logger.mode=disabled", "resume=never", "hydra.run.dir=RUN")
         cases = {
-            "import snn_repro": command("import snn_repro"),
-            "train --help": command(TRAIN, "--help"),
-            "one training step": command(TRAIN, *run),
-            "one training step, backend=torch": command(REFERENCE + TRAIN, *run),
-            "one training step, kernels not compiled yet": command(TRAIN, *run, cache="cold"),
-            "the first command (digits)": command(TRAIN, *whole),
-            "the first command (digits), backend=torch": command(REFERENCE + TRAIN, *whole),
-            "the first command (digits), kernels not compiled yet": command(TRAIN, *whole, cache="cold"),
+            name: command(name, *arguments, cold="compiled" in name)
+            for name, arguments in {
+                FIRST: TRAIN,
+                f"{FIRST} again": TRAIN,
+                f"{FIRST}, kernels not compiled yet": TRAIN,
+                f"{FIRST}, logger.mode=disabled": (*TRAIN, "logger.mode=disabled"),
+                STEP: ONE_STEP,
+                HELP: (*TRAIN, "--help"),
+                IMPORT: ("-c", IMPORT),
+            }.items()
         }
+        if base is not None:
+            other = checkout(base)
+            for name, arguments in ((FIRST, TRAIN), (STEP, ONE_STEP), (HELP, (*TRAIN, "--help"))):
+                name = f"{name}, {other}"
+                cases[name] = command(name, *arguments, tree=Path(base).resolve())
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
-        cases["one training step"]()  # compile once
+        for call in cases.values():
+            call(0)  # compile, measure the convolutions, fill the system's file cache
+        accuracies.clear()
         order = list(cases)
         shuffle = random.Random(0).shuffle
-        for _ in range(rounds):
+        for seed in range(rounds):
             shuffle(order)
             for name in order:
                 used, start = os.times(), time.perf_counter()
-                cases[name]()
+                cases[name](seed)
                 now = os.times()
                 cpu = now.children_user + now.children_system - used.children_user - used.children_system
                 times[name].append((cpu, time.perf_counter() - start))
-    values = {
-        name: {"cpu_seconds": statistics.median(c for c, _ in t), "wall_seconds": statistics.median(w for _, w in t)}
-        for name, t in times.items()
-    }
-    facts = machine("torch", "numba", "spikingjelly")
-    facts["load"] = f"{os.getloadavg()[0]:.1f} after, on {facts['cores']} cores"
+    rows = {}
+    for name, measured in times.items():
+        cpu, wall = zip(*measured, strict=True)
+        low, middle, high = quartiles(list(cpu))
+        rows[name] = {"cpu_seconds": middle, "quartiles": [low, high], "wall_seconds": statistics.median(wall)}
+        if name in accuracies:
+            rows[name] |= {"accuracy": accuracies[name]}
+    facts = machine("torch", "numba", "spikingjelly", "wandb", "hydra-core")
+    facts["load"] = f"{load_before:.1f} before, {os.getloadavg()[0]:.1f} after, on {facts['cores']} cores"
+    write_startup(facts, rows, rounds, None if base is None else other, out)
+
+
+def write_startup(facts, rows, rounds, other: str | None, out: Path) -> None:
+    asked = f"startup rounds={rounds}" + (" base=DIR" if other else "")
     lines = [
-        "# Start-up",
+        "# Start-up and the first command",
         "",
-        f"Made by `python scripts/benchmark.py startup rounds={rounds}`: fresh processes, one thread, medians.",
+        f"Made by `python scripts/benchmark.py {asked}`: fresh processes with one thread, CPU time of the process and its",
+        "children, shuffled order, medians; `again` times the first command twice (A/A control). The first command is the",
+        f"README's, `python -m snn_repro.train`, with seeds 0 to {rounds - 1}: its accuracy is mean ± standard deviation.",
+        *([f"{other} of this repository ran in the same rounds."] if other else []),
         "",
+        *(f"- {key}: {value}" for key, value in facts.items()),
+        "",
+        "| command | CPU s | quartiles | wall s | CPU time / ours | test accuracy |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
-    lines += [*(f"- {k}: {v}" for k, v in facts.items()), "", "| command | CPU s | wall s |", "| --- | --- | --- |"]
-    lines += [f"| {n} | {v['cpu_seconds']:.2f} | {v['wall_seconds']:.2f} |" for n, v in values.items()]
+    for name, row in rows.items():
+        low, high = row["quartiles"]
+        ours = next(n for n in (FIRST, STEP, HELP, IMPORT) if name.startswith(n))
+        cells = [name, f"{row['cpu_seconds']:.2f}", f"{low:.2f}-{high:.2f}", f"{row['wall_seconds']:.2f}"]
+        cells += [f"{row['cpu_seconds'] / rows[ours]['cpu_seconds']:.2f}" if name != ours else ""]
+        found = [100 * value for value in row.get("accuracy", [])]
+        cells += [f"{statistics.mean(found):.2f} ± {statistics.stdev(found):.2f} %" if found else ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    if other:
+        before, after = rows[f"{FIRST}, {other}"], rows[FIRST]
+        ratios = [before[key] / after[key] for key in ("cpu_seconds", "wall_seconds")]
+        sentence = (
+            f"The first command takes {ratios[0]:.2f} times less CPU time than {other}, and {ratios[1]:.2f} times "
+        )
+        lines += ["", f"{sentence}less wall time."]
     out.mkdir(parents=True, exist_ok=True)
-    (out / "startup.json").write_text(
-        json.dumps({"machine": facts, "rounds": rounds, "cases": values}, indent=1) + "\n"
-    )
+    content = {"machine": facts, "rounds": rounds, "base": other, "cases": rows}
+    (out / "startup.json").write_text(json.dumps(content, indent=1) + "\n")
     text = "\n".join(lines) + "\n"
     (out / "startup.md").write_text(text)
     print(text)

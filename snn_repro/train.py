@@ -525,16 +525,30 @@ class Precision:
         amp = config.recipe.amp
         if amp == "auto":
             amp = "fp16" if device.type == "cuda" else "off"
-        if amp != "off" and device.type == "cpu":
+        if device.type == "cpu" and amp == "fp16":
+            raise ConfigError("recipe.amp=fp16 is for a GPU; on a CPU use recipe.amp=off, or bf16 where it has the units")
+        if device.type == "cpu" and amp == "bf16" and not has_bf16_units():
             raise ConfigError(
-                f"recipe.amp={amp} on a CPU is many times slower than float32; use recipe.amp=off or auto"
+                "recipe.amp=bf16 on this CPU is many times slower than float32: it has no bfloat16 units (AVX512-BF16 or "
+                "AMX); use recipe.amp=off or auto"
             )
-        if amp == "bf16" and not torch.cuda.is_bf16_supported():
+        if device.type == "cuda" and amp == "bf16" and not torch.cuda.is_bf16_supported():
             raise ConfigError("recipe.amp=bf16 but this GPU has no bfloat16; use recipe.amp=fp16")
         self.name = {"off": "float32", "fp16": "fp16 autocast", "bf16": "bf16 autocast"}[amp]
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
         dtype = torch.float16 if amp == "fp16" else torch.bfloat16
         self.autocast = lambda: torch.autocast(device.type, dtype=dtype, enabled=amp != "off")
+
+
+def has_bf16_units() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware, as far as torch can tell."""
+    import torch
+
+    if hasattr(torch.cpu, "get_capabilities"):
+        found = torch.cpu.get_capabilities()
+        return any(found.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+    older = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # some versions of torch have both, one or none
+    return any(getattr(torch.cpu, name, bool)() for name in older)
 
 
 def seed_everything(config: Config) -> None:

@@ -274,10 +274,62 @@ def test_help_starts_without_torch():
     assert time.perf_counter() - started < 30  # a hang, not a timing: it takes well under a second
 
 
-def test_device_and_precision_are_refused_where_they_do_not_exist(quick):
+def test_device_and_precision_are_refused_where_they_do_not_exist(quick, monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(UserError, match="device=cuda"):
         run(quick("device=cuda"))
-    with pytest.raises(UserError, match="recipe.amp=bf16"):
-        run(quick("recipe.amp=bf16", "resume=never"))
+    monkeypatch.setattr(train, "has_bf16_units", lambda: False)
+    for amp in ("bf16", "fp16"):
+        with pytest.raises(UserError, match=f"recipe.amp={amp}"):
+            run(quick(f"recipe.amp={amp}", "resume=never"))
+
+
+def test_bf16_units_are_found_as_each_version_of_torch_tells(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_bf16": False}, raising=False)
+    assert not train.has_bf16_units()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert train.has_bf16_units()
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
+    assert not train.has_bf16_units()
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+    assert train.has_bf16_units()
+
+
+def test_bf16_on_a_cpu_keeps_the_fused_neuron_and_float32_states(quick, tmp_path, monkeypatch, caplog):
+    """A processor without the units computes the same, slowly: the test says that it has them."""
+    from torch.nn import BatchNorm2d, Conv2d
+
+    from snn_repro.neurons import backends, fused
+
+    monkeypatch.setattr(train, "has_bf16_units", lambda: True)
+    convolutions, norms, potentials, update = set(), set(), set(), fused.update
+
+    def watch(module, inputs, output):
+        if torch.is_autocast_enabled("cpu") and isinstance(module, Conv2d | BatchNorm2d):
+            forms = convolutions if isinstance(module, Conv2d) else norms
+            forms.add((output.dtype, output.is_contiguous(memory_format=torch.channels_last)))
+
+    def watched(x, *arguments):
+        spikes, v = update(x, *arguments)
+        potentials.add((x.dtype, spikes.dtype, v.dtype))
+        return spikes, v
+
+    monkeypatch.setattr(fused, "update", watched)
+    monkeypatch.setattr(backends.reference, "update", lambda *_: pytest.fail("a neuron left the fused path"))
+    hook = torch.nn.modules.module.register_module_forward_hook(watch)
+    with hook, caplog.at_level("INFO", "snn_repro"):
+        result = run(quick("recipe.amp=bf16", "recipe.epochs=1"))
+    assert result.precision == "bf16 autocast" and "cpu, bf16 autocast, neurons by cpu" in caplog.text
+    assert convolutions == norms == {(torch.bfloat16, True)}
+    assert potentials == {(dtype, dtype, torch.float32) for dtype in (torch.bfloat16, torch.float32)}  # and evaluation
+    state = torch.load(tmp_path / "run" / "checkpoint_last.pt", weights_only=True)["model"]
+    assert {v.dtype for v in state.values() if v.is_floating_point()} == {torch.float32}
+    assert math.isfinite(result.loss_last)
+
+
+def test_auto_is_float32_on_a_cpu(quick, monkeypatch):
+    monkeypatch.setattr(train, "has_bf16_units", lambda: True)
+    assert train.Precision(quick("recipe.amp=auto"), torch.device("cpu")).name == "float32"

@@ -107,6 +107,11 @@ def repeat_steps(x: Tensor, timesteps: int) -> Tensor:
     return x.expand(timesteps, *x.shape[1:])
 
 
+def last(x: Tensor) -> Tensor:
+    """The last step [1, B, C, H, W] of x [T, B, C, H, W]; its gradient comes back channels last, as the layers before run."""
+    return x.movedim(2, -1)[-1:].movedim(-1, 2)
+
+
 def init_head(head: nn.Linear, head_init: str) -> None:
     """Initialise a classifier: "torch" keeps torch's own weights, "normal01" draws N(0, 0.01) with bias 0."""
     if choice("head_init", head_init, ("torch", "normal01")) == "normal01":

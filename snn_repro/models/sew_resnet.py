@@ -12,6 +12,7 @@ from snn_repro.models.common import (
     boolean,
     init_head,
     kaiming_fan_out,
+    last,
     output_size,
     over_time,
 )
@@ -153,4 +154,4 @@ class SEWResNet(SpikingNetwork):
         x = over_time(x, self.pool)
         for block in (*self.layer1, *self.layer2, *self.layer3, *self.layer4):
             x = self.through(x, block)
-        return self.fc((x[-1:] if last_step else x).mean((-2, -1)))
+        return self.fc((last(x) if last_step else x).mean((-2, -1)))

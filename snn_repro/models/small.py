@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from snn_repro.errors import UserError
-from snn_repro.models.common import SpikingNetwork, kaiming_fan_out, output_size, over_time
+from snn_repro.models.common import SpikingNetwork, kaiming_fan_out, last, output_size, over_time
 from snn_repro.models.norms import BN
 from snn_repro.models.pooling import AvgPool2d
 from snn_repro.neurons import build_neuron
@@ -45,7 +45,7 @@ class Small(SpikingNetwork):
         x = self.fire(over_time(x, self.conv1), self.bn1, self.sn1, timesteps)
         x = self.through(x, self._second)
         x = x + self.through(x, self._third)
-        return self.fc((x[-1:] if last_step else x).flatten(2))
+        return self.fc((last(x) if last_step else x).flatten(2))
 
     def _second(self, x: Tensor) -> Tensor:
         return over_time(self.fire(over_time(x, self.conv2), self.bn2, self.sn2), self.pool)

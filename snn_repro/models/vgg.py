@@ -11,6 +11,7 @@ from snn_repro.models.common import (
     choice,
     init_head,
     kaiming_fan_out,
+    last,
     over_time,
 )
 from snn_repro.models.norms import NORMS
@@ -85,8 +86,8 @@ class VGG(SpikingNetwork):
             if isinstance(layer, ConvNorm):
                 x = self.through(x, partial(self._stage, layer, following))
             elif isinstance(layer, OverTime):
-                x = layer(x[-1:] if last_step and following is None else x)
-        return x[-1:] if last_step else x
+                x = layer(last(x) if last_step and following is None else x)
+        return last(x) if last_step else x
 
     def _stage(self, layer: ConvNorm, neuron: nn.Module, x: Tensor) -> Tensor:
         return self.fire(over_time(x, layer.conv), layer.norm, neuron)
