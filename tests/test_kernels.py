@@ -106,6 +106,18 @@ def test_shapes_with_shared_own_and_no_initial_potential(shape):
         assert_same("cpu", x, v0, PUBLISHED["if"])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("stream", [False, True], ids=["", "around the cache"])
+@pytest.mark.parametrize("size", [15, 16, 32, 63, 64, 65, 96, 160, 16384 + 32])
+def test_neurons_that_do_not_fill_the_registers(size, stream, dtype, monkeypatch):
+    from snn_repro.neurons import cpu
+
+    monkeypatch.setattr(cpu, "STREAM_BYTES", 0 if stream else 2**40)
+    x, v0 = noise(3, 2, size, dtype=dtype), noise(size, seed=1)
+    assert_same("cpu", x, v0, PUBLISHED["if"])
+    assert_same("cpu", x[:, :1], None, PUBLISHED["if"])
+
+
 @pytest.mark.parametrize("backend", ["torch", "cpu"])
 def test_an_empty_batch(backend):
     neuron = build_neuron("if", imp=True, state_shape=(3, 4), backend=backend)
@@ -259,6 +271,34 @@ def test_the_operator_keeps_torchs_rules():
     settings = ("cpu", "if", "atan", 2.0, False, 1.0, None, False, 0.25)
     for v0 in (None, noise(4, 5).requires_grad_(), noise(2, 4, 5).requires_grad_()):
         torch.library.opcheck(torch.ops.snn_repro.neuron.default, (x, v0, *settings))
+
+
+def test_without_the_dispatcher_the_layer_is_the_same():
+    """Ordinary tensors skip it, under a dispatch mode (here a counter of operators) the operator is seen."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Names(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.names = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.names.append(function.name())
+            return function(*args, **(kwargs or {}))
+
+    x, v0 = noise(3, 2, 4, 5), noise(4, 5, seed=1)
+    plain = differentiate("cpu", x, v0, PUBLISHED["if"])
+    with Names() as mode:
+        counted = differentiate("cpu", x, v0, PUBLISHED["if"])
+    assert {"snn_repro::neuron", "snn_repro::neuron_backward"} <= set(mode.names)
+    assert all(torch.equal(a, b) for a, b in zip(plain, counted, strict=True))
+
+
+def test_a_second_derivative_is_refused():
+    x = noise(3, 2, 4).requires_grad_()
+    (grad,) = torch.autograd.grad(run(x, None, PUBLISHED["if"], "cpu")[0].sum(), x, create_graph=True)
+    with pytest.raises(UserError, match="no second derivative; use neuron.backend=torch"):
+        grad.sum().backward()
 
 
 def test_a_compiled_layer():

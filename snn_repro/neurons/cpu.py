@@ -34,7 +34,7 @@ AHEAD = 256  # bytes between what is read and what is fetched
 PIECE = 256  # blocks are a multiple of this
 LEAST, MOST = 1024, 16384  # neurons in a block
 KEPT = 16384  # potentials that a block keeps for the backward pass, over all steps: 64 KiB
-STREAM_BYTES = 4 * 2**20  # outputs this large are written around the cache
+STREAM_BYTES = 6 * 2**20  # outputs this large are written around the cache
 SHARE = 65536  # neuron-steps that are worth a thread
 
 
@@ -91,6 +91,22 @@ def _prefetch(typing, address):
             builder.module, kind, "llvm.prefetch.p0"
         )
         builder.call(function, [builder.inttoptr(args[0], i8), *(ir.Constant(i32, n) for n in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), generate
+
+
+@intrinsic
+def _prefetch_to_write(typing, address):
+    """The same for a line that will be written."""
+
+    def generate(context, builder, signature, args):
+        i8, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [i8, i32, i32, i32])
+        function = builder.module.globals.get("llvm.prefetch.p0") or ir.Function(
+            builder.module, kind, "llvm.prefetch.p0"
+        )
+        builder.call(function, [builder.inttoptr(args[0], i8), *(ir.Constant(i32, n) for n in (1, 3, 1))])
         return context.get_dummy_value()
 
     return types.void(types.intp), generate
@@ -313,6 +329,12 @@ def _fetch(address, half):
 
 
 @_helper
+def _fetch_to_write(address, half):
+    for line in range(0, (2 if half else 4) * LANES, 64):
+        _prefetch_to_write(address + line)
+
+
+@_helper
 def _charge(v, x, leak, family):
     if family == 0:
         return v + x
@@ -421,6 +443,8 @@ def _forward(kind: Kind):
                         fires = _fires(h, v_threshold, strict)
                         v = _reset(h, fires, v_threshold, v_reset, hard)
                         _store(s_at, _select(fires, np.float32(1), np.float32(0)), count, half, stream)
+                        if not stream:
+                            _fetch_to_write(s_at + AHEAD, half)
                         x_at += wide * x_t
                         s_at += wide * batch * size
                     _store(v_last + 4 * at, v, count, False, stream)
@@ -486,6 +510,8 @@ def _backward(kind: Kind, detach: bool, surrogate_name: str):
                         elif family == 2:
                             gv = leak * gv
                         _store(gx_at, gi, count, half, stream)
+                        if not stream:
+                            _fetch_to_write(gx_at + AHEAD, half)
                     if gv0:
                         if v0_b > 0:
                             _store(gv0 + 4 * at, gv, count, False, False)

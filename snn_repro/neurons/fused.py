@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from snn_repro.errors import UserError
 from snn_repro.neurons.dynamics import Dynamics
 
 
@@ -47,13 +47,8 @@ def update(x: Tensor, v0: Tensor | None, dynamics: Dynamics, backend: str) -> tu
 
 
 def _eager(x: Tensor) -> bool:
-    """Whether x is an ordinary tensor that nobody traces, transforms or counts."""
-    return (
-        not torch.compiler.is_compiling()
-        and type(x) in (Tensor, nn.Parameter)
-        and not is_in_torch_dispatch_mode()
-        and not torch._C._are_functorch_transforms_active()
-    )
+    """Whether x is an ordinary tensor that nobody traces or counts."""
+    return not torch.compiler.is_compiling() and type(x) in (Tensor, nn.Parameter) and not is_in_torch_dispatch_mode()
 
 
 # ---------------------------------------------------------------- memory
@@ -208,12 +203,18 @@ def _differentiate(ctx, gs, gv_last):
     if gs is None:
         gs = torch.zeros((), dtype=x.dtype, device=x.device).expand(x.shape)
     needs_v0 = ctx.needs_input_grad[1]
-    run = _neuron_backward if _eager(gs) else torch.ops.snn_repro.neuron_backward
+    ordinary = _eager(gs) and not torch.is_grad_enabled()  # enabled: someone may ask for a second derivative
+    run = _neuron_backward if ordinary else torch.ops.snn_repro.neuron_backward
     gx, gv0 = run(gs, gv_last, needs_v0, x, v0, *ctx.settings)
     return gx, gv0 if needs_v0 else None, *(None for _ in ctx.settings)
 
 
+def _differentiate_twice(ctx, *grads):
+    raise UserError("The fused spiking layer has no second derivative; use neuron.backend=torch for one.")
+
+
 torch.library.register_autograd("snn_repro::neuron", _differentiate, setup_context=_setup)
+torch.library.register_autograd("snn_repro::neuron_backward", _differentiate_twice)
 
 
 class _Layer(torch.autograd.Function):
@@ -224,7 +225,7 @@ class _Layer(torch.autograd.Function):
         _setup(ctx, (x, v0, *settings), None)
         return _neuron(x, v0, *settings)
 
-    backward = staticmethod(once_differentiable(_differentiate))
+    backward = staticmethod(_differentiate)
 
 
 # ---------------------------------------------------------------- the CPU
