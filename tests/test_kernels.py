@@ -356,8 +356,9 @@ def test_the_reference_differentiates_any_smooth_spike_exactly():
     x = noise(3, 2, 4, dtype=torch.float64).requires_grad_()
     v0 = noise(4, seed=1, dtype=torch.float64).requires_grad_()
     for d in (*PUBLISHED.values(), *SOME):
-        smooth = d._replace(spike=lambda z: torch.sigmoid(3 * z), detach_reset=False)
-        assert torch.autograd.gradcheck(lambda x, v0, d=smooth: dynamics.update(x, v0, d)[:2], (x, v0))
+        for spike in (lambda z: torch.sigmoid(3 * z), lambda z: torch.atan(3 * z)):
+            smooth = d._replace(spike=spike, detach_reset=False)
+            assert torch.autograd.gradcheck(lambda x, v0, d=smooth: dynamics.update(x, v0, d)[:2], (x, v0))
 
 
 # reference values
@@ -366,10 +367,14 @@ def test_the_reference_differentiates_any_smooth_spike_exactly():
 @pytest.mark.parametrize("backend", ["torch", "cpu", "spikingjelly"])
 @pytest.mark.parametrize("key", GOLDEN["cases"])
 def test_golden_neurons(key, backend):
+    if backend == "spikingjelly" and GOLDEN["cases"][key]["family"] == "leaky":
+        pytest.skip("spikingjelly has no such neuron")
+    assert_golden(key, backend)
+
+
+def assert_golden(key, backend):
     golden = GOLDEN["cases"][key]
     settings = golden["settings"] | {"backend": backend}
-    if backend == "spikingjelly" and golden["family"] == "leaky":
-        pytest.skip("spikingjelly has no such neuron")
     neuron = build_neuron(golden["family"], imp=True, state_shape=torch.tensor(GOLDEN["imp"]).shape, **settings)
     with torch.no_grad():
         neuron.imp.copy_(torch.tensor(GOLDEN["imp"]))
@@ -496,6 +501,8 @@ def test_triton_in_its_interpreter():
 
 
 def interpret_triton():
+    for key in GOLDEN["cases"]:
+        assert_golden(key, "triton")
     for d in (*PUBLISHED.values(), *SOME):
         assert_same("triton", noise(3, 2, 45), noise(45, seed=1), d)
     d = PUBLISHED["if"]
