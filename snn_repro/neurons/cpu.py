@@ -1,12 +1,12 @@
 """A whole spiking layer over all time steps in one pass over memory, on the CPU: `forward` and `backward`.
 
-numba compiles the two loops below for one kind of neuron at its first use and keeps the result on disk. They
-work on blocks of neurons whose potentials stay in the cache: the inputs of all steps stream through once, and
-the backward pass recomputes the potentials from them, so nothing but the input has to be saved.
+numba compiles the two loops below for one kind of neuron at its first use and keeps the result on disk. They take a
+few vectors of neurons at a time through all steps: potentials stay in registers, and the backward pass recomputes
+them from the inputs, so nothing but the input has to be saved.
 
-Two things make the difference between the processor's and the memory's speed: outputs that would leave the
-cache anyway are written around it (`_move64`), in pieces short enough to overlap with the next reads, and the
-inputs of the next step are fetched ahead (`_prefetch`).
+What is read next, and what is written to the cache, is fetched ahead (`_fetch`); outputs too large for the cache are
+written around it. numba has no type for a vector register, so this module adds one, on which the state equation's
+pieces (`_charge` and so on) work as on single numbers.
 
 Arithmetic and its order are those of `dynamics.py`, without fused multiply-add: the spikes are the same bits.
 Importing this module imports numba; `fused.py` does so when the first layer runs.
@@ -34,7 +34,7 @@ AHEAD = 256  # bytes between what is read and what is fetched
 PIECE = 256  # blocks are a multiple of this
 LEAST, MOST = 1024, 16384  # neurons in a block
 KEPT = 16384  # potentials that a block keeps for the backward pass, over all steps: 64 KiB
-STREAM_BYTES = 4 * 2**20  # outputs this large are written around the cache
+STREAM_BYTES = 6 * 2**20  # outputs this large are written around the cache
 SHARE = 65536  # neuron-steps that are worth a thread
 
 
@@ -80,20 +80,28 @@ def _move64(typing, to, source):
     return types.void(types.intp, types.intp), generate
 
 
-@intrinsic
-def _prefetch(typing, address):
-    """Start to load a cache line; any address is allowed."""
-
+def _prefetching(write: int):
     def generate(context, builder, signature, args):
         i8, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [i8, i32, i32, i32])
-        function = builder.module.globals.get("llvm.prefetch.p0") or ir.Function(
-            builder.module, kind, "llvm.prefetch.p0"
-        )
-        builder.call(function, [builder.inttoptr(args[0], i8), *(ir.Constant(i32, n) for n in (0, 3, 1))])
+        name = "llvm.prefetch.p0"
+        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        builder.call(function, [builder.inttoptr(args[0], i8), *(ir.Constant(i32, n) for n in (write, 3, 1))])
         return context.get_dummy_value()
 
-    return types.void(types.intp), generate
+    return generate
+
+
+@intrinsic
+def _prefetch(typing, address):
+    """Start to load a cache line; any address is allowed."""
+    return types.void(types.intp), _prefetching(0)
+
+
+@intrinsic
+def _prefetch_to_write(typing, address):
+    """The same for a line that will be written."""
+    return types.void(types.intp), _prefetching(1)
 
 
 @intrinsic
@@ -104,7 +112,7 @@ def _keep(typing, array):
 
 @intrinsic
 def _fence(typing):
-    """Make what `_move64` wrote visible to other threads."""
+    """Make what was written around the cache visible to other threads."""
 
     def generate(context, builder, signature, args):
         builder.fence("seq_cst")
@@ -116,6 +124,8 @@ def _fence(typing):
 # ---------------------------------------------------------------- vectors of neurons
 
 # LANES float32 in registers, as a type of numba's: `_charge` and the others below work on one number or on these.
+# numba keeps compiled loops by the date of the file they stand in: one that uses these pieces from another file has to
+# be compiled anew (its cache deleted) when they change.
 
 
 class _Lanes(types.Type):
@@ -313,9 +323,16 @@ def _store(address, value, count, half, around):
 
 @_helper
 def _fetch(address, half):
-    """Start to load LANES values."""
+    """Start to load LANES values that will be read."""
     for line in range(0, (2 if half else 4) * LANES, 64):
         _prefetch(address + line)
+
+
+@_helper
+def _fetch_to_write(address, half):
+    """Start to load what LANES values will be written to."""
+    for line in range(0, (2 if half else 4) * LANES, 64):
+        _prefetch_to_write(address + line)
 
 
 @_helper
@@ -343,7 +360,8 @@ def _reset(h, fires, v_threshold, v_reset, hard):
 
 @_helper
 def _larger(a, b):
-    return _select(a > b, a, b)
+    """The larger one; a if a is not a number."""
+    return _select(b > a, b, a)
 
 
 @_helper
@@ -351,9 +369,8 @@ def _exp_of_negative(y):
     """exp(y) for y <= 0 to 2e-7: 2**n from the exponent's bits, times a polynomial (libm's would not vectorise)."""
     shift = np.float32(12582912)  # 1.5 * 2**23: adding it rounds to an integer
     n = (_larger(y * np.float32(1.44269504), np.float32(-126)) + shift) - shift
-    f = (
-        _larger(y, np.float32(-87.3)) - n * np.float32(0.693145752) - n * np.float32(1.42860677e-6)
-    )  # log 2, in two parts
+    f = _larger(y, np.float32(-87.3)) - n * np.float32(0.693145752)  # log 2, in two parts
+    f = f - n * np.float32(1.42860677e-6)
     p = np.float32(1 / 5040) * f + np.float32(1 / 720)
     p = p * f + np.float32(1 / 120)
     p = p * f + np.float32(1 / 24)
@@ -427,6 +444,8 @@ def _forward(kind: Kind):
                         fires = _fires(h, v_threshold, strict)
                         v = _reset(h, fires, v_threshold, v_reset, hard)
                         _store(s_at, _select(fires, np.float32(1), np.float32(0)), count, half, stream)
+                        if not stream:
+                            _fetch_to_write(s_at + AHEAD, half)
                         x_at += wide * x_t
                         s_at += wide * batch * size
                     _store(v_last + 4 * at, v, count, False, stream)
@@ -492,6 +511,8 @@ def _backward(kind: Kind, detach: bool, surrogate_name: str):
                         elif family == 2:
                             gv = leak * gv
                         _store(gx_at, gi, count, half, stream)
+                        if not stream:
+                            _fetch_to_write(gx_at + AHEAD, half)
                     if gv0:
                         if v0_b > 0:
                             _store(gv0 + 4 * at, gv, count, False, False)

@@ -7,14 +7,14 @@ repeated over T by `expand` is never copied). For the backward pass x alone is s
 """
 
 import math
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from snn_repro.errors import UserError
 from snn_repro.neurons.dynamics import Dynamics
 
 
@@ -42,18 +42,13 @@ def update(x: Tensor, v0: Tensor | None, dynamics: Dynamics, backend: str) -> tu
     if not _eager(x):
         return torch.ops.snn_repro.neuron(x, v0, *settings)
     if torch.is_grad_enabled() and (x.requires_grad or (v0 is not None and v0.requires_grad)):
-        return _Layer.apply(x, v0, *settings)
+        return _Layer.apply(x, v0, settings)
     return _neuron(x, v0, *settings)
 
 
 def _eager(x: Tensor) -> bool:
-    """Whether x is an ordinary tensor that nobody traces, transforms or counts."""
-    return (
-        not torch.compiler.is_compiling()
-        and type(x) in (Tensor, nn.Parameter)
-        and not is_in_torch_dispatch_mode()
-        and not torch._C._are_functorch_transforms_active()
-    )
+    """Whether x is an ordinary tensor that nobody traces or counts."""
+    return not torch.compiler.is_compiling() and type(x) in (Tensor, nn.Parameter) and not is_in_torch_dispatch_mode()
 
 
 # ---------------------------------------------------------------- memory
@@ -198,33 +193,51 @@ def _like_v0(x, v0, layout, needs_v0):
 
 
 def _setup(ctx, inputs, output) -> None:
-    x, v0, *ctx.settings = inputs
+    x, v0, *settings = inputs
+    _remember(ctx, x, v0, settings)
+
+
+def _remember(ctx, x, v0, settings) -> None:
     ctx.save_for_backward(x, v0)
+    ctx.settings = settings
     ctx.set_materialize_grads(False)  # the last potential rarely has a gradient
 
 
 def _differentiate(ctx, gs, gv_last):
+    return *_gradients(ctx, gs, gv_last), *(None for _ in ctx.settings)
+
+
+def _gradients(ctx, gs, gv_last) -> tuple[Tensor, Tensor | None]:
+    """Those of x and of v0."""
     x, v0 = ctx.saved_tensors
     if gs is None:
         gs = torch.zeros((), dtype=x.dtype, device=x.device).expand(x.shape)
     needs_v0 = ctx.needs_input_grad[1]
-    run = _neuron_backward if _eager(gs) else torch.ops.snn_repro.neuron_backward
+    ordinary = _eager(gs) and not torch.is_grad_enabled()  # enabled: someone may ask for a second derivative
+    run = _neuron_backward if ordinary else torch.ops.snn_repro.neuron_backward
     gx, gv0 = run(gs, gv_last, needs_v0, x, v0, *ctx.settings)
-    return gx, gv0 if needs_v0 else None, *(None for _ in ctx.settings)
+    return gx, gv0 if needs_v0 else None
+
+
+def _differentiate_twice(ctx, *grads):
+    raise UserError("The fused spiking layer has no second derivative; use neuron.backend=torch for one.")
 
 
 torch.library.register_autograd("snn_repro::neuron", _differentiate, setup_context=_setup)
+torch.library.register_autograd("snn_repro::neuron_backward", _differentiate_twice)
 
 
 class _Layer(torch.autograd.Function):
     """The operator with its gradient, for `_eager` tensors."""
 
     @staticmethod
-    def forward(ctx, x, v0, *settings):
-        _setup(ctx, (x, v0, *settings), None)
+    def forward(ctx, x, v0, settings):
+        _remember(ctx, x, v0, settings)
         return _neuron(x, v0, *settings)
 
-    backward = staticmethod(once_differentiable(_differentiate))
+    @staticmethod
+    def backward(ctx, gs, gv_last):
+        return *_gradients(ctx, gs, gv_last), None
 
 
 # ---------------------------------------------------------------- the CPU
@@ -244,9 +257,8 @@ def _pointer(x: Tensor | None) -> int:
 
 
 def _cpu_forward(x, v0, v0_stride, s, v_last, shape, family, strict, v_threshold, v_reset, leak) -> None:
-    from snn_repro.neurons import cpu
-
     shape, (strides,) = _merged(shape, v0_stride, x)
+    cpu = _cpu()
     kind = cpu.Kind(family, v_reset is not None, strict, x.dtype == torch.bfloat16)
     cpu.forward(
         kind, x.data_ptr(), strides, _pointer(v0), v0_stride, s.data_ptr(), v_last.data_ptr(), shape,
@@ -258,9 +270,8 @@ def _cpu_backward(
     gs, gv_last, x, v0, v0_stride, gx, gv0, shape,
     family, surrogate, width, strict, v_threshold, v_reset, detach_reset, leak,
 ) -> None:  # fmt: skip
-    from snn_repro.neurons import cpu
-
     shape, (strides, gs_strides) = _merged(shape, v0_stride, x, gs)
+    cpu = _cpu()
     kind = cpu.Kind(family, v_reset is not None, strict, x.dtype == torch.bfloat16)
     cpu.backward(
         kind, detach_reset, surrogate, x.data_ptr(), strides, _pointer(v0), v0_stride, gs.data_ptr(), gs_strides,
@@ -269,6 +280,14 @@ def _cpu_backward(
     )  # fmt: skip
 
 
+@cache
+def _cpu():
+    from snn_repro.neurons import cpu
+
+    return cpu
+
+
+@cache
 def _triton():
     from snn_repro.neurons import cuda
 
