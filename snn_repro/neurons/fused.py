@@ -47,8 +47,10 @@ def update(x: Tensor, v0: Tensor | None, dynamics: Dynamics, backend: str) -> tu
 
 
 def _eager(x: Tensor) -> bool:
-    """Whether x is an ordinary tensor that nobody traces or counts."""
-    return not torch.compiler.is_compiling() and type(x) in (Tensor, nn.Parameter) and not is_in_torch_dispatch_mode()
+    """Whether x is an ordinary tensor that nobody traces or counts, and its memory holds its values."""
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        return False
+    return type(x) in (Tensor, nn.Parameter) and not x.is_neg()
 
 
 # ---------------------------------------------------------------- memory
@@ -57,8 +59,7 @@ def _eager(x: Tensor) -> bool:
 class Layout(NamedTuple):
     """How an input [T, B, ...] lies in memory, and with it what is computed from it."""
 
-    order: list[int]  # of one sample's axes, slowest first
-    strides: list[int]  # of a dense tensor [T, B, ...] in that order
+    strides: list[int]  # of a dense tensor [T, B, ...] whose samples have the input's order
     shape: tuple[int, int, int]  # T, B and the neurons of a sample
 
 
@@ -68,7 +69,7 @@ def _layout(shape, stride) -> Layout | None:
     strides = _strides(shape, order)
     if not _agree(shape[2:], stride[2:], strides[2:]):
         return None
-    return Layout(order, strides, (shape[0], shape[1], math.prod(shape[2:])))
+    return Layout(strides, (shape[0], shape[1], math.prod(shape[2:])))
 
 
 _cached_layout = lru_cache(1024)(_layout)
