@@ -177,12 +177,12 @@ def copying(x) -> dict[str, Callable]:
     from snn_repro.neurons import cpu
 
     y = torch.empty_like(x)
-    move, size = cpu._stream, 4096
+    load, store, lanes = cpu._load, cpu._store, cpu.LANES
 
     @njit(nogil=True)
     def past(to, source, n):
-        for i in range(0, n, size):
-            move(to + i, source + i, size)
+        for i in range(0, n, 4 * lanes):
+            store(to + i, load(source + i, lanes, False), lanes, False, True)
 
     return {
         "copy, torch": lambda: y.copy_(x.detach()),

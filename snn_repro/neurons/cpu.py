@@ -33,7 +33,6 @@ LANES = 64 if WIDE else 32  # neurons whose steps run in registers at a time: fo
 AHEAD = 256  # bytes between what is read and what is fetched
 PIECE = 256  # blocks are a multiple of this
 LEAST, MOST = 1024, 16384  # neurons in a block
-KEPT = 16384  # potentials that a block keeps for the backward pass, over all steps: 64 KiB
 STREAM_BYTES = 6 * 2**20  # outputs this large are written around the cache
 SHARE = 65536  # neuron-steps that are worth a thread
 
@@ -48,36 +47,6 @@ class Kind(NamedTuple):
 
 
 # ---------------------------------------------------------------- what numba lacks
-
-
-@intrinsic
-def _as_float(typing, bits):
-    """The float32 of these bits."""
-    return types.float32(types.uint32), lambda context, builder, signature, args: builder.bitcast(
-        args[0], ir.FloatType()
-    )
-
-
-@intrinsic
-def _as_bits(typing, value):
-    """The bits of this float32."""
-    return types.uint32(types.float32), lambda context, builder, signature, args: builder.bitcast(
-        args[0], ir.IntType(32)
-    )
-
-
-@intrinsic
-def _move64(typing, to, source):
-    """Copy 64 bytes to an address that is a multiple of 64, around the cache."""
-
-    def generate(context, builder, signature, args):
-        i32 = ir.IntType(32)
-        to, source = (builder.inttoptr(a, ir.VectorType(i32, 16).as_pointer()) for a in args)
-        store = builder.store(builder.load(source, align=4), to, align=64)
-        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(i32, 1)]))
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp), generate
 
 
 def _prefetching(write: int):
@@ -299,13 +268,6 @@ _helper = njit(error_model="numpy", nogil=True)
 
 
 @_helper
-def _read(value, half):
-    if half:
-        return _as_float(np.uint32(value) << np.uint32(16))
-    return np.float32(value)
-
-
-@_helper
 def _load(address, count, half):
     """`count` values from an address, 0 in the other lanes."""
     if half:
@@ -391,12 +353,6 @@ def _slope(z, width, surrogate):
         e = _exp_of_negative(np.float32(0) - width * size)
         return width * e / ((np.float32(1) + e) * (np.float32(1) + e))
     return _larger(width - size, np.float32(0)) / (width * width)
-
-
-@_helper
-def _stream(to, source, n):
-    for i in range(0, n, 64):
-        _move64(to + i, source + i)
 
 
 def _compile(function):
@@ -537,14 +493,6 @@ class Plan(NamedTuple):
     group: int
     groups: int
     units: int
-
-
-def plan(steps: int, batch: int, size: int) -> Plan:
-    """For loops that keep a block's potentials of all steps: as large as the cache allows, yet eight units or more.
-
-    A function of the shape alone: sums over a group are the same for any number of threads.
-    """
-    return _divide(batch, size, max(LEAST, min(MOST, KEPT // steps, -(-size // 8))), 8)
 
 
 def cut(batch: int, size: int, together: bool, threads: int) -> Plan:
