@@ -30,10 +30,11 @@ from snn_repro.neurons.cpu import (
     _cut_and_run,
     _divide,
     _fence,
+    _fetch,
+    _fetch_to_write,
     _fires,
     _keep,
     _load,
-    _prefetch,
     _reset,
     _run,
     _select,
@@ -130,14 +131,15 @@ def _forward(kind: Kind):
                     x_at, s_at = x + 4 * (b * x_b + m + i), s + 4 * at
                     skip = AHEAD if i + AHEAD // 4 < n else AHEAD + 4 * (x_b - n)
                     for _ in range(steps):
-                        for line in range(0, 4 * LANES, 64):
-                            _prefetch(x_at + skip + line)
+                        _fetch(x_at + skip, False)
                         z = _load(scale.ctypes.data + table, LANES, False) * _load(x_at, count, False)
                         z = z + _load(shift.ctypes.data + table, LANES, False)
                         h = _charge(v, z, leak, family)
                         fires = _fires(h, v_threshold, strict)
                         v = _reset(h, fires, v_threshold, v_reset, hard)
                         _store(s_at, _select(fires, np.float32(1), np.float32(0)), count, False, stream)
+                        if not stream:
+                            _fetch_to_write(s_at + AHEAD, False)
                         x_at += 4 * x_t
                         s_at += 4 * batch * size
                         table += 4 * table_t
@@ -183,9 +185,8 @@ def _backward(kind: Kind, detach: bool, surrogate_name: str):
                         gs_skip = AHEAD + 4 * (gs_b - n) if beyond else AHEAD
                         table = channel
                         for t in range(steps):
-                            for line in range(0, 4 * LANES, 64):
-                                _prefetch(x_at + x_skip + line)
-                                _prefetch(gs_at + gs_skip + line)
+                            _fetch(x_at + x_skip, False)
+                            _fetch(gs_at + gs_skip, False)
                             z = _load(scale.ctypes.data + table, LANES, False) * _load(x_at, count, False)
                             z = z + _load(shift.ctypes.data + table, LANES, False)
                             h = _charge(v, z, leak, family)
@@ -224,6 +225,7 @@ def _backward(kind: Kind, detach: bool, surrogate_name: str):
                             _store(to, _load(to, LANES, False) + far, LANES, False, False)
                             if x_t:
                                 _store(gz_at, factor[t] * gi, count, False, False)
+                                _fetch_to_write(gz_at + AHEAD, False)
                             else:
                                 together = together + factor[t] * gi
                         if not x_t:
@@ -231,9 +233,9 @@ def _backward(kind: Kind, detach: bool, surrogate_name: str):
                         if gv0:
                             if v0_b > 0:
                                 _store(gv0 + 4 * at, gv, count, False, False)
-                            else:  # summed over the samples of the group
+                            else:  # summed over the samples
                                 to = gv0 + 4 * (m + i)
-                                if b > b0:
+                                if b > 0:
                                     gv = gv + _load(to, count, False)
                                 _store(to, gv, count, False, False)
                 for row in range(rows):
