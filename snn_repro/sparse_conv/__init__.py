@@ -6,7 +6,7 @@ The result and the weight gradient are those of torch's convolution up to the or
 the input is torch's (it is dense whatever the spikes). Inputs may be any numbers: spikes, their sums, averages of a pool.
 
 "auto" compares, in every call, a sample of the input's density with the density up to which the sparse kernel was
-measured to be faster for this layer's sizes. That is measured when a size is first met (some 50 ms), once for the
+measured to be faster for this layer's sizes. That is measured when a size is first met (0.2 to 1 s), once for the
 forward and once for the weight gradient, and kept in the user's cache folder, so that all runs on a machine choose
 alike. The kernels are in `kernels.py`.
 """
