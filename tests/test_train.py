@@ -333,3 +333,15 @@ def test_bf16_on_a_cpu_keeps_the_fused_neuron_and_float32_states(quick, tmp_path
 def test_auto_is_float32_on_a_cpu(quick, monkeypatch):
     monkeypatch.setattr(train, "has_bf16_units", lambda: True)
     assert train.Precision(quick("recipe.amp=auto"), torch.device("cpu")).name == "float32"
+
+
+def test_a_run_imports_only_what_it_uses(tmp_path):
+    code = f"""
+import sys
+from snn_repro.config import load_config
+from snn_repro.train import run
+run(load_config(["logger.mode=disabled", "recipe.epochs=1", "debug.max_steps=1"]), {str(tmp_path / "run")!r})
+heavy = {{"sklearn", "pandas", "matplotlib", "timm", "tonic", "torchvision", "wandb", "torch._dynamo"}}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
