@@ -310,7 +310,8 @@ def test_bf16_on_a_cpu_keeps_the_fused_neuron_and_float32_states(quick, tmp_path
     def watch(module, inputs, output):
         if torch.is_autocast_enabled("cpu") and isinstance(module, Conv2d | BatchNorm2d):
             forms = convolutions if isinstance(module, Conv2d) else norms
-            forms.add((output.dtype, output.is_contiguous(memory_format=torch.channels_last)))
+            images = output.view(-1, *output.shape[-3:])
+            forms.add((output.dtype, images.is_contiguous(memory_format=torch.channels_last)))
 
     def watched(x, *arguments):
         spikes, v = update(x, *arguments)
@@ -324,7 +325,7 @@ def test_bf16_on_a_cpu_keeps_the_fused_neuron_and_float32_states(quick, tmp_path
         result = run(quick("recipe.amp=bf16", "recipe.epochs=1"))
     assert result.precision == "bf16 autocast" and "cpu, bf16 autocast, neurons by cpu" in caplog.text
     assert convolutions == norms == {(torch.bfloat16, True)}
-    assert potentials == {(dtype, dtype, torch.float32) for dtype in (torch.bfloat16, torch.float32)}  # and evaluation
+    assert potentials == {(torch.bfloat16, torch.bfloat16, torch.float32)}
     state = torch.load(tmp_path / "run" / "checkpoint_last.pt", weights_only=True)["model"]
     assert {v.dtype for v in state.values() if v.is_floating_point()} == {torch.float32}
     assert math.isfinite(result.loss_last)
@@ -333,3 +334,15 @@ def test_bf16_on_a_cpu_keeps_the_fused_neuron_and_float32_states(quick, tmp_path
 def test_auto_is_float32_on_a_cpu(quick, monkeypatch):
     monkeypatch.setattr(train, "has_bf16_units", lambda: True)
     assert train.Precision(quick("recipe.amp=auto"), torch.device("cpu")).name == "float32"
+
+
+def test_a_run_imports_only_what_it_uses(tmp_path):
+    code = f"""
+import sys
+from snn_repro.config import load_config
+from snn_repro.train import run
+run(load_config(["logger.mode=disabled", "recipe.epochs=1", "debug.max_steps=1"]), {str(tmp_path / "run")!r})
+heavy = {{"sklearn", "pandas", "matplotlib", "timm", "tonic", "torchvision", "wandb", "torch._dynamo"}}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

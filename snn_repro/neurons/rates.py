@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from spikingjelly.activation_based.neuron import BaseNode
 from torch import nn
 
@@ -22,7 +23,9 @@ def firing_rates(model: nn.Module) -> Iterator[dict[str, float]]:
 
     def counter(name):
         def count(module, inputs, output):
-            spikes[name] = spikes.get(name, 0) + output.detach().count_nonzero()  # stays on its device
+            # of a sample first, where float32 is exact; count_nonzero takes 15 times as long on a CPU
+            ones = output.detach().sum(tuple(range(2, output.dim())), dtype=torch.float32)
+            spikes[name] = spikes.get(name, 0) + ones.sum(dtype=torch.float64)  # stays on its device
             neuron_steps[name] = neuron_steps.get(name, 0) + output.numel()
 
         return count

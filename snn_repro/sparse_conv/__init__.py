@@ -99,7 +99,19 @@ def channels_last(x: Tensor) -> Tensor:
 # ---------------------------------------------------------------- operators
 
 
-@torch.library.custom_op("snn_repro::conv", mutates_args=())
+# Defined by schema and not by the decorator `custom_op`, which imports torch's compiler at the first call: a second.
+torch.library.define(
+    "snn_repro::conv", "(Tensor x, Tensor w, Tensor? bias, int stride, int padding, str backend) -> Tensor"
+)
+torch.library.define(
+    "snn_repro::conv_backward",
+    "(Tensor gy, Tensor x, float quantum, Tensor w, int stride, int padding, str backend, bool for_x, bool for_w) "
+    "-> (Tensor, Tensor)",
+)
+torch.library.define("snn_repro::to_bytes", "(Tensor x) -> (Tensor, float)")
+
+
+@torch.library.impl("snn_repro::conv", "cpu")
 def conv(x: Tensor, w: Tensor, bias: Tensor | None, stride: int, padding: int, backend: str) -> Tensor:
     """x [N, C, H, W], w [outputs, C, k, k] -> [N, outputs, H', W'], channels last."""
     x = channels_last(x)
@@ -108,13 +120,13 @@ def conv(x: Tensor, w: Tensor, bias: Tensor | None, stride: int, padding: int, b
     return channels_last(F.conv2d(x, w, bias, stride, padding))
 
 
-@conv.register_fake
+@torch.library.register_fake("snn_repro::conv")
 def _(x, w, bias, stride, padding, backend):
     h, w_out = ((n + 2 * padding - w.shape[-1]) // stride + 1 for n in x.shape[2:])
     return x.new_empty(x.shape[0], h, w_out, w.shape[0]).permute(0, 3, 1, 2)
 
 
-@torch.library.custom_op("snn_repro::conv_backward", mutates_args=())
+@torch.library.impl("snn_repro::conv_backward", "cpu")
 def conv_backward(
     gy: Tensor, x: Tensor, quantum: float, w: Tensor, stride: int, padding: int, backend: str, for_x: bool, for_w: bool
 ) -> tuple[Tensor, Tensor]:
@@ -134,20 +146,20 @@ def conv_backward(
     return channels_last(gx) if for_x else w.new_empty(0), gw
 
 
-@conv_backward.register_fake
+@torch.library.register_fake("snn_repro::conv_backward")
 def _(gy, x, quantum, w, stride, padding, backend, for_x, for_w):
     n, c, height, width = x.shape
     gx = w.new_empty(n, height, width, c).permute(0, 3, 1, 2) if for_x else w.new_empty(0)
     return gx, torch.empty_like(w) if for_w else w.new_empty(0)
 
 
-@torch.library.custom_op("snn_repro::to_bytes", mutates_args=())
+@torch.library.impl("snn_repro::to_bytes", "cpu")
 def to_bytes(x: Tensor) -> tuple[Tensor, float]:
     """x [N, C, H, W] float32 as bytes, channels last, and what one is worth (1 or 1/4); worth 0 if x does not fit."""
     return _kernels().to_bytes(channels_last(x), torch.get_num_threads())
 
 
-@to_bytes.register_fake
+@torch.library.register_fake("snn_repro::to_bytes")
 def _(x):
     return torch.empty_like(channels_last(x), dtype=torch.uint8), 0.0  # no values: torch.compile saves x
 
@@ -173,7 +185,7 @@ def _differentiate(ctx, gy):
     return gx if for_x else None, gw if for_w else None, gbias, None, None, None
 
 
-conv.register_autograd(_differentiate, setup_context=_setup)
+torch.library.register_autograd("snn_repro::conv", _differentiate, setup_context=_setup)
 
 
 def _dense_backward(gy, x, w, stride, padding, for_x, for_w):
