@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from snn_repro.errors import UserError
 from snn_repro.models import build_model
 from snn_repro.models.common import Checkpointed
 from snn_repro.models.norms import BN, TEBN, GestureTEBN, deferred
@@ -262,6 +263,15 @@ def test_the_operator_keeps_torchs_rules():
             test_utils=tests,
         )
     assert normed.fits(x) and isinstance(deferred(norm), Norm)
+
+
+def test_what_it_cannot_do_is_said():
+    x, neuron = frames(2, 2, 4, 5, 5).requires_grad_(), build_neuron("if")
+    with pytest.raises(UserError, match="factors for 3 time steps and its input 2"):
+        neuron(x, deferred(a_norm(4, 3)), 2)
+    (gx,) = torch.autograd.grad(neuron(x, deferred(a_norm(4)), 2).square().sum(), x, create_graph=True)
+    with pytest.raises(UserError, match="no second derivative; use neuron.backend=torch"):
+        gx.sum().backward()
 
 
 def test_a_compiled_network_uses_it_in_one_graph():

@@ -11,10 +11,21 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from snn_repro.errors import UserError
 from snn_repro.neurons.dynamics import Dynamics
-from snn_repro.neurons.fused import Layout, _eager, _layout, _like_v0, _pointer, arrange, in_order, initial, like
+from snn_repro.neurons.fused import (
+    Layout,
+    _differentiate_twice,
+    _eager,
+    _layout,
+    _like_v0,
+    _pointer,
+    arrange,
+    in_order,
+    initial,
+    like,
+)
 
 
 class Norm(NamedTuple):
@@ -55,7 +66,13 @@ def update(x: Tensor, norm: Norm, v0: Tensor | None, dynamics: Dynamics, timeste
     """Spikes [T, B, C, H, W] and the last potential [B, C, H, W].
 
     x [T, B, C, H, W], or [1, B, C, H, W] for an input that is the same at all `timesteps`; it must satisfy `fits`.
+    Raises UserError where te has another number of time steps.
     """
+    if norm.te is not None and norm.te.numel() != timesteps:
+        raise UserError(
+            f"The norm has factors for {norm.te.numel()} time steps and its input {timesteps}; "
+            "use the same timesteps or model.norm=bn."
+        )
     if v0 is not None and v0.shape != x.shape[2:]:
         v0 = v0.expand(x.shape[1:])
     spike = dynamics.spike
@@ -201,7 +218,8 @@ def _differentiate(ctx, gs, gv_last, *_):
     if gs is None:
         gs = x.new_zeros(()).expand(ctx.settings[1], *x.shape[1:])
     needs_v0 = ctx.needs_input_grad[4]
-    run = _backward if _eager(gs) else torch.ops.snn_repro.norm_neuron_backward
+    ordinary = _eager(gs) and not torch.is_grad_enabled()  # enabled: someone may ask for a second derivative
+    run = _backward if ordinary else torch.ops.snn_repro.norm_neuron_backward
     gx, gweight, gbias, gte, gv0 = run(
         gs, gv_last, needs_v0, ctx.of_input, x, weight, bias, te, v0, mean, var, *ctx.settings
     )
@@ -210,6 +228,7 @@ def _differentiate(ctx, gs, gv_last, *_):
 
 
 torch.library.register_autograd("snn_repro::norm_neuron", _differentiate, setup_context=_setup)
+torch.library.register_autograd("snn_repro::norm_neuron_backward", _differentiate_twice)
 
 
 class _Layer(torch.autograd.Function):
@@ -221,4 +240,4 @@ class _Layer(torch.autograd.Function):
         _setup(ctx, inputs, output)
         return output
 
-    backward = staticmethod(once_differentiable(_differentiate))
+    backward = staticmethod(_differentiate)
