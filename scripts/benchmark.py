@@ -465,6 +465,7 @@ NETWORKS = {  # name, input shape, time steps, static image or frames
 }
 STEP_GOALS = {6: ("2x", "3x"), 27: ("1.5x", "2.1x")}  # training and evaluation, density in per cent
 OURS, THEIRS, TWIN = "ours", "the same weights on spikingjelly's nodes", "ReLU twin on T*B images"
+THEIRS_LAST = f"{THEIRS}, channels-last"
 OURS_DENSE, OURS_SMALL = "ours, conv_backend=dense", "ours, checkpointing=blocks"
 OPTIONS = {OURS: {}, OURS_SMALL: {"checkpointing": "blocks"}}  # of the other networks: dense
 
@@ -488,12 +489,12 @@ def _network(kind: str, network: str, shift: float):
         if isinstance(module, nn.BatchNorm2d):
             nn.init.constant_(module.bias, shift)
         for child_name, child in list(module.named_children()):
-            if kind == THEIRS and isinstance(child, Conv2d):
+            if kind in (THEIRS, THEIRS_LAST) and isinstance(child, Conv2d):
                 plain = nn.Conv2d(child.in_channels, child.out_channels, child.kernel_size, child.stride,
                                   child.padding, bias=child.bias is not None)  # fmt: skip
                 plain.load_state_dict(child.state_dict())
                 setattr(module, child_name, plain)
-            elif kind in (THEIRS, TWIN) and _is_neuron(child):
+            elif kind in (THEIRS, THEIRS_LAST, TWIN) and _is_neuron(child):
                 setattr(module, child_name, nn.ReLU() if kind == TWIN else _their_node())
     return model if kind == THEIRS else model.to(memory_format=torch.channels_last)  # as train.py does
 
@@ -671,7 +672,7 @@ def _step_sections(network: str, batch: int, percent: int, rounds: int) -> list[
 
     timesteps = NETWORKS[network][2]
     shift = _shift_for(network, percent / 100, _batch(network, min(batch, 4), OURS))
-    inputs = {kind: _batch(network, batch, kind) for kind in (OURS, OURS_SMALL, OURS_DENSE, THEIRS, TWIN)}
+    inputs = {kind: _batch(network, batch, kind) for kind in (OURS, OURS_SMALL, OURS_DENSE, THEIRS, THEIRS_LAST, TWIN)}
     models = {kind: _prepared(kind, network, shift, x) for kind, x in inputs.items()}
     one = _batch(network, 1, OURS).double()  # rounding cannot turn a spike over in double precision
     a, b = (_evaluation(_network(kind, network, shift).double(), one)() for kind in (OURS, THEIRS))
