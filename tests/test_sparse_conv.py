@@ -182,6 +182,7 @@ def test_other_convolutions_are_left_to_torch():
 @pytest.fixture
 def no_least_work(monkeypatch):
     monkeypatch.setattr(sparse_conv, "LEAST_WORK", 0)
+    monkeypatch.setattr(sparse_conv, "LEAST_IMAGE_WORK", 0)
 
 
 # what is kept for the backward pass

@@ -30,6 +30,7 @@ from snn_repro.files import write_json
 BACKENDS = ("auto", "dense", "sparse")
 LEAST_CHANNELS = 8  # a stem's images and event counts are left to the dense kernel without a look,
 LEAST_WORK = 2**25  # and so are convolutions of fewer multiplications (some 0.2 ms): a look costs as much
+LEAST_IMAGE_WORK = 2**18  # and of fewer an image: small maps of few channels, whose lists are too short to gain
 SAMPLE = 2**13  # inputs looked at for the density: its error is below 0.01
 TRIAL = 2**19  # inputs of a trial
 TRIAL_DENSITIES = (0.05, 0.25, 0.4, 0.6, 0.8)
@@ -59,8 +60,8 @@ class Conv2d(nn.Conv2d):
         return torch.ops.snn_repro.conv(x, self.weight, self.bias, self.stride[0], self.padding[0], self.backend)
 
     def _is_small(self, x: Tensor) -> bool:
-        work = x.numel() * self.weight[:, 0].numel() // self.stride[0] ** 2
-        return self.in_channels < LEAST_CHANNELS or work < LEAST_WORK
+        work = x.numel() // len(x) * self.weight[:, 0].numel() // self.stride[0] ** 2  # multiplications of an image
+        return self.in_channels < LEAST_CHANNELS or work < LEAST_IMAGE_WORK or work * len(x) < LEAST_WORK
 
 
 def set_backend(model: nn.Module, backend: str) -> None:
