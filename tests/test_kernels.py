@@ -502,7 +502,7 @@ def test_spikingjelly_agrees(family, surrogate):
 def test_triton_in_its_interpreter():
     """In a process of its own: Triton reads the variable when it is imported."""
     pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, __file__], env=environment, check=True, timeout=300)
 
 
