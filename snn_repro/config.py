@@ -170,8 +170,9 @@ class RecipeConfig:
     warmup_factor: float = key(1e-4, "first learning rate of the warm-up as a factor of lr", above=0.0, high=1.0)
     clip_norm: float = key(0.0, "clip the gradient's global norm; 0 is off", low=0.0)
     amp: str = key(
-        "auto", "mixed precision: auto is fp16 on CUDA and off elsewhere", choices=("auto", "off", "fp16", "bf16")
-    )
+        "auto", "mixed precision: auto is fp16 on CUDA and off elsewhere; bf16 also on a CPU with units for it",
+        choices=("auto", "off", "fp16", "bf16"),
+    )  # fmt: skip
     ema_decay: float = key(0.0, "evaluate an exponential moving average of the weights; 0 is off", low=0.0, below=1.0)
     drop_last: bool = key(False, "leave out a last, smaller training batch")
     repeated_augmentation: int = key(
