@@ -355,6 +355,25 @@ def _slope(z, width, surrogate):
     return _larger(width - size, np.float32(0)) / (width * width)
 
 
+@_helper
+def _back(h, g, gv, v_threshold, v_reset, leak, width, family, hard, strict, detach, surrogate):
+    """One step backward: gradients of the input and of the potential before, from those of the spike and of the potential."""
+    carried = gv
+    if hard:
+        if not detach:
+            g = g + gv * (v_reset - h)
+        carried = _reset(gv, _fires(h, v_threshold, strict), v_threshold, np.float32(0), hard)
+    elif not detach:
+        g = g - v_threshold * gv
+    gh = carried + g * _slope(h - v_threshold, width, surrogate)
+    if family == 1:
+        gi = gh / leak
+        return gi, gh - gi
+    if family == 2:
+        return gh, leak * gh
+    return gh, gh
+
+
 def _compile(function):
     options = {"nogil": True, "error_model": "numpy"}
     try:
@@ -452,20 +471,9 @@ def _backward(kind: Kind, detach: bool, surrogate_name: str):
                         gs_at -= wide * gs_t
                         gx_at -= wide * batch * size
                         h, g = _load(kept + 4 * LANES * t, LANES, False), _load(gs_at, count, half)
-                        carried = gv
-                        if hard:
-                            if not detach:
-                                g = g + gv * (v_reset - h)
-                            carried = _reset(gv, _fires(h, v_threshold, strict), v_threshold, np.float32(0), hard)
-                        elif not detach:
-                            g = g - v_threshold * gv
-                        gv = carried + g * _slope(h - v_threshold, width, surrogate)
-                        gi = gv
-                        if family == 1:
-                            gi = gv / leak
-                            gv = gv - gi
-                        elif family == 2:
-                            gv = leak * gv
+                        gi, gv = _back(
+                            h, g, gv, v_threshold, v_reset, leak, width, family, hard, strict, detach, surrogate
+                        )  # fmt: skip
                         _store(gx_at, gi, count, half, stream)
                         if not stream:
                             _fetch_to_write(gx_at + AHEAD, half)

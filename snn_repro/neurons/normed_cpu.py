@@ -25,6 +25,7 @@ from snn_repro.neurons.cpu import (
     LEAST,
     MOST,
     Kind,
+    _back,
     _charge,
     _compile,
     _cut_and_run,
@@ -38,7 +39,6 @@ from snn_repro.neurons.cpu import (
     _reset,
     _run,
     _select,
-    _slope,
     _store,
     _streams,
     _zeros,
@@ -203,20 +203,9 @@ def _backward(kind: Kind, detach: bool, surrogate_name: str):
                             x_at -= 4 * x_t
                             gz_at -= 4 * x_t
                             h, g = _load(kept + 4 * LANES * t, LANES, False), _load(gs_at, count, False)
-                            carried = gv
-                            if hard:
-                                if not detach:
-                                    g = g + gv * (v_reset - h)
-                                carried = _reset(gv, _fires(h, v_threshold, strict), v_threshold, np.float32(0), hard)
-                            elif not detach:
-                                g = g - v_threshold * gv
-                            gv = carried + g * _slope(h - v_threshold, width, surrogate)
-                            gi = gv
-                            if family == 1:
-                                gi = gv / leak
-                                gv = gv - gi
-                            elif family == 2:
-                                gv = leak * gv
+                            gi, gv = _back(
+                                h, g, gv, v_threshold, v_reset, leak, width, family, hard, strict, detach, surrogate
+                            )  # fmt: skip
                             row = t if rows > 1 else 0
                             to = along.ctypes.data + 4 * row * (channels + LANES) + channel
                             _store(to, _load(to, LANES, False) + gi, LANES, False, False)

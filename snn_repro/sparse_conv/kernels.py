@@ -19,10 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from llvmlite import binding, ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
+
+from snn_repro.neurons.cpu import _compile, _keep
 
 VECTOR = 64  # bytes: one AVX-512 register; LLVM splits it where registers are smaller
 WIDE = binding.get_host_cpu_features().get("avx512f", False)
@@ -364,20 +366,7 @@ def _copy(typing, to, source, size):
 # ---------------------------------------------------------------- the loops
 
 
-def _compiled(function):
-    try:
-        return njit(function, cache=True, nogil=True, error_model="numpy")
-    except RuntimeError:  # neither the package's folder nor the user's cache folder is writable
-        return njit(function, nogil=True, error_model="numpy")
-
-
-@_compiled
-def _keep(array):
-    """Put after the last use of an array's address: numba frees an array once its name is not used any more."""
-    array[0] = 0
-
-
-@_compiled
+@_compile
 def _forward(x, w, bias, y, lo, hi, height, width, channels, out_height, out_width, outputs, kernel, stride, padding,
              taps, vectors, group, images):  # fmt: skip
     """y[lo:hi] from x[lo:hi]; w [parts, kernel, kernel, channels, block].
@@ -468,7 +457,7 @@ def _forward(x, w, bias, y, lo, hi, height, width, channels, out_height, out_wid
     _keep(places), _keep(values), _keep(sums)
 
 
-@_compiled
+@_compile
 def _weight_gradient(x, quantum, gy, dw, lo, hi, height, width, channels, out_height, out_width, outputs, kernel, stride,
                      padding, taps, vectors, lines, images):  # fmt: skip
     """Add the weight gradient of images lo..hi to dw, arranged as w in `_forward`; a byte in x is worth `quantum`.
@@ -563,7 +552,7 @@ def _weight_gradient(x, quantum, gy, dw, lo, hi, height, width, channels, out_he
     _keep(frame)
 
 
-@_compiled
+@_compile
 def _arrange(w, packed, lo, hi, rows, vectors, back):
     """packed [parts, rows, vectors, lanes] from w [parts * vectors * lanes, rows], for lo <= vector < hi; or `back`."""
     size = w.itemsize
@@ -578,7 +567,7 @@ def _arrange(w, packed, lo, hi, rows, vectors, back):
                 _transpose(w[0], one, rows * size, other, vectors * VECTOR)
 
 
-@_compiled
+@_compile
 def _pack_values(x, to, lo, hi, factor, quantum):
     """Whether x[lo:hi] * factor are bytes, which go to `to`. Ends with the first piece that does not fit."""
     whole = hi - (hi - lo) % LANES
