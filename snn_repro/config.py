@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -154,7 +155,9 @@ class RecipeConfig:
     epochs: int = key(10, "passes over the training set", low=1)
     batch_size: int = key(64, "training samples a step, over all processes together", low=1)
     eval_batch_size: int = key(256, "samples a step in evaluation", low=1)
-    accumulate: int = key(1, "split a batch into this many parts to fit memory; the step stays one", low=1)
+    accumulate: int = key(
+        1, "split a batch into this many parts to fit memory; the step stays one; processes share the parts", low=1
+    )
     optimizer: str = key("sgd", "optimiser", choices=("sgd", "adam", "adamw", "lamb"))
     lr: float = key(0.1, "learning rate", above=0.0)
     momentum: float = key(0.9, "sgd: momentum", low=0.0, below=1.0)
@@ -268,7 +271,7 @@ class Config:
     force: bool = key(False, "run again although a finished result of this configuration exists")
     skip_finished: bool = key(True, "sweeps leave out what is finished; false trains it again and continues the rest")
     device: str = key("auto", "auto is cuda where there is one", choices=("auto", "cpu", "cuda"))
-    threads: int = key(0, "CPU threads; 0 is 1 for the small model (faster there), else torch's default", low=0)
+    threads: int = key(0, "CPU threads; 0 is 1 for the small model (faster there), else torch's default; sums are rounded in another order", low=0)
     energy: bool = key(False, "add synaptic operations and energy (spikingjelly's counters) to result.json")
     compile: bool = key(False, "torch.compile the network; on a CPU it needs a C++ compiler")
     deterministic: bool = key(True, "ask torch for deterministic algorithms; CUDA may be slower")
@@ -284,7 +287,8 @@ class Config:
     run_dir: str | None = key(None, "set by Hydra's hydra.run.dir; not a key to set")
 
 
-# Keys that change where or how a run happens, but no number in its result.
+# Keys that say where or how a run happens. Some still move numbers by rounding (threads, device, backends, compile), or
+# with the number of processes (sync_bn): result.json says what they were, and tables show where runs differ in it.
 NOT_HASHED = (
     "run_dir", "data_dir", "cache_dir", "resume", "force", "device", "threads", "logger", "energy",
     "skip_finished", "slurm",
@@ -493,6 +497,8 @@ def _check_range(name: str, value: Any, meta: dict) -> None:
         raise ConfigError(
             f"{name}={value} is not allowed; choose one of: {', '.join(meta['choices'])}{nearest(value, meta['choices'])}"
         )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name}={value} is not allowed; it must be a finite number")
     bounds = [
         (meta["low"], lambda v, b: v >= b, "at least"),
         (meta["high"], lambda v, b: v <= b, "at most"),

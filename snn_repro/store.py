@@ -14,6 +14,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ class Run:
         self.config = config
         self.hash = config_hash(config)
         self.finished: RunResult | None = None
+        self.remark = ""  # on an earlier result: what could not be compared
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.folder / ".lock", "w")  # noqa: SIM115  held for the life of the run
@@ -98,7 +100,14 @@ class Run:
                 "(hydra.run.dir=...), another name=..., or redo this one with force=true"
             )
         if finished:
-            self.finished = RunResult(_read_json(result, result.read_text(), "remove it and start the same command again"))
+            found = RunResult(_read_json(result, result.read_text(), "remove it and start the same command again"))
+            changed, self.remark = other_data(found, self.config)
+            if changed:
+                raise UserError(
+                    f"{self.folder} holds a run on other data ({'; '.join(changed)}); give the data_dir and cache_dir that "
+                    "it was trained on, choose another folder (hydra.run.dir=...) or name=..., or redo it with force=true"
+                )
+            self.finished = found
 
     def clear(self) -> None:
         """Remove what an earlier run left, so that a new start cannot mix with it.
@@ -131,7 +140,7 @@ class Run:
 
     def record(self, history: list[dict]) -> None:
         """Write metrics.jsonl anew: a file of some hundred lines, so that a cut line can never be left."""
-        write_text(self.folder / METRICS, "".join(json.dumps(line) + "\n" for line in history))
+        write_text(self.folder / METRICS, "".join(json.dumps(line, allow_nan=False) + "\n" for line in history))
 
     def predictions(self, **arrays: Any) -> None:
         """Write predictions.npz."""
@@ -163,11 +172,26 @@ def _forget_locks() -> None:
 os.register_at_fork(after_in_child=_forget_locks)
 
 
+def other_data(result: dict, config: Config, identify: Callable[[Config], dict] | None = None) -> tuple[list[str], str]:
+    """(how the data of a finished run differ from those that `config` names now, what kept us from comparing them).
+
+    identify: `fingerprint`, or a cached one.
+    """
+    from snn_repro.data.fingerprint import changes, fingerprint
+
+    if not result.get("data"):
+        return [], "it was made by a version that kept no fingerprint of its data"
+    try:
+        return changes(result["data"], (identify or fingerprint)(config)), ""
+    except UserError as error:
+        return [], f"its data were not compared: {error}"
+
+
 class Follower:
     """The run directory as the other processes of a run see it: rank 0 holds and writes it, they only know its name."""
 
     def __init__(self, folder: Path, finished: RunResult | None):
-        self.folder, self.finished = folder, finished
+        self.folder, self.finished, self.remark = folder, finished, ""
 
     def ignore(self, *_: Any, **__: Any) -> None:
         """What rank 0's `Run` writes."""

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import random
+import re
 import resource
 import signal
 import sys
@@ -59,18 +60,13 @@ def run(config: Config, run_dir: str | None = None, overrides: list[str] | None 
     config = checked(to_dict(config))
     folder = Path(run_dir or config.run_dir or Path("runs", config.name, f"seed{config.seed}"))
     size = distributed.start(config.device).size
-    if config.recipe.batch_size % size:
-        raise ConfigError(
-            f"recipe.batch_size={config.recipe.batch_size} is the batch of all {size} processes together and cannot be "
-            f"split evenly; use a multiple of {size}"
-        )
+    parts_of_a_batch(config, size)
     if distributed.world().rank:
         log.setLevel(logging.ERROR)  # the first process speaks for all
     place = _open(folder, config)
     try:
         if place.finished is not None:
-            log.info(f"{folder}: already done (force=true to redo): {summary(place.finished)}")
-            return place.finished
+            return _repeated(place, config)
         with _signals() as stop:
             return _run_in(place, config, stop, overrides or [])
     finally:
@@ -94,6 +90,47 @@ def _open(folder: Path, config: Config):
     if isinstance(found, UserError):
         raise found
     return place or Follower(folder, found)
+
+
+def _repeated(place, config: Config):
+    """The earlier result of a command that is given again, with its energy if that is asked for now."""
+    result = place.finished
+    here = {"threads": threads(config), "processes": distributed.world().size}
+    other = [f"{k}={result[k]}, here {v}" for k, v in here.items() if result.get(k, v) != v]
+    remarks = [*(f"it ran with {text}" for text in other), *([place.remark] if place.remark else [])]
+    log.info(f"{place.folder}: already done (force=true to redo): {'; '.join([summary(result), *remarks])}")
+    if config.energy and "energy" not in result:
+        if distributed.world().rank == 0:
+            result["energy"] = _energy_of(place.folder, config, pick_device(config))
+            place.finish(result)
+            log.info(f"{place.folder}: energy added to result.json")
+        result = distributed.broadcast(result)
+    return result
+
+
+def _energy_of(folder: Path, config: Config, device) -> dict:
+    """The energy report of a finished run, from the weights that it ended with."""
+    from snn_repro import checkpoint
+    from snn_repro.data import build_data
+
+    try:
+        found = checkpoint.resume(folder, to_dict(config), log.warning)
+    except UserError as error:
+        raise UserError(f"energy=true needs the run's weights: {error}; or redo the run with force=true") from None
+    if found is None:
+        raise UserError(f"energy=true needs {folder / 'checkpoint_last.pt'}, which is gone; redo the run with force=true")
+    data = build_data(config)
+    model = _network(config, data).to(device)
+    ema = _average(model, config.recipe.ema_decay)
+    (ema or model).load_state_dict(found["ema" if ema else "model"])
+    return _energy(ema.module if ema else model, data, device)
+
+
+def _energy(model, data, device) -> dict:
+    from snn_repro.energy import energy_report
+
+    images, _ = next(iter(data.test.epoch(0)))
+    return energy_report(model, images.to(device))
 
 
 def _run_in(place, config: Config, stop: "_Stop", overrides: list[str]):
@@ -135,6 +172,12 @@ def _sentence(error: BaseException) -> BaseException:
             f"a loader process died ({' '.join(str(error).split())[:120]}), killed or out of memory; the same command "
             "continues from the last checkpoint, with dataset.workers=0 if it happens again"
         )
+    if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory", str(error)):
+        said = " ".join(str(error).split())[:120] or "MemoryError"
+        return UserError(
+            f"out of memory ({said}); recipe.accumulate=2 (or more) splits a batch into parts, model.checkpointing=blocks "
+            "keeps less for the backward pass, and recipe.batch_size or recipe.eval_batch_size can be made smaller"
+        )
     return error
 
 
@@ -144,8 +187,9 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
 
     from snn_repro import checkpoint
     from snn_repro.data import build_data
+    from snn_repro.data.fingerprint import fingerprint
     from snn_repro.losses import build_loss
-    from snn_repro.models import build_model, count_parameters
+    from snn_repro.models import count_parameters
     from snn_repro.models.norms import synchronise
     from snn_repro.optim import build_optimizer, build_schedule
 
@@ -154,11 +198,9 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
     here = distributed.world()
     with distributed.main_first():
         data = build_data(config)
+    of_data = distributed.broadcast(fingerprint(config) if here.rank == 0 else None)
     train_part, val_part, test_part = (b and b.shard(here.rank, here.size) for b in (data.train, data.val, data.test))
-    model = build_model(
-        config.model.name, num_classes=data.num_classes, input_shape=data.input_shape, timesteps=config.timesteps,
-        neuron=options(config.neuron, "imp_lr", "imp_weight_decay"), **options(config.model, "name", "weights"),
-    )  # fmt: skip
+    model = _network(config, data)
     if initial:
         checkpoint.load_pretrained(model, initial, log.info)
     model = model.to(device)
@@ -174,7 +216,8 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
     schedule = build_schedule(optimizer, config.recipe, steps)
     amp = Precision(config, device)
     ema = _average(model, config.recipe.ema_decay)
-    state = Training(place, config, model, loss_fn, optimizer, schedule, amp, ema, device, stop, steps)
+    conditions = _conditions(config, device, amp)
+    state = Training(place, config, model, loss_fn, optimizer, schedule, amp, ema, device, stop, steps, of_data, conditions)
 
     weights, imp = count_parameters(model)
     log.info(
@@ -185,10 +228,12 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
     )
     found = None
     if config.resume == "auto" and here.rank == 0:
-        found = checkpoint.resume(place.folder, to_dict(config), log.warning)
+        found = checkpoint.resume(place.folder, to_dict(config), log.warning, of_data)
     history = state.restore(*distributed.broadcast((found, place.history() if found else [])))
     if found:
         log.info(f"resuming at epoch {state.epoch + 1}, step {state.step}")
+        if state.changed:
+            log.warning(f"warning: not all is as it was before the stop ({'; '.join(state.changed)}); result.json says so")
 
     for epoch in range(state.epoch, config.recipe.epochs):
         started, seen = time.perf_counter(), state.sums["n"]
@@ -197,6 +242,12 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
         shown = ema.module if ema else model
         val = evaluate(shown, val_part, loss_fn, amp, device, config, stop=state.check_stop) if val_part else None
         test = evaluate(shown, test_part, loss_fn, amp, device, config, stop=state.check_stop, rates=True)
+        for part, outcome in (("validation", val), ("test", test)):
+            if outcome and not math.isfinite(outcome["loss"]):
+                raise TrainingError(
+                    f"the {part} loss is {outcome['loss']} after epoch {epoch + 1}; {state.kept()}; try a smaller recipe.lr, "
+                    "or recipe.clip_norm=1"
+                )
         samples = train["n"] - seen
         line = dict(
             epoch=epoch + 1, train_loss=train["loss"], train_acc=train["acc"],
@@ -215,12 +266,10 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
         # killed between the last checkpoint and the result: the weights are final, the outputs were lost
         test = evaluate(ema.module if ema else model, test_part, loss_fn, amp, device, config)
     place.predictions(**final_outputs(test))
-    result = build_result(config, data, weights, imp, history, amp.name, loss_fn.readout_name, test["n"], device)
+    result = build_result(config, data, weights, imp, history, loss_fn.readout_name, test["n"], of_data, conditions)
+    result["changed_on_resume"] = state.changed
     if config.energy and here.rank == 0:
-        from snn_repro.energy import energy_report
-
-        images, _ = next(iter(data.test.epoch(0)))
-        result["energy"] = energy_report(ema.module if ema else model, images.to(device))
+        result["energy"] = _energy(ema.module if ema else model, data, device)
     return result
 
 
@@ -230,7 +279,9 @@ EMPTY = {"loss": 0.0, "correct": 0, "n": 0, "lr": 0.0}  # an epoch's sums before
 class Training:
     """What one optimiser step needs and a checkpoint holds."""
 
-    def __init__(self, place, config, model, loss_fn, optimizer, schedule, amp, ema, device, stop, steps):
+    def __init__(
+        self, place, config, model, loss_fn, optimizer, schedule, amp, ema, device, stop, steps, of_data=None, conditions=None
+    ):  # fmt: skip
         self.place, self.config, self.model, self.loss_fn = place, config, model, loss_fn
         self.net = distributed.wrap(model, device)  # what training calls: `model` itself with one process
         self.optimizer, self.schedule, self.amp, self.ema = optimizer, schedule, amp, ema
@@ -238,6 +289,9 @@ class Training:
         self.epoch = self.step = self.started_at = 0
         self.sums = dict(EMPTY)
         self.good = None  # what the last checkpoint holds, in words
+        self.parts = parts_of_a_batch(config, distributed.world().size)
+        self.of_data, self.conditions = of_data or {}, conditions or {}
+        self.changed: list[str] = []  # what was not the same before a stop and after it
 
     def restore(self, found: dict | None, history: list[dict]) -> list[dict]:
         """Continue from a checkpoint; returns the epochs that it stands behind."""
@@ -261,6 +315,9 @@ class Training:
         self.epoch, self.step, self.sums = found["epoch"], found["step"], dict(found["sums"])
         self.started_at = self.epoch
         self.good = f"epoch {self.epoch}, step {self.step}"
+        before = found.get("conditions", {})
+        now = {k: v for k, v in self.conditions.items() if before.get(k, v) != v}
+        self.changed = [*found.get("changed", []), *(f"{k}: {before[k]} -> {v} from {self.good}" for k, v in now.items())]
         history = [line for line in history if line["epoch"] <= self.epoch]
         if len(history) != self.epoch:
             raise UserError(
@@ -274,6 +331,7 @@ class Training:
             epoch=epoch, step=step, sums=dict(self.sums), config=to_dict(self.config), model=self.model.state_dict(),
             optimizer=self.optimizer.state_dict(), schedule=self.schedule.state_dict(), scaler=self.amp.scaler.state_dict(),
             ema=self.ema.state_dict() if self.ema else None, rng=rngs[0], rng_others=rngs[1:],
+            data=self.of_data, conditions=self.conditions, changed=self.changed,
         )  # fmt: skip
 
     def save(self, epoch: int, step: int) -> None:
@@ -351,7 +409,7 @@ class Training:
         n, size = len(target), distributed.world().size
         n_all = n_all or n
         total, correct = 0, 0
-        parts = min(recipe.accumulate, n_all // size)  # as many on every process
+        parts = min(self.parts, n_all // size)  # as many on every process
         for i, (part_x, part_target) in enumerate(
             zip(x.tensor_split(parts, dim=-4), target.tensor_split(parts), strict=True)
         ):
@@ -374,19 +432,20 @@ class Training:
             self.ema.update_parameters(self.model)
         return total, correct, n
 
+    def kept(self) -> str:
+        """What a run that breaks off now leaves to go on from."""
+        if not self.good:
+            return "no checkpoint was written yet"
+        return f"the last good checkpoint is {self.place.folder / 'checkpoint_last.pt'} ({self.good})"
+
     def tally(self, pending: list) -> None:
         """Add finished steps to the epoch's sums; raises TrainingError at the first loss that is not finite."""
         sums = distributed.sums([float(value) for step in pending for value in step])
         for i, (loss, correct, n) in enumerate(zip(sums[::3], sums[1::3], sums[2::3], strict=True)):
             if not math.isfinite(loss):
-                kept = (
-                    f"the last good checkpoint is {self.place.folder / 'checkpoint_last.pt'} ({self.good})"
-                    if self.good
-                    else "no checkpoint was written yet"
-                )
                 step = self.step - len(pending) + i + 1
                 raise TrainingError(
-                    f"the loss is {loss} at epoch {self.epoch + 1}, step {step} of {self.steps}; {kept}; "
+                    f"the loss is {loss} at epoch {self.epoch + 1}, step {step} of {self.steps}; {self.kept()}; "
                     "try a smaller recipe.lr, recipe.clip_norm=1, or recipe.amp=off"
                 )
             self.sums["loss"] += loss
@@ -460,9 +519,69 @@ def options(part, *without: str) -> dict:
     return {k: v for k, v in vars(part).items() if v is not None and k not in without}
 
 
+def parts_of_a_batch(config: Config, processes: int) -> int:
+    """Parts in which each process runs its share of a batch, so that batch statistics are over as many images as the
+    recipe says: `recipe.accumulate` parts of the batch of all, each on one process (or, with sync_bn, on all).
+
+    Raises ConfigError where that does not come out even.
+    """
+    recipe = config.recipe
+    if recipe.batch_size % processes:
+        raise ConfigError(
+            f"recipe.batch_size={recipe.batch_size} is the batch of all {processes} processes together and cannot be "
+            f"split evenly; use a multiple of {processes}"
+        )
+    if processes == 1 or recipe.accumulate == 1 or recipe.sync_bn:
+        return recipe.accumulate
+    parts = -(-recipe.accumulate // processes)
+    if max(recipe.accumulate, processes) != parts * processes or recipe.batch_size % (parts * processes):
+        raise ConfigError(
+            f"recipe.accumulate={recipe.accumulate} parts of a batch of {recipe.batch_size} do not come out even on "
+            f"{processes} processes, so batch statistics would be over other numbers of images; start a number of "
+            f"processes that divides {recipe.accumulate}, or set recipe.accumulate to a multiple of {processes}"
+        )
+    return parts
+
+
+def images_per_statistic(config: Config, processes: int) -> int:
+    """Images over which a training step's batch norms take mean and variance (over all their time steps)."""
+    together = 1 if config.recipe.sync_bn else processes
+    return config.recipe.batch_size // (parts_of_a_batch(config, processes) * together)
+
+
+def _network(config: Config, data):
+    """The network of a configuration, with its initial weights."""
+    from snn_repro.models import build_model
+
+    return build_model(
+        config.model.name, num_classes=data.num_classes, input_shape=data.input_shape, timesteps=config.timesteps,
+        neuron=options(config.neuron, "imp_lr", "imp_weight_decay"), **options(config.model, "name", "weights"),
+    )  # fmt: skip
+
+
+def _conditions(config: Config, device, amp: "Precision") -> dict:
+    """What no key of the configuration hash says and yet moves numbers, by rounding at least; result.json keeps it."""
+    import torch
+
+    size = distributed.world().size
+    return dict(
+        device=device.type, precision=amp.name, threads=torch.get_num_threads(),
+        processes=size, images_per_statistic=images_per_statistic(config, size),
+        neuron_backend=neuron_backend(config, device), conv_backend=config.model.conv_backend, compile=config.compile,
+        torch=str(torch.__version__),
+    )  # fmt: skip
+
+
 def steps_in_epoch(config: Config, batches) -> int:
     """Optimiser steps in one epoch."""
     return min(len(batches), config.debug.max_steps or len(batches))
+
+
+def threads(config: Config) -> int:
+    """CPU threads of this run."""
+    import torch
+
+    return config.threads or (1 if config.model.name == "small" else torch.get_num_threads())
 
 
 def pick_device(config: Config):
@@ -473,9 +592,7 @@ def pick_device(config: Config):
 
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda but torch sees no GPU; use device=cpu, or install a CUDA build of torch")
-    threads = config.threads or (1 if config.model.name == "small" else 0)
-    if threads:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads(config))
     use_cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     if not use_cuda:
         keep_freed_memory()  # a quarter of a step's time is page faults otherwise
@@ -613,8 +730,9 @@ def selection(history: list[dict]) -> list[int]:
 
 
 def build_result(
-    config: Config, data, weights: int, imp: int, history: list[dict], precision: str, readout: str, n_test: int, device
-):
+    config: Config, data, weights: int, imp: int, history: list[dict], readout: str, n_test: int, of_data: dict,
+    conditions: dict,
+):  # fmt: skip
     """The content of result.json (see the README for every key)."""
     from snn_repro.store import SCHEMA_VERSION, RunResult
 
@@ -622,7 +740,8 @@ def build_result(
     best = max(history, key=lambda line: line["acc"])
     selected = history[selection(history)[-1]] if "val_acc" in last else None
     tail = [line["acc"] for line in history[-10:]]
-    neuron = vars(config.neuron) | {"backend": neuron_backend(config, device)}
+    neuron = vars(config.neuron) | {"backend": conditions["neuron_backend"]}
+    same = {k: conditions[k] for k in ("precision", "device", "threads", "processes", "images_per_statistic")}
     return RunResult(
         schema_version=SCHEMA_VERSION,
         name=config.name, experiment=config.name if config.name in choices("experiment") else None,
@@ -640,7 +759,7 @@ def build_result(
         acc_last10_mean=sum(tail) / len(tail),
         acc_step=last["acc_step"], acc_cum=last["acc_cum"], readout=readout,
         loss_last=last["loss"], train_loss_last=last["train_loss"], train_acc_last=last["train_acc"],
-        firing_rates=last["firing_rates"], precision=precision, device=device.type, epochs=len(history),
+        firing_rates=last["firing_rates"], **same, epochs=len(history), data=of_data,
         seconds=sum(line["seconds"] for line in history), samples_per_s=last["samples_per_s"],
         peak_memory_mb=max(line["peak_memory_mb"] for line in history), config=to_dict(config),
     )  # fmt: skip
