@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from snn_repro.config import Config, ConfigError, compose_checked, config_hash, multirun_config, sweep_jobs
 from snn_repro.errors import UserError
+from snn_repro.files import write_error
 
 log = logging.getLogger("snn_repro")
 
@@ -48,6 +49,7 @@ def plan(overrides: list[str]) -> list[Job]:
 
 def run_sweep(overrides: list[str], argv: list[str], task: Callable) -> int:
     """Launch what is not finished, wait for it, report; returns the exit code."""
+    _fingerprints.clear()
     jobs = plan(overrides)
     left = [job for job in jobs if job.config.force or not (job.config.skip_finished and is_finished(job))]
     if len(left) < len(jobs):
@@ -58,6 +60,10 @@ def run_sweep(overrides: list[str], argv: list[str], task: Callable) -> int:
             launch(overrides, left, task)
     except UserError as error:  # a queue that refuses, a missing plugin: the report still says where things stand
         problem = str(error)
+    except OSError as error:  # Hydra's launchers make the sweep's folder
+        if error.filename is None:
+            raise
+        problem = str(write_error(Path(error.filename).absolute(), error)).replace("hydra.run.dir", "hydra.sweep.dir")
     return report(jobs, len(jobs) - len(left), argv, problem)
 
 
@@ -65,8 +71,32 @@ def run_sweep(overrides: list[str], argv: list[str], task: Callable) -> int:
 
 
 def is_finished(job: Job) -> bool:
-    """Whether the job's folder holds a result of exactly this configuration."""
-    return _read(job.folder / "result.json").get("config_hash") == config_hash(job.config)
+    """Whether the job's folder holds a result of exactly this configuration, on the data that it names now."""
+    result = _read(job.folder / "result.json")
+    return result.get("config_hash") == config_hash(job.config) and not _other_data(job, result)
+
+
+def _other_data(job: Job, result: dict) -> list[str]:
+    """How the data of the job's earlier result differ from those that it names now; a data set is looked at once a sweep."""
+    from snn_repro.data.fingerprint import fingerprint
+    from snn_repro.store import other_data
+
+    def once(config: Config) -> dict:
+        d = config.dataset
+        key = (d.name, config.timesteps, d.integrate_by, d.frame_size, config.data_dir, config.cache_dir, config.model.weights)
+        if key not in _fingerprints:
+            try:
+                _fingerprints[key] = fingerprint(config)
+            except UserError as error:
+                _fingerprints[key] = error
+        if isinstance(_fingerprints[key], UserError):
+            raise _fingerprints[key]
+        return _fingerprints[key]
+
+    return other_data(result, job.config, once)[0]
+
+
+_fingerprints: dict = {}  # of the data sets of this sweep, or why there is none
 
 
 def state(job: Job) -> tuple[str, str]:
@@ -80,6 +110,8 @@ def state(job: Job) -> tuple[str, str]:
         if _in_use(job.folder):
             return "running", "another process is at it"
         return ("done", "") if is_finished(job) else ("killed", "its process ended without a word: killed, or out of memory")
+    if status["state"] == "done" and (changed := _other_data(job, _read(job.folder / "result.json"))):
+        return "not started", f"the folder holds a run on other data ({'; '.join(changed)}); see the messages above"
     return status["state"], status["error"] or ""
 
 

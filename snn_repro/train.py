@@ -956,10 +956,11 @@ def _hydra_task() -> None:
 
     try:
         hydra.main(config_path=str(CONF_DIR), config_name="train", version_base="1.3")(_task)()
-    except OSError as error:  # Hydra makes the folder and its log file before our code runs
-        if error.filename is None:
+    except (OSError, ValueError) as error:  # Hydra makes the folder and its log file before our code runs
+        cause = error.__cause__ if isinstance(error, ValueError) else error  # logging hides why it has no handler
+        if not isinstance(cause, OSError) or cause.filename is None:
             raise
-        raise write_error(Path(error.filename), error) from error
+        raise write_error(Path(cause.filename), cause) from error
 
 
 if __name__ == "__main__":
