@@ -497,8 +497,6 @@ def _check_range(name: str, value: Any, meta: dict) -> None:
         raise ConfigError(
             f"{name}={value} is not allowed; choose one of: {', '.join(meta['choices'])}{nearest(value, meta['choices'])}"
         )
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{name}={value} is not allowed; it must be a finite number")
     bounds = [
         (meta["low"], lambda v, b: v >= b, "at least"),
         (meta["high"], lambda v, b: v <= b, "at most"),
@@ -509,6 +507,8 @@ def _check_range(name: str, value: Any, meta: dict) -> None:
         allowed = " and ".join(f"{word} {bound}" for bound, _, word in bounds if bound is not None)
         unit = f" ({meta['unit']})" if meta["unit"] else ""
         raise ConfigError(f"{name}={value} is out of range; it must be {allowed}{unit}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name}={value} is not allowed; it must be a finite number")
 
 
 def _check_lists(c: Config) -> None:

@@ -216,7 +216,7 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
     schedule = build_schedule(optimizer, config.recipe, steps)
     amp = Precision(config, device)
     ema = _average(model, config.recipe.ema_decay)
-    conditions = _conditions(config, device, amp)
+    conditions = _conditions(config, device, amp.name)
     state = Training(place, config, model, loss_fn, optimizer, schedule, amp, ema, device, stop, steps, of_data, conditions)
 
     weights, imp = count_parameters(model)
@@ -266,8 +266,8 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
         # killed between the last checkpoint and the result: the weights are final, the outputs were lost
         test = evaluate(ema.module if ema else model, test_part, loss_fn, amp, device, config)
     place.predictions(**final_outputs(test))
-    result = build_result(config, data, weights, imp, history, loss_fn.readout_name, test["n"], of_data, conditions)
-    result["changed_on_resume"] = state.changed
+    result = build_result(config, data, weights, imp, history, amp.name, loss_fn.readout_name, test["n"], device)
+    result.update(data=of_data, changed_on_resume=state.changed)
     if config.energy and here.rank == 0:
         result["energy"] = _energy(ema.module if ema else model, data, device)
     return result
@@ -559,13 +559,13 @@ def _network(config: Config, data):
     )  # fmt: skip
 
 
-def _conditions(config: Config, device, amp: "Precision") -> dict:
+def _conditions(config: Config, device, precision: str) -> dict:
     """What no key of the configuration hash says and yet moves numbers, by rounding at least; result.json keeps it."""
     import torch
 
     size = distributed.world().size
     return dict(
-        device=device.type, precision=amp.name, threads=torch.get_num_threads(),
+        device=device.type, precision=precision, threads=torch.get_num_threads(),
         processes=size, images_per_statistic=images_per_statistic(config, size),
         neuron_backend=neuron_backend(config, device), conv_backend=config.model.conv_backend, compile=config.compile,
         torch=str(torch.__version__),
@@ -730,9 +730,8 @@ def selection(history: list[dict]) -> list[int]:
 
 
 def build_result(
-    config: Config, data, weights: int, imp: int, history: list[dict], readout: str, n_test: int, of_data: dict,
-    conditions: dict,
-):  # fmt: skip
+    config: Config, data, weights: int, imp: int, history: list[dict], precision: str, readout: str, n_test: int, device
+):
     """The content of result.json (see the README for every key)."""
     from snn_repro.store import SCHEMA_VERSION, RunResult
 
@@ -740,8 +739,9 @@ def build_result(
     best = max(history, key=lambda line: line["acc"])
     selected = history[selection(history)[-1]] if "val_acc" in last else None
     tail = [line["acc"] for line in history[-10:]]
+    conditions = _conditions(config, device, precision)
     neuron = vars(config.neuron) | {"backend": conditions["neuron_backend"]}
-    same = {k: conditions[k] for k in ("precision", "device", "threads", "processes", "images_per_statistic")}
+    shown = {k: conditions[k] for k in ("precision", "device", "threads", "processes", "images_per_statistic")}
     return RunResult(
         schema_version=SCHEMA_VERSION,
         name=config.name, experiment=config.name if config.name in choices("experiment") else None,
@@ -759,7 +759,7 @@ def build_result(
         acc_last10_mean=sum(tail) / len(tail),
         acc_step=last["acc_step"], acc_cum=last["acc_cum"], readout=readout,
         loss_last=last["loss"], train_loss_last=last["train_loss"], train_acc_last=last["train_acc"],
-        firing_rates=last["firing_rates"], **same, epochs=len(history), data=of_data,
+        firing_rates=last["firing_rates"], **shown, epochs=len(history),
         seconds=sum(line["seconds"] for line in history), samples_per_s=last["samples_per_s"],
         peak_memory_mb=max(line["peak_memory_mb"] for line in history), config=to_dict(config),
     )  # fmt: skip

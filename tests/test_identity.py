@@ -179,10 +179,10 @@ def test_synchronised_norms_keep_the_parts():
 # ---------------------------------------------------------------- numbers that are none
 
 
-@pytest.mark.parametrize("value", ["inf", "nan"])
-def test_settings_are_finite(value):
-    with pytest.raises(ConfigError, match=f"recipe.lr={value} is not allowed; it must be a finite number"):
-        load_config([f"recipe.lr={value}"])
+@pytest.mark.parametrize("key, value", [("recipe.lr", "inf"), ("loss.phi", "nan"), ("neuron.v_reset", "-inf")])
+def test_settings_are_finite(key, value):
+    with pytest.raises(ConfigError, match=f"{key}={value} is not allowed; it must be a finite number"):
+        load_config(["loss=tet", f"{key}={value}"])
 
 
 @pytest.mark.parametrize("part", ["test", "validation"])
