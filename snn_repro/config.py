@@ -130,6 +130,9 @@ class NeuronConfig:
         None, "ATan alpha (2), sigmoid alpha (4) or triangle gamma (1); null takes these", above=0.0
     )
     tau: float = key(2.0, "lif: membrane time constant", unit="time steps", low=1.0)
+    decay_input: bool = key(
+        True, "lif: the input decays too; false: it enters at full weight, h = (1 - 1/tau) v + x, the paper's equation"
+    )
     retain: float = key(0.25, "leaky: part of v that one step keeps", low=0.0, high=1.0)
     backend: str = key(
         "auto",

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from fractions import Fraction
 from itertools import product
 from pathlib import Path
 
@@ -370,7 +371,7 @@ def test_the_reference_differentiates_any_smooth_spike_exactly():
 @pytest.mark.parametrize("backend", ["torch", "cpu", "spikingjelly"])
 @pytest.mark.parametrize("key", GOLDEN["cases"])
 def test_golden_neurons(key, backend):
-    if backend == "spikingjelly" and GOLDEN["cases"][key]["family"] == "leaky":
+    if backend == "spikingjelly" and GOLDEN["cases"][key]["settings"]["fire_at"] == "gt":
         pytest.skip("spikingjelly has no such neuron")
     assert_golden(key, backend)
 
@@ -389,6 +390,59 @@ def assert_golden(key, backend):
     near(neuron.v, torch.tensor(golden["v"])[-1])
     near(x.grad, torch.tensor(golden["grad_x"]))
     near(neuron.imp.grad, torch.tensor(golden["grad_imp"]))
+
+
+def exact(x, imp, w, tau, strict):
+    """The paper's equations in fractions: spikes, last potential, and the gradients of sum(w * spikes) in x and IMP.
+
+    h = (1 - 1/tau) v + x; a spike at h > 1 (or h >= 1); v = h - spike; triangle of width 1; nothing detached.
+    """
+    keep = 1 - Fraction(1) / Fraction(tau)
+    v, potentials, spikes = Fraction(imp), [], []
+    for x_t in map(Fraction, x):
+        potentials.append(keep * v + x_t)
+        spikes.append(int(potentials[-1] > 1 or (not strict and potentials[-1] == 1)))
+        v = potentials[-1] - spikes[-1]
+    last, gv, gx = v, Fraction(0), []
+    for h, w_t in zip(reversed(potentials), map(Fraction, reversed(w)), strict=True):
+        gh = gv + (w_t - gv) * max(Fraction(0), 1 - abs(h - 1))
+        gx.insert(0, gh)
+        gv = keep * gh
+    return spikes, last, gx, gv
+
+
+def assert_whole_input(backend):
+    """decay_input=False, against `exact`, on inputs that hit the threshold and are exact in float32."""
+    for tau, fire_at in ((2.0, "gt"), (2.0, "ge"), (4.0, "gt"), (1.0, "gt")):
+        if backend == "spikingjelly" and (fire_at == "gt" or tau == 1):
+            continue
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randint(-24, 97, (5, 3, 40), generator=generator) / 64  # [T, B, N]
+        imp = torch.randint(-64, 65, (40,), generator=generator) / 64
+        x[0, :, :8] = 1 - imp[:8] * (1 - 1 / tau)  # h is exactly 1
+        w = torch.randint(-8, 9, x.shape, generator=generator) / 8
+        neuron = build_neuron("lif_imp", state_shape=(40,), tau=tau, decay_input=False, reset="soft", fire_at=fire_at,
+                              surrogate="triangle", detach_reset=False, backend=backend)  # fmt: skip
+        with torch.no_grad():
+            neuron.imp.copy_(imp)
+        x.requires_grad_()
+        spikes = neuron(x)
+        (spikes * w).sum().backward()
+        gimp = [Fraction(0)] * 40
+        for b, n in product(range(3), range(40)):
+            one = (a[:, b, n].tolist() for a in (x.detach(), w))
+            series = next(one)
+            s, v, gx, g = exact(series, imp[n].item(), next(one), tau, fire_at == "gt")
+            assert spikes[:, b, n].tolist() == s and neuron.v[b, n].item() == v
+            assert x.grad[:, b, n].tolist() == pytest.approx([float(a) for a in gx], abs=1e-5)
+            gimp[n] += g
+        assert neuron.imp.grad.tolist() == pytest.approx([float(a) for a in gimp], abs=1e-5)
+        assert any(gimp) == (tau > 1)
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu", "spikingjelly"])
+def test_an_undecayed_input_follows_the_papers_equations_exactly(backend):
+    assert_whole_input(backend)
 
 
 @pytest.mark.parametrize("key", NETWORKS)
@@ -447,7 +501,15 @@ def test_triton_is_only_used_when_asked_for(monkeypatch):
             dict(name="if", backend="cuda"),
             r"neuron.backend='cuda' is not one of auto, torch, cpu, triton, spikingjelly",
         ),
-        (dict(name="leaky", backend="spikingjelly"), "spikingjelly has no neuron that keeps a share"),
+        (dict(name="leaky", backend="spikingjelly"), "spikingjelly fires at h >= V_th only"),
+        (
+            dict(name="leaky", fire_at="ge", reset="hard", v_reset=-0.5, backend="spikingjelly"),
+            "leaks towards v_reset",
+        ),
+        (
+            dict(name="lif", decay_input=False, reset="hard", v_reset=-0.5, backend="spikingjelly"),
+            "leaks towards v_reset",
+        ),
         (dict(name="if", fire_at="gt", backend="spikingjelly"), "spikingjelly fires at h >= V_th only"),
         (dict(name="lif", reset="hard", v_reset=-0.5, backend="spikingjelly"), "leaks towards v_reset"),
     ],
@@ -487,7 +549,7 @@ def test_a_spike_function_of_someone_else_runs_in_the_reference():
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES)
-@pytest.mark.parametrize("family", ["if", "lif"])
+@pytest.mark.parametrize("family", ["if", "lif", "leaky"])
 def test_spikingjelly_agrees(family, surrogate):
     for hard, detach, tau in ((False, False, 2.0), (True, True, 3.0), (True, False, 1.0)):
         d = Dynamics(family, Spike(surrogate, 1.7), 0.9, 0.0 if hard else None, detach, tau=tau)
@@ -509,6 +571,7 @@ def test_triton_in_its_interpreter():
 def interpret_triton():
     for key in GOLDEN["cases"]:
         assert_golden(key, "triton")
+    assert_whole_input("triton")
     for d in (*PUBLISHED.values(), *SOME):
         assert_same("triton", noise(3, 2, 45), noise(45, seed=1), d)
     d = PUBLISHED["if"]

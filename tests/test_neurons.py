@@ -284,6 +284,9 @@ def test_meta_device_builds_without_memory():
         (dict(name="if", v_treshold=2.0), r"neuron.v_treshold .*did you mean 'v_threshold'"),
         (dict(name="if", tau=3.0), "neuron.tau=3.0 belongs to the neuron 'lif'"),
         (dict(name="lif", retain=0.5), "neuron.retain=0.5 belongs to the neuron 'leaky'"),
+        (dict(name="if", decay_input=False), "neuron.decay_input=False belongs to the neuron 'lif'"),
+        (dict(name="leaky", decay_input=False), "neuron.decay_input=False belongs to the neuron 'lif'"),
+        (dict(name="lif", decay_input=0), "neuron.decay_input=0 must be true or false"),
         (dict(name="if", v_threshold=0), "neuron.v_threshold=0.0 must be above 0"),
         (dict(name="if", v_threshold="1"), "neuron.v_threshold='1' must be a finite number"),
         (dict(name="if", v_threshold=float("nan")), "neuron.v_threshold=nan must be a finite number"),
@@ -310,8 +313,17 @@ def test_bad_settings_are_named(arguments, message):
 
 
 def test_settings_of_other_families_pass_at_their_defaults():
-    build_neuron("if", tau=2.0, retain=0.25, imp_init=None, surrogate_width=None, v_reset=0.0)
+    build_neuron("if", tau=2.0, decay_input=True, retain=0.25, imp_init=None, surrogate_width=None, v_reset=0.0)
     assert build_neuron("lif", tau=1.0).dynamics.tau == 1.0
+
+
+def test_a_lif_with_undecayed_input_is_leaky():
+    d = build_neuron("lif", tau=4.0, decay_input=False).dynamics
+    assert (d.family, d.retain) == ("leaky", 0.75)
+    assert build_neuron("lif", decay_input=True).dynamics.family == "lif"
+    theirs = LIFNode(tau=4.0, decay_input=False, v_reset=None, step_mode="m")
+    x = torch.randn(6, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(build_neuron("lif", tau=4.0, decay_input=False)(x), theirs(x))
 
 
 def test_wrong_state_shape_is_named():

@@ -47,15 +47,24 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("family", ["if", "lif", "leaky"])
+@pytest.mark.parametrize("family", ["if", "lif", "leaky", "lif, input undecayed"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_values_and_gradients_of_the_two_apart(family, shape):
     timesteps, steps, batch, *rest = SHAPES[shape]
+    family, _, undecayed = family.partition(",")
+    given = dict(decay_input=False) if undecayed else {}
     torch.manual_seed(0)
     for imp, te in product((False, True), repeat=2):
         x = frames(steps, batch, *rest).requires_grad_()
-        norm, neuron = a_norm(rest[0], timesteps if te else None), build_neuron(family, imp=imp, state_shape=rest)
-        wide = [a_norm(rest[0], timesteps if te else None).double(), build_neuron(family, imp=imp, state_shape=rest)]
+        norm, neuron, *wide = (
+            part
+            for _ in range(2)
+            for part in (
+                a_norm(rest[0], timesteps if te else None),
+                build_neuron(family, imp=imp, state_shape=rest, **given),
+            )
+        )
+        wide[0].double()
         wide[1].load_state_dict(neuron.state_dict())
         wide[1].double()
         assert takes_norm(neuron, x)
@@ -75,7 +84,7 @@ def test_values_and_gradients_of_the_two_apart(family, shape):
             (s * weights).sum() + (u * last).sum(), [other, *wide[0].parameters(), *wide[1].parameters()]
         )
         for g, w in zip(found, wanted, strict=True):
-            torch.testing.assert_close(g, w.float(), atol=5e-6 * w.abs().max().item(), rtol=0)
+            torch.testing.assert_close(g, w.float(), atol=max(5e-6 * w.abs().max().item(), 2e-6), rtol=0)  # a sum may nearly cancel
         for name, buffer in norm.named_buffers():
             assert torch.allclose(buffer.double(), wide[0].get_buffer(name).double(), atol=1e-6), name
 

@@ -24,7 +24,7 @@ __all__ = ["BACKENDS", "NEURONS", "OVERRIDES", "build_neuron", "firing_rates", "
 NEURONS = {"if": IF, "lif": LIF, "leaky": Leaky}
 
 # Every setting that a neuron takes beside its name, `imp` and its shape; some belong to one family alone.
-FAMILY_SETTINGS = {"tau": "lif", "retain": "leaky"}
+FAMILY_SETTINGS = {"tau": "lif", "decay_input": "lif", "retain": "leaky"}
 OVERRIDES = (
     "v_threshold",
     "reset",
@@ -50,8 +50,9 @@ def build_neuron(name: str, imp: bool = False, state_shape=None, **overrides) ->
         v_threshold=1.0  reset="soft"|"hard"  v_reset=0.0 (hard reset only)  fire_at="ge"|"gt"  detach_reset
         surrogate="atan"|"sigmoid"|"triangle"  surrogate_width (alpha, or the triangle's gamma)
         imp_init=[low, high]  imp_trainable=True  tau=2.0 (lif, >= 1)  retain=0.25 (leaky, 0..1)
+        decay_input=True (lif; False takes the input at full weight: h = (1 - 1/tau) v + x)
         backend="auto"|"torch"|"cpu"|"triton"|"spikingjelly": who computes it (backends.py); changes roundings only
-    A family that has no tau or retain accepts only their defaults, so that a value without effect is noticed.
+    A family that has no tau, decay_input or retain accepts only their defaults, so that a value without effect is noticed.
 
     The draw of IMP takes one number from torch's global generator whether imp is on or off, so networks built
     under one seed have the same weights with and without IMP.
@@ -93,6 +94,7 @@ def build_neuron(name: str, imp: bool = False, state_shape=None, **overrides) ->
         extra["tau"] = _number("tau", settings["tau"])
         if extra["tau"] < 1:
             raise UserError(f"neuron.tau={extra['tau']} must be at least 1 (it divides the leak)")
+        extra["decay_input"] = _boolean("decay_input", settings["decay_input"])
     if family == "leaky":
         extra["retain"] = _number("retain", settings["retain"])
         if not 0 <= extra["retain"] <= 1:

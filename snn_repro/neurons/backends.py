@@ -65,11 +65,9 @@ def check_backend(backend: str, dynamics: Dynamics) -> None:
     """Raise UserError where spikingjelly is asked for a neuron that it does not have."""
     if backend != "spikingjelly":
         return
-    if dynamics.family == "leaky":
-        raise UserError("neuron.backend=spikingjelly has no neuron that keeps a share of v and adds x; use auto")
     if dynamics.spike.fire_at == "gt":
         raise UserError("neuron.backend=spikingjelly fires at h >= V_th only; use neuron.fire_at=ge or another backend")
-    if dynamics.family == "lif" and dynamics.v_reset:
+    if dynamics.family != "if" and dynamics.v_reset:
         raise UserError(
             f"neuron.backend=spikingjelly leaks towards v_reset, ours towards 0: v_reset={dynamics.v_reset} must be 0 there"
         )
@@ -106,8 +104,10 @@ def _spikingjelly(x: Tensor, v0: Tensor | None, dynamics: Dynamics, store_v_seq:
     }[spike.surrogate](spike.width)
     settings = (dynamics.v_threshold, dynamics.v_reset, step, dynamics.detach_reset, store_v_seq)
     inputs = (x.to(dtype), v.expand(x.shape[1:]).contiguous())
-    if dynamics.family == "if":
+    if dynamics.family == "if" or (dynamics.family == "leaky" and dynamics.retain == 1):
         spikes, v, v_seq = functional.if_multi_step(*inputs, *settings)
+    elif dynamics.family == "leaky":  # its lif with an undecayed input
+        spikes, v, v_seq = functional.lif_multi_step(*inputs, 1 / (1 - dynamics.retain), False, *settings)
     else:
         spikes, v, v_seq = functional.lif_multi_step(*inputs, dynamics.tau, True, *settings)
     return spikes.to(x.dtype), v, v_seq

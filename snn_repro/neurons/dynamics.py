@@ -3,7 +3,7 @@
 Each step charges, fires and resets, in this order (x[t] input, v potential, h potential before the reset):
     charge   if:     h[t] = v[t-1] + x[t]
              lif:    h[t] = v[t-1] + (x[t] - v[t-1]) / tau
-             leaky:  h[t] = retain * v[t-1] + x[t]
+             leaky:  h[t] = retain * v[t-1] + x[t]      (and lif with decay_input=False: retain = 1 - 1/tau)
     fire     s[t] = step(h[t] - v_threshold)
     reset    soft:   v[t] = h[t] - v_threshold * s[t]
              hard:   v[t] = h[t] * (1 - s[t]) + v_reset * s[t]

@@ -115,18 +115,24 @@ class IF(_StartsFromIMP, IFNode):
 
 
 class LIF(_StartsFromIMP, LIFNode):
-    """Leaky integrate-and-fire with a decayed input: h = v + (x - v) / tau; the leak is towards 0."""
+    """Leaky integrate-and-fire: h = v + (x - v) / tau; the leak is towards 0.
+
+    decay_input False takes the input at full weight, h = (1 - 1/tau) v + x: a leaky neuron that keeps 1 - 1/tau.
+    """
 
     family = "lif"
-    defaults = dict(reset="soft", fire_at="ge", detach_reset=True, surrogate="sigmoid", imp_init=(0.4, 0.6), tau=2.0)
+    defaults = dict(reset="soft", fire_at="ge", detach_reset=True, surrogate="sigmoid", imp_init=(0.4, 0.6), tau=2.0,
+                    decay_input=True)  # fmt: skip
 
-    def __init__(self, spike, v_threshold, v_reset, detach_reset, imp=None, tau=2.0):
-        super().__init__(2.0, True, v_threshold, v_reset, spike, detach_reset, step_mode="m")
+    def __init__(self, spike, v_threshold, v_reset, detach_reset, imp=None, tau=2.0, decay_input=True):
+        super().__init__(2.0, decay_input, v_threshold, v_reset, spike, detach_reset, step_mode="m")
         self.tau = tau  # set here because spikingjelly refuses tau = 1, the limit of a neuron without memory
         self._adopt(imp)
 
     @property
     def dynamics(self) -> Dynamics:
+        if not self.decay_input:  # no backend needs a charge of its own for this
+            return super().dynamics._replace(family="leaky", retain=1 - 1 / self.tau)
         return super().dynamics._replace(tau=self.tau)
 
 
