@@ -26,7 +26,9 @@ def find_runs(roots: list[Path]) -> list[Path]:
     for root in roots:
         folders = [path.parent for path in sorted(root.rglob("metrics.jsonl"))]
         if not folders:
-            raise UserError(f"{root} {'holds no run with an epoch' if root.exists() else 'does not exist'}; give run folders")
+            raise UserError(
+                f"{root} {'holds no run with an epoch' if root.exists() else 'does not exist'}; give run folders"
+            )
         found |= dict.fromkeys(folders)
     return list(found)
 

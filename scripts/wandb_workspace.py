@@ -84,7 +84,9 @@ def save(view) -> str:
         return view.save().url
     except Exception as error:  # of wandb, its GraphQL client or requests
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"W&B did not save the view ({why}); check --entity, --project, the key and the network") from None
+        raise UserError(
+            f"W&B did not save the view ({why}); check --entity, --project, the key and the network"
+        ) from None
 
 
 def paper_numbers(rows) -> str:

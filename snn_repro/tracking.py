@@ -6,6 +6,8 @@ a run that is killed leaves a W&B run that is closed properly.
 """
 
 import contextlib
+import inspect
+import io
 import json
 import os
 import shutil
@@ -64,14 +66,14 @@ class Tracker:
                        program=_program(), arguments=self._arguments, epochs=len(history))  # fmt: skip
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "snn_repro.tracking"], env=environment, bufsize=0,
+                [sys.executable, "-P", "-m", "snn_repro.tracking", str(os.getpid())], env=environment, bufsize=0,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                 start_new_session=True,  # a Ctrl-C is for the training
             )  # fmt: skip
             self._process.stdin.write(_line(message))
             for pipe in (self._process.stdin, self._process.stdout):
                 os.set_blocking(pipe.fileno(), False)
-        except OSError as error:
+        except Exception as error:
             self._give_up(_sentence(error))
 
     def epoch(self, line: dict) -> None:
@@ -91,7 +93,7 @@ class Tracker:
         try:
             process.wait(limit)
         except subprocess.TimeoutExpired:
-            return self._give_up(f"it was not done {limit} s after the run's end")
+            return self._give_up(f"it was not done {limit:g} s after the run's end")
         except BaseException:  # a second Ctrl-C
             self._kill()
             raise
@@ -174,7 +176,10 @@ def has_key() -> bool:
     try:
         import wandb
 
-        return bool(wandb.api.api_key)
+        with contextlib.redirect_stderr(io.StringIO()):  # it says where it found the key
+            if "prompt" in inspect.signature(wandb.login).parameters:
+                return bool(wandb.login(prompt=False, verify=False))
+            return bool(wandb.api.api_key)
     except Exception:
         return True
 
@@ -209,7 +214,7 @@ def serve() -> None:
         with contextlib.suppress(OSError):
             answers.write(_line(message))
 
-    parent = os.getppid()
+    parent = int(sys.argv[1])
     for number in (signal.SIGTERM, signal.SIGUSR2):  # a cluster sends them to every process of a job
         signal.signal(number, lambda *_: None)
     # the stop button of a run's page
@@ -268,15 +273,14 @@ class _Log:
         self._html, self._folder, self._logged = wandb.Html, Path(start["folder"]), 0
         arguments = dict(
             start["arguments"], dir=start["folder"],
-            resume="allow" if start["epochs"] else None,  # a run from the first epoch on takes the place of an earlier one
             settings=wandb.Settings(
                 init_timeout=start["seconds"], login_timeout=start["seconds"], silent=True, console="off",
                 x_disable_stats=True, save_code=False,
             ),
         )  # fmt: skip
         if start["mode"] == "online":
-            try:
-                self.run = wandb.init(mode="online", **arguments)
+            try:  # a run from the first epoch on takes the place of an earlier one
+                self.run = wandb.init(mode="online", resume="allow" if start["epochs"] else None, **arguments)
             except Exception as error:
                 why = " ".join(str(error).split())[:150]
                 tell(warning=f"W&B could not be reached ({why}); logging offline instead")

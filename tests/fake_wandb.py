@@ -16,6 +16,7 @@ class Server:
         self.complete, self.silent, self.over = False, threading.Event(), threading.Event()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._http.daemon_threads = True
+        self._http.handle_error = lambda *_: None  # a client that is gone
         threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
 
     @property
