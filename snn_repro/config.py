@@ -219,7 +219,10 @@ class AugmentConfig:
 
 @dataclass
 class LoggerConfig:
-    mode: str = key("offline", "Weights & Biases: offline needs no account", choices=("online", "offline", "disabled"))
+    mode: str = key(
+        "offline", "Weights & Biases: offline needs no account; WANDB_MODE=disabled or offline in the environment wins",
+        choices=("online", "offline", "disabled"),
+    )  # fmt: skip
     project: str = key("snn_repro", "W&B project")
     entity: str | None = key(None, "W&B team or user; null is the account's own")
     tags: list[str] = key([], "W&B tags besides data set, model, neuron and loss")

@@ -234,6 +234,8 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
         log.info(f"resuming at epoch {state.epoch + 1}, step {state.step}")
         if state.changed:
             log.warning(f"warning: not all is as it was before the stop ({'; '.join(state.changed)}); result.json says so")
+    if tracker is not None:
+        tracker.start(history)
 
     for epoch in range(state.epoch, config.recipe.epochs):
         started, seen = time.perf_counter(), state.sums["n"]
@@ -258,10 +260,10 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
         )  # fmt: skip
         history.append(line)
         place.record(history)
-        if tracker is not None:
-            tracker.epoch(line)
         log.info(epoch_line(line, config.recipe.epochs))
         state.save_epoch(epoch, is_best=selection(history)[-1] == len(history) - 1)
+        if tracker is not None:
+            tracker.epoch(line)
     if config.recipe.epochs == state.started_at:
         # killed between the last checkpoint and the result: the weights are final, the outputs were lost
         test = evaluate(ema.module if ema else model, test_part, loss_fn, amp, device, config)
