@@ -87,6 +87,11 @@ class DatasetConfig:
         "rgb", "order of colour channels; the paper's CIFAR code feeds bgr", choices=("rgb", "bgr")
     )
     workers: int = key(0, "loader processes for data sets that decode files; changes no number", low=0)
+    verify: str = key(
+        "first_read",
+        "hold prepared frames against their checksums when a run first reads them, or not at all",
+        choices=("first_read", "off"),
+    )
 
 
 @dataclass
@@ -288,7 +293,7 @@ class Config:
 NOT_HASHED = (
     "run_dir", "data_dir", "cache_dir", "resume", "force", "device", "threads", "logger", "energy",
     "skip_finished", "slurm",
-    "dataset.workers", "debug.profile", "baselines", "unspecified",
+    "dataset.workers", "dataset.verify", "debug.profile", "baselines", "unspecified",
     "model.conv_backend", "model.checkpointing", "neuron.backend", "compile",
     "recipe.sync_bn",  # matters with several processes alone, and their number is no key either
 )  # fmt: skip
