@@ -365,10 +365,16 @@ def _list_cifar10_dvs(files: dict[str, Entry]) -> tuple[list[Sample], dict[str, 
 
 
 def _find_ncaltech101(children: dict[str, Path]) -> list[Path]:
-    if place := _either(children, "Caltech101"):
+    place = _either(children, "Caltech101")
+    if place is not None and (not place.is_dir() or _class_folders(_children(place))):
         return [place]
-    classes = [children[c.lower()] for c in ncaltech101_classes() if c.lower() in children]
-    return [c for c in classes if c.is_dir()] if len(classes) > 1 else []  # one could be a folder called "camera"
+    classes = _class_folders(children)
+    return classes if len(classes) > 1 else []  # one could be anybody's folder called "camera"
+
+
+def _class_folders(children: dict[str, Path]) -> list[Path]:
+    found = [children[c.lower()] for c in ncaltech101_classes() if c.lower() in children]
+    return [c for c in found if c.is_dir()]
 
 
 @functools.cache

@@ -250,6 +250,7 @@ def verify_cache(
 
     Raises as `open_cache` does, and DataError for a cache without checksums.
     """
+    _require_event_set(dataset)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cache = open_cache(dataset, cache_dir, timesteps, by, frame_size)
@@ -335,6 +336,12 @@ def _work(entry: Entry, file: str, samples: list[tuple[int, Sample]], settings: 
     return decode_file(data, file, samples, settings)
 
 
+def _require_event_set(dataset: str) -> None:
+    if dataset not in EVENT_SETS:
+        known = ", ".join(EVENT_SETS)
+        raise UserError(f"dataset={dataset} needs no preparation; these do: {known}{nearest(dataset, EVENT_SETS)}")
+
+
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -369,9 +376,7 @@ def prepare(
 
     Raises UserError and DataError with one sentence.
     """
-    if dataset not in EVENT_SETS:
-        known = ", ".join(EVENT_SETS)
-        raise UserError(f"dataset={dataset} needs no preparation; these do: {known}{nearest(dataset, EVENT_SETS)}")
+    _require_event_set(dataset)
     if timesteps < 1:
         raise UserError(f"timesteps={timesteps} must be at least 1")
     if by not in ("number", "time"):
@@ -447,12 +452,13 @@ def _refuse_overlap(dataset: str, data_dir: str | Path | None, cache_dir: str | 
     data set. Where the links in them point to does not matter.
     """
     places = find_places(dataset, data_dir)
+    around = places[0].parent
+    if around.name.lower() in ("extract", "extracted", "download"):
+        around = around.parent
     own = [p for p in places if p.is_dir()]
-    for parent in (p.parent for p in places[:1]):
-        named = parent.parent if parent.name.lower() in ("extract", "extracted", "download") else parent
-        own += [n for n in (named, named.resolve()) if is_own_folder(dataset, n.name)]
+    own += [p for p in (around, around.resolve()) if is_own_folder(dataset, p.name)]
     inside = folder.resolve()
-    for place in {p.resolve() for p in own}:
+    for place in (p.resolve() for p in own):
         if inside == place or place in inside.parents:
             raise UserError(
                 f"cache_dir={cache_dir} would put the cache, {folder}, inside of the data set's own folder {place}, which"
