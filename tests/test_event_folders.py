@@ -180,7 +180,9 @@ def test_a_compressed_zip_in_a_zip_leaves_no_file_and_says_when_there_is_no_room
     assert not list((tmp_path / "temporary").iterdir())
     close_archives()
     monkeypatch.setattr("shutil.disk_usage", lambda folder: shutil._ntuple_diskusage(100, 90, 10))
-    with pytest.raises(DataError, match=r"airplane.zip in .*CIFAR10DVS.zip is compressed .* TMPDIR .*unpack it yourself"):
+    with pytest.raises(
+        DataError, match=r"airplane.zip in .*CIFAR10DVS.zip is compressed .* TMPDIR .*unpack it yourself"
+    ):
         find_recordings("cifar10_dvs", tmp_path / "raw")
 
 
@@ -195,7 +197,9 @@ def test_a_damaged_zip_in_a_zip_is_one_sentence(tmp_path):
 
 
 def test_a_set_that_is_not_found_names_what_was_looked_for(tmp_path):
-    with pytest.raises(DataError, match="not found.*airplane.zip.*looked for the names cifar10_dvs, CIFAR10-DVS.*figshare"):
+    with pytest.raises(
+        DataError, match="not found.*airplane.zip.*looked for the names cifar10_dvs, CIFAR10-DVS.*figshare"
+    ):
         find_recordings("cifar10_dvs", tmp_path)
     with pytest.raises(DataError, match="data_dir=.*absent does not exist: pass the folder that holds Caltech101.zip"):
         find_recordings("ncaltech101", tmp_path / "absent")
