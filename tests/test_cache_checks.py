@@ -224,6 +224,57 @@ def test_a_manifest_of_another_shape_is_one_sentence(cached, content):
         open_cache("cifar10_dvs", cache_dir, 4)
 
 
+ODD_LINES = [
+    '{"a": 1}\n',
+    '{"file": "cat/cifar10_cat_333.aedat", "size": 1, "crc32": "", "rows": [{"row": 99999, "dtype": "uint8", "crc32": 1}]}\n',
+    '{"file": "cat/cifar10_cat_333.aedat", "rows": [{"row": 0, "dtype": "zz", "crc32": 1}]}\n',
+    "7}\n",
+]
+
+
+@pytest.mark.parametrize("line", ODD_LINES)
+def test_odd_lines_of_a_journal_are_no_traceback(tmp_path, line):
+    write_cifar10_dvs(tmp_path / "raw", classes=("cat",))
+    (tmp_path / "raw/cat/cifar10_cat_0.aedat").write_bytes(b"bad")
+    with pytest.raises(DataError):
+        run(tmp_path / "raw", tmp_path / "cache")
+    with open(tmp_path / "cache/cifar10_dvs/T4-number.partial/journal.jsonl", "a") as journal:
+        journal.write(line)
+    shutil.copy(tmp_path / "raw/cat/cifar10_cat_333.aedat", tmp_path / "raw/cat/cifar10_cat_0.aedat")
+    assert run(tmp_path / "raw", tmp_path / "cache").samples == 4
+    assert verify_cache("cifar10_dvs", tmp_path / "cache", 4)[1] == []
+
+
+def test_a_folder_that_is_no_cache_is_neither_published_nor_replaced_unasked(tmp_path, made):
+    partial = tmp_path / "cache/cifar10_dvs/T4-number.partial"
+    partial.mkdir(parents=True)
+    (partial / "frames.npy").write_bytes(b"without the rest")
+    assert run(made / "raw", tmp_path / "cache").read == 40
+    (tmp_path / "other/cifar10_dvs/T4-number").mkdir(parents=True)
+    with pytest.raises(
+        DataError, match="is there, but is no finished cache: remove it, or replace it with rebuild=true"
+    ):
+        run(made / "raw", tmp_path / "other")
+    assert run(made / "raw", tmp_path / "other", rebuild=True).read == 40
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"timesteps": 10**8}, "timesteps=100000000 frames of 128 x 128 pixels would take 13107 GB"),
+        ({"frame_size": 10**5}, "frames of 100000 x 100000 pixels would take"),
+        ({"workers": 10**6}, "workers=1000000 must be from 0 to 1,024"),
+        ({"workers": -1}, "workers=-1 must be from 0"),
+    ],
+)
+def test_sizes_out_of_proportion_are_refused(made, tmp_path, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        prepare("cifar10_dvs", made / "raw", tmp_path / "cache", **{"timesteps": 2, **options})
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(UserError, match="cannot be written"):
+        run(made / "raw", tmp_path / "loop")
+
+
 # ------------------------------------------------------------------ splits
 
 

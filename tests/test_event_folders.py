@@ -246,6 +246,28 @@ def test_a_pipe_and_a_dangling_link_are_bad_files_and_hang_nothing(tmp_path):
         run("cifar10_dvs", tmp_path / "raw", tmp_path / "cache")
 
 
+def test_odd_lists_and_tables_of_gesture(tmp_path):
+    """A list that repeats a line, a table that cannot be read, a name that no index can hold, a trial in both lists."""
+    trials = write_dvs_gesture(tmp_path, train_users=3)
+    root = tmp_path / "DvsGesture"
+    first, second, third = sorted(t for t in trials if trials[t].part == "train")
+    lists = {part: root / f"trials_to_{part}.txt" for part in ("train", "test")}
+    with open(lists["train"], "a") as file:
+        file.write(f"{first}\n" + 'user,"04"_led.aedat\n')
+    table = root / second.replace(".aedat", "_labels.csv")
+    table.unlink()
+    os.mkfifo(table)
+    found = find_recordings("dvs_gesture", tmp_path)
+    assert {s.file for s in found.samples} == set(trials) - {second} and len(found.samples) == 36
+    assert sorted(found.problems) == ["'user,\"04\"_led.aedat'", second]
+    assert "no name of a trial" in str(found.problems) and "no file but a link to nothing, a pipe" in str(
+        found.problems
+    )
+    lists["test"].write_text(lists["test"].read_text() + third)
+    with pytest.raises(DataError, match=f"{third} stands in trials_to_train.txt and in trials_to_test.txt"):
+        find_recordings("dvs_gesture", tmp_path)
+
+
 # ------------------------------------------------------------------ where a cache may lie
 
 

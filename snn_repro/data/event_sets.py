@@ -410,18 +410,27 @@ def _find_dvs_gesture(children: dict[str, Path]) -> list[Path]:
 
 def _list_dvs_gesture(files: dict[str, Entry]) -> tuple[list[Sample], dict[str, str]]:
     tables = _small_files(files)
-    samples, problems = [], {}
+    samples, problems, part_of = [], {}, {}
     for part in ("train", "test"):
         trials = f"trials_to_{part}.txt"
         if trials not in tables:
             raise DataError(f"{trials} is missing: it belongs to the DvsGesture folder or archive and holds the split")
-        for file in tables[trials].decode("utf-8", "replace").split():
+        if isinstance(tables[trials], DataError):
+            raise tables[trials]
+        for file in dict.fromkeys(tables[trials].decode("utf-8", "replace").split()):
+            if part_of.setdefault(file, part) != part:
+                raise DataError(f"{file} stands in trials_to_train.txt and in {trials}; a trial is in one of them")
             labels = file.removesuffix(".aedat") + "_labels.csv"
+            if not re.fullmatch(r"[\w.-]+", file):  # the index of the cache could not hold it
+                problems[repr(file)] = f"{trials} lists {file!r}, which is no name of a trial"
+                continue
             if file not in files or labels not in tables:
                 absent = file if file not in files else labels
                 problems[file] = f"{absent} is missing, though {trials} lists it"
                 continue
             try:
+                if isinstance(tables[labels], DataError):
+                    raise tables[labels]
                 rows = formats.read_gesture_labels(tables[labels], labels)
             except DataError as error:
                 problems[file] = str(error)
@@ -433,12 +442,19 @@ def _list_dvs_gesture(files: dict[str, Entry]) -> tuple[list[Sample], dict[str, 
     return samples, problems
 
 
-def _small_files(files: dict[str, Entry]) -> dict[str, bytes]:
-    """The contents of the split lists and label tables."""
+def _small_files(files: dict[str, Entry]) -> dict[str, bytes | DataError]:
+    """The contents of the split lists and label tables, or why one cannot be read."""
+
+    def read(name: str, entry: Entry) -> bytes | DataError:
+        try:
+            return read_entry(entry, name)
+        except DataError as error:
+            return error
+
     wanted = {
         n: e for n, e in files.items() if n.endswith(("_labels.csv", "trials_to_train.txt", "trials_to_test.txt"))
     }
-    content = {n: read_entry(e, n) for n, e in wanted.items() if e.kind != "tar"}
+    content = {n: read(n, e) for n, e in wanted.items() if e.kind != "tar"}
     for (path, inner), members in in_tars(wanted).items():
         content |= dict(stream_tar(path, members, inner))
     return content

@@ -24,6 +24,7 @@ import csv
 import fcntl
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -386,7 +387,14 @@ def prepare(
     if not cache_dir:
         raise UserError("cache_dir is not set: pass cache_dir=DIR, a folder for the prepared frames")
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    if not 0 <= workers <= 1024:
+        raise UserError(f"workers={workers} must be from 0 to 1,024 processes")
     settings = Settings(dataset, timesteps, by, frame_size)
+    if (size := 4 * math.prod(settings.shape)) > 2**32:
+        raise UserError(
+            f"timesteps={timesteps} frames of {settings.shape[2]} x {settings.shape[3]} pixels would take {size / 1e9:.0f}"
+            " GB a recording; choose fewer, or a smaller frame_size"
+        )
     folder = Path(cache_dir) / settings.folder
     _refuse_overlap(dataset, data_dir, cache_dir, folder)
     recordings = find_recordings(dataset, data_dir)
@@ -395,10 +403,18 @@ def prepare(
         say(f"bad: {problem}")
     expected = EVENT_SETS[dataset].samples
 
-    if (_partial(folder) / "frames.npy").is_file():  # an earlier run was killed while it gave the folder its name
-        with _lock(_partial(folder)):
-            _publish(_partial(folder), folder)
+    complete = ("frames.npy", "index.csv", "manifest.json")
+    try:
+        if all((_partial(folder) / file).is_file() for file in complete):  # killed while it gave the folder its name
+            with _lock(_partial(folder)):
+                _publish(_partial(folder), folder)
+    except FileNotFoundError:
+        pass  # another run has just done it
+    except OSError as error:
+        raise UserError(f"cache_dir={cache_dir} cannot be written: {error}") from None
     if folder.exists() and not rebuild:
+        if not (folder / "manifest.json").is_file():
+            raise DataError(f"{folder} is there, but is no finished cache: remove it, or replace it with rebuild=true")
         cache = open_cache(*settings[:1], cache_dir, *settings[1:], data_dir=data_dir)
         known = set(cache.names) | {p["name"] for p in cache.manifest["excluded"]}
         new = [s.name for s in recordings.samples if s.name not in known and s.file not in known]
@@ -456,9 +472,9 @@ def _refuse_overlap(dataset: str, data_dir: str | Path | None, cache_dir: str | 
     if around.name.lower() in ("extract", "extracted", "download"):
         around = around.parent
     own = [p for p in places if p.is_dir()]
-    own += [p for p in (around, around.resolve()) if is_own_folder(dataset, p.name)]
-    inside = folder.resolve()
-    for place in (p.resolve() for p in own):
+    own += [p for p in (around, Path(os.path.realpath(around))) if is_own_folder(dataset, p.name)]
+    inside = Path(os.path.realpath(folder))
+    for place in (Path(os.path.realpath(p)) for p in own):
         if inside == place or place in inside.parents:
             raise UserError(
                 f"cache_dir={cache_dir} would put the cache, {folder}, inside of the data set's own folder {place}, which"
@@ -616,8 +632,12 @@ class _Partial:
         if os.fstat(self.file.fileno()).st_size != self.offset + len(self.samples) * self._row_bytes():
             self.file.close()
             return False
-        entries = {entry["file"]: entry for entry in lines[1:]}
-        self.done = {f: e for f, e in entries.items() if all(self._intact(row) for row in e["rows"])}
+        self.done = {}
+        for entry in lines[1:]:
+            with contextlib.suppress(KeyError, IndexError, TypeError, ValueError):  # a damaged line notes nothing
+                self.done.pop(entry["file"], None)
+                if all(self._intact(row) and self.samples[row["row"]].file == entry["file"] for row in entry["rows"]):
+                    self.done[entry["file"]] = {k: entry[k] for k in ("file", "size", "crc32", "rows")}
         self.journal = open(path, "a")  # noqa: SIM115
         if lines and not path.read_text().endswith("\n"):
             self.journal.write("\n")  # the last line was cut short
