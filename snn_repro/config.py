@@ -70,7 +70,10 @@ class DatasetConfig:
     name: str = key(MISSING, "data set", choices=tuple(DATASET_FACTS))
     timesteps: int = key(4, "T a data set is usually run with; the default of the top-level `timesteps`", low=1)
     validation: float = key(
-        0.0, "part of the training set held out for model selection; test is never touched", low=0.0, below=1.0
+        0.0,
+        "part of the training set held out for model selection (dvs_gesture: whole people); test is never touched",
+        low=0.0,
+        below=1.0,
     )
     split: str = key("official", "named train/test split (snn_repro/data/splits.py)")
     split_seed: int = key(0, "seed of the validation part; independent of the run's seed", low=0)

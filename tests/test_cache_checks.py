@@ -312,6 +312,15 @@ def test_an_excluded_recording_leaves_the_published_test_set(tmp_path):
         assert data.split.id == f"cifar10_dvs/{split},dropped=8001"
 
 
+def test_a_recording_that_the_published_set_has_not_is_told(tmp_path):
+    write_cifar10_dvs(tmp_path / "raw")
+    shutil.copy(tmp_path / "raw/cat/cifar10_cat_333.aedat", tmp_path / "raw/cat/cifar10_cat_1000.aedat")
+    run(tmp_path / "raw", tmp_path / "cache")
+    with pytest.warns(UserWarning, match="dataset.split=tebn is drawn on its own list of 41 names"):
+        data = built(tmp_path / "cache")
+    assert data.split.id == "cifar10_dvs/tebn"
+
+
 def test_gesture_validation_holds_out_people(tmp_path):
     write_dvs_gesture(tmp_path / "raw", train_users=5)
     run(tmp_path / "raw", tmp_path / "cache", "dvs_gesture")

@@ -186,6 +186,13 @@ def test_a_compressed_zip_in_a_zip_leaves_no_file_and_says_when_there_is_no_room
         find_recordings("cifar10_dvs", tmp_path / "raw")
 
 
+def test_an_archive_replaced_while_the_program_runs_is_listed_anew(tmp_path):
+    write_ncaltech101(tmp_path, archive=True)
+    assert len(find_recordings("ncaltech101", tmp_path).samples) == 12
+    write_ncaltech101(tmp_path, archive=True, per_class=4)
+    assert len(find_recordings("ncaltech101", tmp_path).samples) == 16
+
+
 def test_a_damaged_zip_in_a_zip_is_one_sentence(tmp_path):
     write_ncaltech101(tmp_path / "there", archive=True)
     inner = (tmp_path / "there" / "Caltech101.zip").read_bytes()

@@ -559,6 +559,7 @@ def find_recordings(dataset: str, data_dir: str | Path | None, quick: bool = Fal
     Raises UserError and DataError as `find_places` does, and DataError for archives that cannot be read. quick:
     raises SlowToList where a whole archive would have to be unpacked for its names.
     """
+    close_archives()  # one that was opened before may have been replaced since
     facts, places = EVENT_SETS[dataset], find_places(dataset, data_dir)
     files, ignored = {}, 0
     level: dict[str, int] = {}  # of two files of the same name the less deeply nested one counts
@@ -695,6 +696,12 @@ def _build(cfg: Config) -> Data:
         everything = all_names(name, cache.names, cache.labels, [p["name"] for p in cache.manifest["excluded"]])
         train, test = named_split(name, cfg.dataset.split, cache.names, cache.labels, everything)
         dropped = len(everything) - len(cache.names)
+        if len(everything) != EVENT_SETS[name].samples:
+            warnings.warn(
+                f"{name}: the cache holds recordings that the published data set has not, so dataset.split="
+                f"{cfg.dataset.split} is drawn on its own list of {len(everything)} names",
+                stacklevel=2,
+            )
     train, val, split = make_split(
         name,
         train,
