@@ -71,7 +71,10 @@ class DatasetConfig:
     name: str = key(MISSING, "data set", choices=tuple(DATASET_FACTS))
     timesteps: int = key(4, "T a data set is usually run with; the default of the top-level `timesteps`", low=1)
     validation: float = key(
-        0.0, "part of the training set held out for model selection; test is never touched", low=0.0, below=1.0
+        0.0,
+        "part of the training set held out for model selection (dvs_gesture: whole people); test is never touched",
+        low=0.0,
+        below=1.0,
     )
     split: str = key("official", "named train/test split (snn_repro/data/splits.py)")
     split_seed: int = key(0, "seed of the validation part; independent of the run's seed", low=0)
@@ -88,6 +91,11 @@ class DatasetConfig:
         "rgb", "order of colour channels; the paper's CIFAR code feeds bgr", choices=("rgb", "bgr")
     )
     workers: int = key(0, "loader processes for data sets that decode files; changes no number", low=0)
+    verify: str = key(
+        "first_read",
+        "hold prepared frames against their checksums when a run first reads them, or not at all",
+        choices=("first_read", "off"),
+    )
 
 
 @dataclass
@@ -298,7 +306,7 @@ class Config:
 NOT_HASHED = (
     "run_dir", "data_dir", "cache_dir", "resume", "force", "device", "threads", "logger", "energy",
     "skip_finished", "slurm",
-    "dataset.workers", "debug.profile", "baselines", "unspecified",
+    "dataset.workers", "dataset.verify", "debug.profile", "baselines", "unspecified",
     "model.conv_backend", "model.checkpointing", "neuron.backend", "compile",
     "recipe.sync_bn",  # matters with several processes alone, and their number is no key either
 )  # fmt: skip

@@ -209,6 +209,7 @@ class MemoryBatches(_Ordered):
     sees them.
     transforms: batch transforms, applied in order with one generator a batch.
     repeats: repeated augmentation, see `epoch_order`. drop_last: leave out the last, smaller batch.
+    check: called with (row, frames) of every row of frames that is read, as stored; raises DataError for a bad one.
     """
 
     def __init__(
@@ -225,6 +226,7 @@ class MemoryBatches(_Ordered):
         repeats: int = 1,
         rank: int = 0,
         world: int = 1,
+        check: Callable[[int, np.ndarray], None] | None = None,
     ):
         if len(inputs) != len(targets):
             raise DataError(f"{len(inputs)} inputs but {len(targets)} targets")
@@ -239,6 +241,7 @@ class MemoryBatches(_Ordered):
         else:
             self._inputs = torch.as_tensor(inputs)
         self._transforms = list(transforms)
+        self._check = check
 
     def _gather(self, rows: Tensor) -> Tensor:
         if not self._is_frames:
@@ -247,7 +250,10 @@ class MemoryBatches(_Ordered):
         x = torch.empty(t, len(rows), *chw)
         out = x.numpy()
         for b, row in enumerate(rows.tolist()):
-            out[:, b] = self._inputs[row]  # one pass: read, convert, transpose
+            frames = self._inputs[row]
+            if self._check is not None:
+                self._check(row, frames)
+            out[:, b] = frames  # one pass: read, convert, transpose
         return x
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
