@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from snn_repro import console
 from snn_repro.errors import UserError
 from snn_repro.files import write_text
 from snn_repro.rows import load_rows
@@ -57,4 +58,4 @@ def check(folder: Path, files: dict[str, str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console.script(main))

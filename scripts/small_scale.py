@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from snn_repro import console
 from snn_repro.config import DATASET_FACTS
 from snn_repro.errors import UserError
 from snn_repro.files import write_text
@@ -357,4 +358,4 @@ def _report(args) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console.script(main))
