@@ -21,7 +21,7 @@ from snn_repro.config import DATASET_FACTS
 from snn_repro.errors import UserError
 from snn_repro.files import write_text
 from snn_repro.statistics import holm, paired
-from snn_repro.tables import Column, Group, Table, collect, group_runs, load, recipe_difference, to_markdown
+from snn_repro.tables import Column, Group, Table, collect, group_runs, load, recipe_difference, remarks, to_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 SWEEP_DIR = "runs/small_scale"
@@ -290,7 +290,7 @@ def _accuracies(groups: list[Group], notes: list[str]) -> Table:
         for g in groups
     ]  # fmt: skip
     means = "mean ± sample standard deviation over seeds; accuracy at t: the output of that step alone"
-    return Table("Accuracies", columns, rows, [means, *notes])
+    return Table("Accuracies", columns, rows, [means, *remarks(groups), *notes])
 
 
 # ---------------------------------------------------------------- command line

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -169,11 +170,12 @@ def is_older(made: dict) -> bool:
 def older_note(made: Sequence[dict], what: str = "runs") -> str | None:
     """A sentence on how many of the results were made by older code; None where none was."""
     older = sum(map(is_older, made))
-    silent = sum(not (m.get("code") or {}).get("sha256") for m in made)
     if not older:
         return None
-    more = f" ({silent} of them do not say by which code)" if silent else ""
-    return f"older code: {older} of {len(made)} {what} were made before the last change of the code that computes them{more}"
+    return (
+        f"older code: {older} of {len(made)} {what} made before the last change of what computes them, or without a record "
+        "of their code"
+    )
 
 
 def debug_keys(result: RunResult) -> list[str]:
@@ -240,7 +242,7 @@ def _said(key: str, name: str, value: Any) -> bool:
     group = "dataset" if key == "timesteps" else key.split(".")[0]
     if group not in CHOICES:
         return False
-    means = _what_a_choice_means(group, words[CHOICES.index(group)], words[0])
+    means = _what_a_choice_means(group, words[CHOICES.index(group)], words[0] if group == "model" else "")
     return key in means and means[key] == value
 
 
@@ -250,7 +252,7 @@ CHOICES = ("dataset", "model", "neuron", "loss")
 @cache
 def _what_a_choice_means(group: str, choice: str, dataset: str) -> dict[str, Any]:
     try:
-        return hashed(load_config([f"dataset={dataset}"] * (group == "model") + [f"{group}={choice}"]))
+        return hashed(load_config([f"dataset={dataset}"] * bool(dataset) + [f"{group}={choice}"]))
     except UserError:
         return {}
 
@@ -857,3 +859,36 @@ def generate(results: Path, rows: Iterable[PaperRow]) -> dict[str, str]:
         "Rethinking the membrane dynamics and optimization objectives of SNNs: paper and ours", tables.values()
     )
     return files
+
+
+# ---------------------------------------------------------------- numbers in a text
+
+
+MEASURED = re.compile(r"(<!-- (accuracy|steps) ([^\s>]+) -->).*?(<!-- / -->)", re.DOTALL)
+
+
+def fill_in(text: str, runs: Path) -> str:
+    """`text` with its measured numbers from the finished runs under `runs`.
+
+    `<!-- accuracy FOLDER -->...<!-- / -->` becomes mean ± sd % of the last epoch and the number of seeds of the runs in
+    that folder of `runs`, `<!-- steps FOLDER -->...<!-- / -->` their accuracy at each time step; where no such folder
+    is, what stands there stays. Raises UserError where a folder holds runs of several configurations.
+    """
+
+    def number(match: re.Match) -> str:
+        start, kind, folder, end = match.groups()
+        if not (runs / folder).is_dir():
+            return match.group()
+        groups, _ = group_runs(load([runs / folder]))
+        if len(groups) > 1:
+            raise UserError(
+                f"{runs / folder} holds runs of several configurations: {', '.join(g.label for g in groups)}"
+            )
+        accuracy = groups[0].percent("acc_last")
+        if kind == "steps":
+            return start + cell(groups[0].steps()) + end
+        if accuracy.n == 1:
+            return f"{start}{accuracy.mean:.2f} % (n=1){end}"
+        return f"{start}{accuracy.mean:.2f} ± {accuracy.sd:.2f} % ({accuracy.n} seeds){end}"
+
+    return MEASURED.sub(number, text)
