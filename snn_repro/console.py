@@ -27,9 +27,15 @@ codecs.register_error("snn_repro.plain", _replace)
 
 
 def prepare() -> None:
-    """Let stdout and stderr write what stands for a character that they cannot encode, where they would raise."""
-    for stream in (sys.stdout, sys.stderr):
-        if getattr(stream, "errors", None) in ("strict", "backslashreplace") and hasattr(stream, "reconfigure"):
+    """Let stdout and stderr write what stands for a character that they cannot encode, where they would raise.
+
+    Where one is closed, what is written there is lost and nothing else.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  open until the process ends
+        elif getattr(stream, "errors", None) in ("strict", "backslashreplace") and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="snn_repro.plain")
 
 
@@ -47,8 +53,7 @@ def script(main: Callable[[], int]) -> int:
     prepare()
     try:
         code = main()
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
         return code
     except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)

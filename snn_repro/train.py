@@ -14,7 +14,7 @@ import time
 import traceback
 from pathlib import Path
 
-from snn_repro import console, distributed
+from snn_repro import distributed
 from snn_repro.config import (
     CONF_DIR,
     Config,
@@ -722,7 +722,6 @@ def _signals():
 def main() -> None:
     """`python -m snn_repro.train`, `snn-train`: exit code 0 done, 1 failed, 2 wrong input, 130/140/143 stopped by a signal."""
     gc.set_threshold(100_000)  # imports make no garbage, and looking for it 600 times takes a quarter of a second
-    console.prepare()
     sys.exit(_main(sys.argv[1:]))
 
 
