@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -26,12 +25,12 @@ def f(x, *, y=1.5):
 
 
 def test_words_and_layout_do_not_count():
-    other = '''import os
+    other = """import os
 def f(x,
       *, y = 1.5):
     if x < 0: raise ValueError("another sentence")  # why
     return [ x, f"{y:.2f}", 'ab', b'c', None, ... ]
-'''
+"""
     assert normalised(CODE) == normalised(other)
 
 
@@ -45,7 +44,9 @@ def test_code_counts(old, new):
 
 def test_what_only_speaks_does_not_count():
     code = "A = 1\ndef say():\n    print(1)\n"
-    assert normalised(code, ("say",)) == normalised(code.replace("print(1)", "print(2)"), ("say",)) == normalised("A = 1")
+    assert (
+        normalised(code, ("say",)) == normalised(code.replace("print(1)", "print(2)"), ("say",)) == normalised("A = 1")
+    )
     assert normalised(code, ("A",)) == normalised(code.replace("1\n", "2\n", 1), ("A",))
 
 
@@ -76,7 +77,9 @@ def test_every_python_gives_the_same_hash():
         "import importlib.util as u, sys; s = u.spec_from_file_location('p', sys.argv[1]); m = u.module_from_spec(s); "
         "s.loader.exec_module(m); print(m.source_hash())"
     )
-    found = [p for p in (shutil.which(f"python3.{minor}", path=os.defpath + ":/usr/bin") for minor in range(11, 16)) if p]
+    found = [
+        p for p in (shutil.which(f"python3.{minor}", path=os.defpath + ":/usr/bin") for minor in range(11, 16)) if p
+    ]
     for python in {sys.executable, *found}:
         done = subprocess.run([python, "-c", program, provenance.__file__], capture_output=True, text=True, timeout=60)
         assert done.stdout.strip() == source_hash(), (python, done.stderr)
