@@ -146,7 +146,9 @@ def draw_pattern_mapping(trained: Sequence[dict] = ()) -> Figure:
         axes.set_xlabel(f"input pattern\n{below}")
     figure.axes[0].set_ylabel("output pattern")
     trials = [16 * len(imps) * len(weights) for imps, weights in MAPPINGS.values()]
-    n = ", ".join(f"{k:,}" for k in trials) + "".join(f", {16 * 9 * sum(len(x['percentiles']) for x in r['layers']):,}" for r in trained)
+    n = ", ".join(f"{k:,}" for k in trials) + "".join(
+        f", {16 * 9 * sum(len(x['percentiles']) for x in r['layers']):,}" for r in trained
+    )
     what = f"n, from the left: {n} trials (input × weight × IMP), all there are"
     if trained:
         what += "; trained: one network each, the percentiles of its layers' IMP"
