@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from snn_repro import __version__, checkpoint, distributed
 from snn_repro.config import Config, config_hash, differing, to_dict
 from snn_repro.errors import UserError
 from snn_repro.files import replace_atomically, write_error, write_json, write_text
+from snn_repro.provenance import git_state
 
 SCHEMA_VERSION = 1
 RESULT, STATUS, METRICS, PREDICTIONS, CONFIG = (
@@ -221,34 +221,109 @@ def _read_json(path: Path, text: str, fix: str) -> dict:
     raise UserError(f"{path} is damaged: it does not parse as JSON, or holds no object; {fix}")
 
 
+NEEDED = (
+    "name", "seed", "recipe_hash", "split_id", "split_sha256", "precision", "timesteps", "readout", "acc_last",
+    "acc_valsel", "acc_best_test", "acc_step", "n_train", "n_test", "correct", "params_weights", "params_imp", "epochs",
+    "dataset", "model", "loss", "neuron", "paper_row", "device", "config",
+)  # fmt: skip
+
+
 def find_results(*roots: str | Path) -> list[RunResult]:
     """Every finished run under the given folders (or given result.json files), sorted by path; `folder` is added.
 
-    Raises UserError for a path that does not exist or a result that is no JSON.
+    A result that is damaged, or not ours, is left out, and a line on stderr says so. Raises UserError for a path that
+    does not exist, and where results were found but none can be read.
     """
-    found = []
+    found: list[RunResult] = []
+    left_out: dict[str, None] = {}  # in order, each once
     for root in map(Path, roots):
         if not root.exists():
             raise UserError(f"{root} does not exist; give folders that hold runs")
-        for path in [root] if root.is_file() else sorted(root.rglob(RESULT)):
+        for path in sorted(root.rglob(RESULT)) if root.is_dir() else [root]:
             try:
-                result = RunResult(json.loads(path.read_text()))
-            except (ValueError, TypeError):
-                raise UserError(f"{path} is no result of snn_repro: it does not parse as a JSON object") from None
-            result["folder"] = str(path.parent)
-            found.append(result)
+                found.append(read_result(path))
+            except UserError as error:
+                left_out[str(error)] = None
+    if left_out and not found:
+        more = f" (and {len(left_out) - 1} more like it)" if len(left_out) > 1 else ""
+        raise UserError(f"no result can be read: {next(iter(left_out))}{more}")
+    for sentence in left_out:
+        skipped(sentence)
     return found
+
+
+def skipped(sentence: str) -> None:
+    """Say in one line on stderr that something was left out, and why."""
+    print("skipped: " + sentence.replace("\n", " "), file=sys.stderr)
+
+
+def read_result(path: Path) -> RunResult:
+    """One result.json, with `folder` added. Raises UserError where it is damaged or no result of this version."""
+    try:
+        if not path.is_file():
+            raise OSError("it is no regular file")
+        content = json.loads(path.read_text("utf-8"), parse_constant=_no_number)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        why = f"it holds {error}" if isinstance(error, NotStrict) else "it does not parse as JSON"
+        raise UserError(f"{path} is damaged or no result of snn_repro: {why}; remove it, or run it again") from None
+    why = _complaint(content)
+    if why:
+        raise UserError(f"{path} {why}")
+    return RunResult(content, folder=str(path.parent))
+
+
+class NotStrict(ValueError):
+    """NaN or an infinity, which strict JSON does not have."""
+
+
+def _no_number(word: str) -> None:
+    raise NotStrict(word)
+
+
+def _complaint(content: Any) -> str | None:
+    """What keeps parsed JSON from being a result that tables can read; None where nothing does."""
+    if not isinstance(content, dict):
+        return "is no result of snn_repro: it holds no JSON object"
+    if content.get("schema_version") != SCHEMA_VERSION:
+        given = content.get("schema_version")
+        return f"has schema_version={given}; this version reads {SCHEMA_VERSION}, so run it again"
+    missing = [key for key in NEEDED if key not in content]
+    if missing:
+        return f"lacks the keys {', '.join(missing)}; it is no complete result, so run it again"
+    kinds = {
+        "a text": (str, ("name", "recipe_hash", "split_id", "split_sha256", "precision", "readout", "dataset", "model", "loss", "device")),
+        "a whole number": (int, ("seed", "timesteps", "n_train", "n_test", "correct", "params_weights", "params_imp", "epochs")),
+        "a JSON object": (dict, ("neuron", "config")),
+    }  # fmt: skip
+    for what, (kind, keys) in kinds.items():
+        for key in keys:
+            if not isinstance(content[key], kind) or isinstance(content[key], bool):
+                return f"has {key}={content[key]!r:.60}, which is not {what}; it is damaged, so run it again"
+    parts = [part for part in ("dataset", "recipe", "debug") if not isinstance(content["config"].get(part), dict)]
+    if parts or not isinstance(content["neuron"].get("imp"), bool):
+        return f"has a config without {', '.join(parts) or 'neuron.imp'}; it is no complete result, so run it again"
+    steps = content["acc_step"]
+    if not isinstance(steps, list) or len(steps) != content["timesteps"]:
+        return f"has acc_step={steps!r:.60}, not one number a time step; it is damaged, so run it again"
+    optional = [content["acc_valsel"]] if content["acc_valsel"] is not None else []
+    for value in [content["acc_last"], content["acc_best_test"], *steps, *optional]:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+            return f"has an accuracy of {value!r:.60}, not in 0..1; it is damaged, so run it again"
+    return None
 
 
 def environment(device: str) -> dict:
     """Versions, commit and machine, without host name, user or paths."""
+    commit, dirty = git_state()
     packages = ("torch", "torchvision", "spikingjelly", "timm", "tonic", "numpy", "hydra-core", "wandb")
     return dict(
         snn_repro=__version__,
         python=platform.python_version(),
         packages={p: _version(p) for p in packages},
-        commit=_git("rev-parse", "HEAD"),
-        dirty=bool(_git("status", "--porcelain", "--untracked-files=no")),
+        commit=commit,
+        dirty=dirty,
         device=device,
         platform=f"{platform.system()} {platform.machine()}",
         cpus=os.cpu_count(),
@@ -261,13 +336,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _git(*args: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *args], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
