@@ -192,6 +192,7 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
     from snn_repro.models import count_parameters
     from snn_repro.models.norms import synchronise
     from snn_repro.optim import build_optimizer, build_schedule
+    from snn_repro.provenance import code_version
 
     initial = checkpoint.find_weights(config.model.weights, config.data_dir) if config.model.weights else None
     seed_everything(config)
@@ -216,7 +217,8 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
     schedule = build_schedule(optimizer, config.recipe, steps)
     amp = Precision(config, device)
     ema = _average(model, config.recipe.ema_decay)
-    conditions = _conditions(config, device, amp.name)
+    code = code_version()
+    conditions = _conditions(config, device, amp.name) | {"code": code["sha256"][:12]}
     state = Training(place, config, model, loss_fn, optimizer, schedule, amp, ema, device, stop, steps, of_data, conditions)
 
     weights, imp = count_parameters(model)
@@ -269,7 +271,7 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
         test = evaluate(ema.module if ema else model, test_part, loss_fn, amp, device, config)
     place.predictions(**final_outputs(test))
     result = build_result(config, data, weights, imp, history, amp.name, loss_fn.readout_name, test["n"], device)
-    result.update(data=of_data, changed_on_resume=state.changed)
+    result.update(data=of_data, code=code, changed_on_resume=state.changed)
     if config.energy and here.rank == 0:
         result["energy"] = _energy(ema.module if ema else model, data, device)
     return result
