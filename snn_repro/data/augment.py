@@ -91,45 +91,54 @@ def _affine(x: Tensor, translate=(0, 0), shear: float = 0.0) -> Tensor:
     return affine(x, angle=0.0, translate=list(translate), scale=1.0, shear=[shear, 0.0])
 
 
+def _linspace(end: float, n: int) -> list[float]:
+    """torch.linspace(-end, end, n) in float32 as fused multiply-adds round it, and so the same on every processor.
+
+    Which levels are cut to how many pixels hangs on the last bit: 1 comes out as 0.9999999.
+    """
+    end, k = float(np.float32(end)), np.arange(n)
+    step = float(np.float32(2 * end) / np.float32(n - 1))
+    return np.where(k < n // 2, -end + step * k, end - step * (n - 1 - k)).astype(np.float32).tolist()
+
+
 class EventPolicy:
     """One operation a sample, uniformly one of six (the paper's 128-pixel event rows, after Spikformer).
 
     Identity; ShearX up to 0.3 rad; TranslateX, TranslateY up to 5 pixels, cut to whole ones; Rotate up to 30
-    degrees;
-    Cutout: one square of 0.1 % to 11 % of the area set to zero. Magnitudes lie on 31 even levels from -max to
-    max; nearest-neighbour sampling, zeros from outside.
+    degrees; Cutout: one square of 0.1 % to 11 % of the area set to zero. Magnitudes are those of
+    torch.linspace(-max, max, 31); nearest-neighbour sampling, zeros from outside.
     """
 
     levels = 31
+    shears, shifts, angles = _linspace(0.3, levels), _linspace(5.0, levels), _linspace(30.0, levels)
 
     def __call__(self, x: Tensor, target: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         batch, _, height, width = x.shape[-4:]
         operation = torch.randint(6, (batch,), generator=generator).tolist()
-        level = torch.randint(self.levels, (batch,), generator=generator)
-        magnitude = (level * 2 / (self.levels - 1) - 1).tolist()  # -1 .. 1
+        level = torch.randint(self.levels, (batch,), generator=generator).tolist()
         side = (_uniform(0.001, 0.11, batch, generator) * height * width).sqrt().round().long().tolist()
         place = torch.rand(2, batch, generator=generator).tolist()
         out = x.clone()
         for b in range(batch):
             sample = x[..., b, :, :, :]
-            out[..., b, :, :, :] = self._apply(operation[b], sample, magnitude[b], side[b], (place[0][b], place[1][b]))
+            out[..., b, :, :, :] = self._apply(operation[b], sample, level[b], side[b], (place[0][b], place[1][b]))
         return out, target
 
-    @staticmethod
-    def _apply(operation: int, x: Tensor, magnitude: float, side: int, place: tuple[float, float]) -> Tensor:
+    @classmethod
+    def _apply(cls, operation: int, x: Tensor, level: int, side: int, place: tuple[float, float]) -> Tensor:
         from torchvision.transforms.functional import rotate
 
         match operation:
             case 0:
                 return x
             case 1:
-                return _affine(x, shear=math.degrees(0.3 * magnitude))
+                return _affine(x, shear=math.degrees(cls.shears[level]))
             case 2:
-                return _affine(x, translate=(int(5 * magnitude), 0))
+                return _affine(x, translate=(int(cls.shifts[level]), 0))
             case 3:
-                return _affine(x, translate=(0, int(5 * magnitude)))
+                return _affine(x, translate=(0, int(cls.shifts[level])))
             case 4:
-                return rotate(x, 30 * magnitude)
+                return rotate(x, cls.angles[level])
         height, width = x.shape[-2:]
         side = min(side, height, width)
         top, left = int(place[0] * (height - side + 1)), int(place[1] * (width - side + 1))
