@@ -193,12 +193,15 @@ class NDA(BatchTransform):
 
 
 class _Mixing(NamedTuple):
-    """How a batch is mixed: `other` [n], the partner of each sample; `random`, RandomState's state, draws the box next."""
+    """How a batch is mixed. `other` [n] are the partners; `box` draws CutMix's box next, whose range is the image's size.
+
+    `apply` uses `box` up: to copy a RandomState takes as long as the rest.
+    """
 
     other: Tensor
     kind: str
     lam: float
-    random: tuple
+    box: np.random.RandomState
 
 
 class Mix(BatchTransform):
@@ -235,7 +238,7 @@ class Mix(BatchTransform):
             return None
         kind, alpha = self.kinds[draw.randint(len(self.kinds))]
         lam = draw.beta(alpha, alpha)
-        return _Mixing(other, kind, lam, draw.get_state())
+        return _Mixing(other, kind, lam, draw)
 
     def partners(self, draws: _Mixing | None, rows: Tensor) -> Tensor:
         return rows[:0] if draws is None else draws.other[rows]
@@ -255,8 +258,7 @@ class Mix(BatchTransform):
         return mixed, lam * target[:keep] + (1 - lam) * target[other]
 
     def _cutmix(self, own: Tensor, x: Tensor, other: Tensor, draws: _Mixing) -> tuple[Tensor, float]:
-        draw, lam = np.random.RandomState(0), draws.lam
-        draw.set_state(draws.random)
+        draw, lam = draws.box, draws.lam
         height, width = x.shape[-2:]
         (top, bottom), (left, right) = (self._range(size, math.sqrt(1 - lam), draw) for size in (height, width))
         if self.cutmix_axes == "published" and x.ndim == 5:
