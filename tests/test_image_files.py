@@ -83,6 +83,8 @@ def test_a_fingerprint_knows_the_images_and_not_their_place_or_form(tmp_path):
     labels.write_bytes(content)  # one test label, in a file of the same size
     os.utime(labels, ns=(1, 1))
     assert fingerprint("fashion_mnist", tmp_path / "e") != d
+    digits = fingerprint("digits", "")
+    assert digits == fingerprint("digits_dvs", tmp_path) and digits["files"].startswith("d3d28ac383ee")
 
 
 @complete

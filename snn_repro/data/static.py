@@ -12,7 +12,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import NamedTuple
@@ -31,6 +31,7 @@ from snn_repro.data.augment import (
     sample_transform,
 )
 from snn_repro.data.batches import Data, LoaderBatches, MemoryBatches
+from snn_repro.data.digits import load_digits
 from snn_repro.data.image_files import ImageFile, entry, first_entry
 from snn_repro.data.splits import make_split
 from snn_repro.distributed import world
@@ -273,11 +274,14 @@ def _kept(read: Callable, state: tuple):
 
 @lru_cache(maxsize=8)
 def _digest(read: Callable, state: tuple) -> str:
+    return _sha256(values for part in _kept(read, state) for values in part)
+
+
+def _sha256(arrays: Iterable[np.ndarray]) -> str:
     digest = hashlib.sha256()
-    for part in _kept(read, state):
-        for values in part:
-            digest.update(repr((values.shape, str(values.dtype))).encode())
-            digest.update(np.ascontiguousarray(values))
+    for values in arrays:
+        digest.update(f"{values.shape} {values.dtype.str}".encode())
+        digest.update(np.ascontiguousarray(values))
     return digest.hexdigest()
 
 
@@ -479,8 +483,11 @@ def fingerprint(cfg: Config) -> dict[str, str]:
     """What identifies the images that a run reads by their content, wherever they lie and however they are packed.
 
     Sets that fit in memory: "files", the SHA-256 of all images and labels. ImageNet: "listing", of the names and sizes
-    of all images, and "sample", of the contents of 64 of them. Raises UserError and DataError as the builder does.
+    of all images, and "sample", of the contents of 64 of them. Sets of emulated events: that of the images that they
+    are made of. Raises UserError and DataError as the builder does.
     """
+    if cfg.dataset.name in ("digits", "digits_dvs"):
+        return {"files": _sha256(load_digits())}
     if cfg.dataset.name in _READERS:
         find, read = _READERS[cfg.dataset.name]
         return {"files": _digest(read, _state(find(cfg)))}
