@@ -5,6 +5,7 @@ from that folder alone, so it does not matter which process or machine ran it.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -31,6 +32,7 @@ from snn_repro.config import (
     sweep_jobs,
 )
 from snn_repro.errors import UserError
+from snn_repro.files import write_error
 
 log = logging.getLogger("snn_repro")
 
@@ -62,7 +64,7 @@ def plan(overrides: list[str]) -> list[Job]:
     folders = [job.folder for job in jobs]
     shared = sorted({f for f in folders if folders.count(f) > 1})
     if shared:
-        raise ConfigError(f"several jobs of this sweep would share the folder {shared[0]}; give them names with name=...")
+        raise ConfigError(f"several jobs of this sweep would share the folder {shared[0]}: what differs changes no result; run them apart, each with a name=... of its own")
     return jobs
 
 
@@ -73,17 +75,19 @@ def run_sweep(overrides: list[str], argv: list[str], task: Callable) -> int:
     if len(left) < len(jobs):
         print(f"{len(jobs) - len(left)} of {len(jobs)} runs are finished already", flush=True)
     check_data(left, elsewhere=any(o.startswith("hydra/launcher=") and "slurm" in o for o in overrides))
+    blocked = {job.folder: why for job in left if (why := _blocked(job.folder))}
+    free = [job for job in left if job.folder not in blocked]
     problem = signum = None
     try:
-        if left:
-            with stoppable(left):
-                launch(overrides, left, task)
+        if free:
+            with stoppable(free):
+                launch(overrides, free, task)
     except UserError as error:  # a queue that refuses, a missing plugin: the report still says where things stand
         problem = str(error)
     except KeyboardInterrupt as interrupt:
         signum = getattr(interrupt, "signum", signal.SIGINT)
         problem = f"the sweep was stopped by {signal.Signals(signum).name}"
-    code = report(jobs, len(jobs) - len(left), argv, problem, stopped=signum is not None)
+    code = report(jobs, len(jobs) - len(left), argv, problem, stopped=signum is not None, blocked=blocked)
     return 128 + signum if signum else code
 
 
@@ -118,6 +122,16 @@ def check_data(jobs: list[Job], elsewhere: bool = False) -> None:
         print("\n".join([f"snn-train: {number} runs would lack their data on this machine:", *lines]), file=sys.stderr)
         return
     raise UserError("\n".join([f"{number} of {len(jobs)} runs lack their data, so that none was started:", *lines]))
+
+
+def _blocked(folder: Path) -> str | None:
+    """The sentence that says why a run's folder cannot be made, where Hydra would end the whole sweep; None if it can."""
+    there = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
+    if not there.is_dir():
+        return str(write_error(folder, OSError(errno.ENOTDIR, "")))
+    if not os.access(there, os.W_OK | os.X_OK):
+        return str(write_error(folder, OSError(errno.EACCES, "")))
+    return None
 
 
 def _lacks(c: Config) -> str | None:
@@ -249,10 +263,21 @@ def _in_use(folder: Path) -> bool:
     return False
 
 
-def report(jobs: list[Job], before: int, argv: list[str], problem: str | None = None, stopped: bool = False) -> int:
-    """Say how many runs are done, which are not and why, and the command that runs just those; returns the exit code."""
-    states = [(job, *state(job)) for job in jobs]
-    if stopped:  # no message above says why a run was not started
+def report(
+    jobs: list[Job],
+    before: int,
+    argv: list[str],
+    problem: str | None = None,
+    stopped: bool = False,
+    blocked: dict[Path, str] | None = None,
+) -> int:
+    """Say how many runs are done, which are not and why, and the command that runs just those; returns the exit code.
+
+    stopped: by a signal, so that no message above says why a run was not started. blocked: folders that cannot be made.
+    """
+    blocked = blocked or {}
+    states = [(job, "failed", blocked[job.folder]) if job.folder in blocked else (job, *state(job)) for job in jobs]
+    if stopped:
         states = [(job, what, "" if what == "not started" else why) for job, what, why in states]
     missing = [(job, what, why) for job, what, why in states if what != "done"]
     done = len(jobs) - len(missing)

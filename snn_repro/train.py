@@ -839,11 +839,15 @@ def _dispatch(argv: list[str]) -> int:
     from snn_repro import sweeps
 
     arguments = _arguments(argv)
-    if arguments.shell_completion and arguments.overrides == ["install=bash"] and not _is_console_script():
-        print(completion_script())
-        return 0
     if arguments.shell_completion or arguments.hydra_help:
-        _hydra_task(argv)
+        script = COMPLETION.get(" ".join(arguments.overrides)) if Path(sys.argv[0]).name != "snn-train" else None
+        if arguments.shell_completion and script:
+            print(script)
+            return 0
+        try:
+            _hydra_task(argv)
+        except ValueError as error:  # no such shell, or nothing to do named
+            raise ConfigError(f"-sc: {' '.join(str(error).split())}; write -sc install=bash") from None
         return 0
     typed, sweep = arguments.overrides, arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides
     overrides = readable(typed, sweep)
@@ -984,27 +988,22 @@ def _hydra_task(argv: list[str]) -> None:
 # ---------------------------------------------------------------- completion
 
 
-def _is_console_script() -> bool:
-    return Path(sys.argv[0]).name == "snn-train"
-
-
-def completion_script() -> str:
-    """Bash completion for `python -m snn_repro.train`; other python commands keep the completion of files.
-
-    (Hydra's own script, `snn-train -sc install=bash`, knows commands of one word and script files alone.)
-    """
-    return """_snn_repro_train()
+# Bash completion for `python -m snn_repro.train`; other python commands keep the completion of files. (Hydra's own
+# script, which `snn-train -sc install=bash` prints, knows commands of one word and script files alone.)
+COMPLETION = {
+    "install=bash": r"""_snn_repro_train()
 {
     COMPREPLY=()
-    local word="${COMP_WORDS[COMP_CWORD]}" typed="${COMP_WORDS[*]:0:3}"
-    case "$typed" in *"python"*" -m snn_repro.train") ;; *) return ;; esac
+    case "${COMP_WORDS[*]:0:3}" in *python*" -m snn_repro.train") ;; *) return ;; esac
     (( COMP_CWORD > 2 )) || return
-    local line="snn-train ${COMP_WORDS[*]:3:COMP_CWORD-2}"
-    local choices=$(COMP_LINE="$line" COMP_POINT=${#line} "${COMP_WORDS[0]}" -m snn_repro.train -sc query=bash 2> /dev/null)
-    COMPREPLY=($(compgen -W "$choices" -- "$word"))
+    local line="snn-train ${COMP_WORDS[*]:3:COMP_CWORD-2}" found
+    found=$(COMP_LINE="$line" COMP_POINT=${#line} "${COMP_WORDS[0]}" -m snn_repro.train -sc query=bash 2> /dev/null)
+    COMPREPLY=($(compgen -W "$found" -- "${COMP_WORDS[COMP_CWORD]}"))
 }
 COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
-complete -o nospace -o bashdefault -o default -F _snn_repro_train python python3"""
+complete -o nospace -o bashdefault -o default -F _snn_repro_train python python3""",
+    "uninstall=bash": "complete -r python python3; unset -f _snn_repro_train",
+}
 
 
 if __name__ == "__main__":
