@@ -27,7 +27,9 @@ log = logging.getLogger("snn_repro")
 
 _HERE = Path(__file__).resolve().parent
 # beside the package in a clone, inside of it in a wheel
-CONF_DIR = next((d for d in (_HERE.parent / "conf", _HERE / "conf") if (d / "train.yaml").is_file()), _HERE.parent / "conf")
+CONF_DIR = next(
+    (d for d in (_HERE.parent / "conf", _HERE / "conf") if (d / "train.yaml").is_file()), _HERE.parent / "conf"
+)
 GROUPS = ("dataset", "model", "neuron", "loss", "recipe", "experiment", "fidelity", "debug")
 
 
@@ -529,7 +531,9 @@ def idle(config: Config, overrides: Iterable[str]) -> dict[str, str]:
                 value = getattr(getattr(config, room), last)
                 shown = str(value).lower() if isinstance(value, bool) else value
                 because = room if last == "name" else rule.because
-                found[name] = f"{given[name]} has no effect with {because}={shown}; it needs {rule.needs}, or leave it out"
+                found[name] = (
+                    f"{given[name]} has no effect with {because}={shown}; it needs {rule.needs}, or leave it out"
+                )
     return found
 
 

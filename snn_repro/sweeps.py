@@ -64,7 +64,9 @@ def plan(overrides: list[str]) -> list[Job]:
     folders = [job.folder for job in jobs]
     shared = sorted({f for f in folders if folders.count(f) > 1})
     if shared:
-        raise ConfigError(f"several jobs of this sweep would share the folder {shared[0]}: what differs changes no result; run them apart, each with a name=... of its own")
+        raise ConfigError(
+            f"several jobs of this sweep would share the folder {shared[0]}: what differs changes no result; run them apart, each with a name=... of its own"
+        )
     return jobs
 
 
@@ -106,7 +108,15 @@ def check_data(jobs: list[Job], elsewhere: bool = False) -> None:
     known: dict[tuple, str | None] = {}
     for job in jobs:
         c = job.config
-        needs = (c.dataset.name, c.timesteps, c.dataset.integrate_by, c.dataset.frame_size, c.data_dir, c.cache_dir, c.model.weights)
+        needs = (
+            c.dataset.name,
+            c.timesteps,
+            c.dataset.integrate_by,
+            c.dataset.frame_size,
+            c.data_dir,
+            c.cache_dir,
+            c.model.weights,
+        )
         if needs not in known:
             known[needs] = _lacks(c)
         if known[needs]:
@@ -141,7 +151,9 @@ def _lacks(c: Config) -> str | None:
         if name in ("cifar10_dvs", "dvs_gesture", "ncaltech101"):
             from snn_repro.data.prepare import open_cache
 
-            open_cache(name, c.cache_dir, c.timesteps, c.dataset.integrate_by, c.dataset.frame_size, data_dir=c.data_dir)
+            open_cache(
+                name, c.cache_dir, c.timesteps, c.dataset.integrate_by, c.dataset.frame_size, data_dir=c.data_dir
+            )
         elif name not in ("digits", "digits_dvs"):  # those are embedded
             from snn_repro.data import static
 
@@ -209,12 +221,16 @@ def _let_workers_save(jobs: list[Job]) -> None:
     workers = {process.pid for process in multiprocessing.active_children()}
     deadline, told = time.monotonic() + PATIENCE, set()
     while workers and time.monotonic() < deadline:
-        running = {status.get("pid") for job in jobs if (status := _read(job.folder / "status.json")).get("state") == "running"}
+        running = {
+            status.get("pid") for job in jobs if (status := _read(job.folder / "status.json")).get("state") == "running"
+        }
         for pid in (running & workers) - told:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
         if running & workers and not told:
-            print("stopping: the runs under way are saved first (Ctrl-C again stops at once)", file=sys.stderr, flush=True)
+            print(
+                "stopping: the runs under way are saved first (Ctrl-C again stops at once)", file=sys.stderr, flush=True
+            )
         told |= running & workers
         if not running & {process.pid for process in multiprocessing.active_children()}:
             return
@@ -239,7 +255,11 @@ def state(job: Job) -> tuple[str, str]:
     if status["state"] == "running":
         if _in_use(job.folder):
             return "running", "another process is at it"
-        return ("done", "") if is_finished(job) else ("killed", "its process ended without a word: killed, or out of memory")
+        return (
+            ("done", "")
+            if is_finished(job)
+            else ("killed", "its process ended without a word: killed, or out of memory")
+        )
     return status["state"], status["error"] or ""
 
 

@@ -751,7 +751,9 @@ def _signals():
 def main() -> None:
     """`python -m snn_repro.train`, `snn-train`: exit code 0 done, 1 failed, 2 wrong input, 130/140/143 stopped by a signal."""
     gc.set_threshold(100_000)  # imports make no garbage, and looking for it 600 times takes a quarter of a second
-    logging.raiseExceptions = False  # a reader that left (`| head`) costs the lines that it does not read, and no traceback
+    logging.raiseExceptions = (
+        False  # a reader that left (`| head`) costs the lines that it does not read, and no traceback
+    )
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, open(os.devnull, "w"))
@@ -946,7 +948,8 @@ def _task(node) -> float | None:
         if not sweep:
             raise
         log.error(
-            in_a_sweep(f"{config.run_dir} failed: {type(error).__name__}: {error}"), exc_info=not isinstance(error, UserError)
+            in_a_sweep(f"{config.run_dir} failed: {type(error).__name__}: {error}"),
+            exc_info=not isinstance(error, UserError),
         )
         return None
     return result["acc_val"] if result["acc_val"] is not None else result["acc_last"]

@@ -53,7 +53,10 @@ def test_a_wheel_runs_from_another_folder(tmp_path):
     (wheel,) = (tmp_path / "wheel").glob("*.whl")
     run(other, *pip, "install", "--no-deps", "--target", tmp_path / "site", wheel)
     shutil.rmtree(copy)
-    python, site = [sys.executable, "-m", "snn_repro.train"], {"PYTHONPATH": str(tmp_path / "site"), "PYTHONSAFEPATH": "1"}
+    python, site = (
+        [sys.executable, "-m", "snn_repro.train"],
+        {"PYTHONPATH": str(tmp_path / "site"), "PYTHONSAFEPATH": "1"},
+    )
     where = "import snn_repro.rows as r; print(r.CONF_DIR, len(r.load_rows()))"
     conf, rows = run(other, sys.executable, "-c", where, **site).split()
     assert conf == str(tmp_path / "site/snn_repro/conf") and int(rows) > 50
