@@ -1,6 +1,7 @@
 """The entry point, read from top to bottom: compose, check, build, loop, evaluate, record."""
 
 import contextlib
+import functools
 import gc
 import itertools
 import logging
@@ -10,9 +11,11 @@ import random
 import re
 import resource
 import signal
+import subprocess
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 
 from snn_repro import distributed
@@ -20,12 +23,17 @@ from snn_repro.config import (
     CONF_DIR,
     Config,
     ConfigError,
+    check_machine,
     checked,
     choices,
     compose_checked,
     config_hash,
+    explain,
     help_text,
     multirun_config,
+    readable,
+    refuse_misplaced,
+    settled,
     to_dict,
 )
 from snn_repro.errors import UserError
@@ -50,6 +58,27 @@ class Interrupted(KeyboardInterrupt):
 # ---------------------------------------------------------------- one run
 
 
+def _audible(function):
+    """Print the log lines of a run where nobody has configured logging, as in a notebook."""
+
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        if log.hasHandlers():
+            return function(*args, **kwargs)
+        handler, level = logging.StreamHandler(sys.stdout), log.level
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.setLevel(level or logging.INFO)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            log.removeHandler(handler)
+            log.setLevel(level)
+
+    return wrapper
+
+
+@_audible
 def run(config: Config, run_dir: str | None = None, overrides: list[str] | None = None):
     """Train and evaluate one network; returns a RunResult, the content of result.json.
 
@@ -845,12 +874,29 @@ def _signals():
 def main() -> None:
     """`python -m snn_repro.train`, `snn-train`: exit code 0 done, 1 failed, 2 wrong input, 130/140/143 stopped by a signal."""
     gc.set_threshold(100_000)  # imports make no garbage, and looking for it 600 times takes a quarter of a second
-    sys.exit(_main(sys.argv[1:]))
+    logging.raiseExceptions = (
+        False  # a reader that left (`| head`) costs the lines that it does not read, and no traceback
+    )
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w"))
+        else:
+            getattr(sys, name).reconfigure(errors="replace")  # a console without a sign shows ? for it
+    try:
+        code = _main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = 128 + signal.SIGPIPE
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's own flush at the end
+    sys.exit(code)
 
 
 def _main(argv: list[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(help_text())
+        return 0
+    if "--version" in argv:
+        print(version())
         return 0
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, so that every error passes below
     try:
@@ -859,10 +905,8 @@ def _main(argv: list[str]) -> int:
         return _fail(str(error), 1)
     except UserError as error:
         return _fail(str(error), 2)
-    except Interrupted as interrupt:
-        return _fail(str(interrupt), 128 + interrupt.signum)
-    except KeyboardInterrupt:
-        return _fail("stopped", 130)
+    except KeyboardInterrupt as interrupt:
+        return _fail(str(interrupt) or "stopped", 128 + getattr(interrupt, "signum", signal.SIGINT))
 
 
 def _fail(sentence: str, code: int) -> int:
@@ -871,74 +915,167 @@ def _fail(sentence: str, code: int) -> int:
     return code
 
 
-def _dispatch(argv: list[str]) -> int:
+def version() -> str:
+    """What `--version` prints: ours, the commit in a clone, torch's and Python's."""
+    import platform
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    from snn_repro import __version__
+
+    try:
+        torch = installed("torch")
+    except PackageNotFoundError:
+        torch = "missing"
+    commit, root = "", CONF_DIR.parent
+    if (root / ".git").exists():
+        command = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
+        with contextlib.suppress(OSError):
+            commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return f"snn_repro {__version__}{f' (commit {commit})' if commit else ''}, torch {torch}, Python {platform.python_version()}"
+
+
+def _arguments(argv: list[str]):
+    """Hydra's own flags and the overrides. Raises ConfigError for flags that do not exist or do not go together."""
     from hydra._internal.utils import get_args_parser
 
-    from snn_repro import sweeps
+    def refuse(message: str):
+        raise ConfigError(f"{message}; `python -m snn_repro.train --hydra-help` lists the flags")
 
-    arguments = get_args_parser().parse_args(argv)
+    parser = get_args_parser()
+    parser.error = refuse
+    found = parser.parse_args(argv)
     for flag in ("config_path", "config_name", "config_dir", "experimental_rerun"):
-        if getattr(arguments, flag):
+        if getattr(found, flag):
             raise ConfigError(
                 f"--{flag.replace('_', '-')} is not used here: configurations come from {CONF_DIR}; choose one with experiment=NAME"
             )
-    looks_only = arguments.cfg or arguments.info or arguments.shell_completion or arguments.hydra_help
-    if looks_only:
-        _hydra_task()
+    alone = [f for f in ("run", "multirun", "cfg", "info", "shell_completion") if getattr(found, f)]
+    if len(alone) > 1:
+        refuse(f"--{alone[0].replace('_', '-')} and --{alone[1].replace('_', '-')} do not go together")
+    if found.resolve and not found.cfg:
+        refuse("--resolve goes with --cfg alone")
+    if found.package and not found.cfg:
+        refuse("--package goes with --cfg alone")
+    return found
+
+
+def _dispatch(argv: list[str]) -> int:
+    from snn_repro import sweeps
+
+    arguments = _arguments(argv)
+    if arguments.shell_completion or arguments.hydra_help:
+        script = COMPLETION.get(" ".join(arguments.overrides)) if Path(sys.argv[0]).name != "snn-train" else None
+        if arguments.shell_completion and script:
+            print(script)
+            return 0
+        try:
+            _hydra_task(argv)
+        except ValueError as error:  # no such shell, or nothing to do named
+            raise ConfigError(f"-sc: {' '.join(str(error).split())}; write -sc install=bash") from None
         return 0
-    if not (arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides):
-        compose_checked(arguments.overrides)  # before Hydra makes a folder
-        _hydra_task()
+    typed, sweep = arguments.overrides, arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides
+    overrides = readable(typed, sweep)
+    readable_of = dict(zip(typed, overrides, strict=True))
+    for_hydra = [readable_of.get(a, a) for a in argv]
+    if arguments.cfg or arguments.info:
+        return show(overrides, for_hydra)
+    if not sweep:
+        compose_checked(overrides)  # before Hydra makes a folder
+        _hydra_task(for_hydra)
         if _errors:
             raise _errors.pop()
         return 0
-    if any(o.startswith("hydra/sweeper=") and o != "hydra/sweeper=basic" for o in arguments.overrides):
-        with multirun_config(arguments.overrides):  # checks hydra.*; another sweeper finds its jobs while it runs
-            pass
-        _hydra_task()
+    if any(o.startswith("hydra/sweeper=") and o != "hydra/sweeper=basic" for o in overrides):
+        refuse_misplaced(overrides, sweep=True)
+        with multirun_config(overrides) as (node, _):  # checks hydra.*; another sweeper finds its jobs while it runs
+            sweeps.say_what_is_searched(node, overrides)
+        with sweeps.stoppable():
+            _hydra_task(for_hydra)
         return 0
-    from snn_repro.train import _task as task  # not __main__._task: worker processes import it by this name
+    return sweeps.run_sweep(overrides, argv, _task)
 
-    return sweeps.run_sweep(arguments.overrides, argv, task)
+
+def show(overrides: list[str], argv: list[str]) -> int:
+    """`--cfg` and `--info`, with the same checks as a run; what a run adjusts is shown adjusted."""
+    adjusted: list[str] = []
+    config = compose_checked(overrides, say=adjusted.append)
+    if adjusted:
+        log.warning(adjusted[0])
+        at = argv.index(overrides[0])  # overrides stand together
+        argv = [*argv[:at], f"recipe.warmup_epochs={config.recipe.warmup_epochs}", *argv[at:]]
+    try:
+        _hydra_task(argv)
+    except SystemExit as gone:  # how Hydra refuses a --package that does not exist
+        return 2 if gone.code else 0
+    return 0
 
 
 _errors: list[Exception] = []  # of a single run, on their way past Hydra
+_stopped = False  # this process is a worker of joblib's, and was told to stop: it begins no further run
+_warned: set[str] = set()
+
+
+def _one_line(message, category, filename, lineno, line=None) -> str:
+    """How warnings are shown: one line, the first time."""
+    text = " ".join(str(message).split())
+    if text in _warned or distributed.world().rank:
+        return ""
+    _warned.add(text)
+    return f"warning: {text}\n"
 
 
 def _task(node) -> float | None:
-    """What Hydra calls for every job; in a sweep a failing run is recorded and the rest goes on."""
+    """What Hydra calls for every job; in a sweep a failing run is recorded and the rest goes on.
+
+    Returns what a search maximises: the validation accuracy of the epoch that validation chose, or, without a
+    validation part, the test accuracy of the last epoch.
+    """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    from snn_repro.sweeps import in_a_sweep
+
+    global _stopped
+    warnings.formatwarning = _one_line
     job = HydraConfig.get()
-    config = checked(node)
+    in_sweep = job.mode == RunMode.MULTIRUN
+    launcher = job.launcher._target_.rsplit(".", 1)[-1]
+    if in_sweep and launcher == "JoblibLauncher":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # between two runs the process that launched this one answers
+        if _stopped:
+            return None
+    config = settled(node, job.overrides.task, log.warning)
     config.run_dir = job.runtime.output_dir
-    sweep = job.mode == RunMode.MULTIRUN and job.sweeper._target_.endswith(".BasicSweeper")
+    sweep = in_sweep and job.sweeper._target_.endswith(".BasicSweeper")
     in_slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
     if in_slurm and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
         config.force, config.resume = False, "auto"  # put back into the queue: what it did before counts
     elif not config.skip_finished and Path(config.run_dir, "result.json").exists():
         config.force = True
     try:
+        check_machine(config)  # a sweep on a cluster was composed on another one
         result = run(config, overrides=list(job.overrides.task))
     except Interrupted as interrupt:
-        if not sweep or job.launcher._target_.endswith(".BasicLauncher"):
+        if not sweep or launcher == "BasicLauncher":
             raise
         log.warning(str(interrupt))
         if in_slurm:
             _requeue(interrupt.signum)
+        _stopped = not in_slurm
         return None
     except Exception as error:
-        if job.mode == RunMode.RUN:
+        if not in_sweep:
             _errors.append(error)  # raised after Hydra, which would print a line of its own above the sentence
             return None
         if not sweep:
             raise
         log.error(
-            f"{config.run_dir} failed: {type(error).__name__}: {error}", exc_info=not isinstance(error, UserError)
+            in_a_sweep(f"{config.run_dir} failed: {type(error).__name__}: {error}"),
+            exc_info=not isinstance(error, UserError),
         )
         return None
-    return result["acc_valsel"] if result["acc_valsel"] is not None else result["acc_last"]
+    return result["acc_val"] if result["acc_val"] is not None else result["acc_last"]
 
 
 def _requeue(signum: int) -> None:
@@ -953,19 +1090,50 @@ def _requeue(signum: int) -> None:
         signal.raise_signal(signal.SIGUSR2)  # submitit's own handler, which was back in place when run() returned
 
 
-def _hydra_task() -> None:
+def _hydra_task(argv: list[str]) -> None:
+    """Let Hydra do what `argv` says. Raises ConfigError for what it cannot read, UserError for a folder it cannot make."""
     import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
     from snn_repro.files import write_error
 
+    before, sys.argv = sys.argv, [sys.argv[0], *argv]
     try:
         hydra.main(config_path=str(CONF_DIR), config_name="train", version_base="1.3")(_task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error)) from error
     except (OSError, ValueError) as error:  # Hydra makes the folder and its log file before our code runs
         cause = error.__cause__ if isinstance(error, ValueError) else error  # logging hides why it has no handler
         if not isinstance(cause, OSError) or cause.filename is None:
             raise
         raise write_error(Path(cause.filename), cause) from error
+    finally:
+        sys.argv = before
+
+
+# ---------------------------------------------------------------- completion
+
+
+# Bash completion for `python -m snn_repro.train`; other python commands keep the completion of files. (Hydra's own
+# script, which `snn-train -sc install=bash` prints, knows commands of one word and script files alone.)
+COMPLETION = {
+    "install=bash": r"""_snn_repro_train()
+{
+    COMPREPLY=()
+    case "${COMP_WORDS[*]:0:3}" in *python*" -m snn_repro.train") ;; *) return ;; esac
+    (( COMP_CWORD > 2 )) || return
+    local line="snn-train ${COMP_WORDS[*]:3:COMP_CWORD-2}" found
+    found=$(COMP_LINE="$line" COMP_POINT=${#line} "${COMP_WORDS[0]}" -m snn_repro.train -sc query=bash 2> /dev/null)
+    COMPREPLY=($(compgen -W "$found" -- "${COMP_WORDS[COMP_CWORD]}"))
+}
+COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
+complete -o nospace -o bashdefault -o default -F _snn_repro_train python python3""",
+    "uninstall=bash": "complete -r python python3; unset -f _snn_repro_train",
+}
 
 
 if __name__ == "__main__":
+    from snn_repro.train import main  # under its own name, as worker processes import it
+
     main()
