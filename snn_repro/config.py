@@ -894,7 +894,7 @@ def help_text() -> str:
         allowed = f" [{' | '.join(meta['choices'])}]" if meta["choices"] else ""
         unit = f" ({meta['unit']})" if meta["unit"] else ""
         out.append(f"  {name:<30} {meta['help']}{unit}{allowed}")
-    out += ["", "Hydra's own flags: python -m snn_repro.train --hydra-help"]
+    out += ["", "Hydra's own flags: python -m snn_repro.train --hydra-help; versions: --version; tab completion: README"]
     return "\n".join(out)
 
 

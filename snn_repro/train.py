@@ -877,6 +877,7 @@ def main() -> None:
     logging.raiseExceptions = (
         False  # a reader that left (`| head`) costs the lines that it does not read, and no traceback
     )
+    warnings.formatwarning = _one_line
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, open(os.devnull, "w"))
@@ -1037,7 +1038,7 @@ def _task(node) -> float | None:
     from snn_repro.sweeps import in_a_sweep
 
     global _stopped
-    warnings.formatwarning = _one_line
+    warnings.formatwarning = _one_line  # this may be a worker process
     job = HydraConfig.get()
     in_sweep = job.mode == RunMode.MULTIRUN
     launcher = job.launcher._target_.rsplit(".", 1)[-1]
