@@ -10,10 +10,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from snn_repro.config import CONF_DIR, Config, config_hash, load_config
+from snn_repro.config import CONF_DIR, PAPER_TABLES, Config, config_hash, load_config
 from snn_repro.errors import UserError
 
-PAPER_TABLES = CONF_DIR.parent / "results" / "paper_tables.yaml"
 TABLES = (1, 2, 3, "code")
 PREPARED = ("cifar10_dvs", "dvs_gesture", "ncaltech101")  # read from frames that scripts/prepare_data.py makes
 TRAINING_SAMPLES = {  # of the complete data sets; how many images the 100 classes of ImageNet have, a run tells
@@ -125,7 +124,7 @@ def join(configs: dict[str, Config], paper: Iterable[PaperRow], results: Iterabl
     results = list(results)
     rows = []
     for name, config in configs.items():
-        if config.paper_row is not None and config.paper_row not in by_id:
+        if config.paper_row is not None and config.paper_row not in by_id:  # only with tables other than PAPER_TABLES
             raise UserError(f"experiment={name} has paper_row={config.paper_row}, which {PAPER_TABLES.name} lacks")
         mine = [r for r in results if r["name"] == name]
         same = [r for r in mine if r["recipe_hash"] == config_hash(config, without=("seed",))]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from snn_repro.config import CONF_DIR, differing, hashed, load_config
+from snn_repro.config import ADDED, CONF_DIR, differing, hashed, load_config
 from snn_repro.errors import UserError
 from snn_repro.files import write_json
 from snn_repro.rows import PaperRow
@@ -81,7 +81,7 @@ def _check(result: RunResult) -> None:
 
 def identity(result: RunResult) -> tuple:
     """What must agree before two runs may be averaged: row, configuration without the seed, test list, arithmetic."""
-    fidelity = result["config"].get("fidelity")
+    fidelity = hashed(result["config"]).get("fidelity")  # extended counts as published, which it was called before
     return result["name"], result["recipe_hash"], result["split_sha256"], str(fidelity), result["precision"]
 
 
@@ -109,7 +109,8 @@ def group_runs(results: Iterable[RunResult]) -> tuple[list[Group], list[str]]:
 def _differences(results: list[RunResult], mine: int) -> str:
     """What tells one of several configurations of the same name from the others, as `key=value, ...`."""
     flats = [
-        {k: v for k, v in hashed(r["config"]).items() if k != "seed"}
+        ADDED
+        | {k: v for k, v in hashed(r["config"]).items() if k != "seed"}
         | {"split": r["split_sha256"][:8], "precision": r["precision"]}
         for r in results
     ]
@@ -461,11 +462,12 @@ PAPER_COLUMNS = [
     Column("corrected", "corrected %", "number"), Column("gain", "paper's gain", "number"),
     Column("params_M", "paper's params M", "number"),
 ]  # fmt: skip
-MAY_BE_EMPTY = ("corrected", "gain", "params_M", "departs")  # columns that a table without such numbers does not have
+MAY_BE_EMPTY = ("corrected", "gain", "params_M", "caveats", "departs")  # columns that a table without such numbers does not have
 OUR_COLUMNS = [
     Column("acc_best_test", "ours, best on test* %", "summary"), Column("acc_last", "ours, last epoch %", "summary"),
     Column("acc_valsel", "ours, chosen on validation %", "summary"), Column("interval", "95 % interval of last", "interval"),
-    Column("n", "seeds", "number"), Column("params", "weights + IMP"), Column("split", "split"), Column("fidelity", "fidelity"), Column("departs", "departs from the row in"),
+    Column("n", "seeds", "number"), Column("params", "weights + IMP"), Column("split", "split"), Column("fidelity", "fidelity"),
+    Column("caveats", "caveat"), Column("departs", "departs from the row in"),
 ]  # fmt: skip
 PAPER_NOTES = [
     "paper: one run, best epoch on the test set, as printed; rows marked (quoted) are other papers' numbers",
@@ -490,13 +492,14 @@ def paper_table(number: int | str, rows: Iterable[PaperRow], groups: list[Group]
             notes.append(row.notes)
             base["note"] = f"[{len(notes)}]"
         mine = [g for g in groups if g.first["paper_row"] == row.id]
-        mine.sort(key=lambda g: (g.first["config"].get("fidelity") != "published", g.label))
+        mine.sort(key=lambda g: (g.first["config"].get("fidelity") == "described", g.label))
         shown += [base | ours(group, groups, notes) for group in mine] or [base]
     gains = gain_columns(shown)
     columns = [
         c for c in PAPER_COLUMNS if c.key not in MAY_BE_EMPTY or any(row.get(c.key) is not None for row in shown)
     ]
-    columns += [*OUR_COLUMNS, *gains, Column("note", "note")]
+    caveat = any(row.get("caveats") for row in shown)
+    columns += [*(c for c in OUR_COLUMNS if c.key != "caveats" or caveat), *gains, Column("note", "note")]
     numbered = [f"[{i}] {note}" for i, note in enumerate(notes, 1)]
     return Table(TITLES[number], columns, shown, PAPER_NOTES + numbered)
 
@@ -553,7 +556,8 @@ def ours(group: Group, groups: list[Group], notes: list[str]) -> dict[str, Any]:
     return dict(
         T=first["timesteps"], acc_best_test=group.percent("acc_best_test"), acc_last=last, acc_valsel=group.percent("acc_valsel"),
         interval=interval, n=last.n, params=f"{first['params_weights']:,} + {first['params_imp']:,}",
-        split=f"{first['split_id']} ({first['split_sha256'][:8]})", fidelity=first["config"].get("fidelity"), departs=departures(group), gains=gains,
+        split=f"{first['split_id']} ({first['split_sha256'][:8]})", fidelity=first["config"].get("fidelity"),
+        caveats="; ".join(first["config"].get("caveats", [])) or None, departs=departures(group), gains=gains,
     )  # fmt: skip
 
 
@@ -566,8 +570,8 @@ def departures(group: Group) -> str | None:
     name = group.first["name"]
     if not (CONF_DIR / "experiment" / f"{name}.yaml").exists():
         return f"{name} is no experiment" if group.first["paper_row"] else None
-    row = hashed(load_config([f"experiment={name}", f"fidelity={config.get('fidelity', 'published')}"]))
-    mine = hashed(config)
+    row = ADDED | hashed(load_config([f"experiment={name}", f"fidelity={config.get('fidelity', 'published')}"]))
+    mine = ADDED | hashed(config)
     apart = [f"{k}={mine[k]}" for k in sorted(mine.keys() & row.keys() - {"seed"}) if mine[k] != row[k]]
     return ", ".join(apart) or None
 

@@ -243,7 +243,7 @@ def test_every_row_trains_two_steps(name, places, tmp_path):
     assert result.epochs == 1 and len(result.acc_step) == config.timesteps
     assert (result.params_imp > 0) == config.neuron.imp
     assert result.readout == ("last" if config.loss.name == "lts" else "mean")
-    assert find_results(tmp_path)[0]["config"]["fidelity"] == "published"
+    assert find_results(tmp_path)[0]["config"]["fidelity"] == rows()[name].fidelity
 
 
 def test_a_row_without_its_weights_says_where_they_are(places, tmp_path):
