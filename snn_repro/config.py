@@ -481,14 +481,14 @@ def checked(node: DictConfig | dict) -> Config:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from None
-    for name, value, meta in _leaves(config):
-        _check_range(name, value, meta)
-    check_whole(config)
+    check(config)
     return config
 
 
-def check_whole(config: Config) -> None:
-    """What no single key says: lists, names of rows, and values that do not go together."""
+def check(config: Config) -> None:
+    """Raise ConfigError for a value out of range, or values that do not go together; the types are right already."""
+    for name, value, meta in _leaves(config):
+        _check_range(name, value, meta)
     _check_lists(config)
     _check_paper_row(config)
     _check_combinations(config)

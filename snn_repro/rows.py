@@ -12,6 +12,7 @@ from typing import Any
 
 from snn_repro.config import CONF_DIR, PAPER_TABLES, Config, config_hash, load_config
 from snn_repro.errors import UserError
+from snn_repro.quick_compose import QuickRows, Unlike
 
 TABLES = (1, 2, 3, "code")
 PREPARED = ("cifar10_dvs", "dvs_gesture", "ncaltech101")  # read from frames that scripts/prepare_data.py makes
@@ -82,8 +83,26 @@ def experiments() -> list[str]:
 
 
 def compose(names: Iterable[str], overrides: Sequence[str] = ()) -> dict[str, Config]:
-    """The checked configuration of each experiment, with overrides as on the command line."""
-    return {name: load_config([f"experiment={name}", *overrides]) for name in names}
+    """The checked configuration of each experiment, with overrides as on the command line.
+
+    The first is Hydra's. The others are put together much faster (quick_compose.py) if the first comes out the same by
+    that way; whatever it cannot do is left to Hydra.
+    """
+    names, overrides = list(names), list(overrides)
+    configs = {name: load_config([f"experiment={name}", *overrides]) for name in names[:1]}
+    try:
+        quick = QuickRows(overrides, configs[names[0]]) if len(names) > 2 else None
+        if quick and quick.compose(names[0]) != configs[names[0]]:
+            quick = None
+    except (Unlike, UserError):
+        quick = None
+    for name in names[1:]:
+        try:
+            configs[name] = quick.compose(name) if quick else None
+        except (Unlike, UserError):
+            configs[name] = None
+        configs[name] = configs[name] or load_config([f"experiment={name}", *overrides])
+    return configs
 
 
 @dataclass
