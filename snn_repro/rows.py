@@ -4,7 +4,8 @@ A row is one file `conf/experiment/NAME.yaml`. Its `paper_row` names a line of `
 `baselines` the experiments of the same recipe that its gain is measured against. All functions only read.
 """
 
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
@@ -121,11 +122,12 @@ class Row:
         return self.config.name
 
     def command(self, overrides: Sequence[str] = ()) -> str:
-        """The command that runs this row, with the overrides that it was composed with."""
+        """The command that runs this row, with the overrides that it was composed with, quoted for a shell."""
         folder = "cache_dir" if self.config.dataset.name in PREPARED else "data_dir"
-        given = getattr(self.config, folder) or "DIR"
+        places = [o for o in overrides if o.startswith(f"{folder}=")]  # as it was written: Hydra reads it again
+        place = places[-1] if places else f"{folder}={getattr(self.config, folder) or 'DIR'}"
         others = [o for o in overrides if not o.startswith(("data_dir=", "cache_dir="))]
-        return " ".join([f"python -m snn_repro.train experiment={self.name} {folder}={given}", *others])
+        return shlex.join(["python", "-m", "snn_repro.train", f"experiment={self.name}", place, *others])
 
     @property
     def seeds(self) -> list[int]:
@@ -206,6 +208,9 @@ def data_state(config: Config) -> tuple[str, str | None]:
     return "not prepared", f"frames: {settings.command(config.data_dir, config.cache_dir)}"
 
 
+ABOUT = {"imagenet100": 128_117}  # a tenth of ImageNet-1k, for estimates alone
+
+
 @dataclass(frozen=True)
 class Cost:
     """Hours of training that one run of a row takes on the kind of device where a speed was measured."""
@@ -214,6 +219,7 @@ class Cost:
     device: str  # "cuda" or "cpu"
     samples_per_s: float
     source: str  # the row whose runs were measured
+    estimated: bool = False  # from a step on random data, on this machine
 
 
 def estimate_cost(row: Row, results: Iterable[dict]) -> Cost | None:
@@ -233,6 +239,22 @@ def estimate_cost(row: Row, results: Iterable[dict]) -> Cost | None:
             hours = row.config.recipe.epochs * n_train / speed / 3600
             return Cost(hours, device, speed, measured[0]["name"])
     return None
+
+
+def estimate_from_a_step(row: Row, say: Callable[[str], None] = lambda _: None) -> Cost | None:
+    """As `estimate_cost` for a row of which no run is there: from a step on random data, timed on this machine.
+
+    None where the network does not fit this machine. `say` hears what is being timed.
+    """
+    from snn_repro.speed import estimated_speed
+
+    config, name = row.config, row.config.dataset.name
+    try:
+        speed, device = estimated_speed(config, say)
+    except UserError:
+        return None
+    n_train = TRAINING_SAMPLES.get(name) or ABOUT[name]
+    return Cost(config.recipe.epochs * n_train / speed / 3600, device, speed, "a step here", estimated=True)
 
 
 def _same_work(config: Config, result: dict) -> bool:
