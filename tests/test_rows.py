@@ -492,6 +492,13 @@ def test_paper_row_has_defaults_for_what_is_rare():
     assert row.corrected is row.gain is row.gain_over is None and row.notes == ""
 
 
+def test_readmes_explain_the_words_of_rows_and_departures_without_a_key():
+    results, readme = ((CONF_DIR.parent / f"{folder}README.md").read_text() for folder in ("results/", ""))
+    for word in ("extended", "described", "caveats", "decay_input", "red and blue", "float16", "float32 under mixed"):
+        assert word in " ".join(results.split()), word
+    assert "`extended`" in readme
+
+
 def test_results_readme_names_each_file():
     text = (CONF_DIR.parent / "results" / "README.md").read_text()
     for file in (CONF_DIR.parent / "results").iterdir():
