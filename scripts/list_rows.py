@@ -95,7 +95,7 @@ def listing(args) -> tuple[list[dict], list[str]]:
             for d in sorted({c["device"] for c in hours})
         )
         notes.append(
-            f"cost: training alone, one seed; {len(hours)} of {len(lines)} rows, {total}; "
+            f"cost: training alone, one seed; {len(hours)} of {len(lines)} rows, {total or 'no hours'}; "
             f"~ ({sum(c['estimated'] for c in hours)} rows): estimated from a step on random data on this machine"
         )
     notes += [f"[{number}] {caveat}" for caveat, number in marks(lines).items()]

@@ -244,14 +244,14 @@ def estimate_cost(row: Row, results: Iterable[dict]) -> Cost | None:
 def estimate_from_a_step(row: Row, say: Callable[[str], None] = lambda _: None) -> Cost | None:
     """As `estimate_cost` for a row of which no run is there: from a step on random data, timed on this machine.
 
-    None where the network does not fit this machine. `say` hears what is being timed.
+    None where a step does not fit this machine's memory. `say` hears what is being timed.
     """
-    from snn_repro.speed import estimated_speed
+    from snn_repro.speed import TooLarge, estimated_speed
 
     config, name = row.config, row.config.dataset.name
     try:
         speed, device = estimated_speed(config, say)
-    except UserError:
+    except TooLarge:
         return None
     n_train = TRAINING_SAMPLES.get(name) or ABOUT[name]
     return Cost(config.recipe.epochs * n_train / speed / 3600, device, speed, "a step here", estimated=True)

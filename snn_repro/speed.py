@@ -18,6 +18,10 @@ SECONDS = 0.5  # of repeats, after the two steps that every measurement takes
 ON_A_GPU = 16  # samples in a step there
 
 
+class TooLarge(UserError):
+    """Not even a step of a few samples fits the device."""
+
+
 def network_key(config: Config) -> str:
     """What a step costs by, IMP, loss and number of classes aside: rows with the same key are measured once."""
     shape = "x".join(map(str, frame_shape(config)))
@@ -49,7 +53,7 @@ def estimated_speed(config: Config, say: Callable[[str], None] = lambda _: None)
     """(training samples a second, "cpu" or "cuda") of a row's steps here, without loading and evaluation.
 
     Measured once for each network, device and version, and kept in the user's cache folder, or in this process alone
-    where that cannot be written. Raises UserError where the network cannot be built or does not fit the device.
+    where that cannot be written. Raises TooLarge, or UserError where the device or the network cannot be had.
     """
     from snn_repro.train import pick_device
 
@@ -113,7 +117,7 @@ def measure(config: Config, device) -> tuple[float, float]:
                 times.append((b - a, time.perf_counter() - b))
                 started = started or time.perf_counter()  # the first step makes kernels and memory ready
         except torch.OutOfMemoryError:
-            raise UserError(f"a step of {batch} samples does not fit the memory of {device}") from None
+            raise TooLarge(f"a step of {batch} samples does not fit the memory of {device}") from None
     computing, stepping = (median(column) for column in zip(*times[1:], strict=True))
     return computing / batch * config.timesteps / steps, stepping
 

@@ -286,6 +286,22 @@ def test_cost_of_rows_that_never_ran(tmp_path, capsys, monkeypatch):
     assert len(measured) == 9 and len(list((tmp_path / "cache/snn_repro").glob("steps-*.json"))) == 1  # and on disk
 
 
+def test_a_cost_that_cannot_be_had_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(speed, "_here", {})
+
+    def too_large(*_):
+        raise speed.TooLarge("")
+
+    monkeypatch.setattr(speed, "measure", too_large)
+    assert list_rows.main(["--table", "code", "--cost", "device=cpu"]) == 0
+    assert capsys.readouterr().out.count("unknown") == 4
+    if not torch.cuda.is_available():
+        assert list_rows.main(["--table", "code", "--cost", "device=cuda"]) == 2
+        assert "device=cuda" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("state", ["a file in the way", "damaged", "no home"])
 def test_a_cache_that_cannot_be_used_is_done_without(state, tmp_path, monkeypatch):
     place = tmp_path / "cache"
