@@ -1,12 +1,13 @@
 """Every row of the paper: its experiment, the data it needs, our runs, the paper's number beside ours, what is missing.
 
-python scripts/list_rows.py [--table 1|2|3|figures] [--cost] [--commands | --csv | --json] [key=value ...]
+python scripts/list_rows.py [--table 1|2|3|code|figures] [--cost] [--commands | --csv | --json] [key=value ...]
 
 data_dir=DIR cache_dir=DIR    where to look for the data sets, prepared frames and initial weights
 fidelity=described, ...       any override: lists the rows with it, and the runs that had it
 --runs DIR                    folders that hold runs (default: runs and results/runs, where they exist)
---cost                        hours of training, from the speed of finished runs; unknown where none was measured.
-                              A short run is enough: ... debug=smoke recipe.epochs=2 debug.max_steps=50
+--cost                        hours of training, from the speed of finished runs; for a row that has none (a short run
+                              is enough: ... debug=smoke recipe.epochs=2 debug.max_steps=50) an estimate, marked ~,
+                              from a step on random data on this machine, timed once for each network
 --commands                    only the commands of the rows that have no run yet, to be typed or sent to a cluster
 """
 
@@ -27,8 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="data_dir=DIR, cache_dir=DIR, or any other")
     parser.add_argument("--runs", nargs="+", metavar="DIR", help="folders that hold runs")
-    parser.add_argument("--table", choices=("1", "2", "3", "figures"), help="only the rows of one table, or figures")
-    parser.add_argument("--cost", action="store_true", help="hours of training, where a speed was measured")
+    parser.add_argument("--table", choices=("1", "2", "3", "code", "figures"),
+                        help="only the rows of one table, of released code that no table prints, or figures")  # fmt: skip
+    parser.add_argument("--cost", action="store_true", help="hours of training, measured or estimated")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--commands", action="store_true", help="only the commands of the rows without a run")
     form.add_argument("--csv", action="store_true", help="as CSV, with the commands")
@@ -42,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         print(json.dumps(lines, indent=2))
     elif args.commands:
-        print("\n".join(line["command"] for line in lines if not line["runs"]))
+        print("".join(f"{line['command']}\n" for line in lines if not line["runs"]), end="")
     else:
         print(as_table(lines, notes, args), end="")
     return 0
@@ -50,7 +52,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def listing(args) -> tuple[list[dict], list[str]]:
     """The lines, and remarks for a reader."""
-    from snn_repro.rows import compose, estimate_cost, experiments, join, load_rows, look_for_files
+    from snn_repro.rows import (
+        compose,
+        estimate_cost,
+        estimate_from_a_step,
+        experiments,
+        join,
+        load_rows,
+        look_for_files,
+    )
     from snn_repro.store import find_results
 
     wanted = [name for name in experiments() if args.table is None or name.startswith(prefix(args.table))]
@@ -60,6 +70,8 @@ def listing(args) -> tuple[list[dict], list[str]]:
     notes = [
         "paper: one run, best epoch on test; best*: ours chosen by the test set, so optimistic; last: our last epoch",
         "runs: seeds of exactly this configuration (+k: finished runs of this row with other settings)",
+        "fidelity: published, the released code does it; extended, no code was released or it cannot run; described, the "
+        "paper's equations (results/README.md)",
         "run one: python -m snn_repro.train experiment=ROW data_dir=DIR cache_dir=DIR seed=0,1,2 -m",
     ]
     if any(o.startswith(("data_dir=", "cache_dir=")) for o in args.overrides):
@@ -71,10 +83,10 @@ def listing(args) -> tuple[list[dict], list[str]]:
         line = dict(
             experiment=row.name, paper_row=row.config.paper_row, data=row.data, runs=row.seeds, departing=row.departing,
             paper=row.paper.accuracy if row.paper else None, best=row.mean("acc_best_test"), last=row.mean("acc_last"),
-            baselines=row.config.baselines, unspecified=row.config.unspecified, missing=row.missing, command=row.command(args.overrides),
+            fidelity=row.config.fidelity, caveats=row.config.caveats, baselines=row.config.baselines, unspecified=row.config.unspecified, missing=row.missing, command=row.command(args.overrides),
         )  # fmt: skip
         if args.cost:
-            cost = estimate_cost(row, results)
+            cost = estimate_cost(row, results) or estimate_from_a_step(row, lambda what: print(what, file=sys.stderr))
             line["cost"] = asdict(cost) if cost else None
         lines.append(line)
     if args.cost:
@@ -84,15 +96,25 @@ def listing(args) -> tuple[list[dict], list[str]]:
             for d in sorted({c["device"] for c in hours})
         )
         notes.append(
-            f"cost: training alone, one seed; {len(hours)} of {len(lines)} rows have a measured speed"
-            + (f", together {total}" if total else "")
+            f"cost: training alone, one seed; {len(hours)} of {len(lines)} rows, {total or 'no hours'}; "
+            f"~ ({sum(c['estimated'] for c in hours)} rows): estimated from a step on random data on this machine"
         )
+    notes += [f"[{number}] {caveat}" for caveat, number in marks(lines).items()]
     return lines, notes
+
+
+def marks(lines: list[dict]) -> dict[str, int]:
+    """The number of each caveat, in the order of the lines."""
+    return {c: i for i, c in enumerate(dict.fromkeys(c for line in lines for c in line["caveats"]), 1)}
 
 
 def prefix(table: str) -> str:
     """How the experiments of a table begin."""
-    return "figure" if table == "figures" else f"table{table}_"
+    return {"figures": "figure", "code": "code_"}.get(table, f"table{table}_")
+
+
+def rounded(value: float) -> str:
+    return f"{value:,.{0 if value >= 100 else 2}f}"
 
 
 def as_table(lines: list[dict], notes: list[str], args) -> str:
@@ -100,20 +122,25 @@ def as_table(lines: list[dict], notes: list[str], args) -> str:
     from snn_repro.tables import Column, Table, to_csv, to_text
 
     columns = [
-        Column("experiment", "experiment"), *([Column("data", "data")] if any(line["data"] for line in lines) else []),
+        Column("experiment", "experiment"), Column("fidelity", "fidelity"), *([Column("data", "data")] if any(line["data"] for line in lines) else []),
         Column("runs", "runs"),
         Column("paper", "paper %", "number"), Column("best", "best* %", "number"), Column("last", "last %", "number"),
         *([Column("hours", "hours"), Column("speed", "from")] if args.cost else []),
-        Column("missing", "missing"), *([Column("command", "command")] if args.csv else []),
+        Column("missing", "missing"),
+        *([Column("caveats", "caveats"), Column("command", "command")] if args.csv else []),
     ]  # fmt: skip
-    shown = []
+    shown, numbers = [], marks(lines)
     for line in lines:
         runs = ",".join(map(str, line["runs"])) + (f" +{line['departing']}" if line["departing"] else "")
-        shown.append(line | dict(runs=runs or "none", missing="; ".join(line["missing"])))
+        shown.append(
+            line | dict(runs=runs or "none", missing="; ".join(line["missing"]), caveats="; ".join(line["caveats"]))
+        )
+        if not args.csv:
+            shown[-1]["experiment"] += "".join(f" [{numbers[caveat]}]" for caveat in line["caveats"])
         if args.cost:
             c = line["cost"]
-            shown[-1]["hours"] = f"{c['hours']:,.2f}" if c else "unknown"
-            shown[-1]["speed"] = f"{c['source']} on {c['device']}, {c['samples_per_s']:,.0f}/s" if c else ""
+            shown[-1]["hours"] = f"{'~' * c['estimated']}{rounded(c['hours'])}" if c else "unknown"
+            shown[-1]["speed"] = f"{c['source']} on {c['device']}, {rounded(c['samples_per_s'])}/s" if c else ""
     title = f"{len(lines)} rows, {sum(bool(line['runs']) for line in lines)} with a run"
     table = Table(title, columns, shown, [] if args.csv else notes)
     return to_csv(table) if args.csv else to_text(table, ascii_only=not console.prints("━┃"))

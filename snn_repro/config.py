@@ -275,13 +275,15 @@ class Config:
     name: str = key(MISSING, "the row: names the run's folder, its line in tables and its W&B group")
     paper_row: str | None = key(None, "id of the row of the paper's tables that this run reproduces")
     fidelity: str = key(
-        "published", "the released code's settings, or the paper's equations; choose with fidelity=...",
-        choices=("published", "described"),
+        "published", "the released code's settings, the same where no code for the row was released or it cannot run, or the "
+        "paper's equations; choose with fidelity=...",
+        choices=("published", "extended", "described"),
     )  # fmt: skip
     baselines: list[str] = key(
         [], "rows of the same recipe to measure the gain against: without all that this row adds, then without one part"
     )
     unspecified: list[str] = key([], "keys that no source of the paper settles; the row's file says why we chose so")
+    caveats: list[str] = key([], "why a number of this row cannot stand beside the paper's as it is, in words")
     seed: int = key(0, "seed of weights, order and augmentation", low=0, below=2**31)
     timesteps: int = key(II("dataset.timesteps"), "simulation steps T", low=1)
     data_dir: str | None = key(None, "folder with the public data sets, as downloaded; only ever read")
@@ -318,10 +320,14 @@ class Config:
 NOT_HASHED = (
     "run_dir", "data_dir", "cache_dir", "resume", "force", "device", "threads", "logger", "energy",
     "skip_finished", "slurm",
-    "dataset.workers", "dataset.verify", "debug.profile", "baselines", "unspecified",
+    "dataset.workers", "dataset.verify", "debug.profile", "baselines", "unspecified", "caveats",
     "model.conv_backend", "model.checkpointing", "neuron.backend", "compile",
     "recipe.sync_bn",  # matters with several processes alone, and their number is no key either
 )  # fmt: skip
+
+# Keys that came after results existed, with the value that stands for what was done before: with this value a key stays
+# out of the hash, so that earlier results go on belonging to their configuration.
+ADDED = {"neuron.decay_input": True}
 
 ConfigStore.instance().store(name="schema", node=Config)
 
@@ -348,6 +354,8 @@ def tweaks(overrides: list[str]) -> str:
 
 
 OmegaConf.register_new_resolver("tweaks", lambda overrides: tweaks(list(overrides)), replace=True)
+# For conf/fidelity/described.yaml: false for the one family that can decay its input, else the key's default.
+OmegaConf.register_new_resolver("undecayed", lambda family: family != "lif", replace=True)
 
 
 # ---------------------------------------------------------------- composing
@@ -671,11 +679,17 @@ def checked(node: DictConfig | dict) -> Config:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from None
+    check(config)
+    return config
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError for a value out of range, or values that do not go together; the types are right already."""
     for name, value, meta in _leaves(config):
         _check_range(name, value, meta)
     _check_lists(config)
+    _check_paper_row(config)
     _check_combinations(config)
-    return config
 
 
 def _leaves(part: Any, prefix: str = "") -> Iterator[tuple[str, Any, dict]]:
@@ -725,6 +739,20 @@ def _check_lists(c: Config) -> None:
 
 
 _ONE_SIZE = ("digits", "digits_dvs", "fashion_mnist_dvs")  # their frames cannot be resized
+
+
+PAPER_TABLES = Path(__file__).resolve().parents[1] / "results" / "paper_tables.yaml"
+
+
+def _check_paper_row(c: Config) -> None:
+    if c.paper_row is None or not PAPER_TABLES.is_file():  # results/ is no part of a package that was built
+        return
+    known = re.findall(r"^- id: (\S+)$", PAPER_TABLES.read_text("utf-8"), re.MULTILINE)
+    if c.paper_row not in known:
+        raise ConfigError(
+            f"paper_row={c.paper_row} is no row of results/{PAPER_TABLES.name}{nearest(c.paper_row, known)}; leave it out for "
+            "a run that reproduces none"
+        )
 
 
 def _check_combinations(c: Config) -> None:
@@ -907,13 +935,17 @@ def to_dict(config: Config) -> dict:
 
 
 def hashed(config: Config | dict) -> dict[str, Any]:
-    """Flat `{"recipe.lr": 0.1, ...}` of every key that can change a number in the result."""
+    """Flat `{"recipe.lr": 0.1, ...}` of every key that can change a number in the result.
+
+    Two configurations without a key of ADDED, or with its old value, are the same. `fidelity=extended` says only that no
+    code was released that does what the row does, so it counts as `published`.
+    """
     flat = {}
 
     def walk(part: dict, prefix: str) -> None:
         for k, v in part.items():
             full = prefix + k
-            if full in NOT_HASHED:
+            if full in NOT_HASHED or (full in ADDED and v == ADDED[full]):
                 continue
             if isinstance(v, dict):
                 walk(v, full + ".")
@@ -921,6 +953,8 @@ def hashed(config: Config | dict) -> dict[str, Any]:
                 flat[full] = v
 
     walk(to_dict(config) if dataclasses.is_dataclass(config) else config, "")
+    if flat.get("fidelity") == "extended":
+        flat["fidelity"] = "published"
     return flat
 
 
@@ -932,5 +966,5 @@ def config_hash(config: Config | dict, without: tuple[str, ...] = ()) -> str:
 
 def differing(a: Config | dict, b: Config | dict) -> list[str]:
     """`["recipe.lr: 0.1 -> 0.2", ...]`: the keys in which two configurations differ, of those that are hashed."""
-    fa, fb = hashed(a), hashed(b)
+    fa, fb = ADDED | hashed(a), ADDED | hashed(b)
     return [f"{k}: {fa.get(k)} -> {fb.get(k)}" for k in sorted(fa.keys() | fb.keys()) if fa.get(k) != fb.get(k)]

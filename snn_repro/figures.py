@@ -113,12 +113,13 @@ MAPPINGS = {
 def trained_mapping(run: dict, fire_at: str) -> np.ndarray:
     """The map of a trained network's own neurons: initial potentials from the percentiles of all its layers.
 
-    A lif neuron takes in 1/tau of its input, so its weights go up to tau: one step then adds at most 1, as for the others.
+    A lif neuron whose input decays takes in 1/tau of it, so its weights go up to tau: one step then adds at most 1, as for the others.
     """
     pooled = np.concatenate([layer["percentiles"] for layer in run["layers"]])
-    keys = ("name", "reset", "v_threshold", *{"lif": ("tau",), "leaky": ("retain",)}.get(run["neuron"]["name"], ()))
-    neuron = {k: run["neuron"][k] for k in keys}
-    return pattern_mapping(pooled, neuron.get("tau", 1) * WEIGHTS[9], fire_at=fire_at, **neuron)
+    own = {"lif": ("tau", "decay_input"), "leaky": ("retain",)}.get(run["neuron"]["name"], ())
+    neuron = {k: run["neuron"][k] for k in ("name", "reset", "v_threshold", *own) if k in run["neuron"]}
+    whole = neuron.get("decay_input") is False  # runs that were made before the key existed decay the input
+    return pattern_mapping(pooled, (1 if whole else neuron.get("tau", 1)) * WEIGHTS[9], fire_at=fire_at, **neuron)
 
 
 def draw_pattern_mapping(trained: Sequence[dict] = ()) -> Figure:

@@ -4,16 +4,17 @@ A row is one file `conf/experiment/NAME.yaml`. Its `paper_row` names a line of `
 `baselines` the experiments of the same recipe that its gain is measured against. All functions only read.
 """
 
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from snn_repro.config import CONF_DIR, Config, config_hash, load_config
+from snn_repro.config import CONF_DIR, PAPER_TABLES, Config, config_hash, load_config
 from snn_repro.errors import UserError
+from snn_repro.quick_compose import QuickRows, Unlike
 
-PAPER_TABLES = CONF_DIR.parent / "results" / "paper_tables.yaml"
 TABLES = (1, 2, 3, "code")
 PREPARED = ("cifar10_dvs", "dvs_gesture", "ncaltech101")  # read from frames that scripts/prepare_data.py makes
 TRAINING_SAMPLES = {  # of the complete data sets; how many images the 100 classes of ImageNet have, a run tells
@@ -83,8 +84,26 @@ def experiments() -> list[str]:
 
 
 def compose(names: Iterable[str], overrides: Sequence[str] = ()) -> dict[str, Config]:
-    """The checked configuration of each experiment, with overrides as on the command line."""
-    return {name: load_config([f"experiment={name}", *overrides]) for name in names}
+    """The checked configuration of each experiment, with overrides as on the command line.
+
+    The first is Hydra's. The others are put together much faster (quick_compose.py) if the first comes out the same by
+    that way; whatever it cannot do is left to Hydra.
+    """
+    names, overrides = list(names), list(overrides)
+    configs = {name: load_config([f"experiment={name}", *overrides]) for name in names[:1]}
+    try:
+        quick = QuickRows(overrides, configs[names[0]]) if len(names) > 2 else None
+        if quick and quick.compose(names[0]) != configs[names[0]]:
+            quick = None
+    except (Unlike, UserError):
+        quick = None
+    for name in names[1:]:
+        try:
+            configs[name] = quick.compose(name) if quick else None
+        except (Unlike, UserError):
+            configs[name] = None
+        configs[name] = configs[name] or load_config([f"experiment={name}", *overrides])
+    return configs
 
 
 @dataclass
@@ -103,11 +122,12 @@ class Row:
         return self.config.name
 
     def command(self, overrides: Sequence[str] = ()) -> str:
-        """The command that runs this row, with the overrides that it was composed with."""
+        """The command that runs this row, with the overrides that it was composed with, quoted for a shell."""
         folder = "cache_dir" if self.config.dataset.name in PREPARED else "data_dir"
-        given = getattr(self.config, folder) or "DIR"
+        places = [o for o in overrides if o.startswith(f"{folder}=")]  # as it was written: Hydra reads it again
+        place = places[-1] if places else f"{folder}={getattr(self.config, folder) or 'DIR'}"
         others = [o for o in overrides if not o.startswith(("data_dir=", "cache_dir="))]
-        return " ".join([f"python -m snn_repro.train experiment={self.name} {folder}={given}", *others])
+        return shlex.join(["python", "-m", "snn_repro.train", f"experiment={self.name}", place, *others])
 
     @property
     def seeds(self) -> list[int]:
@@ -125,7 +145,7 @@ def join(configs: dict[str, Config], paper: Iterable[PaperRow], results: Iterabl
     results = list(results)
     rows = []
     for name, config in configs.items():
-        if config.paper_row is not None and config.paper_row not in by_id:
+        if config.paper_row is not None and config.paper_row not in by_id:  # only with tables other than PAPER_TABLES
             raise UserError(f"experiment={name} has paper_row={config.paper_row}, which {PAPER_TABLES.name} lacks")
         mine = [r for r in results if r["name"] == name]
         same = [r for r in mine if r["recipe_hash"] == config_hash(config, without=("seed",))]
@@ -188,6 +208,9 @@ def data_state(config: Config) -> tuple[str, str | None]:
     return "not prepared", f"frames: {settings.command(config.data_dir, config.cache_dir)}"
 
 
+ABOUT = {"imagenet100": 128_117}  # a tenth of ImageNet-1k, for estimates alone
+
+
 @dataclass(frozen=True)
 class Cost:
     """Hours of training that one run of a row takes on the kind of device where a speed was measured."""
@@ -196,6 +219,7 @@ class Cost:
     device: str  # "cuda" or "cpu"
     samples_per_s: float
     source: str  # the row whose runs were measured
+    estimated: bool = False  # from a step on random data, on this machine
 
 
 def estimate_cost(row: Row, results: Iterable[dict]) -> Cost | None:
@@ -215,6 +239,22 @@ def estimate_cost(row: Row, results: Iterable[dict]) -> Cost | None:
             hours = row.config.recipe.epochs * n_train / speed / 3600
             return Cost(hours, device, speed, measured[0]["name"])
     return None
+
+
+def estimate_from_a_step(row: Row, say: Callable[[str], None] = lambda _: None) -> Cost | None:
+    """As `estimate_cost` for a row of which no run is there: from a step on random data, timed on this machine.
+
+    None where a step does not fit this machine's memory. `say` hears what is being timed.
+    """
+    from snn_repro.speed import TooLarge, estimated_speed
+
+    config, name = row.config, row.config.dataset.name
+    try:
+        speed, device = estimated_speed(config, say)
+    except TooLarge:
+        return None
+    n_train = TRAINING_SAMPLES.get(name) or ABOUT[name]
+    return Cost(config.recipe.epochs * n_train / speed / 3600, device, speed, "a step here", estimated=True)
 
 
 def _same_work(config: Config, result: dict) -> bool:

@@ -8,10 +8,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 EXACT_UP_TO = 16  # pairs: 2^16 sign patterns are tried one by one
 NO_SPREAD = 1e-12  # differences that agree this closely have no spread to test against: rounding, not chance
+
+
+def _stats():
+    from scipy import stats  # half a second, which a listing of rows need not wait for
+
+    return stats
 
 
 class Summary(NamedTuple):
@@ -70,7 +75,7 @@ def paired(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> 
     if n == 1:
         return Paired(mean, None, 1, None, None, None, None)
     flip = sign_flip(b - a)
-    p = float(stats.ttest_rel(b, a).pvalue) if sd > NO_SPREAD else flip
+    p = float(_stats().ttest_rel(b, a).pvalue) if sd > NO_SPREAD else flip
     return Paired(mean, sd, n, low, high, p, flip)
 
 
@@ -93,13 +98,13 @@ def mcnemar(right_a: Sequence[bool], right_b: Sequence[bool]) -> McNemar:
     if a.shape != b.shape or a.ndim != 1 or not len(a):
         raise ValueError(f"two predictions of the same samples are needed, got shapes {a.shape} and {b.shape}")
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    p = stats.binomtest(only_b, only_a + only_b, 0.5).pvalue if only_a + only_b else 1.0
+    p = _stats().binomtest(only_b, only_a + only_b, 0.5).pvalue if only_a + only_b else 1.0
     return McNemar((only_b - only_a) / len(a), only_a, only_b, len(a), float(p))
 
 
 def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval for the rate behind k of n. Raises ValueError unless 0 <= k <= n and n > 0."""
-    interval = stats.binomtest(k, n).proportion_ci(confidence, method="wilson")
+    interval = _stats().binomtest(k, n).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
 
@@ -117,7 +122,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _t_interval(mean: float, sd: float, n: int, confidence: float) -> tuple[float, float]:
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * sd / n**0.5
+    half = float(_stats().t.ppf((1 + confidence) / 2, n - 1)) * sd / n**0.5
     return mean - half, mean + half
 
 

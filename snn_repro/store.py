@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from snn_repro import __version__, checkpoint, distributed
+from snn_repro import __version__, distributed
 from snn_repro.config import Config, config_hash, differing, to_dict
 from snn_repro.errors import UserError
 from snn_repro.files import replace_atomically, write_error, write_json, write_text
@@ -114,6 +114,8 @@ class Run:
 
         The configuration goes last and the result before it: killed in between, the folder still says what it holds.
         """
+        from snn_repro import checkpoint  # with torch, which those who only read results need not wait for
+
         for name in (*checkpoint.FILES, METRICS, PREDICTIONS, STATUS, RESULT, CONFIG):
             (self.folder / name).unlink(missing_ok=True)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from snn_repro.config import CONF_DIR, choices, differing, hashed, load_config
+from snn_repro.config import ADDED, CONF_DIR, choices, differing, hashed, load_config
 from snn_repro.console import plain
 from snn_repro.errors import DataError, UserError
 from snn_repro.files import write_json
@@ -72,7 +72,7 @@ def identity(result: RunResult) -> tuple:
 
     Row, configuration without the seed, test list, arithmetic, images per batch statistic and the data themselves.
     """
-    fidelity = result["config"].get("fidelity")
+    fidelity = hashed(result["config"]).get("fidelity")  # extended counts as published, which it was called before
     return (
         result["name"], result["recipe_hash"], result["split_sha256"], str(fidelity), result["precision"],
         str(result.get("images_per_statistic")), data_id(result),
@@ -117,7 +117,7 @@ def _differences(results: list[RunResult], mine: int) -> str:
 
 def facts(result: RunResult) -> dict[str, Any]:
     """Flat `{"recipe.lr": 0.1, ..., "split": ...}` of all that makes a run what it is, but for its seed."""
-    return {k: v for k, v in hashed(result["config"]).items() if k != "seed"} | dict(
+    return ADDED | {k: v for k, v in hashed(result["config"]).items() if k != "seed"} | dict(
         split=result["split_sha256"][:8], precision=result["precision"],
         images_per_statistic=result.get("images_per_statistic"), data=data_id(result),
     )  # fmt: skip
@@ -710,16 +710,13 @@ PAPER_COLUMNS = [
     Column("params_M", "paper's params M", "number"),
 ]  # fmt: skip
 MAY_BE_EMPTY = (
-    "corrected",
-    "gain",
-    "params_M",
-    "departs",
-    "code",
-)  # columns that a table without such numbers does not have
+    "corrected", "gain", "params_M", "caveats", "departs", "code",
+)  # columns that a table without such numbers does not have  # fmt: skip
 OUR_COLUMNS = [
     Column("acc_best_test", "ours, best on test* %", "summary"), Column("acc_last", "ours, last epoch %", "summary"),
     Column("acc_valsel", "ours, chosen on validation %", "summary"), Column("interval", "95 % interval of last", "interval"),
-    Column("n", "seeds", "number"), Column("params", "weights + IMP"), Column("split", "split"), Column("fidelity", "fidelity"), Column("departs", "departs from the row in"), Column("code", "code"),
+    Column("n", "seeds", "number"), Column("params", "weights + IMP"), Column("split", "split"), Column("fidelity", "fidelity"),
+    Column("caveats", "caveat"), Column("departs", "departs from the row in"), Column("code", "code"),
 ]  # fmt: skip
 PAPER_NOTES = [
     "paper: one run, best epoch on the test set, as printed; rows marked (quoted) are other papers' numbers",
@@ -745,14 +742,14 @@ def paper_table(number: int | str, rows: Iterable[PaperRow], groups: list[Group]
             notes.append(row.notes)
             base["note"] = f"[{len(notes)}]"
         mine = [g for g in groups if g.first["paper_row"] == row.id]
-        mine.sort(key=lambda g: (g.first["config"].get("fidelity") != "published", g.label))
+        mine.sort(key=lambda g: (g.first["config"].get("fidelity") == "described", g.label))
         used += mine
         shown += [base | ours(group, groups, notes) for group in mine] or [base]
     gains = gain_columns(shown)
     columns = [
         c for c in PAPER_COLUMNS if c.key not in MAY_BE_EMPTY or any(row.get(c.key) is not None for row in shown)
     ]
-    ours_here = [c for c in OUR_COLUMNS if c.key != "code" or any(row.get("code") for row in shown)]
+    ours_here = [c for c in OUR_COLUMNS if c.key not in ("caveats", "code") or any(row.get(c.key) for row in shown)]
     columns += [*ours_here, *gains, Column("note", "note")]
     numbered = [f"[{i}] {note}" for i, note in enumerate(notes, 1)]
     return Table(TITLES[number], columns, shown, [*PAPER_NOTES, *remarks(used), *numbered])
@@ -811,7 +808,8 @@ def ours(group: Group, groups: list[Group], notes: list[str]) -> dict[str, Any]:
     return dict(
         T=first["timesteps"], acc_best_test=group.percent("acc_best_test"), acc_last=last, acc_valsel=group.percent("acc_valsel"),
         interval=interval, n=last.n, params=f"{first['params_weights']:,} + {first['params_imp']:,}",
-        split=f"{first['split_id']} ({first['split_sha256'][:8]})", fidelity=first["config"].get("fidelity"), departs=departures(group), gains=gains,
+        split=f"{first['split_id']} ({first['split_sha256'][:8]})", fidelity=first["config"].get("fidelity"),
+        caveats="; ".join(first["config"].get("caveats", [])) or None, departs=departures(group), gains=gains,
         code="older" if any(map(is_older, group.runs)) else None,
     )  # fmt: skip
 
@@ -825,8 +823,8 @@ def departures(group: Group) -> str | None:
     name = group.first["name"]
     if not (CONF_DIR / "experiment" / f"{name}.yaml").exists():
         return f"{name} is no experiment" if group.first["paper_row"] else None
-    row = hashed(load_config([f"experiment={name}", f"fidelity={config.get('fidelity', 'published')}"]))
-    mine = hashed(config)
+    row = ADDED | hashed(load_config([f"experiment={name}", f"fidelity={config.get('fidelity', 'published')}"]))
+    mine = ADDED | hashed(config)
     apart = [f"{k}={mine[k]}" for k in sorted(mine.keys() & row.keys() - {"seed"}) if mine[k] != row[k]]
     return ", ".join(apart) or None
 

@@ -2,12 +2,12 @@
 
 from functools import cache
 
-from snn_repro.config import Config
-from snn_repro.rows import compose, experiments
+from snn_repro.config import Config, load_config
+from snn_repro.rows import experiments
 
 NAMES = experiments()
 
 
 @cache
 def rows() -> dict[str, Config]:
-    return compose(NAMES)
+    return {name: load_config([f"experiment={name}"]) for name in NAMES}

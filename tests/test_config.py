@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from snn_repro.config import (
+    ADDED,
     CONF_DIR,
     DATASET_FACTS,
     GROUPS,
@@ -76,6 +77,9 @@ WRONG = {
     "hydra.run.dir=null": ["hydra.run.dir=null", "names no folder"],
     "hydra.sweep.dir=x": ["hydra.sweep.dir", "hydra.run.dir=DIR"],
     "~loss": ["loss.name", "tet_s"],
+    "paper_row=nothing": ["paper_row=nothing", "paper_tables.yaml", "leave it out"],
+    "paper_row=table1_cifar10_std": ["paper_row=table1_cifar10_std", "'table1_cifar10_sdt'"],
+    "fidelity=extnded": ["fidelity=extnded", "extended"],
 }
 
 
@@ -158,6 +162,26 @@ def test_the_hash_sees_numbers_and_not_places():
     assert differing(base, other) == ["recipe.lr: 0.005 -> 0.2"]
     assert config_hash(base, without=("seed",)) == config_hash(load_config(["seed=5"]), without=("seed",))
     assert {f.name for f in dataclasses.fields(Config)} > {"seed"} and "seed" in hashed(base)
+
+
+def test_a_key_that_was_added_leaves_earlier_hashes_alone():
+    base = load_config(["neuron=lif"])
+    earlier = to_dict(base)
+    for name in ADDED:
+        group, _, last = name.rpartition(".")
+        del earlier[group][last]
+    assert config_hash(earlier) == config_hash(base) and differing(earlier, base) == []
+    other = load_config(["neuron=lif", "neuron.decay_input=false"])
+    assert config_hash(other) != config_hash(base)
+    assert differing(earlier, other) == differing(base, other) == ["neuron.decay_input: True -> False"]
+    assert {name: keys()[name] is not None for name in ADDED} == dict.fromkeys(ADDED, True)
+
+
+def test_extended_is_a_word_and_no_other_recipe():
+    published, extended = (load_config([f"fidelity={word}"]) for word in ("published", "extended"))
+    assert extended.fidelity == "extended" and config_hash(extended) == config_hash(published)
+    assert differing(published, extended) == []
+    assert differing(published, load_config(["fidelity=described", "neuron.surrogate=atan"])) != []
 
 
 def test_sweeps_expand_and_an_empty_one_is_refused():

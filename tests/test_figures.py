@@ -56,6 +56,11 @@ def test_a_trained_network_is_mapped_with_its_own_neuron():
     for family in ("lif", "leaky"):  # each of their inputs can make a spike, as it can for an IF neuron
         reached = figures.trained_mapping(dict(run, neuron=dict(neuron, name=family)), "ge")
         assert reached[1:, 1:].any(0).all()
+    whole, leaky = (
+        figures.trained_mapping(dict(run, neuron=dict(neuron, **own)), "ge")
+        for own in (dict(name="lif", decay_input=False), dict(name="leaky", retain=0.5))
+    )
+    np.testing.assert_array_equal(whole, leaky)
 
 
 def test_convergence_curves_start_alike_and_fall():

@@ -4,7 +4,10 @@ import csv
 import hashlib
 import io
 import json
+import os
 import re
+import shlex
+import subprocess
 import sys
 
 import pytest
@@ -20,10 +23,11 @@ from fixtures import (
     write_ncaltech101,
 )
 
+from snn_repro import speed
 from snn_repro.checkpoint import find_weights, load
 from snn_repro.config import CONF_DIR, DATASET_FACTS, config_hash, load_config, to_dict
 from snn_repro.errors import UserError
-from snn_repro.rows import PaperRow, Row, data_state, estimate_cost, join, load_rows
+from snn_repro.rows import PaperRow, Row, compose, data_state, estimate_cost, join, load_rows
 from snn_repro.store import find_results
 from snn_repro.train import run
 
@@ -189,6 +193,230 @@ def test_the_list(tmp_path, capsys, monkeypatch):
     assert list_rows.main(["--table", "figures", "--runs", "nowhere"]) == 2
 
 
+def test_the_list_says_fidelity_and_caveats(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert list_rows.main(["--table", "2"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"table2_cifar10dvs128_t16_imp +│ extended", text) and "published" in text
+    assert "table2_ncaltech48_t10_imp [1]" in text and "- [1] test list: the paper's cannot be had" in text
+    assert list_rows.main(["--table", "code", "--json"]) == 0
+    lines = json.loads(capsys.readouterr().out)
+    assert [line["fidelity"] for line in lines] == ["extended"] * 3 + ["published"]
+    assert all(line["caveats"] == [] and "marks" not in line for line in lines)
+    assert list_rows.main(["--table", "2", "--csv"]) == 0
+    lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert sum("test list" in line["caveats"] for line in lines) == 10
+
+
+# ---------------------------------------------------------------- composed at once
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["fidelity=described", "data_dir=/a b", "seed=3"],
+        ["debug=smoke", "cache_dir=x", "logger.mode=disabled", "fidelity=extended"],
+    ],
+    ids=["plain", "described", "smoke"],
+)
+def test_rows_composed_at_once_are_hydras(overrides, monkeypatch):
+    # Each costs Hydra a tenth of a second, so one row of every three or so, always with every kind.
+    some = NAMES if not overrides else NAMES[:: len(NAMES) // 6]
+    wanted = rows() if not overrides else {n: load_config([f"experiment={n}", *overrides]) for n in some}
+    asked = []
+    monkeypatch.setattr("snn_repro.rows.load_config", lambda o: asked.append(o) or load_config(o))
+    found = compose(some, overrides)
+    assert list(found) == list(some) and len(asked) == 1  # all but the first came the quick way
+    for name in some:
+        assert found[name] == wanted[name], name
+
+
+@pytest.mark.parametrize("override", ["recipe.lr=0.2", "data_dir=${name}", "++seed=1"])
+def test_what_the_quick_way_does_not_know_is_hydras(override, monkeypatch):
+    names, asked = NAMES[:3], []
+    monkeypatch.setattr("snn_repro.rows.load_config", lambda o: asked.append(o) or load_config(o))
+    found = compose(names, [override])
+    assert len(asked) == 3 and found == {n: load_config([f"experiment={n}", override]) for n in names}
+
+
+def test_a_conf_that_the_quick_way_misreads_is_hydras(monkeypatch):
+    asked = []
+    monkeypatch.setattr("snn_repro.rows.load_config", lambda o: asked.append(o) or load_config(o))
+    monkeypatch.setattr("snn_repro.quick_compose._merge", lambda tree, more: None)
+    assert compose(NAMES[:3]) == {n: rows()[n] for n in NAMES[:3]} and len(asked) == 3
+
+
+def test_listing_rows_needs_neither_torch_nor_scipy(tmp_path):
+    code = (
+        "import sys, list_rows; code = list_rows.main(['--json']); "
+        "sys.exit(code or bool({'torch', 'scipy'} & sys.modules.keys()))"
+    )
+    scripts = str(CONF_DIR.parent / "scripts")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([scripts, str(CONF_DIR.parent), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)) == len(NAMES) == 57
+
+
+# ---------------------------------------------------------------- what a row costs
+
+
+def test_cost_of_rows_that_never_ran(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(speed, "_here", {})
+    measured = []
+    monkeypatch.setattr(speed, "measure", lambda c, device: measured.append(c.name) or (0.01, 0.256))
+    config = load_config(["experiment=figure4_cifar10_lts", "seed=3"])
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/result.json").write_text(json.dumps(a_result(config)))
+    assert list_rows.main(["--cost", "--json", "device=cpu"]) == 0
+    out, err = capsys.readouterr()
+    cost = {line["experiment"]: line["cost"] for line in json.loads(out)}
+    assert len(cost) == 57 and all(cost.values()) and len(measured) == 9 == err.count("timing a step of ")
+    ours = cost["figure4_cifar10_imp_sdt"]  # the run of another loss says more than a step
+    assert (ours["estimated"], ours["source"], ours["device"]) == (False, "figure4_cifar10_lts", "cuda")
+    step = cost["table2_cifar10dvs128_t16_imp"]
+    assert step["estimated"] and step["source"] == "a step here" and step["device"] == "cpu"
+    assert step["hours"] == pytest.approx(200 * 9000 * (0.01 + 0.256 / 16) / 3600)
+    assert list_rows.main(["--table", "code", "--cost", "device=cpu"]) == 0
+    out, err = capsys.readouterr()
+    assert "~" in out and "a step here on cpu" in out and "estimated from a step on random data on this machine" in out
+    assert len(measured) == 9 and err == ""  # kept in this process
+    monkeypatch.setattr(speed, "_here", {})
+    assert list_rows.main(["--table", "2", "--cost", "device=cpu"]) == 0
+    assert len(measured) == 9 and len(list((tmp_path / "cache/snn_repro").glob("steps-*.json"))) == 1  # and on disk
+
+
+def test_a_cost_that_cannot_be_had_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(speed, "_here", {})
+
+    def too_large(*_):
+        raise speed.TooLarge("")
+
+    monkeypatch.setattr(speed, "measure", too_large)
+    assert list_rows.main(["--table", "code", "--cost", "device=cpu"]) == 0
+    assert capsys.readouterr().out.count("unknown") == 4
+    if not torch.cuda.is_available():
+        assert list_rows.main(["--table", "code", "--cost", "device=cuda"]) == 2
+        assert "device=cuda" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("state", ["a file in the way", "damaged", "no home"])
+def test_a_cache_that_cannot_be_used_is_done_without(state, tmp_path, monkeypatch):
+    place = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place))
+    if state == "a file in the way":
+        place.write_text("")
+    elif state == "damaged":
+        speed._file().parent.mkdir(parents=True)
+        speed._file().write_text('{"a": [1]')
+    else:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(speed.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    monkeypatch.setattr(speed, "_here", {})
+    monkeypatch.setattr(speed, "measure", lambda c, device: (0.5, 0.0))
+    assert speed.estimated_speed(load_config(["device=cpu"])) == (2.0, "cpu")
+    assert speed._here and (state != "damaged" or "[" in speed._file().read_text())
+
+
+def test_a_step_is_timed_and_draws_stay_as_they_were(monkeypatch):
+    monkeypatch.setattr(speed, "SECONDS", 0.0)
+    for overrides in (["neuron=if_imp"], ["dataset=digits_dvs", "neuron=lif"]):
+        config = load_config([*overrides, "device=cpu"])
+        torch.manual_seed(5)
+        sample, step = speed.measure(config, torch.device("cpu"))
+        assert 0 < sample < 10 and 0 < step < 10
+        drawn = torch.rand(1)
+        torch.manual_seed(5)
+        assert torch.equal(drawn, torch.rand(1))
+    key = speed.network_key(config)
+    assert key == speed.network_key(load_config(["dataset=digits_dvs", "neuron=lif_imp", "loss=sdt", "seed=2"]))
+    assert key != speed.network_key(load_config(["dataset=digits_dvs", "neuron=lif", "timesteps=3"]))
+
+
+# ---------------------------------------------------------------- rows as batch jobs, with stubs for SLURM's commands
+
+
+@pytest.fixture
+def stubs(tmp_path):
+    """sbatch that runs the script of an array's first task, srun that writes its words, a NUL behind each."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in {
+        "sbatch": 'printf "%s\\0" "$@" >> "$SAID"; while [[ $1 == -* ]]; do shift; done\n'
+        'SLURM_ARRAY_TASK_ID=1 SLURM_JOB_ID=1 exec bash "$@"',
+        "srun": 'printf "%s\\0" "$@" >> "$RAN"',
+        "squeue": "true",
+        "python": f'exec {shlex.quote(sys.executable)} "$@"',
+    }.items():
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{folder}:{os.environ['PATH']}", "SAID": str(tmp_path / "said"), "RAN": str(tmp_path / "ran"),
+        "PYTHONPATH": os.pathsep.join([str(CONF_DIR.parent), *sys.path]),
+    }  # fmt: skip
+
+    def submit(*arguments):
+        script = CONF_DIR.parent / "scripts/cluster/submit_table.sh"
+        return subprocess.run(
+            ["bash", script, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+
+    return submit
+
+
+def test_commands_with_a_space_reach_the_job_whole(stubs, tmp_path, capsys):
+    place = "data_dir=/my data/it's"
+    row = Row(load_config(["experiment=figure4_cifar10_lts"]), None, [], 0, None, [])
+    command = row.command([place, "recipe.lr=0.2"])
+    assert shlex.split(command)[3:] == ["experiment=figure4_cifar10_lts", place, "recipe.lr=0.2"]
+    done = stubs("figures", "0 1", "--partition=gpu", "--", "data_dir=/my data", "fidelity=described")
+    assert done.returncode == 0, done.stderr
+    words = [
+        "python",
+        "-m",
+        "snn_repro.train",
+        "experiment=figure4_cifar10_imp_lts",
+        "data_dir=/my data",
+        "fidelity=described",
+    ]
+    assert (tmp_path / "ran").read_text().split("\0")[:-1] == [*words, "seed=0", *words, "seed=1"]
+    said = (tmp_path / "said").read_text().split("\0")
+    assert said[:2] == ["--array=1-4", "--partition=gpu"] and said[4] == "seed=0"
+    hand_made = tmp_path / "rows.txt"
+    hand_made.write_text(f"{command}\n")
+    (tmp_path / "ran").unlink()
+    subprocess.run(
+        ["bash", CONF_DIR.parent / "scripts/cluster/rows.sbatch", hand_made, "seed=0"], check=True, capture_output=True,
+        env=os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "RAN": str(tmp_path / "ran"),
+                          "SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_ID": "1"},
+    )  # fmt: skip
+    assert (tmp_path / "ran").read_text().split("\0")[4:7] == [place, "recipe.lr=0.2", "seed=0"]
+
+
+def test_submit_table_without_arguments_says_how(stubs, tmp_path):
+    for arguments in ([], ["1"], ["--partition=gpu", "1"]):
+        done = stubs(*arguments)
+        assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1
+        assert "give a table" in done.stderr and "data_dir=DIR" in done.stderr
+    done = stubs("1", "0", "--", "recipe.lr=x")
+    assert done.returncode == 2 and "recipe.lr=x" in done.stderr and not list((tmp_path / "runs").iterdir())
+    assert not (tmp_path / "said").exists()
+
+
+def test_submit_table_with_nothing_left_submits_nothing(stubs, tmp_path):
+    for name in (n for n in NAMES if n.startswith("figure4")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "result.json").write_text(json.dumps(a_result(rows()[name])))
+    done = stubs("figures", "0")
+    assert (done.returncode, done.stdout.strip()) == (0, "every row of table figures has a run")
+    assert not (tmp_path / "said").exists()
+
+
 def test_where_data_is_looked_for(tmp_path):
     name = "table2_ncaltech48_t10_imp"
     there = dict(data_dir=str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
@@ -246,7 +474,7 @@ def test_every_row_trains_two_steps(name, places, tmp_path):
     assert result.epochs == 1 and len(result.acc_step) == config.timesteps
     assert (result.params_imp > 0) == config.neuron.imp
     assert result.readout == ("last" if config.loss.name == "lts" else "mean")
-    assert find_results(tmp_path)[0]["config"]["fidelity"] == "published"
+    assert find_results(tmp_path)[0]["config"]["fidelity"] == rows()[name].fidelity
 
 
 def test_a_row_without_its_weights_says_where_they_are(places, tmp_path):
@@ -281,6 +509,13 @@ def test_initial_weights_are_found_by_name_and_checked(tmp_path, monkeypatch):
 def test_paper_row_has_defaults_for_what_is_rare():
     row = PaperRow("a", 1, "d", "m", "n", None, None, None, 90.0, True)
     assert row.corrected is row.gain is row.gain_over is None and row.notes == ""
+
+
+def test_readmes_explain_the_words_of_rows_and_departures_without_a_key():
+    results, readme = ((CONF_DIR.parent / f"{folder}README.md").read_text() for folder in ("results/", ""))
+    for word in ("extended", "described", "caveats", "decay_input", "red and blue", "float16", "float32 under mixed"):
+        assert word in " ".join(results.split()), word
+    assert "`extended`" in readme
 
 
 def test_results_readme_names_each_file():

@@ -275,6 +275,21 @@ def test_a_baseline_of_another_recipe_gives_a_note_and_no_gain(tmp_path):
     assert any("no gain over row_a" in n and "recipe.epochs" in n for n in table.notes)
 
 
+def test_fidelity_and_caveats_of_a_row_are_shown(tmp_path):
+    name, other = "table2_ncaltech48_t10_imp", "table2_cifar10dvs128_t16_imp"
+    fake_run(tmp_path, f"experiment={name}", folder="n")
+    fake_run(tmp_path, f"experiment={other}", "fidelity=described", folder="d")
+    fake_run(tmp_path, f"experiment={other}", folder="e")
+    fake_run(tmp_path, f"experiment={other}", "fidelity=published", seed=1, folder="p")  # as it was called before
+    rows = [row(n, 86.0, table=2, method="IMP") for n in (name, other)]
+    lines = paper_table(2, rows, list(groups(tmp_path).values())).rows
+    assert [line["fidelity"] for line in lines] == ["published", "extended", "described"]
+    assert [line["n"] for line in lines] == [1, 2, 1] and {line["departs"] for line in lines} == {None}
+    assert "test list" in lines[0]["caveats"] and lines[1]["caveats"] is None
+    assert "| caveat |" in to_markdown(paper_table(2, rows, list(groups(tmp_path).values())))
+    assert "| caveat |" not in to_markdown(paper_table(2, rows, []))
+
+
 def test_a_run_that_departs_from_its_row_says_so(tmp_path):
     name = "table1_cifar10_tet"
     fake_run(tmp_path, f"experiment={name}", folder="as_written")

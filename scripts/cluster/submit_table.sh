@@ -4,6 +4,10 @@
 #   scripts/cluster/submit_table.sh TABLE "SEEDS" [sbatch options] -- [overrides]
 #   scripts/cluster/submit_table.sh 1 "0 1 2" --partition=gpu --account=lab -- data_dir=DIR cache_dir=DIR
 set -euo pipefail
+if (($# < 2)) || [[ $1 == -* || $2 == -* ]]; then
+  echo "submit_table.sh: give a table (1, 2, 3, code or figures) and its seeds first, as in: $0 1 \"0 1 2\" --partition=gpu -- data_dir=DIR cache_dir=DIR" >&2
+  exit 2
+fi
 table=$1 seeds=$2
 shift 2
 options=()
@@ -15,7 +19,17 @@ done
 here=$(dirname "$0")
 mkdir -p runs
 rows=$(mktemp "$PWD/runs/rows-XXXXXX.txt") # kept: the jobs read it when they start
-python "$here/../list_rows.py" --table "$table" --commands "$@" > "$rows"
+# The commands hold the overrides already, each quoted as for a shell.
+python "$here/../list_rows.py" --table "$table" --commands "$@" > "$rows" || {
+  code=$?
+  rm -f "$rows"
+  exit $code
+}
+if [[ ! -s $rows ]]; then
+  rm -f "$rows"
+  echo "every row of table $table has a run"
+  exit 0
+fi
 for seed in $seeds; do
-  sbatch --array="1-$(wc -l < "$rows")" "${options[@]}" "$here/rows.sbatch" "$rows" "seed=$seed" "$@"
+  sbatch --array="1-$(wc -l < "$rows")" "${options[@]}" "$here/rows.sbatch" "$rows" "seed=$seed"
 done

@@ -1,0 +1,153 @@
+"""How fast a row would train here: a few steps on random data, timed and scaled. An estimate, for rows that never ran."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from statistics import median
+
+from snn_repro import __version__
+from snn_repro.config import DATASET_FACTS, Config, frame_shape
+from snn_repro.errors import UserError
+from snn_repro.files import write_json
+
+SECONDS = 0.5  # of repeats, after the two steps that every measurement takes
+ON_A_GPU = 16  # samples in a step there
+
+
+class TooLarge(UserError):
+    """Not even a step of a few samples fits the device."""
+
+
+def network_key(config: Config) -> str:
+    """What a step costs by, IMP, loss and number of classes aside: rows with the same key are measured once."""
+    shape = "x".join(map(str, frame_shape(config)))
+    neuron = f"{config.neuron.name} {config.neuron.reset} {config.neuron.surrogate}"
+    return (
+        f"{config.model.name} norm {config.model.norm} {shape} T {config.timesteps} {neuron} {config.recipe.optimizer}"
+    )
+
+
+def device_name(device) -> str:
+    """The device as results depend on it: its name and, on a CPU, the threads."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()} {torch.get_num_threads()} threads"
+
+
+@cache
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def estimated_speed(config: Config, say: Callable[[str], None] = lambda _: None) -> tuple[float, str]:
+    """(training samples a second, "cpu" or "cuda") of a row's steps here, without loading and evaluation.
+
+    Measured once for each network, device and version, and kept in the user's cache folder, or in this process alone
+    where that cannot be written. Raises TooLarge, or UserError where the device or the network cannot be had.
+    """
+    from snn_repro.train import pick_device
+
+    device = pick_device(config)
+    key = f"{device_name(device)}; {network_key(config)}"
+    known = _read()
+    if key not in known:
+        say(f"timing a step of {network_key(config)} on {device.type}")
+        known = _read() | {key: measure(config, device)}
+        _write(known)
+    sample, step = known[key]
+    return 1 / (sample + step / config.recipe.batch_size), device.type
+
+
+def measure(config: Config, device) -> tuple[float, float]:
+    """(seconds a sample, forward and backward; seconds an optimiser step), of the row's network from random weights."""
+    import torch
+
+    from snn_repro.losses import build_loss
+    from snn_repro.models import build_model
+    from snn_repro.optim import build_optimizer
+    from snn_repro.train import Precision, options
+
+    gpu = device.type == "cuda"
+    facts, shape = DATASET_FACTS[config.dataset.name], frame_shape(config)
+    if gpu:
+        steps, batch = config.timesteps, min(ON_A_GPU, config.recipe.batch_size)
+    else:  # its time grows with pixels, samples and steps alike: one step of few samples will do
+        steps, batch = 1, min(32, max(2, 224 * 224 // (shape[1] * shape[2])))
+    neuron = options(config.neuron, "imp_lr", "imp_weight_decay") | {"imp": False}
+    model_options = options(config.model, "name", "weights")
+    if not gpu:
+        model_options["conv_backend"] = "dense"  # what is sparse in a trained network is not known
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build_model(
+            config.model.name, num_classes=facts.num_classes, input_shape=shape, timesteps=steps, neuron=neuron,
+            **model_options,
+        )  # fmt: skip
+        x = torch.randn(batch, *shape) if facts.static else torch.poisson(torch.full((steps, batch, *shape), 0.3))
+        target = torch.randint(facts.num_classes, (batch,))
+        model, x, target = model.to(device), x.to(device), target.to(device)
+        if not gpu:
+            model = model.to(memory_format=torch.channels_last)
+        loss_fn, optimizer, amp = build_loss("sdt"), build_optimizer(model, config.recipe), Precision(config, device)
+        wait = torch.cuda.synchronize if gpu else lambda: None
+        times: list[tuple[float, float]] = []
+        started = None
+        try:
+            while len(times) < 2 or time.perf_counter() - started < SECONDS:
+                a = time.perf_counter()
+                with amp.autocast():
+                    logits = model(x).float()
+                amp.scaler.scale(loss_fn(logits, target)).backward()
+                wait()
+                b = time.perf_counter()
+                amp.scaler.step(optimizer)
+                amp.scaler.update()
+                optimizer.zero_grad(set_to_none=True)
+                wait()
+                times.append((b - a, time.perf_counter() - b))
+                started = started or time.perf_counter()  # the first step makes kernels and memory ready
+        except torch.OutOfMemoryError:
+            raise TooLarge(f"a step of {batch} samples does not fit the memory of {device}") from None
+    computing, stepping = (median(column) for column in zip(*times[1:], strict=True))
+    return computing / batch * config.timesteps / steps, stepping
+
+
+# ---------------------------------------------------------------- what was measured before
+
+
+def _file() -> Path:
+    import torch
+
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snn_repro"
+    return folder / f"steps-{__version__}-torch{torch.__version__}.json"
+
+
+_here: dict[str, list[float]] = {}  # of this process
+
+
+def _read() -> dict[str, list[float]]:
+    try:
+        kept = json.loads(_file().read_text())
+        kept = {k: v for k, v in kept.items() if isinstance(v, list) and len(v) == 2 and all(n > 0 for n in v)}
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError):  # none yet, damaged, or no home folder
+        kept = {}
+    return kept | _here
+
+
+def _write(known: dict) -> None:
+    _here.update(known)
+    try:
+        _file().parent.mkdir(parents=True, exist_ok=True)
+        write_json(_file(), known)
+    except (OSError, UserError, RuntimeError):
+        pass  # kept in this process alone; the next one measures again
