@@ -351,7 +351,7 @@ def _report(args) -> int:
         write_text(target, text)
         print(target)
         return 0
-    if not target.exists() or target.read_text() != text:
+    if not target.exists() or target.read_text("utf-8") != text:
         print(f"{target} is not what the results give; run `python scripts/small_scale.py report`", file=sys.stderr)
         return 1
     return 0

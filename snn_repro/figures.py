@@ -252,7 +252,7 @@ def draw_convergence(data: dict) -> Figure:
     older = older_note(data["curves"] if "code" not in data else [data] * len(data["curves"]), "curves")
     footnote(
         figure,
-        "n = 1 training a curve; all share initial weights and data; where curves meet, the lower is wider",
+        "n = 1 training a curve; all share initial weights and data; where curves meet, the one beneath is wider",
         older,
     )
     return figure

@@ -198,11 +198,23 @@ def mark(groups: Sequence[Group]) -> Marks:
     """
     flats = []
     for group in groups:
-        flat = {k: v for k, v in facts(group.first).items() if v is not None or k != "images_per_statistic"}
+        flat = facts(group.first)
+        if flat["images_per_statistic"] is None:
+            del flat["images_per_statistic"]  # not recorded: nothing to compare
         for key in MACHINE:
             values = sorted({run[key] for run in group.runs if run.get(key) is not None})
             flat |= {key: " and ".join(map(str, values))} if values else {}
         flats.append(flat)
+    found = _mark(groups, flats)
+    if len({(g.first["name"], m) for g, m in zip(groups, found.marks, strict=True)}) < len(groups):
+        for group, flat in zip(groups, flats, strict=True):  # of one name, and apart in what one of them did not record
+            flat.setdefault("images_per_statistic", "not recorded")
+            flat["recipe_hash"] = group.first["recipe_hash"]
+        found = _mark(groups, flats)
+    return found
+
+
+def _mark(groups: Sequence[Group], flats: list[dict[str, Any]]) -> Marks:
     keys = []
     for key in sorted(set().union(*flats)):
         have = [(group.first, flat[key]) for group, flat in zip(groups, flats, strict=True) if key in flat]

@@ -126,6 +126,16 @@ def test_the_same_name_twice_is_told_apart(tmp_path):
     assert set(found) == {"mine [a]", "mine [b]"} and {"loss.name=lts", "loss.name=sdt"} == set(found.values())
 
 
+@pytest.mark.parametrize("key", ["images_per_statistic", "data"])
+def test_what_one_of_two_did_not_record_tells_them_apart(tmp_path, key):
+    value = {"images_per_statistic": 32, "data": {"files": "d" * 64}}[key]
+    fake_run(tmp_path, extra={"images_per_statistic": None, "data": None}, folder="one")
+    fake_run(tmp_path, extra={"images_per_statistic": None, "data": None, key: value}, seed=1, folder="two")
+    found = marks(compare([tmp_path]))
+    assert len(found) == 2 and all(f"{key}=" in said for said in found.values())
+    assert recipe_difference(*load([tmp_path])) == []  # perhaps the same
+
+
 def test_debug_runs_are_left_out_unless_asked_for(tmp_path, capsys):
     fake_run(tmp_path / "real", "loss=sdt")
     for seed in range(2):

@@ -81,7 +81,9 @@ def results(tmp_path_factory):
     for loss in ("sdt", "tet", "lts"):
         for neuron in ("if", "if_imp"):
             for seed in range(2):
-                fake_run(folder / "runs", f"loss={loss}", f"neuron={neuron}", seed=seed, acc=0.8 + 0.05 * seed, extra=silent)
+                fake_run(
+                    folder / "runs", f"loss={loss}", f"neuron={neuron}", seed=seed, acc=0.8 + 0.05 * seed, extra=silent
+                )
     fake_run(folder / "runs", "dataset=digits_dvs", "neuron=lif", "loss=tet_s", extra=silent)
     run = tmp_path / "trained"
     fake_run(run, "dataset=digits_dvs", "neuron=lif_imp", "loss=tet_s", folder=".", extra=silent)
