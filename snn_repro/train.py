@@ -18,7 +18,7 @@ import traceback
 import warnings
 from pathlib import Path
 
-from snn_repro import distributed
+from snn_repro import console, distributed
 from snn_repro.config import (
     CONF_DIR,
     Config,
@@ -874,22 +874,9 @@ def _signals():
 def main() -> None:
     """`python -m snn_repro.train`, `snn-train`: exit code 0 done, 1 failed, 2 wrong input, 130/140/143 stopped by a signal."""
     gc.set_threshold(100_000)  # imports make no garbage, and looking for it 600 times takes a quarter of a second
-    logging.raiseExceptions = (
-        False  # a reader that left (`| head`) costs the lines that it does not read, and no traceback
-    )
+    logging.raiseExceptions = False  # a reader that left (`| head`) costs the lines that it does not read, and no traceback
     warnings.formatwarning = _one_line
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started us
-            setattr(sys, name, open(os.devnull, "w"))
-        else:
-            getattr(sys, name).reconfigure(errors="replace")  # a console without a sign shows ? for it
-    try:
-        code = _main(sys.argv[1:])
-        sys.stdout.flush()
-    except BrokenPipeError:
-        code = 128 + signal.SIGPIPE
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's own flush at the end
-    sys.exit(code)
+    sys.exit(console.script(lambda: _main(sys.argv[1:])))
 
 
 def _main(argv: list[str]) -> int:

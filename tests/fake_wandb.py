@@ -21,7 +21,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        return "http://127.0.0.1:%d" % self._http.server_address[1]
+        return f"http://127.0.0.1:{self._http.server_address[1]}"
 
     def close(self):
         self.over.set()

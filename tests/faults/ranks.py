@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from runs import Child, Outcome, checkpoint, configuration, np, torch, train, warm_up
+
 from snn_repro.errors import DataError
 
 SHARED = ("recipe.sync_bn=true", "dataset.train_subset=121", "recipe.epochs=3", "debug.max_steps=0",
