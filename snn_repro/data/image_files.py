@@ -35,7 +35,7 @@ MAX_PIXELS = 80_000_000  # 240 MB as RGB; PIL warns from 89 million pixels on an
 TRAIN = ("train", "ILSVRC2012_img_train", "ILSVRC2012_img_train.tar")
 VAL = ("val", "ILSVRC2012_img_val", "ILSVRC2012_img_val.tar")
 KAGGLE, DEVKIT = "LOC_val_solution.csv", "ILSVRC2012_devkit_t12"
-CHECK_SECONDS = 60.0  # for the headers of the test images; 50,000 on a local disk take some ten of one core
+CHECK_SECONDS = 60.0  # for the headers of the test images; a local disk gives 50,000 in some five
 
 
 class ImageFile(NamedTuple):
