@@ -32,27 +32,23 @@ def subjects() -> dict[str, str]:
     return {p.stem: ast.get_docstring(ast.parse(p.read_text())) or "" for p in files}
 
 
-def options(name: str, arguments: list[str], parameters) -> dict:
-    """What `measure` is called with; `out` is added to its own parameters. Raises UserError."""
-    kinds = {key: type(parameter.default) for key, parameter in parameters.items()} | {"out": str}
-    given = {}
+def options(name: str, arguments: list[str], measure) -> dict:
+    """What `measure` is called with: its own parameters, and `out`. Raises UserError."""
+    parameters = inspect.signature(measure).parameters.values()
+    kinds = {p.name: type(p.default) for p in parameters} | {"out": str}
+    given: dict = {}
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key not in kinds:
             allowed = ", ".join(f"{k}=" for k in kinds)
             raise UserError(f"{argument} is not an option of {name}; these are: {allowed}{nearest(key, kinds)}")
-        if kinds[key] is int:
-            if not value.isdecimal() or int(value) < 3:
-                raise UserError(f"{argument}: {key} must be a whole number, 3 or more")
-            given[key] = int(value)
-        elif kinds[key] is bool:
-            if value not in ("true", "false"):
-                raise UserError(f"{argument}: {key} must be true or false")
-            given[key] = value == "true"
-        elif value:
-            given[key] = value
-        else:
+        if kinds[key] is int and not (value.isdecimal() and int(value) >= 3):
+            raise UserError(f"{argument}: {key} must be a whole number, 3 or more")
+        if kinds[key] is bool and value not in ("true", "false"):
+            raise UserError(f"{argument}: {key} must be true or false")
+        if not value:
             raise UserError(f"{argument} needs a value, {key}=DIR")
+        given[key] = value == "true" if kinds[key] is bool else kinds[key](value)
     return given
 
 
@@ -72,7 +68,7 @@ def main(arguments: list[str]) -> int:
             raise UserError(f"{name} is no subject; these are: {', '.join(known)}{nearest(name, known)}")
         one_thread()  # before anything that starts threads is imported
         measure = importlib.import_module(f"benchmarks.{name}").measure
-        given = options(name, arguments[1:], inspect.signature(measure).parameters)
+        given = options(name, arguments[1:], measure)
         out = given.pop("out", None if given.get("quick") else RESULTS)
         before = machine()
         report = measure(**given)

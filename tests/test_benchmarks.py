@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from snn_repro.figures import draw_imp_overhead
+
 ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT / "scripts" / "benchmark.py"
 TITLES = {  # a part of the title of every table
@@ -48,13 +50,8 @@ def test_every_subject_measures_a_toy_and_writes_its_report(program, subject, tm
     for rows in timed:
         assert f"{next(iter(rows))} again" in rows, "the A/A control is missing"
         assert all(row["cpu_seconds"] > 0 and len(row["quartiles"]) == 2 for row in rows.values())
-
-
-def test_the_report_of_the_neuron_feeds_the_figure_of_imp(program, tmp_path):
-    from snn_repro.figures import draw_imp_overhead
-
-    assert program.main(["neuron", "quick=true", "rounds=3", f"out={tmp_path}"]) == 0
-    draw_imp_overhead([json.loads((tmp_path / "neuron.json").read_text())])
+    if subject == "neuron":
+        draw_imp_overhead([report])
 
 
 def test_subjects_are_found_by_listing_the_folder_and_told_in_their_own_words(program, capsys):

@@ -5,18 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import fill
 
-# key of a row -> heading and way to write it; any other key is its own heading, and its value a plain number
+# key of a row -> heading and way to write it; of other keys the key is the heading
 COLUMNS = {
-    "cpu_seconds": ("CPU {unit}", "{:.2f}"),
-    "quartiles": ("quartiles", "{:.2f}"),
-    "wall_seconds": ("wall {unit}", "{:.2f}"),
-    "forward_seconds": ("forward {unit}", "{:.2f}"),
     "over_first": ("time / the first's", "{:.2f}"),
     "over_floor": ("time / floor", "{:.2f}"),
     "wall_over_first": ("wall time / the first's", "{:.2f}"),
-    "seconds_without": ("{unit} without", "{:.2f}"),
-    "seconds_with": ("{unit} with", "{:.2f}"),
-    "seconds_without_again": ("{unit} without, again", "{:.2f}"),
     "saved_bytes": ("saved bytes a neuron-step", "{:.1f}"),
     "equal_spikes": ("equal spikes", "{:.3%}"),
 }
@@ -33,7 +26,7 @@ class Table:
 
     def text(self) -> list[str]:
         keys = list(dict.fromkeys(key for row in self.rows.values() for key in row))
-        heads = [COLUMNS.get(key, (key, ""))[0].format(unit=self.unit) for key in keys]
+        heads = [COLUMNS.get(key, (key.replace("seconds", self.unit).replace("_", " "),))[0] for key in keys]
         lines = [f"## {self.title}", "", "| " + " | ".join(["case", *heads]) + " |"]
         lines.append("| " + " | ".join(["---"] * (len(keys) + 1)) + " |")
         for case, row in self.rows.items():
@@ -46,7 +39,7 @@ class Table:
         if isinstance(value, list):
             return "-".join(self._cell(key, v) for v in value)
         if "seconds" in key or key == "quartiles":
-            value *= {"s": 1, "ms": 1e3}[self.unit]
+            return f"{value * {'s': 1, 'ms': 1e3}[self.unit]:.2f}"
         if key in COLUMNS:
             return COLUMNS[key][1].format(value)
         return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

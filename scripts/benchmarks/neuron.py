@@ -13,6 +13,7 @@ import torch
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
+from spikingjelly.activation_based import neuron, surrogate
 
 from benchmarks._harness import HAS_COMPILER, in_own_process, peer, saved_bytes, threads_as_started, timings
 from benchmarks._report import Report, Table
@@ -51,17 +52,33 @@ def measure(rounds: int = 25, quick: bool = False) -> Report:
 # ------------------------------------------------------------------ the layer, as each library writes it
 
 
-def plain_loop(x):
-    """IF with soft reset and the ATan surrogate by autograd, as it is written in a tutorial."""
-    v, spikes = torch.zeros_like(x[0]), []
-    for x_t in x:
-        v = v + x_t
-        z = v - 1.0
-        smooth = torch.atan(math.pi * z) / math.pi
-        s = (z >= 0).to(x.dtype) - smooth.detach() + smooth  # the step, with the derivative of its smooth stand-in
-        v = v - s
-        spikes.append(s)
-    return torch.stack(spikes)
+def stepwise(step: Callable) -> Callable:
+    """The layer x [T, B, ...] -> spikes of a function (x_t, state) -> (spikes, state); the first state is None."""
+
+    def layer(x):
+        state, spikes = None, []
+        for x_t in x:
+            s, state = step(x_t, state)
+            spikes.append(s)
+        return torch.stack(spikes)
+
+    return layer
+
+
+def if_loop(spike: Callable) -> Callable:
+    """IF with soft reset, step by step, as it is written in a tutorial."""
+
+    def step(x, v):
+        v = (torch.zeros_like(x) if v is None else v) + x
+        s = spike(v - 1.0)
+        return s, v - s
+
+    return stepwise(step)
+
+
+def straight_through(z):
+    smooth = torch.atan(math.pi * z) / math.pi
+    return (z >= 0).to(z.dtype) - smooth.detach() + smooth  # the step, with the derivative of its smooth stand-in
 
 
 class SpikeFunction(torch.autograd.Function):
@@ -74,17 +91,6 @@ class SpikeFunction(torch.autograd.Function):
     def backward(ctx, grad):
         (z,) = ctx.saved_tensors
         return grad / (1 + (math.pi * z) ** 2)
-
-
-def surrogate_loop(x):
-    """The same loop with the spike as an autograd.Function: what most code does."""
-    v, spikes = torch.zeros_like(x[0]), []
-    for x_t in x:
-        v = v + x_t
-        s = SpikeFunction.apply(v - 1.0)
-        v = v - s
-        spikes.append(s)
-    return torch.stack(spikes)
 
 
 class LayerFunction(torch.autograd.Function):
@@ -114,8 +120,6 @@ class LayerFunction(torch.autograd.Function):
 
 
 def _spikingjelly_layer(before: Callable | None = None) -> Callable:
-    from spikingjelly.activation_based import neuron, surrogate
-
     node = neuron.IFNode(v_reset=None, surrogate_function=surrogate.ATan(), step_mode="m")
 
     def layer(x):
@@ -127,7 +131,6 @@ def _spikingjelly_layer(before: Callable | None = None) -> Callable:
 
 def _layers(absent: dict[str, str], quick: bool) -> dict[str, Callable]:
     """name -> function of x [T, B, ...]; what is missing goes into `absent` with the reason."""
-    peer("spikingjelly.activation_based.neuron", "the neuron")
     found = {
         "ours": build_neuron("if", backend="cpu"),
         REFERENCE: build_neuron("if", backend="torch"),
@@ -136,34 +139,19 @@ def _layers(absent: dict[str, str], quick: bool) -> dict[str, Callable]:
     snntorch = peer("snntorch", "the neuron", absent if quick else None)
     if snntorch:
         leaky = snntorch.Leaky(beta=1.0, spike_grad=snntorch.surrogate.atan(alpha=2.0))
-
-        def snntorch_layer(x):
-            v, spikes = leaky.init_leaky(), []
-            for x_t in x:
-                s, v = leaky(x_t, v)
-                spikes.append(s)
-            return torch.stack(spikes)
-
-        found["snnTorch"] = snntorch_layer
+        found["snnTorch"] = stepwise(lambda x, v: leaky(x, leaky.init_leaky() if v is None else v))
     norse = peer("norse.torch", "the neuron", absent if quick else None)
     if norse:
         cell = norse.IAFCell(p=norse.IAFParameters(method="super", alpha=torch.tensor(2.0)))
-
-        def norse_layer(x):
-            state, spikes = None, []
-            for x_t in x:
-                s, state = cell(x_t, state)
-                spikes.append(s)
-            return torch.stack(spikes)
-
-        found["Norse (hard reset: other dynamics)"] = norse_layer
-    found["loop, straight-through"] = plain_loop
-    found["loop, autograd.Function a step"] = surrogate_loop
+        found["Norse (hard reset: other dynamics)"] = stepwise(cell)
+    loop = if_loop(SpikeFunction.apply)  # what most code does
+    found["loop, straight-through"] = if_loop(straight_through)
+    found["loop, autograd.Function a step"] = loop
     found["autograd.Function of the layer"] = LayerFunction.apply
     if quick:
         absent["torch.compile"] = "it takes longer than quick=true allows"
     elif HAS_COMPILER:
-        found["torch.compile of the loop with autograd.Function"] = torch.compile(surrogate_loop, dynamic=False)
+        found["torch.compile of the loop with autograd.Function"] = torch.compile(loop, dynamic=False)
     else:
         absent["torch.compile"] = "there is no C++ compiler on this machine"
     return found
@@ -268,11 +256,11 @@ def _norm_and_layer(shape: tuple[int, ...], rounds: int, quick: bool) -> Table:
     folded = x.detach().flatten(0, 1).contiguous(memory_format=torch.channels_last)
     last = folded.unflatten(0, shape[:2]).requires_grad_()
     norm, ours, with_imp = BN(shape[2]), build_neuron("if"), build_neuron("if", imp=True, state_shape=shape[2:])
-    fire, spikingjelly = Checkpointed().fire, _spikingjelly_layer(norm)
+    fire, spikingjelly, loop = Checkpointed().fire, _spikingjelly_layer(norm), if_loop(SpikeFunction.apply)
 
     def norm_and_loop(x):
         folded = torch.nn.functional.batch_norm(x.flatten(0, 1), None, None, norm.weight, norm.bias, True)
-        return surrogate_loop(folded.unflatten(0, x.shape[:2]))
+        return loop(folded.unflatten(0, x.shape[:2]))
 
     layers: dict[str, tuple[Callable, torch.Tensor]] = {
         "ours": (lambda x: fire(x, norm, ours), last),

@@ -40,11 +40,11 @@ def measure(rounds: int = 5, quick: bool = False, base: str = "") -> Report:
     other = checkout(base) if base else ""
     with tempfile.TemporaryDirectory() as scratch:
         accuracies: dict[str, list[float]] = defaultdict(list)
-        cases = {name: _command(name, words, ROOT, Path(scratch), accuracies) for name, words in commands.items()}
+        todo = [(name, words, ROOT) for name, words in commands.items()]
         if base:
-            for name in [n for n in (FIRST, STEP, HELP) if n in commands]:
-                words, name = commands[name], f"{name}, {other}"
-                cases[name] = _command(name, words, Path(base).resolve(), Path(scratch), accuracies)
+            tree = Path(base).resolve()
+            todo += [(f"{n}, {other}", commands[n], tree) for n in (FIRST, STEP, HELP) if n in commands]
+        cases = {job[0]: _command(*job, Path(scratch), accuracies, own_cache=not quick) for job in todo}
         if not quick:
             for case in cases.values():
                 case()  # compile, measure the convolutions, fill the system's file cache
@@ -82,15 +82,18 @@ def _mean(values: list[float]) -> str:
     return f"{100 * statistics.mean(values):.2f}{deviation} %"
 
 
-def _command(name: str, words: tuple[str, ...], tree: Path, folder: Path, accuracies: dict) -> Callable[[], None]:
+def _command(
+    name: str, words: tuple[str, ...], tree: Path, folder: Path, accuracies: dict, own_cache: bool
+) -> Callable[[], None]:
     """A call that runs the command in a fresh process, with the next seed, and notes the accuracy."""
     trains = not name.startswith((HELP, IMPORT))
 
     def call() -> None:
         run = Path(tempfile.mkdtemp(dir=folder))
         keys = [f"seed={len(accuracies[name])}", f"hydra.run.dir={run}/run"] if trains else []
-        compiled = str(run if name == NOT_COMPILED else folder)
-        environment = {**os.environ, "PYTHONPATH": str(tree), "NUMBA_CACHE_DIR": compiled}
+        environment = {**os.environ, "PYTHONPATH": str(tree)}
+        if own_cache:  # of compiled kernels
+            environment["NUMBA_CACHE_DIR"] = str(run if name == NOT_COMPILED else folder)
         done = subprocess.run([sys.executable, *words, *keys], cwd=run, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"{name} ended with exit code {done.returncode}: {done.stderr.strip()[-300:]}")

@@ -5,6 +5,7 @@ same convolutions on T*B images, channels-last. The norms' bias sets the density
 """
 
 import json
+import math
 import statistics
 import sys
 from collections.abc import Callable
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from spikingjelly.activation_based import functional, neuron, surrogate
 from torch import nn
 
-from benchmarks._harness import in_own_process, memory, peer, saved_bytes, timings
+from benchmarks._harness import in_own_process, memory, saved_bytes, timings
 from benchmarks._report import Report, Table, rated
 from snn_repro.data.batches import keep_freed_memory
 from snn_repro.models import build_model
@@ -43,7 +45,6 @@ TOY = Network("small", "small", (1, 8, 8), 2, True)
 
 
 def measure(rounds: int = 7, quick: bool = False) -> Report:
-    peer("spikingjelly.activation_based.neuron", "the same network on its nodes")
     keep_freed_memory()
     plan = [(SEW, 8, (6, 27, 50)), (SEW, 32, (6,)), (VGG, 2, (6, 27, 50))]
     tables = []
@@ -58,16 +59,8 @@ def measure(rounds: int = 7, quick: bool = False) -> Report:
 # ------------------------------------------------------------------ the networks
 
 
-def _is_neuron(module: nn.Module) -> bool:
-    from spikingjelly.activation_based.neuron import BaseNode
-
-    return isinstance(module, BaseNode)
-
-
 def _their_node() -> nn.Module:
     """spikingjelly's IF node with the settings of our `if`."""
-    from spikingjelly.activation_based import neuron, surrogate
-
     return neuron.IFNode(v_reset=None, surrogate_function=surrogate.ATan(), step_mode="m")
 
 
@@ -91,7 +84,7 @@ def _build(kind: str, network: Network, shift: float) -> nn.Module:
         for name, child in list(module.named_children()):
             if kind in (THEIRS, THEIRS_LAST) and isinstance(child, nn.Conv2d):
                 setattr(module, name, _plain(child))
-            elif kind in (THEIRS, THEIRS_LAST, TWIN) and _is_neuron(child):
+            elif kind in (THEIRS, THEIRS_LAST, TWIN) and isinstance(child, neuron.BaseNode):
                 setattr(module, name, nn.ReLU() if kind == TWIN else _their_node())
     return model if kind == THEIRS else model.to(memory_format=torch.channels_last)  # as train.py does
 
@@ -119,7 +112,6 @@ def _with_statistics(kind: str, network: Network, shift: float, x: torch.Tensor)
 
 def _training(model: nn.Module, x: torch.Tensor) -> Callable[[], None]:
     """One training step but for the optimiser, which costs all alike."""
-    from spikingjelly.activation_based import functional
 
     def step() -> None:
         model.train()
@@ -131,8 +123,6 @@ def _training(model: nn.Module, x: torch.Tensor) -> Callable[[], None]:
 
 
 def _evaluation(model: nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
-    from spikingjelly.activation_based import functional
-
     def step() -> torch.Tensor:
         model.eval()
         functional.reset_net(model)
@@ -169,7 +159,7 @@ def _input_densities(model: nn.Module, x: torch.Tensor) -> dict[str, float]:
 
 def _neuron_steps(model: nn.Module, x: torch.Tensor) -> int:
     """Spikes that could be in one forward."""
-    neurons = {n: m for n, m in model.named_modules() if _is_neuron(m)}
+    neurons = {n: m for n, m in model.named_modules() if isinstance(m, neuron.BaseNode)}
     return sum(_watched(model, x, neurons, lambda i, o: o.numel()).values())
 
 
@@ -219,23 +209,17 @@ def _at_density(network: Network, batch: int, percent: int, rounds: int, quick: 
     if percent == 27:  # what is kept does not depend on it
         compared = (OURS, SMALL, THEIRS, TWIN)
         steps = _neuron_steps(models[OURS], inputs[OURS])
-        kept, peaks = {}, {}
+        rows = {kind: {} for kind in compared}
         for kind in compared:
             own = (*models[kind].parameters(), *models[kind].buffers(), inputs[kind])
-            kept[kind] = saved_bytes(models[kind].train(), inputs[kind], own) / steps
+            rows[kind]["saved_bytes"] = saved_bytes(models[kind].train(), inputs[kind], own) / steps
         del models
         for kind in compared:
             asked = (kind, network, batch, shift)
-            peaks[kind] = _peak_memory(*asked) if quick else in_own_process(_peak_memory, *asked)
-        rows = {
-            kind: {
-                "peak MiB": peaks[kind],
-                "peak / spikingjelly's": peaks[kind] / peaks[THEIRS] if peaks[THEIRS] else None,
-                "saved_bytes": kept[kind],
-                "saved / spikingjelly's": kept[kind] / kept[THEIRS],
-            }
-            for kind in compared
-        }
+            rows[kind]["peak MiB"] = _peak_memory(*asked) if quick else in_own_process(_peak_memory, *asked)
+        for key in ("saved_bytes", "peak MiB"):
+            for row in rows.values():
+                row[f"{key.split('_')[0]} / spikingjelly's"] = row[key] / (rows[THEIRS][key] or math.nan)
         goal = "Goal: at most 0.75 of spikingjelly's peak and half of what it saves."
         tables.append(Table(f"{title}: memory of a training step beyond the network", rows, goal))
     rates = {name: {"per cent": 100 * density} for name, density in densities.items()}
