@@ -239,7 +239,7 @@ def _crop_and_flip(rounds: int, batch: int) -> Table:
     n = 4 * batch
     images = np.random.RandomState(0).randint(0, 256, (n, 3, 32, 32), np.uint8)
     mean, std = [125.3, 123.0, 113.9], [51.6, 50.8, 51.3]
-    transforms = [RandomCrop(4), RandomFlip(0.5), Normalize(mean, std)]
+    transforms: list = [RandomCrop(4), RandomFlip(0.5), Normalize(mean, std)]
     batches = MemoryBatches(images, np.zeros(n, np.int64), batch, shuffle=True, transforms=transforms)
     normalize = v2.Normalize([m / 255 for m in mean], [s / 255 for s in std])
     to_float = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
@@ -272,9 +272,9 @@ RECORDINGS = {  # data set -> its file; events in it, well above the largest of 
 def _peak_memory(folder: Path, datasets: list[str], share: float) -> Table:
     rows = {}
     for dataset in datasets:
-        file, n, encode, timesteps, parts = RECORDINGS[dataset]
+        name, n, encode, timesteps, parts = RECORDINGS[dataset]
         n, raw = int(n * share), folder / f"raw {dataset}"
-        file = _write(raw / file, encode(random_events(n)))
+        file = _write(raw / name, encode(random_events(n)))
         if dataset == "dvs_gesture":
             edges = np.linspace(0, 10**6, parts + 1).astype(int)
             lines = [f"{i % 11 + 1},{edges[i]},{edges[i + 1]}" for i in range(parts)]

@@ -65,9 +65,10 @@ def _their_node() -> nn.Module:
 
 
 def _plain(ours: nn.Conv2d) -> nn.Conv2d:
-    plain = nn.Conv2d(
-        ours.in_channels, ours.out_channels, ours.kernel_size, ours.stride, ours.padding, bias=ours.bias is not None
-    )
+    sizes: dict = {
+        key: getattr(ours, key) for key in ("in_channels", "out_channels", "kernel_size", "stride", "padding")
+    }
+    plain = nn.Conv2d(**sizes, bias=ours.bias is not None)
     plain.load_state_dict(ours.state_dict())
     return plain
 
@@ -76,7 +77,7 @@ def _build(kind: str, network: Network, shift: float) -> nn.Module:
     """One network, always with the same weights and every norm's bias at `shift`, as `kind` says."""
     torch.manual_seed(0)
     options = {**network.options, **OPTIONS.get(kind, {"conv_backend": "dense"})}
-    sizes = {"num_classes": 10, "input_shape": network.shape, "timesteps": network.timesteps}
+    sizes: dict = {"num_classes": 10, "input_shape": network.shape, "timesteps": network.timesteps}
     model = build_model(network.name, **sizes, neuron={"name": "if"}, **options)
     for module in list(model.modules()):
         if isinstance(module, nn.BatchNorm2d):
@@ -86,7 +87,7 @@ def _build(kind: str, network: Network, shift: float) -> nn.Module:
                 setattr(module, name, _plain(child))
             elif kind in (THEIRS, THEIRS_LAST, TWIN) and isinstance(child, neuron.BaseNode):
                 setattr(module, name, nn.ReLU() if kind == TWIN else _their_node())
-    return model if kind == THEIRS else model.to(memory_format=torch.channels_last)  # as train.py does
+    return model if kind == THEIRS else model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as train does
 
 
 def _input(network: Network, batch: int, kind: str) -> torch.Tensor:
