@@ -83,6 +83,6 @@ def write(report: Report, asked: str, facts: dict[str, str], out: Path | None, n
         tables = [{"title": t.title, "rows": t.rows, "note": t.note} for t in report.tables]
         content = {"machine": facts, "command": asked, "tables": tables, **report.extra}
         out.mkdir(parents=True, exist_ok=True)
-        (out / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+        (out / f"{name}.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
         (out / f"{name}.md").write_text(text)
     return text

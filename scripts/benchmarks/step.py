@@ -5,7 +5,6 @@ same convolutions on T*B images, channels-last. The norms' bias sets the density
 """
 
 import json
-import math
 import statistics
 import sys
 from collections.abc import Callable
@@ -220,7 +219,7 @@ def _at_density(network: Network, batch: int, percent: int, rounds: int, quick: 
             rows[kind]["peak MiB"] = _peak_memory(*asked) if quick else in_own_process(_peak_memory, *asked)
         for key in ("saved_bytes", "peak MiB"):
             for row in rows.values():
-                row[f"{key.split('_')[0]} / spikingjelly's"] = row[key] / (rows[THEIRS][key] or math.nan)
+                row[f"{key.split('_')[0]} / spikingjelly's"] = row[key] / max(rows[THEIRS][key], 1e-9)
         goal = "Goal: at most 0.75 of spikingjelly's peak and half of what it saves."
         tables.append(Table(f"{title}: memory of a training step beyond the network", rows, goal))
     rates = {name: {"per cent": 100 * density} for name, density in densities.items()}
