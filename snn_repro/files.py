@@ -34,7 +34,7 @@ def replace_atomically(target: Path) -> Iterator[Path]:
 
 def write_error(target: Path, error: Exception) -> UserError:
     """The sentence for a failed write of `target`."""
-    number = getattr(error, "errno", None)
+    number = getattr(error, "errno", None) or 0  # 0 is no error's number
     why = {
         errno.ENOSPC: "the disk is full; free some space and start the same command again",
         errno.EDQUOT: "the disk quota is used up; free some space and start the same command again",

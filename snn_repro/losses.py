@@ -100,7 +100,7 @@ class LTS(Loss):
         return _cross_entropy(at_least_float32(logits[-1]), target)
 
 
-LOSSES = {"sdt": SDT, "tet": TET, "tet_s": TETS, "lts": LTS}
+LOSSES: dict[str, type[Loss]] = {"sdt": SDT, "tet": TET, "tet_s": TETS, "lts": LTS}
 
 
 def build_loss(name: str, **options) -> Loss:

@@ -10,7 +10,7 @@ from torch import nn
 from snn_repro.config import RecipeConfig
 
 
-def _plain(cls: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+def _plain(cls: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
     """The same optimiser without torch.compile's wrappers: they import the compiler, most of a second, and no step here
     is ever compiled."""
     names = ("zero_grad", "add_param_group", "state_dict", "load_state_dict")
@@ -59,7 +59,10 @@ def parameter_groups(model: nn.Module, recipe: RecipeConfig) -> list[dict]:
     Only kinds listed in `recipe.no_decay` are spared; IMP's decay and its factor on the learning rate are
     `recipe.imp_weight_decay` and `recipe.imp_lr`.
     """
-    decay, no_decay, imp, seen = [], [], [], set()
+    decay: list[nn.Parameter] = []
+    no_decay: list[nn.Parameter] = []
+    imp: list[nn.Parameter] = []
+    seen: set[nn.Parameter] = set()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter in seen or not parameter.requires_grad:

@@ -51,7 +51,7 @@ class McNemar(NamedTuple):
     p: float
 
 
-def summary(values: Sequence[float], confidence: float = 0.95) -> Summary:
+def summary(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Summary:
     """Mean, sample standard deviation (n - 1) and Student's t interval. Raises ValueError for no or non-finite values."""
     x = _finite(values)
     mean, n = float(x.mean()), len(x)
@@ -68,18 +68,18 @@ def paired(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> 
     With n pairs the sign-flip p cannot be below 2 / 2^n (0.0625 for 5): it is shown beside the t-test, which assumes
     roughly normal differences, as the check that assumes only symmetry. Raises ValueError for unequal lengths.
     """
-    a, b = _finite(a), _finite(b)
-    if len(a) != len(b):
-        raise ValueError(f"paired values must come in pairs, got {len(a)} and {len(b)}")
-    mean, sd, n, low, high = summary(b - a, confidence)
-    if n == 1:
+    x, y = _finite(a), _finite(b)
+    if len(x) != len(y):
+        raise ValueError(f"paired values must come in pairs, got {len(x)} and {len(y)}")
+    mean, sd, n, low, high = summary(y - x, confidence)
+    if sd is None:
         return Paired(mean, None, 1, None, None, None, None)
-    flip = sign_flip(b - a)
-    p = float(_stats().ttest_rel(b, a).pvalue) if sd > NO_SPREAD else flip
+    flip = sign_flip(y - x)
+    p = float(_stats().ttest_rel(y, x).pvalue) if sd > NO_SPREAD else flip
     return Paired(mean, sd, n, low, high, p, flip)
 
 
-def sign_flip(differences: Sequence[float]) -> float | None:
+def sign_flip(differences: Sequence[float] | np.ndarray) -> float | None:
     """Two-sided exact p of the mean difference under random signs; None above EXACT_UP_TO pairs."""
     d = _finite(differences)
     if len(d) > EXACT_UP_TO:
@@ -126,7 +126,7 @@ def _t_interval(mean: float, sd: float, n: int, confidence: float) -> tuple[floa
     return mean - half, mean + half
 
 
-def _finite(values: Sequence[float]) -> np.ndarray:
+def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
     x = np.asarray(values, float)
     if x.ndim != 1 or not len(x) or not np.isfinite(x).all():
         raise ValueError(f"a row of finite numbers is needed, got {values!r}")

@@ -1,0 +1,155 @@
+"""How every subject is timed: shuffled rounds on one thread, CPU time, an A/A control; peers; the machine."""
+
+import os
+import platform
+import random
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import get_context
+from pathlib import Path
+from resource import RUSAGE_CHILDREN, getrusage
+from typing import Any, NamedTuple
+
+from snn_repro.errors import UserError
+
+THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
+_AS_STARTED = {key: os.environ.get(key) for key in THREADS}
+HAS_COMPILER = any(map(shutil.which, ("c++", "g++", "clang++")))  # torch.compile needs one on a CPU
+
+
+class Seconds(NamedTuple):
+    """What one call took: of processors, its finished children's included, and of the clock on the wall."""
+
+    cpu: float
+    wall: float
+
+
+def one_thread() -> None:
+    """One thread for every library that is imported after this, in this process and its children."""
+    os.environ.update(THREADS)
+
+
+@contextmanager
+def threads_as_started() -> Iterator[None]:
+    """Processes started within have the threads that this one would have had without `one_thread`."""
+    os.environ.update({key: value for key, value in _AS_STARTED.items() if value is not None})
+    for key in [key for key, value in _AS_STARTED.items() if value is None]:
+        os.environ.pop(key, None)
+    try:
+        yield
+    finally:
+        one_thread()
+
+
+def in_own_process(function: Callable, *arguments) -> Any:
+    """function(*arguments), computed by a fresh process."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def clocked(call: Callable[[], object]) -> Seconds:
+    def cpu() -> float:
+        children = getrusage(RUSAGE_CHILDREN)
+        return time.process_time() + children.ru_utime + children.ru_stime
+
+    used, start = cpu(), time.perf_counter()
+    call()
+    return Seconds(cpu() - used, time.perf_counter() - start)
+
+
+def shuffled(cases: dict[str, Callable], rounds: int, measure: Callable = clocked) -> dict[str, list[Seconds]]:
+    """`measure` of each case, once a round, in an order of chance.
+
+    The first case is measured twice, also as "<its name> again", unless the cases have that already (A/A control).
+    """
+    first = next(iter(cases))
+    cases = {**cases, f"{first} again": cases.get(f"{first} again", cases[first])}
+    order, shuffle = list(cases), random.Random(0).shuffle
+    samples: dict[str, list[Seconds]] = {name: [] for name in cases}
+    for _ in range(rounds):
+        shuffle(order)
+        for name in order:
+            samples[name].append(measure(cases[name]))
+    return samples
+
+
+def timings(cases: dict[str, Callable], rounds: int, measure: Callable = clocked, warm: bool = True) -> dict[str, dict]:
+    """case -> {"cpu_seconds", "quartiles", "wall_seconds", "over_first"}: medians, and the time over the first case's.
+
+    warm: first call each once, to compile and to fill caches.
+    """
+    for case in cases.values() if warm else ():
+        measure(case)
+    rows: dict[str, dict] = {}
+    for name, samples in shuffled(cases, rounds, measure).items():
+        cpu, wall = ([*values] for values in zip(*samples, strict=True))
+        low, middle, high = statistics.quantiles(cpu, n=4) if len(cpu) > 1 else cpu * 3
+        rows[name] = {"cpu_seconds": middle, "quartiles": [low, high], "wall_seconds": statistics.median(wall)}
+        rows[name]["over_first"] = middle / next(iter(rows.values()))["cpu_seconds"]
+    return rows
+
+
+def peer(name: str, why: str, absent: dict[str, str] | None = None) -> Any:
+    """Import a library to compare with. Raises UserError if it cannot be, or notes that in `absent` and returns None."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        if absent is None:
+            raise UserError(f"the benchmark compares with {name} ({why}), which cannot be imported: {error}") from None
+        absent[name] = f"cannot be imported: {error}"
+        return None
+
+
+def memory(key: str) -> float:
+    """MiB of this process: "VmRSS" now, "VmHWM" at most. (getrusage would count the parent's memory at the fork.)"""
+    return int(Path("/proc/self/status").read_text().partition(f"{key}:")[2].split()[0]) / 1024
+
+
+def saved_bytes(model, x, own=()) -> int:
+    """Bytes that autograd keeps of a forward, every storage once; `own` tensors (parameters, the input) left out."""
+    import torch
+
+    not_counted = {t.untyped_storage().data_ptr() for t in own}
+    kept: dict[int, int] = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in not_counted:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        y = model(x)
+    total = sum(kept.values())
+    del y  # only now: a freed storage's address would be taken again
+    return total
+
+
+def machine(*packages: str, before: dict[str, str] | None = None) -> dict[str, str]:
+    """What the figures were measured on: processor, cores, memory, load, versions. No names of hosts or folders."""
+    model = "unknown processor"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    load = f"{os.getloadavg()[0]:.1f}"
+    facts = {
+        "processor": model,
+        "cores": str(len(os.sched_getaffinity(0))),
+        "memory": f"{gib:.0f} GiB",
+        "load": f"{before['load']} before, {load} after" if before else load,
+        "date": time.strftime("%Y-%m-%d"),
+        "python": platform.python_version(),
+    }
+    for package in packages:
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            facts[package] = "not installed"
+    return facts

@@ -1,0 +1,298 @@
+"""Integration, preparation, parsing and serving of data, beside spikingjelly, tonic and torchvision.
+
+malloc keeps freed memory for all alike, but in the preparation, where each library has a process of its own.
+"""
+
+import multiprocessing.dummy
+import sys
+import tempfile
+import types
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import default_collate
+from torchvision.transforms import v2
+
+from benchmarks._harness import Seconds, clocked, in_own_process, memory, peer, timings
+from benchmarks._report import Report, Table, rated
+from snn_repro.data.augment import Normalize, RandomCrop, RandomFlip
+from snn_repro.data.batches import MemoryBatches, keep_freed_memory
+from snn_repro.data.events import Events, integrate
+from snn_repro.data.formats import read_aedat3
+from snn_repro.data.prepare import prepare
+
+SIZE = (128, 128)
+OURS = "ours (find, read, CRC-32, decode, integrate, checksum, write, journal, index)"
+THEIRS = ("spikingjelly, its default (compressed)", "spikingjelly, uncompressed")
+
+
+def measure(rounds: int = 15, quick: bool = False) -> Report:
+    keep_freed_memory()  # else page faults, which vary, are most of many cases
+    spikingjelly = _spikingjelly("utils", "integration, preparation, parsing, serving")
+    tonic = peer("tonic.transforms", "integration")
+    n, few = (2_000, rounds) if quick else (200_000, max(5, rounds // 2))
+    with tempfile.TemporaryDirectory() as scratch:
+        tables = [
+            _integration(rounds, n, spikingjelly, tonic),
+            _preparation(rounds if quick else max(rounds, 9), n, Path(scratch), quick),
+            _parsing(few, n, spikingjelly, Path(scratch)),
+            _serving(few, n, spikingjelly, Path(scratch), 4 if quick else 16),
+            _crop_and_flip(few, 8 if quick else 256),
+            _peak_memory(Path(scratch), ["cifar10_dvs"] if quick else list(RECORDINGS), 0.01 if quick else 1),
+        ]
+    packages = ("numpy", "numba", "torch", "torchvision", "spikingjelly", "tonic")
+    how = "malloc keeps freed memory, for the peers as well, but where each library has a process of its own."
+    return Report("Reading, preparing and serving data", how, tables, packages)
+
+
+def _spikingjelly(module: str, why: str):
+    sys.modules.setdefault("torchaudio", types.ModuleType("torchaudio"))  # imported by it for speech alone
+    return peer(f"spikingjelly.datasets.{module}", why)
+
+
+def _quiet(*_) -> None:
+    pass
+
+
+# ------------------------------------------------------------------ recordings made up, as files
+
+
+def random_events(n: int, seed: int = 0) -> Events:
+    """n events of a 128x128 sensor, uniform in place, polarity and (one second of) time."""
+    rng = np.random.RandomState(seed)
+    return Events(
+        np.sort(rng.randint(0, 10**6, n)).astype(np.int64),
+        rng.randint(0, 128, n).astype(np.int16),
+        rng.randint(0, 128, n).astype(np.int16),
+        rng.randint(0, 2, n).astype(np.uint8),
+    )
+
+
+def aedat2(events: Events) -> bytes:
+    """The recording as an AEDAT 2.0 file of a DVS128."""
+    words = np.empty((len(events.t), 2), ">u4")
+    words[:, 0] = events.p.astype(np.uint32) | events.x.astype(np.uint32) << 1 | events.y.astype(np.uint32) << 8
+    words[:, 1] = events.t
+    return b"#!AER-DAT2.0\r\n# This is a raw AE data file - do not edit\r\n" + words.tobytes()
+
+
+def aedat3(events: Events, packet: int = 4096) -> bytes:
+    """The recording as an AEDAT 3.1 file: polarity packets of `packet` events."""
+    x, y, p = (a.astype(np.uint32) for a in events[1:])
+    words = np.empty((len(events.t), 2), "<u4")
+    words[:, 0] = x << 17 | y << 2 | p << 1 | 1
+    words[:, 1] = events.t
+    parts = [b"#!AER-DAT3.1\r\n#Format: RAW\r\n#!END-HEADER\r\n"]
+    for start in range(0, len(words), packet):
+        body = words[start : start + packet]
+        head = np.zeros(1, "<u2,<u2,<u4,<u4,<u4,<u4,<u4,<u4")
+        head[0] = (1, 1, 8, 4, 0, len(body), len(body), len(body))
+        parts += [head.tobytes(), body.tobytes()]
+    return b"".join(parts)
+
+
+def atis(events: Events) -> bytes:
+    """The recording as a 40-bit ATIS file."""
+    t = events.t
+    columns = (events.x, events.y, events.p.astype(np.int64) << 7 | t >> 16, t >> 8 & 255, t & 255)
+    return np.stack([c.astype(np.uint8) for c in columns], 1).tobytes()
+
+
+def _write(path: Path, content: bytes | str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+# ------------------------------------------------------------------ what is measured
+
+
+def _integration(rounds: int, n: int, spikingjelly, tonic) -> Table:
+    events = random_events(n)
+    as_dict = {"t": events.t, **{c: getattr(events, c).astype(np.int64) for c in "xyp"}}
+    structured = np.empty(n, [("x", "<i2"), ("y", "<i2"), ("t", "<i8"), ("p", "<i8")])
+    for name in "xytp":
+        structured[name] = getattr(events, name)
+    to_frame = tonic.ToFrame(sensor_size=(*SIZE, 2), n_event_bins=10)
+    cases: dict[str, Callable] = {
+        "ours": lambda: integrate(events, 10, SIZE),
+        "spikingjelly": lambda: spikingjelly.integrate_events_by_fixed_frames_number(as_dict, "number", 10, *SIZE),
+        "tonic ToFrame": lambda: to_frame(structured),
+    }
+    assert np.array_equal(cases["ours"](), cases["spikingjelly"]()), "our frames differ from spikingjelly's"
+    return Table(
+        f"Frame integration: {n:,} events, 128x128, T=10, by number (frames equal spikingjelly's)",
+        rated(timings(cases, rounds), n, "events"),
+        "Goal: at least 3x spikingjelly and 20x tonic.",
+    )
+
+
+def _preparation(rounds: int, n: int, folder: Path, quick: bool) -> Table:
+    """Each library in a process of its own, as in use: in one process they change each other's memory allocation."""
+    file = _write(folder / "events.aedat", aedat2(random_events(n)))
+    context = multiprocessing.dummy if quick else multiprocessing.get_context("spawn")  # dummy: threads
+    cases, pipes = {}, []
+    for i, kind in enumerate((OURS, *THEIRS, f"{OURS} again")):
+        pipe, other = context.Pipe()
+        turn = 2 if quick else 64 if kind.startswith("ours") else 8  # ours: a data set a call, with its index
+        process = context.Process(target=_preparing, args=(kind, folder / f"p{i}", file, turn, other))
+        process.daemon = True
+        process.start()
+
+        def case(pipe=pipe):
+            pipe.send("go")
+            return pipe.recv()
+
+        cases[kind] = case
+        pipes.append(pipe)
+    rows = timings(cases, rounds, measure=lambda case: case())
+    for pipe in pipes:
+        pipe.send(None)
+    return Table(
+        f"Raw recordings to cached frames: AEDAT 2.0, {n:,} events, T=10, end to end, a process each",
+        rated(rows, 1, "recordings"),
+        "Goal: at least 100x spikingjelly's default (nearly all of it is compression) and 12x its uncompressed mode.",
+    )
+
+
+def _preparing(kind: str, folder: Path, file: Path, turn: int, pipe) -> None:
+    """A process of its own that prepares `turn` recordings whenever it is asked to; answers how long one took."""
+    make = _our_preparation if kind.startswith("ours") else _their_preparation
+    run = make(kind, folder, file, turn)
+    while pipe.recv():
+        pipe.send(Seconds(*(seconds / turn for seconds in clocked(run))))
+
+
+def _our_preparation(kind: str, folder: Path, file: Path, turn: int) -> Callable[[], None]:
+    keep_freed_memory(map_large=True)  # as prepare's workers do
+    places = (folder / "raw" / "cat" / f"cifar10_cat_{i}.aedat" for i in range(turn))
+    (folder / "raw" / "cat").mkdir(parents=True)
+    for place in places:
+        place.hardlink_to(file)
+
+    def run() -> None:
+        done = prepare("cifar10_dvs", folder / "raw", folder / "cache", 10, workers=0, rebuild=True, say=_quiet)
+        assert done.read == turn and not done.problems, done
+
+    return run
+
+
+def _their_preparation(kind: str, folder: Path, file: Path, turn: int) -> Callable[[], None]:
+    utils, reader = _spikingjelly("utils", "preparation"), _spikingjelly("cifar10_dvs", "preparation")
+    utils.np_savez = np.savez if "uncompressed" in kind else np.savez_compressed
+    (folder / "frames").mkdir(parents=True)
+
+    def run() -> None:
+        for i in range(turn):
+            reader._read_aedat_save_to_np(file, folder / f"{i}.npz")
+            utils.integrate_events_file_to_frames_file_by_fixed_frames_number(
+                np.load, folder / f"{i}.npz", folder / "frames", "number", 10, *SIZE, False
+            )
+
+    return run
+
+
+def _parsing(rounds: int, n: int, spikingjelly, folder: Path) -> Table:
+    file = _write(folder / "gesture.aedat", aedat3(random_events(n)))
+    cases: dict[str, Callable] = {
+        "ours": lambda: read_aedat3(file.read_bytes(), file.name),
+        "spikingjelly": lambda: spikingjelly.load_aedat_v3(file),
+    }
+    ours, theirs = cases["ours"](), cases["spikingjelly"]()
+    assert all(np.array_equal(getattr(ours, c), theirs[c]) for c in "txyp"), "our events differ from spikingjelly's"
+    return Table(
+        f"AEDAT 3.1 to events: {n:,} events (all equal spikingjelly's)",
+        rated(timings(cases, rounds), n, "events"),
+        "Goal: at least 50x spikingjelly.",
+    )
+
+
+def _serving(rounds: int, events: int, spikingjelly, folder: Path, batch: int) -> Table:
+    n = 4 * batch
+    kinds = min(8, n)
+    counts = np.stack([integrate(random_events(events, i), 10, SIZE, dtype=np.uint8) for i in range(kinds)])
+    np.save(folder / "cached.npy", np.tile(counts, (n // kinds, 1, 1, 1, 1)))
+    files = [folder / f"{i}.npz" for i in range(n)]
+    for i, file in enumerate(files):
+        np.savez_compressed(file, frames=counts[i % kinds].astype(np.float64))
+    cached = np.load(folder / "cached.npy", mmap_mode="r")
+    batches = MemoryBatches(cached, np.zeros(n, np.int64), batch, shuffle=True)
+
+    def theirs():
+        order = torch.randperm(n).tolist()
+        for start in range(0, n, batch):
+            frames = [torch.from_numpy(spikingjelly.load_npz_frames(files[i])) for i in order[start : start + batch]]
+            default_collate([(x, 0) for x in frames])[0].transpose(0, 1)
+
+    cases = {"ours": lambda: deque(batches.epoch(0), maxlen=0), "spikingjelly": theirs}
+    return Table(
+        f"Serving cached frames as float32 batches [10, {batch}, 2, 128, 128], page cache warm",
+        rated(timings(cases, rounds), n, "samples"),
+        "Goal: at least 10x spikingjelly's default .npz files.",
+    )
+
+
+def _crop_and_flip(rounds: int, batch: int) -> Table:
+    n = 4 * batch
+    images = np.random.RandomState(0).randint(0, 256, (n, 3, 32, 32), np.uint8)
+    mean, std = [125.3, 123.0, 113.9], [51.6, 50.8, 51.3]
+    transforms: list = [RandomCrop(4), RandomFlip(0.5), Normalize(mean, std)]
+    batches = MemoryBatches(images, np.zeros(n, np.int64), batch, shuffle=True, transforms=transforms)
+    normalize = v2.Normalize([m / 255 for m in mean], [s / 255 for s in std])
+    to_float = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    per_sample = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), *to_float, normalize])
+    pixels = images.transpose(0, 2, 3, 1).copy()
+
+    def theirs():
+        order = torch.randperm(n).tolist()
+        for start in range(0, n, batch):
+            default_collate([(per_sample(Image.fromarray(pixels[i])), 0) for i in order[start : start + batch]])
+
+    cases = {
+        "ours": lambda: deque(batches.epoch(0), maxlen=0),
+        "torchvision v2, sample by sample": theirs,
+    }
+    return Table(
+        "CIFAR batches: crop with padding 4, flip, normalise, 32x32",
+        rated(timings(cases, rounds), n, "images"),
+        "Goal: at least 8x torchvision v2 sample by sample.",
+    )
+
+
+RECORDINGS = {  # data set -> its file; events in it, well above the largest of the real set; its bytes; T; its samples
+    "cifar10_dvs": ("cat/cifar10_cat_0.aedat", 2_000_000, aedat2, 10, 1),
+    "dvs_gesture": ("DvsGesture/user01_led.aedat", 16_000_000, aedat3, 16, 13),
+    "ncaltech101": ("Caltech101/accordion/image_0001.bin", 1_000_000, atis, 10, 1),
+}
+
+
+def _peak_memory(folder: Path, datasets: list[str], share: float) -> Table:
+    rows = {}
+    for dataset in datasets:
+        name, n, encode, timesteps, parts = RECORDINGS[dataset]
+        n, raw = int(n * share), folder / f"raw {dataset}"
+        file = _write(raw / name, encode(random_events(n)))
+        if dataset == "dvs_gesture":
+            edges = np.linspace(0, 10**6, parts + 1).astype(int)
+            lines = [f"{i % 11 + 1},{edges[i]},{edges[i + 1]}" for i in range(parts)]
+            _write(file.with_name("user01_led_labels.csv"), "class,startTime_usec,endTime_usec\n" + "\n".join(lines))
+            _write(file.with_name("trials_to_train.txt"), f"{file.name}\n")
+            _write(file.with_name("trials_to_test.txt"), "")
+        name = f"{dataset}: one file of {n:,} events, {file.stat().st_size / 2**20:.0f} MiB"
+        rows[name] = {"MiB": in_own_process(_peak, dataset, raw, folder / "caches", timesteps, parts)}
+        file.unlink()
+    title = "Peak memory of preparing (one process, PyTorch included)"
+    return Table(title, rows, "Goal: under 1,024 MiB a process for any data set.")
+
+
+def _peak(dataset: str, raw: Path, cache: Path, timesteps: int, samples: int) -> float:
+    """Run in a fresh process: MiB of memory that it took to turn one large file into frames."""
+    keep_freed_memory(map_large=True)  # as prepare's workers do
+    for frame_size in (None, 48):
+        done = prepare(dataset, raw, cache, timesteps, frame_size=frame_size, workers=0, say=_quiet)
+        assert done.samples == samples and not done.problems, done
+    return memory("VmHWM")

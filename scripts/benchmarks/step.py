@@ -1,0 +1,239 @@
+"""Training and evaluation steps of whole networks at several spike densities, with their memory, beside spikingjelly.
+
+The peer is the same network with the same weights on spikingjelly's nodes and torch's convolutions; the ReLU twin has the
+same convolutions on T*B images, channels-last. The norms' bias sets the density.
+"""
+
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from spikingjelly.activation_based import functional, neuron, surrogate
+from torch import nn
+
+from benchmarks._harness import in_own_process, memory, saved_bytes, timings
+from benchmarks._report import Report, Table, rated
+from snn_repro.data.batches import keep_freed_memory
+from snn_repro.models import build_model
+
+RUNS = Path(__file__).resolve().parents[2] / "results" / "runs"
+GOALS = {6: ("2x", "3x"), 27: ("1.5x", "2.1x")}  # training and evaluation, density in per cent
+OURS, THEIRS, TWIN = "ours", "the same weights on spikingjelly's nodes", "ReLU twin on T*B images"
+THEIRS_LAST = f"{THEIRS}, channels-last"
+DENSE, SMALL = "ours, conv_backend=dense", "ours, checkpointing=blocks"
+KINDS = (OURS, SMALL, DENSE, THEIRS, THEIRS_LAST, TWIN)
+OPTIONS: dict[str, dict] = {OURS: {}, SMALL: {"checkpointing": "blocks"}}  # of the other networks: dense
+
+
+class Network(NamedTuple):
+    title: str
+    name: str
+    shape: tuple[int, int, int]
+    timesteps: int
+    static: bool  # images, or frames
+    options: dict = {}
+
+
+SEW = Network("SEW-ResNet-18 CIFAR", "sew_resnet18_cifar", (3, 32, 32), 4, True)
+VGG = Network("VGG-48", "vgg48", (2, 48, 48), 10, False, {"dropout": 0.0})
+TOY = Network("small", "small", (1, 8, 8), 2, True)
+
+
+def measure(rounds: int = 7, quick: bool = False) -> Report:
+    keep_freed_memory()
+    plan = [(SEW, 8, (6, 27, 50)), (SEW, 32, (6,)), (VGG, 2, (6, 27, 50))]
+    tables = []
+    for network, batch, percents in [(TOY, 2, (27,))] if quick else plan:
+        for percent in percents:
+            tables += _at_density(network, batch, percent, rounds if batch < 32 else 3, quick)
+    tables += _trained_densities()
+    how = "malloc keeps freed memory, for the peers as well. A step is forward and backward, without the optimiser."
+    return Report("Whole steps of a network", how, tables, ("torch", "numba", "spikingjelly"))
+
+
+# ------------------------------------------------------------------ the networks
+
+
+def _their_node() -> nn.Module:
+    """spikingjelly's IF node with the settings of our `if`."""
+    return neuron.IFNode(v_reset=None, surrogate_function=surrogate.ATan(), step_mode="m")
+
+
+def _plain(ours: nn.Conv2d) -> nn.Conv2d:
+    sizes: dict = {
+        key: getattr(ours, key) for key in ("in_channels", "out_channels", "kernel_size", "stride", "padding")
+    }
+    plain = nn.Conv2d(**sizes, bias=ours.bias is not None)
+    plain.load_state_dict(ours.state_dict())
+    return plain
+
+
+def _build(kind: str, network: Network, shift: float) -> nn.Module:
+    """One network, always with the same weights and every norm's bias at `shift`, as `kind` says."""
+    torch.manual_seed(0)
+    options = {**network.options, **OPTIONS.get(kind, {"conv_backend": "dense"})}
+    sizes: dict = {"num_classes": 10, "input_shape": network.shape, "timesteps": network.timesteps}
+    model = build_model(network.name, **sizes, neuron={"name": "if"}, **options)
+    for module in list(model.modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.bias, shift)
+        for name, child in list(module.named_children()):
+            if kind in (THEIRS, THEIRS_LAST) and isinstance(child, nn.Conv2d):
+                setattr(module, name, _plain(child))
+            elif kind in (THEIRS, THEIRS_LAST, TWIN) and isinstance(child, neuron.BaseNode):
+                setattr(module, name, nn.ReLU() if kind == TWIN else _their_node())
+    return model if kind == THEIRS else model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as train does
+
+
+def _input(network: Network, batch: int, kind: str) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(1)
+    if not network.static:
+        return torch.poisson(torch.full((network.timesteps, batch, *network.shape), 0.3), generator=draw)
+    x = torch.randn(batch, *network.shape, generator=draw)
+    return x.expand(network.timesteps, *x.shape).contiguous() if kind == TWIN else x
+
+
+def _with_statistics(kind: str, network: Network, shift: float, x: torch.Tensor) -> nn.Module:
+    """The network with running statistics of this batch, so that evaluation sees the same densities."""
+    model = _build(kind, network, shift)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.inference_mode():
+        model.train()(x)
+    for norm in norms:
+        norm.momentum = 0.0
+    return model
+
+
+def _training(model: nn.Module, x: torch.Tensor) -> Callable[[], None]:
+    """One training step but for the optimiser, which costs all alike."""
+
+    def step() -> None:
+        model.train()
+        functional.reset_net(model)
+        model(x).mean(0).logsumexp(-1).mean().backward()
+        model.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _evaluation(model: nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+    def step() -> torch.Tensor:
+        model.eval()
+        functional.reset_net(model)
+        with torch.inference_mode():
+            return model(x)
+
+    return step
+
+
+# ------------------------------------------------------------------ what is counted
+
+
+def _watched(model: nn.Module, x: torch.Tensor, modules: dict[str, nn.Module], count: Callable) -> dict:
+    """name -> count(inputs, output) of these modules in one training forward."""
+    counts: dict = {}
+    hooks = [
+        module.register_forward_hook(lambda m, i, o, name=name: counts.__setitem__(name, count(i, o)))
+        for name, module in modules.items()
+    ]
+    with torch.inference_mode():
+        model.train()(x)
+    for hook in hooks:
+        hook.remove()
+    return counts
+
+
+def _input_densities(model: nn.Module, x: torch.Tensor) -> dict[str, float]:
+    """Part of each convolution's input that is not zero, the first convolution (images, counts) left out."""
+    convolutions = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)][1:]
+    counts = _watched(model, x, dict(convolutions), lambda i, o: (int(i[0].count_nonzero()), i[0].numel()))
+    mean = sum(c for c, _ in counts.values()) / sum(n for _, n in counts.values())
+    return {"mean over all inputs": mean, **{name: c / n for name, (c, n) in counts.items()}}
+
+
+def _neuron_steps(model: nn.Module, x: torch.Tensor) -> int:
+    """Spikes that could be in one forward."""
+    neurons = {n: m for n, m in model.named_modules() if isinstance(m, neuron.BaseNode)}
+    return sum(_watched(model, x, neurons, lambda i, o: o.numel()).values())
+
+
+def _shift_for(network: Network, target: float, x: torch.Tensor) -> float:
+    """The norms' bias at which the mean density of the convolutions' inputs is the wanted one."""
+    low, high = -2.0, 2.0
+    for _ in range(9):
+        middle = (low + high) / 2
+        density = _input_densities(_build(OURS, network, middle), x)["mean over all inputs"]
+        low, high = (middle, high) if density < target else (low, middle)
+    return middle
+
+
+def _peak_memory(kind: str, network: Network, batch: int, shift: float) -> float:
+    """Run in a fresh process: MiB that one training step takes beyond the network and its input."""
+    one = _input(network, 1, kind)
+    model = _with_statistics(kind, network, shift, one)
+    _training(model, one)()  # load and compile what is needed
+    step = _training(model, _input(network, batch, kind))
+    before = memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    step()
+    return memory("VmHWM") - before
+
+
+# ------------------------------------------------------------------ what is measured
+
+
+def _at_density(network: Network, batch: int, percent: int, rounds: int, quick: bool) -> list[Table]:
+    shift = _shift_for(network, percent / 100, _input(network, min(batch, 4), OURS))
+    inputs = {kind: _input(network, batch, kind) for kind in KINDS}
+    models = {kind: _with_statistics(kind, network, shift, x) for kind, x in inputs.items()}
+    one = _input(network, 1, OURS).double()  # rounding cannot turn a spike over in double precision
+    a, b = (_evaluation(_build(kind, network, shift).double(), one)() for kind in (OURS, THEIRS))
+    assert torch.allclose(a, b, atol=1e-8), "our network computes something else than spikingjelly's"
+    densities = _input_densities(models[OURS], inputs[OURS])
+    mean = densities["mean over all inputs"]
+    title = f"{network.title}, B={batch}, T={network.timesteps}, mean input density {mean:.1%}"
+    print(f"# {title}", file=sys.stderr, flush=True)
+    tables = []
+    goals = [f"at least {g} spikingjelly's nodes, and faster than the ReLU twin" for g in GOALS.get(percent, ())]
+    for i, (what, make) in enumerate((("training", _training), ("evaluation", _evaluation))):
+        kinds = [kind for kind in KINDS if (what, kind) != ("evaluation", SMALL)]
+        rows = timings({kind: make(models[kind], inputs[kind]) for kind in kinds}, rounds)
+        goal = goals[i] if goals else "not slower than dense"
+        tables.append(Table(f"{title}: {what}", rated(rows, batch, "samples"), f"Goal: {goal}."))
+    if percent == 27:  # what is kept does not depend on it
+        compared = (OURS, SMALL, THEIRS, TWIN)
+        steps = _neuron_steps(models[OURS], inputs[OURS])
+        rows = {kind: {} for kind in compared}
+        for kind in compared:
+            own = (*models[kind].parameters(), *models[kind].buffers(), inputs[kind])
+            rows[kind]["saved_bytes"] = saved_bytes(models[kind].train(), inputs[kind], own) / steps
+        del models
+        for kind in compared:
+            asked = (kind, network, batch, shift)
+            rows[kind]["peak MiB"] = _peak_memory(*asked) if quick else in_own_process(_peak_memory, *asked)
+        for key in ("saved_bytes", "peak MiB"):
+            for row in rows.values():
+                row[f"{key.split('_')[0]} / spikingjelly's"] = row[key] / max(rows[THEIRS][key], 1e-9)
+        goal = "Goal: at most 0.75 of spikingjelly's peak and half of what it saves."
+        tables.append(Table(f"{title}: memory of a training step beyond the network", rows, goal))
+    rates = {name: {"per cent": 100 * density} for name, density in densities.items()}
+    goal = f"Goal: a mean of {percent} per cent, set by the norms' bias ({shift:.2f})."
+    return [*tables, Table(f"{title}: density of each convolution's input", rates, goal)]
+
+
+def _trained_densities() -> list[Table]:
+    """Firing rates of networks that were trained, from the results kept in results/runs/."""
+    values: dict[str, list[float]] = {}
+    for file in sorted(RUNS.glob("**/result.json")):
+        result = json.loads(file.read_text())
+        for layer, rate in result.get("firing_rates", {}).items():
+            values.setdefault(f"{result['name']}: {layer}", []).append(100 * rate)
+    rows = {name: {"per cent": statistics.mean(rates)} for name, rates in values.items()}
+    title, goal = "Firing rates of trained networks (mean over seeds)", "To know which of the densities above are real."
+    return [Table(title, rows, goal)] if rows else []

@@ -1,0 +1,105 @@
+"""Every subject of scripts/benchmark.py runs, at toy size; no test here asserts a time."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from snn_repro.figures import draw_imp_overhead
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = ROOT / "scripts" / "benchmark.py"
+TITLES = {  # a part of the title of every table
+    "data": ["Frame integration", "Raw recordings to cached frames", "AEDAT 3.1", "Serving", "CIFAR", "Peak memory"],
+    "neuron": ["neuron-steps", "As a library call", "A batch norm and the layer", "with IMP and without"],
+    "startup": ["Commands"],
+    "step": [": training", ": evaluation", "memory of a training step", "density of each", "Firing rates"],
+}
+
+
+@pytest.fixture
+def program(monkeypatch):
+    """benchmark.py as a module; the environment and the modules are as before afterwards."""
+    monkeypatch.syspath_prepend(PROGRAM.parent)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    spec = importlib.util.spec_from_file_location("benchmark", PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    for name in [n for n in sys.modules if n == "benchmarks" or n.startswith("benchmarks.")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("subject", TITLES)
+def test_every_subject_measures_a_toy_and_writes_its_report(program, subject, tmp_path, capsys):
+    assert program.main([subject, "quick=true", "rounds=3", f"out={tmp_path}"]) == 0
+    report = json.loads((tmp_path / f"{subject}.json").read_text())
+    text = (tmp_path / f"{subject}.md").read_text()
+    assert text.strip() == capsys.readouterr().out.strip()
+    assert {"processor", "cores", "memory", "load", "date", "python", "torch"} <= report["machine"].keys()
+    for part in TITLES[subject]:
+        table = next(t for t in report["tables"] if part in t["title"])
+        assert table["rows"] and table["title"] in text
+        for case, row in table["rows"].items():
+            assert f"| {case} |" in text and row
+    timed = [t["rows"] for t in report["tables"] if "cpu_seconds" in next(iter(t["rows"].values()))]
+    for rows in timed:
+        assert f"{next(iter(rows))} again" in rows, "the A/A control is missing"
+        assert all(row["cpu_seconds"] > 0 and len(row["quartiles"]) == 2 for row in rows.values())
+    if subject == "neuron":
+        draw_imp_overhead([report])
+
+
+def test_subjects_are_found_by_listing_the_folder_and_told_in_their_own_words(program, capsys):
+    assert sorted(TITLES) == list(program.subjects())
+    started = subprocess.run(
+        [sys.executable, "-X", "importtime", PROGRAM, "--help"],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert started.returncode == 0 and "torch" not in started.stderr and "numpy" not in started.stderr
+    for subject, text in program.subjects().items():
+        assert f"{subject:10} {text.splitlines()[0]}" in started.stdout
+    assert program.main(["startup", "--help"]) == 0
+    assert "base=DIR" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["nueron"], "nueron is no subject; these are: data, neuron, startup, step; did you mean 'neuron'?"),
+        (["data", "base=x"], "base=x is not an option of data; these are: rounds=, quick=, out="),
+        (["data", "rounds=2"], "rounds must be a whole number, 3 or more"),
+        (["data", "quick=yes"], "quick must be true or false"),
+        (["data", "out="], "out= needs a value"),
+        (["startup", "base=nowhere"], "base=nowhere holds no snn_repro"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_in_one_sentence(program, capsys, arguments, said):
+    assert program.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert said in err and len(err.splitlines()) == 1
+
+
+def test_a_peer_that_is_missing_is_an_error_but_a_note_in_a_toy(program):
+    from benchmarks._harness import peer
+
+    from snn_repro.errors import UserError
+
+    with pytest.raises(UserError, match="compares with no_such_library"):
+        peer("no_such_library", "nothing")
+    absent: dict[str, str] = {}
+    assert peer("no_such_library", "nothing", absent) is None and "no_such_library" in absent
+
+
+def test_processes_of_a_library_call_have_the_threads_as_started(program, monkeypatch):
+    from benchmarks import _harness
+
+    monkeypatch.setattr(_harness, "_AS_STARTED", {"OMP_NUM_THREADS": "7", "MKL_NUM_THREADS": None})
+    _harness.one_thread()
+    with _harness.threads_as_started():
+        assert os.environ["OMP_NUM_THREADS"] == "7" and "MKL_NUM_THREADS" not in os.environ
+    assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == "1"
