@@ -1,15 +1,20 @@
 """One table of finished runs: mean ± standard deviation over seeds by row, with accuracy at each time step.
 
-python scripts/compare.py PATH... [--format text|markdown|csv] [--out FILE]
+python scripts/compare.py PATH... [--format text|markdown|csv] [--out FILE] [--debug-runs]
+
+Rows that differ in more than their names say are marked, [a] [b] ..., and the keys stand below. Text is as wide as the
+terminal (80 where there is none; COLUMNS=120 sets it).
 """
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
+from snn_repro import console
 from snn_repro.errors import UserError
 from snn_repro.files import write_text
-from snn_repro.tables import FORMATS, compare
+from snn_repro.tables import FORMATS, compare, to_text
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -17,9 +22,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="folders that hold runs, or result.json files")
     parser.add_argument("--format", choices=FORMATS, default="text", help="text (default), markdown or csv")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of to the terminal")
+    parser.add_argument("--debug-runs", action="store_true", help="with the runs that a debug.* key cut short")
     args = parser.parse_args(argv)
     try:
-        text = FORMATS[args.format](compare(args.paths))
+        table = compare(args.paths, args.debug_runs)
+        if args.format == "text":
+            width = max(20, shutil.get_terminal_size().columns)
+            text = to_text(table, width, ascii_only=not (args.out or console.prints("±━┃")))
+        else:
+            text = FORMATS[args.format](table)
         if args.out:
             write_text(args.out, text)
         else:
@@ -31,4 +42,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console.script(main))

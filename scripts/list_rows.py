@@ -17,6 +17,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from snn_repro import console
 from snn_repro.errors import UserError
 
 
@@ -142,8 +143,8 @@ def as_table(lines: list[dict], notes: list[str], args) -> str:
             shown[-1]["speed"] = f"{c['source']} on {c['device']}, {rounded(c['samples_per_s'])}/s" if c else ""
     title = f"{len(lines)} rows, {sum(bool(line['runs']) for line in lines)} with a run"
     table = Table(title, columns, shown, [] if args.csv else notes)
-    return to_csv(table) if args.csv else to_text(table)
+    return to_csv(table) if args.csv else to_text(table, ascii_only=not console.prints("━┃"))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console.script(main))

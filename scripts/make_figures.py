@@ -9,6 +9,7 @@ results=DIR chooses another results folder.
 import sys
 from pathlib import Path
 
+from snn_repro import console
 from snn_repro.errors import UserError, nearest
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -59,4 +60,4 @@ def _main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console.script(main))

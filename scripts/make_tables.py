@@ -1,5 +1,7 @@
 """Write results/tables: the paper's tables with our runs beside, as Markdown, CSV, LaTeX and one HTML page.
 
+The measured numbers of README.md (between its `<!-- accuracy FOLDER -->` marks) are written from the same runs.
+
 python scripts/make_tables.py                      from results/runs and results/paper_tables.yaml
 python scripts/make_tables.py --check              exit 1 when the committed tables are not what the results give
 python scripts/make_tables.py --collect RUNS...    first copy finished runs (the two small files tables need) to results/runs
@@ -9,10 +11,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from snn_repro import console
 from snn_repro.errors import UserError
 from snn_repro.files import write_text
 from snn_repro.rows import load_rows
-from snn_repro.tables import collect, generate
+from snn_repro.store import RESULT
+from snn_repro.tables import collect, fill_in, generate, load, older_note
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -27,27 +31,37 @@ def main(argv: list[str] | None = None) -> int:
         if args.collect:
             written = collect(args.collect, args.results / "runs")
             print(f"{len(written)} runs in {args.results / 'runs'}")
-        files = generate(args.results, load_rows())
-        folder = args.results / "tables"
-        return check(folder, files) if args.check else write(folder, files)
+        files = {args.results / "tables" / name: text for name, text in generate(args.results, load_rows()).items()}
+        readme = args.results.parent / "README.md"
+        if readme.is_file():
+            files[readme] = fill_in(readme.read_text("utf-8"), args.results / "runs")
+        if args.check:
+            return check(args.results, files)
+        return write(args.results, files)
     except UserError as error:
         print(f"make_tables.py: {error}", file=sys.stderr)
         return 2
 
 
-def write(folder: Path, files: dict[str, str]) -> int:
+def write(results: Path, files: dict[Path, str]) -> int:
+    folder = results / "tables"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        write_text(folder / name, text)
-    print(f"{len(files)} files in {folder}")
+    for path, text in files.items():
+        if not path.exists() or path.read_text("utf-8") != text:
+            write_text(path, text)
+    print(f"{sum(path.parent == folder for path in files)} files in {folder}")
     return 0
 
 
-def check(folder: Path, files: dict[str, str]) -> int:
-    """Exit code 1, and the names, when a committed table is missing, stale or not generated."""
-    present = {p.name for p in folder.glob("*")}
-    stale = [name for name, text in files.items() if name not in present or (folder / name).read_text("utf-8") != text]
-    extra = sorted(present - files.keys())
+def check(results: Path, files: dict[Path, str]) -> int:
+    """Exit code 1, and the names, when a committed table is missing, stale or not generated; older code only warns."""
+    folder = results / "tables"
+    stale = [path.name for path, text in files.items() if not path.is_file() or path.read_text("utf-8") != text]
+    extra = sorted(p.name for p in folder.glob("*") if p not in files)
+    if any((results / "runs").rglob(RESULT)):
+        older = older_note(load([results / "runs"]))
+        if older:
+            print(f"make_tables.py: warning: {older}; run them again and collect them", file=sys.stderr)
     if stale or extra:
         said = [f"{', '.join(stale)} differ from the results"] if stale else []
         said += [f"{', '.join(extra)} are not generated"] if extra else []
@@ -57,4 +71,4 @@ def check(folder: Path, files: dict[str, str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console.script(main))

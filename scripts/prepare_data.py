@@ -11,11 +11,14 @@ frame_size    resize frames to this many pixels (default: keep the sensor's size
 workers       processes (default: one a CPU)
 allow_bad     true leaves out recordings that cannot be read, and says so in the manifest
 rebuild       true makes a finished cache anew
+verify        true makes nothing: it reads all rows of the cache and holds them against their checksums
 
 A run that was stopped goes on where it was when the command is typed again.
 """
 
+import os
 import sys
+import warnings
 
 from snn_repro.errors import UserError
 
@@ -23,7 +26,7 @@ SHORT = {"integrate_by": "dataset.integrate_by", "frame_size": "dataset.frame_si
 
 
 def own_options(arguments: list[str]) -> tuple[list[str], dict]:
-    """Split the command line into overrides for the configuration and the three options of this program."""
+    """Split the command line into overrides for the configuration and the options of this program."""
     overrides, own = [], {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
@@ -31,36 +34,67 @@ def own_options(arguments: list[str]) -> tuple[list[str], dict]:
             if not value.isdecimal():
                 raise UserError(f"workers={value} must be a whole number, 0 or more")
             own[key] = int(value)
-        elif key in ("allow_bad", "rebuild"):
+        elif key in ("allow_bad", "rebuild", "verify"):
             if value.lower() not in ("true", "false"):
                 raise UserError(f"{key}={value} must be true or false")
             own[key] = value.lower() == "true"
         else:
             overrides.append(f"{SHORT.get(key, key)}{equals}{value}")
+    if own.get("verify") and (own.get("rebuild") or own.get("allow_bad")):
+        other = "rebuild" if own.get("rebuild") else "allow_bad"
+        raise UserError(f"verify=true only reads a finished cache: leave out {other}=true")
     return overrides, own
+
+
+def say(line: str) -> None:
+    """Print a line; once nobody listens any more (`... | head -1`), go on with the work in silence."""
+    if sys.stdout is None:  # started with a closed stdout
+        return
+    try:
+        print(line, flush=True)
+    except (OSError, ValueError):
+        sys.stdout = None
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains when it flushes at the end
+        except OSError:
+            pass
+
+
+def one_line(message, *_, **__) -> None:
+    """Show a warning as one line, without the place in the code."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def main(arguments: list[str]) -> int:
     """Run the program; the exit code is 0, or 2 after one sentence on stderr."""
+    for descriptor in (0, 1, 2):  # a closed one would be given to the next file opened: what is printed would go there
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     if not arguments or {"-h", "--help"} & set(arguments):
-        print(__doc__)
+        say(__doc__)
         return 0
+    warnings.showwarning = one_line
     try:
         overrides, own = own_options(arguments)
         from snn_repro.config import load_config
 
         cfg = load_config(overrides)
-        from snn_repro.data.prepare import prepare
+        from snn_repro.data.prepare import prepare, verify_cache
 
-        report = prepare(
-            cfg.dataset.name,
-            cfg.data_dir,
-            cfg.cache_dir,
-            cfg.timesteps,
-            by=cfg.dataset.integrate_by,
-            frame_size=cfg.dataset.frame_size,
-            **own,
-        )
+        settings = (cfg.timesteps, cfg.dataset.integrate_by, cfg.dataset.frame_size)
+        if own.pop("verify", False):
+            cache, bad = verify_cache(cfg.dataset.name, cfg.cache_dir, *settings, say=say)
+            if bad:
+                listed = ", ".join(bad[:20]) + (f" and {len(bad) - 20} more" if len(bad) > 20 else "")
+                raise UserError(
+                    f"{cache.folder}: {len(bad)} of {len(cache.names)} rows are not what was stored: {listed}; rebuild it"
+                    f" with `{cache.rebuild}`"
+                )
+            say(f"{cache.folder}: all {len(cache.names)} rows are as they were stored")
+            return 0
+        report = prepare(cfg.dataset.name, cfg.data_dir, cfg.cache_dir, *settings, say=say, **own)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -68,16 +102,16 @@ def main(arguments: list[str]) -> int:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
     if report.ignored:
-        print(f"{report.ignored} files in the data folder do not belong to the data set and were ignored")
+        say(f"{report.ignored} files in the data folder do not belong to the data set and were ignored")
     if report.samples < report.expected:
-        print(
+        say(
             f"warning: the complete data set has {report.expected} recordings, this cache {report.samples};"
             " results do not compare with those on all of them"
         )
     if report.read:
-        print(f"{report.folder}: {report.samples} recordings, {report.read} of them read now")
+        say(f"{report.folder}: {report.samples} recordings, {report.read} of them read now")
     else:
-        print(f"{report.folder}: {report.samples} recordings, prepared before")
+        say(f"{report.folder}: {report.samples} recordings, prepared before")
     return 0
 
 

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from snn_repro import console
 from snn_repro.config import DATASET_FACTS
 from snn_repro.errors import UserError
 from snn_repro.files import write_text
 from snn_repro.statistics import holm, paired
-from snn_repro.tables import Column, Group, Table, collect, group_runs, load, recipe_difference, to_markdown
+from snn_repro.tables import Column, Group, Table, collect, group_runs, load, recipe_difference, remarks, to_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 SWEEP_DIR = "runs/small_scale"
@@ -289,7 +290,7 @@ def _accuracies(groups: list[Group], notes: list[str]) -> Table:
         for g in groups
     ]  # fmt: skip
     means = "mean ± sample standard deviation over seeds; accuracy at t: the output of that step alone"
-    return Table("Accuracies", columns, rows, [means, *notes])
+    return Table("Accuracies", columns, rows, [means, *remarks(groups), *notes])
 
 
 # ---------------------------------------------------------------- command line
@@ -357,4 +358,4 @@ def _report(args) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console.script(main))

@@ -13,6 +13,7 @@ import sys
 
 from snn_repro.errors import UserError
 from snn_repro.rows import load_rows
+from snn_repro.tracking import has_key
 
 
 def build(entity: str, project: str, table: str | None = None):
@@ -73,6 +74,21 @@ def build(entity: str, project: str, table: str | None = None):
     )  # fmt: skip
 
 
+def save(view) -> str:
+    """Save the view; returns its address. Raises UserError without a login, or when the server does not take it."""
+    if not has_key():
+        raise UserError(
+            "saving the view needs a W&B key: run `wandb login` or set WANDB_API_KEY; --json prints the view without one"
+        )
+    try:
+        return view.save().url
+    except Exception as error:  # of wandb, its GraphQL client or requests
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(
+            f"W&B did not save the view ({why}); check --entity, --project, the key and the network"
+        ) from None
+
+
 def paper_numbers(rows) -> str:
     """A Markdown table of the paper's accuracies."""
     lines = ["| row | paper, % |", "| --- | ---: |"]
@@ -95,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.json:
             print(json.dumps(view._to_model().model_dump(mode="json", by_alias=True), indent=2))
         else:
-            print(view.save().url)
+            print(save(view))
     except UserError as error:
         print(f"wandb_workspace.py: {error}", file=sys.stderr)
         return 2

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from snn_repro.config import differing
+from snn_repro.data.fingerprint import changes
 from snn_repro.errors import UserError
 from snn_repro.files import replace_atomically
 
@@ -67,11 +68,11 @@ def load(path: Path) -> dict:
         raise CheckpointError(f"{path} is damaged or no checkpoint: {' '.join(str(error).split())[:200]}") from None
 
 
-def resume(folder: Path, config: dict, say=print) -> dict | None:
+def resume(folder: Path, config: dict, say=print, data: dict | None = None) -> dict | None:
     """The newest sound checkpoint of this configuration in `folder`, or None where there is none.
 
-    A damaged last checkpoint is reported through `say`, renamed to DAMAGED, and the previous one is taken. Raises CheckpointError when none
-    is sound, or when the checkpoint was written with another configuration (the sentence names the keys).
+    data: the fingerprint of the data that the run would go on with. A damaged last checkpoint is reported through `say`, renamed to DAMAGED, and the previous one is taken. Raises CheckpointError when none
+    is sound, or when the checkpoint was written with another configuration or other data (the sentence names what differs).
     """
     paths = [folder / n for n in (LAST, PREVIOUS) if (folder / n).exists()]
     problems = []
@@ -90,6 +91,12 @@ def resume(folder: Path, config: dict, say=print) -> dict | None:
             raise CheckpointError(
                 f"{path} belongs to another configuration ({'; '.join(changed)}); "
                 "use another folder (hydra.run.dir=...), or start again with resume=never"
+            )
+        changed = changes(found.get("data"), data)
+        if changed:
+            raise CheckpointError(
+                f"{path} was trained on other data ({'; '.join(changed)}); give the data_dir and cache_dir that it began "
+                "with, use another folder (hydra.run.dir=...), or start again with resume=never"
             )
         for problem in problems:
             os.replace(folder / LAST, folder / DAMAGED)
@@ -146,24 +153,28 @@ def find_weights(name: str, data_dir: str | None) -> Path:
 
 
 def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
-    """Start `model` from a file: a checkpoint of ours, or a state_dict with torchvision's names.
+    """Start `model` from a file: a checkpoint of ours, or a bare state_dict, with torchvision's names or our own.
 
-    IMP and neurons have no counterpart in a torchvision file and keep their start; a classifier of another number of
-    classes keeps its start too, and both are said through `say`. Any other mismatch raises CheckpointError.
+    Where the file has no IMP the model's keeps its random start, and so does a classifier of another number of classes;
+    `say` is told what fitted. Any other mismatch raises CheckpointError.
     """
     found = load(path)
+    given = found["model"] if isinstance(found.get("model"), dict) else found
     own = model.state_dict()
-    if isinstance(found.get("model"), dict):
-        load_model(model, found["model"], str(path))
-        say(f"weights from {path}")
-        return
-    kept = {name for name in own if name.rsplit(".", 1)[-1] == "imp"}
-    heads = {name for name in own if name.startswith("fc.") and name in found and found[name].shape != own[name].shape}
-    state = {k: v for k, v in found.items() if k not in heads} | {name: own[name] for name in kept | heads}
-    load_model(model, state, str(path))
-    said = f"; {len(kept)} IMP tensors keep their random start" if kept else ""
-    said += "; the classifier has another number of classes and keeps its random start" if heads else ""
-    say(f"weights from {path}{said}")
+    new = {name for name in own if name.rsplit(".", 1)[-1] == "imp" and name not in given}
+    last = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)][-1:]
+    head = {
+        name
+        for name in own
+        if name.rpartition(".")[0] in last and name in given and given[name].shape[1:] == own[name].shape[1:]
+        and given[name].shape != own[name].shape
+    }  # fmt: skip
+    kept = new | head
+    load_model(model, {k: v for k, v in given.items() if k not in head} | {k: own[k] for k in kept}, str(path))
+    said = f"weights from {path}: {len(own) - len(kept)} of {len(own)} tensors"
+    said += f"; {len(new)} IMP tensors are not in it and keep their random start" if new else ""
+    said += "; the classifier has another number of classes and keeps its random start" if head else ""
+    say(said)
 
 
 def _shape_hint(name: str) -> str:

@@ -9,8 +9,12 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
+import math
+import os
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +24,13 @@ from omegaconf import II, MISSING, DictConfig, OmegaConf, open_dict, read_write
 
 from snn_repro.errors import UserError, nearest
 
-CONF_DIR = Path(__file__).resolve().parents[1] / "conf"
+log = logging.getLogger("snn_repro")
+
+_HERE = Path(__file__).resolve().parent
+# beside the package in a clone, inside of it in a wheel
+CONF_DIR = next(
+    (d for d in (_HERE.parent / "conf", _HERE / "conf") if (d / "train.yaml").is_file()), _HERE.parent / "conf"
+)
 GROUPS = ("dataset", "model", "neuron", "loss", "recipe", "experiment", "fidelity", "debug")
 
 
@@ -70,7 +80,10 @@ class DatasetConfig:
     name: str = key(MISSING, "data set", choices=tuple(DATASET_FACTS))
     timesteps: int = key(4, "T a data set is usually run with; the default of the top-level `timesteps`", low=1)
     validation: float = key(
-        0.0, "part of the training set held out for model selection; test is never touched", low=0.0, below=1.0
+        0.0,
+        "part of the training set held out for model selection (dvs_gesture: whole people); test is never touched",
+        low=0.0,
+        below=1.0,
     )
     split: str = key("official", "named train/test split (snn_repro/data/splits.py)")
     split_seed: int = key(0, "seed of the validation part; independent of the run's seed", low=0)
@@ -87,6 +100,11 @@ class DatasetConfig:
         "rgb", "order of colour channels; the paper's CIFAR code feeds bgr", choices=("rgb", "bgr")
     )
     workers: int = key(0, "loader processes for data sets that decode files; changes no number", low=0)
+    verify: str = key(
+        "first_read",
+        "hold prepared frames against their checksums when a run first reads them, or not at all",
+        choices=("first_read", "off"),
+    )
 
 
 @dataclass
@@ -157,7 +175,9 @@ class RecipeConfig:
     epochs: int = key(10, "passes over the training set", low=1)
     batch_size: int = key(64, "training samples a step, over all processes together", low=1)
     eval_batch_size: int = key(256, "samples a step in evaluation", low=1)
-    accumulate: int = key(1, "split a batch into this many parts to fit memory; the step stays one", low=1)
+    accumulate: int = key(
+        1, "split a batch into this many parts to fit memory; the step stays one; processes share the parts", low=1
+    )
     optimizer: str = key("sgd", "optimiser", choices=("sgd", "adam", "adamw", "lamb"))
     lr: float = key(0.1, "learning rate", above=0.0)
     momentum: float = key(0.9, "sgd: momentum", low=0.0, below=1.0)
@@ -216,7 +236,10 @@ class AugmentConfig:
 
 @dataclass
 class LoggerConfig:
-    mode: str = key("offline", "Weights & Biases: offline needs no account", choices=("online", "offline", "disabled"))
+    mode: str = key(
+        "offline", "Weights & Biases: offline needs no account; WANDB_MODE=disabled or offline in the environment wins",
+        choices=("online", "offline", "disabled"),
+    )  # fmt: skip
     project: str = key("snn_repro", "W&B project")
     entity: str | None = key(None, "W&B team or user; null is the account's own")
     tags: list[str] = key([], "W&B tags besides data set, model, neuron and loss")
@@ -273,7 +296,10 @@ class Config:
     force: bool = key(False, "run again although a finished result of this configuration exists")
     skip_finished: bool = key(True, "sweeps leave out what is finished; false trains it again and continues the rest")
     device: str = key("auto", "auto is cuda where there is one", choices=("auto", "cpu", "cuda"))
-    threads: int = key(0, "CPU threads; 0 is 1 for the small model (faster there), else torch's default", low=0)
+    threads: int = key(
+        0, "CPU threads; 0 is 1 for the small model (faster there), else torch's default; sums are rounded in another order",
+        low=0, high=4096,
+    )  # fmt: skip
     energy: bool = key(False, "add synaptic operations and energy (spikingjelly's counters) to result.json")
     compile: bool = key(False, "torch.compile the network; on a CPU it needs a C++ compiler")
     deterministic: bool = key(True, "ask torch for deterministic algorithms; CUDA may be slower")
@@ -289,11 +315,12 @@ class Config:
     run_dir: str | None = key(None, "set by Hydra's hydra.run.dir; not a key to set")
 
 
-# Keys that change where or how a run happens, but no number in its result.
+# Keys that say where or how a run happens. Some still move numbers by rounding (threads, device, backends, compile), or
+# with the number of processes (sync_bn): result.json says what they were, and tables show where runs differ in it.
 NOT_HASHED = (
     "run_dir", "data_dir", "cache_dir", "resume", "force", "device", "threads", "logger", "energy",
     "skip_finished", "slurm",
-    "dataset.workers", "debug.profile", "baselines", "unspecified", "caveats",
+    "dataset.workers", "dataset.verify", "debug.profile", "baselines", "unspecified", "caveats",
     "model.conv_backend", "model.checkpointing", "neuron.backend", "compile",
     "recipe.sync_bn",  # matters with several processes alone, and their number is no key either
 )  # fmt: skip
@@ -311,15 +338,17 @@ _NOT_IN_FOLDER = ("name", "seed", *NOT_HASHED)
 def tweaks(overrides: list[str]) -> str:
     """The part of a run's folder between row and seed: the overrides that neither the row's name nor the seed says.
 
-    Without an experiment the name holds the four choices; with one, each override departs from the row.
+    Without an experiment the name holds the four choices; with one, each override departs from the row. A name of the
+    user's own says none of them.
     """
-    in_name = () if any(o.startswith("experiment=") for o in overrides) else ("dataset", "model", "neuron", "loss")
-    skip = ("experiment", *in_name, *_NOT_IN_FOLDER)
+    named = {o.split("=")[0] for o in overrides} & {"name", "experiment"}
+    in_name = () if named else ("dataset", "model", "neuron", "loss")
+    skip = (*(() if "name" in named else ("experiment",)), *in_name, *_NOT_IN_FOLDER)
     parts = []
     for override in sorted(overrides):
         name = override.split("=")[0].lstrip("+~")
         if not any(name == k or name.startswith(k + ".") for k in skip if k not in GROUPS) and name not in skip:
-            parts.append(override.replace("/", "_"))
+            parts.append(re.sub(r"""^([^=]*=)(["'])(.*)\2$""", r"\1\3", override).replace("/", "_"))
     text = ",".join(parts)
     return text if len(text) <= 200 else hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -337,16 +366,18 @@ def load_config(overrides: list[str] | None = None) -> Config:
 
     `hydra.run.dir=...` among the overrides sets `run_dir`. Raises ConfigError with one sentence.
     """
-    return compose_checked(list(overrides or []))
+    return compose_checked(readable(overrides or []), say=log.warning)
 
 
-def compose_checked(overrides: list[str], sweep: bool = False) -> Config:
-    """As `load_config`; with `sweep`, `run_dir` is where a multirun puts this job."""
+def compose_checked(overrides: list[str], sweep: bool = False, say: Callable[[str], None] = lambda _: None) -> Config:
+    """As `load_config`, for overrides that `readable` has seen; with `sweep`, `run_dir` is where a multirun puts this
+    job, and it is left to the caller to refuse keys without effect (`idle`). `say` hears what was adjusted."""
     from hydra import compose
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    refuse_misplaced(overrides, sweep)
     with _hydra():
         before = HydraConfig.instance().cfg
         try:
@@ -354,16 +385,183 @@ def compose_checked(overrides: list[str], sweep: bool = False) -> Config:
             HydraConfig.instance().set_config(node)
             refuse_code(node)
             folder = Path(node.hydra.sweep.dir, node.hydra.sweep.subdir) if sweep else Path(node.hydra.run.dir)
+            elsewhere = "submitit" in node.hydra.launcher._target_
             if "hydra" in node:
                 OmegaConf.set_struct(node, False)
                 node.pop("hydra")
-            config = checked(node)
+            config = settled(node, overrides, say)
         except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:
             raise ConfigError(explain(error)) from None
         finally:
             HydraConfig.instance().cfg = before
+    if not elsewhere:
+        check_machine(config)
+    if not sweep:
+        for sentence in idle(config, overrides).values():
+            raise ConfigError(sentence)
     config.run_dir = str(folder.absolute())
     return config
+
+
+# ---------------------------------------------------------------- what was typed
+
+PATHS = ("data_dir", "cache_dir", "model.weights", "hydra.run.dir", "hydra.sweep.dir")
+
+
+def readable(overrides: Iterable[str], sweep: bool = False) -> list[str]:
+    """The overrides with `~` of a path expanded, and with quotes around paths that Hydra's grammar cannot read bare
+    (`=`, accents, brackets, commas of a single run). What needs neither stays as it is."""
+    return [_readable_path(o, sweep) if o.lstrip("+").split("=")[0] in PATHS else o for o in overrides]
+
+
+def _readable_path(override: str, sweep: bool) -> str:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    name, _, value = override.partition("=")
+    if not value or "${" in value:
+        return override
+    if value[0] in "\"'" and value[-1] == value[0]:
+        return f"{name}={value[0]}{os.path.expanduser(value[1:-1])}{value[0]}"
+    path = os.path.expanduser(value)
+    try:
+        parsed = OverridesParser.create().parse_override(f"{name}={path}")
+    except HydraException:
+        if sweep and "," in value:
+            return f"{name}={','.join(quoted(os.path.expanduser(part.strip())) for part in value.split(','))}"
+        return f"{name}={quoted(path)}"
+    if parsed.is_sweep_override():
+        return override if sweep or "(" in value else f"{name}={quoted(path)}"
+    if parsed.value() is None:
+        return override
+    return f"{name}={path}" if isinstance(parsed.value(), str) else f"{name}={quoted(path)}"
+
+
+def quoted(value: str) -> str:
+    """A value in quotes that Hydra's grammar takes off again."""
+    escaped = re.sub(r'(\\*)("|$)', lambda m: 2 * m[1] + ('\\"' if m[2] else ""), value)
+    return f'"{escaped}"'
+
+
+def refuse_misplaced(overrides: Iterable[str], sweep: bool) -> None:
+    """Raise ConfigError for an override that would be ignored, or that means something else where it stands."""
+    for override in overrides:
+        name, equals, value = override.lstrip("+").partition("=")
+        group, _, last = name.partition(".")
+        if last == "name" and group in ("dataset", "model", "neuron", "loss"):
+            raise ConfigError(
+                f"{override} would change the name without the other values of conf/{group}/; write {group}={value or 'NAME'}"
+            )
+        if name == "hydra.run.dir" and sweep:
+            raise ConfigError(
+                "hydra.run.dir is for a single run; in a sweep use hydra.sweep.dir=DIR (each run gets DIR/<row>/seed<k>) or name=..."
+            )
+        if name in ("hydra.sweep.dir", "hydra.sweep.subdir") and not sweep:
+            raise ConfigError(f"{name} is for sweeps (-m); for a single run use hydra.run.dir=DIR")
+        if name in ("hydra.run.dir", "hydra.sweep.dir") and equals and value in ("", "null", "''", '""'):
+            raise ConfigError(f"{override} names no folder; write {name}=DIR, or leave it out")
+
+
+def given_keys(overrides: Iterable[str]) -> dict[str, str]:
+    """`{"recipe.lr": "recipe.lr=0.05", ...}`: the keys that were set one by one, not those of a chosen file."""
+    pairs = ((o.lstrip("+").split("=")[0], o) for o in overrides if "=" in o and not o.startswith("~"))
+    return {name: o for name, o in pairs if name not in GROUPS and not name.startswith("hydra")}
+
+
+def settled(node: DictConfig, overrides: Iterable[str], say: Callable[[str], None]) -> Config:
+    """`checked(node)`; with `recipe.epochs` set by hand, the recipe's own warm-up keeps its share of a shorter training."""
+    from hydra import compose
+    from hydra.errors import HydraException
+
+    given, recipe = given_keys(overrides), node.get("recipe") or {}
+    epochs, warmup = recipe.get("epochs"), recipe.get("warmup_epochs")
+    numbers = isinstance(epochs, int) and isinstance(warmup, int)
+    if "recipe.epochs" in given and "recipe.warmup_epochs" not in given and numbers and 0 < epochs <= warmup:
+        with _hydra(), contextlib.suppress(HydraException):  # what is wrong there is said by `checked`
+            others = [o for o in overrides if o.lstrip("+").split("=")[0] != "recipe.epochs"]
+            usual = compose("train", overrides=others).recipe.epochs
+            node.recipe.warmup_epochs = warmup * epochs // max(usual, epochs + 1)
+            say(
+                f"recipe.warmup_epochs is {node.recipe.warmup_epochs} instead of the recipe's {warmup} (of {usual} epochs), "
+                f"because of recipe.epochs={epochs}"
+            )
+    return checked(node)
+
+
+def check_machine(config: Config) -> None:
+    """Raise ConfigError for more threads than this machine can sensibly run."""
+    cores = os.cpu_count() or 1
+    limit = max(4 * cores, 16)
+    if config.threads > limit:
+        raise ConfigError(
+            f"threads={config.threads} is more than this machine takes: it has {cores} CPU cores, the limit is {limit}"
+        )
+
+
+class _Idle(NamedTuple):
+    """Keys that only some configurations read."""
+
+    keys: tuple[str, ...]
+    read: Callable[[Config], bool]  # whether this configuration reads them
+    because: str  # the key that decides it
+    needs: str
+
+
+_IMAGENET = ("imagenet100", "imagenet1k")
+_IDLE = (
+    _Idle(("recipe.momentum", "recipe.nesterov"), lambda c: c.recipe.optimizer == "sgd", "recipe.optimizer", "recipe.optimizer=sgd"),
+    _Idle(("recipe.eps",), lambda c: c.recipe.optimizer != "sgd", "recipe.optimizer", "recipe.optimizer=adam, adamw or lamb"),
+    _Idle(("recipe.step_epochs", "recipe.step_gamma"), lambda c: c.recipe.schedule == "step", "recipe.schedule", "recipe.schedule=step"),
+    _Idle(("recipe.min_lr",), lambda c: c.recipe.schedule == "cosine", "recipe.schedule", "recipe.schedule=cosine"),
+    _Idle(("recipe.warmup_factor",), lambda c: c.recipe.warmup_epochs > 0, "recipe.warmup_epochs", "recipe.warmup_epochs above 0"),
+    _Idle(
+        ("neuron.imp_init", "neuron.imp_trainable", "neuron.imp_lr", "neuron.imp_weight_decay", "recipe.imp_lr",
+         "recipe.imp_weight_decay"),
+        lambda c: c.neuron.imp, "neuron.imp", "a neuron with IMP, such as neuron=if_imp",
+    ),
+    _Idle(
+        ("neuron.imp_lr", "neuron.imp_weight_decay", "recipe.imp_lr", "recipe.imp_weight_decay"),
+        lambda c: c.neuron.imp_trainable, "neuron.imp_trainable", "neuron.imp_trainable=true",
+    ),
+    _Idle(("neuron.tau", "neuron.decay_input"), lambda c: c.neuron.name == "lif", "neuron.name", "neuron=lif or lif_imp"),
+    _Idle(("neuron.retain",), lambda c: c.neuron.name == "leaky", "neuron.name", "neuron=leaky or leaky_imp"),
+    _Idle(("neuron.v_reset",), lambda c: c.neuron.reset == "hard", "neuron.reset", "neuron.reset=hard"),
+    _Idle(("dataset.integrate_by",), lambda c: not DATASET_FACTS[c.dataset.name].static, "dataset.name", "a data set of events"),
+    _Idle(("dataset.channel_order",), lambda c: DATASET_FACTS[c.dataset.name].channels == 3, "dataset.name", "colour images"),
+    _Idle(
+        ("dataset.split_seed",), lambda c: c.dataset.validation > 0 or c.dataset.train_subset > 0, "dataset.validation",
+        "dataset.validation or dataset.train_subset above 0",
+    ),
+    _Idle(
+        ("augment.randaugment_level", "augment.randaugment_std"), lambda c: c.augment.randaugment_ops > 0,
+        "augment.randaugment_ops", "augment.randaugment_ops above 0",
+    ),
+    _Idle(
+        ("augment.interpolation",), lambda c: c.augment.rrc_min_area > 0 or c.dataset.name in _IMAGENET, "augment.rrc_min_area",
+        "augment.rrc_min_area above 0",
+    ),
+    _Idle(("augment.test_resize",), lambda c: c.dataset.name in _IMAGENET, "dataset.name", "dataset=imagenet1k or imagenet100"),
+    _Idle(("augment.mix_prob",), lambda c: c.augment.mixup > 0 or c.augment.cutmix > 0, "augment.mixup", "augment.mixup or augment.cutmix above 0"),
+    _Idle(("augment.cutmix_axes",), lambda c: c.augment.cutmix > 0, "augment.cutmix", "augment.cutmix above 0"),
+    _Idle(("augment.cutmix_axes",), lambda c: not DATASET_FACTS[c.dataset.name].static, "dataset.name", "a data set of events"),
+)  # fmt: skip
+
+
+def idle(config: Config, overrides: Iterable[str]) -> dict[str, str]:
+    """`{key: sentence}` of the keys that the user set by hand and that this configuration does not read."""
+    found: dict[str, str] = {}
+    given = given_keys(overrides)
+    for rule in _IDLE:
+        for name in rule.keys:
+            if name in given and name not in found and not rule.read(config):
+                room, _, last = rule.because.partition(".")
+                value = getattr(getattr(config, room), last)
+                shown = str(value).lower() if isinstance(value, bool) else value
+                because = room if last == "name" else rule.because
+                found[name] = (
+                    f"{given[name]} has no effect with {because}={shown}; it needs {rule.needs}, or leave it out"
+                )
+    return found
 
 
 @contextlib.contextmanager
@@ -433,7 +631,7 @@ class _hydra:
         from hydra.core.global_hydra import GlobalHydra
 
         if not CONF_DIR.is_dir():
-            raise ConfigError(f"{CONF_DIR} is missing: install snn_repro from its repository with `pip install -e .`")
+            raise ConfigError(f"{CONF_DIR} is missing: install snn_repro again, from a wheel or with `pip install -e .`")
         self.saved = dict(GlobalHydra.instance().__dict__)
         GlobalHydra.instance().clear()
         initialize_config_dir(str(CONF_DIR), version_base="1.3")
@@ -520,6 +718,8 @@ def _check_range(name: str, value: Any, meta: dict) -> None:
         allowed = " and ".join(f"{word} {bound}" for bound, _, word in bounds if bound is not None)
         unit = f" ({meta['unit']})" if meta["unit"] else ""
         raise ConfigError(f"{name}={value} is out of range; it must be {allowed}{unit}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name}={value} is not allowed; it must be a finite number")
 
 
 def _check_lists(c: Config) -> None:
@@ -533,6 +733,12 @@ def _check_lists(c: Config) -> None:
         raise ConfigError(f"neuron.imp_init={init} is not a range; give two numbers [low, high] with low <= high")
     if not re.fullmatch(r"[\w.,=+\[\]-]+", c.name):
         raise ConfigError(f"name={c.name} names a folder; use letters, digits and any of . , = + - _ [ ]")
+    if not c.name.strip(".") or len(c.name.encode()) > 200:
+        why = "is too long" if c.name.strip(".") else "would leave the folder of all runs"
+        raise ConfigError(f"name={c.name} names a folder and {why}; use a name of up to 200 characters")
+
+
+_ONE_SIZE = ("digits", "digits_dvs", "fashion_mnist_dvs")  # their frames cannot be resized
 
 
 PAPER_TABLES = Path(__file__).resolve().parents[1] / "results" / "paper_tables.yaml"
@@ -550,6 +756,13 @@ def _check_paper_row(c: Config) -> None:
 
 
 def _check_combinations(c: Config) -> None:
+    facts = DATASET_FACTS[c.dataset.name]
+    if c.dataset.name in _ONE_SIZE and c.dataset.frame_size not in (None, facts.height):
+        raise ConfigError(
+            f"dataset.frame_size={c.dataset.frame_size}: {c.dataset.name} has {facts.height} pixels and cannot be resized; "
+            "leave dataset.frame_size out"
+            + (", and choose model=vgg128 or small instead of vgg48" if c.model.name == "vgg48" else "")
+        )
     for option, owner in (("epsilon", "tet_s"), ("lam", "tet"), ("phi", "tet")):
         value = getattr(c.loss, option)
         if value is not None and c.loss.name != owner:
@@ -560,10 +773,9 @@ def _check_combinations(c: Config) -> None:
             f"dataset.split={c.dataset.split} is unknown for {c.dataset.name}; choose one of: {', '.join(splits)}{nearest(c.dataset.split, splits)}"
         )
     if c.model.name == "vgg48" and frame_shape(c)[1:] != (48, 48):
-        size = "x".join(map(str, frame_shape(c)[1:]))
-        raise ConfigError(
-            f"model=vgg48 is wired for 48x48 pixels and dataset={c.dataset.name} gives {size}; set dataset.frame_size=48 or choose model=vgg128"
-        )
+        size, name = "x".join(map(str, frame_shape(c)[1:])), c.dataset.name
+        fix = "choose model=vgg128 or small" if name in _ONE_SIZE else "set dataset.frame_size=48 or choose model=vgg128"
+        raise ConfigError(f"model=vgg48 is wired for 48x48 pixels and dataset={name} gives {size}; {fix}")
     if c.augment.label_smoothing > 0 and c.loss.name == "tet_s":
         raise ConfigError(
             f"augment.label_smoothing={c.augment.label_smoothing} would smooth twice with loss=tet_s; use loss.epsilon"
@@ -582,7 +794,7 @@ def _check_combinations(c: Config) -> None:
         raise ConfigError(
             f"recipe.accumulate={c.recipe.accumulate} is more than recipe.batch_size={c.recipe.batch_size} can be split into"
         )
-    static = DATASET_FACTS[c.dataset.name].static
+    static = facts.static
     for option in ("event_policy", "nda", "eventdrop"):
         if static and getattr(c.augment, option):
             raise ConfigError(f"augment.{option}=true works on event frames and dataset={c.dataset.name} has images")
@@ -616,7 +828,7 @@ def explain(error: Exception) -> str:
         known = error.options or list(choices(group))
         return f"{group}={choice} does not exist; choose one of: {', '.join(known)}{nearest(choice, known)}"
     if isinstance(error, OverrideParseException):
-        return f"cannot read the override '{error.override}': write key=value, with quotes around values that hold , = or spaces"
+        return _unreadable(str(error.override))
     missing = re.search(r"Could not override '([^']+)'", text)
     if missing:
         return _unknown(missing.group(1))
@@ -648,6 +860,20 @@ def explain(error: Exception) -> str:
 _TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "bool": "true or false"}
 
 
+def _unreadable(override: str) -> str:
+    """The sentence for an override that is not in Hydra's grammar: with the words to type where quotes are what it lacks."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    name, equals, value = override.partition("=")
+    with contextlib.suppress(HydraException):
+        if equals and name and value:
+            words = f"{name}={quoted(value)}"
+            OverridesParser.create().parse_override(words)
+            return f"cannot read the override '{override}': its value needs quotes, which the shell must not take off: type {shlex.quote(words)}"
+    return f"cannot read the override '{override}': write key=value"
+
+
 def _unknown(full: str) -> str:
     if full in GROUPS:
         return f"'{full}' is a choice of files: write {full}=NAME with one of: {', '.join(choices(full))}"
@@ -673,7 +899,7 @@ def keys(part: type = Config, prefix: str = "") -> dict[str, dict]:
 def choices(group: str) -> dict[str, str]:
     """`{choice: first comment line}` of a config group, in alphabetical order."""
     files = sorted((CONF_DIR / group).glob("*.yaml"))
-    lines = {f.stem: f.read_text().splitlines() for f in files}
+    lines = {f.stem: f.read_text("utf-8").splitlines() for f in files}
     return {
         k: next((line[1:].strip() for line in v if line.startswith("# ") and "@package" not in line), "")
         for k, v in lines.items()

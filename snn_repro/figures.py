@@ -6,6 +6,7 @@ differ in colour (Okabe and Ito's palette), marker and dash, so that they can be
 
 import io
 import json
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,7 +23,9 @@ from snn_repro.errors import UserError
 from snn_repro.files import replace_atomically, write_text
 from snn_repro.losses import build_loss
 from snn_repro.neurons import build_neuron
-from snn_repro.tables import Group, group_runs, load
+from snn_repro.provenance import code_version
+from snn_repro.store import skipped
+from snn_repro.tables import Group, group_runs, load, older_note, remarks
 
 PROGRAM = "python scripts/make_figures.py"
 
@@ -68,6 +71,7 @@ def draw_firing_pattern() -> Figure:
         axes.set_ylabel("input" if panel is panels[0] else "IMP")
         figure.colorbar(image, ax=axes, label="v after the step", pad=0.02)
     axes.set_xlabel("time step (from 0); circles: spikes")
+    footnote(figure, "n = 7 neurons a panel, computed step by step: nothing is drawn at random")
     return figure
 
 
@@ -129,7 +133,7 @@ def draw_pattern_mapping(trained: Sequence[dict] = ()) -> Figure:
         panels.append(
             (title, f"{run['neuron']['name'].upper()}, {run['neuron']['reset']} reset", partial(trained_mapping, run))
         )
-    figure = new_figure(2.6 * len(panels), 3.1)
+    figure = new_figure(2.6 * len(panels), 3.6)
     for axes, (title, below, mapping) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         reached, strict = mapping("ge"), mapping("gt")
         axes.imshow(reached, cmap="Greys", vmin=0, vmax=1.25, interpolation="nearest", origin="lower")
@@ -142,6 +146,14 @@ def draw_pattern_mapping(trained: Sequence[dict] = ()) -> Figure:
         axes.set_title(f"{title}\n{reached.sum()} cells (≥), {strict.sum()} (>)")
         axes.set_xlabel(f"input pattern\n{below}")
     figure.axes[0].set_ylabel("output pattern")
+    trials = [16 * len(imps) * len(weights) for imps, weights in MAPPINGS.values()]
+    n = ", ".join(f"{k:,}" for k in trials) + "".join(
+        f", {16 * 9 * sum(len(x['percentiles']) for x in r['layers']):,}" for r in trained
+    )
+    what = f"n, from the left: {n} trials (input × weight × IMP), all there are"
+    if trained:
+        what += "; trained: one network each, the percentiles of its layers' IMP"
+    footnote(figure, what, older_note(trained, "trained networks"))
     return figure
 
 
@@ -201,7 +213,7 @@ def measure_convergence(target: Path, epochs: int = 1000, say: Callable[[str], N
             say(f"T={steps} {loss}: {curves[-1]['first_at_most']}, {time.process_time() - started:.0f} s")
     write_data(target, dict(
         what="loss on 1024 random inputs with random labels; MLP 16-256-256-256-16 of IF neurons, full batch, Adam 1e-3",
-        command=f"{PROGRAM} measure=convergence", seed=SEED, torch=torch.__version__.split("+")[0],
+        command=f"{PROGRAM} measure=convergence", seed=SEED, torch=torch.__version__.split("+")[0], code=code_version(),
         cpu_seconds=round(time.process_time() - started), curves=curves,
     ))  # fmt: skip
 
@@ -219,20 +231,30 @@ def write_data(target: Path, content: dict) -> None:
 
 
 def draw_convergence(data: dict) -> Figure:
-    """One panel a T: each curve is the loss that this training minimises."""
-    figure = new_figure(7.2, 5.2)
+    """One panel a T: each curve is the loss that this training minimises. Where curves meet, the lower one is wider."""
+    figure = new_figure(7.2, 5.4)
     for axes, steps in zip(figure.subplots(2, 2, sharex=True, sharey=True).flat, CONVERGENCE_T, strict=True):
-        for curve in data["curves"]:
-            if curve["timesteps"] == steps:
-                epochs = np.arange(len(curve["values"])) * curve["every"]
-                axes.plot(epochs, curve["values"], markevery=(len(epochs) // 10) or 1, **line(curve["loss"]))
+        for i, curve in enumerate(c for c in data["curves"] if c["timesteps"] == steps):
+            epochs = np.arange(len(curve["values"])) * curve["every"]
+            apart = len(epochs) // 9 or 1
+            look = line(curve["loss"]) | dict(linewidth=(4.2, 2.4, 1.1)[i % 3], linestyle="-", markersize=5)
+            axes.plot(
+                epochs, curve["values"], markevery=(apart * (i % 3) // 3, apart), alpha=(0.45, 0.7, 1)[i % 3],
+                markeredgecolor="white", markeredgewidth=0.6, **look,
+            )  # fmt: skip
         axes.set_yscale("log")
-        axes.set_title(f"T = {steps}" + (" (the three are one)" if steps == 1 else ""))
+        axes.set_title(f"T = {steps}" + (" (the three losses are one)" if steps == 1 else ""))
     for axes in figure.axes[2:]:
         axes.set_xlabel("epoch")
     for axes in figure.axes[::2]:
         axes.set_ylabel("training loss")
     figure.axes[1].legend()
+    older = older_note(data["curves"] if "code" not in data else [data] * len(data["curves"]), "curves")
+    footnote(
+        figure,
+        "n = 1 training a curve; all share initial weights and data; where curves meet, the lower is wider",
+        older,
+    )
     return figure
 
 
@@ -240,35 +262,46 @@ def draw_convergence(data: dict) -> Figure:
 
 
 def draw_accuracy_steps(groups: Sequence[Group]) -> Figure:
-    """Test accuracy of each time step's own output, mean ± sd over seeds; one panel a data set, network and T."""
-    panels: dict[tuple, list[Group]] = {}
+    """Test accuracy of each time step's own output, mean ± sd over seeds.
+
+    A row a data set, network and T, a panel a loss: its runs with and without IMP, beside each other, and in grey those
+    of the row's other losses.
+    """
+    rows: dict[tuple, list[Group]] = {}
     for group in groups:
         first = group.first
-        panels.setdefault((first["dataset"], first["model"], first["timesteps"], first["split_sha256"]), []).append(
-            group
-        )
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = new_figure(3.9 * columns, 3.2 * rows)
-    grid = figure.subplots(rows, columns, squeeze=False).flat
-    for axes, ((dataset, model, steps, _), members) in zip(grid, sorted(panels.items()), strict=False):
-        kinds = [(g.first["loss"], g.first["neuron"]["imp"]) for g in members]
-        for group, (loss, imp) in zip(members, kinds, strict=True):
-            values = 100 * np.array([run["acc_step"] for run in group.runs])
-            spread = values.std(0, ddof=1) if len(values) > 1 else None
-            look = line(loss, imp)
-            if kinds.count((loss, imp)) > 1:
-                look["label"] = group.label
-            axes.errorbar(np.arange(1, steps + 1), values.mean(0), spread, capsize=2, elinewidth=0.7, **look)
-        seeds = sorted({len(g.runs) for g in members})
-        axes.set_title(f"{dataset}, {model}, n = {', '.join(map(str, seeds))}")
+        key = (first["dataset"], first["model"], first["timesteps"], first["split_sha256"])
+        rows.setdefault(key, []).append(group)
+    columns = max(len({g.first["loss"] for g in members}) for members in rows.values())
+    figure = new_figure(0.6 + 2.5 * columns, 0.5 + 2.1 * len(rows))
+    grid = figure.subplots(len(rows), columns, squeeze=False, sharey="row")
+    for line_of_axes, ((dataset, model, steps, _), members) in zip(grid, sorted(rows.items()), strict=True):
+        losses = sorted({g.first["loss"] for g in members}, key=list(NAMES).index)
+        t = np.arange(1, steps + 1)
+        for axes, loss in zip(line_of_axes, losses, strict=False):
+            for group in members:
+                if group.first["loss"] != loss:
+                    axes.plot(t, group.steps(), color="0.85", linewidth=0.8, zorder=0)
+            mine = sorted((g for g in members if g.first["loss"] == loss), key=lambda g: g.first["neuron"]["imp"])
+            kinds = [g.first["neuron"]["imp"] for g in mine]
+            for i, group in enumerate(mine):
+                values = 100 * np.array([run["acc_step"] for run in group.runs])
+                spread = values.std(0, ddof=1) if len(values) > 1 else None
+                look = line(loss, kinds[i])
+                if kinds.count(kinds[i]) > 1:
+                    look["label"] = group.label
+                aside = 0.016 * steps * (2 * i - len(mine) + 1)  # so that points of equal height lie side by side
+                axes.errorbar(t + aside, values.mean(0), spread, capsize=2, elinewidth=0.8, **look)
+            seeds = ", ".join(map(str, sorted({len(g.runs) for g in mine})))
+            axes.set_title(f"{dataset}, {model}: {NAMES[loss]}, n = {seeds}")
+            axes.set_xticks(t)
+            axes.legend(fontsize=7)
+        for axes in line_of_axes[len(losses) :]:
+            axes.set_axis_off()
+        line_of_axes[0].set_ylabel("accuracy of $y_t$ alone, %")
+    for axes in grid[-1]:
         axes.set_xlabel("time step t")
-        axes.set_xticks(range(1, steps + 1))
-        axes.legend(fontsize=7)
-    for axes in list(grid):
-        axes.set_axis_off()
-    for axes in figure.axes[::columns]:
-        axes.set_ylabel("accuracy of $y_t$ alone, %")
+    footnote(figure, "mean ± sd over n seeds; grey: the other losses of the row", *remarks(groups))
     return figure
 
 
@@ -297,7 +330,7 @@ def imp_of(run_dir: Path) -> dict[str, Any]:
     if not layers:
         raise UserError(f"{run_dir} has no IMP in its checkpoint; give a run with neuron.imp=true")
     return dict(run=f"{result['name']}/seed{result['seed']}", dataset=result["dataset"], loss=result["loss"],
-                neuron=result["neuron"], acc_last=result["acc_last"], layers=layers)  # fmt: skip
+                neuron=result["neuron"], acc_last=result["acc_last"], code=result.get("code"), layers=layers)  # fmt: skip
 
 
 def measure_learned_imp(target: Path, runs: Sequence[Path]) -> None:
@@ -330,6 +363,9 @@ def draw_learned_imp(data: dict) -> Figure:
         axes.set_xlabel("learned initial membrane potential\n(▲ median; grey: range at the start)")
         axes.set_title(f"{run['dataset']}, {run['neuron']['name'].upper()}, {NAMES[run['loss']]}")
         axes.locator_params(axis="x", nbins=6)
+        axes.set_ylim(-0.15, len(names))
+    neurons = ", ".join(f"{sum(int(np.prod(layer['shape'])) for layer in run['layers']):,}" for run in runs)
+    footnote(figure, f"n = 1 trained network a panel; from the left {neurons} neurons", older_note(runs, "networks"))
     return figure
 
 
@@ -339,21 +375,40 @@ def draw_learned_imp(data: dict) -> Figure:
 def draw_imp_overhead(reports: Sequence[dict]) -> Figure:
     """Time of forward + backward with IMP over without, against the number of neurons, a line a T; a panel a device.
 
-    A report is a file of results/benchmarks/ with `machine`: {"processor": name, ...} and
-    `imp_overhead`: [{"timesteps", "neurons", "seconds_without", "seconds_with"}, ...].
+    A report is a file of results/benchmarks/ with `machine`: {"processor": name, ...}, `rounds` and `imp_overhead`:
+    [{"timesteps", "neurons", "seconds_without", "seconds_with", "seconds_without_again"}, ...]. The last one is the
+    control, the same measurement twice: its ratios, which are 1 but for noise, are drawn too, and span the grey band.
     """
-    figure = new_figure(4.2 * len(reports), 3.4)
+    figure = new_figure(max(5.0, 4.2 * len(reports)), 3.8)
     for axes, report in zip(figure.subplots(1, len(reports), squeeze=False).flat, reports, strict=True):
-        for i, steps in enumerate(sorted({row["timesteps"] for row in report["imp_overhead"]})):
-            rows = sorted((r for r in report["imp_overhead"] if r["timesteps"] == steps), key=lambda r: r["neurons"])
-            ratio = [r["seconds_with"] / r["seconds_without"] for r in rows]
-            axes.plot([r["neurons"] for r in rows], ratio, label=f"T = {steps}", **SERIES[i % len(SERIES)])
-        axes.axhline(1, color="0.4", linewidth=0.8)
+        rows = report["imp_overhead"]
+        series = sorted({row["timesteps"] for row in rows})
+        control = [r["seconds_without_again"] / r["seconds_without"] for r in rows if "seconds_without_again" in r]
+        if control:
+            axes.axhspan(min(control), max(control), color="0.92", zorder=0, label="control: its range")
+        for i, steps in enumerate(series):
+            mine = sorted((r for r in rows if r["timesteps"] == steps), key=lambda r: r["neurons"])
+            aside = 2 ** (0.06 * (i - (len(series) - 1) / 2))  # so that points of equal height lie side by side
+            x = [r["neurons"] * aside for r in mine]
+            look = SERIES[i % len(SERIES)]
+            axes.plot(x, [r["seconds_with"] / r["seconds_without"] for r in mine], label=f"T = {steps}", **look)
+            again = [(a, r["seconds_without_again"] / r["seconds_without"]) for a, r in zip(x, mine, strict=True)
+                     if "seconds_without_again" in r]  # fmt: skip
+            if again:
+                axes.plot(
+                    *zip(*again, strict=True), linestyle="none", marker=look["marker"], markerfacecolor="white",
+                    markeredgecolor=look["color"], label=f"control, T = {steps}",
+                )  # fmt: skip
+        axes.axhline(1, color="0.4", linewidth=0.8, zorder=1)
         axes.set_xscale("log", base=2)
         axes.set_xlabel("neurons")
-        axes.set_title(report["machine"]["processor"])
-        axes.legend(fontsize=7)
+        n = f", n = {2 * report['rounds'] + 1} rounds a point" if "rounds" in report else ""
+        axes.set_title(f"{report['machine']['processor']}{n}")
+        axes.margins(y=0.15)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=7, loc="outside right center")
     figure.axes[0].set_ylabel("forward + backward, with IMP / without")
+    footnote(figure, "medians of CPU time; control (open): the layer without IMP, measured twice")
     return figure
 
 
@@ -393,6 +448,13 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height))
 
 
+def footnote(figure: Figure, *sentences: str | None) -> None:
+    """Small lines below a figure: its n, and what a reader must know; None is left out."""
+    width = int(figure.get_figwidth() * 17)
+    lines = [part for sentence in sentences if sentence for part in textwrap.wrap(sentence, width)]
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=6.5, color="0.3")
+
+
 class MissingData(UserError):
     """A figure's data are not there (yet): the sentence says how to get them."""
 
@@ -402,7 +464,14 @@ def _data(results: Path, name: str) -> dict:
     if not path.exists():
         hint = " run=DIR" if name == "learned_imp" else ""
         raise MissingData(f"{path} does not exist; make it with `{PROGRAM} measure={name}{hint}`")
-    return json.loads(path.read_text())
+    return _read(path)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise MissingData(f"{path} is damaged ({' '.join(str(error).split())[:80]}); make it again") from None
 
 
 def _learned_or_nothing(results: Path) -> list[dict]:
@@ -422,7 +491,12 @@ def _groups(results: Path) -> list[Group]:
 
 
 def _benchmarks(results: Path) -> list[dict]:
-    reports = [json.loads(p.read_text()) for p in sorted((results / "benchmarks").glob("*.json"))]
+    reports = []
+    for path in sorted((results / "benchmarks").glob("*.json")):
+        try:
+            reports.append(_read(path))
+        except MissingData as error:
+            skipped(str(error))
     reports = [r for r in reports if isinstance(r, dict) and "imp_overhead" in r]
     if not reports:
         raise MissingData(
@@ -444,7 +518,8 @@ FIGURES: dict[str, tuple[str, Callable[[Path], Figure]]] = {
         lambda results: draw_pattern_mapping(_learned_or_nothing(results)),
     ),
     "accuracy_steps": (
-        "Test accuracy of each time step's own output (not of the running mean), mean ± sd over seeds.",
+        "Test accuracy of each time step's own output (not of the running mean), mean ± sd over seeds. A row of panels is a "
+        "data set, a panel a loss, with the row's other losses in grey.",
         lambda results: draw_accuracy_steps(_groups(results)),
     ),
     "convergence": (
@@ -453,7 +528,8 @@ FIGURES: dict[str, tuple[str, Callable[[Path], Figure]]] = {
         lambda results: draw_convergence(_data(results, "convergence")),
     ),
     "imp_overhead": (
-        "Time of a layer's forward and backward with IMP over the time without.",
+        "Time of a layer's forward and backward with IMP over the time without. Open marks are the control, the same layer "
+        "measured twice: what lies in the grey band cannot be told from noise.",
         lambda results: draw_imp_overhead(_benchmarks(results)),
     ),
     "learned_imp": (

@@ -53,5 +53,5 @@ def write_text(target: Path, text: str) -> None:
 
 
 def write_json(target: Path, content: Any) -> None:
-    """Write JSON whole or not at all (floats at full precision)."""
-    write_text(target, json.dumps(content, indent=2) + "\n")
+    """Write strict JSON whole or not at all (floats at full precision). Raises ValueError for NaN and infinity."""
+    write_text(target, json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -11,9 +11,9 @@ import fcntl
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from snn_repro import __version__, distributed
 from snn_repro.config import Config, config_hash, differing, to_dict
 from snn_repro.errors import UserError
 from snn_repro.files import replace_atomically, write_error, write_json, write_text
+from snn_repro.provenance import git_state
 
 SCHEMA_VERSION = 1
 RESULT, STATUS, METRICS, PREDICTIONS, CONFIG = (
@@ -56,6 +57,7 @@ class Run:
         self.config = config
         self.hash = config_hash(config)
         self.finished: RunResult | None = None
+        self.remark = ""  # on an earlier result: what could not be compared
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.folder / ".lock", "w")  # noqa: SIM115  held for the life of the run
@@ -98,7 +100,14 @@ class Run:
                 "(hydra.run.dir=...), another name=..., or redo this one with force=true"
             )
         if finished:
-            self.finished = RunResult(_read_json(result, result.read_text(), "remove it and start the same command again"))
+            found = RunResult(_read_json(result, result.read_text(), "remove it and start the same command again"))
+            changed, self.remark = other_data(found, self.config)
+            if changed:
+                raise UserError(
+                    f"{self.folder} holds a run on other data ({'; '.join(changed)}); give the data_dir and cache_dir that "
+                    "it was trained on, choose another folder (hydra.run.dir=...) or name=..., or redo it with force=true"
+                )
+            self.finished = found
 
     def clear(self) -> None:
         """Remove what an earlier run left, so that a new start cannot mix with it.
@@ -133,7 +142,7 @@ class Run:
 
     def record(self, history: list[dict]) -> None:
         """Write metrics.jsonl anew: a file of some hundred lines, so that a cut line can never be left."""
-        write_text(self.folder / METRICS, "".join(json.dumps(line) + "\n" for line in history))
+        write_text(self.folder / METRICS, "".join(json.dumps(line, allow_nan=False) + "\n" for line in history))
 
     def predictions(self, **arrays: Any) -> None:
         """Write predictions.npz."""
@@ -165,11 +174,26 @@ def _forget_locks() -> None:
 os.register_at_fork(after_in_child=_forget_locks)
 
 
+def other_data(result: dict, config: Config, identify: Callable[[Config], dict] | None = None) -> tuple[list[str], str]:
+    """(how the data of a finished run differ from those that `config` names now, what kept us from comparing them).
+
+    identify: `fingerprint`, or a cached one.
+    """
+    from snn_repro.data.fingerprint import changes, fingerprint
+
+    if not result.get("data"):
+        return [], "it was made by a version that kept no fingerprint of its data"
+    try:
+        return changes(result["data"], (identify or fingerprint)(config)), ""
+    except UserError as error:
+        return [], f"its data were not compared: {error}"
+
+
 class Follower:
     """The run directory as the other processes of a run see it: rank 0 holds and writes it, they only know its name."""
 
     def __init__(self, folder: Path, finished: RunResult | None):
-        self.folder, self.finished = folder, finished
+        self.folder, self.finished, self.remark = folder, finished, ""
 
     def ignore(self, *_: Any, **__: Any) -> None:
         """What rank 0's `Run` writes."""
@@ -199,34 +223,109 @@ def _read_json(path: Path, text: str, fix: str) -> dict:
     raise UserError(f"{path} is damaged: it does not parse as JSON, or holds no object; {fix}")
 
 
+NEEDED = (
+    "name", "seed", "recipe_hash", "split_id", "split_sha256", "precision", "timesteps", "readout", "acc_last",
+    "acc_valsel", "acc_best_test", "acc_step", "n_train", "n_test", "correct", "params_weights", "params_imp", "epochs",
+    "dataset", "model", "loss", "neuron", "paper_row", "device", "config",
+)  # fmt: skip
+
+
 def find_results(*roots: str | Path) -> list[RunResult]:
     """Every finished run under the given folders (or given result.json files), sorted by path; `folder` is added.
 
-    Raises UserError for a path that does not exist or a result that is no JSON.
+    A result that is damaged, or not ours, is left out, and a line on stderr says so. Raises UserError for a path that
+    does not exist, and where results were found but none can be read.
     """
-    found = []
+    found: list[RunResult] = []
+    left_out: dict[str, None] = {}  # in order, each once
     for root in map(Path, roots):
         if not root.exists():
             raise UserError(f"{root} does not exist; give folders that hold runs")
-        for path in [root] if root.is_file() else sorted(root.rglob(RESULT)):
+        for path in sorted(root.rglob(RESULT)) if root.is_dir() else [root]:
             try:
-                result = RunResult(json.loads(path.read_text()))
-            except (ValueError, TypeError):
-                raise UserError(f"{path} is no result of snn_repro: it does not parse as a JSON object") from None
-            result["folder"] = str(path.parent)
-            found.append(result)
+                found.append(read_result(path))
+            except UserError as error:
+                left_out[str(error)] = None
+    if left_out and not found:
+        more = f" (and {len(left_out) - 1} more like it)" if len(left_out) > 1 else ""
+        raise UserError(f"no result can be read: {next(iter(left_out))}{more}")
+    for sentence in left_out:
+        skipped(sentence)
     return found
+
+
+def skipped(sentence: str) -> None:
+    """Say in one line on stderr that something was left out, and why."""
+    print("skipped: " + sentence.replace("\n", " "), file=sys.stderr)
+
+
+def read_result(path: Path) -> RunResult:
+    """One result.json, with `folder` added. Raises UserError where it is damaged or no result of this version."""
+    try:
+        if not path.is_file():
+            raise OSError("it is no regular file")
+        content = json.loads(path.read_text("utf-8"), parse_constant=_no_number)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        why = f"it holds {error}" if isinstance(error, NotStrict) else "it does not parse as JSON"
+        raise UserError(f"{path} is damaged or no result of snn_repro: {why}; remove it, or run it again") from None
+    why = _complaint(content)
+    if why:
+        raise UserError(f"{path} {why}")
+    return RunResult(content, folder=str(path.parent))
+
+
+class NotStrict(ValueError):
+    """NaN or an infinity, which strict JSON does not have."""
+
+
+def _no_number(word: str) -> None:
+    raise NotStrict(word)
+
+
+def _complaint(content: Any) -> str | None:
+    """What keeps parsed JSON from being a result that tables can read; None where nothing does."""
+    if not isinstance(content, dict):
+        return "is no result of snn_repro: it holds no JSON object"
+    if content.get("schema_version") != SCHEMA_VERSION:
+        given = content.get("schema_version")
+        return f"has schema_version={given}; this version reads {SCHEMA_VERSION}, so run it again"
+    missing = [key for key in NEEDED if key not in content]
+    if missing:
+        return f"lacks the keys {', '.join(missing)}; it is no complete result, so run it again"
+    kinds = {
+        "a text": (str, ("name", "recipe_hash", "split_id", "split_sha256", "precision", "readout", "dataset", "model", "loss", "device")),
+        "a whole number": (int, ("seed", "timesteps", "n_train", "n_test", "correct", "params_weights", "params_imp", "epochs")),
+        "a JSON object": (dict, ("neuron", "config")),
+    }  # fmt: skip
+    for what, (kind, keys) in kinds.items():
+        for key in keys:
+            if not isinstance(content[key], kind) or isinstance(content[key], bool):
+                return f"has {key}={content[key]!r:.60}, which is not {what}; it is damaged, so run it again"
+    parts = [part for part in ("dataset", "recipe", "debug") if not isinstance(content["config"].get(part), dict)]
+    if parts or not isinstance(content["neuron"].get("imp"), bool):
+        return f"has a config without {', '.join(parts) or 'neuron.imp'}; it is no complete result, so run it again"
+    steps = content["acc_step"]
+    if not isinstance(steps, list) or len(steps) != content["timesteps"]:
+        return f"has acc_step={steps!r:.60}, not one number a time step; it is damaged, so run it again"
+    optional = [content["acc_valsel"]] if content["acc_valsel"] is not None else []
+    for value in [content["acc_last"], content["acc_best_test"], *steps, *optional]:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+            return f"has an accuracy of {value!r:.60}, not in 0..1; it is damaged, so run it again"
+    return None
 
 
 def environment(device: str) -> dict:
     """Versions, commit and machine, without host name, user or paths."""
+    commit, dirty = git_state()
     packages = ("torch", "torchvision", "spikingjelly", "timm", "tonic", "numpy", "hydra-core", "wandb")
     return dict(
         snn_repro=__version__,
         python=platform.python_version(),
         packages={p: _version(p) for p in packages},
-        commit=_git("rev-parse", "HEAD"),
-        dirty=bool(_git("status", "--porcelain", "--untracked-files=no")),
+        commit=commit,
+        dirty=dirty,
         device=device,
         platform=f"{platform.system()} {platform.machine()}",
         cpus=os.cpu_count(),
@@ -239,13 +338,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _git(*args: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *args], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -5,11 +5,14 @@ from that folder alone, so it does not matter which process or machine ran it.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
+import multiprocessing
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -17,8 +20,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from snn_repro.config import Config, ConfigError, compose_checked, config_hash, multirun_config, sweep_jobs
+from snn_repro.config import (
+    Config,
+    ConfigError,
+    compose_checked,
+    config_hash,
+    given_keys,
+    idle,
+    multirun_config,
+    refuse_misplaced,
+    sweep_jobs,
+)
 from snn_repro.errors import UserError
+from snn_repro.files import write_error
 
 log = logging.getLogger("snn_repro")
 
@@ -37,36 +51,227 @@ class Job(NamedTuple):
 
 
 def plan(overrides: list[str]) -> list[Job]:
-    """Every job of the sweep, checked; raises ConfigError for an empty sweep, a wrong key or a shared folder."""
+    """Every job of the sweep, checked; raises ConfigError for an empty sweep, a wrong key or a shared folder.
+
+    A key set by hand must have an effect in at least one of them.
+    """
+    refuse_misplaced(overrides, sweep=True)
     jobs = [Job(o, compose_checked(o, sweep=True)) for o in sweep_jobs(overrides)]
+    without_effect = [idle(job.config, job.overrides) for job in jobs]
+    for name, sentence in without_effect[0].items():
+        if all(name in found for found in without_effect):
+            raise ConfigError(sentence)
     folders = [job.folder for job in jobs]
     shared = sorted({f for f in folders if folders.count(f) > 1})
     if shared:
-        raise ConfigError(f"several jobs of this sweep would share the folder {shared[0]}; give them names with name=...")
+        raise ConfigError(
+            f"several jobs of this sweep would share the folder {shared[0]}: what differs changes no result; run them apart, each with a name=... of its own"
+        )
     return jobs
 
 
 def run_sweep(overrides: list[str], argv: list[str], task: Callable) -> int:
     """Launch what is not finished, wait for it, report; returns the exit code."""
+    _fingerprints.clear()
     jobs = plan(overrides)
     left = [job for job in jobs if job.config.force or not (job.config.skip_finished and is_finished(job))]
     if len(left) < len(jobs):
         print(f"{len(jobs) - len(left)} of {len(jobs)} runs are finished already", flush=True)
-    problem = None
+    check_data(left, elsewhere=any(o.startswith("hydra/launcher=") and "slurm" in o for o in overrides))
+    blocked = {job.folder: why for job in left if (why := _blocked(job.folder))}
+    free = [job for job in left if job.folder not in blocked]
+    problem = signum = None
     try:
-        if left:
-            launch(overrides, left, task)
+        if free:
+            with stoppable(free):
+                launch(overrides, free, task)
     except UserError as error:  # a queue that refuses, a missing plugin: the report still says where things stand
         problem = str(error)
-    return report(jobs, len(jobs) - len(left), argv, problem)
+    except OSError as error:  # Hydra's launchers make the sweep's folder
+        if error.filename is None:
+            raise
+        problem = str(write_error(Path(error.filename).absolute(), error)).replace("hydra.run.dir", "hydra.sweep.dir")
+    except KeyboardInterrupt as interrupt:
+        signum = getattr(interrupt, "signum", signal.SIGINT)
+        problem = f"the sweep was stopped by {signal.Signals(signum).name}"
+    code = report(jobs, len(jobs) - len(left), argv, problem, stopped=signum is not None, blocked=blocked)
+    return 128 + signum if signum else code
+
+
+def in_a_sweep(sentence: str) -> str:
+    """A sentence of a run, with the advice that holds in a sweep."""
+    return sentence.replace("hydra.run.dir=...", "hydra.sweep.dir=...")
+
+
+# ---------------------------------------------------------------- before the first run
+
+
+def check_data(jobs: list[Job], elsewhere: bool = False) -> None:
+    """Raise UserError, with a line for each, when data of the jobs are missing; with `elsewhere`, where the runs are on
+    other machines than this one, only warn. Nothing is looked at twice, and torch is imported only for data on disk."""
+    missing: dict[str, list[Job]] = {}
+    known: dict[tuple, str | None] = {}
+    for job in jobs:
+        c = job.config
+        needs = (
+            c.dataset.name,
+            c.timesteps,
+            c.dataset.integrate_by,
+            c.dataset.frame_size,
+            c.data_dir,
+            c.cache_dir,
+            c.model.weights,
+        )
+        if needs not in known:
+            known[needs] = _lacks(c)
+        if known[needs]:
+            missing.setdefault(known[needs], []).append(job)
+    if not missing:
+        return
+    lines = []
+    for sentence, of in missing.items():
+        more = f" and {len(of) - 1} more" if len(of) > 1 else ""
+        lines.append(f"  {of[0].folder}{more}: {sentence}")
+    number = sum(map(len, missing.values()))
+    if elsewhere:
+        print("\n".join([f"snn-train: {number} runs would lack their data on this machine:", *lines]), file=sys.stderr)
+        return
+    raise UserError("\n".join([f"{number} of {len(jobs)} runs lack their data, so that none was started:", *lines]))
+
+
+def _blocked(folder: Path) -> str | None:
+    """The sentence that says why a run's folder cannot be made, where Hydra would end the whole sweep; None if it can."""
+    there = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
+    if not there.is_dir():
+        return str(write_error(folder, OSError(errno.ENOTDIR, "")))
+    if not os.access(there, os.W_OK | os.X_OK):
+        return str(write_error(folder, OSError(errno.EACCES, "")))
+    return None
+
+
+def _lacks(c: Config) -> str | None:
+    """The sentence about the first file or folder that a run of this configuration would not find; None if all is there."""
+    name = c.dataset.name
+    try:
+        if name in ("cifar10_dvs", "dvs_gesture", "ncaltech101"):
+            from snn_repro.data.prepare import open_cache
+
+            open_cache(
+                name, c.cache_dir, c.timesteps, c.dataset.integrate_by, c.dataset.frame_size, data_dir=c.data_dir
+            )
+        elif name not in ("digits", "digits_dvs"):  # those are embedded
+            from snn_repro.data import static
+
+            static.fashion_mnist_files(c) if name == "fashion_mnist_dvs" else static.locate(c)
+        if c.model.weights:
+            from snn_repro.checkpoint import find_weights
+
+            find_weights(c.model.weights, c.data_dir)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def is_search(sweeper: str) -> bool:
+    """Whether the sweeper of this `_target_` looks for the best value, rather than running what it was given."""
+    return sweeper.rsplit(".", 1)[-1] not in ("BasicSweeper", "ListSweeper", "FilterSweeper")
+
+
+def say_what_is_searched(node: Any, overrides: list[str]) -> None:
+    """Warn when a search has no validation part to select on."""
+    swept = "dataset.validation" in given_keys(overrides) and not isinstance(node.dataset.validation, int | float)
+    if is_search(node.hydra.sweeper._target_) and not swept and not node.dataset.validation:
+        print(
+            "snn-train: this search selects on the test set, because dataset.validation=0, so that its best accuracy is "
+            "optimistic; hold a part out with dataset.validation=0.1",
+            file=sys.stderr,
+        )
+
+
+# ---------------------------------------------------------------- stopping
+
+PATIENCE = 60  # seconds that worker processes get to save the runs that they are at
+
+
+@contextlib.contextmanager
+def stoppable(jobs: list[Job] = ()) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGUSR2 raise Interrupted, after the worker processes of joblib have saved their runs.
+
+    A run in this process answers them itself while it trains. A second Ctrl-C stops at once.
+    """
+    from snn_repro.train import Interrupted
+
+    asked = []
+
+    def ask(signum, frame):
+        first = not asked
+        asked.append(signum)
+        if first:
+            _let_workers_save(jobs)
+        raise Interrupted(asked[0], f"stopped by {signal.Signals(asked[0]).name}")
+
+    try:
+        before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+    except ValueError:  # not in the main thread
+        before = {}
+    try:
+        yield
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+def _let_workers_save(jobs: list[Job]) -> None:
+    """Tell the worker processes that are at one of the jobs to stop, and wait until they have."""
+    workers = {process.pid for process in multiprocessing.active_children()}
+    deadline, told = time.monotonic() + PATIENCE, set()
+    while workers and time.monotonic() < deadline:
+        running = {
+            status.get("pid") for job in jobs if (status := _read(job.folder / "status.json")).get("state") == "running"
+        }
+        for pid in (running & workers) - told:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        if running & workers and not told:
+            print(
+                "stopping: the runs under way are saved first (Ctrl-C again stops at once)", file=sys.stderr, flush=True
+            )
+        told |= running & workers
+        if not running & {process.pid for process in multiprocessing.active_children()}:
+            return
+        time.sleep(0.1)
 
 
 # ---------------------------------------------------------------- what became of a job
 
 
 def is_finished(job: Job) -> bool:
-    """Whether the job's folder holds a result of exactly this configuration."""
-    return _read(job.folder / "result.json").get("config_hash") == config_hash(job.config)
+    """Whether the job's folder holds a result of exactly this configuration, on the data that it names now."""
+    result = _read(job.folder / "result.json")
+    return result.get("config_hash") == config_hash(job.config) and not _other_data(job, result)
+
+
+def _other_data(job: Job, result: dict) -> list[str]:
+    """How the data of the job's earlier result differ from those that it names now; a data set is looked at once a sweep."""
+    from snn_repro.data.fingerprint import fingerprint
+    from snn_repro.store import other_data
+
+    def once(config: Config) -> dict:
+        d = config.dataset
+        key = (d.name, config.timesteps, d.integrate_by, d.frame_size, config.data_dir, config.cache_dir, config.model.weights)
+        if key not in _fingerprints:
+            try:
+                _fingerprints[key] = fingerprint(config)
+            except UserError as error:
+                _fingerprints[key] = error
+        if isinstance(_fingerprints[key], UserError):
+            raise _fingerprints[key]
+        return _fingerprints[key]
+
+    return other_data(result, job.config, once)[0]
+
+
+_fingerprints: dict = {}  # of the data sets of this sweep, or why there is none
 
 
 def state(job: Job) -> tuple[str, str]:
@@ -80,6 +285,8 @@ def state(job: Job) -> tuple[str, str]:
         if _in_use(job.folder):
             return "running", "another process is at it"
         return ("done", "") if is_finished(job) else ("killed", "its process ended without a word: killed, or out of memory")
+    if status["state"] == "done" and (changed := _other_data(job, _read(job.folder / "result.json"))):
+        return "not started", f"the folder holds a run on other data ({'; '.join(changed)}); see the messages above"
     return status["state"], status["error"] or ""
 
 
@@ -103,19 +310,32 @@ def _in_use(folder: Path) -> bool:
     return False
 
 
-def report(jobs: list[Job], before: int, argv: list[str], problem: str | None = None) -> int:
-    """Say how many runs are done, which are not and why, and the command that runs just those; returns the exit code."""
-    states = [(job, *state(job)) for job in jobs]
+def report(
+    jobs: list[Job],
+    before: int,
+    argv: list[str],
+    problem: str | None = None,
+    stopped: bool = False,
+    blocked: dict[Path, str] | None = None,
+) -> int:
+    """Say how many runs are done, which are not and why, and the command that runs just those; returns the exit code.
+
+    stopped: by a signal, so that no message above says why a run was not started. blocked: folders that cannot be made.
+    """
+    blocked = blocked or {}
+    states = [(job, "failed", blocked[job.folder]) if job.folder in blocked else (job, *state(job)) for job in jobs]
+    if stopped:
+        states = [(job, what, "" if what == "not started" else why) for job, what, why in states]
     missing = [(job, what, why) for job, what, why in states if what != "done"]
     done = len(jobs) - len(missing)
     print(f"sweep: {done} of {len(jobs)} runs done" + (f", {before} of them earlier" if before else ""), flush=True)
     if problem:
-        print(f"snn-train: {problem}", file=sys.stderr)
+        print(f"snn-train: {in_a_sweep(problem)}", file=sys.stderr)
     if not missing:
         return 1 if problem else 0
     again = [a for a in argv if a.split("=")[0] not in ("force", "skip_finished", "resume")]
     lines = [f"{len(missing)} of {len(jobs)} runs did not finish:"]
-    lines += [f"  {what}: {job.folder}: {why}" for job, what, why in missing]
+    lines += [f"  {what}: {job.folder}" + (f": {in_a_sweep(why)}" if why else "") for job, what, why in missing]
     lines += ["the finished ones are left out when this is typed again:", f"  python -m snn_repro.train {shlex.join(again)}"]
     print("\n".join(lines), file=sys.stderr, flush=True)
     return 1

@@ -1,22 +1,28 @@
 """From results to tables: runs are grouped, averaged over seeds, and written as text, Markdown, CSV, LaTeX and HTML."""
 
 import csv
+import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from snn_repro.config import ADDED, CONF_DIR, differing, hashed, load_config
-from snn_repro.errors import UserError
+from snn_repro.config import ADDED, CONF_DIR, choices, differing, hashed, load_config
+from snn_repro.console import plain
+from snn_repro.errors import DataError, UserError
 from snn_repro.files import write_json
+from snn_repro.provenance import source_hash
 from snn_repro.rows import PaperRow
 from snn_repro.statistics import Summary, mcnemar, paired, summary, wilson
-from snn_repro.store import PREDICTIONS, RESULT, SCHEMA_VERSION, RunResult, find_results
+from snn_repro.store import PREDICTIONS, RESULT, RunResult, find_results, skipped
 
 OPTIMISTIC = "best epoch on the test set (optimistic)"
 
@@ -50,39 +56,35 @@ class Group:
 
 
 def load(roots: Iterable[str | Path]) -> list[RunResult]:
-    """Every finished run under `roots`. Raises UserError for a missing path, a folder without runs, a broken result."""
-    found: dict[Path, RunResult] = {}
+    """Every finished run under `roots`; damaged ones are left out with a line on stderr.
+
+    Raises UserError for a missing path, a folder without runs, and where no run can be read.
+    """
+    roots = [Path(root) for root in roots]
     for root in roots:
-        results = find_results(root)
-        if not results:
+        if root.is_dir() and next(root.rglob(RESULT), None) is None:
             raise UserError(f"{root} holds no finished run (no {RESULT}); train first, or give another folder")
-        for result in results:
-            _check(result)
-            found[Path(result["folder"]).resolve()] = result
-    return list(found.values())
-
-
-NEEDED = (
-    "name", "seed", "recipe_hash", "split_sha256", "precision", "timesteps", "readout", "acc_last", "acc_valsel",
-    "acc_best_test", "acc_step", "n_test", "params_weights", "params_imp", "config",
-)  # fmt: skip
-
-
-def _check(result: RunResult) -> None:
-    path = Path(result["folder"], RESULT)
-    if result.get("schema_version") != SCHEMA_VERSION:
-        raise UserError(
-            f"{path} has schema_version={result.get('schema_version')}; this version reads {SCHEMA_VERSION}, so run it again"
-        )
-    missing = [key for key in NEEDED if key not in result]
-    if missing:
-        raise UserError(f"{path} lacks the keys {', '.join(missing)}; it is no complete result, so run it again")
+    return list({Path(result["folder"]).resolve(): result for result in find_results(*roots)}.values())
 
 
 def identity(result: RunResult) -> tuple:
-    """What must agree before two runs may be averaged: row, configuration without the seed, test list, arithmetic."""
+    """What must agree before two runs may be averaged.
+
+    Row, configuration without the seed, test list, arithmetic, images per batch statistic and the data themselves.
+    """
     fidelity = hashed(result["config"]).get("fidelity")  # extended counts as published, which it was called before
-    return result["name"], result["recipe_hash"], result["split_sha256"], str(fidelity), result["precision"]
+    return (
+        result["name"], result["recipe_hash"], result["split_sha256"], str(fidelity), result["precision"],
+        str(result.get("images_per_statistic")), data_id(result),
+    )  # fmt: skip
+
+
+def data_id(result: RunResult) -> str:
+    """Eight hex digits for the fingerprint of the data; "unknown" where the run did not record it."""
+    data = result.get("data")
+    if data is None:
+        return "unknown"
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def group_runs(results: Iterable[RunResult]) -> tuple[list[Group], list[str]]:
@@ -108,15 +110,155 @@ def group_runs(results: Iterable[RunResult]) -> tuple[list[Group], list[str]]:
 
 def _differences(results: list[RunResult], mine: int) -> str:
     """What tells one of several configurations of the same name from the others, as `key=value, ...`."""
-    flats = [
-        ADDED
-        | {k: v for k, v in hashed(r["config"]).items() if k != "seed"}
-        | {"split": r["split_sha256"][:8], "precision": r["precision"]}
-        for r in results
-    ]
-    keys = sorted({k for flat in flats for k in flat})
-    apart = [k for k in keys if len({repr(flat.get(k)) for flat in flats}) > 1]
+    flats = [facts(result) for result in results]
+    apart = [k for k in sorted(set().union(*flats)) if len({repr(flat.get(k)) for flat in flats}) > 1]
     return ", ".join(f"{k}={flats[mine].get(k)}" for k in apart) or results[mine]["recipe_hash"]
+
+
+def facts(result: RunResult) -> dict[str, Any]:
+    """Flat `{"recipe.lr": 0.1, ..., "split": ...}` of all that makes a run what it is, but for its seed."""
+    return ADDED | {k: v for k, v in hashed(result["config"]).items() if k != "seed"} | dict(
+        split=result["split_sha256"][:8], precision=result["precision"],
+        images_per_statistic=result.get("images_per_statistic"), data=data_id(result),
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- what a reader must know of the runs of a table
+
+MACHINE = ("threads", "processes")  # no key of a configuration, yet sums are added in another order
+
+
+def remarks(groups: Iterable[Group], common: int = 6) -> list[str]:
+    """Notes for below a table: numbers of threads or processes that differ, keys changed on resume, older code.
+
+    A value that more than `common` groups share is not followed by their names.
+    """
+    groups = list(groups)
+    notes = []
+    for key in MACHINE:
+        who: dict[Any, list[str]] = {}
+        for group in groups:
+            values = {run.get(key) for run in group.runs}
+            for value in sorted(values, key=lambda v: (v is None, v)):
+                seeds = [run["seed"] for run in group.runs if run.get(key) == value]
+                who.setdefault(value, []).append(group.label + (_seeds(seeds) if len(values) > 1 else ""))
+        if len(who) > 1:
+            said = [
+                f"{'not recorded' if value is None else value} in "
+                + (", ".join(names) if len(names) <= common else f"{len(names)} rows")
+                for value, names in sorted(who.items(), key=lambda item: -len(item[1]))
+            ]
+            notes.append(f"{key} differ, which changes sums in their last digits, and so numbers: {'; '.join(said)}")
+    for group in groups:
+        for run in group.runs:
+            if run.get("changed_on_resume"):
+                changed = ", ".join(map(str, run["changed_on_resume"]))
+                notes.append(f"{group.label}{_seeds([run['seed']])} was continued under other conditions: {changed}")
+    older = older_note([run for group in groups for run in group.runs])
+    return notes + ([older] if older else [])
+
+
+def _seeds(seeds: list[int]) -> str:
+    return f" (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})"
+
+
+def is_older(made: dict) -> bool:
+    """Whether a result (or other measured data) was made before the last change of what computes it, or may have been."""
+    return (made.get("code") or {}).get("sha256") != source_hash()
+
+
+def older_note(made: Sequence[dict], what: str = "runs") -> str | None:
+    """A sentence on how many of the results were made by older code; None where none was."""
+    older = sum(map(is_older, made))
+    if not older:
+        return None
+    return (
+        f"older code: {older} of {len(made)} {what} made before the last change of what computes them, or without a record "
+        "of their code"
+    )
+
+
+def debug_keys(result: RunResult) -> list[str]:
+    """`["debug.max_steps=2", ...]`: the keys that cut a run short; empty for a real run."""
+    return [f"{k}={v}" for k, v in hashed(result["config"]).items() if k.startswith("debug.") and v]
+
+
+class Marks(NamedTuple):
+    """Of each group its mark ("[a]", or "" where no group needs one) and the values of the keys in which they differ."""
+
+    marks: list[str]
+    values: list[str]
+    keys: list[str]
+
+
+def mark(groups: Sequence[Group]) -> Marks:
+    """Tell apart groups that differ in more than their names say; groups of one mark are alike in all else.
+
+    A name `dataset-model-neuron-loss` says what its four choices set, any other name the loss and all of IMP.
+    """
+    flats = []
+    for group in groups:
+        flat = {k: v for k, v in facts(group.first).items() if v is not None or k != "images_per_statistic"}
+        for key in MACHINE:
+            values = sorted({run[key] for run in group.runs if run.get(key) is not None})
+            flat |= {key: " and ".join(map(str, values))} if values else {}
+        flats.append(flat)
+    keys = []
+    for key in sorted(set().union(*flats)):
+        have = [(group.first, flat[key]) for group, flat in zip(groups, flats, strict=True) if key in flat]
+        if len({repr(value) for _, value in have}) > 1 and _unsaid(key, have):
+            keys.append(key)
+    labels: dict[tuple, str] = {}
+    marks, values = [], []
+    for flat in flats:
+        mine = tuple(repr(flat.get(key)) for key in keys)
+        marks.append(labels.setdefault(mine, f"[{_letters(len(labels))}]"))
+        values.append(", ".join(f"{key}={flat[key]}" for key in keys if key in flat))
+    return Marks(marks if keys else [""] * len(groups), values, keys)
+
+
+def _unsaid(key: str, have: list[tuple[RunResult, Any]]) -> bool:
+    """Whether the names of some of these runs leave open that `key` has the value that it has."""
+    same_name: dict[str, set[str]] = {}
+    for result, value in have:
+        same_name.setdefault(result["name"], set()).add(repr(value))
+    if any(len(values) > 1 for values in same_name.values()):
+        return True
+    if key in ("split", "data"):  # of another data set they are other ones
+        of_set: dict[str, set[str]] = {}
+        for result, value in have:
+            if value != "unknown":
+                of_set.setdefault(result["dataset"], set()).add(value)
+        return any(len(values) > 1 for values in of_set.values())
+    return not all(_said(key, result["name"], value) for result, value in have)
+
+
+def _said(key: str, name: str, value: Any) -> bool:
+    if key in ("name", "paper_row"):
+        return True
+    words = name.split("-")
+    if len(words) != len(CHOICES) or any(w not in choices(c) for w, c in zip(words, CHOICES, strict=True)):
+        return key.startswith(WHAT_A_METHOD_CHANGES)
+    group = "dataset" if key == "timesteps" else key.split(".")[0]
+    if group not in CHOICES:
+        return False
+    means = _what_a_choice_means(group, words[CHOICES.index(group)], words[0] if group == "model" else "")
+    return key in means and means[key] == value
+
+
+CHOICES = ("dataset", "model", "neuron", "loss")
+
+
+@cache
+def _what_a_choice_means(group: str, choice: str, dataset: str) -> dict[str, Any]:
+    try:
+        return hashed(load_config([f"dataset={dataset}"] * bool(dataset) + [f"{group}={choice}"]))
+    except UserError:
+        return {}
+
+
+def _letters(i: int) -> str:
+    return (_letters(i // 26 - 1) if i >= 26 else "") + chr(ord("a") + i % 26)
 
 
 # ---------------------------------------------------------------- one group against another
@@ -131,6 +273,12 @@ def recipe_difference(a: RunResult, b: RunResult) -> list[str]:
     for key in ("split_sha256", "precision"):
         if a[key] != b[key]:
             found.append(f"{key}: {a[key][:16]} -> {b[key][:16]}")
+    statistics = a.get("images_per_statistic"), b.get("images_per_statistic")
+    if None not in statistics and statistics[0] != statistics[1]:
+        found.append(f"images_per_statistic: {statistics[0]} -> {statistics[1]}")
+    data = data_id(a), data_id(b)
+    if "unknown" not in data and data[0] != data[1]:
+        found.append(f"data: {data[0]} -> {data[1]}")
     return found
 
 
@@ -162,7 +310,7 @@ def gain(group: Group, baseline: Group) -> Gain:
     if len(seeds) == 1:
         a, b = theirs[seeds[0]], ours[seeds[0]]
         value = 100 * (b["acc_last"] - a["acc_last"])
-        right = right_answers(a), right_answers(b)
+        right = _right_or_none(a), _right_or_none(b)
         if right[0] is None or right[1] is None:
             return Gain(value, None, None, None, "no predictions", 1, baseline.label)
         return Gain(value, None, None, mcnemar(*right).p, "McNemar", 1, baseline.label)
@@ -176,26 +324,42 @@ RIGHT = "right.json"  # the right answers of a collected run: a bit a test sampl
 def right_answers(result: RunResult) -> np.ndarray | None:
     """bool [N]: which test samples the final network answers rightly at its readout; None where no file says so.
 
-    Raises UserError where the file does not belong to the result.
+    Raises DataError where the file is damaged or does not belong to the result.
     """
     folder = Path(result["folder"])
-    if (folder / RIGHT).exists():
-        content = json.loads((folder / RIGHT).read_text())
-        bits = np.frombuffer(bytes.fromhex(content["bits"]), np.uint8)
-        right = np.unpackbits(bits, count=content["n_test"]).astype(bool)
-    elif (folder / PREDICTIONS).exists():
-        with np.load(folder / PREDICTIONS, allow_pickle=False) as file:
-            logits, label = file["logits"].astype(np.float32), file["label"]
-        scores = logits[:, -1] if result["readout"] == "last" else logits.mean(1)
-        right = scores.argmax(-1) == label
-    else:
-        return None
-    if abs(int(right.sum()) - result["correct"]) > 1e-3 * len(right) + 1 or len(right) != result["n_test"]:
-        raise UserError(
-            f"{folder}: the predictions have {right.sum()} of {len(right)} right and {RESULT} says {result['correct']} "
-            f"of {result['n_test']}; they are not of one run, so run it again with force=true"
+    try:
+        if (folder / RIGHT).exists():
+            path = folder / RIGHT
+            content = json.loads(path.read_text("utf-8"))
+            bits = np.frombuffer(bytes.fromhex(content["bits"]), np.uint8)
+            right = np.unpackbits(bits, count=content["n_test"]).astype(bool)
+        elif (folder / PREDICTIONS).exists():
+            path = folder / PREDICTIONS
+            with np.load(path, allow_pickle=False) as file:
+                logits, label = file["logits"].astype(np.float32), file["label"]
+            scores = logits[:, -1] if result["readout"] == "last" else logits.mean(1)
+            right = scores.argmax(-1) == label
+        else:
+            return None
+        hits, n = int(right.sum()), len(right)
+    except Exception as error:  # zip, JSON, shapes, keys: whatever a foreign file can be
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        raise DataError(f"{path} is damaged ({why}); remove it, or run it again with force=true") from None
+    if abs(hits - result["correct"]) > 1e-3 * n + 1 or n != result["n_test"]:
+        raise DataError(
+            f"{path} has {hits} of {n} right and {RESULT} says {result['correct']} of {result['n_test']}; "
+            "they are not of one run, so run it again with force=true"
         )
     return right
+
+
+def _right_or_none(result: RunResult) -> np.ndarray | None:
+    """`right_answers`, or None after a line on stderr where they cannot be used."""
+    try:
+        return right_answers(result)
+    except DataError as error:
+        skipped(str(error))
+        return None
 
 
 def collect(roots: Iterable[str | Path], into: Path) -> list[Path]:
@@ -213,7 +377,7 @@ def collect(roots: Iterable[str | Path], into: Path) -> list[Path]:
             content["config"] = {
                 k: None if k in ("run_dir", "data_dir", "cache_dir") else v for k, v in result["config"].items()
             }
-            right = right_answers(result)
+            right = _right_or_none(result)
             target.mkdir(parents=True, exist_ok=True)
             write_json(target / RESULT, content)
             if right is not None:
@@ -234,7 +398,10 @@ class Interval(NamedTuple):
 
 
 class Column(NamedTuple):
-    """kind: text | number (two decimals) | summary (mean and spread) | interval | gain | steps (accuracy at t = 1..T)."""
+    """kind: text | number (two decimals) | summary (mean and spread) | interval | gain | steps (accuracy at t = 1..T).
+
+    A column of kind csv is a text that only CSV has: the other forms say it in a note.
+    """
 
     key: str
     header: str
@@ -247,6 +414,11 @@ class Table:
     columns: list[Column]
     rows: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def shown(self) -> list[Column]:
+        """The columns of every form but CSV."""
+        return [c for c in self.columns if c.kind != "csv"]
 
 
 def cell(value: Any) -> str:
@@ -268,13 +440,13 @@ def cell(value: Any) -> str:
 
 def to_markdown(table: Table) -> str:
     """GitHub's Markdown."""
-    right = {c.key for c in table.columns if c.kind != "text"}
+    right = {c.key for c in table.shown if c.kind != "text"}
     lines = [
         f"### {table.title}",
         "",
-        "| " + " | ".join(_md(c.header) for c in table.columns) + " |",
-        "|" + "|".join("---:" if c.key in right else "---" for c in table.columns) + "|",
-        *("| " + " | ".join(_md(cell(row.get(c.key))) for c in table.columns) + " |" for row in table.rows),
+        "| " + " | ".join(_md(c.header) for c in table.shown) + " |",
+        "|" + "|".join("---:" if c.key in right else "---" for c in table.shown) + "|",
+        *("| " + " | ".join(_md(cell(row.get(c.key))) for c in table.shown) + " |" for row in table.rows),
     ]
     if table.notes:
         lines += ["", *(f"- {note}" for note in table.notes)]
@@ -340,16 +512,16 @@ def _tex(text: str) -> str:
 
 def to_latex(table: Table) -> str:
     """A booktabs table, as wide as the line; needs \\usepackage{booktabs,graphicx}."""
-    align = "".join("l" if c.kind == "text" else "r" for c in table.columns)
+    align = "".join("l" if c.kind == "text" else "r" for c in table.shown)
     lines = [
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{_tex(table.title)}}}",
         rf"\resizebox{{\linewidth}}{{!}}{{\begin{{tabular}}{{{align}}}",
         r"\toprule",
-        " & ".join(_tex(c.header) for c in table.columns) + r" \\",
+        " & ".join(_tex(c.header) for c in table.shown) + r" \\",
         r"\midrule",
-        *(" & ".join(_tex(cell(row.get(c.key))) for c in table.columns) + r" \\" for row in table.rows),
+        *(" & ".join(_tex(cell(row.get(c.key))) for c in table.shown) + r" \\" for row in table.rows),
         r"\bottomrule",
         r"\end{tabular}}",
         *(rf"\par\footnotesize {_tex(note)}" for note in table.notes),
@@ -376,16 +548,14 @@ def to_html(title: str, tables: Iterable[Table]) -> str:
         f"<h1>{escape(title)}</h1>",
     ]
     for table in tables:
-        side = {c.key: "" if c.kind == "text" else ' class="r"' for c in table.columns}
+        side = {c.key: "" if c.kind == "text" else ' class="r"' for c in table.shown}
         lines += [
             f"<h2>{escape(table.title)}</h2>",
             '<div class="wide"><table><thead><tr>',
-            *(f"<th{side[c.key]}>{escape(c.header)}</th>" for c in table.columns),
+            *(f"<th{side[c.key]}>{escape(c.header)}</th>" for c in table.shown),
             "</tr></thead><tbody>",
             *(
-                "<tr>"
-                + "".join(f"<td{side[c.key]}>{escape(cell(row.get(c.key)))}</td>" for c in table.columns)
-                + "</tr>"
+                "<tr>" + "".join(f"<td{side[c.key]}>{escape(cell(row.get(c.key)))}</td>" for c in table.shown) + "</tr>"
                 for row in table.rows
             ),
             "</tbody></table></div>",
@@ -394,32 +564,104 @@ def to_html(title: str, tables: Iterable[Table]) -> str:
     return "\n".join([*lines, "</body></html>"]) + "\n"
 
 
-def to_text(table: Table, width: int | None = None) -> str:
-    """A rich table for the terminal; `width` None makes it as wide as it needs to be."""
+def to_text(table: Table, width: int | None = None, ascii_only: bool = False) -> str:
+    """A table for the terminal; `width` None makes it as wide as it needs to be.
+
+    Where the table does not fit into `width` characters, each row takes several lines, and no line is longer.
+    """
+    from rich import box
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    shown = RichTable(title=Text(table.title), title_justify="left")
-    for c in table.columns:
-        shown.add_column(Text(c.header), justify="left" if c.kind == "text" else "right", overflow="fold")
+    def safe(text: str) -> str:
+        return _printable(plain(text) if ascii_only else text)
+
+    shown = RichTable(
+        title=Text(safe(table.title)), title_justify="left", box=box.ASCII2 if ascii_only else box.HEAVY_HEAD
+    )
+    for c in table.shown:
+        shown.add_column(Text(safe(c.header)), justify="left" if c.kind == "text" else "right", overflow="fold")
     for row in table.rows:
-        shown.add_row(*(Text(cell(row.get(c.key))) for c in table.columns))
+        shown.add_row(*(Text(safe(cell(row.get(c.key)))) for c in table.shown))
     out = io.StringIO()
-    wide = Console(file=out, width=10_000)
-    console = Console(file=out, width=width or max(40, wide.measure(shown).maximum))
-    console.print(shown)
+    needs = max(40, Console(file=out, width=10_000).measure(shown).maximum)
+    if width is not None and needs > width:
+        return _stacked(table, width, safe)
+    Console(file=out, width=needs, force_terminal=False).print(shown)
     for note in table.notes:
-        console.print(f"- {note}", markup=False, highlight=False, soft_wrap=True)
+        out.write(_wrapped(safe(note), width, "- ") if width else f"- {safe(note)}\n")
     return out.getvalue()
+
+
+def _stacked(table: Table, width: int, safe: Callable[[str], str]) -> str:
+    """The first column on a line of its own, the numbers below it in columns, long texts and steps below those."""
+    first, *others = table.shown
+    narrow = [c for c in others if c.kind != "steps" and _widest(table, c, safe) <= width // 3]
+    lines: list[list[Column]] = [[]]  # columns, as many a line as fit
+    for c in narrow:
+        if lines[-1] and 1 + sum(2 + _widest(table, k, safe) for k in [*lines[-1], c]) > width:
+            lines.append([])
+        lines[-1].append(c)
+
+    def aligned(text: Callable[[Column], str]) -> list[str]:
+        return [
+            " "
+            + "".join(f"  {safe(text(c)):{'<' if c.kind == 'text' else '>'}{_widest(table, c, safe)}}" for c in line)
+            for line in lines
+            if line
+        ]
+
+    out = [safe(table.title), "", first.header, *aligned(lambda c: c.header), "-" * width]
+    for row in table.rows:
+        out += _wrapped(safe(cell(row.get(first.key))), width, "").splitlines()
+        out += [line.rstrip() for line in aligned(lambda c, row=row: cell(row.get(c.key))) if line.strip()]
+        for c in others:
+            if c not in narrow and row.get(c.key):
+                text = safe(f"{c.header}: {cell(row[c.key])}")
+                out += _wrapped(text, width, "   ").splitlines()
+    out += ["-" * width, *(line for note in table.notes for line in _wrapped(safe(note), width, "- ").splitlines())]
+    return "\n".join(line.rstrip() for line in out) + "\n"
+
+
+def _widest(table: Table, c: Column, safe: Callable[[str], str]) -> int:
+    return max(len(safe(text)) for text in [c.header, *(cell(row.get(c.key)) for row in table.rows)])
+
+
+def _printable(text: str) -> str:
+    return "".join(ch if ch.isprintable() else "?" for ch in text)
+
+
+def _wrapped(text: str, width: int, start: str) -> str:
+    """Lines of at most `width` characters; the later ones are indented by as much as `start` and two more."""
+    indent = " " * (len(start) or 2)
+    lines = textwrap.wrap(text, width, initial_indent=start, subsequent_indent=indent, break_on_hyphens=False)
+    return "".join(f"{line}\n" for line in lines)
 
 
 # ---------------------------------------------------------------- comparing runs
 
 
-def compare(roots: Iterable[str | Path]) -> Table:
-    """One line a group of runs under `roots`: mean ± sd over seeds of each accuracy, and accuracy at each time step."""
-    groups, notes = group_runs(load(roots))
+def compare(roots: Iterable[str | Path], debug_runs: bool = False) -> Table:
+    """One line a group of runs under `roots`: mean ± sd over seeds of each accuracy, and accuracy at each time step.
+
+    Rows that differ in more than their names say are marked, and notes name the keys. Runs that a debug key cut short
+    are left out unless `debug_runs`; raises UserError where nothing else is there.
+    """
+    roots = list(roots)
+    results = load(roots)
+    cut = [result for result in results if debug_keys(result)]
+    left_out = []
+    if cut and not debug_runs:
+        keys = ", ".join(sorted({key for result in cut for key in debug_keys(result)}))
+        said = f"{len(cut)} debug run{'s' if len(cut) > 1 else ''} ({keys})"
+        if len(cut) == len(results):
+            raise UserError(f"{', '.join(map(str, roots))}: only {said}; show them with --debug-runs")
+        results = [result for result in results if not debug_keys(result)]
+        left_out = [f"left out: {said}; shown with --debug-runs"]
+    groups, notes = group_runs(results)
+    marked = mark(groups)
+    groups = [replace(g, label=f"{g.first['name']} {m}".strip()) for g, m in zip(groups, marked.marks, strict=True)]
     columns = [
         Column("row", "row"),
         Column("n", "seeds", "number"),
@@ -428,13 +670,15 @@ def compare(roots: Iterable[str | Path]) -> Table:
         Column("acc_valsel", "acc_valsel %", "summary"),
         Column("acc_best_test", "acc_best_test* %", "summary"),
         Column("acc_step", "accuracy at t=1..T %", "steps"),
+        Column("differs", "differs in", "csv"),
     ]
     rows = [
         dict(
             row=g.label, n=len(g.runs), readout=g.first["readout"], acc_last=g.percent("acc_last"),
             acc_valsel=g.percent("acc_valsel"), acc_best_test=g.percent("acc_best_test"), acc_step=g.steps(),
+            differs=values,
         )
-        for g in groups
+        for g, values in zip(groups, marked.values, strict=True)
     ]  # fmt: skip
     explained = [
         "mean ± sample standard deviation over seeds, test set; acc_last: last epoch at the readout; acc_valsel: test "
@@ -442,7 +686,10 @@ def compare(roots: Iterable[str | Path]) -> Table:
         f"acc_best_test*: {OPTIMISTIC}",
         "accuracy at t: the output of that time step alone, last epoch, mean over seeds",
     ]
-    return Table("Runs by row", columns, rows, explained + notes)
+    if marked.keys:
+        explained.append("rows of different letters differ in more than their names say:")
+        explained += [f"{m} {v}" for m, v in dict(zip(marked.marks, marked.values, strict=True)).items()]
+    return Table("Runs by row", columns, rows, [*explained, *remarks(groups), *left_out, *notes])
 
 
 FORMATS: dict[str, Callable[[Table], str]] = {"text": to_text, "markdown": to_markdown, "csv": to_csv}
@@ -462,12 +709,19 @@ PAPER_COLUMNS = [
     Column("corrected", "corrected %", "number"), Column("gain", "paper's gain", "number"),
     Column("params_M", "paper's params M", "number"),
 ]  # fmt: skip
-MAY_BE_EMPTY = ("corrected", "gain", "params_M", "caveats", "departs")  # columns that a table without such numbers does not have
+MAY_BE_EMPTY = (
+    "corrected",
+    "gain",
+    "params_M",
+    "caveats",
+    "departs",
+    "code",
+)  # columns that a table without such numbers does not have
 OUR_COLUMNS = [
     Column("acc_best_test", "ours, best on test* %", "summary"), Column("acc_last", "ours, last epoch %", "summary"),
     Column("acc_valsel", "ours, chosen on validation %", "summary"), Column("interval", "95 % interval of last", "interval"),
     Column("n", "seeds", "number"), Column("params", "weights + IMP"), Column("split", "split"), Column("fidelity", "fidelity"),
-    Column("caveats", "caveat"), Column("departs", "departs from the row in"),
+    Column("caveats", "caveat"), Column("departs", "departs from the row in"), Column("code", "code"),
 ]  # fmt: skip
 PAPER_NOTES = [
     "paper: one run, best epoch on the test set, as printed; rows marked (quoted) are other papers' numbers",
@@ -483,6 +737,7 @@ def paper_table(number: int | str, rows: Iterable[PaperRow], groups: list[Group]
     """The paper's numbers of one table and, joined by `paper_row`, ours: one line a group of runs, or an empty one."""
     notes: list[str] = []
     shown = []
+    used: list[Group] = []
     for row in rows:
         base = dict(
             dataset=row.dataset, size=row.size, method=row.method if row.own else f"{row.method} (quoted)",
@@ -493,15 +748,18 @@ def paper_table(number: int | str, rows: Iterable[PaperRow], groups: list[Group]
             base["note"] = f"[{len(notes)}]"
         mine = [g for g in groups if g.first["paper_row"] == row.id]
         mine.sort(key=lambda g: (g.first["config"].get("fidelity") == "described", g.label))
+        used += mine
         shown += [base | ours(group, groups, notes) for group in mine] or [base]
     gains = gain_columns(shown)
     columns = [
         c for c in PAPER_COLUMNS if c.key not in MAY_BE_EMPTY or any(row.get(c.key) is not None for row in shown)
     ]
-    caveat = any(row.get("caveats") for row in shown)
-    columns += [*(c for c in OUR_COLUMNS if c.key != "caveats" or caveat), *gains, Column("note", "note")]
+    ours_here = [
+        c for c in OUR_COLUMNS if c.key not in ("caveats", "code") or any(row.get(c.key) for row in shown)
+    ]
+    columns += [*ours_here, *gains, Column("note", "note")]
     numbered = [f"[{i}] {note}" for i, note in enumerate(notes, 1)]
-    return Table(TITLES[number], columns, shown, PAPER_NOTES + numbered)
+    return Table(TITLES[number], columns, shown, [*PAPER_NOTES, *remarks(used), *numbered])
 
 
 def needed(columns: list[Column], rows: list[dict[str, Any]]) -> list[Column]:
@@ -524,10 +782,9 @@ def gain_columns(rows: list[dict[str, Any]]) -> list[Column]:
 def runs_table(groups: list[Group], left_out: list[str]) -> Table:
     """Every group that is no row of the paper: partners without one part, and runs of our own."""
     notes: list[str] = []
+    beside = [g for g in groups if g.first["paper_row"] is None]
     shown = [
-        dict(row=g.label, readout=g.first["readout"], acc_step=g.steps(), **ours(g, groups, notes))
-        for g in groups
-        if g.first["paper_row"] is None
+        dict(row=g.label, readout=g.first["readout"], acc_step=g.steps(), **ours(g, groups, notes)) for g in beside
     ]
     gains = gain_columns(shown)
     columns = [
@@ -535,7 +792,9 @@ def runs_table(groups: list[Group], left_out: list[str]) -> Table:
         Column("acc_step", "accuracy at t=1..T %", "steps"),
     ]  # fmt: skip
     steps = "accuracy at t: the output of that time step alone, last epoch, mean over seeds"
-    return Table("Runs beside the paper's rows", columns, shown, [*PAPER_NOTES[1:-1], steps, *notes, *left_out])
+    return Table(
+        "Runs beside the paper's rows", columns, shown, [*PAPER_NOTES[1:-1], steps, *remarks(beside), *notes, *left_out]
+    )
 
 
 def ours(group: Group, groups: list[Group], notes: list[str]) -> dict[str, Any]:
@@ -558,6 +817,7 @@ def ours(group: Group, groups: list[Group], notes: list[str]) -> dict[str, Any]:
         interval=interval, n=last.n, params=f"{first['params_weights']:,} + {first['params_imp']:,}",
         split=f"{first['split_id']} ({first['split_sha256'][:8]})", fidelity=first["config"].get("fidelity"),
         caveats="; ".join(first["config"].get("caveats", [])) or None, departs=departures(group), gains=gains,
+        code="older" if any(map(is_older, group.runs)) else None,
     )  # fmt: skip
 
 
@@ -604,3 +864,36 @@ def generate(results: Path, rows: Iterable[PaperRow]) -> dict[str, str]:
         "Rethinking the membrane dynamics and optimization objectives of SNNs: paper and ours", tables.values()
     )
     return files
+
+
+# ---------------------------------------------------------------- numbers in a text
+
+
+MEASURED = re.compile(r"(<!-- (accuracy|steps) ([^\s>]+) -->).*?(<!-- / -->)", re.DOTALL)
+
+
+def fill_in(text: str, runs: Path) -> str:
+    """`text` with its measured numbers from the finished runs under `runs`.
+
+    `<!-- accuracy FOLDER -->...<!-- / -->` becomes mean ± sd % of the last epoch and the number of seeds of the runs in
+    that folder of `runs`, `<!-- steps FOLDER -->...<!-- / -->` their accuracy at each time step; where no such folder
+    is, what stands there stays. Raises UserError where a folder holds runs of several configurations.
+    """
+
+    def number(match: re.Match) -> str:
+        start, kind, folder, end = match.groups()
+        if not (runs / folder).is_dir():
+            return match.group()
+        groups, _ = group_runs(load([runs / folder]))
+        if len(groups) > 1:
+            raise UserError(
+                f"{runs / folder} holds runs of several configurations: {', '.join(g.label for g in groups)}"
+            )
+        accuracy = groups[0].percent("acc_last")
+        if kind == "steps":
+            return start + cell(groups[0].steps()) + end
+        if accuracy.n == 1:
+            return f"{start}{accuracy.mean:.2f} % (n=1){end}"
+        return f"{start}{accuracy.mean:.2f} ± {accuracy.sd:.2f} % ({accuracy.n} seeds){end}"
+
+    return MEASURED.sub(number, text)

@@ -1,17 +1,21 @@
 """The entry point, read from top to bottom: compose, check, build, loop, evaluate, record."""
 
 import contextlib
+import functools
 import gc
 import itertools
 import logging
 import math
 import os
 import random
+import re
 import resource
 import signal
+import subprocess
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 
 from snn_repro import distributed
@@ -19,12 +23,17 @@ from snn_repro.config import (
     CONF_DIR,
     Config,
     ConfigError,
+    check_machine,
     checked,
     choices,
     compose_checked,
     config_hash,
+    explain,
     help_text,
     multirun_config,
+    readable,
+    refuse_misplaced,
+    settled,
     to_dict,
 )
 from snn_repro.errors import UserError
@@ -49,6 +58,27 @@ class Interrupted(KeyboardInterrupt):
 # ---------------------------------------------------------------- one run
 
 
+def _audible(function):
+    """Print the log lines of a run where nobody has configured logging, as in a notebook."""
+
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        if log.hasHandlers():
+            return function(*args, **kwargs)
+        handler, level = logging.StreamHandler(sys.stdout), log.level
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.setLevel(level or logging.INFO)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            log.removeHandler(handler)
+            log.setLevel(level)
+
+    return wrapper
+
+
+@_audible
 def run(config: Config, run_dir: str | None = None, overrides: list[str] | None = None):
     """Train and evaluate one network; returns a RunResult, the content of result.json.
 
@@ -59,18 +89,13 @@ def run(config: Config, run_dir: str | None = None, overrides: list[str] | None 
     config = checked(to_dict(config))
     folder = Path(run_dir or config.run_dir or Path("runs", config.name, f"seed{config.seed}"))
     size = distributed.start(config.device).size
-    if config.recipe.batch_size % size:
-        raise ConfigError(
-            f"recipe.batch_size={config.recipe.batch_size} is the batch of all {size} processes together and cannot be "
-            f"split evenly; use a multiple of {size}"
-        )
+    parts_of_a_batch(config, size)
     if distributed.world().rank:
         log.setLevel(logging.ERROR)  # the first process speaks for all
     place = _open(folder, config)
     try:
         if place.finished is not None:
-            log.info(f"{folder}: already done (force=true to redo): {summary(place.finished)}")
-            return place.finished
+            return _repeated(place, config)
         with _signals() as stop:
             return _run_in(place, config, stop, overrides or [])
     finally:
@@ -94,6 +119,47 @@ def _open(folder: Path, config: Config):
     if isinstance(found, UserError):
         raise found
     return place or Follower(folder, found)
+
+
+def _repeated(place, config: Config):
+    """The earlier result of a command that is given again, with its energy if that is asked for now."""
+    result = place.finished
+    here = {"threads": threads(config), "processes": distributed.world().size}
+    other = [f"{k}={result[k]}, here {v}" for k, v in here.items() if result.get(k, v) != v]
+    remarks = [*(f"it ran with {text}" for text in other), *([place.remark] if place.remark else [])]
+    log.info(f"{place.folder}: already done (force=true to redo): {'; '.join([summary(result), *remarks])}")
+    if config.energy and "energy" not in result:
+        if distributed.world().rank == 0:
+            result["energy"] = _energy_of(place.folder, config, pick_device(config))
+            place.finish(result)
+            log.info(f"{place.folder}: energy added to result.json")
+        result = distributed.broadcast(result)
+    return result
+
+
+def _energy_of(folder: Path, config: Config, device) -> dict:
+    """The energy report of a finished run, from the weights that it ended with."""
+    from snn_repro import checkpoint
+    from snn_repro.data import build_data
+
+    try:
+        found = checkpoint.resume(folder, to_dict(config), log.warning)
+    except UserError as error:
+        raise UserError(f"energy=true needs the run's weights: {error}; or redo the run with force=true") from None
+    if found is None:
+        raise UserError(f"energy=true needs {folder / 'checkpoint_last.pt'}, which is gone; redo the run with force=true")
+    data = build_data(config)
+    model = _network(config, data).to(device)
+    ema = _average(model, config.recipe.ema_decay)
+    (ema or model).load_state_dict(found["ema" if ema else "model"])
+    return _energy(ema.module if ema else model, data, device)
+
+
+def _energy(model, data, device) -> dict:
+    from snn_repro.energy import energy_report
+
+    images, _ = next(iter(data.test.epoch(0)))
+    return energy_report(model, images.to(device))
 
 
 def _run_in(place, config: Config, stop: "_Stop", overrides: list[str]):
@@ -135,6 +201,12 @@ def _sentence(error: BaseException) -> BaseException:
             f"a loader process died ({' '.join(str(error).split())[:120]}), killed or out of memory; the same command "
             "continues from the last checkpoint, with dataset.workers=0 if it happens again"
         )
+    if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory", str(error)):
+        said = " ".join(str(error).split())[:120] or "MemoryError"
+        return UserError(
+            f"out of memory ({said}); recipe.accumulate=2 (or more) splits a batch into parts, model.checkpointing=blocks "
+            "keeps less for the backward pass, and recipe.batch_size or recipe.eval_batch_size can be made smaller"
+        )
     return error
 
 
@@ -144,21 +216,21 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
 
     from snn_repro import checkpoint
     from snn_repro.data import build_data
+    from snn_repro.data.fingerprint import fingerprint
     from snn_repro.losses import build_loss
-    from snn_repro.models import build_model, count_parameters
+    from snn_repro.models import count_parameters
     from snn_repro.models.norms import synchronise
     from snn_repro.optim import build_optimizer, build_schedule
+    from snn_repro.provenance import code_version
 
     initial = checkpoint.find_weights(config.model.weights, config.data_dir) if config.model.weights else None
     seed_everything(config)
     here = distributed.world()
     with distributed.main_first():
         data = build_data(config)
+    of_data = distributed.broadcast(fingerprint(config) if here.rank == 0 else None)
     train_part, val_part, test_part = (b and b.shard(here.rank, here.size) for b in (data.train, data.val, data.test))
-    model = build_model(
-        config.model.name, num_classes=data.num_classes, input_shape=data.input_shape, timesteps=config.timesteps,
-        neuron=options(config.neuron, "imp_lr", "imp_weight_decay"), **options(config.model, "name", "weights"),
-    )  # fmt: skip
+    model = _network(config, data)
     if initial:
         checkpoint.load_pretrained(model, initial, log.info)
     model = model.to(device)
@@ -174,7 +246,9 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
     schedule = build_schedule(optimizer, config.recipe, steps)
     amp = Precision(config, device)
     ema = _average(model, config.recipe.ema_decay)
-    state = Training(place, config, model, loss_fn, optimizer, schedule, amp, ema, device, stop, steps)
+    code = code_version()
+    conditions = _conditions(config, device, amp.name) | {"code": code["sha256"][:12]}
+    state = Training(place, config, model, loss_fn, optimizer, schedule, amp, ema, device, stop, steps, of_data, conditions)
 
     weights, imp = count_parameters(model)
     log.info(
@@ -185,10 +259,14 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
     )
     found = None
     if config.resume == "auto" and here.rank == 0:
-        found = checkpoint.resume(place.folder, to_dict(config), log.warning)
+        found = checkpoint.resume(place.folder, to_dict(config), log.warning, of_data)
     history = state.restore(*distributed.broadcast((found, place.history() if found else [])))
     if found:
         log.info(f"resuming at epoch {state.epoch + 1}, step {state.step}")
+        if state.changed:
+            log.warning(f"warning: not all is as it was before the stop ({'; '.join(state.changed)}); result.json says so")
+    if tracker is not None:
+        tracker.start(history)
 
     for epoch in range(state.epoch, config.recipe.epochs):
         started, seen = time.perf_counter(), state.sums["n"]
@@ -197,6 +275,12 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
         shown = ema.module if ema else model
         val = evaluate(shown, val_part, loss_fn, amp, device, config, stop=state.check_stop) if val_part else None
         test = evaluate(shown, test_part, loss_fn, amp, device, config, stop=state.check_stop, rates=True)
+        for part, outcome in (("validation", val), ("test", test)):
+            if outcome and not math.isfinite(outcome["loss"]):
+                raise TrainingError(
+                    f"the {part} loss is {outcome['loss']} after epoch {epoch + 1}; {state.kept()}; try a smaller recipe.lr, "
+                    "or recipe.clip_norm=1"
+                )
         samples = train["n"] - seen
         line = dict(
             epoch=epoch + 1, train_loss=train["loss"], train_acc=train["acc"],
@@ -207,20 +291,18 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
         )  # fmt: skip
         history.append(line)
         place.record(history)
-        if tracker is not None:
-            tracker.epoch(line)
         log.info(epoch_line(line, config.recipe.epochs))
         state.save_epoch(epoch, is_best=selection(history)[-1] == len(history) - 1)
+        if tracker is not None:
+            tracker.epoch(line)
     if config.recipe.epochs == state.started_at:
         # killed between the last checkpoint and the result: the weights are final, the outputs were lost
         test = evaluate(ema.module if ema else model, test_part, loss_fn, amp, device, config)
     place.predictions(**final_outputs(test))
     result = build_result(config, data, weights, imp, history, amp.name, loss_fn.readout_name, test["n"], device)
+    result.update(data=of_data, code=code, changed_on_resume=state.changed)
     if config.energy and here.rank == 0:
-        from snn_repro.energy import energy_report
-
-        images, _ = next(iter(data.test.epoch(0)))
-        result["energy"] = energy_report(ema.module if ema else model, images.to(device))
+        result["energy"] = _energy(ema.module if ema else model, data, device)
     return result
 
 
@@ -230,7 +312,9 @@ EMPTY = {"loss": 0.0, "correct": 0, "n": 0, "lr": 0.0}  # an epoch's sums before
 class Training:
     """What one optimiser step needs and a checkpoint holds."""
 
-    def __init__(self, place, config, model, loss_fn, optimizer, schedule, amp, ema, device, stop, steps):
+    def __init__(
+        self, place, config, model, loss_fn, optimizer, schedule, amp, ema, device, stop, steps, of_data=None, conditions=None
+    ):  # fmt: skip
         self.place, self.config, self.model, self.loss_fn = place, config, model, loss_fn
         self.net = distributed.wrap(model, device)  # what training calls: `model` itself with one process
         self.optimizer, self.schedule, self.amp, self.ema = optimizer, schedule, amp, ema
@@ -238,6 +322,9 @@ class Training:
         self.epoch = self.step = self.started_at = 0
         self.sums = dict(EMPTY)
         self.good = None  # what the last checkpoint holds, in words
+        self.parts = parts_of_a_batch(config, distributed.world().size)
+        self.of_data, self.conditions = of_data or {}, conditions or {}
+        self.changed: list[str] = []  # what was not the same before a stop and after it
 
     def restore(self, found: dict | None, history: list[dict]) -> list[dict]:
         """Continue from a checkpoint; returns the epochs that it stands behind."""
@@ -261,6 +348,9 @@ class Training:
         self.epoch, self.step, self.sums = found["epoch"], found["step"], dict(found["sums"])
         self.started_at = self.epoch
         self.good = f"epoch {self.epoch}, step {self.step}"
+        before = found.get("conditions", {})
+        now = {k: v for k, v in self.conditions.items() if before.get(k, v) != v}
+        self.changed = [*found.get("changed", []), *(f"{k}: {before[k]} -> {v} from {self.good}" for k, v in now.items())]
         history = [line for line in history if line["epoch"] <= self.epoch]
         if len(history) != self.epoch:
             raise UserError(
@@ -274,6 +364,7 @@ class Training:
             epoch=epoch, step=step, sums=dict(self.sums), config=to_dict(self.config), model=self.model.state_dict(),
             optimizer=self.optimizer.state_dict(), schedule=self.schedule.state_dict(), scaler=self.amp.scaler.state_dict(),
             ema=self.ema.state_dict() if self.ema else None, rng=rngs[0], rng_others=rngs[1:],
+            data=self.of_data, conditions=self.conditions, changed=self.changed,
         )  # fmt: skip
 
     def save(self, epoch: int, step: int) -> None:
@@ -351,7 +442,7 @@ class Training:
         n, size = len(target), distributed.world().size
         n_all = n_all or n
         total, correct = 0, 0
-        parts = min(recipe.accumulate, n_all // size)  # as many on every process
+        parts = min(self.parts, n_all // size)  # as many on every process
         for i, (part_x, part_target) in enumerate(
             zip(x.tensor_split(parts, dim=-4), target.tensor_split(parts), strict=True)
         ):
@@ -374,19 +465,20 @@ class Training:
             self.ema.update_parameters(self.model)
         return total, correct, n
 
+    def kept(self) -> str:
+        """What a run that breaks off now leaves to go on from."""
+        if not self.good:
+            return "no checkpoint was written yet"
+        return f"the last good checkpoint is {self.place.folder / 'checkpoint_last.pt'} ({self.good})"
+
     def tally(self, pending: list) -> None:
         """Add finished steps to the epoch's sums; raises TrainingError at the first loss that is not finite."""
         sums = distributed.sums([float(value) for step in pending for value in step])
         for i, (loss, correct, n) in enumerate(zip(sums[::3], sums[1::3], sums[2::3], strict=True)):
             if not math.isfinite(loss):
-                kept = (
-                    f"the last good checkpoint is {self.place.folder / 'checkpoint_last.pt'} ({self.good})"
-                    if self.good
-                    else "no checkpoint was written yet"
-                )
                 step = self.step - len(pending) + i + 1
                 raise TrainingError(
-                    f"the loss is {loss} at epoch {self.epoch + 1}, step {step} of {self.steps}; {kept}; "
+                    f"the loss is {loss} at epoch {self.epoch + 1}, step {step} of {self.steps}; {self.kept()}; "
                     "try a smaller recipe.lr, recipe.clip_norm=1, or recipe.amp=off"
                 )
             self.sums["loss"] += loss
@@ -460,9 +552,69 @@ def options(part, *without: str) -> dict:
     return {k: v for k, v in vars(part).items() if v is not None and k not in without}
 
 
+def parts_of_a_batch(config: Config, processes: int) -> int:
+    """Parts in which each process runs its share of a batch, so that batch statistics are over as many images as the
+    recipe says: `recipe.accumulate` parts of the batch of all, each on one process (or, with sync_bn, on all).
+
+    Raises ConfigError where that does not come out even.
+    """
+    recipe = config.recipe
+    if recipe.batch_size % processes:
+        raise ConfigError(
+            f"recipe.batch_size={recipe.batch_size} is the batch of all {processes} processes together and cannot be "
+            f"split evenly; use a multiple of {processes}"
+        )
+    if processes == 1 or recipe.accumulate == 1 or recipe.sync_bn:
+        return recipe.accumulate
+    parts = -(-recipe.accumulate // processes)
+    if max(recipe.accumulate, processes) != parts * processes or recipe.batch_size % (parts * processes):
+        raise ConfigError(
+            f"recipe.accumulate={recipe.accumulate} parts of a batch of {recipe.batch_size} do not come out even on "
+            f"{processes} processes, so batch statistics would be over other numbers of images; start a number of "
+            f"processes that divides {recipe.accumulate}, or set recipe.accumulate to a multiple of {processes}"
+        )
+    return parts
+
+
+def images_per_statistic(config: Config, processes: int) -> int:
+    """Images over which a training step's batch norms take mean and variance (over all their time steps)."""
+    together = 1 if config.recipe.sync_bn else processes
+    return config.recipe.batch_size // (parts_of_a_batch(config, processes) * together)
+
+
+def _network(config: Config, data):
+    """The network of a configuration, with its initial weights."""
+    from snn_repro.models import build_model
+
+    return build_model(
+        config.model.name, num_classes=data.num_classes, input_shape=data.input_shape, timesteps=config.timesteps,
+        neuron=options(config.neuron, "imp_lr", "imp_weight_decay"), **options(config.model, "name", "weights"),
+    )  # fmt: skip
+
+
+def _conditions(config: Config, device, precision: str) -> dict:
+    """What no key of the configuration hash says and yet moves numbers, by rounding at least; result.json keeps it."""
+    import torch
+
+    size = distributed.world().size
+    return dict(
+        device=device.type, precision=precision, threads=torch.get_num_threads(),
+        processes=size, images_per_statistic=images_per_statistic(config, size),
+        neuron_backend=neuron_backend(config, device), conv_backend=config.model.conv_backend, compile=config.compile,
+        torch=str(torch.__version__),
+    )  # fmt: skip
+
+
 def steps_in_epoch(config: Config, batches) -> int:
     """Optimiser steps in one epoch."""
     return min(len(batches), config.debug.max_steps or len(batches))
+
+
+def threads(config: Config) -> int:
+    """CPU threads of this run."""
+    import torch
+
+    return config.threads or (1 if config.model.name == "small" else torch.get_num_threads())
 
 
 def pick_device(config: Config):
@@ -473,9 +625,7 @@ def pick_device(config: Config):
 
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda but torch sees no GPU; use device=cpu, or install a CUDA build of torch")
-    threads = config.threads or (1 if config.model.name == "small" else 0)
-    if threads:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads(config))
     use_cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     if not use_cuda:
         keep_freed_memory()  # a quarter of a step's time is page faults otherwise
@@ -622,7 +772,9 @@ def build_result(
     best = max(history, key=lambda line: line["acc"])
     selected = history[selection(history)[-1]] if "val_acc" in last else None
     tail = [line["acc"] for line in history[-10:]]
-    neuron = vars(config.neuron) | {"backend": neuron_backend(config, device)}
+    conditions = _conditions(config, device, precision)
+    neuron = vars(config.neuron) | {"backend": conditions["neuron_backend"]}
+    shown = {k: conditions[k] for k in ("precision", "device", "threads", "processes", "images_per_statistic")}
     return RunResult(
         schema_version=SCHEMA_VERSION,
         name=config.name, experiment=config.name if config.name in choices("experiment") else None,
@@ -640,7 +792,7 @@ def build_result(
         acc_last10_mean=sum(tail) / len(tail),
         acc_step=last["acc_step"], acc_cum=last["acc_cum"], readout=readout,
         loss_last=last["loss"], train_loss_last=last["train_loss"], train_acc_last=last["train_acc"],
-        firing_rates=last["firing_rates"], precision=precision, device=device.type, epochs=len(history),
+        firing_rates=last["firing_rates"], **shown, epochs=len(history),
         seconds=sum(line["seconds"] for line in history), samples_per_s=last["samples_per_s"],
         peak_memory_mb=max(line["peak_memory_mb"] for line in history), config=to_dict(config),
     )  # fmt: skip
@@ -722,12 +874,29 @@ def _signals():
 def main() -> None:
     """`python -m snn_repro.train`, `snn-train`: exit code 0 done, 1 failed, 2 wrong input, 130/140/143 stopped by a signal."""
     gc.set_threshold(100_000)  # imports make no garbage, and looking for it 600 times takes a quarter of a second
-    sys.exit(_main(sys.argv[1:]))
+    logging.raiseExceptions = (
+        False  # a reader that left (`| head`) costs the lines that it does not read, and no traceback
+    )
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w"))
+        else:
+            getattr(sys, name).reconfigure(errors="replace")  # a console without a sign shows ? for it
+    try:
+        code = _main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = 128 + signal.SIGPIPE
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's own flush at the end
+    sys.exit(code)
 
 
 def _main(argv: list[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(help_text())
+        return 0
+    if "--version" in argv:
+        print(version())
         return 0
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, so that every error passes below
     try:
@@ -736,10 +905,8 @@ def _main(argv: list[str]) -> int:
         return _fail(str(error), 1)
     except UserError as error:
         return _fail(str(error), 2)
-    except Interrupted as interrupt:
-        return _fail(str(interrupt), 128 + interrupt.signum)
-    except KeyboardInterrupt:
-        return _fail("stopped", 130)
+    except KeyboardInterrupt as interrupt:
+        return _fail(str(interrupt) or "stopped", 128 + getattr(interrupt, "signum", signal.SIGINT))
 
 
 def _fail(sentence: str, code: int) -> int:
@@ -748,74 +915,167 @@ def _fail(sentence: str, code: int) -> int:
     return code
 
 
-def _dispatch(argv: list[str]) -> int:
+def version() -> str:
+    """What `--version` prints: ours, the commit in a clone, torch's and Python's."""
+    import platform
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    from snn_repro import __version__
+
+    try:
+        torch = installed("torch")
+    except PackageNotFoundError:
+        torch = "missing"
+    commit, root = "", CONF_DIR.parent
+    if (root / ".git").exists():
+        command = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
+        with contextlib.suppress(OSError):
+            commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return f"snn_repro {__version__}{f' (commit {commit})' if commit else ''}, torch {torch}, Python {platform.python_version()}"
+
+
+def _arguments(argv: list[str]):
+    """Hydra's own flags and the overrides. Raises ConfigError for flags that do not exist or do not go together."""
     from hydra._internal.utils import get_args_parser
 
-    from snn_repro import sweeps
+    def refuse(message: str):
+        raise ConfigError(f"{message}; `python -m snn_repro.train --hydra-help` lists the flags")
 
-    arguments = get_args_parser().parse_args(argv)
+    parser = get_args_parser()
+    parser.error = refuse
+    found = parser.parse_args(argv)
     for flag in ("config_path", "config_name", "config_dir", "experimental_rerun"):
-        if getattr(arguments, flag):
+        if getattr(found, flag):
             raise ConfigError(
                 f"--{flag.replace('_', '-')} is not used here: configurations come from {CONF_DIR}; choose one with experiment=NAME"
             )
-    looks_only = arguments.cfg or arguments.info or arguments.shell_completion or arguments.hydra_help
-    if looks_only:
-        _hydra_task()
+    alone = [f for f in ("run", "multirun", "cfg", "info", "shell_completion") if getattr(found, f)]
+    if len(alone) > 1:
+        refuse(f"--{alone[0].replace('_', '-')} and --{alone[1].replace('_', '-')} do not go together")
+    if found.resolve and not found.cfg:
+        refuse("--resolve goes with --cfg alone")
+    if found.package and not found.cfg:
+        refuse("--package goes with --cfg alone")
+    return found
+
+
+def _dispatch(argv: list[str]) -> int:
+    from snn_repro import sweeps
+
+    arguments = _arguments(argv)
+    if arguments.shell_completion or arguments.hydra_help:
+        script = COMPLETION.get(" ".join(arguments.overrides)) if Path(sys.argv[0]).name != "snn-train" else None
+        if arguments.shell_completion and script:
+            print(script)
+            return 0
+        try:
+            _hydra_task(argv)
+        except ValueError as error:  # no such shell, or nothing to do named
+            raise ConfigError(f"-sc: {' '.join(str(error).split())}; write -sc install=bash") from None
         return 0
-    if not (arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides):
-        compose_checked(arguments.overrides)  # before Hydra makes a folder
-        _hydra_task()
+    typed, sweep = arguments.overrides, arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides
+    overrides = readable(typed, sweep)
+    readable_of = dict(zip(typed, overrides, strict=True))
+    for_hydra = [readable_of.get(a, a) for a in argv]
+    if arguments.cfg or arguments.info:
+        return show(overrides, for_hydra)
+    if not sweep:
+        compose_checked(overrides)  # before Hydra makes a folder
+        _hydra_task(for_hydra)
         if _errors:
             raise _errors.pop()
         return 0
-    if any(o.startswith("hydra/sweeper=") and o != "hydra/sweeper=basic" for o in arguments.overrides):
-        with multirun_config(arguments.overrides):  # checks hydra.*; another sweeper finds its jobs while it runs
-            pass
-        _hydra_task()
+    if any(o.startswith("hydra/sweeper=") and o != "hydra/sweeper=basic" for o in overrides):
+        refuse_misplaced(overrides, sweep=True)
+        with multirun_config(overrides) as (node, _):  # checks hydra.*; another sweeper finds its jobs while it runs
+            sweeps.say_what_is_searched(node, overrides)
+        with sweeps.stoppable():
+            _hydra_task(for_hydra)
         return 0
-    from snn_repro.train import _task as task  # not __main__._task: worker processes import it by this name
+    return sweeps.run_sweep(overrides, argv, _task)
 
-    return sweeps.run_sweep(arguments.overrides, argv, task)
+
+def show(overrides: list[str], argv: list[str]) -> int:
+    """`--cfg` and `--info`, with the same checks as a run; what a run adjusts is shown adjusted."""
+    adjusted: list[str] = []
+    config = compose_checked(overrides, say=adjusted.append)
+    if adjusted:
+        log.warning(adjusted[0])
+        at = argv.index(overrides[0])  # overrides stand together
+        argv = [*argv[:at], f"recipe.warmup_epochs={config.recipe.warmup_epochs}", *argv[at:]]
+    try:
+        _hydra_task(argv)
+    except SystemExit as gone:  # how Hydra refuses a --package that does not exist
+        return 2 if gone.code else 0
+    return 0
 
 
 _errors: list[Exception] = []  # of a single run, on their way past Hydra
+_stopped = False  # this process is a worker of joblib's, and was told to stop: it begins no further run
+_warned: set[str] = set()
+
+
+def _one_line(message, category, filename, lineno, line=None) -> str:
+    """How warnings are shown: one line, the first time."""
+    text = " ".join(str(message).split())
+    if text in _warned or distributed.world().rank:
+        return ""
+    _warned.add(text)
+    return f"warning: {text}\n"
 
 
 def _task(node) -> float | None:
-    """What Hydra calls for every job; in a sweep a failing run is recorded and the rest goes on."""
+    """What Hydra calls for every job; in a sweep a failing run is recorded and the rest goes on.
+
+    Returns what a search maximises: the validation accuracy of the epoch that validation chose, or, without a
+    validation part, the test accuracy of the last epoch.
+    """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    from snn_repro.sweeps import in_a_sweep
+
+    global _stopped
+    warnings.formatwarning = _one_line
     job = HydraConfig.get()
-    config = checked(node)
+    in_sweep = job.mode == RunMode.MULTIRUN
+    launcher = job.launcher._target_.rsplit(".", 1)[-1]
+    if in_sweep and launcher == "JoblibLauncher":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # between two runs the process that launched this one answers
+        if _stopped:
+            return None
+    config = settled(node, job.overrides.task, log.warning)
     config.run_dir = job.runtime.output_dir
-    sweep = job.mode == RunMode.MULTIRUN and job.sweeper._target_.endswith(".BasicSweeper")
+    sweep = in_sweep and job.sweeper._target_.endswith(".BasicSweeper")
     in_slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
     if in_slurm and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
         config.force, config.resume = False, "auto"  # put back into the queue: what it did before counts
     elif not config.skip_finished and Path(config.run_dir, "result.json").exists():
         config.force = True
     try:
+        check_machine(config)  # a sweep on a cluster was composed on another one
         result = run(config, overrides=list(job.overrides.task))
     except Interrupted as interrupt:
-        if not sweep or job.launcher._target_.endswith(".BasicLauncher"):
+        if not sweep or launcher == "BasicLauncher":
             raise
         log.warning(str(interrupt))
         if in_slurm:
             _requeue(interrupt.signum)
+        _stopped = not in_slurm
         return None
     except Exception as error:
-        if job.mode == RunMode.RUN:
+        if not in_sweep:
             _errors.append(error)  # raised after Hydra, which would print a line of its own above the sentence
             return None
         if not sweep:
             raise
         log.error(
-            f"{config.run_dir} failed: {type(error).__name__}: {error}", exc_info=not isinstance(error, UserError)
+            in_a_sweep(f"{config.run_dir} failed: {type(error).__name__}: {error}"),
+            exc_info=not isinstance(error, UserError),
         )
         return None
-    return result["acc_valsel"] if result["acc_valsel"] is not None else result["acc_last"]
+    return result["acc_val"] if result["acc_val"] is not None else result["acc_last"]
 
 
 def _requeue(signum: int) -> None:
@@ -830,18 +1090,50 @@ def _requeue(signum: int) -> None:
         signal.raise_signal(signal.SIGUSR2)  # submitit's own handler, which was back in place when run() returned
 
 
-def _hydra_task() -> None:
+def _hydra_task(argv: list[str]) -> None:
+    """Let Hydra do what `argv` says. Raises ConfigError for what it cannot read, UserError for a folder it cannot make."""
     import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
     from snn_repro.files import write_error
 
+    before, sys.argv = sys.argv, [sys.argv[0], *argv]
     try:
         hydra.main(config_path=str(CONF_DIR), config_name="train", version_base="1.3")(_task)()
-    except OSError as error:  # Hydra makes the folder and its log file before our code runs
-        if error.filename is None:
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error)) from error
+    except (OSError, ValueError) as error:  # Hydra makes the folder and its log file before our code runs
+        cause = error.__cause__ if isinstance(error, ValueError) else error  # logging hides why it has no handler
+        if not isinstance(cause, OSError) or cause.filename is None:
             raise
-        raise write_error(Path(error.filename), error) from error
+        raise write_error(Path(cause.filename), cause) from error
+    finally:
+        sys.argv = before
+
+
+# ---------------------------------------------------------------- completion
+
+
+# Bash completion for `python -m snn_repro.train`; other python commands keep the completion of files. (Hydra's own
+# script, which `snn-train -sc install=bash` prints, knows commands of one word and script files alone.)
+COMPLETION = {
+    "install=bash": r"""_snn_repro_train()
+{
+    COMPREPLY=()
+    case "${COMP_WORDS[*]:0:3}" in *python*" -m snn_repro.train") ;; *) return ;; esac
+    (( COMP_CWORD > 2 )) || return
+    local line="snn-train ${COMP_WORDS[*]:3:COMP_CWORD-2}" found
+    found=$(COMP_LINE="$line" COMP_POINT=${#line} "${COMP_WORDS[0]}" -m snn_repro.train -sc query=bash 2> /dev/null)
+    COMPREPLY=($(compgen -W "$found" -- "${COMP_WORDS[COMP_CWORD]}"))
+}
+COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
+complete -o nospace -o bashdefault -o default -F _snn_repro_train python python3""",
+    "uninstall=bash": "complete -r python python3; unset -f _snn_repro_train",
+}
 
 
 if __name__ == "__main__":
+    from snn_repro.train import main  # under its own name, as worker processes import it
+
     main()

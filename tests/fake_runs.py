@@ -37,8 +37,12 @@ def fake_run(
     split: str = "a" * 64,
     params: tuple[int, int] = (1000, 100),
     folder: str | None = None,
+    extra: dict | None = None,
 ) -> RunResult:
-    """Write root/<name>/seed<k>/result.json and predictions.npz; `right` [n_test] marks the right answers (else from acc)."""
+    """Write root/<name>/seed<k>/result.json and predictions.npz; `right` [n_test] marks the right answers (else from acc).
+
+    `extra` are further keys of result.json; those whose value is None are taken out.
+    """
     config = copy.deepcopy(_config(overrides))
     config.seed = seed
     steps = config.timesteps
@@ -54,6 +58,9 @@ def fake_run(
     data = SimpleNamespace(split=Split("fixed", split, 800, 80, n_test), input_shape=(1, 8, 8), num_classes=10)
     readout = "last" if config.loss.name == "lts" else "mean"
     result = build_result(config, data, *params, [early, last], precision, readout, n_test, torch.device("cpu"))
+    result |= extra or {}
+    for key in [key for key, value in (extra or {}).items() if value is None]:
+        del result[key]
     place = root / (folder or f"{config.name}/seed{seed}")
     place.mkdir(parents=True, exist_ok=True)
     write_json(place / "result.json", result)

@@ -90,13 +90,29 @@ def test_event_policy_uses_six_operations_with_published_limits():
     assert 0.16 < untouched.float().mean() < 0.35
     lost = (1024 - out.sum((-1, -2)).flatten()) / 1024
     assert lost.max() < 0.25
-    operations = {k: EventPolicy._apply(k, x[:, 0], 1.0, 10, (0.5, 0.5)) for k in range(6)}
+    operations = {k: EventPolicy._apply(k, x[:, 0], 30, 10, (0.5, 0.5)) for k in range(6)}
     assert torch.equal(operations[2], TF.affine(x[:, 0], 0, [5, 0], 1, [0, 0]))
     assert torch.equal(operations[3], TF.affine(x[:, 0], 0, [0, 5], 1, [0, 0]))
     assert torch.equal(operations[1], TF.affine(x[:, 0], 0, [0, 0], 1, [float(np.degrees(0.3)), 0]))
     assert torch.equal(operations[4], TF.rotate(x[:, 0], 30))
     assert operations[5].sum() == 1024 - 100
     assert torch.equal(operations[0], x[:, 0])
+
+
+# int() of torch.linspace(-5, 5, 31) in float32: levels 12 and 18 are 1 only on paper
+SHIFTS = [-5, -4, -4, -4, -3, -3, -3, -2, -2, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 4, 4, 4, 5]
+
+
+@pytest.mark.parametrize("level", range(31))
+def test_event_policy_levels_are_the_released_ones(level):
+    """The released code takes a magnitude of torch.linspace(-max, max, 31) and cuts shifts to whole pixels."""
+    x = torch.rand(2, 2, 40, 48, generator=make_generator(0))
+    shear, rotate = (torch.linspace(-end, end, 31)[level].item() for end in (0.3, 30.0))
+    applied = [EventPolicy._apply(k, x, level, 0, (0, 0)) for k in range(5)]
+    assert torch.equal(applied[1], TF.affine(x, 0, [0, 0], 1, [float(np.degrees(shear)), 0]))
+    assert torch.equal(applied[2], TF.affine(x, 0, [SHIFTS[level], 0], 1, [0, 0]))
+    assert torch.equal(applied[3], TF.affine(x, 0, [0, SHIFTS[level]], 1, [0, 0]))
+    assert torch.equal(applied[4], TF.rotate(x, rotate))
 
 
 def test_nda_rolls_keep_every_count():

@@ -4,13 +4,14 @@ import csv
 import importlib.util
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
 from fake_runs import fake_run
 
 from snn_repro.errors import UserError
-from snn_repro.tables import compare, group_runs, load, to_csv, to_markdown, to_text
+from snn_repro.tables import compare, group_runs, load, recipe_difference, to_csv, to_markdown, to_text
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -34,7 +35,7 @@ def runs(tmp_path):
 def test_one_line_a_row_with_mean_and_sd(runs):
     table = compare([runs])
     assert [row["row"] for row in table.rows] == [
-        "digits-small-if_imp-lts", "digits-small-if_imp-sdt", "digits_dvs-small-lif-tet_s",
+        "digits-small-if_imp-lts [a]", "digits-small-if_imp-sdt [a]", "digits_dvs-small-lif-tet_s [b]",
     ]  # fmt: skip
     sdt = table.rows[1]
     assert sdt["n"] == 3 and sdt["acc_last"][:3] == pytest.approx((91.0, 1.0, 3))
@@ -55,14 +56,139 @@ def test_text_markdown_and_csv_say_the_same(runs):
     assert len({line.count("|") for line in lines}) == 1
 
 
-@pytest.mark.parametrize("change", ["recipe", "split", "precision"])
-def test_runs_that_differ_are_never_averaged(runs, change):
+@pytest.mark.parametrize("change", ["recipe", "split", "precision", "images_per_statistic", "data"])
+def test_runs_that_differ_are_never_averaged(tmp_path, change):
+    known = dict(images_per_statistic=32, data={"sha256": "c" * 64})
+    for seed, acc in enumerate((0.90, 0.91, 0.92)):
+        fake_run(tmp_path, "loss=sdt", seed=seed, acc=acc, extra=known)
     options = {"recipe": ("recipe.lr=0.05",)}.get(change, ())
     other = {"split": {"split": "b" * 64}, "precision": {"precision": "fp16 autocast"}}.get(change, {})
-    fake_run(runs, "loss=sdt", *options, seed=7, acc=0.5, folder=f"other-{change}", **other)
-    labels = {row["row"]: row["n"] for row in compare([runs]).rows if "-sdt" in row["row"]}
-    said = {"recipe": "recipe.lr=0.05", "split": "split=bbbbbbbb", "precision": "precision=fp16 autocast"}[change]
-    assert labels[f"digits-small-if_imp-sdt [{said}]"] == 1 and sorted(labels.values()) == [1, 3]
+    changed = {"images_per_statistic": {"images_per_statistic": 16}, "data": {"data": {"sha256": "d" * 64}}}
+    extra = known | changed.get(change, {})
+    fake_run(tmp_path, "loss=sdt", *options, seed=7, acc=0.5, folder=f"other-{change}", extra=extra, **other)
+    rows = {row["differs"]: row["n"] for row in compare([tmp_path]).rows}
+    said = {"recipe": "recipe.lr=0.05", "split": "split=bbbbbbbb", "precision": "precision=fp16 autocast",
+            "images_per_statistic": "images_per_statistic=16", "data": "data="}[change]  # fmt: skip
+    assert sorted(rows.values()) == [1, 3]
+    (single,) = [values for values, n in rows.items() if n == 1]
+    assert single.startswith(said) and "," not in single
+    a, b = (result for result in load([tmp_path]) if result["seed"] in (0, 7))
+    assert any(d.startswith(said.split("=")[0].replace("split", "split_sha256")) for d in recipe_difference(a, b))
+
+
+# ---------------------------------------------------------------- unlike runs
+
+
+def marks(table) -> dict[str, str]:
+    return {row["row"]: row["differs"] for row in table.rows}
+
+
+def test_rows_that_differ_in_more_than_their_names_say_are_marked(tmp_path):
+    fake_run(tmp_path, "loss=sdt")
+    fake_run(tmp_path, "loss=lts", "recipe.epochs=7", "dataset.train_subset=500", folder="short")
+    fake_run(tmp_path, "loss=tet", "neuron=if", "fidelity=described", folder="described")
+    table = compare([tmp_path])
+    found = marks(table)
+    assert list(found) == ["digits-small-if-tet [a]", "digits-small-if_imp-lts [b]", "digits-small-if_imp-sdt [c]"]
+    for key, value in {"recipe.epochs": 7, "dataset.train_subset": 500, "fidelity": "published"}.items():
+        assert f"{key}={value}" in found["digits-small-if_imp-lts [b]"]
+    assert "fidelity=described" in found["digits-small-if-tet [a]"]
+    assert not any("loss." in said or "neuron.imp=" in said for said in found.values())  # what the names say
+    for form in (to_text(table, 80), to_markdown(table)):
+        assert "[b] dataset.train_subset=500" in form and "differ in more than their names say" in form
+    assert "differs" not in to_markdown(table).split("\n")[2]
+    csv_rows = list(csv.DictReader(io.StringIO(to_csv(table))))
+    assert "recipe.epochs=7" in csv_rows[1]["differs"]
+
+
+def test_rows_that_differ_as_their_names_say_have_no_mark(tmp_path):
+    for loss in ("sdt", "tet_s"):
+        for neuron in ("if", "if_imp", "lif"):
+            fake_run(tmp_path, f"loss={loss}", f"neuron={neuron}")
+    fake_run(tmp_path, "loss=sdt", "neuron=if", seed=1)
+    table = compare([tmp_path])
+    assert all("[" not in label and not said for label, said in marks(table).items()) and len(table.rows) == 6
+    assert "names say" not in to_markdown(table)
+
+
+def test_a_name_of_ones_own_says_only_imp_and_loss(tmp_path):
+    fake_run(tmp_path, "name=mine", "loss=sdt", "neuron=if")
+    fake_run(tmp_path, "name=yours", "loss=lts", "neuron=if_imp")
+    assert list(marks(compare([tmp_path]))) == ["mine", "yours"]
+    fake_run(tmp_path, "name=theirs", "loss=lts", "neuron=lif_imp")
+    assert "neuron.name=lif" in marks(compare([tmp_path]))["theirs [b]"]
+
+
+def test_the_same_name_twice_is_told_apart(tmp_path):
+    fake_run(tmp_path, "name=mine", "loss=sdt", folder="one")
+    fake_run(tmp_path, "name=mine", "loss=lts", folder="two")
+    found = marks(compare([tmp_path]))
+    assert set(found) == {"mine [a]", "mine [b]"} and {"loss.name=lts", "loss.name=sdt"} == set(found.values())
+
+
+def test_debug_runs_are_left_out_unless_asked_for(tmp_path, capsys):
+    fake_run(tmp_path / "real", "loss=sdt")
+    for seed in range(2):
+        fake_run(tmp_path / "smoke", "loss=lts", "debug=smoke", seed=seed)
+    fake_run(tmp_path / "real", "loss=tet", "debug.profile=true")  # slower, not shorter
+    table = compare([tmp_path])
+    assert [row["row"] for row in table.rows] == ["digits-small-if_imp-sdt", "digits-small-if_imp-tet"]
+    assert "left out: 2 debug runs (debug.max_eval_batches=2, debug.max_steps=2)" in table.notes[-1]
+    everything = compare([tmp_path], debug_runs=True)
+    assert len(everything.rows) == 3 and "debug.max_steps=2" in everything.rows[0]["differs"]
+    main = script("compare").main
+    assert main([str(tmp_path / "smoke")]) == 2 and "--debug-runs" in capsys.readouterr().err
+    assert main([str(tmp_path / "smoke"), "--debug-runs"]) == 0
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_no_line_of_text_is_longer_than_the_terminal(tmp_path, monkeypatch, capsys, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    long = "an_experiment_of_my_own_with_a_name_that_goes_on_and_on_for_longer_than_a_line_of_a_terminal_can_ever_hold"
+    for i, name in enumerate((long, "b", "dvs")):
+        options = ["dataset=digits_dvs", "neuron=lif"] if name == "dvs" else [f"recipe.lr=0.0{i + 1}", "loss=sdt"]
+        for seed in range(2):
+            fake_run(
+                tmp_path, f"name={name}", *options, "recipe.no_decay=[bias,norm]", seed=seed, acc=0.5 + 0.01 * seed
+            )
+    assert script("compare").main([str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width and "…" not in "".join(lines)
+    text = " ".join(" ".join(lines).split())
+    assert text.count("50.50 ± 0.71") == 9 and "recipe.lr=0.02" in text and " 10.1 " in text
+    assert long in text.replace(" ", "")
+    columns = {line.index("50.50") for line in lines if "50.50" in line}
+    assert len(columns) == (2 if width == 60 else 1)  # one below the other
+
+
+def test_a_wide_terminal_has_a_line_a_row(runs, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "220")
+    assert script("compare").main([str(runs)]) == 0
+    out = capsys.readouterr().out
+    assert "┃ row" in out and sum("│ digits" in line for line in out.splitlines()) == 3
+
+
+def test_threads_processes_and_changes_on_resume_are_named(tmp_path):
+    fake_run(tmp_path, "loss=sdt", seed=0, extra=dict(threads=1, processes=1))
+    fake_run(tmp_path, "loss=sdt", seed=1, extra=dict(threads=2, processes=1))
+    fake_run(tmp_path, "loss=lts", extra=dict(threads=2, processes=4, changed_on_resume=["threads: 1 -> 2"]))
+    fake_run(tmp_path, "loss=tet", extra=dict(threads=None, processes=1, changed_on_resume=[]))
+    table = compare([tmp_path])
+    text = "\n".join(table.notes)
+    assert "threads differ" in text and "1 in digits-small-if_imp-sdt [b] (seed 0)" in text
+    assert "2 in digits-small-if_imp-lts [a], digits-small-if_imp-sdt [b] (seed 1)" in text
+    assert "not recorded in digits-small-if_imp-tet" in text and "processes differ" in text and "4 in digits" in text
+    assert "digits-small-if_imp-lts [a] (seed 0) was continued under other conditions: threads: 1 -> 2" in text
+    assert marks(table)["digits-small-if_imp-sdt [b]"] == "processes=1, threads=1 and 2"
+
+
+def test_alike_in_threads_and_processes_is_no_note(tmp_path):
+    for loss in ("sdt", "lts"):
+        fake_run(tmp_path, f"loss={loss}", extra=dict(threads=2, processes=1, changed_on_resume=[]))
+    assert not any("differ" in note or "continued" in note for note in compare([tmp_path]).notes)
+
+
+# ---------------------------------------------------------------- damaged and foreign files
 
 
 def test_a_seed_counts_once(runs):
@@ -79,19 +205,77 @@ def test_names_from_outside_cannot_break_a_table(runs):
     assert "[red]a|b[/red]" in to_text(table) and "a\\|b" in to_markdown(table)
 
 
-@pytest.mark.parametrize(
-    "content, said",
-    [
-        ('{"schema_version": 1, "name": "x"}', "lacks the keys seed"),
-        ('{"schema_version": 99}', "schema_version=99"),
-        ("{", "JSON"),
-    ],
-)
-def test_a_broken_result_is_named(tmp_path, content, said):
-    (tmp_path / "result.json").write_text(content)
-    with pytest.raises(UserError, match=said) as caught:
-        compare([tmp_path])
-    assert str(tmp_path) in str(caught.value)
+BROKEN = [  # (content, or what is changed in that of a good one; what is said)
+    ('{"schema_version": 1, "name": "x"}', "lacks the keys seed"),
+    ('{"schema_version": 99}', "schema_version=99; this version reads 1"),
+    ("{", "does not parse as JSON"),
+    ("[" * 100_000, "does not parse as JSON"),
+    ("[1]", "no JSON object"),
+    (b"\xff\xfe\x00", "does not parse as JSON"),
+    ({"acc_last": float("nan")}, "NaN"),
+    ({"acc_step": "0.5"}, "acc_step"),
+    ({"acc_last": 91.5}, "an accuracy of 91.5"),
+    ({"seed": "0"}, "seed='0', which is not a whole number"),
+    ({"config": {}}, "a config without dataset, recipe, debug"),
+]
+
+
+@pytest.fixture
+def broken(tmp_path):
+    def make(content) -> Path:
+        fake_run(tmp_path / "runs", folder="broken")
+        path = tmp_path / "runs" / "broken" / "result.json"
+        if isinstance(content, dict):
+            content = json.dumps(json.loads(path.read_text()) | content)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize("content, said", BROKEN)
+def test_one_broken_result_among_many_is_skipped_and_named(broken, capsys, content, said):
+    path = broken(content)
+    for seed in range(2):
+        fake_run(path.parents[1], seed=seed, folder=f"good{seed}")
+    assert script("compare").main([str(path.parents[1]), "--format", "csv"]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2 and ",2,last," in out
+    assert len(err.splitlines()) == 1 and err.startswith(f"skipped: {path}") and said in err
+    assert script("compare").main([str(path), str(path.parents[1] / "good0" / "result.json")]) == 0  # given one by one
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content, said", BROKEN)
+def test_only_broken_results_are_an_error(broken, content, said):
+    path = broken(content)
+    with pytest.raises(UserError, match="no result can be read") as caught:
+        compare([path.parents[1]])
+    assert str(path) in str(caught.value) and said in str(caught.value)
+
+
+def test_a_folder_or_a_pipe_of_that_name_is_skipped(runs, capsys):
+    (runs / "folder" / "result.json").mkdir(parents=True)
+    (runs / "pipe").mkdir()
+    os.mkfifo(runs / "pipe" / "result.json")
+    assert len(compare([runs]).rows) == 3
+    assert capsys.readouterr().err.count("no regular file") == 2
+
+
+@pytest.mark.parametrize("name", ["make_tables", "make_figures", "small_scale", "list_rows"])
+def test_every_script_that_gathers_results_skips_a_broken_one(broken, tmp_path, capsys, name, monkeypatch):
+    path = broken({"acc_last": float("nan")})
+    fake_run(path.parents[1] / "small_scale", seed=0)
+    path.parent.rename(path.parents[1] / "small_scale" / "broken")
+    arguments = {
+        "make_tables": ["--results", str(tmp_path)],
+        "make_figures": [f"results={tmp_path}", "figure=accuracy_steps"],
+        "small_scale": ["report", "--results", str(tmp_path)],
+        "list_rows": ["--runs", str(tmp_path / "runs"), "--table", "figures"],
+    }[name]
+    assert script(name).main(arguments) == 0
+    err = capsys.readouterr().err
+    assert "skipped: " in err and "NaN" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("place", ["missing", "."])

@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,7 @@ from snn_repro.config import (
     help_text,
     keys,
     load_config,
+    readable,
     sweep_jobs,
     to_dict,
     tweaks,
@@ -50,7 +52,8 @@ WRONG = {
     "seed=-1": ["seed=-1", "at least 0"],
     "dataset.split=tebn": ["dataset.split=tebn", "official"],
     "dataset.validation=1": ["dataset.validation=1", "less than 1"],
-    "model=vgg48": ["vgg48", "48", "dataset.frame_size=48"],
+    "model=vgg48": ["vgg48", "48x48", "8x8", "choose model=vgg128 or small"],
+    "dataset.frame_size=48": ["dataset.frame_size=48", "digits has 8 pixels", "leave dataset.frame_size out"],
     "augment.nda=true": ["augment.nda", "digits"],
     "augment.mix_prob=0.5": ["augment.mix_prob=0.5", "mixup"],
     "recipe.warmup_epochs=99": ["recipe.warmup_epochs=99", "recipe.epochs"],
@@ -58,7 +61,21 @@ WRONG = {
     "experiment=table9_nothing": ["experiment=table9_nothing"],
     "logger.mode=onlin": ["logger.mode=onlin", "'online'"],
     "name=a/b": ["name=a/b"],
+    "name=..": ["name=..", "leave the folder of all runs"],
+    "name=.": ["name=.", "leave the folder of all runs"],
+    f"name={'x' * 300}": ["name=xxx", "too long"],
     "foo": ["foo", "key=value"],
+    "logger.project=a=b": ["logger.project=a=b", """type 'logger.project="a=b"'"""],
+    "logger.project=it's \u00e9": ["""type 'logger.project="it'"'"'s \u00e9"'"""],
+    "model.name=vgg128": ["model.name=vgg128", "write model=vgg128"],
+    "neuron.name=lif": ["neuron.name=lif", "write neuron=lif"],
+    "dataset.name=cifar10": ["dataset.name=cifar10", "write dataset=cifar10"],
+    "loss.name=sdt": ["loss.name=sdt", "write loss=sdt"],
+    "++neuron.name=lif": ["write neuron=lif"],
+    "threads=100000": ["threads=100000"],
+    "hydra.run.dir=": ["hydra.run.dir=", "names no folder"],
+    "hydra.run.dir=null": ["hydra.run.dir=null", "names no folder"],
+    "hydra.sweep.dir=x": ["hydra.sweep.dir", "hydra.run.dir=DIR"],
     "~loss": ["loss.name", "tet_s"],
     "paper_row=nothing": ["paper_row=nothing", "paper_tables.yaml", "leave it out"],
     "paper_row=table1_cifar10_std": ["paper_row=table1_cifar10_std", "'table1_cifar10_sdt'"],
@@ -175,3 +192,132 @@ def test_sweeps_expand_and_an_empty_one_is_refused():
 
 def test_conf_holds_values_only():
     assert not [f for f in CONF_DIR.rglob("*.yaml") if "_target_" in f.read_text()]
+
+
+IDLE = {  # a key set by hand, on top of dataset=digits model=small neuron=if_imp loss=lts: what it would need
+    "recipe.momentum=0.5": "recipe.optimizer=adamw; it needs recipe.optimizer=sgd",
+    "recipe.nesterov=true": "recipe.optimizer=adamw; it needs recipe.optimizer=sgd",
+    "recipe.eps=1 recipe.optimizer=sgd": "recipe.optimizer=sgd; it needs recipe.optimizer=adam, adamw or lamb",
+    "recipe.step_epochs=3": "recipe.schedule=cosine; it needs recipe.schedule=step",
+    "recipe.step_gamma=0.3": "recipe.schedule=cosine; it needs recipe.schedule=step",
+    "recipe.min_lr=0 recipe.schedule=step": "recipe.schedule=step; it needs recipe.schedule=cosine",
+    "recipe.warmup_factor=0.1": "recipe.warmup_epochs=0",
+    "neuron.imp_lr=2 neuron=if": "neuron.imp=false; it needs a neuron with IMP",
+    "neuron.imp_weight_decay=0.1 neuron=lif": "neuron.imp=false",
+    "neuron.imp_init=[0,1] neuron=if": "neuron.imp=false",
+    "neuron.imp_trainable=true neuron=if": "neuron.imp=false",
+    "recipe.imp_lr=2 neuron=if": "neuron.imp=false",
+    "recipe.imp_weight_decay=0.1 neuron=if": "neuron.imp=false",
+    "neuron.imp_lr=2 neuron.imp_trainable=false": "neuron.imp_trainable=false",
+    "neuron.tau=3": "neuron=if; it needs neuron=lif",
+    "neuron.retain=0.3": "neuron=if; it needs neuron=leaky",
+    "neuron.v_reset=0.1": "neuron.reset=soft; it needs neuron.reset=hard",
+    "dataset.integrate_by=time": "dataset=digits; it needs a data set of events",
+    "dataset.channel_order=bgr": "dataset=digits; it needs colour images",
+    "dataset.split_seed=3 dataset.validation=0": "dataset.validation=0.0",
+    "augment.randaugment_level=3": "augment.randaugment_ops=0",
+    "augment.interpolation=bilinear": "augment.rrc_min_area=0.0",
+    "augment.test_resize=200": "dataset=digits; it needs dataset=imagenet1k",
+    "augment.mix_prob=1": "augment.mixup=0.0",
+    "augment.cutmix_axes=published dataset=digits_dvs": "augment.cutmix=0.0",
+    "augment.cutmix_axes=published augment.cutmix=1": "dataset=digits; it needs a data set of events",
+}
+
+
+@pytest.mark.parametrize("typed", IDLE)
+def test_a_key_without_effect_is_refused_when_it_is_typed(typed):
+    overrides = typed.split()
+    with pytest.raises(ConfigError) as error:
+        load_config(overrides)
+    assert str(error.value).startswith(f"{overrides[0]} has no effect with {IDLE[typed]}"), str(error.value)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["recipe.momentum=0.5 recipe.optimizer=sgd", "recipe.eps=1", "recipe.step_epochs=3 recipe.schedule=step", "neuron.imp_lr=2",
+     "recipe.warmup_factor=0.1 recipe.warmup_epochs=2", "neuron.tau=3 neuron=lif", "neuron.retain=0.3 neuron=leaky_imp",
+     "neuron.imp_lr=2 neuron=if neuron.imp=true", "dataset.integrate_by=time dataset=digits_dvs", "dataset.split_seed=3",
+     "augment.cutmix_axes=published augment.cutmix=1 dataset=digits_dvs", "augment.mix_prob=0.5 augment.mixup=1",
+     "experiment=table3_sew_r18_imp_lts augment.test_resize=240", "neuron=lif"],
+)  # fmt: skip
+def test_a_key_with_effect_is_not_refused_nor_is_what_a_file_says(typed):
+    load_config(typed.split())
+
+
+def test_in_a_sweep_a_key_needs_an_effect_in_one_of_the_runs():
+    from snn_repro.sweeps import plan
+
+    assert len(plan(["neuron=if,if_imp", "neuron.imp_lr=2,3"])) == 4
+    with pytest.raises(ConfigError, match="neuron.imp_lr=2 has no effect"):
+        plan(["neuron=if,lif", "neuron.imp_lr=2,3"])
+
+
+def test_a_shorter_training_shortens_the_recipes_warm_up(caplog):
+    """Its share of the training stays; the configuration and its hash hold the shorter one; by hand it stays an error."""
+    config = load_config(["dataset=cifar10", "recipe.epochs=1"])
+    assert (config.recipe.epochs, config.recipe.warmup_epochs) == (1, 0)
+    (said,) = [r.getMessage() for r in caplog.records]
+    assert said == "recipe.warmup_epochs is 0 instead of the recipe's 5 (of 300 epochs), because of recipe.epochs=1"
+    assert config_hash(config) == config_hash(load_config(["dataset=cifar10", "recipe.epochs=1", "recipe.warmup_epochs=0"]))
+    row = load_config(["experiment=table1_dvs_gesture_sdt", "recipe.epochs=20"])  # 30 of 250
+    assert row.recipe.warmup_epochs == 2
+    assert load_config(["dataset=cifar10", "recipe.epochs=6"]).recipe.warmup_epochs == 5  # it fits: as it was
+    for wrong in (["recipe.epochs=5", "recipe.warmup_epochs=5"], ["recipe.warmup_epochs=300"]):
+        with pytest.raises(ConfigError, match="leaves no epoch"):
+            load_config(["dataset=cifar10", *wrong])
+    with pytest.raises(ConfigError, match="recipe.epochs=0 is out of range"):
+        load_config(["dataset=cifar10", "recipe.epochs=0"])
+
+
+def test_what_is_shown_and_what_runs_have_the_shorter_warm_up(tmp_path):
+    typed = ["dataset=cifar10", "recipe.epochs=1"]
+    shown = subprocess.run(
+        [sys.executable, "-m", "snn_repro.train", "--cfg", "job", *typed, "--package", "recipe"], capture_output=True, text=True
+    )
+    assert "warmup_epochs: 0\n" in shown.stdout and shown.stderr.count("instead of the recipe's 5") == 1
+    from snn_repro.sweeps import plan
+
+    assert [job.config.recipe.warmup_epochs for job in plan(["dataset=cifar10", "recipe.epochs=1,7"])] == [0, 5]
+    digits = ["recipe=cifar10", "recipe.repeated_augmentation=1", "augment.rrc_min_area=0", "augment.randaugment_ops=0",
+              "recipe.optimizer=sgd", "recipe.epochs=1", "debug.max_steps=1", "debug.max_eval_batches=1",
+              "logger.mode=disabled", f"hydra.run.dir={tmp_path / 'run'}"]  # fmt: skip
+    done = subprocess.run([sys.executable, "-m", "snn_repro.train", *digits], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "recipe.warmup_epochs is 0 instead" in done.stdout
+    assert "warmup_epochs: 0\n" in (tmp_path / "run/config.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    "path", ["/a=b", "~/x", "/with space/y", "/caf\u00e9", "/a(b)[c]{d}", "/a,b", "/it's", '/say "hi"', "/back\\slash", "123", "true", "/plain"]
+)
+def test_a_path_is_taken_as_typed(path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home of=me")
+    config = load_config([f"{key}={path}" for key in ("data_dir", "cache_dir", "model.weights", "hydra.run.dir")])
+    wanted = path.replace("~", "/home of=me")
+    assert config.data_dir == config.cache_dir == config.model.weights == wanted
+    assert config.run_dir == str(Path(wanted).absolute())
+
+
+def test_paths_in_quotes_null_and_interpolations_stay_what_they_are(monkeypatch):
+    monkeypatch.setenv("HOME", "/h")
+    assert load_config(['data_dir="/a=b"']).data_dir == "/a=b"
+    assert load_config(["data_dir='~/a=b'"]).data_dir == "/h/a=b"
+    assert load_config(["data_dir=null"]).data_dir is None
+    assert load_config(["data_dir=${oc.env:HOME}/x"]).data_dir == "/h/x"
+    swept = sweep_jobs(readable(["data_dir=~/a=1,~/b"], sweep=True))
+    assert [load_config(job).data_dir for job in swept] == ["/h/a=1", "/h/b"]
+
+
+def test_a_path_in_quotes_names_the_same_folder():
+    assert tweaks(['model.weights="a.pt"']) == tweaks(["model.weights=a.pt"]) == "model.weights=a.pt"
+
+
+def test_a_label_for_a_sweep_keeps_its_runs_apart():
+    from snn_repro.sweeps import plan
+
+    folders = [str(job.folder) for job in plan(["name=mine", "neuron=if,if_imp", "seed=0,1"])]
+    assert [f.split("/runs/")[1] for f in folders] == [f"mine/neuron={n}/seed{s}" for n in ("if", "if_imp") for s in (0, 1)]
+    rows = plan(["name=mine", "experiment=table1_cifar10_sdt,table1_cifar10_tet"])
+    assert [job.folder.parts[-2] for job in rows] == ["experiment=table1_cifar10_sdt", "experiment=table1_cifar10_tet"]
+    assert load_config(["name=mine", "neuron=if"]).run_dir.endswith("runs/mine/neuron=if/seed0")  # a repeat of one of them
+    assert load_config(["name=mine", "seed=1"]).run_dir.endswith("runs/mine/seed1")

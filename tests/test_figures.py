@@ -77,13 +77,14 @@ def results(tmp_path_factory):
     """A results folder with small made-up data for every figure, all of them drawn."""
     tmp_path = tmp_path_factory.mktemp("figures")
     folder = tmp_path / "results"
+    silent = dict(code=None)  # as results were before they said by which code
     for loss in ("sdt", "tet", "lts"):
         for neuron in ("if", "if_imp"):
             for seed in range(2):
-                fake_run(folder / "runs", f"loss={loss}", f"neuron={neuron}", seed=seed, acc=0.8 + 0.05 * seed)
-    fake_run(folder / "runs", "dataset=digits_dvs", "neuron=lif", "loss=tet_s")
+                fake_run(folder / "runs", f"loss={loss}", f"neuron={neuron}", seed=seed, acc=0.8 + 0.05 * seed, extra=silent)
+    fake_run(folder / "runs", "dataset=digits_dvs", "neuron=lif", "loss=tet_s", extra=silent)
     run = tmp_path / "trained"
-    fake_run(run, "dataset=digits_dvs", "neuron=lif_imp", "loss=tet_s", folder=".")
+    fake_run(run, "dataset=digits_dvs", "neuron=lif_imp", "loss=tet_s", folder=".", extra=silent)
     state = {"sn1.imp": torch.linspace(0.3, 0.8, 72).view(2, 6, 6), "fc.weight": torch.zeros(2, 2)}
     checkpoint.save(run, {"model": state})
     (folder / "figures").mkdir()
@@ -95,8 +96,13 @@ def results(tmp_path_factory):
     ]
     figures.write_data(folder / "figures" / "convergence.json", dict(command="made up", curves=curves))
     (folder / "benchmarks").mkdir()
-    rows = [dict(timesteps=t, neurons=n, seconds_without=1.0, seconds_with=1.01) for t in (2, 8) for n in (256, 4096)]
-    (folder / "benchmarks" / "cpu.json").write_text(json.dumps(dict(machine={"processor": "a CPU"}, imp_overhead=rows)))
+    rows = [
+        dict(timesteps=t, neurons=n, seconds_without=1.0, seconds_with=1.01, seconds_without_again=0.98 + t / 100)
+        for t in (2, 8)
+        for n in (256, 4096)
+    ]
+    report = dict(machine={"processor": "a CPU"}, rounds=21, imp_overhead=rows)
+    (folder / "benchmarks" / "cpu.json").write_text(json.dumps(report))
     assert script("make_figures").main([f"results={folder}"]) == 0
     return folder
 
@@ -109,6 +115,74 @@ def test_every_figure_draws_the_same_bytes_again(results, name):
     assert svg.startswith(b"<?xml") and png.startswith(b"\x89PNG")
     assert not re.search(r"20\d\d-\d\d|<dc:date|/home|/tmp", svg.decode())
     assert f"## {name}" in (results / "figures" / "README.md").read_text()
+
+
+def texts(figure) -> str:
+    found = [t.get_text() for axes in figure.axes for t in (axes.title, *axes.texts)]
+    return "\n".join([*found, figure.get_supxlabel()])
+
+
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_n_stands_on_every_figure(results, name):
+    assert re.search(r"\bn(, from the left:| =) [\d,]+", texts(figures.FIGURES[name][1](results))), name
+
+
+def test_overhead_shows_what_its_control_spans():
+    def drawn(**more):
+        rows = [dict(timesteps=t, neurons=256 * t, seconds_without=1.0, seconds_with=1.05, **more) for t in (2, 8)]
+        (axes,) = figures.draw_imp_overhead([dict(machine={"processor": "a CPU"}, rounds=21, imp_overhead=rows)]).axes
+        return axes, axes.get_legend_handles_labels()[1]
+
+    axes, labels = drawn(seconds_without_again=0.98)
+    assert {"control: its range", "control, T = 2", "control, T = 8"} < set(labels)
+    controls = [line for line in axes.lines if str(line.get_label()).startswith("control")]
+    assert [line.get_ydata()[0] for line in controls] == [0.98, 0.98] and "n = 43 rounds" in axes.get_title()
+    assert not any("control" in label for label in drawn()[1])
+
+
+def test_points_of_equal_height_lie_side_by_side(tmp_path):
+    for neuron in ("if", "if_imp"):
+        for loss in ("sdt", "lts"):
+            fake_run(tmp_path, f"loss={loss}", f"neuron={neuron}", acc=0.9)
+    figure = figures.draw_accuracy_steps(figures.group_runs(figures.load([tmp_path]))[0])
+    for axes in figure.axes:
+        drawn = [c.lines[0] for c in axes.containers]
+        assert len(drawn) == 2  # one loss a panel, without and with IMP
+        assert (np.abs(drawn[0].get_xdata() - drawn[1].get_xdata()) > 0.1).all()
+        assert drawn[0].get_linestyle() != drawn[1].get_linestyle()
+        assert drawn[0].get_markerfacecolor() != drawn[1].get_markerfacecolor()
+    fake_run(tmp_path, "loss=lts", "neuron=if", "recipe.lr=1", acc=0.9, folder="other")
+    figure = figures.draw_accuracy_steps(figures.group_runs(figures.load([tmp_path]))[0])
+    assert max(len(axes.containers) for axes in figure.axes) == 3
+
+
+def test_curves_that_lie_on_each_other_are_told_apart():
+    curves = [
+        dict(timesteps=t, loss=loss, every=5, values=[1.0] * 90) for t in (1, 2, 4, 6) for loss in ("sdt", "tet", "lts")
+    ]
+    for axes in figures.draw_convergence(dict(curves=curves)).axes:
+        assert len({line.get_linewidth() for line in axes.lines}) == 3
+        assert len({line.get_markevery()[0] for line in axes.lines}) == 3  # their markers take turns
+
+
+def test_figures_say_that_their_code_is_older(results, tmp_path):
+    for name in ("accuracy_steps", "learned_imp", "convergence", "pattern_mapping"):
+        assert "older code" in texts(figures.FIGURES[name][1](results)), name
+    fake_run(tmp_path, extra=dict(code=figures.code_version()))
+    figure = figures.draw_accuracy_steps(figures.group_runs(figures.load([tmp_path]))[0])
+    assert "older code" not in texts(figure)
+
+
+def test_a_damaged_data_file_is_said_and_the_rest_is_drawn(results, tmp_path, capsys):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "figures" / "convergence.json").write_text("{")
+    (tmp_path / "benchmarks" / "bad.json").write_text("{")
+    (tmp_path / "benchmarks" / "cpu.json").write_text((results / "benchmarks" / "cpu.json").read_text())
+    (missing,) = figures.make(["convergence", "imp_overhead"], tmp_path)
+    assert "convergence.json is damaged" in missing
+    assert f"skipped: {tmp_path / 'benchmarks' / 'bad.json'}" in capsys.readouterr().err
+    assert (tmp_path / "figures" / "imp_overhead.svg").exists()
 
 
 def test_missing_data_are_said_and_the_rest_is_drawn(tmp_path, capsys):

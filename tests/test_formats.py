@@ -252,8 +252,31 @@ def test_aedat3_refuses():
     outside[-8:-4] = struct.pack("<I", 128 << 17 | 5 << 2 | 1)
     refused(read_aedat3, outside, len(two) - 8, "x=128, y=5, outside of 128 x 128")
     assert read_aedat3(outside, size=None).x[-1] == 128
-    outside[-8] &= 0xFE  # an invalid event may lie anywhere
+    outside[-8] &= 0xFE  # no excuse where the header counts it as valid,
+    refused(read_aedat3, outside, len(two) - 8, "x=128, y=5, outside of 128 x 128")
+    outside[len(two) - 36 : len(two) - 32] = struct.pack("<I", 3)  # but an event that both call invalid may lie anywhere
     assert len(read_aedat3(outside).t) == 9
+
+
+def test_aedat3_follows_the_header_where_it_counts_events_with_valid_bit_0(recwarn):
+    """The reader behind published results keeps them; what header and bits both call invalid is left out."""
+    events = recording(50)
+    data = bytearray(fixtures.encode_aedat3(events, others=False, per_packet=20))
+    first = len(data) - (50 * 8 + 3 * 28)  # the first of three packets: 20, 20 and 10 events
+    for i in (0, 7, 19):
+        data[first + 28 + 8 * i] &= 0xFE
+    assert_same_events(read_aedat3(bytes(data), "set/file"), events)
+    assert [str(w.message) for w in recwarn] == [
+        "set/file: kept 3 of 50 events whose own valid bit is 0, because their packets' headers count them as valid"
+    ]
+    recwarn.clear()
+    data[first + 24 : first + 28] = struct.pack("<I", 17)
+    keep = np.setdiff1d(np.arange(50), (0, 7, 19))
+    assert_same_events(read_aedat3(bytes(data)), Events(*(a[keep] for a in events)))
+    assert not recwarn.list  # header and bits agree
+    data[first + 24 : first + 28] = struct.pack("<I", 15)
+    assert len(read_aedat3(bytes(data), "set/file").t) == 47
+    assert "disagree by 2 of 50 events; the bits were followed" in str(recwarn.pop().message)
 
 
 def test_a_huge_capacity_allocates_nothing():

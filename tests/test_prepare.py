@@ -368,7 +368,7 @@ def test_no_cache_tells_the_command(prepared):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"format_version": 0}, "has cache format 0, this version reads 1; rebuild it with `python"),
+        ({"format_version": 0}, "has cache format 0, this version reads 2; rebuild it with `python"),
         ({"timesteps": 9}, "was made with timesteps=9, not timesteps=4"),
         ({"dataset": "cifar10_dvs"}, "was made with dataset=cifar10_dvs"),
         ({"index_sha256": "0"}, "index.csv is not the one that belongs"),
@@ -449,7 +449,7 @@ def test_script(tmp_path):
 # ------------------------------------------------------------------ from the cache to batches
 
 
-@pytest.mark.parametrize(("dataset", "n_train"), [("cifar10_dvs", 30), ("dvs_gesture", 24), ("ncaltech101", 8)])
+@pytest.mark.parametrize(("dataset", "n_train"), [("cifar10_dvs", 30), ("dvs_gesture", 24), ("ncaltech101", 10)])
 def test_builders(tmp_path, dataset, n_train):
     written = WRITERS[dataset](tmp_path / "raw")
     run(dataset, tmp_path / "raw", tmp_path / "cache")

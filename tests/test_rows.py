@@ -132,6 +132,9 @@ def a_result(config, **more) -> dict:
         name=config.name, seed=config.seed, recipe_hash=config_hash(config, without=("seed",)), config=plain,
         dataset=config.dataset.name, model=config.model.name, timesteps=config.timesteps, device="cuda",
         n_train=100, samples_per_s=1000.0, acc_last=0.5, acc_best_test=0.6, acc_valsel=None,
+        schema_version=1, split_id="fixed", split_sha256="a" * 64, precision="float32", readout="mean", n_test=10, correct=5,
+        acc_step=[0.5] * config.timesteps, params_weights=1, params_imp=0, epochs=1, loss=config.loss.name,
+        neuron=plain["neuron"], paper_row=config.paper_row,
     ) | more  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from test_compare import script
 
 from snn_repro.config import load_config
 from snn_repro.errors import UserError
+from snn_repro.provenance import code_version
 from snn_repro.tables import group_runs, load
 
 small_scale = script("small_scale")
@@ -93,6 +94,15 @@ def test_the_report_states_its_rule_before_the_numbers(tmp_path, capsys):
     (tmp_path / "small_scale.md").write_text(text + "edited")
     assert small_scale.main(["report", "--check", "--results", str(tmp_path)]) == 1
     assert "small_scale.py report" in capsys.readouterr().err
+
+
+def test_the_report_names_older_code_and_unlike_threads(tmp_path):
+    for loss in ("sdt", "tet"):
+        extra = dict(threads=1 + (loss == "tet"), code=None if loss == "tet" else code_version())
+        fake_run(tmp_path / "runs" / "small_scale", f"loss={loss}", extra=extra)
+    text = small_scale.report(tmp_path)
+    assert "older code: 1 of 2 runs" in text
+    assert "threads differ" in text and "2 in digits-small-if_imp-tet" in text
 
 
 def test_no_runs_is_one_sentence(tmp_path, capsys):

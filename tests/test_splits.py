@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snn_repro.data.splits import carve_validation, make_split, named_split, sha256_of_names, take_subset
+from snn_repro.data.event_sets import all_names, person
+from snn_repro.data.splits import (
+    carve_validation,
+    carve_validation_people,
+    make_split,
+    named_split,
+    sha256_of_names,
+    take_subset,
+)
 from snn_repro.errors import DataError, UserError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -132,3 +140,79 @@ def test_unknown_split_and_empty_side(dvs):
         named_split("cifar10_dvs", "tbn", *dvs)
     with pytest.raises(DataError, match="finds no test files"):
         named_split("cifar10_dvs", "tail", ["cat/cifar10_cat_1.aedat"], [0])
+
+
+@pytest.mark.parametrize("split", ["random", "front90", "tebn", "tail"])
+def test_a_dropped_recording_moves_no_other_of_cifar10_dvs(dvs, split):
+    """Whether it is listed as excluded or merely absent: the published split, less the file."""
+    names, labels = dvs
+    _, full = named_split("cifar10_dvs", split, names, labels)
+    gone = {0, 5555}
+    kept = [i for i in range(len(names)) if i not in gone]
+    rest, rest_labels = [names[i] for i in kept], labels[kept]
+    for excluded in ([], [names[i] for i in gone]):
+        everything = all_names("cifar10_dvs", rest, rest_labels, excluded)
+        train, test = named_split("cifar10_dvs", split, rest, rest_labels, everything)
+        assert {rest[i] for i in test} == {names[i] for i in full} - {names[i] for i in gone}
+        assert len(train) + len(test) == 9998 and len(everything) - len(rest) == 2
+
+
+def test_a_dropped_recording_moves_no_other_of_ncaltech101(caltech):
+    names, labels = caltech
+    assert all_names("ncaltech101", names, labels, []) == dict(zip(names, labels, strict=True))
+    _, full = named_split("ncaltech101", "seeded", names, labels)
+    rest, rest_labels = names[1:], labels[1:]
+    _, test = named_split("ncaltech101", "seeded", rest, rest_labels, all_names("ncaltech101", rest, rest_labels, []))
+    assert {rest[i] for i in test} == {names[i] for i in full} - {names[0]}
+
+
+def test_names_that_the_published_set_does_not_have_are_split_with_the_excluded_ones():
+    names = [f"cat/cifar10_cat_{i}.aedat" for i in range(1990, 2000)]
+    everything = all_names("cifar10_dvs", names[1:], [3] * 9, [names[0]])
+    assert everything == dict.fromkeys(names, 3)
+    _, full = named_split("cifar10_dvs", "front90", names, [3] * 10)
+    _, test = named_split("cifar10_dvs", "front90", names[1:], [3] * 9, everything)
+    assert [names[i] for i in full] == [names[1:][i] for i in test]
+
+
+def gestures(rng, absent=()):
+    """Names and labels like those of DVS128 Gesture's training part: 23 people, 2 to 5 trials of 12 rows each."""
+    lights = ("fluorescent", "fluorescent_led", "lab", "led", "natural")
+    classes = [0, 1, 2, 3, 4, 5, 6, 7, 7, 8, 9, 10]
+    samples = [
+        (f"user{user:02d}_{light}.aedat:{i:02d}", k)
+        for user in range(1, 24)
+        for light in lights[: rng.integers(2, 6)]
+        for i, k in enumerate(classes)
+        if (user, k) not in absent
+    ]
+    return [n for n, _ in samples], np.array([k for _, k in samples])
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.1, 0.2, 0.5])
+@pytest.mark.parametrize("seed", range(3))
+def test_gesture_validation_is_drawn_by_person(fraction, seed):
+    absent = {(user, 10) for user in range(3, 24)}  # only two people show the last class
+    names, labels = gestures(np.random.default_rng(seed), absent)
+    people = [person(n) for n in names]
+    assert sorted(set(people)) == [f"user{u:02d}" for u in range(1, 24)]
+    train = np.arange(len(names))
+    rest, val = carve_validation_people(train, labels, people, fraction, seed)
+    assert sorted([*rest, *val]) == train.tolist()
+    assert not {people[i] for i in rest} & {people[i] for i in val}
+    assert set(labels[rest]) == set(labels[val]) == set(range(11))
+    assert abs(len(val) - fraction * len(names)) <= 60  # a person has up to 60 rows
+    again = carve_validation_people(train[::-1], labels, people, fraction, seed)
+    assert all(np.array_equal(a, b) for a, b in zip(again, (rest, val), strict=True))
+    others = [carve_validation_people(train, labels, people, fraction, seed + 10 + k)[1].tolist() for k in range(9)]
+    assert len({tuple(o) for o in others}) > 1
+    _, val2, split = make_split(
+        "dvs_gesture", train, train[:0], labels, [], validation=fraction, seed=seed, dropped=3, people=people
+    )
+    assert np.array_equal(val, val2)
+    assert split.id == f"dvs_gesture/official,dropped=3,val={fraction:g},by=person,seed={seed}"
+
+
+def test_one_person_cannot_be_split():
+    with pytest.raises(UserError, match="dataset.validation=0.1 holds out whole people"):
+        carve_validation_people(np.arange(12), np.arange(12) % 11, ["user01"] * 12, 0.1, 0)

@@ -182,6 +182,7 @@ def test_imagenet100_takes_its_classes_from_a_larger_tree(tmp_path):
 
 def test_imagenet_trees_that_do_not_fit(tmp_path):
     write_imagenet(tmp_path / "a", layout="kaggle")
+    (tmp_path / "a/LOC_val_solution.csv").unlink()
     with pytest.raises(DataError, match=r"val has no class folders: it is flat.*LOC_val_solution.csv"):
         imagenet(tmp_path / "a")
     write_imagenet(tmp_path / "b")

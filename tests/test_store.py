@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from fake_runs import fake_run
 
 from snn_repro.config import load_config
 from snn_repro.errors import UserError
@@ -100,14 +101,14 @@ def test_a_damaged_config_is_named(tmp_path):
         Run(tmp_path, load_config())
 
 
-def test_results_are_found_by_folder(tmp_path):
+def test_results_are_found_by_folder(tmp_path, capsys):
     for seed in range(2):
-        (tmp_path / f"seed{seed}").mkdir()
-        write_json(tmp_path / f"seed{seed}" / RESULT, {"seed": seed})
+        fake_run(tmp_path, seed=seed, folder=f"seed{seed}")
     assert [r.seed for r in find_results(tmp_path)] == [0, 1]
     (tmp_path / "seed0" / RESULT).write_text("{")
+    assert [r.seed for r in find_results(tmp_path)] == [1] and "seed0" in capsys.readouterr().err
     with pytest.raises(UserError, match="JSON"):
-        find_results(tmp_path)
+        find_results(tmp_path / "seed0")
     with pytest.raises(UserError, match="does not exist"):
         find_results(tmp_path / "no")
 

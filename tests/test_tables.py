@@ -12,12 +12,15 @@ from fake_runs import fake_run
 from test_compare import script
 
 from snn_repro.errors import UserError
+from snn_repro.provenance import code_version
 from snn_repro.rows import PaperRow
 from snn_repro.statistics import mcnemar, paired, summary, wilson
 from snn_repro.tables import (
+    MEASURED,
     Column,
     Table,
     collect,
+    fill_in,
     gain,
     generate,
     group_runs,
@@ -144,6 +147,90 @@ def test_predictions_of_another_run_are_noticed(tmp_path):
     (tmp_path / "two" / "predictions.npz").replace(tmp_path / "one" / "predictions.npz")
     with pytest.raises(UserError, match="not of one run"):
         right_answers(load([tmp_path / "one"])[0])
+
+
+DAMAGED = [
+    ("predictions.npz", b"PK\x03\x04 no zip"),
+    ("predictions.npz", b""),
+    ("right.json", b"{"),
+    ("right.json", b'{"n_test": 200, "bits": "zz"}'),
+    ("right.json", b'{"n_test": 100, "bits": "ff"}'),
+    ("right.json", b"[]"),
+]
+
+
+@pytest.mark.parametrize("name, content", DAMAGED)
+def test_damaged_predictions_are_skipped_and_named(tmp_path, capsys, name, content):
+    for loss in ("sdt", "lts"):
+        fake_run(tmp_path / "runs", f"loss={loss}")
+    path = tmp_path / "runs" / "digits-small-if_imp-sdt" / "seed0" / name
+    path.write_bytes(content)
+    g = groups(tmp_path / "runs")
+    found = gain(g["digits-small-if_imp-lts"], g["digits-small-if_imp-sdt"])
+    assert found.p is None and found.test == "no predictions"
+    err = capsys.readouterr().err
+    assert err.startswith(f"skipped: {path}") and err.count("\n") == 1
+    written = collect([tmp_path / "runs"], tmp_path / "kept")
+    assert capsys.readouterr().err == err and len(written) == 2
+    assert [len(list(folder.iterdir())) for folder in sorted(written)] == [2, 1]  # its result stays
+
+
+# ---------------------------------------------------------------- of which code a result is
+
+NOW = code_version()
+BEFORE = dict(commit="c" * 40, dirty=False, sha256="0" * 64)
+
+
+def test_collecting_keeps_the_code_of_a_run(tmp_path):
+    fake_run(tmp_path / "runs", extra=dict(code=BEFORE, threads=2, data={"sha256": "d" * 64}))
+    (folder,) = collect([tmp_path / "runs"], tmp_path / "kept")
+    kept = json.loads((folder / "result.json").read_text())
+    assert kept["code"] == BEFORE and kept["threads"] == 2 and kept["data"] == {"sha256": "d" * 64}
+
+
+def test_rows_of_older_code_are_marked(tmp_path):
+    runs = tmp_path / "runs"
+    for seed, code in enumerate((NOW, BEFORE)):
+        fake_run(runs, "loss=sdt", "neuron=if", "paper_row=a", "name=row_a", seed=seed, extra=dict(code=code))
+    fake_run(runs, *IMP, extra=dict(code=NOW | dict(commit="other", dirty=True)))  # another commit, the same sources
+    fake_run(runs, "loss=tet", "name=mine", extra=dict(code=None))
+    files = generate(tmp_path, ROWS)
+    table = list(csv.DictReader(io.StringIO(files["table1.csv"])))
+    assert [line["code"] for line in table] == ["older", "", ""]
+    assert [line["code"] for line in csv.DictReader(io.StringIO(files["runs.csv"]))] == ["older"]
+    for name, said in {"table1": "older code: 1 of 3 runs", "runs": "older code: 1 of 1 runs"}.items():
+        assert said in files[f"{name}.md"] and said in files[f"{name}.tex"] and said in files["index.html"]
+    assert "older code" not in files["table2.md"]
+
+
+def test_rows_of_todays_code_have_no_mark(tmp_path):
+    fake_run(tmp_path / "runs", *IMP, extra=dict(code=NOW))
+    files = generate(tmp_path, ROWS)
+    assert not any("older" in files[f"{name}.md"] for name in ("table1", "runs"))
+    assert "code" not in files["table1.csv"].splitlines()[0].split(",")
+
+
+def test_every_table_names_threads_and_processes_that_differ(tmp_path):
+    for seed in range(2):
+        fake_run(tmp_path / "runs", *IMP, seed=seed, extra=dict(threads=1 + seed, processes=1))
+        fake_run(tmp_path / "runs", "name=mine", seed=seed, extra=dict(threads=1, processes=1 + seed))
+    files = generate(tmp_path, ROWS)
+    for form in ("md", "tex"):
+        assert "threads differ" in files[f"table1.{form}"] and "processes differ" not in files[f"table1.{form}"]
+        assert "processes differ" in files[f"runs.{form}"] and "threads differ" not in files[f"runs.{form}"]
+    assert "threads differ" in files["index.html"] and "row_b (seed 0); 2 in row_b (seed 1)" in files["table1.md"]
+
+
+def test_the_check_warns_of_older_code_and_judges_by_the_tables(tmp_path, capsys, monkeypatch):
+    program = script("make_tables")
+    monkeypatch.setattr(program, "load_rows", lambda: ROWS)
+    fake_run(tmp_path / "runs", *IMP, extra=dict(code=BEFORE))
+    assert program.main(["--results", str(tmp_path)]) == 0 == program.main(["--results", str(tmp_path), "--check"])
+    assert "warning: older code: 1 of 1 runs" in capsys.readouterr().err
+    fake_run(tmp_path / "runs", *IMP, extra=dict(code=NOW))
+    assert program.main(["--results", str(tmp_path), "--check"]) == 1
+    assert program.main(["--results", str(tmp_path)]) == 0 == program.main(["--results", str(tmp_path), "--check"])
+    assert "warning" not in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- the paper's tables
@@ -286,6 +373,45 @@ def test_the_program_writes_checks_and_collects(runs, tmp_path, capsys, monkeypa
     err = capsys.readouterr().err
     assert "table1.md differ" in err and "old.md are not generated" in err
     assert program.main(["--results", str(place), "--collect", str(tmp_path / "missing")]) == 2
+
+
+# ---------------------------------------------------------------- numbers in README.md
+
+README = """Before <!-- accuracy a -->1 % (n=1)<!-- / -->,
+| <!-- accuracy deep/b -->stale<!-- / --> at <!-- steps deep/b -->1 2<!-- / --> | <!-- accuracy absent -->84 %<!-- / --> |
+"""
+
+
+def test_readme_numbers_are_those_of_the_runs(tmp_path, capsys, monkeypatch):
+    results = tmp_path / "results"
+    for seed, acc in enumerate((0.9, 0.92)):
+        fake_run(results / "runs" / "deep", seed=seed, acc=acc, folder=f"b/seed{seed}")
+    fake_run(results / "runs", "name=other", acc=0.5, folder="a/seed0")
+    (tmp_path / "README.md").write_text(README)
+    program = script("make_tables")
+    monkeypatch.setattr(program, "load_rows", lambda: ROWS)
+    assert program.main(["--results", str(results)]) == 0
+    text = (tmp_path / "README.md").read_text()
+    assert "<!-- accuracy a -->50.00 % (n=1)<!-- / -->," in text
+    assert "-->91.00 ± 1.41 % (2 seeds)<!-- / --> at <!-- steps deep/b -->22.8 45.5 68.3 91.0<!-- / -->" in text
+    assert "<!-- accuracy absent -->84 %<!-- / -->" in text  # its run is not here
+    assert program.main(["--results", str(results), "--check"]) == 0
+    (tmp_path / "README.md").write_text(text.replace("91.00", "91.01"))
+    assert program.main(["--results", str(results), "--check"]) == 1
+    assert "README.md differ" in capsys.readouterr().err
+    fake_run(results / "runs" / "a", "recipe.lr=1", seed=3)
+    assert program.main(["--results", str(results)]) == 2
+    assert "several configurations" in capsys.readouterr().err
+
+
+def test_measured_numbers_of_our_readme_agree_with_the_committed_runs():
+    text = (RESULTS.parent / "README.md").read_text("utf-8")
+    named = [match.group(3) for match in MEASURED.finditer(text)]
+    assert sum((RESULTS / "runs" / folder).is_dir() for folder in named) >= 4
+    assert fill_in(text, RESULTS / "runs") == text
+    table = text.split("## What was measured")[1].split("\n\n")[1]
+    for line in table.splitlines()[2:]:  # no accuracy by hand; logistic regression has no run
+        assert not re.search(r"\d\d\.\d", MEASURED.sub("", line).replace("logistic regression 97.33 %", "")), line
 
 
 def test_committed_tables_are_the_generated_ones():

@@ -1,16 +1,24 @@
 """What a run logs, read back from W&B's own file; a server that is not there costs time, never a run; no key is left behind."""
 
+import fcntl
 import json
+import logging
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from fake_wandb import Server
 
+from snn_repro import checkpoint
 from snn_repro.config import config_hash, to_dict
 from snn_repro.errors import UserError
-from snn_repro.train import run
+from snn_repro.tracking import Tracker, checked_mode
+from snn_repro.train import Interrupted, run
 
 FAKE_KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -72,14 +80,18 @@ def test_every_epoch_and_the_result(logged):
 
 
 def test_a_table_of_accuracy_against_time_step_each_epoch(logged):
-    _, _, folder, _ = logged
-    tables = [json.loads(p.read_text()) for p in sorted(folder.rglob("time_steps_*.table.json"))]
+    _, _, folder, records = logged
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert len(tables) == len(lines) == 2
-    for table, line in zip(tables, lines, strict=True):
-        assert table["columns"] == ["epoch", "time step", "acc_step", "acc_cum"]
-        assert [row[:2] for row in table["data"]] == [[line["epoch"], t] for t in range(1, 5)]
-        assert [row[2] for row in table["data"]] == line["acc_step"]
+    epochs = [h["item"] for h in records["history"] if "time_steps._type" in h["item"]]
+    assert len(epochs) == len(lines) == 2
+    (place,) = offline_runs(folder)
+    for line, item in zip(lines, epochs, strict=True):
+        assert item["time_steps._type"] == "html-file"
+        page = (place / "files" / item["time_steps.path"]).read_text()
+        assert f"epoch {line['epoch']}<" in page
+        for t in range(4):
+            cells = f"<td>{t + 1}</td><td>{line['acc_step'][t]:.4f}</td><td>{line['acc_cum'][t]:.4f}</td>"
+            assert f"<tr>{cells}</tr>" in page
 
 
 def holding_the_key(folder) -> list:
@@ -95,7 +107,8 @@ def test_a_key_in_the_environment_reaches_no_file(logged):
 def test_online_without_a_key_is_one_sentence(quick, monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    monkeypatch.setattr("snn_repro.tracking._has_key", lambda wandb: False)
+    monkeypatch.setattr("snn_repro.tracking.has_key", lambda: False)
+    monkeypatch.delenv("WANDB_MODE")
     with pytest.raises(UserError, match="logger.mode=online needs a W&B key"):
         run(quick("logger.mode=online"))
 
@@ -142,3 +155,408 @@ def test_the_saved_view():
     assert metrics == {"final/acc_step", "final/acc_cum", "acc_last", "acc_best_test", "acc", "val_acc", "train_loss", "lr"}
     filters = view["spec"]["section"]["runSets"][0]["filters"]["filters"]
     assert [(f["key"]["name"], f["value"]) for f in filters] == [("tags", "table1")]
+
+
+# ---------------------------------------------------------------- nothing that W&B does ends or delays a run
+
+
+def offline_runs(folder) -> list:
+    return sorted((folder / "wandb").glob("offline-run-*"))
+
+
+def steps(folder) -> list:
+    """(step, epoch) of every epoch that W&B has, in order."""
+    records = [json.loads(line) for line in inspect(folder).splitlines()]
+    items = [r["history"]["item"] for r in records if "history" in r]
+    return [(item["_step"], item["epoch"]) for item in items if "train_loss" in item]
+
+
+def children(pid: int) -> list[int]:
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(child) for child in file.read().split()]
+
+
+def core_of(tracker) -> int:
+    """The process id of the run's wandb-core, once the run has begun."""
+    deadline = time.monotonic() + 30
+    while not tracker._started:
+        tracker._hear()
+        assert time.monotonic() < deadline, "W&B has not started"
+        time.sleep(0.02)
+    return children(tracker._process.pid)[0]
+
+
+@pytest.fixture
+def no_wandb_settings(monkeypatch):
+    for name in [n for n in os.environ if n.startswith(("WANDB_", "XDG_"))]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def after_first_epoch(monkeypatch):
+    """after_first_epoch(act): call act(tracker) when the first epoch has been logged."""
+    epoch = Tracker.epoch
+
+    def install(act):
+        def then(tracker, line):
+            epoch(tracker, line)
+            if line["epoch"] == 1:
+                act(tracker)
+
+        monkeypatch.setattr(Tracker, "epoch", then)
+
+    return install
+
+
+def warnings(caplog) -> list[str]:
+    return [r.getMessage() for r in caplog.records if "W&B" in r.getMessage() or "WANDB" in r.getMessage()]
+
+
+@pytest.mark.parametrize("kind", ["writable", "missing"])
+def test_home_is_left_alone_and_need_not_be_writable(quick, tmp_path, monkeypatch, no_wandb_settings, caplog, kind):
+    home = {"writable": tmp_path / "home", "missing": "/proc/nonexistent"}[kind]
+    if kind == "writable":
+        home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    run(quick("logger.mode=offline"))
+    assert warnings(caplog) == []
+    assert steps(tmp_path / "run") == [(1, 1), (2, 2)]
+    assert not (tmp_path / "run" / "wandb" / "home").exists()
+    if kind == "writable":
+        assert list(home.rglob("*")) == []
+
+
+def kill_core(tracker):
+    os.kill(core_of(tracker), signal.SIGKILL)
+
+
+def kill_logger(tracker):
+    core_of(tracker)
+    os.kill(tracker._process.pid, signal.SIGKILL)
+    tracker._process.wait()
+
+
+def stop_logger(tracker):
+    """It hangs."""
+    core_of(tracker)
+    os.kill(tracker._process.pid, signal.SIGSTOP)
+
+
+@pytest.mark.parametrize("act", [kill_core, kill_logger, stop_logger])
+def test_a_killed_or_hanging_wandb_costs_one_warning(quick, tmp_path, monkeypatch, after_first_epoch, caplog, act):
+    monkeypatch.setattr("snn_repro.tracking.FINISH_SECONDS", 1)
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
+    trackers = []
+    after_first_epoch(lambda tracker: (trackers.append(tracker), act(tracker)))
+    result = run(quick("logger.mode=offline", "recipe.epochs=4"))
+    said = warnings(caplog)
+    assert len(said) == 1 and "W&B gets nothing more of this run" in said[0] and "wandb_import.py" in said[0], said
+    assert result.epochs == 4 and len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4
+    assert trackers[0].gave_up and trackers[0]._process is None
+
+
+def test_without_wandb_installed_a_run_warns(quick, tmp_path, monkeypatch, caplog):
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "wandb.py").write_text("raise ModuleNotFoundError(\"No module named 'wandb'\")")
+    monkeypatch.syspath_prepend(str(tmp_path / "path"))
+    run(quick("logger.mode=offline"))
+    (said,) = warnings(caplog)
+    assert "ModuleNotFoundError: No module named 'wandb'" in said
+
+
+@pytest.mark.parametrize("failing", ["init", "log", "finish"])
+def test_any_exception_of_wandb_is_one_warning(quick, tmp_path, monkeypatch, caplog, failing):
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "wandb.py").write_text(
+        f"""
+class Run:
+    id, dir, starting_step, summary = "i", ".", 0, {{}}
+    def define_metric(self, *a, **k): pass
+    def log(self, *a, **k): assert {failing!r} != "log", "broken log"
+    def finish(self, **k): assert {failing!r} != "finish", "broken finish"
+def init(**k):
+    if {failing!r} == "init": raise SystemExit("broken init")
+    return Run()
+def Settings(**k): pass
+def Html(text): pass
+def teardown(): pass
+"""
+    )
+    monkeypatch.syspath_prepend(str(tmp_path / "path"))
+    assert run(quick("logger.mode=offline")).epochs == 2
+    (said,) = warnings(caplog)
+    assert f"broken {failing}" in said
+
+
+@pytest.fixture
+def server(monkeypatch, no_wandb_settings):
+    server = Server()
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    monkeypatch.setenv("WANDB_API_KEY", FAKE_KEY)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    yield server
+    server.close()
+
+
+def test_finish_on_a_dead_network_is_bounded(quick, monkeypatch, server, after_first_epoch, caplog):
+    monkeypatch.setattr("snn_repro.tracking.FINISH_SECONDS", 2)
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "5")
+    cores = []
+    after_first_epoch(lambda tracker: (cores.append(core_of(tracker)), server.silent.set()))
+    started = time.monotonic()
+    assert run(quick("logger.mode=online")).epochs == 2
+    assert time.monotonic() - started < 30
+    (said,) = warnings(caplog)
+    assert "it was not done 2 s after the run's end" in said
+    deadline = time.monotonic() + 20
+    while os.path.exists(f"/proc/{cores[0]}"):
+        assert time.monotonic() < deadline, "wandb-core is still there"
+        time.sleep(0.1)
+
+
+def test_the_tracker_hears_of_an_epoch_after_the_checkpoint(quick, tmp_path, monkeypatch):
+    seen = []
+
+    def epoch(tracker, line):
+        seen.append((line["epoch"], checkpoint.load(tmp_path / "run" / checkpoint.LAST)["epoch"]))
+
+    monkeypatch.setattr(Tracker, "epoch", epoch)
+    run(quick())
+    assert seen == [(1, 1), (2, 2)]
+
+
+def test_the_stop_button_stops_the_training(quick, after_first_epoch):
+    def press(tracker):
+        core_of(tracker)
+        os.kill(tracker._process.pid, signal.SIGINT)  # what wandb does when the button was pressed
+        time.sleep(0.5)
+
+    after_first_epoch(press)
+    with pytest.raises(Interrupted):
+        run(quick("logger.mode=offline", "recipe.epochs=50"))
+
+
+# ---------------------------------------------------------------- a resume
+
+KILLED = """
+import os, signal, sys, time
+from snn_repro.config import load_config
+from snn_repro.tracking import Tracker
+from snn_repro.train import run
+sys.path.insert(0, "tests")
+from test_tracking import children, core_of
+epoch = Tracker.epoch
+def kill(tracker, line):
+    epoch(tracker, line)
+    if line["epoch"] == 3:
+        wandb = tracker._process and [core_of(tracker), tracker._process.pid]
+        for pid in wandb or () if sys.argv[1] == "all" else ():
+            os.kill(pid, signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+Tracker.epoch = kill
+run(load_config(sys.argv[2:]))
+"""
+LONGER = ["recipe.epochs=5", "debug.max_steps=3", "debug.max_eval_batches=1"]
+
+
+def killed_run(folder, who: str, *more: str) -> None:
+    options = [*LONGER, f"hydra.run.dir={folder}", *more]
+    done = subprocess.run([sys.executable, "-c", KILLED, who, *options], timeout=100)
+    assert done.returncode == -9
+
+
+@pytest.mark.parametrize("who", ["training", "all"])
+def test_a_killed_offline_run_loses_nothing(quick, tmp_path, server, who):
+    """A resume has the whole history, on disk and for `wandb sync`, also where the part before it was synced already."""
+    folder = tmp_path / "run"
+    killed_run(folder, who)
+    (before,) = offline_runs(folder)
+    if who == "training":  # the W&B run is closed without it
+        deadline = time.monotonic() + 30
+        while (folder / "wandb" / "home").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert steps(folder) == [(1, 1), (2, 2), (3, 3)]
+        assert json.loads(inspect(folder, "--summary"))["exit_code"] == 1
+    config = quick("logger.mode=offline", *LONGER)
+    result = run(config)
+    (after,) = offline_runs(folder)  # the first one is contained in it
+    assert after != before and after.name.endswith(f"-{config_hash(config)}-0")
+    assert steps(folder) == [(n, n) for n in range(1, 6)]
+    assert json.loads(inspect(folder, "--summary"))["summary"]["acc_last"] == result.acc_last
+    if who == "all":
+        server.history = [{"_step": n, "epoch": n, "train_loss": 0.0} for n in (1, 2)]
+        subprocess.run([sys.executable, "-m", "wandb", "sync", str(after)], cwd=tmp_path, check=True, timeout=60)
+        epochs = [(h["_step"], h["epoch"]) for h in server.history if h.get("train_loss")]
+        assert epochs == [(n, n) for n in range(1, 6)]
+
+
+def test_online_a_resume_sends_what_the_server_lacks(quick, tmp_path, server):
+    """The server has two of three epochs: it gets the third once, and those to come."""
+    folder = tmp_path / "run"
+    killed_run(folder, "all", "logger.mode=disabled")
+    history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    server.history = [{"_step": line["epoch"], **line} for line in history[:2]]
+    run(quick("logger.mode=online", *LONGER))
+    epochs = [(h["_step"], h["epoch"]) for h in server.history if "train_loss" in h]
+    assert epochs == [(n, n) for n in range(1, 6)] and server.complete
+    assert [h["_step"] for h in server.history if "final/time_step" in h] == [6, 7, 8, 9]
+
+
+# ---------------------------------------------------------------- WANDB_*
+
+
+def test_wandb_mode_disabled_disables(quick, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    run(quick("logger.mode=online"))
+    assert not (tmp_path / "run" / "wandb").exists()
+
+
+@pytest.mark.parametrize("mode", ["offline", "dryrun"])
+def test_wandb_mode_offline_keeps_offline(quick, tmp_path, monkeypatch, server, mode):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    run(quick("logger.mode=online", "recipe.epochs=1"))
+    assert len(offline_runs(tmp_path / "run")) == 1 and server.history == []
+
+
+def test_wandb_init_timeout_that_is_no_number_warns(quick, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "abc")
+    run(quick("logger.mode=offline", "recipe.epochs=1"))
+    (said,) = warnings(caplog)
+    assert "WANDB_INIT_TIMEOUT=abc is no number of seconds" in said and "20 is taken" in said
+    monkeypatch.delenv("WANDB_INIT_TIMEOUT")
+    assert steps(tmp_path / "run") == [(1, 1)]
+    for value in ("-3", "nan", "1e9"):
+        monkeypatch.setenv("WANDB_INIT_TIMEOUT", value)
+        caplog.clear()
+        Tracker(quick("logger.mode=offline"), tmp_path, logging.getLogger("snn_repro").warning)
+        assert f"WANDB_INIT_TIMEOUT={value} is no number of seconds" in warnings(caplog)[0]
+
+
+def test_wandb_mode_unknown_warns(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    said = []
+    assert checked_mode("offline", said.append) == "offline"
+    assert len(said) == 1 and "WANDB_MODE=sometimes is none of online, offline, disabled" in said[0]
+
+
+def test_a_run_of_wandb_agent_keeps_the_agents_id(quick, tmp_path, monkeypatch):
+    (tmp_path / "parameters.yaml").write_text("wandb_version: 1\nrecipe.lr:\n  value: 0.05\n")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    monkeypatch.setenv("WANDB_RUN_ID", "agents0wn")
+    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(tmp_path / "parameters.yaml"))
+    run(quick("logger.mode=offline", "recipe.lr=0.05"))
+    summary = json.loads(inspect(tmp_path / "run", "--summary"))
+    assert summary["run_id"] == "agents0wn" and summary["config"]["recipe"]["lr"] == 0.05
+    assert steps(tmp_path / "run") == [(1, 1), (2, 2)]
+
+
+# ---------------------------------------------------------------- scripts
+
+
+def script(name: str, *arguments: str, **environment: str):
+    return subprocess.run(
+        [sys.executable, f"scripts/{name}", *map(str, arguments)], capture_output=True, text=True, timeout=100,
+        env={**os.environ, "PYTHONPATH": ".", **environment},
+    )  # fmt: skip
+
+
+def seen_by_wandb(folder) -> tuple:
+    """What makes the page of a run, without clocks and file names."""
+    clocks = ("_runtime", "_timestamp", "_wandb")
+    records = [json.loads(line) for line in inspect(folder).splitlines()]
+    kept = lambda d: {k: v for k, v in d.items() if not k.startswith((*clocks, "time_steps"))}  # noqa: E731
+    summary = json.loads(inspect(folder, "--summary"))
+    run_record = next(r["run"] for r in records if "run" in r)
+    return (
+        [kept(r["history"]["item"]) for r in records if "history" in r], kept(summary["summary"]), summary["config"],
+        {k: summary[k] for k in ("name", "run_id", "tags")}, run_record["run_group"], run_record["job_type"],
+        [p.read_text() for p in sorted(folder.rglob("time_steps_*.html"), key=lambda p: int(p.name.split("_")[2]))],
+    )  # fmt: skip
+
+
+def test_import_makes_the_run_that_was_logged_live(logged, tmp_path):
+    *_, folder, _ = logged
+    runs = tmp_path / "runs"
+    shutil.copytree(folder, runs / "row" / "seed3", ignore=shutil.ignore_patterns("wandb"))
+    shutil.copytree(folder, runs / "row" / "unfinished", ignore=shutil.ignore_patterns("wandb", "result.json"))
+    broken = {"cut": ("metrics.jsonl", '{"epoch": 1, "ac'), "no": ("config.yaml", "[]"), "bad": ("result.json", "{")}
+    for name, (file, text) in broken.items():
+        shutil.copytree(folder, runs / name, ignore=shutil.ignore_patterns("wandb"))
+        (runs / name / file).write_text(text)
+    done = script("wandb_import.py", runs)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 5 runs imported" in done.stdout
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == [str(runs / n) for n in sorted(broken)]
+    assert all("skipped, " in line for line in done.stderr.splitlines())
+    assert seen_by_wandb(runs / "row" / "seed3") == seen_by_wandb(folder)
+    assert steps(runs / "row" / "unfinished") == [(1, 1), (2, 2)]
+    assert json.loads(inspect(runs / "row" / "unfinished", "--summary"))["exit_code"] == 1
+
+
+def test_import_online_to_another_project(logged, tmp_path, server):
+    *_, folder, _ = logged
+    shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("wandb"))
+    done = script("wandb_import.py", tmp_path / "run", "--mode", "online", "--project", "p", "--entity", "e")
+    assert done.returncode == 0, done.stderr
+    assert server.complete
+    assert [(h["_step"], h["epoch"]) for h in server.history if "train_loss" in h] == [(1, 1), (2, 2)]
+
+
+def test_import_says_one_sentence(tmp_path, monkeypatch, logged):
+    *_, folder, _ = logged
+    (tmp_path / "empty").mkdir()
+    for arguments, environment, sentence in (
+        ([tmp_path / "none"], {}, "none does not exist"),
+        ([tmp_path / "empty"], {}, "empty holds no run with an epoch"),
+        ([folder], {"WANDB_MODE": "disabled"}, "WANDB_MODE=disabled"),
+        ([folder, "--mode", "online"], {"WANDB_MODE": "online", "HOME": str(tmp_path), "WANDB_API_KEY": ""}, "W&B key"),
+    ):
+        done = script("wandb_import.py", *arguments, **environment)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and sentence in done.stderr, done
+
+
+def test_import_leaves_a_run_in_progress_alone(logged, tmp_path):
+    *_, folder, _ = logged
+    with open(folder / ".lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = script("wandb_import.py", folder)
+    assert done.returncode == 2 and "in use by a run" in done.stderr
+    assert len(offline_runs(folder)) == 1
+
+
+def test_the_sync_command_finds_every_run(tmp_path):
+    """The command of the docs, in bash without globstar, on folders with and without changed keys."""
+    (command,) = {line for line in Path("docs/sweeps.md").read_text().splitlines() if line.startswith("find ")}
+    assert command in Path("README.md").read_text()
+    names = ["row/seed0", "row/recipe.lr=0.1,name=a b/seed1", "mine"]
+    runs = [f"runs/{name}/wandb/offline-run-20260101_000000-{i}" for i, name in enumerate(names)]
+    for path in (*runs, "runs/row/seed0/wandb/run-20260101_000000-x", "runs/row/seed0/wandb/home/offline"):
+        (tmp_path / path / "files").mkdir(parents=True)
+    (tmp_path / "wandb").write_text('#!/bin/sh\nprintf "%s\\n" "$@" >> called\n')
+    (tmp_path / "wandb").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, check=True)
+    called = (tmp_path / "called").read_text().splitlines()
+    assert called[0] == "sync" and sorted(called[1:]) == sorted(runs)
+
+
+def test_workspace_without_login_is_one_sentence(tmp_path):
+    pytest.importorskip("wandb_workspaces", reason="pip install 'snn_repro[dashboard]'")
+    done = script("wandb_workspace.py", "--entity", "lab", HOME=str(tmp_path), WANDB_API_KEY="")
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("wandb_workspace.py: saving the view needs a W&B key") and "--json" in line
+
+
+def test_workspace_that_the_server_refuses_is_one_sentence(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", FAKE_KEY)
+    monkeypatch.syspath_prepend("scripts")
+    import wandb_workspace
+
+    class View:
+        def save(self):
+            raise RuntimeError("no such\nentity")
+
+    with pytest.raises(UserError, match=r"W&B did not save the view \(RuntimeError: no such entity\); check --entity"):
+        wandb_workspace.save(View())

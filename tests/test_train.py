@@ -214,7 +214,7 @@ def test_accumulated_parts_make_the_same_step(quick, tmp_path):
         torch.manual_seed(1)
         model = build_model("small", num_classes=10, input_shape=(1, 8, 8), timesteps=2, neuron={"name": "if"})
         model.eval()
-        config = quick(f"recipe.accumulate={parts}", "recipe.lr=1", "recipe.momentum=0", "recipe.weight_decay=0")
+        config = quick(f"recipe.accumulate={parts}", "recipe.lr=1", "recipe.weight_decay=0")
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
         amp = train.Precision(config, torch.device("cpu"))

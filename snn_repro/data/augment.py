@@ -1,8 +1,8 @@
 """Augmentation: one implementation of each, on whole batches wherever no PIL image is needed.
 
-Batch transforms are callables (x, target, generator) -> (x, target). x is [B, C, H, W] or frames [T, B, C, H,
-W]; all T frames of a sample share its draw. They draw from the given generator alone and never change x in
-place.
+Batch transforms (batches.BatchTransform) are callables (x, target, generator) -> (x, target). x is [B, C, H, W] or
+frames [T, B, C, H, W]; all T frames of a sample share its draw. They draw from the given generator alone, for the
+batch of all processes together, and never change x in place.
 
 keys read here (`augment.` in the configuration):
 
@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ def _uniform(low: float, high: float, n: int, generator: Generator) -> Tensor:
     return torch.rand(n, generator=generator) * (high - low) + low
 
 
-class Normalize:
+class Normalize(BatchTransform):
     """x <- (x - mean) / std per channel (dim -3), float32; mean and std in the unit of the stored values.
 
     channel_order="bgr" turns the channels of x round first: blue is then normalised with red's statistics, as
@@ -54,35 +55,42 @@ class Normalize:
         self.scale = 1 / torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
         self.reverse = channel_order == "bgr"
 
-    def __call__(self, x: Tensor, target: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    def apply(self, x: Tensor, target: Tensor, draws, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
         x = x.flip(-3) if self.reverse else x
         return (x.to(torch.float32) - self.mean).mul_(self.scale), target
 
 
-class RandomCrop:
+class RandomCrop(BatchTransform):
     """Pad by `padding` zeros on each side, then cut the original size at a random place."""
 
     def __init__(self, padding: int):
         self.padding = padding
 
-    def __call__(self, x: Tensor, target: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, n: int, generator: Generator) -> Tensor:
+        """Rows and columns [2, n] at which the cuts begin."""
+        return torch.randint(2 * self.padding + 1, (2, n), generator=generator)
+
+    def apply(self, x: Tensor, target: Tensor, draws: Tensor, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
         batch, _, height, width = x.shape[-4:]
-        dy, dx = torch.randint(2 * self.padding + 1, (2, batch), generator=generator)
+        dy, dx = draws[:, rows]
         padded = F.pad(x, (self.padding,) * 4).movedim(-4, 0)
         windows = padded.unfold(-2, height, 1).unfold(-2, width, 1)  # a view [B, ..., dy, dx, H, W]
         cut = windows.movedim((-4, -3), (1, 2))[torch.arange(batch), dy, dx]
         return cut.movedim(0, -4), target
 
 
-class RandomFlip:
+class RandomFlip(BatchTransform):
     """Mirror each sample left to right with the given chance."""
 
     def __init__(self, chance: float):
         self.chance = chance
 
-    def __call__(self, x: Tensor, target: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-        chosen = torch.rand(x.shape[-4], generator=generator) < self.chance
-        return torch.where(chosen.view(-1, 1, 1, 1), x.flip(-1), x), target
+    def draw(self, n: int, generator: Generator) -> Tensor:
+        """Which samples are mirrored, bool [n]."""
+        return torch.rand(n, generator=generator) < self.chance
+
+    def apply(self, x: Tensor, target: Tensor, draws: Tensor, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+        return torch.where(draws[rows].view(-1, 1, 1, 1), x.flip(-1), x), target
 
 
 def _affine(x: Tensor, translate=(0, 0), shear: float = 0.0) -> Tensor:
@@ -91,45 +99,58 @@ def _affine(x: Tensor, translate=(0, 0), shear: float = 0.0) -> Tensor:
     return affine(x, angle=0.0, translate=list(translate), scale=1.0, shear=[shear, 0.0])
 
 
-class EventPolicy:
+def _linspace(end: float, n: int) -> list[float]:
+    """torch.linspace(-end, end, n) in float32 as fused multiply-adds round it, and so the same on every processor.
+
+    Which levels are cut to how many pixels hangs on the last bit: 1 comes out as 0.9999999.
+    """
+    end, k = float(np.float32(end)), np.arange(n)
+    step = float(np.float32(2 * end) / np.float32(n - 1))
+    return np.where(k < n // 2, -end + step * k, end - step * (n - 1 - k)).astype(np.float32).tolist()
+
+
+class EventPolicy(BatchTransform):
     """One operation a sample, uniformly one of six (the paper's 128-pixel event rows, after Spikformer).
 
     Identity; ShearX up to 0.3 rad; TranslateX, TranslateY up to 5 pixels, cut to whole ones; Rotate up to 30
-    degrees;
-    Cutout: one square of 0.1 % to 11 % of the area set to zero. Magnitudes lie on 31 even levels from -max to
-    max; nearest-neighbour sampling, zeros from outside.
+    degrees; Cutout: one square of 0.1 % to 11 % of the area set to zero. Magnitudes are those of
+    torch.linspace(-max, max, 31); nearest-neighbour sampling, zeros from outside.
     """
 
     levels = 31
+    shears, shifts, angles = _linspace(0.3, levels), _linspace(5.0, levels), _linspace(30.0, levels)
 
-    def __call__(self, x: Tensor, target: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-        batch, _, height, width = x.shape[-4:]
-        operation = torch.randint(6, (batch,), generator=generator).tolist()
-        level = torch.randint(self.levels, (batch,), generator=generator)
-        magnitude = (level * 2 / (self.levels - 1) - 1).tolist()  # -1 .. 1
-        side = (_uniform(0.001, 0.11, batch, generator) * height * width).sqrt().round().long().tolist()
-        place = torch.rand(2, batch, generator=generator).tolist()
+    def draw(self, n: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Operations [n], levels [n], and of Cutout the part of the area [n] and the place [2, n], both in 0..1."""
+        operation = torch.randint(6, (n,), generator=generator)
+        level = torch.randint(self.levels, (n,), generator=generator)
+        return operation, level, _uniform(0.001, 0.11, n, generator), torch.rand(2, n, generator=generator)
+
+    def apply(self, x: Tensor, target: Tensor, draws: tuple, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+        operation, level, area, place = (d[..., rows] for d in draws)
+        height, width = x.shape[-2:]
+        side = (area * height * width).sqrt().round().long()
+        own = zip(operation.tolist(), level.tolist(), side.tolist(), place.T.tolist(), strict=True)
         out = x.clone()
-        for b in range(batch):
-            sample = x[..., b, :, :, :]
-            out[..., b, :, :, :] = self._apply(operation[b], sample, magnitude[b], side[b], (place[0][b], place[1][b]))
+        for b, (operation, level, side, place) in enumerate(own):
+            out[..., b, :, :, :] = self._apply(operation, x[..., b, :, :, :], level, side, place)
         return out, target
 
-    @staticmethod
-    def _apply(operation: int, x: Tensor, magnitude: float, side: int, place: tuple[float, float]) -> Tensor:
+    @classmethod
+    def _apply(cls, operation: int, x: Tensor, level: int, side: int, place: Sequence[float]) -> Tensor:
         from torchvision.transforms.functional import rotate
 
         match operation:
             case 0:
                 return x
             case 1:
-                return _affine(x, shear=math.degrees(0.3 * magnitude))
+                return _affine(x, shear=math.degrees(cls.shears[level]))
             case 2:
-                return _affine(x, translate=(int(5 * magnitude), 0))
+                return _affine(x, translate=(int(cls.shifts[level]), 0))
             case 3:
-                return _affine(x, translate=(0, int(5 * magnitude)))
+                return _affine(x, translate=(0, int(cls.shifts[level])))
             case 4:
-                return rotate(x, 30 * magnitude)
+                return rotate(x, cls.angles[level])
         height, width = x.shape[-2:]
         side = min(side, height, width)
         top, left = int(place[0] * (height - side + 1)), int(place[1] * (width - side + 1))
@@ -138,7 +159,7 @@ class EventPolicy:
         return x
 
 
-class NDA:
+class NDA(BatchTransform):
     """Neuromorphic data augmentation (Li et al., ECCV 2022), as its code does it: one of three a sample.
 
     Roll by up to +-shift pixels in both directions (round the edge); rotate or shear along x by up to
@@ -148,15 +169,18 @@ class NDA:
     def __init__(self, shift: int = 5, degrees: float = 30.0):
         self.shift, self.degrees = shift, degrees
 
-    def __call__(self, x: Tensor, target: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, n: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Operations [n], shifts [n, 2] in pixels, angles [n] in degrees."""
+        operation = torch.randint(3, (n,), generator=generator)
+        shifts = torch.randint(-self.shift, self.shift + 1, (n, 2), generator=generator)
+        return operation, shifts, _uniform(-self.degrees, self.degrees, n, generator)
+
+    def apply(self, x: Tensor, target: Tensor, draws: tuple, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
         from torchvision.transforms.functional import rotate
 
-        batch = x.shape[-4]
-        operation = torch.randint(3, (batch,), generator=generator).tolist()
-        shifts = torch.randint(-self.shift, self.shift + 1, (batch, 2), generator=generator).tolist()
-        angle = _uniform(-self.degrees, self.degrees, batch, generator).tolist()
+        operation, shifts, angle = (d[rows].tolist() for d in draws)
         out = torch.empty_like(x)
-        for b in range(batch):
+        for b in range(len(rows)):
             sample = x[..., b, :, :, :]
             if operation[b] == 0:
                 sample = sample.roll(shifts[b], dims=(-2, -1))
@@ -168,7 +192,19 @@ class NDA:
         return out, target
 
 
-class Mix:
+class _Mixing(NamedTuple):
+    """How a batch is mixed. `other` [n] are the partners; `box` draws CutMix's box next, whose range is the image's size.
+
+    `apply` uses `box` up: to copy a RandomState takes as long as the rest.
+    """
+
+    other: Tensor
+    kind: str
+    lam: float
+    box: np.random.RandomState
+
+
+class Mix(BatchTransform):
     """Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019) of a batch with a random order of itself.
 
     mixup, cutmix: alpha of the Beta(alpha, alpha) from which lambda is drawn, 0 is off; with both on, each
@@ -193,31 +229,45 @@ class Mix:
         self.num_classes, self.prob, self.cutmix_axes = num_classes, prob, cutmix_axes
         self.kinds = [(kind, alpha) for kind, alpha in (("mixup", mixup), ("cutmix", cutmix)) if alpha > 0]
 
-    def __call__(self, x: Tensor, target: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, n: int, generator: Generator) -> _Mixing | None:
+        """None: this batch is not mixed."""
         # a legacy NumPy generator: torch has no seeded Beta, and this one's stream never changes
         draw = np.random.RandomState(int(torch.randint(2**31, (1,), generator=generator)))
-        other = torch.randperm(x.shape[-4], generator=generator)
-        target = F.one_hot(target, self.num_classes).to(torch.float32) if target.ndim == 1 else target
+        other = torch.randperm(n, generator=generator)
         if draw.rand() >= self.prob:
-            return x, target
+            return None
         kind, alpha = self.kinds[draw.randint(len(self.kinds))]
         lam = draw.beta(alpha, alpha)
-        if kind == "mixup":
-            x = lam * x + (1 - lam) * x[..., other, :, :, :]
-        else:
-            x, lam = self._cutmix(x, other, lam, draw)
-        return x, lam * target + (1 - lam) * target[other]
+        return _Mixing(other, kind, lam, draw)
 
-    def _cutmix(self, x: Tensor, other: Tensor, lam: float, draw) -> tuple[Tensor, float]:
+    def partners(self, draws: _Mixing | None, rows: Tensor) -> Tensor:
+        return rows[:0] if draws is None else draws.other[rows]
+
+    def apply(self, x: Tensor, target: Tensor, draws: _Mixing | None, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+        target = F.one_hot(target, self.num_classes).to(torch.float32) if target.ndim == 1 else target
+        if draws is None:
+            return x, target
+        held = torch.empty_like(draws.other)  # where x holds a row of the batch
+        held[rows] = torch.arange(len(rows))
+        other = held[draws.other[rows[:keep]]]
+        own, lam = x.narrow(-4, 0, keep), draws.lam
+        if draws.kind == "mixup":
+            mixed = lam * own + (1 - lam) * x[..., other, :, :, :]
+        else:
+            mixed, lam = self._cutmix(own, x, other, draws)
+        return mixed, lam * target[:keep] + (1 - lam) * target[other]
+
+    def _cutmix(self, own: Tensor, x: Tensor, other: Tensor, draws: _Mixing) -> tuple[Tensor, float]:
+        draw, lam = draws.box, draws.lam
         height, width = x.shape[-2:]
         (top, bottom), (left, right) = (self._range(size, math.sqrt(1 - lam), draw) for size in (height, width))
         if self.cutmix_axes == "published" and x.ndim == 5:
             box = (..., slice(top, bottom), slice(left, right), slice(None))
         else:
             box = (..., slice(top, bottom), slice(left, right))
-        x = x.clone()
-        x[box] = x[..., other, :, :, :][box]
-        return x, 1 - (bottom - top) * (right - left) / (height * width)
+        mixed = own.clone()
+        mixed[box] = x[..., other, :, :, :][box]
+        return mixed, 1 - (bottom - top) * (right - left) / (height * width)
 
     @staticmethod
     def _range(size: int, part: float, draw) -> tuple[int, int]:
@@ -225,13 +275,13 @@ class Mix:
         return max(centre - half, 0), min(centre + half, size)
 
 
-class SmoothLabels:
+class SmoothLabels(BatchTransform):
     """target <- (1 - epsilon) target + epsilon / K, float32 [B, K], of class numbers [B] or mixed targets [B, K]."""
 
     def __init__(self, num_classes: int, epsilon: float):
         self.num_classes, self.epsilon = num_classes, epsilon
 
-    def __call__(self, x: Tensor, target: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    def apply(self, x: Tensor, target: Tensor, draws, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
         target = F.one_hot(target, self.num_classes).to(torch.float32) if target.ndim == 1 else target
         return x, (1 - self.epsilon) * target + self.epsilon / self.num_classes
 

@@ -1,7 +1,8 @@
 """Batches that can be replayed: order and augmentation depend on (seed, epoch, position) and nothing else.
 
-Because no random state is carried from batch to batch, a run resumed in mid-epoch, or served by another
-number of worker processes, sees exactly the inputs that an uninterrupted run sees.
+Because no random state is carried from batch to batch, a run resumed in mid-epoch, served by another number of
+worker processes or shared by another number of training processes sees exactly the inputs that an uninterrupted
+run of one process sees.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import copy
 import ctypes
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,8 +22,35 @@ from torch.utils.data import DataLoader, Dataset
 from snn_repro.config import Config
 from snn_repro.errors import DataError, UserError
 
-BatchTransform = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
-"""(x, target, generator) -> (x, target); x is [B, C, H, W] or [T, B, C, H, W]: the batch is always dim -4."""
+
+class BatchTransform:
+    """One step on a batch: (x, target, generator) -> (x, target), x [B, C, H, W] or [T, B, C, H, W] (batch: dim -4).
+
+    Several processes share a batch, and each must find in its rows what one process finds there. So `draw` is asked
+    for the whole batch, without having seen it, and `apply` works on the rows that this process holds. A step whose
+    results take the input of other samples names them in `partners`; they are then read here as well.
+    """
+
+    def draw(self, n: int, generator: torch.Generator) -> Any:
+        """All that is random, for the n samples of the batch of all processes together. Draws from `generator` alone."""
+        return None
+
+    def partners(self, draws: Any, rows: Tensor) -> Tensor:
+        """The rows, int64, whose input the results of `rows` take besides their own."""
+        return rows[:0]
+
+    def apply(self, x: Tensor, target: Tensor, draws: Any, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+        """(x, target) of the first `keep` rows; x and target hold `rows` of the batch, and x is not changed in place.
+
+        The rows behind the first `keep` are partners of these; without partners keep is len(rows).
+        """
+        raise NotImplementedError
+
+    def __call__(self, x: Tensor, target: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The step on a whole batch."""
+        n = x.shape[-4]
+        return self.apply(x, target, self.draw(n, generator), torch.arange(n), n)
+
 
 _ORDER, _BATCH, _SAMPLE = 0, 1, 2  # keeps the three kinds of draws apart
 
@@ -110,6 +138,13 @@ def epoch_order(
     share a batch and on r processes each gets its own copy. Shuffled orders are padded by wrapping so that
     all ranks have equally many draws; unshuffled ones are not, so that evaluation counts every sample once.
     """
+    order = _order_of_all(n, seed, epoch, shuffle, repeats, world)
+    positions = torch.arange(rank, len(order), world)
+    return positions, order[positions]
+
+
+def _order_of_all(n: int, seed: int, epoch: int, shuffle: bool, repeats: int, world: int) -> Tensor:
+    """Which sample each draw of all ranks is, int64; see `epoch_order`."""
     if shuffle:
         order = torch.randperm(n, generator=make_generator(seed, epoch, _ORDER))
     else:
@@ -118,14 +153,13 @@ def epoch_order(
         order = order.repeat_interleave(repeats)[:n]
     if shuffle and n % world:
         order = torch.cat([order, order.repeat(world // n + 1)[: world - n % world]])
-    positions = torch.arange(rank, len(order), world)
-    return positions, order[positions]
+    return order
 
 
 class _Ordered:
-    """The part that both kinds of batches share: counting and ordering."""
+    """The part that both kinds of batches share: counting, ordering, and what the batch transforms draw."""
 
-    def __init__(self, n, batch_size, seed, shuffle, drop_last, repeats, rank, world):
+    def __init__(self, n, batch_size, seed, shuffle, transforms, drop_last, repeats, rank, world):
         if batch_size < 1:
             raise UserError(f"recipe.batch_size={batch_size} must be at least 1")
         if repeats < 1:
@@ -135,16 +169,19 @@ class _Ordered:
         if n < 1:
             raise DataError("a part of the data set has no samples; check dataset.split and dataset.validation")
         self.batch_size, self.seed = int(batch_size), int(seed)
-        self._order_args = {"shuffle": shuffle, "repeats": repeats, "rank": rank, "world": world}
-        self._n, self._rank, self._drop_last = n, rank, drop_last
-        self._count()
+        self._n, self._shuffle, self._repeats, self._drop_last = n, shuffle, repeats, drop_last
+        self._transforms = list(transforms)
+        self._place(rank, world)
 
-    def _count(self) -> None:
-        rank, world = self._rank, self._order_args["world"]
+    def _place(self, rank: int, world: int) -> None:
+        """Become the share of process `rank` of `world`, of `batch_size` samples a batch."""
+        self._rank, self._world = rank, world
+        if world > 1 and (alone := [t for t in self._transforms if not isinstance(t, BatchTransform)]):
+            raise TypeError(f"{alone[0]} cannot be shared by {world} processes: derive it from BatchTransform")
         together, self.n_all = self.batch_size * world, self._n  # a batch, and an epoch, of all ranks
         if self._drop_last:
             self.n_all -= self._n % together
-        elif self._order_args["shuffle"] and 0 < self._n % together < world:
+        elif self._shuffle and 0 < self._n % together < world:
             self.n_all += -self._n % world  # the last batch must have a sample for every rank
         self.n_samples = len(range(rank, self.n_all, world))
         if self.n_samples == 0:
@@ -162,40 +199,62 @@ class _Ordered:
         """
         if world == 1:
             return self
-        if self._order_args["shuffle"] and self.batch_size % world:
+        if self._shuffle and self.batch_size % world:
             raise ValueError(f"batches of {self.batch_size} cannot be split evenly over {world} processes")
         part = copy.copy(self)
         part.batch_size = -(-self.batch_size // world)
-        part._order_args = self._order_args | {"rank": rank, "world": world}
-        part._rank = rank
-        part._count()
+        part._place(rank, world)
         return part
 
     def all_samples(self, batch: int) -> int:
         """Samples in batch `batch` of all ranks together."""
-        together = self.batch_size * self._order_args["world"]
+        together = self.batch_size * self._world
         return min(together, self.n_all - batch * together)
 
     def __len__(self) -> int:
         return -(-self.n_samples // self.batch_size)
 
-    def _draws(self, epoch: int, start: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield (batch number, positions, indices) from batch `start` on."""
+    def _reads(self, epoch: int, start: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield (batch number, positions, indices) from batch `start` on: the draws that this rank reads for a batch.
+
+        They are its own share and then the partners of these. A position counts the draws of all ranks.
+        """
         if not 0 <= start <= len(self):
             raise ValueError(f"start={start} is not in 0..{len(self)} (batches an epoch)")
-        positions, indices = epoch_order(self._n, self.seed, epoch, **self._order_args)
+        order = _order_of_all(self._n, self.seed, epoch, self._shuffle, self._repeats, self._world)
         for batch in range(start, len(self)):
-            part = slice(batch * self.batch_size, min((batch + 1) * self.batch_size, self.n_samples))
-            yield batch, positions[part], indices[part]
+            rows = self._own(batch) if self._world == 1 else self._draw(epoch, batch)[1][0]
+            positions = batch * self.batch_size * self._world + rows
+            yield batch, positions, order[positions]
 
-    def _batch_generator(self, epoch: int, batch: int) -> torch.Generator:
-        return make_generator(self.seed, epoch, _BATCH, batch, self._rank)
+    def _own(self, batch: int) -> Tensor:
+        """This rank's rows of a batch of all ranks."""
+        return torch.arange(self._rank, self.all_samples(batch), self._world)
 
+    def _generator(self, epoch: int, batch: int) -> torch.Generator:
+        return make_generator(self.seed, epoch, _BATCH, batch, 0)  # the 0 keeps the numbers of earlier versions
 
-def _finish(x: Tensor, target: Tensor, transforms: Sequence[BatchTransform], generator) -> tuple[Tensor, Tensor]:
-    for transform in transforms:
-        x, target = transform(x, target, generator)
-    return x.to(torch.float32).contiguous(), target
+    def _draw(self, epoch: int, batch: int) -> tuple[list, list[Tensor]]:
+        """What each transform draws for a batch of all ranks, and the rows of it that each is given; last, our own."""
+        generator = self._generator(epoch, batch)
+        draws = [transform.draw(self.all_samples(batch), generator) for transform in self._transforms]
+        rows = [self._own(batch)]
+        for transform, drawn in zip(reversed(self._transforms), reversed(draws), strict=True):
+            partners = transform.partners(drawn, rows[0])
+            rows.insert(0, torch.cat([rows[0], partners[~torch.isin(partners, rows[0])].unique()]))
+        return draws, rows
+
+    def _finish(self, epoch: int, batch: int, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """What was read for a batch, transformed: x float32 and target of this rank's own share."""
+        if self._world == 1:
+            generator = self._generator(epoch, batch)
+            for transform in self._transforms:
+                x, target = transform(x, target, generator)
+        else:
+            draws, rows = self._draw(epoch, batch)
+            for transform, drawn, given, wanted in zip(self._transforms, draws, rows, rows[1:], strict=False):
+                x, target = transform.apply(x, target, drawn, given, len(wanted))
+        return x.to(torch.float32).contiguous(), target
 
 
 class MemoryBatches(_Ordered):
@@ -207,8 +266,10 @@ class MemoryBatches(_Ordered):
     targets: N class numbers.
     indices: the rows of `inputs` that belong to this part (default all), in the order in which evaluation
     sees them.
-    transforms: batch transforms, applied in order with one generator a batch.
+    transforms: batch transforms, applied in order with one generator a batch of all ranks together. Where one
+    process serves alone they may be plain functions (x, target, generator) -> (x, target).
     repeats: repeated augmentation, see `epoch_order`. drop_last: leave out the last, smaller batch.
+    check: called with (row, frames) of every row of frames that is read, as stored; raises DataError for a bad one.
     """
 
     def __init__(
@@ -225,20 +286,21 @@ class MemoryBatches(_Ordered):
         repeats: int = 1,
         rank: int = 0,
         world: int = 1,
+        check: Callable[[int, np.ndarray], None] | None = None,
     ):
         if len(inputs) != len(targets):
             raise DataError(f"{len(inputs)} inputs but {len(targets)} targets")
         if inputs.ndim not in (4, 5):
             raise ValueError(f"inputs must be [N, C, H, W] or [N, T, C, H, W], not {tuple(inputs.shape)}")
         self._rows = torch.arange(len(inputs)) if indices is None else torch.as_tensor(np.asarray(indices, np.int64))
-        super().__init__(len(self._rows), batch_size, seed, shuffle, drop_last, repeats, rank, world)
+        super().__init__(len(self._rows), batch_size, seed, shuffle, transforms, drop_last, repeats, rank, world)
         self._targets = torch.as_tensor(np.asarray(targets, np.int64))
         self._is_frames = inputs.ndim == 5
         if self._is_frames:
             self._inputs = np.asarray(inputs)  # keeps a memmap mapped: only the rows of a batch are read
         else:
             self._inputs = torch.as_tensor(inputs)
-        self._transforms = list(transforms)
+        self._check = check
 
     def _gather(self, rows: Tensor) -> Tensor:
         if not self._is_frames:
@@ -247,16 +309,17 @@ class MemoryBatches(_Ordered):
         x = torch.empty(t, len(rows), *chw)
         out = x.numpy()
         for b, row in enumerate(rows.tolist()):
-            out[:, b] = self._inputs[row]  # one pass: read, convert, transpose
+            frames = self._inputs[row]
+            if self._check is not None:
+                self._check(row, frames)
+            out[:, b] = frames  # one pass: read, convert, transpose
         return x
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Batches.epoch`."""
-        for batch, _, indices in self._draws(epoch, start):
+        for batch, _, indices in self._reads(epoch, start):
             rows = self._rows[indices]
-            yield _finish(
-                self._gather(rows), self._targets[rows], self._transforms, self._batch_generator(epoch, batch)
-            )
+            yield self._finish(epoch, batch, self._gather(rows), self._targets[rows])
 
 
 def memory_data(
@@ -318,10 +381,9 @@ class LoaderBatches(_Ordered):
         world: int = 1,
     ):
         self._rows = torch.arange(len(samples)) if indices is None else torch.as_tensor(np.asarray(indices, np.int64))
-        super().__init__(len(self._rows), batch_size, seed, shuffle, drop_last, repeats, rank, world)
+        super().__init__(len(self._rows), batch_size, seed, shuffle, transforms, drop_last, repeats, rank, world)
         if workers < 0:
             raise UserError(f"workers={workers} must be 0 (read in the main process) or more")
-        self._transforms = list(transforms)
         self._plan = _Plan()
         self._loader = DataLoader(
             _SeededSamples(samples),
@@ -337,7 +399,7 @@ class LoaderBatches(_Ordered):
         """See `Batches.epoch`; batches before `start` are not read."""
         numbers = []
         self._plan.batches = []
-        for batch, positions, indices in self._draws(epoch, start):
+        for batch, positions, indices in self._reads(epoch, start):
             numbers.append(batch)
             self._plan.batches.append(
                 [
@@ -351,7 +413,7 @@ class LoaderBatches(_Ordered):
             x, target = loaded
             if x.ndim == 5:
                 x = x.transpose(0, 1)  # [B, T, ...] -> [T, B, ...]
-            yield _finish(x, target, self._transforms, self._batch_generator(epoch, batch))
+            yield self._finish(epoch, batch, x, target)
 
 
 class _Failure(NamedTuple):

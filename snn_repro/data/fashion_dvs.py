@@ -6,12 +6,11 @@ Events emulated from real images, on N-MNIST's geometry (34x34 pixels, three sac
 import numpy as np
 
 from snn_repro.config import Config
-from snn_repro.data import formats
 from snn_repro.data.augment import frame_transforms
 from snn_repro.data.batches import Data, memory_data
 from snn_repro.data.emulator import FASHION_CAMERA, emulated_frames
 from snn_repro.data.splits import make_split
-from snn_repro.data.static import fashion_mnist_files
+from snn_repro.data.static import read_images, warn_if_incomplete
 from snn_repro.errors import UserError
 
 
@@ -22,7 +21,8 @@ def build_fashion_mnist_dvs(cfg: Config) -> Data:
         raise UserError("augment.eventdrop works on recordings; fashion_mnist_dvs has only frames: set it to false")
     if data.frame_size not in (None, FASHION_CAMERA.scene):
         raise UserError(f"dataset.frame_size={data.frame_size}: fashion_mnist_dvs has 34 pixels; set it to null")
-    x_train, y_train, x_test, y_test = (formats.read_idx(f) for f in fashion_mnist_files(cfg))
+    (x_train, y_train), (x_test, y_test) = ((x[:, 0], y) for x, y in read_images(cfg))
+    warn_if_incomplete(data.name, len(x_train), len(x_test))
     images, labels = np.concatenate([x_train, x_test]), np.concatenate([y_train, y_test])
     train, val, split = make_split(
         data.name,

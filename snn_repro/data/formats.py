@@ -121,11 +121,17 @@ def read_aedat3(source: Source, name: str | None = None, size: tuple[int, int] |
     Packets of a 28-byte little-endian header and eventCapacity events of eventSize bytes, of which the first
     eventNumber are used. A polarity event is a 32-bit word (bit 0 valid, bit 1 polarity, bits 2..16 y, bits
     17..31 x) and a 32-bit time; t = time | eventTSOverflow << 31, in microseconds. Packets of other types are
-    skipped. size: (H, W) that x and y must lie in, None to accept all. Raises FormatError.
+    skipped.
+
+    eventValid, the header's last number, decides which events are valid: where it equals eventNumber, all
+    are, whatever their own valid bits say (the reader behind published results never looks at these);
+    where it is less, those whose bit is set. A warning counts the events that the two tell differently of.
+
+    size: (H, W) that x and y must lie in, None to accept all. Raises FormatError.
     """
     data, name = _bytes(source, name)
     at = _after_header(data, name, b"#!AER-DAT3.1", last_line=b"#!END-HEADER")
-    packets = []  # (offset of the events, how many, time overflow)
+    packets = []  # (offset of the events, how many, how many of them valid, time overflow)
     while at < len(data):
         left = len(data) - at - _PACKET.size
         if left < 0:
@@ -140,19 +146,20 @@ def read_aedat3(source: Source, name: str | None = None, size: tuple[int, int] |
         if kind == _POLARITY:
             if (event_size, time_at) != (8, 4):
                 raise FormatError(name, at, f"a polarity packet of {event_size}-byte events; they have 8 bytes")
-            packets.append((at + _PACKET.size, number, overflow))
+            if number:
+                packets.append((at + _PACKET.size, number, valid, overflow))
         elif kind > _LAST_TYPE:
             raise FormatError(name, at, f"a packet of type {kind}, which AEDAT 3.1 does not define")
         at += _PACKET.size + capacity * event_size
     return _polarity_events(data, packets, name, size)
 
 
-def _polarity_events(data: bytes, packets: list[tuple[int, int, int]], name: str, size) -> Events:
-    total = sum(number for _, number, _ in packets)
+def _polarity_events(data: bytes, packets: list[tuple[int, int, int, int]], name: str, size) -> Events:
+    total = sum(number for _, number, *_ in packets)
     events = Events(*(np.empty(total, kind) for kind in (np.int64, np.int16, np.int16, np.uint8)))
-    filled = 0
+    filled, kept, unclear = 0, 0, 0
     for first in range(0, len(packets), 64):  # a few packets at a time: recordings can have 100 MB
-        starts, numbers, overflows = zip(*packets[first : first + 64], strict=True)
+        starts, numbers, valids, overflows = zip(*packets[first : first + 64], strict=True)
         parts = [np.frombuffer(data, "<u4", 2 * n, s) for s, n in zip(starts, numbers, strict=True)]
         words = np.concatenate(parts).reshape(-1, 2)
         word, t = np.ascontiguousarray(words[:, 0]), words[:, 1].astype(np.int64)
@@ -160,6 +167,13 @@ def _polarity_events(data: bytes, packets: list[tuple[int, int, int]], name: str
             t |= np.repeat(np.array(overflows, np.int64) << 31, numbers)
         x, y = (word >> 17).astype(np.int16), (word >> 2 & 0x7FFF).astype(np.int16)
         valid = word & 1 == 1
+        if not valid.all() or numbers != valids:
+            whole = np.equal(numbers, valids)  # packets whose header counts every event as valid
+            counted = np.add.reduceat(valid, np.cumsum((0, *numbers[:-1])), dtype=np.int64)
+            unclear += int(np.abs(counted - valids)[~whole].sum())
+            trusted = np.repeat(whole, numbers)
+            kept += int(np.count_nonzero(trusted & ~valid))
+            valid |= trusted
         if size is not None and (x.max(initial=0) >= size[1] or y.max(initial=0) >= size[0]):
             outside = valid & ((x >= size[1]) | (y >= size[0]))
             if outside.any():
@@ -174,6 +188,17 @@ def _polarity_events(data: bytes, packets: list[tuple[int, int, int]], name: str
         for target, values in zip(events, decoded, strict=True):
             target[filled : filled + len(values)] = values
         filled += len(decoded[0])
+    if kept:
+        warnings.warn(
+            f"{name}: kept {kept} of {total} events whose own valid bit is 0, because their packets' headers count them"
+            " as valid",
+            stacklevel=3,
+        )
+    if unclear:
+        warnings.warn(
+            f"{name}: headers and valid bits of its packets disagree by {unclear} of {total} events; the bits were followed",
+            stacklevel=3,
+        )
     return Events(*(values[:filled] for values in events))
 
 

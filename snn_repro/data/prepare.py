@@ -5,10 +5,12 @@ A finished cache is a folder `cache_dir/<dataset>/T<timesteps>-<number|time>[-<p
     frames.npy     [N, T, 2, H, W], memory-mapped when used: event counts in the narrowest of uint8, uint16,
                    uint32 that holds all of them, or, resized, float16 (float32 where a count needs it)
     index.csv      one line a sample, sorted by name: row, label, official part, events, bytes and CRC-32 of
-                   its file, name
+                   its file, CRC-32 of its row's bytes in frames.npy, name
     manifest.json  format version, settings, shape, what was left out and why, a SHA-256 over all source files
 
-The CRC-32 is the one that zip archives store, so a cache can be held against an archive without unpacking it.
+A file's CRC-32 is the one that zip archives store, so a cache can be held against an archive without unpacking
+it. A row's is checked when a run first reads the row (`RowCheck`), so that frames which decayed on the disk are
+not trained on. Format version 1 had no checksums of rows; it is still read, with a warning.
 
 While it is made, the folder is called `<name>.partial` and has a journal instead of an index. A row is
 written first and noted in the journal afterwards with a checksum, so that a run killed at any moment loses at
@@ -17,10 +19,13 @@ most the files in hand.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import fcntl
 import hashlib
 import json
+import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -35,6 +40,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,17 +52,23 @@ from snn_repro.data.event_sets import (
     Entry,
     Recordings,
     Sample,
+    SlowToList,
+    close_archives,
     cut,
     find_places,
     find_recordings,
+    in_tars,
+    is_own_folder,
     read_entry,
     stream_tar,
     to_frames,
 )
 from snn_repro.errors import DataError, UserError, nearest
 
-FORMAT_VERSION = 1
-_COLUMNS = ("row", "label", "part", "events", "bytes", "crc32", "name")
+FORMAT_VERSION = 2
+_READABLE = (1, 2)
+_JOURNAL_VERSION = 1  # of the unfinished cache
+_COLUMNS = ("row", "label", "part", "events", "bytes", "crc32", "row_crc32", "name")
 
 
 class Settings(NamedTuple):
@@ -96,6 +108,36 @@ class Cache:
     parts: list[str] | np.ndarray  # "train" | "test" where the split is official, else ""
     events: np.ndarray  # int64 [N]: events in the recording
     manifest: dict[str, Any]
+    folder: Path
+    rebuild: str  # the command that makes it anew
+    checksums: list[int] | None  # CRC-32 of the bytes of each row of `frames`; None: it was made before these were kept
+
+
+class RowCheck:
+    """Holds rows of a cache against their checksums, each once: at the first read of a run.
+
+    To be given to MemoryBatches, the same one to all parts. Threads may share it: at worst two check one row.
+    """
+
+    def __init__(self, cache: Cache):
+        self.cache = cache
+        self.checked = bytearray(len(cache.names))
+
+    def __call__(self, row: int, frames: np.ndarray) -> None:
+        """Raise DataError if `frames`, which were read from this row, are not those that were stored."""
+        if not self.checked[row]:
+            if not self.intact(row, frames):
+                cache = self.cache
+                raise DataError(
+                    f"{cache.folder}/frames.npy is damaged: the frames of {cache.names[row]} (row {row}) are not those"
+                    f" that were stored; rebuild it with `{cache.rebuild}`, or train on them as they are with"
+                    " dataset.verify=off"
+                )
+            self.checked[row] = 1
+
+    def intact(self, row: int, frames: np.ndarray) -> bool:
+        """Whether `frames` have the checksum of this row."""
+        return zlib.crc32(np.ascontiguousarray(frames).view(np.uint8)) == self.cache.checksums[row]
 
 
 # ------------------------------------------------------------------ opening
@@ -110,6 +152,8 @@ def open_cache(
     data_dir: str | Path | None = None,
 ) -> Cache:
     """Open a finished cache, memory-mapped.
+
+    The frames themselves are not read: see RowCheck. Warns of a cache without checksums.
 
     Raises UserError if there is none, DataError if it is of another format version, was made with other
     settings, does not fit together, or (only looked at if `data_dir` is given and holds the data set) was
@@ -129,8 +173,10 @@ def open_cache(
     rebuild = f"rebuild it with `{command} rebuild=true`"
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
-        if manifest.get("format_version") != FORMAT_VERSION:
-            found = manifest.get("format_version")
+        if not isinstance(manifest, dict):
+            raise ValueError("manifest.json holds no object")
+        found = manifest.get("format_version")
+        if found not in _READABLE:
             raise DataError(f"{folder} has cache format {found}, this version reads {FORMAT_VERSION}; {rebuild}")
         for key, wanted in settings._asdict().items():
             if manifest.get(key) != wanted:
@@ -140,12 +186,19 @@ def open_cache(
             raise DataError(f"{folder}/index.csv is not the one that belongs to manifest.json; {rebuild}")
         rows = list(csv.DictReader(text.splitlines()))
         frames = np.load(folder / "frames.npy", mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        dtype, _ = manifest["dtype"], [Problem(**p) for p in manifest["excluded"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder} cannot be read ({error}); {rebuild}") from None
-    if frames.shape != (len(rows), *settings.shape) or str(frames.dtype) != manifest["dtype"]:
+    if frames.shape != (len(rows), *settings.shape) or str(frames.dtype) != dtype:
         raise DataError(
             f"{folder}/frames.npy holds {frames.shape} {frames.dtype}, its index {len(rows)} samples of"
-            f" {settings.shape} {manifest['dtype']}; {rebuild}"
+            f" {settings.shape} {dtype}; {rebuild}"
+        )
+    if found == 1:
+        warnings.warn(
+            f"{folder} has no checksums of its frames, as an earlier version made it, so damage to them goes unseen;"
+            f" {rebuild} to have them checked",
+            stacklevel=2,
         )
     cache = Cache(
         frames=frames,
@@ -154,6 +207,9 @@ def open_cache(
         parts=np.array([r["part"] for r in rows]),
         events=np.array([int(r["events"]) for r in rows], np.int64),
         manifest=manifest,
+        folder=folder,
+        rebuild=f"{command} rebuild=true",
+        checksums=None if found == 1 else [int(r["row_crc32"], 16) for r in rows],
     )
     changed = _changed_source(settings.dataset, data_dir, rows)
     if changed:
@@ -164,14 +220,12 @@ def open_cache(
 def _changed_source(dataset: str, data_dir, rows: list[dict]) -> str | None:
     """How the raw files in `data_dir` differ in name or size from those in the index.
 
-    None if they agree, are absent, or lie in a compressed tar, whose names only a pass through all of it
-    would tell.
+    None if they agree, are absent, or lie in an archive, such as a compressed tar, whose names only a pass
+    through all of it would tell.
     """
     try:
-        if any(not p.is_dir() and p.suffix != ".zip" for p in find_places(dataset, data_dir)):
-            return None
-        recordings = find_recordings(dataset, data_dir)
-    except UserError:
+        recordings = find_recordings(dataset, data_dir, quick=True)
+    except (UserError, SlowToList):
         return None
     indexed = {r["name"].partition(":")[0]: (int(r["bytes"]), r["crc32"]) for r in rows}
     for name, (size, crc32) in indexed.items():
@@ -183,6 +237,36 @@ def _changed_source(dataset: str, data_dir, rows: list[dict]) -> str | None:
         if entry.crc32 and entry.crc32 != crc32:
             return f"{name} has changed: its CRC-32 was {crc32} and is {entry.crc32} now"
     return None
+
+
+def verify_cache(
+    dataset: str,
+    cache_dir: str | Path | None,
+    timesteps: int,
+    by: str = "number",
+    frame_size: int | None = None,
+    say=print,
+) -> tuple[Cache, list[str]]:
+    """Read all rows of a cache: (the cache, the names of those that are not what was stored).
+
+    Raises as `open_cache` does, and DataError for a cache without checksums.
+    """
+    _require_event_set(dataset)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cache = open_cache(dataset, cache_dir, timesteps, by, frame_size)
+    if cache.checksums is None:
+        raise DataError(
+            f"{cache.folder} has no checksums, as an earlier version made it; rebuild it with `{cache.rebuild}`"
+        )
+    check, bad, total = RowCheck(cache), [], len(cache.names)
+    for row, name in enumerate(cache.names):
+        if not check.intact(row, cache.frames[row]):
+            bad.append(name)
+            say(f"bad: {name} (row {row})")
+        if (row + 1) * 10 // total > row * 10 // total:
+            say(f"{row + 1} of {total} rows")
+    return cache, bad
 
 
 # ------------------------------------------------------------------ making
@@ -253,6 +337,12 @@ def _work(entry: Entry, file: str, samples: list[tuple[int, Sample]], settings: 
     return decode_file(data, file, samples, settings)
 
 
+def _require_event_set(dataset: str) -> None:
+    if dataset not in EVENT_SETS:
+        known = ", ".join(EVENT_SETS)
+        raise UserError(f"dataset={dataset} needs no preparation; these do: {known}{nearest(dataset, EVENT_SETS)}")
+
+
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -287,9 +377,7 @@ def prepare(
 
     Raises UserError and DataError with one sentence.
     """
-    if dataset not in EVENT_SETS:
-        known = ", ".join(EVENT_SETS)
-        raise UserError(f"dataset={dataset} needs no preparation; these do: {known}{nearest(dataset, EVENT_SETS)}")
+    _require_event_set(dataset)
     if timesteps < 1:
         raise UserError(f"timesteps={timesteps} must be at least 1")
     if by not in ("number", "time"):
@@ -299,19 +387,34 @@ def prepare(
     if not cache_dir:
         raise UserError("cache_dir is not set: pass cache_dir=DIR, a folder for the prepared frames")
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    if not 0 <= workers <= 1024:
+        raise UserError(f"workers={workers} must be from 0 to 1,024 processes")
     settings = Settings(dataset, timesteps, by, frame_size)
+    if (size := 4 * math.prod(settings.shape)) > 2**32:
+        raise UserError(
+            f"timesteps={timesteps} frames of {settings.shape[2]} x {settings.shape[3]} pixels would take {size / 1e9:.0f}"
+            " GB a recording; choose fewer, or a smaller frame_size"
+        )
     folder = Path(cache_dir) / settings.folder
+    _refuse_overlap(dataset, data_dir, cache_dir, folder)
     recordings = find_recordings(dataset, data_dir)
-    _refuse_overlap(Path(cache_dir), recordings)
     problems = [Problem(n, reason) for n, reason in sorted(recordings.problems.items())]
     for problem in problems:
         say(f"bad: {problem}")
     expected = EVENT_SETS[dataset].samples
 
-    if (_partial(folder) / "frames.npy").is_file():  # an earlier run was killed while it gave the folder its name
-        with _lock(_partial(folder)):
-            _publish(_partial(folder), folder)
+    complete = ("frames.npy", "index.csv", "manifest.json")
+    try:
+        if all((_partial(folder) / file).is_file() for file in complete):  # killed while it gave the folder its name
+            with _lock(_partial(folder)):
+                _publish(_partial(folder), folder)
+    except FileNotFoundError:
+        pass  # another run has just done it
+    except OSError as error:
+        raise UserError(f"cache_dir={cache_dir} cannot be written: {error}") from None
     if folder.exists() and not rebuild:
+        if not (folder / "manifest.json").is_file():
+            raise DataError(f"{folder} is there, but is no finished cache: remove it, or replace it with rebuild=true")
         cache = open_cache(*settings[:1], cache_dir, *settings[1:], data_dir=data_dir)
         known = set(cache.names) | {p["name"] for p in cache.manifest["excluded"]}
         new = [s.name for s in recordings.samples if s.name not in known and s.file not in known]
@@ -337,7 +440,8 @@ def prepare(
                 for problem in done.problems:
                     say(f"bad: {problem}")
                 problems += done.problems
-                partial.add(done)
+                with partial.writing():
+                    partial.add(done)
                 read += len(done.frames)
             if problems and not allow_bad:
                 raise DataError(
@@ -345,39 +449,49 @@ def prepare(
                     f" bad ({problems[0]}); replace them and run again, which reads only those, or pass allow_bad=true to"
                     " leave them out, which the manifest then says"
                 )
-            samples = partial.finish(folder, problems)
+            with partial.writing():
+                samples = partial.finish(folder, problems)
         except BrokenProcessPool:
             raise DataError(
                 "a worker process was killed, probably for want of memory; finished recordings are kept: run the"
                 f" command again with fewer workers than workers={workers}"
             ) from None
-        except OSError as error:
-            raise DataError(
-                f"{partial.folder} cannot be written ({error}); finished recordings are kept: make room and run again"
-            ) from None
+        finally:
+            close_archives()
     return Report(folder, samples, expected, read, problems, recordings.ignored)
 
 
-def _refuse_overlap(cache_dir: Path, recordings: Recordings) -> None:
-    """The data folder is only ever read: a cache inside of it would be a write."""
-    places = {Path(e.path).resolve().parent for e in recordings.files.values() if e.kind == "file"}
-    cache = cache_dir.resolve()
-    for place in places:
-        if cache == place or place in cache.parents:
-            raise UserError(f"cache_dir={cache_dir} lies inside of the data set's own folder; choose a folder outside")
+def _refuse_overlap(dataset: str, data_dir: str | Path | None, cache_dir: str | Path, folder: Path) -> None:
+    """The data set's own folders are only ever read: a cache inside of one would be a write.
+
+    Own are the folders of recordings, and the folder that these or the archives lie in if it is named after the
+    data set. Where the links in them point to does not matter.
+    """
+    places = find_places(dataset, data_dir)
+    around = places[0].parent
+    if around.name.lower() in ("extract", "extracted", "download"):
+        around = around.parent
+    own = [p for p in places if p.is_dir()]
+    own += [p for p in (around, Path(os.path.realpath(around))) if is_own_folder(dataset, p.name)]
+    inside = Path(os.path.realpath(folder))
+    for place in (Path(os.path.realpath(p)) for p in own):
+        if inside == place or place in inside.parents:
+            raise UserError(
+                f"cache_dir={cache_dir} would put the cache, {folder}, inside of the data set's own folder {place}, which"
+                " is only ever read; choose a folder outside"
+            )
 
 
 def _decode_all(
     todo: dict[str, list[tuple[int, Sample]]], recordings: Recordings, settings: Settings, workers: int
 ) -> Iterator[Decoded]:
     """Decode the files of `todo` {file: its rows and samples}; order of the results is that in which they get ready."""
-    tarred = {f: s for f, s in todo.items() if recordings.files[f].kind == "tar"}
-    if tarred:  # a compressed tar can only be read from front to back
-        entries = {recordings.files[f].member: f for f in tarred}
-        path = recordings.files[next(iter(tarred))].path
-        for file, data in stream_tar(path, entries):
-            yield decode_file(data, file, tarred[file], settings)
-        return
+    for (path, inner), members in in_tars({f: recordings.files[f] for f in todo}).items():
+        for file, data in stream_tar(path, members, inner):  # can only be read from front to back
+            yield decode_file(data, file, todo[file], settings)
+    todo = {f: s for f, s in todo.items() if recordings.files[f].kind != "tar"}
+    if multiprocessing.current_process().daemon or any(recordings.files[f].kind == "spool" for f in todo):
+        workers = 0  # a daemon may have no children, and an unpacked archive belongs to the process that unpacked it
     if workers == 0:
         for file, samples in todo.items():
             yield _work(recordings.files[file], file, samples, settings)
@@ -389,7 +503,8 @@ def _decode_all(
         try:
             while True:
                 for file, samples in waiting:  # a short queue: results wait in memory
-                    running.add(pool.submit(_work, recordings.files[file], file, samples, settings))
+                    with _no_main_module():
+                        running.add(pool.submit(_work, recordings.files[file], file, samples, settings))
                     if len(running) >= 2 * workers:
                         break
                 if not running:
@@ -402,12 +517,27 @@ def _decode_all(
                 future.cancel()
 
 
+@contextlib.contextmanager
+def _no_main_module():
+    """Start worker processes that do not import the program that called us.
+
+    They need nothing of it, and it may be one that cannot be imported: read from stdin, or a script without
+    `if __name__ == "__main__"`, which would prepare again in each of them.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
 def _progress(results: Iterator[Decoded], todo: dict, recordings: Recordings, say) -> Iterator[Decoded]:
     """Pass results on, with a progress bar on a terminal and a line every tenth elsewhere."""
     total, done = len(todo), len(recordings.files) - len(todo)
     if done:
         say(f"{done} of {len(recordings.files)} files were read before")
-    if sys.stdout.isatty():
+    if sys.stdout is not None and sys.stdout.isatty():
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("files"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -441,7 +571,7 @@ class _Partial:
         self.folder, self.settings, self.samples = folder, settings, samples
         names = "\n".join(f"{s.name} {s.label} {s.start} {s.stop}" for s in samples)
         self.plan = {
-            "format_version": FORMAT_VERSION,
+            "format_version": _JOURNAL_VERSION,
             **settings._asdict(),
             "samples_sha256": hashlib.sha256(names.encode()).hexdigest(),
         }
@@ -455,6 +585,16 @@ class _Partial:
 
     def __enter__(self):
         return self
+
+    @contextlib.contextmanager
+    def writing(self):
+        """Turn a failed write of the cache, and nothing else that fails, into one sentence."""
+        try:
+            yield
+        except OSError as error:
+            raise DataError(
+                f"{self.folder} cannot be written ({error}); finished recordings are kept: make room and run again"
+            ) from None
 
     def __exit__(self, *_):
         self.file and self.file.close()
@@ -492,8 +632,12 @@ class _Partial:
         if os.fstat(self.file.fileno()).st_size != self.offset + len(self.samples) * self._row_bytes():
             self.file.close()
             return False
-        entries = {entry["file"]: entry for entry in lines[1:]}
-        self.done = {f: e for f, e in entries.items() if all(self._intact(row) for row in e["rows"])}
+        self.done = {}
+        for entry in lines[1:]:
+            with contextlib.suppress(KeyError, IndexError, TypeError, ValueError):  # a damaged line notes nothing
+                self.done.pop(entry["file"], None)
+                if all(self._intact(row) and self.samples[row["row"]].file == entry["file"] for row in entry["rows"]):
+                    self.done[entry["file"]] = {k: entry[k] for k in ("file", "size", "crc32", "rows")}
         self.journal = open(path, "a")  # noqa: SIM115
         if lines and not path.read_text().endswith("\n"):
             self.journal.write("\n")  # the last line was cut short
@@ -502,6 +646,15 @@ class _Partial:
     def _intact(self, row: dict) -> bool:
         values = self._read(row["row"]).astype(row["dtype"])
         return zlib.crc32(values.tobytes()) == row["crc32"]
+
+    def _stored_crc32(self, row: dict) -> int:
+        """The checksum of the row's bytes as they are stored now, perhaps in a wider type than when it was noted."""
+        if row["dtype"] == str(self.dtype):
+            return row["crc32"]
+        if not self._intact(row):
+            name = self.samples[row["row"]].name
+            raise DataError(f"{self.folder}: the frames of {name} were damaged after they were written; run again")
+        return zlib.crc32(self._read(row["row"]))
 
     def missing(self, recordings: Recordings) -> dict[str, list[tuple[int, Sample]]]:
         """{file: [(row, sample)]} of what is still to be read: not in the journal, or changed in size since."""
@@ -587,14 +740,17 @@ class _Partial:
     def finish(self, folder: Path, problems: list[Problem]) -> int:
         """Turn the partial folder into the finished one; returns the number of samples."""
         entries = {**self.done, **self.tainted}
-        facts = {row["row"]: (row["events"], e) for e in entries.values() for row in e["rows"]}
+        facts = {row["row"]: (row, e) for e in entries.values() for row in e["rows"]}
         rows = sorted(facts)
         if not rows:
             raise DataError(f"not one recording of {self.settings.dataset} is good, so there is nothing to cache")
         index = [",".join(_COLUMNS)]
         for new, row in enumerate(rows):
-            sample, (events, entry) = self.samples[row], facts[row]
-            index.append(f"{new},{sample.label},{sample.part},{events},{entry['size']},{entry['crc32']},{sample.name}")
+            sample, (facts_of_row, entry) = self.samples[row], facts[row]
+            index.append(
+                f"{new},{sample.label},{sample.part},{facts_of_row['events']},{entry['size']},{entry['crc32']},"
+                f"{self._stored_crc32(facts_of_row):08x},{sample.name}"
+            )
         text = "\n".join(index) + "\n"
         entries = {f: e for f, e in entries.items() if e["rows"]}
         sources = "".join(f"{entries[f]['crc32']} {entries[f]['size']} {f}\n" for f in sorted(entries))

@@ -17,6 +17,9 @@ N-Caltech101 has none either:
              914. The paper's code shuffled an unsorted directory listing, so its own test list differs from
              one file system to another.
 All other data sets have an official split, named `official`.
+
+Splits are drawn on the complete list of a data set's names; recordings that are absent or cannot be read are
+dropped afterwards, so that one bad file moves no other from one side to the other.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -91,8 +94,13 @@ SPLITS: dict[str, dict[str, Callable]] = {
 }
 
 
-def named_split(dataset: str, split: str, names: Sequence[str], labels: Sequence[int]) -> tuple[Indices, Indices]:
+def named_split(
+    dataset: str, split: str, names: Sequence[str], labels: Sequence[int], everything: Mapping[str, int] | None = None
+) -> tuple[Indices, Indices]:
     """(train, test) of a data set without an official split; `names` must be sorted as strings.
+
+    everything: {name: label} of the complete data set, on which the split is drawn; names that are not among
+    `names` are dropped from its two sides. None: `names` are all there are.
 
     Raises UserError for an unknown split name, DataError if one side is empty.
     """
@@ -104,7 +112,14 @@ def named_split(dataset: str, split: str, names: Sequence[str], labels: Sequence
         )
     if list(names) != sorted(names):
         raise ValueError("names must be sorted as strings")
-    mask = known[split](names, labels)
+    if everything is None:
+        everything = dict(zip(names, labels, strict=True))
+    complete = sorted(everything)
+    mask = known[split](complete, [everything[n] for n in complete])
+    tested = {n for n, held in zip(complete, mask, strict=True) if held}
+    if not everything.keys() >= set(names):
+        raise ValueError("names must be among those of the complete data set")
+    mask = np.array([n in tested for n in names], bool)
     train, test = np.flatnonzero(~mask), np.flatnonzero(mask)
     for part, found in (("training", train), ("test", test)):
         if not len(found):
@@ -137,6 +152,45 @@ def carve_validation(train: Indices, labels: Sequence[int], fraction: float, see
             f"dataset.validation={fraction} leaves no {empty} samples of {len(train)}; choose another fraction"
         )
     return rest, val
+
+
+def carve_validation_people(
+    train: Indices, labels: Sequence[int], people: Sequence[str], fraction: float, seed: int
+) -> tuple[Indices, Indices]:
+    """Take about `fraction` of `train` out, whole people at a time: (train, validation), both ascending.
+
+    `labels` and `people` belong to the whole data set. The people are put in an order drawn with
+    RandomState(seed), and as many of the first ones are held out as come nearest to the fraction, at least one
+    and not all. An order that leaves a class out of either side is drawn again, up to 500 times, and then the
+    one that leaves out the fewest is taken.
+    """
+    if not 0 <= fraction < 1:
+        raise UserError(f"dataset.validation={fraction} must be at least 0 and less than 1")
+    train = np.sort(np.asarray(train))
+    if not fraction:
+        return train, train[:0]
+    who, person = np.unique(np.asarray(people)[train], return_inverse=True)
+    classes, label = np.unique(np.asarray(labels)[train], return_inverse=True)
+    if len(who) < 2:
+        raise UserError(
+            f"dataset.validation={fraction} holds out whole people, and the {len(train)} training samples are of"
+            f" {len(who)}; set it to 0"
+        )
+    counts = np.zeros((len(who), len(classes)), np.int64)  # samples a person and class
+    np.add.at(counts, (person, label), 1)
+    draw, best = np.random.RandomState(seed), None
+    for _ in range(500):
+        order = draw.permutation(len(who))
+        sums = np.cumsum(counts[order].sum(1))[:-1]
+        held = order[: 1 + int(np.argmin(np.abs(sums - fraction * len(train))))]
+        val = counts[held].sum(0)
+        missing = np.count_nonzero(val == 0) + np.count_nonzero(val == counts.sum(0))
+        if best is None or missing < best[0]:
+            best = (missing, held)
+        if not missing:
+            break
+    mask = np.isin(person, best[1])
+    return train[~mask], train[mask]
 
 
 def take_subset(train: Indices, labels: Sequence[int], count: int, seed: int) -> Indices:
@@ -172,17 +226,25 @@ def make_split(
     validation: float = 0.0,
     subset: int = 0,
     seed: int = 0,
+    dropped: int = 0,
+    people: Sequence[str] | None = None,
 ) -> tuple[Indices, Indices, Split]:
     """Apply dataset.train_subset, then dataset.validation, to a train/test split: (train, validation, Split).
 
-    `labels` is indexed by `train`. The Split's id says all that changed the parts, e.g.
-    "cifar10_dvs/tebn,val=0.1,seed=0".
+    `labels` is indexed by `train`, and so is `people`: who is seen in each sample, where whole people are to be
+    held out. dropped: recordings of the complete data set that are in no part. The Split's id says all that
+    changed the parts, e.g. "cifar10_dvs/tebn,dropped=1,val=0.1,seed=0".
     """
     name = f"{dataset}/{split}"
+    if dropped:
+        name += f",dropped={dropped}"
     if subset:
         train = take_subset(train, labels, subset, seed)
         name += f",subset={subset}"
-    if validation:
+    if validation and people is not None:
+        train, val = carve_validation_people(train, labels, people, validation, seed)
+        name += f",val={validation:g},by=person"
+    elif validation:
         train, val = carve_validation(train, labels, validation, seed)
         name += f",val={validation:g}"
     else:

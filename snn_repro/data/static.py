@@ -8,15 +8,20 @@ by image through torchvision and timm in worker processes (`dataset.workers`).
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
+import time
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from pathlib import Path, PurePath
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from snn_repro.config import DATASET_FACTS, Config
-from snn_repro.data import formats
+from snn_repro.data import formats, image_files
 from snn_repro.data.augment import (
     Normalize,
     eval_sample_transform,
@@ -26,8 +31,13 @@ from snn_repro.data.augment import (
     sample_transform,
 )
 from snn_repro.data.batches import Data, LoaderBatches, MemoryBatches
+from snn_repro.data.digits import load_digits
+from snn_repro.data.image_files import ImageFile, entry, first_entry
 from snn_repro.data.splits import make_split
+from snn_repro.distributed import world
 from snn_repro.errors import DataError, UserError
+
+log = logging.getLogger("snn_repro")
 
 # mean and standard deviation a channel of the training images, 0..255, in RGB order
 STATISTICS = {
@@ -44,6 +54,14 @@ PUBLISHED = {
     "imagenet100": "https://www.image-net.org/download.php",
     "imagenet1k": "https://www.image-net.org/download.php",
 }
+PUBLISHED_IMAGES = {  # (training, test); of the 100 classes of ImageNet only the test images are a round number
+    "cifar10": (50_000, 10_000),
+    "cifar100": (50_000, 10_000),
+    "fashion_mnist": (60_000, 10_000),
+    "fashion_mnist_dvs": (60_000, 10_000),
+    "imagenet100": (None, 5_000),
+    "imagenet1k": (1_281_167, 50_000),
+}
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -58,8 +76,19 @@ def _not_found(name: str, data_dir, expected: str) -> UserError:
     )
 
 
-def _first(paths: Sequence[Path]) -> Path | None:
-    return next((p for p in paths if p.exists()), None)
+def warn_if_incomplete(name: str, n_train: int, n_test: int) -> None:
+    """Warn, in one line, where a data set does not have the number of images that its authors published."""
+    differ = [
+        f"{found:,} of {published:,} {part}"
+        for part, found, published in zip(("training", "test"), (n_train, n_test), PUBLISHED_IMAGES[name], strict=True)
+        if published not in (None, found)
+    ]
+    if differ:
+        warnings.warn(
+            f"{name} was found with {' and '.join(differ)} images, so results do not compare with those on the whole"
+            " data set",
+            stacklevel=3,
+        )
 
 
 # ------------------------------------------------------------------ in memory
@@ -98,6 +127,7 @@ def in_memory(cfg: Config, train: tuple[np.ndarray, np.ndarray], test: tuple[np.
     "test/00000" and so on: these sets name no files.
     """
     name, k = cfg.dataset.name, DATASET_FACTS[cfg.dataset.name].num_classes
+    warn_if_incomplete(name, len(train[0]), len(test[0]))
     images, labels = _resized(train[0], cfg.dataset.frame_size), np.asarray(train[1])
     mean, std = STATISTICS[name]
     normalize = Normalize(mean, std, cfg.dataset.channel_order)
@@ -155,8 +185,12 @@ CIFAR = {  # the folder that the archive unpacks to, the archive
 def _cifar_place(cfg: Config) -> Path:
     name, root = cfg.dataset.name, Path(cfg.data_dir or "")
     folder, archive = CIFAR[name]
-    bases = [root, root / name, root / name.upper()]
-    place = _first([base / n for base in bases for n in (folder, archive)]) if cfg.data_dir else None
+    place = None
+    if cfg.data_dir and root.name.lower() == folder and root.is_dir():
+        place = root
+    elif cfg.data_dir:
+        below = (entry(root, n) for n in (name, name.replace("cifar", "cifar-")))
+        place = first_entry([root, *filter(None, below)], CIFAR[name])
     if place is None:
         raise _not_found(name, cfg.data_dir, f"{archive}, or the folder {folder} that it unpacks to")
     return place
@@ -164,12 +198,12 @@ def _cifar_place(cfg: Config) -> Path:
 
 def build_cifar10(cfg: Config) -> Data:
     """CIFAR-10 (Krizhevsky 2009), official split 50,000 / 10,000."""
-    return in_memory(cfg, *formats.read_cifar10(_cifar_place(cfg)))
+    return in_memory(cfg, *read_images(cfg))
 
 
 def build_cifar100(cfg: Config) -> Data:
     """CIFAR-100 (Krizhevsky 2009), the 100 fine labels, official split 50,000 / 10,000."""
-    return in_memory(cfg, *formats.read_cifar100(_cifar_place(cfg)))
+    return in_memory(cfg, *read_images(cfg))
 
 
 def fashion_mnist_files(cfg: Config) -> list[Path]:
@@ -177,10 +211,11 @@ def fashion_mnist_files(cfg: Config) -> list[Path]:
     bases = [DEBIAN_FASHION_MNIST]
     if cfg.data_dir:  # whoever names a folder means that one
         root = Path(cfg.data_dir)
-        bases = [root, root / "fashion_mnist", root / "fashion-mnist", root / "FashionMNIST" / "raw"]
+        below = ("fashion_mnist", "fashion-mnist", "FashionMNIST/raw", "FashionMNIST")
+        bases = [root, *(found for name in below if (found := entry(root, name)))]
     names = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
     for base in bases:
-        files = [_first([base / f"{n}.gz", base / n]) for n in names]
+        files = [first_entry([base], [f"{n}.gz", n]) for n in names]
         if any(files):
             break
     if not any(files):
@@ -193,31 +228,77 @@ def fashion_mnist_files(cfg: Config) -> list[Path]:
 
 def build_fashion_mnist(cfg: Config) -> Data:
     """Fashion-MNIST (Xiao et al. 2017), 60,000 / 10,000, from data_dir or from Debian's package."""
-    x_train, y_train, x_test, y_test = (formats.read_idx(f) for f in fashion_mnist_files(cfg))
-    return in_memory(cfg, (x_train[:, None], y_train), (x_test[:, None], y_test))
+    return in_memory(cfg, *read_images(cfg))
+
+
+class _Part(NamedTuple):
+    images: np.ndarray  # uint8 [N, C, H, W]
+    labels: np.ndarray  # [N]
+
+
+def _read_fashion_mnist(*files: str) -> tuple[_Part, _Part]:
+    x_train, y_train, x_test, y_test = (formats.read_idx(f) for f in files)
+    return _Part(x_train[:, None], y_train), _Part(x_test[:, None], y_test)
+
+
+_READERS: dict[str, tuple[Callable[[Config], list[Path]], Callable]] = {  # the files or folder, and what reads them
+    "cifar10": (lambda cfg: [_cifar_place(cfg)], formats.read_cifar10),
+    "cifar100": (lambda cfg: [_cifar_place(cfg)], formats.read_cifar100),
+    "fashion_mnist": (fashion_mnist_files, _read_fashion_mnist),
+    "fashion_mnist_dvs": (fashion_mnist_files, _read_fashion_mnist),
+}
+
+
+def read_images(cfg: Config) -> tuple[_Part, _Part]:
+    """(training, test) of a small image set, each (images uint8 [N, C, H, W], labels [N]), as published.
+
+    The set that was read last is kept: who asks for its fingerprint builds it next. Nobody may write to the arrays.
+    """
+    find, read = _READERS[cfg.dataset.name]
+    return _kept(read, _state(find(cfg)))
+
+
+def _state(places: list[Path]) -> tuple:
+    """Paths with the size and time of each file there, by which a changed file is noticed."""
+    try:
+        files = [f for p in places for f in ([p] if p.is_file() else sorted(p.iterdir())) if f.is_file()]
+        return tuple(map(str, places)), tuple((str(f), (s := f.stat()).st_size, s.st_mtime_ns) for f in files)
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror or error}") from None
+
+
+@lru_cache(maxsize=1)
+def _kept(read: Callable, state: tuple):
+    return read(*state[0])
+
+
+@lru_cache(maxsize=8)
+def _digest(read: Callable, state: tuple) -> str:
+    return _sha256(values for part in _kept(read, state) for values in part)
+
+
+def _sha256(arrays: Iterable[np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for values in arrays:
+        digest.update(f"{values.shape} {values.dtype.str}".encode())
+        digest.update(np.ascontiguousarray(values))
+    return digest.hexdigest()
 
 
 # ------------------------------------------------------------------ ImageNet
 
 
 class _Images(torch.utils.data.Dataset):
-    """(path, label) pairs, opened as RGB and transformed; a file that cannot be read is a DataError with its name."""
+    """Image files, opened as RGB and transformed; one that cannot be read is a DataError with its name."""
 
-    def __init__(self, samples: list[tuple[str, int]], transform):
-        self.samples, self.transform = samples, transform
+    def __init__(self, files: list[ImageFile], labels: np.ndarray, transform):
+        self.files, self.labels, self.transform = files, labels, transform
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.files)
 
     def __getitem__(self, i: int):
-        from torchvision.datasets.folder import pil_loader
-
-        path, label = self.samples[i]
-        try:
-            image = pil_loader(path)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"{path} cannot be read as an image: {error}") from None
-        return self.transform(image), label
+        return self.transform(image_files.decode(self.files[i])), int(self.labels[i])
 
 
 def imagenet100_wnids() -> tuple[list[str], str]:
@@ -226,84 +307,121 @@ def imagenet100_wnids() -> tuple[list[str], str]:
     return data.decode().split(), hashlib.sha256(data).hexdigest()
 
 
-def _imagenet_root(cfg: Config, folders: tuple[str, ...]) -> Path:
-    root = Path(cfg.data_dir or "")
-    bases = [root, *(root / f for f in folders)]
-    found = _first([b / "train" for b in bases]) if cfg.data_dir else None
+def _imagenet_train(cfg: Config) -> Path:
+    """The training images of ImageNet: a folder or a tar."""
+    folders, found = _IMAGENET_FOLDERS[cfg.dataset.name], None
+    if cfg.data_dir:
+        root = Path(cfg.data_dir)
+        found = image_files.find_train([root, *filter(None, (entry(root, f) for f in folders))])
     if found is None:
-        expected = f"train/<class>/*.JPEG and val/<class>/*.JPEG, there or in one of: {', '.join(folders)}"
-        raise _not_found(cfg.dataset.name, cfg.data_dir, expected)
-    return found.parent
-
-
-def _class_folders(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        raise DataError(f"{folder} is missing: ImageNet needs train/ and val/, each with one folder a class")
-    names = sorted(e.name for e in folder.iterdir() if e.is_dir() and not e.name.startswith("."))
-    if not names:
-        raise DataError(
-            f"{folder} has no class folders: it is flat, as in the original archive; move each image into"
-            f" {folder.name}/<wnid>/ by the ground truth of the development kit or LOC_val_solution.csv"
+        expected = (
+            "train/<class>/*.JPEG and val/<class>/*.JPEG, or ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, there"
+            f" or in one of: {', '.join(folders)}"
         )
-    return names
+        raise _not_found(cfg.dataset.name, cfg.data_dir, expected)
+    return found
 
 
-def _listing(root: Path, part: str, classes: list[str], labels: dict[str, int]) -> list[tuple[str, int]]:
-    from torchvision.datasets import ImageFolder
+class _ImageNet(NamedTuple):
+    """What there is of ImageNet, whatever its form: class by class, and the images of a class by name."""
 
-    class Tree(ImageFolder):
-        def find_classes(self, directory):
-            return classes, {c: labels[c] for c in classes}
+    base: Path
+    classes: list[str]  # wnids that are there
+    train: list[ImageFile]
+    train_labels: np.ndarray  # places in `classes`
+    test: list[ImageFile]
+    test_labels: np.ndarray
 
-    try:
-        return Tree(str(root / part)).samples
-    except FileNotFoundError as error:
-        raise DataError(f"{root / part}: {error}") from None
+    def names(self, part: str) -> list[str]:
+        """The names of the images as a tree of class folders has them: "val/n01440764/ILSVRC2012_val_00000293.JPEG"."""
+        files, labels = (self.train, self.train_labels) if part == "train" else (self.test, self.test_labels)
+        return [
+            f"{part}/{self.classes[k]}/{PurePath(f.name).as_posix()}"
+            for f, k in zip(files, labels.tolist(), strict=True)
+        ]
 
 
-def _imagenet(cfg: Config, folders: tuple[str, ...], wnids: list[str] | None, split_name: str) -> Data:
-    """ImageNet from one folder a class; only `wnids`, labelled by their place in it, or all, by their sorted place."""
-    name, facts = cfg.dataset.name, DATASET_FACTS[cfg.dataset.name]
-    root = _imagenet_root(cfg, folders)
-    found = {part: _class_folders(root / part) for part in ("train", "val")}
+def _find_imagenet(cfg: Config) -> _ImageNet:
+    """The images of ImageNet, or of its 100 classes. A tar's contents are listed once in a process."""
+    place = _imagenet_train(cfg)
+    wnids = imagenet100_wnids()[0] if cfg.dataset.name == "imagenet100" else None
+    changed = [(str(place.parent), place.parent.stat().st_mtime_ns)]
+    for part in filter(None, (place, first_entry([place.parent], image_files.VAL))):
+        changed.append((str(part), part.stat().st_mtime_ns))
+        if part.is_dir():
+            with os.scandir(part) as entries:
+                changed += sorted((e.path, e.stat().st_mtime_ns) for e in entries if e.is_dir())
+    return _listed_imagenet(place, wnids and tuple(wnids), tuple(changed))
+
+
+def _shown(place: Path) -> str:
+    return f"{place.name}/" if place.is_dir() else place.name
+
+
+@lru_cache(maxsize=1)
+def _listed_imagenet(place: Path, wnids: tuple[str, ...] | None, changed: tuple) -> _ImageNet:
+    base = place.parent
+    found = {"train": image_files.train_classes(place)}
+    test_place, found["val"] = image_files.val_classes(base)
     if wnids is not None:
-        found = {part: [c for c in classes if c in set(wnids)] for part, classes in found.items()}
+        found = {part: {c: classes[c] for c in wnids if c in classes} for part, classes in found.items()}
     different = sorted(set(found["train"]) ^ set(found["val"]))
     if different:
-        where, other = ("train", "val") if different[0] in found["train"] else ("val", "train")
+        where, other = (place, test_place) if different[0] in found["train"] else (test_place, place)
         raise DataError(
-            f"{root}: class {different[0]} is in {where}/ but not in {other}/ ({len(different)} classes differ);"
-            " labels would not agree"
+            f"{base}: class {different[0]} is in {_shown(where)} but not in {_shown(other)} ({len(different)} classes"
+            " differ); labels would not agree"
         )
-    classes = found["train"]
-    if len(classes) != facts.num_classes:
-        if len(classes) > facts.num_classes or not classes:
-            raise DataError(f"{root} has {len(classes)} of the {facts.num_classes} classes of {name}")
+    started, said, lists = time.monotonic(), False, []
+    for part in ("train", "val"):
+        files, counts = [], []
+        for n, (_, images) in enumerate(sorted(found[part].items())):
+            if time.monotonic() > started + 10 and not said:
+                said = True
+                log.info(f"listing the images of {base} takes a while: {n} of {len(found[part])} classes in 10 s")
+            more = images()
+            files += more
+            counts.append(len(more))
+        lists += [files, np.repeat(np.arange(len(counts)), counts)]
+    return _ImageNet(base, sorted(found["train"]), *lists)
+
+
+def _imagenet(cfg: Config, wnids: list[str] | None, split_name: str) -> Data:
+    """ImageNet; only the classes `wnids`, labelled by their place in it, or all, by their sorted place."""
+    name, facts = cfg.dataset.name, DATASET_FACTS[cfg.dataset.name]
+    found = _find_imagenet(cfg)
+    classes = found.classes
+    if len(classes) > facts.num_classes or not classes:
+        raise DataError(f"{found.base} has {len(classes)} of the {facts.num_classes} classes of {name}")
+    if len(classes) < facts.num_classes:
         warnings.warn(
-            f"{name}: {root} has {len(classes)} of {facts.num_classes} classes, so results do not compare with those"
-            " on all of them",
+            f"{name}: {found.base} has {len(classes)} of {facts.num_classes} classes, so results do not compare with"
+            " those on all of them",
             stacklevel=3,
         )
-    labels = {c: k for k, c in enumerate(wnids or classes)}
-    train, test = (_listing(root, part, classes, labels) for part in ("train", "val"))
-    targets = np.array([label for _, label in train])
+    else:
+        warn_if_incomplete(name, len(found.train), len(found.test))
+    places = np.array([(wnids or classes).index(c) for c in classes])
+    train, targets = found.train, places[found.train_labels]
     train_rows, val_rows, split = make_split(
         name,
         np.arange(len(train)),
-        np.arange(len(test)),
+        np.arange(len(found.test)),
         targets,
-        [Path(path).relative_to(root).as_posix() for path, _ in test],
+        found.names("val"),
         split=split_name,
         validation=cfg.dataset.validation,
         subset=cfg.dataset.train_subset,
         seed=cfg.dataset.split_seed,
     )
+    if world().rank == 0:
+        image_files.check(_used(found.test, cfg) + _used([train[i] for i in val_rows], cfg))
     size = cfg.dataset.frame_size or facts.height
     normalize = Normalize(*STATISTICS[name], cfg.dataset.channel_order)
     # without RandomResizedCrop the network still needs one size: that of the test
     first = eval_steps(cfg.augment, size)
     batches = LoaderBatches(
-        _Images(train, sample_transform(cfg.augment, size, _fill(cfg), first)),
+        _Images(train, targets, sample_transform(cfg.augment, size, _fill(cfg), first)),
         cfg.recipe.batch_size,
         seed=cfg.seed,
         shuffle=True,
@@ -314,9 +432,9 @@ def _imagenet(cfg: Config, folders: tuple[str, ...], wnids: list[str] | None, sp
         workers=cfg.dataset.workers,
     )
 
-    def evaluation(samples, rows=None):
+    def evaluation(files, labels, rows=None):
         return LoaderBatches(
-            _Images(samples, eval_sample_transform(cfg.augment, size)),
+            _Images(files, labels, eval_sample_transform(cfg.augment, size)),
             cfg.recipe.eval_batch_size,
             transforms=[normalize],
             indices=rows,
@@ -325,8 +443,8 @@ def _imagenet(cfg: Config, folders: tuple[str, ...], wnids: list[str] | None, sp
 
     return Data(
         train=batches,
-        val=evaluation(train, val_rows) if len(val_rows) else None,
-        test=evaluation(test),
+        val=evaluation(train, targets, val_rows) if len(val_rows) else None,
+        test=evaluation(found.test, places[found.test_labels]),
         input_shape=(3, size, size),
         num_classes=facts.num_classes,
         split=split,
@@ -334,13 +452,22 @@ def _imagenet(cfg: Config, folders: tuple[str, ...], wnids: list[str] | None, sp
     )
 
 
-_IMAGENET_FOLDERS = ("imagenet1k", "imagenet", "ImageNet", "ILSVRC2012", "ILSVRC/Data/CLS-LOC")
-_IMAGENET100_FOLDERS = ("imagenet100", "imagenet-100", "ImageNet100", *_IMAGENET_FOLDERS)
+def _used(files: list[ImageFile], cfg: Config) -> list[ImageFile]:
+    """The files that an evaluation reads."""
+    batches = cfg.debug.max_eval_batches
+    return files[: batches * cfg.recipe.eval_batch_size] if batches else files
+
+
+_ANY_IMAGENET = ("imagenet1k", "imagenet", "ILSVRC2012", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
+_IMAGENET_FOLDERS = {
+    "imagenet1k": _ANY_IMAGENET,
+    "imagenet100": ("imagenet100", "imagenet-100", *_ANY_IMAGENET),
+}
 
 
 def build_imagenet1k(cfg: Config) -> Data:
-    """ImageNet-1k (ILSVRC 2012) from train/<wnid>/ and val/<wnid>/; the 50,000 validation images test."""
-    return _imagenet(cfg, _IMAGENET_FOLDERS, None, "official")
+    """ImageNet-1k (ILSVRC 2012), as a tree of class folders, Kaggle's or the archives; its 50,000 validation images test."""
+    return _imagenet(cfg, None, "official")
 
 
 def build_imagenet100(cfg: Config) -> Data:
@@ -349,15 +476,43 @@ def build_imagenet100(cfg: Config) -> Data:
     The split's id holds the beginning of the class list's SHA-256.
     """
     wnids, digest = imagenet100_wnids()
-    return _imagenet(cfg, _IMAGENET100_FOLDERS, wnids, f"official,wnids={digest[:12]}")
+    return _imagenet(cfg, wnids, f"official,wnids={digest[:12]}")
 
+
+def fingerprint(cfg: Config) -> dict[str, str]:
+    """What identifies the images that a run reads by their content, wherever they lie and however they are packed.
+
+    Sets that fit in memory: "files", the SHA-256 of all images and labels. ImageNet: "listing", of the names and sizes
+    of all images, and "sample", of the contents of 64 of them. Sets of emulated events: that of the images that they
+    are made of. Raises UserError and DataError as the builder does.
+    """
+    if cfg.dataset.name in ("digits", "digits_dvs"):
+        return {"files": _sha256(load_digits())}
+    if cfg.dataset.name in _READERS:
+        find, read = _READERS[cfg.dataset.name]
+        return {"files": _digest(read, _state(find(cfg)))}
+    found = _find_imagenet(cfg)
+    images = sorted(zip([*found.names("train"), *found.names("val")], [*found.train, *found.test], strict=True))
+    listing, sample = hashlib.sha256(), hashlib.sha256()
+    for at, (name, image) in enumerate(images):
+        try:
+            listing.update(f"{name} {image.bytes()}\n".encode())
+            if at * _SAMPLE // len(images) != (at - 1) * _SAMPLE // len(images):
+                with image.open() as file:
+                    sample.update(file.read())
+        except OSError as error:
+            raise DataError(f"{image} cannot be read: {error.strerror or error}") from None
+    return {"listing": listing.hexdigest(), "sample": sample.hexdigest()}
+
+
+_SAMPLE = 64  # images whose contents enter a fingerprint
 
 _PLACES = {
     "cifar10": _cifar_place,
     "cifar100": _cifar_place,
     "fashion_mnist": lambda cfg: fashion_mnist_files(cfg)[0].parent,
-    "imagenet1k": lambda cfg: _imagenet_root(cfg, _IMAGENET_FOLDERS),
-    "imagenet100": lambda cfg: _imagenet_root(cfg, _IMAGENET100_FOLDERS),
+    "imagenet1k": lambda cfg: _imagenet_train(cfg).parent,
+    "imagenet100": lambda cfg: _imagenet_train(cfg).parent,
 }
 
 

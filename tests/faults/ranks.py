@@ -15,9 +15,9 @@ from pathlib import Path
 from runs import Child, Outcome, checkpoint, configuration, np, torch, train, warm_up
 from snn_repro.errors import DataError
 
-SHARED = ("recipe.sync_bn=true", "dataset.train_subset=121", "recipe.epochs=3", "debug.max_steps=0", "augment.mixup=0",
-          "augment.crop_padding=0", "debug.max_eval_batches=4", "recipe.eval_batch_size=4")  # fmt: skip
-# 111 training samples: the last batch of 15 is shared as 8 + 7
+SHARED = ("recipe.sync_bn=true", "dataset.train_subset=121", "recipe.epochs=3", "debug.max_steps=0",
+          "debug.max_eval_batches=4", "recipe.eval_batch_size=4")  # fmt: skip
+# 111 training samples: the last batch of 15 is shared as 8 + 7; cropped and mixed as one process does it
 
 
 def place(rank: int, size: int, port: int, slurm: bool) -> dict[str, str]:
@@ -52,14 +52,14 @@ def in_double() -> None:
     """Networks and inputs in float64: rounding then moves no spike, and one process can be compared with two."""
     from snn_repro.data import batches
 
-    finish = batches._finish
+    finish = batches._Ordered._finish
     torch.set_default_dtype(torch.float64)
 
     def double(*args):
         x, target = finish(*args)
         return x.double(), target
 
-    batches._finish = double
+    batches._Ordered._finish = double
 
 
 def thirteen_of_validation() -> None:

@@ -1,0 +1,110 @@
+"""Make the W&B runs of run folders again, from metrics.jsonl, result.json and config.yaml.
+
+python scripts/wandb_import.py runs                          every run below, offline: upload with `wandb sync`
+python scripts/wandb_import.py runs/digits-small-if-sdt --mode online --project P --entity E
+
+For runs that were trained with logger.mode=disabled, whose W&B run was lost, or that belong in another project. Id, name,
+group, tags and charts are those of a live run, which they replace; runs that did not finish get what they have.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import json
+import sys
+from pathlib import Path
+
+from snn_repro.errors import UserError
+from snn_repro.tracking import Tracker, checked_mode
+
+SECONDS = 600  # for one run, at most
+
+
+def find_runs(roots: list[Path]) -> list[Path]:
+    """The folders that hold a run with an epoch or more. Raises UserError for a root that does not exist or holds none."""
+    found: dict[Path, None] = {}
+    for root in roots:
+        folders = [path.parent for path in sorted(root.rglob("metrics.jsonl"))]
+        if not folders:
+            raise UserError(
+                f"{root} {'holds no run with an epoch' if root.exists() else 'does not exist'}; give run folders"
+            )
+        found |= dict.fromkeys(folders)
+    return list(found)
+
+
+def read(folder: Path) -> tuple[dict, list[dict], dict | None, str | None]:
+    """Configuration, history, result (None: unfinished) and the run's hash. Raises UserError for a damaged folder."""
+    import yaml
+
+    def parsed(name: str, parse):
+        try:
+            return parse((folder / name).read_text())
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise UserError(f"{name}: {' '.join(str(error).split())[:150]}") from None
+
+    config = parsed("config.yaml", yaml.safe_load)
+    history = parsed("metrics.jsonl", lambda text: [json.loads(line) for line in text.splitlines()])
+    result = parsed("result.json", json.loads) if (folder / "result.json").exists() else None
+    status = parsed("status.json", json.loads) if (folder / "status.json").exists() else {}
+    if not isinstance(config, dict) or not isinstance(config.get("logger"), dict):
+        raise UserError("config.yaml is no configuration of a run")
+    if [isinstance(line, dict) and line.get("epoch") for line in history] != list(range(1, len(history) + 1)):
+        raise UserError(f"metrics.jsonl does not hold the epochs 1 to {len(history)}, a line each")
+    if not isinstance(result, dict | None) or not isinstance(status, dict):
+        raise UserError("result.json or status.json holds no JSON object")
+    return config, history, result, (result or status).get("config_hash") or status.get("config_hash")
+
+
+def import_run(folder: Path, say, **logger) -> bool:
+    """Make one W&B run; True when W&B has it. Raises UserError for a damaged folder or one in use."""
+    with contextlib.ExitStack() as stack:
+        if (folder / ".lock").exists():
+            try:
+                lock = stack.enter_context(open(folder / ".lock"))
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError("in use by a run, which logs itself") from None
+        config, history, result, run_hash = read(folder)
+        config["logger"] |= logger
+        try:
+            tracker = Tracker(config, folder, say, run_id=run_hash and f"{run_hash}-{config['seed']}")
+        except (KeyError, TypeError) as error:
+            raise UserError(f"config.yaml lacks {error}") from None
+        tracker.start(history)
+        tracker.finish(result, SECONDS)
+    return not tracker.gave_up
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0; 2 after one sentence on stderr, or when no run could be imported."""
+    parser = argparse.ArgumentParser(
+        prog="wandb_import.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="run folders, or folders above them")
+    parser.add_argument("--project", help="W&B project (default: the run's logger.project)")
+    parser.add_argument("--entity", help="W&B team or user (default: the run's logger.entity)")
+    parser.add_argument("--mode", choices=("offline", "online"), default="offline", help="default: %(default)s")
+    args = parser.parse_args(argv)
+    logger = {k: v for k in ("mode", "project", "entity") if (v := getattr(args, k))}
+    done = 0
+    try:
+        folders = find_runs(args.runs)
+        if checked_mode(args.mode) == "disabled":
+            raise UserError("WANDB_MODE=disabled in the environment allows no W&B run; unset it")
+    except UserError as error:
+        print(f"wandb_import.py: {error}", file=sys.stderr)
+        return 2
+    for folder in folders:
+        try:
+            if import_run(folder, lambda line, folder=folder: print(f"{folder}: {line}", file=sys.stderr), **logger):
+                print(f"{folder}: imported")
+                done += 1
+        except UserError as error:
+            print(f"{folder}: skipped, {error}", file=sys.stderr)
+    print(f"{done} of {len(folders)} runs imported")
+    return 0 if done else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

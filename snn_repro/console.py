@@ -1,0 +1,61 @@
+"""What scripts share about the terminal: characters that it cannot print, and a reader that has gone."""
+
+import codecs
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+ASCII = {
+    "±": "+/-", "−": "-", "×": "x", "·": "*", "…": "...", "≥": ">=", "≤": "<=", "–": "-", "—": "-", "→": "->", "²": "^2",
+    "’": "'", "‘": "'", "“": '"', "”": '"', "µ": "u", "τ": "tau", "─": "-", "━": "-", "│": "|", "┃": "|", "▲": "^",
+}  # fmt: skip
+
+
+def plain(text: str) -> str:
+    """`text` in ASCII: known signs in words that stand for them, corners of tables as +, anything else as ?."""
+    return "".join(c if c.isascii() else ASCII.get(c) or ("+" if "─" <= c <= "╿" else "?") for c in text)
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return plain(error.object[error.start : error.end]), error.end
+
+
+codecs.register_error("snn_repro.plain", _replace)
+
+
+def prepare() -> None:
+    """Let stdout and stderr write what stands for a character that they cannot encode, where they would raise.
+
+    Where one is closed, what is written there is lost and nothing else.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  open until the process ends
+        elif getattr(stream, "errors", None) in ("strict", "backslashreplace") and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="snn_repro.plain")
+
+
+def prints(text: str) -> bool:
+    """Whether stdout can encode `text`."""
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def script(main: Callable[[], int]) -> int:
+    """Run the `main` of a script; returns its exit code, or that of SIGPIPE where nobody reads the rest (`| head`)."""
+    prepare()
+    try:
+        code = main()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # else Python flushes what is left at its end, and complains
+        return 128 + signal.SIGPIPE

@@ -1,0 +1,423 @@
+"""ImageNet's files as they are published and as people unpack them: which images there are, of which class, and their bytes.
+
+    training    train/<wnid>/*.JPEG; or ILSVRC2012_img_train.tar, which holds a <wnid>.tar for each class; or a folder of
+                these tars
+    validation  val/<wnid>/*.JPEG; or flat, as val/*.JPEG or ILSVRC2012_img_val.tar, with the classes from Kaggle's
+                LOC_val_solution.csv or from the development kit ILSVRC2012_devkit_t12 (a folder or its .tar.gz)
+
+Members of a tar are read in place, by their offset. Nothing is unpacked or written. All forms give the same images in the
+same order under the same names.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import os
+import stat
+import tarfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NamedTuple
+
+from snn_repro.errors import DataError
+
+log = logging.getLogger("snn_repro")
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+MAX_PIXELS = 80_000_000  # 240 MB as RGB; PIL warns from 89 million pixels on and refuses 179 million
+TRAIN = ("train", "ILSVRC2012_img_train", "ILSVRC2012_img_train.tar")
+VAL = ("val", "ILSVRC2012_img_val", "ILSVRC2012_img_val.tar")
+KAGGLE, DEVKIT = "LOC_val_solution.csv", "ILSVRC2012_devkit_t12"
+CHECK_SECONDS = 60.0  # for the headers of the test images; 50,000 on a local disk take some ten of one core
+
+
+class ImageFile(NamedTuple):
+    """One image: the file `name` in the folder `place`, or `size` bytes at `offset` of the tar `place`."""
+
+    place: str
+    name: str
+    offset: int = -1
+    size: int = -1
+
+    def __str__(self) -> str:
+        return f"{self.place}:{self.name}" if self.offset >= 0 else os.path.join(self.place, self.name)
+
+    def open(self) -> BinaryIO:
+        if self.offset < 0:
+            return open(os.path.join(self.place, self.name), "rb")
+        return io.BufferedReader(_Section(open(self.place, "rb"), self.offset, self.size))  # noqa: SIM115
+
+    def bytes(self) -> int:
+        """The number of its bytes."""
+        return self.size if self.offset >= 0 else os.stat(os.path.join(self.place, self.name)).st_size
+
+
+Classes = dict[str, Callable[[], list[ImageFile]]]
+"""class (wnid) -> its images, listed when they are asked for"""
+
+
+class _Section(io.RawIOBase):
+    """`size` bytes of a file from `offset` on, as a file of their own, which closes that one."""
+
+    def __init__(self, file: BinaryIO, offset: int, size: int):
+        self._file, self._offset, self._size, self._at = file, offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence])
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer) -> int:
+        self._file.seek(self._offset + self._at)
+        data = self._file.read(min(len(buffer), max(0, self._size - self._at)))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+# ------------------------------------------------------------------ one image
+
+
+def decode(image: ImageFile):
+    """The image as a PIL image in RGB. Raises DataError with its name where it cannot be read."""
+    with _named(image), image.open() as stream:
+        return _opened(stream).convert("RGB")
+
+
+def check(images: Sequence[ImageFile], seconds: float = CHECK_SECONDS) -> None:
+    """Look at each image before hours are spent on training: a readable header, a sane size, an end.
+
+    An image whose end has no end marker is decoded. Threads share the work; what is left after `seconds` is left to be
+    found when it is read, and a line says so. Raises DataError with the name of the first bad one.
+    """
+    end, size = time.monotonic() + seconds, 64
+
+    def problem(start: int) -> DataError | bool:
+        """What is wrong in this group; else whether there was time for it."""
+        if time.monotonic() > end:
+            return False
+        try:
+            for image in images[start : start + size]:
+                _check(image)
+        except DataError as error:
+            return error
+        return True
+
+    with ThreadPoolExecutor(16, "check") as pool:  # waiting for a file server, not for the processor
+        found = []
+        for answer in pool.map(problem, range(0, len(images), size)):
+            if isinstance(answer, DataError):
+                pool.shutdown(cancel_futures=True)
+                raise answer
+            found.append(answer)
+    if not all(found):
+        done = min(sum(found) * size, len(images))
+        log.info(
+            f"checked {done:,} of {len(images):,} images in {seconds:g} s; the others are checked when they are read"
+        )
+
+
+def _check(image: ImageFile) -> None:
+    with _named(image), image.open() as stream:
+        opened = _opened(stream)
+        marker = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(opened.format)
+        at, length = stream.tell(), stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, length - 4096))
+        if marker is None or marker not in stream.read():
+            stream.seek(at)
+            opened.load()
+
+
+def _opened(stream: BinaryIO):
+    """A PIL image of which only the header was read."""
+    from PIL import Image
+
+    image = Image.open(stream)
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"it has {image.width} x {image.height} pixels, more than the {MAX_PIXELS:,} that are read")
+    return image
+
+
+@contextmanager
+def _named(image: ImageFile) -> Iterator[None]:
+    """Turns whatever a damaged file makes PIL's readers raise, nearly anything, into a DataError with the file's name."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{image} cannot be read as an image: {reason}; get it again or remove it") from None
+
+
+# ------------------------------------------------------------------ where things are
+
+
+def entry(folder: Path, name: str) -> Path | None:
+    """The entry `name` ("a/b" for one further down) of a folder, exactly or else in other case; None without."""
+    for part in name.split("/"):
+        try:
+            if not (folder / part).exists():
+                part = min((n for n in os.listdir(folder) if n.lower() == part.lower()), default=None)
+        except OSError:
+            return None
+        if part is None or not os.path.exists(folder / part):
+            return None
+        folder = folder / part
+    return folder
+
+
+def first_entry(folders: Sequence[Path], names: Sequence[str]) -> Path | None:
+    """The first of `names` in the first of `folders` that has one."""
+    return next((found for f in folders for n in names if (found := entry(f, n)) is not None), None)
+
+
+def find_train(bases: Sequence[Path]) -> Path | None:
+    """The training images in the first of `bases` that has some: a folder or a tar."""
+    for base in bases:
+        for name in TRAIN:
+            found = entry(base, name)
+            if found is not None and (found.is_dir() or found.suffix.lower() == ".tar"):
+                return found
+    return None
+
+
+def train_classes(place: Path) -> Classes:
+    """The classes of a training folder or tar, sorted. Raises DataError."""
+    if not place.is_dir():
+        return _tars_in_tar(place)
+    found = _folders(place) or _tars(place)
+    if not found:
+        raise DataError(f"{place} has no class folders: it must hold <wnid>/*.JPEG, one folder a class")
+    return found
+
+
+def val_classes(base: Path) -> tuple[Path, Classes]:
+    """The validation images beside the training images in `base`, and their classes, sorted. Raises DataError."""
+    place = first_entry([base], VAL)
+    if place is None:
+        raise DataError(
+            f"{base / 'val'} is missing: ImageNet needs train/ and val/, each with one folder a class, or its two"
+            f" archives {TRAIN[-1]} and {VAL[-1]}"
+        )
+    if place.is_dir():
+        if found := _folders(place):
+            return place, found
+        images = _listed(place, _above(place.parent))
+    else:
+        images = sorted(_tar_images(place), key=lambda image: image.name)
+    if not images:
+        raise DataError(f"{place} holds neither class folders nor images")
+    truth, source = _truth([place, base, *list(base.parents)[:3]])
+    if source is None:
+        raise DataError(
+            f"{place} has no class folders: it is flat, as in the original archive, and nothing says which class an image"
+            f" is of; put {KAGGLE} or {DEVKIT}.tar.gz beside it, or move each image into {place.stem}/<wnid>/"
+        )
+    grouped = defaultdict(list)
+    for image in images:
+        wnid = truth.get(PurePosixPath(image.name).stem)
+        if wnid is None:
+            raise DataError(f"{image} has no class in {source}: remove it or get the list of the same images")
+        grouped[wnid].append(image)
+    return place, {wnid: partial(list, grouped[wnid]) for wnid in sorted(grouped)}
+
+
+# ------------------------------------------------------------------ folders
+
+
+def _folders(place: Path) -> Classes:
+    seen = _above(place)
+    return {name: partial(_class_folder, place / name, seen) for name, is_folder in _entries(str(place)) if is_folder}
+
+
+def _class_folder(folder: Path, seen: dict) -> list[ImageFile]:
+    images = _listed(folder, seen)
+    if not images:
+        raise DataError(f"{folder} holds no image; they end in {', '.join(EXTENSIONS)}")
+    return images
+
+
+def _listed(folder: Path, seen: dict) -> list[ImageFile]:
+    return [ImageFile(str(folder), os.path.join(*names)) for names in sorted(_walk(str(folder), "", seen))]
+
+
+def _above(place: Path) -> dict:
+    """A folder and those that it lies in, by device and number: a link to one of them never ends."""
+    real = Path(os.path.realpath(place))
+    return {_identity(folder): str(folder) for folder in (real, *real.parents)}
+
+
+def _identity(folder) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _entries(folder: str) -> list[tuple[str, bool]]:
+    """(name, is a folder) of the entries of a folder, sorted; hidden ones and those that are no image are left out."""
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for e in entries:
+                if e.name.startswith("."):
+                    continue
+                if e.is_dir():
+                    found.append((e.name, True))
+                elif e.name.lower().endswith(EXTENSIONS):
+                    if not e.is_file():
+                        raise DataError(f"{e.path} is {_kind(e.path)}, not a file; remove it")
+                    found.append((e.name, False))
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed: {error.strerror or error}") from None
+    return sorted(found)
+
+
+def _kind(path: str) -> str:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return "a link to nothing"
+    return "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+
+
+def _walk(folder: str, below: str, seen: dict) -> Iterator[tuple[str, str]]:
+    """(folder below `folder`, file) of the images in it and further down; `seen`: the folders that were entered so far."""
+    own = os.path.join(folder, below) if below else folder
+    first = seen.setdefault(_identity(own), own)
+    if first != own:
+        raise DataError(
+            f"{own} is the same folder as {first}: its images would count twice, as another class or without end; remove"
+            " the link"
+        )
+    for name, is_folder in _entries(own):
+        if is_folder:
+            yield from _walk(folder, os.path.join(below, name), seen)
+        else:
+            yield below, name
+
+
+# ------------------------------------------------------------------ tars
+
+
+@contextmanager
+def _tar(place: Path, within: tarfile.TarInfo | None = None) -> Iterator[Iterator[tarfile.TarInfo]]:
+    """The files in a tar, or in the tar that is its member; offsets count from the beginning of the file `place`.
+
+    Raises DataError for whatever goes wrong while they are listed.
+    """
+    try:
+        with open(place, "rb") as file:
+            file.seek(0 if within is None else within.offset_data)
+            end = os.fstat(file.fileno()).st_size if within is None else within.offset_data + within.size
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                yield _files(archive, end)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        name = place if within is None else f"{place}:{within.name}"
+        raise DataError(
+            f"{name} cannot be read in place ({error}): it must be the whole archive, and not a compressed one"
+        ) from None
+
+
+def _files(archive: tarfile.TarFile, end: int) -> Iterator[tarfile.TarInfo]:
+    for member in archive:
+        if member.offset_data + member.size > end:
+            raise tarfile.ReadError(f"{member.name} goes beyond the end")
+        if member.isreg() and not PurePosixPath(member.name).name.startswith("."):
+            yield member
+
+
+def _tar_images(place: Path, within: tarfile.TarInfo | None = None) -> list[ImageFile]:
+    """The images in a tar, or in the tar that is its member."""
+    with _tar(place, within) as files:
+        return [
+            ImageFile(str(place), PurePosixPath(m.name).name, m.offset_data, m.size)
+            for m in files
+            if m.name.lower().endswith(EXTENSIONS)
+        ]
+
+
+def _class_tar(place: Path, member: tarfile.TarInfo | None) -> list[ImageFile]:
+    images = sorted(_tar_images(place, member), key=lambda image: image.name)
+    if not images:
+        raise DataError(f"{place}{'' if member is None else ':' + member.name} holds no image")
+    return images
+
+
+def _tars_in_tar(place: Path) -> Classes:
+    with _tar(place) as files:
+        found = {PurePosixPath(m.name).stem: m for m in files if m.name.lower().endswith(".tar")}
+    if not found:
+        raise DataError(f"{place} holds no <wnid>.tar, one a class, as {TRAIN[-1]} does")
+    return {wnid: partial(_class_tar, place, found[wnid]) for wnid in sorted(found)}
+
+
+def _tars(place: Path) -> Classes:
+    found = {p.stem: p for p in place.iterdir() if p.suffix.lower() == ".tar" and p.is_file()}
+    return {wnid: partial(_class_tar, found[wnid], None) for wnid in sorted(found)}
+
+
+# ------------------------------------------------------------------ classes of a flat validation folder
+
+
+def _truth(folders: Sequence[Path]) -> tuple[dict[str, str], Path | None]:
+    """{image name without suffix: wnid} and where that is said, from the first of `folders` that knows; None without."""
+    for folder in folders:
+        if table := entry(folder, KAGGLE):
+            return _kaggle(table), table
+        for name in (DEVKIT, f"{DEVKIT}.tar.gz", f"{DEVKIT}.tar"):
+            if kit := entry(folder, name):
+                return _devkit(kit), kit
+    return {}, None
+
+
+def _kaggle(table: Path) -> dict[str, str]:
+    """From lines of an image and boxes, each of a wnid and four numbers; the boxes of an image share their wnid."""
+    try:
+        with open(table, newline="", encoding="utf-8") as lines:
+            return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(lines)}
+    except (OSError, ValueError, KeyError, IndexError, AttributeError, csv.Error) as error:
+        raise DataError(
+            f"{table} is not a table of ImageId,PredictionString ({type(error).__name__}: {error}); get it again"
+        ) from None
+
+
+def _devkit(kit: Path) -> dict[str, str]:
+    """From the kit's list of class numbers, one a line, and its table of what the numbers mean."""
+    from scipy.io import loadmat
+
+    names = ("ILSVRC2012_validation_ground_truth.txt", "meta.mat")
+    found = {}
+    try:
+        if kit.is_dir():
+            found = {n: p.read_bytes() for n in names if (p := first_entry([kit / "data", kit], [n]))}
+        else:
+            with tarfile.open(kit) as archive:
+                for m in archive:
+                    if m.isfile() and (name := PurePosixPath(m.name).name) in names:
+                        found[name] = archive.extractfile(m).read()
+        numbers = [int(line) for line in found[names[0]].split()]
+        synsets = loadmat(io.BytesIO(found[names[1]]), squeeze_me=True)["synsets"].reshape(-1)
+        wnids = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets}
+        return {f"ILSVRC2012_val_{i:08d}": wnids[k] for i, k in enumerate(numbers, 1)}
+    except Exception as error:  # loadmat has no base class for what a damaged file raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(f"{kit} cannot be read ({reason}); it must hold data/{names[0]} and data/{names[1]}") from None

@@ -1,0 +1,292 @@
+"""What a run is: its configuration, its data and the conditions it ran under; a repeat must match or say how it differs."""
+
+import errno
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from fixtures.event_sets import write_cifar10_dvs
+from fixtures.image_sets import write_cifar10, write_fashion_mnist
+
+from snn_repro import checkpoint, sweeps, train
+from snn_repro.config import ConfigError, config_hash, load_config
+from snn_repro.data import digits
+from snn_repro.data.fingerprint import changes, fingerprint
+from snn_repro.data.prepare import prepare
+from snn_repro.errors import UserError
+from snn_repro.files import write_json
+from snn_repro.train import TrainingError, run
+
+TINY = ["logger.mode=disabled", "recipe.epochs=2", "debug.max_steps=2", "debug.max_eval_batches=1", "recipe.batch_size=8"]
+
+
+# ---------------------------------------------------------------- other data
+
+
+@pytest.fixture
+def other_digits(monkeypatch):
+    """Makes the embedded digits other ones from here on."""
+
+    def change():
+        table = digits._table().copy()
+        table[0, :3] = 7
+        monkeypatch.setattr(digits, "_table", lambda: table)
+
+    return change
+
+
+def test_a_finished_run_on_other_data_is_not_already_done(quick, other_digits):
+    first = run(quick())
+    assert set(first.data) == {"digits"} and run(quick()) == first
+    other_digits()
+    with pytest.raises(UserError, match=r"other data \(digits: [0-9a-f]{12}... -> [0-9a-f]{12}.*force=true"):
+        run(quick())
+    again = run(quick("force=true"))
+    assert again.data != first.data and again.config_hash == first.config_hash
+
+
+def test_a_stopped_run_does_not_go_on_with_other_data(quick, other_digits, monkeypatch):
+    monkeypatch.setattr(train, "build_result", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(quick())
+    monkeypatch.undo()
+    config = quick()
+    before = (checkpoint.load(folder := train.Path(config.run_dir) / checkpoint.LAST))["data"]
+    assert set(before) == {"digits"} and folder.exists()
+    other_digits()
+    with pytest.raises(UserError, match=r"checkpoint_last.pt was trained on other data \(digits: .*resume=never"):
+        run(quick())
+
+
+def test_a_sweep_does_not_leave_out_a_run_on_other_data(tmp_path, other_digits, capsys):
+    words = [*TINY, "seed=0,1", f"hydra.sweep.dir={tmp_path}"]
+    assert sweeps.run_sweep(words, words, train._task) == 0
+    assert sweeps.run_sweep(words, words, train._task) == 0
+    assert "2 of 2 runs are finished already" in capsys.readouterr().out
+    other_digits()
+    assert sweeps.run_sweep(words, words, train._task) == 1
+    said = capsys.readouterr()
+    assert "finished already" not in said.out and "sweep: 0 of 2 runs done" in said.out
+    assert said.err.count("the folder holds a run on other data (digits: ") == 2
+
+
+def test_images_are_known_by_their_contents_wherever_they_lie(tmp_path):
+    write_cifar10(tmp_path / "a", per_batch=6)
+    write_cifar10(tmp_path / "packed", per_batch=6, archive=True)
+    write_cifar10(tmp_path / "other", per_batch=6, seed=1)
+    a, packed, other = (
+        fingerprint(load_config(["dataset=cifar10", f"data_dir={tmp_path / name}"])) for name in ("a", "packed", "other")
+    )
+    assert a == packed and changes(a, other) and not changes(a, None) and not changes(None, a)
+    write_fashion_mnist(tmp_path / "f")
+    assert fingerprint(load_config(["dataset=fashion_mnist_dvs", f"data_dir={tmp_path / 'f'}"]))
+
+
+def test_prepared_frames_are_known_by_their_index(tmp_path):
+    caches = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        write_cifar10_dvs(tmp_path / name, seed=seed)
+        prepare("cifar10_dvs", tmp_path / name, tmp_path / f"{name}-cache", 4, workers=0, say=lambda _: None)
+        words = ["dataset=cifar10_dvs", "timesteps=4", f"cache_dir={tmp_path / name}-cache"]
+        caches[name] = fingerprint(load_config(words))
+    assert caches["a"] == caches["b"] and changes(caches["a"], caches["c"])
+
+
+def test_initial_weights_are_known_by_their_contents(quick, tmp_path):
+    first = run(quick(f"hydra.run.dir={tmp_path / 'first'}"))
+    source = tmp_path / "weights.pt"
+    shutil.copy(tmp_path / "first" / checkpoint.LAST, source)
+    words = [f"hydra.run.dir={tmp_path / 'second'}", f"model.weights={source}"]
+    second = run(quick(*words))
+    assert set(second.data) == {"digits", "model.weights"} and second.data["digits"] == first.data["digits"]
+    content = checkpoint.load(source)
+    content["model"]["fc.bias"] += 1
+    torch.save(content, source)
+    with pytest.raises(UserError, match="other data .model.weights: "):
+        run(quick(*words))
+
+
+def test_data_that_are_not_at_hand_leave_a_finished_run_done(quick, tmp_path, caplog, monkeypatch):
+    first = run(quick())
+    monkeypatch.setattr(digits, "_table", lambda: (_ for _ in ()).throw(UserError("the digits are gone")))
+    with caplog.at_level(logging.INFO):
+        assert run(quick()) == first
+    assert "already done" in caplog.text and "its data were not compared: the digits are gone" in caplog.text
+
+
+# ---------------------------------------------------------------- conditions
+
+
+def test_threads_and_processes_stand_in_the_result(quick, caplog):
+    result = run(quick("threads=2"))
+    assert (result.threads, result.processes, result.images_per_statistic) == (2, 1, 32)
+    assert result.changed_on_resume == []
+    with caplog.at_level(logging.INFO):
+        run(quick("threads=1"))
+    assert "already done" in caplog.text and "it ran with threads=2, here 1" in caplog.text
+
+
+def test_a_resume_under_other_conditions_is_named(quick, monkeypatch, caplog):
+    with monkeypatch.context() as broken:
+        broken.setattr(train, "build_result", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(quick("threads=2"))
+    with caplog.at_level(logging.WARNING):
+        result = run(quick("threads=1"))
+    assert result.threads == 1 and result.changed_on_resume == ["threads: 2 -> 1 from epoch 2, step 0"]
+    assert "not all is as it was before the stop (threads: 2 -> 1" in caplog.text
+
+
+# ---------------------------------------------------------------- batch statistics of several processes
+
+ROW = ["experiment=table3_sew_r34_imp_lts"]
+
+
+@pytest.mark.parametrize("processes, parts", [(1, 4), (2, 2), (4, 1)])
+def test_processes_share_the_parts_of_a_batch(processes, parts):
+    """The released ImageNet runs normalise over 128 images on each of four GPUs."""
+    config = load_config(ROW)
+    assert train.parts_of_a_batch(config, processes) == parts
+    assert train.images_per_statistic(config, processes) == 128
+    assert config_hash(config) == config_hash(load_config(ROW))
+
+
+@pytest.mark.parametrize("row, images", [("table3_sew_r18_imp_lts", 192), ("table3_sew_r50_imp_lts", 48)])
+def test_four_processes_normalise_over_the_released_numbers_of_images(row, images):
+    assert train.images_per_statistic(load_config([f"experiment={row}"]), 4) == images
+
+
+def test_parts_that_do_not_come_out_even_are_refused():
+    with pytest.raises(ConfigError, match="recipe.batch_size=512 .* multiple of 3"):
+        train.parts_of_a_batch(load_config(ROW), 3)
+    with pytest.raises(ConfigError, match="recipe.accumulate=4 parts .* 3 processes"):
+        train.parts_of_a_batch(load_config([*ROW, "recipe.batch_size=510"]), 3)
+    with pytest.raises(ConfigError, match="recipe.accumulate=3"):
+        train.parts_of_a_batch(load_config(["recipe.accumulate=3", "recipe.batch_size=64"]), 2)
+
+
+def test_synchronised_norms_keep_the_parts():
+    config = load_config([*ROW, "recipe.sync_bn=true"])
+    assert train.parts_of_a_batch(config, 4) == 4 and train.images_per_statistic(config, 4) == 128
+
+
+# ---------------------------------------------------------------- numbers that are none
+
+
+@pytest.mark.parametrize("key, value", [("recipe.lr", "inf"), ("loss.phi", "nan"), ("neuron.v_reset", "-inf")])
+def test_settings_are_finite(key, value):
+    with pytest.raises(ConfigError, match=f"{key}={value} is not allowed; it must be a finite number"):
+        load_config(["loss=tet", f"{key}={value}"])
+
+
+@pytest.mark.parametrize("part", ["test", "validation"])
+def test_a_loss_that_is_not_finite_fails_the_run(quick, monkeypatch, tmp_path, part):
+    evaluate, calls = train.evaluate, []
+
+    def broken(*args, **more):
+        outcome = evaluate(*args, **more)
+        calls.append(0)
+        return outcome | ({"loss": float("nan")} if len(calls) == (4 if part == "test" else 3) else {})
+
+    monkeypatch.setattr(train, "evaluate", broken)
+    with pytest.raises(TrainingError, match=rf"the {part} loss is nan after epoch 2; .*\(epoch 1, step 0\)"):
+        run(quick("dataset.validation=0.1"))
+    folder = tmp_path / "run"
+    assert json.loads((folder / "status.json").read_text())["state"] == "failed"
+    assert not (folder / "result.json").exists() and len((folder / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_results_are_strict_json(tmp_path):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "result.json", {"loss": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- weights and energy
+
+
+def test_own_checkpoints_start_another_head_and_imp_as_bare_weights_do(tmp_path):
+    from snn_repro.models import build_model
+
+    def small(classes, imp):
+        return build_model(
+            "small", num_classes=classes, input_shape=(1, 8, 8), timesteps=2, neuron={"name": "if", "imp": imp}
+        )
+
+    plain = small(10, False)
+    torch.save({"model": plain.state_dict(), "config": {}, "epoch": 1}, tmp_path / "ours.pt")
+    torch.save(plain.state_dict(), tmp_path / "bare.pt")
+    for name in ("ours.pt", "bare.pt"):
+        model, said = small(7, True), []
+        imp = model.sn1.imp.clone()
+        checkpoint.load_pretrained(model, tmp_path / name, said.append)
+        assert torch.equal(model.conv1.weight, plain.conv1.weight) and torch.equal(model.sn1.imp, imp)
+        assert "3 IMP tensors" in said[0] and "classifier" in said[0] and "tensors" in said[0]
+    other = build_model("small", num_classes=10, input_shape=(1, 12, 12), timesteps=2, neuron={"name": "if"})
+    for name in ("ours.pt", "bare.pt"):
+        with pytest.raises(UserError, match="fc.weight"):
+            checkpoint.load_pretrained(other, tmp_path / name)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_energy_is_added_to_a_finished_run(quick, tmp_path, ema):
+    words = [f"recipe.ema_decay={ema}"]
+    asked = run(quick(*words, "energy=true", f"hydra.run.dir={tmp_path / 'asked'}"))
+    first = run(quick(*words))
+    assert "energy" not in first
+    added = run(quick(*words, "energy=true"))
+    assert added["energy"] == asked["energy"]
+    assert {k: v for k, v in added.items() if k != "energy"} == first
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == added
+    for name in checkpoint.FILES:
+        (tmp_path / "run" / name).unlink(missing_ok=True)
+    assert run(quick(*words, "energy=true")) == added
+    write_json(tmp_path / "run" / "result.json", first)
+    with pytest.raises(UserError, match="energy=true needs .*checkpoint_last.pt.*force=true"):
+        run(quick(*words, "energy=true"))
+
+
+# ---------------------------------------------------------------- one sentence
+
+
+@pytest.mark.parametrize(
+    "raise_it",
+    [
+        lambda: torch.empty(2**55),
+        lambda: np.empty(2**55),
+        lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")),
+        lambda: [].__mul__(2**62) or bytearray(2**60),
+    ],
+)
+def test_out_of_memory_names_what_helps(quick, monkeypatch, raise_it):
+    monkeypatch.setattr(train.Training, "train_step", lambda *_: raise_it())
+    with pytest.raises(UserError, match="out of memory .*recipe.accumulate.*model.checkpointing.*recipe.batch_size"):
+        run(quick())
+
+
+def test_a_read_only_run_folder_is_one_sentence(tmp_path, monkeypatch, capsys):
+    def refuse(self):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), self.baseFilename)
+
+    monkeypatch.setattr(logging.FileHandler, "_open", refuse)
+    words = [*TINY, f"hydra.run.dir={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["snn-train", *words])  # Hydra reads it again
+    assert train._main(words) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "the file system is read-only; choose another folder" in said
+
+
+def test_a_read_only_sweep_folder_is_one_sentence(tmp_path):
+    (tmp_path / "runs").write_text("a file in the way")
+    done = subprocess.run(
+        [sys.executable, "-m", "snn_repro.train", "-m", *TINY, "seed=0,1", f"hydra.sweep.dir={tmp_path / 'runs' / 'x'}"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"cannot write {tmp_path / 'runs'}" in done.stderr and "hydra.sweep.dir" in done.stderr

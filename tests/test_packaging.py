@@ -1,0 +1,82 @@
+"""What `pip install` gives: a wheel that runs from any folder, and an editable install that reads the clone's conf/."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SETUP = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+
+
+def test_everything_that_a_run_reads_is_package_data():
+    """Each package folder is listed, and each file in them that is no module matches a pattern."""
+    folders = {p.parent.relative_to(ROOT) for p in (ROOT / "snn_repro").rglob("*.py")}
+    assert {".".join(f.parts) for f in folders} <= set(SETUP["packages"])
+    places = {"snn_repro": ROOT / "snn_repro", **{name: ROOT / place for name, place in SETUP["package-dir"].items()}}
+    packed = {f for name, patterns in SETUP["package-data"].items() for p in patterns for f in places[name].glob(p)}
+    files = [f for place in ("snn_repro", "conf") for f in (ROOT / place).rglob("*") if f.is_file()]
+    wanted = {f for f in files if f.suffix != ".py" and f.parent.name != "__pycache__"}
+    assert wanted <= packed and ROOT / "results/paper_tables.yaml" in packed
+
+
+def sources(tmp_path: Path) -> Path:
+    """A copy to build from, so that nothing is built into the clone."""
+    copy = tmp_path / "sources"
+    copy.mkdir()
+    for name in ("snn_repro", "conf"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, copy)
+    (copy / "results").mkdir()
+    shutil.copy(ROOT / "results/paper_tables.yaml", copy / "results")
+    return copy
+
+
+def run(folder: Path, *command: str, **environment: str) -> str:
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | environment
+    done = subprocess.run([str(c) for c in command], cwd=folder, capture_output=True, text=True, timeout=900, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_wheel_runs_from_another_folder(tmp_path):
+    pip = [sys.executable, "-m", "pip", "-q"]
+    copy, other = sources(tmp_path), tmp_path / "other"
+    other.mkdir()
+    run(copy, *pip, "wheel", ".", "--no-deps", "-w", tmp_path / "wheel")
+    (wheel,) = (tmp_path / "wheel").glob("*.whl")
+    run(other, *pip, "install", "--no-deps", "--target", tmp_path / "site", wheel)
+    shutil.rmtree(copy)
+    python, site = (
+        [sys.executable, "-m", "snn_repro.train"],
+        {"PYTHONPATH": str(tmp_path / "site"), "PYTHONSAFEPATH": "1"},
+    )
+    where = "import snn_repro.rows as r; print(r.CONF_DIR, len(r.load_rows()))"
+    conf, rows = run(other, sys.executable, "-c", where, **site).split()
+    assert conf == str(tmp_path / "site/snn_repro/conf") and int(rows) > 50
+    assert "table1_cifar10_sdt" in run(other, *python, "--help", **site)
+    assert "recipe:\n" in run(other, *python, "--cfg", "job", "experiment=table1_cifar10_sdt", **site)
+    run(other, *python, "recipe.epochs=1", "logger.mode=disabled", **site)
+    assert (other / "runs/digits-small-if_imp-lts/recipe.epochs=1/seed0/result.json").exists()
+
+
+@pytest.mark.slow
+def test_an_editable_install_reads_the_clone(tmp_path):
+    copy, other = sources(tmp_path), tmp_path / "other"
+    other.mkdir()
+    run(other, sys.executable, "-m", "venv", tmp_path / "venv")
+    bin = tmp_path / "venv/bin"
+    run(copy, bin / "python", "-m", "pip", "install", "-q", "--no-deps", "-e", ".")
+    (packages,) = (tmp_path / "venv/lib").glob("python*/site-packages")
+    (packages / "others.pth").write_text("\n".join(p for p in sys.path if p.endswith("site-packages")) + "\n")
+    where = "import snn_repro.config as c; print(c.__file__, c.CONF_DIR)"
+    assert run(other, bin / "python", "-c", where).split() == [str(copy / "snn_repro/config.py"), str(copy / "conf")]
+    assert "table1_cifar10_sdt" in run(other, bin / "snn-train", "--help")
+    (copy / "conf/loss/mine.yaml").write_text("# of the user's own, just added\nname: sdt\n")
+    assert "name: sdt" in run(other, bin / "snn-train", "--cfg", "job", "loss=mine")
