@@ -523,7 +523,7 @@ _IDLE = (
         ("neuron.imp_lr", "neuron.imp_weight_decay", "recipe.imp_lr", "recipe.imp_weight_decay"),
         lambda c: c.neuron.imp_trainable, "neuron.imp_trainable", "neuron.imp_trainable=true",
     ),
-    _Idle(("neuron.tau",), lambda c: c.neuron.name == "lif", "neuron.name", "neuron=lif or lif_imp"),
+    _Idle(("neuron.tau", "neuron.decay_input"), lambda c: c.neuron.name == "lif", "neuron.name", "neuron=lif or lif_imp"),
     _Idle(("neuron.retain",), lambda c: c.neuron.name == "leaky", "neuron.name", "neuron=leaky or leaky_imp"),
     _Idle(("neuron.v_reset",), lambda c: c.neuron.reset == "hard", "neuron.reset", "neuron.reset=hard"),
     _Idle(("dataset.integrate_by",), lambda c: not DATASET_FACTS[c.dataset.name].static, "dataset.name", "a data set of events"),

@@ -78,7 +78,7 @@ def _paper_row(path: Path, entry: Any) -> PaperRow:
 
 
 def experiments() -> list[str]:
-    """The names of all experiments: tables first, then figures."""
+    """The names of all experiments: tables first, then released code that no table prints, then figures."""
     names = (file.stem for file in (CONF_DIR / "experiment").glob("*.yaml"))
     return sorted(names, key=lambda name: (not name.startswith("table"), name.split("_")))
 

@@ -722,8 +722,13 @@ PAPER_COLUMNS = [
     Column("params_M", "paper's params M", "number"),
 ]  # fmt: skip
 MAY_BE_EMPTY = (
-    "corrected", "gain", "params_M", "caveats", "departs", "code",
-)  # columns that a table without such numbers does not have  # fmt: skip
+    "corrected",
+    "gain",
+    "params_M",
+    "caveats",
+    "departs",
+    "code",
+)  # columns that a table without such numbers does not have
 OUR_COLUMNS = [
     Column("acc_best_test", "ours, best on test* %", "summary"), Column("acc_last", "ours, last epoch %", "summary"),
     Column("acc_valsel", "ours, chosen on validation %", "summary"), Column("interval", "95 % interval of last", "interval"),
@@ -761,7 +766,9 @@ def paper_table(number: int | str, rows: Iterable[PaperRow], groups: list[Group]
     columns = [
         c for c in PAPER_COLUMNS if c.key not in MAY_BE_EMPTY or any(row.get(c.key) is not None for row in shown)
     ]
-    ours_here = [c for c in OUR_COLUMNS if c.key not in ("caveats", "code") or any(row.get(c.key) for row in shown)]
+    ours_here = [
+        c for c in OUR_COLUMNS if c.key not in ("caveats", "code") or any(row.get(c.key) for row in shown)
+    ]
     columns += [*ours_here, *gains, Column("note", "note")]
     numbered = [f"[{i}] {note}" for i, note in enumerate(notes, 1)]
     return Table(TITLES[number], columns, shown, [*PAPER_NOTES, *remarks(used), *numbered])
