@@ -1,4 +1,4 @@
-"""The errors that a user can fix; `train.main` prints them as one sentence and exits with code 2."""
+"""The errors that a user can fix; `train.main` prints them as one sentence and exits with code 2 (Interrupted: 128 + signal)."""
 
 
 class UserError(Exception):
@@ -7,6 +7,14 @@ class UserError(Exception):
 
 class DataError(UserError):
     """A data file is missing, unreadable or not what its format promises."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, SIGTERM or SIGUSR2 arrived; what was under way was saved and the same command continues it."""
+
+    def __init__(self, signum: int, where: str):
+        super().__init__(where)
+        self.signum = signum
 
 
 def nearest(word: str, known) -> str:

@@ -31,7 +31,7 @@ from snn_repro.config import (
     refuse_misplaced,
     sweep_jobs,
 )
-from snn_repro.errors import UserError
+from snn_repro.errors import Interrupted, UserError
 from snn_repro.files import write_error
 
 log = logging.getLogger("snn_repro")
@@ -199,8 +199,6 @@ def stoppable(jobs: list[Job] = ()) -> Iterator[None]:
 
     A run in this process answers them itself while it trains. A second Ctrl-C stops at once.
     """
-    from snn_repro.train import Interrupted
-
     asked = []
 
     def ask(signum, frame):

@@ -36,7 +36,7 @@ from snn_repro.config import (
     settled,
     to_dict,
 )
-from snn_repro.errors import UserError
+from snn_repro.errors import Interrupted, UserError
 
 log = logging.getLogger("snn_repro")
 
@@ -45,14 +45,6 @@ log = logging.getLogger("snn_repro")
 
 class TrainingError(UserError):
     """Training cannot go on: the loss is not finite."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM arrived; the run was saved and the same command continues it."""
-
-    def __init__(self, signum: int, where: str):
-        super().__init__(where)
-        self.signum = signum
 
 
 # ---------------------------------------------------------------- one run
