@@ -52,15 +52,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def listing(args) -> tuple[list[dict], list[str]]:
     """The lines, and remarks for a reader."""
-    from snn_repro.rows import (
-        compose,
-        estimate_cost,
-        estimate_from_a_step,
-        experiments,
-        join,
-        load_rows,
-        look_for_files,
-    )
+    from snn_repro.rows import compose, estimate_cost, experiments, join, load_rows, look_for_files
+    from snn_repro.speed import estimate_from_a_step
     from snn_repro.store import find_results
 
     wanted = [name for name in experiments() if args.table is None or name.startswith(prefix(args.table))]

@@ -5,7 +5,7 @@ A row is one file `conf/experiment/NAME.yaml`. Its `paper_row` names a line of `
 """
 
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
@@ -208,9 +208,6 @@ def data_state(config: Config) -> tuple[str, str | None]:
     return "not prepared", f"frames: {settings.command(config.data_dir, config.cache_dir)}"
 
 
-ABOUT = {"imagenet100": 128_117}  # a tenth of ImageNet-1k, for estimates alone
-
-
 @dataclass(frozen=True)
 class Cost:
     """Hours of training that one run of a row takes on the kind of device where a speed was measured."""
@@ -239,22 +236,6 @@ def estimate_cost(row: Row, results: Iterable[dict]) -> Cost | None:
             hours = row.config.recipe.epochs * n_train / speed / 3600
             return Cost(hours, device, speed, measured[0]["name"])
     return None
-
-
-def estimate_from_a_step(row: Row, say: Callable[[str], None] = lambda _: None) -> Cost | None:
-    """As `estimate_cost` for a row of which no run is there: from a step on random data, timed on this machine.
-
-    None where a step does not fit this machine's memory. `say` hears what is being timed.
-    """
-    from snn_repro.speed import TooLarge, estimated_speed
-
-    config, name = row.config, row.config.dataset.name
-    try:
-        speed, device = estimated_speed(config, say)
-    except TooLarge:
-        return None
-    n_train = TRAINING_SAMPLES.get(name) or ABOUT[name]
-    return Cost(config.recipe.epochs * n_train / speed / 3600, device, speed, "a step here", estimated=True)
 
 
 def _same_work(config: Config, result: dict) -> bool:

@@ -13,9 +13,11 @@ from snn_repro import __version__
 from snn_repro.config import DATASET_FACTS, Config, frame_shape
 from snn_repro.errors import UserError
 from snn_repro.files import write_json
+from snn_repro.rows import TRAINING_SAMPLES, Cost, Row
 
 SECONDS = 0.5  # of repeats, after the two steps that every measurement takes
 ON_A_GPU = 16  # samples in a step there
+ABOUT = {"imagenet100": 128_117}  # training samples: a tenth of ImageNet-1k
 
 
 class TooLarge(UserError):
@@ -66,6 +68,20 @@ def estimated_speed(config: Config, say: Callable[[str], None] = lambda _: None)
         _write(known)
     sample, step = known[key]
     return 1 / (sample + step / config.recipe.batch_size), device.type
+
+
+def estimate_from_a_step(row: Row, say: Callable[[str], None] = lambda _: None) -> Cost | None:
+    """As `estimate_cost` for a row of which no run is there: from a step on random data, timed on this machine.
+
+    None where a step does not fit this machine's memory. `say` hears what is being timed.
+    """
+    config, name = row.config, row.config.dataset.name
+    try:
+        speed, device = estimated_speed(config, say)
+    except TooLarge:
+        return None
+    n_train = TRAINING_SAMPLES.get(name) or ABOUT[name]
+    return Cost(config.recipe.epochs * n_train / speed / 3600, device, speed, "a step here", estimated=True)
 
 
 def measure(config: Config, device) -> tuple[float, float]:
