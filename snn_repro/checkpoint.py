@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from snn_repro.config import differing
-from snn_repro.data.fingerprint import changes
 from snn_repro.errors import UserError
 from snn_repro.files import replace_atomically
 
@@ -105,6 +104,12 @@ def resume(folder: Path, config: dict, say=print, data: dict | None = None) -> d
     if problems:
         raise CheckpointError(f"{'; '.join(problems)}; no earlier checkpoint is left, so start again with resume=never")
     return None
+
+
+def changes(then: dict | None, now: dict | None) -> list[str]:
+    """`["prepared frames: 3f2a... -> 99bc...", ...]`: in what two fingerprints of data differ, as far as both say."""
+    then, now = then or {}, now or {}
+    return [f"{k}: {then[k][:12]}... -> {now[k][:12]}..." for k in sorted(then.keys() & now.keys()) if then[k] != now[k]]
 
 
 def load_model(model: torch.nn.Module, state: dict, source: str) -> None:

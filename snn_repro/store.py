@@ -179,7 +179,8 @@ def other_data(result: dict, config: Config, identify: Callable[[Config], dict] 
 
     identify: `fingerprint`, or a cached one.
     """
-    from snn_repro.data.fingerprint import changes, fingerprint
+    from snn_repro.checkpoint import changes
+    from snn_repro.fingerprint import fingerprint
 
     if not result.get("data"):
         return [], "it was made by a version that kept no fingerprint of its data"

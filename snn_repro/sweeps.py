@@ -251,7 +251,7 @@ def is_finished(job: Job) -> bool:
 
 def _other_data(job: Job, result: dict) -> list[str]:
     """How the data of the job's earlier result differ from those that it names now; a data set is looked at once a sweep."""
-    from snn_repro.data.fingerprint import fingerprint
+    from snn_repro.fingerprint import fingerprint
     from snn_repro.store import other_data
 
     def once(config: Config) -> dict:

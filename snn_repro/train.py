@@ -208,7 +208,7 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
 
     from snn_repro import checkpoint
     from snn_repro.data import build_data
-    from snn_repro.data.fingerprint import fingerprint
+    from snn_repro.fingerprint import fingerprint
     from snn_repro.losses import build_loss
     from snn_repro.models import count_parameters
     from snn_repro.models.norms import synchronise

@@ -17,10 +17,10 @@ from fixtures.image_sets import write_cifar10, write_fashion_mnist
 from snn_repro import checkpoint, sweeps, train
 from snn_repro.config import ConfigError, config_hash, load_config
 from snn_repro.data import digits
-from snn_repro.data.fingerprint import changes, fingerprint
 from snn_repro.data.prepare import prepare
 from snn_repro.errors import UserError
 from snn_repro.files import write_json
+from snn_repro.fingerprint import fingerprint
 from snn_repro.train import TrainingError, run
 
 TINY = ["logger.mode=disabled", "recipe.epochs=2", "debug.max_steps=2", "debug.max_eval_batches=1", "recipe.batch_size=8"]
@@ -83,7 +83,7 @@ def test_images_are_known_by_their_contents_wherever_they_lie(tmp_path):
     a, packed, other = (
         fingerprint(load_config(["dataset=cifar10", f"data_dir={tmp_path / name}"])) for name in ("a", "packed", "other")
     )
-    assert a == packed and changes(a, other) and not changes(a, None) and not changes(None, a)
+    assert a == packed and checkpoint.changes(a, other) and not checkpoint.changes(a, None) and not checkpoint.changes(None, a)
     write_fashion_mnist(tmp_path / "f")
     assert fingerprint(load_config(["dataset=fashion_mnist_dvs", f"data_dir={tmp_path / 'f'}"]))
 
@@ -95,7 +95,7 @@ def test_prepared_frames_are_known_by_their_index(tmp_path):
         prepare("cifar10_dvs", tmp_path / name, tmp_path / f"{name}-cache", 4, workers=0, say=lambda _: None)
         words = ["dataset=cifar10_dvs", "timesteps=4", f"cache_dir={tmp_path / name}-cache"]
         caches[name] = fingerprint(load_config(words))
-    assert caches["a"] == caches["b"] and changes(caches["a"], caches["c"])
+    assert caches["a"] == caches["b"] and checkpoint.changes(caches["a"], caches["c"])
 
 
 def test_initial_weights_are_known_by_their_contents(quick, tmp_path):

@@ -7,7 +7,7 @@ import snn_repro
 
 ORDER = [
     "errors", "console", "provenance", "distributed", "config", "quick_compose", "files", "data", "neurons", "sparse_conv", "models", "losses", "metrics", "optim",
-    "checkpoint", "store", "tracking", "rows", "energy", "statistics", "tables", "figures", "sweeps", "train", "speed",
+    "checkpoint", "fingerprint", "store", "tracking", "rows", "energy", "statistics", "tables", "figures", "sweeps", "train", "speed",
 ]  # fmt: skip
 ROOT = Path(snn_repro.__file__).parent
 

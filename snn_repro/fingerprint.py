@@ -9,13 +9,12 @@ import hashlib
 import json
 from pathlib import Path
 
+from snn_repro.checkpoint import find_weights
 from snn_repro.config import Config
 from snn_repro.errors import DataError, UserError
 
-Fingerprint = dict[str, str]
 
-
-def fingerprint(config: Config) -> Fingerprint:
+def fingerprint(config: Config) -> dict[str, str]:
     """{what: hash} of the data set that the configuration names, and of the file that `model.weights` names.
 
     Images: their contents (ImageNet: names, sizes and a sample of contents); recordings: the index of their prepared
@@ -23,14 +22,12 @@ def fingerprint(config: Config) -> Fingerprint:
     """
     found = _of_data(config)
     if config.model.weights:
-        from snn_repro.checkpoint import find_weights
-
         with open(find_weights(config.model.weights, config.data_dir), "rb") as file:
             found["model.weights"] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
 
 
-def _of_data(config: Config) -> Fingerprint:
+def _of_data(config: Config) -> dict[str, str]:
     name = config.dataset.name
     if name.startswith("digits"):
         from snn_repro.data.digits import _table
@@ -52,9 +49,3 @@ def _of_data(config: Config) -> Fingerprint:
         return {"prepared frames": json.loads(manifest.read_text())["index_sha256"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{manifest} cannot be read: {error}") from None
-
-
-def changes(then: Fingerprint | None, now: Fingerprint | None) -> list[str]:
-    """`["prepared frames: 3f2a... -> 99bc...", ...]`: in what two runs' data differ; nothing where one of them is unknown."""
-    then, now = then or {}, now or {}
-    return [f"{k}: {then[k][:12]}... -> {now[k][:12]}..." for k in sorted(then.keys() & now.keys()) if then[k] != now[k]]
