@@ -110,7 +110,7 @@ def test_a_console_without_the_signs_shows_all_else(tmp_path):
         "import snn_repro.config as c\nc.help_text = lambda: 'mean \\u00b1 sd'\n"
     )
     done = command("--help", environment={**ascii_only, "PYTHONPATH": f"{tmp_path}:{ROOT}"})
-    assert done.returncode == 0 and done.stdout == "mean ? sd\n"
+    assert done.returncode == 0 and done.stdout == "mean +/- sd\n"
     folder = tmp_path / "r\u00fcn"
     done = command(*SHORT, f"hydra.run.dir={folder}", environment=ascii_only)
     assert done.returncode == 0, done.stderr
