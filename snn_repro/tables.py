@@ -19,7 +19,7 @@ from snn_repro.config import ADDED, CONF_DIR, choices, differing, hashed, load_c
 from snn_repro.console import plain
 from snn_repro.errors import DataError, UserError
 from snn_repro.files import write_json
-from snn_repro.provenance import source_hash
+from snn_repro.provenance import same_code
 from snn_repro.rows import PaperRow
 from snn_repro.statistics import Summary, mcnemar, paired, summary, wilson
 from snn_repro.store import PREDICTIONS, RESULT, RunResult, find_results, skipped
@@ -164,7 +164,7 @@ def _seeds(seeds: list[int]) -> str:
 
 def is_older(made: dict) -> bool:
     """Whether a result (or other measured data) was made before the last change of what computes it, or may have been."""
-    return (made.get("code") or {}).get("sha256") != source_hash()
+    return (made.get("code") or {}).get("sha256") not in same_code()
 
 
 def older_note(made: Sequence[dict], what: str = "runs") -> str | None:

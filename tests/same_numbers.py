@@ -2,6 +2,8 @@
 
 python tests/same_numbers.py record FILE     train them all (a few minutes) and write their numbers, to the last bit
 python tests/same_numbers.py compare FILE    train them again and name each number that differs; exit code 1 if any does
+python tests/same_numbers.py declare FILE    the same, and where none differs say so in results/same_code.json: results of
+                                             the code that was recorded then count as this code's
 
 Every neuron x loss on digits and digits_dvs, and a row of the paper (on small files in its data set's format) a data set.
 """
@@ -11,6 +13,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,6 +25,8 @@ from fixtures import event_sets, image_sets  # noqa: E402
 
 from snn_repro.config import load_config  # noqa: E402
 from snn_repro.data.prepare import prepare  # noqa: E402
+from snn_repro.files import write_json  # noqa: E402
+from snn_repro.provenance import SAME, source_hash  # noqa: E402
 from snn_repro.train import run  # noqa: E402
 
 NEURONS = ("if", "if_imp", "lif", "lif_imp", "leaky", "leaky_imp")
@@ -86,9 +91,10 @@ def main(what: str, file: str) -> int:
     with tempfile.TemporaryDirectory() as root:
         found = json.loads(json.dumps(numbers(Path(root))))
     if what == "record":
-        Path(file).write_text(json.dumps(found, indent=1))
+        Path(file).write_text(json.dumps({"code": source_hash(), "numbers": found}, indent=1))
         return 0
-    before = json.loads(Path(file).read_text())
+    record = json.loads(Path(file).read_text())
+    before = record["numbers"]
     differs = [
         f"{name}: {key}: {before[name][key]} -> {found.get(name, {}).get(key)}"
         for name in before
@@ -96,6 +102,10 @@ def main(what: str, file: str) -> int:
         if found.get(name, {}).get(key) != before[name][key]
     ]
     print("\n".join(differs) or f"all numbers of {len(before)} runs are the same")
+    if what == "declare" and not differs and record["code"] != source_hash():
+        pair = dict(before=record["code"], after=source_hash(), runs=len(before), date=time.strftime("%Y-%m-%d"))
+        known = json.loads(SAME.read_text()) if SAME.exists() else []
+        write_json(SAME, [*known, pair])
     return 1 if differs else 0
 
 

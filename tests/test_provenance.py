@@ -1,5 +1,6 @@
 """The hash of what computes a run: comments do not count, code does, and every Python gives the same."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -111,3 +112,12 @@ def test_the_version_of_the_code_is_cheap():
     assert len(version["sha256"]) == 64 and (version["commit"], version["dirty"]) == git_state()
     version["sha256"] = "mine"
     assert code_version()["sha256"] == source_hash()
+
+
+def test_code_that_computes_the_same_numbers_is_not_older(tmp_path):
+    """Pairs are followed backwards from today's code, and no further."""
+    known = tmp_path / "same_code.json"
+    pairs = [("a", "b"), ("b", source_hash()), ("c", "d")]
+    known.write_text(json.dumps([dict(before=before, after=after, runs=1, date="") for before, after in pairs]))
+    assert provenance.same_code(known) == {source_hash(), "a", "b"}
+    assert provenance.same_code(tmp_path / "none") == {source_hash()}
