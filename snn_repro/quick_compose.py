@@ -56,7 +56,7 @@ class QuickRows:
             path = Path(CONF_DIR, group, f"{choice}.yaml")
             try:
                 text = path.read_text("utf-8")
-                keys = yaml.load(text, LOADER) or {}
+                keys = LOADER(text).get_single_data() or {}
             except (OSError, ValueError, yaml.YAMLError):
                 raise Unlike(path) from None
             if not isinstance(keys, dict):
