@@ -448,3 +448,84 @@ def test_the_pool_is_torchs_and_keeps_nothing(settings, form):
             assert torch.equal(found, wanted) and found.is_contiguous(memory_format=form)
     with torch.inference_mode():
         assert torch.equal(ours(x), expected)
+
+
+# one image, one time step: a batch of one sample, whose first stride means nothing
+
+
+def formats(x):
+    """x [1, 1, C, H, W] in both memory formats, each with regular strides and with those that a view leaves on axes of size 1."""
+    _, _, c, h, w = x.shape
+    rows, last = x.contiguous(), x.movedim(2, -1).contiguous().movedim(-1, 2)
+    for values, regular in ((rows, (h * w, w, 1)), (last, (1, w * c, c))):
+        for stride in (c * h * w, c, h * w):
+            yield values.as_strided(x.shape, (stride, stride, *regular))
+
+
+class _Gradient(torch.autograd.Function):
+    """Identity whose backward pass hands on `gradient` itself, strides and all."""
+
+    @staticmethod
+    def forward(ctx, x, gradient):
+        ctx.gradient = gradient
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, _):
+        return ctx.gradient, None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+@pytest.mark.parametrize("name", NORMS)
+def test_the_gradient_of_one_sample_does_not_hang_on_its_strides(name, training, dtype):
+    torch.manual_seed(0)
+    norm = NORMS[name](4, 1).to(dtype).train(training)
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2)
+    values, gradients = torch.randn(2, 1, 1, 4, 5, 6, dtype=dtype)
+
+    def plain(x):
+        axes, shape = (0, 1, 3, 4), (1, 1, -1, 1, 1)
+        mean = x.mean(axes, keepdim=True) if training else norm.running_mean.view(shape)
+        var = x.var(axes, unbiased=False, keepdim=True) if training else norm.running_var.view(shape)
+        y = (x - mean) / (var + norm.eps).sqrt() * norm.weight.view(shape) + norm.bias.view(shape)
+        return y * {"bn": 1, "tebn": norm.te if name != "bn" else 1, "tebn_gesture": x}[name]
+
+    def found(forward, x, gradient):
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(_Gradient.apply(forward(x), gradient).sum(), [x, norm.weight, norm.bias])
+
+    expected = found(plain, values, gradients)
+    for x in formats(values):
+        for gradient in formats(gradients):
+            for a, b in zip(found(norm, x, gradient), expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4 if dtype == torch.float32 else 1e-10, atol=1e-5)
+    if dtype == torch.float64:
+        for x in formats(values):
+            assert torch.autograd.gradcheck(norm, x.detach().requires_grad_())
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["rows", "channels last"])
+@pytest.mark.parametrize(
+    "name, backend",
+    [
+        ("small", "torch"),
+        ("small", "spikingjelly"),
+        ("small", "auto"),
+        ("sew_resnet18_cifar", "torch"),
+        ("vgg128", "torch"),
+    ],
+)
+def test_one_static_image_has_the_gradients_of_the_same_image_twice(name, memory_format, backend):
+    shape, _ = TINY[name]
+    image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(1)).double()
+    found = []
+    for x in (image, image.expand(2, -1, -1, -1)):
+        neuron = {"name": NEURON.get(name, "if"), "imp": True, "backend": backend}
+        model = tiny(name, neuron=neuron).double().to(memory_format=memory_format)
+        logits = model(x.contiguous(memory_format=memory_format))
+        build_loss("sdt")(logits, torch.tensor([3]).expand(len(x))).backward()
+        found.append({"logits": logits[:, :1].detach()} | {n: p.grad for n, p in model.named_parameters()})
+    for key, value in found[0].items():
+        torch.testing.assert_close(value, found[1][key], atol=1e-9, rtol=1e-7, msg=f"{name} {key}")

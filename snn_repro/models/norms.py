@@ -9,11 +9,31 @@ from torch import Tensor, nn
 from snn_repro.neurons.normed import Norm
 
 
+class _OneSample(torch.autograd.Function):
+    """x [1, C, H, W] and its gradient with the first stride that a dense tensor has.
+
+    A view such as flatten or unflatten may give an axis of size 1 any stride. With C or so on a channels-last tensor,
+    torch's batch norm on a CPU takes it for channels last in one place and for rows in another, and its backward pass
+    mixes the values up (seen in 2.13; docs/notebook.md).
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.as_strided(x.shape, (x[0].numel(), *x.stride()[1:]))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad.as_strided(grad.shape, (grad[0].numel(), *grad.stride()[1:]))
+
+
 class BN(nn.BatchNorm2d):
     """Batch normalisation, every time step counted as one more sample."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        steps, x = x.shape[:2], x.flatten(0, 1)
+        if len(x) > 1:
+            return super().forward(x).unflatten(0, steps)
+        return _OneSample.apply(super().forward(_OneSample.apply(x))).unflatten(0, steps)
 
 
 class TEBN(BN):
