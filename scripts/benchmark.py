@@ -476,7 +476,7 @@ def _network(kind: str, network: str, shift: float):
     from torch import nn
 
     from snn_repro.models import build_model
-    from snn_repro.sparse_conv import Conv2d
+    from snn_repro.kernels.conv import Conv2d
 
     name, shape, timesteps, _ = NETWORKS[network]
     torch.manual_seed(0)

@@ -174,10 +174,10 @@ def copying(x) -> dict[str, Callable]:
     """Copies of x: 8 bytes a value, by torch and past the cache."""
     from numba import njit
 
-    from snn_repro.neurons import cpu
+    from snn_repro.kernels.lanes import LANES as lanes
+    from snn_repro.kernels.lanes import load, store
 
     y = torch.empty_like(x)
-    load, store, lanes = cpu._load, cpu._store, cpu.LANES
 
     @njit(nogil=True)
     def past(to, source, n):
@@ -201,7 +201,7 @@ def normed_layers(shape):
     """
     from spikingjelly.activation_based import neuron, surrogate
 
-    from snn_repro.models.common import Checkpointed
+    from snn_repro.models.blocks import Block
     from snn_repro.models.norms import BN
     from snn_repro.neurons import build_neuron
 
@@ -211,7 +211,7 @@ def normed_layers(shape):
     last = folded.unflatten(0, (steps, batch)).requires_grad_()
     norm, ours, with_imp = BN(channels), build_neuron("if"), build_neuron("if", imp=True, state_shape=shape[2:])
     theirs = neuron.IFNode(v_reset=None, surrogate_function=surrogate.ATan(), step_mode="m")
-    fire = Checkpointed().fire
+    fire = Block().fire
 
     def spikingjelly(x):
         theirs.reset()

@@ -6,7 +6,7 @@ from pathlib import Path
 import snn_repro
 
 ORDER = [
-    "errors", "distributed", "config", "files", "sweeps", "distributed", "data", "neurons", "sparse_conv", "models", "losses", "metrics", "optim",
+    "errors", "distributed", "config", "files", "sweeps", "distributed", "registry", "settings", "kernels", "data", "neurons", "models", "losses", "metrics", "optim",
     "checkpoint", "store", "tracking", "rows", "energy", "statistics", "tables", "figures", "train",
 ]  # fmt: skip
 ROOT = Path(snn_repro.__file__).parent
