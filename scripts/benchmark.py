@@ -475,8 +475,8 @@ def _network(kind: str, network: str, shift: float):
     import torch
     from torch import nn
 
-    from snn_repro.models import build_model
     from snn_repro.kernels.conv import Conv2d
+    from snn_repro.models import build_model
 
     name, shape, timesteps, _ = NETWORKS[network]
     torch.manual_seed(0)

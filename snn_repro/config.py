@@ -276,6 +276,10 @@ class Config:
     device: str = key("auto", "auto is cuda where there is one", choices=("auto", "cpu", "cuda"))
     threads: int = key(0, "CPU threads; 0 is 1 for the small model (faster there), else torch's default; sums are rounded in another order", low=0)
     energy: bool = key(False, "add synaptic operations and energy (spikingjelly's counters) to result.json")
+    kernels: str = key(
+        "auto", "who computes the layers: off is PyTorch alone; dense, sparse are about convolutions; moves roundings only",
+        choices=("auto", "off", "triton", "spikingjelly", "dense", "sparse"),
+    )  # fmt: skip
     compile: bool = key(False, "torch.compile the network; on a CPU it needs a C++ compiler")
     deterministic: bool = key(True, "ask torch for deterministic algorithms; CUDA may be slower")
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
@@ -296,7 +300,7 @@ NOT_HASHED = (
     "run_dir", "data_dir", "cache_dir", "resume", "force", "device", "threads", "logger", "energy",
     "skip_finished", "slurm",
     "dataset.workers", "debug.profile", "baselines", "unspecified",
-    "model.conv_backend", "model.checkpointing", "neuron.backend", "compile",
+    "model.conv_backend", "model.checkpointing", "neuron.backend", "kernels", "compile",
     "recipe.sync_bn",  # matters with several processes alone, and their number is no key either
 )  # fmt: skip
 

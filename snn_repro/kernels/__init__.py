@@ -184,7 +184,8 @@ def _ready(by_name: bool, kind: str, *case: Any) -> bool:
     return _reason is None
 
 
-_ready._dynamo_marked_constant = True  # torch.compile calls it and takes the answer; its decorator would import the compiler
+# torch.compile calls it and takes the answer; the decorator for that would import the compiler.
+_ready._dynamo_marked_constant = True
 
 
 def _try(kind: str, case: tuple) -> None:

@@ -27,7 +27,7 @@ def compiled(function, **options):
     folder = _folder(inspect.getsourcefile(function), config.CACHE_DIR)
     if folder is None:
         return njit(function, **options)
-    with _lock:  # the setting is numba's own and serves these lines alone: what else the user compiles lies where it did
+    with _lock:  # numba's own setting serves these lines alone: what else the user compiles lies where it did
         before, config.CACHE_DIR = config.CACHE_DIR, folder
         try:
             return njit(function, cache=True, **options)

@@ -244,9 +244,7 @@ def _gradients(ctx, gs, gv_last) -> tuple[Tensor | None, ...]:
     needs_v0 = ctx.needs_input_grad[1]
     ordinary = _eager(gs) and not torch.is_grad_enabled()  # enabled: someone may ask for a second derivative
     run = _neuron_backward if ordinary else torch.ops.snn_repro.neuron_backward
-    found = run(
-        gs, gv_last, needs_v0, ctx.of_input, x, v0, weight, bias, te, *(moments or (None, None)), *ctx.settings
-    )
+    found = run(gs, gv_last, needs_v0, ctx.of_input, x, v0, weight, bias, te, *(moments or (None, None)), *ctx.settings)
     there = True, needs_v0, ctx.normed, ctx.normed, te is not None
     return tuple(g if is_there else None for g, is_there in zip(found, there, strict=True))
 

@@ -191,7 +191,8 @@ def _backward(kind: Kind, detach: bool, slope: str):
         x, x_t, x_b, scale, shift, table_t, channels, mean, factor, v0, v0_b, gs, gs_t, gs_b, gv_last, gx, gx_t, gv0, sums,
         steps, batch, size, first, last, parts, block, group, v_threshold, v_reset, leak, width, stream,
     ):  # fmt: skip
-        v_threshold, v_reset, leak, width = np.float32(v_threshold), np.float32(v_reset), np.float32(leak), np.float32(width)
+        v_threshold, v_reset, leak = np.float32(v_threshold), np.float32(v_reset), np.float32(leak)
+        width = np.float32(width)
         potentials = np.empty((steps + 1) * LANES, np.float32)  # of all steps, before the reset
         kept = (potentials.ctypes.data + 63) // 64 * 64
         wide = 2 if half else 4

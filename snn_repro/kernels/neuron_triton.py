@@ -17,7 +17,6 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
 
 
-
 @triton.jit
 def _charge(v, x, leak, CHARGE: tl.constexpr):
     if CHARGE == 0:

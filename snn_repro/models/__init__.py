@@ -54,6 +54,10 @@ def build_model(
     input_shape = tuple(input_shape)
     if len(input_shape) != 3 or not all(_positive(n) for n in input_shape):
         raise UserError(f"input_shape={list(input_shape)} must be three positive integers (channels, height, width)")
+    wished = dict(conv_backend=conv_backend, **{"neuron.backend": neuron.get("backend") or "auto"})
+    for key, value in wished.items():
+        if kernels != "auto" and value != "auto":
+            raise UserError(f"kernels={kernels} and {key}={value} both say who computes; leave one of them out")
     if "name" not in neuron:
         raise UserError(f"neuron={dict(neuron)} needs a name, for example {{'name': 'if', 'imp': True}}")
     model = MODELS[name]

@@ -63,7 +63,8 @@ def build_neuron(name: str, imp: bool = False, state_shape=None, **overrides) ->
     values = {key: setting.default for key, setting in cls.settings.items()}
     values |= {key: value for key, value in overrides.items() if value is not None and key in values}
     values = {
-        key: None if value is None else cls.settings[key].checked(f"neuron.{key}", value) for key, value in values.items()
+        key: None if value is None else cls.settings[key].checked(f"neuron.{key}", value)
+        for key, value in values.items()
     }
     if values["reset"] == "soft" and values["v_reset"] != 0:
         raise UserError(

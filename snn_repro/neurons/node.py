@@ -83,7 +83,7 @@ class Neuron(BaseNode):
             detach_reset=detach_reset, step_mode="m",
         )  # fmt: skip
         self.backend = backend
-        for key, value in own.items():  # set here because spikingjelly refuses tau = 1, the limit of a neuron without memory
+        for key, value in own.items():  # spikingjelly itself refuses tau = 1, the limit of a neuron without memory
             setattr(self, key, value)
         self.register_parameter("imp", imp)
         # spikingjelly starts a hard-reset node at v_reset; without IMP ours starts from 0 under any reset.
@@ -114,7 +114,8 @@ class Neuron(BaseNode):
         if self.detach_reset:
             s = s.detach()
         if self.v_reset is None:
-            return torch.sub(h, s, alpha=self.v_threshold)
+            learned = isinstance(self.v_threshold, Tensor)
+            return h - self.v_threshold * s if learned else torch.sub(h, s, alpha=self.v_threshold)
         v = h * (1 - s)
         return v + self.v_reset * s if self.v_reset else v
 

@@ -7,10 +7,10 @@ import torch
 import torch.utils.checkpoint
 from torch import nn
 
-from snn_repro.kernels import conv as sparse_conv
-from snn_repro.kernels import set_backend
-from snn_repro.kernels import limits as measured_limits
 from snn_repro.errors import UserError
+from snn_repro.kernels import conv as sparse_conv
+from snn_repro.kernels import limits as measured_limits
+from snn_repro.kernels import set_backend
 from snn_repro.kernels.conv import Conv2d, channels_last, density
 
 KINDS = {

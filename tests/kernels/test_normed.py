@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from snn_repro.errors import UserError
-from snn_repro.models import build_model
 from snn_repro.kernels import Affine, choose, norm_cpu
+from snn_repro.models import build_model
 from snn_repro.models.blocks import Block
 from snn_repro.models.norms import BN, TEBN, GestureTEBN
 from snn_repro.neurons import build_neuron, firing_rates
