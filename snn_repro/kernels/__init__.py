@@ -76,21 +76,22 @@ class Affine(NamedTuple):
 # ---------------------------------------------------------------- who computes a layer
 
 
-def choose(layer: nn.Module, x: Tensor, norm: Affine | None = None) -> str:
+def choose(layer: nn.Module, x: Tensor, norm: Affine | None = None, law: Law | None = None) -> str:
     """Who computes `layer` for this input: a backend of the spiking layers; for a convolution "torch" or "cpu".
+
+    law: that of the layer, if the caller has it already.
 
     With `norm`, whether the spiking layer computes the norm before it in the same pass: "cpu", or "torch" for the two apart;
     x [T, B, C, H, W] then is the norm's input. Raises UserError where a backend asked for by name cannot run.
     """
     import torch
-    from torch import nn
 
-    if isinstance(layer, nn.Conv2d):
+    if not hasattr(layer, "law"):
         wanted = layer.backend != "torch" and layer.fits(x)
         return "cpu" if wanted and _ready(layer.backend == "sparse", "conv", layer.backend, x.dtype) else "torch"
     if norm is not None and not _takes_norm(x):
         return "torch"
-    found, law = resolve_backend(layer.backend, x.device.type, x.dtype), layer.law()
+    found, law = resolve_backend(layer.backend, x.device.type, x.dtype), law or layer.law()
     if found == "torch" or law is None or (layer.store_v_seq and (norm is not None or found != "spikingjelly")):
         return "torch"
     if norm is not None and found != "cpu":

@@ -33,24 +33,23 @@ def update(
         v0 = v0.to(torch.float32)
         if v0.shape != x.shape[2:]:
             v0 = v0.expand(x.shape[1:])
-    timesteps = timesteps or len(x)
-    numbers, eps = (None,) * 5, 0.0
+    timesteps, eps, numbers = timesteps or x.shape[0], 0.0, ()
     if norm is not None:
+        *numbers, eps, learn = norm
         if norm.te is not None and norm.te.numel() != timesteps:
             raise UserError(
                 f"The norm has factors for {norm.te.numel()} time steps and its input {timesteps}; "
                 "use the same timesteps or model.norm=bn."
             )
-        *numbers, eps, _ = norm
-    settings = (eps, timesteps, backend, *law)
+    settings = (eps, timesteps, backend, law)
     if not _eager(x):
-        s, v, *moments = torch.ops.snn_repro.neuron(x, v0, *numbers, *settings)
+        s, v, *moments = torch.ops.snn_repro.neuron(x, v0, *(numbers or [None] * 5), *settings[:3], *law)
     elif torch.is_grad_enabled() and (norm is not None or x.requires_grad or (v0 is not None and v0.requires_grad)):
-        s, v, *moments = _Layer.apply(x, v0, *numbers, settings)
+        s, v, *moments = _Layer.apply(x, v0, settings, *numbers)
     else:
-        s, v, *moments = _neuron(x, v0, *numbers, *settings)
-    if norm is not None and norm.learn is not None:
-        norm.learn(*moments, x.numel() // x.shape[2])
+        s, v, *moments = _neuron(x, v0, settings, *numbers)
+    if norm is not None and learn is not None:
+        learn(*moments, x.numel() // x.shape[2])
     return s, v
 
 
@@ -106,17 +105,20 @@ def arrange(x: Tensor, layout=_cached_layout) -> tuple[Tensor, Layout]:
     return x, found
 
 
-def like(x: Tensor, layout: Layout, lead: tuple[int, ...], dtype=None) -> Tensor:
-    """An uninitialised dense tensor [*lead, ...], lead T and B, B, or nothing, whose samples lie in memory in x's order."""
-    strides = layout.strides[2 - len(lead) :]
-    return torch.empty_strided((*lead, *x.shape[2:]), strides, dtype=dtype or x.dtype, device=x.device)
+def like(x: Tensor, layout: Layout, lead: int = 0, dtype=None) -> Tensor:
+    """An uninitialised dense tensor of x's axes from `lead` on, whose samples lie in memory in x's order."""
+    return torch.empty_strided(x.shape[lead:], layout.strides[lead:], dtype=dtype or x.dtype, device=x.device)
 
 
 def in_order(x: Tensor, layout: Layout) -> Tensor:
     """x [T, B, ...] itself if its samples lie in memory in the layout's order, else a copy that does."""
     if _agree(x.shape[2:], x.stride()[2:], layout.strides[2:]):
         return x
-    return like(x, layout, x.shape[:2]).copy_(x)
+    return like(x, layout).copy_(x)
+
+
+def _repeated(x: Tensor, timesteps: int) -> Tensor:
+    return x.expand(timesteps, *x.shape[1:]) if x.shape[0] < timesteps else x
 
 
 def initial(v0: Tensor | None, layout: Layout) -> tuple[Tensor | None, int]:
@@ -145,108 +147,124 @@ torch.library.define(
 )
 
 
-def _neuron(x, v0, weight, bias, te, mean, var, eps, timesteps, backend, *law):
-    """x [T, B, ...], v0 [...] or [B, ...] float32 -> spikes [T, B, ...], last potential [B, ...] float32, mean and var [C].
-
-    The last two are None without a norm, else its statistics: those of x where none were given.
+def _neuron(x, v0, settings, weight=None, bias=None, te=None, mean=None, var=None):
+    """x [T, B, ...], v0 [...] or [B, ...] float32 -> spikes [T, B, ...], last potential [B, ...] float32; and with a norm its
+    mean and var [C], those of x where none were given.
     """
-    x, layout = arrange(x.expand(timesteps, *x.shape[1:]) if len(x) < timesteps else x)
-    s, v_last = like(x, layout, x.shape[:2]), like(x, layout, x.shape[1:2], torch.float32)
+    eps, timesteps, backend, law = settings
+    x, layout = arrange(_repeated(x, timesteps))
+    s, v_last = like(x, layout), like(x, layout, 1, torch.float32)
+    norm = None
     if weight is not None:
         if mean is None:
             mean, var = _moments(x, weight)
         else:
             mean, var = mean.clone(), var.clone()  # an operator must not hand its inputs back
+        norm = _norm(weight, bias, te, mean, var, eps)
     if x.numel():
         v0, v0_stride = initial(v0, layout)
         run = _cpu_forward if backend == "cpu" else _triton().forward
-        run(x, v0, v0_stride, s, v_last, layout.shape, Law(*law), _norm(weight, bias, te, mean, var, eps))
-    return s, v_last, mean, var
+        run(x, v0, v0_stride, s, v_last, layout.shape, law, norm)
+    return (s, v_last) if norm is None else (s, v_last, mean, var)
 
 
 def _neuron_backward(
-    gs, gv_last, needs_v0, of_input, x, v0, weight, bias, te, mean, var, eps, timesteps, backend, *law
+    gs, gv_last, needs_v0, of_input, x, v0, settings, weight=None, bias=None, te=None, mean=None, var=None
 ):  # fmt: skip
-    """Gradients of x, v0, weight, bias and te from those of the spikes and of the last potential; None where there is none.
+    """Gradients of x and v0, and with a norm of weight, bias and te, from those of the spikes and of the last potential.
 
-    of_input: mean and var were those of x, and their gradients reach it.
+    None where there is none. of_input: mean and var were those of x, and their gradients reach it.
     """
-    given = x.shape[:2]
-    x, layout = arrange(x.expand(timesteps, *x.shape[1:]) if len(x) < timesteps else x)
+    eps, timesteps, backend, law = settings
+    one, (x, layout) = x, arrange(_repeated(x, timesteps))
     gs = in_order(gs.to(x.dtype), layout)
     if gv_last is not None:
         gv_last, _ = initial(gv_last, layout)
-    gx, gv0 = like(x, layout, given), _like_v0(x, v0, layout, needs_v0)
-    gnorm = [None if a is None else torch.empty_like(a) for a in (weight, bias, te)]
+    gx, gv0 = like(one, layout), like(x, layout, x.dim() - v0.dim(), torch.float32) if needs_v0 else None
+    norm, gnorm = None, ()
+    if weight is not None:
+        norm = _norm(weight, bias, te, mean, var, eps)
+        gnorm = [None if a is None else torch.empty_like(a) for a in (weight, bias, te)]
     if not x.numel():
         return gx, None if gv0 is None else gv0.zero_(), *gnorm
     v0, v0_stride = initial(v0, layout)
-    if weight is not None and v0_stride != 0 and gs.stride(1) != layout.shape[2]:
-        gs = like(gs, layout, gs.shape[:2]).copy_(gs)  # sums by channel take all samples of a step as one long one
+    if norm is not None and v0_stride != 0 and gs.stride(1) != layout.shape[2]:
+        gs = like(gs, layout).copy_(gs)  # sums by channel take all samples of a step as one long one
     run = _cpu_backward if backend == "cpu" else _triton().backward
-    norm = _norm(weight, bias, te, mean, var, eps)
-    run(gs, gv_last, x, v0, v0_stride, gx, gv0, layout.shape, Law(*law), norm, of_input, gnorm)
+    run(gs, gv_last, x, v0, v0_stride, gx, gv0, layout.shape, law, norm, of_input, gnorm)
     return gx, gv0, *gnorm
 
 
-def _like_v0(x, v0, layout, needs_v0) -> Tensor | None:
-    return like(x, layout, v0.shape[: v0.dim() + 2 - x.dim()], torch.float32) if needs_v0 else None
-
-
-def _filled(x: Tensor, found) -> tuple[Tensor, ...]:
-    """Results of an operator, which cannot be None: empty tensors there."""
+def _filled(x: Tensor, n: int, found) -> tuple[Tensor, ...]:
+    """The n results of an operator, which cannot be None: empty tensors there."""
+    found = (*found, *[None] * (n - len(found)))
     return tuple(x.new_empty(0, dtype=torch.float32) if a is None else a for a in found)
 
 
-torch.library.impl("snn_repro::neuron", ("cpu", "cuda"), lambda x, *rest: _filled(x, _neuron(x.detach(), *rest)))
-torch.library.impl(
-    "snn_repro::neuron_backward",
-    ("cpu", "cuda"),
-    lambda gs, *rest: _filled(gs, _neuron_backward(gs.detach(), *rest)),
-)
+@torch.library.impl("snn_repro::neuron", ("cpu", "cuda"))
+def _(x, v0, *rest):
+    settings = (*rest[5:8], Law(*rest[8:]))
+    return _filled(x, 4, _neuron(x.detach(), v0, settings, *rest[:5]))
+
+
+@torch.library.impl("snn_repro::neuron_backward", ("cpu", "cuda"))
+def _(gs, gv_last, needs_v0, of_input, x, v0, *rest):
+    settings = (*rest[5:8], Law(*rest[8:]))
+    return _filled(gs, 5, _neuron_backward(gs.detach(), gv_last, needs_v0, of_input, x, v0, settings, *rest[:5]))
 
 
 @torch.library.register_fake("snn_repro::neuron")
 def _(x, v0, weight, bias, te, mean, var, eps, timesteps, *settings):
-    x, layout = arrange(x, _layout)
-    s, v = like(x, layout, (timesteps, x.shape[1])), like(x, layout, x.shape[1:2], torch.float32)
-    return _filled(x, (s, v, *(None if weight is None else torch.empty_like(weight) for _ in range(2))))
+    x, layout = arrange(_repeated(x, timesteps), _layout)
+    moments = [] if weight is None else [torch.empty_like(weight) for _ in range(2)]
+    return _filled(x, 4, (like(x, layout), like(x, layout, 1, torch.float32), *moments))
 
 
 @torch.library.register_fake("snn_repro::neuron_backward")
 def _(gs, gv_last, needs_v0, of_input, x, v0, weight, bias, te, *settings):
     x, layout = arrange(x, _layout)
-    found = like(x, layout, x.shape[:2]), _like_v0(x, v0, layout, needs_v0)
-    return _filled(x, (*found, *(None if a is None else torch.empty_like(a) for a in (weight, bias, te))))
+    gv0 = like(x, layout, x.dim() - v0.dim(), torch.float32) if needs_v0 else None
+    return _filled(
+        x, 5, (like(x, layout), gv0, *(None if a is None else torch.empty_like(a) for a in (weight, bias, te)))
+    )
 
 
 def _setup(ctx, inputs, output) -> None:
-    *tensors, mean, _ = inputs[:7]
-    _remember(ctx, tensors, mean, output[2:], inputs[7:])
+    """Of the operator, which has its norm, or none, and its law among its arguments."""
+    numbers = inputs[2:7] if inputs[2] is not None else ()
+    _remember(ctx, *inputs[:2], (*inputs[7:10], Law(*inputs[10:])), numbers, output)
+    ctx.mark_non_differentiable(*output[2:])
 
 
-def _remember(ctx, tensors, mean, moments, settings) -> None:
-    ctx.normed, ctx.of_input, ctx.settings = tensors[2] is not None, mean is None, settings
-    ctx.save_for_backward(*tensors, *(moments if ctx.normed else ()))
-    ctx.mark_non_differentiable(*(m for m in moments if m is not None))
+def _remember(ctx, x, v0, settings, numbers, output) -> None:
+    ctx.settings, ctx.normed = settings, bool(numbers)
+    if numbers:
+        ctx.of_input = numbers[3] is None
+        ctx.save_for_backward(x, v0, *numbers[:3], *output[2:])
+        ctx.mark_non_differentiable(*output[2:])
+    else:
+        ctx.of_input = False
+        ctx.save_for_backward(x, v0)
     ctx.set_materialize_grads(False)  # the last potential rarely has a gradient
 
 
 def _differentiate(ctx, gs, gv_last, *_):
-    return *_gradients(ctx, gs, gv_last), None, None, *(None for _ in ctx.settings)
+    found = _gradients(ctx, gs, gv_last)
+    return *found, *[None] * (18 - len(found))
 
 
 def _gradients(ctx, gs, gv_last) -> tuple[Tensor | None, ...]:
-    """Those of x, v0, weight, bias and te."""
-    x, v0, weight, bias, te, *moments = ctx.saved_tensors
+    """Those of x and v0, and with a norm of weight, bias and te."""
+    x, v0, *numbers = ctx.saved_tensors
     if gs is None:
         gs = torch.zeros((), dtype=x.dtype, device=x.device).expand(ctx.settings[1], *x.shape[1:])
     needs_v0 = ctx.needs_input_grad[1]
-    ordinary = _eager(gs) and not torch.is_grad_enabled()  # enabled: someone may ask for a second derivative
-    run = _neuron_backward if ordinary else torch.ops.snn_repro.neuron_backward
-    found = run(gs, gv_last, needs_v0, ctx.of_input, x, v0, weight, bias, te, *(moments or (None, None)), *ctx.settings)
-    there = True, needs_v0, ctx.normed, ctx.normed, te is not None
-    return tuple(g if is_there else None for g, is_there in zip(found, there, strict=True))
+    before = gs, gv_last, needs_v0, ctx.of_input, x, v0
+    if _eager(gs) and not torch.is_grad_enabled():  # enabled: someone may ask for a second derivative
+        return _neuron_backward(*before, ctx.settings, *numbers)
+    found = torch.ops.snn_repro.neuron_backward(*before, *(numbers or [None] * 5), *ctx.settings[:3], *ctx.settings[3])
+    there = (True, needs_v0, True, True, ctx.normed and numbers[2] is not None)[: 5 if ctx.normed else 2]
+    return tuple(g if is_there else None for g, is_there in zip(found, there, strict=False))
 
 
 def _differentiate_twice(ctx, *grads):
@@ -261,14 +279,15 @@ class _Layer(torch.autograd.Function):
     """The operator with its gradient, for `_eager` tensors."""
 
     @staticmethod
-    def forward(ctx, x, v0, weight, bias, te, mean, var, settings):
-        output = _neuron(x, v0, weight, bias, te, mean, var, *settings)
-        _remember(ctx, (x, v0, weight, bias, te), mean, output[2:], settings)
+    def forward(ctx, x, v0, settings, *numbers):
+        output = _neuron(x, v0, settings, *numbers)
+        _remember(ctx, x, v0, settings, numbers, output)
         return output
 
     @staticmethod
     def backward(ctx, gs, gv_last, *_):
-        return *_gradients(ctx, gs, gv_last), None, None, None
+        gx, gv0, *gnorm = _gradients(ctx, gs, gv_last)
+        return gx, gv0, None, *gnorm, *([None, None] if ctx.normed else [])
 
 
 # ---------------------------------------------------------------- the CPU
@@ -306,7 +325,7 @@ def _cpu_backward(gs, gv_last, x, v0, v0_stride, gx, gv0, shape, law: Law, norm,
     threads = torch.get_num_threads()
     sums = _cpu().backward(
         _kind(x, law, norm), law.detach, law.slope, x.data_ptr(), strides, tables, _pointer(v0), v0_stride, gs.data_ptr(),
-        gs_strides, _pointer(gv_last), gx.data_ptr(), shape[1] * shape[2] if len(gx) == shape[0] else 0, _pointer(gv0), shape,
+        gs_strides, _pointer(gv_last), gx.data_ptr(), shape[1] * shape[2] if gx.shape[0] == shape[0] else 0, _pointer(gv0), shape,
         (law.v_threshold, law.v_reset or 0.0, law.leak, law.width), threads,
     )  # fmt: skip
     if norm is not None:
@@ -326,8 +345,6 @@ def _moments(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _norm(weight, bias, te, mean, var, eps):
-    if weight is None:
-        return None
     te = weight.new_empty(0) if te is None else te
     return _norm_cpu().Parameters(*(a.detach().numpy() for a in (weight, bias, te, mean, var)), eps)
 
@@ -336,11 +353,12 @@ def rehearse(*case) -> None:
     """Run the loops of a case (a law, dtype, whether normed, whether backward too) once, on one neuron."""
     *law, dtype, normed, backward = case
     x = torch.zeros(1, 1, 1, 1, 2, dtype=dtype)
-    numbers = (torch.ones(1), torch.ones(1), None, None, None) if normed else (None,) * 5
+    numbers = (torch.ones(1), torch.ones(1), None, None, None) if normed else ()
+    settings = (1.0, 1, "cpu", Law(*law))
     with torch.no_grad():
-        s, v, *moments = _neuron(x, None, *numbers, 1.0, 1, "cpu", *law)
+        s, v, *moments = _neuron(x, None, settings, *numbers)
         if backward:
-            _neuron_backward(s, v, False, True, x, None, *numbers[:3], *moments, 1.0, 1, "cpu", *law)
+            _neuron_backward(s, v, False, True, x, None, settings, *numbers[:3], *moments)
 
 
 @cache

@@ -8,6 +8,7 @@
 Memory is channels-last. Sums are float32 within a chunk and float64 beyond, cut by shape alone.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -184,11 +185,16 @@ def moments(x: np.ndarray, mean: np.ndarray, var: np.ndarray, threads: int) -> N
     _merge(means, squares, rows, mean, var)
 
 
+@lru_cache
+def _ones(n: int) -> np.ndarray:
+    return np.ones(n, np.float32)
+
+
 def tables(norm: Parameters, timesteps: int) -> Tables:
     """What the loops need of a norm."""
     channels, factors = len(norm.weight), len(norm.te)
     scale, shift, mean = _affine(*norm)
-    factor = norm.te if factors else np.ones(timesteps, np.float32)
+    factor = norm.te if factors else _ones(timesteps)
     return Tables(scale, shift, mean, factor, channels, channels + LANES if factors > 1 else 0)
 
 

@@ -60,7 +60,7 @@ class BN(nn.BatchNorm2d):
             return None
         if self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks:
             return None
-        te = getattr(self, "te", None)
+        te = self._parameters.get("te")
         if self.training:
             return Affine(self.weight, self.bias, te, None, None, self.eps, partial(_learn, self))
         return Affine(self.weight, self.bias, te, self.running_mean, self.running_var, self.eps)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from snn_repro import kernels
 from snn_repro.errors import UserError
+from snn_repro.kernels import neuron as fused
 from snn_repro.neurons.surrogates import SURROGATES, Spike
 from snn_repro.registry import Registry
 from snn_repro.settings import Setting
@@ -151,7 +152,7 @@ class Neuron(BaseNode):
 
     def law(self) -> kernels.Law | None:
         """The state equation as the kernels know it; None where only the reference is right."""
-        spike = self.surrogate_function
+        spike = self._modules["surrogate_function"]  # looked up in every call: faster than the attribute
         if not self._kernel_is_right or type(spike) is not Spike:
             return None
         named, slope = self.kernel(), SURROGATES[spike.surrogate].kernel
@@ -165,16 +166,15 @@ class Neuron(BaseNode):
         self, x: Tensor, v0: Tensor | None, norm: kernels.Affine | None = None, timesteps: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """`steps` by whom `kernels.choose` names; with `norm`, for which it must have named "cpu", the norm too."""
-        who = kernels.choose(self, x) if norm is None else "cpu"
+        law = self.law()
+        who = kernels.choose(self, x, law=law) if norm is None else "cpu"
         if who == "torch":
             return self.steps(x, v0)
         if who == "spikingjelly":
             from snn_repro.kernels import by_spikingjelly
 
-            return by_spikingjelly.update(x, v0, self.law(), self.store_v_seq)
-        from snn_repro.kernels import neuron
-
-        return *neuron.update(x, v0, self.law(), who, norm, timesteps), None
+            return by_spikingjelly.update(x, v0, law, self.store_v_seq)
+        return *fused.update(x, v0, law, who, norm, timesteps), None
 
     def multi_step_forward(
         self, x_seq: Tensor, norm: kernels.Affine | None = None, timesteps: int | None = None
@@ -189,7 +189,7 @@ class Neuron(BaseNode):
             raise UserError(
                 f"A spiking layer needs input [T, B, ...] of at least one time step, not {list(x_seq.shape)}."
             )
-        imp = self.imp
+        imp = self._parameters["imp"]
         if imp is not None and x_seq.shape[2:] != imp.shape:
             raise UserError(
                 f"This '{self.family}' layer has one IMP value for each of {list(imp.shape)} neurons, "
@@ -197,7 +197,8 @@ class Neuron(BaseNode):
             )
         spikes, v, v_seq = self.update(x_seq, imp, norm, timesteps)
         self.v = v.detach()
-        self.v_seq = None if v_seq is None else v_seq.detach()
+        if v_seq is not None or self.v_seq is not None:
+            self.v_seq = None if v_seq is None else v_seq.detach()
         return spikes
 
     # ---------------------------------------------------------------- among spikingjelly's tools and ours
