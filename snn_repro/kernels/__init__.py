@@ -79,10 +79,9 @@ class Affine(NamedTuple):
 def choose(layer: nn.Module, x: Tensor, norm: Affine | None = None, law: Law | None = None) -> str:
     """Who computes `layer` for this input: a backend of the spiking layers; for a convolution "torch" or "cpu".
 
-    law: that of the layer, if the caller has it already.
-
     With `norm`, whether the spiking layer computes the norm before it in the same pass: "cpu", or "torch" for the two apart;
-    x [T, B, C, H, W] then is the norm's input. Raises UserError where a backend asked for by name cannot run.
+    x [T, B, C, H, W] then is the norm's input. law is the layer's, if the caller has it already. Raises UserError where a backend asked for by
+    name cannot run.
     """
     import torch
 
