@@ -125,7 +125,7 @@ def load_model(model: torch.nn.Module, state: dict, source: str) -> None:
         if value.shape != state[name].shape:
             raise CheckpointError(
                 f"{source}: '{name}' has shape {list(state[name].shape)} and this model needs {list(value.shape)}; "
-                f"{_shape_hint(name)}"
+                f"{_shape_hint(model, name)}"
             )
     model.load_state_dict(state)
 
@@ -163,10 +163,12 @@ def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
     Where the file has no IMP the model's keeps its random start, and so does a classifier of another number of classes;
     `say` is told what fitted. Any other mismatch raises CheckpointError.
     """
+    from snn_repro.neurons import initial_states
+
     found = load(path)
     given = found["model"] if isinstance(found.get("model"), dict) else found
     own = model.state_dict()
-    new = {name for name in own if name.rsplit(".", 1)[-1] == "imp" and name not in given}
+    new = initial_states(model).keys() - given.keys()
     last = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)][-1:]
     head = {
         name
@@ -182,11 +184,14 @@ def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
     say(said)
 
 
-def _shape_hint(name: str) -> str:
-    last = name.rsplit(".", 1)[-1]
-    if last == "imp":
+def _shape_hint(model: torch.nn.Module, name: str) -> str:
+    from snn_repro.optim import parameter_kind
+
+    prefix, _, last = name.rpartition(".")
+    kind = parameter_kind(model.get_submodule(prefix), last)
+    if kind == "imp":
         return "IMP has one value a neuron, so it is tied to the input size; use the same frame size"
-    if last == "te":
+    if kind == "te":
         return "TEBN has one scale a time step, so it is tied to T; use the same timesteps"
     return "it is a checkpoint of another model"
 

@@ -301,6 +301,10 @@ class Config:
         low=0, high=4096,
     )  # fmt: skip
     energy: bool = key(False, "add synaptic operations and energy (spikingjelly's counters) to result.json")
+    kernels: str = key(
+        "auto", "who computes the layers: off is PyTorch alone; dense, sparse are about convolutions; moves roundings only",
+        choices=("auto", "off", "triton", "spikingjelly", "dense", "sparse"),
+    )  # fmt: skip
     compile: bool = key(False, "torch.compile the network; on a CPU it needs a C++ compiler")
     deterministic: bool = key(True, "ask torch for deterministic algorithms; CUDA may be slower")
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
@@ -321,7 +325,7 @@ NOT_HASHED = (
     "run_dir", "data_dir", "cache_dir", "resume", "force", "device", "threads", "logger", "energy",
     "skip_finished", "slurm",
     "dataset.workers", "dataset.verify", "debug.profile", "baselines", "unspecified", "caveats",
-    "model.conv_backend", "model.checkpointing", "neuron.backend", "compile",
+    "model.conv_backend", "model.checkpointing", "neuron.backend", "kernels", "compile",
     "recipe.sync_bn",  # matters with several processes alone, and their number is no key either
 )  # fmt: skip
 

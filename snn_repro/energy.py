@@ -6,15 +6,13 @@ counts, sums of a SEW block, averages of a pool) costs its multiply-accumulates 
 point (Horowitz, ISSCC 2014). Norm layers are left out, since they fold into the convolution before them.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from spikingjelly.activation_based.neuron import BaseNode
 from torch import Tensor, nn
 
-from snn_repro.sparse_conv import dense
+from snn_repro import kernels
+from snn_repro.neurons import initial_states
 
 E_MAC_PJ = 4.6
 E_AC_PJ = 0.9
@@ -48,7 +46,7 @@ def energy_report(model: nn.Module, batch: Tensor) -> dict[str, Any]:
     training = model.training
     model.eval()
     try:
-        with dense(model), _step_by_step(model):
+        with kernels.off(model):  # fused layers hide their operations from the counters
             with torch.no_grad(), DispatchCounterMode([synop, mac]):
                 model(batch)
             simple = estimate_simple_energy(model, batch, config=SimpleEnergyConfig(cost_config=cost))
@@ -57,7 +55,7 @@ def energy_report(model: nn.Module, batch: Tensor) -> dict[str, Any]:
 
     samples = batch.shape[-4]
     synops, macs = synop.get_total() / samples, mac.get_total() / samples
-    imps = [p for name, p in model.named_parameters() if name.split(".")[-1] == "imp"]
+    imps = list(initial_states(model).values())
     imp_bytes = sum(p.numel() * p.element_size() for p in imps)
     return dict(
         samples=samples, synops=synops, macs=macs, energy_pj=E_MAC_PJ * macs + E_AC_PJ * synops,
@@ -68,19 +66,6 @@ def energy_report(model: nn.Module, batch: Tensor) -> dict[str, Any]:
         ),
         constants_pj=dict(mac=E_MAC_PJ, ac=E_AC_PJ, memory_byte=E_MEMORY_PJ_PER_BYTE),
     )  # fmt: skip
-
-
-@contextmanager
-def _step_by_step(model: nn.Module) -> Iterator[None]:
-    """Within, norms and neurons are torch's own operations: fused ones hide theirs from the counters."""
-    before = {m: m.backend for m in model.modules() if isinstance(m, BaseNode) and hasattr(m, "backend")}
-    for neuron in before:
-        neuron.backend = "torch"
-    try:
-        yield
-    finally:
-        for neuron, backend in before.items():
-            neuron.backend = backend
 
 
 def _layers(model: nn.Module, synop, mac, samples: int) -> dict[str, dict[str, float]]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from snn_repro.errors import UserError
 from snn_repro.files import replace_atomically, write_text
 from snn_repro.losses import build_loss
-from snn_repro.neurons import build_neuron
+from snn_repro.neurons import build_neuron, is_initial_state
 from snn_repro.provenance import code_version
 from snn_repro.store import skipped
 from snn_repro.tables import Group, group_runs, load, older_note, remarks
@@ -319,11 +319,11 @@ def imp_of(run_dir: Path) -> dict[str, Any]:
     state = checkpoint.load(run_dir / checkpoint.LAST)["model"]
     layers = []
     for key, value in state.items():
-        if key.split(".")[-1] == "imp":
+        if is_initial_state(key):
             x = value.double().numpy()
             counts, edges = np.histogram(x, bins=40)
             layers.append(dict(
-                layer=key.removesuffix(".imp"), shape=list(x.shape), mean=round(float(x.mean()), 5), sd=round(float(x.std()), 5),
+                layer=key.rpartition(".")[0], shape=list(x.shape), mean=round(float(x.mean()), 5), sd=round(float(x.std()), 5),
                 percentiles=np.percentile(x, range(101)).round(4).tolist(),
                 histogram=dict(low=round(float(edges[0]), 5), high=round(float(edges[-1]), 5), counts=counts.tolist()),
             ))  # fmt: skip

@@ -45,9 +45,10 @@ OPTIMIZERS: dict[str, Callable] = {"sgd": _sgd, "adam": _adam, "adamw": _adamw, 
 
 
 def parameter_kind(module: nn.Module, name: str) -> str:
-    """What a parameter is to a recipe: `imp`, `te` (TEBN's scale of a step), `norm`, `bias` or `weight`."""
-    if name in ("imp", "te"):
-        return name
+    """What a parameter is to a recipe: `imp`, `neuron` (a neuron's own, never decayed), `te` (TEBN's scale of a step), `norm`,
+    `bias` or `weight`. The module that owns it says so; torch's own modules by their kind."""
+    if hasattr(module, "parameter_kind"):
+        return module.parameter_kind(name)
     if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.LayerNorm | nn.GroupNorm):
         return "norm"
     return "bias" if name == "bias" else "weight"
@@ -56,7 +57,7 @@ def parameter_kind(module: nn.Module, name: str) -> str:
 def parameter_groups(model: nn.Module, recipe: RecipeConfig) -> list[dict]:
     """Trainable parameters as optimiser groups, each with its `kind`: decayed, not decayed, and IMP.
 
-    Only kinds listed in `recipe.no_decay` are spared; IMP's decay and its factor on the learning rate are
+    Only kinds listed in `recipe.no_decay` and a neuron's own are spared; IMP's decay and its factor on the learning rate are
     `recipe.imp_weight_decay` and `recipe.imp_lr`.
     """
     decay: list[nn.Parameter] = []
@@ -69,7 +70,7 @@ def parameter_groups(model: nn.Module, recipe: RecipeConfig) -> list[dict]:
                 continue
             seen.add(parameter)
             kind = parameter_kind(module, name)
-            (imp if kind == "imp" else no_decay if kind in recipe.no_decay else decay).append(parameter)
+            (imp if kind == "imp" else no_decay if kind in (*recipe.no_decay, "neuron") else decay).append(parameter)
     imp_decay = recipe.weight_decay if recipe.imp_weight_decay is None else recipe.imp_weight_decay
     groups = [
         dict(kind="decay", params=decay, lr=recipe.lr, weight_decay=recipe.weight_decay),

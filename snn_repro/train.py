@@ -580,7 +580,8 @@ def _network(config: Config, data):
 
     return build_model(
         config.model.name, num_classes=data.num_classes, input_shape=data.input_shape, timesteps=config.timesteps,
-        neuron=options(config.neuron, "imp_lr", "imp_weight_decay"), **options(config.model, "name", "weights"),
+        neuron=options(config.neuron, "imp_lr", "imp_weight_decay"), kernels=config.kernels,
+        **options(config.model, "name", "weights"),
     )  # fmt: skip
 
 
@@ -592,7 +593,7 @@ def _conditions(config: Config, device, precision: str) -> dict:
     return dict(
         device=device.type, precision=precision, threads=torch.get_num_threads(),
         processes=size, images_per_statistic=images_per_statistic(config, size),
-        neuron_backend=neuron_backend(config, device), conv_backend=config.model.conv_backend, compile=config.compile,
+        neuron_backend=neuron_backend(config, device), conv_backend=backends(config)[1], compile=config.compile,
         torch=str(torch.__version__),
     )  # fmt: skip
 
@@ -648,11 +649,18 @@ def compile_network(model, device) -> None:
     model.compile()
 
 
-def neuron_backend(config: Config, device) -> str:
-    """The backend that computes the spiking layers in this run (`neuron.backend=auto` resolved)."""
-    from snn_repro.neurons import resolve_backend
+def backends(config: Config) -> tuple[str, str]:
+    """Who is wished to compute the spiking layers and the convolutions."""
+    from snn_repro.kernels import KERNELS
 
-    return resolve_backend(config.neuron.backend, device.type)
+    return (config.neuron.backend, config.model.conv_backend) if config.kernels == "auto" else KERNELS[config.kernels]
+
+
+def neuron_backend(config: Config, device) -> str:
+    """The backend that computes the spiking layers in this run ("auto" resolved)."""
+    from snn_repro.kernels import resolve_backend
+
+    return resolve_backend(backends(config)[0], device.type)
 
 
 class Precision:

@@ -6,8 +6,9 @@ from pathlib import Path
 import snn_repro
 
 ORDER = [
-    "errors", "console", "provenance", "distributed", "config", "quick_compose", "files", "data", "neurons", "sparse_conv", "models", "losses", "metrics", "optim",
-    "checkpoint", "fingerprint", "store", "tracking", "rows", "energy", "statistics", "tables", "figures", "sweeps", "train", "speed",
+    "errors", "console", "provenance", "distributed", "config", "quick_compose", "files", "registry", "settings", "kernels", "data",
+    "neurons", "models", "losses", "metrics", "optim", "checkpoint", "fingerprint", "store", "tracking", "rows", "energy",
+    "statistics", "tables", "figures", "sweeps", "train", "speed",
 ]  # fmt: skip
 ROOT = Path(snn_repro.__file__).parent
 

@@ -302,7 +302,8 @@ def test_bf16_on_a_cpu_keeps_the_fused_neuron_and_float32_states(quick, tmp_path
     """A processor without the units computes the same, slowly: the test says that it has them."""
     from torch.nn import BatchNorm2d, Conv2d
 
-    from snn_repro.neurons import backends, fused
+    from snn_repro.kernels import neuron as fused
+    from snn_repro.neurons import Neuron
 
     monkeypatch.setattr(train, "has_bf16_units", lambda: True)
     convolutions, norms, potentials, update = set(), set(), set(), fused.update
@@ -319,7 +320,7 @@ def test_bf16_on_a_cpu_keeps_the_fused_neuron_and_float32_states(quick, tmp_path
         return spikes, v
 
     monkeypatch.setattr(fused, "update", watched)
-    monkeypatch.setattr(backends.reference, "update", lambda *_: pytest.fail("a neuron left the fused path"))
+    monkeypatch.setattr(Neuron, "steps", lambda *_: pytest.fail("a neuron left the fused path"))
     hook = torch.nn.modules.module.register_module_forward_hook(watch)
     with hook, caplog.at_level("INFO", "snn_repro"):
         result = run(quick("recipe.amp=bf16", "recipe.epochs=1"))

@@ -18,7 +18,7 @@ from spikingjelly.activation_based import neuron, surrogate
 from benchmarks._harness import HAS_COMPILER, in_own_process, peer, saved_bytes, threads_as_started, timings
 from benchmarks._report import Report, Table
 from snn_repro.data.batches import keep_freed_memory
-from snn_repro.models.common import Checkpointed
+from snn_repro.models.blocks import Block
 from snn_repro.models.norms import BN
 from snn_repro.neurons import build_neuron
 
@@ -256,7 +256,7 @@ def _norm_and_layer(shape: tuple[int, ...], rounds: int, quick: bool) -> Table:
     folded = x.detach().flatten(0, 1).contiguous(memory_format=torch.channels_last)
     last = folded.unflatten(0, shape[:2]).requires_grad_()
     norm, ours, with_imp = BN(shape[2]), build_neuron("if"), build_neuron("if", imp=True, state_shape=shape[2:])
-    fire, spikingjelly, loop = Checkpointed().fire, _spikingjelly_layer(norm), if_loop(SpikeFunction.apply)
+    fire, spikingjelly, loop = Block().fire, _spikingjelly_layer(norm), if_loop(SpikeFunction.apply)
 
     def norm_and_loop(x):
         folded = torch.nn.functional.batch_norm(x.flatten(0, 1), None, None, norm.weight, norm.bias, True)

@@ -28,13 +28,10 @@ class Events(NamedTuple):
 
 
 def compiled(function):
-    """`function` compiled by numba, kept on disk where numba finds a writable folder for that."""
-    from numba import njit
+    """`function` compiled by numba and kept on disk (kernels/compiled.py)."""
+    from snn_repro.kernels.compiled import compiled
 
-    try:
-        return njit(function, cache=True, nogil=True)
-    except RuntimeError:  # neither the package's folder nor the user's cache folder is writable
-        return njit(function, nogil=True)
+    return compiled(function, error_model="python")
 
 
 _WIDER = {np.dtype(np.uint8): np.dtype(np.uint16), np.dtype(np.uint16): np.dtype(np.uint32)}

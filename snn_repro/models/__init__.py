@@ -6,41 +6,22 @@
 Every parameter, IMP too, exists once the model is built, so an optimiser made next sees them all.
 """
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
+from snn_repro import kernels as door
 from snn_repro.errors import UserError, nearest
-from snn_repro.models.common import Checkpointed, choice
-from snn_repro.models.sew_resnet import BasicBlock, Bottleneck, SEWResNet
-from snn_repro.models.small import Small
-from snn_repro.models.vgg import VGG48, VGG128
-from snn_repro.sparse_conv import set_backend
+from snn_repro.models.blocks import CHECKPOINTING, Block
+from snn_repro.models.networks import MODELS, Model, register_network
+from snn_repro.models.norms import NORMS, register_norm
+from snn_repro.neurons import initial_states
+from snn_repro.registry import import_all
 
-__all__ = ["MODELS", "Model", "build_model", "count_parameters"]
+__all__ = ["MODELS", "NORMS", "Model", "build_model", "count_parameters", "register_network", "register_norm"]
 
-
-class Model(NamedTuple):
-    """How to build a network, and the options it takes with their defaults."""
-
-    build: Callable[..., nn.Module]
-    options: dict[str, Any]
-
-
-SEW_OPTIONS = {"zero_init_residual": False, "head_init": "torch"}
-MODELS = {
-    "sew_resnet18": Model(partial(SEWResNet, BasicBlock, (2, 2, 2, 2), "imagenet"), SEW_OPTIONS),
-    "sew_resnet34": Model(partial(SEWResNet, BasicBlock, (3, 4, 6, 3), "imagenet"), SEW_OPTIONS),
-    "sew_resnet50": Model(partial(SEWResNet, Bottleneck, (3, 4, 6, 3), "imagenet"), SEW_OPTIONS),
-    "sew_resnet101": Model(partial(SEWResNet, Bottleneck, (3, 4, 23, 3), "imagenet"), SEW_OPTIONS),
-    "sew_resnet152": Model(partial(SEWResNet, Bottleneck, (3, 8, 36, 3), "imagenet"), SEW_OPTIONS),
-    "sew_resnet18_cifar": Model(partial(SEWResNet, BasicBlock, (2, 2, 2, 2), "cifar"), SEW_OPTIONS),
-    "vgg48": Model(VGG48, {"norm": "tebn", "dropout": 0.25}),
-    "vgg128": Model(VGG128, {"norm": "bn", "head_init": "torch"}),
-    "small": Model(Small, {}),
-}
+import_all(__name__, __path__)
 
 
 def build_model(
@@ -50,6 +31,7 @@ def build_model(
     input_shape: tuple[int, int, int],
     timesteps: int,
     neuron: Mapping[str, Any],
+    kernels: str = "auto",
     conv_backend: str = "auto",
     checkpointing: str = "off",
     **options,
@@ -57,10 +39,11 @@ def build_model(
     """Build a network by name (see MODELS) for frames or images of input_shape (C, H, W).
 
     neuron holds what `build_neuron` takes, for example {"name": "if", "imp": True}. timesteps is how often a
-    static image is seen, and for TEBN the only number of frames that fits. conv_backend "auto", "dense" or "sparse"
-    chooses the convolutions' kernel on the CPU (see sparse_conv), checkpointing "off", "norms" or "blocks" trades
-    time for memory (see common.Checkpointed); neither changes a result beyond rounding. Options are those of MODELS[name]; None means the default.
-    Raises UserError, naming the key, the value and what is allowed.
+    static image is seen, and for TEBN the only number of frames that fits. kernels chooses who computes the layers: "auto", "off"
+    (PyTorch alone) or another word of `kernels.KERNELS`; with "auto", neuron's backend and conv_backend ("auto", "dense" or
+    "sparse") choose apart for spiking layers and convolutions. checkpointing "off", "norms" or "blocks" trades time for
+    memory (see blocks.Block). None of these changes a result beyond rounding. Options are those of MODELS[name]; None means
+    the default. Raises UserError, naming the key, the value and what is allowed.
     """
     if str(name) not in MODELS:
         raise UserError(f"model.name={name!r} is not one of {', '.join(MODELS)}{nearest(name, MODELS)}")
@@ -71,6 +54,10 @@ def build_model(
     input_shape = tuple(input_shape)
     if len(input_shape) != 3 or not all(_positive(n) for n in input_shape):
         raise UserError(f"input_shape={list(input_shape)} must be three positive integers (channels, height, width)")
+    wished = dict(conv_backend=conv_backend, **{"neuron.backend": neuron.get("backend") or "auto"})
+    for key, value in wished.items():
+        if kernels != "auto" and value != "auto":
+            raise UserError(f"kernels={kernels} and {key}={value} both say who computes; leave one of them out")
     if "name" not in neuron:
         raise UserError(f"neuron={dict(neuron)} needs a name, for example {{'name': 'if', 'imp': True}}")
     model = MODELS[name]
@@ -82,31 +69,27 @@ def build_model(
                 f"model.{key}={value!r} is not an option of '{name}', whose options are: {has}"
                 f"{nearest(key, model.options)}"
             )
-    given = {key: value for key, value in options.items() if value is not None}
+    values = {key: setting.default for key, setting in model.options.items()}
+    values |= {
+        key: model.options[key].checked(f"model.{key}", value) for key, value in options.items() if value is not None
+    }
+    CHECKPOINTING.checked("model.checkpointing", checkpointing)
     network = model.build(
-        num_classes=num_classes,
-        input_shape=input_shape,
-        timesteps=timesteps,
-        neuron=dict(neuron),
-        **{**model.options, **given},
+        num_classes=num_classes, input_shape=input_shape, timesteps=timesteps, neuron=dict(neuron), **values
     )
-    set_backend(network, conv_backend)
-    choice("checkpointing", checkpointing, ("off", "norms", "blocks"))
+    door.set_backend(network, conv_backend)
+    if kernels != "auto":
+        door.use(network, kernels)
     for module in network.modules():
-        if isinstance(module, Checkpointed):
+        if isinstance(module, Block):
             module.checkpointing = checkpointing
     return network
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Return the numbers of (weights, IMP values); IMP is every parameter named `imp`, trainable or not."""
-    imp = weights = 0
-    for name, parameter in model.named_parameters():
-        if name.rsplit(".", 1)[-1] == "imp":
-            imp += parameter.numel()
-        else:
-            weights += parameter.numel()
-    return weights, imp
+    """Return the numbers of (weights, IMP values); IMP is every initial state of a neuron, trainable or not."""
+    imp = sum(p.numel() for p in initial_states(model).values())
+    return sum(p.numel() for p in model.parameters()) - imp, imp
 
 
 def _positive(value) -> bool:

@@ -1,4 +1,8 @@
-"""Norm layers over [T, B, C, H, W]; their batch statistics run over T, B, H and W together."""
+"""Norm layers over [T, B, C, H, W]; their batch statistics run over T, B, H and W together.
+
+A norm is one class, registered once, built by Norm(channels, timesteps). It says itself by `affine_form` whether a fused
+spiking layer may compute it, and by `parameter_kind` what its parameters are to an optimiser.
+"""
 
 from functools import partial
 
@@ -6,7 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from snn_repro.neurons.normed import Norm
+from snn_repro.kernels import Affine
+from snn_repro.registry import Registry
+
+NORMS: dict[str, type[nn.Module]] = Registry("norm")
+register_norm = NORMS.register
 
 
 class _OneSample(torch.autograd.Function):
@@ -26,8 +34,19 @@ class _OneSample(torch.autograd.Function):
         return grad.as_strided(grad.shape, (grad[0].numel(), *grad.stride()[1:]))
 
 
+@register_norm("bn")
 class BN(nn.BatchNorm2d):
     """Batch normalisation, every time step counted as one more sample."""
+
+    wired = False  # whether the number of time steps is wired in
+
+    def __init_subclass__(cls, **keywords):
+        super().__init_subclass__(**keywords)
+        if "forward" in vars(cls) and "affine_form" not in vars(cls):
+            cls.affine_form = lambda self: None  # its forward is no longer what `affine_form` says
+
+    def __init__(self, channels: int, timesteps: int | None = None):
+        super().__init__(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         steps, x = x.shape[:2], x.flatten(0, 1)
@@ -35,13 +54,30 @@ class BN(nn.BatchNorm2d):
             return super().forward(x).unflatten(0, steps)
         return _OneSample.apply(super().forward(_OneSample.apply(x))).unflatten(0, steps)
 
+    def affine_form(self) -> Affine | None:
+        """What a spiking layer needs to compute this norm itself; None where only the norm's own forward is right."""
+        if self.momentum is None or not self.track_running_stats or isinstance(self, SyncBatchNorm2d):
+            return None
+        if self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks:
+            return None
+        te = self._parameters.get("te")
+        if self.training:
+            return Affine(self.weight, self.bias, te, None, None, self.eps, partial(_learn, self))
+        return Affine(self.weight, self.bias, te, self.running_mean, self.running_var, self.eps)
 
+    def parameter_kind(self, name: str) -> str:
+        return "te" if name == "te" else "norm"
+
+
+@register_norm("tebn")
 class TEBN(BN):
     """Temporal effective batch norm (Duan et al., NeurIPS 2022): BN(x)[t] * te[t].
 
     te [T], one learned factor a time step, starts at 1 and wires the number of time steps in. A single time step
     is taken as the same at all of them: [1, B, C, H, W] -> [T, B, C, H, W].
     """
+
+    wired = True
 
     def __init__(self, channels: int, timesteps: int):
         super().__init__(channels)
@@ -50,32 +86,15 @@ class TEBN(BN):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * self.te.view(-1, 1, 1, 1, 1)
 
+    affine_form = BN.affine_form  # with te
 
+
+@register_norm("tebn_gesture")
 class GestureTEBN(TEBN):
     """TEBN as the published DVS128 Gesture code has it: BN(x)[t] * (x[t] * te[t]), x the raw input."""
 
     def forward(self, x: Tensor) -> Tensor:
         return BN.forward(self, x) * (x * self.te.view(-1, 1, 1, 1, 1))
-
-
-# name -> norm(channels, timesteps)
-NORMS = {
-    "bn": lambda channels, timesteps: BN(channels),
-    "tebn": TEBN,
-    "tebn_gesture": GestureTEBN,
-}
-
-
-def deferred(norm: nn.Module) -> Norm | None:
-    """What a spiking layer needs to compute `norm` itself; None where only the norm's own forward is right."""
-    if type(norm) not in (BN, TEBN) or norm.momentum is None or not norm.track_running_stats:
-        return None
-    if norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks:
-        return None
-    te = norm.te if isinstance(norm, TEBN) else None
-    if norm.training:
-        return Norm(norm.weight, norm.bias, te, None, None, norm.eps, partial(_learn, norm))
-    return Norm(norm.weight, norm.bias, te, norm.running_mean, norm.running_var, norm.eps)
 
 
 @torch.no_grad()

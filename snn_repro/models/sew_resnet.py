@@ -6,27 +6,28 @@ spiking layers are sn1, sn2, sn3 and downsample_sn. A block adds spikes to spike
 
 from torch import Tensor, nn
 
-from snn_repro.models.common import (
-    Checkpointed,
+from snn_repro.kernels.conv import Conv2d
+from snn_repro.models.blocks import (
+    HEAD_INIT,
+    Block,
     SpikingNetwork,
-    boolean,
     init_head,
     kaiming_fan_out,
     last,
     output_size,
     over_time,
 )
+from snn_repro.models.networks import register_network
 from snn_repro.models.norms import BN
 from snn_repro.models.pooling import AvgPool2d
-from snn_repro.neurons import build_neuron
-from snn_repro.sparse_conv import Conv2d
+from snn_repro.neurons import Setting, build_neuron
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> Conv2d:
     return Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
 
-class Block(Checkpointed):
+class SEWBlock(Block):
     """shortcut(x) + branch(x); where shapes change, the shortcut has a convolution, a norm and a neuron too."""
 
     expansion: int
@@ -41,11 +42,10 @@ class Block(Checkpointed):
     def shortcut(self, x: Tensor) -> Tensor:
         if self.downsample is None:
             return x
-        convolution, norm = self.downsample
-        return self.fire(over_time(x, convolution), norm, self.downsample_sn)
+        return self.spikes(x, *self.downsample, self.downsample_sn)
 
 
-class BasicBlock(Block):
+class BasicBlock(SEWBlock):
     """Two 3x3 convolutions; the first one strides. `size` is (H, W) of the input."""
 
     expansion = 1
@@ -63,12 +63,12 @@ class BasicBlock(Block):
         self._add_downsample(inputs, width, stride, size, neuron)
 
     def forward(self, x: Tensor) -> Tensor:
-        branch = self.fire(over_time(x, self.conv1), self.bn1, self.sn1)
-        branch = self.fire(over_time(branch, self.conv2), self.bn2, self.sn2)
+        branch = self.spikes(x, self.conv1, self.bn1, self.sn1)
+        branch = self.spikes(branch, self.conv2, self.bn2, self.sn2)
         return self.shortcut(x) + branch
 
 
-class Bottleneck(Block):
+class Bottleneck(SEWBlock):
     """1x1, 3x3 and 1x1 convolutions; the 3x3 one strides. `size` is (H, W) of the input."""
 
     expansion = 4
@@ -89,9 +89,9 @@ class Bottleneck(Block):
         self._add_downsample(inputs, outputs, stride, strided, neuron)
 
     def forward(self, x: Tensor) -> Tensor:
-        branch = self.fire(over_time(x, self.conv1), self.bn1, self.sn1)
-        branch = self.fire(over_time(branch, self.conv2), self.bn2, self.sn2)
-        branch = self.fire(over_time(branch, self.conv3), self.bn3, self.sn3)
+        branch = self.spikes(x, self.conv1, self.bn1, self.sn1)
+        branch = self.spikes(branch, self.conv2, self.bn2, self.sn2)
+        branch = self.spikes(branch, self.conv3, self.bn3, self.sn3)
         return self.shortcut(x) + branch
 
 
@@ -104,7 +104,7 @@ class SEWResNet(SpikingNetwork):
 
     def __init__(
         self,
-        block: type[Block],
+        block: type[SEWBlock],
         depths: tuple[int, int, int, int],
         stem: str,
         *,
@@ -142,16 +142,31 @@ class SEWResNet(SpikingNetwork):
 
         kaiming_fan_out(self)
         init_head(self.fc, head_init)
-        if boolean("zero_init_residual", zero_init_residual):
+        if zero_init_residual:
             for module in self.modules():
-                if isinstance(module, Block):
+                if isinstance(module, SEWBlock):
                     nn.init.zeros_(getattr(module, module.last_norm).weight)
 
     def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
         """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""
         x, timesteps = self.steps(x)
-        x = self.fire(over_time(x, self.conv1), self.bn1, self.sn1, timesteps)
+        x = self.spikes(x, self.conv1, self.bn1, self.sn1, timesteps)
         x = over_time(x, self.pool)
         for block in (*self.layer1, *self.layer2, *self.layer3, *self.layer4):
             x = self.through(x, block)
         return self.fc((last(x) if last_step else x).mean((-2, -1)))
+
+
+_OPTIONS = {
+    "zero_init_residual": Setting(False, "start the last norm of each branch at 0"),
+    "head_init": HEAD_INIT,
+}
+for name, parts in {
+    "sew_resnet18": (BasicBlock, (2, 2, 2, 2), "imagenet"),
+    "sew_resnet34": (BasicBlock, (3, 4, 6, 3), "imagenet"),
+    "sew_resnet50": (Bottleneck, (3, 4, 6, 3), "imagenet"),
+    "sew_resnet101": (Bottleneck, (3, 4, 23, 3), "imagenet"),
+    "sew_resnet152": (Bottleneck, (3, 8, 36, 3), "imagenet"),
+    "sew_resnet18_cifar": (BasicBlock, (2, 2, 2, 2), "cifar"),
+}.items():
+    register_network(name, _OPTIONS, *parts)(SEWResNet)

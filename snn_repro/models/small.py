@@ -3,13 +3,15 @@
 from torch import Tensor, nn
 
 from snn_repro.errors import UserError
-from snn_repro.models.common import SpikingNetwork, kaiming_fan_out, last, output_size, over_time
+from snn_repro.kernels.conv import Conv2d
+from snn_repro.models.blocks import SpikingNetwork, kaiming_fan_out, last, output_size, over_time
+from snn_repro.models.networks import register_network
 from snn_repro.models.norms import BN
 from snn_repro.models.pooling import AvgPool2d
 from snn_repro.neurons import build_neuron
-from snn_repro.sparse_conv import Conv2d
 
 
+@register_network("small", {})
 class Small(SpikingNetwork):
     """conv 24 | conv 48, stride 2 | average pool 2 | SEW block: x + conv 48 | flatten | linear.
 
@@ -42,13 +44,13 @@ class Small(SpikingNetwork):
     def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
         """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""
         x, timesteps = self.steps(x)
-        x = self.fire(over_time(x, self.conv1), self.bn1, self.sn1, timesteps)
+        x = self.spikes(x, self.conv1, self.bn1, self.sn1, timesteps)
         x = self.through(x, self._second)
         x = x + self.through(x, self._third)
         return self.fc((last(x) if last_step else x).flatten(2))
 
     def _second(self, x: Tensor) -> Tensor:
-        return over_time(self.fire(over_time(x, self.conv2), self.bn2, self.sn2), self.pool)
+        return over_time(self.spikes(x, self.conv2, self.bn2, self.sn2), self.pool)
 
     def _third(self, x: Tensor) -> Tensor:
-        return self.fire(over_time(x, self.conv3), self.bn3, self.sn3)
+        return self.spikes(x, self.conv3, self.bn3, self.sn3)

@@ -1,23 +1,17 @@
 """The two VGGs of the event rows. Both are called VGG11 in the literature; they are different networks."""
 
+from dataclasses import replace
 from functools import partial
-from numbers import Real
 
 from torch import Tensor, nn
 
 from snn_repro.errors import UserError
-from snn_repro.models.common import (
-    SpikingNetwork,
-    choice,
-    init_head,
-    kaiming_fan_out,
-    last,
-    over_time,
-)
+from snn_repro.kernels.conv import Conv2d
+from snn_repro.models.blocks import HEAD_INIT, SpikingNetwork, init_head, kaiming_fan_out, last, over_time
+from snn_repro.models.networks import register_network
 from snn_repro.models.norms import NORMS
 from snn_repro.models.pooling import AvgPool2d
-from snn_repro.neurons import build_neuron
-from snn_repro.sparse_conv import Conv2d
+from snn_repro.neurons import Setting, build_neuron
 
 POOL = "pool"
 VGG48_PLAN = (64, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512, POOL)
@@ -52,7 +46,7 @@ class VGG(SpikingNetwork):
 
     def __init__(self, name: str, plan, norm: str, input_shape, timesteps: int, neuron: dict):
         super().__init__(input_shape, timesteps)
-        self.wired = choice("norm", norm, tuple(NORMS)) != "bn"
+        self.wired = getattr(NORMS[norm], "wired", False)
         channels, *size = input_shape
         pools = plan.count(POOL)
         if min(size) < 2**pools:
@@ -81,7 +75,7 @@ class VGG(SpikingNetwork):
                 f"{timesteps} time steps; use the same timesteps or model.norm=bn."
             )
         first, neuron, *rest = self.features
-        x = self.fire(over_time(x, first.conv), first.norm, neuron, timesteps)
+        x = self.spikes(x, first.conv, first.norm, neuron, timesteps)
         for layer, following in zip(rest, [*rest[1:], None], strict=True):
             if isinstance(layer, ConvNorm):
                 x = self.through(x, partial(self._stage, layer, following))
@@ -90,9 +84,14 @@ class VGG(SpikingNetwork):
         return last(x) if last_step else x
 
     def _stage(self, layer: ConvNorm, neuron: nn.Module, x: Tensor) -> Tensor:
-        return self.fire(over_time(x, layer.conv), layer.norm, neuron)
+        return self.spikes(x, layer.conv, layer.norm, neuron)
 
 
+DROPOUT = Setting(0.25, "dropout before the classifier", low=0, below=1)
+NORM = Setting("bn", "norm behind each convolution", choices=NORMS)
+
+
+@register_network("vgg48", {"norm": replace(NORM, default="tebn"), "dropout": DROPOUT})
 class VGG48(VGG):
     """64 128 | 256 256 | 512 512 | 512 512 | flatten, dropout, linear, for frames of 48x48 pixels alone.
 
@@ -106,8 +105,6 @@ class VGG48(VGG):
                 f"model.name=vgg48 is wired for 48x48 pixels, not {input_shape[1]}x{input_shape[2]}; "
                 f"resize the frames (dataset.frame_size=48) or use vgg128, which takes any size."
             )
-        if isinstance(dropout, bool) or not isinstance(dropout, Real) or not 0 <= dropout < 1:
-            raise UserError(f"model.dropout={dropout!r} must be a number of at least 0 and below 1")
         super().__init__("vgg48", VGG48_PLAN, norm, input_shape, timesteps, neuron)
         kaiming_fan_out(self)
         c, h, w = self.out_shape
@@ -119,6 +116,7 @@ class VGG48(VGG):
         return self.classifier(self.dropout(self.extract(x, last_step).flatten(2)))
 
 
+@register_network("vgg128", {"norm": NORM, "head_init": HEAD_INIT})
 class VGG128(VGG):
     """64 | 128 | 256 256 | 512 512 512 512 | global average, linear, for frames of 8x8 pixels and more.
 

@@ -15,10 +15,9 @@ from torch import nn
 
 from snn_repro.errors import UserError
 from snn_repro.neurons import NEURONS, build_neuron, firing_rates
-from snn_repro.neurons.dynamics import charge
-from snn_repro.neurons.surrogate import SURROGATES, Spike
+from snn_repro.neurons.surrogates import SURROGATES, Spike
 
-GOLDEN_DIR = Path(__file__).parent / "golden"
+GOLDEN_DIR = Path(__file__).parents[1] / "golden"
 GOLDEN = json.loads((GOLDEN_DIR / "neurons.json").read_text())
 FAMILIES = sorted(NEURONS)
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5}
@@ -54,7 +53,7 @@ def test_golden(case, dtype):
     assert torch.equal(spikes, torch.tensor(case["spikes"], dtype=dtype))
     near(neuron.v_seq, case["v"])
     before = torch.cat([imp.expand(1, 2, 6), neuron.v_seq[:-1]])
-    near(charge(before, x.detach(), neuron.dynamics), case["h"])
+    near(neuron.charge(before, x.detach()), case["h"])
     near(x.grad, case["grad_x"])
     near(neuron.imp.grad, case["grad_imp"])
 
@@ -65,7 +64,7 @@ def test_defaults_are_the_published_settings(family):
     published = {"if": "if_soft_atan", "lif": "lif_soft_sigmoid_detach", "leaky": "leaky_hard_triangle"}[family]
     case = GOLDEN["cases"][published]["settings"]
     plain, spelled = build_neuron(family), build_neuron(family, **case)
-    assert plain.dynamics._replace(spike=None) == spelled.dynamics._replace(spike=None)
+    assert plain.law() == spelled.law()
     assert repr(plain) == repr(spelled)
 
 
@@ -92,7 +91,7 @@ def test_golden_pattern_mapping(panel):
 @pytest.mark.parametrize("width", [None, 0.7, 3.0])
 def test_surrogate_derivative_matches_its_primitive(name, width):
     """The derivative equals the numerical slope of the function whose derivative it stands for."""
-    a = SURROGATES[name][1] if width is None else width
+    a = SURROGATES[name].width if width is None else width
     primitive = {
         "atan": lambda z: torch.atan(math.pi / 2 * a * z) / math.pi + 0.5,
         "sigmoid": lambda z: torch.sigmoid(a * z),
@@ -210,7 +209,7 @@ def test_detach_reset_stops_the_gradient_of_the_reset_alone():
     neuron = build_neuron("if", detach_reset=True)
     neuron(x)[1].sum().backward()
     z = torch.tensor(0.7 - 1.0, dtype=torch.float64)
-    slope = SURROGATES["atan"][0](z, 2.0)
+    slope = SURROGATES["atan"].derivative(z, 2.0)
     torch.testing.assert_close(x.grad, slope.expand(2, 1), atol=1e-12, rtol=0)
 
 
@@ -238,7 +237,7 @@ def test_bfloat16_input_keeps_a_float32_potential(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_imp_is_drawn_at_construction_within_its_range(family):
     neuron = build_neuron(family, imp=True, state_shape=(3, 4, 4))
-    low, high = NEURONS[family].defaults["imp_init"]
+    low, high = NEURONS[family].settings["imp_init"].default
     assert [n for n, _ in neuron.named_parameters()] == ["imp"]
     assert neuron.imp.shape == (3, 4, 4) and neuron.imp.requires_grad
     assert low <= neuron.imp.min() < neuron.imp.max() <= high
@@ -314,13 +313,12 @@ def test_bad_settings_are_named(arguments, message):
 
 def test_settings_of_other_families_pass_at_their_defaults():
     build_neuron("if", tau=2.0, decay_input=True, retain=0.25, imp_init=None, surrogate_width=None, v_reset=0.0)
-    assert build_neuron("lif", tau=1.0).dynamics.tau == 1.0
+    assert build_neuron("lif", tau=1.0).tau == 1.0
 
 
 def test_a_lif_with_undecayed_input_is_leaky():
-    d = build_neuron("lif", tau=4.0, decay_input=False).dynamics
-    assert (d.family, d.retain) == ("leaky", 0.75)
-    assert build_neuron("lif", decay_input=True).dynamics.family == "lif"
+    assert build_neuron("lif", tau=4.0, decay_input=False).law()[:2] == ("leaky", 0.75)
+    assert build_neuron("lif", decay_input=True).law().charge == "lif"
     theirs = LIFNode(tau=4.0, decay_input=False, v_reset=None, step_mode="m")
     x = torch.randn(6, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert torch.equal(build_neuron("lif", tau=4.0, decay_input=False)(x), theirs(x))

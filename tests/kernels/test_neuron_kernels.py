@@ -1,5 +1,6 @@
 """Backends of the neurons: the fused kernels give the reference's spikes and gradients, whatever the memory looks like."""
 
+import copy
 import functools
 import json
 import os
@@ -15,25 +16,29 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from snn_repro.errors import UserError
+from snn_repro.kernels import neuron as fused
 from snn_repro.losses import build_loss
 from snn_repro.models import build_model
-from snn_repro.neurons import BACKENDS, build_neuron, dynamics, firing_rates, fused, resolve_backend
-from snn_repro.neurons.backends import run
-from snn_repro.neurons.dynamics import Dynamics
-from snn_repro.neurons.surrogate import SURROGATES, Spike
+from snn_repro.neurons import BACKENDS, SURROGATES, build_neuron, firing_rates, resolve_backend
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "neurons.json").read_text())
-NETWORKS = json.loads((Path(__file__).parent / "golden" / "networks.json").read_text())["networks"]
-PUBLISHED = {
-    "if": Dynamics("if", Spike("atan")),
-    "lif": Dynamics("lif", Spike("sigmoid"), detach_reset=True),
-    "leaky": Dynamics("leaky", Spike("triangle", fire_at="gt"), v_reset=0.0),
-}
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "neurons.json").read_text())
+NETWORKS = json.loads((Path(__file__).parents[1] / "golden" / "networks.json").read_text())["networks"]
+PUBLISHED = {family: build_neuron(family) for family in ("if", "lif", "leaky")}
 
 
-def case(family, hard, strict, detach, surrogate):
-    spike = Spike(surrogate, None, "gt" if strict else "ge")
-    return Dynamics(family, spike, 0.9, -0.125 if hard else None, detach, tau=3.0, retain=0.3)
+def case(family, hard, strict, detach, surrogate, **given):
+    own = {"lif": {"tau": 3.0}, "leaky": {"retain": 0.3}}.get(family, {})
+    fixed = dict(
+        v_threshold=0.9, reset="hard" if hard else "soft", v_reset=-0.125 if hard else 0.0, fire_at="gt" if strict else "ge",
+        detach_reset=detach, surrogate=surrogate,
+    )  # fmt: skip
+    return build_neuron(family, **{**fixed, **own, **given})
+
+
+def run(x, v0, d, backend):
+    """Spikes, last potential and recorded potentials of the neuron d by a backend."""
+    d.backend = backend
+    return d.update(x, v0)
 
 
 ALL = [case(*c) for c in product(("if", "lif", "leaky"), *[(False, True)] * 3, SURROGATES)]
@@ -46,9 +51,9 @@ SOME = [
 ]
 
 
-def name(d: Dynamics) -> str:
-    reset = "soft" if d.v_reset is None else "hard"
-    return f"{d.family}-{reset}-{d.spike.fire_at}-{d.spike.surrogate}{'-detach' * d.detach_reset}"
+def name(d) -> str:
+    reset, spike = "soft" if d.v_reset is None else "hard", d.surrogate_function
+    return f"{d.family}-{reset}-{spike.fire_at}-{spike.surrogate}{'-detach' * d.detach_reset}"
 
 
 def noise(*shape, seed=0, dtype=torch.float32):
@@ -111,7 +116,7 @@ def test_shapes_with_shared_own_and_no_initial_potential(shape):
 @pytest.mark.parametrize("stream", [False, True], ids=["", "around the cache"])
 @pytest.mark.parametrize("size", [15, 16, 32, 63, 64, 65, 96, 160, 16384 + 32])
 def test_neurons_that_do_not_fill_the_registers(size, stream, dtype, monkeypatch):
-    from snn_repro.neurons import cpu
+    from snn_repro.kernels import neuron_cpu as cpu
 
     monkeypatch.setattr(cpu, "STREAM_BYTES", 0 if stream else 2**40)
     x, v0 = noise(3, 2, size, dtype=dtype), noise(size, seed=1)
@@ -156,7 +161,7 @@ def layouts(x):
 @pytest.mark.parametrize("imp", [False, True], ids=["", "imp"])
 @pytest.mark.parametrize("stream", [False, True], ids=["", "around the cache"])
 def test_memory_layouts(stream, imp, monkeypatch):
-    from snn_repro.neurons import cpu
+    from snn_repro.kernels import neuron_cpu as cpu
 
     monkeypatch.setattr(cpu, "STREAM_BYTES", 0 if stream else 2**40)
     x = noise(3, 4, 16, 6, 6)
@@ -178,7 +183,7 @@ def test_memory_layouts(stream, imp, monkeypatch):
 
 
 def test_repeated_steps_and_samples_are_not_copied(monkeypatch):
-    from snn_repro.neurons import cpu
+    from snn_repro.kernels import neuron_cpu as cpu
 
     x = noise(1, 1, 6, 5)
     seen = []
@@ -211,7 +216,7 @@ def test_only_the_last_potential_has_a_gradient():
 
 
 def test_threads_and_addresses_change_no_bit(monkeypatch):
-    from snn_repro.neurons import cpu
+    from snn_repro.kernels import neuron_cpu as cpu
 
     monkeypatch.setattr(cpu, "SHARE", 1)
     x, v0, d = noise(4, 33, 2001), noise(2001, seed=1), PUBLISHED["if"]
@@ -230,7 +235,7 @@ def test_threads_and_addresses_change_no_bit(monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_process_computes_too(monkeypatch):
-    from snn_repro.neurons import cpu
+    from snn_repro.kernels import neuron_cpu as cpu
 
     monkeypatch.setattr(cpu, "SHARE", 1)
     x, threads = noise(4, 8, 3000), torch.get_num_threads()
@@ -247,16 +252,17 @@ def test_a_forked_process_computes_too(monkeypatch):
         torch.set_num_threads(threads)
 
 
-def test_an_install_that_cannot_be_written_to(monkeypatch):
-    from snn_repro.neurons import cpu
+def test_a_cache_that_cannot_be_written_to(tmp_path, monkeypatch):
+    from snn_repro.kernels import compiled
 
-    def njit(function, cache=False, **options):
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return function
-
-    monkeypatch.setattr(cpu, "njit", njit)
-    assert cpu._compile(len) is len
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    compiled._folder.cache_clear()
+    try:
+        assert compiled._folder(__file__, "") is None
+        assert compiled.compiled(lambda a: a + 1)(2) == 3
+    finally:
+        compiled._folder.cache_clear()
 
 
 # an operator of PyTorch
@@ -272,7 +278,7 @@ def test_one_input_and_one_potential_are_saved():
 
 def test_the_operator_keeps_torchs_rules():
     x = noise(3, 2, 4, 5).requires_grad_()
-    settings = ("cpu", "if", "atan", 2.0, False, 1.0, None, False, 0.25)
+    settings = (*[None] * 5, 0.0, 3, "cpu", *PUBLISHED["if"].law())
     for v0 in (None, noise(4, 5).requires_grad_(), noise(2, 4, 5).requires_grad_()):
         torch.library.opcheck(torch.ops.snn_repro.neuron.default, (x, v0, *settings))
 
@@ -307,15 +313,15 @@ def test_a_second_derivative_is_refused():
 
 def test_a_compiled_layer():
     x = noise(3, 2, 8, 4, 4)
-    v0 = torch.linspace(-1, 1, 128).view(8, 4, 4)
+    v0, law = torch.linspace(-1, 1, 128).view(8, 4, 4), PUBLISHED["if"].law()
 
     @functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
     def layer(x, v0):
-        return fused.update(2 * x, v0, PUBLISHED["if"], "cpu")[0] * 3
+        return fused.update(2 * x, v0, law, "cpu")[0] * 3
 
     for same in (x, dict(layouts(x))["channels last"]):
         grads = []
-        for f in (layer, lambda x, v0: fused.update(2 * x, v0, PUBLISHED["if"], "cpu")[0] * 3):
+        for f in (layer, lambda x, v0: fused.update(2 * x, v0, law, "cpu")[0] * 3):
             a, b = same.detach().requires_grad_(), v0.detach().requires_grad_()
             y = f(a, b)
             y.cos().sum().backward()
@@ -356,13 +362,20 @@ def test_under_checkpointing():
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
+class Smooth(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.forward = function
+
+
 def test_the_reference_differentiates_any_smooth_spike_exactly():
     x = noise(3, 2, 4, dtype=torch.float64).requires_grad_()
     v0 = noise(4, seed=1, dtype=torch.float64).requires_grad_()
     for d in (*PUBLISHED.values(), *SOME):
         for spike in (lambda z: torch.sigmoid(3 * z), lambda z: torch.atan(3 * z)):
-            smooth = d._replace(spike=spike, detach_reset=False)
-            assert torch.autograd.gradcheck(lambda x, v0, d=smooth: dynamics.update(x, v0, d)[:2], (x, v0))
+            smooth = copy.deepcopy(d)
+            smooth.surrogate_function, smooth.detach_reset = Smooth(spike), False
+            assert torch.autograd.gradcheck(lambda x, v0, d=smooth: run(x, v0, d, "auto")[:2], (x, v0))
 
 
 # reference values
@@ -489,7 +502,7 @@ def test_auto():
 def test_triton_is_only_used_when_asked_for(monkeypatch):
     """Its kernels have not met a GPU yet, so `auto` stays with the reference there."""
     assert resolve_backend("auto", "cuda", torch.float16) == "torch"
-    monkeypatch.setattr("snn_repro.neurons.backends._installed", lambda name: False)
+    monkeypatch.setattr("snn_repro.kernels._installed", lambda name: False)
     with pytest.raises(UserError, match="needs the package triton"):
         resolve_backend("triton", "cuda")
 
@@ -552,7 +565,8 @@ def test_a_spike_function_of_someone_else_runs_in_the_reference():
 @pytest.mark.parametrize("family", ["if", "lif", "leaky"])
 def test_spikingjelly_agrees(family, surrogate):
     for hard, detach, tau in ((False, False, 2.0), (True, True, 3.0), (True, False, 1.0)):
-        d = Dynamics(family, Spike(surrogate, 1.7), 0.9, 0.0 if hard else None, detach, tau=tau)
+        own = {"tau": tau} if family == "lif" else {"retain": 0.25} if family == "leaky" else {}
+        d = case(family, hard, False, detach, surrogate, surrogate_width=1.7, v_reset=0.0, **own)
         for v0 in (None, noise(40, seed=1)):
             assert_same("spikingjelly", noise(4, 3, 40), v0, d)
     assert_same("spikingjelly", noise(4, 3, 40, dtype=torch.bfloat16), noise(40), PUBLISHED["if"])

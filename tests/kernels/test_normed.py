@@ -8,12 +8,11 @@ import torch
 from torch import nn
 
 from snn_repro.errors import UserError
+from snn_repro.kernels import Affine, choose, norm_cpu
 from snn_repro.models import build_model
-from snn_repro.models.common import Checkpointed
-from snn_repro.models.norms import BN, TEBN, GestureTEBN, deferred
-from snn_repro.neurons import build_neuron, dynamics, firing_rates, normed, normed_cpu
-from snn_repro.neurons.nodes import takes_norm
-from snn_repro.neurons.normed import Norm
+from snn_repro.models.blocks import Block
+from snn_repro.models.norms import BN, TEBN, GestureTEBN
+from snn_repro.neurons import build_neuron, firing_rates
 
 
 def frames(steps, batch, channels, height, width, seed=0):
@@ -33,7 +32,7 @@ def apart(x, norm, neuron, timesteps):
     """The same in double precision by PyTorch: z, spikes and the last potential."""
     z = norm(x).expand(timesteps, *x.shape[1:])
     v0 = None if neuron.imp is None else neuron.imp
-    return (z, *dynamics.update(z, v0, neuron.dynamics)[:2])
+    return (z, *neuron.steps(z, v0)[:2])
 
 
 SHAPES = {
@@ -67,12 +66,12 @@ def test_values_and_gradients_of_the_two_apart(family, shape):
         wide[0].double()
         wide[1].load_state_dict(neuron.state_dict())
         wide[1].double()
-        assert takes_norm(neuron, x)
-        spikes = neuron(x, deferred(norm), timesteps)
+        assert choose(neuron, x, norm.affine_form()) == "cpu"
+        spikes = neuron(x, norm.affine_form(), timesteps)
         weights = torch.randn(spikes.shape, generator=torch.Generator().manual_seed(1))
         last = torch.randn(neuron.v.shape, generator=torch.Generator().manual_seed(2))
         parameters = [x, *norm.parameters(), *neuron.parameters()]
-        _, v = normed.update(x, deferred(norm)._replace(learn=None), neuron.imp, neuron.dynamics, timesteps)
+        _, v, _ = neuron.update(x, neuron.imp, norm.affine_form()._replace(learn=None), timesteps)
         assert torch.equal(v, neuron.v)
         found = torch.autograd.grad((spikes * weights).sum() + (v * last).sum(), parameters)
 
@@ -98,7 +97,7 @@ def test_other_settings(setting):
     norm, neuron = a_norm(8), build_neuron("if", **setting)
     other = x.detach().double().requires_grad_()
     _, s, _ = apart(other, a_norm(8).double(), neuron, 4)
-    spikes = neuron(x, deferred(norm), 4)
+    spikes = neuron(x, norm.affine_form(), 4)
     assert torch.equal(spikes, s.float())
     weights = torch.randn(s.shape)
     (found,) = torch.autograd.grad((spikes * weights).sum(), x)
@@ -109,31 +108,15 @@ def test_other_settings(setting):
 def test_the_arithmetic_is_one_multiplication_and_one_addition():
     """Bit for bit: z = scale * x + shift in float32, then the reference's steps."""
     x, norm, neuron = frames(4, 3, 32, 8, 8), a_norm(32), build_neuron("if", imp=True, state_shape=(32, 8, 8))
-    _, _, mean, var = torch.ops.snn_repro.norm_neuron(
-        x,
-        norm.weight,
-        norm.bias,
-        None,
-        neuron.imp,
-        None,
-        None,
-        norm.eps,
-        4,
-        "if",
-        "atan",
-        2.0,
-        False,
-        1.0,
-        None,
-        False,
-        0.0,
+    _, _, mean, var = torch.ops.snn_repro.neuron(
+        x, neuron.imp, norm.weight, norm.bias, None, None, None, norm.eps, 4, "cpu", *neuron.law()
     )
     inverse = (var.double() + norm.eps) ** -0.5
     scale, shift = norm.weight * inverse, norm.bias - mean.double() * norm.weight * inverse
     z = scale.float().view(-1, 1, 1) * x + shift.float().view(-1, 1, 1)
     with torch.no_grad():
-        spikes, v, _ = dynamics.update(z, neuron.imp, neuron.dynamics)
-        assert torch.equal(neuron(x, deferred(norm), 4), spikes) and torch.equal(neuron.v, v)
+        spikes, v, _ = neuron.steps(z, neuron.imp)
+        assert torch.equal(neuron(x, norm.affine_form(), 4), spikes) and torch.equal(neuron.v, v)
 
 
 def test_evaluation_uses_the_running_statistics_and_leaves_them():
@@ -142,7 +125,7 @@ def test_evaluation_uses_the_running_statistics_and_leaves_them():
     nn.init.uniform_(norm.running_mean)
     nn.init.uniform_(norm.running_var, 0.5, 2)
     before = {k: v.clone() for k, v in norm.named_buffers()}
-    spikes = neuron(x, deferred(norm), 4)
+    spikes = neuron(x, norm.affine_form(), 4)
     other = x.detach().double().requires_grad_()
     wide = a_norm(16).double().eval()
     wide.load_state_dict(norm.state_dict())
@@ -159,11 +142,11 @@ def test_evaluation_uses_the_running_statistics_and_leaves_them():
 def test_a_static_image_equals_its_repetition():
     norm, neuron = a_norm(24), build_neuron("lif", imp=True, state_shape=(24, 8, 8))
     x = frames(1, 3, 24, 8, 8)
-    spikes = neuron(x, deferred(norm), 5)
+    spikes = neuron(x, norm.affine_form(), 5)
     repeated = (
         x.expand(5, -1, -1, -1, -1).flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (5, 3))
     )
-    assert torch.equal(spikes, neuron(repeated, deferred(norm.eval())._replace(mean=None, var=None), 5))
+    assert torch.equal(spikes, neuron(repeated, norm.eval().affine_form()._replace(mean=None, var=None), 5))
 
 
 def test_the_number_of_threads_changes_no_number():
@@ -175,7 +158,7 @@ def test_the_number_of_threads_changes_no_number():
             torch.set_num_threads(threads)
             norm, neuron = a_norm(64), build_neuron("if")
             y = x.clone().requires_grad_()
-            spikes = neuron(y, deferred(norm), 4)
+            spikes = neuron(y, norm.affine_form(), 4)
             found.append(
                 [spikes, *torch.autograd.grad(spikes.square().sum(), [y, *norm.parameters()]), norm.running_var]
             )
@@ -191,7 +174,7 @@ def test_moments_far_from_zero_and_of_constants():
     x[:, 3] = 5.5
     for rows in (1, 2, 63, 64, 129, 5000):
         mean, var = np.empty(7), np.empty(7)
-        normed_cpu.moments(x[:rows].ravel(), mean, var, 1)
+        norm_cpu.moments(x[:rows].ravel(), mean, var, 1)
         wide = x[:rows].astype(float)
         np.testing.assert_allclose(mean, wide.mean(0), rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(var, wide.var(0), rtol=1e-5, atol=1e-12)
@@ -202,7 +185,7 @@ def test_only_the_input_is_saved():
     x, norm, neuron, kept = frames(4, 4, 16, 8, 8).requires_grad_(), a_norm(16), build_neuron("if"), {}
     keep = lambda t: kept.__setitem__(t.data_ptr(), t.numel()) or t  # noqa: E731
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        neuron(x, deferred(norm), 4)
+        neuron(x, norm.affine_form(), 4)
     assert sum(kept.values()) == x.numel() + 4 * 16  # and weight, bias, mean, variance
 
 
@@ -237,7 +220,7 @@ def used(norm, neuron, x) -> bool:
     called = []
     forward = norm.forward
     norm.forward = lambda x: called.append(1) or forward(x)
-    Checkpointed().fire(x, norm, neuron)
+    Block().fire(x, norm, neuron)
     return not called
 
 
@@ -256,29 +239,29 @@ def test_where_the_two_stay_apart():
     with torch.autocast("cpu", torch.bfloat16):
         assert not used(BN(4), neuron, x)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
-        Checkpointed().fire(x[:1, :1, :, :1, :1].contiguous(memory_format=torch.preserve_format), BN(4), neuron)
+        Block().fire(x[:1, :1, :, :1, :1].contiguous(memory_format=torch.preserve_format), BN(4), neuron)
 
 
 def test_the_operator_keeps_torchs_rules():
     x, norm = frames(2, 2, 4, 5, 5).requires_grad_(), a_norm(4)
     imp = torch.rand(4, 5, 5, requires_grad=True)
-    settings = (1e-5, 2, "if", "atan", 2.0, False, 1.0, None, False, 0.0)
+    settings = (1e-5, 2, "cpu", *build_neuron("if").law())
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
     for te, mean in product((None, torch.ones(2, requires_grad=True)), (None, torch.zeros(4))):
         var = None if mean is None else torch.ones(4)
         torch.library.opcheck(
-            torch.ops.snn_repro.norm_neuron,
-            (x, norm.weight, norm.bias, te, imp, mean, var, *settings),
+            torch.ops.snn_repro.neuron,
+            (x, imp, norm.weight, norm.bias, te, mean, var, *settings),
             test_utils=tests,
         )
-    assert normed.fits(x) and isinstance(deferred(norm), Norm)
+    assert choose(build_neuron("if"), x, norm.affine_form()) == "cpu" and isinstance(norm.affine_form(), Affine)
 
 
 def test_what_it_cannot_do_is_said():
     x, neuron = frames(2, 2, 4, 5, 5).requires_grad_(), build_neuron("if")
     with pytest.raises(UserError, match="factors for 3 time steps and its input 2"):
-        neuron(x, deferred(a_norm(4, 3)), 2)
-    (gx,) = torch.autograd.grad(neuron(x, deferred(a_norm(4)), 2).square().sum(), x, create_graph=True)
+        neuron(x, a_norm(4, 3).affine_form(), 2)
+    (gx,) = torch.autograd.grad(neuron(x, a_norm(4).affine_form(), 2).square().sum(), x, create_graph=True)
     with pytest.raises(UserError, match="no second derivative; use neuron.backend=torch"):
         gx.sum().backward()
 

@@ -11,23 +11,21 @@ rows in use stay in the first-level cache.
 Importing this module imports numba; the package does so when a sparse convolution runs for the first time.
 """
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
-from snn_repro.neurons.cpu import _compile, _keep
+from snn_repro.kernels.compiled import compiled
+from snn_repro.kernels.lanes import I1, I8, I32, I64, WIDE, external, keep, memcpy
+from snn_repro.kernels.threads import cuts, in_parallel
 
 VECTOR = 64  # bytes: one AVX-512 register; LLVM splits it where registers are smaller
-WIDE = binding.get_host_cpu_features().get("avx512f", False)
 REGISTERS = 16 if WIDE else 6  # vectors that sums may occupy
 MANY_SUMS = 8  # so many do not wait for each other's additions
 LONG_LINE = (
@@ -37,8 +35,6 @@ TAPS = 3  # of a kernel row, at once
 FEW = 0.1  # density below which lists are so short that longer ones are worth rows from the second-level cache
 LANES = VECTOR // 4  # float32 in a vector
 PIECE = 4096  # values packed before a look whether they fit into bytes
-
-I1, I8, I32, I64 = (ir.IntType(n) for n in (1, 8, 32, 64))
 
 
 @cache
@@ -67,10 +63,6 @@ def _vectors(unit):
     return element, vector, numbers, mask, f"v{lanes}f{unit.bitwidth}"
 
 
-def _external(builder, name, result, *arguments):
-    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
-
-
 def _splat(builder, value, vector):
     undefined = ir.Constant(vector, ir.Undefined)
     first = builder.insert_element(undefined, value, ir.Constant(I32, 0))
@@ -87,7 +79,7 @@ def _loop(builder, unit, places, factors, begin, stop, sums, rows, width, at_a_t
     places, factors: pointers to the entries; rows: of each tap, the address that places count from; width: vectors.
     """
     _, vector, *_, suffix = _vectors(unit)
-    fma = _external(builder, f"llvm.fma.{suffix}", vector, vector, vector, vector)
+    fma = external(builder, f"llvm.fma.{suffix}", vector, vector, vector, vector)
     head, body, end = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("end")
     builder.cbranch(builder.icmp_signed("<", begin, stop), body, end)
     builder.position_at_end(body)
@@ -232,14 +224,14 @@ def _compress(typing, unit, source, quantum, x, count, number, step, numbers, va
     def generate(context, builder, signature, args):
         _, _, quantum, x, count, number, step, numbers, values = args
         pack = "llvm.experimental.vector.compress"
-        pack_numbers = _external(builder, f"{pack}.v{lanes}i32", integers, integers, mask, integers)
-        pack_values = _external(builder, f"{pack}.{suffix}", vector, vector, mask, vector)
+        pack_numbers = external(builder, f"{pack}.v{lanes}i32", integers, integers, mask, integers)
+        pack_values = external(builder, f"{pack}.{suffix}", vector, vector, mask, vector)
         stored, name, size = (
             (ir.VectorType(I8, lanes), f"v{lanes}i8", 1) if as_bytes else (vector, suffix, unit.bitwidth // 8)
         )
-        load = _external(builder, f"llvm.masked.load.{name}.p0", stored, stored.as_pointer(), I32, mask, stored)
+        load = external(builder, f"llvm.masked.load.{name}.p0", stored, stored.as_pointer(), I32, mask, stored)
         bits = ir.IntType(lanes)
-        ones = _external(builder, f"llvm.ctpop.i{lanes}", bits, bits)
+        ones = external(builder, f"llvm.ctpop.i{lanes}", bits, bits)
         x, values = builder.inttoptr(x, stored.element.as_pointer()), builder.inttoptr(values, element.as_pointer())
         numbers, quantum = builder.inttoptr(numbers, I32.as_pointer()), _splat(builder, quantum, vector)
         number, step = builder.trunc(number, I32), _splat(builder, builder.trunc(step, I32), integers)
@@ -354,10 +346,7 @@ def _copy(typing, to, source, size):
     """Copy `size` bytes."""
 
     def generate(context, builder, signature, args):
-        pointer = I8.as_pointer()
-        memcpy = _external(builder, "llvm.memcpy.p0.p0.i64", ir.VoidType(), pointer, pointer, I64, I1)
-        to, source = (builder.inttoptr(a, pointer) for a in args[:2])
-        builder.call(memcpy, [to, source, args[2], ir.Constant(I1, 0)])
+        memcpy(builder, *args)
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, types.intp), generate
@@ -366,7 +355,7 @@ def _copy(typing, to, source, size):
 # ---------------------------------------------------------------- the loops
 
 
-@_compile
+@compiled
 def _forward(x, w, bias, y, lo, hi, height, width, channels, out_height, out_width, outputs, kernel, stride, padding,
              taps, vectors, group, images):  # fmt: skip
     """y[lo:hi] from x[lo:hi]; w [parts, kernel, kernel, channels, block].
@@ -454,10 +443,10 @@ def _forward(x, w, bias, y, lo, hi, height, width, channels, out_height, out_wid
                 for column in range(out_width):
                     source = sums_at + (line * line_width + margin + column) * row_bytes
                     _copy(to + (line * out_width + column) * outputs * size, source, part_bytes)
-    _keep(places), _keep(values), _keep(sums)
+    keep(places), keep(values), keep(sums)
 
 
-@_compile
+@compiled
 def _weight_gradient(x, quantum, gy, dw, lo, hi, height, width, channels, out_height, out_width, outputs, kernel, stride,
                      padding, taps, vectors, lines, images):  # fmt: skip
     """Add the weight gradient of images lo..hi to dw, arranged as w in `_forward`; a byte in x is worth `quantum`.
@@ -549,10 +538,10 @@ def _weight_gradient(x, quantum, gy, dw, lo, hi, height, width, channels, out_he
                                     values.ctypes.data + size * (which * length + i), ends[end, which] - i,
                                     rows, -row_bytes, min(taps, meets - t), vectors,
                                 )  # fmt: skip
-    _keep(frame)
+    keep(frame)
 
 
-@_compile
+@compiled
 def _arrange(w, packed, lo, hi, rows, vectors, back):
     """packed [parts, rows, vectors, lanes] from w [parts * vectors * lanes, rows], for lo <= vector < hi; or `back`."""
     size = w.itemsize
@@ -567,7 +556,7 @@ def _arrange(w, packed, lo, hi, rows, vectors, back):
                 _transpose(w[0], one, rows * size, other, vectors * VECTOR)
 
 
-@_compile
+@compiled
 def _pack_values(x, to, lo, hi, factor, quantum):
     """Whether x[lo:hi] * factor are bytes, which go to `to`. Ends with the first piece that does not fit."""
     whole = hi - (hi - lo) % LANES
@@ -577,7 +566,7 @@ def _pack_values(x, to, lo, hi, factor, quantum):
     rest, bytes_of_rest = np.zeros(LANES, x.dtype), np.empty(LANES, to.dtype)
     rest[: hi - whole] = x[whole:hi]
     fits = _pack(rest.ctypes.data, bytes_of_rest.ctypes.data, LANES, factor, quantum)
-    _keep(rest)
+    keep(rest)
     to[whole:hi] = bytes_of_rest[: hi - whole]
     return fits
 
@@ -630,22 +619,6 @@ class Shape:
         return -(-self.outputs // block), block
 
 
-@lru_cache(maxsize=1)
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads - 1)
-
-
-def _in_parallel(function, n: int, threads: int) -> list:
-    """Results of function(i, lo, hi) for the parts i of range(n), one a thread."""
-    threads = min(threads, n)
-    edges = [n * i // threads for i in range(threads + 1)]
-    if threads > 1:
-        pool = _pool(threads, os.getpid())
-        others = [pool.submit(function, i, edges[i], edges[i + 1]) for i in range(1, threads)]
-    results = [function(0, 0, edges[1])]
-    return results + [others[i - 1].result() for i in range(1, threads)]
-
-
 def _exchange(w: Tensor, packed: Tensor, vectors: int, threads: int, back: bool) -> None:
     """Write w [outputs, channels, k, k] to packed [parts, k, k, channels, block], or `back`."""
     block = packed.shape[-1]
@@ -657,7 +630,8 @@ def _exchange(w: Tensor, packed: Tensor, vectors: int, threads: int, back: bool)
             piece.copy_(place) if back else place.copy_(piece)
         return
     arrays = _flat(w.permute(0, 2, 3, 1)), _flat(packed)
-    _in_parallel(lambda i, lo, hi: _arrange(*arrays, lo, hi, rows, vectors, back), len(w) // lanes, threads)
+    parts = cuts(len(w) // lanes, min(threads, len(w) // lanes))
+    in_parallel(lambda lo, hi: _arrange(*arrays, lo, hi, rows, vectors, back), parts, threads)
 
 
 def forward(x: Tensor, w: Tensor, bias: Tensor | None, shape: Shape, threads: int, density: float) -> Tensor:
@@ -674,7 +648,9 @@ def forward(x: Tensor, w: Tensor, bias: Tensor | None, shape: Shape, threads: in
         padded[: shape.outputs] = bias
     y = w.new_empty(shape.n, shape.out_height, shape.out_width, shape.outputs)
     arrays = [_flat(t) for t in (x.permute(0, 2, 3, 1), packed, padded, y)]
-    _in_parallel(lambda i, lo, hi: _forward(*arrays, lo, hi, *shape.arguments, vectors, *cut), shape.n, threads)
+    in_parallel(
+        lambda lo, hi: _forward(*arrays, lo, hi, *shape.arguments, vectors, *cut), cuts(shape.n, min(threads, shape.n)), threads
+    )  # fmt: skip
     return y.permute(0, 3, 1, 2)
 
 
@@ -691,11 +667,11 @@ def weight_gradient(
     packed = w.new_zeros(threads, parts, shape.kernel, shape.kernel, shape.channels, block)
     inputs, outputs = (_flat(t.permute(0, 2, 3, 1)) for t in (x, gy))
     quantum = outputs.dtype.type(quantum)
-    _in_parallel(
-        lambda i, lo, hi: _weight_gradient(
-            inputs, quantum, outputs, _flat(packed[i]), lo, hi, *shape.arguments, vectors, *cut
+    in_parallel(
+        lambda sums, lo, hi: _weight_gradient(
+            inputs, quantum, outputs, sums, lo, hi, *shape.arguments, vectors, *cut
         ),
-        shape.n, threads,
+        [(_flat(packed[i]), *edges) for i, edges in enumerate(cuts(shape.n, threads))], threads,
     )  # fmt: skip
     gradient = torch.empty_like(w)
     _exchange(gradient, packed[0] if threads == 1 else packed.sum(0), vectors, threads, back=True)
@@ -710,9 +686,10 @@ def to_bytes(x: Tensor, threads: int) -> tuple[Tensor, float]:
     packed = torch.empty_like(x, dtype=torch.uint8)
     values, to = (_flat(t.permute(0, 2, 3, 1)) for t in (x, packed))
     for factor in (np.float32(1), np.float32(4)):
-        fits = _in_parallel(
-            lambda i, lo, hi, factor=factor: _pack_values(values, to, lo, hi, factor, 1 / factor), len(values), threads
-        )
+        fits = in_parallel(
+            lambda lo, hi, factor=factor: _pack_values(values, to, lo, hi, factor, 1 / factor),
+            cuts(len(values), min(threads, len(values))), threads,
+        )  # fmt: skip
         if all(fits):
             return packed, 1 / float(factor)
     return packed, 0.0

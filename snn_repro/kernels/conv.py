@@ -1,33 +1,25 @@
 """Convolution that visits only nonzero inputs where that is faster: spikes are mostly zeros. CPU; elsewhere dense.
 
-    layer = Conv2d(64, 128, 3, padding=1)      # torch's nn.Conv2d with `backend` "auto", "dense" or "sparse"
+    layer = Conv2d(64, 128, 3, padding=1)      # torch's nn.Conv2d with `backend` "auto", "dense", "sparse" or "torch"
 
 The result and the weight gradient are those of torch's convolution up to the order of the additions; the gradient of
 the input is torch's (it is dense whatever the spikes). Inputs may be any numbers: spikes, their sums, averages of a pool.
+"dense" is torch's own arithmetic and keeps spikes as bytes for the backward pass, "torch" its operator alone.
 
 "auto" compares, in every call, a sample of the input's density with the density up to which the sparse kernel was
 measured to be faster for this layer's sizes. That is measured when a size is first met (0.2 to 1 s), once for the
-forward and once for the weight gradient, and kept in the user's cache folder, so that all runs on a machine choose
-alike. The kernels are in `kernels.py`.
+forward and once for the weight gradient, and kept (`limits.py`). The loops are in `conv_cpu.py`.
 """
 
-import hashlib
-import json
-import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snn_repro.errors import UserError, nearest
-from snn_repro.files import write_json
+from snn_repro.kernels import choose
+from snn_repro.kernels.limits import crossing, kept, seconds
 
-BACKENDS = ("auto", "dense", "sparse")
 LEAST_CHANNELS = 8  # a stem's images and event counts are left to the dense kernel without a look,
 LEAST_WORK = 2**25  # and so are convolutions of fewer multiplications (some 0.2 ms): a look costs as much
 LEAST_IMAGE_WORK = 2**18  # and of fewer an image: small maps of few channels, whose lists are too short to gain
@@ -47,6 +39,12 @@ class Conv2d(nn.Conv2d):
         if x.device.type != "cpu" or x.dim() != 4:
             return super().forward(x)
         x = channels_last(x)
+        if choose(self, x) == "torch":
+            return super().forward(x)
+        return torch.ops.snn_repro.conv(x, self.weight, self.bias, self.stride[0], self.padding[0], self.backend)
+
+    def fits(self, x: Tensor) -> bool:
+        """Whether the operator below takes this layer and input [N, C, H, W], and may gain by it."""
         fits = (
             x.dtype in (torch.float32, torch.float64) and x.dtype == self.weight.dtype
             and len({*self.kernel_size}) == len({*self.stride}) == len({*self.padding}) == 1
@@ -54,36 +52,13 @@ class Conv2d(nn.Conv2d):
             and not torch.is_autocast_enabled("cpu") and x.numel() > 0
         )  # fmt: skip
         if not fits or (self.backend != "sparse" and self._is_small(x)):
-            return super().forward(x)
-        if self.backend == "dense" and not (torch.is_grad_enabled() and self.weight.requires_grad):
-            return super().forward(x)  # nothing to save: torch's own operator
-        return torch.ops.snn_repro.conv(x, self.weight, self.bias, self.stride[0], self.padding[0], self.backend)
+            return False
+        # without a weight gradient the dense one has nothing to save
+        return self.backend != "dense" or (torch.is_grad_enabled() and self.weight.requires_grad)
 
     def _is_small(self, x: Tensor) -> bool:
         work = x.numel() // len(x) * self.weight[:, 0].numel() // self.stride[0] ** 2  # multiplications of an image
         return self.in_channels < LEAST_CHANNELS or work < LEAST_IMAGE_WORK or work * len(x) < LEAST_WORK
-
-
-def set_backend(model: nn.Module, backend: str) -> None:
-    """Choose the kernel of every convolution of `model`. Raises UserError for another name than BACKENDS."""
-    if backend not in BACKENDS:
-        allowed = ", ".join(BACKENDS)
-        raise UserError(f"model.conv_backend={backend!r} is not one of {allowed}{nearest(backend, BACKENDS)}")
-    for module in model.modules():
-        if isinstance(module, Conv2d):
-            module.backend = backend
-
-
-@contextmanager
-def dense(model: nn.Module) -> Iterator[None]:
-    """Within, every convolution of `model` is torch's own operator, which counters of operations know."""
-    before = {m: m.backend for m in model.modules() if isinstance(m, Conv2d)}
-    set_backend(model, "dense")
-    try:
-        yield
-    finally:
-        for module, backend in before.items():
-            module.backend = backend
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -202,9 +177,9 @@ def _is_sparse(x, w, stride, padding, backend, which: int) -> bool:
 
 
 def _kernels():
-    from snn_repro.sparse_conv import kernels
+    from snn_repro.kernels import conv_cpu
 
-    return kernels
+    return conv_cpu
 
 
 def _shape(x: Tensor, w: Tensor, stride: int, padding: int):
@@ -234,22 +209,14 @@ def limits(x: Tensor, w: Tensor, stride: int, padding: int) -> tuple[float, floa
 @cache
 def _limits(n, c, height, width, outputs, kernel, stride, padding, dtype, threads) -> tuple[float, float]:
     sizes = f"{n}x{c}x{height}x{width} {outputs}x{kernel}x{kernel} stride {stride} padding {padding}"
-    key = f"{sizes} {str(dtype).removeprefix('torch.')} {threads} threads"
-    known = _read()
-    if key not in known:
-        measured = _measure(n, c, height, width, outputs, kernel, stride, padding, dtype, threads)
-        known = _read()  # another process may have been faster: then all follow it
-        if key not in known:
-            known[key] = measured
-            _write(known)
-            known |= _read()  # what the next process will find
-    return tuple(known[key])
+    key = f"conv {sizes} {str(dtype).removeprefix('torch.')} {threads} threads"
+    return kept(key, lambda: _measure(n, c, height, width, outputs, kernel, stride, padding, dtype, threads))
 
 
 def _measure(n, c, height, width, outputs, kernel, stride, padding, dtype, threads) -> list[float]:
     """Densities at which the sparse kernels take MARGIN of the dense ones' time."""
-    kernels = _kernels()
-    shape = kernels.Shape(n, height, width, c, outputs, kernel, stride, padding, dtype.itemsize)
+    loops = _kernels()
+    shape = loops.Shape(n, height, width, c, outputs, kernel, stride, padding, dtype.itemsize)
     random = torch.Generator().manual_seed(0)  # the run's own draws stay as they are
     dice = torch.rand(n, height, width, c, dtype=dtype, generator=random).permute(0, 3, 1, 2)
     w = channels_last(torch.rand(outputs, c, kernel, kernel, dtype=dtype, generator=random))
@@ -259,63 +226,30 @@ def _measure(n, c, height, width, outputs, kernel, stride, padding, dtype, threa
         gy = channels_last(F.conv2d(some, w, None, stride, padding))
         pairs = (
             (
-                lambda x, d: F.conv2d(x, w, None, stride, padding),
-                lambda x, d: kernels.forward(x, w, None, shape, threads, d),
+                lambda: F.conv2d(some, w, None, stride, padding),
+                lambda x, d: loops.forward(x, w, None, shape, threads, d),
             ),
             (
-                lambda x, d: _dense_backward(gy, x, w, stride, padding, False, True),
-                lambda x, d: kernels.weight_gradient(x, gy, w, shape, threads, d),
+                lambda: _dense_backward(gy, some, w, stride, padding, False, True),
+                lambda x, d: loops.weight_gradient(x, gy, w, shape, threads, d),
             ),
         )
         found = []
         for by_dense, by_sparse in pairs:
-            limit = MARGIN * _seconds(by_dense, some, 0, threads)
-            found.append(_crossing([(d, _seconds(by_sparse, x, d, threads)) for d, x in inputs.items()], limit))
+            limit = MARGIN * seconds(by_dense, threads)
+            times = [(d, seconds(lambda: by_sparse(x, d), threads)) for d, x in inputs.items()]  # noqa: B023
+            found.append(crossing(times, limit))
     return found
 
 
-def _crossing(times: list[tuple[float, float]], limit: float) -> float:
-    """Density at which the sparse kernel takes `limit` seconds: times at some densities, straight lines between."""
-    before, seconds = 0.0, 0.0
-    for d, after in times:
-        if after >= limit:
-            return before + (d - before) * max(0.0, limit - seconds) / (after - seconds) if before else 0.0
-        before, seconds = d, after
-    return before
-
-
-def _seconds(function, x: Tensor, d: float, threads: int) -> float:
-    """The shortest of some calls: CPU time of one thread, which other work does not lengthen; else wall time."""
-    clock = time.thread_time if threads == 1 else time.perf_counter
-    times = []
-    for _ in range(5):
-        start = clock()
-        function(x, d)
-        times.append(clock() - start)
-    return min(times[1:])
-
-
-def _file() -> Path:
-    """Where measured limits are kept: one file for each processor and versions of what was measured."""
-    import numba
-    from llvmlite import binding
-
-    code = hashlib.sha256(Path(__file__).with_name("kernels.py").read_bytes()).hexdigest()[:8]
-
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snn_repro"
-    return folder / f"conv-{binding.get_host_cpu_name()}-torch{torch.__version__}-numba{numba.__version__}-{code}.json"
-
-
-def _read() -> dict[str, list[float]]:
-    try:
-        return json.loads(_file().read_text())
-    except (OSError, ValueError, RuntimeError):  # none yet, damaged, or no home folder: measure
-        return {}
-
-
-def _write(known: dict[str, list[float]]) -> None:
-    try:
-        _file().parent.mkdir(parents=True, exist_ok=True)
-        write_json(_file(), known)
-    except (OSError, UserError, RuntimeError):
-        pass  # kept in this process alone; the next one measures again
+def rehearse(backend: str, dtype: torch.dtype) -> None:
+    """Run once, on a small input, every loop that a convolution of this backend may need."""
+    x = torch.ones(1, 1, 1, 1, dtype=dtype)
+    loops, shape = _kernels(), _shape(x, x, 1, 0)
+    if dtype == torch.float32:
+        packed, quantum = loops.to_bytes(x, 1)
+        if backend != "dense":
+            loops.weight_gradient(packed, x, x, shape, 1, 1.0, quantum)
+    if backend != "dense":
+        loops.forward(x, x, None, shape, 1, 1.0)
+        loops.weight_gradient(x, x, x, shape, 1, 1.0)

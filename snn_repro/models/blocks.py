@@ -1,4 +1,4 @@
-"""What all networks share: time folded into the batch, two kinds of input, output sizes, initialisation."""
+"""What all networks are made of: the block of convolution, norm and neuron, time folded into the batch, two kinds of input."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -7,9 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from snn_repro.errors import UserError, nearest
-from snn_repro.models.norms import deferred
-from snn_repro.neurons.nodes import takes_norm
+from snn_repro.errors import UserError
+from snn_repro.kernels import choose
+from snn_repro.neurons import Setting
+
+CHECKPOINTING = Setting(
+    "off", "what the backward pass runs again to save memory: norms and their neurons, or whole blocks",
+    choices=("off", "norms", "blocks"),
+)  # fmt: skip
+HEAD_INIT = Setting("torch", "initial weights of the classifier", choices=("torch", "normal01"))
 
 
 def over_time(x: Tensor, *layers: nn.Module) -> Tensor:
@@ -27,14 +33,34 @@ def output_size(size: tuple[int, int], kernel: int, stride: int, padding: int) -
     return h, w
 
 
-class Checkpointed(nn.Module):
-    """A module that can save memory for time: `checkpointing` says what the backward pass runs a second time.
+class Block(nn.Module):
+    """A part of a network that names its layers itself, so that weights keep their names whoever wrote the file.
 
-    "off": nothing. "norms": each norm and its neuron, so that the norm's output is not kept (the fused CPU operator never
-    keeps it). "blocks": each block, so that only the blocks' inputs are kept. The numbers are the same.
+    `spikes` is the one way through a convolution, its norm and its neuron. `checkpointing` says what the backward pass runs
+    a second time to save memory. "off": nothing. "norms": each norm and its neuron, so that the norm's output is not kept
+    (the fused CPU operator never keeps it). "blocks": each block, so that only the blocks' inputs are kept. The numbers
+    are the same.
     """
 
-    checkpointing = "off"
+    checkpointing = CHECKPOINTING.default
+
+    def spikes(
+        self, x: Tensor, convolution: nn.Module, norm: nn.Module, neuron: nn.Module, timesteps: int | None = None
+    ) -> Tensor:
+        """x [T, B, C, H, W] -> spikes [T, B, C', H', W'] of a neuron behind a convolution and a norm.
+
+        x may be [1, B, C, H, W], the same at all `timesteps`: convolution and norm then run once.
+        """
+        return self.fire(over_time(x, convolution), norm, neuron, timesteps)
+
+    def fire(self, x: Tensor, norm: nn.Module, neuron: nn.Module, timesteps: int | None = None) -> Tensor:
+        """Spikes of a norm and the neuron behind it, computed together where `kernels.choose` says so."""
+        timesteps = timesteps or len(x)
+        if hasattr(norm, "affine_form") and hasattr(neuron, "law"):
+            affine = norm.affine_form()
+            if affine is not None and choose(neuron, x, affine) == "cpu":
+                return neuron(x, affine, timesteps)
+        return self.through(x, lambda x: repeat_steps(norm(x), timesteps), neuron, what="norms")
 
     def through(self, x: Tensor, *layers: Callable[[Tensor], Tensor], what: str = "blocks") -> Tensor:
         """Run x through layers of this module, which the backward pass runs again if `checkpointing` is `what`."""
@@ -49,18 +75,8 @@ class Checkpointed(nn.Module):
         again = lambda: (nullcontext(), _same_statistics(self))  # noqa: E731
         return checkpoint(run, x, use_reentrant=False, context_fn=again)
 
-    def fire(self, x: Tensor, norm: nn.Module, neuron: nn.Module, timesteps: int | None = None) -> Tensor:
-        """Spikes [T, B, ...] of a norm and the neuron behind it, computed together where the neuron can.
 
-        x [T, B, ...], or [1, B, ...] for an input that is the same at all `timesteps`.
-        """
-        timesteps = timesteps or len(x)
-        if x.numel() > x.shape[2] and takes_norm(neuron, x) and (parts := deferred(norm)) is not None:
-            return neuron(x, parts, timesteps)
-        return self.through(x, lambda x: repeat_steps(norm(x), timesteps), neuron, what="norms")
-
-
-class SpikingNetwork(Checkpointed):
+class SpikingNetwork(Block):
     """frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, num_classes].
 
     A static image is seen `timesteps` times; the layers before the first neuron run once for it, not T times. With
@@ -114,7 +130,7 @@ def last(x: Tensor) -> Tensor:
 
 def init_head(head: nn.Linear, head_init: str) -> None:
     """Initialise a classifier: "torch" keeps torch's own weights, "normal01" draws N(0, 0.01) with bias 0."""
-    if choice("head_init", head_init, ("torch", "normal01")) == "normal01":
+    if HEAD_INIT.checked("model.head_init", head_init) == "normal01":
         nn.init.normal_(head.weight, std=0.01)
         nn.init.zeros_(head.bias)
 
@@ -124,15 +140,3 @@ def kaiming_fan_out(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
-def choice(key: str, value, allowed) -> str:
-    if value not in allowed:
-        raise UserError(f"model.{key}={value!r} is not one of {', '.join(allowed)}{nearest(value, allowed)}")
-    return value
-
-
-def boolean(key: str, value) -> bool:
-    if not isinstance(value, bool):
-        raise UserError(f"model.{key}={value!r} must be true or false")
-    return value

@@ -7,9 +7,11 @@ import torch
 import torch.utils.checkpoint
 from torch import nn
 
-from snn_repro import sparse_conv
 from snn_repro.errors import UserError
-from snn_repro.sparse_conv import Conv2d, channels_last, density
+from snn_repro.kernels import conv as sparse_conv
+from snn_repro.kernels import limits as measured_limits
+from snn_repro.kernels import set_backend
+from snn_repro.kernels.conv import Conv2d, channels_last, density
 
 KINDS = {
     "spikes": lambda rand: (rand < 0.2).to(rand.dtype),
@@ -330,41 +332,47 @@ def test_few_channels_and_little_work_are_dense_without_a_look(counted, monkeypa
     assert counted == {"forward": 0, "weight_gradient": 0}
 
 
+def forget():
+    """What this process knows of the machine."""
+    sparse_conv._limits.cache_clear()
+    measured_limits._found.clear()
+
+
 def test_limits_are_measured_once_and_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     layer, x = layer_and_input()
     measured = []
     original = sparse_conv._measure
-    sparse_conv._limits.cache_clear()
+    forget()
     monkeypatch.setattr(sparse_conv, "_measure", lambda *a: measured.append(a) or original(*a))
     draws = torch.get_rng_state()
     first = sparse_conv.limits(x, layer.weight, 1, 1)
     assert torch.equal(torch.get_rng_state(), draws)
     assert all(0 <= limit <= 1 for limit in first) and len(measured) == 1
-    sparse_conv._limits.cache_clear()
+    forget()
     assert sparse_conv.limits(x, layer.weight, 1, 1) == first and len(measured) == 1
 
     (file,) = tmp_path.glob("snn_repro/*.json")
     (key,) = json.loads(file.read_text())
     file.write_text(json.dumps({key: [0.25, 0.5]}))
-    sparse_conv._limits.cache_clear()
+    forget()
     assert sparse_conv.limits(x, layer.weight, 1, 1) == (0.25, 0.5)
     file.write_text("{damaged")
-    sparse_conv._limits.cache_clear()
+    forget()
     sparse_conv.limits(x, layer.weight, 1, 1)
     assert len(measured) == 2
-    sparse_conv._limits.cache_clear()
+    forget()
 
 
 def test_an_unwritable_cache_folder_is_no_obstacle(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     layer, x = layer_and_input()
-    sparse_conv._limits.cache_clear()
+    forget()
     assert len(sparse_conv.limits(x, layer.weight, 1, 1)) == 2
-    sparse_conv._limits.cache_clear()
+    forget()
 
 
 def test_a_wrong_backend_is_named():
     with pytest.raises(UserError, match="model.conv_backend='sparce' is not one of.*did you mean 'sparse'"):
-        sparse_conv.set_backend(nn.Identity(), "sparce")
+        set_backend(nn.Identity(), "sparce")

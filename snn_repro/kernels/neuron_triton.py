@@ -1,6 +1,6 @@
 """The fused layer in Triton, for CUDA: one kernel forward and one backward, the gradient of IMP summed inside.
 
-As in `cpu.py`, memory is [T, B, M], the backward pass recomputes the potentials from x, and a program takes a block of
+As in `neuron_cpu.py`, memory is [T, B, M], the backward pass recomputes the potentials from x, and a program takes a block of
 neurons (M) for a group of samples (B). Without a GPU the kernels run, slowly, on CPU tensors in Triton's interpreter
 (environment variable TRITON_INTERPRET=1, before the first import).
 """
@@ -11,18 +11,17 @@ import torch
 import triton
 import triton.language as tl
 
+from snn_repro.kernels import CHARGES, SLOPES, Law
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
 
-_FAMILIES = {"if": 0, "lif": 1, "leaky": 2}
-_SURROGATES = {"atan": 0, "sigmoid": 1, "triangle": 2}
-
 
 @triton.jit
-def _charge(v, x, leak, FAMILY: tl.constexpr):
-    if FAMILY == 0:
+def _charge(v, x, leak, CHARGE: tl.constexpr):
+    if CHARGE == 0:
         h = v + x
-    elif FAMILY == 1:
+    elif CHARGE == 1:
         h = v + tl.div_rn(x - v, leak)
     else:
         h = leak * v + x
@@ -49,11 +48,11 @@ def _reset(h, s, v_threshold, v_reset, HARD: tl.constexpr):
 
 
 @triton.jit
-def _slope(z, width, SURROGATE: tl.constexpr):
-    if SURROGATE == 0:
+def _slope(z, width, SLOPE: tl.constexpr):
+    if SLOPE == 0:
         c = 1.5707963267948966 * width * z
         d = width / 2 / (1 + c * c)
-    elif SURROGATE == 1:
+    elif SLOPE == 1:
         e = tl.exp(-tl.abs(width * z))
         d = width * e / ((1 + e) * (1 + e))
     else:
@@ -73,7 +72,7 @@ def _initial(v0, v0_b, at, inside, b, BLOCK: tl.constexpr, HAS_V0: tl.constexpr)
 @triton.jit
 def _forward(
     x, x_t, x_b, v0, v0_b, s, v_last, batch, size, group, v_threshold, v_reset, leak, width,
-    STEPS: tl.constexpr, FAMILY: tl.constexpr, HARD: tl.constexpr, STRICT: tl.constexpr, HAS_V0: tl.constexpr,
+    STEPS: tl.constexpr, CHARGE: tl.constexpr, HARD: tl.constexpr, STRICT: tl.constexpr, HAS_V0: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -83,7 +82,7 @@ def _forward(
         v = _initial(v0, v0_b, at, inside, b, BLOCK, HAS_V0)
         for t in tl.static_range(STEPS):
             x_t_b = tl.load(x + t * x_t + b * x_b + at, mask=inside, other=0.0).to(tl.float32)
-            h = _charge(v, x_t_b, leak, FAMILY)
+            h = _charge(v, x_t_b, leak, CHARGE)
             spike = _spike(h, v_threshold, STRICT)
             v = _reset(h, spike, v_threshold, v_reset, HARD)
             tl.store(s + (t * batch + b) * size + at, spike.to(s.dtype.element_ty), mask=inside)
@@ -93,8 +92,8 @@ def _forward(
 @triton.jit
 def _backward(
     x, x_t, x_b, v0, v0_b, gs, gs_t, gs_b, gv_last, gx, gv0, batch, size, group, v_threshold, v_reset, leak, width,
-    STEPS: tl.constexpr, FAMILY: tl.constexpr, HARD: tl.constexpr, STRICT: tl.constexpr, DETACH: tl.constexpr,
-    SURROGATE: tl.constexpr, HAS_V0: tl.constexpr, HAS_GV_LAST: tl.constexpr, NEEDS_V0: tl.constexpr,
+    STEPS: tl.constexpr, CHARGE: tl.constexpr, HARD: tl.constexpr, STRICT: tl.constexpr, DETACH: tl.constexpr,
+    SLOPE: tl.constexpr, HAS_V0: tl.constexpr, HAS_GV_LAST: tl.constexpr, NEEDS_V0: tl.constexpr,
     SHARED_V0: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -106,7 +105,7 @@ def _backward(
         potentials = ()  # of every step; they stay in registers
         for t in tl.static_range(STEPS):
             x_t_b = tl.load(x + t * x_t + b * x_b + at, mask=inside, other=0.0).to(tl.float32)
-            h = _charge(v, x_t_b, leak, FAMILY)
+            h = _charge(v, x_t_b, leak, CHARGE)
             v = _reset(h, _spike(h, v_threshold, STRICT), v_threshold, v_reset, HARD)
             potentials = potentials + (h,)
         if HAS_GV_LAST:
@@ -116,7 +115,7 @@ def _backward(
         for i in tl.static_range(STEPS):
             h = potentials[STEPS - 1 - i]
             g = tl.load(gs + (STEPS - 1 - i) * gs_t + b * gs_b + at, mask=inside, other=0.0).to(tl.float32)
-            slope = _slope(h - v_threshold, width, SURROGATE)
+            slope = _slope(h - v_threshold, width, SLOPE)
             if HARD:
                 if not DETACH:
                     g += gv * (v_reset - h)
@@ -125,10 +124,10 @@ def _backward(
                 if not DETACH:
                     g -= v_threshold * gv
                 gh = gv + g * slope
-            if FAMILY == 0:
+            if CHARGE == 0:
                 gi = gh
                 gv = gh
-            elif FAMILY == 1:
+            elif CHARGE == 1:
                 gi = gh / leak
                 gv = gh - gi
             else:
@@ -157,34 +156,31 @@ def _cut(shape, shared: bool) -> tuple[int, int, int]:
 _EXACT = {} if INTERPRETED else {"enable_fp_fusion": False}
 
 
-def forward(x, v0, v0_stride, s, v_last, shape, family, strict, v_threshold, v_reset, leak) -> None:
-    """Fill s [T, B, ...] and v_last [B, ...]; the arguments are those of `fused.py`."""
+def forward(x, v0, v0_stride, s, v_last, shape, law: Law, norm) -> None:
+    """Fill s [T, B, ...] and v_last [B, ...]; the arguments are those of `neuron.py`, without a norm."""
     steps, batch, size = shape
     block, group, groups = _cut(shape, shared=False)
     _forward[(triton.cdiv(size, block), groups)](
         x, x.stride(0), x.stride(1), v0, max(v0_stride, 0), s, v_last, batch, size, group,
-        v_threshold, v_reset or 0.0, leak, 0.0,
-        STEPS=steps, FAMILY=_FAMILIES[family], HARD=v_reset is not None, STRICT=strict, HAS_V0=v0 is not None,
+        law.v_threshold, law.v_reset or 0.0, law.leak, 0.0,
+        STEPS=steps, CHARGE=CHARGES.index(law.charge), HARD=law.v_reset is not None, STRICT=law.strict, HAS_V0=v0 is not None,
         BLOCK=block, **_EXACT,
     )  # fmt: skip
 
 
-def backward(
-    gs, gv_last, x, v0, v0_stride, gx, gv0, shape,
-    family, surrogate, width, strict, v_threshold, v_reset, detach_reset, leak,
-) -> None:  # fmt: skip
-    """Fill gx [T, B, ...] and gv0 (unless it is empty); the arguments are those of `fused.py`."""
+def backward(gs, gv_last, x, v0, v0_stride, gx, gv0, shape, law: Law, norm, of_input, gnorm) -> None:
+    """Fill gx [T, B, ...] and gv0 (unless it is None); the arguments are those of `neuron.py`, without a norm."""
     steps, batch, size = shape
-    needs_v0, shared = gv0.numel() > 0, v0_stride == 0
+    needs_v0, shared = gv0 is not None, v0_stride == 0
     block, group, groups = _cut(shape, needs_v0 and shared)
     sums = gv0
     if needs_v0 and shared and groups > 1:
         sums = torch.empty(groups, size, dtype=torch.float32, device=x.device)
     _backward[(triton.cdiv(size, block), groups)](
         x, x.stride(0), x.stride(1), v0, max(v0_stride, 0), gs, gs.stride(0), gs.stride(1), gv_last, gx, sums,
-        batch, size, group, v_threshold, v_reset or 0.0, leak, width,
-        STEPS=steps, FAMILY=_FAMILIES[family], HARD=v_reset is not None, STRICT=strict, DETACH=detach_reset,
-        SURROGATE=_SURROGATES[surrogate], HAS_V0=v0 is not None, HAS_GV_LAST=gv_last is not None, NEEDS_V0=needs_v0,
+        batch, size, group, law.v_threshold, law.v_reset or 0.0, law.leak, law.width,
+        STEPS=steps, CHARGE=CHARGES.index(law.charge), HARD=law.v_reset is not None, STRICT=law.strict, DETACH=law.detach,
+        SLOPE=SLOPES.index(law.slope), HAS_V0=v0 is not None, HAS_GV_LAST=gv_last is not None, NEEDS_V0=needs_v0,
         SHARED_V0=shared, BLOCK=block, **_EXACT,
     )  # fmt: skip
     if sums is not gv0:

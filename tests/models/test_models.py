@@ -18,7 +18,7 @@ from snn_repro.models.norms import NORMS
 from snn_repro.models.pooling import AvgPool2d
 from snn_repro.neurons import firing_rates
 
-GOLDEN_DIR = Path(__file__).parent / "golden"
+GOLDEN_DIR = Path(__file__).parents[1] / "golden"
 ARCHITECTURES = json.loads((GOLDEN_DIR / "architectures.json").read_text())["architectures"]
 NETWORKS = json.loads((GOLDEN_DIR / "networks.json").read_text())["networks"]
 IF_IMP = {"name": "if", "imp": True}

@@ -1,0 +1,68 @@
+"""The one way to compile a loop by numba, and where compiled loops are kept.
+
+They lie in a folder of the user's cache that is named by the sources of all kernels, numba's version and the processor, so that
+no loop outlives a change of a piece that it uses. Importing this module costs nothing; the first `compiled` imports numba.
+"""
+
+import hashlib
+import inspect
+import os
+import tempfile
+import threading
+from functools import cache
+from pathlib import Path
+
+_lock = threading.Lock()
+
+
+def compiled(function, **options):
+    """`function`, compiled at its first call and kept on disk where the user's cache folder can be written.
+
+    options are njit's; the loops hold no lock (nogil) and divide by zero as numpy does unless they say otherwise.
+    """
+    from numba import njit
+    from numba.core import config
+
+    options = {"nogil": True, "error_model": "numpy", **options}
+    folder = _folder(inspect.getsourcefile(function), config.CACHE_DIR)
+    if folder is None:
+        return njit(function, **options)
+    with _lock:  # numba's own setting serves these lines alone: what else the user compiles lies where it did
+        before, config.CACHE_DIR = config.CACHE_DIR, folder
+        try:
+            return njit(function, cache=True, **options)
+        finally:
+            config.CACHE_DIR = before
+
+
+def user_cache() -> Path:
+    """The user's cache folder of this package. Raises RuntimeError where there is no home."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snn_repro"
+
+
+@cache
+def fingerprint(*files: Path) -> str:
+    """Of the kernels' sources and `files`, numba's version and the processor."""
+    import llvmlite
+    import numba
+    from llvmlite import binding
+
+    processor = binding.get_host_cpu_name() + binding.get_host_cpu_features().flatten()
+    digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {processor}".encode())
+    for path in (*sorted(Path(__file__).parent.glob("*.py")), *files):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def _folder(source: str, chosen: str) -> str | None:
+    """Where the compiled loops of a source file lie, `chosen` (NUMBA_CACHE_DIR) before the user's cache; None: nowhere."""
+    path = Path(source)
+    try:
+        name = fingerprint(*([] if path.parent == Path(__file__).parent else [path]))
+        folder = Path(chosen or user_cache()) / f"compiled-{name}"
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, RuntimeError):
+        return None
+    return str(folder)

@@ -1,0 +1,382 @@
+"""The fused layer, a spiking layer with or without the norm before it, as one PyTorch operator: autograd, autocast,
+checkpointing and torch.compile see a single call.
+
+`snn_repro::neuron` runs `neuron_cpu.py` or `neuron_triton.py` (outside of torch.compile and the like without the dispatcher's
+detour through Python, which takes longer than a small layer); both see memory as [T, B, M] with the M neurons of a sample side
+by side, in whatever order x has them (so channels-last stays channels-last), and any stride over T and B (so an input
+repeated over T by `expand` is never copied). For the backward pass x alone is saved, beside one initial potential and the
+norm's numbers by channel: norm and neuron apart save two tensors of x's size.
+"""
+
+import math
+from functools import cache, lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from snn_repro.errors import UserError
+from snn_repro.kernels import Affine, Law
+
+
+def update(
+    x: Tensor, v0: Tensor | None, law: Law, backend: str, norm: Affine | None = None, timesteps: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """All time steps in one pass: spikes [T, B, ...] in x's dtype, last potential [B, ...] in float32.
+
+    x [T, B, ...] float32 or bfloat16 (triton: float16 as well), with `norm` what `choose` lets through, then perhaps [1, B, ...]
+    for an input that is the same at all `timesteps`; v0 broadcastable to [B, ...] or None for 0; backend "cpu" or "triton".
+    Raises UserError where the norm's te has another number of time steps.
+    """
+    if v0 is not None:
+        v0 = v0.to(torch.float32)
+        if v0.shape != x.shape[2:]:
+            v0 = v0.expand(x.shape[1:])
+    timesteps, eps, numbers = timesteps or x.shape[0], 0.0, ()
+    if norm is not None:
+        *numbers, eps, learn = norm
+        if norm.te is not None and norm.te.numel() != timesteps:
+            raise UserError(
+                f"The norm has factors for {norm.te.numel()} time steps and its input {timesteps}; "
+                "use the same timesteps or model.norm=bn."
+            )
+    settings = (eps, timesteps, backend, law)
+    if not _eager(x):
+        s, v, *moments = torch.ops.snn_repro.neuron(x, v0, *(numbers or [None] * 5), *settings[:3], *law)
+    elif torch.is_grad_enabled() and (norm is not None or x.requires_grad or (v0 is not None and v0.requires_grad)):
+        s, v, *moments = _Layer.apply(x, v0, settings, *numbers)
+    else:
+        s, v, *moments = _neuron(x, v0, settings, *numbers)
+    if norm is not None and learn is not None:
+        learn(*moments, x.numel() // x.shape[2])
+    return s, v
+
+
+def _eager(x: Tensor) -> bool:
+    """Whether x is an ordinary tensor that nobody traces or counts, and its memory holds its values."""
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        return False
+    return type(x) in (Tensor, nn.Parameter) and not x.is_neg()
+
+
+# ---------------------------------------------------------------- memory
+
+
+class Layout(NamedTuple):
+    """How an input [T, B, ...] lies in memory, and with it what is computed from it."""
+
+    strides: list[int]  # of a dense tensor [T, B, ...] whose samples have the input's order
+    shape: tuple[int, int, int]  # T, B and the neurons of a sample
+
+
+def _layout(shape, stride) -> Layout | None:
+    """None if one sample's values do not lie side by side."""
+    order = sorted(range(2, len(shape)), key=lambda i: -stride[i])  # stable: axes of size 1 keep their place
+    strides = _strides(shape, order)
+    if not _agree(shape[2:], stride[2:], strides[2:]):
+        return None
+    return Layout(strides, (shape[0], shape[1], math.prod(shape[2:])))
+
+
+_cached_layout = lru_cache(1024)(_layout)
+
+
+def _strides(shape, order: list[int]) -> list[int]:
+    """Strides of a dense tensor of this shape whose trailing axes lie in the given order."""
+    strides, step = [0] * len(shape), 1
+    for i in (*reversed(order), *reversed(range(len(shape) - len(order)))):
+        strides[i] = step
+        step *= shape[i]
+    return strides
+
+
+def _agree(shape, stride, wanted) -> bool:
+    """Whether two strides name the same addresses: that of an axis of size 1 has no meaning."""
+    return all(n == 1 or a == b for n, a, b in zip(shape, stride, wanted, strict=True))
+
+
+def arrange(x: Tensor, layout=_cached_layout) -> tuple[Tensor, Layout]:
+    """x, copied only if its samples are not dense, and its layout."""
+    found = layout(x.shape, x.stride())
+    if found is None:
+        x = x.contiguous()
+        found = layout(x.shape, x.stride())
+    return x, found
+
+
+def like(x: Tensor, layout: Layout, lead: int = 0, dtype=None) -> Tensor:
+    """An uninitialised dense tensor of x's axes from `lead` on, whose samples lie in memory in x's order."""
+    return torch.empty_strided(x.shape[lead:], layout.strides[lead:], dtype=dtype or x.dtype, device=x.device)
+
+
+def in_order(x: Tensor, layout: Layout) -> Tensor:
+    """x [T, B, ...] itself if its samples lie in memory in the layout's order, else a copy that does."""
+    if _agree(x.shape[2:], x.stride()[2:], layout.strides[2:]):
+        return x
+    return like(x, layout).copy_(x)
+
+
+def _repeated(x: Tensor, timesteps: int) -> Tensor:
+    return x.expand(timesteps, *x.shape[1:]) if x.shape[0] < timesteps else x
+
+
+def initial(v0: Tensor | None, layout: Layout) -> tuple[Tensor | None, int]:
+    """The initial potential in the layout's order, and its stride over samples: 0 shared by all, -1 if there is none."""
+    if v0 is None:
+        return None, -1
+    lead = len(layout.strides) - v0.dim()
+    if _agree(v0.shape, v0.stride(), layout.strides[lead:]):
+        dense = v0
+    else:
+        dense = torch.empty_strided(v0.shape, layout.strides[lead:], dtype=v0.dtype, device=v0.device).copy_(v0)
+    return dense, 0 if lead == 2 else layout.shape[2]
+
+
+# ---------------------------------------------------------------- the operator
+
+# Defined by schema and not by the decorator `custom_op`, which imports torch's compiler at the first call: a second.
+_ARGUMENTS = (
+    "Tensor x, Tensor? v0, Tensor? weight, Tensor? bias, Tensor? te, Tensor? mean, Tensor? var, float eps, int timesteps, "
+    "str backend, str charge, float leak, str slope, float width, bool strict, float v_threshold, float? v_reset, bool detach"
+)
+torch.library.define("snn_repro::neuron", f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)")
+torch.library.define(
+    "snn_repro::neuron_backward",
+    f"(Tensor gs, Tensor? gv_last, bool needs_v0, bool of_input, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+def _neuron(x, v0, settings, weight=None, bias=None, te=None, mean=None, var=None):
+    """x [T, B, ...], v0 [...] or [B, ...] float32 -> spikes [T, B, ...], last potential [B, ...] float32; and with a norm its
+    mean and var [C], those of x where none were given.
+    """
+    eps, timesteps, backend, law = settings
+    x, layout = arrange(_repeated(x, timesteps))
+    s, v_last = like(x, layout), like(x, layout, 1, torch.float32)
+    norm = None
+    if weight is not None:
+        if mean is None:
+            mean, var = _moments(x, weight)
+        else:
+            mean, var = mean.clone(), var.clone()  # an operator must not hand its inputs back
+        norm = _norm(weight, bias, te, mean, var, eps)
+    if x.numel():
+        v0, v0_stride = initial(v0, layout)
+        run = _cpu_forward if backend == "cpu" else _triton().forward
+        run(x, v0, v0_stride, s, v_last, layout.shape, law, norm)
+    return (s, v_last) if norm is None else (s, v_last, mean, var)
+
+
+def _neuron_backward(
+    gs, gv_last, needs_v0, of_input, x, v0, settings, weight=None, bias=None, te=None, mean=None, var=None
+):  # fmt: skip
+    """Gradients of x and v0, and with a norm of weight, bias and te, from those of the spikes and of the last potential.
+
+    None where there is none. of_input: mean and var were those of x, and their gradients reach it.
+    """
+    eps, timesteps, backend, law = settings
+    one, (x, layout) = x, arrange(_repeated(x, timesteps))
+    gs = in_order(gs.to(x.dtype), layout)
+    if gv_last is not None:
+        gv_last, _ = initial(gv_last, layout)
+    gx, gv0 = like(one, layout), like(x, layout, x.dim() - v0.dim(), torch.float32) if needs_v0 else None
+    norm, gnorm = None, ()
+    if weight is not None:
+        norm = _norm(weight, bias, te, mean, var, eps)
+        gnorm = [None if a is None else torch.empty_like(a) for a in (weight, bias, te)]
+    if not x.numel():
+        return gx, None if gv0 is None else gv0.zero_(), *gnorm
+    v0, v0_stride = initial(v0, layout)
+    if norm is not None and v0_stride != 0 and gs.stride(1) != layout.shape[2]:
+        gs = like(gs, layout).copy_(gs)  # sums by channel take all samples of a step as one long one
+    run = _cpu_backward if backend == "cpu" else _triton().backward
+    run(gs, gv_last, x, v0, v0_stride, gx, gv0, layout.shape, law, norm, of_input, gnorm)
+    return gx, gv0, *gnorm
+
+
+def _filled(x: Tensor, n: int, found) -> tuple[Tensor, ...]:
+    """The n results of an operator, which cannot be None: empty tensors there."""
+    found = (*found, *[None] * (n - len(found)))
+    return tuple(x.new_empty(0, dtype=torch.float32) if a is None else a for a in found)
+
+
+@torch.library.impl("snn_repro::neuron", ("cpu", "cuda"))
+def _(x, v0, *rest):
+    settings = (*rest[5:8], Law(*rest[8:]))
+    return _filled(x, 4, _neuron(x.detach(), v0, settings, *rest[:5]))
+
+
+@torch.library.impl("snn_repro::neuron_backward", ("cpu", "cuda"))
+def _(gs, gv_last, needs_v0, of_input, x, v0, *rest):
+    settings = (*rest[5:8], Law(*rest[8:]))
+    return _filled(gs, 5, _neuron_backward(gs.detach(), gv_last, needs_v0, of_input, x, v0, settings, *rest[:5]))
+
+
+@torch.library.register_fake("snn_repro::neuron")
+def _(x, v0, weight, bias, te, mean, var, eps, timesteps, *settings):
+    x, layout = arrange(_repeated(x, timesteps), _layout)
+    moments = [] if weight is None else [torch.empty_like(weight) for _ in range(2)]
+    return _filled(x, 4, (like(x, layout), like(x, layout, 1, torch.float32), *moments))
+
+
+@torch.library.register_fake("snn_repro::neuron_backward")
+def _(gs, gv_last, needs_v0, of_input, x, v0, weight, bias, te, *settings):
+    x, layout = arrange(x, _layout)
+    gv0 = like(x, layout, x.dim() - v0.dim(), torch.float32) if needs_v0 else None
+    return _filled(
+        x, 5, (like(x, layout), gv0, *(None if a is None else torch.empty_like(a) for a in (weight, bias, te)))
+    )
+
+
+def _setup(ctx, inputs, output) -> None:
+    """Of the operator, which has its norm, or none, and its law among its arguments."""
+    numbers = inputs[2:7] if inputs[2] is not None else ()
+    _remember(ctx, *inputs[:2], (*inputs[7:10], Law(*inputs[10:])), numbers, output)
+    ctx.mark_non_differentiable(*output[2:])
+
+
+def _remember(ctx, x, v0, settings, numbers, output) -> None:
+    ctx.settings, ctx.normed = settings, bool(numbers)
+    if numbers:
+        ctx.of_input = numbers[3] is None
+        ctx.save_for_backward(x, v0, *numbers[:3], *output[2:])
+        ctx.mark_non_differentiable(*output[2:])
+    else:
+        ctx.of_input = False
+        ctx.save_for_backward(x, v0)
+    ctx.set_materialize_grads(False)  # the last potential rarely has a gradient
+
+
+def _differentiate(ctx, gs, gv_last, *_):
+    found = _gradients(ctx, gs, gv_last)
+    return *found, *[None] * (18 - len(found))
+
+
+def _gradients(ctx, gs, gv_last) -> tuple[Tensor | None, ...]:
+    """Those of x and v0, and with a norm of weight, bias and te."""
+    x, v0, *numbers = ctx.saved_tensors
+    if gs is None:
+        gs = torch.zeros((), dtype=x.dtype, device=x.device).expand(ctx.settings[1], *x.shape[1:])
+    needs_v0 = ctx.needs_input_grad[1]
+    before = gs, gv_last, needs_v0, ctx.of_input, x, v0
+    if _eager(gs) and not torch.is_grad_enabled():  # enabled: someone may ask for a second derivative
+        return _neuron_backward(*before, ctx.settings, *numbers)
+    found = torch.ops.snn_repro.neuron_backward(*before, *(numbers or [None] * 5), *ctx.settings[:3], *ctx.settings[3])
+    there = (True, needs_v0, True, True, ctx.normed and numbers[2] is not None)[: 5 if ctx.normed else 2]
+    return tuple(g if is_there else None for g, is_there in zip(found, there, strict=False))
+
+
+def _differentiate_twice(ctx, *grads):
+    raise UserError("The fused spiking layer has no second derivative; use neuron.backend=torch for one.")
+
+
+torch.library.register_autograd("snn_repro::neuron", _differentiate, setup_context=_setup)
+torch.library.register_autograd("snn_repro::neuron_backward", _differentiate_twice)
+
+
+class _Layer(torch.autograd.Function):
+    """The operator with its gradient, for `_eager` tensors."""
+
+    @staticmethod
+    def forward(ctx, x, v0, settings, *numbers):
+        output = _neuron(x, v0, settings, *numbers)
+        _remember(ctx, x, v0, settings, numbers, output)
+        return output
+
+    @staticmethod
+    def backward(ctx, gs, gv_last, *_):
+        gx, gv0, *gnorm = _gradients(ctx, gs, gv_last)
+        return gx, gv0, None, *gnorm, *([None, None] if ctx.normed else [])
+
+
+# ---------------------------------------------------------------- the CPU
+
+
+def _merged(shape, v0_stride: int, *tensors: Tensor) -> tuple[tuple[int, int, int], list[tuple[int, int]]]:
+    """Without a shared v0, samples that follow one another in memory are one long sample: fewer, longer loops."""
+    steps, batch, size = shape
+    strides = [x.stride()[:2] for x in tensors]
+    if v0_stride != 0 and all(b == size or batch == 1 for _, b in strides):
+        return (steps, 1, batch * size), strides
+    return shape, strides
+
+
+def _pointer(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _kind(x: Tensor, law: Law, norm):
+    return _cpu().Kind(law.charge, law.v_reset is not None, law.strict, x.dtype == torch.bfloat16, norm is not None)
+
+
+def _cpu_forward(x, v0, v0_stride, s, v_last, shape, law: Law, norm) -> None:
+    shape, (strides,) = _merged(shape, v0_stride, x)
+    tables = _cpu().NO_TABLES if norm is None else _norm_cpu().tables(norm, shape[0])
+    _cpu().forward(
+        _kind(x, law, norm), x.data_ptr(), strides, tables, _pointer(v0), v0_stride, s.data_ptr(), v_last.data_ptr(), shape,
+        (law.v_threshold, law.v_reset or 0.0, law.leak), torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def _cpu_backward(gs, gv_last, x, v0, v0_stride, gx, gv0, shape, law: Law, norm, of_input, gnorm) -> None:
+    shape, (strides, gs_strides) = _merged(shape, v0_stride, x, gs)
+    tables = _cpu().NO_TABLES if norm is None else _norm_cpu().tables(norm, shape[0])
+    threads = torch.get_num_threads()
+    sums = _cpu().backward(
+        _kind(x, law, norm), law.detach, law.slope, x.data_ptr(), strides, tables, _pointer(v0), v0_stride, gs.data_ptr(),
+        gs_strides, _pointer(gv_last), gx.data_ptr(), shape[1] * shape[2] if gx.shape[0] == shape[0] else 0, _pointer(gv0), shape,
+        (law.v_threshold, law.v_reset or 0.0, law.leak, law.width), threads,
+    )  # fmt: skip
+    if norm is not None:
+        gweight, gbias, gte = (a.numpy() for a in (*gnorm[:2], gx.new_empty(0) if gnorm[2] is None else gnorm[2]))
+        _norm_cpu().gradients(
+            sums, norm, of_input, x.data_ptr(), gx.data_ptr(), gx.numel(), gweight, gbias, gte, threads
+        )
+
+
+def _moments(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (over n) [C] of x [T, B, C, H, W], in channels-last order and perhaps one step for all."""
+    x = x.detach()[:1] if x.stride(0) == 0 else x.detach()
+    mean, var = torch.empty_like(weight), torch.empty_like(weight)
+    values = x.as_strided((x.numel(),), (1,)).numpy()
+    _norm_cpu().moments(values, mean.detach().numpy(), var.detach().numpy(), torch.get_num_threads())
+    return mean, var
+
+
+def _norm(weight, bias, te, mean, var, eps):
+    te = weight.new_empty(0) if te is None else te
+    return _norm_cpu().Parameters(*(a.detach().numpy() for a in (weight, bias, te, mean, var)), eps)
+
+
+def rehearse(*case) -> None:
+    """Run the loops of a case (a law, dtype, whether normed, whether backward too) once, on one neuron."""
+    *law, dtype, normed, backward = case
+    x = torch.zeros(1, 1, 1, 1, 2, dtype=dtype)
+    numbers = (torch.ones(1), torch.ones(1), None, None, None) if normed else ()
+    settings = (1.0, 1, "cpu", Law(*law))
+    with torch.no_grad():
+        s, v, *moments = _neuron(x, None, settings, *numbers)
+        if backward:
+            _neuron_backward(s, v, False, True, x, None, settings, *numbers[:3], *moments)
+
+
+@cache
+def _cpu():
+    from snn_repro.kernels import neuron_cpu
+
+    return neuron_cpu
+
+
+@cache
+def _norm_cpu():
+    from snn_repro.kernels import norm_cpu
+
+    return norm_cpu
+
+
+@cache
+def _triton():
+    from snn_repro.kernels import neuron_triton
+
+    return neuron_triton

@@ -1,0 +1,205 @@
+"""The door of the kernels: who computes a layer, what happens where nothing can be compiled, where compiled loops lie."""
+
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from snn_repro import kernels
+from snn_repro.errors import UserError
+from snn_repro.kernels import compiled, conv, conv_cpu, neuron_cpu
+from snn_repro.models import build_model
+from snn_repro.neurons import build_neuron
+
+SMALL = dict(num_classes=10, input_shape=(1, 8, 8), timesteps=4)
+
+
+@pytest.fixture
+def untried(monkeypatch):
+    """As in a process that has compiled nothing yet."""
+    monkeypatch.setattr(kernels, "_tried", {})
+    monkeypatch.setattr(kernels, "_reason", None)
+
+
+def raising(*args):
+    raise RuntimeError("LLVM ERROR: unknown\n  processor")
+
+
+def losses(steps=3, **options):
+    torch.manual_seed(0)
+    model = build_model("small", **{**SMALL, "neuron": {"name": "if", "imp": True}, **options})
+    optimizer, found = torch.optim.SGD(model.parameters(), lr=0.1), []
+    for _ in range(steps):
+        loss = model(torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))).logsumexp(-1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return found
+
+
+@pytest.mark.parametrize("loop", ["_forward", "_backward"])
+def test_without_a_compiler_the_reference_computes_and_one_warning_says_so(untried, monkeypatch, loop):
+    """A backward loop that does not compile is noticed before the forward pass that would need it."""
+    wanted = losses(kernels="off")
+    monkeypatch.setattr(neuron_cpu, loop, raising)
+    with pytest.warns(
+        RuntimeWarning, match="numba cannot compile .*LLVM ERROR: unknown processor.*PyTorch computes"
+    ) as said:
+        assert losses() == wanted
+        assert losses() == wanted
+    assert len([w for w in said if w.category is RuntimeWarning]) == 1
+    assert kernels.resolve_backend("auto", "cpu") == "torch" and "LLVM" in kernels.broken()
+    with pytest.raises(UserError, match="needs numba, which fails here .*LLVM ERROR"):
+        build_neuron("if", backend="cpu")(torch.ones(2, 1, 3))
+
+
+def test_an_evaluation_needs_no_backward_loop(untried, monkeypatch):
+    monkeypatch.setattr(neuron_cpu, "_backward", raising)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build_neuron("if")(torch.ones(2, 1, 3))
+    assert kernels.broken() is None
+
+
+@pytest.mark.parametrize("loop", ["forward", "weight_gradient", "to_bytes"])
+def test_a_convolution_that_does_not_compile_is_torchs(untried, monkeypatch, loop):
+    torch.manual_seed(0)
+    layer, x = conv.Conv2d(32, 32, 3, padding=1), (torch.rand(16, 32, 16, 16) < 0.1).float()
+    (wanted,) = torch.autograd.grad(torch.nn.Conv2d.forward(layer, conv.channels_last(x)).square().sum(), layer.weight)
+    monkeypatch.setattr(conv_cpu, loop, raising)
+    with pytest.warns(RuntimeWarning, match="numba cannot compile"):
+        y = layer(x)
+    assert torch.equal(torch.autograd.grad(y.square().sum(), layer.weight)[0], wanted)
+    layer.backend = "sparse"
+    with pytest.raises(UserError, match="needs numba"):
+        layer(x)
+
+
+@pytest.mark.parametrize("word", ["auto", "off"])
+def test_without_numba_a_network_trains(word):
+    """An install whose numba cannot be imported: `off` never asks for it, `auto` says one sentence."""
+    code = f"""
+import sys, warnings
+sys.modules["numba"] = None
+import torch
+from snn_repro.models import build_model
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    model = build_model("vgg48", num_classes=10, input_shape=(2, 48, 48), timesteps=2, neuron={{"name": "leaky"}}, kernels={word!r})
+    for _ in range(2):
+        model((torch.rand(2, 1, 2, 48, 48) < 0.1).float()).sum().backward()
+said = [str(w.message) for w in said if w.category is RuntimeWarning]
+assert len(said) == {int(word == "auto")} and all("ModuleNotFoundError" in s for s in said), said
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_off_is_the_reference_everywhere():
+    """Bit for bit the backends by their own names, and no operator of ours is called."""
+    by_name = losses(conv_backend="dense", neuron={"name": "if", "imp": True, "backend": "torch"})
+    assert losses(kernels="off") == by_name
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Names(TorchDispatchMode):
+        seen = set()
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.seen.add(function.name())
+            return function(*args, **(kwargs or {}))
+
+    model = build_model(
+        "vgg128", num_classes=10, input_shape=(2, 32, 32), timesteps=2, neuron={"name": "lif"}, kernels="off"
+    )
+    with Names() as mode:
+        model(torch.rand(2, 2, 2, 32, 32)).sum().backward()
+    assert mode.seen and not [name for name in mode.seen if "snn_repro" in name]
+
+
+@pytest.mark.parametrize("word", kernels.KERNELS)
+def test_one_word_chooses_for_a_whole_network(word):
+    model = build_model("small", **SMALL, neuron={"name": "if"}, kernels=word)
+    spiking, convolutions = kernels.KERNELS[word]
+    assert {m.backend for m in model.modules() if hasattr(m, "law")} == {spiking}
+    assert {m.backend for m in model.modules() if isinstance(m, conv.Conv2d)} == {convolutions}
+    with kernels.off(model):
+        assert {m.backend for m in model.modules() if hasattr(m, "backend")} == {"torch"}
+    assert {m.backend for m in model.modules() if isinstance(m, conv.Conv2d)} == {convolutions}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(kernels="of"), "kernels='of' is not one of auto, off, .*did you mean 'off'"),
+        (dict(kernels="off", conv_backend="sparse"), "kernels=off and conv_backend=sparse both say who computes"),
+        (dict(kernels="off", neuron={"name": "if", "backend": "cpu"}), "kernels=off and neuron.backend=cpu both say"),
+        (dict(kernels="spikingjelly", neuron={"name": "leaky"}), "spikingjelly fires at h >= V_th only"),
+    ],
+)
+def test_words_that_cannot_be(given, message):
+    with pytest.raises(UserError, match=message):
+        build_model("small", **{**SMALL, "neuron": {"name": "if"}, **given})
+
+
+def test_the_key_chooses_for_a_run_and_is_no_part_of_its_hash():
+    from snn_repro.config import config_hash, load_config
+    from snn_repro.train import backends, neuron_backend
+
+    plain, off = load_config([]), load_config(["kernels=off"])
+    assert config_hash(plain) == config_hash(off)
+    assert backends(plain) == ("auto", "auto") and neuron_backend(off, torch.device("cpu")) == "torch"
+
+
+# where compiled loops lie
+
+
+def test_a_changed_piece_is_compiled_anew(tmp_path, monkeypatch):
+    """The folder's name changes with any source of the kernels, so a loop never runs with an old piece in it."""
+    for path in Path(compiled.__file__).parent.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    monkeypatch.setattr(compiled, "__file__", str(tmp_path / "compiled.py"))
+    names = []
+    for changed in ("", "lanes.py", "neuron_cpu.py"):
+        if changed:
+            with open(tmp_path / changed, "a") as file:
+                file.write("# changed\n")
+        names.append(compiled.fingerprint.__wrapped__())
+    assert len(set(names)) == 3 and names[-1] == compiled.fingerprint.__wrapped__()
+
+
+def test_loops_lie_in_the_users_cache_and_numbas_own_setting_stays(tmp_path):
+    """Loaded by the next process; what else the user compiles lies where it always did."""
+    code = """
+import sys
+from pathlib import Path
+import numba, torch
+from snn_repro.neurons import build_neuron
+before = numba.config.CACHE_DIR
+build_neuron("if")(torch.ones(2, 1, 3, requires_grad=True)).sum().backward()
+assert numba.config.CACHE_DIR == before == ""
+sys.path.insert(0, sys.argv[1])
+import theirs
+theirs.double(2)
+from snn_repro.kernels import neuron_cpu
+loops = [f(*case) for f, case in ((neuron_cpu._forward, [neuron_cpu.Kind("if", False, False, False, False)]),)]
+print(sum(sum(loop.stats.cache_hits.values()) for loop in loops))
+"""
+    (tmp_path / "theirs.py").write_text("import numba\n@numba.njit(cache=True)\ndef double(x):\n    return 2 * x\n")
+    cache = tmp_path / "cache"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
+    environment.pop("NUMBA_CACHE_DIR", None)
+    hits = [
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], env=environment, check=True, capture_output=True, text=True
+        ).stdout.strip()
+        for _ in range(2)
+    ]
+    assert hits == ["0", "1"]
+    (folder,) = (cache / "snn_repro").glob("compiled-*")
+    assert list(folder.rglob("neuron_cpu*.nbc")) and not list(folder.rglob("theirs*"))
+    assert list((tmp_path / "__pycache__").glob("theirs*.nbc"))
