@@ -307,16 +307,16 @@ def event_drop(events: Events, size: tuple[int, int]) -> Events:
     return Events(*(np.ascontiguousarray(kept[name]) for name in "txyp"))
 
 
-NDA_STRENGTH = {"ncaltech101": (3, 15.0)}  # (shift, degrees); all other data sets (5, 30)
+def frame_transforms(augment, num_classes: int, nda: tuple[int, float] = (5, 30.0)) -> list[BatchTransform]:
+    """The batch transforms for event frames that `augment` (the configuration's group) asks for, in order.
 
-
-def frame_transforms(augment, dataset: str, num_classes: int) -> list[BatchTransform]:
-    """The batch transforms for event frames that `augment` (the configuration's group) asks for, in order."""
+    nda: (shift, degrees) of NDA, a fact of each data set.
+    """
     chosen: list[BatchTransform] = _crop_and_flip(augment)
     if augment.event_policy:
         chosen.append(EventPolicy())
     if augment.nda:
-        chosen.append(NDA(*NDA_STRENGTH.get(dataset, (5, 30.0))))
+        chosen.append(NDA(*nda))
     return chosen + mix_transforms(augment, num_classes)
 
 
