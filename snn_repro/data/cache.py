@@ -149,7 +149,9 @@ def open_cache(settings: Settings, cache_dir: str | Path | None, data_dir: str |
     folder = Path(cache_dir) / settings.folder
     command = settings.command(data_dir, cache_dir)
     if not (folder / "manifest.json").is_file():
-        unfinished = " (an unfinished one is there: the command goes on with it)" if partial_folder(folder).exists() else ""
+        unfinished = (
+            " (an unfinished one is there: the command goes on with it)" if partial_folder(folder).exists() else ""
+        )
         raise UserError(f"no prepared frames at {folder}{unfinished}; run `{command}` once")
     rebuild = f"rebuild it with `{command} rebuild=true`"
     try:

@@ -109,7 +109,9 @@ def register(name: str) -> Callable[[type], type]:
 class ImageSet(DataSet):
     """Images that fit in memory, from a few files that `read` turns into arrays."""
 
-    statistics: tuple[list[float], list[float]]  # mean and standard deviation a channel of the training images, RGB order,
+    statistics: tuple[
+        list[float], list[float]
+    ]  # mean and standard deviation a channel of the training images, RGB order,
     # in the unit of the stored values
     split_id = "official"  # what the one split is called in results
     files: tuple[tuple[str, ...], ...] = ()  # the names that each file may have; a folder counts as one
@@ -152,7 +154,7 @@ class ImageSet(DataSet):
         return train, test
 
     def fingerprint(self, cfg: Config) -> dict[str, str]:
-        """"files", the SHA-256 of all images and labels."""
+        """ "files", the SHA-256 of all images and labels."""
         from snn_repro.data import images
 
         return {"files": images.digest(self, cfg)}
@@ -189,7 +191,7 @@ class ImageFolders(ImageSet):
         return images.parts_of_folders(self, cfg)
 
     def fingerprint(self, cfg: Config) -> dict[str, str]:
-        """"listing", of the names and sizes of all images, and "sample", of the contents of 64 of them."""
+        """ "listing", of the names and sizes of all images, and "sample", of the contents of 64 of them."""
         from snn_repro.data import images
 
         return images.fingerprint_of_folders(self, cfg)
@@ -296,7 +298,7 @@ class EventSet(DataSet):
         return cache.state(self, cfg)
 
     def fingerprint(self, cfg: Config) -> dict[str, str]:
-        """"prepared frames": the index of the cache, which holds a checksum of every row."""
+        """ "prepared frames": the index of the cache, which holds a checksum of every row."""
         from snn_repro.data import cache
 
         return cache.fingerprint(self, cfg)

@@ -213,7 +213,9 @@ def prepare(
 
     complete = ("frames.npy", "index.csv", "manifest.json")
     try:
-        if all((partial_folder(folder) / file).is_file() for file in complete):  # killed while it gave the folder its name
+        if all(
+            (partial_folder(folder) / file).is_file() for file in complete
+        ):  # killed while it gave the folder its name
             with _lock(partial_folder(folder)):
                 _publish(partial_folder(folder), folder)
     except FileNotFoundError:

@@ -257,5 +257,13 @@ def split_parts(
     """`make_split` with what the configuration says of the parts."""
     d = cfg.dataset
     return make_split(
-        d.name, train, test, labels, test_names, validation=d.validation, subset=d.train_subset, seed=d.split_seed, **options
+        d.name,
+        train,
+        test,
+        labels,
+        test_names,
+        validation=d.validation,
+        subset=d.train_subset,
+        seed=d.split_seed,
+        **options,
     )

@@ -49,7 +49,9 @@ class DVSGesture(EventSet):
         samples, problems, part_of = [], {}, {}
         for part, trials in zip(("train", "test"), LISTS, strict=True):
             if trials not in tables:
-                raise DataError(f"{trials} is missing: it belongs to the DvsGesture folder or archive and holds the split")
+                raise DataError(
+                    f"{trials} is missing: it belongs to the DvsGesture folder or archive and holds the split"
+                )
             if isinstance(tables[trials], DataError):
                 raise tables[trials]
             for file in dict.fromkeys(tables[trials].decode("utf-8", "replace").split()):
