@@ -169,13 +169,13 @@ def _stored(info: zipfile.ZipInfo) -> bool:
     return info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1
 
 
-class _Part(io.RawIOBase):
-    """`size` bytes of an open file from `start` on, as a file: an archive that lies uncompressed in another."""
+class Section(io.RawIOBase):
+    """`size` bytes of an open file from `start` on, as a file: what lies uncompressed in an archive. `close` closes both."""
 
-    def __init__(self, file: BinaryIO, start: int, size: int):
-        self._file = file if not isinstance(file, _Part) else file._file  # kept, so that it stays open
-        self._start = start + (file._start if isinstance(file, _Part) else 0)
-        self._size, self._at = size, 0
+    def __init__(self, file: BinaryIO, start: int, size: int, close: bool = False):
+        self._file = file if not isinstance(file, Section) else file._file  # kept, so that it stays open
+        self._start = start + (file._start if isinstance(file, Section) else 0)
+        self._size, self._at, self._close = size, 0, close
 
     def readable(self) -> bool:
         return True
@@ -197,6 +197,11 @@ class _Part(io.RawIOBase):
         self._at += len(data)
         return len(data)
 
+    def close(self) -> None:
+        if self._close:
+            self._file.close()
+        super().close()
+
 
 def _zip(path: str, inner: tuple[str, ...], process: int) -> zipfile.ZipFile:
     """The open zip at `path`, or the one that lies in it, a chain of names."""
@@ -212,11 +217,11 @@ def _zip_in_place(path: str, inner: tuple[str, ...], process: int) -> zipfile.Zi
         return zipfile.ZipFile(path)
     outer = _zip(path, inner[:-1], process)
     info = outer.getinfo(inner[-1])
-    header = _Part(outer.fp, info.header_offset, 30).read()
+    header = Section(outer.fp, info.header_offset, 30).read()
     if len(header) < 30 or header[:4] != b"PK\3\4":
         raise zipfile.BadZipFile(f"no file begins where {inner[-1]} should")
     start = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
-    return zipfile.ZipFile(_Part(outer.fp, start, info.file_size))
+    return zipfile.ZipFile(Section(outer.fp, start, info.file_size))
 
 
 @functools.lru_cache(maxsize=2)  # each can be as large as a data set
