@@ -170,7 +170,7 @@ def _stored(info: zipfile.ZipInfo) -> bool:
 
 
 class Section(io.RawIOBase):
-    """`size` bytes of an open file from `start` on, as a file: what lies uncompressed in an archive. `close` closes both."""
+    """`size` bytes of an open file from `start` on, as a file: what lies uncompressed in an archive. close: so does that file."""
 
     def __init__(self, file: BinaryIO, start: int, size: int, close: bool = False):
         self._file = file if not isinstance(file, Section) else file._file  # kept, so that it stays open
