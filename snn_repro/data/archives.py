@@ -129,7 +129,7 @@ def _archive_entries(
     path: Path, inner: tuple[str, ...], known: Sequence[str], quick: bool, kind: str
 ) -> Iterator[tuple[str, Entry]]:
     called = " in ".join([*reversed(inner), str(path)])
-    try:
+    with _told(called, "is not a readable archive ({}); download it again"):
         if inner and archive_suffix(inner[-1]) == ".zip" or not inner and zipfile.is_zipfile(path):
             if quick and kind == "spool":
                 raise SlowToList
@@ -143,12 +143,6 @@ def _archive_entries(
             kind = "tar"
             with _open_tar(str(path), inner) as archive:
                 members = [(m.name, m.size, "", False) for m in archive if m.isfile()]
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError, NotImplementedError) as error:
-        raise DataError(f"{called} is not a readable archive ({error}); download it again") from None
-    except (SlowToList, DataError):
-        raise
-    except Exception as error:  # zlib.error, lzma.LZMAError
-        raise DataError(f"{called} cannot be unpacked ({error}); download it again") from None
     for name, size, crc32, stored in members:
         pure = PurePosixPath(name.replace("\\", "/"))
         if pure.is_absolute() or ".." in pure.parts or re.match(r"[A-Za-z]:", name):
@@ -263,19 +257,13 @@ def _open_tar(path: str, inner: tuple[str, ...]) -> Iterator[tarfile.TarFile]:
 def read_entry(entry: Entry, name: str) -> bytes:
     """The bytes of a file on disk or in a zip. Raises DataError naming it."""
     if entry.size > LARGEST_FILE:
-        raise DataError(f"{name} has {entry.size} bytes, more than any recording of this data set")
-    try:
+        raise _too_large(name, entry.size)
+    with _told(name, "cannot be read: {}"):
         if entry.kind == "odd":
             raise DataError(f"{name} is no file but a link to nothing, a pipe or a device")
         if entry.kind in ("zip", "spool"):
             return _zip(entry.path, entry.inner, os.getpid()).read(entry.member)
         return Path(entry.path).read_bytes()
-    except DataError:
-        raise
-    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError) as error:
-        raise DataError(f"{name} cannot be read: {error}") from None
-    except Exception as error:  # zlib.error has no useful base class
-        raise DataError(f"{name} cannot be unpacked: {error}") from None
 
 
 def stream_tar(
@@ -283,39 +271,44 @@ def stream_tar(
 ) -> Iterator[tuple[str, bytes | DataError]]:
     """Yield (name, content) of the members {member: name} that are wanted, in the archive's order, in one pass."""
     called = " in ".join([*reversed(inner), path])
+    with _told(called, "breaks off ({}); download it again"), _open_tar(path, inner) as archive:
+        for member in archive:
+            if member.isfile() and member.name in wanted:
+                name, size = wanted[member.name], member.size
+                yield name, _too_large(name, size) if size > LARGEST_FILE else archive.extractfile(member).read()
+
+
+def read_or_error(entry: Entry, name: str) -> bytes | DataError:
+    """As `read_entry`; the error is returned."""
     try:
-        with _open_tar(path, inner) as archive:
-            for member in archive:
-                if member.isfile() and member.name in wanted:
-                    name = wanted[member.name]
-                    if member.size > LARGEST_FILE:
-                        yield (
-                            name,
-                            DataError(f"{name} has {member.size} bytes, more than any recording of this data set"),
-                        )
-                        continue
-                    yield name, archive.extractfile(member).read()
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise DataError(f"{called} breaks off ({error}); download it again") from None
-    except DataError:
-        raise
-    except Exception as error:  # zlib.error
-        raise DataError(f"{called} cannot be unpacked ({error}); download it again") from None
+        return read_entry(entry, name)
+    except DataError as error:
+        return error
 
 
 def read_all(files: dict[str, Entry]) -> dict[str, bytes | DataError]:
     """The contents of small files, or why one cannot be read."""
-
-    def read(name: str, entry: Entry) -> bytes | DataError:
-        try:
-            return read_entry(entry, name)
-        except DataError as error:
-            return error
-
-    content = {n: read(n, e) for n, e in files.items() if e.kind != "tar"}
+    content = {n: read_or_error(e, n) for n, e in files.items() if e.kind != "tar"}
     for (path, inner), members in in_tars(files).items():
         content |= dict(stream_tar(path, members, inner))
     return content
+
+
+def _too_large(name: str, size: int) -> DataError:
+    return DataError(f"{name} has {size} bytes, more than any recording of this data set")
+
+
+@contextlib.contextmanager
+def _told(name: str, why: str) -> Iterator[None]:
+    """Turn what archives and disks raise into a DataError: the name, and why, with the error in its braces."""
+    try:
+        yield
+    except (DataError, SlowToList):
+        raise
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+        raise DataError(f"{name} {why.format(error)}") from None
+    except Exception as error:  # zlib.error, lzma.LZMAError
+        raise DataError(f"{name} cannot be unpacked ({error}); get it again") from None
 
 
 def hidden(name: str) -> bool:

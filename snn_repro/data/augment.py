@@ -4,20 +4,7 @@ Batch transforms (batches.BatchTransform) are callables (x, target, generator) -
 frames [T, B, C, H, W]; all T frames of a sample share its draw. They draw from the given generator alone, for the
 batch of all processes together, and never change x in place.
 
-keys read here (`augment.` in the configuration):
-
-    crop_padding, flip       RandomCrop, RandomFlip: zero padding in pixels; chance of a horizontal flip
-    rrc_min_area             RandomResizedCrop of the PIL image, area from this to 1; 0 is off
-    interpolation            of RandomResizedCrop and of the test resize
-    randaugment_ops, randaugment_level, randaugment_std
-                             timm's RandAugment of the PIL image; 0 operations is off
-    event_policy             EventPolicy: one of six operations a sample
-    nda                      NDA: roll, rotation or shear
-    eventdrop                event_drop, on the events, before they become frames
-    mixup, cutmix, mix_prob, cutmix_axes
-                             Mix: alphas (0 is off), chance that a batch is mixed, which axes CutMix cuts
-    label_smoothing          SmoothLabels, of the mixed targets
-    test_resize              short side in pixels before the centre crop of the ImageNet test; 0 is 256
+What each key of `augment.` means is said in the configuration's schema.
 
 Order: crop, flip, then event_policy and nda, then Mix and SmoothLabels; with RandomResizedCrop or
 RandAugment, crop and flip move into the PIL part. Repeated augmentation is `recipe.repeated_augmentation` and

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import math
 import multiprocessing
@@ -33,7 +34,7 @@ import numpy as np
 import torch
 
 from snn_repro.data import cache as caches
-from snn_repro.data.archives import Entry, close_archives, in_tars, read_entry, stream_tar
+from snn_repro.data.archives import Entry, close_archives, in_tars, read_or_error, stream_tar
 from snn_repro.data.batches import keep_freed_memory
 from snn_repro.data.cache import FORMAT_VERSION, Cache, Problem, RowCheck, Settings, partial_folder
 from snn_repro.data.dataset import EventSet, Sample
@@ -42,6 +43,7 @@ from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError, nearest
 
 _JOURNAL_VERSION = 1  # of the unfinished cache
+_OFFSET = 128  # bytes of a .npy file's header here
 _COLUMNS = ("row", "label", "part", "events", "bytes", "crc32", "row_crc32", "name")
 
 
@@ -145,11 +147,7 @@ def decode_file(data: bytes | DataError, file: str, samples: list[tuple[int, Sam
 
 def _work(entry: Entry, file: str, samples: list[tuple[int, Sample]], settings: Settings) -> Decoded:
     """What a worker process runs for one file."""
-    try:
-        data: bytes | DataError = read_entry(entry, file)
-    except DataError as error:
-        data = error
-    return decode_file(data, file, samples, settings)
+    return decode_file(read_or_error(entry, file), file, samples, settings)
 
 
 def _start_worker() -> None:
@@ -204,6 +202,7 @@ def prepare(
             " GB a recording; choose fewer, or a smaller frame_size"
         )
     folder = Path(cache_dir) / settings.folder
+    unfinished = partial_folder(folder)
     _refuse_overlap(settings.dataset, data_dir, cache_dir, folder)
     recordings = find_recordings(settings.dataset, data_dir)
     problems = [Problem(n, reason) for n, reason in sorted(recordings.problems.items())]
@@ -213,11 +212,9 @@ def prepare(
 
     complete = ("frames.npy", "index.csv", "manifest.json")
     try:
-        if all(
-            (partial_folder(folder) / file).is_file() for file in complete
-        ):  # killed while it gave the folder its name
-            with _lock(partial_folder(folder)):
-                _publish(partial_folder(folder), folder)
+        if all((unfinished / file).is_file() for file in complete):  # killed while it gave the folder its name
+            with _lock(unfinished):
+                _publish(unfinished, folder)
     except FileNotFoundError:
         pass  # another run has just done it
     except OSError as error:
@@ -237,7 +234,7 @@ def prepare(
         return Report(folder, len(cache.names), expected, 0, excluded, recordings.ignored)
 
     try:
-        partial = _Partial(partial_folder(folder), settings, recordings.samples)
+        partial = _Partial(unfinished, settings, recordings.samples)
     except OSError as error:
         raise UserError(f"cache_dir={cache_dir} cannot be written: {error}") from None
     with partial:
@@ -417,7 +414,7 @@ class _Partial:
         for old in self.folder.glob("frames.*"):
             old.unlink()
         self.dtype = np.dtype(np.float16 if self.settings.frame_size else np.uint8)
-        self.file = self._create(self._path(self.dtype), self.dtype)
+        self.file = self._create(self._path(self.dtype), self.dtype, len(self.samples))
         self.journal = open(self.folder / "journal.jsonl", "w")  # noqa: SIM115
         self._note({"plan": self.plan})
 
@@ -435,8 +432,7 @@ class _Partial:
         for old in (*map(self._path, found[:-1]), *self.folder.glob("frames.*.tmp")):
             old.unlink()
         self.file = open(self._path(self.dtype), "r+b")  # noqa: SIM115
-        self.offset = self._header(len(self.samples), self.dtype)[1]
-        if os.fstat(self.file.fileno()).st_size != self.offset + len(self.samples) * self._row_bytes():
+        if os.fstat(self.file.fileno()).st_size != _OFFSET + len(self.samples) * self._row_bytes(self.dtype):
             self.file.close()
             return False
         self.done = {}
@@ -477,45 +473,39 @@ class _Partial:
 
     # -- rows
 
-    def _header(self, n: int, dtype: np.dtype) -> tuple[bytes, int]:
-        """The .npy header of n rows, always 128 bytes here."""
-        from io import BytesIO
-
-        buffer = BytesIO()
-        shape = (n, *self.settings.shape)
-        np.lib.format.write_array_header_1_0(
-            buffer, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-        )
-        return buffer.getvalue(), len(buffer.getvalue())
-
-    def _create(self, path: Path, dtype: np.dtype):
-        header, self.offset = self._header(len(self.samples), dtype)
+    def _create(self, path: Path, dtype: np.dtype, n: int, rows: dict[int, int] | None = None):
+        """A new .npy file of n rows, with copies of our rows {new: old}."""
+        header, size = io.BytesIO(), self._row_bytes(dtype)
+        facts = {
+            "descr": np.lib.format.dtype_to_descr(dtype),
+            "fortran_order": False,
+            "shape": (n, *self.settings.shape),
+        }
+        np.lib.format.write_array_header_1_0(header, facts)
         file = open(path, "w+b")  # noqa: SIM115
-        file.write(header)
+        file.write(header.getvalue())
         file.flush()
-        file.truncate(self.offset + len(self.samples) * int(np.prod(self.settings.shape)) * dtype.itemsize)
+        file.truncate(_OFFSET + n * size)
+        for new, old in (rows or {}).items():
+            _write_all(file.fileno(), self._read(old).astype(dtype, copy=False), _OFFSET + new * size)
         return file
 
-    def _row_bytes(self) -> int:
-        return int(np.prod(self.settings.shape)) * self.dtype.itemsize
+    def _row_bytes(self, dtype: np.dtype) -> int:
+        return math.prod(self.settings.shape) * dtype.itemsize
 
     def _read(self, row: int) -> np.ndarray:
-        data = os.pread(self.file.fileno(), self._row_bytes(), self.offset + row * self._row_bytes())
-        return np.frombuffer(data, self.dtype)
+        size = self._row_bytes(self.dtype)
+        return np.frombuffer(os.pread(self.file.fileno(), size, _OFFSET + row * size), self.dtype)
 
     def _write(self, row: int, frames: np.ndarray) -> None:
-        data = memoryview(np.ascontiguousarray(frames, self.dtype)).cast("B")
-        _write_all(self.file.fileno(), data, self.offset + row * self._row_bytes())
+        frames = np.ascontiguousarray(frames, self.dtype)
+        _write_all(self.file.fileno(), frames, _OFFSET + row * self._row_bytes(self.dtype))
 
     def _widen(self, dtype: np.dtype) -> None:
         """Rewrite all rows in a wider type, under a new name, so that a kill in between loses nothing."""
         path = self._path(dtype)
-        wide = self._create(path.with_suffix(".tmp"), dtype)
-        size = int(np.prod(self.settings.shape)) * dtype.itemsize
-        for entry in (*self.done.values(), *self.tainted.values()):
-            for row in entry["rows"]:
-                data = memoryview(self._read(row["row"]).astype(dtype)).cast("B")
-                _write_all(wide.fileno(), data, self.offset + row["row"] * size)
+        noted = [row["row"] for entry in (*self.done.values(), *self.tainted.values()) for row in entry["rows"]]
+        wide = self._create(path.with_suffix(".tmp"), dtype, len(self.samples), dict(zip(noted, noted, strict=True)))
         path.with_suffix(".tmp").rename(path)
         self.file.close()
         self._path(self.dtype).unlink()
@@ -585,13 +575,7 @@ class _Partial:
         if len(rows) == len(self.samples):
             return self._path(self.dtype)
         path = self.folder / "frames.together.tmp"
-        header, offset = self._header(len(rows), self.dtype)
-        file = open(path, "w+b")  # noqa: SIM115
-        file.write(header)
-        file.flush()
-        for new, row in enumerate(rows):
-            data = memoryview(self._read(row)).cast("B")
-            _write_all(file.fileno(), data, offset + new * self._row_bytes())
+        file = self._create(path, self.dtype, len(rows), dict(enumerate(rows)))
         self.file.close()
         self.file = file
         return path
@@ -629,7 +613,8 @@ def _widening(settings: Settings) -> list[np.dtype]:
     return [np.dtype(k) for k in kinds]
 
 
-def _write_all(fd: int, data: memoryview, offset: int) -> None:
+def _write_all(fd: int, values: np.ndarray, offset: int) -> None:
+    data = memoryview(values).cast("B")
     while data:
         written = os.pwrite(fd, data, offset)
         data, offset = data[written:], offset + written
