@@ -319,7 +319,7 @@ def test_the_order_of_nested_folders_is_that_of_torchvision(tmp_path):
     for i, sub in enumerate(("b", "b/c", "b-d", ".hidden", "a")):
         (tmp_path / "train/n01443537" / sub).mkdir()
         shutil.copy(next((tmp_path / "train/n01440764").iterdir()), tmp_path / "train/n01443537" / sub / f"{9 - i}.png")
-    found = images.find_tree(SETS["imagenet1k"], load_config(["dataset=imagenet1k", f"data_dir={tmp_path}"]))
+    found = SETS["imagenet1k"].tree(load_config(["dataset=imagenet1k", f"data_dir={tmp_path}"]))
     expected = [path for path, _ in ImageFolder(str(tmp_path / "train")).samples if ".hidden" not in path]
     assert [str(f) for f in found.train] == expected and len(expected) == 16
 
@@ -350,7 +350,7 @@ def test_a_bad_image_is_found_before_the_first_epoch(tmp_path, damage, sentence,
     else:
         with pytest.raises(DataError, match=expected) as error:
             everything(imagenet(tmp_path, "augment.rrc_min_area=0.5").train)
-        found = images.find_tree(SETS["imagenet1k"], load_config(["dataset=imagenet1k", f"data_dir={tmp_path}"]))
+        found = SETS["imagenet1k"].tree(load_config(["dataset=imagenet1k", f"data_dir={tmp_path}"]))
         bad = [f for f in found.train if str(f).endswith(name)]
         with pytest.raises(DataError, match=expected):
             image_files.check(bad)  # as it would be, were it held out for validation

@@ -8,8 +8,8 @@ from PIL import Image
 from torchvision.transforms import functional as TF
 
 from snn_repro.config import load_config
-from snn_repro.data import build_data, images
-from snn_repro.data.batches import LoaderBatches, MemoryBatches
+from snn_repro.data import build_data
+from snn_repro.data.batches import LoaderBatches, MemoryBatches, PilImages
 from snn_repro.data.sets import SETS
 from snn_repro.data.sets.imagenet100 import imagenet100_wnids
 from snn_repro.errors import DataError, UserError
@@ -117,7 +117,7 @@ def test_pil_path_repeats_whatever_the_number_of_workers(tmp_path, dataset):
     assert all(torch.equal(p, q) for x, y in zip(a[1:], b, strict=True) for p, q in zip(x, y, strict=True))
     assert a[0][0].shape == (32, plain.input_shape[0], size, size) and a[0][1].ndim == 2
     # the PIL images carry the same pixels: draw by draw, without any augmentation
-    pixels = images.PilImages(np.arange(3 * 4 * 4, dtype=np.uint8).reshape(1, 3, 4, 4), [5], TF.pil_to_tensor)
+    pixels = PilImages(np.arange(3 * 4 * 4, dtype=np.uint8).reshape(1, 3, 4, 4), [5], TF.pil_to_tensor)
     assert pixels[0][0].flatten().tolist() == list(range(48)) and pixels[0][1] == 5
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from snn_repro.data.image_files import ImageFile, decode
 from snn_repro.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -384,6 +385,27 @@ class LoaderBatches(_Ordered):
             if x.ndim == 5:
                 x = x.transpose(0, 1)  # [B, T, ...] -> [T, B, ...]
             yield self._finish(epoch, batch, x, target)
+
+
+class PilImages(torch.utils.data.Dataset):
+    """Images of an array or of files as PIL images, transformed; a file that cannot be read is a DataError with its name."""
+
+    def __init__(self, images: np.ndarray | list[ImageFile], labels: np.ndarray, transform):
+        self.images, self.labels, self.transform = images, labels, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int):
+        from PIL import Image
+
+        image = self.images[i]
+        if isinstance(image, ImageFile):
+            image = decode(image)
+        else:
+            pixels = image.transpose(1, 2, 0)
+            image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
+        return self.transform(image), int(self.labels[i])
 
 
 class _Failure(NamedTuple):

@@ -266,29 +266,6 @@ def settings_of(dataset: EventSet, cfg: Config) -> Settings:
     return Settings(dataset, cfg.timesteps, cfg.dataset.integrate_by, cfg.dataset.frame_size)
 
 
-def state(dataset: EventSet, cfg: Config) -> tuple[str, str | None]:
-    """See `DataSet.state`."""
-    settings = settings_of(dataset, cfg)
-    if cfg.cache_dir and Path(cfg.cache_dir, settings.folder, "manifest.json").is_file():
-        return "ready", None
-    try:
-        dataset.locate(cfg)
-    except UserError:
-        return "missing", f"the data set {dataset.name} in data_dir, or its frames in cache_dir"
-    return "not prepared", f"frames: {settings.command(cfg.data_dir, cfg.cache_dir)}"
-
-
-def fingerprint(dataset: EventSet, cfg: Config) -> dict[str, str]:
-    """See `DataSet.fingerprint`."""
-    if not cfg.cache_dir:
-        raise UserError(f"cache_dir is not set: {dataset.name} is read from prepared frames")
-    manifest = Path(cfg.cache_dir, settings_of(dataset, cfg).folder, "manifest.json")
-    try:
-        return {"prepared frames": json.loads(manifest.read_text())["index_sha256"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{manifest} cannot be read: {error}") from None
-
-
 def build(dataset: EventSet, cfg: Config) -> Data:
     """The data set from prepared frames."""
     keep_freed_memory()  # a batch of frames has tens of MiB

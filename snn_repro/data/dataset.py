@@ -3,7 +3,7 @@
 A data set is one file in `data/sets/`: a class with the facts as attributes and what reads its files as methods, under
 
     @register("name")
-    class Mine(ImageSet):  # or EventSet, or DataSet itself
+    class Mine(ImageSet):  # of images.py; or EventSet, or DataSet itself
         ...
 
 Whoever needs a fact asks `SETS["name"]`, which holds one object of the class. The configuration asks too, so that this
@@ -12,6 +12,7 @@ module and those of the sets import numpy, torch and what needs them inside of f
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from snn_repro.data.archives import Entry
     from snn_repro.data.batches import Data
     from snn_repro.data.events import Events
-    from snn_repro.data.images import Part
 
 
 class DataSet:
@@ -104,97 +104,6 @@ def register(name: str) -> Callable[[type], type]:
         return cls
 
     return add
-
-
-class ImageSet(DataSet):
-    """Images that fit in memory, from a few files that `read` turns into arrays."""
-
-    statistics: tuple[
-        list[float], list[float]
-    ]  # mean and standard deviation a channel of the training images, RGB order,
-    # in the unit of the stored values
-    split_id = "official"  # what the one split is called in results
-    files: tuple[tuple[str, ...], ...] = ()  # the names that each file may have; a folder counts as one
-    installed: Path | None = None  # where a package of the system puts the files; looked at without data_dir
-
-    def read(self, *files: str) -> tuple[Sequence, Sequence]:
-        """(training, test), each (images [N, C, H, W], labels [N]) and perhaps the samples' names.
-
-        `files` are those of `locate`. Images are uint8, or float where PIL never sees them.
-        """
-        raise NotImplementedError
-
-    def locate(self, cfg: Config) -> list[Path]:
-        """The files, all from one folder: data_dir or one of `folders` in it."""
-        from snn_repro.data.image_files import entry, first_entry
-
-        bases = [self.installed] if self.installed else []
-        if cfg.data_dir:  # whoever names a folder means that one
-            root = Path(cfg.data_dir)
-            if len(self.files) == 1 and root.name.lower() in map(str.lower, self.files[0]) and root.is_dir():
-                return [root]
-            bases = [root, *(found for name in self.folders if (found := entry(root, name)))]
-        for base in bases:
-            found = [first_entry([base], names) for names in self.files]
-            if all(found):
-                return found
-            if any(found):
-                absent = self.files[found.index(None)][0]
-                raise DataError(f"{base} lacks {absent}; {self.name} is published at {self.published}")
-        if self.files:
-            raise self.not_found(cfg.data_dir)
-        return []
-
-    def parts(self, cfg: Config) -> tuple[Part, Part]:
-        """(training, test); warns where the set is not complete."""
-        from snn_repro.data import images
-
-        train, test = images.read(self, cfg)
-        images.warn_if_incomplete(self, len(train.labels), len(test.labels))
-        return train, test
-
-    def fingerprint(self, cfg: Config) -> dict[str, str]:
-        """ "files", the SHA-256 of all images and labels."""
-        from snn_repro.data import images
-
-        return {"files": images.digest(self, cfg)}
-
-    def build(self, cfg: Config) -> Data:
-        from snn_repro.data import images
-
-        return images.build(self, cfg)
-
-
-class ImageFolders(ImageSet):
-    """Images by class in folders or archives, as ImageNet has them (image_files.py), read while training."""
-
-    from_files = True
-
-    def classes(self) -> list[str] | None:
-        """The names of the classes in the order of their labels; None: all that are there, sorted."""
-        return None
-
-    def locate(self, cfg: Config) -> list[Path]:
-        """The folder or archive of the training images."""
-        from snn_repro.data import image_files
-
-        if cfg.data_dir:
-            root = Path(cfg.data_dir)
-            below = (image_files.entry(root, name) for name in self.folders)
-            if found := image_files.find_train([root, *filter(None, below)]):
-                return [found]
-        raise self.not_found(cfg.data_dir)
-
-    def parts(self, cfg: Config) -> tuple[Part, Part]:
-        from snn_repro.data import images
-
-        return images.parts_of_folders(self, cfg)
-
-    def fingerprint(self, cfg: Config) -> dict[str, str]:
-        """ "listing", of the names and sizes of all images, and "sample", of the contents of 64 of them."""
-        from snn_repro.data import images
-
-        return images.fingerprint_of_folders(self, cfg)
 
 
 class Sample(NamedTuple):
@@ -288,20 +197,31 @@ class EventSet(DataSet):
         return find_places(self, cfg.data_dir)
 
     def check(self, cfg: Config) -> None:
-        from snn_repro.data import cache
+        from snn_repro.data.cache import open_cache, settings_of
 
-        cache.open_cache(cache.settings_of(self, cfg), cfg.cache_dir, cfg.data_dir)
+        open_cache(settings_of(self, cfg), cfg.cache_dir, cfg.data_dir)
 
     def state(self, cfg: Config) -> tuple[str, str | None]:
-        from snn_repro.data import cache
+        from snn_repro.data.cache import settings_of
 
-        return cache.state(self, cfg)
+        settings = settings_of(self, cfg)
+        if cfg.cache_dir and Path(cfg.cache_dir, settings.folder, "manifest.json").is_file():
+            return "ready", None
+        if super().state(cfg)[0] == "missing":
+            return "missing", f"the data set {self.name} in data_dir, or its frames in cache_dir"
+        return "not prepared", f"frames: {settings.command(cfg.data_dir, cfg.cache_dir)}"
 
     def fingerprint(self, cfg: Config) -> dict[str, str]:
         """ "prepared frames": the index of the cache, which holds a checksum of every row."""
-        from snn_repro.data import cache
+        from snn_repro.data.cache import settings_of
 
-        return cache.fingerprint(self, cfg)
+        if not cfg.cache_dir:
+            raise UserError(f"cache_dir is not set: {self.name} is read from prepared frames")
+        manifest = Path(cfg.cache_dir, settings_of(self, cfg).folder, "manifest.json")
+        try:
+            return {"prepared frames": json.loads(manifest.read_text())["index_sha256"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{manifest} cannot be read: {error}") from None
 
     def build(self, cfg: Config) -> Data:
         from snn_repro.data import cache

@@ -1,6 +1,7 @@
 """CIFAR-10 (Krizhevsky 2009): 50,000 + 10,000 colour images of 32x32 pixels, ten classes, official split."""
 
-from snn_repro.data.dataset import ImageSet, register
+from snn_repro.data.dataset import register
+from snn_repro.data.images import ImageSet
 
 
 @register("cifar10")

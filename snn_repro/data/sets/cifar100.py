@@ -1,6 +1,7 @@
 """CIFAR-100 (Krizhevsky 2009): 50,000 + 10,000 colour images of 32x32 pixels, the 100 fine labels, official split."""
 
-from snn_repro.data.dataset import ImageSet, register
+from snn_repro.data.dataset import register
+from snn_repro.data.images import ImageSet
 
 
 @register("cifar100")

@@ -16,7 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snn_repro.data.dataset import ImageSet, register
+from snn_repro.data.dataset import register
+from snn_repro.data.images import ImageSet
 from snn_repro.errors import DataError
 
 if TYPE_CHECKING:

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from snn_repro.data.dataset import ImageSet, register
+from snn_repro.data.dataset import register
+from snn_repro.data.images import ImageSet
 
 NAMES = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
 

@@ -4,6 +4,7 @@ Events emulated from real images, on N-MNIST's geometry (34x34 pixels, three sac
 """
 
 from snn_repro.data.dataset import SETS, DataSet, register
+from snn_repro.data.images import warn_if_incomplete
 
 
 @register("fashion_mnist_dvs")
@@ -22,14 +23,13 @@ class FashionMNISTDVS(DataSet):
         """Frames of emulated events, counts; only the images that the run uses are recorded."""
         import numpy as np
 
-        from snn_repro.data import images
         from snn_repro.data.augment import frame_transforms
         from snn_repro.data.batches import Part, assemble
         from snn_repro.data.emulator import FASHION_CAMERA, emulated_frames
         from snn_repro.data.splits import split_parts
 
-        (x_train, y_train, _), (x_test, y_test, names) = images.read(SETS["fashion_mnist"], cfg)
-        images.warn_if_incomplete(self, len(x_train), len(x_test))
+        (x_train, y_train, _), (x_test, y_test, names) = SETS["fashion_mnist"].arrays(cfg)
+        warn_if_incomplete(self, len(x_train), len(x_test))
         n, x, y = len(x_train), np.concatenate([x_train, x_test])[:, 0], np.concatenate([y_train, y_test])
         train, val, split = split_parts(cfg, np.arange(n), np.arange(len(x_test)), y_train, names)
         rows = np.concatenate([np.sort(np.concatenate([train, val])), np.arange(n, len(x))])

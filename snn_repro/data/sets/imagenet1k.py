@@ -3,7 +3,8 @@
 As a tree of class folders, Kaggle's, or the archives (image_files.py).
 """
 
-from snn_repro.data.dataset import ImageFolders, register
+from snn_repro.data.dataset import register
+from snn_repro.data.images import ImageFolders
 
 
 @register("imagenet1k")
