@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from snn_repro import console
-from snn_repro.config import DATASET_FACTS
+from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
 from snn_repro.files import write_text
 from snn_repro.statistics import holm, paired
@@ -145,7 +145,7 @@ def contrast(accuracy: dict, losses: tuple[str, ...], better: str, worse: str) -
 
 def known(groups: list[Group]) -> list[str]:
     """The data sets that have runs or could have them: a planned one that this version lacks is left out."""
-    return [d for d in SWEEPS if d in DATASET_FACTS or any(g.first["dataset"] == d for g in groups)]
+    return [d for d in SWEEPS if d in SETS or any(g.first["dataset"] == d for g in groups)]
 
 
 def judge_claims(groups: list[Group]) -> list[Tested]:
@@ -327,11 +327,11 @@ def _run(args) -> int:
     unknown = [d for d in datasets if d not in SWEEPS]
     if unknown:
         raise UserError(f"{unknown[0]} has no sweep; choose of: {', '.join(SWEEPS)}")
-    missing = [d for d in datasets if d not in DATASET_FACTS]
+    missing = [d for d in datasets if d not in SETS]
     if missing:
-        raise UserError(f"dataset={missing[0]} does not exist in this version; choose of: {', '.join(DATASET_FACTS)}")
+        raise UserError(f"dataset={missing[0]} does not exist in this version; choose of: {', '.join(SETS)}")
     codes = []
-    for dataset in datasets or [d for d in SWEEPS if d in DATASET_FACTS]:
+    for dataset in datasets or [d for d in SWEEPS if d in SETS]:
         words = command(dataset, args.seeds, more)
         print(shlex.join(words), flush=True)
         if not args.print:

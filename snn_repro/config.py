@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from hydra.core.config_store import ConfigStore
 from omegaconf import II, MISSING, DictConfig, OmegaConf, open_dict, read_write
 
+from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError, nearest
 
 log = logging.getLogger("snn_repro")
@@ -46,38 +47,9 @@ def key(default: Any, help: str, *, unit: str = "", low=None, high=None, above=N
     return field(default=default, metadata=meta)
 
 
-class DatasetFacts(NamedTuple):
-    """What is known of a data set before a file is read: frame shape [C, H, W], classes, image or event recording."""
-
-    channels: int
-    height: int
-    width: int
-    num_classes: int
-    static: bool
-
-
-DATASET_FACTS = {
-    "digits": DatasetFacts(1, 8, 8, 10, True),
-    "digits_dvs": DatasetFacts(2, 24, 24, 10, False),
-    "fashion_mnist": DatasetFacts(1, 28, 28, 10, True),
-    "fashion_mnist_dvs": DatasetFacts(2, 34, 34, 10, False),
-    "cifar10": DatasetFacts(3, 32, 32, 10, True),
-    "cifar100": DatasetFacts(3, 32, 32, 100, True),
-    "imagenet100": DatasetFacts(3, 224, 224, 100, True),
-    "imagenet1k": DatasetFacts(3, 224, 224, 1000, True),
-    "cifar10_dvs": DatasetFacts(2, 128, 128, 10, False),
-    "dvs_gesture": DatasetFacts(2, 128, 128, 11, False),
-    "ncaltech101": DatasetFacts(2, 180, 240, 101, False),
-}
-SPLITS = {  # the first is the default; what each means is said in snn_repro/data/splits.py
-    "cifar10_dvs": ("tebn", "tail", "front90", "random"),
-    "ncaltech101": ("seeded",),
-}
-
-
 @dataclass
 class DatasetConfig:
-    name: str = key(MISSING, "data set", choices=tuple(DATASET_FACTS))
+    name: str = key(MISSING, "data set", choices=SETS)
     timesteps: int = key(4, "T a data set is usually run with; the default of the top-level `timesteps`", low=1)
     validation: float = key(
         0.0,
@@ -85,7 +57,7 @@ class DatasetConfig:
         low=0.0,
         below=1.0,
     )
-    split: str = key("official", "named train/test split (snn_repro/data/splits.py)")
+    split: str = key("official", "named train/test split (snn_repro/data/sets/)")
     split_seed: int = key(0, "seed of the validation part; independent of the run's seed", low=0)
     train_subset: int = key(
         0, "keep only this many training samples, stratified and seeded; 0 keeps all", unit="samples", low=0
@@ -511,7 +483,7 @@ class _Idle(NamedTuple):
     needs: str
 
 
-_IMAGENET = ("imagenet100", "imagenet1k")
+_OPENED = " or ".join(name for name, facts in SETS.items() if facts.from_files)
 _IDLE = (
     _Idle(("recipe.momentum", "recipe.nesterov"), lambda c: c.recipe.optimizer == "sgd", "recipe.optimizer", "recipe.optimizer=sgd"),
     _Idle(("recipe.eps",), lambda c: c.recipe.optimizer != "sgd", "recipe.optimizer", "recipe.optimizer=adam, adamw or lamb"),
@@ -530,8 +502,8 @@ _IDLE = (
     _Idle(("neuron.tau", "neuron.decay_input"), lambda c: c.neuron.name == "lif", "neuron.name", "neuron=lif or lif_imp"),
     _Idle(("neuron.retain",), lambda c: c.neuron.name == "leaky", "neuron.name", "neuron=leaky or leaky_imp"),
     _Idle(("neuron.v_reset",), lambda c: c.neuron.reset == "hard", "neuron.reset", "neuron.reset=hard"),
-    _Idle(("dataset.integrate_by",), lambda c: not DATASET_FACTS[c.dataset.name].static, "dataset.name", "a data set of events"),
-    _Idle(("dataset.channel_order",), lambda c: DATASET_FACTS[c.dataset.name].channels == 3, "dataset.name", "colour images"),
+    _Idle(("dataset.integrate_by",), lambda c: not SETS[c.dataset.name].static, "dataset.name", "a data set of events"),
+    _Idle(("dataset.channel_order",), lambda c: SETS[c.dataset.name].shape[0] == 3, "dataset.name", "colour images"),
     _Idle(
         ("dataset.split_seed",), lambda c: c.dataset.validation > 0 or c.dataset.train_subset > 0, "dataset.validation",
         "dataset.validation or dataset.train_subset above 0",
@@ -541,13 +513,13 @@ _IDLE = (
         "augment.randaugment_ops", "augment.randaugment_ops above 0",
     ),
     _Idle(
-        ("augment.interpolation",), lambda c: c.augment.rrc_min_area > 0 or c.dataset.name in _IMAGENET, "augment.rrc_min_area",
+        ("augment.interpolation",), lambda c: c.augment.rrc_min_area > 0 or SETS[c.dataset.name].from_files, "augment.rrc_min_area",
         "augment.rrc_min_area above 0",
     ),
-    _Idle(("augment.test_resize",), lambda c: c.dataset.name in _IMAGENET, "dataset.name", "dataset=imagenet1k or imagenet100"),
+    _Idle(("augment.test_resize",), lambda c: SETS[c.dataset.name].from_files, "dataset.name", f"dataset={_OPENED}"),
     _Idle(("augment.mix_prob",), lambda c: c.augment.mixup > 0 or c.augment.cutmix > 0, "augment.mixup", "augment.mixup or augment.cutmix above 0"),
     _Idle(("augment.cutmix_axes",), lambda c: c.augment.cutmix > 0, "augment.cutmix", "augment.cutmix above 0"),
-    _Idle(("augment.cutmix_axes",), lambda c: not DATASET_FACTS[c.dataset.name].static, "dataset.name", "a data set of events"),
+    _Idle(("augment.cutmix_axes",), lambda c: not SETS[c.dataset.name].static, "dataset.name", "a data set of events"),
 )  # fmt: skip
 
 
@@ -742,9 +714,6 @@ def _check_lists(c: Config) -> None:
         raise ConfigError(f"name={c.name} names a folder and {why}; use a name of up to 200 characters")
 
 
-_ONE_SIZE = ("digits", "digits_dvs", "fashion_mnist_dvs")  # their frames cannot be resized
-
-
 PAPER_TABLES = Path(__file__).resolve().parents[1] / "results" / "paper_tables.yaml"
 
 
@@ -760,10 +729,10 @@ def _check_paper_row(c: Config) -> None:
 
 
 def _check_combinations(c: Config) -> None:
-    facts = DATASET_FACTS[c.dataset.name]
-    if c.dataset.name in _ONE_SIZE and c.dataset.frame_size not in (None, facts.height):
+    facts = SETS[c.dataset.name]
+    if not facts.resizable and c.dataset.frame_size not in (None, facts.shape[1]):
         raise ConfigError(
-            f"dataset.frame_size={c.dataset.frame_size}: {c.dataset.name} has {facts.height} pixels and cannot be resized; "
+            f"dataset.frame_size={c.dataset.frame_size}: {c.dataset.name} has {facts.shape[1]} pixels and cannot be resized; "
             "leave dataset.frame_size out"
             + (", and choose model=vgg128 or small instead of vgg48" if c.model.name == "vgg48" else "")
         )
@@ -771,14 +740,14 @@ def _check_combinations(c: Config) -> None:
         value = getattr(c.loss, option)
         if value is not None and c.loss.name != owner:
             raise ConfigError(f"loss.{option}={value} has no meaning for loss={c.loss.name}; use loss={owner}")
-    splits = SPLITS.get(c.dataset.name, ("official",))
+    splits = facts.splits
     if c.dataset.split not in splits:
         raise ConfigError(
             f"dataset.split={c.dataset.split} is unknown for {c.dataset.name}; choose one of: {', '.join(splits)}{nearest(c.dataset.split, splits)}"
         )
     if c.model.name == "vgg48" and frame_shape(c)[1:] != (48, 48):
         size, name = "x".join(map(str, frame_shape(c)[1:])), c.dataset.name
-        fix = "choose model=vgg128 or small" if name in _ONE_SIZE else "set dataset.frame_size=48 or choose model=vgg128"
+        fix = "choose model=vgg128 or small" if not facts.resizable else "set dataset.frame_size=48 or choose model=vgg128"
         raise ConfigError(f"model=vgg48 is wired for 48x48 pixels and dataset={name} gives {size}; {fix}")
     if c.augment.label_smoothing > 0 and c.loss.name == "tet_s":
         raise ConfigError(
@@ -802,6 +771,8 @@ def _check_combinations(c: Config) -> None:
     for option in ("event_policy", "nda", "eventdrop"):
         if static and getattr(c.augment, option):
             raise ConfigError(f"augment.{option}=true works on event frames and dataset={c.dataset.name} has images")
+    if c.augment.eventdrop and not facts.prepared:
+        raise ConfigError(f"augment.eventdrop=true works on recordings and dataset={c.dataset.name} has only frames: set it to false")
     for option in ("randaugment_ops", "rrc_min_area"):
         if not static and getattr(c.augment, option):
             raise ConfigError(
@@ -811,9 +782,7 @@ def _check_combinations(c: Config) -> None:
 
 def frame_shape(c: Config) -> tuple[int, int, int]:
     """[C, H, W] of one frame as the network sees it, known before any data is read."""
-    facts = DATASET_FACTS[c.dataset.name]
-    size = c.dataset.frame_size
-    return (facts.channels, size or facts.height, size or facts.width)
+    return SETS[c.dataset.name].frame_shape(c.dataset.frame_size)
 
 
 # ---------------------------------------------------------------- sentences

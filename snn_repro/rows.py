@@ -12,15 +12,11 @@ from statistics import median
 from typing import Any
 
 from snn_repro.config import CONF_DIR, PAPER_TABLES, Config, config_hash, load_config
+from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
 from snn_repro.quick_compose import QuickRows, Unlike
 
 TABLES = (1, 2, 3, "code")
-PREPARED = ("cifar10_dvs", "dvs_gesture", "ncaltech101")  # read from frames that scripts/prepare_data.py makes
-TRAINING_SAMPLES = {  # of the complete data sets; how many images the 100 classes of ImageNet have, a run tells
-    "cifar10": 50_000, "cifar100": 50_000, "imagenet1k": 1_281_167, "cifar10_dvs": 9_000, "dvs_gesture": 1_176,
-    "ncaltech101": 7_795,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -123,7 +119,7 @@ class Row:
 
     def command(self, overrides: Sequence[str] = ()) -> str:
         """The command that runs this row, with the overrides that it was composed with, quoted for a shell."""
-        folder = "cache_dir" if self.config.dataset.name in PREPARED else "data_dir"
+        folder = "cache_dir" if SETS[self.config.dataset.name].prepared else "data_dir"
         places = [o for o in overrides if o.startswith(f"{folder}=")]  # as it was written: Hydra reads it again
         place = places[-1] if places else f"{folder}={getattr(self.config, folder) or 'DIR'}"
         others = [o for o in overrides if not o.startswith(("data_dir=", "cache_dir="))]
@@ -171,7 +167,7 @@ def look_for_files(rows: Iterable[Row]) -> None:
         c = row.config
         needs = (c.dataset.name, c.timesteps, c.dataset.integrate_by, c.dataset.frame_size)
         if needs not in known:
-            known[needs] = data_state(c)
+            known[needs] = SETS[c.dataset.name].state(c)
         row.data, reason = known[needs]
         wanted = [reason] if reason else []
         name = c.model.weights
@@ -183,29 +179,6 @@ def look_for_files(rows: Iterable[Row]) -> None:
         if name and not weights[name]:
             wanted.append(f"initial weights {name}")
         row.missing[:0] = wanted
-
-
-def data_state(config: Config) -> tuple[str, str | None]:
-    """("ready" | "not prepared" | "missing", what to do about it) for the data set of a configuration."""
-    from snn_repro.data import event_sets, prepare, static
-
-    name = config.dataset.name
-    if name in ("digits", "digits_dvs"):  # embedded in the package
-        return "ready", None
-    if name not in PREPARED:
-        try:
-            static.locate(config)
-        except UserError:
-            return "missing", f"the data set {name} in data_dir"
-        return "ready", None
-    settings = prepare.Settings(name, config.timesteps, config.dataset.integrate_by, config.dataset.frame_size)
-    if config.cache_dir and Path(config.cache_dir, settings.folder, "manifest.json").is_file():
-        return "ready", None
-    try:
-        event_sets.find_places(name, config.data_dir)
-    except UserError:
-        return "missing", f"the data set {name} in data_dir, or its frames in cache_dir"
-    return "not prepared", f"frames: {settings.command(config.data_dir, config.cache_dir)}"
 
 
 @dataclass(frozen=True)
@@ -232,7 +205,7 @@ def estimate_cost(row: Row, results: Iterable[dict]) -> Cost | None:
         measured = [r for r in here if r["name"] == row.name] or here
         if measured:
             speed = median(r["samples_per_s"] for r in measured)
-            n_train = TRAINING_SAMPLES.get(row.config.dataset.name) or max(r["n_train"] for r in measured)
+            n_train = SETS[row.config.dataset.name].samples[0] or max(r["n_train"] for r in measured)
             hours = row.config.recipe.epochs * n_train / speed / 3600
             return Cost(hours, device, speed, measured[0]["name"])
     return None

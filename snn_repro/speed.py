@@ -10,14 +10,14 @@ from pathlib import Path
 from statistics import median
 
 from snn_repro import __version__
-from snn_repro.config import DATASET_FACTS, Config, frame_shape
+from snn_repro.config import Config, frame_shape
+from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
 from snn_repro.files import write_json
-from snn_repro.rows import TRAINING_SAMPLES, Cost, Row
+from snn_repro.rows import Cost, Row
 
 SECONDS = 0.5  # of repeats, after the two steps that every measurement takes
 ON_A_GPU = 16  # samples in a step there
-ABOUT = {"imagenet100": 128_117}  # training samples: a tenth of ImageNet-1k
 
 
 class TooLarge(UserError):
@@ -75,12 +75,12 @@ def estimate_from_a_step(row: Row, say: Callable[[str], None] = lambda _: None) 
 
     None where a step does not fit this machine's memory. `say` hears what is being timed.
     """
-    config, name = row.config, row.config.dataset.name
+    config = row.config
     try:
         speed, device = estimated_speed(config, say)
     except TooLarge:
         return None
-    n_train = TRAINING_SAMPLES.get(name) or ABOUT[name]
+    n_train = SETS[config.dataset.name].training_samples
     return Cost(config.recipe.epochs * n_train / speed / 3600, device, speed, "a step here", estimated=True)
 
 
@@ -94,7 +94,7 @@ def measure(config: Config, device) -> tuple[float, float]:
     from snn_repro.train import Precision, options
 
     gpu = device.type == "cuda"
-    facts, shape = DATASET_FACTS[config.dataset.name], frame_shape(config)
+    facts, shape = SETS[config.dataset.name], frame_shape(config)
     if gpu:
         steps, batch = config.timesteps, min(ON_A_GPU, config.recipe.batch_size)
     else:  # its time grows with pixels, samples and steps alike: one step of few samples will do

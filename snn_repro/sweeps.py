@@ -31,6 +31,7 @@ from snn_repro.config import (
     refuse_misplaced,
     sweep_jobs,
 )
+from snn_repro.data.sets import SETS
 from snn_repro.errors import Interrupted, UserError
 from snn_repro.files import write_error
 
@@ -151,18 +152,8 @@ def _blocked(folder: Path) -> str | None:
 
 def _lacks(c: Config) -> str | None:
     """The sentence about the first file or folder that a run of this configuration would not find; None if all is there."""
-    name = c.dataset.name
     try:
-        if name in ("cifar10_dvs", "dvs_gesture", "ncaltech101"):
-            from snn_repro.data.prepare import open_cache
-
-            open_cache(
-                name, c.cache_dir, c.timesteps, c.dataset.integrate_by, c.dataset.frame_size, data_dir=c.data_dir
-            )
-        elif name not in ("digits", "digits_dvs"):  # those are embedded
-            from snn_repro.data import static
-
-            static.fashion_mnist_files(c) if name == "fashion_mnist_dvs" else static.locate(c)
+        SETS[c.dataset.name].check(c)
         if c.model.weights:
             from snn_repro.checkpoint import find_weights
 

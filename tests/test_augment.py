@@ -22,6 +22,7 @@ from snn_repro.data.augment import (
 )
 from snn_repro.data.batches import make_generator
 from snn_repro.data.events import Events
+from snn_repro.data.sets import SETS
 
 
 def frames(t=3, b=6, h=20, w=24, seed=0):
@@ -183,9 +184,9 @@ def test_event_drop_only_drops():
 
 def test_order_of_the_composed_transforms():
     augment = AugmentConfig(crop_padding=4, flip=0.5, event_policy=True, mixup=0.5, cutmix=1.0)
-    names = [type(t).__name__ for t in frame_transforms(augment, "cifar10_dvs", 10)]
+    names = [type(t).__name__ for t in frame_transforms(augment, 10)]
     assert names == ["RandomCrop", "RandomFlip", "EventPolicy", "Mix"]
-    assert frame_transforms(AugmentConfig(nda=True), "ncaltech101", 101)[0].shift == 3
+    assert frame_transforms(AugmentConfig(nda=True), 101, SETS["ncaltech101"].nda)[0].shift == 3
     normalize = Normalize([0], [1])
     names = [type(t).__name__ for t in image_transforms(AugmentConfig(crop_padding=4, flip=0.5), 10, normalize)]
     assert names == ["RandomCrop", "RandomFlip", "Normalize"]

@@ -19,9 +19,10 @@ from snn_repro.config import load_config
 from snn_repro.data import build_data
 from snn_repro.data import prepare as module
 from snn_repro.data.batches import MemoryBatches
-from snn_repro.data.event_sets import find_recordings
 from snn_repro.data.events import Events
 from snn_repro.data.prepare import RowCheck, open_cache, prepare, verify_cache
+from snn_repro.data.recordings import find_recordings
+from snn_repro.data.sets import SETS
 from snn_repro.data.splits import named_split, sha256_of_names
 from snn_repro.errors import DataError, UserError
 
@@ -290,9 +291,9 @@ def test_an_excluded_recording_leaves_the_published_test_set(tmp_path):
     (tmp_path / "raw" / names[0]).write_bytes(b"bad")
     prepare("cifar10_dvs", tmp_path / "raw", tmp_path / "cache", 1, frame_size=4, workers=0, allow_bad=True)
     complete = sorted(
-        f"{c}/cifar10_{c}_{i}.aedat" for c in module.EVENT_SETS["cifar10_dvs"].inside for i in range(1000)
+        f"{c}/cifar10_{c}_{i}.aedat" for c in SETS["cifar10_dvs"].class_names for i in range(1000)
     )
-    labels = [module.EVENT_SETS["cifar10_dvs"].inside.index(n.split("/")[0]) for n in complete]
+    labels = [SETS["cifar10_dvs"].class_names.index(n.split("/")[0]) for n in complete]
     for split in ("random", "front90", "tebn"):
         data = build_data(
             load_config(
@@ -306,7 +307,7 @@ def test_an_excluded_recording_leaves_the_published_test_set(tmp_path):
                 + [f"dataset.split={split}", "dataset.validation=0"]
             )
         )
-        _, test = named_split("cifar10_dvs", split, complete, labels)
+        _, test = named_split(SETS["cifar10_dvs"], split, complete, labels)
         expected = {complete[i] for i in test} & set(names[1:])
         assert data.split.sha256_test == sha256_of_names(sorted(expected)) and data.split.n_test == len(expected)
         assert data.split.id == f"cifar10_dvs/{split},dropped=8001"
@@ -408,4 +409,4 @@ def test_notes_of_readers_are_one_line_each(tmp_path):
     assert done.returncode == 0, done.stderr
     notes = [line for line in done.stdout.splitlines() if line.startswith("note: ")]
     assert len(notes) == 1 and f"{file}: kept 1 of" in notes[0]
-    assert find_recordings("dvs_gesture", tmp_path / "raw").problems == {}
+    assert find_recordings(SETS["dvs_gesture"], tmp_path / "raw").problems == {}

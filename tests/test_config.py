@@ -10,7 +10,6 @@ import pytest
 from snn_repro.config import (
     ADDED,
     CONF_DIR,
-    DATASET_FACTS,
     GROUPS,
     Config,
     ConfigError,
@@ -27,6 +26,7 @@ from snn_repro.config import (
     to_dict,
     tweaks,
 )
+from snn_repro.data.sets import SETS
 
 WRONG = {
     "neurn=if": ["neurn", "neuron"],
@@ -125,11 +125,11 @@ def test_every_choice_composes_and_has_a_line_of_help():
         for name in choices(group):
             extra = ["dataset=cifar10_dvs", "dataset.frame_size=48"] if name == "vgg48" else []
             if group == "recipe":
-                extra = [f"dataset={next(d for d in sorted(DATASET_FACTS, key=len, reverse=True) if name.startswith(d))}"]
+                extra = [f"dataset={next(d for d in sorted(SETS, key=len, reverse=True) if name.startswith(d))}"]
             load_config([*extra, f"{group}={name}"])
     for name in choices("dataset"):
         assert load_config([f"dataset={name}"]).dataset.name == name
-        assert name in DATASET_FACTS
+        assert name in SETS
 
 
 def test_every_key_has_a_meaning_and_every_default_is_in_range():

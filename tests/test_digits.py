@@ -5,19 +5,19 @@ import pytest
 import torch
 
 from snn_repro.config import load_config
-from snn_repro.data import digits
-from snn_repro.data.digits import (
-    build_digits,
-    build_digits_dvs,
-    digits_dvs_frames,
-    linear_baseline,
-    load_digits,
-    sample_names,
-    split_digits,
-)
+from snn_repro.data import build_data
+from snn_repro.data.sets import digits
+from snn_repro.data.sets.digits import linear_baseline, load_digits, sample_names
+from snn_repro.data.sets.digits_dvs import digits_dvs_frames
+from snn_repro.data.splits import carve_validation
 from snn_repro.errors import DataError, UserError
 
 TEST_SHA256 = "6a5efb0f77612c0c0e1b3f34c22728b043a274f5c6a1150100354ad5d9f33fc7"
+
+
+def split_digits(labels, validation=0.0, split_seed=0):
+    train, test = digits.train_test()
+    return *carve_validation(train, labels, validation, split_seed), test
 
 
 def test_the_images_are_the_real_ones():
@@ -144,7 +144,7 @@ def test_a_cache_folder_that_cannot_be_written_costs_a_warning(tmp_path, few_dig
 
 
 def test_build_digits():
-    data = build_digits(load_config(["dataset=digits", "dataset.validation=0.1", "recipe.batch_size=64"]))
+    data = build_data(load_config(["dataset=digits", "dataset.validation=0.1", "recipe.batch_size=64"]))
     assert data.static and data.input_shape == (1, 8, 8) and data.num_classes == 10
     split = data.split
     assert split.n_train + split.n_val == 1347 and split.n_test == 450 and split.sha256_test == TEST_SHA256
@@ -157,7 +157,7 @@ def test_build_digits():
 
 def test_build_digits_dvs(tmp_path):
     options = ["dataset=digits_dvs", "timesteps=3", f"cache_dir={tmp_path}"]
-    data = build_digits_dvs(load_config(options))
+    data = build_data(load_config(options))
     assert not data.static and data.input_shape == (2, 24, 24)
     assert data.split.sha256_test == TEST_SHA256
     x, _ = next(data.test.epoch(0))
@@ -167,19 +167,19 @@ def test_build_digits_dvs(tmp_path):
 
 
 def test_the_run_seed_changes_the_order_and_not_the_parts():
-    a, b = (build_digits(load_config(["dataset=digits", f"seed={seed}"])) for seed in (0, 1))
+    a, b = (build_data(load_config(["dataset=digits", f"seed={seed}"])) for seed in (0, 1))
     assert a.split == b.split
     assert not torch.equal(next(a.train.epoch(0))[1], next(b.train.epoch(0))[1])
 
 
 @pytest.mark.parametrize(
-    "build, overrides, message",
+    "overrides, message",
     [
-        (build_digits, ["dataset=digits", "augment.randaugment_ops=2"], "augment.randaugment_ops"),
-        (build_digits_dvs, ["dataset=digits_dvs", "augment.eventdrop=true"], "augment.eventdrop"),
-        (build_digits_dvs, ["dataset=digits_dvs", "dataset.frame_size=48"], "dataset.frame_size=48"),
+        (["dataset=digits", "augment.randaugment_ops=2"], "augment.randaugment_ops"),
+        (["dataset=digits_dvs", "augment.eventdrop=true"], "augment.eventdrop"),
+        (["dataset=digits_dvs", "dataset.frame_size=48"], "dataset.frame_size=48"),
     ],
 )
-def test_what_the_embedded_data_cannot_do(build, overrides, message):
+def test_what_the_embedded_data_cannot_do(overrides, message):
     with pytest.raises(UserError, match=message):
-        build(load_config(overrides))
+        build_data(load_config(overrides))

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from fixtures import write_cifar10_dvs, write_dvs_gesture, write_ncaltech101
 
-from snn_repro.data.event_sets import close_archives, find_recordings
+from snn_repro.data.archives import close_archives
 from snn_repro.data.events import integrate
 from snn_repro.data.prepare import open_cache, prepare
+from snn_repro.data.recordings import find_recordings
+from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError
 
 WRITERS = {"cifar10_dvs": write_cifar10_dvs, "dvs_gesture": write_dvs_gesture, "ncaltech101": write_ncaltech101}
@@ -183,14 +185,14 @@ def test_a_compressed_zip_in_a_zip_leaves_no_file_and_says_when_there_is_no_room
     with pytest.raises(
         DataError, match=r"airplane.zip in .*CIFAR10DVS.zip is compressed .* TMPDIR .*unpack it yourself"
     ):
-        find_recordings("cifar10_dvs", tmp_path / "raw")
+        find_recordings(SETS["cifar10_dvs"], tmp_path / "raw")
 
 
 def test_an_archive_replaced_while_the_program_runs_is_listed_anew(tmp_path):
     write_ncaltech101(tmp_path, archive=True)
-    assert len(find_recordings("ncaltech101", tmp_path).samples) == 12
+    assert len(find_recordings(SETS["ncaltech101"], tmp_path).samples) == 12
     write_ncaltech101(tmp_path, archive=True, per_class=4)
-    assert len(find_recordings("ncaltech101", tmp_path).samples) == 16
+    assert len(find_recordings(SETS["ncaltech101"], tmp_path).samples) == 16
 
 
 def test_a_damaged_zip_in_a_zip_is_one_sentence(tmp_path):
@@ -200,19 +202,19 @@ def test_a_damaged_zip_in_a_zip_is_one_sentence(tmp_path):
         with zipfile.ZipFile(tmp_path / "ncaltech101.zip", "w") as z:
             z.writestr("Caltech101.zip", content)
         with pytest.raises(DataError, match=r"Caltech101.zip in .*ncaltech101.zip is not a readable archive"):
-            find_recordings("ncaltech101", tmp_path)
+            find_recordings(SETS["ncaltech101"], tmp_path)
 
 
 def test_a_set_that_is_not_found_names_what_was_looked_for(tmp_path):
     with pytest.raises(
         DataError, match="not found.*airplane.zip.*looked for the names cifar10_dvs, CIFAR10-DVS.*figshare"
     ):
-        find_recordings("cifar10_dvs", tmp_path)
+        find_recordings(SETS["cifar10_dvs"], tmp_path)
     with pytest.raises(DataError, match="data_dir=.*absent does not exist: pass the folder that holds Caltech101.zip"):
-        find_recordings("ncaltech101", tmp_path / "absent")
+        find_recordings(SETS["ncaltech101"], tmp_path / "absent")
     (tmp_path / "Caltech101.zip").write_bytes(b"")
     with pytest.raises(DataError, match="data_dir=.*Caltech101.zip is a file: pass the folder"):
-        find_recordings("ncaltech101", tmp_path / "Caltech101.zip")
+        find_recordings(SETS["ncaltech101"], tmp_path / "Caltech101.zip")
 
 
 # ------------------------------------------------------------------ links and odd files
@@ -229,7 +231,7 @@ def test_links_are_followed_and_loops_end(tmp_path):
     (tmp_path / "store" / "Caltech101" / "accordion" / "loop").symlink_to(raw)
     (raw / "again").symlink_to(raw)
     (raw / "itself").symlink_to(raw / "itself")
-    assert [s.name for s in find_recordings("ncaltech101", tmp_path / "raw").samples] == sorted(written)
+    assert [s.name for s in find_recordings(SETS["ncaltech101"], tmp_path / "raw").samples] == sorted(written)
     run("ncaltech101", tmp_path / "raw", tmp_path / "cache")
     cache = open_cache("ncaltech101", tmp_path / "cache", 2)
     for i, name in enumerate(cache.names):
@@ -264,7 +266,7 @@ def test_odd_lists_and_tables_of_gesture(tmp_path):
     table = root / second.replace(".aedat", "_labels.csv")
     table.unlink()
     os.mkfifo(table)
-    found = find_recordings("dvs_gesture", tmp_path)
+    found = find_recordings(SETS["dvs_gesture"], tmp_path)
     assert {s.file for s in found.samples} == set(trials) - {second} and len(found.samples) == 36
     assert sorted(found.problems) == ["'user,\"04\"_led.aedat'", second]
     assert "no name of a trial" in str(found.problems) and "no file but a link to nothing, a pipe" in str(
@@ -272,7 +274,7 @@ def test_odd_lists_and_tables_of_gesture(tmp_path):
     )
     lists["test"].write_text(lists["test"].read_text() + third)
     with pytest.raises(DataError, match=f"{third} stands in trials_to_train.txt and in trials_to_test.txt"):
-        find_recordings("dvs_gesture", tmp_path)
+        find_recordings(SETS["dvs_gesture"], tmp_path)
 
 
 # ------------------------------------------------------------------ where a cache may lie

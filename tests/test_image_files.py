@@ -18,8 +18,10 @@ from scipy.io import savemat
 from test_static import build, everything, imagenet
 
 from snn_repro.config import load_config
-from snn_repro.data import image_files, static
+from snn_repro.data import formats, image_files, images
 from snn_repro.data.image_files import ImageFile
+from snn_repro.data.sets import SETS
+from snn_repro.data.sets.digits import load_digits
 from snn_repro.errors import DataError
 
 CLASSES = ("n01440764", "n01443537", "n01484850")
@@ -54,17 +56,17 @@ def test_an_incomplete_set_warns_in_one_line(tmp_path, dataset, write, sentence)
 def test_a_complete_set_does_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        static.warn_if_incomplete("cifar10", 50_000, 10_000)
-        static.warn_if_incomplete("imagenet100", 126_689, 5_000)
+        images.warn_if_incomplete(SETS["cifar10"], 50_000, 10_000)
+        images.warn_if_incomplete(SETS["imagenet100"], 126_689, 5_000)
     with pytest.warns(UserWarning, match="imagenet1k was found with 49,999 of 50,000 test images, so"):
-        static.warn_if_incomplete("imagenet1k", 1_281_167, 49_999)
+        images.warn_if_incomplete(SETS["imagenet1k"], 1_281_167, 49_999)
 
 
 # ------------------------------------------------------------------ fingerprints (A2)
 
 
 def fingerprint(dataset, root):
-    return static.fingerprint(load_config([f"dataset={dataset}", f"data_dir={root}"]))
+    return SETS[dataset].fingerprint(load_config([f"dataset={dataset}", f"data_dir={root}"]))
 
 
 def test_a_fingerprint_knows_the_images_and_not_their_place_or_form(tmp_path):
@@ -84,14 +86,15 @@ def test_a_fingerprint_knows_the_images_and_not_their_place_or_form(tmp_path):
     os.utime(labels, ns=(1, 1))
     assert fingerprint("fashion_mnist", tmp_path / "e") != d
     digits = fingerprint("digits", "")
-    assert digits == fingerprint("digits_dvs", tmp_path) and digits["files"].startswith("d3d28ac383ee")
+    assert digits == fingerprint("digits_dvs", tmp_path) and set(digits) == {"digits"}
+    assert images._sha256([load_digits()]).startswith("d3d28ac383ee")
 
 
 @complete
 def test_a_fingerprint_and_the_data_are_read_once(tmp_path, monkeypatch):
     write_cifar10(tmp_path)
-    read, count = static.formats.read_cifar_batch, []
-    monkeypatch.setattr(static.formats, "read_cifar_batch", lambda *a, **k: count.append(0) or read(*a, **k))
+    read, count = formats.read_cifar_batch, []
+    monkeypatch.setattr(formats, "read_cifar_batch", lambda *a, **k: count.append(0) or read(*a, **k))
     fingerprint("cifar10", tmp_path)
     fingerprint("cifar10", tmp_path)
     build("cifar10", tmp_path)
@@ -316,7 +319,7 @@ def test_the_order_of_nested_folders_is_that_of_torchvision(tmp_path):
     for i, sub in enumerate(("b", "b/c", "b-d", ".hidden", "a")):
         (tmp_path / "train/n01443537" / sub).mkdir()
         shutil.copy(next((tmp_path / "train/n01440764").iterdir()), tmp_path / "train/n01443537" / sub / f"{9 - i}.png")
-    found = static._find_imagenet(load_config(["dataset=imagenet1k", f"data_dir={tmp_path}"]))
+    found = SETS["imagenet1k"].tree(load_config(["dataset=imagenet1k", f"data_dir={tmp_path}"]))
     expected = [path for path, _ in ImageFolder(str(tmp_path / "train")).samples if ".hidden" not in path]
     assert [str(f) for f in found.train] == expected and len(expected) == 16
 
@@ -347,7 +350,7 @@ def test_a_bad_image_is_found_before_the_first_epoch(tmp_path, damage, sentence,
     else:
         with pytest.raises(DataError, match=expected) as error:
             everything(imagenet(tmp_path, "augment.rrc_min_area=0.5").train)
-        found = static._find_imagenet(load_config(["dataset=imagenet1k", f"data_dir={tmp_path}"]))
+        found = SETS["imagenet1k"].tree(load_config(["dataset=imagenet1k", f"data_dir={tmp_path}"]))
         bad = [f for f in found.train if str(f).endswith(name)]
         with pytest.raises(DataError, match=expected):
             image_files.check(bad)  # as it would be, were it held out for validation

@@ -21,9 +21,10 @@ from torchvision.transforms.functional import resize
 from snn_repro.config import load_config
 from snn_repro.data import build_data
 from snn_repro.data import prepare as module
-from snn_repro.data.event_sets import find_recordings
 from snn_repro.data.events import Events, integrate
 from snn_repro.data.prepare import open_cache, prepare
+from snn_repro.data.recordings import find_recordings
+from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*do not compare")
@@ -197,7 +198,7 @@ def test_archives_that_reach_outside_are_refused(tmp_path, kind, name):
         with tarfile.open(tmp_path / "DvsGesture.tar.gz", "w:gz") as t:
             t.addfile(tarfile.TarInfo(name))
     with pytest.raises(DataError, match="outside of the archive"):
-        find_recordings(dataset, tmp_path)
+        find_recordings(SETS[dataset], tmp_path)
 
 
 def test_broken_archive_is_one_sentence(tmp_path):
@@ -418,9 +419,9 @@ def test_stale_by_checksum_where_a_zip_tells(tmp_path):
 
 def test_missing_data_is_one_sentence_with_its_source(tmp_path):
     with pytest.raises(DataError, match=r"cifar10_dvs was not found .* airplane.zip .*figshare"):
-        find_recordings("cifar10_dvs", tmp_path)
+        find_recordings(SETS["cifar10_dvs"], tmp_path)
     with pytest.raises(UserError, match="data_dir is not set"):
-        find_recordings("dvs_gesture", None)
+        find_recordings(SETS["dvs_gesture"], None)
     with pytest.raises(UserError, match="dataset=cifar10 needs no preparation.*did you mean 'cifar10_dvs'"):
         run("cifar10", tmp_path, tmp_path / "cache")
     write_ncaltech101(tmp_path)

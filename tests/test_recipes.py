@@ -11,7 +11,6 @@ from all_rows import NAMES, rows
 
 from snn_repro.config import (
     CONF_DIR,
-    DATASET_FACTS,
     AugmentConfig,
     ConfigError,
     differing,
@@ -21,6 +20,7 @@ from snn_repro.config import (
     sweep_jobs,
 )
 from snn_repro.data.augment import SmoothLabels, frame_transforms
+from snn_repro.data.sets import SETS
 from snn_repro.models import build_model, count_parameters
 from snn_repro.neurons import build_neuron
 from snn_repro.optim import build_schedule, lr_factor, parameter_groups
@@ -136,7 +136,7 @@ def model_of(config):
     frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in options(config.neuron).items()}
     neuron = tuple((k, v) for k, v in frozen.items() if k not in ("imp_lr", "imp_weight_decay"))
     model = tuple(options(config.model, "name", "weights").items())
-    classes = DATASET_FACTS[config.dataset.name].num_classes
+    classes = SETS[config.dataset.name].num_classes
     return meta_model(config.model.name, frame_shape(config), classes, config.timesteps, neuron, model)
 
 
@@ -197,7 +197,7 @@ def test_the_neuron_is_the_datasets(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_time_steps_frames_and_split(name):
     c = rows()[name]
-    event = not DATASET_FACTS[c.dataset.name].static
+    event = not SETS[c.dataset.name].static
     expected_t = 4 if not event else 10 if "_t10_" in name else 8 if "_t8_" in name else 16
     assert c.timesteps == expected_t
     shape = {"cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "dvs_gesture": (2, 128, 128)}.get(
@@ -405,7 +405,7 @@ def test_sweeps_over_rows():
 
 def test_labels_are_smoothed_after_mixing():
     augment = load_config(["experiment=table1_dvs_gesture_sdt"]).augment
-    assert [type(t).__name__ for t in frame_transforms(augment, "dvs_gesture", 11)][-2:] == ["Mix", "SmoothLabels"]
+    assert [type(t).__name__ for t in frame_transforms(augment, 11)][-2:] == ["Mix", "SmoothLabels"]
     x, generator = torch.zeros(2, 3, 4, 4), torch.Generator()
     _, target = SmoothLabels(4, 0.1)(x, torch.tensor([0, 3]), generator)
     assert torch.allclose(target[0], torch.tensor([0.925, 0.025, 0.025, 0.025]))

@@ -25,9 +25,10 @@ from fixtures import (
 
 from snn_repro import speed
 from snn_repro.checkpoint import find_weights, load
-from snn_repro.config import CONF_DIR, DATASET_FACTS, config_hash, load_config, to_dict
+from snn_repro.config import CONF_DIR, config_hash, load_config, to_dict
+from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
-from snn_repro.rows import PaperRow, Row, compose, data_state, estimate_cost, join, load_rows
+from snn_repro.rows import PaperRow, Row, compose, estimate_cost, join, load_rows
 from snn_repro.store import find_results
 from snn_repro.train import run
 
@@ -37,12 +38,16 @@ import list_rows  # noqa: E402
 # ---------------------------------------------------------------- the paper's numbers
 
 
+def state(config):
+    return SETS[config.dataset.name].state(config)
+
+
 def test_the_papers_tables_are_whole():
     paper = load_rows()
     assert [sum(r.table == t for r in paper) for t in (1, 2, 3, "code")] == [14, 31, 21, 4]
     assert [sum(r.table == t and r.own for r in paper) for t in (1, 2, 3)] == [14, 9, 6]
     by_id = {r.id: r for r in paper}
-    assert all(r.dataset in DATASET_FACTS for r in paper)
+    assert all(r.dataset in SETS for r in paper)
     assert {r.id: r.corrected for r in paper if r.corrected} == {
         "table3_tdbn_r34": 63.72,
         "table3_spikformer_6_512": 72.46,
@@ -102,7 +107,7 @@ def test_each_own_row_has_an_experiment():
             row = paper[config.paper_row]
             assert name == row.id or row.table == "code"
             assert row.dataset == config.dataset.name and row.T in (None, config.timesteps)
-            assert row.size in (None, config.dataset.frame_size, DATASET_FACTS[row.dataset].height, 128)
+            assert row.size in (None, config.dataset.frame_size, SETS[row.dataset].shape[1], 128)
             assert ("IMP" in row.method) == config.neuron.imp
 
 
@@ -120,7 +125,7 @@ def test_the_file_says_what_it_is(name):
     if config.paper_row:
         accuracy = {r.id: r for r in load_rows()}[config.paper_row].accuracy
         assert f"{accuracy:.2f} %" in lines[0]
-    assert ("prepare_data.py" in head) == (not DATASET_FACTS[config.dataset.name].static)
+    assert ("prepare_data.py" in head) == (not SETS[config.dataset.name].static)
 
 
 # ---------------------------------------------------------------- our runs beside
@@ -421,16 +426,16 @@ def test_where_data_is_looked_for(tmp_path):
     name = "table2_ncaltech48_t10_imp"
     there = dict(data_dir=str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
     config = load_config([f"experiment={name}", *(f"{k}={v}" for k, v in there.items())])
-    assert data_state(config)[0] == "missing"
+    assert state(config)[0] == "missing"
     write_ncaltech101(tmp_path / "data")
-    state, todo = data_state(config)
-    assert state == "not prepared" and "frame_size=48" in todo and "scripts/prepare_data.py" in todo
+    found, todo = state(config)
+    assert found == "not prepared" and "frame_size=48" in todo and "scripts/prepare_data.py" in todo
     from snn_repro.data.prepare import prepare
 
     prepare("ncaltech101", **there, timesteps=10, frame_size=48, workers=0, say=lambda _: None)
-    assert data_state(config) == ("ready", None)
-    assert data_state(load_config([f"experiment={name}", f"cache_dir={tmp_path}/cache", "timesteps=8"]))[0] == "missing"
-    assert data_state(load_config()) == ("ready", None)
+    assert state(config) == ("ready", None)
+    assert state(load_config([f"experiment={name}", f"cache_dir={tmp_path}/cache", "timesteps=8"]))[0] == "missing"
+    assert state(load_config()) == ("ready", None)
 
 
 # ---------------------------------------------------------------- every row trains two steps
@@ -464,7 +469,7 @@ def test_every_row_trains_two_steps(name, places, tmp_path):
         f"hydra.run.dir={tmp_path / 'run'}",
         *(["model.weights=null"] if rows()[name].model.weights else []),
     ])  # fmt: skip
-    if not DATASET_FACTS[config.dataset.name].static:
+    if not SETS[config.dataset.name].static:
         from snn_repro.data.prepare import prepare
 
         prepare(config.dataset.name, config.data_dir, config.cache_dir, config.timesteps,

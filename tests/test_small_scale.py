@@ -115,7 +115,7 @@ def test_unknown_data_set_is_one_sentence(capsys):
     assert "digits_dvs" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("dataset", [d for d in small_scale.SWEEPS if d in small_scale.DATASET_FACTS])
+@pytest.mark.parametrize("dataset", [d for d in small_scale.SWEEPS if d in small_scale.SETS])
 def test_the_commands_compose(dataset, capsys):
     assert small_scale.main(["run", dataset, "data_dir=/data", "--print", "--seeds", "7"]) == 0
     words = capsys.readouterr().out.split()

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snn_repro.data.event_sets import all_names, person
+from snn_repro.data import splits
+from snn_repro.data.sets import SETS
 from snn_repro.data.splits import (
     carve_validation,
     carve_validation_people,
     make_split,
-    named_split,
     sha256_of_names,
     take_subset,
 )
@@ -22,6 +22,14 @@ from snn_repro.errors import DataError, UserError
 
 GOLDEN = Path(__file__).parent / "golden"
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+
+
+def named_split(dataset, *args):
+    return splits.named_split(SETS[dataset], *args)
+
+
+def all_names(dataset, *args):
+    return SETS[dataset].all_names(*args)
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +202,7 @@ def gestures(rng, absent=()):
 def test_gesture_validation_is_drawn_by_person(fraction, seed):
     absent = {(user, 10) for user in range(3, 24)}  # only two people show the last class
     names, labels = gestures(np.random.default_rng(seed), absent)
-    people = [person(n) for n in names]
+    people = [SETS["dvs_gesture"].person(n) for n in names]
     assert sorted(set(people)) == [f"user{u:02d}" for u in range(1, 24)]
     train = np.arange(len(names))
     rest, val = carve_validation_people(train, labels, people, fraction, seed)

@@ -8,9 +8,10 @@ from PIL import Image
 from torchvision.transforms import functional as TF
 
 from snn_repro.config import load_config
-from snn_repro.data import build_data, static
-from snn_repro.data.batches import LoaderBatches, MemoryBatches
-from snn_repro.data.static import STATISTICS, imagenet100_wnids
+from snn_repro.data import build_data
+from snn_repro.data.batches import LoaderBatches, MemoryBatches, PilImages
+from snn_repro.data.sets import SETS
+from snn_repro.data.sets.imagenet100 import imagenet100_wnids
 from snn_repro.errors import DataError, UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*do not compare")
@@ -30,7 +31,7 @@ def everything(batches):
 
 
 def denormalised(x, dataset, order="rgb"):
-    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in STATISTICS[dataset])
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in SETS[dataset].statistics)
     x = (x * std + mean).round().to(torch.uint8)
     return x.flip(1) if order == "bgr" else x
 
@@ -72,7 +73,7 @@ def test_fashion_mnist(tmp_path, packed):
     assert y.tolist() == written["t10k-labels-idx1-ubyte"].tolist()
 
 
-@pytest.mark.skipif(not static.DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is absent")
+@pytest.mark.skipif(not SETS["fashion_mnist"].installed.is_dir(), reason="Debian's dataset-fashion-mnist is absent")
 def test_debians_fashion_mnist():
     data = build_data(load_config(["dataset=fashion_mnist", "dataset.validation=0.1"]))
     assert (data.split.n_train, data.split.n_val, data.split.n_test) == (54_000, 6_000, 10_000)
@@ -116,8 +117,8 @@ def test_pil_path_repeats_whatever_the_number_of_workers(tmp_path, dataset):
     assert all(torch.equal(p, q) for x, y in zip(a[1:], b, strict=True) for p, q in zip(x, y, strict=True))
     assert a[0][0].shape == (32, plain.input_shape[0], size, size) and a[0][1].ndim == 2
     # the PIL images carry the same pixels: draw by draw, without any augmentation
-    images = static._PilImages(np.arange(3 * 4 * 4, dtype=np.uint8).reshape(1, 3, 4, 4), [5], TF.pil_to_tensor)
-    assert images[0][0].flatten().tolist() == list(range(48)) and images[0][1] == 5
+    pixels = PilImages(np.arange(3 * 4 * 4, dtype=np.uint8).reshape(1, 3, 4, 4), [5], TF.pil_to_tensor)
+    assert pixels[0][0].flatten().tolist() == list(range(48)) and pixels[0][1] == 5
 
 
 def test_missing_files_are_told(tmp_path):

@@ -1,32 +1,18 @@
-"""Data sets: files on disk -> frames [T, B, C, H, W] or static images [B, C, H, W], and labels."""
+"""Data sets: files on disk -> frames [T, B, C, H, W] or static images [B, C, H, W], and labels.
 
-from collections.abc import Callable
+`data/sets/` holds what is known of each set. The configuration asks there, so that importing this package loads no torch.
+"""
+
+from __future__ import annotations
+
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from snn_repro.config import Config
-from snn_repro.data.batches import Batches, Data, MemoryBatches, Split
+if TYPE_CHECKING:
+    from snn_repro.config import Config
+    from snn_repro.data.batches import Batches, Data, MemoryBatches, Split
 
-__all__ = ["DATASETS", "Batches", "Data", "MemoryBatches", "Split", "build_data"]
-
-
-def _builder(module: str, function: str) -> Callable[[Config], Data]:
-    """A builder of one of our own modules, imported when it is used: torchvision, PIL and numba are slow to load."""
-    return lambda cfg: getattr(import_module(f"snn_repro.data.{module}"), function)(cfg)
-
-
-DATASETS: dict[str, Callable[[Config], Data]] = {
-    "digits": _builder("digits", "build_digits"),
-    "digits_dvs": _builder("digits", "build_digits_dvs"),
-    "fashion_mnist": _builder("static", "build_fashion_mnist"),
-    "fashion_mnist_dvs": _builder("fashion_dvs", "build_fashion_mnist_dvs"),
-    "cifar10": _builder("static", "build_cifar10"),
-    "cifar100": _builder("static", "build_cifar100"),
-    "imagenet100": _builder("static", "build_imagenet100"),
-    "imagenet1k": _builder("static", "build_imagenet1k"),
-    "cifar10_dvs": _builder("event_sets", "build_cifar10_dvs"),
-    "dvs_gesture": _builder("event_sets", "build_dvs_gesture"),
-    "ncaltech101": _builder("event_sets", "build_ncaltech101"),
-}
+__all__ = ["Batches", "Data", "MemoryBatches", "Split", "build_data"]
 
 
 def build_data(cfg: Config) -> Data:
@@ -34,4 +20,12 @@ def build_data(cfg: Config) -> Data:
 
     Raises DataError with one sentence (which file, where it was expected, where its authors publish it).
     """
-    return DATASETS[cfg.dataset.name](cfg)
+    from snn_repro.data.sets import SETS
+
+    return SETS[cfg.dataset.name].build(cfg)
+
+
+def __getattr__(name: str):
+    if name in __all__:
+        return getattr(import_module("snn_repro.data.batches"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

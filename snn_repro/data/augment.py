@@ -4,20 +4,7 @@ Batch transforms (batches.BatchTransform) are callables (x, target, generator) -
 frames [T, B, C, H, W]; all T frames of a sample share its draw. They draw from the given generator alone, for the
 batch of all processes together, and never change x in place.
 
-keys read here (`augment.` in the configuration):
-
-    crop_padding, flip       RandomCrop, RandomFlip: zero padding in pixels; chance of a horizontal flip
-    rrc_min_area             RandomResizedCrop of the PIL image, area from this to 1; 0 is off
-    interpolation            of RandomResizedCrop and of the test resize
-    randaugment_ops, randaugment_level, randaugment_std
-                             timm's RandAugment of the PIL image; 0 operations is off
-    event_policy             EventPolicy: one of six operations a sample
-    nda                      NDA: roll, rotation or shear
-    eventdrop                event_drop, on the events, before they become frames
-    mixup, cutmix, mix_prob, cutmix_axes
-                             Mix: alphas (0 is off), chance that a batch is mixed, which axes CutMix cuts
-    label_smoothing          SmoothLabels, of the mixed targets
-    test_resize              short side in pixels before the centre crop of the ImageNet test; 0 is 256
+What each key of `augment.` means is said in the configuration's schema.
 
 Order: crop, flip, then event_policy and nda, then Mix and SmoothLabels; with RandomResizedCrop or
 RandAugment, crop and flip move into the PIL part. Repeated augmentation is `recipe.repeated_augmentation` and
@@ -307,16 +294,16 @@ def event_drop(events: Events, size: tuple[int, int]) -> Events:
     return Events(*(np.ascontiguousarray(kept[name]) for name in "txyp"))
 
 
-NDA_STRENGTH = {"ncaltech101": (3, 15.0)}  # (shift, degrees); all other data sets (5, 30)
+def frame_transforms(augment, num_classes: int, nda: tuple[int, float] = (5, 30.0)) -> list[BatchTransform]:
+    """The batch transforms for event frames that `augment` (the configuration's group) asks for, in order.
 
-
-def frame_transforms(augment, dataset: str, num_classes: int) -> list[BatchTransform]:
-    """The batch transforms for event frames that `augment` (the configuration's group) asks for, in order."""
+    nda: (shift, degrees) of NDA, a fact of each data set.
+    """
     chosen: list[BatchTransform] = _crop_and_flip(augment)
     if augment.event_policy:
         chosen.append(EventPolicy())
     if augment.nda:
-        chosen.append(NDA(*NDA_STRENGTH.get(dataset, (5, 30.0))))
+        chosen.append(NDA(*nda))
     return chosen + mix_transforms(augment, num_classes)
 
 

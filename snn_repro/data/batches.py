@@ -12,15 +12,19 @@ import ctypes
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from snn_repro.config import Config
+from snn_repro.data.image_files import ImageFile, decode
 from snn_repro.errors import DataError, UserError
+
+if TYPE_CHECKING:
+    from snn_repro.config import Config
+    from snn_repro.data.dataset import DataSet
 
 
 class BatchTransform:
@@ -322,39 +326,6 @@ class MemoryBatches(_Ordered):
             yield self._finish(epoch, batch, self._gather(rows), self._targets[rows])
 
 
-def memory_data(
-    cfg: Config, inputs, labels, rows: tuple, split: Split, transforms: Sequence[BatchTransform], num_classes: int
-) -> Data:
-    """`Data` of one array that holds all parts; rows are those of (training, validation, test).
-
-    inputs: images [N, C, H, W] or frames [N, T, C, H, W]; transforms are those of training.
-    """
-    train, val, test = rows
-
-    def evaluation(indices) -> MemoryBatches:
-        return MemoryBatches(inputs, labels, cfg.recipe.eval_batch_size, indices=indices)
-
-    return Data(
-        train=MemoryBatches(
-            inputs,
-            labels,
-            cfg.recipe.batch_size,
-            indices=train,
-            seed=cfg.seed,
-            shuffle=True,
-            transforms=transforms,
-            drop_last=cfg.recipe.drop_last,
-            repeats=cfg.recipe.repeated_augmentation,
-        ),
-        val=evaluation(val) if len(val) else None,
-        test=evaluation(test),
-        input_shape=tuple(inputs.shape[-3:]),
-        num_classes=num_classes,
-        split=split,
-        static=inputs.ndim == 4,
-    )
-
-
 class LoaderBatches(_Ordered):
     """Batches of samples that must be read one by one (PIL images, raw recordings), by worker processes.
 
@@ -416,6 +387,27 @@ class LoaderBatches(_Ordered):
             yield self._finish(epoch, batch, x, target)
 
 
+class PilImages(torch.utils.data.Dataset):
+    """Images of an array or of files as PIL images, transformed; a file that cannot be read is a DataError with its name."""
+
+    def __init__(self, images: np.ndarray | list[ImageFile], labels: np.ndarray, transform):
+        self.images, self.labels, self.transform = images, labels, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int):
+        from PIL import Image
+
+        image = self.images[i]
+        if isinstance(image, ImageFile):
+            image = decode(image)
+        else:
+            pixels = image.transpose(1, 2, 0)
+            image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
+        return self.transform(image), int(self.labels[i])
+
+
 class _Failure(NamedTuple):
     """A DataError on its way from a worker process."""
 
@@ -463,3 +455,67 @@ def _collate(samples):
         if isinstance(sample, _Failure):
             return sample
     return torch.stack([x for x, _ in samples]), torch.tensor([int(y) for _, y in samples])
+
+
+# ------------------------------------------------------------------ a data set's parts
+
+
+class Part(NamedTuple):
+    """A part of a data set: rows of an array with labels (see MemoryBatches), or of samples (see LoaderBatches)."""
+
+    inputs: Tensor | np.ndarray | Dataset
+    labels: Sequence[int] | np.ndarray = ()  # of samples: unused, each comes with its own
+    rows: np.ndarray | None = None  # None: all
+
+
+def assemble(
+    cfg: Config,
+    dataset: DataSet,
+    train: Part,
+    val: Part,
+    test: Part,
+    split: Split,
+    transforms: Sequence[BatchTransform],
+    evaluation: Sequence[BatchTransform] = (),
+    check: Callable[[int, np.ndarray], None] | None = None,
+) -> Data:
+    """`Data` of three parts, the second of which may be empty; `transforms` are those of training, `evaluation` the others'.
+
+    check: see MemoryBatches. Raises DataError where arrays are not what the data set says of itself.
+    """
+    shape = dataset.frame_shape(cfg.dataset.frame_size)
+
+    def batches(part: Part, size: int, **options) -> Batches:
+        inputs, labels, rows = part
+        if isinstance(inputs, Dataset):
+            return LoaderBatches(inputs, size, indices=rows, workers=cfg.dataset.workers, **options)
+        found = "images" if inputs.ndim == 4 else "frames"
+        if tuple(inputs.shape[-3:]) != shape or (inputs.ndim == 4) != dataset.static:
+            raise DataError(
+                f"{dataset.name} was read as {found} {list(inputs.shape[-3:])}, and its file in data/sets/ says {list(shape)},"
+                f" static={dataset.static}"
+            )
+        if len(labels) and not 0 <= np.min(labels) <= np.max(labels) < dataset.num_classes:
+            raise DataError(
+                f"{dataset.name} was read with labels {np.min(labels)} to {np.max(labels)}, and its file in data/sets/ says"
+                f" {dataset.num_classes} classes"
+            )
+        return MemoryBatches(inputs, labels, size, indices=rows, check=check, **options)
+
+    return Data(
+        train=batches(
+            train,
+            cfg.recipe.batch_size,
+            seed=cfg.seed,
+            shuffle=True,
+            transforms=transforms,
+            drop_last=cfg.recipe.drop_last,
+            repeats=cfg.recipe.repeated_augmentation,
+        ),
+        val=batches(val, cfg.recipe.eval_batch_size, transforms=evaluation) if len(val.rows) else None,
+        test=batches(test, cfg.recipe.eval_batch_size, transforms=evaluation),
+        input_shape=shape,
+        num_classes=dataset.num_classes,
+        split=split,
+        static=dataset.static,
+    )

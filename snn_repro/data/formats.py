@@ -352,7 +352,7 @@ def read_cifar_batch(source: Source, name: str | None = None, labels: str = "lab
     The pickle is taken apart without running it: nothing that it names is imported or called. Raises
     FormatError.
     """
-    classes = _CIFAR_CLASSES[labels]
+    classes = {"labels": 10, "fine_labels": 100}[labels]
     data, name = _bytes(source, name)
     batch, offsets = _load_pickle(data, name)
     if not isinstance(batch, dict):
@@ -361,10 +361,9 @@ def read_cifar_batch(source: Source, name: str | None = None, labels: str = "lab
     for needed in ("data", labels):
         if needed not in batch:
             raise FormatError(name, 0, f"the dictionary has no '{needed}'; is the file of another data set?")
-    images, values = _array(batch["data"]), batch[labels]
+    images, numbers = (_array(batch[key]) for key in ("data", labels))
     if images is None or images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != 3072:
         raise FormatError(name, offsets.get("data", 0), "'data' is no whole uint8 array of 3,072 bytes an image")
-    numbers = _integers(values) if isinstance(values, list) else _array(values)
     if numbers is None or numbers.shape != images.shape[:1] or not len(numbers):
         raise FormatError(name, offsets.get(labels, 0), f"'{labels}' is no list of {len(images)} whole numbers")
     if numbers.min() < 0 or numbers.max() >= classes:
@@ -374,49 +373,22 @@ def read_cifar_batch(source: Source, name: str | None = None, labels: str = "lab
 
 
 class _Made:
-    """Something that a pickle asks to be constructed: recorded, never called."""
+    """Something that a pickle names or asks to be constructed: recorded, never called."""
 
-    def __init__(self, *args):
-        self.args, self.state = args, None
+    def __init__(self, kind: str, args: tuple = ()):
+        self.kind, self.args, self.state = kind, args, None
+
+    def __call__(self, *args):
+        return _Made(self.kind, args)
 
     def __setstate__(self, state):
         self.state = state
 
 
-class _Reconstruct(_Made):
-    """numpy's `_reconstruct`; its state is (version, shape, dtype, Fortran order, bytes)."""
-
-
-class _FromBuffer(_Made):
-    """numpy's `_frombuffer`, protocol 5: (bytes, dtype, shape, order)."""
-
-
-class _Scalar(_Made):
-    """A numpy scalar: (dtype, bytes)."""
-
-
-class _DType(_Made):
-    """A numpy dtype: (code, ...), with the byte order second in its state."""
-
-
-class _Encode(_Made):
-    """How Python 3 writes bytes into a protocol 2 pickle: (text, "latin1")."""
-
-
-class _NdArray(_Made):
-    """The class numpy.ndarray, an argument of `_reconstruct`."""
-
-
-_CIFAR_CLASSES = {"labels": 10, "fine_labels": 100}
 _LARGEST_BATCH = 1 << 30  # bytes; CIFAR-100's train has 155 million
-_GLOBALS = {("numpy", "ndarray"): _NdArray, ("numpy", "dtype"): _DType, ("_codecs", "encode"): _Encode}
-for _core in ("numpy.core", "numpy._core"):
-    _GLOBALS |= {
-        (f"{_core}.multiarray", "_reconstruct"): _Reconstruct,
-        (f"{_core}.multiarray", "scalar"): _Scalar,
-        (f"{_core}.numeric", "_frombuffer"): _FromBuffer,
-    }
-
+_NAMES = re.compile(  # module and name of all that CIFAR's pickles, written by any Python and numpy, are made with
+    r"numpy (ndarray|dtype)|_codecs encode|numpy\._?core\.(multiarray (_reconstruct|scalar)|numeric _frombuffer)"
+)
 # What pickles of dictionaries, lists, numbers, strings and arrays are made of, protocol 2 and later.
 _OPCODES = frozenset(
     """PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT
@@ -428,10 +400,9 @@ _OPCODES = frozenset(
 
 class _SafeUnpickler(pickle.Unpickler):
     def find_class(self, module, name):
-        try:
-            return _GLOBALS[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which no CIFAR file needs") from None
+        if not _NAMES.fullmatch(f"{module} {name}"):
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which no CIFAR file needs")
+        return _Made(name)
 
 
 def _load_pickle(data: bytes, name: str) -> tuple[object, dict[str, int]]:
@@ -463,59 +434,47 @@ def _load_pickle(data: bytes, name: str) -> tuple[object, dict[str, int]]:
 
 
 def _text(key):
-    raw = _raw(key)
-    return key if raw is None else raw.decode("latin1")
-
-
-def _raw(value) -> bytes | None:
-    if isinstance(value, _Encode) and len(value.args) == 2 and isinstance(value.args[0], str):
-        try:
-            return value.args[0].encode("latin1")
-        except UnicodeEncodeError:
-            return None
-    return bytes(value) if isinstance(value, bytes | bytearray) else None
-
-
-def _dtype(value) -> np.dtype | None:
-    if not isinstance(value, _DType) or not value.args:
-        return None
-    code, state = value.args[0], value.state
-    code = code.decode("latin1") if isinstance(code, bytes) else code
-    if not isinstance(code, str) or not re.fullmatch("[iu][1248]", code):
-        return None
-    order = state[1] if isinstance(state, tuple) and len(state) > 1 else "|"
-    return np.dtype((">" if order in (">", b">") else "<") + code)
+    """A key of the dictionary, a string however it was written."""
+    found = _solid(key)
+    return found.decode("latin1") if isinstance(found, bytes) else key
 
 
 def _array(value) -> np.ndarray | None:
-    """The integer array that the pickle describes, or None if it is no whole one."""
-    if isinstance(value, _Reconstruct) and isinstance(value.state, tuple) and len(value.state) == 5:
-        _, shape, dtype, fortran, raw = value.state
-    elif isinstance(value, _FromBuffer) and len(value.args) == 4:
-        raw, dtype, shape, order = value.args
-        fortran = order in ("F", b"F")
-    else:
-        return None
-    raw, dtype = _raw(raw), _dtype(dtype)
-    if raw is None or dtype is None or not isinstance(shape, tuple):
-        return None
-    if not all(type(n) is int and n >= 0 for n in shape) or prod(shape) * dtype.itemsize != len(raw):
-        return None
-    if not raw:
-        return None
-    return np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran else "C").copy()  # writable, C order
-
-
-def _integers(values: list) -> np.ndarray | None:
-    """int64 of a list of Python integers or numpy scalars, or None if it holds anything else."""
-    plain = []
-    for value in values:
-        if isinstance(value, _Scalar) and len(value.args) == 2:
-            dtype, raw = _dtype(value.args[0]), _raw(value.args[1])
-            if dtype is None or raw is None or len(raw) != dtype.itemsize:
-                return None
-            value = int(np.frombuffer(raw, dtype)[0])
-        if type(value) is not int or not -(2**63) <= value < 2**63:
+    """The integer array that an array or a list in the pickle describes, or None if it is no whole one."""
+    value = _solid(value)
+    if isinstance(value, list):
+        numbers = [_solid(v) for v in value]
+        if not all((type(n) is int or isinstance(n, np.integer)) and -(2**63) <= n < 2**63 for n in numbers):
             return None
-        plain.append(value)
-    return np.array(plain, np.int64)
+        value = np.array([int(n) for n in numbers], np.int64)
+    return value if isinstance(value, np.ndarray) and value.size else None
+
+
+def _solid(value):
+    """What a record stands for, or None if it is not whole; whatever is no record stays as it is."""
+    try:
+        return _constructed(value) if isinstance(value, _Made) else value
+    except (TypeError, ValueError, LookupError, AttributeError, RecursionError):
+        return None
+
+
+def _constructed(value: _Made):
+    """Bytes, a dtype of integers, a number or an array."""
+    match value.kind:
+        case "encode":  # how Python 3 writes bytes into a protocol 2 pickle: (text, "latin1")
+            return value.args[0].encode("latin1")
+        case "dtype":  # (code, ...), with the byte order second in its state
+            code = _text(value.args[0])
+            if not re.fullmatch("[iu][1248]", code):
+                raise ValueError(code)
+            return np.dtype((">" if value.state and value.state[1] in (">", b">") else "<") + code)
+        case "scalar":  # (dtype, bytes)
+            return np.frombuffer(_solid(value.args[1]), _solid(value.args[0])).reshape(())[()]
+        case "_reconstruct":  # its state is (version, shape, dtype, Fortran order, bytes)
+            _, shape, dtype, fortran, raw = value.state
+        case "_frombuffer":  # protocol 5: (bytes, dtype, shape, order)
+            raw, dtype, shape, order = value.args
+            fortran = order in ("F", b"F")
+        case kind:
+            raise ValueError(kind)
+    return np.frombuffer(_solid(raw), _solid(dtype)).reshape(shape, order="F" if fortran else "C").copy()

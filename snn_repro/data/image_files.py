@@ -26,6 +26,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
+from snn_repro.data.archives import Section
 from snn_repro.errors import DataError
 
 log = logging.getLogger("snn_repro")
@@ -52,7 +53,7 @@ class ImageFile(NamedTuple):
     def open(self) -> BinaryIO:
         if self.offset < 0:
             return open(os.path.join(self.place, self.name), "rb")
-        return io.BufferedReader(_Section(open(self.place, "rb"), self.offset, self.size))  # noqa: SIM115
+        return io.BufferedReader(Section(open(self.place, "rb"), self.offset, self.size, close=True))  # noqa: SIM115
 
     def bytes(self) -> int:
         """The number of its bytes."""
@@ -61,37 +62,6 @@ class ImageFile(NamedTuple):
 
 Classes = dict[str, Callable[[], list[ImageFile]]]
 """class (wnid) -> its images, listed when they are asked for"""
-
-
-class _Section(io.RawIOBase):
-    """`size` bytes of a file from `offset` on, as a file of their own, which closes that one."""
-
-    def __init__(self, file: BinaryIO, offset: int, size: int):
-        self._file, self._offset, self._size, self._at = file, offset, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence])
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer) -> int:
-        self._file.seek(self._offset + self._at)
-        data = self._file.read(min(len(buffer), max(0, self._size - self._at)))
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
 
 
 # ------------------------------------------------------------------ one image

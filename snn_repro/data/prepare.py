@@ -1,16 +1,4 @@
-"""Raw event recordings -> cached frames, once; and the gate through which a cache is opened.
-
-A finished cache is a folder `cache_dir/<dataset>/T<timesteps>-<number|time>[-<pixels>px]` with three files:
-
-    frames.npy     [N, T, 2, H, W], memory-mapped when used: event counts in the narrowest of uint8, uint16,
-                   uint32 that holds all of them, or, resized, float16 (float32 where a count needs it)
-    index.csv      one line a sample, sorted by name: row, label, official part, events, bytes and CRC-32 of
-                   its file, CRC-32 of its row's bytes in frames.npy, name
-    manifest.json  format version, settings, shape, what was left out and why, a SHA-256 over all source files
-
-A file's CRC-32 is the one that zip archives store, so a cache can be held against an archive without unpacking
-it. A row's is checked when a run first reads the row (`RowCheck`), so that frames which decayed on the disk are
-not trained on. Format version 1 had no checksums of rows; it is still read, with a warning.
+"""Raw event recordings -> cached frames, once; cache.py says what a cache holds, and opens it.
 
 While it is made, the folder is called `<name>.partial` and has a journal instead of an index. A row is
 written first and noted in the journal afterwards with a checksum, so that a run killed at any moment loses at
@@ -20,9 +8,9 @@ most the files in hand.
 from __future__ import annotations
 
 import contextlib
-import csv
 import fcntl
 import hashlib
+import io
 import json
 import math
 import multiprocessing
@@ -37,110 +25,34 @@ from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from snn_repro.data import cache as caches
+from snn_repro.data.archives import Entry, close_archives, in_tars, read_or_error, stream_tar
 from snn_repro.data.batches import keep_freed_memory
-from snn_repro.data.event_sets import (
-    EVENT_SETS,
-    Entry,
-    Recordings,
-    Sample,
-    SlowToList,
-    close_archives,
-    cut,
-    find_places,
-    find_recordings,
-    in_tars,
-    is_own_folder,
-    read_entry,
-    stream_tar,
-    to_frames,
-)
+from snn_repro.data.cache import FORMAT_VERSION, Cache, Problem, RowCheck, Settings, partial_folder
+from snn_repro.data.dataset import EventSet, Sample
+from snn_repro.data.recordings import Recordings, cut, find_places, find_recordings, is_own_folder, to_frames
+from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError, nearest
 
-FORMAT_VERSION = 2
-_READABLE = (1, 2)
 _JOURNAL_VERSION = 1  # of the unfinished cache
+_OFFSET = 128  # bytes of a .npy file's header here
 _COLUMNS = ("row", "label", "part", "events", "bytes", "crc32", "row_crc32", "name")
 
 
-class Settings(NamedTuple):
-    """What decides the content of a cache."""
-
-    dataset: str
-    timesteps: int
-    by: str  # "number" | "time"
-    frame_size: int | None  # pixels; None keeps the sensor's size
-
-    @property
-    def folder(self) -> Path:
-        pixels = f"-{self.frame_size}px" if self.frame_size else ""
-        return Path(self.dataset) / f"T{self.timesteps}-{self.by}{pixels}"
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        height, width = (self.frame_size,) * 2 if self.frame_size else EVENT_SETS[self.dataset].size
-        return (self.timesteps, 2, height, width)
-
-    def command(self, data_dir=None, cache_dir=None) -> str:
-        """The command that makes this cache."""
-        size = f" frame_size={self.frame_size}" if self.frame_size else ""
-        return (
-            f"python scripts/prepare_data.py dataset={self.dataset} data_dir={data_dir or 'DIR'}"
-            f" cache_dir={cache_dir or 'DIR'} timesteps={self.timesteps} integrate_by={self.by}{size}"
-        )
-
-
-@dataclass
-class Cache:
-    """An opened cache; `names`, `labels` and `parts` belong to the rows of `frames`, sorted by name."""
-
-    frames: np.ndarray  # memory-mapped [N, T, 2, H, W]
-    names: list[str]
-    labels: np.ndarray  # int64 [N]
-    parts: list[str] | np.ndarray  # "train" | "test" where the split is official, else ""
-    events: np.ndarray  # int64 [N]: events in the recording
-    manifest: dict[str, Any]
-    folder: Path
-    rebuild: str  # the command that makes it anew
-    checksums: list[int] | None  # CRC-32 of the bytes of each row of `frames`; None: it was made before these were kept
-
-
-class RowCheck:
-    """Holds rows of a cache against their checksums, each once: at the first read of a run.
-
-    To be given to MemoryBatches, the same one to all parts. Threads may share it: at worst two check one row.
-    """
-
-    def __init__(self, cache: Cache):
-        self.cache = cache
-        self.checked = bytearray(len(cache.names))
-
-    def __call__(self, row: int, frames: np.ndarray) -> None:
-        """Raise DataError if `frames`, which were read from this row, are not those that were stored."""
-        if not self.checked[row]:
-            if not self.intact(row, frames):
-                cache = self.cache
-                raise DataError(
-                    f"{cache.folder}/frames.npy is damaged: the frames of {cache.names[row]} (row {row}) are not those"
-                    f" that were stored; rebuild it with `{cache.rebuild}`, or train on them as they are with"
-                    " dataset.verify=off"
-                )
-            self.checked[row] = 1
-
-    def intact(self, row: int, frames: np.ndarray) -> bool:
-        """Whether `frames` have the checksum of this row."""
-        return zlib.crc32(np.ascontiguousarray(frames).view(np.uint8)) == self.cache.checksums[row]
-
-
-# ------------------------------------------------------------------ opening
+def event_set(name: str) -> EventSet:
+    """The data set of this name. Raises UserError if it is not one to prepare."""
+    sets = {n: s for n, s in SETS.items() if s.prepared}
+    if name not in sets:
+        raise UserError(f"dataset={name} needs no preparation; these do: {', '.join(sets)}{nearest(name, sets)}")
+    return sets[name]
 
 
 def open_cache(
@@ -151,92 +63,8 @@ def open_cache(
     frame_size: int | None = None,
     data_dir: str | Path | None = None,
 ) -> Cache:
-    """Open a finished cache, memory-mapped.
-
-    The frames themselves are not read: see RowCheck. Warns of a cache without checksums.
-
-    Raises UserError if there is none, DataError if it is of another format version, was made with other
-    settings, does not fit together, or (only looked at if `data_dir` is given and holds the data set) was
-    made from other files: one sentence each, with the command that rebuilds it.
-    """
-    settings = Settings(dataset, timesteps, by, frame_size)
-    if not cache_dir:
-        raise UserError(
-            f"cache_dir is not set: {dataset} is read from prepared frames; run `{settings.command(data_dir)}` once,"
-            " then pass the same cache_dir=DIR"
-        )
-    folder = Path(cache_dir) / settings.folder
-    command = settings.command(data_dir, cache_dir)
-    if not (folder / "manifest.json").is_file():
-        unfinished = " (an unfinished one is there: the command goes on with it)" if _partial(folder).exists() else ""
-        raise UserError(f"no prepared frames at {folder}{unfinished}; run `{command}` once")
-    rebuild = f"rebuild it with `{command} rebuild=true`"
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        if not isinstance(manifest, dict):
-            raise ValueError("manifest.json holds no object")
-        found = manifest.get("format_version")
-        if found not in _READABLE:
-            raise DataError(f"{folder} has cache format {found}, this version reads {FORMAT_VERSION}; {rebuild}")
-        for key, wanted in settings._asdict().items():
-            if manifest.get(key) != wanted:
-                raise DataError(f"{folder} was made with {key}={manifest.get(key)}, not {key}={wanted}; {rebuild}")
-        text = (folder / "index.csv").read_text()
-        if hashlib.sha256(text.encode()).hexdigest() != manifest["index_sha256"]:
-            raise DataError(f"{folder}/index.csv is not the one that belongs to manifest.json; {rebuild}")
-        rows = list(csv.DictReader(text.splitlines()))
-        frames = np.load(folder / "frames.npy", mmap_mode="r", allow_pickle=False)
-        dtype, _ = manifest["dtype"], [Problem(**p) for p in manifest["excluded"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder} cannot be read ({error}); {rebuild}") from None
-    if frames.shape != (len(rows), *settings.shape) or str(frames.dtype) != dtype:
-        raise DataError(
-            f"{folder}/frames.npy holds {frames.shape} {frames.dtype}, its index {len(rows)} samples of"
-            f" {settings.shape} {dtype}; {rebuild}"
-        )
-    if found == 1:
-        warnings.warn(
-            f"{folder} has no checksums of its frames, as an earlier version made it, so damage to them goes unseen;"
-            f" {rebuild} to have them checked",
-            stacklevel=2,
-        )
-    cache = Cache(
-        frames=frames,
-        names=[r["name"] for r in rows],
-        labels=np.array([int(r["label"]) for r in rows], np.int64),
-        parts=np.array([r["part"] for r in rows]),
-        events=np.array([int(r["events"]) for r in rows], np.int64),
-        manifest=manifest,
-        folder=folder,
-        rebuild=f"{command} rebuild=true",
-        checksums=None if found == 1 else [int(r["row_crc32"], 16) for r in rows],
-    )
-    changed = _changed_source(settings.dataset, data_dir, rows)
-    if changed:
-        raise DataError(f"{folder} is stale: {changed}; {rebuild}, or give the data_dir that it was made from")
-    return cache
-
-
-def _changed_source(dataset: str, data_dir, rows: list[dict]) -> str | None:
-    """How the raw files in `data_dir` differ in name or size from those in the index.
-
-    None if they agree, are absent, or lie in an archive, such as a compressed tar, whose names only a pass
-    through all of it would tell.
-    """
-    try:
-        recordings = find_recordings(dataset, data_dir, quick=True)
-    except (UserError, SlowToList):
-        return None
-    indexed = {r["name"].partition(":")[0]: (int(r["bytes"]), r["crc32"]) for r in rows}
-    for name, (size, crc32) in indexed.items():
-        if name not in recordings.files:
-            return f"{name} is in it, but no longer in data_dir={data_dir}"
-        entry = recordings.files[name]
-        if entry.size != size:
-            return f"{name} had {size} bytes when it was read and has {entry.size} now"
-        if entry.crc32 and entry.crc32 != crc32:
-            return f"{name} has changed: its CRC-32 was {crc32} and is {entry.crc32} now"
-    return None
+    """`cache.open_cache`, for the name of a data set."""
+    return caches.open_cache(Settings(event_set(dataset), timesteps, by, frame_size), cache_dir, data_dir)
 
 
 def verify_cache(
@@ -251,7 +79,6 @@ def verify_cache(
 
     Raises as `open_cache` does, and DataError for a cache without checksums.
     """
-    _require_event_set(dataset)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cache = open_cache(dataset, cache_dir, timesteps, by, frame_size)
@@ -270,16 +97,6 @@ def verify_cache(
 
 
 # ------------------------------------------------------------------ making
-
-
-class Problem(NamedTuple):
-    """A file or sample that cannot be used."""
-
-    name: str
-    reason: str
-
-    def __str__(self) -> str:
-        return self.reason if self.name in self.reason else f"{self.name}: {self.reason}"
 
 
 class Report(NamedTuple):
@@ -306,7 +123,7 @@ class Decoded(NamedTuple):
 
 def decode_file(data: bytes | DataError, file: str, samples: list[tuple[int, Sample]], settings: Settings) -> Decoded:
     """Decode one file and count the frames of its samples, each given with its row. Never raises DataError."""
-    facts = EVENT_SETS[settings.dataset]
+    dataset = settings.dataset
     if isinstance(data, DataError):
         return Decoded(file, 0, "", [], [Problem(file, str(data))], [])
     digest = f"{zlib.crc32(data):08x}"
@@ -314,7 +131,7 @@ def decode_file(data: bytes | DataError, file: str, samples: list[tuple[int, Sam
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            events = facts.decode(data, file)
+            events = dataset.decode(data, file)
         except DataError as error:
             return Decoded(file, len(data), digest, [], [Problem(file, str(error))], [])
     for row, sample in samples:
@@ -322,7 +139,7 @@ def decode_file(data: bytes | DataError, file: str, samples: list[tuple[int, Sam
             part = cut(events, sample)
             if not len(part.t):
                 raise DataError("it holds no events")
-            frames.append((row, to_frames(part, facts.size, *settings[1:]), len(part.t)))
+            frames.append((row, to_frames(part, dataset.shape[1:], *settings[1:]), len(part.t)))
         except DataError as error:
             problems.append(Problem(sample.name, str(error)))
     return Decoded(file, len(data), digest, frames, problems, [str(w.message) for w in caught])
@@ -330,17 +147,7 @@ def decode_file(data: bytes | DataError, file: str, samples: list[tuple[int, Sam
 
 def _work(entry: Entry, file: str, samples: list[tuple[int, Sample]], settings: Settings) -> Decoded:
     """What a worker process runs for one file."""
-    try:
-        data: bytes | DataError = read_entry(entry, file)
-    except DataError as error:
-        data = error
-    return decode_file(data, file, samples, settings)
-
-
-def _require_event_set(dataset: str) -> None:
-    if dataset not in EVENT_SETS:
-        known = ", ".join(EVENT_SETS)
-        raise UserError(f"dataset={dataset} needs no preparation; these do: {known}{nearest(dataset, EVENT_SETS)}")
+    return decode_file(read_or_error(entry, file), file, samples, settings)
 
 
 def _start_worker() -> None:
@@ -377,7 +184,7 @@ def prepare(
 
     Raises UserError and DataError with one sentence.
     """
-    _require_event_set(dataset)
+    settings = Settings(event_set(dataset), timesteps, by, frame_size)
     if timesteps < 1:
         raise UserError(f"timesteps={timesteps} must be at least 1")
     if by not in ("number", "time"):
@@ -389,25 +196,25 @@ def prepare(
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     if not 0 <= workers <= 1024:
         raise UserError(f"workers={workers} must be from 0 to 1,024 processes")
-    settings = Settings(dataset, timesteps, by, frame_size)
     if (size := 4 * math.prod(settings.shape)) > 2**32:
         raise UserError(
             f"timesteps={timesteps} frames of {settings.shape[2]} x {settings.shape[3]} pixels would take {size / 1e9:.0f}"
             " GB a recording; choose fewer, or a smaller frame_size"
         )
     folder = Path(cache_dir) / settings.folder
-    _refuse_overlap(dataset, data_dir, cache_dir, folder)
-    recordings = find_recordings(dataset, data_dir)
+    unfinished = partial_folder(folder)
+    _refuse_overlap(settings.dataset, data_dir, cache_dir, folder)
+    recordings = find_recordings(settings.dataset, data_dir)
     problems = [Problem(n, reason) for n, reason in sorted(recordings.problems.items())]
     for problem in problems:
         say(f"bad: {problem}")
-    expected = EVENT_SETS[dataset].samples
+    expected = settings.dataset.total or len(recordings.samples)
 
     complete = ("frames.npy", "index.csv", "manifest.json")
     try:
-        if all((_partial(folder) / file).is_file() for file in complete):  # killed while it gave the folder its name
-            with _lock(_partial(folder)):
-                _publish(_partial(folder), folder)
+        if all((unfinished / file).is_file() for file in complete):  # killed while it gave the folder its name
+            with _lock(unfinished):
+                _publish(unfinished, folder)
     except FileNotFoundError:
         pass  # another run has just done it
     except OSError as error:
@@ -415,7 +222,7 @@ def prepare(
     if folder.exists() and not rebuild:
         if not (folder / "manifest.json").is_file():
             raise DataError(f"{folder} is there, but is no finished cache: remove it, or replace it with rebuild=true")
-        cache = open_cache(*settings[:1], cache_dir, *settings[1:], data_dir=data_dir)
+        cache = caches.open_cache(settings, cache_dir, data_dir)
         known = set(cache.names) | {p["name"] for p in cache.manifest["excluded"]}
         new = [s.name for s in recordings.samples if s.name not in known and s.file not in known]
         if new:
@@ -427,7 +234,7 @@ def prepare(
         return Report(folder, len(cache.names), expected, 0, excluded, recordings.ignored)
 
     try:
-        partial = _Partial(_partial(folder), settings, recordings.samples)
+        partial = _Partial(unfinished, settings, recordings.samples)
     except OSError as error:
         raise UserError(f"cache_dir={cache_dir} cannot be written: {error}") from None
     with partial:
@@ -461,7 +268,7 @@ def prepare(
     return Report(folder, samples, expected, read, problems, recordings.ignored)
 
 
-def _refuse_overlap(dataset: str, data_dir: str | Path | None, cache_dir: str | Path, folder: Path) -> None:
+def _refuse_overlap(dataset: EventSet, data_dir: str | Path | None, cache_dir: str | Path, folder: Path) -> None:
     """The data set's own folders are only ever read: a cache inside of one would be a write.
 
     Own are the folders of recordings, and the folder that these or the archives lie in if it is named after the
@@ -490,7 +297,8 @@ def _decode_all(
         for file, data in stream_tar(path, members, inner):  # can only be read from front to back
             yield decode_file(data, file, todo[file], settings)
     todo = {f: s for f, s in todo.items() if recordings.files[f].kind != "tar"}
-    if multiprocessing.current_process().daemon or any(recordings.files[f].kind == "spool" for f in todo):
+    own_class = type(settings.dataset).__module__ == "__main__"  # of a notebook: no other process can import it
+    if own_class or multiprocessing.current_process().daemon or any(recordings.files[f].kind == "spool" for f in todo):
         workers = 0  # a daemon may have no children, and an unpacked archive belongs to the process that unpacked it
     if workers == 0:
         for file, samples in todo.items():
@@ -556,10 +364,6 @@ def _progress(results: Iterator[Decoded], todo: dict, recordings: Recordings, sa
 # ------------------------------------------------------------------ the unfinished cache
 
 
-def _partial(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".partial")
-
-
 class _Partial:
     """A cache in the making: `frames.<dtype>.npy`, `journal.jsonl` and a lock.
 
@@ -572,7 +376,7 @@ class _Partial:
         names = "\n".join(f"{s.name} {s.label} {s.start} {s.stop}" for s in samples)
         self.plan = {
             "format_version": _JOURNAL_VERSION,
-            **settings._asdict(),
+            **settings.words(),
             "samples_sha256": hashlib.sha256(names.encode()).hexdigest(),
         }
         folder.mkdir(parents=True, exist_ok=True)
@@ -610,7 +414,7 @@ class _Partial:
         for old in self.folder.glob("frames.*"):
             old.unlink()
         self.dtype = np.dtype(np.float16 if self.settings.frame_size else np.uint8)
-        self.file = self._create(self._path(self.dtype), self.dtype)
+        self.file = self._create(self._path(self.dtype), self.dtype, len(self.samples))
         self.journal = open(self.folder / "journal.jsonl", "w")  # noqa: SIM115
         self._note({"plan": self.plan})
 
@@ -628,8 +432,7 @@ class _Partial:
         for old in (*map(self._path, found[:-1]), *self.folder.glob("frames.*.tmp")):
             old.unlink()
         self.file = open(self._path(self.dtype), "r+b")  # noqa: SIM115
-        self.offset = self._header(len(self.samples), self.dtype)[1]
-        if os.fstat(self.file.fileno()).st_size != self.offset + len(self.samples) * self._row_bytes():
+        if os.fstat(self.file.fileno()).st_size != _OFFSET + len(self.samples) * self._row_bytes(self.dtype):
             self.file.close()
             return False
         self.done = {}
@@ -670,45 +473,39 @@ class _Partial:
 
     # -- rows
 
-    def _header(self, n: int, dtype: np.dtype) -> tuple[bytes, int]:
-        """The .npy header of n rows, always 128 bytes here."""
-        from io import BytesIO
-
-        buffer = BytesIO()
-        shape = (n, *self.settings.shape)
-        np.lib.format.write_array_header_1_0(
-            buffer, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-        )
-        return buffer.getvalue(), len(buffer.getvalue())
-
-    def _create(self, path: Path, dtype: np.dtype):
-        header, self.offset = self._header(len(self.samples), dtype)
+    def _create(self, path: Path, dtype: np.dtype, n: int, rows: dict[int, int] | None = None):
+        """A new .npy file of n rows, with copies of our rows {new: old}."""
+        header, size = io.BytesIO(), self._row_bytes(dtype)
+        facts = {
+            "descr": np.lib.format.dtype_to_descr(dtype),
+            "fortran_order": False,
+            "shape": (n, *self.settings.shape),
+        }
+        np.lib.format.write_array_header_1_0(header, facts)
         file = open(path, "w+b")  # noqa: SIM115
-        file.write(header)
+        file.write(header.getvalue())
         file.flush()
-        file.truncate(self.offset + len(self.samples) * int(np.prod(self.settings.shape)) * dtype.itemsize)
+        file.truncate(_OFFSET + n * size)
+        for new, old in (rows or {}).items():
+            _write_all(file.fileno(), self._read(old).astype(dtype, copy=False), _OFFSET + new * size)
         return file
 
-    def _row_bytes(self) -> int:
-        return int(np.prod(self.settings.shape)) * self.dtype.itemsize
+    def _row_bytes(self, dtype: np.dtype) -> int:
+        return math.prod(self.settings.shape) * dtype.itemsize
 
     def _read(self, row: int) -> np.ndarray:
-        data = os.pread(self.file.fileno(), self._row_bytes(), self.offset + row * self._row_bytes())
-        return np.frombuffer(data, self.dtype)
+        size = self._row_bytes(self.dtype)
+        return np.frombuffer(os.pread(self.file.fileno(), size, _OFFSET + row * size), self.dtype)
 
     def _write(self, row: int, frames: np.ndarray) -> None:
-        data = memoryview(np.ascontiguousarray(frames, self.dtype)).cast("B")
-        _write_all(self.file.fileno(), data, self.offset + row * self._row_bytes())
+        frames = np.ascontiguousarray(frames, self.dtype)
+        _write_all(self.file.fileno(), frames, _OFFSET + row * self._row_bytes(self.dtype))
 
     def _widen(self, dtype: np.dtype) -> None:
         """Rewrite all rows in a wider type, under a new name, so that a kill in between loses nothing."""
         path = self._path(dtype)
-        wide = self._create(path.with_suffix(".tmp"), dtype)
-        size = int(np.prod(self.settings.shape)) * dtype.itemsize
-        for entry in (*self.done.values(), *self.tainted.values()):
-            for row in entry["rows"]:
-                data = memoryview(self._read(row["row"]).astype(dtype)).cast("B")
-                _write_all(wide.fileno(), data, self.offset + row["row"] * size)
+        noted = [row["row"] for entry in (*self.done.values(), *self.tainted.values()) for row in entry["rows"]]
+        wide = self._create(path.with_suffix(".tmp"), dtype, len(self.samples), dict(zip(noted, noted, strict=True)))
         path.with_suffix(".tmp").rename(path)
         self.file.close()
         self._path(self.dtype).unlink()
@@ -743,7 +540,7 @@ class _Partial:
         facts = {row["row"]: (row, e) for e in entries.values() for row in e["rows"]}
         rows = sorted(facts)
         if not rows:
-            raise DataError(f"not one recording of {self.settings.dataset} is good, so there is nothing to cache")
+            raise DataError(f"not one recording of {self.settings.dataset.name} is good, so there is nothing to cache")
         index = [",".join(_COLUMNS)]
         for new, row in enumerate(rows):
             sample, (facts_of_row, entry) = self.samples[row], facts[row]
@@ -756,10 +553,10 @@ class _Partial:
         sources = "".join(f"{entries[f]['crc32']} {entries[f]['size']} {f}\n" for f in sorted(entries))
         manifest = {
             "format_version": FORMAT_VERSION,
-            **self.settings._asdict(),
+            **self.settings.words(),
             "shape": [len(rows), *self.settings.shape],
             "dtype": str(self.dtype),
-            "samples_of_the_complete_set": EVENT_SETS[self.settings.dataset].samples,
+            "samples_of_the_complete_set": self.settings.dataset.total,
             "excluded": [p._asdict() for p in problems],
             "source_files": len(entries),
             "sources_sha256": hashlib.sha256(sources.encode()).hexdigest(),
@@ -778,13 +575,7 @@ class _Partial:
         if len(rows) == len(self.samples):
             return self._path(self.dtype)
         path = self.folder / "frames.together.tmp"
-        header, offset = self._header(len(rows), self.dtype)
-        file = open(path, "w+b")  # noqa: SIM115
-        file.write(header)
-        file.flush()
-        for new, row in enumerate(rows):
-            data = memoryview(self._read(row)).cast("B")
-            _write_all(file.fileno(), data, offset + new * self._row_bytes())
+        file = self._create(path, self.dtype, len(rows), dict(enumerate(rows)))
         self.file.close()
         self.file = file
         return path
@@ -822,7 +613,8 @@ def _widening(settings: Settings) -> list[np.dtype]:
     return [np.dtype(k) for k in kinds]
 
 
-def _write_all(fd: int, data: memoryview, offset: int) -> None:
+def _write_all(fd: int, values: np.ndarray, offset: int) -> None:
+    data = memoryview(values).cast("B")
     while data:
         written = os.pwrite(fd, data, offset)
         data, offset = data[written:], offset + written

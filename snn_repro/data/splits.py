@@ -5,18 +5,8 @@ the order of `sorted(names)`: class folders as strings, then files as strings (0
 functions return index arrays into that order. Only NumPy's frozen legacy generator (RandomState) draws here,
 so a split is the same on every machine.
 
-CIFAR10-DVS has no official split; four are in use, and accuracies on different ones do not compare:
-    tebn     files number 0..99 of each class test (TEBN, PSN; the paper's 48-pixel rows). Accuracies on it
-             are usually higher than on random splits.
-    tail     files number 900..999 of each class test (TET)
-    front90  the first 90 % of each class train, files ordered as strings, not as numbers (SEW-ResNet,
-             Spikformer, GLIF)
-    random   per class, seeded shuffle of the string order, first 90 % train (the paper's 128-pixel rows)
-N-Caltech101 has none either:
-    seeded   per class, names sorted, shuffled with the class number as seed, first int(0.9 n) train: 7,795 /
-             914. The paper's code shuffled an unsorted directory listing, so its own test list differs from
-             one file system to another.
-All other data sets have an official split, named `official`.
+A set without an official split says in its file in data/sets/ which of the RULES below are in use for it, and what for; all
+others have one split, named `official`.
 
 Splits are drawn on the complete list of a data set's names; recordings that are absent or cannot be read are
 dropped afterwards, so that one bad file moves no other from one side to the other.
@@ -28,11 +18,16 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from snn_repro.data.batches import Split
 from snn_repro.errors import DataError, UserError, nearest
+
+if TYPE_CHECKING:
+    from snn_repro.config import Config
+    from snn_repro.data.dataset import EventSet
 
 Indices = np.ndarray
 
@@ -83,19 +78,22 @@ def _seeded(names, labels):
     return mask
 
 
-SPLITS: dict[str, dict[str, Callable]] = {
-    "cifar10_dvs": {
-        "tebn": _numbered(0, 99),
-        "tail": _numbered(900, 999),
-        "front90": _front90,
-        "random": _random,
-    },
-    "ncaltech101": {"seeded": _seeded},
+RULES: dict[str, Callable] = {
+    "tebn": _numbered(0, 99),
+    "tail": _numbered(900, 999),
+    "front90": _front90,
+    "random": _random,
+    "seeded": _seeded,
 }
+"""name -> which samples test, bool [N], of the sorted names and the labels of a complete data set"""
 
 
 def named_split(
-    dataset: str, split: str, names: Sequence[str], labels: Sequence[int], everything: Mapping[str, int] | None = None
+    dataset: EventSet,
+    split: str,
+    names: Sequence[str],
+    labels: Sequence[int],
+    everything: Mapping[str, int] | None = None,
 ) -> tuple[Indices, Indices]:
     """(train, test) of a data set without an official split; `names` must be sorted as strings.
 
@@ -104,18 +102,17 @@ def named_split(
 
     Raises UserError for an unknown split name, DataError if one side is empty.
     """
-    known = SPLITS.get(dataset, {})
-    if split not in known:
-        allowed = ", ".join(known) or "official"
+    if split not in dataset.splits:
         raise UserError(
-            f"dataset.split={split} is unknown for {dataset}; choose one of: {allowed}{nearest(split, known)}"
+            f"dataset.split={split} is unknown for {dataset.name}; choose one of: {', '.join(dataset.splits)}"
+            f"{nearest(split, dataset.splits)}"
         )
     if list(names) != sorted(names):
         raise ValueError("names must be sorted as strings")
     if everything is None:
         everything = dict(zip(names, labels, strict=True))
     complete = sorted(everything)
-    mask = known[split](complete, [everything[n] for n in complete])
+    mask = dataset.test_mask(split, complete, [everything[n] for n in complete])
     tested = {n for n, held in zip(complete, mask, strict=True) if held}
     if not everything.keys() >= set(names):
         raise ValueError("names must be among those of the complete data set")
@@ -124,7 +121,7 @@ def named_split(
     for part, found in (("training", train), ("test", test)):
         if not len(found):
             raise DataError(
-                f"dataset.split={split} finds no {part} files among the {len(names)} of {dataset};"
+                f"dataset.split={split} finds no {part} files among the {len(names)} of {dataset.name};"
                 " is the data set complete?"
             )
     return train, test
@@ -252,3 +249,21 @@ def make_split(
     if subset or validation:
         name += f",seed={seed}"
     return train, val, Split(name, sha256_of_names(test_names), len(train), len(val), len(test))
+
+
+def split_parts(
+    cfg: Config, train: Indices, test: Indices, labels: Sequence[int], test_names: Sequence[str], **options
+) -> tuple[Indices, Indices, Split]:
+    """`make_split` with what the configuration says of the parts."""
+    d = cfg.dataset
+    return make_split(
+        d.name,
+        train,
+        test,
+        labels,
+        test_names,
+        validation=d.validation,
+        subset=d.train_subset,
+        seed=d.split_seed,
+        **options,
+    )

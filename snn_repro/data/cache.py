@@ -1,0 +1,305 @@
+"""The gate through which prepared frames are opened, and from there to batches. Prepare.py makes them.
+
+A finished cache is a folder `cache_dir/<dataset>/T<timesteps>-<number|time>[-<pixels>px]` with three files:
+
+    frames.npy     [N, T, 2, H, W], memory-mapped when used: event counts in the narrowest of uint8, uint16,
+                   uint32 that holds all of them, or, resized, float16 (float32 where a count needs it)
+    index.csv      one line a sample, sorted by name: row, label, official part, events, bytes and CRC-32 of
+                   its file, CRC-32 of its row's bytes in frames.npy, name
+    manifest.json  format version, settings, shape, what was left out and why, a SHA-256 over all source files
+
+A file's CRC-32 is the one that zip archives store, so a cache can be held against an archive without unpacking
+it. A row's is checked when a run first reads the row (`RowCheck`), so that frames which decayed on the disk are
+not trained on. Format version 1 had no checksums of rows; it is still read, with a warning.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import warnings
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from snn_repro.data.archives import SlowToList, read_entry
+from snn_repro.data.augment import event_drop, frame_transforms
+from snn_repro.data.batches import Data, Part, assemble, keep_freed_memory
+from snn_repro.data.dataset import EventSet
+from snn_repro.data.recordings import cut, find_recordings, to_frames
+from snn_repro.data.splits import named_split, split_parts
+from snn_repro.errors import DataError, UserError
+
+if TYPE_CHECKING:
+    from snn_repro.config import Config
+
+FORMAT_VERSION = 2
+_READABLE = (1, 2)
+
+
+class Problem(NamedTuple):
+    """A file or sample that cannot be used."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason if self.name in self.reason else f"{self.name}: {self.reason}"
+
+
+class Settings(NamedTuple):
+    """What decides the content of a cache."""
+
+    dataset: EventSet
+    timesteps: int
+    by: str = "number"  # or "time"
+    frame_size: int | None = None  # pixels; None keeps the sensor's size
+
+    @property
+    def folder(self) -> Path:
+        pixels = f"-{self.frame_size}px" if self.frame_size else ""
+        return Path(self.dataset.name) / f"T{self.timesteps}-{self.by}{pixels}"
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return (self.timesteps, *self.dataset.frame_shape(self.frame_size))
+
+    def words(self) -> dict[str, Any]:
+        """As the manifest has them."""
+        return {**self._asdict(), "dataset": self.dataset.name}
+
+    def command(self, data_dir=None, cache_dir=None) -> str:
+        """The command that makes this cache."""
+        size = f" frame_size={self.frame_size}" if self.frame_size else ""
+        return (
+            f"python scripts/prepare_data.py dataset={self.dataset.name} data_dir={data_dir or 'DIR'}"
+            f" cache_dir={cache_dir or 'DIR'} timesteps={self.timesteps} integrate_by={self.by}{size}"
+        )
+
+
+@dataclass
+class Cache:
+    """An opened cache; `names`, `labels` and `parts` belong to the rows of `frames`, sorted by name."""
+
+    frames: np.ndarray  # memory-mapped [N, T, 2, H, W]
+    names: list[str]
+    labels: np.ndarray  # int64 [N]
+    parts: list[str] | np.ndarray  # "train" | "test" where the split is official, else ""
+    events: np.ndarray  # int64 [N]: events in the recording
+    manifest: dict[str, Any]
+    folder: Path
+    rebuild: str  # the command that makes it anew
+    checksums: list[int] | None  # CRC-32 of the bytes of each row of `frames`; None: it was made before these were kept
+
+
+class RowCheck:
+    """Holds rows of a cache against their checksums, each once: at the first read of a run.
+
+    To be given to MemoryBatches, the same one to all parts. Threads may share it: at worst two check one row.
+    """
+
+    def __init__(self, cache: Cache):
+        self.cache = cache
+        self.checked = bytearray(len(cache.names))
+
+    def __call__(self, row: int, frames: np.ndarray) -> None:
+        """Raise DataError if `frames`, which were read from this row, are not those that were stored."""
+        if not self.checked[row]:
+            if not self.intact(row, frames):
+                cache = self.cache
+                raise DataError(
+                    f"{cache.folder}/frames.npy is damaged: the frames of {cache.names[row]} (row {row}) are not those"
+                    f" that were stored; rebuild it with `{cache.rebuild}`, or train on them as they are with"
+                    " dataset.verify=off"
+                )
+            self.checked[row] = 1
+
+    def intact(self, row: int, frames: np.ndarray) -> bool:
+        """Whether `frames` have the checksum of this row."""
+        return zlib.crc32(np.ascontiguousarray(frames).view(np.uint8)) == self.cache.checksums[row]
+
+
+# ------------------------------------------------------------------ opening
+
+
+def partial_folder(folder: Path) -> Path:
+    """What the folder of a cache is called while it is made."""
+    return folder.with_name(folder.name + ".partial")
+
+
+def open_cache(settings: Settings, cache_dir: str | Path | None, data_dir: str | Path | None = None) -> Cache:
+    """Open a finished cache, memory-mapped.
+
+    The frames themselves are not read: see RowCheck. Warns of a cache without checksums.
+
+    Raises UserError if there is none, DataError if it is of another format version, was made with other
+    settings, does not fit together, or (only looked at if `data_dir` is given and holds the data set) was
+    made from other files: one sentence each, with the command that rebuilds it.
+    """
+    if not cache_dir:
+        raise UserError(
+            f"cache_dir is not set: {settings.dataset.name} is read from prepared frames; run `{settings.command(data_dir)}` once,"
+            " then pass the same cache_dir=DIR"
+        )
+    folder = Path(cache_dir) / settings.folder
+    command = settings.command(data_dir, cache_dir)
+    if not (folder / "manifest.json").is_file():
+        unfinished = (
+            " (an unfinished one is there: the command goes on with it)" if partial_folder(folder).exists() else ""
+        )
+        raise UserError(f"no prepared frames at {folder}{unfinished}; run `{command}` once")
+    rebuild = f"rebuild it with `{command} rebuild=true`"
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        if not isinstance(manifest, dict):
+            raise ValueError("manifest.json holds no object")
+        found = manifest.get("format_version")
+        if found not in _READABLE:
+            raise DataError(f"{folder} has cache format {found}, this version reads {FORMAT_VERSION}; {rebuild}")
+        for key, wanted in settings.words().items():
+            if manifest.get(key) != wanted:
+                raise DataError(f"{folder} was made with {key}={manifest.get(key)}, not {key}={wanted}; {rebuild}")
+        text = (folder / "index.csv").read_text()
+        if hashlib.sha256(text.encode()).hexdigest() != manifest["index_sha256"]:
+            raise DataError(f"{folder}/index.csv is not the one that belongs to manifest.json; {rebuild}")
+        rows = list(csv.DictReader(text.splitlines()))
+        frames = np.load(folder / "frames.npy", mmap_mode="r", allow_pickle=False)
+        dtype, _ = manifest["dtype"], [Problem(**p) for p in manifest["excluded"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder} cannot be read ({error}); {rebuild}") from None
+    if frames.shape != (len(rows), *settings.shape) or str(frames.dtype) != dtype:
+        raise DataError(
+            f"{folder}/frames.npy holds {frames.shape} {frames.dtype}, its index {len(rows)} samples of"
+            f" {settings.shape} {dtype}; {rebuild}"
+        )
+    if found == 1:
+        warnings.warn(
+            f"{folder} has no checksums of its frames, as an earlier version made it, so damage to them goes unseen;"
+            f" {rebuild} to have them checked",
+            stacklevel=2,
+        )
+    cache = Cache(
+        frames=frames,
+        names=[r["name"] for r in rows],
+        labels=np.array([int(r["label"]) for r in rows], np.int64),
+        parts=np.array([r["part"] for r in rows]),
+        events=np.array([int(r["events"]) for r in rows], np.int64),
+        manifest=manifest,
+        folder=folder,
+        rebuild=f"{command} rebuild=true",
+        checksums=None if found == 1 else [int(r["row_crc32"], 16) for r in rows],
+    )
+    changed = _changed_source(settings.dataset, data_dir, rows)
+    if changed:
+        raise DataError(f"{folder} is stale: {changed}; {rebuild}, or give the data_dir that it was made from")
+    return cache
+
+
+def _changed_source(dataset: EventSet, data_dir, rows: list[dict]) -> str | None:
+    """How the raw files in `data_dir` differ in name or size from those in the index.
+
+    None if they agree, are absent, or lie in an archive, such as a compressed tar, whose names only a pass
+    through all of it would tell.
+    """
+    try:
+        recordings = find_recordings(dataset, data_dir, quick=True)
+    except (UserError, SlowToList):
+        return None
+    indexed = {r["name"].partition(":")[0]: (int(r["bytes"]), r["crc32"]) for r in rows}
+    for name, (size, crc32) in indexed.items():
+        if name not in recordings.files:
+            return f"{name} is in it, but no longer in data_dir={data_dir}"
+        entry = recordings.files[name]
+        if entry.size != size:
+            return f"{name} had {size} bytes when it was read and has {entry.size} now"
+        if entry.crc32 and entry.crc32 != crc32:
+            return f"{name} has changed: its CRC-32 was {crc32} and is {entry.crc32} now"
+    return None
+
+
+# ------------------------------------------------------------------ from the cache to batches
+
+
+class DroppedRecordings(torch.utils.data.Dataset):
+    """Training samples decoded from the raw files, so that EventDrop can drop events before they become frames."""
+
+    def __init__(self, settings: Settings, data_dir: str | None, names: list[str]):
+        recordings = find_recordings(settings.dataset, data_dir)
+        if any(e.kind in ("tar", "spool") for e in recordings.files.values()):
+            raise UserError(
+                "augment.eventdrop=true reads single recordings, which a tar.gz or a compressed zip in a zip cannot give"
+                " quickly: unpack the archive into data_dir yourself, or set augment.eventdrop=false"
+            )
+        by_name = {s.name: s for s in recordings.samples}
+        missing = [n for n in names if n not in by_name]
+        if missing:
+            raise DataError(
+                f"{missing[0]} is in the cache but not in data_dir={data_dir}; give the folder it was made from"
+            )
+        self.samples = [by_name[n] for n in names]
+        self.files, self.settings = recordings.files, settings
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        sample, dataset = self.samples[i], self.settings.dataset
+        data = read_entry(self.files[sample.file], sample.file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is odd about a file was told when the frames were prepared
+            events = dataset.decode(data, sample.file)
+        events = event_drop(cut(events, sample), dataset.shape[1:])
+        frames = to_frames(events, dataset.shape[1:], *self.settings[1:])
+        return torch.from_numpy(frames.astype(np.float32)), sample.label
+
+
+# ------------------------------------------------------------------ what a data set is asked
+
+
+def settings_of(dataset: EventSet, cfg: Config) -> Settings:
+    """The cache that a configuration reads."""
+    return Settings(dataset, cfg.timesteps, cfg.dataset.integrate_by, cfg.dataset.frame_size)
+
+
+def build(dataset: EventSet, cfg: Config) -> Data:
+    """The data set from prepared frames."""
+    keep_freed_memory()  # a batch of frames has tens of MiB
+    name, split, settings = dataset.name, cfg.dataset.split, settings_of(dataset, cfg)
+    cache = open_cache(settings, cfg.cache_dir, cfg.data_dir)
+    excluded = [p["name"] for p in cache.manifest["excluded"]]
+    total = dataset.total or len(cache.names) + len(excluded)
+    if excluded or len(cache.names) < total:
+        warnings.warn(
+            f"{name}: the cache holds {len(cache.names)} of {total} recordings, so results do not compare with those on the"
+            " whole data set",
+            stacklevel=3,
+        )
+    if split == "official":
+        dropped = total - len(cache.names)
+        train, test = (np.flatnonzero(cache.parts == part) for part in ("train", "test"))
+    else:
+        everything = dataset.all_names(cache.names, cache.labels, excluded)
+        dropped = len(everything) - len(cache.names)
+        train, test = named_split(dataset, split, cache.names, cache.labels, everything)
+        if dataset.published_names() and len(everything) != total:
+            warnings.warn(
+                f"{name}: the cache holds recordings that the published data set has not, so dataset.split={split} is drawn"
+                f" on its own list of {len(everything)} names",
+                stacklevel=3,
+            )
+    people = [dataset.person(n) for n in cache.names]
+    train, val, of_run = split_parts(
+        cfg, train, test, cache.labels, [cache.names[i] for i in test], split=split, dropped=max(dropped, 0),
+        people=None if None in people else people,
+    )  # fmt: skip
+    check = RowCheck(cache) if cfg.dataset.verify == "first_read" and cache.checksums is not None else None
+    parts = [Part(cache.frames, cache.labels, rows) for rows in (train, val, test)]
+    if cfg.augment.eventdrop:
+        parts[0] = Part(DroppedRecordings(settings, cfg.data_dir, [cache.names[i] for i in train]))
+    transforms = frame_transforms(cfg.augment, dataset.num_classes, dataset.nda)
+    return assemble(cfg, dataset, *parts, of_run, transforms, check=check)

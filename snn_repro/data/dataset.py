@@ -1,0 +1,229 @@
+"""What a data set is: what is known of it before a file is read, where its files lie, and how they become `Data`.
+
+A data set is one file in `data/sets/`: a class with the facts as attributes and what reads its files as methods, under
+
+    @register("name")
+    class Mine(ImageSet):  # of images.py; or EventSet, or DataSet itself
+        ...
+
+Whoever needs a fact asks `SETS["name"]`, which holds one object of the class. The configuration asks too, so that this
+module and those of the sets import numpy, torch and what needs them inside of functions alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+from snn_repro.errors import DataError, UserError
+from snn_repro.registry import Registry
+
+if TYPE_CHECKING:
+    from snn_repro.config import Config
+    from snn_repro.data.archives import Entry
+    from snn_repro.data.batches import Data
+    from snn_repro.data.events import Events
+
+
+class DataSet:
+    """The facts of a data set, and what is asked of one."""
+
+    name: ClassVar[str]  # given by `register`; what it is called everywhere
+    shape: tuple[int, int, int]  # [C, H, W] of a frame or image as the files have it
+    num_classes: int
+    static = True  # images, without a time axis; else events
+    resizable = True  # whether dataset.frame_size may ask for another size
+    prepared = False  # whether runs read frames that scripts/prepare_data.py made
+    from_files = False  # images of many sizes, opened one by one: cropped in training, resized and cropped in the test
+    splits: tuple[str, ...] = ("official",)  # values of dataset.split; the first is the default
+    samples: tuple[int | None, int | None] = (None, None)  # (training, test) of the complete set, where that is known
+    about: int | None = None  # training samples, roughly, where `samples` does not say
+    nda = (5, 30.0)  # strength of augment.nda: (shift in pixels, degrees)
+    folders: tuple[str, ...] = ()  # names of folders in data_dir that may hold the files; the usual one first
+    expected = "its files"  # which files, for messages
+    published = "a place that its file in data/sets/ does not name"  # where the authors publish them, for messages
+
+    def frame_shape(self, frame_size: int | None = None) -> tuple[int, int, int]:
+        """[C, H, W] as the network sees it."""
+        channels, height, width = self.shape
+        return channels, frame_size or height, frame_size or width
+
+    @property
+    def training_samples(self) -> int | None:
+        return self.samples[0] or self.about
+
+    def locate(self, cfg: Config) -> list[Path]:
+        """Where the files lie; none is read. Raises UserError or DataError where they are missing. []: it has no files."""
+        return []
+
+    def check(self, cfg: Config) -> None:
+        """Raise UserError or DataError for what a run would not find, without reading it."""
+        self.locate(cfg)
+
+    def state(self, cfg: Config) -> tuple[str, str | None]:
+        """("ready" | "not prepared" | "missing", what to do about it)."""
+        try:
+            self.locate(cfg)
+        except UserError:
+            return "missing", f"the data set {self.name} in data_dir"
+        return "ready", None
+
+    def fingerprint(self, cfg: Config) -> dict[str, str]:
+        """{what: hash}, which identifies the data by their content. Raises UserError and DataError as `build` does."""
+        raise NotImplementedError
+
+    def build(self, cfg: Config) -> Data:
+        """The data set ready to train on. Raises UserError or DataError with one sentence."""
+        raise NotImplementedError
+
+    def not_found(self, data_dir: str | None) -> UserError:
+        """The sentence where `locate` finds nothing."""
+        if not data_dir:
+            return UserError(
+                f"data_dir is not set: pass data_dir=DIR, the folder that holds {self.expected}; {self.name} is published at"
+                f" {self.published}"
+            )
+        return DataError(
+            f"{self.name} was not found in data_dir={data_dir}: expected {self.expected}; it is published at {self.published}"
+        )
+
+
+SETS: Registry = Registry("data set")
+"""name -> DataSet"""
+
+
+def register(name: str) -> Callable[[type], type]:
+    """A decorator of a DataSet's class: from then on `dataset.name=name` means it. Raises UserError if another has the name."""
+
+    def add(cls: type) -> type:
+        cls.name, cls.folders = name, cls.folders or (name,)
+        SETS.add(name, cls(), cls)
+        return cls
+
+    return add
+
+
+class Sample(NamedTuple):
+    """One labelled recording: a whole file, or the part of it from `start` up to `stop` (microseconds)."""
+
+    name: str  # relative to the data set's root; "user01_led.aedat:3" is row 3 of that file's label table
+    file: str
+    label: int
+    part: str  # "train" | "test" where the split is official, else ""
+    start: int = 0
+    stop: int = -1  # -1: to the end
+
+
+class EventSet(DataSet):
+    """Recordings of an event camera, one file each or several in one, which prepare.py turns into cached frames once.
+
+    Files are read in place, from folders or archives. As it stands, this class knows sets of class folders (or an archive
+    for each class), whose files' names match `pattern`.
+    """
+
+    static = False
+    prepared = True
+    splits = ("random",)  # what each draws is said in splits.py; "official" where the samples' parts are
+    inside: tuple[str, ...] = ()  # names of the folders or archives in it that hold the recordings
+    depth = 2  # parts of a recording's name: class folder and file, or the file alone
+    pattern = r".+"  # of the files' names in lower case; {c} stands for the class
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the class folders in the order of their labels; () where there are none."""
+        return ()
+
+    @property
+    def known_names(self) -> tuple[str, ...]:
+        """How folders and archives with the set in them are called."""
+        return (*self.folders, *(self.inside or self.class_names))
+
+    def find(self, children: dict[str, Path]) -> list[Path]:
+        """The folders and archives with recordings, of what lies in a folder, {lower-case name: path}."""
+        from snn_repro.data.archives import either
+
+        return [place for name in self.class_names if (place := either(children, name))]
+
+    def listing(self, files: dict[str, Entry]) -> tuple[list[Sample], dict[str, str]]:
+        """The samples in `files` {name: where it lies}, and {name: why it cannot be used}."""
+        patterns = [re.compile(self.pattern.replace("{c}", re.escape(c.lower()))) for c in self.class_names]
+        label = {c: k for k, c in enumerate(self.class_names)}
+        samples = []
+        for name in files:
+            above, _, file = name.rpartition("/")
+            if above in label and patterns[label[above]].fullmatch(file):
+                samples.append(Sample(name, name, label[above], ""))
+        return samples, {}
+
+    def decode(self, data: bytes, name: str) -> Events:
+        """The events of a file. Raises DataError (formats.FormatError) that calls it `name`."""
+        raise NotImplementedError
+
+    def test_mask(self, split: str, names: Sequence[str], labels: Sequence[int]):
+        """bool [N]: which samples of the complete set test; unasked for an official split."""
+        from snn_repro.data.splits import RULES
+
+        return RULES[split](names, labels)
+
+    def published_names(self) -> dict[str, int]:
+        """{name: label} of the complete set as it was published, where its split is drawn on that."""
+        return {}
+
+    def all_names(self, names: Sequence[str], labels: Sequence[int], excluded: Iterable[str]) -> dict[str, int]:
+        """{name: label} of the complete set: the published one, of which `names` and `excluded` are a part.
+
+        A copy with recordings that the published set has not has no list but its own: `names` and `excluded`.
+        """
+        mine = {n: int(k) for n, k in zip(names, labels, strict=True)}
+        mine |= {n: list(self.class_names).index(n.split("/")[0]) for n in excluded if n not in mine}
+        published = self.published_names()
+        return published if published.keys() >= mine.keys() else mine
+
+    def person(self, name: str) -> str | None:
+        """Who is seen in a sample, where dataset.validation holds out whole people."""
+        return None
+
+    @property
+    def total(self) -> int | None:
+        """Samples in the complete set."""
+        return None if None in self.samples else sum(self.samples)
+
+    def locate(self, cfg: Config) -> list[Path]:
+        from snn_repro.data.recordings import find_places
+
+        return find_places(self, cfg.data_dir)
+
+    def check(self, cfg: Config) -> None:
+        from snn_repro.data.cache import open_cache, settings_of
+
+        open_cache(settings_of(self, cfg), cfg.cache_dir, cfg.data_dir)
+
+    def state(self, cfg: Config) -> tuple[str, str | None]:
+        from snn_repro.data.cache import settings_of
+
+        settings = settings_of(self, cfg)
+        if cfg.cache_dir and Path(cfg.cache_dir, settings.folder, "manifest.json").is_file():
+            return "ready", None
+        if super().state(cfg)[0] == "missing":
+            return "missing", f"the data set {self.name} in data_dir, or its frames in cache_dir"
+        return "not prepared", f"frames: {settings.command(cfg.data_dir, cfg.cache_dir)}"
+
+    def fingerprint(self, cfg: Config) -> dict[str, str]:
+        """ "prepared frames": the index of the cache, which holds a checksum of every row."""
+        from snn_repro.data.cache import settings_of
+
+        if not cfg.cache_dir:
+            raise UserError(f"cache_dir is not set: {self.name} is read from prepared frames")
+        manifest = Path(cfg.cache_dir, settings_of(self, cfg).folder, "manifest.json")
+        try:
+            return {"prepared frames": json.loads(manifest.read_text())["index_sha256"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{manifest} cannot be read: {error}") from None
+
+    def build(self, cfg: Config) -> Data:
+        from snn_repro.data import cache
+
+        return cache.build(self, cfg)

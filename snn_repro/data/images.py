@@ -1,0 +1,336 @@
+"""Image sets: arrays in memory, or files of class folders, become `Data`.
+
+Files are read as published and only read. Images of the small sets live as one uint8 tensor; crop and flip
+are gathered in batches. What needs a PIL image (RandomResizedCrop, RandAugment, all of ImageNet) goes image
+by image through torchvision and timm in worker processes (`dataset.workers`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, NamedTuple
+
+from snn_repro.data import image_files
+from snn_repro.data.dataset import DataSet
+from snn_repro.data.image_files import ImageFile, entry, first_entry
+from snn_repro.errors import DataError, UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from snn_repro.config import Config
+    from snn_repro.data.batches import Data
+
+log = logging.getLogger("snn_repro")
+
+
+class Images(NamedTuple):
+    """The training or the test images, in their official order."""
+
+    images: np.ndarray | list[ImageFile]  # an array is [N, C, H, W]
+    labels: np.ndarray  # [N]
+    names: Sequence[str]  # of the samples, as they enter the hash of the test list
+
+
+class ImageSet(DataSet):
+    """Images that fit in memory, from a few files that `read` turns into arrays."""
+
+    statistics: tuple[
+        list[float], list[float]
+    ]  # mean and standard deviation a channel of the training images, RGB order,
+    # in the unit of the stored values
+    split_id = "official"  # what the one split is called in results
+    files: tuple[tuple[str, ...], ...] = ()  # the names that each file may have; a folder counts as one
+    installed: Path | None = None  # where a package of the system puts the files; looked at without data_dir
+
+    def read(self, *files: str) -> tuple[Sequence, Sequence]:
+        """(training, test), each (images [N, C, H, W], labels [N]) and perhaps the samples' names.
+
+        `files` are those of `locate`. Images are uint8, or float where PIL never sees them.
+        """
+        raise NotImplementedError
+
+    def locate(self, cfg: Config) -> list[Path]:
+        """The files, all from one folder: data_dir or one of `folders` in it."""
+        bases = [self.installed] if self.installed else []
+        if cfg.data_dir:  # whoever names a folder means that one
+            root = Path(cfg.data_dir)
+            if len(self.files) == 1 and root.name.lower() in map(str.lower, self.files[0]) and root.is_dir():
+                return [root]
+            bases = [root, *(found for name in self.folders if (found := entry(root, name)))]
+        for base in bases:
+            found = [first_entry([base], names) for names in self.files]
+            if all(found):
+                return found
+            if any(found):
+                absent = self.files[found.index(None)][0]
+                raise DataError(f"{base} lacks {absent}; {self.name} is published at {self.published}")
+        if self.files:
+            raise self.not_found(cfg.data_dir)
+        return []
+
+    def arrays(self, cfg: Config) -> tuple[Images, Images]:
+        """(training, test) of a set that fits in memory, as published.
+
+        The set that was read last is kept: who asks for its fingerprint builds it next. Nobody may write to the arrays.
+        """
+        files = self.locate(cfg)
+        parts = _kept(self.read, _state(files)) if files else self.read()
+        return tuple(
+            Images(*part) if len(part) > 2 else Images(*part, [f"{name}/{i:05d}" for i in range(len(part[1]))])
+            for name, part in zip(("train", "test"), parts, strict=True)
+        )
+
+    def parts(self, cfg: Config) -> tuple[Images, Images]:
+        """(training, test); warns where the set is not complete."""
+        train, test = self.arrays(cfg)
+        warn_if_incomplete(self, len(train.labels), len(test.labels))
+        return train, test
+
+    def fingerprint(self, cfg: Config) -> dict[str, str]:
+        """ "files", the SHA-256 of all images and labels."""
+        files = self.locate(cfg)
+        return {"files": _digest(self.read, _state(files)) if files else _sha256(self.read())}
+
+    def build(self, cfg: Config) -> Data:
+        """With dataset.frame_size, images in memory are resized once (bilinear, antialiased)."""
+        import numpy as np
+
+        from snn_repro.data import augment, batches
+        from snn_repro.data.splits import split_parts
+        from snn_repro.distributed import world
+
+        train, test = self.parts(cfg)
+        labels, k = np.asarray(train.labels), self.num_classes
+        train_rows, val_rows, split = split_parts(
+            cfg, np.arange(len(labels)), np.arange(len(test.labels)), labels, test.names, split=self.split_id
+        )
+        size = self.frame_shape(cfg.dataset.frame_size)[-1]
+        mean, std = self.statistics
+        normalize = augment.Normalize(mean, std, cfg.dataset.channel_order)
+        # RandAugment's colour for pixels from outside: the mean; the paper's code gives it in the order of a BGR image
+        fill = mean[::-1] if cfg.dataset.channel_order == "bgr" else mean
+        if self.from_files:
+            if world().rank == 0:
+                image_files.check(_used(test.images, cfg) + _used([train.images[i] for i in val_rows], cfg))
+            # without RandomResizedCrop the network still needs one size: that of the test
+            augmented = augment.sample_transform(cfg.augment, size, fill, augment.eval_steps(cfg.augment, size))
+            plain = augment.eval_sample_transform(cfg.augment, size)
+            train_inputs = batches.PilImages(train.images, labels, augmented)
+            val_inputs, test_inputs = (batches.PilImages(part.images, part.labels, plain) for part in (train, test))
+        else:
+            train_inputs = val_inputs = _resized(train.images, cfg.dataset.frame_size)
+            test_inputs = _resized(test.images, cfg.dataset.frame_size)
+            if augment.needs_pil(cfg.augment):
+                if train_inputs.dtype != np.uint8:
+                    raise UserError(
+                        "augment.randaugment_ops and augment.rrc_min_area are for larger images; set both to 0 for"
+                        f" {self.name}"
+                    )
+                train_inputs = batches.PilImages(val_inputs, labels, augment.sample_transform(cfg.augment, size, fill))
+        return batches.assemble(
+            cfg,
+            self,
+            batches.Part(train_inputs, labels, train_rows),
+            batches.Part(val_inputs, labels, val_rows),
+            batches.Part(test_inputs, test.labels),
+            split,
+            augment.image_transforms(cfg.augment, k, normalize, in_pil=self.from_files),
+            [normalize],
+        )
+
+
+class ImageFolders(ImageSet):
+    """Images by class in folders or archives, as ImageNet has them (image_files.py), read while training."""
+
+    from_files = True
+
+    def classes(self) -> list[str] | None:
+        """The names of the classes in the order of their labels; None: all that are there, sorted."""
+        return None
+
+    def locate(self, cfg: Config) -> list[Path]:
+        """The folder or archive of the training images."""
+        if cfg.data_dir:
+            root = Path(cfg.data_dir)
+            below = (image_files.entry(root, name) for name in self.folders)
+            if found := image_files.find_train([root, *filter(None, below)]):
+                return [found]
+        raise self.not_found(cfg.data_dir)
+
+    def tree(self, cfg: Config) -> Tree:
+        """The images of the data set's classes. A tar's contents are listed once in a process."""
+        (place,) = self.locate(cfg)
+        wnids = self.classes()
+        changed = [(str(place.parent), place.parent.stat().st_mtime_ns)]
+        for part in filter(None, (place, first_entry([place.parent], image_files.VAL))):
+            changed.append((str(part), part.stat().st_mtime_ns))
+            if part.is_dir():
+                with os.scandir(part) as entries:
+                    changed += sorted((e.path, e.stat().st_mtime_ns) for e in entries if e.is_dir())
+        return _listed_tree(place, wnids and tuple(wnids), tuple(changed))
+
+    def parts(self, cfg: Config) -> tuple[Images, Images]:
+        """(training, test), labelled by the class's place in `classes()` or among all that are there."""
+        import numpy as np
+
+        name, k, found = self.name, self.num_classes, self.tree(cfg)
+        classes = found.classes
+        if len(classes) > k or not classes:
+            raise DataError(f"{found.base} has {len(classes)} of the {k} classes of {name}")
+        if len(classes) < k:
+            warnings.warn(
+                f"{name}: {found.base} has {len(classes)} of {k} classes, so results do not compare with those on all of them",
+                stacklevel=3,
+            )
+        else:
+            warn_if_incomplete(self, len(found.train), len(found.test))
+        places = np.array([(self.classes() or classes).index(c) for c in classes])
+        return (
+            Images(found.train, places[found.train_labels], found.names("train")),
+            Images(found.test, places[found.test_labels], found.names("val")),
+        )
+
+    def fingerprint(self, cfg: Config) -> dict[str, str]:
+        """ "listing", of the names and sizes of all images, and "sample", of the contents of 64 of them."""
+        found = self.tree(cfg)
+        images = sorted(zip([*found.names("train"), *found.names("val")], [*found.train, *found.test], strict=True))
+        listing, sample = hashlib.sha256(), hashlib.sha256()
+        for at, (name, image) in enumerate(images):
+            try:
+                listing.update(f"{name} {image.bytes()}\n".encode())
+                if at * _SAMPLE // len(images) != (at - 1) * _SAMPLE // len(images):
+                    with image.open() as file:
+                        sample.update(file.read())
+            except OSError as error:
+                raise DataError(f"{image} cannot be read: {error.strerror or error}") from None
+        return {"listing": listing.hexdigest(), "sample": sample.hexdigest()}
+
+
+def warn_if_incomplete(dataset: DataSet, n_train: int, n_test: int) -> None:
+    """Warn, in one line, where a data set does not have the number of images that its authors published."""
+    differ = [
+        f"{found:,} of {published:,} {part}"
+        for part, found, published in zip(("training", "test"), (n_train, n_test), dataset.samples, strict=True)
+        if published not in (None, found)
+    ]
+    if differ:
+        warnings.warn(
+            f"{dataset.name} was found with {' and '.join(differ)} images, so results do not compare with those on the whole"
+            " data set",
+            stacklevel=3,
+        )
+
+
+# ------------------------------------------------------------------ in memory
+
+
+def _resized(images: np.ndarray, size: int | None) -> np.ndarray:
+    if size is None or images.shape[-2:] == (size, size):
+        return images
+    import torch
+    from torchvision.transforms.functional import resize
+
+    parts = torch.as_tensor(images).split(4096)
+    return torch.cat([resize(part, [size, size], antialias=True) for part in parts]).numpy()
+
+
+def _state(places: list[Path]) -> tuple:
+    """Paths with the size and time of each file there, by which a changed file is noticed."""
+    try:
+        files = [f for p in places for f in ([p] if p.is_file() else sorted(p.iterdir())) if f.is_file()]
+        return tuple(map(str, places)), tuple((str(f), (s := f.stat()).st_size, s.st_mtime_ns) for f in files)
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror or error}") from None
+
+
+@lru_cache(maxsize=1)
+def _kept(read: Callable, state: tuple):
+    return read(*state[0])
+
+
+@lru_cache(maxsize=8)
+def _digest(read: Callable, state: tuple) -> str:
+    return _sha256(_kept(read, state))
+
+
+def _sha256(parts: Iterable[Sequence]) -> str:
+    import numpy as np
+
+    found = hashlib.sha256()
+    for values in (values for part in parts for values in part[:2]):
+        found.update(f"{values.shape} {values.dtype.str}".encode())
+        found.update(np.ascontiguousarray(values))
+    return found.hexdigest()
+
+
+# ------------------------------------------------------------------ class folders
+
+
+class Tree(NamedTuple):
+    """What there is of a set of class folders, whatever their form: class by class, and the images of a class by name."""
+
+    base: Path
+    classes: list[str]  # wnids that are there
+    train: list[ImageFile]
+    train_labels: np.ndarray  # places in `classes`
+    test: list[ImageFile]
+    test_labels: np.ndarray
+
+    def names(self, part: str) -> list[str]:
+        """The names of the images as a tree of class folders has them: "val/n01440764/ILSVRC2012_val_00000293.JPEG"."""
+        files, labels = (self.train, self.train_labels) if part == "train" else (self.test, self.test_labels)
+        return [
+            f"{part}/{self.classes[k]}/{PurePath(f.name).as_posix()}"
+            for f, k in zip(files, labels.tolist(), strict=True)
+        ]
+
+
+def _shown(place: Path) -> str:
+    return f"{place.name}/" if place.is_dir() else place.name
+
+
+@lru_cache(maxsize=1)
+def _listed_tree(place: Path, wnids: tuple[str, ...] | None, changed: tuple) -> Tree:
+    import numpy as np
+
+    base = place.parent
+    found = {"train": image_files.train_classes(place)}
+    test_place, found["val"] = image_files.val_classes(base)
+    if wnids is not None:
+        found = {part: {c: classes[c] for c in wnids if c in classes} for part, classes in found.items()}
+    different = sorted(set(found["train"]) ^ set(found["val"]))
+    if different:
+        where, other = (place, test_place) if different[0] in found["train"] else (test_place, place)
+        raise DataError(
+            f"{base}: class {different[0]} is in {_shown(where)} but not in {_shown(other)} ({len(different)} classes"
+            " differ); labels would not agree"
+        )
+    started, said, lists = time.monotonic(), False, []
+    for part in ("train", "val"):
+        files, counts = [], []
+        for n, (_, images) in enumerate(sorted(found[part].items())):
+            if time.monotonic() > started + 10 and not said:
+                said = True
+                log.info(f"listing the images of {base} takes a while: {n} of {len(found[part])} classes in 10 s")
+            more = images()
+            files += more
+            counts.append(len(more))
+        lists += [files, np.repeat(np.arange(len(counts)), counts)]
+    return Tree(base, sorted(found["train"]), *lists)
+
+
+_SAMPLE = 64  # images whose contents enter a fingerprint
+
+
+def _used(files: list[ImageFile], cfg: Config) -> list[ImageFile]:
+    """The files that an evaluation reads."""
+    batches = cfg.debug.max_eval_batches
+    return files[: batches * cfg.recipe.eval_batch_size] if batches else files

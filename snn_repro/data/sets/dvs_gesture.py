@@ -1,0 +1,79 @@
+"""DVS128 Gesture (Amir et al. 2017): 1,464 trials of 29 people, eleven gestures, AEDAT 3.1 with tables of labels.
+
+The official lists of trials split it, 1,176 / 288, with nobody on both sides; so dataset.validation holds out whole people.
+"""
+
+import re
+
+from snn_repro.data.dataset import EventSet, Sample, register
+from snn_repro.errors import DataError
+
+LISTS = ("trials_to_train.txt", "trials_to_test.txt")
+
+
+@register("dvs_gesture")
+class DVSGesture(EventSet):
+    shape, num_classes = (2, 128, 128), 11
+    samples = 1_176, 288
+    splits = ("official",)
+    folders = ("dvs_gesture", "DVS128Gesture")
+    inside = ("DvsGesture",)
+    depth = 1
+    expected = "DvsGesture.tar.gz, or the folder DvsGesture that it unpacks to"
+    published = "https://research.ibm.com/interactive/dvsgesture"
+
+    def decode(self, data, name):
+        from snn_repro.data.formats import read_aedat3
+
+        return read_aedat3(data, name)
+
+    def person(self, name):
+        """ "user07" of "user07_led.aedat:03"."""
+        return name.partition("_")[0]
+
+    def find(self, children):
+        from snn_repro.data.archives import either
+
+        if LISTS[0] in children:
+            return [children[LISTS[0]].parent]
+        place = either(children, "DvsGesture")
+        if place is not None and place.is_dir():
+            return [place] if (place / LISTS[0]).is_file() else []
+        return [place] if place else []
+
+    def listing(self, files):
+        from snn_repro.data.archives import read_all
+        from snn_repro.data.formats import read_gesture_labels
+
+        tables = read_all({n: e for n, e in files.items() if n.endswith(("_labels.csv", *LISTS))})
+        samples, problems, part_of = [], {}, {}
+        for part, trials in zip(("train", "test"), LISTS, strict=True):
+            if trials not in tables:
+                raise DataError(
+                    f"{trials} is missing: it belongs to the DvsGesture folder or archive and holds the split"
+                )
+            if isinstance(tables[trials], DataError):
+                raise tables[trials]
+            for file in dict.fromkeys(tables[trials].decode("utf-8", "replace").split()):
+                if part_of.setdefault(file, part) != part:
+                    raise DataError(f"{file} stands in trials_to_train.txt and in {trials}; a trial is in one of them")
+                labels = file.removesuffix(".aedat") + "_labels.csv"
+                if not re.fullmatch(r"[\w.-]+", file):  # the index of the cache could not hold it
+                    problems[repr(file)] = f"{trials} lists {file!r}, which is no name of a trial"
+                    continue
+                if file not in files or labels not in tables:
+                    absent = file if file not in files else labels
+                    problems[file] = f"{absent} is missing, though {trials} lists it"
+                    continue
+                try:
+                    if isinstance(tables[labels], DataError):
+                        raise tables[labels]
+                    rows = read_gesture_labels(tables[labels], labels)
+                except DataError as error:
+                    problems[file] = str(error)
+                    continue
+                samples += [
+                    Sample(f"{file}:{i:02d}", file, gesture - 1, part, start, stop)
+                    for i, (gesture, start, stop) in enumerate(rows)
+                ]
+        return samples, problems

@@ -1,0 +1,56 @@
+"""N-Caltech101 (Orchard et al. 2015): 8,709 recordings of an ATIS, 101 classes with that of backgrounds, 40-bit events.
+
+It has no official split:
+    seeded   per class, names sorted, shuffled with the class number as seed, first int(0.9 n) train: 7,795 /
+             914. The paper's code shuffled an unsorted directory listing, so its own test list differs from
+             one file system to another.
+"""
+
+from functools import cache
+from pathlib import Path
+
+from snn_repro.data.dataset import EventSet, register
+
+
+@cache
+def counts() -> dict[str, int]:
+    """{class: recordings} of the 101 folders, sorted as strings (capitals first): BACKGROUND_Google, ..., yin_yang."""
+    lines = Path(__file__).with_name("ncaltech101_counts.txt").read_text().splitlines()
+    return {name: int(count) for name, count in map(str.split, lines)}
+
+
+@register("ncaltech101")
+class NCaltech101(EventSet):
+    shape, num_classes = (2, 180, 240), 101
+    samples = 7_795, 914
+    splits = ("seeded",)
+    nda = (3, 15.0)
+    folders = ("ncaltech101", "N-Caltech101", "N-Caltech101-archive")
+    inside = ("Caltech101",)
+    pattern = r"image_\d+\.bin"
+    expected = "Caltech101.zip, or the folder Caltech101 that it unpacks to"
+    published = "https://www.garrickorchard.com/datasets/n-caltech101"
+
+    @property
+    def class_names(self):
+        return list(counts())
+
+    def find(self, children):
+        from snn_repro.data.archives import children_of, either
+
+        place = either(children, "Caltech101")
+        if place is not None and (not place.is_dir() or self._class_folders(children_of(place))):
+            return [place]
+        classes = self._class_folders(children)
+        return classes if len(classes) > 1 else []  # one could be anybody's folder called "camera"
+
+    def _class_folders(self, children):
+        return [p for c in counts() if (p := children.get(c.lower())) and p.is_dir()]
+
+    def decode(self, data, name):
+        from snn_repro.data.formats import read_atis_bin
+
+        return read_atis_bin(data, name)
+
+    def published_names(self):
+        return {f"{c}/image_{i:04d}.bin": k for k, (c, n) in enumerate(counts().items()) for i in range(1, n + 1)}
