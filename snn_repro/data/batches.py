@@ -504,14 +504,9 @@ def assemble(
 
     return Data(
         train=batches(
-            train,
-            cfg.recipe.batch_size,
-            seed=cfg.seed,
-            shuffle=True,
-            transforms=transforms,
-            drop_last=cfg.recipe.drop_last,
-            repeats=cfg.recipe.repeated_augmentation,
-        ),
+            train, cfg.recipe.batch_size, seed=cfg.seed, shuffle=True, transforms=transforms,
+            drop_last=cfg.recipe.drop_last, repeats=cfg.recipe.repeated_augmentation,
+        ),  # fmt: skip
         val=batches(val, cfg.recipe.eval_batch_size, transforms=evaluation) if len(val.rows) else None,
         test=batches(test, cfg.recipe.eval_batch_size, transforms=evaluation),
         input_shape=shape,
