@@ -483,7 +483,8 @@ def assemble(
 
     check: see MemoryBatches. Raises DataError where arrays are not what the data set says of itself.
     """
-    shape = dataset.frame_shape(cfg.dataset.frame_size)
+    shape, recipe = dataset.frame_shape(cfg.dataset.frame_size), cfg.recipe
+    training = dict(seed=cfg.seed, shuffle=True, drop_last=recipe.drop_last, repeats=recipe.repeated_augmentation)
 
     def batches(part: Part, size: int, **options) -> Batches:
         inputs, labels, rows = part
@@ -503,17 +504,9 @@ def assemble(
         return MemoryBatches(inputs, labels, size, indices=rows, check=check, **options)
 
     return Data(
-        train=batches(
-            train,
-            cfg.recipe.batch_size,
-            seed=cfg.seed,
-            shuffle=True,
-            transforms=transforms,
-            drop_last=cfg.recipe.drop_last,
-            repeats=cfg.recipe.repeated_augmentation,
-        ),
-        val=batches(val, cfg.recipe.eval_batch_size, transforms=evaluation) if len(val.rows) else None,
-        test=batches(test, cfg.recipe.eval_batch_size, transforms=evaluation),
+        train=batches(train, recipe.batch_size, transforms=transforms, **training),
+        val=batches(val, recipe.eval_batch_size, transforms=evaluation) if len(val.rows) else None,
+        test=batches(test, recipe.eval_batch_size, transforms=evaluation),
         input_shape=shape,
         num_classes=dataset.num_classes,
         split=split,

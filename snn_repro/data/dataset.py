@@ -212,7 +212,7 @@ class EventSet(DataSet):
         return "not prepared", f"frames: {settings.command(cfg.data_dir, cfg.cache_dir)}"
 
     def fingerprint(self, cfg: Config) -> dict[str, str]:
-        """ "prepared frames": the index of the cache, which holds a checksum of every row."""
+        """{"prepared frames": of the index of the cache, which holds a checksum of every row}."""
         from snn_repro.data.cache import settings_of
 
         if not cfg.cache_dir:

@@ -42,10 +42,8 @@ class Images(NamedTuple):
 class ImageSet(DataSet):
     """Images that fit in memory, from a few files that `read` turns into arrays."""
 
-    statistics: tuple[
-        list[float], list[float]
-    ]  # mean and standard deviation a channel of the training images, RGB order,
-    # in the unit of the stored values
+    # mean and standard deviation a channel of the training images, in RGB order and the unit of the stored values
+    statistics: tuple[list[float], list[float]]
     split_id = "official"  # what the one split is called in results
     files: tuple[tuple[str, ...], ...] = ()  # the names that each file may have; a folder counts as one
     installed: Path | None = None  # where a package of the system puts the files; looked at without data_dir
@@ -95,7 +93,7 @@ class ImageSet(DataSet):
         return train, test
 
     def fingerprint(self, cfg: Config) -> dict[str, str]:
-        """ "files", the SHA-256 of all images and labels."""
+        """{"files": SHA-256 of all images and labels}."""
         files = self.locate(cfg)
         return {"files": _digest(self.read, _state(files)) if files else _sha256(self.read())}
 
@@ -108,7 +106,7 @@ class ImageSet(DataSet):
         from snn_repro.distributed import world
 
         train, test = self.parts(cfg)
-        labels, k = np.asarray(train.labels), self.num_classes
+        labels = np.asarray(train.labels)
         train_rows, val_rows, split = split_parts(
             cfg, np.arange(len(labels)), np.arange(len(test.labels)), labels, test.names, split=self.split_id
         )
@@ -135,16 +133,9 @@ class ImageSet(DataSet):
                         f" {self.name}"
                     )
                 train_inputs = batches.PilImages(val_inputs, labels, augment.sample_transform(cfg.augment, size, fill))
-        return batches.assemble(
-            cfg,
-            self,
-            batches.Part(train_inputs, labels, train_rows),
-            batches.Part(val_inputs, labels, val_rows),
-            batches.Part(test_inputs, test.labels),
-            split,
-            augment.image_transforms(cfg.augment, k, normalize, in_pil=self.from_files),
-            [normalize],
-        )
+        parts = (train_inputs, labels, train_rows), (val_inputs, labels, val_rows), (test_inputs, test.labels)
+        transforms = augment.image_transforms(cfg.augment, self.num_classes, normalize, in_pil=self.from_files)
+        return batches.assemble(cfg, self, *(batches.Part(*part) for part in parts), split, transforms, [normalize])
 
 
 class ImageFolders(ImageSet):
@@ -160,7 +151,7 @@ class ImageFolders(ImageSet):
         """The folder or archive of the training images."""
         if cfg.data_dir:
             root = Path(cfg.data_dir)
-            below = (image_files.entry(root, name) for name in self.folders)
+            below = (entry(root, name) for name in self.folders)
             if found := image_files.find_train([root, *filter(None, below)]):
                 return [found]
         raise self.not_found(cfg.data_dir)
@@ -199,7 +190,7 @@ class ImageFolders(ImageSet):
         )
 
     def fingerprint(self, cfg: Config) -> dict[str, str]:
-        """ "listing", of the names and sizes of all images, and "sample", of the contents of 64 of them."""
+        """{"listing": of the names and sizes of all images, "sample": of the contents of 64 of them}."""
         found = self.tree(cfg)
         images = sorted(zip([*found.names("train"), *found.names("val")], [*found.train, *found.test], strict=True))
         listing, sample = hashlib.sha256(), hashlib.sha256()
@@ -265,7 +256,7 @@ def _sha256(parts: Iterable[Sequence]) -> str:
     import numpy as np
 
     found = hashlib.sha256()
-    for values in (values for part in parts for values in part[:2]):
+    for values in (np.asarray(values) for part in parts for values in part[:2]):
         found.update(f"{values.shape} {values.dtype.str}".encode())
         found.update(np.ascontiguousarray(values))
     return found.hexdigest()

@@ -27,7 +27,7 @@ from snn_repro.data.splits import named_split, sha256_of_names
 from snn_repro.errors import DataError, UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*do not compare")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "prepare_data.py"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 PLAIN = ["augment.mixup=0", "augment.cutmix=0", "augment.label_smoothing=0"]

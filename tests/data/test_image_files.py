@@ -15,8 +15,8 @@ import torch
 from fixtures import write_cifar10, write_cifar100, write_fashion_mnist, write_imagenet
 from PIL import Image
 from scipy.io import savemat
-from test_static import build, everything, imagenet
 
+from data.test_static import build, everything, imagenet
 from snn_repro.config import load_config
 from snn_repro.data import formats, image_files, images
 from snn_repro.data.image_files import ImageFile

@@ -20,7 +20,7 @@ from snn_repro.data.splits import (
 )
 from snn_repro.errors import DataError, UserError
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 
 
