@@ -6,7 +6,7 @@ from pathlib import Path
 import snn_repro
 
 ORDER = [
-    "errors", "console", "provenance", "distributed", "config", "quick_compose", "files", "registry", "settings", "kernels", "data",
+    "errors", "console", "provenance", "distributed", "files", "registry", "settings", "kernels", "data", "config", "quick_compose",
     "neurons", "models", "losses", "metrics", "optim", "checkpoint", "fingerprint", "store", "tracking", "rows", "energy",
     "statistics", "tables", "figures", "sweeps", "train", "speed",
 ]  # fmt: skip
@@ -14,7 +14,11 @@ ROOT = Path(snn_repro.__file__).parent
 
 
 def imports(path: Path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):  # what only a type checker imports is no import
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "snn_repro":
             parts = node.module.split(".")
             yield from [parts[1]] if len(parts) > 1 else [a.name for a in node.names if a.name != "__version__"]
