@@ -80,7 +80,8 @@ def estimate_from_a_step(row: Row, say: Callable[[str], None] = lambda _: None) 
         speed, device = estimated_speed(config, say)
     except TooLarge:
         return None
-    n_train = SETS[config.dataset.name].training_samples
+    facts = SETS[config.dataset.name]
+    n_train = facts.samples[0] or facts.about
     return Cost(config.recipe.epochs * n_train / speed / 3600, device, speed, "a step here", estimated=True)
 
 

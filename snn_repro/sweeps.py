@@ -114,15 +114,7 @@ def check_data(jobs: list[Job], elsewhere: bool = False) -> None:
     known: dict[tuple, str | None] = {}
     for job in jobs:
         c = job.config
-        needs = (
-            c.dataset.name,
-            c.timesteps,
-            c.dataset.integrate_by,
-            c.dataset.frame_size,
-            c.data_dir,
-            c.cache_dir,
-            c.model.weights,
-        )
+        needs = _reads(c)
         if needs not in known:
             known[needs] = _lacks(c)
         if known[needs]:
@@ -138,6 +130,12 @@ def check_data(jobs: list[Job], elsewhere: bool = False) -> None:
         print("\n".join([f"snn-train: {number} runs would lack their data on this machine:", *lines]), file=sys.stderr)
         return
     raise UserError("\n".join([f"{number} of {len(jobs)} runs lack their data, so that none was started:", *lines]))
+
+
+def _reads(c: Config) -> tuple:
+    """What decides which files a run reads."""
+    d = c.dataset
+    return d.name, c.timesteps, d.integrate_by, d.frame_size, c.data_dir, c.cache_dir, c.model.weights
 
 
 def _blocked(folder: Path) -> str | None:
@@ -246,8 +244,7 @@ def _other_data(job: Job, result: dict) -> list[str]:
     from snn_repro.store import other_data
 
     def once(config: Config) -> dict:
-        d = config.dataset
-        key = (d.name, config.timesteps, d.integrate_by, d.frame_size, config.data_dir, config.cache_dir, config.model.weights)
+        key = _reads(config)
         if key not in _fingerprints:
             try:
                 _fingerprints[key] = fingerprint(config)

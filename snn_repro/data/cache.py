@@ -258,18 +258,10 @@ class DroppedRecordings(torch.utils.data.Dataset):
         return torch.from_numpy(frames.astype(np.float32)), sample.label
 
 
-# ------------------------------------------------------------------ what a data set is asked
-
-
-def settings_of(dataset: EventSet, cfg: Config) -> Settings:
-    """The cache that a configuration reads."""
-    return Settings(dataset, cfg.timesteps, cfg.dataset.integrate_by, cfg.dataset.frame_size)
-
-
 def build(dataset: EventSet, cfg: Config) -> Data:
     """The data set from prepared frames."""
     keep_freed_memory()  # a batch of frames has tens of MiB
-    name, split, settings = dataset.name, cfg.dataset.split, settings_of(dataset, cfg)
+    name, split, settings = dataset.name, cfg.dataset.split, dataset.settings(cfg)
     cache = open_cache(settings, cfg.cache_dir, cfg.data_dir)
     excluded = [p["name"] for p in cache.manifest["excluded"]]
     total = dataset.total or len(cache.names) + len(excluded)

@@ -13,6 +13,7 @@ module and those of the sets import numpy, torch and what needs them inside of f
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -25,7 +26,27 @@ if TYPE_CHECKING:
     from snn_repro.config import Config
     from snn_repro.data.archives import Entry
     from snn_repro.data.batches import Data
+    from snn_repro.data.cache import Settings
     from snn_repro.data.events import Events
+
+
+def entry(folder: Path, name: str) -> Path | None:
+    """The entry `name` ("a/b" for one further down) of a folder, exactly or else in other case; None without."""
+    for part in name.split("/"):
+        try:
+            if not (folder / part).exists():
+                part = min((n for n in os.listdir(folder) if n.lower() == part.lower()), default=None)
+        except OSError:
+            return None
+        if part is None or not os.path.exists(folder / part):
+            return None
+        folder = folder / part
+    return folder
+
+
+def first_entry(folders: Sequence[Path], names: Sequence[str]) -> Path | None:
+    """The first of `names` in the first of `folders` that has one."""
+    return next((found for f in folders for n in names if (found := entry(f, n)) is not None), None)
 
 
 class DataSet:
@@ -50,10 +71,6 @@ class DataSet:
         """[C, H, W] as the network sees it."""
         channels, height, width = self.shape
         return channels, frame_size or height, frame_size or width
-
-    @property
-    def training_samples(self) -> int | None:
-        return self.samples[0] or self.about
 
     def locate(self, cfg: Config) -> list[Path]:
         """Where the files lie; none is read. Raises UserError or DataError where they are missing. []: it has no files."""
@@ -196,15 +213,19 @@ class EventSet(DataSet):
 
         return find_places(self, cfg.data_dir)
 
-    def check(self, cfg: Config) -> None:
-        from snn_repro.data.cache import open_cache, settings_of
+    def settings(self, cfg: Config) -> Settings:
+        """Of the cache that a run reads."""
+        from snn_repro.data.cache import Settings
 
-        open_cache(settings_of(self, cfg), cfg.cache_dir, cfg.data_dir)
+        return Settings(self, cfg.timesteps, cfg.dataset.integrate_by, cfg.dataset.frame_size)
+
+    def check(self, cfg: Config) -> None:
+        from snn_repro.data.cache import open_cache
+
+        open_cache(self.settings(cfg), cfg.cache_dir, cfg.data_dir)
 
     def state(self, cfg: Config) -> tuple[str, str | None]:
-        from snn_repro.data.cache import settings_of
-
-        settings = settings_of(self, cfg)
+        settings = self.settings(cfg)
         if cfg.cache_dir and Path(cfg.cache_dir, settings.folder, "manifest.json").is_file():
             return "ready", None
         if super().state(cfg)[0] == "missing":
@@ -213,11 +234,9 @@ class EventSet(DataSet):
 
     def fingerprint(self, cfg: Config) -> dict[str, str]:
         """{"prepared frames": of the index of the cache, which holds a checksum of every row}."""
-        from snn_repro.data.cache import settings_of
-
         if not cfg.cache_dir:
             raise UserError(f"cache_dir is not set: {self.name} is read from prepared frames")
-        manifest = Path(cfg.cache_dir, settings_of(self, cfg).folder, "manifest.json")
+        manifest = Path(cfg.cache_dir, self.settings(cfg).folder, "manifest.json")
         try:
             return {"prepared frames": json.loads(manifest.read_text())["index_sha256"]}
         except (OSError, ValueError, KeyError, TypeError) as error:

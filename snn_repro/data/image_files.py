@@ -27,6 +27,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
 from snn_repro.data.archives import Section
+from snn_repro.data.dataset import entry, first_entry
 from snn_repro.errors import DataError
 
 log = logging.getLogger("snn_repro")
@@ -140,25 +141,6 @@ def _named(image: ImageFile) -> Iterator[None]:
 
 
 # ------------------------------------------------------------------ where things are
-
-
-def entry(folder: Path, name: str) -> Path | None:
-    """The entry `name` ("a/b" for one further down) of a folder, exactly or else in other case; None without."""
-    for part in name.split("/"):
-        try:
-            if not (folder / part).exists():
-                part = min((n for n in os.listdir(folder) if n.lower() == part.lower()), default=None)
-        except OSError:
-            return None
-        if part is None or not os.path.exists(folder / part):
-            return None
-        folder = folder / part
-    return folder
-
-
-def first_entry(folders: Sequence[Path], names: Sequence[str]) -> Path | None:
-    """The first of `names` in the first of `folders` that has one."""
-    return next((found for f in folders for n in names if (found := entry(f, n)) is not None), None)
 
 
 def find_train(bases: Sequence[Path]) -> Path | None:

@@ -17,9 +17,7 @@ from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, NamedTuple
 
-from snn_repro.data import image_files
-from snn_repro.data.dataset import DataSet
-from snn_repro.data.image_files import ImageFile, entry, first_entry
+from snn_repro.data.dataset import DataSet, entry, first_entry
 from snn_repro.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
 
     from snn_repro.config import Config
     from snn_repro.data.batches import Data
+    from snn_repro.data.image_files import ImageFile
 
 log = logging.getLogger("snn_repro")
 
@@ -101,7 +100,7 @@ class ImageSet(DataSet):
         """With dataset.frame_size, images in memory are resized once (bilinear, antialiased)."""
         import numpy as np
 
-        from snn_repro.data import augment, batches
+        from snn_repro.data import augment, batches, image_files
         from snn_repro.data.splits import split_parts
         from snn_repro.distributed import world
 
@@ -149,6 +148,8 @@ class ImageFolders(ImageSet):
 
     def locate(self, cfg: Config) -> list[Path]:
         """The folder or archive of the training images."""
+        from snn_repro.data import image_files
+
         if cfg.data_dir:
             root = Path(cfg.data_dir)
             below = (entry(root, name) for name in self.folders)
@@ -158,6 +159,8 @@ class ImageFolders(ImageSet):
 
     def tree(self, cfg: Config) -> Tree:
         """The images of the data set's classes. A tar's contents are listed once in a process."""
+        from snn_repro.data import image_files
+
         (place,) = self.locate(cfg)
         wnids = self.classes()
         changed = [(str(place.parent), place.parent.stat().st_mtime_ns)]
@@ -291,6 +294,8 @@ def _shown(place: Path) -> str:
 @lru_cache(maxsize=1)
 def _listed_tree(place: Path, wnids: tuple[str, ...] | None, changed: tuple) -> Tree:
     import numpy as np
+
+    from snn_repro.data import image_files
 
     base = place.parent
     found = {"train": image_files.train_classes(place)}

@@ -34,11 +34,11 @@ import numpy as np
 import torch
 
 from snn_repro.data import cache as caches
-from snn_repro.data.archives import Entry, close_archives, in_tars, read_or_error, stream_tar
+from snn_repro.data.archives import Entry, close_archives, in_tars, means, read_or_error, stream_tar
 from snn_repro.data.batches import keep_freed_memory
 from snn_repro.data.cache import FORMAT_VERSION, Cache, Problem, RowCheck, Settings, partial_folder
 from snn_repro.data.dataset import EventSet, Sample
-from snn_repro.data.recordings import Recordings, cut, find_places, find_recordings, is_own_folder, to_frames
+from snn_repro.data.recordings import Recordings, cut, find_places, find_recordings, to_frames
 from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError, nearest
 
@@ -279,7 +279,7 @@ def _refuse_overlap(dataset: EventSet, data_dir: str | Path | None, cache_dir: s
     if around.name.lower() in ("extract", "extracted", "download"):
         around = around.parent
     own = [p for p in places if p.is_dir()]
-    own += [p for p in (around, Path(os.path.realpath(around))) if is_own_folder(dataset, p.name)]
+    own += [p for p in (around, Path(os.path.realpath(around))) if means(p.name, dataset.known_names)]
     inside = Path(os.path.realpath(folder))
     for place in (Path(os.path.realpath(p)) for p in own):
         if inside == place or place in inside.parents:

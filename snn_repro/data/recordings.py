@@ -33,11 +33,6 @@ class Recordings(NamedTuple):
     ignored: int  # files that do not belong to the data set
 
 
-def is_own_folder(dataset: EventSet, name: str) -> bool:
-    """Whether a folder of this name is one that people give to this data set alone."""
-    return means(name, dataset.known_names)
-
-
 def find_places(dataset: EventSet, data_dir: str | Path | None) -> list[Path]:
     """The folders or archives below `data_dir` that hold the data set, by their names, whatever their capitals.
 
@@ -121,11 +116,8 @@ def to_frames(events: Events, size: tuple[int, int], timesteps: int, by: str, fr
     The resize is bilinear with antialiasing, on float32 frames, without keeping the aspect ratio.
     """
     counts = integrate(events, timesteps, size, by, dtype=np.uint8)
-    return counts if frame_size is None else resize_frames(counts, frame_size)
-
-
-def resize_frames(counts: np.ndarray, frame_size: int) -> np.ndarray:
-    """See `to_frames`."""
+    if frame_size is None:
+        return counts
     frames = torch.from_numpy(counts.astype(np.float32))
     size = (frame_size, frame_size)
     small = torch.nn.functional.interpolate(frames, size=size, mode="bilinear", antialias=True, align_corners=False)
