@@ -45,6 +45,8 @@ class Setting:
         low, high = self.low, self.high
         if low is not None and high is not None and not low <= value <= high:
             raise UserError(f"{key}={value} must lie in {low:g}..{high:g}{why}")
+        if low is not None and self.below is not None and not low <= value < self.below:
+            raise UserError(f"{key}={value} must be at least {low:g} and below {self.below:g}{why}")
         if low is not None and value < low:
             raise UserError(f"{key}={value} must be at least {low:g}{why}")
         if high is not None and value > high:
