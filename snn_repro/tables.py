@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from snn_repro.config import ADDED, CONF_DIR, choices, differing, hashed, load_config
+from snn_repro.config import ADDED, choices, conf_files, differing, hashed, load_config
 from snn_repro.console import plain
 from snn_repro.errors import DataError, UserError
 from snn_repro.files import write_json
@@ -865,7 +865,7 @@ def departures(group: Group) -> str | None:
     """
     config = group.first["config"]
     name = group.first["name"]
-    if not (CONF_DIR / "experiment" / f"{name}.yaml").exists():
+    if name not in conf_files("experiment"):
         return f"{name} is no experiment" if group.first["paper_row"] else None
     row = ADDED | hashed(load_config([f"experiment={name}", f"fidelity={config.get('fidelity', 'published')}"]))
     mine = ADDED | hashed(config)
