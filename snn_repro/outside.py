@@ -62,6 +62,17 @@ def conf_dirs() -> list[Path]:
     return [folder for package in packages() if (folder := package.folder / "conf").is_dir()]
 
 
+def sources() -> list[tuple[str, Path]]:
+    """(name, file) of every module that `load` imports."""
+    found = []
+    for package in packages():
+        last = package.folder / f"{package.module.rpartition('.')[2]}.py"
+        files = sorted(package.folder.glob("*.py")) if (package.folder / "__init__.py").is_file() else [last]
+        single = package.folder.name != package.module.rpartition(".")[2] and last.is_file()
+        found += [(f"{package.module}/{file.name}", file) for file in ([last] if single else files)]
+    return found
+
+
 _once = threading.RLock()
 _loaded: set[Package] = set()
 
