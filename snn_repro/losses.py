@@ -36,7 +36,8 @@ class Loss:
     logits[-1] alone: [1, B, K] of the last step is enough for both.
     """
 
-    readout_name = "mean"  # over time, or of the "last" step; a class with a `readout` of its own calls it something else
+    # "mean" over time, or of the "last" step; a class with a `readout` of its own calls it something else
+    readout_name = "mean"
     last_step = False
     settings: dict[str, Setting] = {}
 
@@ -49,7 +50,9 @@ class Loss:
     def __init_subclass__(cls, **keywords):
         super().__init_subclass__(**keywords)
         if "readout" in vars(cls) and vars(cls).get("readout_name", "mean") in ("mean", "last"):
-            raise UserError(f"the loss {cls.__name__} has a readout of its own and needs a readout_name, not mean or last")
+            raise UserError(
+                f"the loss {cls.__name__} has a readout of its own and needs a readout_name, not mean or last"
+            )
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         raise NotImplementedError

@@ -54,7 +54,9 @@ def _folder(name: str, module: str) -> Path:
             return path.parent
     elif spec is not None and spec.origin and not inner:
         return Path(spec.origin).parent
-    raise UserError(f"the entry point '{name} = {module}' ({GROUP}) has no such module; install its package anew or remove it")
+    raise UserError(
+        f"the entry point '{name} = {module}' ({GROUP}) has no such module; install its package anew or remove it"
+    )
 
 
 def conf_dirs() -> list[Path]:
@@ -86,7 +88,9 @@ def load() -> None:
             _loaded.add(package)  # before: it asks the registries itself
             try:
                 module = importlib.import_module(package.module)
-                for _, name, is_folder in sorted(pkgutil.iter_modules(getattr(module, "__path__", [])), key=lambda m: m.name):
+                for _, name, is_folder in sorted(
+                    pkgutil.iter_modules(getattr(module, "__path__", [])), key=lambda m: m.name
+                ):
                     if not is_folder and not name.startswith("_"):
                         importlib.import_module(f"{package.module}.{name}")
             except UserError:
