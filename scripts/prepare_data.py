@@ -78,8 +78,14 @@ def main(arguments: list[str]) -> int:
     warnings.showwarning = one_line
     try:
         overrides, own = own_options(arguments)
-        from snn_repro.config import load_config
+        from snn_repro.config import choices, load_config
 
+        named = dict(o.split("=", 1) for o in overrides if "=" in o)
+        if (
+            named.get("dataset") in set(choices("dataset")) - set(choices("recipe"))
+            and not {"recipe", "experiment"} & named.keys()
+        ):
+            overrides.append("recipe=digits")  # it has none of its own, and frames depend on none
         cfg = load_config(overrides)
         from snn_repro.data.prepare import prepare, verify_cache
 

@@ -8,20 +8,24 @@ names the key, the value and what is allowed, before any data is read. This modu
 import contextlib
 import dataclasses
 import hashlib
+import importlib
 import json
 import logging
 import math
 import os
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import II, MISSING, DictConfig, OmegaConf, open_dict, read_write
 
+from snn_repro import outside
 from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError, nearest
 
@@ -39,12 +43,61 @@ class ConfigError(UserError):
     """A key, value or combination that the configuration does not allow."""
 
 
+class Names:
+    """The names of one registry, as the `choices` of a key, without importing torch as long as that can be.
+
+    What this package has is read from the text of its sources; other names are asked of the registry, if it was imported
+    already or a package from outside is installed, which may add to it.
+    """
+
+    def __init__(self, module: str, registry: str, decorator: str):
+        self.where, self.decorator = (module, registry), decorator
+
+    def ours(self) -> tuple[str, ...]:
+        return _registered(self.where[0], self.decorator)
+
+    def asked(self) -> dict[str, Any]:
+        """The registry; {} where it was not imported and nobody could have added to it."""
+        module, registry = self.where
+        if module not in sys.modules and not outside.packages():
+            return {}
+        return getattr(importlib.import_module(module), registry)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.ours() or name in self.asked()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys((*self.ours(), *self.asked())))
+
+
+@cache
+def _registered(module: str, decorator: str) -> tuple[str, ...]:
+    """The names given by `@decorator("name"` in the sources of a module or in the folder of a package, file by file."""
+    path = _HERE.joinpath(*module.split(".")[1:])
+    files = sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+    pattern = re.compile(rf'^@{decorator}\("(\w+)"', re.MULTILINE)
+    return tuple(name for file in files for name in pattern.findall(file.read_text("utf-8")))
+
+
+NEURON_NAMES = Names("snn_repro.neurons", "NEURONS", "register")
+SURROGATE_NAMES = Names("snn_repro.neurons", "SURROGATES", "register_surrogate")
+NETWORK_NAMES = Names("snn_repro.models", "MODELS", "register_network")
+LOSS_NAMES = Names("snn_repro.losses", "LOSSES", "register_loss")
+NORM_NAMES = Names("snn_repro.models", "NORMS", "register_norm")
+
+
 def key(default: Any, help: str, *, unit: str = "", low=None, high=None, above=None, below=None, choices=None):
     """A schema field: default, meaning, unit and the range `checked` enforces (low/high inclusive, above/below not)."""
     meta = dict(help=help, unit=unit, low=low, high=high, above=above, below=below, choices=choices)
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=meta)
     return field(default=default, metadata=meta)
+
+
+def _own():
+    """A part's settings that only the chosen neuron, loss or network has: its yaml names them (`own_keys`), its class
+    checks their values. They are written as the part's other keys: neuron.KEY."""
+    return field(default_factory=dict, metadata={"own": True})
 
 
 @dataclass
@@ -83,7 +136,7 @@ class DatasetConfig:
 class ModelConfig:
     name: str = key(MISSING, "network")
     norm: str | None = key(
-        None, "norm layer of the VGGs; null is the network's own", choices=("bn", "tebn", "tebn_gesture")
+        None, "norm layer of the VGGs; null is the network's own", choices=NORM_NAMES
     )
     zero_init_residual: bool | None = key(None, "SEW-ResNet: start the last norm of each branch at 0")
     head_init: str | None = key(None, "SEW-ResNet, vgg128: initial weights of the classifier", choices=("torch", "normal01"))
@@ -99,12 +152,13 @@ class ModelConfig:
     weights: str | None = key(
         None, "initial weights, ours or torchvision's: a path, or a file name in data_dir, data_dir/weights or torch hub"
     )
+    own: dict[str, Any] = _own()
 
 
 @dataclass
 class NeuronConfig:
     name: str = key(
-        MISSING, "family: if h = v + x; lif h = v + (x - v)/tau; leaky h = retain v + x", choices=("if", "lif", "leaky")
+        MISSING, "family: if h = v + x; lif h = v + (x - v)/tau; leaky h = retain v + x", choices=NEURON_NAMES
     )
     imp: bool = key(False, "learnable initial membrane potential, one value a neuron (the paper's IMP)")
     v_threshold: float = key(1.0, "firing threshold V_th", above=0.0)
@@ -114,7 +168,7 @@ class NeuronConfig:
     v_reset: float = key(0.0, "potential after a hard reset")
     fire_at: str = key("ge", "fire at h >= V_th (ge) or h > V_th (gt)", choices=("ge", "gt"))
     detach_reset: bool = key(False, "leave the reset out of the backward pass")
-    surrogate: str = key("atan", "surrogate gradient of the spike", choices=("atan", "sigmoid", "triangle"))
+    surrogate: str = key("atan", "surrogate gradient of the spike", choices=SURROGATE_NAMES)
     surrogate_width: float | None = key(
         None, "ATan alpha (2), sigmoid alpha (4) or triangle gamma (1); null takes these", above=0.0
     )
@@ -132,14 +186,16 @@ class NeuronConfig:
     imp_trainable: bool = key(True, "false leaves IMP at its random start, as several published rows did")
     imp_lr: float = key(1.0, "IMP's learning rate as a factor of the recipe's", low=0.0)
     imp_weight_decay: float | None = key(0.0, "IMP's weight decay; null uses the recipe's", low=0.0)
+    own: dict[str, Any] = _own()
 
 
 @dataclass
 class LossConfig:
-    name: str = key(MISSING, "training objective and readout", choices=("sdt", "tet", "tet_s", "lts"))
+    name: str = key(MISSING, "training objective and readout", choices=LOSS_NAMES)
     epsilon: float | None = key(None, "tet_s: label smoothing", low=0.0, below=1.0)
     lam: float | None = key(None, "tet: weight lambda of the MSE term", low=0.0, high=1.0)
     phi: float | None = key(None, "tet: target phi of the MSE term")
+    own: dict[str, Any] = _own()
 
 
 @dataclass
@@ -305,7 +361,19 @@ NOT_HASHED = (
 # out of the hash, so that earlier results go on belonging to their configuration.
 ADDED = {"neuron.decay_input": True}
 
-ConfigStore.instance().store(name="schema", node=Config)
+OWN = {"neuron": NeuronConfig, "loss": LossConfig, "model": ModelConfig}  # groups whose choices may have settings of their own
+
+
+def _schema() -> DictConfig:
+    """What Hydra composes with. The parts in OWN let other keys pass; `checked` says which of them there are."""
+    node = OmegaConf.structured(Config)
+    for group in OWN:
+        OmegaConf.set_struct(node[group], False)
+        node[group].pop("own")
+    return node
+
+
+ConfigStore.instance().store(name="schema", node=_schema())
 
 # Overrides that already show in a run's folder name, or that change no number.
 _NOT_IN_FOLDER = ("name", "seed", *NOT_HASHED)
@@ -483,7 +551,6 @@ class _Idle(NamedTuple):
     needs: str
 
 
-_OPENED = " or ".join(name for name, facts in SETS.items() if facts.from_files)
 _IDLE = (
     _Idle(("recipe.momentum", "recipe.nesterov"), lambda c: c.recipe.optimizer == "sgd", "recipe.optimizer", "recipe.optimizer=sgd"),
     _Idle(("recipe.eps",), lambda c: c.recipe.optimizer != "sgd", "recipe.optimizer", "recipe.optimizer=adam, adamw or lamb"),
@@ -516,7 +583,7 @@ _IDLE = (
         ("augment.interpolation",), lambda c: c.augment.rrc_min_area > 0 or SETS[c.dataset.name].from_files, "augment.rrc_min_area",
         "augment.rrc_min_area above 0",
     ),
-    _Idle(("augment.test_resize",), lambda c: SETS[c.dataset.name].from_files, "dataset.name", f"dataset={_OPENED}"),
+    _Idle(("augment.test_resize",), lambda c: SETS[c.dataset.name].from_files, "dataset.name", "dataset=imagenet1k or another set of image files"),
     _Idle(("augment.mix_prob",), lambda c: c.augment.mixup > 0 or c.augment.cutmix > 0, "augment.mixup", "augment.mixup or augment.cutmix above 0"),
     _Idle(("augment.cutmix_axes",), lambda c: c.augment.cutmix > 0, "augment.cutmix", "augment.cutmix above 0"),
     _Idle(("augment.cutmix_axes",), lambda c: not SETS[c.dataset.name].static, "dataset.name", "a data set of events"),
@@ -531,6 +598,8 @@ def idle(config: Config, overrides: Iterable[str]) -> dict[str, str]:
         for name in rule.keys:
             if name in given and name not in found and not rule.read(config):
                 room, _, last = rule.because.partition(".")
+                if rule.because == "neuron.name" and name.split(".")[1] in _written("neuron", config.neuron.name):
+                    continue
                 value = getattr(getattr(config, room), last)
                 shown = str(value).lower() if isinstance(value, bool) else value
                 because = room if last == "name" else rule.because
@@ -599,6 +668,17 @@ def refuse_code(node: DictConfig) -> None:
                 )
 
 
+def search_outside() -> None:
+    """Let Hydra look for choices in the folders of packages from outside too, wherever it composes in this process."""
+    if not outside.conf_dirs():
+        return
+    from hydra.core.plugins import Plugins
+
+    from snn_repro.search_path import OutsideConf
+
+    Plugins.instance().register(OutsideConf)
+
+
 class _hydra:
     """Hydra's compose API for `conf/`, inside a running Hydra job or outside of one."""
 
@@ -608,6 +688,7 @@ class _hydra:
 
         if not CONF_DIR.is_dir():
             raise ConfigError(f"{CONF_DIR} is missing: install snn_repro again, from a wheel or with `pip install -e .`")
+        search_outside()
         self.saved = dict(GlobalHydra.instance().__dict__)
         GlobalHydra.instance().clear()
         initialize_config_dir(str(CONF_DIR), version_base="1.3")
@@ -652,11 +733,64 @@ def checked(node: DictConfig | dict) -> Config:
 
     try:
         plain = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
+        _set_own_apart(plain)
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from None
     check(config)
     return config
+
+
+def _set_own_apart(plain: dict) -> None:
+    """Move the keys that the schema does not have into `own`, each of which the choice must have."""
+    for group, schema in OWN.items():
+        part = plain.get(group)
+        if isinstance(part, dict):
+            names = {f.name for f in dataclasses.fields(schema)} - {"own"}
+            own = {k: part.pop(k) for k in [*part] if k not in names}
+            for name, value in own.items():
+                _check_own(group, str(part.get("name")), str(name), value)
+            part["own"] = own
+
+
+def _check_own(group: str, choice: str, name: str, value: Any) -> None:
+    full, known = f"{group}.{name}", own_keys(group, choice)
+    if name not in known:
+        owners = [other for other in choices(group) if name in own_keys(group, _name_in(conf_files(group)[other]))]
+        if owners:
+            raise ConfigError(f"{full} belongs to {group}={owners[0]}; leave it out for {group}={choice}")
+        raise ConfigError(_unknown(full, [f"{group}.{k}" for k in known]))
+    if not isinstance(value, bool | int | float | str | None) and not (
+        isinstance(value, list) and all(isinstance(v, bool | int | float | str) for v in value)
+    ):
+        raise ConfigError(f"{full}={value} has the wrong type; it must be true or false, a number, a word or a list of these")
+
+
+def own_keys(group: str, name: str) -> dict[str, str]:
+    """`{key: meaning}` of the settings that only this neuron, loss or network has: those in its yaml that the schema has
+    not, with what the yaml says behind them, and those of its class where that was registered already."""
+    schema = {f.name for f in dataclasses.fields(OWN[group])}
+    known = {k: meaning for k, meaning in _written(group, name).items() if k not in schema}
+    module, registry = {"neuron": NEURON_NAMES, "loss": LOSS_NAMES, "model": NETWORK_NAMES}[group].where
+    things = getattr(sys.modules.get(module), registry, {})
+    thing = dict.get(things, name)
+    settings = getattr(thing, "settings", None) or getattr(thing, "options", {})
+    return {k: s.help for k, s in settings.items() if k not in schema} | known
+
+
+def _written(group: str, name: str) -> dict[str, str]:
+    """`{key: comment}` of all yamls of a group that are about `name`: a choice and its twin with IMP, say."""
+    found: dict[str, str] = {}
+    for file in conf_files(group).values():
+        if _name_in(file) == name:
+            lines = re.findall(r"^(\w+):[^#\n]*(?:#[ ]*(.*))?$", file.read_text("utf-8"), re.MULTILINE)
+            found |= {k: comment for k, comment in lines}
+    return found
+
+
+def _name_in(file: Path) -> str:
+    found = re.search(r"^name: *([\w-]+)", file.read_text("utf-8"), re.MULTILINE)
+    return found[1] if found else ""
 
 
 def check(config: Config) -> None:
@@ -673,7 +807,7 @@ def _leaves(part: Any, prefix: str = "") -> Iterator[tuple[str, Any, dict]]:
         value = getattr(part, f.name)
         if dataclasses.is_dataclass(value):
             yield from _leaves(value, f"{prefix}{f.name}.")
-        else:
+        elif "own" not in f.metadata:
             yield prefix + f.name, value, f.metadata
 
 
@@ -738,7 +872,7 @@ def _check_combinations(c: Config) -> None:
         )
     for option, owner in (("epsilon", "tet_s"), ("lam", "tet"), ("phi", "tet")):
         value = getattr(c.loss, option)
-        if value is not None and c.loss.name != owner:
+        if value is not None and c.loss.name != owner and option not in _written("loss", c.loss.name):
             raise ConfigError(f"loss.{option}={value} has no meaning for loss={c.loss.name}; use loss={owner}")
     splits = facts.splits
     if c.dataset.split not in splits:
@@ -847,10 +981,10 @@ def _unreadable(override: str) -> str:
     return f"cannot read the override '{override}': write key=value"
 
 
-def _unknown(full: str) -> str:
+def _unknown(full: str, more: Iterable[str] = ()) -> str:
     if full in GROUPS:
         return f"'{full}' is a choice of files: write {full}=NAME with one of: {', '.join(choices(full))}"
-    known = list(keys()) + list(GROUPS)
+    known = [*keys(), *GROUPS, *more]
     guess = nearest(full, known)
     if not guess:  # the last part may be right and the room wrong
         ends = [k for k in known if k.split(".")[-1] == full.split(".")[-1]]
@@ -864,15 +998,27 @@ def keys(part: type = Config, prefix: str = "") -> dict[str, dict]:
     for f in dataclasses.fields(part):
         if dataclasses.is_dataclass(f.type):
             found |= keys(f.type, f"{prefix}{f.name}.")
-        elif f.name != "run_dir":
+        elif f.name != "run_dir" and "own" not in f.metadata:
             found[prefix + f.name] = dict(f.metadata)
     return found
 
 
+def conf_files(group: str) -> dict[str, Path]:
+    """`{choice: its file}` of a config group, in alphabetical order, those of packages from outside among them.
+
+    Raises ConfigError where two have the same choice.
+    """
+    found: dict[str, Path] = {}
+    for folder in (CONF_DIR, *outside.conf_dirs()):
+        for file in (folder / group).glob("*.yaml"):
+            if found.setdefault(file.stem, file) != file:
+                raise ConfigError(f"{file} would be {group}={file.stem}, which is {found[file.stem]} already; rename it")
+    return dict(sorted(found.items()))
+
+
 def choices(group: str) -> dict[str, str]:
     """`{choice: first comment line}` of a config group, in alphabetical order."""
-    files = sorted((CONF_DIR / group).glob("*.yaml"))
-    lines = {f.stem: f.read_text("utf-8").splitlines() for f in files}
+    lines = {name: file.read_text("utf-8").splitlines() for name, file in conf_files(group).items()}
     return {
         k: next((line[1:].strip() for line in v if line.startswith("# ") and "@package" not in line), "")
         for k, v in lines.items()
@@ -891,10 +1037,19 @@ def help_text() -> str:
             width = max(map(len, found))
             out += [f"{group}=", *(f"  {name:<{width}}  {line}" for name, line in found.items()), ""]
     out.append("keys")
+    mine = {
+        f"{group}.{k}": f"{group}={choice}: {meaning}".rstrip(": ")
+        for group in OWN
+        for choice, file in conf_files(group).items()
+        for k, meaning in own_keys(group, _name_in(file)).items()
+    }
     for name, meta in keys().items():
-        allowed = f" [{' | '.join(meta['choices'])}]" if meta["choices"] else ""
+        names = meta["choices"]
+        names = names.ours() if isinstance(names, Names) else dict.keys(names) if isinstance(names, dict) else names
+        allowed = f" [{' | '.join(names)}]" if names else ""
         unit = f" ({meta['unit']})" if meta["unit"] else ""
         out.append(f"  {name:<30} {meta['help']}{unit}{allowed}")
+    out += [f"  {name:<30} {meaning}" for name, meaning in mine.items()]
     out += ["", "Hydra's own flags: python -m snn_repro.train --hydra-help; versions: --version; tab completion: README"]
     return "\n".join(out)
 
@@ -903,8 +1058,11 @@ def help_text() -> str:
 
 
 def to_dict(config: Config) -> dict:
-    """The whole configuration as plain containers."""
-    return dataclasses.asdict(config)
+    """The whole configuration as plain containers, in the form of the yamls: `own` settings among the others."""
+    plain = dataclasses.asdict(config)
+    for group in OWN:
+        plain[group] |= plain[group].pop("own")
+    return plain
 
 
 def hashed(config: Config | dict) -> dict[str, Any]:

@@ -6,18 +6,20 @@ y[t] are the logits of time step t, q the target distribution, CE the cross entr
     tet_s  mean_t CE(y[t], q'),  q' = (1 - epsilon) q + epsilon/K  read the mean over time
     lts    CE(y[T-1], q)                                           read the last step alone
 tet is temporal efficient training (Deng et al., ICLR 2022, arXiv:2202.11946); tet_s smooths its labels; lts
-trains the last time step, for inputs that do not change. Logits are [T, B, K]; targets are class indices int
+trains the last time step, for inputs that do not change. `@register_loss("name")` above a class adds one. Logits are [T, B, K]; targets are class indices int
 [B] or, after Mixup or CutMix, distributions float [B, K]. Losses are computed in float32 at least.
 """
-
-import math
-from numbers import Real
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from snn_repro.errors import UserError, nearest
+from snn_repro.registry import Registry
+from snn_repro.settings import Setting
+
+LOSSES: dict[str, type["Loss"]] = Registry("loss")
+register_loss = LOSSES.register
 
 
 def smooth(target: Tensor, num_classes: int, epsilon: float) -> Tensor:
@@ -30,12 +32,27 @@ def smooth(target: Tensor, num_classes: int, epsilon: float) -> Tensor:
 class Loss:
     """loss(logits [T, B, K], target) -> scalar; loss.readout(logits) -> scores [B, K].
 
-    Where `last_step` is true, loss and readout look at logits[-1] alone: [1, B, K] of the last step is enough for both.
+    settings: name -> Setting; their values become attributes. Where `last_step` is true, loss and readout look at
+    logits[-1] alone: [1, B, K] of the last step is enough for both.
     """
 
-    readout_name: str  # "mean" over time or "last" step
+    # "mean" over time, or of the "last" step; a class with a `readout` of its own calls it something else
+    readout_name = "mean"
     last_step = False
-    defaults: dict[str, float] = {}
+    settings: dict[str, Setting] = {}
+
+    def __init__(self, **values):
+        for key, setting in self.settings.items():
+            setattr(self, key, values.pop(key, setting.default))
+        if values:
+            raise TypeError(f"{type(self).__name__} has no setting {', '.join(values)}")
+
+    def __init_subclass__(cls, **keywords):
+        super().__init_subclass__(**keywords)
+        if "readout" in vars(cls) and vars(cls).get("readout_name", "mean") in ("mean", "last"):
+            raise UserError(
+                f"the loss {cls.__name__} has a readout of its own and needs a readout_name, not mean or last"
+            )
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         raise NotImplementedError
@@ -46,26 +63,23 @@ class Loss:
         return logits.mean(0) if self.readout_name == "mean" else logits[-1]
 
 
+@register_loss("sdt")
 class SDT(Loss):
     """Standard direct training: cross entropy of the mean output."""
-
-    readout_name = "mean"
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         _check(logits, target)
         return _cross_entropy(at_least_float32(logits).mean(0), target)
 
 
+@register_loss("tet")
 class TET(Loss):
     """Temporal efficient training: the cross entropy of every time step, and a pull of all logits to phi."""
 
-    readout_name = "mean"
-    defaults = {"lam": 0.0, "phi": 1.0}
-
-    def __init__(self, lam: float = 0.0, phi: float = 1.0):
-        if not 0 <= lam <= 1:
-            raise UserError(f"loss.lam={lam} must lie in 0..1 (the weight of the mean squared error)")
-        self.lam, self.phi = lam, phi
+    settings = {
+        "lam": Setting(0.0, "weight lambda of the MSE term", low=0, high=1, why="the weight of the mean squared error"),
+        "phi": Setting(1.0, "target phi of the MSE term"),
+    }
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         loss = _every_step(logits, target)
@@ -74,21 +88,17 @@ class TET(Loss):
         return loss
 
 
+@register_loss("tet_s")
 class TETS(Loss):
     """TET with smoothed labels; epsilon 0 is TET to the last bit."""
 
-    readout_name = "mean"
-    defaults = {"epsilon": 0.01}
-
-    def __init__(self, epsilon: float = 0.01):
-        if not 0 <= epsilon < 1:
-            raise UserError(f"loss.epsilon={epsilon} must be at least 0 and below 1")
-        self.epsilon = epsilon
+    settings = {"epsilon": Setting(0.01, "label smoothing", low=0, below=1)}
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         return _every_step(logits, target, self.epsilon)
 
 
+@register_loss("lts")
 class LTS(Loss):
     """Cross entropy of the last time step; earlier steps are trained through the membrane potential alone."""
 
@@ -100,24 +110,19 @@ class LTS(Loss):
         return _cross_entropy(at_least_float32(logits[-1]), target)
 
 
-LOSSES: dict[str, type[Loss]] = {"sdt": SDT, "tet": TET, "tet_s": TETS, "lts": LTS}
-
-
 def build_loss(name: str, **options) -> Loss:
-    """Build a loss by name: sdt, tet (lam=0.0, phi=1.0), tet_s (epsilon=0.01) or lts.
+    """Build a loss by name: sdt, tet (lam=0.0, phi=1.0), tet_s (epsilon=0.01), lts or another of LOSSES.
 
     Raises UserError for an unknown name, an option that this loss does not have, and a value out of range.
     """
     if str(name) not in LOSSES:
         raise UserError(f"loss.name={name!r} is not one of {', '.join(LOSSES)}{nearest(name, LOSSES)}")
-    cls = LOSSES[name]
-    for key, value in options.items():
-        if key not in cls.defaults:
-            has = f"it has {', '.join(cls.defaults)}" if cls.defaults else "it has no options"
-            raise UserError(f"loss.{key} is not an option of the loss '{name}'; {has}{nearest(key, cls.defaults)}")
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-            raise UserError(f"loss.{key}={value!r} must be a finite number")
-    return cls(**options)
+    settings = LOSSES[name].settings
+    for key in options:
+        if key not in settings:
+            has = f"it has {', '.join(settings)}" if settings else "it has no options"
+            raise UserError(f"loss.{key} is not an option of the loss '{name}'; {has}{nearest(key, settings)}")
+    return LOSSES[name](**{key: settings[key].checked(f"loss.{key}", value) for key, value in options.items()})
 
 
 def at_least_float32(logits: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from snn_repro import outside
+
 PACKAGE = Path(__file__).parent
 
 # What computes the numbers of a run, with the data files it reads. Configurations stand in each result as they are.
@@ -55,13 +57,16 @@ def _git(*args: str) -> str | None:
 
 @cache
 def source_hash(package: Path = PACKAGE) -> str:
-    """SHA-256 (hex) over SOURCES under `package`."""
+    """SHA-256 (hex) over SOURCES under `package`, and for ours over the modules of packages that add to it."""
     total = hashlib.sha256()
     for path in sources(package):
         name = path.relative_to(package).as_posix()
         content = path.read_bytes()
         if path.suffix == ".py":
             content = normalised(content, NOT_COUNTED.get(name, ())).encode("utf-8", "surrogatepass")
+        total.update(f"{name}:{len(content)}\n".encode() + content)
+    for name, path in outside.sources() if package == PACKAGE else ():
+        content = normalised(path.read_bytes(), ()).encode("utf-8", "surrogatepass")
         total.update(f"{name}:{len(content)}\n".encode() + content)
     return total.hexdigest()
 

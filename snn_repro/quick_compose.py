@@ -53,7 +53,7 @@ class QuickRows:
     def read(self, group: str, choice: str) -> tuple[bool, list, dict]:
         """(whether its keys start at the top, its defaults, its keys) of conf/<group>/<choice>.yaml."""
         if (group, choice) not in self.files:
-            path = Path(CONF_DIR, group, f"{choice}.yaml")
+            path = schema.conf_files(group).get(choice, Path(CONF_DIR, group, f"{choice}.yaml"))
             try:
                 text = path.read_text("utf-8")
                 keys = LOADER(text).get_single_data() or {}
@@ -173,6 +173,8 @@ def _typed(hint: Any, value: Any) -> Any:
     """A value as the schema has it; anything that would have to be converted is Hydra's."""
     if dataclasses.is_dataclass(hint):
         return hint(**{f.name: _typed(f.type, value[f.name]) for f in dataclasses.fields(hint)})
+    if typing.get_origin(hint) is dict and value == {}:  # `own`: a row with such settings did not get here
+        return {}
     for one in typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
         if typing.get_origin(one) is list and isinstance(value, list):
             return [_typed(typing.get_args(one)[0], v) for v in value]

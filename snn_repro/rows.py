@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from snn_repro.config import CONF_DIR, PAPER_TABLES, Config, config_hash, load_config
+from snn_repro.config import PAPER_TABLES, Config, conf_files, config_hash, load_config
 from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
 from snn_repro.quick_compose import QuickRows, Unlike
@@ -75,8 +75,7 @@ def _paper_row(path: Path, entry: Any) -> PaperRow:
 
 def experiments() -> list[str]:
     """The names of all experiments: tables first, then released code that no table prints, then figures."""
-    names = (file.stem for file in (CONF_DIR / "experiment").glob("*.yaml"))
-    return sorted(names, key=lambda name: (not name.startswith("table"), name.split("_")))
+    return sorted(conf_files("experiment"), key=lambda name: (not name.startswith("table"), name.split("_")))
 
 
 def compose(names: Iterable[str], overrides: Sequence[str] = ()) -> dict[str, Config]:

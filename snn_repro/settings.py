@@ -13,7 +13,7 @@ from snn_repro.errors import UserError, nearest
 class Setting:
     """Default, meaning, unit and range (low and high inclusive, above and below not; `why` says what the range is for).
 
-    The default's type is the value's: bool, number, a pair of numbers [low, high], or one of `choices`. Default None stands
+    The default's type is the value's: bool, whole number, number, a pair of numbers [low, high], or one of `choices`. Default None stands
     for a number that depends on another setting.
     """
 
@@ -40,11 +40,16 @@ class Setting:
             return value
         if isinstance(self.default, tuple):
             return _interval(key, value)
-        value = _number(key, value)
+        whole = isinstance(self.default, int)
+        if whole and (isinstance(value, bool) or not isinstance(value, int)):
+            raise UserError(f"{key}={value!r} must be a whole number")
+        value = value if whole else _number(key, value)
         why = f" ({self.why})" if self.why else ""
         low, high = self.low, self.high
         if low is not None and high is not None and not low <= value <= high:
             raise UserError(f"{key}={value} must lie in {low:g}..{high:g}{why}")
+        if low is not None and self.below is not None and not low <= value < self.below:
+            raise UserError(f"{key}={value} must be at least {low:g} and below {self.below:g}{why}")
         if low is not None and value < low:
             raise UserError(f"{key}={value} must be at least {low:g}{why}")
         if high is not None and value > high:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from snn_repro.config import ADDED, CONF_DIR, choices, differing, hashed, load_config
+from snn_repro.config import ADDED, choices, conf_files, differing, hashed, load_config
 from snn_repro.console import plain
 from snn_repro.errors import DataError, UserError
 from snn_repro.files import write_json
@@ -340,17 +340,20 @@ def right_answers(result: RunResult) -> np.ndarray | None:
     """
     folder = Path(result["folder"])
     try:
+        readout = _readout(result) if not (folder / RIGHT).exists() and (folder / PREDICTIONS).exists() else None
+    except UserError as error:
+        raise DataError(f"{folder / PREDICTIONS} cannot be read out: {error}") from None
+    try:
         if (folder / RIGHT).exists():
             path = folder / RIGHT
             content = json.loads(path.read_text("utf-8"))
             bits = np.frombuffer(bytes.fromhex(content["bits"]), np.uint8)
             right = np.unpackbits(bits, count=content["n_test"]).astype(bool)
-        elif (folder / PREDICTIONS).exists():
+        elif readout is not None:
             path = folder / PREDICTIONS
             with np.load(path, allow_pickle=False) as file:
                 logits, label = file["logits"].astype(np.float32), file["label"]
-            scores = logits[:, -1] if result["readout"] == "last" else logits.mean(1)
-            right = scores.argmax(-1) == label
+            right = readout(logits).argmax(-1) == label
         else:
             return None
         hits, n = int(right.sum()), len(right)
@@ -363,6 +366,28 @@ def right_answers(result: RunResult) -> np.ndarray | None:
             "they are not of one run, so run it again with force=true"
         )
     return right
+
+
+def _readout(result: RunResult) -> Callable[[np.ndarray], np.ndarray]:
+    """logits [N, T, K] -> scores [N, K] as the result's loss reads them; by the readout's name where there is no such loss.
+
+    Raises UserError where neither is known.
+    """
+    import torch
+
+    from snn_repro.losses import LOSSES, build_loss
+
+    written = result["config"].get("loss") or {}
+    name = written.get("name", result["loss"])
+    if name in LOSSES:
+        options = {k: v for k, v in written.items() if k in LOSSES[name].settings and v is not None}
+        loss = build_loss(name, **options)
+        return lambda logits: loss.readout(torch.from_numpy(logits).transpose(0, 1)).numpy()
+    if result["readout"] not in ("mean", "last"):
+        raise UserError(
+            f"its loss '{name}' reads by '{result['readout']}' and is not installed here; install the package that has it"
+        )
+    return lambda logits: logits[:, -1] if result["readout"] == "last" else logits.mean(1)
 
 
 def _right_or_none(result: RunResult) -> np.ndarray | None:
@@ -840,7 +865,7 @@ def departures(group: Group) -> str | None:
     """
     config = group.first["config"]
     name = group.first["name"]
-    if not (CONF_DIR / "experiment" / f"{name}.yaml").exists():
+    if name not in conf_files("experiment"):
         return f"{name} is no experiment" if group.first["paper_row"] else None
     row = ADDED | hashed(load_config([f"experiment={name}", f"fidelity={config.get('fidelity', 'published')}"]))
     mine = ADDED | hashed(config)

@@ -33,6 +33,7 @@ from snn_repro.config import (
     multirun_config,
     readable,
     refuse_misplaced,
+    search_outside,
     settled,
     to_dict,
 )
@@ -160,6 +161,7 @@ def _run_in(place, config: Config, stop: "_Stop", overrides: list[str]):
 
     tracker, result = None, None
     try:
+        check_settings(config)
         device = pick_device(config)
         place.begin(overrides, str(device))
         if distributed.world().rank == 0:
@@ -540,8 +542,23 @@ def final_outputs(test: dict) -> dict:
 
 
 def options(part, *without: str) -> dict:
-    """The keys of a config part that are set (not null), as keyword arguments."""
-    return {k: v for k, v in vars(part).items() if v is not None and k not in without}
+    """The keys of a config part that are set (not null), as keyword arguments; settings of its choice's own among them."""
+    values = {k: v for k, v in vars(part).items() if k != "own"} | part.own
+    return {k: v for k, v in values.items() if v is not None and k not in without}
+
+
+def check_settings(config: Config) -> None:
+    """Raise UserError for what the classes of neuron, loss and network refuse, before any data is read."""
+    import torch
+
+    from snn_repro.losses import build_loss
+    from snn_repro.models import option_values
+    from snn_repro.neurons import build_neuron
+
+    build_loss(config.loss.name, **options(config.loss, "name"))
+    option_values(config.model.name, options(config.model, "name", "weights", "conv_backend", "checkpointing"))
+    with torch.random.fork_rng(devices=[]):  # it draws a number
+        build_neuron(**options(config.neuron, "imp", "imp_lr", "imp_weight_decay", "backend"))
 
 
 def parts_of_a_batch(config: Config, processes: int) -> int:
@@ -1086,6 +1103,7 @@ def _hydra_task(argv: list[str]) -> None:
 
     from snn_repro.files import write_error
 
+    search_outside()
     before, sys.argv = sys.argv, [sys.argv[0], *argv]
     try:
         hydra.main(config_path=str(CONF_DIR), config_name="train", version_base="1.3")(_task)()

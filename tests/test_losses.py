@@ -3,13 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snn_repro.errors import UserError
-from snn_repro.losses import LOSSES, build_loss, smooth
+from snn_repro.errors import DataError, UserError
+from snn_repro.losses import LOSSES, Loss, build_loss, register_loss, smooth
+from snn_repro.settings import Setting
+from snn_repro.tables import right_answers
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "losses.json").read_text())
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5}
@@ -130,7 +133,7 @@ def test_half_precision_logits_give_a_float32_loss(name):
         ("tet_s", {"epsilon": 1.0}, "loss.epsilon=1.0 must be"),
         ("tet_s", {"epsilon": -0.1}, "loss.epsilon=-0.1 must be"),
         ("tet_s", {"epsilon": None}, "loss.epsilon=None must be a finite number"),
-        ("tet", {"lam": 2}, "loss.lam=2 must lie in 0..1"),
+        ("tet", {"lam": 2}, "loss.lam=2.0 must lie in 0..1"),
         ("tet", {"phi": float("inf")}, "loss.phi=inf must be a finite number"),
     ],
 )
@@ -145,3 +148,35 @@ def test_shapes_that_do_not_fit_are_named(name):
     for logits, target in ((y[0], TARGETS["hard"]), (y, torch.zeros(4).long()), (y, torch.zeros(3, 4))):
         with pytest.raises(UserError, match=r"needs logits \[T, B, K\]"):
             build_loss(name)(logits, target)
+
+
+def test_a_loss_from_outside_is_one_class_and_tables_read_it_as_it_says(tmp_path, monkeypatch):
+    monkeypatch.setitem(LOSSES, "peak", None)  # both are forgotten behind the test
+    monkeypatch.setattr(LOSSES, "_owners", dict(LOSSES._owners))
+
+    @register_loss("peak")
+    class Peak(Loss):
+        settings = {"sharpness": Setting(1.0, "factor on the logits", above=0)}
+        readout_name = "peak"
+
+        def __call__(self, logits, target):
+            return torch.nn.functional.cross_entropy(self.sharpness * self.readout(logits), target)
+
+        def readout(self, logits):
+            return logits.amax(0)
+
+    assert build_loss("peak", sharpness=2).sharpness == 2.0 and build_loss("peak").readout_name == "peak"
+    with pytest.raises(UserError, match="loss.sharpness=0.0 must be above 0"):
+        build_loss("peak", sharpness=0)
+    with pytest.raises(UserError, match="Bad has a readout of its own and needs a readout_name"):
+        type("Bad", (Loss,), {"readout": lambda self, logits: logits[0]})
+
+    logits = np.array([[[9, 0], [-20, 1]], [[0, 1], [0, 1]]], "float32")  # [N, T, K]: right at the peak alone
+    np.savez(tmp_path / "predictions.npz", logits=logits, label=[0, 1])
+    result = dict(folder=tmp_path, loss="peak", readout="peak", correct=2, n_test=2)
+    result["config"] = {"loss": {"name": "peak", "sharpness": 3.0, "lam": None}}
+    assert right_answers(result).tolist() == [True, True]
+    result["config"] = {"loss": {"name": "gone"}}
+    with pytest.raises(DataError, match="its loss 'gone' reads by 'peak' and is not installed here"):
+        right_answers(result)
+    assert right_answers(result | {"readout": "mean", "correct": 1}).tolist() == [False, True]

@@ -45,8 +45,7 @@ def build_model(
     memory (see blocks.Block). None of these changes a result beyond rounding. Options are those of MODELS[name]; None means
     the default. Raises UserError, naming the key, the value and what is allowed.
     """
-    if str(name) not in MODELS:
-        raise UserError(f"model.name={name!r} is not one of {', '.join(MODELS)}{nearest(name, MODELS)}")
+    _check_name(name)
     if not _positive(num_classes):
         raise UserError(f"num_classes={num_classes!r} must be a positive integer")
     if not _positive(timesteps):
@@ -60,6 +59,28 @@ def build_model(
             raise UserError(f"kernels={kernels} and {key}={value} both say who computes; leave one of them out")
     if "name" not in neuron:
         raise UserError(f"neuron={dict(neuron)} needs a name, for example {{'name': 'if', 'imp': True}}")
+    values = option_values(name, options)
+    CHECKPOINTING.checked("model.checkpointing", checkpointing)
+    network = MODELS[name].build(
+        num_classes=num_classes, input_shape=input_shape, timesteps=timesteps, neuron=dict(neuron), **values
+    )
+    door.set_backend(network, conv_backend)
+    if kernels != "auto":
+        door.use(network, kernels)
+    for module in network.modules():
+        if isinstance(module, Block):
+            module.checkpointing = checkpointing
+    return network
+
+
+def _check_name(name: str) -> None:
+    if str(name) not in MODELS:
+        raise UserError(f"model.name={name!r} is not one of {', '.join(MODELS)}{nearest(name, MODELS)}")
+
+
+def option_values(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's options as it takes them. Raises UserError for its name, an option that it has not, or a value."""
+    _check_name(name)
     model = MODELS[name]
     known = {key for m in MODELS.values() for key in m.options}
     for key, value in options.items():
@@ -73,17 +94,7 @@ def build_model(
     values |= {
         key: model.options[key].checked(f"model.{key}", value) for key, value in options.items() if value is not None
     }
-    CHECKPOINTING.checked("model.checkpointing", checkpointing)
-    network = model.build(
-        num_classes=num_classes, input_shape=input_shape, timesteps=timesteps, neuron=dict(neuron), **values
-    )
-    door.set_backend(network, conv_backend)
-    if kernels != "auto":
-        door.use(network, kernels)
-    for module in network.modules():
-        if isinstance(module, Block):
-            module.checkpointing = checkpointing
-    return network
+    return values
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

@@ -1,0 +1,229 @@
+"""A package from outside: one Python file and one yaml an idea, as CONTRIBUTING.md tells it, installed by its entry point alone."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from snn_repro.errors import UserError
+from snn_repro.outside import Package, _folder
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "tests/example_package"
+QUICK = ["logger.mode=disabled", "threads=1"]
+
+
+def recipes() -> dict[str, str]:
+    """{file: content} of CONTRIBUTING.md's code blocks that have a file's name above them."""
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    return dict(re.findall(r"^`(snn_ideas/[\w./]+)`\n```\w+\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """A folder as pip leaves it: the example package with CONTRIBUTING's files in it, and its dist-info; data beside it."""
+    root = tmp_path_factory.mktemp("outside")
+    shutil.copytree(EXAMPLE / "snn_ideas", root / "site/snn_ideas", ignore=shutil.ignore_patterns("__pycache__"))
+    for name, content in recipes().items():
+        (root / "site" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "site" / name).write_text(content)
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
+    info = root / f"site/{project['name']}-{project['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    points = [f"{name} = {module}\n" for name, module in project["entry-points"]["snn_repro"].items()]
+    (info / "entry_points.txt").write_text("".join(["[snn_repro]\n", *points]))
+    rng, labels = np.random.default_rng(0), {"train": np.arange(60) % 3, "test": np.arange(30) % 3}
+    images = {k: (rng.integers(0, 60, (len(y), 1, 8, 8)) + 80 * y[:, None, None, None]).astype("uint8") for k, y in labels.items()}  # fmt: skip
+    (root / "data").mkdir()
+    np.savez(
+        root / "data/blobs.npz", **{f"x_{k}": x for k, x in images.items()}, **{f"y_{k}": y for k, y in labels.items()}
+    )
+    for k, c in enumerate(("left", "right")):
+        (root / "data/sparks" / c).mkdir(parents=True)
+        for i in range(10):
+            rows = zip(
+                rng.integers(0, 8, 40) + 8 * k, rng.integers(0, 12, 40), rng.integers(0, 2, 40), range(40), strict=True
+            )
+            data = struct.pack("<I", 40) + b"".join(struct.pack("<BBBI", *map(int, row)) for row in rows)
+            (root / "data/sparks" / c / f"{c}_{i}.spk").write_bytes(data)
+    return root
+
+
+def environment(site: Path, installed: bool = True) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": os.pathsep.join([*[str(site / "site")] * installed, str(ROOT)])}
+
+
+def command(site: Path, *words: str, code: int = 0, installed: bool = True) -> str:
+    """What `python WORDS` prints, in the folder of the data and runs."""
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=site,
+        env=environment(site, installed),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def train(site: Path, *words: str, **options) -> str:
+    return command(site, "-m", "snn_repro.train", "data_dir=data", "cache_dir=cache", *QUICK, *words, **options)
+
+
+def result(folder: Path) -> dict:
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_an_idea_is_one_file_and_one_yaml():
+    names = [*recipes(), *(str(p.relative_to(EXAMPLE)) for p in EXAMPLE.rglob("*/*") if p.suffix in (".py", ".yaml"))]
+    python = sorted(Path(n).stem for n in names if n.endswith(".py") and not n.endswith("__init__.py"))
+    yamls = sorted(Path(n).stem for n in names if n.endswith(".yaml"))
+    assert python == ["blobs", "dense", "peak", "plif", "rms", "sparks"]
+    assert yamls == ["blobs", "blobs_plif", "dense", "peak", "plif", "sparks"]
+
+
+def test_help_lists_choices_and_their_settings_without_importing_them(site):
+    script = (
+        "import sys; from snn_repro.config import choices, help_text, load_config; print(help_text())\n"
+        "assert 'blobs_plif' in choices('experiment')\n"
+        "assert not {'torch', 'snn_ideas'} & sys.modules.keys(), 'imported'"
+    )
+    told = command(site, "-c", script)
+    for line in (
+        r"  plif +leaky with a learned time constant", r"  peak +cross entropy of each class's highest", r"  dense +one hidden layer",
+        r"  blobs +three classes", r"  sparks +two classes of sparks", r"  blobs_plif +Blobs: PLIF",
+        r"  neuron.tau_init +neuron=plif: membrane time constant", r"  loss.sharpness +loss=peak: factor on the outputs",
+        r"  model.width +model=dense: neurons",
+    ):  # fmt: skip
+        assert re.search(f"^{line}", told, re.MULTILINE), line
+    assert "plif" not in command(site, "-m", "snn_repro.train", "--help", installed=False)
+
+
+def test_a_row_trains_is_killed_resumes_is_tabulated_and_its_weights_load(site):
+    row = ["experiment=blobs_plif", "dataset.validation=0.1"]
+    train(site, *row, "hydra.run.dir=whole/seed0")
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "snn_repro.train", "data_dir=data", *QUICK, *row, "hydra.run.dir=killed/seed0"], cwd=site,
+        env=environment(site), stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    metrics, until = site / "killed/seed0/metrics.jsonl", time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 2) and time.monotonic() < until:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (site / "killed/seed0/result.json").exists()
+    assert "resuming at epoch" in train(site, *row, "hydra.run.dir=killed/seed0")
+    whole, again = result(site / "whole/seed0"), result(site / "killed/seed0")
+    assert (again["loss_last"], again["acc_step"]) == (whole["loss_last"], whole["acc_step"])
+    assert whole["readout"] == "peak" and whole["acc_last"] > 0.9
+    assert whole["config"]["neuron"]["tau_init"] == 3.0 and whole["config"]["loss"]["sharpness"] == 1.0
+
+    train(site, *row, "loss=tet", "neuron.tau_init=5", "recipe.epochs=2", "hydra.run.dir=other/seed0")
+    table = command(site, str(ROOT / "scripts/compare.py"), "whole", "other")
+    assert "peak" in table and "mean" in table and "neuron.tau_init" in table
+    assert "whole" not in command(site, str(ROOT / "scripts/compare.py"), "whole", installed=False).split("\n")[0]
+    assert "blobs_plif" in command(site, str(ROOT / "scripts/list_rows.py"))
+
+    weights = f"model.weights={site}/whole/seed0/checkpoint_last.pt"
+    told = train(site, *row, weights, "recipe.epochs=1", "recipe.lr=1e-6", "hydra.run.dir=loaded/seed0")
+    assert (
+        str(site / "whole/seed0/checkpoint_last.pt") in told
+        and result(site / "loaded/seed0")["acc_last"] == whole["acc_last"]
+    )
+    said = train(site, *row, "neuron.tau_init=4", "hydra.run.dir=whole/seed0", code=2)
+    assert "holds a run of another configuration (neuron.tau_init: 3.0 -> 4" in said
+
+
+def test_an_event_set_is_prepared_and_trains_with_a_norm(site):
+    words = ["dataset=sparks", "data_dir=data", "cache_dir=cache"]
+    command(site, str(ROOT / "scripts/prepare_data.py"), *words, "workers=0")
+    run = [
+        "dataset=sparks",
+        "model=vgg128",
+        "model.norm=rms",
+        "neuron=plif",
+        "neuron.imp=true",
+        "neuron.tau_init=4",
+        "loss=peak",
+    ]
+    train(site, *run, "recipe=digits", "recipe.batch_size=8", "recipe.epochs=1", "debug.max_steps=1")
+    (folder,) = site.glob("runs/sparks-vgg128-plif-peak/*")
+    assert "neuron.tau_init=4" in folder.name and result(folder / "seed0")["params_imp"] > 0
+
+
+def test_what_is_wrong_with_their_settings_is_one_sentence(site):
+    script = """
+from snn_repro.config import ConfigError, load_config
+from snn_repro.train import check_settings
+for words in ("neuron=plif neuron.tau_innit=3", "neuron=if neuron.tau_init=3", "neuron=plif loss=peak loss.sharpnes=2",
+              "neuron=plif +neuron.tau_init={a:1}", "neuron=plif neuron.surrogate=atann", "neuron=plif neuron.retain=0.1"):
+    try:
+        load_config(words.split())
+        print("accepted:", words)
+    except ConfigError as error:
+        print(error)
+try:
+    check_settings(load_config(["neuron=plif", "neuron.tau_init=0.5"]))
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    told = command(site, "-c", script).splitlines()
+    assert told == [
+        "unknown key 'neuron.tau_innit'; did you mean 'neuron.tau_init'?",
+        "neuron.tau_init belongs to neuron=plif; leave it out for neuron=if",
+        "unknown key 'loss.sharpnes'; did you mean 'loss.sharpness'?",
+        "neuron.tau_init={'a': 1} has the wrong type; it must be true or false, a number, a word or a list of these",
+        "neuron.surrogate=atann is not allowed; choose one of: atan, sigmoid, triangle; did you mean 'atan'?",
+        "neuron.retain=0.1 has no effect with neuron=plif; it needs neuron=leaky or leaky_imp, or leave it out",
+        "UserError neuron.tau_init=0.5 must be above 1",
+    ]
+    assert "neuron.tau_init=0.5 must be above 1" in train(site, "neuron=plif", "neuron.tau_init=0.5", code=2)
+
+
+def test_only_what_is_installed_counts(site):
+    assert "neuron=plif does not exist" in train(site, "neuron=plif", code=2, installed=False)
+    script = """
+import sys
+from snn_repro.config import ConfigError, checked, load_config, to_dict
+plain = to_dict(load_config())
+for part, value in (("neuron", "snn_ideas.plif"), ("neuron", "plif"), ("loss", "os:system")):
+    try:
+        checked(plain | {part: plain[part] | {"name": value}})
+        print("accepted", value)
+    except ConfigError as error:
+        assert "is not allowed; choose one of" in str(error), error
+assert "snn_ideas" not in sys.modules
+"""
+    path = {"PYTHONPATH": os.pathsep.join([str(site / "hidden"), str(ROOT)])}
+    shutil.copytree(site / "site/snn_ideas", site / "hidden/snn_ideas")  # can be imported, and has no entry point
+    done = subprocess.run([sys.executable, "-c", script], env=os.environ | path, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stdout, done.stdout + done.stderr
+
+
+def test_a_package_that_cannot_be_imported_is_named(site, tmp_path):
+    for name, content in {"bad/__init__.py": "import no_such_thing\n", "bad-1.dist-info/METADATA": "Name: bad\nVersion: 1\n",
+                          "bad-1.dist-info/entry_points.txt": "[snn_repro]\nbad = bad\n"}.items():  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    script = "from snn_repro.losses import build_loss; build_loss('sdt'); build_loss('sdd')"
+    path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run([sys.executable, "-c", script], env=os.environ | path, capture_output=True, text=True)
+    assert (
+        "UserError: the package 'bad' (entry point 'bad' of snn_repro) cannot be imported: ModuleNotFoundError"
+        in done.stderr
+    )
+    with pytest.raises(UserError, match="the entry point 'mine = no_such_module' .* has no such module"):
+        _folder("mine", "no_such_module")
+    assert Package("json", "json.tool", _folder("json", "json.tool")).folder.name == "json"
