@@ -109,7 +109,9 @@ def resume(folder: Path, config: dict, say=print, data: dict | None = None) -> d
 def changes(then: dict | None, now: dict | None) -> list[str]:
     """`["prepared frames: 3f2a... -> 99bc...", ...]`: in what two fingerprints of data differ, as far as both say."""
     then, now = then or {}, now or {}
-    return [f"{k}: {then[k][:12]}... -> {now[k][:12]}..." for k in sorted(then.keys() & now.keys()) if then[k] != now[k]]
+    return [
+        f"{k}: {then[k][:12]}... -> {now[k][:12]}..." for k in sorted(then.keys() & now.keys()) if then[k] != now[k]
+    ]
 
 
 def load_model(model: torch.nn.Module, state: dict, source: str) -> None:

@@ -135,11 +135,11 @@ class DatasetConfig:
 @dataclass
 class ModelConfig:
     name: str = key(MISSING, "network")
-    norm: str | None = key(
-        None, "norm layer of the VGGs; null is the network's own", choices=NORM_NAMES
-    )
+    norm: str | None = key(None, "norm layer of the VGGs; null is the network's own", choices=NORM_NAMES)
     zero_init_residual: bool | None = key(None, "SEW-ResNet: start the last norm of each branch at 0")
-    head_init: str | None = key(None, "SEW-ResNet, vgg128: initial weights of the classifier", choices=("torch", "normal01"))
+    head_init: str | None = key(
+        None, "SEW-ResNet, vgg128: initial weights of the classifier", choices=("torch", "normal01")
+    )
     dropout: float | None = key(None, "vgg48: dropout before the classifier", low=0.0, below=1.0)
     conv_backend: str = key(
         "auto", "convolutions on a CPU: sparse visits nonzero inputs alone, auto takes the faster one in every call",
@@ -150,7 +150,8 @@ class ModelConfig:
         choices=("off", "norms", "blocks"),
     )  # fmt: skip
     weights: str | None = key(
-        None, "initial weights, ours or torchvision's: a path, or a file name in data_dir, data_dir/weights or torch hub"
+        None,
+        "initial weights, ours or torchvision's: a path, or a file name in data_dir, data_dir/weights or torch hub",
     )
     own: dict[str, Any] = _own()
 
@@ -282,10 +283,14 @@ class SlurmConfig:
     qos: str | None = key(None, "hydra/launcher=slurm: quality of service")
     constraint: str | None = key(None, "hydra/launcher=slurm: node feature, such as a GPU type")
     gpus: int = key(1, "hydra/launcher=slurm: GPUs a run", low=0)
-    processes: int = key(1, "hydra/launcher=slurm: processes a run; as many as GPUs to train one network on several", low=1)
+    processes: int = key(
+        1, "hydra/launcher=slurm: processes a run; as many as GPUs to train one network on several", low=1
+    )
     cpus: int = key(4, "hydra/launcher=slurm: CPU cores a process", low=1)
     memory: int = key(16, "hydra/launcher=slurm: memory a run", unit="GB", low=1)
-    time: int = key(720, "hydra/launcher=slurm: time limit; a longer run is continued in its next turn", unit="minutes", low=1)
+    time: int = key(
+        720, "hydra/launcher=slurm: time limit; a longer run is continued in its next turn", unit="minutes", low=1
+    )
     notice: int = key(120, "hydra/launcher=slurm: save and requeue this long before the limit", unit="seconds", low=10)
     requeues: int = key(100, "hydra/launcher=slurm: how often a run may meet its time limit", low=0)
     parallel: int = key(256, "hydra/launcher=slurm: runs at the same time", low=1)
@@ -361,7 +366,11 @@ NOT_HASHED = (
 # out of the hash, so that earlier results go on belonging to their configuration.
 ADDED = {"neuron.decay_input": True}
 
-OWN = {"neuron": NeuronConfig, "loss": LossConfig, "model": ModelConfig}  # groups whose choices may have settings of their own
+OWN = {
+    "neuron": NeuronConfig,
+    "loss": LossConfig,
+    "model": ModelConfig,
+}  # groups whose choices may have settings of their own
 
 
 def _schema() -> DictConfig:
@@ -687,7 +696,9 @@ class _hydra:
         from hydra.core.global_hydra import GlobalHydra
 
         if not CONF_DIR.is_dir():
-            raise ConfigError(f"{CONF_DIR} is missing: install snn_repro again, from a wheel or with `pip install -e .`")
+            raise ConfigError(
+                f"{CONF_DIR} is missing: install snn_repro again, from a wheel or with `pip install -e .`"
+            )
         search_outside()
         self.saved = dict(GlobalHydra.instance().__dict__)
         GlobalHydra.instance().clear()
@@ -763,7 +774,9 @@ def _check_own(group: str, choice: str, name: str, value: Any) -> None:
     if not isinstance(value, bool | int | float | str | None) and not (
         isinstance(value, list) and all(isinstance(v, bool | int | float | str) for v in value)
     ):
-        raise ConfigError(f"{full}={value} has the wrong type; it must be true or false, a number, a word or a list of these")
+        raise ConfigError(
+            f"{full}={value} has the wrong type; it must be true or false, a number, a word or a list of these"
+        )
 
 
 def own_keys(group: str, name: str) -> dict[str, str]:
@@ -881,7 +894,11 @@ def _check_combinations(c: Config) -> None:
         )
     if c.model.name == "vgg48" and frame_shape(c)[1:] != (48, 48):
         size, name = "x".join(map(str, frame_shape(c)[1:])), c.dataset.name
-        fix = "choose model=vgg128 or small" if not facts.resizable else "set dataset.frame_size=48 or choose model=vgg128"
+        fix = (
+            "choose model=vgg128 or small"
+            if not facts.resizable
+            else "set dataset.frame_size=48 or choose model=vgg128"
+        )
         raise ConfigError(f"model=vgg48 is wired for 48x48 pixels and dataset={name} gives {size}; {fix}")
     if c.augment.label_smoothing > 0 and c.loss.name == "tet_s":
         raise ConfigError(
@@ -906,7 +923,9 @@ def _check_combinations(c: Config) -> None:
         if static and getattr(c.augment, option):
             raise ConfigError(f"augment.{option}=true works on event frames and dataset={c.dataset.name} has images")
     if c.augment.eventdrop and not facts.prepared:
-        raise ConfigError(f"augment.eventdrop=true works on recordings and dataset={c.dataset.name} has only frames: set it to false")
+        raise ConfigError(
+            f"augment.eventdrop=true works on recordings and dataset={c.dataset.name} has only frames: set it to false"
+        )
     for option in ("randaugment_ops", "rrc_min_area"):
         if not static and getattr(c.augment, option):
             raise ConfigError(
@@ -1012,7 +1031,9 @@ def conf_files(group: str) -> dict[str, Path]:
     for folder in (CONF_DIR, *outside.conf_dirs()):
         for file in (folder / group).glob("*.yaml"):
             if found.setdefault(file.stem, file) != file:
-                raise ConfigError(f"{file} would be {group}={file.stem}, which is {found[file.stem]} already; rename it")
+                raise ConfigError(
+                    f"{file} would be {group}={file.stem}, which is {found[file.stem]} already; rename it"
+                )
     return dict(sorted(found.items()))
 
 
@@ -1050,7 +1071,10 @@ def help_text() -> str:
         unit = f" ({meta['unit']})" if meta["unit"] else ""
         out.append(f"  {name:<30} {meta['help']}{unit}{allowed}")
     out += [f"  {name:<30} {meaning}" for name, meaning in mine.items()]
-    out += ["", "Hydra's own flags: python -m snn_repro.train --hydra-help; versions: --version; tab completion: README"]
+    out += [
+        "",
+        "Hydra's own flags: python -m snn_repro.train --hydra-help; versions: --version; tab completion: README",
+    ]
     return "\n".join(out)
 
 

@@ -270,7 +270,11 @@ def state(job: Job) -> tuple[str, str]:
     if status["state"] == "running":
         if _in_use(job.folder):
             return "running", "another process is at it"
-        return ("done", "") if is_finished(job) else ("killed", "its process ended without a word: killed, or out of memory")
+        return (
+            ("done", "")
+            if is_finished(job)
+            else ("killed", "its process ended without a word: killed, or out of memory")
+        )
     if status["state"] == "done" and (changed := _other_data(job, _read(job.folder / "result.json"))):
         return "not started", f"the folder holds a run on other data ({'; '.join(changed)}); see the messages above"
     return status["state"], status["error"] or ""
@@ -322,7 +326,10 @@ def report(
     again = [a for a in argv if a.split("=")[0] not in ("force", "skip_finished", "resume")]
     lines = [f"{len(missing)} of {len(jobs)} runs did not finish:"]
     lines += [f"  {what}: {job.folder}" + (f": {in_a_sweep(why)}" if why else "") for job, what, why in missing]
-    lines += ["the finished ones are left out when this is typed again:", f"  python -m snn_repro.train {shlex.join(again)}"]
+    lines += [
+        "the finished ones are left out when this is typed again:",
+        f"  python -m snn_repro.train {shlex.join(again)}",
+    ]
     print("\n".join(lines), file=sys.stderr, flush=True)
     return 1
 
@@ -386,7 +393,9 @@ def _start_again_after_kills(start: Callable, jobs: list[Job]) -> None:
         if fresh:
             undone = attempt(fresh)
             if len(undone) == len(fresh) and not any(strikes[job.folder] for job in undone):
-                raise UserError("the worker processes die before a run begins; try fewer at once: hydra.launcher.n_jobs=1")
+                raise UserError(
+                    "the worker processes die before a run begins; try fewer at once: hydra.launcher.n_jobs=1"
+                )
             waiting = suspects + undone
         elif suspects:
             log.warning(f"a worker was killed; {len(suspects)} runs that were under way go on, one at a time")

@@ -791,9 +791,7 @@ def paper_table(number: int | str, rows: Iterable[PaperRow], groups: list[Group]
     columns = [
         c for c in PAPER_COLUMNS if c.key not in MAY_BE_EMPTY or any(row.get(c.key) is not None for row in shown)
     ]
-    ours_here = [
-        c for c in OUR_COLUMNS if c.key not in ("caveats", "code") or any(row.get(c.key) for row in shown)
-    ]
+    ours_here = [c for c in OUR_COLUMNS if c.key not in ("caveats", "code") or any(row.get(c.key) for row in shown)]
     columns += [*ours_here, *gains, Column("note", "note")]
     numbered = [f"[{i}] {note}" for i, note in enumerate(notes, 1)]
     return Table(TITLES[number], columns, shown, [*PAPER_NOTES, *remarks(used), *numbered])

@@ -140,7 +140,9 @@ def _energy_of(folder: Path, config: Config, device) -> dict:
     except UserError as error:
         raise UserError(f"energy=true needs the run's weights: {error}; or redo the run with force=true") from None
     if found is None:
-        raise UserError(f"energy=true needs {folder / 'checkpoint_last.pt'}, which is gone; redo the run with force=true")
+        raise UserError(
+            f"energy=true needs {folder / 'checkpoint_last.pt'}, which is gone; redo the run with force=true"
+        )
     data = build_data(config)
     model = _network(config, data).to(device)
     ema = _average(model, config.recipe.ema_decay)
@@ -242,7 +244,9 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
     ema = _average(model, config.recipe.ema_decay)
     code = code_version()
     conditions = _conditions(config, device, amp.name) | {"code": code["sha256"][:12]}
-    state = Training(place, config, model, loss_fn, optimizer, schedule, amp, ema, device, stop, steps, of_data, conditions)
+    state = Training(
+        place, config, model, loss_fn, optimizer, schedule, amp, ema, device, stop, steps, of_data, conditions
+    )
 
     weights, imp = count_parameters(model)
     log.info(
@@ -258,7 +262,9 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
     if found:
         log.info(f"resuming at epoch {state.epoch + 1}, step {state.step}")
         if state.changed:
-            log.warning(f"warning: not all is as it was before the stop ({'; '.join(state.changed)}); result.json says so")
+            log.warning(
+                f"warning: not all is as it was before the stop ({'; '.join(state.changed)}); result.json says so"
+            )
     if tracker is not None:
         tracker.start(history)
 
@@ -344,7 +350,10 @@ class Training:
         self.good = f"epoch {self.epoch}, step {self.step}"
         before = found.get("conditions", {})
         now = {k: v for k, v in self.conditions.items() if before.get(k, v) != v}
-        self.changed = [*found.get("changed", []), *(f"{k}: {before[k]} -> {v} from {self.good}" for k, v in now.items())]
+        self.changed = [
+            *found.get("changed", []),
+            *(f"{k}: {before[k]} -> {v} from {self.good}" for k, v in now.items()),
+        ]
         history = [line for line in history if line["epoch"] <= self.epoch]
         if len(history) != self.epoch:
             raise UserError(
@@ -421,7 +430,12 @@ class Training:
                     profiler.step()
                 advance(self.step)
         n = max(1, self.sums["n"])
-        return {"loss": self.sums["loss"] / n, "acc": self.sums["correct"] / n, "lr": self.sums["lr"], "n": self.sums["n"]}
+        return {
+            "loss": self.sums["loss"] / n,
+            "acc": self.sums["correct"] / n,
+            "lr": self.sums["lr"],
+            "n": self.sums["n"],
+        }
 
     def train_step(self, x, target, n_all: int | None = None):
         """Forward, backward and one optimiser step; returns (loss sum, correct, n) without waiting for the device.
@@ -693,7 +707,9 @@ class Precision:
         if amp == "auto":
             amp = "fp16" if device.type == "cuda" else "off"
         if device.type == "cpu" and amp == "fp16":
-            raise ConfigError("recipe.amp=fp16 is for a GPU; on a CPU use recipe.amp=off, or bf16 where it has the units")
+            raise ConfigError(
+                "recipe.amp=fp16 is for a GPU; on a CPU use recipe.amp=off, or bf16 where it has the units"
+            )
         if device.type == "cpu" and amp == "bf16" and not has_bf16_units():
             raise ConfigError(
                 "recipe.amp=bf16 on this CPU is many times slower than float32: it has no bfloat16 units (AVX512-BF16 or "
@@ -891,7 +907,9 @@ def _signals():
 def main() -> None:
     """`python -m snn_repro.train`, `snn-train`: exit code 0 done, 1 failed, 2 wrong input, 130/140/143 stopped by a signal."""
     gc.set_threshold(100_000)  # imports make no garbage, and looking for it 600 times takes a quarter of a second
-    logging.raiseExceptions = False  # a reader that left (`| head`) costs the lines that it does not read, and no traceback
+    logging.raiseExceptions = (
+        False  # a reader that left (`| head`) costs the lines that it does not read, and no traceback
+    )
     warnings.formatwarning = _one_line
     sys.exit(console.script(lambda: _main(sys.argv[1:])))
 

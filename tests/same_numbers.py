@@ -58,10 +58,14 @@ def words(root: Path) -> dict[str, list[str]]:
                 ]  # fmt: skip
     for row, data in ROWS.items():
         raw, cache = root / "raw" / data, root / "cache"
-        (getattr(event_sets, f"write_{data}", None) or getattr(image_sets, f"write_{data}", image_sets.write_imagenet))(raw)
+        (getattr(event_sets, f"write_{data}", None) or getattr(image_sets, f"write_{data}", image_sets.write_imagenet))(
+            raw
+        )
         config = load_config([f"experiment={row}", f"data_dir={raw}", f"cache_dir={cache}"])
         if hasattr(event_sets, f"write_{data}"):
-            prepare(data, raw, cache, config.timesteps, frame_size=config.dataset.frame_size, workers=0, say=lambda _: None)
+            prepare(
+                data, raw, cache, config.timesteps, frame_size=config.dataset.frame_size, workers=0, say=lambda _: None
+            )
         found[row] = [
             f"experiment={row}", f"data_dir={raw}", f"cache_dir={cache}", "debug=smoke", "recipe.batch_size=4",
             "recipe.accumulate=1", "recipe.eval_batch_size=2", "dataset.workers=0",

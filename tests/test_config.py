@@ -156,7 +156,9 @@ def test_the_folder_names_row_tweaks_and_seed():
 
 def test_the_hash_sees_numbers_and_not_places():
     base = load_config()
-    assert config_hash(base) == config_hash(load_config(["data_dir=/x", "logger.mode=disabled", "device=cpu", "threads=2"]))
+    assert config_hash(base) == config_hash(
+        load_config(["data_dir=/x", "logger.mode=disabled", "device=cpu", "threads=2"])
+    )
     other = load_config(["recipe.lr=0.2"])
     assert config_hash(base) != config_hash(other)
     assert differing(base, other) == ["recipe.lr: 0.005 -> 0.2"]
@@ -258,7 +260,9 @@ def test_a_shorter_training_shortens_the_recipes_warm_up(caplog):
     assert (config.recipe.epochs, config.recipe.warmup_epochs) == (1, 0)
     (said,) = [r.getMessage() for r in caplog.records]
     assert said == "recipe.warmup_epochs is 0 instead of the recipe's 5 (of 300 epochs), because of recipe.epochs=1"
-    assert config_hash(config) == config_hash(load_config(["dataset=cifar10", "recipe.epochs=1", "recipe.warmup_epochs=0"]))
+    assert config_hash(config) == config_hash(
+        load_config(["dataset=cifar10", "recipe.epochs=1", "recipe.warmup_epochs=0"])
+    )
     row = load_config(["experiment=table1_dvs_gesture_sdt", "recipe.epochs=20"])  # 30 of 250
     assert row.recipe.warmup_epochs == 2
     assert load_config(["dataset=cifar10", "recipe.epochs=6"]).recipe.warmup_epochs == 5  # it fits: as it was
@@ -272,7 +276,9 @@ def test_a_shorter_training_shortens_the_recipes_warm_up(caplog):
 def test_what_is_shown_and_what_runs_have_the_shorter_warm_up(tmp_path):
     typed = ["dataset=cifar10", "recipe.epochs=1"]
     shown = subprocess.run(
-        [sys.executable, "-m", "snn_repro.train", "--cfg", "job", *typed, "--package", "recipe"], capture_output=True, text=True
+        [sys.executable, "-m", "snn_repro.train", "--cfg", "job", *typed, "--package", "recipe"],
+        capture_output=True,
+        text=True,
     )
     assert "warmup_epochs: 0\n" in shown.stdout and shown.stderr.count("instead of the recipe's 5") == 1
     from snn_repro.sweeps import plan
@@ -288,7 +294,21 @@ def test_what_is_shown_and_what_runs_have_the_shorter_warm_up(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "path", ["/a=b", "~/x", "/with space/y", "/caf\u00e9", "/a(b)[c]{d}", "/a,b", "/it's", '/say "hi"', "/back\\slash", "123", "true", "/plain"]
+    "path",
+    [
+        "/a=b",
+        "~/x",
+        "/with space/y",
+        "/caf\u00e9",
+        "/a(b)[c]{d}",
+        "/a,b",
+        "/it's",
+        '/say "hi"',
+        "/back\\slash",
+        "123",
+        "true",
+        "/plain",
+    ],
 )
 def test_a_path_is_taken_as_typed(path, monkeypatch):
     monkeypatch.setenv("HOME", "/home of=me")
@@ -316,8 +336,12 @@ def test_a_label_for_a_sweep_keeps_its_runs_apart():
     from snn_repro.sweeps import plan
 
     folders = [str(job.folder) for job in plan(["name=mine", "neuron=if,if_imp", "seed=0,1"])]
-    assert [f.split("/runs/")[1] for f in folders] == [f"mine/neuron={n}/seed{s}" for n in ("if", "if_imp") for s in (0, 1)]
+    assert [f.split("/runs/")[1] for f in folders] == [
+        f"mine/neuron={n}/seed{s}" for n in ("if", "if_imp") for s in (0, 1)
+    ]
     rows = plan(["name=mine", "experiment=table1_cifar10_sdt,table1_cifar10_tet"])
     assert [job.folder.parts[-2] for job in rows] == ["experiment=table1_cifar10_sdt", "experiment=table1_cifar10_tet"]
-    assert load_config(["name=mine", "neuron=if"]).run_dir.endswith("runs/mine/neuron=if/seed0")  # a repeat of one of them
+    assert load_config(["name=mine", "neuron=if"]).run_dir.endswith(
+        "runs/mine/neuron=if/seed0"
+    )  # a repeat of one of them
     assert load_config(["name=mine", "seed=1"]).run_dir.endswith("runs/mine/seed1")

@@ -107,7 +107,10 @@ def test_a_killed_process_costs_the_steps_since_the_last_checkpoint(answers):
         ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (3, 8, 1)),
         ({"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "0"}, (2, 4, 0)),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, (0, 1, 0)),  # a batch script, not a step
-        ({"RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, (1, 2, 0)),  # torchrun by srun
+        (
+            {"RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"},
+            (1, 2, 0),
+        ),  # torchrun by srun
     ],
 )
 def test_where_a_process_finds_its_place(monkeypatch, variables, expected):
@@ -137,9 +140,13 @@ def shares(n: int, batch: int, world: int, **options) -> list[MemoryBatches]:
 @pytest.mark.parametrize("n", [24, 29, 41])
 def test_a_batch_of_all_processes_is_the_batch_of_one(world, options, n):
     whole, *parts = shares(n, 12, world, seed=1, shuffle=True, **options)
-    assert {len(p) for p in parts} == {len(whole)} and sum(p.n_samples for p in parts) == parts[0].n_all == whole.n_samples
+    assert {len(p) for p in parts} == {len(whole)} and sum(p.n_samples for p in parts) == parts[
+        0
+    ].n_all == whole.n_samples
     for start in (0, 1):
-        for b, batches in enumerate(zip(whole.epoch(2, start), *[p.epoch(2, start) for p in parts], strict=True), start):
+        for b, batches in enumerate(
+            zip(whole.epoch(2, start), *[p.epoch(2, start) for p in parts], strict=True), start
+        ):
             (_, target), *others = batches
             assert torch.equal(torch.cat([t for _, t in others]).sort()[0], target.sort()[0])
             assert {p.all_samples(b) for p in parts} == {len(target)}
@@ -163,9 +170,19 @@ def test_evaluation_counts_every_sample_once_whatever_the_sizes():
 @pytest.mark.slow
 def test_torchrun(tmp_path):
     """The real launcher and the real command; --standalone chooses a free port."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "snn_repro.train"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "snn_repro.train",
+    ]
     short = ["logger.mode=disabled", "recipe.epochs=1", "debug.max_steps=3", "debug.max_eval_batches=1"]
-    done = subprocess.run([*command, *short, f"hydra.run.dir={tmp_path / 'run'}"], capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [*command, *short, f"hydra.run.dir={tmp_path / 'run'}"], capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("2 processes") == 1
     assert json.loads((tmp_path / "run/environment.json").read_text())["processes"] == 2

@@ -1,6 +1,6 @@
 """Three optimiser steps of every loss x neuron, against committed text: a guard against silent change.
 
-    python tests/test_golden_losses.py      # writes tests/golden/losses.txt anew; say in the commit why it changed
+python tests/test_golden_losses.py      # writes tests/golden/losses.txt anew; say in the commit why it changed
 """
 
 import math

@@ -23,7 +23,13 @@ from snn_repro.files import write_json
 from snn_repro.fingerprint import fingerprint
 from snn_repro.train import TrainingError, run
 
-TINY = ["logger.mode=disabled", "recipe.epochs=2", "debug.max_steps=2", "debug.max_eval_batches=1", "recipe.batch_size=8"]
+TINY = [
+    "logger.mode=disabled",
+    "recipe.epochs=2",
+    "debug.max_steps=2",
+    "debug.max_eval_batches=1",
+    "recipe.batch_size=8",
+]
 
 
 # ---------------------------------------------------------------- other data
@@ -81,9 +87,15 @@ def test_images_are_known_by_their_contents_wherever_they_lie(tmp_path):
     write_cifar10(tmp_path / "packed", per_batch=6, archive=True)
     write_cifar10(tmp_path / "other", per_batch=6, seed=1)
     a, packed, other = (
-        fingerprint(load_config(["dataset=cifar10", f"data_dir={tmp_path / name}"])) for name in ("a", "packed", "other")
+        fingerprint(load_config(["dataset=cifar10", f"data_dir={tmp_path / name}"]))
+        for name in ("a", "packed", "other")
     )
-    assert a == packed and checkpoint.changes(a, other) and not checkpoint.changes(a, None) and not checkpoint.changes(None, a)
+    assert (
+        a == packed
+        and checkpoint.changes(a, other)
+        and not checkpoint.changes(a, None)
+        and not checkpoint.changes(None, a)
+    )
     write_fashion_mnist(tmp_path / "f")
     assert fingerprint(load_config(["dataset=fashion_mnist_dvs", f"data_dir={tmp_path / 'f'}"]))
 

@@ -60,7 +60,12 @@ def copy(tmp_path):
 def test_sources_with_their_data_files_are_hashed_in_any_place(copy):
     assert all((PACKAGE / name).exists() for name in SOURCES)
     names = {p.relative_to(PACKAGE).as_posix() for p in sources()}
-    assert {"kernels/neuron_cpu.py", "data/sets/digits_test.txt", "losses.py", "train.py"} <= names and "tables.py" not in names
+    assert {
+        "kernels/neuron_cpu.py",
+        "data/sets/digits_test.txt",
+        "losses.py",
+        "train.py",
+    } <= names and "tables.py" not in names
     first = provenance.source_hash.__wrapped__(copy)
     assert first == source_hash()
     for name, change in {"losses.py": "\nX = 1\n", "data/sets/digits_test.txt": "\n1\n"}.items():

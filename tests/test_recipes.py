@@ -367,7 +367,9 @@ def test_ncaltech101_rows_say_that_their_test_list_is_another():
     for name, config in rows().items():
         assert bool(config.caveats) == (config.dataset.name == "ncaltech101"), name
         assert all("test list" in caveat for caveat in config.caveats)
-        assert ("unsorted directory listing" in (CONF_DIR / "experiment" / f"{name}.yaml").read_text()) == bool(config.caveats)
+        assert ("unsorted directory listing" in (CONF_DIR / "experiment" / f"{name}.yaml").read_text()) == bool(
+            config.caveats
+        )
     assert sum(bool(config.caveats) for config in rows().values()) == 12
 
 

@@ -45,7 +45,10 @@ def test_a_configuration_cannot_name_code(override, monkeypatch):
 
 
 def test_a_sweep_is_checked_as_a_run_is():
-    with pytest.raises(ConfigError, match="would run code"), multirun_config(["seed=0,1", "+hydra.callbacks.x._target_=os.system"]):
+    with (
+        pytest.raises(ConfigError, match="would run code"),
+        multirun_config(["seed=0,1", "+hydra.callbacks.x._target_=os.system"]),
+    ):
         pass
     with multirun_config(["seed=0,1", "hydra/launcher=basic"]) as (node, _):
         assert node.hydra.launcher._target_.endswith("BasicLauncher")
@@ -125,7 +128,9 @@ def test_the_source_keeps_to_it():
                 found.append(at)
             if name.endswith("torch.load") and keywords.get("weights_only") != "True":
                 found.append(at)
-            if name in ("eval", "exec", "__import__", "os.system") or name.endswith(("instantiate", "extractall", "pickle.load", "pickle.loads")):
+            if name in ("eval", "exec", "__import__", "os.system") or name.endswith(
+                ("instantiate", "extractall", "pickle.load", "pickle.loads")
+            ):
                 found.append(at)
             if keywords.get("shell") == "True" or (name == "yaml.load"):
                 found.append(at)

@@ -98,7 +98,9 @@ def test_an_array_with_one_preempted_one_killed_and_one_out_of_time(slurm, tmp_p
         n: root / f"digits-small-if_imp-lts/debug.max_eval_batches=1,debug.max_steps=8,recipe.epochs={n}/seed0"
         for n in lengths
     }
-    array = wait_for(lambda: re.findall(r"^(\d+)_", slurm_says("squeue", "--noheader", "--array", "--format=%i"), re.M), process)[0]
+    array = wait_for(
+        lambda: re.findall(r"^(\d+)_", slurm_says("squeue", "--noheader", "--array", "--format=%i"), re.M), process
+    )[0]
     accidents = {
         # Out of time: a limit of one minute, so that the notice (50 s before it) comes while the run is under way.
         400: lambda: slurm_says("scontrol", "update", f"JobId={array}_0", "TimeLimit=1"),
@@ -140,7 +142,9 @@ def test_a_cancelled_job_is_saved_and_stays_cancelled(slurm, tmp_path):
     """`scancel` ends one run for good: the sweep does not wait for it, and the same command continues it."""
     process = start("-m", *SHORT, "recipe.epochs=3,500", *NODE, f"hydra.sweep.dir={tmp_path}")
     folder = tmp_path / "digits-small-if_imp-lts/debug.max_eval_batches=1,debug.max_steps=8,recipe.epochs=500/seed0"
-    array = wait_for(lambda: re.findall(r"^(\d+)_", slurm_says("squeue", "--noheader", "--array", "--format=%i"), re.M), process)[0]
+    array = wait_for(
+        lambda: re.findall(r"^(\d+)_", slurm_says("squeue", "--noheader", "--array", "--format=%i"), re.M), process
+    )[0]
     try:
         wait_for(lambda: epochs(folder) > 1, process)
         slurm_says("scancel", f"{array}_1")
@@ -156,7 +160,9 @@ def test_a_cancelled_job_is_saved_and_stays_cancelled(slurm, tmp_path):
 
 def test_a_batch_script_requeues_and_resumes(slurm, tmp_path):
     rows = tmp_path / "rows.txt"
-    rows.write_text(f"{sys.executable} -m snn_repro.train {' '.join(SHORT)} recipe.epochs=60 hydra.run.dir={tmp_path / 'run'}\n")
+    rows.write_text(
+        f"{sys.executable} -m snn_repro.train {' '.join(SHORT)} recipe.epochs=60 hydra.run.dir={tmp_path / 'run'}\n"
+    )
     said = slurm_says(
         "sbatch", "--array=1-1", "--gpus-per-node=0", "--cpus-per-task=1", "--mem=1G", "--time=10", f"--chdir={ROOT}",
         f"--output={tmp_path / 'log'}", str(ROOT / "scripts/cluster/rows.sbatch"), str(rows), "seed=3",

@@ -127,7 +127,9 @@ def test_finished_means_the_same_configuration(tmp_path, monkeypatch, capsys):
     first, second = jobs(tmp_path)
     first.folder.mkdir(parents=True)
     (first.folder / "result.json").write_text(json.dumps({"config_hash": config_hash(first.config)}))
-    (first.folder / "status.json").write_text(json.dumps({"state": "done", "error": None, "config_hash": config_hash(first.config)}))
+    (first.folder / "status.json").write_text(
+        json.dumps({"state": "done", "error": None, "config_hash": config_hash(first.config)})
+    )
     second.folder.mkdir(parents=True)
     (second.folder / "result.json").write_text(json.dumps({"config_hash": "another"}))
     launched = []

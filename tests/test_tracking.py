@@ -49,7 +49,12 @@ def logged(tmp_path_factory):
         environment.setenv("WANDB_API_KEY", FAKE_KEY)
         result = run(config)
     records = [json.loads(line) for line in inspect(folder).splitlines()]
-    return config, result, folder, {kind: [r[kind] for r in records if kind in r] for kind in ("run", "history", "exit")}
+    return (
+        config,
+        result,
+        folder,
+        {kind: [r[kind] for r in records if kind in r] for kind in ("run", "history", "exit")},
+    )
 
 
 def test_name_group_tags_and_configuration(logged):
@@ -148,11 +153,24 @@ def test_the_saved_view():
     assert list(sections) == ["Accuracy against time step", "Reproduced against paper", "Convergence"]
     plots = [p["config"] for panels in sections.values() for p in panels]
     first = plots[0]
-    assert (first["xAxis"], first["metrics"], first["groupBy"]) == ("final/time_step", ["final/acc_step"], "loss.value.name")
+    assert (first["xAxis"], first["metrics"], first["groupBy"]) == (
+        "final/time_step",
+        ["final/acc_step"],
+        "loss.value.name",
+    )
     markdown = next(p["value"] for p in plots if p.get("value"))
     assert "| table1_cifar10_sdt | 94.56 |" in markdown and "table2" not in markdown
     metrics = {m for p in plots for m in p.get("metrics") or []}
-    assert metrics == {"final/acc_step", "final/acc_cum", "acc_last", "acc_best_test", "acc", "val_acc", "train_loss", "lr"}
+    assert metrics == {
+        "final/acc_step",
+        "final/acc_cum",
+        "acc_last",
+        "acc_best_test",
+        "acc",
+        "val_acc",
+        "train_loss",
+        "lr",
+    }
     filters = view["spec"]["section"]["runSets"][0]["filters"]["filters"]
     assert [(f["key"]["name"], f["value"]) for f in filters] == [("tags", "table1")]
 

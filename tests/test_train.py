@@ -163,7 +163,9 @@ def test_nan_stops_with_epoch_step_and_checkpoint(quick, tmp_path, monkeypatch):
         return (loss * math.nan if (self.epoch, self.step) == (1, 2) else loss), correct, n
 
     monkeypatch.setattr(train.Training, "train_step", broken)
-    with pytest.raises(TrainingError, match="loss is nan at epoch 2, step 3 of 3.*checkpoint_last.pt.*epoch 1") as error:
+    with pytest.raises(
+        TrainingError, match="loss is nan at epoch 2, step 3 of 3.*checkpoint_last.pt.*epoch 1"
+    ) as error:
         run(quick())
     assert "\n" not in str(error.value)
     status = json.loads((tmp_path / "run/status.json").read_text())
@@ -219,7 +221,17 @@ def test_accumulated_parts_make_the_same_step(quick, tmp_path):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
         amp = train.Precision(config, torch.device("cpu"))
         state = train.Training(
-            None, config, model, build_loss("sdt"), optimizer, schedule, amp, None, torch.device("cpu"), train._Stop(), 1
+            None,
+            config,
+            model,
+            build_loss("sdt"),
+            optimizer,
+            schedule,
+            amp,
+            None,
+            torch.device("cpu"),
+            train._Stop(),
+            1,
         )
         before = model.fc.weight.detach().clone()
         loss, correct, n = state.train_step(x, y)
@@ -268,7 +280,9 @@ def test_a_sweep_keeps_going_and_runs_only_what_is_missing(tmp_path):
 
 def test_help_starts_without_torch():
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-X", "importtime", "-m", "snn_repro.train", "--help"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "snn_repro.train", "--help"], capture_output=True, text=True
+    )
     assert done.returncode == 0 and "loss=" in done.stdout and "recipe.lr" in done.stdout
     assert "| torch" not in done.stderr and "wandb" not in done.stderr
     assert time.perf_counter() - started < 30  # a hang, not a timing: it takes well under a second

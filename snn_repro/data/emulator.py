@@ -216,7 +216,9 @@ def emulated_frames(
     def make():
         frames = np.empty(shape, np.uint8)
         for frame, image, row in zip(frames, images, rows, strict=True):
-            counts = integrate(emulate_recording(image, seed, camera, int(row)), timesteps, shape[-2:], by, dtype=np.uint8)
+            counts = integrate(
+                emulate_recording(image, seed, camera, int(row)), timesteps, shape[-2:], by, dtype=np.uint8
+            )
             np.copyto(frame, counts, casting="safe")  # a scene has too few events for a count above 255
         return frames
 

@@ -38,9 +38,7 @@ _WIDER = {np.dtype(np.uint8): np.dtype(np.uint16), np.dtype(np.uint16): np.dtype
 _COUNTS = (*_WIDER, np.dtype(np.uint32))
 
 
-def integrate(
-    events: Events, timesteps: int, size: tuple[int, int], by: str = "number", dtype=np.uint16
-) -> np.ndarray:
+def integrate(events: Events, timesteps: int, size: tuple[int, int], by: str = "number", dtype=np.uint16) -> np.ndarray:
     """Count the events of each frame, polarity and pixel: [T, 2, H, W], channel 0 holds polarity 0.
 
     by="number": N // T events a frame, in recorded order; the last frame takes the remainder too.
@@ -119,9 +117,7 @@ def _time_edges(t: np.ndarray, timesteps: int) -> np.ndarray:
     if len(t) == 0:
         return np.zeros(timesteps - 1, np.int64)
     if t[-1] < t[0]:
-        raise DataError(
-            f"the recording ends ({t[-1]} us) before it begins ({t[0]} us) and cannot be split by time"
-        )
+        raise DataError(f"the recording ends ({t[-1]} us) before it begins ({t[0]} us) and cannot be split by time")
     return t[0] + (t[-1] - t[0]) // timesteps * np.arange(1, timesteps, dtype=np.int64)
 
 

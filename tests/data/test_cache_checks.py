@@ -290,9 +290,7 @@ def test_an_excluded_recording_leaves_the_published_test_set(tmp_path):
         (tmp_path / "raw" / name).write_bytes(recording)
     (tmp_path / "raw" / names[0]).write_bytes(b"bad")
     prepare("cifar10_dvs", tmp_path / "raw", tmp_path / "cache", 1, frame_size=4, workers=0, allow_bad=True)
-    complete = sorted(
-        f"{c}/cifar10_{c}_{i}.aedat" for c in SETS["cifar10_dvs"].class_names for i in range(1000)
-    )
+    complete = sorted(f"{c}/cifar10_{c}_{i}.aedat" for c in SETS["cifar10_dvs"].class_names for i in range(1000))
     labels = [SETS["cifar10_dvs"].class_names.index(n.split("/")[0]) for n in complete]
     for split in ("random", "front90", "tebn"):
         data = build_data(

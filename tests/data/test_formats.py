@@ -254,7 +254,9 @@ def test_aedat3_refuses():
     assert read_aedat3(outside, size=None).x[-1] == 128
     outside[-8] &= 0xFE  # no excuse where the header counts it as valid,
     refused(read_aedat3, outside, len(two) - 8, "x=128, y=5, outside of 128 x 128")
-    outside[len(two) - 36 : len(two) - 32] = struct.pack("<I", 3)  # but an event that both call invalid may lie anywhere
+    outside[len(two) - 36 : len(two) - 32] = struct.pack(
+        "<I", 3
+    )  # but an event that both call invalid may lie anywhere
     assert len(read_aedat3(outside).t) == 9
 
 

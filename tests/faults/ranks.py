@@ -23,11 +23,24 @@ SHARED = ("recipe.sync_bn=true", "dataset.train_subset=121", "recipe.epochs=3", 
 
 def place(rank: int, size: int, port: int, slurm: bool) -> dict[str, str]:
     if slurm:
-        return {"SLURM_PROCID": str(rank), "SLURM_STEP_NUM_TASKS": str(size), "SLURM_LOCALID": str(rank), "SLURM_JOB_ID": str(port)}
-    return {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        return {
+            "SLURM_PROCID": str(rank),
+            "SLURM_STEP_NUM_TASKS": str(size),
+            "SLURM_LOCALID": str(rank),
+            "SLURM_JOB_ID": str(port),
+        }
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
 
 
-def together(folder: Path, config, size: int, broken=lambda rank: None, slurm: bool = False, double: bool = True) -> list[Outcome]:
+def together(
+    folder: Path, config, size: int, broken=lambda rank: None, slurm: bool = False, double: bool = True
+) -> list[Outcome]:
     """A run of `size` processes, to its end. `broken(rank)` is called in each before it starts."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -132,7 +145,9 @@ def found(folder: Path, outcomes: list[Outcome]) -> dict:
         if line.startswith("STEP "):
             epoch, step, loss, n = line.split()[1:]
             answer["steps"].append([int(epoch), int(step), float(loss), int(n)])
-    answer["others_printed"] = [line for o in outcomes[1:] for line in o.log.splitlines() if not line.startswith("STEP ")]
+    answer["others_printed"] = [
+        line for o in outcomes[1:] for line in o.log.splitlines() if not line.startswith("STEP ")
+    ]
     if folder.exists():
         answer["files"] = sorted(p.name for p in folder.iterdir())
         answer["status"] = json.loads((folder / "status.json").read_text())
@@ -157,7 +172,9 @@ def norms(folder: Path) -> dict:
             distributed.start("cpu")
             torch.set_default_dtype(torch.float64)
             differences = {}
-            for name, make in dict(bn=lambda: BN(3), tebn=lambda: TEBN(3, 4), gesture=lambda: GestureTEBN(3, 4)).items():
+            for name, make in dict(
+                bn=lambda: BN(3), tebn=lambda: TEBN(3, 4), gesture=lambda: GestureTEBN(3, 4)
+            ).items():
                 torch.manual_seed(0)
                 x, weight = torch.randn(4, 5, 3, 2, 2), torch.randn(4, 5, 3, 2, 2)
                 whole, shared = make(), make()

@@ -148,7 +148,9 @@ class Harness:
         if process.wait(120) == 0:
             return
         self.look(folder)
-        self._recover(folder, [dict(when="the command line, at a random moment", signal=name, saved=process.returncode > 0)])
+        self._recover(
+            folder, [dict(when="the command line, at a random moment", signal=name, saved=process.returncode > 0)]
+        )
 
     # ------------------------------------------------------------ everything else
 
@@ -171,12 +173,16 @@ class Harness:
 
     def stopped(self, folder: Path, epoch: int = 3) -> None:
         """An unfinished run: stopped by SIGTERM behind the metrics of some epoch."""
-        outcome = run_to_end(folder, self.config, at_write("metrics.jsonl", "renamed", epoch, kill_self(signal.SIGTERM)))
+        outcome = run_to_end(
+            folder, self.config, at_write("metrics.jsonl", "renamed", epoch, kill_self(signal.SIGTERM))
+        )
         assert outcome.code == 143, outcome.said
 
     def break_everything(self, long: bool) -> None:
         if not long:
-            self.fault("disk full while checkpoint_last.pt is written", lambda f: self.full_disk(f, "checkpoint_last.pt"))
+            self.fault(
+                "disk full while checkpoint_last.pt is written", lambda f: self.full_disk(f, "checkpoint_last.pt")
+            )
             self.fault("last checkpoint truncated", lambda f: self.damaged(f, "truncated"))
             self.fault("two runs at once in one folder", self.two_runs)
             self.fault("a loader process killed", self.dead_worker)

@@ -158,7 +158,11 @@ def content(folder: Path) -> dict:
     # not Python's own generator: libraries draw from it while they are imported, training does not
     states["rng"] = {k: last["rng"][k] for k in ("torch", "numpy")}
     return dict(
-        result=strip(result), lines=[strip(line) for line in lines], last=states, best=best["model"], predictions=predictions
+        result=strip(result),
+        lines=[strip(line) for line in lines],
+        last=states,
+        best=best["model"],
+        predictions=predictions,
     )
 
 
@@ -196,7 +200,9 @@ def at_write(name: str, stage: str, count: int, act: Callable[[], None]) -> Call
                 return left[0] == -1
             return False
 
-        real = dict(fsync=os.fsync, replace=os.replace, bytes=Path.write_bytes, text=Path.write_text, npz=np.savez_compressed)
+        real = dict(
+            fsync=os.fsync, replace=os.replace, bytes=Path.write_bytes, text=Path.write_text, npz=np.savez_compressed
+        )
 
         def write_bytes(path, data):
             if not reached(path, "half written"):

@@ -83,7 +83,9 @@ def test_values_and_gradients_of_the_two_apart(family, shape):
             (s * weights).sum() + (u * last).sum(), [other, *wide[0].parameters(), *wide[1].parameters()]
         )
         for g, w in zip(found, wanted, strict=True):
-            torch.testing.assert_close(g, w.float(), atol=max(5e-6 * w.abs().max().item(), 2e-6), rtol=0)  # a sum may nearly cancel
+            torch.testing.assert_close(
+                g, w.float(), atol=max(5e-6 * w.abs().max().item(), 2e-6), rtol=0
+            )  # a sum may nearly cancel
         for name, buffer in norm.named_buffers():
             assert torch.allclose(buffer.double(), wide[0].get_buffer(name).double(), atol=1e-6), name
 

@@ -123,9 +123,7 @@ def train(model, recipe, steps=3, optimizer=None, amp=False):
 
 
 def test_they_train_checkpoint_and_reload(ideas, tmp_path):
-    recipe = load_config(
-        ["recipe.lr=0.05", "recipe.weight_decay=0.1", "recipe.no_decay=[bias]"]
-    ).recipe
+    recipe = load_config(["recipe.lr=0.05", "recipe.weight_decay=0.1", "recipe.no_decay=[bias]"]).recipe
     model = network()
     before = copy.deepcopy(model.state_dict())
     losses, optimizer = train(model, recipe)
