@@ -271,9 +271,9 @@ def read_result(path: Path) -> RunResult:
     except (ValueError, RecursionError) as error:
         why = f"it holds {error}" if isinstance(error, NotStrict) else "it does not parse as JSON"
         raise UserError(f"{path} is damaged or no result of snn_repro: {why}; remove it, or run it again") from None
-    why = _complaint(content)
-    if why:
-        raise UserError(f"{path} {why}")
+    complaint = _complaint(content)
+    if complaint:
+        raise UserError(f"{path} {complaint}")
     return RunResult(content, folder=str(path.parent))
 
 
