@@ -264,18 +264,25 @@ def draw_convergence(data: dict) -> Figure:
 def draw_accuracy_steps(groups: Sequence[Group]) -> Figure:
     """Test accuracy of each time step's own output, mean ± sd over seeds.
 
-    A row a data set, network and T, a panel a loss: its runs with and without IMP, beside each other, and in grey those
-    of the row's other losses.
+    A row a data set, network, T and length of training, a panel a loss: its runs with and without IMP, beside each other,
+    and in grey those of the row's other losses.
     """
     rows: dict[tuple, list[Group]] = {}
     for group in groups:
         first = group.first
-        key = (first["dataset"], first["model"], first["timesteps"], first["split_sha256"])
+        key = (
+            first["dataset"], first["model"], first["timesteps"], first["n_train"], first["epochs"], first["split_sha256"]
+        )  # fmt: skip
         rows.setdefault(key, []).append(group)
     columns = max(len({g.first["loss"] for g in members}) for members in rows.values())
     figure = new_figure(0.6 + 2.5 * columns, 0.5 + 2.1 * len(rows))
     grid = figure.subplots(len(rows), columns, squeeze=False, sharey="row")
-    for line_of_axes, ((dataset, model, steps, _), members) in zip(grid, sorted(rows.items()), strict=True):
+    names = [key[:2] for key in rows]
+    for line_of_axes, (key, members) in zip(grid, sorted(rows.items()), strict=True):
+        dataset, model, steps, n_train, epochs, _ = key
+        title = f"{dataset}, {model}"
+        if names.count((dataset, model)) > 1:
+            title = f"{dataset}, {n_train:,} x {epochs} epochs"
         losses = sorted({g.first["loss"] for g in members}, key=list(NAMES).index)
         t = np.arange(1, steps + 1)
         for axes, loss in zip(line_of_axes, losses, strict=False):
@@ -293,7 +300,7 @@ def draw_accuracy_steps(groups: Sequence[Group]) -> Figure:
                 aside = 0.016 * steps * (2 * i - len(mine) + 1)  # so that points of equal height lie side by side
                 axes.errorbar(t + aside, values.mean(0), spread, capsize=2, elinewidth=0.8, **look)
             seeds = ", ".join(map(str, sorted({len(g.runs) for g in mine})))
-            axes.set_title(f"{dataset}, {model}: {NAMES[loss]}, n = {seeds}")
+            axes.set_title(f"{title}: {NAMES[loss]}, n = {seeds}", fontsize=8)
             axes.set_xticks(t)
             axes.legend(fontsize=7)
         for axes in line_of_axes[len(losses) :]:
@@ -519,7 +526,7 @@ FIGURES: dict[str, tuple[str, Callable[[Path], Figure]]] = {
     ),
     "accuracy_steps": (
         "Test accuracy of each time step's own output (not of the running mean), mean ± sd over seeds. A row of panels is a "
-        "data set, a panel a loss, with the row's other losses in grey.",
+        "data set and a length of training, a panel a loss, with the row's other losses in grey.",
         lambda results: draw_accuracy_steps(_groups(results)),
     ),
     "convergence": (
