@@ -6,7 +6,7 @@ from pathlib import Path
 import snn_repro
 
 ORDER = [
-    "errors", "console", "provenance", "distributed", "files", "registry", "settings", "kernels", "data", "config", "quick_compose",
+    "errors", "console", "outside", "search_path", "provenance", "distributed", "files", "registry", "settings", "kernels", "data", "config", "quick_compose",
     "neurons", "models", "losses", "metrics", "optim", "checkpoint", "fingerprint", "store", "tracking", "rows", "energy",
     "statistics", "tables", "figures", "sweeps", "train", "speed",
 ]  # fmt: skip
