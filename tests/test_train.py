@@ -330,7 +330,8 @@ def test_bf16_on_a_cpu_keeps_the_fused_neuron_and_float32_states(quick, tmp_path
 
     def watched(x, *arguments):
         spikes, v = update(x, *arguments)
-        potentials.add((x.dtype, spikes.dtype, v.dtype))
+        if arguments[3] is None:  # evaluation is float32 and takes the norm along
+            potentials.add((x.dtype, spikes.dtype, v.dtype))
         return spikes, v
 
     monkeypatch.setattr(fused, "update", watched)
