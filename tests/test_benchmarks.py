@@ -34,6 +34,7 @@ def program(monkeypatch):
         del sys.modules[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subject", TITLES)
 def test_every_subject_measures_a_toy_and_writes_its_report(program, subject, tmp_path, capsys):
     assert program.main([subject, "quick=true", "rounds=3", f"out={tmp_path}"]) == 0
