@@ -861,7 +861,7 @@ def _check_lists(c: Config) -> None:
         raise ConfigError(f"name={c.name} names a folder and {why}; use a name of up to 200 characters")
 
 
-PAPER_TABLES = Path(__file__).resolve().parents[1] / "results" / "paper_tables.yaml"
+PAPER_TABLES = CONF_DIR.parent / "results" / "paper_tables.yaml"
 
 
 def _check_paper_row(c: Config) -> None:
