@@ -197,7 +197,8 @@ def _sentence(error: BaseException) -> BaseException:
             f"a loader process died ({' '.join(str(error).split())[:120]}), killed or out of memory; the same command "
             "continues from the last checkpoint, with dataset.workers=0 if it happens again"
         )
-    if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory", str(error)):
+    lacking = isinstance(error, RuntimeError) and re.search(r"out of memory|can't allocate memory", str(error))
+    if lacking or isinstance(error, MemoryError):
         said = " ".join(str(error).split())[:120] or "MemoryError"
         return UserError(
             f"out of memory ({said}); recipe.accumulate=2 (or more) splits a batch into parts, model.checkpointing=blocks "

@@ -282,6 +282,12 @@ def test_out_of_memory_names_what_helps(quick, monkeypatch, raise_it):
         run(quick())
 
 
+def test_a_sentence_that_speaks_of_memory_stays_as_it_is():
+    """Of several processes the one that is left guesses why the other went; that is no lack of memory here."""
+    told = UserError("another process of this run ended without a word (killed, or out of memory?)")
+    assert train._sentence(told) is told
+
+
 def test_a_read_only_run_folder_is_one_sentence(tmp_path, monkeypatch, capsys):
     def refuse(self):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), self.baseFilename)
