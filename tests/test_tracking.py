@@ -118,6 +118,7 @@ def test_online_without_a_key_is_one_sentence(quick, monkeypatch, tmp_path):
         run(quick("logger.mode=online"))
 
 
+@pytest.mark.slow
 def test_no_server_means_offline_and_the_key_is_nowhere(tmp_path):
     """A dead address: the run says so in one line, goes on offline, and stays well under a minute."""
     folder = tmp_path / "run"
@@ -409,6 +410,7 @@ def test_a_killed_offline_run_loses_nothing(quick, tmp_path, server, who):
         assert epochs == [(n, n) for n in range(1, 6)]
 
 
+@pytest.mark.slow
 def test_online_a_resume_sends_what_the_server_lacks(quick, tmp_path, server):
     """The server has two of three epochs: it gets the third once, and those to come."""
     folder = tmp_path / "run"
@@ -437,6 +439,7 @@ def test_wandb_mode_offline_keeps_offline(quick, tmp_path, monkeypatch, server, 
     assert len(offline_runs(tmp_path / "run")) == 1 and server.history == []
 
 
+@pytest.mark.slow
 def test_wandb_init_timeout_that_is_no_number_warns(quick, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "abc")
     run(quick("logger.mode=offline", "recipe.epochs=1"))
@@ -493,6 +496,7 @@ def seen_by_wandb(folder) -> tuple:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_import_makes_the_run_that_was_logged_live(logged, tmp_path):
     *_, folder, _ = logged
     runs = tmp_path / "runs"
