@@ -14,7 +14,7 @@ from pathlib import Path
 from snn_repro import console
 from snn_repro.errors import UserError
 from snn_repro.files import write_text
-from snn_repro.tables import FORMATS, compare, to_text
+from snn_repro.paper.tables import FORMATS, compare, to_text
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -52,9 +52,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def listing(args) -> tuple[list[dict], list[str]]:
     """The lines, and remarks for a reader."""
-    from snn_repro.rows import compose, estimate_cost, experiments, join, load_rows, look_for_files
-    from snn_repro.speed import estimate_from_a_step
-    from snn_repro.store import find_results
+    from snn_repro.paper.rows import compose, estimate_cost, experiments, join, load_rows, look_for_files
+    from snn_repro.paper.speed import estimate_from_a_step
+    from snn_repro.runs.folder import find_results
 
     wanted = [name for name in experiments() if args.table is None or name.startswith(prefix(args.table))]
     roots = args.runs or [root for root in ("runs", "results/runs") if Path(root).is_dir()]
@@ -112,7 +112,7 @@ def rounded(value: float) -> str:
 
 def as_table(lines: list[dict], notes: list[str], args) -> str:
     """Text, or CSV with the commands."""
-    from snn_repro.tables import Column, Table, to_csv, to_text
+    from snn_repro.paper.tables import Column, Table, to_csv, to_text
 
     columns = [
         Column("experiment", "experiment"), Column("fidelity", "fidelity"), *([Column("data", "data")] if any(line["data"] for line in lines) else []),

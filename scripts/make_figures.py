@@ -37,7 +37,7 @@ def _main(argv: list[str]) -> int:
                 f"'{word}' is not understood; write KEY=VALUE with one of: {', '.join(KEYS)}{nearest(key, KEYS)}"
             )
         given.setdefault(key, []).append(value)
-    from snn_repro import figures  # imports torch and matplotlib, so after the check of what was typed
+    from snn_repro.paper import figures  # imports torch and matplotlib, so after the check of what was typed
 
     results = Path(given.get("results", [RESULTS])[-1])
     measures = {"convergence": figures.measure_convergence, "learned_imp": figures.measure_learned_imp}

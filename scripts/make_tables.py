@@ -14,9 +14,9 @@ from pathlib import Path
 from snn_repro import console
 from snn_repro.errors import UserError
 from snn_repro.files import write_text
-from snn_repro.rows import load_rows
-from snn_repro.store import RESULT
-from snn_repro.tables import collect, fill_in, generate, load, older_note
+from snn_repro.paper.rows import load_rows
+from snn_repro.paper.tables import collect, fill_in, generate, load, older_note
+from snn_repro.runs.folder import RESULT
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 

@@ -20,8 +20,18 @@ from snn_repro import console
 from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
 from snn_repro.files import write_text
-from snn_repro.statistics import holm, paired
-from snn_repro.tables import Column, Group, Table, collect, group_runs, load, recipe_difference, remarks, to_markdown
+from snn_repro.paper.statistics import holm, paired
+from snn_repro.paper.tables import (
+    Column,
+    Group,
+    Table,
+    collect,
+    group_runs,
+    load,
+    recipe_difference,
+    remarks,
+    to_markdown,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 SWEEP_DIR = "runs/small_scale"

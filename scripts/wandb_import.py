@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from snn_repro.errors import UserError
-from snn_repro.tracking import Tracker, checked_mode
+from snn_repro.runs.tracking import Tracker, checked_mode
 
 SECONDS = 600  # for one run, at most
 

@@ -12,8 +12,8 @@ import json
 import sys
 
 from snn_repro.errors import UserError
-from snn_repro.rows import load_rows
-from snn_repro.tracking import has_key
+from snn_repro.paper.rows import load_rows
+from snn_repro.runs.tracking import has_key
 
 
 def build(entity: str, project: str, table: str | None = None):

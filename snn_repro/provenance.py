@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).parent
 
 # What computes the numbers of a run, with the data files it reads. Configurations stand in each result as they are.
 SOURCES = (
-    "checkpoint.py", "data", "distributed.py", "kernels", "losses.py", "metrics.py", "models", "neurons", "optim.py",
-    "registry.py", "settings.py", "train.py",
+    "data", "distributed.py", "kernels", "losses.py", "metrics.py", "models", "neurons", "optim.py", "registry.py",
+    "runs/checkpoint.py", "settings.py", "train.py",
 )  # fmt: skip
 # Top-level names of a source that only speak, or start a run: a change of these changes no number.
 NOT_COUNTED = {

@@ -97,7 +97,7 @@ def run(config: Config, run_dir: str | None = None, overrides: list[str] | None 
 
 def _open(folder: Path, config: Config):
     """The run's folder. With several processes the first one holds it, and all hear what it found there."""
-    from snn_repro.store import Follower, Run
+    from snn_repro.runs.folder import Follower, Run
 
     if distributed.world().size == 1:
         return Run(folder, config)
@@ -132,8 +132,8 @@ def _repeated(place, config: Config):
 
 def _energy_of(folder: Path, config: Config, device) -> dict:
     """The energy report of a finished run, from the weights that it ended with."""
-    from snn_repro import checkpoint
     from snn_repro.data import build_data
+    from snn_repro.runs import checkpoint
 
     try:
         found = checkpoint.resume(folder, to_dict(config), log.warning)
@@ -159,7 +159,7 @@ def _energy(model, data, device) -> dict:
 
 def _run_in(place, config: Config, stop: "_Stop", overrides: list[str]):
     """Everything that happens while the folder is held; the outcome is recorded in status.json whatever it is."""
-    from snn_repro.tracking import Tracker
+    from snn_repro.runs.tracking import Tracker
 
     tracker, result = None, None
     try:
@@ -211,14 +211,14 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
     """Build the parts, train epoch by epoch, and return the RunResult."""
     import torch
 
-    from snn_repro import checkpoint
     from snn_repro.data import build_data
-    from snn_repro.fingerprint import fingerprint
     from snn_repro.losses import build_loss
     from snn_repro.models import count_parameters
     from snn_repro.models.norms import synchronise
     from snn_repro.optim import build_optimizer, build_schedule
     from snn_repro.provenance import code_version
+    from snn_repro.runs import checkpoint
+    from snn_repro.runs.fingerprint import fingerprint
 
     initial = checkpoint.find_weights(config.model.weights, config.data_dir) if config.model.weights else None
     seed_everything(config)
@@ -329,8 +329,8 @@ class Training:
 
     def restore(self, found: dict | None, history: list[dict]) -> list[dict]:
         """Continue from a checkpoint; returns the epochs that it stands behind."""
-        from snn_repro import checkpoint
         from snn_repro.data.batches import derive_seed
+        from snn_repro.runs import checkpoint
 
         rank, size = distributed.world()[:2]
         if rank:  # weights, order and augmentation are everybody's; what the network draws (dropout) is a rank's own
@@ -372,7 +372,7 @@ class Training:
         )  # fmt: skip
 
     def save(self, epoch: int, step: int) -> None:
-        from snn_repro import checkpoint
+        from snn_repro.runs import checkpoint
 
         rngs = distributed.gather(checkpoint.rng_state())
         if rngs is not None:  # the first process writes
@@ -381,7 +381,7 @@ class Training:
 
     def save_epoch(self, epoch: int, is_best: bool) -> None:
         """End of an epoch: the best weights apart, then the checkpoint that a resume starts from."""
-        from snn_repro import checkpoint
+        from snn_repro.runs import checkpoint
 
         self.step, self.sums = 0, dict(EMPTY)
         if is_best and distributed.world().rank == 0:
@@ -800,7 +800,7 @@ def build_result(
     config: Config, data, weights: int, imp: int, history: list[dict], precision: str, readout: str, n_test: int, device
 ):
     """The content of result.json (see the README for every key)."""
-    from snn_repro.store import SCHEMA_VERSION, RunResult
+    from snn_repro.runs.folder import SCHEMA_VERSION, RunResult
 
     last = history[-1]
     best = max(history, key=lambda line: line["acc"])
@@ -985,7 +985,7 @@ def _arguments(argv: list[str]):
 
 
 def _dispatch(argv: list[str]) -> int:
-    from snn_repro import sweeps
+    from snn_repro.runs import sweeps
 
     arguments = _arguments(argv)
     if arguments.shell_completion or arguments.hydra_help:
@@ -1058,7 +1058,7 @@ def _task(node) -> float | None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from snn_repro.sweeps import in_a_sweep
+    from snn_repro.runs.sweeps import in_a_sweep
 
     global _stopped
     warnings.formatwarning = _one_line  # this may be a worker process
@@ -1108,7 +1108,7 @@ def _requeue(signum: int) -> None:
     SIGUSR2 is the notice before the time limit; SIGTERM comes for `scancel` too, but also at the start of a
     preemption's grace time, after which a job that has ended would not come back.
     """
-    from snn_repro.sweeps import still_running
+    from snn_repro.runs.sweeps import still_running
 
     if signum == signal.SIGUSR2 or still_running():
         signal.raise_signal(signal.SIGUSR2)  # submitit's own handler, which was back in place when run() returned

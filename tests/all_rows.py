@@ -3,7 +3,7 @@
 from functools import cache
 
 from snn_repro.config import Config, load_config
-from snn_repro.rows import experiments
+from snn_repro.paper.rows import experiments
 
 NAMES = experiments()
 

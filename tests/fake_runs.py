@@ -11,7 +11,7 @@ import torch
 from snn_repro.config import Config, load_config, to_dict
 from snn_repro.data.batches import Split
 from snn_repro.files import write_json
-from snn_repro.store import RunResult
+from snn_repro.runs.folder import RunResult
 from snn_repro.train import build_result
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from snn_repro.figures import draw_imp_overhead
+from snn_repro.paper.figures import draw_imp_overhead
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT / "scripts" / "benchmark.py"

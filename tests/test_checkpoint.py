@@ -6,10 +6,11 @@ import os
 import pytest
 import torch
 
-from snn_repro import checkpoint, files
+from snn_repro import files
 from snn_repro.config import load_config, to_dict
 from snn_repro.errors import UserError
 from snn_repro.models import build_model
+from snn_repro.runs import checkpoint
 
 
 def content(epoch: int, **config) -> dict:

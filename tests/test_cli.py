@@ -15,9 +15,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from snn_repro import distributed, sweeps, train
+from snn_repro import distributed, train
 from snn_repro.config import ConfigError, config_hash, load_config
 from snn_repro.errors import UserError
+from snn_repro.runs import sweeps
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["logger.mode=disabled", "recipe.epochs=1", "debug.max_steps=1", "debug.max_eval_batches=1"]
@@ -416,7 +417,7 @@ def test_a_cluster_may_have_what_this_machine_lacks(tmp_path, capsys):
 
 def test_embedded_data_need_no_torch(tmp_path):
     code = (
-        "import sys\nfrom snn_repro import sweeps\n"
+        "import sys\nfrom snn_repro.runs import sweeps\n"
         f"sweeps.check_data(sweeps.plan(['dataset=digits,digits_dvs', 'hydra.sweep.dir={tmp_path}']))\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

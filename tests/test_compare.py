@@ -11,7 +11,7 @@ import pytest
 from fake_runs import fake_run
 
 from snn_repro.errors import UserError
-from snn_repro.tables import compare, group_runs, load, recipe_difference, to_csv, to_markdown, to_text
+from snn_repro.paper.tables import compare, group_runs, load, recipe_difference, to_csv, to_markdown, to_text
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 

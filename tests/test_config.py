@@ -247,7 +247,7 @@ def test_a_key_with_effect_is_not_refused_nor_is_what_a_file_says(typed):
 
 
 def test_in_a_sweep_a_key_needs_an_effect_in_one_of_the_runs():
-    from snn_repro.sweeps import plan
+    from snn_repro.runs.sweeps import plan
 
     assert len(plan(["neuron=if,if_imp", "neuron.imp_lr=2,3"])) == 4
     with pytest.raises(ConfigError, match="neuron.imp_lr=2 has no effect"):
@@ -281,7 +281,7 @@ def test_what_is_shown_and_what_runs_have_the_shorter_warm_up(tmp_path):
         text=True,
     )
     assert "warmup_epochs: 0\n" in shown.stdout and shown.stderr.count("instead of the recipe's 5") == 1
-    from snn_repro.sweeps import plan
+    from snn_repro.runs.sweeps import plan
 
     assert [job.config.recipe.warmup_epochs for job in plan(["dataset=cifar10", "recipe.epochs=1,7"])] == [0, 5]
     digits = ["recipe=cifar10", "recipe.repeated_augmentation=1", "augment.rrc_min_area=0", "augment.randaugment_ops=0",
@@ -333,7 +333,7 @@ def test_a_path_in_quotes_names_the_same_folder():
 
 
 def test_a_label_for_a_sweep_keeps_its_runs_apart():
-    from snn_repro.sweeps import plan
+    from snn_repro.runs.sweeps import plan
 
     folders = [str(job.folder) for job in plan(["name=mine", "neuron=if,if_imp", "seed=0,1"])]
     assert [f.split("/runs/")[1] for f in folders] == [

@@ -11,8 +11,9 @@ import torch
 from fake_runs import fake_run
 from test_compare import script
 
-from snn_repro import checkpoint, figures
 from snn_repro.errors import UserError
+from snn_repro.paper import figures
+from snn_repro.runs import checkpoint
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "figures.json").read_text())
 RESULTS = Path(__file__).parents[1] / "results"

@@ -14,13 +14,14 @@ import torch
 from fixtures.event_sets import write_cifar10_dvs
 from fixtures.image_sets import write_cifar10, write_fashion_mnist
 
-from snn_repro import checkpoint, sweeps, train
+from snn_repro import train
 from snn_repro.config import ConfigError, config_hash, load_config
 from snn_repro.data.prepare import prepare
 from snn_repro.data.sets import digits
 from snn_repro.errors import UserError
 from snn_repro.files import write_json
-from snn_repro.fingerprint import fingerprint
+from snn_repro.runs import checkpoint, sweeps
+from snn_repro.runs.fingerprint import fingerprint
 from snn_repro.train import TrainingError, run
 
 TINY = [

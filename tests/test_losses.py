@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from snn_repro.errors import DataError, UserError
 from snn_repro.losses import LOSSES, Loss, build_loss, register_loss, smooth
+from snn_repro.paper.tables import right_answers
 from snn_repro.settings import Setting
-from snn_repro.tables import right_answers
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "losses.json").read_text())
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5}

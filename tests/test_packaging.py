@@ -57,7 +57,9 @@ def test_a_wheel_runs_from_another_folder(tmp_path):
         [sys.executable, "-m", "snn_repro.train"],
         {"PYTHONPATH": str(tmp_path / "site"), "PYTHONSAFEPATH": "1"},
     )
-    where = "from snn_repro import config, rows; print(config.CONF_DIR, len(rows.load_rows()))"
+    where = (
+        "from snn_repro import config; from snn_repro.paper import rows; print(config.CONF_DIR, len(rows.load_rows()))"
+    )
     conf, rows = run(other, sys.executable, "-c", where, **site).split()
     assert conf == str(tmp_path / "site/snn_repro/conf") and int(rows) > 50
     assert "table1_cifar10_sdt" in run(other, *python, "--help", **site)

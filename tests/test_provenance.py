@@ -65,7 +65,7 @@ def test_sources_with_their_data_files_are_hashed_in_any_place(copy):
         "data/sets/digits_test.txt",
         "losses.py",
         "train.py",
-    } <= names and "tables.py" not in names
+    } <= names and "paper/tables.py" not in names
     first = provenance.source_hash.__wrapped__(copy)
     assert first == source_hash()
     for name, change in {"losses.py": "\nX = 1\n", "data/sets/digits_test.txt": "\n1\n"}.items():
@@ -73,7 +73,7 @@ def test_sources_with_their_data_files_are_hashed_in_any_place(copy):
         (copy / name).write_text(text + change)
         assert provenance.source_hash.__wrapped__(copy) != first, name
         (copy / name).write_text(text + ("" if name.endswith("txt") else "\n# a remark\n"))
-    (copy / "tables.py").write_text("")
+    (copy / "paper" / "tables.py").write_text("")
     (copy / "__pycache__").mkdir()
     assert provenance.source_hash.__wrapped__(copy) == first
 

@@ -23,13 +23,13 @@ from fixtures import (
     write_ncaltech101,
 )
 
-from snn_repro import speed
-from snn_repro.checkpoint import find_weights, load
 from snn_repro.config import CONF_DIR, config_hash, load_config, to_dict
 from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
-from snn_repro.rows import PaperRow, Row, compose, estimate_cost, join, load_rows
-from snn_repro.store import find_results
+from snn_repro.paper import speed
+from snn_repro.paper.rows import PaperRow, Row, compose, estimate_cost, join, load_rows
+from snn_repro.runs.checkpoint import find_weights, load
+from snn_repro.runs.folder import find_results
 from snn_repro.train import run
 
 sys.path.insert(0, str(CONF_DIR.parent / "scripts"))
@@ -230,7 +230,7 @@ def test_rows_composed_at_once_are_hydras(overrides, monkeypatch):
     some = NAMES if not overrides else NAMES[:: len(NAMES) // 6]
     wanted = rows() if not overrides else {n: load_config([f"experiment={n}", *overrides]) for n in some}
     asked = []
-    monkeypatch.setattr("snn_repro.rows.load_config", lambda o: asked.append(o) or load_config(o))
+    monkeypatch.setattr("snn_repro.paper.rows.load_config", lambda o: asked.append(o) or load_config(o))
     found = compose(some, overrides)
     assert list(found) == list(some) and len(asked) == 1  # all but the first came the quick way
     for name in some:
@@ -240,14 +240,14 @@ def test_rows_composed_at_once_are_hydras(overrides, monkeypatch):
 @pytest.mark.parametrize("override", ["recipe.lr=0.2", "data_dir=${name}", "++seed=1"])
 def test_what_the_quick_way_does_not_know_is_hydras(override, monkeypatch):
     names, asked = NAMES[:3], []
-    monkeypatch.setattr("snn_repro.rows.load_config", lambda o: asked.append(o) or load_config(o))
+    monkeypatch.setattr("snn_repro.paper.rows.load_config", lambda o: asked.append(o) or load_config(o))
     found = compose(names, [override])
     assert len(asked) == 3 and found == {n: load_config([f"experiment={n}", override]) for n in names}
 
 
 def test_a_conf_that_the_quick_way_misreads_is_hydras(monkeypatch):
     asked = []
-    monkeypatch.setattr("snn_repro.rows.load_config", lambda o: asked.append(o) or load_config(o))
+    monkeypatch.setattr("snn_repro.paper.rows.load_config", lambda o: asked.append(o) or load_config(o))
     monkeypatch.setattr("snn_repro.quick_compose._merge", lambda tree, more: None)
     assert compose(NAMES[:3]) == {n: rows()[n] for n in NAMES[:3]} and len(asked) == 3
 

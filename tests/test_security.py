@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import snn_repro
-from snn_repro import checkpoint
 from snn_repro.config import CONF_DIR, ConfigError, checked, load_config, multirun_config, to_dict
 from snn_repro.errors import UserError
+from snn_repro.runs import checkpoint
 from snn_repro.train import _main, run
 
 ROOT = Path(snn_repro.__file__).parent

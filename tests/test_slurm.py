@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from snn_repro.store import find_results
+from snn_repro.runs.folder import find_results
 
 pytestmark = [
     pytest.mark.slow,

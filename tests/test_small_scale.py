@@ -7,8 +7,8 @@ from test_compare import script
 
 from snn_repro.config import load_config
 from snn_repro.errors import UserError
+from snn_repro.paper.tables import group_runs, load
 from snn_repro.provenance import code_version
-from snn_repro.tables import group_runs, load
 
 small_scale = script("small_scale")
 

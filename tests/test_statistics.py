@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from snn_repro.statistics import holm, mcnemar, paired, sign_flip, summary, wilson
+from snn_repro.paper.statistics import holm, mcnemar, paired, sign_flip, summary, wilson
 
 values = st.lists(st.floats(0, 100), min_size=2, max_size=8)
 

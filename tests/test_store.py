@@ -11,7 +11,7 @@ from fake_runs import fake_run
 from snn_repro.config import load_config
 from snn_repro.errors import UserError
 from snn_repro.files import replace_atomically, write_json
-from snn_repro.store import RESULT, Run, RunResult, environment, find_results
+from snn_repro.runs.folder import RESULT, Run, RunResult, environment, find_results
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from snn_repro import sweeps, train
+from snn_repro import train
 from snn_repro.config import ConfigError, config_hash
 from snn_repro.errors import UserError
-from snn_repro.store import find_results
+from snn_repro.runs import sweeps
+from snn_repro.runs.folder import find_results
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["logger.mode=disabled", "recipe.epochs=1", "debug.max_steps=1", "debug.max_eval_batches=1"]
@@ -149,7 +150,7 @@ def test_what_a_folder_says_about_its_run(tmp_path):
     status = {"state": "running", "error": None, "config_hash": config_hash(job.config)}
     (job.folder / "status.json").write_text(json.dumps(status))
     assert sweeps.state(job)[0] == "killed"
-    from snn_repro.store import Run
+    from snn_repro.runs.folder import Run
 
     held = Run(job.folder, job.config)
     assert sweeps.state(job)[0] == "running"

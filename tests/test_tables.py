@@ -12,10 +12,9 @@ from fake_runs import fake_run
 from test_compare import script
 
 from snn_repro.errors import UserError
-from snn_repro.provenance import code_version
-from snn_repro.rows import PaperRow
-from snn_repro.statistics import mcnemar, paired, summary, wilson
-from snn_repro.tables import (
+from snn_repro.paper.rows import PaperRow
+from snn_repro.paper.statistics import mcnemar, paired, summary, wilson
+from snn_repro.paper.tables import (
     MEASURED,
     Column,
     Table,
@@ -33,6 +32,7 @@ from snn_repro.tables import (
     to_latex,
     to_markdown,
 )
+from snn_repro.provenance import code_version
 
 RESULTS = Path(__file__).parents[1] / "results"
 

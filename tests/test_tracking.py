@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from fake_wandb import Server
 
-from snn_repro import checkpoint
 from snn_repro.config import config_hash, to_dict
 from snn_repro.errors import UserError
-from snn_repro.tracking import Tracker, checked_mode
+from snn_repro.runs import checkpoint
+from snn_repro.runs.tracking import Tracker, checked_mode
 from snn_repro.train import Interrupted, run
 
 FAKE_KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -112,7 +112,7 @@ def test_a_key_in_the_environment_reaches_no_file(logged):
 def test_online_without_a_key_is_one_sentence(quick, monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    monkeypatch.setattr("snn_repro.tracking.has_key", lambda: False)
+    monkeypatch.setattr("snn_repro.runs.tracking.has_key", lambda: False)
     monkeypatch.delenv("WANDB_MODE")
     with pytest.raises(UserError, match="logger.mode=online needs a W&B key"):
         run(quick("logger.mode=online"))
@@ -263,7 +263,7 @@ def stop_logger(tracker):
 
 @pytest.mark.parametrize("act", [kill_core, kill_logger, stop_logger])
 def test_a_killed_or_hanging_wandb_costs_one_warning(quick, tmp_path, monkeypatch, after_first_epoch, caplog, act):
-    monkeypatch.setattr("snn_repro.tracking.FINISH_SECONDS", 1)
+    monkeypatch.setattr("snn_repro.runs.tracking.FINISH_SECONDS", 1)
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
     trackers = []
     after_first_epoch(lambda tracker: (trackers.append(tracker), act(tracker)))
@@ -318,7 +318,7 @@ def server(monkeypatch, no_wandb_settings):
 
 
 def test_finish_on_a_dead_network_is_bounded(quick, monkeypatch, server, after_first_epoch, caplog):
-    monkeypatch.setattr("snn_repro.tracking.FINISH_SECONDS", 2)
+    monkeypatch.setattr("snn_repro.runs.tracking.FINISH_SECONDS", 2)
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "5")
     cores = []
     after_first_epoch(lambda tracker: (cores.append(core_of(tracker)), server.silent.set()))
@@ -360,7 +360,7 @@ def test_the_stop_button_stops_the_training(quick, after_first_epoch):
 KILLED = """
 import os, signal, sys, time
 from snn_repro.config import load_config
-from snn_repro.tracking import Tracker
+from snn_repro.runs.tracking import Tracker
 from snn_repro.train import run
 sys.path.insert(0, "tests")
 from test_tracking import children, core_of

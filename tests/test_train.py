@@ -17,7 +17,7 @@ import torch
 from snn_repro import files, train
 from snn_repro.config import load_config
 from snn_repro.errors import UserError
-from snn_repro.store import find_results
+from snn_repro.runs.folder import find_results
 from snn_repro.train import Interrupted, TrainingError, run
 
 SHORT = ["logger.mode=disabled", "recipe.epochs=4", "debug.max_steps=6", "debug.max_eval_batches=1"]

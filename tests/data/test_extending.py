@@ -16,8 +16,8 @@ from snn_repro.data.events import Events, integrate
 from snn_repro.data.prepare import open_cache, prepare, verify_cache
 from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError
-from snn_repro.fingerprint import fingerprint
-from snn_repro.rows import Row
+from snn_repro.paper.rows import Row
+from snn_repro.runs.fingerprint import fingerprint
 from snn_repro.train import run
 
 IMAGES = '''

@@ -22,9 +22,10 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import yaml  # noqa: E402
 
-from snn_repro import checkpoint, files, train  # noqa: E402
+from snn_repro import files, train  # noqa: E402
 from snn_repro.config import Config, load_config  # noqa: E402
 from snn_repro.errors import UserError  # noqa: E402
+from snn_repro.runs import checkpoint  # noqa: E402
 
 SHORT = [
     "logger.mode=disabled", "timesteps=2", "recipe.epochs=5", "debug.max_steps=5", "debug.max_eval_batches=1",
@@ -279,8 +280,8 @@ def configuration(*more: str) -> Config:
 def warm_up() -> None:
     """Import what a training imports, so that children need not."""
     import snn_repro.optim
-    import snn_repro.store
-    import snn_repro.tracking  # noqa: F401
+    import snn_repro.runs.folder
+    import snn_repro.runs.tracking  # noqa: F401
     from snn_repro.data import build_data
     from snn_repro.models import build_model
 

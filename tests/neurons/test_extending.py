@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint as again
 
-from snn_repro import checkpoint
 from snn_repro.config import load_config
 from snn_repro.energy import energy_report
 from snn_repro.errors import UserError
@@ -18,6 +17,7 @@ from snn_repro.models import NORMS, build_model, count_parameters
 from snn_repro.neurons import NEURONS, SURROGATES, Setting, build_neuron, firing_rates, register, register_surrogate
 from snn_repro.neurons.lif import LIF
 from snn_repro.optim import build_optimizer, parameter_groups
+from snn_repro.runs import checkpoint
 
 IDEAS = '''
 import math

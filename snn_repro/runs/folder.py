@@ -114,7 +114,7 @@ class Run:
 
         The configuration goes last and the result before it: killed in between, the folder still says what it holds.
         """
-        from snn_repro import checkpoint  # with torch, which those who only read results need not wait for
+        from snn_repro.runs import checkpoint  # with torch, which those who only read results need not wait for
 
         for name in (*checkpoint.FILES, METRICS, PREDICTIONS, STATUS, RESULT, CONFIG):
             (self.folder / name).unlink(missing_ok=True)
@@ -179,8 +179,8 @@ def other_data(result: dict, config: Config, identify: Callable[[Config], dict] 
 
     identify: `fingerprint`, or a cached one.
     """
-    from snn_repro.checkpoint import changes
-    from snn_repro.fingerprint import fingerprint
+    from snn_repro.runs.checkpoint import changes
+    from snn_repro.runs.fingerprint import fingerprint
 
     if not result.get("data"):
         return [], "it was made by a version that kept no fingerprint of its data"

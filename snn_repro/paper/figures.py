@@ -23,9 +23,9 @@ from snn_repro.errors import UserError
 from snn_repro.files import replace_atomically, write_text
 from snn_repro.losses import build_loss
 from snn_repro.neurons import build_neuron, is_initial_state
+from snn_repro.paper.tables import Group, group_runs, load, older_note, remarks
 from snn_repro.provenance import code_version
-from snn_repro.store import skipped
-from snn_repro.tables import Group, group_runs, load, older_note, remarks
+from snn_repro.runs.folder import skipped
 
 PROGRAM = "python scripts/make_figures.py"
 
@@ -320,7 +320,7 @@ def imp_of(run_dir: Path) -> dict[str, Any]:
 
     Raises UserError where the folder is no finished run, or its network has no IMP.
     """
-    from snn_repro import checkpoint
+    from snn_repro.runs import checkpoint
 
     result = load([run_dir])[0]
     state = checkpoint.load(run_dir / checkpoint.LAST)["model"]

@@ -1,6 +1,6 @@
 """Weights & Biases: online, offline or disabled. The only module that imports wandb.
 
-W&B works in a process of its own (`python -m snn_repro.tracking`), which copies metrics.jsonl and result.json as training
+W&B works in a process of its own (`python -m snn_repro.runs.tracking`), which copies metrics.jsonl and result.json as training
 writes them. Whatever happens in there, a missing package, a crash or a hang, costs a run one warning and never time, and
 a run that is killed leaves a W&B run that is closed properly.
 """
@@ -66,7 +66,7 @@ class Tracker:
                        program=_program(), arguments=self._arguments, epochs=len(history))  # fmt: skip
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "snn_repro.tracking", str(os.getpid())], env=environment, bufsize=0,
+                [sys.executable, "-P", "-m", "snn_repro.runs.tracking", str(os.getpid())], env=environment, bufsize=0,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                 start_new_session=True,  # a Ctrl-C is for the training
             )  # fmt: skip

@@ -19,10 +19,10 @@ from snn_repro.config import ADDED, choices, conf_files, differing, hashed, load
 from snn_repro.console import plain
 from snn_repro.errors import DataError, UserError
 from snn_repro.files import write_json
+from snn_repro.paper.rows import PaperRow
+from snn_repro.paper.statistics import Summary, mcnemar, paired, summary, wilson
 from snn_repro.provenance import same_code
-from snn_repro.rows import PaperRow
-from snn_repro.statistics import Summary, mcnemar, paired, summary, wilson
-from snn_repro.store import PREDICTIONS, RESULT, RunResult, find_results, skipped
+from snn_repro.runs.folder import PREDICTIONS, RESULT, RunResult, find_results, skipped
 
 OPTIMISTIC = "best epoch on the test set (optimistic)"
 

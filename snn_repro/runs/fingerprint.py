@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 
-from snn_repro.checkpoint import find_weights
 from snn_repro.config import Config
 from snn_repro.data.sets import SETS
+from snn_repro.runs.checkpoint import find_weights
 
 
 def fingerprint(config: Config) -> dict[str, str]:

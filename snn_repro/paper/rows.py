@@ -158,7 +158,7 @@ def join(configs: dict[str, Config], paper: Iterable[PaperRow], results: Iterabl
 
 def look_for_files(rows: Iterable[Row]) -> None:
     """Set `data` of each row and add to `missing`: prepared frames, raw files, initial weights. Reads no sample."""
-    from snn_repro.checkpoint import find_weights
+    from snn_repro.runs.checkpoint import find_weights
 
     known: dict[tuple, tuple[str, str | None]] = {}
     weights: dict[str, bool] = {}

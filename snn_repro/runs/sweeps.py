@@ -153,7 +153,7 @@ def _lacks(c: Config) -> str | None:
     try:
         SETS[c.dataset.name].check(c)
         if c.model.weights:
-            from snn_repro.checkpoint import find_weights
+            from snn_repro.runs.checkpoint import find_weights
 
             find_weights(c.model.weights, c.data_dir)
     except UserError as error:
@@ -240,8 +240,8 @@ def is_finished(job: Job) -> bool:
 
 def _other_data(job: Job, result: dict) -> list[str]:
     """How the data of the job's earlier result differ from those that it names now; a data set is looked at once a sweep."""
-    from snn_repro.fingerprint import fingerprint
-    from snn_repro.store import other_data
+    from snn_repro.runs.fingerprint import fingerprint
+    from snn_repro.runs.folder import other_data
 
     def once(config: Config) -> dict:
         key = _reads(config)

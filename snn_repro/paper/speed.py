@@ -14,7 +14,7 @@ from snn_repro.config import Config, frame_shape
 from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
 from snn_repro.files import write_json
-from snn_repro.rows import Cost, Row
+from snn_repro.paper.rows import Cost, Row
 
 SECONDS = 0.5  # of repeats, after the two steps that every measurement takes
 ON_A_GPU = 16  # samples in a step there
