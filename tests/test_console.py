@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from fake_runs import fake_run
-from test_compare import script
+from scripts_of_ours import script
 
 from snn_repro import console
 

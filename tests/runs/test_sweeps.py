@@ -16,7 +16,7 @@ from snn_repro.errors import UserError
 from snn_repro.runs import sweeps
 from snn_repro.runs.folder import find_results
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHORT = ["logger.mode=disabled", "recipe.epochs=1", "debug.max_steps=1", "debug.max_eval_batches=1"]
 TWEAKS = "debug.max_eval_batches=1,debug.max_steps=1,recipe.epochs=1"
 

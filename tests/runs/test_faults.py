@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-HARNESS = Path(__file__).parent / "faults" / "run.py"
+HARNESS = Path(__file__).parents[1] / "faults" / "run.py"
 
 
 @pytest.mark.parametrize("kills", [12, pytest.param(200, marks=pytest.mark.slow)])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from fake_runs import fake_run
-from test_compare import script
+from scripts_of_ours import script
 
 from snn_repro.config import load_config
 from snn_repro.errors import UserError

@@ -26,7 +26,7 @@ pytestmark = [
     ),
     pytest.mark.skipif(os.geteuid() != 0, reason="starting slurmd and munged needs root"),
 ]
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHORT = ["logger.mode=disabled", "debug.max_steps=8", "debug.max_eval_batches=1"]
 NODE = ["hydra/launcher=slurm", "slurm.gpus=0", "slurm.cpus=1", "slurm.memory=1", "slurm.time=10", "slurm.notice=50"]
 TIMES = {"seconds", "samples_per_s", "peak_memory_mb", "folder", "config"}

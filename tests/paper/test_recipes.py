@@ -26,7 +26,7 @@ from snn_repro.neurons import build_neuron
 from snn_repro.optim import build_schedule, lr_factor, parameter_groups
 from snn_repro.train import options
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 # ---------------------------------------------------------------- learning rates
 
 SCHEDULES = {  # golden schedule -> (row, iterations an epoch)

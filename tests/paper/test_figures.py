@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from fake_runs import fake_run
-from test_compare import script
+from scripts_of_ours import script
 
 from snn_repro.errors import UserError
 from snn_repro.paper import figures
 from snn_repro.runs import checkpoint
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "figures.json").read_text())
-RESULTS = Path(__file__).parents[1] / "results"
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "figures.json").read_text())
+RESULTS = Path(__file__).parents[2] / "results"
 GRIDS = dict(zip(("imp0", "imp0.25", "learnable"), figures.MAPPINGS.values(), strict=True))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_runs import fake_run
-from test_compare import script
+from scripts_of_ours import script
 
 from snn_repro.errors import UserError
 from snn_repro.paper.rows import PaperRow
@@ -34,7 +34,7 @@ from snn_repro.paper.tables import (
 )
 from snn_repro.provenance import code_version
 
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 def row(id, accuracy, **more):

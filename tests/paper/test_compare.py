@@ -1,7 +1,6 @@
 """scripts/compare.py: one table of runs, and one sentence when there is nothing to compare."""
 
 import csv
-import importlib.util
 import io
 import json
 import os
@@ -9,18 +8,10 @@ from pathlib import Path
 
 import pytest
 from fake_runs import fake_run
+from scripts_of_ours import script
 
 from snn_repro.errors import UserError
 from snn_repro.paper.tables import compare, group_runs, load, recipe_difference, to_csv, to_markdown, to_text
-
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-
-
-def script(name: str):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
