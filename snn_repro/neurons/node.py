@@ -22,10 +22,8 @@ from snn_repro import kernels
 from snn_repro.errors import UserError
 from snn_repro.kernels import neuron as fused
 from snn_repro.neurons.surrogates import SURROGATES, Spike
-from snn_repro.registry import Registry
+from snn_repro.registry import NEURONS
 from snn_repro.settings import Setting
-
-NEURONS: dict[str, type["Neuron"]] = Registry("neuron")
 
 _SHARED = {
     "v_threshold": Setting(1.0, "firing threshold V_th", above=0),
