@@ -114,7 +114,8 @@ def build_loss(name: str, **options) -> Loss:
 
     None means an option's default. Raises UserError, naming the key, the value and what is allowed.
     """
-    return LOSSES[name](**LOSSES.checked(name, options))
+    values = LOSSES.checked(name, options)
+    return LOSSES[name](**values)
 
 
 def at_least_float32(logits: Tensor) -> Tensor:

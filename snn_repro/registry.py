@@ -33,7 +33,7 @@ class Registry(dict[str, Any]):
     def _declared(self) -> dict[str, tuple[sources.Source, Any]]:
         path = sources.PACKAGE.joinpath(*self._module.split(".")[1:])
         files = sorted(path.glob("*.py"), key=_import_order) if path.is_dir() else [path.with_suffix(".py")]
-        found = {}
+        found: dict[str, tuple[sources.Source, Any]] = {}
         for file in files:
             found |= sources.declared(file, self._decorator)
         for _, file in outside.sources():
@@ -54,7 +54,7 @@ class Registry(dict[str, Any]):
         if not super().__contains__(name) and name in self._declared:
             try:
                 return sources.settings_of(*self._declared[name])
-            except Exception:  # its module says it, or what is wrong with it
+            except (sources.Unread, AttributeError, TypeError, ValueError):  # its module says it, or what is wrong
                 pass
         return getattr(self[name], "settings", {})
 
@@ -72,13 +72,15 @@ class Registry(dict[str, Any]):
         for key, value in given.items():
             if key in settings:
                 continue
-            owners = {n: s[key].default for n in self.names() if key in (s := self.settings(n))}
+            everybody = {n: self.settings(n) for n in self.names()}
+            owners = {n: s[key].default for n, s in everybody.items() if key in s}
             if not owners:
+                known = dict.fromkeys(k for s in everybody.values() for k in s)
                 raise UserError(
                     f"{self.group}.{key} is not a setting of '{name}', which has: {', '.join(settings) or 'none'}"
-                    f"{nearest(key, settings)}"
+                    f"{nearest(key, known)}"
                 )
-            if value is not None and value not in owners.values():
+            if value is not None and (tuple(value) if isinstance(value, list) else value) not in owners.values():
                 raise UserError(
                     f"{self.group}.{key}={value!r} belongs to {self.group}={' or '.join(owners)}; leave it out for '{name}'"
                 )

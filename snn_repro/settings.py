@@ -1,8 +1,8 @@
 """One value that a user may choose, declared beside the class that uses it."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
@@ -24,13 +24,14 @@ class Setting:
     high: float | None = None
     above: float | None = None
     below: float | None = None
-    choices: Iterable[str] | None = None
+    choices: Collection[str] | None = None
     why: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
         """The choices; those of a registry without importing what it holds."""
-        return tuple(self.choices.names() if hasattr(self.choices, "names") else self.choices or ())
+        names = getattr(self.choices, "names", None)
+        return names() if names else tuple(self.choices or ())
 
     @property
     def range(self) -> str:
@@ -62,15 +63,23 @@ class Setting:
         if self.choices is not None:
             if value not in self.choices:
                 raise UserError(f"{key}={value!r} is not one of {', '.join(self.names)}{nearest(value, self.names)}")
-        elif isinstance(value, Real) and not isinstance(value, bool):
+        elif isinstance(value, int | float) and not isinstance(value, bool):
             _number(key, value)
             low, high, above, below = self.low, self.high, self.above, self.below
-            if not (
-                (low is None or value >= low) and (above is None or value > above)
-                and (high is None or value <= high) and (below is None or value < below)
+            if (
+                (low is not None and value < low) or (high is not None and value > high)
+                or (above is not None and value <= above) or (below is not None and value >= below)
             ):  # fmt: skip
-                raise UserError(f"{key}={value} must be {self.range}{f' ({self.unit})' if self.unit else ''}"
-                                f"{f' ({self.why})' if self.why else ''}")  # fmt: skip
+                reason = f" ({self.why})" if self.why else f" ({self.unit})" if self.unit else ""
+                raise UserError(f"{key}={value} must be {self.range}{reason}")
+
+
+def shared(
+    settings: Mapping[str, Setting], published: Mapping[str, Any], without: Collection[str] = (), **own: Setting
+) -> dict[str, Setting]:
+    """The settings that all of a kind have, but for `without`, with the defaults that one was published with, and its own."""
+    common = {k: replace(s, default=published.get(k, s.default)) for k, s in settings.items() if k not in without}
+    return common | own
 
 
 def _number(key: str, value: Any) -> float:

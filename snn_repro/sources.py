@@ -1,58 +1,106 @@
-"""What the classes of a Python file declare, read from its text: importing it would import torch, which --help has no time for."""
+"""What the classes of a Python file declare, read from its text: importing it would import torch, which --help has no time for.
 
-import __future__
+Nothing of the file runs. Only plain expressions are understood: constants, names, containers, `|`, and calls of what makes
+settings or of a function that only returns an expression; with anything else (Unread) the caller has to import the module.
+"""
 
 import ast
-import importlib
 import sys
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from snn_repro.settings import Setting, shared
+
 PACKAGE = Path(__file__).resolve().parent
+CALLED = (Setting, dict, partial, replace, shared)
+
+
+class Unread(Exception):
+    """An expression that says too little without running the file."""
 
 
 class Source(dict[str, Any]):
-    """The top-level names of a file, each evaluated when it is asked for, alone; of a class, its `settings`.
+    """The top-level names of a file, each evaluated when it is asked for; a class is there for its `settings`.
 
-    What it imports from this package is read in the same way, unless it is imported already. A name that needs torch, say,
-    is none: NameError.
+    What the file imports from this package is read in the same way, unless it is imported already.
     """
 
     def __init__(self, path: Path):
-        super().__init__()
+        super().__init__(dict=dict)
         self.nodes: dict[str, tuple[ast.stmt, str]] = {}  # name -> where it comes from, and what it is called there
-        self.decorated: list[tuple[ast.Call, ast.ClassDef | ast.FunctionDef]] = []
+        self.decorated: list[tuple[ast.expr, str]] = []  # decorator, class or function
         for node in ast.parse(path.read_text("utf-8")).body:
             match node:
                 case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
                     self.nodes[name] = node, name
-                case ast.ImportFrom():
+                case ast.ImportFrom(level=0):
                     self.nodes |= {a.asname or a.name: (node, a.name) for a in node.names}
                 case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
                     self.nodes[name] = node, name
-                    self.decorated += [(d, node) for d in node.decorator_list if isinstance(d, ast.Call)]
+                    self.decorated += [(decorator, name) for decorator in node.decorator_list]
 
     def __missing__(self, name: str) -> Any:
-        node, theirs = self.nodes[name]  # KeyError: a builtin, or nobody's
+        node, theirs = self.nodes.get(name, (None, name))
         match node:
-            case ast.ImportFrom(module=str(module), level=0):
+            case ast.ImportFrom(module=str(module)):
                 self[name] = _imported(module, theirs)
             case ast.Assign(value=value) | ast.AnnAssign(value=ast.expr() as value):
                 self[name] = self.evaluate(value)
             case ast.FunctionDef():
-                alone = ast.FunctionDef(**{**vars(node), "decorator_list": []})
-                flags = __future__.annotations.compiler_flag
-                exec(compile(ast.Module([alone], []), "<declared>", "exec", flags), self)
+                self[name] = node
             case ast.ClassDef(body=body, bases=bases):
                 own = [s.value for s in body if isinstance(s, ast.Assign | ast.AnnAssign) and _target(s) == "settings"]
-                self[name] = SimpleNamespace(settings=self.evaluate(own[0] or ast.Dict([], [])) if own
-                                             else self.evaluate(bases[0]).settings)  # fmt: skip
-        return self[name] if name in self else {}[name]
+                inherited = None if own or not bases else self.evaluate(bases[0]).settings
+                self[name] = SimpleNamespace(settings=self.evaluate(own[0]) if own and own[0] else inherited)
+            case _:
+                raise Unread(name)
+        return self[name]
 
-    def evaluate(self, expression: ast.expr) -> Any:
-        return eval(compile(ast.Expression(expression), "<declared>", "eval"), self)
+    def evaluate(self, expression: ast.expr, known: dict[str, Any] | None = None) -> Any:
+        """The value of an expression; `known` holds the arguments of the function that it is in. Raises Unread."""
+        known = known or {}
+
+        def value(node: ast.expr) -> Any:
+            match node:
+                case ast.Constant(value=constant):
+                    return constant
+                case ast.Name(id=name):
+                    return known[name] if name in known else self[name]
+                case ast.Attribute(value=owner, attr=name):
+                    return getattr(value(owner), name)
+                case ast.UnaryOp(op=ast.USub(), operand=operand):
+                    return -value(operand)
+                case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+                    return value(left) | value(right)
+                case ast.Tuple(elts=parts):
+                    return tuple(map(value, parts))
+                case ast.List(elts=parts):
+                    return [*map(value, parts)]
+                case ast.Dict(keys=keys, values=values):
+                    return merged((k and value(k), value(v)) for k, v in zip(keys, values, strict=True))
+                case ast.Call(func=function, args=args, keywords=keywords):
+                    called, given = value(function), [*map(value, args)]
+                    named = merged((k.arg, value(k.value)) for k in keywords)
+                    match called:
+                        case ast.FunctionDef(body=[ast.Return(value=ast.expr() as result)]):
+                            names = [a.arg for a in called.args.args]
+                            return self.evaluate(result, dict(zip(names, given, strict=False)) | named)
+                    if (called.func if isinstance(called, partial) else called) in CALLED:
+                        return called(*given, **named)
+            raise Unread(ast.unparse(node))
+
+        return value(expression)
+
+
+def merged(pairs: Any) -> dict:
+    """A dictionary of (key, value); a value without key is one to unpack."""
+    found: dict = {}
+    for k, v in pairs:
+        found |= v if k is None else {k: v}
+    return found
 
 
 def _target(node: ast.Assign | ast.AnnAssign) -> str | None:
@@ -61,13 +109,13 @@ def _target(node: ast.Assign | ast.AnnAssign) -> str | None:
 
 
 def _imported(module: str, name: str) -> Any:
+    if module in sys.modules:
+        return getattr(sys.modules[module], name)
     top, *inner = module.split(".")
-    if module not in sys.modules and top == PACKAGE.name:
-        path = PACKAGE.joinpath(*inner)
-        return read(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"))[name]
-    if module in sys.modules or top in sys.stdlib_module_names:
-        return getattr(importlib.import_module(module), name)
-    raise KeyError(module)
+    if top != PACKAGE.name:
+        raise Unread(module)
+    path = PACKAGE.joinpath(*inner)
+    return read(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"))[name]
 
 
 @cache
@@ -85,16 +133,16 @@ def declared(path: Path, decorator: str, origin: str = "") -> dict[str, tuple[So
     except (OSError, ValueError, SyntaxError):
         return {}
     found: dict[str, tuple[Source, ast.expr | str]] = {}
-    for call, node in source.decorated:
+    for call, owner in source.decorated:
         match call:
             case ast.Call(func=ast.Name(id=word), args=[ast.Constant(value=str(name)), *more]):
                 imported, theirs = source.nodes.get(word, (None, word))
                 module = imported.module or "" if isinstance(imported, ast.ImportFrom) else ""
                 if theirs == decorator and module.startswith(origin):
-                    found[name] = source, more[0] if more else node.name
+                    found[name] = source, more[0] if more else owner
     return found
 
 
-def settings_of(source: Source, what: ast.expr | str) -> Any:
-    """The settings of a class by its name, or those that its decorator was given. Raises whatever evaluating them does."""
+def settings_of(source: Source, what: ast.expr | str) -> dict[str, Setting]:
+    """The settings of a class by its name, or those that its decorator was given. Raises Unread, or what making them raises."""
     return source[what].settings if isinstance(what, str) else source.evaluate(what)

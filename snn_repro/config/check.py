@@ -25,13 +25,16 @@ def checked(node: "DictConfig | dict") -> Config:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        plain = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
+        plain: Any = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
         set_own_apart(plain)
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
+        config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from None
     check(config)
     return config
+
+
+_PARTS: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(Config)}
 
 
 def set_own_apart(plain: dict) -> None:
@@ -43,7 +46,7 @@ def set_own_apart(plain: dict) -> None:
         part = plain.get(group)
         if not isinstance(part, dict) or part.get("name", MISSING) in (None, MISSING):
             continue  # said by whoever merges it with the schema
-        shared = {f.name for f in dataclasses.fields(Config.__dataclass_fields__[group].type)} - {"own"}
+        shared = {f.name for f in dataclasses.fields(_PARTS[group])} - {"own"}
         given = {str(k): part.pop(k) for k in [*part] if k not in shared}
         try:
             if part["name"] in registry:

@@ -12,6 +12,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -166,8 +167,8 @@ def settled(node: DictConfig, overrides: Iterable[str], say: Callable[[str], Non
     """`checked(node)`; with `recipe.epochs` set by hand, the recipe's own warm-up keeps its share of a shorter training."""
     given, recipe = given_keys(overrides), node.get("recipe") or {}
     epochs, warmup = recipe.get("epochs"), recipe.get("warmup_epochs")
-    numbers = isinstance(epochs, int) and isinstance(warmup, int)
-    if "recipe.epochs" in given and "recipe.warmup_epochs" not in given and numbers and 0 < epochs <= warmup:
+    by_hand = "recipe.epochs" in given and "recipe.warmup_epochs" not in given
+    if by_hand and isinstance(epochs, int) and isinstance(warmup, int) and 0 < epochs <= warmup:
         with _hydra(), contextlib.suppress(HydraException):  # what is wrong there is said by `checked`
             others = [o for o in overrides if o.lstrip("+").split("=")[0] != "recipe.epochs"]
             usual = compose("train", overrides=others).recipe.epochs
@@ -182,8 +183,8 @@ def settled(node: DictConfig, overrides: Iterable[str], say: Callable[[str], Non
 @contextlib.contextmanager
 def multirun_config(overrides: list[str]) -> Iterator[tuple[DictConfig, Any]]:
     """Hydra's configuration of a whole sweep, and the HydraContext that its launchers ask for."""
-    with _hydra():
-        hydra, before = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    with _hydra() as hydra:
+        before = HydraConfig.instance().cfg
         try:
             node = hydra.compose_config("train", [*overrides, "hydra.mode=MULTIRUN"], run_mode=RunMode.MULTIRUN)
             HydraConfig.instance().set_config(node)
@@ -245,16 +246,18 @@ def search_outside() -> None:
 
 
 @contextlib.contextmanager
-def _hydra() -> Iterator[None]:
-    """Hydra's compose API for `conf/`, inside a running Hydra job or outside of one."""
+def _hydra() -> Iterator[Hydra]:
+    """Hydra with `conf/`, ready to compose, inside a running Hydra job or outside of one."""
     if not CONF_DIR.is_dir():
         raise ConfigError(f"{CONF_DIR} is missing: install snn_repro again, from a wheel or with `pip install -e .`")
     search_outside()
     saved = dict(GlobalHydra.instance().__dict__)
     GlobalHydra.instance().clear()
     initialize_config_dir(str(CONF_DIR), version_base="1.3")
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
     try:
-        yield
+        yield hydra
     finally:
         GlobalHydra.instance().clear()
         GlobalHydra.instance().__dict__.update(saved)
@@ -262,15 +265,14 @@ def _hydra() -> Iterator[None]:
 
 def sweep_jobs(overrides: list[str]) -> list[list[str]]:
     """Expand multirun overrides (`neuron=if,if_imp`, `glob(...)`) into one list of overrides a job."""
-    with _hydra():
-        loader = GlobalHydra.instance().hydra.config_loader
+    with _hydra() as hydra:
         try:
-            parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+            parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(overrides)
             jobs = BasicSweeper.split_arguments(parsed, None)[0]
         except HydraException as error:
             raise ConfigError(explain(error)) from None
         if not jobs:
-            empty = [o.input_line for o in parsed if o.is_sweep_override() and not list(o.sweep_string_iterator())]
+            empty = [str(o.input_line) for o in parsed if o.is_sweep_override() and not list(o.sweep_string_iterator())]
             known = ", ".join(choices("experiment")) or "none"
             raise ConfigError(f"{' and '.join(empty)} matches nothing, so the sweep is empty; experiments are: {known}")
     return jobs

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from snn_repro.config.check import check, set_own_apart
 from snn_repro.config.compose import tweaks
 from snn_repro.config.identity import NOT_HASHED
-from snn_repro.config.schema import CONF_DIR, OWN, Config
+from snn_repro.config.schema import CONF_DIR, OWN, Config, LoggerConfig, SlurmConfig
 from snn_repro.config.sentences import conf_files
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -103,7 +103,7 @@ class QuickRows:
                 value = getattr(value, word)
             for word in path[:-1]:
                 part = part[word]
-            part[path[-1]] = _plain(value)
+            part[path[-1]] = dataclasses.asdict(value) if isinstance(value, LoggerConfig | SlurmConfig) else value
         tree = _resolved(tree, tree, "")
         set_own_apart(tree)
         config = _typed(Config, tree)
@@ -136,7 +136,7 @@ class QuickRows:
         return str(Path(pattern).absolute())
 
 
-def _defaults(part: type) -> dict:
+def _defaults(part: Any) -> dict:
     tree: dict[str, Any] = {}
     for f in dataclasses.fields(part):
         if dataclasses.is_dataclass(f.type):
@@ -144,10 +144,6 @@ def _defaults(part: type) -> dict:
         elif f.metadata:  # not `own`: those keys come from the yamls
             tree[f.name] = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
     return tree
-
-
-def _plain(value: Any) -> Any:
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
 
 
 def _merge(tree: dict, more: dict, own: bool = False) -> None:
@@ -184,7 +180,8 @@ def _resolved(part: Any, tree: dict, path: str) -> Any:
 def _typed(hint: Any, value: Any) -> Any:
     """A value as the schema has it; anything that would have to be converted is Hydra's."""
     if dataclasses.is_dataclass(hint):
-        return hint(**{f.name: _typed(f.type, value[f.name]) for f in dataclasses.fields(hint)})
+        make: Any = hint
+        return make(**{f.name: _typed(f.type, value[f.name]) for f in dataclasses.fields(hint)})
     if typing.get_origin(hint) is dict:  # `own`
         return value
     for one in typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,):

@@ -5,6 +5,7 @@ import dataclasses
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 from snn_repro import outside
 from snn_repro.config.identity import RENAMED
@@ -96,7 +97,7 @@ def keys() -> dict[str, Setting]:
     return own | _shared(Config)
 
 
-def _shared(part: type, prefix: str = "") -> dict[str, Setting]:
+def _shared(part: Any, prefix: str = "") -> dict[str, Setting]:
     found: dict[str, Setting] = {}
     for f in dataclasses.fields(part):
         if dataclasses.is_dataclass(f.type):

@@ -155,7 +155,8 @@ def test_what_is_decayed_and_what_is_not(name):
     config = rows()[name]
     model = model_of(config)
     _, lr, decay, spared, *_ = longest(RECIPES, name)
-    groups = {g["kind"]: g for g in parameter_groups(model, config.recipe)}
+    imp = dict(imp_lr=config.neuron.imp_lr, imp_weight_decay=config.neuron.imp_weight_decay)
+    groups = {g["kind"]: g for g in parameter_groups(model, config.recipe, **imp)}
     kind = kinds(model)
     assert {kind[p] for p in groups["decay"]["params"]} == set(kind.values()) - spared - {"imp"}
     assert groups["decay"]["weight_decay"] == decay
@@ -317,7 +318,7 @@ def test_described_is_the_papers_equations(name):
         1.0,
         False,
     )
-    assert n.imp_trainable and n.imp_weight_decay == 0 and described.recipe.imp_weight_decay == 0
+    assert n.imp_trainable and n.imp_weight_decay == 0
     assert described.dataset.channel_order == "rgb" and described.augment.cutmix_axes == "spatial"
     assert described.augment.label_smoothing == 0
     assert published.fidelity != "described" == described.fidelity
