@@ -8,19 +8,9 @@ allowed, before any data is read. Nothing here imports torch, and only `compose`
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from snn_repro.config.check import check, check_machine, checked, frame_shape, given_keys, idle
-from snn_repro.config.identity import ADDED, NOT_HASHED, config_hash, differing, hashed, to_dict
-from snn_repro.config.schema import (
-    CONF_DIR,
-    GROUPS,
-    PAPER_TABLES,
-    AugmentConfig,
-    Config,
-    ConfigError,
-    LossConfig,
-    NeuronConfig,
-    RecipeConfig,
-)  # fmt: skip
+from snn_repro.config.check import check_machine, checked, frame_shape, given_keys, idle
+from snn_repro.config.identity import ADDED, config_hash, differing, hashed, to_dict
+from snn_repro.config.schema import CONF_DIR, GROUPS, PAPER_TABLES, AugmentConfig, Config, ConfigError, RecipeConfig
 from snn_repro.config.sentences import choices, conf_files, explain, help_text, keys
 
 if TYPE_CHECKING:
@@ -34,13 +24,13 @@ if TYPE_CHECKING:
         settled,
         sweep_jobs,
         tweaks,
-    )  # fmt: skip
+    )
 
 __all__ = [
-    "ADDED", "CONF_DIR", "GROUPS", "NOT_HASHED", "PAPER_TABLES", "AugmentConfig", "Config", "ConfigError", "LossConfig",
-    "NeuronConfig", "RecipeConfig", "check", "check_machine", "checked", "choices", "compose_checked", "conf_files",
-    "config_hash", "differing", "explain", "frame_shape", "given_keys", "hashed", "help_text", "idle", "keys", "load_config",
-    "multirun_config", "readable", "refuse_misplaced", "search_outside", "settled", "sweep_jobs", "to_dict", "tweaks",
+    "ADDED", "CONF_DIR", "GROUPS", "PAPER_TABLES", "AugmentConfig", "Config", "ConfigError", "RecipeConfig",
+    "check_machine", "checked", "choices", "compose_checked", "conf_files", "config_hash", "differing", "explain",
+    "frame_shape", "given_keys", "hashed", "help_text", "idle", "keys", "load_config", "multirun_config", "readable",
+    "refuse_misplaced", "search_outside", "settled", "sweep_jobs", "to_dict", "tweaks",
 ]  # fmt: skip
 
 

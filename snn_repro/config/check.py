@@ -66,9 +66,8 @@ def check(config: Config) -> None:
                 setting.check_range(name, value)
         except UserError as error:
             raise ConfigError(str(error)) from None
-    _check_lists(config)
-    _check_paper_row(config)
-    _check_combinations(config)
+    for sentence in _wrong(config):
+        raise ConfigError(sentence)
 
 
 def _leaves(part: Any, prefix: str = "") -> Iterator[tuple[str, Any, Setting]]:
@@ -80,82 +79,53 @@ def _leaves(part: Any, prefix: str = "") -> Iterator[tuple[str, Any, Setting]]:
             yield prefix + f.name, value, f.metadata["setting"]
 
 
-def _check_lists(c: Config) -> None:
-    for word in c.recipe.no_decay:
-        if word not in ("bias", "norm", "te"):
-            raise ConfigError(
-                f"recipe.no_decay has '{word}'; its words are: bias, norm, te (IMP has neuron.imp_weight_decay)"
-            )
+def _wrong(c: Config) -> Iterator[str]:
+    """A sentence for each value that the words, names and other values do not allow."""
+    for word in {*c.recipe.no_decay} - {"bias", "norm", "te"}:
+        yield f"recipe.no_decay has '{word}'; its words are: bias, norm, te (IMP has neuron.imp_weight_decay)"
     if not re.fullmatch(r"[\w.,=+\[\]-]+", c.name):
-        raise ConfigError(f"name={c.name} names a folder; use letters, digits and any of . , = + - _ [ ]")
+        yield f"name={c.name} names a folder; use letters, digits and any of . , = + - _ [ ]"
     if not c.name.strip(".") or len(c.name.encode()) > 200:
         why = "is too long" if c.name.strip(".") else "would leave the folder of all runs"
-        raise ConfigError(f"name={c.name} names a folder and {why}; use a name of up to 200 characters")
-
-
-def _check_paper_row(c: Config) -> None:
-    if c.paper_row is None or not PAPER_TABLES.is_file():  # results/ is no part of a package that was built
-        return
-    known = re.findall(r"^- id: (\S+)$", PAPER_TABLES.read_text("utf-8"), re.MULTILINE)
-    if c.paper_row not in known:
-        raise ConfigError(
-            f"paper_row={c.paper_row} is no row of results/{PAPER_TABLES.name}{nearest(c.paper_row, known)}; leave it out for "
-            "a run that reproduces none"
-        )
-
-
-def _check_combinations(c: Config) -> None:
-    facts = SETS[c.dataset.name]
-    if not facts.resizable and c.dataset.frame_size not in (None, facts.shape[1]):
-        raise ConfigError(
-            f"dataset.frame_size={c.dataset.frame_size}: {c.dataset.name} has {facts.shape[1]} pixels and cannot be resized; "
-            "leave dataset.frame_size out"
-            + (", and choose model=vgg128 or small instead of vgg48" if c.model.name == "vgg48" else "")
-        )
-    splits = facts.splits
-    if c.dataset.split not in splits:
-        raise ConfigError(
-            f"dataset.split={c.dataset.split} is unknown for {c.dataset.name}; choose one of: {', '.join(splits)}{nearest(c.dataset.split, splits)}"
-        )
-    if c.model.name == "vgg48" and frame_shape(c)[1:] != (48, 48):
-        size, name = "x".join(map(str, frame_shape(c)[1:])), c.dataset.name
-        fix = (
-            "choose model=vgg128 or small"
-            if not facts.resizable
-            else "set dataset.frame_size=48 or choose model=vgg128"
-        )
-        raise ConfigError(f"model=vgg48 is wired for 48x48 pixels and dataset={name} gives {size}; {fix}")
-    if c.augment.label_smoothing > 0 and c.loss.name == "tet_s":
-        raise ConfigError(
-            f"augment.label_smoothing={c.augment.label_smoothing} would smooth twice with loss=tet_s; use loss.epsilon"
-        )
-    if c.augment.mixup == 0 and c.augment.cutmix == 0 and c.augment.mix_prob < 1:
-        raise ConfigError(
-            f"augment.mix_prob={c.augment.mix_prob} mixes nothing; set augment.mixup or augment.cutmix as well"
-        )
-    if c.recipe.warmup_epochs >= c.recipe.epochs and c.recipe.warmup_epochs > 0:
-        raise ConfigError(
-            f"recipe.warmup_epochs={c.recipe.warmup_epochs} leaves no epoch of recipe.epochs={c.recipe.epochs}; make it smaller"
-        )
-    if c.recipe.min_lr > c.recipe.lr:
-        raise ConfigError(f"recipe.min_lr={c.recipe.min_lr} is above recipe.lr={c.recipe.lr}; make it smaller")
-    if c.recipe.accumulate > c.recipe.batch_size:
-        raise ConfigError(
-            f"recipe.accumulate={c.recipe.accumulate} is more than recipe.batch_size={c.recipe.batch_size} can be split into"
-        )
-    static = facts.static
-    for option in ("event_policy", "nda", "eventdrop"):
-        if static and getattr(c.augment, option):
-            raise ConfigError(f"augment.{option}=true works on event frames and dataset={c.dataset.name} has images")
-    if c.augment.eventdrop and not facts.prepared:
-        raise ConfigError(
-            f"augment.eventdrop=true works on recordings and dataset={c.dataset.name} has only frames: set it to false"
-        )
-    for option in ("randaugment_ops", "rrc_min_area"):
-        if not static and getattr(c.augment, option):
-            raise ConfigError(
-                f"augment.{option}={getattr(c.augment, option)} works on images and dataset={c.dataset.name} has event frames"
+        yield f"name={c.name} names a folder and {why}; use a name of up to 200 characters"
+    if c.paper_row is not None and PAPER_TABLES.is_file():  # results/ is no part of a package that was built
+        known = re.findall(r"^- id: (\S+)$", PAPER_TABLES.read_text("utf-8"), re.MULTILINE)
+        if c.paper_row not in known:
+            yield (
+                f"paper_row={c.paper_row} is no row of results/{PAPER_TABLES.name}{nearest(c.paper_row, known)}; "
+                "leave it out for a run that reproduces none"
             )
+    d, facts, r, a = c.dataset, SETS[c.dataset.name], c.recipe, c.augment
+    if not facts.resizable and d.frame_size not in (None, facts.shape[1]):
+        yield (
+            f"dataset.frame_size={d.frame_size}: {d.name} has {facts.shape[1]} pixels and cannot be resized; leave "
+            "dataset.frame_size out" + ", and choose model=vgg128 or small instead of vgg48" * (c.model.name == "vgg48")
+        )
+    if d.split not in facts.splits:
+        known = facts.splits
+        yield f"dataset.split={d.split} is unknown for {d.name}; choose one of: {', '.join(known)}{nearest(d.split, known)}"
+    if c.model.name == "vgg48" and frame_shape(c)[1:] != (48, 48):
+        size = "x".join(map(str, frame_shape(c)[1:]))
+        fix = "set dataset.frame_size=48 or choose model=vgg128" if facts.resizable else "choose model=vgg128 or small"
+        yield f"model=vgg48 is wired for 48x48 pixels and dataset={d.name} gives {size}; {fix}"
+    if a.label_smoothing > 0 and c.loss.name == "tet_s":
+        yield f"augment.label_smoothing={a.label_smoothing} would smooth twice with loss=tet_s; use loss.epsilon"
+    if a.mixup == 0 and a.cutmix == 0 and a.mix_prob < 1:
+        yield f"augment.mix_prob={a.mix_prob} mixes nothing; set augment.mixup or augment.cutmix as well"
+    if r.warmup_epochs >= r.epochs and r.warmup_epochs > 0:
+        yield f"recipe.warmup_epochs={r.warmup_epochs} leaves no epoch of recipe.epochs={r.epochs}; make it smaller"
+    if r.min_lr > r.lr:
+        yield f"recipe.min_lr={r.min_lr} is above recipe.lr={r.lr}; make it smaller"
+    if r.accumulate > r.batch_size:
+        yield f"recipe.accumulate={r.accumulate} is more than recipe.batch_size={r.batch_size} can be split into"
+    for option in ("event_policy", "nda", "eventdrop"):
+        if facts.static and getattr(a, option):
+            yield f"augment.{option}=true works on event frames and dataset={d.name} has images"
+    if a.eventdrop and not facts.prepared:
+        yield f"augment.eventdrop=true works on recordings and dataset={d.name} has only frames: set it to false"
+    for option in ("randaugment_ops", "rrc_min_area"):
+        if not facts.static and (value := getattr(a, option)):
+            yield f"augment.{option}={value} works on images and dataset={d.name} has event frames"
 
 
 def frame_shape(c: Config) -> tuple[int, int, int]:
