@@ -32,7 +32,7 @@ class Registry(dict[str, Any]):
     @cached_property
     def _declared(self) -> dict[str, tuple[sources.Source, Any]]:
         path = sources.PACKAGE.joinpath(*self._module.split(".")[1:])
-        files = sorted(path.glob("*.py"), key=_import_order) if path.is_dir() else [path.with_suffix(".py")]
+        files = sorted(path.rglob("*.py"), key=_import_order) if path.is_dir() else [path.with_suffix(".py")]
         found: dict[str, tuple[sources.Source, Any]] = {}
         for file in files:
             found |= sources.declared(file, self._decorator)

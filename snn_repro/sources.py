@@ -1,10 +1,11 @@
 """What the classes of a Python file declare, read from its text: importing it would import torch, which --help has no time for.
 
-Nothing of the file runs. Only plain expressions are understood: constants, names, containers, `|`, and calls of what makes
-settings or of a function that only returns an expression; with anything else (Unread) the caller has to import the module.
+Nothing of the file runs. Only plain expressions are understood: constants, names, containers, arithmetic, and calls of what
+makes settings or of a function that only returns an expression; with anything else (Unread) the caller has to import the module.
 """
 
 import ast
+import operator
 import sys
 from dataclasses import replace
 from functools import cache, partial
@@ -15,6 +16,7 @@ from typing import Any
 from snn_repro.settings import Setting, shared
 
 PACKAGE = Path(__file__).resolve().parent
+OPERATORS = {ast.BitOr: operator.or_, ast.Add: operator.add, ast.Mult: operator.mul, ast.Div: operator.truediv}
 CALLED = (Setting, dict, partial, replace, shared)
 
 
@@ -73,8 +75,8 @@ class Source(dict[str, Any]):
                     return getattr(value(owner), name)
                 case ast.UnaryOp(op=ast.USub(), operand=operand):
                     return -value(operand)
-                case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-                    return value(left) | value(right)
+                case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
+                    return OPERATORS[type(op)](value(left), value(right))
                 case ast.Tuple(elts=parts):
                     return tuple(map(value, parts))
                 case ast.List(elts=parts):
@@ -85,9 +87,15 @@ class Source(dict[str, Any]):
                     called, given = value(function), [*map(value, args)]
                     named = merged((k.arg, value(k.value)) for k in keywords)
                     match called:
-                        case ast.FunctionDef(body=[ast.Return(value=ast.expr() as result)]):
-                            names = [a.arg for a in called.args.args]
-                            return self.evaluate(result, dict(zip(names, given, strict=False)) | named)
+                        case ast.FunctionDef(
+                            args=ast.arguments(args=arguments, kwarg=rest),
+                            body=[ast.Return(value=ast.expr() as result)]
+                            | [ast.Expr(), ast.Return(value=ast.expr() as result)],
+                        ):
+                            names = [a.arg for a in arguments]
+                            bound = dict(zip(names, given, strict=False)) | named
+                            others = {k: bound.pop(k) for k in bound.keys() - set(names)}
+                            return self.evaluate(result, bound | ({rest.arg: others} if rest else {}))
                     if (called.func if isinstance(called, partial) else called) in CALLED:
                         return called(*given, **named)
             raise Unread(ast.unparse(node))

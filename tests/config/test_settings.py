@@ -102,7 +102,7 @@ def source(tmp_path: Path, text: str) -> dict:
 
 
 def test_a_source_is_read_and_never_run(tmp_path):
-    found = source(tmp_path, """
+    found = source(tmp_path, '''
 import torch
 from dataclasses import replace
 from snn_repro.neurons import Neuron, Setting, register, settings
@@ -111,12 +111,14 @@ from snn_repro.neurons.lif import LIF
 
 raise SystemExit("run")
 BETA = Setting(0.5, "share", low=0, high=1)
-def shifted(low): return {"shift": Setting(-1.0, "shift", low=low)}
+def shifted(low, **more):
+    """A docstring."""
+    return {"shift": Setting(-2 / 2, "a " + "shift", low=low)} | more
 def effects(): return __import__("os").system("true")
 
 @register("a")
 class A(Neuron):
-    settings = settings(dict(reset="hard"), ("imp_init",), beta=replace(BETA, default=0.25), **shifted(-2))
+    settings = settings(dict(reset="hard"), ("imp_init",), beta=replace(BETA, default=0.25), **shifted(-2, extra=BETA))
 @register("b")
 class B(LIF):
     pass
@@ -131,10 +133,11 @@ class E(Neuron):
     settings = {k: BETA for k in "xy"}
 @other("set")
 class F: ...
-""")  # fmt: skip
+''')  # fmt: skip
     assert list(found) == ["a", "b", "c", "d", "e"]
     a = sources.settings_of(*found["a"])
-    assert (a["beta"].default, a["beta"].high, a["shift"].low, a["reset"].default) == (0.25, 1, -2, "hard")
+    assert (a["beta"].default, a["extra"].default, a["shift"].default, a["shift"].low) == (0.25, 0.5, -1.0, -2)
+    assert (a["shift"].help, a["reset"].default) == ("a shift", "hard")
     assert "imp_init" not in a and sources.settings_of(*found["b"]) == NEURONS["lif"].settings
     assert sources.settings_of(*found["c"]) == a | {"gain": Setting(0.5, "share", low=0, high=1)}
     for name in "de":
