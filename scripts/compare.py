@@ -14,7 +14,8 @@ from pathlib import Path
 from snn_repro import console
 from snn_repro.errors import UserError
 from snn_repro.files import write_text
-from snn_repro.paper.tables import FORMATS, compare, to_text
+from snn_repro.paper.formats import FORMATS, to_text
+from snn_repro.paper.tables import compare
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,8 +14,10 @@ from pathlib import Path
 from snn_repro import console
 from snn_repro.errors import UserError
 from snn_repro.files import write_text
+from snn_repro.paper.differences import older_note
+from snn_repro.paper.results import collect, load
 from snn_repro.paper.rows import load_rows
-from snn_repro.paper.tables import collect, fill_in, generate, load, older_note
+from snn_repro.paper.tables import fill_in, generate
 from snn_repro.runs.folder import RESULT
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
