@@ -82,7 +82,9 @@ def listing(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
         for row in rows
     ]  # fmt: skip
     if args.cost:
-        costs = [estimate_cost(r, results) or estimate_from_a_step(r, lambda s: print(s, file=sys.stderr)) for r in rows]
+        costs = [
+            estimate_cost(r, results) or estimate_from_a_step(r, lambda s: print(s, file=sys.stderr)) for r in rows
+        ]
         hours: dict[str, float] = {}
         for line, cost in zip(lines, costs, strict=True):
             line["cost"] = asdict(cost) if cost else None

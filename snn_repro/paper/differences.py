@@ -1,6 +1,6 @@
 """In what runs differ: marks and notes for below a table, and the gain of one group over another of the same recipe."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 

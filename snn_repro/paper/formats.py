@@ -162,9 +162,7 @@ def to_text(table: Table, width: int | None = None, ascii_only: bool = False) ->
         return "".join(ch if ch.isprintable() else "?" for ch in (plain(text) if ascii_only else text))
 
     head, *rows = table.lines(safe)
-    whole = Grid(
-        title=Text(safe(table.title)), title_justify="left", box=box.ASCII2 if ascii_only else box.HEAVY_HEAD
-    )
+    whole = Grid(title=Text(safe(table.title)), title_justify="left", box=box.ASCII2 if ascii_only else box.HEAVY_HEAD)
     for c, text in zip(table.shown, head, strict=True):
         whole.add_column(Text(text), justify="left" if c.kind == "text" else "right", overflow="fold")
     for row in rows:
@@ -180,9 +178,7 @@ def to_text(table: Table, width: int | None = None, ascii_only: bool = False) ->
         rule = Text("-" * width)
         console.print(Text(safe(table.title) + "\n"))
         for line in (head, *rows):
-            texts = [
-                Text(f"{line[i]:{'<' if table.shown[i].kind == 'text' else '>'}{widest[i]}}") for i in numbers
-            ]
+            texts = [Text(f"{line[i]:{'<' if table.shown[i].kind == 'text' else '>'}{widest[i]}}") for i in numbers]
             console.print(Text(line[0]), Padding(Columns(texts, padding=(0, 2)), (0, 0, 0, 3)))
             if line is head:
                 console.print(rule)
