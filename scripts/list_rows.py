@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from snn_repro import console
-from snn_repro.errors import UserError
 
 
+@console.one_sentence
 def main(argv: list[str] | None = None) -> int:
     """Print the rows; the exit code is 0, or 2 after one sentence on stderr."""
     parser = argparse.ArgumentParser(
@@ -37,11 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     form.add_argument("--csv", action="store_true", help="as CSV, with the commands")
     form.add_argument("--json", action="store_true", help="as JSON, with the commands")
     args = parser.parse_intermixed_args(argv)
-    try:
-        lines, notes = listing(args)
-    except UserError as error:
-        print(f"list_rows.py: {error}", file=sys.stderr)
-        return 2
+    lines, notes = listing(args)
     if args.json:
         print(json.dumps(lines, indent=2))
     elif args.commands:

@@ -17,19 +17,12 @@ RESULTS = Path(__file__).parents[1] / "results"
 KEYS = ("figure", "measure", "run", "results")
 
 
+@console.one_sentence
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(argv):
         print(__doc__, end="")
         return 0
-    try:
-        return _main(argv)
-    except UserError as error:
-        print(f"make_figures.py: {error}", file=sys.stderr)
-        return 2
-
-
-def _main(argv: list[str]) -> int:
     given: dict[str, list[str]] = {}
     for word in argv:
         key, _, value = word.partition("=")

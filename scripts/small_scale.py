@@ -23,6 +23,7 @@ from snn_repro.paper.results import collect
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@console.one_sentence
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="small_scale.py", description=__doc__.splitlines()[0])
     actions = parser.add_subparsers(dest="action", required=True)
@@ -37,11 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     for part in actions.choices.values():
         part.add_argument("--results", type=Path, default=ROOT / "results", help="results folder")
     args = parser.parse_args(argv)
-    try:
-        return {"run": _run, "collect": _collect, "report": _report}[args.action](args)
-    except UserError as error:
-        print(f"small_scale.py: {error}", file=sys.stderr)
-        return 2
+    return {"run": _run, "collect": _collect, "report": _report}[args.action](args)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -1,6 +1,6 @@
 """In what runs differ: marks and notes for below a table, and the gain of one group over another of the same recipe."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -53,12 +53,12 @@ def _seeds(seeds: list[int]) -> str:
     return f" (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})"
 
 
-def is_older(made: dict[str, Any]) -> bool:
+def is_older(made: Mapping[str, Any]) -> bool:
     """Whether a result (or other measured data) was made before the last change of what computes it, or may have been."""
     return (made.get("code") or {}).get("sha256") not in same_code()
 
 
-def older_note(made: Sequence[dict[str, Any]], what: str = "runs") -> str | None:
+def older_note(made: Sequence[Mapping[str, Any]], what: str = "runs") -> str | None:
     """A sentence on how many of the results were made by older code; None where none was."""
     older = sum(map(is_older, made))
     if not older:

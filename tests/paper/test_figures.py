@@ -146,11 +146,9 @@ def test_a_figure_is_one_file(tmp_path, monkeypatch):
 
 
 def test_a_loss_of_ones_own_has_its_panel(tmp_path):
-    for loss in ("sdt", "tet"):
-        fake_run(tmp_path, f"loss={loss}")
-    runs = load([tmp_path])
-    runs[0]["loss"] = "peak"
-    titles = [axes.get_title() for axes in accuracy_steps.draw_groups(group_runs(runs)[0]).axes]
+    fake_run(tmp_path, "loss=sdt", extra=dict(loss="peak"))
+    fake_run(tmp_path, "loss=tet")
+    titles = [axes.get_title() for axes in accuracy_steps.draw_groups(group_runs(load([tmp_path]))[0]).axes]
     assert ["TET" in titles[0], "PEAK" in titles[1]] == [True, True], titles
 
 
