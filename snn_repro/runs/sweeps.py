@@ -6,7 +6,6 @@ from that folder alone, so it does not matter which process or machine ran it.
 
 import contextlib
 import errno
-import fcntl
 import json
 import logging
 import multiprocessing
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from snn_repro import signals
 from snn_repro.config import (
     Config,
     ConfigError,
@@ -33,7 +33,8 @@ from snn_repro.config import (
 )
 from snn_repro.data.sets import SETS
 from snn_repro.errors import Interrupted, UserError
-from snn_repro.files import write_error
+from snn_repro.files import hold, write_error
+from snn_repro.runs.folder import LOCK, RESULT, STATUS, other_data
 
 log = logging.getLogger("snn_repro")
 
@@ -197,15 +198,8 @@ def stoppable(jobs: list[Job] = ()) -> Iterator[None]:
             _let_workers_save(jobs)
         raise Interrupted(asked[0], f"stopped by {signal.Signals(asked[0]).name}")
 
-    try:
-        before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
-    except ValueError:  # not in the main thread
-        before = {}
-    try:
+    with signals.handled_by(ask):
         yield
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
 
 
 def _let_workers_save(jobs: list[Job]) -> None:
@@ -214,7 +208,7 @@ def _let_workers_save(jobs: list[Job]) -> None:
     deadline, told = time.monotonic() + PATIENCE, set()
     while workers and time.monotonic() < deadline:
         running = {
-            status.get("pid") for job in jobs if (status := _read(job.folder / "status.json")).get("state") == "running"
+            status.get("pid") for job in jobs if (status := _read(job.folder / STATUS)).get("state") == "running"
         }
         for pid in (running & workers) - told:
             with contextlib.suppress(ProcessLookupError):
@@ -234,14 +228,13 @@ def _let_workers_save(jobs: list[Job]) -> None:
 
 def is_finished(job: Job) -> bool:
     """Whether the job's folder holds a result of exactly this configuration, on the data that it names now."""
-    result = _read(job.folder / "result.json")
+    result = _read(job.folder / RESULT)
     return result.get("config_hash") == config_hash(job.config) and not _other_data(job, result)
 
 
 def _other_data(job: Job, result: dict) -> list[str]:
     """How the data of the job's earlier result differ from those that it names now; a data set is looked at once a sweep."""
     from snn_repro.runs.fingerprint import fingerprint
-    from snn_repro.runs.folder import other_data
 
     def once(config: Config) -> dict:
         key = _reads(config)
@@ -262,7 +255,7 @@ _fingerprints: dict = {}  # of the data sets of this sweep, or why there is none
 
 def state(job: Job) -> tuple[str, str]:
     """(`done`, `failed`, `interrupted`, `killed`, `running` or `not started`, why)."""
-    status = _read(job.folder / "status.json")
+    status = _read(job.folder / STATUS)
     if not status:
         return "not started", "see the messages above"
     if status.get("config_hash") != config_hash(job.config):
@@ -275,7 +268,7 @@ def state(job: Job) -> tuple[str, str]:
             if is_finished(job)
             else ("killed", "its process ended without a word: killed, or out of memory")
         )
-    if status["state"] == "done" and (changed := _other_data(job, _read(job.folder / "result.json"))):
+    if status["state"] == "done" and (changed := _other_data(job, _read(job.folder / RESULT))):
         return "not started", f"the folder holds a run on other data ({'; '.join(changed)}); see the messages above"
     return status["state"], status["error"] or ""
 
@@ -289,15 +282,16 @@ def _read(path: Path) -> dict:
 
 
 def _in_use(folder: Path) -> bool:
-    """Whether a living process holds the folder's lock (store.Run)."""
-    try:
-        with open(folder / ".lock") as f:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
+    """Whether a living process holds the folder's lock (folder.RunFolder)."""
+    if not (folder / LOCK).exists():
         return False
-    except OSError:
+    try:
+        lock = hold(folder / LOCK)
+    except OSError:  # what is not ours to lock is not ours to run
         return True
-    return False
+    if lock is not None:
+        lock.release()
+    return lock is None
 
 
 def report(
@@ -377,7 +371,7 @@ def _start_again_after_kills(start: Callable, jobs: list[Job]) -> None:
             time.sleep(0.5)  # the other workers are being stopped
         undone = []
         for job in batch:
-            status = job.folder / "status.json"
+            status = job.folder / STATUS
             touched = status.exists() and status.stat().st_mtime >= began
             what, why = state(job)
             if what == "killed":
