@@ -93,7 +93,7 @@ def _arguments(argv: list[str]) -> Namespace:
         raise ConfigError(f"{message}; `python -m snn_repro.train --hydra-help` lists the flags")
 
     parser = get_args_parser()
-    parser.error = refuse
+    parser.error = refuse  # type: ignore[method-assign]
     given = parser.parse_args(argv)
     for flag in ("config_path", "config_name", "config_dir", "experimental_rerun"):
         if getattr(given, flag):

@@ -66,13 +66,15 @@ class Precision:
             raise ConfigError("recipe.amp=bf16 but this GPU has no bfloat16; use recipe.amp=fp16")
         self.name = {"off": "float32", "fp16": "fp16 autocast", "bf16": "bf16 autocast"}[amp]
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
-        self._autocast = dict(
-            device_type=device.type, dtype=torch.float16 if amp == "fp16" else torch.bfloat16, enabled=amp != "off"
+        self._kind, self._dtype, self._on = (
+            device.type,
+            torch.float16 if amp == "fp16" else torch.bfloat16,
+            amp != "off",
         )
 
     def autocast(self) -> torch.autocast:
         """The context in which training's forward pass runs."""
-        return torch.autocast(**self._autocast)
+        return torch.autocast(self._kind, dtype=self._dtype, enabled=self._on)
 
 
 def has_bf16_units() -> bool:
@@ -92,7 +94,7 @@ def seed_everything(config: Config) -> None:
         torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
     else:
         torch.set_deterministic_debug_mode("warn" if config.deterministic else "default")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # our kernels write all they allocate
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # our kernels write all they allocate
     torch.backends.cudnn.benchmark = not config.deterministic
 
 

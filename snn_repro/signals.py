@@ -17,8 +17,8 @@ def handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
     """Let `handler(signum, frame)` answer them inside the block; in another than the main thread the caller's own do."""
     before: dict[int, Any] = {}
     with contextlib.suppress(ValueError):  # not in the main thread
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-            before[signum] = signal.signal(signum, handler)
+        for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+            before[one] = signal.signal(one, handler)
     try:
         yield
     finally:

@@ -86,7 +86,8 @@ def open_folder(path: Path, config: Config) -> RunFolder | Follower:
     """The run's folder. With several processes the first one holds it, and all hear whether it is finished or refused."""
     if distributed.world().size == 1:
         return RunFolder(path, config)
-    folder, finished = None, None
+    folder: RunFolder | None = None
+    finished: RunResult | UserError | None = None
     if distributed.world().rank == 0:
         try:
             folder = RunFolder(path, config)
@@ -158,13 +159,14 @@ def fit(
     with distributed.main_first():
         data = build_data(config)
     data_hashes = distributed.broadcast(fingerprint(config) if world.rank == 0 else None)
-    train_part, val_part, test_part = (b and b.shard(world.rank, world.size) for b in (data.train, data.val, data.test))
+    train_part, test_part = (part.shard(world.rank, world.size) for part in (data.train, data.test))
+    val_part = data.val.shard(world.rank, world.size) if data.val else None
     model = build_network(config, data)
     if initial:
         checkpoint.load_pretrained(model, initial, log.info)
     model = model.to(device)
     if device.type == "cpu":
-        model = model.to(memory_format=torch.channels_last)  # what its convolutions work on
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # what its convolutions work on
     if config.recipe.sync_bn and world.size > 1:
         synchronise(model)
     if config.compile:
@@ -233,7 +235,9 @@ class Sums(TypedDict):
 
 
 EMPTY: Sums = {"loss": 0.0, "correct": 0, "n": 0, "lr": 0.0}
-Step = tuple[Tensor, Tensor, int]  # loss times samples, right answers and samples of one step of this process
+Step = tuple[
+    Tensor | int, Tensor | int, int
+]  # loss times samples, right answers and samples of one step of this process
 
 
 @dataclass
@@ -355,8 +359,8 @@ class Training:
 
     # -- an epoch
 
-    def train_epoch(self, epoch: int, batches: Batches) -> Sums:
-        """One epoch of optimiser steps from `self.step` on; returns mean loss, readout accuracy (`acc`), n and last lr."""
+    def train_epoch(self, epoch: int, batches: Batches) -> dict[str, Any]:
+        """One epoch of optimiser steps from `self.step` on; returns mean loss, readout accuracy, n and the last lr."""
         self.epoch = epoch
         self.model.train()
         every = 1 if self.device.type == "cpu" else 50  # on a GPU, reading the loss makes the host wait
@@ -381,12 +385,7 @@ class Training:
                     profile.step()
                 advance(self.step)
         n = max(1, self.sums["n"])
-        return {
-            "loss": self.sums["loss"] / n,
-            "acc": self.sums["correct"] / n,
-            "lr": self.sums["lr"],
-            "n": self.sums["n"],
-        }
+        return dict(loss=self.sums["loss"] / n, acc=self.sums["correct"] / n, n=self.sums["n"], lr=self.sums["lr"])
 
     def train_step(self, x: Tensor, target: Tensor, n_all: int | None = None) -> Step:
         """Forward, backward and one optimiser step; returns the sums without waiting for the device.
@@ -396,7 +395,8 @@ class Training:
         recipe, scaler = self.config.recipe, self.amp.scaler
         n, size = len(target), distributed.world().size
         n_all = n_all or n
-        total, correct = 0, 0
+        total: Tensor | int = 0
+        correct: Tensor | int = 0
         parts = min(self.parts, n_all // size)  # as many on every process
         for i, (part_x, part_target) in enumerate(
             zip(x.tensor_split(parts, dim=-4), target.tensor_split(parts), strict=True)
@@ -472,12 +472,14 @@ def evaluate(
     """
     distributed.share_buffers(model)
     model.eval()
-    step = cumulative = 0
+    step: Any = 0
+    cumulative: Any = 0
     correct = n = 0
     loss, kept, labels = 0.0, [], []
     count = distributed.largest(len(batches))  # a process may have one batch less than another
     own = batches.epoch(0)
-    with torch.inference_mode(), firing_rates(model) if rates else contextlib.nullcontext({}) as measured:
+    meter: contextlib.AbstractContextManager[dict[str, float]] = contextlib.nullcontext({})
+    with torch.inference_mode(), firing_rates(model) if rates else meter as measured:
         for _ in range(min(count, config.debug.max_eval_batches or count)):
             for x, target in itertools.islice(own, 1):
                 x, target = x.to(device, non_blocking=True), target.to(device, non_blocking=True)
@@ -493,8 +495,9 @@ def evaluate(
     rates_seen = {k: float(v) for k, v in measured.items()}
     if distributed.world().size > 1:
         timesteps, own_n = len(step), n
-        loss, correct, n, *steps = distributed.sums([loss, correct, n, *step.tolist(), *cumulative.tolist()])
-        correct, n, step, cumulative = int(correct), int(n), steps[:timesteps], steps[timesteps:]
+        loss, *counts = distributed.sums([loss, correct, n, *step.tolist(), *cumulative.tolist()])
+        correct, n, *steps = map(int, counts)
+        step, cumulative = steps[:timesteps], steps[timesteps:]
         means = distributed.sums([rate * own_n / n for rate in rates_seen.values()])
         rates_seen = dict(zip(rates_seen, means, strict=True))
     return Outcome(

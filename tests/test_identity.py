@@ -260,7 +260,7 @@ def test_energy_is_added_to_a_finished_run(quick, tmp_path, ema):
     for name in checkpoint.FILES:
         (tmp_path / "run" / name).unlink(missing_ok=True)
     assert run(quick(*words, "energy=true")) == added
-    write_json(tmp_path / "run" / "result.json", first)
+    write_json(tmp_path / "run" / "result.json", dict(first))
     with pytest.raises(UserError, match="energy=true needs .*checkpoint_last.pt.*force=true"):
         run(quick(*words, "energy=true"))
 

@@ -6,7 +6,7 @@ import io
 import json
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from html import escape
@@ -162,12 +162,12 @@ def _seeds(seeds: list[int]) -> str:
     return f" (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})"
 
 
-def is_older(made: dict) -> bool:
+def is_older(made: Mapping[str, Any]) -> bool:
     """Whether a result (or other measured data) was made before the last change of what computes it, or may have been."""
     return (made.get("code") or {}).get("sha256") not in same_code()
 
 
-def older_note(made: Sequence[dict], what: str = "runs") -> str | None:
+def older_note(made: Sequence[Mapping[str, Any]], what: str = "runs") -> str | None:
     """A sentence on how many of the results were made by older code; None where none was."""
     older = sum(map(is_older, made))
     if not older:

@@ -200,11 +200,11 @@ def _shape_hint(model: torch.nn.Module, name: str) -> str:
 
 def rng_state() -> dict:
     """State of every random generator a run draws from, as tensors and plain values."""
-    kind, keys, pos, has_gauss, cached = np.random.get_state()
+    kind, keys, pos, has_gauss, cached = np.random.get_state(legacy=True)
     version, internal, gauss = random.getstate()
     state = {
         "torch": torch.get_rng_state(),
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), pos, has_gauss, cached],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), pos, has_gauss, cached],
         "python": [version, list(internal), gauss],
     }
     if torch.cuda.is_available():

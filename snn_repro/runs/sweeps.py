@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +49,7 @@ class Job(NamedTuple):
 
     @property
     def folder(self) -> Path:
-        return Path(self.config.run_dir)
+        return Path(str(self.config.run_dir))
 
 
 def plan(overrides: list[str]) -> list[Job]:
@@ -118,8 +118,8 @@ def check_data(jobs: list[Job], elsewhere: bool = False) -> None:
         needs = _reads(c)
         if needs not in known:
             known[needs] = _lacks(c)
-        if known[needs]:
-            missing.setdefault(known[needs], []).append(job)
+        if sentence := known[needs]:
+            missing.setdefault(sentence, []).append(job)
     if not missing:
         return
     lines = []
@@ -184,14 +184,14 @@ PATIENCE = 60  # seconds that worker processes get to save the runs that they ar
 
 
 @contextlib.contextmanager
-def stoppable(jobs: list[Job] = ()) -> Iterator[None]:
+def stoppable(jobs: Sequence[Job] = ()) -> Iterator[None]:
     """Ctrl-C, SIGTERM and SIGUSR2 raise Interrupted, after the worker processes of joblib have saved their runs.
 
     A run in this process answers them itself while it trains. A second Ctrl-C stops at once.
     """
-    asked = []
+    asked: list[int] = []
 
-    def ask(signum, frame):
+    def ask(signum: int, frame: Any) -> None:
         first = not asked
         asked.append(signum)
         if first:
@@ -202,13 +202,14 @@ def stoppable(jobs: list[Job] = ()) -> Iterator[None]:
         yield
 
 
-def _let_workers_save(jobs: list[Job]) -> None:
+def _let_workers_save(jobs: Sequence[Job]) -> None:
     """Tell the worker processes that are at one of the jobs to stop, and wait until they have."""
     workers = {process.pid for process in multiprocessing.active_children()}
-    deadline, told = time.monotonic() + PATIENCE, set()
+    told: set[int] = set()
+    deadline = time.monotonic() + PATIENCE
     while workers and time.monotonic() < deadline:
         running = {
-            status.get("pid") for job in jobs if (status := _read(job.folder / STATUS)).get("state") == "running"
+            status.get("pid", 0) for job in jobs if (status := _read(job.folder / STATUS)).get("state") == "running"
         }
         for pid in (running & workers) - told:
             with contextlib.suppress(ProcessLookupError):
@@ -407,9 +408,10 @@ def _slurm() -> Iterator[None]:
     from submitit.core.utils import FailedJobError, FailedSubmissionError
     from submitit.slurm import slurm
 
-    before = slurm.SlurmJob.watcher, slurm.SlurmJob.results
-    slurm.SlurmJob.watcher = _queue_watcher()
-    slurm.SlurmJob.results = lambda job: job.wait() or [None]  # the outcome is in the run's folder
+    kind: Any = slurm.SlurmJob
+    before = kind.watcher, kind.results
+    kind.watcher = _queue_watcher()
+    kind.results = lambda job: job.wait() or [None]  # the outcome is in the run's folder
     try:
         yield
     except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
@@ -424,7 +426,7 @@ def _slurm() -> Iterator[None]:
         print("the jobs go on in SLURM (squeue --me); the same command later reports on them", file=sys.stderr)
         raise
     finally:
-        slurm.SlurmJob.watcher, slurm.SlurmJob.results = before
+        kind.watcher, kind.results = before
 
 
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "TIMEOUT"}
