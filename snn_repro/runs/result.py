@@ -102,8 +102,8 @@ class RunResult(Mapping[str, Any]):
 
     @classmethod
     def of(cls, content: Mapping[str, Any], folder: str | None = None) -> "RunResult":
-        """Of the items of a result.json that lacks no key."""
-        known = {k: v for k, v in content.items() if k in KEYS and k != "folder"}
+        """Of the items of a result.json; a key that it lacks and that no table needs is None."""
+        known = {k: content.get(k) for k in KEYS if k != "folder" and (k in content or k not in MAY_LACK)}
         return cls(**known, unknown={k: v for k, v in content.items() if k not in KEYS}, folder=folder)
 
 
@@ -112,6 +112,11 @@ MAY_LACK = {f.name for f in fields(RunResult) if f.default is not MISSING}
 HINTS = {
     key: hint for key, hint in get_type_hints(RunResult, include_extras=True).items() if get_origin(hint) is Annotated
 }
+NEEDED = (
+    "name", "seed", "recipe_hash", "split_id", "split_sha256", "precision", "timesteps", "readout", "acc_last",
+    "acc_valsel", "acc_best_test", "acc_step", "n_train", "n_test", "correct", "params_weights", "params_imp", "epochs",
+    "dataset", "model", "loss", "neuron", "paper_row", "device", "config",
+)  # fmt: skip
 
 
 # ---------------------------------------------------------------- made of a run
@@ -245,7 +250,7 @@ def _complaint(content: Any) -> str | None:
         return "is no result of snn_repro: it holds no JSON object"
     if (given := content.get("schema_version")) != SCHEMA_VERSION:
         return f"has schema_version={given}; this version reads {SCHEMA_VERSION}, so run it again"
-    if missing := [key for key in KEYS if key not in MAY_LACK and key not in content]:
+    if missing := [key for key in NEEDED if key not in content]:
         return f"lacks the keys {', '.join(missing)}; it is no complete result, so run it again"
     kinds = {
         int: "a whole number",
@@ -258,7 +263,7 @@ def _complaint(content: Any) -> str | None:
     for key, annotated in HINTS.items():
         value, hint = content.get(key), get_args(annotated)[0]
         kind = _plain(hint)
-        if value is None and NoneType in get_args(hint):
+        if key not in content or (value is None and NoneType in get_args(hint)):
             continue
         if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
             return f"has {key}={value!r:.60}, which is not {kinds[kind]}; it is damaged, so run it again"
