@@ -83,7 +83,9 @@ class RunResult(Mapping[str, Any]):
     data: Annotated[dict[str, str] | None, "fingerprint of images or prepared frames, and of initial weights"] = None
     code: Annotated[dict[str, Any] | None, "`commit`, `dirty`, and `sha256` of the sources that compute"] = None
     changed_on_resume: Annotated[list[str] | None, "conditions that were others before a stop, in words"] = None
-    energy: Annotated[dict[str, Any] | None, "operations and energy a test sample (`energy.py`); with `energy=true` alone"] = None
+    energy: Annotated[
+        dict[str, Any] | None, "operations and energy a test sample (`energy.py`); with `energy=true` alone"
+    ] = None
     unknown: dict[str, Any] = field(default_factory=dict)  # keys of another version, kept as they are
     folder: str | None = None  # where it was read from; not in the file
 

@@ -1,7 +1,10 @@
 """The run directory decides: new, resume, already done, another configuration, in use, not writable."""
 
+import errno
+import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -57,6 +60,49 @@ def test_never_resume_starts_again_but_keeps_what_is_finished(tmp_path):
 
 def test_two_runs_in_one_folder(tmp_path):
     first = RunFolder(tmp_path, load_config())
+    with pytest.raises(UserError, match="in use"):
+        RunFolder(tmp_path, load_config())
+    first.close()
+    RunFolder(tmp_path, load_config()).close()
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from snn_repro.files import hold
+lock = hold(Path(sys.argv[1]))
+if not os.fork():
+    os.close(1)
+    time.sleep(60)  # a loader process, which outlives the run
+    os._exit(0)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_killed_process_leaves_no_lock_even_if_its_fork_lives_on(tmp_path):
+    path = tmp_path / ".lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as holder:
+        try:
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(UserError, match="is in use by another run; wait for it"):
+                RunFolder(tmp_path, load_config())
+            holder.kill()
+            holder.wait()
+            RunFolder(tmp_path, load_config()).close()
+        finally:
+            os.killpg(holder.pid, signal.SIGKILL)  # the fork
+
+
+def test_a_file_system_without_flock_warns_and_still_knows_who_holds_a_folder(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.warns(UserWarning, match="flock not supported"):
+        first = RunFolder(tmp_path, load_config())
     with pytest.raises(UserError, match="in use"):
         RunFolder(tmp_path, load_config())
     first.close()
