@@ -61,7 +61,7 @@ def plan(overrides: list[str]) -> list[Job]:
     jobs = [Job(o, compose_checked(o, sweep=True)) for o in sweep_jobs(overrides)]
     without_effect = [idle(job.config, job.overrides) for job in jobs]
     for name, sentence in without_effect[0].items():
-        if all(name in found for found in without_effect):
+        if all(name in idle_keys for idle_keys in without_effect):
             raise ConfigError(sentence)
     folders = [job.folder for job in jobs]
     shared = sorted({f for f in folders if folders.count(f) > 1})
