@@ -80,14 +80,14 @@ def thirteen_of_validation() -> None:
     """In batches of 4 two processes have 7 and 6 of them, in 4 and 3 batches."""
     from snn_repro import data
 
-    build = data.build_data
+    build = train.build_data
 
     def shorter(config):
         built = build(config)
         built.val = data.MemoryBatches(built.val._inputs, built.val._targets, 4, indices=range(13))
         return built
 
-    data.build_data = shorter
+    train.build_data = shorter
 
 
 def print_steps() -> None:
