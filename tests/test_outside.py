@@ -194,7 +194,7 @@ for words in ("neuron=plif neuron.tau_innit=3", "neuron=if neuron.tau_init=3", "
         "neuron.surrogate='atann' is not one of atan, sigmoid, triangle; did you mean 'atan'?",
     ]
     wrong = ["neuron=plif", "neuron.tau_init=0.5"]
-    for words in (wrong, ["-m", "seed=0,1", *wrong], ["--cfg", "job", *wrong]):
+    for words in (wrong, [*wrong, "seed=0,1", "-m"], [*wrong, "--cfg", "job"]):
         assert "neuron.tau_init=0.5 must be above 1" in train(site, *words, code=2)
 
 
