@@ -31,7 +31,7 @@ from snn_repro.data.batches import derive_seed
 from snn_repro.errors import Interrupted, TrainingError, UserError, in_one_sentence
 from snn_repro.losses import Loss, build_loss
 from snn_repro.metrics import correct_cumulative, correct_per_step, correct_readout, count_correct
-from snn_repro.models import build_model, count_parameters, option_values
+from snn_repro.models import build_model, count_parameters
 from snn_repro.models.norms import synchronise
 from snn_repro.neurons import build_neuron, firing_rates
 from snn_repro.optim import build_optimizer, build_schedule
@@ -172,7 +172,8 @@ def fit(
     if config.compile:
         compile_network(model, device)
     loss_fn = build_loss(config.loss.name, **options(config.loss, "name"))
-    optimizer = build_optimizer(model, config.recipe)
+    imp_keys = dict(imp_lr=config.neuron.imp_lr, imp_weight_decay=config.neuron.imp_weight_decay)
+    optimizer = build_optimizer(model, config.recipe, **imp_keys)
     steps = min(len(train_part), config.debug.max_steps or len(train_part))
     amp = Precision(config, device)
     code = code_version()
@@ -527,9 +528,8 @@ def options(part: Any, *without: str) -> dict[str, Any]:
 
 
 def check_settings(config: Config) -> None:
-    """Raise UserError for what the classes of neuron, loss and network refuse, before any data is read."""
+    """Raise UserError for what the classes of neuron and loss refuse, before any data is read."""
     build_loss(config.loss.name, **options(config.loss, "name"))
-    option_values(config.model.name, options(config.model, "name", "weights", "conv_backend", "checkpointing"))
     with torch.random.fork_rng(devices=[]):  # it draws a number
         build_neuron(**options(config.neuron, "imp", "imp_lr", "imp_weight_decay", "backend"))
 

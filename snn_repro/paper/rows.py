@@ -12,9 +12,9 @@ from statistics import median
 from typing import Any
 
 from snn_repro.config import PAPER_TABLES, Config, conf_files, config_hash, load_config
+from snn_repro.config.quick import QuickRows, Unlike
 from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
-from snn_repro.quick_compose import QuickRows, Unlike
 from snn_repro.runs.folder import RunResult
 
 TABLES = (1, 2, 3, "code")
@@ -82,7 +82,7 @@ def experiments() -> list[str]:
 def compose(names: Iterable[str], overrides: Sequence[str] = ()) -> dict[str, Config]:
     """The checked configuration of each experiment, with overrides as on the command line.
 
-    The first is Hydra's. The others are put together much faster (quick_compose.py) if the first comes out the same by
+    The first is Hydra's. The others are put together much faster (config/quick.py) if the first comes out the same by
     that way; whatever it cannot do is left to Hydra.
     """
     names, overrides = list(names), list(overrides)

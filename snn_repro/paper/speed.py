@@ -31,11 +31,9 @@ class TooLarge(UserError):
 def network_key(config: Config) -> str:
     """What a step costs by, IMP, loss and number of classes aside: rows with the same key are measured once."""
     shape = "x".join(map(str, frame_shape(config)))
-    model, neuron = config.model, config.neuron
-    return (
-        f"{model.name} norm {model.norm} {shape} T {config.timesteps} {neuron.name} {neuron.reset} {neuron.surrogate} "
-        f"{config.recipe.optimizer}"
-    )
+    neuron = " ".join(str(getattr(config.neuron, key, None)) for key in ("name", "reset", "surrogate"))
+    norm = getattr(config.model, "norm", None)
+    return f"{config.model.name} norm {norm} {shape} T {config.timesteps} {neuron} {config.recipe.optimizer}"
 
 
 def device_name(device: "torch.device") -> str:

@@ -248,7 +248,7 @@ def test_what_the_quick_way_does_not_know_is_hydras(override, monkeypatch):
 def test_a_conf_that_the_quick_way_misreads_is_hydras(monkeypatch):
     asked = []
     monkeypatch.setattr("snn_repro.paper.rows.load_config", lambda o: asked.append(o) or load_config(o))
-    monkeypatch.setattr("snn_repro.quick_compose._merge", lambda tree, more: None)
+    monkeypatch.setattr("snn_repro.config.quick._merge", lambda *_: None)
     assert compose(NAMES[:3]) == {n: rows()[n] for n in NAMES[:3]} and len(asked) == 3
 
 
