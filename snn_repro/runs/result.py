@@ -153,7 +153,7 @@ def build_result(
         paper_row=config.paper_row, seed=config.seed,
         config_hash=config_hash(config), recipe_hash=config_hash(config, without=("seed",)),
         dataset=config.dataset.name, model=config.model.name, loss=config.loss.name,
-        neuron=vars(config.neuron) | {"backend": conditions["neuron_backend"]},
+        neuron=to_dict(config)["neuron"] | {"backend": conditions["neuron_backend"]},
         split_id=data.split.id, split_sha256=data.split.sha256_test,
         n_train=data.split.n_train, n_val=data.split.n_val, n_test=n_test, correct=round(last["acc"] * n_test),
         timesteps=config.timesteps, input_size=list(data.input_shape), num_classes=data.num_classes,
