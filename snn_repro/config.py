@@ -72,9 +72,9 @@ class Names:
 
 @cache
 def _registered(module: str, decorator: str) -> tuple[str, ...]:
-    """The names given by `@decorator("name"` in the sources of a module or in the folder of a package, file by file."""
+    """The names given by `@decorator("name"` in the sources of a module or in the folders of a package, file by file."""
     path = _HERE.joinpath(*module.split(".")[1:])
-    files = sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
     pattern = re.compile(rf'^@{decorator}\("(\w+)"', re.MULTILINE)
     return tuple(name for file in files for name in pattern.findall(file.read_text("utf-8")))
 
@@ -135,7 +135,7 @@ class DatasetConfig:
 @dataclass
 class ModelConfig:
     name: str = key(MISSING, "network")
-    norm: str | None = key(None, "norm layer of the VGGs; null is the network's own", choices=NORM_NAMES)
+    norm: str | None = key(None, "norm behind each convolution; null is the network's own", choices=NORM_NAMES)
     zero_init_residual: bool | None = key(None, "SEW-ResNet: start the last norm of each branch at 0")
     head_init: str | None = key(
         None, "SEW-ResNet, vgg128: initial weights of the classifier", choices=("torch", "normal01")

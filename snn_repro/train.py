@@ -243,6 +243,7 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
     schedule = build_schedule(optimizer, config.recipe, steps)
     amp = Precision(config, device)
     ema = _average(model, config.recipe.ema_decay)
+    loss_fn.watch(model)
     code = code_version()
     conditions = _conditions(config, device, amp.name) | {"code": code["sha256"][:12]}
     state = Training(
@@ -408,6 +409,7 @@ class Training:
     def train_epoch(self, epoch: int, batches) -> dict:
         """One epoch of optimiser steps from `self.step` on; returns mean loss, readout accuracy and the last lr."""
         self.epoch = epoch
+        self.loss_fn.begin_epoch(epoch, self.config.recipe.epochs)
         self.model.train()
         every = 1 if self.device.type == "cpu" else 50  # on a GPU, reading the loss makes the host wait
         pending: list = []
@@ -570,10 +572,20 @@ def check_settings(config: Config) -> None:
     from snn_repro.models import option_values
     from snn_repro.neurons import build_neuron
 
-    build_loss(config.loss.name, **options(config.loss, "name"))
+    loss, augment = build_loss(config.loss.name, **options(config.loss, "name")), config.augment
+    for key in ("mixup", "cutmix", "label_smoothing"):
+        if not loss.soft_targets and getattr(augment, key):
+            raise ConfigError(
+                f"augment.{key}={getattr(augment, key)} makes soft targets and loss={config.loss.name} needs labels; set it to 0"
+            )
     option_values(config.model.name, options(config.model, "name", "weights", "conv_backend", "checkpointing"))
     with torch.random.fork_rng(devices=[]):  # it draws a number
-        build_neuron(**options(config.neuron, "imp", "imp_lr", "imp_weight_decay", "backend"))
+        neuron = build_neuron(**options(config.neuron, "imp", "imp_lr", "imp_weight_decay", "backend"))
+    loss.watch(neuron)
+    if config.compile and loss.reads_potentials:
+        raise ConfigError(
+            f"compile=true does not show the potentials that loss={config.loss.name} reads; use compile=false"
+        )
 
 
 def parts_of_a_batch(config: Config, processes: int) -> int:
@@ -691,7 +703,10 @@ def backends(config: Config) -> tuple[str, str]:
 def neuron_backend(config: Config, device) -> str:
     """The backend that computes the spiking layers in this run ("auto" resolved)."""
     from snn_repro.kernels import resolve_backend
+    from snn_repro.losses import LOSSES
 
+    if LOSSES[config.loss.name].reads_potentials:
+        return "torch"
     return resolve_backend(backends(config)[0], device.type)
 
 

@@ -12,7 +12,7 @@ from call to call: every forward over [T, B, ...] starts from the initial potent
 forward ended. There is nothing for a caller to reset.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from spikingjelly.activation_based.neuron import BaseNode
@@ -73,6 +73,8 @@ class Neuron(BaseNode):
     settings = settings({})
     initial = ("imp",)  # parameters that are an initial state
     decayed: tuple[str, ...] = ()
+    # hears (layer, h, s) of all steps, each a list of T [B, ...], after every forward; nothing is kept for it
+    watch: Callable[["Neuron", list[Tensor], list[Tensor]], None] | None = None
 
     def __init__(
         self, *, imp: nn.Parameter | None = None, v_threshold=1.0, reset="soft", v_reset=0.0, fire_at="ge",
@@ -137,7 +139,7 @@ class Neuron(BaseNode):
         dtype = torch.promote_types(x.dtype, torch.float32)
         v = torch.zeros((), dtype=dtype, device=x.device) if v0 is None else v0.to(dtype)
         v = v.expand(x.shape[1:])
-        spikes, potentials = [], []
+        spikes, potentials, before = [], [], []
         self.begin(x)
         for x_t in x.unbind(0):
             h = self.charge(v, x_t)
@@ -146,14 +148,23 @@ class Neuron(BaseNode):
             spikes.append(s)
             if self.store_v_seq:
                 potentials.append(v)
+            if self.watch is not None:
+                before.append(h)
+        if self.watch is not None:
+            self.watch(self, before, spikes)
         return torch.stack(spikes).to(x.dtype), v, torch.stack(potentials) if potentials else None
 
     # ---------------------------------------------------------------- who computes it
 
+    @property
+    def shows_potential(self) -> bool:
+        """Whether `watch` is called: by the reference's steps, not by those of a family that computes them another way."""
+        return type(self).steps is Neuron.steps
+
     def law(self) -> kernels.Law | None:
-        """The state equation as the kernels know it; None where only the reference is right."""
+        """The state equation as the kernels know it; None where only the reference is right, or somebody watches."""
         spike = self._modules["surrogate_function"]  # looked up in every call: faster than the attribute
-        if not self._kernel_is_right or type(spike) is not Spike:
+        if not self._kernel_is_right or type(spike) is not Spike or self.watch is not None:
             return None
         named, slope = self.kernel(), SURROGATES[spike.surrogate].kernel
         if named is None or slope is None or not isinstance(self.v_threshold, float) or not isinstance(named[1], float):

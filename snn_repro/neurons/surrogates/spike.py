@@ -1,10 +1,5 @@
-"""Spike functions: an exact threshold comparison forward, a smooth surrogate derivative backward.
+"""What a surrogate is, and the spike that has one."""
 
-With z = h - v_threshold, the forward value is the Heaviside step of z. Its derivative is replaced by one of the functions
-below. Each integrates to 1 over z, so the width alone sets how far from the threshold a neuron still learns.
-"""
-
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -33,25 +28,6 @@ def register_surrogate(name: str, width: float, kernel: str | None = None):
         return derivative
 
     return add
-
-
-@register_surrogate("atan", width=2.0, kernel="atan")
-def atan(z: Tensor, alpha: float) -> Tensor:
-    """alpha/2 / (1 + (pi/2 * alpha * z)^2)"""
-    return alpha / 2 / (1 + (math.pi / 2 * alpha * z) ** 2)
-
-
-@register_surrogate("sigmoid", width=4.0, kernel="sigmoid")
-def sigmoid(z: Tensor, alpha: float) -> Tensor:
-    """alpha * s(alpha z) * (1 - s(alpha z)), s = logistic function"""
-    s = torch.sigmoid(alpha * z)
-    return alpha * s * (1 - s)
-
-
-@register_surrogate("triangle", width=1.0, kernel="triangle")
-def triangle(z: Tensor, gamma: float) -> Tensor:
-    """max(0, gamma - |z|) / gamma^2"""
-    return (gamma - z.abs()).clamp(min=0) / gamma**2
 
 
 class _Spike(torch.autograd.Function):
