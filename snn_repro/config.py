@@ -171,7 +171,9 @@ class NeuronConfig:
     detach_reset: bool = key(False, "leave the reset out of the backward pass")
     surrogate: str = key("atan", "surrogate gradient of the spike", choices=SURROGATE_NAMES)
     surrogate_width: float | None = key(
-        None, "ATan alpha (2), sigmoid alpha (4) or triangle gamma (1); null takes these", above=0.0
+        None,
+        "the surrogate's own width: alpha (atan 2, sigmoid 4), gamma (triangle 1), width (rectangle 1), b (dspike 3); null takes these",
+        above=0.0,
     )
     tau: float = key(2.0, "lif: membrane time constant", unit="time steps", low=1.0)
     decay_input: bool = key(

@@ -34,7 +34,7 @@ _SHARED = {
     "fire_at": Setting("ge", "fire at h >= V_th (ge) or h > V_th (gt)", choices=("ge", "gt")),
     "detach_reset": Setting(False, "leave the reset out of the backward pass"),
     "surrogate": Setting("atan", "surrogate gradient of the spike", choices=SURROGATES),
-    "surrogate_width": Setting(None, "ATan alpha (2), sigmoid alpha (4) or triangle gamma (1); null takes these", above=0),
+    "surrogate_width": Setting(None, "the surrogate's own width: alpha (atan 2, sigmoid 4), gamma (triangle 1), width (rectangle 1), b (dspike 3); null takes these", above=0),
     "imp_init": Setting((0.4, 0.6), "IMP starts uniform in [low, high]"),
     "imp_trainable": Setting(True, "false leaves IMP at its random start, as several published rows did"),
     "backend": Setting("auto", "who computes it; changes roundings only", choices=kernels.BACKENDS),
