@@ -29,8 +29,8 @@ from snn_repro.models import register_norm
 from snn_repro.neurons import Neuron, Setting, register, register_surrogate, settings
 
 
-@register_surrogate("rectangle", width=1.0)
-def rectangle(z, width):
+@register_surrogate("box", width=1.0)
+def box(z, width):
     return (z.abs() < width / 2).to(z.dtype) / width
 
 
@@ -39,7 +39,7 @@ class PLIF(Neuron):
     """h = v + (x - v) / tau, 1 / tau = sigmoid(w) learned (Fang et al., ICCV 2021)."""
 
     settings = settings(
-        dict(reset="soft", surrogate="rectangle", detach_reset=True, imp_init=(-0.1, 0.1)),
+        dict(reset="soft", surrogate="box", detach_reset=True, imp_init=(-0.1, 0.1)),
         tau=Setting(2.0, "initial membrane time constant", "time steps", above=1),
     )
 
