@@ -421,6 +421,8 @@ class Training:
                     break
                 self.sums["lr"] = self.optimizer.param_groups[0]["lr"]
                 x, target = x.to(self.device, non_blocking=True), target.to(self.device, non_blocking=True)
+                if self.step == 0:
+                    self.adapt_surrogates(x, target)
                 pending.append(self.train_step(x, target, batches.all_samples(self.step)))
                 self.step += 1
                 if len(pending) >= every or self.step == self.steps:
@@ -439,6 +441,22 @@ class Training:
             "lr": self.sums["lr"],
             "n": self.sums["n"],
         }
+
+    def adapt_surrogates(self, x, target) -> None:
+        """Let surrogates that adapt do so on the first batch of an epoch: rank 0's choice is everybody's, as buffers are."""
+        import torch
+
+        from snn_repro.models.blocks import same_statistics
+        from snn_repro.neurons.surrogates import SURROGATES, Spike
+
+        spikes: dict[str, list] = {}
+        for module in self.model.modules():
+            if isinstance(module, Spike) and SURROGATES[module.surrogate].adapt:
+                spikes.setdefault(module.surrogate, []).append(module)
+        loss = lambda: self.loss_fn(self.model(x, last_step=self.loss_fn.last_step).float(), target)  # noqa: E731
+        for name, those in spikes.items():
+            with torch.random.fork_rng(), same_statistics(self.model):
+                SURROGATES[name].adapt(self.model, those, loss)
 
     def train_step(self, x, target, n_all: int | None = None):
         """Forward, backward and one optimiser step; returns (loss sum, correct, n) without waiting for the device.

@@ -185,7 +185,7 @@ except Exception as error:
         "neuron.tau_init belongs to neuron=plif; leave it out for neuron=if",
         "unknown key 'loss.sharpnes'; did you mean 'loss.sharpness'?",
         "neuron.tau_init={'a': 1} has the wrong type; it must be true or false, a number, a word or a list of these",
-        "neuron.surrogate=atann is not allowed; choose one of: atan, dspike, rectangle, sigmoid, triangle; did you mean 'atan'?",
+        "neuron.surrogate=atann is not allowed; choose one of: atan, dspike, dspike_adaptive, rectangle, sigmoid, triangle; did you mean 'atan'?",
         "neuron.retain=0.1 has no effect with neuron=plif; it needs neuron=leaky or leaky_imp, or leave it out",
         "UserError neuron.tau_init=0.5 must be above 1",
     ]

@@ -46,6 +46,71 @@ def test_it_integrates_to_one_and_trains_in_a_neuron(name):
     assert x.grad.any()
 
 
+def test_the_adaptive_dspike_takes_the_temperature_nearest_to_finite_differences(tmp_path, monkeypatch):
+    """In a run: weights, statistics and generators are those of a run that adapts nothing until its first step."""
+    from snn_repro.neurons.surrogates import dspike_adaptive as adaptive
+    from snn_repro.train import Training
+
+    seen, adapt = [], SURROGATES["dspike_adaptive"].adapt
+
+    def few(weight, loss):
+        found = torch.zeros_like(weight)  # three of its values, by hand
+        for i in (0, 5, 7):
+            ends = []
+            for sign in (1, -1):
+                kept = weight.data[i].clone()
+                weight.data[i] += sign * 0.01
+                ends.append(loss().item())
+                weight.data[i] = kept
+            found[i] = (ends[0] - ends[1]) / 0.02
+        return found
+
+    def watched(model, spikes, loss):
+        before = {k: v.clone() for k, v in model.state_dict().items() if not k.endswith("function.width")}
+        draw = torch.random.get_rng_state()
+        adapt(model, spikes, loss)
+        near = {}
+        for b in (3.0, 3.2, 2.8):
+            chosen = [float(s.width) for s in spikes]
+            for s in spikes:
+                s.width.fill_(b)
+            g, truth = torch.autograd.grad(loss(), model.conv1.weight)[0].flatten(), few(model.conv1.weight, loss)
+            near[b] = (g @ truth.flatten() / g.norm() / truth.norm()).item()
+            for s, value in zip(spikes, chosen, strict=True):
+                s.width.fill_(value)
+        seen.append((float(spikes[0].width), near, len(spikes)))
+        torch.random.set_rng_state(draw)
+        weights = {
+            k: v for k, v in model.state_dict().items() if k in before and "running" not in k and "num_" not in k
+        }
+        assert all(torch.equal(v, before[k]) for k, v in weights.items())
+
+    monkeypatch.setitem(SURROGATES, "dspike_adaptive", SURROGATES["dspike_adaptive"]._replace(adapt=watched))
+    monkeypatch.setattr(adaptive, "finite_differences", few)
+    short = ["logger.mode=disabled", "debug.max_steps=2", "debug.max_eval_batches=1", "recipe.epochs=1", "neuron=if"]
+    words = [*short, "loss=sdt", "neuron.surrogate=dspike_adaptive", "neuron.surrogate_width=null"]
+    run(load_config([*words, f"hydra.run.dir={tmp_path / 'a'}"]))
+    ((chosen, near, layers),) = seen
+    assert layers == 3 and chosen == pytest.approx(max(near, key=near.get))
+    saved = checkpoint.load(tmp_path / "a" / checkpoint.LAST)["model"]
+    assert float(saved["sn1.surrogate_function.width"]) == pytest.approx(chosen)
+    assert int(saved["bn1.num_batches_tracked"]) == 2  # the steps alone
+    monkeypatch.setattr(Training, "adapt_surrogates", lambda *_: None)
+    run(load_config([*short, "loss=sdt", "neuron.surrogate=dspike", f"neuron.surrogate_width={chosen:.1f}",
+                     f"hydra.run.dir={tmp_path / 'b'}"]))  # fmt: skip
+    other = checkpoint.load(tmp_path / "b" / checkpoint.LAST)["model"]
+    gaps = {k: (v - saved[k]).abs().max().item() for k, v in other.items() if v.is_floating_point()}
+    assert not {k: v for k, v in gaps.items() if v > 1e-6}
+
+
+def test_finite_differences_of_a_quadratic():
+    from snn_repro.neurons.surrogates.dspike_adaptive import finite_differences
+
+    w = nn.Parameter(torch.randn(2, 3, 1, 2, dtype=torch.float64))
+    before = w.detach().clone()
+    assert torch.allclose(finite_differences(w, lambda: (w**2).sum()), 2 * before) and torch.equal(w, before)
+
+
 # TrSG
 
 
@@ -149,7 +214,9 @@ def test_trsg_in_a_network(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("neuron", ["trsg", *(f"if_imp neuron.surrogate={name}" for name in SURROGATES)])
+@pytest.mark.parametrize(
+    "neuron", ["trsg", *(f"if_imp neuron.surrogate={name}" for name in SURROGATES if name != "dspike_adaptive")]
+)
 def test_digits_are_learned(neuron, tmp_path):
     words = [f"neuron={neuron}".split(), ["logger.mode=disabled", "recipe.epochs=8", "loss=sdt"]]
     wide = ["neuron.surrogate_width=null"] if "surrogate" in neuron else []

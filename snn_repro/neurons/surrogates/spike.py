@@ -10,21 +10,26 @@ from snn_repro.registry import Registry
 
 
 class Surrogate(NamedTuple):
-    """derivative(z, width), the default width, and by name the compiled one that is the same (see kernels), if there is one."""
+    """derivative(z, width), the default width, and by name the compiled one that is the same (see kernels), if there is one.
+
+    adapt(model, its spikes with this surrogate, loss): called before the first step of each epoch with that step's loss() as a
+    function. It may change `width`, which then is a buffer of each Spike, and nothing else.
+    """
 
     derivative: Callable[[Tensor, float], Tensor]
     width: float
     kernel: str | None = None
+    adapt: Callable[[nn.Module, list["Spike"], Callable[[], Tensor]], None] | None = None
 
 
 SURROGATES: dict[str, Surrogate] = Registry("surrogate")
 
 
-def register_surrogate(name: str, width: float, kernel: str | None = None):
+def register_surrogate(name: str, width: float, kernel: str | None = None, adapt=None):
     """A decorator that makes derivative(z, width) known under a name; without `kernel` the reference computes it."""
 
     def add(derivative):
-        SURROGATES.add(name, Surrogate(derivative, width, kernel), derivative)
+        SURROGATES.add(name, Surrogate(derivative, width, kernel, adapt), derivative)
         return derivative
 
     return add
@@ -52,11 +57,15 @@ class Spike(nn.Module):
     def __init__(self, surrogate: str = "atan", width: float | None = None, fire_at: str = "ge"):
         super().__init__()
         self.surrogate = surrogate
-        self.width = SURROGATES[surrogate].width if width is None else float(width)
+        width = SURROGATES[surrogate].width if width is None else float(width)
+        if SURROGATES[surrogate].adapt is None:
+            self.width = width
+        else:
+            self.register_buffer("width", torch.tensor(width))
         self.fire_at = fire_at
 
     def forward(self, z: Tensor) -> Tensor:
         return _Spike.apply(z, self.surrogate, self.width, self.fire_at == "gt")
 
     def extra_repr(self) -> str:
-        return f"{self.surrogate}, width={self.width}, fire_at={self.fire_at}"
+        return f"{self.surrogate}, width={float(self.width)}, fire_at={self.fire_at}"
