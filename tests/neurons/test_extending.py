@@ -195,7 +195,7 @@ def test_its_settings_are_checked(ideas):
     with pytest.raises(UserError, match="neuron.tau=3.0 belongs to the neuron 'lif', .*'plif'; leave it out for 'if'"):
         build_neuron("if", tau=3.0)
     with pytest.raises(
-        UserError, match="neuron.name='plifs' is not one of if, lif, leaky, .*plif, .*did you mean 'plif'"
+        UserError, match="neuron.name='plifs' is not one of if, lif, .*leaky, .*plif, .*did you mean 'plif'"
     ):
         build_neuron("plifs")
     assert "tau=2.0" in repr(build_neuron("plif")) and "imp=None" in repr(build_neuron("plif"))

@@ -50,4 +50,4 @@ def adapt(model: nn.Module, spikes: list[Spike], loss: Callable[[], Tensor]) -> 
 @register_surrogate("dspike_adaptive", width=3.0, adapt=adapt)
 def dspike_adaptive(z: Tensor, b: Tensor) -> Tensor:
     """Dspike at the temperature b that `adapt` found."""
-    return dspike(z, b)
+    return dspike(z, float(b))
