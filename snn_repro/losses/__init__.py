@@ -10,7 +10,6 @@ y[t] are the logits of time step t, q the target distribution, CE the cross entr
 CutMix, distributions float [B, K], which a loss may refuse (`soft_targets`). Losses are computed in float32 at least.
 """
 
-from snn_repro.errors import UserError, nearest
 from snn_repro.losses.loss import LOSSES, Loss, register_loss, smooth
 from snn_repro.registry import import_all
 
@@ -22,13 +21,7 @@ import_all(__name__, __path__)
 def build_loss(name: str, **options) -> Loss:
     """Build a loss by name: sdt, tet (lam=0.0, phi=1.0), tet_s (epsilon=0.01), lts or another of LOSSES.
 
-    Raises UserError for an unknown name, an option that this loss does not have, and a value out of range.
+    None means an option's default. Raises UserError, naming the key, the value and what is allowed.
     """
-    if str(name) not in LOSSES:
-        raise UserError(f"loss.name={name!r} is not one of {', '.join(LOSSES)}{nearest(name, LOSSES)}")
-    settings = LOSSES[name].settings
-    for key in options:
-        if key not in settings:
-            has = f"it has {', '.join(settings)}" if settings else "it has no options"
-            raise UserError(f"loss.{key} is not an option of the loss '{name}'; {has}{nearest(key, settings)}")
-    return LOSSES[name](**{key: settings[key].checked(f"loss.{key}", value) for key, value in options.items()})
+    values = LOSSES.checked(name, options)
+    return LOSSES[name](**values)

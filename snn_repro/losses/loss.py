@@ -5,10 +5,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snn_repro.errors import UserError
-from snn_repro.registry import Registry
+from snn_repro.registry import LOSSES
 from snn_repro.settings import Setting
 
-LOSSES: dict[str, type["Loss"]] = Registry("loss")
 register_loss = LOSSES.register
 
 

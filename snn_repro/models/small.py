@@ -1,5 +1,7 @@
 """One small network for the embedded data: three convolutions, the last in a SEW block."""
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 
 from snn_repro.errors import UserError
@@ -11,7 +13,7 @@ from snn_repro.models.pooling import AvgPool2d
 from snn_repro.neurons import build_neuron
 
 
-@register_network("small", {"norm": NORM})
+@register_network("small", {"norm": replace(NORM, default=None)})
 class Small(SpikingNetwork):
     """conv 24 | conv 48, stride 2 | average pool 2 | SEW block: x + conv 48 | flatten | linear.
 

@@ -224,7 +224,7 @@ def test_rmp_says_which_neuron_shows_no_potential(monkeypatch):
         ("loss=strong2weak loss.weight=-1", "loss.weight=-1(.0)? must be at least 0"),
         ("loss=rmp loss.schedule=cosine", "loss.schedule='cosine' is not one of triangle, constant"),
         ("loss=rmp loss.power=0.5", "loss.power=0.5 must be at least 1"),
-        ("loss=sdt loss.power=2", "loss.power(=2)? belongs to loss=rmp"),
+        ("loss=sdt loss.power=2", "loss.power=2 has no effect with loss=sdt"),
     ],
 )
 def test_what_cannot_be_is_refused_before_data_is_read(words, sentence):
