@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent
 
 # What computes the numbers of a run, with the data files it reads. Configurations stand in each result as they are.
 SOURCES = (
-    "data", "distributed.py", "kernels", "losses.py", "metrics.py", "models", "neurons", "optim.py", "registry.py",
+    "data", "distributed.py", "kernels", "losses", "metrics.py", "models", "neurons", "optim.py", "registry.py",
     "runs/checkpoint.py", "runs/result.py", "runtime.py", "settings.py", "train.py",
 )  # fmt: skip
 # Top-level names of a source that only speak, or start a run: a change of these changes no number.

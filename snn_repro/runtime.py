@@ -16,6 +16,7 @@ from snn_repro import distributed
 from snn_repro.config import Config, ConfigError
 from snn_repro.data.batches import keep_freed_memory
 from snn_repro.kernels import KERNELS, resolve_backend
+from snn_repro.losses import LOSSES
 
 
 def threads(config: Config) -> int:
@@ -127,6 +128,8 @@ def backends(config: Config) -> tuple[str, str]:
 
 def neuron_backend(config: Config, device: torch.device) -> str:
     """The backend that computes the spiking layers in this run ("auto" resolved)."""
+    if LOSSES[config.loss.name].reads_potentials:
+        return "torch"
     return resolve_backend(backends(config)[0], device.type)
 
 

@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from snn_repro import distributed, signals
-from snn_repro.config import Config, checked, to_dict
+from snn_repro.config import Config, ConfigError, checked, to_dict
 from snn_repro.console import audible, progress
 from snn_repro.data import Batches, Data, build_data
 from snn_repro.data.batches import derive_seed
@@ -32,8 +32,10 @@ from snn_repro.errors import Interrupted, TrainingError, UserError, in_one_sente
 from snn_repro.losses import Loss, build_loss
 from snn_repro.metrics import correct_cumulative, correct_per_step, correct_readout, count_correct
 from snn_repro.models import build_model, count_parameters
+from snn_repro.models.blocks import same_statistics
 from snn_repro.models.norms import synchronise
 from snn_repro.neurons import build_neuron, firing_rates
+from snn_repro.neurons.surrogates import SURROGATES, Spike
 from snn_repro.optim import build_optimizer, build_schedule
 from snn_repro.provenance import code_version
 from snn_repro.runs import checkpoint
@@ -175,6 +177,7 @@ def fit(
     optimizer = build_optimizer(
         model, config.recipe, imp_lr=config.neuron.imp_lr, imp_weight_decay=config.neuron.imp_weight_decay
     )
+    loss_fn.watch(model)
     steps = min(len(train_part), config.debug.max_steps or len(train_part))
     amp = Precision(config, device)
     code = code_version()
@@ -364,6 +367,7 @@ class Training:
     def train_epoch(self, epoch: int, batches: Batches) -> dict[str, Any]:
         """One epoch of optimiser steps from `self.step` on; returns mean loss, readout accuracy, n and the last lr."""
         self.epoch = epoch
+        self.loss_fn.begin_epoch(epoch, self.config.recipe.epochs)
         self.model.train()
         every = 1 if self.device.type == "cpu" else 50  # on a GPU, reading the loss makes the host wait
         pending: list[Step] = []
@@ -375,6 +379,8 @@ class Training:
                     break
                 self.sums["lr"] = self.optimizer.param_groups[0]["lr"]
                 x, target = x.to(self.device, non_blocking=True), target.to(self.device, non_blocking=True)
+                if self.step == 0:
+                    self.adapt_surrogates(x, target)
                 pending.append(self.train_step(x, target, batches.all_samples(self.step)))
                 self.step += 1
                 if len(pending) >= every or self.step == self.steps:
@@ -388,6 +394,17 @@ class Training:
                 advance(self.step)
         n = max(1, self.sums["n"])
         return dict(loss=self.sums["loss"] / n, acc=self.sums["correct"] / n, n=self.sums["n"], lr=self.sums["lr"])
+
+    def adapt_surrogates(self, x: Tensor, target: Tensor) -> None:
+        """Let surrogates that adapt do so on the first batch of an epoch: rank 0's choice is everybody's, as buffers are."""
+        spikes: dict[str, list[Spike]] = {}
+        for module in self.model.modules():
+            if isinstance(module, Spike) and SURROGATES[module.surrogate].adapt:
+                spikes.setdefault(module.surrogate, []).append(module)
+        loss = lambda: self.loss_fn(self.model(x, last_step=self.loss_fn.last_step).float(), target)  # noqa: E731
+        for name, those in spikes.items():
+            with torch.random.fork_rng(), same_statistics(self.model):
+                SURROGATES[name].adapt(self.model, those, loss)
 
     def train_step(self, x: Tensor, target: Tensor, n_all: int | None = None) -> Step:
         """Forward, backward and one optimiser step; returns the sums without waiting for the device.
@@ -530,9 +547,19 @@ def options(part: Any, *without: str) -> dict[str, Any]:
 
 def check_settings(config: Config) -> None:
     """Raise UserError for what the classes of neuron and loss refuse, before any data is read."""
-    build_loss(config.loss.name, **options(config.loss, "name"))
+    loss, augment = build_loss(config.loss.name, **options(config.loss, "name")), config.augment
+    for key in ("mixup", "cutmix", "label_smoothing"):
+        if not loss.soft_targets and getattr(augment, key):
+            raise ConfigError(
+                f"augment.{key}={getattr(augment, key)} makes soft targets and loss={config.loss.name} needs labels; set it to 0"
+            )
     with torch.random.fork_rng(devices=[]):  # it draws a number
-        build_neuron(**options(config.neuron, "imp", "imp_lr", "imp_weight_decay", "backend"))
+        neuron = build_neuron(**options(config.neuron, "imp", "imp_lr", "imp_weight_decay", "backend"))
+    loss.watch(neuron)
+    if config.compile and loss.reads_potentials:
+        raise ConfigError(
+            f"compile=true does not show the potentials that loss={config.loss.name} reads; use compile=false"
+        )
 
 
 def build_network(config: Config, data: Data) -> nn.Module:

@@ -191,7 +191,7 @@ for words in ("neuron=plif neuron.tau_innit=3", "neuron=if neuron.tau_init=3", "
         "dataset.brightness='dark' must be a finite number",
         "dataset.brightness=2 belongs to dataset=blobs; leave it out for 'digits'",
         "not imported",
-        "neuron.surrogate='atann' is not one of atan, sigmoid, triangle; did you mean 'atan'?",
+        "neuron.surrogate='atann' is not one of atan, dspike, sigmoid, triangle, rectangle, dspike_adaptive; did you mean 'atan'?",
     ]
     wrong = ["neuron=plif", "neuron.tau_init=0.5"]
     for words in (wrong, [*wrong, "seed=0,1", "-m"], [*wrong, "--cfg", "job"]):

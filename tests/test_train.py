@@ -242,10 +242,10 @@ def test_accumulated_parts_make_the_same_step(quick, tmp_path):
 
 @pytest.mark.parametrize("loss, rows", [("lts", 1), ("sdt", 4), ("tet", 4)])
 def test_training_reads_the_steps_that_the_loss_needs(quick, monkeypatch, loss, rows):
-    from snn_repro import losses
+    from snn_repro.losses import Loss
 
-    seen, check = [], losses._check
-    monkeypatch.setattr(losses, "_check", lambda logits, target: seen.append(len(logits)) or check(logits, target))
+    seen, read = [], Loss.readout
+    monkeypatch.setattr(Loss, "readout", lambda self, logits: seen.append(len(logits)) or read(self, logits))
     assert len(run(quick(f"loss={loss}", "recipe.epochs=1", "recipe.accumulate=2", "debug.max_steps=1")).acc_step) == 4
     assert seen[:2] == [rows, rows] and set(seen[2:]) == {4}  # two parts of a step, then the evaluations
 
