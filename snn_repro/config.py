@@ -173,9 +173,9 @@ class NeuronConfig:
     surrogate_width: float | None = key(
         None, "ATan alpha (2), sigmoid alpha (4) or triangle gamma (1); null takes these", above=0.0
     )
-    tau: float = key(2.0, "lif: membrane time constant", unit="time steps", low=1.0)
+    tau: float = key(2.0, "membrane time constant of the neurons that have one", unit="time steps", low=1.0)
     decay_input: bool = key(
-        True, "lif: the input decays too; false: it enters at full weight, h = (1 - 1/tau) v + x, the paper's equation"
+        True, "lif, plif, klif: the input decays too; false: it enters at full weight, h = (1 - 1/tau) v + x, the paper's equation"
     )
     retain: float = key(0.25, "leaky: part of v that one step keeps", low=0.0, high=1.0)
     backend: str = key(
@@ -615,7 +615,18 @@ def idle(config: Config, overrides: Iterable[str]) -> dict[str, str]:
                 found[name] = (
                     f"{given[name]} has no effect with {because}={shown}; it needs {rule.needs}, or leave it out"
                 )
+    for name in given.keys() - found.keys():
+        if name.startswith("neuron.") and not _neuron_has(config.neuron.name, name.removeprefix("neuron.")):
+            found[name] = f"{given[name]} has no meaning for neuron={config.neuron.name}; leave it out"
     return found
+
+
+def _neuron_has(neuron: str, key: str) -> bool:
+    """Whether a neuron has a setting: if its yaml does not say so, its class is asked, for which torch is imported."""
+    if key in _written("neuron", neuron) or key in ("imp", "imp_lr", "imp_weight_decay"):
+        return True
+    module, registry = NEURON_NAMES.where
+    return key in getattr(importlib.import_module(module), registry)[neuron].settings
 
 
 @contextlib.contextmanager
@@ -797,7 +808,7 @@ def _written(group: str, name: str) -> dict[str, str]:
     for file in conf_files(group).values():
         if _name_in(file) == name:
             lines = re.findall(r"^(\w+):[^#\n]*(?:#[ ]*(.*))?$", file.read_text("utf-8"), re.MULTILINE)
-            found |= {k: comment for k, comment in lines}
+            found |= {k: comment for k, comment in lines if k != "defaults"}
     return found
 
 

@@ -211,6 +211,7 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
     """Build the parts, train epoch by epoch, and return the RunResult."""
     import torch
 
+    from snn_repro.causality import sees_future
     from snn_repro.data import build_data
     from snn_repro.losses import build_loss
     from snn_repro.models import count_parameters
@@ -301,7 +302,7 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
         test = evaluate(ema.module if ema else model, test_part, loss_fn, amp, device, config)
     place.predictions(**final_outputs(test))
     result = build_result(config, data, weights, imp, history, amp.name, loss_fn.readout_name, test["n"], device)
-    result.update(data=of_data, code=code, changed_on_resume=state.changed)
+    result.update(data=of_data, code=code, changed_on_resume=state.changed, causal=not sees_future(model))
     if config.energy and here.rank == 0:
         result["energy"] = _energy(ema.module if ema else model, data, device)
     return result
@@ -408,6 +409,7 @@ class Training:
     def train_epoch(self, epoch: int, batches) -> dict:
         """One epoch of optimiser steps from `self.step` on; returns mean loss, readout accuracy and the last lr."""
         self.epoch = epoch
+        begin_epoch(epoch, self.config.recipe.epochs, self.model, self.ema, self.loss_fn)
         self.model.train()
         every = 1 if self.device.type == "cpu" else 50  # on a GPU, reading the loss makes the host wait
         pending: list = []
@@ -540,6 +542,14 @@ def evaluate(model, batches, loss_fn, amp, device, config: Config, stop=lambda: 
     )  # fmt: skip
 
 
+def begin_epoch(epoch: int, epochs: int, *parts) -> None:
+    """Tell every loss and module that has a schedule over epochs where training is, in a resumed epoch too."""
+    for part in parts:
+        for thing in part.modules() if hasattr(part, "modules") else (part,):
+            if hasattr(thing, "begin_epoch"):
+                thing.begin_epoch(epoch, epochs)
+
+
 def final_outputs(test: dict) -> dict:
     """label [N] and logits [N, T, K] (float32, float16 above 256 MB) of the whole test set; empty but on rank 0."""
     import numpy as np
@@ -573,7 +583,9 @@ def check_settings(config: Config) -> None:
     build_loss(config.loss.name, **options(config.loss, "name"))
     option_values(config.model.name, options(config.model, "name", "weights", "conv_backend", "checkpointing"))
     with torch.random.fork_rng(devices=[]):  # it draws a number
-        build_neuron(**options(config.neuron, "imp", "imp_lr", "imp_weight_decay", "backend"))
+        build_neuron(
+            state_shape=(1,), timesteps=config.timesteps, **options(config.neuron, "imp_lr", "imp_weight_decay", "backend")
+        )
 
 
 def parts_of_a_batch(config: Config, processes: int) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 import snn_repro
 
 ORDER = [
-    "errors", "console", "outside", "search_path", "provenance", "distributed", "files", "registry", "settings", "kernels", "data",
+    "errors", "console", "outside", "search_path", "provenance", "distributed", "files", "registry", "settings", "causality", "kernels", "data",
     "config", "quick_compose", "neurons", "models", "losses", "metrics", "optim", "energy", "runs", "train", "paper",
 ]  # fmt: skip
 ROOT = Path(snn_repro.__file__).parent

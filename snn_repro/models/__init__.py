@@ -39,7 +39,7 @@ def build_model(
     """Build a network by name (see MODELS) for frames or images of input_shape (C, H, W).
 
     neuron holds what `build_neuron` takes, for example {"name": "if", "imp": True}. timesteps is how often a
-    static image is seen, and for TEBN the only number of frames that fits. kernels chooses who computes the layers: "auto", "off"
+    static image is seen, and for TEBN and PSN, say, the only number of frames that fits. kernels chooses who computes the layers: "auto", "off"
     (PyTorch alone) or another word of `kernels.KERNELS`; with "auto", neuron's backend and conv_backend ("auto", "dense" or
     "sparse") choose apart for spiking layers and convolutions. checkpointing "off", "norms" or "blocks" trades time for
     memory (see blocks.Block). None of these changes a result beyond rounding. Options are those of MODELS[name]; None means
@@ -62,7 +62,8 @@ def build_model(
     values = option_values(name, options)
     CHECKPOINTING.checked("model.checkpointing", checkpointing)
     network = MODELS[name].build(
-        num_classes=num_classes, input_shape=input_shape, timesteps=timesteps, neuron=dict(neuron), **values
+        num_classes=num_classes, input_shape=input_shape, timesteps=timesteps,
+        neuron={**neuron, "timesteps": timesteps}, **values,
     )
     door.set_backend(network, conv_backend)
     if kernels != "auto":

@@ -13,7 +13,7 @@ from torch import nn
 from snn_repro import kernels
 from snn_repro.errors import UserError, nearest
 from snn_repro.kernels import BACKENDS, resolve_backend
-from snn_repro.neurons.node import NEURONS, Neuron, initial_states, is_initial_state, register, settings
+from snn_repro.neurons.node import NEURONS, SHARED, Neuron, initial_states, is_initial_state, register, settings
 from snn_repro.neurons.rates import firing_rates
 from snn_repro.neurons.surrogates import SURROGATES, register_surrogate
 from snn_repro.registry import import_all
@@ -27,11 +27,14 @@ __all__ = [
 import_all(__name__, __path__)
 
 
-def build_neuron(name: str, imp: bool = False, state_shape=None, **overrides) -> nn.Module:
+def build_neuron(
+    name: str, imp: bool = False, state_shape=None, timesteps: int | None = None, **overrides
+) -> nn.Module:
     """Build one spiking layer: x [T, B, *state_shape] -> spikes [T, B, *state_shape].
 
     name is "if", "lif", "leaky" or another of NEURONS; "if_imp" and so on stand for imp=True. With imp, state_shape (for
-    example (C, H, W)) is needed: the layer owns a parameter `imp` of that shape, drawn from U(*imp_init).
+    example (C, H, W)) is needed: the layer owns a parameter `imp` of that shape, drawn from U(*imp_init). timesteps is needed
+    by neurons with parameters for each time step (`wired`).
 
     Overrides (None means the family's published value):
         v_threshold=1.0  reset="soft"|"hard"  v_reset=0.0 (hard reset only)  fire_at="ge"|"gt"  detach_reset
@@ -48,16 +51,26 @@ def build_neuron(name: str, imp: bool = False, state_shape=None, **overrides) ->
     """
     family = str(name).removesuffix("_imp")
     if family not in NEURONS:
-        known = [*NEURONS, *(f"{n}_imp" for n in NEURONS)]
+        known = [*NEURONS, *(f"{n}_imp" for n, cls in NEURONS.items() if "imp_init" in cls.settings)]
         raise UserError(f"neuron.name={name!r} is not one of {', '.join(known)}{nearest(name, known)}")
     imp = Setting(False, "").checked("neuron.imp", imp) or name != family
     cls = NEURONS[family]
+    if imp and "imp_init" not in cls.settings:
+        raise UserError(f"neuron.imp=true has no meaning for '{family}', which has no initial potential; leave IMP out")
+    if cls.wired and timesteps is None:
+        raise UserError(f"'{family}' has parameters for each time step and needs timesteps=T")
     for key, value in overrides.items():
+        if key in cls.settings:
+            continue
         owners = [other for other, neuron in NEURONS.items() if key in neuron.settings]
         if not owners:
             known = dict.fromkeys(key for neuron in NEURONS.values() for key in neuron.settings)
             raise UserError(f"neuron.{key} is not a setting of a neuron{nearest(key, known)}")
-        if family not in owners and value not in (None, *(NEURONS[other].settings[key].default for other in owners)):
+        value = tuple(value) if isinstance(value, list) else value
+        if key in SHARED:
+            if value not in (None, SHARED[key].default):
+                raise UserError(f"neuron.{key}={value!r} has no meaning for '{family}'; leave it out")
+        elif value not in (None, *(NEURONS[other].settings[key].default for other in owners)):
             owner = "', '".join(owners)
             raise UserError(f"neuron.{key}={value!r} belongs to the neuron '{owner}'; leave it out for '{family}'")
     values = {key: setting.default for key, setting in cls.settings.items()}
@@ -66,15 +79,15 @@ def build_neuron(name: str, imp: bool = False, state_shape=None, **overrides) ->
         key: None if value is None else cls.settings[key].checked(f"neuron.{key}", value)
         for key, value in values.items()
     }
-    if values["reset"] == "soft" and values["v_reset"] != 0:
+    if values.get("reset") == "soft" and values["v_reset"] != 0:
         raise UserError(
             f"neuron.v_reset={values['v_reset']} has no meaning with reset='soft'; use reset='hard' or leave it 0"
         )
-    if values["v_reset"] >= values["v_threshold"]:
+    if values.get("v_reset", 0) >= values["v_threshold"]:
         raise UserError(f"neuron.v_reset={values['v_reset']} must be below v_threshold={values['v_threshold']}")
-    start = _draw_imp(imp, state_shape, *values["imp_init"])
+    start = _draw_imp(imp, state_shape, *values.get("imp_init", (0.0, 0.0)))
     parameter = None if start is None else nn.Parameter(start, requires_grad=values["imp_trainable"])
-    neuron = cls(imp=parameter, **values)
+    neuron = cls(imp=parameter, timesteps=timesteps, state_shape=state_shape and tuple(state_shape), **values)
     kernels.check(neuron, family)
     return neuron
 

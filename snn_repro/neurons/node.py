@@ -12,7 +12,7 @@ from call to call: every forward over [T, B, ...] starts from the initial potent
 forward ended. There is nothing for a caller to reset.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from spikingjelly.activation_based.neuron import BaseNode
@@ -27,7 +27,7 @@ from snn_repro.settings import Setting
 
 NEURONS: dict[str, type["Neuron"]] = Registry("neuron")
 
-_SHARED = {
+SHARED = {
     "v_threshold": Setting(1.0, "firing threshold V_th", above=0),
     "reset": Setting("soft", "soft: v = h - V_th s; hard: v = v_reset where a spike was fired", choices=("soft", "hard")),
     "v_reset": Setting(0.0, "potential after a hard reset"),
@@ -40,6 +40,7 @@ _SHARED = {
     "backend": Setting("auto", "who computes it; changes roundings only", choices=kernels.BACKENDS),
 }  # fmt: skip
 _STEPS = {"begin", "charge", "fire", "reset_potential", "steps"}
+STATEFUL = ("reset", "v_reset", "detach_reset", "imp_init", "imp_trainable")  # only with a potential that lasts between steps
 
 
 def register(name: str):
@@ -54,10 +55,12 @@ def register(name: str):
     return add
 
 
-def settings(published: Mapping[str, object], **own: Setting) -> dict[str, Setting]:
-    """A family's settings: those that all share, with the values that it was published with, and its own."""
+def settings(published: Mapping[str, object], without: Collection[str] = (), **own: Setting) -> dict[str, Setting]:
+    """A family's settings: those that all share but for `without`, with the values that it was published with, and its own."""
     shared = {
-        key: Setting(**{**vars(s), "default": published[key]}) if key in published else s for key, s in _SHARED.items()
+        key: Setting(**{**vars(s), "default": published[key]}) if key in published else s
+        for key, s in SHARED.items()
+        if key not in without
     }
     return shared | own
 
@@ -67,23 +70,29 @@ class Neuron(BaseNode):
 
     settings: name -> Setting; a family's own become attributes. imp [...] holds one initial potential a neuron, no batch
     axis; None means that the layer starts from 0. Parameters of a family's own are not decayed but for those in `decayed`.
+    timesteps and state_shape are those it was built for, None where nobody said. A module of a network with a schedule
+    over epochs has `begin_epoch(epoch, epochs)`, which training calls before the first batch of each epoch.
     """
 
     family: str
     settings = settings({})
     initial = ("imp",)  # parameters that are an initial state
     decayed: tuple[str, ...] = ()
+    causal = True  # whether an output depends on no later input
+    wired = False  # whether the number of time steps is wired in
+    max_count = 1  # spikes that one output may stand for, each a synaptic operation; see energy.py
 
     def __init__(
         self, *, imp: nn.Parameter | None = None, v_threshold=1.0, reset="soft", v_reset=0.0, fire_at="ge",
-        detach_reset=False, surrogate="atan", surrogate_width=None, backend="auto", imp_init=None, imp_trainable=True, **own,
+        detach_reset=False, surrogate="atan", surrogate_width=None, backend="auto", imp_init=None, imp_trainable=True,
+        timesteps: int | None = None, state_shape: tuple[int, ...] | None = None, **own,
     ):  # fmt: skip
         spike = Spike(surrogate, surrogate_width, fire_at)
         super().__init__(
             v_threshold=v_threshold, v_reset=v_reset if reset == "hard" else None, surrogate_function=spike,
             detach_reset=detach_reset, step_mode="m",
         )  # fmt: skip
-        self.backend = backend
+        self.backend, self.timesteps, self.state_shape = backend, timesteps, state_shape
         for key, value in own.items():  # spikingjelly itself refuses tau = 1, the limit of a neuron without memory
             setattr(self, key, value)
         self.register_parameter("imp", imp)
@@ -101,6 +110,9 @@ class Neuron(BaseNode):
 
     def begin(self, x: Tensor) -> None:
         """Before the first step of x [T, B, ...]: a neuron with more state than v sets it here."""
+
+    def end(self) -> None:
+        """After the last step: forget what `begin` set, so that nothing is kept from call to call."""
 
     def charge(self, v: Tensor, x: Tensor) -> Tensor:
         """The potential h before the reset, from the last potential v [B, ...] and one step of input x [B, ...]."""
@@ -146,6 +158,7 @@ class Neuron(BaseNode):
             spikes.append(s)
             if self.store_v_seq:
                 potentials.append(v)
+        self.end()
         return torch.stack(spikes).to(x.dtype), v, torch.stack(potentials) if potentials else None
 
     # ---------------------------------------------------------------- who computes it
@@ -189,6 +202,11 @@ class Neuron(BaseNode):
             raise UserError(
                 f"A spiking layer needs input [T, B, ...] of at least one time step, not {list(x_seq.shape)}."
             )
+        if self.wired and len(x_seq) != self.timesteps:
+            raise UserError(
+                f"This '{self.family}' layer has parameters for each of timesteps={self.timesteps} but its input has "
+                f"{len(x_seq)} time steps; use the same timesteps or another neuron."
+            )
         imp = self._parameters["imp"]
         if imp is not None and x_seq.shape[2:] != imp.shape:
             raise UserError(
@@ -219,6 +237,8 @@ class Neuron(BaseNode):
         return (v.expand(x.shape[1:] if step_mode == "m" else x.shape),)
 
     def single_step_functional_forward(self, inputs, states, **kwargs):
+        if type(self).begin is not Neuron.begin or type(self).steps is not Neuron.steps:
+            raise UserError(f"'{self.family}' keeps more than a potential from step to step; give it all steps at once")
         spikes, v, _ = self.update(inputs[0].unsqueeze(0), states[0])
         return (spikes[0],), (v,)
 
@@ -228,7 +248,7 @@ class Neuron(BaseNode):
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
-        own = [f"{key}={getattr(self, key)}" for key in self.settings if key not in _SHARED and f" {key}=" not in text]
+        own = [f"{key}={getattr(self, key)}" for key in self.settings if key not in SHARED and f" {key}=" not in text]
         return ", ".join([text, *own, f"imp={None if self.imp is None else list(self.imp.shape)}"])
 
 

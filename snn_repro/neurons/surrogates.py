@@ -54,6 +54,12 @@ def triangle(z: Tensor, gamma: float) -> Tensor:
     return (gamma - z.abs()).clamp(min=0) / gamma**2
 
 
+@register_surrogate("rectangle", width=1.0)
+def rectangle(z: Tensor, width: float) -> Tensor:
+    """1 / width where |z| < width / 2"""
+    return (z.abs() < width / 2).to(z.dtype) / width
+
+
 class _Spike(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z: Tensor, surrogate: str, width: float, strict: bool) -> Tensor:

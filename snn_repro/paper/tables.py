@@ -51,7 +51,9 @@ class Group:
         return None if None in values else summary([100 * v for v in values])
 
     def steps(self, key: str = "acc_step") -> list[float]:
-        """Mean accuracy at each time step in percent, [T]."""
+        """Mean accuracy at each time step in percent, [T]; [] where a step sees the future, so that it says nothing."""
+        if not all(run.get("causal", True) for run in self.runs):
+            return []
         return [100 * sum(column) / len(column) for column in zip(*(run[key] for run in self.runs), strict=True)]
 
 
@@ -154,6 +156,9 @@ def remarks(groups: Iterable[Group], common: int = 6) -> list[str]:
             if run.get("changed_on_resume"):
                 changed = ", ".join(map(str, run["changed_on_resume"]))
                 notes.append(f"{group.label}{_seeds([run['seed']])} was continued under other conditions: {changed}")
+    ahead = [group.label for group in groups if not all(run.get("causal", True) for run in group.runs)]
+    if ahead:
+        notes.append(f"no accuracy at single steps: every step sees the later ones in {', '.join(ahead)}")
     older = older_note([run for group in groups for run in group.runs])
     return notes + ([older] if older else [])
 
