@@ -276,6 +276,8 @@ def draw_accuracy_steps(groups: Sequence[Group]) -> Figure:
             first["dataset"], first["model"], first["timesteps"], first["n_train"], first["epochs"], first["split_sha256"]
         )  # fmt: skip
         rows.setdefault(key, []).append(group)
+    if not rows:
+        raise MissingData("in every run a step sees the later ones, so that its own accuracy says nothing")
     columns = max(len({g.first["loss"] for g in members}) for members in rows.values())
     figure = new_figure(0.6 + 2.5 * columns, 0.5 + 2.1 * len(rows))
     grid = figure.subplots(len(rows), columns, squeeze=False, sharey="row")
