@@ -9,4 +9,4 @@ def sees_future(model: nn.Module) -> list[str]:
     Where there are any, the accuracy of single time steps says nothing about an inference that ends there. In training,
     batch statistics are over all time steps in any network.
     """
-    return [name or type(module).__name__ for name, module in model.named_modules() if not getattr(module, "causal", True)]
+    return [name or type(m).__name__ for name, m in model.named_modules() if not getattr(m, "causal", True)]

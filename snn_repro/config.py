@@ -175,7 +175,8 @@ class NeuronConfig:
     )
     tau: float = key(2.0, "membrane time constant of the neurons that have one", unit="time steps", low=1.0)
     decay_input: bool = key(
-        True, "lif, plif, klif: the input decays too; false: it enters at full weight, h = (1 - 1/tau) v + x, the paper's equation"
+        True,
+        "the input leaks as well; false: it enters at full weight, lif h = (1 - 1/tau) v + x, the paper's equation",
     )
     retain: float = key(0.25, "leaky: part of v that one step keeps", low=0.0, high=1.0)
     backend: str = key(

@@ -583,9 +583,8 @@ def check_settings(config: Config) -> None:
     build_loss(config.loss.name, **options(config.loss, "name"))
     option_values(config.model.name, options(config.model, "name", "weights", "conv_backend", "checkpointing"))
     with torch.random.fork_rng(devices=[]):  # it draws a number
-        build_neuron(
-            state_shape=(1,), timesteps=config.timesteps, **options(config.neuron, "imp_lr", "imp_weight_decay", "backend")
-        )
+        neuron = options(config.neuron, "imp_lr", "imp_weight_decay", "backend")
+        build_neuron(state_shape=(1,), timesteps=config.timesteps, **neuron)
 
 
 def parts_of_a_batch(config: Config, processes: int) -> int:

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-
 from fake_runs import fake_run
+
 from snn_repro.causality import sees_future
 from snn_repro.errors import UserError
 from snn_repro.models import MODELS, NORMS, build_model

@@ -62,9 +62,9 @@ def build_model(
     values = option_values(name, options)
     CHECKPOINTING.checked("model.checkpointing", checkpointing)
     network = MODELS[name].build(
-        num_classes=num_classes, input_shape=input_shape, timesteps=timesteps,
-        neuron={**neuron, "timesteps": timesteps}, **values,
-    )
+        num_classes=num_classes, input_shape=input_shape, timesteps=timesteps, neuron={**neuron, "timesteps": timesteps},
+        **values,
+    )  # fmt: skip
     door.set_backend(network, conv_backend)
     if kernels != "auto":
         door.use(network, kernels)

@@ -34,7 +34,9 @@ class GLIF(Neuron):
     def __init__(self, **settings):
         super().__init__(**settings)
         if self.v_threshold >= 1:
-            raise UserError(f"neuron.v_threshold={self.v_threshold} must be below 1 for 'glif', which learns it as a sigmoid")
+            raise UserError(
+                f"neuron.v_threshold={self.v_threshold} must be below 1 for 'glif', which learns its sigmoid"
+            )
         if self.share == "channel" and not self.state_shape:
             raise UserError("neuron.share=channel needs state_shape, for example (C, H, W); or use neuron.share=layer")
         shape = (self.state_shape[0],) if self.share == "channel" else ()
@@ -49,7 +51,9 @@ class GLIF(Neuron):
         self.conduct = nn.Parameter(torch.full((self.timesteps, *shape), _logit(self.conduct_init)))
 
     def begin(self, x: Tensor) -> None:
-        wide = (lambda p: p.sigmoid().unflatten(-1, (-1, *[1] * (x.dim() - 3)))) if self.share == "channel" else torch.sigmoid
+        def wide(p: Tensor) -> Tensor:
+            return p.sigmoid().view(*p.shape, *[1] * (x.dim() - 3 if self.share == "channel" else 0))
+
         alpha, beta, gamma, tau, leak, v_re, self._th, conduct = map(
             wide, (self.alpha, self.beta, self.gamma, self.tau, self.leak, self.v_re, self.v_th, self.conduct)
         )

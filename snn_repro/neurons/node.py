@@ -40,7 +40,8 @@ SHARED = {
     "backend": Setting("auto", "who computes it; changes roundings only", choices=kernels.BACKENDS),
 }  # fmt: skip
 _STEPS = {"begin", "charge", "fire", "reset_potential", "steps"}
-STATEFUL = ("reset", "v_reset", "detach_reset", "imp_init", "imp_trainable")  # only with a potential that lasts between steps
+# What has no meaning for a neuron whose potential does not last from step to step.
+STATEFUL = ("reset", "v_reset", "detach_reset", "imp_init", "imp_trainable")
 
 
 def register(name: str):

@@ -31,8 +31,8 @@ class Parallel(Neuron):
         dtype = torch.promote_types(x.dtype, torch.float32)
         last = x.movedim(2, -1) if x.dim() == 5 else x  # no copy of images, which are channels last
         with torch.autocast(x.device.type, enabled=False):
-            z = torch.addmm(self.bias.to(dtype), self.matrix(len(x)).to(dtype), last.to(dtype).flatten(1)).view(last.shape)
-        z = z.movedim(-1, 2) if x.dim() == 5 else z
+            z = torch.addmm(self.bias.to(dtype), self.matrix(len(x)).to(dtype), last.to(dtype).flatten(1))
+        z = z.view(last.shape).movedim(-1, 2) if x.dim() == 5 else z.view(last.shape)
         return self.surrogate_function(z).to(x.dtype), z[-1], z if self.store_v_seq else None
 
 

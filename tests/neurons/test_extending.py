@@ -194,9 +194,7 @@ def test_its_settings_are_checked(ideas):
         build_neuron("mylif", tau=1)
     with pytest.raises(UserError, match="neuron.tau=3.0 belongs to the neuron 'lif', .*'mylif'; leave it out for 'if'"):
         build_neuron("if", tau=3.0)
-    with pytest.raises(
-        UserError, match="neuron.name='mylifs' is not one of if, lif, .*mylif, .*did you mean 'mylif'"
-    ):
+    with pytest.raises(UserError, match="neuron.name='mylifs' is not one of if, lif, .*mylif, .*did you mean 'mylif'"):
         build_neuron("mylifs")
     assert "tau=2.0" in repr(build_neuron("mylif")) and "imp=None" in repr(build_neuron("mylif"))
 
