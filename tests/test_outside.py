@@ -90,8 +90,8 @@ def test_an_idea_is_one_file_and_one_yaml():
     names = [*recipes(), *(str(p.relative_to(EXAMPLE)) for p in EXAMPLE.rglob("*/*") if p.suffix in (".py", ".yaml"))]
     python = sorted(Path(n).stem for n in names if n.endswith(".py") and not n.endswith("__init__.py"))
     yamls = sorted(Path(n).stem for n in names if n.endswith(".yaml"))
-    assert python == ["blobs", "dense", "peak", "mylif", "rms", "sparks"]
-    assert yamls == ["blobs", "blobs_mylif", "dense", "peak", "mylif", "sparks"]
+    assert python == ["blobs", "dense", "mylif", "peak", "rms", "sparks"]
+    assert yamls == ["blobs", "blobs_mylif", "dense", "mylif", "peak", "sparks"]
 
 
 def test_help_lists_choices_and_their_settings_without_importing_them(site):
@@ -185,7 +185,7 @@ except Exception as error:
         "neuron.tau_init belongs to neuron=mylif; leave it out for neuron=if",
         "unknown key 'loss.sharpnes'; did you mean 'loss.sharpness'?",
         "neuron.tau_init={'a': 1} has the wrong type; it must be true or false, a number, a word or a list of these",
-        "neuron.surrogate=atann is not allowed; choose one of: atan, rectangle, sigmoid, triangle; did you mean 'atan'?",
+        "neuron.surrogate=atann is not allowed; choose one of: atan, sigmoid, triangle, rectangle; did you mean 'atan'?",
         "neuron.retain=0.1 has no effect with neuron=mylif; it needs neuron=leaky or leaky_imp, or leave it out",
         "UserError neuron.tau_init=0.5 must be above 1",
     ]

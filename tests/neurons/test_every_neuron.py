@@ -564,5 +564,5 @@ def test_learns_the_digits(choice, tmp_path):
     config: Config = load_config([f"neuron={choice}", "loss=sdt", "logger.mode=disabled", "energy=true"])
     result = run(config, str(tmp_path / "run"))
     print(choice, result["acc_last"], result["samples_per_s"], result["firing_rates"], result["energy"]["synops"])
-    assert result["acc_last"] > 0.9 and result["energy"]["synops"] > 0
+    assert result["acc_last"] > 0.9 and result["energy"]["energy_pj"] > 0
     assert result["causal"] == (config.neuron.name != "psn")
