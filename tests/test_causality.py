@@ -10,7 +10,8 @@ from snn_repro.causality import sees_future
 from snn_repro.errors import UserError
 from snn_repro.models import MODELS, NORMS, build_model
 from snn_repro.neurons import NEURONS, build_neuron
-from snn_repro.paper import figures
+from snn_repro.paper.figures import MissingData, accuracy_steps
+from snn_repro.paper.results import group_runs, load
 from snn_repro.paper.tables import compare
 from snn_repro.train import run
 
@@ -96,15 +97,15 @@ def test_a_run_says_it_and_tables_and_figures_leave_single_steps_out(quick, tmp_
 
     made = tmp_path / "made"
     fake_run(made, "neuron=psn", "loss=sdt", extra={"causal": False})
-    with pytest.raises(figures.MissingData, match="a step sees the later ones"):
-        figures.draw_accuracy_steps(figures.group_runs(figures.load([made]))[0])
+    with pytest.raises(MissingData, match="a step sees the later ones"):
+        accuracy_steps.draw_groups(group_runs(load([made]))[0])
     fake_run(made, "neuron=lif", "loss=sdt")
     table = compare([made])
     steps = {row["row"]: row["acc_step"] for row in table.rows}
     (psn,) = (name for name in steps if "psn" in name)
     assert steps.pop(psn) == [] and all(len(values) == 4 for values in steps.values())
     assert f"no accuracy at single steps: every step sees the later ones in {psn}" in table.notes
-    figure = figures.draw_accuracy_steps(figures.group_runs(figures.load([made]))[0])
+    figure = accuracy_steps.draw_groups(group_runs(load([made]))[0])
     assert sum(len(axes.containers) for axes in figure.axes) == 1
 
 

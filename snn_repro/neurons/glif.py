@@ -52,7 +52,7 @@ class GLIF(Neuron):
 
     def begin(self, x: Tensor) -> None:
         def wide(p: Tensor) -> Tensor:
-            return p.sigmoid().view(*p.shape, *[1] * (x.dim() - 3 if self.share == "channel" else 0))
+            return p.sigmoid().view((*p.shape, *[1] * (x.dim() - 3 if self.share == "channel" else 0)))
 
         alpha, beta, gamma, tau, leak, v_re, self._th, conduct = map(
             wide, (self.alpha, self.beta, self.gamma, self.tau, self.leak, self.v_re, self.v_th, self.conduct)
