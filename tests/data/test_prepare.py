@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fixtures import encode_aedat2, write_cifar10_dvs, write_dvs_gesture, write_ncaltech101
+from fixtures import encode_aedat2, open_cache, write_cifar10_dvs, write_dvs_gesture, write_ncaltech101
 from torchvision.transforms.functional import resize
 
 from snn_repro.config import load_config
 from snn_repro.data import build_data
 from snn_repro.data import prepare as module
 from snn_repro.data.events import Events, integrate
-from snn_repro.data.prepare import open_cache, prepare
+from snn_repro.data.prepare import prepare
 from snn_repro.data.recordings import find_recordings
 from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError
@@ -295,7 +295,7 @@ def test_killed_runs_leave_no_process_and_end_in_the_same_cache(tmp_path, kills)
 
 
 @pytest.mark.parametrize("bad", [False, True])
-@pytest.mark.parametrize("step", ["_save", "_publish", "rename"])
+@pytest.mark.parametrize("step", ["write_text", "_publish", "rename"])
 def test_stopped_while_finishing(tmp_path, monkeypatch, step, bad):
     """At each step of finishing: what was read is not read again, and the cache comes out whole."""
     written = write_cifar10_dvs(tmp_path / "raw")
