@@ -312,7 +312,7 @@ def _kind(x: Tensor, law: Law, norm):
 
 def _cpu_forward(x, v0, v0_stride, s, v_last, shape, law: Law, norm) -> None:
     shape, (strides,) = _merged(shape, v0_stride, x)
-    tables = _cpu().NO_TABLES if norm is None else _norm_cpu().tables(norm, shape[0])
+    tables = _cpu().NO_TABLES if norm is None else _cpu().tables(norm, shape[0])
     _cpu().forward(
         _kind(x, law, norm), x.data_ptr(), strides, tables, _pointer(v0), v0_stride, s.data_ptr(), v_last.data_ptr(), shape,
         (law.v_threshold, law.v_reset or 0.0, law.leak), torch.get_num_threads(),
@@ -321,7 +321,7 @@ def _cpu_forward(x, v0, v0_stride, s, v_last, shape, law: Law, norm) -> None:
 
 def _cpu_backward(gs, gv_last, x, v0, v0_stride, gx, gv0, shape, law: Law, norm, of_input, gnorm) -> None:
     shape, (strides, gs_strides) = _merged(shape, v0_stride, x, gs)
-    tables = _cpu().NO_TABLES if norm is None else _norm_cpu().tables(norm, shape[0])
+    tables = _cpu().NO_TABLES if norm is None else _cpu().tables(norm, shape[0])
     threads = torch.get_num_threads()
     sums = _cpu().backward(
         _kind(x, law, norm), law.detach, law.slope, x.data_ptr(), strides, tables, _pointer(v0), v0_stride, gs.data_ptr(),
@@ -330,9 +330,7 @@ def _cpu_backward(gs, gv_last, x, v0, v0_stride, gx, gv0, shape, law: Law, norm,
     )  # fmt: skip
     if norm is not None:
         gweight, gbias, gte = (a.numpy() for a in (*gnorm[:2], gx.new_empty(0) if gnorm[2] is None else gnorm[2]))
-        _norm_cpu().gradients(
-            sums, norm, of_input, x.data_ptr(), gx.data_ptr(), gx.numel(), gweight, gbias, gte, threads
-        )
+        _cpu().gradients(sums, norm, of_input, x.data_ptr(), gx.data_ptr(), gx.numel(), gweight, gbias, gte, threads)
 
 
 def _moments(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -340,13 +338,13 @@ def _moments(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     x = x.detach()[:1] if x.stride(0) == 0 else x.detach()
     mean, var = torch.empty_like(weight), torch.empty_like(weight)
     values = x.as_strided((x.numel(),), (1,)).numpy()
-    _norm_cpu().moments(values, mean.detach().numpy(), var.detach().numpy(), torch.get_num_threads())
+    _cpu().moments(values, mean.detach().numpy(), var.detach().numpy(), torch.get_num_threads())
     return mean, var
 
 
 def _norm(weight, bias, te, mean, var, eps):
     te = weight.new_empty(0) if te is None else te
-    return _norm_cpu().Parameters(*(a.detach().numpy() for a in (weight, bias, te, mean, var)), eps)
+    return _cpu().Parameters(*(a.detach().numpy() for a in (weight, bias, te, mean, var)), eps)
 
 
 def rehearse(*case) -> None:
@@ -366,13 +364,6 @@ def _cpu():
     from snn_repro.kernels import neuron_cpu
 
     return neuron_cpu
-
-
-@cache
-def _norm_cpu():
-    from snn_repro.kernels import norm_cpu
-
-    return norm_cpu
 
 
 @cache
