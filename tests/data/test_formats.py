@@ -412,7 +412,7 @@ def test_a_malicious_pickle_is_taken_apart_and_never_run(tmp_path):
 def test_cifar_refuses(tmp_path):
     images = np.zeros((3, 3, 32, 32), np.uint8)
     good = fixtures.encode_cifar_batch(images, np.array([1, 2, 3]))
-    label_key, data_key = good.index(b"U\x06labels"), good.index(b"U\x04data")
+    label_key = good.index(b"U\x06labels")
     refused(read_cifar_batch, good[:-1], len(good) - 1, "damaged or breaks off")
     refused(read_cifar_batch, good[:500], 500, "damaged or breaks off")
     refused(read_cifar_batch, good + b"\0", len(good) - 1, "ends here, 1 bytes before the file")
