@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import random
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, runtime_checkable
@@ -24,6 +25,7 @@ from snn_repro.errors import DataError, UserError
 
 if TYPE_CHECKING:
     from snn_repro.config import Config
+    from snn_repro.data.cache import Cache
     from snn_repro.data.dataset import DataSet
 
 
@@ -318,6 +320,33 @@ class MemoryBatches(_Ordered):
         for batch, _, indices in self._reads(epoch, start):
             rows = self._rows[indices]
             yield self._finish(epoch, batch, self._gather(rows), self._targets[rows])
+
+
+class RowCheck:
+    """Holds rows of a cache against their checksums, each once: at the first read of a run.
+
+    To be given to MemoryBatches, the same one to all parts. Threads may share it: at worst two check one row.
+    """
+
+    def __init__(self, cache: Cache):
+        self.cache = cache
+        self.checked = bytearray(len(cache.names))
+
+    def __call__(self, row: int, frames: np.ndarray) -> None:
+        """Raise DataError if `frames`, which were read from this row, are not those that were stored."""
+        if not self.checked[row]:
+            if not self.intact(row, frames):
+                cache = self.cache
+                raise DataError(
+                    f"{cache.folder}/frames.npy is damaged: the frames of {cache.names[row]} (row {row}) are not those"
+                    f" that were stored; rebuild it with `{cache.rebuild}`, or train on them as they are with"
+                    " dataset.verify=off"
+                )
+            self.checked[row] = 1
+
+    def intact(self, row: int, frames: np.ndarray) -> bool:
+        """Whether `frames` have the checksum of this row."""
+        return zlib.crc32(np.ascontiguousarray(frames).view(np.uint8)) == self.cache.checksums[row]
 
 
 class LoaderBatches(_Ordered):

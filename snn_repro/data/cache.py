@@ -19,7 +19,6 @@ import csv
 import hashlib
 import json
 import warnings
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,7 +28,7 @@ import torch
 
 from snn_repro.data.archives import SlowToList, read_entry
 from snn_repro.data.augment import event_drop, frame_transforms
-from snn_repro.data.batches import Data, Part, assemble, keep_freed_memory
+from snn_repro.data.batches import Data, Part, RowCheck, assemble, keep_freed_memory
 from snn_repro.data.dataset import EventSet
 from snn_repro.data.recordings import cut, find_recordings, to_frames
 from snn_repro.data.splits import named_split, split_parts
@@ -95,33 +94,6 @@ class Cache:
     folder: Path
     rebuild: str  # the command that makes it anew
     checksums: list[int] | None  # CRC-32 of the bytes of each row of `frames`; None: it was made before these were kept
-
-
-class RowCheck:
-    """Holds rows of a cache against their checksums, each once: at the first read of a run.
-
-    To be given to MemoryBatches, the same one to all parts. Threads may share it: at worst two check one row.
-    """
-
-    def __init__(self, cache: Cache):
-        self.cache = cache
-        self.checked = bytearray(len(cache.names))
-
-    def __call__(self, row: int, frames: np.ndarray) -> None:
-        """Raise DataError if `frames`, which were read from this row, are not those that were stored."""
-        if not self.checked[row]:
-            if not self.intact(row, frames):
-                cache = self.cache
-                raise DataError(
-                    f"{cache.folder}/frames.npy is damaged: the frames of {cache.names[row]} (row {row}) are not those"
-                    f" that were stored; rebuild it with `{cache.rebuild}`, or train on them as they are with"
-                    " dataset.verify=off"
-                )
-            self.checked[row] = 1
-
-    def intact(self, row: int, frames: np.ndarray) -> bool:
-        """Whether `frames` have the checksum of this row."""
-        return zlib.crc32(np.ascontiguousarray(frames).view(np.uint8)) == self.cache.checksums[row]
 
 
 # ------------------------------------------------------------------ opening

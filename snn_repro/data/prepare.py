@@ -33,8 +33,8 @@ import numpy as np
 import torch
 
 from snn_repro.data.archives import Entry, close_archives, in_tars, means, read_or_error, stream_tar
-from snn_repro.data.batches import keep_freed_memory
-from snn_repro.data.cache import FORMAT_VERSION, Cache, Problem, RowCheck, Settings, open_cache, partial_folder
+from snn_repro.data.batches import RowCheck, keep_freed_memory
+from snn_repro.data.cache import FORMAT_VERSION, Cache, Problem, Settings, open_cache, partial_folder
 from snn_repro.data.dataset import EventSet, Sample
 from snn_repro.data.recordings import Recordings, cut, find_places, find_recordings, to_frames
 from snn_repro.data.sets import SETS

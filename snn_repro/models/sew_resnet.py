@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from snn_repro.kernels.conv import Conv2d
 from snn_repro.models.blocks import (
     HEAD_INIT,
+    AvgPool2d,
     Block,
     SpikingNetwork,
     init_head,
@@ -19,7 +20,6 @@ from snn_repro.models.blocks import (
 )
 from snn_repro.models.networks import register_network
 from snn_repro.models.norms import BN
-from snn_repro.models.pooling import AvgPool2d
 from snn_repro.neurons import Setting, build_neuron
 
 

@@ -18,8 +18,7 @@ from fixtures import encode_aedat2, encode_aedat3, open_cache, verify_cache, wri
 from snn_repro.config import load_config
 from snn_repro.data import build_data
 from snn_repro.data import prepare as module
-from snn_repro.data.batches import MemoryBatches
-from snn_repro.data.cache import RowCheck
+from snn_repro.data.batches import MemoryBatches, RowCheck
 from snn_repro.data.events import Events
 from snn_repro.data.prepare import prepare
 from snn_repro.data.recordings import find_recordings
