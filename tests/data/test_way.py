@@ -56,12 +56,11 @@ def files_of(call):
 
 @pytest.mark.filterwarnings("ignore:.*do not compare")
 @pytest.mark.parametrize("make", [event_frames, images])
-@pytest.mark.parametrize("kernels", ["sparse", "off"])
-def test_from_disk_to_logits_in_at_most_twelve_files(tmp_path, make, kernels):
-    """By the fast loops all, or by none. Compiling these, which happens once on a machine, is not a part of the way."""
+def test_from_disk_to_logits_in_at_most_twelve_files(tmp_path, make):
+    """By all fast loops; `kernels=off` takes fewer. Compiling these, which happens once on a machine, is not a part of the way."""
     data, network, neuron = make(tmp_path)
     model = build_model(network, num_classes=10, input_shape=data.input_shape, timesteps=2, neuron=neuron)
-    use(model, kernels)
+    use(model, "sparse")
 
     def way():
         x, _ = next(data.train.epoch(0))
