@@ -17,7 +17,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from snn_repro.errors import DataError
 
@@ -141,8 +141,8 @@ def _archive_entries(
             if quick:
                 raise SlowToList
             kind = "tar"
-            with _open_tar(str(path), inner) as archive:
-                members = [(m.name, m.size, "", False) for m in archive if m.isfile()]
+            with _open_tar(str(path), inner) as tar:
+                members = [(m.name, m.size, "", False) for m in tar if m.isfile()]
     for name, size, crc32, stored in members:
         pure = PurePosixPath(name.replace("\\", "/"))
         if pure.is_absolute() or ".." in pure.parts or re.match(r"[A-Za-z]:", name):
@@ -166,9 +166,9 @@ def _stored(info: zipfile.ZipInfo) -> bool:
 class Section(io.RawIOBase):
     """`size` bytes of an open file from `start` on, as a file: what lies uncompressed in an archive. close: so does that file."""
 
-    def __init__(self, file: BinaryIO, start: int, size: int, close: bool = False):
-        self._file = file if not isinstance(file, Section) else file._file  # kept, so that it stays open
-        self._start = start + (file._start if isinstance(file, Section) else 0)
+    def __init__(self, file: Any, start: int, size: int, close: bool = False):
+        self._file: BinaryIO = file._file if isinstance(file, Section) else file  # kept, so that it stays open
+        self._start: int = start + (file._start if isinstance(file, Section) else 0)
         self._size, self._at, self._close = size, 0, close
 
     def readable(self) -> bool:
@@ -275,7 +275,7 @@ def stream_tar(
         for member in archive:
             if member.isfile() and member.name in wanted:
                 name, size = wanted[member.name], member.size
-                yield name, _too_large(name, size) if size > LARGEST_FILE else archive.extractfile(member).read()
+                yield name, _too_large(name, size) if size > LARGEST_FILE else archive.extractfile(member).read()  # type: ignore[union-attr]
 
 
 def read_or_error(entry: Entry, name: str) -> bytes | DataError:

@@ -296,6 +296,7 @@ class MemoryBatches(_Ordered):
         super().__init__(len(inputs), batch_size, **options)
         self._targets = torch.as_tensor(np.asarray(targets, np.int64))
         self._is_frames = inputs.ndim == 5
+        self._inputs: Any
         if self._is_frames:
             self._inputs = np.asarray(inputs)  # keeps a memmap mapped: only the rows of a batch are read
         else:
@@ -329,7 +330,8 @@ class RowCheck:
     """
 
     def __init__(self, cache: Cache):
-        self.cache = cache
+        assert cache.checksums is not None  # the caller looked
+        self.cache, self.checksums = cache, cache.checksums
         self.checked = bytearray(len(cache.names))
 
     def __call__(self, row: int, frames: np.ndarray) -> None:
@@ -346,7 +348,7 @@ class RowCheck:
 
     def intact(self, row: int, frames: np.ndarray) -> bool:
         """Whether `frames` have the checksum of this row."""
-        return zlib.crc32(np.ascontiguousarray(frames).view(np.uint8)) == self.cache.checksums[row]
+        return zlib.crc32(np.ascontiguousarray(frames).data) == self.checksums[row]
 
 
 class LoaderBatches(_Ordered):
@@ -360,7 +362,7 @@ class LoaderBatches(_Ordered):
     """
 
     def __init__(self, samples: Dataset, batch_size: int, *, workers: int = 0, **options: Any):
-        super().__init__(len(samples), batch_size, **options)
+        super().__init__(len(samples), batch_size, **options)  # type: ignore[arg-type]  # map-style: it has a length
         if workers < 0:
             raise UserError(f"workers={workers} must be 0 (read in the main process) or more")
         self._plan = _Plan()
@@ -467,18 +469,17 @@ class Part(NamedTuple):
 def assemble(
     cfg: Config,
     dataset: DataSet,
-    train: Part,
-    val: Part,
-    test: Part,
+    parts: Sequence[Part],
     split: Split,
     transforms: Sequence[BatchTransform],
     evaluation: Sequence[BatchTransform] = (),
     check: Callable[[int, np.ndarray], None] | None = None,
 ) -> Data:
-    """`Data` of three parts, the second of which may be empty; `transforms` are those of training, `evaluation` the others'.
+    """`Data` of the parts train, val and test, the second of which may be empty; `transforms` are those of training, `evaluation` the others'.
 
     check: see MemoryBatches. Raises DataError where arrays are not what the data set says of itself.
     """
+    train, val, test = parts
     shape, recipe = dataset.frame_shape(cfg.dataset.frame_size), cfg.recipe
     training = dict(seed=cfg.seed, shuffle=True, drop_last=recipe.drop_last, repeats=recipe.repeated_augmentation)
 
@@ -501,7 +502,7 @@ def assemble(
 
     return Data(
         train=batches(train, recipe.batch_size, transforms=transforms, **training),
-        val=batches(val, recipe.eval_batch_size, transforms=evaluation) if len(val.rows) else None,
+        val=batches(val, recipe.eval_batch_size, transforms=evaluation) if val.rows is None or len(val.rows) else None,
         test=batches(test, recipe.eval_batch_size, transforms=evaluation),
         input_shape=shape,
         num_classes=dataset.num_classes,

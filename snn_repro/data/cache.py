@@ -266,4 +266,4 @@ def build(dataset: EventSet, cfg: Config) -> Data:
     if cfg.augment.eventdrop:
         parts[0] = Part(DroppedRecordings(settings, cfg.data_dir, [cache.names[i] for i in train]))
     transforms = frame_transforms(cfg.augment, dataset.num_classes, dataset.nda)
-    return assemble(cfg, dataset, *parts, of_run, transforms, check=check)
+    return assemble(cfg, dataset, parts, of_run, transforms, check=check)

@@ -32,10 +32,11 @@ if TYPE_CHECKING:
 
 def entry(folder: Path, name: str) -> Path | None:
     """The entry `name` ("a/b" for one further down) of a folder, exactly or else in other case; None without."""
-    for part in name.split("/"):
+    for wanted in name.split("/"):
+        part: str | None = wanted
         try:
-            if not (folder / part).exists():
-                part = min((n for n in os.listdir(folder) if n.lower() == part.lower()), default=None)
+            if not (folder / wanted).exists():
+                part = min((n for n in os.listdir(folder) if n.lower() == wanted.lower()), default=None)
         except OSError:
             return None
         if part is None or not os.path.exists(folder / part):
@@ -112,10 +113,10 @@ SETS: Registry = Registry("data set")
 """name -> DataSet"""
 
 
-def register(name: str) -> Callable[[type], type]:
+def register(name: str) -> Callable[[type[DataSet]], type[DataSet]]:
     """A decorator of a DataSet's class: from then on `dataset.name=name` means it. Raises UserError if another has the name."""
 
-    def add(cls: type) -> type:
+    def add(cls: type[DataSet]) -> type[DataSet]:
         cls.name, cls.folders = name, cls.folders or (name,)
         SETS.add(name, cls(), cls)
         return cls
@@ -143,7 +144,9 @@ class EventSet(DataSet):
 
     static = False
     prepared = True
-    splits = ("random",)  # what each draws is said in splits.py; "official" where the samples' parts are
+    splits: tuple[str, ...] = (
+        "random",
+    )  # what each draws is said in splits.py; "official" where the samples' parts are
     inside: tuple[str, ...] = ()  # names of the folders or archives in it that hold the recordings
     depth = 2  # parts of a recording's name: class folder and file, or the file alone
     pattern = r".+"  # of the files' names in lower case; {c} stands for the class
@@ -189,7 +192,7 @@ class EventSet(DataSet):
         """{name: label} of the complete set as it was published, where its split is drawn on that."""
         return {}
 
-    def all_names(self, names: Sequence[str], labels: Sequence[int], excluded: Iterable[str]) -> dict[str, int]:
+    def all_names(self, names: Sequence[str], labels: Iterable[int], excluded: Iterable[str]) -> dict[str, int]:
         """{name: label} of the complete set: the published one, of which `names` and `excluded` are a part.
 
         A copy with recordings that the published set has not has no list but its own: `names` and `excluded`.
@@ -206,7 +209,8 @@ class EventSet(DataSet):
     @property
     def total(self) -> int | None:
         """Samples in the complete set."""
-        return None if None in self.samples else sum(self.samples)
+        train, test = self.samples
+        return None if train is None or test is None else train + test
 
     def locate(self, cfg: Config) -> list[Path]:
         from snn_repro.data.recordings import find_places

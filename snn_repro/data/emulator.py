@@ -226,8 +226,8 @@ def emulated_frames(
         return make()
     settings = {"version": _FRAMES_VERSION, "camera": asdict(camera), "seed": seed, "T": timesteps, "by": by}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    digest.update(np.ascontiguousarray(rows, np.int64))
-    digest.update(np.ascontiguousarray(images))
+    digest.update(np.ascontiguousarray(rows, np.int64).data)
+    digest.update(np.ascontiguousarray(images).data)
     path = Path(cache_dir) / f"{name}-{digest.hexdigest()[:16]}.npy"
     frames = _read_cache(path, shape)
     if frames is None:
@@ -256,7 +256,7 @@ def _read_cache(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def _write_cache(path: Path, frames: np.ndarray) -> None:
-    digest = np.frombuffer(hashlib.sha256(frames).digest(), np.uint8)
+    digest = np.frombuffer(hashlib.sha256(frames.data).digest(), np.uint8)
     temporary = path.with_name(f"{path.stem}-{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

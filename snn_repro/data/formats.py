@@ -182,12 +182,12 @@ def _polarity_events(data: bytes, packets: list[tuple[int, int, int, int]], name
                 offset = starts[packet] + 8 * (i - sum(numbers[:packet]))
                 where = f"x={x[i]}, y={y[i]}, outside of {size[1]} x {size[0]} pixels"
                 raise FormatError(name, offset, f"an event at {where}")
-        decoded = (t, x, y, (word >> 1 & 1).astype(np.uint8))
+        decoded = Events(t, x, y, (word >> 1 & 1).astype(np.uint8))
         if not valid.all():
-            decoded = tuple(values[valid] for values in decoded)
+            decoded = Events(*(values[valid] for values in decoded))
         for target, values in zip(events, decoded, strict=True):
             target[filled : filled + len(values)] = values
-        filled += len(decoded[0])
+        filled += len(decoded.t)
     if kept:
         warnings.warn(
             f"{name}: kept {kept} of {total} events whose own valid bit is 0, because their packets' headers count them"
@@ -315,7 +315,8 @@ def read_cifar10(place: str | os.PathLike) -> tuple[Labelled, Labelled]:
     Raises DataError if a file is missing, FormatError if one is damaged.
     """
     *train, test = _read_cifar(place, [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], "labels")
-    return tuple(np.concatenate(parts) for parts in zip(*train, strict=True)), test
+    images, labels = (np.concatenate(parts) for parts in zip(*train, strict=True))
+    return (images, labels), test
 
 
 def read_cifar100(place: str | os.PathLike) -> tuple[Labelled, Labelled]:
@@ -328,7 +329,7 @@ def read_cifar100(place: str | os.PathLike) -> tuple[Labelled, Labelled]:
 
 
 def _read_cifar(place: str | os.PathLike, files: list[str], labels: str) -> list[Labelled]:
-    place, found = Path(place), {}
+    place, found = Path(place), dict[str, Labelled]()
     if place.is_dir():
         found = {f: read_cifar_batch(place / f, labels=labels) for f in files if (place / f).exists()}
     else:
@@ -338,7 +339,8 @@ def _read_cifar(place: str | os.PathLike, files: list[str], labels: str) -> list
                     file = PurePosixPath(member.name).name
                     if member.isfile() and file in files and member.size < _LARGEST_BATCH:
                         name = f"{place}:{member.name}"
-                        found[file] = read_cifar_batch(archive.extractfile(member), name, labels=labels)
+                        content = archive.extractfile(member).read()  # type: ignore[union-attr]  # a file has one
+                        found[file] = read_cifar_batch(content, name, labels=labels)
         except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
             raise DataError(f"{place} cannot be unpacked ({error}); get it again") from None
     if missing := [f for f in files if f not in found]:
@@ -428,12 +430,13 @@ def _load_pickle(data: bytes, name: str) -> tuple[object, dict[str, int]]:
     The opcodes are checked before any is obeyed: that all are known and whole, and that none asks for memory
     out of proportion (a memo index does).
     """
-    stream, offsets, at = io.BytesIO(data), {}, 0
+    stream, offsets, at = io.BytesIO(data), dict[str, int](), 0
     try:
-        for count, (opcode, argument, at) in enumerate(pickletools.genops(stream)):
+        for count, (opcode, argument, position) in enumerate(pickletools.genops(stream)):
+            at = position or 0
             if opcode.name not in _OPCODES:
                 raise FormatError(name, at, f"opcode {opcode.name}, which no CIFAR file needs; it is not obeyed")
-            if opcode.name == "LONG_BINPUT" and argument > count:
+            if opcode.name == "LONG_BINPUT" and isinstance(argument, int) and argument > count:
                 raise FormatError(name, at, f"memo index {argument} after {count} operations")
             if isinstance(argument, str | bytes) and len(argument) < 20:
                 offsets.setdefault(argument if isinstance(argument, str) else argument.decode("latin1"), at)

@@ -365,7 +365,7 @@ def _devkit(kit: Path) -> dict[str, str]:
             with tarfile.open(kit) as archive:
                 for m in archive:
                     if m.isfile() and (name := PurePosixPath(m.name).name) in names:
-                        found[name] = archive.extractfile(m).read()
+                        found[name] = archive.extractfile(m).read()  # type: ignore[union-attr]  # a file has one
         numbers = [int(line) for line in found[names[0]].split()]
         synsets = loadmat(io.BytesIO(found[names[1]]), squeeze_me=True)["synsets"].reshape(-1)
         wnids = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets}

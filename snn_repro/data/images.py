@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from snn_repro.data.dataset import DataSet, entry, first_entry
 from snn_repro.errors import DataError, UserError
@@ -33,7 +33,7 @@ log = logging.getLogger("snn_repro")
 class Images(NamedTuple):
     """The training or the test images, in their official order."""
 
-    images: np.ndarray | list[ImageFile]  # an array is [N, C, H, W]
+    images: Any  # an array [N, C, H, W], or a list of ImageFile
     labels: np.ndarray  # [N]
     names: Sequence[str]  # of the samples, as they enter the hash of the test list
 
@@ -61,13 +61,13 @@ class ImageSet(DataSet):
             root = Path(cfg.data_dir)
             if len(self.files) == 1 and root.name.lower() in map(str.lower, self.files[0]) and root.is_dir():
                 return [root]
-            bases = [root, *(found for name in self.folders if (found := entry(root, name)))]
+            bases = [root, *filter(None, (entry(root, name) for name in self.folders))]
         for base in bases:
-            found = [first_entry([base], names) for names in self.files]
-            if all(found):
-                return found
-            if any(found):
-                absent = self.files[found.index(None)][0]
+            paths = [first_entry([base], names) for names in self.files]
+            if None not in paths:
+                return [path for path in paths if path]
+            if any(paths):
+                absent = self.files[paths.index(None)][0]
                 raise DataError(f"{base} lacks {absent}; {self.name} is published at {self.published}")
         if self.files:
             raise self.not_found(cfg.data_dir)
@@ -80,10 +80,11 @@ class ImageSet(DataSet):
         """
         files = self.locate(cfg)
         parts = _kept(self.read, _state(files)) if files else self.read()
-        return tuple(
-            Images(*part) if len(part) > 2 else Images(*part, [f"{name}/{i:05d}" for i in range(len(part[1]))])
+        train, test = (
+            Images(part[0], part[1], part[2] if len(part) > 2 else [f"{name}/{i:05d}" for i in range(len(part[1]))])
             for name, part in zip(("train", "test"), parts, strict=True)
         )
+        return train, test
 
     def parts(self, cfg: Config) -> tuple[Images, Images]:
         """(training, test); warns where the set is not complete."""
@@ -114,6 +115,9 @@ class ImageSet(DataSet):
         normalize = augment.Normalize(mean, std, cfg.dataset.channel_order)
         # RandAugment's colour for pixels from outside: the mean; the paper's code gives it in the order of a BGR image
         fill = mean[::-1] if cfg.dataset.channel_order == "bgr" else mean
+        train_inputs: Any
+        val_inputs: Any
+        test_inputs: Any
         if self.from_files:
             if world().rank == 0:
                 image_files.check(_used(test.images, cfg) + _used([train.images[i] for i in val_rows], cfg))
@@ -132,9 +136,12 @@ class ImageSet(DataSet):
                         f" {self.name}"
                     )
                 train_inputs = batches.PilImages(val_inputs, labels, augment.sample_transform(cfg.augment, size, fill))
-        parts = (train_inputs, labels, train_rows), (val_inputs, labels, val_rows), (test_inputs, test.labels)
+        parts = (
+            batches.Part(train_inputs, labels, train_rows), batches.Part(val_inputs, labels, val_rows),
+            batches.Part(test_inputs, test.labels),
+        )  # fmt: skip
         transforms = augment.image_transforms(cfg.augment, self.num_classes, normalize, in_pil=self.from_files)
-        return batches.assemble(cfg, self, *(batches.Part(*part) for part in parts), split, transforms, [normalize])
+        return batches.assemble(cfg, self, parts, split, transforms, [normalize])
 
 
 class ImageFolders(ImageSet):
@@ -169,7 +176,7 @@ class ImageFolders(ImageSet):
             if part.is_dir():
                 with os.scandir(part) as entries:
                     changed += sorted((e.path, e.stat().st_mtime_ns) for e in entries if e.is_dir())
-        return _listed_tree(place, wnids and tuple(wnids), tuple(changed))
+        return _listed_tree(place, None if wnids is None else tuple(wnids), tuple(changed))
 
     def parts(self, cfg: Config) -> tuple[Images, Images]:
         """(training, test), labelled by the class's place in `classes()` or among all that are there."""
@@ -261,7 +268,7 @@ def _sha256(parts: Iterable[Sequence]) -> str:
     found = hashlib.sha256()
     for values in (np.asarray(values) for part in parts for values in part[:2]):
         found.update(f"{values.shape} {values.dtype.str}".encode())
-        found.update(np.ascontiguousarray(values))
+        found.update(np.ascontiguousarray(values).data)
     return found.hexdigest()
 
 
@@ -309,7 +316,7 @@ def _listed_tree(place: Path, wnids: tuple[str, ...] | None, changed: tuple) -> 
             f"{base}: class {different[0]} is in {_shown(where)} but not in {_shown(other)} ({len(different)} classes"
             " differ); labels would not agree"
         )
-    started, said, lists = time.monotonic(), False, []
+    started, said, lists = time.monotonic(), False, list[Any]()
     for part in ("train", "val"):
         files, counts = [], []
         for n, (_, images) in enumerate(sorted(found[part].items())):

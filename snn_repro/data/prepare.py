@@ -138,7 +138,7 @@ def _start_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    parent_process().join()
+    parent_process().join()  # type: ignore[union-attr]  # a worker has one
     os._exit(1)  # a killed parent would leave its workers waiting for ever
 
 
@@ -425,8 +425,8 @@ class _Partial:
     def _intact(self, row: dict) -> bool:
         """Whether a row holds what was noted. Notes its type and checksum as it is now: it may have been widened since."""
         values = self._read(row["row"])
-        same = zlib.crc32(values.astype(row["dtype"])) == row["crc32"]
-        row |= {"dtype": str(self.dtype), "crc32": zlib.crc32(values)}
+        same = zlib.crc32(values.astype(row["dtype"]).data) == row["crc32"]
+        row |= {"dtype": str(self.dtype), "crc32": zlib.crc32(values.data)}
         return same
 
     def missing(self, recordings: Recordings) -> dict[str, list[tuple[int, Sample]]]:
@@ -489,7 +489,7 @@ class _Partial:
         for row, frames, events in done.frames:
             frames = np.ascontiguousarray(frames, dtype)
             _write(self.file, frames, self._at(row, dtype))
-            rows.append({"row": row, "events": events, "dtype": str(dtype), "crc32": zlib.crc32(frames)})
+            rows.append({"row": row, "events": events, "dtype": str(dtype), "crc32": zlib.crc32(frames.data)})
         entry = {"file": done.file, "size": done.size, "crc32": done.crc32, "rows": rows}
         self.done[done.file] = entry
         if not done.problems:
@@ -572,7 +572,7 @@ def _publish(partial: Path, folder: Path) -> None:
 
 
 def _write(file: BinaryIO, values: np.ndarray, offset: int) -> None:
-    data = memoryview(values).cast("B")
+    data = values.data.cast("B")
     while data:
         written = os.pwrite(file.fileno(), data, offset)
         data, offset = data[written:], offset + written

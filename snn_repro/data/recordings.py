@@ -43,8 +43,8 @@ def find_places(dataset: EventSet, data_dir: str | Path | None) -> list[Path]:
         raise UserError(f"data_dir is not set: pass data_dir=DIR, the folder that holds {dataset.expected}")
     root = Path(data_dir)
     if not root.is_dir():
-        found = "is a file" if root.exists() else "does not exist"
-        raise DataError(f"data_dir={data_dir} {found}: pass the folder that holds {dataset.expected}")
+        why = "is a file" if root.exists() else "does not exist"
+        raise DataError(f"data_dir={data_dir} {why}: pass the folder that holds {dataset.expected}")
     bases, known = [root], dataset.known_names
     for base in bases:  # grows: the folders named after the data set, and those that its readers make in them
         depth = len(base.relative_to(root).parts)

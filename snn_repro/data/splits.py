@@ -18,7 +18,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from snn_repro.data.dataset import EventSet
 
 Indices = np.ndarray
+Labels = Any  # N class numbers: a list, or an array
 
 
-def _by_class(labels: Sequence[int]) -> list[Indices]:
+def _by_class(labels: Labels) -> list[Indices]:
     labels = np.asarray(labels)
     return [np.flatnonzero(labels == k) for k in range(int(labels.max()) + 1)] if len(labels) else []
 
@@ -92,7 +93,7 @@ def named_split(
     dataset: EventSet,
     split: str,
     names: Sequence[str],
-    labels: Sequence[int],
+    labels: Labels,
     everything: Mapping[str, int] | None = None,
 ) -> tuple[Indices, Indices]:
     """(train, test) of a data set without an official split; `names` must be sorted as strings.
@@ -127,7 +128,7 @@ def named_split(
     return train, test
 
 
-def carve_validation(train: Indices, labels: Sequence[int], fraction: float, seed: int) -> tuple[Indices, Indices]:
+def carve_validation(train: Indices, labels: Labels, fraction: float, seed: int) -> tuple[Indices, Indices]:
     """Take `fraction` of each class out of `train`: (train, validation), both ascending.
 
     Each class gives floor(fraction * n + 0.5) samples, drawn with RandomState([seed, class]). `labels`
@@ -152,7 +153,7 @@ def carve_validation(train: Indices, labels: Sequence[int], fraction: float, see
 
 
 def carve_validation_people(
-    train: Indices, labels: Sequence[int], people: Sequence[str], fraction: float, seed: int
+    train: Indices, labels: Labels, people: Sequence[str], fraction: float, seed: int
 ) -> tuple[Indices, Indices]:
     """Take about `fraction` of `train` out, whole people at a time: (train, validation), both ascending.
 
@@ -175,22 +176,22 @@ def carve_validation_people(
         )
     counts = np.zeros((len(who), len(classes)), np.int64)  # samples a person and class
     np.add.at(counts, (person, label), 1)
-    draw, best = np.random.RandomState(seed), None
+    draw, fewest, best = np.random.RandomState(seed), None, who[:0]
     for _ in range(500):
         order = draw.permutation(len(who))
         sums = np.cumsum(counts[order].sum(1))[:-1]
         held = order[: 1 + int(np.argmin(np.abs(sums - fraction * len(train))))]
         val = counts[held].sum(0)
         missing = np.count_nonzero(val == 0) + np.count_nonzero(val == counts.sum(0))
-        if best is None or missing < best[0]:
-            best = (missing, held)
+        if fewest is None or missing < fewest:
+            fewest, best = missing, held
         if not missing:
             break
-    mask = np.isin(person, best[1])
+    mask = np.isin(person, best)
     return train[~mask], train[mask]
 
 
-def take_subset(train: Indices, labels: Sequence[int], count: int, seed: int) -> Indices:
+def take_subset(train: Indices, labels: Labels, count: int, seed: int) -> Indices:
     """Keep `count` of `train`, the classes in proportion (largest remainders first), seeded."""
     train, labels = np.sort(np.asarray(train)), np.asarray(labels)
     if not 0 < count <= len(train):
@@ -216,7 +217,7 @@ def make_split(
     dataset: str,
     train: Indices,
     test: Indices,
-    labels: Sequence[int],
+    labels: Labels,
     test_names: Sequence[str],
     *,
     split: str = "official",
@@ -252,7 +253,7 @@ def make_split(
 
 
 def split_parts(
-    cfg: Config, train: Indices, test: Indices, labels: Sequence[int], test_names: Sequence[str], **options
+    cfg: Config, train: Indices, test: Indices, labels: Labels, test_names: Sequence[str], **options
 ) -> tuple[Indices, Indices, Split]:
     """`make_split` with what the configuration says of the parts."""
     d = cfg.dataset
