@@ -487,10 +487,10 @@ def assemble(
         inputs, labels, rows = part
         if isinstance(inputs, Dataset):
             return LoaderBatches(inputs, size, indices=rows, workers=cfg.dataset.workers, **options)
-        found = "images" if inputs.ndim == 4 else "frames"
+        kind = "images" if inputs.ndim == 4 else "frames"
         if tuple(inputs.shape[-3:]) != shape or (inputs.ndim == 4) != dataset.static:
             raise DataError(
-                f"{dataset.name} was read as {found} {list(inputs.shape[-3:])}, and its file in data/sets/ says {list(shape)},"
+                f"{dataset.name} was read as {kind} {list(inputs.shape[-3:])}, and its file in data/sets/ says {list(shape)},"
                 f" static={dataset.static}"
             )
         if len(labels) and not 0 <= np.min(labels) <= np.max(labels) < dataset.num_classes:

@@ -130,9 +130,9 @@ def open_cache(settings: Settings, cache_dir: str | Path | None, data_dir: str |
         manifest = json.loads((folder / "manifest.json").read_text())
         if not isinstance(manifest, dict):
             raise ValueError("manifest.json holds no object")
-        found = manifest.get("format_version")
-        if found not in _READABLE:
-            raise DataError(f"{folder} has cache format {found}, this version reads {FORMAT_VERSION}; {rebuild}")
+        version = manifest.get("format_version")
+        if version not in _READABLE:
+            raise DataError(f"{folder} has cache format {version}, this version reads {FORMAT_VERSION}; {rebuild}")
         for key, wanted in settings.words().items():
             if manifest.get(key) != wanted:
                 raise DataError(f"{folder} was made with {key}={manifest.get(key)}, not {key}={wanted}; {rebuild}")
@@ -149,7 +149,7 @@ def open_cache(settings: Settings, cache_dir: str | Path | None, data_dir: str |
             f"{folder}/frames.npy holds {frames.shape} {frames.dtype}, its index {len(rows)} samples of"
             f" {settings.shape} {dtype}; {rebuild}"
         )
-    if found == 1:
+    if version == 1:
         warnings.warn(
             f"{folder} has no checksums of its frames, as an earlier version made it, so damage to them goes unseen;"
             f" {rebuild} to have them checked",
@@ -164,7 +164,7 @@ def open_cache(settings: Settings, cache_dir: str | Path | None, data_dir: str |
         manifest=manifest,
         folder=folder,
         rebuild=f"{command} rebuild=true",
-        checksums=None if found == 1 else [int(r["row_crc32"], 16) for r in rows],
+        checksums=None if version == 1 else [int(r["row_crc32"], 16) for r in rows],
     )
     changed = _changed_source(settings.dataset, data_dir, rows)
     if changed:

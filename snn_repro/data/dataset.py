@@ -47,7 +47,7 @@ def entry(folder: Path, name: str) -> Path | None:
 
 def first_entry(folders: Sequence[Path], names: Sequence[str]) -> Path | None:
     """The first of `names` in the first of `folders` that has one."""
-    return next((found for f in folders for n in names if (found := entry(f, n)) is not None), None)
+    return next((path for f in folders for n in names if (path := entry(f, n)) is not None), None)
 
 
 class DataSet:
@@ -165,7 +165,7 @@ class EventSet(DataSet):
         """The folders and archives with recordings, of what lies in a folder, {lower-case name: path}."""
         from snn_repro.data.archives import either
 
-        return [place for name in self.class_names if (place := either(children, name))]
+        return [path for name in self.class_names if (path := either(children, name))]
 
     def listing(self, files: dict[str, Entry]) -> tuple[list[Sample], dict[str, str]]:
         """The samples in `files` {name: where it lies}, and {name: why it cannot be used}."""
@@ -213,9 +213,9 @@ class EventSet(DataSet):
         return None if train is None or test is None else train + test
 
     def locate(self, cfg: Config) -> list[Path]:
-        from snn_repro.data.recordings import find_places
+        from snn_repro.data.recordings import find_sources
 
-        return find_places(self, cfg.data_dir)
+        return find_sources(self, cfg.data_dir)
 
     def settings(self, cfg: Config) -> Settings:
         """Of the cache that a run reads."""

@@ -297,8 +297,8 @@ def read_idx(source: Source, name: str | None = None) -> np.ndarray:
         raise FormatError(name, 4, f"the array of shape {shape} is empty")
     body = take(expected + 1)
     if len(body) != expected:
-        found = f"only {len(body)}" if len(body) < expected else "more"
-        raise FormatError(name, read, f"an array of shape {shape} has {expected} bytes, the file holds {found}")
+        held = f"only {len(body)}" if len(body) < expected else "more"
+        raise FormatError(name, read, f"an array of shape {shape} has {expected} bytes, the file holds {held}")
     return np.frombuffer(body, dtype).astype(dtype.newbyteorder("=")).reshape(shape)
 
 
@@ -309,43 +309,43 @@ Labelled = tuple[np.ndarray, np.ndarray]
 """images uint8 [N, 3, 32, 32], planes R, G, B; labels int64 [N]"""
 
 
-def read_cifar10(place: str | os.PathLike) -> tuple[Labelled, Labelled]:
+def read_cifar10(source: str | os.PathLike) -> tuple[Labelled, Labelled]:
     """CIFAR-10 from the folder cifar-10-batches-py or from cifar-10-python.tar.gz: (train, test), labels 0..9.
 
     Raises DataError if a file is missing, FormatError if one is damaged.
     """
-    *train, test = _read_cifar(place, [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], "labels")
+    *train, test = _read_cifar(source, [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], "labels")
     images, labels = (np.concatenate(parts) for parts in zip(*train, strict=True))
     return (images, labels), test
 
 
-def read_cifar100(place: str | os.PathLike) -> tuple[Labelled, Labelled]:
+def read_cifar100(source: str | os.PathLike) -> tuple[Labelled, Labelled]:
     """CIFAR-100 from the folder cifar-100-python or from its tar.gz: (train, test), fine labels 0..99.
 
     Raises as `read_cifar10` does.
     """
-    train, test = _read_cifar(place, ["train", "test"], "fine_labels")
+    train, test = _read_cifar(source, ["train", "test"], "fine_labels")
     return train, test
 
 
-def _read_cifar(place: str | os.PathLike, files: list[str], labels: str) -> list[Labelled]:
-    place, found = Path(place), dict[str, Labelled]()
-    if place.is_dir():
-        found = {f: read_cifar_batch(place / f, labels=labels) for f in files if (place / f).exists()}
+def _read_cifar(source: str | os.PathLike, files: list[str], labels: str) -> list[Labelled]:
+    source, held = Path(source), dict[str, Labelled]()
+    if source.is_dir():
+        held = {f: read_cifar_batch(source / f, labels=labels) for f in files if (source / f).exists()}
     else:
         try:
-            with tarfile.open(place, "r|*") as archive:
+            with tarfile.open(source, "r|*") as archive:
                 for member in archive:
                     file = PurePosixPath(member.name).name
                     if member.isfile() and file in files and member.size < _LARGEST_BATCH:
-                        name = f"{place}:{member.name}"
+                        name = f"{source}:{member.name}"
                         content = archive.extractfile(member).read()  # type: ignore[union-attr]  # a file has one
-                        found[file] = read_cifar_batch(content, name, labels=labels)
+                        held[file] = read_cifar_batch(content, name, labels=labels)
         except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{place} cannot be unpacked ({error}); get it again") from None
-    if missing := [f for f in files if f not in found]:
-        raise DataError(f"{place} holds no {', '.join(missing)}; it should hold {', '.join(files)}")
-    return [found[f] for f in files]
+            raise DataError(f"{source} cannot be unpacked ({error}); get it again") from None
+    if missing := [f for f in files if f not in held]:
+        raise DataError(f"{source} holds no {', '.join(missing)}; it should hold {', '.join(files)}")
+    return [held[f] for f in files]
 
 
 def read_cifar_batch(source: Source, name: str | None = None, labels: str = "labels") -> Labelled:

@@ -36,7 +36,7 @@ from snn_repro.data.archives import Entry, close_archives, in_tars, means, read_
 from snn_repro.data.batches import RowCheck, keep_freed_memory
 from snn_repro.data.cache import FORMAT_VERSION, Cache, Problem, Settings, open_cache, partial_folder
 from snn_repro.data.dataset import EventSet, Sample
-from snn_repro.data.recordings import Recordings, cut, find_places, find_recordings, to_frames
+from snn_repro.data.recordings import Recordings, cut, find_recordings, find_sources, to_frames
 from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError, nearest
 from snn_repro.files import write_text
@@ -254,17 +254,17 @@ def _refuse_overlap(dataset: EventSet, data_dir: str | Path | None, cache_dir: s
     Own are the folders of recordings, and the folder that these or the archives lie in if it is named after the
     data set. Where the links in them point to does not matter.
     """
-    places = find_places(dataset, data_dir)
-    around = places[0].parent
+    sources = find_sources(dataset, data_dir)
+    around = sources[0].parent
     if around.name.lower() in ("extract", "extracted", "download"):
         around = around.parent
-    own = [p for p in places if p.is_dir()]
+    own = [p for p in sources if p.is_dir()]
     own += [p for p in (around, Path(os.path.realpath(around))) if means(p.name, dataset.known_names)]
     inside = Path(os.path.realpath(folder))
-    for place in (Path(os.path.realpath(p)) for p in own):
-        if inside == place or place in inside.parents:
+    for raw in (Path(os.path.realpath(p)) for p in own):
+        if inside == raw or raw in inside.parents:
             raise UserError(
-                f"cache_dir={cache_dir} would put the cache, {folder}, inside of the data set's own folder {place}, which"
+                f"cache_dir={cache_dir} would put the cache, {folder}, inside of the data set's own folder {raw}, which"
                 " is only ever read; choose a folder outside"
             )
 

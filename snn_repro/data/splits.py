@@ -39,10 +39,10 @@ def _by_class(labels: Labels) -> list[Indices]:
 
 
 def _number(name: str) -> int:
-    found = re.search(r"(\d+)\.\w+$", name)
-    if not found:
+    digits = re.search(r"(\d+)\.\w+$", name)
+    if not digits:
         raise DataError(f"{name} has no number before its extension, so dataset.split cannot place it")
-    return int(found.group(1))
+    return int(digits.group(1))
 
 
 def _numbered(first: int, last: int):
@@ -55,15 +55,15 @@ def _numbered(first: int, last: int):
 
 def _front90(names, labels):
     mask = np.ones(len(names), bool)
-    for members in _by_class(labels):
-        mask[members[: math.ceil(0.9 * len(members))]] = False
+    for digits in _by_class(labels):
+        mask[digits[: math.ceil(0.9 * len(digits))]] = False
     return mask
 
 
 def _random(names, labels):
     mask = np.ones(len(names), bool)
-    for members in _by_class(labels):
-        order = members.tolist()
+    for digits in _by_class(labels):
+        order = digits.tolist()
         if order:
             np.random.RandomState(order).shuffle(order)  # the whole index list is the seed, as published
             mask[order[: int(0.9 * len(order))]] = False
@@ -72,8 +72,8 @@ def _random(names, labels):
 
 def _seeded(names, labels):
     mask = np.ones(len(names), bool)
-    for k, members in enumerate(_by_class(labels)):
-        order = members.copy()
+    for k, digits in enumerate(_by_class(labels)):
+        order = digits.copy()
         np.random.RandomState(k).shuffle(order)
         mask[order[: int(0.9 * len(order))]] = False
     return mask
@@ -119,8 +119,8 @@ def named_split(
         raise ValueError("names must be among those of the complete data set")
     mask = np.array([n in tested for n in names], bool)
     train, test = np.flatnonzero(~mask), np.flatnonzero(mask)
-    for part, found in (("training", train), ("test", test)):
-        if not len(found):
+    for part, digits in (("training", train), ("test", test)):
+        if not len(digits):
             raise DataError(
                 f"dataset.split={split} finds no {part} files among the {len(names)} of {dataset.name};"
                 " is the data set complete?"
@@ -139,9 +139,9 @@ def carve_validation(train: Indices, labels: Labels, fraction: float, seed: int)
     train, labels = np.sort(np.asarray(train)), np.asarray(labels)
     held = []
     for k in np.unique(labels[train]):
-        members = train[labels[train] == k]
-        count = math.floor(fraction * len(members) + 0.5)
-        held.append(np.random.RandomState([seed, int(k)]).permutation(members)[:count])
+        digits = train[labels[train] == k]
+        count = math.floor(fraction * len(digits) + 0.5)
+        held.append(np.random.RandomState([seed, int(k)]).permutation(digits)[:count])
     val = np.sort(np.concatenate(held)) if held else train[:0]
     rest = np.setdiff1d(train, val)
     if fraction > 0 and (not len(val) or not len(rest)):
@@ -196,14 +196,14 @@ def take_subset(train: Indices, labels: Labels, count: int, seed: int) -> Indice
     train, labels = np.sort(np.asarray(train)), np.asarray(labels)
     if not 0 < count <= len(train):
         raise UserError(f"dataset.train_subset={count} must be at most the {len(train)} training samples (0 keeps all)")
-    members = [train[labels[train] == k] for k in np.unique(labels[train])]
-    shares = np.array([count * len(m) / len(train) for m in members])
+    digits = [train[labels[train] == k] for k in np.unique(labels[train])]
+    shares = np.array([count * len(m) / len(train) for m in digits])
     quota = np.floor(shares).astype(int)
     short = np.argsort(-(shares - quota), kind="stable")[: count - quota.sum()]
     quota[short] += 1
     picks = [
         np.random.RandomState([seed, int(labels[m[0]]), 1]).permutation(m)[:q]
-        for m, q in zip(members, quota, strict=True)
+        for m, q in zip(digits, quota, strict=True)
     ]
     return np.sort(np.concatenate(picks))
 

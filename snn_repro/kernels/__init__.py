@@ -93,16 +93,16 @@ def choose(layer: nn.Module, x: Tensor, norm: Affine | None = None, law: Law | N
         return "cpu" if wanted and _ready(layer.backend == "sparse", "conv", layer.backend, x.dtype) else "torch"
     if norm is not None and not _takes_norm(x):
         return "torch"
-    found, law = resolve_backend(layer.backend, x.device.type, x.dtype), law or layer.law()
-    if found == "torch" or law is None or (layer.store_v_seq and (norm is not None or found != "spikingjelly")):
+    chosen, law = resolve_backend(layer.backend, x.device.type, x.dtype), law or layer.law()
+    if chosen == "torch" or law is None or (layer.store_v_seq and (norm is not None or chosen != "spikingjelly")):
         return "torch"
-    if norm is not None and found != "cpu":
+    if norm is not None and chosen != "cpu":
         return "torch"
-    if found == "cpu" and not _ready(
+    if chosen == "cpu" and not _ready(
         layer.backend == "cpu", "neuron", *law, x.dtype, norm is not None, torch.is_grad_enabled()
     ):
         return "torch"
-    return found
+    return chosen
 
 
 def _takes_norm(x: Tensor) -> bool:

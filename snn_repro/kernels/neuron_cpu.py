@@ -215,14 +215,14 @@ def _backward(kind: Kind, detach: bool, slope: str):
         wide = 2 if half else 4
         rows = sums.shape[2]  # time steps with a table of their own, or 1
         length = channels + LANES if normed else 0
-        along, across = np.empty((rows, length), np.float32), np.empty((rows, length), np.float32)
+        sums_g, sums_gx = np.empty((rows, length), np.float32), np.empty((rows, length), np.float32)
         groups = (batch + group - 1) // group
         units = (size + block - 1) // block * groups
         for part in range(first, last):
             for unit in range(units * part // parts, units * (part + 1) // parts):
                 if normed:
-                    along[:] = np.float32(0)
-                    across[:] = np.float32(0)
+                    sums_g[:] = np.float32(0)
+                    sums_gx[:] = np.float32(0)
                 m = unit // groups * block
                 n = min(block, size - m)
                 b0 = unit % groups * group
@@ -264,9 +264,9 @@ def _backward(kind: Kind, detach: bool, slope: str):
                             if normed:
                                 x_at -= 4 * x_t
                                 row = 4 * (t if rows > 1 else 0) * length + channel
-                                to = along.ctypes.data + row
+                                to = sums_g.ctypes.data + row
                                 store(to, load(to, LANES, False) + gi, LANES, False, False)
-                                to = across.ctypes.data + row
+                                to = sums_gx.ctypes.data + row
                                 far = gi * (load(x_at, count, False) - middle)
                                 store(to, load(to, LANES, False) + far, LANES, False, False)
                                 gi = factor[t] * gi
@@ -289,8 +289,8 @@ def _backward(kind: Kind, detach: bool, slope: str):
                 if normed:
                     for row in range(rows):
                         for i in range(length):
-                            sums[part, 0, row, i % channels] += np.float64(along[row, i])
-                            sums[part, 1, row, i % channels] += np.float64(across[row, i])
+                            sums[part, 0, row, i % channels] += np.float64(sums_g[row, i])
+                            sums[part, 1, row, i % channels] += np.float64(sums_gx[row, i])
         keep(potentials)
         fence()
 
@@ -420,7 +420,7 @@ def _parameters(sums, weight, bias, te, mean, var, eps, n, of_input, gweight, gb
     gte[:] = np.float32(0)
     for c in range(channels):
         inverse = 1 / np.sqrt(np.float64(var[c]) + eps)
-        along, across = 0.0, 0.0  # sums of the gradient of the norm's output, and of it times the normalised x
+        sums_g, sums_gx = 0.0, 0.0  # sums of the gradient of the norm's output, and of it times the normalised x
         for row in range(rows):
             of_step, of_step_x = 0.0, 0.0
             for part in range(parts):
@@ -428,14 +428,14 @@ def _parameters(sums, weight, bias, te, mean, var, eps, n, of_input, gweight, gb
                 of_step_x += sums[part, 1, row, c]
             of_step_x *= inverse
             factor = np.float64(te[row]) if len(te) else 1.0
-            along += factor * of_step
-            across += factor * of_step_x
+            sums_g += factor * of_step
+            sums_gx += factor * of_step_x
             if len(gte):
                 gte[row] += weight[c] * of_step_x + bias[c] * of_step
-        gweight[c], gbias[c] = across, along
+        gweight[c], gbias[c] = sums_gx, sums_g
         a = np.float64(weight[c]) * inverse
-        b = -a * inverse * across / n if of_input else 0.0
-        d = -a * along / n - b * np.float64(mean[c]) if of_input else 0.0
+        b = -a * inverse * sums_gx / n if of_input else 0.0
+        d = -a * sums_g / n - b * np.float64(mean[c]) if of_input else 0.0
         for i in range(c, length, channels):
             of_gz[i], of_x[i], constant[i] = a, b, d
     return of_gz, of_x, constant
