@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from snn_repro.errors import DataError, UserError
 from snn_repro.losses import LOSSES, Loss, build_loss, register_loss, smooth
-from snn_repro.paper.tables import right_answers
+from snn_repro.paper.results import right_answers
 from snn_repro.settings import Setting
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "losses.json").read_text())
