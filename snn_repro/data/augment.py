@@ -108,23 +108,23 @@ class EventPolicy(BatchTransform):
     shears, shifts, angles = _linspace(0.3, levels), _linspace(5.0, levels), _linspace(30.0, levels)
 
     def draw(self, n: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Operations [n], levels [n], and of Cutout the part of the area [n] and the place [2, n], both in 0..1."""
+        """Operations [n], levels [n], and of Cutout the part of the area [n] and the corner [2, n], both in 0..1."""
         operation = torch.randint(6, (n,), generator=generator)
         level = torch.randint(self.levels, (n,), generator=generator)
         return operation, level, _uniform(0.001, 0.11, n, generator), torch.rand(2, n, generator=generator)
 
     def apply(self, x: Tensor, target: Tensor, draws: tuple, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-        operation, level, area, place = (d[..., rows] for d in draws)
+        operation, level, area, corner = (d[..., rows] for d in draws)
         height, width = x.shape[-2:]
         side = (area * height * width).sqrt().round().long()
-        own = zip(operation.tolist(), level.tolist(), side.tolist(), place.T.tolist(), strict=True)
+        own = zip(operation.tolist(), level.tolist(), side.tolist(), corner.T.tolist(), strict=True)
         out = x.clone()
-        for b, (operation, level, side, place) in enumerate(own):
-            out[..., b, :, :, :] = self._apply(operation, x[..., b, :, :, :], level, side, place)
+        for b, (operation, level, side, corner) in enumerate(own):
+            out[..., b, :, :, :] = self._apply(operation, x[..., b, :, :, :], level, side, corner)
         return out, target
 
     @classmethod
-    def _apply(cls, operation: int, x: Tensor, level: int, side: int, place: Sequence[float]) -> Tensor:
+    def _apply(cls, operation: int, x: Tensor, level: int, side: int, corner: Sequence[float]) -> Tensor:
         from torchvision.transforms.functional import rotate
 
         match operation:
@@ -140,7 +140,7 @@ class EventPolicy(BatchTransform):
                 return rotate(x, cls.angles[level])
         height, width = x.shape[-2:]
         side = min(side, height, width)
-        top, left = int(place[0] * (height - side + 1)), int(place[1] * (width - side + 1))
+        top, left = int(corner[0] * (height - side + 1)), int(corner[1] * (width - side + 1))
         x = x.clone()
         x[..., top : top + side, left : left + side] = 0
         return x
@@ -249,7 +249,7 @@ class Mix(BatchTransform):
         height, width = x.shape[-2:]
         (top, bottom), (left, right) = (self._range(size, math.sqrt(1 - lam), draw) for size in (height, width))
         if self.cutmix_axes == "published" and x.ndim == 5:
-            box = (..., slice(top, bottom), slice(left, right), slice(None))
+            box: tuple = (..., slice(top, bottom), slice(left, right), slice(None))
         else:
             box = (..., slice(top, bottom), slice(left, right))
         mixed = own.clone()
