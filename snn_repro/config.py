@@ -26,6 +26,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import II, MISSING, DictConfig, OmegaConf, open_dict, read_write
 
 from snn_repro import outside
+from snn_repro.data.augment import AUGMENTATIONS, misplaced, shown, values_of
 from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError, nearest
 
@@ -249,9 +250,17 @@ class AugmentConfig:
     randaugment_level: int = key(7, "RandAugment: level of 10", low=0, high=10)
     randaugment_std: float = key(0.5, "RandAugment: standard deviation of the level", low=0.0)
     test_resize: int = key(0, "ImageNet test: short side before the centre crop; 0 is 256", unit="pixels", low=0)
-    event_policy: bool = key(False, "events: one of 6 operations a sample, the same for all T")
+    event_policy: bool = key(
+        False, "events: SNN-TrivialAug (Zhou et al., 2023), one of 6 operations, the same for all T"
+    )
     nda: bool = key(False, "events: neuromorphic data augmentation (Li et al., 2022)")
     eventdrop: bool = key(False, "events: EventDrop (Gu et al., 2021)")
+    eventdrop_area: str = key(
+        "rectangle", "EventDrop's area: tonic's box, or its rows and columns as the authors' code drops them",
+        choices=("rectangle", "cross"),
+    )  # fmt: skip
+    eventmix: float = key(0.0, "events: EventMix (Shen et al., 2023), alpha of its part; 0 is off", low=0.0)
+    eventmix_prob: float = key(1.0, "EventMix: chance that a sample is mixed", low=0.0, high=1.0)
     mixup: float = key(0.0, "Mixup alpha; 0 is off", low=0.0)
     cutmix: float = key(0.0, "CutMix alpha; 0 is off", low=0.0)
     mix_prob: float = key(1.0, "chance that a batch is mixed", low=0.0, high=1.0)
@@ -261,6 +270,7 @@ class AugmentConfig:
     cutmix_axes: str = key(
         "spatial", "published cuts polarity and height, as the paper's code does", choices=("spatial", "published")
     )
+    own: dict[str, Any] = _own()  # of augmentations from outside
 
 
 @dataclass
@@ -364,13 +374,19 @@ NOT_HASHED = (
 
 # Keys that came after results existed, with the value that stands for what was done before: with this value a key stays
 # out of the hash, so that earlier results go on belonging to their configuration.
-ADDED = {"neuron.decay_input": True}
+ADDED = {
+    "neuron.decay_input": True,
+    "augment.eventdrop_area": "rectangle",
+    "augment.eventmix": 0.0,
+    "augment.eventmix_prob": 1.0,
+}
 
 OWN = {
     "neuron": NeuronConfig,
     "loss": LossConfig,
     "model": ModelConfig,
-}  # groups whose choices may have settings of their own
+    "augment": AugmentConfig,
+}  # groups with settings of their own: those of a choice, or of augmentations from outside
 
 
 def _schema() -> DictConfig:
@@ -609,11 +625,20 @@ def idle(config: Config, overrides: Iterable[str]) -> dict[str, str]:
                 room, _, last = rule.because.partition(".")
                 if rule.because == "neuron.name" and name.split(".")[1] in _written("neuron", config.neuron.name):
                     continue
-                value = getattr(getattr(config, room), last)
-                shown = str(value).lower() if isinstance(value, bool) else value
+                value = shown(getattr(getattr(config, room), last))
                 because = room if last == "name" else rule.because
                 found[name] = (
-                    f"{given[name]} has no effect with {because}={shown}; it needs {rule.needs}, or leave it out"
+                    f"{given[name]} has no effect with {because}={value}; it needs {rule.needs}, or leave it out"
+                )
+    ruled = {name for rule in _IDLE for name in rule.keys}
+    known = AUGMENTATIONS.values() if config.augment.own else dict.values(AUGMENTATIONS)
+    for cls in known:
+        values = values_of(cls, config.augment)
+        for name in given.keys() & {f"augment.{k}" for k in values if k != cls.name} - ruled:
+            if not cls.is_on(values):
+                switch = f"augment.{cls.name}"
+                found[name] = (
+                    f"{given[name]} has no effect with {switch}={shown(values[cls.name])}; it needs {switch}, or leave it out"
                 )
     return found
 
@@ -761,6 +786,9 @@ def _set_own_apart(plain: dict) -> None:
             own = {k: part.pop(k) for k in [*part] if k not in names}
             for name, value in own.items():
                 _check_own(group, str(part.get("name")), str(name), value)
+            if group == "augment":  # what says the default is as if it were not there
+                defaults = {k: s.default for cls in AUGMENTATIONS.values() for k, s in cls.settings.items()} if own else {}
+                own = {k: v for k, v in own.items() if v != defaults[k]}
             part["own"] = own
 
 
@@ -783,6 +811,8 @@ def own_keys(group: str, name: str) -> dict[str, str]:
     """`{key: meaning}` of the settings that only this neuron, loss or network has: those in its yaml that the schema has
     not, with what the yaml says behind them, and those of its class where that was registered already."""
     schema = {f.name for f in dataclasses.fields(OWN[group])}
+    if group == "augment":
+        return {k: s.help for cls in AUGMENTATIONS.values() for k, s in cls.settings.items() if k not in schema}
     known = {k: meaning for k, meaning in _written(group, name).items() if k not in schema}
     module, registry = {"neuron": NEURON_NAMES, "loss": LOSS_NAMES, "model": NETWORK_NAMES}[group].where
     things = getattr(sys.modules.get(module), registry, {})
@@ -918,19 +948,14 @@ def _check_combinations(c: Config) -> None:
         raise ConfigError(
             f"recipe.accumulate={c.recipe.accumulate} is more than recipe.batch_size={c.recipe.batch_size} can be split into"
         )
-    static = facts.static
-    for option in ("event_policy", "nda", "eventdrop"):
-        if static and getattr(c.augment, option):
-            raise ConfigError(f"augment.{option}=true works on event frames and dataset={c.dataset.name} has images")
-    if c.augment.eventdrop and not facts.prepared:
-        raise ConfigError(
-            f"augment.eventdrop=true works on recordings and dataset={c.dataset.name} has only frames: set it to false"
-        )
-    for option in ("randaugment_ops", "rrc_min_area"):
-        if not static and getattr(c.augment, option):
-            raise ConfigError(
-                f"augment.{option}={getattr(c.augment, option)} works on images and dataset={c.dataset.name} has event frames"
-            )
+    for cls in AUGMENTATIONS.values() if c.augment.own else ():
+        for name in cls.settings.keys() & c.augment.own.keys():
+            try:
+                cls.settings[name].checked(f"augment.{name}", c.augment.own[name])
+            except UserError as error:
+                raise ConfigError(str(error)) from None
+    if sentence := misplaced(c.augment, facts):
+        raise ConfigError(sentence)
 
 
 def frame_shape(c: Config) -> tuple[int, int, int]:
@@ -1061,9 +1086,11 @@ def help_text() -> str:
     mine = {
         f"{group}.{k}": f"{group}={choice}: {meaning}".rstrip(": ")
         for group in OWN
+        if group != "augment"
         for choice, file in conf_files(group).items()
         for k, meaning in own_keys(group, _name_in(file)).items()
     }
+    mine |= {f"augment.{k}": meaning for k, meaning in _written("augment", "").items()}
     for name, meta in keys().items():
         names = meta["choices"]
         names = names.ours() if isinstance(names, Names) else dict.keys(names) if isinstance(names, dict) else names

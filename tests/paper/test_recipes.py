@@ -19,7 +19,8 @@ from snn_repro.config import (
     load_config,
     sweep_jobs,
 )
-from snn_repro.data.augment import SmoothLabels, frame_transforms
+from snn_repro.data.augment import batch_transforms
+from snn_repro.data.augment.smooth_labels import SmoothLabels
 from snn_repro.data.sets import SETS
 from snn_repro.models import build_model, count_parameters
 from snn_repro.neurons import build_neuron
@@ -407,7 +408,7 @@ def test_sweeps_over_rows():
 
 def test_labels_are_smoothed_after_mixing():
     augment = load_config(["experiment=table1_dvs_gesture_sdt"]).augment
-    assert [type(t).__name__ for t in frame_transforms(augment, 11)][-2:] == ["Mix", "SmoothLabels"]
+    assert [type(t).__name__ for t in batch_transforms(augment, SETS["dvs_gesture"])][-2:] == ["Mix", "SmoothLabels"]
     x, generator = torch.zeros(2, 3, 4, 4), torch.Generator()
     _, target = SmoothLabels(4, 0.1)(x, torch.tensor([0, 3]), generator)
     assert torch.allclose(target[0], torch.tensor([0.925, 0.025, 0.025, 0.025]))
