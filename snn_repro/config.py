@@ -260,6 +260,15 @@ class AugmentConfig:
         choices=("rectangle", "cross"),
     )  # fmt: skip
     eventmix: float = key(0.0, "events: EventMix (Shen et al., 2023), alpha of its part; 0 is off", low=0.0)
+    rpg_drop: float = key(
+        0.0, "events: RPGDrop (EventRPG; Sun et al., 2024), chance of a batch; 0 is off", low=0.0, high=1.0
+    )
+    rpg_mix: float = key(
+        0.0, "events: RPGMix (EventRPG; Sun et al., 2024), chance of a batch; 0 is off", low=0.0, high=1.0
+    )
+    rpg_relevance: str = key(
+        "slrp", "rpg_drop, rpg_mix: relevance of means over time, or at each step", choices=("slrp", "sltrp")
+    )
     eventmix_prob: float = key(1.0, "EventMix: chance that a sample is mixed", low=0.0, high=1.0)
     mixup: float = key(0.0, "Mixup alpha; 0 is off", low=0.0)
     cutmix: float = key(0.0, "CutMix alpha; 0 is off", low=0.0)
@@ -379,6 +388,9 @@ ADDED = {
     "augment.eventdrop_area": "rectangle",
     "augment.eventmix": 0.0,
     "augment.eventmix_prob": 1.0,
+    "augment.rpg_drop": 0.0,
+    "augment.rpg_mix": 0.0,
+    "augment.rpg_relevance": "slrp",
 }
 
 OWN = {
@@ -631,15 +643,14 @@ def idle(config: Config, overrides: Iterable[str]) -> dict[str, str]:
                     f"{given[name]} has no effect with {because}={value}; it needs {rule.needs}, or leave it out"
                 )
     ruled = {name for rule in _IDLE for name in rule.keys}
-    known = AUGMENTATIONS.values() if config.augment.own else dict.values(AUGMENTATIONS)
+    known = list(AUGMENTATIONS.values() if config.augment.own else dict.values(AUGMENTATIONS))
+    on = {f"augment.{k}" for cls in known if cls.is_on(values_of(cls, config.augment)) for k in cls.settings}
     for cls in known:
-        values = values_of(cls, config.augment)
-        for name in given.keys() & {f"augment.{k}" for k in values if k != cls.name} - ruled:
-            if not cls.is_on(values):
-                switch = f"augment.{cls.name}"
-                found[name] = (
-                    f"{given[name]} has no effect with {switch}={shown(values[cls.name])}; it needs {switch}, or leave it out"
-                )
+        values, switch = values_of(cls, config.augment), f"augment.{cls.name}"
+        for name in given.keys() & {f"augment.{k}" for k in values} - on - ruled - {switch}:
+            found[name] = (
+                f"{given[name]} has no effect with {switch}={shown(values[cls.name])}; it needs {switch}, or leave it out"
+            )
     return found
 
 

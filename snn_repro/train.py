@@ -17,6 +17,7 @@ import time
 import traceback
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 from snn_repro import console, distributed
 from snn_repro.config import (
@@ -29,6 +30,7 @@ from snn_repro.config import (
     compose_checked,
     config_hash,
     explain,
+    frame_shape,
     help_text,
     multirun_config,
     readable,
@@ -215,6 +217,7 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
     from snn_repro.losses import build_loss
     from snn_repro.models import count_parameters
     from snn_repro.models.norms import synchronise
+    from snn_repro.models.relevance import guide
     from snn_repro.optim import build_optimizer, build_schedule
     from snn_repro.provenance import code_version
     from snn_repro.runs import checkpoint
@@ -231,6 +234,7 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
     if initial:
         checkpoint.load_pretrained(model, initial, log.info)
     model = model.to(device)
+    train_part.guide(guide(model, device, config.recipe.accumulate))  # for augmentations that ask the network
     if device.type == "cpu":
         model = model.to(memory_format=torch.channels_last)  # what its convolutions work on
     if config.recipe.sync_bn and here.size > 1:
@@ -566,14 +570,24 @@ def check_settings(config: Config) -> None:
     """Raise UserError for what the classes of neuron, loss and network refuse, before any data is read."""
     import torch
 
+    from snn_repro.data.augment import GuidedAugmentation, turned_on
+    from snn_repro.data.sets import SETS
     from snn_repro.losses import build_loss
     from snn_repro.models import option_values
+    from snn_repro.models.relevance import check as check_relevance
     from snn_repro.neurons import build_neuron
 
     build_loss(config.loss.name, **options(config.loss, "name"))
     option_values(config.model.name, options(config.model, "name", "weights", "conv_backend", "checkpointing"))
     with torch.random.fork_rng(devices=[]):  # it draws a number
         build_neuron(**options(config.neuron, "imp", "imp_lr", "imp_weight_decay", "backend"))
+    if guided := turned_on(config.augment, GuidedAugmentation):
+        facts = SimpleNamespace(num_classes=SETS[config.dataset.name].num_classes, input_shape=frame_shape(config))
+        with torch.random.fork_rng(devices=[]):
+            network = _network(config, facts)
+            check_relevance(
+                network, facts.input_shape, config.timesteps, config.augment.rpg_relevance, guided[0].name
+            )
 
 
 def parts_of_a_batch(config: Config, processes: int) -> int:

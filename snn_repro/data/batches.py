@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from snn_repro.data.augment.augmentation import BatchTransform
+from snn_repro.data.augment.augmentation import BatchTransform, GuidedAugmentation
 from snn_repro.data.image_files import ImageFile, decode
 from snn_repro.errors import DataError, UserError
 
@@ -181,6 +181,12 @@ class _Ordered:
         part.batch_size = -(-self.batch_size // world)
         part._place(rank, world)
         return part
+
+    def guide(self, relevance: Callable[[Tensor, str], tuple[Tensor, Tensor]]) -> None:
+        """Give the network's view to the transforms that go by it; see GuidedAugmentation."""
+        for transform in self._transforms:
+            if isinstance(transform, GuidedAugmentation):
+                transform.relevance = relevance
 
     def all_samples(self, batch: int) -> int:
         """Samples in batch `batch` of all ranks together."""

@@ -20,6 +20,7 @@ from snn_repro.data.augment.augmentation import (
     Augmentation,
     BatchAugmentation,
     BatchTransform,
+    GuidedAugmentation,
     PilAugmentation,
     RecordingAugmentation,
     register,
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from snn_repro.data.dataset import DataSet
 
 __all__ = [
-    "AUGMENTATIONS", "Augmentation", "BatchAugmentation", "BatchTransform", "Normalize", "PilAugmentation",
-    "RecordingAugmentation", "Setting", "batch_transforms", "eval_sample_transform", "eval_steps", "misplaced", "needs_pil",
+    "AUGMENTATIONS", "Augmentation", "BatchAugmentation", "BatchTransform", "GuidedAugmentation", "Normalize",
+    "PilAugmentation", "RecordingAugmentation", "Setting", "batch_transforms", "eval_sample_transform", "eval_steps", "misplaced", "needs_pil",
     "recording_steps", "register", "sample_transform", "shown", "turned_on", "values_of",
 ]  # fmt: skip
 
@@ -66,7 +67,7 @@ def misplaced(augment: Any, dataset: DataSet) -> str | None:
         if not {*cls.works_on} & {*has}:
             value = shown(values_of(cls, augment)[cls.name])
             wanted = " and ".join(KINDS[kind] for kind in cls.works_on)
-            only = "" if dataset.static or "frames" in cls.works_on else "only "
+            only = "only " if not dataset.static and "recordings" in cls.works_on else ""
             return (
                 f"augment.{cls.name}={value} works on {wanted} and dataset={dataset.name} has {only}{KINDS[has[0]]}; leave it"
                 " out"
