@@ -798,7 +798,9 @@ def _set_own_apart(plain: dict) -> None:
             for name, value in own.items():
                 _check_own(group, str(part.get("name")), str(name), value)
             if group == "augment":  # what says the default is as if it were not there
-                defaults = {k: s.default for cls in AUGMENTATIONS.values() for k, s in cls.settings.items()} if own else {}
+                defaults = (
+                    {k: s.default for cls in AUGMENTATIONS.values() for k, s in cls.settings.items()} if own else {}
+                )
                 own = {k: v for k, v in own.items() if v != defaults[k]}
             part["own"] = own
 

@@ -585,9 +585,7 @@ def check_settings(config: Config) -> None:
         facts = SimpleNamespace(num_classes=SETS[config.dataset.name].num_classes, input_shape=frame_shape(config))
         with torch.random.fork_rng(devices=[]):
             network = _network(config, facts)
-            check_relevance(
-                network, facts.input_shape, config.timesteps, config.augment.rpg_relevance, guided[0].name
-            )
+            check_relevance(network, facts.input_shape, config.timesteps, config.augment.rpg_relevance, guided[0].name)
 
 
 def parts_of_a_batch(config: Config, processes: int) -> int:

@@ -90,8 +90,8 @@ def test_an_idea_is_one_file_and_one_yaml():
     names = [*recipes(), *(str(p.relative_to(EXAMPLE)) for p in EXAMPLE.rglob("*/*") if p.suffix in (".py", ".yaml"))]
     python = sorted(Path(n).stem for n in names if n.endswith(".py") and not n.endswith("__init__.py"))
     yamls = sorted(Path(n).stem for n in names if n.endswith(".yaml"))
-    assert python == ["blobs", "dense", "peak", "plif", "rms", "sparks"]
-    assert yamls == ["blobs", "blobs_plif", "dense", "peak", "plif", "sparks"]
+    assert python == ["blobs", "dense", "peak", "plif", "rms", "sparks", "swap_polarity"]
+    assert yamls == ["blobs", "blobs_plif", "dense", "peak", "plif", "sparks", "swap_polarity"]
 
 
 def test_help_lists_choices_and_their_settings_without_importing_them(site):
@@ -106,6 +106,7 @@ def test_help_lists_choices_and_their_settings_without_importing_them(site):
         r"  blobs +three classes", r"  sparks +two classes of sparks", r"  blobs_plif +Blobs: PLIF",
         r"  neuron.tau_init +neuron=plif: membrane time constant", r"  loss.sharpness +loss=peak: factor on the outputs",
         r"  model.width +model=dense: neurons",
+        r"  augment.swap_polarity +events: chance that a sample",
     ):  # fmt: skip
         assert re.search(f"^{line}", told, re.MULTILINE), line
     assert "plif" not in command(site, "-m", "snn_repro.train", "--help", installed=False)
@@ -157,10 +158,12 @@ def test_an_event_set_is_prepared_and_trains_with_a_norm(site):
         "neuron.imp=true",
         "neuron.tau_init=4",
         "loss=peak",
+        "augment.swap_polarity=0.5",
     ]
     train(site, *run, "recipe=digits", "recipe.batch_size=8", "recipe.epochs=1", "debug.max_steps=1")
     (folder,) = site.glob("runs/sparks-vgg128-plif-peak/*")
-    assert "neuron.tau_init=4" in folder.name and result(folder / "seed0")["params_imp"] > 0
+    assert "neuron.tau_init=4" in folder.name and "augment.swap_polarity=0.5" in folder.name
+    assert result(folder / "seed0")["params_imp"] > 0
 
 
 def test_what_is_wrong_with_their_settings_is_one_sentence(site):
@@ -168,7 +171,8 @@ def test_what_is_wrong_with_their_settings_is_one_sentence(site):
 from snn_repro.config import ConfigError, load_config
 from snn_repro.train import check_settings
 for words in ("neuron=plif neuron.tau_innit=3", "neuron=if neuron.tau_init=3", "neuron=plif loss=peak loss.sharpnes=2",
-              "neuron=plif +neuron.tau_init={a:1}", "neuron=plif neuron.surrogate=atann", "neuron=plif neuron.retain=0.1"):
+              "neuron=plif +neuron.tau_init={a:1}", "neuron=plif neuron.surrogate=atann", "neuron=plif neuron.retain=0.1",
+              "augment.swap_polarity=2", "augment.swap_polarity=0.5", "augment.swap_polarty=1"):
     try:
         load_config(words.split())
         print("accepted:", words)
@@ -187,9 +191,29 @@ except Exception as error:
         "neuron.tau_init={'a': 1} has the wrong type; it must be true or false, a number, a word or a list of these",
         "neuron.surrogate=atann is not allowed; choose one of: atan, sigmoid, triangle; did you mean 'atan'?",
         "neuron.retain=0.1 has no effect with neuron=plif; it needs neuron=leaky or leaky_imp, or leave it out",
+        "augment.swap_polarity=2.0 must lie in 0..1",
+        "augment.swap_polarity=0.5 works on event frames and dataset=digits has images; leave it out",
+        "unknown key 'augment.swap_polarty'; did you mean 'augment.swap_polarity'?",
         "UserError neuron.tau_init=0.5 must be above 1",
     ]
     assert "neuron.tau_init=0.5 must be above 1" in train(site, "neuron=plif", "neuron.tau_init=0.5", code=2)
+
+
+def test_an_augmentation_works_on_batches_and_is_part_of_a_runs_identity(site):
+    script = """
+import torch
+from snn_repro.config import checked, config_hash, load_config, to_dict
+from snn_repro.data.augment import batch_transforms
+from snn_repro.data.sets import SETS
+plain, off, on = (load_config(["dataset=digits_dvs", *words]) for words in ([], ["augment.swap_polarity=0"], ["augment.swap_polarity=1"]))
+assert config_hash(plain) == config_hash(off) != config_hash(on) == config_hash(checked(to_dict(on)))
+assert "swap_polarity" not in to_dict(off)["augment"] and to_dict(on)["augment"]["swap_polarity"] == 1
+(step,) = batch_transforms(on.augment, SETS["digits_dvs"])[-1:]
+x = torch.rand(3, 2, 2, 4, 4)
+assert torch.equal(step(x, torch.arange(2), torch.Generator())[0], x.flip(2)), step
+"""
+    command(site, "-c", script)
+    assert "unknown key 'augment.swap_polarity'" in train(site, "augment.swap_polarity=1", code=2, installed=False)
 
 
 def test_only_what_is_installed_counts(site):

@@ -119,9 +119,7 @@ class ImageSet(DataSet):
             if world().rank == 0:
                 image_files.check(_used(test.images, cfg) + _used([train.images[i] for i in val_rows], cfg))
             # without RandomResizedCrop the network still needs one size: that of the test
-            augmented = augment.sample_transform(
-                cfg.augment, self, size, fill, augment.eval_steps(cfg.augment, size)
-            )
+            augmented = augment.sample_transform(cfg.augment, self, size, fill, augment.eval_steps(cfg.augment, size))
             plain = augment.eval_sample_transform(cfg.augment, size)
             train_inputs = batches.PilImages(train.images, labels, augmented)
             val_inputs, test_inputs = (batches.PilImages(part.images, part.labels, plain) for part in (train, test))

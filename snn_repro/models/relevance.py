@@ -80,7 +80,9 @@ class _Watch(TorchFunctionMode):
         return result
 
 
-def relevance(model: nn.Module, frames: Tensor, labels: Tensor | None = None, rule: str = "slrp") -> tuple[Tensor, Tensor]:
+def relevance(
+    model: nn.Module, frames: Tensor, labels: Tensor | None = None, rule: str = "slrp"
+) -> tuple[Tensor, Tensor]:
     """What the parts of frames [T, B, C, H, W] count for each sample's class: the label, or without labels the one that is
     predicted from the mean output.
 

@@ -1,4 +1,4 @@
-"""RPGDrop and RPGMix: what they do with a relevance that is given, and whole runs that stop and go on."""
+"""RPGDrop and RPGMix: what they do with a relevance that is given, and whole runs, with EventMix, that stop and go on."""
 
 import math
 
@@ -74,7 +74,13 @@ def test_boxes_lie_beside_one_another_or_in_corners():
             ways.add((fits, a.left + a.width <= b.left, b.left + b.width <= a.left, a.top + a.height <= b.top))
         else:
             assert overlap == (one.height + two.height - H) * (one.width + two.width - W)
-            assert a.left == 0 and b.left == W - b.width and (a.top == 0) == (b.top == H - b.height) or a.height == H or b.height == H
+            assert (
+                a.left == 0
+                and b.left == W - b.width
+                and (a.top == 0) == (b.top == H - b.height)
+                or a.height == H
+                or b.height == H
+            )
     assert len(ways) >= 8
 
 
@@ -136,13 +142,18 @@ def test_without_a_network_it_says_so():
         RPGDrop(1.0)(counts(), LABELS, make_generator(0))
 
 
-WORDS = ["dataset=digits_dvs", "loss=tet", "augment.rpg_drop=0.5", "augment.rpg_mix=0.5", "recipe.epochs=2",
+WORDS = ["dataset=digits_dvs", "loss=tet", "augment.rpg_drop=0.5", "augment.rpg_mix=0.5", "augment.eventmix=1", "recipe.epochs=2",
          "debug.max_steps=3", "recipe.batch_size=8", "debug.max_eval_batches=1", "logger.mode=disabled", "threads=1", "timesteps=4"]  # fmt: skip
 
 
-@pytest.mark.parametrize("rule", ["slrp", "sltrp"])
-def test_a_run_goes_on_where_it_stopped(tmp_path, monkeypatch, rule):
-    words = [*WORDS, f"augment.rpg_relevance={rule}"]
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("frames")
+
+
+@pytest.mark.parametrize("rule", ["slrp", pytest.param("sltrp", marks=pytest.mark.slow)])
+def test_a_run_goes_on_where_it_stopped(tmp_path, monkeypatch, rule, cache):
+    words = [*WORDS, f"augment.rpg_relevance={rule}", f"cache_dir={cache}"]
     whole = train.run(load_config([*words, f"hydra.run.dir={tmp_path}/whole"]))
     step_of = train.Training.train_step
     with monkeypatch.context() as broken:

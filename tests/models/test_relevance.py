@@ -100,8 +100,13 @@ def reference(model, frames, labels, rule):
         def convolution(R, x, layer):
             steps = R.shape[:2]
             size = x.shape[-2:]
-            apply = lambda v, w: F.conv2d(v, w, None, layer.stride, layer.padding)  # noqa: E731
-            back = lambda S, w: torch.nn.grad.conv2d_input((len(S), *x.shape[2:3], *size), w, S, layer.stride, layer.padding)  # noqa: E731
+
+            def apply(v, w):
+                return F.conv2d(v, w, None, layer.stride, layer.padding)
+
+            def back(S, w):
+                return torch.nn.grad.conv2d_input((len(S), *x.shape[2:3], *size), w, S, layer.stride, layer.padding)
+
             return through(R.flatten(0, 1), x.flatten(0, 1), layer.weight, apply, back).unflatten(0, steps)
 
         R = through(R, f.flatten(2), model.fc.weight, F.linear, lambda S, w: S @ w).unflatten(2, f.shape[2:])
@@ -190,7 +195,9 @@ class Gated(SpikingNetwork):
 
 
 def test_a_network_without_a_rule_is_one_sentence():
-    with pytest.raises(UserError, match=r"augment.rpg_mix needs relevance .*: the network computes 'sigmoid' between its"):
+    with pytest.raises(
+        UserError, match=r"augment.rpg_mix needs relevance .*: the network computes 'sigmoid' between its"
+    ):
         check(Gated(), SHAPE, T, "slrp", "rpg_mix")
     model = network()
     model.sn2.charge = lambda v, x: (v + x).relu()

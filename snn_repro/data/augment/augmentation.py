@@ -113,7 +113,9 @@ class BatchAugmentation(Augmentation, BatchTransform):
     """A step on batches: `draw` and `apply`, see BatchTransform."""
 
 
-RELEVANCE = Setting("slrp", "rpg_drop, rpg_mix: relevance of means over time, or at each step", choices=("slrp", "sltrp"))
+RELEVANCE = Setting(
+    "slrp", "rpg_drop, rpg_mix: relevance of means over time, or at each step", choices=("slrp", "sltrp")
+)
 
 
 class GuidedAugmentation(BatchAugmentation):

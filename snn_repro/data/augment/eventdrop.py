@@ -65,6 +65,8 @@ class EventDrop(RecordingAugmentation):
                 part = np.random.randint(1, 6) / 20
                 middle = [np.random.uniform(n) for n in size]
                 low = [int(max(0, m - n * part / 2)) for m, n in zip(middle, size, strict=True)]
-                outside = [(v < a) | (v > a + n * part) for v, a, n in zip((events["x"], events["y"]), low, size, strict=True)]
+                outside = [
+                    (v < a) | (v > a + n * part) for v, a, n in zip((events["x"], events["y"]), low, size, strict=True)
+                ]
                 return events[outside[0] & outside[1]]
         return functional.drop_event_numpy(events, np.random.randint(1, 10) / 10)

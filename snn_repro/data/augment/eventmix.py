@@ -52,7 +52,9 @@ class EventMix(BatchAugmentation):
         import torch
 
         # as Mix: torch has no seeded Beta
-        part = np.random.RandomState(int(torch.randint(2**31, (1,), generator=generator))).beta(self.alpha, self.alpha, n)
+        part = np.random.RandomState(int(torch.randint(2**31, (1,), generator=generator))).beta(
+            self.alpha, self.alpha, n
+        )
         other = torch.randperm(n, generator=generator)
         mixed = torch.rand(n, generator=generator) < self.prob
         components = torch.randint(2, 5, (n, 1), generator=generator)

@@ -61,7 +61,10 @@ def moved(x: Tensor, down: int, right: int) -> Tensor:
     height, width = x.shape[-2:]
     out = torch.zeros_like(x)
     to_y, to_x = slice(max(down, 0), max(height + min(down, 0), 0)), slice(max(right, 0), max(width + min(right, 0), 0))
-    from_y, from_x = slice(max(-down, 0), max(height - max(down, 0), 0)), slice(max(-right, 0), max(width - max(right, 0), 0))
+    from_y, from_x = (
+        slice(max(-down, 0), max(height - max(down, 0), 0)),
+        slice(max(-right, 0), max(width - max(right, 0), 0)),
+    )
     out[..., to_y, to_x] = x[..., from_y, from_x]
     return out
 
@@ -103,7 +106,6 @@ class RPGMix(GuidedAugmentation):
         return rows[:0] if draws is None else (rows + 1) % len(draws)
 
     def apply(self, x: Tensor, target: Tensor, draws: Tensor | None, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-        import torch
         import torch.nn.functional as F
 
         target = soft(target, self.num_classes)
