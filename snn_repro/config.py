@@ -647,7 +647,7 @@ def idle(config: Config, overrides: Iterable[str]) -> dict[str, str]:
     on = {f"augment.{k}" for cls in known if cls.is_on(values_of(cls, config.augment)) for k in cls.settings}
     for cls in known:
         values, switch = values_of(cls, config.augment), f"augment.{cls.name}"
-        for name in given.keys() & {f"augment.{k}" for k in values} - on - ruled - {switch}:
+        for name in given.keys() & {f"augment.{k}" for k in values if k not in cls.switches} - on - ruled:
             found[name] = (
                 f"{given[name]} has no effect with {switch}={shown(values[cls.name])}; it needs {switch}, or leave it out"
             )

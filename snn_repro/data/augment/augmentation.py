@@ -37,7 +37,7 @@ def register(name: str) -> Callable[[type], type]:
     """A decorator of an augmentation's class: `augment.NAME` turns it on. Raises UserError if another has the name."""
 
     def add(cls: type) -> type:
-        cls.name = name
+        cls.name, cls.switches = name, cls.switches or (name,)
         AUGMENTATIONS.add(name, cls, cls)
         return cls
 
@@ -52,6 +52,7 @@ class Augmentation:
     """
 
     name: ClassVar[str]  # given by `register`
+    switches: ClassVar[Sequence[str]] = ()  # keys that turn it on; by default its name alone
     settings: ClassVar[Mapping[str, Setting]] = {}
     works_on: ClassVar[Sequence[str]] = ("images", "frames")
     order: ClassVar[int] = 45
@@ -59,7 +60,7 @@ class Augmentation:
     @classmethod
     def is_on(cls, values: Mapping[str, Any]) -> bool:
         """Whether the values of its settings ask for it."""
-        return bool(values[cls.name])
+        return any(values[key] for key in cls.switches)
 
     @classmethod
     def build(cls, values: Mapping[str, Any], dataset: DataSet) -> Augmentation:

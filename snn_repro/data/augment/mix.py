@@ -46,6 +46,7 @@ class Mix(BatchAugmentation):
             "spatial", "published cuts polarity and height, as the paper's code does", choices=("spatial", "published")
         ),
     }
+    switches = ("mixup", "cutmix")
     order = 70
 
     def __init__(
@@ -58,10 +59,6 @@ class Mix(BatchAugmentation):
     ):
         self.num_classes, self.prob, self.cutmix_axes = num_classes, prob, cutmix_axes
         self.kinds = [(kind, alpha) for kind, alpha in (("mixup", mixup), ("cutmix", cutmix)) if alpha > 0]
-
-    @classmethod
-    def is_on(cls, values):
-        return bool(values["mixup"] or values["cutmix"])
 
     @classmethod
     def build(cls, values, dataset):
