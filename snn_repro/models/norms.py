@@ -11,9 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from snn_repro.kernels import Affine
-from snn_repro.registry import Registry
+from snn_repro.registry import NORMS
 
-NORMS: dict[str, type[nn.Module]] = Registry("norm")
 register_norm = NORMS.register
 
 

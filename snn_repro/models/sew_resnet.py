@@ -95,6 +95,18 @@ class Bottleneck(SEWBlock):
         return self.shortcut(x) + branch
 
 
+_OPTIONS = {
+    "zero_init_residual": Setting(False, "start the last norm of each branch at 0"),
+    "head_init": HEAD_INIT,
+}
+
+
+@register_network("sew_resnet18", _OPTIONS, BasicBlock, (2, 2, 2, 2), "imagenet")
+@register_network("sew_resnet34", _OPTIONS, BasicBlock, (3, 4, 6, 3), "imagenet")
+@register_network("sew_resnet50", _OPTIONS, Bottleneck, (3, 4, 6, 3), "imagenet")
+@register_network("sew_resnet101", _OPTIONS, Bottleneck, (3, 4, 23, 3), "imagenet")
+@register_network("sew_resnet152", _OPTIONS, Bottleneck, (3, 8, 36, 3), "imagenet")
+@register_network("sew_resnet18_cifar", _OPTIONS, BasicBlock, (2, 2, 2, 2), "cifar")
 class SEWResNet(SpikingNetwork):
     """block and depths choose the network; stem "imagenet" is 7x7, stride 2 and an average pool, "cifar" 3x3.
 
@@ -155,18 +167,3 @@ class SEWResNet(SpikingNetwork):
         for block in (*self.layer1, *self.layer2, *self.layer3, *self.layer4):
             x = self.through(x, block)
         return self.fc((last(x) if last_step else x).mean((-2, -1)))
-
-
-_OPTIONS = {
-    "zero_init_residual": Setting(False, "start the last norm of each branch at 0"),
-    "head_init": HEAD_INIT,
-}
-for name, parts in {
-    "sew_resnet18": (BasicBlock, (2, 2, 2, 2), "imagenet"),
-    "sew_resnet34": (BasicBlock, (3, 4, 6, 3), "imagenet"),
-    "sew_resnet50": (Bottleneck, (3, 4, 6, 3), "imagenet"),
-    "sew_resnet101": (Bottleneck, (3, 4, 23, 3), "imagenet"),
-    "sew_resnet152": (Bottleneck, (3, 8, 36, 3), "imagenet"),
-    "sew_resnet18_cifar": (BasicBlock, (2, 2, 2, 2), "cifar"),
-}.items():
-    register_network(name, _OPTIONS, *parts)(SEWResNet)

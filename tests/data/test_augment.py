@@ -17,10 +17,16 @@ from snn_repro.data.augment.nda import NDA
 from snn_repro.data.batches import make_generator
 from snn_repro.data.events import Events
 from snn_repro.data.sets import SETS
+from snn_repro.registry import AUGMENTATIONS
 
 
 def frames(t=3, b=6, h=20, w=24, seed=0):
     return torch.randint(1, 9, (t, b, 2, h, w), generator=make_generator(seed)).float()
+
+
+def keys(**values):
+    """A configuration's augmentations: those given, all else at its default."""
+    return AugmentConfig({k: s.default for k, s in AUGMENTATIONS.all_settings().items()} | values)
 
 
 LABELS = torch.arange(6)
@@ -180,19 +186,19 @@ def test_order_of_the_composed_transforms():
     def names(augment, dataset, *more):
         return [type(t).__name__ for t in batch_transforms(augment, SETS[dataset], *more)]
 
-    augment = AugmentConfig(crop_padding=4, flip=0.5, event_policy=True, mixup=0.5, cutmix=1.0)
+    augment = keys(crop_padding=4, flip=0.5, event_policy=True, mixup=0.5, cutmix=1.0)
     assert names(augment, "cifar10_dvs") == ["RandomCrop", "RandomFlip", "EventPolicy", "Mix"]
-    assert batch_transforms(AugmentConfig(nda=True), SETS["ncaltech101"])[0].shift == 3
+    assert batch_transforms(keys(nda=True), SETS["ncaltech101"])[0].shift == 3
     normalize = Normalize([0], [1])
-    assert names(AugmentConfig(crop_padding=4, flip=0.5), "cifar10", normalize) == [
+    assert names(keys(crop_padding=4, flip=0.5), "cifar10", normalize) == [
         "RandomCrop", "RandomFlip", "Normalize",
     ]  # fmt: skip
-    pil = AugmentConfig(crop_padding=4, flip=0.5, randaugment_ops=2, mixup=0.1)
+    pil = keys(crop_padding=4, flip=0.5, randaugment_ops=2, mixup=0.1)
     assert names(pil, "cifar10", normalize, True) == ["Normalize", "Mix"]
 
 
 def test_randaugment_is_timms_increasing_one():
-    augment = AugmentConfig(rrc_min_area=0.875, flip=0.5, randaugment_ops=2, randaugment_level=7)
+    augment = keys(rrc_min_area=0.875, flip=0.5, randaugment_ops=2, randaugment_level=7)
     transform = sample_transform(augment, SETS["cifar10"], 32, [125.3, 123.0, 113.9])
     policy = transform.transforms[2]
     assert len(policy.ops) == 15 and policy.num_layers == 2
@@ -205,5 +211,5 @@ def test_randaugment_is_timms_increasing_one():
 
 def test_imagenet_test_transform():
     image = Image.fromarray(np.random.RandomState(0).randint(0, 255, (300, 400, 3), np.uint8))
-    out = eval_sample_transform(AugmentConfig(test_resize=236), 224)(image)
+    out = eval_sample_transform(keys(test_resize=236), 224)(image)
     assert out.shape == (3, 224, 224)

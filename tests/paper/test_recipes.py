@@ -11,7 +11,6 @@ from all_rows import NAMES, rows
 
 from snn_repro.config import (
     CONF_DIR,
-    AugmentConfig,
     ConfigError,
     differing,
     frame_shape,
@@ -25,6 +24,7 @@ from snn_repro.data.sets import SETS
 from snn_repro.models import build_model, count_parameters
 from snn_repro.neurons import build_neuron
 from snn_repro.optim import build_schedule, lr_factor, parameter_groups
+from snn_repro.registry import AUGMENTATIONS
 from snn_repro.train import options
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -156,7 +156,8 @@ def test_what_is_decayed_and_what_is_not(name):
     config = rows()[name]
     model = model_of(config)
     _, lr, decay, spared, *_ = longest(RECIPES, name)
-    groups = {g["kind"]: g for g in parameter_groups(model, config.recipe)}
+    imp = dict(imp_lr=config.neuron.imp_lr, imp_weight_decay=config.neuron.imp_weight_decay)
+    groups = {g["kind"]: g for g in parameter_groups(model, config.recipe, **imp)}
     kind = kinds(model)
     assert {kind[p] for p in groups["decay"]["params"]} == set(kind.values()) - spared - {"imp"}
     assert groups["decay"]["weight_decay"] == decay
@@ -190,7 +191,9 @@ def test_the_neuron_is_the_datasets(name):
     else:
         expected = ("lif", "soft", "ge", c.dataset.name != "dvs_gesture", "sigmoid", [0.4, 0.6])
     assert (n.name, n.reset, n.fire_at, n.detach_reset, n.surrogate, n.imp_init) == expected
-    assert (n.v_threshold, n.v_reset, n.retain, n.tau) == (1.0, 0.0, 0.25, 2.0)
+    assert (n.v_threshold, n.v_reset) == (1.0, 0.0)
+    leak = {"if": {}, "lif": {"tau": 2.0, "decay_input": True}, "leaky": {"retain": 0.25}}
+    assert {k: v for k, v in n.own.items() if k in ("tau", "decay_input", "retain")} == leak[n.name]
     assert n.surrogate_width == {"atan": 2.0, "sigmoid": 4.0, "triangle": 1.0}[n.surrogate]
     assert n.imp_trainable != (n.imp and name.startswith("table2_ncaltech128_"))
 
@@ -232,7 +235,8 @@ def test_losses(name):
 
 def test_augmentation():
     def of(name):
-        return {k: v for k, v in vars(rows()[name].augment).items() if v != getattr(AugmentConfig(), k)}
+        defaults = AUGMENTATIONS.all_settings()
+        return {k: v for k, v in rows()[name].augment.own.items() if v != defaults[k].default}
 
     randaugment = dict(rrc_min_area=0.875, flip=0.5, randaugment_ops=2)
     policy = dict(flip=0.5, event_policy=True)
@@ -318,12 +322,14 @@ def test_described_is_the_papers_equations(name):
         1.0,
         False,
     )
-    assert n.imp_trainable and n.imp_weight_decay == 0 and described.recipe.imp_weight_decay == 0
+    assert n.imp_trainable and n.imp_weight_decay == 0
     assert described.dataset.channel_order == "rgb" and described.augment.cutmix_axes == "spatial"
     assert described.augment.label_smoothing == 0
     assert published.fidelity != "described" == described.fidelity
     assert "fidelity=described" in Path(described.run_dir).parts and described.name == name
-    assert n.decay_input == (n.name != "lif")  # the equations take the input at full weight
+    assert getattr(n, "decay_input", None) == (
+        False if n.name == "lif" else None
+    )  # the equations take the input at full weight
     assert n.name == published.neuron.name and described.recipe.lr == published.recipe.lr
 
 
@@ -331,7 +337,9 @@ def test_described_is_the_papers_equations(name):
 def test_described_takes_the_input_whole(name):
     """h = (1 - tau) s + I: no row halves its input; where the family decays none, nothing is set."""
     published, described = rows()[name].neuron, load_config([f"experiment={name}", "fidelity=described"]).neuron
-    assert published.decay_input and described.decay_input == (described.name != "lif")
+    assert [getattr(n, "decay_input", None) for n in (published, described)] == (
+        [True, False] if described.name == "lif" else [None, None]
+    )
     neuron = build_neuron(**{k: v for k, v in options(described).items() if not k.startswith("imp")})
     charge, retain = neuron.law()[:2]
     assert charge == "if" or (charge == "leaky" and retain == {"lif": 0.5, "leaky": 0.25}[described.name])

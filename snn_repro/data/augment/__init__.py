@@ -1,7 +1,7 @@
 """Augmentation: one implementation of each, on whole batches wherever no PIL image is needed.
 
 What an augmentation is stands in `augmentation.py`; each is one file beside it, found by its being there, and a package
-from outside may `register` its own. This module says which of them a configuration turns on, and applies them by kind.
+from outside may register its own. This module says which of them a configuration turns on, and applies them by kind.
 
 Order: crop, flip, then event_policy, nda and what comes from outside, then whole samples are mixed and labels smoothed; with
 images that are read one by one, crop and flip move into the PIL part. Repeated augmentation is
@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from snn_repro.data.augment.augmentation import (
-    AUGMENTATIONS,
     KINDS,
     NORMALIZE,
     Augmentation,
@@ -23,11 +22,11 @@ from snn_repro.data.augment.augmentation import (
     GuidedAugmentation,
     PilAugmentation,
     RecordingAugmentation,
-    register,
+    register_augmentation,
 )
 from snn_repro.data.augment.normalize import Normalize
 from snn_repro.data.augment.resized_crop import eval_steps
-from snn_repro.registry import import_all
+from snn_repro.registry import AUGMENTATIONS, import_all
 from snn_repro.settings import Setting
 
 if TYPE_CHECKING:
@@ -35,8 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AUGMENTATIONS", "Augmentation", "BatchAugmentation", "BatchTransform", "GuidedAugmentation", "Normalize",
-    "PilAugmentation", "RecordingAugmentation", "Setting", "batch_transforms", "eval_sample_transform", "eval_steps", "misplaced", "needs_pil",
-    "recording_steps", "register", "sample_transform", "shown", "turned_on", "values_of",
+    "PilAugmentation", "RecordingAugmentation", "Setting", "batch_transforms", "eval_sample_transform", "eval_steps", "known", "misplaced", "needs_pil",
+    "recording_steps", "register_augmentation", "sample_transform", "shown", "turned_on", "values_of",
 ]  # fmt: skip
 
 import_all(__name__, __path__)
@@ -44,14 +43,18 @@ import_all(__name__, __path__)
 
 def values_of(cls: type[Augmentation], augment: Any) -> dict[str, Any]:
     """The values that `augment`, the configuration's group, gives to an augmentation's settings."""
-    given = vars(augment) | augment.own
-    return {key: given.get(key, setting.default) for key, setting in cls.settings.items()}
+    return {key: augment.own.get(key, setting.default) for key, setting in cls.settings.items()}
+
+
+def known(augment: Any) -> list[type[Augmentation]]:
+    """The classes that there are; packages from outside are asked only where a key of `augment` is none of ours."""
+    there = list(dict.values(AUGMENTATIONS))
+    return list(AUGMENTATIONS.values()) if augment.own.keys() - {k for cls in there for k in cls.settings} else there
 
 
 def turned_on(augment: Any, kind: type = Augmentation) -> list[type]:
-    """The classes of a kind that `augment` turns on, in order. Packages from outside are asked only where a key is theirs."""
-    known = AUGMENTATIONS.values() if augment.own else dict.values(AUGMENTATIONS)
-    found = [cls for cls in known if issubclass(cls, kind) and cls.is_on(values_of(cls, augment))]
+    """The classes of a kind that `augment` turns on, in order."""
+    found = [cls for cls in known(augment) if issubclass(cls, kind) and cls.is_on(values_of(cls, augment))]
     return sorted(found, key=lambda cls: (cls.order, cls.name))
 
 

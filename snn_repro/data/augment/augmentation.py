@@ -1,6 +1,6 @@
 """What an augmentation is: its keys of `augment.`, the data that it works on, its place in the order, and what it does.
 
-One augmentation is one file in this folder, a class under `@register("key")`, where `augment.key` turns it on. It is
+One augmentation is one file in this folder, a class under `@register_augmentation("key")`, where `augment.key` turns it on. It is
 
     a BatchAugmentation  a step on whole batches of images or of event frames
     a GuidedAugmentation  such a step that goes by what the network sees in them
@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from snn_repro.errors import UserError
-from snn_repro.registry import Registry
+from snn_repro.registry import AUGMENTATIONS
 from snn_repro.settings import Setting
 
 if TYPE_CHECKING:
@@ -27,13 +27,10 @@ if TYPE_CHECKING:
     from snn_repro.data.dataset import DataSet
     from snn_repro.data.events import Events
 
-AUGMENTATIONS: Registry = Registry("augmentation")
-"""the key that turns it on -> class"""
-
 KINDS = {"images": "images", "frames": "event frames", "recordings": "recordings"}
 
 
-def register(name: str) -> Callable[[type], type]:
+def register_augmentation(name: str) -> Callable[[type], type]:
     """A decorator of an augmentation's class: `augment.NAME` turns it on. Raises UserError if another has the name."""
 
     def add(cls: type) -> type:
@@ -51,7 +48,7 @@ class Augmentation:
     normalised at NORMALIZE, and whole samples and labels are mixed behind that.
     """
 
-    name: ClassVar[str]  # given by `register`
+    name: ClassVar[str]  # given by `register_augmentation`
     switches: ClassVar[Sequence[str]] = ()  # keys that turn it on; by default its name alone
     settings: ClassVar[Mapping[str, Setting]] = {}
     works_on: ClassVar[Sequence[str]] = ("images", "frames")

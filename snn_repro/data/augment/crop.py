@@ -2,14 +2,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from snn_repro.data.augment.augmentation import BatchAugmentation, register
+from snn_repro.data.augment.augmentation import BatchAugmentation, register_augmentation
 from snn_repro.settings import Setting
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 
-@register("crop_padding")
+@register_augmentation("crop_padding")
 class RandomCrop(BatchAugmentation):
     """Pad by `padding` zeros on each side, then cut the original size at a random place."""
 

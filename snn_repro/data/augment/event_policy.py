@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
-from snn_repro.data.augment.augmentation import BatchAugmentation, register
+from snn_repro.data.augment.augmentation import BatchAugmentation, register_augmentation
 from snn_repro.settings import Setting
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def affine(x: Tensor, translate: Sequence[int] = (0, 0), shear: float = 0.0) -> 
     return affine(x, angle=0.0, translate=list(translate), scale=1.0, shear=[shear, 0.0])
 
 
-@register("event_policy")
+@register_augmentation("event_policy")
 class EventPolicy(BatchAugmentation):
     """SNN-TrivialAug, one operation a sample, uniformly one of six (the paper's 128-pixel event rows).
 

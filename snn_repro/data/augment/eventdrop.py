@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from snn_repro.data.augment.augmentation import RecordingAugmentation, register
+from snn_repro.data.augment.augmentation import RecordingAugmentation, register_augmentation
 from snn_repro.settings import Setting
 
 if TYPE_CHECKING:
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from snn_repro.data.events import Events
 
 
-@register("eventdrop")
+@register_augmentation("eventdrop")
 class EventDrop(RecordingAugmentation):
     """EventDrop (Gu et al., IJCAI 2021): drop nothing, a time window, an area or random events, with equal chance.
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from snn_repro.data.augment.augmentation import BatchAugmentation, held, register, soft
+from snn_repro.data.augment.augmentation import BatchAugmentation, held, register_augmentation, soft
 from snn_repro.settings import Setting
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ class _Masks(NamedTuple):
     width: Tensor
 
 
-@register("eventmix")
+@register_augmentation("eventmix")
 class EventMix(BatchAugmentation):
     """EventMix (Shen, Zhao, Zeng, Information Sciences 644, 2023): a sample takes the events of another inside of a random mask.
 

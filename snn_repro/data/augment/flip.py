@@ -2,14 +2,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from snn_repro.data.augment.augmentation import BatchAugmentation, register
+from snn_repro.data.augment.augmentation import BatchAugmentation, register_augmentation
 from snn_repro.settings import Setting
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 
-@register("flip")
+@register_augmentation("flip")
 class RandomFlip(BatchAugmentation):
     """Mirror each sample left to right with the given chance."""
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from snn_repro.data.augment.augmentation import BatchAugmentation, held, register, soft
+from snn_repro.data.augment.augmentation import BatchAugmentation, held, register_augmentation, soft
 from snn_repro.settings import Setting
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class _Mixing(NamedTuple):
     box: np.random.RandomState
 
 
-@register("mixup")
+@register_augmentation("mixup")
 class Mix(BatchAugmentation):
     """Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019) of a batch with a random order of itself.
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from snn_repro.data.augment.augmentation import BatchAugmentation, register
+from snn_repro.data.augment.augmentation import BatchAugmentation, register_augmentation
 from snn_repro.data.augment.event_policy import affine
 from snn_repro.settings import Setting
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 
-@register("nda")
+@register_augmentation("nda")
 class NDA(BatchAugmentation):
     """Neuromorphic data augmentation (Li et al., ECCV 2022), as its code does it: one of three a sample.
 

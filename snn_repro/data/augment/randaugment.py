@@ -2,11 +2,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from snn_repro.data.augment.augmentation import PilAugmentation, register
+from snn_repro.data.augment.augmentation import PilAugmentation, register_augmentation
 from snn_repro.settings import Setting
 
 
-@register("randaugment_ops")
+@register_augmentation("randaugment_ops")
 class RandAugment(PilAugmentation):
     """timm's RandAugment (Cubuk et al., NeurIPS 2020): so many of its 15 "increasing" operations an image.
 

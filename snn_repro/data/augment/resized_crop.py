@@ -3,11 +3,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from snn_repro.data.augment.augmentation import PilAugmentation, register
+from snn_repro.data.augment.augmentation import PilAugmentation, register_augmentation
 from snn_repro.settings import Setting
 
 
-@register("rrc_min_area")
+@register_augmentation("rrc_min_area")
 class RandomResizedCrop(PilAugmentation):
     """Cut a part of random area (1 at most) and aspect (3/4 to 4/3) and resize it (Szegedy et al., CVPR 2015).
 

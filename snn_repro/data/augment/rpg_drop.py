@@ -2,14 +2,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from snn_repro.data.augment.augmentation import RELEVANCE, GuidedAugmentation, register
+from snn_repro.data.augment.augmentation import RELEVANCE, GuidedAugmentation, register_augmentation
 from snn_repro.settings import Setting
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 
-@register("rpg_drop")
+@register_augmentation("rpg_drop")
 class RPGDrop(GuidedAugmentation):
     """RPGDrop of EventRPG (Sun et al., ICLR 2024): drop events where the network looks.
 

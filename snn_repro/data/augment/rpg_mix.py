@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from snn_repro.data.augment.augmentation import RELEVANCE, GuidedAugmentation, held, register, soft
+from snn_repro.data.augment.augmentation import RELEVANCE, GuidedAugmentation, held, register_augmentation, soft
 from snn_repro.settings import Setting
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def moved(x: Tensor, down: int, right: int) -> Tensor:
     return out
 
 
-@register("rpg_mix")
+@register_augmentation("rpg_mix")
 class RPGMix(GuidedAugmentation):
     """RPGMix of EventRPG (Sun et al., ICLR 2024): two samples beside one another, by where the network sees them.
 

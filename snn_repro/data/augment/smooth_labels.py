@@ -2,14 +2,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from snn_repro.data.augment.augmentation import BatchAugmentation, register, soft
+from snn_repro.data.augment.augmentation import BatchAugmentation, register_augmentation, soft
 from snn_repro.settings import Setting
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@register("label_smoothing")
+@register_augmentation("label_smoothing")
 class SmoothLabels(BatchAugmentation):
     """target <- (1 - epsilon) target + epsilon / K, float32 [B, K], of class numbers [B] or mixed targets [B, K]."""
 
