@@ -68,7 +68,7 @@ class Block(nn.Module):
 
         if self.checkpointing != what or not torch.is_grad_enabled():
             return run(x)
-        again = lambda: (nullcontext(), _same_statistics(self))  # noqa: E731
+        again = lambda: (nullcontext(), same_statistics(self))  # noqa: E731
         return checkpoint(run, x, use_reentrant=False, context_fn=again)
 
 
@@ -80,6 +80,8 @@ class SpikingNetwork(Block):
     draws only these masks.
     """
 
+    wired = False  # whether a layer takes this number of time steps alone; `build_model` sees to it
+
     def __init__(self, input_shape: tuple[int, int, int], timesteps: int):
         super().__init__()
         self.input_shape = input_shape
@@ -88,7 +90,7 @@ class SpikingNetwork(Block):
     def steps(self, x: Tensor) -> tuple[Tensor, int]:
         """Return x as [1 or T, B, C, H, W], 1 for a static image, and the number of time steps to run.
 
-        Raises UserError for another number of axes or channels.
+        Raises UserError for another number of axes, channels or, where a layer is wired to one, of time steps.
         """
         if x.dim() not in (4, 5) or x.shape[-3] != self.input_shape[0]:
             c, h, w = self.input_shape
@@ -96,11 +98,16 @@ class SpikingNetwork(Block):
                 f"The network was built for images [B, {c}, {h}, {w}] or frames [T, B, {c}, {h}, {w}], "
                 f"not for input of shape {list(x.shape)}; set input_shape to that of the data."
             )
+        if x.dim() == 5 and self.wired and len(x) != self.timesteps:
+            raise UserError(
+                f"The network was built with a norm that is wired to timesteps={self.timesteps} but its frames have "
+                f"{len(x)} time steps; use the same timesteps or model.norm=bn."
+            )
         return (x.unsqueeze(0), self.timesteps) if x.dim() == 4 else (x, x.shape[0])
 
 
 @contextmanager
-def _same_statistics(module: nn.Module) -> Iterator[None]:
+def same_statistics(module: nn.Module) -> Iterator[None]:
     """Run batch norms without another update of their running statistics."""
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
     kept = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]

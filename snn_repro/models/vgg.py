@@ -9,7 +9,7 @@ from snn_repro.errors import UserError
 from snn_repro.kernels.conv import Conv2d
 from snn_repro.models.blocks import HEAD_INIT, SpikingNetwork, init_head, kaiming_fan_out, last, over_time
 from snn_repro.models.networks import register_network
-from snn_repro.models.norms import NORMS
+from snn_repro.models.norms import NORM, norms
 from snn_repro.models.pooling import AvgPool2d
 from snn_repro.neurons import Setting, build_neuron
 
@@ -21,10 +21,10 @@ VGG128_PLAN = (64, POOL, 128, POOL, 256, 256, POOL, 512, 512, 512, 512)
 class ConvNorm(nn.Module):
     """A 3x3 convolution with bias, and the norm over [T, B, C, H, W] behind it; the network calls each by itself."""
 
-    def __init__(self, inputs: int, outputs: int, norm: str, timesteps: int):
+    def __init__(self, inputs: int, outputs: int, norm: nn.Module):
         super().__init__()
         self.conv = Conv2d(inputs, outputs, 3, padding=1)
-        self.norm = NORMS[norm](outputs, timesteps)
+        self.norm = norm
 
 
 class OverTime(nn.Module):
@@ -41,12 +41,12 @@ class OverTime(nn.Module):
 class VGG(SpikingNetwork):
     """Convolutions as planned, each with its norm and neuron; 2x2 average pools between the stages.
 
-    norm is "bn", "tebn" or "tebn_gesture"; with either TEBN the number of time steps is wired in.
+    norm is one of NORMS.
     """
 
     def __init__(self, name: str, plan, norm: str, input_shape, timesteps: int, neuron: dict):
         super().__init__(input_shape, timesteps)
-        self.wired = getattr(NORMS[norm], "wired", False)
+        norm_of = norms(norm, timesteps, neuron)
         channels, *size = input_shape
         pools = plan.count(POOL)
         if min(size) < 2**pools:
@@ -60,7 +60,7 @@ class VGG(SpikingNetwork):
                 layers.append(OverTime(AvgPool2d(2)))
                 size = [n // 2 for n in size]
             else:
-                layers.append(ConvNorm(channels, width, norm, timesteps))
+                layers.append(ConvNorm(channels, width, norm_of(width)))
                 layers.append(build_neuron(state_shape=(width, *size), **neuron))
                 channels = width
         self.features = nn.ModuleList(layers)
@@ -69,11 +69,6 @@ class VGG(SpikingNetwork):
     def extract(self, x: Tensor, last_step: bool = False) -> Tensor:
         """Return the last feature maps [T, B, C, H, W] of frames or of a static image, or the last step's [1, ...]."""
         x, timesteps = self.steps(x)
-        if self.wired and timesteps != self.timesteps:
-            raise UserError(
-                f"The network was built with TEBN for timesteps={self.timesteps} but its frames have "
-                f"{timesteps} time steps; use the same timesteps or model.norm=bn."
-            )
         first, neuron, *rest = self.features
         x = self.spikes(x, first.conv, first.norm, neuron, timesteps)
         for layer, following in zip(rest, [*rest[1:], None], strict=True):
@@ -88,7 +83,6 @@ class VGG(SpikingNetwork):
 
 
 DROPOUT = Setting(0.25, "dropout before the classifier", low=0, below=1)
-NORM = Setting("bn", "norm behind each convolution", choices=NORMS)
 
 
 @register_network("vgg48", {"norm": replace(NORM, default="tebn"), "dropout": DROPOUT})

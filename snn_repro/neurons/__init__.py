@@ -4,7 +4,7 @@
     spikes = neuron(x)                        # x [T, B, 64, 32, 32]
 
 What a neuron is stands in `node.py`; each family is one file beside it, found by its being there. Surrogates are in
-`surrogates.py`. From outside, `register("name")` above a class adds a neuron, `register_surrogate` a surrogate.
+`surrogates/`. From outside, `register("name")` above a class adds a neuron, `register_surrogate` a surrogate.
 """
 
 import torch
@@ -35,7 +35,7 @@ def build_neuron(name: str, imp: bool = False, state_shape=None, **overrides) ->
 
     Overrides (None means the family's published value):
         v_threshold=1.0  reset="soft"|"hard"  v_reset=0.0 (hard reset only)  fire_at="ge"|"gt"  detach_reset
-        surrogate="atan"|"sigmoid"|"triangle"  surrogate_width (alpha, or the triangle's gamma)
+        surrogate="atan"|"sigmoid"|"triangle"|...  surrogate_width (its alpha, gamma, width or temperature)
         imp_init=[low, high]  imp_trainable=True  tau=2.0 (lif, >= 1)  retain=0.25 (leaky, 0..1)
         decay_input=True (lif; False takes the input at full weight: h = (1 - 1/tau) v + x)
         backend="auto"|"torch"|"cpu"|"triton"|"spikingjelly": who computes it (see kernels); changes roundings only

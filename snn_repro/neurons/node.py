@@ -12,6 +12,7 @@ from call to call: every forward over [T, B, ...] starts from the initial potent
 forward ended. There is nothing for a caller to reset.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -32,7 +33,7 @@ _SHARED = {
     "fire_at": Setting("ge", "fire at h >= V_th (ge) or h > V_th (gt)", choices=("ge", "gt")),
     "detach_reset": Setting(False, "leave the reset out of the backward pass"),
     "surrogate": Setting("atan", "surrogate gradient of the spike", choices=SURROGATES),
-    "surrogate_width": Setting(None, "ATan alpha (2), sigmoid alpha (4) or triangle gamma (1); null takes these", above=0),
+    "surrogate_width": Setting(None, "the surrogate's own width: alpha (atan 2, sigmoid 4), gamma (triangle 1), width (rectangle 1), b (dspike 3); null takes these", above=0),
     "imp_init": Setting((0.4, 0.6), "IMP starts uniform in [low, high]"),
     "imp_trainable": Setting(True, "false leaves IMP at its random start, as several published rows did"),
     "backend": Setting("auto", "who computes it; changes roundings only", choices=kernels.BACKENDS),
@@ -64,6 +65,8 @@ class Neuron(BaseNode):
     settings = settings({})
     initial = ("imp",)  # parameters that are an initial state
     decayed: tuple[str, ...] = ()
+    # hears (layer, h, s) of all steps, each a list of T [B, ...], after every forward; nothing is kept for it
+    watch: Callable[["Neuron", list[Tensor], list[Tensor]], None] | None = None
 
     def __init__(
         self, *, imp: nn.Parameter | None = None, v_threshold=1.0, reset="soft", v_reset=0.0, fire_at="ge",
@@ -128,7 +131,7 @@ class Neuron(BaseNode):
         dtype = torch.promote_types(x.dtype, torch.float32)
         v = torch.zeros((), dtype=dtype, device=x.device) if v0 is None else v0.to(dtype)
         v = v.expand(x.shape[1:])
-        spikes, potentials = [], []
+        spikes, potentials, before = [], [], []
         self.begin(x)
         for x_t in x.unbind(0):
             h = self.charge(v, x_t)
@@ -137,14 +140,23 @@ class Neuron(BaseNode):
             spikes.append(s)
             if self.store_v_seq:
                 potentials.append(v)
+            if self.watch is not None:
+                before.append(h)
+        if self.watch is not None:
+            self.watch(self, before, spikes)
         return torch.stack(spikes).to(x.dtype), v, torch.stack(potentials) if potentials else None
 
     # ---------------------------------------------------------------- who computes it
 
+    @property
+    def shows_potential(self) -> bool:
+        """Whether `watch` is called: by the reference's steps, not by those of a family that computes them another way."""
+        return type(self).steps is Neuron.steps
+
     def law(self) -> kernels.Law | None:
-        """The state equation as the kernels know it; None where only the reference is right."""
+        """The state equation as the kernels know it; None where only the reference is right, or somebody watches."""
         spike = self._modules["surrogate_function"]  # looked up in every call: faster than the attribute
-        if not self._kernel_is_right or type(spike) is not Spike:
+        if not self._kernel_is_right or type(spike) is not Spike or self.watch is not None:
             return None
         named, slope = self.kernel(), SURROGATES[spike.surrogate].kernel
         if named is None or slope is None or not isinstance(self.v_threshold, float) or not isinstance(named[1], float):

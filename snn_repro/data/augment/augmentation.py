@@ -53,6 +53,7 @@ class Augmentation:
     settings: ClassVar[Mapping[str, Setting]] = {}
     works_on: ClassVar[Sequence[str]] = ("images", "frames")
     order: ClassVar[int] = 45
+    soft_targets: ClassVar[bool] = False  # its targets are distributions, not class numbers
 
     @classmethod
     def is_on(cls, values: Mapping[str, Any]) -> bool:

@@ -39,6 +39,7 @@ class EventMix(BatchAugmentation):
     }
     works_on = ("frames",)
     order = 60
+    soft_targets = True
 
     def __init__(self, num_classes: int, eventmix: float, eventmix_prob: float = 1.0):
         self.num_classes, self.alpha, self.prob = num_classes, eventmix, eventmix_prob

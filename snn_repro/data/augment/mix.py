@@ -48,6 +48,7 @@ class Mix(BatchAugmentation):
     }
     switches = ("mixup", "cutmix")
     order = 70
+    soft_targets = True
 
     def __init__(
         self,

@@ -86,6 +86,7 @@ class RPGMix(GuidedAugmentation):
         "rpg_relevance": RELEVANCE,
     }  # fmt: skip
     order = 56
+    soft_targets = True
 
     def __init__(self, num_classes: int, rpg_mix: float, rpg_relevance: str = "slrp"):
         self.num_classes, self.chance, self.rule = num_classes, rpg_mix, rpg_relevance
