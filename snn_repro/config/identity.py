@@ -19,7 +19,10 @@ NOT_HASHED = (
 
 # Keys that came after results existed, with the value that stands for what was done before: with this value a key stays
 # out of the hash, so that earlier results go on belonging to their configuration.
-ADDED = {"neuron.decay_input": True}
+ADDED = {
+    "neuron.decay_input": True, "augment.eventdrop_area": "rectangle", "augment.eventmix": 0.0, "augment.eventmix_prob": 1.0,
+    "augment.rpg_drop": 0.0, "augment.rpg_mix": 0.0, "augment.rpg_relevance": "slrp",
+}  # fmt: skip
 
 # Keys that are no more, or only of some choices now. Every configuration had them, with these values where nothing else was
 # said (or that of another key), and they stay in the hash for the same reason.

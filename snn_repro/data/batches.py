@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from snn_repro.data.augment.augmentation import BatchTransform, GuidedAugmentation
 from snn_repro.data.image_files import ImageFile, decode
 from snn_repro.errors import DataError, UserError
 
@@ -27,35 +28,6 @@ if TYPE_CHECKING:
     from snn_repro.config import Config
     from snn_repro.data.cache import Cache
     from snn_repro.data.dataset import DataSet
-
-
-class BatchTransform:
-    """One step on a batch: (x, target, generator) -> (x, target), x [B, C, H, W] or [T, B, C, H, W] (batch: dim -4).
-
-    Several processes share a batch, and each must find in its rows what one process finds there. So `draw` is asked
-    for the whole batch, without having seen it, and `apply` works on the rows that this process holds. A step whose
-    results take the input of other samples names them in `partners`; they are then read here as well.
-    """
-
-    def draw(self, n: int, generator: torch.Generator) -> Any:
-        """All that is random, for the n samples of the batch of all processes together. Draws from `generator` alone."""
-        return None
-
-    def partners(self, draws: Any, rows: Tensor) -> Tensor:
-        """The rows, int64, whose input the results of `rows` take besides their own."""
-        return rows[:0]
-
-    def apply(self, x: Tensor, target: Tensor, draws: Any, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-        """(x, target) of the first `keep` rows; x and target hold `rows` of the batch, and x is not changed in place.
-
-        The rows behind the first `keep` are partners of these; without partners keep is len(rows).
-        """
-        raise NotImplementedError
-
-    def __call__(self, x: Tensor, target: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The step on a whole batch."""
-        n = x.shape[-4]
-        return self.apply(x, target, self.draw(n, generator), torch.arange(n), n)
 
 
 _ORDER, _BATCH, _SAMPLE = 0, 1, 2  # keeps the three kinds of draws apart
@@ -91,6 +63,9 @@ class Batches(Protocol):
 
     def all_samples(self, batch: int) -> int:
         """Samples in batch `batch` of all processes together."""
+
+    def guide(self, relevance: Callable[[Tensor, str], tuple[Tensor, Tensor]]) -> None:
+        """Hear of the network's view; called where an augmentation goes by it (GuidedAugmentation), and only there."""
 
 
 @dataclass
@@ -220,6 +195,12 @@ class _Ordered:
         part.batch_size = -(-self.batch_size // world)
         part._serve(rank, world)
         return part
+
+    def guide(self, relevance: Callable[[Tensor, str], tuple[Tensor, Tensor]]) -> None:
+        """Give the network's view to the transforms that go by it; see GuidedAugmentation."""
+        for transform in self._transforms:
+            if isinstance(transform, GuidedAugmentation):
+                transform.relevance = relevance
 
     def all_samples(self, batch: int) -> int:
         """Samples in batch `batch` of all ranks together."""

@@ -19,6 +19,7 @@ import csv
 import hashlib
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,7 +28,7 @@ import numpy as np
 import torch
 
 from snn_repro.data.archives import SlowToList, read_entry
-from snn_repro.data.augment import event_drop, frame_transforms
+from snn_repro.data.augment import RecordingAugmentation, batch_transforms, recording_steps
 from snn_repro.data.batches import Data, Part, RowCheck, assemble, keep_freed_memory
 from snn_repro.data.dataset import EventSet
 from snn_repro.data.recordings import cut, find_recordings, to_frames
@@ -197,15 +198,17 @@ def _changed_source(dataset: EventSet, data_dir, rows: list[dict]) -> str | None
 # ------------------------------------------------------------------ from the cache to batches
 
 
-class DroppedRecordings(torch.utils.data.Dataset):
-    """Training samples decoded from the raw files, so that EventDrop can drop events before they become frames."""
+class AugmentedRecordings(torch.utils.data.Dataset):
+    """Training samples decoded from the raw files, so that `steps` can work on events before they become frames."""
 
-    def __init__(self, settings: Settings, data_dir: str | None, names: list[str]):
+    def __init__(
+        self, settings: Settings, data_dir: str | None, names: list[str], steps: Sequence[RecordingAugmentation]
+    ):
         recordings = find_recordings(settings.dataset, data_dir)
         if any(e.kind in ("tar", "spool") for e in recordings.files.values()):
             raise UserError(
-                "augment.eventdrop=true reads single recordings, which a tar.gz or a compressed zip in a zip cannot give"
-                " quickly: unpack the archive into data_dir yourself, or set augment.eventdrop=false"
+                f"augment.{steps[0].name} reads single recordings, which a tar.gz or a compressed zip in a zip cannot give"
+                f" quickly: unpack the archive into data_dir yourself, or leave augment.{steps[0].name} out"
             )
         by_name = {s.name: s for s in recordings.samples}
         missing = [n for n in names if n not in by_name]
@@ -214,7 +217,7 @@ class DroppedRecordings(torch.utils.data.Dataset):
                 f"{missing[0]} is in the cache but not in data_dir={data_dir}; give the folder it was made from"
             )
         self.samples = [by_name[n] for n in names]
-        self.files, self.settings = recordings.files, settings
+        self.files, self.settings, self.steps = recordings.files, settings, steps
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -225,7 +228,9 @@ class DroppedRecordings(torch.utils.data.Dataset):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is odd about a file was told when the frames were prepared
             events = dataset.decode(data, sample.file)
-        events = event_drop(cut(events, sample), dataset.shape[1:])
+        events = cut(events, sample)
+        for step in self.steps:
+            events = step.apply(events, dataset.shape[1:])
         frames = to_frames(events, dataset.shape[1:], *self.settings[1:])
         return torch.from_numpy(frames.astype(np.float32)), sample.label
 
@@ -263,7 +268,6 @@ def build(dataset: EventSet, cfg: Config) -> Data:
     )  # fmt: skip
     check = RowCheck(cache) if cfg.dataset.verify == "first_read" and cache.checksums is not None else None
     parts = [Part(cache.frames, cache.labels, rows) for rows in (train, val, test)]
-    if cfg.augment.eventdrop:
-        parts[0] = Part(DroppedRecordings(settings, cfg.data_dir, [cache.names[i] for i in train]))
-    transforms = frame_transforms(cfg.augment, dataset.num_classes, dataset.nda)
-    return assemble(cfg, dataset, parts, of_run, transforms, check=check)
+    if steps := recording_steps(cfg.augment, dataset):
+        parts[0] = Part(AugmentedRecordings(settings, cfg.data_dir, [cache.names[i] for i in train], steps))
+    return assemble(cfg, dataset, parts, of_run, batch_transforms(cfg.augment, dataset), check=check)

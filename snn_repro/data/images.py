@@ -115,6 +115,7 @@ class ImageSet(DataSet):
         normalize = augment.Normalize(mean, std, cfg.dataset.channel_order)
         # RandAugment's colour for pixels from outside: the mean; the paper's code gives it in the order of a BGR image
         fill = mean[::-1] if cfg.dataset.channel_order == "bgr" else mean
+        in_pil = augment.needs_pil(cfg.augment)
         train_inputs: Any
         val_inputs: Any
         test_inputs: Any
@@ -122,25 +123,23 @@ class ImageSet(DataSet):
             if world().rank == 0:
                 image_files.check(_used(test.images, cfg) + _used([train.images[i] for i in val_rows], cfg))
             # without RandomResizedCrop the network still needs one size: that of the test
-            augmented = augment.sample_transform(cfg.augment, size, fill, augment.eval_steps(cfg.augment, size))
+            augmented = augment.sample_transform(cfg.augment, self, size, fill, augment.eval_steps(cfg.augment, size))
             plain = augment.eval_sample_transform(cfg.augment, size)
             train_inputs = batches.PilImages(train.images, labels, augmented)
             val_inputs, test_inputs = (batches.PilImages(part.images, part.labels, plain) for part in (train, test))
         else:
             train_inputs = val_inputs = _resized(train.images, cfg.dataset.frame_size)
             test_inputs = _resized(test.images, cfg.dataset.frame_size)
-            if augment.needs_pil(cfg.augment):
-                if train_inputs.dtype != np.uint8:
-                    raise UserError(
-                        "augment.randaugment_ops and augment.rrc_min_area are for larger images; set both to 0 for"
-                        f" {self.name}"
-                    )
-                train_inputs = batches.PilImages(val_inputs, labels, augment.sample_transform(cfg.augment, size, fill))
+            if in_pil and train_inputs.dtype != np.uint8:
+                raise UserError(f"augment.{in_pil[0]} is for larger images; set it to 0 for {self.name}")
+            if in_pil:
+                augmented = augment.sample_transform(cfg.augment, self, size, fill)
+                train_inputs = batches.PilImages(val_inputs, labels, augmented)
         parts = (
             batches.Part(train_inputs, labels, train_rows), batches.Part(val_inputs, labels, val_rows),
             batches.Part(test_inputs, test.labels),
         )  # fmt: skip
-        transforms = augment.image_transforms(cfg.augment, self.num_classes, normalize, in_pil=self.from_files)
+        transforms = augment.batch_transforms(cfg.augment, self, normalize, in_pil=bool(in_pil) or self.from_files)
         return batches.assemble(cfg, self, parts, split, transforms, [normalize])
 
 

@@ -531,7 +531,7 @@ def test_eventdrop_on_a_compressed_tar_is_refused(tmp_path):
         f"cache_dir={tmp_path / 'cache'}",
         f"data_dir={tmp_path / 'raw'}",
     ]
-    with pytest.raises(UserError, match="augment.eventdrop=true reads single recordings"):
+    with pytest.raises(UserError, match="augment.eventdrop reads single recordings"):
         build_data(load_config([*options, "augment.eventdrop=true"]))
 
 
