@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from snn_repro.errors import UserError
@@ -84,6 +86,9 @@ class SpikingNetwork(Block):
     draws only these masks.
     """
 
+    causal = True  # in evaluation the logits of a step do not depend on later frames
+    wired = False  # whether a norm has the number of time steps wired in
+
     def __init__(self, input_shape: tuple[int, int, int], timesteps: int):
         super().__init__()
         self.input_shape = input_shape
@@ -92,7 +97,7 @@ class SpikingNetwork(Block):
     def steps(self, x: Tensor) -> tuple[Tensor, int]:
         """Return x as [1 or T, B, C, H, W], 1 for a static image, and the number of time steps to run.
 
-        Raises UserError for another number of axes or channels.
+        Raises UserError for another number of axes or channels, or of time steps where a norm has it wired in.
         """
         if x.dim() not in (4, 5) or x.shape[-3] != self.input_shape[0]:
             c, h, w = self.input_shape
@@ -100,13 +105,33 @@ class SpikingNetwork(Block):
                 f"The network was built for images [B, {c}, {h}, {w}] or frames [T, B, {c}, {h}, {w}], "
                 f"not for input of shape {list(x.shape)}; set input_shape to that of the data."
             )
-        return (x.unsqueeze(0), self.timesteps) if x.dim() == 4 else (x, x.shape[0])
+        x, timesteps = (x.unsqueeze(0), self.timesteps) if x.dim() == 4 else (x, x.shape[0])
+        if self.wired and timesteps != self.timesteps:
+            raise UserError(
+                f"The network was built with TEBN for timesteps={self.timesteps} but its frames have "
+                f"{timesteps} time steps; use the same timesteps or model.norm=bn."
+            )
+        return x, timesteps
+
+
+class Dropout(nn.Module):
+    """Dropout of x [T, B, ...] with one mask a sample for all time steps: what is dropped stays so while a sample is seen."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * F.dropout(torch.ones_like(x[0]), self.p) if self.training and self.p else x
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
 
 
 @contextmanager
 def _same_statistics(module: nn.Module) -> Iterator[None]:
     """Run batch norms without another update of their running statistics."""
-    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
     kept = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
     try:
         for norm in norms:
