@@ -13,8 +13,8 @@ from snn_repro.errors import UserError, nearest
 class Setting:
     """Default, meaning, unit and range (low and high inclusive, above and below not; `why` says what the range is for).
 
-    The default's type is the value's: bool, whole number, number, a pair of numbers [low, high], or one of `choices`. Default None stands
-    for a number that depends on another setting.
+    The default's type is the value's: bool, whole number, number, as many whole numbers, an interval [low, high], or one of
+    `choices`. Default None stands for a number that depends on another setting.
     """
 
     default: Any
@@ -39,7 +39,8 @@ class Setting:
                 raise UserError(f"{key}={value!r} must be true or false")
             return value
         if isinstance(self.default, tuple):
-            return _interval(key, value)
+            whole = all(isinstance(n, int) for n in self.default)
+            return _whole_numbers(key, value, len(self.default), self.low or 0) if whole else _interval(key, value)
         whole = isinstance(self.default, int)
         if whole and (isinstance(value, bool) or not isinstance(value, int)):
             raise UserError(f"{key}={value!r} must be a whole number")
@@ -65,6 +66,13 @@ def _number(key: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise UserError(f"{key}={value!r} must be a finite number")
     return float(value)
+
+
+def _whole_numbers(key: str, value: Any, count: int, low: float) -> tuple[int, ...]:
+    numbers = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else ()
+    if len(numbers) != count or not all(type(n) is int and n >= low for n in numbers):
+        raise UserError(f"{key}={value!r} must be {count} whole numbers of at least {low:g}")
+    return numbers
 
 
 def _interval(key: str, value: Any) -> tuple[float, float]:
