@@ -135,12 +135,15 @@ class DatasetConfig:
 @dataclass
 class ModelConfig:
     name: str = key(MISSING, "network")
-    norm: str | None = key(None, "norm layer of the VGGs; null is the network's own", choices=NORM_NAMES)
+    norm: str | None = key(None, "norm layer; null is the network's own", choices=NORM_NAMES)
     zero_init_residual: bool | None = key(None, "SEW-ResNet: start the last norm of each branch at 0")
     head_init: str | None = key(
         None, "SEW-ResNet, vgg128: initial weights of the classifier", choices=("torch", "normal01")
     )
-    dropout: float | None = key(None, "vgg48: dropout before the classifier", low=0.0, below=1.0)
+    stem_pool: str | None = key(None, "SEW-ResNet of ImageNet: pool of the stem, avg if null", choices=("avg", "max"))
+    dropout: float | None = key(
+        None, "dropout before linear layers of the VGGs, PLIF-Nets and tcja", low=0.0, below=1.0
+    )
     conv_backend: str = key(
         "auto", "convolutions on a CPU: sparse visits nonzero inputs alone, auto takes the faster one in every call",
         choices=("auto", "dense", "sparse"),
@@ -151,7 +154,7 @@ class ModelConfig:
     )  # fmt: skip
     weights: str | None = key(
         None,
-        "initial weights, ours or torchvision's: a path, or a file name in data_dir, data_dir/weights or torch hub",
+        "initial weights, ours, torchvision's or a SEW-ResNet of its authors: a path, or a file name in data_dir, data_dir/weights or torch hub",
     )
     own: dict[str, Any] = _own()
 
@@ -364,7 +367,7 @@ NOT_HASHED = (
 
 # Keys that came after results existed, with the value that stands for what was done before: with this value a key stays
 # out of the hash, so that earlier results go on belonging to their configuration.
-ADDED = {"neuron.decay_input": True}
+ADDED = {"neuron.decay_input": True, "model.stem_pool": None}
 
 OWN = {
     "neuron": NeuronConfig,

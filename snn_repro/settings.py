@@ -68,8 +68,8 @@ def _number(key: str, value: Any) -> float:
     return float(value)
 
 
-def _whole_numbers(key: str, value: Any, count: int, low: float) -> tuple[int, ...]:
-    numbers = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else ()
+def _whole_numbers(key: str, value: Any, count: int, low: float) -> list[int]:
+    numbers = list(value) if isinstance(value, list | tuple) else []
     if len(numbers) != count or not all(type(n) is int and n >= low for n in numbers):
         raise UserError(f"{key}={value!r} must be {count} whole numbers of at least {low:g}")
     return numbers

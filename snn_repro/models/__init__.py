@@ -64,6 +64,7 @@ def build_model(
     network = MODELS[name].build(
         num_classes=num_classes, input_shape=input_shape, timesteps=timesteps, neuron=dict(neuron), **values
     )
+    network.wired = any(getattr(module, "wired", False) for module in network.modules())
     door.set_backend(network, conv_backend)
     if kernels != "auto":
         door.use(network, kernels)

@@ -87,7 +87,7 @@ class SpikingNetwork(Block):
     """
 
     causal = True  # in evaluation the logits of a step do not depend on later frames
-    wired = False  # whether a norm has the number of time steps wired in
+    wired = False  # whether a layer takes this number of time steps alone; `build_model` sees to it
 
     def __init__(self, input_shape: tuple[int, int, int], timesteps: int):
         super().__init__()
@@ -97,7 +97,7 @@ class SpikingNetwork(Block):
     def steps(self, x: Tensor) -> tuple[Tensor, int]:
         """Return x as [1 or T, B, C, H, W], 1 for a static image, and the number of time steps to run.
 
-        Raises UserError for another number of axes or channels, or of time steps where a norm has it wired in.
+        Raises UserError for another number of axes, channels or, where a layer is wired to one, of time steps.
         """
         if x.dim() not in (4, 5) or x.shape[-3] != self.input_shape[0]:
             c, h, w = self.input_shape
@@ -105,13 +105,12 @@ class SpikingNetwork(Block):
                 f"The network was built for images [B, {c}, {h}, {w}] or frames [T, B, {c}, {h}, {w}], "
                 f"not for input of shape {list(x.shape)}; set input_shape to that of the data."
             )
-        x, timesteps = (x.unsqueeze(0), self.timesteps) if x.dim() == 4 else (x, x.shape[0])
-        if self.wired and timesteps != self.timesteps:
+        if x.dim() == 5 and self.wired and len(x) != self.timesteps:
             raise UserError(
-                f"The network was built with TEBN for timesteps={self.timesteps} but its frames have "
-                f"{timesteps} time steps; use the same timesteps or model.norm=bn."
+                f"The network was built with a norm that is wired to timesteps={self.timesteps} but its frames have "
+                f"{len(x)} time steps; use the same timesteps or model.norm=bn."
             )
-        return x, timesteps
+        return (x.unsqueeze(0), self.timesteps) if x.dim() == 4 else (x, x.shape[0])
 
 
 class Dropout(nn.Module):

@@ -4,7 +4,9 @@ A norm is one class, registered once, built by Norm(channels, timesteps). It say
 spiking layer may compute it, and by `parameter_kind` what its parameters are to an optimiser.
 """
 
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,9 +14,23 @@ from torch import Tensor, nn
 
 from snn_repro.kernels import Affine
 from snn_repro.registry import Registry
+from snn_repro.settings import Setting
 
 NORMS: dict[str, type[nn.Module]] = Registry("norm")
 register_norm = NORMS.register
+NORM = Setting("bn", "norm behind each convolution", choices=NORMS)
+
+
+def norms(name: str, timesteps: int, neuron: Mapping[str, Any]) -> Callable[..., nn.Module]:
+    """A builder: build(channels, summands=1) makes a norm of that name before neurons as `neuron` says (see build_neuron).
+
+    summands: of how many norms the neurons' input is the sum, 2 where a shortcut is added before they fire.
+    """
+
+    def build(channels: int, summands: int = 1) -> nn.Module:
+        return NORMS[name](channels, timesteps)
+
+    return build
 
 
 class _OneSample(torch.autograd.Function):

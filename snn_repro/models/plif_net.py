@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from snn_repro.models.blocks import Dropout
 from snn_repro.models.networks import register_network
-from snn_repro.models.vgg import NORM, POOL, VGG
+from snn_repro.models.norms import NORM
+from snn_repro.models.vgg import POOL, VGG
 from snn_repro.neurons import Setting, build_neuron
 
 
@@ -16,16 +17,13 @@ class Voting(VGG):
     No layer has a bias. The logits of a step are the shares of a class's voters that fire in it, in 0..1.
     """
 
-    def __init__(
-        self, name: str, plan, *, num_classes, input_shape, timesteps, neuron, norm, hidden, voters, dropout,
-        second_dropout=None,
-    ):  # fmt: skip
+    def __init__(self, name: str, plan, *, num_classes, input_shape, timesteps, neuron, norm, hidden, voters, dropout):
         super().__init__(name, plan, norm, input_shape, timesteps, neuron, bias=False, pool=nn.MaxPool2d)
         self.voters = voters
         self.dropout1 = Dropout(dropout)
         self.fc1 = nn.Linear(prod(self.out_shape), hidden, bias=False)
         self.sn1 = build_neuron(state_shape=(hidden,), **neuron)
-        self.dropout2 = Dropout(dropout if second_dropout is None else second_dropout)
+        self.dropout2 = Dropout(dropout)
         self.fc2 = nn.Linear(hidden, num_classes * voters, bias=False)
         self.sn2 = build_neuron(state_shape=(num_classes * voters,), **neuron)
 

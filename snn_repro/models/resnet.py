@@ -4,18 +4,16 @@ arXiv:2011.05280). Beside them stand the SEW-ResNets, whose blocks add spikes.
 Names follow torchvision's ResNet (conv1, bn1, layer1.0.conv1, downsample.0, fc), so that resnet34's weights load.
 """
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from torch import Tensor, nn
 
-from snn_repro.kernels.conv import Conv2d
 from snn_repro.models.blocks import Block, SpikingNetwork, kaiming_fan_out, last, output_size, over_time
 from snn_repro.models.networks import register_network
-from snn_repro.models.norms import NORMS
-from snn_repro.models.vgg import NORM
+from snn_repro.models.norms import NORM, norms
+from snn_repro.models.sew_resnet import by_authors, conv
 from snn_repro.neurons import Setting, build_neuron
-
-
-def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> Conv2d:
-    return Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
 
 class BasicBlock(Block):
@@ -24,17 +22,17 @@ class BasicBlock(Block):
     `size` is (H, W) of the input.
     """
 
-    def __init__(self, inputs, width, stride, size, norm, timesteps, neuron):
+    def __init__(self, inputs: int, width: int, stride: int, size: tuple[int, int], neuron: dict, norm_of: Callable):
         super().__init__()
         size = output_size(size, 3, stride, 1)
         self.conv1 = conv(inputs, width, 3, stride)
-        self.bn1 = NORMS[norm](width, timesteps)
+        self.bn1 = norm_of(width)
         self.sn1 = build_neuron(state_shape=(width, *size), **neuron)
         self.conv2 = conv(width, width, 3)
-        self.bn2 = NORMS[norm](width, timesteps)
+        self.bn2 = norm_of(width, summands=2)
         self.downsample = None
         if stride != 1 or inputs != width:
-            self.downsample = nn.Sequential(conv(inputs, width, 1, stride), NORMS[norm](width, timesteps))
+            self.downsample = nn.Sequential(conv(inputs, width, 1, stride), norm_of(width, summands=2))
         self.sn2 = build_neuron(state_shape=(width, *size), **neuron)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,6 +44,11 @@ class BasicBlock(Block):
         return self.sn2(x + branch)
 
 
+_HIDDEN = Setting(256, "width of the spiking linear layer before the classifier; 0: none", "neurons", low=0)
+
+
+@register_network("spiking_resnet34", {"norm": NORM}, (64, 128, 256, 512), (3, 4, 6, 3), "imagenet")
+@register_network("resnet19", {"norm": NORM, "hidden": _HIDDEN}, (128, 256, 512), (3, 3, 2), "cifar")
 class SpikingResNet(SpikingNetwork):
     """widths and depths choose the network; stem "imagenet" is 7x7, stride 2 and a max pool, "cifar" 3x3.
 
@@ -56,12 +59,12 @@ class SpikingResNet(SpikingNetwork):
         self, widths, depths, stem: str, *, num_classes, input_shape, timesteps, neuron, norm, hidden=0,
     ):  # fmt: skip
         super().__init__(input_shape, timesteps)
-        self.wired = getattr(NORMS[norm], "wired", False)
+        norm_of = norms(norm, timesteps, neuron)
         channels, *size = input_shape
         kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
         self.conv1 = conv(channels, widths[0], kernel, stride)
         size = output_size(size, kernel, stride, kernel // 2)
-        self.bn1 = NORMS[norm](widths[0], timesteps)
+        self.bn1 = norm_of(widths[0])
         self.sn1 = build_neuron(state_shape=(widths[0], *size), **neuron)
         self.pool = nn.Identity()
         if stem == "imagenet":
@@ -73,7 +76,7 @@ class SpikingResNet(SpikingNetwork):
             blocks = []
             for i in range(depth):
                 stride = 2 if stage > 0 and i == 0 else 1
-                blocks.append(BasicBlock(inputs, width, stride, size, norm, timesteps, neuron))
+                blocks.append(BasicBlock(inputs, width, stride, size, neuron, norm_of))
                 size, inputs = output_size(size, 3, stride, 1), width
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         self.stages = len(widths)
@@ -97,9 +100,7 @@ class SpikingResNet(SpikingNetwork):
             return self.fc(x[-1:] if last_step else x)
         return self.fc((last(x) if last_step else x).mean((-2, -1)))
 
-
-register_network("spiking_resnet34", {"norm": NORM}, (64, 128, 256, 512), (3, 4, 6, 3), "imagenet")(SpikingResNet)
-register_network(
-    "resnet19", {"norm": NORM, "hidden": Setting(256, "width of the spiking linear layer, 0: none", low=0)},
-    (128, 256, 512), (3, 3, 2), "cifar",
-)(SpikingResNet)  # fmt: skip
+    def own_names(self, weights: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+        """A file's weights under our names, and what to say of them: those of the SEW-ResNet's authors have others."""
+        named, needs = by_authors(weights, settings, "downsample")
+        return named, needs.replace("model.stem_pool=max ", "")

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from snn_repro.errors import UserError
 from snn_repro.models.networks import register_network
+from snn_repro.models.norms import NORM
 from snn_repro.models.plif_net import Voting
-from snn_repro.models.vgg import NORM, POOL
+from snn_repro.models.vgg import POOL
 from snn_repro.neurons import Setting
 
 
@@ -17,6 +18,8 @@ class TCJA(nn.Module):
     A convolves along the channels (kernel_t long) and mixes all time steps, B along time (kernel_c long) and mixes all
     channels; both keep their length and have no bias. Every step sees all others.
     """
+
+    causal = False
 
     def __init__(self, channels: int, kernel_t: int, kernel_c: int, timesteps: int):
         super().__init__()

@@ -11,7 +11,7 @@ from snn_repro.errors import UserError
 from snn_repro.kernels.conv import Conv2d
 from snn_repro.models.blocks import HEAD_INIT, SpikingNetwork, init_head, kaiming_fan_out, last, over_time
 from snn_repro.models.networks import register_network
-from snn_repro.models.norms import NORMS
+from snn_repro.models.norms import NORM, norms
 from snn_repro.models.pooling import AvgPool2d
 from snn_repro.neurons import Neuron, Setting, build_neuron
 
@@ -23,10 +23,10 @@ VGG128_PLAN = (64, POOL, 128, POOL, 256, 256, POOL, 512, 512, 512, 512)
 class ConvNorm(nn.Module):
     """A 3x3 convolution, and the norm over [T, B, C, H, W] behind it; the network calls each by itself."""
 
-    def __init__(self, inputs: int, outputs: int, norm: str, timesteps: int, bias: bool):
+    def __init__(self, inputs: int, outputs: int, norm: nn.Module, bias: bool):
         super().__init__()
         self.conv = Conv2d(inputs, outputs, 3, padding=1, bias=bias)
-        self.norm = NORMS[norm](outputs, timesteps)
+        self.norm = norm
 
 
 class OverTime(nn.Module):
@@ -43,15 +43,15 @@ class OverTime(nn.Module):
 class VGG(SpikingNetwork):
     """Convolutions as planned, each with its norm and neuron; 2x2 pools between the stages.
 
-    plan holds the convolutions' widths, POOL, and builders of other layers over [T, B, C, H, W], called with C. norm is
-    "bn", "tebn" or "tebn_gesture"; with either TEBN the number of time steps is wired in.
+    plan holds the convolutions' widths, POOL, and builders of other layers over [T, B, C, H, W], called with C. norm is one
+    of NORMS.
     """
 
     def __init__(
         self, name: str, plan, norm: str, input_shape, timesteps: int, neuron: dict, *, bias=True, pool=AvgPool2d
     ):
         super().__init__(input_shape, timesteps)
-        self.wired = getattr(NORMS[norm], "wired", False)
+        norm_of = norms(norm, timesteps, neuron)
         channels, *size = input_shape
         pools = plan.count(POOL)
         if min(size) < 2**pools:
@@ -67,7 +67,7 @@ class VGG(SpikingNetwork):
             elif callable(width):
                 layers.append(width(channels))
             else:
-                layers.append(ConvNorm(channels, width, norm, timesteps, bias))
+                layers.append(ConvNorm(channels, width, norm_of(width), bias))
                 layers.append(build_neuron(state_shape=(width, *size), **neuron))
                 channels = width
         self.features = nn.ModuleList(layers)
@@ -92,7 +92,6 @@ class VGG(SpikingNetwork):
 
 
 DROPOUT = Setting(0.25, "dropout before the classifier", low=0, below=1)
-NORM = Setting("bn", "norm behind each convolution", choices=NORMS)
 
 
 @register_network("vgg48", {"norm": replace(NORM, default="tebn"), "dropout": DROPOUT})

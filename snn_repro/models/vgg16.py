@@ -8,8 +8,7 @@ from snn_repro.errors import UserError
 from snn_repro.kernels.conv import Conv2d
 from snn_repro.models.blocks import Dropout, SpikingNetwork, kaiming_fan_out, over_time
 from snn_repro.models.networks import register_network
-from snn_repro.models.norms import NORMS
-from snn_repro.models.vgg import NORM
+from snn_repro.models.norms import NORM, norms
 from snn_repro.neurons import Setting, build_neuron
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -29,7 +28,7 @@ class VGG16(SpikingNetwork):
 
     def __init__(self, *, num_classes, input_shape, timesteps, neuron, norm, hidden, dropout):
         super().__init__(input_shape, timesteps)
-        self.wired = getattr(NORMS[norm], "wired", False)
+        norm_of = norms(norm, timesteps, neuron)
         channels, *size = input_shape
         if min(size) < 2 ** len(STAGES):
             raise UserError(
@@ -39,7 +38,7 @@ class VGG16(SpikingNetwork):
         for stage in STAGES:
             for width in stage:
                 conv = Conv2d(channels, width, 3, padding=1)
-                layers += [conv, NORMS[norm](width, timesteps), build_neuron(state_shape=(width, *size), **neuron)]
+                layers += [conv, norm_of(width), build_neuron(state_shape=(width, *size), **neuron)]
                 channels = width
             layers.append(nn.MaxPool2d(2))
             size = [n // 2 for n in size]

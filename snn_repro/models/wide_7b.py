@@ -1,5 +1,6 @@
 """Wide-7B-Net: seven SEW blocks with ADD (Fang et al., NeurIPS 2021, arXiv:2102.04159), the network of CIFAR10-DVS."""
 
+from collections.abc import Callable
 from math import prod
 
 from torch import Tensor, nn
@@ -7,8 +8,7 @@ from torch import Tensor, nn
 from snn_repro.kernels.conv import Conv2d
 from snn_repro.models.blocks import Block, SpikingNetwork, last, over_time
 from snn_repro.models.networks import register_network
-from snn_repro.models.norms import NORMS
-from snn_repro.models.vgg import NORM
+from snn_repro.models.norms import NORM, norms
 from snn_repro.neurons import build_neuron
 
 WIDTHS = (64, 64, 64, 64, 128, 128, 128)
@@ -17,12 +17,12 @@ WIDTHS = (64, 64, 64, 64, 128, 128, 128)
 class Stage(Block):
     """Where the width changes a 1x1 convolution to it | x + two 3x3 convolutions | a 2x2 max pool while it fits."""
 
-    def __init__(self, inputs: int, width: int, size: tuple[int, int], norm: str, timesteps: int, neuron: dict):
+    def __init__(self, inputs: int, width: int, size: tuple[int, int], neuron: dict, norm_of: Callable):
         super().__init__()
 
         def layers(inputs: int, kernel: int) -> list[nn.Module]:
             conv = Conv2d(inputs, width, kernel, padding=kernel // 2, bias=False)
-            return [conv, NORMS[norm](width, timesteps), build_neuron(state_shape=(width, *size), **neuron)]
+            return [conv, norm_of(width), build_neuron(state_shape=(width, *size), **neuron)]
 
         self.conv0, self.bn0, self.sn0 = layers(inputs, 1) if inputs != width else (None, None, None)
         self.conv1, self.bn1, self.sn1 = layers(width, 3)
@@ -46,11 +46,11 @@ class Wide7B(SpikingNetwork):
 
     def __init__(self, *, num_classes, input_shape, timesteps, neuron, norm):
         super().__init__(input_shape, timesteps)
-        self.wired = getattr(NORMS[norm], "wired", False)
+        norm_of = norms(norm, timesteps, neuron)
         channels, *size = input_shape
         stages = []
         for width in WIDTHS:
-            stages.append(Stage(channels, width, size, norm, timesteps, neuron))
+            stages.append(Stage(channels, width, size, neuron, norm_of))
             size, channels = [n // 2 for n in size] if min(size) > 1 else size, width
         self.stages = nn.ModuleList(stages)
         self.fc = nn.Linear(channels * prod(size), num_classes)

@@ -13,6 +13,7 @@ from torch import nn
 from snn_repro.errors import UserError
 from snn_repro.models import build_model, count_parameters
 from snn_repro.models.blocks import Dropout
+from snn_repro.models.norms import NORMS
 from snn_repro.models.resnet import BasicBlock
 from snn_repro.models.tcja import TCJA
 from snn_repro.models.wide_7b import Stage
@@ -104,9 +105,7 @@ def frames(name, batch=2, seed=1):
 )
 def test_published_sizes(name, classes, shape, options, weights, published):
     with torch.device("meta"):
-        model = build_model(
-            name, num_classes=classes, input_shape=shape, neuron=IF_IMP, **({"timesteps": 4} | options)
-        )
+        model = build_model(name, num_classes=classes, input_shape=shape, neuron=IF_IMP, **({"timesteps": 4} | options))
     assert count_parameters(model)[0] == weights and round(weights / 1e6, 2) == published
 
 
@@ -184,7 +183,7 @@ def test_tebn_wires_the_time_steps(name):
     model = small(name, norm="tebn")
     shape, timesteps, _ = SMALL[name]
     assert model(frames(name)).shape[0] == timesteps == len(model(frames(name)[0]))
-    with pytest.raises(UserError, match=f"TEBN for timesteps={timesteps}"):
+    with pytest.raises(UserError, match=f"a norm that is wired to timesteps={timesteps}"):
         model(torch.zeros(1, 1, *shape))
 
 
@@ -199,6 +198,10 @@ def plain_if(x):
         spikes.append((v >= 1).to(x))
         v = v - spikes[-1]
     return torch.stack(spikes)
+
+
+def batch_norm(channels, summands=1):
+    return NORMS["bn"](channels, 3)
 
 
 def plain_norm(x, norm):
@@ -219,7 +222,7 @@ def spiking_input(*shape):
 def test_resnets_add_potentials_and_fire_then():
     torch.manual_seed(1)
     for inputs, stride in ((4, 1), (3, 2)):
-        block = BasicBlock(inputs, 4, stride, (6, 5), "bn", 3, {"name": "if"}).double()
+        block = BasicBlock(inputs, 4, stride, (6, 5), {"name": "if"}, batch_norm).double()
         nn.init.uniform_(block.bn2.weight, 1, 3)
         x = spiking_input(3, 2, inputs, 6, 5)
         branch = plain_if(plain_norm(plain_conv(x, block.conv1), block.bn1))
@@ -233,7 +236,7 @@ def test_resnets_add_potentials_and_fire_then():
 def test_wide_7b_adds_spikes_and_pools_their_sums():
     torch.manual_seed(1)
     for inputs in (4, 2):
-        stage = Stage(inputs, 4, (6, 5), "bn", 3, {"name": "if"}).double()
+        stage = Stage(inputs, 4, (6, 5), {"name": "if"}, batch_norm).double()
         x = given = spiking_input(3, 2, inputs, 6, 5)
         if inputs != 4:
             given = plain_if(plain_norm(plain_conv(x, stage.conv0), stage.bn0))
