@@ -5,15 +5,18 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from spikingjelly.activation_based import functional
 from spikingjelly.activation_based.model import maxformer, qkformer, spike_driven_transformer, spikformer
 from spikingjelly.activation_based.neuron import BaseNode
 from torch import nn
 
+from snn_repro.config import CONF_DIR
 from snn_repro.errors import UserError
-from snn_repro.models import build_model, count_parameters
+from snn_repro.models import MODELS, build_model, count_parameters
 from snn_repro.models.blocks import Dropout
 from snn_repro.models.norms import NORMS
+from snn_repro.models.pooling import AvgPool2d
 from snn_repro.models.resnet import BasicBlock
 from snn_repro.models.tcja import TCJA
 from snn_repro.models.wide_7b import Stage
@@ -120,6 +123,18 @@ def test_spikformer_has_the_published_size_but_for_biases_without_effect(depth, 
     assert abs((count_parameters(model)[0] + depth * (4 + 1) * width) / 1e6 - published) < 0.006
 
 
+def test_each_networks_yaml_gives_every_option_that_it_has():
+    for file in sorted((CONF_DIR / "model").glob("*.yaml")):
+        values = yaml.safe_load(file.read_text())
+        name = values.pop("name")
+        assert name in MODELS and file.stem.startswith(name), file
+        if name in SMALL:
+            assert values.keys() == MODELS[name].options.keys(), file
+        shape = (2, 48, 48) if name == "vgg48" else (3, 64, 64)
+        with torch.device("meta"):
+            build_model(name, num_classes=5, input_shape=shape, timesteps=4, neuron={"name": "if"}, **values)
+
+
 # what a network promises
 
 
@@ -185,6 +200,19 @@ def test_tebn_wires_the_time_steps(name):
     assert model(frames(name)).shape[0] == timesteps == len(model(frames(name)[0]))
     with pytest.raises(UserError, match=f"a norm that is wired to timesteps={timesteps}"):
         model(torch.zeros(1, 1, *shape))
+
+
+def test_the_stems_pool_is_a_setting_of_sew_resnets():
+    for options, kind in (({}, AvgPool2d), ({"stem_pool": "avg"}, AvgPool2d), ({"stem_pool": "max"}, nn.MaxPool2d)):
+        with torch.device("meta"):
+            model = build_model(
+                "sew_resnet18", num_classes=5, input_shape=(3, 32, 32), timesteps=2, neuron=IF_IMP, **options
+            )
+        assert type(model.pool) is kind and model.layer1[0].sn1.imp.shape == (64, 8, 8)
+    with pytest.raises(UserError, match="stem_pool='max' is not an option of 'sew_resnet18_cifar'"):
+        build_model(
+            "sew_resnet18_cifar", num_classes=5, input_shape=(3, 32, 32), timesteps=2, neuron=IF_IMP, stem_pool="max"
+        )
 
 
 # against plain references
@@ -353,3 +381,62 @@ def test_what_a_network_cannot_be_is_named(name, options, message):
             name, num_classes=5, input_shape=shape, timesteps=timesteps, neuron=IF_IMP, **(given | options)
         )
         model(torch.zeros(timesteps + 1, 1, *shape))
+
+
+# training on the embedded digits
+
+# pixels that the network needs, epochs, what makes it small
+DIGITS = {
+    "plif_net": (8, 8, dict(channels=24, hidden=128, dropout=0.2)),
+    "plif_net_dvs": (16, 8, dict(channels=24, hidden=128, dropout=0.2)),
+    "resnet19": (8, 2, {}),
+    "spiking_resnet34": (32, 6, {}),
+    "vgg16": (32, 3, dict(hidden=128, dropout=0.2)),
+    "vggsnn": (16, 2, {}),
+    "snn7": (8, 4, {}),
+    "wide_7b": (8, 6, {}),
+    "tcja": (32, 4, dict(hidden=128, dropout=0.2)),
+    "spikformer": (8, 10, dict(embed_dims=64, num_heads=4, depths=2, patch_size=4)),
+    "spike_driven_transformer": (8, 16, dict(embed_dims=64, num_heads=4, depths=2, patch_size=4)),
+    "qkformer": (16, 16, dict(embed_dims=64, num_heads=[1, 2, 4], depths=[1, 1, 1])),
+    "maxformer": (16, 16, dict(embed_dims=64, depths=[1, 1, 1])),
+    "maxformer_cifar": (8, 10, dict(embed_dims=64, depths=[1, 1, 1])),
+}
+
+
+def accuracy_on_digits(name):
+    """Test accuracy (%) of a small form with IMP after a short training on 1,400 digits, enlarged to what it needs."""
+    from sklearn.datasets import load_digits
+
+    pixels, epochs, options = DIGITS[name]
+    data = load_digits()
+    images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 8 - 0.6
+    images = images.repeat_interleave(pixels // 8, -1).repeat_interleave(pixels // 8, -2)
+    labels = torch.tensor(data.target)
+    torch.manual_seed(0)
+    order = torch.randperm(len(labels))
+    images, labels = images[order], labels[order]
+    neuron = {"name": "if", "imp": True, "detach_reset": True}
+    model = build_model(
+        name, num_classes=10, input_shape=(1, pixels, pixels), timesteps=2, neuron=neuron, **options
+    ).to(memory_format=torch.channels_last)  # fmt: skip
+    steps = epochs * (1400 // 50)
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
+    for _ in range(epochs):
+        for batch in torch.randperm(1400).split(50):
+            loss = F.cross_entropy(model(images[batch]).mean(0), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    model.eval()
+    with torch.no_grad():
+        outputs = torch.cat([model(part).mean(0) for part in images[1400:].split(100)])
+    return 100 * (outputs.argmax(1) == labels[1400:]).double().mean().item()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_each_network_learns_the_digits(name):
+    assert accuracy_on_digits(name) > 90
