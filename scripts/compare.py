@@ -12,11 +12,12 @@ import sys
 from pathlib import Path
 
 from snn_repro import console
-from snn_repro.errors import UserError
 from snn_repro.files import write_text
-from snn_repro.paper.tables import FORMATS, compare, to_text
+from snn_repro.paper.formats import FORMATS, to_text
+from snn_repro.paper.tables import compare
 
 
+@console.one_sentence
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="compare.py", description=__doc__.splitlines()[0])
     parser.add_argument("paths", nargs="+", metavar="PATH", help="folders that hold runs, or result.json files")
@@ -24,20 +25,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of to the terminal")
     parser.add_argument("--debug-runs", action="store_true", help="with the runs that a debug.* key cut short")
     args = parser.parse_args(argv)
-    try:
-        table = compare(args.paths, args.debug_runs)
-        if args.format == "text":
-            width = max(20, shutil.get_terminal_size().columns)
-            text = to_text(table, width, ascii_only=not (args.out or console.prints("±━┃")))
-        else:
-            text = FORMATS[args.format](table)
-        if args.out:
-            write_text(args.out, text)
-        else:
-            print(text, end="")
-    except UserError as error:
-        print(f"compare.py: {error}", file=sys.stderr)
-        return 2
+    table = compare(args.paths, args.debug_runs)
+    if args.format == "text":
+        width = max(20, shutil.get_terminal_size().columns)
+        text = to_text(table, width, ascii_only=not (args.out or console.prints("±━┃")))
+    else:
+        text = FORMATS[args.format](table)
+    if args.out:
+        write_text(args.out, text)
+    else:
+        print(text, end="")
     return 0
 
 

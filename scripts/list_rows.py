@@ -16,11 +16,12 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from snn_repro import console
-from snn_repro.errors import UserError
 
 
+@console.one_sentence
 def main(argv: list[str] | None = None) -> int:
     """Print the rows; the exit code is 0, or 2 after one sentence on stderr."""
     parser = argparse.ArgumentParser(
@@ -36,30 +37,26 @@ def main(argv: list[str] | None = None) -> int:
     form.add_argument("--csv", action="store_true", help="as CSV, with the commands")
     form.add_argument("--json", action="store_true", help="as JSON, with the commands")
     args = parser.parse_intermixed_args(argv)
-    try:
-        lines, notes = listing(args)
-    except UserError as error:
-        print(f"list_rows.py: {error}", file=sys.stderr)
-        return 2
+    lines, notes = listing(args)
     if args.json:
         print(json.dumps(lines, indent=2))
     elif args.commands:
         print("".join(f"{line['command']}\n" for line in lines if not line["runs"]), end="")
     else:
-        print(as_table(lines, notes, args), end="")
+        print(written(lines, notes, args), end="")
     return 0
 
 
-def listing(args) -> tuple[list[dict], list[str]]:
+def listing(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
     """The lines, and remarks for a reader."""
     from snn_repro.paper.rows import compose, estimate_cost, experiments, join, load_rows, look_for_files
     from snn_repro.paper.speed import estimate_from_a_step
     from snn_repro.runs.folder import find_results
 
-    wanted = [name for name in experiments() if args.table is None or name.startswith(prefix(args.table))]
-    roots = args.runs or [root for root in ("runs", "results/runs") if Path(root).is_dir()]
-    results = find_results(*roots)
-    rows = join(compose(wanted, args.overrides), load_rows(), results)
+    prefix = {None: "", "figures": "figure", "code": "code_"}.get(args.table, f"table{args.table}_")
+    results = find_results(*(args.runs or [root for root in ("runs", "results/runs") if Path(root).is_dir()]))
+    configs = compose([name for name in experiments() if name.startswith(prefix)], args.overrides)
+    rows = join(configs, load_rows(), results)
     notes = [
         "paper: one run, best epoch on test; best*: ours chosen by the test set, so optimistic; last: our last epoch",
         "runs: seeds of exactly this configuration (+k: finished runs of this row with other settings)",
@@ -71,63 +68,59 @@ def listing(args) -> tuple[list[dict], list[str]]:
         look_for_files(rows)
     else:
         notes.append("data: give data_dir=DIR cache_dir=DIR to look for the data sets and prepared frames")
-    lines = []
-    for row in rows:
-        line = dict(
+    lines: list[dict[str, Any]] = [
+        dict(
             experiment=row.name, paper_row=row.config.paper_row, data=row.data, runs=row.seeds, departing=row.departing,
             paper=row.paper.accuracy if row.paper else None, best=row.mean("acc_best_test"), last=row.mean("acc_last"),
-            fidelity=row.config.fidelity, caveats=row.config.caveats, baselines=row.config.baselines, unspecified=row.config.unspecified, missing=row.missing, command=row.command(args.overrides),
-        )  # fmt: skip
-        if args.cost:
-            cost = estimate_cost(row, results) or estimate_from_a_step(row, lambda what: print(what, file=sys.stderr))
-            line["cost"] = asdict(cost) if cost else None
-        lines.append(line)
+            fidelity=row.config.fidelity, caveats=row.config.caveats, baselines=row.config.baselines,
+            unspecified=row.config.unspecified, missing=row.missing, command=row.command(args.overrides),
+        )
+        for row in rows
+    ]  # fmt: skip
     if args.cost:
-        hours = [line["cost"] for line in lines if line["cost"]]
-        total = ", ".join(
-            f"{sum(c['hours'] for c in hours if c['device'] == d):,.1f} h on {d}"
-            for d in sorted({c["device"] for c in hours})
-        )
+        costs = [
+            estimate_cost(r, results) or estimate_from_a_step(r, lambda s: print(s, file=sys.stderr)) for r in rows
+        ]
+        hours: dict[str, float] = {}
+        for line, cost in zip(lines, costs, strict=True):
+            line["cost"] = asdict(cost) if cost else None
+            if cost:
+                hours[cost.device] = hours.get(cost.device, 0) + cost.hours
+        total = ", ".join(f"{n:,.1f} h on {device}" for device, n in sorted(hours.items())) or "no hours"
         notes.append(
-            f"cost: training alone, one seed; {len(hours)} of {len(lines)} rows, {total or 'no hours'}; "
-            f"~ ({sum(c['estimated'] for c in hours)} rows): estimated from a step on random data on this machine"
+            f"cost: training alone, one seed; {sum(map(bool, costs))} of {len(lines)} rows, {total}; "
+            f"~ ({sum(c.estimated for c in costs if c)} rows): estimated from a step on random data on this machine"
         )
-    notes += [f"[{number}] {caveat}" for caveat, number in marks(lines).items()]
-    return lines, notes
+    return lines, notes + [f"[{number}] {caveat}" for caveat, number in numbered_caveats(lines).items()]
 
 
-def marks(lines: list[dict]) -> dict[str, int]:
+def numbered_caveats(lines: list[dict[str, Any]]) -> dict[str, int]:
     """The number of each caveat, in the order of the lines."""
     return {c: i for i, c in enumerate(dict.fromkeys(c for line in lines for c in line["caveats"]), 1)}
-
-
-def prefix(table: str) -> str:
-    """How the experiments of a table begin."""
-    return {"figures": "figure", "code": "code_"}.get(table, f"table{table}_")
 
 
 def rounded(value: float) -> str:
     return f"{value:,.{0 if value >= 100 else 2}f}"
 
 
-def as_table(lines: list[dict], notes: list[str], args) -> str:
+def written(lines: list[dict[str, Any]], notes: list[str], args: argparse.Namespace) -> str:
     """Text, or CSV with the commands."""
-    from snn_repro.paper.tables import Column, Table, to_csv, to_text
+    from snn_repro.paper.formats import Column, Table, to_csv, to_text
 
+    whole = [Column("caveats", "caveats"), Column("command", "command")]
     columns = [
-        Column("experiment", "experiment"), Column("fidelity", "fidelity"), *([Column("data", "data")] if any(line["data"] for line in lines) else []),
-        Column("runs", "runs"),
+        Column("experiment", "experiment"), Column("fidelity", "fidelity"), Column("data", "data"), Column("runs", "runs"),
         Column("paper", "paper %", "number"), Column("best", "best* %", "number"), Column("last", "last %", "number"),
-        *([Column("hours", "hours"), Column("speed", "from")] if args.cost else []),
-        Column("missing", "missing"),
-        *([Column("caveats", "caveats"), Column("command", "command")] if args.csv else []),
+        *([Column("hours", "hours"), Column("speed", "from")] if args.cost else []), Column("missing", "missing"),
+        *(whole if args.csv else []),
     ]  # fmt: skip
-    shown, numbers = [], marks(lines)
+    if not any(line["data"] for line in lines):
+        del columns[2]
+    numbers, shown = numbered_caveats(lines), []
     for line in lines:
-        runs = ",".join(map(str, line["runs"])) + (f" +{line['departing']}" if line["departing"] else "")
-        shown.append(
-            line | dict(runs=runs or "none", missing="; ".join(line["missing"]), caveats="; ".join(line["caveats"]))
-        )
+        runs = ",".join(map(str, line["runs"])) or "none"
+        runs += f" +{line['departing']}" if line["departing"] else ""
+        shown.append(line | dict(runs=runs, missing="; ".join(line["missing"]), caveats="; ".join(line["caveats"])))
         if not args.csv:
             shown[-1]["experiment"] += "".join(f" [{numbers[caveat]}]" for caveat in line["caveats"])
         if args.cost:
@@ -135,7 +128,7 @@ def as_table(lines: list[dict], notes: list[str], args) -> str:
             shown[-1]["hours"] = f"{'~' * c['estimated']}{rounded(c['hours'])}" if c else "unknown"
             shown[-1]["speed"] = f"{c['source']} on {c['device']}, {rounded(c['samples_per_s'])}/s" if c else ""
     title = f"{len(lines)} rows, {sum(bool(line['runs']) for line in lines)} with a run"
-    table = Table(title, columns, shown, [] if args.csv else notes)
+    table = Table(title, columns, shown, notes)
     return to_csv(table) if args.csv else to_text(table, ascii_only=not console.prints("━┃"))
 
 

@@ -7,6 +7,7 @@ results=DIR chooses another results folder.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from snn_repro import console
@@ -16,19 +17,12 @@ RESULTS = Path(__file__).parents[1] / "results"
 KEYS = ("figure", "measure", "run", "results")
 
 
+@console.one_sentence
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(argv):
         print(__doc__, end="")
         return 0
-    try:
-        return _main(argv)
-    except UserError as error:
-        print(f"make_figures.py: {error}", file=sys.stderr)
-        return 2
-
-
-def _main(argv: list[str]) -> int:
     given: dict[str, list[str]] = {}
     for word in argv:
         key, _, value = word.partition("=")
@@ -39,24 +33,25 @@ def _main(argv: list[str]) -> int:
         given.setdefault(key, []).append(value)
     from snn_repro.paper import figures  # imports torch and matplotlib, so after the check of what was typed
 
+    def chosen(key: str, names: Sequence[str], choices: Sequence[str]) -> Sequence[str]:
+        for name in names:
+            if name not in choices:
+                said = f"choose one of: {', '.join(choices)}{nearest(name, choices)}"
+                raise UserError(f"{key}={name} is unknown; {said}")
+        return names
+
     results = Path(given.get("results", [RESULTS])[-1])
-    measures = {"convergence": figures.measure_convergence, "learned_imp": figures.measure_learned_imp}
-    for name in given.get("measure", []):
-        if name not in measures:
-            raise UserError(f"measure={name} is unknown; choose one of: {', '.join(measures)}{nearest(name, measures)}")
-        runs = [[Path(run) for run in given.get("run", [])]] if name == "learned_imp" else []
-        (results / "figures").mkdir(parents=True, exist_ok=True)
-        measures[name](results / "figures" / f"{name}.json", *runs)
-    names = given.get("figure", given.get("measure", ["all"]))
-    for name in names:
-        if name not in (*figures.FIGURES, "all"):
-            known = ["all", *figures.FIGURES]
-            raise UserError(f"figure={name} is unknown; choose one of: {', '.join(known)}{nearest(name, known)}")
-    everything = "all" in names
-    missing = figures.make(list(figures.FIGURES) if everything else names, results)
+    if "measure" in given:
+        measured = [name for name in figures.names() if hasattr(figures.figure(name), "measure")]
+        for name in chosen("measure", given["measure"], measured):
+            (results / "figures").mkdir(parents=True, exist_ok=True)
+            target = results / "figures" / f"{name}.json"
+            figures.figure(name).measure(target, [Path(run) for run in given.get("run", [])])
+    names = chosen("figure", given.get("figure", given.get("measure", ["all"])), ["all", *figures.names()])
+    missing = figures.make(figures.names() if "all" in names else names, results)
     for sentence in missing:
         print(f"make_figures.py: {sentence}", file=sys.stderr)
-    return 2 if missing and not everything else 0
+    return 2 if missing and "all" not in names else 0
 
 
 if __name__ == "__main__":

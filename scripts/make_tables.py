@@ -12,62 +12,46 @@ import sys
 from pathlib import Path
 
 from snn_repro import console
-from snn_repro.errors import UserError
 from snn_repro.files import write_text
+from snn_repro.paper.differences import older_note
+from snn_repro.paper.results import collect, load
 from snn_repro.paper.rows import load_rows
-from snn_repro.paper.tables import collect, fill_in, generate, load, older_note
+from snn_repro.paper.tables import fill_in, generate
 from snn_repro.runs.folder import RESULT
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
+@console.one_sentence
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make_tables.py", description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare with the committed tables, write nothing")
     parser.add_argument("--collect", nargs="+", metavar="RUNS", help="folders of runs to copy to results/runs first")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="results folder")
     args = parser.parse_args(argv)
-    try:
-        if args.collect:
-            written = collect(args.collect, args.results / "runs")
-            print(f"{len(written)} runs in {args.results / 'runs'}")
-        files = {args.results / "tables" / name: text for name, text in generate(args.results, load_rows()).items()}
-        readme = args.results.parent / "README.md"
-        if readme.is_file():
-            files[readme] = fill_in(readme.read_text("utf-8"), args.results / "runs")
-        if args.check:
-            return check(args.results, files)
-        return write(args.results, files)
-    except UserError as error:
-        print(f"make_tables.py: {error}", file=sys.stderr)
-        return 2
-
-
-def write(results: Path, files: dict[Path, str]) -> int:
-    folder = results / "tables"
-    folder.mkdir(parents=True, exist_ok=True)
-    for path, text in files.items():
-        if not path.exists() or path.read_text("utf-8") != text:
-            write_text(path, text)
-    print(f"{sum(path.parent == folder for path in files)} files in {folder}")
-    return 0
-
-
-def check(results: Path, files: dict[Path, str]) -> int:
-    """Exit code 1, and the names, when a committed table is missing, stale or not generated; older code only warns."""
-    folder = results / "tables"
-    stale = [path.name for path, text in files.items() if not path.is_file() or path.read_text("utf-8") != text]
-    extra = sorted(p.name for p in folder.glob("*") if p not in files)
-    if any((results / "runs").rglob(RESULT)):
-        older = older_note(load([results / "runs"]))
-        if older:
-            print(f"make_tables.py: warning: {older}; run them again and collect them", file=sys.stderr)
-    if stale or extra:
-        said = [f"{', '.join(stale)} differ from the results"] if stale else []
-        said += [f"{', '.join(extra)} are not generated"] if extra else []
+    runs, folder, readme = args.results / "runs", args.results / "tables", args.results.parent / "README.md"
+    if args.collect:
+        print(f"{len(collect(args.collect, runs))} runs in {runs}")
+    files = {folder / name: text for name, text in generate(args.results, load_rows()).items()}
+    tables = len(files)
+    if readme.is_file():
+        files[readme] = fill_in(readme.read_text("utf-8"), runs)
+    stale = [path for path, text in files.items() if not path.is_file() or path.read_text("utf-8") != text]
+    if not args.check:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in stale:
+            write_text(path, files[path])
+        print(f"{tables} files in {folder}")
+        return 0
+    older = older_note(load([runs])) if any(runs.rglob(RESULT)) else None
+    if older:
+        print(f"make_tables.py: warning: {older}; run them again and collect them", file=sys.stderr)
+    extra = sorted(path.name for path in folder.glob("*") if path not in files)
+    said = [f"{', '.join(path.name for path in stale)} differ from the results"] if stale else []
+    said += [f"{', '.join(extra)} are not generated"] if extra else []
+    if said:
         print(f"make_tables.py: {'; '.join(said)}; run `python scripts/make_tables.py`", file=sys.stderr)
-        return 1
-    return 0
+    return 1 if said else 0
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 
+from snn_repro import console
 from snn_repro.errors import UserError
 from snn_repro.paper.rows import load_rows
 from snn_repro.runs.tracking import has_key
@@ -96,6 +97,7 @@ def paper_numbers(rows) -> str:
     return "\n".join(lines)
 
 
+@console.one_sentence
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0, or 2 after one sentence on stderr."""
     parser = argparse.ArgumentParser(
@@ -106,15 +108,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--table", choices=("1", "2", "3"), help="only the runs of one table")
     parser.add_argument("--json", action="store_true", help="print the view instead of saving it")
     args = parser.parse_args(argv)
-    try:
-        view = build(args.entity, args.project, args.table)
-        if args.json:
-            print(json.dumps(view._to_model().model_dump(mode="json", by_alias=True), indent=2))
-        else:
-            print(save(view))
-    except UserError as error:
-        print(f"wandb_workspace.py: {error}", file=sys.stderr)
-        return 2
+    view = build(args.entity, args.project, args.table)
+    print(json.dumps(view._to_model().model_dump(mode="json", by_alias=True), indent=2) if args.json else save(view))
     return 0
 
 

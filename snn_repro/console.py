@@ -1,10 +1,14 @@
 """What scripts share about the terminal: characters that it cannot print, and a reader that has gone."""
 
 import codecs
+import functools
 import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
+
+from snn_repro.errors import UserError
 
 ASCII = {
     "±": "+/-", "−": "-", "×": "x", "·": "*", "…": "...", "≥": ">=", "≤": "<=", "–": "-", "—": "-", "→": "->", "²": "^2",
@@ -46,6 +50,20 @@ def prints(text: str) -> bool:
     except (UnicodeEncodeError, LookupError):
         return False
     return True
+
+
+def one_sentence(main: Callable[..., int]) -> Callable[..., int]:
+    """The `main` of a script, told of what a user can mend by one sentence on stderr and exit code 2."""
+
+    @functools.wraps(main)
+    def run(*arguments: list[str] | None) -> int:
+        try:
+            return main(*arguments)
+        except UserError as error:
+            print(f"{Path(main.__code__.co_filename).name}: {error}", file=sys.stderr)
+            return 2
+
+    return run
 
 
 def script(main: Callable[[], int]) -> int:

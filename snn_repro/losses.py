@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from snn_repro.errors import UserError, nearest
-from snn_repro.registry import Registry
+from snn_repro.errors import UserError
+from snn_repro.registry import LOSSES
 from snn_repro.settings import Setting
 
-LOSSES: dict[str, type["Loss"]] = Registry("loss")
 register_loss = LOSSES.register
 
 
@@ -113,16 +112,10 @@ class LTS(Loss):
 def build_loss(name: str, **options) -> Loss:
     """Build a loss by name: sdt, tet (lam=0.0, phi=1.0), tet_s (epsilon=0.01), lts or another of LOSSES.
 
-    Raises UserError for an unknown name, an option that this loss does not have, and a value out of range.
+    None means an option's default. Raises UserError, naming the key, the value and what is allowed.
     """
-    if str(name) not in LOSSES:
-        raise UserError(f"loss.name={name!r} is not one of {', '.join(LOSSES)}{nearest(name, LOSSES)}")
-    settings = LOSSES[name].settings
-    for key in options:
-        if key not in settings:
-            has = f"it has {', '.join(settings)}" if settings else "it has no options"
-            raise UserError(f"loss.{key} is not an option of the loss '{name}'; {has}{nearest(key, settings)}")
-    return LOSSES[name](**{key: settings[key].checked(f"loss.{key}", value) for key, value in options.items()})
+    values = LOSSES.checked(name, options)
+    return LOSSES[name](**values)
 
 
 def at_least_float32(logits: Tensor) -> Tensor:

@@ -54,11 +54,13 @@ def parameter_kind(module: nn.Module, name: str) -> str:
     return "bias" if name == "bias" else "weight"
 
 
-def parameter_groups(model: nn.Module, recipe: RecipeConfig) -> list[dict]:
+def parameter_groups(
+    model: nn.Module, recipe: RecipeConfig, imp_lr: float = 1.0, imp_weight_decay: float | None = 0.0
+) -> list[dict]:
     """Trainable parameters as optimiser groups, each with its `kind`: decayed, not decayed, and IMP.
 
-    Only kinds listed in `recipe.no_decay` and a neuron's own are spared; IMP's decay and its factor on the learning rate are
-    `recipe.imp_weight_decay` and `recipe.imp_lr`.
+    Only kinds listed in `recipe.no_decay` and a neuron's own are spared. imp_lr is IMP's factor on the learning rate;
+    imp_weight_decay None takes the recipe's for IMP.
     """
     decay: list[nn.Parameter] = []
     no_decay: list[nn.Parameter] = []
@@ -71,18 +73,19 @@ def parameter_groups(model: nn.Module, recipe: RecipeConfig) -> list[dict]:
             seen.add(parameter)
             kind = parameter_kind(module, name)
             (imp if kind == "imp" else no_decay if kind in (*recipe.no_decay, "neuron") else decay).append(parameter)
-    imp_decay = recipe.weight_decay if recipe.imp_weight_decay is None else recipe.imp_weight_decay
+    imp_decay = recipe.weight_decay if imp_weight_decay is None else imp_weight_decay
     groups = [
         dict(kind="decay", params=decay, lr=recipe.lr, weight_decay=recipe.weight_decay),
         dict(kind="no_decay", params=no_decay, lr=recipe.lr, weight_decay=0.0),
-        dict(kind="imp", params=imp, lr=recipe.lr * recipe.imp_lr, weight_decay=imp_decay),
+        dict(kind="imp", params=imp, lr=recipe.lr * imp_lr, weight_decay=imp_decay),
     ]
     return [g for g in groups if g["params"]]
 
 
-def build_optimizer(model: nn.Module, recipe: RecipeConfig) -> torch.optim.Optimizer:
-    """The recipe's optimiser over `parameter_groups`. Every IMP must exist by now, or it would never be trained."""
-    return OPTIMIZERS[recipe.optimizer](parameter_groups(model, recipe), recipe)
+def build_optimizer(model: nn.Module, recipe: RecipeConfig, **imp: float | None) -> torch.optim.Optimizer:
+    """The recipe's optimiser over `parameter_groups`, which takes `imp` (imp_lr, imp_weight_decay). Every IMP must exist by
+    now, or it would never be trained."""
+    return OPTIMIZERS[recipe.optimizer](parameter_groups(model, recipe, **imp), recipe)
 
 
 def lr_factor(recipe: RecipeConfig, steps_per_epoch: int, step: int) -> float:

@@ -2,49 +2,122 @@
 
 import importlib
 import pkgutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from snn_repro import outside
-from snn_repro.errors import UserError
+from snn_repro import outside, sources
+from snn_repro.errors import UserError, nearest
+from snn_repro.settings import Setting
 
 
-class Registry(dict):
-    """name -> thing, filled by `@REGISTRY.register("name")` above a class, in this package or outside it.
+class Registry(dict[str, Any]):
+    """name -> thing, filled by `decorator("name")` above a class of `module` or outside this package.
 
-    Asked for all names, or for one that it does not have, it imports the installed packages that add to it (outside.py).
+    group: the first word of its keys in a configuration. Names and settings are read from the sources as long as `module`,
+    and torch with it, is not imported. Asked for all things, or for one that it does not have, it imports the module and the
+    installed packages that add to it (outside.py).
     """
 
-    def __init__(self, kind: str):
+    def __init__(self, kind: str, group: str, module: str, decorator: str = "register"):
         super().__init__()
-        self._kind, self._owners = kind, {}
+        self.group = group
+        self._kind, self._module, self._decorator = kind, module, decorator
+        self._owners: dict[str, str] = {}
 
-    def __missing__(self, name: str) -> Any:
-        if name in self:
-            return self[name]
-        raise KeyError(name)
+    # ---------------------------------------------------------------- without importing
+
+    @cached_property
+    def _declared(self) -> dict[str, tuple[sources.Source, Any]]:
+        path = sources.PACKAGE.joinpath(*self._module.split(".")[1:])
+        files = sorted(path.rglob("*.py"), key=_import_order) if path.is_dir() else [path.with_suffix(".py")]
+        found: dict[str, tuple[sources.Source, Any]] = {}
+        for file in files:
+            found |= sources.declared(file, self._decorator)
+        for _, file in outside.sources():
+            found |= sources.declared(file, self._decorator, ".".join(self._module.split(".")[:2]))
+        return found
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self._declared, *super().keys())))
 
     def __contains__(self, name: object) -> bool:
-        if not super().__contains__(name):
-            outside.load()
-        return super().__contains__(name)
+        if not super().__contains__(name) and name not in self._declared:
+            if self._module in sys.modules or outside.packages():  # else nobody could have added to it
+                self._load()
+        return super().__contains__(name) or name in self._declared
+
+    def settings(self, name: str) -> Mapping[str, Setting]:
+        """What a user may set of a thing; it is imported only where its source does not say it plainly."""
+        if not super().__contains__(name) and name in self._declared:
+            try:
+                return sources.settings_of(*self._declared[name])
+            except (sources.Unread, AttributeError, TypeError, ValueError):  # its module says it, or what is wrong
+                pass
+        return getattr(self[name], "settings", {})
+
+    def checked(self, name: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Every setting of a thing with its value: the one given, checked, or its default (for None too).
+
+        What only another thing has may be given with its default there. Raises UserError, naming the key, the value and what
+        is allowed.
+        """
+        if name not in self:
+            raise UserError(
+                f"{self.group}.name={name!r} is not one of {', '.join(self.names())}{nearest(name, self.names())}"
+            )
+        settings = self.settings(name)
+        for key, value in given.items():
+            if key in settings:
+                continue
+            everybody = {n: self.settings(n) for n in self.names()}
+            owners = {n: s[key].default for n, s in everybody.items() if key in s}
+            if not owners:
+                known = dict.fromkeys(k for s in everybody.values() for k in s)
+                raise UserError(
+                    f"{self.group}.{key} is not a setting of '{name}', which has: {', '.join(settings) or 'none'}"
+                    f"{nearest(key, known)}"
+                )
+            if value is not None and (tuple(value) if isinstance(value, list) else value) not in owners.values():
+                raise UserError(
+                    f"{self.group}.{key}={value!r} belongs to {self.group}={' or '.join(owners)}; leave it out for '{name}'"
+                )
+        return {
+            key: setting.checked(f"{self.group}.{key}", setting.default if given.get(key) is None else given[key])
+            for key, setting in settings.items()
+        }
+
+    # ---------------------------------------------------------------- the things
+
+    def _load(self) -> None:
+        importlib.import_module(self._module)
+        outside.load()
+
+    def __missing__(self, name: str) -> Any:
+        self._load()
+        if super().__contains__(name):
+            return self[name]
+        raise KeyError(name)
 
     def get(self, name: str, default: Any = None) -> Any:
         return self[name] if name in self else default
 
-    def __iter__(self):
-        outside.load()
+    def __iter__(self) -> Iterator[str]:
+        self._load()
         return super().__iter__()
 
     def keys(self):
-        outside.load()
+        self._load()
         return super().keys()
 
     def values(self):
-        outside.load()
+        self._load()
         return super().values()
 
     def items(self):
-        outside.load()
+        self._load()
         return super().items()
 
     def add(self, name: str, thing: Any, owner: Any) -> None:
@@ -58,7 +131,7 @@ class Registry(dict):
             raise UserError(f"{where}: there is a {self._kind} '{name}' already, {there}; choose another name")
         self[name] = thing
 
-    def register(self, name: str):
+    def register(self, name: str) -> Callable:
         """A decorator of the class that is the thing."""
 
         def add(thing):
@@ -68,7 +141,19 @@ class Registry(dict):
         return add
 
 
+def _import_order(file: Path) -> tuple[int, str]:
+    return len(file.stem), file.stem
+
+
 def import_all(package: str, path: list[str]) -> None:
     """Import every file in a package's folder, short names first, so that what it registers is known."""
     for name in sorted((module.name for module in pkgutil.iter_modules(path)), key=lambda name: (len(name), name)):
         importlib.import_module(f"{package}.{name}")
+
+
+SETS = Registry("data set", "dataset", "snn_repro.data.sets")
+NEURONS = Registry("neuron", "neuron", "snn_repro.neurons")
+SURROGATES = Registry("surrogate", "neuron.surrogate", "snn_repro.neurons", "register_surrogate")
+MODELS = Registry("network", "model", "snn_repro.models", "register_network")
+NORMS = Registry("norm", "model.norm", "snn_repro.models", "register_norm")
+LOSSES = Registry("loss", "loss", "snn_repro.losses", "register_loss")

@@ -238,7 +238,8 @@ def fit(place, config: Config, device, tracker, stop: "_Stop"):
     if config.compile:
         compile_network(model, device)
     loss_fn = build_loss(config.loss.name, **options(config.loss, "name"))
-    optimizer = build_optimizer(model, config.recipe)
+    imp = dict(imp_lr=config.neuron.imp_lr, imp_weight_decay=config.neuron.imp_weight_decay)
+    optimizer = build_optimizer(model, config.recipe, **imp)
     steps = steps_in_epoch(config, train_part)
     schedule = build_schedule(optimizer, config.recipe, steps)
     amp = Precision(config, device)
@@ -563,15 +564,13 @@ def options(part, *without: str) -> dict:
 
 
 def check_settings(config: Config) -> None:
-    """Raise UserError for what the classes of neuron, loss and network refuse, before any data is read."""
+    """Raise UserError for what the classes of neuron and loss refuse, before any data is read."""
     import torch
 
     from snn_repro.losses import build_loss
-    from snn_repro.models import option_values
     from snn_repro.neurons import build_neuron
 
     build_loss(config.loss.name, **options(config.loss, "name"))
-    option_values(config.model.name, options(config.model, "name", "weights", "conv_backend", "checkpointing"))
     with torch.random.fork_rng(devices=[]):  # it draws a number
         build_neuron(**options(config.neuron, "imp", "imp_lr", "imp_weight_decay", "backend"))
 

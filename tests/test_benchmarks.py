@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from snn_repro.paper.figures import draw_imp_overhead
+from snn_repro.paper.figures.imp_overhead import draw_reports
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT / "scripts" / "benchmark.py"
@@ -52,7 +52,7 @@ def test_every_subject_measures_a_toy_and_writes_its_report(program, subject, tm
         assert f"{next(iter(rows))} again" in rows, "the A/A control is missing"
         assert all(row["cpu_seconds"] > 0 and len(row["quartiles"]) == 2 for row in rows.values())
     if subject == "neuron":
-        draw_imp_overhead([report])
+        draw_reports([report])
 
 
 def test_subjects_are_found_by_listing_the_folder_and_told_in_their_own_words(program, capsys):

@@ -43,8 +43,8 @@ def two():
 @pytest.mark.parametrize("name", THEIRS)
 def test_steps_are_torchs(two, name):
     model, other = two
-    recipe = load_config([f"recipe.optimizer={name}", "recipe.no_decay=[bias,norm]", "recipe.imp_lr=2"]).recipe
-    ours, theirs = build_optimizer(model, recipe), THEIRS[name](parameter_groups(other, recipe), recipe)
+    recipe = load_config([f"recipe.optimizer={name}", "recipe.no_decay=[bias,norm]"]).recipe
+    ours, theirs = build_optimizer(model, recipe, imp_lr=2), THEIRS[name](parameter_groups(other, recipe, 2), recipe)
     assert isinstance(ours, type(theirs))
     take_steps(model, ours, 5)
     take_steps(other, theirs, 5)

@@ -78,7 +78,10 @@ def test_an_editable_install_reads_the_clone(tmp_path):
     (packages,) = (tmp_path / "venv/lib").glob("python*/site-packages")
     (packages / "others.pth").write_text("\n".join(p for p in sys.path if p.endswith("site-packages")) + "\n")
     where = "import snn_repro.config as c; print(c.__file__, c.CONF_DIR)"
-    assert run(other, bin / "python", "-c", where).split() == [str(copy / "snn_repro/config.py"), str(copy / "conf")]
+    assert run(other, bin / "python", "-c", where).split() == [
+        str(copy / "snn_repro/config/__init__.py"),
+        str(copy / "conf"),
+    ]
     assert "table1_cifar10_sdt" in run(other, bin / "snn-train", "--help")
     (copy / "conf/loss/mine.yaml").write_text("# of the user's own, just added\nname: sdt\n")
     assert "name: sdt" in run(other, bin / "snn-train", "--cfg", "job", "loss=mine")

@@ -253,7 +253,7 @@ def test_training_reads_the_steps_that_the_loss_needs(quick, monkeypatch, loss, 
 def test_imp_keys_reach_the_optimiser(quick, tmp_path):
     frozen = run(quick("neuron.imp_trainable=false"), str(tmp_path / "frozen"))
     assert frozen.params_imp > 0
-    moved = run(quick("recipe.imp_lr=5"), str(tmp_path / "moved"))
+    moved = run(quick("neuron.imp_lr=5"), str(tmp_path / "moved"))
     state = [torch.load(tmp_path / d / "checkpoint_last.pt", weights_only=True) for d in ("frozen", "moved")]
     assert {g["kind"] for g in state[0]["optimizer"]["param_groups"]} == {"decay", "no_decay"}
     group = next(g for g in state[1]["optimizer"]["param_groups"] if g["kind"] == "imp")

@@ -132,15 +132,12 @@ def saved_bytes(model, x, own=()) -> int:
 
 def machine(*packages: str, before: dict[str, str] | None = None) -> dict[str, str]:
     """What the figures were measured on: processor, cores, memory, load, versions. No names of hosts or folders."""
-    model = "unknown processor"
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
+    from snn_repro.paper.speed import processor
+
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     load = f"{os.getloadavg()[0]:.1f}"
     facts = {
-        "processor": model,
+        "processor": processor(),
         "cores": str(len(os.sched_getaffinity(0))),
         "memory": f"{gib:.0f} GiB",
         "load": f"{before['load']} before, {load} after" if before else load,

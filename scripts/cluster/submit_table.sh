@@ -16,11 +16,11 @@ while (($#)) && [[ $1 != -- ]]; do
   shift
 done
 [[ ${1:-} == -- ]] && shift
-here=$(dirname "$0")
+scripts=$(dirname "$0")
 mkdir -p runs
 rows=$(mktemp "$PWD/runs/rows-XXXXXX.txt") # kept: the jobs read it when they start
 # The commands hold the overrides already, each quoted as for a shell.
-python "$here/../list_rows.py" --table "$table" --commands "$@" > "$rows" || {
+python "$scripts/../list_rows.py" --table "$table" --commands "$@" > "$rows" || {
   code=$?
   rm -f "$rows"
   exit $code
@@ -31,5 +31,5 @@ if [[ ! -s $rows ]]; then
   exit 0
 fi
 for seed in $seeds; do
-  sbatch --array="1-$(wc -l < "$rows")" "${options[@]}" "$here/rows.sbatch" "$rows" "seed=$seed"
+  sbatch --array="1-$(wc -l < "$rows")" "${options[@]}" "$scripts/rows.sbatch" "$rows" "seed=$seed"
 done

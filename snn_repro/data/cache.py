@@ -261,7 +261,7 @@ class DroppedRecordings(torch.utils.data.Dataset):
 def build(dataset: EventSet, cfg: Config) -> Data:
     """The data set from prepared frames."""
     keep_freed_memory()  # a batch of frames has tens of MiB
-    name, split, settings = dataset.name, cfg.dataset.split, dataset.settings(cfg)
+    name, split, settings = dataset.name, cfg.dataset.split, dataset.cache_settings(cfg)
     cache = open_cache(settings, cfg.cache_dir, cfg.data_dir)
     excluded = [p["name"] for p in cache.manifest["excluded"]]
     total = dataset.total or len(cache.names) + len(excluded)

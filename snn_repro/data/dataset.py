@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from snn_repro.errors import DataError, UserError
-from snn_repro.registry import Registry
+from snn_repro.registry import SETS
+from snn_repro.settings import Setting
 
 if TYPE_CHECKING:
     from snn_repro.config import Config
@@ -53,6 +54,7 @@ class DataSet:
     """The facts of a data set, and what is asked of one."""
 
     name: ClassVar[str]  # given by `register`; what it is called everywhere
+    settings: ClassVar[dict[str, Setting]] = {}  # keys of its own: dataset.KEY, read as cfg.dataset.KEY
     shape: tuple[int, int, int]  # [C, H, W] of a frame or image as the files have it
     num_classes: int
     static = True  # images, without a time axis; else events
@@ -106,10 +108,6 @@ class DataSet:
         return DataError(
             f"{self.name} was not found in data_dir={data_dir}: expected {self.expected}; it is published at {self.published}"
         )
-
-
-SETS: Registry = Registry("data set")
-"""name -> DataSet"""
 
 
 def register(name: str) -> Callable[[type], type]:
@@ -213,7 +211,7 @@ class EventSet(DataSet):
 
         return find_places(self, cfg.data_dir)
 
-    def settings(self, cfg: Config) -> Settings:
+    def cache_settings(self, cfg: Config) -> Settings:
         """Of the cache that a run reads."""
         from snn_repro.data.cache import Settings
 
@@ -222,10 +220,10 @@ class EventSet(DataSet):
     def check(self, cfg: Config) -> None:
         from snn_repro.data.cache import open_cache
 
-        open_cache(self.settings(cfg), cfg.cache_dir, cfg.data_dir)
+        open_cache(self.cache_settings(cfg), cfg.cache_dir, cfg.data_dir)
 
     def state(self, cfg: Config) -> tuple[str, str | None]:
-        settings = self.settings(cfg)
+        settings = self.cache_settings(cfg)
         if cfg.cache_dir and Path(cfg.cache_dir, settings.folder, "manifest.json").is_file():
             return "ready", None
         if super().state(cfg)[0] == "missing":
@@ -236,7 +234,7 @@ class EventSet(DataSet):
         """{"prepared frames": of the index of the cache, which holds a checksum of every row}."""
         if not cfg.cache_dir:
             raise UserError(f"cache_dir is not set: {self.name} is read from prepared frames")
-        manifest = Path(cfg.cache_dir, self.settings(cfg).folder, "manifest.json")
+        manifest = Path(cfg.cache_dir, self.cache_settings(cfg).folder, "manifest.json")
         try:
             return {"prepared frames": json.loads(manifest.read_text())["index_sha256"]}
         except (OSError, ValueError, KeyError, TypeError) as error:

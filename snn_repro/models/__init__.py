@@ -12,8 +12,9 @@ from typing import Any
 from torch import nn
 
 from snn_repro import kernels as door
-from snn_repro.errors import UserError, nearest
-from snn_repro.models.blocks import CHECKPOINTING, Block
+from snn_repro.config import keys
+from snn_repro.errors import UserError
+from snn_repro.models.blocks import Block
 from snn_repro.models.networks import MODELS, Model, register_network
 from snn_repro.models.norms import NORMS, register_norm
 from snn_repro.neurons import initial_states
@@ -42,10 +43,10 @@ def build_model(
     static image is seen, and for TEBN the only number of frames that fits. kernels chooses who computes the layers: "auto", "off"
     (PyTorch alone) or another word of `kernels.KERNELS`; with "auto", neuron's backend and conv_backend ("auto", "dense" or
     "sparse") choose apart for spiking layers and convolutions. checkpointing "off", "norms" or "blocks" trades time for
-    memory (see blocks.Block). None of these changes a result beyond rounding. Options are those of MODELS[name]; None means
+    memory (see blocks.Block). None of these changes a result beyond rounding. Options are the network's settings; None means
     the default. Raises UserError, naming the key, the value and what is allowed.
     """
-    _check_name(name)
+    values = MODELS.checked(name, options)
     if not _positive(num_classes):
         raise UserError(f"num_classes={num_classes!r} must be a positive integer")
     if not _positive(timesteps):
@@ -59,8 +60,7 @@ def build_model(
             raise UserError(f"kernels={kernels} and {key}={value} both say who computes; leave one of them out")
     if "name" not in neuron:
         raise UserError(f"neuron={dict(neuron)} needs a name, for example {{'name': 'if', 'imp': True}}")
-    values = option_values(name, options)
-    CHECKPOINTING.checked("model.checkpointing", checkpointing)
+    keys()["model.checkpointing"].checked("model.checkpointing", checkpointing)
     network = MODELS[name].build(
         num_classes=num_classes, input_shape=input_shape, timesteps=timesteps, neuron=dict(neuron), **values
     )
@@ -72,30 +72,6 @@ def build_model(
         if isinstance(module, Block):
             module.checkpointing = checkpointing
     return network
-
-
-def _check_name(name: str) -> None:
-    if str(name) not in MODELS:
-        raise UserError(f"model.name={name!r} is not one of {', '.join(MODELS)}{nearest(name, MODELS)}")
-
-
-def option_values(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A network's options as it takes them. Raises UserError for its name, an option that it has not, or a value."""
-    _check_name(name)
-    model = MODELS[name]
-    known = {key for m in MODELS.values() for key in m.options}
-    for key, value in options.items():
-        if key not in model.options and (value is not None or key not in known):
-            has = ", ".join(model.options) or "none"
-            raise UserError(
-                f"model.{key}={value!r} is not an option of '{name}', whose options are: {has}"
-                f"{nearest(key, model.options)}"
-            )
-    values = {key: setting.default for key, setting in model.options.items()}
-    values |= {
-        key: model.options[key].checked(f"model.{key}", value) for key, value in options.items() if value is not None
-    }
-    return values
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

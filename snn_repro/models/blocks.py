@@ -13,11 +13,7 @@ from snn_repro.errors import UserError
 from snn_repro.kernels import choose
 from snn_repro.neurons import Setting
 
-CHECKPOINTING = Setting(
-    "off", "what the backward pass runs again to save memory: norms and their neurons, or whole blocks",
-    choices=("off", "norms", "blocks"),
-)  # fmt: skip
-HEAD_INIT = Setting("torch", "initial weights of the classifier", choices=("torch", "normal01"))
+HEAD_INIT = Setting("torch", "initial weights of the classifier; null is torch's", choices=("torch", "normal01"))
 
 
 def over_time(x: Tensor, *layers: nn.Module) -> Tensor:
@@ -44,7 +40,7 @@ class Block(nn.Module):
     are the same.
     """
 
-    checkpointing = CHECKPOINTING.default
+    checkpointing = "off"
 
     def spikes(
         self, x: Tensor, convolution: nn.Module, norm: nn.Module, neuron: nn.Module, timesteps: int | None = None
@@ -154,7 +150,7 @@ def last(x: Tensor) -> Tensor:
 
 def init_head(head: nn.Linear, head_init: str) -> None:
     """Initialise a classifier: "torch" keeps torch's own weights, "normal01" draws N(0, 0.01) with bias 0."""
-    if HEAD_INIT.checked("model.head_init", head_init) == "normal01":
+    if head_init == "normal01":
         nn.init.normal_(head.weight, std=0.01)
         nn.init.zeros_(head.bias)
 

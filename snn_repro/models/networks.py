@@ -1,4 +1,4 @@
-"""What networks there are, and the options that they take."""
+"""What networks there are, and the settings that they take."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -6,27 +6,24 @@ from typing import NamedTuple
 
 from torch import nn
 
-from snn_repro.registry import Registry
+from snn_repro.registry import MODELS
 from snn_repro.settings import Setting
 
 
 class Model(NamedTuple):
-    """How to build a network, and the options it takes."""
+    """How to build a network, and the settings it takes."""
 
     build: Callable[..., nn.Module]
-    options: Mapping[str, Setting]
+    settings: Mapping[str, Setting]
 
 
-MODELS: dict[str, Model] = Registry("network")
-
-
-def register_network(name: str, options: Mapping[str, Setting], *leading):
+def register_network(name: str, settings: Mapping[str, Setting], *leading):
     """A decorator of a network's class or builder, which is then called with `leading` and, by name, num_classes, input_shape,
-    timesteps, neuron and its options. One class may have several names.
+    timesteps, neuron and its settings. One class may have several names.
     """
 
     def add(build):
-        MODELS.add(name, Model(partial(build, *leading), options), build)
+        MODELS.add(name, Model(partial(build, *leading), settings), build)
         return build
 
     return add

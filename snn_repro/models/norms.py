@@ -13,10 +13,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from snn_repro.kernels import Affine
-from snn_repro.registry import Registry
+from snn_repro.registry import NORMS
 from snn_repro.settings import Setting
 
-NORMS: dict[str, type[nn.Module]] = Registry("norm")
 register_norm = NORMS.register
 NORM = Setting("bn", "norm behind each convolution", choices=NORMS)
 

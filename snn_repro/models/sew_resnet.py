@@ -101,11 +101,45 @@ class Bottleneck(SEWBlock):
         return self.shortcut(x) + branch
 
 
+_OPTIONS = {
+    "zero_init_residual": Setting(False, "start the last norm of each branch at 0"),
+    "head_init": HEAD_INIT,
+}
+_IMAGENET = _OPTIONS | {"stem_pool": Setting("avg", "pool of the stem", choices=("avg", "max"))}
+
+
+def by_authors(
+    weights: Mapping[str, Any], settings: Mapping[str, Any], downsample: str
+) -> tuple[Mapping[str, Any], str]:
+    """Weights under torchvision's names, from those of the SEW-ResNet's authors, whose layers hold a convolution and a norm.
+
+    downsample is what they call the shortcut's; settings are those that they wrote into the file. Other weights pass as they
+    are. Also returns what their accuracy needs. Raises UserError for blocks that do not add.
+    """
+    joined = settings.get("connect_f") or "ADD"
+    if joined != "ADD":
+        raise UserError(f"these weights are of blocks joined by {joined}, and ours add: they are of another model")
+    pattern = re.compile(rf"(conv(\d)|{re.escape(downsample)})\.module\.(\d)\.")
+
+    def own(found: re.Match) -> str:
+        return f"{('conv', 'bn')[int(found[3])]}{found[2]}." if found[2] else f"downsample.{found[3]}."
+
+    named = {pattern.sub(own, name): value for name, value in weights.items()}
+    needs = "; their authors' network has a max-pool stem and hard resets: model.stem_pool=max neuron.reset=hard"
+    return named, needs if named.keys() != weights.keys() else ""
+
+
+@register_network("sew_resnet18", _IMAGENET, BasicBlock, (2, 2, 2, 2), "imagenet")
+@register_network("sew_resnet34", _IMAGENET, BasicBlock, (3, 4, 6, 3), "imagenet")
+@register_network("sew_resnet50", _IMAGENET, Bottleneck, (3, 4, 6, 3), "imagenet")
+@register_network("sew_resnet101", _IMAGENET, Bottleneck, (3, 4, 23, 3), "imagenet")
+@register_network("sew_resnet152", _IMAGENET, Bottleneck, (3, 8, 36, 3), "imagenet")
+@register_network("sew_resnet18_cifar", _OPTIONS, BasicBlock, (2, 2, 2, 2), "cifar")
 class SEWResNet(SpikingNetwork):
     """block and depths choose the network; stem "imagenet" is 7x7, stride 2 and a pool, "cifar" 3x3.
 
-    stem_pool is "avg", the paper's, or "max", that of the SEW-ResNet's authors. zero_init_residual starts the last norm of each branch at weight 0; head_init is "torch" or "normal01"
-    (N(0, 0.01), bias 0).
+    stem_pool is "avg", the paper's, or "max", that of the SEW-ResNet's authors. zero_init_residual starts the last norm of
+    each branch at weight 0; head_init is "torch" or "normal01" (N(0, 0.01), bias 0).
     """
 
     def __init__(
@@ -166,40 +200,3 @@ class SEWResNet(SpikingNetwork):
     def own_names(self, weights: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
         """A file's weights under our names, and what to say of them; see `by_authors`."""
         return by_authors(weights, settings, "downsample.0")
-
-
-def by_authors(
-    weights: Mapping[str, Any], settings: Mapping[str, Any], downsample: str
-) -> tuple[Mapping[str, Any], str]:
-    """Weights under torchvision's names, from those of the SEW-ResNet's authors, whose layers hold a convolution and a norm.
-
-    downsample is what they call the shortcut's; settings are those that they wrote into the file. Other weights pass as they
-    are. Also returns what their accuracy needs. Raises UserError for blocks that do not add.
-    """
-    joined = settings.get("connect_f") or "ADD"
-    if joined != "ADD":
-        raise UserError(f"these weights are of blocks joined by {joined}, and ours add: they are of another model")
-    pattern = re.compile(rf"(conv(\d)|{re.escape(downsample)})\.module\.(\d)\.")
-
-    def own(found: re.Match) -> str:
-        return f"{('conv', 'bn')[int(found[3])]}{found[2]}." if found[2] else f"downsample.{found[3]}."
-
-    named = {pattern.sub(own, name): value for name, value in weights.items()}
-    needs = "; their authors' network has a max-pool stem and hard resets: model.stem_pool=max neuron.reset=hard"
-    return named, needs if named.keys() != weights.keys() else ""
-
-
-_OPTIONS = {
-    "zero_init_residual": Setting(False, "start the last norm of each branch at 0"),
-    "head_init": HEAD_INIT,
-}
-_IMAGENET = _OPTIONS | {"stem_pool": Setting("avg", "pool of the stem", choices=("avg", "max"))}
-for name, parts in {
-    "sew_resnet18": (BasicBlock, (2, 2, 2, 2), "imagenet"),
-    "sew_resnet34": (BasicBlock, (3, 4, 6, 3), "imagenet"),
-    "sew_resnet50": (Bottleneck, (3, 4, 6, 3), "imagenet"),
-    "sew_resnet101": (Bottleneck, (3, 4, 23, 3), "imagenet"),
-    "sew_resnet152": (Bottleneck, (3, 8, 36, 3), "imagenet"),
-    "sew_resnet18_cifar": (BasicBlock, (2, 2, 2, 2), "cifar"),
-}.items():
-    register_network(name, _IMAGENET if parts[2] == "imagenet" else _OPTIONS, *parts)(SEWResNet)

@@ -119,7 +119,7 @@ class VGG48(VGG):
         return self.classifier(self.dropout(self.extract(x, last_step).flatten(2)))
 
 
-@register_network("vgg128", {"norm": NORM, "head_init": HEAD_INIT})
+@register_network("vgg128", {"norm": NORM, "head_init": replace(HEAD_INIT, default=None)})
 class VGG128(VGG):
     """64 | 128 | 256 256 | 512 512 512 512 | global average, linear, for frames of 8x8 pixels and more.
 

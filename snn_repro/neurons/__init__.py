@@ -51,21 +51,7 @@ def build_neuron(name: str, imp: bool = False, state_shape=None, **overrides) ->
         known = [*NEURONS, *(f"{n}_imp" for n in NEURONS)]
         raise UserError(f"neuron.name={name!r} is not one of {', '.join(known)}{nearest(name, known)}")
     imp = Setting(False, "").checked("neuron.imp", imp) or name != family
-    cls = NEURONS[family]
-    for key, value in overrides.items():
-        owners = [other for other, neuron in NEURONS.items() if key in neuron.settings]
-        if not owners:
-            known = dict.fromkeys(key for neuron in NEURONS.values() for key in neuron.settings)
-            raise UserError(f"neuron.{key} is not a setting of a neuron{nearest(key, known)}")
-        if family not in owners and value not in (None, *(NEURONS[other].settings[key].default for other in owners)):
-            owner = "', '".join(owners)
-            raise UserError(f"neuron.{key}={value!r} belongs to the neuron '{owner}'; leave it out for '{family}'")
-    values = {key: setting.default for key, setting in cls.settings.items()}
-    values |= {key: value for key, value in overrides.items() if value is not None and key in values}
-    values = {
-        key: None if value is None else cls.settings[key].checked(f"neuron.{key}", value)
-        for key, value in values.items()
-    }
+    values = NEURONS.checked(family, overrides)
     if values["reset"] == "soft" and values["v_reset"] != 0:
         raise UserError(
             f"neuron.v_reset={values['v_reset']} has no meaning with reset='soft'; use reset='hard' or leave it 0"
@@ -74,7 +60,7 @@ def build_neuron(name: str, imp: bool = False, state_shape=None, **overrides) ->
         raise UserError(f"neuron.v_reset={values['v_reset']} must be below v_threshold={values['v_threshold']}")
     start = _draw_imp(imp, state_shape, *values["imp_init"])
     parameter = None if start is None else nn.Parameter(start, requires_grad=values["imp_trainable"])
-    neuron = cls(imp=parameter, **values)
+    neuron = NEURONS[family](imp=parameter, **values)
     kernels.check(neuron, family)
     return neuron
 

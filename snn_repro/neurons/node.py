@@ -12,7 +12,7 @@ from call to call: every forward over [T, B, ...] starts from the initial potent
 forward ended. There is nothing for a caller to reset.
 """
 
-from collections.abc import Mapping
+from functools import partial
 
 import torch
 from spikingjelly.activation_based.neuron import BaseNode
@@ -22,10 +22,8 @@ from snn_repro import kernels
 from snn_repro.errors import UserError
 from snn_repro.kernels import neuron as fused
 from snn_repro.neurons.surrogates import SURROGATES, Spike
-from snn_repro.registry import Registry
-from snn_repro.settings import Setting
-
-NEURONS: dict[str, type["Neuron"]] = Registry("neuron")
+from snn_repro.registry import NEURONS
+from snn_repro.settings import Setting, shared
 
 _SHARED = {
     "v_threshold": Setting(1.0, "firing threshold V_th", above=0),
@@ -39,6 +37,7 @@ _SHARED = {
     "imp_trainable": Setting(True, "false leaves IMP at its random start, as several published rows did"),
     "backend": Setting("auto", "who computes it; changes roundings only", choices=kernels.BACKENDS),
 }  # fmt: skip
+settings = partial(shared, _SHARED)  # settings({setting: published default, ...}, without=(), own=Setting(...))
 _STEPS = {"begin", "charge", "fire", "reset_potential", "steps"}
 
 
@@ -52,14 +51,6 @@ def register(name: str):
         return NEURONS.register(name)(cls)
 
     return add
-
-
-def settings(published: Mapping[str, object], **own: Setting) -> dict[str, Setting]:
-    """A family's settings: those that all share, with the values that it was published with, and its own."""
-    shared = {
-        key: Setting(**{**vars(s), "default": published[key]}) if key in published else s for key, s in _SHARED.items()
-    }
-    return shared | own
 
 
 class Neuron(BaseNode):

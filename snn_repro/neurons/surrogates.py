@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from snn_repro.registry import Registry
+from snn_repro.registry import SURROGATES
 
 
 class Surrogate(NamedTuple):
@@ -20,9 +20,6 @@ class Surrogate(NamedTuple):
     derivative: Callable[[Tensor, float], Tensor]
     width: float
     kernel: str | None = None
-
-
-SURROGATES: dict[str, Surrogate] = Registry("surrogate")
 
 
 def register_surrogate(name: str, width: float, kernel: str | None = None):

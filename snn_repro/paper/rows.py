@@ -12,9 +12,10 @@ from statistics import median
 from typing import Any
 
 from snn_repro.config import PAPER_TABLES, Config, conf_files, config_hash, load_config
+from snn_repro.config.quick import QuickRows, Unlike
 from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
-from snn_repro.quick_compose import QuickRows, Unlike
+from snn_repro.runs.folder import RunResult
 
 TABLES = (1, 2, 3, "code")
 
@@ -81,7 +82,7 @@ def experiments() -> list[str]:
 def compose(names: Iterable[str], overrides: Sequence[str] = ()) -> dict[str, Config]:
     """The checked configuration of each experiment, with overrides as on the command line.
 
-    The first is Hydra's. The others are put together much faster (quick_compose.py) if the first comes out the same by
+    The first is Hydra's. The others are put together much faster (config/quick.py) if the first comes out the same by
     that way; whatever it cannot do is left to Hydra.
     """
     names, overrides = list(names), list(overrides)
@@ -94,10 +95,10 @@ def compose(names: Iterable[str], overrides: Sequence[str] = ()) -> dict[str, Co
         quick = None
     for name in names[1:]:
         try:
-            configs[name] = quick.compose(name) if quick else None
+            config = quick and quick.compose(name)
         except (Unlike, UserError):
-            configs[name] = None
-        configs[name] = configs[name] or load_config([f"experiment={name}", *overrides])
+            config = None
+        configs[name] = config or load_config([f"experiment={name}", *overrides])
     return configs
 
 
@@ -107,10 +108,10 @@ class Row:
 
     config: Config
     paper: PaperRow | None
-    results: list[dict]  # RunResult, by seed
+    results: list[RunResult]  # by seed
     departing: int  # finished runs of this name with other settings
     data: str | None  # "ready", "not prepared" or "missing"; None where nobody looked
-    missing: list[str]  # what stands between here and the number, in words
+    missing: list[str]  # what is lacking for a number, in words
 
     @property
     def name(self) -> str:
@@ -119,10 +120,12 @@ class Row:
     def command(self, overrides: Sequence[str] = ()) -> str:
         """The command that runs this row, with the overrides that it was composed with, quoted for a shell."""
         folder = "cache_dir" if SETS[self.config.dataset.name].prepared else "data_dir"
-        places = [o for o in overrides if o.startswith(f"{folder}=")]  # as it was written: Hydra reads it again
-        place = places[-1] if places else f"{folder}={getattr(self.config, folder) or 'DIR'}"
+        data = f"{folder}={getattr(self.config, folder) or 'DIR'}"
+        for override in overrides:
+            if override.startswith(f"{folder}="):
+                data = override  # as it was written: Hydra reads it again
         others = [o for o in overrides if not o.startswith(("data_dir=", "cache_dir="))]
-        return shlex.join(["python", "-m", "snn_repro.train", f"experiment={self.name}", place, *others])
+        return shlex.join(["python", "-m", "snn_repro.train", f"experiment={self.name}", data, *others])
 
     @property
     def seeds(self) -> list[int]:
@@ -134,7 +137,7 @@ class Row:
         return sum(values) / len(values) if values else None
 
 
-def join(configs: dict[str, Config], paper: Iterable[PaperRow], results: Iterable[dict]) -> list[Row]:
+def join(configs: dict[str, Config], paper: Iterable[PaperRow], results: Iterable[RunResult]) -> list[Row]:
     """One Row an experiment. A run belongs to it when nothing but the seed differs from the row's configuration."""
     by_id = {row.id: row for row in paper}
     results = list(results)
@@ -146,7 +149,8 @@ def join(configs: dict[str, Config], paper: Iterable[PaperRow], results: Iterabl
         same = [r for r in mine if r["recipe_hash"] == config_hash(config, without=("seed",))]
         one_a_seed = {r["seed"]: r for r in reversed(same)}  # runs are also copied to results/runs
         of_row = [one_a_seed[seed] for seed in sorted(one_a_seed)]
-        rows.append(Row(config, by_id.get(config.paper_row), of_row, len(mine) - len(same), None, []))
+        paper_row = by_id[config.paper_row] if config.paper_row is not None else None
+        rows.append(Row(config, paper_row, of_row, len(mine) - len(same), None, []))
     finished = {row.name for row in rows if row.results}
     for row in rows:
         if not row.results:
@@ -160,24 +164,21 @@ def look_for_files(rows: Iterable[Row]) -> None:
     """Set `data` of each row and add to `missing`: prepared frames, raw files, initial weights. Reads no sample."""
     from snn_repro.runs.checkpoint import find_weights
 
-    known: dict[tuple, tuple[str, str | None]] = {}
-    weights: dict[str, bool] = {}
+    known: dict[tuple[object, ...], tuple[str, str | None]] = {}
+    weights: dict[str, str | None] = {}
     for row in rows:
         c = row.config
         needs = (c.dataset.name, c.timesteps, c.dataset.integrate_by, c.dataset.frame_size)
         if needs not in known:
             known[needs] = SETS[c.dataset.name].state(c)
         row.data, reason = known[needs]
-        wanted = [reason] if reason else []
         name = c.model.weights
         if name and name not in weights:
             try:
-                weights[name] = bool(find_weights(name, c.data_dir))
+                weights[name] = None if find_weights(name, c.data_dir) else f"initial weights {name}"
             except UserError:
-                weights[name] = False
-        if name and not weights[name]:
-            wanted.append(f"initial weights {name}")
-        row.missing[:0] = wanted
+                weights[name] = f"initial weights {name}"
+        row.missing[:0] = [wanted for wanted in (reason, weights[name] if name else None) if wanted]
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ class Cost:
     estimated: bool = False  # from a step on random data, on this machine
 
 
-def estimate_cost(row: Row, results: Iterable[dict]) -> Cost | None:
+def estimate_cost(row: Row, results: Iterable[RunResult]) -> Cost | None:
     """epochs * n_train / samples_per_s, from the median speed of finished runs, or None where nothing was measured.
 
     The row's own runs count first, else those of the same data set, network, T, frame size and batch. Speeds on a GPU
@@ -200,8 +201,8 @@ def estimate_cost(row: Row, results: Iterable[dict]) -> Cost | None:
     """
     alike = [r for r in results if r.get("samples_per_s") and _same_work(row.config, r)]
     for device in ("cuda", "cpu"):
-        here = [r for r in alike if r["device"] == device]
-        measured = [r for r in here if r["name"] == row.name] or here
+        timed = [r for r in alike if r["device"] == device]
+        measured = [r for r in timed if r["name"] == row.name] or timed
         if measured:
             speed = median(r["samples_per_s"] for r in measured)
             n_train = SETS[row.config.dataset.name].samples[0] or max(r["n_train"] for r in measured)
@@ -210,7 +211,7 @@ def estimate_cost(row: Row, results: Iterable[dict]) -> Cost | None:
     return None
 
 
-def _same_work(config: Config, result: dict) -> bool:
+def _same_work(config: Config, result: RunResult) -> bool:
     """Whether a training step of the run costs what one of the row costs, IMP and loss aside, and was timed."""
     theirs, recipe = result["config"], result["config"]["recipe"]
     if 0 < theirs["debug"]["max_steps"] < 20:

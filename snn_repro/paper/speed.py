@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 from snn_repro import __version__
 from snn_repro.config import Config, frame_shape
@@ -15,6 +16,9 @@ from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
 from snn_repro.files import write_json
 from snn_repro.paper.rows import Cost, Row
+
+if TYPE_CHECKING:
+    import torch
 
 SECONDS = 0.5  # of repeats, after the two steps that every measurement takes
 ON_A_GPU = 16  # samples in a step there
@@ -27,23 +31,22 @@ class TooLarge(UserError):
 def network_key(config: Config) -> str:
     """What a step costs by, IMP, loss and number of classes aside: rows with the same key are measured once."""
     shape = "x".join(map(str, frame_shape(config)))
-    neuron = f"{config.neuron.name} {config.neuron.reset} {config.neuron.surrogate}"
-    return (
-        f"{config.model.name} norm {config.model.norm} {shape} T {config.timesteps} {neuron} {config.recipe.optimizer}"
-    )
+    neuron = " ".join(str(getattr(config.neuron, key, None)) for key in ("name", "reset", "surrogate"))
+    norm = getattr(config.model, "norm", None)
+    return f"{config.model.name} norm {norm} {shape} T {config.timesteps} {neuron} {config.recipe.optimizer}"
 
 
-def device_name(device) -> str:
+def device_name(device: "torch.device") -> str:
     """The device as results depend on it: its name and, on a CPU, the threads."""
     import torch
 
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_processor()} {torch.get_num_threads()} threads"
+    return f"{processor()} {torch.get_num_threads()} threads"
 
 
 @cache
-def _processor() -> str:
+def processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
@@ -85,7 +88,7 @@ def estimate_from_a_step(row: Row, say: Callable[[str], None] = lambda _: None) 
     return Cost(config.recipe.epochs * n_train / speed / 3600, device, speed, "a step here", estimated=True)
 
 
-def measure(config: Config, device) -> tuple[float, float]:
+def measure(config: Config, device: "torch.device") -> tuple[float, float]:
     """(seconds a sample, forward and backward; seconds an optimiser step), of the row's network from random weights."""
     import torch
 
@@ -114,13 +117,13 @@ def measure(config: Config, device) -> tuple[float, float]:
         target = torch.randint(facts.num_classes, (batch,))
         model, x, target = model.to(device), x.to(device), target.to(device)
         if not gpu:
-            model = model.to(memory_format=torch.channels_last)
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot to declare it
         loss_fn, optimizer, amp = build_loss("sdt"), build_optimizer(model, config.recipe), Precision(config, device)
         wait = torch.cuda.synchronize if gpu else lambda: None
         times: list[tuple[float, float]] = []
-        started = None
+        until = 0.0
         try:
-            while len(times) < 2 or time.perf_counter() - started < SECONDS:
+            while len(times) < 2 or time.perf_counter() < until:
                 a = time.perf_counter()
                 with amp.autocast():
                     logits = model(x).float()
@@ -132,7 +135,7 @@ def measure(config: Config, device) -> tuple[float, float]:
                 optimizer.zero_grad(set_to_none=True)
                 wait()
                 times.append((b - a, time.perf_counter() - b))
-                started = started or time.perf_counter()  # the first step makes kernels and memory ready
+                until = until or time.perf_counter() + SECONDS  # the first step makes kernels and memory ready
         except torch.OutOfMemoryError:
             raise TooLarge(f"a step of {batch} samples does not fit the memory of {device}") from None
     computing, stepping = (median(column) for column in zip(*times[1:], strict=True))
@@ -149,20 +152,20 @@ def _file() -> Path:
     return folder / f"steps-{__version__}-torch{torch.__version__}.json"
 
 
-_here: dict[str, list[float]] = {}  # of this process
+_measured: dict[str, tuple[float, float]] = {}  # by this process
 
 
-def _read() -> dict[str, list[float]]:
+def _read() -> dict[str, tuple[float, float]]:
     try:
         kept = json.loads(_file().read_text())
-        kept = {k: v for k, v in kept.items() if isinstance(v, list) and len(v) == 2 and all(n > 0 for n in v)}
+        kept = {k: (a, b) for k, (a, b) in kept.items() if a > 0 and b > 0}
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError):  # none yet, damaged, or no home folder
         kept = {}
-    return kept | _here
+    return kept | _measured
 
 
-def _write(known: dict) -> None:
-    _here.update(known)
+def _write(known: dict[str, tuple[float, float]]) -> None:
+    _measured.update(known)
     try:
         _file().parent.mkdir(parents=True, exist_ok=True)
         write_json(_file(), known)

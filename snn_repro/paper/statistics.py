@@ -28,6 +28,20 @@ class Summary(NamedTuple):
     low: float | None
     high: float | None
 
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} (n=1)" if self.sd is None else f"{self.mean:.2f} ± {self.sd:.2f}"
+
+
+class Interval(NamedTuple):
+    """A 95 % interval; kind "t" is Student's over seeds, "Wilson" that of the test sample where there is one seed."""
+
+    low: float | None
+    high: float | None
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.low:.2f} .. {self.high:.2f}" + (" (sample)" if self.kind == "Wilson" else "")
+
 
 class Paired(NamedTuple):
     """Mean of n differences b - a with its interval and two p-values; None where n is too small to say."""
@@ -89,7 +103,7 @@ def sign_flip(differences: Sequence[float] | np.ndarray) -> float | None:
     return float(np.mean(means >= abs(d.sum()) - NO_SPREAD * len(d)))
 
 
-def mcnemar(right_a: Sequence[bool], right_b: Sequence[bool]) -> McNemar:
+def mcnemar(right_a: Sequence[bool] | np.ndarray, right_b: Sequence[bool] | np.ndarray) -> McNemar:
     """McNemar's exact test: two-sided binomial over the samples that only one side got right [N].
 
     Both must be answers to the same samples in the same order. Raises ValueError for unequal lengths or none.

@@ -135,7 +135,7 @@ def check_data(jobs: list[Job], elsewhere: bool = False) -> None:
 def _reads(c: Config) -> tuple:
     """What decides which files a run reads."""
     d = c.dataset
-    return d.name, c.timesteps, d.integrate_by, d.frame_size, c.data_dir, c.cache_dir, c.model.weights
+    return d.name, str(d.own), c.timesteps, d.integrate_by, d.frame_size, c.data_dir, c.cache_dir, c.model.weights
 
 
 def _blocked(folder: Path) -> str | None:

@@ -129,7 +129,7 @@ def test_each_networks_yaml_gives_every_option_that_it_has():
         name = values.pop("name")
         assert name in MODELS and file.stem.startswith(name), file
         if name in SMALL:
-            assert values.keys() == MODELS[name].options.keys(), file
+            assert values.keys() == MODELS[name].settings.keys(), file
         shape = (2, 48, 48) if name == "vgg48" else (3, 64, 64)
         with torch.device("meta"):
             build_model(name, num_classes=5, input_shape=shape, timesteps=4, neuron={"name": "if"}, **values)
@@ -209,7 +209,9 @@ def test_the_stems_pool_is_a_setting_of_sew_resnets():
                 "sew_resnet18", num_classes=5, input_shape=(3, 32, 32), timesteps=2, neuron=IF_IMP, **options
             )
         assert type(model.pool) is kind and model.layer1[0].sn1.imp.shape == (64, 8, 8)
-    with pytest.raises(UserError, match="stem_pool='max' is not an option of 'sew_resnet18_cifar'"):
+    with pytest.raises(
+        UserError, match="stem_pool='max' belongs to model=sew_resnet18 or .*leave it out for 'sew_resnet18_cifar'"
+    ):
         build_model(
             "sew_resnet18_cifar", num_classes=5, input_shape=(3, 32, 32), timesteps=2, neuron=IF_IMP, stem_pool="max"
         )
@@ -387,8 +389,8 @@ def test_what_a_network_cannot_be_is_named(name, options, message):
 
 # pixels that the network needs, epochs, what makes it small
 DIGITS = {
-    "plif_net": (8, 8, dict(channels=24, hidden=128, dropout=0.2)),
-    "plif_net_dvs": (16, 8, dict(channels=24, hidden=128, dropout=0.2)),
+    "plif_net": (8, 24, dict(channels=24, hidden=128, dropout=0.2)),
+    "plif_net_dvs": (16, 16, dict(channels=24, hidden=128, dropout=0.2)),
     "resnet19": (8, 2, {}),
     "spiking_resnet34": (32, 6, {}),
     "vgg16": (32, 3, dict(hidden=128, dropout=0.2)),
@@ -399,7 +401,7 @@ DIGITS = {
     "spikformer": (8, 10, dict(embed_dims=64, num_heads=4, depths=2, patch_size=4)),
     "spike_driven_transformer": (8, 16, dict(embed_dims=64, num_heads=4, depths=2, patch_size=4)),
     "qkformer": (16, 16, dict(embed_dims=64, num_heads=[1, 2, 4], depths=[1, 1, 1])),
-    "maxformer": (16, 16, dict(embed_dims=64, depths=[1, 1, 1])),
+    "maxformer": (16, 24, dict(embed_dims=64, depths=[1, 1, 1])),
     "maxformer_cifar": (8, 10, dict(embed_dims=64, depths=[1, 1, 1])),
 }
 

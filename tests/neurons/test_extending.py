@@ -149,10 +149,10 @@ def test_they_train_checkpoint_and_reload(ideas, tmp_path):
 
 
 def test_their_parameters_are_known_by_who_owns_them(ideas):
-    recipe = load_config(["recipe.weight_decay=0.1", "recipe.imp_lr=3", "recipe.no_decay=[norm]"]).recipe
+    recipe = load_config(["recipe.weight_decay=0.1", "recipe.no_decay=[norm]"]).recipe
     for name, own, kind in (("plif", "w", "no_decay"), ("adaptive", "gain", "decay")):
         model = network(name)
-        groups = {g["kind"]: {id(p) for p in g["params"]} for g in parameter_groups(model, recipe)}
+        groups = {g["kind"]: {id(p) for p in g["params"]} for g in parameter_groups(model, recipe, imp_lr=3)}
         owned = {n: id(p) for n, p in model.named_parameters()}
         assert {i for n, i in owned.items() if n.endswith(".imp")} == groups["imp"]
         assert {i for n, i in owned.items() if n.endswith(f".{own}")} <= groups[kind]
@@ -192,7 +192,7 @@ def test_its_settings_are_checked(ideas):
     assert build_neuron("plif_imp", state_shape=(3,), tau=4.0).w.sigmoid().item() == pytest.approx(0.25)
     with pytest.raises(UserError, match="neuron.tau=1.0 must be above 1"):
         build_neuron("plif", tau=1)
-    with pytest.raises(UserError, match="neuron.tau=3.0 belongs to the neuron 'lif', 'plif'; leave it out for 'if'"):
+    with pytest.raises(UserError, match="neuron.tau=3.0 belongs to neuron=lif or plif; leave it out for 'if'"):
         build_neuron("if", tau=3.0)
     with pytest.raises(
         UserError, match="neuron.name='plifs' is not one of if, lif, leaky, plif, .*did you mean 'plif'"

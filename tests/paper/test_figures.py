@@ -13,16 +13,27 @@ from scripts_of_ours import script
 
 from snn_repro.errors import UserError
 from snn_repro.paper import figures
+from snn_repro.paper.figures import (
+    _data,
+    accuracy_steps,
+    convergence,
+    firing_pattern,
+    imp_overhead,
+    learned_imp,
+    pattern_mapping,
+)
+from snn_repro.paper.results import group_runs, load
+from snn_repro.provenance import code_version
 from snn_repro.runs import checkpoint
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "figures.json").read_text())
 RESULTS = Path(__file__).parents[2] / "results"
-GRIDS = dict(zip(("imp0", "imp0.25", "learnable"), figures.MAPPINGS.values(), strict=True))
+GRIDS = dict(zip(("imp0", "imp0.25", "learnable"), pattern_mapping.MAPPINGS.values(), strict=True))
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_golden_firing_pattern(precision):
-    panels = figures.firing_pattern(getattr(torch, precision))
+    panels = firing_pattern.panels(getattr(torch, precision))
     for i, panel in enumerate(panels, 1):
         fired = [np.nonzero(column)[0].tolist() for column in panel["spikes"].T]
         assert fired == GOLDEN["firing_pattern"][f"panel{i}_{precision}"]
@@ -32,45 +43,45 @@ def test_golden_firing_pattern(precision):
 
 def test_float32_fires_one_step_late_where_the_threshold_is_met_exactly():
     exact = GOLDEN["firing_pattern"]["panel2_exact"]
-    fired = [np.nonzero(column)[0] for column in figures.firing_pattern()[1]["spikes"].T]
+    fired = [np.nonzero(column)[0] for column in firing_pattern.panels()[1]["spikes"].T]
     assert all(steps[0] == reference[0] + 1 for steps, reference in zip(fired, exact, strict=True))
 
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_golden_pattern_mapping(name):
     golden = GOLDEN["pattern_mapping"]["ge"][name]
-    reached = figures.pattern_mapping(*GRIDS[name])
+    reached = pattern_mapping.reached(*GRIDS[name])
     assert [np.nonzero(reached[:, i])[0].tolist() for i in range(16)] == golden["reached"]
     assert reached.sum() == golden["cells"] and reached.sum() / 16 == golden["mean"]
 
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_strict_firing_reaches_fewer_patterns(name):
-    assert figures.pattern_mapping(*GRIDS[name], fire_at="gt").sum() == GOLDEN["pattern_mapping"]["gt_cells"][name]
+    assert pattern_mapping.reached(*GRIDS[name], fire_at="gt").sum() == GOLDEN["pattern_mapping"]["gt_cells"][name]
 
 
 def test_a_trained_network_is_mapped_with_its_own_neuron():
     neuron = dict(name="if", reset="soft", v_threshold=1.0, tau=2.0, retain=0.25)
     run = dict(neuron=neuron, layers=[dict(percentiles=[0.25]), dict(percentiles=[0.0])])
-    both = [figures.pattern_mapping([v], figures.WEIGHTS[9]) for v in (0.0, 0.25)]
-    np.testing.assert_array_equal(figures.trained_mapping(run, "ge"), both[0] | both[1])
+    both = [pattern_mapping.reached([v], pattern_mapping.WEIGHTS) for v in (0.0, 0.25)]
+    np.testing.assert_array_equal(pattern_mapping.trained(run, "ge"), both[0] | both[1])
     for family in ("lif", "leaky"):  # each of their inputs can make a spike, as it can for an IF neuron
-        reached = figures.trained_mapping(dict(run, neuron=dict(neuron, name=family)), "ge")
+        reached = pattern_mapping.trained(dict(run, neuron=dict(neuron, name=family)), "ge")
         assert reached[1:, 1:].any(0).all()
     whole, leaky = (
-        figures.trained_mapping(dict(run, neuron=dict(neuron, **own)), "ge")
+        pattern_mapping.trained(dict(run, neuron=dict(neuron, **own)), "ge")
         for own in (dict(name="lif", decay_input=False), dict(name="leaky", retain=0.5))
     )
     np.testing.assert_array_equal(whole, leaky)
 
 
 def test_convergence_curves_start_alike_and_fall():
-    curves = {loss: figures.convergence(2, loss, epochs=61, samples=64) for loss in figures.CONVERGENCE_LOSSES}
+    curves = {loss: convergence.train(2, loss, epochs=61, samples=64) for loss in convergence.LOSSES}
     for curve in curves.values():
         assert curve["values"][0] == pytest.approx(np.log(16), abs=1e-3) and len(curve["values"]) == 13
         assert curve["last"] < 2.7 and len(curve["acc_step"]) == 2
     assert curves["sdt"]["values"][0] == curves["lts"]["values"][0]  # no spike has reached the output yet
-    assert curves["tet"] == figures.convergence(2, "tet", epochs=61, samples=64)
+    assert curves["tet"] == convergence.train(2, "tet", epochs=61, samples=64)
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +102,13 @@ def results(tmp_path_factory):
     state = {"sn1.imp": torch.linspace(0.3, 0.8, 72).view(2, 6, 6), "fc.weight": torch.zeros(2, 2)}
     checkpoint.save(run, {"model": state})
     (folder / "figures").mkdir()
-    figures.measure_learned_imp(folder / "figures" / "learned_imp.json", [run])
+    learned_imp.measure(folder / "figures" / "learned_imp.json", [run])
     curves = [
         dict(timesteps=t, loss=loss, every=5, values=[2.8, 1.0 / t, 0.1])
-        for t in figures.CONVERGENCE_T
-        for loss in figures.CONVERGENCE_LOSSES
+        for t in convergence.TIMESTEPS
+        for loss in convergence.LOSSES
     ]
-    figures.write_data(folder / "figures" / "convergence.json", dict(command="made up", curves=curves))
+    _data.write_data(folder / "figures" / "convergence.json", dict(command="made up", curves=curves))
     (folder / "benchmarks").mkdir()
     rows = [
         dict(timesteps=t, neurons=n, seconds_without=1.0, seconds_with=1.01, seconds_without_again=0.98 + t / 100)
@@ -110,14 +121,35 @@ def results(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", figures.FIGURES)
+@pytest.mark.parametrize("name", figures.names())
 def test_every_figure_draws_the_same_bytes_again(results, name):
     svg, png = ((results / "figures" / f"{name}.{form}").read_bytes() for form in ("svg", "png"))
     with matplotlib.rc_context({"font.size": 30, "svg.hashsalt": None}):  # a user's own settings change nothing
-        assert figures.render(figures.FIGURES[name][1], results) == {"svg": svg, "png": png}
+        assert figures.render(figures.figure(name).draw, results) == {"svg": svg, "png": png}
     assert svg.startswith(b"<?xml") and png.startswith(b"\x89PNG")
     assert not re.search(r"20\d\d-\d\d|<dc:date|/home|/tmp", svg.decode())
     assert f"## {name}" in (results / "figures" / "README.md").read_text()
+
+
+def test_a_figure_is_one_file(tmp_path, monkeypatch):
+    (tmp_path / "my_figure.py").write_text(
+        '"""What mine\nshows."""\n\nfrom snn_repro.paper.figures._style import new_figure\n\n\n'
+        "def draw(results):\n    return new_figure(1, 1)\n\n\n"
+        'def measure(target, runs):\n    target.write_text(\'{"command": "by measuring"}\')\n'
+    )
+    monkeypatch.setattr(figures, "__path__", [*figures.__path__, str(tmp_path)])
+    program = script("make_figures")
+    assert program.main(["measure=my_figure", f"results={tmp_path}"]) == 0
+    assert (tmp_path / "figures" / "my_figure.svg").exists()
+    text = (tmp_path / "figures" / "README.md").read_text()
+    assert "What mine shows.\n" in text and "by measuring    # its data" in text
+
+
+def test_a_loss_of_ones_own_has_its_panel(tmp_path):
+    fake_run(tmp_path, "loss=sdt", extra=dict(loss="peak"))
+    fake_run(tmp_path, "loss=tet")
+    titles = [axes.get_title() for axes in accuracy_steps.draw_groups(group_runs(load([tmp_path]))[0]).axes]
+    assert ["TET" in titles[0], "PEAK" in titles[1]] == [True, True], titles
 
 
 def texts(figure) -> str:
@@ -125,15 +157,15 @@ def texts(figure) -> str:
     return "\n".join([*found, figure.get_supxlabel()])
 
 
-@pytest.mark.parametrize("name", figures.FIGURES)
+@pytest.mark.parametrize("name", figures.names())
 def test_n_stands_on_every_figure(results, name):
-    assert re.search(r"\bn(, from the left:| =) [\d,]+", texts(figures.FIGURES[name][1](results))), name
+    assert re.search(r"\bn(, from the left:| =) [\d,]+", texts(figures.figure(name).draw(results))), name
 
 
 def test_overhead_shows_what_its_control_spans():
     def drawn(**more):
         rows = [dict(timesteps=t, neurons=256 * t, seconds_without=1.0, seconds_with=1.05, **more) for t in (2, 8)]
-        (axes,) = figures.draw_imp_overhead([dict(machine={"processor": "a CPU"}, rounds=21, imp_overhead=rows)]).axes
+        (axes,) = imp_overhead.draw_reports([dict(machine={"processor": "a CPU"}, rounds=21, imp_overhead=rows)]).axes
         return axes, axes.get_legend_handles_labels()[1]
 
     axes, labels = drawn(seconds_without_again=0.98)
@@ -147,7 +179,7 @@ def test_points_of_equal_height_lie_side_by_side(tmp_path):
     for neuron in ("if", "if_imp"):
         for loss in ("sdt", "lts"):
             fake_run(tmp_path, f"loss={loss}", f"neuron={neuron}", acc=0.9)
-    figure = figures.draw_accuracy_steps(figures.group_runs(figures.load([tmp_path]))[0])
+    figure = accuracy_steps.draw_groups(group_runs(load([tmp_path]))[0])
     for axes in figure.axes:
         drawn = [c.lines[0] for c in axes.containers]
         assert len(drawn) == 2  # one loss a panel, without and with IMP
@@ -155,7 +187,7 @@ def test_points_of_equal_height_lie_side_by_side(tmp_path):
         assert drawn[0].get_linestyle() != drawn[1].get_linestyle()
         assert drawn[0].get_markerfacecolor() != drawn[1].get_markerfacecolor()
     fake_run(tmp_path, "loss=lts", "neuron=if", "recipe.lr=1", acc=0.9, folder="other")
-    figure = figures.draw_accuracy_steps(figures.group_runs(figures.load([tmp_path]))[0])
+    figure = accuracy_steps.draw_groups(group_runs(load([tmp_path]))[0])
     assert max(len(axes.containers) for axes in figure.axes) == 3
 
 
@@ -163,16 +195,16 @@ def test_curves_that_lie_on_each_other_are_told_apart():
     curves = [
         dict(timesteps=t, loss=loss, every=5, values=[1.0] * 90) for t in (1, 2, 4, 6) for loss in ("sdt", "tet", "lts")
     ]
-    for axes in figures.draw_convergence(dict(curves=curves)).axes:
+    for axes in convergence.draw_curves(dict(curves=curves)).axes:
         assert len({line.get_linewidth() for line in axes.lines}) == 3
         assert len({line.get_markevery()[0] for line in axes.lines}) == 3  # their markers take turns
 
 
 def test_figures_say_that_their_code_is_older(results, tmp_path):
     for name in ("accuracy_steps", "learned_imp", "convergence", "pattern_mapping"):
-        assert "older code" in texts(figures.FIGURES[name][1](results)), name
-    fake_run(tmp_path, extra=dict(code=figures.code_version()))
-    figure = figures.draw_accuracy_steps(figures.group_runs(figures.load([tmp_path]))[0])
+        assert "older code" in texts(figures.figure(name).draw(results)), name
+    fake_run(tmp_path, extra=dict(code=code_version()))
+    figure = accuracy_steps.draw_groups(group_runs(load([tmp_path]))[0])
     assert "older code" not in texts(figure)
 
 
@@ -226,22 +258,22 @@ def test_a_run_without_imp_is_refused(tmp_path):
     fake_run(tmp_path, "neuron=if", folder=".")
     checkpoint.save(tmp_path, {"model": {"fc.weight": torch.zeros(2)}})
     with pytest.raises(UserError, match="no IMP"):
-        figures.imp_of(tmp_path)
+        learned_imp.imp_of(tmp_path)
 
 
 def test_committed_figures_are_the_generated_ones():
     made_with = re.search(r"matplotlib (\d[\w.]*);", (RESULTS / "figures" / "README.md").read_text()).group(1)
     if made_with != matplotlib.__version__:
         pytest.skip(f"committed figures were drawn by matplotlib {made_with}, here is {matplotlib.__version__}")
-    for name, (_, draw) in figures.FIGURES.items():
+    for name in figures.names():
         path = RESULTS / "figures" / f"{name}.svg"
         if path.exists():
-            forms = figures.render(draw, RESULTS)
+            forms = figures.render(figures.figure(name).draw, RESULTS)
             assert forms["svg"] == path.read_bytes(), name
             assert forms["png"] == path.with_suffix(".png").read_bytes(), name
 
 
-@pytest.mark.parametrize("steps", figures.CONVERGENCE_T)
+@pytest.mark.parametrize("steps", convergence.TIMESTEPS)
 def test_committed_convergence_follows_the_published_curves(steps):
     curves = json.loads((RESULTS / "figures" / "convergence.json").read_text())["curves"]
     for loss, published in GOLDEN["convergence"]["published"][str(steps)].items():

@@ -155,7 +155,8 @@ def test_what_is_decayed_and_what_is_not(name):
     config = rows()[name]
     model = model_of(config)
     _, lr, decay, spared, *_ = longest(RECIPES, name)
-    groups = {g["kind"]: g for g in parameter_groups(model, config.recipe)}
+    imp = dict(imp_lr=config.neuron.imp_lr, imp_weight_decay=config.neuron.imp_weight_decay)
+    groups = {g["kind"]: g for g in parameter_groups(model, config.recipe, **imp)}
     kind = kinds(model)
     assert {kind[p] for p in groups["decay"]["params"]} == set(kind.values()) - spared - {"imp"}
     assert groups["decay"]["weight_decay"] == decay
@@ -189,7 +190,9 @@ def test_the_neuron_is_the_datasets(name):
     else:
         expected = ("lif", "soft", "ge", c.dataset.name != "dvs_gesture", "sigmoid", [0.4, 0.6])
     assert (n.name, n.reset, n.fire_at, n.detach_reset, n.surrogate, n.imp_init) == expected
-    assert (n.v_threshold, n.v_reset, n.retain, n.tau) == (1.0, 0.0, 0.25, 2.0)
+    assert (n.v_threshold, n.v_reset) == (1.0, 0.0)
+    leak = {"if": {}, "lif": {"tau": 2.0, "decay_input": True}, "leaky": {"retain": 0.25}}
+    assert {k: v for k, v in n.own.items() if k in ("tau", "decay_input", "retain")} == leak[n.name]
     assert n.surrogate_width == {"atan": 2.0, "sigmoid": 4.0, "triangle": 1.0}[n.surrogate]
     assert n.imp_trainable != (n.imp and name.startswith("table2_ncaltech128_"))
 
@@ -317,12 +320,14 @@ def test_described_is_the_papers_equations(name):
         1.0,
         False,
     )
-    assert n.imp_trainable and n.imp_weight_decay == 0 and described.recipe.imp_weight_decay == 0
+    assert n.imp_trainable and n.imp_weight_decay == 0
     assert described.dataset.channel_order == "rgb" and described.augment.cutmix_axes == "spatial"
     assert described.augment.label_smoothing == 0
     assert published.fidelity != "described" == described.fidelity
     assert "fidelity=described" in Path(described.run_dir).parts and described.name == name
-    assert n.decay_input == (n.name != "lif")  # the equations take the input at full weight
+    assert getattr(n, "decay_input", None) == (
+        False if n.name == "lif" else None
+    )  # the equations take the input at full weight
     assert n.name == published.neuron.name and described.recipe.lr == published.recipe.lr
 
 
@@ -330,7 +335,9 @@ def test_described_is_the_papers_equations(name):
 def test_described_takes_the_input_whole(name):
     """h = (1 - tau) s + I: no row halves its input; where the family decays none, nothing is set."""
     published, described = rows()[name].neuron, load_config([f"experiment={name}", "fidelity=described"]).neuron
-    assert published.decay_input and described.decay_input == (described.name != "lif")
+    assert [getattr(n, "decay_input", None) for n in (published, described)] == (
+        [True, False] if described.name == "lif" else [None, None]
+    )
     neuron = build_neuron(**{k: v for k, v in options(described).items() if not k.startswith("imp")})
     charge, retain = neuron.law()[:2]
     assert charge == "if" or (charge == "leaky" and retain == {"lif": 0.5, "leaky": 0.25}[described.name])

@@ -248,7 +248,7 @@ def test_what_the_quick_way_does_not_know_is_hydras(override, monkeypatch):
 def test_a_conf_that_the_quick_way_misreads_is_hydras(monkeypatch):
     asked = []
     monkeypatch.setattr("snn_repro.paper.rows.load_config", lambda o: asked.append(o) or load_config(o))
-    monkeypatch.setattr("snn_repro.quick_compose._merge", lambda tree, more: None)
+    monkeypatch.setattr("snn_repro.config.quick._merge", lambda *_: None)
     assert compose(NAMES[:3]) == {n: rows()[n] for n in NAMES[:3]} and len(asked) == 3
 
 
@@ -270,7 +270,7 @@ def test_listing_rows_needs_neither_torch_nor_scipy(tmp_path):
 def test_cost_of_rows_that_never_ran(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(speed, "_here", {})
+    monkeypatch.setattr(speed, "_measured", {})
     measured = []
     monkeypatch.setattr(speed, "measure", lambda c, device: measured.append(c.name) or (0.01, 0.256))
     config = load_config(["experiment=figure4_cifar10_lts", "seed=3"])
@@ -289,7 +289,7 @@ def test_cost_of_rows_that_never_ran(tmp_path, capsys, monkeypatch):
     out, err = capsys.readouterr()
     assert "~" in out and "a step here on cpu" in out and "estimated from a step on random data on this machine" in out
     assert len(measured) == 9 and err == ""  # kept in this process
-    monkeypatch.setattr(speed, "_here", {})
+    monkeypatch.setattr(speed, "_measured", {})
     assert list_rows.main(["--table", "2", "--cost", "device=cpu"]) == 0
     assert len(measured) == 9 and len(list((tmp_path / "cache/snn_repro").glob("steps-*.json"))) == 1  # and on disk
 
@@ -297,7 +297,7 @@ def test_cost_of_rows_that_never_ran(tmp_path, capsys, monkeypatch):
 def test_a_cost_that_cannot_be_had_is_said(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(speed, "_here", {})
+    monkeypatch.setattr(speed, "_measured", {})
 
     def too_large(*_):
         raise speed.TooLarge("")
@@ -322,10 +322,10 @@ def test_a_cache_that_cannot_be_used_is_done_without(state, tmp_path, monkeypatc
     else:
         monkeypatch.delenv("XDG_CACHE_HOME")
         monkeypatch.setattr(speed.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
-    monkeypatch.setattr(speed, "_here", {})
+    monkeypatch.setattr(speed, "_measured", {})
     monkeypatch.setattr(speed, "measure", lambda c, device: (0.5, 0.0))
     assert speed.estimated_speed(load_config(["device=cpu"])) == (2.0, "cpu")
-    assert speed._here and (state != "damaged" or "[" in speed._file().read_text())
+    assert speed._measured and (state != "damaged" or "[" in speed._file().read_text())
 
 
 def test_a_step_is_timed_and_draws_stay_as_they_were(monkeypatch):

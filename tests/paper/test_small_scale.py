@@ -6,8 +6,10 @@ from fake_runs import fake_run
 from scripts_of_ours import script
 
 from snn_repro.config import load_config
+from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
-from snn_repro.paper.tables import group_runs, load
+from snn_repro.paper import claims
+from snn_repro.paper.results import group_runs, load
 from snn_repro.provenance import code_version
 
 small_scale = script("small_scale")
@@ -15,7 +17,7 @@ small_scale = script("small_scale")
 
 def sweep(folder, dataset="digits", seeds=6, imp=0.0, seed=0, **loss_effect):
     """All cells of a data set: accuracy 0.80 + effects + a common wobble a seed + a little noise."""
-    plan = small_scale.SWEEPS[dataset]
+    plan = claims.SWEEPS[dataset]
     rng = np.random.default_rng(seed)
     for s in range(seeds):
         common = 0.02 * rng.standard_normal()
@@ -32,7 +34,7 @@ def sweep(folder, dataset="digits", seeds=6, imp=0.0, seed=0, **loss_effect):
 
 
 def judged(folder):
-    rows = small_scale.judge_claims(group_runs(load([folder]))[0])
+    rows = claims.judge_claims(group_runs(load([folder]))[0])
     return {(r.claim.split(" ")[0], r.dataset, r.versus): r for r in rows}
 
 
@@ -77,7 +79,7 @@ def test_a_mixture_of_recipes_is_refused(tmp_path):
 
 
 def test_verdict_of_a_claim_over_two_comparisons():
-    overall = small_scale.overall
+    overall = claims.overall
     assert overall(["supported", "supported"]) == "supported"
     assert overall(["supported", "undecided"]) == "undecided"
     assert overall(["not supported", "supported"]) == "not supported"
@@ -100,7 +102,7 @@ def test_the_report_names_older_code_and_unlike_threads(tmp_path):
     for loss in ("sdt", "tet"):
         extra = dict(threads=1 + (loss == "tet"), code=None if loss == "tet" else code_version())
         fake_run(tmp_path / "runs" / "small_scale", f"loss={loss}", extra=extra)
-    text = small_scale.report(tmp_path)
+    text = claims.report(tmp_path)
     assert "older code: 1 of 2 runs" in text
     assert "threads differ" in text and "2 in digits-small-if_imp-tet" in text
 
@@ -115,7 +117,7 @@ def test_unknown_data_set_is_one_sentence(capsys):
     assert "digits_dvs" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("dataset", [d for d in small_scale.SWEEPS if d in small_scale.SETS])
+@pytest.mark.parametrize("dataset", [d for d in claims.SWEEPS if d in SETS])
 def test_the_commands_compose(dataset, capsys):
     assert small_scale.main(["run", dataset, "data_dir=/data", "--print", "--seeds", "7"]) == 0
     words = capsys.readouterr().out.split()

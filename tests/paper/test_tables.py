@@ -12,26 +12,12 @@ from fake_runs import fake_run
 from scripts_of_ours import script
 
 from snn_repro.errors import UserError
+from snn_repro.paper.differences import gain, recipe_difference
+from snn_repro.paper.formats import Column, Table, to_csv, to_html, to_latex, to_markdown
+from snn_repro.paper.results import collect, group_runs, load, right_answers
 from snn_repro.paper.rows import PaperRow
 from snn_repro.paper.statistics import mcnemar, paired, summary, wilson
-from snn_repro.paper.tables import (
-    MEASURED,
-    Column,
-    Table,
-    collect,
-    fill_in,
-    gain,
-    generate,
-    group_runs,
-    load,
-    paper_table,
-    recipe_difference,
-    right_answers,
-    to_csv,
-    to_html,
-    to_latex,
-    to_markdown,
-)
+from snn_repro.paper.tables import MEASURED, fill_in, generate, paper_table
 from snn_repro.provenance import code_version
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -104,7 +90,7 @@ def test_one_seed_without_predictions_has_no_p(tmp_path):
     [
         (("recipe.epochs=20",), {}, "recipe.epochs"),
         (("neuron.detach_reset=true",), {}, "neuron.detach_reset"),
-        ((), {"split": "b" * 64}, "split_sha256"),
+        ((), {"split": "b" * 64}, "split: "),
         ((), {"precision": "bf16 autocast"}, "precision"),
         ((), {"seed": 9}, "no seed"),
     ],

@@ -14,8 +14,11 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from snn_repro import config as schema
-from snn_repro.config import CONF_DIR, NOT_HASHED, Config
+from snn_repro.config.check import check, set_own_apart
+from snn_repro.config.compose import tweaks
+from snn_repro.config.identity import NOT_HASHED
+from snn_repro.config.schema import CONF_DIR, OWN, Config, LoggerConfig, SlurmConfig
+from snn_repro.config.sentences import conf_files
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 PLACES = {"seed", *NOT_HASHED} - {"run_dir", "baselines", "unspecified", "caveats"}
@@ -53,7 +56,7 @@ class QuickRows:
     def read(self, group: str, choice: str) -> tuple[bool, list, dict]:
         """(whether its keys start at the top, its defaults, its keys) of conf/<group>/<choice>.yaml."""
         if (group, choice) not in self.files:
-            path = schema.conf_files(group).get(choice, Path(CONF_DIR, group, f"{choice}.yaml"))
+            path = conf_files(group).get(choice, Path(CONF_DIR, group, f"{choice}.yaml"))
             try:
                 text = path.read_text("utf-8")
                 keys = LOADER(text).get_single_data() or {}
@@ -93,28 +96,37 @@ class QuickRows:
                     choice = groups.get(other[1])
                 if choice is None:
                     continue
-                on_top, defaults, keys = self.read(group, choice)
-                if defaults and group != "experiment":
-                    raise Unlike(group)
-                _merge(tree, keys if on_top else {group: keys})
+                self.merge(tree, group, choice)
         for path in self.given:
             part, value = tree, self.first
             for word in path:
                 value = getattr(value, word)
             for word in path[:-1]:
                 part = part[word]
-            part[path[-1]] = _plain(value)
-        config = _typed(Config, _resolved(tree, tree, ""))
+            part[path[-1]] = dataclasses.asdict(value) if isinstance(value, LoggerConfig | SlurmConfig) else value
+        tree = _resolved(tree, tree, "")
+        set_own_apart(tree)
+        config = _typed(Config, tree)
         config.run_dir = self.folder(config)
-        schema.check(config)
+        check(config)
         return config
+
+    def merge(self, tree: dict, group: str, choice: str) -> None:
+        """Lay conf/<group>/<choice>.yaml over the tree, after the choices of its group that it builds on."""
+        on_top, defaults, keys = self.read(group, choice)
+        for other in defaults if group != "experiment" else ():
+            if other != "_self_":
+                if not isinstance(other, str) or defaults[-1] != "_self_":
+                    raise Unlike(other)
+                self.merge(tree, group, other)
+        _merge(tree, keys if on_top else {group: keys})
 
     def folder(self, config: Config) -> str:
         """hydra.run.dir of a row."""
         values = {
             "${name}": config.name,
             "${seed}": str(config.seed),
-            "${tweaks:${hydra:overrides.task}}": schema.tweaks([f"experiment={config.name}", *self.overrides]),
+            "${tweaks:${hydra:overrides.task}}": tweaks([f"experiment={config.name}", *self.overrides]),
         }
         pattern = self.main["hydra"]["run"]["dir"]
         for key, value in values.items():
@@ -124,26 +136,22 @@ class QuickRows:
         return str(Path(pattern).absolute())
 
 
-def _defaults(part: type) -> dict:
-    tree = {}
+def _defaults(part: Any) -> dict:
+    tree: dict[str, Any] = {}
     for f in dataclasses.fields(part):
         if dataclasses.is_dataclass(f.type):
             tree[f.name] = _defaults(f.type)
-        else:
+        elif f.metadata:  # not `own`: those keys come from the yamls
             tree[f.name] = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
     return tree
 
 
-def _plain(value: Any) -> Any:
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
-
-
-def _merge(tree: dict, more: dict) -> None:
+def _merge(tree: dict, more: dict, own: bool = False) -> None:
     for key, value in more.items():
-        if key not in tree or isinstance(tree[key], dict) != isinstance(value, dict):
+        if key not in tree and not own or isinstance(tree.get(key), dict) != isinstance(value, dict):
             raise Unlike(key)
         if isinstance(value, dict):
-            _merge(tree[key], value)
+            _merge(tree[key], value, key in OWN)
         else:
             tree[key] = value
 
@@ -172,9 +180,10 @@ def _resolved(part: Any, tree: dict, path: str) -> Any:
 def _typed(hint: Any, value: Any) -> Any:
     """A value as the schema has it; anything that would have to be converted is Hydra's."""
     if dataclasses.is_dataclass(hint):
-        return hint(**{f.name: _typed(f.type, value[f.name]) for f in dataclasses.fields(hint)})
-    if typing.get_origin(hint) is dict and value == {}:  # `own`: a row with such settings did not get here
-        return {}
+        make: Any = hint
+        return make(**{f.name: _typed(f.type, value[f.name]) for f in dataclasses.fields(hint)})
+    if typing.get_origin(hint) is dict:  # `own`
+        return value
     for one in typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
         if typing.get_origin(one) is list and isinstance(value, list):
             return [_typed(typing.get_args(one)[0], v) for v in value]

@@ -1,0 +1,219 @@
+"""The one gate from a composed configuration to a `Config`: types, ranges, what goes together, and keys without effect."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from snn_repro.config.schema import GROUPS, MISSING, OWN, PAPER_TABLES, Config, ConfigError
+from snn_repro.config.sentences import explain, keys, unknown
+from snn_repro.errors import UserError, nearest
+from snn_repro.registry import SETS
+from snn_repro.settings import Setting
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def checked(node: "DictConfig | dict") -> Config:
+    """Turn a composed configuration into a `Config`, or raise ConfigError with one sentence.
+
+    The merge with a fresh schema also refuses keys that were added with `+key=`.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        plain: Any = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
+        set_own_apart(plain)
+        config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from None
+    check(config)
+    return config
+
+
+_PARTS: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(Config)}
+
+
+def set_own_apart(plain: dict) -> None:
+    """Move the keys that the schema does not have into `own`: all settings of the chosen class, each with its value.
+
+    Raises ConfigError for one that the class does not have, and for a value that its Setting refuses.
+    """
+    for group, registry in OWN.items():
+        part = plain.get(group)
+        if not isinstance(part, dict) or part.get("name", MISSING) in (None, MISSING):
+            continue  # said by whoever merges it with the schema
+        shared = {f.name for f in dataclasses.fields(_PARTS[group])} - {"own"}
+        given = {str(k): part.pop(k) for k in [*part] if k not in shared}
+        try:
+            if part["name"] in registry:
+                for k in given.keys() - registry.settings(part["name"]).keys():
+                    if f"{group}.{k}" not in keys():
+                        raise ConfigError(unknown(f"{group}.{k}"))
+            part["own"] = registry.checked(part["name"], given)
+        except UserError as error:
+            raise ConfigError(str(error)) from None
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError for a value out of range, or values that do not go together; the types are right already."""
+    for name, value, setting in _leaves(config):
+        try:
+            if value is not None:
+                setting.check_range(name, value)
+        except UserError as error:
+            raise ConfigError(str(error)) from None
+    for sentence in _wrong(config):
+        raise ConfigError(sentence)
+
+
+def _leaves(part: Any, prefix: str = "") -> Iterator[tuple[str, Any, Setting]]:
+    for f in dataclasses.fields(part):
+        value = getattr(part, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, f"{prefix}{f.name}.")
+        elif f.metadata:
+            yield prefix + f.name, value, f.metadata["setting"]
+
+
+def _wrong(c: Config) -> Iterator[str]:
+    """A sentence for each value that the words, names and other values do not allow."""
+    for word in {*c.recipe.no_decay} - {"bias", "norm", "te"}:
+        yield f"recipe.no_decay has '{word}'; its words are: bias, norm, te (IMP has neuron.imp_weight_decay)"
+    if not re.fullmatch(r"[\w.,=+\[\]-]+", c.name):
+        yield f"name={c.name} names a folder; use letters, digits and any of . , = + - _ [ ]"
+    if not c.name.strip(".") or len(c.name.encode()) > 200:
+        why = "is too long" if c.name.strip(".") else "would leave the folder of all runs"
+        yield f"name={c.name} names a folder and {why}; use a name of up to 200 characters"
+    if c.paper_row is not None and PAPER_TABLES.is_file():  # results/ is no part of a package that was built
+        known = re.findall(r"^- id: (\S+)$", PAPER_TABLES.read_text("utf-8"), re.MULTILINE)
+        if c.paper_row not in known:
+            yield (
+                f"paper_row={c.paper_row} is no row of results/{PAPER_TABLES.name}{nearest(c.paper_row, known)}; "
+                "leave it out for a run that reproduces none"
+            )
+    d, facts, r, a = c.dataset, SETS[c.dataset.name], c.recipe, c.augment
+    if not facts.resizable and d.frame_size not in (None, facts.shape[1]):
+        yield (
+            f"dataset.frame_size={d.frame_size}: {d.name} has {facts.shape[1]} pixels and cannot be resized; leave "
+            "dataset.frame_size out" + ", and choose model=vgg128 or small instead of vgg48" * (c.model.name == "vgg48")
+        )
+    if d.split not in facts.splits:
+        known = facts.splits
+        yield f"dataset.split={d.split} is unknown for {d.name}; choose one of: {', '.join(known)}{nearest(d.split, known)}"
+    if c.model.name == "vgg48" and frame_shape(c)[1:] != (48, 48):
+        size = "x".join(map(str, frame_shape(c)[1:]))
+        fix = "set dataset.frame_size=48 or choose model=vgg128" if facts.resizable else "choose model=vgg128 or small"
+        yield f"model=vgg48 is wired for 48x48 pixels and dataset={d.name} gives {size}; {fix}"
+    if a.label_smoothing > 0 and c.loss.name == "tet_s":
+        yield f"augment.label_smoothing={a.label_smoothing} would smooth twice with loss=tet_s; use loss.epsilon"
+    if a.mixup == 0 and a.cutmix == 0 and a.mix_prob < 1:
+        yield f"augment.mix_prob={a.mix_prob} mixes nothing; set augment.mixup or augment.cutmix as well"
+    if r.warmup_epochs >= r.epochs and r.warmup_epochs > 0:
+        yield f"recipe.warmup_epochs={r.warmup_epochs} leaves no epoch of recipe.epochs={r.epochs}; make it smaller"
+    if r.min_lr > r.lr:
+        yield f"recipe.min_lr={r.min_lr} is above recipe.lr={r.lr}; make it smaller"
+    if r.accumulate > r.batch_size:
+        yield f"recipe.accumulate={r.accumulate} is more than recipe.batch_size={r.batch_size} can be split into"
+    for option in ("event_policy", "nda", "eventdrop"):
+        if facts.static and getattr(a, option):
+            yield f"augment.{option}=true works on event frames and dataset={d.name} has images"
+    if a.eventdrop and not facts.prepared:
+        yield f"augment.eventdrop=true works on recordings and dataset={d.name} has only frames: set it to false"
+    for option in ("randaugment_ops", "rrc_min_area"):
+        if not facts.static and (value := getattr(a, option)):
+            yield f"augment.{option}={value} works on images and dataset={d.name} has event frames"
+
+
+def frame_shape(c: Config) -> tuple[int, int, int]:
+    """[C, H, W] of one frame as the network sees it, known before any data is read."""
+    return SETS[c.dataset.name].frame_shape(c.dataset.frame_size)
+
+
+def check_machine(config: Config) -> None:
+    """Raise ConfigError for more threads than this machine can sensibly run."""
+    cores = os.cpu_count() or 1
+    limit = max(4 * cores, 16)
+    if config.threads > limit:
+        raise ConfigError(
+            f"threads={config.threads} is more than this machine takes: it has {cores} CPU cores, the limit is {limit}"
+        )
+
+
+# ---------------------------------------------------------------- keys without effect
+
+
+def given_keys(overrides: Iterable[str]) -> dict[str, str]:
+    """`{"recipe.lr": "recipe.lr=0.05", ...}`: the keys that were set one by one, not those of a chosen file."""
+    pairs = ((o.lstrip("+").split("=")[0], o) for o in overrides if "=" in o and not o.startswith("~"))
+    return {name: o for name, o in pairs if name not in GROUPS and not name.startswith("hydra")}
+
+
+class _Idle(NamedTuple):
+    """Keys that only some configurations read."""
+
+    keys: tuple[str, ...]
+    read: Callable[[Config], bool]  # whether this configuration reads them
+    because: str  # the key that decides it
+    needs: str
+
+
+_IDLE = (
+    _Idle(("recipe.momentum", "recipe.nesterov"), lambda c: c.recipe.optimizer == "sgd", "recipe.optimizer", "recipe.optimizer=sgd"),
+    _Idle(("recipe.eps",), lambda c: c.recipe.optimizer != "sgd", "recipe.optimizer", "recipe.optimizer=adam, adamw or lamb"),
+    _Idle(("recipe.step_epochs", "recipe.step_gamma"), lambda c: c.recipe.schedule == "step", "recipe.schedule", "recipe.schedule=step"),
+    _Idle(("recipe.min_lr",), lambda c: c.recipe.schedule == "cosine", "recipe.schedule", "recipe.schedule=cosine"),
+    _Idle(("recipe.warmup_factor",), lambda c: c.recipe.warmup_epochs > 0, "recipe.warmup_epochs", "recipe.warmup_epochs above 0"),
+    _Idle(
+        ("neuron.imp_init", "neuron.imp_trainable", "neuron.imp_lr", "neuron.imp_weight_decay"),
+        lambda c: c.neuron.imp, "neuron.imp", "a neuron with IMP, such as neuron=if_imp",
+    ),
+    _Idle(
+        ("neuron.imp_lr", "neuron.imp_weight_decay"),
+        lambda c: c.neuron.imp_trainable, "neuron.imp_trainable", "neuron.imp_trainable=true",
+    ),
+    _Idle(("neuron.v_reset",), lambda c: c.neuron.reset == "hard", "neuron.reset", "neuron.reset=hard"),
+    _Idle(("dataset.integrate_by",), lambda c: not SETS[c.dataset.name].static, "dataset.name", "a data set of events"),
+    _Idle(("dataset.channel_order",), lambda c: SETS[c.dataset.name].shape[0] == 3, "dataset.name", "colour images"),
+    _Idle(
+        ("dataset.split_seed",), lambda c: c.dataset.validation > 0 or c.dataset.train_subset > 0, "dataset.validation",
+        "dataset.validation or dataset.train_subset above 0",
+    ),
+    _Idle(
+        ("augment.randaugment_level", "augment.randaugment_std"), lambda c: c.augment.randaugment_ops > 0,
+        "augment.randaugment_ops", "augment.randaugment_ops above 0",
+    ),
+    _Idle(
+        ("augment.interpolation",), lambda c: c.augment.rrc_min_area > 0 or SETS[c.dataset.name].from_files, "augment.rrc_min_area",
+        "augment.rrc_min_area above 0",
+    ),
+    _Idle(("augment.test_resize",), lambda c: SETS[c.dataset.name].from_files, "dataset.name", "dataset=imagenet1k or another set of image files"),
+    _Idle(("augment.mix_prob",), lambda c: c.augment.mixup > 0 or c.augment.cutmix > 0, "augment.mixup", "augment.mixup or augment.cutmix above 0"),
+    _Idle(("augment.cutmix_axes",), lambda c: c.augment.cutmix > 0, "augment.cutmix", "augment.cutmix above 0"),
+    _Idle(("augment.cutmix_axes",), lambda c: not SETS[c.dataset.name].static, "dataset.name", "a data set of events"),
+)  # fmt: skip
+
+
+def idle(config: Config, overrides: Iterable[str]) -> dict[str, str]:
+    """`{key: sentence}` of the keys that the user set by hand and that this configuration does not read."""
+    found: dict[str, str] = {}
+    given = given_keys(overrides)
+    for name in given:  # another choice has it, and it was given with the value that it has there
+        group, _, key = name.partition(".")
+        if group in OWN and not hasattr(getattr(config, group), key):
+            choice = getattr(config, group).name
+            found[name] = f"{given[name]} has no effect with {group}={choice}; leave it out"
+    for rule in _IDLE:
+        for name in rule.keys:
+            if name in given and name not in found and not rule.read(config):
+                room, _, last = rule.because.partition(".")
+                value = getattr(getattr(config, room), last)
+                shown = str(value).lower() if isinstance(value, bool) else value
+                because = room if last == "name" else rule.because
+                found[name] = (
+                    f"{given[name]} has no effect with {because}={shown}; it needs {rule.needs}, or leave it out"
+                )
+    return found

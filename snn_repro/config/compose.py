@@ -1,0 +1,278 @@
+"""From what was typed to a checked `Config`: Hydra composes `conf/`, one run or all runs of a sweep."""
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.utils import configure_log
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+from snn_repro import outside
+from snn_repro.config.check import check_machine, checked, given_keys, idle
+from snn_repro.config.identity import NOT_HASHED
+from snn_repro.config.schema import CONF_DIR, GROUPS, OWN, Config, ConfigError
+from snn_repro.config.sentences import choices, explain, quoted
+
+log = logging.getLogger("snn_repro")
+
+
+def _schema() -> DictConfig:
+    """What Hydra composes with. The parts in OWN let other keys pass; `checked` says which of them there are."""
+    node = OmegaConf.structured(Config)
+    for group in OWN:
+        OmegaConf.set_struct(node[group], False)
+        node[group].pop("own")
+    return node
+
+
+ConfigStore.instance().store(name="schema", node=_schema())
+
+# Overrides that already show in a run's folder name, or that change no number.
+_NOT_IN_FOLDER = ("name", "seed", *NOT_HASHED)
+
+
+def tweaks(overrides: list[str]) -> str:
+    """The part of a run's folder between row and seed: the overrides that neither the row's name nor the seed says.
+
+    Without an experiment the name holds the four choices; with one, each override departs from the row. A name of the
+    user's own says none of them.
+    """
+    named = {o.split("=")[0] for o in overrides} & {"name", "experiment"}
+    in_name = () if named else ("dataset", "model", "neuron", "loss")
+    skip = (*(() if "name" in named else ("experiment",)), *in_name, *_NOT_IN_FOLDER)
+    parts = []
+    for override in sorted(overrides):
+        name = override.split("=")[0].lstrip("+~")
+        if not any(name == k or name.startswith(k + ".") for k in skip if k not in GROUPS) and name not in skip:
+            parts.append(re.sub(r"""^([^=]*=)(["'])(.*)\2$""", r"\1\3", override).replace("/", "_"))
+    text = ",".join(parts)
+    return text if len(text) <= 200 else hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+OmegaConf.register_new_resolver("tweaks", lambda overrides: tweaks(list(overrides)), replace=True)
+# For conf/fidelity/described.yaml: false for the one family that can decay its input, else the key's default.
+OmegaConf.register_new_resolver("undecayed", lambda family: family != "lif", replace=True)
+
+
+# ---------------------------------------------------------------- composing
+
+
+def load_config(overrides: list[str] | None = None) -> Config:
+    """Compose `conf/` with Hydra overrides (as on the command line) and check the result.
+
+    `hydra.run.dir=...` among the overrides sets `run_dir`. Raises ConfigError with one sentence.
+    """
+    return compose_checked(readable(overrides or []), say=log.warning)
+
+
+def compose_checked(overrides: list[str], sweep: bool = False, say: Callable[[str], None] = lambda _: None) -> Config:
+    """As `load_config`, for overrides that `readable` has seen; with `sweep`, `run_dir` is where a multirun puts this
+    job, and it is left to the caller to refuse keys without effect (`idle`). `say` hears what was adjusted."""
+    refuse_misplaced(overrides, sweep)
+    with _hydra():
+        before = HydraConfig.instance().cfg
+        try:
+            node = compose("train", overrides=overrides, return_hydra_config=True)
+            HydraConfig.instance().set_config(node)
+            refuse_code(node)
+            folder = Path(node.hydra.sweep.dir, node.hydra.sweep.subdir) if sweep else Path(node.hydra.run.dir)
+            elsewhere = "submitit" in node.hydra.launcher._target_
+            if "hydra" in node:
+                OmegaConf.set_struct(node, False)
+                node.pop("hydra")
+            config = settled(node, overrides, say)
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:
+            raise ConfigError(explain(error)) from None
+        finally:
+            HydraConfig.instance().cfg = before
+    if not elsewhere:
+        check_machine(config)
+    if not sweep:
+        for sentence in idle(config, overrides).values():
+            raise ConfigError(sentence)
+    config.run_dir = str(folder.absolute())
+    return config
+
+
+# ---------------------------------------------------------------- what was typed
+
+PATHS = ("data_dir", "cache_dir", "model.weights", "hydra.run.dir", "hydra.sweep.dir")
+
+
+def readable(overrides: Iterable[str], sweep: bool = False) -> list[str]:
+    """The overrides with `~` of a path expanded, and with quotes around paths that Hydra's grammar cannot read bare
+    (`=`, accents, brackets, commas of a single run). What needs neither stays as it is."""
+    return [_readable_path(o, sweep) if o.lstrip("+").split("=")[0] in PATHS else o for o in overrides]
+
+
+def _readable_path(override: str, sweep: bool) -> str:
+    name, _, value = override.partition("=")
+    if not value or "${" in value:
+        return override
+    if value[0] in "\"'" and value[-1] == value[0]:
+        return f"{name}={value[0]}{os.path.expanduser(value[1:-1])}{value[0]}"
+    path = os.path.expanduser(value)
+    try:
+        parsed = OverridesParser.create().parse_override(f"{name}={path}")
+    except HydraException:
+        if sweep and "," in value:
+            return f"{name}={','.join(quoted(os.path.expanduser(part.strip())) for part in value.split(','))}"
+        return f"{name}={quoted(path)}"
+    if parsed.is_sweep_override():
+        return override if sweep or "(" in value else f"{name}={quoted(path)}"
+    if parsed.value() is None:
+        return override
+    return f"{name}={path}" if isinstance(parsed.value(), str) else f"{name}={quoted(path)}"
+
+
+def refuse_misplaced(overrides: Iterable[str], sweep: bool) -> None:
+    """Raise ConfigError for an override that would be ignored, or that means something else where it stands."""
+    for override in overrides:
+        name, equals, value = override.lstrip("+").partition("=")
+        group, _, last = name.partition(".")
+        if last == "name" and group in ("dataset", "model", "neuron", "loss"):
+            raise ConfigError(
+                f"{override} would change the name without the other values of conf/{group}/; write {group}={value or 'NAME'}"
+            )
+        if name == "hydra.run.dir" and sweep:
+            raise ConfigError(
+                "hydra.run.dir is for a single run; in a sweep use hydra.sweep.dir=DIR (each run gets DIR/<row>/seed<k>) or name=..."
+            )
+        if name in ("hydra.sweep.dir", "hydra.sweep.subdir") and not sweep:
+            raise ConfigError(f"{name} is for sweeps (-m); for a single run use hydra.run.dir=DIR")
+        if name in ("hydra.run.dir", "hydra.sweep.dir") and equals and value in ("", "null", "''", '""'):
+            raise ConfigError(f"{override} names no folder; write {name}=DIR, or leave it out")
+
+
+def settled(node: DictConfig, overrides: Iterable[str], say: Callable[[str], None]) -> Config:
+    """`checked(node)`; with `recipe.epochs` set by hand, the recipe's own warm-up keeps its share of a shorter training."""
+    given, recipe = given_keys(overrides), node.get("recipe") or {}
+    epochs, warmup = recipe.get("epochs"), recipe.get("warmup_epochs")
+    by_hand = "recipe.epochs" in given and "recipe.warmup_epochs" not in given
+    if by_hand and isinstance(epochs, int) and isinstance(warmup, int) and 0 < epochs <= warmup:
+        with _hydra(), contextlib.suppress(HydraException):  # what is wrong there is said by `checked`
+            others = [o for o in overrides if o.lstrip("+").split("=")[0] != "recipe.epochs"]
+            usual = compose("train", overrides=others).recipe.epochs
+            node.recipe.warmup_epochs = warmup * epochs // max(usual, epochs + 1)
+            say(
+                f"recipe.warmup_epochs is {node.recipe.warmup_epochs} instead of the recipe's {warmup} (of {usual} epochs), "
+                f"because of recipe.epochs={epochs}"
+            )
+    return checked(node)
+
+
+@contextlib.contextmanager
+def multirun_config(overrides: list[str]) -> Iterator[tuple[DictConfig, Any]]:
+    """Hydra's configuration of a whole sweep, and the HydraContext that its launchers ask for."""
+    with _hydra() as hydra:
+        before = HydraConfig.instance().cfg
+        try:
+            node = hydra.compose_config("train", [*overrides, "hydra.mode=MULTIRUN"], run_mode=RunMode.MULTIRUN)
+            HydraConfig.instance().set_config(node)
+            refuse_code(node)
+        except (HydraException, OmegaConfBaseException) as error:
+            HydraConfig.instance().cfg = before
+            raise ConfigError(explain(error)) from None
+        configure_log(node.hydra.hydra_logging, node.hydra.verbose)
+        try:
+            yield node, HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks())
+        finally:
+            HydraConfig.instance().cfg = before
+
+
+def refuse_code(node: DictConfig) -> None:
+    """Raise ConfigError when `hydra.*` of a composed configuration names code to run that is not a launcher or sweeper of Hydra or its plugins.
+
+    The project's own keys need no such check: nothing is ever instantiated from them, and the schema knows no `_target_`.
+    """
+
+    def walk(part: Any, path: str) -> Iterator[tuple[str, str]]:
+        if isinstance(part, dict | list):
+            for k, v in part.items() if isinstance(part, dict) else enumerate(part):
+                if k in ("_target_", "()", "class") or (isinstance(v, str) and v.startswith(("ext://", "cfg://"))):
+                    yield f"{path}.{k}", str(v)
+                yield from walk(v, f"{path}.{k}")
+
+    allowed = {  # Hydra makes objects from these and from nothing else
+        "hydra.launcher._target_": ("hydra._internal.core_plugins.", "hydra_plugins."),
+        "hydra.sweeper._target_": ("hydra._internal.core_plugins.", "hydra_plugins."),
+        "hydra.sweeper.sampler._target_": ("optuna.samplers.",),
+    }
+    hydra = node.hydra
+    with read_write(hydra), open_dict(hydra):
+        hydra.runtime.output_dir = ""  # not known yet, and the log file's name asks for it
+    for room in ("launcher", "sweeper", "callbacks", "job_logging", "hydra_logging"):
+        part = OmegaConf.to_container(hydra[room], resolve=True) if hydra.get(room) else {}
+        for path, value in walk(part, f"hydra.{room}"):
+            known = ("logging.", "colorlog.", "ext://sys.std") if room.endswith("logging") else allowed.get(path, ())
+            if not value.startswith(known):
+                raise ConfigError(
+                    f"{path}={value} would run code from the configuration; choose with hydra/launcher=, hydra/sweeper= or "
+                    "hydra/job_logging= instead"
+                )
+
+
+class OutsideConf(SearchPathPlugin):
+    """Tells Hydra of the folders `conf/` of packages from outside."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in outside.conf_dirs():
+            search_path.append("snn_repro", folder.as_uri())
+
+
+def search_outside() -> None:
+    """Let Hydra look for choices in the folders of packages from outside too, wherever it composes in this process."""
+    if outside.conf_dirs():
+        Plugins.instance().register(OutsideConf)
+
+
+@contextlib.contextmanager
+def _hydra() -> Iterator[Hydra]:
+    """Hydra with `conf/`, ready to compose, inside a running Hydra job or outside of one."""
+    if not CONF_DIR.is_dir():
+        raise ConfigError(f"{CONF_DIR} is missing: install snn_repro again, from a wheel or with `pip install -e .`")
+    search_outside()
+    saved = dict(GlobalHydra.instance().__dict__)
+    GlobalHydra.instance().clear()
+    initialize_config_dir(str(CONF_DIR), version_base="1.3")
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    try:
+        yield hydra
+    finally:
+        GlobalHydra.instance().clear()
+        GlobalHydra.instance().__dict__.update(saved)
+
+
+def sweep_jobs(overrides: list[str]) -> list[list[str]]:
+    """Expand multirun overrides (`neuron=if,if_imp`, `glob(...)`) into one list of overrides a job."""
+    with _hydra() as hydra:
+        try:
+            parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(overrides)
+            jobs = BasicSweeper.split_arguments(parsed, None)[0]
+        except HydraException as error:
+            raise ConfigError(explain(error)) from None
+        if not jobs:
+            empty = [str(o.input_line) for o in parsed if o.is_sweep_override() and not list(o.sweep_string_iterator())]
+            known = ", ".join(choices("experiment")) or "none"
+            raise ConfigError(f"{' and '.join(empty)} matches nothing, so the sweep is empty; experiments are: {known}")
+    return jobs

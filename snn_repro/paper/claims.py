@@ -1,0 +1,272 @@
+"""The paper's five claims, tested at the size that fits two CPU cores: what is run, how it is judged, and the report."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from snn_repro.data.sets import SETS
+from snn_repro.errors import UserError
+from snn_repro.paper.differences import recipe_difference, remarks
+from snn_repro.paper.formats import Column, Table, to_markdown
+from snn_repro.paper.results import Group, group_runs, load
+from snn_repro.paper.statistics import holm, paired
+from snn_repro.paper.tables import BY_STEP
+
+SWEEP_DIR = "runs/small_scale"
+SEEDS = 5  # at least; the report uses every seed that both sides of a comparison have
+ALPHA = 0.05
+
+
+class Sweep(NamedTuple):
+    """Every neuron x loss x seed of one data set, under one recipe."""
+
+    static: bool
+    neurons: tuple[str, str]
+    losses: tuple[str, ...]
+    overrides: tuple[str, ...]
+    about: str
+
+
+SWEEPS = {
+    "digits": Sweep(
+        True, ("if", "if_imp"), ("sdt", "tet", "lts"), (),
+        "1,797 real handwritten digits, 8x8; nearly saturated, so differences are small by construction",
+    ),
+    "fashion_mnist": Sweep(
+        True, ("if", "if_imp"), ("sdt", "tet", "lts"),
+        ("dataset.train_subset=6000", "recipe.epochs=8", "recipe.batch_size=64"),
+        "6,000 of the 60,000 real training images (stratified), all 10,000 test images",
+    ),
+    "digits_dvs": Sweep(
+        False, ("lif", "lif_imp"), ("sdt", "tet", "tet_s"), (),
+        "the digits as an emulated event camera sees them; events emulated from real images",
+    ),
+    "fashion_mnist_dvs": Sweep(
+        False, ("lif", "lif_imp"), ("sdt", "tet", "tet_s"),
+        ("dataset.train_subset=6000", "timesteps=5", "recipe.epochs=5"),
+        "6,000 training images and all test images of Fashion-MNIST as an emulated event camera sees them, T=5",
+    ),
+}  # fmt: skip
+
+
+class Claim(NamedTuple):
+    """`better` over each of `worse`: losses, or IMP over none; tested on static or event data, or both (None)."""
+
+    text: str
+    static: bool | None
+    better: str
+    worse: tuple[str, ...]
+
+
+CLAIMS = (
+    Claim("IMP helps", None, "imp", ("none",)),
+    Claim("TET beats SDT on event data", False, "tet", ("sdt",)),
+    Claim("SDT beats TET on static data", True, "sdt", ("tet",)),
+    Claim("LTS beats both SDT and TET on static data", True, "lts", ("sdt", "tet")),
+    Claim("TET-S beats TET on event data", False, "tet_s", ("tet",)),
+)
+
+
+def command(dataset: str, seeds: int, more: Sequence[str] = ()) -> list[str]:
+    """The Hydra multirun of one data set, as words; `more` are further overrides."""
+    sweep = SWEEPS[dataset]
+    return [
+        "python", "-m", "snn_repro.train", "-m", f"dataset={dataset}", "model=small", f"neuron={','.join(sweep.neurons)}",
+        f"loss={','.join(sweep.losses)}", f"seed={','.join(map(str, range(seeds)))}", *sweep.overrides, *more,
+        "logger.mode=disabled", f"hydra.sweep.dir={SWEEP_DIR}",
+    ]  # fmt: skip
+
+
+# ---------------------------------------------------------------- testing the claims
+
+Accuracies = dict[tuple[str, str], dict[int, float]]  # ("imp" | "none", loss) -> seed -> accuracy %
+
+
+@dataclass
+class Comparison:
+    """One claim on one data set: effect in percentage points, interval, p, and what is concluded."""
+
+    claim: str
+    dataset: str
+    versus: str
+    n: int | None = None
+    effect: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    p_sign_flip: float | None = None
+    p_holm: float | None = None
+    verdict: str = "not run"
+
+
+def accuracies(groups: Sequence[Group], dataset: str) -> Accuracies:
+    """Accuracy of the last epoch of one data set, by IMP, loss and seed.
+
+    Raises UserError when two configurations have the same IMP and loss, or when not all have the same recipe.
+    """
+    mine = [g for g in groups if g.first["dataset"] == dataset]
+    by_method: dict[tuple[str, str], Group] = {}
+    for group in mine:
+        loss = group.first["loss"]
+        other = by_method.setdefault(("imp" if group.first["neuron"]["imp"] else "none", loss), group)
+        if other is not group:
+            raise UserError(
+                f"{dataset} has two configurations of {loss} ({other.label}; {group.label}); keep the runs of one"
+            )
+        if differences := recipe_difference(mine[0].first, group.first):
+            raise UserError(f"{group.label} has another recipe than {mine[0].label}: {'; '.join(differences)}")
+    return {key: {run["seed"]: 100 * run["acc_last"] for run in group.runs} for key, group in by_method.items()}
+
+
+def contrast(accuracy: Accuracies, losses: Sequence[str], better: str, worse: str) -> tuple[list[float], list[float]]:
+    """(worse, better) by seed, each the mean over the other factor: losses for IMP, IMP on and off for a loss."""
+    if better == "imp":
+        sides = [[(imp, loss) for loss in losses] for imp in ("none", "imp")]
+    else:
+        sides = [[(imp, loss) for imp in ("none", "imp")] for loss in (worse, better)]
+    if any(key not in accuracy for side in sides for key in side):
+        return [], []
+    seeds = sorted(set.intersection(*(set(accuracy[key]) for side in sides for key in side)))
+    before, after = ([sum(accuracy[key][s] for key in side) / len(side) for s in seeds] for side in sides)
+    return before, after
+
+
+def judge_claims(groups: Sequence[Group]) -> list[Comparison]:
+    """Every claim on every data set that has runs or could have them, judged as RULE says."""
+    sets = [d for d in SWEEPS if d in SETS or any(g.first["dataset"] == d for g in groups)]
+    accuracy = {dataset: accuracies(groups, dataset) for dataset in sets}
+    rows, tested, p_values = [], [], []
+    for claim in CLAIMS:
+        for dataset in sets:
+            if claim.static not in (None, SWEEPS[dataset].static):
+                continue
+            for worse in claim.worse:
+                versus = "same network without IMP" if worse == "none" else worse.upper().replace("_", "-")
+                row = Comparison(claim.text, dataset, versus)
+                rows.append(row)
+                before, after = contrast(accuracy[dataset], SWEEPS[dataset].losses, claim.better, worse)
+                if len(before) < 2:
+                    continue
+                row.effect, _, row.n, row.low, row.high, row.p, row.p_sign_flip = test = paired(before, after)
+                if test.p is not None:
+                    tested.append(row)
+                    p_values.append(test.p)
+    for row, p in zip(tested, holm(p_values), strict=True):
+        row.p_holm = p
+        row.verdict = judge(row)
+    return rows
+
+
+RULE = f"""\
+Fixed before any number was seen:
+
+- Accuracy is that of the test set after the last epoch, read as the loss prescribes (LTS: last step; others: mean over
+  time). No epoch is chosen by the test set.
+- A comparison is paired over seeds: both sides of a seed share initial weights and data order. "IMP helps" is the mean over
+  the losses of (with IMP - without); a comparison of losses is the mean over IMP on and off.
+- Effect: mean difference in percentage points; interval: 95 %, Student's t over the seeds; p: paired t-test, two-sided,
+  adjusted by Holm over all comparisons below. Beside it stands the exact sign-flip p, which cannot be below 2/2^n.
+- **supported**: at least {SEEDS} seeds, the interval lies above 0, and Holm's p is below {ALPHA}.
+- **not supported**: the same with the interval below 0: the opposite was found.
+- **undecided**: everything else; "leans for" or "leans against" where the interval excludes 0 but Holm's p does not hold.
+- A claim over two comparisons (LTS beats both) is supported if both are, not supported if one is not, else undecided.
+"""
+
+
+def judge(row: Comparison) -> str:
+    """The verdict of one tested comparison by RULE."""
+    assert row.n is not None and row.low is not None and row.high is not None and row.p_holm is not None
+    if row.n < SEEDS:
+        return f"undecided (fewer than {SEEDS} seeds)"
+    if row.low <= 0 <= row.high:
+        return "undecided"
+    if row.p_holm >= ALPHA:
+        return f"undecided (leans {'for' if row.low > 0 else 'against'})"
+    return "supported" if row.low > 0 else "not supported"
+
+
+def overall(verdicts: Sequence[str]) -> str:
+    """The verdict of a claim on one data set from those of its comparisons."""
+    if len(set(verdicts)) == 1:
+        return verdicts[0]
+    if "not supported" in verdicts:
+        return "not supported"
+    return "not run" if "not run" in verdicts else "undecided"
+
+
+# ---------------------------------------------------------------- the report
+
+
+def report(results: Path) -> str:
+    """results/small_scale.md from the collected runs. Raises UserError where there is none."""
+    runs = results / "runs" / "small_scale"
+    if not runs.exists():
+        raise UserError(f"{runs} does not exist; run `python scripts/small_scale.py run`, then `... collect`")
+    groups, notes = group_runs(load([runs]))
+    rows = judge_claims(groups)
+    seeds = {d: max((len(g.runs) for g in groups if g.first["dataset"] == d), default=0) for d in SWEEPS}
+    parts = [
+        "# The paper's claims at a small scale\n",
+        "Generated by `python scripts/small_scale.py report` from the results under `runs/small_scale`; not edited by hand.",
+        "One small network (about 32,000 weights), trained on two CPU cores. It says what holds at this size, no more.\n",
+        "## How a verdict is reached\n",
+        RULE,
+        "## Verdicts\n",
+        *map(to_markdown, (_verdicts(rows), _comparisons(rows), _accuracies(groups, notes))),
+        "## Data and commands\n",
+        *(f"- **{d}**: {SWEEPS[d].about}.\n" for d in SWEEPS if seeds[d]),
+        "```bash",
+        *(shlex.join(command(d, seeds[d])) for d in SWEEPS if seeds[d]),
+        "python scripts/small_scale.py collect",
+        "python scripts/small_scale.py report",
+        "```\n",
+    ]
+    return "\n".join(parts)
+
+
+def _verdicts(rows: Sequence[Comparison]) -> Table:
+    verdicts: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        verdicts.setdefault((row.claim, row.dataset), []).append(row.verdict)
+    lines = [dict(claim=claim, data=data, verdict=f"**{overall(v)}**") for (claim, data), v in verdicts.items()]
+    return Table("", [Column("claim", "claim"), Column("data", "data set"), Column("verdict", "verdict")], lines)
+
+
+def _comparisons(rows: Sequence[Comparison]) -> Table:
+    columns = [
+        Column("claim", "claim"), Column("dataset", "data set"), Column("versus", "against"), Column("n", "seeds", "number"),
+        Column("effect", "effect, pp", "number"), Column("interval", "95 % interval", "number"), Column("p", "p", "number"),
+        Column("p_holm", "p, Holm", "number"), Column("p_sign_flip", "p, sign flip", "number"), Column("verdict", "verdict"),
+    ]  # fmt: skip
+    lines = [
+        vars(r) | dict(
+            effect=_signed(r.effect), interval=None if r.low is None else f"{_signed(r.low)} .. {_signed(r.high)}",
+            p=_p(r.p), p_holm=_p(r.p_holm), p_sign_flip=_p(r.p_sign_flip),
+        )
+        for r in rows
+    ]  # fmt: skip
+    return Table("Every comparison", columns, lines)
+
+
+def _signed(value: float | None) -> str | None:
+    return None if value is None else f"{value:+.2f}"
+
+
+def _p(p: float | None) -> str | None:
+    return None if p is None else "< 0.0001" if p < 1e-4 else f"{p:.4f}"
+
+
+def _accuracies(groups: Sequence[Group], notes: Sequence[str]) -> Table:
+    columns = [
+        Column("row", "network"), Column("n", "seeds", "number"), Column("acc_last", "acc_last %", "summary"), BY_STEP,
+        Column("epochs", "epochs", "number"), Column("n_train", "train", "number"), Column("n_test", "test", "number"),
+    ]  # fmt: skip
+    rows = [
+        dict(row=g.label, n=len(g.runs), acc_last=g.last, acc_step=g.steps())
+        | {key: g.first[key] for key in ("epochs", "n_train", "n_test")}
+        for g in groups
+    ]
+    means = "mean ± sample standard deviation over seeds; accuracy at t: the output of that step alone"
+    return Table("Accuracies", columns, rows, [means, *remarks(groups), *notes])

@@ -1,0 +1,215 @@
+"""In what runs differ: marks and notes for below a table, and the gain of one group over another of the same recipe."""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+from snn_repro.config import choices, hashed, load_config
+from snn_repro.errors import UserError
+from snn_repro.paper.results import Group, facts, right_or_none
+from snn_repro.paper.statistics import mcnemar, paired
+from snn_repro.provenance import same_code
+from snn_repro.runs.folder import RunResult
+
+MACHINE = ("threads", "processes")  # no key of a configuration, yet sums are added in another order
+RECORDED = ("images_per_statistic", "data")  # facts that older runs did not record: None
+WHAT_A_METHOD_CHANGES = ("name", "paper_row", "seed", "neuron.imp", "recipe.imp_", "loss.")
+
+# ---------------------------------------------------------------- notes for below a table
+
+
+def remarks(groups: Sequence[Group], common: int = 6) -> list[str]:
+    """Notes for below a table: numbers of threads or processes that differ, keys changed on resume, older code.
+
+    A value that more than `common` groups share is not followed by their names.
+    """
+    notes = []
+    for key in MACHINE:
+        who: dict[Any, list[str]] = {}
+        for group in groups:
+            values = {run.get(key) for run in group.runs}
+            for value in sorted(values, key=lambda v: (v is None, v)):
+                seeds = [run["seed"] for run in group.runs if run.get(key) == value]
+                who.setdefault(value, []).append(group.label + (_seeds(seeds) if len(values) > 1 else ""))
+        if len(who) > 1:
+            said = [
+                f"{'not recorded' if value is None else value} in "
+                + (", ".join(names) if len(names) <= common else f"{len(names)} rows")
+                for value, names in sorted(who.items(), key=lambda item: -len(item[1]))
+            ]
+            notes.append(f"{key} differ, which changes sums in their last digits, and so numbers: {'; '.join(said)}")
+    notes += [
+        f"{group.label}{_seeds([run['seed']])} was continued under other conditions: "
+        + ", ".join(map(str, run["changed_on_resume"]))
+        for group in groups
+        for run in group.runs
+        if run.get("changed_on_resume")
+    ]
+    older = older_note([run for group in groups for run in group.runs])
+    return notes + ([older] if older else [])
+
+
+def _seeds(seeds: list[int]) -> str:
+    return f" (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})"
+
+
+def is_older(made: Mapping[str, Any]) -> bool:
+    """Whether a result (or other measured data) was made before the last change of what computes it, or may have been."""
+    return (made.get("code") or {}).get("sha256") not in same_code()
+
+
+def older_note(made: Sequence[Mapping[str, Any]], what: str = "runs") -> str | None:
+    """A sentence on how many of the results were made by older code; None where none was."""
+    older = sum(map(is_older, made))
+    if not older:
+        return None
+    return (
+        f"older code: {older} of {len(made)} {what} made before the last change of what computes them, or without a record "
+        "of their code"
+    )
+
+
+def debug_keys(result: RunResult) -> list[str]:
+    """`["debug.max_steps=2", ...]`: the keys that cut a run short; empty for a real run."""
+    return [f"{k}={v}" for k, v in hashed(result["config"]).items() if k.startswith("debug.") and v]
+
+
+# ---------------------------------------------------------------- marks of unlike rows
+
+
+class Marks(NamedTuple):
+    """Of each group its mark ("[a]", or "" where no group needs one) and the values of the keys in which they differ."""
+
+    marks: list[str]
+    values: list[str]
+    keys: list[str]
+
+
+def mark(groups: Sequence[Group]) -> Marks:
+    """Tell apart groups that differ in more than their names say; groups of one mark are alike in all else.
+
+    A name `dataset-model-neuron-loss` says what its four choices set, any other name the loss and all of IMP.
+    """
+    flats = []
+    for group in groups:
+        flat = {k: v for k, v in facts(group.first).items() if v is not None or k not in RECORDED}
+        for key in MACHINE:
+            values = sorted({run[key] for run in group.runs if run.get(key) is not None})
+            flat |= {key: " and ".join(map(str, values))} if values else {}
+        flats.append(flat)
+    marks = _mark(groups, flats)
+    if len({(g.first["name"], m) for g, m in zip(groups, marks.marks, strict=True)}) < len(groups):
+        for group, flat in zip(groups, flats, strict=True):  # of one name, and apart in what one of them did not record
+            flat |= {"recipe_hash": group.first["recipe_hash"]} | {k: "not recorded" for k in RECORDED if k not in flat}
+        marks = _mark(groups, flats)
+    return marks
+
+
+def _mark(groups: Sequence[Group], flats: Sequence[dict[str, Any]]) -> Marks:
+    keys = []
+    for key in sorted(set().union(*flats)):
+        have = [(group.first, flat[key]) for group, flat in zip(groups, flats, strict=True) if key in flat]
+        if len({repr(value) for _, value in have}) > 1 and _unsaid(key, have):
+            keys.append(key)
+    letters: dict[tuple[str, ...], str] = {}
+    marks = [letters.setdefault(tuple(repr(f.get(k)) for k in keys), f"[{_letters(len(letters))}]") for f in flats]
+    values = [", ".join(f"{k}={flat[k]}" for k in keys if k in flat) for flat in flats]
+    return Marks(marks if keys else [""] * len(groups), values, keys)
+
+
+def _unsaid(key: str, have: Sequence[tuple[RunResult, Any]]) -> bool:
+    """Whether the names of some of these runs leave open that `key` has the value that it has."""
+
+    def differ(named_by: str) -> bool:
+        return len({(r[named_by], repr(value)) for r, value in have}) > len({r[named_by] for r, _ in have})
+
+    if differ("name"):
+        return True
+    if key in ("split", "data"):  # of another data set they are other ones
+        return differ("dataset")
+    return not all(_said(key, result["name"], value) for result, value in have)
+
+
+CHOICES = ("dataset", "model", "neuron", "loss")
+
+
+def _said(key: str, name: str, value: Any) -> bool:
+    if key in ("name", "paper_row"):
+        return True
+    words = name.split("-")
+    if len(words) != len(CHOICES) or any(w not in choices(c) for w, c in zip(words, CHOICES, strict=True)):
+        return key.startswith(WHAT_A_METHOD_CHANGES)
+    group = "dataset" if key == "timesteps" else key.split(".")[0]
+    if group not in CHOICES:
+        return False
+    means = _what_a_choice_means(group, words[CHOICES.index(group)], words[0] if group == "model" else "")
+    return key in means and means[key] == value
+
+
+@cache
+def _what_a_choice_means(group: str, choice: str, dataset: str) -> dict[str, Any]:
+    try:
+        return hashed(load_config([f"dataset={dataset}"] * bool(dataset) + [f"{group}={choice}"]))
+    except UserError:
+        return {}
+
+
+def _letters(i: int) -> str:
+    return (_letters(i // 26 - 1) if i >= 26 else "") + chr(ord("a") + i % 26)
+
+
+# ---------------------------------------------------------------- one group against another
+
+
+def recipe_difference(a: RunResult, b: RunResult) -> list[str]:
+    """`["recipe.epochs: 150 -> 200", ...]`: where two runs differ beyond IMP and the loss; empty for the same recipe.
+
+    What one of them did not record may be the same.
+    """
+    fa, fb = facts(a), facts(b)
+    return [
+        f"{k}: {fa.get(k)} -> {fb.get(k)}"
+        for k in sorted(fa.keys() | fb.keys())
+        if fa.get(k) != fb.get(k)
+        and not k.startswith(WHAT_A_METHOD_CHANGES)
+        and not (k in RECORDED and None in (fa[k], fb[k]))
+    ]
+
+
+class Gain(NamedTuple):
+    """Accuracy of a group less that of its baseline, last epoch, each at its own readout, in percentage points.
+
+    Over n common seeds: paired t interval and p. For a single common seed: McNemar's exact p over the test set, no
+    interval. p is None where neither can be had.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    p: float | None
+    test: str
+    n: int
+    baseline: str
+
+    def __str__(self) -> str:
+        interval = "" if self.low is None else f" ({self.low:+.2f} .. {self.high:+.2f})"
+        p = "" if self.p is None else ", p < 0.001" if self.p < 1e-3 else f", p = {self.p:.3f}"
+        return f"{self.value:+.2f}{interval}{p}, {self.test}, n={self.n}, over {self.baseline}"
+
+
+def gain(group: Group, baseline: Group) -> Gain:
+    """Compare over the seeds that both have. Raises UserError when the recipes differ or no seed is common."""
+    if differences := recipe_difference(baseline.first, group.first):
+        raise UserError(f"{baseline.label} has another recipe ({'; '.join(differences)})")
+    ours, theirs = ({run["seed"]: run for run in g.runs} for g in (group, baseline))
+    seeds = sorted(ours.keys() & theirs.keys())
+    if not seeds:
+        raise UserError(f"{baseline.label} shares no seed with {group.label}")
+    before, after = ([100 * side[s]["acc_last"] for s in seeds] for side in (theirs, ours))
+    test = paired(before, after)
+    if len(seeds) > 1:
+        return Gain(test.mean, test.low, test.high, test.p, "paired t", test.n, baseline.label)
+    a, b = right_or_none(theirs[seeds[0]]), right_or_none(ours[seeds[0]])
+    if a is None or b is None:
+        return Gain(test.mean, None, None, None, "no predictions", 1, baseline.label)
+    return Gain(test.mean, None, None, mcnemar(a, b).p, "McNemar", 1, baseline.label)

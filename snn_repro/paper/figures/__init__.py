@@ -1,0 +1,79 @@
+"""The figures: a file each in this folder, found by its being there.
+
+Such a file has its caption as its docstring, `draw(results) -> Figure`, and `measure(target, runs)` where its data are measured
+for it. A drawing depends on the committed files under results/ and on this code alone: fixed fonts, fixed ids, no dates.
+"""
+
+import importlib
+import io
+import pkgutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import ModuleType
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from snn_repro.files import replace_atomically, write_text
+from snn_repro.paper.figures._data import PROGRAM, MissingData, read
+from snn_repro.paper.figures._style import STYLE
+
+
+def names() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def figure(name: str) -> ModuleType:
+    """The module of a figure."""
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def render(draw: Callable[[Path], Figure], results: Path) -> dict[str, bytes]:
+    """{"svg": ..., "png": ...} of one figure; the same bytes for the same data, code and matplotlib."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        drawn = draw(results)
+        files = {}
+        for suffix, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
+            out = io.BytesIO()
+            drawn.savefig(out, format=suffix, metadata=metadata)
+            files[suffix] = out.getvalue()
+        return files
+
+
+def make(chosen: Iterable[str], results: Path, say: Callable[[str], None] = print) -> list[str]:
+    """Draw figures into results/figures and write its README; returns the sentences of those that lack their data."""
+    folder = results / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = []
+    for name in chosen:
+        try:
+            files = render(figure(name).draw, results)
+        except MissingData as error:
+            missing.append(f"{name} skipped: {error}")
+            continue
+        for suffix, content in files.items():
+            with replace_atomically(folder / f"{name}.{suffix}") as temporary:
+                temporary.write_bytes(content)
+        say(f"{folder / name}.svg, .png")
+    write_text(folder / "README.md", index(folder))
+    return missing
+
+
+def index(folder: Path) -> str:
+    """The README of the figures' folder: what each one shows, and the commands that made it."""
+    lines = [
+        "# Figures",
+        "",
+        f"Drawn by `{PROGRAM}` from the files of this folder and of `../runs`, with matplotlib {matplotlib.__version__};",
+        "another version of matplotlib may draw the same numbers with other bytes.",
+        "",
+    ]
+    for name in names():
+        if (folder / f"{name}.svg").exists():
+            caption = " ".join((figure(name).__doc__ or "").split())
+            lines += [f"## {name}", "", f"![{name}]({name}.svg)", "", caption, "", f"    {PROGRAM} figure={name}"]
+            data = folder / f"{name}.json"
+            lines += [f"    {read(data)['command']}    # its data", ""] if data.exists() else [""]
+    return "\n".join(lines)

@@ -1,0 +1,62 @@
+"""Test accuracy of each time step's own output (not of the running mean), mean ± sd over seeds. A row of panels is a data
+set and a length of training, a panel a loss, with the row's other losses in grey."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from snn_repro.paper.differences import remarks
+from snn_repro.paper.figures._data import finished_runs
+from snn_repro.paper.figures._style import footnote, line, new_figure, rank, title
+from snn_repro.paper.results import Group
+
+ROW = ("dataset", "model", "timesteps", "n_train", "epochs", "split_sha256")  # what runs of one row of panels share
+
+
+def draw(results: Path) -> Figure:
+    return draw_groups(finished_runs(results))
+
+
+def draw_groups(groups: Sequence[Group]) -> Figure:
+    """A row of panels a data set, network, T and length of training, a panel a loss: without and with IMP, side by side."""
+    rows: dict[tuple[Any, ...], list[Group]] = {}
+    for group in groups:
+        rows.setdefault(tuple(group.first[key] for key in ROW), []).append(group)
+    columns = max(len({g.first["loss"] for g in members}) for members in rows.values())
+    figure = new_figure(0.6 + 2.5 * columns, 0.5 + 2.1 * len(rows))
+    grid = figure.subplots(len(rows), columns, squeeze=False, sharey="row")
+    names = [key[:2] for key in rows]
+    for row, (key, members) in zip(grid, sorted(rows.items()), strict=True):
+        dataset, model, steps, n_train, epochs, _ = key
+        alone = names.count((dataset, model)) == 1
+        name = f"{dataset}, {model}" if alone else f"{dataset}, {n_train:,} x {epochs} epochs"
+        losses = sorted({g.first["loss"] for g in members}, key=lambda loss: (rank(loss), loss))
+        t = np.arange(1, steps + 1)
+        for axes, loss in zip(row, losses, strict=False):
+            for group in members:
+                if group.first["loss"] != loss:
+                    axes.plot(t, group.steps(), color="0.85", linewidth=0.8, zorder=0)
+            mine = sorted((g for g in members if g.first["loss"] == loss), key=lambda g: g.first["neuron"]["imp"])
+            kinds = [g.first["neuron"]["imp"] for g in mine]
+            for i, group in enumerate(mine):
+                values = 100 * np.array([run["acc_step"] for run in group.runs])
+                spread = values.std(0, ddof=1) if len(values) > 1 else None
+                look = line(loss, kinds[i])
+                if kinds.count(kinds[i]) > 1:
+                    look["label"] = group.label
+                aside = 0.016 * steps * (2 * i - len(mine) + 1)  # so that points of equal height lie side by side
+                axes.errorbar(t + aside, values.mean(0), spread, capsize=2, elinewidth=0.8, **look)
+            seeds = ", ".join(map(str, sorted({len(g.runs) for g in mine})))
+            axes.set_title(f"{name}: {title(loss)}, n = {seeds}", fontsize=8)
+            axes.set_xticks(t)
+            axes.legend(fontsize=7)
+        for axes in row[len(losses) :]:
+            axes.set_axis_off()
+        row[0].set_ylabel("accuracy of $y_t$ alone, %")
+    for axes in grid[-1]:
+        axes.set_xlabel("time step t")
+    footnote(figure, "mean ± sd over n seeds; grey: the other losses of the row", *remarks(groups))
+    return figure

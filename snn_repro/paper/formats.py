@@ -1,0 +1,197 @@
+"""A table, and how it is written: text for the terminal, Markdown, CSV, LaTeX and HTML."""
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any, NamedTuple
+
+from snn_repro.console import plain
+
+
+class Column(NamedTuple):
+    """kind: text | number (two decimals) | summary (mean and spread) | interval | gain | steps (accuracy at t = 1..T).
+
+    A column of kind csv is a text that only CSV has: the other formats say it in a note.
+    """
+
+    key: str
+    header: str
+    kind: str = "text"
+
+
+@dataclass
+class Table:
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[dict[str, Any]]
+    notes: Sequence[str] = field(default_factory=list)
+
+    @property
+    def shown(self) -> list[Column]:
+        """The columns of every format but CSV."""
+        return [c for c in self.columns if c.kind != "csv"]
+
+    def lines(self, write: Callable[[str], str] = str) -> list[list[str]]:
+        """The header and each row as people read them, each cell passed through `write`."""
+        cells = [[cell(row.get(c.key)) for c in self.shown] for row in self.rows]
+        return [[write(text) for text in line] for line in [[c.header for c in self.shown], *cells]]
+
+
+def cell(value: Any) -> str:
+    """A value as people read it; nothing is an empty cell. Accuracies have two decimals, those of time steps one."""
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return " ".join(f"{v:.1f}" for v in value)
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def to_markdown(table: Table) -> str:
+    """GitHub's Markdown; without a heading where there is no title."""
+    lines = table.lines(lambda text: text.replace("|", "\\|").replace("\n", " "))
+    head, *rows = ("| " + " | ".join(line) + " |" for line in lines)
+    rule = "|" + "|".join("---" if c.kind == "text" else "---:" for c in table.shown) + "|"
+    notes = ["", *(f"- {note}" for note in table.notes)] if table.notes else []
+    return "\n".join([*([f"### {table.title}", ""] if table.title else []), head, rule, *rows, *notes]) + "\n"
+
+
+PARTS = {
+    "summary": ("mean", "sd", "n"),
+    "interval": ("low", "high", "kind"),
+    "gain": ("value", "low", "high", "p", "test", "n", "baseline"),
+}  # what a cell of this kind becomes in CSV
+
+
+def to_csv(table: Table) -> str:
+    """One line a row, numbers bare; a summary, interval or gain takes one column a part, steps one column a time step."""
+    lines: list[list[Any]] = [[] for _ in range(1 + len(table.rows))]  # the header first
+    for c in table.columns:
+        values = [row.get(c.key) for row in table.rows]
+        if c.kind == "steps":
+            parts = [f"{c.key}_t{t + 1}" for t in range(max((len(v or []) for v in values), default=0))]
+            cells = [(v or []) + [None] * (len(parts) - len(v or [])) for v in values]
+        elif c.kind in PARTS:
+            parts = [f"{c.key}_{part}" for part in PARTS[c.kind]]
+            cells = [[getattr(v, part, None) for part in PARTS[c.kind]] for v in values]
+        else:
+            parts, cells = [c.key], [[v] for v in values]
+        for line, more in zip(lines, [parts, *cells], strict=True):
+            line += [f"{v:.4f}" if isinstance(v, float) else v for v in more]
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(lines)
+    return out.getvalue()
+
+
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "−": "$-$", "<": "$<$", ">": "$>$",
+    "≥": r"$\ge$",
+}  # fmt: skip
+
+
+def _tex(text: str) -> str:
+    start = "{}" if text.startswith(("[", "*")) else ""  # else the line break before it would take it as its argument
+    return start + "".join(LATEX.get(c, c) for c in text)
+
+
+def to_latex(table: Table) -> str:
+    """A booktabs table, as wide as the line; needs \\usepackage{booktabs,graphicx}."""
+    head, *rows = (" & ".join(line) + r" \\" for line in table.lines(_tex))
+    align = "".join("l" if c.kind == "text" else "r" for c in table.shown)
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_tex(table.title)}}}",
+        rf"\resizebox{{\linewidth}}{{!}}{{\begin{{tabular}}{{{align}}}",
+        *(r"\toprule", head, r"\midrule", *rows, r"\bottomrule"),
+        r"\end{tabular}}",
+        *(rf"\par\footnotesize {_tex(note)}" for note in table.notes),
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+CSS = """\
+body { font: 14px/1.4 system-ui, sans-serif; margin: 2em; color: #111 } h2 { margin-top: 2em }
+.wide { overflow-x: auto } table { border-collapse: collapse; white-space: nowrap }
+th, td { padding: .2em .6em; text-align: left } .r { text-align: right; font-variant-numeric: tabular-nums }
+thead th { border-top: 2px solid; border-bottom: 1px solid } tbody { border-bottom: 2px solid }
+tbody tr:nth-child(even) { background: #f4f4f4 } ul { max-width: 60em }
+"""
+
+
+def to_html(title: str, tables: Iterable[Table]) -> str:
+    """One page with all tables; nothing is loaded from elsewhere."""
+    lines = [
+        "<!doctype html>",
+        f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
+        f"<style>\n{CSS}</style></head><body>",
+        f"<h1>{escape(title)}</h1>",
+    ]
+    for table in tables:
+        sides = ["" if c.kind == "text" else ' class="r"' for c in table.shown]
+        head, *rows = table.lines(escape)
+        lines += [
+            f"<h2>{escape(table.title)}</h2>",
+            '<div class="wide"><table><thead><tr>',
+            *(f"<th{side}>{text}</th>" for side, text in zip(sides, head, strict=True)),
+            "</tr></thead><tbody>",
+            *("<tr>" + "".join(f"<td{s}>{t}</td>" for s, t in zip(sides, row, strict=True)) + "</tr>" for row in rows),
+            "</tbody></table></div>",
+            *(["<ul>", *(f"<li>{escape(note)}</li>" for note in table.notes), "</ul>"] if table.notes else []),
+        ]
+    return "\n".join([*lines, "</body></html>"]) + "\n"
+
+
+def to_text(table: Table, width: int | None = None, ascii_only: bool = False) -> str:
+    """A table for the terminal; `width` None makes it as wide as it needs to be.
+
+    Where the table does not fit into `width` characters, each row takes several lines, and no line is longer: the first
+    column on a line of its own, the numbers below it in columns, long texts and steps below those.
+    """
+    from rich import box
+    from rich.columns import Columns
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    def safe(text: str) -> str:
+        return "".join(ch if ch.isprintable() else "?" for ch in (plain(text) if ascii_only else text))
+
+    head, *rows = table.lines(safe)
+    whole = Grid(title=Text(safe(table.title)), title_justify="left", box=box.ASCII2 if ascii_only else box.HEAVY_HEAD)
+    for c, text in zip(table.shown, head, strict=True):
+        whole.add_column(Text(text), justify="left" if c.kind == "text" else "right", overflow="fold")
+    for row in rows:
+        whole.add_row(*map(Text, row))
+    out = io.StringIO()
+    needs = max(40, Console(file=out, width=10_000).measure(whole).maximum)
+    console = Console(file=out, width=width or 10_000, force_terminal=False)
+    if width is None or needs <= width:
+        console.print(whole, width=needs)
+    else:
+        widest = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        numbers = [i for i, c in enumerate(table.shown) if i and c.kind != "steps" and widest[i] <= width // 3]
+        rule = Text("-" * width)
+        console.print(Text(safe(table.title) + "\n"))
+        for line in (head, *rows):
+            texts = [Text(f"{line[i]:{'<' if table.shown[i].kind == 'text' else '>'}{widest[i]}}") for i in numbers]
+            console.print(Text(line[0]), Padding(Columns(texts, padding=(0, 2)), (0, 0, 0, 3)))
+            if line is head:
+                console.print(rule)
+                continue
+            for i in range(1, len(line)):
+                if i not in numbers and line[i]:
+                    console.print(Padding(Text(f"{head[i]}: {line[i]}"), (0, 0, 0, 3)))
+        console.print(rule)
+    notes = Grid.grid()
+    for note in table.notes:
+        notes.add_row("- ", Text(safe(note), overflow="fold"))
+    console.print(notes)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+FORMATS: dict[str, Callable[[Table], str]] = {"text": to_text, "markdown": to_markdown, "csv": to_csv}
