@@ -19,7 +19,7 @@ NOT_HASHED = (
 
 # Keys that came after results existed, with the value that stands for what was done before: with this value a key stays
 # out of the hash, so that earlier results go on belonging to their configuration.
-ADDED = {"neuron.decay_input": True, "model.stem_pool": "avg"}
+ADDED: dict[str, Any] = {"neuron.decay_input": True, "model.stem_pool": "avg"}
 
 # Keys that are no more, or only of some choices now. Every configuration had them, with these values where nothing else was
 # said (or that of another key), and they stay in the hash for the same reason.
