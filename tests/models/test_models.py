@@ -383,7 +383,7 @@ def test_sew_resnet_takes_torchvision_weights():
         (dict(input_shape=(8, 8)), r"input_shape=\[8, 8\] must be three positive integers"),
         (dict(neuron={"imp": True}), "needs a name"),
         (dict(neuron={"name": "if", "taus": 2.0}), "neuron.taus .*did you mean 'tau'"),
-        (dict(dropout=0.1), "model.dropout=0.1 belongs to model=vgg48; leave it out for 'small'"),
+        (dict(dropout=0.1), "model.dropout=0.1 belongs to model=.*vgg48.*leave it out for 'small'"),
         (dict(name="vgg48", input_shape=(2, 48, 48), drop=0.1), "model.drop is not .*did you mean 'dropout'"),
         (dict(name="vgg48", input_shape=(2, 48, 48), dropout=1.0), "model.dropout=1.0 must be"),
         (dict(name="vgg48", input_shape=(2, 128, 128)), "model.name=vgg48 is wired for 48x48 pixels, not 128x128"),
