@@ -94,7 +94,7 @@ def _by_spike(rule: Callable, most: int, batch: Tensor) -> Callable:
 def _layers(model: nn.Module, synop, mac, samples: int) -> dict[str, dict[str, float]]:
     synops, macs = synop.get_counts(), mac.get_counts()
     root = type(model).__name__
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)]
     return {
         name: dict(
             macs=sum(macs.get(f"{root}.{name}", {}).values()) / samples,

@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from snn_repro.errors import UserError
@@ -81,6 +82,7 @@ class SpikingNetwork(Block):
     draws only these masks.
     """
 
+    causal = True  # in evaluation the logits of a step do not depend on later frames
     wired = False  # whether a layer takes this number of time steps alone; `build_model` sees to it
 
     def __init__(self, input_shape: tuple[int, int, int], timesteps: int):
@@ -107,10 +109,24 @@ class SpikingNetwork(Block):
         return (x.unsqueeze(0), self.timesteps) if x.dim() == 4 else (x, x.shape[0])
 
 
+class Dropout(nn.Module):
+    """Dropout of x [T, B, ...] with one mask a sample for all time steps: what is dropped stays so while a sample is seen."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * F.dropout(torch.ones_like(x[0]), self.p) if self.training and self.p else x
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
 @contextmanager
 def same_statistics(module: nn.Module) -> Iterator[None]:
     """Run batch norms without another update of their running statistics."""
-    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
     kept = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
     try:
         for norm in norms:
