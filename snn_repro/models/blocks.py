@@ -1,7 +1,7 @@
 """What all networks are made of: the block of convolution, norm and neuron, time folded into the batch, two kinds of input."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from snn_repro.errors import UserError
 from snn_repro.kernels import choose
-from snn_repro.neurons import Setting
+from snn_repro.neurons import Neuron, Setting
 
 CHECKPOINTING = Setting(
     "off", "what the backward pass runs again to save memory: norms and their neurons, or whole blocks",
@@ -72,7 +72,7 @@ class Block(nn.Module):
 
         if self.checkpointing != what or not torch.is_grad_enabled():
             return run(x)
-        again = lambda: (nullcontext(), _same_statistics(self))  # noqa: E731
+        again = lambda: (nullcontext(), _as_before(self))  # noqa: E731
         return checkpoint(run, x, use_reentrant=False, context_fn=again)
 
 
@@ -103,19 +103,34 @@ class SpikingNetwork(Block):
         return (x.unsqueeze(0), self.timesteps) if x.dim() == 4 else (x, x.shape[0])
 
 
+def _as_before(module: nn.Module) -> AbstractContextManager:
+    """Called before a forward pass: a context in which its repetition learns nothing twice. Batch norms do not update their
+    running statistics, and neurons start from what they started from."""
+    neurons = [m for m in module.modules() if isinstance(m, Neuron)]
+    return _repeat(module, [(m, [(b, b.clone()) for b in m.buffers(recurse=False)]) for m in neurons])
+
+
 @contextmanager
-def _same_statistics(module: nn.Module) -> Iterator[None]:
-    """Run batch norms without another update of their running statistics."""
+def _repeat(module: nn.Module, neurons: list[tuple[Neuron, list[tuple[Tensor, Tensor]]]]) -> Iterator[None]:
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
     kept = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
+    now = [(buffer, buffer.clone()) for _, buffers in neurons for buffer, _ in buffers]
     try:
         for norm in norms:
             norm.momentum = 0.0
+        for neuron, buffers in neurons:
+            neuron.repeats = True
+            for buffer, before in buffers:
+                buffer.copy_(before)
         yield
     finally:
         for norm, (momentum, batches) in zip(norms, kept, strict=True):
             norm.momentum = momentum
             norm.num_batches_tracked.copy_(batches)
+        for neuron, _ in neurons:
+            neuron.repeats = False
+        for buffer, value in now:
+            buffer.copy_(value)
 
 
 def repeat_steps(x: Tensor, timesteps: int) -> Tensor:
