@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from snn_repro.models.blocks import AvgPool2d
 from spikingjelly.activation_based import functional
 from spikingjelly.activation_based.model import maxformer, qkformer, spike_driven_transformer, spikformer
 from spikingjelly.activation_based.neuron import BaseNode
@@ -15,7 +14,7 @@ from torch import nn
 from snn_repro.config import CONF_DIR
 from snn_repro.errors import UserError
 from snn_repro.models import MODELS, build_model, count_parameters
-from snn_repro.models.blocks import Dropout
+from snn_repro.models.blocks import AvgPool2d, Dropout
 from snn_repro.models.norms import NORMS
 from snn_repro.models.resnet import BasicBlock
 from snn_repro.models.tcja import TCJA
