@@ -163,6 +163,7 @@ def import_all(package: str, path: list[str]) -> None:
 SETS = Registry("data set", "dataset", "snn_repro.data.sets")
 NEURONS = Registry("neuron", "neuron", "snn_repro.neurons")
 SURROGATES = Registry("surrogate", "neuron.surrogate", "snn_repro.neurons", "register_surrogate")
+INITIAL_STATES = Registry("initial state", "neuron.initial", "snn_repro.neurons", "register_initial")
 MODELS = Registry("network", "model", "snn_repro.models", "register_network")
 NORMS = Registry("norm", "model.norm", "snn_repro.models", "register_norm")
 LOSSES = Registry("loss", "loss", "snn_repro.losses", "register_loss")

@@ -21,13 +21,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from snn_repro.registry import Registry
+from snn_repro.registry import INITIAL_STATES
 
 if TYPE_CHECKING:
     from snn_repro.neurons.node import Neuron
 
-INITIAL_STATES: dict[str, type[InitialState]] = Registry("initial state")
-register_initial = INITIAL_STATES.register  # type: ignore[attr-defined]
+register_initial = INITIAL_STATES.register
 
 
 class InitialState:
