@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from snn_repro import distributed, signals
+from snn_repro.causality import sees_future
 from snn_repro.config import Config, ConfigError, checked, frame_shape, to_dict
 from snn_repro.console import audible, progress
 from snn_repro.data import Batches, Data, build_data
@@ -231,6 +232,7 @@ def fit(
     folder.predictions(**final_outputs(test))
     result = build_result(config, data, weights, imp, history, ran_under, loss_fn.readout_name, test["n"])
     result.data, result.code, result.changed_on_resume = data_hashes, code, state.changed
+    result.causal = not sees_future(model)
     if config.energy and world.rank == 0:
         result.energy = energy(state.evaluated, data, device)
     return result
@@ -373,7 +375,7 @@ class Training:
     def train_epoch(self, epoch: int, batches: Batches) -> dict[str, Any]:
         """One epoch of optimiser steps from `self.step` on; returns mean loss, readout accuracy, n and the last lr."""
         self.epoch = epoch
-        self.loss_fn.begin_epoch(epoch, self.config.recipe.epochs)
+        begin_epoch(epoch, self.config.recipe.epochs, self.model, self.ema, self.loss_fn)
         self.model.train()
         every = 1 if self.device.type == "cpu" else 50  # on a GPU, reading the loss makes the host wait
         pending: list[Step] = []
@@ -531,6 +533,14 @@ def evaluate(
     )  # fmt: skip
 
 
+def begin_epoch(epoch: int, epochs: int, *parts: Any) -> None:
+    """Tell every loss and module that has a schedule over epochs where training is, in a resumed epoch too."""
+    for part in parts:
+        for thing in part.modules() if hasattr(part, "modules") else (part,):
+            if hasattr(thing, "begin_epoch"):
+                thing.begin_epoch(epoch, epochs)
+
+
 def final_outputs(test: Outcome) -> dict[str, np.ndarray]:
     """label [N] and logits [N, T, K] (float32, float16 above 256 MB) of the whole test set; empty but on rank 0."""
     shares = distributed.gather((test["logits"].transpose(0, 1).contiguous().numpy(), test["labels"].numpy()))
@@ -561,7 +571,11 @@ def check_settings(config: Config) -> None:
                 f"augment.{key}={value} makes soft targets and loss={config.loss.name} needs labels; set it to 0"
             )
     with torch.random.fork_rng(devices=[]):  # it draws a number
-        neuron = build_neuron(**options(config.neuron, "imp", "imp_lr", "imp_weight_decay", "backend"))
+        neuron = build_neuron(
+            state_shape=(1,),
+            timesteps=config.timesteps,
+            **options(config.neuron, "imp_lr", "imp_weight_decay", "backend"),
+        )
     loss.watch(neuron)
     if config.compile and loss.reads_potentials:
         raise ConfigError(

@@ -19,9 +19,9 @@ NOT_HASHED = (
 
 # Keys that came after results existed, with the value that stands for what was done before: with this value a key stays
 # out of the hash, so that earlier results go on belonging to their configuration.
-ADDED = {
+ADDED: dict[str, Any] = {
     "neuron.decay_input": True, "augment.eventdrop_area": "rectangle", "augment.eventmix": 0.0, "augment.eventmix_prob": 1.0,
-    "augment.rpg_drop": 0.0, "augment.rpg_mix": 0.0, "augment.rpg_relevance": "slrp",
+    "augment.rpg_drop": 0.0, "augment.rpg_mix": 0.0, "augment.rpg_relevance": "slrp", "model.stem_pool": "avg",
 }  # fmt: skip
 
 # Keys that are no more, or only of some choices now. Every configuration had them, with these values where nothing else was
@@ -79,4 +79,4 @@ def differing(a: Config | dict, b: Config | dict) -> list[str]:
     """`["recipe.lr: 0.1 -> 0.2", ...]`: the keys in which two configurations differ, of those that are hashed."""
     fa, fb = ADDED | hashed(a), ADDED | hashed(b)
     changed = {k: f"{fa.get(k)} -> {fb.get(k)}" for k in sorted(fa.keys() | fb.keys()) if fa.get(k) != fb.get(k)}
-    return [f"{k}: {values}" for k, values in changed.items() if changed.get(RENAMED.get(k)) != values]
+    return [f"{k}: {values}" for k, values in changed.items() if changed.get(RENAMED.get(k, "")) != values]

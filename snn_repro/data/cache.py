@@ -19,7 +19,6 @@ import csv
 import hashlib
 import json
 import warnings
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ import torch
 
 from snn_repro.data.archives import SlowToList, read_entry
 from snn_repro.data.augment import RecordingAugmentation, batch_transforms, recording_steps
-from snn_repro.data.batches import Data, Part, assemble, keep_freed_memory
+from snn_repro.data.batches import Data, Part, RowCheck, assemble, keep_freed_memory
 from snn_repro.data.dataset import EventSet
 from snn_repro.data.recordings import cut, find_recordings, to_frames
 from snn_repro.data.splits import named_split, split_parts
@@ -98,33 +97,6 @@ class Cache:
     checksums: list[int] | None  # CRC-32 of the bytes of each row of `frames`; None: it was made before these were kept
 
 
-class RowCheck:
-    """Holds rows of a cache against their checksums, each once: at the first read of a run.
-
-    To be given to MemoryBatches, the same one to all parts. Threads may share it: at worst two check one row.
-    """
-
-    def __init__(self, cache: Cache):
-        self.cache = cache
-        self.checked = bytearray(len(cache.names))
-
-    def __call__(self, row: int, frames: np.ndarray) -> None:
-        """Raise DataError if `frames`, which were read from this row, are not those that were stored."""
-        if not self.checked[row]:
-            if not self.intact(row, frames):
-                cache = self.cache
-                raise DataError(
-                    f"{cache.folder}/frames.npy is damaged: the frames of {cache.names[row]} (row {row}) are not those"
-                    f" that were stored; rebuild it with `{cache.rebuild}`, or train on them as they are with"
-                    " dataset.verify=off"
-                )
-            self.checked[row] = 1
-
-    def intact(self, row: int, frames: np.ndarray) -> bool:
-        """Whether `frames` have the checksum of this row."""
-        return zlib.crc32(np.ascontiguousarray(frames).view(np.uint8)) == self.cache.checksums[row]
-
-
 # ------------------------------------------------------------------ opening
 
 
@@ -159,9 +131,9 @@ def open_cache(settings: Settings, cache_dir: str | Path | None, data_dir: str |
         manifest = json.loads((folder / "manifest.json").read_text())
         if not isinstance(manifest, dict):
             raise ValueError("manifest.json holds no object")
-        found = manifest.get("format_version")
-        if found not in _READABLE:
-            raise DataError(f"{folder} has cache format {found}, this version reads {FORMAT_VERSION}; {rebuild}")
+        version = manifest.get("format_version")
+        if version not in _READABLE:
+            raise DataError(f"{folder} has cache format {version}, this version reads {FORMAT_VERSION}; {rebuild}")
         for key, wanted in settings.words().items():
             if manifest.get(key) != wanted:
                 raise DataError(f"{folder} was made with {key}={manifest.get(key)}, not {key}={wanted}; {rebuild}")
@@ -178,7 +150,7 @@ def open_cache(settings: Settings, cache_dir: str | Path | None, data_dir: str |
             f"{folder}/frames.npy holds {frames.shape} {frames.dtype}, its index {len(rows)} samples of"
             f" {settings.shape} {dtype}; {rebuild}"
         )
-    if found == 1:
+    if version == 1:
         warnings.warn(
             f"{folder} has no checksums of its frames, as an earlier version made it, so damage to them goes unseen;"
             f" {rebuild} to have them checked",
@@ -193,7 +165,7 @@ def open_cache(settings: Settings, cache_dir: str | Path | None, data_dir: str |
         manifest=manifest,
         folder=folder,
         rebuild=f"{command} rebuild=true",
-        checksums=None if found == 1 else [int(r["row_crc32"], 16) for r in rows],
+        checksums=None if version == 1 else [int(r["row_crc32"], 16) for r in rows],
     )
     changed = _changed_source(settings.dataset, data_dir, rows)
     if changed:
@@ -298,4 +270,4 @@ def build(dataset: EventSet, cfg: Config) -> Data:
     parts = [Part(cache.frames, cache.labels, rows) for rows in (train, val, test)]
     if steps := recording_steps(cfg.augment, dataset):
         parts[0] = Part(AugmentedRecordings(settings, cfg.data_dir, [cache.names[i] for i in train], steps))
-    return assemble(cfg, dataset, *parts, of_run, batch_transforms(cfg.augment, dataset), check=check)
+    return assemble(cfg, dataset, parts, of_run, batch_transforms(cfg.augment, dataset), check=check)

@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from snn_repro.errors import UserError
@@ -80,6 +82,7 @@ class SpikingNetwork(Block):
     draws only these masks.
     """
 
+    causal = True  # in evaluation the logits of a step do not depend on later frames
     wired = False  # whether a layer takes this number of time steps alone; `build_model` sees to it
 
     def __init__(self, input_shape: tuple[int, int, int], timesteps: int):
@@ -106,10 +109,24 @@ class SpikingNetwork(Block):
         return (x.unsqueeze(0), self.timesteps) if x.dim() == 4 else (x, x.shape[0])
 
 
+class Dropout(nn.Module):
+    """Dropout of x [T, B, ...] with one mask a sample for all time steps: what is dropped stays so while a sample is seen."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * F.dropout(torch.ones_like(x[0]), self.p) if self.training and self.p else x
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
 @contextmanager
 def same_statistics(module: nn.Module) -> Iterator[None]:
     """Run batch norms without another update of their running statistics."""
-    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
     kept = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
     try:
         for norm in norms:
@@ -143,3 +160,34 @@ def kaiming_fan_out(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+class AvgPool2d(nn.AvgPool2d):
+    """nn.AvgPool2d that keeps nothing for the backward pass: torch's keeps its input, of which it needs the sizes.
+
+    Same numbers, no second derivative.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> [N, C, H', W']."""
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return super().forward(x)
+        sizes = ([n, n] if isinstance(n, int) else [*n] for n in (self.kernel_size, self.stride, self.padding))
+        return _AvgPool.apply(x, *sizes, self.ceil_mode, self.count_include_pad, self.divisor_override)
+
+
+class _AvgPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, *settings):
+        ctx.shape, ctx.settings = x.shape, settings
+        last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        ctx.format = torch.channels_last if last else torch.contiguous_format
+        return F.avg_pool2d(x, *settings)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gy):
+        gx = torch.empty(ctx.shape, dtype=gy.dtype, device=gy.device, memory_format=ctx.format)
+        # Of the pool's input torch reads the sizes alone, and the place of the result has them.
+        torch.ops.aten.avg_pool2d_backward.grad_input(gy, gx, *ctx.settings, grad_input=gx)
+        return gx, *[None] * len(ctx.settings)

@@ -2,16 +2,21 @@
 
 Names follow torchvision's ResNet (conv1, bn1, layer1.0.conv1, downsample.0, fc), so that its weights load;
 spiking layers are sn1, sn2, sn3 and downsample_sn. A block adds spikes to spikes, so its output is not binary.
+The checkpoints of the paper's authors load too (`own_names`).
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
+from snn_repro.errors import UserError
 from snn_repro.kernels.conv import Conv2d
 from snn_repro.models.blocks import (
     HEAD_INIT,
+    AvgPool2d,
     Block,
     SpikingNetwork,
     init_head,
@@ -22,7 +27,6 @@ from snn_repro.models.blocks import (
 )
 from snn_repro.models.networks import register_network
 from snn_repro.models.norms import NORM, norms
-from snn_repro.models.pooling import AvgPool2d
 from snn_repro.neurons import Setting, build_neuron
 
 NormOf = Callable[..., nn.Module]  # channels -> the norm behind a convolution
@@ -105,19 +109,41 @@ _OPTIONS = {
     "zero_init_residual": Setting(False, "start the last norm of each branch at 0"),
     "head_init": HEAD_INIT,
 }
+_IMAGENET = _OPTIONS | {"stem_pool": Setting("avg", "pool of the stem", choices=("avg", "max"))}
 
 
-@register_network("sew_resnet18", _OPTIONS, BasicBlock, (2, 2, 2, 2), "imagenet")
-@register_network("sew_resnet34", _OPTIONS, BasicBlock, (3, 4, 6, 3), "imagenet")
-@register_network("sew_resnet50", _OPTIONS, Bottleneck, (3, 4, 6, 3), "imagenet")
-@register_network("sew_resnet101", _OPTIONS, Bottleneck, (3, 4, 23, 3), "imagenet")
-@register_network("sew_resnet152", _OPTIONS, Bottleneck, (3, 8, 36, 3), "imagenet")
+def by_authors(
+    weights: Mapping[str, Any], settings: Mapping[str, Any], downsample: str
+) -> tuple[Mapping[str, Any], str]:
+    """Weights under torchvision's names, from those of the SEW-ResNet's authors, whose layers hold a convolution and a norm.
+
+    downsample is what they call the shortcut's; settings are those that they wrote into the file. Other weights pass as they
+    are. Also returns what their accuracy needs. Raises UserError for blocks that do not add.
+    """
+    joined = settings.get("connect_f") or "ADD"
+    if joined != "ADD":
+        raise UserError(f"these weights are of blocks joined by {joined}, and ours add: they are of another model")
+    pattern = re.compile(rf"(conv(\d)|{re.escape(downsample)})\.module\.(\d)\.")
+
+    def own(found: re.Match) -> str:
+        return f"{('conv', 'bn')[int(found[3])]}{found[2]}." if found[2] else f"downsample.{found[3]}."
+
+    named = {pattern.sub(own, name): value for name, value in weights.items()}
+    needs = "; their authors' network has a max-pool stem and hard resets: model.stem_pool=max neuron.reset=hard"
+    return named, needs if named.keys() != weights.keys() else ""
+
+
+@register_network("sew_resnet18", _IMAGENET, BasicBlock, (2, 2, 2, 2), "imagenet")
+@register_network("sew_resnet34", _IMAGENET, BasicBlock, (3, 4, 6, 3), "imagenet")
+@register_network("sew_resnet50", _IMAGENET, Bottleneck, (3, 4, 6, 3), "imagenet")
+@register_network("sew_resnet101", _IMAGENET, Bottleneck, (3, 4, 23, 3), "imagenet")
+@register_network("sew_resnet152", _IMAGENET, Bottleneck, (3, 8, 36, 3), "imagenet")
 @register_network("sew_resnet18_cifar", _OPTIONS, BasicBlock, (2, 2, 2, 2), "cifar")
 class SEWResNet(SpikingNetwork):
-    """block and depths choose the network; stem "imagenet" is 7x7, stride 2 and an average pool, "cifar" 3x3.
+    """block and depths choose the network; stem "imagenet" is 7x7, stride 2 and a pool, "cifar" 3x3.
 
-    zero_init_residual starts the last norm of each branch at weight 0; head_init is "torch" or "normal01"
-    (N(0, 0.01), bias 0).
+    stem_pool is "avg", the paper's, or "max", that of the SEW-ResNet's authors. zero_init_residual starts the last norm of
+    each branch at weight 0; head_init is "torch" or "normal01" (N(0, 0.01), bias 0).
     """
 
     def __init__(
@@ -133,6 +159,7 @@ class SEWResNet(SpikingNetwork):
         norm: str,
         zero_init_residual: bool,
         head_init: str,
+        stem_pool: str = "avg",
     ):
         super().__init__(input_shape, timesteps)
         norm_of = norms(norm, timesteps, neuron)
@@ -146,7 +173,7 @@ class SEWResNet(SpikingNetwork):
         self.sn1 = build_neuron(state_shape=(64, *size), **neuron)
         self.pool = nn.Identity()
         if stem == "imagenet":
-            self.pool = AvgPool2d(3, 2, 1, count_include_pad=True)
+            self.pool = nn.MaxPool2d(3, 2, 1) if stem_pool == "max" else AvgPool2d(3, 2, 1, count_include_pad=True)
             size = output_size(size, 3, 2, 1)
 
         inputs = 64
@@ -177,3 +204,7 @@ class SEWResNet(SpikingNetwork):
         for block in (*self.layer1, *self.layer2, *self.layer3, *self.layer4):
             x = self.through(x, block)
         return self.fc((last(x) if last_step else x).mean((-2, -1)))
+
+    def own_names(self, weights: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+        """A file's weights under our names, and what to say of them; see `by_authors`."""
+        return by_authors(weights, settings, "downsample.0")

@@ -1,17 +1,18 @@
-"""The two VGGs of the event rows. Both are called VGG11 in the literature; they are different networks."""
+"""Plain stacks of convolutions: the two VGGs of the event rows (both called VGG11 in the literature, different networks),
+VGGSNN and SNN7."""
 
 from dataclasses import replace
 from functools import partial
+from math import prod
 
 from torch import Tensor, nn
 
 from snn_repro.errors import UserError
 from snn_repro.kernels.conv import Conv2d
-from snn_repro.models.blocks import HEAD_INIT, SpikingNetwork, init_head, kaiming_fan_out, last, over_time
+from snn_repro.models.blocks import HEAD_INIT, AvgPool2d, SpikingNetwork, init_head, kaiming_fan_out, last, over_time
 from snn_repro.models.networks import register_network
 from snn_repro.models.norms import NORM, norms
-from snn_repro.models.pooling import AvgPool2d
-from snn_repro.neurons import Setting, build_neuron
+from snn_repro.neurons import Neuron, Setting, build_neuron
 
 POOL = "pool"
 VGG48_PLAN = (64, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512, POOL)
@@ -19,11 +20,11 @@ VGG128_PLAN = (64, POOL, 128, POOL, 256, 256, POOL, 512, 512, 512, 512)
 
 
 class ConvNorm(nn.Module):
-    """A 3x3 convolution with bias, and the norm over [T, B, C, H, W] behind it; the network calls each by itself."""
+    """A 3x3 convolution, and the norm over [T, B, C, H, W] behind it; the network calls each by itself."""
 
-    def __init__(self, inputs: int, outputs: int, norm: nn.Module):
+    def __init__(self, inputs: int, outputs: int, norm: nn.Module, bias: bool):
         super().__init__()
-        self.conv = Conv2d(inputs, outputs, 3, padding=1)
+        self.conv = Conv2d(inputs, outputs, 3, padding=1, bias=bias)
         self.norm = norm
 
 
@@ -39,12 +40,15 @@ class OverTime(nn.Module):
 
 
 class VGG(SpikingNetwork):
-    """Convolutions as planned, each with its norm and neuron; 2x2 average pools between the stages.
+    """Convolutions as planned, each with its norm and neuron; 2x2 pools between the stages.
 
-    norm is one of NORMS.
+    plan holds the convolutions' widths, POOL, and builders of other layers over [T, B, C, H, W], called with C. norm is one
+    of NORMS.
     """
 
-    def __init__(self, name: str, plan, norm: str, input_shape, timesteps: int, neuron: dict):
+    def __init__(
+        self, name: str, plan, norm: str, input_shape, timesteps: int, neuron: dict, *, bias=True, pool=AvgPool2d
+    ):
         super().__init__(input_shape, timesteps)
         norm_of = norms(norm, timesteps, neuron)
         channels, *size = input_shape
@@ -57,10 +61,12 @@ class VGG(SpikingNetwork):
         layers = []
         for width in plan:
             if width == POOL:
-                layers.append(OverTime(AvgPool2d(2)))
+                layers.append(OverTime(pool(2)))
                 size = [n // 2 for n in size]
+            elif callable(width):
+                layers.append(width(channels))
             else:
-                layers.append(ConvNorm(channels, width, norm_of(width)))
+                layers.append(ConvNorm(channels, width, norm_of(width), bias))
                 layers.append(build_neuron(state_shape=(width, *size), **neuron))
                 channels = width
         self.features = nn.ModuleList(layers)
@@ -76,6 +82,8 @@ class VGG(SpikingNetwork):
                 x = self.through(x, partial(self._stage, layer, following))
             elif isinstance(layer, OverTime):
                 x = layer(last(x) if last_step and following is None else x)
+            elif not isinstance(layer, Neuron):
+                x = self.through(x, layer)
         return last(x) if last_step else x
 
     def _stage(self, layer: ConvNorm, neuron: nn.Module, x: Tensor) -> Tensor:
@@ -125,3 +133,37 @@ class VGG128(VGG):
     def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
         """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""
         return self.classifier(self.extract(x, last_step).mean((-2, -1)))
+
+
+@register_network("vggsnn", {"norm": NORM})
+class VGGSNN(VGG):
+    """64 128 | 256 256 | 512 512 | 512 512 | flatten, linear, for frames of 16x16 pixels and more (Deng et al., ICLR 2022).
+
+    The plan of vgg48 with a plain batch norm and no dropout; 9.27 M weights at 48x48 pixels and 10 classes.
+    """
+
+    def __init__(self, *, num_classes, input_shape, timesteps, neuron, norm):
+        super().__init__("vggsnn", VGG48_PLAN, norm, input_shape, timesteps, neuron)
+        kaiming_fan_out(self)
+        self.classifier = nn.Linear(prod(self.out_shape), num_classes)
+
+    def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
+        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""
+        return self.classifier(self.extract(x, last_step).flatten(2))
+
+
+@register_network("snn7", {"norm": NORM})
+class SNN7(VGG):
+    """16 64 | 128 128 | 256 256 | 512, flatten, linear: the seven convolutions of Shen et al. (arXiv:2301.12356).
+
+    After the network that its authors released, which is for static images of 32x32 pixels: max pools, no bias.
+    """
+
+    def __init__(self, *, num_classes, input_shape, timesteps, neuron, norm):
+        plan = (16, 64, POOL, 128, 128, POOL, 256, 256, POOL, 512)
+        super().__init__("snn7", plan, norm, input_shape, timesteps, neuron, bias=False, pool=nn.MaxPool2d)
+        self.classifier = nn.Linear(prod(self.out_shape), num_classes)
+
+    def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
+        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""
+        return self.classifier(self.extract(x, last_step).flatten(2))

@@ -40,4 +40,4 @@ def firing_rates(model: nn.Module) -> Iterator[dict[str, float]]:
     finally:
         for hook in hooks:
             hook.remove()
-        rates.update({name: int(spikes[name]) / neuron_steps[name] for name in spikes})
+        rates.update({name: float(spikes[name]) / neuron_steps[name] for name in spikes})

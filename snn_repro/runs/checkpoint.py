@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, checked before they are trusted, loaded without unpickling code."""
 
+import argparse
 import hashlib
 import io
 import os
@@ -41,7 +42,7 @@ def save(folder: Path, content: dict, keep_previous: bool = True, name: str = LA
 def load(path: Path) -> dict:
     """Read one checkpoint; every record's CRC-32 is checked first, so a flipped bit is found as well as a lost tail.
 
-    Raises CheckpointError when the file is damaged.
+    Of classes only argparse.Namespace may be in it: published checkpoints hold their command line so. Raises CheckpointError when the file is damaged.
     """
     try:
         with open(path, "rb") as file:
@@ -55,7 +56,8 @@ def load(path: Path) -> dict:
                 bad = archive.testzip()
             if bad:
                 raise CheckpointError(f"{path} is damaged: the checksum of its record {bad} is wrong")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict):
             raise CheckpointError(f"{path} holds no named weights")
         return content
@@ -117,11 +119,11 @@ def changes(then: dict | None, now: dict | None) -> list[str]:
 def load_model(model: torch.nn.Module, state: dict, source: str) -> None:
     """Load a state_dict, or raise CheckpointError naming the first parameter that does not fit."""
     own = model.state_dict()
-    for name in own.keys() - state.keys():
+    for name in sorted(own.keys() - state.keys()):
         raise CheckpointError(
             f"{source} holds no '{name}', which this model needs: it is a checkpoint of another model"
         )
-    for name in state.keys() - own.keys():
+    for name in sorted(state.keys() - own.keys()):
         raise CheckpointError(f"{source} holds '{name}', which this model lacks: it is a checkpoint of another model")
     for name, value in own.items():
         if value.shape != state[name].shape:
@@ -160,7 +162,8 @@ def find_weights(name: str, data_dir: str | None) -> Path:
 
 
 def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
-    """Start `model` from a file: a checkpoint of ours, or a bare state_dict, with torchvision's names or our own.
+    """Start `model` from a file: a checkpoint of ours, or weights with our own names, torchvision's or others that the network
+    knows (`own_names`), bare or under "model".
 
     Where the file has no IMP the model's keeps its random start, and so does a classifier of another number of classes;
     `say` is told what fitted. Any other mismatch raises CheckpointError.
@@ -168,7 +171,15 @@ def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
     from snn_repro.neurons import initial_states
 
     content = load(path)
-    given = content["model"] if isinstance(content.get("model"), dict) else content
+    given, needs = content["model"] if isinstance(content.get("model"), dict) else content, ""
+    if hasattr(model, "own_names"):
+        settings = content.get("args")
+        try:
+            given, needs = model.own_names(  # type: ignore[operator]
+                given, vars(settings) if isinstance(settings, argparse.Namespace) else {}
+            )
+        except UserError as error:
+            raise CheckpointError(f"{path}: {error}") from None
     own = model.state_dict()
     new = initial_states(model).keys() - given.keys()
     last = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)][-1:]
@@ -183,7 +194,7 @@ def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
     said = f"weights from {path}: {len(own) - len(kept)} of {len(own)} tensors"
     said += f"; {len(new)} IMP tensors are not in it and keep their random start" if new else ""
     said += "; the classifier has another number of classes and keeps its random start" if head else ""
-    say(said)
+    say(said + needs)
 
 
 def _shape_hint(model: torch.nn.Module, name: str) -> str:

@@ -83,6 +83,9 @@ class RunResult(Mapping[str, Any]):
     data: Annotated[dict[str, str] | None, "fingerprint of images or prepared frames, and of initial weights"] = None
     code: Annotated[dict[str, Any] | None, "`commit`, `dirty`, and `sha256` of the sources that compute"] = None
     changed_on_resume: Annotated[list[str] | None, "conditions that were others before a stop, in words"] = None
+    causal: Annotated[
+        bool, "false where the output of a step depends on later ones: then no accuracy at single steps is shown"
+    ] = True
     energy: Annotated[
         dict[str, Any] | None, "operations and energy a test sample (`energy.py`); with `energy=true` alone"
     ] = None

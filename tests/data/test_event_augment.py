@@ -171,5 +171,7 @@ def test_a_loss_that_needs_labels_refuses_soft_targets(key, monkeypatch):
     config = load_config(["dataset=digits_dvs", f"augment.{key}=0.5"])
     assert config_hash(config) != config_hash(load_config(["dataset=digits_dvs"]))
     monkeypatch.setattr(Loss, "soft_targets", False)
-    with pytest.raises(ConfigError, match=f"augment.{key}=0.5 makes soft targets and loss=lts needs labels; set it to 0"):
+    with pytest.raises(
+        ConfigError, match=f"augment.{key}=0.5 makes soft targets and loss=lts needs labels; set it to 0"
+    ):
         train.check_settings(config)

@@ -1,7 +1,10 @@
 """Checkpoints: whole or not at all, damage is found, a foreign one is refused with the key that differs."""
 
+import argparse
 import errno
 import os
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -112,6 +115,88 @@ def test_pretrained_weights_of_torchvision_keep_imp_and_foreign_heads(tmp_path):
         checkpoint.load_pretrained(model, tmp_path / "no.pt")
     with pytest.raises(UserError, match="does not exist"):
         checkpoint.load_pretrained(model, tmp_path / "gone.pt")
+
+
+def as_its_authors_write_it(ours, connect_f="ADD", downsample="downsample.0"):
+    """The content of a checkpoint of SEW-ResNet's authors: containers of two modules, and the command line."""
+    weights = {}
+    for name, value in ours.state_dict().items():
+        name = re.sub(r"downsample\.(\d)", rf"{downsample}.module.\1", name)
+        name = re.sub(r"^(layer.*)conv(\d)", r"\1conv\2.module.0", name)
+        weights[re.sub(r"^(layer.*)bn(\d)", r"\1conv\2.module.1", name)] = value
+    command_line = argparse.Namespace(model="sew_resnet", connect_f=connect_f, T=4, output_dir="./logs", adam=False)
+    optimizer = torch.optim.SGD(ours.parameters(), 0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 320).state_dict()
+    return {"model": weights, "optimizer": optimizer.state_dict(), "lr_scheduler": schedule, "epoch": 319, "args": command_line}  # fmt: skip
+
+
+def resnet(name, imp=True, classes=5, **options):
+    neuron = {"name": "if", "imp": imp}
+    return build_model(name, num_classes=classes, input_shape=(3, 32, 32), timesteps=2, neuron=neuron, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "downsample"),
+    [
+        ("sew_resnet18", "downsample.0"),
+        pytest.param("sew_resnet50", "downsample.0", marks=pytest.mark.slow),
+        pytest.param("spiking_resnet34", "downsample", marks=pytest.mark.slow),
+    ],
+)
+def test_checkpoints_of_sew_resnets_authors_start_a_network(name, downsample, tmp_path):
+    theirs, ours, said = resnet(name, imp=False), resnet(name), []
+    content = as_its_authors_write_it(theirs, downsample=downsample)
+    assert "layer1.0.conv1.module.1.running_mean" in content["model"]
+    assert f"layer2.0.{downsample}.module.0.weight" in content["model"]
+    torch.save(content, tmp_path / "checkpoint_319.pth")
+    checkpoint.load_pretrained(ours, tmp_path / "checkpoint_319.pth", said.append)
+    own = ours.state_dict()
+    assert all(torch.equal(value, own[key]) for key, value in theirs.state_dict().items())
+    layers = sum(key.endswith(".imp") for key in own)
+    assert said == [
+        f"weights from {tmp_path / 'checkpoint_319.pth'}: {len(own) - layers} of {len(own)} tensors; {layers} IMP tensors are "
+        "not in it and keep their random start; their authors' network has a max-pool stem and hard resets: "
+        + ("model.stem_pool=max " if name.startswith("sew") else "") + "neuron.reset=hard"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "options", "message"),
+    [
+        ("sew_resnet18", "sew_resnet34", {}, "holds no 'layer1.2.bn1.bias', which this model needs"),
+        ("sew_resnet34", "sew_resnet18", {}, "holds 'layer1.2.bn1.bias', which this model lacks"),
+        ("sew_resnet34", "spiking_resnet34", {}, "'layer2.0.downsample.0.weight', which this model needs"),
+        ("spiking_resnet34", "sew_resnet34", dict(downsample="downsample"), "downsample.0.weight', which this model needs"),
+        ("sew_resnet18", "sew_resnet18", dict(connect_f="IAND"), "blocks joined by IAND, and ours add"),
+    ],
+)  # fmt: skip
+def test_published_weights_of_another_network_are_named(theirs, ours, options, message, tmp_path):
+    with torch.device("meta"):
+        ours, theirs = resnet(ours, imp=False), resnet(theirs, imp=False)
+    content = as_its_authors_write_it(theirs, **options)
+    content["model"] = {name: torch.zeros(()).expand(value.shape) for name, value in content["model"].items()}
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(checkpoint.CheckpointError, match=message) as error:
+        checkpoint.load_pretrained(ours, tmp_path / "x.pth")
+    assert "x.pth" in str(error.value) and "another model" in str(error.value)
+
+
+def test_torchvisions_vgg16_starts_ours(tmp_path):
+    from torchvision.models import vgg16_bn
+
+    with torch.device("meta"):
+        names = vgg16_bn().state_dict()
+        model = build_model(
+            "vgg16", num_classes=1000, input_shape=(3, 224, 224), timesteps=4, neuron={"name": "if"}
+        )  # fmt: skip
+    assert {k: v.shape for k, v in names.items()} == {k: v.shape for k, v in model.state_dict().items()}
+
+
+def test_a_command_line_is_the_only_object_in_a_checkpoint(tmp_path):
+    torch.save({"model": {}, "args": argparse.Namespace(path=Path("x"))}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="damaged or no checkpoint"):
+        checkpoint.load(tmp_path / "x.pth")
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()
 
 
 def test_code_in_a_checkpoint_is_never_run(tmp_path):

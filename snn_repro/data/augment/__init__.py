@@ -52,7 +52,7 @@ def known(augment: Any) -> list[type[Augmentation]]:
     return list(AUGMENTATIONS.values()) if augment.own.keys() - {k for cls in there for k in cls.settings} else there
 
 
-def turned_on(augment: Any, kind: type = Augmentation) -> list[type[Augmentation]]:
+def turned_on(augment: Any, kind: type = Augmentation) -> list[Any]:
     """The classes of a kind that `augment` turns on, in order."""
     found = [cls for cls in known(augment) if issubclass(cls, kind) and cls.is_on(values_of(cls, augment))]
     return sorted(found, key=lambda cls: (cls.order, cls.name))

@@ -14,7 +14,7 @@ needs them inside of functions alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from snn_repro.errors import UserError
 from snn_repro.registry import AUGMENTATIONS
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from snn_repro.data.dataset import DataSet
     from snn_repro.data.events import Events
 
+AnAugmentation = TypeVar("AnAugmentation", bound="Augmentation")
 KINDS = {"images": "images", "frames": "event frames", "recordings": "recordings"}
 
 
-def register_augmentation(name: str) -> Callable[[type], type]:
+def register_augmentation(name: str) -> Callable[[type[AnAugmentation]], type[AnAugmentation]]:
     """A decorator of an augmentation's class: `augment.NAME` turns it on. Raises UserError if another has the name."""
 
-    def add(cls: type) -> type:
+    def add(cls: type[AnAugmentation]) -> type[AnAugmentation]:
         cls.name, cls.switches = name, cls.switches or (name,)
         AUGMENTATIONS.add(name, cls, cls)
         return cls
@@ -61,7 +62,7 @@ class Augmentation:
         return any(values[key] for key in cls.switches)
 
     @classmethod
-    def build(cls, values: Mapping[str, Any], dataset: DataSet) -> Augmentation:
+    def build(cls, values: Mapping[str, Any], dataset: DataSet) -> Self:
         """The augmentation with the values of its settings, for a data set of whose facts it may need some."""
         return cls(**values)
 

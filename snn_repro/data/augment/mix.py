@@ -99,7 +99,7 @@ class Mix(BatchAugmentation):
         height, width = x.shape[-2:]
         (top, bottom), (left, right) = (self._range(size, math.sqrt(1 - lam), draw) for size in (height, width))
         if self.cutmix_axes == "published" and x.ndim == 5:
-            box = (..., slice(top, bottom), slice(left, right), slice(None))
+            box: tuple = (..., slice(top, bottom), slice(left, right), slice(None))
         else:
             box = (..., slice(top, bottom), slice(left, right))
         mixed = own.clone()

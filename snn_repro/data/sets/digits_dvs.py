@@ -50,4 +50,4 @@ class DigitsDVS(DataSet):
         labels, (train, test) = digits.load_digits()[1], digits.train_test()
         train, val, split = split_parts(cfg, train, test, labels, digits.sample_names(test), split="fixed")
         parts = [Part(frames, labels, rows) for rows in (train, val, test)]
-        return assemble(cfg, self, *parts, split, batch_transforms(cfg.augment, self))
+        return assemble(cfg, self, parts, split, batch_transforms(cfg.augment, self))

@@ -39,4 +39,4 @@ class FashionMNISTDVS(DataSet):
         )  # fmt: skip
         held = np.searchsorted(rows, train), np.searchsorted(rows, val), np.arange(len(rows) - len(x_test), len(rows))
         parts = [Part(frames, y[rows], at) for at in held]
-        return assemble(cfg, self, *parts, split, batch_transforms(cfg.augment, self))
+        return assemble(cfg, self, parts, split, batch_transforms(cfg.augment, self))

@@ -1,0 +1,61 @@
+"""PLIF-Net (Fang et al., ICCV 2021, arXiv:2007.05785): convolutions, two spiking linear layers, and a vote of spikes."""
+
+from math import prod
+
+from torch import Tensor, nn
+
+from snn_repro.models.blocks import Dropout
+from snn_repro.models.networks import register_network
+from snn_repro.models.norms import NORM
+from snn_repro.models.vgg import POOL, VGG
+from snn_repro.neurons import Setting, build_neuron
+
+
+class Voting(VGG):
+    """Planned convolutions and max pools | dropout, linear, neuron | dropout, linear, neuron | mean of each class's voters.
+
+    No layer has a bias. The logits of a step are the shares of a class's voters that fire in it, in 0..1.
+    """
+
+    def __init__(self, name: str, plan, *, num_classes, input_shape, timesteps, neuron, norm, hidden, voters, dropout):
+        super().__init__(name, plan, norm, input_shape, timesteps, neuron, bias=False, pool=nn.MaxPool2d)
+        self.voters = voters
+        self.dropout1 = Dropout(dropout)
+        self.fc1 = nn.Linear(prod(self.out_shape), hidden, bias=False)
+        self.sn1 = build_neuron(state_shape=(hidden,), **neuron)
+        self.dropout2 = Dropout(dropout)
+        self.fc2 = nn.Linear(hidden, num_classes * voters, bias=False)
+        self.sn2 = build_neuron(state_shape=(num_classes * voters,), **neuron)
+
+    def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
+        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""
+        x = self.extract(x).flatten(2)
+        x = self.sn1(self.fc1(self.dropout1(x)))
+        x = self.sn2(self.fc2(self.dropout2(x)))
+        return (x[-1:] if last_step else x).unflatten(2, (-1, self.voters)).mean(-1)
+
+
+def _options(channels: int, hidden: int) -> dict[str, Setting]:
+    return {
+        "norm": NORM,
+        "channels": Setting(channels, "width of each convolution", "channels", low=1),
+        "hidden": Setting(hidden, "width of the first linear layer", "neurons", low=1),
+        "dropout": Setting(0.5, "dropout before each linear layer, one mask for all steps", low=0, below=1),
+        "voters": Setting(10, "output neurons that vote for each class", "neurons", low=1),
+    }
+
+
+@register_network("plif_net", _options(256, 2048))
+class PLIFNet(Voting):
+    """The network of CIFAR-10: c c c | c c c | 2048 | vote; c = 256 gives 36.7 M weights at 32x32 pixels."""
+
+    def __init__(self, *, channels, **given):
+        super().__init__("plif_net", (*[channels] * 3, POOL) * 2, **given)
+
+
+@register_network("plif_net_dvs", _options(128, 512) | {"stages": Setting(4, "convolutions, each with a pool", low=1)})
+class PLIFNetDVS(Voting):
+    """The network of CIFAR10-DVS (4 stages, 4.69 M weights) and DVS128 Gesture (5, 1.70 M), both at 128x128 pixels."""
+
+    def __init__(self, *, channels, stages, **given):
+        super().__init__("plif_net_dvs", (channels, POOL) * stages, **given)

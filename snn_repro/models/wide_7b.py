@@ -1,0 +1,65 @@
+"""Wide-7B-Net: seven SEW blocks with ADD (Fang et al., NeurIPS 2021, arXiv:2102.04159), the network of CIFAR10-DVS."""
+
+from collections.abc import Callable
+from math import prod
+
+from torch import Tensor, nn
+
+from snn_repro.kernels.conv import Conv2d
+from snn_repro.models.blocks import Block, SpikingNetwork, last, over_time
+from snn_repro.models.networks import register_network
+from snn_repro.models.norms import NORM, norms
+from snn_repro.neurons import build_neuron
+
+WIDTHS = (64, 64, 64, 64, 128, 128, 128)
+
+
+class Stage(Block):
+    """Where the width changes a 1x1 convolution to it | x + two 3x3 convolutions | a 2x2 max pool while it fits."""
+
+    def __init__(self, inputs: int, width: int, size: tuple[int, int], neuron: dict, norm_of: Callable):
+        super().__init__()
+
+        def layers(inputs: int, kernel: int) -> list[nn.Module]:
+            conv = Conv2d(inputs, width, kernel, padding=kernel // 2, bias=False)
+            return [conv, norm_of(width), build_neuron(state_shape=(width, *size), **neuron)]
+
+        self.conv0, self.bn0, self.sn0 = layers(inputs, 1) if inputs != width else (None, None, None)
+        self.conv1, self.bn1, self.sn1 = layers(width, 3)
+        self.conv2, self.bn2, self.sn2 = layers(width, 3)
+        self.pool = nn.MaxPool2d(2) if min(size) > 1 else nn.Identity()
+
+    def forward(self, x: Tensor, timesteps: int | None = None) -> Tensor:
+        if self.conv0 is not None:
+            x = self.spikes(x, self.conv0, self.bn0, self.sn0, timesteps)
+        branch = self.spikes(x, self.conv1, self.bn1, self.sn1)
+        branch = self.spikes(branch, self.conv2, self.bn2, self.sn2)
+        return over_time(x + branch, self.pool)
+
+
+@register_network("wide_7b", {"norm": NORM})
+class Wide7B(SpikingNetwork):
+    """64 64 64 64 128 128 128, each halving the frame while it has more than one pixel | flatten, linear.
+
+    1.19 M weights for 10 classes at 128x128 pixels, where the last map has one pixel.
+    """
+
+    def __init__(self, *, num_classes, input_shape, timesteps, neuron, norm):
+        super().__init__(input_shape, timesteps)
+        norm_of = norms(norm, timesteps, neuron)
+        channels, *size = input_shape
+        stages = []
+        for width in WIDTHS:
+            stages.append(Stage(channels, width, size, neuron, norm_of))
+            size, channels = [n // 2 for n in size] if min(size) > 1 else size, width
+        self.stages = nn.ModuleList(stages)
+        self.fc = nn.Linear(channels * prod(size), num_classes)
+
+    def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
+        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""
+        x, timesteps = self.steps(x)
+        first, *rest = self.stages
+        x = first(x, timesteps)
+        for stage in rest:
+            x = self.through(x, stage)
+        return self.fc((last(x) if last_step else x).flatten(2))

@@ -1,0 +1,443 @@
+"""Networks of the compared methods: published sizes, blocks against plain float64 references, transformers against spikingjelly's own."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from spikingjelly.activation_based import functional
+from spikingjelly.activation_based.model import maxformer, qkformer, spike_driven_transformer, spikformer
+from spikingjelly.activation_based.neuron import BaseNode
+from torch import nn
+
+from snn_repro.config import CONF_DIR
+from snn_repro.errors import UserError
+from snn_repro.models import MODELS, build_model, count_parameters
+from snn_repro.models.blocks import AvgPool2d, Dropout
+from snn_repro.models.norms import NORMS
+from snn_repro.models.resnet import BasicBlock
+from snn_repro.models.tcja import TCJA
+from snn_repro.models.wide_7b import Stage
+from snn_repro.neurons import Neuron
+
+IF_IMP = {"name": "if", "imp": True}
+# Small forms: input shape, time steps, options
+SMALL = {
+    "plif_net": ((3, 8, 8), 3, dict(channels=6, hidden=12, voters=3, dropout=0.0)),
+    "plif_net_dvs": ((2, 16, 18), 3, dict(channels=6, hidden=12, voters=3, dropout=0.0)),
+    "resnet19": ((2, 8, 9), 2, dict(hidden=16)),
+    "spiking_resnet34": ((3, 32, 32), 2, {}),
+    "vgg16": ((3, 32, 32), 2, dict(hidden=16, dropout=0.0)),
+    "vggsnn": ((2, 16, 18), 2, {}),
+    "snn7": ((2, 9, 8), 2, {}),
+    "wide_7b": ((2, 18, 16), 2, {}),
+    "tcja": ((2, 32, 36), 3, dict(hidden=16, voters=2, dropout=0.0)),
+    "spikformer": ((1, 8, 8), 3, dict(embed_dims=32, num_heads=4, depths=2, patch_size=4)),
+    "spike_driven_transformer": ((1, 8, 8), 3, dict(embed_dims=32, num_heads=4, depths=2, patch_size=4)),
+    "qkformer": ((2, 32, 32), 3, dict(embed_dims=32, num_heads=[1, 2, 4], depths=[1, 1, 1])),
+    "maxformer": ((2, 32, 32), 3, dict(embed_dims=32, depths=[1, 1, 1])),
+    "maxformer_cifar": ((1, 8, 8), 3, dict(embed_dims=32, depths=[1, 1, 1])),
+}
+CONVOLUTIONAL = list(SMALL)[:9]
+TRANSFORMERS = list(SMALL)[9:]
+
+
+LARGE = ("resnet19", "spiking_resnet34", "vgg16", "vggsnn")  # their widths are fixed
+
+
+def small(name, neuron=IF_IMP, seed=0, **options):
+    torch.manual_seed(seed)
+    shape, timesteps, given = SMALL[name]
+    options = {"kernels": "off"} | given | options
+    return build_model(name, num_classes=5, input_shape=shape, timesteps=timesteps, neuron=dict(neuron), **options)
+
+
+@torch.no_grad()
+def lively(model, x):
+    """The model with weights under which all layers fire in evaluation too."""
+    for m in model.modules():
+        if isinstance(m, nn.modules.batchnorm._BatchNorm):
+            m.momentum = 1.0
+            m.weight.fill_(1.5)
+            m.bias.fill_(0.1)
+        elif isinstance(m, nn.Linear):
+            m.weight.mul_(4)
+    model.train()(x)
+    return model
+
+
+def frames(name, batch=2, seed=1):
+    shape, timesteps, _ = SMALL[name]
+    return 2 * torch.rand(timesteps, batch, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+# published sizes
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "shape", "options", "weights", "published"),
+    [
+        ("plif_net", 10, (3, 32, 32), {}, 36_718_336, 36.72),
+        ("plif_net_dvs", 10, (2, 128, 128), {}, 4_691_200, 4.69),
+        ("plif_net_dvs", 11, (2, 128, 128), dict(stages=5), 1_698_304, 1.70),
+        # Later papers print 12.63 M for ResNet-19: that of a linear layer of 128. tdBN's own text has 256.
+        ("resnet19", 10, (3, 32, 32), {}, 12_697_994, 12.70),
+        ("resnet19", 10, (3, 32, 32), dict(hidden=128), 12_631_050, 12.63),
+        ("spiking_resnet34", 1000, (3, 224, 224), {}, 21_797_672, 21.80),  # papers cut it to 21.79
+        # Dspike prints 138.42 M for its VGG-16, whose layers it does not list; torchvision's has 138.37.
+        ("vgg16", 1000, (3, 224, 224), {}, 138_365_992, 138.37),
+        ("vggsnn", 10, (2, 48, 48), {}, 9_271_498, 9.27),
+        ("vggsnn", 101, (2, 48, 48), {}, 9_690_917, 9.69),
+        ("snn7", 10, (3, 32, 32), {}, 2_379_866, 2.38),
+        ("wide_7b", 10, (2, 128, 128), {}, 1_192_202, 1.19),
+        ("tcja", 101, (2, 180, 240), dict(timesteps=14), 21_907_096, 21.91),
+        ("spikformer", 10, (3, 32, 32), dict(embed_dims=384, num_heads=12, depths=4, patch_size=4), 9_310_906, 9.31),
+        ("spikformer", 10, (2, 128, 128), dict(embed_dims=256, num_heads=16, depths=2), 2_563_594, 2.56),
+        ("qkformer", 1000, (3, 224, 224), {}, 16_472_584, 16.47),
+        ("qkformer", 1000, (3, 224, 224), dict(embed_dims=512, num_heads=[8, 8, 8]), 29_077_864, 29.08),
+        ("qkformer", 1000, (3, 224, 224), dict(embed_dims=768, num_heads=[12, 12, 12]), 64_960_552, 64.96),
+        ("maxformer", 1000, (3, 224, 224), {}, 16_236_616, 16.24),
+        ("maxformer", 1000, (3, 224, 224), dict(embed_dims=512), 28_652_648, 28.65),
+        ("maxformer_cifar", 10, (3, 32, 32), {}, 6_568_282, 6.57),
+        ("spike_driven_transformer", 1000, (3, 224, 224), {}, 29_690_344, 29.69),
+        ("spike_driven_transformer", 1000, (3, 224, 224), dict(embed_dims=384), 16_816_744, 16.82),
+        ("spike_driven_transformer", 1000, (3, 224, 224), dict(embed_dims=768), 66_340_072, 66.34),
+    ],
+)
+def test_published_sizes(name, classes, shape, options, weights, published):
+    with torch.device("meta"):
+        model = build_model(name, num_classes=classes, input_shape=shape, neuron=IF_IMP, **({"timesteps": 4} | options))
+    assert count_parameters(model)[0] == weights and round(weights / 1e6, 2) == published
+
+
+@pytest.mark.parametrize(("depth", "width", "published"), [(6, 512, 23.37), (8, 512, 29.68), (8, 384, 16.81)])
+def test_spikformer_has_the_published_size_but_for_biases_without_effect(depth, width, published):
+    """spikingjelly leaves out the biases of the MLP's convolutions, which the batch norm behind them takes away again."""
+    with torch.device("meta"):
+        model = build_model(
+            "spikformer", num_classes=1000, input_shape=(3, 224, 224), timesteps=4, neuron={"name": "if"}, depths=depth,
+            embed_dims=width,
+        )  # fmt: skip
+    assert abs((count_parameters(model)[0] + depth * (4 + 1) * width) / 1e6 - published) < 0.006
+
+
+def test_each_networks_yaml_gives_every_option_that_it_has():
+    for file in sorted((CONF_DIR / "model").glob("*.yaml")):
+        values = yaml.safe_load(file.read_text())
+        name = values.pop("name")
+        assert name in MODELS and file.stem.startswith(name), file
+        if name in SMALL:
+            assert values.keys() == MODELS[name].settings.keys(), file
+        shape = (2, 48, 48) if name == "vgg48" else (3, 64, 64)
+        with torch.device("meta"):
+            build_model(name, num_classes=5, input_shape=shape, timesteps=4, neuron={"name": "if"}, **values)
+
+
+# what a network promises
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_parameter_learns_and_every_neuron_has_an_initial_state(name):
+    model = lively(small(name), frames(name))
+    logits = model(frames(name))
+    assert logits.shape == (SMALL[name][1], 2, 5) and logits.isfinite().all()
+    logits.square().sum().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    nodes = [m for m in model.modules() if isinstance(m, Neuron)]
+    assert len(nodes) >= 6 and all(node.imp.shape == node.v.shape[1:] for node in nodes)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_weights_do_not_depend_on_imp_and_load_again(name):
+    plain, imp = small(name, {"name": "if"}), small(name)
+    own = imp.state_dict()
+    assert all(torch.equal(value, own[key]) for key, value in plain.state_dict().items())
+    again = small(name, seed=9)
+    again.load_state_dict(own)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(frames(name)), imp.eval()(frames(name)))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_static_image_is_seen_at_every_step_and_the_last_step_is_the_last(name):
+    model, x = small(name).double().eval(), frames(name)[0].double()
+    with torch.no_grad():
+        logits = model(x)
+        torch.testing.assert_close(logits, model(x.expand(SMALL[name][1], *x.shape)), atol=1e-9, rtol=1e-9)
+        torch.testing.assert_close(model(x, last_step=True), logits[-1:], atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_whether_a_step_sees_later_frames_is_as_the_network_says(name):
+    """By the gradient of the last frame, which the surrogate keeps above zero wherever a logit depends on it."""
+    model, x = lively(small(name), frames(name)).eval(), frames(name).requires_grad_()
+    logits = model(x)
+    earlier, own = (torch.autograd.grad(part.sum(), x, retain_graph=True)[0][-1] for part in (logits[:-1], logits[-1]))
+    assert own.any() and earlier.any() == (not model.causal) and model.causal == (name != "tcja")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LARGE)) for n in SMALL])
+def test_backends_and_checkpointing_give_the_same_gradients(name):
+    expected = None
+    sparse = {"kernels": "sparse"}
+    for options in ({}, sparse | {"checkpointing": "norms"}, {"checkpointing": "blocks"}):
+        model = lively(small(name, **options).double(), frames(name).double())
+        logits = model(frames(name).double())
+        logits.square().sum().backward()
+        found = dict(logits=logits.detach()) | {n: p.grad for n, p in model.named_parameters()}
+        found |= {n: b for n, b in model.named_buffers() if "running" in n or "tracked" in n}
+        expected = expected or found
+        for key, value in found.items():
+            torch.testing.assert_close(value, expected[key], atol=1e-9, rtol=1e-7, msg=f"{options} {key}")
+
+
+@pytest.mark.parametrize("name", [n for n in CONVOLUTIONAL if n != "tcja"])
+def test_tebn_wires_the_time_steps(name):
+    model = small(name, norm="tebn")
+    shape, timesteps, _ = SMALL[name]
+    assert model(frames(name)).shape[0] == timesteps == len(model(frames(name)[0]))
+    with pytest.raises(UserError, match=f"a norm that is wired to timesteps={timesteps}"):
+        model(torch.zeros(1, 1, *shape))
+
+
+def test_the_stems_pool_is_a_setting_of_sew_resnets():
+    for options, kind in (({}, AvgPool2d), ({"stem_pool": "avg"}, AvgPool2d), ({"stem_pool": "max"}, nn.MaxPool2d)):
+        with torch.device("meta"):
+            model = build_model(
+                "sew_resnet18", num_classes=5, input_shape=(3, 32, 32), timesteps=2, neuron=IF_IMP, **options
+            )
+        assert type(model.pool) is kind and model.layer1[0].sn1.imp.shape == (64, 8, 8)
+    with pytest.raises(
+        UserError, match="stem_pool='max' belongs to model=sew_resnet18 or .*leave it out for 'sew_resnet18_cifar'"
+    ):
+        build_model(
+            "sew_resnet18_cifar", num_classes=5, input_shape=(3, 32, 32), timesteps=2, neuron=IF_IMP, stem_pool="max"
+        )
+
+
+# against plain references
+
+
+def plain_if(x):
+    """Integrate-and-fire with soft reset over x [T, ...]."""
+    v, spikes = torch.zeros_like(x[0]), []
+    for x_t in x:
+        v = v + x_t
+        spikes.append((v >= 1).to(x))
+        v = v - spikes[-1]
+    return torch.stack(spikes)
+
+
+def batch_norm(channels, summands=1):
+    return NORMS["bn"](channels, 3)
+
+
+def plain_norm(x, norm):
+    mean, var = x.mean((0, 1, 3, 4), keepdim=True), x.var((0, 1, 3, 4), unbiased=False, keepdim=True)
+    shape = (1, 1, -1, 1, 1)
+    return (x - mean) / (var + norm.eps).sqrt() * norm.weight.view(shape) + norm.bias.view(shape)
+
+
+def plain_conv(x, layer):
+    return torch.stack([F.conv2d(x_t, layer.weight, layer.bias, layer.stride, layer.padding) for x_t in x])
+
+
+def spiking_input(*shape):
+    return (torch.rand(*shape, generator=torch.Generator().manual_seed(3)) < 0.4).double()
+
+
+@torch.no_grad()
+def test_resnets_add_potentials_and_fire_then():
+    torch.manual_seed(1)
+    for inputs, stride in ((4, 1), (3, 2)):
+        block = BasicBlock(inputs, 4, stride, (6, 5), {"name": "if"}, batch_norm).double()
+        nn.init.uniform_(block.bn2.weight, 1, 3)
+        x = spiking_input(3, 2, inputs, 6, 5)
+        branch = plain_if(plain_norm(plain_conv(x, block.conv1), block.bn1))
+        branch = plain_norm(plain_conv(branch, block.conv2), block.bn2)
+        shortcut = x if stride == 1 else plain_norm(plain_conv(x, block.downsample[0]), block.downsample[1])
+        expected = plain_if(branch + shortcut)
+        assert torch.equal(block(x), expected) and 0 < expected.mean() < 1
+
+
+@torch.no_grad()
+def test_wide_7b_adds_spikes_and_pools_their_sums():
+    torch.manual_seed(1)
+    for inputs in (4, 2):
+        stage = Stage(inputs, 4, (6, 5), {"name": "if"}, batch_norm).double()
+        x = given = spiking_input(3, 2, inputs, 6, 5)
+        if inputs != 4:
+            given = plain_if(plain_norm(plain_conv(x, stage.conv0), stage.bn0))
+        branch = plain_if(plain_norm(plain_conv(given, stage.conv1), stage.bn1))
+        branch = plain_if(plain_norm(plain_conv(branch, stage.conv2), stage.bn2))
+        expected = torch.stack([F.max_pool2d(s, 2) for s in given + branch])
+        assert torch.equal(stage(x), expected) and expected.max() == 2
+
+
+@torch.no_grad()
+def test_tcja_by_sums():
+    torch.manual_seed(1)
+    timesteps, channels = 3, 5
+    layer = TCJA(channels, 4, 2, timesteps).double()
+    x = torch.rand(timesteps, 2, channels, 4, 3).double()
+    means = x.mean((3, 4))
+    along_channels, along_time = layer.conv_t.weight, layer.conv_c.weight  # [T, T, 4], [C, C, 2]
+    for b in range(2):
+        for t in range(timesteps):
+            for c in range(channels):
+                # of an even kernel the longer side looks forward
+                a = sum(
+                    along_channels[t, s, k] * means[s, b, c + k - 1]
+                    for s in range(timesteps) for k in range(4) if 0 <= c + k - 1 < channels
+                )  # fmt: skip
+                of_time = sum(
+                    along_time[c, d, k] * means[t + k, b, d]
+                    for d in range(channels) for k in range(2) if t + k < timesteps
+                )  # fmt: skip
+                expected = x[t, b, c] / (1 + torch.exp(-a * of_time))
+                torch.testing.assert_close(layer(x)[t, b, c], expected)
+
+
+def test_plif_nets_logits_are_votes():
+    model, spikes = lively(small("plif_net", {"name": "if"}), frames("plif_net")), []
+    model.sn2.register_forward_hook(lambda m, i, o: spikes.append(o))
+    logits = model(frames("plif_net"))
+    assert torch.equal(logits, torch.stack([spikes[0][..., 3 * k : 3 * k + 3].mean(-1) for k in range(5)], -1))
+    assert spikes[0].any()
+
+
+def test_dropout_over_time_has_one_mask_a_sample():
+    torch.manual_seed(0)
+    y = Dropout(0.5)(torch.ones(4, 3, 50))
+    assert torch.equal(y, y[:1].expand_as(y)) and not torch.equal(y[0, 0], y[0, 1]) and {*y.unique().tolist()} == {0, 2}
+    assert Dropout(0.5).eval()(y) is y
+
+
+SJ_DEFAULT = {"name": "lif", "tau": 2.0, "reset": "hard", "surrogate": "sigmoid", "detach_reset": True}
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_transformers_are_spikingjellys_with_its_own_neurons(name):
+    (c, h, w), timesteps, options = SMALL[name]
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    patch = given.pop("patch_size", None)
+    theirs = {
+        "spikformer": lambda: spikformer.Spikformer(timesteps, c, h, w, patch, 5, **given),
+        "spike_driven_transformer": lambda: spike_driven_transformer.SpikeDrivenTransformer(
+            timesteps, c, 5, pooling_stat="0011", **given
+        ),
+        "qkformer": lambda: qkformer.QKFormer(timesteps, c, 5, **given),
+        "maxformer": lambda: maxformer.MaxFormer(timesteps, c, 5, **given),
+        "maxformer_cifar": lambda: maxformer.MaxFormer(timesteps, c, 5, cifar=True, **given),
+    }[name]().double()
+    ours, x = small(name, SJ_DEFAULT).double(), frames(name).double()
+    theirs.load_state_dict({k.removeprefix("net."): v for k, v in ours.state_dict().items()})
+    for a, b in zip(*([m for m in net.modules() if isinstance(m, BaseNode)] for net in (ours, theirs)), strict=True):
+        a.detach_reset = b.detach_reset  # which spikingjelly does in attention alone
+    outputs, gradients = [], []
+    for model in (ours, theirs):
+        for p in model.parameters():
+            torch.nn.init.uniform_(p, 0.5, 1.5, torch.Generator().manual_seed(2)) if p.dim() == 1 else None
+        functional.reset_net(model)
+        y = model(x)
+        y = y.mean(0) if y.dim() == 3 else y
+        y.square().sum().backward()
+        outputs.append(y.detach())
+        gradients.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(*outputs, atol=1e-9, rtol=1e-9)
+    assert outputs[0].std() > 0
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-7)
+
+
+def test_attention_fires_at_half_of_any_threshold():
+    for neuron, expected in (({"name": "if"}, 0.5), ({"name": "if", "v_threshold": 0.6}, 0.3)):
+        model = small("spikformer", neuron)
+        found = {n.rsplit(".", 1)[-1]: m.v_threshold for n, m in model.named_modules() if isinstance(m, Neuron)}
+        assert found.pop("attn_lif") == expected and {*found.values()} == {2 * expected}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("tcja", {}, "model.name=tcja attends over all timesteps=3"),
+        ("vgg16", dict(shape=(3, 31, 40)), "needs at least 32x32 pixels, not 31x40"),
+        ("snn7", dict(shape=(3, 7, 40)), "needs at least 8x8 pixels, not 7x40"),
+        ("spikformer", dict(embed_dims=36), "model.embed_dims=36 of spikformer must be a multiple of 8"),
+        ("spikformer", dict(num_heads=5), "model.embed_dims=32 of spikformer must be a multiple of 5, model.num_heads"),
+        ("spikformer", dict(patch_size=8), "model.patch_size=8 of spikformer must be 4 or 16"),
+        ("qkformer", dict(num_heads=[3, 2, 2]), r"model.num_heads=\[3, 2, 2\] of qkformer must divide"),
+        ("qkformer", dict(depths=[1, 2]), r"model.depths=\[1, 2\] must be 3 whole numbers of at least 0"),
+        ("qkformer", dict(num_heads=[0, 1, 1]), r"model.num_heads=\[0, 1, 1\] must be 3 whole numbers of at least 1"),
+        ("maxformer", dict(depths=2), "model.depths=2 must be 3 whole numbers"),
+        ("maxformer_cifar", dict(embed_dims=12), "model.embed_dims=12 of maxformer must be a multiple of 8"),
+    ],
+)
+def test_what_a_network_cannot_be_is_named(name, options, message):
+    shape, timesteps, given = copy.copy(SMALL[name])
+    shape = options.pop("shape", shape)
+    with pytest.raises(UserError, match=message):
+        model = build_model(
+            name, num_classes=5, input_shape=shape, timesteps=timesteps, neuron=IF_IMP, **(given | options)
+        )
+        model(torch.zeros(timesteps + 1, 1, *shape))
+
+
+# training on the embedded digits
+
+# pixels that the network needs, epochs, what makes it small
+DIGITS = {
+    "plif_net": (8, 24, dict(channels=24, hidden=128, dropout=0.2)),
+    "plif_net_dvs": (16, 16, dict(channels=24, hidden=128, dropout=0.2)),
+    "resnet19": (8, 2, {}),
+    "spiking_resnet34": (32, 6, {}),
+    "vgg16": (32, 3, dict(hidden=128, dropout=0.2)),
+    "vggsnn": (16, 2, {}),
+    "snn7": (8, 4, {}),
+    "wide_7b": (8, 6, {}),
+    "tcja": (32, 4, dict(hidden=128, dropout=0.2)),
+    "spikformer": (8, 10, dict(embed_dims=64, num_heads=4, depths=2, patch_size=4)),
+    "spike_driven_transformer": (8, 16, dict(embed_dims=64, num_heads=4, depths=2, patch_size=4)),
+    "qkformer": (16, 16, dict(embed_dims=64, num_heads=[1, 2, 4], depths=[1, 1, 1])),
+    "maxformer": (16, 24, dict(embed_dims=64, depths=[1, 1, 1])),
+    "maxformer_cifar": (8, 10, dict(embed_dims=64, depths=[1, 1, 1])),
+}
+
+
+def accuracy_on_digits(name):
+    """Test accuracy (%) of a small form with IMP after a short training on 1,400 digits, enlarged to what it needs."""
+    from sklearn.datasets import load_digits
+
+    pixels, epochs, options = DIGITS[name]
+    data = load_digits()
+    images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 8 - 0.6
+    images = images.repeat_interleave(pixels // 8, -1).repeat_interleave(pixels // 8, -2)
+    labels = torch.tensor(data.target)
+    torch.manual_seed(0)
+    order = torch.randperm(len(labels))
+    images, labels = images[order], labels[order]
+    neuron = {"name": "if", "imp": True, "detach_reset": True}
+    model = build_model(
+        name, num_classes=10, input_shape=(1, pixels, pixels), timesteps=2, neuron=neuron, **options
+    ).to(memory_format=torch.channels_last)  # fmt: skip
+    steps = epochs * (1400 // 50)
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
+    for _ in range(epochs):
+        for batch in torch.randperm(1400).split(50):
+            loss = F.cross_entropy(model(images[batch]).mean(0), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    model.eval()
+    with torch.no_grad():
+        outputs = torch.cat([model(part).mean(0) for part in images[1400:].split(100)])
+    return 100 * (outputs.argmax(1) == labels[1400:]).double().mean().item()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_each_network_learns_the_digits(name):
+    assert accuracy_on_digits(name) > 90
