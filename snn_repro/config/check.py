@@ -60,6 +60,19 @@ def set_own_apart(plain: dict) -> None:
             part["own"] = registry.checked(part["name"], given)
         except UserError as error:
             raise ConfigError(str(error)) from None
+        if group == "neuron" and "initial" in part["own"]:
+            _settle_initial(part)
+
+
+def _settle_initial(neuron: dict) -> None:
+    """One value a neuron, learned, has two names, neuron.imp=true and neuron.initial=imp: where one is said, so is the other."""
+    initial = neuron["own"]["initial"]
+    if neuron.get("imp") is True and initial not in ("zero", "imp"):
+        raise ConfigError(
+            f"neuron.imp=true and neuron.initial={initial} both say where a neuron starts; use neuron={neuron['name']} with it"
+        )
+    if neuron.get("imp") is True or initial == "imp":
+        neuron["imp"], neuron["own"]["initial"] = True, "imp"
 
 
 def _augmentations(given: dict) -> dict[str, Any]:
@@ -171,15 +184,21 @@ class _Idle(NamedTuple):
     needs: str
 
 
+def _learned(c: Config) -> bool:
+    """Whether neurons start from learned potentials, one a neuron, channel or layer."""
+    return getattr(c.neuron, "initial", "zero").startswith("imp")
+
+
 _IDLE = (
     _Idle(("recipe.momentum", "recipe.nesterov"), lambda c: c.recipe.optimizer == "sgd", "recipe.optimizer", "recipe.optimizer=sgd"),
     _Idle(("recipe.eps",), lambda c: c.recipe.optimizer != "sgd", "recipe.optimizer", "recipe.optimizer=adam, adamw or lamb"),
     _Idle(("recipe.step_epochs", "recipe.step_gamma"), lambda c: c.recipe.schedule == "step", "recipe.schedule", "recipe.schedule=step"),
     _Idle(("recipe.min_lr",), lambda c: c.recipe.schedule == "cosine", "recipe.schedule", "recipe.schedule=cosine"),
     _Idle(("recipe.warmup_factor",), lambda c: c.recipe.warmup_epochs > 0, "recipe.warmup_epochs", "recipe.warmup_epochs above 0"),
+    _Idle(("neuron.initial_value",), lambda c: c.neuron.initial == "constant", "neuron.initial", "neuron.initial=constant"),
+    _Idle(("neuron.imp_init",), lambda c: _learned(c) or c.neuron.initial == "random", "neuron.imp", "a neuron with IMP, such as neuron=if_imp"),
     _Idle(
-        ("neuron.imp_init", "neuron.imp_trainable", "neuron.imp_lr", "neuron.imp_weight_decay"),
-        lambda c: c.neuron.imp, "neuron.imp", "a neuron with IMP, such as neuron=if_imp",
+        ("neuron.imp_trainable", "neuron.imp_lr", "neuron.imp_weight_decay"), lambda c: _learned(c), "neuron.imp", "a neuron with IMP, such as neuron=if_imp",
     ),
     _Idle(
         ("neuron.imp_lr", "neuron.imp_weight_decay"),
