@@ -9,11 +9,12 @@ arXiv:2403.09274):
     slrp   of the means over time: every time step has the same, and time steps fewer convolutions run
 
 Both take positive contributions alone (alpha = 1): through a convolution or linear layer with weights w,
-R_i = sum_j R_j (x_i w_ij)+ / sum_k (x_k w_kj)+. Norms hand it on as it is. What finds no positive contribution is lost, and
+R_i = sum_j R_j (x_i w_ij)+ / sum_k (x_k w_kj)+. Sums go by positive parts too, norms hand it on
+as it is. What finds no positive contribution is lost, and
 what comes down to an initial potential counts for the input of that step. The logits start with 1 - 1/K at the class and
 -1/K at the others.
 
-All between these layers (sums of a SEW block, pools, means over pixels, reshapes) is linear, where relevance per unit of
+All between these layers (sums of spikes, pools, means over pixels, reshapes) is linear, where relevance per unit of
 activation, R / activation, is what flows backwards as a gradient does. So the whole is one forward pass, and one backward
 pass in which layers with a rule have it in the place of the gradient. On two networks here it cost 1.5 training steps (slrp),
 2 to 4 with sltrp.
@@ -59,11 +60,28 @@ class _Tie(torch.autograd.Function):
         return ctx.rule(per_output), None, None
 
 
+class _Sum(torch.autograd.Function):
+    """a + b, of which both have their part by the positive values alone; where none is negative that is the derivative's."""
+
+    @staticmethod
+    def forward(ctx, a: Tensor, b: Tensor, steps: torch.Size, mean: bool) -> Tensor:
+        ctx.parts, ctx.steps, ctx.mean = (a.detach(), b.detach()), steps, mean
+        return a + b
+
+    @staticmethod
+    def backward(ctx, per_output: Tensor):
+        of = (lambda x: _over_time(x, ctx.steps)) if ctx.mean else (lambda x: x)
+        positive = [of(part.clamp(min=0)) for part in ctx.parts]
+        share = _divided(of(per_output) * of(sum(ctx.parts)), sum(positive))
+        found = [_divided(p * share, of(part)) for p, part in zip(positive, ctx.parts, strict=True)]
+        return *(_spread(f, per_output, ctx.steps) if ctx.mean else f for f in found), None, None
+
+
 class _Watch(TorchFunctionMode):
     """Notices what happens between the layers with a rule, and the last feature maps [T, B, C, H, W]."""
 
-    def __init__(self):
-        self.inside = 0
+    def __init__(self, steps: torch.Size, mean: bool):
+        self.inside, self.steps, self.mean = 0, steps, mean
         self.features: Tensor | None = None
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -75,8 +93,11 @@ class _Watch(TorchFunctionMode):
         activations = [v for v in args if isinstance(v, Tensor) and v.requires_grad and not isinstance(v, nn.Parameter)]
         if name not in LINEAR and not (name in SCALED and len(activations) == 1):
             raise UserError(f"the network computes '{name}' between its layers")
-        if "add" in name and results[0].dim() == 5:
-            self.features = results[0]
+        if "add" in name:
+            if len(activations) == 2 and activations[0].shape == activations[1].shape:
+                if any((part < 0).any() for part in activations):
+                    result = _Sum.apply(*activations, self.steps, self.mean)
+            self.features = result if result.dim() == 5 else self.features
         return result
 
 
@@ -140,7 +161,8 @@ def check(model: nn.Module, input_shape: tuple[int, int, int], timesteps: int, r
 @contextmanager
 def _ruled(model: nn.Module, frames: Tensor, rule: str) -> Iterator[_Watch]:
     """Within, the layers of `model` have the rule in the place of their derivatives."""
-    watch, steps, mean = _Watch(), frames.shape[:2], rule == "slrp"
+    steps, mean = frames.shape[:2], rule == "slrp"
+    watch = _Watch(steps, mean)
     ruled: dict[nn.Module, Callable] = {}
     for name, module in model.named_modules():
         if isinstance(module, Neuron):

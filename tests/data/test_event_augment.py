@@ -131,7 +131,10 @@ def test_settings_are_declared_once_and_read_without_importing():
         assert AUGMENTATIONS.settings(name) == cls.settings and {*cls.switches} <= cls.settings.keys()
         assert all(not cls.settings[key].default for key in cls.switches), name
     assert {f"augment.{k}" for k in AUGMENTATIONS.all_settings(ours=True)} <= keys().keys()
-    script = "import sys, snn_repro.config as c; c.help_text(); assert 'torch' not in sys.modules"
+    script = (
+        "import sys, snn_repro.data.augment; from snn_repro.registry import AUGMENTATIONS; AUGMENTATIONS.all_settings();"
+        "assert not {'torch', 'numpy'} & sys.modules.keys()"
+    )
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
@@ -161,3 +164,17 @@ def test_what_is_wrong_is_one_sentence_and_what_is_off_changes_no_hash():
     )
     assert "SNN-TrivialAug" in help_text()
     assert misplaced(load_config(["dataset=digits_dvs", "augment.eventmix=1"]).augment, SETS["digits_dvs"]) is None
+
+
+@pytest.mark.parametrize("key", ["mixup", "cutmix", "label_smoothing", "eventmix", "rpg_mix"])
+def test_a_loss_that_needs_labels_refuses_soft_targets(key, monkeypatch):
+    from snn_repro import train
+    from snn_repro.losses import Loss
+
+    config = load_config(["dataset=digits_dvs", f"augment.{key}=0.5"])
+    assert config_hash(config) != config_hash(load_config(["dataset=digits_dvs"]))
+    monkeypatch.setattr(Loss, "soft_targets", False)
+    with pytest.raises(
+        ConfigError, match=f"augment.{key}=0.5 makes soft targets and loss=lts needs labels; set it to 0"
+    ):
+        train.check_settings(config)

@@ -183,6 +183,44 @@ def test_parts_of_a_batch_and_labels():
         torch.testing.assert_close(a, b)
 
 
+class Residual(SpikingNetwork):
+    """A sum of values of both signs before the neuron, as in ResNet-19."""
+
+    def __init__(self):
+        super().__init__(SHAPE, T)
+        self.one, self.two = nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.Conv2d(2, 4, 1, bias=False)
+        self.sn, self.fc = build_neuron("if"), nn.Linear(4, K)
+
+    def forward(self, x, last_step=False):
+        a, b = (conv(x.flatten(0, 1)).unflatten(0, x.shape[:2]) for conv in (self.one, self.two))
+        return self.fc(self.sn(a + b).mean((-2, -1)))
+
+
+def test_sums_of_both_signs_go_by_their_positive_parts():
+    torch.manual_seed(1)
+    model, x = Residual().double(), counts().double()
+    found = relevance(model, x, torch.zeros(B, dtype=torch.long), "slrp")[0]
+    with torch.no_grad():
+        a, b = (conv(x.flatten(0, 1)).unflatten(0, (T, B)) for conv in (model.one, model.two))
+        s = model.sn(a + b)
+        f = s.mean((0, -2, -1))
+        R = torch.full((B, K), -1 / K, dtype=torch.double)
+        R[:, 0] += 1
+        w = model.fc.weight.clamp(min=0)
+        unit = divided(R, f @ w.T) @ w  # what a class counts for, per unit of a channel's mean
+        R = s.mean(0) * unit[..., None, None] / 64
+        expected = 0
+        both = sum(v.clamp(min=0).mean(0) for v in (a, b))
+        for v, layer in ((a, model.one), (b, model.two)):
+            part = R * divided(v.clamp(min=0).mean(0), both)
+            w = layer.weight.clamp(min=0)
+            S = divided(part, F.conv2d(x.mean(0), w, None, 1, layer.padding))
+            expected += x.mean(0) * torch.nn.grad.conv2d_input(x.shape[1:], w, S, 1, layer.padding)
+    assert expected.abs().max() > 1e-4
+    torch.testing.assert_close(found[0], expected, rtol=1e-7, atol=1e-12)
+    assert relevance(model, x, rule="sltrp")[0].isfinite().all()
+
+
 class Gated(SpikingNetwork):
     def __init__(self):
         super().__init__(SHAPE, T)
