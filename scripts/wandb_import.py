@@ -9,12 +9,12 @@ group, tags and charts are those of a live run, which they replace; runs that di
 
 import argparse
 import contextlib
-import fcntl
 import json
 import sys
 from pathlib import Path
 
 from snn_repro.errors import UserError
+from snn_repro.files import hold, write_error
 from snn_repro.runs.tracking import Tracker, checked_mode
 
 SECONDS = 600  # for one run, at most
@@ -61,10 +61,12 @@ def import_run(folder: Path, say, **logger) -> bool:
     with contextlib.ExitStack() as stack:
         if (folder / ".lock").exists():
             try:
-                lock = stack.enter_context(open(folder / ".lock"))
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError("in use by a run, which logs itself") from None
+                lock = hold(folder / ".lock")
+            except OSError as error:
+                raise write_error(folder, error) from None
+            if lock is None:
+                raise UserError("in use by a run, which logs itself")
+            stack.callback(lock.release)
         config, history, result, run_hash = read(folder)
         config["logger"] |= logger
         try:

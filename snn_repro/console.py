@@ -1,14 +1,20 @@
-"""What scripts share about the terminal: characters that it cannot print, and a reader that has gone."""
+"""What is shared about the terminal: characters that it cannot print, a reader that has gone, progress, and log lines."""
 
 import codecs
+import contextlib
 import functools
+import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from snn_repro.errors import UserError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 ASCII = {
     "±": "+/-", "−": "-", "×": "x", "·": "*", "…": "...", "≥": ">=", "≤": "<=", "–": "-", "—": "-", "→": "->", "²": "^2",
@@ -77,3 +83,45 @@ def script(main: Callable[[], int]) -> int:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())  # else Python flushes what is left at its end, and complains
         return 128 + signal.SIGPIPE
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int, say: Callable[[str], None] | None = None) -> Iterator[Callable[[int], None]]:
+    """Yields `advance(done)`: it moves a bar on a terminal; elsewhere `say` hears of every tenth, as "3 of 30 files"."""
+    if sys.stdout is not None and sys.stdout.isatty():
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        with Progress(*columns, transient=True) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda done: bar.update(task, completed=done)
+        return
+
+    def advance(done: int) -> None:
+        if say and done * 10 // total > (done - 1) * 10 // total:
+            say(f"{done} of {total} {title}")
+
+    yield advance
+
+
+def audible(log: logging.Logger) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorator: print the log's lines while the function runs, where nobody has configured logging, as in a notebook."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+            if log.hasHandlers():
+                return function(*args, **kwargs)
+            handler, level = logging.StreamHandler(sys.stdout), log.level
+            handler.setFormatter(logging.Formatter("%(message)s"))
+            log.addHandler(handler)
+            log.setLevel(level or logging.INFO)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                log.removeHandler(handler)
+                log.setLevel(level)
+
+        return wrapper
+
+    return decorate

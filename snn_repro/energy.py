@@ -2,17 +2,19 @@
 
 Counted by spikingjelly's operation counters on a real batch. A convolution or linear layer whose input is binary costs
 one accumulation (AC) for each spike and each weight it meets: a synaptic operation. Any other input (pixels, event
-counts, sums of a SEW block, averages of a pool) costs its multiply-accumulates (MAC). Constants: 45 nm, 32-bit floating
+counts, sums of a SEW block, averages of a pool) costs its multiply-accumulates (MAC). Where neurons emit counts that stand for
+as many spikes in inference (`Neuron.max_count` above 1), an input of such counts costs one AC for each of these spikes. Constants: 45 nm, 32-bit floating
 point (Horowitz, ISSCC 2014). Norm layers are left out, since they fold into the convolution before them.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from snn_repro import kernels
-from snn_repro.neurons import initial_states
+from snn_repro.neurons import Neuron, initial_states
 
 E_MAC_PJ = 4.6
 E_AC_PJ = 0.9
@@ -26,7 +28,8 @@ def energy_report(model: nn.Module, batch: Tensor) -> dict[str, Any]:
         synops, macs        accumulations driven by spikes; multiply-accumulates
         energy_pj           E_MAC * macs + E_AC * synops, the field's usual estimate; no memory, no neuron arithmetic
         layers              {layer: {"macs", "synops"}} of convolutions and linear layers
-        with_memory_pj      spikingjelly's simple model: adds norm layers, neuron arithmetic and memory traffic
+        with_memory_pj      spikingjelly's simple model: adds norm layers, neuron arithmetic and memory traffic; counts of
+                            more than one spike are multiplied there
         imp                 {"parameters", "bytes", "read_pj"}: stored IMP, and the energy of reading it once a sample
         constants_pj        the constants used
     The model is left in the mode it was in.
@@ -42,6 +45,10 @@ def energy_report(model: nn.Module, batch: Tensor) -> dict[str, Any]:
 
     norms = [nn.modules.batchnorm._BatchNorm]
     synop, mac = SynOpCounter(extra_ignore_modules=norms), MACCounter(extra_ignore_modules=norms)
+    most = max((m.max_count for m in model.modules() if isinstance(m, Neuron)), default=1)
+    if most > 1:
+        for counter in (synop, mac):
+            counter.rules = {op: _by_spike(rule, most, batch) for op, rule in counter.rules.items()}
     cost = SimpleEnergyCostConfig(e_mac_pj=E_MAC_PJ, e_ac_pj=E_AC_PJ, e_memory_pj_per_byte=E_MEMORY_PJ_PER_BYTE)
     training = model.training
     model.eval()
@@ -66,6 +73,22 @@ def energy_report(model: nn.Module, batch: Tensor) -> dict[str, Any]:
         ),
         constants_pj=dict(mac=E_MAC_PJ, ac=E_AC_PJ, memory_byte=E_MEMORY_PJ_PER_BYTE),
     )  # fmt: skip
+
+
+def _by_spike(rule: Callable, most: int, batch: Tensor) -> Callable:
+    """A counter's rule that takes an input of counts 0..most, but for the batch itself, as one input for each spike."""
+    raw = batch.untyped_storage().data_ptr()
+
+    def count(args, kwargs, out):
+        for i, x in enumerate(args[:3]):
+            if not isinstance(x, Tensor) or x.dim() < 2 or x.untyped_storage().data_ptr() == raw:
+                continue
+            if 1 < x.max() <= most and bool(((x >= 0) & (x == x.round())).all()):
+                levels = range(1, int(x.max()) + 1)
+                return sum(rule((*args[:i], (x >= n).to(x.dtype), *args[i + 1 :]), kwargs, out) for n in levels)
+        return rule(args, kwargs, out)
+
+    return count
 
 
 def _layers(model: nn.Module, synop, mac, samples: int) -> dict[str, dict[str, float]]:

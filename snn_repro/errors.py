@@ -1,4 +1,6 @@
-"""The errors that a user can fix; `train.main` prints them as one sentence and exits with code 2 (Interrupted: 128 + signal)."""
+"""The errors that a user can fix; `cli.main` prints them as one sentence and exits with code 2 (Interrupted: 128 + signal)."""
+
+import re
 
 
 class UserError(Exception):
@@ -7,6 +9,10 @@ class UserError(Exception):
 
 class DataError(UserError):
     """A data file is missing, unreadable or not what its format promises."""
+
+
+class TrainingError(UserError):
+    """Training cannot go on: the loss is not finite."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -23,3 +29,20 @@ def nearest(word: str, known) -> str:
 
     close = get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def in_one_sentence(error: BaseException) -> BaseException:
+    """The error itself, or a UserError where torch raises a bare RuntimeError for what a user can mend."""
+    bare = isinstance(error, RuntimeError)
+    if bare and "DataLoader worker" in str(error):
+        return UserError(
+            f"a loader process died ({' '.join(str(error).split())[:120]}), killed or out of memory; the same command "
+            "continues from the last checkpoint, with dataset.workers=0 if it happens again"
+        )
+    if isinstance(error, MemoryError) or (bare and re.search(r"out of memory|can't allocate memory", str(error))):
+        said = " ".join(str(error).split())[:120] or "MemoryError"
+        return UserError(
+            f"out of memory ({said}); recipe.accumulate=2 (or more) splits a batch into parts, model.checkpointing=blocks "
+            "keeps less for the backward pass, and recipe.batch_size or recipe.eval_batch_size can be made smaller"
+        )
+    return error

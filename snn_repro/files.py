@@ -6,9 +6,12 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from snn_repro.errors import UserError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 
 @contextlib.contextmanager
@@ -55,3 +58,19 @@ def write_text(target: Path, text: str) -> None:
 def write_json(target: Path, content: Any) -> None:
     """Write strict JSON whole or not at all (floats at full precision). Raises ValueError for NaN and infinity."""
     write_text(target, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def hold(path: Path) -> "FileLock | None":
+    """Hold the lock file `path` until `release()` or this process's end, its forks not counted; None if another has it.
+
+    On a file system without flock filelock warns, and notes the holder's process in the file. Raises OSError where the
+    file cannot be made.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    return lock

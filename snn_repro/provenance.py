@@ -15,16 +15,17 @@ PACKAGE = Path(__file__).parent
 
 # What computes the numbers of a run, with the data files it reads. Configurations stand in each result as they are.
 SOURCES = (
-    "data", "distributed.py", "kernels", "losses.py", "metrics.py", "models", "neurons", "optim.py", "registry.py",
-    "runs/checkpoint.py", "settings.py", "train.py",
+    "data", "distributed.py", "kernels", "losses", "metrics.py", "models", "neurons", "optim.py", "registry.py",
+    "runs/checkpoint.py", "runs/result.py", "runtime.py", "settings.py", "train.py",
 )  # fmt: skip
 # Top-level names of a source that only speak, or start a run: a change of these changes no number.
 NOT_COUNTED = {
-    "train.py": (
-        "Interrupted", "TrainingError", "_Stop", "_dispatch", "_errors", "_fail", "_hydra_task", "_main", "_profiler",
-        "_requeue", "_sentence", "_signals", "_task", "epoch_line", "log", "main", "peak_memory", "percent", "progress",
-        "summary",
+    "runs/result.py": (
+        "HINTS", "KEYS", "MAY_LACK", "NEEDED", "NotStrict", "RunResult", "_complaint", "_no_number", "_plain", "epoch_line", "percent",
+        "read_result", "summary", "table",
     ),
+    "runtime.py": ("peak_memory", "profiler"),
+    "train.py": ("energy", "energy_of_a_finished_run", "log", "open_folder", "recorded", "repeated", "run"),
 }  # fmt: skip
 
 

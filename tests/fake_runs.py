@@ -11,8 +11,8 @@ import torch
 from snn_repro.config import Config, load_config, to_dict
 from snn_repro.data.batches import Split
 from snn_repro.files import write_json
-from snn_repro.runs.folder import RunResult
-from snn_repro.train import build_result
+from snn_repro.runs.result import RunResult, build_result
+from snn_repro.runtime import conditions
 
 
 @cache
@@ -57,8 +57,8 @@ def fake_run(
     last = {**line, "epoch": 2, "acc": acc, "acc_step": step, **val}
     data = SimpleNamespace(split=Split("fixed", split, 800, 80, n_test), input_shape=(1, 8, 8), num_classes=10)
     readout = "last" if config.loss.name == "lts" else "mean"
-    result = build_result(config, data, *params, [early, last], precision, readout, n_test, torch.device("cpu"))
-    result |= extra or {}
+    ran_under = conditions(config, torch.device("cpu"), precision)
+    result = dict(build_result(config, data, *params, [early, last], ran_under, readout, n_test)) | (extra or {})
     for key in [key for key, value in (extra or {}).items() if value is None]:
         del result[key]
     place = root / (folder or f"{config.name}/seed{seed}")
@@ -69,4 +69,4 @@ def fake_run(
     logits[np.arange(n_test), :, np.where(right, label, (label + 1) % 10)] = 1.0
     np.savez_compressed(place / "predictions.npz", label=label, logits=logits)
     assert to_dict(config)["seed"] == seed
-    return result
+    return RunResult.of(result)

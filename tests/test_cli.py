@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from snn_repro import distributed, train
+from snn_repro import cli, distributed, train
 from snn_repro.config import ConfigError, config_hash, load_config
 from snn_repro.errors import UserError
 from snn_repro.runs import sweeps
@@ -48,8 +48,8 @@ def sentence(done: subprocess.CompletedProcess) -> str:
     "flags", [["--cfg", "job"], ["--info", "config"], ["--cfg", "job", "--resolve", "-p", "recipe"]]
 )
 def test_looking_is_checked_as_a_run_is(wrong, flags, capsys, monkeypatch):
-    monkeypatch.setattr(train, "_hydra_task", lambda _: pytest.fail("Hydra was asked"))
-    assert train._main([*flags, wrong]) == 2
+    monkeypatch.setattr(cli, "_hydra_task", lambda _: pytest.fail("Hydra was asked"))
+    assert cli._main([*flags, wrong]) == 2
     err = capsys.readouterr().err
     assert wrong.split("=")[0] in err and err.count("\n") == 1
     with pytest.raises(ConfigError, match=re.escape(err[len("snn-train: ") : 40])):
@@ -69,7 +69,7 @@ def test_looking_is_checked_as_a_run_is(wrong, flags, capsys, monkeypatch):
     ],
 )
 def test_flags_that_do_not_exist_or_go_together_are_one_sentence(flags, capsys):
-    assert train._main(flags) == 2
+    assert cli._main(flags) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("snn-train: ") and err.count("\n") == 1
 
@@ -84,7 +84,7 @@ def sentence_of_hydra(done) -> str:
 
 
 def test_version_is_ours(capsys):
-    assert train._main(["--version"]) == 0
+    assert cli._main(["--version"]) == 0
     assert re.fullmatch(r"snn_repro \d[\w.]*( \(commit \w+\))?, torch \d\S+, Python 3\S+\n", capsys.readouterr().out)
 
 
@@ -165,12 +165,12 @@ def test_run_leaves_a_configured_logging_alone(quick, tmp_path, caplog, capsys):
 
 
 def test_a_warning_is_one_line_and_said_once(monkeypatch):
-    monkeypatch.setattr(train, "_warned", set())
+    monkeypatch.setattr(cli, "_warned", set())
     where = (UserWarning, "/some/where.py", 7)
-    assert train._one_line("two\n  lines", *where) == "warning: two lines\n"
-    assert train._one_line("two\n  lines", *where) == ""
+    assert cli._one_line("two\n  lines", *where) == "warning: two lines\n"
+    assert cli._one_line("two\n  lines", *where) == ""
     monkeypatch.setattr(distributed, "world", lambda: SimpleNamespace(rank=1, size=2))
-    assert train._one_line("of another process", *where) == ""
+    assert cli._one_line("of another process", *where) == ""
 
 
 def test_a_run_shows_warnings_in_one_line(tmp_path):
@@ -253,11 +253,11 @@ def test_a_search_is_given_the_validation_accuracy(tmp_path, monkeypatch, acc_va
     from snn_repro.config import to_dict
 
     config = load_config([])
-    result = {"acc_val": acc_val, "acc_valsel": 0.8, "acc_last": 0.9}
+    result = SimpleNamespace(acc_val=acc_val, acc_valsel=0.8, acc_last=0.9)
     monkeypatch.setattr(HydraConfig, "get", staticmethod(lambda: job("hydra_plugins.x.OptunaSweeper", tmp_path)))
     monkeypatch.setattr(train, "run", lambda config, overrides: result)
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
-    assert train._task(OmegaConf.create(to_dict(config))) == returned
+    assert cli._task(OmegaConf.create(to_dict(config))) == returned
 
 
 def test_a_real_sweeper_is_given_the_validation_accuracy(tmp_path):
@@ -300,9 +300,9 @@ def test_a_search_without_a_validation_part_says_so(sweeper, validation, says, c
         hydra=SimpleNamespace(sweeper=SimpleNamespace(_target_=f"hydra_plugins.x.{sweeper}Sweeper")),
         dataset=SimpleNamespace(validation=validation),
     )
-    monkeypatch.setattr(train, "multirun_config", lambda overrides: contextlib.nullcontext((node, None)))
-    monkeypatch.setattr(train, "_hydra_task", lambda argv: None)
-    assert train._main(["-m", "hydra/sweeper=x"]) == 0
+    monkeypatch.setattr(cli, "multirun_config", lambda overrides: contextlib.nullcontext((node, None)))
+    monkeypatch.setattr(cli, "_hydra_task", lambda argv: None)
+    assert cli._main(["-m", "hydra/sweeper=x"]) == 0
     err = capsys.readouterr().err
     assert err.count("this search selects on the test set, because dataset.validation=0") == says == err.count("\n")
 

@@ -76,3 +76,19 @@ def test_a_closed_stdout_is_no_error(results, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", None)  # what Python makes of `>&-`
     assert console.script(lambda: script("compare").main([str(results / "runs")])) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_progress_is_a_line_every_tenth_and_a_bar_on_a_terminal(monkeypatch, capsys):
+    said = []
+    with console.progress("files", 25, said.append) as advance:
+        for done in range(1, 26):
+            advance(done)
+    assert said[0] == "3 of 25 files" and said[-1] == "25 of 25 files" and len(said) == 10
+    with console.progress("files", 0, said.append), console.progress("epoch 1/2", 3) as advance:
+        advance(1)
+    assert len(said) == 10 and capsys.readouterr().out == ""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with console.progress("files", 25, said.append) as advance:
+        advance(25)
+    assert len(said) == 10 and "files" in capsys.readouterr().out

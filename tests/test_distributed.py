@@ -13,6 +13,7 @@ import torch
 from snn_repro import distributed
 from snn_repro.data.batches import MemoryBatches
 from snn_repro.errors import UserError
+from snn_repro.models import NORMS
 
 RANKS = Path(__file__).parent / "faults" / "ranks.py"
 TOLERANCE = 1e-5  # relative; the order in which float32 numbers are added differs. Seen: 2e-7
@@ -29,8 +30,8 @@ def losses(answer: dict) -> list[float]:
     return [loss for _, _, loss, _ in answer["steps"]]
 
 
-def test_synchronised_norms_equal_one_over_all_samples(answers):
-    assert set(answers["norms"]) == {"bn", "tebn", "gesture"}
+def test_synchronised_norms_and_losses_equal_one_over_all_samples(answers):
+    assert set(answers["norms"]) == {*NORMS, "strong2weak", "weak2strong"}
     assert all(gap < 1e-12 for gap in answers["norms"].values()), answers["norms"]
 
 

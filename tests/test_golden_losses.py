@@ -27,7 +27,10 @@ def three_losses(neuron: str, loss: str) -> list[float]:
     )  # fmt: skip
     generator = torch.Generator().manual_seed(1)
     x, y = torch.rand(16, 1, 8, 8, generator=generator), torch.arange(16) % 10
-    loss_fn, optimizer = build_loss(loss, **options(config.loss, "name")), build_optimizer(model, config.recipe)
+    loss_fn = build_loss(config.loss.name, **options(config.loss, "name"))
+    loss_fn.watch(model)
+    loss_fn.begin_epoch(1, 2)  # where a schedule over epochs counts
+    optimizer = build_optimizer(model, config.recipe)
     found = []
     for _ in range(3):
         value = loss_fn(model(x), y)

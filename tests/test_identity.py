@@ -14,11 +14,11 @@ import torch
 from fixtures.event_sets import write_cifar10_dvs
 from fixtures.image_sets import write_cifar10, write_fashion_mnist
 
-from snn_repro import train
+from snn_repro import cli, runtime, train
 from snn_repro.config import ConfigError, config_hash, load_config
 from snn_repro.data.prepare import prepare
 from snn_repro.data.sets import digits
-from snn_repro.errors import UserError
+from snn_repro.errors import UserError, in_one_sentence
 from snn_repro.files import write_json
 from snn_repro.runs import checkpoint, sweeps
 from snn_repro.runs.fingerprint import fingerprint
@@ -73,11 +73,11 @@ def test_a_stopped_run_does_not_go_on_with_other_data(quick, other_digits, monke
 
 def test_a_sweep_does_not_leave_out_a_run_on_other_data(tmp_path, other_digits, capsys):
     words = [*TINY, "seed=0,1", f"hydra.sweep.dir={tmp_path}"]
-    assert sweeps.run_sweep(words, words, train._task) == 0
-    assert sweeps.run_sweep(words, words, train._task) == 0
+    assert sweeps.run_sweep(words, words, cli._task) == 0
+    assert sweeps.run_sweep(words, words, cli._task) == 0
     assert "2 of 2 runs are finished already" in capsys.readouterr().out
     other_digits()
-    assert sweeps.run_sweep(words, words, train._task) == 1
+    assert sweeps.run_sweep(words, words, cli._task) == 1
     said = capsys.readouterr()
     assert "finished already" not in said.out and "sweep: 0 of 2 runs done" in said.out
     assert said.err.count("the folder holds a run on other data (digits: ") == 2
@@ -165,28 +165,28 @@ ROW = ["experiment=table3_sew_r34_imp_lts"]
 def test_processes_share_the_parts_of_a_batch(processes, parts):
     """The released ImageNet runs normalise over 128 images on each of four GPUs."""
     config = load_config(ROW)
-    assert train.parts_of_a_batch(config, processes) == parts
-    assert train.images_per_statistic(config, processes) == 128
+    assert runtime.parts_of_a_batch(config, processes) == parts
+    assert runtime.images_per_statistic(config, processes) == 128
     assert config_hash(config) == config_hash(load_config(ROW))
 
 
 @pytest.mark.parametrize("row, images", [("table3_sew_r18_imp_lts", 192), ("table3_sew_r50_imp_lts", 48)])
 def test_four_processes_normalise_over_the_released_numbers_of_images(row, images):
-    assert train.images_per_statistic(load_config([f"experiment={row}"]), 4) == images
+    assert runtime.images_per_statistic(load_config([f"experiment={row}"]), 4) == images
 
 
 def test_parts_that_do_not_come_out_even_are_refused():
     with pytest.raises(ConfigError, match="recipe.batch_size=512 .* multiple of 3"):
-        train.parts_of_a_batch(load_config(ROW), 3)
+        runtime.parts_of_a_batch(load_config(ROW), 3)
     with pytest.raises(ConfigError, match="recipe.accumulate=4 parts .* 3 processes"):
-        train.parts_of_a_batch(load_config([*ROW, "recipe.batch_size=510"]), 3)
+        runtime.parts_of_a_batch(load_config([*ROW, "recipe.batch_size=510"]), 3)
     with pytest.raises(ConfigError, match="recipe.accumulate=3"):
-        train.parts_of_a_batch(load_config(["recipe.accumulate=3", "recipe.batch_size=64"]), 2)
+        runtime.parts_of_a_batch(load_config(["recipe.accumulate=3", "recipe.batch_size=64"]), 2)
 
 
 def test_synchronised_norms_keep_the_parts():
     config = load_config([*ROW, "recipe.sync_bn=true"])
-    assert train.parts_of_a_batch(config, 4) == 4 and train.images_per_statistic(config, 4) == 128
+    assert runtime.parts_of_a_batch(config, 4) == 4 and runtime.images_per_statistic(config, 4) == 128
 
 
 # ---------------------------------------------------------------- numbers that are none
@@ -260,7 +260,7 @@ def test_energy_is_added_to_a_finished_run(quick, tmp_path, ema):
     for name in checkpoint.FILES:
         (tmp_path / "run" / name).unlink(missing_ok=True)
     assert run(quick(*words, "energy=true")) == added
-    write_json(tmp_path / "run" / "result.json", first)
+    write_json(tmp_path / "run" / "result.json", dict(first))
     with pytest.raises(UserError, match="energy=true needs .*checkpoint_last.pt.*force=true"):
         run(quick(*words, "energy=true"))
 
@@ -286,7 +286,7 @@ def test_out_of_memory_names_what_helps(quick, monkeypatch, raise_it):
 def test_a_sentence_that_speaks_of_memory_stays_as_it_is():
     """Of several processes the one that is left guesses why the other went; that is no lack of memory here."""
     told = UserError("another process of this run ended without a word (killed, or out of memory?)")
-    assert train._sentence(told) is told
+    assert in_one_sentence(told) is told
 
 
 def test_a_read_only_run_folder_is_one_sentence(tmp_path, monkeypatch, capsys):
@@ -296,7 +296,7 @@ def test_a_read_only_run_folder_is_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(logging.FileHandler, "_open", refuse)
     words = [*TINY, f"hydra.run.dir={tmp_path}"]
     monkeypatch.setattr(sys, "argv", ["snn-train", *words])  # Hydra reads it again
-    assert train._main(words) == 2
+    assert cli._main(words) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "the file system is read-only; choose another folder" in said
 

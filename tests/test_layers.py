@@ -6,16 +6,16 @@ from pathlib import Path
 import snn_repro
 
 ORDER = [
-    "errors", "console", "outside", "provenance", "distributed", "files", "settings", "sources", "registry", "kernels", "data",
-    "config", "neurons", "models", "losses", "metrics", "optim", "energy", "runs", "train", "paper",
+    "errors", "signals", "console", "outside", "provenance", "distributed", "files", "settings", "sources", "registry", "causality",
+    "kernels", "data", "config", "neurons", "models", "losses", "metrics", "optim", "energy", "runtime", "runs", "train", "cli", "paper",
 ]  # fmt: skip
 ROOT = Path(snn_repro.__file__).parent
 
 
 def imports(path: Path):
     tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):  # what only a type checker imports is no import
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+    for node in ast.walk(tree):  # what only a type checker imports is no import, nor what only a program does
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'"):
             node.body = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "snn_repro":

@@ -90,30 +90,30 @@ def test_an_idea_is_one_file_and_one_yaml():
     names = [*recipes(), *(str(p.relative_to(EXAMPLE)) for p in EXAMPLE.rglob("*/*") if p.suffix in (".py", ".yaml"))]
     python = sorted(Path(n).stem for n in names if n.endswith(".py") and not n.endswith("__init__.py"))
     yamls = sorted(Path(n).stem for n in names if n.endswith(".yaml"))
-    assert python == ["blobs", "dense", "peak", "plif", "rms", "sparks"]
-    assert yamls == ["blobs", "blobs_plif", "dense", "peak", "plif", "sparks"]
+    assert python == ["blobs", "dense", "mylif", "peak", "rms", "sparks"]
+    assert yamls == ["blobs", "blobs_mylif", "dense", "mylif", "peak", "sparks"]
 
 
 def test_help_lists_choices_and_their_settings_without_importing_them(site):
     script = (
         "import sys; from snn_repro.config import choices, help_text, load_config; print(help_text())\n"
-        "assert 'blobs_plif' in choices('experiment')\n"
+        "assert 'blobs_mylif' in choices('experiment')\n"
         "assert not {'torch', 'snn_ideas'} & sys.modules.keys(), 'imported'"
     )
     told = command(site, "-c", script)
     for line in (
-        r"  plif +leaky with a learned time constant", r"  peak +cross entropy of each class's highest", r"  dense +one hidden layer",
-        r"  blobs +three classes", r"  sparks +two classes of sparks", r"  blobs_plif +Blobs: PLIF",
-        r"  neuron.tau_init +neuron=plif: membrane time constant to start from \(time steps\) \[above 1\]",
+        r"  mylif +leaky with a learned time constant", r"  peak +cross entropy of each class's highest", r"  dense +one hidden layer",
+        r"  blobs +three classes", r"  sparks +two classes of sparks", r"  blobs_mylif +Blobs: MyLIF",
+        r"  neuron.tau_init +neuron=mylif: membrane time constant to start from \(time steps\) \[above 1\]",
         r"  loss.sharpness +loss=peak: factor on the outputs \[above 0\]", r"  model.width +model=dense: neurons \[at least 1\]",
         r"  dataset.brightness +dataset=blobs: factor on the grey values \[above 0\]",
     ):  # fmt: skip
         assert re.search(f"^{line}", told, re.MULTILINE), line
-    assert "plif" not in command(site, "-m", "snn_repro.train", "--help", installed=False)
+    assert "mylif" not in command(site, "-m", "snn_repro.train", "--help", installed=False)
 
 
 def test_a_row_trains_is_killed_resumes_is_tabulated_and_its_weights_load(site):
-    row = ["experiment=blobs_plif", "dataset.validation=0.1"]
+    row = ["experiment=blobs_mylif", "dataset.validation=0.1"]
     train(site, *row, "hydra.run.dir=whole/seed0")
     killed = subprocess.Popen(
         [sys.executable, "-m", "snn_repro.train", "data_dir=data", *QUICK, *row, "hydra.run.dir=killed/seed0"], cwd=site,
@@ -135,7 +135,7 @@ def test_a_row_trains_is_killed_resumes_is_tabulated_and_its_weights_load(site):
     table = command(site, str(ROOT / "scripts/compare.py"), "whole", "other")
     assert "peak" in table and "mean" in table and "neuron.tau_init" in table
     assert "whole" not in command(site, str(ROOT / "scripts/compare.py"), "whole", installed=False).split("\n")[0]
-    assert "blobs_plif" in command(site, str(ROOT / "scripts/list_rows.py"))
+    assert "blobs_mylif" in command(site, str(ROOT / "scripts/list_rows.py"))
 
     weights = f"model.weights={site}/whole/seed0/checkpoint_last.pt"
     told = train(site, *row, weights, "recipe.epochs=1", "recipe.lr=1e-6", "hydra.run.dir=loaded/seed0")
@@ -154,13 +154,13 @@ def test_an_event_set_is_prepared_and_trains_with_a_norm(site):
         "dataset=sparks",
         "model=vgg128",
         "model.norm=rms",
-        "neuron=plif",
+        "neuron=mylif",
         "neuron.imp=true",
         "neuron.tau_init=4",
         "loss=peak",
     ]
     train(site, *run, "recipe=digits", "recipe.batch_size=8", "recipe.epochs=1", "debug.max_steps=1")
-    (folder,) = site.glob("runs/sparks-vgg128-plif-peak/*")
+    (folder,) = site.glob("runs/sparks-vgg128-mylif-peak/*")
     assert "neuron.tau_init=4" in folder.name and result(folder / "seed0")["params_imp"] > 0
 
 
@@ -168,12 +168,12 @@ def test_what_is_wrong_with_their_settings_is_one_sentence(site):
     script = """
 import sys
 from snn_repro.config import ConfigError, load_config
-for words in ("neuron=plif neuron.tau_innit=3", "neuron=if neuron.tau_init=3", "neuron=plif loss=peak loss.sharpnes=2",
-              "neuron=plif +neuron.tau_init={a:1}", "neuron=plif neuron.retain=0.1",
-              "neuron=plif neuron.tau_init=0.5", "dataset=blobs recipe=digits dataset.brightness=dark", "dataset.brightness=2",
-              "neuron=plif neuron.surrogate=atann"):
+for words in ("neuron=mylif neuron.tau_innit=3", "neuron=if neuron.tau_init=3", "neuron=mylif loss=peak loss.sharpnes=2",
+              "neuron=mylif +neuron.tau_init={a:1}", "neuron=mylif neuron.retain=0.1",
+              "neuron=mylif neuron.tau_init=0.5", "dataset=blobs recipe=digits dataset.brightness=dark", "dataset.brightness=2",
+              "neuron=mylif neuron.surrogate=atann"):
     if "atann" in words:  # no source has it: the packages are asked
-        print("imported" if {"torch", "snn_ideas.plif"} & sys.modules.keys() else "not imported")
+        print("imported" if {"torch", "snn_ideas.mylif"} & sys.modules.keys() else "not imported")
     try:
         load_config(words.split())
         print("accepted:", words)
@@ -183,28 +183,28 @@ for words in ("neuron=plif neuron.tau_innit=3", "neuron=if neuron.tau_init=3", "
     told = command(site, "-c", script).splitlines()
     assert told == [
         "unknown key 'neuron.tau_innit'; did you mean 'neuron.tau_init'?",
-        "neuron.tau_init=3 belongs to neuron=plif; leave it out for 'if'",
+        "neuron.tau_init=3 belongs to neuron=mylif; leave it out for 'if'",
         "unknown key 'loss.sharpnes'; did you mean 'loss.sharpness'?",
         "neuron.tau_init={'a': 1} must be a finite number",
-        "neuron.retain=0.1 belongs to neuron=leaky; leave it out for 'plif'",
+        "neuron.retain=0.1 belongs to neuron=leaky; leave it out for 'mylif'",
         "neuron.tau_init=0.5 must be above 1 (time steps)",
         "dataset.brightness='dark' must be a finite number",
         "dataset.brightness=2 belongs to dataset=blobs; leave it out for 'digits'",
         "not imported",
-        "neuron.surrogate='atann' is not one of atan, sigmoid, triangle; did you mean 'atan'?",
+        "neuron.surrogate='atann' is not one of atan, dspike, sigmoid, triangle, rectangle, dspike_adaptive; did you mean 'atan'?",
     ]
-    wrong = ["neuron=plif", "neuron.tau_init=0.5"]
-    for words in (wrong, ["-m", "seed=0,1", *wrong], ["--cfg", "job", *wrong]):
+    wrong = ["neuron=mylif", "neuron.tau_init=0.5"]
+    for words in (wrong, [*wrong, "seed=0,1", "-m"], [*wrong, "--cfg", "job"]):
         assert "neuron.tau_init=0.5 must be above 1" in train(site, *words, code=2)
 
 
 def test_only_what_is_installed_counts(site):
-    assert "neuron=plif does not exist" in train(site, "neuron=plif", code=2, installed=False)
+    assert "neuron=mylif does not exist" in train(site, "neuron=mylif", code=2, installed=False)
     script = """
 import sys
 from snn_repro.config import ConfigError, checked, load_config, to_dict
 plain = to_dict(load_config())
-for part, value in (("neuron", "snn_ideas.plif"), ("neuron", "plif"), ("loss", "os:system")):
+for part, value in (("neuron", "snn_ideas.mylif"), ("neuron", "mylif"), ("loss", "os:system")):
     try:
         checked(plain | {part: plain[part] | {"name": value}})
         print("accepted", value)

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import snn_repro
+from snn_repro.cli import _main
 from snn_repro.config import CONF_DIR, ConfigError, checked, load_config, multirun_config, to_dict
 from snn_repro.errors import UserError
 from snn_repro.runs import checkpoint
-from snn_repro.train import _main, run
+from snn_repro.train import run
 
 ROOT = Path(snn_repro.__file__).parent
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from snn_repro import files, train
+from snn_repro import files, runtime, signals, train
 from snn_repro.config import load_config
 from snn_repro.errors import UserError
 from snn_repro.runs.folder import find_results
@@ -230,7 +230,7 @@ def test_accumulated_parts_make_the_same_step(quick, tmp_path):
             amp,
             None,
             torch.device("cpu"),
-            train._Stop(),
+            signals.StopRequest(),
             1,
         )
         before = model.fc.weight.detach().clone()
@@ -242,10 +242,10 @@ def test_accumulated_parts_make_the_same_step(quick, tmp_path):
 
 @pytest.mark.parametrize("loss, rows", [("lts", 1), ("sdt", 4), ("tet", 4)])
 def test_training_reads_the_steps_that_the_loss_needs(quick, monkeypatch, loss, rows):
-    from snn_repro import losses
+    from snn_repro.losses import Loss
 
-    seen, check = [], losses._check
-    monkeypatch.setattr(losses, "_check", lambda logits, target: seen.append(len(logits)) or check(logits, target))
+    seen, read = [], Loss.readout
+    monkeypatch.setattr(Loss, "readout", lambda self, logits: seen.append(len(logits)) or read(self, logits))
     assert len(run(quick(f"loss={loss}", "recipe.epochs=1", "recipe.accumulate=2", "debug.max_steps=1")).acc_step) == 4
     assert seen[:2] == [rows, rows] and set(seen[2:]) == {4}  # two parts of a step, then the evaluations
 
@@ -293,7 +293,7 @@ def test_device_and_precision_are_refused_where_they_do_not_exist(quick, monkeyp
         pytest.skip("this machine has a GPU")
     with pytest.raises(UserError, match="device=cuda"):
         run(quick("device=cuda"))
-    monkeypatch.setattr(train, "has_bf16_units", lambda: False)
+    monkeypatch.setattr(runtime, "has_bf16_units", lambda: False)
     for amp in ("bf16", "fp16"):
         with pytest.raises(UserError, match=f"recipe.amp={amp}"):
             run(quick(f"recipe.amp={amp}", "resume=never"))
@@ -301,15 +301,15 @@ def test_device_and_precision_are_refused_where_they_do_not_exist(quick, monkeyp
 
 def test_bf16_units_are_found_as_each_version_of_torch_tells(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_bf16": False}, raising=False)
-    assert not train.has_bf16_units()
+    assert not runtime.has_bf16_units()
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    assert train.has_bf16_units()
+    assert runtime.has_bf16_units()
     monkeypatch.delattr(torch.cpu, "get_capabilities")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
-    assert not train.has_bf16_units()
+    assert not runtime.has_bf16_units()
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
-    assert train.has_bf16_units()
+    assert runtime.has_bf16_units()
 
 
 def test_bf16_on_a_cpu_keeps_the_fused_neuron_and_float32_states(quick, tmp_path, monkeypatch, caplog):
@@ -319,7 +319,7 @@ def test_bf16_on_a_cpu_keeps_the_fused_neuron_and_float32_states(quick, tmp_path
     from snn_repro.kernels import neuron as fused
     from snn_repro.neurons import Neuron
 
-    monkeypatch.setattr(train, "has_bf16_units", lambda: True)
+    monkeypatch.setattr(runtime, "has_bf16_units", lambda: True)
     convolutions, norms, potentials, update = set(), set(), set(), fused.update
 
     def watch(module, inputs, output):
@@ -348,7 +348,7 @@ def test_bf16_on_a_cpu_keeps_the_fused_neuron_and_float32_states(quick, tmp_path
 
 
 def test_auto_is_float32_on_a_cpu(quick, monkeypatch):
-    monkeypatch.setattr(train, "has_bf16_units", lambda: True)
+    monkeypatch.setattr(runtime, "has_bf16_units", lambda: True)
     assert train.Precision(quick("recipe.amp=auto"), torch.device("cpu")).name == "float32"
 
 

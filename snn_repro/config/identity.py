@@ -76,4 +76,4 @@ def differing(a: Config | dict, b: Config | dict) -> list[str]:
     """`["recipe.lr: 0.1 -> 0.2", ...]`: the keys in which two configurations differ, of those that are hashed."""
     fa, fb = ADDED | hashed(a), ADDED | hashed(b)
     changed = {k: f"{fa.get(k)} -> {fb.get(k)}" for k in sorted(fa.keys() | fb.keys()) if fa.get(k) != fb.get(k)}
-    return [f"{k}: {values}" for k, values in changed.items() if changed.get(RENAMED.get(k)) != values]
+    return [f"{k}: {values}" for k, values in changed.items() if changed.get(RENAMED.get(k, "")) != values]

@@ -72,20 +72,23 @@ class Split:
 
 @runtime_checkable
 class Batches(Protocol):
-    """What the training loop needs of a data set part."""
-
-    n_samples: int  # samples drawn in an epoch
-    batch_size: int
+    """All that training calls of a part of a data set, in order or shuffled anew in each epoch."""
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Batches in an epoch, of this process."""
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (x, target) of batches `start`, `start + 1`, ... of this epoch.
+        """Yield (x, target) of batches `start`, `start + 1`, ... of this epoch, a function of seed and epoch alone.
 
         x: float32, static image [B, C, H, W] or event frames [T, B, C, H, W]; target: int64 [B] or soft
         float32 [B, K].
         """
+
+    def shard(self, rank: int, world: int) -> Batches:
+        """The share of process `rank` of `world` in these batches; itself where there is one process."""
+
+    def all_samples(self, batch: int) -> int:
+        """Samples in batch `batch` of all processes together."""
 
 
 @dataclass

@@ -8,7 +8,6 @@ most the files in hand.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -28,11 +27,12 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
+from snn_repro.console import progress
 from snn_repro.data import cache as caches
 from snn_repro.data.archives import Entry, close_archives, in_tars, means, read_or_error, stream_tar
 from snn_repro.data.batches import keep_freed_memory
@@ -41,6 +41,10 @@ from snn_repro.data.dataset import EventSet, Sample
 from snn_repro.data.recordings import Recordings, cut, find_places, find_recordings, to_frames
 from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError, nearest
+from snn_repro.files import hold
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 _JOURNAL_VERSION = 1  # of the unfinished cache
 _OFFSET = 128  # bytes of a .npy file's header here
@@ -86,13 +90,13 @@ def verify_cache(
         raise DataError(
             f"{cache.folder} has no checksums, as an earlier version made it; rebuild it with `{cache.rebuild}`"
         )
-    check, bad, total = RowCheck(cache), [], len(cache.names)
-    for row, name in enumerate(cache.names):
-        if not check.intact(row, cache.frames[row]):
-            bad.append(name)
-            say(f"bad: {name} (row {row})")
-        if (row + 1) * 10 // total > row * 10 // total:
-            say(f"{row + 1} of {total} rows")
+    check, bad = RowCheck(cache), []
+    with progress("rows", len(cache.names), say) as advance:
+        for row, name in enumerate(cache.names):
+            if not check.intact(row, cache.frames[row]):
+                bad.append(name)
+                say(f"bad: {name} (row {row})")
+            advance(row + 1)
     return cache, bad
 
 
@@ -213,8 +217,11 @@ def prepare(
     complete = ("frames.npy", "index.csv", "manifest.json")
     try:
         if all((unfinished / file).is_file() for file in complete):  # killed while it gave the folder its name
-            with _lock(unfinished):
+            lock = _lock(unfinished)
+            try:
                 _publish(unfinished, folder)
+            finally:
+                lock.release()
     except FileNotFoundError:
         pass  # another run has just done it
     except OSError as error:
@@ -342,23 +349,12 @@ def _no_main_module():
 
 def _progress(results: Iterator[Decoded], todo: dict, recordings: Recordings, say) -> Iterator[Decoded]:
     """Pass results on, with a progress bar on a terminal and a line every tenth elsewhere."""
-    total, done = len(todo), len(recordings.files) - len(todo)
-    if done:
+    if done := len(recordings.files) - len(todo):
         say(f"{done} of {len(recordings.files)} files were read before")
-    if sys.stdout is not None and sys.stdout.isatty():
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("files"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns) as bar:
-            task = bar.add_task("files", total=total)
-            for result in results:
-                yield result
-                bar.advance(task)
-        return
-    for n, result in enumerate(results, 1):
-        yield result
-        if n * 10 // total > (n - 1) * 10 // total:
-            say(f"{n} of {total} files")
+    with progress("files", len(todo), say) as advance:
+        for n, result in enumerate(results, 1):
+            yield result
+            advance(n)
 
 
 # ------------------------------------------------------------------ the unfinished cache
@@ -403,7 +399,7 @@ class _Partial:
     def __exit__(self, *_):
         self.file and self.file.close()
         self.journal.close()
-        self.lock.close()
+        self.lock.release()
 
     # -- starting and going on
 
@@ -581,14 +577,11 @@ class _Partial:
         return path
 
 
-def _lock(folder: Path):
-    """Hold the partial folder's lock as long as the file returned is open. Raises UserError if another run has it."""
-    lock = open(folder / "lock", "w")  # noqa: SIM115
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise UserError(f"another run is preparing {folder}; wait for it or stop it") from None
+def _lock(folder: Path) -> FileLock:
+    """Hold the partial folder's lock. Raises UserError if another run has it."""
+    lock = hold(folder / "lock")
+    if lock is None:
+        raise UserError(f"another run is preparing {folder}; wait for it or stop it")
     return lock
 
 

@@ -40,7 +40,7 @@ def build_model(
     """Build a network by name (see MODELS) for frames or images of input_shape (C, H, W).
 
     neuron holds what `build_neuron` takes, for example {"name": "if", "imp": True}. timesteps is how often a
-    static image is seen, and for TEBN the only number of frames that fits. kernels chooses who computes the layers: "auto", "off"
+    static image is seen, and for TEBN and PSN, say, the only number of frames that fits. kernels chooses who computes the layers: "auto", "off"
     (PyTorch alone) or another word of `kernels.KERNELS`; with "auto", neuron's backend and conv_backend ("auto", "dense" or
     "sparse") choose apart for spiking layers and convolutions. checkpointing "off", "norms" or "blocks" trades time for
     memory (see blocks.Block). None of these changes a result beyond rounding. Options are the network's settings; None means
@@ -62,8 +62,9 @@ def build_model(
         raise UserError(f"neuron={dict(neuron)} needs a name, for example {{'name': 'if', 'imp': True}}")
     keys()["model.checkpointing"].checked("model.checkpointing", checkpointing)
     network = MODELS[name].build(
-        num_classes=num_classes, input_shape=input_shape, timesteps=timesteps, neuron=dict(neuron), **values
-    )
+        num_classes=num_classes, input_shape=input_shape, timesteps=timesteps, neuron={**neuron, "timesteps": timesteps},
+        **values,
+    )  # fmt: skip
     network.wired = any(getattr(module, "wired", False) for module in network.modules())
     door.set_backend(network, conv_backend)
     if kernels != "auto":

@@ -70,7 +70,7 @@ class Block(nn.Module):
 
         if self.checkpointing != what or not torch.is_grad_enabled():
             return run(x)
-        again = lambda: (nullcontext(), _same_statistics(self))  # noqa: E731
+        again = lambda: (nullcontext(), same_statistics(self))  # noqa: E731
         return checkpoint(run, x, use_reentrant=False, context_fn=again)
 
 
@@ -124,7 +124,7 @@ class Dropout(nn.Module):
 
 
 @contextmanager
-def _same_statistics(module: nn.Module) -> Iterator[None]:
+def same_statistics(module: nn.Module) -> Iterator[None]:
     """Run batch norms without another update of their running statistics."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
     kept = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]

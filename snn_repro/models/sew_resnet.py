@@ -6,7 +6,8 @@ The checkpoints of the paper's authors load too (`own_names`).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,9 +25,11 @@ from snn_repro.models.blocks import (
     over_time,
 )
 from snn_repro.models.networks import register_network
-from snn_repro.models.norms import BN
+from snn_repro.models.norms import NORM, norms
 from snn_repro.models.pooling import AvgPool2d
 from snn_repro.neurons import Setting, build_neuron
+
+NormOf = Callable[..., nn.Module]  # channels -> the norm behind a convolution
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> Conv2d:
@@ -39,10 +42,10 @@ class SEWBlock(Block):
     expansion: int
     last_norm: str
 
-    def _add_downsample(self, inputs: int, outputs: int, stride: int, size, neuron: dict) -> None:
+    def _add_downsample(self, inputs: int, outputs: int, stride: int, size, neuron: dict, norm: NormOf) -> None:
         self.downsample = self.downsample_sn = None
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(conv(inputs, outputs, 1, stride), BN(outputs))
+            self.downsample = nn.Sequential(conv(inputs, outputs, 1, stride), norm(outputs))
             self.downsample_sn = build_neuron(state_shape=(outputs, *size), **neuron)
 
     def shortcut(self, x: Tensor) -> Tensor:
@@ -57,16 +60,16 @@ class BasicBlock(SEWBlock):
     expansion = 1
     last_norm = "bn2"
 
-    def __init__(self, inputs: int, width: int, stride: int, size: tuple[int, int], neuron: dict):
+    def __init__(self, inputs: int, width: int, stride: int, size: tuple[int, int], neuron: dict, norm: NormOf):
         super().__init__()
         size = output_size(size, 3, stride, 1)
         self.conv1 = conv(inputs, width, 3, stride)
-        self.bn1 = BN(width)
+        self.bn1 = norm(width)
         self.sn1 = build_neuron(state_shape=(width, *size), **neuron)
         self.conv2 = conv(width, width, 3)
-        self.bn2 = BN(width)
+        self.bn2 = norm(width)
         self.sn2 = build_neuron(state_shape=(width, *size), **neuron)
-        self._add_downsample(inputs, width, stride, size, neuron)
+        self._add_downsample(inputs, width, stride, size, neuron, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.spikes(x, self.conv1, self.bn1, self.sn1)
@@ -80,19 +83,19 @@ class Bottleneck(SEWBlock):
     expansion = 4
     last_norm = "bn3"
 
-    def __init__(self, inputs: int, width: int, stride: int, size: tuple[int, int], neuron: dict):
+    def __init__(self, inputs: int, width: int, stride: int, size: tuple[int, int], neuron: dict, norm: NormOf):
         super().__init__()
         strided, outputs = output_size(size, 3, stride, 1), width * self.expansion
         self.conv1 = conv(inputs, width, 1)
-        self.bn1 = BN(width)
+        self.bn1 = norm(width)
         self.sn1 = build_neuron(state_shape=(width, *size), **neuron)
         self.conv2 = conv(width, width, 3, stride)
-        self.bn2 = BN(width)
+        self.bn2 = norm(width)
         self.sn2 = build_neuron(state_shape=(width, *strided), **neuron)
         self.conv3 = conv(width, outputs, 1)
-        self.bn3 = BN(outputs)
+        self.bn3 = norm(outputs)
         self.sn3 = build_neuron(state_shape=(outputs, *strided), **neuron)
-        self._add_downsample(inputs, outputs, stride, strided, neuron)
+        self._add_downsample(inputs, outputs, stride, strided, neuron, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.spikes(x, self.conv1, self.bn1, self.sn1)
@@ -102,6 +105,7 @@ class Bottleneck(SEWBlock):
 
 
 _OPTIONS = {
+    "norm": replace(NORM, default=None),
     "zero_init_residual": Setting(False, "start the last norm of each branch at 0"),
     "head_init": HEAD_INIT,
 }
@@ -152,18 +156,20 @@ class SEWResNet(SpikingNetwork):
         input_shape: tuple[int, int, int],
         timesteps: int,
         neuron: dict,
+        norm: str,
         zero_init_residual: bool,
         head_init: str,
         stem_pool: str = "avg",
     ):
         super().__init__(input_shape, timesteps)
+        norm_of = norms(norm, timesteps, neuron)
         channels, *size = input_shape
         if stem == "imagenet":
             self.conv1 = conv(channels, 64, 7, 2)
             size = output_size(size, 7, 2, 3)
         else:
             self.conv1 = conv(channels, 64, 3)
-        self.bn1 = BN(64)
+        self.bn1 = norm_of(64)
         self.sn1 = build_neuron(state_shape=(64, *size), **neuron)
         self.pool = nn.Identity()
         if stem == "imagenet":
@@ -175,7 +181,7 @@ class SEWResNet(SpikingNetwork):
             blocks = []
             for i in range(depth):
                 stride = 2 if stage > 0 and i == 0 else 1
-                blocks.append(block(inputs, 64 * 2**stage, stride, size, neuron))
+                blocks.append(block(inputs, 64 * 2**stage, stride, size, neuron, norm_of))
                 size = output_size(size, 3, stride, 1)
                 inputs = 64 * 2**stage * block.expansion
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
@@ -186,7 +192,9 @@ class SEWResNet(SpikingNetwork):
         if zero_init_residual:
             for module in self.modules():
                 if isinstance(module, SEWBlock):
-                    nn.init.zeros_(getattr(module, module.last_norm).weight)
+                    for name, parameter in getattr(module, module.last_norm).named_parameters():
+                        if name.rpartition(".")[2] == "weight":
+                            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
         """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""

@@ -4,7 +4,7 @@
     spikes = neuron(x)                        # x [T, B, 64, 32, 32]
 
 What a neuron is stands in `node.py`; each family is one file beside it, found by its being there. Surrogates are in
-`surrogates.py`. From outside, `register("name")` above a class adds a neuron, `register_surrogate` a surrogate.
+`surrogates/`. From outside, `register("name")` above a class adds a neuron, `register_surrogate` a surrogate.
 """
 
 import torch
@@ -27,15 +27,18 @@ __all__ = [
 import_all(__name__, __path__)
 
 
-def build_neuron(name: str, imp: bool = False, state_shape=None, **overrides) -> nn.Module:
+def build_neuron(
+    name: str, imp: bool = False, state_shape=None, timesteps: int | None = None, **overrides
+) -> nn.Module:
     """Build one spiking layer: x [T, B, *state_shape] -> spikes [T, B, *state_shape].
 
     name is "if", "lif", "leaky" or another of NEURONS; "if_imp" and so on stand for imp=True. With imp, state_shape (for
-    example (C, H, W)) is needed: the layer owns a parameter `imp` of that shape, drawn from U(*imp_init).
+    example (C, H, W)) is needed: the layer owns a parameter `imp` of that shape, drawn from U(*imp_init). timesteps is needed
+    by neurons with parameters for each time step (`wired`).
 
     Overrides (None means the family's published value):
         v_threshold=1.0  reset="soft"|"hard"  v_reset=0.0 (hard reset only)  fire_at="ge"|"gt"  detach_reset
-        surrogate="atan"|"sigmoid"|"triangle"  surrogate_width (alpha, or the triangle's gamma)
+        surrogate="atan"|"sigmoid"|"triangle"|...  surrogate_width (its alpha, gamma, width or temperature)
         imp_init=[low, high]  imp_trainable=True  tau=2.0 (lif, >= 1)  retain=0.25 (leaky, 0..1)
         decay_input=True (lif; False takes the input at full weight: h = (1 - 1/tau) v + x)
         backend="auto"|"torch"|"cpu"|"triton"|"spikingjelly": who computes it (see kernels); changes roundings only
@@ -48,19 +51,24 @@ def build_neuron(name: str, imp: bool = False, state_shape=None, **overrides) ->
     """
     family = str(name).removesuffix("_imp")
     if family not in NEURONS:
-        known = [*NEURONS, *(f"{n}_imp" for n in NEURONS)]
+        known = [*NEURONS, *(f"{n}_imp" for n, cls in NEURONS.items() if "imp_init" in cls.settings)]
         raise UserError(f"neuron.name={name!r} is not one of {', '.join(known)}{nearest(name, known)}")
     imp = Setting(False, "").checked("neuron.imp", imp) or name != family
+    cls = NEURONS[family]
+    if imp and "imp_init" not in cls.settings:
+        raise UserError(f"neuron.imp=true has no meaning for '{family}', which has no initial potential; leave IMP out")
+    if cls.wired and timesteps is None:
+        raise UserError(f"'{family}' has parameters for each time step and needs timesteps=T")
     values = NEURONS.checked(family, overrides)
-    if values["reset"] == "soft" and values["v_reset"] != 0:
+    if values.get("reset") == "soft" and values["v_reset"] != 0:
         raise UserError(
             f"neuron.v_reset={values['v_reset']} has no meaning with reset='soft'; use reset='hard' or leave it 0"
         )
-    if values["v_reset"] >= values["v_threshold"]:
+    if values.get("v_reset", 0) >= values["v_threshold"]:
         raise UserError(f"neuron.v_reset={values['v_reset']} must be below v_threshold={values['v_threshold']}")
-    start = _draw_imp(imp, state_shape, *values["imp_init"])
+    start = _draw_imp(imp, state_shape, *values.get("imp_init", (0.0, 0.0)))
     parameter = None if start is None else nn.Parameter(start, requires_grad=values["imp_trainable"])
-    neuron = NEURONS[family](imp=parameter, **values)
+    neuron = cls(imp=parameter, timesteps=timesteps, state_shape=state_shape and tuple(state_shape), **values)
     kernels.check(neuron, family)
     return neuron
 

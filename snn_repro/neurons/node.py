@@ -12,6 +12,7 @@ from call to call: every forward over [T, B, ...] starts from the initial potent
 forward ended. There is nothing for a caller to reset.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -25,20 +26,22 @@ from snn_repro.neurons.surrogates import SURROGATES, Spike
 from snn_repro.registry import NEURONS
 from snn_repro.settings import Setting, shared
 
-_SHARED = {
+SHARED = {
     "v_threshold": Setting(1.0, "firing threshold V_th", above=0),
     "reset": Setting("soft", "soft: v = h - V_th s; hard: v = v_reset where a spike was fired", choices=("soft", "hard")),
     "v_reset": Setting(0.0, "potential after a hard reset"),
     "fire_at": Setting("ge", "fire at h >= V_th (ge) or h > V_th (gt)", choices=("ge", "gt")),
     "detach_reset": Setting(False, "leave the reset out of the backward pass"),
     "surrogate": Setting("atan", "surrogate gradient of the spike", choices=SURROGATES),
-    "surrogate_width": Setting(None, "ATan alpha (2), sigmoid alpha (4) or triangle gamma (1); null takes these", above=0),
+    "surrogate_width": Setting(None, "the surrogate's own width: alpha (atan 2, sigmoid 4), gamma (triangle 1), width (rectangle 1), b (dspike 3); null takes these", above=0),
     "imp_init": Setting((0.4, 0.6), "IMP starts uniform in [low, high]"),
     "imp_trainable": Setting(True, "false leaves IMP at its random start, as several published rows did"),
     "backend": Setting("auto", "who computes it; changes roundings only", choices=kernels.BACKENDS),
 }  # fmt: skip
-settings = partial(shared, _SHARED)  # settings({setting: published default, ...}, without=(), own=Setting(...))
+settings = partial(shared, SHARED)  # settings({setting: published default, ...}, without=(), own=Setting(...))
 _STEPS = {"begin", "charge", "fire", "reset_potential", "steps"}
+# What has no meaning for a neuron whose potential does not last from step to step.
+STATEFUL = ("reset", "v_reset", "detach_reset", "imp_init", "imp_trainable")
 
 
 def register(name: str):
@@ -58,23 +61,31 @@ class Neuron(BaseNode):
 
     settings: name -> Setting; a family's own become attributes. imp [...] holds one initial potential a neuron, no batch
     axis; None means that the layer starts from 0. Parameters of a family's own are not decayed but for those in `decayed`.
+    timesteps and state_shape are those it was built for, None where nobody said. A module of a network with a schedule
+    over epochs has `begin_epoch(epoch, epochs)`, which training calls before the first batch of each epoch.
     """
 
     family: str
     settings = settings({})
     initial = ("imp",)  # parameters that are an initial state
     decayed: tuple[str, ...] = ()
+    # hears (layer, h, s) of all steps, each a list of T [B, ...], after every forward; nothing is kept for it
+    watch: Callable[["Neuron", list[Tensor], list[Tensor]], None] | None = None
+    causal = True  # whether an output depends on no later input
+    wired = False  # whether the number of time steps is wired in
+    max_count = 1  # spikes that one output may stand for, each a synaptic operation; see energy.py
 
     def __init__(
         self, *, imp: nn.Parameter | None = None, v_threshold=1.0, reset="soft", v_reset=0.0, fire_at="ge",
-        detach_reset=False, surrogate="atan", surrogate_width=None, backend="auto", imp_init=None, imp_trainable=True, **own,
+        detach_reset=False, surrogate="atan", surrogate_width=None, backend="auto", imp_init=None, imp_trainable=True,
+        timesteps: int | None = None, state_shape: tuple[int, ...] | None = None, **own,
     ):  # fmt: skip
         spike = Spike(surrogate, surrogate_width, fire_at)
         super().__init__(
             v_threshold=v_threshold, v_reset=v_reset if reset == "hard" else None, surrogate_function=spike,
             detach_reset=detach_reset, step_mode="m",
         )  # fmt: skip
-        self.backend = backend
+        self.backend, self.timesteps, self.state_shape = backend, timesteps, state_shape
         for key, value in own.items():  # spikingjelly itself refuses tau = 1, the limit of a neuron without memory
             setattr(self, key, value)
         self.register_parameter("imp", imp)
@@ -92,6 +103,9 @@ class Neuron(BaseNode):
 
     def begin(self, x: Tensor) -> None:
         """Before the first step of x [T, B, ...]: a neuron with more state than v sets it here."""
+
+    def end(self) -> None:
+        """After the last step: forget what `begin` set, so that nothing is kept from call to call."""
 
     def charge(self, v: Tensor, x: Tensor) -> Tensor:
         """The potential h before the reset, from the last potential v [B, ...] and one step of input x [B, ...]."""
@@ -128,7 +142,7 @@ class Neuron(BaseNode):
         dtype = torch.promote_types(x.dtype, torch.float32)
         v = torch.zeros((), dtype=dtype, device=x.device) if v0 is None else v0.to(dtype)
         v = v.expand(x.shape[1:])
-        spikes, potentials = [], []
+        spikes, potentials, before = [], [], []
         self.begin(x)
         for x_t in x.unbind(0):
             h = self.charge(v, x_t)
@@ -137,14 +151,24 @@ class Neuron(BaseNode):
             spikes.append(s)
             if self.store_v_seq:
                 potentials.append(v)
+            if self.watch is not None:
+                before.append(h)
+        if self.watch is not None:
+            self.watch(self, before, spikes)
+        self.end()
         return torch.stack(spikes).to(x.dtype), v, torch.stack(potentials) if potentials else None
 
     # ---------------------------------------------------------------- who computes it
 
+    @property
+    def shows_potential(self) -> bool:
+        """Whether `watch` is called: by the reference's steps, not by those of a family that computes them another way."""
+        return type(self).steps is Neuron.steps
+
     def law(self) -> kernels.Law | None:
-        """The state equation as the kernels know it; None where only the reference is right."""
+        """The state equation as the kernels know it; None where only the reference is right, or somebody watches."""
         spike = self._modules["surrogate_function"]  # looked up in every call: faster than the attribute
-        if not self._kernel_is_right or type(spike) is not Spike:
+        if not self._kernel_is_right or type(spike) is not Spike or self.watch is not None:
             return None
         named, slope = self.kernel(), SURROGATES[spike.surrogate].kernel
         if named is None or slope is None or not isinstance(self.v_threshold, float) or not isinstance(named[1], float):
@@ -180,6 +204,11 @@ class Neuron(BaseNode):
             raise UserError(
                 f"A spiking layer needs input [T, B, ...] of at least one time step, not {list(x_seq.shape)}."
             )
+        if self.wired and len(x_seq) != self.timesteps:
+            raise UserError(
+                f"This '{self.family}' layer has parameters for each of timesteps={self.timesteps} but its input has "
+                f"{len(x_seq)} time steps; use the same timesteps or another neuron."
+            )
         imp = self._parameters["imp"]
         if imp is not None and x_seq.shape[2:] != imp.shape:
             raise UserError(
@@ -210,6 +239,8 @@ class Neuron(BaseNode):
         return (v.expand(x.shape[1:] if step_mode == "m" else x.shape),)
 
     def single_step_functional_forward(self, inputs, states, **kwargs):
+        if type(self).begin is not Neuron.begin or type(self).steps is not Neuron.steps:
+            raise UserError(f"'{self.family}' keeps more than a potential from step to step; give it all steps at once")
         spikes, v, _ = self.update(inputs[0].unsqueeze(0), states[0])
         return (spikes[0],), (v,)
 
@@ -219,7 +250,7 @@ class Neuron(BaseNode):
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
-        own = [f"{key}={getattr(self, key)}" for key in self.settings if key not in _SHARED and f" {key}=" not in text]
+        own = [f"{key}={getattr(self, key)}" for key in self.settings if key not in SHARED and f" {key}=" not in text]
         return ", ".join([text, *own, f"imp={None if self.imp is None else list(self.imp.shape)}"])
 
 

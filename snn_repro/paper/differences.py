@@ -45,6 +45,9 @@ def remarks(groups: Sequence[Group], common: int = 6) -> list[str]:
         for run in group.runs
         if run.get("changed_on_resume")
     ]
+    ahead = [group.label for group in groups if not group.steps()]
+    if ahead:
+        notes.append(f"no accuracy at single steps: every step sees the later ones in {', '.join(ahead)}")
     older = older_note([run for group in groups for run in group.runs])
     return notes + ([older] if older else [])
 

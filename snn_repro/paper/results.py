@@ -38,7 +38,9 @@ class Group:
         return None if None in values else summary([100 * v for v in values])
 
     def steps(self) -> list[float]:
-        """Mean accuracy of each time step's own output in percent, [T]."""
+        """Mean accuracy of each time step's own output in percent, [T]; [] where a step sees later ones: it then says nothing."""
+        if not all(run.get("causal", True) for run in self.runs):
+            return []
         return [100 * sum(step) / len(step) for step in zip(*(run["acc_step"] for run in self.runs), strict=True)]
 
 

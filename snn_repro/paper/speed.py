@@ -60,7 +60,7 @@ def estimated_speed(config: Config, say: Callable[[str], None] = lambda _: None)
     Measured once for each network, device and version, and kept in the user's cache folder, or in this process alone
     where that cannot be written. Raises TooLarge, or UserError where the device or the network cannot be had.
     """
-    from snn_repro.train import pick_device
+    from snn_repro.runtime import pick_device
 
     device = pick_device(config)
     key = f"{device_name(device)}; {network_key(config)}"
@@ -95,7 +95,8 @@ def measure(config: Config, device: "torch.device") -> tuple[float, float]:
     from snn_repro.losses import build_loss
     from snn_repro.models import build_model
     from snn_repro.optim import build_optimizer
-    from snn_repro.train import Precision, options
+    from snn_repro.runtime import Precision
+    from snn_repro.train import options
 
     gpu = device.type == "cuda"
     facts, shape = SETS[config.dataset.name], frame_shape(config)

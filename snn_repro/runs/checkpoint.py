@@ -79,21 +79,21 @@ def resume(folder: Path, config: dict, say=print, data: dict | None = None) -> d
     problems = []
     for path in paths:
         try:
-            found = load(path)
+            content = load(path)
         except CheckpointError as error:
             problems.append(str(error))
             continue
-        if "config" not in found or "model" not in found:
+        if "config" not in content or "model" not in content:
             raise CheckpointError(
                 f"{path} was not written by snn_repro; move it away, or start again with resume=never"
             )
-        changed = differing(found["config"], config)
+        changed = differing(content["config"], config)
         if changed:
             raise CheckpointError(
                 f"{path} belongs to another configuration ({'; '.join(changed)}); "
                 "use another folder (hydra.run.dir=...), or start again with resume=never"
             )
-        changed = changes(found.get("data"), data)
+        changed = changes(content.get("data"), data)
         if changed:
             raise CheckpointError(
                 f"{path} was trained on other data ({'; '.join(changed)}); give the data_dir and cache_dir that it began "
@@ -101,8 +101,8 @@ def resume(folder: Path, config: dict, say=print, data: dict | None = None) -> d
             )
         for problem in problems:
             os.replace(folder / LAST, folder / DAMAGED)
-            say(f"warning: {problem}; going on from {path.name} (epoch {found['epoch']})")
-        return found
+            say(f"warning: {problem}; going on from {path.name} (epoch {content['epoch']})")
+        return content
     if problems:
         raise CheckpointError(f"{'; '.join(problems)}; no earlier checkpoint is left, so start again with resume=never")
     return None
@@ -144,21 +144,21 @@ def find_weights(name: str, data_dir: str | None) -> Path:
     folders.append(Path(torch.hub.get_dir(), "checkpoints"))
     paths = [Path(name), *(folder / name for folder in folders)]
     published = re.search(r"(\w+-([0-9a-f]{8})\.pth)$", name)
-    found = next((path for path in paths if path.is_file()), None)
-    if found is None:
+    file = next((path for path in paths if path.is_file()), None)
+    if file is None:
         where = f"; torchvision publishes it at https://download.pytorch.org/models/{published[1]}" if published else ""
         raise CheckpointError(
             f"model.weights={name} was not found, neither as a path nor in {', '.join(map(str, folders))}{where}; "
             "model.weights=null starts from scratch"
         )
     if published:
-        with open(found, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        with open(file, "rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
         if not digest.startswith(published[2]):
             raise CheckpointError(
-                f"{found} is not what its name says: its SHA-256 begins with {digest[:8]}; get it again"
+                f"{file} is not what its name says: its SHA-256 begins with {digest[:8]}; get it again"
             )
-    return found
+    return file
 
 
 def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
@@ -170,12 +170,13 @@ def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
     """
     from snn_repro.neurons import initial_states
 
-    found = load(path)
-    given, needs = found["model"] if isinstance(found.get("model"), dict) else found, ""
-    if hasattr(model, "own_names"):
-        settings = found.get("args")
+    content = load(path)
+    given, needs = content["model"] if isinstance(content.get("model"), dict) else content, ""
+    own_names = getattr(model, "own_names", None)
+    if own_names:
+        settings = content.get("args")
         try:
-            given, needs = model.own_names(given, vars(settings) if isinstance(settings, argparse.Namespace) else {})
+            given, needs = own_names(given, vars(settings) if isinstance(settings, argparse.Namespace) else {})
         except UserError as error:
             raise CheckpointError(f"{path}: {error}") from None
     own = model.state_dict()
@@ -209,11 +210,11 @@ def _shape_hint(model: torch.nn.Module, name: str) -> str:
 
 def rng_state() -> dict:
     """State of every random generator a run draws from, as tensors and plain values."""
-    kind, keys, pos, has_gauss, cached = np.random.get_state()
+    kind, keys, pos, has_gauss, cached = np.random.get_state(legacy=True)
     version, internal, gauss = random.getstate()
     state = {
         "torch": torch.get_rng_state(),
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), pos, has_gauss, cached],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), pos, has_gauss, cached],
         "python": [version, list(internal), gauss],
     }
     if torch.cuda.is_available():

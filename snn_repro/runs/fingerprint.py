@@ -18,8 +18,8 @@ def fingerprint(config: Config) -> dict[str, str]:
     Images: their contents (ImageNet: names, sizes and a sample of contents); recordings: the index of their prepared
     frames, which holds a checksum of every row. Raises UserError or DataError where the data are not at hand.
     """
-    found = SETS[config.dataset.name].fingerprint(config)
+    hashes = SETS[config.dataset.name].fingerprint(config)
     if config.model.weights:
         with open(find_weights(config.model.weights, config.data_dir), "rb") as file:
-            found["model.weights"] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+            hashes["model.weights"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes

@@ -6,7 +6,6 @@ from that folder alone, so it does not matter which process or machine ran it.
 
 import contextlib
 import errno
-import fcntl
 import json
 import logging
 import multiprocessing
@@ -16,10 +15,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from snn_repro import signals
 from snn_repro.config import (
     Config,
     ConfigError,
@@ -33,7 +33,8 @@ from snn_repro.config import (
 )
 from snn_repro.data.sets import SETS
 from snn_repro.errors import Interrupted, UserError
-from snn_repro.files import write_error
+from snn_repro.files import hold, write_error
+from snn_repro.runs.folder import LOCK, RESULT, STATUS, other_data
 
 log = logging.getLogger("snn_repro")
 
@@ -48,7 +49,7 @@ class Job(NamedTuple):
 
     @property
     def folder(self) -> Path:
-        return Path(self.config.run_dir)
+        return Path(str(self.config.run_dir))
 
 
 def plan(overrides: list[str]) -> list[Job]:
@@ -60,7 +61,7 @@ def plan(overrides: list[str]) -> list[Job]:
     jobs = [Job(o, compose_checked(o, sweep=True)) for o in sweep_jobs(overrides)]
     without_effect = [idle(job.config, job.overrides) for job in jobs]
     for name, sentence in without_effect[0].items():
-        if all(name in found for found in without_effect):
+        if all(name in idle_keys for idle_keys in without_effect):
             raise ConfigError(sentence)
     folders = [job.folder for job in jobs]
     shared = sorted({f for f in folders if folders.count(f) > 1})
@@ -117,8 +118,8 @@ def check_data(jobs: list[Job], elsewhere: bool = False) -> None:
         needs = _reads(c)
         if needs not in known:
             known[needs] = _lacks(c)
-        if known[needs]:
-            missing.setdefault(known[needs], []).append(job)
+        if sentence := known[needs]:
+            missing.setdefault(sentence, []).append(job)
     if not missing:
         return
     lines = []
@@ -183,38 +184,32 @@ PATIENCE = 60  # seconds that worker processes get to save the runs that they ar
 
 
 @contextlib.contextmanager
-def stoppable(jobs: list[Job] = ()) -> Iterator[None]:
+def stoppable(jobs: Sequence[Job] = ()) -> Iterator[None]:
     """Ctrl-C, SIGTERM and SIGUSR2 raise Interrupted, after the worker processes of joblib have saved their runs.
 
     A run in this process answers them itself while it trains. A second Ctrl-C stops at once.
     """
-    asked = []
+    asked: list[int] = []
 
-    def ask(signum, frame):
+    def ask(signum: int, frame: Any) -> None:
         first = not asked
         asked.append(signum)
         if first:
             _let_workers_save(jobs)
         raise Interrupted(asked[0], f"stopped by {signal.Signals(asked[0]).name}")
 
-    try:
-        before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
-    except ValueError:  # not in the main thread
-        before = {}
-    try:
+    with signals.handled_by(ask):
         yield
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
 
 
-def _let_workers_save(jobs: list[Job]) -> None:
+def _let_workers_save(jobs: Sequence[Job]) -> None:
     """Tell the worker processes that are at one of the jobs to stop, and wait until they have."""
     workers = {process.pid for process in multiprocessing.active_children()}
-    deadline, told = time.monotonic() + PATIENCE, set()
+    told: set[int] = set()
+    deadline = time.monotonic() + PATIENCE
     while workers and time.monotonic() < deadline:
         running = {
-            status.get("pid") for job in jobs if (status := _read(job.folder / "status.json")).get("state") == "running"
+            status.get("pid", 0) for job in jobs if (status := _read(job.folder / STATUS)).get("state") == "running"
         }
         for pid in (running & workers) - told:
             with contextlib.suppress(ProcessLookupError):
@@ -234,14 +229,13 @@ def _let_workers_save(jobs: list[Job]) -> None:
 
 def is_finished(job: Job) -> bool:
     """Whether the job's folder holds a result of exactly this configuration, on the data that it names now."""
-    result = _read(job.folder / "result.json")
+    result = _read(job.folder / RESULT)
     return result.get("config_hash") == config_hash(job.config) and not _other_data(job, result)
 
 
 def _other_data(job: Job, result: dict) -> list[str]:
     """How the data of the job's earlier result differ from those that it names now; a data set is looked at once a sweep."""
     from snn_repro.runs.fingerprint import fingerprint
-    from snn_repro.runs.folder import other_data
 
     def once(config: Config) -> dict:
         key = _reads(config)
@@ -262,7 +256,7 @@ _fingerprints: dict = {}  # of the data sets of this sweep, or why there is none
 
 def state(job: Job) -> tuple[str, str]:
     """(`done`, `failed`, `interrupted`, `killed`, `running` or `not started`, why)."""
-    status = _read(job.folder / "status.json")
+    status = _read(job.folder / STATUS)
     if not status:
         return "not started", "see the messages above"
     if status.get("config_hash") != config_hash(job.config):
@@ -275,7 +269,7 @@ def state(job: Job) -> tuple[str, str]:
             if is_finished(job)
             else ("killed", "its process ended without a word: killed, or out of memory")
         )
-    if status["state"] == "done" and (changed := _other_data(job, _read(job.folder / "result.json"))):
+    if status["state"] == "done" and (changed := _other_data(job, _read(job.folder / RESULT))):
         return "not started", f"the folder holds a run on other data ({'; '.join(changed)}); see the messages above"
     return status["state"], status["error"] or ""
 
@@ -289,15 +283,16 @@ def _read(path: Path) -> dict:
 
 
 def _in_use(folder: Path) -> bool:
-    """Whether a living process holds the folder's lock (store.Run)."""
-    try:
-        with open(folder / ".lock") as f:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
+    """Whether a living process holds the folder's lock (folder.RunFolder)."""
+    if not (folder / LOCK).exists():
         return False
-    except OSError:
+    try:
+        lock = hold(folder / LOCK)
+    except OSError:  # what is not ours to lock is not ours to run
         return True
-    return False
+    if lock is not None:
+        lock.release()
+    return lock is None
 
 
 def report(
@@ -377,7 +372,7 @@ def _start_again_after_kills(start: Callable, jobs: list[Job]) -> None:
             time.sleep(0.5)  # the other workers are being stopped
         undone = []
         for job in batch:
-            status = job.folder / "status.json"
+            status = job.folder / STATUS
             touched = status.exists() and status.stat().st_mtime >= began
             what, why = state(job)
             if what == "killed":
@@ -413,9 +408,10 @@ def _slurm() -> Iterator[None]:
     from submitit.core.utils import FailedJobError, FailedSubmissionError
     from submitit.slurm import slurm
 
-    before = slurm.SlurmJob.watcher, slurm.SlurmJob.results
-    slurm.SlurmJob.watcher = _queue_watcher()
-    slurm.SlurmJob.results = lambda job: job.wait() or [None]  # the outcome is in the run's folder
+    kind: Any = slurm.SlurmJob
+    before = kind.watcher, kind.results
+    kind.watcher = _queue_watcher()
+    kind.results = lambda job: job.wait() or [None]  # the outcome is in the run's folder
     try:
         yield
     except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
@@ -430,7 +426,7 @@ def _slurm() -> Iterator[None]:
         print("the jobs go on in SLURM (squeue --me); the same command later reports on them", file=sys.stderr)
         raise
     finally:
-        slurm.SlurmJob.watcher, slurm.SlurmJob.results = before
+        kind.watcher, kind.results = before
 
 
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "TIMEOUT"}

@@ -16,7 +16,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from snn_repro.errors import UserError
 
@@ -36,11 +38,13 @@ class Tracker:
     config: a Config, or a dict of the same shape. run_id: in place of the derived id.
     """
 
-    def __init__(self, config, folder: Path, say=print, run_id: str | None = None):
+    _process: Any = None  # Popen, with pipes that do not block
+
+    def __init__(self, config: Any, folder: Path, say: Callable[[str], None] = print, run_id: str | None = None):
         from snn_repro.config import config_hash, to_dict
 
         c = config if isinstance(config, dict) else to_dict(config)
-        logger, self._folder, self._say, self._process = c["logger"], Path(folder), say, None
+        logger, self._folder, self._say = c["logger"], Path(folder), say
         self.gave_up = self._started = False
         self.mode = checked_mode(logger["mode"], say)
         if self.mode == "disabled":
@@ -80,7 +84,7 @@ class Tracker:
         """Log one more line of metrics.jsonl."""
         self._send(dict(epochs=line["epoch"]))
 
-    def finish(self, result: dict | None, seconds: float | None = None) -> None:
+    def finish(self, result: Mapping[str, Any] | None, seconds: float | None = None) -> None:
         """Log result.json, accuracy against time step and numbers for the summary, and close; no result: failed.
 
         seconds: how long to wait for W&B.
@@ -218,7 +222,7 @@ def serve() -> None:
     for number in (signal.SIGTERM, signal.SIGUSR2):  # a cluster sends them to every process of a job
         signal.signal(number, lambda *_: None)
     # the stop button of a run's page
-    signal.signal(signal.SIGINT, lambda *_: os.getppid() == parent and os.kill(parent, signal.SIGINT))
+    signal.signal(signal.SIGINT, lambda *_: os.kill(parent, signal.SIGINT) if os.getppid() == parent else None)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     home = None
     try:
@@ -303,7 +307,7 @@ class _Log:
     def _at(self, step: int, line: dict) -> None:
         if step < self.run.starting_step:  # the server has it
             return
-        flat = {}
+        flat: dict[str, Any] = {}
         for name, value in line.items():
             if name.endswith(("acc_step", "acc_cum")) and isinstance(value, list):
                 flat |= {f"{name}_t{t}": v for t, v in enumerate(value, 1)}

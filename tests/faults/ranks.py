@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from runs import Child, Outcome, checkpoint, configuration, np, torch, train, warm_up
@@ -80,14 +81,14 @@ def thirteen_of_validation() -> None:
     """In batches of 4 two processes have 7 and 6 of them, in 4 and 3 batches."""
     from snn_repro import data
 
-    build = data.build_data
+    build = train.build_data
 
     def shorter(config):
         built = build(config)
         built.val = data.MemoryBatches(built.val._inputs, built.val._targets, 4, indices=range(13))
         return built
 
-    data.build_data = shorter
+    train.build_data = shorter
 
 
 def print_steps() -> None:
@@ -160,21 +161,21 @@ def found(folder: Path, outcomes: list[Outcome]) -> dict:
 
 
 def norms(folder: Path) -> dict:
-    """Largest difference of output and gradients between a batch norm over two processes and one over all samples."""
+    """Largest difference of output and gradients between a norm or loss over two processes and one over all samples."""
     script = folder.with_name("norms.json")
 
     def compare(rank: int):
         def before():
             from snn_repro import distributed
-            from snn_repro.models.norms import BN, TEBN, GestureTEBN, synchronise
+            from snn_repro.losses import build_loss
+            from snn_repro.models.norms import NORMS, synchronise
 
             os.environ.update(place(rank, 2, 29811, False))
             distributed.start("cpu")
             torch.set_default_dtype(torch.float64)
             differences = {}
-            for name, make in dict(
-                bn=lambda: BN(3), tebn=lambda: TEBN(3, 4), gesture=lambda: GestureTEBN(3, 4)
-            ).items():
+            for name, norm in NORMS.items():
+                make = partial(norm, 3, 4)
                 torch.manual_seed(0)
                 x, weight = torch.randn(4, 5, 3, 2, 2), torch.randn(4, 5, 3, 2, 2)
                 whole, shared = make(), make()
@@ -194,6 +195,13 @@ def norms(folder: Path) -> dict:
                 whole.eval(), shared.eval()
                 gap = max(gap, (whole(x) - shared(x)).abs().max())
                 differences[name] = float(gap)
+            y, labels = torch.randn(4, 5, 6) * 2, torch.arange(5)
+            y[:, 0] += 9 * torch.eye(6)[:4]  # on one process alone the sure steps are others than on both
+            for name in ("strong2weak", "weak2strong"):
+                a, b = y.clone().requires_grad_(), y[:, rank::2].clone().requires_grad_()
+                build_loss(name)(a, labels).backward()
+                (build_loss(name)(b, labels[rank::2]) * b.shape[1] / 5).backward()
+                differences[name] = float((a.grad[:, rank::2] - b.grad).abs().max())
             if rank == 0:
                 script.write_text(json.dumps(differences))
             os._exit(0)

@@ -384,10 +384,9 @@ def loader(die_at: int | None = None):
     """A `broken` that serves the training samples through a loader process, which dies at one of them."""
 
     def broken():
-        from snn_repro import data
         from snn_repro.data.batches import LoaderBatches
 
-        build = data.build_data
+        build = train.build_data
         parent = os.getpid()
 
         class Samples(torch.utils.data.Dataset):
@@ -407,7 +406,7 @@ def loader(die_at: int | None = None):
             built.train = LoaderBatches(Samples(), config.recipe.batch_size, seed=0, shuffle=True, workers=1)
             return built
 
-        data.build_data = with_loader
+        train.build_data = with_loader
 
     return broken
 

@@ -22,7 +22,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import yaml  # noqa: E402
 
-from snn_repro import files, train  # noqa: E402
+from snn_repro import cli, files, train  # noqa: E402
 from snn_repro.config import Config, load_config  # noqa: E402
 from snn_repro.errors import UserError  # noqa: E402
 from snn_repro.runs import checkpoint  # noqa: E402
@@ -104,11 +104,11 @@ def _train(folder: Path, config: Config, broken: Callable[[], None] | None) -> i
         train.run(config, str(folder))
         return 0
     except train.TrainingError as error:
-        return train._fail(str(error), 1)
+        return cli._fail(str(error), 1)
     except UserError as error:
-        return train._fail(str(error), 2)
+        return cli._fail(str(error), 2)
     except train.Interrupted as interrupt:
-        return train._fail(str(interrupt), 128 + interrupt.signum)
+        return cli._fail(str(interrupt), 128 + interrupt.signum)
     except BaseException:
         traceback.print_exc()
         return 70

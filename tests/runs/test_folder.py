@@ -1,7 +1,10 @@
 """The run directory decides: new, resume, already done, another configuration, in use, not writable."""
 
+import errno
+import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -11,7 +14,7 @@ from fake_runs import fake_run
 from snn_repro.config import load_config
 from snn_repro.errors import UserError
 from snn_repro.files import replace_atomically, write_json
-from snn_repro.runs.folder import RESULT, Run, RunResult, environment, find_results
+from snn_repro.runs.folder import RESULT, RunFolder, environment, find_results
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -25,50 +28,93 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 def test_a_finished_run_is_found_and_another_configuration_is_named(tmp_path):
     config = load_config()
-    place = Run(tmp_path, config)
-    assert place.finished is None
-    place.begin(["seed=0"], "cpu")
-    place.finish(RunResult(acc_last=0.5))
-    place.close()
-    again = Run(tmp_path, config)
+    folder = RunFolder(tmp_path, config)
+    assert folder.finished is None
+    folder.begin(["seed=0"], "cpu")
+    folder.finish(fake_run(tmp_path / "other", acc=0.5))
+    folder.close()
+    again = RunFolder(tmp_path, config)
     assert again.finished.acc_last == 0.5
     again.close()
     with pytest.raises(UserError, match=r"recipe.lr: 0.005 -> 0.3.*force=true"):
-        Run(tmp_path, load_config(["recipe.lr=0.3"]))
-    redo = Run(tmp_path, load_config(["recipe.lr=0.3", "force=true"]))
+        RunFolder(tmp_path, load_config(["recipe.lr=0.3"]))
+    redo = RunFolder(tmp_path, load_config(["recipe.lr=0.3", "force=true"]))
     assert redo.finished is None and not (tmp_path / RESULT).exists()
     redo.close()
 
 
 def test_never_resume_starts_again_but_keeps_what_is_finished(tmp_path):
-    first = Run(tmp_path, load_config())
+    first = RunFolder(tmp_path, load_config())
     first.begin([], "cpu")
     first.record([{"epoch": 1}])
     first.close()
-    fresh = Run(tmp_path, load_config(["resume=never"]))
+    fresh = RunFolder(tmp_path, load_config(["resume=never"]))
     assert fresh.history() == []
     fresh.begin([], "cpu")
-    fresh.finish(RunResult(acc_last=1.0))
+    fresh.finish(fake_run(tmp_path / "other", acc=1.0))
     fresh.close()
-    kept = Run(tmp_path, load_config(["resume=never"]))
+    kept = RunFolder(tmp_path, load_config(["resume=never"]))
     assert kept.finished.acc_last == 1.0
     kept.close()
 
 
 def test_two_runs_in_one_folder(tmp_path):
-    first = Run(tmp_path, load_config())
+    first = RunFolder(tmp_path, load_config())
     with pytest.raises(UserError, match="in use"):
-        Run(tmp_path, load_config())
+        RunFolder(tmp_path, load_config())
     first.close()
-    Run(tmp_path, load_config()).close()
+    RunFolder(tmp_path, load_config()).close()
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from snn_repro.files import hold
+lock = hold(Path(sys.argv[1]))
+if not os.fork():
+    os.close(1)
+    time.sleep(60)  # a loader process, which outlives the run
+    os._exit(0)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_killed_process_leaves_no_lock_even_if_its_fork_lives_on(tmp_path):
+    path = tmp_path / ".lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as holder:
+        try:
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(UserError, match="is in use by another run; wait for it"):
+                RunFolder(tmp_path, load_config())
+            holder.kill()
+            holder.wait()
+            RunFolder(tmp_path, load_config()).close()
+        finally:
+            os.killpg(holder.pid, signal.SIGKILL)  # the fork
+
+
+def test_a_file_system_without_flock_warns_and_still_knows_who_holds_a_folder(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.warns(UserWarning, match="flock not supported"):
+        first = RunFolder(tmp_path, load_config())
+    with pytest.raises(UserError, match="in use"):
+        RunFolder(tmp_path, load_config())
+    first.close()
+    RunFolder(tmp_path, load_config()).close()
 
 
 def test_a_folder_that_is_a_file(tmp_path):
     (tmp_path / "f").write_text("")
     with pytest.raises(UserError, match="hydra.run.dir"):
-        Run(tmp_path / "f", load_config())
+        RunFolder(tmp_path / "f", load_config())
     with pytest.raises(UserError, match="hydra.run.dir"):
-        Run(tmp_path / "f" / "g", load_config())
+        RunFolder(tmp_path / "f" / "g", load_config())
 
 
 def test_the_command_says_one_sentence_for_a_folder_it_cannot_make(tmp_path):
@@ -98,7 +144,7 @@ def test_an_error_inside_a_run_is_one_line_without_hydra_s_own(tmp_path):
 def test_a_damaged_config_is_named(tmp_path):
     (tmp_path / "config.yaml").write_text("a: [1")
     with pytest.raises(UserError, match="config.yaml"):
-        Run(tmp_path, load_config())
+        RunFolder(tmp_path, load_config())
 
 
 def test_results_are_found_by_folder(tmp_path, capsys):

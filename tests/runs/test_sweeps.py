@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from snn_repro import train
+from snn_repro import cli, train
 from snn_repro.config import ConfigError, config_hash
 from snn_repro.errors import UserError
 from snn_repro.runs import sweeps
@@ -150,9 +150,9 @@ def test_what_a_folder_says_about_its_run(tmp_path):
     status = {"state": "running", "error": None, "config_hash": config_hash(job.config)}
     (job.folder / "status.json").write_text(json.dumps(status))
     assert sweeps.state(job)[0] == "killed"
-    from snn_repro.runs.folder import Run
+    from snn_repro.runs.folder import RunFolder
 
-    held = Run(job.folder, job.config)
+    held = RunFolder(job.folder, job.config)
     assert sweeps.state(job)[0] == "running"
     held.close()
     (job.folder / "status.json").write_text(json.dumps({**status, "state": "failed", "error": "why"}))
@@ -195,13 +195,13 @@ def test_the_notice_of_slurm_saves_and_resumes(quick, tmp_path, monkeypatch):
             train.run(quick())
         assert stopped.value.signum == signal.SIGUSR2 and heard == []
         assert (tmp_path / "run/checkpoint_last.pt").exists()
-        train._requeue(stopped.value.signum)
+        cli._requeue(stopped.value.signum)
         assert heard == ["submitit"]
         monkeypatch.setattr(sweeps, "still_running", lambda: False)
-        train._requeue(signal.SIGTERM)  # scancel: the job is not wanted any more
+        cli._requeue(signal.SIGTERM)  # scancel: the job is not wanted any more
         assert heard == ["submitit"]
         monkeypatch.setattr(sweeps, "still_running", lambda: True)
-        train._requeue(signal.SIGTERM)  # the grace time of a preemption
+        cli._requeue(signal.SIGTERM)  # the grace time of a preemption
         assert heard == ["submitit"] * 2
     finally:
         signal.signal(signal.SIGUSR2, before)

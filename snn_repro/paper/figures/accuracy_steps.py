@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from snn_repro.paper.differences import remarks
-from snn_repro.paper.figures._data import finished_runs
+from snn_repro.paper.figures._data import MissingData, finished_runs
 from snn_repro.paper.figures._style import footnote, line, new_figure, rank, title
 from snn_repro.paper.results import Group
 
@@ -24,7 +24,10 @@ def draw_groups(groups: Sequence[Group]) -> Figure:
     """A row of panels a data set, network, T and length of training, a panel a loss: without and with IMP, side by side."""
     rows: dict[tuple[Any, ...], list[Group]] = {}
     for group in groups:
-        rows.setdefault(tuple(group.first[key] for key in ROW), []).append(group)
+        if group.steps():  # else a step sees later ones; the remarks say so
+            rows.setdefault(tuple(group.first[key] for key in ROW), []).append(group)
+    if not rows:
+        raise MissingData("in every run a step sees the later ones, so that its own accuracy says nothing")
     columns = max(len({g.first["loss"] for g in members}) for members in rows.values())
     figure = new_figure(0.6 + 2.5 * columns, 0.5 + 2.1 * len(rows))
     grid = figure.subplots(len(rows), columns, squeeze=False, sharey="row")

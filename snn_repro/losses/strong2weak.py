@@ -1,0 +1,58 @@
+"""Self-distillation between the most and the least confident time step, in either direction."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from snn_repro import distributed
+from snn_repro.losses.loss import Loss, at_least_float32, of_the_mean, register_loss
+from snn_repro.settings import Setting
+
+
+@register_loss("strong2weak")
+class Strong2Weak(Loss):
+    """CE(mean_t y[t]) + weight KL(q_s || q_w), q = softmax(y / temperature): the step s of highest confidence teaches the step
+    w of lowest (2025, arXiv:2510.07924).
+
+    A step's confidence is the mean over the batch of max softmax(y[t]), over all processes together: one pair a batch, no
+    labels. cascade: steps sorted by confidence, each neighbour teaches the next, averaged over the T - 1 pairs. What the
+    paper leaves open is a setting: whether the teacher gets a gradient (it does, by default) and a factor temperature^2.
+    The term belongs to a batch, so it is left out where gradients are off.
+    """
+
+    settings = {
+        "weight": Setting(1.0, "weight lambda of the KL term; the paper's QKFormer has 0.01", low=0),
+        "temperature": Setting(2.0, "temperature alpha of both distributions", above=0),
+        "detach_teacher": Setting(False, "no gradient through the teacher"),
+        "squared": Setting(False, "multiply the KL term by temperature^2"),
+        "cascade": Setting(False, "each step teaches the next in the order of confidence"),
+    }
+    strong_teaches = True
+
+    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+        loss = of_the_mean(logits, target)
+        if not torch.is_grad_enabled() or not self.weight or len(logits) == 1:
+            return loss
+        y = at_least_float32(logits)
+        order = _confidence(y.detach()).argsort(descending=self.strong_teaches, stable=True).tolist()
+        pairs = zip(order, order[1:], strict=False) if self.cascade else [(order[0], order[-1])]
+        log_q = (y / self.temperature).log_softmax(-1)
+        taught = torch.stack([self._kl(log_q[a], log_q[b]) for a, b in pairs]).mean()
+        return loss + self.weight * (self.temperature**2 if self.squared else 1) * taught
+
+    def _kl(self, teacher: Tensor, student: Tensor) -> Tensor:
+        teacher = teacher.detach() if self.detach_teacher else teacher
+        return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+@register_loss("weak2strong")
+class Weak2Strong(Strong2Weak):
+    """The same, taught by the step of lowest confidence."""
+
+    strong_teaches = False
+
+
+def _confidence(y: Tensor) -> Tensor:
+    """Mean over the samples of all processes of max softmax(y [T, B, K]): float64 [T]."""
+    *total, n = distributed.sums([*y.softmax(-1).amax(-1).sum(1, dtype=torch.float64).tolist(), y.shape[1]])
+    return torch.tensor(total, dtype=torch.float64) / n

@@ -1,0 +1,193 @@
+"""On what a run computes: device, threads, precision, seeds, compiler, and how processes share a batch."""
+
+import contextlib
+import os
+import random
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from snn_repro import distributed
+from snn_repro.config import Config, ConfigError
+from snn_repro.data.batches import keep_freed_memory
+from snn_repro.kernels import KERNELS, resolve_backend
+from snn_repro.losses import LOSSES
+
+
+def threads(config: Config) -> int:
+    """CPU threads of this run."""
+    return config.threads or (1 if config.model.name == "small" else torch.get_num_threads())
+
+
+def pick_device(config: Config) -> torch.device:
+    """The device of this run, with the thread count set. Raises ConfigError for cuda without a GPU."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda but torch sees no GPU; use device=cpu, or install a CUDA build of torch")
+    torch.set_num_threads(threads(config))
+    use_cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    if not use_cuda:
+        keep_freed_memory()  # a quarter of a step's time is page faults otherwise
+    _, processes, number = distributed.world()
+    if not use_cuda or processes == 1:
+        return torch.device("cuda" if use_cuda else "cpu")
+    if number >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {number + 1} of this machine has no GPU, torch sees {torch.cuda.device_count()}; "
+            "start one process a GPU, or use device=cpu"
+        )
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+class Precision:
+    """Autocast and gradient scaling of `recipe.amp` on a device; evaluation is always float32.
+
+    Raises ConfigError where the device has no such arithmetic.
+    """
+
+    def __init__(self, config: Config, device: torch.device):
+        amp = config.recipe.amp
+        if amp == "auto":
+            amp = "fp16" if device.type == "cuda" else "off"
+        if device.type == "cpu" and amp == "fp16":
+            raise ConfigError(
+                "recipe.amp=fp16 is for a GPU; on a CPU use recipe.amp=off, or bf16 where it has the units"
+            )
+        if device.type == "cpu" and amp == "bf16" and not has_bf16_units():
+            raise ConfigError(
+                "recipe.amp=bf16 on this CPU is many times slower than float32: it has no bfloat16 units (AVX512-BF16 or "
+                "AMX); use recipe.amp=off or auto"
+            )
+        if device.type == "cuda" and amp == "bf16" and not torch.cuda.is_bf16_supported():
+            raise ConfigError("recipe.amp=bf16 but this GPU has no bfloat16; use recipe.amp=fp16")
+        self.name = {"off": "float32", "fp16": "fp16 autocast", "bf16": "bf16 autocast"}[amp]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+        self._kind, self._dtype, self._on = (
+            device.type,
+            torch.float16 if amp == "fp16" else torch.bfloat16,
+            amp != "off",
+        )
+
+    def autocast(self) -> torch.autocast:
+        """The context in which training's forward pass runs."""
+        return torch.autocast(self._kind, dtype=self._dtype, enabled=self._on)
+
+
+def has_bf16_units() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware, as far as torch can tell."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        units = torch.cpu.get_capabilities()
+        return any(units.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+    older = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # some versions of torch have both, one or none
+    return any(getattr(torch.cpu, name, bool)() for name in older)
+
+
+def seed_everything(config: Config) -> None:
+    """Seed Python, NumPy and torch; data order and augmentation have generators of their own (data/batches.py)."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
+    seed_generators(config.seed)
+    if config.compile:  # tells the compiler too, and imports it: most of a second
+        torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
+    else:
+        torch.set_deterministic_debug_mode("warn" if config.deterministic else "default")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # our kernels write all they allocate
+    torch.backends.cudnn.benchmark = not config.deterministic
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def compile_network(model: nn.Module, device: torch.device) -> None:
+    """torch.compile the network in place, so that its weights keep their names. Raises ConfigError without a compiler."""
+    if device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler:
+            raise ConfigError(
+                "compile=true needs a C++ compiler on a CPU and none was found; install g++ or use compile=false"
+            ) from None
+    model.compile()
+
+
+def backends(config: Config) -> tuple[str, str]:
+    """Who is wished to compute the spiking layers and the convolutions."""
+    return (config.neuron.backend, config.model.conv_backend) if config.kernels == "auto" else KERNELS[config.kernels]
+
+
+def neuron_backend(config: Config, device: torch.device) -> str:
+    """The backend that computes the spiking layers in this run ("auto" resolved)."""
+    if LOSSES[config.loss.name].reads_potentials:
+        return "torch"
+    return resolve_backend(backends(config)[0], device.type)
+
+
+def parts_of_a_batch(config: Config, processes: int) -> int:
+    """Parts in which each process runs its share of a batch, so that batch statistics are over as many images as the
+    recipe says: `recipe.accumulate` parts of the batch of all, each on one process (or, with sync_bn, on all).
+
+    Raises ConfigError where that does not come out even.
+    """
+    recipe = config.recipe
+    if recipe.batch_size % processes:
+        raise ConfigError(
+            f"recipe.batch_size={recipe.batch_size} is the batch of all {processes} processes together and cannot be "
+            f"split evenly; use a multiple of {processes}"
+        )
+    if processes == 1 or recipe.accumulate == 1 or recipe.sync_bn:
+        return recipe.accumulate
+    parts = -(-recipe.accumulate // processes)
+    if max(recipe.accumulate, processes) != parts * processes or recipe.batch_size % (parts * processes):
+        raise ConfigError(
+            f"recipe.accumulate={recipe.accumulate} parts of a batch of {recipe.batch_size} do not come out even on "
+            f"{processes} processes, so batch statistics would be over other numbers of images; start a number of "
+            f"processes that divides {recipe.accumulate}, or set recipe.accumulate to a multiple of {processes}"
+        )
+    return parts
+
+
+def images_per_statistic(config: Config, processes: int) -> int:
+    """Images over which a training step's batch norms take mean and variance (over all their time steps)."""
+    together = 1 if config.recipe.sync_bn else processes
+    return config.recipe.batch_size // (parts_of_a_batch(config, processes) * together)
+
+
+def conditions(config: Config, device: torch.device, precision: str) -> dict[str, Any]:
+    """What no key of the configuration hash says and yet moves numbers, by rounding at least; result.json keeps it."""
+    processes = distributed.world().size
+    return dict(
+        device=device.type, precision=precision, threads=torch.get_num_threads(), processes=processes,
+        images_per_statistic=images_per_statistic(config, processes), neuron_backend=neuron_backend(config, device),
+        conv_backend=backends(config)[1], compile=config.compile, torch=str(torch.__version__),
+    )  # fmt: skip
+
+
+def profiler(config: Config, folder: Path) -> Any:
+    """The context of an epoch: with `debug.profile` it leaves a trace of some steps in the run folder."""
+    if not config.debug.profile or distributed.world().rank:
+        return contextlib.nullcontext()
+    import torch.profiler as p
+
+    return p.profile(
+        schedule=p.schedule(wait=1, warmup=1, active=5, repeat=1),
+        on_trace_ready=lambda done: done.export_chrome_trace(str(folder / "trace.json")),
+    )
+
+
+def peak_memory(device: torch.device) -> float:
+    """Peak memory in MB: allocated on the GPU, or resident of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

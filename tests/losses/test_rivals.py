@@ -1,0 +1,276 @@
+"""Losses of other papers: published or hand-computed numbers, float64 references in NumPy, gradients, and what training does."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from snn_repro.config import ConfigError, load_config
+from snn_repro.errors import UserError
+from snn_repro.losses import LOSSES, build_loss
+from snn_repro.models import build_model
+from snn_repro.neurons import Neuron, build_neuron, register
+from snn_repro.train import check_settings, run
+
+Y = torch.tensor(
+    [[[1, 0, 0], [0, 1, 0]], [[2, 0, 0], [0, 0, 1]], [[3, 1, 0], [0, 3, 0]]], dtype=torch.float64
+)  # [T, B, K]
+LABELS = torch.tensor([0, 1])
+CE = 0.3851511030
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "extra"),
+    [
+        ("strong2weak", {}, 0.0954928707),
+        ("weak2strong", {}, 0.1019182737),
+        ("strong2weak", {"temperature": 1.0}, 0.2293955586),
+        ("strong2weak", {"cascade": True}, 0.1305635590),
+        ("weak2strong", {"cascade": True}, 0.1320903256),
+        ("strong2weak", {"weight": 0.01}, 0.000954928707),
+        ("strong2weak", {"squared": True}, 4 * 0.0954928707),
+        ("strong2weak", {"weight": 0.0}, 0),
+    ],
+)
+def test_golden_strong2weak(name, options, extra):
+    loss = build_loss(name, **options)
+    assert loss(Y, LABELS).item() == pytest.approx(CE + extra, abs=1e-9)
+    with torch.no_grad():  # the term belongs to a batch of training
+        assert loss(Y, LABELS).item() == pytest.approx(CE, abs=1e-9)
+
+
+def test_golden_tks():
+    loss = build_loss("tks")
+    assert loss(Y, LABELS).item() == pytest.approx(CE, abs=1e-9)  # before any epoch a = 1
+    loss.begin_epoch(300, 600)
+    assert loss(Y, LABELS).item() == pytest.approx(3.2392942642, abs=1e-9)
+    loss = build_loss("tks", alpha=1.0)
+    loss.begin_epoch(600, 600)
+    assert loss(Y, LABELS).item() == pytest.approx(8.5398458494, abs=1e-9)
+
+
+def softmax(y):
+    e = np.exp(y - y.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def tks_reference(y, labels, a, te, temper):
+    total, (timesteps, batch, _) = 0.0, y.shape
+    for b in range(batch):
+        z = sum((y[t, b] for t in range(timesteps) if y[t, b].argmax() == labels[b]), np.zeros(y.shape[2]))
+        student = np.log(softmax(y[:, b] / (te if temper else 1)))
+        total += -(1 - a) * te**2 * (softmax(z / te) * student).sum(-1).mean() / batch
+        total += -a * np.log(softmax(y[:, b].mean(0)))[labels[b]] / batch
+    return total
+
+
+def pair_reference(y, labels, weight, alpha, strong, cascade):
+    confidence = softmax(y).max(-1).mean(1)
+    order = np.argsort(-confidence if strong else confidence, kind="stable")
+    pairs = list(zip(order, order[1:], strict=False)) if cascade else [(order[0], order[-1])]
+    p = softmax(y / alpha)
+    kl = np.mean([(p[a] * np.log(p[a] / p[b])).sum(-1).mean() for a, b in pairs])
+    return -np.log(softmax(y.mean(0)))[np.arange(len(labels)), labels].mean() + weight * kl
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_values_are_those_of_a_float64_reference_and_gradients_of_differences(seed):
+    torch.manual_seed(seed)
+    y, labels = torch.randn(4, 5, 6, dtype=torch.float64).mul(2).requires_grad_(), torch.randint(6, (5,))
+    plain, numbers = y.detach().numpy(), labels.numpy()
+    for temper in (False, True):
+        loss = build_loss("tks", temperature=2.0, temper_student=temper)
+        loss.begin_epoch(3, 4)
+        assert loss(y, labels).item() == pytest.approx(tks_reference(plain, numbers, 1 - 0.7 * 3 / 4, 2.0, temper))
+        assert gradcheck(lambda y, loss=loss: loss(y, labels), y)
+    for name in ("strong2weak", "weak2strong"):
+        for cascade in (False, True):
+            loss = build_loss(name, weight=0.5, temperature=3.0, cascade=cascade)
+            expected = pair_reference(plain, numbers, 0.5, 3.0, name == "strong2weak", cascade)
+            assert loss(y, labels).item() == pytest.approx(expected)
+            assert gradcheck(lambda y, loss=loss: loss(y, labels), y)
+
+
+@pytest.mark.parametrize("name", ["tks", "strong2weak"])
+def test_a_detached_teacher_changes_gradients_alone(name):
+    found = []
+    for detach in (False, True):
+        loss, y = build_loss(name, detach_teacher=detach), Y.clone().requires_grad_()
+        loss.begin_epoch(1, 2)
+        value = loss(y, LABELS)
+        found.append((value.item(), torch.autograd.grad(value, y)[0]))
+    assert found[0][0] == found[1][0] and not torch.allclose(found[0][1], found[1][1])
+    if name == "strong2weak":  # the strongest step then learns by the labels alone
+        strong, y = found[1][1][2], Y.clone().requires_grad_()
+        (labels,) = torch.autograd.grad(build_loss("sdt")(y, LABELS), y)
+        torch.testing.assert_close(strong, labels[2])
+
+
+# regularised potentials
+
+
+def test_golden_rmp():
+    neuron = build_neuron("if", v_threshold=0.5, reset="hard", imp=False)
+    loss = build_loss("rmp", weight=1.0, schedule="constant")
+    loss.watch(neuron)
+    spikes = neuron(torch.tensor([[[0.2, 0.9, 1.4]]], dtype=torch.float64))  # h of one step
+    assert spikes.tolist() == [[[0, 1, 1]]]
+    y = torch.zeros(1, 1, 3, dtype=torch.float64)
+    assert loss(y, LABELS[:1]).item() == pytest.approx(np.log(3) + 0.07)
+    assert loss(y, LABELS[:1]).item() == pytest.approx(np.log(3))  # heard once
+
+
+def small(**options):
+    torch.manual_seed(0)
+    given = dict(num_classes=10, input_shape=(1, 8, 8), timesteps=3, neuron={"name": "if", "imp": True})
+    return build_model("small", **given | options).double()
+
+
+def a_step(model, loss, x, labels):
+    loss.begin_epoch(1, 4)
+    value = loss(model(x), labels)
+    model.zero_grad()
+    value.backward()
+    return value.item(), {n: p.grad.clone() for n, p in model.named_parameters()}
+
+
+X, CLASSES = torch.rand(6, 1, 8, 8, dtype=torch.float64), torch.arange(6)
+
+
+def test_rmp_adds_the_gaps_of_all_layers():
+    """Against potentials that are computed here, from what went into each layer."""
+    model, loss, inputs = small(), build_loss("rmp", power=1.5), {}
+    loss.watch(model)
+    for name, module in model.named_modules():
+        if isinstance(module, Neuron):
+            module.register_forward_pre_hook(lambda m, args, name=name: inputs.update({name: args[0].detach()}))
+    value, gradients = a_step(model, loss, X, CLASSES)
+    terms = []
+    for name, x in inputs.items():
+        v, gaps = model.get_submodule(name).imp.detach(), []
+        for x_t in x:
+            h = v + x_t
+            s = (h >= 1).double()
+            v = h - s
+            gaps.append((h - s).abs() ** 1.5)
+        terms.append(torch.stack(gaps).mean().item())
+    plain = small()
+    with torch.no_grad():
+        logits = plain(X)
+        expected = build_loss("sdt")(logits, CLASSES).item() + 0.1 * 2 * 1 / 4 * np.mean(terms)
+    assert value == pytest.approx(expected, rel=1e-12) and len(terms) == 3
+    other = a_step(small(), build_loss("sdt"), X, CLASSES)[1]
+    assert not torch.allclose(gradients["sn1.imp"], other["sn1.imp"])
+
+
+@pytest.mark.parametrize("checkpointing", ["norms", "blocks"])
+def test_rmp_under_checkpointing(checkpointing):
+    found = []
+    for how in ("off", checkpointing):
+        model, loss = small(checkpointing=how), build_loss("rmp")
+        loss.watch(model)
+        found.append([a_step(model, loss, X, CLASSES) for _ in range(2)])
+        assert loss.heard == []  # the backward pass left nothing behind
+    for (a, grads), (b, others) in zip(*found, strict=True):
+        assert a == b
+        for name in grads:
+            torch.testing.assert_close(grads[name], others[name], rtol=1e-12, atol=1e-15)
+
+
+def test_rmp_is_trainings_alone_and_needs_watching():
+    model, loss = small().float(), build_loss("rmp", schedule="constant")
+    with pytest.raises(UserError, match=r"loss=rmp reads potentials: call watch\(model\) once before training"):
+        loss(Y, LABELS)
+    loss.watch(model)
+    x = X.float()
+    with torch.no_grad():
+        model(x)
+        assert loss.heard == []
+    model.eval()
+    assert loss(model(x), CLASSES) == build_loss("sdt")(model(x), CLASSES)
+    with pytest.raises(UserError, match="this network has none of ours"):
+        loss.watch(torch.nn.Linear(1, 1))
+
+
+def test_rmp_says_which_neuron_shows_no_potential(monkeypatch):
+    from snn_repro.neurons import NEURONS
+
+    monkeypatch.setitem(NEURONS, "at_once", None)
+    monkeypatch.setattr(NEURONS, "_owners", dict(NEURONS._owners))
+
+    @register("at_once")
+    class AtOnce(Neuron):
+        def steps(self, x, v0):
+            return (x > 0).to(x.dtype), x[-1], None
+
+    with pytest.raises(UserError, match="neuron=at_once computes its steps without showing it"):
+        build_loss("rmp").watch(build_neuron("at_once"))
+
+
+# in a run
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("loss=tks augment.mixup=0.2", "augment.mixup=0.2 makes soft targets and loss=tks needs labels; set it to 0"),
+        ("loss=tks augment.cutmix=1.0", "augment.cutmix=1.0 makes soft targets"),
+        ("loss=tks augment.label_smoothing=0.1", "augment.label_smoothing=0.1 makes soft targets"),
+        ("loss=rmp compile=true", "compile=true does not show the potentials that loss=rmp reads"),
+        ("loss=tks loss.alpha=2", "loss.alpha=2.0? must"),
+        ("loss=tks loss.temperature=0", "loss.temperature=0(.0)? must be above 0"),
+        ("loss=strong2weak loss.weight=-1", "loss.weight=-1(.0)? must be at least 0"),
+        ("loss=rmp loss.schedule=cosine", "loss.schedule='cosine' is not one of triangle, constant"),
+        ("loss=rmp loss.power=0.5", "loss.power=0.5 must be at least 1"),
+        ("loss=sdt loss.power=2", "loss.power=2 has no effect with loss=sdt"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_data_is_read(words, sentence):
+    with pytest.raises(UserError, match=sentence):
+        check_settings(load_config(words.split()))
+
+
+def test_settings_without_a_fault_pass():
+    for words in ("loss=strong2weak augment.mixup=0.2", "loss=rmp augment.label_smoothing=0.1", "loss=tks"):
+        check_settings(load_config(words.split()))
+    assert issubclass(ConfigError, UserError)
+
+
+def a_run(folder, loss, *words):
+    short = ["logger.mode=disabled", "debug.max_steps=2", "debug.max_eval_batches=1", "recipe.epochs=3"]
+    return run(load_config([*short, f"loss={loss}", *words, f"hydra.run.dir={folder}"]))
+
+
+@pytest.mark.parametrize("loss", ["tks", "rmp"])
+def test_a_resumed_run_knows_its_epoch(loss, tmp_path, monkeypatch):
+    """Losses that read the epoch: stopped in the middle of the second of three, to the last bit."""
+    from snn_repro.train import Training
+
+    whole = a_run(tmp_path / "whole", loss)
+    step = Training.train_step
+
+    def stopping(self, *batch):
+        if (self.epoch, self.step) == (1, 1):
+            raise KeyboardInterrupt
+        if self.epoch == 1:
+            self.save(1, self.step)
+        return step(self, *batch)
+
+    monkeypatch.setattr(Training, "train_step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        a_run(tmp_path / "parts", loss)
+    monkeypatch.setattr(Training, "train_step", step)
+    again = a_run(tmp_path / "parts", loss)
+    lines = [(tmp_path / part / "metrics.jsonl").read_text().splitlines() for part in ("whole", "parts")]
+    a, b = ([json.loads(line)["train_loss"] for line in part] for part in lines)
+    assert a == b and whole.loss_last == again.loss_last
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", [name for name in LOSSES if name not in ("sdt", "lts", "tet_s")])
+def test_digits_are_learned(loss, tmp_path):
+    found = run(load_config(["logger.mode=disabled", "recipe.epochs=8", f"loss={loss}", f"hydra.run.dir={tmp_path}"]))
+    print(f"{loss}: {100 * found.acc_last:.2f} %")
+    assert found.acc_last > 0.9 and found.readout == "mean"

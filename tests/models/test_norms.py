@@ -1,0 +1,172 @@
+"""Norms of other papers: hand-computed numbers, float64 references, gradients, what networks do with them."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from snn_repro.config import load_config
+from snn_repro.errors import UserError
+from snn_repro.kernels import choose
+from snn_repro.models import NORMS, build_model
+from snn_repro.models.norms import norms, synchronise
+from snn_repro.neurons import build_neuron
+from snn_repro.optim import build_optimizer, parameter_groups
+from snn_repro.runs import checkpoint
+from snn_repro.train import run
+
+
+def test_golden_tab():
+    norm = NORMS["tab"](1, 2).double()
+    x = torch.tensor([[0, 2], [4, 6]], dtype=torch.float64).view(2, 2, 1, 1, 1)
+    expected = [-0.9999950000, 0.9999950000, 0.4472131483, 1.3416394449]
+    assert norm(x).flatten().tolist() == pytest.approx(expected, abs=1e-9)
+    assert [bn.running_mean.item() for bn in norm.bn] == pytest.approx([0.1, 0.3])
+    with torch.no_grad():
+        norm.p.copy_(torch.tensor([2.0, -3.0]))
+    assert norm(x).flatten().tolist() == pytest.approx([4 * v for v in expected[:2]] + [9 * v for v in expected[2:]])
+
+
+def test_tab_is_its_equation():
+    torch.manual_seed(0)
+    norm, x = NORMS["tab"](3, 4).double(), torch.randn(4, 5, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    for parameter in norm.parameters():
+        nn.init.uniform_(parameter, 0.5, 1.5)
+
+    def plain(x):
+        steps = []
+        for t, bn in enumerate(norm.bn):
+            seen = x[: t + 1].transpose(0, 2).flatten(1)  # [C, ...]
+            mean, var = (v.view(-1, 1, 1) for v in (seen.mean(1), seen.var(1, unbiased=False)))
+            y = (x[t] - mean) / (var + bn.eps).sqrt() * bn.weight.view(-1, 1, 1) + bn.bias.view(-1, 1, 1)
+            steps.append(norm.p[t] ** 2 * y)
+        return torch.stack(steps)
+
+    torch.testing.assert_close(norm(x), plain(x))
+    assert torch.autograd.gradcheck(norm, x)
+    alone = torch.randn(1, 5, 3, 2, 2, dtype=torch.float64)  # a static image stands for all steps
+    torch.testing.assert_close(norm(alone), norm(alone.expand(4, -1, -1, -1, -1)), rtol=0, atol=0)
+
+
+def test_tdbn_starts_from_the_threshold():
+    x = torch.randn(3, 4, 2, 5, 5, dtype=torch.float64) * 3 + 1
+    for neuron, summands, factor in (
+        ({"name": "if"}, 1, 1.0),
+        ({"name": "lif", "v_threshold": 0.5}, 1, 0.5),
+        ({"name": "if_imp", "v_threshold": 0.5}, 2, 0.5 / math.sqrt(2)),
+        ({"name": "if", "v_threshold": None}, 2, 1 / math.sqrt(2)),
+    ):
+        y = norms("tdbn", 3, neuron)(2, summands=summands).double()(x)
+        mean, var = x.mean((0, 1, 3, 4), keepdim=True), x.var((0, 1, 3, 4), unbiased=False, keepdim=True)
+        torch.testing.assert_close(y, factor * (x - mean) / (var + 1e-5).sqrt())
+    assert torch.equal(norms("bn", 3, {"name": "if", "v_threshold": 0.5})(2).weight, torch.ones(2))
+    with pytest.raises(UserError, match="neuron.v_threshold=0.0 must be above 0"):
+        norms("tdbn", 3, {"name": "if", "v_threshold": 0})
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_in_evaluation_no_step_depends_on_a_later_one(name):
+    torch.manual_seed(0)
+    norm, x = NORMS[name](2, 4), torch.randn(4, 3, 2, 5, 5)
+    norm(x)
+    norm.eval()
+    other = torch.cat([x[:2], torch.randn(2, 3, 2, 5, 5)])
+    assert torch.equal(norm(x)[:2], norm(other)[:2]) is norm.causal
+    assert not torch.equal(norm(x)[2:], norm(other)[2:])
+
+
+NETWORKS = {"small": (1, 8, 8), "sew_resnet18_cifar": (3, 8, 8), "sew_resnet50": (3, 32, 32), "vgg128": (2, 16, 16)}
+
+
+def network(name, norm, **options):
+    torch.manual_seed(0)
+    neuron = {"name": "if", "imp": True}
+    return build_model(
+        name, num_classes=5, input_shape=NETWORKS[name], timesteps=2, neuron=neuron, norm=norm, **options
+    )
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_takes_every_norm(name, norm):
+    model = network(name, norm)
+    frames = torch.rand(2, 2, *NETWORKS[name]) * 2
+    model(frames).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert any(type(m) is NORMS[norm] for m in model.modules())
+    if norm == "bn":
+        assert model.state_dict().keys() == network(name, "bn").state_dict().keys()
+    if NORMS[norm].wired:
+        assert model(frames[0]).shape == (2, 2, 5)
+        with pytest.raises(UserError, match="wired to timesteps=2 but its frames have 3 time steps.*model.norm=bn"):
+            model(torch.rand(3, 2, *NETWORKS[name]))
+
+
+def test_a_zero_start_is_of_every_weight_of_the_norm():
+    for norm in ("bn", "tdbn", "tab"):
+        block = network("sew_resnet18_cifar", norm, zero_init_residual=True).layer1[0]
+        weights = [p for n, p in block.bn2.named_parameters() if n.endswith("weight")]
+        assert weights and not any(w.any() for w in weights) and any(p.any() for p in block.bn1.parameters())
+
+
+def test_the_fused_layer_is_taken_where_a_norm_is_affine():
+    x = torch.randn(6, 4, 5, 5).contiguous(memory_format=torch.channels_last).unflatten(0, (2, 3))
+    neuron = build_neuron("if")
+    for name, fused in (("bn", True), ("tdbn", True), ("tebn", True), ("tebn_gesture", False)):
+        affine = NORMS[name](4, 2).affine_form()
+        assert (affine is not None and choose(neuron, x, affine) == "cpu") is fused, name
+    assert not hasattr(NORMS["tab"], "affine_form")
+
+
+@pytest.mark.parametrize("norm", ["tdbn", "tab"])
+def test_training_goes_on_from_a_checkpoint_and_checkpointing_changes_nothing(norm, tmp_path):
+    recipe = load_config(["recipe.lr=0.05", "recipe.no_decay=[norm]", "recipe.weight_decay=0.1"]).recipe
+
+    def train(model, optimizer):
+        losses = []
+        for seed in (1, 2, 3):
+            x = torch.rand(2, 4, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+            loss = nn.functional.cross_entropy(model(x).mean(0), torch.arange(4))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses, {k: v.clone() for k, v in model.state_dict().items()}
+
+    model = network("small", norm)
+    optimizer = build_optimizer(model, recipe)
+    first, state = train(model, optimizer)
+    for how in ("norms", "blocks"):
+        other = network("small", norm, checkpointing=how)
+        losses, buffers = train(other, build_optimizer(other, recipe))
+        assert losses == pytest.approx(first, rel=1e-5)
+        assert all(torch.allclose(buffers[k].float(), v.float(), atol=1e-4) for k, v in state.items())
+    checkpoint.save(tmp_path, {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    onward = train(model, optimizer)[0]
+    found, again = checkpoint.load(tmp_path / checkpoint.LAST), network("small", norm)
+    checkpoint.load_model(again, found["model"], "the file")
+    optimizer = build_optimizer(again, recipe)
+    optimizer.load_state_dict(found["optimizer"])
+    assert train(again, optimizer)[0] == onward
+
+    groups = {g["kind"]: {id(p) for p in g["params"]} for g in parameter_groups(model, recipe)}
+    for name, parameter in model.named_parameters():
+        if ".bn." in name or name.startswith("bn"):
+            assert id(parameter) in groups["decay" if name.endswith(".p") else "no_decay"], name
+
+
+def test_synchronising_finds_the_norms_inside():
+    model = network("small", "tab")
+    names = list(model.state_dict())
+    synchronise(model)
+    assert all(type(bn).__name__ == "SyncBatchNorm2d" for bn in model.bn1.bn) and list(model.state_dict()) == names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", [name for name in NORMS if name != "tebn_gesture"])
+def test_digits_are_learned(norm, tmp_path):
+    words = ["logger.mode=disabled", "recipe.epochs=8", "loss=sdt", f"model.norm={norm}", f"hydra.run.dir={tmp_path}"]
+    found = run(load_config(words))
+    print(f"{norm}: {100 * found.acc_last:.2f} %")
+    assert found.acc_last > 0.9
