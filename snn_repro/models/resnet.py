@@ -5,6 +5,7 @@ Names follow torchvision's ResNet (conv1, bn1, layer1.0.conv1, downsample.0, fc)
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,11 +45,12 @@ class BasicBlock(Block):
         return self.sn2(x + branch)
 
 
+_TDBN = replace(NORM, default="tdbn")
 _HIDDEN = Setting(256, "width of the spiking linear layer before the classifier; 0: none", "neurons", low=0)
 
 
-@register_network("spiking_resnet34", {"norm": NORM}, (64, 128, 256, 512), (3, 4, 6, 3), "imagenet")
-@register_network("resnet19", {"norm": NORM, "hidden": _HIDDEN}, (128, 256, 512), (3, 3, 2), "cifar")
+@register_network("spiking_resnet34", {"norm": _TDBN}, (64, 128, 256, 512), (3, 4, 6, 3), "imagenet")
+@register_network("resnet19", {"norm": _TDBN, "hidden": _HIDDEN}, (128, 256, 512), (3, 3, 2), "cifar")
 class SpikingResNet(SpikingNetwork):
     """widths and depths choose the network; stem "imagenet" is 7x7, stride 2 and a max pool, "cifar" 3x3.
 

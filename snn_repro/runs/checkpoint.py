@@ -172,12 +172,11 @@ def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
 
     content = load(path)
     given, needs = content["model"] if isinstance(content.get("model"), dict) else content, ""
-    if hasattr(model, "own_names"):
+    own_names = getattr(model, "own_names", None)
+    if own_names:
         settings = content.get("args")
         try:
-            given, needs = model.own_names(  # type: ignore[operator]
-                given, vars(settings) if isinstance(settings, argparse.Namespace) else {}
-            )
+            given, needs = own_names(given, vars(settings) if isinstance(settings, argparse.Namespace) else {})
         except UserError as error:
             raise CheckpointError(f"{path}: {error}") from None
     own = model.state_dict()
