@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any, NamedTuple
 
 from snn_repro.settings import Setting, shared
@@ -127,9 +127,11 @@ def _target(node: ast.Assign | ast.AnnAssign) -> str | None:
 
 
 def _imported(module: str, name: str) -> Any:
-    if module in sys.modules:
-        return getattr(sys.modules[module], name)
     top, *inner = module.split(".")
+    if module in sys.modules:
+        found = getattr(sys.modules[module], name)
+        if top != PACKAGE.name or not isinstance(found, FunctionType) or found in CALLED:
+            return found  # functions of ours are read all the same: they do not run
     if top != PACKAGE.name:
         raise Unread(module)
     path = PACKAGE.joinpath(*inner)
