@@ -48,7 +48,10 @@ WRONG = {
     "neuron.imp_init=[1,2,3]": ["neuron.imp_init=[1, 2, 3]", "two numbers [low, high]"],
     "neuron.imp_init=[2,1]": ["neuron.imp_init", "low <= high"],
     "loss.epsilon=0.5": ["loss.epsilon=0.5", "tet_s"],
-    "neuron.tau=3": ["neuron.tau=3", "belongs to neuron=lif or clif or ilif or klif or lifb or plif or trsg; leave it out for 'if'"],
+    "neuron.tau=3": [
+        "neuron.tau=3",
+        "belongs to neuron=lif or clif or ilif or klif or lifb or plif or trsg; leave it out for 'if'",
+    ],
     "neuron.tau=0.5 neuron=lif": ["neuron.tau=0.5", "at least 1"],
     "neuron.reset=sof": ["neuron.reset='sof'", "'soft'"],
     "neuron.retain=0.3": ["neuron.retain=0.3", "belongs to neuron=leaky"],
