@@ -87,11 +87,10 @@ def main(arguments: list[str]) -> int:
         ):
             overrides.append("recipe=digits")  # it has none of its own, and frames depend on none
         cfg = load_config(overrides)
-        from snn_repro.data.prepare import prepare, verify_cache
+        from snn_repro.data.prepare import event_set, prepare, verify_cache
 
-        settings = (cfg.timesteps, cfg.dataset.integrate_by, cfg.dataset.frame_size)
         if own.pop("verify", False):
-            cache, bad = verify_cache(cfg.dataset.name, cfg.cache_dir, *settings, say=say)
+            cache, bad = verify_cache(event_set(cfg.dataset.name).cache_settings(cfg), cfg.cache_dir, say)
             if bad:
                 listed = ", ".join(bad[:20]) + (f" and {len(bad) - 20} more" if len(bad) > 20 else "")
                 raise UserError(
@@ -100,6 +99,7 @@ def main(arguments: list[str]) -> int:
                 )
             say(f"{cache.folder}: all {len(cache.names)} rows are as they were stored")
             return 0
+        settings = (cfg.timesteps, cfg.dataset.integrate_by, cfg.dataset.frame_size)
         report = prepare(cfg.dataset.name, cfg.data_dir, cfg.cache_dir, *settings, say=say, **own)
     except UserError as error:
         print(error, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What there is of one kind (neurons, surrogates, losses, norms, networks, data sets), by name; anybody may add to it."""
+"""What there is of one kind (neurons, surrogates, losses, norms, networks, data sets, augmentations), by name; anybody may add to it."""
 
 import importlib
 import pkgutil
@@ -30,12 +30,17 @@ class Registry(dict[str, Any]):
     # ---------------------------------------------------------------- without importing
 
     @cached_property
-    def _declared(self) -> dict[str, tuple[sources.Source, Any]]:
+    def _ours(self) -> dict[str, tuple[sources.Source, Any]]:
         path = sources.PACKAGE.joinpath(*self._module.split(".")[1:])
         files = sorted(path.rglob("*.py"), key=_import_order) if path.is_dir() else [path.with_suffix(".py")]
         found: dict[str, tuple[sources.Source, Any]] = {}
         for file in files:
             found |= sources.declared(file, self._decorator)
+        return found
+
+    @cached_property
+    def _declared(self) -> dict[str, tuple[sources.Source, Any]]:
+        found = dict(self._ours)
         for _, file in outside.sources():
             found |= sources.declared(file, self._decorator, ".".join(self._module.split(".")[:2]))
         return found
@@ -58,10 +63,14 @@ class Registry(dict[str, Any]):
                 pass
         return getattr(self[name], "settings", {})
 
+    def all_settings(self, ours: bool = False) -> dict[str, Setting]:
+        """The settings of all things by their keys, or of those alone that this package has."""
+        return {key: s for name in (self._ours if ours else self.names()) for key, s in self.settings(name).items()}
+
     def checked(self, name: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         """Every setting of a thing with its value: the one given, checked, or its default (for None too).
 
-        What only another thing has may be given with its default there. Raises UserError, naming the key, the value and what
+        What only others have may be given with the default of the first of them. Raises UserError, naming the key, the value and what
         is allowed.
         """
         if name not in self:
@@ -80,7 +89,8 @@ class Registry(dict[str, Any]):
                     f"{self.group}.{key} is not a setting of '{name}', which has: {', '.join(settings) or 'none'}"
                     f"{nearest(key, known)}"
                 )
-            if value is not None and (tuple(value) if isinstance(value, list) else value) not in owners.values():
+            usual = next(iter(owners.values()))
+            if value is not None and (tuple(value) if isinstance(value, list) else value) != usual:
                 raise UserError(
                     f"{self.group}.{key}={value!r} belongs to {self.group}={' or '.join(owners)}; leave it out for '{name}'"
                 )
@@ -154,6 +164,8 @@ def import_all(package: str, path: list[str]) -> None:
 SETS = Registry("data set", "dataset", "snn_repro.data.sets")
 NEURONS = Registry("neuron", "neuron", "snn_repro.neurons")
 SURROGATES = Registry("surrogate", "neuron.surrogate", "snn_repro.neurons", "register_surrogate")
+INITIAL_STATES = Registry("initial state", "neuron.initial", "snn_repro.neurons", "register_initial")
 MODELS = Registry("network", "model", "snn_repro.models", "register_network")
 NORMS = Registry("norm", "model.norm", "snn_repro.models", "register_norm")
 LOSSES = Registry("loss", "loss", "snn_repro.losses", "register_loss")
+AUGMENTATIONS = Registry("augmentation", "augment", "snn_repro.data.augment", "register_augmentation")

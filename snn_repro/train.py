@@ -25,9 +25,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from snn_repro import distributed, signals
 from snn_repro.causality import sees_future
-from snn_repro.config import Config, ConfigError, checked, to_dict
+from snn_repro.config import Config, ConfigError, checked, frame_shape, to_dict
 from snn_repro.console import audible, progress
 from snn_repro.data import Batches, Data, build_data
+from snn_repro.data.augment import GuidedAugmentation, turned_on, values_of
 from snn_repro.data.batches import derive_seed
 from snn_repro.errors import Interrupted, TrainingError, UserError, in_one_sentence
 from snn_repro.losses import Loss, build_loss
@@ -35,10 +36,13 @@ from snn_repro.metrics import correct_cumulative, correct_per_step, correct_read
 from snn_repro.models import build_model, count_parameters
 from snn_repro.models.blocks import same_statistics
 from snn_repro.models.norms import synchronise
+from snn_repro.models.relevance import check as check_relevance
+from snn_repro.models.relevance import guide
 from snn_repro.neurons import build_neuron, firing_rates
 from snn_repro.neurons.surrogates import SURROGATES, Spike
 from snn_repro.optim import build_optimizer, build_schedule
 from snn_repro.provenance import code_version
+from snn_repro.registry import SETS
 from snn_repro.runs import checkpoint
 from snn_repro.runs.fingerprint import fingerprint
 from snn_repro.runs.folder import Follower, RunFolder
@@ -164,10 +168,12 @@ def fit(
     data_hashes = distributed.broadcast(fingerprint(config) if world.rank == 0 else None)
     train_part, test_part = (part.shard(world.rank, world.size) for part in (data.train, data.test))
     val_part = data.val.shard(world.rank, world.size) if data.val else None
-    model = build_network(config, data)
+    model = build_network(config, data.num_classes, data.input_shape)
     if initial:
         checkpoint.load_pretrained(model, initial, log.info)
     model = model.to(device)
+    if turned_on(config.augment, GuidedAugmentation):
+        train_part.guide(guide(model, device, config.recipe.accumulate))
     if device.type == "cpu":
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # what its convolutions work on
     if config.recipe.sync_bn and world.size > 1:
@@ -558,10 +564,11 @@ def options(part: Any, *without: str) -> dict[str, Any]:
 def check_settings(config: Config) -> None:
     """Raise UserError for what the classes of neuron and loss refuse, before any data is read."""
     loss, augment = build_loss(config.loss.name, **options(config.loss, "name")), config.augment
-    for key in ("mixup", "cutmix", "label_smoothing"):
-        if not loss.soft_targets and getattr(augment, key):
+    for cls in turned_on(augment):
+        if cls.soft_targets and not loss.soft_targets:
+            key, value = next((k, v) for k, v in values_of(cls, augment).items() if k in cls.switches and v)
             raise ConfigError(
-                f"augment.{key}={getattr(augment, key)} makes soft targets and loss={config.loss.name} needs labels; set it to 0"
+                f"augment.{key}={value} makes soft targets and loss={config.loss.name} needs labels; set it to 0"
             )
     with torch.random.fork_rng(devices=[]):  # it draws a number
         neuron = build_neuron(
@@ -574,12 +581,17 @@ def check_settings(config: Config) -> None:
         raise ConfigError(
             f"compile=true does not show the potentials that loss={config.loss.name} reads; use compile=false"
         )
+    if guided := turned_on(augment, GuidedAugmentation):
+        shape, classes = frame_shape(config), SETS[config.dataset.name].num_classes
+        with torch.random.fork_rng(devices=[]):
+            network = build_network(config, classes, shape)
+            check_relevance(network, shape, config.timesteps, augment.rpg_relevance, guided[0].name)
 
 
-def build_network(config: Config, data: Data) -> nn.Module:
+def build_network(config: Config, num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
     """The network of a configuration, with its initial weights."""
     return build_model(
-        config.model.name, num_classes=data.num_classes, input_shape=data.input_shape, timesteps=config.timesteps,
+        config.model.name, num_classes=num_classes, input_shape=input_shape, timesteps=config.timesteps,
         neuron=options(config.neuron, "imp_lr", "imp_weight_decay"), kernels=config.kernels,
         **options(config.model, "name", "weights"),
     )  # fmt: skip
@@ -599,7 +611,7 @@ def energy_of_a_finished_run(path: Path, config: Config, device: torch.device) -
     if content is None:
         raise UserError(f"energy=true needs {path / checkpoint.LAST}, which is gone; redo the run with force=true")
     data = build_data(config)
-    model = build_network(config, data).to(device)
+    model = build_network(config, data.num_classes, data.input_shape).to(device)
     ema = averaged(model, config.recipe.ema_decay)
     (ema or model).load_state_dict(content["ema" if ema else "model"])
     return energy(ema.module if ema else model, data, device)

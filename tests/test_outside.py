@@ -90,7 +90,7 @@ def test_an_idea_is_one_file_and_one_yaml():
     names = [*recipes(), *(str(p.relative_to(EXAMPLE)) for p in EXAMPLE.rglob("*/*") if p.suffix in (".py", ".yaml"))]
     python = sorted(Path(n).stem for n in names if n.endswith(".py") and not n.endswith("__init__.py"))
     yamls = sorted(Path(n).stem for n in names if n.endswith(".yaml"))
-    assert python == ["blobs", "dense", "mylif", "peak", "rms", "sparks"]
+    assert python == ["blobs", "dense", "mylif", "peak", "rms", "sparks", "swap_polarity"]
     assert yamls == ["blobs", "blobs_mylif", "dense", "mylif", "peak", "sparks"]
 
 
@@ -107,6 +107,7 @@ def test_help_lists_choices_and_their_settings_without_importing_them(site):
         r"  neuron.tau_init +neuron=mylif: membrane time constant to start from \(time steps\) \[above 1\]",
         r"  loss.sharpness +loss=peak: factor on the outputs \[above 0\]", r"  model.width +model=dense: neurons \[at least 1\]",
         r"  dataset.brightness +dataset=blobs: factor on the grey values \[above 0\]",
+        r"  augment.swap_polarity +events: chance that a sample's polarities change places \[at least 0 and at most 1\]",
     ):  # fmt: skip
         assert re.search(f"^{line}", told, re.MULTILINE), line
     assert "mylif" not in command(site, "-m", "snn_repro.train", "--help", installed=False)
@@ -158,10 +159,12 @@ def test_an_event_set_is_prepared_and_trains_with_a_norm(site):
         "neuron.imp=true",
         "neuron.tau_init=4",
         "loss=peak",
+        "augment.swap_polarity=0.5",
     ]
     train(site, *run, "recipe=digits", "recipe.batch_size=8", "recipe.epochs=1", "debug.max_steps=1")
     (folder,) = site.glob("runs/sparks-vgg128-mylif-peak/*")
-    assert "neuron.tau_init=4" in folder.name and result(folder / "seed0")["params_imp"] > 0
+    assert "neuron.tau_init=4" in folder.name and "augment.swap_polarity=0.5" in folder.name
+    assert result(folder / "seed0")["params_imp"] > 0
 
 
 def test_what_is_wrong_with_their_settings_is_one_sentence(site):
@@ -171,7 +174,8 @@ from snn_repro.config import ConfigError, load_config
 for words in ("neuron=mylif neuron.tau_innit=3", "neuron=if neuron.tau_init=3", "neuron=mylif loss=peak loss.sharpnes=2",
               "neuron=mylif +neuron.tau_init={a:1}", "neuron=mylif neuron.retain=0.1",
               "neuron=mylif neuron.tau_init=0.5", "dataset=blobs recipe=digits dataset.brightness=dark", "dataset.brightness=2",
-              "neuron=mylif neuron.surrogate=atann"):
+              "augment.swap_polarity=2", "augment.swap_polarty=1", "neuron=mylif neuron.surrogate=atann",
+              "augment.swap_polarity=0.5"):
     if "atann" in words:  # no source has it: the packages are asked
         print("imported" if {"torch", "snn_ideas.mylif"} & sys.modules.keys() else "not imported")
     try:
@@ -190,12 +194,32 @@ for words in ("neuron=mylif neuron.tau_innit=3", "neuron=if neuron.tau_init=3", 
         "neuron.tau_init=0.5 must be above 1 (time steps)",
         "dataset.brightness='dark' must be a finite number",
         "dataset.brightness=2 belongs to dataset=blobs; leave it out for 'digits'",
+        "augment.swap_polarity=2.0 must be at least 0 and at most 1",
+        "unknown key 'augment.swap_polarty'; did you mean 'augment.swap_polarity'?",
         "not imported",
         "neuron.surrogate='atann' is not one of atan, dspike, sigmoid, triangle, rectangle, dspike_adaptive; did you mean 'atan'?",
+        "augment.swap_polarity=0.5 works on event frames and dataset=digits has images; leave it out",
     ]
     wrong = ["neuron=mylif", "neuron.tau_init=0.5"]
     for words in (wrong, [*wrong, "seed=0,1", "-m"], [*wrong, "--cfg", "job"]):
         assert "neuron.tau_init=0.5 must be above 1" in train(site, *words, code=2)
+
+
+def test_an_augmentation_works_on_batches_and_is_part_of_a_runs_identity(site):
+    script = """
+import torch
+from snn_repro.config import checked, config_hash, load_config, to_dict
+from snn_repro.data.augment import batch_transforms
+from snn_repro.data.sets import SETS
+plain, off, on = (load_config(["dataset=digits_dvs", *words]) for words in ([], ["augment.swap_polarity=0"], ["augment.swap_polarity=1"]))
+assert config_hash(plain) == config_hash(off) != config_hash(on) == config_hash(checked(to_dict(on)))
+assert "swap_polarity" not in to_dict(off)["augment"] and to_dict(on)["augment"]["swap_polarity"] == 1
+(step,) = batch_transforms(on.augment, SETS["digits_dvs"])[-1:]
+x = torch.rand(3, 2, 2, 4, 4)
+assert torch.equal(step(x, torch.arange(2), torch.Generator())[0], x.flip(2)), step
+"""
+    command(site, "-c", script)
+    assert "unknown key 'augment.swap_polarity'" in train(site, "augment.swap_polarity=1", code=2, installed=False)
 
 
 def test_only_what_is_installed_counts(site):

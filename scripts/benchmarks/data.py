@@ -19,7 +19,9 @@ from torchvision.transforms import v2
 
 from benchmarks._harness import Seconds, clocked, in_own_process, memory, peer, timings
 from benchmarks._report import Report, Table, rated
-from snn_repro.data.augment import Normalize, RandomCrop, RandomFlip
+from snn_repro.data.augment import Normalize
+from snn_repro.data.augment.crop import RandomCrop
+from snn_repro.data.augment.flip import RandomFlip
 from snn_repro.data.batches import MemoryBatches, keep_freed_memory
 from snn_repro.data.events import Events, integrate
 from snn_repro.data.formats import read_aedat3

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from snn_repro.config.schema import GROUPS, MISSING, OWN, PAPER_TABLES, Config, ConfigError
 from snn_repro.config.sentences import explain, keys, unknown
+from snn_repro.data.augment import known, misplaced, shown, turned_on, values_of
 from snn_repro.errors import UserError, nearest
-from snn_repro.registry import SETS
+from snn_repro.registry import AUGMENTATIONS, SETS
 from snn_repro.settings import Setting
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ def set_own_apart(plain: dict) -> None:
     """
     for group, registry in OWN.items():
         part = plain.get(group)
+        if group == "augment" and isinstance(part, dict):
+            plain[group] = {"own": _augmentations(part)}
+            continue
         if not isinstance(part, dict) or part.get("name", MISSING) in (None, MISSING):
             continue  # said by whoever merges it with the schema
         shared = {f.name for f in dataclasses.fields(_PARTS[group])} - {"own"}
@@ -56,6 +60,31 @@ def set_own_apart(plain: dict) -> None:
             part["own"] = registry.checked(part["name"], given)
         except UserError as error:
             raise ConfigError(str(error)) from None
+        if group == "neuron" and "initial" in part["own"]:
+            _settle_initial(part)
+
+
+def _settle_initial(neuron: dict) -> None:
+    """One value a neuron, learned, has two names, neuron.imp=true and neuron.initial=imp: where one is said, so is the other."""
+    initial = neuron["own"]["initial"]
+    if neuron.get("imp") is True and initial not in ("zero", "imp"):
+        raise ConfigError(
+            f"neuron.imp=true and neuron.initial={initial} both say where a neuron starts; use neuron={neuron['name']} with it"
+        )
+    if neuron.get("imp") is True or initial == "imp":
+        neuron["imp"], neuron["own"]["initial"] = True, "imp"
+
+
+def _augmentations(given: dict) -> dict[str, Any]:
+    """The values of all settings of augmentations; of packages from outside those that are not as if it were not installed."""
+    settings, ours = AUGMENTATIONS.all_settings(), AUGMENTATIONS.all_settings(ours=True)
+    for k in given.keys() - settings.keys():
+        raise ConfigError(unknown(f"augment.{k}"))
+    try:
+        own = {k: s.checked(f"augment.{k}", given.get(k, s.default)) for k, s in settings.items()}
+    except UserError as error:
+        raise ConfigError(str(error)) from None
+    return {k: v for k, v in own.items() if k in ours or v != settings[k].default}
 
 
 def check(config: Config) -> None:
@@ -118,14 +147,8 @@ def _wrong(c: Config) -> Iterator[str]:
         yield f"recipe.min_lr={r.min_lr} is above recipe.lr={r.lr}; make it smaller"
     if r.accumulate > r.batch_size:
         yield f"recipe.accumulate={r.accumulate} is more than recipe.batch_size={r.batch_size} can be split into"
-    for option in ("event_policy", "nda", "eventdrop"):
-        if facts.static and getattr(a, option):
-            yield f"augment.{option}=true works on event frames and dataset={d.name} has images"
-    if a.eventdrop and not facts.prepared:
-        yield f"augment.eventdrop=true works on recordings and dataset={d.name} has only frames: set it to false"
-    for option in ("randaugment_ops", "rrc_min_area"):
-        if not facts.static and (value := getattr(a, option)):
-            yield f"augment.{option}={value} works on images and dataset={d.name} has event frames"
+    if sentence := misplaced(a, facts):
+        yield sentence
 
 
 def frame_shape(c: Config) -> tuple[int, int, int]:
@@ -161,15 +184,21 @@ class _Idle(NamedTuple):
     needs: str
 
 
+def _learned(c: Config) -> bool:
+    """Whether neurons start from learned potentials, one a neuron, channel or layer."""
+    return getattr(c.neuron, "initial", "zero").startswith("imp")
+
+
 _IDLE = (
     _Idle(("recipe.momentum", "recipe.nesterov"), lambda c: c.recipe.optimizer == "sgd", "recipe.optimizer", "recipe.optimizer=sgd"),
     _Idle(("recipe.eps",), lambda c: c.recipe.optimizer != "sgd", "recipe.optimizer", "recipe.optimizer=adam, adamw or lamb"),
     _Idle(("recipe.step_epochs", "recipe.step_gamma"), lambda c: c.recipe.schedule == "step", "recipe.schedule", "recipe.schedule=step"),
     _Idle(("recipe.min_lr",), lambda c: c.recipe.schedule == "cosine", "recipe.schedule", "recipe.schedule=cosine"),
     _Idle(("recipe.warmup_factor",), lambda c: c.recipe.warmup_epochs > 0, "recipe.warmup_epochs", "recipe.warmup_epochs above 0"),
+    _Idle(("neuron.initial_value",), lambda c: c.neuron.initial == "constant", "neuron.initial", "neuron.initial=constant"),
+    _Idle(("neuron.imp_init",), lambda c: _learned(c) or c.neuron.initial == "random", "neuron.imp", "a neuron with IMP, such as neuron=if_imp"),
     _Idle(
-        ("neuron.imp_init", "neuron.imp_trainable", "neuron.imp_lr", "neuron.imp_weight_decay"),
-        lambda c: c.neuron.imp, "neuron.imp", "a neuron with IMP, such as neuron=if_imp",
+        ("neuron.imp_trainable", "neuron.imp_lr", "neuron.imp_weight_decay"), lambda c: _learned(c), "neuron.imp", "a neuron with IMP, such as neuron=if_imp",
     ),
     _Idle(
         ("neuron.imp_lr", "neuron.imp_weight_decay"),
@@ -203,17 +232,23 @@ def idle(config: Config, overrides: Iterable[str]) -> dict[str, str]:
     given = given_keys(overrides)
     for name in given:  # another choice has it, and it was given with the value that it has there
         group, _, key = name.partition(".")
-        if group in OWN and not hasattr(getattr(config, group), key):
+        if group in OWN and group != "augment" and not hasattr(getattr(config, group), key):
             choice = getattr(config, group).name
             found[name] = f"{given[name]} has no effect with {group}={choice}; leave it out"
     for rule in _IDLE:
         for name in rule.keys:
             if name in given and name not in found and not rule.read(config):
                 room, _, last = rule.because.partition(".")
-                value = getattr(getattr(config, room), last)
-                shown = str(value).lower() if isinstance(value, bool) else value
+                value = shown(getattr(getattr(config, room), last))
                 because = room if last == "name" else rule.because
                 found[name] = (
-                    f"{given[name]} has no effect with {because}={shown}; it needs {rule.needs}, or leave it out"
+                    f"{given[name]} has no effect with {because}={value}; it needs {rule.needs}, or leave it out"
                 )
+    ruled = {name for rule in _IDLE for name in rule.keys}
+    on = {f"augment.{k}" for cls in turned_on(config.augment) for k in cls.settings}
+    for cls in known(config.augment):
+        values, switch = values_of(cls, config.augment), f"augment.{cls.name}"
+        for name in given.keys() & {f"augment.{k}" for k in values if k not in cls.switches} - on - ruled:
+            value = shown(values[cls.name])
+            found[name] = f"{given[name]} has no effect with {switch}={value}; it needs {switch}, or leave it out"
     return found

@@ -31,6 +31,7 @@ from snn_repro.config.check import check_machine, checked, given_keys, idle
 from snn_repro.config.identity import NOT_HASHED
 from snn_repro.config.schema import CONF_DIR, GROUPS, OWN, Config, ConfigError
 from snn_repro.config.sentences import choices, explain, quoted
+from snn_repro.registry import AUGMENTATIONS
 
 log = logging.getLogger("snn_repro")
 
@@ -41,6 +42,7 @@ def _schema() -> DictConfig:
     for group in OWN:
         OmegaConf.set_struct(node[group], False)
         node[group].pop("own")
+    node.augment.update({k: s.default for k, s in AUGMENTATIONS.all_settings(ours=True).items()})
     return node
 
 

@@ -19,7 +19,10 @@ NOT_HASHED = (
 
 # Keys that came after results existed, with the value that stands for what was done before: with this value a key stays
 # out of the hash, so that earlier results go on belonging to their configuration.
-ADDED: dict[str, Any] = {"neuron.decay_input": True, "model.stem_pool": "avg"}
+ADDED: dict[str, Any] = {
+    "neuron.decay_input": True, "augment.eventdrop_area": "rectangle", "augment.eventmix": 0.0, "augment.eventmix_prob": 1.0,
+    "neuron.initial": "zero", "neuron.initial_value": 0.5, "augment.rpg_drop": 0.0, "augment.rpg_mix": 0.0, "augment.rpg_relevance": "slrp", "model.stem_pool": "avg",
+}  # fmt: skip
 
 # Keys that are no more, or only of some choices now. Every configuration had them, with these values where nothing else was
 # said (or that of another key), and they stay in the hash for the same reason.
@@ -57,6 +60,8 @@ def hashed(config: Config | dict) -> dict[str, Any]:
                 flat[full] = v
 
     walk(to_dict(config) if isinstance(config, Config) else config, "")
+    if flat.get("neuron.imp") and flat.get("neuron.initial") == "imp":
+        del flat["neuron.initial"]  # neuron.imp says it
     flat = FORMERLY | flat
     for former, now in RENAMED.items():
         if now in flat:

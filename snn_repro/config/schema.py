@@ -1,6 +1,6 @@
 """The keys of a configuration that all choices share: name, type, unit, meaning and range of each, declared once.
 
-What only one neuron, loss, network or data set has is a `Setting` beside its class, found by the registries in OWN.
+What only one neuron, loss, network, data set or augmentation has is a `Setting` beside its class, found by the registries in OWN.
 """
 
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from typing import Any
 
 from snn_repro.errors import UserError
 from snn_repro.kernels import CONV_BACKENDS, KERNELS
-from snn_repro.registry import LOSSES, MODELS, NEURONS, SETS
+from snn_repro.registry import AUGMENTATIONS, LOSSES, MODELS, NEURONS, SETS
 from snn_repro.settings import Setting
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -19,7 +19,8 @@ CONF_DIR = next(
 )
 PAPER_TABLES = CONF_DIR.parent / "results" / "paper_tables.yaml"
 GROUPS = ("dataset", "model", "neuron", "loss", "recipe", "experiment", "fidelity", "debug")
-OWN = {"dataset": SETS, "model": MODELS, "neuron": NEURONS, "loss": LOSSES}  # groups whose classes have settings
+OWN = {"dataset": SETS, "model": MODELS, "neuron": NEURONS, "loss": LOSSES, "augment": AUGMENTATIONS}
+"""groups whose classes have settings"""
 MISSING = "???"  # how OmegaConf calls a value that has to be chosen
 
 
@@ -37,7 +38,7 @@ def key(default: Any, help: str, **more: Any) -> Any:
 
 @dataclass
 class Chosen:
-    """A part with the settings of the chosen class in `own`. They are keys and attributes as the shared ones are."""
+    """A part with the settings of its classes in `own`: those of the chosen one, or of all augmentations. They are keys and attributes as the shared ones are."""
 
     own: dict[str, Any] = field(default_factory=dict)
 
@@ -147,27 +148,8 @@ class RecipeConfig:
 
 
 @dataclass
-class AugmentConfig:
-    crop_padding: int = key(0, "random crop after padding by this much", unit="pixels", low=0)
-    flip: float = key(0.0, "chance of a horizontal flip", low=0.0, high=1.0)
-    rrc_min_area: float = key(0.0, "RandomResizedCrop: smallest area; 0 is off", low=0.0, high=1.0)
-    interpolation: str = key("bicubic", "RandomResizedCrop and test resize", choices=("bicubic", "bilinear"))
-    randaugment_ops: int = key(0, "RandAugment: operations an image; 0 is off", low=0)
-    randaugment_level: int = key(7, "RandAugment: level of 10", low=0, high=10)
-    randaugment_std: float = key(0.5, "RandAugment: standard deviation of the level", low=0.0)
-    test_resize: int = key(0, "ImageNet test: short side before the centre crop; 0 is 256", unit="pixels", low=0)
-    event_policy: bool = key(False, "events: one of 6 operations a sample, the same for all T")
-    nda: bool = key(False, "events: neuromorphic data augmentation (Li et al., 2022)")
-    eventdrop: bool = key(False, "events: EventDrop (Gu et al., 2021)")
-    mixup: float = key(0.0, "Mixup alpha; 0 is off", low=0.0)
-    cutmix: float = key(0.0, "CutMix alpha; 0 is off", low=0.0)
-    mix_prob: float = key(1.0, "chance that a batch is mixed", low=0.0, high=1.0)
-    label_smoothing: float = key(
-        0.0, "smooth the training targets of any loss; several published SDT and TET rows do", low=0.0, below=1.0
-    )
-    cutmix_axes: str = key(
-        "spatial", "published cuts polarity and height, as the paper's code does", choices=("spatial", "published")
-    )
+class AugmentConfig(Chosen):
+    """The settings of all augmentations together: any of them may be turned on."""
 
 
 @dataclass

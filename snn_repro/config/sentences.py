@@ -150,7 +150,7 @@ def help_text() -> str:
                 own.setdefault((group, k, *_meaning(setting)), []).append(name)
     lines = [(name, *_meaning(setting)) for name, setting in _shared(Config).items()]
     for (group, k, meaning, allowed), names in own.items():
-        of = "" if len(names) == len(OWN[group].names()) else f"{group}={', '.join(names)}: "
+        of = "" if group == "augment" or len(names) == len(OWN[group].names()) else f"{group}={', '.join(names)}: "
         lines.append((f"{group}.{k}", of + meaning, allowed))
     groups = [f.name for f in dataclasses.fields(Config)]
     lines.sort(key=lambda line: groups.index(line[0].split(".")[0]))

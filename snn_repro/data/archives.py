@@ -17,7 +17,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from snn_repro.errors import DataError
 
@@ -85,31 +85,31 @@ def children_of(folder: Path) -> dict[str, Path]:
 # ------------------------------------------------------------------ files in folders and archives
 
 
-def entries(place: Path, known: Sequence[str], depth: int, quick: bool = False) -> Iterator[tuple[str, Entry]]:
-    """Yield (name inside `place`, Entry) of a folder, a zip or a tar file and of archives named as in `known` in these.
+def entries(source: Path, known: Sequence[str], depth: int, quick: bool = False) -> Iterator[tuple[str, Entry]]:
+    """Yield (name inside `source`, Entry) of a folder, a zip or a tar file and of archives named as in `known` in these.
 
     depth: of folders in a folder. quick: raise SlowToList where that would take a pass through all of an archive.
     Raises DataError for unsafe or broken archives.
     """
-    if place.is_dir():
-        yield from _folder_entries(place, depth)
+    if source.is_dir():
+        yield from _folder_entries(source, depth)
     else:
-        yield from _archive_entries(place, (), known, quick, "zip")
+        yield from _archive_entries(source, (), known, quick, "zip")
 
 
-def _folder_entries(place: Path, depth: int) -> Iterator[tuple[str, Entry]]:
+def _folder_entries(source: Path, depth: int) -> Iterator[tuple[str, Entry]]:
     """Links are followed, wherever they point, but never into a folder that the way there has been through."""
 
     def walk(folder: str, inner: str, above: frozenset) -> Iterator[tuple[str, Entry]]:
         try:
-            here = os.stat(folder)
-            found = sorted(os.scandir(folder), key=lambda e: e.name)
+            status = os.stat(folder)
+            listed = sorted(os.scandir(folder), key=lambda e: e.name)
         except OSError as error:
             raise DataError(f"{folder} cannot be read: {error.strerror or error}") from None
-        if (here.st_dev, here.st_ino) in above:
+        if (status.st_dev, status.st_ino) in above:
             return
-        above = above | {(here.st_dev, here.st_ino)}
-        for entry in found:
+        above = above | {(status.st_dev, status.st_ino)}
+        for entry in listed:
             name = inner + entry.name
             try:
                 if entry.is_dir():
@@ -122,7 +122,7 @@ def _folder_entries(place: Path, depth: int) -> Iterator[tuple[str, Entry]]:
                 regular, size = False, 0
             yield name, Entry("file" if regular else "odd", entry.path, "", size)
 
-    yield from walk(str(place), "", frozenset())
+    yield from walk(str(source), "", frozenset())
 
 
 def _archive_entries(
@@ -141,8 +141,8 @@ def _archive_entries(
             if quick:
                 raise SlowToList
             kind = "tar"
-            with _open_tar(str(path), inner) as archive:
-                members = [(m.name, m.size, "", False) for m in archive if m.isfile()]
+            with _open_tar(str(path), inner) as tar:
+                members = [(m.name, m.size, "", False) for m in tar if m.isfile()]
     for name, size, crc32, stored in members:
         pure = PurePosixPath(name.replace("\\", "/"))
         if pure.is_absolute() or ".." in pure.parts or re.match(r"[A-Za-z]:", name):
@@ -166,9 +166,9 @@ def _stored(info: zipfile.ZipInfo) -> bool:
 class Section(io.RawIOBase):
     """`size` bytes of an open file from `start` on, as a file: what lies uncompressed in an archive. close: so does that file."""
 
-    def __init__(self, file: BinaryIO, start: int, size: int, close: bool = False):
-        self._file = file if not isinstance(file, Section) else file._file  # kept, so that it stays open
-        self._start = start + (file._start if isinstance(file, Section) else 0)
+    def __init__(self, file: Any, start: int, size: int, close: bool = False):
+        self._file: BinaryIO = file._file if isinstance(file, Section) else file  # kept, so that it stays open
+        self._start: int = start + (file._start if isinstance(file, Section) else 0)
         self._size, self._at, self._close = size, 0, close
 
     def readable(self) -> bool:
@@ -275,7 +275,7 @@ def stream_tar(
         for member in archive:
             if member.isfile() and member.name in wanted:
                 name, size = wanted[member.name], member.size
-                yield name, _too_large(name, size) if size > LARGEST_FILE else archive.extractfile(member).read()
+                yield name, _too_large(name, size) if size > LARGEST_FILE else archive.extractfile(member).read()  # type: ignore[union-attr]
 
 
 def read_or_error(entry: Entry, name: str) -> bytes | DataError:
@@ -318,8 +318,8 @@ def hidden(name: str) -> bool:
 
 def in_tars(files: dict[str, Entry]) -> dict[tuple[str, tuple[str, ...]], dict[str, str]]:
     """{(path, inner): {member: name}} of the files that lie in tar files."""
-    found: dict = {}
+    listed: dict = {}
     for name, entry in files.items():
         if entry.kind == "tar":
-            found.setdefault((entry.path, entry.inner), {})[entry.member] = name
-    return found
+            listed.setdefault((entry.path, entry.inner), {})[entry.member] = name
+    return listed

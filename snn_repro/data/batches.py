@@ -10,50 +10,24 @@ from __future__ import annotations
 import copy
 import ctypes
 import random
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from snn_repro.data.augment.augmentation import BatchTransform, GuidedAugmentation
 from snn_repro.data.image_files import ImageFile, decode
 from snn_repro.errors import DataError, UserError
 
 if TYPE_CHECKING:
     from snn_repro.config import Config
+    from snn_repro.data.cache import Cache
     from snn_repro.data.dataset import DataSet
-
-
-class BatchTransform:
-    """One step on a batch: (x, target, generator) -> (x, target), x [B, C, H, W] or [T, B, C, H, W] (batch: dim -4).
-
-    Several processes share a batch, and each must find in its rows what one process finds there. So `draw` is asked
-    for the whole batch, without having seen it, and `apply` works on the rows that this process holds. A step whose
-    results take the input of other samples names them in `partners`; they are then read here as well.
-    """
-
-    def draw(self, n: int, generator: torch.Generator) -> Any:
-        """All that is random, for the n samples of the batch of all processes together. Draws from `generator` alone."""
-        return None
-
-    def partners(self, draws: Any, rows: Tensor) -> Tensor:
-        """The rows, int64, whose input the results of `rows` take besides their own."""
-        return rows[:0]
-
-    def apply(self, x: Tensor, target: Tensor, draws: Any, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-        """(x, target) of the first `keep` rows; x and target hold `rows` of the batch, and x is not changed in place.
-
-        The rows behind the first `keep` are partners of these; without partners keep is len(rows).
-        """
-        raise NotImplementedError
-
-    def __call__(self, x: Tensor, target: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The step on a whole batch."""
-        n = x.shape[-4]
-        return self.apply(x, target, self.draw(n, generator), torch.arange(n), n)
 
 
 _ORDER, _BATCH, _SAMPLE = 0, 1, 2  # keeps the three kinds of draws apart
@@ -89,6 +63,9 @@ class Batches(Protocol):
 
     def all_samples(self, batch: int) -> int:
         """Samples in batch `batch` of all processes together."""
+
+    def guide(self, relevance: Callable[[Tensor, str], tuple[Tensor, Tensor]]) -> None:
+        """Hear of the network's view; called where an augmentation goes by it (GuidedAugmentation), and only there."""
 
 
 @dataclass
@@ -134,24 +111,14 @@ def make_generator(*parts: int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(*parts))
 
 
-def epoch_order(
-    n: int, seed: int, epoch: int, shuffle: bool, repeats: int = 1, rank: int = 0, world: int = 1
-) -> tuple[Tensor, Tensor]:
-    """Return (positions, indices), int64: what this rank draws in this epoch, and which sample each draw is.
+def epoch_order(n: int, seed: int, epoch: int, shuffle: bool, repeats: int = 1, world: int = 1) -> Tensor:
+    """Which sample each draw of an epoch is, int64: those of all `world` processes, of which draw k goes to k % world.
 
-    With repeats = r (repeated augmentation, Hoffer et al. 2020) an epoch still has n draws, but of ceil(n /
-    r) different
-    samples: r copies stand next to each other. Draw k goes to rank k % world, so on one process the copies
-    share a batch and on r processes each gets its own copy. Shuffled orders are padded by wrapping so that
-    all ranks have equally many draws; unshuffled ones are not, so that evaluation counts every sample once.
+    With repeats = r (repeated augmentation, Hoffer et al. 2020) an epoch still has n draws, but of ceil(n / r)
+    different samples: r copies stand next to each other. On one process the copies share a batch and on r processes each
+    gets its own copy. Shuffled orders are padded by wrapping so that all ranks have equally many draws; unshuffled ones are not,
+    so that evaluation counts every sample once.
     """
-    order = _order_of_all(n, seed, epoch, shuffle, repeats, world)
-    positions = torch.arange(rank, len(order), world)
-    return positions, order[positions]
-
-
-def _order_of_all(n: int, seed: int, epoch: int, shuffle: bool, repeats: int, world: int) -> Tensor:
-    """Which sample each draw of all ranks is, int64; see `epoch_order`."""
     if shuffle:
         order = torch.randperm(n, generator=make_generator(seed, epoch, _ORDER))
     else:
@@ -164,23 +131,39 @@ def _order_of_all(n: int, seed: int, epoch: int, shuffle: bool, repeats: int, wo
 
 
 class _Ordered:
-    """The part that both kinds of batches share: counting, ordering, and what the batch transforms draw."""
+    """The part that both kinds of batches share: counting, ordering, and what the batch transforms draw.
 
-    def __init__(self, n, batch_size, seed, shuffle, transforms, drop_last, repeats, rank, world):
+    indices: the rows of the n inputs that belong to this part (default all), in the order in which evaluation sees them.
+    transforms: batch transforms, applied in order with one generator a batch of all ranks together. Where one
+    process serves alone they may be plain functions (x, target, generator) -> (x, target).
+    repeats: repeated augmentation, see `epoch_order`. drop_last: leave out the last, smaller batch.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = False,
+        transforms: Sequence[BatchTransform] = (),
+        indices: Sequence[int] | np.ndarray | None = None,
+        drop_last: bool = False,
+        repeats: int = 1,
+    ):
+        self._rows = torch.arange(n) if indices is None else torch.as_tensor(np.asarray(indices, np.int64))
         if batch_size < 1:
             raise UserError(f"recipe.batch_size={batch_size} must be at least 1")
         if repeats < 1:
             raise UserError(f"recipe.repeated_augmentation={repeats} must be at least 1 (1 = no repeated augmentation)")
-        if not 0 <= rank < world:
-            raise ValueError(f"rank {rank} is not in 0..{world - 1}")
-        if n < 1:
+        if not len(self._rows):
             raise DataError("a part of the data set has no samples; check dataset.split and dataset.validation")
         self.batch_size, self.seed = int(batch_size), int(seed)
-        self._n, self._shuffle, self._repeats, self._drop_last = n, shuffle, repeats, drop_last
+        self._n, self._shuffle, self._repeats, self._drop_last = len(self._rows), shuffle, repeats, drop_last
         self._transforms = list(transforms)
-        self._place(rank, world)
+        self._serve(0, 1)
 
-    def _place(self, rank: int, world: int) -> None:
+    def _serve(self, rank: int, world: int) -> None:
         """Become the share of process `rank` of `world`, of `batch_size` samples a batch."""
         self._rank, self._world = rank, world
         if world > 1 and (alone := [t for t in self._transforms if not isinstance(t, BatchTransform)]):
@@ -198,7 +181,7 @@ class _Ordered:
                 else f"{self._n} samples are too few for {world} processes; start fewer"
             )
 
-    def shard(self, rank: int, world: int):
+    def shard(self, rank: int, world: int) -> Self:
         """The share of process `rank` of `world` in these batches, whose size is that of all together.
 
         Draw k goes to rank k % world, so batch b of all ranks holds the draws of batch b of one process; in the
@@ -210,8 +193,14 @@ class _Ordered:
             raise ValueError(f"batches of {self.batch_size} cannot be split evenly over {world} processes")
         part = copy.copy(self)
         part.batch_size = -(-self.batch_size // world)
-        part._place(rank, world)
+        part._serve(rank, world)
         return part
+
+    def guide(self, relevance: Callable[[Tensor, str], tuple[Tensor, Tensor]]) -> None:
+        """Give the network's view to the transforms that go by it; see GuidedAugmentation."""
+        for transform in self._transforms:
+            if isinstance(transform, GuidedAugmentation):
+                transform.relevance = relevance
 
     def all_samples(self, batch: int) -> int:
         """Samples in batch `batch` of all ranks together."""
@@ -228,7 +217,7 @@ class _Ordered:
         """
         if not 0 <= start <= len(self):
             raise ValueError(f"start={start} is not in 0..{len(self)} (batches an epoch)")
-        order = _order_of_all(self._n, self.seed, epoch, self._shuffle, self._repeats, self._world)
+        order = epoch_order(self._n, self.seed, epoch, self._shuffle, self._repeats, self._world)
         for batch in range(start, len(self)):
             rows = self._own(batch) if self._world == 1 else self._draw(epoch, batch)[1][0]
             positions = batch * self.batch_size * self._world + rows
@@ -271,12 +260,8 @@ class MemoryBatches(_Ordered):
         uint32 or float). Frames come out time first, [T, B, C, H, W], float32. Images reach the transforms in
         their stored type (so that crop and flip move bytes, not floats) and leave as float32.
     targets: N class numbers.
-    indices: the rows of `inputs` that belong to this part (default all), in the order in which evaluation
-    sees them.
-    transforms: batch transforms, applied in order with one generator a batch of all ranks together. Where one
-    process serves alone they may be plain functions (x, target, generator) -> (x, target).
-    repeats: repeated augmentation, see `epoch_order`. drop_last: leave out the last, smaller batch.
     check: called with (row, frames) of every row of frames that is read, as stored; raises DataError for a bad one.
+    options: those of `_Ordered`.
     """
 
     def __init__(
@@ -285,24 +270,17 @@ class MemoryBatches(_Ordered):
         targets: Tensor | np.ndarray | Sequence[int],
         batch_size: int,
         *,
-        seed: int = 0,
-        shuffle: bool = False,
-        transforms: Sequence[BatchTransform] = (),
-        indices: Sequence[int] | np.ndarray | None = None,
-        drop_last: bool = False,
-        repeats: int = 1,
-        rank: int = 0,
-        world: int = 1,
         check: Callable[[int, np.ndarray], None] | None = None,
+        **options: Any,
     ):
         if len(inputs) != len(targets):
             raise DataError(f"{len(inputs)} inputs but {len(targets)} targets")
         if inputs.ndim not in (4, 5):
             raise ValueError(f"inputs must be [N, C, H, W] or [N, T, C, H, W], not {tuple(inputs.shape)}")
-        self._rows = torch.arange(len(inputs)) if indices is None else torch.as_tensor(np.asarray(indices, np.int64))
-        super().__init__(len(self._rows), batch_size, seed, shuffle, transforms, drop_last, repeats, rank, world)
+        super().__init__(len(inputs), batch_size, **options)
         self._targets = torch.as_tensor(np.asarray(targets, np.int64))
         self._is_frames = inputs.ndim == 5
+        self._inputs: Any
         if self._is_frames:
             self._inputs = np.asarray(inputs)  # keeps a memmap mapped: only the rows of a batch are read
         else:
@@ -329,6 +307,34 @@ class MemoryBatches(_Ordered):
             yield self._finish(epoch, batch, self._gather(rows), self._targets[rows])
 
 
+class RowCheck:
+    """Holds rows of a cache against their checksums, each once: at the first read of a run.
+
+    To be given to MemoryBatches, the same one to all parts. Threads may share it: at worst two check one row.
+    """
+
+    def __init__(self, cache: Cache):
+        assert cache.checksums is not None  # the caller looked
+        self.cache, self.checksums = cache, cache.checksums
+        self.checked = bytearray(len(cache.names))
+
+    def __call__(self, row: int, frames: np.ndarray) -> None:
+        """Raise DataError if `frames`, which were read from this row, are not those that were stored."""
+        if not self.checked[row]:
+            if not self.intact(row, frames):
+                cache = self.cache
+                raise DataError(
+                    f"{cache.folder}/frames.npy is damaged: the frames of {cache.names[row]} (row {row}) are not those"
+                    f" that were stored; rebuild it with `{cache.rebuild}`, or train on them as they are with"
+                    " dataset.verify=off"
+                )
+            self.checked[row] = 1
+
+    def intact(self, row: int, frames: np.ndarray) -> bool:
+        """Whether `frames` have the checksum of this row."""
+        return zlib.crc32(np.ascontiguousarray(frames).data) == self.checksums[row]
+
+
 class LoaderBatches(_Ordered):
     """Batches of samples that must be read one by one (PIL images, raw recordings), by worker processes.
 
@@ -336,26 +342,11 @@ class LoaderBatches(_Ordered):
         Whatever it draws from `random`, `numpy.random` or torch's global generator is seeded from (seed,
         epoch, position of the draw), so torchvision and timm transforms repeat whatever the number of
         workers. An exception that it raises as DataError reaches the caller as one sentence.
-    transforms: batch transforms, run in the calling process. Other arguments as in `MemoryBatches`.
+    options: those of `_Ordered`; batch transforms run in the calling process.
     """
 
-    def __init__(
-        self,
-        samples: Dataset,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        shuffle: bool = False,
-        transforms: Sequence[BatchTransform] = (),
-        indices: Sequence[int] | np.ndarray | None = None,
-        drop_last: bool = False,
-        repeats: int = 1,
-        workers: int = 0,
-        rank: int = 0,
-        world: int = 1,
-    ):
-        self._rows = torch.arange(len(samples)) if indices is None else torch.as_tensor(np.asarray(indices, np.int64))
-        super().__init__(len(self._rows), batch_size, seed, shuffle, transforms, drop_last, repeats, rank, world)
+    def __init__(self, samples: Dataset, batch_size: int, *, workers: int = 0, **options: Any):
+        super().__init__(len(samples), batch_size, **options)  # type: ignore[arg-type]  # map-style: it has a length
         if workers < 0:
             raise UserError(f"workers={workers} must be 0 (read in the main process) or more")
         self._plan = _Plan()
@@ -364,26 +355,24 @@ class LoaderBatches(_Ordered):
             batch_sampler=self._plan,
             num_workers=workers,
             collate_fn=_collate,
-            persistent_workers=workers > 0 and shuffle,  # evaluation is rare: its workers may go
+            persistent_workers=workers > 0 and self._shuffle,  # evaluation is rare: its workers may go
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else every epoch draws from the caller's global generator
         )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Batches.epoch`; batches before `start` are not read."""
-        numbers = []
-        self._plan.batches = []
-        for batch, positions, indices in self._reads(epoch, start):
-            numbers.append(batch)
-            self._plan.batches.append(
-                [
-                    (row, (self.seed, epoch, _SAMPLE, position))
-                    for row, position in zip(self._rows[indices].tolist(), positions.tolist(), strict=True)
-                ]
-            )
-        for batch, loaded in zip(numbers, self._loader, strict=True):
-            if isinstance(loaded, _Failure):
-                raise DataError(loaded.sentence)
+        reads = list(self._reads(epoch, start))
+        self._plan.batches = [
+            [
+                (row, (self.seed, epoch, _SAMPLE, position))
+                for row, position in zip(self._rows[indices].tolist(), positions.tolist(), strict=True)
+            ]
+            for _, positions, indices in reads
+        ]
+        for (batch, *_), loaded in zip(reads, self._loader, strict=True):
+            if isinstance(loaded, DataError):
+                raise loaded
             x, target = loaded
             if x.ndim == 5:
                 x = x.transpose(0, 1)  # [B, T, ...] -> [T, B, ...]
@@ -411,23 +400,13 @@ class PilImages(torch.utils.data.Dataset):
         return self.transform(image), int(self.labels[i])
 
 
-class _Failure(NamedTuple):
-    """A DataError on its way from a worker process."""
-
-    sentence: str
-
-
 class _Plan:
     """The batch sampler: a list that `epoch` fills, so that worker processes outlive an epoch."""
 
-    def __init__(self):
-        self.batches: list = []
+    batches: list[list] = []
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list]:
         return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
 
 
 class _SeededSamples(Dataset):
@@ -446,7 +425,7 @@ class _SeededSamples(Dataset):
             torch.default_generator.manual_seed(seed)
             return self.samples[row]
         except DataError as error:
-            return _Failure(str(error))  # raised here, a worker would bury the sentence under its traceback
+            return DataError(str(error))  # raised here, a worker would bury the sentence under its traceback
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
@@ -455,7 +434,7 @@ class _SeededSamples(Dataset):
 
 def _collate(samples):
     for sample in samples:
-        if isinstance(sample, _Failure):
+        if isinstance(sample, DataError):
             return sample
     return torch.stack([x for x, _ in samples]), torch.tensor([int(y) for _, y in samples])
 
@@ -474,18 +453,17 @@ class Part(NamedTuple):
 def assemble(
     cfg: Config,
     dataset: DataSet,
-    train: Part,
-    val: Part,
-    test: Part,
+    parts: Sequence[Part],
     split: Split,
     transforms: Sequence[BatchTransform],
     evaluation: Sequence[BatchTransform] = (),
     check: Callable[[int, np.ndarray], None] | None = None,
 ) -> Data:
-    """`Data` of three parts, the second of which may be empty; `transforms` are those of training, `evaluation` the others'.
+    """`Data` of the parts train, val and test, the second of which may be empty; `transforms` are those of training, `evaluation` the others'.
 
     check: see MemoryBatches. Raises DataError where arrays are not what the data set says of itself.
     """
+    train, val, test = parts
     shape, recipe = dataset.frame_shape(cfg.dataset.frame_size), cfg.recipe
     training = dict(seed=cfg.seed, shuffle=True, drop_last=recipe.drop_last, repeats=recipe.repeated_augmentation)
 
@@ -493,10 +471,10 @@ def assemble(
         inputs, labels, rows = part
         if isinstance(inputs, Dataset):
             return LoaderBatches(inputs, size, indices=rows, workers=cfg.dataset.workers, **options)
-        found = "images" if inputs.ndim == 4 else "frames"
+        kind = "images" if inputs.ndim == 4 else "frames"
         if tuple(inputs.shape[-3:]) != shape or (inputs.ndim == 4) != dataset.static:
             raise DataError(
-                f"{dataset.name} was read as {found} {list(inputs.shape[-3:])}, and its file in data/sets/ says {list(shape)},"
+                f"{dataset.name} was read as {kind} {list(inputs.shape[-3:])}, and its file in data/sets/ says {list(shape)},"
                 f" static={dataset.static}"
             )
         if len(labels) and not 0 <= np.min(labels) <= np.max(labels) < dataset.num_classes:
@@ -508,7 +486,7 @@ def assemble(
 
     return Data(
         train=batches(train, recipe.batch_size, transforms=transforms, **training),
-        val=batches(val, recipe.eval_batch_size, transforms=evaluation) if len(val.rows) else None,
+        val=batches(val, recipe.eval_batch_size, transforms=evaluation) if val.rows is None or len(val.rows) else None,
         test=batches(test, recipe.eval_batch_size, transforms=evaluation),
         input_shape=shape,
         num_classes=dataset.num_classes,

@@ -19,7 +19,7 @@ import csv
 import hashlib
 import json
 import warnings
-import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,8 +28,8 @@ import numpy as np
 import torch
 
 from snn_repro.data.archives import SlowToList, read_entry
-from snn_repro.data.augment import event_drop, frame_transforms
-from snn_repro.data.batches import Data, Part, assemble, keep_freed_memory
+from snn_repro.data.augment import RecordingAugmentation, batch_transforms, recording_steps
+from snn_repro.data.batches import Data, Part, RowCheck, assemble, keep_freed_memory
 from snn_repro.data.dataset import EventSet
 from snn_repro.data.recordings import cut, find_recordings, to_frames
 from snn_repro.data.splits import named_split, split_parts
@@ -97,33 +97,6 @@ class Cache:
     checksums: list[int] | None  # CRC-32 of the bytes of each row of `frames`; None: it was made before these were kept
 
 
-class RowCheck:
-    """Holds rows of a cache against their checksums, each once: at the first read of a run.
-
-    To be given to MemoryBatches, the same one to all parts. Threads may share it: at worst two check one row.
-    """
-
-    def __init__(self, cache: Cache):
-        self.cache = cache
-        self.checked = bytearray(len(cache.names))
-
-    def __call__(self, row: int, frames: np.ndarray) -> None:
-        """Raise DataError if `frames`, which were read from this row, are not those that were stored."""
-        if not self.checked[row]:
-            if not self.intact(row, frames):
-                cache = self.cache
-                raise DataError(
-                    f"{cache.folder}/frames.npy is damaged: the frames of {cache.names[row]} (row {row}) are not those"
-                    f" that were stored; rebuild it with `{cache.rebuild}`, or train on them as they are with"
-                    " dataset.verify=off"
-                )
-            self.checked[row] = 1
-
-    def intact(self, row: int, frames: np.ndarray) -> bool:
-        """Whether `frames` have the checksum of this row."""
-        return zlib.crc32(np.ascontiguousarray(frames).view(np.uint8)) == self.cache.checksums[row]
-
-
 # ------------------------------------------------------------------ opening
 
 
@@ -158,9 +131,9 @@ def open_cache(settings: Settings, cache_dir: str | Path | None, data_dir: str |
         manifest = json.loads((folder / "manifest.json").read_text())
         if not isinstance(manifest, dict):
             raise ValueError("manifest.json holds no object")
-        found = manifest.get("format_version")
-        if found not in _READABLE:
-            raise DataError(f"{folder} has cache format {found}, this version reads {FORMAT_VERSION}; {rebuild}")
+        version = manifest.get("format_version")
+        if version not in _READABLE:
+            raise DataError(f"{folder} has cache format {version}, this version reads {FORMAT_VERSION}; {rebuild}")
         for key, wanted in settings.words().items():
             if manifest.get(key) != wanted:
                 raise DataError(f"{folder} was made with {key}={manifest.get(key)}, not {key}={wanted}; {rebuild}")
@@ -177,7 +150,7 @@ def open_cache(settings: Settings, cache_dir: str | Path | None, data_dir: str |
             f"{folder}/frames.npy holds {frames.shape} {frames.dtype}, its index {len(rows)} samples of"
             f" {settings.shape} {dtype}; {rebuild}"
         )
-    if found == 1:
+    if version == 1:
         warnings.warn(
             f"{folder} has no checksums of its frames, as an earlier version made it, so damage to them goes unseen;"
             f" {rebuild} to have them checked",
@@ -192,7 +165,7 @@ def open_cache(settings: Settings, cache_dir: str | Path | None, data_dir: str |
         manifest=manifest,
         folder=folder,
         rebuild=f"{command} rebuild=true",
-        checksums=None if found == 1 else [int(r["row_crc32"], 16) for r in rows],
+        checksums=None if version == 1 else [int(r["row_crc32"], 16) for r in rows],
     )
     changed = _changed_source(settings.dataset, data_dir, rows)
     if changed:
@@ -225,15 +198,17 @@ def _changed_source(dataset: EventSet, data_dir, rows: list[dict]) -> str | None
 # ------------------------------------------------------------------ from the cache to batches
 
 
-class DroppedRecordings(torch.utils.data.Dataset):
-    """Training samples decoded from the raw files, so that EventDrop can drop events before they become frames."""
+class AugmentedRecordings(torch.utils.data.Dataset):
+    """Training samples decoded from the raw files, so that `steps` can work on events before they become frames."""
 
-    def __init__(self, settings: Settings, data_dir: str | None, names: list[str]):
+    def __init__(
+        self, settings: Settings, data_dir: str | None, names: list[str], steps: Sequence[RecordingAugmentation]
+    ):
         recordings = find_recordings(settings.dataset, data_dir)
         if any(e.kind in ("tar", "spool") for e in recordings.files.values()):
             raise UserError(
-                "augment.eventdrop=true reads single recordings, which a tar.gz or a compressed zip in a zip cannot give"
-                " quickly: unpack the archive into data_dir yourself, or set augment.eventdrop=false"
+                f"augment.{steps[0].name} reads single recordings, which a tar.gz or a compressed zip in a zip cannot give"
+                f" quickly: unpack the archive into data_dir yourself, or leave augment.{steps[0].name} out"
             )
         by_name = {s.name: s for s in recordings.samples}
         missing = [n for n in names if n not in by_name]
@@ -242,7 +217,7 @@ class DroppedRecordings(torch.utils.data.Dataset):
                 f"{missing[0]} is in the cache but not in data_dir={data_dir}; give the folder it was made from"
             )
         self.samples = [by_name[n] for n in names]
-        self.files, self.settings = recordings.files, settings
+        self.files, self.settings, self.steps = recordings.files, settings, steps
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -253,7 +228,9 @@ class DroppedRecordings(torch.utils.data.Dataset):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is odd about a file was told when the frames were prepared
             events = dataset.decode(data, sample.file)
-        events = event_drop(cut(events, sample), dataset.shape[1:])
+        events = cut(events, sample)
+        for step in self.steps:
+            events = step.apply(events, dataset.shape[1:])
         frames = to_frames(events, dataset.shape[1:], *self.settings[1:])
         return torch.from_numpy(frames.astype(np.float32)), sample.label
 
@@ -291,7 +268,6 @@ def build(dataset: EventSet, cfg: Config) -> Data:
     )  # fmt: skip
     check = RowCheck(cache) if cfg.dataset.verify == "first_read" and cache.checksums is not None else None
     parts = [Part(cache.frames, cache.labels, rows) for rows in (train, val, test)]
-    if cfg.augment.eventdrop:
-        parts[0] = Part(DroppedRecordings(settings, cfg.data_dir, [cache.names[i] for i in train]))
-    transforms = frame_transforms(cfg.augment, dataset.num_classes, dataset.nda)
-    return assemble(cfg, dataset, *parts, of_run, transforms, check=check)
+    if steps := recording_steps(cfg.augment, dataset):
+        parts[0] = Part(AugmentedRecordings(settings, cfg.data_dir, [cache.names[i] for i in train], steps))
+    return assemble(cfg, dataset, parts, of_run, batch_transforms(cfg.augment, dataset), check=check)

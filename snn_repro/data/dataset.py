@@ -33,10 +33,11 @@ if TYPE_CHECKING:
 
 def entry(folder: Path, name: str) -> Path | None:
     """The entry `name` ("a/b" for one further down) of a folder, exactly or else in other case; None without."""
-    for part in name.split("/"):
+    for wanted in name.split("/"):
+        part: str | None = wanted
         try:
-            if not (folder / part).exists():
-                part = min((n for n in os.listdir(folder) if n.lower() == part.lower()), default=None)
+            if not (folder / wanted).exists():
+                part = min((n for n in os.listdir(folder) if n.lower() == wanted.lower()), default=None)
         except OSError:
             return None
         if part is None or not os.path.exists(folder / part):
@@ -47,7 +48,7 @@ def entry(folder: Path, name: str) -> Path | None:
 
 def first_entry(folders: Sequence[Path], names: Sequence[str]) -> Path | None:
     """The first of `names` in the first of `folders` that has one."""
-    return next((found for f in folders for n in names if (found := entry(f, n)) is not None), None)
+    return next((path for f in folders for n in names if (path := entry(f, n)) is not None), None)
 
 
 class DataSet:
@@ -110,10 +111,10 @@ class DataSet:
         )
 
 
-def register(name: str) -> Callable[[type], type]:
+def register(name: str) -> Callable[[type[DataSet]], type[DataSet]]:
     """A decorator of a DataSet's class: from then on `dataset.name=name` means it. Raises UserError if another has the name."""
 
-    def add(cls: type) -> type:
+    def add(cls: type[DataSet]) -> type[DataSet]:
         cls.name, cls.folders = name, cls.folders or (name,)
         SETS.add(name, cls(), cls)
         return cls
@@ -141,7 +142,9 @@ class EventSet(DataSet):
 
     static = False
     prepared = True
-    splits = ("random",)  # what each draws is said in splits.py; "official" where the samples' parts are
+    splits: tuple[str, ...] = (
+        "random",
+    )  # what each draws is said in splits.py; "official" where the samples' parts are
     inside: tuple[str, ...] = ()  # names of the folders or archives in it that hold the recordings
     depth = 2  # parts of a recording's name: class folder and file, or the file alone
     pattern = r".+"  # of the files' names in lower case; {c} stands for the class
@@ -160,7 +163,7 @@ class EventSet(DataSet):
         """The folders and archives with recordings, of what lies in a folder, {lower-case name: path}."""
         from snn_repro.data.archives import either
 
-        return [place for name in self.class_names if (place := either(children, name))]
+        return [path for name in self.class_names if (path := either(children, name))]
 
     def listing(self, files: dict[str, Entry]) -> tuple[list[Sample], dict[str, str]]:
         """The samples in `files` {name: where it lies}, and {name: why it cannot be used}."""
@@ -187,7 +190,7 @@ class EventSet(DataSet):
         """{name: label} of the complete set as it was published, where its split is drawn on that."""
         return {}
 
-    def all_names(self, names: Sequence[str], labels: Sequence[int], excluded: Iterable[str]) -> dict[str, int]:
+    def all_names(self, names: Sequence[str], labels: Iterable[int], excluded: Iterable[str]) -> dict[str, int]:
         """{name: label} of the complete set: the published one, of which `names` and `excluded` are a part.
 
         A copy with recordings that the published set has not has no list but its own: `names` and `excluded`.
@@ -204,12 +207,13 @@ class EventSet(DataSet):
     @property
     def total(self) -> int | None:
         """Samples in the complete set."""
-        return None if None in self.samples else sum(self.samples)
+        train, test = self.samples
+        return None if train is None or test is None else train + test
 
     def locate(self, cfg: Config) -> list[Path]:
-        from snn_repro.data.recordings import find_places
+        from snn_repro.data.recordings import find_sources
 
-        return find_places(self, cfg.data_dir)
+        return find_sources(self, cfg.data_dir)
 
     def cache_settings(self, cfg: Config) -> Settings:
         """Of the cache that a run reads."""

@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -54,35 +54,29 @@ FASHION_CAMERA = Camera(scale=1, scene=34)
 
 def emulate_recording(image: np.ndarray, seed: int = 0, camera: Camera = DIGITS_CAMERA, index: int = 0) -> Events:
     """Record one image [H, W] or [1, H, W] with values in 0..1; see `emulate`."""
-    return next(_record(np.asarray(image)[None], seed, camera, index))
+    return next(emulate(np.asarray(image)[None], seed, camera, [index]))
 
 
-def emulate(images: np.ndarray, seed: int = 0, camera: Camera = DIGITS_CAMERA) -> Iterator[Events]:
-    """Record images [N, H, W] or [N, 1, H, W] with values in 0..1, one after the other.
+def emulate(
+    images: np.ndarray, seed: int = 0, camera: Camera = DIGITS_CAMERA, indices: Iterable[int] | None = None
+) -> Iterator[Events]:
+    """Record images [N, H, W] or [N, 1, H, W] with values in 0..1, one after the other, as number 0..N-1 or `indices`.
 
     Yields N `Events` on a sensor of camera.scene x camera.scene pixels, sorted by time. Recording i equals
     `emulate_recording(images[i], seed, camera, i)`. Raises UserError for images that are no such array or do
     not fit in the scene.
     """
-    return _record(np.asarray(images), seed, camera, 0)
-
-
-def _record(images: np.ndarray, seed: int, camera: Camera, first: int) -> Iterator[Events]:
     if images.ndim == 4 and images.shape[1] == 1:
         images = images[:, 0]
     if images.ndim != 3:
         raise UserError(f"the emulated camera records images [N, H, W] or [N, 1, H, W], not {images.shape}")
-    scenes = (_place(image.astype(np.float64), camera) for image in images)
-    return _run(scenes, seed, camera, first)
-
-
-def _run(scenes, seed: int, camera: Camera, first: int) -> Iterator[Events]:
     size, path = camera.scene, saccades(camera)
     spread = np.random.default_rng([seed, 0]).normal(camera.threshold, camera.mismatch, (2, size, size))
     thresholds = np.maximum(spread, 0.01)  # a pixel that fires at any change would never stop
     step = camera.duration / camera.steps
     buffer = np.empty((1 << 12, 3), np.int64)
-    for index, scene in enumerate(scenes, first):
+    for index, image in zip(range(len(images)) if indices is None else indices, images, strict=True):
+        scene = _scene(image.astype(np.float64), camera)
         while True:
             n = _kernel()(scene, path, thresholds, step, float(camera.refractory), buffer)
             if n <= len(buffer):
@@ -110,7 +104,7 @@ def saccades(camera: Camera) -> np.ndarray:
     return corners[leg] + s[:, None] * (corners[leg + 1] - corners[leg])
 
 
-def _place(image: np.ndarray, camera: Camera) -> np.ndarray:
+def _scene(image: np.ndarray, camera: Camera) -> np.ndarray:
     """The luminance of the scene, [scene, scene]: the image padded, enlarged and set in the middle."""
     if not (np.all(image >= 0) and np.all(image <= 1)):
         raise UserError(f"the emulated camera needs values in 0..1, found {image.min():g} to {image.max():g}")
@@ -215,10 +209,8 @@ def emulated_frames(
 
     def make():
         frames = np.empty(shape, np.uint8)
-        for frame, image, row in zip(frames, images, rows, strict=True):
-            counts = integrate(
-                emulate_recording(image, seed, camera, int(row)), timesteps, shape[-2:], by, dtype=np.uint8
-            )
+        for frame, events in zip(frames, emulate(images, seed, camera, rows.tolist()), strict=True):
+            counts = integrate(events, timesteps, shape[-2:], by, dtype=np.uint8)
             np.copyto(frame, counts, casting="safe")  # a scene has too few events for a count above 255
         return frames
 
@@ -226,8 +218,8 @@ def emulated_frames(
         return make()
     settings = {"version": _FRAMES_VERSION, "camera": asdict(camera), "seed": seed, "T": timesteps, "by": by}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    digest.update(np.ascontiguousarray(rows, np.int64))
-    digest.update(np.ascontiguousarray(images))
+    digest.update(np.ascontiguousarray(rows, np.int64).data)
+    digest.update(np.ascontiguousarray(images).data)
     path = Path(cache_dir) / f"{name}-{digest.hexdigest()[:16]}.npy"
     frames = _read_cache(path, shape)
     if frames is None:
@@ -256,7 +248,7 @@ def _read_cache(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def _write_cache(path: Path, frames: np.ndarray) -> None:
-    digest = np.frombuffer(hashlib.sha256(frames).digest(), np.uint8)
+    digest = np.frombuffer(hashlib.sha256(frames.data).digest(), np.uint8)
     temporary = path.with_name(f"{path.stem}-{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -85,12 +85,12 @@ def integrate(events: Events, timesteps: int, size: tuple[int, int], by: str = "
 
 def _plain(events) -> list[np.ndarray]:
     """Contiguous arrays of the types of `Events`; refuses what those cannot hold, so that nothing wraps."""
-    arrays = []
-    for name, values, dtype in zip("txyp", events, (np.int64, np.int16, np.int16, np.uint8), strict=True):
+    arrays: list[np.ndarray] = []
+    for name, values, dtype in zip("txyp", events, map(np.dtype, ("i8", "i2", "i2", "u1")), strict=True):
         values = np.asarray(values)
         if values.ndim != 1 or values.dtype.kind not in "iub":
-            found = f"{values.dtype} {values.shape}"
-            raise DataError(f"events.{name} must be a 1-D array of integers, not {found}")
+            kind = f"{values.dtype} {values.shape}"
+            raise DataError(f"events.{name} must be a 1-D array of integers, not {kind}")
         if values.dtype != dtype and values.size:
             low, high = int(values.min()), int(values.max())
             if low < np.iinfo(dtype).min or high > np.iinfo(dtype).max:

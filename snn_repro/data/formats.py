@@ -182,12 +182,12 @@ def _polarity_events(data: bytes, packets: list[tuple[int, int, int, int]], name
                 offset = starts[packet] + 8 * (i - sum(numbers[:packet]))
                 where = f"x={x[i]}, y={y[i]}, outside of {size[1]} x {size[0]} pixels"
                 raise FormatError(name, offset, f"an event at {where}")
-        decoded = (t, x, y, (word >> 1 & 1).astype(np.uint8))
+        decoded = Events(t, x, y, (word >> 1 & 1).astype(np.uint8))
         if not valid.all():
-            decoded = tuple(values[valid] for values in decoded)
+            decoded = Events(*(values[valid] for values in decoded))
         for target, values in zip(events, decoded, strict=True):
             target[filled : filled + len(values)] = values
-        filled += len(decoded[0])
+        filled += len(decoded.t)
     if kept:
         warnings.warn(
             f"{name}: kept {kept} of {total} events whose own valid bit is 0, because their packets' headers count them"
@@ -297,8 +297,8 @@ def read_idx(source: Source, name: str | None = None) -> np.ndarray:
         raise FormatError(name, 4, f"the array of shape {shape} is empty")
     body = take(expected + 1)
     if len(body) != expected:
-        found = f"only {len(body)}" if len(body) < expected else "more"
-        raise FormatError(name, read, f"an array of shape {shape} has {expected} bytes, the file holds {found}")
+        held = f"only {len(body)}" if len(body) < expected else "more"
+        raise FormatError(name, read, f"an array of shape {shape} has {expected} bytes, the file holds {held}")
     return np.frombuffer(body, dtype).astype(dtype.newbyteorder("=")).reshape(shape)
 
 
@@ -309,41 +309,43 @@ Labelled = tuple[np.ndarray, np.ndarray]
 """images uint8 [N, 3, 32, 32], planes R, G, B; labels int64 [N]"""
 
 
-def read_cifar10(place: str | os.PathLike) -> tuple[Labelled, Labelled]:
+def read_cifar10(source: str | os.PathLike) -> tuple[Labelled, Labelled]:
     """CIFAR-10 from the folder cifar-10-batches-py or from cifar-10-python.tar.gz: (train, test), labels 0..9.
 
     Raises DataError if a file is missing, FormatError if one is damaged.
     """
-    *train, test = _read_cifar(place, [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], "labels")
-    return tuple(np.concatenate(parts) for parts in zip(*train, strict=True)), test
+    *train, test = _read_cifar(source, [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], "labels")
+    images, labels = (np.concatenate(parts) for parts in zip(*train, strict=True))
+    return (images, labels), test
 
 
-def read_cifar100(place: str | os.PathLike) -> tuple[Labelled, Labelled]:
+def read_cifar100(source: str | os.PathLike) -> tuple[Labelled, Labelled]:
     """CIFAR-100 from the folder cifar-100-python or from its tar.gz: (train, test), fine labels 0..99.
 
     Raises as `read_cifar10` does.
     """
-    train, test = _read_cifar(place, ["train", "test"], "fine_labels")
+    train, test = _read_cifar(source, ["train", "test"], "fine_labels")
     return train, test
 
 
-def _read_cifar(place: str | os.PathLike, files: list[str], labels: str) -> list[Labelled]:
-    place, found = Path(place), {}
-    if place.is_dir():
-        found = {f: read_cifar_batch(place / f, labels=labels) for f in files if (place / f).exists()}
+def _read_cifar(source: str | os.PathLike, files: list[str], labels: str) -> list[Labelled]:
+    source, held = Path(source), dict[str, Labelled]()
+    if source.is_dir():
+        held = {f: read_cifar_batch(source / f, labels=labels) for f in files if (source / f).exists()}
     else:
         try:
-            with tarfile.open(place, "r|*") as archive:
+            with tarfile.open(source, "r|*") as archive:
                 for member in archive:
                     file = PurePosixPath(member.name).name
                     if member.isfile() and file in files and member.size < _LARGEST_BATCH:
-                        name = f"{place}:{member.name}"
-                        found[file] = read_cifar_batch(archive.extractfile(member), name, labels=labels)
+                        name = f"{source}:{member.name}"
+                        content = archive.extractfile(member).read()  # type: ignore[union-attr]  # a file has one
+                        held[file] = read_cifar_batch(content, name, labels=labels)
         except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{place} cannot be unpacked ({error}); get it again") from None
-    if missing := [f for f in files if f not in found]:
-        raise DataError(f"{place} holds no {', '.join(missing)}; it should hold {', '.join(files)}")
-    return [found[f] for f in files]
+            raise DataError(f"{source} cannot be unpacked ({error}); get it again") from None
+    if missing := [f for f in files if f not in held]:
+        raise DataError(f"{source} holds no {', '.join(missing)}; it should hold {', '.join(files)}")
+    return [held[f] for f in files]
 
 
 def read_cifar_batch(source: Source, name: str | None = None, labels: str = "labels") -> Labelled:
@@ -372,23 +374,39 @@ def read_cifar_batch(source: Source, name: str | None = None, labels: str = "lab
     return images.reshape(-1, 3, 32, 32), numbers.astype(np.int64)
 
 
-class _Made:
-    """Something that a pickle names or asks to be constructed: recorded, never called."""
+class _Integers:
+    """What `numpy.dtype` means in a pickle: a type of integers and nothing else; its byte order comes as its state."""
 
-    def __init__(self, kind: str, args: tuple = ()):
-        self.kind, self.args, self.state = kind, args, None
-
-    def __call__(self, *args):
-        return _Made(self.kind, args)
+    def __init__(self, code, *_):
+        if not re.fullmatch("[iu][1248]", code := _text(code)):
+            raise ValueError(f"it holds numbers of type {code}, which no CIFAR file needs")
+        self.dtype = np.dtype(code)
 
     def __setstate__(self, state):
-        self.state = state
+        self.dtype = self.dtype.newbyteorder(">" if _text(state[1]) == ">" else "<")
+
+
+class _Array:
+    """What numpy's `_reconstruct` means: an array, of which all comes as its state."""
+
+    def __setstate__(self, state):
+        _, shape, kind, fortran, raw = state
+        self.values = _filled(raw, kind, shape, "F" if fortran else "C")
+
+
+def _filled(raw: bytes, kind: _Integers, shape: tuple, order: str | bytes) -> np.ndarray:
+    return np.frombuffer(raw, kind.dtype).reshape(shape, order="F" if _text(order) == "F" else "C").copy()
 
 
 _LARGEST_BATCH = 1 << 30  # bytes; CIFAR-100's train has 155 million
-_NAMES = re.compile(  # module and name of all that CIFAR's pickles, written by any Python and numpy, are made with
-    r"numpy (ndarray|dtype)|_codecs encode|numpy\._?core\.(multiarray (_reconstruct|scalar)|numeric _frombuffer)"
-)
+_MEANINGS = {  # of all names in CIFAR's pickles, written by any Python and numpy; none of them is imported
+    "numpy ndarray": None,
+    "numpy dtype": _Integers,
+    "numpy.core.multiarray _reconstruct": lambda *_: _Array(),
+    "numpy.core.multiarray scalar": lambda kind, raw: _filled(raw, kind, (), "C")[()],
+    "numpy.core.numeric _frombuffer": _filled,
+    "_codecs encode": lambda text, _: text.encode("latin1"),  # how Python 3 writes bytes into a protocol 2 pickle
+}
 # What pickles of dictionaries, lists, numbers, strings and arrays are made of, protocol 2 and later.
 _OPCODES = frozenset(
     """PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT
@@ -399,10 +417,11 @@ _OPCODES = frozenset(
 
 
 class _SafeUnpickler(pickle.Unpickler):
-    def find_class(self, module, name):
-        if not _NAMES.fullmatch(f"{module} {name}"):
+    def find_class(self, module: str, name: str):
+        known = f"{module.replace('numpy._core', 'numpy.core')} {name}"
+        if known not in _MEANINGS:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which no CIFAR file needs")
-        return _Made(name)
+        return _MEANINGS[known]
 
 
 def _load_pickle(data: bytes, name: str) -> tuple[object, dict[str, int]]:
@@ -411,12 +430,13 @@ def _load_pickle(data: bytes, name: str) -> tuple[object, dict[str, int]]:
     The opcodes are checked before any is obeyed: that all are known and whole, and that none asks for memory
     out of proportion (a memo index does).
     """
-    stream, offsets, at = io.BytesIO(data), {}, 0
+    stream, offsets, at = io.BytesIO(data), dict[str, int](), 0
     try:
-        for count, (opcode, argument, at) in enumerate(pickletools.genops(stream)):
+        for count, (opcode, argument, position) in enumerate(pickletools.genops(stream)):
+            at = position or 0
             if opcode.name not in _OPCODES:
                 raise FormatError(name, at, f"opcode {opcode.name}, which no CIFAR file needs; it is not obeyed")
-            if opcode.name == "LONG_BINPUT" and argument > count:
+            if opcode.name == "LONG_BINPUT" and isinstance(argument, int) and argument > count:
                 raise FormatError(name, at, f"memo index {argument} after {count} operations")
             if isinstance(argument, str | bytes) and len(argument) < 20:
                 offsets.setdefault(argument if isinstance(argument, str) else argument.decode("latin1"), at)
@@ -433,48 +453,16 @@ def _load_pickle(data: bytes, name: str) -> tuple[object, dict[str, int]]:
         raise FormatError(name, stream.tell(), f"the pickle is damaged ({reason})") from None
 
 
-def _text(key):
-    """A key of the dictionary, a string however it was written."""
-    found = _solid(key)
-    return found.decode("latin1") if isinstance(found, bytes) else key
+def _text(value):
+    """A string however it was written; whatever else it is."""
+    return value.decode("latin1") if isinstance(value, bytes) else value
 
 
 def _array(value) -> np.ndarray | None:
-    """The integer array that an array or a list in the pickle describes, or None if it is no whole one."""
-    value = _solid(value)
+    """An array, or a list of whole numbers as one; None for all else and what is empty."""
+    value = getattr(value, "values", value)
     if isinstance(value, list):
-        numbers = [_solid(v) for v in value]
-        if not all((type(n) is int or isinstance(n, np.integer)) and -(2**63) <= n < 2**63 for n in numbers):
+        if not all((type(n) is int or isinstance(n, np.integer)) and -(2**63) <= n < 2**63 for n in value):
             return None
-        value = np.array([int(n) for n in numbers], np.int64)
+        value = np.array(value, np.int64)
     return value if isinstance(value, np.ndarray) and value.size else None
-
-
-def _solid(value):
-    """What a record stands for, or None if it is not whole; whatever is no record stays as it is."""
-    try:
-        return _constructed(value) if isinstance(value, _Made) else value
-    except (TypeError, ValueError, LookupError, AttributeError, RecursionError):
-        return None
-
-
-def _constructed(value: _Made):
-    """Bytes, a dtype of integers, a number or an array."""
-    match value.kind:
-        case "encode":  # how Python 3 writes bytes into a protocol 2 pickle: (text, "latin1")
-            return value.args[0].encode("latin1")
-        case "dtype":  # (code, ...), with the byte order second in its state
-            code = _text(value.args[0])
-            if not re.fullmatch("[iu][1248]", code):
-                raise ValueError(code)
-            return np.dtype((">" if value.state and value.state[1] in (">", b">") else "<") + code)
-        case "scalar":  # (dtype, bytes)
-            return np.frombuffer(_solid(value.args[1]), _solid(value.args[0])).reshape(())[()]
-        case "_reconstruct":  # its state is (version, shape, dtype, Fortran order, bytes)
-            _, shape, dtype, fortran, raw = value.state
-        case "_frombuffer":  # protocol 5: (bytes, dtype, shape, order)
-            raw, dtype, shape, order = value.args
-            fortran = order in ("F", b"F")
-        case kind:
-            raise ValueError(kind)
-    return np.frombuffer(_solid(raw), _solid(dtype)).reshape(shape, order="F" if fortran else "C").copy()

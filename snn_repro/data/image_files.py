@@ -41,24 +41,24 @@ CHECK_SECONDS = 60.0  # for the headers of the test images; a local disk gives 5
 
 
 class ImageFile(NamedTuple):
-    """One image: the file `name` in the folder `place`, or `size` bytes at `offset` of the tar `place`."""
+    """One image: the file `name` in the folder `container`, or `size` bytes at `offset` of the tar `container`."""
 
-    place: str
+    container: str
     name: str
     offset: int = -1
     size: int = -1
 
     def __str__(self) -> str:
-        return f"{self.place}:{self.name}" if self.offset >= 0 else os.path.join(self.place, self.name)
+        return f"{self.container}:{self.name}" if self.offset >= 0 else os.path.join(self.container, self.name)
 
     def open(self) -> BinaryIO:
         if self.offset < 0:
-            return open(os.path.join(self.place, self.name), "rb")
-        return io.BufferedReader(Section(open(self.place, "rb"), self.offset, self.size, close=True))  # noqa: SIM115
+            return open(os.path.join(self.container, self.name), "rb")
+        return io.BufferedReader(Section(open(self.container, "rb"), self.offset, self.size, close=True))  # noqa: SIM115
 
     def bytes(self) -> int:
         """The number of its bytes."""
-        return self.size if self.offset >= 0 else os.stat(os.path.join(self.place, self.name)).st_size
+        return self.size if self.offset >= 0 else os.stat(os.path.join(self.container, self.name)).st_size
 
 
 Classes = dict[str, Callable[[], list[ImageFile]]]
@@ -94,14 +94,14 @@ def check(images: Sequence[ImageFile], seconds: float = CHECK_SECONDS) -> None:
         return True
 
     with ThreadPoolExecutor(16, "check") as pool:  # waiting for a file server, not for the processor
-        found = []
+        answers = []
         for answer in pool.map(problem, range(0, len(images), size)):
             if isinstance(answer, DataError):
                 pool.shutdown(cancel_futures=True)
                 raise answer
-            found.append(answer)
-    if not all(found):
-        done = min(sum(found) * size, len(images))
+            answers.append(answer)
+    if not all(answers):
+        done = min(sum(answers) * size, len(images))
         log.info(
             f"checked {done:,} of {len(images):,} images in {seconds:g} s; the others are checked when they are read"
         )
@@ -147,43 +147,43 @@ def find_train(bases: Sequence[Path]) -> Path | None:
     """The training images in the first of `bases` that has some: a folder or a tar."""
     for base in bases:
         for name in TRAIN:
-            found = entry(base, name)
-            if found is not None and (found.is_dir() or found.suffix.lower() == ".tar"):
-                return found
+            listed = entry(base, name)
+            if listed is not None and (listed.is_dir() or listed.suffix.lower() == ".tar"):
+                return listed
     return None
 
 
-def train_classes(place: Path) -> Classes:
+def train_classes(container: Path) -> Classes:
     """The classes of a training folder or tar, sorted. Raises DataError."""
-    if not place.is_dir():
-        return _tars_in_tar(place)
-    found = _folders(place) or _tars(place)
-    if not found:
-        raise DataError(f"{place} has no class folders: it must hold <wnid>/*.JPEG, one folder a class")
-    return found
+    if not container.is_dir():
+        return _tars_in_tar(container)
+    listed = _folders(container) or _tars(container)
+    if not listed:
+        raise DataError(f"{container} has no class folders: it must hold <wnid>/*.JPEG, one folder a class")
+    return listed
 
 
 def val_classes(base: Path) -> tuple[Path, Classes]:
     """The validation images beside the training images in `base`, and their classes, sorted. Raises DataError."""
-    place = first_entry([base], VAL)
-    if place is None:
+    container = first_entry([base], VAL)
+    if container is None:
         raise DataError(
             f"{base / 'val'} is missing: ImageNet needs train/ and val/, each with one folder a class, or its two"
             f" archives {TRAIN[-1]} and {VAL[-1]}"
         )
-    if place.is_dir():
-        if found := _folders(place):
-            return place, found
-        images = _listed(place, _above(place.parent))
+    if container.is_dir():
+        if listed := _folders(container):
+            return container, listed
+        images = _listed(container, _above(container.parent))
     else:
-        images = sorted(_tar_images(place), key=lambda image: image.name)
+        images = sorted(_tar_images(container), key=lambda image: image.name)
     if not images:
-        raise DataError(f"{place} holds neither class folders nor images")
-    truth, source = _truth([place, base, *list(base.parents)[:3]])
+        raise DataError(f"{container} holds neither class folders nor images")
+    truth, source = _truth([container, base, *list(base.parents)[:3]])
     if source is None:
         raise DataError(
-            f"{place} has no class folders: it is flat, as in the original archive, and nothing says which class an image"
-            f" is of; put {KAGGLE} or {DEVKIT}.tar.gz beside it, or move each image into {place.stem}/<wnid>/"
+            f"{container} has no class folders: it is flat, as in the original archive, and nothing says which class an image"
+            f" is of; put {KAGGLE} or {DEVKIT}.tar.gz beside it, or move each image into {container.stem}/<wnid>/"
         )
     grouped = defaultdict(list)
     for image in images:
@@ -191,15 +191,19 @@ def val_classes(base: Path) -> tuple[Path, Classes]:
         if wnid is None:
             raise DataError(f"{image} has no class in {source}: remove it or get the list of the same images")
         grouped[wnid].append(image)
-    return place, {wnid: partial(list, grouped[wnid]) for wnid in sorted(grouped)}
+    return container, {wnid: partial(list, grouped[wnid]) for wnid in sorted(grouped)}
 
 
 # ------------------------------------------------------------------ folders
 
 
-def _folders(place: Path) -> Classes:
-    seen = _above(place)
-    return {name: partial(_class_folder, place / name, seen) for name, is_folder in _entries(str(place)) if is_folder}
+def _folders(container: Path) -> Classes:
+    seen = _above(container)
+    return {
+        name: partial(_class_folder, container / name, seen)
+        for name, is_folder in _entries(str(container))
+        if is_folder
+    }
 
 
 def _class_folder(folder: Path, seen: dict) -> list[ImageFile]:
@@ -213,9 +217,9 @@ def _listed(folder: Path, seen: dict) -> list[ImageFile]:
     return [ImageFile(str(folder), os.path.join(*names)) for names in sorted(_walk(str(folder), "", seen))]
 
 
-def _above(place: Path) -> dict:
+def _above(container: Path) -> dict:
     """A folder and those that it lies in, by device and number: a link to one of them never ends."""
-    real = Path(os.path.realpath(place))
+    real = Path(os.path.realpath(container))
     return {_identity(folder): str(folder) for folder in (real, *real.parents)}
 
 
@@ -226,21 +230,21 @@ def _identity(folder) -> tuple[int, int]:
 
 def _entries(folder: str) -> list[tuple[str, bool]]:
     """(name, is a folder) of the entries of a folder, sorted; hidden ones and those that are no image are left out."""
-    found = []
+    listed = []
     try:
         with os.scandir(folder) as entries:
             for e in entries:
                 if e.name.startswith("."):
                     continue
                 if e.is_dir():
-                    found.append((e.name, True))
+                    listed.append((e.name, True))
                 elif e.name.lower().endswith(EXTENSIONS):
                     if not e.is_file():
                         raise DataError(f"{e.path} is {_kind(e.path)}, not a file; remove it")
-                    found.append((e.name, False))
+                    listed.append((e.name, False))
     except OSError as error:
         raise DataError(f"{folder} cannot be listed: {error.strerror or error}") from None
-    return sorted(found)
+    return sorted(listed)
 
 
 def _kind(path: str) -> str:
@@ -271,19 +275,19 @@ def _walk(folder: str, below: str, seen: dict) -> Iterator[tuple[str, str]]:
 
 
 @contextmanager
-def _tar(place: Path, within: tarfile.TarInfo | None = None) -> Iterator[Iterator[tarfile.TarInfo]]:
-    """The files in a tar, or in the tar that is its member; offsets count from the beginning of the file `place`.
+def _tar(container: Path, within: tarfile.TarInfo | None = None) -> Iterator[Iterator[tarfile.TarInfo]]:
+    """The files in a tar, or in the tar that is its member; offsets count from the beginning of the file `container`.
 
     Raises DataError for whatever goes wrong while they are listed.
     """
     try:
-        with open(place, "rb") as file:
+        with open(container, "rb") as file:
             file.seek(0 if within is None else within.offset_data)
             end = os.fstat(file.fileno()).st_size if within is None else within.offset_data + within.size
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 yield _files(archive, end)
     except (tarfile.TarError, OSError, EOFError) as error:
-        name = place if within is None else f"{place}:{within.name}"
+        name = container if within is None else f"{container}:{within.name}"
         raise DataError(
             f"{name} cannot be read in place ({error}): it must be the whole archive, and not a compressed one"
         ) from None
@@ -297,34 +301,34 @@ def _files(archive: tarfile.TarFile, end: int) -> Iterator[tarfile.TarInfo]:
             yield member
 
 
-def _tar_images(place: Path, within: tarfile.TarInfo | None = None) -> list[ImageFile]:
+def _tar_images(container: Path, within: tarfile.TarInfo | None = None) -> list[ImageFile]:
     """The images in a tar, or in the tar that is its member."""
-    with _tar(place, within) as files:
+    with _tar(container, within) as files:
         return [
-            ImageFile(str(place), PurePosixPath(m.name).name, m.offset_data, m.size)
+            ImageFile(str(container), PurePosixPath(m.name).name, m.offset_data, m.size)
             for m in files
             if m.name.lower().endswith(EXTENSIONS)
         ]
 
 
-def _class_tar(place: Path, member: tarfile.TarInfo | None) -> list[ImageFile]:
-    images = sorted(_tar_images(place, member), key=lambda image: image.name)
+def _class_tar(container: Path, member: tarfile.TarInfo | None) -> list[ImageFile]:
+    images = sorted(_tar_images(container, member), key=lambda image: image.name)
     if not images:
-        raise DataError(f"{place}{'' if member is None else ':' + member.name} holds no image")
+        raise DataError(f"{container}{'' if member is None else ':' + member.name} holds no image")
     return images
 
 
-def _tars_in_tar(place: Path) -> Classes:
-    with _tar(place) as files:
-        found = {PurePosixPath(m.name).stem: m for m in files if m.name.lower().endswith(".tar")}
-    if not found:
-        raise DataError(f"{place} holds no <wnid>.tar, one a class, as {TRAIN[-1]} does")
-    return {wnid: partial(_class_tar, place, found[wnid]) for wnid in sorted(found)}
+def _tars_in_tar(container: Path) -> Classes:
+    with _tar(container) as files:
+        listed = {PurePosixPath(m.name).stem: m for m in files if m.name.lower().endswith(".tar")}
+    if not listed:
+        raise DataError(f"{container} holds no <wnid>.tar, one a class, as {TRAIN[-1]} does")
+    return {wnid: partial(_class_tar, container, listed[wnid]) for wnid in sorted(listed)}
 
 
-def _tars(place: Path) -> Classes:
-    found = {p.stem: p for p in place.iterdir() if p.suffix.lower() == ".tar" and p.is_file()}
-    return {wnid: partial(_class_tar, found[wnid], None) for wnid in sorted(found)}
+def _tars(container: Path) -> Classes:
+    listed = {p.stem: p for p in container.iterdir() if p.suffix.lower() == ".tar" and p.is_file()}
+    return {wnid: partial(_class_tar, listed[wnid], None) for wnid in sorted(listed)}
 
 
 # ------------------------------------------------------------------ classes of a flat validation folder
@@ -357,17 +361,17 @@ def _devkit(kit: Path) -> dict[str, str]:
     from scipy.io import loadmat
 
     names = ("ILSVRC2012_validation_ground_truth.txt", "meta.mat")
-    found = {}
+    listed = {}
     try:
         if kit.is_dir():
-            found = {n: p.read_bytes() for n in names if (p := first_entry([kit / "data", kit], [n]))}
+            listed = {n: p.read_bytes() for n in names if (p := first_entry([kit / "data", kit], [n]))}
         else:
             with tarfile.open(kit) as archive:
                 for m in archive:
                     if m.isfile() and (name := PurePosixPath(m.name).name) in names:
-                        found[name] = archive.extractfile(m).read()
-        numbers = [int(line) for line in found[names[0]].split()]
-        synsets = loadmat(io.BytesIO(found[names[1]]), squeeze_me=True)["synsets"].reshape(-1)
+                        listed[name] = archive.extractfile(m).read()  # type: ignore[union-attr]  # a file has one
+        numbers = [int(line) for line in listed[names[0]].split()]
+        synsets = loadmat(io.BytesIO(listed[names[1]]), squeeze_me=True)["synsets"].reshape(-1)
         wnids = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets}
         return {f"ILSVRC2012_val_{i:08d}": wnids[k] for i, k in enumerate(numbers, 1)}
     except Exception as error:  # loadmat has no base class for what a damaged file raises

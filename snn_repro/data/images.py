@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from snn_repro.data.dataset import DataSet, entry, first_entry
 from snn_repro.errors import DataError, UserError
@@ -33,7 +33,7 @@ log = logging.getLogger("snn_repro")
 class Images(NamedTuple):
     """The training or the test images, in their official order."""
 
-    images: np.ndarray | list[ImageFile]  # an array is [N, C, H, W]
+    images: Any  # an array [N, C, H, W], or a list of ImageFile
     labels: np.ndarray  # [N]
     names: Sequence[str]  # of the samples, as they enter the hash of the test list
 
@@ -61,13 +61,13 @@ class ImageSet(DataSet):
             root = Path(cfg.data_dir)
             if len(self.files) == 1 and root.name.lower() in map(str.lower, self.files[0]) and root.is_dir():
                 return [root]
-            bases = [root, *(found for name in self.folders if (found := entry(root, name)))]
+            bases = [root, *filter(None, (entry(root, name) for name in self.folders))]
         for base in bases:
-            found = [first_entry([base], names) for names in self.files]
-            if all(found):
-                return found
-            if any(found):
-                absent = self.files[found.index(None)][0]
+            paths = [first_entry([base], names) for names in self.files]
+            if None not in paths:
+                return [path for path in paths if path]
+            if any(paths):
+                absent = self.files[paths.index(None)][0]
                 raise DataError(f"{base} lacks {absent}; {self.name} is published at {self.published}")
         if self.files:
             raise self.not_found(cfg.data_dir)
@@ -80,10 +80,11 @@ class ImageSet(DataSet):
         """
         files = self.locate(cfg)
         parts = _kept(self.read, _state(files)) if files else self.read()
-        return tuple(
-            Images(*part) if len(part) > 2 else Images(*part, [f"{name}/{i:05d}" for i in range(len(part[1]))])
+        train, test = (
+            Images(part[0], part[1], part[2] if len(part) > 2 else [f"{name}/{i:05d}" for i in range(len(part[1]))])
             for name, part in zip(("train", "test"), parts, strict=True)
         )
+        return train, test
 
     def parts(self, cfg: Config) -> tuple[Images, Images]:
         """(training, test); warns where the set is not complete."""
@@ -114,27 +115,32 @@ class ImageSet(DataSet):
         normalize = augment.Normalize(mean, std, cfg.dataset.channel_order)
         # RandAugment's colour for pixels from outside: the mean; the paper's code gives it in the order of a BGR image
         fill = mean[::-1] if cfg.dataset.channel_order == "bgr" else mean
+        in_pil = augment.needs_pil(cfg.augment)
+        train_inputs: Any
+        val_inputs: Any
+        test_inputs: Any
         if self.from_files:
             if world().rank == 0:
                 image_files.check(_used(test.images, cfg) + _used([train.images[i] for i in val_rows], cfg))
             # without RandomResizedCrop the network still needs one size: that of the test
-            augmented = augment.sample_transform(cfg.augment, size, fill, augment.eval_steps(cfg.augment, size))
+            augmented = augment.sample_transform(cfg.augment, self, size, fill, augment.eval_steps(cfg.augment, size))
             plain = augment.eval_sample_transform(cfg.augment, size)
             train_inputs = batches.PilImages(train.images, labels, augmented)
             val_inputs, test_inputs = (batches.PilImages(part.images, part.labels, plain) for part in (train, test))
         else:
             train_inputs = val_inputs = _resized(train.images, cfg.dataset.frame_size)
             test_inputs = _resized(test.images, cfg.dataset.frame_size)
-            if augment.needs_pil(cfg.augment):
-                if train_inputs.dtype != np.uint8:
-                    raise UserError(
-                        "augment.randaugment_ops and augment.rrc_min_area are for larger images; set both to 0 for"
-                        f" {self.name}"
-                    )
-                train_inputs = batches.PilImages(val_inputs, labels, augment.sample_transform(cfg.augment, size, fill))
-        parts = (train_inputs, labels, train_rows), (val_inputs, labels, val_rows), (test_inputs, test.labels)
-        transforms = augment.image_transforms(cfg.augment, self.num_classes, normalize, in_pil=self.from_files)
-        return batches.assemble(cfg, self, *(batches.Part(*part) for part in parts), split, transforms, [normalize])
+            if in_pil and train_inputs.dtype != np.uint8:
+                raise UserError(f"augment.{in_pil[0]} is for larger images; set it to 0 for {self.name}")
+            if in_pil:
+                augmented = augment.sample_transform(cfg.augment, self, size, fill)
+                train_inputs = batches.PilImages(val_inputs, labels, augmented)
+        parts = (
+            batches.Part(train_inputs, labels, train_rows), batches.Part(val_inputs, labels, val_rows),
+            batches.Part(test_inputs, test.labels),
+        )  # fmt: skip
+        transforms = augment.batch_transforms(cfg.augment, self, normalize, in_pil=bool(in_pil) or self.from_files)
+        return batches.assemble(cfg, self, parts, split, transforms, [normalize])
 
 
 class ImageFolders(ImageSet):
@@ -153,49 +159,49 @@ class ImageFolders(ImageSet):
         if cfg.data_dir:
             root = Path(cfg.data_dir)
             below = (entry(root, name) for name in self.folders)
-            if found := image_files.find_train([root, *filter(None, below)]):
-                return [found]
+            if present := image_files.find_train([root, *filter(None, below)]):
+                return [present]
         raise self.not_found(cfg.data_dir)
 
     def tree(self, cfg: Config) -> Tree:
         """The images of the data set's classes. A tar's contents are listed once in a process."""
         from snn_repro.data import image_files
 
-        (place,) = self.locate(cfg)
+        (container,) = self.locate(cfg)
         wnids = self.classes()
-        changed = [(str(place.parent), place.parent.stat().st_mtime_ns)]
-        for part in filter(None, (place, first_entry([place.parent], image_files.VAL))):
+        changed = [(str(container.parent), container.parent.stat().st_mtime_ns)]
+        for part in filter(None, (container, first_entry([container.parent], image_files.VAL))):
             changed.append((str(part), part.stat().st_mtime_ns))
             if part.is_dir():
                 with os.scandir(part) as entries:
                     changed += sorted((e.path, e.stat().st_mtime_ns) for e in entries if e.is_dir())
-        return _listed_tree(place, wnids and tuple(wnids), tuple(changed))
+        return _listed_tree(container, None if wnids is None else tuple(wnids), tuple(changed))
 
     def parts(self, cfg: Config) -> tuple[Images, Images]:
         """(training, test), labelled by the class's place in `classes()` or among all that are there."""
         import numpy as np
 
-        name, k, found = self.name, self.num_classes, self.tree(cfg)
-        classes = found.classes
+        name, k, tree = self.name, self.num_classes, self.tree(cfg)
+        classes = tree.classes
         if len(classes) > k or not classes:
-            raise DataError(f"{found.base} has {len(classes)} of the {k} classes of {name}")
+            raise DataError(f"{tree.base} has {len(classes)} of the {k} classes of {name}")
         if len(classes) < k:
             warnings.warn(
-                f"{name}: {found.base} has {len(classes)} of {k} classes, so results do not compare with those on all of them",
+                f"{name}: {tree.base} has {len(classes)} of {k} classes, so results do not compare with those on all of them",
                 stacklevel=3,
             )
         else:
-            warn_if_incomplete(self, len(found.train), len(found.test))
+            warn_if_incomplete(self, len(tree.train), len(tree.test))
         places = np.array([(self.classes() or classes).index(c) for c in classes])
         return (
-            Images(found.train, places[found.train_labels], found.names("train")),
-            Images(found.test, places[found.test_labels], found.names("val")),
+            Images(tree.train, places[tree.train_labels], tree.names("train")),
+            Images(tree.test, places[tree.test_labels], tree.names("val")),
         )
 
     def fingerprint(self, cfg: Config) -> dict[str, str]:
         """{"listing": of the names and sizes of all images, "sample": of the contents of 64 of them}."""
-        found = self.tree(cfg)
-        images = sorted(zip([*found.names("train"), *found.names("val")], [*found.train, *found.test], strict=True))
+        tree = self.tree(cfg)
+        images = sorted(zip([*tree.names("train"), *tree.names("val")], [*tree.train, *tree.test], strict=True))
         listing, sample = hashlib.sha256(), hashlib.sha256()
         for at, (name, image) in enumerate(images):
             try:
@@ -211,9 +217,9 @@ class ImageFolders(ImageSet):
 def warn_if_incomplete(dataset: DataSet, n_train: int, n_test: int) -> None:
     """Warn, in one line, where a data set does not have the number of images that its authors published."""
     differ = [
-        f"{found:,} of {published:,} {part}"
-        for part, found, published in zip(("training", "test"), (n_train, n_test), dataset.samples, strict=True)
-        if published not in (None, found)
+        f"{present:,} of {published:,} {part}"
+        for part, present, published in zip(("training", "test"), (n_train, n_test), dataset.samples, strict=True)
+        if published not in (None, present)
     ]
     if differ:
         warnings.warn(
@@ -258,11 +264,11 @@ def _digest(read: Callable, state: tuple) -> str:
 def _sha256(parts: Iterable[Sequence]) -> str:
     import numpy as np
 
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for values in (np.asarray(values) for part in parts for values in part[:2]):
-        found.update(f"{values.shape} {values.dtype.str}".encode())
-        found.update(np.ascontiguousarray(values))
-    return found.hexdigest()
+        digest.update(f"{values.shape} {values.dtype.str}".encode())
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
 
 
 # ------------------------------------------------------------------ class folders
@@ -287,40 +293,40 @@ class Tree(NamedTuple):
         ]
 
 
-def _shown(place: Path) -> str:
-    return f"{place.name}/" if place.is_dir() else place.name
+def _shown(container: Path) -> str:
+    return f"{container.name}/" if container.is_dir() else container.name
 
 
 @lru_cache(maxsize=1)
-def _listed_tree(place: Path, wnids: tuple[str, ...] | None, changed: tuple) -> Tree:
+def _listed_tree(container: Path, wnids: tuple[str, ...] | None, changed: tuple) -> Tree:
     import numpy as np
 
     from snn_repro.data import image_files
 
-    base = place.parent
-    found = {"train": image_files.train_classes(place)}
-    test_place, found["val"] = image_files.val_classes(base)
+    base = container.parent
+    present = {"train": image_files.train_classes(container)}
+    test_place, present["val"] = image_files.val_classes(base)
     if wnids is not None:
-        found = {part: {c: classes[c] for c in wnids if c in classes} for part, classes in found.items()}
-    different = sorted(set(found["train"]) ^ set(found["val"]))
+        present = {part: {c: classes[c] for c in wnids if c in classes} for part, classes in present.items()}
+    different = sorted(set(present["train"]) ^ set(present["val"]))
     if different:
-        where, other = (place, test_place) if different[0] in found["train"] else (test_place, place)
+        where, other = (container, test_place) if different[0] in present["train"] else (test_place, container)
         raise DataError(
             f"{base}: class {different[0]} is in {_shown(where)} but not in {_shown(other)} ({len(different)} classes"
             " differ); labels would not agree"
         )
-    started, said, lists = time.monotonic(), False, []
+    started, said, lists = time.monotonic(), False, list[Any]()
     for part in ("train", "val"):
         files, counts = [], []
-        for n, (_, images) in enumerate(sorted(found[part].items())):
+        for n, (_, images) in enumerate(sorted(present[part].items())):
             if time.monotonic() > started + 10 and not said:
                 said = True
-                log.info(f"listing the images of {base} takes a while: {n} of {len(found[part])} classes in 10 s")
+                log.info(f"listing the images of {base} takes a while: {n} of {len(present[part])} classes in 10 s")
             more = images()
             files += more
             counts.append(len(more))
         lists += [files, np.repeat(np.arange(len(counts)), counts)]
-    return Tree(base, sorted(found["train"]), *lists)
+    return Tree(base, sorted(present["train"]), *lists)
 
 
 _SAMPLE = 64  # images whose contents enter a fingerprint

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import math
 import multiprocessing
@@ -21,27 +20,26 @@ import threading
 import warnings
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 
 from snn_repro.console import progress
-from snn_repro.data import cache as caches
 from snn_repro.data.archives import Entry, close_archives, in_tars, means, read_or_error, stream_tar
-from snn_repro.data.batches import keep_freed_memory
-from snn_repro.data.cache import FORMAT_VERSION, Cache, Problem, RowCheck, Settings, partial_folder
+from snn_repro.data.batches import RowCheck, keep_freed_memory
+from snn_repro.data.cache import FORMAT_VERSION, Cache, Problem, Settings, open_cache, partial_folder
 from snn_repro.data.dataset import EventSet, Sample
-from snn_repro.data.recordings import Recordings, cut, find_places, find_recordings, to_frames
+from snn_repro.data.recordings import Recordings, cut, find_recordings, find_sources, to_frames
 from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError, nearest
-from snn_repro.files import hold
+from snn_repro.files import hold, write_text
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -59,33 +57,14 @@ def event_set(name: str) -> EventSet:
     return sets[name]
 
 
-def open_cache(
-    dataset: str,
-    cache_dir: str | Path | None,
-    timesteps: int,
-    by: str = "number",
-    frame_size: int | None = None,
-    data_dir: str | Path | None = None,
-) -> Cache:
-    """`cache.open_cache`, for the name of a data set."""
-    return caches.open_cache(Settings(event_set(dataset), timesteps, by, frame_size), cache_dir, data_dir)
-
-
-def verify_cache(
-    dataset: str,
-    cache_dir: str | Path | None,
-    timesteps: int,
-    by: str = "number",
-    frame_size: int | None = None,
-    say=print,
-) -> tuple[Cache, list[str]]:
+def verify_cache(settings: Settings, cache_dir: str | Path | None, say=print) -> tuple[Cache, list[str]]:
     """Read all rows of a cache: (the cache, the names of those that are not what was stored).
 
     Raises as `open_cache` does, and DataError for a cache without checksums.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        cache = open_cache(dataset, cache_dir, timesteps, by, frame_size)
+        cache = open_cache(settings, cache_dir)
     if cache.checksums is None:
         raise DataError(
             f"{cache.folder} has no checksums, as an earlier version made it; rebuild it with `{cache.rebuild}`"
@@ -162,7 +141,7 @@ def _start_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    parent_process().join()
+    parent_process().join()  # type: ignore[union-attr]  # a worker has one
     os._exit(1)  # a killed parent would leave its workers waiting for ever
 
 
@@ -229,7 +208,7 @@ def prepare(
     if folder.exists() and not rebuild:
         if not (folder / "manifest.json").is_file():
             raise DataError(f"{folder} is there, but is no finished cache: remove it, or replace it with rebuild=true")
-        cache = caches.open_cache(settings, cache_dir, data_dir)
+        cache = open_cache(settings, cache_dir, data_dir)
         known = set(cache.names) | {p["name"] for p in cache.manifest["excluded"]}
         new = [s.name for s in recordings.samples if s.name not in known and s.file not in known]
         if new:
@@ -281,17 +260,17 @@ def _refuse_overlap(dataset: EventSet, data_dir: str | Path | None, cache_dir: s
     Own are the folders of recordings, and the folder that these or the archives lie in if it is named after the
     data set. Where the links in them point to does not matter.
     """
-    places = find_places(dataset, data_dir)
-    around = places[0].parent
+    sources = find_sources(dataset, data_dir)
+    around = sources[0].parent
     if around.name.lower() in ("extract", "extracted", "download"):
         around = around.parent
-    own = [p for p in places if p.is_dir()]
+    own = [p for p in sources if p.is_dir()]
     own += [p for p in (around, Path(os.path.realpath(around))) if means(p.name, dataset.known_names)]
     inside = Path(os.path.realpath(folder))
-    for place in (Path(os.path.realpath(p)) for p in own):
-        if inside == place or place in inside.parents:
+    for raw in (Path(os.path.realpath(p)) for p in own):
+        if inside == raw or raw in inside.parents:
             raise UserError(
-                f"cache_dir={cache_dir} would put the cache, {folder}, inside of the data set's own folder {place}, which"
+                f"cache_dir={cache_dir} would put the cache, {folder}, inside of the data set's own folder {raw}, which"
                 " is only ever read; choose a folder outside"
             )
 
@@ -369,6 +348,8 @@ class _Partial:
 
     def __init__(self, folder: Path, settings: Settings, samples: list[Sample]):
         self.folder, self.settings, self.samples = folder, settings, samples
+        kinds = (np.float16, np.float32) if settings.frame_size else (np.uint8, np.uint16, np.uint32)
+        self.dtypes = [np.dtype(k) for k in kinds]  # that frames may have, the narrowest first
         names = "\n".join(f"{s.name} {s.label} {s.start} {s.stop}" for s in samples)
         self.plan = {
             "format_version": _JOURNAL_VERSION,
@@ -377,17 +358,27 @@ class _Partial:
         }
         folder.mkdir(parents=True, exist_ok=True)
         self.lock = _lock(folder)
-        self.done: dict[str, dict] = {}  # file -> its journal entry
-        self.tainted: dict[str, dict] = {}  # the same of files with a bad sample too; not in the journal
-        self.file = None
+        self.done: dict[
+            str, dict
+        ] = {}  # file -> its journal entry; those with a bad sample too, which the journal has not
         if not self._resume():
-            self._start()
+            for old in folder.glob("frames.*"):
+                old.unlink()
+            self.dtype = self.dtypes[0]
+            self.file = self._create(self._path(self.dtype), self.dtype, len(samples))
+            self.journal = open(folder / "journal.jsonl", "w")  # noqa: SIM115
+            self._note({"plan": self.plan})
 
-    def __enter__(self):
+    def __enter__(self) -> _Partial:
         return self
 
+    def __exit__(self, *_) -> None:
+        self.file.close()
+        self.journal.close()
+        self.lock.release()
+
     @contextlib.contextmanager
-    def writing(self):
+    def writing(self) -> Iterator[None]:
         """Turn a failed write of the cache, and nothing else that fails, into one sentence."""
         try:
             yield
@@ -396,64 +387,42 @@ class _Partial:
                 f"{self.folder} cannot be written ({error}); finished recordings are kept: make room and run again"
             ) from None
 
-    def __exit__(self, *_):
-        self.file and self.file.close()
-        self.journal.close()
-        self.lock.release()
-
-    # -- starting and going on
-
-    def _path(self, dtype) -> Path:
-        return self.folder / f"frames.{np.dtype(dtype)}.npy"
-
-    def _start(self) -> None:
-        for old in self.folder.glob("frames.*"):
-            old.unlink()
-        self.dtype = np.dtype(np.float16 if self.settings.frame_size else np.uint8)
-        self.file = self._create(self._path(self.dtype), self.dtype, len(self.samples))
-        self.journal = open(self.folder / "journal.jsonl", "w")  # noqa: SIM115
-        self._note({"plan": self.plan})
+    # -- going on
 
     def _resume(self) -> bool:
         """Take over what an earlier run with the same plan has finished: rows whose checksum is still right."""
         path = self.folder / "journal.jsonl"
         try:
-            lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+            text = path.read_text()
+            plan, *entries = (json.loads(line) for line in text.splitlines() if line.endswith("}"))
         except (OSError, ValueError):
             return False
-        found = [d for d in _widening(self.settings) if self._path(d).is_file()]
-        if not lines or lines[0].get("plan") != self.plan or not found:
+        present = [d for d in self.dtypes if self._path(d).is_file()]
+        if plan != {"plan": self.plan} or not present:
             return False
-        self.dtype = found[-1]
-        for old in (*map(self._path, found[:-1]), *self.folder.glob("frames.*.tmp")):
+        *narrower, self.dtype = present
+        for old in (*map(self._path, narrower), *self.folder.glob("frames.*.tmp")):
             old.unlink()
         self.file = open(self._path(self.dtype), "r+b")  # noqa: SIM115
-        if os.fstat(self.file.fileno()).st_size != _OFFSET + len(self.samples) * self._row_bytes(self.dtype):
+        if os.fstat(self.file.fileno()).st_size != self._at(len(self.samples), self.dtype):
             self.file.close()
             return False
-        self.done = {}
-        for entry in lines[1:]:
+        for entry in entries:
             with contextlib.suppress(KeyError, IndexError, TypeError, ValueError):  # a damaged line notes nothing
                 self.done.pop(entry["file"], None)
                 if all(self._intact(row) and self.samples[row["row"]].file == entry["file"] for row in entry["rows"]):
                     self.done[entry["file"]] = {k: entry[k] for k in ("file", "size", "crc32", "rows")}
         self.journal = open(path, "a")  # noqa: SIM115
-        if lines and not path.read_text().endswith("\n"):
+        if not text.endswith("\n"):
             self.journal.write("\n")  # the last line was cut short
         return True
 
     def _intact(self, row: dict) -> bool:
-        values = self._read(row["row"]).astype(row["dtype"])
-        return zlib.crc32(values.tobytes()) == row["crc32"]
-
-    def _stored_crc32(self, row: dict) -> int:
-        """The checksum of the row's bytes as they are stored now, perhaps in a wider type than when it was noted."""
-        if row["dtype"] == str(self.dtype):
-            return row["crc32"]
-        if not self._intact(row):
-            name = self.samples[row["row"]].name
-            raise DataError(f"{self.folder}: the frames of {name} were damaged after they were written; run again")
-        return zlib.crc32(self._read(row["row"]))
+        """Whether a row holds what was noted. Notes its type and checksum as it is now: it may have been widened since."""
+        values = self._read(row["row"])
+        same = zlib.crc32(values.astype(row["dtype"]).data) == row["crc32"]
+        row |= {"dtype": str(self.dtype), "crc32": zlib.crc32(values.data)}
+        return same
 
     def missing(self, recordings: Recordings) -> dict[str, list[tuple[int, Sample]]]:
         """{file: [(row, sample)]} of what is still to be read: not in the journal, or changed in size since."""
@@ -469,59 +438,56 @@ class _Partial:
 
     # -- rows
 
-    def _create(self, path: Path, dtype: np.dtype, n: int, rows: dict[int, int] | None = None):
-        """A new .npy file of n rows, with copies of our rows {new: old}."""
-        header, size = io.BytesIO(), self._row_bytes(dtype)
-        facts = {
-            "descr": np.lib.format.dtype_to_descr(dtype),
-            "fortran_order": False,
-            "shape": (n, *self.settings.shape),
-        }
-        np.lib.format.write_array_header_1_0(header, facts)
+    def _path(self, dtype: np.dtype) -> Path:
+        return self.folder / f"frames.{dtype}.npy"
+
+    def _at(self, row: int, dtype: np.dtype) -> int:
+        """Where a row begins in a file."""
+        return _OFFSET + row * math.prod(self.settings.shape) * dtype.itemsize
+
+    def _create(self, path: Path, dtype: np.dtype, n: int, rows: Iterable[tuple[int, int]] = ()) -> BinaryIO:
+        """A new .npy file of n rows, with copies of our `rows` (new, old)."""
         file = open(path, "w+b")  # noqa: SIM115
-        file.write(header.getvalue())
+        kind = np.lib.format.dtype_to_descr(dtype)
+        facts = {"descr": kind, "fortran_order": False, "shape": (n, *self.settings.shape)}
+        np.lib.format.write_array_header_1_0(file, facts)
         file.flush()
-        file.truncate(_OFFSET + n * size)
-        for new, old in (rows or {}).items():
-            _write_all(file.fileno(), self._read(old).astype(dtype, copy=False), _OFFSET + new * size)
+        file.truncate(self._at(n, dtype))
+        for new, old in rows:
+            _write(file, self._read(old).astype(dtype, copy=False), self._at(new, dtype))
         return file
 
-    def _row_bytes(self, dtype: np.dtype) -> int:
-        return math.prod(self.settings.shape) * dtype.itemsize
-
     def _read(self, row: int) -> np.ndarray:
-        size = self._row_bytes(self.dtype)
-        return np.frombuffer(os.pread(self.file.fileno(), size, _OFFSET + row * size), self.dtype)
-
-    def _write(self, row: int, frames: np.ndarray) -> None:
-        frames = np.ascontiguousarray(frames, self.dtype)
-        _write_all(self.file.fileno(), frames, _OFFSET + row * self._row_bytes(self.dtype))
+        start, stop = self._at(row, self.dtype), self._at(row + 1, self.dtype)
+        return np.frombuffer(os.pread(self.file.fileno(), stop - start, start), self.dtype)
 
     def _widen(self, dtype: np.dtype) -> None:
         """Rewrite all rows in a wider type, under a new name, so that a kill in between loses nothing."""
-        path = self._path(dtype)
-        noted = [row["row"] for entry in (*self.done.values(), *self.tainted.values()) for row in entry["rows"]]
-        wide = self._create(path.with_suffix(".tmp"), dtype, len(self.samples), dict(zip(noted, noted, strict=True)))
+        path, noted = self._path(dtype), [row for entry in self.done.values() for row in entry["rows"]]
+        copies = ((row["row"], row["row"]) for row in noted)
+        wide = self._create(path.with_suffix(".tmp"), dtype, len(self.samples), copies)
         path.with_suffix(".tmp").rename(path)
         self.file.close()
         self._path(self.dtype).unlink()
         self.file, self.dtype = wide, dtype
+        for row in noted:
+            if not self._intact(row):
+                name = self.samples[row["row"]].name
+                raise DataError(f"{self.folder}: the frames of {name} were damaged after they were written; run again")
 
     def add(self, done: Decoded) -> None:
         """Write the rows of one file, then note them; files with problems are not noted, so they are read again."""
-        for _, frames, _ in done.frames:
-            if np.result_type(frames.dtype, self.dtype) != self.dtype:
-                self._widen(frames.dtype)
+        dtype = np.result_type(self.dtype, *(frames.dtype for _, frames, _ in done.frames))
+        if dtype != self.dtype:
+            self._widen(dtype)
         rows = []
         for row, frames, events in done.frames:
-            self._write(row, frames)
-            crc = zlib.crc32(np.ascontiguousarray(frames).tobytes())
-            rows.append({"row": row, "events": events, "dtype": str(frames.dtype), "crc32": crc})
+            frames = np.ascontiguousarray(frames, dtype)
+            _write(self.file, frames, self._at(row, dtype))
+            rows.append({"row": row, "events": events, "dtype": str(dtype), "crc32": zlib.crc32(frames.data)})
         entry = {"file": done.file, "size": done.size, "crc32": done.crc32, "rows": rows}
-        if done.problems:
-            self.tainted[done.file] = entry
-        else:
-            self.done[done.file] = entry
+        self.done[done.file] = entry
+        if not done.problems:
             self._note(entry)
 
     def _note(self, entry: dict) -> None:
@@ -532,21 +498,20 @@ class _Partial:
 
     def finish(self, folder: Path, problems: list[Problem]) -> int:
         """Turn the partial folder into the finished one; returns the number of samples."""
-        entries = {**self.done, **self.tainted}
+        entries = {f: e for f, e in sorted(self.done.items()) if e["rows"]}
         facts = {row["row"]: (row, e) for e in entries.values() for row in e["rows"]}
         rows = sorted(facts)
         if not rows:
             raise DataError(f"not one recording of {self.settings.dataset.name} is good, so there is nothing to cache")
         index = [",".join(_COLUMNS)]
         for new, row in enumerate(rows):
-            sample, (facts_of_row, entry) = self.samples[row], facts[row]
+            sample, (noted, entry) = self.samples[row], facts[row]
             index.append(
-                f"{new},{sample.label},{sample.part},{facts_of_row['events']},{entry['size']},{entry['crc32']},"
-                f"{self._stored_crc32(facts_of_row):08x},{sample.name}"
+                f"{new},{sample.label},{sample.part},{noted['events']},{entry['size']},{entry['crc32']},"
+                f"{noted['crc32']:08x},{sample.name}"
             )
         text = "\n".join(index) + "\n"
-        entries = {f: e for f, e in entries.items() if e["rows"]}
-        sources = "".join(f"{entries[f]['crc32']} {entries[f]['size']} {f}\n" for f in sorted(entries))
+        sources = "".join(f"{e['crc32']} {e['size']} {f}\n" for f, e in entries.items())
         manifest = {
             "format_version": FORMAT_VERSION,
             **self.settings.words(),
@@ -558,23 +523,18 @@ class _Partial:
             "sources_sha256": hashlib.sha256(sources.encode()).hexdigest(),
             "index_sha256": hashlib.sha256(text.encode()).hexdigest(),
         }
-        path = self._close_gaps(rows)
+        path = self._path(self.dtype)
+        if len(rows) < len(self.samples):  # samples were left out: the others are copied together
+            path = self.folder / "frames.together.tmp"
+            together = self._create(path, self.dtype, len(rows), enumerate(rows))
+            self.file.close()
+            self.file = together
         os.fsync(self.file.fileno())
-        _save(self.folder / "index.csv", text)
-        _save(self.folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+        write_text(self.folder / "index.csv", text)
+        write_text(self.folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
         path.rename(self.folder / "frames.npy")  # from here on it is complete
         _publish(self.folder, folder)
         return len(rows)
-
-    def _close_gaps(self, rows: list[int]) -> Path:
-        """The file with these rows: where samples were left out, the others are copied together into a new one."""
-        if len(rows) == len(self.samples):
-            return self._path(self.dtype)
-        path = self.folder / "frames.together.tmp"
-        file = self._create(path, self.dtype, len(rows), dict(enumerate(rows)))
-        self.file.close()
-        self.file = file
-        return path
 
 
 def _lock(folder: Path) -> FileLock:
@@ -598,31 +558,13 @@ def _publish(partial: Path, folder: Path) -> None:
     partial.rename(folder)
     (folder / "lock").unlink()
     shutil.rmtree(old, ignore_errors=True)
-    _sync_folder(folder.parent)
+    parent = os.open(folder.parent, os.O_RDONLY)
+    os.fsync(parent)
+    os.close(parent)
 
 
-def _widening(settings: Settings) -> list[np.dtype]:
-    kinds = (np.float16, np.float32) if settings.frame_size else (np.uint8, np.uint16, np.uint32)
-    return [np.dtype(k) for k in kinds]
-
-
-def _write_all(fd: int, values: np.ndarray, offset: int) -> None:
-    data = memoryview(values).cast("B")
+def _write(file: BinaryIO, values: np.ndarray, offset: int) -> None:
+    data = values.data.cast("B")
     while data:
-        written = os.pwrite(fd, data, offset)
+        written = os.pwrite(file.fileno(), data, offset)
         data, offset = data[written:], offset + written
-
-
-def _save(path: Path, text: str) -> None:
-    with open(path, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

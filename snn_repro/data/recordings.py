@@ -33,7 +33,7 @@ class Recordings(NamedTuple):
     ignored: int  # files that do not belong to the data set
 
 
-def find_places(dataset: EventSet, data_dir: str | Path | None) -> list[Path]:
+def find_sources(dataset: EventSet, data_dir: str | Path | None) -> list[Path]:
     """The folders or archives below `data_dir` that hold the data set, by their names, whatever their capitals.
 
     Raises UserError if data_dir is not set, DataError saying what was looked for and where, and where the
@@ -43,14 +43,14 @@ def find_places(dataset: EventSet, data_dir: str | Path | None) -> list[Path]:
         raise UserError(f"data_dir is not set: pass data_dir=DIR, the folder that holds {dataset.expected}")
     root = Path(data_dir)
     if not root.is_dir():
-        found = "is a file" if root.exists() else "does not exist"
-        raise DataError(f"data_dir={data_dir} {found}: pass the folder that holds {dataset.expected}")
+        why = "is a file" if root.exists() else "does not exist"
+        raise DataError(f"data_dir={data_dir} {why}: pass the folder that holds {dataset.expected}")
     bases, known = [root], dataset.known_names
     for base in bases:  # grows: the folders named after the data set, and those that its readers make in them
         depth = len(base.relative_to(root).parts)
         children = children_of(base)
-        if found := dataset.find(children):
-            return found
+        if held := dataset.find(children):
+            return held
         folders = [p for n, p in children.items() if depth < 3 and p.is_dir() and not archive_suffix(n)]
         bases += [p for p in folders if means(p.name, known) or p.name.lower() in ("extract", "extracted", "download")]
     for base in bases:
@@ -68,20 +68,20 @@ def find_places(dataset: EventSet, data_dir: str | Path | None) -> list[Path]:
 def find_recordings(dataset: EventSet, data_dir: str | Path | None, quick: bool = False) -> Recordings:
     """List the files and samples of a data set below `data_dir`; archives count as much as folders.
 
-    Raises UserError and DataError as `find_places` does, and DataError for archives that cannot be read. quick:
+    Raises UserError and DataError as `find_sources` does, and DataError for archives that cannot be read. quick:
     raises SlowToList where a whole archive would have to be unpacked for its names.
     """
     close_archives()  # one that was opened before may have been replaced since
-    places = find_places(dataset, data_dir)
+    sources = find_sources(dataset, data_dir)
     files, ignored = {}, 0
     level: dict[str, int] = {}  # of two files of the same name the less deeply nested one counts
     spelling = {c.lower(): c for c in dataset.class_names}
-    for place in places:
-        for inner, entry in entries(place, dataset.known_names, 1 if dataset.depth == 1 else 3, quick):
+    for source in sources:
+        for inner, entry in entries(source, dataset.known_names, 1 if dataset.depth == 1 else 3, quick):
             if hidden(inner):
                 ignored += 1
                 continue
-            *above, file = [stem(place.name), *inner.split("/")][-dataset.depth :]
+            *above, file = [stem(source.name), *inner.split("/")][-dataset.depth :]
             if spelling:  # others may be named in lists as they are
                 above, file = [spelling.get(a.lower(), a) for a in above], file.lower()
             name, depth = "/".join([*above, file]), inner.count("/")
@@ -94,7 +94,7 @@ def find_recordings(dataset: EventSet, data_dir: str | Path | None, quick: bool 
     samples.sort()
     used = {s.file for s in samples}
     if not samples and not problems:
-        raise DataError(f"{places[0]} holds no recording of {dataset.name}; expected {dataset.expected}")
+        raise DataError(f"{sources[0]} holds no recording of {dataset.name}; expected {dataset.expected}")
     suffixes = {Path(n).suffix for n in used}
     ignored += len([n for n in files if n not in used and Path(n).suffix in suffixes])
     return Recordings({n: files[n] for n in used}, samples, problems, ignored)

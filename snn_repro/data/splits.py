@@ -18,7 +18,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,18 +30,19 @@ if TYPE_CHECKING:
     from snn_repro.data.dataset import EventSet
 
 Indices = np.ndarray
+Labels = Any  # N class numbers: a list, or an array
 
 
-def _by_class(labels: Sequence[int]) -> list[Indices]:
+def _by_class(labels: Labels) -> list[Indices]:
     labels = np.asarray(labels)
     return [np.flatnonzero(labels == k) for k in range(int(labels.max()) + 1)] if len(labels) else []
 
 
 def _number(name: str) -> int:
-    found = re.search(r"(\d+)\.\w+$", name)
-    if not found:
+    digits = re.search(r"(\d+)\.\w+$", name)
+    if not digits:
         raise DataError(f"{name} has no number before its extension, so dataset.split cannot place it")
-    return int(found.group(1))
+    return int(digits.group(1))
 
 
 def _numbered(first: int, last: int):
@@ -54,15 +55,15 @@ def _numbered(first: int, last: int):
 
 def _front90(names, labels):
     mask = np.ones(len(names), bool)
-    for members in _by_class(labels):
-        mask[members[: math.ceil(0.9 * len(members))]] = False
+    for digits in _by_class(labels):
+        mask[digits[: math.ceil(0.9 * len(digits))]] = False
     return mask
 
 
 def _random(names, labels):
     mask = np.ones(len(names), bool)
-    for members in _by_class(labels):
-        order = members.tolist()
+    for digits in _by_class(labels):
+        order = digits.tolist()
         if order:
             np.random.RandomState(order).shuffle(order)  # the whole index list is the seed, as published
             mask[order[: int(0.9 * len(order))]] = False
@@ -71,8 +72,8 @@ def _random(names, labels):
 
 def _seeded(names, labels):
     mask = np.ones(len(names), bool)
-    for k, members in enumerate(_by_class(labels)):
-        order = members.copy()
+    for k, digits in enumerate(_by_class(labels)):
+        order = digits.copy()
         np.random.RandomState(k).shuffle(order)
         mask[order[: int(0.9 * len(order))]] = False
     return mask
@@ -92,7 +93,7 @@ def named_split(
     dataset: EventSet,
     split: str,
     names: Sequence[str],
-    labels: Sequence[int],
+    labels: Labels,
     everything: Mapping[str, int] | None = None,
 ) -> tuple[Indices, Indices]:
     """(train, test) of a data set without an official split; `names` must be sorted as strings.
@@ -118,8 +119,8 @@ def named_split(
         raise ValueError("names must be among those of the complete data set")
     mask = np.array([n in tested for n in names], bool)
     train, test = np.flatnonzero(~mask), np.flatnonzero(mask)
-    for part, found in (("training", train), ("test", test)):
-        if not len(found):
+    for part, digits in (("training", train), ("test", test)):
+        if not len(digits):
             raise DataError(
                 f"dataset.split={split} finds no {part} files among the {len(names)} of {dataset.name};"
                 " is the data set complete?"
@@ -127,7 +128,7 @@ def named_split(
     return train, test
 
 
-def carve_validation(train: Indices, labels: Sequence[int], fraction: float, seed: int) -> tuple[Indices, Indices]:
+def carve_validation(train: Indices, labels: Labels, fraction: float, seed: int) -> tuple[Indices, Indices]:
     """Take `fraction` of each class out of `train`: (train, validation), both ascending.
 
     Each class gives floor(fraction * n + 0.5) samples, drawn with RandomState([seed, class]). `labels`
@@ -138,9 +139,9 @@ def carve_validation(train: Indices, labels: Sequence[int], fraction: float, see
     train, labels = np.sort(np.asarray(train)), np.asarray(labels)
     held = []
     for k in np.unique(labels[train]):
-        members = train[labels[train] == k]
-        count = math.floor(fraction * len(members) + 0.5)
-        held.append(np.random.RandomState([seed, int(k)]).permutation(members)[:count])
+        digits = train[labels[train] == k]
+        count = math.floor(fraction * len(digits) + 0.5)
+        held.append(np.random.RandomState([seed, int(k)]).permutation(digits)[:count])
     val = np.sort(np.concatenate(held)) if held else train[:0]
     rest = np.setdiff1d(train, val)
     if fraction > 0 and (not len(val) or not len(rest)):
@@ -152,7 +153,7 @@ def carve_validation(train: Indices, labels: Sequence[int], fraction: float, see
 
 
 def carve_validation_people(
-    train: Indices, labels: Sequence[int], people: Sequence[str], fraction: float, seed: int
+    train: Indices, labels: Labels, people: Sequence[str], fraction: float, seed: int
 ) -> tuple[Indices, Indices]:
     """Take about `fraction` of `train` out, whole people at a time: (train, validation), both ascending.
 
@@ -175,34 +176,34 @@ def carve_validation_people(
         )
     counts = np.zeros((len(who), len(classes)), np.int64)  # samples a person and class
     np.add.at(counts, (person, label), 1)
-    draw, best = np.random.RandomState(seed), None
+    draw, fewest, best = np.random.RandomState(seed), None, who[:0]
     for _ in range(500):
         order = draw.permutation(len(who))
         sums = np.cumsum(counts[order].sum(1))[:-1]
         held = order[: 1 + int(np.argmin(np.abs(sums - fraction * len(train))))]
         val = counts[held].sum(0)
         missing = np.count_nonzero(val == 0) + np.count_nonzero(val == counts.sum(0))
-        if best is None or missing < best[0]:
-            best = (missing, held)
+        if fewest is None or missing < fewest:
+            fewest, best = missing, held
         if not missing:
             break
-    mask = np.isin(person, best[1])
+    mask = np.isin(person, best)
     return train[~mask], train[mask]
 
 
-def take_subset(train: Indices, labels: Sequence[int], count: int, seed: int) -> Indices:
+def take_subset(train: Indices, labels: Labels, count: int, seed: int) -> Indices:
     """Keep `count` of `train`, the classes in proportion (largest remainders first), seeded."""
     train, labels = np.sort(np.asarray(train)), np.asarray(labels)
     if not 0 < count <= len(train):
         raise UserError(f"dataset.train_subset={count} must be at most the {len(train)} training samples (0 keeps all)")
-    members = [train[labels[train] == k] for k in np.unique(labels[train])]
-    shares = np.array([count * len(m) / len(train) for m in members])
+    digits = [train[labels[train] == k] for k in np.unique(labels[train])]
+    shares = np.array([count * len(m) / len(train) for m in digits])
     quota = np.floor(shares).astype(int)
     short = np.argsort(-(shares - quota), kind="stable")[: count - quota.sum()]
     quota[short] += 1
     picks = [
         np.random.RandomState([seed, int(labels[m[0]]), 1]).permutation(m)[:q]
-        for m, q in zip(members, quota, strict=True)
+        for m, q in zip(digits, quota, strict=True)
     ]
     return np.sort(np.concatenate(picks))
 
@@ -216,7 +217,7 @@ def make_split(
     dataset: str,
     train: Indices,
     test: Indices,
-    labels: Sequence[int],
+    labels: Labels,
     test_names: Sequence[str],
     *,
     split: str = "official",
@@ -252,7 +253,7 @@ def make_split(
 
 
 def split_parts(
-    cfg: Config, train: Indices, test: Indices, labels: Sequence[int], test_names: Sequence[str], **options
+    cfg: Config, train: Indices, test: Indices, labels: Labels, test_names: Sequence[str], **options
 ) -> tuple[Indices, Indices, Split]:
     """`make_split` with what the configuration says of the parts."""
     d = cfg.dataset

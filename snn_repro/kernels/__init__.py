@@ -15,6 +15,7 @@ cannot compile, forward or backward, `auto` says so once and stays with PyTorch.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from snn_repro.errors import UserError, nearest
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     import torch
     from torch import Tensor, nn
 
@@ -90,16 +93,16 @@ def choose(layer: nn.Module, x: Tensor, norm: Affine | None = None, law: Law | N
         return "cpu" if wanted and _ready(layer.backend == "sparse", "conv", layer.backend, x.dtype) else "torch"
     if norm is not None and not _takes_norm(x):
         return "torch"
-    found, law = resolve_backend(layer.backend, x.device.type, x.dtype), law or layer.law()
-    if found == "torch" or law is None or (layer.store_v_seq and (norm is not None or found != "spikingjelly")):
+    chosen, law = resolve_backend(layer.backend, x.device.type, x.dtype), law or layer.law()
+    if chosen == "torch" or law is None or (layer.store_v_seq and (norm is not None or chosen != "spikingjelly")):
         return "torch"
-    if norm is not None and found != "cpu":
+    if norm is not None and chosen != "cpu":
         return "torch"
-    if found == "cpu" and not _ready(
+    if chosen == "cpu" and not _ready(
         layer.backend == "cpu", "neuron", *law, x.dtype, norm is not None, torch.is_grad_enabled()
     ):
         return "torch"
-    return found
+    return chosen
 
 
 def _takes_norm(x: Tensor) -> bool:
@@ -247,3 +250,46 @@ def off(model: nn.Module) -> Iterator[None]:
     finally:
         for module, backend in before.items():
             module.backend = backend
+
+
+# ---------------------------------------------------------------- threads
+
+# The one pool of all kernels. Python's own: the loops hold no lock, and numba's would be a second OpenMP beside torch's.
+_pool: ThreadPoolExecutor | None = None
+
+
+def _forget_pool() -> None:
+    global _pool
+    _pool = None  # a forked child has none of its threads
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+def in_parallel(function: Callable, parts: list[tuple], threads: int) -> list:
+    """[function(*part) for part in parts], by up to `threads` threads, of which the caller is one."""
+    global _pool
+    threads = min(threads, len(parts))
+    if threads <= 1:
+        return [function(*part) for part in parts]
+    if _pool is None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        _pool = ThreadPoolExecutor(os.cpu_count(), "kernel")
+    results, left = [None] * len(parts), iter(range(len(parts)))
+
+    def serve():
+        for i in left:
+            results[i] = function(*parts[i])
+
+    others = [_pool.submit(serve) for _ in range(threads - 1)]
+    serve()
+    for other in others:
+        other.result()
+    return results
+
+
+def cuts(n: int, parts: int) -> list[tuple[int, int]]:
+    """range(n) in so many pieces of almost equal length: (first, behind the last) of each."""
+    return [(n * i // parts, n * (i + 1) // parts) for i in range(parts)]

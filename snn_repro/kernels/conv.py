@@ -234,12 +234,12 @@ def _measure(n, c, height, width, outputs, kernel, stride, padding, dtype, threa
                 lambda x, d: loops.weight_gradient(x, gy, w, shape, threads, d),
             ),
         )
-        found = []
+        crossings = []
         for by_dense, by_sparse in pairs:
             limit = MARGIN * seconds(by_dense, threads)
             times = [(d, seconds(lambda: by_sparse(x, d), threads)) for d, x in inputs.items()]  # noqa: B023
-            found.append(crossing(times, limit))
-    return found
+            crossings.append(crossing(times, limit))
+    return crossings
 
 
 def rehearse(backend: str, dtype: torch.dtype) -> None:

@@ -21,9 +21,9 @@ from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from snn_repro.kernels import cuts, in_parallel
 from snn_repro.kernels.compiled import compiled
 from snn_repro.kernels.lanes import I1, I8, I32, I64, WIDE, external, keep, memcpy
-from snn_repro.kernels.threads import cuts, in_parallel
 
 VECTOR = 64  # bytes: one AVX-512 register; LLVM splits it where registers are smaller
 REGISTERS = 16 if WIDE else 6  # vectors that sums may occupy
@@ -88,10 +88,10 @@ def _loop(builder, unit, places, factors, begin, stop, sums, rows, width, at_a_t
     before, added = [builder.phi(vector) for _ in sums], []
     for n in range(at_a_time):
         entry = [builder.add(i, _int(n))]
-        place = builder.sext(builder.load(builder.gep(places, entry)), I64)
+        position = builder.sext(builder.load(builder.gep(places, entry)), I64)
         factor = _splat(builder, builder.load(builder.gep(factors, entry)), vector)
         for row in rows:
-            row = builder.inttoptr(builder.add(row, place), vector.as_pointer())
+            row = builder.inttoptr(builder.add(row, position), vector.as_pointer())
             for j in range(width):
                 value = builder.load(builder.gep(row, [_int(j)]), align=4)
                 added.append(builder.call(fma, [factor, value, before[len(added)]]))
@@ -178,24 +178,24 @@ def _add_line(typing, unit, to, first, first_step, columns, places, factors, row
         entries = _entry_pointers(builder, unit, places, factors)
         to, first = builder.inttoptr(to, vector.as_pointer()), builder.inttoptr(first, I64.as_pointer())
         for n, width in _cases(builder, taps, vectors, MANY_SUMS):
-            at = lambda place, j: builder.gep(to, [builder.add(place, _int(j))])  # noqa: E731
+            at = lambda position, j: builder.gep(to, [builder.add(position, _int(j))])  # noqa: E731
             tap_rows = [builder.add(rows, builder.mul(row_step, _int(t))) for t in range(n)]
             start = [builder.load(at(_int(0), j), align=4) for j in range(n * width)]
             case, pixel, leave = builder.block, builder.append_basic_block("pixel"), builder.append_basic_block("leave")
             builder.branch(pixel)
 
             builder.position_at_end(pixel)
-            column, place, where = (builder.phi(I64) for _ in range(3))
+            column, position, where = (builder.phi(I64) for _ in range(3))
             sums = [builder.phi(vector) for _ in start]
             begin, stop = (builder.load(builder.gep(first, [builder.add(where, _int(k))])) for k in range(2))
             totals = _loop(builder, unit, *entries, begin, stop, sums, tap_rows, width, 1)
             for j in range(width):
-                builder.store(totals[j], at(place, j), align=4)
-            following = totals[width:] + [builder.load(at(place, n * width + j), align=4) for j in range(width)]
+                builder.store(totals[j], at(position, j), align=4)
+            following = totals[width:] + [builder.load(at(position, n * width + j), align=4) for j in range(width)]
             after = builder.add(column, _int(1))
             for phi, initial, new in (
                 (column, _int(0), after),
-                (place, _int(0), builder.add(place, _int(width))),
+                (position, _int(0), builder.add(position, _int(width))),
                 (where, _int(0), builder.add(where, first_step)),
                 *zip(sums, start, following, strict=True),
             ):
@@ -205,7 +205,7 @@ def _add_line(typing, unit, to, first, first_step, columns, places, factors, row
 
             builder.position_at_end(leave)
             for j, value in enumerate(totals[width:]):
-                builder.store(value, at(place, width + j), align=4)
+                builder.store(value, at(position, width + j), align=4)
         return context.get_dummy_value()
 
     return types.void(unit, *[types.intp] * 10), generate
@@ -213,7 +213,7 @@ def _add_line(typing, unit, to, first, first_step, columns, places, factors, row
 
 @intrinsic
 def _compress(typing, unit, source, quantum, x, count, number, step, numbers, values):
-    """List the nonzero ones of x[0..count): number + step * place, and value. Returns how many.
+    """List the nonzero ones of x[0..count): number + step * position, and value. Returns how many.
 
     source is a number of x's type: that of `unit`, or a byte, which is worth `quantum`. Writes up to a vector too far.
     """
@@ -240,7 +240,7 @@ def _compress(typing, unit, source, quantum, x, count, number, step, numbers, va
         builder.cbranch(builder.icmp_signed(">", count, _int(0)), loop, end)
 
         builder.position_at_end(loop)
-        i, found = builder.phi(I64), builder.phi(I64)
+        i, filled = builder.phi(I64), builder.phi(I64)
         left = _splat(builder, builder.trunc(builder.sub(count, i), I32), integers)
         address = builder.bitcast(builder.gep(x, [i]), stored.as_pointer())
         inside = builder.icmp_signed("<", places, left)
@@ -249,16 +249,16 @@ def _compress(typing, unit, source, quantum, x, count, number, step, numbers, va
         if as_bytes:
             value = builder.fmul(builder.uitofp(builder.zext(value, integers), vector), quantum)
         nonzero = builder.fcmp_unordered("!=", value, zero)
-        place = builder.add(places, _splat(builder, builder.trunc(i, I32), integers))
-        which = builder.add(builder.mul(place, step), _splat(builder, number, integers))
+        position = builder.add(places, _splat(builder, builder.trunc(i, I32), integers))
+        which = builder.add(builder.mul(position, step), _splat(builder, number, integers))
         for packed, pointer, kind in (
             (builder.call(pack_numbers, [which, nonzero, which]), numbers, integers),
             (builder.call(pack_values, [value, nonzero, value]), values, vector),
         ):
-            builder.store(packed, builder.bitcast(builder.gep(pointer, [found]), kind.as_pointer()), align=4)
+            builder.store(packed, builder.bitcast(builder.gep(pointer, [filled]), kind.as_pointer()), align=4)
         more = builder.zext(builder.call(ones, [builder.bitcast(nonzero, bits)]), I64)
-        found_after, i_after = builder.add(found, more), builder.add(i, _int(lanes))
-        for phi, after in ((i, i_after), (found, found_after)):
+        filled_after, i_after = builder.add(filled, more), builder.add(i, _int(lanes))
+        for phi, after in ((i, i_after), (filled, filled_after)):
             phi.add_incoming(_int(0), head)
             phi.add_incoming(after, loop)
         builder.cbranch(builder.icmp_signed("<", i_after, count), loop, end)
@@ -266,7 +266,7 @@ def _compress(typing, unit, source, quantum, x, count, number, step, numbers, va
         builder.position_at_end(end)
         result = builder.phi(I64)
         result.add_incoming(_int(0), head)
-        result.add_incoming(found_after, loop)
+        result.add_incoming(filled_after, loop)
         return result
 
     return types.intp(unit, source, unit, *[types.intp] * 6), generate
@@ -331,8 +331,8 @@ def _transpose(typing, unit, source, source_step, to, to_step):
                 a, b = rows[i], rows[i + half]
                 upper = [j if not j & half else lanes + j - half for j in range(lanes)]
                 lower = [j + half if not j & half else lanes + j for j in range(lanes)]
-                for place, which in ((i, upper), (i + half, lower)):
-                    rows[place] = builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, lanes), which))
+                for position, which in ((i, upper), (i + half, lower)):
+                    rows[position] = builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, lanes), which))
             half *= 2
         for i, value in enumerate(rows):
             builder.store(value, row(to, to_step, i), align=4)
@@ -389,30 +389,30 @@ def _forward(x, w, bias, y, lo, hi, height, width, channels, out_height, out_wid
                 tap[column], out[column] = k, to // stride
                 meets[column] += 1
     for image in range(lo, hi, images):
-        here = min(images, hi - image)
-        found = entry = 0
-        for row in range(here * height):
+        batch = min(images, hi - image)
+        filled = entry = 0
+        for row in range(batch * height):
             used = (row % height + padding) % stride < kernel
             for column in range(width):
                 for start in range(0, channels, group):
-                    first[entry] = found
+                    first[entry] = filled
                     if used and meets[column]:
                         address = x.ctypes.data + (((image * height + row) * width + column) * channels + start) * size
-                        found += _compress(
+                        filled += _compress(
                             unit, unit, unit, address, min(group, channels - start), start * row_bytes, row_bytes,
-                            places_at + 4 * found, values_at + size * found,
+                            places_at + 4 * filled, values_at + size * filled,
                         )  # fmt: skip
                     entry += 1
-        first[entry] = found
+        first[entry] = filled
 
         for part in range((outputs + block - 1) // block):
             part_bytes = min(block, outputs - part * block) * size
-            for pixel in range(here * out_height * line_width):
+            for pixel in range(batch * out_height * line_width):
                 _copy(sums_at + pixel * row_bytes, bias.ctypes.data + part * row_bytes, row_bytes)
             for k in range(kernel):
                 weights = w.ctypes.data + (part * kernel + k) * kernel * tap_bytes
                 for which in range(groups):
-                    for line in range(here * out_height):
+                    for line in range(batch * out_height):
                         of, row = line // out_height, line % out_height * stride + k - padding
                         if row < 0 or row >= height:
                             continue
@@ -439,7 +439,7 @@ def _forward(x, w, bias, y, lo, hi, height, width, channels, out_height, out_wid
                                 )  # fmt: skip
                                 t += taps
             to = y.ctypes.data + (image * out_height * out_width * outputs + part * block) * size
-            for line in range(here * out_height):
+            for line in range(batch * out_height):
                 for column in range(out_width):
                     source = sums_at + (line * line_width + margin + column) * row_bytes
                     _copy(to + (line * out_width + column) * outputs * size, source, part_bytes)
@@ -469,16 +469,16 @@ def _weight_gradient(x, quantum, gy, dw, lo, hi, height, width, channels, out_he
     values = np.empty(len(places), dw.dtype)
     counts = np.empty(lists, np.int64)
     ends = np.zeros((images * height + 1, lists), np.int32)  # entries of each list up to an input row
-    found, found_values = np.empty(channels + VECTOR, np.int32), np.empty(channels + VECTOR, dw.dtype)
+    filled, filled_values = np.empty(channels + VECTOR, np.int32), np.empty(channels + VECTOR, dw.dtype)
     frame = np.zeros(images * frame_height * frame_width * block + VECTOR, dw.dtype)
     frame_at = frame.ctypes.data
     frame_at += (VECTOR - frame_at % VECTOR) % VECTOR
     strips = (out_height + lines - 1) // lines  # of an image; if 1, a strip is some whole images
     whole = max(1, lines // out_height)
     for image in range(lo, hi, images):
-        here = min(images, hi - image)
+        batch = min(images, hi - image)
         counts[:] = 0
-        for line in range(here * height):
+        for line in range(batch * height):
             of, row = line // height, line % height
             kind_row = (row + padding) % stride
             for column in range(width if kind_row < kernel else 0):
@@ -486,22 +486,24 @@ def _weight_gradient(x, quantum, gy, dw, lo, hi, height, width, channels, out_he
                 if kind_column >= kernel:
                     continue
                 address = x.ctypes.data + ((image * height + line) * width + column) * channels * x.itemsize
-                n = _compress(unit, x[0], quantum, address, channels, 0, 1, found.ctypes.data, found_values.ctypes.data)
-                place = (of * frame_height + (row + padding) // stride + reach) * frame_width
-                place += (column + padding) // stride + reach
+                n = _compress(
+                    unit, x[0], quantum, address, channels, 0, 1, filled.ctypes.data, filled_values.ctypes.data
+                )
+                position = (of * frame_height + (row + padding) // stride + reach) * frame_width
+                position += (column + padding) // stride + reach
                 kind = (kind_row * kinds + kind_column) * channels
                 for i in range(n):
-                    which = kind + found[i]
+                    which = kind + filled[i]
                     entry = which * length + counts[which]
-                    places[entry] = place * row_bytes
-                    values[entry] = found_values[i]
+                    places[entry] = position * row_bytes
+                    values[entry] = filled_values[i]
                     counts[which] += 1
             for which in range(lists):
                 ends[line + 1, which] = counts[which]
 
         for part in range((outputs + block - 1) // block):
             part_bytes = min(block, outputs - part * block) * size
-            for line in range(here * out_height):
+            for line in range(batch * out_height):
                 of, out_row = line // out_height, line % out_height
                 to = frame_at + ((of * frame_height + out_row + reach) * frame_width + reach) * row_bytes
                 source = gy.ctypes.data + (
@@ -512,11 +514,11 @@ def _weight_gradient(x, quantum, gy, dw, lo, hi, height, width, channels, out_he
                 else:
                     for column in range(out_width):
                         _copy(to + column * row_bytes, source + column * outputs * size, part_bytes)
-            for strip in range((here + whole - 1) // whole * strips):
+            for strip in range((batch + whole - 1) // whole * strips):
                 of, line = strip // strips * whole, strip % strips * lines
                 for k in range(kernel):
                     if whole > 1:
-                        begin, end = of * height, min(here, of + whole) * height
+                        begin, end = of * height, min(batch, of + whole) * height
                     else:
                         begin = of * height + min(height, max(0, line * stride + k - padding))
                         end = of * height + min(height, max(0, min(line + lines, out_height) * stride + k - padding))
@@ -626,8 +628,8 @@ def _exchange(w: Tensor, packed: Tensor, vectors: int, threads: int, back: bool)
     if len(w) % block or rows % lanes or not w.is_contiguous(memory_format=torch.channels_last):
         for part in range(len(packed)):
             piece = w[part * block : (part + 1) * block].permute(0, 2, 3, 1)
-            place = packed[part].permute(3, 0, 1, 2)[: len(piece)]
-            piece.copy_(place) if back else place.copy_(piece)
+            target = packed[part].permute(3, 0, 1, 2)[: len(piece)]
+            piece.copy_(target) if back else target.copy_(piece)
         return
     arrays = _flat(w.permute(0, 2, 3, 1)), _flat(packed)
     parts = cuts(len(w) // lanes, min(threads, len(w) // lanes))

@@ -44,10 +44,10 @@ def seconds(function: Callable[[], object], threads: int) -> float:
 def crossing(times: list[tuple[float, float]], limit: float) -> float:
     """Where a cost reaches `limit`: seconds at some places, straight lines between."""
     before, least = 0.0, 0.0
-    for place, after in times:
+    for density, after in times:
         if after >= limit:
-            return before + (place - before) * max(0.0, limit - least) / (after - least) if before else 0.0
-        before, least = place, after
+            return before + (density - before) * max(0.0, limit - least) / (after - least) if before else 0.0
+        before, least = density, after
     return before
 
 

@@ -98,14 +98,14 @@ def _agree(shape, stride, wanted) -> bool:
 
 def arrange(x: Tensor, layout=_cached_layout) -> tuple[Tensor, Layout]:
     """x, copied only if its samples are not dense, and its layout."""
-    found = layout(x.shape, x.stride())
-    if found is None:
+    results = layout(x.shape, x.stride())
+    if results is None:
         x = x.contiguous()
-        found = layout(x.shape, x.stride())
-    return x, found
+        results = layout(x.shape, x.stride())
+    return x, results
 
 
-def like(x: Tensor, layout: Layout, lead: int = 0, dtype=None) -> Tensor:
+def empty_as(x: Tensor, layout: Layout, lead: int = 0, dtype=None) -> Tensor:
     """An uninitialised dense tensor of x's axes from `lead` on, whose samples lie in memory in x's order."""
     return torch.empty_strided(x.shape[lead:], layout.strides[lead:], dtype=dtype or x.dtype, device=x.device)
 
@@ -114,7 +114,7 @@ def in_order(x: Tensor, layout: Layout) -> Tensor:
     """x [T, B, ...] itself if its samples lie in memory in the layout's order, else a copy that does."""
     if _agree(x.shape[2:], x.stride()[2:], layout.strides[2:]):
         return x
-    return like(x, layout).copy_(x)
+    return empty_as(x, layout).copy_(x)
 
 
 def _repeated(x: Tensor, timesteps: int) -> Tensor:
@@ -153,7 +153,7 @@ def _neuron(x, v0, settings, weight=None, bias=None, te=None, mean=None, var=Non
     """
     eps, timesteps, backend, law = settings
     x, layout = arrange(_repeated(x, timesteps))
-    s, v_last = like(x, layout), like(x, layout, 1, torch.float32)
+    s, v_last = empty_as(x, layout), empty_as(x, layout, 1, torch.float32)
     norm = None
     if weight is not None:
         if mean is None:
@@ -180,7 +180,7 @@ def _neuron_backward(
     gs = in_order(gs.to(x.dtype), layout)
     if gv_last is not None:
         gv_last, _ = initial(gv_last, layout)
-    gx, gv0 = like(one, layout), like(x, layout, x.dim() - v0.dim(), torch.float32) if needs_v0 else None
+    gx, gv0 = empty_as(one, layout), empty_as(x, layout, x.dim() - v0.dim(), torch.float32) if needs_v0 else None
     norm, gnorm = None, ()
     if weight is not None:
         norm = _norm(weight, bias, te, mean, var, eps)
@@ -189,16 +189,16 @@ def _neuron_backward(
         return gx, None if gv0 is None else gv0.zero_(), *gnorm
     v0, v0_stride = initial(v0, layout)
     if norm is not None and v0_stride != 0 and gs.stride(1) != layout.shape[2]:
-        gs = like(gs, layout).copy_(gs)  # sums by channel take all samples of a step as one long one
+        gs = empty_as(gs, layout).copy_(gs)  # sums by channel take all samples of a step as one long one
     run = _cpu_backward if backend == "cpu" else _triton().backward
     run(gs, gv_last, x, v0, v0_stride, gx, gv0, layout.shape, law, norm, of_input, gnorm)
     return gx, gv0, *gnorm
 
 
-def _filled(x: Tensor, n: int, found) -> tuple[Tensor, ...]:
+def _filled(x: Tensor, n: int, results) -> tuple[Tensor, ...]:
     """The n results of an operator, which cannot be None: empty tensors there."""
-    found = (*found, *[None] * (n - len(found)))
-    return tuple(x.new_empty(0, dtype=torch.float32) if a is None else a for a in found)
+    results = (*results, *[None] * (n - len(results)))
+    return tuple(x.new_empty(0, dtype=torch.float32) if a is None else a for a in results)
 
 
 @torch.library.impl("snn_repro::neuron", ("cpu", "cuda"))
@@ -217,15 +217,15 @@ def _(gs, gv_last, needs_v0, of_input, x, v0, *rest):
 def _(x, v0, weight, bias, te, mean, var, eps, timesteps, *settings):
     x, layout = arrange(_repeated(x, timesteps), _layout)
     moments = [] if weight is None else [torch.empty_like(weight) for _ in range(2)]
-    return _filled(x, 4, (like(x, layout), like(x, layout, 1, torch.float32), *moments))
+    return _filled(x, 4, (empty_as(x, layout), empty_as(x, layout, 1, torch.float32), *moments))
 
 
 @torch.library.register_fake("snn_repro::neuron_backward")
 def _(gs, gv_last, needs_v0, of_input, x, v0, weight, bias, te, *settings):
     x, layout = arrange(x, _layout)
-    gv0 = like(x, layout, x.dim() - v0.dim(), torch.float32) if needs_v0 else None
+    gv0 = empty_as(x, layout, x.dim() - v0.dim(), torch.float32) if needs_v0 else None
     return _filled(
-        x, 5, (like(x, layout), gv0, *(None if a is None else torch.empty_like(a) for a in (weight, bias, te)))
+        x, 5, (empty_as(x, layout), gv0, *(None if a is None else torch.empty_like(a) for a in (weight, bias, te)))
     )
 
 
@@ -249,8 +249,8 @@ def _remember(ctx, x, v0, settings, numbers, output) -> None:
 
 
 def _differentiate(ctx, gs, gv_last, *_):
-    found = _gradients(ctx, gs, gv_last)
-    return *found, *[None] * (18 - len(found))
+    results = _gradients(ctx, gs, gv_last)
+    return *results, *[None] * (18 - len(results))
 
 
 def _gradients(ctx, gs, gv_last) -> tuple[Tensor | None, ...]:
@@ -262,9 +262,11 @@ def _gradients(ctx, gs, gv_last) -> tuple[Tensor | None, ...]:
     before = gs, gv_last, needs_v0, ctx.of_input, x, v0
     if _eager(gs) and not torch.is_grad_enabled():  # enabled: someone may ask for a second derivative
         return _neuron_backward(*before, ctx.settings, *numbers)
-    found = torch.ops.snn_repro.neuron_backward(*before, *(numbers or [None] * 5), *ctx.settings[:3], *ctx.settings[3])
+    results = torch.ops.snn_repro.neuron_backward(
+        *before, *(numbers or [None] * 5), *ctx.settings[:3], *ctx.settings[3]
+    )
     there = (True, needs_v0, True, True, ctx.normed and numbers[2] is not None)[: 5 if ctx.normed else 2]
-    return tuple(g if is_there else None for g, is_there in zip(found, there, strict=False))
+    return tuple(g if is_there else None for g, is_there in zip(results, there, strict=False))
 
 
 def _differentiate_twice(ctx, *grads):
@@ -312,7 +314,7 @@ def _kind(x: Tensor, law: Law, norm):
 
 def _cpu_forward(x, v0, v0_stride, s, v_last, shape, law: Law, norm) -> None:
     shape, (strides,) = _merged(shape, v0_stride, x)
-    tables = _cpu().NO_TABLES if norm is None else _norm_cpu().tables(norm, shape[0])
+    tables = _cpu().NO_TABLES if norm is None else _cpu().tables(norm, shape[0])
     _cpu().forward(
         _kind(x, law, norm), x.data_ptr(), strides, tables, _pointer(v0), v0_stride, s.data_ptr(), v_last.data_ptr(), shape,
         (law.v_threshold, law.v_reset or 0.0, law.leak), torch.get_num_threads(),
@@ -321,7 +323,7 @@ def _cpu_forward(x, v0, v0_stride, s, v_last, shape, law: Law, norm) -> None:
 
 def _cpu_backward(gs, gv_last, x, v0, v0_stride, gx, gv0, shape, law: Law, norm, of_input, gnorm) -> None:
     shape, (strides, gs_strides) = _merged(shape, v0_stride, x, gs)
-    tables = _cpu().NO_TABLES if norm is None else _norm_cpu().tables(norm, shape[0])
+    tables = _cpu().NO_TABLES if norm is None else _cpu().tables(norm, shape[0])
     threads = torch.get_num_threads()
     sums = _cpu().backward(
         _kind(x, law, norm), law.detach, law.slope, x.data_ptr(), strides, tables, _pointer(v0), v0_stride, gs.data_ptr(),
@@ -330,9 +332,7 @@ def _cpu_backward(gs, gv_last, x, v0, v0_stride, gx, gv0, shape, law: Law, norm,
     )  # fmt: skip
     if norm is not None:
         gweight, gbias, gte = (a.numpy() for a in (*gnorm[:2], gx.new_empty(0) if gnorm[2] is None else gnorm[2]))
-        _norm_cpu().gradients(
-            sums, norm, of_input, x.data_ptr(), gx.data_ptr(), gx.numel(), gweight, gbias, gte, threads
-        )
+        _cpu().gradients(sums, norm, of_input, x.data_ptr(), gx.data_ptr(), gx.numel(), gweight, gbias, gte, threads)
 
 
 def _moments(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -340,13 +340,13 @@ def _moments(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     x = x.detach()[:1] if x.stride(0) == 0 else x.detach()
     mean, var = torch.empty_like(weight), torch.empty_like(weight)
     values = x.as_strided((x.numel(),), (1,)).numpy()
-    _norm_cpu().moments(values, mean.detach().numpy(), var.detach().numpy(), torch.get_num_threads())
+    _cpu().moments(values, mean.detach().numpy(), var.detach().numpy(), torch.get_num_threads())
     return mean, var
 
 
 def _norm(weight, bias, te, mean, var, eps):
     te = weight.new_empty(0) if te is None else te
-    return _norm_cpu().Parameters(*(a.detach().numpy() for a in (weight, bias, te, mean, var)), eps)
+    return _cpu().Parameters(*(a.detach().numpy() for a in (weight, bias, te, mean, var)), eps)
 
 
 def rehearse(*case) -> None:
@@ -366,13 +366,6 @@ def _cpu():
     from snn_repro.kernels import neuron_cpu
 
     return neuron_cpu
-
-
-@cache
-def _norm_cpu():
-    from snn_repro.kernels import norm_cpu
-
-    return norm_cpu
 
 
 @cache

@@ -1,7 +1,7 @@
 """What all networks are made of: the block of convolution, norm and neuron, time folded into the batch, two kinds of input."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from snn_repro.errors import UserError
 from snn_repro.kernels import choose
-from snn_repro.neurons import Setting
+from snn_repro.neurons import Neuron, Setting
 
 HEAD_INIT = Setting("torch", "initial weights of the classifier; null is torch's", choices=("torch", "normal01"))
 
@@ -123,19 +123,34 @@ class Dropout(nn.Module):
         return f"p={self.p}"
 
 
+def same_statistics(module: nn.Module) -> AbstractContextManager:
+    """Called before a forward pass: a context in which another one learns nothing twice. Batch norms do not update their
+    running statistics, and neurons start from what they started from."""
+    neurons = [m for m in module.modules() if isinstance(m, Neuron)]
+    return _repeat(module, [(m, [(b, b.clone()) for b in m.buffers(recurse=False)]) for m in neurons])
+
+
 @contextmanager
-def same_statistics(module: nn.Module) -> Iterator[None]:
-    """Run batch norms without another update of their running statistics."""
+def _repeat(module: nn.Module, neurons: list[tuple[Neuron, list[tuple[Tensor, Tensor]]]]) -> Iterator[None]:
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
     kept = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
+    now = [(buffer, buffer.clone()) for _, buffers in neurons for buffer, _ in buffers]
     try:
         for norm in norms:
             norm.momentum = 0.0
+        for neuron, buffers in neurons:
+            neuron.repeats = True
+            for buffer, before in buffers:
+                buffer.copy_(before)
         yield
     finally:
         for norm, (momentum, batches) in zip(norms, kept, strict=True):
             norm.momentum = momentum
             norm.num_batches_tracked.copy_(batches)
+        for neuron, _ in neurons:
+            neuron.repeats = False
+        for buffer, value in now:
+            buffer.copy_(value)
 
 
 def repeat_steps(x: Tensor, timesteps: int) -> Tensor:
@@ -160,3 +175,34 @@ def kaiming_fan_out(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+class AvgPool2d(nn.AvgPool2d):
+    """nn.AvgPool2d that keeps nothing for the backward pass: torch's keeps its input, of which it needs the sizes.
+
+    Same numbers, no second derivative.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> [N, C, H', W']."""
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return super().forward(x)
+        sizes = ([n, n] if isinstance(n, int) else [*n] for n in (self.kernel_size, self.stride, self.padding))
+        return _AvgPool.apply(x, *sizes, self.ceil_mode, self.count_include_pad, self.divisor_override)
+
+
+class _AvgPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, *settings):
+        ctx.shape, ctx.settings = x.shape, settings
+        last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        ctx.format = torch.channels_last if last else torch.contiguous_format
+        return F.avg_pool2d(x, *settings)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gy):
+        gx = torch.empty(ctx.shape, dtype=gy.dtype, device=gy.device, memory_format=ctx.format)
+        # Of the pool's input torch reads the sizes alone, and the place of the result has them.
+        torch.ops.aten.avg_pool2d_backward.grad_input(gy, gx, *ctx.settings, grad_input=gx)
+        return gx, *[None] * len(ctx.settings)

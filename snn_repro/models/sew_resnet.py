@@ -16,6 +16,7 @@ from snn_repro.errors import UserError
 from snn_repro.kernels.conv import Conv2d
 from snn_repro.models.blocks import (
     HEAD_INIT,
+    AvgPool2d,
     Block,
     SpikingNetwork,
     init_head,
@@ -26,7 +27,6 @@ from snn_repro.models.blocks import (
 )
 from snn_repro.models.networks import register_network
 from snn_repro.models.norms import NORM, norms
-from snn_repro.models.pooling import AvgPool2d
 from snn_repro.neurons import Setting, build_neuron
 
 NormOf = Callable[..., nn.Module]  # channels -> the norm behind a convolution

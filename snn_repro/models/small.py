@@ -6,10 +6,9 @@ from torch import Tensor, nn
 
 from snn_repro.errors import UserError
 from snn_repro.kernels.conv import Conv2d
-from snn_repro.models.blocks import SpikingNetwork, kaiming_fan_out, last, output_size, over_time
+from snn_repro.models.blocks import AvgPool2d, SpikingNetwork, kaiming_fan_out, last, output_size, over_time
 from snn_repro.models.networks import register_network
 from snn_repro.models.norms import NORM, norms
-from snn_repro.models.pooling import AvgPool2d
 from snn_repro.neurons import build_neuron
 
 

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from snn_repro.errors import UserError
 from snn_repro.kernels.conv import Conv2d
-from snn_repro.models.blocks import HEAD_INIT, SpikingNetwork, init_head, kaiming_fan_out, last, over_time
+from snn_repro.models.blocks import HEAD_INIT, AvgPool2d, SpikingNetwork, init_head, kaiming_fan_out, last, over_time
 from snn_repro.models.networks import register_network
 from snn_repro.models.norms import NORM, norms
-from snn_repro.models.pooling import AvgPool2d
 from snn_repro.neurons import Neuron, Setting, build_neuron
 
 POOL = "pool"

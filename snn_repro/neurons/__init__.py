@@ -13,6 +13,7 @@ from torch import nn
 from snn_repro import kernels
 from snn_repro.errors import UserError, nearest
 from snn_repro.kernels import BACKENDS, resolve_backend
+from snn_repro.neurons.initial import INITIAL_STATES, InitialState, register_initial
 from snn_repro.neurons.node import NEURONS, Neuron, initial_states, is_initial_state, register, settings
 from snn_repro.neurons.rates import firing_rates
 from snn_repro.neurons.surrogates import SURROGATES, register_surrogate
@@ -20,8 +21,8 @@ from snn_repro.registry import import_all
 from snn_repro.settings import Setting
 
 __all__ = [
-    "BACKENDS", "NEURONS", "SURROGATES", "Neuron", "Setting", "build_neuron", "firing_rates", "initial_states",
-    "is_initial_state", "register", "register_surrogate", "resolve_backend", "settings",
+    "BACKENDS", "INITIAL_STATES", "NEURONS", "SURROGATES", "InitialState", "Neuron", "Setting", "build_neuron", "firing_rates", "initial_states",
+    "is_initial_state", "register", "register_initial", "register_surrogate", "resolve_backend", "settings",
 ]  # fmt: skip
 
 import_all(__name__, __path__)
@@ -33,13 +34,14 @@ def build_neuron(
     """Build one spiking layer: x [T, B, *state_shape] -> spikes [T, B, *state_shape].
 
     name is "if", "lif", "leaky" or another of NEURONS; "if_imp" and so on stand for imp=True. With imp, state_shape (for
-    example (C, H, W)) is needed: the layer owns a parameter `imp` of that shape, drawn from U(*imp_init). timesteps is needed
-    by neurons with parameters for each time step (`wired`).
+    example (C, H, W)) is needed: the layer owns a parameter `imp` of that shape, drawn from U(*imp_init); imp is short for
+    initial="imp". timesteps is needed by neurons with parameters for each time step (`wired`).
 
     Overrides (None means the family's published value):
         v_threshold=1.0  reset="soft"|"hard"  v_reset=0.0 (hard reset only)  fire_at="ge"|"gt"  detach_reset
         surrogate="atan"|"sigmoid"|"triangle"|...  surrogate_width (its alpha, gamma, width or temperature)
-        imp_init=[low, high]  imp_trainable=True  tau=2.0 (lif, >= 1)  retain=0.25 (leaky, 0..1)
+        initial="zero"|"constant"|"half"|"random"|"imp"|"imp_channel"|"imp_layer"|"mp_init" (see initial.py)
+        initial_value=0.5 (constant)  imp_init=[low, high]  imp_trainable=True  tau=2.0 (lif, >= 1)  retain=0.25 (leaky, 0..1)
         decay_input=True (lif; False takes the input at full weight: h = (1 - 1/tau) v + x)
         backend="auto"|"torch"|"cpu"|"triton"|"spikingjelly": who computes it (see kernels); changes roundings only
     A family that has no tau, decay_input or retain accepts only their defaults, so that a value without effect is noticed.
@@ -60,22 +62,29 @@ def build_neuron(
     if cls.wired and timesteps is None:
         raise UserError(f"'{family}' has parameters for each time step and needs timesteps=T")
     values = NEURONS.checked(family, overrides)
+    if imp and values["initial"] not in ("zero", "imp"):
+        raise UserError(
+            f"neuron.imp=true and neuron.initial={values['initial']} both say where a neuron starts; leave imp out"
+        )
+    if imp:
+        values["initial"] = "imp"
     if values.get("reset") == "soft" and values["v_reset"] != 0:
         raise UserError(
             f"neuron.v_reset={values['v_reset']} has no meaning with reset='soft'; use reset='hard' or leave it 0"
         )
     if values.get("v_reset", 0) >= values["v_threshold"]:
         raise UserError(f"neuron.v_reset={values['v_reset']} must be below v_threshold={values['v_threshold']}")
-    start = _draw_imp(imp, state_shape, *values.get("imp_init", (0.0, 0.0)))
+    initial = INITIAL_STATES[values.get("initial", "zero")]
+    start = _draw_imp(initial, state_shape, *values.get("imp_init", (0.0, 0.0)))
     parameter = None if start is None else nn.Parameter(start, requires_grad=values["imp_trainable"])
     neuron = cls(imp=parameter, timesteps=timesteps, state_shape=state_shape and tuple(state_shape), **values)
     kernels.check(neuron, family)
     return neuron
 
 
-def _draw_imp(imp: bool, state_shape, low: float, high: float) -> torch.Tensor | None:
+def _draw_imp(initial: type[InitialState], state_shape, low: float, high: float) -> torch.Tensor | None:
     seed = int(torch.randint(2**62, (), device="cpu"))
-    if not imp:
+    if initial.learned_shape((1,)) is None:
         return None
     if state_shape is None:
         raise UserError("neuron.imp=true needs state_shape, for example (C, H, W): IMP is one value a neuron")
@@ -83,5 +92,5 @@ def _draw_imp(imp: bool, state_shape, low: float, high: float) -> torch.Tensor |
     if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
         raise UserError(f"state_shape={state_shape!r} must hold positive integers, for example (64, 32, 32)")
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    values = torch.empty(shape, device="cpu").uniform_(low, high, generator=generator)
+    values = torch.empty(initial.learned_shape(shape), device="cpu").uniform_(low, high, generator=generator)
     return values.to(torch.get_default_device())

@@ -5,15 +5,16 @@ Each step charges, fires and resets, in this order (x[t] input, v potential, h p
     fire     s[t] = step(h[t] - v_threshold)
     reset    soft:   v[t] = h[t] - v_threshold * s[t]
              hard:   v[t] = h[t] * (1 - s[t]) + v_reset * s[t]
-v[-1] is the initial membrane potential: learned (IMP) or 0.
+v[-1] is the initial membrane potential: learned (IMP), 0 or another of `initial.py`.
 
 Neurons are spikingjelly nodes, so that its monitors, counters and NIR exchange know them. Unlike its own they carry no state
 from call to call: every forward over [T, B, ...] starts from the initial potential, and `v` merely shows where the last
 forward ended. There is nothing for a caller to reset.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from spikingjelly.activation_based.neuron import BaseNode
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from snn_repro import kernels
 from snn_repro.errors import UserError
 from snn_repro.kernels import neuron as fused
+from snn_repro.neurons.initial import INITIAL_STATES
 from snn_repro.neurons.surrogates import SURROGATES, Spike
 from snn_repro.registry import NEURONS
 from snn_repro.settings import Setting, shared
@@ -34,14 +36,16 @@ SHARED = {
     "detach_reset": Setting(False, "leave the reset out of the backward pass"),
     "surrogate": Setting("atan", "surrogate gradient of the spike", choices=SURROGATES),
     "surrogate_width": Setting(None, "the surrogate's own width: alpha (atan 2, sigmoid 4), gamma (triangle 1), width (rectangle 1), b (dspike 3); null takes these", above=0),
-    "imp_init": Setting((0.4, 0.6), "IMP starts uniform in [low, high]"),
+    "initial": Setting("zero", "initial membrane potential; imp: learned, one value a neuron", choices=INITIAL_STATES),
+    "initial_value": Setting(0.5, "the potential that initial=constant starts from"),
+    "imp_init": Setting((0.4, 0.6), "IMP starts uniform in [low, high]; initial=random draws from it"),
     "imp_trainable": Setting(True, "false leaves IMP at its random start, as several published rows did"),
     "backend": Setting("auto", "who computes it; changes roundings only", choices=kernels.BACKENDS),
 }  # fmt: skip
 settings = partial(shared, SHARED)  # settings({setting: published default, ...}, without=(), own=Setting(...))
 _STEPS = {"begin", "charge", "fire", "reset_potential", "steps"}
 # What has no meaning for a neuron whose potential does not last from step to step.
-STATEFUL = ("reset", "v_reset", "detach_reset", "imp_init", "imp_trainable")
+STATEFUL = ("reset", "v_reset", "detach_reset", "initial", "initial_value", "imp_init", "imp_trainable")
 
 
 def register(name: str):
@@ -59,15 +63,16 @@ def register(name: str):
 class Neuron(BaseNode):
     """A spiking layer: x [T, B, ...] -> spikes [T, B, ...]. A family overrides `charge`, and what else differs.
 
-    settings: name -> Setting; a family's own become attributes. imp [...] holds one initial potential a neuron, no batch
-    axis; None means that the layer starts from 0. Parameters of a family's own are not decayed but for those in `decayed`.
+    settings: name -> Setting; a family's own become attributes. `initial` says from which potential it starts; where that is
+    learned, `imp` [...] holds one value a neuron (or with axes of size 1 one a channel or layer), no batch axis. Parameters
+    of a family's own are not decayed but for those in `decayed`.
     timesteps and state_shape are those it was built for, None where nobody said. A module of a network with a schedule
     over epochs has `begin_epoch(epoch, epochs)`, which training calls before the first batch of each epoch.
     """
 
     family: str
     settings = settings({})
-    initial = ("imp",)  # parameters that are an initial state
+    initial_parameters = ("imp",)  # those that are an initial state
     decayed: tuple[str, ...] = ()
     # hears (layer, h, s) of all steps, each a list of T [B, ...], after every forward; nothing is kept for it
     watch: Callable[["Neuron", list[Tensor], list[Tensor]], None] | None = None
@@ -77,8 +82,9 @@ class Neuron(BaseNode):
 
     def __init__(
         self, *, imp: nn.Parameter | None = None, v_threshold=1.0, reset="soft", v_reset=0.0, fire_at="ge",
-        detach_reset=False, surrogate="atan", surrogate_width=None, backend="auto", imp_init=None, imp_trainable=True,
-        timesteps: int | None = None, state_shape: tuple[int, ...] | None = None, **own,
+        detach_reset=False, surrogate="atan", surrogate_width=None, backend="auto", initial=None, initial_value=0.5,
+        imp_init=(0.4, 0.6), imp_trainable=True, timesteps: int | None = None, state_shape: tuple[int, ...] | None = None,
+        **own,
     ):  # fmt: skip
         spike = Spike(surrogate, surrogate_width, fire_at)
         super().__init__(
@@ -89,6 +95,14 @@ class Neuron(BaseNode):
         for key, value in own.items():  # spikingjelly itself refuses tau = 1, the limit of a neuron without memory
             setattr(self, key, value)
         self.register_parameter("imp", imp)
+        self.initial, self.initial_value, self.imp_init = (
+            initial or ("zero" if imp is None else "imp"),
+            initial_value,
+            imp_init,
+        )
+        self.initial_state = INITIAL_STATES[self.initial]()
+        self.initial_state.attach(self)
+        self.repeats = False  # while the backward pass runs a forward pass again: it learns nothing twice
         # spikingjelly starts a hard-reset node at v_reset; without IMP ours starts from 0 under any reset.
         self.set_reset_value("v", 0.0)
         self.v = 0.0
@@ -98,6 +112,11 @@ class Neuron(BaseNode):
         # A kernel stands for the class that names it: whoever changes a step behind it has none until it names one again.
         last = next(c for c in cls.__mro__ if "kernel" in vars(c) or _STEPS & vars(c).keys())
         cls._kernel_is_right = "kernel" in vars(last)
+
+    @classmethod
+    def states(cls, settings: Mapping[str, Any], timesteps: int) -> int:
+        """Numbers that one neuron with these settings keeps from step to step."""
+        return 1
 
     # ---------------------------------------------------------------- the state equation
 
@@ -210,13 +229,15 @@ class Neuron(BaseNode):
                 f"{len(x_seq)} time steps; use the same timesteps or another neuron."
             )
         imp = self._parameters["imp"]
-        if imp is not None and x_seq.shape[2:] != imp.shape:
+        if imp is not None and x_seq.shape[2:] != imp.shape and not _fits(imp.shape, x_seq.shape[2:], self.initial):
             raise UserError(
                 f"This '{self.family}' layer has one IMP value for each of {list(imp.shape)} neurons, "
                 f"but its input [T, B, ...] is {list(x_seq.shape)}; build the network for this input shape."
             )
-        spikes, v, v_seq = self.update(x_seq, imp, norm, timesteps)
+        spikes, v, v_seq = self.update(x_seq, self.initial_state.potential(self, x_seq), norm, timesteps)
         self.v = v.detach()
+        if self.training and not self.repeats:
+            self.initial_state.learn(self, spikes, self.v)
         if v_seq is not None or self.v_seq is not None:
             self.v_seq = None if v_seq is None else v_seq.detach()
         return spikes
@@ -225,7 +246,7 @@ class Neuron(BaseNode):
 
     def parameter_kind(self, name: str) -> str:
         """What a parameter of its own is to an optimiser: `imp`, `neuron` (never decayed) or `weight`."""
-        return "imp" if name in self.initial else "weight" if name in self.decayed else "neuron"
+        return "imp" if name in self.initial_parameters else "weight" if name in self.decayed else "neuron"
 
     def supported_step_mode(self) -> tuple[str, ...]:
         return ("m",)
@@ -235,7 +256,8 @@ class Neuron(BaseNode):
     def materialize_states(self, inputs, states, step_mode):
         x, v = inputs[0], states[0]
         if not isinstance(v, Tensor):
-            v = torch.zeros((), dtype=x.dtype, device=x.device) if self.imp is None else self.imp
+            v = self.initial_state.potential(self, x if step_mode == "m" else x.unsqueeze(0))
+            v = torch.zeros((), dtype=x.dtype, device=x.device) if v is None else v
         return (v.expand(x.shape[1:] if step_mode == "m" else x.shape),)
 
     def single_step_functional_forward(self, inputs, states, **kwargs):
@@ -251,7 +273,14 @@ class Neuron(BaseNode):
     def extra_repr(self) -> str:
         text = super().extra_repr()
         own = [f"{key}={getattr(self, key)}" for key in self.settings if key not in SHARED and f" {key}=" not in text]
-        return ", ".join([text, *own, f"imp={None if self.imp is None else list(self.imp.shape)}"])
+        return ", ".join(
+            [text, *own, f"initial={self.initial}", f"imp={None if self.imp is None else list(self.imp.shape)}"]
+        )
+
+
+def _fits(imp: torch.Size, neurons: torch.Size, initial: str) -> bool:
+    """Whether values shared by a channel or layer go with neurons of this shape."""
+    return imp == INITIAL_STATES[initial].learned_shape(tuple(neurons))
 
 
 def initial_states(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -267,4 +296,4 @@ def initial_states(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def is_initial_state(name: str) -> bool:
     """Whether a name in a checkpoint is that of an initial state of some neuron."""
-    return any(name.rsplit(".", 1)[-1] in cls.initial for cls in NEURONS.values())
+    return any(name.rsplit(".", 1)[-1] in cls.initial_parameters for cls in NEURONS.values())

@@ -13,7 +13,7 @@ from snn_repro.runs.folder import RunResult
 
 MACHINE = ("threads", "processes")  # no key of a configuration, yet sums are added in another order
 RECORDED = ("images_per_statistic", "data")  # facts that older runs did not record: None
-WHAT_A_METHOD_CHANGES = ("name", "paper_row", "seed", "neuron.imp", "recipe.imp_", "loss.")
+WHAT_A_METHOD_CHANGES = ("name", "paper_row", "seed", "neuron.imp", "neuron.initial", "recipe.imp_", "loss.")
 
 # ---------------------------------------------------------------- notes for below a table
 

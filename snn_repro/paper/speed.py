@@ -104,7 +104,7 @@ def measure(config: Config, device: "torch.device") -> tuple[float, float]:
         steps, batch = config.timesteps, min(ON_A_GPU, config.recipe.batch_size)
     else:  # its time grows with pixels, samples and steps alike: one step of few samples will do
         steps, batch = 1, min(32, max(2, 224 * 224 // (shape[1] * shape[2])))
-    neuron = options(config.neuron, "imp_lr", "imp_weight_decay") | {"imp": False}
+    neuron = options(config.neuron, "imp_lr", "imp_weight_decay") | {"imp": False, "initial": "zero"}
     model_options = options(config.model, "name", "weights")
     if not gpu:
         model_options["conv_backend"] = "dense"  # what is sparse in a trained network is not known

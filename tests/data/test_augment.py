@@ -7,26 +7,26 @@ from PIL import Image
 from torchvision.transforms import functional as TF
 
 from snn_repro.config import AugmentConfig
-from snn_repro.data.augment import (
-    NDA,
-    EventPolicy,
-    Mix,
-    Normalize,
-    RandomCrop,
-    RandomFlip,
-    eval_sample_transform,
-    event_drop,
-    frame_transforms,
-    image_transforms,
-    sample_transform,
-)
+from snn_repro.data.augment import Normalize, batch_transforms, eval_sample_transform, sample_transform
+from snn_repro.data.augment.crop import RandomCrop
+from snn_repro.data.augment.event_policy import EventPolicy
+from snn_repro.data.augment.eventdrop import EventDrop
+from snn_repro.data.augment.flip import RandomFlip
+from snn_repro.data.augment.mix import Mix
+from snn_repro.data.augment.nda import NDA
 from snn_repro.data.batches import make_generator
 from snn_repro.data.events import Events
 from snn_repro.data.sets import SETS
+from snn_repro.registry import AUGMENTATIONS
 
 
 def frames(t=3, b=6, h=20, w=24, seed=0):
     return torch.randint(1, 9, (t, b, 2, h, w), generator=make_generator(seed)).float()
+
+
+def keys(**values):
+    """A configuration's augmentations: those given, all else at its default."""
+    return AugmentConfig({k: s.default for k, s in AUGMENTATIONS.all_settings().items()} | values)
 
 
 LABELS = torch.arange(6)
@@ -171,32 +171,35 @@ def test_event_drop_only_drops():
     sizes = set()
     for seed in range(30):
         np.random.seed(seed)
-        kept = event_drop(events, (20, 30))
+        kept = EventDrop().apply(events, (20, 30))
         np.random.seed(seed)
-        again = event_drop(events, (20, 30))
+        again = EventDrop().apply(events, (20, 30))
         assert all(np.array_equal(a, b) for a, b in zip(kept, again, strict=True))
         assert 0 < len(kept.t) <= n and kept.t.dtype == np.int64 and kept.p.dtype == np.uint8
         sizes.add(len(kept.t))
     assert n in sizes and len(sizes) > 10
     empty = Events(*(a[:0] for a in events))
-    assert len(event_drop(empty, (20, 30)).t) == 0
+    assert len(EventDrop().apply(empty, (20, 30)).t) == 0
 
 
 def test_order_of_the_composed_transforms():
-    augment = AugmentConfig(crop_padding=4, flip=0.5, event_policy=True, mixup=0.5, cutmix=1.0)
-    names = [type(t).__name__ for t in frame_transforms(augment, 10)]
-    assert names == ["RandomCrop", "RandomFlip", "EventPolicy", "Mix"]
-    assert frame_transforms(AugmentConfig(nda=True), 101, SETS["ncaltech101"].nda)[0].shift == 3
+    def names(augment, dataset, *more):
+        return [type(t).__name__ for t in batch_transforms(augment, SETS[dataset], *more)]
+
+    augment = keys(crop_padding=4, flip=0.5, event_policy=True, mixup=0.5, cutmix=1.0)
+    assert names(augment, "cifar10_dvs") == ["RandomCrop", "RandomFlip", "EventPolicy", "Mix"]
+    assert batch_transforms(keys(nda=True), SETS["ncaltech101"])[0].shift == 3
     normalize = Normalize([0], [1])
-    names = [type(t).__name__ for t in image_transforms(AugmentConfig(crop_padding=4, flip=0.5), 10, normalize)]
-    assert names == ["RandomCrop", "RandomFlip", "Normalize"]
-    pil = AugmentConfig(crop_padding=4, flip=0.5, randaugment_ops=2, mixup=0.1)
-    assert [type(t).__name__ for t in image_transforms(pil, 10, normalize)] == ["Normalize", "Mix"]
+    assert names(keys(crop_padding=4, flip=0.5), "cifar10", normalize) == [
+        "RandomCrop", "RandomFlip", "Normalize",
+    ]  # fmt: skip
+    pil = keys(crop_padding=4, flip=0.5, randaugment_ops=2, mixup=0.1)
+    assert names(pil, "cifar10", normalize, True) == ["Normalize", "Mix"]
 
 
 def test_randaugment_is_timms_increasing_one():
-    augment = AugmentConfig(rrc_min_area=0.875, flip=0.5, randaugment_ops=2, randaugment_level=7)
-    transform = sample_transform(augment, 32, [125.3, 123.0, 113.9])
+    augment = keys(rrc_min_area=0.875, flip=0.5, randaugment_ops=2, randaugment_level=7)
+    transform = sample_transform(augment, SETS["cifar10"], 32, [125.3, 123.0, 113.9])
     policy = transform.transforms[2]
     assert len(policy.ops) == 15 and policy.num_layers == 2
     assert {(op.prob, op.magnitude, op.magnitude_std) for op in policy.ops} == {(0.5, 7, 0.5)}
@@ -208,5 +211,5 @@ def test_randaugment_is_timms_increasing_one():
 
 def test_imagenet_test_transform():
     image = Image.fromarray(np.random.RandomState(0).randint(0, 255, (300, 400, 3), np.uint8))
-    out = eval_sample_transform(AugmentConfig(test_resize=236), 224)(image)
+    out = eval_sample_transform(keys(test_resize=236), 224)(image)
     assert out.shape == (3, 224, 224)

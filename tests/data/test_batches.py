@@ -112,24 +112,23 @@ def test_a_shuffled_epoch_is_a_permutation():
 
 def test_repeated_augmentation_has_adjacent_copies_of_a_third_of_the_images():
     """50,000 draws of 16,667 different images, three copies next to each other, 196 batches of 256."""
-    _, indices = epoch_order(50_000, seed=0, epoch=0, shuffle=True, repeats=3)
+    indices = epoch_order(50_000, seed=0, epoch=0, shuffle=True, repeats=3)
     assert len(indices) == 50_000 and len(indices.unique()) == 16_667
     copies = indices[: 16_666 * 3].view(-1, 3)
     assert (copies == copies[:, :1]).all()
     batches = MemoryBatches(torch.zeros(50_000, 1, 1, 1), torch.zeros(50_000), 256, shuffle=True, repeats=3)
     assert len(batches) == 196
-    by_rank = [epoch_order(50_000, 0, 0, True, 3, rank, 3)[1] for rank in range(3)]
+    by_rank = [epoch_order(50_000, 0, 0, True, 3, 3)[rank::3] for rank in range(3)]
     assert torch.equal(by_rank[0][:16_666], by_rank[1][:16_666])  # one copy on each of three processes
 
 
 @pytest.mark.parametrize("world", [2, 3, 5])
 def test_ranks_share_an_epoch(world):
-    shuffled = [epoch_order(N, 0, 1, True, rank=r, world=world)[1] for r in range(world)]
+    shuffled = [epoch_order(N, 0, 1, True, world=world)[r::world] for r in range(world)]
     assert len({len(s) for s in shuffled}) == 1
     assert set(torch.cat(shuffled).tolist()) == set(range(N))
-    plain = torch.cat([epoch_order(N, 0, 1, False, rank=r, world=world)[1] for r in range(world)])
-    assert sorted(plain.tolist()) == list(range(N))
-    parts = [MemoryBatches(IMAGES, TARGETS, 4, seed=0, rank=r, world=world) for r in range(world)]
+    assert epoch_order(N, 0, 1, False, world=world).tolist() == list(range(N))
+    parts = [MemoryBatches(IMAGES, TARGETS, 4, seed=0).shard(r, world) for r in range(world)]
     assert sum(p.n_samples for p in parts) == N
 
 

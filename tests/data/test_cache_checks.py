@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures import encode_aedat2, encode_aedat3, write_cifar10_dvs, write_dvs_gesture
+from fixtures import encode_aedat2, encode_aedat3, open_cache, verify_cache, write_cifar10_dvs, write_dvs_gesture
 
 from snn_repro.config import load_config
 from snn_repro.data import build_data
 from snn_repro.data import prepare as module
-from snn_repro.data.batches import MemoryBatches
+from snn_repro.data.batches import MemoryBatches, RowCheck
 from snn_repro.data.events import Events
-from snn_repro.data.prepare import RowCheck, open_cache, prepare, verify_cache
+from snn_repro.data.prepare import prepare
 from snn_repro.data.recordings import find_recordings
 from snn_repro.data.sets import SETS
 from snn_repro.data.splits import named_split, sha256_of_names

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures import write_cifar10_dvs, write_dvs_gesture, write_ncaltech101
+from fixtures import open_cache, write_cifar10_dvs, write_dvs_gesture, write_ncaltech101
 
 from snn_repro.data.archives import close_archives
 from snn_repro.data.events import integrate
-from snn_repro.data.prepare import open_cache, prepare
+from snn_repro.data.prepare import prepare
 from snn_repro.data.recordings import find_recordings
 from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError

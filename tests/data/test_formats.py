@@ -412,7 +412,7 @@ def test_a_malicious_pickle_is_taken_apart_and_never_run(tmp_path):
 def test_cifar_refuses(tmp_path):
     images = np.zeros((3, 3, 32, 32), np.uint8)
     good = fixtures.encode_cifar_batch(images, np.array([1, 2, 3]))
-    label_key, data_key = good.index(b"U\x06labels"), good.index(b"U\x04data")
+    label_key = good.index(b"U\x06labels")
     refused(read_cifar_batch, good[:-1], len(good) - 1, "damaged or breaks off")
     refused(read_cifar_batch, good[:500], 500, "damaged or breaks off")
     refused(read_cifar_batch, good + b"\0", len(good) - 1, "ends here, 1 bytes before the file")
@@ -423,7 +423,12 @@ def test_cifar_refuses(tmp_path):
     refused(read_cifar_batch, fixtures.encode_cifar_batch(images, np.array([1, 2])), label_key, "3 whole numbers")
     short = fixtures.encode_cifar_batch(images, np.array([1, 2, 3])).replace(b"M\x00\x0c", b"M\x01\x0c")
     short = short.replace(b"J\x00\x0c\x00\x00", b"J\x01\x0c\x00\x00")
-    refused(read_cifar_batch, short, data_key, "no whole uint8 array")
+    refused(read_cifar_batch, short, short.index(b"U\tfilenames"), "damaged .cannot reshape array of size 9216 into")
+    wide = pickle.dumps({"data": np.zeros((3, 3072), np.uint16), "labels": [1, 2, 3]}, 4)
+    refused(read_cifar_batch, wide, wide.index(b"\x8c\x04data"), "no whole uint8 array")
+    objects = pickle.dumps({"data": np.zeros((3, 3072), object), "labels": [1, 2, 3]}, 4)
+    with pytest.raises(FormatError, match="numbers of type O8?, which no CIFAR file needs"):
+        read_cifar_batch(objects)
     memo = b"\x80\x02}r\xff\xff\xff\x7f."  # would make the unpickler clear 32 GiB
     refused(read_cifar_batch, memo, 3, "memo index 2147483647")
     huge = b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"abc."

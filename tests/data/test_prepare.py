@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fixtures import encode_aedat2, write_cifar10_dvs, write_dvs_gesture, write_ncaltech101
+from fixtures import encode_aedat2, open_cache, verify_cache, write_cifar10_dvs, write_dvs_gesture, write_ncaltech101
 from torchvision.transforms.functional import resize
 
 from snn_repro.config import load_config
 from snn_repro.data import build_data
 from snn_repro.data import prepare as module
 from snn_repro.data.events import Events, integrate
-from snn_repro.data.prepare import open_cache, prepare
+from snn_repro.data.prepare import prepare
 from snn_repro.data.recordings import find_recordings
 from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError
@@ -131,6 +131,24 @@ def test_large_counts_widen_the_cache_and_lose_nothing(tmp_path):
     run("cifar10_dvs", tmp_path / "raw", tmp_path / "cache", timesteps=1, frame_size=128)
     cache = open_cache("cifar10_dvs", tmp_path / "cache", 1, frame_size=128)
     assert cache.frames.dtype == np.float32 and cache.frames.max() == 66_000
+
+
+def test_rows_noted_before_the_cache_was_widened_are_not_read_again(tmp_path):
+    written = write_cifar10_dvs(tmp_path / "raw", classes=("cat",))
+    first, *_, last = sorted(written)
+    written[last] = hot(900, 256)
+    good = (tmp_path / "raw" / first).read_bytes()
+    (tmp_path / "raw" / last).write_bytes(encode_aedat2(written[last]))
+    (tmp_path / "raw" / first).write_bytes(b"bad")
+    with pytest.raises(DataError):
+        run("cifar10_dvs", tmp_path / "raw", tmp_path / "cache", timesteps=1)
+    assert (tmp_path / "cache/cifar10_dvs/T1-number.partial/frames.uint16.npy").is_file()
+    (tmp_path / "raw" / first).write_bytes(good)
+    assert run("cifar10_dvs", tmp_path / "raw", tmp_path / "cache", timesteps=1).read == 1
+    cache, bad = verify_cache("cifar10_dvs", tmp_path / "cache", 1)
+    assert not bad and cache.frames.dtype == np.uint16
+    for i, name in enumerate(cache.names):
+        assert np.array_equal(cache.frames[i], integrate(written[name], 1, (128, 128)))
 
 
 # ------------------------------------------------------------------ bad files
@@ -295,7 +313,7 @@ def test_killed_runs_leave_no_process_and_end_in_the_same_cache(tmp_path, kills)
 
 
 @pytest.mark.parametrize("bad", [False, True])
-@pytest.mark.parametrize("step", ["_save", "_publish", "rename"])
+@pytest.mark.parametrize("step", ["write_text", "_publish", "rename"])
 def test_stopped_while_finishing(tmp_path, monkeypatch, step, bad):
     """At each step of finishing: what was read is not read again, and the cache comes out whole."""
     written = write_cifar10_dvs(tmp_path / "raw")
@@ -513,7 +531,7 @@ def test_eventdrop_on_a_compressed_tar_is_refused(tmp_path):
         f"cache_dir={tmp_path / 'cache'}",
         f"data_dir={tmp_path / 'raw'}",
     ]
-    with pytest.raises(UserError, match="augment.eventdrop=true reads single recordings"):
+    with pytest.raises(UserError, match="augment.eventdrop reads single recordings"):
         build_data(load_config([*options, "augment.eventdrop=true"]))
 
 

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from snn_repro.data.augment import NDA, EventPolicy, Mix, Normalize, RandomCrop, RandomFlip, SmoothLabels
+from snn_repro.data.augment import Normalize
+from snn_repro.data.augment.crop import RandomCrop
+from snn_repro.data.augment.event_policy import EventPolicy
+from snn_repro.data.augment.flip import RandomFlip
+from snn_repro.data.augment.mix import Mix
+from snn_repro.data.augment.nda import NDA
+from snn_repro.data.augment.smooth_labels import SmoothLabels
 from snn_repro.data.batches import LoaderBatches, MemoryBatches, make_generator
 
 N, BATCH = 31, 12  # batches of 12, 12 and 7

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from snn_repro.errors import UserError
-from snn_repro.kernels import Affine, choose, norm_cpu
+from snn_repro.kernels import Affine, choose, neuron_cpu
 from snn_repro.models import build_model
 from snn_repro.models.blocks import Block
 from snn_repro.models.norms import BN, TEBN, GestureTEBN
@@ -176,7 +176,7 @@ def test_moments_far_from_zero_and_of_constants():
     x[:, 3] = 5.5
     for rows in (1, 2, 63, 64, 129, 5000):
         mean, var = np.empty(7), np.empty(7)
-        norm_cpu.moments(x[:rows].ravel(), mean, var, 1)
+        neuron_cpu.moments(x[:rows].ravel(), mean, var, 1)
         wide = x[:rows].astype(float)
         np.testing.assert_allclose(mean, wide.mean(0), rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(var, wide.var(0), rtol=1e-5, atol=1e-12)

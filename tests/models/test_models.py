@@ -15,8 +15,8 @@ from torch import nn
 from snn_repro.errors import UserError
 from snn_repro.losses import build_loss
 from snn_repro.models import MODELS, build_model, count_parameters
+from snn_repro.models.blocks import AvgPool2d
 from snn_repro.models.norms import NORMS
-from snn_repro.models.pooling import AvgPool2d
 from snn_repro.neurons import firing_rates
 
 GOLDEN_DIR = Path(__file__).parents[1] / "golden"

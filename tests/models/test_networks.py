@@ -14,9 +14,8 @@ from torch import nn
 from snn_repro.config import CONF_DIR
 from snn_repro.errors import UserError
 from snn_repro.models import MODELS, build_model, count_parameters
-from snn_repro.models.blocks import Dropout
+from snn_repro.models.blocks import AvgPool2d, Dropout
 from snn_repro.models.norms import NORMS
-from snn_repro.models.pooling import AvgPool2d
 from snn_repro.models.resnet import BasicBlock
 from snn_repro.models.tcja import TCJA
 from snn_repro.models.wide_7b import Stage

@@ -11,7 +11,6 @@ from all_rows import NAMES, rows
 
 from snn_repro.config import (
     CONF_DIR,
-    AugmentConfig,
     ConfigError,
     differing,
     frame_shape,
@@ -19,11 +18,13 @@ from snn_repro.config import (
     load_config,
     sweep_jobs,
 )
-from snn_repro.data.augment import SmoothLabels, frame_transforms
+from snn_repro.data.augment import batch_transforms
+from snn_repro.data.augment.smooth_labels import SmoothLabels
 from snn_repro.data.sets import SETS
 from snn_repro.models import build_model, count_parameters
 from snn_repro.neurons import build_neuron
 from snn_repro.optim import build_schedule, lr_factor, parameter_groups
+from snn_repro.registry import AUGMENTATIONS
 from snn_repro.train import options
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -234,7 +235,8 @@ def test_losses(name):
 
 def test_augmentation():
     def of(name):
-        return {k: v for k, v in vars(rows()[name].augment).items() if v != getattr(AugmentConfig(), k)}
+        defaults = AUGMENTATIONS.all_settings()
+        return {k: v for k, v in rows()[name].augment.own.items() if v != defaults[k].default}
 
     randaugment = dict(rrc_min_area=0.875, flip=0.5, randaugment_ops=2)
     policy = dict(flip=0.5, event_policy=True)
@@ -414,7 +416,7 @@ def test_sweeps_over_rows():
 
 def test_labels_are_smoothed_after_mixing():
     augment = load_config(["experiment=table1_dvs_gesture_sdt"]).augment
-    assert [type(t).__name__ for t in frame_transforms(augment, 11)][-2:] == ["Mix", "SmoothLabels"]
+    assert [type(t).__name__ for t in batch_transforms(augment, SETS["dvs_gesture"])][-2:] == ["Mix", "SmoothLabels"]
     x, generator = torch.zeros(2, 3, 4, 4), torch.Generator()
     _, target = SmoothLabels(4, 0.1)(x, torch.tensor([0, 3]), generator)
     assert torch.allclose(target[0], torch.tensor([0.925, 0.025, 0.025, 0.025]))

@@ -14,7 +14,7 @@ class CIFAR10(ImageSet):
     expected = "cifar-10-python.tar.gz, or the folder cifar-10-batches-py that it unpacks to"
     published = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
-    def read(self, place):
+    def read(self, path):
         from snn_repro.data.formats import read_cifar10
 
-        return read_cifar10(place)
+        return read_cifar10(path)

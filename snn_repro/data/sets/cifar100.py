@@ -14,7 +14,7 @@ class CIFAR100(ImageSet):
     expected = "cifar-100-python.tar.gz, or the folder cifar-100-python that it unpacks to"
     published = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
-    def read(self, place):
+    def read(self, path):
         from snn_repro.data.formats import read_cifar100
 
-        return read_cifar100(place)
+        return read_cifar100(path)

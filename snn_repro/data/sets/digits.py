@@ -38,10 +38,10 @@ def _table() -> np.ndarray:
     """uint8 [1797, 65]: 64 pixels in 0..16 and the label of each digit."""
     import numpy as np
 
-    found = find_spec("sklearn")
-    if found is None:
+    package = find_spec("sklearn")
+    if package is None or not package.submodule_search_locations:
         raise DataError("the digits come with scikit-learn, which is not installed; pip install scikit-learn")
-    file = Path(found.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
+    file = Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
     try:
         with gzip.open(file, "rt") as lines:
             return np.array([line.split(",") for line in lines], dtype=np.uint8)

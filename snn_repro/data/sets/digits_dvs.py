@@ -42,7 +42,7 @@ class DigitsDVS(DataSet):
 
     def build(self, cfg):
         """Frames of emulated events, counts; all digits are recorded, so that one cache file does for every run."""
-        from snn_repro.data.augment import frame_transforms
+        from snn_repro.data.augment import batch_transforms
         from snn_repro.data.batches import Part, assemble
         from snn_repro.data.splits import split_parts
 
@@ -50,4 +50,4 @@ class DigitsDVS(DataSet):
         labels, (train, test) = digits.load_digits()[1], digits.train_test()
         train, val, split = split_parts(cfg, train, test, labels, digits.sample_names(test), split="fixed")
         parts = [Part(frames, labels, rows) for rows in (train, val, test)]
-        return assemble(cfg, self, *parts, split, frame_transforms(cfg.augment, self.num_classes))
+        return assemble(cfg, self, parts, split, batch_transforms(cfg.augment, self))

@@ -36,10 +36,10 @@ class DVSGesture(EventSet):
 
         if LISTS[0] in children:
             return [children[LISTS[0]].parent]
-        place = either(children, "DvsGesture")
-        if place is not None and place.is_dir():
-            return [place] if (place / LISTS[0]).is_file() else []
-        return [place] if place else []
+        path = either(children, "DvsGesture")
+        if path is not None and path.is_dir():
+            return [path] if (path / LISTS[0]).is_file() else []
+        return [path] if path else []
 
     def listing(self, files):
         from snn_repro.data.archives import read_all

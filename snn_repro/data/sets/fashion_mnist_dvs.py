@@ -23,7 +23,7 @@ class FashionMNISTDVS(DataSet):
         """Frames of emulated events, counts; only the images that the run uses are recorded."""
         import numpy as np
 
-        from snn_repro.data.augment import frame_transforms
+        from snn_repro.data.augment import batch_transforms
         from snn_repro.data.batches import Part, assemble
         from snn_repro.data.emulator import FASHION_CAMERA, emulated_frames
         from snn_repro.data.splits import split_parts
@@ -39,4 +39,4 @@ class FashionMNISTDVS(DataSet):
         )  # fmt: skip
         held = np.searchsorted(rows, train), np.searchsorted(rows, val), np.arange(len(rows) - len(x_test), len(rows))
         parts = [Part(frames, y[rows], at) for at in held]
-        return assemble(cfg, self, *parts, split, frame_transforms(cfg.augment, self.num_classes))
+        return assemble(cfg, self, parts, split, batch_transforms(cfg.augment, self))

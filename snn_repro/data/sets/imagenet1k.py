@@ -10,9 +10,9 @@ from snn_repro.data.images import ImageFolders
 @register("imagenet1k")
 class ImageNet1k(ImageFolders):
     shape, num_classes = (3, 224, 224), 1000
-    samples = 1_281_167, 50_000
+    samples: tuple[int | None, int | None] = (1_281_167, 50_000)
     statistics = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
-    folders = ("imagenet1k", "imagenet", "ILSVRC2012", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
+    folders: tuple[str, ...] = ("imagenet1k", "imagenet", "ILSVRC2012", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
     published = "https://www.image-net.org/download.php"
 
     @property

@@ -38,9 +38,9 @@ class NCaltech101(EventSet):
     def find(self, children):
         from snn_repro.data.archives import children_of, either
 
-        place = either(children, "Caltech101")
-        if place is not None and (not place.is_dir() or self._class_folders(children_of(place))):
-            return [place]
+        path = either(children, "Caltech101")
+        if path is not None and (not path.is_dir() or self._class_folders(children_of(path))):
+            return [path]
         classes = self._class_folders(children)
         return classes if len(classes) > 1 else []  # one could be anybody's folder called "camera"
 

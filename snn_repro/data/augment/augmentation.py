@@ -1,0 +1,181 @@
+"""What an augmentation is: its keys of `augment.`, the data that it works on, its place in the order, and what it does.
+
+One augmentation is one file in this folder, a class under `@register_augmentation("key")`, where `augment.key` turns it on. It is
+
+    a BatchAugmentation  a step on whole batches of images or of event frames
+    a GuidedAugmentation  such a step that goes by what the network sees in them
+    a PilAugmentation  a step on single images, before they are batched
+    a RecordingAugmentation  a step on the events of a recording, before they become frames
+
+Whoever applies augmentations asks `turned_on`, and so does the configuration: these modules import numpy, torch and what
+needs them inside of functions alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+
+from snn_repro.errors import UserError
+from snn_repro.registry import AUGMENTATIONS
+from snn_repro.settings import Setting
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from snn_repro.data.dataset import DataSet
+    from snn_repro.data.events import Events
+
+AnAugmentation = TypeVar("AnAugmentation", bound="Augmentation")
+KINDS = {"images": "images", "frames": "event frames", "recordings": "recordings"}
+
+
+def register_augmentation(name: str) -> Callable[[type[AnAugmentation]], type[AnAugmentation]]:
+    """A decorator of an augmentation's class: `augment.NAME` turns it on. Raises UserError if another has the name."""
+
+    def add(cls: type[AnAugmentation]) -> type[AnAugmentation]:
+        cls.name, cls.switches = name, cls.switches or (name,)
+        AUGMENTATIONS.add(name, cls, cls)
+        return cls
+
+    return add
+
+
+class Augmentation:
+    """settings: {key of `augment.`: Setting}, the one that turns it on among them; a value that is false is off.
+
+    works_on: of KINDS, those whose data sets can have it. order: who has less goes first; stored values of images are
+    normalised at NORMALIZE, and whole samples and labels are mixed behind that.
+    """
+
+    name: ClassVar[str]  # given by `register_augmentation`
+    switches: ClassVar[Sequence[str]] = ()  # keys that turn it on; by default its name alone
+    settings: ClassVar[Mapping[str, Setting]] = {}
+    works_on: ClassVar[Sequence[str]] = ("images", "frames")
+    order: ClassVar[int] = 45
+    soft_targets: ClassVar[bool] = False  # its targets are distributions, not class numbers
+
+    @classmethod
+    def is_on(cls, values: Mapping[str, Any]) -> bool:
+        """Whether the values of its settings ask for it."""
+        return any(values[key] for key in cls.switches)
+
+    @classmethod
+    def build(cls, values: Mapping[str, Any], dataset: DataSet) -> Self:
+        """The augmentation with the values of its settings, for a data set of whose facts it may need some."""
+        return cls(**values)
+
+    def pil_step(self, size: int, fill: Sequence[float]) -> Callable | None:
+        """What does the same to one PIL image, for images that are read one by one; None: it waits for the batch.
+
+        size: pixels of the network's input. fill: a colour for what lies outside of the image, 0..255 a channel.
+        """
+        return None
+
+
+NORMALIZE = 50
+
+
+class BatchTransform:
+    """One step on a batch: (x, target, generator) -> (x, target), x [B, C, H, W] or [T, B, C, H, W] (batch: dim -4).
+
+    Several processes share a batch, and each must find in its rows what one process finds there. So `draw` is asked
+    for the whole batch, without having seen it, and `apply` works on the rows that this process holds. A step whose
+    results take the input of other samples names them in `partners`; they are then read here as well. All T frames of a
+    sample share its draw.
+    """
+
+    def draw(self, n: int, generator: torch.Generator) -> Any:
+        """All that is random, for the n samples of the batch of all processes together. Draws from `generator` alone."""
+        return None
+
+    def partners(self, draws: Any, rows: Tensor) -> Tensor:
+        """The rows, int64, whose input the results of `rows` take besides their own."""
+        return rows[:0]
+
+    def apply(self, x: Tensor, target: Tensor, draws: Any, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+        """(x, target) of the first `keep` rows; x and target hold `rows` of the batch, and x is not changed in place.
+
+        The rows behind the first `keep` are partners of these; without partners keep is len(rows).
+        """
+        raise NotImplementedError
+
+    def __call__(self, x: Tensor, target: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The step on a whole batch."""
+        import torch
+
+        n = x.shape[-4]
+        return self.apply(x, target, self.draw(n, generator), torch.arange(n), n)
+
+
+class BatchAugmentation(Augmentation, BatchTransform):
+    """A step on batches: `draw` and `apply`, see BatchTransform."""
+
+
+RELEVANCE = Setting(
+    "slrp", "rpg_drop, rpg_mix: relevance of means over time, or at each step", choices=("slrp", "sltrp")
+)
+
+
+class GuidedAugmentation(BatchAugmentation):
+    """A step on batches of event frames that goes by what the network in training sees in them.
+
+    relevance(frames [T, B, C, H, W], rule) -> (relevance of the frames, of the last feature maps [T, B, C', h, w]): set by
+    `guide` of the batches, whose owner has the network. It is that of the weights when the batch is made, which is behind
+    the step before: a resumed run makes the same batch.
+    """
+
+    works_on = ("frames",)
+    rule: str
+    relevance: Callable[[Tensor, str], tuple[Tensor, Tensor]] | None = None
+
+    def salience(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`relevance` of frames. Raises UserError where nobody gave a network."""
+        if self.relevance is None:
+            raise UserError(
+                f"augment.{self.name} goes by a network: give it to these batches with their guide(relevance) first"
+            )
+        return self.relevance(x, self.rule)
+
+    @staticmethod
+    def scaled(relevance: Tensor) -> Tensor:
+        """Each sample's relevance [T, B, C, H, W] shifted and scaled to 0..1; 0 where all is the same."""
+        import torch
+
+        low, high = relevance.amin((0, 2, 3, 4), keepdim=True), relevance.amax((0, 2, 3, 4), keepdim=True)
+        return (relevance - low) / torch.where(high > low, high - low, 1)
+
+
+class PilAugmentation(Augmentation):
+    """A step on PIL images: `pil_step`, which draws from the global generators; LoaderBatches seeds them for each sample."""
+
+    works_on = ("images",)
+    resizes: ClassVar[bool] = False  # it cuts any image to the network's size, so that nothing else need
+
+
+class RecordingAugmentation(Augmentation):
+    """A step on recordings, which are then read while training. Draws from NumPy's global generator, seeded a sample."""
+
+    works_on = ("recordings",)
+
+    def apply(self, events: Events, size: tuple[int, int]) -> Events:
+        """The events of one sample, of a sensor of size (H, W); those given are not changed in place."""
+        raise NotImplementedError
+
+
+def held(rows: Tensor, wanted: Tensor) -> Tensor:
+    """Where x holds the rows `wanted` of a batch, of which it holds `rows`."""
+    import torch
+
+    places = torch.empty(int(rows.max()) + 1, dtype=torch.int64)
+    places[rows] = torch.arange(len(rows))
+    return places[wanted]
+
+
+def soft(target: Tensor, num_classes: int) -> Tensor:
+    """Class numbers [B] or distributions [B, K] as distributions, float32 [B, K]."""
+    import torch
+    import torch.nn.functional as F
+
+    return F.one_hot(target, num_classes).to(torch.float32) if target.ndim == 1 else target

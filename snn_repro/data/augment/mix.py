@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+from snn_repro.data.augment.augmentation import BatchAugmentation, held, register_augmentation, soft
+from snn_repro.settings import Setting
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Generator, Tensor
+
+
+class _Mixing(NamedTuple):
+    """How a batch is mixed. `other` [n] are the partners; `box` draws CutMix's box next, whose range is the image's size.
+
+    `apply` uses `box` up: to copy a RandomState takes as long as the rest.
+    """
+
+    other: Tensor
+    kind: str
+    lam: float
+    box: np.random.RandomState
+
+
+@register_augmentation("mixup")
+class Mix(BatchAugmentation):
+    """Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019) of a batch with a random order of itself.
+
+    mixup, cutmix: alpha of the Beta(alpha, alpha) from which lambda is drawn, 0 is off; with both on, each
+    batch takes one of the two with equal chance. prob: chance that a batch is mixed at all. Targets become
+    soft, float32 [B, K].
+
+    cutmix_axes="spatial" pastes a box of sqrt(1 - lambda) of the height and width, cut off at the border,
+    into all frames and channels; lambda becomes the part of the area that stayed. "published" draws the same
+    box and the same lambda, but cuts the axes that the paper's code cuts in event frames: its vertical range
+    from the polarities and its horizontal range from the rows. As there are two polarities, most batches keep
+    their frames while the targets move all the same.
+    """
+
+    settings = {
+        "mixup": Setting(0.0, "Mixup alpha; 0 is off", low=0),
+        "cutmix": Setting(0.0, "CutMix alpha; 0 is off", low=0),
+        "mix_prob": Setting(1.0, "chance that a batch is mixed", low=0, high=1),
+        "cutmix_axes": Setting(
+            "spatial", "published cuts polarity and height, as the paper's code does", choices=("spatial", "published")
+        ),
+    }
+    switches = ("mixup", "cutmix")
+    order = 70
+    soft_targets = True
+
+    def __init__(
+        self,
+        num_classes: int,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        prob: float = 1.0,
+        cutmix_axes: str = "spatial",
+    ):
+        self.num_classes, self.prob, self.cutmix_axes = num_classes, prob, cutmix_axes
+        self.kinds = [(kind, alpha) for kind, alpha in (("mixup", mixup), ("cutmix", cutmix)) if alpha > 0]
+
+    @classmethod
+    def build(cls, values, dataset):
+        return cls(dataset.num_classes, *(values[key] for key in ("mixup", "cutmix", "mix_prob", "cutmix_axes")))
+
+    def draw(self, n: int, generator: Generator) -> _Mixing | None:
+        """None: this batch is not mixed."""
+        import numpy as np
+        import torch
+
+        # a legacy NumPy generator: torch has no seeded Beta, and this one's stream never changes
+        draw = np.random.RandomState(int(torch.randint(2**31, (1,), generator=generator)))
+        other = torch.randperm(n, generator=generator)
+        if draw.rand() >= self.prob:
+            return None
+        kind, alpha = self.kinds[draw.randint(len(self.kinds))]
+        lam = draw.beta(alpha, alpha)
+        return _Mixing(other, kind, lam, draw)
+
+    def partners(self, draws: _Mixing | None, rows: Tensor) -> Tensor:
+        return rows[:0] if draws is None else draws.other[rows]
+
+    def apply(self, x: Tensor, target: Tensor, draws: _Mixing | None, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+        target = soft(target, self.num_classes)
+        if draws is None:
+            return x, target
+        other = held(rows, draws.other[rows[:keep]])
+        own, lam = x.narrow(-4, 0, keep), draws.lam
+        if draws.kind == "mixup":
+            mixed = lam * own + (1 - lam) * x[..., other, :, :, :]
+        else:
+            mixed, lam = self._cutmix(own, x, other, draws)
+        return mixed, lam * target[:keep] + (1 - lam) * target[other]
+
+    def _cutmix(self, own: Tensor, x: Tensor, other: Tensor, draws: _Mixing) -> tuple[Tensor, float]:
+        draw, lam = draws.box, draws.lam
+        height, width = x.shape[-2:]
+        (top, bottom), (left, right) = (self._range(size, math.sqrt(1 - lam), draw) for size in (height, width))
+        if self.cutmix_axes == "published" and x.ndim == 5:
+            box: tuple = (..., slice(top, bottom), slice(left, right), slice(None))
+        else:
+            box = (..., slice(top, bottom), slice(left, right))
+        mixed = own.clone()
+        mixed[box] = x[..., other, :, :, :][box]
+        return mixed, 1 - (bottom - top) * (right - left) / (height * width)
+
+    @staticmethod
+    def _range(size: int, part: float, draw) -> tuple[int, int]:
+        centre, half = draw.randint(size), int(size * part) // 2
+        return max(centre - half, 0), min(centre + half, size)

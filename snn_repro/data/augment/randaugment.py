@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from typing import Any
+
+from snn_repro.data.augment.augmentation import PilAugmentation, register_augmentation
+from snn_repro.settings import Setting
+
+
+@register_augmentation("randaugment_ops")
+class RandAugment(PilAugmentation):
+    """timm's RandAugment (Cubuk et al., NeurIPS 2020): so many of its 15 "increasing" operations an image.
+
+    Each is applied with chance 0.5 at a level drawn from N(level, std), with bicubic resampling and `fill` from outside.
+    """
+
+    settings = {
+        "randaugment_ops": Setting(0, "RandAugment: operations an image; 0 is off", low=0),
+        "randaugment_level": Setting(7, "RandAugment: level of 10", low=0, high=10),
+        "randaugment_std": Setting(0.5, "RandAugment: standard deviation of the level", low=0),
+    }
+    order = 30
+
+    def __init__(self, randaugment_ops: int, randaugment_level: int = 7, randaugment_std: float = 0.5):
+        self.ops, self.level, self.std = randaugment_ops, randaugment_level, randaugment_std
+
+    def pil_step(self, size, fill):
+        from PIL.Image import Resampling
+        from timm.data.auto_augment import rand_augment_transform
+
+        colour = [round(v) for v in fill]
+        options: dict[str, Any] = {
+            "img_mean": tuple(colour) if len(colour) > 1 else colour[0],
+            "interpolation": Resampling.BICUBIC,
+            "magnitude_std": self.std,
+        }
+        return rand_augment_transform(f"rand-m{self.level}-n{self.ops}-inc1", options)

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from snn_repro.data.augment.augmentation import PilAugmentation, register_augmentation
+from snn_repro.settings import Setting
+
+
+@register_augmentation("rrc_min_area")
+class RandomResizedCrop(PilAugmentation):
+    """Cut a part of random area (1 at most) and aspect (3/4 to 4/3) and resize it (Szegedy et al., CVPR 2015).
+
+    `interpolation` and `test_resize` are about the test of image files too: see `eval_steps`.
+    """
+
+    settings = {
+        "rrc_min_area": Setting(0.0, "RandomResizedCrop: smallest area; 0 is off", low=0, high=1),
+        "interpolation": Setting("bicubic", "RandomResizedCrop and test resize", choices=("bicubic", "bilinear")),
+        "test_resize": Setting(0, "ImageNet test: short side before the centre crop; 0 is 256", "pixels", low=0),
+    }
+    order = 10
+    resizes = True
+
+    def __init__(self, rrc_min_area: float, interpolation: str = "bicubic", test_resize: int = 0):
+        self.area, self.interpolation = rrc_min_area, interpolation
+
+    def pil_step(self, size, fill):
+        from torchvision import transforms as T
+
+        return T.RandomResizedCrop(size, (self.area, 1.0), interpolation=_mode(self.interpolation))
+
+
+def eval_steps(augment: Any, size: int) -> list[Callable]:
+    """Resize and centre crop of the ImageNet test; the short side is 256 for 224 pixels unless test_resize is set."""
+    from torchvision import transforms as T
+
+    short = augment.test_resize or round(size * 256 / 224)
+    return [T.Resize(short, interpolation=_mode(augment.interpolation)), T.CenterCrop(size)]
+
+
+def _mode(name: str):
+    from torchvision.transforms import InterpolationMode
+
+    return InterpolationMode(name)

@@ -1,0 +1,73 @@
+"""A frame's way from disk to logits passes few files, so that it can be read in one sitting."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from fixtures import write_cifar10, write_cifar10_dvs
+
+import snn_repro
+from snn_repro.config import load_config
+from snn_repro.data import build_data
+from snn_repro.data.prepare import prepare
+from snn_repro.kernels import use
+from snn_repro.models import build_model
+
+PACKAGE = Path(snn_repro.__file__).parent
+MOST = 12
+
+
+def event_frames(folder):
+    write_cifar10_dvs(folder / "raw")
+    prepare("cifar10_dvs", folder / "raw", folder / "cache", 2, frame_size=48, workers=0, say=lambda _: None)
+    config = load_config(
+        [
+            "dataset=cifar10_dvs",
+            "timesteps=2",
+            "dataset.frame_size=48",
+            "recipe.batch_size=2",
+            f"cache_dir={folder / 'cache'}",
+        ]
+    )
+    return build_data(config), "vgg48", {"name": "lif", "imp": True}
+
+
+def images(folder):
+    write_cifar10(folder)
+    return build_data(load_config(["dataset=cifar10", f"data_dir={folder}"])), "sew_resnet18_cifar", {"name": "if"}
+
+
+def files_of(call):
+    """The package's files of which a function runs, in the order of the first one's call."""
+    files = {}
+
+    def watch(frame, event, _):
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and PACKAGE in path.parents:
+            files[str(path.relative_to(PACKAGE))] = None
+
+    sys.setprofile(watch)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return list(files)
+
+
+@pytest.mark.filterwarnings("ignore:.*do not compare")
+@pytest.mark.parametrize("make", [event_frames, images])
+def test_from_disk_to_logits_in_at_most_twelve_files(tmp_path, make):
+    """By all fast loops; `kernels=off` takes fewer. Compiling these, which happens once on a machine, is not a part of the way."""
+    data, network, neuron = make(tmp_path)
+    model = build_model(network, num_classes=10, input_shape=data.input_shape, timesteps=2, neuron=neuron)
+    use(model, "sparse")
+
+    def way():
+        x, _ = next(data.train.epoch(0))
+        x = x[..., :2, :, :, :]
+        assert model(x).shape == (2, 2, 10)
+
+    way()
+    passed = files_of(way)
+    assert {"data/batches.py", "data/augment.py", "neurons/node.py"} <= set(passed)
+    assert len(passed) <= MOST, f"{len(passed)} files on the way: {', '.join(passed)}"

@@ -1,0 +1,144 @@
+"""Initial states: where each one starts, what is learned, and what stays the same whoever computes."""
+
+import copy
+
+import pytest
+import torch
+
+from snn_repro.errors import UserError
+from snn_repro.models import build_model, count_parameters
+from snn_repro.neurons import INITIAL_STATES, build_neuron
+from snn_repro.optim import parameter_kind
+
+SHAPE = (3, 4, 5)
+FAMILIES = ("if", "lif", "leaky")
+
+
+def spikes_of(name: str, **settings) -> str:
+    """Spikes of one IF neuron under an input of 0.4 at each of 4 steps."""
+    x = torch.full((4, 1, 1), 0.4, dtype=torch.float64)
+    return "".join(str(int(s)) for s in build_neuron("if", initial=name, backend="torch", **settings)(x).flatten())
+
+
+def test_where_each_state_starts():
+    assert spikes_of("zero") == "0010"
+    assert spikes_of("constant", initial_value=0.25) == "0100"
+    assert spikes_of("half") == spikes_of("constant", initial_value=0.5) == "0101"
+    assert spikes_of("half", v_threshold=0.8) == "1010"  # 0.4 + 0.4 reaches the threshold at once
+
+
+def test_mp_init_follows_published_numbers():
+    neuron = build_neuron("lif", initial="mp_init", tau=2.0)
+    x = torch.tensor([[[2.8, 0.5, 2.4]], [[1.0, 0.5, 0.2]]])
+    neuron(x)
+    assert neuron.v.flatten().tolist() == pytest.approx([0.7, 0.375, 0.2])
+    assert neuron.running_v.item() == pytest.approx(0.045)  # the second neuron never fired
+    neuron(x)
+    assert neuron.running_v.item() == pytest.approx(0.086625)
+    neuron.eval()(x)
+    assert neuron.running_v.item() == pytest.approx(0.086625)
+    again = build_neuron("lif", initial="mp_init", tau=2.0)
+    again.load_state_dict(neuron.state_dict())
+    assert again.running_v.item() == neuron.running_v.item()
+    silent = build_neuron("if", initial="mp_init")
+    silent(torch.zeros(2, 3, 4))
+    assert silent.running_v == 0
+
+
+def test_values_shared_by_a_channel_or_layer_have_the_sum_of_the_neurons_gradients():
+    x = torch.randn(4, 2, *SHAPE)
+    gradients = {}
+    for name in ("imp", "imp_channel", "imp_layer"):
+        neuron = build_neuron("if", initial=name, state_shape=SHAPE)
+        with torch.no_grad():
+            neuron.imp.fill_(0.5)
+        (neuron(x) * torch.linspace(-1, 1, x.numel()).view(x.shape)).sum().backward()
+        gradients[name] = neuron.imp.grad
+        assert parameter_kind(neuron, "imp") == "imp"
+    assert gradients["imp"].shape == SHAPE
+    assert gradients["imp_channel"].shape == (3, 1, 1) and gradients["imp_layer"].shape == (1, 1, 1)
+    torch.testing.assert_close(gradients["imp_channel"].flatten(), gradients["imp"].sum((1, 2)))
+    torch.testing.assert_close(gradients["imp_layer"].flatten(), gradients["imp"].sum().view(1))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", list(INITIAL_STATES))
+def test_compiled_loops_start_where_the_reference_does(name, family):
+    found = {}
+    for backend in ("torch", "auto"):
+        torch.manual_seed(3)
+        neuron = build_neuron(family, initial=name, state_shape=SHAPE, backend=backend)
+        x = torch.randn(5, 2, *SHAPE).add_(0.3).requires_grad_()
+        spikes = neuron(x)
+        (spikes * torch.linspace(-1, 1, x.numel()).view(x.shape)).sum().backward()
+        found[backend] = spikes.detach(), x.grad, None if neuron.imp is None else neuron.imp.grad, neuron.v
+    assert torch.equal(found["torch"][0], found["auto"][0])
+    for reference, fast in zip(found["torch"][1:], found["auto"][1:], strict=True):
+        torch.testing.assert_close(fast, reference)
+
+
+def test_random_draws_a_sample_in_training_and_starts_in_the_middle_in_evaluation():
+    neuron = build_neuron("if", initial="random", imp_init=[0.2, 0.6])
+    x = torch.zeros(1, 64, 8)
+    neuron(x)
+    first = neuron.v.clone()
+    neuron(x)
+    assert 0.2 <= first.min() and first.max() <= 0.6 and first.std() > 0.05
+    assert not torch.equal(first, neuron.v) and not torch.equal(first[0], first[1])
+    neuron.eval()(x)
+    assert torch.allclose(neuron.v, torch.tensor(0.4))
+
+
+def network(name: str, **more):
+    torch.manual_seed(0)
+    return build_model(
+        "small", num_classes=3, input_shape=(1, 8, 8), timesteps=3, neuron={"name": "if", "initial": name}, **more
+    )
+
+
+@pytest.mark.parametrize("name", list(INITIAL_STATES))
+def test_networks_have_the_same_weights_and_save_and_load_with_each(name):
+    plain, model = network("zero"), network(name)
+    mine = {k: v for k, v in model.state_dict().items() if k.rsplit(".", 1)[-1] not in ("imp", "running_v")}
+    assert mine.keys() == plain.state_dict().keys()
+    assert all(torch.equal(v, plain.state_dict()[k]) for k, v in mine.items())
+    images = torch.randn(4, 1, 8, 8)
+    model(images)
+    again = network(name)
+    again.load_state_dict(copy.deepcopy(model.state_dict()))
+    assert torch.equal(model.eval()(images), again.eval()(images))
+    values = {"imp": 24 * 64 + 48 * 16 + 48 * 4, "imp_channel": 24 + 48 + 48, "imp_layer": 3}
+    assert count_parameters(model)[1] == values.get(name, 0)
+
+
+@pytest.mark.parametrize("what", ["norms", "blocks"])
+@pytest.mark.parametrize("name", ["mp_init", "random"])
+def test_checkpointing_learns_once_and_draws_the_same(what, name):
+    images, found = torch.randn(4, 1, 8, 8), []
+    for checkpointing in ("off", what):
+        model = network(name, checkpointing=checkpointing, kernels="off")
+        torch.manual_seed(5)
+        model(images).sum().backward()
+        found.append((dict(model.named_buffers()), [p.grad for p in model.parameters()]))
+    torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"initial": "hlaf"}, "neuron.initial='hlaf' is not one of .* did you mean 'half'"),
+        ({"initial": "half", "imp": True}, "neuron.imp=true and neuron.initial=half both say where a neuron starts"),
+        ({"initial": "constant", "initial_value": float("nan")}, "neuron.initial_value=nan must be a finite number"),
+        ({"initial": "imp_layer"}, "needs state_shape"),
+    ],
+)
+def test_what_cannot_be_is_told(settings, words):
+    with pytest.raises(UserError, match=words):
+        build_neuron("if", **settings)
+
+
+def test_a_channels_values_need_their_channels():
+    neuron = build_neuron("if", initial="imp_channel", state_shape=SHAPE)
+    neuron(torch.zeros(1, 1, 3, 9, 9))  # a channel's value does not hang on the size of a frame
+    with pytest.raises(UserError, match="one IMP value for each of"):
+        neuron(torch.zeros(1, 1, 4, 4, 5))
