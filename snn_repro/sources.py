@@ -10,8 +10,8 @@ import sys
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from types import FunctionType, SimpleNamespace
+from typing import Any, NamedTuple
 
 from snn_repro.settings import Setting, shared
 
@@ -22,6 +22,13 @@ CALLED = (Setting, dict, partial, replace, shared)
 
 class Unread(Exception):
     """An expression that says too little without running the file."""
+
+
+class Function(NamedTuple):
+    """A function, whose names are those of its own file."""
+
+    source: "Source"
+    node: ast.FunctionDef
 
 
 class Source(dict[str, Any]):
@@ -52,7 +59,7 @@ class Source(dict[str, Any]):
             case ast.Assign(value=value) | ast.AnnAssign(value=ast.expr() as value):
                 self[name] = self.evaluate(value)
             case ast.FunctionDef():
-                self[name] = node
+                self[name] = Function(self, node)
             case ast.ClassDef(body=body, bases=bases):
                 own = [s.value for s in body if isinstance(s, ast.Assign | ast.AnnAssign) and _target(s) == "settings"]
                 inherited = None if own or not bases else self.evaluate(bases[0]).settings
@@ -87,15 +94,18 @@ class Source(dict[str, Any]):
                     called, given = value(function), [*map(value, args)]
                     named = merged((k.arg, value(k.value)) for k in keywords)
                     match called:
-                        case ast.FunctionDef(
-                            args=ast.arguments(args=arguments, kwarg=rest),
-                            body=[ast.Return(value=ast.expr() as result)]
-                            | [ast.Expr(), ast.Return(value=ast.expr() as result)],
+                        case Function(
+                            source,
+                            ast.FunctionDef(
+                                args=ast.arguments(args=arguments, kwarg=rest),
+                                body=[ast.Return(value=ast.expr() as result)]
+                                | [ast.Expr(), ast.Return(value=ast.expr() as result)],
+                            ),
                         ):
                             names = [a.arg for a in arguments]
                             bound = dict(zip(names, given, strict=False)) | named
                             others = {k: bound.pop(k) for k in bound.keys() - set(names)}
-                            return self.evaluate(result, bound | ({rest.arg: others} if rest else {}))
+                            return source.evaluate(result, bound | ({rest.arg: others} if rest else {}))
                     if (called.func if isinstance(called, partial) else called) in CALLED:
                         return called(*given, **named)
             raise Unread(ast.unparse(node))
@@ -117,9 +127,11 @@ def _target(node: ast.Assign | ast.AnnAssign) -> str | None:
 
 
 def _imported(module: str, name: str) -> Any:
-    if module in sys.modules:
-        return getattr(sys.modules[module], name)
     top, *inner = module.split(".")
+    if module in sys.modules:
+        found = getattr(sys.modules[module], name)
+        if top != PACKAGE.name or not isinstance(found, FunctionType) or found in CALLED:
+            return found  # functions of ours are read all the same: they do not run
     if top != PACKAGE.name:
         raise Unread(module)
     path = PACKAGE.joinpath(*inner)
