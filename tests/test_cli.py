@@ -123,9 +123,9 @@ def test_bash_completes_the_module_as_well(tmp_path):
     script = command("-sc", "install=bash").stdout
     (tmp_path / "python").symlink_to(sys.executable)
     tries = {
-        "python -m snn_repro.train neuron=l": "neuron=leaky neuron=leaky_imp neuron=lif neuron=lif_imp",
+        "python -m snn_repro.train neuron=le": "neuron=leaky neuron=leaky_imp",
         "python -m snn_repro.train -m loss=sdt recipe.warm": "recipe.warmup_epochs= recipe.warmup_factor=",
-        "python -m json.tool neuron=l": "",
+        "python -m json.tool neuron=le": "",
     }
     body = "\n".join(
         f'COMP_WORDS=({line}); COMP_CWORD={len(line.split()) - 1}; _snn_repro_train; echo "${{COMPREPLY[*]}}"'
