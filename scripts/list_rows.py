@@ -60,7 +60,8 @@ def listing(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
         args.table, f"table{args.table}_"
     )
     paper = load_rows()
-    chosen = [n for n in experiments() if n.startswith(prefix) and not (args.own and compared(n, paper))]
+    own = args.own or "fidelity=described" in args.overrides  # the equations are the paper's
+    chosen = [n for n in experiments() if n.startswith(prefix) and not (own and compared(n, paper))]
     results = find_results(*(args.runs or [root for root in ("runs", "results/runs") if Path(root).is_dir()]))
     rows = join(compose(chosen, args.overrides), paper, results)
     notes = [
@@ -98,7 +99,7 @@ def listing(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
             f"~ ({sum(c.estimated for c in costs if c)} rows): estimated from a step on random data on this machine"
         )
     for row in paper:  # a quoted number that nothing reproduces
-        if row.absent and row.id.startswith(prefix) and not args.own:
+        if row.absent and row.id.startswith(prefix) and not own:
             nothing: dict[str, Any] = dict.fromkeys(lines[0]) if lines else {}
             lines.append(nothing | dict(
                 paper_row=row.id, runs=[], departing=0, paper=row.accuracy, fidelity="none", caveats=[], baselines=[],
@@ -134,7 +135,10 @@ def written(lines: list[dict[str, Any]], notes: list[str], args: argparse.Namesp
         runs = ",".join(map(str, line["runs"])) or "none"
         runs += f" +{line['departing']}" if line["departing"] else ""
         name = line["experiment"] or f"({line['paper_row']})"
-        shown.append(line | dict(experiment=name, runs=runs, missing="; ".join(line["missing"]), caveats="; ".join(line["caveats"])))
+        shown.append(
+            line
+            | dict(experiment=name, runs=runs, missing="; ".join(line["missing"]), caveats="; ".join(line["caveats"]))
+        )
         if not args.csv:
             shown[-1]["experiment"] += "".join(f" [{numbers[caveat]}]" for caveat in line["caveats"])
         if args.cost:

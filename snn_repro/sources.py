@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from snn_repro.settings import Setting, shared
 
@@ -22,6 +22,13 @@ CALLED = (Setting, dict, partial, replace, shared)
 
 class Unread(Exception):
     """An expression that says too little without running the file."""
+
+
+class Function(NamedTuple):
+    """A function and the file whose names its body means."""
+
+    home: "Source"
+    node: ast.FunctionDef
 
 
 class Source(dict[str, Any]):
@@ -52,7 +59,7 @@ class Source(dict[str, Any]):
             case ast.Assign(value=value) | ast.AnnAssign(value=ast.expr() as value):
                 self[name] = self.evaluate(value)
             case ast.FunctionDef():
-                self[name] = node
+                self[name] = Function(self, node)
             case ast.ClassDef(body=body, bases=bases):
                 own = [s.value for s in body if isinstance(s, ast.Assign | ast.AnnAssign) and _target(s) == "settings"]
                 inherited = None if own or not bases else self.evaluate(bases[0]).settings
@@ -87,15 +94,18 @@ class Source(dict[str, Any]):
                     called, given = value(function), [*map(value, args)]
                     named = merged((k.arg, value(k.value)) for k in keywords)
                     match called:
-                        case ast.FunctionDef(
-                            args=ast.arguments(args=arguments, kwarg=rest),
-                            body=[ast.Return(value=ast.expr() as result)]
-                            | [ast.Expr(), ast.Return(value=ast.expr() as result)],
+                        case Function(
+                            home,
+                            ast.FunctionDef(
+                                args=ast.arguments(args=arguments, kwarg=rest),
+                                body=[ast.Return(value=ast.expr() as result)]
+                                | [ast.Expr(), ast.Return(value=ast.expr() as result)],
+                            ),
                         ):
                             names = [a.arg for a in arguments]
                             bound = dict(zip(names, given, strict=False)) | named
                             others = {k: bound.pop(k) for k in bound.keys() - set(names)}
-                            return self.evaluate(result, bound | ({rest.arg: others} if rest else {}))
+                            return home.evaluate(result, bound | ({rest.arg: others} if rest else {}))
                     if (called.func if isinstance(called, partial) else called) in CALLED:
                         return called(*given, **named)
             raise Unread(ast.unparse(node))
