@@ -70,7 +70,7 @@ class Registry(dict[str, Any]):
     def checked(self, name: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         """Every setting of a thing with its value: the one given, checked, or its default (for None too).
 
-        What only another thing has may be given with its default there. Raises UserError, naming the key, the value and what
+        What only others have may be given with the default of the first of them. Raises UserError, naming the key, the value and what
         is allowed.
         """
         if name not in self:
@@ -89,7 +89,8 @@ class Registry(dict[str, Any]):
                     f"{self.group}.{key} is not a setting of '{name}', which has: {', '.join(settings) or 'none'}"
                     f"{nearest(key, known)}"
                 )
-            if value is not None and (tuple(value) if isinstance(value, list) else value) not in owners.values():
+            usual = next(iter(owners.values()))
+            if value is not None and (tuple(value) if isinstance(value, list) else value) != usual:
                 raise UserError(
                     f"{self.group}.{key}={value!r} belongs to {self.group}={' or '.join(owners)}; leave it out for '{name}'"
                 )

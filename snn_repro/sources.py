@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any, NamedTuple
 
 from snn_repro.settings import Setting, shared
@@ -25,9 +25,9 @@ class Unread(Exception):
 
 
 class Function(NamedTuple):
-    """A function and the file whose names its body means."""
+    """A function, whose names are those of its own file."""
 
-    home: "Source"
+    source: "Source"
     node: ast.FunctionDef
 
 
@@ -95,7 +95,7 @@ class Source(dict[str, Any]):
                     named = merged((k.arg, value(k.value)) for k in keywords)
                     match called:
                         case Function(
-                            home,
+                            source,
                             ast.FunctionDef(
                                 args=ast.arguments(args=arguments, kwarg=rest),
                                 body=[ast.Return(value=ast.expr() as result)]
@@ -105,7 +105,7 @@ class Source(dict[str, Any]):
                             names = [a.arg for a in arguments]
                             bound = dict(zip(names, given, strict=False)) | named
                             others = {k: bound.pop(k) for k in bound.keys() - set(names)}
-                            return home.evaluate(result, bound | ({rest.arg: others} if rest else {}))
+                            return source.evaluate(result, bound | ({rest.arg: others} if rest else {}))
                     if (called.func if isinstance(called, partial) else called) in CALLED:
                         return called(*given, **named)
             raise Unread(ast.unparse(node))
@@ -127,9 +127,11 @@ def _target(node: ast.Assign | ast.AnnAssign) -> str | None:
 
 
 def _imported(module: str, name: str) -> Any:
-    if module in sys.modules:
-        return getattr(sys.modules[module], name)
     top, *inner = module.split(".")
+    if module in sys.modules:
+        found = getattr(sys.modules[module], name)
+        if top != PACKAGE.name or not isinstance(found, FunctionType) or found in CALLED:
+            return found  # functions of ours are read all the same: they do not run
     if top != PACKAGE.name:
         raise Unread(module)
     path = PACKAGE.joinpath(*inner)

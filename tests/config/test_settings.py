@@ -40,9 +40,9 @@ def test_help_and_a_typo_need_no_torch():
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "unknown key 'neuron.tua'; did you mean 'neuron.tau'?",
-        "neuron.tau=3 belongs to neuron=lif; leave it out for 'if'",
+        "neuron.tau=3 belongs to neuron=lif or clif or ilif or klif or lifb or plif or trsg; leave it out for 'if'",
         "loss.lam=2.0 must be at least 0 and at most 1 (the weight of the mean squared error)",
-        "model.norm='batch' is not one of bn, tebn, tebn_gesture",
+        "model.norm='batch' is not one of bn, tab, tdbn, tebn, tebn_gesture",
     ]
 
 
@@ -50,9 +50,10 @@ def test_help_shows_meaning_unit_and_range():
     told = help_text()
     for line in (
         r"neuron.tau +neuron=lif.*: membrane time constant \(time steps\) \[at least 1\]",
-        r"neuron.reset +soft: v = h - V_th s; .* \[soft \| hard\]",
+        r"neuron.reset +neuron=if, lif, .*: soft: v = h - V_th s; .* \[soft \| hard\]",
+        r"neuron.initial +neuron=if, .*: initial membrane potential; .* \[zero \| constant \| half \| .*imp_channel.* \| mp_init\]",
         r"loss.epsilon +loss=tet_s.*: label smoothing \[at least 0 and below 1\]",
-        r"model.norm +model=vgg48, vgg128.*\[bn \| tebn \| tebn_gesture.*\]",
+        r"model.norm +model=vgg48, vgg128.*\[bn \| .*tebn \| tebn_gesture.*\]",
         r"recipe.lr +learning rate \[above 0\]",
     ):
         assert re.search(f"^  {line}$", told, re.MULTILINE), line

@@ -17,7 +17,8 @@ from snn_repro.config import Config, choices, conf_files, load_config
 from snn_repro.energy import E_AC_PJ, energy_report
 from snn_repro.errors import UserError
 from snn_repro.models import build_model
-from snn_repro.neurons import NEURONS, build_neuron, firing_rates, surrogates
+from snn_repro.neurons import NEURONS, SURROGATES, build_neuron, firing_rates
+from snn_repro.neurons.surrogates import spike
 from snn_repro.optim import build_optimizer, parameter_groups
 from snn_repro.runs import checkpoint
 from snn_repro.train import check_settings, run
@@ -123,6 +124,16 @@ def lifb(x, v, p, f):
     return out
 
 
+def trsg(x, v, p, f):
+    theta, share, out = np.log1p(np.exp(p.z)), sigmoid(p.w), []
+    for x_t in x:
+        h = v + (x_t - v) * share
+        o = theta * f.round(np.clip(h / theta - 0.5, 0, 1))
+        v = h - o
+        out.append((o, v))
+    return out
+
+
 def parallel(weigh):
     def all_steps(x, v, p, f):
         W = weigh(p, len(x))
@@ -157,6 +168,7 @@ REFERENCE = {
     "glif": glif,
     "ilif": ilif,
     "lifb": lifb,
+    "trsg": trsg,
     "psn": parallel(lambda p, steps: p.weight),
     "masked_psn": parallel(masked),
     "sliding_psn": parallel(sliding),
@@ -172,6 +184,7 @@ VARIANTS = [(name, {}) for name in NEURONS] + [
     ("glif", dict(share="layer")),
     ("ilif", dict(max_count=2, v_threshold=0.5)),
     ("lifb", dict(v_threshold=0.2, kappa_trainable=True)),
+    ("trsg", dict(v_threshold=0.5, tau=1.5)),
     ("masked_psn", dict(order=2)),
     ("sliding_psn", dict(order=2)),
 ]
@@ -226,7 +239,7 @@ def test_outputs_and_potentials_are_the_equation_s(name, overrides):
 def test_gradients_are_those_of_the_smooth_equation(name, overrides, monkeypatch):
     """With every step replaced by the function whose slope its surrogate is, gradients are finite differences."""
     has = NEURONS[name].settings
-    smooth = dict(surrogate="sigmoid") if "surrogate" in has else {}
+    smooth = dict(surrogate="sigmoid") if "surrogate" in has and "sigmoid" in has["surrogate"].choices else {}
     smooth |= dict(detach_reset=False) if "detach_reset" in has else {}
     neuron, x = prepared(name, **{"backend": "torch", **overrides, **smooth})
     width = neuron.surrogate_function.width = 4.0
@@ -236,7 +249,7 @@ def test_gradients_are_those_of_the_smooth_equation(name, overrides, monkeypatch
         ctx.surrogate, ctx.width = surrogate, width
         return torch.sigmoid(width * z)
 
-    monkeypatch.setattr(surrogates._Spike, "forward", staticmethod(forward))
+    monkeypatch.setattr(spike._Spike, "forward", staticmethod(forward))
     monkeypatch.setattr(torch.Tensor, "round", lambda z: z.detach())
     monkeypatch.setattr(torch.Tensor, "ceil", lambda z: z.detach())
     weights = torch.randn(x.shape, dtype=torch.float64).numpy()
@@ -342,7 +355,9 @@ def like_spikingjelly(neuron):
 NAMES_THERE = {"v_th": "v_threshold", "leak": "linear_decay", "v_re": "v_subreset"}
 
 
-@pytest.mark.parametrize(("name", "overrides"), [v for v in VARIANTS if v[0] not in ("if", "lif", "leaky", "lifb")])
+@pytest.mark.parametrize(
+    ("name", "overrides"), [v for v in VARIANTS if v[0] not in ("if", "lif", "leaky", "lifb", "trsg")]
+)
 def test_agrees_with_spikingjelly(name, overrides):
     has = NEURONS[name].settings
     more = dict(surrogate="sigmoid", fire_at="ge") if "surrogate" in has else {}
@@ -428,7 +443,8 @@ def test_trains_in_a_network_is_saved_resumed_and_counted(name, tmp_path):
 
     model = network()
     groups = {g["kind"]: {id(p) for p in g["params"]} for g in parameter_groups(model, recipe)}
-    own = {id(p) for n, p in model.sn1.named_parameters(recurse=False) if n != "imp" and p.requires_grad}
+    free = {"imp", *model.sn1.decayed}
+    own = {id(p) for n, p in model.sn1.named_parameters(recurse=False) if n not in free and p.requires_grad}
     assert own <= groups.get("no_decay", set())
     optimizer = build_optimizer(model, recipe)
     losses = train(model, optimizer, [0, 1])
@@ -469,15 +485,21 @@ def test_what_keeps_more_than_a_potential_takes_all_steps_at_once(name):
     [
         ("neuron=psn neuron.imp=true", "neuron.imp=true has no meaning for 'psn', which has no initial potential"),
         ("neuron=psn_imp", "neuron=psn_imp does not exist"),
-        ("neuron=psn neuron.reset=soft", "neuron.reset=soft has no meaning for neuron=psn; leave it out"),
-        ("neuron=psn neuron.detach_reset=true", "neuron.detach_reset=true has no meaning for neuron=psn"),
-        ("neuron=clif neuron.v_reset=-1", "neuron.v_reset=-1 has no"),
-        ("neuron=lifb neuron.surrogate=atan", "neuron.surrogate=atan has no meaning for neuron=lifb"),
-        ("neuron=psn neuron.tau=3", "neuron.tau=3 has no effect with neuron=psn"),
+        ("neuron=psn neuron.reset=soft", "neuron.reset=soft has no effect with neuron=psn; leave it out"),
+        (
+            "neuron=psn neuron.detach_reset=true",
+            "neuron.detach_reset=True belongs to neuron=if .*; leave it out for 'psn'",
+        ),
+        ("neuron=clif neuron.v_reset=-1", "neuron.v_reset=-1 belongs to neuron=if .*; leave it out for 'clif'"),
+        ("neuron=lifb neuron.surrogate=atan", "neuron.surrogate=atan has no effect with neuron=lifb; leave it out"),
+        ("neuron=psn neuron.tau=3", "neuron.tau=3 belongs to neuron=lif .*; leave it out for 'psn'"),
         ("neuron=plif neuron.tau=1", "neuron.tau=1.0 must be above 1"),
         ("neuron=glif neuron.v_threshold=1", "neuron.v_threshold=1.0 must be below 1 for 'glif'"),
         ("neuron=masked_psn neuron.order=0", "neuron.order=0 must be at least 1"),
-        ("neuron=plif neuron.order=2", "neuron.order belongs to neuron=masked_psn"),
+        (
+            "neuron=plif neuron.order=2",
+            "neuron.order=2 belongs to neuron=masked_psn or sliding_psn; leave it out for 'plif'",
+        ),
     ],
 )
 def test_what_a_neuron_has_not_is_refused_before_data_is_read(words, message):
@@ -487,7 +509,7 @@ def test_what_a_neuron_has_not_is_refused_before_data_is_read(words, message):
 
 def test_what_has_no_meaning_is_refused_in_a_notebook_too():
     for key, value in (("reset", "hard"), ("v_reset", -1.0), ("detach_reset", True), ("imp_init", [0, 1])):
-        with pytest.raises(UserError, match=f"neuron.{key}=.* has no meaning for 'psn'; leave it out"):
+        with pytest.raises(UserError, match=f"neuron.{key}=.* belongs to neuron=if .*; leave it out for 'psn'"):
             build_neuron("psn", timesteps=2, **{key: value})
     build_neuron("psn", timesteps=2, reset="soft", imp_init=[0.4, 0.6])  # what a configuration holds
     with pytest.raises(UserError, match="neuron.share=channel needs state_shape"):
@@ -503,8 +525,11 @@ def test_a_yaml_holds_the_published_settings(choice):
     assert config.neuron.imp == choice.endswith("_imp") and choice.removesuffix("_imp") == name
     spelled = vars(config.neuron) | config.neuron.own
     for key, setting in NEURONS[name].settings.items():
+        if key == "initial":
+            assert spelled[key] == ("imp" if config.neuron.imp else setting.default)
+            continue
         value = tuple(spelled[key]) if isinstance(spelled[key], list) else spelled[key]
-        wide = surrogates.SURROGATES[spelled["surrogate"]].width if key == "surrogate_width" else None
+        wide = SURROGATES[spelled["surrogate"]].width if key == "surrogate_width" else None
         assert value == setting.default or (wide and value in (None, wide)), key
 
 
