@@ -138,7 +138,7 @@ def test_half_precision_logits_give_a_float32_loss(name):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("tets", {}, "loss.name='tets' is not one of lts, rmp, sdt, tet, .*did you mean 'tet_s'"),
+        ("tets", {}, "loss.name='tets' is not one of lts, mse, rmp, sdt, tet, .*did you mean 'tet_s'"),
         ("sdt", {"epsilon": 0.1}, "loss.epsilon=0.1 belongs to loss=tet_s; leave it out for 'sdt'"),
         ("tet", {"lambda": 0.1}, "loss.lambda is not a setting of 'tet', which has: lam, phi.*did you mean 'lam'"),
         ("tet_s", {"lam": 0.1}, "loss.lam=0.1 belongs to loss=tet"),
