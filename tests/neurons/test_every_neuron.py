@@ -355,7 +355,9 @@ def like_spikingjelly(neuron):
 NAMES_THERE = {"v_th": "v_threshold", "leak": "linear_decay", "v_re": "v_subreset"}
 
 
-@pytest.mark.parametrize(("name", "overrides"), [v for v in VARIANTS if v[0] not in ("if", "lif", "leaky", "lifb", "trsg")])
+@pytest.mark.parametrize(
+    ("name", "overrides"), [v for v in VARIANTS if v[0] not in ("if", "lif", "leaky", "lifb", "trsg")]
+)
 def test_agrees_with_spikingjelly(name, overrides):
     has = NEURONS[name].settings
     more = dict(surrogate="sigmoid", fire_at="ge") if "surrogate" in has else {}
@@ -484,14 +486,20 @@ def test_what_keeps_more_than_a_potential_takes_all_steps_at_once(name):
         ("neuron=psn neuron.imp=true", "neuron.imp=true has no meaning for 'psn', which has no initial potential"),
         ("neuron=psn_imp", "neuron=psn_imp does not exist"),
         ("neuron=psn neuron.reset=soft", "neuron.reset=soft has no effect with neuron=psn; leave it out"),
-        ("neuron=psn neuron.detach_reset=true", "neuron.detach_reset=True belongs to neuron=if .*; leave it out for 'psn'"),
+        (
+            "neuron=psn neuron.detach_reset=true",
+            "neuron.detach_reset=True belongs to neuron=if .*; leave it out for 'psn'",
+        ),
         ("neuron=clif neuron.v_reset=-1", "neuron.v_reset=-1 belongs to neuron=if .*; leave it out for 'clif'"),
         ("neuron=lifb neuron.surrogate=atan", "neuron.surrogate=atan has no effect with neuron=lifb; leave it out"),
         ("neuron=psn neuron.tau=3", "neuron.tau=3 belongs to neuron=lif .*; leave it out for 'psn'"),
         ("neuron=plif neuron.tau=1", "neuron.tau=1.0 must be above 1"),
         ("neuron=glif neuron.v_threshold=1", "neuron.v_threshold=1.0 must be below 1 for 'glif'"),
         ("neuron=masked_psn neuron.order=0", "neuron.order=0 must be at least 1"),
-        ("neuron=plif neuron.order=2", "neuron.order=2 belongs to neuron=masked_psn or sliding_psn; leave it out for 'plif'"),
+        (
+            "neuron=plif neuron.order=2",
+            "neuron.order=2 belongs to neuron=masked_psn or sliding_psn; leave it out for 'plif'",
+        ),
     ],
 )
 def test_what_a_neuron_has_not_is_refused_before_data_is_read(words, message):
