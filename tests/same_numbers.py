@@ -5,7 +5,8 @@ python tests/same_numbers.py compare FILE    train them again and name each numb
 python tests/same_numbers.py declare FILE    the same, and where none differs say so in results/same_code.json: results of
                                              the code that was recorded then count as this code's
 
-Every neuron x loss on digits and digits_dvs, and a row of the paper (on small files in its data set's format) a data set.
+Every neuron x loss of the paper on digits and digits_dvs, every other choice alone on digits, and a row of the paper (on small
+files in its data set's format) a data set.
 """
 
 import hashlib
@@ -26,6 +27,7 @@ from fixtures import event_sets, image_sets  # noqa: E402
 from snn_repro.config import load_config  # noqa: E402
 from snn_repro.data.prepare import prepare  # noqa: E402
 from snn_repro.files import write_json  # noqa: E402
+from snn_repro.paper.studies import methods  # noqa: E402
 from snn_repro.provenance import SAME, source_hash  # noqa: E402
 from snn_repro.train import run  # noqa: E402
 
@@ -56,6 +58,13 @@ def words(root: Path) -> dict[str, list[str]]:
                     f"dataset={data}", f"neuron={neuron}", f"loss={loss}", "recipe.epochs=2", "debug.max_steps=5",
                     "dataset.validation=0.1", "augment.crop_padding=1", "augment.mixup=0.2",
                 ]  # fmt: skip
+    for axis, choice in methods.cells(methods.part("digits")):
+        if axis and f"digits {choice} sdt" not in found:
+            about = methods.axes()[axis]
+            found[f"digits {axis}={choice}"] = [
+                f"{about.key}={choice}", *about.more, *([] if axis == "neuron" else ["neuron=if"]),
+                *([] if axis == "loss" else ["loss=sdt"]), "recipe.epochs=2", "debug.max_steps=4",
+            ]  # fmt: skip
     for row, data in ROWS.items():
         raw, cache = root / "raw" / data, root / "cache"
         (getattr(event_sets, f"write_{data}", None) or getattr(image_sets, f"write_{data}", image_sets.write_imagenet))(

@@ -35,7 +35,7 @@ def test_signs_have_a_word_and_tables_keep_their_corners():
         (("compare.py", "RUNS", "--format", "markdown"), "latin-1", "±"),
         (("list_rows.py", "--table", "figures", "--runs", "RUNS"), "ascii", "--+--"),
         (("make_tables.py", "--results", "RESULTS"), "ascii", "gr??e"),
-        (("small_scale.py", "report", "--results", "RESULTS"), "ascii", "gr??e"),
+        (("study.py", "small_scale", "report", "--results", "RESULTS"), "ascii", "gr??e"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else None,
 )
@@ -58,7 +58,7 @@ def test_a_sentence_on_stderr_keeps_its_words(monkeypatch):
     assert out.getvalue() == b"3 +/- 1\n"
 
 
-@pytest.mark.parametrize("name", ["compare.py", "list_rows.py", "make_figures.py", "make_tables.py", "small_scale.py"])
+@pytest.mark.parametrize("name", ["compare.py", "list_rows.py", "make_figures.py", "make_tables.py", "study.py"])
 def test_every_script_is_run_by_the_helper(name):
     assert (SCRIPTS / name).read_text().endswith('if __name__ == "__main__":\n    sys.exit(console.script(main))\n')
 

@@ -1,5 +1,8 @@
 """Leaky integrate-and-fire with a complementary potential, which remembers spikes and deepens the reset."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
 from snn_repro.neurons.node import Neuron, register, settings
@@ -19,6 +22,10 @@ class CLIF(Neuron):
         tau=Setting(2.0, "membrane time constant", "time steps", low=1, why="it divides the leak"),
     )
     m: Tensor | float = 0.0
+
+    @classmethod
+    def states(cls, settings: Mapping[str, Any], timesteps: int) -> int:
+        return 2  # v and m
 
     def begin(self, x: Tensor) -> None:
         self.m = 0.0

@@ -1,6 +1,8 @@
 """Gated leaky integrate-and-fire."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +51,10 @@ class GLIF(Neuron):
         for name, start in starts.items():
             self.register_parameter(name, nn.Parameter(torch.full(shape, _logit(start))))
         self.conduct = nn.Parameter(torch.full((self.timesteps, *shape), _logit(self.conduct_init)))
+
+    @classmethod
+    def states(cls, settings: Mapping[str, Any], timesteps: int) -> int:
+        return 2  # v and the last spike
 
     def begin(self, x: Tensor) -> None:
         def wide(p: Tensor) -> Tensor:

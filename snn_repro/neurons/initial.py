@@ -50,23 +50,29 @@ class InitialState:
 
 @register_initial("zero")
 class Zero(InitialState):
-    pass
+    """v[-1] = 0."""
 
 
 @register_initial("constant")
 class Constant(InitialState):
+    """v[-1] = neuron.initial_value for all."""
+
     def potential(self, neuron: Neuron, x: Tensor) -> Tensor:
         return everywhere(neuron.initial_value, x)
 
 
 @register_initial("half")
 class Half(InitialState):
+    """v[-1] = V_th / 2 (Hwang et al., 2021; Bu et al., AAAI 2022, arXiv:2202.01440)."""
+
     def potential(self, neuron: Neuron, x: Tensor) -> Tensor:
         return everywhere(neuron.v_threshold / 2, x)
 
 
 @register_initial("random")
 class Random(InitialState):
+    """v[-1] ~ U[imp_init] a sample and neuron in training, the middle of the range in evaluation."""
+
     def potential(self, neuron: Neuron, x: Tensor) -> Tensor:
         low, high = neuron.imp_init
         if not neuron.training:
@@ -76,6 +82,8 @@ class Random(InitialState):
 
 @register_initial("imp")
 class Learned(InitialState):
+    """IMP (Shen et al., NeurIPS 2024): v[-1] learned, one value a neuron; starts from U[imp_init]."""
+
     @classmethod
     def learned_shape(cls, state_shape: tuple[int, ...]) -> tuple[int, ...] | None:
         return state_shape
@@ -86,6 +94,8 @@ class Learned(InitialState):
 
 @register_initial("imp_channel")
 class LearnedByChannel(InitialState):
+    """IMP with one value a channel."""
+
     @classmethod
     def learned_shape(cls, state_shape: tuple[int, ...]) -> tuple[int, ...] | None:
         return (state_shape[0], *[1] * (len(state_shape) - 1))
@@ -96,6 +106,8 @@ class LearnedByChannel(InitialState):
 
 @register_initial("imp_layer")
 class LearnedByLayer(LearnedByChannel):
+    """IMP with one value a layer."""
+
     @classmethod
     def learned_shape(cls, state_shape: tuple[int, ...]) -> tuple[int, ...] | None:
         return (1,) * len(state_shape)
@@ -103,7 +115,8 @@ class LearnedByLayer(LearnedByChannel):
 
 @register_initial("mp_init")
 class RunningMean(InitialState):
-    """mu <- 0.9 mu + 0.1 mean(v[T]) over samples and neurons that fired at least once (over all processes), mu = 0 at first.
+    """MP-Init (WACV 2026, arXiv:2511.08708): v[-1] = mu, one running mean a layer, mu <- 0.9 mu + 0.1 mean(v[T])
+    over samples and neurons that fired at least once (over all processes), mu = 0 at first.
 
     Kept in the checkpoint and taken after each training pass; the authors' code takes it at the next one and loses the last
     batch, and leaves it out of what is saved.

@@ -12,8 +12,9 @@ from call to call: every forward over [T, B, ...] starts from the initial potent
 forward ended. There is nothing for a caller to reset.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from spikingjelly.activation_based.neuron import BaseNode
@@ -111,6 +112,11 @@ class Neuron(BaseNode):
         # A kernel stands for the class that names it: whoever changes a step behind it has none until it names one again.
         last = next(c for c in cls.__mro__ if "kernel" in vars(c) or _STEPS & vars(c).keys())
         cls._kernel_is_right = "kernel" in vars(last)
+
+    @classmethod
+    def states(cls, settings: Mapping[str, Any], timesteps: int) -> int:
+        """Numbers that one neuron with these settings keeps from step to step."""
+        return 1
 
     # ---------------------------------------------------------------- the state equation
 

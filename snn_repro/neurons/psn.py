@@ -1,6 +1,8 @@
 """Parallel spiking neurons: no reset, so that all time steps are one matrix product (Fang et al., NeurIPS 2023)."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,10 @@ class Parallel(Neuron):
 
     settings = parallel_settings()
     bias: nn.Parameter
+
+    @classmethod
+    def states(cls, settings: Mapping[str, Any], timesteps: int) -> int:
+        return min(settings.get("order", timesteps + 1), timesteps + 1) - 1  # inputs of other steps
 
     def matrix(self, timesteps: int) -> Tensor:
         """W [T, T]: the weight of input step j in output step i."""

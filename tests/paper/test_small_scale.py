@@ -1,4 +1,4 @@
-"""scripts/small_scale.py: claims judged on made-up runs whose effects are known."""
+"""scripts/study.py small_scale: claims judged on made-up runs whose effects are known."""
 
 import numpy as np
 import pytest
@@ -8,11 +8,11 @@ from scripts_of_ours import script
 from snn_repro.config import load_config
 from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
-from snn_repro.paper import claims
 from snn_repro.paper.results import group_runs, load
+from snn_repro.paper.studies import small_scale as claims
 from snn_repro.provenance import code_version
 
-small_scale = script("small_scale")
+study = script("study")
 
 
 def sweep(folder, dataset="digits", seeds=6, imp=0.0, seed=0, **loss_effect):
@@ -88,38 +88,38 @@ def test_verdict_of_a_claim_over_two_comparisons():
 
 def test_the_report_states_its_rule_before_the_numbers(tmp_path, capsys):
     sweep(tmp_path / "runs" / "small_scale", imp=0.02)
-    assert small_scale.main(["report", "--results", str(tmp_path)]) == 0
+    assert study.main(["small_scale", "report", "--results", str(tmp_path)]) == 0
     text = (tmp_path / "small_scale.md").read_text()
     assert text.index("Fixed before") < text.index("## Verdicts") < text.index("### Every comparison")
     assert "| IMP helps | digits | **supported** |" in text and "seed=0,1,2,3,4,5" in text
-    assert small_scale.main(["report", "--check", "--results", str(tmp_path)]) == 0
+    assert study.main(["small_scale", "report", "--check", "--results", str(tmp_path)]) == 0
     (tmp_path / "small_scale.md").write_text(text + "edited")
-    assert small_scale.main(["report", "--check", "--results", str(tmp_path)]) == 1
-    assert "small_scale.py report" in capsys.readouterr().err
+    assert study.main(["small_scale", "report", "--check", "--results", str(tmp_path)]) == 1
+    assert "study.py small_scale report" in capsys.readouterr().err
 
 
 def test_the_report_names_older_code_and_unlike_threads(tmp_path):
     for loss in ("sdt", "tet"):
         extra = dict(threads=1 + (loss == "tet"), code=None if loss == "tet" else code_version())
         fake_run(tmp_path / "runs" / "small_scale", f"loss={loss}", extra=extra)
-    text = claims.report(tmp_path)
+    text = claims.report(tmp_path)["small_scale.md"]
     assert "older code: 1 of 2 runs" in text
     assert "threads differ" in text and "2 in digits-small-if_imp-tet" in text
 
 
 def test_no_runs_is_one_sentence(tmp_path, capsys):
-    assert small_scale.main(["report", "--results", str(tmp_path)]) == 2
+    assert study.main(["small_scale", "report", "--results", str(tmp_path)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_unknown_data_set_is_one_sentence(capsys):
-    assert small_scale.main(["run", "mnist"]) == 2
+    assert study.main(["small_scale", "run", "mnist"]) == 2
     assert "digits_dvs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dataset", [d for d in claims.SWEEPS if d in SETS])
 def test_the_commands_compose(dataset, capsys):
-    assert small_scale.main(["run", dataset, "data_dir=/data", "--print", "--seeds", "7"]) == 0
+    assert study.main(["small_scale", "run", dataset, "data_dir=/data", "--print", "--seeds", "7"]) == 0
     words = capsys.readouterr().out.split()
     assert "seed=0,1,2,3,4,5,6" in words and "data_dir=/data" in words
     overrides = [w.split(",")[0] for w in words[4:] if not w.startswith("hydra.")]

@@ -1,0 +1,86 @@
+"""A study of several runs by a rule written before them: run it, collect its results, write its report.
+
+python scripts/study.py NAME run [DATASET ...] [KEY=VALUE ...] [--print] [--seeds N]
+                                          its sweeps (Hydra multirun), or just their commands
+python scripts/study.py NAME collect      copy what reports need from runs/ to results/runs/NAME
+python scripts/study.py NAME measure      what is no run: times, memory, baselines
+python scripts/study.py NAME report [--check]
+A sweep that was stopped goes on when its command is given again. KEY=VALUE (data_dir=DIR, say) is passed on.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from snn_repro import console
+from snn_repro.errors import UserError
+from snn_repro.files import write_text
+from snn_repro.paper.results import collect
+from snn_repro.paper.studies import names, study
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@console.one_sentence
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="study.py", description=__doc__.splitlines()[0])
+    parser.add_argument("name", help=f"one of: {', '.join(names())}")
+    actions = parser.add_subparsers(dest="action", required=True)
+    run = actions.add_parser("run", help="run the sweeps")
+    run.add_argument("words", nargs="*", metavar="DATASET | KEY=VALUE", help="default all its data sets")
+    run.add_argument("--print", action="store_true", help="only print the commands")
+    run.add_argument("--seeds", type=int, help="seeds 0..N-1 (default: the study's)")
+    actions.add_parser("collect", help="copy results from runs/ to results/runs/")
+    actions.add_parser("measure", help="measure what is no run")
+    write = actions.add_parser("report", help="write the report")
+    write.add_argument("--check", action="store_true", help="exit 1 when the committed report differs")
+    for part in actions.choices.values():
+        part.add_argument("--results", type=Path, default=ROOT / "results", help="results folder")
+    args = parser.parse_args(argv)
+    return {"run": _run, "collect": _collect, "measure": _measure, "report": _report}[args.action](
+        args, study(args.name)
+    )
+
+
+def _run(args: argparse.Namespace, chosen: ModuleType) -> int:
+    more = [word for word in args.words if "=" in word]
+    codes = []
+    for words in chosen.commands([w for w in args.words if "=" not in w], args.seeds or chosen.SEEDS, more):
+        print(shlex.join(words), flush=True)
+        if not args.print:
+            codes.append(subprocess.run([sys.executable, *words[1:]], cwd=ROOT).returncode)
+    return max(codes, default=0)
+
+
+def _collect(args: argparse.Namespace, chosen: ModuleType) -> int:
+    target = args.results / "runs" / args.name
+    print(f"{len(collect([ROOT / chosen.SWEEP_DIR], target))} runs in {target}")
+    return 0
+
+
+def _measure(args: argparse.Namespace, chosen: ModuleType) -> int:
+    if not hasattr(chosen, "measure"):
+        raise UserError(f"{args.name} has nothing to measure apart from its runs")
+    chosen.measure(args.results)
+    return 0
+
+
+def _report(args: argparse.Namespace, chosen: ModuleType) -> int:
+    wrong = []
+    for name, text in chosen.report(args.results).items():
+        target = args.results / name
+        if not args.check:
+            write_text(target, text)
+            print(target)
+        elif not target.exists() or target.read_text("utf-8") != text:
+            wrong.append(str(target))
+    if wrong:
+        print(f"{', '.join(wrong)} is not what the results give; run `study.py {args.name} report`", file=sys.stderr)
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(console.script(main))

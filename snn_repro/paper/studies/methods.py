@@ -1,0 +1,380 @@
+"""Every method alone in one recipe: neurons, initial states, losses, norms and surrogates, each against the same baseline.
+
+A choice is run by exchanging it alone in the baseline of a data set; which choices there are the registries say. So a new
+method is in this study once it is in its own file.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import shlex
+import statistics as plain_statistics
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from snn_repro.config import choices, load_config
+from snn_repro.data.sets import SETS
+from snn_repro.errors import UserError
+from snn_repro.files import write_json
+from snn_repro.paper.differences import remarks
+from snn_repro.paper.formats import Column, Table, to_markdown
+from snn_repro.paper.results import Group, group_runs, load
+from snn_repro.paper.statistics import holm, paired
+from snn_repro.registry import INITIAL_STATES, LOSSES, NEURONS, NORMS, SURROGATES
+
+if TYPE_CHECKING:
+    from snn_repro.config import Config
+
+SWEEP_DIR = "runs/methods"
+SEEDS = 3
+ALPHA = 0.05
+
+
+class Part(NamedTuple):
+    """A data set, its baseline and the size of its runs."""
+
+    neuron: str
+    loss: str
+    overrides: tuple[str, ...]
+    about: str
+
+
+PARTS = {
+    "fashion_mnist": Part(
+        "if", "sdt", ("dataset.train_subset=20000", "recipe.epochs=3"),
+        "20,000 of the 60,000 training images of Fashion-MNIST (stratified), all 10,000 test images, T=4, 3 epochs",
+    ),
+    "digits_dvs": Part(
+        "lif", "tet", ("recipe.epochs=8",),
+        "the embedded digits as an emulated event camera sees them (1,347 training and 450 test samples), T=10, 8 epochs",
+    ),
+}  # fmt: skip
+
+
+def part(dataset: str) -> Part:
+    """The part of a data set; for one without a size of its own, its recipe as it is. Raises UserError for an unknown set."""
+    if dataset not in SETS:
+        raise UserError(f"dataset={dataset} does not exist; choose of: {', '.join(SETS)}")
+    neuron, loss = ("if", "sdt") if SETS[dataset].static else ("lif", "tet")
+    return PARTS.get(dataset) or Part(neuron, loss, (), f"{dataset}, its own recipe")
+
+
+class Axis(NamedTuple):
+    """One thing that is exchanged: the key that chooses it, and what there is."""
+
+    title: str
+    key: str
+    names: tuple[str, ...]
+    more: tuple[str, ...] = ()  # overrides of all its runs
+
+
+def axes() -> dict[str, Axis]:
+    """What is exchanged, in the order of the runs: what the paper is about comes first."""
+    initial = Axis("Initial state", "neuron.initial", tuple(INITIAL_STATES))
+    neuron = Axis(
+        "Neuron", "neuron", tuple(n for n in choices("neuron") if n in NEURONS)
+    )  # their _imp are initial states
+    return {
+        "initial": initial,
+        "neuron": neuron,
+        "loss": Axis("Loss", "loss", tuple(choices("loss"))),
+        "norm": Axis("Norm", "model.norm", tuple(NORMS)),
+        "surrogate": Axis(
+            "Surrogate gradient", "neuron.surrogate", tuple(SURROGATES), ("neuron.surrogate_width=null",)
+        ),
+    }
+
+
+def base_value(axis: str, p: Part) -> str:
+    """What the baseline of a part has on an axis."""
+    own = {"neuron": p.neuron, "loss": p.loss, "initial": "zero", "norm": "bn"}
+    return own.get(axis) or str(NEURONS[p.neuron].settings["surrogate"].default)
+
+
+def cells(p: Part) -> Iterator[tuple[str, str]]:
+    """(axis, choice) of every run of a part; the baseline is ("", "baseline")."""
+    yield "", "baseline"
+    for name, axis in axes().items():
+        yield from ((name, choice) for choice in axis.names if choice != base_value(name, p))
+
+
+def commands(datasets: Sequence[str], seeds: int, more: Sequence[str] = ()) -> Iterator[list[str]]:
+    """The Hydra multiruns, as words: one for each data set and axis, the baseline's first."""
+    for dataset in datasets or PARTS:
+        p = part(dataset)
+        chosen: dict[str, list[str]] = {}
+        for axis, choice in cells(p):
+            chosen.setdefault(axis, []).append(choice)
+        for axis, names in chosen.items():
+            given = {"neuron": p.neuron, "loss": p.loss}
+            extra: tuple[str, ...] = ()
+            if axis:
+                given[axes()[axis].key] = ",".join(names)
+                extra = axes()[axis].more
+            yield [
+                "python", "-m", "snn_repro.train", "-m", f"dataset={dataset}", "model=small",
+                *(f"{key}={value}" for key, value in given.items()), f"seed={','.join(map(str, range(seeds)))}",
+                *p.overrides, *extra, *more, "energy=true", "logger.mode=disabled", f"hydra.sweep.dir={SWEEP_DIR}",
+            ]  # fmt: skip
+
+
+def cell_of(group: Group) -> tuple[str, str] | None:
+    """The (axis, choice) of runs; None where they differ from their baseline in more than one."""
+    config, p = group.first["config"], part(group.first["dataset"])
+    _, _, neuron, loss = group.first["name"].rsplit("-", 3)
+    family = config["neuron"]["name"]
+    initial = config["neuron"].get("initial", "zero")
+    if config["neuron"]["imp"]:
+        neuron, initial = neuron.removesuffix("_imp"), "imp"
+    values = {"neuron": neuron, "loss": loss, "initial": initial, "norm": config["model"].get("norm") or "bn"}
+    if family == p.neuron:  # others have surrogates of their own
+        values["surrogate"] = config["neuron"]["surrogate"]
+    apart = [(axis, value) for axis, value in values.items() if value != base_value(axis, p)]
+    return (apart or [("", "baseline")])[0] if len(apart) < 2 else None
+
+
+# ---------------------------------------------------------------- what is measured apart from the runs
+
+
+MEASURED = "measured.json"
+
+
+def measure(results: Path, rounds: int = 7, batch: int = 64) -> None:
+    """Write results/runs/methods/measured.json: of each choice the time of a training step as a factor of the baseline's, both
+    timed by turns, and the bytes kept for the backward pass; of each data set what logistic regression makes of it.
+    """
+    found: dict[str, Any] = {}
+    for dataset in PARTS:
+        p = part(dataset)
+        base, rows = _Step(dataset, p, "", "baseline", batch), {}
+        for axis, choice in cells(p):
+            step = _Step(dataset, p, axis, choice, batch)
+            ratios = [step.seconds() / base.seconds() for _ in range(rounds + 1)][1:]
+            rows[f"{axis}={choice}" if axis else choice] = dict(
+                step_ratio=plain_statistics.median(ratios), kept_mb=step.kept() / 2**20
+            )
+        found[dataset] = dict(steps=rows, linear=linear_baseline(dataset, p))
+    folder = results / "runs" / "methods"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / MEASURED, found)
+
+
+def _config(dataset: str, p: Part, axis: str, choice: str) -> Config:
+    given = {"neuron": p.neuron, "loss": p.loss} | ({axes()[axis].key: choice} if axis else {})
+    extra = axes()[axis].more if axis else ()
+    words = (f"{key}={value}" for key, value in given.items())
+    return load_config([f"dataset={dataset}", "model=small", *words, *p.overrides, *extra])
+
+
+class _Step:
+    """A training step on random input, ready to be timed."""
+
+    def __init__(self, dataset: str, p: Part, axis: str, choice: str, batch: int):
+        import torch
+
+        from snn_repro.losses import build_loss
+        from snn_repro.train import build_network, options
+
+        config, facts = _config(dataset, p, axis, choice), SETS[dataset]
+        torch.manual_seed(0)
+        shape = facts.frame_shape(config.dataset.frame_size)
+        model = build_network(config, facts.num_classes, shape)
+        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.x = torch.randn(batch, *shape)
+        if not facts.static:
+            self.x = torch.poisson(torch.full((config.timesteps, batch, *shape), 0.3))
+        self.target = torch.randint(facts.num_classes, (batch,))
+        self.loss = build_loss(config.loss.name, **options(config.loss, "name"))
+        self.loss.watch(self.model)
+        self.loss.begin_epoch(0, 1)
+
+    def forward(self) -> Any:
+        return self.loss(self.model(self.x, last_step=self.loss.last_step), self.target)
+
+    def seconds(self) -> float:
+        started = time.perf_counter()
+        self.forward().backward()
+        return time.perf_counter() - started
+
+    def kept(self) -> int:
+        """Bytes of the tensors that the forward pass keeps for the backward pass, weights apart, each memory once."""
+        import torch
+
+        own = {t.untyped_storage().data_ptr() for t in (*self.model.parameters(), *self.model.buffers(), self.x)}
+        sizes: dict[int, int] = {}
+
+        def pack(t: Any) -> Any:
+            storage = t.untyped_storage()
+            if storage.data_ptr() not in own:
+                sizes[storage.data_ptr()] = storage.nbytes()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            self.forward().backward()
+        return sum(sizes.values())
+
+
+def linear_baseline(dataset: str, p: Part) -> float:
+    """Test accuracy of logistic regression (scikit-learn's, on standardised pixels, frames summed over time)."""
+    import torch
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    from snn_repro.data import build_data
+
+    words = ["augment.crop_padding=0", "augment.flip=0"] if dataset == "fashion_mnist" else []
+    data = build_data(load_config([f"dataset={dataset}", "model=small", *p.overrides, *words]))
+
+    def flat(batches: Any) -> tuple[Any, Any]:
+        pairs = list(batches.epoch(0))
+        x = torch.cat([x if SETS[dataset].static else x.sum(0) for x, _ in pairs])
+        return x.flatten(1).numpy(), torch.cat([y for _, y in pairs]).numpy()
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
+    model.fit(*flat(data.train))
+    return float(model.score(*flat(data.test)))
+
+
+# ---------------------------------------------------------------- the report
+
+RULE = f"""\
+Fixed before any of these runs:
+
+- Each choice is exchanged alone in its data set's baseline: same network, recipe, data, epochs and seeds. Nothing was tuned
+  for any of them; a method's own recipe may do better.
+- Accuracy is that of the test set after the last epoch, as the loss reads it. No epoch is chosen by the test set.
+- A difference is paired over seeds (same initial weights where the choice leaves them, same data order): mean in percentage
+  points and 95 % interval, Student's t. Its p is adjusted by Holm over all choices of a data set.
+- **better** or **worse**: Holm's p is below {ALPHA}. "leans": the interval excludes 0 and Holm's p does not hold. Else **no
+  difference seen**, with the half-width of the interval: a difference smaller than that could not be seen.
+- Step 1 is the accuracy of the first step's own output; left out where a step sees later ones.
+- Time and memory of a training step are measured apart from the runs, by turns with the baseline, on random input, on a CPU.
+"""
+
+
+def report(results: Path) -> dict[str, str]:
+    """`{"methods.md": ...}` from the collected runs. Raises UserError where there is none."""
+    folder = results / "runs" / "methods"
+    if not folder.exists():
+        raise UserError(f"{folder} does not exist; run `python scripts/study.py methods run`, then `... collect`")
+    groups, notes = group_runs(load([folder]))
+    measured = json.loads((folder / MEASURED).read_text()) if (folder / MEASURED).exists() else {}
+    datasets = [d for d in dict.fromkeys((*PARTS, *(g.first["dataset"] for g in groups)))]
+    ran = [d for d in datasets if any(g.first["dataset"] == d for g in groups)]
+    text = [
+        "# Methods, each alone in the same recipe\n",
+        "Generated by `python scripts/study.py methods report` from the results under `runs/methods`; not edited by hand.",
+        "One small network on two CPU cores and small data: it says what holds at this size, no more.\n",
+        "## How a verdict is reached\n",
+        RULE,
+    ]
+    for dataset in ran:
+        text += _dataset([g for g in groups if g.first["dataset"] == dataset], dataset, measured.get(dataset, {}))
+    text += [
+        *(f"- {note}" for note in (*remarks(groups), *notes)),
+        "\n## What each choice is\n", *_descriptions(),
+        "## Commands\n", "```bash",
+        *(shlex.join(words) for words in commands(ran, max(len(g.runs) for g in groups))),
+        "python scripts/study.py methods collect", "python scripts/study.py methods measure",
+        "python scripts/study.py methods report", "```\n",
+    ]  # fmt: skip
+    return {"methods.md": "\n".join(text)}
+
+
+def _dataset(groups: Sequence[Group], dataset: str, measured: dict[str, Any]) -> list[str]:
+    p = part(dataset)
+    by_cell = {cell: g for g in groups if (cell := cell_of(g))}
+    base = by_cell.get(("", "baseline"))
+    text = [
+        f"## {dataset}\n",
+        f"Baseline: `neuron={p.neuron} loss={p.loss}`, batch norm, zero initial state; {p.about}.\n",
+    ]
+    if "linear" in measured:
+        text.append(f"Logistic regression on the same samples: {100 * measured['linear']:.2f} %.\n")
+    tests = {cell: _paired(base, g) for cell, g in by_cell.items() if base and g is not base}
+    told = [cell for cell, test in tests.items() if test and test.p is not None]
+    adjusted = dict(zip(told, holm([tests[cell].p for cell in told]), strict=True))
+    for name, axis in axes().items():
+        rows = [
+            _row(choice, by_cell.get(cell), measured, cell) | _verdict(tests.get(cell), adjusted.get(cell), cell, p)
+            for choice in axis.names
+            for cell in [("", "baseline") if choice == base_value(name, p) else (name, choice)]
+        ]
+        text.append(to_markdown(Table(axis.title, _COLUMNS, [r for r in rows if r.get("n")])))
+    lacking = [f"{axis}={choice}" for axis, choice in cells(p) if (axis, choice) not in by_cell]
+    return [*text, *([f"Not run: {', '.join(lacking).replace('=baseline', 'baseline')}.\n"] if lacking else [])]
+
+
+_COLUMNS = [
+    Column("choice", "choice"), Column("acc", "accuracy %", "summary"), Column("n", "seeds", "number"),
+    Column("step1", "at step 1 %", "number"), Column("difference", "difference, pp", "number"),
+    Column("verdict", "verdict"), Column("params", "parameters", "number"), Column("state", "state a neuron", "number"),
+    Column("causal", "causal"), Column("synops", "synops a sample, k", "number"), Column("macs", "MACs a sample, k", "number"),
+    Column("time", "step time x", "number"), Column("kept", "kept for backward, MB", "number"),
+]  # fmt: skip
+
+
+def _row(choice: str, group: Group | None, measured: dict[str, Any], cell: tuple[str, str]) -> dict[str, Any]:
+    if group is None:
+        return {}
+    first, steps = group.first, group.steps()
+    energy = [run["energy"] for run in group.runs if run.get("energy")]
+    step = measured.get("steps", {}).get(f"{cell[0]}={cell[1]}" if cell[0] else cell[1], {})
+    return dict(
+        choice=choice, acc=group.last, n=len(group.runs), step1=steps[0] if steps else None,
+        params=f"{first['params_weights'] + first['params_imp']:,}", state=states(first["config"]["neuron"], first["timesteps"]),
+        causal="yes" if first.get("causal", True) else "no",
+        synops=sum(e["synops"] for e in energy) / len(energy) / 1e3 if energy else None,
+        macs=sum(e["macs"] for e in energy) / len(energy) / 1e3 if energy else None,
+        time=step.get("step_ratio"), kept=step.get("kept_mb"),
+    )  # fmt: skip
+
+
+def states(neuron: dict[str, Any], timesteps: int) -> int:
+    """Numbers that one neuron of a run keeps from step to step."""
+    return NEURONS[neuron["name"]].states(neuron, timesteps)
+
+
+def _paired(base: Group, group: Group) -> Any:
+    """The group's accuracy minus the baseline's in percent, paired over the seeds that both have; None below two."""
+    before, after = ({run["seed"]: 100 * run["acc_last"] for run in g.runs} for g in (base, group))
+    seeds = sorted(before.keys() & after.keys())
+    return paired([before[s] for s in seeds], [after[s] for s in seeds]) if len(seeds) > 1 else None
+
+
+def _verdict(test: Any, p: float | None, cell: tuple[str, str], part: Part) -> dict[str, Any]:
+    if cell == ("", "baseline"):
+        return dict(difference=None, verdict="baseline")
+    if test is None or p is None:
+        return dict(difference=None, verdict="too few seeds")
+    difference = f"{test.mean:+.2f} ({test.low:+.2f} .. {test.high:+.2f})"
+    side = "better" if test.mean > 0 else "worse"
+    if p < ALPHA:
+        return dict(difference=difference, verdict=f"**{side}**")
+    if not test.low <= 0 <= test.high:
+        return dict(difference=difference, verdict=f"leans {side}")
+    width = math.ceil(100 * (test.high - test.low) / 2) / 100
+    return dict(difference=difference, verdict=f"no difference seen (± {width:.2f})")
+
+
+def _descriptions() -> Iterator[str]:
+    """The first paragraph of what each choice says of itself, with its paper."""
+    import snn_repro.losses
+    import snn_repro.models
+    import snn_repro.neurons  # noqa: F401
+
+    registries: dict[str, Any] = dict(
+        initial=INITIAL_STATES, neuron=NEURONS, loss=LOSSES, norm=NORMS, surrogate=SURROGATES
+    )
+    for name, axis in axes().items():
+        yield f"### {axis.title}\n"
+        for choice in axis.names:
+            thing = registries[name].get(choice)
+            said = inspect.getdoc(getattr(thing, "derivative", thing)) if thing is not None else choices(name)[choice]
+            yield f"- **{choice}**: {' '.join((said or '').split(chr(10) * 2)[0].split())}"
+        yield ""
