@@ -187,3 +187,27 @@ def test_torchrun(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("2 processes") == 1
     assert json.loads((tmp_path / "run/environment.json").read_text())["processes"] == 2
+
+
+def test_the_norms_in_attention_are_synchronised_too(tmp_path):
+    from snn_repro.models import build_model
+    from snn_repro.models.norms import synchronise
+
+    def network():
+        torch.manual_seed(0)
+        model = build_model(
+            "spikformer", num_classes=3, input_shape=(1, 16, 16), timesteps=2, neuron={"name": "if"}, embed_dims=16,
+            num_heads=2, depths=1,
+        )  # fmt: skip
+        return model
+
+    x, alone, together = torch.randn(4, 1, 16, 16), network(), network()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        synchronise(together)
+        kinds = {type(m).__name__ for m in together.modules() if isinstance(m, torch.nn.BatchNorm1d)}
+        assert kinds and all("Sync" in kind for kind in kinds)
+        torch.testing.assert_close(together(x), alone(x))
+    finally:
+        torch.distributed.destroy_process_group()
+    torch.testing.assert_close(dict(together.named_buffers()), dict(alone.named_buffers()))

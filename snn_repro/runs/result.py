@@ -84,8 +84,8 @@ class RunResult(Mapping[str, Any]):
     code: Annotated[dict[str, Any] | None, "`commit`, `dirty`, and `sha256` of the sources that compute"] = None
     changed_on_resume: Annotated[list[str] | None, "conditions that were others before a stop, in words"] = None
     causal: Annotated[
-        bool, "false where the output of a step depends on later ones: then no accuracy at single steps is shown"
-    ] = True
+        bool | None, "false where the output of a step depends on later ones: then no accuracy at single steps is shown"
+    ] = None
     energy: Annotated[
         dict[str, Any] | None, "operations and energy a test sample (`energy.py`); with `energy=true` alone"
     ] = None

@@ -340,7 +340,7 @@ def test_described_takes_the_input_whole(name):
     assert [getattr(n, "decay_input", None) for n in (published, described)] == (
         [True, False] if described.name == "lif" else [None, None]
     )
-    neuron = build_neuron(**{k: v for k, v in options(described).items() if not k.startswith("imp")})
+    neuron = build_neuron(**{k: v for k, v in options(described).items() if not k.startswith(("imp", "initial"))})
     charge, retain = neuron.law()[:2]
     assert charge == "if" or (charge == "leaky" and retain == {"lif": 0.5, "leaky": 0.25}[described.name])
 

@@ -362,7 +362,7 @@ import os, signal, sys, time
 from snn_repro.config import load_config
 from snn_repro.runs.tracking import Tracker
 from snn_repro.train import run
-sys.path.insert(0, "tests/runs")
+sys.path[:0] = ["tests/runs", "tests"]
 from test_tracking import children, core_of
 epoch = Tracker.epoch
 def kill(tracker, line):

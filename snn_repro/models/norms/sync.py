@@ -38,14 +38,14 @@ class _Normalise(torch.autograd.Function):
         return grad.to(ctx.dtype), None
 
 
-class SyncBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d whose training statistics are those of all processes' samples together.
+class _Together(nn.modules.batchnorm._BatchNorm):
+    """A batch norm whose training statistics are those of all processes' samples together.
 
     torch's own SyncBatchNorm refuses CPU tensors, and its conversion would replace BN and TEBN by a plain layer.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W] -> the same shape and type; N may differ between processes."""
+        """x [N, C, ...] -> the same shape and type; N may differ between processes."""
         if not self.training:
             return super().forward(x)
         normal, mean, var, count = _Normalise.apply(x, self.eps)
@@ -57,6 +57,14 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         return (normal * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
 
 
+class SyncBatchNorm1d(_Together, nn.BatchNorm1d):
+    pass
+
+
+class SyncBatchNorm2d(_Together, nn.BatchNorm2d):
+    pass
+
+
 def synchronise(model: nn.Module) -> None:
     """Make every batch norm of `model`, those inside BN and TEBN too, take its statistics over all processes.
 
@@ -64,8 +72,9 @@ def synchronise(model: nn.Module) -> None:
     """
     for module in model.modules():
         kind = type(module)
-        if kind is nn.BatchNorm2d:
-            module.__class__ = SyncBatchNorm2d
-        elif isinstance(module, nn.BatchNorm2d) and not isinstance(module, SyncBatchNorm2d):
-            # BN and its kin first, then the synchronised layer where they call nn.BatchNorm2d
-            module.__class__ = type(f"Sync{kind.__name__}", (kind, SyncBatchNorm2d), {})
+        for plain, together in ((nn.BatchNorm1d, SyncBatchNorm1d), (nn.BatchNorm2d, SyncBatchNorm2d)):
+            if kind is plain:
+                module.__class__ = together
+            elif isinstance(module, plain) and not isinstance(module, together):
+                # BN and its kin first, then the synchronised layer where they call torch's
+                module.__class__ = type(f"Sync{kind.__name__}", (kind, together), {})

@@ -50,7 +50,8 @@ def trained(run: dict[str, Any], fire_at: str) -> np.ndarray:
     """
     imps = np.concatenate([layer["percentiles"] for layer in run["layers"]])
     name = run["neuron"]["name"]
-    own = {k: run["neuron"][k] for k in NEURONS[name].settings.keys() & run["neuron"].keys() - {"fire_at", "backend"}}
+    others = {"fire_at", "backend", "initial"}  # the potentials to start from are given here
+    own = {k: run["neuron"][k] for k in NEURONS[name].settings.keys() & run["neuron"].keys() - others}
     neuron: Any = build_neuron(name, **own)
     with torch.no_grad():
         added = float(neuron.charge(torch.zeros(()), torch.ones(())))
