@@ -1,9 +1,11 @@
 """Every row of the paper: its experiment, the data it needs, our runs, the paper's number beside ours, what is missing.
 
-python scripts/list_rows.py [--table 1|2|3|code|figures] [--cost] [--commands | --csv | --json] [key=value ...]
+python scripts/list_rows.py [--table 1|2|3|code|figures|rivals] [--own] [--cost] [--commands | --csv | --json] [key=value ...]
 
 data_dir=DIR cache_dir=DIR    where to look for the data sets, prepared frames and initial weights
 fidelity=described, ...       any override: lists the rows with it, and the runs that had it
+--own                         without the methods of others that the paper compares with (quoted from their papers: as their
+                              authors trained them; NAME_same_recipe: the method alone in this paper's recipe)
 --runs DIR                    folders that hold runs (default: runs and results/runs, where they exist)
 --cost                        hours of training, from the speed of finished runs; for a row that has none (a short run
                               is enough: ... debug=smoke recipe.epochs=2 debug.max_steps=50) an estimate, marked ~,
@@ -29,8 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="data_dir=DIR, cache_dir=DIR, or any other")
     parser.add_argument("--runs", nargs="+", metavar="DIR", help="folders that hold runs")
-    parser.add_argument("--table", choices=("1", "2", "3", "code", "figures"),
-                        help="only the rows of one table, of released code that no table prints, or figures")  # fmt: skip
+    parser.add_argument("--table", choices=("1", "2", "3", "code", "figures", "rivals"),
+                        help="only the rows of one table, of released code that no table prints, figures, or later methods")  # fmt: skip
+    parser.add_argument("--own", action="store_true", help="without the methods of others")
     parser.add_argument("--cost", action="store_true", help="hours of training, measured or estimated")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--commands", action="store_true", help="only the commands of the rows without a run")
@@ -41,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         print(json.dumps(lines, indent=2))
     elif args.commands:
-        print("".join(f"{line['command']}\n" for line in lines if not line["runs"]), end="")
+        print("".join(f"{line['command']}\n" for line in lines if line["command"] and not line["runs"]), end="")
     else:
         print(written(lines, notes, args), end="")
     return 0
@@ -49,14 +52,18 @@ def main(argv: list[str] | None = None) -> int:
 
 def listing(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
     """The lines, and remarks for a reader."""
-    from snn_repro.paper.rows import compose, estimate_cost, experiments, join, load_rows, look_for_files
+    from snn_repro.paper.rows import compared, compose, estimate_cost, experiments, join, load_rows, look_for_files
     from snn_repro.paper.speed import estimate_from_a_step
     from snn_repro.runs.folder import find_results
 
-    prefix = {None: "", "figures": "figure", "code": "code_"}.get(args.table, f"table{args.table}_")
+    prefix = {None: "", "figures": "figure", "code": "code_", "rivals": "rivals_"}.get(
+        args.table, f"table{args.table}_"
+    )
+    paper = load_rows()
+    own = args.own or "fidelity=described" in args.overrides  # the equations are the paper's
+    chosen = [n for n in experiments() if n.startswith(prefix) and not (own and compared(n, paper))]
     results = find_results(*(args.runs or [root for root in ("runs", "results/runs") if Path(root).is_dir()]))
-    configs = compose([name for name in experiments() if name.startswith(prefix)], args.overrides)
-    rows = join(configs, load_rows(), results)
+    rows = join(compose(chosen, args.overrides), paper, results)
     notes = [
         "paper: one run, best epoch on test; best*: ours chosen by the test set, so optimistic; last: our last epoch",
         "runs: seeds of exactly this configuration (+k: finished runs of this row with other settings)",
@@ -91,6 +98,13 @@ def listing(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
             f"cost: training alone, one seed; {sum(map(bool, costs))} of {len(lines)} rows, {total}; "
             f"~ ({sum(c.estimated for c in costs if c)} rows): estimated from a step on random data on this machine"
         )
+    for row in paper:  # a quoted number that nothing reproduces
+        if row.absent and row.id.startswith(prefix) and not own:
+            nothing: dict[str, Any] = dict.fromkeys(lines[0]) if lines else {}
+            lines.append(nothing | dict(
+                paper_row=row.id, runs=[], departing=0, paper=row.accuracy, fidelity="none", caveats=[], baselines=[],
+                unspecified=[], missing=[row.absent],
+            ))  # fmt: skip
     return lines, notes + [f"[{number}] {caveat}" for caveat, number in numbered_caveats(lines).items()]
 
 
@@ -120,14 +134,21 @@ def written(lines: list[dict[str, Any]], notes: list[str], args: argparse.Namesp
     for line in lines:
         runs = ",".join(map(str, line["runs"])) or "none"
         runs += f" +{line['departing']}" if line["departing"] else ""
-        shown.append(line | dict(runs=runs, missing="; ".join(line["missing"]), caveats="; ".join(line["caveats"])))
+        name = line["experiment"] or f"({line['paper_row']})"
+        shown.append(
+            line
+            | dict(experiment=name, runs=runs, missing="; ".join(line["missing"]), caveats="; ".join(line["caveats"]))
+        )
         if not args.csv:
             shown[-1]["experiment"] += "".join(f" [{numbers[caveat]}]" for caveat in line["caveats"])
         if args.cost:
             c = line["cost"]
             shown[-1]["hours"] = f"{'~' * c['estimated']}{rounded(c['hours'])}" if c else "unknown"
             shown[-1]["speed"] = f"{c['source']} on {c['device']}, {rounded(c['samples_per_s'])}/s" if c else ""
-    title = f"{len(lines)} rows, {sum(bool(line['runs']) for line in lines)} with a run"
+    rows = [line for line in lines if line["experiment"]]
+    title = f"{len(rows)} rows, {sum(bool(line['runs']) for line in rows)} with a run"
+    if len(lines) > len(rows):
+        title += f"; {len(lines) - len(rows)} quoted numbers without a row"
     table = Table(title, columns, shown, notes)
     return to_csv(table) if args.csv else to_text(table, ascii_only=not console.prints("━┃"))
 

@@ -9,8 +9,9 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+from snn_repro import distributed
 from snn_repro.errors import UserError
 
 P = ParamSpec("P")
@@ -125,3 +126,15 @@ def audible(log: logging.Logger) -> Callable[[Callable[P, R]], Callable[P, R]]:
         return wrapper
 
     return decorate
+
+
+_warned: set[str] = set()
+
+
+def one_line(message: Warning | str, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
+    """How warnings are shown: one line, the first time."""
+    text = " ".join(str(message).split())
+    if text in _warned or distributed.world().rank:
+        return ""
+    _warned.add(text)
+    return f"warning: {text}\n"

@@ -15,7 +15,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from snn_repro import cli, distributed, train
+from snn_repro import cli, config, console, distributed, train
+from snn_repro import job as jobs
 from snn_repro.config import ConfigError, config_hash, load_config
 from snn_repro.errors import UserError
 from snn_repro.runs import sweeps
@@ -48,7 +49,7 @@ def sentence(done: subprocess.CompletedProcess) -> str:
     "flags", [["--cfg", "job"], ["--info", "config"], ["--cfg", "job", "--resolve", "-p", "recipe"]]
 )
 def test_looking_is_checked_as_a_run_is(wrong, flags, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "_hydra_task", lambda _: pytest.fail("Hydra was asked"))
+    monkeypatch.setattr(jobs, "call_hydra", lambda _: pytest.fail("Hydra was asked"))
     assert cli._main([*flags, wrong]) == 2
     err = capsys.readouterr().err
     assert wrong.split("=")[0] in err and err.count("\n") == 1
@@ -165,12 +166,12 @@ def test_run_leaves_a_configured_logging_alone(quick, tmp_path, caplog, capsys):
 
 
 def test_a_warning_is_one_line_and_said_once(monkeypatch):
-    monkeypatch.setattr(cli, "_warned", set())
+    monkeypatch.setattr(console, "_warned", set())
     where = (UserWarning, "/some/where.py", 7)
-    assert cli._one_line("two\n  lines", *where) == "warning: two lines\n"
-    assert cli._one_line("two\n  lines", *where) == ""
+    assert console.one_line("two\n  lines", *where) == "warning: two lines\n"
+    assert console.one_line("two\n  lines", *where) == ""
     monkeypatch.setattr(distributed, "world", lambda: SimpleNamespace(rank=1, size=2))
-    assert cli._one_line("of another process", *where) == ""
+    assert console.one_line("of another process", *where) == ""
 
 
 def test_a_run_shows_warnings_in_one_line(tmp_path):
@@ -257,7 +258,7 @@ def test_a_search_is_given_the_validation_accuracy(tmp_path, monkeypatch, acc_va
     monkeypatch.setattr(HydraConfig, "get", staticmethod(lambda: job("hydra_plugins.x.OptunaSweeper", tmp_path)))
     monkeypatch.setattr(train, "run", lambda config, overrides: result)
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
-    assert cli._task(OmegaConf.create(to_dict(config))) == returned
+    assert jobs.task(OmegaConf.create(to_dict(config))) == returned
 
 
 def test_a_real_sweeper_is_given_the_validation_accuracy(tmp_path):
@@ -300,8 +301,8 @@ def test_a_search_without_a_validation_part_says_so(sweeper, validation, says, c
         hydra=SimpleNamespace(sweeper=SimpleNamespace(_target_=f"hydra_plugins.x.{sweeper}Sweeper")),
         dataset=SimpleNamespace(validation=validation),
     )
-    monkeypatch.setattr(cli, "multirun_config", lambda overrides: contextlib.nullcontext((node, None)))
-    monkeypatch.setattr(cli, "_hydra_task", lambda argv: None)
+    monkeypatch.setattr(config, "multirun_config", lambda overrides: contextlib.nullcontext((node, None)))
+    monkeypatch.setattr(jobs, "call_hydra", lambda argv: None)
     assert cli._main(["-m", "hydra/sweeper=x"]) == 0
     err = capsys.readouterr().err
     assert err.count("this search selects on the test set, because dataset.validation=0") == says == err.count("\n")

@@ -6,8 +6,8 @@ from pathlib import Path
 import snn_repro
 
 ORDER = [
-    "errors", "signals", "console", "outside", "provenance", "distributed", "files", "settings", "sources", "registry", "causality",
-    "kernels", "data", "config", "neurons", "models", "losses", "metrics", "optim", "energy", "runtime", "runs", "train", "cli", "paper",
+    "errors", "signals", "distributed", "console", "outside", "provenance", "files", "settings", "sources", "registry", "causality",
+    "kernels", "data", "config", "neurons", "models", "losses", "metrics", "optim", "energy", "runtime", "runs", "train", "job", "cli", "paper",
 ]  # fmt: skip
 ROOT = Path(snn_repro.__file__).parent
 

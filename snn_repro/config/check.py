@@ -235,6 +235,10 @@ def idle(config: Config, overrides: Iterable[str]) -> dict[str, str]:
         if group in OWN and group != "augment" and not hasattr(getattr(config, group), key):
             choice = getattr(config, group).name
             found[name] = f"{given[name]} has no effect with {group}={choice}; leave it out"
+    if given.get("neuron.initial", "").endswith("=zero") and config.neuron.imp:  # as it is where nothing is said
+        found["neuron.initial"] = (
+            f"{given['neuron.initial']} has no effect with neuron.imp=true; use neuron={config.neuron.name} with it"
+        )
     for rule in _IDLE:
         for name in rule.keys:
             if name in given and name not in found and not rule.read(config):

@@ -78,13 +78,7 @@ class QuickRows:
                 groups |= entry
             elif entry not in ("schema", "_self_"):
                 raise Unlike(entry)
-        groups |= {"experiment": name}
-        for entry in self.read("experiment", name)[1]:
-            for key, choice in entry.items() if isinstance(entry, dict) else [("", "")]:
-                if not key.startswith("override /") or key[10:] not in groups:
-                    raise Unlike(entry)
-                groups[key[10:]] = choice
-        groups |= self.chosen
+        groups |= {"experiment": name} | self.overridden(name, groups) | self.chosen
 
         tree = _defaults(Config)
         for entry in self.order:
@@ -111,11 +105,27 @@ class QuickRows:
         check(config)
         return config
 
+    def overridden(self, name: str, groups: dict[str, Any]) -> dict[str, Any]:
+        """The choices of a row, over those of the row that it builds on."""
+        found: dict[str, Any] = {}
+        for place, entry in enumerate(defaults := self.read("experiment", name)[1]):
+            if isinstance(entry, str):
+                if place == 0 and defaults[-1] == "_self_":
+                    found = self.overridden(entry, groups)
+                elif entry != "_self_" or place != len(defaults) - 1:
+                    raise Unlike(entry)
+                continue
+            for key, choice in entry.items():
+                if not key.startswith("override /") or key[10:] not in groups:
+                    raise Unlike(entry)
+                found[key[10:]] = choice
+        return found
+
     def merge(self, tree: dict, group: str, choice: str) -> None:
         """Lay conf/<group>/<choice>.yaml over the tree, after the choices of its group that it builds on."""
         on_top, defaults, keys = self.read(group, choice)
-        for other in defaults if group != "experiment" else ():
-            if other != "_self_":
+        for other in defaults:
+            if other != "_self_" and not (group == "experiment" and isinstance(other, dict)):
                 if not isinstance(other, str) or defaults[-1] != "_self_":
                     raise Unlike(other)
                 self.merge(tree, group, other)

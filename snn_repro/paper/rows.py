@@ -1,7 +1,9 @@
 """The rows of the paper: its printed numbers, the experiments that reproduce them, and our runs beside.
 
 A row is one file `conf/experiment/NAME.yaml`. Its `paper_row` names a line of `results/paper_tables.yaml`, its
-`baselines` the experiments of the same recipe that its gain is measured against. All functions only read.
+`baselines` the experiments of the same recipe that its gain is measured against. A line that the paper quotes has a row as
+its own authors trained it, and mostly one more, NAME_same_recipe, that puts the method alone into the paper's recipe. All
+functions only read.
 """
 
 import shlex
@@ -17,7 +19,7 @@ from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
 from snn_repro.runs.folder import RunResult
 
-TABLES = (1, 2, 3, "code")
+TABLES = (1, 2, 3, "code", "rivals")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class PaperRow:
     corrected: float | None = None  # percent
     gain: float | None = None  # points
     gain_over: str | None = None
+    absent: str = ""  # why a quoted row has no experiment
     notes: str = ""
 
 
@@ -75,8 +78,13 @@ def _paper_row(path: Path, entry: Any) -> PaperRow:
 
 
 def experiments() -> list[str]:
-    """The names of all experiments: tables first, then released code that no table prints, then figures."""
+    """The names of all experiments: tables first, then released code that no table prints, figures and rivals."""
     return sorted(conf_files("experiment"), key=lambda name: (not name.startswith("table"), name.split("_")))
+
+
+def compared(name: str, paper: Iterable[PaperRow]) -> bool:
+    """Whether an experiment is about a method of others: as its authors trained it, or in the paper's recipe."""
+    return name.endswith("_same_recipe") or any(row.id == name and not row.own for row in paper)
 
 
 def compose(names: Iterable[str], overrides: Sequence[str] = ()) -> dict[str, Config]:

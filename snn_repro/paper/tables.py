@@ -72,6 +72,7 @@ TITLES: dict[int | str, str] = {
     2: "Table 2: event data",
     3: "Table 3: ImageNet-1k",
     "code": "Numbers in the released code that no table prints",
+    "rivals": "Rivals of IMP and LTS that the paper does not compare with",
 }
 PAPER_COLUMNS = [
     Column("dataset", "data set"), Column("size", "pixels", "number"), Column("method", "method"),

@@ -55,6 +55,8 @@ WRONG = {
     "neuron.tau=0.5 neuron=lif": ["neuron.tau=0.5", "at least 1"],
     "neuron.reset=sof": ["neuron.reset='sof'", "'soft'"],
     "neuron.retain=0.3": ["neuron.retain=0.3", "belongs to neuron=leaky"],
+    "neuron.initial=half": ["neuron.imp=true and neuron.initial=half both say where a neuron starts", "use neuron=if"],
+    "neuron.initial=half neuron=psn": ["neuron.initial='half'", "leave it out for 'psn'"],
     "neuron.detach_reset=2": ["neuron.detach_reset=2", "true or false"],
     "model.dropout=0.5": ["model.dropout=0.5", "belongs to model=vgg48 or ", "leave it out for 'small'"],
     "recipe.imp_lr=3": ["recipe.imp_lr is called neuron.imp_lr now", "neuron.imp_lr=..."],
@@ -175,6 +177,22 @@ def test_the_hash_sees_numbers_and_not_places():
     assert {f.name for f in dataclasses.fields(Config)} > {"seed"} and "seed" in hashed(base)
 
 
+def test_a_learned_initial_state_has_two_names_and_one_hash():
+    """Under one name of the row, which is hashed too and says which file was chosen."""
+
+    def composed(words: str):
+        return load_config(["name=mine", *words.split()])
+
+    by_file, *others = map(composed, ("neuron=if_imp", "neuron=if neuron.imp=true", "neuron=if neuron.initial=imp"))
+    for other in others:
+        assert other.neuron == by_file.neuron and other.neuron.imp
+        assert config_hash(other) == config_hash(by_file) and differing(by_file, other) == []
+    for state in ("half", "imp_channel", "mp_init"):
+        config = composed(f"neuron=if neuron.initial={state}")
+        assert not config.neuron.imp
+        assert config_hash(config) not in (config_hash(by_file), config_hash(composed("neuron=if")))
+
+
 def test_a_key_that_was_added_leaves_earlier_hashes_alone():
     base = load_config(["neuron=lif"])
     earlier = to_dict(base)
@@ -222,6 +240,9 @@ IDLE = {  # a key set by hand, on top of dataset=digits model=small neuron=if_im
     "neuron.imp_init=[0,1] neuron=if": "neuron.imp=false",
     "neuron.imp_trainable=true neuron=if": "neuron.imp=false",
     "neuron.imp_lr=2 neuron.imp_trainable=false": "neuron.imp_trainable=false",
+    "neuron.initial=zero": "neuron.imp=true; use neuron=if with it",
+    "neuron.initial=zero neuron=psn": "neuron=psn; leave it out",
+    "neuron.initial_value=0.3 neuron=if": "neuron.initial=zero; it needs neuron.initial=constant",
     "neuron.tau=2.0": "neuron=if; leave it out",  # what lif has: it says nothing, and is no mistake in a file
     "neuron.v_reset=0.1": "neuron.reset=soft; it needs neuron.reset=hard",
     "dataset.integrate_by=time": "dataset=digits; it needs a data set of events",

@@ -138,7 +138,7 @@ def test_half_precision_logits_give_a_float32_loss(name):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("tets", {}, "loss.name='tets' is not one of lts, rmp, sdt, tet, .*did you mean 'tet_s'"),
+        ("tets", {}, "loss.name='tets' is not one of lts, mse, rmp, sdt, tet, .*did you mean 'tet_s'"),
         ("sdt", {"epsilon": 0.1}, "loss.epsilon=0.1 belongs to loss=tet_s; leave it out for 'sdt'"),
         ("tet", {"lambda": 0.1}, "loss.lambda is not a setting of 'tet', which has: lam, phi.*did you mean 'lam'"),
         ("tet_s", {"lam": 0.1}, "loss.lam=0.1 belongs to loss=tet"),
@@ -192,3 +192,12 @@ def test_a_loss_from_outside_is_one_class_and_tables_read_it_as_it_says(tmp_path
     with pytest.raises(DataError, match="its loss 'gone' reads by 'peak' and is not installed here"):
         right_answers(result)
     assert right_answers(result | {"readout": "mean", "correct": 1}).tolist() == [False, True]
+
+
+def test_the_squared_error_is_that_of_rates():
+    y = torch.tensor([[[1.0, 0.0, 0.5]], [[0.0, 1.0, 0.5]]], requires_grad=True)  # rates 0.5 everywhere
+    loss = build_loss("mse")(y, torch.tensor([0]))
+    assert loss.item() == pytest.approx(0.25)  # (0.5 - 1)^2, 0.5^2, 0.5^2
+    loss.backward()
+    torch.testing.assert_close(y.grad[0], torch.tensor([[-1.0, 1.0, 1.0]]) / 6)  # 2 (r - q) / 3 / T
+    assert build_loss("mse")(y.detach(), torch.tensor([[0.5, 0.5, 0.5]])).item() == 0

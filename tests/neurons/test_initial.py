@@ -1,13 +1,15 @@
 """Initial states: where each one starts, what is learned, and what stays the same whoever computes."""
 
 import copy
+import signal
 
 import pytest
 import torch
 
+from snn_repro import train
 from snn_repro.errors import UserError
 from snn_repro.models import build_model, count_parameters
-from snn_repro.neurons import INITIAL_STATES, build_neuron
+from snn_repro.neurons import INITIAL_STATES, NEURONS, build_neuron
 from snn_repro.optim import parameter_kind
 
 SHAPE = (3, 4, 5)
@@ -59,6 +61,47 @@ def test_values_shared_by_a_channel_or_layer_have_the_sum_of_the_neurons_gradien
     assert gradients["imp_channel"].shape == (3, 1, 1) and gradients["imp_layer"].shape == (1, 1, 1)
     torch.testing.assert_close(gradients["imp_channel"].flatten(), gradients["imp"].sum((1, 2)))
     torch.testing.assert_close(gradients["imp_layer"].flatten(), gradients["imp"].sum().view(1))
+
+
+def started(family: str, name: str, value: float | None = None, **settings):
+    """A neuron that starts from `name`, its spikes and gradient; with `value`, what it learns or counts is that."""
+    torch.manual_seed(3)
+    neuron = build_neuron(family, initial=name, state_shape=SHAPE, timesteps=5, **settings)
+    for state in (neuron.imp, *neuron.buffers()):
+        if state is not None and value is not None:
+            state.data.fill_(value)
+    x = torch.randn(5, 2, *SHAPE, generator=torch.Generator().manual_seed(4)).add_(0.3).requires_grad_()
+    spikes = neuron(x)
+    (spikes * torch.linspace(-1, 1, x.numel()).view(x.shape)).sum().backward()
+    return neuron, spikes.detach(), x.grad
+
+
+@pytest.mark.parametrize("family", [n for n, cls in NEURONS.items() if "initial" in cls.settings])
+def test_every_neuron_with_a_potential_starts_from_every_state(family):
+    """As with one learned value a neuron that is the same number."""
+    mine = started(family, "imp", 0.375)
+    for name in ("imp_channel", "imp_layer", "mp_init"):
+        torch.testing.assert_close(started(family, name, 0.375)[1:], mine[1:])
+    torch.testing.assert_close(started(family, "constant", initial_value=0.375)[1:], mine[1:])
+    half, spikes, grad = started(family, "half")
+    torch.testing.assert_close(
+        (spikes, grad), started(family, "imp", float(torch.as_tensor(half.v_threshold).detach()) / 2)[1:]
+    )
+    nothing = started(family, "zero")
+    torch.testing.assert_close(nothing[1:], started(family, "imp", 0.0)[1:])
+    assert not torch.equal(nothing[1], started(family, "imp", 0.75)[1]) and mine[0].imp.grad.abs().max() > 0
+    running = started(family, "mp_init")[0]
+    fired = running.running_v.item(), nothing[0].v[nothing[1].any(0)].mean().item() / 10
+    assert fired[0] == pytest.approx(fired[1], rel=1e-4) and fired[0] != 0
+
+
+@pytest.mark.parametrize("family", [n for n, cls in NEURONS.items() if "initial" not in cls.settings])
+def test_a_neuron_without_a_potential_has_no_initial_one(family):
+    for name in INITIAL_STATES.keys() - {"zero"}:
+        with pytest.raises(UserError, match=f"neuron.initial='{name}' belongs to .*; leave it out for '{family}'"):
+            build_neuron(family, initial=name, state_shape=SHAPE, timesteps=5)
+    with pytest.raises(UserError, match=f"neuron.imp=true has no meaning for '{family}'"):
+        build_neuron(family, imp=True, state_shape=SHAPE, timesteps=5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -121,6 +164,25 @@ def test_checkpointing_learns_once_and_draws_the_same(what, name):
         model(images).sum().backward()
         found.append((dict(model.named_buffers()), [p.grad for p in model.parameters()]))
     torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("name", ["mp_init", "random"])
+def test_a_run_that_was_stopped_goes_on_with_the_same_numbers(name, quick, tmp_path, monkeypatch):
+    words = "neuron=if", f"neuron.initial={name}", "loss=sdt", "debug.max_steps=2"
+    whole = train.run(quick(*words), str(tmp_path / "whole"))
+    original = train.Training.train_step
+
+    def stopping(self, *batch):
+        if (self.epoch, self.step) == (1, 1):
+            self.stop.signum = signal.SIGTERM
+        return original(self, *batch)
+
+    with monkeypatch.context() as patch, pytest.raises(train.Interrupted):
+        patch.setattr(train.Training, "train_step", stopping)
+        train.run(quick(*words), str(tmp_path / "cut"))
+    again = train.run(quick(*words), str(tmp_path / "cut"))
+    for key in ("loss_last", "acc_step", "train_loss_last", "firing_rates"):
+        assert again[key] == whole[key]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import sys
 import pytest
 import torch
 import yaml
-from all_rows import NAMES, rows
+from all_rows import COMPARED, NAMES, compared_rows, rows
 from fixtures import (
     write_cifar10,
     write_cifar10_dvs,
@@ -44,7 +44,7 @@ def state(config):
 
 def test_the_papers_tables_are_whole():
     paper = load_rows()
-    assert [sum(r.table == t for r in paper) for t in (1, 2, 3, "code")] == [14, 31, 21, 4]
+    assert [sum(r.table == t for r in paper) for t in (1, 2, 3, "code", "rivals")] == [14, 31, 21, 4, 10]
     assert [sum(r.table == t and r.own for r in paper) for t in (1, 2, 3)] == [14, 9, 6]
     by_id = {r.id: r for r in paper}
     assert all(r.dataset in SETS for r in paper)
@@ -57,7 +57,7 @@ def test_the_papers_tables_are_whole():
         if row.gain is not None:
             assert round(row.accuracy - by_id[row.gain_over].accuracy, 2) == row.gain
         assert row.gain is None or row.own
-        assert (row.params_M is None) == (row.table in (1, 2))
+        assert (row.params_M is None) == (row.table in (1, 2, "rivals"))
 
 
 def test_the_counts_behind_printed_accuracies():
@@ -200,7 +200,7 @@ def test_the_list(tmp_path, capsys, monkeypatch):
 
 def test_the_list_says_fidelity_and_caveats(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert list_rows.main(["--table", "2"]) == 0
+    assert list_rows.main(["--own", "--table", "2"]) == 0
     text = capsys.readouterr().out
     assert re.search(r"table2_cifar10dvs128_t16_imp +│ extended", text) and "published" in text
     assert "table2_ncaltech48_t10_imp [1]" in text and "- [1] test list: the paper's cannot be had" in text
@@ -208,7 +208,7 @@ def test_the_list_says_fidelity_and_caveats(tmp_path, capsys, monkeypatch):
     lines = json.loads(capsys.readouterr().out)
     assert [line["fidelity"] for line in lines] == ["extended"] * 3 + ["published"]
     assert all(line["caveats"] == [] and "marks" not in line for line in lines)
-    assert list_rows.main(["--table", "2", "--csv"]) == 0
+    assert list_rows.main(["--own", "--table", "2", "--csv"]) == 0
     lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert sum("test list" in line["caveats"] for line in lines) == 10
 
@@ -261,7 +261,8 @@ def test_listing_rows_needs_neither_torch_nor_scipy(tmp_path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([scripts, str(CONF_DIR.parent), *sys.path])}
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(json.loads(done.stdout)) == len(NAMES) == 57
+    assert len(NAMES) == 57
+    assert [n for n in NAMES + COMPARED if n not in {line["experiment"] for line in json.loads(done.stdout)}] == []
 
 
 # ---------------------------------------------------------------- what a row costs
@@ -276,7 +277,7 @@ def test_cost_of_rows_that_never_ran(tmp_path, capsys, monkeypatch):
     config = load_config(["experiment=figure4_cifar10_lts", "seed=3"])
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/result.json").write_text(json.dumps(a_result(config)))
-    assert list_rows.main(["--cost", "--json", "device=cpu"]) == 0
+    assert list_rows.main(["--own", "--cost", "--json", "device=cpu"]) == 0
     out, err = capsys.readouterr()
     cost = {line["experiment"]: line["cost"] for line in json.loads(out)}
     assert len(cost) == 57 and all(cost.values()) and len(measured) == 9 == err.count("timing a step of ")
@@ -290,7 +291,7 @@ def test_cost_of_rows_that_never_ran(tmp_path, capsys, monkeypatch):
     assert "~" in out and "a step here on cpu" in out and "estimated from a step on random data on this machine" in out
     assert len(measured) == 9 and err == ""  # kept in this process
     monkeypatch.setattr(speed, "_measured", {})
-    assert list_rows.main(["--table", "2", "--cost", "device=cpu"]) == 0
+    assert list_rows.main(["--own", "--table", "2", "--cost", "device=cpu"]) == 0
     assert len(measured) == 9 and len(list((tmp_path / "cache/snn_repro").glob("steps-*.json"))) == 1  # and on disk
 
 
@@ -456,18 +457,22 @@ def places(tmp_path_factory):
 
 QUICK = {  # a representative few, of under three seconds; the others run with the slow tests
     "table1_cifar10_sdt", "table1_cifar100_tet", "figure4_cifar10_imp_lts", "table2_cifar10dvs48_t8_imp_tet_s",
+    "rivals_cifar10dvs48_mp_init_trsg_same_recipe",
 }  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore:.*results do not compare:UserWarning")
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES + COMPARED]
+)
 def test_every_row_trains_two_steps(name, places, tmp_path):
+    row = rows()[name] if name in NAMES else compared_rows()[name]
     batch = 1 if "ncaltech128" in name or "table1_ncaltech101" in name else 2
     config = load_config([
         f"experiment={name}", *places, "debug=smoke", "debug.max_eval_batches=1", "logger.mode=disabled",
         f"recipe.batch_size={batch}", "recipe.accumulate=1", "recipe.eval_batch_size=2", "dataset.workers=0",
         f"hydra.run.dir={tmp_path / 'run'}",
-        *(["model.weights=null"] if rows()[name].model.weights else []),
+        *(["model.weights=null"] if row.model.weights else []),
     ])  # fmt: skip
     if not SETS[config.dataset.name].static:
         from snn_repro.data.prepare import prepare
@@ -475,11 +480,11 @@ def test_every_row_trains_two_steps(name, places, tmp_path):
         prepare(config.dataset.name, config.data_dir, config.cache_dir, config.timesteps,
                 frame_size=config.dataset.frame_size, workers=0, say=lambda _: None)  # fmt: skip
     result = run(config)
-    assert result.name == name and result.paper_row == rows()[name].paper_row
+    assert result.name == name and result.paper_row == row.paper_row
     assert result.epochs == 1 and len(result.acc_step) == config.timesteps
     assert (result.params_imp > 0) == config.neuron.imp
     assert result.readout == ("last" if config.loss.name == "lts" else "mean")
-    assert find_results(tmp_path)[0]["config"]["fidelity"] == rows()[name].fidelity
+    assert find_results(tmp_path)[0]["config"]["fidelity"] == row.fidelity
 
 
 def test_a_row_without_its_weights_says_where_they_are(places, tmp_path):

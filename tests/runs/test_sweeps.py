@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from snn_repro import cli, train
+from snn_repro import job, train
 from snn_repro.config import ConfigError, config_hash
 from snn_repro.errors import UserError
 from snn_repro.runs import sweeps
@@ -195,13 +195,13 @@ def test_the_notice_of_slurm_saves_and_resumes(quick, tmp_path, monkeypatch):
             train.run(quick())
         assert stopped.value.signum == signal.SIGUSR2 and heard == []
         assert (tmp_path / "run/checkpoint_last.pt").exists()
-        cli._requeue(stopped.value.signum)
+        job.requeue(stopped.value.signum)
         assert heard == ["submitit"]
         monkeypatch.setattr(sweeps, "still_running", lambda: False)
-        cli._requeue(signal.SIGTERM)  # scancel: the job is not wanted any more
+        job.requeue(signal.SIGTERM)  # scancel: the job is not wanted any more
         assert heard == ["submitit"]
         monkeypatch.setattr(sweeps, "still_running", lambda: True)
-        cli._requeue(signal.SIGTERM)  # the grace time of a preemption
+        job.requeue(signal.SIGTERM)  # the grace time of a preemption
         assert heard == ["submitit"] * 2
     finally:
         signal.signal(signal.SIGUSR2, before)
