@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from snn_repro import cli, config, console, distributed, train
-from snn_repro import job as jobs
+from snn_repro import job as job_module
 from snn_repro.config import ConfigError, config_hash, load_config
 from snn_repro.errors import UserError
 from snn_repro.runs import sweeps
@@ -49,7 +49,7 @@ def sentence(done: subprocess.CompletedProcess) -> str:
     "flags", [["--cfg", "job"], ["--info", "config"], ["--cfg", "job", "--resolve", "-p", "recipe"]]
 )
 def test_looking_is_checked_as_a_run_is(wrong, flags, capsys, monkeypatch):
-    monkeypatch.setattr(jobs, "call_hydra", lambda _: pytest.fail("Hydra was asked"))
+    monkeypatch.setattr(job_module, "call_hydra", lambda _: pytest.fail("Hydra was asked"))
     assert cli._main([*flags, wrong]) == 2
     err = capsys.readouterr().err
     assert wrong.split("=")[0] in err and err.count("\n") == 1
@@ -258,7 +258,7 @@ def test_a_search_is_given_the_validation_accuracy(tmp_path, monkeypatch, acc_va
     monkeypatch.setattr(HydraConfig, "get", staticmethod(lambda: job("hydra_plugins.x.OptunaSweeper", tmp_path)))
     monkeypatch.setattr(train, "run", lambda config, overrides: result)
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
-    assert jobs.task(OmegaConf.create(to_dict(config))) == returned
+    assert job_module.task(OmegaConf.create(to_dict(config))) == returned
 
 
 def test_a_real_sweeper_is_given_the_validation_accuracy(tmp_path):
@@ -302,7 +302,7 @@ def test_a_search_without_a_validation_part_says_so(sweeper, validation, says, c
         dataset=SimpleNamespace(validation=validation),
     )
     monkeypatch.setattr(config, "multirun_config", lambda overrides: contextlib.nullcontext((node, None)))
-    monkeypatch.setattr(jobs, "call_hydra", lambda argv: None)
+    monkeypatch.setattr(job_module, "call_hydra", lambda argv: None)
     assert cli._main(["-m", "hydra/sweeper=x"]) == 0
     err = capsys.readouterr().err
     assert err.count("this search selects on the test set, because dataset.validation=0") == says == err.count("\n")
