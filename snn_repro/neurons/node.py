@@ -102,6 +102,7 @@ class Neuron(BaseNode):
         )
         self.initial_state = INITIAL_STATES[self.initial]()
         self.initial_state.attach(self)
+        self._plain = self.initial in ("zero", "imp")  # the paper's two need no call in each forward pass
         self.repeats = False  # while the backward pass runs a forward pass again: it learns nothing twice
         # spikingjelly starts a hard-reset node at v_reset; without IMP ours starts from 0 under any reset.
         self.set_reset_value("v", 0.0)
@@ -234,9 +235,10 @@ class Neuron(BaseNode):
                 f"This '{self.family}' layer has one IMP value for each of {list(imp.shape)} neurons, "
                 f"but its input [T, B, ...] is {list(x_seq.shape)}; build the network for this input shape."
             )
-        spikes, v, v_seq = self.update(x_seq, self.initial_state.potential(self, x_seq), norm, timesteps)
+        v0 = imp if self._plain else self.initial_state.potential(self, x_seq)
+        spikes, v, v_seq = self.update(x_seq, v0, norm, timesteps)
         self.v = v.detach()
-        if self.training and not self.repeats:
+        if self.training and not self._plain and not self.repeats:
             self.initial_state.learn(self, spikes, self.v)
         if v_seq is not None or self.v_seq is not None:
             self.v_seq = None if v_seq is None else v_seq.detach()

@@ -14,7 +14,6 @@ from snn_repro.data.augment import Normalize
 from snn_repro.data.prepare import prepare
 from snn_repro.kernels import use
 from snn_repro.models import build_model
-from snn_repro.neurons import INITIAL_STATES
 from snn_repro.registry import AUGMENTATIONS
 
 PACKAGE = Path(snn_repro.__file__).parent
@@ -63,7 +62,7 @@ def files_of(call):
 def test_from_disk_to_logits_in_at_most_twelve_files(tmp_path, make):
     """By all fast loops; `kernels=off` takes fewer. Compiling these, which happens once on a machine, is not a part of the way.
 
-    Normalisation, augmentations and initial states, one file each, come on top: as many as a row chooses.
+    Normalisation and augmentations, one file each, come on top: as many as a row chooses.
     """
     data, network, neuron = make(tmp_path)
     model = build_model(network, num_classes=10, input_shape=data.input_shape, timesteps=2, neuron=neuron)
@@ -77,6 +76,6 @@ def test_from_disk_to_logits_in_at_most_twelve_files(tmp_path, make):
     way()
     passed = files_of(way)
     assert {"data/batches.py", "data/augment/augmentation.py", "neurons/node.py"} <= set(passed)
-    chosen = {inspect.getfile(cls) for cls in [Normalize, *AUGMENTATIONS.values(), *INITIAL_STATES.values()]}
+    chosen = {inspect.getfile(cls) for cls in [Normalize, *AUGMENTATIONS.values()]}
     house = [name for name in passed if str(PACKAGE / name) not in chosen]
     assert len(house) <= MOST, f"{len(house)} files on the way: {', '.join(house)}"
