@@ -12,6 +12,7 @@ from snn_repro.paper.formats import Column, Table, cell, to_csv, to_html, to_lat
 from snn_repro.paper.results import Group, group_runs, load
 from snn_repro.paper.rows import PaperRow
 from snn_repro.paper.statistics import Interval, wilson
+from snn_repro.paper.studies import methods
 from snn_repro.runs.folder import RESULT
 
 OPTIMISTIC = "best epoch on the test set (optimistic)"
@@ -208,7 +209,7 @@ def generate(results: Path, rows: Iterable[PaperRow]) -> dict[str, str]:
     formats = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
     files = {f"{name}.{end}": write(table) for name, table in tables.items() for end, write in formats.items()}
     title = "Rethinking the membrane dynamics and optimization objectives of SNNs: paper and ours"
-    return files | {"index.html": to_html(title, tables.values())}
+    return files | {"index.html": to_html(title, [*tables.values(), *methods.tables(results)])}
 
 
 # ---------------------------------------------------------------- numbers in a text

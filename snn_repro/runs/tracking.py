@@ -50,7 +50,8 @@ class Tracker:
         if self.mode == "disabled":
             return
         self._seconds = _start_seconds(say)
-        neuron = c["neuron"]["name"] + ("_imp" if c["neuron"]["imp"] else "")
+        initial = c["neuron"].get("initial", "zero")  # as a tag: lif, lif_imp, lif_mp_init
+        neuron = c["neuron"]["name"] + ("_imp" if c["neuron"]["imp"] else "" if initial == "zero" else f"_{initial}")
         table = [c["name"].split("_")[0]] if c["paper_row"] else []  # table1, table2, ...
         if run_id is None and "WANDB_SWEEP_ID" not in os.environ:  # `wandb agent` has given the run an id already
             run_id = f"{config_hash(c)}-{c['seed']}"
