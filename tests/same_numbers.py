@@ -1,8 +1,8 @@
 """The numbers of a fixed list of short runs, to be held against those of another state of the code on the same machine.
 
 python tests/same_numbers.py record FILE     train them all (a few minutes) and write their numbers, to the last bit
-python tests/same_numbers.py compare FILE    train them again and name each number that differs; exit code 1 if any does
-python tests/same_numbers.py declare FILE    the same, and where none differs say so in results/same_code.json: results of
+python tests/same_numbers.py compare FILE... train them again and name each number that differs; exit code 1 if any does
+python tests/same_numbers.py declare FILE... the same, and where none differs say so in results/same_code.json: results of
                                              the code that was recorded then count as this code's
 
 Every neuron x loss of the paper on digits and digits_dvs, every other choice alone on digits, and a row of the paper (on small
@@ -103,13 +103,16 @@ def numbers(root: Path) -> dict[str, dict]:
     return found
 
 
-def main(what: str, file: str) -> int:
+def main(what: str, *files: str) -> int:
     with tempfile.TemporaryDirectory() as root:
         found = json.loads(json.dumps(numbers(Path(root))))
     if what == "record":
-        Path(file).write_text(json.dumps({"code": source_hash(), "numbers": found}, indent=1))
+        Path(files[0]).write_text(json.dumps({"code": source_hash(), "numbers": found}, indent=1))
         return 0
-    record = json.loads(Path(file).read_text())
+    return max(held_against(json.loads(Path(file).read_text()), found, what == "declare") for file in files)
+
+
+def held_against(record: dict, found: dict[str, dict], declare: bool) -> int:
     before = record["numbers"]
     differs = [
         f"{name}: {key}: {before[name][key]} -> {found.get(name, {}).get(key)}"
@@ -118,7 +121,7 @@ def main(what: str, file: str) -> int:
         if found.get(name, {}).get(key) != before[name][key]
     ]
     print("\n".join(differs) or f"all numbers of {len(before)} runs are the same")
-    if what == "declare" and not differs and record["code"] != source_hash():
+    if declare and not differs and record["code"] != source_hash():
         pair = dict(before=record["code"], after=source_hash(), runs=len(before), date=time.strftime("%Y-%m-%d"))
         known = json.loads(SAME.read_text()) if SAME.exists() else []
         write_json(SAME, [*known, pair])
