@@ -138,7 +138,9 @@ def test_every_choice_composes_and_has_a_line_of_help():
         for name in choices(group):
             extra = ["dataset=cifar10_dvs", "dataset.frame_size=48"] if name == "vgg48" else []
             if group == "recipe":
-                extra = [f"dataset={next(d for d in sorted(SETS, key=len, reverse=True) if name.startswith(d))}"]
+                other = "imagenet1k" if name.endswith("imagenet1k") else "cifar10_dvs"  # recipes of a method
+                sets = sorted(SETS, key=len, reverse=True)
+                extra = [f"dataset={next((d for d in sets if name.startswith(d)), other)}"]
             load_config([*extra, f"{group}={name}"])
     for name in choices("dataset"):
         assert load_config([f"dataset={name}"]).dataset.name == name

@@ -252,7 +252,10 @@ def test_fewer_frames_run_without_tebn():
 # how the networks run on a CPU
 
 
-@pytest.mark.parametrize("name", ["small", "sew_resnet18", "sew_resnet18_cifar", "sew_resnet50", "vgg48", "vgg128"])
+WIDE = [pytest.param(name, marks=pytest.mark.slow) for name in ("sew_resnet50", "vgg48")]
+
+
+@pytest.mark.parametrize("name", ["small", "sew_resnet18", "sew_resnet18_cifar", "vgg128", *WIDE])
 def test_every_backend_and_checkpointing_give_the_same_gradients(name):
     """In float64, where rounding cannot turn a spike over. The running statistics agree too."""
     x = frames(name).double()

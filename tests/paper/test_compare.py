@@ -266,7 +266,7 @@ def test_a_folder_or_a_pipe_of_that_name_is_skipped(runs, capsys):
     assert capsys.readouterr().err.count("no regular file") == 2
 
 
-@pytest.mark.parametrize("name", ["make_tables", "make_figures", "small_scale", "list_rows"])
+@pytest.mark.parametrize("name", ["make_tables", "make_figures", "study", "list_rows"])
 def test_every_script_that_gathers_results_skips_a_broken_one(broken, tmp_path, capsys, name, monkeypatch):
     path = broken({"acc_last": float("nan")})
     fake_run(path.parents[1] / "small_scale", seed=0)
@@ -274,7 +274,7 @@ def test_every_script_that_gathers_results_skips_a_broken_one(broken, tmp_path, 
     arguments = {
         "make_tables": ["--results", str(tmp_path)],
         "make_figures": [f"results={tmp_path}", "figure=accuracy_steps"],
-        "small_scale": ["report", "--results", str(tmp_path)],
+        "study": ["small_scale", "report", "--results", str(tmp_path)],
         "list_rows": ["--runs", str(tmp_path / "runs"), "--table", "figures"],
     }[name]
     assert script(name).main(arguments) == 0
