@@ -99,3 +99,7 @@ def test_a_step_is_measured(monkeypatch, tmp_path):
     assert all(step["step_ratio"] > 0 for step in steps.values())
     assert steps["neuron=clif"]["kept_mb"] > steps["baseline"]["kept_mb"] > 0
     assert 0.8 < found["linear"] < 1
+
+
+def test_the_committed_report_is_the_generated_one():
+    assert main(["methods", "report", "--check"]) == 0
