@@ -1,0 +1,39 @@
+"""A run's folder gives its network back."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from snn_repro.config import load_config
+from snn_repro.data import build_data
+from snn_repro.errors import UserError
+from snn_repro.train import run
+from snn_repro.trained import load_run
+
+SHORT = ["recipe.epochs=2", "debug.max_steps=2", "logger.mode=disabled"]
+
+
+@pytest.mark.parametrize("more", [[], ["recipe.ema_decay=0.9"]])
+def test_the_network_answers_as_it_did_in_the_run(tmp_path, more):
+    config = load_config([*SHORT, *more])
+    result = run(config, str(tmp_path))
+    trained = load_run(tmp_path)
+    assert trained.epoch == 2 and trained.result.acc_last == result.acc_last and not trained.model.training
+    x, _ = next(iter(build_data(trained.config).test.epoch(0)))
+    with torch.inference_mode():
+        logits = trained.model(x)
+    saved = np.load(tmp_path / "predictions.npz")["logits"]
+    np.testing.assert_allclose(logits.transpose(0, 1), saved[: logits.shape[1]], atol=1e-5)
+    assert load_run(tmp_path, weights="best").epoch in (1, 2)
+
+
+def test_what_is_no_run_is_said_in_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="is no run: give the folder"):
+        load_run(tmp_path / "missing")
+    with pytest.raises(UserError, match="checkpoint_last.pt does not exist"):
+        load_run(tmp_path)
+    (tmp_path / "result.json").write_text(json.dumps({}))
+    with pytest.raises(UserError, match="weights=first must be one of: last, best"):
+        load_run(tmp_path, weights="first")
