@@ -574,7 +574,7 @@ def check_settings(config: Config) -> None:
         neuron = build_neuron(
             state_shape=(1,),
             timesteps=config.timesteps,
-            **options(config.neuron, "imp_lr", "imp_weight_decay", "backend"),
+            **options(config.neuron, "imp_lr", "imp_weight_decay", "initial_layers", "backend"),
         )
     loss.watch(neuron)
     if config.compile and loss.reads_potentials:

@@ -104,6 +104,10 @@ class NeuronConfig(Chosen):
     imp: bool = key(False, "learnable initial membrane potential, one value a neuron (the paper's IMP)")
     imp_lr: float = key(1.0, "IMP's learning rate as a factor of the recipe's", low=0)
     imp_weight_decay: float | None = key(0.0, "IMP's weight decay; null uses the recipe's", low=0)
+    initial_layers: list[int] | None = key(
+        None,
+        "spiking layers that start as neuron.initial says, [1,3] say, counted from the input; the others start at 0; null: all",
+    )
 
 
 @dataclass

@@ -101,12 +101,22 @@ class Neuron(BaseNode):
             imp_init,
         )
         self.initial_state = INITIAL_STATES[self.initial]()
+        before = {*self._buffers}
         self.initial_state.attach(self)
+        self._of_initial = self._buffers.keys() - before
         self._plain = self.initial in ("zero", "imp")  # the paper's two need no call in each forward pass
         self.repeats = False  # while the backward pass runs a forward pass again: it learns nothing twice
         # spikingjelly starts a hard-reset node at v_reset; without IMP ours starts from 0 under any reset.
         self.set_reset_value("v", 0.0)
         self.v = 0.0
+
+    def start_at_zero(self) -> None:
+        """Forget the initial state, with what is learned or counted for it."""
+        self.register_parameter("imp", None)
+        self.initial, self.initial_state, self._plain = "zero", INITIAL_STATES["zero"](), True
+        for name in self._of_initial:
+            del self._buffers[name]
+        self._of_initial = set()
 
     def __init_subclass__(cls, **keywords):
         super().__init_subclass__(**keywords)
