@@ -131,11 +131,12 @@ def visible_effect(sd: float, n: int, power: float = 0.8, alpha: float = 0.05) -
     """The smallest mean difference that n pairs with this sd of their differences show with this power."""
     from scipy.optimize import brentq
 
-    return (
-        float(brentq(lambda effect: power_to_see(effect, sd, n, alpha) - power, 1e-9 * sd, 1000 * sd))
-        if sd > 0
-        else 0.0
-    )
+    if sd <= NO_SPREAD:
+        return 0.0
+    high = sd / n**0.5
+    while power_to_see(high, sd, n, alpha) < power:
+        high *= 1.5
+    return float(brentq(lambda effect: power_to_see(effect, sd, n, alpha) - power, 0, high))
 
 
 def sign_flip(differences: Sequence[float] | np.ndarray) -> float | None:
