@@ -69,7 +69,12 @@ def _measure(args: argparse.Namespace, chosen: ModuleType) -> int:
 
 
 def _report(args: argparse.Namespace, chosen: ModuleType) -> int:
-    wrong = []
+    from snn_repro.paper.figures import make, stale  # matplotlib, which the other actions need not wait for
+
+    wrong, figures = [], getattr(chosen, "FIGURES", ())
+    if figures and not args.check:
+        for sentence in make(figures, args.results):
+            print(f"study.py: {sentence}", file=sys.stderr)
     for name, text in chosen.report(args.results).items():
         target = args.results / name
         if not args.check:
@@ -77,6 +82,8 @@ def _report(args: argparse.Namespace, chosen: ModuleType) -> int:
             print(target)
         elif not target.exists() or target.read_text("utf-8") != text:
             wrong.append(str(target))
+    if args.check:
+        wrong += [str(path) for path in stale(figures, args.results)]
     if wrong:
         print(f"{', '.join(wrong)} is not what the results give; run `study.py {args.name} report`", file=sys.stderr)
     return int(bool(wrong))

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from snn_repro.config import load_config
 from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
 from snn_repro.files import write_text
@@ -377,10 +376,10 @@ def compare(name: str, part: Part, of: Cells, losses: Sequence[str] | None = Non
                 test = paired(x, y)  # type: ignore[arg-type]
                 margin = equivalence(x, y, measure_.margin)  # type: ignore[arg-type]
                 assert test.p is not None and margin is not None
-                family.append((Comparison(
+                family.append(Comparison(
                     name, loss, state, other, key, len(seeds), test.mean, test.low or 0.0, test.high or 0.0, test.sd or 0.0,
                     test.p, margin,
-                )))  # fmt: skip
+                ))  # fmt: skip
         adjusted = holm([c.p for c in family]), holm([c.p_margin for c in family])
         found += [c._replace(p=p, p_margin=q) for c, p, q in zip(family, *adjusted, strict=True)]
     return found
@@ -458,11 +457,11 @@ def _means(part: Part, of: Cells) -> Table:
     for loss in part.losses:
         for state in part.states:
             if group := of.get((state, loss)):
-                values = {key: [m.of(run) for run in group.runs] for key, m in MEASURES.items()}
-                synops = [v for v in values["synops"] if v is not None]
+                synops = [v for run in group.runs if (v := _synops(run)) is not None]
                 rows.append(dict(
                     loss=loss, state=state, n=len(group.runs), readout=group.last, steps=group.steps(),
-                    area=summary(values["area"]), soon=fmean(values["soon"]), synops=fmean(synops) if synops else None,
+                    area=summary([100 * fmean(run["acc_step"]) for run in group.runs]),
+                    soon=fmean(map(_soon, group.runs)), synops=fmean(synops) if synops else None,
                     imp=f"{group.first['params_imp']:,}",
                 ))  # fmt: skip
     said = "mean ± sample standard deviation over seeds; at t: the output of that step alone; constant: 0.5, half of the threshold"
@@ -523,10 +522,6 @@ _KINDS = {
 }
 
 
-def _mean_of(entries: Sequence[dict[str, Any]], of: Callable[[dict[str, Any]], float]) -> Any:
-    return summary([of(entry) for entry in entries])
-
-
 def _by_cell(measured: Sequence[dict[str, Any]], key: str) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for entry in measured:
@@ -543,40 +538,41 @@ def _probed(measured: Sequence[dict[str, Any]]) -> Iterator[Table]:
         Column("state", "initial state"),
         Column("n", "seeds", "number"),
     ]
-    if rows := [
-        dict(zip(("dataset", "loss", "state"), key, strict=True), n=len(entries), what=what,
-             acc=_mean_of(entries, lambda e, w=what: 100 * e["changed"][w]["acc"]),
-             first=_mean_of(entries, lambda e, w=what: 100 * e["changed"][w]["acc_step"][0]))
+
+    def row(key: tuple[str, str, str], entries: Sequence[Any]) -> dict[str, Any]:
+        return dict(zip(("dataset", "loss", "state"), key, strict=True), n=len(entries))
+
+    rows = [
+        row(key, entries) | dict(
+            what=what, acc=summary([100 * e["changed"][what]["acc"] for e in entries]),
+            first=summary([100 * e["changed"][what]["acc_step"][0] for e in entries]),
+        )
         for key, entries in _by_cell(measured, "changed").items()
         for what in entries[0]["changed"]
-    ]:  # fmt: skip
-        columns = [
-            *head,
-            Column("what", "learned potentials"),
-            Column("acc", "readout %", "summary"),
-            Column("first", "at step 1 %", "summary"),
-        ]
+    ]  # fmt: skip
+    if rows:
+        columns = [*head, Column("what", "learned potentials"), Column("acc", "readout %", "summary"), Column("first", "at step 1 %", "summary")]  # fmt: skip
         yield Table("Learned potentials changed after training, nothing trained again", columns, rows)
-    if rows := [
-        dict(zip(("dataset", "loss", "state"), key, strict=True), n=len(entries),
-             acc=[100 * fmean(e["longer"]["acc_readout"][t] for e in entries) for t in range(LONGEST)])
+    rows = [
+        row(key, entries) | dict(acc=[100 * fmean(e["longer"]["acc_readout"][t] for e in entries) for t in range(LONGEST)])
         for key, entries in _by_cell(measured, "longer").items()
-    ]:  # fmt: skip
-        said = f"accuracy at the readout of a network that is tested for t steps; it was trained for {PARTS['static'].about.split('T=')[1][0]}"
+    ]  # fmt: skip
+    if rows:
+        said = "accuracy at the readout of a network that is tested for t steps; it was trained for T=4"
         yield Table(
             "Other numbers of steps at test", [*head, Column("acc", f"T=1..{LONGEST} %", "steps")], rows, [said]
         )
-    if rows := [
-        dict(zip(("dataset", "loss", "state"), key, strict=True), n=len(entries),
-             steps=_mean_of(entries, lambda e: e["exit"]["steps"]), acc=_mean_of(entries, lambda e: 100 * e["exit"]["acc"]),
-             all=_mean_of(entries, lambda e: 100 * e["exit"]["acc_all"]))
+    rows = [
+        row(key, entries) | dict(
+            steps=summary([e["exit"]["steps"] for e in entries]), acc=summary([100 * e["exit"]["acc"] for e in entries]),
+            all=summary([100 * e["exit"]["acc_all"] for e in entries]),
+        )
         for key, entries in _by_cell(measured, "exit").items()
-    ]:  # fmt: skip
-        columns = [
-            *head,
-            Column("steps", "mean steps", "summary"),
-            Column("acc", "accuracy %", "summary"),
-            Column("all", "with all steps %", "summary"),
-        ]
-        said = "stops once the running mean output is sure enough, at the threshold that costs fewest steps for a point of accuracy at most (chosen on the test set: optimistic)"
+    ]  # fmt: skip
+    if rows:
+        columns = [*head, Column("steps", "mean steps", "summary"), Column("acc", "accuracy %", "summary"), Column("all", "with all steps %", "summary")]  # fmt: skip
+        said = (
+            "stops once the running mean output is sure enough, at the threshold that costs fewest steps for a point of "
+            "accuracy at most (chosen on the test set: optimistic)"
+        )
         yield Table("Where an early-exit reader stops", columns, rows, [said])
