@@ -1,7 +1,7 @@
 """A study of several runs by a rule written before them: run it, collect its results, write its report.
 
-python scripts/study.py NAME run [DATASET ...] [KEY=VALUE ...] [--print] [--seeds N]
-                                          its sweeps (Hydra multirun), or just their commands
+python scripts/study.py NAME [run] [DATASET|PART ...] [KEY=VALUE ...] [--print|--dry-run] [--seeds N]
+                                          its sweeps (Hydra multirun), just their commands, or with runs and hours
 python scripts/study.py NAME collect      copy what reports need from runs/ to results/runs/NAME
 python scripts/study.py NAME measure      what is no run: times, memory, baselines
 python scripts/study.py NAME report [--check]
@@ -16,9 +16,11 @@ from pathlib import Path
 from types import ModuleType
 
 from snn_repro import console
+from snn_repro.config import load_config, sweep_jobs
 from snn_repro.errors import UserError
 from snn_repro.files import write_text
 from snn_repro.paper.results import collect
+from snn_repro.paper.speed import hours_of_training
 from snn_repro.paper.studies import names, study
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,8 +32,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("name", help=f"one of: {', '.join(names())}")
     actions = parser.add_subparsers(dest="action", required=True)
     run = actions.add_parser("run", help="run the sweeps")
-    run.add_argument("words", nargs="*", metavar="DATASET | KEY=VALUE", help="default all its data sets")
-    run.add_argument("--print", action="store_true", help="only print the commands")
+    run.add_argument(
+        "words", nargs="*", metavar="DATASET | PART | KEY=VALUE", help="default all its data sets or parts"
+    )
+    show = run.add_mutually_exclusive_group()
+    show.add_argument("--print", action="store_true", help="only print the commands")
+    show.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only print the commands, how many runs they are, and hours, from a step on this machine",
+    )
     run.add_argument("--seeds", type=int, help="seeds 0..N-1 (default: the study's)")
     actions.add_parser("collect", help="copy results from runs/ to results/runs/")
     actions.add_parser("measure", help="measure what is no run")
@@ -39,6 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     write.add_argument("--check", action="store_true", help="exit 1 when the committed report differs")
     for part in actions.choices.values():
         part.add_argument("--results", type=Path, default=ROOT / "results", help="results folder")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if len(argv) > 1 and argv[0] in names() and argv[1] not in (*actions.choices, "-h", "--help"):
+        argv.insert(1, "run")
     args = parser.parse_args(argv)
     return {"run": _run, "collect": _collect, "measure": _measure, "report": _report}[args.action](
         args, study(args.name)
@@ -47,11 +60,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, chosen: ModuleType) -> int:
     more = [word for word in args.words if "=" in word]
-    codes = []
+    codes, runs, hours = [], 0, 0.0
     for words in chosen.commands([w for w in args.words if "=" not in w], args.seeds or chosen.SEEDS, more):
         print(shlex.join(words), flush=True)
-        if not args.print:
+        if args.dry_run:
+            jobs = sweep_jobs([word for word in words[4:] if not word.startswith("hydra.")])
+            runs += len(jobs)
+            hours += len(jobs) * hours_of_training(load_config(jobs[0]), lambda said: print(said, file=sys.stderr))[0]
+        elif not args.print:
             codes.append(subprocess.run([sys.executable, *words[1:]], cwd=ROOT).returncode)
+    if args.dry_run:
+        print(f"{runs} runs; ~{hours:.1f} hours of training here, one run after the other (from a step on random data)")
     return max(codes, default=0)
 
 
