@@ -92,6 +92,7 @@ def _report(args: argparse.Namespace, chosen: ModuleType) -> int:
 
     wrong, figures = [], getattr(chosen, "FIGURES", ())
     if figures and not args.check:
+        chosen.report(args.results)  # where it has no runs, this says so before anything is drawn
         for sentence in make(figures, args.results):
             print(f"study.py: {sentence}", file=sys.stderr)
     for name, text in chosen.report(args.results).items():
