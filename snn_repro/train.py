@@ -582,7 +582,7 @@ def check_settings(config: Config) -> None:
             f"compile=true does not show the potentials that loss={config.loss.name} reads; use compile=false"
         )
     if guided := turned_on(augment, GuidedAugmentation):
-        shape, classes = frame_shape(config), SETS[config.dataset.name].num_classes
+        shape, classes = frame_shape(config), SETS[config.dataset.name].of(config).num_classes
         with torch.random.fork_rng(devices=[]):
             network = build_network(config, classes, shape)
             check_relevance(network, shape, config.timesteps, augment.rpg_relevance, guided[0].name)

@@ -51,7 +51,7 @@ def load_run(path: str | Path, weights: str = "last") -> TrainedRun:
     facts = SETS[config.dataset.name]
     channels, height, width = result.input_size if result else frame_shape(config)
     shape = (channels, height, width)
-    classes = result.num_classes if result else facts.num_classes
+    classes = result.num_classes if result else facts.of(config).num_classes
     model = build_network(config, classes, shape)
     state = content["model"]
     if content.get("ema"):  # of the last checkpoint; the best one holds nothing but the average

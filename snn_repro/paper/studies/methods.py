@@ -181,7 +181,8 @@ class _Step:
         from snn_repro.losses import build_loss
         from snn_repro.train import build_network, options
 
-        config, facts = _config(dataset, p, axis, choice), SETS[dataset]
+        config = _config(dataset, p, axis, choice)
+        facts = SETS[dataset].of(config)
         torch.manual_seed(0)
         shape = facts.frame_shape(config.dataset.frame_size)
         model = build_network(config, facts.num_classes, shape)
