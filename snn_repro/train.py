@@ -74,6 +74,8 @@ def run(config: Config, run_dir: str | None = None, overrides: list[str] | None 
     sentence), TrainingError when the loss is not finite, Interrupted after Ctrl-C or SIGTERM.
     """
     config = checked(to_dict(config))
+    if config.dry_run:
+        raise ConfigError("dry_run=true trains nothing: use snn_repro.dry_run.dry_run(config), or leave it out")
     path = Path(run_dir or config.run_dir or Path("runs", config.name, f"seed{config.seed}"))
     world = distributed.start(config.device)
     parts_of_a_batch(config, world.size)
@@ -155,11 +157,10 @@ def recorded(
             tracker.finish(result)
 
 
-def fit(
-    folder: RunFolder | Follower, config: Config, device: torch.device, tracker: Tracker | None,
-    stop: signals.StopRequest,
-) -> RunResult:  # fmt: skip
-    """Build the parts, train epoch by epoch, and return the result."""
+def built(
+    folder: RunFolder | Follower, config: Config, device: torch.device, stop: signals.StopRequest
+) -> tuple["Training", Data, tuple[Batches, Batches | None, Batches]]:
+    """All that trains, the data, and this process's share of the training, validation and test part."""
     initial = checkpoint.find_weights(config.model.weights, config.data_dir) if config.model.weights else None
     seed_everything(config)
     world = distributed.world()
@@ -194,7 +195,17 @@ def fit(
         averaged(model, config.recipe.ema_decay), device, stop, steps, data_hashes,
         ran_under | {"code": code["sha256"][:12]},
     )  # fmt: skip
+    return state, data, (train_part, val_part, test_part)
 
+
+def fit(
+    folder: RunFolder | Follower, config: Config, device: torch.device, tracker: Tracker | None,
+    stop: signals.StopRequest,
+) -> RunResult:  # fmt: skip
+    """Build the parts, train epoch by epoch, and return the result."""
+    state, data, (train_part, val_part, test_part) = built(folder, config, device, stop)
+    model, loss_fn, amp, world = state.model, state.loss_fn, state.amp, distributed.world()
+    data_hashes, code, ran_under = state.data_hashes, code_version(), conditions(config, device, amp.name)
     weights, imp = count_parameters(model)
     log.info(
         f"{config.name} seed {config.seed}: {data.split.n_train} train, {data.split.n_val} validation, {data.split.n_test} test "
