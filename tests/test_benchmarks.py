@@ -72,7 +72,7 @@ def test_subjects_are_found_by_listing_the_folder_and_told_in_their_own_words(pr
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["nueron"], "nueron is no subject; these are: data, neuron, startup, step; did you mean 'neuron'?"),
+        (["nueron"], "nueron is no subject; these are: data, dry_run, neuron, startup, step; did you mean 'neuron'?"),
         (["data", "base=x"], "base=x is not an option of data; these are: rounds=, quick=, out="),
         (["data", "rounds=2"], "rounds must be a whole number, 3 or more"),
         (["data", "quick=yes"], "quick must be true or false"),
