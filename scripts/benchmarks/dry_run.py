@@ -1,6 +1,7 @@
 """What `dry_run=true` foretells beside what the first epoch of the same run then takes: time and peak memory, five networks.
 
 Fresh processes, foretold and real in turn, with kernels that were compiled before. Time is wall time: a busy machine shows.
+Memory is the most that the process of a run of one epoch had.
 """
 
 import json
@@ -19,13 +20,13 @@ SHORT = ("logger.mode=disabled", "recipe.epochs=1", "recipe.warmup_epochs=0", "t
 SMALL_BATCHES = ("recipe.eval_batch_size=16", "debug.max_eval_batches=4", "dataset.validation=0")
 NETWORKS = {
     "small": ("dataset=digits_dvs", "neuron=lif_imp", "loss=tet"),
-    "sew_resnet18_cifar": ("dataset=digits", "model=sew_resnet18_cifar", "dataset.train_subset=640", *SMALL_BATCHES),
+    "sew_resnet18_cifar": ("dataset=digits", "model=sew_resnet18_cifar", "dataset.train_subset=320", *SMALL_BATCHES),
     "vgg128": (
         "dataset=digits_dvs", "model=vgg128", "neuron=leaky_imp", "loss=tet", "timesteps=4", "recipe.batch_size=8",
         "dataset.train_subset=160", *SMALL_BATCHES,
     ),
     "plif_net_dvs": (
-        "dataset=digits_dvs", "model=plif_net_dvs", "neuron=plif", "timesteps=4", "recipe.batch_size=8", "dataset.train_subset=240",
+        "dataset=digits_dvs", "model=plif_net_dvs", "neuron=plif", "timesteps=4", "recipe.batch_size=8", "dataset.train_subset=160",
         *SMALL_BATCHES,
     ),
     "spikformer_cifar": (
@@ -55,20 +56,28 @@ def measure(rounds: int = 3, quick: bool = False) -> Report:
     return Report("What dry_run=true foretells", how, [Table("First epoch", rows, unit="s")], ("torch", "numba"))
 
 
-def _python(*words: str) -> str:
+def _python(*words: str) -> tuple[str, float]:
+    """(what it printed, its peak memory in MB) of a process."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"{' '.join(words[1:])} ended with exit code {done.returncode}: {done.stderr.strip()[-300:]}")
-    return done.stdout
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen([sys.executable, *words], env=environment, stdout=out, stderr=err)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        for file in (out, err):
+            file.seek(0)
+        if process.returncode:
+            raise UserError(
+                f"{' '.join(words[1:])} ended with exit code {process.returncode}: {err.read().strip()[-300:]}"
+            )
+        return out.read(), usage.ru_maxrss / 1024
 
 
 def _foretold(words: tuple[str, ...]) -> list[float]:
-    return json.loads(_python("-c", FORETELL, *SHORT, *words).splitlines()[-1])
+    return json.loads(_python("-c", FORETELL, *SHORT, *words)[0].splitlines()[-1])
 
 
 def _real(words: tuple[str, ...]) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
-        _python("-m", "snn_repro.train", *SHORT, *words, f"hydra.run.dir={folder}/run")
+        _, memory = _python("-m", "snn_repro.train", *SHORT, *words, f"hydra.run.dir={folder}/run")
         line = json.loads(Path(folder, "run", "metrics.jsonl").read_text().splitlines()[0])
-    return [line["seconds"], line["peak_memory_mb"]]
+    return [line["seconds"], memory]

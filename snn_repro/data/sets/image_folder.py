@@ -113,8 +113,7 @@ class ImageFolder(ImageSet):
         from snn_repro.data.augment import eval_sample_transform
 
         train, _ = self.parts(self.cfg)
-        held = sum(name.startswith("val/") for name in train.names)
-        images = train.images[: len(train.images) - held]
+        images = train.images[: len(train.images) - self.listed(self.cfg).parts.count("val")]
         count = min(len(images), STATISTICS_OF)
         chosen = [images[i * len(images) // count] for i in range(count)]
         plain = eval_sample_transform(
