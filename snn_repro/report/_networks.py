@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 CHECKPOINT = "checkpoint_last.pt"  # runs.checkpoint.LAST, which is behind torch
 
 
-def trained(found: Found) -> Iterator[tuple[Row, Run, TrainedRun | str]]:
-    """One run with a checkpoint of each of the latest `found.networks` rows, and its network, or why it cannot be loaded."""
-    have = [(row, next((r for r in row.runs if (r.folder / CHECKPOINT).exists()), None)) for row in found.rows]
+def trained(found: Found, wanted: Callable[[Row], bool]) -> Iterator[tuple[Row, Run, TrainedRun | str]]:
+    """One run with a checkpoint of each of the latest `found.networks` rows, of those `wanted`, and its network, or why it
+    cannot be loaded."""
+    rows = filter(wanted, found.rows)
+    have = [(row, next((r for r in row.runs if (r.folder / CHECKPOINT).exists()), None)) for row in rows]
     dated = [(_stamp(run.folder), row, run) for row, run in have if run]
     latest = sorted(dated, key=lambda item: -item[0])[: found.networks]
     for stamp, row, run in sorted(latest, key=lambda item: item[1].id):
@@ -32,7 +34,7 @@ def _stamp(folder: Path) -> int:
         return 0
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=32)
 def _load(folder: Path, stamp: int, finished: bool) -> TrainedRun | str:
     from snn_repro.trained import load_run
 

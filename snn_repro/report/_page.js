@@ -85,10 +85,10 @@ const CONFIG = { responsive: true, displaylogo: false, displayModeBar: false };
 function dressed(trace, row, place) {
   const ink = colour(place), name = plain(short(page.rows[row], 60)) + (trace.seed === undefined ? "" : `, seed ${trace.seed}`);
   const { sd, mark, seed, mean, ...rest } = trace;
-  const x = rest.x && typeof rest.x[0] === "string" ? rest.x.map(plain) : rest.x;
+  const x = typeof rest.x[0] === "string" ? rest.x.map(plain) : rest.x;
   const main = {
     type: "scatter", ...rest, x, name, line: { color: ink, width: 2, dash: DASHES[Math.floor(place / 8) % 3] },
-    marker: { color: ink, size: mark ? mark.map((sign) => (sign ? 13 : 7)) : 7, symbol: mark ? mark.map((sign) => sign || SIGNS[place % 8][0]) : SIGNS[place % 8][0] },
+    marker: { color: ink, maxdisplayed: mark ? 0 : 14, size: mark ? mark.map((sign) => (sign ? 13 : 7)) : 7, symbol: mark ? mark.map((sign) => sign || SIGNS[place % 8][0]) : SIGNS[place % 8][0] },
   };
   if (rest.type === "bar") main.marker = { color: ink };
   if (rest.type === "box") Object.assign(main, { line: { color: ink, width: 1.5 }, fillcolor: ink + "40", boxpoints: false });
@@ -188,6 +188,6 @@ async function start() {
     if (scripts[name]) scripts[name](document.getElementById(name), data);
   }
   darkness.addEventListener("change", () => listeners.forEach((listener) => listener()));
-  document.documentElement.dataset.ready = "yes";
+  document.documentElement.dataset.ready = performance.now().toFixed(0); // ms since the load began
 }
 

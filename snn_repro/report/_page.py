@@ -4,8 +4,9 @@ import base64
 import gzip
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from html import escape
 from pathlib import Path
 from time import strftime
@@ -16,6 +17,7 @@ from snn_repro.paper.formats import Table
 from snn_repro.report._read import Found
 
 HERE = Path(__file__).parent
+FEW = 4  # notes that stand open
 DIGITS = 5  # significant ones: a drawing shows no more, and the file stays small
 
 
@@ -46,10 +48,11 @@ class Section:
     data: Any = None
 
 
-def text(sentences: Iterable[str]) -> str:
-    """A list of sentences."""
+def text(sentences: Sequence[str]) -> str:
+    """A list of sentences; a long one opens and closes."""
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
-    return f'<ul class="notes">{items}</ul>' if items else ""
+    listed = f'<ul class="notes">{items}</ul>' if items else ""
+    return f"<details><summary>{len(sentences)} notes</summary>{listed}</details>" if len(sentences) > FEW else listed
 
 
 def table(given: Table, opened: bool = False) -> str:
@@ -66,6 +69,7 @@ def table(given: Table, opened: bool = False) -> str:
     )
 
 
+@lru_cache(maxsize=2)
 def packed(content: str) -> str:
     """gzip in base64, which has no sign that HTML knows; the same bytes for the same content."""
     return base64.b64encode(gzip.compress(content.encode(), mtime=0)).decode()
@@ -85,7 +89,11 @@ def as_json(content: Any) -> str:
 
 
 def page(
-    found: Found, parts: Sequence[tuple[ModuleType, Section]], missing: Sequence[str], plotly: str, refresh: float | None
+    found: Found,
+    parts: Sequence[tuple[ModuleType, Section]],
+    missing: Sequence[str],
+    plotly: str,
+    refresh: float | None,
 ) -> str:
     """The whole file."""
     names = [module.__name__.rpartition(".")[2] for module, _ in parts]
@@ -116,7 +124,7 @@ def page(
     links = "".join(
         f'<li><a href="#{name}">{escape(module.TITLE)}</a></li>' for name, (module, _) in zip(names, parts, strict=True)
     )
-    left_out = f'<section><h2>Not on this page</h2>{text(missing)}</section>' if missing else ""
+    left_out = f"<section><h2>Not on this page</h2>{text(missing)}</section>" if missing else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">{reload}

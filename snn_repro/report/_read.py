@@ -43,7 +43,9 @@ class Run:
     def measured(self) -> dict[str, Any]:
         """The last epoch that was tested: `acc`, `acc_step`, `acc_cum`, `firing_rates`; empty before the first."""
         if r := self.result:
-            return dict(acc=r.acc_last, acc_step=r.acc_step, acc_cum=r.get("acc_cum"), firing_rates=r.get("firing_rates"))
+            return dict(
+                acc=r.acc_last, acc_step=r.acc_step, acc_cum=r.get("acc_cum"), firing_rates=r.get("firing_rates")
+            )
         return self.history[-1] if self.history else {}
 
 
@@ -67,10 +69,10 @@ class Row:
 
     def percent(self, key: str, at: int | None = None) -> Summary | None:
         """Summary over seeds of a fraction of `measured` (its item `at`), in percent."""
-        values = [r.measured.get(key) for r in self.counted]
-        if at is not None:
-            values = [v[at] if v else None for v in values]
-        return summary([100 * v for v in values]) if values and None not in values else None
+        values: list[Any] = [r.measured.get(key) for r in self.counted]
+        if not values or None in values:
+            return None
+        return summary([100 * (value if at is None else value[at]) for value in values])
 
     @cached_property
     def sees_future(self) -> bool | None:
@@ -120,7 +122,8 @@ def find(paths: Iterable[str | Path], networks: int = 8) -> Found:
             raise UserError(f"{root} does not exist; give folders that hold runs")
     runs: list[Run] = []
     problems: list[str] = []
-    for folder in dict.fromkeys(folder.resolve() for root in roots for folder in run_folders(root)):
+    once = {folder.resolve(): folder for root in reversed(roots) for folder in run_folders(root)}
+    for folder in sorted(once.values()):
         try:
             runs.append(_read(folder, problems))
         except UserError as error:
@@ -171,7 +174,9 @@ def _read(folder: Path, problems: list[str]) -> Run:
         if not all(isinstance(line, dict) and {"epoch", "acc", "acc_step"} <= line.keys() for line in history):
             raise ValueError("a line is no epoch")
     except ValueError as error:
-        problems.append(f"{folder / METRICS} is damaged ({' '.join(str(error).split())[:80]}); no curves of this run are shown")
+        problems.append(
+            f"{folder / METRICS} is damaged ({' '.join(str(error).split())[:80]}); no curves of this run are shown"
+        )
         history = []
     if result:
         return Run(folder, result["config"], "debug" if debug_keys(result) else "done", history, result)

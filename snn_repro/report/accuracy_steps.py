@@ -1,6 +1,8 @@
 """Test accuracy against time step, mean over seeds with a band of one standard deviation. The output of a step alone is what the
 paper's curves show; the mean of the outputs so far is what an inference that ends there would answer."""
 
+from typing import Any
+
 from snn_repro.paper.statistics import summary
 from snn_repro.report._page import Chart, NothingToShow, Section, text
 from snn_repro.report._read import Found, Row
@@ -27,8 +29,8 @@ def content(found: Found) -> Section:
     return Section(charts, text(notes))
 
 
-def _trace(row: Row, key: str) -> dict | None:
-    curves = [run.measured.get(key) for run in row.counted]
+def _trace(row: Row, key: str) -> dict[str, Any] | None:
+    curves: list[Any] = [run.measured.get(key) for run in row.counted]
     if None in curves or len({len(curve) for curve in curves}) != 1:
         return None
     steps = [summary([100 * value for value in step]) for step in zip(*curves, strict=True)]

@@ -28,7 +28,10 @@ def content(found: Found) -> Section:
         energy = [report["energy_pj"] / 1e6 for report in reports]
         against[row.id] = [{"x": energy, "y": [100 * r["acc_last"] for r in measured], "mode": "markers"}]
         for kind, traces in layers.items():
-            counts = {name: sum(r["layers"].get(name, {}).get(kind, 0) for r in reports) / len(reports) for name in first["layers"]}
+            counts = {
+                name: sum(r["layers"].get(name, {}).get(kind, 0) for r in reports) / len(reports)
+                for name in first["layers"]
+            }
             traces[row.id] = [{"x": list(counts), "y": list(counts.values()), "type": "bar"}]
         lines.append(dict(
             row=row.label, n=len(reports), synops=f"{mean('synops'):,.0f}", macs=f"{mean('macs'):,.0f}", energy=mean("energy_pj") / 1e6,

@@ -1,7 +1,10 @@
-"""From each run's metrics.jsonl, epoch by epoch; one line a seed."""
+"""From each run's metrics.jsonl: mean over seeds with a band of one standard deviation, over the epochs that all seeds have reached.
+Seeds that are further go on alone."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from snn_repro.paper.statistics import summary
 from snn_repro.report._page import Chart, NothingToShow, Section
 from snn_repro.report._read import Found
 
@@ -24,20 +27,42 @@ def content(found: Found) -> Section:
         for row in found.rows:
             if key in ("first", "final") and row.sees_future is not False:
                 continue
-            for run in row.runs:
-                values = {line["epoch"]: _value(line, key) for line in run.history}
-                points = [(epoch, factor * value) for epoch, value in values.items() if isinstance(value, int | float)]
-                every = -(-len(points) // MOST)
-                points = points[:: every or 1] + points[-1:] * bool(every > 1 and (len(points) - 1) % every)
-                if points:
-                    x, y = zip(*points, strict=True)
-                    mode = "lines" if len(points) > 1 else "markers"
-                    traces.setdefault(row.id, []).append({"x": x, "y": y, "mode": mode, "seed": run.seed})
+            curves = [{line["epoch"]: _value(line, key) for line in run.history} for run in row.runs]
+            numbers = [
+                {epoch: factor * v for epoch, v in curve.items() if isinstance(v, int | float)} for curve in curves
+            ]
+            if lines := _lines([(run.seed, curve) for run, curve in zip(row.runs, numbers, strict=True) if curve]):
+                traces[row.id] = lines
         if traces:
             charts.append(Chart(name, "epoch", f"{name.split(',')[0]} {unit}" if unit == "%" else unit, traces))
     if not charts:
         raise NothingToShow("no run has a metrics.jsonl (collected results are without)")
     return Section(charts)
+
+
+def _lines(curves: Sequence[tuple[int, dict[int, float]]]) -> list[dict[str, Any]]:
+    """Traces of one row from (seed, {epoch: value}) of its runs."""
+    common = sorted(set.intersection(*(set(curve) for _, curve in curves))) if curves else []
+    lines = []
+    if common:
+        spread = [summary([curve[epoch] for _, curve in curves]) for epoch in common]
+        mean = {epoch: s.mean for epoch, s in zip(common, spread, strict=True)}
+        lines.append(
+            _trace(mean, {epoch: s.sd for epoch, s in zip(common, spread, strict=True)} if len(curves) > 1 else None)
+        )
+    for seed, curve in curves:
+        beyond = {epoch: value for epoch, value in curve.items() if not common or epoch >= common[-1]}
+        if len(beyond) > bool(common):
+            lines.append(_trace(beyond) | {"seed": seed})
+    return lines
+
+
+def _trace(curve: dict[int, float], sd: dict[int, float | None] | None = None) -> dict[str, Any]:
+    epochs = list(curve)
+    every = -(-len(epochs) // MOST)
+    epochs = epochs[::every] + epochs[-1:] * bool((len(epochs) - 1) % every)
+    trace = {"x": epochs, "y": [curve[e] for e in epochs], "mode": "lines+markers"}
+    return trace | ({"sd": [sd[e] for e in epochs]} if sd else {})
 
 
 def _value(line: dict[str, Any], key: str) -> Any:

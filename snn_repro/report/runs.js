@@ -37,11 +37,16 @@ scripts.runs = (section, data) => {
     ...menus.map((menu) => el("label", {}, title(menu.dataset.facet) + " ", menu)), clear), el("div", { class: "chosen" }, count, none));
 
   // -- table
-  const columns = [["name", "row", "text"], ...data.columns];
+  const values = (key) => new Set(data.rows.map(({ cells }) => cells[key][0]));
+  const same = data.rows.length > 1 ? data.columns.filter(([key, , kind]) => kind !== "percent" && values(key).size === 1) : [];
+  const own = data.columns.filter((column) => !same.includes(column));
+  const said = same.map(([key, text]) => [text, [...values(key)][0]]).filter(([, value]) => value).map((words) => words.join(" "));
+  if (said.length) place.append(el("p", { class: "same" }, `The same in all rows: ${said.join(", ")}.`));
+  const columns = [["name", "row", "text"], ...own];
   const heads = columns.map(([key, text, kind]) => el("th", { scope: "col", class: kind === "text" ? null : "number" },
     el("button", { type: "button", "data-sort": key, onclick: () => { state.sort = [key, state.sort[0] === key ? -state.sort[1] : kind === "percent" ? -1 : 1]; update(); } }, text)));
   const body = el("tbody");
-  place.append(el("div", { class: "wide tall", tabindex: "0", role: "region", "aria-label": "Runs" },
+  place.append(el("div", { class: "wide tall", tabindex: "0", role: "region", "aria-label": "Table of runs" },
     el("table", { class: "runs" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, el("span", { class: "unseen" }, "chosen")), ...heads)), body)));
   const lines = {}; // made once an entry
   const line = (entry) => lines[entry.id] ??= (() => {
@@ -49,10 +54,14 @@ scripts.runs = (section, data) => {
       state.chosen = box.checked ? [...state.chosen, entry.id] : state.chosen.filter((id) => id !== entry.id);
       update(true);
     } });
-    const tr = el("tr", {}, el("td", {}, box), el("th", { scope: "row" }, el("label", { for: box.id, title: entry.folder }, entry.name)),
-      ...data.columns.map(([key, , kind]) => el("td", { class: kind === "text" ? null : "number" }, entry.cells[key][0])));
+    const tr = el("tr", {}, el("td", {}, box), el("th", { scope: "row" }, el("label", { for: box.id, title: entry.folder }, ...nameParts(entry.name))),
+      ...own.map(([key, , kind]) => el("td", { class: kind === "text" ? null : "number" }, entry.cells[key][0])));
     return { tr, box };
   })();
+  const nameParts = (name) => { // what tells rows of one name apart stands smaller
+    const [, start, rest] = /^(.*?)( \[.*)?$/s.exec(name);
+    return rest ? [start, el("small", {}, rest)] : [name];
+  };
   const value = (entry, key) => (key === "name" ? entry.name : entry.cells[key][1]);
   const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true }));
 
@@ -72,7 +81,7 @@ scripts.runs = (section, data) => {
 
   // -- what differs between the chosen
   const differences = el("div", { class: "differences" });
-  section.append(differences);
+  place.append(differences);
   function compareChosen() {
     const chosen = state.chosen.map((id) => entries[id]);
     differences.replaceChildren(el("h3", {}, "In what the chosen differ"));

@@ -15,11 +15,10 @@ ORDER = 1
 
 # key, header, kind: text | number | percent
 COLUMNS = [
+    ("acc", "readout %", "percent"), ("first", "step 1 %", "percent"), ("final", "step T %", "percent"), ("seeds", "seeds", "number"),
     ("dataset", "data set", "text"), ("model", "model", "text"), ("neuron", "neuron", "text"), ("initial", "initial state", "text"),
-    ("loss", "loss", "text"), ("T", "T", "number"), ("seeds", "seeds", "number"), ("acc", "at the readout %", "percent"),
-    ("first", "at step 1 %", "percent"), ("final", "at step T %", "percent"), ("best", "best on test* %", "percent"),
-    ("valsel", "chosen on validation %", "percent"), ("epochs", "epochs", "number"), ("params", "weights + IMP", "number"),
-    ("energy", "energy µJ", "number"), ("state", "state", "text"),
+    ("loss", "loss", "text"), ("T", "T", "number"), ("best", "best on test* %", "percent"), ("valsel", "by validation %", "percent"),
+    ("epochs", "epochs", "number"), ("params", "weights + IMP", "number"), ("energy", "energy µJ", "number"), ("state", "state", "text"),
 ]  # fmt: skip
 FACETS = ("dataset", "model", "neuron", "initial", "loss", "T", "state")
 
@@ -40,18 +39,21 @@ def content(found: Found) -> Section:
             for row in found.rows
             for i, run in enumerate(row.runs)
         ],
-        "facts": {key: [None if key not in flats[r.id] else str(flats[r.id][key]) for r in found.rows] for key in varied},
+        "facts": {
+            key: [None if key not in flats[r.id] else str(flats[r.id][key]) for r in found.rows] for key in varied
+        },
         "method": [key for key in varied if key.startswith(WHAT_A_METHOD_CHANGES)],
         "alike": len(set().union(*flats.values())) - len(varied),
     }
     said = [
         "readout: the output that the loss trains, last epoch; step t: the output of that time step alone, empty where it depends "
-        "on later steps; best on test*: the best epoch on the test set (optimistic); energy: of one inference, operations alone",
+        "on later steps; best on test*: the best epoch on the test set (optimistic); by validation: at the epoch that the validation part "
+        "chose; energy: of one inference, operations alone",
         *remarks([row.group for row in found.rows if row.group]),
         *found.notes,
     ]
     errors = [f"{run.folder}: {run.error}" for run in found.runs if run.error and not run.result]
-    return Section(html=text([*said, *errors]), data=data)
+    return Section(html=text(said[:1]) + text([*said[1:], *errors]), data=data)
 
 
 def _flat(row: Row) -> dict[str, Any]:
@@ -69,7 +71,11 @@ def _line(row: Row, runs: Sequence[Run]) -> dict[str, Any]:
 
     def accuracy(key: str, at: int | None = None) -> list[Any]:
         said = None if at is not None and row.sees_future is not False else part.percent(key, at)
-        return ["", None] if said is None else [f"{said.mean:.2f}" + ("" if said.sd is None else f" ± {said.sd:.2f}"), said.mean]
+        return (
+            ["", None]
+            if said is None
+            else [f"{said.mean:.2f}" + ("" if said.sd is None else f" ± {said.sd:.2f}"), said.mean]
+        )
 
     def result(key: str) -> list[Any]:
         value = mean([100 * r[key] for r in results if r.get(key) is not None])
@@ -87,7 +93,11 @@ def _line(row: Row, runs: Sequence[Run]) -> dict[str, Any]:
         top = [100 * max(line["acc"] for line in run.history) for run in counted if run.history]
         best = [f"{mean(top):.2f}", mean(top)] if top else ["", None]
     neuron = config["neuron"]
-    initial = "imp" if neuron.get("imp") and neuron.get("initial", "zero") in ("zero", "imp") else neuron.get("initial", "zero")
+    initial = (
+        "imp"
+        if neuron.get("imp") and neuron.get("initial", "zero") in ("zero", "imp")
+        else neuron.get("initial", "zero")
+    )
     return {
         "dataset": _both(config["dataset"]["name"]), "model": _both(config["model"]["name"]), "neuron": _both(neuron["name"]),
         "initial": _both(initial), "loss": _both(config["loss"]["name"]), "T": _both(config["timesteps"]),

@@ -5,7 +5,7 @@ scripts.samples = (section, data) => {
   const sampleMenu = el("select", { onchange: () => { state.sample.index = sampleMenu.value; redraw(); remember(); } });
   const strip = el("ol", { class: "strip" });
   const raster = el("div", { class: "plot", role: "img" }), outputs = el("div", { class: "plot", role: "img" });
-  const rasterBox = el("div", {}, el("h3", {}, "Spikes"), raster), outputBox = el("div", {}, el("h3", {}, "Output of each step"), outputs);
+  const rasterBox = el("div", {}, el("h3", {}, "Spikes of some neurons of each layer"), raster), outputBox = el("div", {}, el("h3", {}, "Output of each step"), outputs);
   const said = el("p", { role: "status" });
   place.append(el("div", { class: "controls" }, el("label", {}, "Run ", rowMenu), el("label", {}, "Sample ", sampleMenu)), said, strip,
     el("div", { class: "pair" }, rasterBox, outputBox));
@@ -74,7 +74,7 @@ scripts.samples = (section, data) => {
     Plotly.react(outputs, sample.classes.map((name, i) => {
       const label = name === sample.label, place = label ? 0 : 1 + others.indexOf(name);
       return {
-        type: "scatter", mode: "lines+markers", x, y: sample.logits.map((step) => step[i]), name: `class ${name}`,
+        type: "scatter", mode: "lines+markers", x, y: sample.logits.map((step) => step[i]), name: `class ${name}${label ? " (its label)" : ""}`,
         line: { color: colour(place), width: label ? 4 : 1.5, dash: place >= 8 ? "dot" : "solid" }, marker: { symbol: SIGNS[place % 8][0], size: label ? 8 : 5, color: colour(place) },
       };
     }), { ...base, showlegend: true, legend: { orientation: "h", y: -0.25, font: { size: 11 } }, height: narrow ? 380 : 440 }, CONFIG);

@@ -37,7 +37,7 @@ def content(found: Found) -> Section:
     frames: dict[str, dict[str, Any]] = {}
     chosen: dict[str, list[int]] = {}
     notes = []
-    for row, run, network in trained(found):
+    for row, run, network in trained(found, lambda row: True):
         if isinstance(network, str):
             continue
         try:
@@ -48,7 +48,9 @@ def content(found: Found) -> Section:
         places = chosen.setdefault(seen["data"], _choose(seen["logits"], seen["labels"]))
         for i in places:
             frames.setdefault(f"{seen['data']}/{i}", _picture(seen["x"], i, seen["static"]))
-        rows[row.id] = dict(seed=run.seed, epoch=network.epoch, samples=[_sample(seen, i, f"{seen['data']}/{i}") for i in places])
+        rows[row.id] = dict(
+            seed=run.seed, epoch=network.epoch, samples=[_sample(seen, i, f"{seen['data']}/{i}") for i in places]
+        )
     for row in found.rows:
         with_answers = next((r for r in row.runs if (r.folder / PREDICTIONS).exists()), None)
         if row.id in rows or with_answers is None or len(rows) >= ROWS:
@@ -62,7 +64,9 @@ def content(found: Found) -> Section:
         seen = dict(logits=logits, labels=labels, spikes={})
         rows[row.id] = dict(seed=with_answers.seed, samples=[_sample(seen, i, None) for i in _choose(logits, labels)])
     if not rows:
-        raise NothingToShow("; ".join(notes) or "no run has a checkpoint or predictions here (collected results are without)")
+        raise NothingToShow(
+            "; ".join(notes) or "no run has a checkpoint or predictions here (collected results are without)"
+        )
     return Section(html=text(notes), data={"rows": rows, "frames": frames})
 
 
