@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--networks", type=int, default=8, metavar="N",
-        help="read the checkpoints of the latest N rows, for IMP, spikes and input (default: 8; 0: none, and without torch)",
+        help="read the checkpoints of the latest N rows, for IMP, spikes and input (default: 8; 0: none)",
     )  # fmt: skip
     args = parser.parse_args(argv)
     if args.watch is not None and not args.watch > 0:

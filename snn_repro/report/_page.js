@@ -42,7 +42,7 @@ const COLOURS = {
   light: ["#0072b2", "#c44e00", "#00806a", "#a3408c", "#8a6400", "#4b3fa8", "#a01f3c", "#4d4d4d"],
   dark: ["#56b4e9", "#ff9b57", "#35c9a4", "#e79ed0", "#e6c34a", "#aaa4f7", "#f58fa5", "#c4c4c4"],
 };
-const SIGNS = [["circle", "●"], ["square", "■"], ["diamond", "◆"], ["cross", "✚"], ["triangle-up", "▲"], ["star", "★"], ["hexagon", "⬢"], ["triangle-down", "▼"]];
+const SIGNS = [["circle", "●"], ["square", "■"], ["diamond", "◆"], ["cross", "✚"], ["pentagon", "⬟"], ["star", "★"], ["hexagon", "⬢"], ["triangle-down", "▼"]];
 const DASHES = ["solid", "dash", "dot"];
 const darkness = matchMedia("(prefers-color-scheme: dark)");
 
@@ -135,11 +135,13 @@ function numbers(chart, shown) {
   return box;
 }
 
+const LONG = 40; // signs of a cell that may take several lines
+
 function plainTable(head, body, label) {
   return el("div", { class: "wide", tabindex: "0", role: "region", "aria-label": label },
     el("table", {}, el("thead", {}, el("tr", {}, ...head.map((text) => el("th", { scope: "col" }, text)))),
       el("tbody", {}, ...body.map((line) => el("tr", {}, ...line.map((value) =>
-        el("td", typeof value === "number" ? { class: "number" } : {}, String(value))))))));
+        el("td", { class: typeof value === "number" ? "number" : String(value).length > LONG ? "long" : null }, String(value))))))));
 }
 
 // draws when it comes near the window, and again when what it shows has changed

@@ -5,7 +5,7 @@ import gzip
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from html import escape
 from pathlib import Path
@@ -17,6 +17,7 @@ from snn_repro.paper.formats import Table
 from snn_repro.report._read import Found
 
 HERE = Path(__file__).parent
+LONG = 40  # signs of a cell that may take several lines
 FEW = 4  # notes that stand open
 DIGITS = 5  # significant ones: a drawing shows no more, and the file stays small
 
@@ -57,15 +58,23 @@ def text(sentences: Sequence[str]) -> str:
 
 def table(given: Table, opened: bool = False) -> str:
     """A table that opens and closes, with its notes."""
-    sides = ["" if c.kind == "text" else ' class="number"' for c in given.shown]
-    head, *rows = given.lines(escape)
-    cells = ["".join(f"<td{side}>{cell}</td>" for side, cell in zip(sides, row, strict=True)) for row in rows]
+    head, *rows = given.lines()
+    numbers = [c.kind != "text" for c in given.shown]
+
+    def cells(tag: str, line: list[str]) -> str:
+        kinds = ["number" if n else "long" if len(cell) > LONG else "" for n, cell in zip(numbers, line, strict=True)]
+        return "".join(
+            f'<{tag} class="{kind}">{escape(cell)}</{tag.split()[0]}>' for kind, cell in zip(kinds, line, strict=True)
+        )
+
     title = escape(given.title)
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     return (
         f"<details{' open' * opened}><summary>{title}</summary>"
         f'<div class="wide" tabindex="0" role="region" aria-label="{title}"><table><thead><tr>'
-        + "".join(f'<th scope="col"{side}>{cell}</th>' for side, cell in zip(sides, head, strict=True))
-        + f"</tr></thead><tbody>{''.join(f'<tr>{row}</tr>' for row in cells)}</tbody></table></div>{text(given.notes)}</details>"
+        + cells('th scope="col"', head)
+        + f"</tr></thead><tbody>{body}</tbody></table></div>"
+        + f"{text(given.notes)}</details>"
     )
 
 
@@ -100,7 +109,7 @@ def page(
     data = {
         "rows": [row.label for row in found.rows],
         "sections": {
-            name: {"charts": [asdict(c) for c in section.charts], "data": section.data}
+            name: {"charts": [vars(c) for c in section.charts], "data": section.data}
             for name, (_, section) in zip(names, parts, strict=True)
         },
     }

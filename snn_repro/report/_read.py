@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +79,22 @@ class Row:
         """Whether a step's output depends on later steps; None where that cannot be found out."""
         if self.group:
             return not all(run.get("causal", True) for run in self.group.runs)
-        from snn_repro.causality import sees_future
-        from snn_repro.config import checked, frame_shape
-        from snn_repro.registry import SETS
-        from snn_repro.train import build_network
+        return _sees_future(json.dumps({k: v for k, v in self.config.items() if k not in ("seed", "run_dir")}))
 
-        try:
-            config = checked(self.config)
-            return bool(sees_future(build_network(config, SETS[config.dataset.name].num_classes, frame_shape(config))))
-        except UserError:
-            return None
+
+@lru_cache(maxsize=256)
+def _sees_future(config: str) -> bool | None:
+    """Of a run that is not finished only its network says it, so that it has to be built."""
+    from snn_repro.causality import sees_future
+    from snn_repro.config import checked, frame_shape
+    from snn_repro.registry import SETS
+    from snn_repro.train import build_network
+
+    try:
+        made = checked(json.loads(config) | {"seed": 0, "run_dir": ""})
+        return bool(sees_future(build_network(made, SETS[made.dataset.name].num_classes, frame_shape(made))))
+    except UserError:
+        return None
 
 
 @dataclass

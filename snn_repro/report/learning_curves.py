@@ -4,7 +4,8 @@ Seeds that are further go on alone."""
 from collections.abc import Sequence
 from typing import Any
 
-from snn_repro.paper.statistics import summary
+import numpy as np
+
 from snn_repro.report._page import Chart, NothingToShow, Section
 from snn_repro.report._read import Found
 
@@ -45,24 +46,22 @@ def _lines(curves: Sequence[tuple[int, dict[int, float]]]) -> list[dict[str, Any
     common = sorted(set.intersection(*(set(curve) for _, curve in curves))) if curves else []
     lines = []
     if common:
-        spread = [summary([curve[epoch] for _, curve in curves]) for epoch in common]
-        mean = {epoch: s.mean for epoch, s in zip(common, spread, strict=True)}
-        lines.append(
-            _trace(mean, {epoch: s.sd for epoch, s in zip(common, spread, strict=True)} if len(curves) > 1 else None)
-        )
+        shown = _thinned(common)
+        values = np.array([[curve[epoch] for epoch in shown] for _, curve in curves])
+        lines.append({"x": shown, "y": values.mean(0).tolist()})
+        if len(curves) > 1:
+            lines[0]["sd"] = values.std(0, ddof=1).tolist()
     for seed, curve in curves:
-        beyond = {epoch: value for epoch, value in curve.items() if not common or epoch >= common[-1]}
+        beyond = [epoch for epoch in curve if not common or epoch >= common[-1]]
         if len(beyond) > bool(common):
-            lines.append(_trace(beyond) | {"seed": seed})
-    return lines
+            shown = _thinned(beyond)
+            lines.append({"x": shown, "y": [curve[epoch] for epoch in shown], "seed": seed})
+    return [line | {"mode": "lines+markers"} for line in lines]
 
 
-def _trace(curve: dict[int, float], sd: dict[int, float | None] | None = None) -> dict[str, Any]:
-    epochs = list(curve)
+def _thinned(epochs: list[int]) -> list[int]:
     every = -(-len(epochs) // MOST)
-    epochs = epochs[::every] + epochs[-1:] * bool((len(epochs) - 1) % every)
-    trace = {"x": epochs, "y": [curve[e] for e in epochs], "mode": "lines+markers"}
-    return trace | ({"sd": [sd[e] for e in epochs]} if sd else {})
+    return epochs[::every] + epochs[-1:] * bool((len(epochs) - 1) % every)
 
 
 def _value(line: dict[str, Any], key: str) -> Any:

@@ -101,7 +101,7 @@ def _line(row: Row, runs: Sequence[Run]) -> dict[str, Any]:
     return {
         "dataset": _both(config["dataset"]["name"]), "model": _both(config["model"]["name"]), "neuron": _both(neuron["name"]),
         "initial": _both(initial), "loss": _both(config["loss"]["name"]), "T": _both(config["timesteps"]),
-        "seeds": [seeds if len(runs) > 1 or not done else str(done), len(runs)],
+        "seeds": [seeds, len(runs)],
         "acc": accuracy("acc"), "first": accuracy("acc_step", 0), "final": accuracy("acc_step", -1), "best": best,
         "valsel": result("acc_valsel"),
         "epochs": [f"{epochs:g}" if epochs == planned else f"{epochs:g} of {planned}", epochs],

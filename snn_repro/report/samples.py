@@ -29,7 +29,7 @@ RIGHT, WRONG = 3, 3
 NEURONS, LAYERS = 24, 8  # in the raster: of a layer, of a network, spread evenly
 CLASSES = 10  # whose outputs are kept: the label's and the largest
 PIXELS = 64  # of a frame's longer side: larger frames are averaged
-ROWS = 40  # whose predictions are read
+ROWS, LARGEST = 40, 50_000_000  # whose predictions are read, and bytes of such a file, which must be read whole
 
 
 def content(found: Found) -> Section:
@@ -55,11 +55,15 @@ def content(found: Found) -> Section:
         with_answers = next((r for r in row.runs if (r.folder / PREDICTIONS).exists()), None)
         if row.id in rows or with_answers is None or len(rows) >= ROWS:
             continue
+        file = with_answers.folder / PREDICTIONS
+        if file.stat().st_size > LARGEST:
+            notes.append(f"{file} is larger than {LARGEST // 10**6} MB and was not read")
+            continue
         try:
             logits, labels = _predictions(with_answers)
         except Exception as error:  # zip, shapes, keys: whatever a foreign file can be
             why = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-            notes.append(f"{with_answers.folder / PREDICTIONS} is damaged ({why}); run it again with force=true")
+            notes.append(f"{file} is damaged ({why}); run it again with force=true")
             continue
         seen = dict(logits=logits, labels=labels, spikes={})
         rows[row.id] = dict(seed=with_answers.seed, samples=[_sample(seen, i, None) for i in _choose(logits, labels)])

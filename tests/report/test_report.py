@@ -205,6 +205,14 @@ def test_checkpoints_give_samples_spikes_and_imp(tmp_path, quick):
     assert alone["samples"]["data"]["rows"]["0"]["samples"][0]["spikes"] == []
 
 
+def test_predictions_that_are_too_large_are_not_read(tmp_path, monkeypatch):
+    from snn_repro.report import samples
+
+    fake_run(tmp_path, "name=mine")
+    monkeypatch.setattr(samples, "LARGEST", 10)
+    assert "predictions.npz is larger than" in render([tmp_path], networks=0)[0]
+
+
 def test_a_damaged_checkpoint_or_predictions_file_is_said_and_the_rest_shown(tmp_path):
     fake_run(tmp_path, "name=mine")
     (tmp_path / "mine/seed0/checkpoint_last.pt").write_bytes(b"none")
@@ -275,6 +283,13 @@ def test_what_a_user_can_mend_is_one_sentence_and_no_file(tmp_path, capsys, monk
     assert script("report").main(words) == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1 and not list(tmp_path.glob("*.html"))
+
+
+def test_a_folder_without_permission_is_said_before_any_work(tmp_path, capsys, monkeypatch):
+    program = script("report")
+    monkeypatch.setattr(program.os, "access", lambda path, mode: False)  # root may write anywhere
+    assert program.main([str(tmp_path / "missing"), "--output", str(tmp_path / "x.html")]) == 2
+    assert "x.html cannot be written: no permission; choose another place" in capsys.readouterr().err
 
 
 def test_without_plotly_a_sentence_says_what_to_install(tmp_path, capsys, monkeypatch):

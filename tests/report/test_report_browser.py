@@ -128,6 +128,13 @@ def load(driver, page: Path, width: int = 1280, dark: bool = False) -> int:
     return int(until(driver, lambda: driver.execute_script("return document.documentElement.dataset.ready")))
 
 
+def drawn(driver) -> int:
+    """Milliseconds from the start of the load until the first chart stood; scrolls to it."""
+    driver.execute_script("document.getElementById('accuracy_steps').scrollIntoView()")
+    until(driver, lambda: driver.find_elements(By.CSS_SELECTOR, "#accuracy_steps .main-svg"))
+    return driver.execute_script("return performance.now()")
+
+
 def until(driver, condition, seconds: float = 60):
     end = time.monotonic() + seconds
     while not (value := condition()):
@@ -162,9 +169,10 @@ def complaints(driver) -> list[str]:
 
 def test_500_runs_are_there_in_under_three_seconds(driver, many):
     assert many.stat().st_size < 5e6
-    fastest = min(load(driver, many) for _ in range(3))
+    times = [(load(driver, many), drawn(driver)) for _ in range(3)]  # the machine has other work, too
+    assert min(table for table, _ in times) < 3000 and min(chart for _, chart in times) < 3000, times
     driver.find_element(By.CSS_SELECTOR, "input[value=runs]").click()
-    assert len(names(driver)) == 500 and fastest < 3000
+    assert len(names(driver)) == 500
     see_all(driver)
     assert complaints(driver) == []
 
