@@ -7,7 +7,7 @@ from snn_repro.paper.statistics import summary
 from snn_repro.report._page import Chart, NothingToShow, Section, text
 from snn_repro.report._read import Found, Row
 
-TITLE = "Accuracy at each time step"
+TITLE = "Accuracy by time step"
 ORDER = 2
 
 KINDS = {"acc_step": "output of the step alone", "acc_cum": "mean of the outputs so far"}

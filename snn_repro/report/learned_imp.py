@@ -5,7 +5,7 @@ from snn_repro.report._networks import trained
 from snn_repro.report._page import Chart, NothingToShow, Section, text
 from snn_repro.report._read import Found, Row
 
-TITLE = "Learned initial potentials (IMP)"
+TITLE = "Learned IMP"
 ORDER = 6
 
 

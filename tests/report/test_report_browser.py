@@ -171,7 +171,7 @@ def test_500_runs_are_there_in_under_three_seconds(driver, many):
     assert many.stat().st_size < 5e6
     times = [(load(driver, many), drawn(driver)) for _ in range(3)]  # the machine has other work, too
     assert min(table for table, _ in times) < 3000 and min(chart for _, chart in times) < 3000, times
-    driver.find_element(By.CSS_SELECTOR, "input[value=runs]").click()
+    driver.find_element(By.CSS_SELECTOR, "input[value=runs]").send_keys(Keys.SPACE)
     assert len(names(driver)) == 500
     see_all(driver)
     assert complaints(driver) == []
