@@ -20,21 +20,35 @@ from snn_repro.files import write_text
 EVERY = 10.0  # seconds
 
 
+def seconds(word: str) -> float:
+    try:
+        if 0 < float(word) < float("inf"):
+            return float(word)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(
+        f"'{word}' is no number of seconds above 0; folders come first: report.py runs --watch"
+    )
+
+
 @console.one_sentence
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="report.py", description=__doc__.splitlines()[0])
     parser.add_argument("paths", nargs="+", metavar="PATH", help="folders that hold runs, or result.json files")
     parser.add_argument("--output", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
     parser.add_argument(
-        "--watch", nargs="?", type=float, const=EVERY, metavar="SECONDS", help="look for changes as often (default: 10)"
+        "--watch",
+        nargs="?",
+        type=seconds,
+        const=EVERY,
+        metavar="SECONDS",
+        help="look for changes as often (default: 10)",
     )
     parser.add_argument(
         "--networks", type=int, default=8, metavar="N",
         help="read the checkpoints of the latest N rows, for IMP, spikes and input (default: 8; 0: none)",
     )  # fmt: skip
     args = parser.parse_args(argv)
-    if args.watch is not None and not args.watch > 0:
-        raise UserError(f"--watch {args.watch:g} must be more than 0 seconds")
     if args.networks < 0:
         raise UserError(f"--networks {args.networks} must be at least 0")
     if args.output.is_dir():
@@ -64,7 +78,7 @@ def make(paths: Sequence[str], output: Path, networks: int, refresh: float | Non
     print(f"{output}: {len(found.runs)} runs in {len(found.rows)} rows, {len(page) / 1e6:.1f} MB", flush=True)
 
 
-def watch(paths: Sequence[str], output: Path, networks: int, seconds: float) -> None:
+def watch(paths: Sequence[str], output: Path, networks: int, every: float) -> None:
     """Write the page whenever files of runs change; where no run is there yet, wait for one."""
     from snn_repro.report import NoRuns, snapshot
 
@@ -73,12 +87,12 @@ def watch(paths: Sequence[str], output: Path, networks: int, seconds: float) -> 
         if (now := snapshot(paths)) != before:
             before = now
             try:
-                make(paths, output, networks, refresh=seconds)
+                make(paths, output, networks, refresh=every)
             except NoRuns as error:
                 if str(error) != said:
                     said = str(error)
                     print(f"report.py: {error}; waiting", file=sys.stderr)
-        time.sleep(seconds)
+        time.sleep(every)
 
 
 if __name__ == "__main__":

@@ -266,7 +266,6 @@ def test_the_script_writes_the_page_and_names_what_is_damaged(tmp_path, capsys):
         (["runs", "--output", "no/where.html"], "--output no/where.html: the folder no does not exist; make it first"),
         (["runs", "--output", "empty"], "--output empty is a folder; give the name of a file in it"),
         (["runs", "--output", "runs/x.html/"], "report.html.tmp"),
-        (["runs", "--watch", "0"], "--watch 0 must be more than 0 seconds"),
         (["runs", "--networks", "-1"], "--networks -1 must be at least 0"),
         (["missing", "--watch"], "missing does not exist"),
     ],
@@ -283,6 +282,13 @@ def test_what_a_user_can_mend_is_one_sentence_and_no_file(tmp_path, capsys, monk
     assert script("report").main(words) == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1 and not list(tmp_path.glob("*.html"))
+
+
+@pytest.mark.parametrize("word", ["0", "nan", "runs"])
+def test_watch_needs_seconds(capsys, word):
+    with pytest.raises(SystemExit, match="2"):
+        script("report").main(["runs", "--watch", word])
+    assert f"'{word}' is no number of seconds above 0; folders come first" in capsys.readouterr().err
 
 
 def test_a_folder_without_permission_is_said_before_any_work(tmp_path, capsys, monkeypatch):
