@@ -68,10 +68,10 @@ Classes = dict[str, Callable[[], list[ImageFile]]]
 # ------------------------------------------------------------------ one image
 
 
-def decode(image: ImageFile):
-    """The image as a PIL image in RGB. Raises DataError with its name where it cannot be read."""
+def decode(image: ImageFile, mode: str | None = "RGB"):
+    """The image as a PIL image in RGB, or another mode (None: its own). Raises DataError with its name where it cannot be read."""
     with _named(image), image.open() as stream:
-        return _opened(stream).convert("RGB")
+        return _opened(stream).convert(mode)
 
 
 def check(images: Sequence[ImageFile], seconds: float = CHECK_SECONDS) -> None:
