@@ -120,9 +120,12 @@ def _check(image: ImageFile) -> None:
 
 def _opened(stream: BinaryIO):
     """A PIL image of which only the header was read."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
-    image = Image.open(stream)
+    try:
+        image = Image.open(stream)
+    except UnidentifiedImageError:
+        raise ValueError("it has no format of images that is known") from None
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"it has {image.width} x {image.height} pixels, more than the {MAX_PIXELS:,} that are read")
     return image
