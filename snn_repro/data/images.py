@@ -99,15 +99,18 @@ class ImageSet(DataSet):
         return {"files": _digest(self.read, _state(files)) if files else _sha256(self.read())}
 
     def stored(self, pixels: np.ndarray) -> np.ndarray:
-        """Pixels of one image, uint8 [C, H, W], in the unit of `read`."""
+        """One image of uint8 pixels [C, H, W] as `read` gives it: where that is floats, the set says here which."""
         return pixels
 
     def image(self, source: Any, say: Callable[[str], None]) -> np.ndarray:
-        """One raw image [C, H, W] as `read` gives it; `source` as in raw.py, or an array of floats in the unit of `read`."""
+        """One raw image [C, H, W] as `read` gives it; `source` as in raw.py, or such an array itself."""
+        import numpy as np
+
         from snn_repro.data import raw
 
-        if getattr(source, "shape", None) == self.shape and getattr(source, "dtype", None) != "uint8":
-            return source
+        usual = self.stored(np.zeros(self.shape, np.uint8))
+        if hasattr(source, "shape") and (own := np.asarray(source)).shape == self.shape and own.dtype == usual.dtype:
+            return own
         return self.stored(raw.pixels(source, self.shape, say))
 
     def sample(self, cfg: Config, source: Any, say: Callable[[str], None]) -> Tensor:

@@ -220,7 +220,7 @@ def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
     load_model(model, {k: v for k, v in given.items() if k not in spare} | {k: own[k] for k in kept}, str(path))
     said = f"weights from {path}: {len(own) - len(kept)} of {len(own)} tensors"
     said += f"; {len(new)} IMP tensors are not in it and keep their random start" if new else ""
-    said += f"; {len(unlike)} IMP tensors are of frames of another size and keep their random start" if unlike else ""
+    said += f"; {len(unlike)} IMP tensors have another shape here and keep their random start" if unlike else ""
     said += f"; {len(spare)} IMP tensors of the file are left out, since this network learns none" if spare else ""
     said += "; the classifier has another number of classes and keeps its random start" if head else ""
     say(said + note)

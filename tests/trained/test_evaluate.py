@@ -66,7 +66,10 @@ def test_another_number_of_steps(digits):
     [(dict(neuron={"name": "psn"}), "sn1.bias"), (dict(norm="tebn"), "bn1.te"), (dict(norm="tab"), "bn1.bn.4.bias")],
 )
 def test_parameters_that_are_tied_to_t_are_named(options, parameter, digits):
-    trained, arguments = load_run(digits), dict(num_classes=10, input_shape=(1, 8, 8), timesteps=4, neuron={"name": "if"})
+    trained, arguments = (
+        load_run(digits),
+        dict(num_classes=10, input_shape=(1, 8, 8), timesteps=4, neuron={"name": "if"}),
+    )
     trained.config.model.own["norm"] = options.get("norm")
     trained.config.neuron.name = options.get("neuron", arguments["neuron"])["name"]
     trained.config.neuron.own, trained.config.neuron.imp = {}, False
@@ -111,7 +114,10 @@ def test_imp_left_out_starts_the_neurons_from_zero(digits):
         ("initial=imp_channel", "neuron.initial=imp_channel is learned, and this run has no|shape"),
         ("initial=mp_init", "neuron.initial=mp_init is learned, and this run has no sn1.running_v"),
         ("neuron.initial_value=0.3", "neuron.initial_value=0.3 has no effect with neuron.initial=imp"),
-        ("dataset=digits_dvs", "dataset=digits_dvs gives 2x24x24 and 10 classes, and the run's network takes 1x8x8 and 10"),
+        (
+            "dataset=digits_dvs",
+            "dataset=digits_dvs gives 2x24x24 and 10 classes, and the run's network takes 1x8x8 and 10",
+        ),
         ("dataset=nothing", "dataset=nothing does not exist"),
     ],
 )
