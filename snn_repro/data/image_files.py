@@ -125,7 +125,7 @@ def _opened(stream: BinaryIO):
     try:
         image = Image.open(stream)
     except UnidentifiedImageError:
-        raise ValueError("it has no format of images that is known") from None
+        raise ValueError("cannot identify image file by its content") from None
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"it has {image.width} x {image.height} pixels, more than the {MAX_PIXELS:,} that are read")
     return image

@@ -118,7 +118,7 @@ def test_a_recording_equals_its_row_of_the_cache(name, write, file, size, tmp_pa
     [
         ("cifar10", "gone.png", "gone.png does not exist"),
         ("cifar10", ".", "is a folder: give an image"),
-        ("cifar10", "notes.txt", "notes.txt cannot be read as an image: it has no format"),
+        ("cifar10", "notes.txt", "notes.txt cannot be read as an image: cannot identify image file by its content"),
         ("cifar10", "deep.png", "deep.png has pixels of more than 8 bits"),
         ("cifar10", np.zeros((3, 32, 32)), r"an array float64 \[3, 32, 32\] is no image: give uint8"),
         ("fashion_mnist", np.zeros((2, 3)), r"an array float64 \[2, 3\] is no image: give uint8"),
