@@ -184,7 +184,7 @@ def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
     knows (`own_names`), bare or under "model"; or from the folder of a run (see `find_weights`).
 
     IMP that the file lacks, or has for frames of another size, keeps its random start, and so does a classifier of another
-    number of classes; IMP that the model lacks is left out. `say` is told what fitted. Any other mismatch raises
+    number of classes or inputs; IMP that the model lacks is left out. `say` is told what fitted. Any other mismatch raises
     CheckpointError.
     """
     from snn_repro.neurons import initial_states, is_initial_state
@@ -210,19 +210,16 @@ def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
     unlike = {name for name in imp.keys() & given.keys() if given[name].shape != imp[name].shape}
     spare = {name for name in given.keys() - own.keys() if is_initial_state(name)}
     last = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)][-1:]
-    head = {
-        name
-        for name in own
-        if name.rpartition(".")[0] in last and name in given and given[name].shape[1:] == own[name].shape[1:]
-        and given[name].shape != own[name].shape
-    }  # fmt: skip
+    head = {name for name in own.keys() & given.keys() if name.rpartition(".")[0] in last}
+    if all(given[name].shape == own[name].shape for name in head) or any(given[n].dim() != own[n].dim() for n in head):
+        head = set()
     kept = new | unlike | head
     load_model(model, {k: v for k, v in given.items() if k not in spare} | {k: own[k] for k in kept}, str(path))
     said = f"weights from {path}: {len(own) - len(kept)} of {len(own)} tensors"
     said += f"; {len(new)} IMP tensors are not in it and keep their random start" if new else ""
     said += f"; {len(unlike)} IMP tensors have another shape here and keep their random start" if unlike else ""
     said += f"; {len(spare)} IMP tensors of the file are left out, since this network learns none" if spare else ""
-    said += "; the classifier has another number of classes and keeps its random start" if head else ""
+    said += "; the classifier has another number of classes or inputs and keeps its random start" if head else ""
     say(said + note)
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from snn_repro.causality import sees_future
+from snn_repro.console import audible
 from snn_repro.errors import UserError
 from snn_repro.losses import build_loss
 from snn_repro.runtime import pick_device
@@ -43,6 +44,7 @@ class Prediction:
     logits: Tensor  # [T, K]: the output of each step
 
 
+@audible(log)
 def predict(run: TrainedRun | str | Path, sources: Iterable[Any], weights: str = "last") -> list[Prediction]:
     """What a run's network sees in images or recordings: paths, PIL images, arrays or `Events` (see TrainedRun.transform).
 

@@ -43,7 +43,7 @@ def test_it_starts_from_the_weights_that_the_run_tests(digits):
 def test_what_does_not_fit_keeps_its_start_and_is_said(digits):
     before, after, said = started(digits, num_classes=7)
     assert torch.equal(after["fc.bias"], before["fc.bias"]) and not torch.equal(after["sn1.imp"], before["sn1.imp"])
-    assert "the classifier has another number of classes and keeps its random start" in said
+    assert "the classifier has another number of classes or inputs and keeps its random start" in said
     tested = load_run(digits).model.state_dict()
     _, after, said = started(digits, neuron={"name": "if"})
     assert "sn1.imp" not in after and torch.equal(after["conv1.weight"], tested["conv1.weight"])
@@ -53,6 +53,15 @@ def test_what_does_not_fit_keeps_its_start_and_is_said(digits):
         after["conv1.weight"], tested["conv1.weight"]
     )
     assert "3 IMP tensors have another shape here and keep their random start; the classifier" in said
+
+
+def test_frames_of_another_size_change_imp_and_the_classifier_alone(digits):
+    before, after, said = started(digits, input_shape=(1, 28, 28))
+    tested = load_run(digits).model.state_dict()
+    kept = {"sn1.imp", "sn2.imp", "sn3.imp", "fc.weight", "fc.bias"}
+    for name, value in after.items():
+        assert torch.equal(value, before[name] if name in kept else tested[name]), name
+    assert "3 IMP tensors have another shape here" in said and "the classifier has another" in said
 
 
 def test_a_folder_without_weights_is_said_before_any_work(tmp_path, quick):
