@@ -25,6 +25,7 @@ outputs so far reaches a threshold, else at T (SEENN-I: Li et al., NeurIPS 2023)
 import io
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -141,7 +142,7 @@ def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) ->
     elif weights not in (None, run.weights):
         run = load_run(run.path, str(weights))
     base = as_tested(run.config)
-    config = test_config(base, typed)
+    config = with_overrides(base, typed)
     device = pick_device(config)
     seed_everything(config)
     model = tested_network(run, config)
@@ -160,6 +161,8 @@ def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) ->
             model, data.test, loss_fn, Precision(config, device), device, config,
             stop=lambda: advance(next(done)), rates=True,
         )  # fmt: skip
+    if not math.isfinite(outcome["loss"]):
+        raise UserError(f"the loss of this test is {outcome['loss']}: the network's outputs are no finite numbers")
     kept = final_outputs(outcome)
     scores = loss_fn.readout(outcome["logits"])
     confusion = confusion_matrix(outcome["labels"], scores.argmax(-1), run.num_classes)
@@ -200,7 +203,7 @@ def as_tested(config: Config) -> dict[str, Any]:
     return to_dict(checked(plain))
 
 
-def test_config(base: dict[str, Any], typed: Sequence[str]) -> Config:
+def with_overrides(base: dict[str, Any], typed: Sequence[str]) -> Config:
     """`base` with what was typed. Raises ConfigError for a key that does nothing here, or does too much."""
     overrides = config_overrides(typed)
     initial = next((o.partition("=")[2] for o in overrides if o.startswith("neuron.initial=")), None)
@@ -280,6 +283,10 @@ def unlike_the_run(run: TrainedRun, config: Config, found: Evaluation) -> list[s
     if run.result and run.result.dataset == found.dataset and run.result.split_sha256 != found.split_sha256:
         said.append(
             f"warning: other samples than the run's test ({run.result.split_id}): it may have been trained on some"
+        )
+    if not run.result:
+        said.append(
+            f"the run is not finished: these are the weights of epoch {run.epoch} of {run.config.recipe.epochs}"
         )
     line = {} if found.changes else epoch_of(run)
     then = {k: line[k] for k in ("acc", "acc_step", "acc_cum") if k in line}

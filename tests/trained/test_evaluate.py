@@ -1,6 +1,7 @@
 """A finished run is tested again: as it was to the last sample, and otherwise in what was asked for alone."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -158,6 +159,12 @@ def test_other_data_are_said(digits, monkeypatch):
     first, second = evaluate_run(digits).remarks
     assert first.startswith("warning: the data are not those of the run (digits: ")
     assert second.startswith("warning: in the run these weights had an accuracy of")
+
+
+def test_a_run_without_a_result_is_said(digits, tmp_path):
+    shutil.copytree(digits, tmp_path / "run", ignore=shutil.ignore_patterns("result.json", "eval"))
+    found = evaluate_run(tmp_path / "run")
+    assert found.remarks == ["the run is not finished: these are the weights of epoch 2 of 2"]
 
 
 def test_augmentation_and_initial_weights_of_the_training_are_not_asked_for(digits, tmp_path):
