@@ -184,13 +184,13 @@ def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
     knows (`own_names`), bare or under "model"; or from the folder of a run (see `find_weights`).
 
     IMP that the file lacks, or has for frames of another size, keeps its random start, and so does a classifier of another
-    number of classes or inputs; IMP that the model lacks is left out. `say` is told what fitted. Any other mismatch raises
+    number of classes (of a run's folder: or of inputs); IMP that the model lacks is left out. `say` is told what fitted. Any other mismatch raises
     CheckpointError.
     """
     from snn_repro.neurons import initial_states, is_initial_state
 
-    note = ""
-    if path.is_dir():
+    note, of_a_run = "", path.is_dir()
+    if of_a_run:
         path = path / LAST
         content, given = load_evaluated(path)
         note = f"; of epoch {content['epoch']} of {content['config']['recipe']['epochs']}"
@@ -211,7 +211,8 @@ def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
     spare = {name for name in given.keys() - own.keys() if is_initial_state(name)}
     last = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)][-1:]
     head = {name for name in own.keys() & given.keys() if name.rpartition(".")[0] in last}
-    if all(given[name].shape == own[name].shape for name in head) or any(given[n].dim() != own[n].dim() for n in head):
+    unequal = {name for name in head if given[name].shape != own[name].shape}
+    if not unequal or not (of_a_run or all(given[name].shape[1:] == own[name].shape[1:] for name in unequal)):
         head = set()
     kept = new | unlike | head
     load_model(model, {k: v for k, v in given.items() if k not in spare} | {k: own[k] for k in kept}, str(path))
