@@ -184,8 +184,8 @@ def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
     knows (`own_names`), bare or under "model"; or from the folder of a run (see `find_weights`).
 
     IMP that the file lacks, or has for frames of another size, keeps its random start, and so does a classifier of another
-    number of classes (of a run's folder: or of inputs); IMP that the model lacks is left out. `say` is told what fitted. Any other mismatch raises
-    CheckpointError.
+    number of classes (of a run's folder: or of inputs); IMP that the model lacks is left out. `say` is told what fitted. Any
+    other mismatch raises CheckpointError.
     """
     from snn_repro.neurons import initial_states, is_initial_state
 
