@@ -68,8 +68,8 @@ Classes = dict[str, Callable[[], list[ImageFile]]]
 # ------------------------------------------------------------------ one image
 
 
-def decode(image: ImageFile, mode: str = "RGB"):
-    """The image as a PIL image in RGB, or another mode. Raises DataError with its name where it cannot be read."""
+def decode(image: ImageFile, mode: str | None = "RGB"):
+    """The image as a PIL image in RGB, or another mode (None: its own). Raises DataError with its name where it cannot be read."""
     with _named(image), image.open() as stream:
         return _opened(stream).convert(mode)
 
@@ -127,9 +127,12 @@ def _check(image: ImageFile) -> tuple[int, int, str]:
 
 def _opened(stream: BinaryIO):
     """A PIL image of which only the header was read."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
-    image = Image.open(stream)
+    try:
+        image = Image.open(stream)
+    except UnidentifiedImageError:
+        raise ValueError("cannot identify image file by its content") from None
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"it has {image.width} x {image.height} pixels, more than the {MAX_PIXELS:,} that are read")
     return image

@@ -5,6 +5,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 from fixtures import encode_aedat2, encode_aedat3, encode_atis, random_recording
 from PIL import Image
 from scripts_of_ours import script
@@ -21,6 +22,7 @@ from snn_repro.errors import DataError, UserError
 from snn_repro.runs.fingerprint import fingerprint
 from snn_repro.runs.sweeps import _lacks
 from snn_repro.train import run
+from snn_repro.trained import load_run
 
 CLASSES = ("cat", "dog", "owl")
 QUICK = ["logger.mode=disabled", "recipe.epochs=1", "debug.max_steps=2", "debug.max_eval_batches=1", "timesteps=2"]
@@ -399,15 +401,28 @@ def test_runs_train_resume_and_refuse_other_data(tmp_path):
     result = run(cfg)
     assert (result.num_classes, result.input_size) == (3, [3, 12, 12])
     assert run(cfg).acc_last == result.acc_last
+    trained = load_run(tmp_path / "run")
+    assert trained.class_names == list(CLASSES) and trained.input_shape == (3, 12, 12)
+    data, (_, test) = build_data(cfg), SETS["image_folder"].of(cfg).parts(cfg)
+    x = next(iter(data.test.epoch(0)))[0]
+    assert torch.equal(trained.transform(str(test.images[1])), x[1:2])  # as its test gives it
     image(root / "cat" / "more.png")
     with pytest.raises(UserError, match="other data"):
         run(cfg)
+    root.rename(tmp_path / "away")
+    assert load_run(tmp_path / "run").class_names == ["0", "1", "2"]
 
 
 def test_a_run_on_recordings(tmp_path):
     root = recordings(tmp_path / "mine", 3)
     prepared(root, tmp_path / "cache")
-    result = run(
-        config("event_folder", root, *QUICK, f"cache_dir={tmp_path / 'cache'}", f"hydra.run.dir={tmp_path / 'run'}", "neuron=lif_imp")
-    )  # fmt: skip
+    folders = [f"cache_dir={tmp_path / 'cache'}", f"hydra.run.dir={tmp_path / 'run'}"]
+    cfg = config("event_folder", root, *QUICK, *folders, "neuron=lif_imp")
+    result = run(cfg)
     assert (result.num_classes, result.input_size, result.timesteps) == (3, [2, 20, 24], 2)
+    trained = load_run(tmp_path / "run")
+    x = next(iter(build_data(cfg).test.epoch(0)))[0]
+    assert trained.class_names == list(CLASSES)
+    assert torch.equal(trained.transform(root / data_names(cfg)[0]), x[:, :1])
+    with pytest.raises(DataError, match="no recording that can be read"):
+        trained.transform(__file__)

@@ -36,6 +36,7 @@ class EventFolder(EventSet):
     root: Path  # of those that `of` has bound to a folder, as `sources`
     sources: list[Path]  # class folders, or the folders of the parts
     given: tuple[int, ...] = (0, 0)  # dataset.sensor
+    label_names = ()
     draws_test = True
     splits = ("official",)
     settings = SETTINGS | {
@@ -69,6 +70,7 @@ class EventFolder(EventSet):
         else:
             found.sources = []
         found.root, found.given, found.num_classes = Path(os.path.abspath(data_dir)), given, len(classes)
+        found.label_names = tuple(classes)
         found.folders = (self.name, found.root.name)
         found.arguments = f" 'dataset.sensor=[{given[0]},{given[1]}]'" if any(given) else ""
         found.found = {"classes": list(classes), "sensor": None if sensor is None else list(sensor)}
@@ -191,6 +193,9 @@ class EventFolder(EventSet):
         folders = layout(str(self.root), "recordings")
         return [""] * len(self.sources) if "" in folders else list(folders)
 
+    def sample(self, cfg, source, say):
+        return super(EventFolder, self.of(cfg)).sample(cfg, source, say)
+
     def decode(self, data, name):
         return _read(data, name)[0]
 
@@ -214,7 +219,9 @@ def _read(data, name):
     from snn_repro.data.event_tables import read_hdf5, read_npz
     from snn_repro.data.formats import read_aedat2, read_aedat3, read_atis_bin
 
-    kind = FORMATS[Path(name).suffix.lower()]
+    kind = FORMATS.get(Path(name).suffix.lower())
+    if kind is None:
+        raise DataError(f"{name} is no recording that can be read; they end in {', '.join(FORMATS)}")
     if kind == "AEDAT":
         if not data.startswith(b"#!AER-DAT3.1"):
             return read_aedat2(data, name), CAMERAS["DVS128"]

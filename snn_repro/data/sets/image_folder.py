@@ -48,12 +48,13 @@ class ImageFolder(ImageSet):
     draws_test = True
     test_margin = 1.0
     settings = SETTINGS
+    label_names = ()
     expected = "class folders with images"
 
     def of(self, cfg):
         listed = self.listed(cfg)
         found = copy.copy(self)
-        found.cfg, found.num_classes, found.class_names = cfg, len(listed.classes), listed.classes
+        found.cfg, found.num_classes, found.label_names = cfg, len(listed.classes), tuple(listed.classes)
         size, channels = _looked_at(tuple(listed.images), _state(listed.images))
         found.shape = (channels, size, size)
         return found
@@ -79,6 +80,9 @@ class ImageFolder(ImageSet):
 
     def build(self, cfg):
         return super(ImageFolder, self.of(cfg)).build(cfg)
+
+    def sample(self, cfg, source, say):
+        return super(ImageFolder, self.of(cfg)).sample(cfg, source, say)
 
     def parts(self, cfg):
         """(training images with those of val/ at their end, test images)."""
