@@ -32,7 +32,7 @@ from snn_repro.models import count_parameters
 from snn_repro.models.blocks import same_statistics
 from snn_repro.neurons import Neuron, firing_rates, initial_states
 from snn_repro.runs.folder import Follower
-from snn_repro.runtime import peak_memory, pick_device
+from snn_repro.runtime import backends, peak_memory, pick_device
 from snn_repro.signals import StopRequest
 from snn_repro.train import Training, begin_epoch, built, check_settings, evaluate
 
@@ -224,11 +224,13 @@ def kept_by_a_sample(state: Training, x: Tensor) -> float:
             kept.append(t)
         return t
 
+    kernels.set_backend(model, "dense")  # auto would measure for two samples what no run needs
     with (
         torch.random.fork_rng(devices=[]), same_statistics(model),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), state.amp.autocast(),
     ):  # fmt: skip
         model(x, last_step=state.loss_fn.last_step)
+    kernels.set_backend(model, backends(state.config)[1])
     return sum(sizes.values()) / x.shape[-4]
 
 
