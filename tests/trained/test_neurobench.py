@@ -9,7 +9,6 @@ from torch import nn
 from snn_repro.errors import UserError
 from snn_repro.models import build_model
 from snn_repro.neurobench import neurobench
-from snn_repro.neurons import build_neuron
 from snn_repro.train import run
 from snn_repro.trained.neurobench import main
 
