@@ -1,9 +1,11 @@
-"""A run's folder, read back as the network that it trained."""
+"""A run's folder, or what `export --to safetensors` made of it, read back as the network that it trained."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -15,6 +17,7 @@ from snn_repro.runs.folder import RESULT
 from snn_repro.runs.result import RunResult, read_result
 from snn_repro.train import build_network
 
+SAFETENSORS, SAVED = "model.safetensors", "config.json"  # of an exported folder
 WEIGHTS = {"last": checkpoint.LAST, "best": checkpoint.BEST}
 
 
@@ -34,6 +37,7 @@ class TrainedRun:
 def load_run(path: str | Path, weights: str = "last") -> TrainedRun:
     """The network of a run's folder with the weights of its last epoch, or (`weights="best"`) of the epoch that was selected:
     by validation, else (optimistic) by the test part. Where a run averages its weights the average is taken, as in its tests.
+    A folder that was exported as safetensors has the weights that it was exported with.
 
     Raises UserError where there is no such run, CheckpointError where its checkpoint is missing, damaged or of another network.
     """
@@ -42,8 +46,9 @@ def load_run(path: str | Path, weights: str = "last") -> TrainedRun:
         raise UserError(f"weights={weights} must be one of: {', '.join(WEIGHTS)}")
     if not path.is_dir():
         raise UserError(f"{path} is no run: give the folder that holds a run's {RESULT}, like runs/NAME/seed0")
-    file = path / WEIGHTS[weights]
-    content = checkpoint.load(file)
+    exported = (path / SAFETENSORS).is_file()
+    file = path / (SAFETENSORS if exported else WEIGHTS[weights])
+    content = _exported(path) if exported else checkpoint.load(file)
     if not {"config", "model", "epoch"} <= content.keys():
         raise checkpoint.CheckpointError(f"{file} was not written by snn_repro; give the folder of a run")
     config = checked(content["config"])
@@ -58,3 +63,18 @@ def load_run(path: str | Path, weights: str = "last") -> TrainedRun:
         state = {k.removeprefix("module."): v for k, v in content["ema"].items() if k.startswith("module.")}
     checkpoint.load_model(model, state, str(file))
     return TrainedRun(path, config, model.eval(), content["epoch"], shape, classes, result)
+
+
+def _exported(path: Path) -> dict[str, Any]:
+    """The content of a folder of safetensors, as that of a checkpoint."""
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise UserError(f"{path / SAFETENSORS} needs safetensors: pip install 'snn_repro[export]'") from None
+    try:
+        return json.loads((path / SAVED).read_text("utf-8")) | {"model": load_file(path / SAFETENSORS)}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise checkpoint.CheckpointError(
+            f"{path} is no whole export as safetensors: {error}; export the run again"
+        ) from None
