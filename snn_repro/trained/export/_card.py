@@ -48,9 +48,7 @@ def card(run: TrainedRun, weights: str, to: str, use: str) -> str:
 
 # {result.name}
 
-A spiking neural network that snn_repro trained, as {to}. Its weights are {
-        chosen
-    }.
+A spiking neural network that snn_repro trained, as {to}. Its weights are {chosen}.
 
 | | |
 |---|---|

@@ -32,7 +32,20 @@ from snn_repro.trained.load import TrainedRun
 
 FILE, FIRST = "model.nir", "first_step"
 # Calls that give the same numbers of each sample and step in another arrangement of samples and steps.
-VIEWS = {"flatten", "unflatten", "expand", "unsqueeze", "squeeze", "reshape", "view", "contiguous", "clone", "detach", "to", "float"}
+VIEWS = {
+    "flatten",
+    "unflatten",
+    "expand",
+    "unsqueeze",
+    "squeeze",
+    "reshape",
+    "view",
+    "contiguous",
+    "clone",
+    "detach",
+    "to",
+    "float",
+}
 
 
 def write(run: TrainedRun, folder: Path) -> str:
@@ -41,7 +54,9 @@ def write(run: TrainedRun, folder: Path) -> str:
     nir.write(folder / FILE, graph)
     starts = [name for name, node in graph.nodes.items() if isinstance(node, nir.Input) and name != "input"]
     neurons = [node for node in graph.nodes.values() if isinstance(node, nir.IF | nir.LIF)]
-    told = sorted({f"{key}={value}" for node in neurons for key, value in node.metadata.items()} - {"reset=hard", "fire_at=gt"})
+    told = sorted(
+        {f"{key}={value}" for node in neurons for key, value in node.metadata.items()} - {"reset=hard", "fire_at=gt"}
+    )
     lines = [
         "```python", "import nir", "", f'graph = nir.read("{FILE}")', "```", "",
         "One time step is dt = 1 (metadata `dt`): h = v + r I (IF) or h = v + (v_leak - v + r I) / tau (LIF), then fire, then reset. Norms "
@@ -158,7 +173,9 @@ class _Recorder(TorchFunctionMode):
         self.mark(out, found)
         return out
 
-    def between(self, name: str, args: Any, tensors: list[Tensor], used: list[Sources | None], out: Tensor) -> Sources | None:
+    def between(
+        self, name: str, args: Any, tensors: list[Tensor], used: list[Sources | None], out: Tensor
+    ) -> Sources | None:
         if name in ("add", "radd", "iadd") and len(used) == 2 and None not in used:
             a, b = used
             return (*a, *b) if len(args) == 2 and self.shapes[a[0]] == self.shapes[b[0]] else None  # type: ignore[misc,index]
@@ -170,7 +187,12 @@ class _Recorder(TorchFunctionMode):
             return sources
         if name in ("flatten", "reshape", "view") and out.shape[-1] == np.prod(shape) and out.dim() > 1:
             return self.flat(sources, shape)
-        if name == "mean" and n == 3 and out.shape[-1] == shape[0] and out.numel() * shape[1] * shape[2] == tensors[0].numel():
+        if (
+            name == "mean"
+            and n == 3
+            and out.shape[-1] == shape[0]
+            and out.numel() * shape[1] * shape[2] == tensors[0].numel()
+        ):
             if tuple(tensors[0].shape[-3:]) == shape:
                 pool = nir.AvgPool2d(np.array(shape[1:]), np.array(shape[1:]), np.array([0, 0]))
                 key = f"mean_{len(self.nodes)}"
@@ -192,7 +214,9 @@ class _Recorder(TorchFunctionMode):
         try:
             return nir.NIRGraph(self.nodes, self.edges, metadata={"dt": 1.0})
         except (AssertionError, ValueError) as error:
-            raise UserError(f"NIR refuses the graph of this {self.network}: {' '.join(str(error).split())[:200]}") from None
+            raise UserError(
+                f"NIR refuses the graph of this {self.network}: {' '.join(str(error).split())[:200]}"
+            ) from None
 
 
 # ---------------------------------------------------------------- layers as nodes
@@ -204,7 +228,14 @@ def _kind(module: nn.Module) -> Callable[..., Sources] | None:
         return _neuron
     if isinstance(module, tuple(NORMS.values())) or isinstance(module, nn.modules.batchnorm._BatchNorm):
         return _norm
-    return next((kind for cls, kind in ((nn.Conv2d, _conv), (nn.Linear, _linear), (nn.AvgPool2d, _pool)) if isinstance(module, cls)), None)
+    return next(
+        (
+            kind
+            for cls, kind in ((nn.Conv2d, _conv), (nn.Linear, _linear), (nn.AvgPool2d, _pool))
+            if isinstance(module, cls)
+        ),
+        None,
+    )
 
 
 def _numbers(x: Tensor) -> np.ndarray:
@@ -224,14 +255,18 @@ def _conv(graph: _Recorder, key: str, conv: nn.Conv2d, x: Tensor, out: Tensor, s
 
 def _linear(graph: _Recorder, key: str, layer: nn.Linear, x: Tensor, out: Tensor, sources: Sources) -> Sources:
     if len(graph.shapes[sources[0]]) != 1:
-        raise UserError(f"NIR's linear layers take vectors, and {key} is applied along one axis of {graph.shapes[sources[0]]}")
+        raise UserError(
+            f"NIR's linear layers take vectors, and {key} is applied along one axis of {graph.shapes[sources[0]]}"
+        )
     bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias
     graph.add(key, nir.Affine(_numbers(layer.weight), _numbers(bias)), sources, (layer.out_features,))
     return (key,)
 
 
 def _pool(graph: _Recorder, key: str, pool: nn.AvgPool2d, x: Tensor, out: Tensor, sources: Sources) -> Sources:
-    size, stride, padding = (np.array([n, n] if isinstance(n, int) else [*n]) for n in (pool.kernel_size, pool.stride, pool.padding))
+    size, stride, padding = (
+        np.array([n, n] if isinstance(n, int) else [*n]) for n in (pool.kernel_size, pool.stride, pool.padding)
+    )
     if pool.ceil_mode or pool.divisor_override or (padding.any() and not pool.count_include_pad):
         raise UserError(f"NIR's average pool divides by its size and rounds down, and {key} does not ({pool})")
     graph.add(key, nir.AvgPool2d(size, stride, padding), sources, tuple(out.shape[-3:]))
@@ -245,12 +280,18 @@ def _norm(graph: _Recorder, key: str, norm: Any, x: Tensor, out: Tensor, sources
     if len(sources) > 1 or not isinstance(before, nir.Conv2d) or any(a == sources[0] for a, _ in graph.edges):
         raise UserError(f"NIR has no norm, and {name} does not follow a convolution alone, into which it would fold")
     if not all(isinstance(getattr(norm, k, None), Tensor) for k in ("running_mean", "running_var", "weight", "bias")):
-        raise UserError(f"NIR has no norm, and {name} is no batch norm, which would fold into a convolution; use model.norm=bn")
-    mean, var, weight, bias = (t.detach().double().numpy() for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias))
+        raise UserError(
+            f"NIR has no norm, and {name} is no batch norm, which would fold into a convolution; use model.norm=bn"
+        )
+    mean, var, weight, bias = (
+        t.detach().double().numpy() for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    )
     scale = weight / np.sqrt(var + norm.eps)
     shift = torch.from_numpy(bias - mean * scale).view(-1, 1, 1)
     if not torch.allclose(x * torch.from_numpy(scale).view(-1, 1, 1) + shift, out.double(), rtol=1e-5, atol=1e-5):
-        raise UserError(f"NIR has no norm that changes with the time step or its input, as {name} does; use model.norm=bn")
+        raise UserError(
+            f"NIR has no norm that changes with the time step or its input, as {name} does; use model.norm=bn"
+        )
     before.weight = (before.weight.astype(np.float64) * scale[:, None, None, None]).astype(np.float32)
     before.bias = ((before.bias - mean) * scale + bias).astype(np.float32)
     return sources

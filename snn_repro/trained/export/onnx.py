@@ -53,4 +53,5 @@ session = onnxruntime.InferenceSession("{FILE}")
 (logits,) = session.run(["{OUTPUT}"], {{"{INPUT}": x}})  # {takes(run)}
 ```
 
-{compared}"""
+{compared} onnxruntime adds up in another order than PyTorch: in one sample of some thousands that may move a spike, as another
+number of threads may."""
