@@ -69,7 +69,13 @@ def test_safetensors_give_the_network_back_bit_by_bit(finished, tmp_path, capsys
     folder = tmp_path / "out"
     assert main([str(finished), "--to", "safetensors", "--output", str(folder)]) == 0
     assert capsys.readouterr().out == f"{folder}\n"
-    assert sorted(f.name for f in folder.iterdir()) == ["README.md", "config.json", "model.safetensors", "result.json"]
+    assert sorted(f.name for f in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "result.json",
+    ]
     assert [f.name for f in tmp_path.iterdir()] == ["out"]
     first, again = load_run(finished), load_run(folder)
     state = again.model.state_dict()
@@ -211,7 +217,7 @@ def test_every_network_is_exported(name, tmp_path):
     """Rounding moves a potential over a threshold in some samples of a deep network; torch.export's graph is equal."""
     words = {
         "spike_driven_transformer": ["model.embed_dims=64", "model.depths=1"],
-        "qkformer": ["model.embed_dims=64", "model.depths=[1,1,1]"],
+        "qkformer": ["model.embed_dims=96", "model.depths=[1,1,1]"],
     }
     data = ["dataset=cifar10_dvs", "dataset.frame_size=48"] if name == "vgg48" else ["dataset=cifar10"]
     shape = (2, 48, 48) if name == "vgg48" else (3, 64, 64) if name in ("qkformer", "maxformer") else (3, 32, 32)
@@ -360,9 +366,30 @@ def test_an_output_appears_whole_or_not_at_all(finished, tmp_path, monkeypatch, 
     assert (target / "model.safetensors").stat().st_mtime_ns == before
     export(finished, "safetensors", output=target, force=True)
     assert (target / "model.safetensors").stat().st_mtime_ns > before
-    with pytest.raises(UserError, match="was not written by an export, so --force leaves it alone"):
-        export(finished, "safetensors", output=finished, force=True)
-    assert (finished / "result.json").exists()
+    assert [f.name for f in tmp_path.iterdir()] == ["out"]
+    (target / ".git").mkdir()  # a clone of a model hub's repository
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "README.md").write_text("mine")
+    for folder in (finished, target, other):
+        before = sorted(folder.iterdir())
+        with pytest.raises(UserError, match="was not written by an export, so --force leaves it alone"):
+            export(finished, "safetensors", output=folder, force=True)
+        assert sorted(folder.iterdir()) == before
+    with pytest.raises(UserError, match="cannot write .*README.md/x: .*; choose another folder with --output"):
+        export(finished, "safetensors", output=other / "README.md" / "x")
+
+
+def test_an_exported_folder_is_exported_again_with_the_epoch_that_its_weights_are_of(finished, tmp_path):
+    first = export(finished, "safetensors", output=tmp_path / "first")
+    saved = json.loads((first / "config.json").read_text())
+    (first / "config.json").write_text(json.dumps(saved | {"epoch": 1}))
+    text = (export(first, "safetensors", output=tmp_path / "again") / "README.md").read_text()
+    assert "those of the last epoch" not in text and "| epoch of these weights | 1 of 3 |" in text
+    assert load_run(tmp_path / "again").epoch == 1
+    (first / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match="metrics.jsonl lacks epoch 1, whose weights these are"):
+        export(first, "safetensors", output=tmp_path / "third")
 
 
 def test_bad_input_is_one_sentence(finished, tmp_path):

@@ -11,14 +11,12 @@ import ast
 import importlib
 import os
 import pkgutil
-import shutil
 import tempfile
 from pathlib import Path
 from types import ModuleType
 
 from snn_repro.errors import UserError, nearest
-from snn_repro.files import write_error
-from snn_repro.trained.export._card import card
+from snn_repro.trained.export._card import CARD, START, card
 from snn_repro.trained.load import load_run
 
 __all__ = ["export", "help_of", "names"]
@@ -66,31 +64,37 @@ def export(
         raise UserError(
             f"{target} is there already; write it anew with --force, or choose another folder with --output"
         )
-    if target.exists() and not (target / "README.md").is_file() and (not target.is_dir() or any(target.iterdir())):
+    if os.path.lexists(target) and not _is_export(target):
         raise UserError(f"{target} was not written by an export, so --force leaves it alone; choose another --output")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent) as spare:
+            folder, former = Path(spare, "new"), Path(spare, "former")
+            folder.mkdir()
+            use = written.write(run, folder)
+            (folder / CARD).write_text(card(run, weights, to, use), encoding="utf-8")
+            _open_up(folder)
+            if target.exists():
+                target.rename(former)
+            folder.rename(target)
     except OSError as error:
-        raise write_error(target, error) from None
-    try:
-        use = written.write(run, folder)
-        (folder / "README.md").write_text(card(run, weights, to, use), encoding="utf-8")
-        _open_up(folder)
-        if target.exists():
-            shutil.rmtree(target)
-        folder.replace(target)
-    except OSError as error:
-        raise write_error(target, error) from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        raise UserError(
+            f"cannot write {target}: {error.strerror or error}; choose another folder with --output"
+        ) from None
     return target
 
 
+def _is_export(folder: Path) -> bool:
+    """Whether nothing but an export is in a folder: its own card, and files."""
+    try:
+        return (folder / CARD).read_text("utf-8").startswith(START) and all(f.is_file() for f in folder.iterdir())
+    except (OSError, ValueError):
+        return False
+
+
 def _open_up(folder: Path) -> None:
-    """Let others read what mkdtemp and safetensors made for their owner alone, as far as the umask allows."""
+    """Let others read what safetensors made for its owner alone, as far as the umask allows."""
     mask = os.umask(0)
     os.umask(mask)
-    folder.chmod(0o777 & ~mask)
     for file in folder.iterdir():
         file.chmod(0o666 & ~mask)

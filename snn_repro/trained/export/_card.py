@@ -5,9 +5,12 @@ from typing import Any
 
 import yaml
 
+from snn_repro.errors import UserError
 from snn_repro.runs.folder import METRICS
 from snn_repro.trained.load import TrainedRun
 
+CARD = "README.md"
+START = "---\nlicense: mit\nlibrary_name: snn_repro\n"  # by which a card of ours is known
 CITATION = """\
 @inproceedings{shen2024rethinking,
   title     = {Rethinking the Membrane Dynamics and Optimization Objectives of Spiking Neural Networks},
@@ -28,7 +31,8 @@ def card(run: TrainedRun, weights: str, to: str, use: str) -> str:
     result = run.result
     assert result is not None
     line = _line(run)
-    chosen = CHOSEN["last" if weights == "last" else "validation" if result.acc_valsel is not None else "test"]
+    last = weights == "last" and run.epoch == result.epochs  # an exported folder may hold others
+    chosen = CHOSEN["last" if last else "validation" if result.acc_valsel is not None else "test"]
     neuron = result.neuron["name"] + ("_imp" if result.neuron["imp"] else "")
     split = f"{result.split_id} (SHA-256 of the test part's names {result.split_sha256})"
     rows = [
@@ -39,9 +43,9 @@ def card(run: TrainedRun, weights: str, to: str, use: str) -> str:
         ("epoch of these weights", f"{run.epoch} of {result.epochs}"), ("configuration", result.config_hash),
     ]  # fmt: skip
     table = "\n".join(f"| {key} | {value} |" for key, value in rows)
-    steps = "".join(f"| {t} | {_percent(acc)} |\n" for t, acc in enumerate(line.get("acc_step", []), 1))
-    if result.causal is False:
-        steps = ""
+    lines = [f"| {t} | {_percent(acc)} |" for t, acc in enumerate(line["acc_step"], 1)]
+    by_step = ["", "| time step t | accuracy of the output of step t alone |", "|---:|---:|", *lines, ""]
+    steps = "\n".join(by_step) if result.causal is not False else ""  # else a step has seen the later ones
     return f"""\
 ---
 {yaml.safe_dump(_metadata(run, line), sort_keys=False)}---
@@ -57,14 +61,7 @@ A spiking neural network that snn_repro trained, as {to}. Its weights are {chose
 ## Accuracy
 
 On the test part, at the readout: {_percent(line["acc"])}.
-{
-        f'''
-| time step t | accuracy of the output of step t alone |
-|---:|---:|
-{steps}'''
-        if steps
-        else ""
-    }
+{steps}
 One run with one seed: compare means over seeds, on the same split.
 
 ## How to use it
@@ -88,10 +85,13 @@ def _line(run: TrainedRun) -> dict[str, Any]:
     if run.epoch == result.epochs:
         return dict(acc=result.acc_last, acc_step=result.acc_step)
     file = run.path / METRICS
-    lines = [json.loads(text) for text in file.read_text().splitlines()] if file.is_file() else []
-    found = [line for line in lines if line["epoch"] == run.epoch]
-    best = result.acc_best_test if run.epoch == result.acc_best_test_epoch else result.acc_valsel
-    return found[0] if found else dict(acc=best)
+    lines = [json.loads(text) for text in file.read_text("utf-8").splitlines()] if file.is_file() else []
+    for line in lines:
+        if line["epoch"] == run.epoch:
+            return line
+    raise UserError(
+        f"{file} lacks epoch {run.epoch}, whose weights these are and whose accuracy the card says; use --weights last"
+    )
 
 
 def _percent(value: float) -> str:
