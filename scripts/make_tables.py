@@ -1,4 +1,4 @@
-"""Write results/tables: the paper's tables with our runs beside, as Markdown, CSV, LaTeX and one HTML page.
+"""Write results/tables: the paper's tables with our runs beside, as Markdown, CSV and LaTeX.
 
 The measured numbers of README.md (between its `<!-- accuracy FOLDER -->` marks) are written from the same runs.
 

@@ -383,7 +383,7 @@ def test_an_output_appears_whole_or_not_at_all(finished, tmp_path, monkeypatch, 
 def test_an_exported_folder_is_exported_again_with_the_epoch_that_its_weights_are_of(finished, tmp_path):
     first = export(finished, "safetensors", output=tmp_path / "first")
     saved = json.loads((first / "config.json").read_text())
-    (first / "config.json").write_text(json.dumps(saved | {"epoch": 1}))
+    (first / "config.json").write_text(json.dumps(saved | {"epoch": 1, "weights": "best"}))
     text = (export(first, "safetensors", output=tmp_path / "again") / "README.md").read_text()
     assert "those of the last epoch" not in text and "| epoch of these weights | 1 of 3 |" in text
     assert load_run(tmp_path / "again").epoch == 1

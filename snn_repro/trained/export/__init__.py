@@ -72,7 +72,7 @@ def export(
             folder, former = Path(spare, "new"), Path(spare, "former")
             folder.mkdir()
             use = written.write(run, folder)
-            (folder / CARD).write_text(card(run, weights, to, use), encoding="utf-8")
+            (folder / CARD).write_text(card(run, to, use), encoding="utf-8")
             _open_up(folder)
             if target.exists():
                 target.rename(former)

@@ -26,13 +26,12 @@ CHOSEN = {
 }
 
 
-def card(run: TrainedRun, weights: str, to: str, use: str) -> str:
+def card(run: TrainedRun, to: str, use: str) -> str:
     """The card of a finished run: what was trained, accuracies by time step of these weights, and `use`, how to load them."""
     result = run.result
     assert result is not None
     line = _line(run)
-    last = weights == "last" and run.epoch == result.epochs  # an exported folder may hold others
-    chosen = CHOSEN["last" if last else "validation" if result.acc_valsel is not None else "test"]
+    chosen = CHOSEN["last" if run.weights == "last" else "validation" if result.acc_valsel is not None else "test"]
     neuron = result.neuron["name"] + ("_imp" if result.neuron["imp"] else "")
     split = f"{result.split_id} (SHA-256 of the test part's names {result.split_sha256})"
     rows = [

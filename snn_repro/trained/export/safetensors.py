@@ -20,7 +20,7 @@ def write(run: TrainedRun, folder: Path) -> str:
     state = {name: value.clone(memory_format=torch.contiguous_format) for name, value in run.model.state_dict().items()}
     save_file(state, folder / SAFETENSORS, metadata={"format": "pt", "snn_repro": __version__})
     config = to_dict(run.config) | dict.fromkeys(PLACES)
-    write_json(folder / SAVED, dict(config=config, epoch=run.epoch))
+    write_json(folder / SAVED, dict(config=config, epoch=run.epoch, weights=run.weights))
     assert run.result is not None
     content = {key: value for key, value in run.result.items() if key != "folder"}
     write_json(folder / RESULT, content | {"config": content["config"] | dict.fromkeys(PLACES)})
