@@ -15,7 +15,7 @@ from pathlib import Path
 
 from snn_repro.errors import UserError
 from snn_repro.files import hold, write_error
-from snn_repro.runs.tracking import Tracker, checked_mode
+from snn_repro.runs.loggers.wandb import Log, checked_mode
 
 SECONDS = 600  # for one run, at most
 
@@ -70,12 +70,12 @@ def import_run(folder: Path, say, **logger) -> bool:
         config, history, result, run_hash = read(folder)
         config["logger"] |= logger
         try:
-            tracker = Tracker(config, folder, say, run_id=run_hash and f"{run_hash}-{config['seed']}")
+            log = Log(config, folder, say, run_id=run_hash and f"{run_hash}-{config['seed']}")
         except (KeyError, TypeError) as error:
             raise UserError(f"config.yaml lacks {error}") from None
-        tracker.start(history)
-        tracker.finish(result, SECONDS)
-    return not tracker.gave_up
+        log.start(history)
+        log.finish(result, SECONDS)
+    return not log.gave_up
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,7 +14,7 @@ import sys
 from snn_repro import console
 from snn_repro.errors import UserError
 from snn_repro.paper.rows import load_rows
-from snn_repro.runs.tracking import has_key
+from snn_repro.runs.loggers.wandb import GROWTH, has_key
 
 
 def build(entity: str, project: str, table: str | None = None):
@@ -38,6 +38,11 @@ def build(entity: str, project: str, table: str | None = None):
             lines("y_t alone, by loss", "final/time_step", "final/acc_step", title_x="time step"),
             lines("mean of y_1..y_t, by loss", "final/time_step", "final/acc_cum", title_x="time step"),
             lines("y_t alone, by neuron's initial potential", "final/time_step", "final/acc_step", by="neuron.imp"),
+            lines(
+                "y_t alone after 25, 50, 75 and 100 % of the epochs", "final/time_step",
+                *(f"time_steps/acc_step_{percent}" for percent in GROWTH), "final/acc_step", title_x="time step",
+            ),
+            wr.LinePlot(title="each y_t over the epochs", x="epoch", metric_regex="^acc_step_t[0-9]+$"),
         ],
     )  # fmt: skip
     rows = [row for row in load_rows() if row.own and table in (None, str(row.table))]

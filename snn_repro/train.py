@@ -46,8 +46,8 @@ from snn_repro.registry import SETS
 from snn_repro.runs import checkpoint
 from snn_repro.runs.fingerprint import fingerprint
 from snn_repro.runs.folder import Follower, RunFolder
+from snn_repro.runs.loggers import Loggers
 from snn_repro.runs.result import RunResult, build_result, epoch_line, selection, summary
-from snn_repro.runs.tracking import Tracker
 from snn_repro.runtime import (
     Precision,
     compile_network,
@@ -126,14 +126,14 @@ def recorded(
     folder: RunFolder | Follower, config: Config, stop: signals.StopRequest, overrides: list[str]
 ) -> RunResult:
     """Everything that happens while the folder is held; the outcome is recorded in status.json whatever it is."""
-    tracker, result = None, None
+    loggers, result = None, None
     try:
         check_settings(config)
         device = pick_device(config)
         folder.begin(overrides, str(device))
         if distributed.world().rank == 0:
-            tracker = Tracker(config, folder.path, log.warning)
-        result = fit(folder, config, device, tracker, stop)
+            loggers = Loggers(config, folder.path, log.warning)
+        result = fit(folder, config, device, loggers, stop)
         folder.finish(result)
         folder.status("done")
         log.info(f"{folder.path}: {summary(result)}")
@@ -151,12 +151,12 @@ def recorded(
             raise
         raise error from raised
     finally:
-        if tracker is not None:
-            tracker.finish(result)
+        if loggers is not None:
+            loggers.finish(result)
 
 
 def fit(
-    folder: RunFolder | Follower, config: Config, device: torch.device, tracker: Tracker | None,
+    folder: RunFolder | Follower, config: Config, device: torch.device, loggers: Loggers | None,
     stop: signals.StopRequest,
 ) -> RunResult:  # fmt: skip
     """Build the parts, train epoch by epoch, and return the result."""
@@ -203,8 +203,8 @@ def fit(
         f"{f', {world.size} processes' if world.size > 1 else ''}; {folder.path}"
     )
     history = state.resume()
-    if tracker is not None:
-        tracker.start(history)
+    if loggers is not None:
+        loggers.start(history)
 
     for epoch in range(state.epoch, config.recipe.epochs):
         started, seen = time.perf_counter(), state.sums["n"]
@@ -224,8 +224,8 @@ def fit(
         folder.record(history)
         log.info(epoch_line(line, config.recipe.epochs))
         state.save_epoch(epoch, is_best=selection(history)[-1] == len(history) - 1)
-        if tracker is not None:
-            tracker.epoch(line)
+        if loggers is not None:
+            loggers.epoch(line)
     if config.recipe.epochs == state.started_at:
         # killed between the last checkpoint and the result: the weights are final, the outputs were lost
         test = evaluate(state.evaluated, test_part, loss_fn, amp, device, config)
