@@ -11,7 +11,7 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -26,7 +26,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from snn_repro import distributed, signals
 from snn_repro.causality import sees_future
 from snn_repro.config import Config, ConfigError, checked, frame_shape, to_dict
-from snn_repro.console import audible, progress
+from snn_repro.console import audible, pace, progress
 from snn_repro.data import Batches, Data, build_data
 from snn_repro.data.augment import GuidedAugmentation, turned_on, values_of
 from snn_repro.data.batches import derive_seed
@@ -208,7 +208,7 @@ def fit(
 
     for epoch in range(state.epoch, config.recipe.epochs):
         started, seen = time.perf_counter(), state.sums["n"]
-        train = state.train_epoch(epoch, train_part)
+        train = state.train_epoch(epoch, train_part, history)
         trained = time.perf_counter() - started
         val = state.evaluate(val_part, "validation") if val_part else None
         test = state.evaluate(test_part, "test")
@@ -372,15 +372,18 @@ class Training:
 
     # -- an epoch
 
-    def train_epoch(self, epoch: int, batches: Batches) -> dict[str, Any]:
+    def train_epoch(self, epoch: int, batches: Batches, history: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
         """One epoch of optimiser steps from `self.step` on; returns mean loss, readout accuracy, n and the last lr."""
         self.epoch = epoch
         begin_epoch(epoch, self.config.recipe.epochs, self.model, self.ema, self.loss_fn)
         self.model.train()
         every = 1 if self.device.type == "cpu" else 50  # on a GPU, reading the loss makes the host wait
         pending: list[Step] = []
-        title = f"epoch {epoch + 1}/{self.config.recipe.epochs}"
-        bar = contextlib.nullcontext(lambda done: None) if distributed.world().rank else progress(title, self.steps)
+        epochs = self.config.recipe.epochs
+        beside = pace(epoch, epochs, self.step, self.steps, self.config.recipe.batch_size, history)
+        bar: Any = contextlib.nullcontext(lambda done: None)
+        if distributed.world().rank == 0:
+            bar = progress(f"epoch {epoch + 1}/{epochs}", self.steps, beside=beside)
         with bar as advance, profiler(self.config, self.folder.path) as profile:
             for x, target in batches.epoch(epoch, start=self.step):
                 if self.step >= self.steps:
