@@ -118,16 +118,13 @@ def test_the_pace_of_training(monkeypatch):
 @contextlib.contextmanager
 def terminal(monkeypatch):
     """sys.stdout is a terminal; yields a function that reads what it has been sent."""
-    import numba  # noqa: F401  its colorama keeps the stdout that it finds, and asks it again at Python's end
-
-    main, side = os.openpty()
+    main, side = os.openpty()  # stays open: numba's colorama asks the stdout that it found again when Python ends
     os.set_blocking(main, False)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
-    with open(side, "w", encoding="utf-8") as stream, monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", stream)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", open(side, "w", encoding="utf-8"))
         yield lambda: os.read(main, 1_000_000).decode()
-    os.close(main)
 
 
 @pytest.mark.parametrize("ending", [None, KeyboardInterrupt, RuntimeError])
