@@ -6,6 +6,7 @@ import functools
 import logging
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -74,6 +75,17 @@ def one_sentence(main: Callable[..., int]) -> Callable[..., int]:
             return 2
 
     return run
+
+
+def suggest(command: str, *paths: Path | str) -> None:
+    """Tell a person at a terminal what to type next; logs and pipes get results alone. Paths stand as typed from here."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        return
+    here = Path.cwd()
+    words = (shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path)) for path in map(Path, paths))
+    with contextlib.suppress(OSError, AttributeError):  # stdout is what comes before
+        sys.stdout.flush()
+    print(" ".join(["next:", command, *words]), file=sys.stderr, flush=True)
 
 
 def script(main: Callable[[], int]) -> int:

@@ -4,16 +4,20 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_runs import fake_run
 from scripts_of_ours import script
 
-from snn_repro import console
+from snn_repro import cli, console, job
+from snn_repro.config import load_config
+from snn_repro.errors import UserError
 from snn_repro.train import Training, run
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -159,3 +163,68 @@ def test_elsewhere_an_epoch_is_one_plain_line(quick, capsys, caplog):
     lines = [record.getMessage() for record in caplog.records]
     assert [line[:12] for line in lines[1:-1]] == ["epoch   1/2 ", "epoch   2/2 "] and "▁" not in "".join(lines)
     assert capsys.readouterr().out == ""
+
+
+# ---------------------------------------------------------------- what to type next
+
+
+def typed(words: list, folder) -> str:
+    """The last line on a terminal after a program that ended well, run in `folder`."""
+    main, side = os.openpty()
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS.parent), "TERM": "xterm"}
+    done = subprocess.run([sys.executable, *map(str, words)], stdout=side, stderr=side, env=environment, cwd=folder, timeout=120)
+    os.close(side)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end
+        while part := os.read(main, 65536):
+            shown += part
+    os.close(main)
+    assert done.returncode == 0, shown
+    return shown.decode().splitlines()[-1]
+
+
+SHORT = ["logger=none", "recipe.epochs=1", "debug.max_steps=1", "debug.max_eval_batches=1"]
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_the_command_that_looks_at_it(tmp_path):
+    words = ["-m", "snn_repro.train", *SHORT, "hydra.run.dir=my runs/a"]
+    assert typed(words, tmp_path) == "next: snn-eval 'my runs/a'"
+
+
+def test_a_run_that_failed_has_its_own_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("snn_repro.job.call_hydra", lambda argv: job.finished.__setitem__(slice(None), ["runs/a"]))
+    assert cli._main([]) == 0 and capsys.readouterr().err == "next: snn-eval runs/a\n"
+    monkeypatch.setattr("snn_repro.job.call_hydra", lambda argv: job.errors.append(UserError("the disk is full")))
+    assert cli._main([]) == 2 and capsys.readouterr().err == "snn-train: the disk is full\n"
+
+
+def test_prepared_data_are_followed_by_the_training(tmp_path, monkeypatch, capsys):
+    report = SimpleNamespace(ignored=0, samples=40, expected=40, read=40, folder=tmp_path)
+    monkeypatch.setattr("snn_repro.data.prepare.prepare", lambda *_, **__: report)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    words = ["dataset=cifar10_dvs", f"data_dir={tmp_path / 'raw'}", f"cache_dir={tmp_path / 'cache'}", "timesteps=2"]
+    assert script("prepare_data").main([*words, "frame_size=8", "workers=0"]) == 0
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("next: "))
+    assert line == f"next: python -m snn_repro.train {' '.join(words)} dataset.frame_size=8"
+    assert load_config(shlex.split(line)[4:]).dataset.frame_size == 8
+
+
+def test_a_sweep_ends_with_the_command_that_compares_it(tmp_path, monkeypatch, capsys):
+    from snn_repro.runs import sweeps
+
+    jobs = [sweeps.Job([], load_config([f"hydra.run.dir={tmp_path}/runs/{loss}/seed0"])) for loss in ("sdt", "lts")]
+    monkeypatch.setattr(sweeps, "state", lambda job: ("done", ""))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert sweeps.report(jobs, 0, []) == 0
+    assert capsys.readouterr().err == f"next: python {SCRIPTS / 'compare.py'} runs\n"
+
+
+def test_a_suggestion_is_for_a_person(monkeypatch, capsys):
+    console.suggest("snn-eval", Path.cwd() / "a b")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    console.suggest("snn-eval", Path.cwd() / "a b", "/elsewhere")
+    assert capsys.readouterr() == ("", "next: snn-eval 'a b' /elsewhere\n")
