@@ -1,6 +1,7 @@
 """Turn the raw recordings of an event data set into cached frames, once.
 
-    python scripts/prepare_data.py dataset=cifar10_dvs data_dir=DIR cache_dir=DIR [key=value ...]
+python scripts/prepare_data.py dataset=cifar10_dvs data_dir=DIR cache_dir=DIR
+python scripts/prepare_data.py experiment=ROW data_dir=DIR cache_dir=DIR workers=4
 
 dataset       cifar10_dvs, dvs_gesture or ncaltech101; experiment=ROW prepares what that row needs
 data_dir      the archives as published, or the folders that they unpack to; only ever read
@@ -21,7 +22,7 @@ import shlex
 import sys
 import warnings
 
-from snn_repro.console import suggest
+from snn_repro.console import Parser, suggest
 from snn_repro.errors import UserError
 
 SHORT = {"integrate_by": "dataset.integrate_by", "frame_size": "dataset.frame_size"}
@@ -75,7 +76,9 @@ def main(arguments: list[str]) -> int:
         except OSError:
             os.open(os.devnull, os.O_RDWR)
     if not arguments or {"-h", "--help"} & set(arguments):
-        say(__doc__)
+        parser = Parser("prepare_data.py", __doc__)
+        parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="those above, or keys of training")
+        say(parser.format_help().rstrip())
         return 0
     warnings.showwarning = one_line
     try:

@@ -1,5 +1,6 @@
 """What is shared about the terminal: characters that it cannot print, a reader that has gone, progress, and log lines."""
 
+import argparse
 import codecs
 import contextlib
 import functools
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from snn_repro import distributed
 from snn_repro.errors import UserError
@@ -86,6 +87,28 @@ def suggest(command: str, *paths: Path | str) -> None:
     with contextlib.suppress(OSError, AttributeError):  # stdout is what comes before
         sys.stdout.flush()
     print(" ".join(["next:", command, *words]), file=sys.stderr, flush=True)
+
+
+class Parser(argparse.ArgumentParser):
+    """The one style of `--help`: what a program does and examples, which its module's docstring says, then its arguments.
+
+    Names are the same everywhere: --output FILE or DIR, --results DIR, --format, --check, --print.
+    """
+
+    def __init__(self, prog: str, doc: str | None = None, **more: Any):
+        super().__init__(prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+
+    def format_help(self) -> str:
+        formatter = self._get_formatter()
+        formatter.add_text(self.description)
+        for group in self._action_groups:
+            formatter.start_section(group.title)
+            formatter.add_arguments(group._group_actions)
+            formatter.end_section()
+        return formatter.format_help()
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help says what there is")
 
 
 def script(main: Callable[[], int]) -> int:

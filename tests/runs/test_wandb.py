@@ -144,7 +144,7 @@ def test_the_saved_view():
     """The view is built without a server and shows what runs log."""
     pytest.importorskip("wandb_workspaces", reason="pip install 'snn_repro[dashboard]'")
     done = subprocess.run(
-        [sys.executable, "scripts/wandb_workspace.py", "--entity", "lab", "--table", "1", "--json"],
+        [sys.executable, "scripts/wandb_workspace.py", "--entity", "lab", "--table", "1", "--print"],
         capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": "."},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -571,7 +571,7 @@ def test_workspace_without_login_is_one_sentence(tmp_path):
     done = script("wandb_workspace.py", "--entity", "lab", HOME=str(tmp_path), WANDB_API_KEY="")
     assert done.returncode == 2 and done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith("wandb_workspace.py: saving the view needs a W&B key") and "--json" in line
+    assert line.startswith("wandb_workspace.py: saving the view needs a W&B key") and "--print" in line
 
 
 def test_workspace_that_the_server_refuses_is_one_sentence(monkeypatch):
