@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     lines = [f"{subject:10} {text.splitlines()[0]}" for subject, text in known.items()]
     parser = console.Parser("benchmark.py", "\n".join([__doc__, "Subjects:", *lines]))
     parser.add_argument("subject", metavar="SUBJECT", help="what is measured")
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="rounds, quick, and what the subject has of its own")
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="rounds, quick, and the subject's own")
     parser.add_argument(
         "--output", type=Path, metavar="DIR",
         help="of the report, SUBJECT.json and SUBJECT.md (default: results/benchmarks; with quick=true: none)",

@@ -83,10 +83,10 @@ def suggest(command: str, *paths: Path | str) -> None:
     if sys.stderr is None or not sys.stderr.isatty():
         return
     here = Path.cwd()
-    words = (shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path)) for path in map(Path, paths))
+    near = (path.relative_to(here) if path.is_relative_to(here) else path for path in map(Path, paths))
     with contextlib.suppress(OSError, AttributeError):  # stdout is what comes before
         sys.stdout.flush()
-    print(" ".join(["next:", command, *words]), file=sys.stderr, flush=True)
+    print(" ".join(["next:", command, *(shlex.quote(str(path)) for path in near)]), file=sys.stderr, flush=True)
 
 
 class Parser(argparse.ArgumentParser):

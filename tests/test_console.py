@@ -113,7 +113,8 @@ def test_the_pace_of_training(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     first = console.pace(epoch=0, epochs=3, start=0, steps=10, batch_size=64, history=[])
-    later = console.pace(epoch=1, epochs=3, start=5, steps=10, batch_size=64, history=[dict(seconds=3600, acc_step=[0.5, 1])])
+    before = [dict(seconds=3600, acc_step=[0.5, 1])]
+    later = console.pace(epoch=1, epochs=3, start=5, steps=10, batch_size=64, history=before)
     now[0] += 8
     assert first(4) == "32 samples/s  0:12 left, run 0:52"  # 6 of 10 steps of 2 s, and 26 of 30
     assert later(9) == "32 samples/s  0:02 left, run 1:06:00  50.0 ▁█ 100.0 %"  # a tenth of this epoch, and another one
@@ -172,7 +173,9 @@ def typed(words: list, folder) -> str:
     """The last line on a terminal after a program that ended well, run in `folder`."""
     main, side = os.openpty()
     environment = {**os.environ, "PYTHONPATH": str(SCRIPTS.parent), "TERM": "xterm"}
-    done = subprocess.run([sys.executable, *map(str, words)], stdout=side, stderr=side, env=environment, cwd=folder, timeout=120)
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], stdout=side, stderr=side, env=environment, cwd=folder, timeout=120
+    )
     os.close(side)
     shown = b""
     with contextlib.suppress(OSError):  # the end

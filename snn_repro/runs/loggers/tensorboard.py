@@ -30,9 +30,8 @@ class Log:
         self._writer = SummaryWriter(str(self._folder), purge_step=0)
         text = yaml.safe_dump(to_dict(self._config), sort_keys=False)
         self._writer.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()))  # Markdown: code
-        self._writer.add_custom_scalars(
-            {"accuracy": {f"{name}, one line a time step": ["Multiline", [f"^{name}/t"]] for name in ("acc_step", "acc_cum")}}
-        )
+        charts = {f"{name}, a line each": ["Multiline", [f"^{name}/t"]] for name in ("acc_step", "acc_cum")}
+        self._writer.add_custom_scalars({"accuracy at the time steps": charts})
         flat = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in hashed(self._config).items()}
         *begin, self._end = hparams(flat, dict.fromkeys(["acc", *(f"final/{name}" for name in FINAL)]))
         self._add(*begin)
@@ -63,5 +62,6 @@ class Log:
                 self._writer.add_scalar(name, value, line["epoch"])
 
     def _add(self, *summaries: Any) -> None:
+        writer: Any = self._writer.file_writer
         for summary in summaries:
-            self._writer.file_writer.add_summary(summary)
+            writer.add_summary(summary)

@@ -26,7 +26,7 @@ from snn_repro.runs.loggers import scalars, sentence
 START_SECONDS = 20  # how long an online run waits for the server before it goes on offline (or WANDB_INIT_TIMEOUT)
 FINISH_SECONDS = 60  # how long the end of a run waits for W&B, at most
 STOP_SECONDS = 15  # the same for a run that failed or was told to stop: a cluster kills it soon
-GROWTH = (25, 50, 75)  # after this much of the epochs, in percent, accuracy against time step is shown beside the final one
+GROWTH = (25, 50, 75)  # percent of the epochs after which accuracy against time step stands beside the final one
 AGAIN = "metrics.jsonl has every epoch; scripts/wandb_import.py makes the W&B run from it"
 
 
@@ -322,7 +322,8 @@ class _Run:
             epochs = len(self._lines)
             curves = {"final/acc_step": result["acc_step"], "final/acc_cum": result["acc_cum"]}
             for percent in GROWTH:
-                curves[f"time_steps/acc_step_{percent}"] = self._lines[math.ceil(epochs * percent / 100) - 1]["acc_step"]
+                then = self._lines[math.ceil(epochs * percent / 100) - 1]
+                curves[f"time_steps/acc_step_{percent}"] = then["acc_step"]
             for t in range(1, len(result["acc_step"]) + 1):
                 at_step = {name: accuracies[t - 1] for name, accuracies in curves.items()}
                 self._at(epochs + t, {"final/time_step": t} | at_step)
