@@ -21,6 +21,8 @@ def test_the_choice():
     assert to("logger=[wandb,tensorboard]", "logger.project=p") == {"wandb": True, "tensorboard": True}
     with pytest.raises(ConfigError, match="logger=tensorbord.*tensorboard"):
         load_config(["logger=tensorbord"])
+    with pytest.raises(ConfigError, match="logger.mode=online has no effect with logger.to=.*; it needs logger=wandb"):
+        load_config(["logger=tensorboard", "logger.mode=online"])
 
 
 def test_the_choice_moves_no_hash_and_no_folder():
@@ -75,6 +77,16 @@ def test_a_logger_that_fails_costs_one_warning(quick, tmp_path, monkeypatch, cap
     assert "tensorboard gets nothing more of this run (OSError: no space left); metrics.jsonl has every" in said
     heard = ["start", "epoch", "epoch", "finish"]
     assert Broken.calls == heard[: heard.index(failing) + 1]
+
+
+def test_a_run_that_fails_before_it_is_logged_has_its_own_error_alone(quick, monkeypatch, caplog):
+    def fails(config):
+        raise UserError("no data")
+
+    monkeypatch.setattr("snn_repro.train.build_data", fails)
+    with pytest.raises(UserError, match="no data"):
+        run(quick("logger=[wandb,tensorboard]", "logger.mode=offline"))
+    assert not [r for r in caplog.records if "warning:" in r.getMessage()]
 
 
 def test_a_package_that_is_missing_costs_one_warning(quick, tmp_path, monkeypatch, caplog):

@@ -24,30 +24,34 @@ class Logger(Protocol):
         """One more line of metrics.jsonl."""
 
     def finish(self, result: Mapping[str, Any] | None) -> None:
-        """Close, with what result.json holds; None: the run failed or was stopped."""
+        """Close what was begun, with what result.json holds; None: the run failed or was stopped."""
 
 
 class Loggers:
     """The loggers of one run. Raises UserError for a name that none has, and for what a logger refuses."""
 
     def __init__(self, config: Config, folder: Path, say: Callable[[str], None]):
-        self._say, self._logs = say, dict[str, Logger]()
+        self._say, self._logs, self._started = say, dict[str, Logger](), False
         for name in (name for name, on in config.logger.to.items() if on):
             if name not in names():
                 raise UserError(f"logger={name} is unknown; choose among: {', '.join(names())}{nearest(name, names())}")
             try:
                 self._logs[name] = importlib.import_module(f"{__name__}.{name}").Log(config, folder, say)
-            except ImportError as error:
+            except UserError:
+                raise
+            except Exception as error:  # a package that is missing, or broken
                 self._drop(name, error)
 
     def start(self, history: list[dict[str, Any]]) -> None:
+        self._started = True
         self._tell("start", history)
 
     def epoch(self, line: dict[str, Any]) -> None:
         self._tell("epoch", line)
 
     def finish(self, result: Mapping[str, Any] | None) -> None:
-        self._tell("finish", result)
+        if self._started:
+            self._tell("finish", result)
 
     def _tell(self, what: str, content: Any) -> None:
         for name, log in list(self._logs.items()):
