@@ -1,4 +1,4 @@
-"""Write results/tables: the paper's tables with our runs beside, as Markdown, CSV, LaTeX and one HTML page.
+"""Write results/tables: the paper's tables with our runs beside, as Markdown, CSV and LaTeX.
 
 python scripts/make_tables.py                      from results/runs and results/paper_tables.yaml
 python scripts/make_tables.py --check              exit 1 when the committed tables are not what the results give

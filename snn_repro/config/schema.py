@@ -94,7 +94,7 @@ class ModelConfig(Chosen):
     )  # fmt: skip
     weights: str | None = key(
         None,
-        "initial weights, ours, torchvision's or a SEW-ResNet of its authors: a path, or a file name in data_dir, data_dir/weights or torch hub",
+        "initial weights, ours, torchvision's or a SEW-ResNet of its authors: a path, or a file name in data_dir, data_dir/weights or torch hub; or the folder of a run, whose last epoch it then starts from",
     )
 
 
