@@ -6,8 +6,9 @@ A data set is one file in `data/sets/`: a class with the facts as attributes and
     class Mine(ImageSet):  # of images.py; or EventSet, or DataSet itself
         ...
 
-Whoever needs a fact asks `SETS["name"]`, which holds one object of the class. The configuration asks too, so that this
-module and those of the sets import numpy, torch and what needs them inside of functions alone.
+Whoever needs a fact asks `SETS["name"]`, which holds one object of the class; where the size of its images or its classes
+matter, `SETS["name"].of(cfg)`, as those of own data (own.py) are found in data_dir. The configuration asks too, so that
+this module and those of the sets import numpy, torch and what needs them inside of functions alone.
 """
 
 from __future__ import annotations
@@ -17,17 +18,19 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from snn_repro.errors import DataError, UserError
 from snn_repro.registry import SETS
 from snn_repro.settings import Setting
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from snn_repro.config import Config
     from snn_repro.data.archives import Entry
     from snn_repro.data.batches import Data
-    from snn_repro.data.cache import Settings
+    from snn_repro.data.cache import Cache, Settings
     from snn_repro.data.events import Events
 
 
@@ -65,10 +68,23 @@ class DataSet:
     splits: tuple[str, ...] = ("official",)  # values of dataset.split; the first is the default
     samples: tuple[int | None, int | None] = (None, None)  # (training, test) of the complete set, where that is known
     about: int | None = None  # training samples, roughly, where `samples` does not say
+    draws_test = False  # whether dataset.split_seed draws the test part
     nda = (5, 30.0)  # strength of augment.nda: (shift in pixels, degrees)
     folders: tuple[str, ...] = ()  # names of folders in data_dir that may hold the files; the usual one first
     expected = "its files"  # which files, for messages
     published = "a place that its file in data/sets/ does not name"  # where the authors publish them, for messages
+
+    def of(self, cfg: Config) -> Self:
+        """The set with `shape` and `num_classes` as the files of a configuration show them: itself, where it says them.
+
+        Raises UserError or DataError where they are to be found and the files are missing.
+        """
+        return self
+
+    @property
+    def label_names(self) -> Sequence[str]:
+        """What the classes are called, in the order of their labels; () where that is not known without the files."""
+        return ()
 
     def frame_shape(self, frame_size: int | None = None) -> tuple[int, int, int]:
         """[C, H, W] as the network sees it."""
@@ -98,6 +114,14 @@ class DataSet:
     def build(self, cfg: Config) -> Data:
         """The data set ready to train on. Raises UserError or DataError with one sentence."""
         raise NotImplementedError
+
+    def sample(self, cfg: Config, source: Any, say: Callable[[str], None]) -> Tensor:
+        """One raw sample as `build` gives it to a network that is tested: image [1, C, H, W] or frames [T, 1, C, H, W], float32.
+
+        source: the path of a file of the set's own format, or what raw.py takes. `say` hears what was changed to make it fit.
+        Raises DataError with one sentence where it cannot be read.
+        """
+        raise UserError(f"{self.name} does not say how one raw sample is read: its class needs a method `sample`")
 
     def not_found(self, data_dir: str | None) -> UserError:
         """The sentence where `locate` finds nothing."""
@@ -145,6 +169,8 @@ class EventSet(DataSet):
     splits: tuple[str, ...] = (
         "random",
     )  # what each draws is said in splits.py; "official" where the samples' parts are
+    arguments = ""  # of prepare_data.py, besides those that every set has
+    found: dict[str, Any] = {}  # what is known from the files alone and decides a cache's content; its manifest says it
     inside: tuple[str, ...] = ()  # names of the folders or archives in it that hold the recordings
     depth = 2  # parts of a recording's name: class folder and file, or the file alone
     pattern = r".+"  # of the files' names in lower case; {c} stands for the class
@@ -153,6 +179,10 @@ class EventSet(DataSet):
     def class_names(self) -> Sequence[str]:
         """Names of the class folders in the order of their labels; () where there are none."""
         return ()
+
+    @property
+    def label_names(self) -> Sequence[str]:
+        return self.class_names
 
     @property
     def known_names(self) -> tuple[str, ...]:
@@ -200,6 +230,21 @@ class EventSet(DataSet):
         published = self.published_names()
         return published if published.keys() >= mine.keys() else mine
 
+    def split(self, cfg: Config, cache: Cache):
+        """(training, validation and test rows of an opened cache, their Split)."""
+        from snn_repro.data.cache import published_split
+
+        return published_split(self, cfg, cache)
+
+    def measured(self, data_dir: str | Path | None, say: Callable[[str], None]) -> Self:
+        """The set as it is about to be prepared, with what only a look at all recordings tells."""
+        return self
+
+    @property
+    def cache_name(self) -> str:
+        """The folder of its caches in cache_dir."""
+        return self.name
+
     def person(self, name: str) -> str | None:
         """Who is seen in a sample, where dataset.validation holds out whole people."""
         return None
@@ -219,7 +264,7 @@ class EventSet(DataSet):
         """Of the cache that a run reads."""
         from snn_repro.data.cache import Settings
 
-        return Settings(self, cfg.timesteps, cfg.dataset.integrate_by, cfg.dataset.frame_size)
+        return Settings(self.of(cfg), cfg.timesteps, cfg.dataset.integrate_by, cfg.dataset.frame_size)
 
     def check(self, cfg: Config) -> None:
         from snn_repro.data.cache import open_cache
@@ -244,7 +289,18 @@ class EventSet(DataSet):
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{manifest} cannot be read: {error}") from None
 
+    def recording(self, path: str) -> Events:
+        """The events of one file outside of the data set. Raises DataError."""
+        from snn_repro.data.raw import file_bytes
+
+        return self.decode(file_bytes(path), path)
+
+    def sample(self, cfg: Config, source: Any, say: Callable[[str], None]) -> Tensor:
+        from snn_repro.data import raw
+
+        return raw.frames(self, cfg, self.recording(os.fspath(source)) if raw.is_path(source) else source)
+
     def build(self, cfg: Config) -> Data:
         from snn_repro.data import cache
 
-        return cache.build(self, cfg)
+        return cache.build(self.of(cfg), cfg)

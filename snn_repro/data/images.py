@@ -22,9 +22,10 @@ from snn_repro.errors import DataError, UserError
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
     from snn_repro.config import Config
-    from snn_repro.data.batches import Data
+    from snn_repro.data.batches import Data, Split
     from snn_repro.data.image_files import ImageFile
 
 log = logging.getLogger("snn_repro")
@@ -43,6 +44,7 @@ class ImageSet(DataSet):
 
     # mean and standard deviation a channel of the training images, in RGB order and the unit of the stored values
     statistics: tuple[list[float], list[float]]
+    test_margin = 256 / 224  # of image files: the test's short side before the centre crop, as a factor of the crop's
     split_id = "official"  # what the one split is called in results
     files: tuple[tuple[str, ...], ...] = ()  # the names that each file may have; a folder counts as one
     installed: Path | None = None  # where a package of the system puts the files; looked at without data_dir
@@ -92,24 +94,63 @@ class ImageSet(DataSet):
         warn_if_incomplete(self, len(train.labels), len(test.labels))
         return train, test
 
+    def split(self, cfg: Config, train: Images, test: Images) -> tuple[np.ndarray, np.ndarray, Split]:
+        """(training and validation rows of the training images, the Split)."""
+        import numpy as np
+
+        from snn_repro.data.splits import split_parts
+
+        labels = np.asarray(train.labels)
+        rows = np.arange(len(labels)), np.arange(len(test.labels))
+        return split_parts(cfg, *rows, labels, test.names, split=self.split_id)
+
     def fingerprint(self, cfg: Config) -> dict[str, str]:
         """{"files": SHA-256 of all images and labels}."""
         files = self.locate(cfg)
         return {"files": _digest(self.read, _state(files)) if files else _sha256(self.read())}
+
+    def stored(self, pixels: np.ndarray) -> np.ndarray:
+        """One image of uint8 pixels [C, H, W] as `read` gives it: where that is floats, the set says here which."""
+        return pixels
+
+    def image(self, source: Any, say: Callable[[str], None]) -> np.ndarray:
+        """One raw image [C, H, W] as `read` gives it; `source` as in raw.py, or such an array itself."""
+        import numpy as np
+
+        from snn_repro.data import raw
+
+        usual = self.stored(np.zeros(self.shape, np.uint8))
+        if hasattr(source, "shape") and (own := np.asarray(source)).shape == self.shape and own.dtype == usual.dtype:
+            return own
+        return self.stored(raw.pixels(source, self.shape, say))
+
+    def sample(self, cfg: Config, source: Any, say: Callable[[str], None]) -> Tensor:
+        """Image files of any size are resized and cropped as those of the test, without a word."""
+        import torch
+
+        from snn_repro.data import augment, raw
+
+        x: Any
+        if self.from_files:
+            picture = raw.picture(source, self.shape[0], say)
+            x = augment.eval_sample_transform(
+                cfg.augment, self.frame_shape(cfg.dataset.frame_size)[-1], self.test_margin
+            )(picture)[None]
+        else:
+            x = torch.as_tensor(_resized(self.image(source, say)[None], cfg.dataset.frame_size))
+        normalize = augment.Normalize(*self.statistics, cfg.dataset.channel_order)
+        return normalize(x, torch.zeros(1), torch.Generator())[0].contiguous()
 
     def build(self, cfg: Config) -> Data:
         """With dataset.frame_size, images in memory are resized once (bilinear, antialiased)."""
         import numpy as np
 
         from snn_repro.data import augment, batches, image_files
-        from snn_repro.data.splits import split_parts
         from snn_repro.distributed import world
 
         train, test = self.parts(cfg)
         labels = np.asarray(train.labels)
-        train_rows, val_rows, split = split_parts(
-            cfg, np.arange(len(labels)), np.arange(len(test.labels)), labels, test.names, split=self.split_id
-        )
+        train_rows, val_rows, split = self.split(cfg, train, test)
         size = self.frame_shape(cfg.dataset.frame_size)[-1]
         mean, std = self.statistics
         normalize = augment.Normalize(mean, std, cfg.dataset.channel_order)
@@ -123,10 +164,11 @@ class ImageSet(DataSet):
             if world().rank == 0:
                 image_files.check(_used(test.images, cfg) + _used([train.images[i] for i in val_rows], cfg))
             # without RandomResizedCrop the network still needs one size: that of the test
-            augmented = augment.sample_transform(cfg.augment, self, size, fill, augment.eval_steps(cfg.augment, size))
-            plain = augment.eval_sample_transform(cfg.augment, size)
-            train_inputs = batches.PilImages(train.images, labels, augmented)
-            val_inputs, test_inputs = (batches.PilImages(part.images, part.labels, plain) for part in (train, test))
+            first, mode = augment.eval_steps(cfg.augment, size, self.test_margin), "RGB" if self.shape[0] == 3 else "L"
+            augmented = augment.sample_transform(cfg.augment, self, size, fill, first)
+            plain = augment.eval_sample_transform(cfg.augment, size, self.test_margin)
+            train_inputs = batches.PilImages(train.images, labels, augmented, mode)
+            val_inputs, test_inputs = (batches.PilImages(p.images, p.labels, plain, mode) for p in (train, test))
         else:
             train_inputs = val_inputs = _resized(train.images, cfg.dataset.frame_size)
             test_inputs = _resized(test.images, cfg.dataset.frame_size)
@@ -151,6 +193,10 @@ class ImageFolders(ImageSet):
     def classes(self) -> list[str] | None:
         """The names of the classes in the order of their labels; None: all that are there, sorted."""
         return None
+
+    @property
+    def label_names(self) -> Sequence[str]:
+        return self.classes() or ()
 
     def locate(self, cfg: Config) -> list[Path]:
         """The folder or archive of the training images."""

@@ -1,11 +1,16 @@
-"""A run's folder, read back as the network that it trained."""
+"""A run's folder, or what `export.py --to safetensors` made of it, read back as the network that it trained."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from snn_repro.config import Config, checked, frame_shape
 from snn_repro.errors import UserError
@@ -15,6 +20,9 @@ from snn_repro.runs.folder import RESULT
 from snn_repro.runs.result import RunResult, read_result
 from snn_repro.train import build_network
 
+log = logging.getLogger("snn_repro")
+
+SAFETENSORS, SAVED = "model.safetensors", "config.json"  # of an exported folder
 WEIGHTS = {"last": checkpoint.LAST, "best": checkpoint.BEST}
 
 
@@ -29,11 +37,29 @@ class TrainedRun:
     input_shape: tuple[int, int, int]  # [C, H, W]
     num_classes: int
     result: RunResult | None
+    weights: str = "last"  # or "best"
+
+    @property
+    def class_names(self) -> list[str]:
+        """In the order of the labels; their numbers where nobody says how they are called."""
+        names: Sequence[str] = ()
+        with contextlib.suppress(UserError):  # own data that lie elsewhere now
+            names = SETS[self.config.dataset.name].of(self.config).label_names
+        return list(names) or [str(k) for k in range(self.num_classes)]
+
+    def transform(self, source: Any, say: Callable[[str], None] = log.info) -> Tensor:
+        """One image (path, PIL image or array) or recording (path or `Events`) as the run's test gives it to the network: image
+        [1, C, H, W] or frames [T, 1, C, H, W], float32, so that `model(transform(source))` is [T, 1, K].
+
+        `say` hears what was changed to make it fit. Raises UserError with one sentence where it is neither; see data/raw.py.
+        """
+        return SETS[self.config.dataset.name].sample(self.config, source, say)
 
 
 def load_run(path: str | Path, weights: str = "last") -> TrainedRun:
     """The network of a run's folder with the weights of its last epoch, or (`weights="best"`) of the epoch that was selected:
     by validation, else (optimistic) by the test part. Where a run averages its weights the average is taken, as in its tests.
+    A folder that was exported as safetensors has the weights that it was exported with.
 
     Raises UserError where there is no such run, CheckpointError where its checkpoint is missing, damaged or of another network.
     """
@@ -43,18 +69,32 @@ def load_run(path: str | Path, weights: str = "last") -> TrainedRun:
     if not path.is_dir():
         raise UserError(f"{path} is no run: give the folder that holds a run's {RESULT}, like runs/NAME/seed0")
     file = path / WEIGHTS[weights]
-    content = checkpoint.load(file)
-    if not {"config", "model", "epoch"} <= content.keys():
-        raise checkpoint.CheckpointError(f"{file} was not written by snn_repro; give the folder of a run")
+    if (path / SAFETENSORS).is_file():
+        content, state = _exported(path)
+        weights = content["weights"]
+    else:
+        content, state = checkpoint.load_evaluated(file)
     config = checked(content["config"])
     result = read_result(path / RESULT) if (path / RESULT).exists() else None
     facts = SETS[config.dataset.name]
     channels, height, width = result.input_size if result else frame_shape(config)
     shape = (channels, height, width)
-    classes = result.num_classes if result else facts.num_classes
+    classes = result.num_classes if result else facts.of(config).num_classes
     model = build_network(config, classes, shape)
-    state = content["model"]
-    if content.get("ema"):  # of the last checkpoint; the best one holds nothing but the average
-        state = {k.removeprefix("module."): v for k, v in content["ema"].items() if k.startswith("module.")}
     checkpoint.load_model(model, state, str(file))
-    return TrainedRun(path, config, model.eval(), content["epoch"], shape, classes, result)
+    return TrainedRun(path, config, model.eval(), content["epoch"], shape, classes, result, weights)
+
+
+def _exported(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(config, epoch, weights; the values) of an exported folder."""
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise UserError(f"{path / SAFETENSORS} needs safetensors: pip install 'snn_repro[export]'") from None
+    try:
+        return json.loads((path / SAVED).read_text("utf-8")), load_file(path / SAFETENSORS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise checkpoint.CheckpointError(
+            f"{path} is no whole export as safetensors: {error}; export the run again"
+        ) from None
