@@ -28,7 +28,7 @@ def update(
 
     x [T, B, ...] float32 or bfloat16 (triton: float16 as well), with `norm` what `choose` lets through, then perhaps [1, B, ...]
     for an input that is the same at all `timesteps`; v0 broadcastable to [B, ...] or None for 0; backend "cpu" or "triton".
-    plus (triton): of the spikes' shape and dtype, is added to them.
+    plus (triton): of the spikes' shape, is added to them, in the wider of both dtypes.
     Raises UserError where the norm's te has another number of time steps.
     """
     if v0 is not None:
@@ -36,6 +36,9 @@ def update(
         if v0.shape != x.shape[2:]:
             v0 = v0.expand(x.shape[1:])
     timesteps, eps, numbers = timesteps or x.shape[0], 0.0, ()
+    if plus is not None and plus.dtype != x.dtype:
+        s, v = update(x, v0, law, backend, norm, timesteps)
+        return plus + s, v
     if norm is not None:
         *numbers, eps, learn = norm
         if norm.te is not None and norm.te.numel() != timesteps:

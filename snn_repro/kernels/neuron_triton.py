@@ -89,6 +89,12 @@ def _slope(z, WIDTH: tl.constexpr, SLOPE: tl.constexpr):
 
 
 @triton.jit
+def _wide(n):
+    """n as 64 bits, which a product with a stride may need."""
+    return tl.zeros((), tl.int64) + n
+
+
+@triton.jit
 def _tile(size, C: tl.constexpr, LAST: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, column, row):
     """Offsets of a tile in a sample, which of them are there, and its channels."""
     c = column * BC + tl.arange(0, BC)
@@ -117,7 +123,7 @@ def _initial(v0, v0_b, at, inside, b, BP: tl.constexpr, BC: tl.constexpr, HAS_V0
 
 # ---------------------------------------------------------------- the two loops over time
 #
-# x[t, b] lies t * x_t + b * x_b behind x. Pointers advance by strides, so no product of 32 bits overflows; offsets have 64.
+# x[t, b] lies t * x_t + b * x_b behind x: pointers advance by strides, and products have 64 bits.
 
 
 @triton.jit
@@ -130,11 +136,12 @@ def _forward(
     columns: tl.constexpr = (C + BC - 1) // BC
     program, rows = tl.program_id(0), tl.cdiv(size, BP)
     at, inside, c = _tile(size, C, LAST, BP, BC, program % columns, program // columns % rows)
-    whole = (tl.zeros((), tl.int64) + size) * C
+    whole = _wide(size) * C
     if NORMED:
         a, d = _by_channel(scale, c, C, BP, BC), _by_channel(shift, c, C, BP, BC)
     b0 = (program // columns // rows).to(tl.int64) * group
-    for b in range(b0, tl.minimum(b0 + group, batch)):
+    for i in range(b0, tl.minimum(b0 + group, batch)):
+        b = _wide(i)
         v = _initial(v0, v0_b, at, inside, b, BP, BC, HAS_V0)
         x_at, s_at, plus_at = x + b * x_b, s + b * whole, plus + b * plus_b
         if ONE:
@@ -172,7 +179,7 @@ def _backward(
     columns: tl.constexpr = (C + BC - 1) // BC
     program, rows = tl.program_id(0), tl.cdiv(size, BP)
     at, inside, c = _tile(size, C, LAST, BP, BC, program % columns, program // columns % rows)
-    whole = (tl.zeros((), tl.int64) + size) * C
+    whole = _wide(size) * C
     if NORMED:
         a, d = _by_channel(scale, c, C, BP, BC), _by_channel(shift, c, C, BP, BC)
         middle = _by_channel(mean, c, C, BP, BC)
@@ -185,7 +192,8 @@ def _backward(
     total = tl.zeros((BP, BC), tl.float32)
     part = (program // columns // rows).to(tl.int64)
     b0 = part * group
-    for b in range(b0, tl.minimum(b0 + group, batch)):
+    for i in range(b0, tl.minimum(b0 + group, batch)):
+        b = _wide(i)
         v = _initial(v0, v0_b, at, inside, b, BP, BC, HAS_V0)
         x_at, gs_at, gx_at = x + b * x_b, gs + b * gs_b, gx + (b + (STEPS - 1) * batch) * whole
         if ONE:
@@ -210,10 +218,10 @@ def _backward(
         else:
             gv = tl.zeros((BP, BC), tl.float32)
         together = tl.zeros((BP, BC), tl.float32)
-        for i in tl.static_range(STEPS):
+        for back in tl.static_range(STEPS):
             x_at -= x_t
             gs_at -= gs_t
-            h = potentials[STEPS - 1 - i]
+            h = potentials[STEPS - 1 - back]
             g = tl.load(gs_at + at, mask=inside, other=0.0).to(tl.float32)
             slope = _slope(h - V_THRESHOLD, WIDTH, SLOPE)
             if HARD:
@@ -244,8 +252,8 @@ def _backward(
                 if TE:
                     if SUMS:
                         of_step = tl.sum(tl.sum(gi * tl.fma(value, a, d), 1), 0)
-                        sum_te += tl.where(tl.arange(0, STEPS_2) == STEPS - 1 - i, of_step, 0.0)
-                    gi = gi * tl.load(te + (STEPS - 1 - i))
+                        sum_te += tl.where(tl.arange(0, STEPS_2) == STEPS - 1 - back, of_step, 0.0)
+                    gi = gi * tl.load(te + (STEPS - 1 - back))
                 if SUMS:
                     sum_g += gi
                     sum_gx += gi * (value - middle)
@@ -286,8 +294,8 @@ def _moments(
     x, x_t, x_b, sums, samples, batch, size, each,
     C: tl.constexpr, LAST: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Of each part's tiles, `each` of them: n, mean and sum of squared distances from it. They are taken from the mean of
-    the first tile, so that little cancels."""
+    """Of each part's tiles, `each` of them: n, the mean of the first tile, how far that of all lies from it, and the sum of
+    squared distances from the mean. Little cancels."""
     columns: tl.constexpr = (C + BC - 1) // BC
     program, rows = tl.program_id(0), tl.cdiv(size, BP)
     column, part = program % columns, (program // columns).to(tl.int64)
@@ -296,7 +304,7 @@ def _moments(
     pivot = tl.zeros((BP, BC), tl.float32)
     near, square = tl.zeros((BP, BC), tl.float32), tl.zeros((BP, BC), tl.float32)
     for i in range(first, tl.minimum(first + each, samples * rows)):
-        sample, row = i // rows, i % rows
+        sample, row = _wide(i // rows), i % rows
         at, inside, c = _tile(size, C, LAST, BP, BC, column, row)
         value = tl.load(x + (sample // batch) * x_t + (sample % batch) * x_b + at, mask=inside, other=0.0)
         value = value.to(tl.float32)
@@ -310,10 +318,17 @@ def _moments(
     c = column * BC + tl.arange(0, BC)
     n = count.to(tl.float32)
     off = tl.sum(near, 0)
-    to = sums + part * 3 * C
+    to = sums + part * 4 * C
     tl.store(to + c, tl.zeros((BC,), tl.float32) + n, mask=c < C)
-    tl.store(to + C + c, tl.max(pivot, 0) + off / n, mask=c < C)
-    tl.store(to + 2 * C + c, tl.sum(square, 0) - off * (off / n), mask=c < C)
+    tl.store(to + C + c, tl.max(pivot, 0), mask=c < C)
+    tl.store(to + 2 * C + c, off / n, mask=c < C)
+    tl.store(to + 3 * C + c, tl.sum(square, 0) - off * (off / n), mask=c < C)
+
+
+@triton.jit
+def _mean(at, there, C: tl.constexpr):
+    near, far = tl.load(at, mask=there, other=0.0), tl.load(at + C, mask=there, other=0.0)
+    return near.to(tl.float64) + far.to(tl.float64)
 
 
 @triton.jit
@@ -333,18 +348,18 @@ def _tables(
         for i in range(0, parts, ROWS):
             row = i + tl.arange(0, ROWS)
             there = (row < parts)[:, None] & inside[None, :]
-            at = row[:, None] * 3 * C + c[None, :]
+            at = row[:, None] * 4 * C + c[None, :]
             count = tl.load(sums + at, mask=there, other=0.0).to(tl.float64)
             n += tl.sum(count, 0)
-            total += tl.sum(count * tl.load(sums + C + at, mask=there, other=0.0).to(tl.float64), 0)
+            total += tl.sum(count * _mean(sums + C + at, there, C), 0)
         n = tl.where(inside, n, 1.0)
         for i in range(0, parts, ROWS):
             row = i + tl.arange(0, ROWS)
             there = (row < parts)[:, None] & inside[None, :]
-            at = row[:, None] * 3 * C + c[None, :]
+            at = row[:, None] * 4 * C + c[None, :]
             count = tl.load(sums + at, mask=there, other=0.0).to(tl.float64)
-            far = tl.load(sums + C + at, mask=there, other=0.0).to(tl.float64) - (total / n)[None, :]
-            square += tl.sum(tl.load(sums + 2 * C + at, mask=there, other=0.0).to(tl.float64) + count * far * far, 0)
+            far = _mean(sums + C + at, there, C) - (total / n)[None, :]
+            square += tl.sum(tl.load(sums + 3 * C + at, mask=there, other=0.0).to(tl.float64) + count * far * far, 0)
         middle, variance = (total / n).to(tl.float32), tl.maximum(square / n, 0.0).to(tl.float32)
         tl.store(mean + c, middle, mask=inside)
         tl.store(var + c, variance, mask=inside)
@@ -384,6 +399,9 @@ def _gradients(
 
 
 # ---------------------------------------------------------------- running them
+
+
+_EXACT = {} if INTERPRETED else {"enable_fp_fusion": False}
 
 
 class Cut(NamedTuple):
@@ -436,7 +454,7 @@ def _settings(law: Law) -> dict:
         charge, leak = 3, 1 / leak  # tau is a power of two: exact
     return dict(
         CHARGE=charge, HARD=law.v_reset is not None, STRICT=law.strict, V_THRESHOLD=law.v_threshold,
-        V_RESET=law.v_reset or 0.0, LEAK=leak, **({} if INTERPRETED else {"enable_fp_fusion": False}),
+        V_RESET=law.v_reset or 0.0, LEAK=leak, **_EXACT,
     )  # fmt: skip
 
 
@@ -472,17 +490,18 @@ def norm(x: Tensor, weight, bias, te, mean, var, eps: float) -> Norm:
         samples, batch = steps * x.shape[1], x.shape[1]
         each = triton.cdiv(samples * cut.rows, triton.cdiv(PROGRAMS, cut.columns))
         parts = triton.cdiv(samples * cut.rows, each)
-        mean, var, sums = _new(x, channels), _new(x, channels), _new(x, parts, 3, channels)
+        mean, var, sums = _new(x, channels), _new(x, channels), _new(x, parts, 4, channels)
     scale, shift = _new(x, channels), _new(x, channels)
     with _on(x):
         if not given:
             _moments[(cut.columns * parts,)](
                 x, x.stride(0), x.stride(1), sums, samples, batch, cut.positions, each,
-                C=channels, LAST=cut.last, BP=cut.bp, BC=cut.bc,
+                C=channels, LAST=cut.last, BP=cut.bp, BC=cut.bc, **_EXACT,
             )  # fmt: skip
         _tables[(triton.cdiv(channels, 8),)](
-            sums, parts, weight, bias, mean, var, scale, shift, EPS=eps, GIVEN=given, C=channels, ROWS=128, BC=8
-        )
+            sums, parts, weight, bias, mean, var, scale, shift,
+            EPS=eps, GIVEN=given, C=channels, ROWS=128, BC=8, **_EXACT,
+        )  # fmt: skip
     return Norm(weight, te, mean, var, scale, shift, eps)
 
 
@@ -526,7 +545,7 @@ def backward(gs, gv_last, x, v0, v0_stride, gx, gv0, shape, law: Law, norm: Norm
             run(sums, sums_te, None, group, groups, False)
             _gradients[(triton.cdiv(cut.channels, 8),)](
                 sums, cut.rows * groups, gx.numel() // cut.channels, norm.weight, norm.var, *gnorm[:2], tables,
-                EPS=norm.eps, OF_INPUT=of_input, C=cut.channels, ROWS=128, BC=8,
+                EPS=norm.eps, OF_INPUT=of_input, C=cut.channels, ROWS=128, BC=8, **_EXACT,
             )  # fmt: skip
             if te:
                 gnorm[2].copy_(sums_te.sum(0, dtype=torch.float64))
