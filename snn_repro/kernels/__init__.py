@@ -189,13 +189,15 @@ def _right(law: Law, dtype: torch.dtype, timesteps: int, device: torch.device) -
         reason = selfcheck.refusal(*case) if timesteps <= 64 else f"{timesteps} time steps do not fit into registers"
         _checked[case] = reason is None
         if reason is not None:
-            _say(f"the fused spiking layers are not used on {selfcheck.machine(device)}: {reason}; PyTorch computes instead")
+            _say(
+                f"the fused spiking layers are not used on {selfcheck.machine(device)}: {reason}; PyTorch computes instead"
+            )
     return _checked[case]
 
 
 # torch.compile calls these and takes the answer; the decorator for that would import the compiler.
 _right._dynamo_marked_constant = True
-_triton_there._dynamo_marked_constant = True
+_triton_there._dynamo_marked_constant = _triton_lacks._dynamo_marked_constant = True
 
 
 def resolve_backend(backend: str, device: str, dtype: torch.dtype | None = None) -> str:

@@ -49,7 +49,9 @@ def update(
     settings = (eps, timesteps, backend, law)
     if not _eager(x):
         s, v, *moments = torch.ops.snn_repro.neuron(x, v0, *(numbers or [None] * 5), *settings[:3], *law, plus)
-    elif torch.is_grad_enabled() and (norm is not None or any(a is not None and a.requires_grad for a in (x, v0, plus))):
+    elif torch.is_grad_enabled() and (
+        norm is not None or any(a is not None and a.requires_grad for a in (x, v0, plus))
+    ):
         s, v, *moments = _Layer.apply(x, v0, settings, plus, *numbers)
     else:
         s, v, *moments = _neuron(x, v0, settings, *numbers, plus=plus)
@@ -146,7 +148,7 @@ _ARGUMENTS = (
     "str backend, str charge, float leak, str slope, float width, bool strict, float v_threshold, float? v_reset, bool detach"
 )
 _COUNT = 18  # of these; the forward operator has `plus` behind them
-torch.library.define("snn_repro::neuron", f"({_ARGUMENTS}, Tensor? plus=None) -> (Tensor, Tensor, Tensor, Tensor)")
+torch.library.define("snn_repro::neuron", f"({_ARGUMENTS}, Tensor? plus) -> (Tensor, Tensor, Tensor, Tensor)")
 torch.library.define(
     "snn_repro::neuron_backward",
     f"(Tensor gs, Tensor? gv_last, bool needs_v0, bool of_input, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -218,7 +220,7 @@ def _filled(x: Tensor, n: int, results) -> tuple[Tensor, ...]:
 
 @torch.library.impl("snn_repro::neuron", ("cpu", "cuda"))
 def _(x, v0, *rest):
-    *rest, plus = rest if len(rest) > _COUNT - 2 else (*rest, None)
+    *rest, plus = rest
     settings = (*rest[5:8], Law(*rest[8:]))
     return _filled(x, 4, _neuron(x.detach(), v0, settings, *rest[:5], plus=plus))
 

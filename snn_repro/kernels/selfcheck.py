@@ -347,4 +347,8 @@ def _gain(law, dtype, steps, device) -> None:
 
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])
-    print(json.dumps(examine(Law(*asked["law"]), getattr(torch, asked["dtype"]), asked["steps"], torch.device(asked["device"]))))
+    print(
+        json.dumps(
+            examine(Law(*asked["law"]), getattr(torch, asked["dtype"]), asked["steps"], torch.device(asked["device"]))
+        )
+    )

@@ -214,7 +214,11 @@ class Neuron(BaseNode):
         return *fused.update(x, v0, law, who, norm, timesteps, plus), None
 
     def multi_step_forward(
-        self, x_seq: Tensor, norm: kernels.Affine | None = None, timesteps: int | None = None, plus: Tensor | None = None
+        self,
+        x_seq: Tensor,
+        norm: kernels.Affine | None = None,
+        timesteps: int | None = None,
+        plus: Tensor | None = None,
     ) -> Tensor:
         """x [T, B, ...] -> spikes [T, B, ...]; with `norm`, for which `kernels.choose` must have named a kernel, x goes through
         that norm first and may then be [1, B, ...], standing for `timesteps` equal steps; `plus` (where `kernels.sums`)

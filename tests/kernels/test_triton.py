@@ -3,7 +3,6 @@
 The interpreter is chosen when Triton is imported, so those tests run in a process of their own (`test_in_the_interpreter`).
 """
 
-import importlib
 import itertools
 import os
 import re
@@ -34,7 +33,7 @@ CPU = torch.device("cpu")
 
 def run_interpreted(marks: str) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", marks, __file__]
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-m", marks, __file__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 3, done.stdout
@@ -80,7 +79,9 @@ def compute(x, v0, law, norm, steps, plus):
     return s.detach(), v.detach(), torch.autograd.grad([s, v], inputs, [weights, of_last]), (weights, of_last)
 
 
-def agree(d, shape, dtype=torch.float32, last=True, imp=True, te=False, given=False, static=False, plus=False, normed=True):
+def agree(
+    d, shape, dtype=torch.float32, last=True, imp=True, te=False, given=False, static=False, plus=False, normed=True
+):
     """The kernels against autograd in double precision: no potential of these inputs is within rounding of the threshold."""
     steps, batch, c, h, w = shape
     x = frames(1 if static else steps, batch, c, h, w, dtype, last).requires_grad_()
@@ -89,7 +90,9 @@ def agree(d, shape, dtype=torch.float32, last=True, imp=True, te=False, given=Fa
     more = frames(steps, batch, c, h, w, dtype, last, seed=3).round().requires_grad_() if plus else None
     s, v, found, (weights, of_last) = compute(x, v0, law, norm, steps, more)
 
-    wide = [None if a is None else a.detach().double().requires_grad_() for a in (x, v0, more, *(norm or [None] * 3)[:3])]
+    wide = [
+        None if a is None else a.detach().double().requires_grad_() for a in (x, v0, more, *(norm or [None] * 3)[:3])
+    ]
     z, u, add, weight, bias, factors = wide
     if normed:
         mean, var = (None if a is None else a.double().view(-1, 1, 1) for a in norm[3:5])
@@ -103,7 +106,9 @@ def agree(d, shape, dtype=torch.float32, last=True, imp=True, te=False, given=Fa
     total = spikes if add is None else spikes + add
     assert torch.equal(s.double(), total.detach())
     torch.testing.assert_close(v.double(), last_v.detach(), atol=1e-5, rtol=1e-5)
-    wanted = torch.autograd.grad([total, last_v], [a for a in wide if a is not None], [weights.double(), of_last.double()])
+    wanted = torch.autograd.grad(
+        [total, last_v], [a for a in wide if a is not None], [weights.double(), of_last.double()]
+    )
     near = {torch.float32: 5e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
     for a, b in zip(found, wanted, strict=True):
         assert (a.double() - b).abs().max() <= near[a.dtype] * b.abs().max()
@@ -177,7 +182,10 @@ def test_the_order_of_programs_changes_no_bit(monkeypatch):
         if again:
             for name in ("_forward", "_backward", "_moments", "_tables", "_gradients"):
                 monkeypatch.setattr(nt, name, Twice(getattr(nt, name), monkeypatch))
-        x, v0 = frames(2, 3, 12, 3, 2).requires_grad_(), torch.rand(12, 3, 2, generator=torch.Generator().manual_seed(1))
+        x, v0 = (
+            frames(2, 3, 12, 3, 2).requires_grad_(),
+            torch.rand(12, 3, 2, generator=torch.Generator().manual_seed(1)),
+        )
         with selfcheck.guarded():
             s, v, gradients, _ = compute(x, v0.requires_grad_(), IF.law(), numbers(12, 2, True, False), 2, None)
         found.append([s, v, *gradients])
@@ -235,25 +243,28 @@ def test_launches_run_on_the_device_of_the_input(monkeypatch):
 
 
 @interpreted
-def test_the_operator_keeps_torchs_rules():
+@pytest.mark.parametrize(
+    ("normed", "added"),
+    [(True, True), *(pytest.param(*c, marks=pytest.mark.slow) for c in ((False, True), (True, False)))],
+)
+def test_the_operator_keeps_torchs_rules(normed, added):
     x = frames(2, 2, 4, 3, 3).requires_grad_()
     norm, plus = numbers(4, 2, True, False), frames(2, 2, 4, 3, 3, seed=3).requires_grad_()
     imp = torch.rand(4, 3, 3, requires_grad=True)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
-    law = IF.law()
-    for numbers_of, add in (([*norm[:5], 1e-5], plus), ([None] * 5 + [0.0], plus), ([*norm[:5], 1e-5], None)):
-        arguments = (x, imp, *numbers_of, 2, "triton", *law, add)
-        torch.library.opcheck(torch.ops.snn_repro.neuron.default, arguments, test_utils=tests)
+    own = [*norm[:5], 1e-5] if normed else [None] * 5 + [0.0]
+    arguments = (x, imp, *own, 2, "triton", *IF.law(), plus if added else None)
+    torch.library.opcheck(torch.ops.snn_repro.neuron.default, arguments, test_utils=tests)
 
 
 @interpreted
 def test_a_network_computes_the_same_with_its_shortcut_inside():
     torch.manual_seed(0)
-    given = dict(num_classes=10, input_shape=(1, 8, 8), timesteps=3, neuron={"name": "if", "imp": True})
+    given = dict(num_classes=10, input_shape=(1, 4, 4), timesteps=2, neuron={"name": "if", "imp": True})
     networks = [build_model("small", **given, kernels=word) for word in ("off", "triton")]
     networks[1].load_state_dict(networks[0].state_dict())
     networks = [n.to(memory_format=torch.channels_last) for n in networks]
-    x, called = torch.rand(4, 1, 8, 8), []
+    x, called = torch.rand(4, 1, 4, 4), []
     networks[1].bn3.forward = lambda x: called.append(1)
     logits = [network(x) for network in networks]
     torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-5)
@@ -263,7 +274,11 @@ def test_a_network_computes_the_same_with_its_shortcut_inside():
     for a, b in zip(*(n.buffers() for n in networks), strict=True):
         torch.testing.assert_close(a, b)
     assert not called
-    with torch.no_grad(), firing_rates(networks[0]) as rates, firing_rates(networks[1]) as seen:  # spikes alone, not sums
+    with (
+        torch.no_grad(),
+        firing_rates(networks[0]) as rates,
+        firing_rates(networks[1]) as seen,
+    ):  # spikes alone, not sums
         for network in networks:
             network.eval()
             network.bn3.__dict__.pop("forward", None)
@@ -272,6 +287,7 @@ def test_a_network_computes_the_same_with_its_shortcut_inside():
 
 
 @interpreted
+@pytest.mark.slow
 def test_a_compiled_network_has_it_in_one_graph():
     torch.manual_seed(0)
     model = build_model(
@@ -311,7 +327,9 @@ def test_what_is_computed_together():
 
 
 @interpreted
-@pytest.mark.parametrize("law", [LIF.law(), HARD.law()], ids=["lif", "hard"])
+@pytest.mark.parametrize(
+    "law", [LIF.law(), *(pytest.param(d.law(), marks=pytest.mark.slow) for d in (IF, LEAKY, HARD))]
+)
 def test_the_check_passes(law):
     assert selfcheck.examine(law, torch.float16, 2, CPU) == ""
 
@@ -374,7 +392,8 @@ def test_a_verdict_is_kept_until_a_kernel_changes(verdicts, monkeypatch):
     assert selfcheck.refusal(*CASE) is None and not asked
     assert selfcheck.refusal(IF.law(), torch.float16, 4, CPU) == "it is wrong" and len(asked) == 1
     monkeypatch.setattr(selfcheck, "_sources", lambda: "changed")
-    assert selfcheck.refusal(*CASE) == "it is wrong" and len(asked) == 2
+    asked = verdicts("print('\"it is wrong\"')")
+    assert selfcheck.refusal(*CASE) == "it is wrong" and len(asked) == 1
 
 
 @outside
@@ -388,7 +407,8 @@ def test_a_crash_is_a_refusal_and_auto_stays_with_torch(verdicts, monkeypatch):
             assert kernels.choose(build_neuron("if"), torch.zeros(4, 2, 3)) == "torch"
     assert len(said) == 1 and len(asked) == 1
     assert kernels.choose(build_neuron("if", backend="triton"), torch.zeros(4, 2, 3)) == "triton"  # by name: as asked
-    assert kernels.choose(build_neuron("if"), torch.zeros(65, 2, 3)) == "torch" and len(asked) == 1
+    with pytest.warns(RuntimeWarning, match="65 time steps do not fit"):
+        assert kernels.choose(build_neuron("if"), torch.zeros(65, 2, 3)) == "torch" and len(asked) == 1
     model = torch.nn.Sequential(build_neuron("if"))
     assert kernels.prepare(model, CPU, (torch.float32,), 4) == "torch"
     verdicts("print('\"\"')")
@@ -417,7 +437,9 @@ def test_an_old_triton_is_refused_in_words(monkeypatch):
     assert kernels.resolve_backend("auto", "cuda", torch.float16) == "triton"
     assert kernels.resolve_backend("auto", "cuda", torch.float64) == "torch"
     monkeypatch.setattr(triton, "__version__", "3.2.0")
-    with pytest.raises(UserError, match="neuron.backend=triton needs triton 3.3 or newer.* this is 3.2.0; update torch"):
+    with pytest.raises(
+        UserError, match="neuron.backend=triton needs triton 3.3 or newer.* this is 3.2.0; update torch"
+    ):
         kernels.resolve_backend("triton", "cuda")
     with pytest.warns(RuntimeWarning, match="needs triton 3.3 or newer.*PyTorch computes instead") as said:
         for _ in range(3):
@@ -456,6 +478,7 @@ def compiled(monkeypatch, capability, steps, dtype, d, normed=True, last=True, p
         def __getitem__(self, grid):
             return lambda *args, **how: found.append((self.kernel, self.kernel.warmup(*args, grid=grid, **how)))
 
+    before = dict(vars(driver))
     driver.set_active(Nothing())
     try:
         with monkeypatch.context() as patch:
@@ -467,14 +490,20 @@ def compiled(monkeypatch, capability, steps, dtype, d, normed=True, last=True, p
             x, v0, shape = x.expand(steps, *x.shape[1:]), torch.ones(64, 4, 4), (steps, 8, 1024)
             gx = x[:1] if static else x
             nt.forward(x, v0, 0, x, x[0].float(), shape, law, norm, x if plus else None)
-            nt.backward(x, None, x, v0, 0, gx, v0, shape, law, norm, True, (number, number, torch.ones(steps) if te else None))
+            nt.backward(
+                x, None, x, v0, 0, gx, v0, shape, law, norm, True, (number, number, torch.ones(steps) if te else None)
+            )
     finally:
-        driver.reset_active()
+        vars(driver).clear()
+        vars(driver).update(before)
     disassemble = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
     for kernel, binary in found:
         file = Path(os.environ["TRITON_CACHE_DIR"]) / "kernel.cubin"
         file.write_bytes(binary.asm["cubin"])
-        yield kernel.__name__, subprocess.run([disassemble, "-c", file], capture_output=True, text=True, check=True).stdout
+        yield (
+            kernel.__name__,
+            subprocess.run([disassemble, "-c", file], capture_output=True, text=True, check=True).stdout,
+        )
 
 
 def check_sass(monkeypatch, tmp_path, capability, steps, dtype, *args, **how):
@@ -514,10 +543,3 @@ def test_all_kernels_compile_without_spills(capability, steps, monkeypatch, tmp_
     check_sass(monkeypatch, tmp_path, capability, steps, torch.float16, LEAKY, te=True, static=True)
     check_sass(monkeypatch, tmp_path, capability, steps, torch.float16, LIF, normed=False)
     check_sass(monkeypatch, tmp_path, capability, steps, torch.float32, LEAKY, normed=False)
-
-
-def test_the_module_is_imported_by_nobody_without_a_need():
-    """Triton costs half a second: only a layer that it computes imports it."""
-    code = "import sys, snn_repro.models, snn_repro.kernels.neuron; sys.exit('triton.language' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-    assert importlib.util.find_spec("snn_repro.kernels.neuron_triton")
