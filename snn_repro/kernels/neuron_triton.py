@@ -37,6 +37,9 @@ DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
 PROGRAMS = 1024  # of which each sums up its part
 MOST_STEPS = 64  # whose potentials fit into registers
 
+# Numbers of samples and parts, for each of which Triton would compile anew where they are 1 or multiples of 16.
+_kernel = triton.jit(do_not_specialize=["batch", "group", "samples", "each", "parts", "n"])
+
 # ---------------------------------------------------------------- the state equation
 
 
@@ -126,7 +129,7 @@ def _initial(v0, v0_b, at, inside, b, BP: tl.constexpr, BC: tl.constexpr, HAS_V0
 # x[t, b] lies t * x_t + b * x_b behind x: pointers advance by strides, and products have 64 bits.
 
 
-@triton.jit
+@_kernel
 def _forward(
     x, x_t, x_b, scale, shift, te, v0, v0_b, plus, plus_t, plus_b, s, v_last, batch, size, group,
     STEPS: tl.constexpr, ONE: tl.constexpr, C: tl.constexpr, LAST: tl.constexpr, NORMED: tl.constexpr, TE: tl.constexpr,
@@ -167,7 +170,7 @@ def _forward(
         tl.store(v_last + b * whole + at, v, mask=inside)
 
 
-@triton.jit
+@_kernel
 def _backward(
     x, x_t, x_b, scale, shift, te, mean, tables, v0, v0_b, gs, gs_t, gs_b, gv_last, gx, gv0, sums, sums_te, batch, size, group,
     STEPS: tl.constexpr, ONE: tl.constexpr, TOGETHER: tl.constexpr, C: tl.constexpr, LAST: tl.constexpr, NORMED: tl.constexpr,
@@ -289,7 +292,7 @@ def _backward(
 # ---------------------------------------------------------------- the norm
 
 
-@triton.jit
+@_kernel
 def _moments(
     x, x_t, x_b, sums, samples, batch, size, each,
     C: tl.constexpr, LAST: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
@@ -331,7 +334,7 @@ def _mean(at, there, C: tl.constexpr):
     return near.to(tl.float64) + far.to(tl.float64)
 
 
-@triton.jit
+@_kernel
 def _tables(
     sums, parts, weight, bias, mean, var, scale, shift,
     EPS: tl.constexpr, GIVEN: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr,
@@ -369,7 +372,7 @@ def _tables(
     tl.store(shift + c, b.to(tl.float32), mask=inside)
 
 
-@triton.jit
+@_kernel
 def _gradients(
     sums, parts, n, weight, var, gweight, gbias, tables,
     EPS: tl.constexpr, OF_INPUT: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr,

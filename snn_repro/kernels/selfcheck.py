@@ -27,6 +27,8 @@ from snn_repro.kernels.limits import kept
 TIMEOUT = 600  # seconds; some twenty kernels are compiled
 LEAST_GAIN = 1.5
 MARGIN = 64  # values around a tensor
+# What a user can mend, so that the next process asks again: a full GPU, a full disk, no C compiler or headers for Triton.
+ENVIRONMENT = ("out of memory", "No space left", "C compiler", "Python.h")
 
 
 class Undecided(Exception):
@@ -101,8 +103,8 @@ def _ask(case: dict) -> str:
     if done.returncode == 0 and done.stdout.strip():
         return json.loads(done.stdout.splitlines()[-1])
     said = (done.stderr.strip().splitlines() or ["without a word"])[-1][:200]
-    if "out of memory" in done.stderr:
-        raise Undecided(f"the check found no room on the GPU ({said})")
+    if any(words in done.stderr for words in ENVIRONMENT):
+        raise Undecided(f"the check could not run ({said})")
     return f"the check's process ended with code {done.returncode} ({said})"
 
 
