@@ -9,6 +9,7 @@ times as fast. The verdict is kept in the user's cache, for the sources of the k
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import os
 import subprocess
@@ -24,6 +25,7 @@ from snn_repro.kernels import Affine, Law
 from snn_repro.kernels.compiled import user_cache
 from snn_repro.kernels.limits import kept
 
+log = logging.getLogger("snn_repro")
 TIMEOUT = 600  # seconds; some twenty kernels are compiled
 LEAST_GAIN = 1.5
 MARGIN = 64  # values around a tensor
@@ -92,6 +94,9 @@ def _command(case: dict) -> list[str]:
 
 def _ask(case: dict) -> str:
     """What `examine` says of a case in a process of its own; that it broke off, where it did."""
+    log.info(
+        f"checking the fused spiking layers of {case['law'][0]} in {case['dtype']} on {case['device']}, once: a minute or two"
+    )
     ours = str(Path(__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([ours, *filter(None, [os.environ.get("PYTHONPATH")])])}
     try:
