@@ -1,5 +1,6 @@
 """What `pip install` gives: a wheel that runs from any folder, and an editable install that reads the clone's conf/."""
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -22,6 +23,14 @@ def test_everything_that_a_run_reads_is_package_data():
     files = [f for place in ("snn_repro", "conf") for f in (ROOT / place).rglob("*") if f.is_file()]
     wanted = {f for f in files if f.suffix != ".py" and f.parent.name != "__pycache__"}
     assert wanted <= packed and ROOT / "results/paper_tables.yaml" in packed
+
+
+def test_every_command_is_there():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert {"snn-train", "snn-eval", "snn-predict"} <= scripts.keys()
+    for place in scripts.values():
+        module, _, name = place.partition(":")
+        assert callable(getattr(importlib.import_module(module), name)), place
 
 
 def sources(tmp_path: Path) -> Path:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         load_config,
         multirun_config,
         readable,
+        recomposed,
         refuse_misplaced,
         search_outside,
         settled,
@@ -30,7 +31,7 @@ __all__ = [
     "ADDED", "CONF_DIR", "GROUPS", "PAPER_TABLES", "AugmentConfig", "Config", "ConfigError", "RecipeConfig",
     "check_machine", "checked", "choices", "compose_checked", "conf_files", "config_hash", "differing", "explain",
     "frame_shape", "given_keys", "hashed", "help_text", "idle", "keys", "load_config", "multirun_config", "readable",
-    "refuse_misplaced", "search_outside", "settled", "sweep_jobs", "to_dict", "tweaks",
+    "recomposed", "refuse_misplaced", "search_outside", "settled", "sweep_jobs", "to_dict", "tweaks",
 ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """From what was typed to a checked `Config`: Hydra composes `conf/`, one run or all runs of a sweep."""
 
 import contextlib
+import copy
 import hashlib
 import logging
 import os
@@ -64,7 +65,8 @@ def tweaks(overrides: list[str]) -> str:
     parts = []
     for override in sorted(overrides):
         name = override.split("=")[0].lstrip("+~")
-        if not any(name == k or name.startswith(k + ".") for k in skip if k not in GROUPS) and name not in skip:
+        whole = (k for k in skip if k not in GROUPS or k in NOT_HASHED)  # with the keys in them
+        if name not in skip and not any(name.startswith(f"{k}.") for k in whole):
             parts.append(re.sub(r"""^([^=]*=)(["'])(.*)\2$""", r"\1\3", override).replace("/", "_"))
     text = ",".join(parts)
     return text if len(text) <= 200 else hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -112,6 +114,34 @@ def compose_checked(overrides: list[str], sweep: bool = False, say: Callable[[st
         for sentence in idle(config, overrides).values():
             raise ConfigError(sentence)
     config.run_dir = str(folder.absolute())
+    return config
+
+
+def recomposed(base: dict, overrides: list[str]) -> Config:
+    """The configuration `base` (of `to_dict`) with some keys, or a whole `dataset=NAME`, set anew, checked as any other.
+
+    Raises ConfigError with one sentence.
+    """
+    refuse_misplaced(overrides, sweep=False)
+    names = {o.lstrip("+").split("=")[0] for o in overrides}
+    usual = ["recipe=digits"]  # a data set need have none of its own
+    if "dataset" not in names and base["dataset"]["name"] in choices("dataset"):
+        usual.append(f"dataset={base['dataset']['name']}")
+    with _hydra():
+        try:
+            node = compose("train", overrides=[*usual, *overrides])
+            plain = copy.deepcopy(base)
+            if "dataset" in names:
+                plain["dataset"] = OmegaConf.to_container(node.dataset)
+            for key in names - {"dataset"}:
+                group, _, last = key.rpartition(".")
+                (plain[group] if group else plain)[last] = OmegaConf.select(node, key)
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:
+            raise ConfigError(explain(error)) from None
+    config = checked(plain)
+    check_machine(config)
+    for sentence in idle(config, overrides).values():
+        raise ConfigError(sentence)
     return config
 
 

@@ -17,13 +17,15 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from snn_repro.errors import DataError, UserError
 from snn_repro.registry import SETS
 from snn_repro.settings import Setting
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from snn_repro.config import Config
     from snn_repro.data.archives import Entry
     from snn_repro.data.batches import Data
@@ -70,6 +72,11 @@ class DataSet:
     expected = "its files"  # which files, for messages
     published = "a place that its file in data/sets/ does not name"  # where the authors publish them, for messages
 
+    @property
+    def label_names(self) -> Sequence[str]:
+        """What the classes are called, in the order of their labels; () where that is not known without the files."""
+        return ()
+
     def frame_shape(self, frame_size: int | None = None) -> tuple[int, int, int]:
         """[C, H, W] as the network sees it."""
         channels, height, width = self.shape
@@ -98,6 +105,14 @@ class DataSet:
     def build(self, cfg: Config) -> Data:
         """The data set ready to train on. Raises UserError or DataError with one sentence."""
         raise NotImplementedError
+
+    def sample(self, cfg: Config, source: Any, say: Callable[[str], None]) -> Tensor:
+        """One raw sample as `build` gives it to a network that is tested: image [1, C, H, W] or frames [T, 1, C, H, W], float32.
+
+        source: the path of a file of the set's own format, or what raw.py takes. `say` hears what was changed to make it fit.
+        Raises DataError with one sentence where it cannot be read.
+        """
+        raise UserError(f"{self.name} does not say how one raw sample is read: its class needs a method `sample`")
 
     def not_found(self, data_dir: str | None) -> UserError:
         """The sentence where `locate` finds nothing."""
@@ -153,6 +168,10 @@ class EventSet(DataSet):
     def class_names(self) -> Sequence[str]:
         """Names of the class folders in the order of their labels; () where there are none."""
         return ()
+
+    @property
+    def label_names(self) -> Sequence[str]:
+        return self.class_names
 
     @property
     def known_names(self) -> tuple[str, ...]:
@@ -243,6 +262,17 @@ class EventSet(DataSet):
             return {"prepared frames": json.loads(manifest.read_text())["index_sha256"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{manifest} cannot be read: {error}") from None
+
+    def recording(self, path: str) -> Events:
+        """The events of one file outside of the data set. Raises DataError."""
+        from snn_repro.data.raw import file_bytes
+
+        return self.decode(file_bytes(path), path)
+
+    def sample(self, cfg: Config, source: Any, say: Callable[[str], None]) -> Tensor:
+        from snn_repro.data import raw
+
+        return raw.frames(self, cfg, self.recording(os.fspath(source)) if raw.is_path(source) else source)
 
     def build(self, cfg: Config) -> Data:
         from snn_repro.data import cache

@@ -68,10 +68,10 @@ Classes = dict[str, Callable[[], list[ImageFile]]]
 # ------------------------------------------------------------------ one image
 
 
-def decode(image: ImageFile):
-    """The image as a PIL image in RGB. Raises DataError with its name where it cannot be read."""
+def decode(image: ImageFile, mode: str | None = "RGB"):
+    """The image as a PIL image in RGB, or another mode (None: its own). Raises DataError with its name where it cannot be read."""
     with _named(image), image.open() as stream:
-        return _opened(stream).convert("RGB")
+        return _opened(stream).convert(mode)
 
 
 def check(images: Sequence[ImageFile], seconds: float = CHECK_SECONDS) -> None:
@@ -120,9 +120,12 @@ def _check(image: ImageFile) -> None:
 
 def _opened(stream: BinaryIO):
     """A PIL image of which only the header was read."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
-    image = Image.open(stream)
+    try:
+        image = Image.open(stream)
+    except UnidentifiedImageError:
+        raise ValueError("cannot identify image file by its content") from None
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"it has {image.width} x {image.height} pixels, more than the {MAX_PIXELS:,} that are read")
     return image

@@ -22,6 +22,7 @@ from snn_repro.errors import DataError, UserError
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
     from snn_repro.config import Config
     from snn_repro.data.batches import Data
@@ -97,6 +98,36 @@ class ImageSet(DataSet):
         files = self.locate(cfg)
         return {"files": _digest(self.read, _state(files)) if files else _sha256(self.read())}
 
+    def stored(self, pixels: np.ndarray) -> np.ndarray:
+        """One image of uint8 pixels [C, H, W] as `read` gives it: where that is floats, the set says here which."""
+        return pixels
+
+    def image(self, source: Any, say: Callable[[str], None]) -> np.ndarray:
+        """One raw image [C, H, W] as `read` gives it; `source` as in raw.py, or such an array itself."""
+        import numpy as np
+
+        from snn_repro.data import raw
+
+        usual = self.stored(np.zeros(self.shape, np.uint8))
+        if hasattr(source, "shape") and (own := np.asarray(source)).shape == self.shape and own.dtype == usual.dtype:
+            return own
+        return self.stored(raw.pixels(source, self.shape, say))
+
+    def sample(self, cfg: Config, source: Any, say: Callable[[str], None]) -> Tensor:
+        """Image files of any size are resized and cropped as those of the test, without a word."""
+        import torch
+
+        from snn_repro.data import augment, raw
+
+        x: Any
+        if self.from_files:
+            picture = raw.picture(source, self.shape[0], say)
+            x = augment.eval_sample_transform(cfg.augment, self.frame_shape(cfg.dataset.frame_size)[-1])(picture)[None]
+        else:
+            x = torch.as_tensor(_resized(self.image(source, say)[None], cfg.dataset.frame_size))
+        normalize = augment.Normalize(*self.statistics, cfg.dataset.channel_order)
+        return normalize(x, torch.zeros(1), torch.Generator())[0].contiguous()
+
     def build(self, cfg: Config) -> Data:
         """With dataset.frame_size, images in memory are resized once (bilinear, antialiased)."""
         import numpy as np
@@ -151,6 +182,10 @@ class ImageFolders(ImageSet):
     def classes(self) -> list[str] | None:
         """The names of the classes in the order of their labels; None: all that are there, sorted."""
         return None
+
+    @property
+    def label_names(self) -> Sequence[str]:
+        return self.classes() or ()
 
     def locate(self, cfg: Config) -> list[Path]:
         """The folder or archive of the training images."""

@@ -88,18 +88,21 @@ class Marks(NamedTuple):
     keys: list[str]
 
 
+def described(group: Group) -> dict[str, Any]:
+    """Flat facts of a group, with those of the machine; without what it did not record."""
+    flat = {k: v for k, v in facts(group.first).items() if v is not None or k not in RECORDED}
+    for key in MACHINE:
+        values = sorted({run[key] for run in group.runs if run.get(key) is not None})
+        flat |= {key: " and ".join(map(str, values))} if values else {}
+    return flat
+
+
 def mark(groups: Sequence[Group]) -> Marks:
     """Tell apart groups that differ in more than their names say; groups of one mark are alike in all else.
 
     A name `dataset-model-neuron-loss` says what its four choices set, any other name the loss and all of IMP.
     """
-    flats = []
-    for group in groups:
-        flat = {k: v for k, v in facts(group.first).items() if v is not None or k not in RECORDED}
-        for key in MACHINE:
-            values = sorted({run[key] for run in group.runs if run.get(key) is not None})
-            flat |= {key: " and ".join(map(str, values))} if values else {}
-        flats.append(flat)
+    flats = [described(group) for group in groups]
     marks = _mark(groups, flats)
     if len({(g.first["name"], m) for g, m in zip(groups, marks.marks, strict=True)}) < len(groups):
         for group, flat in zip(groups, flats, strict=True):  # of one name, and apart in what one of them did not record

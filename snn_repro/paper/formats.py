@@ -1,10 +1,9 @@
-"""A table, and how it is written: text for the terminal, Markdown, CSV, LaTeX and HTML."""
+"""A table, and how it is written: text for the terminal, Markdown, CSV and LaTeX."""
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any, NamedTuple
 
 from snn_repro.console import plain
@@ -111,38 +110,6 @@ def to_latex(table: Table) -> str:
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
-
-
-CSS = """\
-body { font: 14px/1.4 system-ui, sans-serif; margin: 2em; color: #111 } h2 { margin-top: 2em }
-.wide { overflow-x: auto } table { border-collapse: collapse; white-space: nowrap }
-th, td { padding: .2em .6em; text-align: left } .r { text-align: right; font-variant-numeric: tabular-nums }
-thead th { border-top: 2px solid; border-bottom: 1px solid } tbody { border-bottom: 2px solid }
-tbody tr:nth-child(even) { background: #f4f4f4 } ul { max-width: 60em }
-"""
-
-
-def to_html(title: str, tables: Iterable[Table]) -> str:
-    """One page with all tables; nothing is loaded from elsewhere."""
-    lines = [
-        "<!doctype html>",
-        f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
-        f"<style>\n{CSS}</style></head><body>",
-        f"<h1>{escape(title)}</h1>",
-    ]
-    for table in tables:
-        sides = ["" if c.kind == "text" else ' class="r"' for c in table.shown]
-        head, *rows = table.lines(escape)
-        lines += [
-            f"<h2>{escape(table.title)}</h2>",
-            '<div class="wide"><table><thead><tr>',
-            *(f"<th{side}>{text}</th>" for side, text in zip(sides, head, strict=True)),
-            "</tr></thead><tbody>",
-            *("<tr>" + "".join(f"<td{s}>{t}</td>" for s, t in zip(sides, row, strict=True)) + "</tr>" for row in rows),
-            "</tbody></table></div>",
-            *(["<ul>", *(f"<li>{escape(note)}</li>" for note in table.notes), "</ul>"] if table.notes else []),
-        ]
-    return "\n".join([*lines, "</body></html>"]) + "\n"
 
 
 def to_text(table: Table, width: int | None = None, ascii_only: bool = False) -> str:

@@ -8,11 +8,10 @@ from typing import Any
 from snn_repro.config import ADDED, conf_files, hashed, load_config
 from snn_repro.errors import UserError
 from snn_repro.paper.differences import debug_keys, gain, is_older, mark, recipe_difference, remarks
-from snn_repro.paper.formats import Column, Table, cell, to_csv, to_html, to_latex, to_markdown
+from snn_repro.paper.formats import Column, Table, cell, to_csv, to_latex, to_markdown
 from snn_repro.paper.results import Group, group_runs, load
 from snn_repro.paper.rows import PaperRow
 from snn_repro.paper.statistics import Interval, wilson
-from snn_repro.paper.studies import methods
 from snn_repro.runs.folder import RESULT
 
 OPTIMISTIC = "best epoch on the test set (optimistic)"
@@ -207,9 +206,7 @@ def generate(results: Path, rows: Iterable[PaperRow]) -> dict[str, str]:
     }
     tables["runs"] = runs_table(groups, [note.replace(f"{runs}/", "") for note in left_out])
     formats = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
-    files = {f"{name}.{end}": write(table) for name, table in tables.items() for end, write in formats.items()}
-    title = "Rethinking the membrane dynamics and optimization objectives of SNNs: paper and ours"
-    return files | {"index.html": to_html(title, [*tables.values(), *methods.tables(results)])}
+    return {f"{name}.{end}": write(table) for name, table in tables.items() for end, write in formats.items()}
 
 
 # ---------------------------------------------------------------- numbers in a text

@@ -135,11 +135,16 @@ def load_model(model: torch.nn.Module, state: dict, source: str) -> None:
 
 
 def find_weights(name: str, data_dir: str | None) -> Path:
-    """The file that `model.weights` names: a path, or a file name in data_dir, data_dir/weights or torch hub's folder.
+    """The file that `model.weights` names: a path, or a file name in data_dir, data_dir/weights or torch hub's folder; or
+    the folder of a run, which stands for its last checkpoint, with the average of the weights where the run keeps one.
 
     A name like torchvision's, `resnet18-f37072fd.pth`, holds the beginning of the file's SHA-256, which is checked.
     Raises CheckpointError when there is no such file or its content is another.
     """
+    if Path(name).is_dir():
+        if not (Path(name) / LAST).is_file():
+            raise CheckpointError(f"model.weights={name} is a folder and no run with weights: it holds no {LAST}")
+        return Path(name)
     folders = [Path(data_dir), Path(data_dir, "weights")] if data_dir else []
     folders.append(Path(torch.hub.get_dir(), "checkpoints"))
     paths = [Path(name), *(folder / name for folder in folders)]
@@ -161,39 +166,62 @@ def find_weights(name: str, data_dir: str | None) -> Path:
     return file
 
 
+def load_evaluated(path: Path) -> tuple[dict, dict]:
+    """(content, weights) of a run's checkpoint: those that the run tests, the average where it keeps one.
+
+    Raises CheckpointError where it is damaged or not ours.
+    """
+    content = load(path)
+    if not {"config", "model", "epoch"} <= content.keys():
+        raise CheckpointError(f"{path} was not written by snn_repro; give the folder of a run")
+    if content.get("ema"):  # in the last checkpoint; the best one holds nothing but the average
+        return content, {k.removeprefix("module."): v for k, v in content["ema"].items() if k.startswith("module.")}
+    return content, content["model"]
+
+
 def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
     """Start `model` from a file: a checkpoint of ours, or weights with our own names, torchvision's or others that the network
-    knows (`own_names`), bare or under "model".
+    knows (`own_names`), bare or under "model"; or from the folder of a run (see `find_weights`).
 
-    Where the file has no IMP the model's keeps its random start, and so does a classifier of another number of classes;
-    `say` is told what fitted. Any other mismatch raises CheckpointError.
+    IMP that the file lacks, or has for frames of another size, keeps its random start, and so does a classifier of another
+    number of classes (of a run's folder: or of inputs); IMP that the model lacks is left out. `say` is told what fitted. Any
+    other mismatch raises CheckpointError.
     """
-    from snn_repro.neurons import initial_states
+    from snn_repro.neurons import initial_states, is_initial_state
 
-    content = load(path)
-    given, needs = content["model"] if isinstance(content.get("model"), dict) else content, ""
-    own_names = getattr(model, "own_names", None)
-    if own_names:
-        settings = content.get("args")
-        try:
-            given, needs = own_names(given, vars(settings) if isinstance(settings, argparse.Namespace) else {})
-        except UserError as error:
-            raise CheckpointError(f"{path}: {error}") from None
+    note, of_a_run = "", path.is_dir()
+    if of_a_run:
+        path = path / LAST
+        content, given = load_evaluated(path)
+        note = f"; of epoch {content['epoch']} of {content['config']['recipe']['epochs']}"
+        note += ", averaged as the run tests them" if content.get("ema") else ""
+    else:
+        content = load(path)
+        given = content["model"] if isinstance(content.get("model"), dict) else content
+        if own_names := getattr(model, "own_names", None):
+            settings = content.get("args")
+            try:
+                given, note = own_names(given, vars(settings) if isinstance(settings, argparse.Namespace) else {})
+            except UserError as error:
+                raise CheckpointError(f"{path}: {error}") from None
     own = model.state_dict()
-    new = initial_states(model).keys() - given.keys()
+    imp = initial_states(model)
+    new = imp.keys() - given.keys()
+    unlike = {name for name in imp.keys() & given.keys() if given[name].shape != imp[name].shape}
+    spare = {name for name in given.keys() - own.keys() if is_initial_state(name)}
     last = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)][-1:]
-    head = {
-        name
-        for name in own
-        if name.rpartition(".")[0] in last and name in given and given[name].shape[1:] == own[name].shape[1:]
-        and given[name].shape != own[name].shape
-    }  # fmt: skip
-    kept = new | head
-    load_model(model, {k: v for k, v in given.items() if k not in head} | {k: own[k] for k in kept}, str(path))
+    head = {name for name in own.keys() & given.keys() if name.rpartition(".")[0] in last}
+    unequal = {name for name in head if given[name].shape != own[name].shape}
+    if not unequal or not (of_a_run or all(given[name].shape[1:] == own[name].shape[1:] for name in unequal)):
+        head = set()
+    kept = new | unlike | head
+    load_model(model, {k: v for k, v in given.items() if k not in spare} | {k: own[k] for k in kept}, str(path))
     said = f"weights from {path}: {len(own) - len(kept)} of {len(own)} tensors"
     said += f"; {len(new)} IMP tensors are not in it and keep their random start" if new else ""
-    said += "; the classifier has another number of classes and keeps its random start" if head else ""
-    say(said + needs)
+    said += f"; {len(unlike)} IMP tensors have another shape here and keep their random start" if unlike else ""
+    said += f"; {len(spare)} IMP tensors of the file are left out, since this network learns none" if spare else ""
+    said += "; the classifier has another number of classes or inputs and keeps its random start" if head else ""
+    say(said + note)
 
 
 def _shape_hint(model: torch.nn.Module, name: str) -> str:

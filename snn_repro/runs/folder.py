@@ -5,11 +5,13 @@ status.json                                   running | interrupted | failed (wi
 metrics.jsonl                                 a line an epoch
 predictions.npz                               per test sample: label and logits of every step
 result.json                                   written last: a run without one did not finish
+eval/                                         what `snn-eval` found, a file a test
 """
 
 import json
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 RESULT, STATUS, METRICS = "result.json", "status.json", "metrics.jsonl"
 PREDICTIONS, CONFIG, LOCK = "predictions.npz", "config.yaml", ".lock"
+EVALUATIONS = "eval"
 
 
 class RunFolder:
@@ -101,6 +104,7 @@ class RunFolder:
 
         for name in (*checkpoint.FILES, METRICS, PREDICTIONS, STATUS, RESULT, CONFIG):
             (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / EVALUATIONS, ignore_errors=True)
 
     def begin(self, overrides: list[str], device: str) -> None:
         """Write what is needed to run this again, before any work."""

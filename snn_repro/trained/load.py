@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from snn_repro.config import Config, checked, frame_shape
 from snn_repro.errors import UserError
@@ -14,6 +17,8 @@ from snn_repro.runs import checkpoint
 from snn_repro.runs.folder import RESULT
 from snn_repro.runs.result import RunResult, read_result
 from snn_repro.train import build_network
+
+log = logging.getLogger("snn_repro")
 
 WEIGHTS = {"last": checkpoint.LAST, "best": checkpoint.BEST}
 
@@ -29,6 +34,20 @@ class TrainedRun:
     input_shape: tuple[int, int, int]  # [C, H, W]
     num_classes: int
     result: RunResult | None
+    weights: str = "last"  # or "best"
+
+    @property
+    def class_names(self) -> list[str]:
+        """In the order of the labels; their numbers where nobody says how they are called."""
+        return list(SETS[self.config.dataset.name].label_names) or [str(k) for k in range(self.num_classes)]
+
+    def transform(self, source: Any, say: Callable[[str], None] = log.info) -> Tensor:
+        """One image (path, PIL image or array) or recording (path or `Events`) as the run's test gives it to the network: image
+        [1, C, H, W] or frames [T, 1, C, H, W], float32, so that `model(transform(source))` is [T, 1, K].
+
+        `say` hears what was changed to make it fit. Raises UserError with one sentence where it is neither; see data/raw.py.
+        """
+        return SETS[self.config.dataset.name].sample(self.config, source, say)
 
 
 def load_run(path: str | Path, weights: str = "last") -> TrainedRun:
@@ -43,9 +62,7 @@ def load_run(path: str | Path, weights: str = "last") -> TrainedRun:
     if not path.is_dir():
         raise UserError(f"{path} is no run: give the folder that holds a run's {RESULT}, like runs/NAME/seed0")
     file = path / WEIGHTS[weights]
-    content = checkpoint.load(file)
-    if not {"config", "model", "epoch"} <= content.keys():
-        raise checkpoint.CheckpointError(f"{file} was not written by snn_repro; give the folder of a run")
+    content, state = checkpoint.load_evaluated(file)
     config = checked(content["config"])
     result = read_result(path / RESULT) if (path / RESULT).exists() else None
     facts = SETS[config.dataset.name]
@@ -53,8 +70,5 @@ def load_run(path: str | Path, weights: str = "last") -> TrainedRun:
     shape = (channels, height, width)
     classes = result.num_classes if result else facts.num_classes
     model = build_network(config, classes, shape)
-    state = content["model"]
-    if content.get("ema"):  # of the last checkpoint; the best one holds nothing but the average
-        state = {k.removeprefix("module."): v for k, v in content["ema"].items() if k.startswith("module.")}
     checkpoint.load_model(model, state, str(file))
-    return TrainedRun(path, config, model.eval(), content["epoch"], shape, classes, result)
+    return TrainedRun(path, config, model.eval(), content["epoch"], shape, classes, result, weights)

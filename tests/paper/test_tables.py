@@ -13,7 +13,7 @@ from scripts_of_ours import script
 
 from snn_repro.errors import UserError
 from snn_repro.paper.differences import gain, recipe_difference
-from snn_repro.paper.formats import Column, Table, to_csv, to_html, to_latex, to_markdown
+from snn_repro.paper.formats import Column, Table, to_csv, to_latex, to_markdown
 from snn_repro.paper.results import collect, group_runs, load, right_answers
 from snn_repro.paper.rows import PaperRow
 from snn_repro.paper.statistics import mcnemar, paired, summary, wilson
@@ -185,7 +185,7 @@ def test_rows_of_older_code_are_marked(tmp_path):
     assert [line["code"] for line in table] == ["older", "", ""]
     assert [line["code"] for line in csv.DictReader(io.StringIO(files["runs.csv"]))] == ["older"]
     for name, said in {"table1": "older code: 1 of 3 runs", "runs": "older code: 1 of 1 runs"}.items():
-        assert said in files[f"{name}.md"] and said in files[f"{name}.tex"] and said in files["index.html"]
+        assert said in files[f"{name}.md"] and said in files[f"{name}.tex"]
     assert "older code" not in files["table2.md"]
 
 
@@ -204,7 +204,7 @@ def test_every_table_names_threads_and_processes_that_differ(tmp_path):
     for form in ("md", "tex"):
         assert "threads differ" in files[f"table1.{form}"] and "processes differ" not in files[f"table1.{form}"]
         assert "processes differ" in files[f"runs.{form}"] and "threads differ" not in files[f"runs.{form}"]
-    assert "threads differ" in files["index.html"] and "row_b (seed 0); 2 in row_b (seed 1)" in files["table1.md"]
+    assert "row_b (seed 0); 2 in row_b (seed 1)" in files["table1.md"]
 
 
 def test_the_check_warns_of_older_code_and_judges_by_the_tables(tmp_path, capsys, monkeypatch):
@@ -316,12 +316,6 @@ def test_latex_escapes_and_closes():
         depth += (c == "{") - (c == "}")
         assert depth >= 0
     assert depth == 0 and tex.isascii()
-
-
-def test_html_escapes_and_stands_alone():
-    page = to_html("a & b", [AWKWARD])
-    assert "&lt;b&gt;|#1" in page and "a &amp; b" in page and page.count("<table>") == page.count("</table>") == 1
-    assert "http" not in page and "<script" not in page
 
 
 def test_every_file_is_the_same_twice_whatever_the_place(runs, tmp_path):

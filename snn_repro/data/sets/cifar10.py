@@ -7,6 +7,7 @@ from snn_repro.data.images import ImageSet
 @register("cifar10")
 class CIFAR10(ImageSet):
     shape, num_classes = (3, 32, 32), 10
+    label_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     samples = 50_000, 10_000
     statistics = [125.307, 122.961, 113.8575], [51.5865, 50.847, 51.255]
     folders = ("cifar10", "cifar-10")

@@ -85,10 +85,14 @@ class Digits(ImageSet):
     samples = 1_347, 450
     statistics = [0.0], [1.0]
     split_id = "fixed"
+    label_names = tuple("0123456789")
 
     def read(self):
         images, labels = load_digits()
         return [(images[part], labels[part], sample_names(part)) for part in train_test()]
+
+    def stored(self, pixels):
+        return (pixels * (16 / 255)).round().astype("float32") / 16
 
     def fingerprint(self, cfg):
         return {"digits": hashlib.sha256(_table().tobytes()).hexdigest()}

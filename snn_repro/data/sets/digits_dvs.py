@@ -36,9 +36,17 @@ class DigitsDVS(DataSet):
     shape, num_classes = (2, 24, 24), 10
     static, resizable = False, False
     samples = 1_347, 450
+    label_names = digits.Digits.label_names
 
     def fingerprint(self, cfg):
         return SETS["digits"].fingerprint(cfg)
+
+    def sample(self, cfg, source, say):
+        """A digit is recorded by the camera as its first recording, number 0."""
+        from snn_repro.data import raw
+        from snn_repro.data.emulator import DIGITS_CAMERA
+
+        return raw.emulated(self, cfg, source, say, SETS["digits"], 1, DIGITS_CAMERA)
 
     def build(self, cfg):
         """Frames of emulated events, counts; all digits are recorded, so that one cache file does for every run."""

@@ -4,6 +4,7 @@ The official lists of trials split it, 1,176 / 288, with nobody on both sides; s
 """
 
 import re
+from pathlib import Path
 
 from snn_repro.data.dataset import EventSet, Sample, register
 from snn_repro.errors import DataError
@@ -14,6 +15,10 @@ LISTS = ("trials_to_train.txt", "trials_to_test.txt")
 @register("dvs_gesture")
 class DVSGesture(EventSet):
     shape, num_classes = (2, 128, 128), 11
+    label_names = (
+        "hand_clapping", "right_hand_wave", "left_hand_wave", "right_arm_clockwise", "right_arm_counter_clockwise",
+        "left_arm_clockwise", "left_arm_counter_clockwise", "arm_roll", "air_drums", "air_guitar", "other_gestures",
+    )  # fmt: skip
     samples = 1_176, 288
     splits = ("official",)
     folders = ("dvs_gesture", "DVS128Gesture")
@@ -26,6 +31,24 @@ class DVSGesture(EventSet):
         from snn_repro.data.formats import read_aedat3
 
         return read_aedat3(data, name)
+
+    def recording(self, path):
+        """A file holds many trials: "user01_led.aedat:03" is row 3 of the table of labels beside it."""
+        from snn_repro.data.formats import read_gesture_labels
+        from snn_repro.data.raw import file_bytes
+        from snn_repro.data.recordings import cut
+
+        file, _, row = path.rpartition(":") if re.search(r":\d+$", path) else (path, "", "")
+        events, table = self.decode(file_bytes(file), file), Path(file.removesuffix(".aedat") + "_labels.csv")
+        if not table.is_file() and not row:
+            return events
+        rows = read_gesture_labels(table)
+        if not row or int(row) >= len(rows):
+            raise DataError(
+                f"{path}: {table} lists {len(rows)} trials in it; name one of {file}:00 to {file}:{len(rows) - 1:02d}"
+            )
+        gesture, start, stop = rows[int(row)]
+        return cut(events, Sample(path, file, gesture - 1, "", start, stop))
 
     def person(self, name):
         """ "user07" of "user07_led.aedat:03"."""

@@ -11,6 +11,9 @@ NAMES = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx
 @register("fashion_mnist")
 class FashionMNIST(ImageSet):
     shape, num_classes = (1, 28, 28), 10
+    label_names = (
+        "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+    )  # fmt: skip
     samples = 60_000, 10_000
     statistics = [72.940], [90.021]
     folders = ("fashion_mnist", "fashion-mnist", "FashionMNIST/raw", "FashionMNIST")

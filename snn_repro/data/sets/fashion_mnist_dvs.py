@@ -13,11 +13,22 @@ class FashionMNISTDVS(DataSet):
     static, resizable = False, False
     samples = 60_000, 10_000
 
+    @property
+    def label_names(self):
+        return SETS["fashion_mnist"].label_names
+
     def locate(self, cfg):
         return SETS["fashion_mnist"].locate(cfg)
 
     def fingerprint(self, cfg):
         return SETS["fashion_mnist"].fingerprint(cfg)
+
+    def sample(self, cfg, source, say):
+        """An image is recorded by the camera as its first recording, number 0."""
+        from snn_repro.data import raw
+        from snn_repro.data.emulator import FASHION_CAMERA
+
+        return raw.emulated(self, cfg, source, say, SETS["fashion_mnist"], 255, FASHION_CAMERA)
 
     def build(self, cfg):
         """Frames of emulated events, counts; only the images that the run uses are recorded."""

@@ -1,0 +1,99 @@
+"""One page of HTML of all runs under the given folders, finished or under way; it needs no network and no server.
+
+python scripts/report.py PATH... [--output FILE.html]     runs as a table, accuracy by time step, learning curves, samples, ...
+python scripts/report.py runs --watch [SECONDS]           make it again when a run's files change, until Ctrl-C
+
+PATH: folders that hold runs (runs, results/runs, a single run), or result.json files.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from snn_repro import console
+from snn_repro.errors import UserError
+from snn_repro.files import write_text
+
+EVERY = 10.0  # seconds
+
+
+def seconds(word: str) -> float:
+    try:
+        if 0 < float(word) < float("inf"):
+            return float(word)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(
+        f"'{word}' is no number of seconds above 0; folders come first: report.py runs --watch"
+    )
+
+
+@console.one_sentence
+def main(argv: list[str] | None = None) -> int:
+    parser = console.Parser("report.py", __doc__)
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="folders that hold runs, or result.json files")
+    parser.add_argument("--output", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
+    parser.add_argument(
+        "--watch",
+        nargs="?",
+        type=seconds,
+        const=EVERY,
+        metavar="SECONDS",
+        help="look for changes as often (default: 10)",
+    )
+    parser.add_argument(
+        "--networks", type=int, default=8, metavar="N",
+        help="read the checkpoints of the latest N rows, for IMP, spikes and input (default: 8; 0: none)",
+    )  # fmt: skip
+    args = parser.parse_args(argv)
+    if args.networks < 0:
+        raise UserError(f"--networks {args.networks} must be at least 0")
+    if args.output.is_dir():
+        raise UserError(f"--output {args.output} is a folder; give the name of a file in it, like report.html")
+    if not args.output.absolute().parent.is_dir():
+        raise UserError(f"--output {args.output}: the folder {args.output.parent} does not exist; make it first")
+    if not os.access(args.output if args.output.exists() else args.output.absolute().parent, os.W_OK):
+        raise UserError(f"--output {args.output} cannot be written: no permission; choose another place")
+    if args.watch is None:
+        make(args.paths, args.output, args.networks)
+        return 0
+    try:
+        watch(args.paths, args.output, args.networks, args.watch)
+    except KeyboardInterrupt:
+        print("stopped")
+    return 0
+
+
+def make(paths: Sequence[str], output: Path, networks: int, refresh: float | None = None) -> None:
+    """Write the page once."""
+    from snn_repro.report import render
+
+    page, found = render(paths, networks, refresh)
+    for sentence in found.problems:
+        print(f"report.py: left out: {sentence}", file=sys.stderr)
+    write_text(output, page)
+    print(f"{output}: {len(found.runs)} runs in {len(found.rows)} rows, {len(page) / 1e6:.1f} MB", flush=True)
+
+
+def watch(paths: Sequence[str], output: Path, networks: int, every: float) -> None:
+    """Write the page whenever files of runs change; where no run is there yet, wait for one."""
+    from snn_repro.report import NoRuns, snapshot
+
+    before, said = None, ""
+    while True:
+        if (now := snapshot(paths)) != before:
+            before = now
+            try:
+                make(paths, output, networks, refresh=every)
+            except NoRuns as error:
+                if str(error) != said:
+                    said = str(error)
+                    print(f"report.py: {error}; waiting", file=sys.stderr)
+        time.sleep(every)
+
+
+if __name__ == "__main__":
+    sys.exit(console.script(main))

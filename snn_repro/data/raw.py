@@ -1,0 +1,112 @@
+"""One raw sample from outside of a data set: an image or a recording, as a user has it.
+
+an image      a path, a PIL image, or pixels: uint8 [H, W], [H, W, 3] or [C, H, W]
+a recording   a path (of the set's own format), or `Events` (t, x, y, p), four arrays of N
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snn_repro.data.emulator import Camera, emulated_frames
+from snn_repro.data.events import Events
+from snn_repro.data.image_files import ImageFile, decode
+from snn_repro.data.recordings import to_frames
+from snn_repro.errors import DataError, UserError
+
+if TYPE_CHECKING:
+    from snn_repro.config import Config
+    from snn_repro.data.dataset import DataSet
+    from snn_repro.data.images import ImageSet
+
+MODES = {1: "L", 3: "RGB"}
+
+
+def is_path(source: Any) -> bool:
+    return isinstance(source, str | os.PathLike)
+
+
+def file_bytes(path: str) -> bytes:
+    """Raises DataError where there is no such file."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+# ------------------------------------------------------------------ images
+
+
+def picture(source: Any, channels: int, say: Callable[[str], None]):
+    """An 8-bit PIL image of 1 (grey) or 3 channels. Raises DataError for what is none."""
+    from PIL import Image
+
+    name = str(source) if is_path(source) else "the image"
+    if is_path(source):
+        if not Path(source).is_file():
+            raise DataError(f"{source} {'is a folder' if Path(source).is_dir() else 'does not exist'}: give an image")
+        image = decode(ImageFile(*os.path.split(os.fspath(source))), None)
+    elif isinstance(source, Image.Image):
+        image = source
+    else:
+        values = np.asarray(source)
+        if values.ndim == 3 and values.shape[0] in MODES and values.shape[2] not in MODES:
+            values = values.transpose(1, 2, 0)
+        values = values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
+        if values.dtype != np.uint8 or not (values.ndim == 2 or (values.ndim == 3 and values.shape[2] == 3)):
+            raise UserError(
+                f"an array {values.dtype} {list(np.shape(source))} is no image: give uint8 [H, W], [H, W, 3] or [C, H, W]"
+            )
+        image = Image.fromarray(np.ascontiguousarray(values))
+    if image.mode.startswith(("I", "F")):
+        raise DataError(f"{name} has pixels of more than 8 bits (mode {image.mode}); save it with 8 bits a channel")
+    if image.mode != MODES[channels]:
+        say(f"{name}: its colours ({image.mode}) are turned into {'grey' if channels == 1 else 'RGB'}")
+        image = image.convert(MODES[channels])
+    return image
+
+
+def pixels(source: Any, shape: tuple[int, int, int], say: Callable[[str], None]) -> np.ndarray:
+    """uint8 of `shape` [C, H, W]; an image of another size is resized, bilinear and antialiased, without keeping its aspect."""
+    from torchvision.transforms.functional import pil_to_tensor, resize
+
+    channels, *size = shape
+    found = pil_to_tensor(picture(source, channels, say))
+    if list(found.shape[1:]) != size:
+        name = str(source) if is_path(source) else "the image"
+        say(f"{name}: its {found.shape[1]}x{found.shape[2]} pixels (height x width) are resized to {size[0]}x{size[1]}")
+        found = resize(found, size, antialias=True)
+    return found.numpy()
+
+
+# ------------------------------------------------------------------ recordings
+
+
+def frames(dataset: DataSet, cfg: Config, events: Any) -> Tensor:
+    """Frames [T, 1, 2, H, W], float32, of `Events`, counted (and resized) as those of the data set are."""
+    try:
+        events = Events(*events)
+    except TypeError:
+        raise UserError(f"{dataset.name} is made of recordings: give a file, or events (t, x, y, p)") from None
+    if not len(events.t):
+        raise DataError("the recording holds no events")
+    counts = to_frames(events, dataset.shape[1:], cfg.timesteps, cfg.dataset.integrate_by, cfg.dataset.frame_size)
+    return torch.from_numpy(counts.astype(np.float32))[:, None]
+
+
+def emulated(
+    dataset: DataSet, cfg: Config, source: Any, say: Callable[[str], None], images: ImageSet, white: float, camera: Camera
+) -> Tensor:  # fmt: skip
+    """`frames` of events, or of an image of the set `images` as the emulated camera records it first; `white`: its brightest value."""
+    if isinstance(source, tuple):
+        return frames(dataset, cfg, source)
+    image = np.asarray(images.image(source, say), np.float32)[None] / white
+    recorded = emulated_frames(dataset.name, image, cfg.timesteps, 0, cfg.dataset.integrate_by, camera)
+    return torch.from_numpy(recorded[0].astype(np.float32))[:, None]

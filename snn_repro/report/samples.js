@@ -1,0 +1,100 @@
+// A few samples: the input's frames as a strip, the spikes as a raster, the outputs as lines over the time steps.
+scripts.samples = (section, data) => {
+  const place = $(".place", section);
+  const rowMenu = el("select", { onchange: () => { state.sample.row = rowMenu.value; fill(); } });
+  const sampleMenu = el("select", { onchange: () => { state.sample.index = sampleMenu.value; redraw(); remember(); } });
+  const strip = el("ol", { class: "strip" });
+  const raster = el("div", { class: "plot", role: "img" }), outputs = el("div", { class: "plot", role: "img" });
+  const rasterBox = el("div", {}, el("h3", {}, "Spikes of some neurons of each layer"), raster), outputBox = el("div", {}, el("h3", {}, "Output of each step"), outputs);
+  const said = el("p", { role: "status" });
+  place.append(el("div", { class: "controls" }, el("label", {}, "Run ", rowMenu), el("label", {}, "Sample ", sampleMenu)), said, strip,
+    el("div", { class: "pair" }, rasterBox, outputBox));
+
+  const answer = (sample) => sample.so_far[sample.so_far.length - 1];
+  function rows() { // in the order of the table, the chosen ones first; those of which the input is here before the others
+    const order = [...shownRows((row) => row in data.rows).rows, ...tableRows(), ...Object.keys(data.rows).map(Number)];
+    const known = [...new Set(order)].filter((row) => row in data.rows);
+    const seen = (row) => data.rows[row].samples.some((sample) => sample.frames);
+    return state.chosen.length ? known : [...known.filter(seen), ...known.filter((row) => !seen(row))];
+  }
+  function fill() {
+    rowMenu.replaceChildren(...rows().map((row) => el("option", { value: row }, `${short(page.rows[row], 90)} · seed ${data.rows[row].seed}`)));
+    if (state.sample.row in data.rows) rowMenu.value = state.sample.row;
+    const samples = data.rows[rowMenu.value].samples;
+    sampleMenu.replaceChildren(...samples.map((sample, i) => el("option", { value: i },
+      `${sample.index}: class ${sample.label}, answered ${answer(sample)} ${answer(sample) === sample.label ? "✓" : "✗"}`)));
+    sampleMenu.value = state.sample.index in samples ? state.sample.index : 0;
+    remember();
+    redraw();
+  }
+
+  function frame(picture, t) {
+    const [, channels, height, width] = picture.shape;
+    const canvas = el("canvas", { width, height, "aria-hidden": "true" });
+    const image = new ImageData(width, height), at = t * channels * height * width, size = height * width;
+    const dark = darkness.matches;
+    for (let i = 0; i < size; i++) {
+      const value = (c) => picture.data[at + Math.min(c, channels - 1) * size + i];
+      let rgb;
+      if (picture.events) { // one polarity blue, the other orange, on the background
+        const [a, b] = [value(0), channels > 1 ? value(1) : 0].map((v) => v && 0.35 + 0.65 * v / 255);
+        const [blue, orange] = dark ? [[86, 180, 233], [255, 155, 87]] : [[0, 114, 178], [196, 78, 0]];
+        const back = dark ? 20 : 255, left = Math.max(0, 1 - a - b), sum = Math.max(1, a + b);
+        rgb = [0, 1, 2].map((k) => back * left + (a * blue[k] + b * orange[k]) / sum);
+      } else rgb = [value(0), value(1), value(2)];
+      image.data.set([...rgb, 255], 4 * i);
+    }
+    canvas.getContext("2d").putImageData(image, 0, 0);
+    return canvas;
+  }
+
+  function decode(picture) {
+    picture.data ??= Uint8Array.from(atob(picture.bytes), (c) => c.charCodeAt(0));
+    return picture;
+  }
+
+  const redraw = whenVisible(place, async () => {
+    const run = data.rows[rowMenu.value], sample = run.samples[sampleMenu.value], steps = sample.so_far.length;
+    const picture = sample.frames && decode(data.frames[sample.frames]);
+    said.textContent = `Test sample ${sample.index} is of class ${sample.label}. `
+      + (picture ? picture.events ? "Events of a step: one polarity blue, the other orange. " : "The same image is shown at every step. " : "Input and spikes are not here: no checkpoint or no data. ")
+      + "Below each step, the answer by the mean of the outputs so far.";
+    const images = picture ? picture.shape[0] : 0;
+    strip.replaceChildren(...Array.from({ length: steps }, (_, t) => {
+      const right = sample.so_far[t] === sample.label;
+      return el("li", {}, ...(t < images ? [frame(picture, t)] : []), el("span", {}, `t=${t + 1}: ${sample.so_far[t]} `, el("b", { class: right ? "right" : "wrong" }, right ? "✓" : "✗", el("span", { class: "unseen" }, right ? " right" : " wrong"))));
+    }));
+    strip.classList.toggle("still", images === 1);
+    rasterBox.hidden = !sample.spikes.length;
+    const Plotly = await loadPlotly(), narrow = place.clientWidth < 600;
+    const base = layout({ x: "time step", y: "output (logit)" }, narrow), x = Array.from({ length: steps }, (_, t) => t + 1);
+    base.xaxis.dtick = steps < 17 ? 1 : undefined;
+    outputs.setAttribute("aria-label", `Outputs over ${steps} steps, class ${sample.label} thick`);
+    const others = sample.classes.filter((name) => name !== sample.label);
+    Plotly.react(outputs, sample.classes.map((name, i) => {
+      const label = name === sample.label, place = label ? 0 : 1 + others.indexOf(name);
+      return {
+        type: "scatter", mode: "lines+markers", x, y: sample.logits.map((step) => step[i]), name: `class ${name}${label ? " (its label)" : ""}`,
+        line: { color: colour(place), width: label ? 4 : 1.5, dash: place >= 8 ? "dot" : "solid" }, marker: { symbol: SIGNS[place % 8][0], size: label ? 8 : 5, color: colour(place) },
+      };
+    }), { ...base, showlegend: true, legend: { orientation: "h", y: -0.25, font: { size: 11 } }, height: narrow ? 380 : 440 }, CONFIG);
+    if (!sample.spikes.length) return;
+    const rows = sample.spikes.flatMap(({ neurons }) => [...neurons, ""]).slice(0, -1); // an empty line between layers
+    const ticks = []; let top = 0;
+    for (const { layer, neurons } of sample.spikes) { ticks.push([top + neurons.length / 2 - 0.5, layer]); top += neurons.length + 1; }
+    raster.setAttribute("aria-label", `Spikes of ${sample.spikes.length} layers over ${steps} steps`);
+    const dots = rows.flatMap((neuron, i) => [...neuron].map((n, t) => [t + 1, i, +n])).filter(([, , n]) => n);
+    Plotly.react(raster, [{
+      type: "scatter", mode: "markers", x: dots.map(([t]) => t), y: dots.map(([, i]) => i), text: dots.map(([, , n]) => `${n} spike${n > 1 ? "s" : ""}`),
+      marker: { symbol: "line-ns-open", size: narrow ? 5 : 7, line: { width: 2.5, color: colour(0) }, color: colour(0) }, hoverinfo: "text+x",
+    }], {
+      ...base, height: narrow ? 380 : 440,
+      xaxis: { ...base.xaxis, range: [0.5, steps + 0.5] },
+      yaxis: { ...base.yaxis, title: undefined, autorange: false, range: [rows.length, -1], tickvals: ticks.map(([y]) => y), ticktext: ticks.map(([, layer]) => plain(layer)), showgrid: false },
+      shapes: sample.spikes.slice(1).map((_, i) => { const y = sample.spikes.slice(0, i + 1).reduce((n, { neurons }) => n + neurons.length + 1, -1); return { type: "line", xref: "paper", x0: 0, x1: 1, y0: y, y1: y, line: { color: variable("--line"), width: 1 } }; }),
+    }, CONFIG);
+  });
+  fill();
+  listeners.push(fill);
+};
+

@@ -1,0 +1,509 @@
+"""Test a trained network again: as it was, at other time steps, on other data; where it errs, how sure it is, and when.
+
+    snn-eval RUN [weights=best] [timesteps=T] [dataset=NAME] [data_dir=DIR] [cache_dir=DIR] [key=value ...] [--json]
+
+RUN           the folder of a run; with nothing else said, its last epoch is tested again as its result.json has it
+weights       last (default) or best: the epoch that was selected, by validation or else (optimistic) by the test part
+timesteps     another T, where no parameter is tied to the run's
+dataset       another data set of the same frame size and number of classes; dataset.KEY=... as in training
+data_dir, cache_dir, device, threads, kernels
+              where the data lie now, and who computes
+batch_size    samples at a time
+initial       zero, half or constant (neuron.initial_value): start the neurons from there instead, IMP left out
+predictions   true keeps label and logits of every sample beside the numbers, as predictions.npz has them
+output        the file to write instead of RUN/eval/NAME.json
+
+It prints tables, or with --json what it writes. The run's own files stay as they are.
+
+Accuracy at each time step, of the step's own output and of the mean output up to it, is that of training. Probabilities
+are the softmax of the scores that the loss reads. Calibration: expected calibration error over 15 bins of equal width of
+the highest probability (Guo et al., ICML 2017), negative log-likelihood, and the Brier score summed over classes, 0 to 2
+(Brier, 1950). Early exit: a sample stops at the first step at which the highest probability of what the loss reads of the
+outputs so far reaches a threshold, else at T (SEENN-I: Li et al., NeurIPS 2023).
+"""
+
+import io
+import itertools
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor, nn
+
+from snn_repro.causality import sees_future
+from snn_repro.config import (
+    GROUPS,
+    Config,
+    ConfigError,
+    checked,
+    config_hash,
+    differing,
+    keys,
+    readable,
+    recomposed,
+    to_dict,
+    tweaks,
+)
+from snn_repro.config.sentences import unknown
+from snn_repro.console import progress
+from snn_repro.data import build_data
+from snn_repro.errors import UserError
+from snn_repro.files import replace_atomically, write_text
+from snn_repro.losses import Loss, build_loss
+from snn_repro.registry import SETS
+from snn_repro.runs import checkpoint
+from snn_repro.runs.folder import EVALUATIONS, METRICS, other_data
+from snn_repro.runtime import Precision, compile_network, pick_device, seed_everything
+from snn_repro.train import begin_epoch, build_network, evaluate, final_outputs, options
+from snn_repro.trained.command import command, log, split
+from snn_repro.trained.load import TrainedRun, load_run
+
+BINS = 15
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
+SHORT = {
+    "batch_size": "recipe.eval_batch_size", "recipe.batch_size": "recipe.eval_batch_size", "initial": "neuron.initial",
+}  # fmt: skip
+# What a test reads of a configuration; of `dataset.` all but what divides the training part.
+READS = (
+    "dataset", "timesteps", "data_dir", "cache_dir", "device", "threads", "kernels", "compile", "deterministic",
+    "recipe.eval_batch_size", "augment.test_resize", "augment.interpolation", "model.conv_backend", "neuron.backend",
+    "neuron.initial", "neuron.initial_value", "debug.max_eval_batches",
+)  # fmt: skip
+OF_TRAINING = ("dataset.validation", "dataset.split_seed", "dataset.train_subset", "dataset.timesteps", "dataset.name")
+
+
+@dataclass(kw_only=True)
+class Evaluation:
+    """What a test found. Accuracies are fractions; `labels` [N] and `logits` [N, T, K] are not part of the JSON."""
+
+    run: str
+    weights: str
+    epoch: int  # whose weights they are, from 1
+    config_hash: str  # of the run
+    changes: list[str]  # in what the test differs from the run's own, as "timesteps: 4 -> 6"
+    remarks: list[str]
+    dataset: str
+    split_id: str
+    split_sha256: str
+    timesteps: int
+    device: str
+    readout: str
+    n: int
+    correct: int
+    acc: float  # at the loss's readout
+    loss: float
+    acc_step: list[float]  # [T]: of the output of step t alone
+    acc_cum: list[float]  # [T]: of the mean output up to step t
+    firing_rates: dict[str, float]
+    causal: bool  # false where the output of a step depends on later ones
+    calibration: dict[str, Any]
+    early_exit: (
+        list[dict[str, Any]] | None
+    )  # None where the outputs of single steps say nothing of a network that stops there
+    classes: list[dict[str, Any]]
+    confusion: list[list[int]]  # [K, K]: rows the labels, columns what was predicted
+    labels: np.ndarray = field(repr=False)
+    logits: np.ndarray = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("labels", "logits")}
+
+    def json(self) -> str:
+        """One line a key, strict JSON."""
+        lines = (f"  {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in self.to_dict().items())
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+    def __str__(self) -> str:
+        return tables(self)
+
+
+# ---------------------------------------------------------------- one test
+
+
+def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) -> Evaluation:
+    """Test a run's network on the test part, as in its training or with `overrides`, as they are typed after `snn-eval RUN`.
+
+    Raises UserError with one sentence: for keys that would change the network, or that a test does not read, and, before any
+    data are read, for a number of time steps, a frame size or a number of classes that the network cannot take.
+    """
+    typed = [o for o in overrides if not o.startswith("weights=")]
+    weights = next((o.partition("=")[2] for o in overrides if o.startswith("weights=")), None)
+    if not isinstance(run, TrainedRun):
+        run = load_run(run, weights or "last")
+    elif weights not in (None, run.weights):
+        run = load_run(run.path, str(weights))
+    base = as_tested(run.config)
+    config = with_overrides(base, typed)
+    device = pick_device(config)
+    seed_everything(config)
+    model = tested_network(run, config)
+    loss_fn: Loss = build_loss(config.loss.name, **options(config.loss, "name"))
+    begin_epoch(run.epoch - 1, config.recipe.epochs, loss_fn)
+    loss_fn.watch(model)  # who is watched is computed by PyTorch, as in the run
+    model = model.to(device)
+    if device.type == "cpu":
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.compile:
+        compile_network(model, device)
+    data = build_data(config)
+    done = itertools.count(1)
+    with progress("test", min(len(data.test), config.debug.max_eval_batches or len(data.test))) as advance:
+        outcome = evaluate(
+            model, data.test, loss_fn, Precision(config, device), device, config,
+            stop=lambda: advance(next(done)), rates=True,
+        )  # fmt: skip
+    if not math.isfinite(outcome["loss"]):
+        raise UserError(f"the loss of this test is {outcome['loss']}: the network's outputs are no finite numbers")
+    kept = final_outputs(outcome)
+    scores = loss_fn.readout(outcome["logits"])
+    confusion = confusion_matrix(outcome["labels"], scores.argmax(-1), run.num_classes)
+    ahead = sees_future(model)
+    found = Evaluation(
+        run=str(run.path), weights=run.weights, epoch=run.epoch, config_hash=config_hash(run.config),
+        changes=[c for c in differing(base, to_dict(config)) if not c.startswith("recipe.")], remarks=[],
+        dataset=config.dataset.name, split_id=data.split.id, split_sha256=data.split.sha256_test,
+        timesteps=config.timesteps, device=str(device), readout=loss_fn.readout_name,
+        n=outcome["n"], correct=outcome["correct"], acc=outcome["acc"], loss=outcome["loss"],
+        acc_step=outcome["acc_step"], acc_cum=outcome["acc_cum"], firing_rates=outcome["firing_rates"], causal=not ahead,
+        calibration=calibration(scores, outcome["labels"]), early_exit=None,
+        classes=by_class(confusion, facts(config).label_names), confusion=confusion.tolist(),
+        labels=kept["label"], logits=kept["logits"],
+    )  # fmt: skip
+    if ahead or not loss_fn.causal:
+        found.remarks.append(
+            f"the output of a step depends on later ones (by {', '.join(ahead) or config.loss.name}), so single steps say nothing "
+            "of a network that stops there: early exit is left out"
+        )
+    else:
+        found.early_exit = early_exit(running_scores(loss_fn, outcome["logits"]), outcome["labels"])
+    found.remarks += unlike_the_run(run, config, found)
+    return found
+
+
+def facts(config: Config) -> Any:
+    """The data set of a configuration."""
+    return SETS[config.dataset.name]
+
+
+def as_tested(config: Config) -> dict[str, Any]:
+    """A run's configuration without what a test does not read and might stumble over: initial weights, and augmentation but
+    for what the test of image files takes from it."""
+    plain = to_dict(config)
+    plain["model"]["weights"] = None
+    plain["augment"] = {k: v for k, v in plain["augment"].items() if f"augment.{k}" in READS}
+    return to_dict(checked(plain))
+
+
+def with_overrides(base: dict[str, Any], typed: Sequence[str]) -> Config:
+    """`base` with what was typed. Raises ConfigError for a key that does nothing here, or does too much."""
+    overrides = config_overrides(typed)
+    initial = next((o.partition("=")[2] for o in overrides if o.startswith("neuron.initial=")), None)
+    if initial == base["neuron"].get("initial", ""):
+        raise ConfigError(f"neuron.initial={initial} has no effect: the run's neurons start so; leave it out")
+    if initial:
+        base = base | {"neuron": base["neuron"] | {"imp": False}}  # it says the same, and would contradict
+    config = recomposed(base, overrides)
+    if config.dataset.name != base["dataset"]["name"] or config.dataset.frame_size != base["dataset"]["frame_size"]:
+        theirs, ours = (_takes(c) for c in (config, checked(base)))
+        if theirs != ours:
+            raise UserError(
+                f"dataset={config.dataset.name} gives {theirs}, and the run's network takes {ours}; choose a data set like "
+                f"{base['dataset']['name']}, or go on training on this one: snn-train model.weights=RUN"
+            )
+    return config
+
+
+def config_overrides(typed: Sequence[str]) -> list[str]:
+    """What was typed, by the full names of its keys. Raises ConfigError for one that a test does not read."""
+    full = []
+    for o in typed:
+        name, equals, value = o.partition("=")
+        if not equals:
+            raise ConfigError(f"cannot read '{o}': write key=value")
+        name = SHORT.get(name, name)
+        if name in READS or (name.startswith("dataset.") and name not in OF_TRAINING):
+            full.append(f"{name}={value}")
+        elif name not in keys() and name not in GROUPS:
+            raise ConfigError(unknown(name))
+        elif name.partition(".")[0] in ("model", "neuron", "loss", "experiment", "fidelity"):
+            raise ConfigError(
+                f"{o} would change what was trained, and snn-eval tests it as it is; leave it out, or train it"
+            )
+        else:
+            raise ConfigError(f"{o} has no effect on a test; leave it out")
+    return readable(full)
+
+
+def _takes(config: Config) -> str:
+    """Frame size and classes, in words."""
+    dataset = facts(config)
+    return f"{'x'.join(map(str, dataset.frame_shape(config.dataset.frame_size)))} and {dataset.num_classes} classes"
+
+
+def tested_network(run: TrainedRun, config: Config) -> nn.Module:
+    """The run's network, built anew for the configuration of a test. Raises UserError where its weights do not fit that."""
+    given = run.model.state_dict()
+    if config.timesteps != run.config.timesteps:
+        with torch.device("meta"):
+            other = build_network(replace(run.config, timesteps=config.timesteps), run.num_classes, run.input_shape)
+        shapes = {name: value.shape for name, value in other.state_dict().items()}
+        if shapes != (own := {name: value.shape for name, value in given.items()}):
+            name = min(n for n in shapes.keys() | own.keys() if shapes.get(n) != own.get(n))
+            raise UserError(
+                f"timesteps={config.timesteps}: parameters of this network are tied to the T={run.config.timesteps} that it was trained "
+                f"with ({name}); leave timesteps out"
+            )
+    model = build_network(config, run.num_classes, run.input_shape)
+    own = model.state_dict()
+    if missing := sorted(own.keys() - given.keys()):
+        raise UserError(
+            f"neuron.initial={config.neuron.initial} is learned, and this run has no {missing[0]}; choose zero, half or constant"
+        )
+    checkpoint.load_model(model, {name: value for name, value in given.items() if name in own}, str(run.path))
+    return model.eval()
+
+
+def unlike_the_run(run: TrainedRun, config: Config, found: Evaluation) -> list[str]:
+    """What a reader must know who holds these numbers against the run's: other data, other samples, other numbers."""
+    said = []
+    others = [c for c in found.changes if c.startswith(("dataset.", "timesteps:"))]
+    if run.result and not others:
+        changed, unknown_ = other_data(run.result, config)
+        said += [f"warning: the data are not those of the run ({'; '.join(changed)})"] if changed else []
+        said += [f"whether the data are those of the run is not known: {unknown_}"] if unknown_ else []
+    if run.result and run.result.dataset == found.dataset and run.result.split_sha256 != found.split_sha256:
+        said.append(
+            f"warning: other samples than the run's test ({run.result.split_id}): it may have been trained on some"
+        )
+    if not run.result:
+        said.append(
+            f"the run is not finished: these are the weights of epoch {run.epoch} of {run.config.recipe.epochs}"
+        )
+    line = {} if found.changes else epoch_of(run)
+    then = {k: line[k] for k in ("acc", "acc_step", "acc_cum") if k in line}
+    if then and any(getattr(found, k) != v for k, v in then.items()):
+        said.append(
+            f"warning: in the run these weights had an accuracy of {100 * then['acc']:.2f}%; sums are rounded in another order with "
+            "other devices, threads or versions"
+        )
+    return said
+
+
+def epoch_of(run: TrainedRun) -> dict[str, Any]:
+    """The line of metrics.jsonl about these weights; {} where it is gone, or the run goes on."""
+    file = run.path / METRICS
+    if run.result is None or not file.is_file():
+        return {}
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    return next((line for line in lines if line["epoch"] == run.epoch), {})
+
+
+# ---------------------------------------------------------------- what is measured
+
+
+def probabilities(scores: Tensor) -> Tensor:
+    """Softmax of scores [..., K], float64."""
+    return scores.double().softmax(-1)
+
+
+def confusion_matrix(labels: Tensor, predicted: Tensor, num_classes: int) -> np.ndarray:
+    """int64 [K, K]: how many of each label (row) were taken for each class (column)."""
+    pairs = torch.bincount(labels * num_classes + predicted, minlength=num_classes**2)
+    return pairs.reshape(num_classes, num_classes).numpy()
+
+
+def by_class(confusion: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+    """For each class: samples `n`, `correct`, their share `acc` (recall), `predicted` and the share of these that is right
+    (`precision`); null where there are none."""
+    return [
+        dict(
+            label=k, name=names[k] if names else str(k), n=(n := int(row.sum())), correct=(correct := int(row[k])),
+            acc=correct / n if n else None, predicted=(all_ := int(confusion[:, k].sum())),
+            precision=correct / all_ if all_ else None,
+        )
+        for k, row in enumerate(confusion)
+    ]  # fmt: skip
+
+
+def calibration(scores: Tensor, labels: Tensor, bins: int = BINS) -> dict[str, Any]:
+    """Of scores [N, K]: `ece`, sum_b n_b / N |acc_b - confidence_b| over bins of equal width of the highest probability (Guo
+    et al., ICML 2017); `nll`, the mean of -log p[label]; `brier`, the mean of sum_k (p[k] - [k = label])^2 (Brier, 1950);
+    and the bins."""
+    p = probabilities(scores)
+    confidence, predicted = p.max(-1)
+    right = (predicted == labels).double()
+    place = (confidence * bins).ceil().long().clamp(1, bins) - 1  # bin b holds b / bins < confidence <= (b + 1) / bins
+    n, hits, sure = (
+        torch.zeros(bins).double().index_add(0, place, x) for x in (torch.ones_like(right), right, confidence)
+    )
+    of_label = p.gather(1, labels[:, None])[:, 0]
+    return dict(
+        ece=float((hits - sure).abs().sum() / len(labels)),
+        nll=float(-scores.double().log_softmax(-1).gather(1, labels[:, None]).mean()),
+        brier=float((p.square().sum(-1) - 2 * of_label + 1).mean()),
+        confidence=float(confidence.mean()),
+        bins=[
+            dict(low=b / bins, high=(b + 1) / bins, n=int(n[b]), acc=float(hits[b] / n[b]), confidence=float(sure[b] / n[b]))
+            for b in range(bins)
+            if n[b]
+        ],
+    )  # fmt: skip
+
+
+def running_scores(loss_fn: Loss, logits: Tensor) -> Tensor:
+    """[T, N, K]: what the loss reads of the outputs up to each step, as of a network that stops there."""
+    return torch.stack([loss_fn.readout(logits[: t + 1]) for t in range(len(logits))])
+
+
+def early_exit(scores: Tensor, labels: Tensor, thresholds: Sequence[float] = THRESHOLDS) -> list[dict[str, Any]]:
+    """A sample stops at the first step whose highest probability reaches the threshold, else at T (SEENN-I: Li et al.,
+    NeurIPS 2023). Of running scores [T, N, K], for each threshold, and for null, which nobody reaches: accuracy, mean steps
+    used, and the share of samples that stop at each step."""
+    last = len(scores) - 1
+    confidence, predicted = map(torch.stack, zip(*(probabilities(s).max(-1) for s in scores), strict=True))
+    right = predicted == labels
+    found = []
+    for threshold in (*thresholds, None):
+        enough = confidence >= threshold if threshold is not None else torch.zeros_like(right)
+        enough[last] = True
+        step = enough.long().argmax(0)  # the first
+        found.append(
+            dict(
+                threshold=threshold, acc=float(right.gather(0, step[None]).double().mean()),
+                mean_steps=float(step.double().mean() + 1),
+                exits=(torch.bincount(step, minlength=last + 1) / len(labels)).tolist(),
+            )
+        )  # fmt: skip
+    return found
+
+
+# ---------------------------------------------------------------- in words
+
+MANY = 20  # classes: above, tables show the worst alone
+
+
+def tables(e: Evaluation) -> str:
+    """What a terminal shows."""
+    text = [
+        f"{e.run}, {e.weights} weights (epoch {e.epoch}), {e.dataset}, T={e.timesteps}, {e.device}",
+        f"accuracy {_percent(e.acc)}% ({e.correct}/{e.n}, readout: {e.readout}), loss {e.loss:.4f}",
+        *([f"unlike the run: {'; '.join(e.changes)}"] if e.changes else []),
+        *e.remarks,
+    ]
+    if e.causal:
+        steps = (
+            (str(t), _percent(alone), _percent(mean))
+            for t, (alone, mean) in enumerate(zip(e.acc_step, e.acc_cum, strict=True), 1)
+        )
+        text.append(text_table("accuracy by time step, %", ["t", "output of t alone", "mean output up to t"], steps))
+    if e.early_exit:
+        exits = ((str(x["threshold"] or "never"), _percent(x["acc"]), f"{x['mean_steps']:.2f}") for x in e.early_exit)
+        title = "early exit: stop once the confidence reaches a threshold"
+        text.append(text_table(title, ["threshold", "accuracy %", "mean steps"], exits))
+    c = e.calibration
+    bins = (
+        (f"{b['low']:.2f}-{b['high']:.2f}", str(b["n"]), _percent(b["confidence"]), _percent(b["acc"]))
+        for b in c["bins"]
+    )
+    title = f"calibration: ECE {_percent(c['ece'])}% ({BINS} bins), NLL {c['nll']:.4f}, Brier score {c['brier']:.4f} (0 to 2)"
+    text.append(text_table(title, ["confidence", "samples", "mean confidence %", "accuracy %"], bins))
+    seen = [x for x in e.classes if x["n"]]
+    worst = sorted(seen, key=lambda x: x["acc"])[:10] if len(seen) > MANY else seen
+    title = "by class" if worst is seen else f"by class, the worst 10 of {len(seen)}"
+    columns = ["class", "samples", "accuracy %", "precision %", "most often taken for"]
+    rows = [
+        (x["name"], str(x["n"]), _percent(x["acc"]), _percent(x["precision"]), _taken_for(e, x["label"])) for x in worst
+    ]
+    text.append(text_table(title, columns, rows))
+    return "\n".join(text)
+
+
+def _taken_for(e: Evaluation, label: int) -> str:
+    wrong = [0 if k == label else count for k, count in enumerate(e.confusion[label])]
+    return f"{e.classes[wrong.index(max(wrong))]['name']} ({max(wrong)})" if max(wrong) else ""
+
+
+def text_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """An empty line, the title, and columns, the first of them (and one of words) to the left."""
+    table = Table(box=None, header_style="", padding=(0, 2), collapse_padding=True)
+    for k, name in enumerate(columns):
+        table.add_column(name, justify="left" if k == 0 or name.startswith("most") else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    text = io.StringIO()
+    Console(file=text, width=1000, highlight=False).print(table)
+    return "\n".join(["", title, *(line.rstrip() for line in text.getvalue().splitlines())])
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}"
+
+
+# ---------------------------------------------------------------- the command
+
+
+def save(found: Evaluation, file: Path, predictions: bool = False) -> None:
+    """Write what was found, whole or not at all; `predictions`: label [N] and logits [N, T, K] in an .npz of the same name."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if predictions:
+        with (
+            replace_atomically(Path(str(file).removesuffix(".json") + ".npz")) as temporary,
+            open(temporary, "wb") as f,
+        ):
+            np.savez_compressed(f, label=found.labels, logits=found.logits)
+    write_text(file, found.json())
+
+
+def file_of(run: Path, typed: Sequence[str], output: str | None) -> Path:
+    """Where an evaluation goes: RUN/eval/last.json, RUN/eval/best,timesteps=6.json, or `output`.
+
+    Raises UserError where it would replace anything but an evaluation, or cannot be written.
+    """
+    weights = [o.partition("=")[2] for o in typed if o.startswith("weights=")] or ["last"]
+    others = config_overrides([o for o in typed if not o.startswith("weights=")])
+    named = tweaks(["name=x", *(o for o in others if not o.startswith("recipe."))])  # with a name it says all choices
+    file = (
+        Path(output).expanduser() if output else run / EVALUATIONS / f"{','.join(filter(None, [*weights, named]))}.json"
+    )
+    if file.resolve().parent == run.resolve():
+        raise UserError(
+            f"output={output} would lie among the run's own files; choose another folder, such as {run / EVALUATIONS}"
+        )
+    if file.exists() and not (file.is_file() and file.open("rb").read(9) == b'{\n  "run"'):
+        raise UserError(f"output={file} is there and is no earlier evaluation; choose another file")
+    above = next(folder for folder in file.resolve().parents if folder.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise UserError(f"{file} cannot be written in {above}; choose another place with output=FILE")
+    return file
+
+
+def main(argv: list[str]) -> None:
+    folder, words, flags = split(argv)
+    own = {k: v for k, _, v in (w.partition("=") for w in words) if k in ("output", "predictions")}
+    typed = [w for w in words if w.partition("=")[0] not in own]
+    if (keep := own.get("predictions", "false").lower()) not in ("true", "false"):
+        raise UserError(f"predictions={own['predictions']} must be true or false")
+    run = load_run(folder, next((w.partition("=")[2] for w in typed if w.startswith("weights=")), "last"))
+    file = file_of(run.path, typed, own.get("output"))
+    found = evaluate_run(run, typed)
+    save(found, file, keep == "true")
+    print(found.json() if "--json" in flags else found)
+    log.info(f"written to {file}")
+
+
+def entry() -> None:
+    """`snn-eval`."""
+    command("snn-eval", __doc__, main)
+
+
+if __name__ == "__main__":
+    entry()

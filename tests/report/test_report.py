@@ -1,0 +1,329 @@
+"""The page as a file: what is in it, what is left out and why, and what happens to input that is missing, damaged or hostile."""
+
+import base64
+import gzip
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from snn_repro.config import load_config, to_dict
+from snn_repro.report import render, sections
+from tests.fake_runs import fake_run
+from tests.scripts_of_ours import script
+
+ROOT = Path(__file__).parents[2]
+plotly = pytest.importorskip("plotly")
+
+
+def content(page: str) -> dict:
+    """What is packed in a page."""
+    packed = re.search(r'id="data">([^<]*)</script>', page).group(1)
+    return json.loads(gzip.decompress(base64.b64decode(packed)))
+
+
+def report(*paths: Path) -> dict:
+    return content(render(paths, networks=0)[0])
+
+
+def cells(data: dict, name: str) -> dict[str, str]:
+    lines = [line for line in data["sections"]["runs"]["data"]["rows"] if data["rows"][line["row"]] == name]
+    return {key: text for key, (text, _) in lines[0]["cells"].items()}
+
+
+def under_way(folder: Path, *overrides: str, seed: int = 0, epochs: int = 3, state: str = "running") -> None:
+    """A run's folder as it is while it trains."""
+    config = to_dict(load_config([*overrides, f"seed={seed}"]))
+    line = dict(loss=0.5, train_loss=0.4, train_acc=0.8, lr=0.1, samples_per_s=9.0, firing_rates={"sn1": 0.2})
+    steps = [0.5 + 0.1 * t for t in range(config["timesteps"])]
+    lines = [line | dict(epoch=e + 1, acc=0.5 + 0.1 * e, acc_step=steps, acc_cum=steps) for e in range(epochs)]
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "status.json").write_text(json.dumps(dict(state=state, error=None)))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+
+
+def test_a_row_is_a_mean_over_its_seeds_and_a_run_stands_alone(tmp_path):
+    for seed, acc in enumerate((0.90, 0.94)):
+        fake_run(tmp_path, "neuron=if_imp", "loss=tet", "name=mine", seed=seed, acc=acc, best=0.96)
+    data = report(tmp_path)
+    mine = cells(data, "mine")
+    assert mine["acc"] == "92.00 ± 2.83" and mine["first"] == "23.00 ± 0.71" and mine["best"] == "96.00"
+    assert (mine["seeds"], mine["initial"], mine["neuron"], mine["loss"], mine["T"]) == ("2", "imp", "if", "tet", "4")
+    runs = data["sections"]["runs"]["data"]["runs"]
+    assert [(run["seed"], run["cells"]["acc"][0]) for run in runs] == [(0, "90.00"), (1, "94.00")]
+    curve = data["sections"]["accuracy_steps"]["charts"][0]["traces"]["0"][0]
+    assert curve["x"] == [1, 2, 3, 4] and curve["y"][-1] == 92 and curve["sd"][-1] == pytest.approx(2.8284, abs=1e-4)
+
+
+def test_single_steps_of_a_network_that_sees_the_future_are_left_out_with_the_reason(tmp_path):
+    fake_run(tmp_path, "name=mine")
+    fake_run(tmp_path, "neuron=psn", "name=ahead", extra=dict(causal=False))
+    under_way(tmp_path / "psn" / "seed0", "neuron=psn", "name=ahead_too")
+    page, _ = render([tmp_path], networks=0)
+    data = content(page)
+    assert {data["rows"][int(i)] for i in data["sections"]["accuracy_steps"]["charts"][0]["traces"]} == {"mine"}
+    assert "every step sees the later ones: ahead, ahead_too [not finished]" in page
+    assert cells(data, "ahead")["first"] == "" != cells(data, "ahead")["acc"]
+
+
+def test_a_run_under_way_joins_its_finished_siblings_and_is_not_counted(tmp_path):
+    fake_run(tmp_path, "name=mine", seed=0, acc=0.9)
+    under_way(tmp_path / "mine" / "seed1", "name=mine", seed=1)
+    under_way(tmp_path / "other" / "seed0", "name=other", "loss=lts", state="interrupted", epochs=2)
+    under_way(tmp_path / "fresh" / "seed0", "name=fresh", epochs=0)
+    data = report(tmp_path)
+    mine, other, fresh = (cells(data, name) for name in ("mine", "other [not finished]", "fresh [not finished]"))
+    assert (mine["seeds"], mine["acc"], mine["state"]) == ("1 of 2", "90.00", "done, running")
+    assert (other["seeds"], other["acc"], other["best"], other["state"]) == ("0 of 1", "60.00", "60.00", "interrupted")
+    assert other["epochs"].startswith("2 of ") and fresh["acc"] == fresh["first"] == ""
+    charts = {chart["name"]: chart["traces"] for chart in data["sections"]["learning_curves"]["charts"]}
+    test = charts["test accuracy, at the readout"]
+    assert test["0"][0]["y"] == [50, 60, 70] and "validation accuracy, at the readout" not in charts
+
+
+def test_long_curves_are_thinned_and_keep_both_ends(tmp_path):
+    under_way(tmp_path / "seed0", "name=long", epochs=1000)
+    (trace,) = report(tmp_path)["sections"]["learning_curves"]["charts"][0]["traces"]["0"]
+    assert len(trace["x"]) <= 151 and (trace["x"][0], trace["x"][-1]) == (1, 1000)
+
+
+def test_seeds_that_are_further_go_on_alone(tmp_path):
+    for seed, epochs in enumerate((4, 2)):
+        under_way(tmp_path / f"seed{seed}", "name=mine", seed=seed, epochs=epochs)
+    mean, ahead = report(tmp_path)["sections"]["learning_curves"]["charts"][0]["traces"]["0"]
+    assert mean["x"] == [1, 2] and mean["sd"] == [0, 0] and (ahead["x"], ahead["seed"]) == ([2, 3, 4], 0)
+
+
+def test_the_keys_in_which_rows_differ_and_which_of_them_a_method_may_change(tmp_path):
+    fake_run(tmp_path, "name=a", "loss=sdt")
+    fake_run(tmp_path, "name=b", "loss=tet", "recipe.lr=0.5", extra=dict(threads=7))
+    data = report(tmp_path)["sections"]["runs"]["data"]
+    assert data["facts"]["recipe.lr"][1] == "0.5" and data["facts"]["loss.name"] == ["sdt", "tet"]
+    assert {"loss.name", "name"} <= set(data["method"]) and "recipe.lr" not in data["method"]
+    assert data["facts"]["threads"][1] == "7" and "recipe.epochs" not in data["facts"] and "seed" not in data["facts"]
+
+
+def test_dead_and_saturated_layers_are_marked(tmp_path):
+    rates = dict(firing_rates={"sn1": 0.0002, "sn2": 0.3, "sn3": 0.97})
+    fake_run(tmp_path, "name=mine", extra=rates)
+    fake_run(tmp_path, "name=counts", "neuron=ilif", extra=dict(firing_rates={"sn1": 0.97, "sn2": 3.9}))
+    page, _ = render([tmp_path], networks=0)
+    traces = content(page)["sections"]["firing_rates"]["charts"][0]["traces"]
+    assert traces["1"][0]["mark"] == ["x", None, "triangle-up"] and traces["0"][0]["mark"] == [None, "triangle-up"]
+    assert "mine: dead sn1 (0.0002)" in page and "mine: saturated sn3 (0.97)" in page
+
+
+def test_energy_is_shown_where_it_was_measured(tmp_path):
+    energy = dict(synops=1e6, macs=2e5, energy_pj=1.82e6, with_memory_pj=3e6, imp=dict(parameters=5, bytes=20, read_pj=1.0),
+                  layers={"conv1": dict(macs=2e5, synops=0.0), "fc": dict(macs=0.0, synops=1e6)})  # fmt: skip
+    fake_run(tmp_path, "name=mine", extra=dict(energy=energy))
+    fake_run(tmp_path, "name=without")
+    page, _ = render([tmp_path], networks=0)
+    data = content(page)
+    assert cells(data, "mine")["energy"] == "1.82" and cells(data, "without")["energy"] == ""
+    charts = data["sections"]["energy"]["charts"]
+    assert [set(chart["traces"]) for chart in charts] == [{"0"}] * 3 and charts[1]["traces"]["0"][0]["y"] == [0, 1e6]
+    assert '<td class="number">1,000,000</td>' in page
+
+
+def test_the_papers_tables_have_our_numbers_and_the_gain(tmp_path):
+    for seed in range(3):
+        fake_run(tmp_path, "experiment=table1_cifar10_tet", seed=seed, acc=0.93 + 0.01 * seed)
+        fake_run(tmp_path, "experiment=table1_cifar10_tet", "debug.max_steps=2", "name=cut", seed=seed, acc=0.1)
+    for seed in range(2):
+        fake_run(tmp_path, "loss=sdt", "name=base", seed=seed, acc=0.80 + 0.01 * seed)
+        fake_run(tmp_path, "loss=tet", "name=mine", "baselines=[base]", seed=seed, acc=0.85 + 0.02 * seed)
+    page, _ = render([tmp_path], networks=0)
+    assert "Table 1: SDT and TET without IMP (ours in 1 of 14 rows)" in page and "94.00 ± 1.00" in page
+    assert "+5.50 (" in page and "10.00 ± 0.00" not in page and "cut short by a debug key: cut" in page
+
+
+def test_sections_that_have_nothing_to_show_say_why(tmp_path):
+    fake_run(tmp_path, "name=mine")
+    page, _ = render([tmp_path], networks=0)
+    assert "Learning curves: no run has a metrics.jsonl" in page and 'id="learning_curves"' not in page
+    assert "Energy and operations: no run was measured; energy=true on a finished run adds it" in page
+
+
+def test_every_section_says_what_it_shows_and_has_a_place_of_its_own():
+    found = sections()
+    assert len({module.ORDER for module in found}) == len(found) >= 8
+    assert all(module.TITLE and module.__doc__ and callable(module.content) for module in found)
+
+
+def test_what_a_user_wrote_is_never_html(tmp_path):
+    evil = "</script><img src=x onerror=alert(1)>"
+    fake_run(tmp_path / "<b>runs", "name=mine", folder="x/seed0", extra=dict(name=evil, changed_on_resume=[evil]))
+    fake_run(tmp_path / "<b>runs", "name=two", folder="y/seed0", extra=dict(causal=False))
+    page, _ = render([tmp_path / "<b>runs"], networks=0)
+    assert "<img" not in page and "<b>runs" not in page and page.count("</script>") == 3
+    assert evil in content(page)["rows"]
+
+
+def test_the_page_loads_nothing_and_is_small(tmp_path):
+    fake_run(tmp_path, "name=mine")
+    page, _ = render([tmp_path], networks=0)
+    assert not re.findall(r'(?:src|href)="(?!#|data:)|url\(|@import', page) and len(page) < 2.5e6
+    assert "http-equiv" not in page and 'http-equiv="refresh" content="7"' in render([tmp_path], 0, 6.5)[0]
+
+
+def test_the_same_path_given_twice_counts_once(tmp_path):
+    fake_run(tmp_path, "name=mine")
+    assert len(render([tmp_path, tmp_path / "mine", tmp_path / "mine" / "seed0" / "result.json"], 0)[1].runs) == 1
+
+
+# ---------------------------------------------------------------- networks
+
+
+def test_checkpoints_give_samples_spikes_and_imp(tmp_path, quick):
+    from snn_repro.train import run
+
+    run(quick("neuron=if_imp", "recipe.epochs=1"), str(tmp_path / "run"))
+    data = content(render([tmp_path])[0])
+    (box,) = data["sections"]["learned_imp"]["charts"][0]["traces"]["0"]
+    assert len(box["x"]) == 3 and all(a <= b <= c for a, b, c in zip(box["q1"], box["median"], box["q3"], strict=True))
+    samples = data["sections"]["samples"]["data"]
+    saved = np.load(tmp_path / "run" / "predictions.npz")
+    assert 2 <= len(samples["rows"]["0"]["samples"]) <= 6
+    for sample in samples["rows"]["0"]["samples"]:
+        i = sample["index"]
+        assert sample["label"] == saved["label"][i]
+        np.testing.assert_allclose(sample["logits"], saved["logits"][i][:, sample["classes"]], atol=1e-3)
+        assert sample["so_far"] == saved["logits"][i].cumsum(0).argmax(-1).tolist()
+        picture = samples["frames"][sample["frames"]]
+        assert picture["shape"] == [1, 1, 8, 8] and len(base64.b64decode(picture["bytes"])) == 64
+        assert [len(layer["neurons"]) for layer in sample["spikes"]] == [24] * 3
+        assert {len(neuron) for layer in sample["spikes"] for neuron in layer["neurons"]} == {4}
+    alone = content(render([tmp_path], networks=0)[0])["sections"]  # the outputs are in predictions.npz too
+    assert "learned_imp" not in alone and alone["samples"]["data"]["frames"] == {}
+    assert alone["samples"]["data"]["rows"]["0"]["samples"][0]["spikes"] == []
+
+
+def test_predictions_that_are_too_large_are_not_read(tmp_path, monkeypatch):
+    from snn_repro.report import samples
+
+    fake_run(tmp_path, "name=mine")
+    monkeypatch.setattr(samples, "LARGEST", 10)
+    assert "predictions.npz is larger than" in render([tmp_path], networks=0)[0]
+
+
+def test_a_damaged_checkpoint_or_predictions_file_is_said_and_the_rest_shown(tmp_path):
+    fake_run(tmp_path, "name=mine")
+    (tmp_path / "mine/seed0/checkpoint_last.pt").write_bytes(b"none")
+    (tmp_path / "mine/seed0/predictions.npz").write_bytes(b"none")
+    page, _ = render([tmp_path])
+    assert "checkpoint_last.pt" in page and "predictions.npz is damaged" in page and 'id="accuracy_steps"' in page
+
+
+@pytest.mark.slow
+def test_collected_results_need_no_torch(tmp_path):
+    code = (
+        "import sys; from snn_repro.report import render; "
+        "page, found = render(['results/runs/fashion_mnist-small-if_imp-lts'], networks=0); "
+        "assert found.runs and 'torch' not in sys.modules, 'torch was imported'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------- the script
+
+
+def test_the_script_writes_the_page_and_names_what_is_damaged(tmp_path, capsys):
+    runs, output = tmp_path / "runs", tmp_path / "page.html"
+    fake_run(runs, "name=mine")
+    fake_run(runs, "name=half")
+    (runs / "half/seed0/metrics.jsonl").write_text('{"epoch": 1, "acc"')
+    under_way(runs / "cut" / "seed0", "name=cut")
+    (runs / "cut/seed0/config.yaml").write_text("name: [")
+    (runs / "bad").mkdir()
+    (runs / "bad/result.json").write_text("{")
+    assert script("report").main([str(runs), "--output", str(output), "--networks", "0"]) == 0
+    err, page = capsys.readouterr().err, output.read_text()
+    assert err.count("\n") == err.count("left out: ") == 3 and "Traceback" not in err
+    for said in (
+        "bad/result.json is damaged",
+        "half/seed0/metrics.jsonl is damaged",
+        "cut/seed0 holds a run that is not",
+    ):
+        assert said in err and said in page
+    assert "2 runs in 2 rows" in page and "3 could not be read" in page
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "runs"]
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["missing"], "missing does not exist; give folders that hold runs"),
+        (["empty"], "empty holds no run (no result.json, no config.yaml); train first, or give another folder"),
+        (["bad"], "no run under bad can be read: bad/result.json is no result"),
+        (["runs", "--output", "no/where.html"], "--output no/where.html: the folder no does not exist; make it first"),
+        (["runs", "--output", "empty"], "--output empty is a folder; give the name of a file in it"),
+        (["runs", "--output", "runs/x.html/"], "report.html.tmp"),
+        (["runs", "--networks", "-1"], "--networks -1 must be at least 0"),
+        (["missing", "--watch"], "missing does not exist"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_sentence_and_no_file(tmp_path, capsys, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    fake_run(tmp_path / "runs", "name=mine")
+    for name in ("empty", "bad"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "bad/result.json").write_text("[]")
+    if "tmp" in said:  # a folder stands where the temporary file would be
+        (tmp_path / "report.html.tmp").mkdir()
+        words = ["runs", "--networks", "0"]
+    assert script("report").main(words) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1 and not list(tmp_path.glob("*.html"))
+
+
+@pytest.mark.parametrize("word", ["0", "nan", "runs"])
+def test_watch_needs_seconds(capsys, word):
+    assert script("report").main(["runs", "--watch", word]) == 2
+    assert f"'{word}' is no number of seconds above 0; folders come first" in capsys.readouterr().err
+
+
+def test_a_folder_without_permission_is_said_before_any_work(tmp_path, capsys, monkeypatch):
+    program = script("report")
+    monkeypatch.setattr(program.os, "access", lambda path, mode: False)  # root may write anywhere
+    assert program.main([str(tmp_path / "missing"), "--output", str(tmp_path / "x.html")]) == 2
+    assert "x.html cannot be written: no permission; choose another place" in capsys.readouterr().err
+
+
+def test_without_plotly_a_sentence_says_what_to_install(tmp_path, capsys, monkeypatch):
+    fake_run(tmp_path, "name=mine")
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    assert script("report").main([str(tmp_path), "--output", str(tmp_path / "x.html")]) == 2
+    assert 'pip install "snn_repro[report]"' in capsys.readouterr().err
+
+
+def test_watching_waits_for_a_run_writes_again_on_change_and_stops_cleanly(tmp_path, capsys, monkeypatch):
+    program, output = script("report"), tmp_path / "page.html"
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    pages = []
+
+    def sleep(seconds):
+        pages.append(output.read_text() if output.exists() else None)
+        if len(pages) == 1:
+            under_way(runs / "seed0", "name=mine", epochs=1)
+        elif len(pages) == 3:
+            (runs / "seed0/metrics.jsonl").write_text(2 * (runs / "seed0/metrics.jsonl").read_text())
+        elif len(pages) == 4:
+            (runs / "seed0/status.json").write_text("{")
+        elif len(pages) == 6:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(program.time, "sleep", sleep)
+    assert program.main([str(runs), "--output", str(output), "--watch", "2", "--networks", "0"]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("page.html: 1 runs in 1 rows") == 2 and out.endswith("stopped\n")
+    assert err.count("waiting") == 2 and "holds no run" in err and "cannot be read" in err
+    assert pages[0] is None and 'content="2"' in pages[1] and pages[1] == pages[2] != pages[3] == pages[5]

@@ -1,0 +1,25 @@
+"""Small finished runs, made once: what is done with them must leave them as they are."""
+
+import pytest
+
+from snn_repro.config import load_config
+from snn_repro.train import run
+
+SHORT = ["logger.mode=disabled", "recipe.epochs=2", "debug.max_steps=3"]
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """IF with IMP, LTS, averaged weights."""
+    folder = tmp_path_factory.mktemp("digits")
+    run(load_config([*SHORT, "recipe.ema_decay=0.8"]), str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory):
+    """Emulated events, read by their mean."""
+    folder = tmp_path_factory.mktemp("recorded")
+    more = ["dataset=digits_dvs", "timesteps=3", "neuron=klif", "loss=tet", "debug.max_eval_batches=1", f"cache_dir={folder.parent}"]  # fmt: skip
+    run(load_config([*SHORT, *more]), str(folder))
+    return folder

@@ -1,0 +1,193 @@
+"""One raw sample becomes what the test's data are, for every kind of data set; and the network answers as it did."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from fixtures.event_sets import write_cifar10_dvs, write_dvs_gesture, write_ncaltech101
+from fixtures.image_sets import write_cifar10, write_fashion_mnist, write_imagenet
+from PIL import Image
+
+from snn_repro.config import load_config
+from snn_repro.data import build_data
+from snn_repro.data.cache import open_cache
+from snn_repro.data.emulator import DIGITS_CAMERA, emulate_recording
+from snn_repro.data.prepare import prepare
+from snn_repro.data.sets import SETS
+from snn_repro.data.sets.digits import load_digits, train_test
+from snn_repro.data.sets.digits_dvs import digits_dvs_frames
+from snn_repro.errors import UserError
+from snn_repro.trained import load_run, predict
+from snn_repro.trained.predict import predict as ask
+
+
+def silent(sentence: str) -> None:
+    pytest.fail(f"something had to be changed: {sentence}")
+
+
+def first_test_image(*overrides: str):
+    """(configuration, the first test image as the network gets it [1, C, H, W])."""
+    cfg = load_config(["recipe=digits", *overrides])
+    x, _ = next(iter(build_data(cfg).test.epoch(0)))
+    return cfg, x[:1]
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*results do not compare:UserWarning")
+
+# ---------------------------------------------------------------- images
+
+
+@pytest.mark.parametrize("more", [[], ["dataset.channel_order=bgr", "dataset.frame_size=20"]])
+def test_an_image_of_cifar10(more, tmp_path):
+    pixels = write_cifar10(tmp_path)["test_batch"][0][0]
+    cfg, x = first_test_image("dataset=cifar10", f"data_dir={tmp_path}", *more)
+    Image.fromarray(pixels.transpose(1, 2, 0)).save(tmp_path / "x.png")
+    for source in (tmp_path / "x.png", Image.open(tmp_path / "x.png"), pixels, pixels.transpose(1, 2, 0)):
+        assert torch.equal(SETS["cifar10"].sample(cfg, source, silent), x)
+
+
+def test_a_grey_image(tmp_path):
+    pixels = write_fashion_mnist(tmp_path)["t10k-images-idx3-ubyte"][0]
+    cfg, x = first_test_image("dataset=fashion_mnist", f"data_dir={tmp_path}")
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    assert torch.equal(SETS["fashion_mnist"].sample(cfg, str(tmp_path / "x.png"), silent), x)
+    said = []
+    Image.fromarray(pixels).convert("RGB").resize((56, 40)).save(tmp_path / "large.png")
+    assert SETS["fashion_mnist"].sample(cfg, tmp_path / "large.png", said.append).shape == (1, 1, 28, 28)
+    assert "colours (RGB) are turned into grey" in said[0]
+    assert "its 40x56 pixels (height x width) are resized to 28x28" in said[1] and len(said) == 2
+
+
+def test_an_image_of_imagenet(tmp_path):
+    write_imagenet(tmp_path, layout="folders")
+    with pytest.warns(UserWarning, match="3 of 1000 classes"):
+        cfg, x = first_test_image(
+            "dataset=imagenet1k", "dataset.frame_size=32", "dataset.workers=0", f"data_dir={tmp_path}"
+        )
+    file = min((tmp_path / "val").rglob("*.JPEG"))
+    assert torch.equal(SETS["imagenet1k"].sample(cfg, file, silent), x)
+
+
+def test_a_digit():
+    (images, _), (_, test) = load_digits(), train_test()
+    cfg, x = first_test_image("dataset=digits")
+    as_pixels = np.round(images[test[0], 0] * 255).astype(np.uint8)
+    for source in (Image.fromarray(as_pixels), images[test[0]]):
+        assert torch.equal(SETS["digits"].sample(cfg, source, silent), x)
+
+
+# ---------------------------------------------------------------- recordings
+
+
+def test_a_digit_is_recorded_as_the_data_are():
+    images, cfg = load_digits()[0], load_config(["dataset=digits_dvs", "timesteps=3"])
+    frames = digits_dvs_frames(3)
+    as_pixels = np.round(images[0, 0] * 255).astype(np.uint8)
+    for k, source in ((0, as_pixels), (0, images[0]), (5, emulate_recording(images[5], 0, DIGITS_CAMERA, 5))):
+        x = SETS["digits_dvs"].sample(cfg, source, silent)
+        assert x.shape == (3, 1, 2, 24, 24) and np.array_equal(x[:, 0], frames[k])
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "file"),
+    [
+        ("cifar10_dvs", write_cifar10_dvs, "{}"),
+        ("ncaltech101", write_ncaltech101, "Caltech101/{}"),
+        ("dvs_gesture", write_dvs_gesture, "DvsGesture/{}"),
+    ],
+)
+@pytest.mark.parametrize("size", [[], ["dataset.frame_size=16", "dataset.integrate_by=time"]])
+def test_a_recording_equals_its_row_of_the_cache(name, write, file, size, tmp_path):
+    few = dict(classes=("airplane", "cat")) if name == "cifar10_dvs" else {}
+    write(tmp_path / "raw", **few)
+    cfg = load_config(["recipe=digits", f"dataset={name}", "timesteps=3", f"cache_dir={tmp_path}", *size])
+    by = cfg.dataset.integrate_by
+    prepare(name, tmp_path / "raw", tmp_path, 3, by, cfg.dataset.frame_size, 0, say=lambda _: None)
+    cache = open_cache(SETS[name].cache_settings(cfg), tmp_path)
+    for row in (0, len(cache.names) - 1):
+        x = SETS[name].sample(cfg, tmp_path / "raw" / file.format(cache.names[row]), silent)
+        assert x.dtype == torch.float32 and np.array_equal(x[:, 0], cache.frames[row].astype(np.float32))
+
+
+# ---------------------------------------------------------------- what is wrong
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "sentence"),
+    [
+        ("cifar10", "gone.png", "gone.png does not exist"),
+        ("cifar10", ".", "is a folder: give an image"),
+        ("cifar10", "notes.txt", "notes.txt cannot be read as an image: cannot identify image file by its content"),
+        ("cifar10", "deep.png", "deep.png has pixels of more than 8 bits"),
+        ("cifar10", np.zeros((3, 32, 32)), r"an array float64 \[3, 32, 32\] is no image: give uint8"),
+        ("fashion_mnist", np.zeros((2, 3)), r"an array float64 \[2, 3\] is no image: give uint8"),
+        ("cifar10_dvs", "gone.aedat", "gone.aedat cannot be read: No such file"),
+        ("cifar10_dvs", "notes.txt", "notes.txt, byte 0: the file does not begin with"),
+        ("cifar10_dvs", np.zeros((2, 3)), "is made of recordings: give a file, or events"),
+        ("cifar10_dvs", ([], [], [], []), "holds no events"),
+        ("dvs_gesture", "user24_lab.aedat", "user24_lab.aedat: .* lists 12 trials in it; name one of .*:00 to .*:11"),
+        ("dvs_gesture", "user24_lab.aedat:12", "user24_lab.aedat:12: .* lists 12 trials"),
+    ],
+)  # fmt: skip
+def test_what_is_no_sample_is_one_sentence(name, source, sentence, tmp_path):
+    (tmp_path / "notes.txt").write_text("no picture")
+    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    write_dvs_gesture(tmp_path)
+    cfg = load_config(["recipe=digits", f"dataset={name}", "timesteps=2"])
+    if isinstance(source, str):
+        source = tmp_path / ("DvsGesture" if "user" in source else "") / source
+    elif isinstance(source, tuple):
+        source = tuple(np.array(a, int) for a in source)
+    with pytest.raises(UserError, match=sentence) as error:
+        SETS[name].sample(cfg, source, silent)
+    assert "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------- the network
+
+
+def test_the_network_answers_as_in_its_run(digits):
+    images, (_, test), run = load_digits()[0], train_test(), load_run(digits)
+    saved = np.load(digits / "predictions.npz")["logits"]
+    found = ask(run, images[test[:3]])
+    for k, p in enumerate(found):
+        np.testing.assert_allclose(p.logits, saved[k], atol=1e-5)
+        assert len(p.steps) == 4 and (p.label, p.name, p.confidence) == p.steps[-1]
+        assert p.label == saved[k, -1].argmax()  # LTS reads the last step
+        step = np.exp(saved[k, 1].astype(float)) / np.exp(saved[k, 1].astype(float)).sum()
+        assert p.steps[1] == (step.argmax(), str(step.argmax()), pytest.approx(step.max(), abs=1e-5))
+    assert run.class_names == list("0123456789") and len(found) == 3
+
+
+def test_names_of_classes_are_as_many_as_classes():
+    for name, dataset in SETS.items():
+        assert len(dataset.label_names) in (0, dataset.num_classes), name
+    assert SETS["fashion_mnist"].label_names[9] == "Ankle boot" and SETS["cifar100"].label_names[99] == "worm"
+    assert SETS["dvs_gesture"].label_names[7] == "arm_roll"
+
+
+def test_the_command(digits, tmp_path, monkeypatch, capsys):
+    Image.fromarray(np.round(load_digits()[0][0, 0] * 255).astype(np.uint8)).resize((16, 16)).save(
+        tmp_path / "zero.png"
+    )
+    before = {p.name: p.stat().st_mtime_ns for p in digits.iterdir() if p.is_file()}
+
+    def typed(*words) -> int:
+        monkeypatch.setattr(sys, "argv", ["snn-predict", *map(str, words)])
+        with pytest.raises(SystemExit) as done:
+            predict.entry()
+        return done.value.code
+
+    assert typed(digits, tmp_path / "zero.png", "weights=best", "device=cpu") == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{tmp_path / 'zero.png'}: ") and len(out.splitlines()) == 6 and "resized to 8x8" in err
+    assert typed(digits, tmp_path / "zero.png", "--json") == 0 and '"confidence"' in capsys.readouterr().out
+    for words, sentence in (
+        [[digits], "name an image or a recording"], [[digits, "gone.png"], "gone.png does not exist"],
+        [[digits, "x", "device=tpu"], "device=tpu must be"], [[tmp_path, "x"], "checkpoint_last.pt does not exist"],
+    ):  # fmt: skip
+        assert typed(*words) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("snn-predict: ") and sentence in err and err.count("\n") == 1
+    assert before == {p.name: p.stat().st_mtime_ns for p in digits.iterdir() if p.is_file()}
