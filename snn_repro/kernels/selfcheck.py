@@ -28,6 +28,7 @@ from snn_repro.kernels.limits import kept
 log = logging.getLogger("snn_repro")
 TIMEOUT = 600  # seconds; some twenty kernels are compiled
 LEAST_GAIN = 1.5
+LOCK = "triton-check.lock"  # in the user's cache
 MARGIN = 64  # values around a tensor
 # What a user can mend, so that the next process asks again: a full GPU, a full disk, no C compiler or headers for Triton.
 ENVIRONMENT = ("out of memory", "No space left", "C compiler", "Python.h")
@@ -77,15 +78,16 @@ def machine(device: torch.device) -> str:
     return f"{gpu}, torch {torch.__version__}, triton {triton.__version__}"
 
 
+@contextlib.contextmanager
 def _alone():
-    """One process of a machine at a time, where the user's cache can be written to."""
+    """One process of a machine at a time, where the user's cache can be written to and locked."""
     from filelock import FileLock
 
-    try:
-        user_cache().mkdir(parents=True, exist_ok=True)
-        return FileLock(user_cache() / "triton-check.lock")
-    except (OSError, RuntimeError):
-        return contextlib.nullcontext()
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError, RuntimeError):
+            user_cache().mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(user_cache() / LOCK))
+        yield
 
 
 def _command(case: dict) -> list[str]:

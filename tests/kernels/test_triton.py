@@ -399,6 +399,25 @@ def test_a_verdict_is_kept_until_a_kernel_changes(verdicts, monkeypatch):
 
 
 @outside
+def test_processes_ask_one_after_the_other(verdicts, tmp_path, monkeypatch):
+    """While one checks, the others of the machine wait for its verdict; a cache that cannot be written to stops nobody."""
+    code = f"""
+import filelock
+try:
+    filelock.FileLock({str(tmp_path / "snn_repro" / selfcheck.LOCK)!r}).acquire(timeout=0)
+    print('"free"')
+except filelock.Timeout:
+    print('"held"')
+"""
+    verdicts(code)
+    assert selfcheck.refusal(*CASE) == "held"
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    asked = verdicts("print('\"\"')")
+    assert selfcheck.refusal(*CASE) is None and selfcheck.refusal(*CASE) is None and len(asked) == 1
+
+
+@outside
 def test_a_crash_is_a_refusal_and_auto_stays_with_torch(verdicts, monkeypatch):
     asked = verdicts("import os, sys; print('an illegal access', file=sys.stderr, flush=True); os.abort()")
     reason = selfcheck.refusal(*CASE)
