@@ -136,6 +136,11 @@ def _takes_norm_there(x: Tensor, norm: Affine, timesteps: int) -> bool:
     return any(all(n == 1 or a == b for (n, a), b in zip(own, order, strict=True)) for order in orders)
 
 
+def of_norms(layer: nn.Module, x: Tensor) -> str:
+    """Who computes a spiking layer together with the norm before it, where `choose` said that somebody does."""
+    return "triton" if x.is_cuda or layer.backend == "triton" else "cpu"
+
+
 def sums(layer: nn.Module) -> bool:
     """Whether a spiking layer that Triton computes may add a shortcut to its spikes: nobody wants to see these alone."""
     from torch.nn.modules import module

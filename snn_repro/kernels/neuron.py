@@ -50,7 +50,10 @@ def update(
     if not _eager(x):
         s, v, *moments = torch.ops.snn_repro.neuron(x, v0, *(numbers or [None] * 5), *settings[:3], *law, plus)
     elif torch.is_grad_enabled() and (
-        norm is not None or any(a is not None and a.requires_grad for a in (x, v0, plus))
+        norm is not None
+        or x.requires_grad
+        or (v0 is not None and v0.requires_grad)
+        or (plus is not None and plus.requires_grad)
     ):
         s, v, *moments = _Layer.apply(x, v0, settings, plus, *numbers)
     else:

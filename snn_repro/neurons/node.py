@@ -204,7 +204,7 @@ class Neuron(BaseNode):
         """`steps` by whom `kernels.choose` names; with `norm`, for which it must have named a kernel, the norm too, and `plus`
         added to the spikes."""
         law = self.law()
-        who = kernels.choose(self, x, norm, law, timesteps)
+        who = kernels.choose(self, x, law=law) if norm is None else kernels.of_norms(self, x)
         if who == "torch":
             return self.steps(x, v0)
         if who == "spikingjelly":
