@@ -208,24 +208,31 @@ class Neuron(BaseNode):
         )
 
     def update(
-        self, x: Tensor, v0: Tensor | None, norm: kernels.Affine | None = None, timesteps: int | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`steps` by whom `kernels.choose` names; with `norm`, for which it must have named "cpu", the norm too."""
+        self, x: Tensor, v0: Tensor | None, norm: kernels.Affine | None = None, timesteps: int | None = None,
+        plus: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+        """`steps` by whom `kernels.choose` names; with `norm`, for which it must have named a kernel, the norm too, and `plus`
+        added to the spikes."""
         law = self.law()
-        who = kernels.choose(self, x, law=law) if norm is None else "cpu"
+        who = kernels.choose(self, x, law=law) if norm is None else kernels.of_norms(self, x)
         if who == "torch":
             return self.steps(x, v0)
         if who == "spikingjelly":
             from snn_repro.kernels import by_spikingjelly
 
             return by_spikingjelly.update(x, v0, law, self.store_v_seq)
-        return *fused.update(x, v0, law, who, norm, timesteps), None
+        return *fused.update(x, v0, law, who, norm, timesteps, plus), None
 
     def multi_step_forward(
-        self, x_seq: Tensor, norm: kernels.Affine | None = None, timesteps: int | None = None
+        self,
+        x_seq: Tensor,
+        norm: kernels.Affine | None = None,
+        timesteps: int | None = None,
+        plus: Tensor | None = None,
     ) -> Tensor:
-        """x [T, B, ...] -> spikes [T, B, ...]; with `norm`, for which `kernels.choose` must have named "cpu", x goes through
-        that norm first and may then be [1, B, ...], standing for `timesteps` equal steps.
+        """x [T, B, ...] -> spikes [T, B, ...]; with `norm`, for which `kernels.choose` must have named a kernel, x goes through
+        that norm first and may then be [1, B, ...], standing for `timesteps` equal steps; `plus` (where `kernels.sums`)
+        is added to the spikes.
 
         Leaves the last potential [B, ...] in `v` and, with `store_v_seq`, every potential after its reset [T, B, ...] in
         `v_seq`, both detached. Raises UserError where x does not fit the shape of IMP.
@@ -246,7 +253,7 @@ class Neuron(BaseNode):
                 f"but its input [T, B, ...] is {list(x_seq.shape)}; build the network for this input shape."
             )
         v0 = imp if self._plain else self.initial_state.potential(self, x_seq)
-        spikes, v, v_seq = self.update(x_seq, v0, norm, timesteps)
+        spikes, v, v_seq = self.update(x_seq, v0, norm, timesteps, plus)
         self.v = v.detach()
         if self.training and not self._plain and not self.repeats:
             self.initial_state.learn(self, spikes, self.v)
