@@ -15,7 +15,7 @@ from torch import nn
 from snn_repro import distributed
 from snn_repro.config import Config, ConfigError
 from snn_repro.data.batches import keep_freed_memory
-from snn_repro.kernels import KERNELS, prepare, resolve_backend
+from snn_repro.kernels import KERNELS, memory, prepare, resolve_backend
 from snn_repro.losses import LOSSES
 from snn_repro.neurons import initial_states
 
@@ -33,6 +33,7 @@ def pick_device(config: Config) -> torch.device:
     use_cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     if not use_cuda:
         keep_freed_memory()  # a quarter of a step's time is page faults otherwise
+        memory.fresh = False
     _, processes, number = distributed.world()
     if not use_cuda or processes == 1:
         return torch.device("cuda" if use_cuda else "cpu")
