@@ -44,7 +44,7 @@ def world() -> World:
 
 
 def start(device: str = "auto") -> World:
-    """Meet the other processes; a second call does nothing. `device` is the configuration's: auto, cpu or cuda.
+    """Meet the other processes; a second call does nothing. `device` is the configuration's: auto, cpu, cuda or cuda:N.
 
     Raises ProcessError when an earlier run of this sweep broke off on one process.
     """

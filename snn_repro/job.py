@@ -31,6 +31,7 @@ def task(node: Any) -> float | None:
     from hydra.types import RunMode
 
     from snn_repro import train
+    from snn_repro.runs import gpus
     from snn_repro.runs.sweeps import in_a_sweep
 
     global stopped
@@ -52,6 +53,7 @@ def task(node: Any) -> float | None:
         config.force = True
     try:
         check_machine(config)  # a sweep on a cluster was composed on another one
+        gpus.take()
         result = train.run(config, overrides=list(job.overrides.task))
         finished[:] = [config.run_dir]
     except Interrupted as interrupt:

@@ -26,15 +26,24 @@ def threads(config: Config) -> int:
 
 
 def pick_device(config: Config) -> torch.device:
-    """The device of this run, with the thread count set. Raises ConfigError for cuda without a GPU."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device=cuda but torch sees no GPU; use device=cpu, or install a CUDA build of torch")
+    """The device of this run, with the thread count set. Raises ConfigError for a GPU that is not there."""
+    kind, _, index = config.device.partition(":")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device={config.device} but torch sees no GPU; use device=cpu, or install a CUDA build of torch")
+    if index and int(index) >= torch.cuda.device_count():
+        there = ", ".join(f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count()))
+        raise ConfigError(f"device={config.device} is not there; torch sees {there}")
     torch.set_num_threads(threads(config))
-    use_cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    use_cuda = kind == "cuda" or (kind == "auto" and torch.cuda.is_available())
     if not use_cuda:
         keep_freed_memory()  # a quarter of a step's time is page faults otherwise
         memory.fresh = False
     _, processes, number = distributed.world()
+    if index and processes > 1:
+        raise ConfigError(f"device={config.device} is one GPU for {processes} processes; device=cuda gives each its own")
+    if index:
+        torch.cuda.set_device(int(index))
+        return torch.device("cuda", int(index))
     if not use_cuda or processes == 1:
         return torch.device("cuda" if use_cuda else "cpu")
     if number >= torch.cuda.device_count():

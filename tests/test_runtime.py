@@ -6,6 +6,7 @@ import torch
 from snn_repro import runtime
 from snn_repro.config import ConfigError, config_hash, load_config
 from snn_repro.models import build_model
+from snn_repro.runs import checkpoint
 
 SMALL = dict(num_classes=10, input_shape=(1, 8, 8), timesteps=2, neuron={"name": "if", "imp": True})
 
@@ -79,3 +80,46 @@ def test_results_of_a_gpu_name_its_arithmetic(monkeypatch):
     assert found["cuda"]["gpu"] == "a GPU" and found["cuda"]["tf32_convolutions"] == torch.backends.cudnn.allow_tf32
     assert found["neuron_backend"] == "checked (torch.float16, torch.float32) 4"
     assert "cuda" not in runtime.conditions(config, torch.device("cpu"), "float32")
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """As on a machine with two; returns the indices that were made torch's current one."""
+    current: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"Card {i}")
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    return current
+
+
+def test_a_gpu_is_chosen_by_its_number(two_gpus, monkeypatch):
+    assert runtime.pick_device(load_config(["device=cuda:1"])) == torch.device("cuda", 1)
+    assert two_gpus == [1], "what torch allocates by itself would lie on another GPU"
+    assert runtime.pick_device(load_config(["device=cuda"])) == torch.device("cuda")
+    with pytest.raises(ConfigError, match="^device=cuda:2 is not there; torch sees cuda:0 Card 0, cuda:1 Card 1$"):
+        runtime.pick_device(load_config(["device=cuda:2"]))
+    monkeypatch.setattr(runtime.distributed, "world", lambda: runtime.distributed.World(1, 2, 1))
+    with pytest.raises(ConfigError, match="device=cuda:1 is one GPU for 2 processes"):
+        runtime.pick_device(load_config(["device=cuda:1"]))
+
+
+def test_the_number_changes_no_hash_and_must_be_one():
+    assert config_hash(load_config(["device=cuda:1"])) == config_hash(load_config([]))
+    for word in ("cuda:x", "cuda:", "cuda:-1", "cuda:N", "gpu"):
+        with pytest.raises(ConfigError, match=f"device='{word}' is not one of auto, cpu, cuda, cuda:N"):
+            load_config([f"device={word}"])
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="device=cuda:1 but torch sees no GPU"):
+            runtime.pick_device(load_config(["device=cuda:1"]))
+
+
+def test_a_checkpoint_moves_between_machines_with_other_numbers_of_gpus(two_gpus, monkeypatch):
+    """Only the run's own generator is kept, and no context is made on GPUs of others."""
+    put = []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: torch.tensor([7]))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", put.append)
+    state = checkpoint.rng_state()
+    assert state["cuda"] == [torch.tensor([7])]
+    checkpoint.set_rng_state(state)
+    assert put == [torch.tensor([7])]

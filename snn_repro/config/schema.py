@@ -3,6 +3,7 @@
 What only one neuron, loss, network, data set or augmentation has is a `Setting` beside its class, found by the registries in OWN.
 """
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,16 @@ GROUPS = ("dataset", "model", "neuron", "loss", "recipe", "experiment", "fidelit
 OWN = {"dataset": SETS, "model": MODELS, "neuron": NEURONS, "loss": LOSSES, "augment": AUGMENTATIONS}
 """groups whose classes have settings"""
 MISSING = "???"  # how OmegaConf calls a value that has to be chosen
+
+
+class _Devices(tuple):
+    """The words for a device; cuda:N stands for all numbers."""
+
+    def __contains__(self, word: object) -> bool:
+        return word in (*self[:-1],) or bool(re.fullmatch(r"cuda:\d+", str(word)))
+
+
+DEVICES = _Devices(("auto", "cpu", "cuda", "cuda:N"))
 
 
 class ConfigError(UserError):
@@ -222,7 +233,7 @@ class Config:
     )
     force: bool = key(False, "run again although a finished result of this configuration exists")
     skip_finished: bool = key(True, "sweeps leave out what is finished; false trains it again and continues the rest")
-    device: str = key("auto", "auto is cuda where there is one", choices=("auto", "cpu", "cuda"))
+    device: str = key("auto", "auto is cuda where there is one; cuda:1 is the second GPU", choices=DEVICES)
     threads: int = key(
         0, "CPU threads; 0 is 1 for the small model (faster there), else torch's default; sums are rounded in another order",
         low=0, high=4096,
@@ -255,6 +266,7 @@ class Config:
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    runs_per_gpu: int = key(1, "hydra/launcher=gpus: runs at the same time on each GPU", low=1)
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
     run_dir: str | None = key(None, "set by Hydra's hydra.run.dir; not a key to set")

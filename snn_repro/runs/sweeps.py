@@ -36,6 +36,7 @@ from snn_repro.console import suggest
 from snn_repro.data.sets import SETS
 from snn_repro.errors import Interrupted, UserError
 from snn_repro.files import hold, write_error
+from snn_repro.runs import gpus
 from snn_repro.runs.folder import LOCK, RESULT, STATUS, other_data
 
 log = logging.getLogger("snn_repro")
@@ -355,10 +356,23 @@ def launch(overrides: list[str], jobs: list[Job], task: Callable) -> None:
         if kind == "SlurmLauncher":
             with _slurm():
                 start(jobs)
+        elif node.hydra.runtime.choices["hydra/launcher"] == "gpus":
+            with gpus.places(gpus_for(jobs), node.runs_per_gpu) as node.hydra.launcher.n_jobs:
+                _start_again_after_kills(start, jobs)
         elif kind == "JoblibLauncher":
             _start_again_after_kills(start, jobs)
         else:
             start(jobs)
+
+
+def gpus_for(jobs: list[Job]) -> list[str]:
+    """The GPUs of this machine, for `hydra/launcher=gpus`. Raises UserError where there are none, or a job names its own device."""
+    for job in jobs:
+        if job.config.device not in ("auto", "cuda"):
+            raise UserError(f"device={job.config.device} does not go with hydra/launcher=gpus, which gives each run its GPU")
+    if not (found := gpus.there()):
+        raise UserError("hydra/launcher=gpus but torch sees no GPU; use hydra/launcher=joblib for runs side by side on a CPU")
+    return found
 
 
 def _start_again_after_kills(start: Callable, jobs: list[Job]) -> None:

@@ -6,7 +6,7 @@ RUN       the folder of a run
 FILE      images, resized as the data set's are where they are of another size; or recordings in the format of the run's
           data set (row 3 of the table of labels of a DVS128 Gesture file is user01_led.aedat:03)
 weights   last (default) or best: the epoch that was selected, by validation or else (optimistic) by the test part
-device    auto (default), cpu or cuda
+device    auto (default), cpu, cuda or cuda:N
 
 For every file and time step it prints what the network answers if it stops there, and its confidence: label and softmax
 of what the loss reads of the outputs so far. Where events are emulated, an image is recorded by the emulated camera first.
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from snn_repro.causality import sees_future
+from snn_repro.config.schema import DEVICES
 from snn_repro.console import audible
 from snn_repro.errors import UserError
 from snn_repro.losses import build_loss
@@ -83,8 +84,8 @@ def main(argv: list[str]) -> None:
     files = [w for w in words if w.partition("=")[0] not in own]
     if not files:
         raise UserError("name an image or a recording behind the run's folder")
-    if own.get("device", "auto") not in ("auto", "cpu", "cuda"):
-        raise UserError(f"device={own['device']} must be auto, cpu or cuda")
+    if own.get("device", "auto") not in DEVICES:
+        raise UserError(f"device={own['device']} must be auto, cpu, cuda or cuda:N")
     run = load_run(folder, own.get("weights", "last"))
     run.model.to(pick_device(replace(run.config, device=own.get("device", "auto"))))
     found = predict(run, files)

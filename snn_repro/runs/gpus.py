@@ -1,0 +1,62 @@
+"""`hydra/launcher=gpus`: every worker process of a sweep has one GPU of this machine for itself, or shares it with few others.
+
+The process that launches makes a place for each worker, a lock file; a worker takes the first that is free, and sees its GPU
+alone (CUDA_VISIBLE_DEVICES). The system frees the place of a worker that was killed.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from snn_repro.errors import UserError
+from snn_repro.files import hold
+
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+PLACES = "SNN_REPRO_GPU_PLACES"  # of the environment: [folder of the lock files, GPU of each place]
+PATIENCE = 30  # seconds until a killed worker's place must be free
+
+_mine: "FileLock | None" = None
+
+
+def there() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls the GPUs that torch sees."""
+    import torch
+
+    numbers = [str(i) for i in range(torch.cuda.device_count())]
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return named[: len(numbers)] or numbers
+
+
+@contextlib.contextmanager
+def places(gpus: list[str], each: int) -> Iterator[int]:
+    """Within, worker processes that start find `each` places on every GPU; yields how many there are."""
+    with tempfile.TemporaryDirectory(prefix="snn_repro-gpus-", ignore_cleanup_errors=True) as folder:
+        os.environ[PLACES] = json.dumps([folder, gpus * each])
+        try:
+            yield len(gpus) * each
+        finally:
+            del os.environ[PLACES]
+
+
+def take() -> None:
+    """In a worker, before its first run: take a free place, and see its GPU alone. Elsewhere nothing happens."""
+    global _mine
+    if PLACES not in os.environ or _mine is not None:
+        return
+    folder, gpus = json.loads(os.environ[PLACES])
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        for place, gpu in enumerate(gpus):
+            _mine = hold(Path(folder, f"{place}.lock"))
+            if _mine is not None:
+                os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+                return
+        time.sleep(0.1)
+    raise UserError(f"all {len(gpus)} places on GPUs are taken by other processes of this sweep; start the same command again")
