@@ -345,6 +345,7 @@ def launch(overrides: list[str], jobs: list[Job], task: Callable) -> None:
     refuses the jobs.
     """
     from hydra.core.plugins import Plugins
+    from omegaconf import read_write
 
     with multirun_config(overrides) as (node, context):
         kind = node.hydra.launcher._target_.rsplit(".", 1)[-1]
@@ -357,7 +358,8 @@ def launch(overrides: list[str], jobs: list[Job], task: Callable) -> None:
             with _slurm():
                 start(jobs)
         elif node.hydra.runtime.choices["hydra/launcher"] == "gpus":
-            with gpus.places(gpus_for(jobs), node.runs_per_gpu) as node.hydra.launcher.n_jobs:
+            with gpus.places(gpus_for(jobs), node.runs_per_gpu) as places, read_write(node.hydra):
+                node.hydra.launcher.n_jobs = places
                 _start_again_after_kills(start, jobs)
         elif kind == "JoblibLauncher":
             _start_again_after_kills(start, jobs)

@@ -1,0 +1,116 @@
+"""hydra/launcher=gpus on a machine that has none: how many workers there are, which GPU each sees, what is refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from snn_repro.errors import UserError
+from snn_repro.runs import gpus, sweeps
+
+ROOT = Path(__file__).parents[2]
+SHORT = ["logger=none", "recipe.epochs=1", "debug.max_steps=1", "debug.max_eval_batches=1", "threads=1"]
+TAKES = "import os; from snn_repro.runs import gpus; gpus.take(); print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); input()"
+
+
+def worker() -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", TAKES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_workers_share_the_gpus_evenly_and_a_killed_ones_place_is_free_again():
+    workers = []
+    try:
+        with gpus.places(["3", "GPU-8f"], 2) as n:
+            assert n == 4
+            for expected in ("3", "GPU-8f", "3", "GPU-8f"):
+                workers.append(worker())
+                assert workers[-1].stdout.readline().strip() == expected
+            workers[1].kill()
+            workers.append(worker())
+            assert workers[-1].stdout.readline().strip() == "GPU-8f"
+        assert gpus.PLACES not in os.environ
+        gpus.take()  # outside nothing happens
+    finally:
+        for one in workers:
+            one.kill()
+            one.communicate()
+
+
+def test_the_users_own_choice_of_gpus_is_kept(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpus.there() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, MIG-1")
+    assert gpus.there() == ["2", "MIG-1"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert gpus.there() == []
+
+
+@pytest.mark.parametrize(
+    "words, there, sentence",
+    [
+        (["device=cuda:1"], ["0", "1"], "device=cuda:1 does not go with hydra/launcher=gpus"),
+        ([], [], "torch sees no GPU; use hydra/launcher=joblib"),
+    ],
+)
+def test_what_cannot_be_spread_is_refused_in_one_sentence(tmp_path, monkeypatch, capsys, words, there, sentence):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    monkeypatch.setattr(gpus, "there", lambda: there)
+    words = [*SHORT, *words, "seed=0,1", f"hydra.sweep.dir={tmp_path}", "hydra/launcher=gpus"]
+    assert sweeps.run_sweep(words, ["-m", *words], None) == 1
+    assert sentence in capsys.readouterr().err
+    with pytest.raises(UserError, match=sentence):
+        sweeps.gpus_for(sweeps.plan(words))
+
+
+SITE = """
+import os, random
+seed = random.seed
+def tell(value=None, version=2):
+    if value in (0, 1, 2, 3):
+        with open(os.environ["TOLD"], "a") as f:
+            f.write(f"{value} {os.environ.get('CUDA_VISIBLE_DEVICES')} {os.getpid()}\\n")
+    if value == 1:
+        raise ZeroDivisionError("planted")
+    seed(value, version)
+random.seed = tell
+"""
+FAKE = """
+from snn_repro.runs import gpus
+gpus.there = lambda: ["0", "1"]
+if __name__ == "__main__":
+    from snn_repro import cli
+    cli.main()
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_on_two_gpus_goes_on_after_a_failure_and_leaves_out_what_is_finished(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    (tmp_path / "sitecustomize.py").write_text(SITE)
+    (tmp_path / "fake.py").write_text(FAKE)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "TOLD": str(tmp_path / "told")}
+
+    def sweep(*words):
+        words = ["-m", *SHORT, "seed=0,1,2,3", f"hydra.sweep.dir={tmp_path / 'runs'}", "hydra/launcher=gpus", *words]
+        return subprocess.run([sys.executable, tmp_path / "fake.py", *words], capture_output=True, text=True, env=environment)
+
+    first = sweep()
+    assert first.returncode == 1 and first.stdout.splitlines()[-1:] == ["sweep: 3 of 4 runs done"], first.stderr
+    assert "n_jobs=2" in first.stdout
+    told = [line.split() for line in (tmp_path / "told").read_text().splitlines()]
+    assert {seed for seed, _, _ in told} == {"0", "1", "2", "3"}
+    of_process = {(pid, gpu) for _, gpu, pid in told}
+    assert {gpu for _, gpu in of_process} == {"0", "1"} and len(of_process) == 2, "a GPU a process, and each GPU used"
+    status = json.loads(next((tmp_path / "runs").rglob("seed1/status.json")).read_text())
+    assert status["error"] == "ZeroDivisionError: planted"
+
+    again = sweep("runs_per_gpu=2")
+    assert "3 of 4 runs are finished already" in again.stdout and "n_jobs=4" in again.stdout
+    told = (tmp_path / "told").read_text().splitlines()[len(told) :]
+    assert [line.split()[0] for line in told] == ["1"]
