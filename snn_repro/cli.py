@@ -137,12 +137,21 @@ def _dispatch(argv: list[str]) -> int:
         if distributed.world().rank == 0:
             console.suggest("snn-eval", *job.finished)
         return 0
+    dry = any(o.lower() == "dry_run=true" for o in overrides)
     if any(o.startswith("hydra/sweeper=") and o != "hydra/sweeper=basic" for o in overrides):
         refuse_misplaced(overrides, sweep=True)
+        if dry:
+            raise ConfigError("dry_run=true measures runs that are named; a search finds them as it goes, so leave hydra/sweeper out")
         with multirun_config(overrides) as (node, _):  # checks hydra.*; another sweeper finds its jobs while it runs
             sweeps.say_what_is_searched(node, overrides)
         with sweeps.stoppable():
             job.call_hydra(for_hydra)
+        return 0
+    if dry:
+        from snn_repro.dry_run import dry_sweep
+
+        for line in dry_sweep(overrides):
+            print(line, flush=True)
         return 0
     return sweeps.run_sweep(overrides, argv, job.task)
 

@@ -25,12 +25,13 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.flop_counter import FlopCounterMode
 
 from snn_repro import distributed, kernels
-from snn_repro.config import Config, ConfigError
+from snn_repro.config import Config, ConfigError, config_hash
 from snn_repro.energy import energy_report
 from snn_repro.errors import UserError
 from snn_repro.models import count_parameters
 from snn_repro.models.blocks import same_statistics
 from snn_repro.neurons import Neuron, firing_rates, initial_states
+from snn_repro.runs import sweeps
 from snn_repro.runs.folder import Follower
 from snn_repro.runtime import backends, peak_memory, pick_device
 from snn_repro.signals import StopRequest
@@ -139,6 +140,35 @@ def dry_run(config: Config) -> Report:
         sum(layer.synops for layer in layers), sum(layer.value_macs for layer in layers),
         state.steps, step, warm_up, epoch, warm_up + config.recipe.epochs * epoch, memory,
     )  # fmt: skip
+
+
+def dry_sweep(overrides: list[str]) -> Iterator[str]:
+    """The lines of a sweep's dry run: the hours of what is not finished, seeds apart, and of all of it.
+
+    Runs that differ in the seed alone are measured once. Raises UserError where a sweep would before its first run.
+    """
+    jobs = sweeps.plan(overrides)
+    left = [job for job in jobs if job.config.force or not (job.config.skip_finished and sweeps.is_finished(job))]
+    sweeps.check_data(left)
+    alike: dict[str, list[sweeps.Job]] = {}
+    for job in left:
+        alike.setdefault(config_hash(dataclasses.replace(job.config, seed=0)), []).append(job)
+    seconds: list[float] = []
+    for of in alike.values():
+        named = of[0].folder.parent if len(of) > 1 else of[0].folder
+        try:
+            report = dry_run(of[0].config)
+        except UserError as error:
+            yield f"{named}: {len(of)} x unknown: {error}"
+            continue
+        seconds += [report.run_seconds] * len(of)
+        yield f"{named}: {len(of)} x {_time(report.run_seconds)} on {report.device}"
+    total = f"{len(left)} of {len(jobs)} runs are left: {_time(sum(seconds))} one after another"
+    if "hydra/launcher=gpus" in overrides and seconds:
+        number = len(sweeps.gpus_for(left))
+        total += f", about {_time(max(max(seconds), sum(seconds) / number))} on {number} GPUs"
+    unknown = len(left) - len(seconds)
+    yield total + (f", and {unknown} runs unknown" if unknown else "") + "; nothing was written"
 
 
 # ---------------------------------------------------------------- time

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import types
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from snn_repro.dry_run import dry_run
 from snn_repro.errors import UserError
 from snn_repro.models import count_parameters
 from snn_repro.neurons import Neuron
+from snn_repro.runs import gpus
 from snn_repro.train import build_network, run
 
 SMALL = ["dataset=digits", "dataset.train_subset=96", "recipe.batch_size=32", "timesteps=3", "debug.max_eval_batches=1"]
@@ -73,9 +75,33 @@ def test_it_trains_nothing_and_is_no_part_of_the_hash(tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_sweep_refuses_it(monkeypatch, capsys):
-    code, _, err = command_line(monkeypatch, capsys, "-m", "seed=0,1", "dry_run=true")
-    assert code == 2 and "dry_run=true is for a single run" in err
+def test_a_sweep_tells_its_hours_and_measures_seeds_once(monkeypatch, capsys, tmp_path):
+    measured = []
+
+    def fake(config):
+        measured.append((config.neuron.imp, config.seed))
+        if config.neuron.imp:
+            raise UserError("too large")
+        return types.SimpleNamespace(run_seconds=7200.0, device="cuda")
+
+    monkeypatch.setattr(module, "dry_run", fake)
+    monkeypatch.setattr(gpus, "there", lambda: ["0", "1"])
+    words = ["-m", *SMALL, f"hydra.sweep.dir={tmp_path / 'runs'}", "neuron=if,if_imp", "seed=3,4,5", "dry_run=true"]
+    code, out, _ = command_line(monkeypatch, capsys, *words)
+    assert code == 0 and measured == [(False, 3), (True, 3)]
+    known, unknown, total = out.splitlines()
+    assert known.endswith(": 3 x 2.0 h on cuda") and "seed" not in known
+    assert unknown.endswith(": 3 x unknown: too large")
+    assert total == "6 of 6 runs are left: 6.0 h one after another, and 3 runs unknown; nothing was written"
+    assert command_line(monkeypatch, capsys, *words, "hydra/launcher=gpus")[1].splitlines()[-1].startswith(
+        "6 of 6 runs are left: 6.0 h one after another, about 3.0 h on 2 GPUs, and"
+    )
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_search_has_no_dry_run(monkeypatch, capsys):
+    code, _, err = command_line(monkeypatch, capsys, "-m", "seed=0,1", "dry_run=true", "hydra/sweeper=list")
+    assert code == 2 and "dry_run=true measures runs that are named" in err
 
 
 def test_what_a_run_would_refuse_is_refused(monkeypatch, capsys, tmp_path):
