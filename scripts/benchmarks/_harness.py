@@ -23,9 +23,9 @@ HAS_COMPILER = any(map(shutil.which, ("c++", "g++", "clang++")))  # torch.compil
 
 
 class Seconds(NamedTuple):
-    """What one call took: of processors, its finished children's included, and of the clock on the wall."""
+    """What one call took: of processors, its finished children's included, or of the GPU; and of the clock on the wall."""
 
-    cpu: float
+    used: float
     wall: float
 
 
@@ -62,6 +62,50 @@ def clocked(call: Callable[[], object]) -> Seconds:
     return Seconds(cpu() - used, time.perf_counter() - start)
 
 
+def clocked_on_gpu(call: Callable[[], object]) -> Seconds:
+    """The time between two events on a GPU that had nothing to do before: what the call waits for the host counts too."""
+    import torch
+
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    begin.record()
+    call()
+    end.record()
+    torch.cuda.synchronize()
+    return Seconds(begin.elapsed_time(end) / 1e3, time.perf_counter() - start)
+
+
+class Place(NamedTuple):
+    """Where a subject computes, and how it is timed there."""
+
+    device: str = "cpu"
+    clock: Callable[[Callable], Seconds] = clocked
+    facts: dict[str, str] = {}  # about the GPU
+
+
+def place(device: str) -> Place:
+    """The place of a `device=` of the command line, made torch's current one. Raises UserError where it is not there."""
+    import torch
+
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise UserError(f"device={device} must be cpu, cuda or cuda:N")
+    if kind == "cpu":
+        return Place()
+    if int(index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device={device} is not there: torch sees {torch.cuda.device_count()} GPUs")
+    torch.cuda.set_device(int(index or 0))
+    memory = torch.cuda.get_device_properties(int(index or 0)).total_memory / 2**30
+    facts = {"GPU": f"{torch.cuda.get_device_name()}, {memory:.0f} GiB", "CUDA": str(torch.version.cuda)}
+    return Place(device, clocked_on_gpu, facts)
+
+
+def seconds(row: dict) -> float:
+    """Those of a row of `timings`, wherever it was measured."""
+    return row["gpu_seconds"] if "gpu_seconds" in row else row["cpu_seconds"]
+
+
 def shuffled(cases: dict[str, Callable], rounds: int, measure: Callable = clocked) -> dict[str, list[Seconds]]:
     """`measure` of each case, once a round, in an order of chance.
 
@@ -81,16 +125,17 @@ def shuffled(cases: dict[str, Callable], rounds: int, measure: Callable = clocke
 def timings(cases: dict[str, Callable], rounds: int, measure: Callable = clocked, warm: bool = True) -> dict[str, dict]:
     """case -> {"cpu_seconds", "quartiles", "wall_seconds", "over_first"}: medians, and the time over the first case's.
 
-    warm: first call each once, to compile and to fill caches.
+    With `measure` clocked_on_gpu the first key is "gpu_seconds". warm: first call each once, to compile and to fill caches.
     """
     for case in cases.values() if warm else ():
         measure(case)
     rows: dict[str, dict] = {}
+    key = "gpu_seconds" if measure is clocked_on_gpu else "cpu_seconds"
     for name, samples in shuffled(cases, rounds, measure).items():
-        cpu, wall = ([*values] for values in zip(*samples, strict=True))
-        low, middle, high = statistics.quantiles(cpu, n=4) if len(cpu) > 1 else cpu * 3
-        rows[name] = {"cpu_seconds": middle, "quartiles": [low, high], "wall_seconds": statistics.median(wall)}
-        rows[name]["over_first"] = middle / next(iter(rows.values()))["cpu_seconds"]
+        used, wall = ([*values] for values in zip(*samples, strict=True))
+        low, middle, high = statistics.quantiles(used, n=4) if len(used) > 1 else used * 3
+        rows[name] = {key: middle, "quartiles": [low, high], "wall_seconds": statistics.median(wall)}
+        rows[name]["over_first"] = middle / next(iter(rows.values()))[key]
     return rows
 
 

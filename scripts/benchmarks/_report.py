@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import fill
 
+from benchmarks._harness import seconds
+
 # key of a row -> heading and way to write it; of other keys the key is the heading
 COLUMNS = {
     "over_first": ("time / the first's", "{:.2f}"),
@@ -55,18 +57,21 @@ class Report:
     packages: tuple[str, ...]  # whose versions matter
     absent: dict[str, str] = field(default_factory=dict)  # what could not be compared with, and why
     extra: dict = field(default_factory=dict)
+    gpu: dict[str, str] = field(default_factory=dict)  # facts about the GPU that was measured
 
 
 def rated(rows: dict[str, dict], per_call: int, unit: str) -> dict[str, dict]:
-    """The rows with the number of units a CPU second, of which a call does `per_call`."""
-    return {case: {**row, f"{unit}/s": per_call / row["cpu_seconds"]} for case, row in rows.items()}
+    """The rows with the number of units a second of CPU or GPU, of which a call does `per_call`."""
+    return {case: {**row, f"{unit}/s": per_call / seconds(row)} for case, row in rows.items()}
 
 
 def write(report: Report, asked: str, facts: dict[str, str], out: Path | None, name: str) -> str:
     """The report to be read; with `out`, also as out/<name>.md and with all digits as out/<name>.json."""
-    facts = facts | {f"{library} is absent": reason for library, reason in report.absent.items()}
+    facts = facts | report.gpu | {f"{library} is absent": reason for library, reason in report.absent.items()}
+    clock = "Time between two events on a GPU with an empty queue" if report.gpu else "One thread, CPU time"
+    name += "_cuda" if report.gpu else ""
     how = (
-        f"Made by `python scripts/benchmark.py {asked}`. One thread, CPU time, shuffled order, medians; `again` times"
+        f"Made by `python scripts/benchmark.py {asked}`. {clock}, shuffled order, medians; `again` times"
         f" the first function twice (A/A control). {report.how}"
     )
     lines = [

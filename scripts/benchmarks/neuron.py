@@ -3,10 +3,14 @@
 One IF layer (soft reset, ATan, float32). Floor: the time to move 20 bytes a neuron-step (read x, write spikes; read x and
 the gradient, write one) at the speed of the faster copy in the same run. "As a library call" is the same layer with the
 allocator and the threads as a process has them that sets neither, as a user's own program.
+
+device=cuda measures the same on a GPU, in float32 and float16, with each implementation that spikingjelly has there and a ReLU
+on the same tensor. The first call checks our kernels on that GPU, a minute or two.
 """
 
 import gc
 import math
+import os
 from collections.abc import Callable
 
 import torch
@@ -15,9 +19,22 @@ from numba import njit, types
 from numba.extending import intrinsic
 from spikingjelly.activation_based import neuron, surrogate
 
-from benchmarks._harness import HAS_COMPILER, in_own_process, peer, saved_bytes, threads_as_started, timings
+from benchmarks._harness import (
+    HAS_COMPILER,
+    Place,
+    Seconds,
+    clocked,
+    in_own_process,
+    peer,
+    place,
+    saved_bytes,
+    seconds,
+    threads_as_started,
+    timings,
+)
 from benchmarks._report import Report, Table
 from snn_repro.data.batches import keep_freed_memory
+from snn_repro.kernels import memory
 from snn_repro.models.blocks import Block
 from snn_repro.models.norms import BN
 from snn_repro.neurons import build_neuron
@@ -26,27 +43,48 @@ from snn_repro.neurons import build_neuron
 SHAPES = [(4, 32, 64, 32, 32), (10, 16, 128, 24, 24), (4, 32, 512, 4, 4), (8, 16, 64, 32, 32), (16, 8, 64, 32, 32)]
 NORMED_SHAPES = [(4, 8, 64, 32, 32), (4, 32, 64, 32, 32), (4, 8, 256, 8, 8), (4, 32, 512, 4, 4), (10, 2, 128, 48, 48)]
 IMP_SHAPES = [(t, 16, *size) for t in (4, 8, 16) for size in ((512, 4, 4), (256, 8, 8), (64, 32, 32))]
+GPU_SHAPES = [(4, 192, 64, 56, 56), (4, 256, 64, 32, 32), (10, 32, 128, 24, 24)]  # of the paper's rows, whole batches
 TOY = [(2, 2, 4, 8, 8)]
 REFERENCE = "ours, backend=torch (the reference)"
 
 
-def measure(rounds: int = 25, quick: bool = False) -> Report:
+def measure(rounds: int = 25, quick: bool = False, device: str = "cpu") -> Report:
     absent: dict[str, str] = {}
+    if device != "cpu":
+        return on_gpu(place(device), rounds, quick, absent)
     library = [_as_library(shape, rounds) for shape in (TOY if quick else SHAPES)]
     keep_freed_memory()
+    memory.fresh = False  # as in a run
     layers = _layers(absent, quick)
     tables = [_layer(shape, layers, rounds) for shape in (TOY if quick else SHAPES)]
     tables += library
     tables += [_norm_and_layer(shape, rounds, quick) for shape in (TOY if quick else NORMED_SHAPES)]
-    overhead = [_imp_overhead(shape, 2 * rounds + 1) for shape in (TOY if quick else IMP_SHAPES)]
+    imp, overhead = _imp_table(TOY if quick else IMP_SHAPES, rounds)
+    tables.append(imp)
+    how = "malloc keeps freed memory, for all alike, but in the calls as a library."
+    packages = ("numpy", "numba", "torch", "spikingjelly", "snntorch", "norse")
+    return Report("The spiking layer", how, tables, packages, absent, {"imp_overhead": overhead})
+
+
+def on_gpu(on: Place, rounds: int, quick: bool, absent: dict[str, str]) -> Report:
+    """The same on a GPU (in a test on a CPU), but for what only a CPU has."""
+    shapes, tables = TOY if quick else GPU_SHAPES, []
+    for dtype in (torch.float32, torch.float16):
+        layers = _layers(absent, quick, on)
+        tables += [_layer(shape, layers, rounds, on, dtype) for shape in shapes]
+    tables += [_norm_and_layer(shape, rounds, quick, on) for shape in shapes]
+    imp, _ = _imp_table(shapes, rounds, on)
+    packages = ("numpy", "torch", "triton", "spikingjelly", "snntorch", "norse")
+    return Report("The spiking layer on a GPU", "", [*tables, imp], packages, absent, gpu=on.facts)
+
+
+def _imp_table(shapes: list[tuple[int, ...]], rounds: int, on: Place = Place()) -> tuple[Table, list[dict]]:
+    overhead = [_imp_overhead(shape, 2 * rounds + 1, on) for shape in shapes]
     rows = {f"T={r['timesteps']}, {r['neurons']:,} neurons, B={r['batch']}": r for r in overhead}
     for row in rows.values():
         row["with / without"] = row["seconds_with"] / row["seconds_without"]
         row["again / without (A/A)"] = row["seconds_without_again"] / row["seconds_without"]
-    tables.append(Table("Forward and backward with IMP and without", rows, "Goal: at most 1.05 from T=4 on."))
-    how = "malloc keeps freed memory, for all alike, but in the calls as a library."
-    packages = ("numpy", "numba", "torch", "spikingjelly", "snntorch", "norse")
-    return Report("The spiking layer", how, tables, packages, absent, {"imp_overhead": overhead})
+    return Table("Forward and backward with IMP and without", rows, "Goal: at most 1.05 from T=4 on."), overhead
 
 
 # ------------------------------------------------------------------ the layer, as each library writes it
@@ -129,10 +167,10 @@ def _spikingjelly_layer(before: Callable | None = None) -> Callable:
     return layer
 
 
-def _layers(absent: dict[str, str], quick: bool) -> dict[str, Callable]:
+def _layers(absent: dict[str, str], quick: bool, on: Place = Place()) -> dict[str, Callable]:
     """name -> function of x [T, B, ...]; what is missing goes into `absent` with the reason."""
     found = {
-        "ours": build_neuron("if", backend="cpu"),
+        "ours": build_neuron("if", backend="cpu" if on.device == "cpu" else "auto"),
         REFERENCE: build_neuron("if", backend="torch"),
         "spikingjelly": _spikingjelly_layer(),
     }
@@ -195,35 +233,57 @@ def _copy_around(to, source, size):
 # ------------------------------------------------------------------ what is measured
 
 
-def _layer(shape: tuple[int, ...], layers: dict[str, Callable], rounds: int) -> Table:
+def _layer(
+    shape: tuple[int, ...], layers: dict[str, Callable], rounds: int, on: Place = Place(), dtype: torch.dtype = torch.float32
+) -> Table:  # fmt: skip
     torch.manual_seed(0)
     _forget_compiled(layers)
-    x, grad = torch.randn(shape).requires_grad_(), torch.randn(shape)
+    x, grad = (torch.randn(shape).to(on.device, dtype) for _ in range(2))
+    x.requires_grad_()
     with torch.no_grad():
         spikes = layers["ours"](x)
         same = {name: (layer(x) == spikes).float().mean().item() for name, layer in layers.items()}
-    assert same[REFERENCE] == same["spikingjelly"] == 1, same
+    if dtype == torch.float32:  # in float16 others round the potential too
+        assert same[REFERENCE] == same["spikingjelly"] == 1, same
     y = torch.empty_like(x)
-    copies = {
-        "copy, torch": lambda: y.copy_(x.detach()),
-        "copy, around the cache": lambda: _copy_around(y.data_ptr(), x.data_ptr(), x.numel() * 4),
-    }
-    rows = timings({**{name: both_passes(f, x, grad) for name, f in layers.items()}, **copies}, rounds)
+    copies = {"copy, torch": lambda: y.copy_(x.detach())}
+    if on.facts:
+        copies["ReLU, both passes"] = both_passes(torch.relu, x, grad)
+    elif dtype == torch.float32:
+        copies["copy, around the cache"] = lambda: _copy_around(y.data_ptr(), x.data_ptr(), x.numel() * 4)
+    rows = timings({**{name: both_passes(f, x, grad) for name, f in layers.items()}, **copies}, rounds, on.clock)
     with torch.no_grad():
-        forward = timings({name: lambda f=f: f(x) for name, f in layers.items()}, max(rounds // 2, 3))
-    copy = min(rows[name]["cpu_seconds"] for name in copies)
+        forward = timings({name: lambda f=f: f(x) for name, f in layers.items()}, max(rounds // 2, 3), on.clock)
+    copy = min(seconds(rows[name]) for name in copies if name.startswith("copy"))
     floor = 20 / 8 * copy  # forward: read x, write s; backward: read x and the gradient, write one
     for name, row in rows.items():
-        row["over_floor"] = row["cpu_seconds"] / floor
+        row["over_floor"] = seconds(row) / floor
         if name in layers:
-            row["forward_seconds"] = forward[name]["cpu_seconds"]
+            row["forward_seconds"] = seconds(forward[name])
             row["saved_bytes"] = saved_bytes(layers[name], x) / x.numel()
             row["equal_spikes"] = same[name]
-    title = f"[T, B, C, H, W] = {list(shape)}: {x.numel() / 1e6:.1f} M neuron-steps"
-    note = (
-        f"Copy at {8 * x.numel() / copy / 1e9:.1f} GB/s. Goal: 6x spikingjelly, 1.5x torch.compile, 1.7 of the floor."
-    )
+    title = f"[T, B, C, H, W] = {list(shape)}: {x.numel() / 1e6:.1f} M neuron-steps, {str(dtype).removeprefix('torch.')}"
+    goal = "1.3 of the floor" if on.facts else "6x spikingjelly, 1.5x torch.compile, 1.7 of the floor"
+    note = f"Copy at {2 * x.nbytes / copy / 1e9:.1f} GB/s. Goal: {goal}."
+    for word in ("cuda", "triton") if on.facts else ():
+        name = f"spikingjelly, SJ_IF_CUDA_IMPLEMENTATION={word}"
+        os.environ["SJ_IF_CUDA_IMPLEMENTATION"] = word  # read when spikingjelly is imported
+        try:
+            rows[name] = in_own_process(_their_implementation, shape, dtype, rounds, on)
+            rows[name]["over_first"] = seconds(rows[name]) / seconds(rows["ours"])
+        except Exception as error:  # of any kind: not built, no compiler, no such backend
+            rows[name] = {"over_first": "does not run"}
+            note += f" {name}: {' '.join(str(error).split())[:200]}."
+        finally:
+            del os.environ["SJ_IF_CUDA_IMPLEMENTATION"]
     return Table(title, rows, note)
+
+
+def _their_implementation(shape: tuple[int, ...], dtype: torch.dtype, rounds: int, on: Place) -> dict:
+    """Run in a fresh process, whose environment names an implementation of spikingjelly's."""
+    x, grad = (torch.randn(shape).to(on.device, dtype) for _ in range(2))
+    call = both_passes(_spikingjelly_layer(), x.requires_grad_(), grad)
+    return timings({"it": call}, rounds, on.clock)["it"]
 
 
 def _as_library(shape: tuple[int, ...], rounds: int) -> Table:
@@ -237,14 +297,20 @@ def _library_call(shape: tuple[int, ...], rounds: int) -> tuple[dict[str, dict],
     """Run in a fresh process, of which nothing is set."""
     torch.manual_seed(0)
     x, grad = torch.randn(shape).requires_grad_(), torch.randn(shape)
-    layers = {"ours": build_neuron("if"), "spikingjelly": _spikingjelly_layer()}
-    rows = timings({name: both_passes(layer, x, grad) for name, layer in layers.items()}, rounds)
+    layers = {"ours": build_neuron("if"), "ours, without huge pages": build_neuron("if"), "spikingjelly": _spikingjelly_layer()}
+    cases = {name: both_passes(layer, x, grad) for name, layer in layers.items()}
+
+    def timed(call: Callable[[], None]) -> Seconds:
+        memory.fresh = call is not cases["ours, without huge pages"]
+        return clocked(call)
+
+    rows = timings(cases, rounds, timed)
     for row in rows.values():
         row["wall_over_first"] = row["wall_seconds"] / rows["ours"]["wall_seconds"]
     return rows, torch.get_num_threads()
 
 
-def _norm_and_layer(shape: tuple[int, ...], rounds: int, quick: bool) -> Table:
+def _norm_and_layer(shape: tuple[int, ...], rounds: int, quick: bool, on: Place = Place()) -> Table:
     """A batch norm in training and the IF layer behind it.
 
     Ours and PyTorch's own operations get channels-last memory, what a CPU's convolutions give and take; spikingjelly's
@@ -252,10 +318,11 @@ def _norm_and_layer(shape: tuple[int, ...], rounds: int, quick: bool) -> Table:
     """
     gc.collect()
     torch.manual_seed(0)
-    x = torch.randn(shape).requires_grad_()
+    x = torch.randn(shape).to(on.device).requires_grad_()
     folded = x.detach().flatten(0, 1).contiguous(memory_format=torch.channels_last)
     last = folded.unflatten(0, shape[:2]).requires_grad_()
-    norm, ours, with_imp = BN(shape[2]), build_neuron("if"), build_neuron("if", imp=True, state_shape=shape[2:])
+    norm, ours = BN(shape[2]).to(on.device), build_neuron("if")
+    with_imp = build_neuron("if", imp=True, state_shape=shape[2:]).to(on.device)
     fire, spikingjelly, loop = Block().fire, _spikingjelly_layer(norm), if_loop(SpikeFunction.apply)
 
     def norm_and_loop(x):
@@ -277,18 +344,19 @@ def _norm_and_layer(shape: tuple[int, ...], rounds: int, quick: bool) -> Table:
         parameters = [norm.weight, norm.bias, *([with_imp.imp] if "IMP" in name else [])]
         cases[name] = both_passes(layer, x, torch.empty_like(x).copy_(grad), *parameters)
     spikes = {name: layer(x).detach() for name, (layer, x) in layers.items()}
-    rows = timings(cases, rounds)
+    rows = timings(cases, rounds, on.clock)
     for name, (layer, x) in layers.items():
         rows[name]["saved_bytes"] = saved_bytes(layer, x) / x.numel()
         rows[name]["equal_spikes"] = (spikes[name] == spikes["ours"]).float().mean().item()
     return Table(f"A batch norm and the layer: [T, B, C, H, W] = {list(shape)}", rows)
 
 
-def _imp_overhead(shape: tuple[int, ...], rounds: int) -> dict:
+def _imp_overhead(shape: tuple[int, ...], rounds: int, on: Place) -> dict:
     torch.manual_seed(0)
-    x, grad = torch.randn(shape).requires_grad_(), torch.randn(shape)
-    without, with_imp = build_neuron("if"), build_neuron("if", imp=True, state_shape=shape[2:])
+    x, grad = (torch.randn(shape).to(on.device) for _ in range(2))
+    x.requires_grad_()
+    without, with_imp = build_neuron("if"), build_neuron("if", imp=True, state_shape=shape[2:]).to(on.device)
     cases = {"without": both_passes(without, x, grad), "with": both_passes(with_imp, x, grad, with_imp.imp)}
-    seconds = {name: row["cpu_seconds"] for name, row in timings(cases, rounds).items()}
+    took = {name: seconds(row) for name, row in timings(cases, rounds, on.clock).items()}
     facts = {"timesteps": shape[0], "neurons": math.prod(shape[2:]), "batch": shape[1]}
-    return facts | {f"seconds_{name.replace(' ', '_')}": value for name, value in seconds.items()}
+    return facts | {f"seconds_{name.replace(' ', '_')}": value for name, value in took.items()}
