@@ -141,7 +141,9 @@ def _dispatch(argv: list[str]) -> int:
     if any(o.startswith("hydra/sweeper=") and o != "hydra/sweeper=basic" for o in overrides):
         refuse_misplaced(overrides, sweep=True)
         if dry:
-            raise ConfigError("dry_run=true measures runs that are named; a search finds them as it goes, so leave hydra/sweeper out")
+            raise ConfigError(
+                "dry_run=true measures runs that are named; a search finds them as it goes, so leave hydra/sweeper out"
+            )
         with multirun_config(overrides) as (node, _):  # checks hydra.*; another sweeper finds its jobs while it runs
             sweeps.say_what_is_searched(node, overrides)
         with sweeps.stoppable():

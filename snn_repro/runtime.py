@@ -29,7 +29,9 @@ def pick_device(config: Config) -> torch.device:
     """The device of this run, with the thread count set. Raises ConfigError for a GPU that is not there."""
     kind, _, index = config.device.partition(":")
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device={config.device} but torch sees no GPU; use device=cpu, or install a CUDA build of torch")
+        raise ConfigError(
+            f"device={config.device} but torch sees no GPU; use device=cpu, or install a CUDA build of torch"
+        )
     if index and int(index) >= torch.cuda.device_count():
         there = ", ".join(f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count()))
         raise ConfigError(f"device={config.device} is not there; torch sees {there}")
@@ -40,7 +42,9 @@ def pick_device(config: Config) -> torch.device:
         memory.fresh = False
     _, processes, number = distributed.world()
     if index and processes > 1:
-        raise ConfigError(f"device={config.device} is one GPU for {processes} processes; device=cuda gives each its own")
+        raise ConfigError(
+            f"device={config.device} is one GPU for {processes} processes; device=cuda gives each its own"
+        )
     if index:
         torch.cuda.set_device(int(index))
         return torch.device("cuda", int(index))

@@ -56,6 +56,50 @@ def test_every_subject_measures_a_toy_and_writes_its_report(program, subject, tm
         draw_reports([report])
 
 
+@pytest.mark.parametrize("subject", ["neuron", "step"])
+def test_what_a_gpu_would_run_runs_on_a_cpu(program, subject):
+    """The same cases on the same networks; what only a GPU has, its events and its memory, is left out."""
+    from importlib import import_module
+
+    from benchmarks._harness import CPU
+
+    if subject == "neuron":
+        report = import_module("benchmarks.neuron").on_gpu(CPU, 2, True, {})
+        assert [t.title.rsplit(" ", 1)[-1] for t in report.tables[:2]] == ["float32", "float16"]
+    else:
+        report = import_module("benchmarks.step").on_gpu(CPU, 2, True)
+        assert {"ours", "ours, kernels=off", "ReLU twin on T*B images"} < report.tables[0].rows.keys()
+    for table in report.tables:
+        assert table.rows and table.text()
+
+
+def test_times_of_a_gpu_are_its_own_and_have_a_report_of_their_own(program, monkeypatch, tmp_path):
+    import torch
+    from benchmarks import _harness, _report
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            pass
+
+        def elapsed_time(self, end):
+            return 7.0  # ms
+
+    waited = []
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(1))
+    rows = _harness.timings({"ours": lambda: None}, 3, _harness.clocked_on_gpu)
+    assert rows["ours"]["gpu_seconds"] == 0.007 and "cpu_seconds" not in rows["ours"]
+    assert len(waited) == 2 * (1 + 2 * 3), "the queue is empty before each call, and waited for behind it"
+    table = _report.Table("a table", _report.rated(rows, 14, "samples"))
+    report = _report.Report("title", "", [table], (), gpu={"GPU": "Card"})
+    text = _report.write(report, "neuron device=cuda", {}, tmp_path, "neuron")
+    assert "2,000" in text and "- GPU: Card" in text and "events" in text and "CPU time" not in text
+    assert {p.name for p in tmp_path.iterdir()} == {"neuron_cuda.json", "neuron_cuda.md"}
+
+
 def test_subjects_are_found_by_listing_the_folder_and_told_in_their_own_words(program, capsys):
     assert sorted(TITLES) == list(program.subjects())
     started = subprocess.run(
@@ -77,6 +121,8 @@ def test_subjects_are_found_by_listing_the_folder_and_told_in_their_own_words(pr
         (["data", "rounds=2"], "rounds must be a whole number, 3 or more"),
         (["data", "quick=yes"], "quick must be true or false"),
         (["data", "quick="], "quick=: quick must be true or false"),
+        (["neuron", "device=gpu"], "device=gpu must be cpu, cuda or cuda:N"),
+        (["step", "device=cuda:99"], "device=cuda:99 is not there: torch sees"),
         (["startup", "base=nowhere"], "base=nowhere holds no snn_repro"),
     ],
 )

@@ -84,6 +84,9 @@ class Place(NamedTuple):
     facts: dict[str, str] = {}  # about the GPU
 
 
+CPU = Place()
+
+
 def place(device: str) -> Place:
     """The place of a `device=` of the command line, made torch's current one. Raises UserError where it is not there."""
     import torch
@@ -92,7 +95,7 @@ def place(device: str) -> Place:
     if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
         raise UserError(f"device={device} must be cpu, cuda or cuda:N")
     if kind == "cpu":
-        return Place()
+        return CPU
     if int(index or 0) >= torch.cuda.device_count():
         raise UserError(f"device={device} is not there: torch sees {torch.cuda.device_count()} GPUs")
     torch.cuda.set_device(int(index or 0))

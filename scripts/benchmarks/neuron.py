@@ -20,6 +20,7 @@ from numba.extending import intrinsic
 from spikingjelly.activation_based import neuron, surrogate
 
 from benchmarks._harness import (
+    CPU,
     HAS_COMPILER,
     Place,
     Seconds,
@@ -70,7 +71,7 @@ def on_gpu(on: Place, rounds: int, quick: bool, absent: dict[str, str]) -> Repor
     """The same on a GPU (in a test on a CPU), but for what only a CPU has."""
     shapes, tables = TOY if quick else GPU_SHAPES, []
     for dtype in (torch.float32, torch.float16):
-        layers = _layers(absent, quick, on)
+        layers = _layers(absent, quick, "auto")
         tables += [_layer(shape, layers, rounds, on, dtype) for shape in shapes]
     tables += [_norm_and_layer(shape, rounds, quick, on) for shape in shapes]
     imp, _ = _imp_table(shapes, rounds, on)
@@ -78,7 +79,7 @@ def on_gpu(on: Place, rounds: int, quick: bool, absent: dict[str, str]) -> Repor
     return Report("The spiking layer on a GPU", "", [*tables, imp], packages, absent, gpu=on.facts)
 
 
-def _imp_table(shapes: list[tuple[int, ...]], rounds: int, on: Place = Place()) -> tuple[Table, list[dict]]:
+def _imp_table(shapes: list[tuple[int, ...]], rounds: int, on: Place = CPU) -> tuple[Table, list[dict]]:
     overhead = [_imp_overhead(shape, 2 * rounds + 1, on) for shape in shapes]
     rows = {f"T={r['timesteps']}, {r['neurons']:,} neurons, B={r['batch']}": r for r in overhead}
     for row in rows.values():
@@ -167,10 +168,10 @@ def _spikingjelly_layer(before: Callable | None = None) -> Callable:
     return layer
 
 
-def _layers(absent: dict[str, str], quick: bool, on: Place = Place()) -> dict[str, Callable]:
+def _layers(absent: dict[str, str], quick: bool, backend: str = "cpu") -> dict[str, Callable]:
     """name -> function of x [T, B, ...]; what is missing goes into `absent` with the reason."""
     found = {
-        "ours": build_neuron("if", backend="cpu" if on.device == "cpu" else "auto"),
+        "ours": build_neuron("if", backend=backend),
         REFERENCE: build_neuron("if", backend="torch"),
         "spikingjelly": _spikingjelly_layer(),
     }
@@ -234,7 +235,7 @@ def _copy_around(to, source, size):
 
 
 def _layer(
-    shape: tuple[int, ...], layers: dict[str, Callable], rounds: int, on: Place = Place(), dtype: torch.dtype = torch.float32
+    shape: tuple[int, ...], layers: dict[str, Callable], rounds: int, on: Place = CPU, dtype: torch.dtype = torch.float32
 ) -> Table:  # fmt: skip
     torch.manual_seed(0)
     _forget_compiled(layers)
@@ -262,7 +263,9 @@ def _layer(
             row["forward_seconds"] = seconds(forward[name])
             row["saved_bytes"] = saved_bytes(layers[name], x) / x.numel()
             row["equal_spikes"] = same[name]
-    title = f"[T, B, C, H, W] = {list(shape)}: {x.numel() / 1e6:.1f} M neuron-steps, {str(dtype).removeprefix('torch.')}"
+    title = (
+        f"[T, B, C, H, W] = {list(shape)}: {x.numel() / 1e6:.1f} M neuron-steps, {str(dtype).removeprefix('torch.')}"
+    )
     goal = "1.3 of the floor" if on.facts else "6x spikingjelly, 1.5x torch.compile, 1.7 of the floor"
     note = f"Copy at {2 * x.nbytes / copy / 1e9:.1f} GB/s. Goal: {goal}."
     for word in ("cuda", "triton") if on.facts else ():
@@ -297,7 +300,11 @@ def _library_call(shape: tuple[int, ...], rounds: int) -> tuple[dict[str, dict],
     """Run in a fresh process, of which nothing is set."""
     torch.manual_seed(0)
     x, grad = torch.randn(shape).requires_grad_(), torch.randn(shape)
-    layers = {"ours": build_neuron("if"), "ours, without huge pages": build_neuron("if"), "spikingjelly": _spikingjelly_layer()}
+    layers = {
+        "ours": build_neuron("if"),
+        "ours, without huge pages": build_neuron("if"),
+        "spikingjelly": _spikingjelly_layer(),
+    }
     cases = {name: both_passes(layer, x, grad) for name, layer in layers.items()}
 
     def timed(call: Callable[[], None]) -> Seconds:
@@ -310,7 +317,7 @@ def _library_call(shape: tuple[int, ...], rounds: int) -> tuple[dict[str, dict],
     return rows, torch.get_num_threads()
 
 
-def _norm_and_layer(shape: tuple[int, ...], rounds: int, quick: bool, on: Place = Place()) -> Table:
+def _norm_and_layer(shape: tuple[int, ...], rounds: int, quick: bool, on: Place = CPU) -> Table:
     """A batch norm in training and the IF layer behind it.
 
     Ours and PyTorch's own operations get channels-last memory, what a CPU's convolutions give and take; spikingjelly's

@@ -2,12 +2,16 @@
 
 The peer is the same network with the same weights on spikingjelly's nodes and torch's convolutions; the ReLU twin has the
 same convolutions on T*B images, channels-last. The norms' bias sets the density.
+
+device=cuda measures whole batches of the paper's rows on a GPU, training in float16 by autocast and evaluation in float32, ours by
+PyTorch alone, by our kernels and by torch.compile; no optimiser and no loading there either.
 """
 
 import json
 import statistics
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +19,9 @@ import torch
 from spikingjelly.activation_based import functional, neuron, surrogate
 from torch import nn
 
-from benchmarks._harness import in_own_process, memory, saved_bytes, timings
+from benchmarks._harness import Place, in_own_process, memory, place, saved_bytes, timings
 from benchmarks._report import Report, Table, rated
+from snn_repro import kernels
 from snn_repro.data.batches import keep_freed_memory
 from snn_repro.models import build_model
 
@@ -26,6 +31,8 @@ OURS, THEIRS, TWIN = "ours", "the same weights on spikingjelly's nodes", "ReLU t
 THEIRS_LAST = f"{THEIRS}, channels-last"
 DENSE, SMALL = "ours, conv_backend=dense", "ours, checkpointing=blocks"
 KINDS = (OURS, SMALL, DENSE, THEIRS, THEIRS_LAST, TWIN)
+OFF, COMPILED = "ours, kernels=off", "ours, compile=true"
+GPU_KINDS = (OURS, OFF, COMPILED, THEIRS, THEIRS_LAST, TWIN)
 OPTIONS: dict[str, dict] = {OURS: {}, SMALL: {"checkpointing": "blocks"}}  # of the other networks: dense
 
 
@@ -40,10 +47,13 @@ class Network(NamedTuple):
 
 SEW = Network("SEW-ResNet-18 CIFAR", "sew_resnet18_cifar", (3, 32, 32), 4, True)
 VGG = Network("VGG-48", "vgg48", (2, 48, 48), 10, False, {"dropout": 0.0})
+LARGE = Network("SEW-ResNet-18 ImageNet", "sew_resnet18", (3, 224, 224), 4, True)
 TOY = Network("small", "small", (1, 8, 8), 2, True)
 
 
-def measure(rounds: int = 7, quick: bool = False) -> Report:
+def measure(rounds: int = 7, quick: bool = False, device: str = "cpu") -> Report:
+    if device != "cpu":
+        return on_gpu(place(device), 3 * rounds, quick)
     keep_freed_memory()
     plan = [(SEW, 8, (6, 27, 50)), (SEW, 32, (6,)), (VGG, 2, (6, 27, 50))]
     tables = []
@@ -53,6 +63,39 @@ def measure(rounds: int = 7, quick: bool = False) -> Report:
     tables += _trained_densities()
     how = "malloc keeps freed memory, for the peers as well. A step is forward and backward, without the optimiser."
     return Report("Whole steps of a network", how, tables, ("torch", "numba", "spikingjelly"))
+
+
+def on_gpu(on: Place, rounds: int, quick: bool) -> Report:
+    """Whole batches on a GPU (in a test on a CPU)."""
+    plan = [(LARGE, 64), (SEW, 256), (VGG, 32)]
+    tables = [
+        t for network, batch in ([(TOY, 2)] if quick else plan) for t in _batches(network, batch, rounds, quick, on)
+    ]
+    how = "A step is forward and backward, without the optimiser and without loading."
+    return Report("Whole steps of a network on a GPU", how, tables, ("torch", "triton", "spikingjelly"), gpu=on.facts)
+
+
+def _batches(network: Network, batch: int, rounds: int, quick: bool, on: Place) -> list[Table]:
+    kinds = [kind for kind in GPU_KINDS if not (quick and kind == COMPILED)]
+    models, inputs = {}, {kind: _input(network, batch, kind).to(on.device) for kind in kinds}
+    for kind in kinds:
+        models[kind] = _build(kind, network, 0.0).to(on.device)
+        if kind == OFF:
+            kernels.use(models[kind], "off")
+        if kind == COMPILED:
+            models[kind].compile()
+    mixed = torch.autocast("cuda", torch.float16, enabled=on.device != "cpu")
+    steps = {kind: _training(models[kind], x, mixed) for kind, x in inputs.items()}
+    title = f"{network.title}, B={batch}, T={network.timesteps}"
+    rows = rated(timings(steps, rounds, on.clock), batch, "samples")
+    for kind in kinds if on.facts else ():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        steps[kind]()
+        rows[kind]["peak MiB"] = (torch.cuda.max_memory_allocated() - before) / 2**20
+    goal = "Goal: 1.2x spikingjelly's nodes, 0.75x the ReLU twin."
+    evaluated = timings({kind: _evaluation(models[kind], x) for kind, x in inputs.items()}, rounds, on.clock)
+    return [Table(f"{title}: training", rows, goal), Table(f"{title}: evaluation", rated(evaluated, batch, "samples"))]
 
 
 # ------------------------------------------------------------------ the networks
@@ -110,13 +153,15 @@ def _with_statistics(kind: str, network: Network, shift: float, x: torch.Tensor)
     return model
 
 
-def _training(model: nn.Module, x: torch.Tensor) -> Callable[[], None]:
+def _training(model: nn.Module, x: torch.Tensor, mixed: AbstractContextManager | None = None) -> Callable[[], None]:
     """One training step but for the optimiser, which costs all alike."""
 
     def step() -> None:
         model.train()
         functional.reset_net(model)
-        model(x).mean(0).logsumexp(-1).mean().backward()
+        with mixed or nullcontext():
+            logits = model(x).float()
+        logits.mean(0).logsumexp(-1).mean().backward()
         model.zero_grad(set_to_none=True)
 
     return step
@@ -201,7 +246,8 @@ def _at_density(network: Network, batch: int, percent: int, rounds: int, quick: 
     print(f"# {title}", file=sys.stderr, flush=True)
     tables = []
     goals = [f"at least {g} spikingjelly's nodes, and faster than the ReLU twin" for g in GOALS.get(percent, ())]
-    for i, (what, make) in enumerate((("training", _training), ("evaluation", _evaluation))):
+    parts: dict[str, Callable] = {"training": _training, "evaluation": _evaluation}
+    for i, (what, make) in enumerate(parts.items()):
         kinds = [kind for kind in KINDS if (what, kind) != ("evaluation", SMALL)]
         rows = timings({kind: make(models[kind], inputs[kind]) for kind in kinds}, rounds)
         goal = goals[i] if goals else "not slower than dense"

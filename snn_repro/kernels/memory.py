@@ -12,7 +12,9 @@ from torch import Tensor
 HUGE_PAGE, MADV_HUGEPAGE = 2**21, 14
 SMALLEST = 2 * HUGE_PAGE  # bytes of a block: wherever it begins, a whole huge page fits in
 
-fresh = True  # whether large blocks are; a run keeps its memory (`keep_freed_memory`), and then there is nothing to gain
+fresh = (
+    True  # whether large blocks are; a run keeps its memory (`keep_freed_memory`), and then there is nothing to gain
+)
 
 
 @cache

@@ -59,4 +59,6 @@ def take() -> None:
                 os.environ["CUDA_VISIBLE_DEVICES"] = gpu
                 return
         time.sleep(0.1)
-    raise UserError(f"all {len(gpus)} places on GPUs are taken by other processes of this sweep; start the same command again")
+    raise UserError(
+        f"all {len(gpus)} places on GPUs are taken by other processes of this sweep; start the same command again"
+    )

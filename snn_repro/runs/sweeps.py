@@ -371,9 +371,13 @@ def gpus_for(jobs: list[Job]) -> list[str]:
     """The GPUs of this machine, for `hydra/launcher=gpus`. Raises UserError where there are none, or a job names its own device."""
     for job in jobs:
         if job.config.device not in ("auto", "cuda"):
-            raise UserError(f"device={job.config.device} does not go with hydra/launcher=gpus, which gives each run its GPU")
+            raise UserError(
+                f"device={job.config.device} does not go with hydra/launcher=gpus, which gives each run its GPU"
+            )
     if not (found := gpus.there()):
-        raise UserError("hydra/launcher=gpus but torch sees no GPU; use hydra/launcher=joblib for runs side by side on a CPU")
+        raise UserError(
+            "hydra/launcher=gpus but torch sees no GPU; use hydra/launcher=joblib for runs side by side on a CPU"
+        )
     return found
 
 

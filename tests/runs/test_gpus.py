@@ -98,7 +98,9 @@ def test_a_sweep_on_two_gpus_goes_on_after_a_failure_and_leaves_out_what_is_fini
 
     def sweep(*words):
         words = ["-m", *SHORT, "seed=0,1,2,3", f"hydra.sweep.dir={tmp_path / 'runs'}", "hydra/launcher=gpus", *words]
-        return subprocess.run([sys.executable, tmp_path / "fake.py", *words], capture_output=True, text=True, env=environment)
+        return subprocess.run(
+            [sys.executable, tmp_path / "fake.py", *words], capture_output=True, text=True, env=environment
+        )
 
     first = sweep()
     assert first.returncode == 1 and first.stdout.splitlines()[-1:] == ["sweep: 3 of 4 runs done"], first.stderr
