@@ -1,7 +1,7 @@
 """`hydra/launcher=gpus`: every worker process of a sweep has one GPU of this machine for itself, or shares it with few others.
 
 The process that launches makes a place for each worker, a lock file; a worker takes the first that is free, and sees its GPU
-alone (CUDA_VISIBLE_DEVICES). The system frees the place of a worker that was killed.
+alone (CUDA_VISIBLE_DEVICES) and its share of the cores. The system frees the place of a worker that was killed.
 """
 
 import contextlib
@@ -45,6 +45,12 @@ def places(gpus: list[str], each: int) -> Iterator[int]:
             del os.environ[PLACES]
 
 
+def share(cores: list[int], place: int, places: int) -> list[int]:
+    """The cores of one place: loader processes are as many as cores, and those of all runs must not be all of the machine's."""
+    n = len(cores)
+    return cores[place * n // places : (place + 1) * n // places] or [cores[place * n // places]]
+
+
 def take() -> None:
     """In a worker, before its first run: take a free place, and see its GPU alone. Elsewhere nothing happens."""
     global _mine
@@ -57,6 +63,8 @@ def take() -> None:
             _mine = hold(Path(folder, f"{place}.lock"))
             if _mine is not None:
                 os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+                if hasattr(os, "sched_setaffinity"):
+                    os.sched_setaffinity(0, share(sorted(os.sched_getaffinity(0)), place, len(gpus)))
                 return
         time.sleep(0.1)
     raise UserError(

@@ -39,6 +39,11 @@ def test_workers_share_the_gpus_evenly_and_a_killed_ones_place_is_free_again():
             one.communicate()
 
 
+def test_cores_are_shared_too():
+    assert [gpus.share([0, 1, 4, 5, 6, 7], p, 3) for p in range(3)] == [[0, 1], [4, 5], [6, 7]]
+    assert [gpus.share([2, 3], p, 4) for p in range(4)] == [[2], [2], [3], [3]]
+
+
 def test_the_users_own_choice_of_gpus_is_kept(monkeypatch):
     import torch
 
