@@ -1,0 +1,207 @@
+"""What a build of the documentation adds (a hook of MkDocs): pages that follow from the code, and files elsewhere in the repository.
+
+Nothing here is a list of names: the reference is made of the registries, the choices and keys of `--help`, and the commands of
+pyproject.toml and scripts/. CONTRIBUTING.md and every Markdown file of results/ are pages too, under their own paths.
+"""
+
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import io
+import json
+import logging
+import posixpath
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from snn_repro import registry
+from snn_repro.config import help_text
+
+ROOT = Path(__file__).resolve().parents[1]
+log = logging.getLogger("mkdocs.snn_repro")  # below "mkdocs", so that a warning fails a build with --strict
+
+
+# ---------------------------------------------------------------- the reference
+
+
+def pages() -> Iterator[tuple[str, str]]:
+    """(page, its Markdown) of all that is made."""
+    yield "reference/keys.md", keys_page(help_text())
+    yield "reference/commands.md", commands_page()
+    for things in vars(registry).values():
+        if isinstance(things, registry.Registry):
+            title = things._kind + ("es" if things._kind.endswith("s") else "s")
+            yield f"reference/{title.replace(' ', '_')}.md", registry_page(title.capitalize(), things)
+
+
+def registry_page(title: str, things: registry.Registry) -> str:
+    """All of one kind: the word that chooses it, its docstring and code, the settings that not all have."""
+    ours = {name: things._owners[name] for name in things if things._owners[name].startswith("snn_repro.")}
+    files = {owner.rpartition(".")[0] for owner in ours.values()}
+    about = importlib.import_module(files.pop() if len(files) == 1 else _package(things, files))
+    parts = [f"# {title}", "", paragraphs(about.__doc__ or ""), ""]
+    first: dict[str, str] = {}  # class: the name that it was shown under
+    for name, owner in ours.items():
+        parts += [f"## `{things.group}{'.' if things.group == 'augment' else '='}{name}` {{ #{name} }}", ""]
+        if owner in first:
+            parts += [f"As [`{first[owner]}`](#{first[owner]}), in another size.", ""]
+        else:
+            first[owner] = name
+            parts += [f"::: {owner}", ""]
+        parts += settings_table(things, name)
+    return "\n".join(parts)
+
+
+def _package(things: registry.Registry, files: set[str]) -> str:
+    """The package that all files lie in: neurons.surrogates for surrogates, whose registry names neurons."""
+    packages = {file.rpartition(".")[0] for file in files}
+    return packages.pop() if len(packages) == 1 else things._module
+
+
+def paragraphs(docstring: str) -> str:
+    """A docstring as Markdown: its indented lines are a block that stays as it is typed."""
+    return re.sub(r"(?m)^(?! )(.+)\n(?=    )", r"\1\n\n", inspect.cleandoc(docstring))
+
+
+def settings_table(things: registry.Registry, name: str) -> list[str]:
+    """Settings of one thing, without those that all of its kind have: `reference/keys.md` has them."""
+    everybody = [set(things.settings(other)) for other in things]
+    shared = set() if things.group == "augment" else set.intersection(*everybody)
+    rows = [
+        (f"`{things.group}.{key}`", f"`{shown(setting.default)}`", cell(setting.help), cell(setting.unit),
+         cell(", ".join(setting.names) or setting.range))
+        for key, setting in things.settings(name).items() if key not in shared
+    ]  # fmt: skip
+    return table(("key", "default", "meaning", "unit", "allowed"), rows) if rows else []
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    lines = [head, ("---",) * len(head), *rows]
+    return [*(f"| {' | '.join(line)} |" for line in lines), ""]
+
+
+def shown(value: Any) -> str:
+    """A default as it is typed."""
+    if isinstance(value, str):
+        return value
+    return json.dumps(value).replace(" ", "") if value is None or isinstance(value, bool | tuple | list) else f"{value:g}"
+
+
+def cell(text: str) -> str:
+    """Plain words in a table."""
+    return re.sub(r"([\\|*_<\[\]])", r"\\\1", text)
+
+
+def keys_page(text: str) -> str:
+    """What `--help` prints, as tables."""
+    parts = ["# Keys and choices", "", "Made of `python -m snn_repro.train --help`. A group chooses a file under `conf/`,"]
+    parts += ["a key changes one value.", ""]
+    section, among_keys = "", False
+    for line in text.splitlines():
+        if re.fullmatch(r"\w+=", line):
+            parts += ["", f"## `{line}`", "", "| choice | |", "|---|---|"]
+            section = line
+        elif line == "keys":
+            section, among_keys = "", True
+        elif (section or among_keys) and (found := re.fullmatch(r"  (\S+) +(.*)", line)):
+            key, meaning = found.groups()
+            if among_keys and section != (room := key.rpartition(".")[0] or "run"):
+                parts += ["", f"## Keys: {room}", "", "| key | meaning |", "|---|---|"]
+                section = room
+            parts.append(f"| `{key}` | {cell(meaning)} |")
+    return "\n".join(parts) + "\n"
+
+
+def commands_page() -> str:
+    """What each command says of itself with --help."""
+    parts = ["# Commands", "", "Each as it answers to `--help`.", ""]
+    for name, entry in tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"].items():
+        module = importlib.import_module(entry.partition(":")[0])
+        said = "\n".join(help_text().splitlines()[:6]) if name == "snn-train" else inspect.cleandoc(module.__doc__ or "")
+        parts += [f"## {name}", "", "```text", said.strip(), "```", ""]
+        if name == "snn-train":
+            parts += ["All choices and keys: [keys.md](keys.md).", ""]
+    for file in sorted((ROOT / "scripts").glob("*.py")):
+        parts += [f"## scripts/{file.name}", "", "```text", help_of(load(file)).strip(), "```", ""]
+    return "\n".join(parts)
+
+
+def load(file: Path) -> ModuleType:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    with mock.patch.object(sys, "path", [str(file.parent), *sys.path]):
+        spec.loader.exec_module(module)
+    return module
+
+
+def help_of(script: ModuleType) -> str:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit), mock.patch.dict("os.environ", COLUMNS="120"):
+        script.main(["--help"])
+    return out.getvalue()
+
+
+# ---------------------------------------------------------------- the hook
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    for page, text in pages():
+        files.append(File.generated(config, page, content=text))
+    for path in [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "results").rglob("*.md")), *sorted((ROOT / "results").rglob("*.svg"))]:
+        name = path.relative_to(ROOT).as_posix()
+        files.append(File(name, str(ROOT), config.site_dir, config.use_directory_urls))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Links as they work in the repository, turned to where their files are in the documentation."""
+    path = page.file.src_uri
+    inside = page.file.src_dir is not None and Path(page.file.src_dir).resolve() == ROOT / "docs"
+    return relinked(markdown, posixpath.join("docs", path) if inside else path, set(files.src_uris))
+
+
+def relinked(markdown: str, path: str, known: set[str]) -> str:
+    """Links of a file of the repository, by its path; those to files that are no pages become their words."""
+
+    def relink(found: re.Match[str]) -> str:
+        words, target, anchor = found.groups()
+        here = posixpath.dirname(path)
+        there = posixpath.normpath(posixpath.join(here, target)).removeprefix("docs/")
+        if there not in known:
+            return found[0] if (ROOT / posixpath.join(here, target)).exists() is False else words.lstrip("!").strip("[]")
+        return f"{words}({posixpath.relpath(there, posixpath.dirname(path.removeprefix('docs/')) or '.')}{anchor or ''})"
+
+    return re.sub(r"(!?\[[^\]]*\])\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)", relink, markdown)
+
+
+FOREIGN = re.compile(
+    r"""<(?:script|img|iframe|source|video|audio)\b[^>]*\bsrc=["']?(?:https?:)?//[^"'\s>]+"""
+    r"""|<link\b(?=[^>]*\brel=["']?(?:stylesheet|preload|preconnect|icon))[^>]*\bhref=["']?(?:https?:)?//[^"'\s>]+"""
+    r"""|@import\s+(?:url\()?["']?(?:https?:)?//[^"')\s]+|url\(["']?(?:https?:)?//[^"')\s]+"""
+)
+
+
+def foreign(text: str) -> list[str]:
+    """What a page or style sheet would load from other hosts. Links to them are none of it."""
+    return [found[0] for found in FOREIGN.finditer(text)]
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    for path in sorted(Path(config.site_dir).rglob("*")):
+        if path.suffix in (".html", ".css"):
+            for found in foreign(path.read_text("utf-8")):
+                log.warning("%s loads from another host: %s", path.relative_to(config.site_dir), found)
