@@ -1,6 +1,7 @@
 """Turn the raw recordings of an event data set into cached frames, once.
 
-    python scripts/prepare_data.py dataset=cifar10_dvs data_dir=DIR cache_dir=DIR [key=value ...]
+python scripts/prepare_data.py dataset=cifar10_dvs data_dir=DIR cache_dir=DIR
+python scripts/prepare_data.py experiment=ROW data_dir=DIR cache_dir=DIR workers=4
 
 dataset       cifar10_dvs, dvs_gesture or ncaltech101; experiment=ROW prepares what that row needs
 data_dir      the archives as published, or the folders that they unpack to; only ever read
@@ -17,9 +18,11 @@ A run that was stopped goes on where it was when the command is typed again.
 """
 
 import os
+import shlex
 import sys
 import warnings
 
+from snn_repro.console import Parser, suggest
 from snn_repro.errors import UserError
 
 SHORT = {"integrate_by": "dataset.integrate_by", "frame_size": "dataset.frame_size"}
@@ -73,7 +76,9 @@ def main(arguments: list[str]) -> int:
         except OSError:
             os.open(os.devnull, os.O_RDWR)
     if not arguments or {"-h", "--help"} & set(arguments):
-        say(__doc__)
+        parser = Parser("prepare_data.py", __doc__)
+        parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="those above, or keys of training")
+        say(parser.format_help().rstrip())
         return 0
     warnings.showwarning = one_line
     try:
@@ -118,6 +123,7 @@ def main(arguments: list[str]) -> int:
         say(f"{report.folder}: {report.samples} recordings, {report.read} of them read now")
     else:
         say(f"{report.folder}: {report.samples} recordings, prepared before")
+    suggest(f"python -m snn_repro.train {shlex.join(overrides)}")
     return 0
 
 

@@ -1,10 +1,10 @@
 """A study of several runs by a rule written before them: run it, collect its results, write its report.
 
-python scripts/study.py NAME run [DATASET ...] [KEY=VALUE ...] [--print] [--seeds N]
-                                          its sweeps (Hydra multirun), or just their commands
-python scripts/study.py NAME collect      copy what reports need from runs/ to results/runs/NAME
-python scripts/study.py NAME measure      what is no run: times, memory, baselines
-python scripts/study.py NAME report [--check]
+python scripts/study.py small_scale run digits seed=0 --print   the commands of its sweeps; without --print it runs them
+python scripts/study.py small_scale collect                     copy what reports need from runs/ to results/runs/NAME
+python scripts/study.py small_scale measure                     what is no run: times, memory, baselines
+python scripts/study.py small_scale report --check              write its report, or hold it against the results
+
 A sweep that was stopped goes on when its command is given again. KEY=VALUE (data_dir=DIR, say) is passed on.
 """
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @console.one_sentence
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="study.py", description=__doc__.splitlines()[0])
+    parser = console.Parser("study.py", __doc__)
     parser.add_argument("name", help=f"one of: {', '.join(names())}")
     actions = parser.add_subparsers(dest="action", required=True)
     run = actions.add_parser("run", help="run the sweeps")

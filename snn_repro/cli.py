@@ -1,4 +1,7 @@
-"""The command line of `python -m snn_repro.train` and `snn-train`: help, one run by Hydra, sweeps, exit codes, completion."""
+"""Train one network or a sweep of them, from the command line.
+
+`snn-train`, `python -m snn_repro.train`: help, one run by Hydra, sweeps, exit codes, completion.
+"""
 
 import contextlib
 import gc
@@ -125,6 +128,8 @@ def _dispatch(argv: list[str]) -> int:
         job.call_hydra(for_hydra)
         if job.errors:
             raise job.errors.pop()
+        if distributed.world().rank == 0:
+            console.suggest("snn-eval", *job.finished)
         return 0
     if any(o.startswith("hydra/sweeper=") and o != "hydra/sweeper=basic" for o in overrides):
         refuse_misplaced(overrides, sweep=True)

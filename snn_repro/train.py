@@ -11,7 +11,7 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -26,7 +26,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from snn_repro import distributed, signals
 from snn_repro.causality import sees_future
 from snn_repro.config import Config, ConfigError, checked, frame_shape, to_dict
-from snn_repro.console import audible, progress
+from snn_repro.console import audible, pace, progress
 from snn_repro.data import Batches, Data, build_data
 from snn_repro.data.augment import GuidedAugmentation, turned_on, values_of
 from snn_repro.data.batches import derive_seed
@@ -46,8 +46,8 @@ from snn_repro.registry import SETS
 from snn_repro.runs import checkpoint
 from snn_repro.runs.fingerprint import fingerprint
 from snn_repro.runs.folder import Follower, RunFolder
+from snn_repro.runs.loggers import Loggers
 from snn_repro.runs.result import RunResult, build_result, epoch_line, selection, summary
-from snn_repro.runs.tracking import Tracker
 from snn_repro.runtime import (
     Precision,
     compile_network,
@@ -126,14 +126,14 @@ def recorded(
     folder: RunFolder | Follower, config: Config, stop: signals.StopRequest, overrides: list[str]
 ) -> RunResult:
     """Everything that happens while the folder is held; the outcome is recorded in status.json whatever it is."""
-    tracker, result = None, None
+    loggers, result = None, None
     try:
         check_settings(config)
         device = pick_device(config)
         folder.begin(overrides, str(device))
         if distributed.world().rank == 0:
-            tracker = Tracker(config, folder.path, log.warning)
-        result = fit(folder, config, device, tracker, stop)
+            loggers = Loggers(config, folder.path, log.warning)
+        result = fit(folder, config, device, loggers, stop)
         folder.finish(result)
         folder.status("done")
         log.info(f"{folder.path}: {summary(result)}")
@@ -151,12 +151,12 @@ def recorded(
             raise
         raise error from raised
     finally:
-        if tracker is not None:
-            tracker.finish(result)
+        if loggers is not None:
+            loggers.finish(result)
 
 
 def fit(
-    folder: RunFolder | Follower, config: Config, device: torch.device, tracker: Tracker | None,
+    folder: RunFolder | Follower, config: Config, device: torch.device, loggers: Loggers | None,
     stop: signals.StopRequest,
 ) -> RunResult:  # fmt: skip
     """Build the parts, train epoch by epoch, and return the result."""
@@ -203,12 +203,12 @@ def fit(
         f"{f', {world.size} processes' if world.size > 1 else ''}; {folder.path}"
     )
     history = state.resume()
-    if tracker is not None:
-        tracker.start(history)
+    if loggers is not None:
+        loggers.start(history)
 
     for epoch in range(state.epoch, config.recipe.epochs):
         started, seen = time.perf_counter(), state.sums["n"]
-        train = state.train_epoch(epoch, train_part)
+        train = state.train_epoch(epoch, train_part, history)
         trained = time.perf_counter() - started
         val = state.evaluate(val_part, "validation") if val_part else None
         test = state.evaluate(test_part, "test")
@@ -224,8 +224,8 @@ def fit(
         folder.record(history)
         log.info(epoch_line(line, config.recipe.epochs))
         state.save_epoch(epoch, is_best=selection(history)[-1] == len(history) - 1)
-        if tracker is not None:
-            tracker.epoch(line)
+        if loggers is not None:
+            loggers.epoch(line)
     if config.recipe.epochs == state.started_at:
         # killed between the last checkpoint and the result: the weights are final, the outputs were lost
         test = evaluate(state.evaluated, test_part, loss_fn, amp, device, config)
@@ -372,15 +372,18 @@ class Training:
 
     # -- an epoch
 
-    def train_epoch(self, epoch: int, batches: Batches) -> dict[str, Any]:
+    def train_epoch(self, epoch: int, batches: Batches, history: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
         """One epoch of optimiser steps from `self.step` on; returns mean loss, readout accuracy, n and the last lr."""
         self.epoch = epoch
         begin_epoch(epoch, self.config.recipe.epochs, self.model, self.ema, self.loss_fn)
         self.model.train()
         every = 1 if self.device.type == "cpu" else 50  # on a GPU, reading the loss makes the host wait
         pending: list[Step] = []
-        title = f"epoch {epoch + 1}/{self.config.recipe.epochs}"
-        bar = contextlib.nullcontext(lambda done: None) if distributed.world().rank else progress(title, self.steps)
+        epochs = self.config.recipe.epochs
+        beside = pace(epoch, epochs, self.step, self.steps, self.config.recipe.batch_size, history)
+        bar: Any = contextlib.nullcontext(lambda done: None)
+        if distributed.world().rank == 0:
+            bar = progress(f"epoch {epoch + 1}/{epochs}", self.steps, beside=beside)
         with bar as advance, profiler(self.config, self.folder.path) as profile:
             for x, target in batches.epoch(epoch, start=self.step):
                 if self.step >= self.steps:

@@ -37,7 +37,7 @@ def program(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("subject", TITLES)
 def test_every_subject_measures_a_toy_and_writes_its_report(program, subject, tmp_path, capsys):
-    assert program.main([subject, "quick=true", "rounds=3", f"out={tmp_path}"]) == 0
+    assert program.main([subject, "quick=true", "rounds=3", "--output", str(tmp_path)]) == 0
     report = json.loads((tmp_path / f"{subject}.json").read_text())
     text = (tmp_path / f"{subject}.md").read_text()
     assert text.strip() == capsys.readouterr().out.strip()
@@ -72,10 +72,10 @@ def test_subjects_are_found_by_listing_the_folder_and_told_in_their_own_words(pr
     "arguments, said",
     [
         (["nueron"], "nueron is no subject; these are: data, neuron, startup, step; did you mean 'neuron'?"),
-        (["data", "base=x"], "base=x is not an option of data; these are: rounds=, quick=, out="),
+        (["data", "base=x"], "base=x is not an option of data; these are: rounds=, quick="),
         (["data", "rounds=2"], "rounds must be a whole number, 3 or more"),
         (["data", "quick=yes"], "quick must be true or false"),
-        (["data", "out="], "out= needs a value"),
+        (["data", "quick="], "quick=: quick must be true or false"),
         (["startup", "base=nowhere"], "base=nowhere holds no snn_repro"),
     ],
 )

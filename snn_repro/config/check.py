@@ -219,6 +219,10 @@ _IDLE = (
         ("augment.interpolation",), lambda c: c.augment.rrc_min_area > 0 or SETS[c.dataset.name].from_files, "augment.rrc_min_area",
         "augment.rrc_min_area above 0",
     ),
+    _Idle(
+        ("logger.mode", "logger.entity", "logger.tags"), lambda c: c.logger.to.get("wandb") or c.logger.mode == "disabled",
+        "logger.to", "logger=wandb, or logger=[wandb,...] for several",
+    ),
     _Idle(("augment.test_resize",), lambda c: SETS[c.dataset.name].from_files, "dataset.name", "dataset=imagenet1k or another set of image files"),
     _Idle(("augment.mix_prob",), lambda c: c.augment.mixup > 0 or c.augment.cutmix > 0, "augment.mixup", "augment.mixup or augment.cutmix above 0"),
     _Idle(("augment.cutmix_axes",), lambda c: c.augment.cutmix > 0, "augment.cutmix", "augment.cutmix above 0"),

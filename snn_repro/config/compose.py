@@ -65,7 +65,8 @@ def tweaks(overrides: list[str]) -> str:
     parts = []
     for override in sorted(overrides):
         name = override.split("=")[0].lstrip("+~")
-        if not any(name == k or name.startswith(k + ".") for k in skip if k not in GROUPS) and name not in skip:
+        whole = (k for k in skip if k not in GROUPS or k in NOT_HASHED)  # with the keys in them
+        if name not in skip and not any(name.startswith(f"{k}.") for k in whole):
             parts.append(re.sub(r"""^([^=]*=)(["'])(.*)\2$""", r"\1\3", override).replace("/", "_"))
     text = ",".join(parts)
     return text if len(text) <= 200 else hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -18,7 +18,7 @@ CONF_DIR = next(
     (d for d in (_PACKAGE.parent / "conf", _PACKAGE / "conf") if (d / "train.yaml").is_file()), _PACKAGE.parent / "conf"
 )
 PAPER_TABLES = CONF_DIR.parent / "results" / "paper_tables.yaml"
-GROUPS = ("dataset", "model", "neuron", "loss", "recipe", "experiment", "fidelity", "debug")
+GROUPS = ("dataset", "model", "neuron", "loss", "recipe", "experiment", "fidelity", "logger", "debug")
 OWN = {"dataset": SETS, "model": MODELS, "neuron": NEURONS, "loss": LOSSES, "augment": AUGMENTATIONS}
 """groups whose classes have settings"""
 MISSING = "???"  # how OmegaConf calls a value that has to be chosen
@@ -31,8 +31,8 @@ class ConfigError(UserError):
 def key(default: Any, help: str, **more: Any) -> Any:
     """A field of the schema with its Setting (unit, low, high, above, below, choices)."""
     metadata = {"setting": Setting(default, help, **more)}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -154,6 +154,7 @@ class AugmentConfig(Chosen):
 
 @dataclass
 class LoggerConfig:
+    to: dict[str, bool] = key({}, "where a run is logged; choose with logger=NAME, or several with logger=[NAME,NAME]")
     mode: str = key(
         "offline", "Weights & Biases: offline needs no account; WANDB_MODE=disabled or offline in the environment wins",
         choices=("online", "offline", "disabled"),

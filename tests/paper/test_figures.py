@@ -117,7 +117,7 @@ def results(tmp_path_factory):
     ]
     report = dict(machine={"processor": "a CPU"}, rounds=21, imp_overhead=rows)
     (folder / "benchmarks" / "cpu.json").write_text(json.dumps(report))
-    assert script("make_figures").main([f"results={folder}"]) == 0
+    assert script("make_figures").main(["--results", str(folder)]) == 0
     return folder
 
 
@@ -139,7 +139,7 @@ def test_a_figure_is_one_file(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(figures, "__path__", [*figures.__path__, str(tmp_path)])
     program = script("make_figures")
-    assert program.main(["measure=my_figure", f"results={tmp_path}"]) == 0
+    assert program.main(["measure=my_figure", "--results", str(tmp_path)]) == 0
     assert (tmp_path / "figures" / "my_figure.svg").exists()
     text = (tmp_path / "figures" / "README.md").read_text()
     assert "What mine shows.\n" in text and "by measuring    # its data" in text
@@ -222,13 +222,13 @@ def test_a_damaged_data_file_is_said_and_the_rest_is_drawn(results, tmp_path, ca
 
 def test_missing_data_are_said_and_the_rest_is_drawn(tmp_path, capsys):
     program = script("make_figures")
-    assert program.main([f"results={tmp_path}"]) == 0
+    assert program.main(["--results", str(tmp_path)]) == 0
     err = capsys.readouterr().err
     assert "imp_overhead skipped" in err and "scripts/benchmark.py" in err and "measure=convergence" in err
     drawn = {p.stem for p in (tmp_path / "figures").glob("*.svg")}
     assert drawn == {"firing_pattern", "pattern_mapping"}
     assert "imp_overhead" not in (tmp_path / "figures" / "README.md").read_text()
-    assert program.main([f"results={tmp_path}", "figure=imp_overhead"]) == 2
+    assert program.main(["--results", str(tmp_path), "figure=imp_overhead"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_missing_data_are_said_and_the_rest_is_drawn(tmp_path, capsys):
     ],
 )
 def test_wrong_words_are_one_sentence(tmp_path, capsys, argv, said):
-    assert script("make_figures").main([*argv, f"results={tmp_path}"]) == 2
+    assert script("make_figures").main([*argv, "--results", str(tmp_path)]) == 2
     err = capsys.readouterr().err
     assert said in err and len(err.splitlines()) == 1
 
