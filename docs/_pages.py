@@ -4,7 +4,6 @@ Nothing here is a list of names: the reference is made of the registries, the ch
 pyproject.toml and scripts/. CONTRIBUTING.md and every Markdown file of results/ are pages too, under their own paths.
 """
 
-
 import contextlib
 import importlib
 import importlib.util
@@ -27,6 +26,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from snn_repro import registry
+from snn_repro.__main__ import commands
 from snn_repro.config import help_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,7 +96,9 @@ def shown(value: Any) -> str:
     """A default as it is typed."""
     if isinstance(value, str):
         return value
-    return json.dumps(value).replace(" ", "") if value is None or isinstance(value, bool | tuple | list) else f"{value:g}"
+    return (
+        json.dumps(value).replace(" ", "") if value is None or isinstance(value, bool | tuple | list) else f"{value:g}"
+    )
 
 
 def cell(text: str) -> str:
@@ -106,7 +108,11 @@ def cell(text: str) -> str:
 
 def keys_page(text: str) -> str:
     """What `--help` prints, as tables."""
-    parts = ["# Keys and choices", "", "Made of `python -m snn_repro.train --help`. A group chooses a file under `conf/`,"]
+    parts = [
+        "# Keys and choices",
+        "",
+        "Made of `python -m snn_repro.train --help`. A group chooses a file under `conf/`,",
+    ]
     parts += ["a key changes one value.", ""]
     section, among_keys = "", False
     for line in text.splitlines():
@@ -125,16 +131,23 @@ def keys_page(text: str) -> str:
 
 
 def commands_page() -> str:
-    """What each command says of itself with --help."""
-    parts = ["# Commands", "", "Each as it answers to `--help`.", ""]
-    for name, entry in tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"].items():
-        module = importlib.import_module(entry.partition(":")[0])
-        said = "\n".join(help_text().splitlines()[:6]) if name == "snn-train" else inspect.cleandoc(module.__doc__ or "")
-        parts += [f"## {name}", "", "```text", said.strip(), "```", ""]
-        if name == "snn-train":
-            parts += ["All choices and keys: [keys.md](keys.md).", ""]
-    for file in sorted((ROOT / "scripts").glob("*.py")):
-        parts += [f"## scripts/{file.name}", "", "```text", help_of(load(file)).strip(), "```", ""]
+    """What each command says of itself, where `--help` is not a page of its own."""
+    found = {name: inspect.cleandoc(importlib.import_module(entry.partition(":")[0]).__doc__ or "")
+             for name, entry in tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"].items()}  # fmt: skip
+    for title, listed in commands():
+        if title == "modules":
+            found |= {
+                name: inspect.cleandoc(importlib.import_module(name.split()[-1]).__doc__ or "") for name in listed
+            }
+    found |= {f"python scripts/{file.name}": help_of(load(file)) for file in sorted((ROOT / "scripts").glob("*.py"))}
+    parts = [
+        "# Commands",
+        "",
+        "What each says to `--help`; `python -m snn_repro` lists them. Training has [its own page](keys.md).",
+        "",
+    ]
+    for name, text in found.items():
+        parts += [f"## {name}", "", "```text", text.strip(), "```", ""]
     return "\n".join(parts)
 
 
@@ -161,7 +174,11 @@ def help_of(script: ModuleType) -> str:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     for page, text in pages():
         files.append(File.generated(config, page, content=text))
-    for path in [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "results").rglob("*.md")), *sorted((ROOT / "results").rglob("*.svg"))]:
+    for path in [
+        ROOT / "CONTRIBUTING.md",
+        *sorted((ROOT / "results").rglob("*.md")),
+        *sorted((ROOT / "results").rglob("*.svg")),
+    ]:
         name = path.relative_to(ROOT).as_posix()
         files.append(File(name, str(ROOT), config.site_dir, config.use_directory_urls))
     return files
@@ -182,8 +199,12 @@ def relinked(markdown: str, path: str, known: set[str]) -> str:
         here = posixpath.dirname(path)
         there = posixpath.normpath(posixpath.join(here, target)).removeprefix("docs/")
         if there not in known:
-            return found[0] if (ROOT / posixpath.join(here, target)).exists() is False else words.lstrip("!").strip("[]")
-        return f"{words}({posixpath.relpath(there, posixpath.dirname(path.removeprefix('docs/')) or '.')}{anchor or ''})"
+            return (
+                found[0] if (ROOT / posixpath.join(here, target)).exists() is False else words.lstrip("!").strip("[]")
+            )
+        return (
+            f"{words}({posixpath.relpath(there, posixpath.dirname(path.removeprefix('docs/')) or '.')}{anchor or ''})"
+        )
 
     return re.sub(r"(!?\[[^\]]*\])\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)", relink, markdown)
 

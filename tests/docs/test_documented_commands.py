@@ -18,9 +18,26 @@ from scripts_of_ours import script
 from snn_repro.config import GROUPS, keys, load_config, sweep_jobs
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "results" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OTHERS = {".", "cd", "find", "mkdocs", "pip", "pytest", "python3", "sbatch", "tensorboard", "trackio", "wandb"}  # programs
+OTHERS = {
+    ".",
+    "cd",
+    "find",
+    "mkdocs",
+    "pip",
+    "pytest",
+    "python3",
+    "sbatch",
+    "tensorboard",
+    "trackio",
+    "wandb",
+}  # programs
 
 
 def blocks(language: str, pages: list[Path] = PAGES) -> list[tuple[str, str]]:
@@ -100,7 +117,10 @@ def check_script(path: str, words: list[str]) -> None:
             return
         assert code == 0 and {"--help", "-h"} & {*words}, "it did not understand these words"
     else:  # words KEY=VALUE, which --help explains
-        known = {*re.findall(r"\b([\w.]+)=", text), *re.findall(r"^([\w, ]+?)  ", module.__doc__, re.MULTILINE)} | {*GROUPS, *keys()}
+        known = {*re.findall(r"\b([\w.]+)=", text), *re.findall(r"^([\w, ]+?)  ", module.__doc__, re.MULTILINE)} | {
+            *GROUPS,
+            *keys(),
+        }
         for word in words:
             assert "=" not in word or word.partition("=")[0] in known, word
 
@@ -117,9 +137,12 @@ def check_console_script(name: str, words: list[str]) -> None:
             module.with_overrides(module.as_tested(load_config([])), [word])
 
 
-@pytest.mark.parametrize("page, words", TYPED, ids=lambda value: value if isinstance(value, str) else shlex.join(value)[:80])
+@pytest.mark.parametrize(
+    "page, words", TYPED, ids=lambda value: value if isinstance(value, str) else shlex.join(value)[:80]
+)
 def test_a_command_can_be_typed(page, words, parse_only, monkeypatch):
     monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(ROOT / "scripts")
     program, *rest = words
     match program, rest:
         case "python", ["-m", "snn_repro.train", *more]:
@@ -144,11 +167,16 @@ def test_a_command_can_be_typed(page, words, parse_only, monkeypatch):
 
 
 def test_marked_commands_of_the_readme():
-    assert ["python", "-m", "snn_repro.train"] in commands(re.findall(r"<!-- first -->\n```bash\n(.*?)```", PAGES[0].read_text(), re.DOTALL)[0])
+    assert ["python", "-m", "snn_repro.train"] in commands(
+        re.findall(r"<!-- first -->\n```bash\n(.*?)```", PAGES[0].read_text(), re.DOTALL)[0]
+    )
 
 
 def test_words_that_stand_for_others():
-    assert commands("a [b=c] D... x|y \\\n [dataset=...] && e 'f=glob(*)'  # g") == [["a", "b=c", "D", "x"], ["e", "f=glob(*)"]]
+    assert commands("a [b=c] D... x|y \\\n [dataset=...] && e 'f=glob(*)'  # g") == [
+        ["a", "b=c", "D", "x"],
+        ["e", "f=glob(*)"],
+    ]
 
 
 @pytest.fixture(scope="module")

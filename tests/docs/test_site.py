@@ -37,12 +37,23 @@ def test_what_comes_from_another_host_is_seen(made):
         '<link rel="stylesheet" href="https://example.org/a.css">', "url(https://example.org/a.woff2)",
     ):  # fmt: skip
         assert made.foreign(text), text
-    for text in ('<a href="https://example.org">', '<script src="../a.js">', '<link rel="canonical" href="https://example.org">'):
+    for text in (
+        '<a href="https://example.org">',
+        '<script src="../a.js">',
+        '<link rel="canonical" href="https://example.org">',
+    ):
         assert not made.foreign(text), text
 
 
 def test_defaults_are_shown_as_they_are_typed(made):
-    assert [made.shown(v) for v in (None, True, 2.0, 3, (0.4, 0.6), "soft")] == ["null", "true", "2", "3", "[0.4,0.6]", "soft"]
+    assert [made.shown(v) for v in (None, True, 2.0, 3, (0.4, 0.6), "soft")] == [
+        "null",
+        "true",
+        "2",
+        "3",
+        "[0.4,0.6]",
+        "soft",
+    ]
 
 
 def test_every_thing_of_every_kind_has_its_place(made):
@@ -56,7 +67,9 @@ def test_every_thing_of_every_kind_has_its_place(made):
     assert "::: snn_repro.neurons.lif.LIF" in pages["reference/neurons.md"]
     assert "| `neuron.tau` | `2` |" in pages["reference/neurons.md"]
     assert "| `recipe.lr` | learning rate" in pages["reference/keys.md"]
-    assert all(f"## scripts/{file.name}" in pages["reference/commands.md"] for file in (ROOT / "scripts").glob("*.py"))
+    assert all(
+        f"## python scripts/{file.name}" in pages["reference/commands.md"] for file in (ROOT / "scripts").glob("*.py")
+    )
 
 
 def test_runs_as_a_table_of_pandas(tmp_path):
@@ -66,7 +79,9 @@ def test_runs_as_a_table_of_pandas(tmp_path):
     frame = to_frame(runs)
     assert len(frame) == 2 and set(frame.seed) == {0, 1}
     assert list(frame["config.recipe.lr"]) == [run["config"]["recipe"]["lr"] for run in runs]
-    assert [list(frame[f"acc_step_{t + 1}"]) for t in range(4)] == [list(s) for s in zip(*(r["acc_step"] for r in runs), strict=True)]
+    assert [list(frame[f"acc_step_{t + 1}"]) for t in range(4)] == [
+        list(s) for s in zip(*(r["acc_step"] for r in runs), strict=True)
+    ]
 
 
 @pytest.mark.slow
