@@ -15,7 +15,8 @@ import posixpath
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,7 +28,7 @@ from mkdocs.structure.pages import Page
 
 from snn_repro import registry
 from snn_repro.__main__ import commands
-from snn_repro.config import help_text
+from snn_repro.config import choices, help_text
 
 ROOT = Path(__file__).resolve().parents[1]
 log = logging.getLogger("mkdocs.snn_repro")  # below "mkdocs", so that a warning fails a build with --strict
@@ -47,20 +48,29 @@ def pages() -> Iterator[tuple[str, str]]:
 
 
 def registry_page(title: str, things: registry.Registry) -> str:
-    """All of one kind: the word that chooses it, its docstring and code, the settings that not all have."""
+    """All of one kind: the word that chooses it, what it is, its docstring and code, its settings."""
     ours = {name: things._owners[name] for name in things if things._owners[name].startswith("snn_repro.")}
     files = {owner.rpartition(".")[0] for owner in ours.values()}
     about = importlib.import_module(files.pop() if len(files) == 1 else _package(things, files))
+    lines = choices(things.group)
     parts = [f"# {title}", "", paragraphs(about.__doc__ or ""), ""]
     first: dict[str, str] = {}  # class: the name that it was shown under
     for name, owner in ours.items():
         parts += [f"## `{things.group}{'.' if things.group == 'augment' else '='}{name}` {{ #{name} }}", ""]
         if owner in first:
-            parts += [f"As [`{first[owner]}`](#{first[owner]}), in another size.", ""]
+            parts += [f"As [`{first[owner]}`](#{first[owner]}). {cell(lines.get(name, ''))}", ""]
         else:
             first[owner] = name
-            parts += [f"::: {owner}", ""]
-        parts += settings_table(things, name)
+            parts += [f"*{cell(lines[name])}*", ""] if name in lines else []
+            parts += [
+                f"::: {owner}",
+                "    options:",
+                "      show_root_heading: false",
+                "      show_bases: false",
+                "      show_root_toc_entry: false",
+                "",
+            ]
+        parts += own_settings(things, name)
     return "\n".join(parts)
 
 
@@ -75,19 +85,24 @@ def paragraphs(docstring: str) -> str:
     return re.sub(r"(?m)^(?! )(.+)\n(?=    )", r"\1\n\n", inspect.cleandoc(docstring))
 
 
-def settings_table(things: registry.Registry, name: str) -> list[str]:
-    """Settings of one thing, without those that all of its kind have: `reference/keys.md` has them."""
-    everybody = [set(things.settings(other)) for other in things]
-    shared = set() if things.group == "augment" else set.intersection(*everybody)
+def own_settings(things: registry.Registry, name: str) -> list[str]:
+    """A table of the settings that few of a kind have, and the values alone of those that most have; `reference/keys.md` says
+    what these mean."""
+    settings, having = things.settings(name), Counter(key for other in things for key in things.settings(other))
+    usual = [key for key in settings if things.group != "augment" and having[key] > max(1, len(things) / 3)]
     rows = [
         (f"`{things.group}.{key}`", f"`{shown(setting.default)}`", cell(setting.help), cell(setting.unit),
          cell(", ".join(setting.names) or setting.range))
-        for key, setting in things.settings(name).items() if key not in shared
+        for key, setting in settings.items() if key not in usual
     ]  # fmt: skip
-    return table(("key", "default", "meaning", "unit", "allowed"), rows) if rows else []
+    values = ", ".join(f"`{key}={shown(settings[key].default)}`" for key in usual)
+    return [
+        *(table(("key", "default", "meaning", "unit", "allowed"), rows) if rows else []),
+        *([f"By default {values} ([meaning](keys.md#keys-{things.group})).", ""] if usual else []),
+    ]
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     lines = [head, ("---",) * len(head), *rows]
     return [*(f"| {' | '.join(line)} |" for line in lines), ""]
 
@@ -169,6 +184,26 @@ def help_of(script: ModuleType) -> str:
 
 
 # ---------------------------------------------------------------- the hook
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    config.nav = with_files(config.nav or [])
+    return config
+
+
+def with_files(nav: list) -> list:
+    """A navigation in which `folder/*.md` stands for the files that there are, in docs/ or in the repository."""
+    found: list = []
+    for item in nav:
+        if isinstance(item, dict):
+            found += [{title: with_files(part) if isinstance(part, list) else part} for title, part in item.items()]
+        elif "*" in item:
+            found += sorted(
+                path.relative_to(root).as_posix() for root in (ROOT / "docs", ROOT) for path in root.glob(item)
+            )
+        else:
+            found.append(item)
+    return found
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
