@@ -3,7 +3,8 @@
 python scripts/prepare_data.py dataset=cifar10_dvs data_dir=DIR cache_dir=DIR
 python scripts/prepare_data.py experiment=ROW data_dir=DIR cache_dir=DIR workers=4
 
-dataset       cifar10_dvs, dvs_gesture or ncaltech101; experiment=ROW prepares what that row needs
+dataset       cifar10_dvs, dvs_gesture, ncaltech101, or event_folder for recordings of your own; experiment=ROW
+              prepares what that row needs
 data_dir      the archives as published, or the folders that they unpack to; only ever read
 cache_dir     where the frames go; pass the same cache_dir to training
 timesteps     frames a recording (default: the data set's)
@@ -105,7 +106,7 @@ def main(arguments: list[str]) -> int:
             say(f"{cache.folder}: all {len(cache.names)} rows are as they were stored")
             return 0
         settings = (cfg.timesteps, cfg.dataset.integrate_by, cfg.dataset.frame_size)
-        report = prepare(cfg.dataset.name, cfg.data_dir, cfg.cache_dir, *settings, say=say, **own)
+        report = prepare(event_set(cfg.dataset.name).of(cfg), cfg.data_dir, cfg.cache_dir, *settings, say=say, **own)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -124,7 +124,13 @@ def _dispatch(argv: list[str]) -> int:
     if arguments.cfg or arguments.info:
         return show(overrides, for_hydra)
     if not sweep:
-        compose_checked(overrides)  # before Hydra makes a folder
+        adjusted: list[str] = []
+        config = compose_checked(overrides, say=adjusted.append)  # before Hydra makes a folder
+        if config.dry_run:
+            from snn_repro.dry_run import dry_run
+
+            print("\n".join([*adjusted, dry_run(config).text(typed)]))
+            return 0
         job.call_hydra(for_hydra)
         if job.errors:
             raise job.errors.pop()

@@ -31,6 +31,7 @@ from snn_repro.data import Batches, Data, build_data
 from snn_repro.data.augment import GuidedAugmentation, turned_on, values_of
 from snn_repro.data.batches import derive_seed
 from snn_repro.errors import Interrupted, TrainingError, UserError, in_one_sentence
+from snn_repro.files import write_json
 from snn_repro.losses import Loss, build_loss
 from snn_repro.metrics import correct_cumulative, correct_per_step, correct_readout, count_correct
 from snn_repro.models import build_model, count_parameters
@@ -45,7 +46,7 @@ from snn_repro.provenance import code_version
 from snn_repro.registry import SETS
 from snn_repro.runs import checkpoint
 from snn_repro.runs.fingerprint import fingerprint
-from snn_repro.runs.folder import Follower, RunFolder
+from snn_repro.runs.folder import NEUROBENCH, Follower, RunFolder
 from snn_repro.runs.loggers import Loggers
 from snn_repro.runs.result import RunResult, build_result, epoch_line, selection, summary
 from snn_repro.runtime import (
@@ -74,6 +75,8 @@ def run(config: Config, run_dir: str | None = None, overrides: list[str] | None 
     sentence), TrainingError when the loss is not finite, Interrupted after Ctrl-C or SIGTERM.
     """
     config = checked(to_dict(config))
+    if config.dry_run:
+        raise ConfigError("dry_run=true trains nothing: use snn_repro.dry_run.dry_run(config), or leave it out")
     path = Path(run_dir or config.run_dir or Path("runs", config.name, f"seed{config.seed}"))
     world = distributed.start(config.device)
     parts_of_a_batch(config, world.size)
@@ -108,16 +111,14 @@ def open_folder(path: Path, config: Config) -> RunFolder | Follower:
 
 
 def repeated(folder: RunFolder | Follower, result: RunResult, config: Config) -> RunResult:
-    """The earlier result of a command that is given again, with its energy if that is asked for now."""
+    """The earlier result of a command that is given again, with what is counted if that is asked for now."""
     now = {"threads": threads(config), "processes": distributed.world().size}
     remarks = [f"it ran with {k}={result[k]}, here {v}" for k, v in now.items() if result.get(k, v) != v]
     remarks += [folder.remark] if folder.remark else []
     log.info(f"{folder.path}: already done (force=true to redo): {'; '.join([summary(result), *remarks])}")
-    if config.energy and result.energy is None:
+    if config.energy or config.neurobench:
         if distributed.world().rank == 0:
-            result.energy = energy_of_a_finished_run(folder.path, config, pick_device(config))
-            folder.finish(result)
-            log.info(f"{folder.path}: energy added to result.json")
+            count_later(folder, result, config)
         result = distributed.broadcast(result)
     return result
 
@@ -155,11 +156,10 @@ def recorded(
             loggers.finish(result)
 
 
-def fit(
-    folder: RunFolder | Follower, config: Config, device: torch.device, loggers: Loggers | None,
-    stop: signals.StopRequest,
-) -> RunResult:  # fmt: skip
-    """Build the parts, train epoch by epoch, and return the result."""
+def built(
+    folder: RunFolder | Follower, config: Config, device: torch.device, stop: signals.StopRequest
+) -> tuple["Training", Data, tuple[Batches, Batches | None, Batches]]:
+    """All that trains, the data, and this process's share of the training, validation and test part."""
     initial = checkpoint.find_weights(config.model.weights, config.data_dir) if config.model.weights else None
     seed_everything(config)
     world = distributed.world()
@@ -194,7 +194,17 @@ def fit(
         averaged(model, config.recipe.ema_decay), device, stop, steps, data_hashes,
         ran_under | {"code": code["sha256"][:12]},
     )  # fmt: skip
+    return state, data, (train_part, val_part, test_part)
 
+
+def fit(
+    folder: RunFolder | Follower, config: Config, device: torch.device, loggers: Loggers | None,
+    stop: signals.StopRequest,
+) -> RunResult:  # fmt: skip
+    """Build the parts, train epoch by epoch, and return the result."""
+    state, data, (train_part, val_part, test_part) = built(folder, config, device, stop)
+    model, loss_fn, amp, world = state.model, state.loss_fn, state.amp, distributed.world()
+    data_hashes, code, ran_under = state.data_hashes, code_version(), conditions(config, device, amp.name)
     weights, imp = count_parameters(model)
     log.info(
         f"{config.name} seed {config.seed}: {data.split.n_train} train, {data.split.n_val} validation, {data.split.n_test} test "
@@ -233,8 +243,8 @@ def fit(
     result = build_result(config, data, weights, imp, history, ran_under, loss_fn.readout_name, test["n"])
     result.data, result.code, result.changed_on_resume = data_hashes, code, state.changed
     result.causal = not sees_future(model)
-    if config.energy and world.rank == 0:
-        result.energy = energy(state.evaluated, data, device)
+    if world.rank == 0:
+        count_operations(folder, config, result, state.evaluated, data, device)
     return result
 
 
@@ -585,7 +595,7 @@ def check_settings(config: Config) -> None:
             f"compile=true does not show the potentials that loss={config.loss.name} reads; use compile=false"
         )
     if guided := turned_on(augment, GuidedAugmentation):
-        shape, classes = frame_shape(config), SETS[config.dataset.name].num_classes
+        shape, classes = frame_shape(config), SETS[config.dataset.name].of(config).num_classes
         with torch.random.fork_rng(devices=[]):
             network = build_network(config, classes, shape)
             check_relevance(network, shape, config.timesteps, augment.rpg_relevance, guided[0].name)
@@ -605,19 +615,55 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
 
 
-def energy_of_a_finished_run(path: Path, config: Config, device: torch.device) -> dict[str, Any]:
-    """The energy report of a finished run, from the weights that it ended with."""
+def count_operations(
+    folder: RunFolder | Follower, config: Config, result: RunResult, model: nn.Module, data: Data, device: torch.device
+) -> None:
+    """At the end of a run: its energy into the result, its neurobench.json, where asked for or, for energy, nearly free."""
+    if config.energy or (config.energy is None and counts_for_little(config, data)):
+        result.energy = energy(model, data, device)
+    if config.neurobench:
+        write_neurobench(folder.path, config, model, data, device)
+
+
+# Forward passes that counting takes as long as, on a CPU: 6 (0.2 s a batch of digits_dvs), and 1 s for the first call.
+COUNTING = 12
+
+
+def counts_for_little(config: Config, data: Data) -> bool:
+    """Whether counting the first test batch takes less than 2 % of the whole run: by its samples, not by a clock, so that every
+    machine decides alike. A backward pass takes twice a forward pass."""
+    if config.debug.max_steps or config.debug.max_eval_batches:
+        return False
+    split, batch = data.split, data.test.all_samples(0)
+    passes = config.recipe.epochs * (3 * split.n_train + split.n_val + split.n_test)
+    return COUNTING * batch * distributed.world().size < 0.02 * passes
+
+
+def count_later(folder: RunFolder | Follower, result: RunResult, config: Config) -> None:
+    """Add to a finished run what is asked for now and was not counted then, from the weights that it ended with."""
+    there = {"energy": result.energy is not None, "neurobench": (folder.path / NEUROBENCH).exists()}
+    wanted = [key for key, done in there.items() if getattr(config, key) and not done]
+    if not wanted:
+        return
+    path, device = folder.path, pick_device(config)
     try:
         content = checkpoint.resume(path, to_dict(config), log.warning)
     except UserError as error:
-        raise UserError(f"energy=true needs the run's weights: {error}; or redo the run with force=true") from None
+        raise UserError(f"{wanted[0]}=true needs the run's weights: {error}; or redo the run with force=true") from None
     if content is None:
-        raise UserError(f"energy=true needs {path / checkpoint.LAST}, which is gone; redo the run with force=true")
+        raise UserError(f"{wanted[0]}=true needs {path / checkpoint.LAST}, which is gone; redo the run with force=true")
     data = build_data(config)
     model = build_network(config, data.num_classes, data.input_shape).to(device)
     ema = averaged(model, config.recipe.ema_decay)
     (ema or model).load_state_dict(content["ema" if ema else "model"])
-    return energy(ema.module if ema else model, data, device)
+    model = ema.module if ema else model
+    if "energy" in wanted:
+        result.energy = energy(model, data, device)
+        folder.finish(result)
+        log.info(f"{path}: energy added to result.json")
+    if "neurobench" in wanted:
+        write_neurobench(path, config, model, data, device)
+        log.info(f"{path}: {NEUROBENCH} written")
 
 
 def energy(model: nn.Module, data: Data, device: torch.device) -> dict[str, Any]:
@@ -626,3 +672,11 @@ def energy(model: nn.Module, data: Data, device: torch.device) -> dict[str, Any]
 
     images, _ = next(iter(data.test.epoch(0)))
     return energy_report(model, images.to(device))
+
+
+def write_neurobench(path: Path, config: Config, model: nn.Module, data: Data, device: torch.device) -> None:
+    """NeuroBench's metrics of the whole test part, into the run's folder."""
+    from snn_repro.neurobench import neurobench
+
+    loss = build_loss(config.loss.name, **options(config.loss, "name"))
+    write_json(path / NEUROBENCH, neurobench(model, data.test.epoch(0), loss.readout, device))

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT / "scripts" / "benchmark.py"
 TITLES = {  # a part of the title of every table
     "data": ["Frame integration", "Raw recordings to cached frames", "AEDAT 3.1", "Serving", "CIFAR", "Peak memory"],
+    "dry_run": ["First epoch"],
     "neuron": ["neuron-steps", "As a library call", "A batch norm and the layer", "with IMP and without"],
     "startup": ["Commands"],
     "step": [": training", ": evaluation", "memory of a training step", "density of each", "Firing rates"],
@@ -71,7 +72,7 @@ def test_subjects_are_found_by_listing_the_folder_and_told_in_their_own_words(pr
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["nueron"], "nueron is no subject; these are: data, neuron, startup, step; did you mean 'neuron'?"),
+        (["nueron"], "nueron is no subject; these are: data, dry_run, neuron, startup, step; did you mean 'neuron'?"),
         (["data", "base=x"], "base=x is not an option of data; these are: rounds=, quick="),
         (["data", "rounds=2"], "rounds must be a whole number, 3 or more"),
         (["data", "quick=yes"], "quick must be true or false"),

@@ -185,6 +185,8 @@ def refuse_misplaced(overrides: Iterable[str], sweep: bool) -> None:
             raise ConfigError(
                 f"{override} would change the name without the other values of conf/{group}/; write {group}={value or 'NAME'}"
             )
+        if name == "dry_run" and sweep:
+            raise ConfigError(f"{override} is for a single run: leave -m out, and give one value to every key")
         if name == "hydra.run.dir" and sweep:
             raise ConfigError(
                 "hydra.run.dir is for a single run; in a sweep use hydra.sweep.dir=DIR (each run gets DIR/<row>/seed<k>) or name=..."

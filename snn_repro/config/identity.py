@@ -10,7 +10,7 @@ from snn_repro.config.schema import OWN, Config
 # Keys that say where or how a run happens. Some still move numbers by rounding (threads, device, backends, compile), or
 # with the number of processes (sync_bn): result.json says what they were, and tables show where runs differ in it.
 NOT_HASHED = (
-    "run_dir", "data_dir", "cache_dir", "resume", "force", "device", "threads", "logger", "energy",
+    "run_dir", "data_dir", "cache_dir", "resume", "force", "dry_run", "device", "threads", "logger", "energy", "neurobench",
     "skip_finished", "slurm",
     "dataset.workers", "dataset.verify", "debug.profile", "baselines", "unspecified", "caveats",
     "model.conv_backend", "model.checkpointing", "neuron.backend", "kernels", "compile",

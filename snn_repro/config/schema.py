@@ -223,7 +223,14 @@ class Config:
         0, "CPU threads; 0 is 1 for the small model (faster there), else torch's default; sums are rounded in another order",
         low=0, high=4096,
     )  # fmt: skip
-    energy: bool = key(False, "add synaptic operations and energy (spikingjelly's counters) to result.json")
+    dry_run: bool = key(
+        False, "build everything, check data and memory, time a few steps, print layers, operations and hours; no run"
+    )
+    energy: bool | None = key(
+        None,
+        "synaptic operations and energy (spikingjelly's counters) in result.json; null: where they cost under 2 % of the run",
+    )
+    neurobench: bool = key(False, "write neurobench.json: NeuroBench's metrics, counted over the test part")
     kernels: str = key(
         "auto", "who computes the layers: off is PyTorch alone; dense, sparse are about convolutions; moves roundings only",
         choices=tuple(KERNELS),

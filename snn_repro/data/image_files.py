@@ -74,6 +74,12 @@ def decode(image: ImageFile, mode: str | None = "RGB"):
         return _opened(stream).convert(mode)
 
 
+def look(images: Sequence[ImageFile]) -> list[tuple[int, int, str]]:
+    """(width, height, PIL's mode) of each image, from its header. Raises DataError with the name of the first bad one."""
+    with ThreadPoolExecutor(16, "look") as pool:
+        return list(pool.map(_check, images, chunksize=64))
+
+
 def check(images: Sequence[ImageFile], seconds: float = CHECK_SECONDS) -> None:
     """Look at each image before hours are spent on training: a readable header, a sane size, an end.
 
@@ -107,7 +113,7 @@ def check(images: Sequence[ImageFile], seconds: float = CHECK_SECONDS) -> None:
         )
 
 
-def _check(image: ImageFile) -> None:
+def _check(image: ImageFile) -> tuple[int, int, str]:
     with _named(image), image.open() as stream:
         opened = _opened(stream)
         marker = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(opened.format)
@@ -116,6 +122,7 @@ def _check(image: ImageFile) -> None:
         if marker is None or marker not in stream.read():
             stream.seek(at)
             opened.load()
+        return *opened.size, opened.mode
 
 
 def _opened(stream: BinaryIO):
@@ -164,6 +171,11 @@ def train_classes(container: Path) -> Classes:
     if not listed:
         raise DataError(f"{container} has no class folders: it must hold <wnid>/*.JPEG, one folder a class")
     return listed
+
+
+def class_folders(container: Path) -> Classes:
+    """The class folders in a folder, sorted; one without images raises DataError when it is listed."""
+    return _folders(container)
 
 
 def val_classes(base: Path) -> tuple[Path, Classes]:

@@ -46,6 +46,12 @@ class Group:
             return []
         return [100 * sum(step) / len(step) for step in zip(*(run["acc_step"] for run in self.runs), strict=True)]
 
+    def operations(self) -> dict[str, float | None]:
+        """Synaptic operations `synops` and `macs` of a test sample in thousands, `energy` in nJ: mean of the runs that counted them."""
+        counted = [run["energy"] for run in self.runs if run.get("energy")]
+        keys = {"synops": "synops", "macs": "macs", "energy": "energy_pj"}
+        return {k: sum(e[key] for e in counted) / len(counted) / 1e3 if counted else None for k, key in keys.items()}
+
 
 def load(roots: Iterable[str | Path]) -> list[RunResult]:
     """Every finished run under `roots`; damaged ones are left out with a line on stderr.

@@ -83,7 +83,7 @@ def estimate_from_a_step(row: Row, say: Callable[[str], None] = lambda _: None) 
         speed, device = estimated_speed(config, say)
     except TooLarge:
         return None
-    facts = SETS[config.dataset.name]
+    facts = SETS[config.dataset.name].of(config)
     n_train = facts.samples[0] or facts.about
     return Cost(config.recipe.epochs * n_train / speed / 3600, device, speed, "a step here", estimated=True)
 
@@ -99,7 +99,7 @@ def measure(config: Config, device: "torch.device") -> tuple[float, float]:
     from snn_repro.train import options
 
     gpu = device.type == "cuda"
-    facts, shape = SETS[config.dataset.name], frame_shape(config)
+    facts, shape = SETS[config.dataset.name].of(config), frame_shape(config)
     if gpu:
         steps, batch = config.timesteps, min(ON_A_GPU, config.recipe.batch_size)
     else:  # its time grows with pixels, samples and steps alike: one step of few samples will do

@@ -87,7 +87,8 @@ class RunResult(Mapping[str, Any]):
         bool | None, "false where the output of a step depends on later ones: then no accuracy at single steps is shown"
     ] = None
     energy: Annotated[
-        dict[str, Any] | None, "operations and energy a test sample (`energy.py`); with `energy=true` alone"
+        dict[str, Any] | None,
+        "operations and energy a test sample (`energy.py`); with `energy=true`, or where they cost under 2 % of the run",
     ] = None
     unknown: dict[str, Any] = field(default_factory=dict)  # keys of another version, kept as they are
     folder: str | None = None  # where it was read from; not in the file

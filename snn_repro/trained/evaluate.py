@@ -191,7 +191,7 @@ def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) ->
 
 def facts(config: Config) -> Any:
     """The data set of a configuration."""
-    return SETS[config.dataset.name]
+    return SETS[config.dataset.name].of(config)
 
 
 def as_tested(config: Config) -> dict[str, Any]:
