@@ -89,7 +89,7 @@ def own_settings(things: registry.Registry, name: str) -> list[str]:
     """A table of the settings that few of a kind have, and the values alone of those that most have; `reference/keys.md` says
     what these mean."""
     settings, having = things.settings(name), Counter(key for other in things for key in things.settings(other))
-    usual = [key for key in settings if things.group != "augment" and having[key] > max(1, len(things) / 3)]
+    usual = [key for key in settings if things.group != "augment" and having[key] > 2 / 3 * len(things) > 1]
     rows = [
         (f"`{things.group}.{key}`", f"`{shown(setting.default)}`", cell(setting.help), cell(setting.unit),
          cell(", ".join(setting.names) or setting.range))

@@ -65,7 +65,9 @@ def test_every_thing_of_every_kind_has_its_place(made):
     for kind, text in zip(kinds, list(pages.values())[2:], strict=True):
         assert all(f"{{ #{name} }}" in text for name in kind if kind._owners[name].startswith("snn_repro."))
     assert "::: snn_repro.neurons.lif.LIF" in pages["reference/neurons.md"]
-    assert "| `neuron.tau` | `2` |" in pages["reference/neurons.md"] and "`reset=hard`" in pages["reference/neurons.md"]
+    assert (
+        "| `neuron.tau` | `2` |" in pages["reference/neurons.md"] and "`initial=zero`" in pages["reference/neurons.md"]
+    )
     assert "| `recipe.lr` | learning rate" in pages["reference/keys.md"]
     assert all(
         f"## python scripts/{file.name}" in pages["reference/commands.md"] for file in (ROOT / "scripts").glob("*.py")
