@@ -41,6 +41,7 @@ def pages() -> Iterator[tuple[str, str]]:
     """(page, its Markdown) of all that is made."""
     yield "reference/keys.md", keys_page(help_text())
     yield "reference/commands.md", commands_page()
+    yield "results/notebook.md", notebook_page(json.loads((ROOT / "docs" / "results.ipynb").read_text("utf-8")))
     for things in vars(registry).values():
         if isinstance(things, registry.Registry):
             title = things._kind + ("es" if things._kind.endswith("s") else "s")
@@ -164,6 +165,16 @@ def commands_page() -> str:
     for name, text in found.items():
         parts += [f"## {name}", "", "```text", text.strip(), "```", ""]
     return "\n".join(parts)
+
+
+def notebook_page(notebook: dict[str, Any]) -> str:
+    """A notebook to read: its words and code."""
+    fences = {"code": ("```python\n", "\n```"), "markdown": ("", "")}
+    cells = [
+        fences[cell["cell_type"]][0] + "".join(cell["source"]) + fences[cell["cell_type"]][1]
+        for cell in notebook["cells"]
+    ]
+    return "\n\n".join([*cells, "The same [as a notebook](../results.ipynb).", ""])
 
 
 def load(file: Path) -> ModuleType:

@@ -6,16 +6,17 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import time
 import tomllib
-from functools import cache
 from pathlib import Path
 
 import pytest
 from scripts_of_ours import script
 
 from snn_repro.config import GROUPS, keys, load_config, sweep_jobs
+from snn_repro.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -71,7 +72,7 @@ def commands(text: str) -> list[list[str]]:
     return found
 
 
-TYPED = list(dict.fromkeys((page, tuple(words)) for page, text in blocks("bash") for words in commands(text)))
+TYPED = list(dict.fromkeys(tuple(words) for _, text in blocks("bash") for words in commands(text)))
 
 
 class Parsed(Exception):
@@ -90,11 +91,6 @@ def parse_only(monkeypatch):
         monkeypatch.setattr(argparse.ArgumentParser, name, parse)
 
 
-@cache
-def composed(words: tuple[str, ...]) -> None:
-    load_config(list(words))
-
-
 def check_training(words: list[str]) -> None:
     words = [w for w in words if w not in ("--help", "-h")]
     sweep, other_sweeper = "-m" in words, any(w.startswith("hydra/sweeper=") for w in words)
@@ -102,9 +98,9 @@ def check_training(words: list[str]) -> None:
     if other_sweeper:
         assert all(w.partition("=")[0] in {*keys(), *GROUPS} for w in words)
     elif sweep:
-        composed(tuple(sweep_jobs(words)[-1]))
+        load_config(sweep_jobs(words)[-1])
     else:
-        composed(tuple(words))
+        load_config(words)
 
 
 def check_script(path: str, words: list[str]) -> None:
@@ -114,13 +110,8 @@ def check_script(path: str, words: list[str]) -> None:
         with pytest.raises((Parsed, SystemExit)) as left:
             assert module.main(words) != 2, "it did not understand these words"
         assert left.type is Parsed or (left.value.code in (0, None) and {"--help", "-h"} & {*words})
-    else:  # words KEY=VALUE, which --help explains
-        known = {*re.findall(r"\b([\w.]+)=", text), *re.findall(r"^([\w, ]+?)  ", module.__doc__, re.MULTILINE)} | {
-            *GROUPS,
-            *keys(),
-        }
-        for word in words:
-            assert "=" not in word or word.partition("=")[0] in known, word
+    else:  # prepare_data: its own words and keys of training
+        load_config(module.own_options([w for w in words if w not in ("--help", "-h")])[0])
 
 
 def check_console_script(name: str, words: list[str]) -> None:
@@ -135,12 +126,7 @@ def check_console_script(name: str, words: list[str]) -> None:
             module.with_overrides(module.as_tested(load_config([])), [word])
 
 
-@pytest.mark.parametrize(
-    "page, words", TYPED, ids=lambda value: value if isinstance(value, str) else shlex.join(value)[:80]
-)
-def test_a_command_can_be_typed(page, words, parse_only, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.syspath_prepend(ROOT / "scripts")
+def check(words: list[str]) -> None:
     program, *rest = words
     match program, rest:
         case "python", ["-m", "snn_repro.train", *more]:
@@ -162,6 +148,30 @@ def test_a_command_can_be_typed(page, words, parse_only, monkeypatch):
             assert extra in PROJECT["optional-dependencies"], f"there is no extra '{extra}'"
     if program in ("pytest", "sbatch"):
         assert all((ROOT / w).exists() for w in rest if "/" in w and "=" not in w)
+
+
+@pytest.fixture
+def typing(parse_only, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+
+
+@pytest.mark.parametrize("words", TYPED, ids=lambda words: shlex.join(words)[:90])
+def test_a_command_can_be_typed(words, typing):
+    check([*words])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "python -m snn_repro.train neuron=iff", "python -m snn_repro.train -m recipe.ln=1,2", "python -m snn_repro.tran",
+        "python scripts/compare.py runs --outputs table.md", "python scripts/nothing.py", "snn-evaluate RUN", "pytest tests/nothing",
+        "snn-eval RUN timestep=6", "python scripts/prepare_data.py data_dirs=DIR", 'pip install -e ".[everything]"', "train.sh",
+    ],
+)  # fmt: skip
+def test_a_wrong_command_is_seen(line, typing):
+    with pytest.raises((AssertionError, UserError, SystemExit, pytest.fail.Exception)):
+        check(shlex.split(line))
 
 
 def test_marked_commands_of_the_readme():
@@ -225,6 +235,7 @@ def test_the_first_page_as_a_newcomer(tmp_path):
     done = subprocess.run(["bash", "-c", "\n".join(lines)], cwd=clone, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     print(f"\n{done.stdout}{time.monotonic() - began:.0f} s in all")
+    shutil.rmtree(clone / ".venv")  # gigabytes, which pytest would keep
     assert (clone / "report.html").stat().st_size > 100_000
     assert "digits-small-if_imp-lts" in (clone / "table.md").read_text("utf-8")
     assert "recipe.epochs=1" in (clone / "results" / "tables" / "runs.md").read_text("utf-8")
