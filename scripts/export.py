@@ -1,9 +1,9 @@
 """Hand a trained network on: its weights with a model card for a model hub, or the network for other tools.
 
-python scripts/export.py RUN --to FORMAT [--weights best] [--output DIR] [--force]
+python scripts/export.py runs/NAME/seed0 --to safetensors       a folder for a model hub; load_run reads it back
+python scripts/export.py runs/NAME/seed0 --to onnx --weights best --output DIR
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -13,14 +13,10 @@ from snn_repro.trained.export import export, help_of, names
 
 @console.one_sentence
 def main(argv: list[str] | None = None) -> int:
-    formats = "\n".join(f"  {name:14}{help_of(name)}" for name in names())
-    parser = argparse.ArgumentParser(
-        prog="export.py",
-        description=f"{__doc__.splitlines()[0]}\n\nformats:\n{formats}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = console.Parser("export.py", __doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
-    parser.add_argument("--to", required=True, metavar="FORMAT", help=f"one of: {', '.join(names())}")
+    formats = "; ".join(f"{name}: {help_of(name).rstrip('.')}" for name in names())
+    parser.add_argument("--to", required=True, metavar="FORMAT", help=formats)
     parser.add_argument(
         "--weights", default="last", help="last: of the last epoch (default); best: of the selected one"
     )

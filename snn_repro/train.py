@@ -41,7 +41,7 @@ from snn_repro.models.relevance import check as check_relevance
 from snn_repro.models.relevance import guide
 from snn_repro.neurons import build_neuron, firing_rates
 from snn_repro.neurons.surrogates import SURROGATES, Spike
-from snn_repro.optim import build_optimizer, build_schedule
+from snn_repro.optim import build_optimizer, build_schedule, load_optimizer
 from snn_repro.provenance import code_version
 from snn_repro.registry import SETS
 from snn_repro.runs import checkpoint
@@ -51,9 +51,9 @@ from snn_repro.runs.loggers import Loggers
 from snn_repro.runs.result import RunResult, build_result, epoch_line, selection, summary
 from snn_repro.runtime import (
     Precision,
+    channels_last,
     compile_network,
     conditions,
-    neuron_backend,
     parts_of_a_batch,
     peak_memory,
     pick_device,
@@ -171,15 +171,13 @@ def built(
     model = build_network(config, data.num_classes, data.input_shape)
     if initial:
         checkpoint.load_pretrained(model, initial, log.info)
-    model = model.to(device)
+    model = channels_last(model, device)
     if turned_on(config.augment, GuidedAugmentation):
         train_part.guide(guide(model, device, config.recipe.accumulate))
-    if device.type == "cpu":
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # what its convolutions work on
     if config.recipe.sync_bn and world.size > 1:
         synchronise(model)
     if config.compile:
-        compile_network(model, device)
+        compile_network(model, device, config.compile)
     loss_fn = build_loss(config.loss.name, **options(config.loss, "name"))
     optimizer = build_optimizer(
         model, config.recipe, imp_lr=config.neuron.imp_lr, imp_weight_decay=config.neuron.imp_weight_decay
@@ -188,7 +186,7 @@ def built(
     steps = min(len(train_part), config.debug.max_steps or len(train_part))
     amp = Precision(config, device)
     code = code_version()
-    ran_under = conditions(config, device, amp.name)
+    ran_under = conditions(config, device, amp.name, model)
     state = Training(
         folder, config, model, loss_fn, optimizer, build_schedule(optimizer, config.recipe, steps), amp,
         averaged(model, config.recipe.ema_decay), device, stop, steps, data_hashes,
@@ -209,7 +207,7 @@ def fit(
     log.info(
         f"{config.name} seed {config.seed}: {data.split.n_train} train, {data.split.n_val} validation, {data.split.n_test} test "
         f"samples; {weights:,} weights + {imp:,} IMP; T={config.timesteps}; {device}, {amp.name}, "
-        f"neurons by {neuron_backend(config, device)}"
+        f"neurons by {ran_under['neuron_backend']}"
         f"{f', {world.size} processes' if world.size > 1 else ''}; {folder.path}"
     )
     history = state.resume()
@@ -310,7 +308,7 @@ class Training:
         if content is None:
             return []
         checkpoint.load_model(self.model, content["model"], str(self.folder.path))
-        self.optimizer.load_state_dict(content["optimizer"])
+        load_optimizer(self.optimizer, content["optimizer"])
         self.schedule.load_state_dict(content["schedule"])
         self.amp.scaler.load_state_dict(content["scaler"])
         if self.ema:
@@ -514,8 +512,10 @@ def evaluate(
     model.eval()
     step: Any = 0
     cumulative: Any = 0
-    correct = n = 0
-    loss, kept, labels = 0.0, [], []
+    n = 0
+    losses: list[tuple[Any, int]] = []  # read at the end: a GPU does not wait for them
+    right: list[Any] = []
+    kept, labels = [], []
     count = distributed.largest(len(batches))  # a process may have one batch less than another
     own = batches.epoch(0)
     meter: contextlib.AbstractContextManager[dict[str, float]] = contextlib.nullcontext({})
@@ -524,14 +524,17 @@ def evaluate(
             for x, target in itertools.islice(own, 1):
                 x, target = x.to(device, non_blocking=True), target.to(device, non_blocking=True)
                 logits = model(x).float()
-                loss += float(loss_fn(logits, target)) * len(target)
+                losses.append((loss_fn(logits, target), len(target)))
                 step = step + correct_per_step(logits, target)
                 cumulative = cumulative + correct_cumulative(logits, target)
-                correct += int(correct_readout(loss_fn.readout(logits), target))
+                right.append(correct_readout(loss_fn.readout(logits), target))
                 n += len(target)
                 kept.append(logits.cpu())
                 labels.append(target.cpu())
             stop()
+    loss, correct = 0.0, sum(map(int, right))
+    for value, size in losses:
+        loss += float(value) * size
     rates_seen = {k: float(v) for k, v in measured.items()}
     if distributed.world().size > 1:
         timesteps, own_n = len(step), n
@@ -587,12 +590,12 @@ def check_settings(config: Config) -> None:
         neuron = build_neuron(
             state_shape=(1,),
             timesteps=config.timesteps,
-            **options(config.neuron, "imp_lr", "imp_weight_decay", "backend"),
+            **options(config.neuron, "imp_lr", "imp_weight_decay", "initial_layers", "backend"),
         )
     loss.watch(neuron)
     if config.compile and loss.reads_potentials:
         raise ConfigError(
-            f"compile=true does not show the potentials that loss={config.loss.name} reads; use compile=false"
+            f"compile={str(config.compile).lower()} does not show the potentials that loss={config.loss.name} reads; use compile=false"
         )
     if guided := turned_on(augment, GuidedAugmentation):
         shape, classes = frame_shape(config), SETS[config.dataset.name].of(config).num_classes

@@ -207,6 +207,7 @@ _IDLE = (
     _Idle(("recipe.min_lr",), lambda c: c.recipe.schedule == "cosine", "recipe.schedule", "recipe.schedule=cosine"),
     _Idle(("recipe.warmup_factor",), lambda c: c.recipe.warmup_epochs > 0, "recipe.warmup_epochs", "recipe.warmup_epochs above 0"),
     _Idle(("neuron.initial_value",), lambda c: c.neuron.initial == "constant", "neuron.initial", "neuron.initial=constant"),
+    _Idle(("neuron.initial_layers",), lambda c: c.neuron.imp or getattr(c.neuron, "initial", "zero") != "zero", "neuron.initial", "another initial state, such as neuron=if_imp"),
     _Idle(("neuron.imp_init",), lambda c: _learned(c) or c.neuron.initial == "random", "neuron.imp", "a neuron with IMP, such as neuron=if_imp"),
     _Idle(
         ("neuron.imp_trainable", "neuron.imp_lr", "neuron.imp_weight_decay"), lambda c: _learned(c), "neuron.imp", "a neuron with IMP, such as neuron=if_imp",

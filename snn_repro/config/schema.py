@@ -104,6 +104,10 @@ class NeuronConfig(Chosen):
     imp: bool = key(False, "learnable initial membrane potential, one value a neuron (the paper's IMP)")
     imp_lr: float = key(1.0, "IMP's learning rate as a factor of the recipe's", low=0)
     imp_weight_decay: float | None = key(0.0, "IMP's weight decay; null uses the recipe's", low=0)
+    initial_layers: list[int] | None = key(
+        None,
+        "spiking layers that start as neuron.initial says, [1,3] say, counted from the input; the others start at 0; null: all",
+    )
 
 
 @dataclass
@@ -235,8 +239,15 @@ class Config:
         "auto", "who computes the layers: off is PyTorch alone; dense, sparse are about convolutions; moves roundings only",
         choices=tuple(KERNELS),
     )  # fmt: skip
-    compile: bool = key(False, "torch.compile the network; on a CPU it needs a C++ compiler")
+    compile: bool | str = key(
+        False, "torch.compile the network (default, as true), or with CUDA graphs too; on a CPU it needs a C++ compiler",
+        choices=(False, True, "default", "reduce-overhead"),
+    )  # fmt: skip
     deterministic: bool = key(True, "ask torch for deterministic algorithms; CUDA may be slower")
+    cudnn_benchmark: str = key(
+        "auto", "CUDA: cuDNN tries its algorithms for each size and takes the fastest; auto: where not deterministic",
+        choices=("auto", "always", "never"),
+    )  # fmt: skip
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     neuron: NeuronConfig = field(default_factory=NeuronConfig)

@@ -17,7 +17,6 @@ from types import ModuleType
 
 from snn_repro.errors import UserError, nearest
 from snn_repro.trained.export._card import CARD, START, card
-from snn_repro.trained.load import load_run
 
 __all__ = ["export", "help_of", "names"]
 
@@ -53,6 +52,8 @@ def export(
     `force`. Returns it. Raises UserError where the run is not finished, the format cannot say what the network does, or the
     folder is there or cannot be written.
     """
+    from snn_repro.trained.load import load_run
+
     written = format_named(to)
     run = load_run(path, weights)
     if run.result is None:

@@ -1,13 +1,15 @@
 """The model card of an exported network: README.md with the metadata that model hubs read, made of result.json."""
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from snn_repro.errors import UserError
 from snn_repro.runs.folder import METRICS
-from snn_repro.trained.load import TrainedRun
+
+if TYPE_CHECKING:
+    from snn_repro.trained.load import TrainedRun
 
 CARD = "README.md"
 START = "---\nlicense: mit\nlibrary_name: snn_repro\n"  # by which a card of ours is known
@@ -26,7 +28,7 @@ CHOSEN = {
 }
 
 
-def card(run: TrainedRun, to: str, use: str) -> str:
+def card(run: "TrainedRun", to: str, use: str) -> str:
     """The card of a finished run: what was trained, accuracies by time step of these weights, and `use`, how to load them."""
     result = run.result
     assert result is not None
@@ -77,7 +79,7 @@ MIT, as snn_repro. The data set has terms of its own. Please cite snn_repro and 
 """
 
 
-def _line(run: TrainedRun) -> dict[str, Any]:
+def _line(run: "TrainedRun") -> dict[str, Any]:
     """acc and acc_step of the epoch that the weights are of: of the result, or of metrics.jsonl."""
     result = run.result
     assert result is not None
@@ -97,7 +99,7 @@ def _percent(value: float) -> str:
     return f"{100 * value:.2f} %"
 
 
-def _metadata(run: TrainedRun, line: dict[str, Any]) -> dict[str, Any]:
+def _metadata(run: "TrainedRun", line: dict[str, Any]) -> dict[str, Any]:
     """The front matter: https://huggingface.co/docs/hub/model-cards, with the accuracy as a result of evaluation."""
     result = run.result
     assert result is not None
