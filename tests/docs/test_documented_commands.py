@@ -222,7 +222,7 @@ def test_a_python_block_runs(page, text, place, monkeypatch):
 @pytest.mark.slow
 def test_the_first_page_as_a_newcomer(tmp_path):
     """Clone, install and type docs/start.md from top to bottom, each training for one epoch; prints what takes how long."""
-    clone = tmp_path / "snn_repro"
+    clone, began = tmp_path / "snn_repro", time.monotonic()
     subprocess.run(["git", "clone", "-q", f"file://{ROOT}", clone], check=True)
     lines = ["set -euo pipefail"]
     for text in (text for page, text in blocks("bash") if page == "docs/start.md"):
@@ -231,7 +231,6 @@ def test_the_first_page_as_a_newcomer(tmp_path):
                 line = re.sub(r" recipe\.epochs=\d+", "", line) + " recipe.epochs=1"
             lines += ["SECONDS=0", f"{line} > last.txt", f'echo "$SECONDS s  "{shlex.quote(line)}']
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "OMP_NUM_THREADS", "VIRTUAL_ENV")}
-    began = time.monotonic()
     done = subprocess.run(["bash", "-c", "\n".join(lines)], cwd=clone, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     print(f"\n{done.stdout}{time.monotonic() - began:.0f} s in all")
