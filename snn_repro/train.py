@@ -202,7 +202,7 @@ def fit(
     """Build the parts, train epoch by epoch, and return the result."""
     state, data, (train_part, val_part, test_part) = built(folder, config, device, stop)
     model, loss_fn, amp, world = state.model, state.loss_fn, state.amp, distributed.world()
-    data_hashes, code, ran_under = state.data_hashes, code_version(), conditions(config, device, amp.name)
+    data_hashes, code, ran_under = state.data_hashes, code_version(), state.conditions
     weights, imp = count_parameters(model)
     log.info(
         f"{config.name} seed {config.seed}: {data.split.n_train} train, {data.split.n_val} validation, {data.split.n_test} test "

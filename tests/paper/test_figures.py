@@ -23,6 +23,7 @@ from snn_repro.paper.figures import (
     pattern_mapping,
 )
 from snn_repro.paper.results import group_runs, load
+from snn_repro.paper.studies import initial_state
 from snn_repro.provenance import code_version
 from snn_repro.runs import checkpoint
 
@@ -97,6 +98,14 @@ def results(tmp_path_factory):
                     folder / "runs", f"loss={loss}", f"neuron={neuron}", seed=seed, acc=0.8 + 0.05 * seed, extra=silent
                 )
     fake_run(folder / "runs", "dataset=digits_dvs", "neuron=lif", "loss=tet_s", extra=silent)
+    for words in (["neuron=if"], ["neuron=if_imp"]):
+        for seed in range(2):
+            fake_run(
+                folder / "runs" / "initial_state", "dataset=fashion_mnist", *words, "loss=lts", seed=seed, acc=0.7 + 0.1 * seed,
+                folder=f"{words[0]}{seed}",
+            )  # fmt: skip
+    probe = dict(dataset="fashion_mnist", loss="lts", state="imp", seed=0, layers={"sn1": [0.1 * k for k in range(21)]})
+    (folder / "runs" / "initial_state" / initial_state.MEASURED).write_text(json.dumps([probe]))
     run = tmp_path / "trained"
     fake_run(run, "dataset=digits_dvs", "neuron=lif_imp", "loss=tet_s", folder=".", extra=silent)
     state = {"sn1.imp": torch.linspace(0.3, 0.8, 72).view(2, 6, 6), "fc.weight": torch.zeros(2, 2)}
