@@ -131,6 +131,8 @@ def check(words: list[str]) -> None:
     match program, rest:
         case "python", ["-m", "snn_repro.train", *more]:
             check_training(more)
+        case "torchrun", [*_, "-m", "snn_repro.train", experiment, _]:
+            check_training([experiment])
         case "python", ["-m", module, *_]:
             spec = importlib.util.find_spec(module)
             assert spec, f"there is no module {module}"
