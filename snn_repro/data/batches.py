@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import itertools
 import random
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from snn_repro.data.augment.augmentation import BatchTransform, GuidedAugmentation
+from snn_repro.data.augment.augmentation import BatchTransform, GuidedAugmentation, MovingAugmentation, chained, moved
+from snn_repro.data.counts import ByteFrames
 from snn_repro.data.image_files import ImageFile, decode
 from snn_repro.errors import DataError, UserError
 
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     from snn_repro.data.dataset import DataSet
 
 
+_T = TypeVar("_T")
 _ORDER, _BATCH, _SAMPLE = 0, 1, 2  # keeps the three kinds of draws apart
 
 
@@ -130,6 +135,43 @@ def epoch_order(n: int, seed: int, epoch: int, shuffle: bool, repeats: int = 1, 
     return order
 
 
+def ahead(items: Iterator[_T], depth: int = 2) -> Iterator[_T]:
+    """`items`, made by a thread of its own: up to `depth` of them while the caller is at work on the one before.
+
+    What making them raises is raised here, in its place. The thread ends with the iteration, wherever that is left.
+    """
+    end = object()
+    with ThreadPoolExecutor(1, "batches") as pool:
+        waiting = deque(pool.submit(next, items, end) for _ in range(depth))
+        try:
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(pool.submit(next, items, end))
+                yield item  # type: ignore[misc]  # it is none of `end`
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+class _Step(NamedTuple):
+    """A batch transform with what it drew, the rows that it is given and how many of them it returns."""
+
+    transform: BatchTransform | Callable
+    drawn: Any
+    rows: Tensor
+    keep: int
+
+    def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        if x.ndim == 5 and not _portable(self.transform):
+            x = x.to(torch.float32)
+        if isinstance(self.transform, BatchTransform):
+            return self.transform.apply(x, target, self.drawn, self.rows, self.keep)
+        return self.transform(x, target, self.drawn)
+
+
+def _portable(transform: BatchTransform | Callable | None) -> bool:
+    return isinstance(transform, BatchTransform) and transform.portable
+
+
 class _Ordered:
     """The part that both kinds of batches share: counting, ordering, and what the batch transforms draw.
 
@@ -138,6 +180,8 @@ class _Ordered:
     process serves alone they may be plain functions (x, target, generator) -> (x, target).
     repeats: repeated augmentation, see `epoch_order`. drop_last: leave out the last, smaller batch.
     """
+
+    device = torch.device("cpu")  # where batches are finished; `feed` chooses another
 
     def __init__(
         self,
@@ -240,33 +284,47 @@ class _Ordered:
             rows.insert(0, torch.cat([rows[0], partners[~torch.isin(partners, rows[0])].unique()]))
         return draws, rows
 
-    def _finish(self, epoch: int, batch: int, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """What was read for a batch, transformed: x float32 and target of this rank's own share."""
+    def _steps(self, epoch: int, batch: int) -> Iterator[_Step]:
+        """What is done to a batch, one after another; of one process each draws when it is asked for."""
         if self._world == 1:
-            generator = self._generator(epoch, batch)
+            generator, rows = self._generator(epoch, batch), self._own(batch)
             for transform in self._transforms:
-                x, target = transform(x, target, generator)
+                drawn = transform.draw(len(rows), generator) if isinstance(transform, BatchTransform) else generator
+                yield _Step(transform, drawn, rows, len(rows))
         else:
-            draws, rows = self._draw(epoch, batch)
-            for transform, drawn, given, wanted in zip(self._transforms, draws, rows, rows[1:], strict=False):
-                x, target = transform.apply(x, target, drawn, given, len(wanted))
+            draws, given = self._draw(epoch, batch)
+            yield from map(_Step, self._transforms, draws, given, map(len, given[1:]))
+
+    def _finish(self, x: Tensor, target: Tensor, steps: Iterator[_Step]) -> tuple[Tensor, Tensor]:
+        """What was read for a batch, with the steps that are left: x float32 and target of this rank's own share."""
+        x = x.to(self.device, non_blocking=True)
+        for step in steps:
+            x, target = step(x, target)
         return x.to(torch.float32).contiguous(), target
+
+
+_AS_STORED = {np.dtype(np.uint8): torch.uint8, np.dtype(np.float16): torch.float16}
+"""types of frames that portable steps get as they are; others are float32 from the first"""
 
 
 class MemoryBatches(_Ordered):
     """Batches of one array that lies in memory or is memory-mapped.
 
-    inputs: images [N, C, H, W] or event frames [N, T, C, H, W] (tensor, array or memmap; uint8, uint16,
-        uint32 or float). Frames come out time first, [T, B, C, H, W], float32. Images reach the transforms in
-        their stored type (so that crop and flip move bytes, not floats) and leave as float32.
+    inputs: images [N, C, H, W] or event frames [N, T, C, H, W] (tensor, array, memmap or ByteFrames; uint8, uint16,
+        uint32 or float). Frames come out time first, [T, B, C, H, W]. All leave as float32, and reach the transforms in
+        their stored type, so that crop and flip move bytes and not floats (frames: see BatchTransform.portable).
+    ahead: a thread reads batches while the caller is at work on those before; not for transforms that go by the network.
     targets: N class numbers.
     check: called with (row, frames) of every row of frames that is read, as stored; raises DataError for a bad one.
     options: those of `_Ordered`.
     """
 
+    ahead = False
+    _resident = False
+
     def __init__(
         self,
-        inputs: Tensor | np.ndarray,
+        inputs: Tensor | np.ndarray | ByteFrames,
         targets: Tensor | np.ndarray | Sequence[int],
         batch_size: int,
         *,
@@ -280,31 +338,71 @@ class MemoryBatches(_Ordered):
         super().__init__(len(inputs), batch_size, **options)
         self._targets = torch.as_tensor(np.asarray(targets, np.int64))
         self._is_frames = inputs.ndim == 5
-        self._inputs: Any
-        if self._is_frames:
-            self._inputs = np.asarray(inputs)  # keeps a memmap mapped: only the rows of a batch are read
-        else:
+        self._inputs: Any = inputs
+        if not self._is_frames:
             self._inputs = torch.as_tensor(inputs)
+        elif not isinstance(inputs, ByteFrames):
+            self._inputs = np.asarray(inputs)  # keeps a memmap mapped: only the rows of a batch are read
         self._check = check
 
-    def _gather(self, rows: Tensor) -> Tensor:
+    def on_device(self, device: torch.device, inputs: Tensor, over: dict[int, tuple[Tensor, Tensor]]) -> Self:
+        """These batches from a copy of all inputs that lies on the device, with the table of a ByteFrames."""
+        part = copy.copy(self)
+        part.device, part._inputs, part._over, part._resident = device, inputs, over, True
+        return part
+
+    def _read(self, epoch: int, batch: int, indices: Tensor) -> tuple[Tensor, Tensor, Iterator[_Step]]:
+        """A batch as it is stored, its pixels where the first steps move them, its target, and the steps that are left."""
+        rows, steps, sources = self._rows[indices], self._steps(epoch, batch), None
+        for step in steps if self._is_frames else ():
+            if not isinstance(step.transform, MovingAugmentation):
+                steps = itertools.chain([step], steps)
+                break
+            size = self._inputs.shape[-2:]
+            found = step.transform.sources(step.drawn, step.rows, (size[0], size[1]))
+            sources = found if sources is None else chained(sources, found)
+        x = self._resident_rows(rows, sources) if self._resident else self._gather(rows, sources)
+        return x, self._targets[rows], steps
+
+    def _gather(self, rows: Tensor, sources: Tensor | None) -> Tensor:
+        """Images [B, C, H, W], or frames [T, B, C, H, W] with their pixels taken from `sources`."""
+        pin = self.device.type == "cuda"
         if not self._is_frames:
-            return self._inputs[rows]
+            x = torch.empty(len(rows), *self._inputs.shape[1:], dtype=self._inputs.dtype, pin_memory=pin)
+            return torch.index_select(self._inputs, 0, rows, out=x)
+        read = [self._inputs[row] for row in rows.tolist()]
+        for row, frames in zip(rows.tolist(), read, strict=True) if self._check is not None else ():
+            self._check(row, frames)
+        next_step = next((t for t in self._transforms if not isinstance(t, MovingAugmentation)), None)
+        kinds = {frames.dtype for frames in read}
+        as_stored = (pin or _portable(next_step)) and len(kinds) == 1 and kinds <= _AS_STORED.keys()
+        kind = _AS_STORED[kinds.pop()] if as_stored else torch.float32
         t, *chw = self._inputs.shape[1:]
-        x = torch.empty(t, len(rows), *chw)
-        out = x.numpy()
-        for b, row in enumerate(rows.tolist()):
-            frames = self._inputs[row]
-            if self._check is not None:
-                self._check(row, frames)
-            out[:, b] = frames  # one pass: read, convert, transpose
+        x = torch.empty(t, len(rows), *chw, dtype=kind, pin_memory=pin)
+        for b, frames in enumerate(read):
+            if sources is None:
+                x.numpy()[:, b] = frames  # one pass: read, convert, transpose
+            else:
+                own = torch.empty(t, 1, *chw, dtype=_AS_STORED.get(frames.dtype, torch.float32))
+                own.numpy()[:, 0] = frames
+                x[:, b] = moved(own, sources[b : b + 1])[:, 0]
         return x
+
+    def _resident_rows(self, rows: Tensor, sources: Tensor | None) -> Tensor:
+        """As `_gather`, from the inputs on the device."""
+        x = self._inputs.index_select(0, rows.to(self.device))
+        if wide := [(b, self._over[row]) for b, row in enumerate(rows.tolist()) if row in self._over]:
+            x = x.to(torch.float32)
+            for b, (places, counts) in wide:
+                x[b].view(-1)[places] = counts
+        x = x.transpose(0, 1) if self._is_frames else x
+        return x if sources is None else moved(x, sources)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Batches.epoch`."""
-        for batch, _, indices in self._reads(epoch, start):
-            rows = self._rows[indices]
-            yield self._finish(epoch, batch, self._gather(rows), self._targets[rows])
+        read = (self._read(epoch, batch, indices) for batch, _, indices in self._reads(epoch, start))
+        for made in ahead(read) if self.ahead else read:
+            yield self._finish(*made)
 
 
 class RowCheck:
@@ -376,7 +474,7 @@ class LoaderBatches(_Ordered):
             x, target = loaded
             if x.ndim == 5:
                 x = x.transpose(0, 1)  # [B, T, ...] -> [T, B, ...]
-            yield self._finish(epoch, batch, x, target)
+            yield self._finish(x, target, self._steps(epoch, batch))
 
 
 class PilImages(torch.utils.data.Dataset):
@@ -410,7 +508,7 @@ class _Plan:
 
 
 class _SeededSamples(Dataset):
-    """Reads one sample with all three global generators seeded for it, and puts them back afterwards."""
+    """Reads one sample with all three global generators seeded for it, and puts those of the training process back."""
 
     def __init__(self, samples: Dataset):
         self.samples = samples
@@ -418,7 +516,8 @@ class _SeededSamples(Dataset):
     def __getitem__(self, key):
         row, parts = key
         seed = derive_seed(*parts)
-        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        own = get_worker_info() is not None  # a worker's generators are nobody else's
+        states = None if own else (random.getstate(), np.random.get_state(), torch.get_rng_state())
         try:
             random.seed(seed)
             np.random.seed(seed % 2**32)
@@ -427,9 +526,10 @@ class _SeededSamples(Dataset):
         except DataError as error:
             return DataError(str(error))  # raised here, a worker would bury the sentence under its traceback
         finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-            torch.set_rng_state(states[2])
+            if states is not None:
+                random.setstate(states[0])
+                np.random.set_state(states[1])
+                torch.set_rng_state(states[2])
 
 
 def _collate(samples):
@@ -445,7 +545,7 @@ def _collate(samples):
 class Part(NamedTuple):
     """A part of a data set: rows of an array with labels (see MemoryBatches), or of samples (see LoaderBatches)."""
 
-    inputs: Tensor | np.ndarray | Dataset
+    inputs: Tensor | np.ndarray | ByteFrames | Dataset
     labels: Sequence[int] | np.ndarray = ()  # of samples: unused, each comes with its own
     rows: np.ndarray | None = None  # None: all
 

@@ -48,7 +48,7 @@ class Mix(BatchAugmentation):
     }
     switches = ("mixup", "cutmix")
     order = 70
-    soft_targets = True
+    soft_targets = portable = True
 
     def __init__(
         self,
@@ -89,7 +89,8 @@ class Mix(BatchAugmentation):
         other = held(rows, draws.other[rows[:keep]])
         own, lam = x.narrow(-4, 0, keep), draws.lam
         if draws.kind == "mixup":
-            mixed = lam * own + (1 - lam) * x[..., other, :, :, :]
+            mixed = own.float().mul(lam)  # two products and a sum, each rounded: what adds a multiple may round once
+            mixed += x[..., other, :, :, :].float().mul_(1 - lam)
         else:
             mixed, lam = self._cutmix(own, x, other, draws)
         return mixed, lam * target[:keep] + (1 - lam) * target[other]
@@ -103,7 +104,7 @@ class Mix(BatchAugmentation):
         else:
             box = (..., slice(top, bottom), slice(left, right))
         mixed = own.clone()
-        mixed[box] = x[..., other, :, :, :][box]
+        mixed[box] = x[box][..., other, :, :, :]
         return mixed, 1 - (bottom - top) * (right - left) / (height * width)
 
     @staticmethod
