@@ -31,7 +31,7 @@ class Setting:
     def names(self) -> tuple[str, ...]:
         """The choices; those of a registry without importing what it holds."""
         names = getattr(self.choices, "names", None)
-        return names() if names else tuple(self.choices or ())
+        return names() if names else tuple(str(c).lower() if isinstance(c, bool) else c for c in self.choices or ())
 
     @property
     def range(self) -> str:

@@ -12,7 +12,7 @@ from snn_repro.config.schema import OWN, Config
 NOT_HASHED = (
     "run_dir", "data_dir", "cache_dir", "resume", "force", "device", "threads", "logger", "energy",
     "skip_finished", "slurm",
-    "dataset.workers", "dataset.verify", "debug.profile", "baselines", "unspecified", "caveats",
+    "dataset.workers", "dataset.on_device", "dataset.ahead", "dataset.verify", "debug.profile", "baselines", "unspecified", "caveats",
     "model.conv_backend", "model.checkpointing", "neuron.backend", "kernels", "compile",
     "recipe.sync_bn",  # matters with several processes alone, and their number is no key either
 )  # fmt: skip

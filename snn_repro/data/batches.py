@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from snn_repro import distributed
 from snn_repro.data.augment.augmentation import BatchTransform, GuidedAugmentation, MovingAugmentation, chained, moved
 from snn_repro.data.counts import ByteFrames
 from snn_repro.data.image_files import ImageFile, decode
@@ -161,14 +162,15 @@ class _Step(NamedTuple):
     keep: int
 
     def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        if x.ndim == 5 and not _portable(self.transform):
+        if x.ndim == 5 and not portable(self.transform):
             x = x.to(torch.float32)
         if isinstance(self.transform, BatchTransform):
             return self.transform.apply(x, target, self.drawn, self.rows, self.keep)
         return self.transform(x, target, self.drawn)
 
 
-def _portable(transform: BatchTransform | Callable | None) -> bool:
+def portable(transform: BatchTransform | Callable | None) -> bool:
+    """Whether a step works on any device and on what is stored."""
     return isinstance(transform, BatchTransform) and transform.portable
 
 
@@ -195,22 +197,22 @@ class _Ordered:
         drop_last: bool = False,
         repeats: int = 1,
     ):
-        self._rows = torch.arange(n) if indices is None else torch.as_tensor(np.asarray(indices, np.int64))
+        self.rows = torch.arange(n) if indices is None else torch.as_tensor(np.asarray(indices, np.int64))
         if batch_size < 1:
             raise UserError(f"recipe.batch_size={batch_size} must be at least 1")
         if repeats < 1:
             raise UserError(f"recipe.repeated_augmentation={repeats} must be at least 1 (1 = no repeated augmentation)")
-        if not len(self._rows):
+        if not len(self.rows):
             raise DataError("a part of the data set has no samples; check dataset.split and dataset.validation")
         self.batch_size, self.seed = int(batch_size), int(seed)
-        self._n, self._shuffle, self._repeats, self._drop_last = len(self._rows), shuffle, repeats, drop_last
-        self._transforms = list(transforms)
+        self._n, self._shuffle, self._repeats, self._drop_last = len(self.rows), shuffle, repeats, drop_last
+        self.transforms = list(transforms)
         self._serve(0, 1)
 
     def _serve(self, rank: int, world: int) -> None:
         """Become the share of process `rank` of `world`, of `batch_size` samples a batch."""
         self._rank, self._world = rank, world
-        if world > 1 and (alone := [t for t in self._transforms if not isinstance(t, BatchTransform)]):
+        if world > 1 and (alone := [t for t in self.transforms if not isinstance(t, BatchTransform)]):
             raise TypeError(f"{alone[0]} cannot be shared by {world} processes: derive it from BatchTransform")
         together, self.n_all = self.batch_size * world, self._n  # a batch, and an epoch, of all ranks
         if self._drop_last:
@@ -242,7 +244,7 @@ class _Ordered:
 
     def guide(self, relevance: Callable[[Tensor, str], tuple[Tensor, Tensor]]) -> None:
         """Give the network's view to the transforms that go by it; see GuidedAugmentation."""
-        for transform in self._transforms:
+        for transform in self.transforms:
             if isinstance(transform, GuidedAugmentation):
                 transform.relevance = relevance
 
@@ -277,9 +279,9 @@ class _Ordered:
     def _draw(self, epoch: int, batch: int) -> tuple[list, list[Tensor]]:
         """What each transform draws for a batch of all ranks, and the rows of it that each is given; last, our own."""
         generator = self._generator(epoch, batch)
-        draws = [transform.draw(self.all_samples(batch), generator) for transform in self._transforms]
+        draws = [transform.draw(self.all_samples(batch), generator) for transform in self.transforms]
         rows = [self._own(batch)]
-        for transform, drawn in zip(reversed(self._transforms), reversed(draws), strict=True):
+        for transform, drawn in zip(reversed(self.transforms), reversed(draws), strict=True):
             partners = transform.partners(drawn, rows[0])
             rows.insert(0, torch.cat([rows[0], partners[~torch.isin(partners, rows[0])].unique()]))
         return draws, rows
@@ -288,12 +290,12 @@ class _Ordered:
         """What is done to a batch, one after another; of one process each draws when it is asked for."""
         if self._world == 1:
             generator, rows = self._generator(epoch, batch), self._own(batch)
-            for transform in self._transforms:
+            for transform in self.transforms:
                 drawn = transform.draw(len(rows), generator) if isinstance(transform, BatchTransform) else generator
                 yield _Step(transform, drawn, rows, len(rows))
         else:
             draws, given = self._draw(epoch, batch)
-            yield from map(_Step, self._transforms, draws, given, map(len, given[1:]))
+            yield from map(_Step, self.transforms, draws, given, map(len, given[1:]))
 
     def _finish(self, x: Tensor, target: Tensor, steps: Iterator[_Step]) -> tuple[Tensor, Tensor]:
         """What was read for a batch, with the steps that are left: x float32 and target of this rank's own share."""
@@ -303,7 +305,7 @@ class _Ordered:
         return x.to(torch.float32).contiguous(), target
 
 
-_AS_STORED = {np.dtype(np.uint8): torch.uint8, np.dtype(np.float16): torch.float16}
+AS_STORED = {np.dtype(np.uint8): torch.uint8, np.dtype(np.float16): torch.float16}
 """types of frames that portable steps get as they are; others are float32 from the first"""
 
 
@@ -338,27 +340,27 @@ class MemoryBatches(_Ordered):
         super().__init__(len(inputs), batch_size, **options)
         self._targets = torch.as_tensor(np.asarray(targets, np.int64))
         self._is_frames = inputs.ndim == 5
-        self._inputs: Any = inputs
+        self.inputs: Any = inputs
         if not self._is_frames:
-            self._inputs = torch.as_tensor(inputs)
+            self.inputs = torch.as_tensor(inputs)
         elif not isinstance(inputs, ByteFrames):
-            self._inputs = np.asarray(inputs)  # keeps a memmap mapped: only the rows of a batch are read
+            self.inputs = np.asarray(inputs)  # keeps a memmap mapped: only the rows of a batch are read
         self._check = check
 
     def on_device(self, device: torch.device, inputs: Tensor, over: dict[int, tuple[Tensor, Tensor]]) -> Self:
         """These batches from a copy of all inputs that lies on the device, with the table of a ByteFrames."""
         part = copy.copy(self)
-        part.device, part._inputs, part._over, part._resident = device, inputs, over, True
+        part.device, part.inputs, part._over, part._resident = device, inputs, over, True
         return part
 
     def _read(self, epoch: int, batch: int, indices: Tensor) -> tuple[Tensor, Tensor, Iterator[_Step]]:
         """A batch as it is stored, its pixels where the first steps move them, its target, and the steps that are left."""
-        rows, steps, sources = self._rows[indices], self._steps(epoch, batch), None
+        rows, steps, sources = self.rows[indices], self._steps(epoch, batch), None
         for step in steps if self._is_frames else ():
             if not isinstance(step.transform, MovingAugmentation):
                 steps = itertools.chain([step], steps)
                 break
-            size = self._inputs.shape[-2:]
+            size = self.inputs.shape[-2:]
             found = step.transform.sources(step.drawn, step.rows, (size[0], size[1]))
             sources = found if sources is None else chained(sources, found)
         x = self._resident_rows(rows, sources) if self._resident else self._gather(rows, sources)
@@ -368,29 +370,34 @@ class MemoryBatches(_Ordered):
         """Images [B, C, H, W], or frames [T, B, C, H, W] with their pixels taken from `sources`."""
         pin = self.device.type == "cuda"
         if not self._is_frames:
-            x = torch.empty(len(rows), *self._inputs.shape[1:], dtype=self._inputs.dtype, pin_memory=pin)
-            return torch.index_select(self._inputs, 0, rows, out=x)
-        read = [self._inputs[row] for row in rows.tolist()]
-        for row, frames in zip(rows.tolist(), read, strict=True) if self._check is not None else ():
-            self._check(row, frames)
-        next_step = next((t for t in self._transforms if not isinstance(t, MovingAugmentation)), None)
+            x = torch.empty(len(rows), *self.inputs.shape[1:], dtype=self.inputs.dtype, pin_memory=pin)
+            return torch.index_select(self.inputs, 0, rows, out=x)
+        read = [self.checked(row) for row in rows.tolist()]
+        next_step = next((t for t in self.transforms if not isinstance(t, MovingAugmentation)), None)
         kinds = {frames.dtype for frames in read}
-        as_stored = (pin or _portable(next_step)) and len(kinds) == 1 and kinds <= _AS_STORED.keys()
-        kind = _AS_STORED[kinds.pop()] if as_stored else torch.float32
-        t, *chw = self._inputs.shape[1:]
+        as_stored = (pin or portable(next_step)) and len(kinds) == 1 and kinds <= AS_STORED.keys()
+        kind = AS_STORED[kinds.pop()] if as_stored else torch.float32
+        t, *chw = self.inputs.shape[1:]
         x = torch.empty(t, len(rows), *chw, dtype=kind, pin_memory=pin)
         for b, frames in enumerate(read):
             if sources is None:
                 x.numpy()[:, b] = frames  # one pass: read, convert, transpose
             else:
-                own = torch.empty(t, 1, *chw, dtype=_AS_STORED.get(frames.dtype, torch.float32))
+                own = torch.empty(t, 1, *chw, dtype=AS_STORED.get(frames.dtype, torch.float32))
                 own.numpy()[:, 0] = frames
                 x[:, b] = moved(own, sources[b : b + 1])[:, 0]
         return x
 
+    def checked(self, row: int) -> np.ndarray:
+        """The frames of a row. Raises DataError where they are damaged."""
+        frames = self.inputs[row]
+        if self._check is not None:
+            self._check(row, frames)
+        return frames
+
     def _resident_rows(self, rows: Tensor, sources: Tensor | None) -> Tensor:
         """As `_gather`, from the inputs on the device."""
-        x = self._inputs.index_select(0, rows.to(self.device))
+        x = self.inputs.index_select(0, rows.to(self.device))
         if wide := [(b, self._over[row]) for b, row in enumerate(rows.tolist()) if row in self._over]:
             x = x.to(torch.float32)
             for b, (places, counts) in wide:
@@ -401,8 +408,12 @@ class MemoryBatches(_Ordered):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Batches.epoch`."""
         read = (self._read(epoch, batch, indices) for batch, _, indices in self._reads(epoch, start))
-        for made in ahead(read) if self.ahead else read:
-            yield self._finish(*made)
+        if self.device.type == "cpu":  # then all of it is the thread's
+            finished = (self._finish(*made) for made in read)
+            yield from ahead(finished) if self.ahead else finished
+        else:
+            for made in ahead(read) if self.ahead else read:
+                yield self._finish(*made)
 
 
 class RowCheck:
@@ -464,7 +475,7 @@ class LoaderBatches(_Ordered):
         self._plan.batches = [
             [
                 (row, (self.seed, epoch, _SAMPLE, position))
-                for row, position in zip(self._rows[indices].tolist(), positions.tolist(), strict=True)
+                for row, position in zip(self.rows[indices].tolist(), positions.tolist(), strict=True)
             ]
             for _, positions, indices in reads
         ]
@@ -542,6 +553,13 @@ def _collate(samples):
 # ------------------------------------------------------------------ a data set's parts
 
 
+def loader_processes(cfg: Config) -> int:
+    """dataset.workers; where it is null, on a GPU the cores that the job has beside the one that trains, else none."""
+    if cfg.dataset.workers is not None:
+        return cfg.dataset.workers
+    return distributed.cores() - 1 if cfg.device != "cpu" and torch.cuda.is_available() else 0
+
+
 class Part(NamedTuple):
     """A part of a data set: rows of an array with labels (see MemoryBatches), or of samples (see LoaderBatches)."""
 
@@ -570,7 +588,7 @@ def assemble(
     def batches(part: Part, size: int, **options) -> Batches:
         inputs, labels, rows = part
         if isinstance(inputs, Dataset):
-            return LoaderBatches(inputs, size, indices=rows, workers=cfg.dataset.workers, **options)
+            return LoaderBatches(inputs, size, indices=rows, workers=loader_processes(cfg), **options)
         kind = "images" if inputs.ndim == 4 else "frames"
         if tuple(inputs.shape[-3:]) != shape or (inputs.ndim == 4) != dataset.static:
             raise DataError(

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 import numpy as np
 import torch
 
+from snn_repro import distributed
 from snn_repro.console import progress
 from snn_repro.data.archives import Entry, close_archives, in_tars, means, read_or_error, stream_tar
 from snn_repro.data.batches import RowCheck, keep_freed_memory
@@ -176,7 +177,7 @@ def prepare(
         raise UserError(f"frame_size={frame_size} must be at least 4 pixels")
     if not cache_dir:
         raise UserError("cache_dir is not set: pass cache_dir=DIR, a folder for the prepared frames")
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    workers = distributed.cores() if workers is None else workers
     if not 0 <= workers <= 1024:
         raise UserError(f"workers={workers} must be from 0 to 1,024 processes")
     if (size := 4 * math.prod(settings.shape)) > 2**32:

@@ -1,6 +1,8 @@
 """Batches equal, to the last bit, a plain reference that works in float32, sample by sample: on the host, ahead, on the device."""
 
 import math
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -9,12 +11,16 @@ from torchvision.transforms.functional import affine, rotate
 
 from snn_repro.data.augment.crop import RandomCrop
 from snn_repro.data.augment.event_policy import EventPolicy, magnitudes
+from snn_repro.data.augment.eventmix import EventMix
 from snn_repro.data.augment.flip import RandomFlip
 from snn_repro.data.augment.mix import Mix
 from snn_repro.data.augment.nda import NDA
+from snn_repro.data.augment.normalize import Normalize
 from snn_repro.data.augment.smooth_labels import SmoothLabels
-from snn_repro.data.batches import MemoryBatches, make_generator
+from snn_repro.data.batches import MemoryBatches, ahead, make_generator
 from snn_repro.data.counts import OVERFLOW, ByteFrames, apart
+from snn_repro.data.feed import feed
+from snn_repro.errors import DataError
 
 N, T, H, W, B = 11, 3, 13, 18, 4
 LABELS = np.arange(N) % 5
@@ -139,8 +145,8 @@ def test_images_equal_the_reference(recipe):
     check(batches, reference(images, transforms, 1, 3), 1)
 
 
-def check(batches, expected, epoch):
-    for (x, target), (x_there, target_there) in zip(batches.epoch(epoch), expected, strict=True):
+def check(batches, expected, epoch, start=0):
+    for (x, target), (x_there, target_there) in zip(batches.epoch(epoch, start), expected, strict=True):
         assert x.dtype == torch.float32 and x.is_contiguous()
         assert torch.equal(x, x_there.contiguous()) and torch.equal(target, target_there)
 
@@ -151,3 +157,108 @@ def test_byte_frames_are_the_counts():
     for row in range(N):
         assert np.array_equal(frames[row], counts[row])
     assert [str(frames[row].dtype) for row in (0, 2, 7)] == ["uint8", "uint16", "uint32"]
+
+
+# ------------------------------------------------------------------ on a device, and ahead
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float16", "hot"])
+def test_batches_from_the_device_and_ahead_equal_the_host(recipe, kind):
+    inputs, values = stored(kind)
+    transforms = RECIPES[recipe]
+    train = MemoryBatches(inputs, LABELS, B, seed=3, shuffle=True, transforms=transforms)
+    test = MemoryBatches(inputs, LABELS, 5, indices=[1, 7, 2])
+    for shares in ([train, None, test], [train.shard(1, 2), None, test.shard(1, 2)]):
+        there = feed(shares, torch.device("cpu"), on_device=True)
+        assert isinstance(there[0].inputs, torch.Tensor) and there[0].inputs is there[2].inputs
+        assert there[0].inputs.dtype == {"uint16": torch.float32, "float16": torch.float16}.get(kind, torch.uint8)
+        early = feed(shares, torch.device("cpu"), ahead=True)
+        for part, resident, made_early in zip(shares, there, early, strict=True):
+            for epoch in range(2) if part else ():
+                for start in range(len(part)):
+                    check(resident, part.epoch(epoch, start), epoch, start)
+                    check(made_early, part.epoch(epoch, start), epoch, start)
+
+
+def test_images_from_the_device_equal_the_host():
+    images = COUNTS[:, 0].astype(np.uint8)
+    transforms = [RandomCrop(4), RandomFlip(0.5), Normalize([3.0, 4.0], [1.5, 0.7], "bgr"), Mix(5, mixup=0.5, cutmix=1.0)]
+    train = MemoryBatches(torch.from_numpy(images), LABELS, B, seed=1, shuffle=True, transforms=transforms)
+    (there,) = feed([train], torch.device("cpu"), on_device=True)
+    for epoch in range(4):
+        check(there, train.epoch(epoch), epoch)
+
+
+def test_what_has_no_form_for_a_device_stays_on_the_host_with_one_line(caplog):
+    inputs = stored("uint8")[0]
+    train = MemoryBatches(inputs, LABELS, B, seed=3, shuffle=True, transforms=[RandomFlip(0.5), EventMix(5, 1.0)])
+    with caplog.at_level("INFO", "snn_repro"):
+        part, _, test = feed([train, None, MemoryBatches(inputs, LABELS, 4)], torch.device("cpu"), on_device=True)
+    assert caplog.messages == [
+        "dataset.on_device=true: training batches are made on the host, as augment.eventmix has no form for a device"
+    ]
+    assert isinstance(test.inputs, torch.Tensor) and not isinstance(part.inputs, torch.Tensor)
+    check(part, train.epoch(0), 0)
+
+
+def test_a_copy_checks_the_rows_that_are_used():
+    def bad(row, frames):
+        if row == 4:
+            raise DataError("row 4 is damaged")
+
+    inputs = stored("uint8")[0]
+    parts = [MemoryBatches(inputs, LABELS, 2, indices=rows, check=bad) for rows in ([0, 1], [3, 5])]
+    feed(parts, torch.device("cpu"), on_device=True)
+    parts.append(MemoryBatches(inputs, LABELS, 2, indices=[4], check=bad))
+    with pytest.raises(DataError, match="row 4 is damaged"):
+        feed(parts, torch.device("cpu"), on_device=True)
+
+
+def threads():
+    return [t for t in threading.enumerate() if t.name.startswith("batches")]
+
+
+def test_what_the_thread_raises_is_raised_in_its_place_and_it_ends():
+    def bad(row, frames):
+        if row == 6:
+            raise DataError("row 6 is damaged")
+
+    whole = MemoryBatches(stored("uint8")[0], LABELS, 2, check=bad)
+    (early,) = feed([whole], torch.device("cpu"), ahead=True)
+    seen = []
+    with pytest.raises(DataError, match=r"^row 6 is damaged$"):
+        seen.extend(target for _, target in early.epoch(0))
+    assert len(seen) == 3 and not threads()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_the_thread_ends_where_the_epoch_is_left(error):
+    (early,) = feed([MemoryBatches(stored("uint8")[0], LABELS, 2)], torch.device("cpu"), ahead=True)
+    for _ in early.epoch(0):
+        assert len(threads()) == 1
+        break
+    assert not threads()
+    with pytest.raises(error):
+        for _ in early.epoch(0):
+            raise error
+    assert not threads()
+
+
+def test_no_more_batches_are_made_than_wait():
+    made = []
+
+    def items():
+        for i in range(20):
+            made.append(i)
+            yield i
+
+    waiting = ahead(items(), depth=2)
+    assert next(waiting) == 0
+    for _ in range(100):
+        if len(made) >= 3:
+            break
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert made == [0, 1, 2]
+    assert list(waiting) == list(range(1, 20)) and not threads()
