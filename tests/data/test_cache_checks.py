@@ -93,7 +93,7 @@ def script(*arguments, **options):
 
 @pytest.mark.parametrize("size", [None, 48])
 def test_the_index_holds_the_checksum_of_each_row_as_stored(tmp_path, size):
-    """Rows that were written before the type was widened too, and those behind a gap."""
+    """One with counts beyond a byte too, rows that were written before the type was widened, and those behind a gap."""
     write_cifar10_dvs(tmp_path / "raw")
     events = Events(
         np.arange(70_000), *(np.full(70_000, v, k) for v, k in ((7, np.int16), (9, np.int16), (1, np.uint8)))
@@ -102,7 +102,7 @@ def test_the_index_holds_the_checksum_of_each_row_as_stored(tmp_path, size):
     (tmp_path / "raw/cat/cifar10_cat_333.aedat").write_bytes(b"bad")
     prepare("cifar10_dvs", tmp_path / "raw", tmp_path / "cache", 1, frame_size=size, workers=0, allow_bad=True)
     cache = open_cache("cifar10_dvs", tmp_path / "cache", 1, frame_size=size)
-    assert cache.frames.dtype == (np.float32 if size else np.uint32) and len(cache.frames) == 39
+    assert cache.frames.dtype == (np.float32 if size else np.uint8) and len(cache.frames) == 39
     assert cache.checksums == [zlib.crc32(frames.tobytes()) for frames in cache.frames]
     assert verify_cache("cifar10_dvs", tmp_path / "cache", 1, frame_size=size)[1] == []
 
