@@ -80,7 +80,9 @@ class DatasetConfig(Chosen):
         "auto", "a copy of the data set in the device's memory, batches made there; auto: on a GPU where it takes a quarter at most of what is free",
         choices=("auto", True, False),
     )  # fmt: skip
-    ahead: Any = key("auto", "a thread prepares batches during the step before; auto: on a GPU", choices=("auto", True, False))
+    ahead: Any = key(
+        "auto", "a thread prepares batches during the step before; auto: on a GPU", choices=("auto", True, False)
+    )
     verify: str = key(
         "first_read",
         "hold prepared frames against their checksums when a run first reads them, or not at all",

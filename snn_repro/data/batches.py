@@ -183,7 +183,10 @@ class _Ordered:
     repeats: repeated augmentation, see `epoch_order`. drop_last: leave out the last, smaller batch.
     """
 
-    device = torch.device("cpu")  # where batches are finished; `feed` chooses another
+    device = torch.device("cpu")  # where batches are finished; feed.py chooses another
+    ahead = (
+        False  # a thread makes batches while the caller is at work on those before; not where it goes by the network
+    )
 
     def __init__(
         self,
@@ -315,14 +318,13 @@ class MemoryBatches(_Ordered):
     inputs: images [N, C, H, W] or event frames [N, T, C, H, W] (tensor, array, memmap or ByteFrames; uint8, uint16,
         uint32 or float). Frames come out time first, [T, B, C, H, W]. All leave as float32, and reach the transforms in
         their stored type, so that crop and flip move bytes and not floats (frames: see BatchTransform.portable).
-    ahead: a thread reads batches while the caller is at work on those before; not for transforms that go by the network.
     targets: N class numbers.
     check: called with (row, frames) of every row of frames that is read, as stored; raises DataError for a bad one.
     options: those of `_Ordered`.
     """
 
-    ahead = False
     _resident = False
+    _over: dict[int, tuple[Tensor, Tensor]]  # of resident ones: see ByteFrames
 
     def __init__(
         self,

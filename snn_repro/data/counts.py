@@ -19,7 +19,9 @@ class ByteFrames:
         self.stored, self.shape, self.ndim, self.dtype = stored, stored.shape, stored.ndim, stored.dtype
         rows, starts = np.unique(table["row"], return_index=True)
         parts = np.split(table, starts[1:]) if len(rows) else []
-        self.over = {int(row): (part["place"].astype(np.int64), part["count"]) for row, part in zip(rows, parts, strict=True)}
+        self.over = {
+            int(row): (part["place"].astype(np.int64), part["count"]) for row, part in zip(rows, parts, strict=True)
+        }
 
     def __len__(self) -> int:
         return len(self.stored)

@@ -22,7 +22,9 @@ from snn_repro.errors import UserError
 
 log = logging.getLogger("snn_repro")
 
-SHARE = 0.25  # of the device's free memory that a data set may take with dataset.on_device=auto; the rest is the network's
+SHARE = (
+    0.25  # of the device's free memory that a data set may take with dataset.on_device=auto; the rest is the network's
+)
 
 
 def feed(parts: Sequence[Any], device: torch.device, on_device: Any = "auto", ahead: Any = "auto") -> list[Any]:
@@ -45,7 +47,9 @@ def feed(parts: Sequence[Any], device: torch.device, on_device: Any = "auto", ah
             part = copy.copy(part)
             part.device = device if all(map(portable, part.transforms)) else part.device
             guided = any(isinstance(t, GuidedAugmentation) for t in part.transforms)
-            part.ahead = (gpu if ahead == "auto" else ahead) and not guided  # a loader's processes are ahead by themselves
+            part.ahead = (
+                gpu if ahead == "auto" else ahead
+            ) and not guided  # a loader's processes are ahead by themselves
         fed.append(part)
     return fed
 

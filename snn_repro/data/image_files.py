@@ -88,7 +88,7 @@ def check(images: Sequence[ImageFile], seconds: float = CHECK_SECONDS) -> None:
             return False
         try:
             for image in images[start : start + size]:
-                _check(image)
+                check_image(image)
         except DataError as error:
             return error
         return True
@@ -107,7 +107,8 @@ def check(images: Sequence[ImageFile], seconds: float = CHECK_SECONDS) -> None:
         )
 
 
-def _check(image: ImageFile) -> None:
+def check_image(image: ImageFile) -> None:
+    """See `check`, of one image."""
     with _named(image), image.open() as stream:
         opened = _opened(stream)
         marker = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(opened.format)

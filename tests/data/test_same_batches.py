@@ -58,7 +58,9 @@ def plain(transform, x, target, draws):
             for n in size:
                 centre, half = draws.box.randint(n), int(n * math.sqrt(1 - lam)) // 2
                 ranges.append(slice(max(centre - half, 0), min(centre + half, n)))
-            box = (..., *ranges, slice(None)) if transform.cutmix_axes == "published" and x.ndim == 5 else (..., *ranges)
+            box = (
+                (..., *ranges, slice(None)) if transform.cutmix_axes == "published" and x.ndim == 5 else (..., *ranges)
+            )
             lam = 1 - math.prod(r.stop - r.start for r in ranges) / math.prod(size)
             mixed = x.clone()
             mixed[box] = x[..., other, :, :, :][box]
@@ -121,7 +123,9 @@ def stored(kind):
         counts = COUNTS.copy()
         counts[2, 1, 0, 3, 4], counts[7, 0, 1, 0, 0], counts[7, 2, 1, -1, -1] = 256, 70_000, 300
         parts = [(row, *apart(frames)) for row, frames in enumerate(counts)]
-        table = [(row, place, count) for row, _, places, values in parts for place, count in zip(places, values, strict=True)]
+        table = [
+            (row, place, count) for row, _, places, values in parts for place, count in zip(places, values, strict=True)
+        ]
         assert len(table) == 3
         return ByteFrames(np.stack([part[1] for part in parts]), np.array(table, OVERFLOW)), counts
     frames = COUNTS / 3 if kind == "float16" else COUNTS
@@ -183,7 +187,12 @@ def test_batches_from_the_device_and_ahead_equal_the_host(recipe, kind):
 
 def test_images_from_the_device_equal_the_host():
     images = COUNTS[:, 0].astype(np.uint8)
-    transforms = [RandomCrop(4), RandomFlip(0.5), Normalize([3.0, 4.0], [1.5, 0.7], "bgr"), Mix(5, mixup=0.5, cutmix=1.0)]
+    transforms = [
+        RandomCrop(4),
+        RandomFlip(0.5),
+        Normalize([3.0, 4.0], [1.5, 0.7], "bgr"),
+        Mix(5, mixup=0.5, cutmix=1.0),
+    ]
     train = MemoryBatches(torch.from_numpy(images), LABELS, B, seed=1, shuffle=True, transforms=transforms)
     (there,) = feed([train], torch.device("cpu"), on_device=True)
     for epoch in range(4):

@@ -70,7 +70,9 @@ class EventPolicy(MovingAugmentation):
         height, width = size
         side = (area * height * width).sqrt().round().long()
         own = zip(operation.tolist(), level.tolist(), side.tolist(), place.T.tolist(), strict=True)
-        return torch.stack([cutout(side, place, size) if k == 5 else moves(k, level, size) for k, level, side, place in own])
+        return torch.stack(
+            [cutout(side, place, size) if k == 5 else moves(k, level, size) for k, level, side, place in own]
+        )
 
 
 @cache

@@ -145,7 +145,9 @@ def _loop() -> Callable | None:
         loop, one = compiled(_blend), np.zeros((1, 1, 1), np.float32)
         loop(one, one.copy(), np.zeros(1, np.int64), np.float32(1), np.float32(0))
     except Exception as error:  # an import, a compiler or a processor that it does not know
-        warnings.warn(f"numba cannot compile here ({type(error).__name__}); Mixup is slower, not different", stacklevel=2)
+        warnings.warn(
+            f"numba cannot compile here ({type(error).__name__}); Mixup is slower, not different", stacklevel=2
+        )
         return None
     return loop
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from snn_repro.data.augment.augmentation import MovingAugmentation, register_augmentation, sources_of
@@ -46,8 +47,7 @@ class NDA(MovingAugmentation):
         for operation, shifts, angle in zip(*(d[rows].tolist() for d in draws), strict=True):
             if operation == 0:
                 found.append(torch.arange(size[0] * size[1]).view(size).roll(shifts, (-2, -1)).flatten())
-            elif operation == 1:
-                found.append(sources_of(lambda x, angle=angle: rotate(x, angle), size))
             else:
-                found.append(sources_of(lambda x, angle=angle: affine(x, shear=angle), size))
+                turn = partial(rotate, angle=angle) if operation == 1 else partial(affine, shear=angle)
+                found.append(sources_of(turn, size))
         return torch.stack(found)
