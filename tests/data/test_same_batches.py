@@ -9,6 +9,7 @@ import pytest
 import torch
 from torchvision.transforms.functional import affine, rotate
 
+from snn_repro.config import load_config
 from snn_repro.data.augment.crop import RandomCrop
 from snn_repro.data.augment.event_policy import EventPolicy, magnitudes
 from snn_repro.data.augment.eventmix import EventMix
@@ -16,11 +17,13 @@ from snn_repro.data.augment.flip import RandomFlip
 from snn_repro.data.augment.mix import Mix
 from snn_repro.data.augment.nda import NDA
 from snn_repro.data.augment.normalize import Normalize
+from snn_repro.data.augment.rpg_drop import RPGDrop
 from snn_repro.data.augment.smooth_labels import SmoothLabels
 from snn_repro.data.batches import MemoryBatches, ahead, make_generator
 from snn_repro.data.counts import OVERFLOW, ByteFrames, apart
 from snn_repro.data.feed import feed
-from snn_repro.errors import DataError
+from snn_repro.errors import DataError, UserError
+from snn_repro.train import run
 
 N, T, H, W, B = 11, 3, 13, 18, 4
 LABELS = np.arange(N) % 5
@@ -271,3 +274,43 @@ def test_no_more_batches_are_made_than_wait():
     time.sleep(0.05)
     assert made == [0, 1, 2]
     assert list(waiting) == list(range(1, 20)) and not threads()
+
+
+@pytest.mark.parametrize("free, placed", [(40, True), (3.5, False)])
+def test_auto_copies_what_takes_a_quarter_of_the_memory_that_is_free(monkeypatch, caplog, free, placed):
+    inputs = stored("uint8")[0]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free * inputs.nbytes), 0))
+    monkeypatch.setattr("snn_repro.data.feed._copy", lambda parts, device: (torch.from_numpy(inputs), {}))
+    part, gpu = MemoryBatches(inputs, LABELS, B), torch.device("cuda", 0)
+    with caplog.at_level("INFO", "snn_repro"):
+        (fed,) = feed([part], gpu)
+    assert isinstance(fed.inputs, torch.Tensor) == placed and fed.device == gpu and fed.ahead == (not placed)
+    assert ("so batches are made on the host" in caplog.text) == (not placed)
+    assert not isinstance(feed([part], gpu, on_device=False)[0].inputs, torch.Tensor)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (inputs.nbytes - 1, 0))
+    with pytest.raises(
+        UserError, match="^dataset.on_device=true: the data set takes 0.0 GB and cuda:0 has 0.0 GB free"
+    ):
+        feed([part], gpu, on_device=True)
+
+
+def test_on_a_cpu_nothing_changes_by_itself():
+    part = MemoryBatches(stored("uint8")[0], LABELS, B)
+    (fed,) = feed([part], torch.device("cpu"))
+    assert fed.inputs is part.inputs and not fed.ahead and fed.device == torch.device("cpu")
+
+
+def test_what_goes_by_the_network_waits_for_the_step_before():
+    guided = MemoryBatches(stored("uint8")[0], LABELS, B, transforms=[RandomFlip(0.5), RPGDrop(0.5)])
+    (fed,) = feed([guided], torch.device("cpu"), on_device=True, ahead=True)
+    assert not fed.ahead and fed.inputs is guided.inputs
+
+
+def test_a_run_computes_the_same_wherever_its_batches_are_made(tmp_path):
+    options = ["dataset=digits_dvs", "augment.crop_padding=1", "augment.flip=0.5", "augment.mixup=0.5", "recipe.epochs=1",
+               "debug.max_steps=3", "debug.max_eval_batches=1", "logger.mode=disabled", f"cache_dir={tmp_path / 'cache'}"]  # fmt: skip
+    losses = set()
+    for k, way in enumerate((["dataset.on_device=false"], ["dataset.on_device=true"], ["dataset.ahead=true"])):
+        result = run(load_config([*options, *way]), str(tmp_path / str(k)))
+        losses.add((result.train_loss_last, result.loss_last))
+    assert len(losses) == 1

@@ -142,7 +142,9 @@ def moved(x: Tensor, sources: Tensor) -> Tensor:
     pixels, n = x.flatten(-2), sources.shape[-1]
     if int(sources.max()) == n:
         pixels = F.pad(pixels, (0, 1))
-    index = sources.to(x.device).unsqueeze(-2).expand(*x.shape[:-2], n)
+    if x.is_cuda:
+        sources = sources.pin_memory().to(x.device, non_blocking=True)
+    index = sources.unsqueeze(-2).expand(*x.shape[:-2], n)
     return pixels.gather(-1, index).view(x.shape)
 
 
