@@ -1,11 +1,11 @@
 """Measure our speed beside that of the libraries we replace; one subject a command.
 
-    python scripts/benchmark.py SUBJECT [rounds=N] [quick=true] [out=DIR]
-    python scripts/benchmark.py SUBJECT --help
+python scripts/benchmark.py neuron rounds=21
+python scripts/benchmark.py step quick=true
+python scripts/benchmark.py SUBJECT --help
 
 rounds     how often each case is timed (default: the subject's)
 quick      true measures toys in a few seconds, to see that everything runs; its numbers mean nothing
-out        folder of the report, SUBJECT.json and SUBJECT.md (default: results/benchmarks; of quick: none)
 
 How it is timed: one thread, CPU time of the process, the order shuffled in every round, medians over the rounds, and
 one function timed twice (the A/A control): a ratio that is no further from 1 than the control's means nothing.
@@ -20,6 +20,7 @@ from pathlib import Path
 from benchmarks._harness import machine, one_thread
 from benchmarks._report import write
 
+from snn_repro import console
 from snn_repro.errors import UserError, nearest
 
 HERE = Path(__file__).resolve().parent
@@ -33,9 +34,9 @@ def subjects() -> dict[str, str]:
 
 
 def options(name: str, arguments: list[str], measure) -> dict:
-    """What `measure` is called with: its own parameters, and `out`. Raises UserError."""
+    """What `measure` is called with, its own parameters. Raises UserError."""
     parameters = inspect.signature(measure).parameters.values()
-    kinds = {p.name: type(p.default) for p in parameters} | {"out": str}
+    kinds = {p.name: type(p.default) for p in parameters}
     given: dict = {}
     for argument in arguments:
         key, _, value = argument.partition("=")
@@ -52,33 +53,35 @@ def options(name: str, arguments: list[str], measure) -> dict:
     return given
 
 
-def main(arguments: list[str]) -> int:
+@console.one_sentence
+def main(arguments: list[str] | None = None) -> int:
     """Measure one subject; 0, or 2 after one sentence on stderr."""
-    known, asks = subjects(), {"-h", "--help"} & set(arguments)
-    name = arguments[0] if arguments else "--help"
-    if name in known and asks:
-        print(known[name])
+    known, arguments = subjects(), sys.argv[1:] if arguments is None else arguments
+    lines = [f"{subject:10} {text.splitlines()[0]}" for subject, text in known.items()]
+    parser = console.Parser("benchmark.py", "\n".join([__doc__, "Subjects:", *lines]))
+    parser.add_argument("subject", metavar="SUBJECT", help="what is measured")
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="rounds, quick, and the subject's own")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR",
+        help="of the report, SUBJECT.json and SUBJECT.md (default: results/benchmarks; with quick=true: none)",
+    )  # fmt: skip
+    if {"-h", "--help"} & set(arguments) and arguments[0] in known:
+        print(known[arguments[0]])
         return 0
-    if asks or not arguments:
-        lines = [f"{subject:10} {text.splitlines()[0]}" for subject, text in known.items()]
-        print("\n".join([__doc__, "Subjects:", *lines]))
-        return 0
-    try:
-        if name not in known:
-            raise UserError(f"{name} is no subject; these are: {', '.join(known)}{nearest(name, known)}")
-        one_thread()  # before anything that starts threads is imported
-        measure = importlib.import_module(f"benchmarks.{name}").measure
-        given = options(name, arguments[1:], measure)
-        out = given.pop("out", None if given.get("quick") else RESULTS)
-        before = machine()
-        report = measure(**given)
-        asked = " ".join([name, *(f"{k}={'DIR' if k == 'base' else str(v).lower()}" for k, v in given.items())])
-        print(write(report, asked, machine(*report.packages, before=before), out and Path(out), name))
-    except UserError as error:
-        print(f"benchmark.py: {error}", file=sys.stderr)
-        return 2
+    args = parser.parse_intermixed_args(arguments or ["--help"])
+    name = args.subject
+    if name not in known:
+        raise UserError(f"{name} is no subject; these are: {', '.join(known)}{nearest(name, known)}")
+    one_thread()  # before anything that starts threads is imported
+    measure = importlib.import_module(f"benchmarks.{name}").measure
+    given = options(name, args.words, measure)
+    out = args.output or (None if given.get("quick") else RESULTS)
+    before = machine()
+    report = measure(**given)
+    asked = " ".join([name, *(f"{k}={'DIR' if k == 'base' else str(v).lower()}" for k, v in given.items())])
+    print(write(report, asked, machine(*report.packages, before=before), out, name))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(console.script(main))

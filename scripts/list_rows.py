@@ -1,6 +1,7 @@
 """Every row of the paper: its experiment, the data it needs, our runs, the paper's number beside ours, what is missing.
 
-python scripts/list_rows.py [--table 1|2|3|code|figures|rivals] [--own] [--cost] [--commands | --csv | --json] [key=value ...]
+python scripts/list_rows.py --table 1 data_dir=DIR cache_dir=DIR
+python scripts/list_rows.py --own --cost --format csv
 
 data_dir=DIR cache_dir=DIR    where to look for the data sets, prepared frames and initial weights
 fidelity=described, ...       any override: lists the rows with it, and the runs that had it
@@ -10,7 +11,7 @@ fidelity=described, ...       any override: lists the rows with it, and the runs
 --cost                        hours of training, from the speed of finished runs; for a row that has none (a short run
                               is enough: ... debug=smoke recipe.epochs=2 debug.max_steps=50) an estimate, marked ~,
                               from a step on random data on this machine, timed once for each network
---commands                    only the commands of the rows that have no run yet, to be typed or sent to a cluster
+--format commands             only the commands of the rows that have no run yet, to be typed or sent to a cluster
 """
 
 import argparse
@@ -26,24 +27,22 @@ from snn_repro import console
 @console.one_sentence
 def main(argv: list[str] | None = None) -> int:
     """Print the rows; the exit code is 0, or 2 after one sentence on stderr."""
-    parser = argparse.ArgumentParser(
-        prog="list_rows.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = console.Parser("list_rows.py", __doc__)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="data_dir=DIR, cache_dir=DIR, or any other")
     parser.add_argument("--runs", nargs="+", metavar="DIR", help="folders that hold runs")
     parser.add_argument("--table", choices=("1", "2", "3", "code", "figures", "rivals"),
                         help="only the rows of one table, of released code that no table prints, figures, or later methods")  # fmt: skip
     parser.add_argument("--own", action="store_true", help="without the methods of others")
     parser.add_argument("--cost", action="store_true", help="hours of training, measured or estimated")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--commands", action="store_true", help="only the commands of the rows without a run")
-    form.add_argument("--csv", action="store_true", help="as CSV, with the commands")
-    form.add_argument("--json", action="store_true", help="as JSON, with the commands")
+    forms = ("text", "csv", "json", "commands")
+    parser.add_argument("--format", choices=forms, default="text", help="csv and json hold the commands too")
+    for form in forms[1:]:  # --csv is short for --format csv
+        parser.add_argument(f"--{form}", dest="format", action="store_const", const=form, help=argparse.SUPPRESS)
     args = parser.parse_intermixed_args(argv)
     lines, notes = listing(args)
-    if args.json:
+    if args.format == "json":
         print(json.dumps(lines, indent=2))
-    elif args.commands:
+    elif args.format == "commands":
         print("".join(f"{line['command']}\n" for line in lines if line["command"] and not line["runs"]), end="")
     else:
         print(written(lines, notes, args), end="")
@@ -126,7 +125,7 @@ def written(lines: list[dict[str, Any]], notes: list[str], args: argparse.Namesp
         Column("experiment", "experiment"), Column("fidelity", "fidelity"), Column("data", "data"), Column("runs", "runs"),
         Column("paper", "paper %", "number"), Column("best", "best* %", "number"), Column("last", "last %", "number"),
         *([Column("hours", "hours"), Column("speed", "from")] if args.cost else []), Column("missing", "missing"),
-        *(whole if args.csv else []),
+        *(whole if args.format == "csv" else []),
     ]  # fmt: skip
     if not any(line["data"] for line in lines):
         del columns[2]
@@ -139,7 +138,7 @@ def written(lines: list[dict[str, Any]], notes: list[str], args: argparse.Namesp
             line
             | dict(experiment=name, runs=runs, missing="; ".join(line["missing"]), caveats="; ".join(line["caveats"]))
         )
-        if not args.csv:
+        if not args.format == "csv":
             shown[-1]["experiment"] += "".join(f" [{numbers[caveat]}]" for caveat in line["caveats"])
         if args.cost:
             c = line["cost"]
@@ -150,7 +149,7 @@ def written(lines: list[dict[str, Any]], notes: list[str], args: argparse.Namesp
     if len(lines) > len(rows):
         title += f"; {len(lines) - len(rows)} quoted numbers without a row"
     table = Table(title, columns, shown, notes)
-    return to_csv(table) if args.csv else to_text(table, ascii_only=not console.prints("━┃"))
+    return to_csv(table) if args.format == "csv" else to_text(table, ascii_only=not console.prints("━┃"))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Draw the figures from committed data: results/figures/*.svg and *.png.
 
-python scripts/make_figures.py [figure=NAME|all]              draw one or all
+python scripts/make_figures.py                                draw all
+python scripts/make_figures.py figure=NAME                    draw one
 python scripts/make_figures.py measure=convergence            train the synthetic task anew (some 10 minutes of one core)
 python scripts/make_figures.py measure=learned_imp run=DIR    take the learned IMP from a run's checkpoint (run= may repeat)
-results=DIR chooses another results folder.
 """
 
 import sys
@@ -14,17 +14,18 @@ from snn_repro import console
 from snn_repro.errors import UserError, nearest
 
 RESULTS = Path(__file__).parents[1] / "results"
-KEYS = ("figure", "measure", "run", "results")
+KEYS = ("figure", "measure", "run")
 
 
 @console.one_sentence
 def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print(__doc__, end="")
-        return 0
+    parser = console.Parser("make_figures.py", __doc__)
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help=f"keys are {', '.join(KEYS)}")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="results folder")
+    args = parser.parse_intermixed_args(argv)
+    results = args.results
     given: dict[str, list[str]] = {}
-    for word in argv:
+    for word in args.words:
         key, _, value = word.partition("=")
         if key not in KEYS or not value:
             raise UserError(
@@ -40,7 +41,6 @@ def main(argv: list[str] | None = None) -> int:
                 raise UserError(f"{key}={name} is unknown; {said}")
         return names
 
-    results = Path(given.get("results", [RESULTS])[-1])
     if "measure" in given:
         measured = [name for name in figures.names() if hasattr(figures.figure(name), "measure")]
         for name in chosen("measure", given["measure"], measured):

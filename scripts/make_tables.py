@@ -1,13 +1,12 @@
 """Write results/tables: the paper's tables with our runs beside, as Markdown, CSV and LaTeX.
 
-The measured numbers of README.md (between its `<!-- accuracy FOLDER -->` marks) are written from the same runs.
-
 python scripts/make_tables.py                      from results/runs and results/paper_tables.yaml
 python scripts/make_tables.py --check              exit 1 when the committed tables are not what the results give
 python scripts/make_tables.py --collect RUNS...    first copy finished runs (the two small files tables need) to results/runs
+
+The measured numbers of README.md (between its `<!-- accuracy FOLDER -->` marks) are written from the same runs.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -24,7 +23,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 @console.one_sentence
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="make_tables.py", description=__doc__.splitlines()[0])
+    parser = console.Parser("make_tables.py", __doc__)
     parser.add_argument("--check", action="store_true", help="compare with the committed tables, write nothing")
     parser.add_argument("--collect", nargs="+", metavar="RUNS", help="folders of runs to copy to results/runs first")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="results folder")

@@ -1,9 +1,11 @@
 """Turn the raw recordings of an event data set into cached frames, or list and check the images of ImageNet, once.
 
-    python scripts/prepare_data.py dataset=cifar10_dvs data_dir=DIR cache_dir=DIR [key=value ...]
+python scripts/prepare_data.py dataset=cifar10_dvs data_dir=DIR cache_dir=DIR
+python scripts/prepare_data.py experiment=ROW data_dir=DIR cache_dir=DIR workers=4
 
-dataset       cifar10_dvs, dvs_gesture or ncaltech101; experiment=ROW prepares what that row needs; or imagenet1k or
-              imagenet100, of which every image is looked at and the listing kept, so that runs start at once
+dataset       cifar10_dvs, dvs_gesture, ncaltech101, or event_folder for recordings of your own; experiment=ROW
+              prepares what that row needs; or imagenet1k or imagenet100, of which every image is looked at and the
+              listing kept, so that runs start at once
 data_dir      the archives as published, or the folders that they unpack to; only ever read
 cache_dir     where the frames go; pass the same cache_dir to training
 timesteps     frames a recording (default: the data set's)
@@ -18,9 +20,11 @@ A run that was stopped goes on where it was when the command is typed again.
 """
 
 import os
+import shlex
 import sys
 import warnings
 
+from snn_repro.console import Parser, suggest
 from snn_repro.errors import UserError
 
 SHORT = {"integrate_by": "dataset.integrate_by", "frame_size": "dataset.frame_size"}
@@ -89,7 +93,9 @@ def main(arguments: list[str]) -> int:
         except OSError:
             os.open(os.devnull, os.O_RDWR)
     if not arguments or {"-h", "--help"} & set(arguments):
-        say(__doc__)
+        parser = Parser("prepare_data.py", __doc__)
+        parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="those above, or keys of training")
+        say(parser.format_help().rstrip())
         return 0
     warnings.showwarning = one_line
     try:
@@ -103,9 +109,9 @@ def main(arguments: list[str]) -> int:
         ):
             overrides.append("recipe=digits")  # it has none of its own, and frames depend on none
         cfg = load_config(overrides)
-        from snn_repro.data.sets import SETS
+        from snn_repro.data.sets import SETS, ImageFolders
 
-        if SETS[cfg.dataset.name].from_files:
+        if isinstance(SETS[cfg.dataset.name], ImageFolders):
             return list_images(cfg, own)
         from snn_repro.data.prepare import event_set, prepare, verify_cache
 
@@ -120,7 +126,7 @@ def main(arguments: list[str]) -> int:
             say(f"{cache.folder}: all {len(cache.names)} rows are as they were stored")
             return 0
         settings = (cfg.timesteps, cfg.dataset.integrate_by, cfg.dataset.frame_size)
-        report = prepare(cfg.dataset.name, cfg.data_dir, cfg.cache_dir, *settings, say=say, **own)
+        report = prepare(event_set(cfg.dataset.name).of(cfg), cfg.data_dir, cfg.cache_dir, *settings, say=say, **own)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -138,6 +144,7 @@ def main(arguments: list[str]) -> int:
         say(f"{report.folder}: {report.samples} recordings, {report.read} of them read now")
     else:
         say(f"{report.folder}: {report.samples} recordings, prepared before")
+    suggest(f"python -m snn_repro.train {shlex.join(overrides)}")
     return 0
 
 

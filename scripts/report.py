@@ -33,7 +33,7 @@ def seconds(word: str) -> float:
 
 @console.one_sentence
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="report.py", description=__doc__.splitlines()[0])
+    parser = console.Parser("report.py", __doc__)
     parser.add_argument("paths", nargs="+", metavar="PATH", help="folders that hold runs, or result.json files")
     parser.add_argument("--output", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
     parser.add_argument(

@@ -1,10 +1,11 @@
 """A study of several runs by a rule written before them: run it, collect its results, write its report.
 
-python scripts/study.py NAME run [DATASET ...] [KEY=VALUE ...] [--print] [--seeds N]
-                                          its sweeps (Hydra multirun), or just their commands
-python scripts/study.py NAME collect      copy what reports need from runs/ to results/runs/NAME
-python scripts/study.py NAME measure      what is no run: times, memory, baselines
-python scripts/study.py NAME report [--check]
+python scripts/study.py small_scale run digits seed=0 --print   the commands of its sweeps; without --print it runs them
+python scripts/study.py initial_state dataset=cifar10 data_dir=DIR --dry-run    with the number of runs, and hours
+python scripts/study.py small_scale collect                     copy what reports need from runs/ to results/runs/NAME
+python scripts/study.py small_scale measure                     what is no run: times, memory, baselines
+python scripts/study.py small_scale report --check              write its report, or hold it against the results
+
 A sweep that was stopped goes on when its command is given again. KEY=VALUE (data_dir=DIR, say) is passed on.
 """
 
@@ -16,9 +17,11 @@ from pathlib import Path
 from types import ModuleType
 
 from snn_repro import console
+from snn_repro.config import load_config, sweep_jobs
 from snn_repro.errors import UserError
 from snn_repro.files import write_text
 from snn_repro.paper.results import collect
+from snn_repro.paper.speed import hours_of_training
 from snn_repro.paper.studies import names, study
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,12 +29,20 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @console.one_sentence
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="study.py", description=__doc__.splitlines()[0])
+    parser = console.Parser("study.py", __doc__)
     parser.add_argument("name", help=f"one of: {', '.join(names())}")
     actions = parser.add_subparsers(dest="action", required=True)
     run = actions.add_parser("run", help="run the sweeps")
-    run.add_argument("words", nargs="*", metavar="DATASET | KEY=VALUE", help="default all its data sets")
-    run.add_argument("--print", action="store_true", help="only print the commands")
+    run.add_argument(
+        "words", nargs="*", metavar="DATASET | PART | KEY=VALUE", help="default all its data sets or parts"
+    )
+    show = run.add_mutually_exclusive_group()
+    show.add_argument("--print", action="store_true", help="only print the commands")
+    show.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only print the commands, how many runs they are, and hours, from a step on this machine",
+    )
     run.add_argument("--seeds", type=int, help="seeds 0..N-1 (default: the study's)")
     actions.add_parser("collect", help="copy results from runs/ to results/runs/")
     actions.add_parser("measure", help="measure what is no run")
@@ -39,6 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     write.add_argument("--check", action="store_true", help="exit 1 when the committed report differs")
     for part in actions.choices.values():
         part.add_argument("--results", type=Path, default=ROOT / "results", help="results folder")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if len(argv) > 1 and argv[0] in names() and argv[1] not in (*actions.choices, "-h", "--help"):
+        argv.insert(1, "run")
     args = parser.parse_args(argv)
     return {"run": _run, "collect": _collect, "measure": _measure, "report": _report}[args.action](
         args, study(args.name)
@@ -47,11 +61,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, chosen: ModuleType) -> int:
     more = [word for word in args.words if "=" in word]
-    codes = []
+    codes, runs, hours = [], 0, 0.0
     for words in chosen.commands([w for w in args.words if "=" not in w], args.seeds or chosen.SEEDS, more):
         print(shlex.join(words), flush=True)
-        if not args.print:
+        if args.dry_run:
+            jobs = sweep_jobs([word for word in words[4:] if not word.startswith("hydra.")])
+            runs += len(jobs)
+            hours += len(jobs) * hours_of_training(load_config(jobs[0]), lambda said: print(said, file=sys.stderr))[0]
+        elif not args.print:
             codes.append(subprocess.run([sys.executable, *words[1:]], cwd=ROOT).returncode)
+    if args.dry_run:
+        print(f"{runs} runs; ~{hours:.1f} hours of training here, one run after the other (from a step on random data)")
     return max(codes, default=0)
 
 
@@ -69,7 +89,13 @@ def _measure(args: argparse.Namespace, chosen: ModuleType) -> int:
 
 
 def _report(args: argparse.Namespace, chosen: ModuleType) -> int:
-    wrong = []
+    from snn_repro.paper.figures import make, stale  # matplotlib, which the other actions need not wait for
+
+    wrong, figures = [], getattr(chosen, "FIGURES", ())
+    if figures and not args.check:
+        chosen.report(args.results)  # where it has no runs, this says so before anything is drawn
+        for sentence in make(figures, args.results):
+            print(f"study.py: {sentence}", file=sys.stderr)
     for name, text in chosen.report(args.results).items():
         target = args.results / name
         if not args.check:
@@ -77,6 +103,8 @@ def _report(args: argparse.Namespace, chosen: ModuleType) -> int:
             print(target)
         elif not target.exists() or target.read_text("utf-8") != text:
             wrong.append(str(target))
+    if args.check:
+        wrong += [str(path) for path in stale(figures, args.results)]
     if wrong:
         print(f"{', '.join(wrong)} is not what the results give; run `study.py {args.name} report`", file=sys.stderr)
     return int(bool(wrong))

@@ -7,15 +7,15 @@ For runs that were trained with logger.mode=disabled, whose W&B run was lost, or
 group, tags and charts are those of a live run, which they replace; runs that did not finish get what they have.
 """
 
-import argparse
 import contextlib
 import json
 import sys
 from pathlib import Path
 
+from snn_repro import console
 from snn_repro.errors import UserError
 from snn_repro.files import hold, write_error
-from snn_repro.runs.tracking import Tracker, checked_mode
+from snn_repro.runs.loggers.wandb import Log, checked_mode
 
 SECONDS = 600  # for one run, at most
 
@@ -70,19 +70,18 @@ def import_run(folder: Path, say, **logger) -> bool:
         config, history, result, run_hash = read(folder)
         config["logger"] |= logger
         try:
-            tracker = Tracker(config, folder, say, run_id=run_hash and f"{run_hash}-{config['seed']}")
+            log = Log(config, folder, say, run_id=run_hash and f"{run_hash}-{config['seed']}")
         except (KeyError, TypeError) as error:
             raise UserError(f"config.yaml lacks {error}") from None
-        tracker.start(history)
-        tracker.finish(result, SECONDS)
-    return not tracker.gave_up
+        log.start(history)
+        log.finish(result, SECONDS)
+    return not log.gave_up
 
 
+@console.one_sentence
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0; 2 after one sentence on stderr, or when no run could be imported."""
-    parser = argparse.ArgumentParser(
-        prog="wandb_import.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = console.Parser("wandb_import.py", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="run folders, or folders above them")
     parser.add_argument("--project", help="W&B project (default: the run's logger.project)")
     parser.add_argument("--entity", help="W&B team or user (default: the run's logger.entity)")
@@ -90,13 +89,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logger = {k: v for k in ("mode", "project", "entity") if (v := getattr(args, k))}
     done = 0
-    try:
-        folders = find_runs(args.runs)
-        if checked_mode(args.mode) == "disabled":
-            raise UserError("WANDB_MODE=disabled in the environment allows no W&B run; unset it")
-    except UserError as error:
-        print(f"wandb_import.py: {error}", file=sys.stderr)
-        return 2
+    folders = find_runs(args.runs)
+    if checked_mode(args.mode) == "disabled":
+        raise UserError("WANDB_MODE=disabled in the environment allows no W&B run; unset it")
     for folder in folders:
         try:
             if import_run(folder, lambda line, folder=folder: print(f"{folder}: {line}", file=sys.stderr), **logger):
@@ -109,4 +104,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console.script(main))

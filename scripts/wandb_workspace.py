@@ -1,20 +1,19 @@
 """A saved W&B view of the runs: accuracy against time step by loss, reproduced against paper, convergence.
 
 python scripts/wandb_workspace.py --entity TEAM [--project snn_repro] [--table 1|2|3]   save the view, print its address
-python scripts/wandb_workspace.py --entity TEAM --json                                  print it, contact no server
+python scripts/wandb_workspace.py --entity TEAM --print                                 print it, contact no server
 
 Needs pip install 'snn_repro[dashboard]', and `wandb login` to save. Every run logs what the view shows; runs that were
 logged offline appear after `wandb sync`.
 """
 
-import argparse
 import json
 import sys
 
 from snn_repro import console
 from snn_repro.errors import UserError
 from snn_repro.paper.rows import load_rows
-from snn_repro.runs.tracking import has_key
+from snn_repro.runs.loggers.wandb import GROWTH, has_key
 
 
 def build(entity: str, project: str, table: str | None = None):
@@ -38,6 +37,11 @@ def build(entity: str, project: str, table: str | None = None):
             lines("y_t alone, by loss", "final/time_step", "final/acc_step", title_x="time step"),
             lines("mean of y_1..y_t, by loss", "final/time_step", "final/acc_cum", title_x="time step"),
             lines("y_t alone, by neuron's initial potential", "final/time_step", "final/acc_step", by="neuron.imp"),
+            lines(
+                "y_t alone after 25, 50, 75 and 100 % of the epochs", "final/time_step",
+                *(f"time_steps/acc_step_{percent}" for percent in GROWTH), "final/acc_step", title_x="time step",
+            ),
+            wr.LinePlot(title="each y_t over the epochs", x="epoch", metric_regex="^acc_step_t[0-9]+$"),
         ],
     )  # fmt: skip
     rows = [row for row in load_rows() if row.own and table in (None, str(row.table))]
@@ -79,7 +83,7 @@ def save(view) -> str:
     """Save the view; returns its address. Raises UserError without a login, or when the server does not take it."""
     if not has_key():
         raise UserError(
-            "saving the view needs a W&B key: run `wandb login` or set WANDB_API_KEY; --json prints the view without one"
+            "saving the view needs a W&B key: run `wandb login` or set WANDB_API_KEY; --print prints the view without one"
         )
     try:
         return view.save().url
@@ -100,18 +104,16 @@ def paper_numbers(rows) -> str:
 @console.one_sentence
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0, or 2 after one sentence on stderr."""
-    parser = argparse.ArgumentParser(
-        prog="wandb_workspace.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = console.Parser("wandb_workspace.py", __doc__)
     parser.add_argument("--entity", required=True, help="W&B team or user")
     parser.add_argument("--project", default="snn_repro", help="W&B project, as logger.project")
     parser.add_argument("--table", choices=("1", "2", "3"), help="only the runs of one table")
-    parser.add_argument("--json", action="store_true", help="print the view instead of saving it")
+    parser.add_argument("--print", action="store_true", help="print the view as JSON instead of saving it")
     args = parser.parse_args(argv)
     view = build(args.entity, args.project, args.table)
-    print(json.dumps(view._to_model().model_dump(mode="json", by_alias=True), indent=2) if args.json else save(view))
+    print(json.dumps(view._to_model().model_dump(mode="json", by_alias=True), indent=2) if args.print else save(view))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console.script(main))

@@ -1,4 +1,7 @@
-"""The command line of `python -m snn_repro.train` and `snn-train`: help, one run by Hydra, sweeps, exit codes, completion."""
+"""Train one network or a sweep of them, from the command line.
+
+`snn-train`, `python -m snn_repro.train`: help, one run by Hydra, sweeps, exit codes, completion.
+"""
 
 import contextlib
 import gc
@@ -121,10 +124,18 @@ def _dispatch(argv: list[str]) -> int:
     if arguments.cfg or arguments.info:
         return show(overrides, for_hydra)
     if not sweep:
-        compose_checked(overrides)  # before Hydra makes a folder
+        adjusted: list[str] = []
+        config = compose_checked(overrides, say=adjusted.append)  # before Hydra makes a folder
+        if config.dry_run:
+            from snn_repro.dry_run import dry_run
+
+            print("\n".join([*adjusted, dry_run(config).text(typed)]))
+            return 0
         job.call_hydra(for_hydra)
         if job.errors:
             raise job.errors.pop()
+        if distributed.world().rank == 0:
+            console.suggest("snn-eval", *job.finished)
         return 0
     if any(o.startswith("hydra/sweeper=") and o != "hydra/sweeper=basic" for o in overrides):
         refuse_misplaced(overrides, sweep=True)

@@ -1,15 +1,20 @@
 """What is shared about the terminal: characters that it cannot print, a reader that has gone, progress, and log lines."""
 
+import argparse
 import codecs
 import contextlib
 import functools
 import logging
+import multiprocessing
 import os
+import shlex
+import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from snn_repro import distributed
 from snn_repro.errors import UserError
@@ -73,6 +78,39 @@ def one_sentence(main: Callable[..., int]) -> Callable[..., int]:
     return run
 
 
+def suggest(command: str, *paths: Path | str) -> None:
+    """Tell a person at a terminal what to type next; logs and pipes get results alone. Paths stand as typed from here."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        return
+    here = Path.cwd()
+    near = (path.relative_to(here) if path.is_relative_to(here) else path for path in map(Path, paths))
+    with contextlib.suppress(OSError, AttributeError):  # stdout is what comes before
+        sys.stdout.flush()
+    print(" ".join(["next:", command, *(shlex.quote(str(path)) for path in near)]), file=sys.stderr, flush=True)
+
+
+class Parser(argparse.ArgumentParser):
+    """The one style of `--help`: what a program does and examples, which its module's docstring says, then its arguments.
+
+    Names are the same everywhere: --output FILE or DIR, --results DIR, --format, --check, --print.
+    """
+
+    def __init__(self, prog: str, doc: str | None = None, **more: Any):
+        super().__init__(prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+
+    def format_help(self) -> str:
+        formatter = self._get_formatter()
+        formatter.add_text(self.description)
+        for group in self._action_groups:
+            formatter.start_section(group.title)
+            formatter.add_arguments(group._group_actions)
+            formatter.end_section()
+        return formatter.format_help()
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help says what there is")
+
+
 def script(main: Callable[[], int]) -> int:
     """Run the `main` of a script; returns its exit code, or that of SIGPIPE where nobody reads the rest (`| head`)."""
     prepare()
@@ -86,16 +124,36 @@ def script(main: Callable[[], int]) -> int:
         return 128 + signal.SIGPIPE
 
 
-@contextlib.contextmanager
-def progress(title: str, total: int, say: Callable[[str], None] | None = None) -> Iterator[Callable[[int], None]]:
-    """Yields `advance(done)`: it moves a bar on a terminal; elsewhere `say` hears of every tenth, as "3 of 30 files"."""
-    if sys.stdout is not None and sys.stdout.isatty():
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+REFRESH = 0.25  # seconds between two looks of a bar: it is drawn between two steps, and no thread draws beside them
 
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        with Progress(*columns, transient=True) as bar:
-            task = bar.add_task(title, total=total)
-            yield lambda done: bar.update(task, completed=done)
+
+@contextlib.contextmanager
+def progress(
+    title: str, total: int, say: Callable[[str], None] | None = None, beside: Callable[[int], str] | None = None
+) -> Iterator[Callable[[int], None]]:
+    """Yields `advance(done)`: it moves a bar on a terminal; elsewhere `say` hears of every tenth, as "3 of 30 files".
+
+    beside: what stands on the right of the bar, in place of how many are done and the time left.
+    """
+    worker = multiprocessing.current_process().name != "MainProcess"  # others draw on the same terminal
+    if sys.stdout is not None and sys.stdout.isatty() and not worker:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
+
+        narrow = max(5, shutil.get_terminal_size().columns - 85)
+        columns = TextColumn("{task.description}"), BarColumn(min(40, narrow) if beside else 40)
+        more = TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True))
+        rest = (more,) if beside else (MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, *rest, transient=True, auto_refresh=False) as bar:
+            task, drawn = bar.add_task(title, total=total, text=""), time.monotonic()
+
+            def draw(done: int) -> None:
+                nonlocal drawn
+                if done == total or time.monotonic() - drawn >= REFRESH:
+                    bar.update(task, completed=done, refresh=True, text=beside(done) if beside else "")
+                    drawn = time.monotonic()
+
+            yield draw
         return
 
     def advance(done: int) -> None:
@@ -103,6 +161,43 @@ def progress(title: str, total: int, say: Callable[[str], None] | None = None) -
             say(f"{done} of {total} {title}")
 
     yield advance
+
+
+def pace(
+    epoch: int, epochs: int, start: int, steps: int, batch_size: int, history: Sequence[Mapping[str, Any]]
+) -> Callable[[int], str]:
+    """What stands beside the bar of epoch `epoch` (from 0), which begins at step `start` of `steps`, after so many steps:
+    samples/s, the time left of the epoch's training and of the run, and the accuracy at each time step, as the epoch
+    before had it."""
+    began = time.monotonic()
+
+    def text(done: int) -> str:
+        step = (time.monotonic() - began) / max(1, done - start)
+        whole = history[-1]["seconds"] if history else steps * step  # with its evaluation
+        left, run = (steps - done) * step, whole * (epochs - epoch - done / steps)
+        before = "  " + curve(history[-1]["acc_step"]) if history else ""
+        return f"{batch_size / max(step, 1e-9):,.0f} samples/s  {clock(left)} left, run {clock(max(left, run))}{before}"
+
+    return text
+
+
+def clock(seconds: float) -> str:
+    """1:05, or 2:01:05."""
+    minutes, s = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{s:02}" if minutes >= 60 else f"{minutes}:{s:02}"
+
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def curve(values: Sequence[float]) -> str:
+    """Accuracies in percent as bars from the lowest to the highest between the first and the last; as numbers where stdout
+    cannot print bars."""
+    if not prints(BARS):
+        return " ".join(f"{100 * value:.0f}" for value in values) + " %"
+    low, span = min(values), max(values) - min(values)
+    bars = "".join(BARS[round((value - low) / span * (len(BARS) - 1)) if span else 0] for value in values)
+    return f"{100 * values[0]:.1f} {bars} {100 * values[-1]:.1f} %"
 
 
 def audible(log: logging.Logger) -> Callable[[Callable[P, R]], Callable[P, R]]:

@@ -16,6 +16,7 @@ from snn_repro.errors import Interrupted, UserError
 
 log = logging.getLogger("snn_repro")
 
+finished: list[str] = []  # the folder of a single run
 errors: list[Exception] = []  # of a single run, on their way past Hydra
 stopped = False  # this process is a worker of joblib's, and was told to stop: it begins no further run
 
@@ -52,6 +53,7 @@ def task(node: Any) -> float | None:
     try:
         check_machine(config)  # a sweep on a cluster was composed on another one
         result = train.run(config, overrides=list(job.overrides.task))
+        finished[:] = [config.run_dir]
     except Interrupted as interrupt:
         if not sweep or launcher == "BasicLauncher":
             raise

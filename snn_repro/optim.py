@@ -19,8 +19,10 @@ def _plain(cls: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimi
 
 
 def _fused(groups) -> bool | None:
-    """True where one kernel updates a parameter in one pass: on a CPU, where torch does not choose it by itself."""
-    return all(p.device.type == "cpu" for group in groups for p in group["params"]) or None
+    """True where one kernel updates parameters in one pass: on a CPU and on CUDA, where no step then waits for the loss scale.
+    torch does not choose it by itself."""
+    kinds = {p.device.type for group in groups for p in group["params"]}
+    return kinds in ({"cpu"}, {"cuda"}) or None
 
 
 def _adamw(groups, r: RecipeConfig):
@@ -86,6 +88,21 @@ def build_optimizer(model: nn.Module, recipe: RecipeConfig, **imp: float | None)
     """The recipe's optimiser over `parameter_groups`, which takes `imp` (imp_lr, imp_weight_decay). Every IMP must exist by
     now, or it would never be trained."""
     return OPTIMIZERS[recipe.optimizer](parameter_groups(model, recipe, **imp), recipe)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Load what `optimizer.state_dict()` gave on this device or another: which kernel updates, and the order in memory, are
+    those of the parameters here."""
+    how = ("fused", "foreach")
+    groups = [
+        saved | {k: own[k] for k in how if k in own}
+        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict(state | {"param_groups": groups})
+    for p, values in optimizer.state.items():
+        for name, value in values.items():
+            if torch.is_tensor(value) and value.shape == p.shape and value.stride() != p.stride():
+                values[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)
 
 
 def lr_factor(recipe: RecipeConfig, steps_per_epoch: int, step: int) -> float:

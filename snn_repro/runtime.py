@@ -15,8 +15,9 @@ from torch import nn
 from snn_repro import distributed
 from snn_repro.config import Config, ConfigError
 from snn_repro.data.batches import keep_freed_memory
-from snn_repro.kernels import KERNELS, resolve_backend
+from snn_repro.kernels import KERNELS, prepare, resolve_backend
 from snn_repro.losses import LOSSES
+from snn_repro.neurons import initial_states
 
 
 def threads(config: Config) -> int:
@@ -95,7 +96,8 @@ def seed_everything(config: Config) -> None:
     else:
         torch.set_deterministic_debug_mode("warn" if config.deterministic else "default")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # our kernels write all they allocate
-    torch.backends.cudnn.benchmark = not config.deterministic
+    benchmark = config.cudnn_benchmark
+    torch.backends.cudnn.benchmark = not config.deterministic if benchmark == "auto" else benchmark == "always"
 
 
 def seed_generators(seed: int) -> None:
@@ -105,8 +107,24 @@ def seed_generators(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def compile_network(model: nn.Module, device: torch.device) -> None:
-    """torch.compile the network in place, so that its weights keep their names. Raises ConfigError without a compiler."""
+def channels_last(model: nn.Module, device: torch.device) -> nn.Module:
+    """The network on its device, with weights (on CUDA initial states [C, H, W] too) in the memory order that its layers work
+    in."""
+    model = model.to(device)
+    if device.type not in ("cpu", "cuda"):
+        return model
+    if device.type == "cuda":  # the kernels would reorder them in every pass
+        for state in initial_states(model).values():
+            if state.dim() == 3:
+                state.data = state.data[None].contiguous(memory_format=torch.channels_last)[0]
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def compile_network(model: nn.Module, device: torch.device, mode: bool | str = True) -> None:
+    """torch.compile the network in place, so that its weights keep their names; mode: `compile` of the configuration.
+
+    Raises ConfigError without a compiler.
+    """
     if device.type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
@@ -115,9 +133,9 @@ def compile_network(model: nn.Module, device: torch.device) -> None:
             get_cpp_compiler()
         except InvalidCxxCompiler:
             raise ConfigError(
-                "compile=true needs a C++ compiler on a CPU and none was found; install g++ or use compile=false"
+                f"compile={str(mode).lower()} needs a C++ compiler on a CPU and none was found; install g++ or use compile=false"
             ) from None
-    model.compile()
+    model.compile(**({"mode": mode} if isinstance(mode, str) else {}))
 
 
 def backends(config: Config) -> tuple[str, str]:
@@ -125,11 +143,16 @@ def backends(config: Config) -> tuple[str, str]:
     return (config.neuron.backend, config.model.conv_backend) if config.kernels == "auto" else KERNELS[config.kernels]
 
 
-def neuron_backend(config: Config, device: torch.device) -> str:
-    """The backend that computes the spiking layers in this run ("auto" resolved)."""
+def neuron_backend(config: Config, device: torch.device, model: nn.Module | None = None, precision: str = "") -> str:
+    """The backend that computes the spiking layers in this run ("auto" resolved); on CUDA those of `model`, whose kernels are
+    checked now if they never were on this GPU: by the first process, the others read its verdict."""
     if LOSSES[config.loss.name].reads_potentials:
         return "torch"
-    return resolve_backend(backends(config)[0], device.type)
+    if device.type != "cuda" or model is None:
+        return resolve_backend(backends(config)[0], device.type)
+    trained = {"fp16 autocast": torch.float16, "bf16 autocast": torch.bfloat16}.get(precision, torch.float32)
+    with distributed.main_first():
+        return prepare(model, device, tuple({trained: 0, torch.float32: 0}), config.timesteps)
 
 
 def parts_of_a_batch(config: Config, processes: int) -> int:
@@ -162,13 +185,26 @@ def images_per_statistic(config: Config, processes: int) -> int:
     return config.recipe.batch_size // (parts_of_a_batch(config, processes) * together)
 
 
-def conditions(config: Config, device: torch.device, precision: str) -> dict[str, Any]:
+def conditions(
+    config: Config, device: torch.device, precision: str, model: nn.Module | None = None
+) -> dict[str, Any]:  # fmt: skip
     """What no key of the configuration hash says and yet moves numbers, by rounding at least; result.json keeps it."""
     processes = distributed.world().size
-    return dict(
+    here = dict(
         device=device.type, precision=precision, threads=torch.get_num_threads(), processes=processes,
-        images_per_statistic=images_per_statistic(config, processes), neuron_backend=neuron_backend(config, device),
+        images_per_statistic=images_per_statistic(config, processes),
+        neuron_backend=neuron_backend(config, device, model, precision),
         conv_backend=backends(config)[1], compile=config.compile, torch=str(torch.__version__),
+    )  # fmt: skip
+    return here | ({"cuda": cuda_arithmetic(device)} if device.type == "cuda" else {})
+
+
+def cuda_arithmetic(device: torch.device) -> dict[str, Any]:
+    """The GPU, and torch's settings that move roundings on it. tf32_convolutions: those in float32, as evaluation's are, keep 10
+    bits of the mantissa on Ampere and later, unless `torch.backends.cudnn.allow_tf32` is switched off."""
+    return dict(
+        gpu=torch.cuda.get_device_name(device), cudnn_benchmark=torch.backends.cudnn.benchmark,
+        tf32_convolutions=torch.backends.cudnn.allow_tf32, tf32_matmuls=torch.backends.cuda.matmul.allow_tf32,
     )  # fmt: skip
 
 

@@ -24,12 +24,12 @@ class Setting:
     high: float | None = None
     above: float | None = None
     below: float | None = None
-    choices: Collection[str] | None = None
+    choices: Collection[Any] | None = None
     why: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The choices; those of a registry without importing what it holds."""
+        """The choices as they are written; those of a registry without importing what it holds."""
         names = getattr(self.choices, "names", None)
         return names() if names else tuple(str(c).lower() if isinstance(c, bool) else c for c in self.choices or ())
 

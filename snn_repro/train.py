@@ -11,7 +11,7 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -26,12 +26,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from snn_repro import distributed, signals
 from snn_repro.causality import sees_future
 from snn_repro.config import Config, ConfigError, checked, frame_shape, to_dict
-from snn_repro.console import audible, progress
+from snn_repro.console import audible, pace, progress
 from snn_repro.data import Batches, Data, build_data
 from snn_repro.data.augment import GuidedAugmentation, turned_on, values_of
 from snn_repro.data.batches import derive_seed
 from snn_repro.data.feed import feed
 from snn_repro.errors import Interrupted, TrainingError, UserError, in_one_sentence
+from snn_repro.files import write_json
 from snn_repro.losses import Loss, build_loss
 from snn_repro.metrics import correct_cumulative, correct_per_step, correct_readout, count_correct
 from snn_repro.models import build_model, count_parameters
@@ -41,19 +42,19 @@ from snn_repro.models.relevance import check as check_relevance
 from snn_repro.models.relevance import guide
 from snn_repro.neurons import build_neuron, firing_rates
 from snn_repro.neurons.surrogates import SURROGATES, Spike
-from snn_repro.optim import build_optimizer, build_schedule
+from snn_repro.optim import build_optimizer, build_schedule, load_optimizer
 from snn_repro.provenance import code_version
 from snn_repro.registry import SETS
 from snn_repro.runs import checkpoint
 from snn_repro.runs.fingerprint import fingerprint
-from snn_repro.runs.folder import Follower, RunFolder
+from snn_repro.runs.folder import NEUROBENCH, Follower, RunFolder
+from snn_repro.runs.loggers import Loggers
 from snn_repro.runs.result import RunResult, build_result, epoch_line, selection, summary
-from snn_repro.runs.tracking import Tracker
 from snn_repro.runtime import (
     Precision,
+    channels_last,
     compile_network,
     conditions,
-    neuron_backend,
     parts_of_a_batch,
     peak_memory,
     pick_device,
@@ -75,6 +76,8 @@ def run(config: Config, run_dir: str | None = None, overrides: list[str] | None 
     sentence), TrainingError when the loss is not finite, Interrupted after Ctrl-C or SIGTERM.
     """
     config = checked(to_dict(config))
+    if config.dry_run:
+        raise ConfigError("dry_run=true trains nothing: use snn_repro.dry_run.dry_run(config), or leave it out")
     path = Path(run_dir or config.run_dir or Path("runs", config.name, f"seed{config.seed}"))
     world = distributed.start(config.device)
     parts_of_a_batch(config, world.size)
@@ -109,16 +112,14 @@ def open_folder(path: Path, config: Config) -> RunFolder | Follower:
 
 
 def repeated(folder: RunFolder | Follower, result: RunResult, config: Config) -> RunResult:
-    """The earlier result of a command that is given again, with its energy if that is asked for now."""
+    """The earlier result of a command that is given again, with what is counted if that is asked for now."""
     now = {"threads": threads(config), "processes": distributed.world().size}
     remarks = [f"it ran with {k}={result[k]}, here {v}" for k, v in now.items() if result.get(k, v) != v]
     remarks += [folder.remark] if folder.remark else []
     log.info(f"{folder.path}: already done (force=true to redo): {'; '.join([summary(result), *remarks])}")
-    if config.energy and result.energy is None:
+    if config.energy or config.neurobench:
         if distributed.world().rank == 0:
-            result.energy = energy_of_a_finished_run(folder.path, config, pick_device(config))
-            folder.finish(result)
-            log.info(f"{folder.path}: energy added to result.json")
+            count_later(folder, result, config)
         result = distributed.broadcast(result)
     return result
 
@@ -127,14 +128,14 @@ def recorded(
     folder: RunFolder | Follower, config: Config, stop: signals.StopRequest, overrides: list[str]
 ) -> RunResult:
     """Everything that happens while the folder is held; the outcome is recorded in status.json whatever it is."""
-    tracker, result = None, None
+    loggers, result = None, None
     try:
         check_settings(config)
         device = pick_device(config)
         folder.begin(overrides, str(device))
         if distributed.world().rank == 0:
-            tracker = Tracker(config, folder.path, log.warning)
-        result = fit(folder, config, device, tracker, stop)
+            loggers = Loggers(config, folder.path, log.warning)
+        result = fit(folder, config, device, loggers, stop)
         folder.finish(result)
         folder.status("done")
         log.info(f"{folder.path}: {summary(result)}")
@@ -152,15 +153,14 @@ def recorded(
             raise
         raise error from raised
     finally:
-        if tracker is not None:
-            tracker.finish(result)
+        if loggers is not None:
+            loggers.finish(result)
 
 
-def fit(
-    folder: RunFolder | Follower, config: Config, device: torch.device, tracker: Tracker | None,
-    stop: signals.StopRequest,
-) -> RunResult:  # fmt: skip
-    """Build the parts, train epoch by epoch, and return the result."""
+def built(
+    folder: RunFolder | Follower, config: Config, device: torch.device, stop: signals.StopRequest
+) -> tuple["Training", Data, tuple[Batches, Batches | None, Batches]]:
+    """All that trains, the data, and this process's share of the training, validation and test part."""
     initial = checkpoint.find_weights(config.model.weights, config.data_dir) if config.model.weights else None
     seed_everything(config)
     world = distributed.world()
@@ -172,15 +172,13 @@ def fit(
     model = build_network(config, data.num_classes, data.input_shape)
     if initial:
         checkpoint.load_pretrained(model, initial, log.info)
-    model = model.to(device)
+    model = channels_last(model, device)
     if turned_on(config.augment, GuidedAugmentation):
         train_part.guide(guide(model, device, config.recipe.accumulate))
-    if device.type == "cpu":
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # what its convolutions work on
     if config.recipe.sync_bn and world.size > 1:
         synchronise(model)
     if config.compile:
-        compile_network(model, device)
+        compile_network(model, device, config.compile)
     loss_fn = build_loss(config.loss.name, **options(config.loss, "name"))
     optimizer = build_optimizer(
         model, config.recipe, imp_lr=config.neuron.imp_lr, imp_weight_decay=config.neuron.imp_weight_decay
@@ -189,27 +187,37 @@ def fit(
     steps = min(len(train_part), config.debug.max_steps or len(train_part))
     amp = Precision(config, device)
     code = code_version()
-    ran_under = conditions(config, device, amp.name)
+    ran_under = conditions(config, device, amp.name, model)
     state = Training(
         folder, config, model, loss_fn, optimizer, build_schedule(optimizer, config.recipe, steps), amp,
         averaged(model, config.recipe.ema_decay), device, stop, steps, data_hashes,
         ran_under | {"code": code["sha256"][:12]},
     )  # fmt: skip
+    return state, data, (train_part, val_part, test_part)
 
+
+def fit(
+    folder: RunFolder | Follower, config: Config, device: torch.device, loggers: Loggers | None,
+    stop: signals.StopRequest,
+) -> RunResult:  # fmt: skip
+    """Build the parts, train epoch by epoch, and return the result."""
+    state, data, (train_part, val_part, test_part) = built(folder, config, device, stop)
+    model, loss_fn, amp, world = state.model, state.loss_fn, state.amp, distributed.world()
+    data_hashes, code, ran_under = state.data_hashes, code_version(), state.conditions
     weights, imp = count_parameters(model)
     log.info(
         f"{config.name} seed {config.seed}: {data.split.n_train} train, {data.split.n_val} validation, {data.split.n_test} test "
         f"samples; {weights:,} weights + {imp:,} IMP; T={config.timesteps}; {device}, {amp.name}, "
-        f"neurons by {neuron_backend(config, device)}"
+        f"neurons by {ran_under['neuron_backend']}"
         f"{f', {world.size} processes' if world.size > 1 else ''}; {folder.path}"
     )
     history = state.resume()
-    if tracker is not None:
-        tracker.start(history)
+    if loggers is not None:
+        loggers.start(history)
 
     for epoch in range(state.epoch, config.recipe.epochs):
         started, seen = time.perf_counter(), state.sums["n"]
-        train = state.train_epoch(epoch, train_part)
+        train = state.train_epoch(epoch, train_part, history)
         trained = time.perf_counter() - started
         val = state.evaluate(val_part, "validation") if val_part else None
         test = state.evaluate(test_part, "test")
@@ -225,8 +233,8 @@ def fit(
         folder.record(history)
         log.info(epoch_line(line, config.recipe.epochs))
         state.save_epoch(epoch, is_best=selection(history)[-1] == len(history) - 1)
-        if tracker is not None:
-            tracker.epoch(line)
+        if loggers is not None:
+            loggers.epoch(line)
     if config.recipe.epochs == state.started_at:
         # killed between the last checkpoint and the result: the weights are final, the outputs were lost
         test = evaluate(state.evaluated, test_part, loss_fn, amp, device, config)
@@ -234,8 +242,8 @@ def fit(
     result = build_result(config, data, weights, imp, history, ran_under, loss_fn.readout_name, test["n"])
     result.data, result.code, result.changed_on_resume = data_hashes, code, state.changed
     result.causal = not sees_future(model)
-    if config.energy and world.rank == 0:
-        result.energy = energy(state.evaluated, data, device)
+    if world.rank == 0:
+        count_operations(folder, config, result, state.evaluated, data, device)
     return result
 
 
@@ -301,7 +309,7 @@ class Training:
         if content is None:
             return []
         checkpoint.load_model(self.model, content["model"], str(self.folder.path))
-        self.optimizer.load_state_dict(content["optimizer"])
+        load_optimizer(self.optimizer, content["optimizer"])
         self.schedule.load_state_dict(content["schedule"])
         self.amp.scaler.load_state_dict(content["scaler"])
         if self.ema:
@@ -373,15 +381,18 @@ class Training:
 
     # -- an epoch
 
-    def train_epoch(self, epoch: int, batches: Batches) -> dict[str, Any]:
+    def train_epoch(self, epoch: int, batches: Batches, history: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
         """One epoch of optimiser steps from `self.step` on; returns mean loss, readout accuracy, n and the last lr."""
         self.epoch = epoch
         begin_epoch(epoch, self.config.recipe.epochs, self.model, self.ema, self.loss_fn)
         self.model.train()
         every = 1 if self.device.type == "cpu" else 50  # on a GPU, reading the loss makes the host wait
         pending: list[Step] = []
-        title = f"epoch {epoch + 1}/{self.config.recipe.epochs}"
-        bar = contextlib.nullcontext(lambda done: None) if distributed.world().rank else progress(title, self.steps)
+        epochs = self.config.recipe.epochs
+        beside = pace(epoch, epochs, self.step, self.steps, self.config.recipe.batch_size, history)
+        bar: Any = contextlib.nullcontext(lambda done: None)
+        if distributed.world().rank == 0:
+            bar = progress(f"epoch {epoch + 1}/{epochs}", self.steps, beside=beside)
         with bar as advance, profiler(self.config, self.folder.path) as profile:
             for x, target in batches.epoch(epoch, start=self.step):
                 if self.step >= self.steps:
@@ -502,8 +513,10 @@ def evaluate(
     model.eval()
     step: Any = 0
     cumulative: Any = 0
-    correct = n = 0
-    loss, kept, labels = 0.0, [], []
+    n = 0
+    losses: list[tuple[Any, int]] = []  # read at the end: a GPU does not wait for them
+    right: list[Any] = []
+    kept, labels = [], []
     count = distributed.largest(len(batches))  # a process may have one batch less than another
     own = batches.epoch(0)
     meter: contextlib.AbstractContextManager[dict[str, float]] = contextlib.nullcontext({})
@@ -512,14 +525,17 @@ def evaluate(
             for x, target in itertools.islice(own, 1):
                 x, target = x.to(device, non_blocking=True), target.to(device, non_blocking=True)
                 logits = model(x).float()
-                loss += float(loss_fn(logits, target)) * len(target)
+                losses.append((loss_fn(logits, target), len(target)))
                 step = step + correct_per_step(logits, target)
                 cumulative = cumulative + correct_cumulative(logits, target)
-                correct += int(correct_readout(loss_fn.readout(logits), target))
+                right.append(correct_readout(loss_fn.readout(logits), target))
                 n += len(target)
                 kept.append(logits.cpu())
                 labels.append(target.cpu())
             stop()
+    loss, correct = 0.0, sum(map(int, right))
+    for value, size in losses:
+        loss += float(value) * size
     rates_seen = {k: float(v) for k, v in measured.items()}
     if distributed.world().size > 1:
         timesteps, own_n = len(step), n
@@ -575,15 +591,15 @@ def check_settings(config: Config) -> None:
         neuron = build_neuron(
             state_shape=(1,),
             timesteps=config.timesteps,
-            **options(config.neuron, "imp_lr", "imp_weight_decay", "backend"),
+            **options(config.neuron, "imp_lr", "imp_weight_decay", "initial_layers", "backend"),
         )
     loss.watch(neuron)
     if config.compile and loss.reads_potentials:
         raise ConfigError(
-            f"compile=true does not show the potentials that loss={config.loss.name} reads; use compile=false"
+            f"compile={str(config.compile).lower()} does not show the potentials that loss={config.loss.name} reads; use compile=false"
         )
     if guided := turned_on(augment, GuidedAugmentation):
-        shape, classes = frame_shape(config), SETS[config.dataset.name].num_classes
+        shape, classes = frame_shape(config), SETS[config.dataset.name].of(config).num_classes
         with torch.random.fork_rng(devices=[]):
             network = build_network(config, classes, shape)
             check_relevance(network, shape, config.timesteps, augment.rpg_relevance, guided[0].name)
@@ -603,19 +619,55 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
 
 
-def energy_of_a_finished_run(path: Path, config: Config, device: torch.device) -> dict[str, Any]:
-    """The energy report of a finished run, from the weights that it ended with."""
+def count_operations(
+    folder: RunFolder | Follower, config: Config, result: RunResult, model: nn.Module, data: Data, device: torch.device
+) -> None:
+    """At the end of a run: its energy into the result, its neurobench.json, where asked for or, for energy, nearly free."""
+    if config.energy or (config.energy is None and counts_for_little(config, data)):
+        result.energy = energy(model, data, device)
+    if config.neurobench:
+        write_neurobench(folder.path, config, model, data, device)
+
+
+# Forward passes that counting takes as long as, on a CPU: 6 (0.2 s a batch of digits_dvs), and 1 s for the first call.
+COUNTING = 12
+
+
+def counts_for_little(config: Config, data: Data) -> bool:
+    """Whether counting the first test batch takes less than 2 % of the whole run: by its samples, not by a clock, so that every
+    machine decides alike. A backward pass takes twice a forward pass."""
+    if config.debug.max_steps or config.debug.max_eval_batches:
+        return False
+    split, batch = data.split, data.test.all_samples(0)
+    passes = config.recipe.epochs * (3 * split.n_train + split.n_val + split.n_test)
+    return COUNTING * batch * distributed.world().size < 0.02 * passes
+
+
+def count_later(folder: RunFolder | Follower, result: RunResult, config: Config) -> None:
+    """Add to a finished run what is asked for now and was not counted then, from the weights that it ended with."""
+    there = {"energy": result.energy is not None, "neurobench": (folder.path / NEUROBENCH).exists()}
+    wanted = [key for key, done in there.items() if getattr(config, key) and not done]
+    if not wanted:
+        return
+    path, device = folder.path, pick_device(config)
     try:
         content = checkpoint.resume(path, to_dict(config), log.warning)
     except UserError as error:
-        raise UserError(f"energy=true needs the run's weights: {error}; or redo the run with force=true") from None
+        raise UserError(f"{wanted[0]}=true needs the run's weights: {error}; or redo the run with force=true") from None
     if content is None:
-        raise UserError(f"energy=true needs {path / checkpoint.LAST}, which is gone; redo the run with force=true")
+        raise UserError(f"{wanted[0]}=true needs {path / checkpoint.LAST}, which is gone; redo the run with force=true")
     data = build_data(config)
     model = build_network(config, data.num_classes, data.input_shape).to(device)
     ema = averaged(model, config.recipe.ema_decay)
     (ema or model).load_state_dict(content["ema" if ema else "model"])
-    return energy(ema.module if ema else model, data, device)
+    model = ema.module if ema else model
+    if "energy" in wanted:
+        result.energy = energy(model, data, device)
+        folder.finish(result)
+        log.info(f"{path}: energy added to result.json")
+    if "neurobench" in wanted:
+        write_neurobench(path, config, model, data, device)
+        log.info(f"{path}: {NEUROBENCH} written")
 
 
 def energy(model: nn.Module, data: Data, device: torch.device) -> dict[str, Any]:
@@ -624,3 +676,11 @@ def energy(model: nn.Module, data: Data, device: torch.device) -> dict[str, Any]
 
     images, _ = next(iter(data.test.epoch(0)))
     return energy_report(model, images.to(device))
+
+
+def write_neurobench(path: Path, config: Config, model: nn.Module, data: Data, device: torch.device) -> None:
+    """NeuroBench's metrics of the whole test part, into the run's folder."""
+    from snn_repro.neurobench import neurobench
+
+    loss = build_loss(config.loss.name, **options(config.loss, "name"))
+    write_json(path / NEUROBENCH, neurobench(model, data.test.epoch(0), loss.readout, device))

@@ -23,6 +23,7 @@ TITLES = {  # a part of the title of every table
         "Training batches",
         "Peak memory",
     ],
+    "dry_run": ["First epoch"],
     "neuron": ["neuron-steps", "As a library call", "A batch norm and the layer", "with IMP and without"],
     "startup": ["Commands"],
     "step": [": training", ": evaluation", "memory of a training step", "density of each", "Firing rates"],
@@ -45,7 +46,7 @@ def program(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("subject", TITLES)
 def test_every_subject_measures_a_toy_and_writes_its_report(program, subject, tmp_path, capsys):
-    assert program.main([subject, "quick=true", "rounds=3", f"out={tmp_path}"]) == 0
+    assert program.main([subject, "quick=true", "rounds=3", "--output", str(tmp_path)]) == 0
     report = json.loads((tmp_path / f"{subject}.json").read_text())
     text = (tmp_path / f"{subject}.md").read_text()
     assert text.strip() == capsys.readouterr().out.strip()
@@ -79,11 +80,11 @@ def test_subjects_are_found_by_listing_the_folder_and_told_in_their_own_words(pr
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["nueron"], "nueron is no subject; these are: data, neuron, startup, step; did you mean 'neuron'?"),
-        (["data", "base=x"], "base=x is not an option of data; these are: rounds=, quick=, out="),
+        (["nueron"], "nueron is no subject; these are: data, dry_run, neuron, startup, step; did you mean 'neuron'?"),
+        (["data", "base=x"], "base=x is not an option of data; these are: rounds=, quick="),
         (["data", "rounds=2"], "rounds must be a whole number, 3 or more"),
         (["data", "quick=yes"], "quick must be true or false"),
-        (["data", "out="], "out= needs a value"),
+        (["data", "quick="], "quick=: quick must be true or false"),
         (["startup", "base=nowhere"], "base=nowhere holds no snn_repro"),
     ],
 )

@@ -139,6 +139,41 @@ def test_bash_completes_the_module_as_well(tmp_path):
     assert "_snn_repro_train python" in registered
 
 
+@pytest.fixture
+def snn_train(tmp_path):
+    """The console script as an installation makes it; returns the PATH on which it is."""
+    program = tmp_path / "snn-train"
+    program.write_text(f"#!{sys.executable}\nfrom snn_repro.cli import main\nmain()\n")
+    program.chmod(0o755)
+    return os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+
+
+def test_bash_completes_the_console_script(snn_train):
+    """What a shell does after `eval "$(snn-train -sc install=bash)"`: loggers are a choice like all others."""
+    program = """
+    eval "$(snn-train -sc install=bash)"
+    complete -p snn-train
+    COMP_LINE="snn-train logger=te" COMP_POINT=19 COMP_CWORD=1; hydra_bash_completion; echo "${COMPREPLY[*]}"
+    """
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, env=snn_train, timeout=60)
+    registered, found = done.stdout.splitlines()
+    assert "-F hydra_bash_completion snn-train" in registered and found == "logger=tensorboard", done
+
+
+def test_fish_and_zsh_get_what_hydra_has(monkeypatch, capsys):
+    """fish has a script of its own; zsh takes bash's, by its bashcompinit."""
+
+    def said(words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["snn-train"])
+        assert cli._main(["-sc", words]) == 0
+        return capsys.readouterr().out
+
+    assert "complete -c snn-train -x -a '(hydra_fish_completion)'" in said("install=fish")
+    monkeypatch.setenv("COMP_LINE", "snn-train loss=s")
+    assert said("query=fish").split() == ["loss=sdt", "loss=strong2weak"]
+    assert said("install=zsh") == said("install=bash")
+
+
 # ---------------------------------------------------------------- what is printed
 
 

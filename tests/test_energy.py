@@ -1,10 +1,14 @@
 """Operation counts against counts by hand."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from snn_repro import train
+from snn_repro.config import load_config
 from snn_repro.energy import E_AC_PJ, E_MAC_PJ, energy_report
 from snn_repro.models import build_model, count_parameters
 from snn_repro.neurons import build_neuron
@@ -70,3 +74,29 @@ def test_the_small_network_on_frames_and_its_mode_stays():
     assert report["layers"]["conv2"]["macs"] == 0
     assert set(report["layers"]) == {"conv1", "conv2", "conv3", "fc"}
     assert report["imp"]["parameters"] == count_parameters(model)[1] > 0
+
+
+@pytest.mark.parametrize(
+    "samples, epochs, words, counted",
+    [
+        ((60_000, 0, 10_000), 5, [], True),
+        ((1211, 136, 450), 30, [], False),
+        ((60_000, 0, 10_000), 5, ["debug.max_steps=2"], False),
+    ],
+)
+def test_energy_costs_less_than_2_percent_where_nobody_asked_for_it(samples, epochs, words, counted):
+    """Of forward passes, a training step as three: counting 256 samples takes as long as some 3,000."""
+    split = SimpleNamespace(**dict(zip(("n_train", "n_val", "n_test"), samples, strict=True)))
+    data = SimpleNamespace(split=split, test=SimpleNamespace(all_samples=lambda batch: 256))
+    assert train.counts_for_little(load_config([f"recipe.epochs={epochs}", *words]), data) is counted
+
+
+def test_energy_is_there_unasked_asked_and_not(quick, monkeypatch, tmp_path):
+    monkeypatch.setattr(train, "counts_for_little", lambda config, data: True)
+    words = ["recipe.epochs=1", "debug.max_steps=1"]
+    results = {
+        key: train.run(quick(*words, f"energy={key}", f"hydra.run.dir={tmp_path / key}"))
+        for key in ("null", "true", "false")
+    }
+    assert results["null"].energy == results["true"].energy is not None and results["false"].energy is None
+    assert len({result.config_hash for result in results.values()}) == 1

@@ -7,7 +7,7 @@ import snn_repro
 
 ORDER = [
     "errors", "signals", "distributed", "console", "outside", "provenance", "files", "settings", "sources", "registry", "causality",
-    "kernels", "data", "config", "neurons", "models", "losses", "metrics", "optim", "energy", "runtime", "runs", "train", "trained", "job", "cli", "paper", "report",
+    "kernels", "data", "config", "neurons", "models", "losses", "metrics", "optim", "energy", "neurobench", "runtime", "runs", "train", "dry_run", "trained", "job", "cli", "paper", "report", "__main__",
 ]  # fmt: skip
 ROOT = Path(snn_repro.__file__).parent
 

@@ -3,13 +3,14 @@
 import copy
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from snn_repro.config import load_config
 from snn_repro.models import build_model
-from snn_repro.optim import build_optimizer, parameter_groups
+from snn_repro.optim import _fused, build_optimizer, load_optimizer, parameter_groups
 
 THEIRS = {
     "sgd": lambda groups, r: torch.optim.SGD(groups, lr=r.lr, momentum=r.momentum, nesterov=r.nesterov, foreach=False),
@@ -60,6 +61,38 @@ def test_a_saved_state_goes_on_bit_for_bit(two, name):
     take_steps(model, ours, 2)
     other.load_state_dict(model.state_dict())
     restored.load_state_dict(copy.deepcopy(ours.state_dict()))
+    take_steps(model, ours, 2)
+    take_steps(other, restored, 2)
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_one_kernel_updates_all_parameters_on_a_cpu_and_on_cuda():
+    def on(*kinds):
+        return _fused([{"params": [SimpleNamespace(device=torch.device(kind)) for kind in kinds]}])
+
+    assert on("cpu", "cpu") and on("cuda:0", "cuda:1") and on("mps") is on("cpu", "cuda") is None
+
+
+@pytest.mark.parametrize("name", [*THEIRS, "lamb"])
+def test_a_state_of_another_device_goes_on(two, name):
+    """Saved where another kernel updated and weights lay otherwise in memory: ours decide, and no value changes."""
+    model, other = two
+    recipe = load_config([f"recipe.optimizer={name}"]).recipe
+    ours, restored = build_optimizer(model, recipe), build_optimizer(other, recipe)
+    take_steps(model, ours, 2)
+    state = copy.deepcopy(ours.state_dict())
+    for group in state["param_groups"]:
+        if "fused" in group:
+            group |= dict(fused=None, foreach=True)
+    for values in state["state"].values():
+        values |= {k: v.contiguous() for k, v in values.items() if torch.is_tensor(v)}
+    other.load_state_dict(model.state_dict())
+    load_optimizer(restored, state)
+    for mine, theirs in zip(restored.param_groups, ours.param_groups, strict=True):
+        assert all(mine[key] == theirs[key] for key in theirs if key != "params")
+    for p in other.parameters():
+        assert all(v.stride() == p.stride() for v in restored.state[p].values() if getattr(v, "shape", 0) == p.shape)
     take_steps(model, ours, 2)
     take_steps(other, restored, 2)
     for p, q in zip(model.parameters(), other.parameters(), strict=True):

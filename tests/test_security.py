@@ -1,5 +1,5 @@
 """Nothing that a user is handed runs code: configurations, checkpoints, caches. (Archives: tests/data/test_prepare.py; CIFAR's
-pickles: tests/data/test_formats.py; W&B's key: tests/runs/test_tracking.py.)"""
+pickles: tests/data/test_formats.py; W&B's key: tests/runs/test_wandb.py.)"""
 
 import ast
 import pickle

@@ -23,7 +23,7 @@ own=(--own)
 mkdir -p runs
 rows=$(mktemp "$PWD/runs/rows-XXXXXX.txt") # kept: the jobs read it when they start
 # The commands hold the overrides already, each quoted as for a shell.
-python "$scripts/../list_rows.py" --table "$table" "${own[@]}" --commands "$@" > "$rows" || {
+python "$scripts/../list_rows.py" --table "$table" "${own[@]}" --format commands "$@" > "$rows" || {
   code=$?
   rm -f "$rows"
   exit $code

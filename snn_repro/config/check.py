@@ -133,8 +133,8 @@ def _wrong(c: Config) -> Iterator[str]:
     if d.split not in facts.splits:
         known = facts.splits
         yield f"dataset.split={d.split} is unknown for {d.name}; choose one of: {', '.join(known)}{nearest(d.split, known)}"
-    if c.model.name == "vgg48" and frame_shape(c)[1:] != (48, 48):
-        size = "x".join(map(str, frame_shape(c)[1:]))
+    if c.model.name == "vgg48" and (shape := _known_shape(c)) and shape[1:] != (48, 48):
+        size = "x".join(map(str, shape[1:]))
         fix = "set dataset.frame_size=48 or choose model=vgg128" if facts.resizable else "choose model=vgg128 or small"
         yield f"model=vgg48 is wired for 48x48 pixels and dataset={d.name} gives {size}; {fix}"
     if a.label_smoothing > 0 and c.loss.name == "tet_s":
@@ -152,8 +152,19 @@ def _wrong(c: Config) -> Iterator[str]:
 
 
 def frame_shape(c: Config) -> tuple[int, int, int]:
-    """[C, H, W] of one frame as the network sees it, known before any data is read."""
-    return SETS[c.dataset.name].frame_shape(c.dataset.frame_size)
+    """[C, H, W] of one frame as the network sees it, known before any data is read.
+
+    Raises UserError or DataError for own data (data/own.py) that are missing, or not prepared.
+    """
+    return SETS[c.dataset.name].of(c).frame_shape(c.dataset.frame_size)
+
+
+def _known_shape(c: Config) -> tuple[int, int, int] | None:
+    """`frame_shape`; None for own data that are not at hand, which a run says when it looks for them."""
+    try:
+        return frame_shape(c)
+    except UserError:
+        return None
 
 
 def check_machine(config: Config) -> None:
@@ -196,6 +207,7 @@ _IDLE = (
     _Idle(("recipe.min_lr",), lambda c: c.recipe.schedule == "cosine", "recipe.schedule", "recipe.schedule=cosine"),
     _Idle(("recipe.warmup_factor",), lambda c: c.recipe.warmup_epochs > 0, "recipe.warmup_epochs", "recipe.warmup_epochs above 0"),
     _Idle(("neuron.initial_value",), lambda c: c.neuron.initial == "constant", "neuron.initial", "neuron.initial=constant"),
+    _Idle(("neuron.initial_layers",), lambda c: c.neuron.imp or getattr(c.neuron, "initial", "zero") != "zero", "neuron.initial", "another initial state, such as neuron=if_imp"),
     _Idle(("neuron.imp_init",), lambda c: _learned(c) or c.neuron.initial == "random", "neuron.imp", "a neuron with IMP, such as neuron=if_imp"),
     _Idle(
         ("neuron.imp_trainable", "neuron.imp_lr", "neuron.imp_weight_decay"), lambda c: _learned(c), "neuron.imp", "a neuron with IMP, such as neuron=if_imp",
@@ -206,9 +218,10 @@ _IDLE = (
     ),
     _Idle(("neuron.v_reset",), lambda c: c.neuron.reset == "hard", "neuron.reset", "neuron.reset=hard"),
     _Idle(("dataset.integrate_by",), lambda c: not SETS[c.dataset.name].static, "dataset.name", "a data set of events"),
-    _Idle(("dataset.channel_order",), lambda c: SETS[c.dataset.name].shape[0] == 3, "dataset.name", "colour images"),
+    _Idle(("dataset.channel_order",), lambda c: (_known_shape(c) or (3,))[0] == 3, "dataset.name", "colour images"),
     _Idle(
-        ("dataset.split_seed",), lambda c: c.dataset.validation > 0 or c.dataset.train_subset > 0, "dataset.validation",
+        ("dataset.split_seed",),
+        lambda c: c.dataset.validation > 0 or c.dataset.train_subset > 0 or SETS[c.dataset.name].draws_test, "dataset.validation",
         "dataset.validation or dataset.train_subset above 0",
     ),
     _Idle(
@@ -218,6 +231,10 @@ _IDLE = (
     _Idle(
         ("augment.interpolation",), lambda c: c.augment.rrc_min_area > 0 or SETS[c.dataset.name].from_files, "augment.rrc_min_area",
         "augment.rrc_min_area above 0",
+    ),
+    _Idle(
+        ("logger.mode", "logger.entity", "logger.tags"), lambda c: c.logger.to.get("wandb") or c.logger.mode == "disabled",
+        "logger.to", "logger=wandb, or logger=[wandb,...] for several",
     ),
     _Idle(("augment.test_resize",), lambda c: SETS[c.dataset.name].from_files, "dataset.name", "dataset=imagenet1k or another set of image files"),
     _Idle(("augment.mix_prob",), lambda c: c.augment.mixup > 0 or c.augment.cutmix > 0, "augment.mixup", "augment.mixup or augment.cutmix above 0"),

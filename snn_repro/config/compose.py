@@ -65,7 +65,8 @@ def tweaks(overrides: list[str]) -> str:
     parts = []
     for override in sorted(overrides):
         name = override.split("=")[0].lstrip("+~")
-        if not any(name == k or name.startswith(k + ".") for k in skip if k not in GROUPS) and name not in skip:
+        whole = (k for k in skip if k not in GROUPS or k in NOT_HASHED)  # with the keys in them
+        if name not in skip and not any(name.startswith(f"{k}.") for k in whole):
             parts.append(re.sub(r"""^([^=]*=)(["'])(.*)\2$""", r"\1\3", override).replace("/", "_"))
     text = ",".join(parts)
     return text if len(text) <= 200 else hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -184,6 +185,8 @@ def refuse_misplaced(overrides: Iterable[str], sweep: bool) -> None:
             raise ConfigError(
                 f"{override} would change the name without the other values of conf/{group}/; write {group}={value or 'NAME'}"
             )
+        if name == "dry_run" and sweep:
+            raise ConfigError(f"{override} is for a single run: leave -m out, and give one value to every key")
         if name == "hydra.run.dir" and sweep:
             raise ConfigError(
                 "hydra.run.dir is for a single run; in a sweep use hydra.sweep.dir=DIR (each run gets DIR/<row>/seed<k>) or name=..."

@@ -10,10 +10,10 @@ from snn_repro.config.schema import OWN, Config
 # Keys that say where or how a run happens. Some still move numbers by rounding (threads, device, backends, compile), or
 # with the number of processes (sync_bn): result.json says what they were, and tables show where runs differ in it.
 NOT_HASHED = (
-    "run_dir", "data_dir", "cache_dir", "resume", "force", "device", "threads", "logger", "energy",
+    "run_dir", "data_dir", "cache_dir", "resume", "force", "dry_run", "device", "threads", "logger", "energy", "neurobench",
     "skip_finished", "slurm",
     "dataset.workers", "dataset.on_device", "dataset.ahead", "dataset.verify", "debug.profile", "baselines", "unspecified", "caveats",
-    "model.conv_backend", "model.checkpointing", "neuron.backend", "kernels", "compile",
+    "model.conv_backend", "model.checkpointing", "neuron.backend", "kernels", "compile", "cudnn_benchmark",
     "recipe.sync_bn",  # matters with several processes alone, and their number is no key either
 )  # fmt: skip
 
@@ -21,7 +21,7 @@ NOT_HASHED = (
 # out of the hash, so that earlier results go on belonging to their configuration.
 ADDED: dict[str, Any] = {
     "neuron.decay_input": True, "augment.eventdrop_area": "rectangle", "augment.eventmix": 0.0, "augment.eventmix_prob": 1.0,
-    "neuron.initial": "zero", "neuron.initial_value": 0.5, "augment.rpg_drop": 0.0, "augment.rpg_mix": 0.0, "augment.rpg_relevance": "slrp", "model.stem_pool": "avg",
+    "neuron.initial": "zero", "neuron.initial_value": 0.5, "neuron.initial_layers": None, "augment.rpg_drop": 0.0, "augment.rpg_mix": 0.0, "augment.rpg_relevance": "slrp", "model.stem_pool": "avg",
 }  # fmt: skip
 
 # Keys that are no more, or only of some choices now. Every configuration had them, with these values where nothing else was

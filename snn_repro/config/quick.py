@@ -161,7 +161,7 @@ def _merge(tree: dict, more: dict, own: bool = False) -> None:
         if key not in tree and not own or isinstance(tree.get(key), dict) != isinstance(value, dict):
             raise Unlike(key)
         if isinstance(value, dict):
-            _merge(tree[key], value, key in OWN)
+            _merge(tree[key], value, key in OWN or not tree[key])  # {} takes any key
         else:
             tree[key] = value
 

@@ -18,7 +18,7 @@ CONF_DIR = next(
     (d for d in (_PACKAGE.parent / "conf", _PACKAGE / "conf") if (d / "train.yaml").is_file()), _PACKAGE.parent / "conf"
 )
 PAPER_TABLES = CONF_DIR.parent / "results" / "paper_tables.yaml"
-GROUPS = ("dataset", "model", "neuron", "loss", "recipe", "experiment", "fidelity", "debug")
+GROUPS = ("dataset", "model", "neuron", "loss", "recipe", "experiment", "fidelity", "logger", "debug")
 OWN = {"dataset": SETS, "model": MODELS, "neuron": NEURONS, "loss": LOSSES, "augment": AUGMENTATIONS}
 """groups whose classes have settings"""
 MISSING = "???"  # how OmegaConf calls a value that has to be chosen
@@ -31,8 +31,8 @@ class ConfigError(UserError):
 def key(default: Any, help: str, **more: Any) -> Any:
     """A field of the schema with its Setting (unit, low, high, above, below, choices)."""
     metadata = {"setting": Setting(default, help, **more)}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -113,6 +113,10 @@ class NeuronConfig(Chosen):
     imp: bool = key(False, "learnable initial membrane potential, one value a neuron (the paper's IMP)")
     imp_lr: float = key(1.0, "IMP's learning rate as a factor of the recipe's", low=0)
     imp_weight_decay: float | None = key(0.0, "IMP's weight decay; null uses the recipe's", low=0)
+    initial_layers: list[int] | None = key(
+        None,
+        "spiking layers that start as neuron.initial says, [1,3] say, counted from the input; the others start at 0; null: all",
+    )
 
 
 @dataclass
@@ -163,6 +167,7 @@ class AugmentConfig(Chosen):
 
 @dataclass
 class LoggerConfig:
+    to: dict[str, bool] = key({}, "where a run is logged; choose with logger=NAME, or several with logger=[NAME,NAME]")
     mode: str = key(
         "offline", "Weights & Biases: offline needs no account; WANDB_MODE=disabled or offline in the environment wins",
         choices=("online", "offline", "disabled"),
@@ -231,13 +236,27 @@ class Config:
         0, "CPU threads; 0 is 1 for the small model (faster there), else torch's default; sums are rounded in another order",
         low=0, high=4096,
     )  # fmt: skip
-    energy: bool = key(False, "add synaptic operations and energy (spikingjelly's counters) to result.json")
+    dry_run: bool = key(
+        False, "build everything, check data and memory, time a few steps, print layers, operations and hours; no run"
+    )
+    energy: bool | None = key(
+        None,
+        "synaptic operations and energy (spikingjelly's counters) in result.json; null: where they cost under 2 % of the run",
+    )
+    neurobench: bool = key(False, "write neurobench.json: NeuroBench's metrics, counted over the test part")
     kernels: str = key(
         "auto", "who computes the layers: off is PyTorch alone; dense, sparse are about convolutions; moves roundings only",
         choices=tuple(KERNELS),
     )  # fmt: skip
-    compile: bool = key(False, "torch.compile the network; on a CPU it needs a C++ compiler")
+    compile: bool | str = key(
+        False, "torch.compile the network (default, as true), or with CUDA graphs too; on a CPU it needs a C++ compiler",
+        choices=(False, True, "default", "reduce-overhead"),
+    )  # fmt: skip
     deterministic: bool = key(True, "ask torch for deterministic algorithms; CUDA may be slower")
+    cudnn_benchmark: str = key(
+        "auto", "CUDA: cuDNN tries its algorithms for each size and takes the fastest; auto: where not deterministic",
+        choices=("auto", "always", "never"),
+    )  # fmt: skip
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     neuron: NeuronConfig = field(default_factory=NeuronConfig)

@@ -79,9 +79,9 @@ def unknown(full: str) -> str:
     if full in RENAMED:
         return f"{full} is called {RENAMED[full]} now; write {RENAMED[full]}=..."
     known = [*keys(), *GROUPS]
-    guess = nearest(full, known)
-    if not guess:  # the last part may be right and the room wrong
-        ends = [k for k in known if k.split(".")[-1] == full.split(".")[-1]]
+    ends = [k for k in known if k.split(".")[-1] == full.split(".")[-1]]  # the room may be wrong, or missing
+    guess = nearest(full, known) if "." in full or not ends else ""
+    if not guess:
         guess = f"; did you mean '{ends[0]}'?" if ends else "; `python -m snn_repro.train --help` lists what there is"
     return f"unknown key '{full}'{guess}"
 

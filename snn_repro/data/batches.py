@@ -491,10 +491,13 @@ class LoaderBatches(_Ordered):
 
 
 class PilImages(torch.utils.data.Dataset):
-    """Images of an array or of files as PIL images, transformed; a file that cannot be read is a DataError with its name."""
+    """Images of an array or of files as PIL images, transformed; a file that cannot be read is a DataError with its name.
 
-    def __init__(self, images: np.ndarray | list[ImageFile], labels: np.ndarray, transform):
-        self.images, self.labels, self.transform = images, labels, transform
+    mode: of the images of files, "RGB" or "L" (grey).
+    """
+
+    def __init__(self, images: np.ndarray | list[ImageFile], labels: np.ndarray, transform, mode: str = "RGB"):
+        self.images, self.labels, self.transform, self.mode = images, labels, transform, mode
 
     def __len__(self) -> int:
         return len(self.images)
@@ -504,7 +507,7 @@ class PilImages(torch.utils.data.Dataset):
 
         image = self.images[i]
         if isinstance(image, ImageFile):
-            image = decode(image)
+            image = decode(image, self.mode)
         else:
             pixels = image.transpose(1, 2, 0)
             image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))

@@ -32,11 +32,11 @@ import torch
 
 from snn_repro.data.archives import SlowToList, read_entry
 from snn_repro.data.augment import RecordingAugmentation, batch_transforms, recording_steps
-from snn_repro.data.batches import Data, Part, RowCheck, assemble, keep_freed_memory
+from snn_repro.data.batches import Data, Part, RowCheck, Split, assemble, keep_freed_memory
 from snn_repro.data.counts import OVERFLOW, ByteFrames
 from snn_repro.data.dataset import EventSet
 from snn_repro.data.recordings import cut, find_recordings, to_frames
-from snn_repro.data.splits import named_split, split_parts
+from snn_repro.data.splits import Indices, named_split, split_parts
 from snn_repro.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Settings(NamedTuple):
     @property
     def folder(self) -> Path:
         pixels = f"-{self.frame_size}px" if self.frame_size else ""
-        return Path(self.dataset.name) / f"T{self.timesteps}-{self.by}{pixels}"
+        return Path(self.dataset.cache_name) / f"T{self.timesteps}-{self.by}{pixels}"
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -76,14 +76,14 @@ class Settings(NamedTuple):
 
     def words(self) -> dict[str, Any]:
         """As the manifest has them."""
-        return {**self._asdict(), "dataset": self.dataset.name}
+        return {**self._asdict(), "dataset": self.dataset.name, **self.dataset.found}
 
     def command(self, data_dir=None, cache_dir=None) -> str:
         """The command that makes this cache."""
         size = f" frame_size={self.frame_size}" if self.frame_size else ""
         return (
             f"python scripts/prepare_data.py dataset={self.dataset.name} data_dir={data_dir or 'DIR'}"
-            f" cache_dir={cache_dir or 'DIR'} timesteps={self.timesteps} integrate_by={self.by}{size}"
+            f" cache_dir={cache_dir or 'DIR'} timesteps={self.timesteps} integrate_by={self.by}{size}{self.dataset.arguments}"
         )
 
 
@@ -175,13 +175,13 @@ def open_cache(settings: Settings, cache_dir: str | Path | None, data_dir: str |
         rebuild=f"{command} rebuild=true",
         checksums=None if version == 1 else [int(r["row_crc32"], 16) for r in rows],
     )
-    changed = _changed_source(settings.dataset, data_dir, rows)
+    changed = _changed_source(settings.dataset, data_dir, rows, manifest["excluded"])
     if changed:
         raise DataError(f"{folder} is stale: {changed}; {rebuild}, or give the data_dir that it was made from")
     return cache
 
 
-def _changed_source(dataset: EventSet, data_dir, rows: list[dict]) -> str | None:
+def _changed_source(dataset: EventSet, data_dir, rows: list[dict], excluded: list[dict]) -> str | None:
     """How the raw files in `data_dir` differ in name or size from those in the index.
 
     None if they agree, are absent, or lie in an archive, such as a compressed tar, whose names only a pass
@@ -200,6 +200,10 @@ def _changed_source(dataset: EventSet, data_dir, rows: list[dict]) -> str | None
             return f"{name} had {size} bytes when it was read and has {entry.size} now"
         if entry.crc32 and entry.crc32 != crc32:
             return f"{name} has changed: its CRC-32 was {crc32} and is {entry.crc32} now"
+    if dataset.total is None:  # nobody else says which recordings there are
+        new = sorted(recordings.files.keys() - indexed.keys() - {p["name"] for p in excluded})
+        if new:
+            return f"{new[0]} is in data_dir={data_dir}, but not in it"
     return None
 
 
@@ -243,11 +247,9 @@ class AugmentedRecordings(torch.utils.data.Dataset):
         return torch.from_numpy(frames.astype(np.float32)), sample.label
 
 
-def build(dataset: EventSet, cfg: Config) -> Data:
-    """The data set from prepared frames."""
-    keep_freed_memory()  # a batch of frames has tens of MiB
-    name, split, settings = dataset.name, cfg.dataset.split, dataset.cache_settings(cfg)
-    cache = open_cache(settings, cfg.cache_dir, cfg.data_dir)
+def published_split(dataset: EventSet, cfg: Config, cache: Cache) -> tuple[Indices, Indices, Indices, Split]:
+    """(training, validation and test rows, their Split) of a set that others published: drawn on the list of what it holds."""
+    name, split = dataset.name, cfg.dataset.split
     excluded = [p["name"] for p in cache.manifest["excluded"]]
     total = dataset.total or len(cache.names) + len(excluded)
     if excluded or len(cache.names) < total:
@@ -274,6 +276,15 @@ def build(dataset: EventSet, cfg: Config) -> Data:
         cfg, train, test, cache.labels, [cache.names[i] for i in test], split=split, dropped=max(dropped, 0),
         people=None if None in people else people,
     )  # fmt: skip
+    return train, val, test, of_run
+
+
+def build(dataset: EventSet, cfg: Config) -> Data:
+    """The data set from prepared frames."""
+    keep_freed_memory()  # a batch of frames has tens of MiB
+    settings = dataset.cache_settings(cfg)
+    cache = open_cache(settings, cfg.cache_dir, cfg.data_dir)
+    train, val, test, of_run = dataset.split(cfg, cache)
     check = RowCheck(cache) if cfg.dataset.verify == "first_read" and cache.checksums is not None else None
     parts = [Part(cache.frames, cache.labels, rows) for rows in (train, val, test)]
     if steps := recording_steps(cfg.augment, dataset):

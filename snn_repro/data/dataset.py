@@ -6,8 +6,9 @@ A data set is one file in `data/sets/`: a class with the facts as attributes and
     class Mine(ImageSet):  # of images.py; or EventSet, or DataSet itself
         ...
 
-Whoever needs a fact asks `SETS["name"]`, which holds one object of the class. The configuration asks too, so that this
-module and those of the sets import numpy, torch and what needs them inside of functions alone.
+Whoever needs a fact asks `SETS["name"]`, which holds one object of the class; where the size of its images or its classes
+matter, `SETS["name"].of(cfg)`, as those of own data (own.py) are found in data_dir. The configuration asks too, so that
+this module and those of the sets import numpy, torch and what needs them inside of functions alone.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from snn_repro.errors import DataError, UserError
 from snn_repro.registry import SETS
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from snn_repro.config import Config
     from snn_repro.data.archives import Entry
     from snn_repro.data.batches import Data
-    from snn_repro.data.cache import Settings
+    from snn_repro.data.cache import Cache, Settings
     from snn_repro.data.events import Events
 
 
@@ -67,10 +68,18 @@ class DataSet:
     splits: tuple[str, ...] = ("official",)  # values of dataset.split; the first is the default
     samples: tuple[int | None, int | None] = (None, None)  # (training, test) of the complete set, where that is known
     about: int | None = None  # training samples, roughly, where `samples` does not say
+    draws_test = False  # whether dataset.split_seed draws the test part
     nda = (5, 30.0)  # strength of augment.nda: (shift in pixels, degrees)
     folders: tuple[str, ...] = ()  # names of folders in data_dir that may hold the files; the usual one first
     expected = "its files"  # which files, for messages
     published = "a place that its file in data/sets/ does not name"  # where the authors publish them, for messages
+
+    def of(self, cfg: Config) -> Self:
+        """The set with `shape` and `num_classes` as the files of a configuration show them: itself, where it says them.
+
+        Raises UserError or DataError where they are to be found and the files are missing.
+        """
+        return self
 
     @property
     def label_names(self) -> Sequence[str]:
@@ -160,6 +169,8 @@ class EventSet(DataSet):
     splits: tuple[str, ...] = (
         "random",
     )  # what each draws is said in splits.py; "official" where the samples' parts are
+    arguments = ""  # of prepare_data.py, besides those that every set has
+    found: dict[str, Any] = {}  # what is known from the files alone and decides a cache's content; its manifest says it
     inside: tuple[str, ...] = ()  # names of the folders or archives in it that hold the recordings
     depth = 2  # parts of a recording's name: class folder and file, or the file alone
     pattern = r".+"  # of the files' names in lower case; {c} stands for the class
@@ -219,6 +230,21 @@ class EventSet(DataSet):
         published = self.published_names()
         return published if published.keys() >= mine.keys() else mine
 
+    def split(self, cfg: Config, cache: Cache):
+        """(training, validation and test rows of an opened cache, their Split)."""
+        from snn_repro.data.cache import published_split
+
+        return published_split(self, cfg, cache)
+
+    def measured(self, data_dir: str | Path | None, say: Callable[[str], None]) -> Self:
+        """The set as it is about to be prepared, with what only a look at all recordings tells."""
+        return self
+
+    @property
+    def cache_name(self) -> str:
+        """The folder of its caches in cache_dir."""
+        return self.name
+
     def person(self, name: str) -> str | None:
         """Who is seen in a sample, where dataset.validation holds out whole people."""
         return None
@@ -238,7 +264,7 @@ class EventSet(DataSet):
         """Of the cache that a run reads."""
         from snn_repro.data.cache import Settings
 
-        return Settings(self, cfg.timesteps, cfg.dataset.integrate_by, cfg.dataset.frame_size)
+        return Settings(self.of(cfg), cfg.timesteps, cfg.dataset.integrate_by, cfg.dataset.frame_size)
 
     def check(self, cfg: Config) -> None:
         from snn_repro.data.cache import open_cache
@@ -277,4 +303,4 @@ class EventSet(DataSet):
     def build(self, cfg: Config) -> Data:
         from snn_repro.data import cache
 
-        return cache.build(self, cfg)
+        return cache.build(self.of(cfg), cfg)

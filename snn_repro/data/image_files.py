@@ -74,6 +74,12 @@ def decode(image: ImageFile, mode: str | None = "RGB"):
         return _opened(stream).convert(mode)
 
 
+def look(images: Sequence[ImageFile]) -> list[tuple[int, int, str]]:
+    """(width, height, PIL's mode) of each image, from its header. Raises DataError with the name of the first bad one."""
+    with ThreadPoolExecutor(16, "look") as pool:
+        return list(pool.map(check_image, images, chunksize=64))
+
+
 def check(images: Sequence[ImageFile], seconds: float = CHECK_SECONDS) -> None:
     """Look at each image before hours are spent on training: a readable header, a sane size, an end.
 
@@ -107,8 +113,8 @@ def check(images: Sequence[ImageFile], seconds: float = CHECK_SECONDS) -> None:
         )
 
 
-def check_image(image: ImageFile) -> None:
-    """See `check`, of one image."""
+def check_image(image: ImageFile) -> tuple[int, int, str]:
+    """See `check`, of one image; see `look` for what it returns."""
     with _named(image), image.open() as stream:
         opened = _opened(stream)
         marker = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(opened.format)
@@ -117,6 +123,7 @@ def check_image(image: ImageFile) -> None:
         if marker is None or marker not in stream.read():
             stream.seek(at)
             opened.load()
+        return *opened.size, opened.mode
 
 
 def _opened(stream: BinaryIO):
@@ -165,6 +172,11 @@ def train_classes(container: Path) -> Classes:
     if not listed:
         raise DataError(f"{container} has no class folders: it must hold <wnid>/*.JPEG, one folder a class")
     return listed
+
+
+def class_folders(container: Path) -> Classes:
+    """The class folders in a folder, sorted; one without images raises DataError when it is listed."""
+    return _folders(container)
 
 
 def val_classes(base: Path) -> tuple[Path, Classes]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from snn_repro.config import Config
-    from snn_repro.data.batches import Data
+    from snn_repro.data.batches import Data, Split
     from snn_repro.data.image_files import ImageFile
 
 log = logging.getLogger("snn_repro")
@@ -44,6 +44,7 @@ class ImageSet(DataSet):
 
     # mean and standard deviation a channel of the training images, in RGB order and the unit of the stored values
     statistics: tuple[list[float], list[float]]
+    test_margin = 256 / 224  # of image files: the test's short side before the centre crop, as a factor of the crop's
     split_id = "official"  # what the one split is called in results
     files: tuple[tuple[str, ...], ...] = ()  # the names that each file may have; a folder counts as one
     installed: Path | None = None  # where a package of the system puts the files; looked at without data_dir
@@ -93,6 +94,16 @@ class ImageSet(DataSet):
         warn_if_incomplete(self, len(train.labels), len(test.labels))
         return train, test
 
+    def split(self, cfg: Config, train: Images, test: Images) -> tuple[np.ndarray, np.ndarray, Split]:
+        """(training and validation rows of the training images, the Split)."""
+        import numpy as np
+
+        from snn_repro.data.splits import split_parts
+
+        labels = np.asarray(train.labels)
+        rows = np.arange(len(labels)), np.arange(len(test.labels))
+        return split_parts(cfg, *rows, labels, test.names, split=self.split_id)
+
     def fingerprint(self, cfg: Config) -> dict[str, str]:
         """{"files": SHA-256 of all images and labels}."""
         files = self.locate(cfg)
@@ -126,7 +137,9 @@ class ImageSet(DataSet):
         x: Any
         if self.from_files:
             picture = raw.picture(source, self.shape[0], say)
-            x = augment.eval_sample_transform(cfg.augment, self.frame_shape(cfg.dataset.frame_size)[-1])(picture)[None]
+            x = augment.eval_sample_transform(
+                cfg.augment, self.frame_shape(cfg.dataset.frame_size)[-1], self.test_margin
+            )(picture)[None]
         else:
             x = torch.as_tensor(_resized(self.image(source, say)[None], cfg.dataset.frame_size))
         normalize = augment.Normalize(*self.statistics, cfg.dataset.channel_order)
@@ -137,14 +150,11 @@ class ImageSet(DataSet):
         import numpy as np
 
         from snn_repro.data import augment, batches, image_files
-        from snn_repro.data.splits import split_parts
         from snn_repro.distributed import world
 
         train, test = self.parts(cfg)
         labels = np.asarray(train.labels)
-        train_rows, val_rows, split = split_parts(
-            cfg, np.arange(len(labels)), np.arange(len(test.labels)), labels, test.names, split=self.split_id
-        )
+        train_rows, val_rows, split = self.split(cfg, train, test)
         size = self.frame_shape(cfg.dataset.frame_size)[-1]
         mean, std = self.statistics
         normalize = augment.Normalize(mean, std, cfg.dataset.channel_order)
@@ -158,10 +168,11 @@ class ImageSet(DataSet):
             if world().rank == 0 and not self.checked_before(cfg):
                 image_files.check(_used(test.images, cfg) + _used([train.images[i] for i in val_rows], cfg))
             # without RandomResizedCrop the network still needs one size: that of the test
-            augmented = augment.sample_transform(cfg.augment, self, size, fill, augment.eval_steps(cfg.augment, size))
-            plain = augment.eval_sample_transform(cfg.augment, size)
-            train_inputs = batches.PilImages(train.images, labels, augmented)
-            val_inputs, test_inputs = (batches.PilImages(part.images, part.labels, plain) for part in (train, test))
+            first, mode = augment.eval_steps(cfg.augment, size, self.test_margin), "RGB" if self.shape[0] == 3 else "L"
+            augmented = augment.sample_transform(cfg.augment, self, size, fill, first)
+            plain = augment.eval_sample_transform(cfg.augment, size, self.test_margin)
+            train_inputs = batches.PilImages(train.images, labels, augmented, mode)
+            val_inputs, test_inputs = (batches.PilImages(p.images, p.labels, plain, mode) for p in (train, test))
         else:
             train_inputs = val_inputs = _resized(train.images, cfg.dataset.frame_size)
             test_inputs = _resized(test.images, cfg.dataset.frame_size)

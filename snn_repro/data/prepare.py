@@ -149,7 +149,7 @@ def _end_with_parent() -> None:
 
 
 def prepare(
-    dataset: str,
+    dataset: str | EventSet,
     data_dir: str | Path | None,
     cache_dir: str | Path | None,
     timesteps: int,
@@ -170,7 +170,8 @@ def prepare(
 
     Raises UserError and DataError with one sentence.
     """
-    settings = Settings(event_set(dataset), timesteps, by, frame_size)
+    if isinstance(dataset, str):
+        dataset = event_set(dataset)
     if timesteps < 1:
         raise UserError(f"timesteps={timesteps} must be at least 1")
     if by not in ("number", "time"):
@@ -179,6 +180,7 @@ def prepare(
         raise UserError(f"frame_size={frame_size} must be at least 4 pixels")
     if not cache_dir:
         raise UserError("cache_dir is not set: pass cache_dir=DIR, a folder for the prepared frames")
+    settings = Settings(dataset.measured(data_dir, say), timesteps, by, frame_size)
     workers = distributed.cores() if workers is None else workers
     if not 0 <= workers <= 1024:
         raise UserError(f"workers={workers} must be from 0 to 1,024 processes")
@@ -241,7 +243,7 @@ def prepare(
                 read += len(done.frames)
             if problems and not allow_bad:
                 raise DataError(
-                    f"{len(problems)} of {len(recordings.samples) + len(recordings.problems)} recordings of {dataset} are"
+                    f"{len(problems)} of {len(recordings.samples) + len(recordings.problems)} recordings of {dataset.name} are"
                     f" bad ({problems[0]}); replace them and run again, which reads only those, or pass allow_bad=true to"
                     " leave them out, which the manifest then says"
                 )

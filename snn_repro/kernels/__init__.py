@@ -5,12 +5,16 @@ wished for it (`backend`). The kernels know nothing else of neurons, norms and n
 
     torch         the reference: what the layer's own class computes, every dtype and device
     cpu           compiled loops (numba): spiking layers in float32 and bfloat16, with the norm before them in float32
-    triton        spiking layers on CUDA, float32, bfloat16 and float16
+    triton        spiking layers on CUDA, with the norm before them and the sum with a shortcut, float32, bfloat16 and float16
     spikingjelly  spikingjelly's multi-step functions, where they mean the same as ours
-    auto          cpu where it applies, else torch; triton is untested on a GPU and must be asked for
+    auto          cpu or triton where they apply, else torch
 
-All give the same spikes for the same input; gradients and potentials agree to rounding. Where numba cannot be imported or
-cannot compile, forward or backward, `auto` says so once and stays with PyTorch.
+All give the spikes that torch gives on a CPU for the same input; gradients and potentials agree to rounding. On CUDA torch
+itself does not: it multiplies by 1 / tau, so a LIF neuron whose tau is no power of two may fire otherwise there. With a norm
+in the same pass its output is not rounded in between, so a potential within rounding of the threshold may fire otherwise too.
+
+Where numba cannot be imported or cannot compile, forward or backward, `auto` says so once and stays with PyTorch; so it does
+where Triton is missing or older than 3.3, and where its kernels do not pass their check on this GPU (`selfcheck.py`).
 """
 
 from __future__ import annotations
@@ -79,24 +83,27 @@ class Affine(NamedTuple):
 # ---------------------------------------------------------------- who computes a layer
 
 
-def choose(layer: nn.Module, x: Tensor, norm: Affine | None = None, law: Law | None = None) -> str:
+def choose(
+    layer: nn.Module, x: Tensor, norm: Affine | None = None, law: Law | None = None, timesteps: int | None = None
+) -> str:
     """Who computes `layer` for this input: a backend of the spiking layers; for a convolution "torch" or "cpu".
 
-    With `norm`, whether the spiking layer computes the norm before it in the same pass: "cpu", or "torch" for the two apart;
-    x [T, B, C, H, W] then is the norm's input. law is the layer's, if the caller has it already. Raises UserError where a backend asked for by
-    name cannot run.
+    With `norm`, whether the spiking layer computes the norm before it in the same pass: "cpu" or "triton", or "torch" for the
+    two apart; x [T, B, C, H, W] then is the norm's input, or [1, B, C, H, W] for `timesteps` equal steps. law is the layer's, if
+    the caller has it already. Raises UserError where a backend asked for by name cannot run.
     """
     import torch
 
     if not hasattr(layer, "law"):
         wanted = layer.backend != "torch" and layer.fits(x)
         return "cpu" if wanted and _ready(layer.backend == "sparse", "conv", layer.backend, x.dtype) else "torch"
-    if norm is not None and not _takes_norm(x):
-        return "torch"
     chosen, law = resolve_backend(layer.backend, x.device.type, x.dtype), law or layer.law()
     if chosen == "torch" or law is None or (layer.store_v_seq and (norm is not None or chosen != "spikingjelly")):
         return "torch"
-    if norm is not None and chosen != "cpu":
+    if norm is not None and not (chosen == "cpu" and _takes_norm(x)):
+        if chosen != "triton" or not _takes_norm_there(x, norm, timesteps or x.shape[0]):
+            return "torch"
+    if chosen == "triton" and layer.backend == "auto" and not _right(law, x.dtype, timesteps or x.shape[0], x.device):
         return "torch"
     if chosen == "cpu" and not _ready(
         layer.backend == "cpu", "neuron", *law, x.dtype, norm is not None, torch.is_grad_enabled()
@@ -116,9 +123,86 @@ def _takes_norm(x: Tensor) -> bool:
     return x.numel() > c and all(n == 1 or a == b for n, a, b in zip(x.shape, x.stride(), strides, strict=True))
 
 
+def _takes_norm_there(x: Tensor, norm: Affine, timesteps: int) -> bool:
+    """Whether the Triton kernels take a norm and its input x: samples without gaps, channels last, or channels first where
+    their planes begin at whole vectors, and potentials that fit into registers."""
+    import torch
+
+    if x.dim() != 5 or norm.weight.dtype != torch.float32 or timesteps > 64 or x.numel() <= x.shape[2]:
+        return False
+    _, _, c, h, w = x.shape
+    orders = ((1, w * c, c), (h * w, w, 1)) if h * w % 16 == 0 else ((1, w * c, c),)
+    own = tuple(zip(x.shape[2:], x.stride()[2:], strict=True))
+    return any(all(n == 1 or a == b for (n, a), b in zip(own, order, strict=True)) for order in orders)
+
+
+def of_norms(layer: nn.Module, x: Tensor) -> str:
+    """Who computes a spiking layer together with the norm before it, where `choose` said that somebody does."""
+    return "triton" if x.is_cuda or layer.backend == "triton" else "cpu"
+
+
+def sums(layer: nn.Module) -> bool:
+    """Whether a spiking layer that Triton computes may add a shortcut to its spikes: nobody wants to see these alone."""
+    from torch.nn.modules import module
+
+    return not (layer._forward_hooks or layer._backward_hooks or module._global_forward_hooks) and layer._plain
+
+
 @cache
 def _installed(package: str) -> bool:
     return find_spec(package) is not None
+
+
+def _triton_lacks() -> str | None:
+    """What keeps the Triton kernels from running here, in words; None: nothing."""
+    if not _installed("triton"):
+        return "needs the package triton; install it"
+    import triton
+
+    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):
+        return f"needs triton 3.3 or newer, which torch 2.7 brings, and this is {triton.__version__}; update torch"
+    return None
+
+
+_said: set[str] = set()
+
+
+def _say(sentence: str) -> None:
+    """Warn, once in a process."""
+    if sentence not in _said:
+        _said.add(sentence)
+        warnings.warn(sentence, RuntimeWarning, stacklevel=3)
+
+
+def _triton_there() -> bool:
+    """For `auto` on CUDA: whether its kernels may be tried; one line says why not."""
+    lacks = _triton_lacks()
+    if lacks is not None:
+        _say(f"the fused spiking layers on CUDA: this {lacks}; PyTorch computes instead: same results, slower")
+    return lacks is None
+
+
+_checked: dict[tuple, bool] = {}
+
+
+def _right(law: Law, dtype: torch.dtype, timesteps: int, device: torch.device) -> bool:
+    """Whether the Triton kernels of this case are known to be right on `device`; found out at the first call, see `selfcheck.py`."""
+    case = law, dtype, timesteps, device
+    if case not in _checked:
+        from snn_repro.kernels import selfcheck
+
+        reason = selfcheck.refusal(*case) if timesteps <= 64 else f"{timesteps} time steps do not fit into registers"
+        _checked[case] = reason is None
+        if reason is not None:
+            _say(
+                f"the fused spiking layers are not used on {selfcheck.machine(device)}: {reason}; PyTorch computes instead"
+            )
+    return _checked[case]
+
+
+# torch.compile calls these and takes the answer; the decorator for that would import the compiler.
+_right._dynamo_marked_constant = True
+_triton_there._dynamo_marked_constant = _triton_lacks._dynamo_marked_constant = True
 
 
 def resolve_backend(backend: str, device: str, dtype: torch.dtype | None = None) -> str:
@@ -130,15 +214,17 @@ def resolve_backend(backend: str, device: str, dtype: torch.dtype | None = None)
 
     dtype = torch.float32 if dtype is None else dtype
     if backend == "auto":
+        if device == "cuda" and dtype in (torch.float32, torch.bfloat16, torch.float16) and _triton_there():
+            return "triton"  # once `choose` has had them checked
         fits = device == "cpu" and dtype in (torch.float32, torch.bfloat16) and broken() is None
-        return "cpu" if fits else "torch"  # on CUDA too: the Triton kernels have not met a GPU yet
+        return "cpu" if fits else "torch"
     named = f"{str(dtype).removeprefix('torch.')} on {device}"
     if backend == "cpu":
         if device != "cpu" or dtype not in (torch.float32, torch.bfloat16):
             raise UserError(f"neuron.backend=cpu computes float32 and bfloat16 on the CPU, not {named}; use auto")
     if backend == "triton":
-        if not _installed("triton"):
-            raise UserError("neuron.backend=triton needs the package triton; install it, or use auto")
+        if lacks := _triton_lacks():
+            raise UserError(f"neuron.backend=triton {lacks}, or use auto")
         from snn_repro.kernels import neuron_triton
 
         if dtype not in (torch.float32, torch.bfloat16, torch.float16) or device not in neuron_triton.DEVICES:
@@ -187,7 +273,6 @@ def _ready(by_name: bool, kind: str, *case: Any) -> bool:
     return _reason is None
 
 
-# torch.compile calls it and takes the answer; the decorator for that would import the compiler.
 _ready._dynamo_marked_constant = True
 
 
@@ -210,6 +295,21 @@ def _try(kind: str, case: tuple) -> None:
 
 
 # ---------------------------------------------------------------- a whole network
+
+
+def prepare(model: nn.Module, device: torch.device, dtypes: tuple[torch.dtype, ...], timesteps: int) -> str:
+    """Have all checked that the spiking layers of `model` will ask for; returns who computes them, in words."""
+    found = {}
+    for module in model.modules():
+        if hasattr(module, "law"):
+            for dtype in dtypes:
+                chosen, law = resolve_backend(module.backend, device.type, dtype), module.law()
+                if chosen != "torch" and law is None:
+                    chosen = "torch"
+                if chosen == "triton" and module.backend == "auto" and not _right(law, dtype, timesteps, device):
+                    chosen = "torch"
+                found[chosen] = None
+    return " and ".join(found) or "torch"
 
 
 def use(model: nn.Module, kernels: str) -> None:

@@ -12,20 +12,20 @@ from snn_repro.errors import UserError
 from snn_repro.files import write_json
 from snn_repro.kernels.compiled import fingerprint, user_cache
 
-_found: dict[str, tuple[float, ...]] = {}  # by this process
+_found: dict[str, tuple] = {}  # by this process
 
 
-def kept(key: str, measure: Callable[[], list[float]]) -> tuple[float, ...]:
-    """What `measure` found for `key` when it was first asked for on this machine."""
+def kept(key: str, measure: Callable[[], list], name: str | None = None) -> tuple:
+    """What `measure` found for `key` when it was first asked for on this machine; in the file `name` (default: `_name`)."""
     if key not in _found:
-        known = _read()
+        known = _read(name)
         if key not in known:
             measured = measure()
-            known = _read()  # another process may have been faster: then all follow it
+            known = _read(name)  # another process may have been faster: then all follow it
             if key not in known:
                 known[key] = measured
-                _write(known)
-                known |= _read()  # what the next process will find
+                _write(known, name)
+                known |= _read(name)  # what the next process will find
         _found[key] = tuple(known[key])
     return _found[key]
 
@@ -56,21 +56,21 @@ def _name() -> str:
     return f"limits-torch{torch.__version__}-{fingerprint()}.json"
 
 
-def _file() -> Path:
+def _file(name: str | None = None) -> Path:
     """One file for each processor and version of what was measured."""
-    return user_cache() / _name()
+    return user_cache() / (name or _name())
 
 
-def _read() -> dict[str, list[float]]:
+def _read(name: str | None = None) -> dict[str, list]:
     try:
-        return json.loads(_file().read_text())
+        return json.loads(_file(name).read_text())
     except (OSError, ValueError, RuntimeError):  # none yet, damaged, or no home folder: measure
         return {}
 
 
-def _write(known: dict[str, list[float]]) -> None:
+def _write(known: dict[str, list], name: str | None = None) -> None:
     try:
-        _file().parent.mkdir(parents=True, exist_ok=True)
-        write_json(_file(), known)
+        _file(name).parent.mkdir(parents=True, exist_ok=True)
+        write_json(_file(name), known)
     except (OSError, UserError, RuntimeError):
         pass  # kept in this process alone; the next one measures again

@@ -21,12 +21,14 @@ from snn_repro.kernels import Affine, Law
 
 
 def update(
-    x: Tensor, v0: Tensor | None, law: Law, backend: str, norm: Affine | None = None, timesteps: int | None = None
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, v0: Tensor | None, law: Law, backend: str, norm: Affine | None = None, timesteps: int | None = None,
+    plus: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """All time steps in one pass: spikes [T, B, ...] in x's dtype, last potential [B, ...] in float32.
 
     x [T, B, ...] float32 or bfloat16 (triton: float16 as well), with `norm` what `choose` lets through, then perhaps [1, B, ...]
     for an input that is the same at all `timesteps`; v0 broadcastable to [B, ...] or None for 0; backend "cpu" or "triton".
+    plus (triton): of the spikes' shape, is added to them, in the wider of both dtypes.
     Raises UserError where the norm's te has another number of time steps.
     """
     if v0 is not None:
@@ -34,6 +36,9 @@ def update(
         if v0.shape != x.shape[2:]:
             v0 = v0.expand(x.shape[1:])
     timesteps, eps, numbers = timesteps or x.shape[0], 0.0, ()
+    if plus is not None and plus.dtype != x.dtype:
+        s, v = update(x, v0, law, backend, norm, timesteps)
+        return plus + s, v
     if norm is not None:
         *numbers, eps, learn = norm
         if norm.te is not None and norm.te.numel() != timesteps:
@@ -43,11 +48,16 @@ def update(
             )
     settings = (eps, timesteps, backend, law)
     if not _eager(x):
-        s, v, *moments = torch.ops.snn_repro.neuron(x, v0, *(numbers or [None] * 5), *settings[:3], *law)
-    elif torch.is_grad_enabled() and (norm is not None or x.requires_grad or (v0 is not None and v0.requires_grad)):
-        s, v, *moments = _Layer.apply(x, v0, settings, *numbers)
+        s, v, *moments = torch.ops.snn_repro.neuron(x, v0, *(numbers or [None] * 5), *settings[:3], *law, plus)
+    elif torch.is_grad_enabled() and (
+        norm is not None
+        or x.requires_grad
+        or (v0 is not None and v0.requires_grad)
+        or (plus is not None and plus.requires_grad)
+    ):
+        s, v, *moments = _Layer.apply(x, v0, settings, plus, *numbers)
     else:
-        s, v, *moments = _neuron(x, v0, settings, *numbers)
+        s, v, *moments = _neuron(x, v0, settings, *numbers, plus=plus)
     if norm is not None and learn is not None:
         learn(*moments, x.numel() // x.shape[2])
     return s, v
@@ -140,14 +150,15 @@ _ARGUMENTS = (
     "Tensor x, Tensor? v0, Tensor? weight, Tensor? bias, Tensor? te, Tensor? mean, Tensor? var, float eps, int timesteps, "
     "str backend, str charge, float leak, str slope, float width, bool strict, float v_threshold, float? v_reset, bool detach"
 )
-torch.library.define("snn_repro::neuron", f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)")
+_COUNT = 18  # of these; the forward operator has `plus` behind them
+torch.library.define("snn_repro::neuron", f"({_ARGUMENTS}, Tensor? plus) -> (Tensor, Tensor, Tensor, Tensor)")
 torch.library.define(
     "snn_repro::neuron_backward",
     f"(Tensor gs, Tensor? gv_last, bool needs_v0, bool of_input, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 
 
-def _neuron(x, v0, settings, weight=None, bias=None, te=None, mean=None, var=None):
+def _neuron(x, v0, settings, weight=None, bias=None, te=None, mean=None, var=None, plus=None):
     """x [T, B, ...], v0 [...] or [B, ...] float32 -> spikes [T, B, ...], last potential [B, ...] float32; and with a norm its
     mean and var [C], those of x where none were given.
     """
@@ -155,7 +166,10 @@ def _neuron(x, v0, settings, weight=None, bias=None, te=None, mean=None, var=Non
     x, layout = arrange(_repeated(x, timesteps))
     s, v_last = empty_as(x, layout), empty_as(x, layout, 1, torch.float32)
     norm = None
-    if weight is not None:
+    if weight is not None and backend == "triton":
+        norm = _triton().norm(x, weight, bias, te, mean, var, eps)
+        mean, var = norm.mean, norm.var
+    elif weight is not None:
         if mean is None:
             mean, var = _moments(x, weight)
         else:
@@ -163,8 +177,11 @@ def _neuron(x, v0, settings, weight=None, bias=None, te=None, mean=None, var=Non
         norm = _norm(weight, bias, te, mean, var, eps)
     if x.numel():
         v0, v0_stride = initial(v0, layout)
-        run = _cpu_forward if backend == "cpu" else _triton().forward
-        run(x, v0, v0_stride, s, v_last, layout.shape, law, norm)
+        if backend == "cpu":
+            _cpu_forward(x, v0, v0_stride, s, v_last, layout.shape, law, norm)
+        else:
+            plus = None if plus is None else in_order(plus, layout)
+            _triton().forward(x, v0, v0_stride, s, v_last, layout.shape, law, norm, plus)
     return (s, v_last) if norm is None else (s, v_last, mean, var)
 
 
@@ -183,7 +200,10 @@ def _neuron_backward(
     gx, gv0 = empty_as(one, layout), empty_as(x, layout, x.dim() - v0.dim(), torch.float32) if needs_v0 else None
     norm, gnorm = None, ()
     if weight is not None:
-        norm = _norm(weight, bias, te, mean, var, eps)
+        if backend == "triton":
+            norm = _triton().norm(x, weight, bias, te, mean, var, eps)
+        else:
+            norm = _norm(weight, bias, te, mean, var, eps)
         gnorm = [None if a is None else torch.empty_like(a) for a in (weight, bias, te)]
     if not x.numel():
         return gx, None if gv0 is None else gv0.zero_(), *gnorm
@@ -203,8 +223,9 @@ def _filled(x: Tensor, n: int, results) -> tuple[Tensor, ...]:
 
 @torch.library.impl("snn_repro::neuron", ("cpu", "cuda"))
 def _(x, v0, *rest):
+    *rest, plus = rest
     settings = (*rest[5:8], Law(*rest[8:]))
-    return _filled(x, 4, _neuron(x.detach(), v0, settings, *rest[:5]))
+    return _filled(x, 4, _neuron(x.detach(), v0, settings, *rest[:5], plus=plus))
 
 
 @torch.library.impl("snn_repro::neuron_backward", ("cpu", "cuda"))
@@ -232,7 +253,7 @@ def _(gs, gv_last, needs_v0, of_input, x, v0, weight, bias, te, *settings):
 def _setup(ctx, inputs, output) -> None:
     """Of the operator, which has its norm, or none, and its law among its arguments."""
     numbers = inputs[2:7] if inputs[2] is not None else ()
-    _remember(ctx, *inputs[:2], (*inputs[7:10], Law(*inputs[10:])), numbers, output)
+    _remember(ctx, *inputs[:2], (*inputs[7:10], Law(*inputs[10:_COUNT])), numbers, output)
     ctx.mark_non_differentiable(*output[2:])
 
 
@@ -250,7 +271,7 @@ def _remember(ctx, x, v0, settings, numbers, output) -> None:
 
 def _differentiate(ctx, gs, gv_last, *_):
     results = _gradients(ctx, gs, gv_last)
-    return *results, *[None] * (18 - len(results))
+    return *results, *[None] * (_COUNT - len(results)), gs if ctx.needs_input_grad[_COUNT] else None
 
 
 def _gradients(ctx, gs, gv_last) -> tuple[Tensor | None, ...]:
@@ -281,15 +302,16 @@ class _Layer(torch.autograd.Function):
     """The operator with its gradient, for `_eager` tensors."""
 
     @staticmethod
-    def forward(ctx, x, v0, settings, *numbers):
-        output = _neuron(x, v0, settings, *numbers)
+    def forward(ctx, x, v0, settings, plus, *numbers):
+        output = _neuron(x, v0, settings, *numbers, plus=plus)
         _remember(ctx, x, v0, settings, numbers, output)
         return output
 
     @staticmethod
     def backward(ctx, gs, gv_last, *_):
         gx, gv0, *gnorm = _gradients(ctx, gs, gv_last)
-        return gx, gv0, None, *gnorm, *([None, None] if ctx.normed else [])
+        gplus = gs if ctx.needs_input_grad[3] else None
+        return gx, gv0, None, gplus, *gnorm, *([None, None] if ctx.normed else [])
 
 
 # ---------------------------------------------------------------- the CPU

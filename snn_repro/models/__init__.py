@@ -6,7 +6,7 @@
 Every parameter, IMP too, exists once the model is built, so an optimiser made next sees them all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -17,7 +17,7 @@ from snn_repro.errors import UserError
 from snn_repro.models.blocks import Block
 from snn_repro.models.networks import MODELS, Model, register_network
 from snn_repro.models.norms import NORMS, register_norm
-from snn_repro.neurons import initial_states
+from snn_repro.neurons import Neuron, initial_states
 from snn_repro.registry import import_all
 
 __all__ = ["MODELS", "NORMS", "Model", "build_model", "count_parameters", "register_network", "register_norm"]
@@ -39,7 +39,8 @@ def build_model(
 ) -> nn.Module:
     """Build a network by name (see MODELS) for frames or images of input_shape (C, H, W).
 
-    neuron holds what `build_neuron` takes, for example {"name": "if", "imp": True}. timesteps is how often a
+    neuron holds what `build_neuron` takes, for example {"name": "if", "imp": True}, and may hold `initial_layers`: the numbers, from 1
+    at the input, of the spiking layers that start from its initial state, while the others start at 0. timesteps is how often a
     static image is seen, and for TEBN and PSN, say, the only number of frames that fits. kernels chooses who computes the layers: "auto", "off"
     (PyTorch alone) or another word of `kernels.KERNELS`; with "auto", neuron's backend and conv_backend ("auto", "dense" or
     "sparse") choose apart for spiking layers and convolutions. checkpointing "off", "norms" or "blocks" trades time for
@@ -61,10 +62,14 @@ def build_model(
     if "name" not in neuron:
         raise UserError(f"neuron={dict(neuron)} needs a name, for example {{'name': 'if', 'imp': True}}")
     keys()["model.checkpointing"].checked("model.checkpointing", checkpointing)
+    neuron = dict(neuron)
+    layers = neuron.pop("initial_layers", None)
     network = MODELS[name].build(
         num_classes=num_classes, input_shape=input_shape, timesteps=timesteps, neuron={**neuron, "timesteps": timesteps},
         **values,
     )  # fmt: skip
+    if layers is not None:
+        _start_only(network, layers)
     network.wired = any(getattr(module, "wired", False) for module in network.modules())
     door.set_backend(network, conv_backend)
     if kernels != "auto":
@@ -73,6 +78,18 @@ def build_model(
         if isinstance(module, Block):
             module.checkpointing = checkpointing
     return network
+
+
+def _start_only(network: nn.Module, layers: Sequence[int]) -> None:
+    """Let all spiking layers but these, counted from 1, start at 0. Weights are those of the network where all start alike."""
+    spiking = [module for module in network.modules() if isinstance(module, Neuron)]
+    if not layers or len({*layers}) < len(layers) or not {*layers} <= {*range(1, len(spiking) + 1)}:
+        raise UserError(
+            f"neuron.initial_layers={list(layers)} must name spiking layers of this network, each once, of 1 to {len(spiking)}"
+        )
+    for number, module in enumerate(spiking, 1):
+        if number not in layers:
+            module.start_at_zero()
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from snn_repro.errors import UserError
-from snn_repro.kernels import choose
+from snn_repro.kernels import choose, sums
 from snn_repro.neurons import Neuron, Setting
 
 HEAD_INIT = Setting("torch", "initial weights of the classifier; null is torch's", choices=("torch", "normal01"))
@@ -43,22 +43,30 @@ class Block(nn.Module):
     checkpointing = "off"
 
     def spikes(
-        self, x: Tensor, convolution: nn.Module, norm: nn.Module, neuron: nn.Module, timesteps: int | None = None
-    ) -> Tensor:
-        """x [T, B, C, H, W] -> spikes [T, B, C', H', W'] of a neuron behind a convolution and a norm.
+        self, x: Tensor, convolution: nn.Module, norm: nn.Module, neuron: nn.Module, timesteps: int | None = None,
+        plus: Callable[[], Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """x [T, B, C, H, W] -> spikes [T, B, C', H', W'] of a neuron behind a convolution and a norm, `plus()` added to them.
 
         x may be [1, B, C, H, W], the same at all `timesteps`: convolution and norm then run once.
         """
-        return self.fire(over_time(x, convolution), norm, neuron, timesteps)
+        return self.fire(over_time(x, convolution), norm, neuron, timesteps, plus)
 
-    def fire(self, x: Tensor, norm: nn.Module, neuron: nn.Module, timesteps: int | None = None) -> Tensor:
-        """Spikes of a norm and the neuron behind it, computed together where `kernels.choose` says so."""
+    def fire(
+        self, x: Tensor, norm: nn.Module, neuron: nn.Module, timesteps: int | None = None,
+        plus: Callable[[], Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Spikes of a norm and the neuron behind it (+ plus()), computed together where `kernels` says so."""
         timesteps = timesteps or len(x)
-        if hasattr(norm, "affine_form") and hasattr(neuron, "law"):
-            affine = norm.affine_form()
-            if affine is not None and choose(neuron, x, affine) == "cpu":
-                return neuron(x, affine, timesteps)
-        return self.through(x, lambda x: repeat_steps(norm(x), timesteps), neuron, what="norms")
+        affine = norm.affine_form() if hasattr(norm, "affine_form") and hasattr(neuron, "law") else None
+        together = "torch" if affine is None else choose(neuron, x, affine, timesteps=timesteps)
+        if together == "triton" and plus is not None and sums(neuron):
+            return neuron(x, affine, timesteps, plus())
+        if together != "torch":
+            spikes = neuron(x, affine, timesteps)
+        else:
+            spikes = self.through(x, lambda x: repeat_steps(norm(x), timesteps), neuron, what="norms")
+        return spikes if plus is None else plus() + spikes
 
     def through(self, x: Tensor, *layers: Callable[[Tensor], Tensor], what: str = "blocks") -> Tensor:
         """Run x through layers of this module, which the backward pass runs again if `checkpointing` is `what`."""

@@ -73,8 +73,7 @@ class BasicBlock(SEWBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.spikes(x, self.conv1, self.bn1, self.sn1)
-        branch = self.spikes(branch, self.conv2, self.bn2, self.sn2)
-        return self.shortcut(x) + branch
+        return self.spikes(branch, self.conv2, self.bn2, self.sn2, plus=lambda: self.shortcut(x))
 
 
 class Bottleneck(SEWBlock):
@@ -100,8 +99,7 @@ class Bottleneck(SEWBlock):
     def forward(self, x: Tensor) -> Tensor:
         branch = self.spikes(x, self.conv1, self.bn1, self.sn1)
         branch = self.spikes(branch, self.conv2, self.bn2, self.sn2)
-        branch = self.spikes(branch, self.conv3, self.bn3, self.sn3)
-        return self.shortcut(x) + branch
+        return self.spikes(branch, self.conv3, self.bn3, self.sn3, plus=lambda: self.shortcut(x))
 
 
 _OPTIONS = {

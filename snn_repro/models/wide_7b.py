@@ -33,8 +33,7 @@ class Stage(Block):
         if self.conv0 is not None:
             x = self.spikes(x, self.conv0, self.bn0, self.sn0, timesteps)
         branch = self.spikes(x, self.conv1, self.bn1, self.sn1)
-        branch = self.spikes(branch, self.conv2, self.bn2, self.sn2)
-        return over_time(x + branch, self.pool)
+        return over_time(self.spikes(branch, self.conv2, self.bn2, self.sn2, plus=lambda: x), self.pool)
 
 
 @register_network("wide_7b", {"norm": NORM})

@@ -101,12 +101,22 @@ class Neuron(BaseNode):
             imp_init,
         )
         self.initial_state = INITIAL_STATES[self.initial]()
+        before = {*self._buffers}
         self.initial_state.attach(self)
+        self._of_initial = self._buffers.keys() - before
         self._plain = self.initial in ("zero", "imp")  # the paper's two need no call in each forward pass
         self.repeats = False  # while the backward pass runs a forward pass again: it learns nothing twice
         # spikingjelly starts a hard-reset node at v_reset; without IMP ours starts from 0 under any reset.
         self.set_reset_value("v", 0.0)
         self.v = 0.0
+
+    def start_at_zero(self) -> None:
+        """Forget the initial state, with what is learned or counted for it."""
+        self.register_parameter("imp", None)
+        self.initial, self.initial_state, self._plain = "zero", INITIAL_STATES["zero"](), True
+        for name in self._of_initial:
+            del self._buffers[name]
+        self._of_initial = set()
 
     def __init_subclass__(cls, **keywords):
         super().__init_subclass__(**keywords)
@@ -198,24 +208,31 @@ class Neuron(BaseNode):
         )
 
     def update(
-        self, x: Tensor, v0: Tensor | None, norm: kernels.Affine | None = None, timesteps: int | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`steps` by whom `kernels.choose` names; with `norm`, for which it must have named "cpu", the norm too."""
+        self, x: Tensor, v0: Tensor | None, norm: kernels.Affine | None = None, timesteps: int | None = None,
+        plus: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+        """`steps` by whom `kernels.choose` names; with `norm`, for which it must have named a kernel, the norm too, and `plus`
+        added to the spikes."""
         law = self.law()
-        who = kernels.choose(self, x, law=law) if norm is None else "cpu"
+        who = kernels.choose(self, x, law=law) if norm is None else kernels.of_norms(self, x)
         if who == "torch":
             return self.steps(x, v0)
         if who == "spikingjelly":
             from snn_repro.kernels import by_spikingjelly
 
             return by_spikingjelly.update(x, v0, law, self.store_v_seq)
-        return *fused.update(x, v0, law, who, norm, timesteps), None
+        return *fused.update(x, v0, law, who, norm, timesteps, plus), None
 
     def multi_step_forward(
-        self, x_seq: Tensor, norm: kernels.Affine | None = None, timesteps: int | None = None
+        self,
+        x_seq: Tensor,
+        norm: kernels.Affine | None = None,
+        timesteps: int | None = None,
+        plus: Tensor | None = None,
     ) -> Tensor:
-        """x [T, B, ...] -> spikes [T, B, ...]; with `norm`, for which `kernels.choose` must have named "cpu", x goes through
-        that norm first and may then be [1, B, ...], standing for `timesteps` equal steps.
+        """x [T, B, ...] -> spikes [T, B, ...]; with `norm`, for which `kernels.choose` must have named a kernel, x goes through
+        that norm first and may then be [1, B, ...], standing for `timesteps` equal steps; `plus` (where `kernels.sums`)
+        is added to the spikes.
 
         Leaves the last potential [B, ...] in `v` and, with `store_v_seq`, every potential after its reset [T, B, ...] in
         `v_seq`, both detached. Raises UserError where x does not fit the shape of IMP.
@@ -236,7 +253,7 @@ class Neuron(BaseNode):
                 f"but its input [T, B, ...] is {list(x_seq.shape)}; build the network for this input shape."
             )
         v0 = imp if self._plain else self.initial_state.potential(self, x_seq)
-        spikes, v, v_seq = self.update(x_seq, v0, norm, timesteps)
+        spikes, v, v_seq = self.update(x_seq, v0, norm, timesteps, plus)
         self.v = v.detach()
         if self.training and not self._plain and not self.repeats:
             self.initial_state.learn(self, spikes, self.v)

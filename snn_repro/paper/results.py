@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from snn_repro.errors import DataError, UserError
 from snn_repro.files import write_json
 from snn_repro.paper.statistics import Summary, summary
 from snn_repro.runs.folder import PREDICTIONS, RESULT, RunResult, find_results, skipped
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,12 @@ class Group:
         if not all(run.get("causal", True) for run in self.runs):
             return []
         return [100 * sum(step) / len(step) for step in zip(*(run["acc_step"] for run in self.runs), strict=True)]
+
+    def operations(self) -> dict[str, float | None]:
+        """Synaptic operations `synops` and `macs` of a test sample in thousands, `energy` in nJ: mean of the runs that counted them."""
+        counted = [run["energy"] for run in self.runs if run.get("energy")]
+        keys = {"synops": "synops", "macs": "macs", "energy": "energy_pj"}
+        return {k: sum(e[key] for e in counted) / len(counted) / 1e3 if counted else None for k, key in keys.items()}
 
 
 def load(roots: Iterable[str | Path]) -> list[RunResult]:
@@ -99,6 +108,23 @@ def group_runs(results: Iterable[RunResult]) -> tuple[list[Group], list[str]]:
         label = key[0] if len(same_name) == 1 else f"{key[0]} [{said}]"
         groups.append(Group(label, tuple(seeds.values())))
     return sorted(groups, key=lambda g: g.label), notes
+
+
+def to_frame(results: Iterable[RunResult]) -> "pandas.DataFrame":
+    """A row a run, a column a number or word of result.json; accuracies are fractions.
+
+    What result.json has inside goes by its path: `config.recipe.lr`, `energy.synops`. `acc_step` and `acc_cum` have a column a
+    time step, from 1: `acc_step_1`, ... Other lists stay lists. Raises UserError where pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError:
+        raise UserError('to_frame needs pandas: pip install "snn_repro[notebook]"') from None
+    frame = pandas.json_normalize([dict(result) for result in results])
+    for key in ("acc_step", "acc_cum"):
+        for t in range(1, 1 + max(map(len, frame.get(key, ())), default=0)):
+            frame[f"{key}_{t}"] = [steps[t - 1] if t <= len(steps) else None for steps in frame[key]]
+    return frame
 
 
 # ---------------------------------------------------------------- right answers, sample by sample

@@ -78,14 +78,19 @@ def estimate_from_a_step(row: Row, say: Callable[[str], None] = lambda _: None) 
 
     None where a step does not fit this machine's memory. `say` hears what is being timed.
     """
-    config = row.config
     try:
-        speed, device = estimated_speed(config, say)
+        hours, device, speed = hours_of_training(row.config, say)
     except TooLarge:
         return None
-    facts = SETS[config.dataset.name]
-    n_train = facts.samples[0] or facts.about
-    return Cost(config.recipe.epochs * n_train / speed / 3600, device, speed, "a step here", estimated=True)
+    return Cost(hours, device, speed, "a step here", estimated=True)
+
+
+def hours_of_training(config: Config, say: Callable[[str], None] = lambda _: None) -> tuple[float, str, float]:
+    """(hours, "cpu" or "cuda", samples a second) of a run's training, without loading and evaluation, by `estimated_speed`."""
+    speed, device = estimated_speed(config, say)
+    facts = SETS[config.dataset.name].of(config)
+    n_train = config.dataset.train_subset or facts.samples[0] or facts.about or 0
+    return config.recipe.epochs * n_train / speed / 3600, device, speed
 
 
 def measure(config: Config, device: "torch.device") -> tuple[float, float]:
@@ -99,7 +104,7 @@ def measure(config: Config, device: "torch.device") -> tuple[float, float]:
     from snn_repro.train import options
 
     gpu = device.type == "cuda"
-    facts, shape = SETS[config.dataset.name], frame_shape(config)
+    facts, shape = SETS[config.dataset.name].of(config), frame_shape(config)
     if gpu:
         steps, batch = config.timesteps, min(ON_A_GPU, config.recipe.batch_size)
     else:  # its time grows with pixels, samples and steps alike: one step of few samples will do

@@ -93,6 +93,52 @@ def paired(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> 
     return Paired(mean, sd, n, low, high, p, flip)
 
 
+def equivalence(a: Sequence[float], b: Sequence[float], margin: float) -> float | None:
+    """p of two one-sided paired t-tests (Schuirmann 1987): small where the mean of b - a surely lies within +-margin.
+
+    None below two pairs. Raises ValueError for unequal lengths or a margin that is not positive.
+    """
+    if not margin > 0:
+        raise ValueError(f"margin={margin} must be positive")
+    mean, sd, n, *_ = paired(a, b)
+    if sd is None:
+        return None
+    inside = margin - abs(mean)
+    if sd <= NO_SPREAD:
+        return 0.0 if inside > 0 else 1.0
+    return float(_stats().t.sf(inside * n**0.5 / sd, n - 1))
+
+
+def power_to_see(effect: float, sd: float, n: int, alpha: float = 0.05) -> float:
+    """Power of the two-sided paired t-test for a mean difference `effect` over n pairs whose differences have this sd."""
+    t, shift = _stats().t.ppf(1 - alpha / 2, n - 1), effect * n**0.5 / sd
+    return float(_stats().nct.sf(t, n - 1, shift) + _stats().nct.cdf(-t, n - 1, shift))
+
+
+def power_to_exclude(margin: float, sd: float, n: int, alpha: float = 0.05) -> float:
+    """Power of `equivalence` where the true difference is 0 (a lower bound: Phillips 1990)."""
+    t, shift = _stats().t.ppf(1 - alpha, n - 1), margin * n**0.5 / sd
+    return max(0.0, 2 * float(_stats().nct.sf(t, n - 1, shift)) - 1)
+
+
+def pairs_needed(effect: float, sd: float, power: float = 0.8, alpha: float = 0.05, exclude: bool = False) -> int:
+    """Fewest pairs that see `effect` (or `exclude` it) with this power; 1000 where none below would."""
+    of = power_to_exclude if exclude else power_to_see
+    return next((n for n in range(2, 1000) if of(effect, sd, n, alpha) >= power), 1000)
+
+
+def visible_effect(sd: float, n: int, power: float = 0.8, alpha: float = 0.05) -> float:
+    """The smallest mean difference that n pairs with this sd of their differences show with this power."""
+    from scipy.optimize import brentq
+
+    if sd <= NO_SPREAD:
+        return 0.0
+    high = sd / n**0.5
+    while power_to_see(high, sd, n, alpha) < power:
+        high *= 1.5
+    return float(brentq(lambda effect: power_to_see(effect, sd, n, alpha) - power, 0, high))
+
+
 def sign_flip(differences: Sequence[float] | np.ndarray) -> float | None:
     """Two-sided exact p of the mean difference under random signs; None above EXACT_UP_TO pairs."""
     d = _finite(differences)

@@ -81,11 +81,13 @@ PAPER_COLUMNS = [
     Column("params_M", "paper's params M", "number"),
 ]  # fmt: skip
 # columns that a table without such numbers does not have
-MAY_BE_EMPTY = ("corrected", "gain", "params_M", "caveats", "departs", "code")
+MAY_BE_EMPTY = ("corrected", "gain", "params_M", "synops", "macs", "energy", "caveats", "departs", "code")
 OUR_COLUMNS = [
     Column("acc_best_test", "ours, best on test* %", "summary"), Column("acc_last", "ours, last epoch %", "summary"),
     Column("acc_valsel", "ours, chosen on validation %", "summary"), Column("interval", "95 % interval of last", "interval"),
-    Column("n", "seeds", "number"), Column("params", "weights + IMP"), Column("split", "split"), Column("fidelity", "fidelity"),
+    Column("n", "seeds", "number"), Column("params", "weights + IMP"),
+    Column("synops", "synops a sample, k", "number"), Column("macs", "MACs a sample, k", "number"),
+    Column("energy", "energy a sample, nJ", "number"), Column("split", "split"), Column("fidelity", "fidelity"),
     Column("caveats", "caveat"), Column("departs", "departs from the row in"), Column("code", "code"),
 ]  # fmt: skip
 PAPER_NOTES = [
@@ -117,11 +119,20 @@ def paper_table(number: int | str, rows: Iterable[PaperRow], groups: Sequence[Gr
         shown += [base | ours(group, groups, notes) for group in mine] or [base]
     columns = [*needed([*PAPER_COLUMNS, *OUR_COLUMNS], shown), *gain_columns(shown), Column("note", "note")]
     numbered = [f"[{i}] {note}" for i, note in enumerate(notes, 1)]
-    return Table(TITLES[number], columns, shown, [*PAPER_NOTES, *remarks(used), *numbered])
+    return Table(TITLES[number], columns, shown, [*PAPER_NOTES, *said_of_energy(shown), *remarks(used), *numbered])
 
 
 def needed(columns: Iterable[Column], rows: Sequence[dict[str, Any]]) -> list[Column]:
     return [c for c in columns if c.key not in MAY_BE_EMPTY or any(row.get(c.key) is not None for row in rows)]
+
+
+def said_of_energy(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What the columns of operations and energy are, where a table has them."""
+    said = (
+        "synops (accumulations that spikes drive), MACs and energy: where runs counted them (`energy`), mean over seeds; "
+        "4.6 pJ a MAC, 0.9 pJ a synaptic operation"
+    )
+    return [said] if any(row.get("energy") is not None for row in rows) else []
 
 
 def gain_columns(rows: Sequence[dict[str, Any]]) -> list[Column]:
@@ -140,7 +151,7 @@ def runs_table(groups: Sequence[Group], left_out: Sequence[str]) -> Table:
         Column("row", "row"), Column("T", "T", "number"), Column("readout", "readout"), *needed(OUR_COLUMNS, rows),
         *gain_columns(rows), BY_STEP,
     ]  # fmt: skip
-    said = [*PAPER_NOTES[1:-1], STEP_BY_STEP, *remarks(beside), *notes, *left_out]
+    said = [*PAPER_NOTES[1:-1], STEP_BY_STEP, *said_of_energy(rows), *remarks(beside), *notes, *left_out]
     return Table("Runs beside the paper's rows", columns, rows, said)
 
 
@@ -164,7 +175,7 @@ def ours(group: Group, groups: Sequence[Group], notes: list[str]) -> dict[str, A
             notes.append(f"{group.label}: no gain over {name} is shown: {error}")
     return gains | dict(
         T=first["timesteps"], acc_best_test=group.percent("acc_best_test"), acc_last=last, acc_valsel=group.percent("acc_valsel"),
-        interval=interval, n=last.n, params=f"{first['params_weights']:,} + {first['params_imp']:,}",
+        interval=interval, n=last.n, params=f"{first['params_weights']:,} + {first['params_imp']:,}", **group.operations(),
         split=f"{first['split_id']} ({first['split_sha256'][:8]})", fidelity=first["config"].get("fidelity"),
         caveats="; ".join(first["config"].get("caveats", [])) or None, departs=departures(group),
         code="older" if any(map(is_older, group.runs)) else None,

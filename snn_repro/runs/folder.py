@@ -4,6 +4,7 @@ config.yaml overrides.yaml environment.json   everything needed to run it again
 status.json                                   running | interrupted | failed (with the error) | done
 metrics.jsonl                                 a line an epoch
 predictions.npz                               per test sample: label and logits of every step
+neurobench.json                               NeuroBench's metrics, with neurobench=true
 result.json                                   written last: a run without one did not finish
 eval/                                         what `snn-eval` found, a file a test
 """
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 RESULT, STATUS, METRICS = "result.json", "status.json", "metrics.jsonl"
-PREDICTIONS, CONFIG, LOCK = "predictions.npz", "config.yaml", ".lock"
+PREDICTIONS, CONFIG, LOCK, NEUROBENCH = "predictions.npz", "config.yaml", ".lock", "neurobench.json"
 EVALUATIONS = "eval"
 
 
@@ -102,7 +103,7 @@ class RunFolder:
         """
         from snn_repro.runs import checkpoint  # with torch, which those who only read results need not wait for
 
-        for name in (*checkpoint.FILES, METRICS, PREDICTIONS, STATUS, RESULT, CONFIG):
+        for name in (*checkpoint.FILES, METRICS, PREDICTIONS, NEUROBENCH, STATUS, RESULT, CONFIG):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / EVALUATIONS, ignore_errors=True)
 

@@ -72,6 +72,10 @@ class RunResult(Mapping[str, Any]):
     ]
     precision: Annotated[str, "`float32`, `fp16 autocast` or `bf16 autocast` (training; evaluation is float32)"]
     device: Annotated[str, "`cpu` or `cuda`"]
+    cuda: Annotated[
+        dict[str, Any] | None,
+        "the GPU, and what moves roundings there: `cudnn_benchmark`, and TF32 in float32 convolutions, evaluation's among them",
+    ] = None
     threads: Annotated[int | None, "CPU threads"] = None
     processes: Annotated[int | None, "processes that shared each batch"] = None
     images_per_statistic: Annotated[int | None, "over which a training step's batch norms average", "images"] = None
@@ -87,7 +91,8 @@ class RunResult(Mapping[str, Any]):
         bool | None, "false where the output of a step depends on later ones: then no accuracy at single steps is shown"
     ] = None
     energy: Annotated[
-        dict[str, Any] | None, "operations and energy a test sample (`energy.py`); with `energy=true` alone"
+        dict[str, Any] | None,
+        "operations and energy a test sample (`energy.py`); with `energy=true`, or where they cost under 2 % of the run",
     ] = None
     unknown: dict[str, Any] = field(default_factory=dict)  # keys of another version, kept as they are
     folder: str | None = None  # where it was read from; not in the file
@@ -168,7 +173,7 @@ def build_result(
         acc_last10_mean=sum(tail) / len(tail),
         acc_step=last["acc_step"], acc_cum=last["acc_cum"], readout=readout,
         loss_last=last["loss"], train_loss_last=last["train_loss"], train_acc_last=last["train_acc"],
-        firing_rates=last["firing_rates"], **shown, epochs=len(history),
+        firing_rates=last["firing_rates"], **shown, cuda=conditions.get("cuda"), epochs=len(history),
         seconds=sum(line["seconds"] for line in history), samples_per_s=last["samples_per_s"],
         peak_memory_mb=max(line["peak_memory_mb"] for line in history), config=to_dict(config),
     )  # fmt: skip

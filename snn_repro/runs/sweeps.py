@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from snn_repro import signals
 from snn_repro.config import (
+    CONF_DIR,
     Config,
     ConfigError,
     compose_checked,
@@ -31,6 +32,7 @@ from snn_repro.config import (
     refuse_misplaced,
     sweep_jobs,
 )
+from snn_repro.console import suggest
 from snn_repro.data.sets import SETS
 from snn_repro.errors import Interrupted, UserError
 from snn_repro.files import hold, write_error
@@ -307,7 +309,7 @@ def report(
 
     stopped: by a signal, so that no message above says why a run was not started. blocked: folders that cannot be made.
     """
-    blocked = blocked or {}
+    blocked, compare = blocked or {}, CONF_DIR.parent / "scripts" / "compare.py"  # a wheel has no scripts
     states = [(job, "failed", blocked[job.folder]) if job.folder in blocked else (job, *state(job)) for job in jobs]
     if stopped:
         states = [(job, what, "" if what == "not started" else why) for job, what, why in states]
@@ -317,6 +319,8 @@ def report(
     if problem:
         print(f"snn-train: {in_a_sweep(problem)}", file=sys.stderr)
     if not missing:
+        if compare.exists() and not problem:
+            suggest("python", compare, os.path.commonpath([job.folder for job in jobs]))
         return 1 if problem else 0
     again = [a for a in argv if a.split("=")[0] not in ("force", "skip_finished", "resume")]
     lines = [f"{len(missing)} of {len(jobs)} runs did not finish:"]

@@ -62,7 +62,7 @@ from snn_repro.losses import Loss, build_loss
 from snn_repro.registry import SETS
 from snn_repro.runs import checkpoint
 from snn_repro.runs.folder import EVALUATIONS, METRICS, other_data
-from snn_repro.runtime import Precision, compile_network, pick_device, seed_everything
+from snn_repro.runtime import Precision, channels_last, compile_network, pick_device, seed_everything
 from snn_repro.train import begin_epoch, build_network, evaluate, final_outputs, options
 from snn_repro.trained.command import command, log, split
 from snn_repro.trained.load import TrainedRun, load_run
@@ -149,11 +149,9 @@ def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) ->
     loss_fn: Loss = build_loss(config.loss.name, **options(config.loss, "name"))
     begin_epoch(run.epoch - 1, config.recipe.epochs, loss_fn)
     loss_fn.watch(model)  # who is watched is computed by PyTorch, as in the run
-    model = model.to(device)
-    if device.type == "cpu":
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = channels_last(model, device)
     if config.compile:
-        compile_network(model, device)
+        compile_network(model, device, config.compile)
     data = build_data(config)
     done = itertools.count(1)
     with progress("test", min(len(data.test), config.debug.max_eval_batches or len(data.test))) as advance:
@@ -191,7 +189,7 @@ def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) ->
 
 def facts(config: Config) -> Any:
     """The data set of a configuration."""
-    return SETS[config.dataset.name]
+    return SETS[config.dataset.name].of(config)
 
 
 def as_tested(config: Config) -> dict[str, Any]:

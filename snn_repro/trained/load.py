@@ -1,9 +1,11 @@
-"""A run's folder, read back as the network that it trained."""
+"""A run's folder, or what `export.py --to safetensors` made of it, read back as the network that it trained."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from snn_repro.train import build_network
 
 log = logging.getLogger("snn_repro")
 
+SAFETENSORS, SAVED = "model.safetensors", "config.json"  # of an exported folder
 WEIGHTS = {"last": checkpoint.LAST, "best": checkpoint.BEST}
 
 
@@ -39,7 +42,10 @@ class TrainedRun:
     @property
     def class_names(self) -> list[str]:
         """In the order of the labels; their numbers where nobody says how they are called."""
-        return list(SETS[self.config.dataset.name].label_names) or [str(k) for k in range(self.num_classes)]
+        names: Sequence[str] = ()
+        with contextlib.suppress(UserError):  # own data that lie elsewhere now
+            names = SETS[self.config.dataset.name].of(self.config).label_names
+        return list(names) or [str(k) for k in range(self.num_classes)]
 
     def transform(self, source: Any, say: Callable[[str], None] = log.info) -> Tensor:
         """One image (path, PIL image or array) or recording (path or `Events`) as the run's test gives it to the network: image
@@ -53,6 +59,7 @@ class TrainedRun:
 def load_run(path: str | Path, weights: str = "last") -> TrainedRun:
     """The network of a run's folder with the weights of its last epoch, or (`weights="best"`) of the epoch that was selected:
     by validation, else (optimistic) by the test part. Where a run averages its weights the average is taken, as in its tests.
+    A folder that was exported as safetensors has the weights that it was exported with.
 
     Raises UserError where there is no such run, CheckpointError where its checkpoint is missing, damaged or of another network.
     """
@@ -62,13 +69,32 @@ def load_run(path: str | Path, weights: str = "last") -> TrainedRun:
     if not path.is_dir():
         raise UserError(f"{path} is no run: give the folder that holds a run's {RESULT}, like runs/NAME/seed0")
     file = path / WEIGHTS[weights]
-    content, state = checkpoint.load_evaluated(file)
+    if (path / SAFETENSORS).is_file():
+        content, state = _exported(path)
+        weights = content["weights"]
+    else:
+        content, state = checkpoint.load_evaluated(file)
     config = checked(content["config"])
     result = read_result(path / RESULT) if (path / RESULT).exists() else None
     facts = SETS[config.dataset.name]
     channels, height, width = result.input_size if result else frame_shape(config)
     shape = (channels, height, width)
-    classes = result.num_classes if result else facts.num_classes
+    classes = result.num_classes if result else facts.of(config).num_classes
     model = build_network(config, classes, shape)
     checkpoint.load_model(model, state, str(file))
     return TrainedRun(path, config, model.eval(), content["epoch"], shape, classes, result, weights)
+
+
+def _exported(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(config, epoch, weights; the values) of an exported folder."""
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise UserError(f"{path / SAFETENSORS} needs safetensors: pip install 'snn_repro[export]'") from None
+    try:
+        return json.loads((path / SAVED).read_text("utf-8")), load_file(path / SAFETENSORS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise checkpoint.CheckpointError(
+            f"{path} is no whole export as safetensors: {error}; export the run again"
+        ) from None

@@ -281,7 +281,7 @@ def warm_up() -> None:
     """Import what a training imports, so that children need not."""
     import snn_repro.optim
     import snn_repro.runs.folder
-    import snn_repro.runs.tracking  # noqa: F401
+    import snn_repro.runs.loggers.wandb  # noqa: F401
     from snn_repro.data import build_data
     from snn_repro.models import build_model
 

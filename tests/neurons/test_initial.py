@@ -204,3 +204,18 @@ def test_a_channels_values_need_their_channels():
     neuron(torch.zeros(1, 1, 3, 9, 9))  # a channel's value does not hang on the size of a frame
     with pytest.raises(UserError, match="one IMP value for each of"):
         neuron(torch.zeros(1, 1, 4, 4, 5))
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "weight"), [("if", {}, 1.0), ("lif", {"tau": 2.0}, 0.5), ("leaky", {"retain": 0.25}, 0.25)]
+)
+def test_an_initial_potential_is_a_bias_of_the_first_step(family, settings, weight):
+    """v[-1] reaches h[1] with the family's own weight and no other step; here with numbers that no rounding touches."""
+    grid = torch.Generator().manual_seed(0)
+    x = torch.randint(-64, 128, (5, 3, 4, 2, 2), generator=grid) / 64
+    start = torch.randint(-32, 64, (4, 2, 2), generator=grid) / 64
+    learned = build_neuron(family, initial="imp", state_shape=(4, 2, 2), **settings)
+    learned.imp.data = start
+    biased = x.clone()
+    biased[0] += weight * start * (settings["tau"] if family == "lif" else 1)  # a LIF neuron takes 1 / tau of its input
+    assert torch.equal(learned(x), build_neuron(family, **settings)(biased))

@@ -273,7 +273,7 @@ def test_every_script_that_gathers_results_skips_a_broken_one(broken, tmp_path, 
     path.parent.rename(path.parents[1] / "small_scale" / "broken")
     arguments = {
         "make_tables": ["--results", str(tmp_path)],
-        "make_figures": [f"results={tmp_path}", "figure=accuracy_steps"],
+        "make_figures": ["--results", str(tmp_path), "figure=accuracy_steps"],
         "study": ["small_scale", "report", "--results", str(tmp_path)],
         "list_rows": ["--runs", str(tmp_path / "runs"), "--table", "figures"],
     }[name]
@@ -293,5 +293,5 @@ def test_the_program_prints_or_writes(runs, tmp_path, capsys):
     compare_py = script("compare")
     assert compare_py.main([str(runs), "--format", "csv"]) == 0
     printed = capsys.readouterr().out
-    assert compare_py.main([str(runs), "--format", "csv", "--out", str(tmp_path / "t.csv")]) == 0
+    assert compare_py.main([str(runs), "--format", "csv", "--output", str(tmp_path / "t.csv")]) == 0
     assert (tmp_path / "t.csv").read_text() == printed and printed.startswith("row,n,readout,acc_last_mean")

@@ -23,6 +23,7 @@ from snn_repro.paper.figures import (
     pattern_mapping,
 )
 from snn_repro.paper.results import group_runs, load
+from snn_repro.paper.studies import initial_state
 from snn_repro.provenance import code_version
 from snn_repro.runs import checkpoint
 
@@ -97,6 +98,14 @@ def results(tmp_path_factory):
                     folder / "runs", f"loss={loss}", f"neuron={neuron}", seed=seed, acc=0.8 + 0.05 * seed, extra=silent
                 )
     fake_run(folder / "runs", "dataset=digits_dvs", "neuron=lif", "loss=tet_s", extra=silent)
+    for words in (["neuron=if"], ["neuron=if_imp"]):
+        for seed in range(2):
+            fake_run(
+                folder / "runs" / "initial_state", "dataset=fashion_mnist", *words, "loss=lts", seed=seed, acc=0.7 + 0.1 * seed,
+                folder=f"{words[0]}{seed}",
+            )  # fmt: skip
+    probe = dict(dataset="fashion_mnist", loss="lts", state="imp", seed=0, layers={"sn1": [0.1 * k for k in range(21)]})
+    (folder / "runs" / "initial_state" / initial_state.MEASURED).write_text(json.dumps([probe]))
     run = tmp_path / "trained"
     fake_run(run, "dataset=digits_dvs", "neuron=lif_imp", "loss=tet_s", folder=".", extra=silent)
     state = {"sn1.imp": torch.linspace(0.3, 0.8, 72).view(2, 6, 6), "fc.weight": torch.zeros(2, 2)}
@@ -117,7 +126,7 @@ def results(tmp_path_factory):
     ]
     report = dict(machine={"processor": "a CPU"}, rounds=21, imp_overhead=rows)
     (folder / "benchmarks" / "cpu.json").write_text(json.dumps(report))
-    assert script("make_figures").main([f"results={folder}"]) == 0
+    assert script("make_figures").main(["--results", str(folder)]) == 0
     return folder
 
 
@@ -139,7 +148,7 @@ def test_a_figure_is_one_file(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(figures, "__path__", [*figures.__path__, str(tmp_path)])
     program = script("make_figures")
-    assert program.main(["measure=my_figure", f"results={tmp_path}"]) == 0
+    assert program.main(["measure=my_figure", "--results", str(tmp_path)]) == 0
     assert (tmp_path / "figures" / "my_figure.svg").exists()
     text = (tmp_path / "figures" / "README.md").read_text()
     assert "What mine shows.\n" in text and "by measuring    # its data" in text
@@ -222,13 +231,13 @@ def test_a_damaged_data_file_is_said_and_the_rest_is_drawn(results, tmp_path, ca
 
 def test_missing_data_are_said_and_the_rest_is_drawn(tmp_path, capsys):
     program = script("make_figures")
-    assert program.main([f"results={tmp_path}"]) == 0
+    assert program.main(["--results", str(tmp_path)]) == 0
     err = capsys.readouterr().err
     assert "imp_overhead skipped" in err and "scripts/benchmark.py" in err and "measure=convergence" in err
     drawn = {p.stem for p in (tmp_path / "figures").glob("*.svg")}
     assert drawn == {"firing_pattern", "pattern_mapping"}
     assert "imp_overhead" not in (tmp_path / "figures" / "README.md").read_text()
-    assert program.main([f"results={tmp_path}", "figure=imp_overhead"]) == 2
+    assert program.main(["--results", str(tmp_path), "figure=imp_overhead"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -242,7 +251,7 @@ def test_missing_data_are_said_and_the_rest_is_drawn(tmp_path, capsys):
     ],
 )
 def test_wrong_words_are_one_sentence(tmp_path, capsys, argv, said):
-    assert script("make_figures").main([*argv, f"results={tmp_path}"]) == 2
+    assert script("make_figures").main([*argv, "--results", str(tmp_path)]) == 2
     err = capsys.readouterr().err
     assert said in err and len(err.splitlines()) == 1
 

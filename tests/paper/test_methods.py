@@ -42,7 +42,7 @@ def run(folder, *words, seed, acc, **more):
 
 @pytest.fixture
 def results(tmp_path):
-    energy = {"energy": {"synops": 50_000.0, "macs": 1_000.0}}
+    energy = {"energy": {"synops": 50_000.0, "macs": 1_000.0, "energy_pj": 49_600.0}}
     for seed, wobble in enumerate((0.0, 0.01, 0.02, 0.005)):
         base = 0.8 + wobble
         run(tmp_path, "neuron=lif", "loss=tet", seed=seed, acc=base, extra=energy)

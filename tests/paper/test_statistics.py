@@ -9,7 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from snn_repro.paper.statistics import holm, mcnemar, paired, sign_flip, summary, wilson
+from snn_repro.paper.statistics import (
+    equivalence,
+    holm,
+    mcnemar,
+    paired,
+    pairs_needed,
+    power_to_exclude,
+    power_to_see,
+    sign_flip,
+    summary,
+    visible_effect,
+    wilson,
+)
 
 values = st.lists(st.floats(0, 100), min_size=2, max_size=8)
 
@@ -116,3 +128,36 @@ def test_holm_never_helps_and_keeps_the_order(p):
     assert all(q >= x for q, x in zip(adjusted, p, strict=True)) and max(adjusted) <= 1
     ranks = np.argsort(p, kind="stable")
     assert all(np.diff(np.array(adjusted)[ranks]) >= 0)
+
+
+def test_equivalence_is_two_one_sided_tests():
+    from scipy.stats import ttest_1samp
+
+    rng = np.random.default_rng(0)
+    a = rng.normal(80, 0.3, 8)
+    b = a + rng.normal(0.1, 0.2, 8)
+    above = ttest_1samp(b - a, -0.5, alternative="greater").pvalue
+    below = ttest_1samp(b - a, 0.5, alternative="less").pvalue
+    assert equivalence(a, b, 0.5) == pytest.approx(max(above, below), rel=1e-9)
+    assert equivalence(a, a + 0.1, 0.5) == 0 and equivalence(a, a + 0.6, 0.5) > 0.5
+    assert equivalence([1.0], [1.0], 0.5) is None
+    with pytest.raises(ValueError, match="margin=0"):
+        equivalence(a, b, 0)
+
+
+def test_power_is_how_often_a_simulated_study_sees_it():
+    rng = np.random.default_rng(1)
+    sd, n = 0.4, 6
+    for shift, of in ((0.6, power_to_see), (0.0, power_to_exclude)):
+        d = rng.normal(shift, sd, (1000, n))
+        zero = np.zeros(n)
+        p = [paired(zero, x).p if shift else equivalence(zero, x, 0.5) for x in d]
+        assert np.mean(np.array(p) < 0.05) == pytest.approx(of(0.6 if shift else 0.5, sd, n), abs=0.05)
+
+
+def test_pairs_needed_and_what_can_be_seen_go_together():
+    # Machin et al.: a paired t-test of an effect of one sd needs 10 pairs for a power of 80 %
+    assert pairs_needed(1.0, 1.0) == 10
+    assert visible_effect(1.0, 10) == pytest.approx(1.0, abs=0.02)
+    assert pairs_needed(1.0, 1.0, exclude=True) > 10
+    assert pairs_needed(1e-6, 1.0) == 1000 and visible_effect(0.0, 5) == 0

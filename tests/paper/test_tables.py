@@ -53,6 +53,21 @@ def groups(folder):
     return {g.label: g for g in group_runs(load([folder]))[0]}
 
 
+# ---------------------------------------------------------------- operations
+
+
+def test_operations_and_energy_have_columns_where_runs_counted_them(runs):
+    before = paper_table(1, ROWS, list(groups(runs).values()))
+    assert "synops" not in {c.key for c in before.columns} and not any("synops" in note for note in before.notes)
+    for seed, synops in enumerate((2000.0, 4000.0), 10):
+        counted = {"energy": {"synops": synops, "macs": 1000.0, "energy_pj": 4600.0 + 0.9 * synops}}
+        fake_run(runs / "runs", *IMP, seed=seed, extra=counted)
+    table = paper_table(1, ROWS, list(groups(runs).values()))
+    (line,) = [r for r in table.rows if r["accuracy"] == 92.5]
+    assert (line["synops"], line["macs"], line["energy"]) == (3.0, 1.0, pytest.approx(7.3))
+    assert any(note.startswith("synops") for note in table.notes) and "energy a sample, nJ" in to_markdown(table)
+
+
 # ---------------------------------------------------------------- gains
 
 

@@ -162,7 +162,7 @@ def test_the_network_answers_as_in_its_run(digits):
 
 def test_names_of_classes_are_as_many_as_classes():
     for name, dataset in SETS.items():
-        assert len(dataset.label_names) in (0, dataset.num_classes), name
+        assert len(dataset.label_names) in (0, getattr(dataset, "num_classes", 0)), name
     assert SETS["fashion_mnist"].label_names[9] == "Ankle boot" and SETS["cifar100"].label_names[99] == "worm"
     assert SETS["dvs_gesture"].label_names[7] == "arm_roll"
 

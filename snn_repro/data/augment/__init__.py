@@ -123,8 +123,8 @@ def sample_transform(
     return T.Compose([*first, *steps, T.PILToTensor()])
 
 
-def eval_sample_transform(augment: Any, size: int) -> Callable:
-    """The ImageNet test: PIL image -> uint8 tensor [C, size, size]."""
+def eval_sample_transform(augment: Any, size: int, margin: float = 256 / 224) -> Callable:
+    """The test of image files: PIL image -> uint8 tensor [C, size, size]; margin: see `eval_steps`."""
     from torchvision import transforms as T
 
-    return T.Compose([*eval_steps(augment, size), T.PILToTensor()])
+    return T.Compose([*eval_steps(augment, size, margin), T.PILToTensor()])

@@ -17,7 +17,12 @@ class RandomResizedCrop(PilAugmentation):
     settings = {
         "rrc_min_area": Setting(0.0, "RandomResizedCrop: smallest area; 0 is off", low=0, high=1),
         "interpolation": Setting("bicubic", "RandomResizedCrop and test resize", choices=("bicubic", "bilinear")),
-        "test_resize": Setting(0, "ImageNet test: short side before the centre crop; 0 is 256", "pixels", low=0),
+        "test_resize": Setting(
+            0,
+            "test of image files: short side before the centre crop; 0 is 256 (ImageNet), or the crop's size",
+            "pixels",
+            low=0,
+        ),
     }
     order = 10
     resizes = True
@@ -31,11 +36,11 @@ class RandomResizedCrop(PilAugmentation):
         return T.RandomResizedCrop(size, (self.area, 1.0), interpolation=_mode(self.interpolation))
 
 
-def eval_steps(augment: Any, size: int) -> list[Callable]:
-    """Resize and centre crop of the ImageNet test; the short side is 256 for 224 pixels unless test_resize is set."""
+def eval_steps(augment: Any, size: int, margin: float = 256 / 224) -> list[Callable]:
+    """Resize and centre crop of a test image: to `margin` times the size, as for ImageNet, unless test_resize is set."""
     from torchvision import transforms as T
 
-    short = augment.test_resize or round(size * 256 / 224)
+    short = augment.test_resize or round(size * margin)
     return [T.Resize(short, interpolation=_mode(augment.interpolation)), T.CenterCrop(size)]
 
 

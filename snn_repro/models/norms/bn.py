@@ -29,8 +29,10 @@ class _OneSample(torch.autograd.Function):
 
 
 def one_sample_too(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """norm(x) of x [N, C, H, W], right for N = 1 as well."""
-    return norm(x) if len(x) > 1 else _OneSample.apply(norm(_OneSample.apply(x)))
+    """norm(x) of x [N, C, H, W], right for N = 1 as well. Without a backward pass it does not look at N: an exported graph takes any."""
+    if not torch.is_grad_enabled() or len(x) > 1:
+        return norm(x)
+    return _OneSample.apply(norm(_OneSample.apply(x)))
 
 
 @register_norm("bn")

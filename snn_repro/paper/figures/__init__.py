@@ -61,6 +61,19 @@ def make(chosen: Iterable[str], results: Path, say: Callable[[str], None] = prin
     return missing
 
 
+def stale(chosen: Iterable[str], results: Path) -> list[Path]:
+    """The committed drawings that are not what their data give, by this matplotlib."""
+    wrong = []
+    for name in chosen:
+        try:
+            files = render(figure(name).draw, results)
+        except MissingData:
+            continue
+        paths = {results / "figures" / f"{name}.{suffix}": content for suffix, content in files.items()}
+        wrong += [path for path, content in paths.items() if not path.exists() or path.read_bytes() != content]
+    return wrong
+
+
 def index(folder: Path) -> str:
     """The README of the figures' folder: what each one shows, and the commands that made it."""
     lines = [

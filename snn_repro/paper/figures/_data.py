@@ -9,6 +9,7 @@ from snn_repro.files import write_text
 from snn_repro.paper.results import Group, group_runs, load
 from snn_repro.runs.folder import RESULT
 
+OWN_PAGE = {"methods", "initial_state"}  # studies of some hundred lines, with a page and figures of their own
 PROGRAM = "python scripts/make_figures.py"
 
 
@@ -37,8 +38,8 @@ def finished_runs(results: Path) -> list[Group]:
         raise MissingData(
             f"{runs} holds no finished run; collect some with `python scripts/make_tables.py --collect runs`"
         )
-    ours = [r for r in load([runs]) if "methods" not in Path(r["folder"]).relative_to(runs).parts]
-    return group_runs(ours)[0]  # the study of methods has some hundred lines, and a page of its own
+    ours = [r for r in load([runs]) if not OWN_PAGE & {*Path(r["folder"]).relative_to(runs).parts}]
+    return group_runs(ours)[0]
 
 
 def write_data(target: Path, content: dict[str, Any]) -> None:

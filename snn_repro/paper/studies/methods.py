@@ -181,7 +181,8 @@ class _Step:
         from snn_repro.losses import build_loss
         from snn_repro.train import build_network, options
 
-        config, facts = _config(dataset, p, axis, choice), SETS[dataset]
+        config = _config(dataset, p, axis, choice)
+        facts = SETS[dataset].of(config)
         torch.manual_seed(0)
         shape = facts.frame_shape(config.dataset.frame_size)
         model = build_network(config, facts.num_classes, shape)
@@ -349,14 +350,12 @@ _COLUMNS = [
 
 def _row(choice: str, group: Group, measured: dict[str, Any], cell: tuple[str, str]) -> dict[str, Any]:
     first, steps = group.first, group.steps()
-    energy = [run["energy"] for run in group.runs if run.get("energy")]
     step = measured.get("steps", {}).get(f"{cell[0]}={cell[1]}" if cell[0] else cell[1], {})
     return dict(
         choice=choice, acc=group.last, n=len(group.runs), step1=steps[0] if steps else None,
         params=f"{first['params_weights'] + first['params_imp']:,}", state=states(first["config"]["neuron"], first["timesteps"]),
         causal="yes" if first.get("causal", True) else "no",
-        synops=sum(e["synops"] for e in energy) / len(energy) / 1e3 if energy else None,
-        macs=sum(e["macs"] for e in energy) / len(energy) / 1e3 if energy else None,
+        **group.operations(),
         time=step.get("step_ratio"), kept=step.get("kept_mb"),
     )  # fmt: skip
 

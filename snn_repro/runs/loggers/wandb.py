@@ -1,7 +1,6 @@
 """Weights & Biases: online, offline or disabled. The only module that imports wandb.
 
-W&B works in a process of its own (`python -m snn_repro.runs.tracking`), which copies metrics.jsonl and result.json as training
-writes them. Whatever happens in there, a missing package, a crash or a hang, costs a run one warning and never time, and
+W&B works in a process of its own (`serve`), which copies metrics.jsonl and result.json as training writes them. Whatever happens in there, a missing package, a crash or a hang, costs a run one warning and never time, and
 a run that is killed leaves a W&B run that is closed properly.
 """
 
@@ -9,6 +8,7 @@ import contextlib
 import inspect
 import io
 import json
+import math
 import os
 import shutil
 import signal
@@ -21,14 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from snn_repro.errors import UserError
+from snn_repro.runs.loggers import scalars, sentence
 
 START_SECONDS = 20  # how long an online run waits for the server before it goes on offline (or WANDB_INIT_TIMEOUT)
 FINISH_SECONDS = 60  # how long the end of a run waits for W&B, at most
 STOP_SECONDS = 15  # the same for a run that failed or was told to stop: a cluster kills it soon
+GROWTH = (25, 50, 75)  # percent of the epochs after which accuracy against time step stands beside the final one
 AGAIN = "metrics.jsonl has every epoch; scripts/wandb_import.py makes the W&B run from it"
 
 
-class Tracker:
+class Log:
     """Logs one run; every method is a no-op when W&B is disabled.
 
     The W&B id is derived from row, seed and configuration, so a resumed run continues the same dashboard entry, and each
@@ -71,7 +73,7 @@ class Tracker:
                        program=_program(), arguments=self._arguments, epochs=len(history))  # fmt: skip
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "snn_repro.runs.tracking", str(os.getpid())], env=environment, bufsize=0,
+                [sys.executable, "-P", "-c", f"from {__name__} import serve; serve()", str(os.getpid())], env=environment, bufsize=0,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                 start_new_session=True,  # a Ctrl-C is for the training
             )  # fmt: skip
@@ -79,7 +81,7 @@ class Tracker:
             for pipe in (self._process.stdin, self._process.stdout):
                 os.set_blocking(pipe.fileno(), False)
         except Exception as error:
-            self._give_up(_sentence(error))
+            self._give_up(sentence(error))
 
     def epoch(self, line: dict) -> None:
         """Log one more line of metrics.jsonl."""
@@ -200,10 +202,6 @@ def _line(message: dict) -> bytes:
     return json.dumps(message, default=str).encode() + b"\n"
 
 
-def _sentence(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
-
-
 # ---------------------------------------------------------------- in the process of its own
 
 
@@ -231,7 +229,7 @@ def serve() -> None:
         home = Path(start["folder"], "wandb", "home")
         _make_home(home)
         sys.argv = start["argv"]
-        log = _Log(start, tell)
+        log = _Run(start, tell)
         log.epochs(start["epochs"])
         log.remove_earlier()
         tell(started=log.run.id)
@@ -243,7 +241,7 @@ def serve() -> None:
             log.epochs(message["epochs"])
         log.finish(finished)
     except BaseException as error:
-        tell(failed=_sentence(error))
+        tell(failed=sentence(error))
         shutil.rmtree(home or "", ignore_errors=True)
         os._exit(1)  # wandb's own clean-up may hang
     import wandb
@@ -268,14 +266,15 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-class _Log:
+class _Run:
     """A W&B run that follows the files of a run folder."""
 
     def __init__(self, start: dict, tell):
         os.environ.setdefault("WANDB_PROGRAM", start["program"])
         import wandb
 
-        self._html, self._folder, self._logged = wandb.Html, Path(start["folder"]), 0
+        self._folder = Path(start["folder"])
+        self._lines: list[dict] = []  # what is logged so far
         arguments = dict(
             start["arguments"], dir=start["folder"],
             settings=wandb.Settings(
@@ -295,30 +294,19 @@ class _Log:
             self.run = wandb.init(mode="offline", **arguments)
         self.run.define_metric("epoch")
         self.run.define_metric("*", step_metric="epoch")
-        self.run.define_metric("final/acc_step", step_metric="final/time_step")
-        self.run.define_metric("final/acc_cum", step_metric="final/time_step")
+        for curves in ("final/acc_step", "final/acc_cum", "time_steps/*"):
+            self.run.define_metric(curves, step_metric="final/time_step")
 
     def epochs(self, count: int) -> None:
         """Log metrics.jsonl up to `count` epochs."""
         lines = (self._folder / "metrics.jsonl").read_text().splitlines() if count else []
-        for line in map(json.loads, lines[self._logged : count]):
-            self._logged = line["epoch"]
-            self._at(line["epoch"], line)
+        for line in map(json.loads, lines[len(self._lines) : count]):
+            self._lines.append(line)
+            self._at(line["epoch"], scalars(line))
 
-    def _at(self, step: int, line: dict) -> None:
-        if step < self.run.starting_step:  # the server has it
-            return
-        flat: dict[str, Any] = {}
-        for name, value in line.items():
-            if name.endswith(("acc_step", "acc_cum")) and isinstance(value, list):
-                flat |= {f"{name}_t{t}": v for t, v in enumerate(value, 1)}
-            elif name == "firing_rates":
-                flat |= {f"firing_rate/{layer}": rate for layer, rate in value.items()}
-            else:
-                flat[name] = value
-        if "acc_step" in line:
-            flat["time_steps"] = self._html(_time_steps(line))  # a wandb.Table would stage two files for each epoch
-        self.run.log(flat, step=step, commit=True)
+    def _at(self, step: int, numbers: dict) -> None:
+        if step >= self.run.starting_step:  # else the server has it
+            self.run.log(numbers, step=step, commit=True)
 
     def remove_earlier(self) -> None:
         """This run holds what those of earlier starts hold, and syncing both would mix them."""
@@ -327,22 +315,17 @@ class _Log:
                 shutil.rmtree(earlier, ignore_errors=True)
 
     def finish(self, done: bool) -> None:
+        """Accuracy against time step: numbers with an axis of their own, which several runs share in one chart (a table,
+        `wandb.plot.line_series`, would stage two files for each, and stand beside those of other runs)."""
         if done:
             result = json.loads((self._folder / "result.json").read_text())
-            for t, (step, cumulative) in enumerate(zip(result["acc_step"], result["acc_cum"], strict=True), 1):
-                at_step = {"final/time_step": t, "final/acc_step": step, "final/acc_cum": cumulative}
-                self._at(self._logged + t, at_step)
+            epochs = len(self._lines)
+            curves = {"final/acc_step": result["acc_step"], "final/acc_cum": result["acc_cum"]}
+            for percent in GROWTH:
+                then = self._lines[math.ceil(epochs * percent / 100) - 1]
+                curves[f"time_steps/acc_step_{percent}"] = then["acc_step"]
+            for t in range(1, len(result["acc_step"]) + 1):
+                at_step = {name: accuracies[t - 1] for name, accuracies in curves.items()}
+                self._at(epochs + t, {"final/time_step": t} | at_step)
             self.run.summary.update({k: v for k, v in result.items() if isinstance(v, int | float)})
         self.run.finish(exit_code=0 if done else 1)
-
-
-def _time_steps(line: dict) -> str:
-    """Accuracy against time step after one epoch, as a table in HTML."""
-    rows = zip(line["acc_step"], line["acc_cum"], strict=True)
-    cells = "".join(f"<tr><td>{t}</td><td>{a:.4f}</td><td>{b:.4f}</td></tr>" for t, (a, b) in enumerate(rows, 1))
-    head = "<tr><th>time step</th><th>acc_step</th><th>acc_cum</th></tr>"
-    return f"<table><caption>epoch {line['epoch']}</caption>{head}{cells}</table>"
-
-
-if __name__ == "__main__":
-    serve()

@@ -4,6 +4,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from fake_wandb import Server
 from snn_repro.config import config_hash, to_dict
 from snn_repro.errors import UserError
 from snn_repro.runs import checkpoint
-from snn_repro.runs.tracking import Tracker, checked_mode
+from snn_repro.runs.loggers.wandb import Log, checked_mode
 from snn_repro.train import Interrupted, run
 
 FAKE_KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -53,7 +54,7 @@ def logged(tmp_path_factory):
         config,
         result,
         folder,
-        {kind: [r[kind] for r in records if kind in r] for kind in ("run", "history", "exit")},
+        {kind: [r[kind] for r in records if kind in r] for kind in ("run", "history", "metric", "exit")},
     )
 
 
@@ -84,19 +85,17 @@ def test_every_epoch_and_the_result(logged):
     assert summary["acc_last"] == result.acc_last and summary["loss"] == lines[-1]["loss"]
 
 
-def test_a_table_of_accuracy_against_time_step_each_epoch(logged):
+def test_accuracy_against_time_step_has_an_axis_that_runs_share(logged):
+    """Its growth, after a quarter, half and three quarters of the epochs, beside the final one; without a staged file."""
     _, _, folder, records = logged
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    epochs = [h["item"] for h in records["history"] if "time_steps._type" in h["item"]]
-    assert len(epochs) == len(lines) == 2
+    final = [h["item"] for h in records["history"] if "final/time_step" in h["item"]]
+    for percent, line in ((25, lines[0]), (50, lines[0]), (75, lines[1])):
+        assert [item[f"time_steps/acc_step_{percent}"] for item in final] == line["acc_step"]
+    axes = {r.get("name") or r["glob_name"]: r["step_metric"] for r in records["metric"] if "step_metric" in r}
+    assert axes["time_steps/*"] == axes["final/acc_step"] == "final/time_step"
     (place,) = offline_runs(folder)
-    for line, item in zip(lines, epochs, strict=True):
-        assert item["time_steps._type"] == "html-file"
-        page = (place / "files" / item["time_steps.path"]).read_text()
-        assert f"epoch {line['epoch']}<" in page
-        for t in range(4):
-            cells = f"<td>{t + 1}</td><td>{line['acc_step'][t]:.4f}</td><td>{line['acc_cum'][t]:.4f}</td>"
-            assert f"<tr>{cells}</tr>" in page
+    assert not (place / "files" / "media").exists()
 
 
 def holding_the_key(folder) -> list:
@@ -112,7 +111,7 @@ def test_a_key_in_the_environment_reaches_no_file(logged):
 def test_online_without_a_key_is_one_sentence(quick, monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    monkeypatch.setattr("snn_repro.runs.tracking.has_key", lambda: False)
+    monkeypatch.setattr("snn_repro.runs.loggers.wandb.has_key", lambda: False)
     monkeypatch.delenv("WANDB_MODE")
     with pytest.raises(UserError, match="logger.mode=online needs a W&B key"):
         run(quick("logger.mode=online"))
@@ -145,13 +144,16 @@ def test_the_saved_view():
     """The view is built without a server and shows what runs log."""
     pytest.importorskip("wandb_workspaces", reason="pip install 'snn_repro[dashboard]'")
     done = subprocess.run(
-        [sys.executable, "scripts/wandb_workspace.py", "--entity", "lab", "--table", "1", "--json"],
+        [sys.executable, "scripts/wandb_workspace.py", "--entity", "lab", "--table", "1", "--print"],
         capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": "."},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     view = json.loads(done.stdout)
     sections = {s["name"]: s["panels"] for s in view["spec"]["section"]["panelBankConfig"]["sections"]}
     assert list(sections) == ["Accuracy against time step", "Reproduced against paper", "Convergence"]
+    over_epochs = next(p["config"] for p in sections["Accuracy against time step"] if p["config"].get("metricRegex"))
+    assert over_epochs["xAxis"] == "epoch" and re.search(over_epochs["metricRegex"], "acc_step_t12")
+    assert not re.search(over_epochs["metricRegex"], "val_acc_step_t1")
     plots = [p["config"] for panels in sections.values() for p in panels]
     first = plots[0]
     assert (first["xAxis"], first["metrics"], first["groupBy"]) == (
@@ -165,6 +167,9 @@ def test_the_saved_view():
     assert metrics == {
         "final/acc_step",
         "final/acc_cum",
+        "time_steps/acc_step_25",
+        "time_steps/acc_step_50",
+        "time_steps/acc_step_75",
         "acc_last",
         "acc_best_test",
         "acc",
@@ -214,7 +219,7 @@ def no_wandb_settings(monkeypatch):
 @pytest.fixture
 def after_first_epoch(monkeypatch):
     """after_first_epoch(act): call act(tracker) when the first epoch has been logged."""
-    epoch = Tracker.epoch
+    epoch = Log.epoch
 
     def install(act):
         def then(tracker, line):
@@ -222,7 +227,7 @@ def after_first_epoch(monkeypatch):
             if line["epoch"] == 1:
                 act(tracker)
 
-        monkeypatch.setattr(Tracker, "epoch", then)
+        monkeypatch.setattr(Log, "epoch", then)
 
     return install
 
@@ -263,7 +268,7 @@ def stop_logger(tracker):
 
 @pytest.mark.parametrize("act", [kill_core, kill_logger, stop_logger])
 def test_a_killed_or_hanging_wandb_costs_one_warning(quick, tmp_path, monkeypatch, after_first_epoch, caplog, act):
-    monkeypatch.setattr("snn_repro.runs.tracking.FINISH_SECONDS", 1)
+    monkeypatch.setattr("snn_repro.runs.loggers.wandb.FINISH_SECONDS", 1)
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
     trackers = []
     after_first_epoch(lambda tracker: (trackers.append(tracker), act(tracker)))
@@ -297,7 +302,6 @@ def init(**k):
     if {failing!r} == "init": raise SystemExit("broken init")
     return Run()
 def Settings(**k): pass
-def Html(text): pass
 def teardown(): pass
 """
     )
@@ -318,7 +322,7 @@ def server(monkeypatch, no_wandb_settings):
 
 
 def test_finish_on_a_dead_network_is_bounded(quick, monkeypatch, server, after_first_epoch, caplog):
-    monkeypatch.setattr("snn_repro.runs.tracking.FINISH_SECONDS", 2)
+    monkeypatch.setattr("snn_repro.runs.loggers.wandb.FINISH_SECONDS", 2)
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "5")
     cores = []
     after_first_epoch(lambda tracker: (cores.append(core_of(tracker)), server.silent.set()))
@@ -339,7 +343,7 @@ def test_the_tracker_hears_of_an_epoch_after_the_checkpoint(quick, tmp_path, mon
     def epoch(tracker, line):
         seen.append((line["epoch"], checkpoint.load(tmp_path / "run" / checkpoint.LAST)["epoch"]))
 
-    monkeypatch.setattr(Tracker, "epoch", epoch)
+    monkeypatch.setattr(Log, "epoch", epoch)
     run(quick())
     assert seen == [(1, 1), (2, 2)]
 
@@ -360,11 +364,11 @@ def test_the_stop_button_stops_the_training(quick, after_first_epoch):
 KILLED = """
 import os, signal, sys, time
 from snn_repro.config import load_config
-from snn_repro.runs.tracking import Tracker
+from snn_repro.runs.loggers.wandb import Log
 from snn_repro.train import run
 sys.path[:0] = ["tests/runs", "tests"]
-from test_tracking import children, core_of
-epoch = Tracker.epoch
+from test_wandb import children, core_of
+epoch = Log.epoch
 def kill(tracker, line):
     epoch(tracker, line)
     if line["epoch"] == 3:
@@ -372,7 +376,7 @@ def kill(tracker, line):
         for pid in wandb or () if sys.argv[1] == "all" else ():
             os.kill(pid, signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
-Tracker.epoch = kill
+Log.epoch = kill
 run(load_config(sys.argv[2:]))
 """
 LONGER = ["recipe.epochs=5", "debug.max_steps=3", "debug.max_eval_batches=1"]
@@ -450,7 +454,7 @@ def test_wandb_init_timeout_that_is_no_number_warns(quick, tmp_path, monkeypatch
     for value in ("-3", "nan", "1e9"):
         monkeypatch.setenv("WANDB_INIT_TIMEOUT", value)
         caplog.clear()
-        Tracker(quick("logger.mode=offline"), tmp_path, logging.getLogger("snn_repro").warning)
+        Log(quick("logger.mode=offline"), tmp_path, logging.getLogger("snn_repro").warning)
         assert f"WANDB_INIT_TIMEOUT={value} is no number of seconds" in warnings(caplog)[0]
 
 
@@ -486,13 +490,12 @@ def seen_by_wandb(folder) -> tuple:
     """What makes the page of a run, without clocks and file names."""
     clocks = ("_runtime", "_timestamp", "_wandb")
     records = [json.loads(line) for line in inspect(folder).splitlines()]
-    kept = lambda d: {k: v for k, v in d.items() if not k.startswith((*clocks, "time_steps"))}  # noqa: E731
+    kept = lambda d: {k: v for k, v in d.items() if not k.startswith(clocks)}  # noqa: E731
     summary = json.loads(inspect(folder, "--summary"))
     run_record = next(r["run"] for r in records if "run" in r)
     return (
         [kept(r["history"]["item"]) for r in records if "history" in r], kept(summary["summary"]), summary["config"],
         {k: summary[k] for k in ("name", "run_id", "tags")}, run_record["run_group"], run_record["job_type"],
-        [p.read_text() for p in sorted(folder.rglob("time_steps_*.html"), key=lambda p: int(p.name.split("_")[2]))],
     )  # fmt: skip
 
 
@@ -568,7 +571,7 @@ def test_workspace_without_login_is_one_sentence(tmp_path):
     done = script("wandb_workspace.py", "--entity", "lab", HOME=str(tmp_path), WANDB_API_KEY="")
     assert done.returncode == 2 and done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith("wandb_workspace.py: saving the view needs a W&B key") and "--json" in line
+    assert line.startswith("wandb_workspace.py: saving the view needs a W&B key") and "--print" in line
 
 
 def test_workspace_that_the_server_refuses_is_one_sentence(monkeypatch):

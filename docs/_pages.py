@@ -1,0 +1,274 @@
+"""What a build of the documentation adds (a hook of MkDocs): pages that follow from the code, and files elsewhere in the repository.
+
+Nothing here is a list of names: the reference is made of the registries, the choices and keys of `--help`, and the commands of
+pyproject.toml and scripts/. CONTRIBUTING.md and every Markdown file of results/ are pages too, under their own paths.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import io
+import json
+import logging
+import posixpath
+import re
+import sys
+import tomllib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from snn_repro import registry
+from snn_repro.__main__ import commands
+from snn_repro.config import choices, help_text
+
+ROOT = Path(__file__).resolve().parents[1]
+log = logging.getLogger("mkdocs.snn_repro")  # below "mkdocs", so that a warning fails a build with --strict
+
+
+# ---------------------------------------------------------------- the reference
+
+
+def pages() -> Iterator[tuple[str, str]]:
+    """(page, its Markdown) of all that is made."""
+    yield "reference/keys.md", keys_page(help_text())
+    yield "reference/commands.md", commands_page()
+    yield "results/notebook.md", notebook_page(json.loads((ROOT / "docs" / "results.ipynb").read_text("utf-8")))
+    for things in vars(registry).values():
+        if isinstance(things, registry.Registry):
+            title = things._kind + ("es" if things._kind.endswith("s") else "s")
+            yield f"reference/{title.replace(' ', '_')}.md", registry_page(title.capitalize(), things)
+
+
+def registry_page(title: str, things: registry.Registry) -> str:
+    """All of one kind: the word that chooses it, what it is, its docstring and code, its settings."""
+    ours = {name: things._owners[name] for name in things if things._owners[name].startswith("snn_repro.")}
+    files = {owner.rpartition(".")[0] for owner in ours.values()}
+    about = importlib.import_module(files.pop() if len(files) == 1 else _package(things, files))
+    lines = choices(things.group)
+    parts = [f"# {title}", "", paragraphs(about.__doc__ or ""), ""]
+    first: dict[str, str] = {}  # class: the name that it was shown under
+    for name, owner in ours.items():
+        parts += [f"## `{things.group}{'.' if things.group == 'augment' else '='}{name}` {{ #{name} }}", ""]
+        if owner in first:
+            parts += [f"As [`{first[owner]}`](#{first[owner]}). {cell(lines.get(name, ''))}", ""]
+        else:
+            first[owner] = name
+            parts += [f"*{cell(lines[name])}*", ""] if name in lines else []
+            parts += [
+                f"::: {owner}",
+                "    options:",
+                "      show_root_heading: false",
+                "      show_bases: false",
+                "      show_root_toc_entry: false",
+                "",
+            ]
+        parts += own_settings(things, name)
+    return "\n".join(parts)
+
+
+def _package(things: registry.Registry, files: set[str]) -> str:
+    """The package that all files lie in: neurons.surrogates for surrogates, whose registry names neurons."""
+    packages = {file.rpartition(".")[0] for file in files}
+    return packages.pop() if len(packages) == 1 else things._module
+
+
+def paragraphs(docstring: str) -> str:
+    """A docstring as Markdown: its indented lines are a block that stays as it is typed."""
+    return re.sub(r"(?m)^(?! )(.+)\n(?=    )", r"\1\n\n", inspect.cleandoc(docstring))
+
+
+def own_settings(things: registry.Registry, name: str) -> list[str]:
+    """A table of the settings that few of a kind have, and the values alone of those that most have; `reference/keys.md` says
+    what these mean."""
+    settings, having = things.settings(name), Counter(key for other in things for key in things.settings(other))
+    usual = [key for key in settings if things.group != "augment" and having[key] > 2 / 3 * len(things) > 1]
+    rows = [
+        (f"`{things.group}.{key}`", f"`{shown(setting.default)}`", cell(setting.help), cell(setting.unit),
+         cell(", ".join(setting.names) or setting.range))
+        for key, setting in settings.items() if key not in usual
+    ]  # fmt: skip
+    values = ", ".join(f"`{key}={shown(settings[key].default)}`" for key in usual)
+    return [
+        *(table(("key", "default", "meaning", "unit", "allowed"), rows) if rows else []),
+        *([f"By default {values} ([meaning](keys.md#keys-{things.group})).", ""] if usual else []),
+    ]
+
+
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    lines = [head, ("---",) * len(head), *rows]
+    return [*(f"| {' | '.join(line)} |" for line in lines), ""]
+
+
+def shown(value: Any) -> str:
+    """A default as it is typed."""
+    if isinstance(value, str):
+        return value
+    return (
+        json.dumps(value).replace(" ", "") if value is None or isinstance(value, bool | tuple | list) else f"{value:g}"
+    )
+
+
+def cell(text: str) -> str:
+    """Plain words in a table."""
+    return re.sub(r"([\\|*_<\[\]])", r"\\\1", text)
+
+
+def keys_page(text: str) -> str:
+    """What `--help` prints, as tables."""
+    parts = [
+        "# Keys and choices",
+        "",
+        "Made of `python -m snn_repro.train --help`. A group chooses a file under `conf/`,",
+    ]
+    parts += ["a key changes one value.", ""]
+    section, among_keys = "", False
+    for line in text.splitlines():
+        if re.fullmatch(r"\w+=", line):
+            parts += ["", f"## `{line}`", "", "| choice | |", "|---|---|"]
+            section = line
+        elif line == "keys":
+            section, among_keys = "", True
+        elif (section or among_keys) and (found := re.fullmatch(r"  (\S+) +(.*)", line)):
+            key, meaning = found.groups()
+            if among_keys and section != (room := key.rpartition(".")[0] or "run"):
+                parts += ["", f"## Keys: {room}", "", "| key | meaning |", "|---|---|"]
+                section = room
+            parts.append(f"| `{key}` | {cell(meaning)} |")
+    return "\n".join(parts) + "\n"
+
+
+def commands_page() -> str:
+    """What each command says of itself, where `--help` is not a page of its own."""
+    found = {name: inspect.cleandoc(importlib.import_module(entry.partition(":")[0]).__doc__ or "")
+             for name, entry in tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"].items()}  # fmt: skip
+    for title, listed in commands():
+        if title == "modules":
+            found |= {
+                name: inspect.cleandoc(importlib.import_module(name.split()[-1]).__doc__ or "") for name in listed
+            }
+    found |= {f"python scripts/{file.name}": help_of(load(file)) for file in sorted((ROOT / "scripts").glob("*.py"))}
+    parts = [
+        "# Commands",
+        "",
+        "What each says to `--help`; `python -m snn_repro` lists them. Training has [its own page](keys.md).",
+        "",
+    ]
+    for name, text in found.items():
+        parts += [f"## {name}", "", "```text", text.strip(), "```", ""]
+    return "\n".join(parts)
+
+
+def notebook_page(notebook: dict[str, Any]) -> str:
+    """A notebook to read: its words and code."""
+    fences = {"code": ("```python\n", "\n```"), "markdown": ("", "")}
+    cells = [
+        fences[cell["cell_type"]][0] + "".join(cell["source"]) + fences[cell["cell_type"]][1]
+        for cell in notebook["cells"]
+    ]
+    return "\n\n".join([*cells, "The same [as a notebook](../results.ipynb).", ""])
+
+
+def load(file: Path) -> ModuleType:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    with mock.patch.object(sys, "path", [str(file.parent), *sys.path]):
+        spec.loader.exec_module(module)
+    return module
+
+
+def help_of(script: ModuleType) -> str:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit), mock.patch.dict("os.environ", COLUMNS="120"):
+        script.main(["--help"])
+    return out.getvalue()
+
+
+# ---------------------------------------------------------------- the hook
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    config.nav = with_files(config.nav or [])
+    return config
+
+
+def with_files(nav: list) -> list:
+    """A navigation in which `folder/*.md` stands for the files that there are, in docs/ or in the repository."""
+    found: list = []
+    for item in nav:
+        if isinstance(item, dict):
+            found += [{title: with_files(part) if isinstance(part, list) else part} for title, part in item.items()]
+        elif "*" in item:
+            found += sorted(
+                path.relative_to(root).as_posix() for root in (ROOT / "docs", ROOT) for path in root.glob(item)
+            )
+        else:
+            found.append(item)
+    return found
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    for page, text in pages():
+        files.append(File.generated(config, page, content=text))
+    for path in [
+        ROOT / "CONTRIBUTING.md",
+        *sorted((ROOT / "results").rglob("*.md")),
+        *sorted((ROOT / "results").rglob("*.svg")),
+    ]:
+        name = path.relative_to(ROOT).as_posix()
+        files.append(File(name, str(ROOT), config.site_dir, config.use_directory_urls))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Links as they work in the repository, turned to where their files are in the documentation."""
+    path = page.file.src_uri
+    inside = page.file.src_dir is not None and Path(page.file.src_dir).resolve() == ROOT / "docs"
+    return relinked(markdown, posixpath.join("docs", path) if inside else path, set(files.src_uris))
+
+
+def relinked(markdown: str, path: str, known: set[str]) -> str:
+    """Links of a file of the repository, by its path; those to files that are no pages become their words."""
+
+    def relink(found: re.Match[str]) -> str:
+        words, target, anchor = found.groups()
+        here = posixpath.dirname(path)
+        there = posixpath.normpath(posixpath.join(here, target)).removeprefix("docs/")
+        if there not in known:
+            return (
+                found[0] if (ROOT / posixpath.join(here, target)).exists() is False else words.lstrip("!").strip("[]")
+            )
+        return (
+            f"{words}({posixpath.relpath(there, posixpath.dirname(path.removeprefix('docs/')) or '.')}{anchor or ''})"
+        )
+
+    return re.sub(r"(!?\[[^\]]*\])\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)", relink, markdown)
+
+
+FOREIGN = re.compile(
+    r"""<(?:script|img|iframe|source|video|audio)\b[^>]*\bsrc=["']?(?:https?:)?//[^"'\s>]+"""
+    r"""|<link\b(?=[^>]*\brel=["']?(?:stylesheet|preload|preconnect|icon))[^>]*\bhref=["']?(?:https?:)?//[^"'\s>]+"""
+    r"""|@import\s+(?:url\()?["']?(?:https?:)?//[^"')\s]+|url\(["']?(?:https?:)?//[^"')\s]+"""
+)
+
+
+def foreign(text: str) -> list[str]:
+    """What a page or style sheet would load from other hosts. Links to them are none of it."""
+    return [found[0] for found in FOREIGN.finditer(text)]
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    for path in sorted(Path(config.site_dir).rglob("*")):
+        if path.suffix in (".html", ".css"):
+            for found in foreign(path.read_text("utf-8")):
+                log.warning("%s loads from another host: %s", path.relative_to(config.site_dir), found)

@@ -1,0 +1,146 @@
+"""Own data: class folders, or train/ and test/ (and val/) with class folders in each; who is in which part, drawn or found."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from snn_repro.errors import DataError, UserError
+from snn_repro.settings import Setting
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from snn_repro.config import Config
+    from snn_repro.data.batches import Split
+
+PARTS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
+"""names of folders, in capitals or not -> the part that they hold"""
+TEST_SHARE = 0.2
+SETTINGS = {
+    "test_share": Setting(
+        None, "own data without a test folder: part of each class that tests, drawn with dataset.split_seed; null is 0.2",
+        above=0, below=1,
+    )
+}  # fmt: skip
+
+
+def layout(data_dir: str | None, holds: str) -> dict[str, Path]:
+    """{"": data_dir} where its folders are classes, else {"train": ..., "test": ...} and perhaps "val".
+
+    holds: what is expected there, for messages. Raises UserError without data_dir, DataError where it is no such folder.
+    """
+    if not data_dir:
+        raise UserError(f"data_dir is not set: pass data_dir=DIR, a folder of class folders with {holds}")
+    root = Path(data_dir)
+    if not root.is_dir():
+        why = "is a file" if root.exists() else "does not exist"
+        raise DataError(f"data_dir={data_dir} {why}: pass a folder of class folders with {holds}")
+    folders = folders_in(root)
+    named = [p for p in folders if p.name.lower() in PARTS]
+    found = {PARTS[p.name.lower()]: p for p in named}
+    if not {"train", "test"} & found.keys():
+        return {"": root}
+    if len(found) < len(named):
+        raise DataError(f"{root} holds {' and '.join(p.name for p in named)}, of which two are the same part: keep one")
+    for part in ("train", "test"):
+        if part not in found:
+            there = " and ".join(f"{p.name}/" for p in found.values())
+            raise DataError(
+                f"{root} holds {there} but no {part}/: add it, or put all class folders into data_dir itself, and a test part is"
+                " drawn"
+            )
+    if others := [p for p in folders if p not in named]:
+        raise DataError(
+            f"{root} holds {others[0].name}/ beside train/ and test/: it is no part of the data set; move it elsewhere"
+        )
+    return found
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted, hidden ones aside."""
+    try:
+        return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror or error}") from None
+
+
+def common_classes(root: Path, classes: Mapping[str, Iterable[str]]) -> list[str]:
+    """The sorted names of the classes, the same in each part {part: names}. Raises DataError where they differ, or are one."""
+    parts = {part: set(names) for part, names in classes.items()}
+    everything = sorted(set().union(*parts.values()))
+    for part, names in parts.items():
+        if lacking := sorted(set(everything) - names):
+            raise DataError(f"{root}: class {lacking[0]} is missing in {part}/; every part needs every class")
+    if len(everything) < 2:
+        there = f"only the class {everything[0]}" if everything else "no class folders"
+        raise DataError(f"{root} holds {there}: it must hold a folder for each of at least two classes")
+    return everything
+
+
+def stratified(names: Sequence[str], labels: Sequence[int], share: float, seed: int) -> np.ndarray:
+    """bool [N]: floor(share * n + 0.5) of the n samples of each class, at least one and not all, test.
+
+    Drawn with RandomState([seed, class, 2]) from the names sorted as strings. Raises DataError for a class of one sample.
+    """
+    import numpy as np
+
+    mask, order = np.zeros(len(names), bool), np.array(sorted(range(len(names)), key=lambda i: names[i]), np.int64)
+    sorted_labels = np.asarray(labels)[order]
+    for k in np.unique(sorted_labels):
+        rows = order[sorted_labels == k]
+        if len(rows) < 2:
+            raise DataError(f"the class of {names[rows[0]]} has this one file alone, so none is left to test; add more")
+        count = min(max(math.floor(share * len(rows) + 0.5), 1), len(rows) - 1)
+        mask[np.random.RandomState([seed, int(k), 2]).permutation(rows)[:count]] = True
+    return mask
+
+
+def parts_of(cfg: Config, parts: Sequence[str], names: Sequence[str], labels: Sequence[int]) -> tuple[str, list[str]]:
+    """(the split's id, the part of each sample): those given, or drawn where they are "". Raises UserError for idle keys."""
+    d = cfg.dataset
+    if "" not in parts:
+        if d.test_share is not None:
+            raise UserError(
+                f"dataset.test_share={d.test_share} draws nothing, as data_dir has a test folder; leave it out"
+            )
+        if "val" in parts and d.validation:
+            raise UserError(
+                f"dataset.validation={d.validation:g} would take more, as data_dir has a folder of validation data; set it to 0"
+            )
+        return "folders,val=folder" if "val" in parts else "folders", list(parts)
+    share = d.test_share or TEST_SHARE
+    mask = stratified(names, labels, share, d.split_seed)
+    return f"stratified,test={share:g},seed={d.split_seed}", ["test" if held else "train" for held in mask]
+
+
+def own_split(
+    cfg: Config, split: str, parts: Sequence[str], names: Sequence[str], labels: Sequence[int], dropped: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, Split]:
+    """(training, validation, test rows, the Split) of samples with their parts, as `parts_of` says them."""
+    import numpy as np
+
+    from snn_repro.data.splits import split_parts
+
+    part = np.array(parts)
+    train, given, test = (np.flatnonzero(part == name) for name in ("train", "val", "test"))
+    for name, rows in (("training", train), ("test", test)):
+        if not len(rows):
+            raise DataError(f"no {name} file of data_dir={cfg.data_dir} is left; add some")
+    test_names = [names[i] for i in test.tolist()]
+    train, val, of_run = split_parts(cfg, train, test, labels, test_names, split=split, dropped=dropped)
+    if len(given):
+        return train, given, test, dataclasses.replace(of_run, n_val=len(given))
+    return train, val, test, of_run
+
+
+def one_format(root: Path, names: Iterable[str], formats: Mapping[str, str]) -> None:
+    """Raise DataError where files of more than one format {suffix: format} lie among `names`."""
+    suffixes = {suffix: name for name in names if (suffix := Path(name).suffix.lower()) in formats}
+    if len(Counter(formats[s] for s in suffixes)) > 1:
+        listed = " and ".join(f"{formats[s]} ({name})" for s, name in sorted(suffixes.items()))
+        raise DataError(f"{root} mixes formats: {listed}; keep one")

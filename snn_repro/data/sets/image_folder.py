@@ -1,0 +1,190 @@
+"""`image_folder`: images of your own in class folders. Classes, size, channels and statistics are found in data_dir.
+
+    data_dir/<class>/*.png                          dataset.test_share (0.2) of each class tests, drawn with dataset.split_seed
+    data_dir/train/<class>/*.png, test/<class>/     the folders say it; val/<class>/ is the validation part, where there is one
+
+size        dataset.frame_size: the short side becomes so long, and the centre is cut out. Without it: that of the images
+            where all are square and of one size of up to 224 pixels, else 64
+channels    1 where all images are grey, else 3
+statistics  mean and standard deviation of up to 4,096 training images, evenly spaced, as the test cuts them
+fingerprint of all names, sizes and contents (of 64 contents where there is more than 1 GiB)
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from functools import lru_cache
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, NamedTuple
+
+from snn_repro.data.dataset import register
+from snn_repro.data.images import Images, ImageSet
+from snn_repro.data.own import SETTINGS, common_classes, layout, own_split, parts_of
+from snn_repro.errors import DataError
+
+if TYPE_CHECKING:
+    from snn_repro.data.image_files import ImageFile
+
+DEFAULT_SIZE, LARGEST_NATIVE = 64, 224  # pixels
+STATISTICS_OF = 4096  # images
+WHOLE = 2**30  # bytes, up to which all contents enter the fingerprint
+GREY = ("1", "L", "LA")
+
+
+class Listed(NamedTuple):
+    """The images of a folder, sorted by name ("train/cat/a.png", or "cat/a.png")."""
+
+    classes: list[str]
+    images: list[ImageFile]
+    names: list[str]
+    labels: list[int]
+    parts: list[str]  # "train", "test", "val", or "" where nothing says it
+
+
+@register("image_folder")
+class ImageFolder(ImageSet):
+    from_files = True
+    draws_test = True
+    test_margin = 1.0
+    settings = SETTINGS
+    label_names = ()
+    expected = "class folders with images"
+
+    def of(self, cfg):
+        listed = self.listed(cfg)
+        found = copy.copy(self)
+        found.cfg, found.num_classes, found.label_names = cfg, len(listed.classes), tuple(listed.classes)
+        size, channels = _looked_at(tuple(listed.images), _state(listed.images))
+        found.shape = (channels, size, size)
+        return found
+
+    def listed(self, cfg) -> Listed:
+        from snn_repro.data.image_files import EXTENSIONS, class_folders
+
+        folders = layout(cfg.data_dir, f"images ({', '.join(EXTENSIONS)})")
+        present = {part: class_folders(folder) for part, folder in folders.items()}
+        classes = common_classes(Path(cfg.data_dir), present)
+        rows = [
+            ("/".join(filter(None, (part, c, PurePath(image.name).as_posix()))), image, label, part)
+            for part, those in present.items()
+            for label, c in enumerate(classes)
+            for image in those[c]()
+        ]
+        names, images, labels, parts = zip(*sorted(rows, key=lambda row: row[0]), strict=True)
+        return Listed(classes, list(images), list(names), list(labels), list(parts))
+
+    def locate(self, cfg):
+        self.listed(cfg)
+        return [Path(cfg.data_dir)]
+
+    def build(self, cfg):
+        return super(ImageFolder, self.of(cfg)).build(cfg)
+
+    def sample(self, cfg, source, say):
+        return super(ImageFolder, self.of(cfg)).sample(cfg, source, say)
+
+    def parts(self, cfg):
+        """(training images with those of val/ at their end, test images)."""
+        import numpy as np
+
+        listed = self.listed(cfg)
+        _, part = parts_of(cfg, listed.parts, listed.names, listed.labels)
+        rows = {p: [i for i, here in enumerate(part) if here == p] for p in ("train", "val", "test")}
+
+        def images(rows: list[int]) -> Images:
+            return Images(
+                [listed.images[i] for i in rows],
+                np.array([listed.labels[i] for i in rows]),
+                [listed.names[i] for i in rows],
+            )
+
+        return images(rows["train"] + rows["val"]), images(rows["test"])
+
+    def split(self, cfg, train, test):
+        listed = self.listed(cfg)
+        split, parts = parts_of(cfg, listed.parts, listed.names, listed.labels)
+        part = dict(zip(listed.names, parts, strict=True))
+        names = [*train.names, *test.names]
+        rows, val, _, of_run = own_split(cfg, split, [part[n] for n in names], names, [*train.labels, *test.labels])
+        return rows, val, of_run
+
+    @property
+    def statistics(self):
+        """Of the training images; exact sums of whole numbers, so the same on every machine."""
+        if not hasattr(self, "cfg"):
+            raise AttributeError("statistics are those of a folder: see `of`")
+        from snn_repro.data.augment import eval_sample_transform
+
+        train, _ = self.parts(self.cfg)
+        images = train.images[: len(train.images) - self.listed(self.cfg).parts.count("val")]
+        count = min(len(images), STATISTICS_OF)
+        chosen = [images[i * len(images) // count] for i in range(count)]
+        plain = eval_sample_transform(
+            self.cfg.augment, self.frame_shape(self.cfg.dataset.frame_size)[-1], self.test_margin
+        )
+        return _statistics(chosen, plain, "RGB" if self.shape[0] == 3 else "L")
+
+    def fingerprint(self, cfg):
+        """{"listing": of names and sizes, "contents": of the files}."""
+        listed = self.listed(cfg)
+        return dict(_fingerprint(tuple(listed.names), tuple(listed.images), _state(listed.images)))
+
+
+def _state(images) -> tuple:
+    """Size and time of each file, by which a changed one is noticed."""
+    import os
+
+    found = []
+    for image in images:
+        try:
+            status = os.stat(str(image))
+        except OSError as error:
+            raise DataError(f"{image} cannot be read: {error.strerror or error}") from None
+        found.append((status.st_size, status.st_mtime_ns))
+    return tuple(found)
+
+
+@lru_cache(maxsize=2)
+def _looked_at(images: tuple[ImageFile, ...], state: tuple) -> tuple[int, int]:
+    """(pixels, channels) as the module's docstring says. Raises DataError for a file that is no image of 8-bit values."""
+    from snn_repro.data.image_files import look
+
+    seen = look(images)
+    for image, (_, _, mode) in zip(images, seen, strict=True):
+        if mode.startswith(("I", "F")):
+            raise DataError(
+                f"{image} has more than 8 bits a pixel ({mode}), which would be cut off; save it with 8 bits"
+            )
+    sizes = {(width, height) for width, height, _ in seen}
+    width, height = sizes.pop()
+    native = not sizes and width == height <= LARGEST_NATIVE
+    return width if native else DEFAULT_SIZE, 1 if all(mode in GREY for *_, mode in seen) else 3
+
+
+def _statistics(images: list[ImageFile], plain, mode: str) -> tuple[list[float], list[float]]:
+    import numpy as np
+
+    from snn_repro.data.image_files import decode
+
+    n, total, squares = 0, np.zeros(1, np.int64), np.zeros(1, np.int64)
+    for image in images:
+        pixels = plain(decode(image, mode)).numpy().astype(np.int64).reshape(3 if mode == "RGB" else 1, -1)
+        n, total, squares = n + pixels.shape[1], total + pixels.sum(1), squares + (pixels**2).sum(1)
+    mean = total / n
+    deviation = np.sqrt(np.maximum(squares / n - mean**2, 0))
+    return mean.tolist(), np.where(deviation > 0, deviation, 1.0).tolist()
+
+
+@lru_cache(maxsize=2)
+def _fingerprint(names: tuple[str, ...], images: tuple[ImageFile, ...], state: tuple) -> dict[str, str]:
+    listing, contents = hashlib.sha256(), hashlib.sha256()
+    few = sum(size for size, _ in state) > WHOLE
+    for at, (name, image, (size, _)) in enumerate(zip(names, images, state, strict=True)):
+        listing.update(f"{name} {size}\n".encode("utf-8", "surrogateescape"))
+        if not few or at * 64 // len(images) != (at - 1) * 64 // len(images):
+            try:
+                contents.update(Path(str(image)).read_bytes())
+            except OSError as error:
+                raise DataError(f"{image} cannot be read: {error.strerror or error}") from None
+    return {"listing": listing.hexdigest(), "contents": contents.hexdigest()}

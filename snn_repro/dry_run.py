@@ -1,0 +1,343 @@
+"""`dry_run=true`: what a run would be, before it is one. All is built as for the run, a few steps are measured, nothing is left.
+
+Times are those of training and evaluation steps on the run's own data after kernels were compiled (the first steps, told
+apart), memory is the most that this process had. Multiply-accumulates are PyTorch's count (FlopCounterMode), synaptic operations
+spikingjelly's, at the firing rates of a batch of test samples after the measured training steps, batch norms with the
+statistics of one training batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import shlex
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+from torch.utils.flop_counter import FlopCounterMode
+
+from snn_repro import distributed, kernels
+from snn_repro.config import Config, ConfigError
+from snn_repro.energy import energy_report
+from snn_repro.errors import UserError
+from snn_repro.models import count_parameters
+from snn_repro.models.blocks import same_statistics
+from snn_repro.neurons import Neuron, firing_rates, initial_states
+from snn_repro.runs.folder import Follower
+from snn_repro.runtime import backends, peak_memory, pick_device
+from snn_repro.signals import StopRequest
+from snn_repro.train import Training, begin_epoch, built, check_settings, evaluate
+
+WARM_UP = 3  # training steps whose time is that of compiling and of first allocations too
+SECONDS = 6.0  # of measured training steps, and at most a third of it of evaluation
+FEWEST, MOST = 3, 200  # measured steps
+PROBE = 2  # samples of the step that memory is foretold from
+COUNTED = 16  # test samples whose operations are counted
+
+
+class Layer(NamedTuple):
+    """What one layer does for one sample."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]  # of its output, [T, C, H, W] or [T, features]; T is 1 where a still image passes once
+    weights: int
+    imp: int
+    neuron_steps: int
+    macs: float  # multiply-accumulates, all inputs counted
+    synops: float  # accumulations that spikes cause, at this batch's rates
+    value_macs: float  # multiply-accumulates of inputs that are no spikes: pixels, counts, means, sums
+    rate: float | None  # spikes a neuron and step
+
+
+@dataclasses.dataclass
+class Report:
+    """Numbers of a run that was not made. Operations are a sample's, times are seconds, memory is MB."""
+
+    config: Config
+    samples: tuple[int, int, int]  # training, validation, test
+    split: str
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    device: str
+    layers: list[Layer]
+    weights: int
+    imp: int
+    neuron_steps: int
+    macs: float
+    synops: float
+    value_macs: float
+    steps: int  # of an epoch
+    step_seconds: float
+    warm_up_seconds: float  # what the first steps took more
+    epoch_seconds: float
+    run_seconds: float
+    memory_mb: float
+
+    def text(self, overrides: list[str]) -> str:
+        """The report as it is printed, and the command that starts the run."""
+        c, (train, val, test) = self.config, self.samples
+        lines = [
+            f"{c.name} seed {c.seed}: {train:,} training, {val:,} validation, {test:,} test samples ({self.split}),"
+            f" {self.num_classes} classes, input {_by(self.input_shape)}, T={c.timesteps}, {self.device}",
+            "",
+            *_table(self.layers),
+            "",
+            f"parameters    {self.weights:,} weights + {self.imp:,} IMP",
+            f"a sample      {self.neuron_steps:,} neuron-steps; dense {_short(self.macs)} multiply-accumulates, else"
+            f" {_short(self.synops)} synaptic operations and {_short(self.value_macs)} multiply-accumulates of inputs that are no"
+            " spikes, at the rates of one batch now",
+            f"an epoch      {self.steps:,} steps of {c.recipe.batch_size}, {self.step_seconds * 1e3:,.1f} ms each;"
+            f" with evaluation {_time(self.epoch_seconds)}",
+            f"the run       {c.recipe.epochs:,} epochs, {_time(self.run_seconds)} ({_time(self.warm_up_seconds)} of it until"
+            " kernels are ready; less when they were compiled before)",
+            f"peak memory   {self.memory_mb:,.0f} MB",
+            "",
+            "nothing was written; start it with",
+            f"  {shlex.join(['python', '-m', 'snn_repro.train', *(o for o in overrides if not o.startswith('dry_run='))])}",
+        ]
+        return "\n".join(lines)
+
+
+def dry_run(config: Config) -> Report:
+    """Build what `config` says and measure it. Raises UserError where a run would, and where a batch fits no memory."""
+    if distributed.world().size > 1:
+        raise ConfigError("dry_run=true measures one process; start it without torchrun or srun")
+    config = dataclasses.replace(config, dry_run=False)
+    check_settings(config)
+    device = pick_device(config)
+    with tempfile.TemporaryDirectory() as scratch:
+        state, data, (train, val, test) = built(Follower(Path(scratch), None), config, device, StopRequest())
+        x, _ = next(iter(train.epoch(0)))
+        started = time.perf_counter()
+        enough_memory(state, x)
+        try:
+            step, warm_up = _training(state, train, started)
+            _settle_norms(state, x)
+            parts = [(part, _evaluation(state, part)) for part in (val, test) if part is not None]
+        except torch.OutOfMemoryError:
+            raise _too_large(config, f"does not fit the memory of {device}") from None
+        saving = _seconds(lambda: state.save_epoch(0, is_best=True))
+        memory = peak_memory(device)
+    most = config.debug.max_eval_batches
+    evaluation = sum(per_batch * min(len(part), most or len(part)) for part, per_batch in parts)
+    epoch = state.steps * step + evaluation + saving
+    layers = _layers(state, next(iter(test.epoch(0)))[0][..., :COUNTED, :, :, :])
+    weights, imp = count_parameters(state.model)
+    return Report(
+        config, (data.split.n_train, data.split.n_val, data.split.n_test), data.split.id, data.input_shape,
+        data.num_classes, str(device), layers, weights, imp,
+        sum(layer.neuron_steps for layer in layers), sum(layer.macs for layer in layers),
+        sum(layer.synops for layer in layers), sum(layer.value_macs for layer in layers),
+        state.steps, step, warm_up, epoch, warm_up + config.recipe.epochs * epoch, memory,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- time
+
+
+def _training(state: Training, batches: Any, began: float) -> tuple[float, float]:
+    """(seconds of a step as an epoch has them, loading included; seconds that the first steps took more, since `began`)."""
+    begin_epoch(0, state.config.recipe.epochs, state.model, state.ema, state.loss_fn)
+    state.model.train()
+    times: list[float] = []
+    epochs: Iterator = itertools.chain.from_iterable(batches.epoch(e) for e in itertools.count())
+    started = time.perf_counter()
+    while len(times) < WARM_UP + FEWEST or (sum(times[WARM_UP:]) < SECONDS and len(times) < WARM_UP + MOST):
+        x, target = (value.to(state.device, non_blocking=True) for value in next(epochs))
+        if not times:
+            state.adapt_surrogates(x, target)
+        loss, correct, n = state.train_step(x, target, len(target))
+        float(loss), int(correct)  # waits for a GPU
+        now = time.perf_counter()
+        times.append(now - started)
+        started = now
+        if len(times) == WARM_UP:
+            warm = now - began
+    step = sum(times[WARM_UP:]) / len(times[WARM_UP:])
+    return step, max(0.0, warm - WARM_UP * step)
+
+
+def _settle_norms(state: Training, x: Tensor) -> None:
+    """Give batch norms the statistics of the batch `x`, as after an epoch: after a few steps theirs let no neuron fire."""
+    with kernels.off(state.evaluated):
+        update_bn([x.to(state.device)], state.evaluated)
+
+
+def _evaluation(state: Training, batches: Any) -> float:
+    """Seconds of an evaluation batch."""
+
+    def seconds(most: int) -> float:
+        debug = dataclasses.replace(state.config.debug, max_eval_batches=most)
+        config = dataclasses.replace(state.config, debug=debug)
+        return _seconds(
+            lambda: evaluate(state.evaluated, batches, state.loss_fn, state.amp, state.device, config, rates=True)
+        )
+
+    seconds(1)
+    one = seconds(1)
+    most = min(len(batches), max(1, int(SECONDS / 3 / one)))
+    return median(seconds(most) for _ in range(3 if most * one < 0.5 else 1)) / most
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+# ---------------------------------------------------------------- memory
+
+
+def enough_memory(state: Training, x: Tensor) -> None:
+    """Raise UserError where a CPU has not the memory that a training step keeps, by what a step of two samples keeps."""
+    if state.device.type != "cpu":
+        return  # a GPU says so itself, and the process survives it
+    samples = -(-x.shape[-4] // state.parts)
+    kept = kept_by_a_sample(state, x[..., :PROBE, :, :, :]) * samples
+    free = available_memory()
+    if kept > free:
+        raise _too_large(
+            state.config, f"keeps {kept / 2**30:.1f} GiB for its backward pass, and {free / 2**30:.1f} are free"
+        )
+
+
+def kept_by_a_sample(state: Training, x: Tensor) -> float:
+    """Bytes of the tensors that the forward pass of a sample keeps for the backward pass, each memory once."""
+    model = state.model.train()
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), x)}
+    sizes: dict[int, int] = {}
+    kept = []  # alive, so that no memory is counted for two
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+            kept.append(t)
+        return t
+
+    kernels.set_backend(model, "dense")  # auto would measure for two samples what no run needs
+    with (
+        torch.random.fork_rng(devices=[]), same_statistics(model),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), state.amp.autocast(),
+    ):  # fmt: skip
+        model(x, last_step=state.loss_fn.last_step)
+    kernels.set_backend(model, backends(state.config)[1])
+    return sum(sizes.values()) / x.shape[-4]
+
+
+def available_memory() -> float:
+    """Bytes that this machine has left; infinite where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return float(next(line.split()[1] for line in lines if line.startswith("MemAvailable"))) * 1024
+    except (OSError, StopIteration, ValueError, IndexError):
+        return math.inf
+
+
+def _too_large(config: Config, why: str) -> UserError:
+    return UserError(
+        f"a training step of recipe.batch_size={config.recipe.batch_size} {why}; set recipe.accumulate="
+        f"{2 * config.recipe.accumulate}, model.checkpointing=norms or a smaller batch"
+    )
+
+
+# ---------------------------------------------------------------- layers
+
+
+def _layers(state: Training, x: Tensor) -> list[Layer]:
+    """Every layer that has weights or neurons, in the order in which they run, for the samples `x` in evaluation."""
+    model, x = state.evaluated, x.to(state.device)
+    samples, root = x.shape[-4], type(model).__name__
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str) -> Callable:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                shapes.setdefault(name, tuple(output.shape))
+
+        return hook
+
+    training = model.training
+    model.eval()
+    hooks = [m.register_forward_hook(note(name)) for name, m in model.named_modules() if name and _counts(m)]
+    try:
+        with kernels.off(model), torch.no_grad(), firing_rates(model) as rates, FlopCounterMode(display=False) as flops:
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.train(training)
+    operations = energy_report(model, x)["layers"]
+    imps = {id(p): name for name, p in initial_states(model).items()}
+    modules, by_module = dict(model.named_modules()), flops.get_flop_counts()
+    found = []
+    for name, shape in shapes.items():
+        module, counts = modules[name], operations.get(name, {})
+        own = list(module.parameters(recurse=isinstance(module, Neuron)))
+        imp = sum(p.numel() for p in own if id(p) in imps)
+        found.append(Layer(
+            name, type(module).__name__, _of_a_sample(shape, samples, state.config.timesteps),
+            sum(p.numel() for p in own) - imp, imp, math.prod(shape) // samples if isinstance(module, Neuron) else 0,
+            sum(by_module.get(f"{root}.{name}", {}).values()) / 2 / samples, counts.get("synops", 0.0), counts.get("macs", 0.0),
+            float(rates[name]) if name in rates else None,
+        ))  # fmt: skip
+    return found
+
+
+def _counts(module: nn.Module) -> bool:
+    """Whether a module is a layer of its own: a neuron, or one with weights that belong to none of its parts."""
+    return isinstance(module, Neuron) or any(True for _ in module.parameters(recurse=False))
+
+
+def _of_a_sample(shape: tuple[int, ...], samples: int, timesteps: int) -> tuple[int, ...]:
+    """[T, ...] of an output [T, B, ...], [T * B, ...] or [B, ...]."""
+    if shape[0] == timesteps * samples:
+        return timesteps, *shape[1:]
+    return (1, *shape[1:]) if shape[0] == samples else (shape[0], *shape[2:])
+
+
+# ---------------------------------------------------------------- words
+
+
+def _table(layers: list[Layer]) -> list[str]:
+    rows: list[tuple[str, ...]] = [
+        ("layer", "kind", "output", "weights", "IMP", "neuron-steps", "MACs", "synops", "rate")
+    ]
+    for layer in layers:
+        rate = "" if layer.rate is None else f"{layer.rate:.3f}"
+        numbers = layer.weights, layer.imp, layer.neuron_steps, layer.macs, layer.synops
+        rows.append((layer.name, layer.kind, _by(layer.shape), *(_short(n) if n else "" for n in numbers), rate))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            f"{w:<{n}}" if i < 3 else f"{w:>{n}}" for i, (w, n) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _short(number: float) -> str:
+    """1234567 -> "1.23 M"."""
+    for factor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(number) >= factor:
+            return f"{number / factor:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,134 @@
+"""NeuroBench's metrics of a network, counted batch by batch over a test set, without the package.
+
+Keys and rules are those of NeuroBench 2.3 (Yik et al., Nature Communications 2025, arXiv:2304.04640):
+
+    Footprint                 bytes of parameters and buffers
+    ParameterCount            parameters
+    ConnectionSparsity        share of zeros among the weights of convolutions and linear layers, four decimals
+    ActivationSparsity        share of zeros among the outputs of neurons and activations
+    ActivationSparsityByLayer the same by layer; as there, a layer goes by the last part of its name, and equal ones are added up
+    SynapticOperations        a sample: nonzero inputs times the nonzero weights that they meet, neither bias nor padding.
+                              A call of a layer counts as accumulations (Effective_ACs) if all its inputs are -1, 0 or 1, else all of
+                              it as multiply-accumulates (Effective_MACs); Dense counts zeros too
+    ClassificationAccuracy    at the loss's readout
+
+So a SEW sum or an average pool makes multiply-accumulates of a whole batch: the split depends on the size of batches. Operations
+between activations, as in attention, are not counted there, nor membrane updates but for snnTorch's neurons. Numbers are whole:
+the package adds up in float32, which is inexact above 2^24 in one call.
+"""
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snn_repro import kernels
+from snn_repro.errors import UserError
+from snn_repro.neurons import Neuron
+
+CONNECTIONS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+ACTIVATIONS = (Neuron, nn.ReLU, nn.Sigmoid)
+
+
+class Connections:
+    """Counts what one convolution or linear layer does; a forward pre-hook of it."""
+
+    def __init__(self, layer: nn.Module):
+        self.macs = self.acs = self.dense = 0
+        self._met = [self._all(layer, ones) for ones in (False, True)]
+        self._cost: dict[torch.Size, list[Tensor]] = {}
+
+    @staticmethod
+    def _all(layer: Any, ones: bool) -> nn.Module:
+        """The layer with weights 1 where an operation is counted, and no bias."""
+        same = copy.deepcopy(layer).double().requires_grad_(False)
+        kernels.set_backend(same, "torch")
+        same.weight.copy_(torch.ones_like(same.weight) if ones else same.weight != 0)
+        if same.bias is not None:
+            same.bias.zero_()
+        return same
+
+    def cost(self, x: Tensor) -> list[Tensor]:
+        """How many nonzero weights, and how many weights, each number of x [N, ...] meets, [1, ...]: a layer is linear, so it is the
+        gradient of the sum of its outputs."""
+        if x.shape[1:] not in self._cost:
+            with torch.inference_mode(False), torch.enable_grad():
+                one = torch.ones_like(x[:1], dtype=torch.float64).requires_grad_()
+                self._cost[x.shape[1:]] = [torch.autograd.grad(met(one).sum(), one)[0] for met in self._met]
+        return self._cost[x.shape[1:]]
+
+    def __call__(self, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = args[0].detach()
+        met, every = self.cost(x)
+        operations = int(((x != 0) * met).sum())
+        if bool(((x == 0) | (x.abs() == 1)).all()):
+            self.acs += operations
+        else:
+            self.macs += operations
+        self.dense += int(every.sum()) * len(x)
+
+
+def neurobench(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    readout: Callable[[Tensor], Tensor],
+    device: torch.device,
+) -> dict[str, Any]:
+    """The metrics of `model` over batches of (static images [B, C, H, W] or frames [T, B, C, H, W], labels [B]).
+
+    readout: logits [T, B, K] -> [B, K]. The model is run as it is but in evaluation mode, and left in the mode it was in. Raises
+    UserError where it has layers that NeuroBench does not count.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase | nn.modules.conv._ConvTransposeNd | nn.Bilinear):
+            raise UserError(
+                f"NeuroBench's operations of {name} ({type(module).__name__}) are not counted here; leave neurobench out"
+            )
+    neurons: dict[str, list[int]] = defaultdict(lambda: [0, 0])  # outputs that are zero, and all
+    hooks, counts, training = [], {}, model.training
+    correct = n = 0
+
+    def silent(name: str) -> Callable:
+        def count(layer: nn.Module, args: Any, out: Tensor) -> None:
+            neurons[name][0] += out.numel() - int(out.count_nonzero())
+            neurons[name][1] += out.numel()
+
+        return count
+
+    for name, module in model.named_modules():
+        if isinstance(module, CONNECTIONS):
+            counts[name] = Connections(module)
+            hooks.append(module.register_forward_pre_hook(counts[name]))
+        elif isinstance(module, ACTIVATIONS):
+            hooks.append(module.register_forward_hook(silent(name.rpartition(".")[2])))
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for x, target in batches:
+                x, target = x.to(device), target.to(device)
+                correct += int((readout(model(x).float()).argmax(-1) == target).sum())
+                n += len(target)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.train(training)
+
+    weights: list[Any] = [module.weight for module in model.modules() if isinstance(module, CONNECTIONS)]
+    zeros, every = sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)
+    still, outputs = (sum(kind) for kind in zip(*neurons.values(), strict=True)) if neurons else (0, 0)
+    return dict(
+        Footprint=sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())),
+        ParameterCount=sum(p.numel() for p in model.parameters()),
+        ConnectionSparsity=round(zeros / every, 4),
+        ActivationSparsity=still / outputs if outputs else 0.0,
+        ActivationSparsityByLayer={name: zero / total for name, (zero, total) in neurons.items()},
+        SynapticOperations=dict(
+            Effective_MACs=sum(c.macs for c in counts.values()) / n,
+            Effective_ACs=sum(c.acs for c in counts.values()) / n,
+            Dense=sum(c.dense for c in counts.values()) / n,
+        ),
+        ClassificationAccuracy=correct / n,
+    )  # fmt: skip

@@ -1,0 +1,47 @@
+"""Test accuracy of each time step's own output for every initial state, a panel a loss: mean and standard deviation over seeds."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from snn_repro.errors import UserError
+from snn_repro.paper.figures._data import MissingData
+from snn_repro.paper.figures._style import SERIES, footnote, new_figure, title
+from snn_repro.paper.studies import initial_state as study
+
+
+def draw(results: Path) -> Figure:
+    try:
+        groups, _ = study.collected(results)
+    except UserError as error:
+        raise MissingData(str(error)) from None
+    parts = {name: study.PARTS[name] for name in ("static", "events")}
+    of = {name: study.cells(groups, part.dataset) for name, part in parts.items()}
+    shown = [name for name in parts if any(state in study.STATES for state, _ in of[name])]
+    if not shown:
+        raise MissingData("no run of the parts static and events was collected")
+    figure = new_figure(8.2, 0.7 + 2.3 * len(shown))
+    grid = figure.subplots(len(shown), 3, squeeze=False, sharey="row")
+    looks = dict(zip(study.STATES, [*SERIES, dict(color="0.45", marker="P", linestyle="--")], strict=True))
+    seeds = set()
+    for row, name in zip(grid, shown, strict=True):
+        for axes, loss in zip(row, parts[name].losses, strict=True):
+            for state, look in looks.items():
+                if (group := of[name].get((state, loss))) is None:
+                    continue
+                values = 100 * np.array([run["acc_step"] for run in group.runs])
+                t, mean = np.arange(1, values.shape[1] + 1), values.mean(0)
+                axes.plot(t, mean, label=state, **look)
+                if len(values) > 1:
+                    sd = values.std(0, ddof=1)
+                    axes.fill_between(t, mean - sd, mean + sd, color=look["color"], alpha=0.15, linewidth=0)
+                seeds.add(len(values))
+                axes.set_xticks(t)
+            axes.set_title(f"{parts[name].dataset}: {title(loss)}")
+            axes.set_xlabel("time step t")
+        row[0].set_ylabel("accuracy of $y_t$ alone, %")
+    handles, labels = max((axes.get_legend_handles_labels() for axes in grid.flat), key=lambda pair: len(pair[1]))
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    footnote(figure, f"mean, band: ± sd over n = {', '.join(map(str, sorted(seeds)))} seeds")
+    return figure

@@ -1,0 +1,578 @@
+"""What an initial membrane potential is worth: every initial state by every loss, and what it is in a learned one that helps.
+
+The design, with its questions, margins and power, is docs/studies/initial_state.md; what is run and judged is said here.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from snn_repro.data.sets import SETS
+from snn_repro.errors import UserError
+from snn_repro.files import write_text
+from snn_repro.paper.differences import older_note
+from snn_repro.paper.formats import Column, Table, to_markdown
+from snn_repro.paper.results import Group, group_runs, load
+from snn_repro.paper.statistics import equivalence, holm, paired, summary, visible_effect
+from snn_repro.runs.folder import RESULT
+
+SWEEP_DIR = "runs/initial_state"
+SEEDS = 5
+ALPHA, POWER = 0.05, 0.8
+FIGURES = ("initial_state_steps", "initial_state_effects", "initial_state_learned")
+
+# A state is how neurons start: the overrides that say so, in the order of tables.
+STATES: dict[str, tuple[str, ...]] = {
+    "zero": (),
+    "constant": ("neuron.initial=constant",),
+    "random": ("neuron.initial=random",),
+    "imp": ("neuron.initial=imp",),
+    "imp_channel": ("neuron.initial=imp_channel",),
+    "imp_layer": ("neuron.initial=imp_layer",),
+    "mp_init": ("neuron.initial=mp_init",),
+}
+LEARNING: dict[str, tuple[str, ...]] = {
+    "imp_frozen": ("neuron.initial=imp", "neuron.imp_trainable=false"),
+    "imp_from_zero": ("neuron.initial=imp", "neuron.imp_init=[0,0]"),
+}
+DEPTH: dict[str, tuple[str, ...]] = {
+    f"imp_in_layer_{k}": ("neuron.initial=imp", f"neuron.initial_layers=[{k}]") for k in (1, 2, 3)
+}
+
+
+class Part(NamedTuple):
+    """States by losses on one data set, in one recipe. `against`: the pairs (state, other state) that are compared."""
+
+    dataset: str
+    neuron: str
+    losses: tuple[str, ...]
+    states: dict[str, tuple[str, ...]]
+    overrides: tuple[str, ...]
+    about: str
+    against: tuple[tuple[str, str], ...]
+
+
+_TO_ZERO = tuple((state, "zero") for state in STATES if state != "zero")
+_LEARNED = tuple(("imp", other) for other in ("constant", "random", "imp_channel", "imp_layer", "mp_init"))
+_STATIC = ("recipe.epochs=6",)
+_STATIC_SAID = "Fashion-MNIST, all 60,000 training and 10,000 test images, T=4, 6 epochs"
+PARTS = {
+    "static": Part(
+        "fashion_mnist", "if", ("sdt", "tet", "lts"), STATES, _STATIC, _STATIC_SAID, (*_TO_ZERO, *_LEARNED),
+    ),
+    "events": Part(
+        "fashion_mnist_dvs", "lif", ("sdt", "tet", "tet_s"), STATES,
+        ("dataset.train_subset=6000", "timesteps=5", "recipe.epochs=5"),
+        "6,000 training images and all test images of Fashion-MNIST as an emulated event camera sees them, T=5, 5 epochs",
+        (*_TO_ZERO, *_LEARNED),
+    ),
+    "learning": Part(
+        "fashion_mnist", "if", ("sdt", "lts"), LEARNING, _STATIC, _STATIC_SAID,
+        (("imp_frozen", "imp"), ("imp_from_zero", "imp"), ("imp_frozen", "zero"), ("imp_from_zero", "zero")),
+    ),
+    "depth": Part(
+        "fashion_mnist", "if", ("lts",), DEPTH, _STATIC, _STATIC_SAID,
+        tuple((state, other) for state in DEPTH for other in ("zero", "imp")),
+    ),
+}  # fmt: skip
+
+
+class Measure(NamedTuple):
+    """A number of one run; `margin`: the smallest difference that would matter, in its unit."""
+
+    title: str
+    unit: str
+    margin: float
+    of: Callable[[Any], float | None]
+
+
+def _soon(run: Any) -> float:
+    """The first step whose own output is at most one point worse than the last step's."""
+    return next(t for t, acc in enumerate(run["acc_step"], 1) if acc >= run["acc_step"][-1] - 0.01)
+
+
+def _synops(run: Any) -> float | None:
+    return run["energy"]["synops"] / 1e3 if run.get("energy") else None
+
+
+MEASURES = {
+    "readout": Measure("accuracy at the readout", "points", 0.5, lambda run: 100 * run["acc_last"]),
+    "first": Measure("accuracy at step 1", "points", 2.0, lambda run: 100 * run["acc_step"][0]),
+    "area": Measure("mean accuracy over the steps", "points", 1.0, lambda run: 100 * fmean(run["acc_step"])),
+    "soon": Measure("steps to within a point of the last", "steps", 0.5, _soon),
+    "synops": Measure("synaptic operations a sample", "thousand", 25.0, _synops),
+}
+
+
+# ---------------------------------------------------------------- what is run
+
+
+def part_of(name: str, dataset: str | None = None, model: bool = False) -> Part:
+    """A part by name, on another data set where one is given: then with that set's own recipe. Raises UserError."""
+    if name not in PARTS:
+        raise UserError(f"{name} is no part of this study; choose of: {', '.join(PARTS)}")
+    part = PARTS[name]
+    if dataset in (None, part.dataset):
+        return part
+    return part._replace(dataset=dataset, overrides=(), about=f"{dataset}, its own recipe")
+
+
+def _chosen(names: Sequence[str], more: Sequence[str]) -> tuple[list[Part], list[str]]:
+    """The parts, and the overrides that are left."""
+    given = [word.removeprefix("dataset=") for word in more if word.startswith("dataset=")]
+    rest = [word for word in more if not word.startswith("dataset=")]
+    dataset = given[-1] if given else None
+    if dataset is not None and dataset not in SETS:
+        raise UserError(f"dataset={dataset} does not exist; choose of: {', '.join(SETS)}")
+    if not names and dataset is not None:
+        names = [name for name, part in PARTS.items() if SETS[part.dataset].static == SETS[dataset].static]
+    parts = [part_of(name, dataset) for name in names or PARTS]
+    for name, part in zip(names or PARTS, parts, strict=True):
+        if SETS[part.dataset].static != SETS[PARTS[name].dataset].static:
+            kind = "static images" if SETS[PARTS[name].dataset].static else "events"
+            raise UserError(f"dataset={dataset} does not go with the part {name}, which is about {kind}")
+    return parts, rest
+
+
+def commands(names: Sequence[str], seeds: int, more: Sequence[str] = ()) -> Iterator[list[str]]:
+    """The Hydra multiruns of each part (of all, or by `dataset=` of those that fit it), as words: one for each state."""
+    parts, rest = _chosen(names, more)
+    for part in parts:
+        model = [] if any(word.startswith(("model=", "experiment=")) for word in rest) else ["model=small"]
+        for state in part.states.values():
+            yield [
+                "python", "-m", "snn_repro.train", "-m", f"dataset={part.dataset}", *model, f"neuron={part.neuron}",
+                f"loss={','.join(part.losses)}", *state, f"seed={','.join(map(str, range(seeds)))}", *part.overrides, *rest,
+                "energy=true", "logger.mode=disabled", f"hydra.sweep.dir={SWEEP_DIR}",
+            ]  # fmt: skip
+
+
+def state_of(config: dict[str, Any]) -> str | None:
+    """Which state a run's configuration has; None for one that is no state of this study."""
+    neuron = config["neuron"]
+    initial = "imp" if neuron.get("imp") else neuron.get("initial", "zero")
+    if initial == "imp":
+        if layers := neuron.get("initial_layers"):
+            return f"imp_in_layer_{layers[0]}" if len(layers) == 1 else None
+        if not neuron.get("imp_trainable", True):
+            return "imp_frozen"
+        if list(neuron.get("imp_init") or ()) == [0, 0]:
+            return "imp_from_zero"
+    return initial if initial in STATES else None
+
+
+# ---------------------------------------------------------------- what is measured from the trained networks
+
+MEASURED = "measured.json"
+LONGEST = 8  # time steps at test
+
+
+def measure(results: Path) -> None:
+    """Write results/runs/initial_state/measured.json from the checkpoints under SWEEP_DIR: each trained network of static
+    images tested for 8 steps, and with its learned potentials shuffled in a layer, averaged a channel or layer, put back to
+    their start, or left out; where learned potentials ended; when an early-exit reader would stop.
+    """
+    from snn_repro.runs.folder import find_results
+
+    root = Path(SWEEP_DIR)
+    if not root.is_dir():
+        raise UserError(f"{root} does not exist; run `python scripts/study.py initial_state run` here first")
+    entries = []
+    for result in find_results(root):
+        state = state_of(result["config"])
+        if state is not None:
+            entries.append(_probe(Path(result["folder"]), state))
+    entries.sort(key=lambda e: (e["dataset"], e["loss"], e["state"], e["seed"]))
+    folder = results / "runs" / "initial_state"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / MEASURED, "[\n" + ",\n".join(json.dumps(entry) for entry in entries) + "\n]\n")
+
+
+def _probe(folder: Path, state: str) -> dict[str, Any]:
+    import torch
+
+    from snn_repro.data import build_data
+    from snn_repro.losses import build_loss
+    from snn_repro.neurons import initial_states
+    from snn_repro.runtime import seed_everything
+    from snn_repro.train import build_network, options
+    from snn_repro.trained import load_run
+
+    run = load_run(folder)
+    config, result = run.config, run.result
+    assert result is not None
+    entry = dict(dataset=config.dataset.name, loss=config.loss.name, state=state, seed=config.seed, code=result["code"])
+    loss = build_loss(config.loss.name, **options(config.loss, "name"))
+    batches = list(build_data(config).test.epoch(0))
+    learned = initial_states(run.model)
+
+    def accuracies(timesteps: int | None = None) -> dict[str, Any]:
+        model = run.model
+        if timesteps:
+            config.timesteps, before = timesteps, config.timesteps
+            model = build_network(config, run.num_classes, run.input_shape).eval()
+            model.load_state_dict(run.model.state_dict())
+            config.timesteps = before
+        with torch.inference_mode():
+            logits = torch.cat([model(x).float() for x, _ in batches], dim=1)
+        target = torch.cat([y for _, y in batches])
+        right = (logits.argmax(-1) == target).float().mean(1)
+        means = [float((loss.readout(logits[: t + 1]).argmax(-1) == target).float().mean()) for t in range(len(logits))]
+        return dict(acc_step=_round(right.tolist()), acc_readout=_round(means), logits=logits, target=target)
+
+    usual = accuracies()
+    entry |= dict(exit=early_exit(usual["logits"], usual["target"]))
+    if SETS[config.dataset.name].static:
+        longer = accuracies(LONGEST)
+        entry |= dict(longer={k: longer[k] for k in ("acc_step", "acc_readout")})
+    if learned and state in ("imp", "imp_from_zero"):
+        entry |= dict(layers={
+            name.rpartition(".")[0]: np.percentile(p.detach().double().numpy(), range(0, 101, 5)).round(4).tolist()
+            for name, p in learned.items()
+        })  # fmt: skip
+    if learned and state == "imp":
+        values = {name: p.detach().clone() for name, p in learned.items()}
+        seed_everything(config)
+        starts = initial_states(build_network(config, run.num_classes, run.input_shape))
+        generator = torch.Generator().manual_seed(config.seed)
+        changes: dict[str, Callable[[str, Any], Any]] = {
+            "as learned": lambda name, v: v,
+            "shuffled in its layer": lambda name, v: v.flatten()[
+                torch.randperm(v.numel(), generator=generator)
+            ].view_as(v),
+            "mean of its channel": lambda name, v: v.mean((1, 2), keepdim=True).expand_as(v),
+            "mean of its layer": lambda name, v: v.mean().expand_as(v),
+            "back at its start": lambda name, v: starts[name].detach(),
+            "zero": lambda name, v: torch.zeros_like(v),
+        }
+        entry["changed"] = {}
+        for what, change in changes.items():
+            for name, p in learned.items():
+                p.data = change(name, values[name]).contiguous()
+            found = accuracies()
+            entry["changed"][what] = dict(acc_step=found["acc_step"], acc=found["acc_readout"][-1])
+    return entry
+
+
+def early_exit(logits: Any, target: Any, loss_of_accuracy: float = 0.01) -> dict[str, float]:
+    """Where a reader of the running mean output y_1..t would stop, at the first step whose top probability reaches a
+    threshold: the threshold (of 0.5, 0.51, ... 1) that takes fewest steps and still keeps accuracy within a point of all T.
+
+    logits [T, N, K], target [N]. Returns threshold, steps (mean), acc, and acc_all of the mean over all T steps.
+    """
+    import torch
+
+    timesteps = len(logits)
+    running = logits.cumsum(0) / torch.arange(1, timesteps + 1).view(-1, 1, 1)
+    top, label = running.softmax(-1).max(-1)
+    right = label == target
+    everything = float(right[-1].float().mean())
+    best = dict(threshold=1.0, steps=float(timesteps), acc=everything)
+    for threshold in np.arange(0.5, 1.0, 0.01):
+        sure = top >= threshold
+        sure[-1] = True
+        at = sure.float().argmax(0)
+        acc, steps = float(right.gather(0, at[None]).float().mean()), float(at.float().mean()) + 1
+        if acc >= everything - loss_of_accuracy and steps < best["steps"]:
+            best = dict(threshold=round(float(threshold), 2), steps=round(steps, 3), acc=round(acc, 4))
+    return best | dict(acc_all=round(everything, 4))
+
+
+def _round(values: Sequence[float]) -> list[float]:
+    return [round(v, 5) for v in values]
+
+
+# ---------------------------------------------------------------- how it is judged
+
+RULE = f"""\
+Fixed before any run of the study (docs/studies/initial_state.md, whose pilot used other seeds):
+
+- Each difference is paired over seeds: both sides have the same initial weights and data order. Accuracy is that of the test set
+  after the last epoch; no epoch is chosen by it.
+- Seen: Holm's p of the paired t-test is below {ALPHA}. Excluded: Holm's p of two one-sided tests against the margin is below
+  {ALPHA}. Both are adjusted over all comparisons of a part and measure.
+- **+** or **-**: a difference is seen and is not excluded to be as large as the margin. **none above the margin**: such a
+  difference is excluded (one that is seen and smaller is still named). **cannot be said**: neither; beside it stands the
+  difference that these seeds would have shown with a power of {POWER:.0%}.
+- Margins: {"; ".join(f"{m.title} {m.margin:g} {m.unit}" for m in MEASURES.values())}.
+"""
+
+
+class Comparison(NamedTuple):
+    """One state against another, by one measure. Differences are state minus other, in the measure's unit."""
+
+    part: str
+    loss: str
+    state: str
+    other: str
+    measure: str
+    n: int
+    mean: float
+    low: float
+    high: float
+    sd: float
+    p: float  # Holm's, that there is no difference
+    p_margin: float  # Holm's, that it is as large as the margin
+
+    @property
+    def kind(self) -> str:
+        """more | less | none | unknown | too few seeds."""
+        if self.n < SEEDS:
+            return "too few seeds"
+        if self.p_margin < ALPHA:
+            return "none"
+        if self.p < ALPHA:
+            return "more" if self.mean > 0 else "less"
+        return "unknown"
+
+    @property
+    def verdict(self) -> str:
+        margin = f"{MEASURES[self.measure].margin:g}"
+        if self.kind == "none":
+            return f"none above {margin}" + (f" ({self.mean:+.2f} is seen)" if self.p < ALPHA else "")
+        if self.kind == "unknown":
+            return f"cannot be said (seen from {visible_effect(self.sd, self.n, POWER, ALPHA):.2f} on)"
+        return {"more": "**+**", "less": "**-**"}.get(self.kind, self.kind)
+
+
+Cells = dict[tuple[str, str], Group]  # (state, loss)
+
+
+def cells(groups: Sequence[Group], dataset: str) -> Cells:
+    """The runs of a data set by state and loss. Raises UserError where two configurations are the same cell."""
+    found: Cells = {}
+    for group in groups:
+        if group.first["dataset"] == dataset and (state := state_of(group.first["config"])):
+            if (state, group.first["loss"]) in found:
+                raise UserError(
+                    f"{dataset} has two configurations of {state} with {group.first['loss']}; keep one's runs"
+                )
+            found[state, group.first["loss"]] = group
+    return found
+
+
+def compare(name: str, part: Part, of: Cells, losses: Sequence[str] | None = None) -> list[Comparison]:
+    """Every comparison of a part by every measure, as far as both sides ran with two seeds."""
+    found = []
+    for key, measure_ in MEASURES.items():
+        family = []
+        for loss in losses or part.losses:
+            for state, other in part.against:
+                a, b = of.get((other, loss)), of.get((state, loss))
+                if a is None or b is None:
+                    continue
+                before, after = ({r["seed"]: measure_.of(r) for r in g.runs} for g in (a, b))
+                seeds = sorted(before.keys() & after.keys())
+                x, y = [before[s] for s in seeds], [after[s] for s in seeds]
+                if len(seeds) < 2 or None in x or None in y:
+                    continue
+                test = paired(x, y)  # type: ignore[arg-type]
+                margin = equivalence(x, y, measure_.margin)  # type: ignore[arg-type]
+                assert test.p is not None and margin is not None
+                family.append(Comparison(
+                    name, loss, state, other, key, len(seeds), test.mean, test.low or 0.0, test.high or 0.0, test.sd or 0.0,
+                    test.p, margin,
+                ))  # fmt: skip
+        adjusted = holm([c.p for c in family]), holm([c.p_margin for c in family])
+        found += [c._replace(p=p, p_margin=q) for c, p, q in zip(family, *adjusted, strict=True)]
+    return found
+
+
+# ---------------------------------------------------------------- the report
+
+
+def collected(results: Path) -> tuple[list[Group], list[str]]:
+    """The committed runs. Raises UserError where there is none."""
+    folder = results / "runs" / "initial_state"
+    if not any(folder.rglob(RESULT)):
+        raise UserError(f"{folder} holds no run; run `python scripts/study.py initial_state run`, then `... collect`")
+    return group_runs(load([folder]))
+
+
+def probes(results: Path) -> list[dict[str, Any]]:
+    """What `measure` wrote; [] where it did not."""
+    path = results / "runs" / "initial_state" / MEASURED
+    return json.loads(path.read_text("utf-8")) if path.exists() else []
+
+
+def report(results: Path) -> dict[str, str]:
+    """`{"initial_state.md": ...}` from the collected runs and what was measured from their networks."""
+    groups, notes = collected(results)
+    measured = probes(results)
+    judged: dict[str, list[Comparison]] = {}
+    text = [
+        "# What an initial membrane potential is worth\n",
+        "Generated by `python scripts/study.py initial_state report` from the results under `runs/initial_state`; not edited by",
+        "hand. One small network (36,000 weights) and small images: it says what holds at this size, no more.\n",
+        "## How a verdict is reached\n", RULE,
+    ]  # fmt: skip
+    body, not_run = [], []
+    for name, part in PARTS.items():
+        of = cells(groups, part.dataset)
+        mine = {key: g for key, g in of.items() if key[0] in part.states and key[1] in part.losses}
+        not_run += [f"{name}: {s} with {k}" for k in part.losses for s in part.states if (s, k) not in mine]
+        if not mine:
+            continue
+        judged[name] = compare(name, part, of)
+        body += [f"## {_TITLES[name]}\n", f"{part.about}; `neuron={part.neuron}`.\n"]
+        body.append(to_markdown(_means(part, mine)))
+        body += [to_markdown(table) for table in _differences(judged[name], part)]
+    text += ["## What holds, what does not, and what cannot be said\n", *_sentences(judged), *body]
+    text += [f"![{name}](figures/{name}.svg)\n" for name in FIGURES if (results / "figures" / f"{name}.svg").exists()]
+    text += [*map(to_markdown, _probed(measured))]
+    remarks = [*notes, *filter(None, [older_note([r for g in groups for r in g.runs])])]
+    text += ["## What was not run\n", *(f"- {line}" for line in not_run), ""] if not_run else []
+    text += [*(f"- {note}" for note in remarks), ""] if remarks else []
+    seeds = max(len(g.runs) for g in groups)
+    text += [
+        "## Commands\n", "```bash", *(shlex.join(words) for words in commands([], seeds)),
+        *(f"python scripts/study.py initial_state {action}" for action in ("collect", "measure", "report")), "```\n",
+    ]  # fmt: skip
+    return {"initial_state.md": "\n".join(text)}
+
+
+_TITLES = {
+    "static": "Static images",
+    "events": "Events",
+    "learning": "The values, or their being learned",
+    "depth": "One layer alone",
+}
+
+
+def _means(part: Part, of: Cells) -> Table:
+    columns = [
+        Column("loss", "loss"), Column("state", "initial state"), Column("n", "seeds", "number"),
+        Column("readout", "readout %", "summary"), Column("steps", "at t=1..T %", "steps"), Column("area", "mean of steps %", "summary"),
+        Column("soon", "steps to within 1 point", "number"), Column("synops", "synops, k", "number"),
+        Column("imp", "learned potentials", "number"),
+    ]  # fmt: skip
+    rows = []
+    for loss in part.losses:
+        for state in part.states:
+            if group := of.get((state, loss)):
+                synops = [v for run in group.runs if (v := _synops(run)) is not None]
+                rows.append(dict(
+                    loss=loss, state=state, n=len(group.runs), readout=group.last, steps=group.steps(),
+                    area=summary([100 * fmean(run["acc_step"]) for run in group.runs]),
+                    soon=fmean(map(_soon, group.runs)), synops=fmean(synops) if synops else None,
+                    imp=f"{group.first['params_imp']:,}",
+                ))  # fmt: skip
+    said = "mean ± sample standard deviation over seeds; at t: the output of that step alone; constant: 0.5, half of the threshold"
+    return Table("", columns, rows, [said])
+
+
+def _differences(judged: Sequence[Comparison], part: Part) -> list[Table]:
+    columns = [
+        Column("loss", "loss"), Column("what", "state"), Column("other", "against"),
+        Column("difference", "difference", "number"), Column("interval", "95 % interval", "number"),
+        Column("p", "Holm's p", "number"), Column("q", "Holm's p, margin", "number"), Column("verdict", "difference?"),
+    ]  # fmt: skip
+    tables = []
+    for key, measure_ in MEASURES.items():
+        rows = [
+            dict(
+                loss=c.loss, what=c.state, other=c.other, difference=f"{c.mean:+.2f}", interval=f"{c.low:+.2f} .. {c.high:+.2f}",
+                p=_p(c.p), q=_p(c.p_margin), verdict=c.verdict,
+            )
+            for c in judged
+            if c.measure == key
+        ]  # fmt: skip
+        if rows:
+            tables.append(Table(f"{measure_.title}, {measure_.unit}; margin {measure_.margin:g}", columns, rows))
+    return tables
+
+
+def _p(p: float) -> str:
+    return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
+
+
+def _sentences(judged: dict[str, list[Comparison]]) -> Iterator[str]:
+    """One plain sentence a part, measure and other state: which states differ from it, which do not, which cannot be told."""
+    for name, comparisons in judged.items():
+        yield f"**{_TITLES[name]}**\n"
+        for key, measure_ in MEASURES.items():
+            for other in dict.fromkeys(c.other for c in comparisons):
+                mine = [c for c in comparisons if c.measure == key and c.other == other]
+                if not mine:
+                    continue
+                parts = []
+                for kind, words in _KINDS.items():
+                    who = [
+                        f"{c.state} ({c.loss.upper().replace('_', '-')}, {c.mean:+.1f})" for c in mine if c.kind == kind
+                    ]
+                    if who:
+                        parts.append(f"{words.format(margin=f'{measure_.margin:g} {measure_.unit}')}: {', '.join(who)}")
+                yield f"- {measure_.title[0].upper()}{measure_.title[1:]}, against {other} - {'; '.join(parts)}."
+        yield ""
+
+
+_KINDS = {
+    "more": "higher",
+    "less": "lower",
+    "none": "no difference above {margin}",
+    "unknown": "cannot be said",
+    "too few seeds": "too few seeds to say",
+}
+
+
+def _by_cell(measured: Sequence[dict[str, Any]], key: str) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
+    found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for entry in measured:
+        if key in entry:
+            found.setdefault((entry["dataset"], entry["loss"], entry["state"]), []).append(entry)
+    return found
+
+
+def _probed(measured: Sequence[dict[str, Any]]) -> Iterator[Table]:
+    """Tables of what was measured from the trained networks."""
+    head = [
+        Column("dataset", "data set"),
+        Column("loss", "loss"),
+        Column("state", "initial state"),
+        Column("n", "seeds", "number"),
+    ]
+
+    def row(key: tuple[str, str, str], entries: Sequence[Any]) -> dict[str, Any]:
+        return dict(zip(("dataset", "loss", "state"), key, strict=True), n=len(entries))
+
+    rows = [
+        row(key, entries) | dict(
+            what=what, acc=summary([100 * e["changed"][what]["acc"] for e in entries]),
+            first=summary([100 * e["changed"][what]["acc_step"][0] for e in entries]),
+        )
+        for key, entries in _by_cell(measured, "changed").items()
+        for what in entries[0]["changed"]
+    ]  # fmt: skip
+    if rows:
+        columns = [*head, Column("what", "learned potentials"), Column("acc", "readout %", "summary"), Column("first", "at step 1 %", "summary")]  # fmt: skip
+        yield Table("Learned potentials changed after training, nothing trained again", columns, rows)
+    rows = [
+        row(key, entries) | dict(acc=[100 * fmean(e["longer"]["acc_readout"][t] for e in entries) for t in range(LONGEST)])
+        for key, entries in _by_cell(measured, "longer").items()
+    ]  # fmt: skip
+    if rows:
+        said = "accuracy at the readout of a network that is tested for t steps; it was trained for T=4"
+        yield Table(
+            "Other numbers of steps at test", [*head, Column("acc", f"T=1..{LONGEST} %", "steps")], rows, [said]
+        )
+    rows = [
+        row(key, entries) | dict(
+            steps=summary([e["exit"]["steps"] for e in entries]), acc=summary([100 * e["exit"]["acc"] for e in entries]),
+            all=summary([100 * e["exit"]["acc_all"] for e in entries]),
+        )
+        for key, entries in _by_cell(measured, "exit").items()
+    ]  # fmt: skip
+    if rows:
+        columns = [*head, Column("steps", "mean steps", "summary"), Column("acc", "accuracy %", "summary"), Column("all", "with all steps %", "summary")]  # fmt: skip
+        said = (
+            "stops once the running mean output is sure enough, at the threshold that costs fewest steps for a point of "
+            "accuracy at most (chosen on the test set: optimistic)"
+        )
+        yield Table("Where an early-exit reader stops", columns, rows, [said])

@@ -1,0 +1,67 @@
+"""TensorBoard: event files in the run's `tensorboard/` folder. `tensorboard --logdir runs` shows all runs beside each other."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from snn_repro.config import Config, hashed, to_dict
+from snn_repro.runs.loggers import scalars
+
+FINAL = ("acc_last", "acc_best_test", "acc_valsel")
+
+
+class Log:
+    """Scalars of every epoch, on disk before the next one; the configuration; at the end accuracy against time step.
+
+    Each start writes the whole history to a file of its own, with which a reader forgets what came before it
+    (`purge_step`), and then removes the earlier files: a run that was resumed has every step once, one that was killed
+    has all that metrics.jsonl has.
+    """
+
+    def __init__(self, config: Config, folder: Path, say: Callable[[str], None]):
+        self._config, self._folder = config, Path(folder, "tensorboard")
+
+    def start(self, history: list[dict[str, Any]]) -> None:
+        earlier = list(self._folder.glob("events.out.tfevents.*"))
+        self._writer = SummaryWriter(str(self._folder), purge_step=0)
+        text = yaml.safe_dump(to_dict(self._config), sort_keys=False)
+        self._writer.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()))  # Markdown: code
+        charts = {f"{name}, a line each": ["Multiline", [f"^{name}/t"]] for name in ("acc_step", "acc_cum")}
+        self._writer.add_custom_scalars({"accuracy at the time steps": charts})
+        flat = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in hashed(self._config).items()}
+        *begin, self._end = hparams(flat, dict.fromkeys(["acc", *(f"final/{name}" for name in FINAL)]))
+        self._add(*begin)
+        for line in history:
+            self._scalars(line)
+        self._writer.flush()
+        for file in earlier:
+            file.unlink(missing_ok=True)
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        self._scalars(line)
+        self._writer.flush()
+
+    def finish(self, result: Mapping[str, Any] | None) -> None:
+        if result is not None:
+            for name in ("acc_step", "acc_cum"):
+                for t, accuracy in enumerate(result[name], 1):
+                    self._writer.add_scalar(f"final/{name} against time step", accuracy, t)
+            for name in FINAL:
+                if result[name] is not None:
+                    self._writer.add_scalar(f"final/{name}", result[name], result["epochs"])
+            self._add(self._end)
+        self._writer.close()
+
+    def _scalars(self, line: dict[str, Any]) -> None:
+        for name, value in scalars(line, step="/t").items():
+            if name != "epoch" and value is not None:
+                self._writer.add_scalar(name, value, line["epoch"])
+
+    def _add(self, *summaries: Any) -> None:
+        writer: Any = self._writer.file_writer
+        for summary in summaries:
+            writer.add_summary(summary)

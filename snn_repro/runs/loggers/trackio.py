@@ -1,0 +1,46 @@
+"""trackio: runs in a database on this machine (TRACKIO_DIR), no account, nothing sent; `trackio show` opens the page."""
+
+import contextlib
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import trackio
+
+from snn_repro.config import Config, config_hash, to_dict
+from snn_repro.runs.loggers import scalars
+
+
+class Log:
+    """A run of project `logger.project`, grouped by row. Each start takes the place of the one before, with the
+    whole history."""
+
+    def __init__(self, config: Config, folder: Path, say: Callable[[str], None]):
+        self._config = config
+        self._name = f"{config.name}/seed{config.seed}/{config_hash(config)[:8]}"
+
+    def start(self, history: list[dict[str, Any]]) -> None:
+        project, earlier = self._config.logger.project, []
+        with contextlib.suppress(ValueError):  # no such project yet
+            earlier = [run for run in trackio.Api().runs(project) if run.name == self._name]
+        with contextlib.redirect_stdout(io.StringIO()):  # it greets
+            self._run = trackio.init(
+                project, self._name, self._config.name, config=to_dict(self._config), embed=False,
+                auto_log_gpu=False, auto_log_cpu=False,
+            )  # fmt: skip
+        for line in history:
+            self.epoch(line)
+        for run in earlier:
+            run.delete()
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        self._run.log(scalars(line, step="/t"), line["epoch"])
+
+    def finish(self, result: Mapping[str, Any] | None) -> None:
+        if result is not None:
+            last = result["epochs"]
+            for t, (step, cumulative) in enumerate(zip(result["acc_step"], result["acc_cum"], strict=True), 1):
+                self._run.log({"final/time_step": t, "final/acc_step": step, "final/acc_cum": cumulative}, last + t)
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._run.finish()

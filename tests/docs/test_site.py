@@ -1,0 +1,100 @@
+"""The documentation's own parts: links, tables, what it loads, results in pandas, and the notebook."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from snn_repro.paper.results import load, to_frame
+from tests.fake_runs import fake_run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def made():
+    pytest.importorskip("mkdocs", reason='pip install -e ".[docs]"')
+    spec = importlib.util.spec_from_file_location("pages", ROOT / "docs" / "_pages.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_links_of_the_repository_are_turned_to_pages(made):
+    known = {"start.md", "CONTRIBUTING.md", "results/README.md", "results/figures/README.md", "results/figures/a.svg"}
+    text = "[a](../CONTRIBUTING.md#x) ![b](../results/figures/a.svg) [c](start.md) [d](#here) [e](https://example.org)"
+    assert made.relinked(text, "docs/index.md", known) == text.replace("../", "")
+    assert made.relinked("[a](../docs/start.md)", "results/README.md", known) == "[a](../start.md)"
+    assert made.relinked("[a](a.svg)", "results/figures/README.md", known) == "[a](a.svg)"
+    assert made.relinked("[code](../snn_repro/train.py)", "docs/index.md", known) == "code"
+    missing = "[a](../nothing.md)"
+    assert made.relinked(missing, "docs/index.md", known) == missing, "mkdocs has to see it, and say so"
+
+
+def test_what_comes_from_another_host_is_seen(made):
+    for text in (
+        '<script src="https://example.org/a.js">', "<img alt=x src=//example.org/a.png>", "@import 'https://example.org/a.css'",
+        '<link rel="stylesheet" href="https://example.org/a.css">', "url(https://example.org/a.woff2)",
+    ):  # fmt: skip
+        assert made.foreign(text), text
+    for text in (
+        '<a href="https://example.org">',
+        '<script src="../a.js">',
+        '<link rel="canonical" href="https://example.org">',
+    ):
+        assert not made.foreign(text), text
+
+
+def test_defaults_are_shown_as_they_are_typed(made):
+    assert [made.shown(v) for v in (None, True, 2.0, 3, (0.4, 0.6), "soft")] == [
+        "null",
+        "true",
+        "2",
+        "3",
+        "[0.4,0.6]",
+        "soft",
+    ]
+
+
+def test_every_thing_of_every_kind_has_its_place(made):
+    from snn_repro import registry
+
+    pages = dict(made.pages())
+    kinds = [r for r in vars(registry).values() if isinstance(r, registry.Registry)]
+    for kind, text in zip(kinds, list(pages.values())[-len(kinds) :], strict=True):
+        assert all(f"{{ #{name} }}" in text for name in kind if kind._owners[name].startswith("snn_repro."))
+    assert "::: snn_repro.neurons.lif.LIF" in pages["reference/neurons.md"]
+    assert (
+        "| `neuron.tau` | `2` |" in pages["reference/neurons.md"] and "`initial=zero`" in pages["reference/neurons.md"]
+    )
+    assert "| `recipe.lr` | learning rate" in pages["reference/keys.md"]
+    assert all(
+        f"## python scripts/{file.name}" in pages["reference/commands.md"] for file in (ROOT / "scripts").glob("*.py")
+    )
+
+
+def test_a_star_in_the_navigation_stands_for_files(made):
+    found = made.with_files(["start.md", {"Tables": ["results/tables/*.md"]}])
+    assert found[0] == "start.md" and {"results/tables/runs.md", "results/tables/table1.md"} <= set(found[1]["Tables"])
+
+
+def test_runs_as_a_table_of_pandas(tmp_path):
+    for seed in range(2):
+        fake_run(tmp_path / "runs", "loss=sdt", seed=seed)
+    runs = load([tmp_path / "runs"])
+    frame = to_frame(runs)
+    assert len(frame) == 2 and set(frame.seed) == {0, 1}
+    assert list(frame["config.recipe.lr"]) == [run["config"]["recipe"]["lr"] for run in runs]
+    assert [list(frame[f"acc_step_{t + 1}"]) for t in range(4)] == [
+        list(s) for s in zip(*(r["acc_step"] for r in runs), strict=True)
+    ]
+
+
+@pytest.mark.slow
+def test_the_notebook_runs():
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    notebook = nbformat.read(ROOT / "docs" / "results.ipynb", as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code), "it is committed without outputs"
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT / "docs")}}).execute()
+    assert "image/png" in code[-1].outputs[-1]["data"], "the last cell draws"

@@ -1,0 +1,566 @@
+"""The Triton kernels without a GPU: in Triton's interpreter, compiled for GPUs that are not here, and the check that lets them run.
+
+The interpreter is chosen when Triton is imported, so those tests run in a process of their own (`test_in_the_interpreter`).
+"""
+
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from snn_repro import kernels
+from snn_repro.errors import UserError
+from snn_repro.kernels import Affine, limits, selfcheck
+from snn_repro.kernels import neuron as fused
+from snn_repro.models import build_model
+from snn_repro.models.blocks import Block
+from snn_repro.models.norms import BN, TEBN
+from snn_repro.neurons import build_neuron, firing_rates
+
+triton = pytest.importorskip("triton")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in test_in_the_interpreter")
+outside = pytest.mark.skipif(INTERPRETED, reason="not in the interpreter")
+CPU = torch.device("cpu")
+
+
+def run_interpreted(marks: str) -> None:
+    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7):
+        pytest.skip("the interpreter of older versions does not know NumPy 2.4")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-m", marks, __file__]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 3, done.stdout
+
+
+@outside
+def test_in_the_interpreter():
+    run_interpreted("not slow")
+
+
+@outside
+@pytest.mark.slow
+def test_more_in_the_interpreter():
+    run_interpreted("slow")
+
+
+# ---------------------------------------------------------------- in the interpreter: what the kernels compute
+
+
+def frames(steps, batch, c, h, w, dtype=torch.float32, last=True, seed=0):
+    x = torch.randn(steps * batch, c, h, w, generator=torch.Generator().manual_seed(seed)) * 2 + 1
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    return x.unflatten(0, (steps, batch)).to(dtype)
+
+
+def numbers(c, steps, te, given, seed=1):
+    draw = torch.Generator().manual_seed(seed)
+    rand = lambda n: torch.rand(n, generator=draw) + 0.5  # noqa: E731
+    weight, bias, factors, mean, var = rand(c), rand(c) - 0.8, rand(steps), rand(c), rand(c)
+    own = [weight, bias, factors if te else None]
+    for parameter in own:
+        if parameter is not None:
+            parameter.requires_grad_()
+    return Affine(*own, *((mean, var) if given else (None, None)), 1e-5)
+
+
+def compute(x, v0, law, norm, steps, plus):
+    """Spikes, last potential and gradients of all inputs, by the kernels."""
+    s, v = fused.update(x, v0, law, "triton", norm, steps, plus)
+    draw = torch.Generator().manual_seed(7)
+    weights, of_last = (torch.randn(a.shape, generator=draw).to(a.dtype) for a in (s, v))
+    inputs = [a for a in (x, v0, plus, *(norm or ())[:3]) if a is not None]
+    return s.detach(), v.detach(), torch.autograd.grad([s, v], inputs, [weights, of_last]), (weights, of_last)
+
+
+def agree(
+    d, shape, dtype=torch.float32, last=True, imp=True, te=False, given=False, static=False, plus=False, normed=True
+):
+    """The kernels against autograd in double precision: no potential of these inputs is within rounding of the threshold."""
+    steps, batch, c, h, w = shape
+    x = frames(1 if static else steps, batch, c, h, w, dtype, last).requires_grad_()
+    norm, law = numbers(c, steps, te, given) if normed else None, d.law()
+    v0 = torch.linspace(-0.5, 0.5, c * h * w).view(c, h, w).requires_grad_() if imp else None
+    more = frames(steps, batch, c, h, w, dtype, last, seed=3).round().requires_grad_() if plus else None
+    s, v, found, (weights, of_last) = compute(x, v0, law, norm, steps, more)
+
+    wide = [
+        None if a is None else a.detach().double().requires_grad_() for a in (x, v0, more, *(norm or [None] * 3)[:3])
+    ]
+    z, u, add, weight, bias, factors = wide
+    if normed:
+        mean, var = (None if a is None else a.double().view(-1, 1, 1) for a in norm[3:5])
+        if mean is None:
+            mean = z.mean((0, 1, 3, 4), keepdim=True)
+            var = (z - mean).square().mean((0, 1, 3, 4), keepdim=True)
+        z = (z - mean) / (var + 1e-5).sqrt() * weight.view(-1, 1, 1) + bias.view(-1, 1, 1)
+    z = z.expand(steps, *z.shape[1:])
+    z = z if factors is None else z * factors.view(-1, 1, 1, 1, 1)
+    spikes, last_v, _ = d.steps(z, u)
+    total = spikes if add is None else spikes + add
+    assert torch.equal(s.double(), total.detach())
+    torch.testing.assert_close(v.double(), last_v.detach(), atol=1e-5, rtol=1e-5)
+    wanted = torch.autograd.grad(
+        [total, last_v], [a for a in wide if a is not None], [weights.double(), of_last.double()]
+    )
+    near = {torch.float32: 5e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
+    for a, b in zip(found, wanted, strict=True):
+        assert (a.double() - b).abs().max() <= near[a.dtype] * b.abs().max()
+
+
+IF, LIF, LEAKY = build_neuron("if"), build_neuron("lif", tau=3.0), build_neuron("leaky")
+HARD = build_neuron("lif", reset="hard", v_reset=-0.125, fire_at="gt", detach_reset=True, surrogate="triangle")
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("d", "shape", "how"),
+    [
+        (IF, (4, 3, 24, 5, 3), dict(plus=True)),
+        (LIF, (3, 2, 7, 3, 3), dict(last=False, te=True, dtype=torch.float16)),
+        (LEAKY, (5, 2, 40, 3, 2), dict(static=True, te=True, imp=False, dtype=torch.bfloat16)),
+        (HARD, (1, 2, 130, 3, 1), dict(given=True, plus=True)),
+        (LIF, (3, 2, 5, 3, 3), dict(normed=False, plus=True)),
+    ],
+)
+def test_values_and_gradients(d, shape, how):
+    agree(d, shape, **how)
+
+
+@interpreted
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(24))
+def test_random_cases(seed):
+    draw = __import__("random").Random(seed)
+    some = lambda *of: draw.choice(of)  # noqa: E731
+    d = build_neuron(
+        some("if", "lif", "leaky"), reset=some("soft", "hard"), fire_at=some("ge", "gt"), detach_reset=some(True, False),
+        surrogate=some("atan", "sigmoid", "triangle"), v_threshold=some(1.0, 0.9),
+    )  # fmt: skip
+    steps = (1, 2, 3, 4, 6, 10, 17, 32)[seed % 8]
+    shape = (steps, some(1, 2, 3), some(1, 3, 24, 65, 140), some(1, 3, 5), some(1, 2, 7))
+    if shape[1] * shape[3] * shape[4] < 4:  # a variance of one or two values
+        shape = (steps, 3, *shape[2:])
+    flags = {name: some(True, False) for name in ("last", "imp", "te", "given", "static", "plus")}
+    agree(d, shape, some(torch.float32, torch.float16, torch.bfloat16), **flags)
+
+
+class Twice:
+    """A kernel whose programs run in another order, and all of them again in a third."""
+
+    def __init__(self, kernel, monkeypatch):
+        self.kernel, self.monkeypatch = kernel, monkeypatch
+
+    def __getitem__(self, grid):
+        from triton.runtime.interpreter import interpreter_builder as builder
+
+        def launch(*args, **kwargs):
+            for seed in (1, 2):
+                order = torch.randperm(grid[0], generator=torch.Generator().manual_seed(seed)).tolist()
+                with self.monkeypatch.context() as patch:
+                    place = builder.set_grid_idx
+                    patch.setattr(builder, "set_grid_idx", lambda x, y, z, order=order, to=place: to(order[x], y, z))
+                    self.kernel[grid](*args, **kwargs)
+
+        return launch
+
+
+@interpreted
+def test_the_order_of_programs_changes_no_bit(monkeypatch):
+    from snn_repro.kernels import neuron_triton as nt
+
+    monkeypatch.setattr(nt, "PROGRAMS", 2)  # each walks over several samples
+    monkeypatch.setattr(nt, "_values", lambda x, steps: 32)
+    found = []
+    for again in (False, True):
+        if again:
+            for name in ("_forward", "_backward", "_moments", "_tables", "_gradients"):
+                monkeypatch.setattr(nt, name, Twice(getattr(nt, name), monkeypatch))
+        x, v0 = (
+            frames(2, 3, 12, 3, 2).requires_grad_(),
+            torch.rand(12, 3, 2, generator=torch.Generator().manual_seed(1)),
+        )
+        with selfcheck.guarded():
+            s, v, gradients, _ = compute(x, v0.requires_grad_(), IF.law(), numbers(12, 2, True, False), 2, None)
+        found.append([s, v, *gradients])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert all(torch.isfinite(a).all() for a in found[0])
+
+
+@interpreted
+def test_moments_far_from_zero():
+    from snn_repro.kernels import neuron_triton as nt
+
+    x = frames(3, 4, 5, 7, 3) * 0.01 + 1000
+    wide = x.double()
+    norm = nt.norm(x, torch.ones(5), torch.zeros(5), None, None, None, 1e-5)
+    torch.testing.assert_close(norm.mean.double(), wide.mean((0, 1, 3, 4)), rtol=1e-7, atol=0)
+    torch.testing.assert_close(norm.var.double(), wide.var((0, 1, 3, 4), unbiased=False), rtol=1e-4, atol=0)
+
+
+@interpreted
+def test_strides_beyond_32_bits():
+    """Of memory that is only mapped: the last step begins 2^31 values behind the first, of the input and of its gradient."""
+    selfcheck._compare(IF.law(), torch.float16, 3, CPU, (2, 5, 3, 3), wide=True)
+    selfcheck._compare(IF.law(), torch.float16, 3, CPU, (2, 5, 3, 3), wide=True, norm=True, imp=True)
+
+
+@interpreted
+def test_launches_run_on_the_device_of_the_input(monkeypatch):
+    from snn_repro.kernels import neuron_triton as nt
+
+    inside, launched = [], []
+
+    class On:
+        def __init__(self, x):
+            self.x = x
+
+        def __enter__(self):
+            inside.append(self.x)
+
+        def __exit__(self, *error):
+            inside.pop()
+
+    class Spy:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            launched.append(bool(inside))
+            return self.kernel[grid]
+
+    monkeypatch.setattr(nt, "_on", On)
+    for name in ("_forward", "_backward", "_moments", "_tables", "_gradients"):
+        monkeypatch.setattr(nt, name, Spy(getattr(nt, name)))
+    compute(frames(2, 2, 4, 2, 2).requires_grad_(), None, IF.law(), numbers(4, 2, False, False), 2, None)
+    assert len(launched) == 7 and all(launched)
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("normed", "added"),
+    [(True, True), *(pytest.param(*c, marks=pytest.mark.slow) for c in ((False, True), (True, False)))],
+)
+def test_the_operator_keeps_torchs_rules(normed, added):
+    x = frames(2, 2, 4, 3, 3).requires_grad_()
+    norm, plus = numbers(4, 2, True, False), frames(2, 2, 4, 3, 3, seed=3).requires_grad_()
+    imp = torch.rand(4, 3, 3, requires_grad=True)
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
+    own = [*norm[:5], 1e-5] if normed else [None] * 5 + [0.0]
+    arguments = (x, imp, *own, 2, "triton", *IF.law(), plus if added else None)
+    torch.library.opcheck(torch.ops.snn_repro.neuron.default, arguments, test_utils=tests)
+
+
+@interpreted
+def test_a_network_computes_the_same_with_its_shortcut_inside():
+    torch.manual_seed(0)
+    given = dict(num_classes=10, input_shape=(1, 4, 4), timesteps=2, neuron={"name": "if", "imp": True})
+    networks = [build_model("small", **given, kernels=word) for word in ("off", "triton")]
+    networks[1].load_state_dict(networks[0].state_dict())
+    networks = [n.to(memory_format=torch.channels_last) for n in networks]
+    x, called = torch.rand(4, 1, 4, 4), []
+    networks[1].bn3.forward = lambda x: called.append(1)
+    logits = [network(x) for network in networks]
+    torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-5)
+    grads = [torch.autograd.grad(y.square().sum(), list(n.parameters())) for y, n in zip(logits, networks, strict=True)]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4 * b.abs().max().item() + 1e-7, rtol=1e-3)
+    for a, b in zip(*(n.buffers() for n in networks), strict=True):
+        torch.testing.assert_close(a, b)
+    assert not called
+    with (
+        torch.no_grad(),
+        firing_rates(networks[0]) as rates,
+        firing_rates(networks[1]) as seen,
+    ):  # spikes alone, not sums
+        for network in networks:
+            network.eval()
+            network.bn3.__dict__.pop("forward", None)
+            network(x)
+    assert rates == pytest.approx(seen, abs=1e-3)
+
+
+@interpreted
+@pytest.mark.slow
+def test_a_compiled_network_has_it_in_one_graph():
+    torch.manual_seed(0)
+    model = build_model(
+        "small", num_classes=4, input_shape=(1, 4, 4), timesteps=2, neuron={"name": "if"}, kernels="triton"
+    ).to(memory_format=torch.channels_last)  # fmt: skip
+    x = torch.rand(2, 1, 4, 4)
+    model.eval()
+    want = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+    y = torch.compile(model, backend="aot_eager", fullgraph=True)(x)
+    for a, b in zip(torch.autograd.grad(y.square().sum(), list(model.parameters())), want, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@interpreted
+def test_what_is_computed_together():
+    """By layout, dtype and number of steps; the rest stays apart, and is right."""
+
+    def together(norm, x, neuron=None):
+        neuron = neuron or build_neuron("if", backend="triton")
+        return kernels.choose(neuron, x, norm.affine_form()) == "triton"
+
+    assert together(BN(4), frames(3, 2, 4, 5, 5)) and together(TEBN(4, 3), frames(3, 2, 4, 5, 5, torch.float16))
+    assert together(BN(4), frames(3, 2, 4, 4, 4, last=False))
+    assert not together(BN(4), frames(3, 2, 4, 5, 5, last=False))  # planes that are no whole vectors
+    assert not together(BN(4), frames(65, 2, 4, 5, 5)) and not together(BN(4).half(), frames(3, 2, 4, 5, 5))
+    assert not together(BN(4), frames(3, 2, 4, 5, 5)[..., ::2])
+    watched = build_neuron("if", backend="triton")
+    watched.store_v_seq = True
+    assert not together(BN(4), frames(3, 2, 4, 5, 5), watched)
+    x, plus, neuron = frames(3, 2, 4, 5, 5), frames(3, 2, 4, 5, 5, seed=2), build_neuron("if", backend="triton")
+    alone = Block().fire(x, BN(4), neuron)
+    assert torch.equal(Block().fire(x, BN(4), neuron, plus=lambda: plus), plus + alone)
+    assert torch.equal(Block().fire(x, BN(4), neuron, plus=lambda: plus.double()), plus.double() + alone)
+
+
+# the check, where a kernel is wrong
+
+
+@interpreted
+@pytest.mark.parametrize(
+    "law", [LIF.law(), *(pytest.param(d.law(), marks=pytest.mark.slow) for d in (IF, LEAKY, HARD))]
+)
+def test_the_check_passes(law):
+    assert selfcheck.examine(law, torch.float16, 2, CPU) == ""
+
+
+@interpreted
+def test_a_wrong_kernel_is_refused(monkeypatch):
+    from snn_repro.kernels import neuron_triton as nt
+
+    with monkeypatch.context() as patch:
+        cut = nt._cut
+        patch.setattr(nt, "_cut", lambda *a: (c := cut(*a))._replace(positions=c.positions + 1))
+        assert "outside" in selfcheck.examine(IF.law(), torch.float32, 2, CPU)
+    with monkeypatch.context() as patch:
+        patch.setattr(nt, "_settings", lambda law, of=nt._settings: of(law) | {"V_THRESHOLD": 1.25})
+        assert "fire otherwise than on the CPU" in selfcheck.examine(IF.law(), torch.float32, 2, CPU)
+    with monkeypatch.context() as patch:
+        patch.setattr(nt, "SLOPES", ("sigmoid", "atan", "triangle"))
+        assert "gradients are off" in selfcheck.examine(IF.law(), torch.float32, 2, CPU)
+
+
+@interpreted
+@pytest.mark.slow
+def test_the_whole_check_in_its_own_process(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert selfcheck.refusal(IF.law(), torch.float32, 2, CPU) is None
+    (file,) = (tmp_path / "snn_repro").glob("triton-*.json")
+    assert "interpreter" in file.read_text()
+
+
+# ---------------------------------------------------------------- the verdict
+
+
+@pytest.fixture
+def verdicts(tmp_path, monkeypatch):
+    """An empty cache, and a function that makes the check's process run other code."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(limits, "_found", {})
+    monkeypatch.setattr(kernels, "_checked", {})
+    monkeypatch.setattr(kernels, "_said", set())
+    asked = []
+
+    def child(code):
+        asked.clear()
+        monkeypatch.setattr(selfcheck, "_command", lambda case: asked.append(case) or [sys.executable, "-c", code])
+        monkeypatch.setattr(limits, "_found", {})  # as in the next process
+        monkeypatch.setattr(kernels, "_checked", {})
+        return asked
+
+    return child
+
+
+CASE = (IF.law(), torch.float32, 4, CPU)
+
+
+@outside
+def test_a_verdict_is_kept_until_a_kernel_changes(verdicts, monkeypatch):
+    asked = verdicts("print('\"\"')")
+    assert selfcheck.refusal(*CASE) is None and len(asked) == 1
+    asked = verdicts("print('\"it is wrong\"')")
+    assert selfcheck.refusal(*CASE) is None and not asked
+    assert selfcheck.refusal(IF.law(), torch.float16, 4, CPU) == "it is wrong" and len(asked) == 1
+    monkeypatch.setattr(selfcheck, "_sources", lambda: "changed")
+    asked = verdicts("print('\"it is wrong\"')")
+    assert selfcheck.refusal(*CASE) == "it is wrong" and len(asked) == 1
+
+
+@outside
+def test_processes_ask_one_after_the_other(verdicts, tmp_path, monkeypatch):
+    """While one checks, the others of the machine wait for its verdict; a cache that cannot be written to stops nobody."""
+    code = f"""
+import filelock
+try:
+    filelock.FileLock({str(tmp_path / "snn_repro" / selfcheck.LOCK)!r}).acquire(timeout=0)
+    print('"free"')
+except filelock.Timeout:
+    print('"held"')
+"""
+    verdicts(code)
+    assert selfcheck.refusal(*CASE) == "held"
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    asked = verdicts("print('\"\"')")
+    assert selfcheck.refusal(*CASE) is None and selfcheck.refusal(*CASE) is None and len(asked) == 1
+
+
+@outside
+def test_a_crash_is_a_refusal_and_auto_stays_with_torch(verdicts, monkeypatch):
+    asked = verdicts("import os, sys; print('an illegal access', file=sys.stderr, flush=True); os.abort()")
+    reason = selfcheck.refusal(*CASE)
+    assert f"code {-signal.SIGABRT}" in reason and "an illegal access" in reason
+    monkeypatch.setattr(kernels, "resolve_backend", lambda *a: "triton")
+    with pytest.warns(RuntimeWarning, match="not used on .*an illegal access.*PyTorch computes instead") as said:
+        for _ in range(3):
+            assert kernels.choose(build_neuron("if"), torch.zeros(4, 2, 3)) == "torch"
+    assert len(said) == 1 and len(asked) == 1
+    assert kernels.choose(build_neuron("if", backend="triton"), torch.zeros(4, 2, 3)) == "triton"  # by name: as asked
+    with pytest.warns(RuntimeWarning, match="65 time steps do not fit"):
+        assert kernels.choose(build_neuron("if"), torch.zeros(65, 2, 3)) == "torch" and len(asked) == 1
+    model = torch.nn.Sequential(build_neuron("if"))
+    assert kernels.prepare(model, CPU, (torch.float32,), 4) == "torch"
+    verdicts("print('\"\"')")
+    monkeypatch.setattr(selfcheck, "_sources", lambda: "mended")
+    assert kernels.prepare(model, CPU, (torch.float32,), 4) == "triton"
+    assert kernels.choose(build_neuron("if"), torch.zeros(4, 2, 3)) == "triton"
+
+
+@outside
+def test_a_check_that_could_not_run_is_made_again(verdicts, monkeypatch):
+    for words in ("CUDA error: out of memory", "Failed to find C compiler"):
+        asked = verdicts(f"import sys; sys.exit({words!r})")
+        assert f"could not run ({words})" in selfcheck.refusal(*CASE) and len(asked) == 1
+    monkeypatch.setattr(selfcheck, "TIMEOUT", 0.01)
+    asked = verdicts("import time; time.sleep(5)")
+    assert "did not end" in selfcheck.refusal(*CASE) and len(asked) == 1
+
+
+# ---------------------------------------------------------------- the door
+
+
+@outside
+def test_an_old_triton_is_refused_in_words(monkeypatch):
+    monkeypatch.setattr(kernels, "_said", set())
+    assert kernels.resolve_backend("auto", "cuda", torch.float16) == "triton"
+    assert kernels.resolve_backend("auto", "cuda", torch.float64) == "torch"
+    monkeypatch.setattr(triton, "__version__", "3.2.0")
+    with pytest.raises(
+        UserError, match="neuron.backend=triton needs triton 3.3 or newer.* this is 3.2.0; update torch"
+    ):
+        kernels.resolve_backend("triton", "cuda")
+    with pytest.warns(RuntimeWarning, match="needs triton 3.3 or newer.*PyTorch computes instead") as said:
+        for _ in range(3):
+            assert kernels.resolve_backend("auto", "cuda", torch.float16) == "torch"
+    assert len(said) == 1
+    monkeypatch.setattr(kernels, "_installed", lambda name: False)
+    with pytest.raises(UserError, match="needs the package triton"):
+        kernels.resolve_backend("triton", "cuda")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert kernels.resolve_backend("auto", "cuda", torch.float16) == "torch"
+    assert "the package triton" in str(said[0].message)
+
+
+# ---------------------------------------------------------------- compiled for GPUs that are not here
+
+
+def compiled(monkeypatch, capability, steps, dtype, d, normed=True, last=True, plus=False, te=False, static=False):
+    """(kernel, SASS) of all that a layer launches, by a driver that launches nothing."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+
+    from snn_repro.kernels import neuron_triton as nt
+
+    class Nothing:
+        get_current_target = staticmethod(lambda: GPUTarget("cuda", capability, 32))
+        get_current_device = staticmethod(lambda: capability)
+        get_current_stream = staticmethod(lambda device: 0)
+
+    found = []
+
+    class Compile:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            return lambda *args, **how: found.append((self.kernel, self.kernel.warmup(*args, grid=grid, **how)))
+
+    before = dict(vars(driver))
+    driver.set_active(Nothing())
+    try:
+        with monkeypatch.context() as patch:
+            for name in ("_forward", "_backward", "_moments", "_tables", "_gradients"):
+                patch.setattr(nt, name, Compile(getattr(nt, name)))
+            x = frames(1 if static else steps, 8, 64, 4, 4, dtype, last)
+            law, number = d.law(), torch.ones(64)
+            norm = nt.norm(x, number, number, torch.ones(steps) if te else None, None, None, 1e-5) if normed else None
+            x, v0, shape = x.expand(steps, *x.shape[1:]), torch.ones(64, 4, 4), (steps, 8, 1024)
+            gx = x[:1] if static else x
+            nt.forward(x, v0, 0, x, x[0].float(), shape, law, norm, x if plus else None)
+            nt.backward(
+                x, None, x, v0, 0, gx, v0, shape, law, norm, True, (number, number, torch.ones(steps) if te else None)
+            )
+    finally:
+        vars(driver).clear()
+        vars(driver).update(before)
+    disassemble = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+    for kernel, binary in found:
+        file = Path(os.environ["TRITON_CACHE_DIR"]) / "kernel.cubin"
+        file.write_bytes(binary.asm["cubin"])
+        yield (
+            kernel.__name__,
+            subprocess.run([disassemble, "-c", file], capture_output=True, text=True, check=True).stdout,
+        )
+
+
+def check_sass(monkeypatch, tmp_path, capability, steps, dtype, *args, **how):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    names = []
+    for name, sass in compiled(monkeypatch, capability, steps, dtype, *args, **how):
+        names.append(name)
+        assert len(re.findall(r"\bLDL\b", sass)) <= 2, (name, "spills")
+        if name in ("_forward", "_backward"):  # whole vectors
+            wide = "LDG.E.128" if steps <= 4 or dtype == torch.float32 else r"LDG.E.(64|128)"
+            assert re.search(wide, sass), name
+    assert names.count("_backward") == 1 + how.get("normed", True)
+
+
+can_compile = pytest.mark.skipif(
+    not (Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas").exists(), reason="no ptxas here"
+)
+
+
+@outside
+@can_compile
+@pytest.mark.parametrize(
+    ("capability", "steps", "dtype", "d"), [(90, 16, torch.float16, IF), (80, 4, torch.float32, LIF)]
+)
+def test_kernels_compile_without_spills(capability, steps, dtype, d, monkeypatch, tmp_path):
+    check_sass(monkeypatch, tmp_path, capability, steps, dtype, d, plus=True)
+
+
+@outside
+@can_compile
+@pytest.mark.slow
+@pytest.mark.parametrize(("capability", "steps"), [(80, 16), (90, 16), (90, 10)])
+def test_all_kernels_compile_without_spills(capability, steps, monkeypatch, tmp_path):
+    for d, dtype in itertools.product((IF, LIF, LEAKY, HARD), (torch.float16, torch.float32)):
+        check_sass(monkeypatch, tmp_path, capability, steps, dtype, d, plus=True)
+    check_sass(monkeypatch, tmp_path, capability, steps, torch.bfloat16, IF, te=True)
+    check_sass(monkeypatch, tmp_path, capability, steps, torch.float16, IF, te=True, last=False)
+    check_sass(monkeypatch, tmp_path, capability, steps, torch.float16, LEAKY, te=True, static=True)
+    check_sass(monkeypatch, tmp_path, capability, steps, torch.float16, LIF, normed=False)
+    check_sass(monkeypatch, tmp_path, capability, steps, torch.float32, LEAKY, normed=False)

@@ -1,0 +1,154 @@
+"""scripts/study.py initial_state: every state by every loss is run, compared with zero, and told apart from "no difference"."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from fake_runs import fake_run
+from scripts_of_ours import script
+
+from snn_repro.config import load_config
+from snn_repro.errors import UserError
+from snn_repro.paper.results import group_runs, load
+from snn_repro.paper.studies import initial_state as study
+from snn_repro.registry import INITIAL_STATES
+from snn_repro.train import run
+
+main = script("study").main
+
+
+def test_every_initial_state_is_run_but_half_which_is_constant():
+    assert {*study.STATES} == {*INITIAL_STATES} - {"half"}  # half of the threshold 1 is the constant 0.5
+    for part in study.PARTS.values():
+        known = {*part.states, *study.STATES}
+        assert all({a, b} <= known for a, b in part.against)
+
+
+def test_commands_compose_and_are_known_again(capsys):
+    assert main(["initial_state", "run", "--print", "--seeds", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    states = [s for part in study.PARTS.values() for s in part.states]
+    assert len(lines) == len(states)
+    for line, state in zip(lines, states, strict=True):
+        words = [w.strip("'") for w in line.split()[4:]]
+        assert "seed=0,1" in words and words[-1] == f"hydra.sweep.dir={study.SWEEP_DIR}"
+        config = load_config([w if "[" in w else w.split(",")[0] for w in words if not w.startswith("hydra.")])
+        neuron = vars(config.neuron) | config.neuron.own
+        assert study.state_of({"neuron": neuron}) == state
+
+
+def test_another_data_set_takes_the_parts_that_fit_it(capsys):
+    assert main(["initial_state", "dataset=cifar10_dvs", "model=vgg48", "cache_dir=/c", "--print"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(study.STATES)
+    assert all("dataset=cifar10_dvs" in w and "model=vgg48" in w and "model=small" not in w for w in lines)
+    assert main(["initial_state", "static", "dataset=cifar10_dvs", "--print"]) == 2
+    assert main(["initial_state", "dataset=mnist", "--print"]) == 2
+    assert main(["initial_state", "statics", "--print"]) == 2
+    assert capsys.readouterr().err.count("\n") == 3
+
+
+def test_a_dry_run_says_how_many_runs_and_hours(capsys, monkeypatch):
+    study_script = script("study")
+    monkeypatch.setattr(study_script, "hours_of_training", lambda config, say: (0.5, "cpu", 1.0))
+    assert study_script.main(["initial_state", "depth", "--dry-run", "--seeds", "4"]) == 0
+    assert "12 runs; ~6.0 hours" in capsys.readouterr().out
+
+
+def write(folder, *words, seed, acc):
+    fake_run(
+        folder / "runs" / "initial_state", "dataset=fashion_mnist", "model=small", "recipe.epochs=6", *words, seed=seed, acc=acc,
+        n_test=2000, folder="-".join([*words, str(seed)]), extra={"energy": {"synops": 4e5}},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def results(tmp_path):
+    for seed in range(5):
+        base = 0.8 + 0.004 * seed
+        write(tmp_path, "neuron=if", "loss=lts", seed=seed, acc=base)
+        write(tmp_path, "neuron=if_imp", "loss=lts", seed=seed, acc=base + 0.03 + 0.001 * (seed % 2))
+        write(tmp_path, "neuron=if", "neuron.initial=constant", "loss=lts", seed=seed, acc=base + 0.0005 * (seed % 2))
+        write(tmp_path, "neuron=if", "neuron.initial=random", "loss=lts", seed=seed, acc=base + 0.02 * (-1) ** seed)
+        if seed < 3:
+            write(tmp_path, "neuron=if", "neuron.initial=mp_init", "loss=lts", seed=seed, acc=base)
+    return tmp_path
+
+
+def test_a_difference_is_seen_excluded_or_cannot_be_told(results):
+    groups, _ = group_runs(load([results / "runs" / "initial_state"]))
+    part = study.PARTS["static"]
+    judged = study.compare("static", part, study.cells(groups, "fashion_mnist"))
+    kinds = {(c.state, c.measure): c.kind for c in judged if c.other == "zero"}
+    assert kinds["imp", "readout"] == "more" and kinds["constant", "readout"] == "none"
+    assert kinds["random", "readout"] == "unknown" and kinds["mp_init", "readout"] == "too few seeds"
+    assert kinds["imp", "synops"] == "none"
+    unknown = next(c for c in judged if (c.state, c.other, c.measure) == ("random", "zero", "readout"))
+    assert unknown.verdict.startswith("cannot be said (seen from ")
+    seen = next(c for c in judged if (c.state, c.other, c.measure) == ("imp", "zero", "readout"))
+    assert seen.mean == pytest.approx(3.04) and seen.low < seen.mean < seen.high and seen.verdict == "**+**"
+
+
+def test_the_report_says_all_of_it_and_draws_it(results, capsys):
+    probe = dict(
+        dataset="fashion_mnist", loss="lts", state="imp", exit=dict(threshold=0.9, steps=2.5, acc=0.83, acc_all=0.84),
+        layers={"sn1": [0.1] * 21}, changed={"as learned": dict(acc=0.83, acc_step=[0.8, 0.83])},
+        longer=dict(acc_step=[0.5] * 8, acc_readout=[0.25] * 8), code={},
+    )  # fmt: skip
+    (results / "runs" / "initial_state" / study.MEASURED).write_text(
+        json.dumps([probe | dict(seed=s) for s in range(2)])
+    )
+    assert main(["initial_state", "report", "--results", str(results)]) == 0
+    text = (results / "initial_state.md").read_text()
+    assert text.index("Fixed before any run") < text.index("What holds, what does not") < text.index("## Static images")
+    line = next(row for row in text.splitlines() if row.startswith("- Accuracy at the readout, against zero"))
+    assert "higher: imp (LTS, +3.0)" in line and "no difference above 0.5 points: constant" in line
+    assert "cannot be said: random" in line and "too few seeds to say: mp_init" in line
+    assert "- static: imp_layer with lts" in text and "25.0 25.0" in text and "as learned" in text and "2.50" in text
+    for name in study.FIGURES:
+        assert (results / "figures" / f"{name}.svg").stat().st_size > 1000 and f"figures/{name}.svg" in text
+    assert main(["initial_state", "report", "--check", "--results", str(results)]) == 0
+    (results / "figures" / "initial_state_steps.svg").write_text("<svg/>")
+    assert main(["initial_state", "report", "--check", "--results", str(results)]) == 1
+    assert "initial_state_steps.svg" in capsys.readouterr().err
+
+
+def test_early_exit_stops_where_it_is_sure():
+    logits = torch.zeros(3, 4, 2)
+    logits[0, :2, 0] = 9.0  # two samples are sure, and right, at step 1
+    logits[1, 2:, 1] = 18.0  # the others at step 2
+    found = study.early_exit(logits, torch.tensor([0, 0, 1, 1]))
+    assert found["steps"] == 1.5 and found["acc"] == found["acc_all"] == 1.0
+    target = torch.tensor([0, 0, 1, 1])
+    wrong = torch.zeros(3, 4, 2)
+    wrong[0, range(4), 1 - target] = 9.0  # sure at step 1, and wrong
+    wrong[1:, range(4), target] = 18.0
+    assert study.early_exit(wrong, target) == dict(threshold=1.0, steps=3.0, acc=1.0, acc_all=1.0)
+
+
+def test_trained_networks_are_probed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    short = ["recipe.epochs=1", "debug.max_steps=2", "logger.mode=disabled", "energy=true"]
+    done = run(load_config(["neuron=if_imp", "loss=lts", *short]), f"{study.SWEEP_DIR}/a/seed0")
+    run(load_config(["neuron=if", "loss=lts", *short]), f"{study.SWEEP_DIR}/b/seed0")
+    study.measure(tmp_path)
+    imp, zero = json.loads((tmp_path / "runs" / "initial_state" / study.MEASURED).read_text())
+    assert (imp["state"], zero["state"]) == ("imp", "zero") and "changed" not in zero
+    assert imp["changed"]["as learned"]["acc"] == pytest.approx(done.acc_last, abs=1e-4)
+    np.testing.assert_allclose(imp["changed"]["as learned"]["acc_step"], done.acc_step, atol=1e-4)
+    np.testing.assert_allclose(imp["longer"]["acc_step"][:4], done.acc_step, atol=1e-4)
+    assert len(imp["longer"]["acc_readout"]) == study.LONGEST and imp["longer"]["acc_readout"][3] == pytest.approx(
+        done.acc_last, abs=1e-4
+    )
+    assert set(imp["changed"]) >= {"shuffled in its layer", "mean of its layer", "back at its start", "zero"}
+    assert all(len(v) == 21 and v == sorted(v) for v in imp["layers"].values()) and imp["exit"]["steps"] <= 4
+
+
+def test_without_runs_it_is_one_sentence(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["initial_state", "report", "--results", str(tmp_path)]) == 2
+    assert main(["initial_state", "measure", "--results", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 2
+    with pytest.raises(UserError, match="is no part of this study"):
+        study.part_of("layers")

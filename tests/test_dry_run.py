@@ -1,0 +1,121 @@
+"""`dry_run=true`: what it prints is what is built and counted; nothing is left behind."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from snn_repro import cli
+from snn_repro import dry_run as module
+from snn_repro.config import ConfigError, config_hash, load_config
+from snn_repro.data import build_data
+from snn_repro.dry_run import dry_run
+from snn_repro.errors import UserError
+from snn_repro.models import count_parameters
+from snn_repro.neurons import Neuron
+from snn_repro.train import build_network, run
+
+SMALL = ["dataset=digits", "dataset.train_subset=96", "recipe.batch_size=32", "timesteps=3", "debug.max_eval_batches=1"]
+
+
+@pytest.fixture(autouse=True)
+def quick_clock(monkeypatch):
+    monkeypatch.setattr(module, "SECONDS", 0.1)
+
+
+def command_line(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["snn-train", *words])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    out, err = capsys.readouterr()
+    return left.value.code, out, err
+
+
+def test_its_numbers_are_those_of_the_network():
+    config = load_config([*SMALL, "neuron=if_imp"])
+    report, data = dry_run(config), build_data(config)
+    model = build_network(config, 10, data.input_shape)
+    assert (report.weights, report.imp) == count_parameters(model)
+    assert sum(layer.weights for layer in report.layers) == report.weights
+    assert sum(layer.imp for layer in report.layers) == report.imp
+    assert report.neuron_steps == 3 * report.imp  # IMP is one value a neuron
+    assert {n for n, m in model.named_modules() if isinstance(m, Neuron)} == {
+        x.name for x in report.layers if x.neuron_steps
+    }
+    by_name = {layer.name: layer for layer in report.layers}
+    conv = model.conv2
+    _, c, h, w = by_name["conv2"].shape
+    assert by_name["conv2"].macs == 3 * h * w * conv.weight.numel() and c == conv.out_channels
+    assert by_name["fc"].shape == (3, 10) and by_name["fc"].macs == 3 * model.fc.weight.numel()
+    assert 0 < by_name["sn1"].rate < 1
+    assert 0 < by_name["conv2"].synops < by_name["conv2"].macs
+    assert report.samples == (data.split.n_train, data.split.n_val, data.split.n_test)
+    assert report.steps == len(data.train)
+    assert report.epoch_seconds >= report.steps * report.step_seconds > 0
+    assert report.run_seconds >= config.recipe.epochs * report.epoch_seconds
+
+
+def test_the_command_line_prints_it_and_leaves_no_folder(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = command_line(monkeypatch, capsys, *SMALL, "dry_run=true", "name=a b".replace(" ", "_"))
+    assert code == 0
+    assert out.rstrip().endswith(f"python -m snn_repro.train {' '.join(SMALL)} name=a_b")
+    assert "IMP" in out and "peak memory" in out
+    assert not [*tmp_path.iterdir()]
+
+
+def test_it_trains_nothing_and_is_no_part_of_the_hash(tmp_path):
+    config = load_config([*SMALL, "dry_run=true", f"hydra.run.dir={tmp_path / 'run'}"])
+    assert config_hash(config) == config_hash(load_config(SMALL))
+    with pytest.raises(ConfigError, match="dry_run=true trains nothing"):
+        run(config)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_sweep_refuses_it(monkeypatch, capsys):
+    code, _, err = command_line(monkeypatch, capsys, "-m", "seed=0,1", "dry_run=true")
+    assert code == 2 and "dry_run=true is for a single run" in err
+
+
+def test_what_a_run_would_refuse_is_refused(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = command_line(monkeypatch, capsys, "dataset=cifar10", "dry_run=true", f"data_dir={tmp_path}")
+    assert code == 2 and err.startswith("snn-train: cifar10 was not found")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_batch_that_fits_no_memory_is_refused_before_it_runs(monkeypatch):
+    monkeypatch.setattr(module, "available_memory", lambda: 2.0**20)
+    with pytest.raises(UserError, match="recipe.batch_size=32 keeps .* GiB .*recipe.accumulate=2"):
+        dry_run(load_config(SMALL))
+
+
+@pytest.mark.parametrize(
+    "shape, wanted",
+    [
+        ((3, 2, 8, 4, 4), (3, 8, 4, 4)),
+        ((6, 8, 4, 4), (3, 8, 4, 4)),
+        ((2, 8, 4, 4), (1, 8, 4, 4)),
+        ((1, 2, 10), (1, 10)),
+    ],
+)
+def test_the_shape_of_a_sample(shape, wanted):
+    assert module._of_a_sample(shape, 2, 3) == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["vgg128", "plif_net_dvs", "spikformer_dvs"])
+def test_frames_and_other_networks(monkeypatch, model):
+    monkeypatch.setattr(module, "FEWEST", 1)
+    words = ["dataset=digits_dvs", f"model={model}", "neuron=lif", "loss=tet", "timesteps=2", "recipe.batch_size=2"]
+    few = ["recipe.eval_batch_size=2", "debug.max_eval_batches=1", "dataset.train_subset=20", "dataset.validation=0"]
+    report = dry_run(load_config([*words, *few]))
+    assert report.imp == 0 and report.macs > 0 and json.dumps([layer._asdict() for layer in report.layers])
+    assert sum(layer.weights for layer in report.layers) == report.weights
+
+
+def test_frames():
+    report = dry_run(load_config(["dataset=digits_dvs", *SMALL[1:]]))
+    assert report.layers[0].shape[0] == 3  # frames pass one by one, a still image once
+    assert torch.is_grad_enabled()

@@ -1,0 +1,81 @@
+"""What a run asks of its device: memory order, cuDNN, the compiler, and what of it the result says."""
+
+import pytest
+import torch
+
+from snn_repro import runtime
+from snn_repro.config import ConfigError, config_hash, load_config
+from snn_repro.models import build_model
+
+SMALL = dict(num_classes=10, input_shape=(1, 8, 8), timesteps=2, neuron={"name": "if", "imp": True})
+
+
+class Cuda:
+    """A device that says it is a GPU."""
+
+    type = "cuda"
+
+
+def test_on_cuda_initial_states_lie_as_the_kernels_see_them(monkeypatch):
+    model = build_model("small", **SMALL)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    monkeypatch.setattr(
+        torch.nn.Module, "to", lambda self, *a, to=torch.nn.Module.to, **k: to(self, **k) if k else self
+    )
+    imp = model.sn2.imp
+    assert runtime.channels_last(model, Cuda()) is model and model.sn2.imp is imp
+    channels, height, width = imp.shape
+    assert imp.stride() == (1, width * channels, channels)
+    assert model.conv2.weight.is_contiguous(memory_format=torch.channels_last)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    (model(torch.rand(3, 1, 8, 8)).square().sum()).backward()
+    assert imp.grad.shape == imp.shape and imp.grad.any()
+    assert runtime.channels_last(build_model("small", **SMALL), torch.device("cpu")).sn2.imp.is_contiguous()
+
+
+def test_cudnn_tries_its_algorithms_by_a_key_that_is_in_no_hash(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    state = torch.get_rng_state(), torch.get_deterministic_debug_mode()
+    try:
+        for words, wanted in (
+            ([], False), (["deterministic=false"], True), (["cudnn_benchmark=always"], True),
+            (["deterministic=false", "cudnn_benchmark=never"], False),
+        ):  # fmt: skip
+            runtime.seed_everything(load_config(words))
+            assert torch.backends.cudnn.benchmark == wanted, words
+    finally:
+        torch.set_rng_state(state[0])
+        torch.set_deterministic_debug_mode(state[1])
+    assert config_hash(load_config(["cudnn_benchmark=always"])) == config_hash(load_config([]))
+    with pytest.raises(ConfigError, match="cudnn_benchmark='sometimes' is not one of auto, always, never"):
+        load_config(["cudnn_benchmark=sometimes"])
+
+
+@pytest.mark.parametrize("word", ["false", "true", "default", "reduce-overhead"])
+def test_words_of_compile(word, monkeypatch):
+    config = load_config([f"compile={word}"])
+    assert config.compile == {"false": False, "true": True}.get(word, word)
+    assert config_hash(config) == config_hash(load_config([]))
+    if not config.compile:
+        return
+    asked = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: asked.append(how))
+    runtime.compile_network(build_model("small", **SMALL), Cuda(), config.compile)
+    assert asked == [{} if word == "true" else {"mode": word}]
+
+
+def test_another_word_of_compile_is_refused():
+    with pytest.raises(ConfigError, match="compile='fast' is not one of false, true, default, reduce-overhead"):
+        load_config(["compile=fast"])
+
+
+def test_results_of_a_gpu_name_its_arithmetic(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr(runtime, "prepare", lambda model, device, dtypes, steps: f"checked {dtypes} {steps}")
+    config = load_config(["kernels=triton"])
+    monkeypatch.setattr(runtime, "resolve_backend", lambda *a: "triton")
+    found = runtime.conditions(config, Cuda(), "fp16 autocast", torch.nn.Linear(1, 1))
+    assert found["cuda"]["gpu"] == "a GPU" and found["cuda"]["tf32_convolutions"] == torch.backends.cudnn.allow_tf32
+    assert found["neuron_backend"] == "checked (torch.float16, torch.float32) 4"
+    assert "cuda" not in runtime.conditions(config, torch.device("cpu"), "float32")

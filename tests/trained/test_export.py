@@ -1,0 +1,414 @@
+"""What is handed on is the network: bit by bit, or within 1e-5 of its logits."""
+
+import json
+import sys
+
+import nir
+import nir_interpreter
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from onnx import load as onnx_model
+from scripts_of_ours import script
+
+from snn_repro import kernels
+from snn_repro.config import conf_files, load_config
+from snn_repro.errors import UserError
+from snn_repro.models.blocks import SpikingNetwork
+from snn_repro.models.norms.bn import BN
+from snn_repro.neurons import build_neuron
+from snn_repro.registry import NEURONS, NORMS, SETS
+from snn_repro.train import build_network, run
+from snn_repro.trained import TrainedRun, load_run
+from snn_repro.trained.export import export, names, onnx, torch_export
+from snn_repro.trained.export import nir as to_nir
+from snn_repro.trained.export._unrolled import inputs
+
+main = script("export").main
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("finished") / "run"
+    words = ["neuron=if_imp", "loss=tet", "timesteps=2", "recipe.epochs=3", "debug.max_steps=4", "logger.mode=disabled"]
+    run(load_config([*words, f"hydra.run.dir={path}", f"cache_dir={path.parent}"]))
+    return path
+
+
+def untrained(*words, shape=None):
+    """A run that nobody trained, whose neurons fire."""
+    torch.manual_seed(0)
+    config = load_config([*words])
+    shape = shape or SETS[config.dataset.name].shape
+    model = build_network(config, 5, shape).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            torch.nn.init.uniform_(module.bias, 0.2, 1)
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 2)
+        if hasattr(module, "te"):
+            torch.nn.init.uniform_(module.te, 0.5, 1.5)
+    return TrainedRun(None, config, model, 1, shape, 5, None)
+
+
+def logits(run, x):
+    with torch.no_grad(), kernels.off(run.model):
+        return run.model(x)
+
+
+EVENTS = ("dataset=digits_dvs", "timesteps=2")
+SMALL = dict(shape=(2, 8, 8))
+
+# ---------------------------------------------------------------- safetensors and the card
+
+
+def test_safetensors_give_the_network_back_bit_by_bit(finished, tmp_path, capsys):
+    folder = tmp_path / "out"
+    assert main([str(finished), "--to", "safetensors", "--output", str(folder)]) == 0
+    assert capsys.readouterr().out == f"{folder}\n"
+    assert sorted(f.name for f in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "result.json",
+    ]
+    assert [f.name for f in tmp_path.iterdir()] == ["out"]
+    first, again = load_run(finished), load_run(folder)
+    state = again.model.state_dict()
+    assert state.keys() == first.model.state_dict().keys()
+    assert all(torch.equal(v, state[k]) and v.dtype == state[k].dtype for k, v in first.model.state_dict().items())
+    x = inputs(first, 3)
+    assert torch.equal(first.model(x), again.model(x)) and not again.model.training
+    assert (again.epoch, again.input_shape, again.num_classes) == (3, (1, 8, 8), 10)
+    assert again.result.acc_step == first.result.acc_step
+    assert first.config.cache_dir and again.config.cache_dir is None  # no folder of this machine is handed on
+    assert str(finished.parent) not in "".join(f.read_text(errors="replace") for f in folder.iterdir())
+    assert all(f.stat().st_mode & 0o044 for f in folder.iterdir())
+
+
+def test_the_card_is_one_that_model_hubs_read(finished, tmp_path):
+    last = load_run(finished).result
+    card = ModelCard.load(export(finished, "safetensors", output=tmp_path / "last") / "README.md")
+    (evaluated,) = card.data.eval_results
+    assert evaluated.metric_value == pytest.approx(100 * last.acc_last, abs=1e-4) and evaluated.dataset_name == "digits"
+    assert card.data.license == "mit" and card.data.library_name == "snn_repro"
+    assert yaml.safe_load(card.data.to_yaml())["model-index"][0]["name"] == last.name
+    for word in (
+        last.split_sha256,
+        last.split_id,
+        last.config_hash,
+        "those of the last epoch",
+        "| seed | 0 |",
+        "@inproceedings",
+    ):
+        assert word in card.text
+    for t, acc in enumerate(last.acc_step, 1):
+        assert f"| {t} | {100 * acc:.2f} % |" in card.text
+
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    best = load_run(finished, "best").epoch
+    card = ModelCard.load(export(finished, "safetensors", "best", tmp_path / "best") / "README.md")
+    assert f"| epoch of these weights | {best} of 3 |" in card.text
+    assert f"| 1 | {100 * lines[best - 1]['acc_step'][0]:.2f} % |" in card.text
+    chosen = "the validation part chose" if last.acc_valsel is not None else "best on the test part"
+    assert chosen in card.text and load_run(tmp_path / "best").epoch == best
+
+
+def test_a_damaged_export_is_said_in_a_sentence(finished, tmp_path):
+    folder = export(finished, "safetensors", output=tmp_path / "out")
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-5])
+    with pytest.raises(UserError, match="out is no whole export as safetensors: .*; export the run again"):
+        load_run(folder)
+
+
+# ---------------------------------------------------------------- graphs over all time steps
+
+
+def compare(run, graph, share=0.0):
+    """graph(x) against the network, for batches that it was not traced with."""
+    for batch, seed in ((1, 2), (7, 3)):
+        x = inputs(run, batch, seed)
+        apart = (graph(x) - logits(run, x)).abs().amax((0, 2))
+        assert float((apart > 1e-5).float().mean()) <= share, apart
+
+
+def by_torch(run, folder):
+    folder.mkdir(exist_ok=True)
+    said = torch_export.write(run, folder)
+    return torch.export.load(folder / "model.pt2").module(), said
+
+
+def by_onnx(run, folder):
+    folder.mkdir(exist_ok=True)
+    said = onnx.write(run, folder)
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    return lambda x: torch.from_numpy(session.run(["logits"], {"input": x.numpy()})[0]), said
+
+
+class Tiny(SpikingNetwork):
+    """convolution, norm, neuron, mean over space, linear: few operations, for torch.export takes some milliseconds for each"""
+
+    def __init__(self, neuron, input_shape, timesteps):
+        super().__init__(input_shape, timesteps)
+        self.conv, self.bn = torch.nn.Conv2d(input_shape[0], 4, 3), BN(4)
+        self.sn = build_neuron(neuron, imp=True, state_shape=(4, 6, 6))
+        self.fc = torch.nn.Linear(4, 5)
+        torch.nn.init.uniform_(self.bn.bias, 0.2, 1)
+
+    def forward(self, x):
+        x, timesteps = self.steps(x)
+        return self.fc(self.spikes(x, self.conv, self.bn, self.sn, timesteps).mean((-2, -1)))
+
+
+def tiny(neuron, *words):
+    torch.manual_seed(0)
+    config = load_config(["timesteps=2", *words])
+    shape = (SETS[config.dataset.name].shape[0], 8, 8)
+    return TrainedRun(None, config, Tiny(neuron, shape, 2).eval(), 1, shape, 5, None)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_torch_export_of_static_images(tmp_path):
+    run = tiny("if", "dataset=digits")
+    graph, said = by_torch(run, tmp_path / "out")
+    x = inputs(run, 5)
+    assert torch.equal(graph(x), logits(run, x)) and logits(run, x).std() > 0.01
+    compare(run, graph)
+    assert "images [B, 1, 8, 8] in float32 -> [2, B, 5]" in said and "within" in said
+
+
+def test_onnx_of_frames(tmp_path):
+    run = tiny("leaky", "dataset=digits_dvs")
+    graph, said = by_onnx(run, tmp_path / "out")
+    compare(run, graph)
+    assert "frames [2, B, 2, 8, 8]" in said and "within" in said
+    fired = {op.op_type for op in onnx_model(tmp_path / "out" / "model.onnx").graph.node}
+    assert "Greater" in fired and "GreaterOrEqual" not in fired  # leaky fires above the threshold
+
+
+PLAIN = [f"neuron={name}" for name in NEURONS.names()]
+WORDS = [
+    *PLAIN, *(f"model.norm={name}" for name in NORMS.names()), "neuron.initial=mp_init", "neuron.initial=random",
+    "neuron.initial=half", "neuron.reset=hard",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("way", [by_torch, by_onnx])
+def test_every_neuron_norm_and_initial_state_is_exported(word, way, tmp_path):
+    run = untrained(*EVENTS, *(["neuron=lif"] if word not in PLAIN else []), word, **SMALL)
+    graph, _ = way(run, tmp_path / "out")
+    compare(run, graph)
+
+
+DEEPER = ("sew_resnet34", "sew_resnet50", "sew_resnet101", "sew_resnet152", "spikformer_6_512", "spikformer_8_512")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [name for name in conf_files("model") if name not in DEEPER])
+def test_every_network_is_exported(name, tmp_path):
+    """Rounding moves a potential over a threshold in some samples of a deep network; torch.export's graph is equal."""
+    words = {
+        "spike_driven_transformer": ["model.embed_dims=64", "model.depths=1"],
+        "qkformer": ["model.embed_dims=96", "model.depths=[1,1,1]"],
+    }
+    data = ["dataset=cifar10_dvs", "dataset.frame_size=48"] if name == "vgg48" else ["dataset=cifar10"]
+    shape = (2, 48, 48) if name == "vgg48" else (3, 64, 64) if name in ("qkformer", "maxformer") else (3, 32, 32)
+    run = untrained(*data, "timesteps=2", f"model={name}", "neuron=lif", *words.get(name, []), shape=shape)
+    graph, _ = by_torch(run, tmp_path / "torch")
+    compare(run, graph)
+    graph, said = by_onnx(run, tmp_path / "onnx")
+    print(name, said.splitlines()[-1])
+
+
+# ---------------------------------------------------------------- NIR
+
+
+def nir_of(run, folder):
+    folder.mkdir(exist_ok=True)
+    said = to_nir.write(run, folder)
+    static = SETS[run.config.dataset.name].static
+    T = run.config.timesteps
+    return lambda x: nir_interpreter.run(folder / to_nir.FILE, x.expand(T, *x.shape) if static else x), said
+
+
+class OneNeuron(torch.nn.Module):
+    """A 1x1 convolution of weight 1 and a neuron."""
+
+    def __init__(self, name, **neuron):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 1, 1, bias=False)
+        self.conv.weight.data.fill_(1)
+        self.sn = build_neuron(name, imp=True, state_shape=(1, 1, 1), reset="soft", fire_at="ge", **neuron)
+        self.sn.imp.data.fill_(0.5)
+
+    def forward(self, x):
+        return self.sn(self.conv(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
+
+
+@pytest.mark.parametrize(
+    "name, neuron, k, golden",
+    [
+        ("if", {}, 1.0, [1.2, 1.0, 1.5]),
+        ("leaky", dict(retain=0.25), 0.25, [0.825, 1.00625, 1.5015625]),
+        ("lif", dict(tau=2.0), 1.0, [0.6, 0.7, 1.1]),
+        ("lif", dict(tau=4.0), 3.0, None),
+    ],
+)
+def test_an_initial_potential_is_an_input_of_the_first_step(name, neuron, k, golden, tmp_path, monkeypatch):
+    """v0 = 0.5, x = 0.7, 0.8, 1.5, soft reset: potentials before the reset by hand."""
+    model, x = OneNeuron(name, **neuron), torch.tensor([0.7, 0.8, 1.5]).view(3, 1, 1, 1, 1)
+    graph = to_nir.nir_graph(model, x)
+    assert graph.nodes["sn_initial"].scale == pytest.approx(np.full((1, 1, 1), 0.5 * k))
+    assert ("sn_first_step", "sn_initial") in graph.edges and ("sn_initial", "sn") in graph.edges
+    nir.write(tmp_path / "g.nir", graph)
+    seen = []
+    step = nir_interpreter.step
+
+    def watched(node, x, name, potentials, dt):
+        s = step(node, x, name, potentials, dt)
+        if name == "sn":
+            seen.append(float(potentials[name] + s))
+        return s
+
+    monkeypatch.setattr(nir_interpreter, "step", watched)
+    spikes = nir_interpreter.run(tmp_path / "g.nir", x)
+    with kernels.off(model):
+        assert torch.equal(spikes, model(x))
+    if golden:
+        assert seen == pytest.approx(golden)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [*EVENTS, "neuron=lif_imp"],
+        [*EVENTS, "neuron=leaky", "neuron.initial=mp_init", "model.norm=tdbn"],
+        [*EVENTS, "neuron=plif", "neuron.initial=imp_channel", "neuron.v_reset=-0.1"],
+        ["dataset=digits", "neuron=if", "neuron.initial=half"],
+    ],
+    ids=["lif_imp", "leaky", "plif", "static"],
+)
+def test_nir_runs_as_the_network(words, tmp_path):
+    run = untrained(*words, shape=(1, 8, 8) if "dataset=digits" in words else (2, 8, 8))
+    for module in run.model.modules():
+        if hasattr(module, "running_v"):
+            module.running_v.fill_(0.3)
+    graph, said = nir_of(run, tmp_path / "out")
+    x = inputs(run, 64, 5)
+    expected = logits(run, x)
+    torch.testing.assert_close(graph(x), expected, rtol=0, atol=1e-5)
+    assert expected.std() > 0.01 and "first_step" in said
+    strict = "neuron=leaky" in words  # hard reset, fires above the threshold: as NIR has it
+    assert ("NIR has no word for" in said) != strict
+    if not strict:
+        assert "fire_at=ge" in said
+
+
+def test_nir_of_sums_and_pools(tmp_path):
+    run = untrained(*EVENTS, "neuron=if_imp", "model=sew_resnet18", shape=(2, 16, 16))
+    graph, _ = nir_of(run, tmp_path / "out")
+    x = inputs(run, 4, 5)
+    torch.testing.assert_close(graph(x), logits(run, x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NEURONS.names())
+def test_nir_takes_a_neuron_or_names_it(name, tmp_path):
+    run = untrained(*EVENTS, f"neuron={name}", **SMALL)
+    if name in ("if", "lif", "leaky", "plif"):
+        nir_of(run, tmp_path / "out")
+        return
+    with pytest.raises(UserError, match=f"NIR has integrate-and-fire neurons.*sn1 \\('{name}'\\) is another"):
+        nir_of(run, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["model.norm=tebn"], r"changes with the time step or its input, as bn1 \(TEBN\)"),
+        (["model.norm=tebn_gesture"], r"changes with the time step or its input, as bn1 \(GestureTEBN\)"),
+        (["model.norm=tab"], r"bn1 \(TAB\) is no batch norm"),
+        (["model=plif_net_dvs"], "NIR has no max_pool2d, which this PLIFNetDVS computes"),
+    ],
+)
+def test_what_nir_cannot_say_is_refused(words, sentence, tmp_path):
+    run = untrained(*EVENTS, "neuron=lif", *words, shape=(2, 32, 32))
+    with pytest.raises(UserError, match=sentence):
+        nir_of(run, tmp_path / "out")
+
+
+# ---------------------------------------------------------------- the folder
+
+
+def test_an_output_appears_whole_or_not_at_all(finished, tmp_path, monkeypatch, capsys):
+    target = tmp_path / "out"
+
+    def broken(run, folder):
+        (folder / "half").write_text("half")
+        raise UserError("NIR has no such thing")
+
+    monkeypatch.setattr(to_nir, "write", broken)
+    assert main([str(finished), "--to", "nir", "--output", str(target)]) == 2
+    assert capsys.readouterr().err == "export.py: NIR has no such thing\n" and not list(tmp_path.iterdir())
+    export(finished, "safetensors", output=target)
+    before = (target / "model.safetensors").stat().st_mtime_ns
+    with pytest.raises(UserError, match="out is there already; write it anew with --force"):
+        export(finished, "safetensors", output=target)
+    with pytest.raises(UserError, match="no such thing"):
+        export(finished, "nir", output=target, force=True)
+    assert (target / "model.safetensors").stat().st_mtime_ns == before
+    export(finished, "safetensors", output=target, force=True)
+    assert (target / "model.safetensors").stat().st_mtime_ns > before
+    assert [f.name for f in tmp_path.iterdir()] == ["out"]
+    (target / ".git").mkdir()  # a clone of a model hub's repository
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "README.md").write_text("mine")
+    for folder in (finished, target, other):
+        before = sorted(folder.iterdir())
+        with pytest.raises(UserError, match="was not written by an export, so --force leaves it alone"):
+            export(finished, "safetensors", output=folder, force=True)
+        assert sorted(folder.iterdir()) == before
+    with pytest.raises(UserError, match="cannot write .*README.md/x: .*; choose another folder with --output"):
+        export(finished, "safetensors", output=other / "README.md" / "x")
+
+
+def test_an_exported_folder_is_exported_again_with_the_epoch_that_its_weights_are_of(finished, tmp_path):
+    first = export(finished, "safetensors", output=tmp_path / "first")
+    saved = json.loads((first / "config.json").read_text())
+    (first / "config.json").write_text(json.dumps(saved | {"epoch": 1, "weights": "best"}))
+    text = (export(first, "safetensors", output=tmp_path / "again") / "README.md").read_text()
+    assert "those of the last epoch" not in text and "| epoch of these weights | 1 of 3 |" in text
+    assert load_run(tmp_path / "again").epoch == 1
+    (first / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match="metrics.jsonl lacks epoch 1, whose weights these are"):
+        export(first, "safetensors", output=tmp_path / "third")
+
+
+def test_bad_input_is_one_sentence(finished, tmp_path):
+    with pytest.raises(UserError, match="--to onx is no format; choose one of: nir, onnx, safetensors, torch_export"):
+        export(finished, "onx")
+    with pytest.raises(UserError, match="weights=first must be one of: last, best"):
+        export(finished, "safetensors", "first")
+    with pytest.raises(UserError, match="nowhere is no run"):
+        export(tmp_path / "nowhere", "safetensors")
+    assert names() == ["nir", "onnx", "safetensors", "torch_export"]
+
+
+def test_a_run_that_is_not_finished_and_a_package_that_is_missing(finished, tmp_path, monkeypatch):
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "checkpoint_last.pt").write_bytes((finished / "checkpoint_last.pt").read_bytes())
+    with pytest.raises(UserError, match="unfinished is not finished: it has no result.json"):
+        export(unfinished, "safetensors")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.delitem(sys.modules, "snn_repro.trained.export.onnx")
+    with pytest.raises(UserError, match=r"--to onnx needs onnxruntime: pip install 'snn_repro\[export\]'"):
+        export(finished, "onnx")
