@@ -1,10 +1,11 @@
-"""Turn the raw recordings of an event data set into cached frames, once.
+"""Turn the raw recordings of an event data set into cached frames, or list and check the images of ImageNet, once.
 
 python scripts/prepare_data.py dataset=cifar10_dvs data_dir=DIR cache_dir=DIR
 python scripts/prepare_data.py experiment=ROW data_dir=DIR cache_dir=DIR workers=4
 
 dataset       cifar10_dvs, dvs_gesture, ncaltech101, or event_folder for recordings of your own; experiment=ROW
-              prepares what that row needs
+              prepares what that row needs; or imagenet1k or imagenet100, of which every image is looked at and the
+              listing kept, so that runs start at once
 data_dir      the archives as published, or the folders that they unpack to; only ever read
 cache_dir     where the frames go; pass the same cache_dir to training
 timesteps     frames a recording (default: the data set's)
@@ -69,6 +70,21 @@ def one_line(message, *_, **__) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
+def list_images(cfg, own: dict) -> int:
+    """Look at all images of class folders and keep their listing."""
+    from snn_repro.data import listing
+    from snn_repro.data.sets import SETS
+
+    if wrong := own.keys() - {"workers", "rebuild"}:
+        raise UserError(f"{min(wrong)}=true is for recordings: leave it out for dataset={cfg.dataset.name}")
+    dataset, path = SETS[cfg.dataset.name], listing.place(cfg.dataset.name, cfg.cache_dir)
+    if path and path.is_file() and not own.get("rebuild") and dataset.prepared_tree(cfg):
+        say(f"{path}: checked before")
+    else:
+        say(f"{path}: {listing.make(dataset, cfg, own.get('workers'), say):,} images, all good")
+    return 0
+
+
 def main(arguments: list[str]) -> int:
     """Run the program; the exit code is 0, or 2 after one sentence on stderr."""
     for descriptor in (0, 1, 2):  # a closed one would be given to the next file opened: what is printed would go there
@@ -93,6 +109,10 @@ def main(arguments: list[str]) -> int:
         ):
             overrides.append("recipe=digits")  # it has none of its own, and frames depend on none
         cfg = load_config(overrides)
+        from snn_repro.data.sets import SETS, ImageFolders
+
+        if isinstance(SETS[cfg.dataset.name], ImageFolders):
+            return list_images(cfg, own)
         from snn_repro.data.prepare import event_set, prepare, verify_cache
 
         if own.pop("verify", False):

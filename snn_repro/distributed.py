@@ -43,6 +43,15 @@ def world() -> World:
     return World()
 
 
+def cores() -> int:
+    """The processor cores that this process of the job has: its share of those it may run on, and no more than SLURM gave."""
+    share = len(os.sched_getaffinity(0))
+    if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun's processes may all run on all of the machine's
+        share //= int(os.environ["LOCAL_WORLD_SIZE"])
+    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return max(1, min(share, int(given) if given.isdecimal() else share))
+
+
 def start(device: str = "auto") -> World:
     """Meet the other processes; a second call does nothing. `device` is the configuration's: auto, cpu, cuda or cuda:N.
 

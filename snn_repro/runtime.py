@@ -37,9 +37,8 @@ def pick_device(config: Config) -> torch.device:
         raise ConfigError(f"device={config.device} is not there; torch sees {there}")
     torch.set_num_threads(threads(config))
     use_cuda = kind == "cuda" or (kind == "auto" and torch.cuda.is_available())
-    if not use_cuda:
-        keep_freed_memory()  # a quarter of a step's time is page faults otherwise
-        memory.fresh = False
+    keep_freed_memory()  # a quarter of a step's time on a CPU is page faults otherwise, and most of making a batch
+    memory.fresh = False
     _, processes, number = distributed.world()
     if index and processes > 1:
         raise ConfigError(

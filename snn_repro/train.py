@@ -30,6 +30,7 @@ from snn_repro.console import audible, pace, progress
 from snn_repro.data import Batches, Data, build_data
 from snn_repro.data.augment import GuidedAugmentation, turned_on, values_of
 from snn_repro.data.batches import derive_seed
+from snn_repro.data.feed import feed
 from snn_repro.errors import Interrupted, TrainingError, UserError, in_one_sentence
 from snn_repro.files import write_json
 from snn_repro.losses import Loss, build_loss
@@ -166,8 +167,8 @@ def built(
     with distributed.main_first():
         data = build_data(config)
     data_hashes = distributed.broadcast(fingerprint(config) if world.rank == 0 else None)
-    train_part, test_part = (part.shard(world.rank, world.size) for part in (data.train, data.test))
-    val_part = data.val.shard(world.rank, world.size) if data.val else None
+    shares = [part and part.shard(world.rank, world.size) for part in (data.train, data.val, data.test)]
+    train_part, val_part, test_part = feed(shares, device, config.dataset.on_device, config.dataset.ahead)
     model = build_network(config, data.num_classes, data.input_shape)
     if initial:
         checkpoint.load_pretrained(model, initial, log.info)

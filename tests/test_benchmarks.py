@@ -14,7 +14,15 @@ from snn_repro.paper.figures.imp_overhead import draw_reports
 ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT / "scripts" / "benchmark.py"
 TITLES = {  # a part of the title of every table
-    "data": ["Frame integration", "Raw recordings to cached frames", "AEDAT 3.1", "Serving", "CIFAR", "Peak memory"],
+    "data": [
+        "Frame integration",
+        "Raw recordings to cached frames",
+        "AEDAT 3.1",
+        "Serving",
+        "CIFAR",
+        "Training batches",
+        "Peak memory",
+    ],
     "dry_run": ["First epoch"],
     "neuron": ["neuron-steps", "As a library call", "A batch norm and the layer", "with IMP and without"],
     "startup": ["Commands"],

@@ -10,6 +10,8 @@ import types
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -19,13 +21,17 @@ from torchvision.transforms import v2
 
 from benchmarks._harness import Seconds, clocked, in_own_process, memory, peer, timings
 from benchmarks._report import Report, Table, rated
-from snn_repro.data.augment import Normalize
+from snn_repro.config import load_config
+from snn_repro.data.augment import Normalize, batch_transforms, sample_transform
 from snn_repro.data.augment.crop import RandomCrop
 from snn_repro.data.augment.flip import RandomFlip
-from snn_repro.data.batches import MemoryBatches, keep_freed_memory
+from snn_repro.data.batches import LoaderBatches, MemoryBatches, PilImages, keep_freed_memory
 from snn_repro.data.events import Events, integrate
+from snn_repro.data.feed import feed
 from snn_repro.data.formats import read_aedat3
+from snn_repro.data.image_files import ImageFile
 from snn_repro.data.prepare import prepare
+from snn_repro.data.sets import SETS
 
 SIZE = (128, 128)
 OURS = "ours (find, read, CRC-32, decode, integrate, checksum, write, journal, index)"
@@ -44,6 +50,8 @@ def measure(rounds: int = 15, quick: bool = False) -> Report:
             _parsing(few, n, spikingjelly, Path(scratch)),
             _serving(few, n, spikingjelly, Path(scratch), 4 if quick else 16),
             _crop_and_flip(few, 8 if quick else 256),
+            *(_event_recipe(few, row, quick) for row in EVENT_ROWS),
+            *(_image_recipe(few, row, n, Path(scratch) / row, quick) for row, n in IMAGE_ROWS.items()),
             _peak_memory(Path(scratch), ["cifar10_dvs"] if quick else list(RECORDINGS), 0.01 if quick else 1),
         ]
     packages = ("numpy", "numba", "torch", "torchvision", "spikingjelly", "tonic")
@@ -263,6 +271,80 @@ def _crop_and_flip(rounds: int, batch: int) -> Table:
         rated(timings(cases, rounds), n, "images"),
         "Goal: at least 8x torchvision v2 sample by sample.",
     )
+
+
+EVENT_ROWS = (
+    "table2_cifar10dvs48_t10_tet", "table2_cifar10dvs128_t16_imp", "table2_ncaltech48_t10_tet", "table2_ncaltech128_t16_imp",
+)  # fmt: skip
+IMAGE_ROWS = {"table1_cifar10_sdt": 256, "table3_sew_r18_lts": 32}  # rows with PIL's augmentation: images in a call
+
+
+def _event_recipe(rounds: int, row: str, quick: bool) -> Table:
+    """Training batches of a row of the paper from made-up frames, beside the same steps one after another."""
+    config = load_config([f"experiment={row}"])
+    dataset, size = SETS[config.dataset.name], config.recipe.batch_size
+    shape = (config.timesteps, *dataset.frame_shape(config.dataset.frame_size))
+    n, rng = size * (1 if quick else 2), np.random.RandomState(0)
+    frames = rng.poisson(0.3, (n, *shape)).astype(np.float16 if config.dataset.frame_size else np.uint8)
+    transforms = batch_transforms(config.augment, dataset)
+    batches = MemoryBatches(frames, np.zeros(n, np.int64), size, shuffle=True, transforms=transforms)
+    bare = MemoryBatches(frames, np.zeros(n, np.int64), size, shuffle=True)
+    (copied,) = feed([batches], torch.device("cpu"), on_device=True)
+
+    def step_by_step():
+        for x, target in bare.epoch(0):
+            for transform in transforms:
+                x, target = transform(x, target, torch.Generator().manual_seed(0))
+
+    cases = {
+        "a batch from the cache": lambda: deque(batches.epoch(0), maxlen=0),
+        "from a copy in memory (dataset.on_device=true)": lambda: deque(copied.epoch(0), maxlen=0),
+        "in float32, step by step": step_by_step,
+    }
+    steps = ", ".join(type(t).__name__ for t in transforms)
+    return Table(
+        f"Training batches of {row}: [{shape[0]}, {size}, {', '.join(map(str, shape[1:]))}] {frames.dtype}; {steps}",
+        rated(timings(cases, rounds), n, "samples"),
+    )
+
+
+def _image_recipe(rounds: int, row: str, n: int, folder: Path, quick: bool) -> Table:
+    """Training batches of a row whose images pass through PIL one by one, in this process: what a core gives."""
+    config = load_config([f"experiment={row}"])
+    dataset, n = SETS[config.dataset.name], 4 if quick else n
+    rng = np.random.RandomState(0)
+    images: Any
+    channels, pixels, _ = dataset.shape
+    if dataset.from_files:
+        images = [_photo(rng, folder, i) for i in range(n)]
+    else:
+        images = rng.randint(0, 256, (n, channels, pixels, pixels), np.uint8)
+    mean, std = dataset.statistics
+    augmented = sample_transform(config.augment, dataset, pixels, mean)
+    transforms = batch_transforms(config.augment, dataset, Normalize(mean, std), in_pil=True)
+    labels = np.zeros(n, np.int64)
+    batches = LoaderBatches(PilImages(images, labels, augmented), n, shuffle=True, transforms=transforms)
+
+    def in_a_worker():  # nobody else's generators are there to be put back
+        with mock.patch("snn_repro.data.batches.get_worker_info", lambda: True):
+            deque(batches.epoch(0), maxlen=0)
+
+    cases = {
+        "as a worker process does": in_a_worker,
+        "in the process that trains": lambda: deque(batches.epoch(0), maxlen=0),
+    }
+    kind = "JPEG files of 500 x 375 pixels" if dataset.from_files else f"images of {pixels} x {pixels} pixels"
+    return Table(f"Training batches of {row}: {kind}, one core", rated(timings(cases, rounds), n, "images"))
+
+
+def _photo(rng: np.random.RandomState, folder: Path, number: int) -> ImageFile:
+    """A JPEG as ImageNet's are: smooth, with noise, some 60 kB."""
+    folder.mkdir(parents=True, exist_ok=True)
+    smooth = Image.fromarray(rng.randint(0, 256, (12, 16, 3), np.uint8)).resize((500, 375), Image.Resampling.BICUBIC)
+    noisy = np.asarray(smooth, np.int16) + rng.randint(-12, 13, (375, 500, 3))
+    name = f"{number}.JPEG"
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / name, quality=90)
+    return ImageFile(str(folder), name)
 
 
 RECORDINGS = {  # data set -> its file; events in it, well above the largest of the real set; its bytes; T; its samples

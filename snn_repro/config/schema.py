@@ -84,7 +84,16 @@ class DatasetConfig(Chosen):
     channel_order: str = key(
         "rgb", "order of colour channels; the paper's CIFAR code feeds bgr", choices=("rgb", "bgr")
     )
-    workers: int = key(0, "loader processes for data sets that decode files; changes no number", low=0)
+    workers: int | None = key(
+        None, "loader processes for data sets that decode files; null: on a GPU one a core of the job, else none", low=0
+    )
+    on_device: Any = key(
+        "auto", "a copy of the data set in the device's memory, batches made there; auto: on a GPU where it takes a quarter at most of what is free",
+        choices=("auto", True, False),
+    )  # fmt: skip
+    ahead: Any = key(
+        "auto", "a thread prepares batches during the step before; auto: on a GPU", choices=("auto", True, False)
+    )
     verify: str = key(
         "first_read",
         "hold prepared frames against their checksums when a run first reads them, or not at all",

@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import itertools
 import random
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from snn_repro.data.augment.augmentation import BatchTransform, GuidedAugmentation
+from snn_repro import distributed
+from snn_repro.data.augment.augmentation import BatchTransform, GuidedAugmentation, MovingAugmentation, chained, moved
+from snn_repro.data.counts import ByteFrames
 from snn_repro.data.image_files import ImageFile, decode
 from snn_repro.errors import DataError, UserError
 
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
     from snn_repro.data.dataset import DataSet
 
 
+_T = TypeVar("_T")
 _ORDER, _BATCH, _SAMPLE = 0, 1, 2  # keeps the three kinds of draws apart
 
 
@@ -130,6 +136,44 @@ def epoch_order(n: int, seed: int, epoch: int, shuffle: bool, repeats: int = 1, 
     return order
 
 
+def ahead(items: Iterator[_T], depth: int = 2) -> Iterator[_T]:
+    """`items`, made by a thread of its own: up to `depth` of them while the caller is at work on the one before.
+
+    What making them raises is raised here, in its place. The thread ends with the iteration, wherever that is left.
+    """
+    end = object()
+    with ThreadPoolExecutor(1, "batches") as pool:
+        waiting = deque(pool.submit(next, items, end) for _ in range(depth))
+        try:
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(pool.submit(next, items, end))
+                yield item  # type: ignore[misc]  # it is none of `end`
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+class _Step(NamedTuple):
+    """A batch transform with what it drew, the rows that it is given and how many of them it returns."""
+
+    transform: BatchTransform | Callable
+    drawn: Any
+    rows: Tensor
+    keep: int
+
+    def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        if x.ndim == 5 and not portable(self.transform):
+            x = x.to(torch.float32)
+        if isinstance(self.transform, BatchTransform):
+            return self.transform.apply(x, target, self.drawn, self.rows, self.keep)
+        return self.transform(x, target, self.drawn)
+
+
+def portable(transform: BatchTransform | Callable | None) -> bool:
+    """Whether a step works on any device and on what is stored."""
+    return isinstance(transform, BatchTransform) and transform.portable
+
+
 class _Ordered:
     """The part that both kinds of batches share: counting, ordering, and what the batch transforms draw.
 
@@ -138,6 +182,11 @@ class _Ordered:
     process serves alone they may be plain functions (x, target, generator) -> (x, target).
     repeats: repeated augmentation, see `epoch_order`. drop_last: leave out the last, smaller batch.
     """
+
+    device = torch.device("cpu")  # where batches are finished; feed.py chooses another
+    ahead = (
+        False  # a thread makes batches while the caller is at work on those before; not where it goes by the network
+    )
 
     def __init__(
         self,
@@ -151,22 +200,22 @@ class _Ordered:
         drop_last: bool = False,
         repeats: int = 1,
     ):
-        self._rows = torch.arange(n) if indices is None else torch.as_tensor(np.asarray(indices, np.int64))
+        self.rows = torch.arange(n) if indices is None else torch.as_tensor(np.asarray(indices, np.int64))
         if batch_size < 1:
             raise UserError(f"recipe.batch_size={batch_size} must be at least 1")
         if repeats < 1:
             raise UserError(f"recipe.repeated_augmentation={repeats} must be at least 1 (1 = no repeated augmentation)")
-        if not len(self._rows):
+        if not len(self.rows):
             raise DataError("a part of the data set has no samples; check dataset.split and dataset.validation")
         self.batch_size, self.seed = int(batch_size), int(seed)
-        self._n, self._shuffle, self._repeats, self._drop_last = len(self._rows), shuffle, repeats, drop_last
-        self._transforms = list(transforms)
+        self._n, self._shuffle, self._repeats, self._drop_last = len(self.rows), shuffle, repeats, drop_last
+        self.transforms = list(transforms)
         self._serve(0, 1)
 
     def _serve(self, rank: int, world: int) -> None:
         """Become the share of process `rank` of `world`, of `batch_size` samples a batch."""
         self._rank, self._world = rank, world
-        if world > 1 and (alone := [t for t in self._transforms if not isinstance(t, BatchTransform)]):
+        if world > 1 and (alone := [t for t in self.transforms if not isinstance(t, BatchTransform)]):
             raise TypeError(f"{alone[0]} cannot be shared by {world} processes: derive it from BatchTransform")
         together, self.n_all = self.batch_size * world, self._n  # a batch, and an epoch, of all ranks
         if self._drop_last:
@@ -198,7 +247,7 @@ class _Ordered:
 
     def guide(self, relevance: Callable[[Tensor, str], tuple[Tensor, Tensor]]) -> None:
         """Give the network's view to the transforms that go by it; see GuidedAugmentation."""
-        for transform in self._transforms:
+        for transform in self.transforms:
             if isinstance(transform, GuidedAugmentation):
                 transform.relevance = relevance
 
@@ -233,40 +282,53 @@ class _Ordered:
     def _draw(self, epoch: int, batch: int) -> tuple[list, list[Tensor]]:
         """What each transform draws for a batch of all ranks, and the rows of it that each is given; last, our own."""
         generator = self._generator(epoch, batch)
-        draws = [transform.draw(self.all_samples(batch), generator) for transform in self._transforms]
+        draws = [transform.draw(self.all_samples(batch), generator) for transform in self.transforms]
         rows = [self._own(batch)]
-        for transform, drawn in zip(reversed(self._transforms), reversed(draws), strict=True):
+        for transform, drawn in zip(reversed(self.transforms), reversed(draws), strict=True):
             partners = transform.partners(drawn, rows[0])
             rows.insert(0, torch.cat([rows[0], partners[~torch.isin(partners, rows[0])].unique()]))
         return draws, rows
 
-    def _finish(self, epoch: int, batch: int, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """What was read for a batch, transformed: x float32 and target of this rank's own share."""
+    def _steps(self, epoch: int, batch: int) -> Iterator[_Step]:
+        """What is done to a batch, one after another; of one process each draws when it is asked for."""
         if self._world == 1:
-            generator = self._generator(epoch, batch)
-            for transform in self._transforms:
-                x, target = transform(x, target, generator)
+            generator, rows = self._generator(epoch, batch), self._own(batch)
+            for transform in self.transforms:
+                drawn = transform.draw(len(rows), generator) if isinstance(transform, BatchTransform) else generator
+                yield _Step(transform, drawn, rows, len(rows))
         else:
-            draws, rows = self._draw(epoch, batch)
-            for transform, drawn, given, wanted in zip(self._transforms, draws, rows, rows[1:], strict=False):
-                x, target = transform.apply(x, target, drawn, given, len(wanted))
+            draws, given = self._draw(epoch, batch)
+            yield from map(_Step, self.transforms, draws, given, map(len, given[1:]))
+
+    def _finish(self, x: Tensor, target: Tensor, steps: Iterator[_Step]) -> tuple[Tensor, Tensor]:
+        """What was read for a batch, with the steps that are left: x float32 and target of this rank's own share."""
+        x = x.to(self.device, non_blocking=True)
+        for step in steps:
+            x, target = step(x, target)
         return x.to(torch.float32).contiguous(), target
+
+
+AS_STORED = {np.dtype(np.uint8): torch.uint8, np.dtype(np.float16): torch.float16}
+"""types of frames that portable steps get as they are; others are float32 from the first"""
 
 
 class MemoryBatches(_Ordered):
     """Batches of one array that lies in memory or is memory-mapped.
 
-    inputs: images [N, C, H, W] or event frames [N, T, C, H, W] (tensor, array or memmap; uint8, uint16,
-        uint32 or float). Frames come out time first, [T, B, C, H, W], float32. Images reach the transforms in
-        their stored type (so that crop and flip move bytes, not floats) and leave as float32.
+    inputs: images [N, C, H, W] or event frames [N, T, C, H, W] (tensor, array, memmap or ByteFrames; uint8, uint16,
+        uint32 or float). Frames come out time first, [T, B, C, H, W]. All leave as float32, and reach the transforms in
+        their stored type, so that crop and flip move bytes and not floats (frames: see BatchTransform.portable).
     targets: N class numbers.
     check: called with (row, frames) of every row of frames that is read, as stored; raises DataError for a bad one.
     options: those of `_Ordered`.
     """
 
+    _resident = False
+    _over: dict[int, tuple[Tensor, Tensor]]  # of resident ones: see ByteFrames
+
     def __init__(
         self,
-        inputs: Tensor | np.ndarray,
+        inputs: Tensor | np.ndarray | ByteFrames,
         targets: Tensor | np.ndarray | Sequence[int],
         batch_size: int,
         *,
@@ -280,31 +342,80 @@ class MemoryBatches(_Ordered):
         super().__init__(len(inputs), batch_size, **options)
         self._targets = torch.as_tensor(np.asarray(targets, np.int64))
         self._is_frames = inputs.ndim == 5
-        self._inputs: Any
-        if self._is_frames:
-            self._inputs = np.asarray(inputs)  # keeps a memmap mapped: only the rows of a batch are read
-        else:
-            self._inputs = torch.as_tensor(inputs)
+        self.inputs: Any = inputs
+        if not self._is_frames:
+            self.inputs = torch.as_tensor(inputs)
+        elif not isinstance(inputs, ByteFrames):
+            self.inputs = np.asarray(inputs)  # keeps a memmap mapped: only the rows of a batch are read
         self._check = check
 
-    def _gather(self, rows: Tensor) -> Tensor:
+    def on_device(self, device: torch.device, inputs: Tensor, over: dict[int, tuple[Tensor, Tensor]]) -> Self:
+        """These batches from a copy of all inputs that lies on the device, with the table of a ByteFrames."""
+        part = copy.copy(self)
+        part.device, part.inputs, part._over, part._resident = device, inputs, over, True
+        return part
+
+    def _read(self, epoch: int, batch: int, indices: Tensor) -> tuple[Tensor, Tensor, Iterator[_Step]]:
+        """A batch as it is stored, its pixels where the first steps move them, its target, and the steps that are left."""
+        rows, steps, sources = self.rows[indices], self._steps(epoch, batch), None
+        for step in steps if self._is_frames else ():
+            if not isinstance(step.transform, MovingAugmentation):
+                steps = itertools.chain([step], steps)
+                break
+            size = self.inputs.shape[-2:]
+            found = step.transform.sources(step.drawn, step.rows, (size[0], size[1]))
+            sources = found if sources is None else chained(sources, found)
+        x = self._resident_rows(rows, sources) if self._resident else self._gather(rows, sources)
+        return x, self._targets[rows], steps
+
+    def _gather(self, rows: Tensor, sources: Tensor | None) -> Tensor:
+        """Images [B, C, H, W], or frames [T, B, C, H, W] with their pixels taken from `sources`."""
+        pin = self.device.type == "cuda"
         if not self._is_frames:
-            return self._inputs[rows]
-        t, *chw = self._inputs.shape[1:]
-        x = torch.empty(t, len(rows), *chw)
-        out = x.numpy()
-        for b, row in enumerate(rows.tolist()):
-            frames = self._inputs[row]
-            if self._check is not None:
-                self._check(row, frames)
-            out[:, b] = frames  # one pass: read, convert, transpose
+            x = torch.empty(len(rows), *self.inputs.shape[1:], dtype=self.inputs.dtype, pin_memory=pin)
+            return torch.index_select(self.inputs, 0, rows, out=x)
+        read = [self.checked(row) for row in rows.tolist()]
+        next_step = next((t for t in self.transforms if not isinstance(t, MovingAugmentation)), None)
+        kinds = {frames.dtype for frames in read}
+        as_stored = (pin or portable(next_step)) and len(kinds) == 1 and kinds <= AS_STORED.keys()
+        kind = AS_STORED[kinds.pop()] if as_stored else torch.float32
+        t, *chw = self.inputs.shape[1:]
+        x = torch.empty(t, len(rows), *chw, dtype=kind, pin_memory=pin)
+        for b, frames in enumerate(read):
+            if sources is None:
+                x.numpy()[:, b] = frames  # one pass: read, convert, transpose
+            else:
+                own = torch.empty(t, 1, *chw, dtype=AS_STORED.get(frames.dtype, torch.float32))
+                own.numpy()[:, 0] = frames
+                x[:, b] = moved(own, sources[b : b + 1])[:, 0]
         return x
+
+    def checked(self, row: int) -> np.ndarray:
+        """The frames of a row. Raises DataError where they are damaged."""
+        frames = self.inputs[row]
+        if self._check is not None:
+            self._check(row, frames)
+        return frames
+
+    def _resident_rows(self, rows: Tensor, sources: Tensor | None) -> Tensor:
+        """As `_gather`, from the inputs on the device."""
+        x = self.inputs.index_select(0, rows.to(self.device))
+        if wide := [(b, self._over[row]) for b, row in enumerate(rows.tolist()) if row in self._over]:
+            x = x.to(torch.float32)
+            for b, (places, counts) in wide:
+                x[b].view(-1)[places] = counts
+        x = x.transpose(0, 1) if self._is_frames else x
+        return x if sources is None else moved(x, sources)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Batches.epoch`."""
-        for batch, _, indices in self._reads(epoch, start):
-            rows = self._rows[indices]
-            yield self._finish(epoch, batch, self._gather(rows), self._targets[rows])
+        read = (self._read(epoch, batch, indices) for batch, _, indices in self._reads(epoch, start))
+        if self.device.type == "cpu":  # then all of it is the thread's
+            finished = (self._finish(*made) for made in read)
+            yield from ahead(finished) if self.ahead else finished
+        else:
+            for made in ahead(read) if self.ahead else read:
+                yield self._finish(*made)
 
 
 class RowCheck:
@@ -366,7 +477,7 @@ class LoaderBatches(_Ordered):
         self._plan.batches = [
             [
                 (row, (self.seed, epoch, _SAMPLE, position))
-                for row, position in zip(self._rows[indices].tolist(), positions.tolist(), strict=True)
+                for row, position in zip(self.rows[indices].tolist(), positions.tolist(), strict=True)
             ]
             for _, positions, indices in reads
         ]
@@ -376,7 +487,7 @@ class LoaderBatches(_Ordered):
             x, target = loaded
             if x.ndim == 5:
                 x = x.transpose(0, 1)  # [B, T, ...] -> [T, B, ...]
-            yield self._finish(epoch, batch, x, target)
+            yield self._finish(x, target, self._steps(epoch, batch))
 
 
 class PilImages(torch.utils.data.Dataset):
@@ -413,7 +524,7 @@ class _Plan:
 
 
 class _SeededSamples(Dataset):
-    """Reads one sample with all three global generators seeded for it, and puts them back afterwards."""
+    """Reads one sample with all three global generators seeded for it, and puts those of the training process back."""
 
     def __init__(self, samples: Dataset):
         self.samples = samples
@@ -421,7 +532,8 @@ class _SeededSamples(Dataset):
     def __getitem__(self, key):
         row, parts = key
         seed = derive_seed(*parts)
-        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        own = get_worker_info() is not None  # a worker's generators are nobody else's
+        states = None if own else (random.getstate(), np.random.get_state(), torch.get_rng_state())
         try:
             random.seed(seed)
             np.random.seed(seed % 2**32)
@@ -430,9 +542,10 @@ class _SeededSamples(Dataset):
         except DataError as error:
             return DataError(str(error))  # raised here, a worker would bury the sentence under its traceback
         finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-            torch.set_rng_state(states[2])
+            if states is not None:
+                random.setstate(states[0])
+                np.random.set_state(states[1])
+                torch.set_rng_state(states[2])
 
 
 def _collate(samples):
@@ -445,10 +558,17 @@ def _collate(samples):
 # ------------------------------------------------------------------ a data set's parts
 
 
+def loader_processes(cfg: Config) -> int:
+    """dataset.workers; where it is null, on a GPU the cores that the job has beside the one that trains, else none."""
+    if cfg.dataset.workers is not None:
+        return cfg.dataset.workers
+    return distributed.cores() - 1 if cfg.device != "cpu" and torch.cuda.is_available() else 0
+
+
 class Part(NamedTuple):
     """A part of a data set: rows of an array with labels (see MemoryBatches), or of samples (see LoaderBatches)."""
 
-    inputs: Tensor | np.ndarray | Dataset
+    inputs: Tensor | np.ndarray | ByteFrames | Dataset
     labels: Sequence[int] | np.ndarray = ()  # of samples: unused, each comes with its own
     rows: np.ndarray | None = None  # None: all
 
@@ -473,7 +593,7 @@ def assemble(
     def batches(part: Part, size: int, **options) -> Batches:
         inputs, labels, rows = part
         if isinstance(inputs, Dataset):
-            return LoaderBatches(inputs, size, indices=rows, workers=cfg.dataset.workers, **options)
+            return LoaderBatches(inputs, size, indices=rows, workers=loader_processes(cfg), **options)
         kind = "images" if inputs.ndim == 4 else "frames"
         if tuple(inputs.shape[-3:]) != shape or (inputs.ndim == 4) != dataset.static:
             raise DataError(

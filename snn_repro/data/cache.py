@@ -1,16 +1,19 @@
 """The gate through which prepared frames are opened, and from there to batches. Prepare.py makes them.
 
-A finished cache is a folder `cache_dir/<dataset>/T<timesteps>-<number|time>[-<pixels>px]` with three files:
+A finished cache is a folder `cache_dir/<dataset>/T<timesteps>-<number|time>[-<pixels>px]` with these files:
 
-    frames.npy     [N, T, 2, H, W], memory-mapped when used: event counts in the narrowest of uint8, uint16,
-                   uint32 that holds all of them, or, resized, float16 (float32 where a count needs it)
+    frames.npy     [N, T, 2, H, W], memory-mapped when used: event counts as bytes, or, resized, float16 (float32
+                   where a count needs it)
+    overflow.npy   the counts that a byte does not hold, where there are some (counts.py); where more than one in 16
+                   is one, frames.npy has the narrowest of uint16 and uint32 that holds all of them instead
     index.csv      one line a sample, sorted by name: row, label, official part, events, bytes and CRC-32 of
-                   its file, CRC-32 of its row's bytes in frames.npy, name
+                   its file, CRC-32 of the bytes of its row's frames, in the
+                   narrowest type where the table has some of them, name
     manifest.json  format version, settings, shape, what was left out and why, a SHA-256 over all source files
 
 A file's CRC-32 is the one that zip archives store, so a cache can be held against an archive without unpacking
 it. A row's is checked when a run first reads the row (`RowCheck`), so that frames which decayed on the disk are
-not trained on. Format version 1 had no checksums of rows; it is still read, with a warning.
+not trained on. Still read are format version 2, which had no table, and 1, without checksums of rows, with a warning.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ import torch
 from snn_repro.data.archives import SlowToList, read_entry
 from snn_repro.data.augment import RecordingAugmentation, batch_transforms, recording_steps
 from snn_repro.data.batches import Data, Part, RowCheck, Split, assemble, keep_freed_memory
+from snn_repro.data.counts import OVERFLOW, ByteFrames
 from snn_repro.data.dataset import EventSet
 from snn_repro.data.recordings import cut, find_recordings, to_frames
 from snn_repro.data.splits import Indices, named_split, split_parts
@@ -38,8 +42,9 @@ from snn_repro.errors import DataError, UserError
 if TYPE_CHECKING:
     from snn_repro.config import Config
 
-FORMAT_VERSION = 2
-_READABLE = (1, 2)
+FORMAT_VERSION = 3
+_READABLE = (1, 2, 3)
+TABLE = "overflow.npy"
 
 
 class Problem(NamedTuple):
@@ -86,7 +91,7 @@ class Settings(NamedTuple):
 class Cache:
     """An opened cache; `names`, `labels` and `parts` belong to the rows of `frames`, sorted by name."""
 
-    frames: np.ndarray  # memory-mapped [N, T, 2, H, W]
+    frames: np.ndarray | ByteFrames  # memory-mapped [N, T, 2, H, W]
     names: list[str]
     labels: np.ndarray  # int64 [N]
     parts: list[str] | np.ndarray  # "train" | "test" where the split is official, else ""
@@ -142,6 +147,9 @@ def open_cache(settings: Settings, cache_dir: str | Path | None, data_dir: str |
             raise DataError(f"{folder}/index.csv is not the one that belongs to manifest.json; {rebuild}")
         rows = list(csv.DictReader(text.splitlines()))
         frames = np.load(folder / "frames.npy", mmap_mode="r", allow_pickle=False)
+        table = np.load(folder / TABLE, allow_pickle=False) if "overflow_sha256" in manifest else np.empty(0, OVERFLOW)
+        if len(table) and hashlib.sha256(table.tobytes()).hexdigest() != manifest["overflow_sha256"]:
+            raise DataError(f"{folder}/{TABLE} is not the one that belongs to manifest.json; {rebuild}")
         dtype, _ = manifest["dtype"], [Problem(**p) for p in manifest["excluded"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder} cannot be read ({error}); {rebuild}") from None
@@ -157,7 +165,7 @@ def open_cache(settings: Settings, cache_dir: str | Path | None, data_dir: str |
             stacklevel=2,
         )
     cache = Cache(
-        frames=frames,
+        frames=ByteFrames(frames, table) if len(table) else frames,
         names=[r["name"] for r in rows],
         labels=np.array([int(r["label"]) for r in rows], np.int64),
         parts=np.array([r["part"] for r in rows]),

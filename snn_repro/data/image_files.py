@@ -77,7 +77,7 @@ def decode(image: ImageFile, mode: str | None = "RGB"):
 def look(images: Sequence[ImageFile]) -> list[tuple[int, int, str]]:
     """(width, height, PIL's mode) of each image, from its header. Raises DataError with the name of the first bad one."""
     with ThreadPoolExecutor(16, "look") as pool:
-        return list(pool.map(_check, images, chunksize=64))
+        return list(pool.map(check_image, images, chunksize=64))
 
 
 def check(images: Sequence[ImageFile], seconds: float = CHECK_SECONDS) -> None:
@@ -94,7 +94,7 @@ def check(images: Sequence[ImageFile], seconds: float = CHECK_SECONDS) -> None:
             return False
         try:
             for image in images[start : start + size]:
-                _check(image)
+                check_image(image)
         except DataError as error:
             return error
         return True
@@ -113,7 +113,8 @@ def check(images: Sequence[ImageFile], seconds: float = CHECK_SECONDS) -> None:
         )
 
 
-def _check(image: ImageFile) -> tuple[int, int, str]:
+def check_image(image: ImageFile) -> tuple[int, int, str]:
+    """See `check`, of one image; see `look` for what it returns."""
     with _named(image), image.open() as stream:
         opened = _opened(stream)
         marker = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(opened.format)

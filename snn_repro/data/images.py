@@ -109,6 +109,10 @@ class ImageSet(DataSet):
         files = self.locate(cfg)
         return {"files": _digest(self.read, _state(files)) if files else _sha256(self.read())}
 
+    def checked_before(self, cfg: Config) -> bool:
+        """Whether scripts/prepare_data.py has looked at all image files."""
+        return False
+
     def stored(self, pixels: np.ndarray) -> np.ndarray:
         """One image of uint8 pixels [C, H, W] as `read` gives it: where that is floats, the set says here which."""
         return pixels
@@ -161,7 +165,7 @@ class ImageSet(DataSet):
         val_inputs: Any
         test_inputs: Any
         if self.from_files:
-            if world().rank == 0:
+            if world().rank == 0 and not self.checked_before(cfg):
                 image_files.check(_used(test.images, cfg) + _used([train.images[i] for i in val_rows], cfg))
             # without RandomResizedCrop the network still needs one size: that of the test
             first, mode = augment.eval_steps(cfg.augment, size, self.test_margin), "RGB" if self.shape[0] == 3 else "L"
@@ -210,18 +214,39 @@ class ImageFolders(ImageSet):
         raise self.not_found(cfg.data_dir)
 
     def tree(self, cfg: Config) -> Tree:
-        """The images of the data set's classes. A tar's contents are listed once in a process."""
+        """The images of the data set's classes, from the listing in cache_dir if there is one that holds."""
+        return self.prepared_tree(cfg) or self.listed(cfg)
+
+    def prepared_tree(self, cfg: Config) -> Tree | None:
+        """The images as scripts/prepare_data.py found and checked them; None if it did not, or not these."""
+        from snn_repro.data import listing
+
+        path = listing.place(self.name, cfg.cache_dir)
+        return _kept_tree(path, self.changed(cfg)) if path and path.is_file() else None
+
+    def checked_before(self, cfg: Config) -> bool:
+        return self.prepared_tree(cfg) is not None
+
+    def listed(self, cfg: Config) -> Tree:
+        """The images that are there. A tar's contents are listed once in a process."""
+        (container,) = self.locate(cfg)
+        wnids = self.classes()
+        return _listed_tree(container, None if wnids is None else tuple(wnids), self.changed(cfg))
+
+    def changed(self, cfg: Config) -> tuple[tuple[str, int], ...]:
+        """The folders and archives with images, and when each was changed."""
         from snn_repro.data import image_files
 
         (container,) = self.locate(cfg)
-        wnids = self.classes()
         changed = [(str(container.parent), container.parent.stat().st_mtime_ns)]
         for part in filter(None, (container, first_entry([container.parent], image_files.VAL))):
             changed.append((str(part), part.stat().st_mtime_ns))
             if part.is_dir():
                 with os.scandir(part) as entries:
-                    changed += sorted((e.path, e.stat().st_mtime_ns) for e in entries if e.is_dir())
-        return _listed_tree(container, None if wnids is None else tuple(wnids), tuple(changed))
+                    changed += sorted(
+                        (e.path, e.stat().st_mtime_ns) for e in entries if e.is_dir() or e.name.endswith(".tar")
+                    )
+        return tuple(changed)
 
     def parts(self, cfg: Config) -> tuple[Images, Images]:
         """(training, test), labelled by the class's place in `classes()` or among all that are there."""
@@ -341,6 +366,13 @@ class Tree(NamedTuple):
 
 def _shown(container: Path) -> str:
     return f"{container.name}/" if container.is_dir() else container.name
+
+
+@lru_cache(maxsize=1)
+def _kept_tree(path: Path, changed: tuple) -> Tree | None:
+    from snn_repro.data import listing
+
+    return listing.kept(path, changed)
 
 
 @lru_cache(maxsize=1)

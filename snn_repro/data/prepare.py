@@ -31,10 +31,12 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 import numpy as np
 import torch
 
+from snn_repro import distributed
 from snn_repro.console import progress
 from snn_repro.data.archives import Entry, close_archives, in_tars, means, read_or_error, stream_tar
 from snn_repro.data.batches import RowCheck, keep_freed_memory
-from snn_repro.data.cache import FORMAT_VERSION, Cache, Problem, Settings, open_cache, partial_folder
+from snn_repro.data.cache import FORMAT_VERSION, TABLE, Cache, Problem, Settings, open_cache, partial_folder
+from snn_repro.data.counts import OVERFLOW, apart, together
 from snn_repro.data.dataset import EventSet, Sample
 from snn_repro.data.recordings import Recordings, cut, find_recordings, find_sources, to_frames
 from snn_repro.data.sets import SETS
@@ -44,6 +46,7 @@ from snn_repro.files import hold, write_text
 if TYPE_CHECKING:
     from filelock import FileLock
 
+_MOST_OVER = 1 / 16  # of all counts; where more do not fit into bytes, all are widened
 _JOURNAL_VERSION = 1  # of the unfinished cache
 _OFFSET = 128  # bytes of a .npy file's header here
 _COLUMNS = ("row", "label", "part", "events", "bytes", "crc32", "row_crc32", "name")
@@ -178,7 +181,7 @@ def prepare(
     if not cache_dir:
         raise UserError("cache_dir is not set: pass cache_dir=DIR, a folder for the prepared frames")
     settings = Settings(dataset.measured(data_dir, say), timesteps, by, frame_size)
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    workers = distributed.cores() if workers is None else workers
     if not 0 <= workers <= 1024:
         raise UserError(f"workers={workers} must be from 0 to 1,024 processes")
     if (size := 4 * math.prod(settings.shape)) > 2**32:
@@ -419,11 +422,19 @@ class _Partial:
             self.journal.write("\n")  # the last line was cut short
         return True
 
+    def _counts(self, row: dict) -> np.ndarray:
+        """The values of a row, with those that a byte cannot hold."""
+        values = self._read(row["row"])
+        over = np.array(row.get("over") or [], np.uint32).reshape(-1, 2)
+        return together(values, *over.T) if len(over) else values
+
     def _intact(self, row: dict) -> bool:
         """Whether a row holds what was noted. Notes its type and checksum as it is now: it may have been widened since."""
-        values = self._read(row["row"])
+        if self.dtype != np.uint8:
+            row.pop("over", None)
+        values = self._counts(row)
         same = zlib.crc32(values.astype(row["dtype"]).data) == row["crc32"]
-        row |= {"dtype": str(self.dtype), "crc32": zlib.crc32(values.data)}
+        row |= {"dtype": str(values.dtype), "crc32": zlib.crc32(values.data)}
         return same
 
     def missing(self, recordings: Recordings) -> dict[str, list[tuple[int, Sample]]]:
@@ -468,6 +479,9 @@ class _Partial:
         path, noted = self._path(dtype), [row for entry in self.done.values() for row in entry["rows"]]
         copies = ((row["row"], row["row"]) for row in noted)
         wide = self._create(path.with_suffix(".tmp"), dtype, len(self.samples), copies)
+        for row in noted:
+            if row.get("over"):
+                _write(wide, self._counts(row).astype(dtype, copy=False), self._at(row["row"], dtype))
         path.with_suffix(".tmp").rename(path)
         self.file.close()
         self._path(self.dtype).unlink()
@@ -479,14 +493,27 @@ class _Partial:
 
     def add(self, done: Decoded) -> None:
         """Write the rows of one file, then note them; files with problems are not noted, so they are read again."""
-        dtype = np.result_type(self.dtype, *(frames.dtype for _, frames, _ in done.frames))
+        parts = [apart(frames) if frames.dtype.kind == "u" else (frames, (), ()) for _, frames, _ in done.frames]
+        over = [row for entry in self.done.values() for row in entry["rows"] if row.get("over")]
+        more = sum(len(row["over"]) for row in over) + sum(len(places) for _, places, _ in parts)
+        kinds = {frames.dtype for _, frames, _ in done.frames}
+        if self.dtype == np.uint8 and more > _MOST_OVER * len(self.samples) * math.prod(self.settings.shape):
+            kinds |= {np.dtype(row["dtype"]) for row in over}
+        elif self.dtype == np.uint8:
+            kinds = set()
+        dtype = np.result_type(self.dtype, *kinds)
         if dtype != self.dtype:
             self._widen(dtype)
         rows = []
-        for row, frames, events in done.frames:
-            frames = np.ascontiguousarray(frames, dtype)
-            _write(self.file, frames, self._at(row, dtype))
-            rows.append({"row": row, "events": events, "dtype": str(dtype), "crc32": zlib.crc32(frames.data)})
+        for (row, frames, events), (stored, places, counts) in zip(done.frames, parts, strict=True):
+            noted = {"row": row, "events": events}
+            if dtype == np.uint8 and len(places):
+                noted["over"] = np.stack([places, counts], 1).tolist()
+                values = frames
+            else:
+                values = stored = np.ascontiguousarray(frames, dtype)
+            _write(self.file, stored, self._at(row, dtype))
+            rows.append(noted | {"dtype": str(values.dtype), "crc32": zlib.crc32(np.ascontiguousarray(values).data)})
         entry = {"file": done.file, "size": done.size, "crc32": done.crc32, "rows": rows}
         self.done[done.file] = entry
         if not done.problems:
@@ -505,9 +532,10 @@ class _Partial:
         rows = sorted(facts)
         if not rows:
             raise DataError(f"not one recording of {self.settings.dataset.name} is good, so there is nothing to cache")
-        index = [",".join(_COLUMNS)]
+        index, over = [",".join(_COLUMNS)], []
         for new, row in enumerate(rows):
             sample, (noted, entry) = self.samples[row], facts[row]
+            over += [(new, *pair) for pair in noted.get("over", [])]
             index.append(
                 f"{new},{sample.label},{sample.part},{noted['events']},{entry['size']},{entry['crc32']},"
                 f"{noted['crc32']:08x},{sample.name}"
@@ -525,6 +553,11 @@ class _Partial:
             "sources_sha256": hashlib.sha256(sources.encode()).hexdigest(),
             "index_sha256": hashlib.sha256(text.encode()).hexdigest(),
         }
+        table = np.array(over, OVERFLOW)
+        (self.folder / TABLE).unlink(missing_ok=True)
+        if len(table):
+            np.save(self.folder / TABLE, table)
+            manifest["overflow_sha256"] = hashlib.sha256(table.tobytes()).hexdigest()
         path = self._path(self.dtype)
         if len(rows) < len(self.samples):  # samples were left out: the others are copied together
             path = self.folder / "frames.together.tmp"
@@ -549,7 +582,7 @@ def _lock(folder: Path) -> FileLock:
 
 def _publish(partial: Path, folder: Path) -> None:
     """Give a complete partial folder its final name, in place of an older cache if there is one."""
-    keep = {"frames.npy", "index.csv", "manifest.json", "lock"}
+    keep = {"frames.npy", TABLE, "index.csv", "manifest.json", "lock"}
     for file in partial.iterdir():
         if file.name not in keep:
             file.unlink()

@@ -83,6 +83,12 @@ def test_normalize_in_both_channel_orders():
     assert Normalize(mean, std, "bgr")(x, LABELS, None)[0].flatten().tolist() == [29, 9, 1.75]
 
 
+def event_policy(operation, x, level, part, place):
+    """One operation on the frames [T, C, H, W] of a sample; Cutout at `place` over `part` of the area."""
+    draws = torch.tensor([operation]), torch.tensor([level]), torch.tensor([part]), torch.tensor(place).view(2, 1)
+    return EventPolicy().apply(x.unsqueeze(1), torch.zeros(1), draws, torch.arange(1), 1)[0][:, 0]
+
+
 def test_event_policy_uses_six_operations_with_published_limits():
     x = torch.ones(1, 4000, 1, 32, 32)
     out, _ = EventPolicy()(x, torch.zeros(4000), make_generator(0))
@@ -91,7 +97,7 @@ def test_event_policy_uses_six_operations_with_published_limits():
     assert 0.16 < untouched.float().mean() < 0.35
     lost = (1024 - out.sum((-1, -2)).flatten()) / 1024
     assert lost.max() < 0.25
-    operations = {k: EventPolicy._apply(k, x[:, 0], 30, 10, (0.5, 0.5)) for k in range(6)}
+    operations = {k: event_policy(k, x[:, 0], 30, 100 / 1024, (0.5, 0.5)) for k in range(6)}
     assert torch.equal(operations[2], TF.affine(x[:, 0], 0, [5, 0], 1, [0, 0]))
     assert torch.equal(operations[3], TF.affine(x[:, 0], 0, [0, 5], 1, [0, 0]))
     assert torch.equal(operations[1], TF.affine(x[:, 0], 0, [0, 0], 1, [float(np.degrees(0.3)), 0]))
@@ -109,7 +115,7 @@ def test_event_policy_levels_are_the_released_ones(level):
     """The released code takes a magnitude of torch.linspace(-max, max, 31) and cuts shifts to whole pixels."""
     x = torch.rand(2, 2, 40, 48, generator=make_generator(0))
     shear, rotate = (torch.linspace(-end, end, 31)[level].item() for end in (0.3, 30.0))
-    applied = [EventPolicy._apply(k, x, level, 0, (0, 0)) for k in range(5)]
+    applied = [event_policy(k, x, level, 0.0, (0.0, 0.0)) for k in range(5)]
     assert torch.equal(applied[1], TF.affine(x, 0, [0, 0], 1, [float(np.degrees(shear)), 0]))
     assert torch.equal(applied[2], TF.affine(x, 0, [SHIFTS[level], 0], 1, [0, 0]))
     assert torch.equal(applied[3], TF.affine(x, 0, [0, SHIFTS[level]], 1, [0, 0]))

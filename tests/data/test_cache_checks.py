@@ -93,7 +93,7 @@ def script(*arguments, **options):
 
 @pytest.mark.parametrize("size", [None, 48])
 def test_the_index_holds_the_checksum_of_each_row_as_stored(tmp_path, size):
-    """Rows that were written before the type was widened too, and those behind a gap."""
+    """One with counts beyond a byte too, rows that were written before the type was widened, and those behind a gap."""
     write_cifar10_dvs(tmp_path / "raw")
     events = Events(
         np.arange(70_000), *(np.full(70_000, v, k) for v, k in ((7, np.int16), (9, np.int16), (1, np.uint8)))
@@ -102,7 +102,7 @@ def test_the_index_holds_the_checksum_of_each_row_as_stored(tmp_path, size):
     (tmp_path / "raw/cat/cifar10_cat_333.aedat").write_bytes(b"bad")
     prepare("cifar10_dvs", tmp_path / "raw", tmp_path / "cache", 1, frame_size=size, workers=0, allow_bad=True)
     cache = open_cache("cifar10_dvs", tmp_path / "cache", 1, frame_size=size)
-    assert cache.frames.dtype == (np.float32 if size else np.uint32) and len(cache.frames) == 39
+    assert cache.frames.dtype == (np.float32 if size else np.uint8) and len(cache.frames) == 39
     assert cache.checksums == [zlib.crc32(frames.tobytes()) for frames in cache.frames]
     assert verify_cache("cifar10_dvs", tmp_path / "cache", 1, frame_size=size)[1] == []
 
@@ -114,7 +114,7 @@ def test_rot_in_a_row_is_an_error_at_its_first_read(cached):
     parts = {"train": data.train, "val": data.val, "test": data.test}
     for part, batches in parts.items():
         list(batches.epoch(0))
-        row = int(batches._rows[len(batches._rows) // 2])
+        row = int(batches.rows[len(batches.rows) // 2])
         rot(folder, row)
         list(batches.epoch(1))  # only the first read of a run is checked
         name = open_cache("cifar10_dvs", cache_dir, 4).names[row]
@@ -326,7 +326,7 @@ def test_gesture_validation_holds_out_people(tmp_path):
     options = ["dataset=dvs_gesture", "timesteps=4", f"cache_dir={tmp_path / 'cache'}", *PLAIN]
     data = build_data(load_config([*options, "dataset.validation=0.2"]))
     names = open_cache("dvs_gesture", tmp_path / "cache", 4).names
-    people = [{names[i].split("_")[0] for i in part._rows.tolist()} for part in (data.train, data.val, data.test)]
+    people = [{names[i].split("_")[0] for i in part.rows.tolist()} for part in (data.train, data.val, data.test)]
     assert [len(p) for p in people] == [4, 1, 1] and not people[0] & people[1]
     assert (data.split.n_train, data.split.n_val) == (48, 12)
     assert data.split.id == "dvs_gesture/official,dropped=1392,val=0.2,by=person,seed=0"

@@ -370,8 +370,8 @@ def test_the_check_reads_headers_and_ends_in_bounded_time(tmp_path, caplog, monk
     assert not decoded
     monkeypatch.undo()
     image_files.check([ImageFile(str(tmp_path), "trailing.JPEG")])
-    slow = image_files._check
-    monkeypatch.setattr(image_files, "_check", lambda image: time.sleep(0.005) or slow(image))
+    slow = image_files.check_image
+    monkeypatch.setattr(image_files, "check_image", lambda image: time.sleep(0.005) or slow(image))
     started = time.monotonic()
     with caplog.at_level("INFO", "snn_repro"):
         image_files.check([ImageFile(str(tmp_path), "whole.JPEG")] * 20_000, seconds=0.5)

@@ -117,7 +117,9 @@ def hot(n, pixel_count):
     return Events(t, x, (t * 7 % 128).astype(np.int16) * (t >= pixel_count), np.ones(n, np.uint8))
 
 
-def test_large_counts_widen_the_cache_and_lose_nothing(tmp_path):
+@pytest.mark.parametrize("most, dtype", [(1 / 16, np.uint8), (0, np.uint32), (1.5 / 2**18, np.uint32)])
+def test_large_counts_stand_in_a_table_or_widen_the_cache_and_lose_nothing(tmp_path, monkeypatch, most, dtype):
+    monkeypatch.setattr("snn_repro.data.prepare._MOST_OVER", most)  # the last: two counts are too many, one is not
     written = write_cifar10_dvs(tmp_path / "raw", classes=("cat",))
     for number, (n, count) in {1: (900, 255), 2: (900, 256), 5: (70_000, 66_000), 7: (300, 20)}.items():
         name = f"cat/cifar10_cat_{number}.aedat"
@@ -125,28 +127,51 @@ def test_large_counts_widen_the_cache_and_lose_nothing(tmp_path):
         (tmp_path / "raw" / name).write_bytes(encode_aedat2(written[name]))
     run("cifar10_dvs", tmp_path / "raw", tmp_path / "cache", timesteps=1)
     cache = open_cache("cifar10_dvs", tmp_path / "cache", 1)
-    assert cache.frames.dtype == np.uint32 and cache.frames.max() == 66_000
+    assert cache.frames.dtype == dtype and max(frames.max() for frames in cache.frames) == 66_000
+    assert (cache.folder / "overflow.npy").exists() == (dtype == np.uint8)
     for i, name in enumerate(cache.names):
         assert np.array_equal(cache.frames[i], integrate(written[name], 1, (128, 128)))
+    assert verify_cache("cifar10_dvs", tmp_path / "cache", 1)[1] == []
+    if most != 1 / 16:
+        return
     run("cifar10_dvs", tmp_path / "raw", tmp_path / "cache", timesteps=1, frame_size=128)
     cache = open_cache("cifar10_dvs", tmp_path / "cache", 1, frame_size=128)
     assert cache.frames.dtype == np.float32 and cache.frames.max() == 66_000
 
 
-def test_rows_noted_before_the_cache_was_widened_are_not_read_again(tmp_path):
+def test_a_table_that_is_not_the_caches_is_refused(tmp_path):
+    write_cifar10_dvs(tmp_path / "raw", classes=("cat",))
+    (tmp_path / "raw/cat/cifar10_cat_1.aedat").write_bytes(encode_aedat2(hot(900, 256)))
+    run("cifar10_dvs", tmp_path / "raw", tmp_path / "cache", timesteps=1)
+    table = tmp_path / "cache/cifar10_dvs/T1-number/overflow.npy"
+    assert np.load(table)["count"].tolist() == [256]
+    changed = np.load(table)
+    changed["count"] += 1
+    np.save(table, changed)
+    with pytest.raises(DataError, match="overflow.npy is not the one that belongs to manifest.json; rebuild it with"):
+        open_cache("cifar10_dvs", tmp_path / "cache", 1)
+    table.unlink()
+    with pytest.raises(DataError, match="cannot be read .*overflow.npy.*; rebuild it with"):
+        open_cache("cifar10_dvs", tmp_path / "cache", 1)
+
+
+@pytest.mark.parametrize("most, dtype", [(1 / 16, "uint8"), (0, "uint16"), (1.5 / 2**17, "uint16")])
+def test_rows_noted_before_the_cache_was_widened_are_not_read_again(tmp_path, monkeypatch, most, dtype):
+    monkeypatch.setattr("snn_repro.data.prepare._MOST_OVER", most)
     written = write_cifar10_dvs(tmp_path / "raw", classes=("cat",))
-    first, *_, last = sorted(written)
-    written[last] = hot(900, 256)
+    first, second, *_, last = sorted(written)
+    written[second], written[last] = hot(900, 300), hot(900, 256)
+    (tmp_path / "raw" / second).write_bytes(encode_aedat2(written[second]))
     good = (tmp_path / "raw" / first).read_bytes()
     (tmp_path / "raw" / last).write_bytes(encode_aedat2(written[last]))
     (tmp_path / "raw" / first).write_bytes(b"bad")
     with pytest.raises(DataError):
         run("cifar10_dvs", tmp_path / "raw", tmp_path / "cache", timesteps=1)
-    assert (tmp_path / "cache/cifar10_dvs/T1-number.partial/frames.uint16.npy").is_file()
+    assert (tmp_path / f"cache/cifar10_dvs/T1-number.partial/frames.{dtype}.npy").is_file()
     (tmp_path / "raw" / first).write_bytes(good)
     assert run("cifar10_dvs", tmp_path / "raw", tmp_path / "cache", timesteps=1).read == 1
     cache, bad = verify_cache("cifar10_dvs", tmp_path / "cache", 1)
-    assert not bad and cache.frames.dtype == np.uint16
+    assert not bad and cache.frames.dtype == dtype
     for i, name in enumerate(cache.names):
         assert np.array_equal(cache.frames[i], integrate(written[name], 1, (128, 128)))
 
@@ -387,7 +412,7 @@ def test_no_cache_tells_the_command(prepared):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"format_version": 0}, "has cache format 0, this version reads 2; rebuild it with `python"),
+        ({"format_version": 0}, "has cache format 0, this version reads 3; rebuild it with `python"),
         ({"timesteps": 9}, "was made with timesteps=9, not timesteps=4"),
         ({"dataset": "cifar10_dvs"}, "was made with dataset=cifar10_dvs"),
         ({"index_sha256": "0"}, "index.csv is not the one that belongs"),

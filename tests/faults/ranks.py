@@ -85,7 +85,7 @@ def thirteen_of_validation() -> None:
 
     def shorter(config):
         built = build(config)
-        built.val = data.MemoryBatches(built.val._inputs, built.val._targets, 4, indices=range(13))
+        built.val = data.MemoryBatches(built.val.inputs, built.val._targets, 4, indices=range(13))
         return built
 
     train.build_data = shorter

@@ -20,6 +20,7 @@ from snn_repro.data.augment.augmentation import (
     BatchAugmentation,
     BatchTransform,
     GuidedAugmentation,
+    MovingAugmentation,
     PilAugmentation,
     RecordingAugmentation,
     register_augmentation,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from snn_repro.data.dataset import DataSet
 
 __all__ = [
-    "AUGMENTATIONS", "Augmentation", "BatchAugmentation", "BatchTransform", "GuidedAugmentation", "Normalize",
+    "AUGMENTATIONS", "Augmentation", "BatchAugmentation", "BatchTransform", "GuidedAugmentation", "MovingAugmentation", "Normalize",
     "PilAugmentation", "RecordingAugmentation", "Setting", "batch_transforms", "eval_sample_transform", "eval_steps", "known", "misplaced", "needs_pil",
     "recording_steps", "register_augmentation", "sample_transform", "shown", "turned_on", "values_of",
 ]  # fmt: skip

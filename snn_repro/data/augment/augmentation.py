@@ -3,6 +3,7 @@
 One augmentation is one file in this folder, a class under `@register_augmentation("key")`, where `augment.key` turns it on. It is
 
     a BatchAugmentation  a step on whole batches of images or of event frames
+    a MovingAugmentation  such a step that only moves pixels
     a GuidedAugmentation  such a step that goes by what the network sees in them
     a PilAugmentation  a step on single images, before they are batched
     a RecordingAugmentation  a step on the events of a recording, before they become frames
@@ -84,7 +85,12 @@ class BatchTransform:
     for the whole batch, without having seen it, and `apply` works on the rows that this process holds. A step whose
     results take the input of other samples names them in `partners`; they are then read here as well. All T frames of a
     sample share its draw.
+
+    portable: `apply` takes x on any device and as it is stored (bytes, float16), with rows, draws and target on the CPU. Event
+    frames reach other steps as float32 on the CPU.
     """
+
+    portable: ClassVar[bool] = False
 
     def draw(self, n: int, generator: torch.Generator) -> Any:
         """All that is random, for the n samples of the batch of all processes together. Draws from `generator` alone."""
@@ -111,6 +117,51 @@ class BatchTransform:
 
 class BatchAugmentation(Augmentation, BatchTransform):
     """A step on batches: `draw` and `apply`, see BatchTransform."""
+
+
+class MovingAugmentation(BatchAugmentation):
+    """A step that takes each pixel of a frame from some place in it, or makes it zero; alike in all frames and channels of a sample.
+
+    Such steps in a row are applied as one: their `sources` are put together, and each value is moved once, as it is stored.
+    """
+
+    portable = True
+
+    def sources(self, draws: Any, rows: Tensor, size: tuple[int, int]) -> Tensor:
+        """The place y W + x from which each pixel of a frame of size (H, W) is taken, int64 [len(rows), H W]; H W: it is zero."""
+        raise NotImplementedError
+
+    def apply(self, x: Tensor, target: Tensor, draws: Any, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+        return moved(x, self.sources(draws, rows, (x.shape[-2], x.shape[-1]))), target
+
+
+def moved(x: Tensor, sources: Tensor) -> Tensor:
+    """x [..., B, C, H, W] with the pixels of each sample taken from `sources` [B, H W], see MovingAugmentation."""
+    import torch.nn.functional as F
+
+    pixels, n = x.flatten(-2), sources.shape[-1]
+    if int(sources.max()) == n:
+        pixels = F.pad(pixels, (0, 1))
+    if x.is_cuda:
+        sources = sources.pin_memory().to(x.device, non_blocking=True)
+    index = sources.unsqueeze(-2).expand(*x.shape[:-2], n)
+    return pixels.gather(-1, index).view(x.shape)
+
+
+def chained(first: Tensor, then: Tensor) -> Tensor:
+    """The sources [B, H W] of two steps, of which `first` comes first."""
+    import torch.nn.functional as F
+
+    return F.pad(first, (0, 1), value=first.shape[-1]).gather(-1, then)
+
+
+def sources_of(move: Callable[[Tensor], Tensor], size: tuple[int, int]) -> Tensor:
+    """The sources int64 [H W] of an operation on float images [1, H, W] that samples nearest neighbours, zeros from outside."""
+    import torch
+
+    height, width = size
+    seen = move(torch.arange(1.0, height * width + 1).view(1, height, width)).flatten().long()  # exact to 2^24 pixels
+    return torch.where(seen == 0, height * width, seen - 1)
 
 
 RELEVANCE = Setting(

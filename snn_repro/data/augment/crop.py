@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from snn_repro.data.augment.augmentation import BatchAugmentation, register_augmentation
+from snn_repro.data.augment.augmentation import MovingAugmentation, register_augmentation
 from snn_repro.settings import Setting
 
 if TYPE_CHECKING:
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 @register_augmentation("crop_padding")
-class RandomCrop(BatchAugmentation):
+class RandomCrop(MovingAugmentation):
     """Pad by `padding` zeros on each side, then cut the original size at a random place."""
 
     settings = {"crop_padding": Setting(0, "random crop after padding by this much", "pixels", low=0)}
@@ -26,16 +26,13 @@ class RandomCrop(BatchAugmentation):
 
         return torch.randint(2 * self.padding + 1, (2, n), generator=generator)
 
-    def apply(self, x: Tensor, target: Tensor, draws: Tensor, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    def sources(self, draws: Tensor, rows: Tensor, size: tuple[int, int]) -> Tensor:
         import torch
-        import torch.nn.functional as F
 
-        batch, _, height, width = x.shape[-4:]
-        dy, dx = draws[:, rows]
-        padded = F.pad(x, (self.padding,) * 4).movedim(-4, 0)
-        windows = padded.unfold(-2, height, 1).unfold(-2, width, 1)  # a view [B, ..., dy, dx, H, W]
-        cut = windows.movedim((-4, -3), (1, 2))[torch.arange(batch), dy, dx]
-        return cut.movedim(0, -4), target
+        height, width = size
+        y, x = (torch.arange(n) + d[rows, None] - self.padding for n, d in zip(size, draws, strict=True))
+        inside = ((y >= 0) & (y < height)).unsqueeze(2) & ((x >= 0) & (x < width)).unsqueeze(1)
+        return torch.where(inside, y.unsqueeze(2) * width + x.unsqueeze(1), height * width).flatten(1)
 
     def pil_step(self, size, fill):
         from torchvision.transforms import RandomCrop

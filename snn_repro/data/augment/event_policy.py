@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
-from snn_repro.data.augment.augmentation import BatchAugmentation, register_augmentation
+from snn_repro.data.augment.augmentation import MovingAugmentation, register_augmentation, sources_of
 from snn_repro.settings import Setting
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def affine(x: Tensor, translate: Sequence[int] = (0, 0), shear: float = 0.0) -> 
 
 
 @register_augmentation("event_policy")
-class EventPolicy(BatchAugmentation):
+class EventPolicy(MovingAugmentation):
     """SNN-TrivialAug, one operation a sample, uniformly one of six (the paper's 128-pixel event rows).
 
     The code of Spikformer (Zhou et al., ICLR 2023) has it: TrivialAugment (Mueller and Hutter, ICCV 2021) with
@@ -63,34 +63,48 @@ class EventPolicy(BatchAugmentation):
         area = torch.rand(n, generator=generator) * (0.11 - 0.001) + 0.001
         return operation, level, area, torch.rand(2, n, generator=generator)
 
-    def apply(self, x: Tensor, target: Tensor, draws: tuple, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    def sources(self, draws: tuple, rows: Tensor, size: tuple[int, int]) -> Tensor:
+        import torch
+
         operation, level, area, place = (d[..., rows] for d in draws)
-        height, width = x.shape[-2:]
+        height, width = size
         side = (area * height * width).sqrt().round().long()
         own = zip(operation.tolist(), level.tolist(), side.tolist(), place.T.tolist(), strict=True)
-        out = x.clone()
-        for b, (operation, level, side, place) in enumerate(own):
-            out[..., b, :, :, :] = self._apply(operation, x[..., b, :, :, :], level, side, place)
-        return out, target
+        return torch.stack(
+            [cutout(side, place, size) if k == 5 else moves(k, level, size) for k, level, side, place in own]
+        )
 
-    @classmethod
-    def _apply(cls, operation: int, x: Tensor, level: int, side: int, place: Sequence[float]) -> Tensor:
-        from torchvision.transforms.functional import rotate
 
+@cache
+def moves(operation: int, level: int, size: tuple[int, int]) -> Tensor:
+    """The sources of all operations but Cutout."""
+    from torchvision.transforms.functional import rotate
+
+    def magnitude(end: float) -> float:
+        return magnitudes(end, EventPolicy.levels)[level]
+
+    def move(x: Tensor) -> Tensor:
         match operation:
             case 0:
                 return x
             case 1:
-                return affine(x, shear=math.degrees(magnitudes(0.3, cls.levels)[level]))
+                return affine(x, shear=math.degrees(magnitude(0.3)))
             case 2:
-                return affine(x, translate=(int(magnitudes(5.0, cls.levels)[level]), 0))
+                return affine(x, translate=(int(magnitude(5.0)), 0))
             case 3:
-                return affine(x, translate=(0, int(magnitudes(5.0, cls.levels)[level])))
-            case 4:
-                return rotate(x, magnitudes(30.0, cls.levels)[level])
-        height, width = x.shape[-2:]
-        side = min(side, height, width)
-        top, left = int(place[0] * (height - side + 1)), int(place[1] * (width - side + 1))
-        x = x.clone()
-        x[..., top : top + side, left : left + side] = 0
-        return x
+                return affine(x, translate=(0, int(magnitude(5.0))))
+        return rotate(x, magnitude(30.0))
+
+    return sources_of(move, size)
+
+
+def cutout(side: int, place: Sequence[float], size: tuple[int, int]) -> Tensor:
+    """The sources [H W] of frames in which a square of `side` pixels at `place` (0..1) is zero."""
+    import torch
+
+    height, width = size
+    side = min(side, height, width)
+    top, left = int(place[0] * (height - side + 1)), int(place[1] * (width - side + 1))
+    kept = torch.arange(height * width).view(height, width)
+    kept[top : top + side, left : left + side] = height * width
+    return kept.flatten()

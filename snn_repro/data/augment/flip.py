@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from snn_repro.data.augment.augmentation import BatchAugmentation, register_augmentation
+from snn_repro.data.augment.augmentation import MovingAugmentation, register_augmentation
 from snn_repro.settings import Setting
 
 if TYPE_CHECKING:
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 @register_augmentation("flip")
-class RandomFlip(BatchAugmentation):
+class RandomFlip(MovingAugmentation):
     """Mirror each sample left to right with the given chance."""
 
     settings = {"flip": Setting(0.0, "chance of a horizontal flip", low=0, high=1)}
@@ -25,10 +25,11 @@ class RandomFlip(BatchAugmentation):
 
         return torch.rand(n, generator=generator) < self.chance
 
-    def apply(self, x: Tensor, target: Tensor, draws: Tensor, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    def sources(self, draws: Tensor, rows: Tensor, size: tuple[int, int]) -> Tensor:
         import torch
 
-        return torch.where(draws[rows].view(-1, 1, 1, 1), x.flip(-1), x), target
+        places = torch.arange(size[0] * size[1]).view(size)
+        return torch.stack([places, places.flip(-1)]).flatten(1)[draws[rows].long()]
 
     def pil_step(self, size, fill):
         from torchvision.transforms import RandomHorizontalFlip

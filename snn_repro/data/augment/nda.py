@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from snn_repro.data.augment.augmentation import BatchAugmentation, register_augmentation
+from snn_repro.data.augment.augmentation import MovingAugmentation, register_augmentation, sources_of
 from snn_repro.data.augment.event_policy import affine
 from snn_repro.settings import Setting
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @register_augmentation("nda")
-class NDA(BatchAugmentation):
+class NDA(MovingAugmentation):
     """Neuromorphic data augmentation (Li et al., ECCV 2022), as its code does it: one of three a sample.
 
     Roll by up to +-shift pixels in both directions (round the edge); rotate or shear along x by up to
@@ -38,19 +39,15 @@ class NDA(BatchAugmentation):
         angle = torch.rand(n, generator=generator) * (2 * self.degrees) - self.degrees
         return operation, shifts, angle
 
-    def apply(self, x: Tensor, target: Tensor, draws: tuple, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    def sources(self, draws: tuple, rows: Tensor, size: tuple[int, int]) -> Tensor:
         import torch
         from torchvision.transforms.functional import rotate
 
-        operation, shifts, angle = (d[rows].tolist() for d in draws)
-        out = torch.empty_like(x)
-        for b in range(len(rows)):
-            sample = x[..., b, :, :, :]
-            if operation[b] == 0:
-                sample = sample.roll(shifts[b], dims=(-2, -1))
-            elif operation[b] == 1:
-                sample = rotate(sample, angle[b])
+        found = []
+        for operation, shifts, angle in zip(*(d[rows].tolist() for d in draws), strict=True):
+            if operation == 0:
+                found.append(torch.arange(size[0] * size[1]).view(size).roll(shifts, (-2, -1)).flatten())
             else:
-                sample = affine(sample, shear=angle[b])
-            out[..., b, :, :, :] = sample
-        return out, target
+                turn = partial(rotate, angle=angle) if operation == 1 else partial(affine, shear=angle)
+                found.append(sources_of(turn, size))
+        return torch.stack(found)

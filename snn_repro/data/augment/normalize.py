@@ -16,6 +16,8 @@ class Normalize(BatchTransform):
     the paper's CIFAR code does.
     """
 
+    portable = True
+
     def __init__(self, mean: Sequence[float], std: Sequence[float], channel_order: str = "rgb"):
         import torch
 
@@ -26,5 +28,6 @@ class Normalize(BatchTransform):
     def apply(self, x: Tensor, target: Tensor, draws, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
         import torch
 
+        self.mean, self.scale = self.mean.to(x.device), self.scale.to(x.device)
         x = x.flip(-3) if self.reverse else x
         return (x.to(torch.float32) - self.mean).mul_(self.scale), target

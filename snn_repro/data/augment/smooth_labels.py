@@ -19,7 +19,7 @@ class SmoothLabels(BatchAugmentation):
         )
     }
     order = 90
-    soft_targets = True
+    soft_targets = portable = True
 
     def __init__(self, num_classes: int, epsilon: float):
         self.num_classes, self.epsilon = num_classes, epsilon
