@@ -192,7 +192,7 @@ def _typed(hint: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(hint):
         make: Any = hint
         return make(**{f.name: _typed(f.type, value[f.name]) for f in dataclasses.fields(hint)})
-    if typing.get_origin(hint) is dict:  # `own`
+    if hint is Any or typing.get_origin(hint) is dict:  # any word; `own`
         return value
     for one in typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
         if typing.get_origin(one) is list and isinstance(value, list):

@@ -13,7 +13,7 @@ HUGE_PAGE, MADV_HUGEPAGE = 2**21, 14
 SMALLEST = 2 * HUGE_PAGE  # bytes of a block: wherever it begins, a whole huge page fits in
 
 fresh = (
-    True  # whether large blocks are; a run keeps its memory (`keep_freed_memory`), and then there is nothing to gain
+    True  # whether large blocks are: asked before the call. A run keeps its memory, and then there is nothing to gain
 )
 
 
@@ -30,7 +30,7 @@ def _madvise():
 
 def on_huge_pages(*outputs: Tensor | None) -> None:
     """Ask for huge pages for what is about to be written; a system without them goes on as before."""
-    if not fresh or (madvise := _madvise()) is None:
+    if (madvise := _madvise()) is None:
         return
     for x in outputs:
         if x is not None and x.nbytes >= SMALLEST:

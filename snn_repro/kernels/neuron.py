@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from snn_repro.errors import UserError
-from snn_repro.kernels import Affine, Law
-from snn_repro.kernels.memory import on_huge_pages
+from snn_repro.kernels import Affine, Law, memory
 
 
 def update(
@@ -338,7 +337,8 @@ def _kind(x: Tensor, law: Law, norm):
 def _cpu_forward(x, v0, v0_stride, s, v_last, shape, law: Law, norm) -> None:
     shape, (strides,) = _merged(shape, v0_stride, x)
     tables = _cpu().NO_TABLES if norm is None else _cpu().tables(norm, shape[0])
-    on_huge_pages(s, v_last)
+    if memory.fresh:
+        memory.on_huge_pages(s, v_last)
     _cpu().forward(
         _kind(x, law, norm), x.data_ptr(), strides, tables, _pointer(v0), v0_stride, s.data_ptr(), v_last.data_ptr(), shape,
         (law.v_threshold, law.v_reset or 0.0, law.leak), torch.get_num_threads(),
@@ -349,7 +349,8 @@ def _cpu_backward(gs, gv_last, x, v0, v0_stride, gx, gv0, shape, law: Law, norm,
     shape, (strides, gs_strides) = _merged(shape, v0_stride, x, gs)
     tables = _cpu().NO_TABLES if norm is None else _cpu().tables(norm, shape[0])
     threads = torch.get_num_threads()
-    on_huge_pages(gx, gv0)
+    if memory.fresh:
+        memory.on_huge_pages(gx, gv0)
     sums = _cpu().backward(
         _kind(x, law, norm), law.detach, law.slope, x.data_ptr(), strides, tables, _pointer(v0), v0_stride, gs.data_ptr(),
         gs_strides, _pointer(gv_last), gx.data_ptr(), shape[1] * shape[2] if gx.shape[0] == shape[0] else 0, _pointer(gv0), shape,

@@ -12,7 +12,7 @@ from snn_repro.config import load_config
 from snn_repro.data import build_data
 from snn_repro.data.augment import Normalize
 from snn_repro.data.prepare import prepare
-from snn_repro.kernels import use
+from snn_repro.kernels import memory, use
 from snn_repro.models import build_model
 from snn_repro.registry import AUGMENTATIONS
 
@@ -59,11 +59,12 @@ def files_of(call):
 
 @pytest.mark.filterwarnings("ignore:.*do not compare")
 @pytest.mark.parametrize("make", [event_frames, images])
-def test_from_disk_to_logits_in_at_most_twelve_files(tmp_path, make):
+def test_from_disk_to_logits_in_at_most_twelve_files(tmp_path, make, monkeypatch):
     """By all fast loops; `kernels=off` takes fewer. Compiling these, which happens once on a machine, is not a part of the way.
 
     Normalisation and augmentations, one file each, come on top: as many as a row chooses.
     """
+    monkeypatch.setattr(memory, "fresh", False)  # as in a run
     data, network, neuron = make(tmp_path)
     model = build_model(network, num_classes=10, input_shape=data.input_shape, timesteps=2, neuron=neuron)
     use(model, "sparse")

@@ -4,9 +4,9 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from fake_runs import fake_run
 
 from snn_repro.paper.results import load, to_frame
-from tests.fake_runs import fake_run
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from fake_runs import fake_run
+from scripts_of_ours import script
 
 from snn_repro.config import load_config, to_dict
 from snn_repro.report import render, sections
-from tests.fake_runs import fake_run
-from tests.scripts_of_ours import script
 
 ROOT = Path(__file__).parents[2]
 plotly = pytest.importorskip("plotly")

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
+from fake_runs import fake_run
 
 from snn_repro.report import render
-from tests.fake_runs import fake_run
 
 pytest.importorskip("plotly")
 pytest.importorskip("selenium", reason="selenium drives the browser: pip install selenium")
