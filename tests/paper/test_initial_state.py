@@ -10,10 +10,12 @@ from scripts_of_ours import script
 
 from snn_repro.config import load_config
 from snn_repro.errors import UserError
+from snn_repro.neurons import initial_states
 from snn_repro.paper.results import group_runs, load
 from snn_repro.paper.studies import initial_state as study
 from snn_repro.registry import INITIAL_STATES
 from snn_repro.train import run
+from snn_repro.trained import load_run
 
 main = script("study").main
 
@@ -114,17 +116,30 @@ def test_the_report_says_all_of_it_and_draws_it(results, capsys):
     assert "initial_state_steps.svg" in capsys.readouterr().err
 
 
-def test_early_exit_stops_where_it_is_sure():
-    logits = torch.zeros(3, 4, 2)
-    logits[0, :2, 0] = 9.0  # two samples are sure, and right, at step 1
-    logits[1, 2:, 1] = 18.0  # the others at step 2
-    found = study.early_exit(logits, torch.tensor([0, 0, 1, 1]))
-    assert found["steps"] == 1.5 and found["acc"] == found["acc_all"] == 1.0
-    target = torch.tensor([0, 0, 1, 1])
-    wrong = torch.zeros(3, 4, 2)
-    wrong[0, range(4), 1 - target] = 9.0  # sure at step 1, and wrong
-    wrong[1:, range(4), target] = 18.0
-    assert study.early_exit(wrong, target) == dict(threshold=1.0, steps=3.0, acc=1.0, acc_all=1.0)
+def test_the_cheapest_exit_keeps_accuracy_within_a_point():
+    exits = [
+        dict(threshold=0.5, acc=0.80, mean_steps=1.2),
+        dict(threshold=0.7, acc=0.895, mean_steps=2.0),
+        dict(threshold=0.9, acc=0.91, mean_steps=3.1),
+        dict(threshold=None, acc=0.90, mean_steps=4.0),
+    ]
+    assert study.cheapest(exits) == dict(threshold=0.7, steps=2.0, acc=0.895, acc_all=0.9)
+    assert study.cheapest(exits[:1] + exits[3:])["threshold"] is None
+
+
+def test_the_start_of_learned_potentials_is_drawn_again(tmp_path):
+    words = [
+        "neuron=if_imp",
+        "neuron.imp_trainable=false",
+        "seed=3",
+        "recipe.epochs=1",
+        "debug.max_steps=2",
+        "logger.mode=disabled",
+    ]
+    run(load_config(words), str(tmp_path))
+    frozen = load_run(tmp_path)
+    starts = study.starts_of(frozen)
+    assert starts and all(torch.equal(p, starts[name]) for name, p in initial_states(frozen.model).items())
 
 
 def test_trained_networks_are_probed(tmp_path, monkeypatch):

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from snn_repro.paper.formats import Column, Table, to_markdown
 from snn_repro.paper.results import Group, group_runs, load
 from snn_repro.paper.statistics import equivalence, holm, paired, summary, visible_effect
 from snn_repro.runs.folder import RESULT
+
+if TYPE_CHECKING:
+    from snn_repro.trained import TrainedRun
 
 SWEEP_DIR = "runs/initial_state"
 SEEDS = 5
@@ -114,7 +118,7 @@ MEASURES = {
 # ---------------------------------------------------------------- what is run
 
 
-def part_of(name: str, dataset: str | None = None, model: bool = False) -> Part:
+def part_of(name: str, dataset: str | None = None) -> Part:
     """A part by name, on another data set where one is given: then with that set's own recipe. Raises UserError."""
     if name not in PARTS:
         raise UserError(f"{name} is no part of this study; choose of: {', '.join(PARTS)}")
@@ -172,6 +176,7 @@ def state_of(config: dict[str, Any]) -> str | None:
 
 MEASURED = "measured.json"
 LONGEST = 8  # time steps at test
+EXITS = tuple(percent / 100 for percent in range(50, 100))  # confidences at which a reader might stop
 
 
 def measure(results: Path) -> None:
@@ -200,10 +205,11 @@ def _probe(folder: Path, state: str) -> dict[str, Any]:
 
     from snn_repro.data import build_data
     from snn_repro.losses import build_loss
+    from snn_repro.metrics import count_correct
     from snn_repro.neurons import initial_states
-    from snn_repro.runtime import seed_everything
-    from snn_repro.train import build_network, options
+    from snn_repro.train import options
     from snn_repro.trained import load_run
+    from snn_repro.trained.evaluate import early_exit, running_scores, tested_network
 
     run = load_run(folder)
     config, result = run.config, run.result
@@ -211,27 +217,20 @@ def _probe(folder: Path, state: str) -> dict[str, Any]:
     entry = dict(dataset=config.dataset.name, loss=config.loss.name, state=state, seed=config.seed, code=result["code"])
     loss = build_loss(config.loss.name, **options(config.loss, "name"))
     batches = list(build_data(config).test.epoch(0))
+    target = torch.cat([y for _, y in batches])
     learned = initial_states(run.model)
 
-    def accuracies(timesteps: int | None = None) -> dict[str, Any]:
-        model = run.model
-        if timesteps:
-            config.timesteps, before = timesteps, config.timesteps
-            model = build_network(config, run.num_classes, run.input_shape).eval()
-            model.load_state_dict(run.model.state_dict())
-            config.timesteps = before
+    def outputs(model: Any = run.model) -> Any:
         with torch.inference_mode():
-            logits = torch.cat([model(x).float() for x, _ in batches], dim=1)
-        target = torch.cat([y for _, y in batches])
-        right = (logits.argmax(-1) == target).float().mean(1)
-        means = [float((loss.readout(logits[: t + 1]).argmax(-1) == target).float().mean()) for t in range(len(logits))]
-        return dict(acc_step=_round(right.tolist()), acc_readout=_round(means), logits=logits, target=target)
+            return torch.cat([model(x).float() for x, _ in batches], dim=1)
 
-    usual = accuracies()
-    entry |= dict(exit=early_exit(usual["logits"], usual["target"]))
+    def accuracies(scores: Any) -> list[float]:
+        return [round(int(count_correct(of_step, target)) / len(target), 5) for of_step in scores]
+
+    entry["exit"] = cheapest(early_exit(running_scores(loss, outputs()), target, EXITS))
     if SETS[config.dataset.name].static:
-        longer = accuracies(LONGEST)
-        entry |= dict(longer={k: longer[k] for k in ("acc_step", "acc_readout")})
+        longer = outputs(tested_network(run, replace(config, timesteps=LONGEST)))
+        entry["longer"] = dict(acc_step=accuracies(longer), acc_readout=accuracies(running_scores(loss, longer)))
     if learned and state in ("imp", "imp_from_zero"):
         entry |= dict(layers={
             name.rpartition(".")[0]: np.percentile(p.detach().double().numpy(), range(0, 101, 5)).round(4).tolist()
@@ -239,8 +238,7 @@ def _probe(folder: Path, state: str) -> dict[str, Any]:
         })  # fmt: skip
     if learned and state == "imp":
         values = {name: p.detach().clone() for name, p in learned.items()}
-        seed_everything(config)
-        starts = initial_states(build_network(config, run.num_classes, run.input_shape))
+        starts = starts_of(run)
         generator = torch.Generator().manual_seed(config.seed)
         changes: dict[str, Callable[[str, Any], Any]] = {
             "as learned": lambda name, v: v,
@@ -256,37 +254,29 @@ def _probe(folder: Path, state: str) -> dict[str, Any]:
         for what, change in changes.items():
             for name, p in learned.items():
                 p.data = change(name, values[name]).contiguous()
-            found = accuracies()
-            entry["changed"][what] = dict(acc_step=found["acc_step"], acc=found["acc_readout"][-1])
+            logits = outputs()
+            entry["changed"][what] = dict(acc_step=accuracies(logits), acc=accuracies([loss.readout(logits)])[0])
     return entry
 
 
-def early_exit(logits: Any, target: Any, loss_of_accuracy: float = 0.01) -> dict[str, float]:
-    """Where a reader of the running mean output y_1..t would stop, at the first step whose top probability reaches a
-    threshold: the threshold (of 0.5, 0.51, ... 1) that takes fewest steps and still keeps accuracy within a point of all T.
+def starts_of(run: TrainedRun) -> dict[str, Any]:
+    """The initial potentials before training, by name: those that the run's seed draws."""
+    from snn_repro.neurons import initial_states
+    from snn_repro.runtime import seed_everything
+    from snn_repro.train import build_network
 
-    logits [T, N, K], target [N]. Returns threshold, steps (mean), acc, and acc_all of the mean over all T steps.
-    """
-    import torch
-
-    timesteps = len(logits)
-    running = logits.cumsum(0) / torch.arange(1, timesteps + 1).view(-1, 1, 1)
-    top, label = running.softmax(-1).max(-1)
-    right = label == target
-    everything = float(right[-1].float().mean())
-    best = dict(threshold=1.0, steps=float(timesteps), acc=everything)
-    for threshold in np.arange(0.5, 1.0, 0.01):
-        sure = top >= threshold
-        sure[-1] = True
-        at = sure.float().argmax(0)
-        acc, steps = float(right.gather(0, at[None]).float().mean()), float(at.float().mean()) + 1
-        if acc >= everything - loss_of_accuracy and steps < best["steps"]:
-            best = dict(threshold=round(float(threshold), 2), steps=round(steps, 3), acc=round(acc, 4))
-    return best | dict(acc_all=round(everything, 4))
+    seed_everything(run.config)
+    return initial_states(build_network(run.config, run.num_classes, run.input_shape))
 
 
-def _round(values: Sequence[float]) -> list[float]:
-    return [round(v, 5) for v in values]
+def cheapest(exits: Sequence[dict[str, Any]], lost: float = 0.01) -> dict[str, Any]:
+    """Of `trained.evaluate.early_exit`, the threshold that takes fewest steps and keeps accuracy within a point of all T steps:
+    threshold (null: all steps), steps (mean), acc, and acc_all of all steps."""
+    everything = exits[-1]["acc"]
+    best = min((e for e in exits if e["acc"] >= everything - lost), key=lambda e: e["mean_steps"])
+    return dict(
+        threshold=best["threshold"], steps=round(best["mean_steps"], 3), acc=round(best["acc"], 4), acc_all=round(everything, 4)
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- how it is judged
@@ -572,7 +562,7 @@ def _probed(measured: Sequence[dict[str, Any]]) -> Iterator[Table]:
     if rows:
         columns = [*head, Column("steps", "mean steps", "summary"), Column("acc", "accuracy %", "summary"), Column("all", "with all steps %", "summary")]  # fmt: skip
         said = (
-            "stops once the running mean output is sure enough, at the threshold that costs fewest steps for a point of "
+            "stops once what the loss reads is sure enough, at the threshold that costs fewest steps for a point of "
             "accuracy at most (chosen on the test set: optimistic)"
         )
         yield Table("Where an early-exit reader stops", columns, rows, [said])
