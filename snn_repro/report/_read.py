@@ -92,7 +92,7 @@ def _sees_future(config: str) -> bool | None:
 
     try:
         made = checked(json.loads(config) | {"seed": 0, "run_dir": ""})
-        return bool(sees_future(build_network(made, SETS[made.dataset.name].num_classes, frame_shape(made))))
+        return bool(sees_future(build_network(made, SETS[made.dataset.name].of(made).num_classes, frame_shape(made))))
     except UserError:
         return None
 
