@@ -47,7 +47,8 @@ def split(argv: list[str], flags: tuple[str, ...] = ("--json",)) -> tuple[str, l
     for word in given - {*flags}:
         raise UserError(f"there is no {word}; the flags are: --help, {', '.join(flags)}")
     words = [word for word in argv if word not in given]
-    run = next((word for word in words if "=" not in word or os.path.isdir(word)), None)
+    # folders of runs have = in their names: runs/NAME/recipe.lr=0.05/seed0, there or mistyped
+    run = next((w for w in words if os.sep in w.partition("=")[0] or "=" not in w or os.path.isdir(w)), None)
     if run is None:
         raise UserError("name the folder of a run, like runs/NAME/seed0")
     words.remove(run)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from fake_runs import fake_run
+from PIL import Image
 from scripts_of_ours import script
 
 from snn_repro.config import load_config, to_dict
@@ -70,6 +71,18 @@ def test_single_steps_of_a_network_that_sees_the_future_are_left_out_with_the_re
     assert {data["rows"][int(i)] for i in data["sections"]["accuracy_steps"]["charts"][0]["traces"]} == {"mine"}
     assert "every step sees the later ones: ahead, ahead_too [not finished]" in page
     assert cells(data, "ahead")["first"] == "" != cells(data, "ahead")["acc"]
+
+
+def test_an_unfinished_run_on_own_data_asks_them_for_their_classes(tmp_path):
+    for name in ("cat", "dog"):
+        for k in range(5):
+            (tmp_path / "pictures" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (40 * k, 0, 0)).save(tmp_path / "pictures" / name / f"{k}.png")
+    words = ["name=mine", "dataset=image_folder", f"data_dir={tmp_path / 'pictures'}"]
+    under_way(tmp_path / "mine" / "seed0", *words, epochs=1)
+    assert cells(report(tmp_path), "mine [not finished]")["state"] == "running"
+    (tmp_path / "pictures").rename(tmp_path / "elsewhere")
+    assert cells(report(tmp_path), "mine [not finished]")["state"] == "running"
 
 
 def test_a_run_under_way_joins_its_finished_siblings_and_is_not_counted(tmp_path):

@@ -11,6 +11,7 @@ from snn_repro.data import build_data
 from snn_repro.errors import UserError
 from snn_repro.train import run
 from snn_repro.trained import load_run
+from snn_repro.trained.command import split
 
 SHORT = ["recipe.epochs=2", "debug.max_steps=2", "logger.mode=disabled"]
 
@@ -37,3 +38,14 @@ def test_what_is_no_run_is_said_in_a_sentence(tmp_path):
     (tmp_path / "result.json").write_text(json.dumps({}))
     with pytest.raises(UserError, match="weights=first must be one of: last, best"):
         load_run(tmp_path, weights="first")
+
+
+@pytest.mark.parametrize("word", ["runs/mine/recipe.lr=0.05/seed0", "recipe.lr=0.05/seed0"])
+def test_a_folder_with_keys_in_its_name_is_the_run(tmp_path, monkeypatch, word):
+    monkeypatch.chdir(tmp_path)
+    if word.startswith("runs/"):  # mistyped: it is not there, and is still what was meant
+        assert split(["timesteps=6", word]) == (word, ["timesteps=6"], set())
+    (tmp_path / word).mkdir(parents=True)
+    assert split(["timesteps=6", word, "--json"]) == (word, ["timesteps=6"], {"--json"})
+    with pytest.raises(UserError, match="name the folder of a run"):
+        split(["timesteps=6"])
