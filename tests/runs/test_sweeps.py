@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -205,20 +204,3 @@ def test_the_notice_of_slurm_saves_and_resumes(quick, tmp_path, monkeypatch):
         assert heard == ["submitit"] * 2
     finally:
         signal.signal(signal.SIGUSR2, before)
-
-
-@pytest.mark.slow
-def test_a_run_starts_within_six_seconds(tmp_path):
-    """From the command to the end of the first training step, beside a bare `import torch`; the least of three."""
-
-    def seconds(*command) -> float:
-        started = time.perf_counter()
-        subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True, timeout=120)
-        return time.perf_counter() - started
-
-    bare = min(seconds("-c", "import torch") for _ in range(3))
-    one = min(
-        seconds("-m", "snn_repro.train", *SHORT, "threads=1", f"hydra.run.dir={tmp_path / str(i)}") for i in range(3)
-    )
-    print(f"import torch {bare:.1f} s; a run of one step, evaluation and result included, {one:.1f} s")
-    assert one < 6, f"{one:.1f} s, of which `import torch` {bare:.1f} s"
