@@ -99,9 +99,8 @@ def test_the_report_says_all_of_it_and_draws_it(results, capsys):
         layers={"sn1": [0.1] * 21}, changed={"as learned": dict(acc=0.83, acc_step=[0.8, 0.83])},
         longer=dict(acc_step=[0.5] * 8, acc_readout=[0.25] * 8), code={},
     )  # fmt: skip
-    (results / "runs" / "initial_state" / study.MEASURED).write_text(
-        json.dumps([probe | dict(seed=s) for s in range(2)])
-    )
+    found = dict(linear={"fashion_mnist": 0.84321}, networks=[probe | dict(seed=s) for s in range(2)])
+    (results / "runs" / "initial_state" / study.MEASURED).write_text(json.dumps(found))
     assert main(["initial_state", "report", "--results", str(results)]) == 0
     text = (results / "initial_state.md").read_text()
     assert text.index("Fixed before any run") < text.index("What holds, what does not") < text.index("## Static images")
@@ -109,6 +108,9 @@ def test_the_report_says_all_of_it_and_draws_it(results, capsys):
     assert "higher: imp (LTS, +3.0)" in line and "no difference above 0.5 points: constant" in line
     assert "cannot be said: random" in line and "too few seeds to say: mp_init" in line
     assert "- static: imp_layer with lts" in text and "25.0 25.0" in text and "as learned" in text and "2.50" in text
+    assert "Logistic regression on the same samples: 84.32 %." in text
+    seeds = text[text.index("## Seeds") :].splitlines()
+    assert "| static | lts | 2.25 | imp - random | 8 | 3 to 5 |" in seeds  # 1, 5.1, 1, 5.1 and 1 points
     for name in study.FIGURES:
         assert (results / "figures" / f"{name}.svg").stat().st_size > 1000 and f"figures/{name}.svg" in text
     assert main(["initial_state", "report", "--check", "--results", str(results)]) == 0
@@ -149,7 +151,8 @@ def test_trained_networks_are_probed(tmp_path, monkeypatch):
     done = run(load_config(["neuron=if_imp", "loss=lts", *short]), f"{study.SWEEP_DIR}/a/seed0")
     run(load_config(["neuron=if", "loss=lts", *short]), f"{study.SWEEP_DIR}/b/seed0")
     study.measure(tmp_path)
-    imp, zero = json.loads((tmp_path / "runs" / "initial_state" / study.MEASURED).read_text())
+    found = json.loads((tmp_path / "runs" / "initial_state" / study.MEASURED).read_text())
+    imp, zero = found["networks"]
     assert (imp["state"], zero["state"]) == ("imp", "zero") and "changed" not in zero
     assert imp["changed"]["as learned"]["acc"] == pytest.approx(done.acc_last, abs=1e-4)
     np.testing.assert_allclose(imp["changed"]["as learned"]["acc_step"], done.acc_step, atol=1e-4)
@@ -159,6 +162,72 @@ def test_trained_networks_are_probed(tmp_path, monkeypatch):
     )
     assert set(imp["changed"]) >= {"shuffled in its layer", "mean of its layer", "back at its start", "zero"}
     assert all(len(v) == 21 and v == sorted(v) for v in imp["layers"].values()) and imp["exit"]["steps"] <= 4
+
+
+def test_what_was_measured_elsewhere_is_kept(tmp_path, monkeypatch):
+    """Checkpoints of some runs may be on another machine, or gone."""
+    monkeypatch.chdir(tmp_path)
+    run(
+        load_config(["neuron=if", "loss=lts", "recipe.epochs=1", "debug.max_steps=2", "logger.mode=disabled"]),
+        f"{study.SWEEP_DIR}/b/seed0",
+    )
+    path = tmp_path / "runs" / "initial_state" / study.MEASURED
+    there = dict(dataset="digits", loss="lts", state="zero", seed=0, exit=None)
+    away = dict(dataset="fashion_mnist", loss="lts", state="zero", seed=3, exit=None)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dict(linear={"fashion_mnist": 0.8}, networks=[there, away])))
+    study.measure(tmp_path)
+    found = json.loads(path.read_text())
+    assert found["networks"][1] == away and found["linear"] == {"fashion_mnist": 0.8}
+    assert [e["dataset"] for e in found["networks"]] == ["digits", "fashion_mnist"] and found["networks"][0]["exit"][
+        "steps"
+    ] <= 4
+
+
+def test_the_price_of_each_state(tmp_path):
+    for state in ("zero", "imp", "imp_channel", "imp_layer", "mp_init", "random"):
+        words = [] if state == "zero" else [f"neuron.initial={state}"]
+        write(tmp_path, "neuron=if", *words, "loss=lts", seed=0, acc=0.8)
+    for path in (tmp_path / "runs").rglob("result.json"):
+        run = json.loads(path.read_text())
+        run["params_imp"] = dict(imp=800, imp_channel=24, imp_layer=3).get(study.state_of(run["config"]), 0)
+        path.write_text(json.dumps(run))
+    folder = tmp_path / "runs" / "methods"
+    folder.mkdir()
+    steps = {"baseline": dict(step_ratio=1.0, kept_mb=5.0), "initial=imp": dict(step_ratio=1.015, kept_mb=5.25)}
+    (folder / "measured.json").write_text(json.dumps({"fashion_mnist": {"steps": steps}}))
+    rows = {row["state"]: row for row in study._price(study.collected(tmp_path)[0], tmp_path).rows}
+    assert rows["imp"] == dict(state="imp", learned="800", bytes="3,200", reads="800", time="1.01", memory="+0.25")
+    assert [rows[s]["reads"] for s in ("zero", "imp_channel", "imp_layer", "mp_init", "random")] == [
+        "0",
+        "24",
+        "3",
+        "3",
+        "800",
+    ]
+    assert rows["mp_init"]["time"] is None and rows["zero"]["time"] == "1.00" and "constant" not in rows
+
+
+def test_half_of_the_threshold_is_the_constant(tmp_path):
+    """Why `half` is no cell of its own: with a threshold of 1 both train the same network, bit for bit."""
+    short = ["neuron=if", "loss=lts", "recipe.epochs=1", "debug.max_steps=3", "logger.mode=disabled"]
+    half, constant = (
+        run(load_config([*short, f"neuron.initial={s}"]), str(tmp_path / s)) for s in ("half", "constant")
+    )
+    assert half.acc_step == constant.acc_step and half.loss_last == constant.loss_last
+    ours, others = (load_run(tmp_path / s).model.state_dict() for s in ("half", "constant"))
+    assert all(torch.equal(v, others[name]) for name, v in ours.items())
+
+
+def test_one_loss_alone_can_be_run_with_more_seeds(capsys):
+    assert main(["initial_state", "static", "loss=lts", "--seeds", "8", "--print"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(study.STATES)
+    assert all({"loss=lts", "seed=0,1,2,3,4,5,6,7"} <= {*line.split()} and "sdt" not in line for line in lines)
+    assert main(["initial_state", "loss=tet_s", "--print"]) == 0
+    assert capsys.readouterr().out.count("\n") == len(study.STATES)
+    assert main(["initial_state", "depth", "loss=sdt", "--print"]) == 2
+    assert "loss=sdt" in capsys.readouterr().err
 
 
 def test_without_runs_it_is_one_sentence(tmp_path, capsys, monkeypatch):

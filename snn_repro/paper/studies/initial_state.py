@@ -148,12 +148,19 @@ def _chosen(names: Sequence[str], more: Sequence[str]) -> tuple[list[Part], list
 def commands(names: Sequence[str], seeds: int, more: Sequence[str] = ()) -> Iterator[list[str]]:
     """The Hydra multiruns of each part (of all, or by `dataset=` of those that fit it), as words: one for each state."""
     parts, rest = _chosen(names, more)
+    wanted = {loss for word in rest if word.startswith("loss=") for loss in word.removeprefix("loss=").split(",")}
+    rest = [word for word in rest if not word.startswith("loss=")]
+    if unknown := wanted - {loss for part in parts for loss in part.losses}:
+        raise UserError(f"loss={','.join(sorted(unknown))} is in no part of this study that was asked for")
     for part in parts:
+        losses = [loss for loss in part.losses if not wanted or loss in wanted]
+        if not losses:
+            continue
         model = [] if any(word.startswith(("model=", "experiment=")) for word in rest) else ["model=small"]
         for state in part.states.values():
             yield [
                 "python", "-m", "snn_repro.train", "-m", f"dataset={part.dataset}", *model, f"neuron={part.neuron}",
-                f"loss={','.join(part.losses)}", *state, f"seed={','.join(map(str, range(seeds)))}", *part.overrides, *rest,
+                f"loss={','.join(losses)}", *state, f"seed={','.join(map(str, range(seeds)))}", *part.overrides, *rest,
                 "energy=true", "logger.mode=disabled", f"hydra.sweep.dir={SWEEP_DIR}",
             ]  # fmt: skip
 
@@ -180,24 +187,42 @@ EXITS = tuple(percent / 100 for percent in range(50, 100))  # confidences at whi
 
 
 def measure(results: Path) -> None:
-    """Write results/runs/initial_state/measured.json from the checkpoints under SWEEP_DIR: each trained network of static
-    images tested for 8 steps, and with its learned potentials shuffled in a layer, averaged a channel or layer, put back to
-    their start, or left out; where learned potentials ended; when an early-exit reader would stop.
+    """Write results/runs/initial_state/measured.json: of each data set what logistic regression makes of it, and from the
+    checkpoints under SWEEP_DIR when an early-exit reader would stop, each trained network of static images tested for 8 steps, and
+    with its learned potentials shuffled in a layer, averaged a channel or layer, put back to their start, or left out; where learned
+    potentials ended. What it already says of networks whose checkpoints are not here stays.
     """
+    from snn_repro.paper.studies.methods import linear_baseline
     from snn_repro.runs.folder import find_results
 
     root = Path(SWEEP_DIR)
     if not root.is_dir():
         raise UserError(f"{root} does not exist; run `python scripts/study.py initial_state run` here first")
-    entries = []
+    found = _measured(results)
+    networks = {_of_network(entry): entry for entry in found["networks"]}
     for result in find_results(root):
         state = state_of(result["config"])
         if state is not None:
-            entries.append(_probe(Path(result["folder"]), state))
-    entries.sort(key=lambda e: (e["dataset"], e["loss"], e["state"], e["seed"]))
+            entry = _probe(Path(result["folder"]), state)
+            networks[_of_network(entry)] = entry
+    linear = found["linear"]
+    for part in PARTS.values():
+        if part.dataset not in linear and any(part.dataset == dataset for dataset, *_ in networks):
+            linear[part.dataset] = round(linear_baseline(part.dataset, part.overrides), 5)
     folder = results / "runs" / "initial_state"
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / MEASURED, "[\n" + ",\n".join(json.dumps(entry) for entry in entries) + "\n]\n")
+    lines = ",\n".join(json.dumps(networks[key]) for key in sorted(networks))
+    write_text(folder / MEASURED, f'{{"linear": {json.dumps(linear)}, "networks": [\n{lines}\n]}}\n')
+
+
+def _of_network(entry: dict[str, Any]) -> tuple[str, str, str, int]:
+    return entry["dataset"], entry["loss"], entry["state"], entry["seed"]
+
+
+def _measured(results: Path) -> dict[str, Any]:
+    """What `measure` wrote: linear (accuracy by data set) and networks (an entry each); empty where it did not."""
+    path = results / "runs" / "initial_state" / MEASURED
+    return json.loads(path.read_text("utf-8")) if path.exists() else {"linear": {}, "networks": []}
 
 
 def _probe(folder: Path, state: str) -> dict[str, Any]:
@@ -348,26 +373,26 @@ def cells(groups: Sequence[Group], dataset: str) -> Cells:
     return found
 
 
-def compare(name: str, part: Part, of: Cells, losses: Sequence[str] | None = None) -> list[Comparison]:
-    """Every comparison of a part by every measure, as far as both sides ran with two seeds."""
+def compare(name: str, part: Part, of: Cells, seeds: int | None = None) -> list[Comparison]:
+    """Every comparison of a part by every measure, as far as both sides ran with two seeds; `seeds`: of the first so many alone."""
     found = []
     for key, measure_ in MEASURES.items():
         family = []
-        for loss in losses or part.losses:
+        for loss in part.losses:
             for state, other in part.against:
                 a, b = of.get((other, loss)), of.get((state, loss))
                 if a is None or b is None:
                     continue
                 before, after = ({r["seed"]: measure_.of(r) for r in g.runs} for g in (a, b))
-                seeds = sorted(before.keys() & after.keys())
-                x, y = [before[s] for s in seeds], [after[s] for s in seeds]
-                if len(seeds) < 2 or None in x or None in y:
+                shared = sorted(before.keys() & after.keys())[:seeds]
+                x, y = [before[s] for s in shared], [after[s] for s in shared]
+                if len(shared) < 2 or None in x or None in y:
                     continue
                 test = paired(x, y)  # type: ignore[arg-type]
                 margin = equivalence(x, y, measure_.margin)  # type: ignore[arg-type]
                 assert test.p is not None and margin is not None
                 family.append(Comparison(
-                    name, loss, state, other, key, len(seeds), test.mean, test.low or 0.0, test.high or 0.0, test.sd or 0.0,
+                    name, loss, state, other, key, len(shared), test.mean, test.low or 0.0, test.high or 0.0, test.sd or 0.0,
                     test.p, margin,
                 ))  # fmt: skip
         adjusted = holm([c.p for c in family]), holm([c.p_margin for c in family])
@@ -387,15 +412,14 @@ def collected(results: Path) -> tuple[list[Group], list[str]]:
 
 
 def probes(results: Path) -> list[dict[str, Any]]:
-    """What `measure` wrote; [] where it did not."""
-    path = results / "runs" / "initial_state" / MEASURED
-    return json.loads(path.read_text("utf-8")) if path.exists() else []
+    """What `measure` wrote of each network; [] where it did not."""
+    return _measured(results)["networks"]
 
 
 def report(results: Path) -> dict[str, str]:
     """`{"initial_state.md": ...}` from the collected runs and what was measured from their networks."""
     groups, notes = collected(results)
-    measured = probes(results)
+    measured, linear = probes(results), _measured(results)["linear"]
     judged: dict[str, list[Comparison]] = {}
     text = [
         "# What an initial membrane potential is worth\n",
@@ -411,12 +435,16 @@ def report(results: Path) -> dict[str, str]:
         if not mine:
             continue
         judged[name] = compare(name, part, of)
-        body += [f"## {_TITLES[name]}\n", f"{part.about}; `neuron={part.neuron}`.\n"]
+        said = f"{part.about}; `neuron={part.neuron}`."
+        if part.dataset in linear:
+            said += f" Logistic regression on the same samples: {100 * linear[part.dataset]:.2f} %."
+        body += [f"## {_TITLES[name]}\n", said + "\n"]
         body.append(to_markdown(_means(part, mine)))
         body += [to_markdown(table) for table in _differences(judged[name], part)]
     text += ["## What holds, what does not, and what cannot be said\n", *_sentences(judged), *body]
     text += [f"![{name}](figures/{name}.svg)\n" for name in FIGURES if (results / "figures" / f"{name}.svg").exists()]
-    text += [*map(to_markdown, _probed(measured))]
+    text += [*map(to_markdown, _probed(measured)), "## What it costs\n", to_markdown(_price(groups, results))]
+    text += ["## Seeds\n", to_markdown(_seeds(judged, groups))] if any(judged.values()) else []
     remarks = [*notes, *filter(None, [older_note([r for g in groups for r in g.runs])])]
     text += ["## What was not run\n", *(f"- {line}" for line in not_run), ""] if not_run else []
     text += [*(f"- {note}" for note in remarks), ""] if remarks else []
@@ -434,6 +462,70 @@ _TITLES = {
     "learning": "The values, or their being learned",
     "depth": "One layer alone",
 }
+
+
+def _price(groups: Sequence[Group], results: Path) -> Table:
+    """What each state adds to the network of static images; time and memory as `results/methods.md` measured them."""
+    from snn_repro.paper.studies import methods
+
+    path = results / "runs" / "methods" / methods.MEASURED
+    steps = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    dataset = PARTS["static"].dataset
+    timed = steps.get(dataset, {}).get("steps", {})
+    found: dict[str, Group] = {}
+    for (state, _), group in cells(groups, dataset).items():
+        found.setdefault(state, group)
+    neurons, layers = (found[s].first["params_imp"] if s in found else None for s in ("imp", "imp_layer"))
+    kept = timed.get("baseline", {}).get("kept_mb")
+    rows = []
+    for state in STATES:
+        if state not in found:
+            continue
+        of = timed.get("baseline" if state == "zero" else f"initial={state}")
+        learned = found[state].first["params_imp"]
+        reads = {"random": neurons, "mp_init": layers}.get(state, learned)  # a random one is drawn, not stored
+        rows.append(dict(
+            state=state, learned=f"{learned:,}", bytes=f"{4 * learned:,}", reads=None if reads is None else f"{reads:,}",
+            time=of and f"{of['step_ratio']:.2f}",
+            memory=f"{of['kept_mb'] - kept:+.2f}" if of and kept is not None else None,
+        ))  # fmt: skip
+    columns = [
+        Column("state", "initial state"), Column("learned", "learned numbers", "number"), Column("bytes", "bytes, float32", "number"),
+        Column("reads", "numbers read or drawn a sample", "number"), Column("time", "training step, x zero", "number"),
+        Column("memory", "memory kept for the backward pass, MB", "number"),
+    ]  # fmt: skip
+    said = [
+        "the network of the static part; read or drawn once, before step 1; zero and constant are part of the program; "
+        "time and memory: `results/methods.md`, batch of 64, a CPU",
+    ]  # fmt: skip
+    return Table("", columns, rows, said)
+
+
+# The design: with a standard deviation above this, in points, all cells of a loss get MORE_SEEDS more.
+SPREAD, MORE_SEEDS = 0.3, 3
+
+
+def _seeds(judged: dict[str, list[Comparison]], groups: Sequence[Group]) -> Table:
+    """Of each part and loss the largest spread of a readout's difference over the first SEEDS seeds, and what the design asks for."""
+    rows = []
+    for name, comparisons in judged.items():
+        part = PARTS[name]
+        first = compare(name, part, cells(groups, part.dataset), seeds=SEEDS)
+        for loss in dict.fromkeys(c.loss for c in comparisons):
+            spread = [c for c in first if (c.loss, c.measure) == (loss, "readout") and c.n >= SEEDS]
+            if spread:
+                most = max(spread, key=lambda c: c.sd)
+                mine = [c.n for c in comparisons if c.loss == loss]
+                rows.append(dict(
+                    part=name, loss=loss, sd=f"{most.sd:.2f}", of=f"{most.state} - {most.other}",
+                    asked=SEEDS + MORE_SEEDS * (most.sd > SPREAD), n=f"{min(mine)} to {max(mine)}" if len({*mine}) > 1 else min(mine),
+                ))  # fmt: skip
+    columns = [
+        Column("part", "part"), Column("loss", "loss"), Column("sd", "largest sd of a difference, points", "number"), Column("of", "of"),
+        Column("asked", "seeds that the design asks for", "number"), Column("n", "seeds run", "number"),
+    ]  # fmt: skip
+    said = f"sd: of the readout's differences over the first {SEEDS} seeds; above {SPREAD} points {MORE_SEEDS} more seeds are due"
+    return Table("", columns, rows, [said])
 
 
 def _means(part: Part, of: Cells) -> Table:

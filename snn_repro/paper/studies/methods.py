@@ -159,7 +159,7 @@ def measure(results: Path, rounds: int = 7, batch: int = 64) -> None:
             rows[f"{axis}={choice}" if axis else choice] = dict(
                 step_ratio=plain_statistics.median(ratios), kept_mb=step.kept() / 2**20
             )
-        found[dataset] = dict(steps=rows, linear=linear_baseline(dataset, p))
+        found[dataset] = dict(steps=rows, linear=linear_baseline(dataset, p.overrides))
     folder = results / "runs" / "methods"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / MEASURED, found)
@@ -221,7 +221,7 @@ class _Step:
         return sum(sizes.values())
 
 
-def linear_baseline(dataset: str, p: Part) -> float:
+def linear_baseline(dataset: str, overrides: Sequence[str]) -> float:
     """Test accuracy of logistic regression (scikit-learn's, on standardised pixels, frames summed over time)."""
     import torch
     from sklearn.linear_model import LogisticRegression
@@ -231,7 +231,7 @@ def linear_baseline(dataset: str, p: Part) -> float:
     from snn_repro.data import build_data
 
     words = ["augment.crop_padding=0", "augment.flip=0"] if dataset == "fashion_mnist" else []
-    data = build_data(load_config([f"dataset={dataset}", "model=small", *p.overrides, *words]))
+    data = build_data(load_config([f"dataset={dataset}", "model=small", *overrides, *words]))
 
     def flat(batches: Any) -> tuple[Any, Any]:
         pairs = list(batches.epoch(0))
