@@ -35,7 +35,7 @@ def sweep(folder, dataset="digits", seeds=6, imp=0.0, seed=0, **loss_effect):
 
 def judged(folder):
     rows = claims.judge_claims(group_runs(load([folder]))[0])
-    return {(r.claim.split(" ")[0], r.dataset, r.versus): r for r in rows}
+    return {(r.claim.split(" ")[0], r.dataset, r.versus): r for r in rows if r.measure == "readout"}
 
 
 def test_planted_effects_are_found_and_absent_ones_are_not(tmp_path):
@@ -44,7 +44,9 @@ def test_planted_effects_are_found_and_absent_ones_are_not(tmp_path):
     imp = rows["IMP", "digits", "same network without IMP"]
     assert imp.verdict == "supported" and imp.n == 6 and imp.low < 2 < imp.high and imp.p < imp.p_holm < 0.05
     assert rows["LTS", "digits", "SDT"].verdict == rows["LTS", "digits", "TET"].verdict == "supported"
-    assert rows["SDT", "digits", "TET"].verdict.startswith("undecided")
+    assert (
+        rows["SDT", "digits", "TET"].verdict == "no effect above 0.5" and rows["SDT", "digits", "TET"].p_margin < 0.05
+    )
     assert rows["TET", "digits_dvs", "SDT"].verdict == "not run"
 
 
@@ -53,6 +55,26 @@ def test_a_claim_that_fails_is_said_to_fail(tmp_path):
     rows = judged(tmp_path)
     assert rows["IMP", "digits_dvs", "same network without IMP"].verdict == "not supported"
     assert rows["TET-S", "digits_dvs", "TET"].verdict == "not supported"
+
+
+def test_claims_about_early_steps(tmp_path):
+    """IMP adds 5 points at step 1 and nothing at the other three, so 1.25 points on average."""
+    for seed in range(6):
+        for neuron in ("if", "if_imp"):
+            for loss in ("sdt", "tet", "lts"):
+                base = 0.7 + 0.001 * (seed % 3) + 0.0002 * (seed % 2) * (neuron == "if_imp")
+                steps = [base + 0.05 * (neuron == "if_imp"), base, base, base]
+                fake_run(
+                    tmp_path, f"neuron={neuron}", f"loss={loss}", seed=seed, acc=base, n_test=2000, extra=dict(acc_step=steps)
+                )  # fmt: skip
+    rows = {
+        (r.claim, r.versus): r for r in claims.judge_claims(group_runs(load([tmp_path]))[0]) if r.dataset == "digits"
+    }
+    imp = "same network without IMP"
+    first, area = (rows[f"IMP helps {when}", imp] for when in ("at step 1", "on average over the steps"))
+    assert (first.effect, area.effect) == (pytest.approx(5.01, abs=0.01), pytest.approx(1.26, abs=0.01))
+    assert first.verdict == area.verdict == "supported" and rows["IMP helps", imp].verdict == "no effect above 0.5"
+    assert rows["TET beats SDT at step 1", "SDT"].effect == pytest.approx(0)
 
 
 def test_few_seeds_decide_nothing(tmp_path):
