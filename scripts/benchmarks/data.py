@@ -52,6 +52,7 @@ def measure(rounds: int = 15, quick: bool = False) -> Report:
             _crop_and_flip(few, 8 if quick else 256),
             *(_event_recipe(few, row, quick) for row in EVENT_ROWS),
             *(_image_recipe(few, row, n, Path(scratch) / row, quick) for row, n in IMAGE_ROWS.items()),
+            _main_process(few, "table3_sew_r18_lts", 256 if quick else 4096),
             _peak_memory(Path(scratch), ["cifar10_dvs"] if quick else list(RECORDINGS), 0.01 if quick else 1),
         ]
     packages = ("numpy", "numba", "torch", "torchvision", "spikingjelly", "tonic")
@@ -335,6 +336,32 @@ def _image_recipe(rounds: int, row: str, n: int, folder: Path, quick: bool) -> T
     }
     kind = "JPEG files of 500 x 375 pixels" if dataset.from_files else f"images of {pixels} x {pixels} pixels"
     return Table(f"Training batches of {row}: {kind}, one core", rated(timings(cases, rounds), n, "images"))
+
+
+class _Ready(torch.utils.data.Dataset):
+    """Images that cost their readers nothing."""
+
+    def __init__(self, image: torch.Tensor, n: int):
+        self.image, self.n = image, n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        return self.image, i % 2
+
+
+def _main_process(rounds: int, row: str, n: int) -> Table:
+    """An epoch of a loader whose two processes have nothing to do; the device is torch's `meta`, which computes nothing."""
+    config = load_config([f"experiment={row}"])
+    dataset = SETS[config.dataset.name]
+    transforms = batch_transforms(config.augment, dataset, Normalize(*dataset.statistics), in_pil=True)
+    samples = _Ready(torch.zeros(dataset.shape, dtype=torch.uint8), n)
+    batches = LoaderBatches(samples, 128, shuffle=True, workers=2, transforms=transforms)
+    [fed] = feed([batches], torch.device("meta"))
+    case = {"all but reading and what the device does": lambda: deque(fed.epoch(0), maxlen=0)}
+    title = f"Training batches of {row}: what the process that trains has to do"
+    return Table(title, rated(timings(case, rounds), n, "images"), "CPU time of that process alone; nothing is pinned.")
 
 
 def _photo(rng: np.random.RandomState, folder: Path, number: int) -> ImageFile:
