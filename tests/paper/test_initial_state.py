@@ -107,7 +107,12 @@ def test_the_report_says_all_of_it_and_draws_it(results, capsys):
     line = next(row for row in text.splitlines() if row.startswith("- Accuracy at the readout, against zero"))
     assert "higher: imp (LTS, +3.0)" in line and "no difference above 0.5 points: constant" in line
     assert "cannot be said: random" in line and "too few seeds to say: mp_init" in line
-    assert "- static: imp_layer with lts" in text and "25.0 25.0" in text and "as learned" in text and "2.50" in text
+    assert (
+        "- static, lts: imp_channel, imp_layer" in text
+        and "25.0 25.0" in text
+        and "as learned" in text
+        and "2.50" in text
+    )
     assert "Logistic regression on the same samples: 84.32 %." in text
     seeds = text[text.index("## Seeds") :].splitlines()
     assert "| static | lts | 2.25 | imp - random | 8 | 3 to 5 |" in seeds  # 1, 5.1, 1, 5.1 and 1 points

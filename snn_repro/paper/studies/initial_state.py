@@ -316,7 +316,7 @@ Fixed before any run of the study (docs/studies/initial_state.md, whose pilot us
 - **+** or **-**: a difference is seen and is not excluded to be as large as the margin. **none above the margin**: such a
   difference is excluded (one that is seen and smaller is still named). **cannot be said**: neither; beside it stands the
   difference that these seeds would have shown with a power of {POWER:.0%}.
-- Margins: {"; ".join(f"{m.title} {m.margin:g} {m.unit}" for m in MEASURES.values())}.
+- Margins: {"; ".join(f"{m.title} {m.margin:g} {m.unit if m.margin != 1 else m.unit.rstrip('s')}" for m in MEASURES.values())}.
 """
 
 
@@ -431,7 +431,9 @@ def report(results: Path) -> dict[str, str]:
     for name, part in PARTS.items():
         of = cells(groups, part.dataset)
         mine = {key: g for key, g in of.items() if key[0] in part.states and key[1] in part.losses}
-        not_run += [f"{name}: {s} with {k}" for k in part.losses for s in part.states if (s, k) not in mine]
+        for loss in part.losses:
+            if lacking := [state for state in part.states if (state, loss) not in mine]:
+                not_run.append(f"{name}, {loss}: {', '.join(lacking)}")
         if not mine:
             continue
         judged[name] = compare(name, part, of)
@@ -578,6 +580,8 @@ def _p(p: float) -> str:
 def _sentences(judged: dict[str, list[Comparison]]) -> Iterator[str]:
     """One plain sentence a part, measure and other state: which states differ from it, which do not, which cannot be told."""
     for name, comparisons in judged.items():
+        if not comparisons:
+            continue
         yield f"**{_TITLES[name]}**\n"
         for key, measure_ in MEASURES.items():
             for other in dict.fromkeys(c.other for c in comparisons):
