@@ -95,7 +95,7 @@ def test_a_difference_is_seen_excluded_or_cannot_be_told(results):
 
 def test_the_report_says_all_of_it_and_draws_it(results, capsys):
     probe = dict(
-        dataset="fashion_mnist", loss="lts", state="imp", exit=dict(threshold=0.9, steps=2.5, acc=0.83, acc_all=0.84),
+        dataset="fashion_mnist", loss="lts", state="imp", exit=dict(threshold=0.9, steps=2.5, acc=0.83, acc_all=0.84, energy=1234.5, energy_all=4321.0),
         layers={"sn1": [0.1] * 21}, changed={"as learned": dict(acc=0.83, acc_step=[0.8, 0.83])},
         longer=dict(acc_step=[0.5] * 8, acc_readout=[0.25] * 8), code={},
     )  # fmt: skip
@@ -126,12 +126,13 @@ def test_the_report_says_all_of_it_and_draws_it(results, capsys):
 
 def test_the_cheapest_exit_keeps_accuracy_within_a_point():
     exits = [
-        dict(threshold=0.5, acc=0.80, mean_steps=1.2),
-        dict(threshold=0.7, acc=0.895, mean_steps=2.0),
-        dict(threshold=0.9, acc=0.91, mean_steps=3.1),
-        dict(threshold=None, acc=0.90, mean_steps=4.0),
+        dict(threshold=0.5, acc=0.80, mean_steps=1.2, exits=[0.8, 0.2, 0, 0]),
+        dict(threshold=0.7, acc=0.895, mean_steps=2.0, exits=[0.5, 0.25, 0, 0.25]),
+        dict(threshold=0.9, acc=0.91, mean_steps=3.1, exits=[0, 0, 0.9, 0.1]),
+        dict(threshold=None, acc=0.90, mean_steps=4.0, exits=[0, 0, 0, 1]),
     ]
-    assert study.cheapest(exits) == dict(threshold=0.7, steps=2.0, acc=0.895, acc_all=0.9)
+    found = dict(threshold=0.7, steps=2.0, exits=[0.5, 0.25, 0, 0.25], acc=0.895, acc_all=0.9)
+    assert study.cheapest(exits) == found
     assert study.cheapest(exits[:1] + exits[3:])["threshold"] is None
 
 
@@ -154,7 +155,7 @@ def test_trained_networks_are_probed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     short = ["recipe.epochs=1", "debug.max_steps=2", "logger.mode=disabled", "energy=true"]
     done = run(load_config(["neuron=if_imp", "loss=lts", *short]), f"{study.SWEEP_DIR}/a/seed0")
-    run(load_config(["neuron=if", "loss=lts", *short]), f"{study.SWEEP_DIR}/b/seed0")
+    plain = run(load_config(["neuron=if", "loss=lts", *short]), f"{study.SWEEP_DIR}/b/seed0")
     study.measure(tmp_path)
     found = json.loads((tmp_path / "runs" / "initial_state" / study.MEASURED).read_text())
     imp, zero = found["networks"]
@@ -165,6 +166,9 @@ def test_trained_networks_are_probed(tmp_path, monkeypatch):
     assert len(imp["longer"]["acc_readout"]) == study.LONGEST and imp["longer"]["acc_readout"][3] == pytest.approx(
         done.acc_last, abs=1e-4
     )
+    for entry, result in ((imp, done), (zero, plain)):
+        assert entry["exit"]["energy_all"] == pytest.approx(result.energy["energy_pj"] / 1e3, rel=0.2)  # other samples
+        assert 0 < entry["exit"]["energy"] <= entry["exit"]["energy_all"] + 0.01
     assert set(imp["changed"]) >= {"shuffled in its layer", "mean of its layer", "back at its start", "zero"}
     assert all(len(v) == 21 and v == sorted(v) for v in imp["layers"].values()) and imp["exit"]["steps"] <= 4
 

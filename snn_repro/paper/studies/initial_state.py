@@ -252,7 +252,8 @@ def _probe(folder: Path, state: str) -> dict[str, Any]:
     def accuracies(scores: Any) -> list[float]:
         return [round(int(count_correct(of_step, target)) / len(target), 5) for of_step in scores]
 
-    entry["exit"] = cheapest(early_exit(running_scores(loss, outputs()), target, EXITS))
+    stop = cheapest(early_exit(running_scores(loss, outputs()), target, EXITS))
+    entry["exit"] = stop | _cost(run, batches[0][0], stop["exits"])
     if SETS[config.dataset.name].static:
         longer = outputs(tested_network(run, replace(config, timesteps=LONGEST)))
         entry["longer"] = dict(acc_step=accuracies(longer), acc_readout=accuracies(running_scores(loss, longer)))
@@ -284,6 +285,20 @@ def _probe(folder: Path, state: str) -> dict[str, Any]:
     return entry
 
 
+def _cost(run: TrainedRun, x: Any, exits: Sequence[float]) -> dict[str, float]:
+    """Energy of a sample in nanojoule by `energy_report`, on the test batch x: energy, where the shares `exits` of samples stop at
+    steps 1..T, and energy_all of T steps."""
+    from snn_repro.energy import energy_report
+    from snn_repro.trained.evaluate import tested_network
+
+    static = SETS[run.config.dataset.name].static
+    used = [
+        energy_report(tested_network(run, replace(run.config, timesteps=t)), x if static else x[:t])["energy_pj"] / 1e3
+        for t in range(1, len(exits) + 1)
+    ]
+    return dict(energy=round(sum(map(float.__mul__, exits, used)), 2), energy_all=round(used[-1], 2))
+
+
 def starts_of(run: TrainedRun) -> dict[str, Any]:
     """The initial potentials before training, by name: those that the run's seed draws."""
     from snn_repro.neurons import initial_states
@@ -296,11 +311,12 @@ def starts_of(run: TrainedRun) -> dict[str, Any]:
 
 def cheapest(exits: Sequence[dict[str, Any]], lost: float = 0.01) -> dict[str, Any]:
     """Of `trained.evaluate.early_exit`, the threshold that takes fewest steps and keeps accuracy within a point of all T steps:
-    threshold (null: all steps), steps (mean), acc, and acc_all of all steps."""
+    threshold (null: all steps), steps (mean), exits (share of the samples that stop at each step), acc, and acc_all of all steps."""
     everything = exits[-1]["acc"]
     best = min((e for e in exits if e["acc"] >= everything - lost), key=lambda e: e["mean_steps"])
     return dict(
-        threshold=best["threshold"], steps=round(best["mean_steps"], 3), acc=round(best["acc"], 4), acc_all=round(everything, 4)
+        threshold=best["threshold"], steps=round(best["mean_steps"], 3), exits=[round(share, 4) for share in best["exits"]],
+        acc=round(best["acc"], 4), acc_all=round(everything, 4),
     )  # fmt: skip
 
 
@@ -652,13 +668,14 @@ def _probed(measured: Sequence[dict[str, Any]]) -> Iterator[Table]:
         row(key, entries) | dict(
             steps=summary([e["exit"]["steps"] for e in entries]), acc=summary([100 * e["exit"]["acc"] for e in entries]),
             all=summary([100 * e["exit"]["acc_all"] for e in entries]),
+            energy=f"{fmean(e['exit']['energy'] for e in entries):.0f}", energy_all=f"{fmean(e['exit']['energy_all'] for e in entries):.0f}",
         )
         for key, entries in _by_cell(measured, "exit").items()
     ]  # fmt: skip
     if rows:
-        columns = [*head, Column("steps", "mean steps", "summary"), Column("acc", "accuracy %", "summary"), Column("all", "with all steps %", "summary")]  # fmt: skip
+        columns = [*head, Column("steps", "mean steps", "summary"), Column("acc", "accuracy %", "summary"), Column("all", "with all steps %", "summary"), Column("energy", "energy, nJ", "number"), Column("energy_all", "with all steps, nJ", "number")]  # fmt: skip
         said = (
             "stops once what the loss reads is sure enough, at the threshold that costs fewest steps for a point of "
-            "accuracy at most (chosen on the test set: optimistic)"
+            "accuracy at most (chosen on the test set: optimistic); energy: of a sample, as `snn_repro/energy.py` counts it"
         )
         yield Table("Where an early-exit reader stops", columns, rows, [said])
