@@ -6,13 +6,15 @@ python scripts/study.py small_scale collect                     copy what report
 python scripts/study.py small_scale measure                     what is no run: times, memory, baselines
 python scripts/study.py small_scale report --check              write its report, or hold it against the results
 
-A sweep that was stopped goes on when its command is given again. KEY=VALUE (data_dir=DIR, say) is passed on.
+A sweep that was stopped goes on when its command is given again. KEY=VALUE (data_dir=DIR, say) is passed on. With --missing only
+those runs are left that results/runs/NAME lacks: to add seeds, or to finish a study that another clone began.
 """
 
 import argparse
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -23,6 +25,8 @@ from snn_repro.files import write_text
 from snn_repro.paper.results import collect
 from snn_repro.paper.speed import hours_of_training
 from snn_repro.paper.studies import names, study
+from snn_repro.runs.folder import RESULT
+from snn_repro.runs.sweeps import plan
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="only print the commands, how many runs they are, and hours, from a step on this machine",
     )
+    run.add_argument("--missing", action="store_true", help="leave out the runs that results/ has")
     run.add_argument("--seeds", type=int, help="seeds 0..N-1 (default: the study's)")
     actions.add_parser("collect", help="copy results from runs/ to results/runs/")
     actions.add_parser("measure", help="measure what is no run")
@@ -62,7 +67,11 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace, chosen: ModuleType) -> int:
     more = [word for word in args.words if "=" in word]
     codes, runs, hours = [], 0, 0.0
-    for words in chosen.commands([w for w in args.words if "=" not in w], args.seeds or chosen.SEEDS, more):
+    wanted = chosen.commands([w for w in args.words if "=" not in w], args.seeds or chosen.SEEDS, more)
+    if args.missing:
+        there = args.results / "runs" / args.name
+        wanted = (less for words in wanted for less in _missing(words, chosen.SWEEP_DIR, there))
+    for words in wanted:
         print(shlex.join(words), flush=True)
         if args.dry_run:
             jobs = sweep_jobs([word for word in words[4:] if not word.startswith("hydra.")])
@@ -73,6 +82,23 @@ def _run(args: argparse.Namespace, chosen: ModuleType) -> int:
     if args.dry_run:
         print(f"{runs} runs; ~{hours:.1f} hours of training here, one run after the other (from a step on random data)")
     return max(codes, default=0)
+
+
+def _missing(words: list[str], sweep_dir: str, there: Path) -> Iterator[list[str]]:
+    """The sweep without the runs that are in the folder `there`: as it is, or one for each of its cells that lacks seeds."""
+    jobs = plan(words[4:])
+    lacking = [
+        job for job in jobs if not (there / job.folder.relative_to(Path(sweep_dir).absolute()) / RESULT).exists()
+    ]
+    if len(lacking) == len(jobs):
+        yield words
+        return
+    seeds: dict[tuple[str, ...], list[str]] = {}
+    for job in lacking:
+        cell = tuple(word for word in job.overrides if not word.startswith("seed="))
+        seeds.setdefault(cell, []).append(str(job.config.seed))
+    for cell, those in seeds.items():
+        yield [*words[:4], *cell, f"seed={','.join(those)}"]
 
 
 def _collect(args: argparse.Namespace, chosen: ModuleType) -> int:

@@ -1,6 +1,7 @@
 """scripts/study.py initial_state: every state by every loss is run, compared with zero, and told apart from "no difference"."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from snn_repro.neurons import initial_states
 from snn_repro.paper.results import group_runs, load
 from snn_repro.paper.studies import initial_state as study
 from snn_repro.registry import INITIAL_STATES
+from snn_repro.runs.sweeps import plan
 from snn_repro.train import run
 from snn_repro.trained import load_run
 
@@ -237,6 +239,25 @@ def test_one_loss_alone_can_be_run_with_more_seeds(capsys):
     assert capsys.readouterr().out.count("\n") == len(study.STATES)
     assert main(["initial_state", "depth", "loss=sdt", "--print"]) == 2
     assert "loss=sdt" in capsys.readouterr().err
+
+
+def test_what_results_lack_can_be_run_alone(tmp_path, capsys):
+    def asked():
+        assert main(["initial_state", "depth", "--seeds", "3", "--missing", "--print", "--results", str(tmp_path)]) == 0
+        return [line.split() for line in capsys.readouterr().out.splitlines()]
+
+    before = asked()
+    assert len(before) == 3
+    jobs = [job for words in before for job in plan([w.strip("'") for w in words[4:]])]
+    root = Path(study.SWEEP_DIR).absolute()
+    for job in [*jobs[:3], jobs[4]]:  # layer 1 whole, of layer 2 the seed 1
+        there = tmp_path / "runs" / "initial_state" / job.folder.relative_to(root)
+        there.mkdir(parents=True)
+        (there / "result.json").write_text("{}")
+    left = asked()
+    assert ["seed=0,2" in words for words in left] == [True, False] and left[1] == before[2]
+    folders = {job.folder for words in left for job in plan([w.strip("'") for w in words[4:]])}
+    assert folders == {job.folder for job in (jobs[3], *jobs[5:])}
 
 
 def test_without_runs_it_is_one_sentence(tmp_path, capsys, monkeypatch):
