@@ -18,29 +18,34 @@ def draw(results: Path) -> Figure:
         groups, _ = study.collected(results)
     except UserError as error:
         raise MissingData(str(error)) from None
-    rows = []
+    by_part: dict[str, list[study.Comparison]] = {}
     for name, part in study.PARTS.items():
         judged = study.compare(name, part, study.cells(groups, part.dataset))
-        rows += [(name, c) for c in judged if c.other == "zero" and c.measure in SHOWN]
-    if not rows:
+        if rows := [c for c in judged if c.other == "zero" and c.measure in SHOWN]:
+            by_part[name] = rows
+    if not by_part:
         raise MissingData("no state ran beside zero with two seeds")
-    names = list(dict.fromkeys((name, c.state) for name, c in rows))
-    figure = new_figure(8.2, 1.0 + 0.27 * len(names))
-    for axes, key in zip(figure.subplots(1, len(SHOWN), sharey=True), SHOWN, strict=True):
-        measure = study.MEASURES[key]
-        axes.axvspan(-measure.margin, measure.margin, color="0.9")
-        axes.axvline(0, color="0.5", linewidth=0.6)
-        for name, c in rows:
-            if c.measure == key:
-                losses = study.PARTS[name].losses
-                at = names.index((name, c.state)) + 0.22 * (losses.index(c.loss) - (len(losses) - 1) / 2)
-                look = line(c.loss) | dict(linestyle="none")
-                axes.errorbar(c.mean, at, xerr=[[c.mean - c.low], [c.high - c.mean]], elinewidth=1, **look)
-        axes.set_xlabel(f"{measure.title},\ndifference in {measure.unit}")
-        axes.set_yticks(range(len(names)), [f"{state} ({name})" for name, state in names])
-        axes.set_ylim(len(names) - 0.5, -0.5)
+    states = {name: list(dict.fromkeys(c.state for c in rows)) for name, rows in by_part.items()}
+    heights = [1.5 + len(those) for those in states.values()]
+    figure = new_figure(8.2, 0.8 + 0.34 * sum(heights))
+    grid = figure.subplots(len(states), len(SHOWN), sharey="row", squeeze=False, height_ratios=heights)
+    for panels, (name, rows) in zip(grid, by_part.items(), strict=True):
+        losses = study.PARTS[name].losses
+        for axes, key in zip(panels, SHOWN, strict=True):
+            measure = study.MEASURES[key]
+            axes.axvspan(-measure.margin, measure.margin, color="0.9")
+            axes.axvline(0, color="0.5", linewidth=0.6)
+            for c in rows:
+                if c.measure == key:
+                    at = states[name].index(c.state) + 0.22 * (losses.index(c.loss) - (len(losses) - 1) / 2)
+                    look = line(c.loss) | dict(linestyle="none")
+                    axes.errorbar(c.mean, at, xerr=[[c.mean - c.low], [c.high - c.mean]], elinewidth=1, **look)
+            axes.set_xlabel(f"{measure.title}, {measure.unit}")
+            axes.set_yticks(range(len(states[name])), states[name])
+            axes.set_ylim(len(states[name]) - 0.5, -0.5)
+        panels[0].set_title(name, loc="left")
     handles = {label: h for a in figure.axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), map(title, handles), loc="outside upper center", ncols=len(handles))
-    n = sorted({c.n for _, c in rows})
+    n = sorted({c.n for rows in by_part.values() for c in rows})
     footnote(figure, f"state minus zero, paired over n = {', '.join(map(str, n))} seeds; grey: within the margin")
     return figure
