@@ -126,6 +126,27 @@ def test_the_report_says_all_of_it_and_draws_it(results, capsys):
     assert "initial_state_steps.svg" in capsys.readouterr().err
 
 
+def test_another_data_set_is_judged_too(tmp_path):
+    """Who has a GPU runs the study on CIFAR-10: its report has the same parts, and does not miss those of our data sets."""
+    for seed in range(5):
+        for neuron, more in (("if", 0), ("if_imp", 0.03)):
+            for loss in ("lts", "sdt"):
+                fake_run(
+                    tmp_path / "runs" / "initial_state", "dataset=cifar10", "model=small", f"neuron={neuron}", f"loss={loss}", seed=seed,
+                    acc=0.6 + 0.001 * seed + more * (1 + 0.02 * (seed % 2)), n_test=2000, folder=f"{neuron}-{loss}-{seed}",
+                )  # fmt: skip
+    assert main(["initial_state", "report", "--results", str(tmp_path)]) == 0
+    text = (tmp_path / "initial_state.md").read_text()
+    assert (
+        "## Static images: cifar10" in text
+        and "## Static images\n" not in text
+        and "higher: imp (SDT, +3.0), imp (LTS, +3.0)" in text
+    )
+    assert "- static, cifar10, tet: zero, constant" in text and "- static, tet" not in text and "- events" not in text
+    assert "initial_state run dataset=cifar10\n" in text and "dataset=fashion_mnist" not in text
+    assert (tmp_path / "figures" / "initial_state_effects.svg").exists()
+
+
 def test_the_cheapest_exit_keeps_accuracy_within_a_point():
     exits = [
         dict(threshold=0.5, acc=0.80, mean_steps=1.2, exits=[0.8, 0.2, 0, 0]),

@@ -19,7 +19,8 @@ def draw(results: Path) -> Figure:
     except UserError as error:
         raise MissingData(str(error)) from None
     by_part: dict[str, list[study.Comparison]] = {}
-    for name, part in study.PARTS.items():
+    parts = study.ran(groups)
+    for name, part in parts.items():
         judged = study.compare(name, part, study.cells(groups, part.dataset))
         if rows := [c for c in judged if c.other == "zero" and c.measure in SHOWN]:
             by_part[name] = rows
@@ -30,7 +31,7 @@ def draw(results: Path) -> Figure:
     figure = new_figure(8.2, 0.8 + 0.34 * sum(heights))
     grid = figure.subplots(len(states), len(SHOWN), sharey="row", squeeze=False, height_ratios=heights)
     for panels, (name, rows) in zip(grid, by_part.items(), strict=True):
-        losses = study.PARTS[name].losses
+        losses = parts[name].losses
         for axes, key in zip(panels, SHOWN, strict=True):
             measure = study.MEASURES[key]
             axes.axvspan(-measure.margin, measure.margin, color="0.9")

@@ -16,9 +16,9 @@ def draw(results: Path) -> Figure:
         groups, _ = study.collected(results)
     except UserError as error:
         raise MissingData(str(error)) from None
-    parts = {name: study.PARTS[name] for name in ("static", "events")}
+    parts = {name: part for name, part in study.ran(groups).items() if part.states is study.STATES}
     of = {name: study.cells(groups, part.dataset) for name, part in parts.items()}
-    shown = [name for name in parts if any(state in study.STATES for state, _ in of[name])]
+    shown = list(parts)
     if not shown:
         raise MissingData("no run of the parts static and events was collected")
     figure = new_figure(8.2, 0.7 + 2.3 * len(shown))

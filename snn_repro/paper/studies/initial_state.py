@@ -419,6 +419,19 @@ def compare(name: str, part: Part, of: Cells, seeds: int | None = None) -> list[
 # ---------------------------------------------------------------- the report
 
 
+def ran(groups: Sequence[Group]) -> dict[str, Part]:
+    """The parts of which something ran, by title's key: each on its own data set, and on others of its kind."""
+    found = {}
+    for name, part in PARTS.items():
+        there = {g.first["dataset"] for g in groups if g.first["dataset"] in SETS}
+        for dataset in (part.dataset, *sorted(there - {part.dataset})):
+            if SETS[dataset].static == SETS[part.dataset].static and dataset in there:
+                mine = part_of(name, dataset)
+                if any(s in mine.states and loss in mine.losses for s, loss in cells(groups, dataset)):
+                    found[name if dataset == part.dataset else f"{name}, {dataset}"] = mine
+    return found
+
+
 def collected(results: Path) -> tuple[list[Group], list[str]]:
     """The committed runs. Raises UserError where there is none."""
     folder = results / "runs" / "initial_state"
@@ -443,8 +456,10 @@ def report(results: Path) -> dict[str, str]:
         "hand. One small network (36,000 weights) and small images: it says what holds at this size, no more.\n",
         "## How a verdict is reached\n", RULE,
     ]  # fmt: skip
-    body, not_run = [], []
-    for name, part in PARTS.items():
+    body, not_run, parts = [], [], ran(groups)
+    if PARTS.keys() & parts.keys():  # else it is about other data sets alone
+        parts = PARTS | parts
+    for name, part in parts.items():
         of = cells(groups, part.dataset)
         mine = {key: g for key, g in of.items() if key[0] in part.states and key[1] in part.losses}
         for loss in part.losses:
@@ -456,7 +471,7 @@ def report(results: Path) -> dict[str, str]:
         said = f"{part.about}; `neuron={part.neuron}`."
         if part.dataset in linear:
             said += f" Logistic regression on the same samples: {100 * linear[part.dataset]:.2f} %."
-        body += [f"## {_TITLES[name]}\n", said + "\n"]
+        body += [f"## {_title(name)}\n", said + "\n"]
         body.append(to_markdown(_means(part, mine)))
         body += [to_markdown(table) for table in _differences(judged[name], part)]
     text += ["## What holds, what does not, and what cannot be said\n", *_sentences(judged), *body]
@@ -467,8 +482,10 @@ def report(results: Path) -> dict[str, str]:
     text += ["## What was not run\n", *(f"- {line}" for line in not_run), ""] if not_run else []
     text += [*(f"- {note}" for note in remarks), ""] if remarks else []
     seeds = max(len(g.runs) for g in groups)
+    own = [shlex.join(words) for words in commands([], seeds)] if PARTS.keys() & parts.keys() else []
+    others = dict.fromkeys(p.dataset for name, p in parts.items() if name not in PARTS)
     text += [
-        "## Commands\n", "```bash", *(shlex.join(words) for words in commands([], seeds)),
+        "## Commands\n", "```bash", *own, *(f"python scripts/study.py initial_state run dataset={d}" for d in others),
         *(f"python scripts/study.py initial_state {action}" for action in ("collect", "measure", "report")), "```\n",
     ]  # fmt: skip
     return {"initial_state.md": "\n".join(text)}
@@ -488,7 +505,9 @@ def _price(groups: Sequence[Group], results: Path) -> Table:
 
     path = results / "runs" / "methods" / methods.MEASURED
     steps = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    dataset = PARTS["static"].dataset
+    dataset = next(
+        (part.dataset for part in ran(groups).values() if SETS[part.dataset].static), PARTS["static"].dataset
+    )
     timed = steps.get(dataset, {}).get("steps", {})
     found: dict[str, Group] = {}
     for (state, _), group in cells(groups, dataset).items():
@@ -525,9 +544,9 @@ SPREAD, MORE_SEEDS = 0.3, 3
 
 def _seeds(judged: dict[str, list[Comparison]], groups: Sequence[Group]) -> Table:
     """Of each part and loss the largest spread of a readout's difference over the first SEEDS seeds, and what the design asks for."""
-    rows = []
+    rows, parts = [], ran(groups)
     for name, comparisons in judged.items():
-        part = PARTS[name]
+        part = parts[name]
         first = compare(name, part, cells(groups, part.dataset), seeds=SEEDS)
         for loss in dict.fromkeys(c.loss for c in comparisons):
             spread = [c for c in first if (c.loss, c.measure) == (loss, "readout") and c.n >= SEEDS]
@@ -544,6 +563,12 @@ def _seeds(judged: dict[str, list[Comparison]], groups: Sequence[Group]) -> Tabl
     ]  # fmt: skip
     said = f"sd: of the readout's differences over the first {SEEDS} seeds; above {SPREAD} points {MORE_SEEDS} more seeds are due"
     return Table("", columns, rows, [said])
+
+
+def _title(name: str) -> str:
+    """Of a key of `ran`."""
+    part, _, dataset = name.partition(", ")
+    return f"{_TITLES[part]}: {dataset}" if dataset else _TITLES[part]
 
 
 def _means(part: Part, of: Cells) -> Table:
@@ -598,7 +623,7 @@ def _sentences(judged: dict[str, list[Comparison]]) -> Iterator[str]:
     for name, comparisons in judged.items():
         if not comparisons:
             continue
-        yield f"**{_TITLES[name]}**\n"
+        yield f"**{_title(name)}**\n"
         for key, measure_ in MEASURES.items():
             for other in dict.fromkeys(c.other for c in comparisons):
                 mine = [c for c in comparisons if c.measure == key and c.other == other]
