@@ -6,7 +6,7 @@ python scripts/benchmark.py SUBJECT --help
 
 rounds     how often each case is timed (default: the subject's)
 quick      true measures toys in a few seconds, to see that everything runs; its numbers mean nothing
-device     cuda or cuda:N (neuron, step): the GPU's own time, between events; reports SUBJECT_cuda.json and .md
+device     cuda or cuda:N (data, neuron, step): the GPU's own time, between events; reports SUBJECT_cuda.json and .md
 
 How it is timed: one thread, CPU time of the process, the order shuffled in every round, medians over the rounds, and
 one function timed twice (the A/A control): a ratio that is no further from 1 than the control's means nothing.

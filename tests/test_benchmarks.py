@@ -64,7 +64,7 @@ def test_every_subject_measures_a_toy_and_writes_its_report(program, subject, tm
         draw_reports([report])
 
 
-@pytest.mark.parametrize("subject", ["neuron", "step"])
+@pytest.mark.parametrize("subject", ["neuron", "step", pytest.param("data", marks=pytest.mark.slow)])
 def test_what_a_gpu_would_run_runs_on_a_cpu(program, subject):
     """The same cases on the same networks; what only a GPU has, its events and its memory, is left out."""
     from importlib import import_module
@@ -74,6 +74,9 @@ def test_what_a_gpu_would_run_runs_on_a_cpu(program, subject):
     if subject == "neuron":
         report = import_module("benchmarks.neuron").on_gpu(CPU, 2, True, {})
         assert [t.title.rsplit(" ", 1)[-1] for t in report.tables[:2]] == ["float32", "float16"]
+    elif subject == "data":
+        report = import_module("benchmarks.data").on_gpu(CPU, 2, True)
+        assert len(report.tables) == 6 and all(row["cpu_seconds"] > 0 for t in report.tables for row in t.rows.values())
     else:
         report = import_module("benchmarks.step").on_gpu(CPU, 2, True)
         assert {"ours", "ours, kernels=off", "ReLU twin on T*B images"} < report.tables[0].rows.keys()

@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.data import default_collate
 from torchvision.transforms import v2
 
-from benchmarks._harness import Seconds, clocked, in_own_process, memory, peer, timings
+from benchmarks._harness import Place, Seconds, clocked, in_own_process, memory, peer, place, timings
 from benchmarks._report import Report, Table, rated
 from snn_repro.config import load_config
 from snn_repro.data.augment import Normalize, batch_transforms, sample_transform
@@ -38,7 +38,9 @@ OURS = "ours (find, read, CRC-32, decode, integrate, checksum, write, journal, i
 THEIRS = ("spikingjelly, its default (compressed)", "spikingjelly, uncompressed")
 
 
-def measure(rounds: int = 15, quick: bool = False) -> Report:
+def measure(rounds: int = 15, quick: bool = False, device: str = "cpu") -> Report:
+    if device != "cpu":
+        return on_gpu(place(device), max(5, rounds // 2), quick)
     keep_freed_memory()  # else page faults, which vary, are most of many cases
     spikingjelly = _spikingjelly("utils", "integration, preparation, parsing, serving")
     tonic = peer("tonic.transforms", "integration")
@@ -58,6 +60,48 @@ def measure(rounds: int = 15, quick: bool = False) -> Report:
     packages = ("numpy", "numba", "torch", "torchvision", "spikingjelly", "tonic")
     how = "malloc keeps freed memory, for the peers as well, but where each library has a process of its own."
     return Report("Reading, preparing and serving data", how, tables, packages)
+
+
+def on_gpu(on: Place, rounds: int, quick: bool) -> Report:
+    """Batches until they are on a GPU, ready for a network (in a test on a CPU)."""
+    keep_freed_memory()
+    tables = [_to_device(rounds, row, on, quick) for row in EVENT_ROWS]
+    images = np.random.RandomState(0).randint(0, 256, (64 if quick else 8192, 3, 32, 32), np.uint8)
+    transforms: list = [RandomCrop(4), RandomFlip(0.5), Normalize([125.3, 123.0, 113.9], [51.6, 50.8, 51.3])]
+    title = "Batches of 32x32 images, crop with padding 4, flip, normalise"
+    tables.append(_ways(rounds, title, images, 64 if quick else 256, transforms, on))
+    tables.append(_main_process(rounds, "table3_sew_r18_lts", 256 if quick else 4096, on))
+    how = (
+        "Nothing trains meanwhile: what is prepared ahead hides behind the steps of a network as far as it is shorter."
+    )
+    return Report("Serving data to a GPU", how, tables, ("numpy", "torch"), gpu=on.facts)
+
+
+def _to_device(rounds: int, row: str, on: Place, quick: bool) -> Table:
+    frames, size, transforms = _frames(row, 1 if quick else 4)
+    title = f"Training batches of {row}: {list(frames.shape[1:])} {frames.dtype}, {size} a batch"
+    return _ways(rounds, title, frames, size, transforms, on)
+
+
+def _ways(rounds: int, title: str, inputs: np.ndarray, size: int, transforms: list, on: Place) -> Table:
+    """An epoch of batches by each way to the device."""
+    device = torch.device(on.device)
+    batches = MemoryBatches(inputs, np.zeros(len(inputs), np.int64), size, shuffle=True, transforms=transforms)
+    ways: dict[str, dict] = {
+        "made on the device (dataset.on_device=true)": dict(on_device=True),
+        "made on the host, ahead (dataset.ahead=true)": dict(on_device=False, ahead=True),
+        "made on the host between two steps": dict(on_device=False, ahead=False),
+    }
+
+    def epoch(fed) -> Callable:
+        def call():
+            for x, target in fed.epoch(0):
+                x.to(device, non_blocking=True), target.to(device, non_blocking=True)
+
+        return call
+
+    cases = {name: epoch(feed([batches], device, **way)[0]) for name, way in ways.items()}
+    return Table(title, rated(timings(cases, rounds, on.clock), len(inputs), "samples"))
 
 
 def _spikingjelly(module: str, why: str):
@@ -180,10 +224,10 @@ def _preparing(kind: str, folder: Path, file: Path, turn: int, pipe) -> None:
 
 def _our_preparation(kind: str, folder: Path, file: Path, turn: int) -> Callable[[], None]:
     keep_freed_memory(map_large=True)  # as prepare's workers do
-    places = (folder / "raw" / "cat" / f"cifar10_cat_{i}.aedat" for i in range(turn))
+    names = (folder / "raw" / "cat" / f"cifar10_cat_{i}.aedat" for i in range(turn))
     (folder / "raw" / "cat").mkdir(parents=True)
-    for place in places:
-        place.hardlink_to(file)
+    for name in names:
+        name.hardlink_to(file)
 
     def run() -> None:
         done = prepare("cifar10_dvs", folder / "raw", folder / "cache", 10, workers=0, rebuild=True, say=_quiet)
@@ -280,14 +324,23 @@ EVENT_ROWS = (
 IMAGE_ROWS = {"table1_cifar10_sdt": 256, "table3_sew_r18_lts": 32}  # rows with PIL's augmentation: images in a call
 
 
-def _event_recipe(rounds: int, row: str, quick: bool) -> Table:
-    """Training batches of a row of the paper from made-up frames, beside the same steps one after another."""
+def _frames(row: str, batches: int) -> tuple[np.ndarray, int, list]:
+    """Made-up frames for so many batches of a row, its batch size and its batch transforms."""
     config = load_config([f"experiment={row}"])
     dataset, size = SETS[config.dataset.name], config.recipe.batch_size
-    shape = (config.timesteps, *dataset.frame_shape(config.dataset.frame_size))
-    n, rng = size * (1 if quick else 2), np.random.RandomState(0)
-    frames = rng.poisson(0.3, (n, *shape)).astype(np.float16 if config.dataset.frame_size else np.uint8)
-    transforms = batch_transforms(config.augment, dataset)
+    shape = (size * batches, config.timesteps, *dataset.frame_shape(config.dataset.frame_size))
+    frames = np.random.RandomState(0).poisson(0.3, shape)
+    return (
+        frames.astype(np.float16 if config.dataset.frame_size else np.uint8),
+        size,
+        batch_transforms(config.augment, dataset),
+    )
+
+
+def _event_recipe(rounds: int, row: str, quick: bool) -> Table:
+    """Training batches of a row of the paper from made-up frames, beside the same steps one after another."""
+    frames, size, transforms = _frames(row, 1 if quick else 2)
+    n, *shape = frames.shape
     batches = MemoryBatches(frames, np.zeros(n, np.int64), size, shuffle=True, transforms=transforms)
     bare = MemoryBatches(frames, np.zeros(n, np.int64), size, shuffle=True)
     (copied,) = feed([batches], torch.device("cpu"), on_device=True)
@@ -351,17 +404,19 @@ class _Ready(torch.utils.data.Dataset):
         return self.image, i % 2
 
 
-def _main_process(rounds: int, row: str, n: int) -> Table:
-    """An epoch of a loader whose two processes have nothing to do; the device is torch's `meta`, which computes nothing."""
+def _main_process(rounds: int, row: str, n: int, on: Place | None = None) -> Table:
+    """An epoch of a loader whose two processes have nothing to do; without a GPU the device is torch's `meta`, which computes
+    nothing."""
     config = load_config([f"experiment={row}"])
     dataset = SETS[config.dataset.name]
     transforms = batch_transforms(config.augment, dataset, Normalize(*dataset.statistics), in_pil=True)
     samples = _Ready(torch.zeros(dataset.shape, dtype=torch.uint8), n)
     batches = LoaderBatches(samples, 128, shuffle=True, workers=2, transforms=transforms)
-    [fed] = feed([batches], torch.device("meta"))
-    case = {"all but reading and what the device does": lambda: deque(fed.epoch(0), maxlen=0)}
+    [fed] = feed([batches], torch.device(on.device if on else "meta"))
+    case = {"all but reading": lambda: deque(fed.epoch(0), maxlen=0)}
     title = f"Training batches of {row}: what the process that trains has to do"
-    return Table(title, rated(timings(case, rounds), n, "images"), "CPU time of that process alone; nothing is pinned.")
+    note = "" if on else "CPU time of that process alone, without what a device does; nothing is pinned."
+    return Table(title, rated(timings(case, rounds, on.clock if on else clocked), n, "images"), note)
 
 
 def _photo(rng: np.random.RandomState, folder: Path, number: int) -> ImageFile:
