@@ -474,6 +474,8 @@ def report(results: Path) -> dict[str, str]:
         body += [f"## {_title(name)}\n", said + "\n"]
         body.append(to_markdown(_means(part, mine)))
         body += [to_markdown(table) for table in _differences(judged[name], part)]
+    glances = [to_markdown(_glance(name, judged[name])) for name in judged if judged[name]]
+    text += ["## At a glance\n", *glances] if glances else []
     text += ["## What holds, what does not, and what cannot be said\n", *_sentences(judged), *body]
     text += [f"![{name}](figures/{name}.svg)\n" for name in FIGURES if (results / "figures" / f"{name}.svg").exists()]
     text += [*map(to_markdown, _probed(measured)), "## What it costs\n", to_markdown(_price(groups, results))]
@@ -591,6 +593,25 @@ def _means(part: Part, of: Cells) -> Table:
                 ))  # fmt: skip
     said = "mean ± sample standard deviation over seeds; at t: the output of that step alone; constant: 0.5, half of the threshold"
     return Table("", columns, rows, [said])
+
+
+_MARKS = {"more": "+", "less": "-", "none": "=", "unknown": "?", "too few seeds": "seeds"}
+
+
+def _glance(name: str, judged: Sequence[Comparison]) -> Table:
+    """Of each state and loss the differences in accuracy from zero, each with its verdict as one sign."""
+    shown = ("readout", "first", "area")
+    found = {(c.loss, c.state, c.measure): c for c in judged if c.other == "zero"}
+    rows = [
+        dict(loss=loss, state=state) | {
+            key: f"{c.mean:+.1f} {_MARKS[c.kind]}" for key in shown if (c := found.get((loss, state, key)))
+        }
+        for loss, state in dict.fromkeys((c.loss, c.state) for c in judged if c.other == "zero")
+    ]  # fmt: skip
+    columns = [Column("loss", "loss"), Column("state", "initial state, against zero")]
+    columns += [Column(key, f"{MEASURES[key].title}, {MEASURES[key].unit}", "number") for key in shown]
+    said = "difference, then + or -: seen; =: none above the margin; ?: cannot be said; seeds: too few"
+    return Table(_title(name), columns, rows, [said])
 
 
 def _differences(judged: Sequence[Comparison], part: Part) -> list[Table]:
