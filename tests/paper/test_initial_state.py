@@ -214,6 +214,9 @@ def test_what_was_measured_elsewhere_is_kept(tmp_path, monkeypatch):
     path.write_text(json.dumps(dict(linear={"fashion_mnist": 0.8}, networks=[there, away])))
     study.measure(tmp_path)
     found = json.loads(path.read_text())
+    monkeypatch.setattr(study, "_probe", None)  # the same runs are not measured twice
+    study.measure(tmp_path)
+    assert json.loads(path.read_text()) == found
     assert found["networks"][1] == away and found["linear"] == {"fashion_mnist": 0.8}
     assert [e["dataset"] for e in found["networks"]] == ["digits", "fashion_mnist"] and found["networks"][0]["exit"][
         "steps"

@@ -190,7 +190,7 @@ def measure(results: Path) -> None:
     """Write results/runs/initial_state/measured.json: of each data set what logistic regression makes of it, and from the
     checkpoints under SWEEP_DIR when an early-exit reader would stop, each trained network of static images tested for 8 steps, and
     with its learned potentials shuffled in a layer, averaged a channel or layer, put back to their start, or left out; where learned
-    potentials ended. What it already says of networks whose checkpoints are not here stays.
+    potentials ended. What it already says of these runs, or of networks whose checkpoints are not here, stays.
     """
     from snn_repro.paper.studies.methods import linear_baseline
     from snn_repro.runs.folder import find_results
@@ -198,21 +198,28 @@ def measure(results: Path) -> None:
     root = Path(SWEEP_DIR)
     if not root.is_dir():
         raise UserError(f"{root} does not exist; run `python scripts/study.py initial_state run` here first")
-    found = _measured(results)
-    networks = {_of_network(entry): entry for entry in found["networks"]}
-    for result in find_results(root):
-        state = state_of(result["config"])
-        if state is not None:
-            entry = _probe(Path(result["folder"]), state)
-            networks[_of_network(entry)] = entry
-    linear = found["linear"]
-    for part in PARTS.values():
-        if part.dataset not in linear and any(part.dataset == dataset for dataset, *_ in networks):
-            linear[part.dataset] = round(linear_baseline(part.dataset, part.overrides), 5)
     folder = results / "runs" / "initial_state"
     folder.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(json.dumps(networks[key]) for key in sorted(networks))
-    write_text(folder / MEASURED, f'{{"linear": {json.dumps(linear)}, "networks": [\n{lines}\n]}}\n')
+    found = _measured(results)
+    networks, linear = {_of_network(entry): entry for entry in found["networks"]}, found["linear"]
+    runs = [(result, state) for result in find_results(root) if (state := state_of(result["config"])) is not None]
+
+    def write() -> None:
+        lines = ",\n".join(json.dumps(networks[key]) for key in sorted(networks))
+        write_text(folder / MEASURED, f'{{"linear": {json.dumps(linear)}, "networks": [\n{lines}\n]}}\n')
+
+    for part in PARTS.values():
+        if part.dataset not in linear and any(result["dataset"] == part.dataset for result, _ in runs):
+            linear[part.dataset] = round(linear_baseline(part.dataset, part.overrides), 5)
+    tests: dict[str, list[Any]] = {}
+    for result, state in runs:
+        entry = networks.get((result["dataset"], result["loss"], state, result["seed"]), {})
+        if (entry.get("code"), entry.get("acc")) == (result["code"], result["acc_last"]):
+            continue  # this run was measured before
+        entry = _probe(Path(result["folder"]), state, tests)
+        networks[_of_network(entry)] = entry
+        write()  # a stopped measurement goes on from here
+    write()
 
 
 def _of_network(entry: dict[str, Any]) -> tuple[str, str, str, int]:
@@ -225,7 +232,8 @@ def _measured(results: Path) -> dict[str, Any]:
     return json.loads(path.read_text("utf-8")) if path.exists() else {"linear": {}, "networks": []}
 
 
-def _probe(folder: Path, state: str) -> dict[str, Any]:
+def _probe(folder: Path, state: str, tests: dict[str, list[Any]]) -> dict[str, Any]:
+    """An entry of `measure`. tests: the test batches that were read before, by what their runs say of their data."""
     import torch
 
     from snn_repro.data import build_data
@@ -239,9 +247,21 @@ def _probe(folder: Path, state: str) -> dict[str, Any]:
     run = load_run(folder)
     config, result = run.config, run.result
     assert result is not None
-    entry = dict(dataset=config.dataset.name, loss=config.loss.name, state=state, seed=config.seed, code=result["code"])
+    entry = dict(
+        dataset=config.dataset.name,
+        loss=config.loss.name,
+        state=state,
+        seed=config.seed,
+        code=result["code"],
+        acc=result["acc_last"],
+    )
     loss = build_loss(config.loss.name, **options(config.loss, "name"))
-    batches = list(build_data(config).test.epoch(0))
+    data = json.dumps(
+        [result["data"], result["config"]["dataset"], result["split_id"], result["timesteps"]], sort_keys=True
+    )
+    if data not in tests:
+        tests[data] = list(build_data(config).test.epoch(0))
+    batches = tests[data]
     target = torch.cat([y for _, y in batches])
     learned = initial_states(run.model)
 
