@@ -22,11 +22,16 @@ def draw(results: Path) -> Figure:
     parts = study.ran(groups)
     for name, part in parts.items():
         judged = study.compare(name, part, study.cells(groups, part.dataset))
-        if rows := [c for c in judged if c.other == "zero" and c.measure in SHOWN]:
+        shown = [c for c in judged if c.other == "zero" and c.measure in SHOWN]
+        if (
+            rows := [c for c in shown if c.kind != "too few seeds"] or shown
+        ):  # intervals of two seeds would hide the others
             by_part[name] = rows
     if not by_part:
         raise MissingData("no state ran beside zero with two seeds")
-    states = {name: list(dict.fromkeys(c.state for c in rows)) for name, rows in by_part.items()}
+    states = {
+        name: [s for s in parts[name].states if any(c.state == s for c in rows)] for name, rows in by_part.items()
+    }
     heights = [1.5 + len(those) for those in states.values()]
     figure = new_figure(8.2, 0.8 + 0.34 * sum(heights))
     grid = figure.subplots(len(states), len(SHOWN), sharey="row", squeeze=False, height_ratios=heights)
