@@ -105,7 +105,8 @@ def results(tmp_path_factory):
                 folder=f"{words[0]}{seed}",
             )  # fmt: skip
     probe = dict(dataset="fashion_mnist", loss="lts", state="imp", seed=0, layers={"sn1": [0.1 * k for k in range(21)]})
-    (folder / "runs" / "initial_state" / initial_state.MEASURED).write_text(json.dumps([probe]))
+    found = {"linear": {}, "networks": [probe]}
+    (folder / "runs" / "initial_state" / initial_state.MEASURED).write_text(json.dumps(found))
     run = tmp_path / "trained"
     fake_run(run, "dataset=digits_dvs", "neuron=lif_imp", "loss=tet_s", folder=".", extra=silent)
     state = {"sn1.imp": torch.linspace(0.3, 0.8, 72).view(2, 6, 6), "fc.weight": torch.zeros(2, 2)}
