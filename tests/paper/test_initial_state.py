@@ -223,6 +223,20 @@ def test_what_was_measured_elsewhere_is_kept(tmp_path, monkeypatch):
     ] <= 4
 
 
+def test_the_linear_baseline_reads_what_the_runs_read(tmp_path, monkeypatch):
+    """Whose data lie elsewhere gave a data_dir to the runs, not to `measure`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / study.SWEEP_DIR).mkdir(parents=True)
+    config = dict(neuron=dict(initial="zero"), data_dir="/data/fashion", cache_dir=None)
+    result = dict(dataset="fashion_mnist", loss="lts", seed=0, config=config, folder="x", code={}, acc_last=0.5)
+    monkeypatch.setattr("snn_repro.runs.folder.find_results", lambda root: [result])
+    monkeypatch.setattr(study, "_probe", lambda *_: dict(dataset="fashion_mnist", loss="lts", state="zero", seed=0))
+    asked = []
+    monkeypatch.setattr("snn_repro.paper.studies.methods.linear_baseline", lambda *given: asked.append(given) or 0.75)
+    study.measure(tmp_path)
+    assert asked == [("fashion_mnist", ["recipe.epochs=6", "data_dir=/data/fashion"])]
+
+
 def test_the_price_of_each_state(tmp_path):
     for state in ("zero", "imp", "imp_channel", "imp_layer", "mp_init", "random"):
         words = [] if state == "zero" else [f"neuron.initial={state}"]

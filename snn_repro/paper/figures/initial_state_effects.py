@@ -23,10 +23,9 @@ def draw(results: Path) -> Figure:
     for name, part in parts.items():
         judged = study.compare(name, part, study.cells(groups, part.dataset))
         shown = [c for c in judged if c.other == "zero" and c.measure in SHOWN]
-        if (
-            rows := [c for c in shown if c.kind != "too few seeds"] or shown
-        ):  # intervals of two seeds would hide the others
-            by_part[name] = rows
+        enough = [c for c in shown if c.kind != "too few seeds"]
+        if shown:
+            by_part[name] = enough or shown  # intervals of two seeds would hide the others
     if not by_part:
         raise MissingData("no state ran beside zero with two seeds")
     states = {

@@ -96,6 +96,10 @@ class Measure(NamedTuple):
     margin: float
     of: Callable[[Any], float | None]
 
+    @property
+    def said(self) -> str:
+        return f"{self.title} {self.margin:g} {self.unit if self.margin != 1 else self.unit.rstrip('s')}"
+
 
 def _soon(run: Any) -> float:
     """The first step whose own output is at most one point worse than the last step's."""
@@ -208,9 +212,13 @@ def measure(results: Path) -> None:
         lines = ",\n".join(json.dumps(networks[key]) for key in sorted(networks))
         write_text(folder / MEASURED, f'{{"linear": {json.dumps(linear)}, "networks": [\n{lines}\n]}}\n')
 
+    configs = {result["dataset"]: result["config"] for result, _ in runs}
     for part in PARTS.values():
-        if part.dataset not in linear and any(result["dataset"] == part.dataset for result, _ in runs):
-            linear[part.dataset] = round(linear_baseline(part.dataset, part.overrides), 5)
+        if part.dataset not in linear and (config := configs.get(part.dataset)):
+            where = [
+                f"{key}={config[key]}" for key in ("data_dir", "cache_dir") if config.get(key)
+            ]  # as the runs read them
+            linear[part.dataset] = round(linear_baseline(part.dataset, [*part.overrides, *where]), 5)
     tests: dict[str, list[Any]] = {}
     for result, state in runs:
         entry = networks.get((result["dataset"], result["loss"], state, result["seed"]), {})
@@ -352,7 +360,7 @@ Fixed before any run of the study (docs/studies/initial_state.md, whose pilot us
 - **+** or **-**: a difference is seen and is not excluded to be as large as the margin. **none above the margin**: such a
   difference is excluded (one that is seen and smaller is still named). **cannot be said**: neither; beside it stands the
   difference that these seeds would have shown with a power of {POWER:.0%}.
-- Margins: {"; ".join(f"{m.title} {m.margin:g} {m.unit if m.margin != 1 else m.unit.rstrip('s')}" for m in MEASURES.values())}.
+- Margins: {"; ".join(m.said for m in MEASURES.values())}.
 """
 
 

@@ -4,7 +4,6 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
 from snn_repro.data.sets import SETS
@@ -13,6 +12,7 @@ from snn_repro.paper.differences import recipe_difference, remarks
 from snn_repro.paper.formats import Column, Table, to_markdown
 from snn_repro.paper.results import Group, group_runs, load
 from snn_repro.paper.statistics import equivalence, holm, paired
+from snn_repro.paper.studies.initial_state import MEASURES  # what a claim may be about, with its margin
 from snn_repro.paper.tables import BY_STEP
 
 SWEEP_DIR = "runs/small_scale"
@@ -52,14 +52,6 @@ SWEEPS = {
 }  # fmt: skip
 
 
-# What a claim is about: the accuracy of a run in percent, and the smallest difference that would matter, in points.
-MEASURES = {
-    "readout": (lambda run: 100 * run["acc_last"], 0.5),
-    "step 1": (lambda run: 100 * run["acc_step"][0], 2.0),
-    "mean of steps": (lambda run: 100 * fmean(run["acc_step"]), 1.0),
-}
-
-
 class Claim(NamedTuple):
     """`better` over each of `worse`: losses, or IMP over none; tested on static or event data, or both (None)."""
 
@@ -78,10 +70,10 @@ CLAIMS = (
     Claim("TET-S beats TET on event data", False, "tet_s", ("tet",)),
 )
 EARLY = (
-    Claim("IMP helps at step 1", None, "imp", ("none",), "step 1"),
-    Claim("IMP helps on average over the steps", None, "imp", ("none",), "mean of steps"),
-    Claim("TET beats SDT at step 1", None, "tet", ("sdt",), "step 1"),
-    Claim("TET beats LTS at step 1 on static data", True, "tet", ("lts",), "step 1"),
+    Claim("IMP helps at step 1", None, "imp", ("none",), "first"),
+    Claim("IMP helps on average over the steps", None, "imp", ("none",), "area"),
+    Claim("TET beats SDT at step 1", None, "tet", ("sdt",), "first"),
+    Claim("TET beats LTS at step 1 on static data", True, "tet", ("lts",), "first"),
 )
 
 
@@ -147,7 +139,7 @@ def accuracies(groups: Sequence[Group], dataset: str, measure: str = "readout") 
             )
         if differences := recipe_difference(mine[0].first, group.first):
             raise UserError(f"{group.label} has another recipe than {mine[0].label}: {'; '.join(differences)}")
-    of: Any = MEASURES[measure][0]
+    of: Any = MEASURES[measure].of  # an accuracy, which every run has
     return {key: {run["seed"]: of(run) for run in group.runs} for key, group in by_method.items()}
 
 
@@ -181,7 +173,7 @@ def judge_claims(groups: Sequence[Group]) -> list[Comparison]:
                 if len(before) < 2:
                     continue
                 row.effect, _, row.n, row.low, row.high, row.p, row.p_sign_flip = test = paired(before, after)
-                margin = equivalence(before, after, MEASURES[claim.measure][1])
+                margin = equivalence(before, after, MEASURES[claim.measure].margin)
                 if test.p is not None and margin is not None:
                     tested.append(row)
                     p_values.append(test.p)
@@ -211,7 +203,7 @@ chosen by them:
 
 - The claims about step 1 and about the mean over the steps: accuracy of each step's own output.
 - **no effect above the margin**, in place of undecided: at least {SEEDS} seeds, and Holm's p (over all comparisons below) of two
-  one-sided tests against the margin is below {ALPHA}. Margins: {"; ".join(f"{name} {m:g} points" for name, (_, m) in MEASURES.items())}.
+  one-sided tests against the margin is below {ALPHA}. Margins: {"; ".join(MEASURES[key].said for key in ("readout", "first", "area"))}.
 """
 
 
@@ -225,7 +217,7 @@ def judge(row: Comparison) -> str:
     if seen and row.p_holm < ALPHA:
         return "supported" if row.low > 0 else "not supported"
     if row.p_margin < ALPHA:
-        return f"no effect above {MEASURES[row.measure][1]:g}"
+        return f"no effect above {MEASURES[row.measure].margin:g}"
     return f"undecided (leans {'for' if row.low > 0 else 'against'})" if seen else "undecided"
 
 
