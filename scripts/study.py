@@ -20,6 +20,7 @@ from types import ModuleType
 
 from snn_repro import console
 from snn_repro.config import load_config, sweep_jobs
+from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
 from snn_repro.files import write_text
 from snn_repro.paper.results import collect
@@ -71,7 +72,10 @@ def _run(args: argparse.Namespace, chosen: ModuleType) -> int:
     if args.missing:
         there = args.results / "runs" / args.name
         wanted = (less for words in wanted for less in _missing(words, chosen.SWEEP_DIR, there))
-    for words in wanted:
+    sweeps = list(wanted)
+    if not (args.print or args.dry_run):
+        _check_data(sweeps)
+    for words in sweeps:
         print(shlex.join(words), flush=True)
         if args.dry_run:
             jobs = sweep_jobs([word for word in words[4:] if not word.startswith("hydra.")])
@@ -82,6 +86,17 @@ def _run(args: argparse.Namespace, chosen: ModuleType) -> int:
     if args.dry_run:
         print(f"{runs} runs; ~{hours:.1f} hours of training here, one run after the other (from a step on random data)")
     return max(codes, default=0)
+
+
+def _check_data(sweeps: list[list[str]]) -> None:
+    """Raise UserError or DataError for data that a sweep would not find, before the first one starts."""
+    checked = set()
+    for words in sweeps:
+        config = load_config(sweep_jobs([word for word in words[4:] if not word.startswith("hydra.")])[0])
+        place = config.dataset.name, config.data_dir, config.cache_dir
+        if place not in checked:
+            SETS[config.dataset.name].check(config)
+            checked.add(place)
 
 
 def _missing(words: list[str], sweep_dir: str, there: Path) -> Iterator[list[str]]:

@@ -9,6 +9,7 @@ import tempfile
 import types
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,7 +30,7 @@ from snn_repro.data.batches import LoaderBatches, MemoryBatches, PilImages, keep
 from snn_repro.data.events import Events, integrate
 from snn_repro.data.feed import feed
 from snn_repro.data.formats import read_aedat3
-from snn_repro.data.image_files import ImageFile
+from snn_repro.data.image_files import ImageFile, decode, decode_tensor
 from snn_repro.data.prepare import prepare
 from snn_repro.data.sets import SETS
 
@@ -363,7 +364,8 @@ def _event_recipe(rounds: int, row: str, quick: bool) -> Table:
 
 
 def _image_recipe(rounds: int, row: str, n: int, folder: Path, quick: bool) -> Table:
-    """Training batches of a row whose images pass through PIL one by one, in this process: what a core gives."""
+    """Training batches of a row whose images are made one by one, in this process: what a core gives that makes them whole (bytes
+    become normalised floats, and are mixed), and one that a loader process has, which does the first half."""
     config = load_config([f"experiment={row}"])
     dataset, n = SETS[config.dataset.name], 4 if quick else n
     rng = np.random.RandomState(0)
@@ -374,19 +376,27 @@ def _image_recipe(rounds: int, row: str, n: int, folder: Path, quick: bool) -> T
     else:
         images = rng.randint(0, 256, (n, channels, pixels, pixels), np.uint8)
     mean, std = dataset.statistics
-    augmented = sample_transform(config.augment, dataset, pixels, mean)
     transforms = batch_transforms(config.augment, dataset, Normalize(mean, std), in_pil=True)
-    labels = np.zeros(n, np.int64)
-    batches = LoaderBatches(PilImages(images, labels, augmented), n, shuffle=True, transforms=transforms)
 
-    def in_a_worker():  # nobody else's generators are there to be put back
-        with mock.patch("snn_repro.data.batches.get_worker_info", lambda: True):
-            deque(batches.epoch(0), maxlen=0)
+    def samples(tensors: bool) -> PilImages:
+        augmented = sample_transform(config.augment, dataset, pixels, mean, tensors=tensors)
+        return PilImages(images, np.zeros(n, np.int64), augmented, read=decode_tensor if tensors else decode)
 
-    cases = {
-        "as a worker process does": in_a_worker,
-        "in the process that trains": lambda: deque(batches.epoch(0), maxlen=0),
-    }
+    def whole(batches: LoaderBatches) -> None:
+        deque(batches.epoch(0), maxlen=0)
+
+    def worker(loader: torch.utils.data.DataLoader, plan: list) -> None:
+        with mock.patch(
+            "snn_repro.data.batches.get_worker_info", lambda: True
+        ):  # nobody else's generators are put back
+            loader.collate_fn([loader.dataset[key] for key in plan])
+
+    cases: dict[str, Callable] = {}
+    for decoder in ("pil", "torchvision") if dataset.from_files else ("pil",):
+        said = f", dataset.decoder={decoder}" if dataset.from_files else ""
+        batches = LoaderBatches(samples(decoder == "torchvision"), n, shuffle=True, transforms=transforms)
+        cases[f"whole{said}"] = partial(whole, batches)
+        cases[f"a loader process{said}"] = partial(worker, batches._loader, [(i, (0, 0, 2, i)) for i in range(n)])
     kind = "JPEG files of 500 x 375 pixels" if dataset.from_files else f"images of {pixels} x {pixels} pixels"
     return Table(f"Training batches of {row}: {kind}, one core", rated(timings(cases, rounds), n, "images"))
 

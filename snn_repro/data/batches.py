@@ -493,11 +493,18 @@ class LoaderBatches(_Ordered):
 class PilImages(torch.utils.data.Dataset):
     """Images of an array or of files as PIL images, transformed; a file that cannot be read is a DataError with its name.
 
-    mode: of the images of files, "RGB" or "L" (grey).
+    mode: of the images of files, "RGB" or "L" (grey). read: (file, mode) -> what `transform` is given instead of a PIL image.
     """
 
-    def __init__(self, images: np.ndarray | list[ImageFile], labels: np.ndarray, transform, mode: str = "RGB"):
-        self.images, self.labels, self.transform, self.mode = images, labels, transform, mode
+    def __init__(
+        self,
+        images: np.ndarray | list[ImageFile],
+        labels: np.ndarray,
+        transform: Callable,
+        mode: str = "RGB",
+        read: Callable[[ImageFile, str], Any] = decode,
+    ):
+        self.images, self.labels, self.transform, self.mode, self.read = images, labels, transform, mode, read
 
     def __len__(self) -> int:
         return len(self.images)
@@ -507,7 +514,7 @@ class PilImages(torch.utils.data.Dataset):
 
         image = self.images[i]
         if isinstance(image, ImageFile):
-            image = decode(image, self.mode)
+            image = self.read(image, self.mode)
         else:
             pixels = image.transpose(1, 2, 0)
             image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))

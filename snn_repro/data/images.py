@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from snn_repro.data.dataset import DataSet, entry, first_entry
 from snn_repro.errors import DataError, UserError
+from snn_repro.settings import Setting
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +38,15 @@ class Images(NamedTuple):
     images: Any  # an array [N, C, H, W], or a list of ImageFile
     labels: np.ndarray  # [N]
     names: Sequence[str]  # of the samples, as they enter the hash of the test list
+
+
+DECODER = {
+    "decoder": Setting(
+        "pil",
+        "who opens and resizes the images: PIL, as the paper did, or torchvision, 1.4 times as fast, whose pixels differ by rounding",
+        choices=("pil", "torchvision"),
+    )
+}
 
 
 class ImageSet(DataSet):
@@ -136,10 +146,10 @@ class ImageSet(DataSet):
 
         x: Any
         if self.from_files:
-            picture = raw.picture(source, self.shape[0], say)
-            x = augment.eval_sample_transform(
-                cfg.augment, self.frame_shape(cfg.dataset.frame_size)[-1], self.test_margin
-            )(picture)[None]
+            read = raw.picture_tensor if in_tensors(cfg) else raw.picture
+            picture = read(source, self.shape[0], say)
+            size = self.frame_shape(cfg.dataset.frame_size)[-1]
+            x = augment.eval_sample_transform(cfg.augment, size, self.test_margin)(picture)[None]
         else:
             x = torch.as_tensor(_resized(self.image(source, say)[None], cfg.dataset.frame_size))
         normalize = augment.Normalize(*self.statistics, cfg.dataset.channel_order)
@@ -169,10 +179,12 @@ class ImageSet(DataSet):
                 image_files.check(_used(test.images, cfg) + _used([train.images[i] for i in val_rows], cfg))
             # without RandomResizedCrop the network still needs one size: that of the test
             first, mode = augment.eval_steps(cfg.augment, size, self.test_margin), "RGB" if self.shape[0] == 3 else "L"
-            augmented = augment.sample_transform(cfg.augment, self, size, fill, first)
+            tensors = in_tensors(cfg)
+            read = image_files.decode_tensor if tensors else image_files.decode
+            augmented = augment.sample_transform(cfg.augment, self, size, fill, first, tensors)
             plain = augment.eval_sample_transform(cfg.augment, size, self.test_margin)
-            train_inputs = batches.PilImages(train.images, labels, augmented, mode)
-            val_inputs, test_inputs = (batches.PilImages(p.images, p.labels, plain, mode) for p in (train, test))
+            train_inputs = batches.PilImages(train.images, labels, augmented, mode, read)
+            val_inputs, test_inputs = (batches.PilImages(p.images, p.labels, plain, mode, read) for p in (train, test))
         else:
             train_inputs = val_inputs = _resized(train.images, cfg.dataset.frame_size)
             test_inputs = _resized(test.images, cfg.dataset.frame_size)
@@ -193,6 +205,7 @@ class ImageFolders(ImageSet):
     """Images by class in folders or archives, as ImageNet has them (image_files.py), read while training."""
 
     from_files = True
+    settings = DECODER
 
     def classes(self) -> list[str] | None:
         """The names of the classes in the order of their labels; None: all that are there, sorted."""
@@ -283,6 +296,11 @@ class ImageFolders(ImageSet):
             except OSError as error:
                 raise DataError(f"{image} cannot be read: {error.strerror or error}") from None
         return {"listing": listing.hexdigest(), "sample": sample.hexdigest()}
+
+
+def in_tensors(cfg: Config) -> bool:
+    """Whether image files are opened and resized as tensors: what their `decoder` says."""
+    return cfg.dataset.own.get("decoder") == "torchvision"
 
 
 def warn_if_incomplete(dataset: DataSet, n_train: int, n_test: int) -> None:

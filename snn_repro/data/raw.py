@@ -17,7 +17,7 @@ from torch import Tensor
 
 from snn_repro.data.emulator import Camera, emulated_frames
 from snn_repro.data.events import Events
-from snn_repro.data.image_files import ImageFile, decode
+from snn_repro.data.image_files import ImageFile, decode, decode_tensor
 from snn_repro.data.recordings import to_frames
 from snn_repro.errors import DataError, UserError
 
@@ -52,7 +52,7 @@ def picture(source: Any, channels: int, say: Callable[[str], None]):
     if is_path(source):
         if not Path(source).is_file():
             raise DataError(f"{source} {'is a folder' if Path(source).is_dir() else 'does not exist'}: give an image")
-        image = decode(ImageFile(*os.path.split(os.fspath(source))), None)
+        image = decode(_file(source), None)
     elif isinstance(source, Image.Image):
         image = source
     else:
@@ -71,6 +71,18 @@ def picture(source: Any, channels: int, say: Callable[[str], None]):
         say(f"{name}: its colours ({image.mode}) are turned into {'grey' if channels == 1 else 'RGB'}")
         image = image.convert(MODES[channels])
     return image
+
+
+def picture_tensor(source: Any, channels: int, say: Callable[[str], None]) -> Tensor:
+    """`picture` as uint8 [C, H, W], of a file by whom `decode_tensor` has it opened."""
+    from torchvision.transforms.functional import pil_to_tensor
+
+    checked = picture(source, channels, say)
+    return decode_tensor(_file(source), MODES[channels]) if is_path(source) else pil_to_tensor(checked)
+
+
+def _file(path: Any) -> ImageFile:
+    return ImageFile(*os.path.split(os.fspath(path)))
 
 
 def pixels(source: Any, shape: tuple[int, int, int], say: Callable[[str], None]) -> np.ndarray:

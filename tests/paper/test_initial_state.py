@@ -309,3 +309,10 @@ def test_without_runs_it_is_one_sentence(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err.count("\n") == 2
     with pytest.raises(UserError, match="is no part of this study"):
         study.part_of("layers")
+
+
+def test_missing_data_are_said_once_before_any_sweep(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("a sweep was started"))
+    assert main(["initial_state", "run", "static", "learning", f"data_dir={tmp_path / 'nowhere'}"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("fashion_mnist was not found in data_dir=") == 1 == err.count("\n")

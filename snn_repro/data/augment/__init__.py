@@ -11,6 +11,7 @@ images that are read one by one, crop and flip move into the PIL part. Repeated 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from snn_repro.data.augment.augmentation import (
@@ -106,9 +107,14 @@ def needs_pil(augment: Any) -> list[str]:
 
 
 def sample_transform(
-    augment: Any, dataset: DataSet, size: int, fill: Sequence[float], first: Sequence[Callable] = ()
+    augment: Any,
+    dataset: DataSet,
+    size: int,
+    fill: Sequence[float],
+    first: Sequence[Callable] = (),
+    tensors: bool = False,
 ) -> Callable:
-    """The per-image part of training: PIL image -> uint8 tensor [C, size, size].
+    """The per-image part of training: PIL image, or with `tensors` uint8 tensor [C, H, W] -> uint8 tensor [C, size, size].
 
     What cuts any image to its size (RandomResizedCrop), or else the steps `first` and a padded crop; flip; RandAugment, with
     `fill` (0..255 per channel) from outside. Draws come from the global generators, which LoaderBatches seeds for each
@@ -119,12 +125,16 @@ def sample_transform(
     chosen = [cls.build(values_of(cls, augment), dataset) for cls in turned_on(augment)]
     if any(getattr(step, "resizes", False) for step in chosen):
         first, chosen = (), [step for step in chosen if not getattr(step, "crops", False)]
-    steps = [found for step in chosen if (found := step.pil_step(size, fill))]
-    return T.Compose([*first, *steps, T.PILToTensor()])
+    steps = [(step.on_tensors, found) for step in chosen if (found := step.pil_step(size, fill))]
+    early = [found for _, found in takewhile(lambda step: step[0], steps)] if tensors else []
+    late = [found for _, found in steps[len(early) :]]
+    if tensors:
+        return T.Compose([*first, *early, *([T.ToPILImage(), *late, T.PILToTensor()] if late else [])])
+    return T.Compose([*first, *late, T.PILToTensor()])
 
 
 def eval_sample_transform(augment: Any, size: int, margin: float = 256 / 224) -> Callable:
-    """The test of image files: PIL image -> uint8 tensor [C, size, size]; margin: see `eval_steps`."""
-    from torchvision import transforms as T
+    """The test of image files: PIL image or uint8 tensor [C, H, W] -> uint8 tensor [C, size, size]; margin: see `eval_steps`."""
+    from torchvision.transforms import v2
 
-    return T.Compose([*eval_steps(augment, size, margin), T.PILToTensor()])
+    return v2.Compose([*eval_steps(augment, size, margin), v2.PILToTensor()])  # a tensor stays one

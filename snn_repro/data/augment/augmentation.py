@@ -56,6 +56,7 @@ class Augmentation:
     works_on: ClassVar[Sequence[str]] = ("images", "frames")
     order: ClassVar[int] = 45
     soft_targets: ClassVar[bool] = False  # its targets are distributions, not class numbers
+    on_tensors: ClassVar[bool] = False  # its `pil_step` takes uint8 tensors [C, H, W] too
 
     @classmethod
     def is_on(cls, values: Mapping[str, Any]) -> bool:

@@ -16,6 +16,7 @@ class RandomCrop(MovingAugmentation):
     settings = {"crop_padding": Setting(0, "random crop after padding by this much", "pixels", low=0)}
     order = 10
     crops = True
+    on_tensors = True
 
     def __init__(self, crop_padding: int):
         self.padding = crop_padding

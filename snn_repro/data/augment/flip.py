@@ -15,6 +15,7 @@ class RandomFlip(MovingAugmentation):
 
     settings = {"flip": Setting(0.0, "chance of a horizontal flip", low=0, high=1)}
     order = 20
+    on_tensors = True
 
     def __init__(self, flip: float):
         self.chance = flip

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from snn_repro.data.augment.augmentation import PilAugmentation, register_augmentation
@@ -26,22 +27,30 @@ class RandomResizedCrop(PilAugmentation):
     }
     order = 10
     resizes = True
+    on_tensors = True
 
     def __init__(self, rrc_min_area: float, interpolation: str = "bicubic", test_resize: int = 0):
         self.area, self.interpolation = rrc_min_area, interpolation
 
     def pil_step(self, size, fill):
-        from torchvision import transforms as T
+        return partial(_cut, area=self.area, size=size, mode=_mode(self.interpolation))
 
-        return T.RandomResizedCrop(size, (self.area, 1.0), interpolation=_mode(self.interpolation))
+
+def _cut(image: Any, area: float, size: int, mode: Any) -> Any:
+    """torchvision's RandomResizedCrop of a PIL image or a tensor, whose bytes stay bytes."""
+    from torchvision.transforms import RandomResizedCrop
+    from torchvision.transforms.v2.functional import resized_crop
+
+    box = RandomResizedCrop.get_params(image, (area, 1.0), (3 / 4, 4 / 3))
+    return resized_crop(image, *box, [size, size], mode, antialias=True)
 
 
 def eval_steps(augment: Any, size: int, margin: float = 256 / 224) -> list[Callable]:
     """Resize and centre crop of a test image: to `margin` times the size, as for ImageNet, unless test_resize is set."""
-    from torchvision import transforms as T
+    from torchvision.transforms import v2
 
     short = augment.test_resize or round(size * margin)
-    return [T.Resize(short, interpolation=_mode(augment.interpolation)), T.CenterCrop(size)]
+    return [v2.Resize(short, interpolation=_mode(augment.interpolation)), v2.CenterCrop(size)]
 
 
 def _mode(name: str):

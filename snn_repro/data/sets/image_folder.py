@@ -19,7 +19,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, NamedTuple
 
 from snn_repro.data.dataset import register
-from snn_repro.data.images import Images, ImageSet
+from snn_repro.data.images import DECODER, Images, ImageSet, in_tensors
 from snn_repro.data.own import SETTINGS, common_classes, layout, own_split, parts_of
 from snn_repro.errors import DataError
 
@@ -47,7 +47,7 @@ class ImageFolder(ImageSet):
     from_files = True
     draws_test = True
     test_margin = 1.0
-    settings = SETTINGS
+    settings = SETTINGS | DECODER
     label_names = ()
     expected = "class folders with images"
 
@@ -123,7 +123,7 @@ class ImageFolder(ImageSet):
         plain = eval_sample_transform(
             self.cfg.augment, self.frame_shape(self.cfg.dataset.frame_size)[-1], self.test_margin
         )
-        return _statistics(chosen, plain, "RGB" if self.shape[0] == 3 else "L")
+        return _statistics(chosen, plain, "RGB" if self.shape[0] == 3 else "L", in_tensors(self.cfg))
 
     def fingerprint(self, cfg):
         """{"listing": of names and sizes, "contents": of the files}."""
@@ -162,14 +162,15 @@ def _looked_at(images: tuple[ImageFile, ...], state: tuple) -> tuple[int, int]:
     return width if native else DEFAULT_SIZE, 1 if all(mode in GREY for *_, mode in seen) else 3
 
 
-def _statistics(images: list[ImageFile], plain, mode: str) -> tuple[list[float], list[float]]:
+def _statistics(images: list[ImageFile], plain, mode: str, tensors: bool) -> tuple[list[float], list[float]]:
     import numpy as np
 
-    from snn_repro.data.image_files import decode
+    from snn_repro.data.image_files import decode, decode_tensor
 
+    read = decode_tensor if tensors else decode
     n, total, squares = 0, np.zeros(1, np.int64), np.zeros(1, np.int64)
     for image in images:
-        pixels = plain(decode(image, mode)).numpy().astype(np.int64).reshape(3 if mode == "RGB" else 1, -1)
+        pixels = plain(read(image, mode)).numpy().astype(np.int64).reshape(3 if mode == "RGB" else 1, -1)
         n, total, squares = n + pixels.shape[1], total + pixels.sum(1), squares + (pixels**2).sum(1)
     mean = total / n
     deviation = np.sqrt(np.maximum(squares / n - mean**2, 0))

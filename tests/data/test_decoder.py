@@ -1,0 +1,124 @@
+"""dataset.decoder=torchvision: the same images, crops and mistakes as with PIL, up to rounding."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from fixtures import write_imagenet
+from PIL import Image
+
+from data.test_static import denormalised, everything, imagenet
+from snn_repro.config import config_hash, load_config
+from snn_repro.data import image_files
+from snn_repro.data.image_files import ImageFile, decode, decode_tensor
+from snn_repro.data.sets import SETS
+from snn_repro.errors import DataError, UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*do not compare")
+TORCHVISION = "dataset.decoder=torchvision"
+
+
+def photo(seed: int, size=(80, 60)) -> Image.Image:
+    """Smooth, as photographs are: where the crops agree, their pixels do."""
+    values = np.random.RandomState(seed).randint(0, 256, (5, 6, 3), np.uint8)
+    return Image.fromarray(values).resize(size, Image.Resampling.BICUBIC)
+
+
+def photographs(root) -> None:
+    """The tree of `write_imagenet` with photographs in it."""
+    for seed, name in enumerate(write_imagenet(root, size=(80, 60))):
+        photo(seed).save(root / name, "JPEG", quality=95)
+
+
+def levels(a, b, dataset="imagenet1k"):
+    """(mean, largest) difference of normalised images, in levels of 255."""
+    apart = (denormalised(a, dataset).int() - denormalised(b, dataset).int()).abs().float()
+    return apart.mean().item(), apart.max().item()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_every_kind_of_file_has_the_pixels_that_pil_reads(tmp_path, mode):
+    picture = photo(1)
+    kinds = {"colour.jpg": picture, "grey.jpg": picture.convert("L"), "cmyk.jpg": picture.convert("CMYK")}
+    kinds |= {"colour.png": picture, "palette.png": picture.convert("P"), "alpha.webp": picture.convert("RGBA")}
+    for name, image in kinds.items():
+        image.save(tmp_path / name)
+        pil = np.atleast_3d(np.asarray(decode(ImageFile(str(tmp_path), name), mode))).transpose(2, 0, 1)
+        ours = decode_tensor(ImageFile(str(tmp_path), name), mode)
+        assert ours.dtype == torch.uint8 and ours.shape == pil.shape == (3 if mode == "RGB" else 1, 60, 80)
+        apart = np.abs(ours.numpy().astype(int) - pil.astype(int)).max()
+        # JPEGs may pass through two builds of one library; PIL makes grey of RGB, torchvision takes the file's luma
+        allowed = 0 if not name.endswith("jpg") else 4 if (name, mode) == ("colour.jpg", "L") else 2
+        assert apart <= allowed, (name, apart)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_crops_flips_and_test_images_are_those_of_pil(tmp_path, monkeypatch, interpolation):
+    photographs(tmp_path)
+    options = [
+        f"augment.interpolation={interpolation}",
+        "dataset.frame_size=48",
+        "augment.rrc_min_area=0.08",
+        "augment.flip=0.5",
+    ]
+    pil = imagenet(tmp_path, *options)
+    monkeypatch.setattr(image_files, "decode", None)  # asked no more
+    ours = imagenet(tmp_path, *options, TORCHVISION)
+    for a, b in ((pil.train, ours.train), (pil.test, ours.test)):
+        (x, target), (y, labels) = everything(a), everything(b)
+        assert torch.equal(target, labels) and y.dtype == torch.float32
+        mean, largest = levels(x, y)
+        assert mean < 0.2 and largest <= 4
+    again = everything(imagenet(tmp_path, *options, TORCHVISION, "dataset.workers=2").train)[0]
+    assert torch.equal(again, everything(ours.train)[0])
+
+
+def test_steps_that_need_pil_get_it(tmp_path):
+    """RandAugment is timm's, on PIL images: the same draws, and the tensor is cut before."""
+    photographs(tmp_path)
+    options = ["dataset.frame_size=48", "augment.rrc_min_area=0.08", "augment.flip=0.5", "augment.randaugment_ops=2"]
+    x, y = (everything(imagenet(tmp_path, *options, *more).train)[0] for more in ([], [TORCHVISION]))
+    plain = everything(imagenet(tmp_path, *options[:3]).train)[0]
+    mean, _ = levels(x, y)
+    assert mean < 2 < levels(x, plain)[0]  # thresholds (solarize, posterize) move some pixels far
+
+
+def test_a_damaged_file_is_the_same_sentence(tmp_path):
+    out = io.BytesIO()
+    photo(1, (500, 375)).save(out, "JPEG")
+    for name, content in {"cut.jpg": out.getvalue()[: out.tell() // 2], "no.jpg": b"x" * 100}.items():
+        (tmp_path / name).write_bytes(content)
+        for read in (decode, decode_tensor):
+            with pytest.raises(
+                DataError, match=f"{name} cannot be read as an image: .*; get it again or remove it"
+            ) as e:
+                read(ImageFile(str(tmp_path), name))
+            assert "\n" not in str(e.value)
+
+
+def test_own_folders_and_raw_samples(tmp_path):
+    for n in range(6):
+        folder = tmp_path / "ab"[n % 2]
+        folder.mkdir(exist_ok=True)
+        photo(n).convert("L").save(folder / f"{n}.jpg")
+    cfg = load_config(["dataset=image_folder", f"data_dir={tmp_path}", TORCHVISION, "dataset.frame_size=32"])
+    dataset = SETS["image_folder"].of(cfg)
+    assert dataset.shape[0] == 1
+    x, _ = everything(dataset.build(cfg).test)
+    _, test = dataset.parts(cfg)
+    for row, image in enumerate(test.images):
+        assert torch.equal(dataset.sample(cfg, str(image), pytest.fail)[0], x[row])
+        from_pixels = dataset.sample(cfg, decode(image, "L"), pytest.fail)[0]
+        assert (from_pixels - x[row]).abs().max() < 0.1
+
+
+def test_who_decodes_shows_in_the_configuration():
+    def config(*words):
+        return load_config(["dataset=imagenet1k", "data_dir=/nowhere", *words])
+
+    assert config_hash(config()) == config_hash(config("dataset.decoder=pil")) != config_hash(config(TORCHVISION))
+    with pytest.raises(UserError, match="dataset.decoder='pill' is not one of pil, torchvision; did you mean 'pil'"):
+        config("dataset.decoder=pill")
+    with pytest.raises(UserError, match="dataset.decoder"):
+        load_config(["dataset=digits", TORCHVISION])
