@@ -112,7 +112,8 @@ def equivalence(a: Sequence[float], b: Sequence[float], margin: float) -> float 
 def power_to_see(effect: float, sd: float, n: int, alpha: float = 0.05) -> float:
     """Power of the two-sided paired t-test for a mean difference `effect` over n pairs whose differences have this sd."""
     t, shift = _stats().t.ppf(1 - alpha / 2, n - 1), effect * n**0.5 / sd
-    return float(_stats().nct.sf(t, n - 1, shift) + _stats().nct.cdf(-t, n - 1, shift))
+    other_side = _stats().nct.sf(t, n - 1, -shift)  # that is nct.cdf(-t, n - 1, shift), which gives NaN far out
+    return float(_stats().nct.sf(t, n - 1, shift) + other_side)
 
 
 def power_to_exclude(margin: float, sd: float, n: int, alpha: float = 0.05) -> float:

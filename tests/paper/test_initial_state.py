@@ -13,6 +13,7 @@ from snn_repro.config import load_config
 from snn_repro.errors import UserError
 from snn_repro.neurons import initial_states
 from snn_repro.paper.results import group_runs, load
+from snn_repro.paper.statistics import pairs_needed, visible_effect
 from snn_repro.paper.studies import initial_state as study
 from snn_repro.registry import INITIAL_STATES
 from snn_repro.runs.sweeps import plan
@@ -121,7 +122,15 @@ def test_the_report_says_all_of_it_and_draws_it(results, capsys):
     )
     assert "Logistic regression on the same samples: 84.32 %." in text
     seeds = text[text.index("## Seeds") :].splitlines()
-    assert "| static | lts | 2.25 | imp - random | 8 | 3 to 5 |" in seeds  # 1, 5.1, 1, 5.1 and 1 points
+    (row,) = [
+        line for line in seeds if line.startswith("| static | lts | 2.25 | imp - random | 8 | 3 to 5 |")
+    ]  # 1, 5.1, 1, 5.1, 1
+    see = [f"{visible_effect(2.245535, n):.2f}" for n in (3, 8)]
+    assert row.endswith(f" {see[0]} | {see[1]} | {pairs_needed(0.5, 2.2455, exclude=True)} |")
+    assert (
+        f"- static, lts: the 3 more seeds that the design asks for. Differences of the readout between {see[1]} and {see[0]} points"
+        in text
+    )
     for name in study.FIGURES:
         assert (results / "figures" / f"{name}.svg").stat().st_size > 1000 and f"figures/{name}.svg" in text
     assert main(["initial_state", "report", "--check", "--results", str(results)]) == 0

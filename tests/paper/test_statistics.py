@@ -159,5 +159,9 @@ def test_pairs_needed_and_what_can_be_seen_go_together():
     # Machin et al.: a paired t-test of an effect of one sd needs 10 pairs for a power of 80 %
     assert pairs_needed(1.0, 1.0) == 10
     assert visible_effect(1.0, 10) == pytest.approx(1.0, abs=0.02)
+    for n in (2, 3, 5, 100):  # scipy's lower tail is NaN far out
+        powers = [power_to_see(effect, 0.46, n) for effect in np.linspace(0, 20, 100)]
+        assert np.all(np.diff(powers) > -1e-9) and powers[0] == pytest.approx(0.05) and powers[-1] > 0.99
+        assert power_to_see(visible_effect(0.46, n), 0.46, n) == pytest.approx(0.8)
     assert pairs_needed(1.0, 1.0, exclude=True) > 10
     assert pairs_needed(1e-6, 1.0) == 1000 and visible_effect(0.0, 5) == 0

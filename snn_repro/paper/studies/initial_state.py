@@ -21,7 +21,7 @@ from snn_repro.files import write_text
 from snn_repro.paper.differences import older_note
 from snn_repro.paper.formats import Column, Table, to_markdown
 from snn_repro.paper.results import Group, group_runs, load
-from snn_repro.paper.statistics import equivalence, holm, paired, summary, visible_effect
+from snn_repro.paper.statistics import equivalence, holm, paired, pairs_needed, summary, visible_effect
 from snn_repro.runs.folder import RESULT
 
 if TYPE_CHECKING:
@@ -509,6 +509,7 @@ def report(results: Path) -> dict[str, str]:
     text += [*map(to_markdown, _probed(measured)), "## What it costs\n", to_markdown(_price(groups, results))]
     text += ["## Seeds\n", to_markdown(_seeds(judged, groups))] if any(judged.values()) else []
     remarks = [*notes, *filter(None, [older_note([r for g in groups for r in g.runs])])]
+    not_run += _cut_seeds(judged, groups)
     text += ["## What was not run\n", *(f"- {line}" for line in not_run), ""] if not_run else []
     text += [*(f"- {note}" for note in remarks), ""] if remarks else []
     seeds = max(len(g.runs) for g in groups)
@@ -573,7 +574,8 @@ SPREAD, MORE_SEEDS = 0.3, 3
 
 
 def _seeds(judged: dict[str, list[Comparison]], groups: Sequence[Group]) -> Table:
-    """Of each part and loss the largest spread of a readout's difference over the first SEEDS seeds, and what the design asks for."""
+    """Of each part and loss the largest spread of a readout's difference over the first SEEDS seeds, what the design asks for, and
+    what is not seen without."""
     rows, parts = [], ran(groups)
     for name, comparisons in judged.items():
         part = parts[name]
@@ -583,16 +585,33 @@ def _seeds(judged: dict[str, list[Comparison]], groups: Sequence[Group]) -> Tabl
             if spread:
                 most = max(spread, key=lambda c: c.sd)
                 mine = [c.n for c in comparisons if c.loss == loss]
+                fewest, asked = min(mine), SEEDS + MORE_SEEDS * (most.sd > SPREAD)
                 rows.append(dict(
                     part=name, loss=loss, sd=f"{most.sd:.2f}", of=f"{most.state} - {most.other}",
-                    asked=SEEDS + MORE_SEEDS * (most.sd > SPREAD), n=f"{min(mine)} to {max(mine)}" if len({*mine}) > 1 else min(mine),
+                    asked=asked, n=f"{fewest} to {max(mine)}" if len({*mine}) > 1 else fewest,
+                    seen=f"{visible_effect(most.sd, fewest, POWER, ALPHA):.2f}",
+                    seen_asked=f"{visible_effect(most.sd, max(asked, fewest), POWER, ALPHA):.2f}",
+                    excluded=pairs_needed(MEASURES["readout"].margin, most.sd, POWER, ALPHA, exclude=True),
                 ))  # fmt: skip
     columns = [
         Column("part", "part"), Column("loss", "loss"), Column("sd", "largest sd of a difference, points", "number"), Column("of", "of"),
         Column("asked", "seeds that the design asks for", "number"), Column("n", "seeds run", "number"),
+        Column("seen", "these would see, points", "number"), Column("seen_asked", "those asked for would see", "number"),
+        Column("excluded", f"seeds to exclude {MEASURES['readout'].margin:g} points", "number"),
     ]  # fmt: skip
     said = f"sd: of the readout's differences over the first {SEEDS} seeds; above {SPREAD} points {MORE_SEEDS} more seeds are due"
-    return Table("", columns, rows, [said])
+    power = f"would see, and exclude: with a power of {POWER:.0%}, one comparison alone, at that sd; Holm's correction asks for more"
+    return Table("", columns, rows, [said, power])
+
+
+def _cut_seeds(judged: dict[str, list[Comparison]], groups: Sequence[Group]) -> list[str]:
+    """Where fewer seeds were run than the design asks for, a line each."""
+    return [
+        f"{row['part']}, {row['loss']}: the {MORE_SEEDS} more seeds that the design asks for. Differences of the readout between"
+        f" {row['seen_asked']} and {row['seen']} points are not seen without them"
+        for row in _seeds(judged, groups).rows
+        if int(str(row["n"]).split()[0]) < row["asked"]
+    ]
 
 
 def _title(name: str) -> str:
