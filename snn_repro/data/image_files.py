@@ -40,7 +40,6 @@ MAX_PIXELS = 80_000_000  # 240 MB as RGB; PIL warns from 89 million pixels on an
 TRAIN = ("train", "ILSVRC2012_img_train", "ILSVRC2012_img_train.tar")
 VAL = ("val", "ILSVRC2012_img_val", "ILSVRC2012_img_val.tar")
 KAGGLE, DEVKIT = "LOC_val_solution.csv", "ILSVRC2012_devkit_t12"
-_CHANNELS = {"RGB": "RGB", "L": "GRAY"}  # PIL's modes -> torchvision's
 CHECK_SECONDS = 60.0  # for the headers of the test images; a local disk gives 50,000 in some five
 
 
@@ -82,14 +81,15 @@ def decode_tensor(image: ImageFile, mode: str = "RGB") -> Tensor:
     """`decode` as uint8 [C, H, W]: JPEGs by torchvision, others by PIL. torchvision reads the same pixels in less time, but grey
     ones (mode "L") of a JPEG in colour are its own luma."""
     import torch
-    from torchvision.io import decode_jpeg
+    from torchvision.io import ImageReadMode, decode_jpeg
     from torchvision.transforms.functional import pil_to_tensor
 
     with _named(image), image.open() as stream:
         opened = _opened(stream)
         if opened.format == "JPEG" and opened.mode in ("RGB", "L"):
             stream.seek(0)
-            return decode_jpeg(torch.frombuffer(bytearray(stream.read()), dtype=torch.uint8), _CHANNELS[mode])
+            values = torch.frombuffer(bytearray(stream.read()), dtype=torch.uint8)
+            return decode_jpeg(values, {"RGB": ImageReadMode.RGB, "L": ImageReadMode.GRAY}[mode])
         return pil_to_tensor(opened.convert(mode))
 
 
