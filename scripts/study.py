@@ -78,7 +78,7 @@ def _run(args: argparse.Namespace, chosen: ModuleType) -> int:
     for words in sweeps:
         print(shlex.join(words), flush=True)
         if args.dry_run:
-            jobs = sweep_jobs([word for word in words[4:] if not word.startswith("hydra.")])
+            jobs = _jobs(words)
             runs += len(jobs)
             hours += len(jobs) * hours_of_training(load_config(jobs[0]), lambda said: print(said, file=sys.stderr))[0]
         elif not args.print:
@@ -88,11 +88,16 @@ def _run(args: argparse.Namespace, chosen: ModuleType) -> int:
     return max(codes, default=0)
 
 
+def _jobs(words: list[str]) -> list[list[str]]:
+    """The overrides of each run of a sweep."""
+    return sweep_jobs([word for word in words[4:] if not word.startswith("hydra.")])
+
+
 def _check_data(sweeps: list[list[str]]) -> None:
     """Raise UserError or DataError for data that a sweep would not find, before the first one starts."""
     checked = set()
     for words in sweeps:
-        config = load_config(sweep_jobs([word for word in words[4:] if not word.startswith("hydra.")])[0])
+        config = load_config(_jobs(words)[0])
         place = config.dataset.name, config.data_dir, config.cache_dir
         if place not in checked:
             SETS[config.dataset.name].check(config)

@@ -386,9 +386,8 @@ def _image_recipe(rounds: int, row: str, n: int, folder: Path, quick: bool) -> T
         deque(batches.epoch(0), maxlen=0)
 
     def worker(loader: torch.utils.data.DataLoader, plan: list) -> None:
-        with mock.patch(
-            "snn_repro.data.batches.get_worker_info", lambda: True
-        ):  # nobody else's generators are put back
+        # nobody else's generators are there to be put back
+        with mock.patch("snn_repro.data.batches.get_worker_info", lambda: True):
             loader.collate_fn([loader.dataset[key] for key in plan])
 
     cases: dict[str, Callable] = {}

@@ -588,7 +588,7 @@ def _seeds(judged: dict[str, list[Comparison]], groups: Sequence[Group]) -> Tabl
                 fewest, asked = min(mine), SEEDS + MORE_SEEDS * (most.sd > SPREAD)
                 rows.append(dict(
                     part=name, loss=loss, sd=f"{most.sd:.2f}", of=f"{most.state} - {most.other}",
-                    asked=asked, n=f"{fewest} to {max(mine)}" if len({*mine}) > 1 else fewest,
+                    asked=asked, fewest=fewest, n=f"{fewest} to {max(mine)}" if len({*mine}) > 1 else fewest,
                     seen=f"{visible_effect(most.sd, fewest, POWER, ALPHA):.2f}",
                     seen_asked=f"{visible_effect(most.sd, max(asked, fewest), POWER, ALPHA):.2f}",
                     excluded=pairs_needed(MEASURES["readout"].margin, most.sd, POWER, ALPHA, exclude=True),
@@ -610,7 +610,7 @@ def _cut_seeds(judged: dict[str, list[Comparison]], groups: Sequence[Group]) -> 
         f"{row['part']}, {row['loss']}: the {MORE_SEEDS} more seeds that the design asks for. Differences of the readout between"
         f" {row['seen_asked']} and {row['seen']} points are not seen without them"
         for row in _seeds(judged, groups).rows
-        if int(str(row["n"]).split()[0]) < row["asked"]
+        if row["fewest"] < row["asked"]
     ]
 
 
