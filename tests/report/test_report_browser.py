@@ -216,9 +216,9 @@ def test_chosen_rows_are_compared_and_fill_the_charts_and_stay_over_a_reload(dri
     assert "2 chosen" in driver.find_element(By.CSS_SELECTOR, ".count").text
     driver.find_element(By.XPATH, "//button[text()='Choose none']").send_keys(Keys.ENTER)
     assert "none chosen" in driver.find_element(By.CSS_SELECTOR, ".count").text
-    numbers = driver.find_element(By.CSS_SELECTOR, "#accuracy_steps .numbers")
-    driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", numbers)
-    until(driver, lambda: driver.find_elements(By.CSS_SELECTOR, "#accuracy_steps .legend li")[-1].text)
+    plot = driver.find_element(By.CSS_SELECTOR, "#accuracy_steps .plot")
+    driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", plot)  # a chart is drawn when it is near
+    until(driver, lambda: len(driver.find_elements(By.CSS_SELECTOR, "#accuracy_steps .legend li")) == 5)  # not `ahead`
     driver.find_element(By.CSS_SELECTOR, "#accuracy_steps .numbers summary").send_keys(Keys.ENTER)
     until(driver, lambda: len(driver.find_elements(By.CSS_SELECTOR, "#accuracy_steps .numbers td")) > 20)
     assert complaints(driver) == []
