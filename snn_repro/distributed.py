@@ -4,15 +4,20 @@ With one process every function here does nothing. Numbers and Python objects tr
 where there are GPUs. torch is imported by the functions that need it: the command line asks for the rank alone.
 """
 
+from __future__ import annotations
+
 import atexit
 import contextlib
 import os
 import re
 import subprocess
 import warnings
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from snn_repro.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class World(NamedTuple):
@@ -130,6 +135,30 @@ def gather(value: Any) -> list | None:
 def sums(numbers: list[float]) -> list[float]:
     """The numbers added up over the ranks, in double precision; integers below 2**53 stay exact."""
     return _reduced(numbers, "SUM")
+
+
+def moments(mean: Tensor, var: Tensor, n: int) -> Tensor:
+    """Of every rank: n, the mean [C] of its n values, 0, and the sum of their squared distances from it: [ranks, 4, C].
+
+    As `_tables` in kernels/neuron_triton.py merges them (Chan et al. 1979). On the tensors' device, which nobody waits for.
+    """
+    import torch
+    import torch.distributed as dist
+
+    own = torch.stack([torch.full_like(mean, n), mean, torch.zeros_like(mean), var * n])
+    rows = own.new_empty(dist.get_world_size(), *own.shape)
+    dist.all_gather(list(rows), own)
+    return rows
+
+
+def means(sums: Tensor, n: int) -> Tensor:
+    """Sums [2, C] over n values, those of all ranks added up, divided by the number of values of all. On the tensor's device."""
+    import torch
+    import torch.distributed as dist
+
+    whole = torch.cat([sums.flatten(), sums.new_full((1,), n)])
+    dist.all_reduce(whole)
+    return (whole[:-1] / whole[-1]).view_as(sums)
 
 
 def largest(number: int) -> int:

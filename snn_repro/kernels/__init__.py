@@ -68,7 +68,8 @@ class Affine(NamedTuple):
     """A norm as the kernels know it: z[t] = ((x[t] - mean) / sqrt(var + eps) * weight + bias) * te[t].
 
     weight, bias, mean, var [C], te [T] or None. mean and var are given in evaluation (the running ones) and None in training
-    (those of the input); then `learn` is called with both, float32 [C], the variance over n, and with n.
+    (those of the input, with `together` of the inputs of all processes); then `learn` is called with both, float32 [C], the
+    variance over n, and with n, with `together` a tensor [1].
     """
 
     weight: Tensor
@@ -77,7 +78,8 @@ class Affine(NamedTuple):
     mean: Tensor | None
     var: Tensor | None
     eps: float
-    learn: Callable[[Tensor, Tensor, int], None] | None = None
+    learn: Callable[[Tensor, Tensor, int | Tensor], None] | None = None
+    together: bool = False
 
 
 # ---------------------------------------------------------------- who computes a layer
@@ -100,7 +102,7 @@ def choose(
     chosen, law = resolve_backend(layer.backend, x.device.type, x.dtype), law or layer.law()
     if chosen == "torch" or law is None or (layer.store_v_seq and (norm is not None or chosen != "spikingjelly")):
         return "torch"
-    if norm is not None and not (chosen == "cpu" and _takes_norm(x)):
+    if norm is not None and not (chosen == "cpu" and not norm.together and _takes_norm(x)):
         if chosen != "triton" or not _takes_norm_there(x, norm, timesteps or x.shape[0]):
             return "torch"
     if chosen == "triton" and layer.backend == "auto" and not _right(law, x.dtype, timesteps or x.shape[0], x.device):

@@ -35,20 +35,20 @@ def update(
         v0 = v0.to(torch.float32)
         if v0.shape != x.shape[2:]:
             v0 = v0.expand(x.shape[1:])
-    timesteps, eps, numbers = timesteps or x.shape[0], 0.0, ()
+    timesteps, eps, together, numbers = timesteps or x.shape[0], 0.0, False, ()
     if plus is not None and plus.dtype != x.dtype:
         s, v = update(x, v0, law, backend, norm, timesteps)
         return plus + s, v
     if norm is not None:
-        *numbers, eps, learn = norm
+        *numbers, eps, learn, together = norm
         if norm.te is not None and norm.te.numel() != timesteps:
             raise UserError(
                 f"The norm has factors for {norm.te.numel()} time steps and its input {timesteps}; "
                 "use the same timesteps or model.norm=bn."
             )
-    settings = (eps, timesteps, backend, law)
+    settings = (eps, together, timesteps, backend, law)
     if not _eager(x):
-        s, v, *moments = torch.ops.snn_repro.neuron(x, v0, *(numbers or [None] * 5), *settings[:3], *law, plus)
+        s, v, *moments = torch.ops.snn_repro.neuron(x, v0, *(numbers or [None] * 5), *settings[:4], *law, plus)
     elif torch.is_grad_enabled() and (
         norm is not None
         or x.requires_grad
@@ -59,7 +59,7 @@ def update(
     else:
         s, v, *moments = _neuron(x, v0, settings, *numbers, plus=plus)
     if norm is not None and learn is not None:
-        learn(*moments, x.numel() // x.shape[2])
+        learn(*moments[:2], moments[2] if together else x.numel() // x.shape[2])
     return s, v
 
 
@@ -147,11 +147,12 @@ def initial(v0: Tensor | None, layout: Layout) -> tuple[Tensor | None, int]:
 
 # Defined by schema and not by the decorator `custom_op`, which imports torch's compiler at the first call: a second.
 _ARGUMENTS = (
-    "Tensor x, Tensor? v0, Tensor? weight, Tensor? bias, Tensor? te, Tensor? mean, Tensor? var, float eps, int timesteps, "
-    "str backend, str charge, float leak, str slope, float width, bool strict, float v_threshold, float? v_reset, bool detach"
+    "Tensor x, Tensor? v0, Tensor? weight, Tensor? bias, Tensor? te, Tensor? mean, Tensor? var, float eps, bool together, "
+    "int timesteps, str backend, str charge, float leak, str slope, float width, bool strict, float v_threshold, "
+    "float? v_reset, bool detach"
 )
-_COUNT = 18  # of these; the forward operator has `plus` behind them
-torch.library.define("snn_repro::neuron", f"({_ARGUMENTS}, Tensor? plus) -> (Tensor, Tensor, Tensor, Tensor)")
+_COUNT = 19  # of these; the forward operator has `plus` behind them
+torch.library.define("snn_repro::neuron", f"({_ARGUMENTS}, Tensor? plus) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
 torch.library.define(
     "snn_repro::neuron_backward",
     f"(Tensor gs, Tensor? gv_last, bool needs_v0, bool of_input, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -160,15 +161,16 @@ torch.library.define(
 
 def _neuron(x, v0, settings, weight=None, bias=None, te=None, mean=None, var=None, plus=None):
     """x [T, B, ...], v0 [...] or [B, ...] float32 -> spikes [T, B, ...], last potential [B, ...] float32; and with a norm its
-    mean and var [C], those of x where none were given.
+    mean and var [C], those of x where none were given; of all processes' x, then also how many values a channel they are of.
     """
-    eps, timesteps, backend, law = settings
+    eps, together, timesteps, backend, law = settings
+    count = None
     x, layout = arrange(_repeated(x, timesteps))
     s, v_last = empty_as(x, layout), empty_as(x, layout, 1, torch.float32)
     norm = None
     if weight is not None and backend == "triton":
-        norm = _triton().norm(x, weight, bias, te, mean, var, eps)
-        mean, var = norm.mean, norm.var
+        norm = _triton().norm(x, weight, bias, te, mean, var, eps, together)
+        mean, var, count = norm.mean, norm.var, norm.count
     elif weight is not None:
         if mean is None:
             mean, var = _moments(x, weight)
@@ -182,7 +184,7 @@ def _neuron(x, v0, settings, weight=None, bias=None, te=None, mean=None, var=Non
         else:
             plus = None if plus is None else in_order(plus, layout)
             _triton().forward(x, v0, v0_stride, s, v_last, layout.shape, law, norm, plus)
-    return (s, v_last) if norm is None else (s, v_last, mean, var)
+    return tuple(a for a in (s, v_last, mean, var, count) if a is not None)
 
 
 def _neuron_backward(
@@ -192,7 +194,7 @@ def _neuron_backward(
 
     None where there is none. of_input: mean and var were those of x, and their gradients reach it.
     """
-    eps, timesteps, backend, law = settings
+    eps, together, timesteps, backend, law = settings
     one, (x, layout) = x, arrange(_repeated(x, timesteps))
     gs = in_order(gs.to(x.dtype), layout)
     if gv_last is not None:
@@ -201,7 +203,7 @@ def _neuron_backward(
     norm, gnorm = None, ()
     if weight is not None:
         if backend == "triton":
-            norm = _triton().norm(x, weight, bias, te, mean, var, eps)
+            norm = _triton().norm(x, weight, bias, te, mean, var, eps, together)
         else:
             norm = _norm(weight, bias, te, mean, var, eps)
         gnorm = [None if a is None else torch.empty_like(a) for a in (weight, bias, te)]
@@ -224,21 +226,23 @@ def _filled(x: Tensor, n: int, results) -> tuple[Tensor, ...]:
 @torch.library.impl("snn_repro::neuron", ("cpu", "cuda"))
 def _(x, v0, *rest):
     *rest, plus = rest
-    settings = (*rest[5:8], Law(*rest[8:]))
-    return _filled(x, 4, _neuron(x.detach(), v0, settings, *rest[:5], plus=plus))
+    settings = (*rest[5:9], Law(*rest[9:]))
+    return _filled(x, 5, _neuron(x.detach(), v0, settings, *rest[:5], plus=plus))
 
 
 @torch.library.impl("snn_repro::neuron_backward", ("cpu", "cuda"))
 def _(gs, gv_last, needs_v0, of_input, x, v0, *rest):
-    settings = (*rest[5:8], Law(*rest[8:]))
+    settings = (*rest[5:9], Law(*rest[9:]))
     return _filled(gs, 5, _neuron_backward(gs.detach(), gv_last, needs_v0, of_input, x, v0, settings, *rest[:5]))
 
 
 @torch.library.register_fake("snn_repro::neuron")
-def _(x, v0, weight, bias, te, mean, var, eps, timesteps, *settings):
+def _(x, v0, weight, bias, te, mean, var, eps, together, timesteps, *settings):
     x, layout = arrange(_repeated(x, timesteps), _layout)
     moments = [] if weight is None else [torch.empty_like(weight) for _ in range(2)]
-    return _filled(x, 4, (empty_as(x, layout), empty_as(x, layout, 1, torch.float32), *moments))
+    if together and mean is None:
+        moments.append(weight.new_empty(1))
+    return _filled(x, 5, (empty_as(x, layout), empty_as(x, layout, 1, torch.float32), *moments))
 
 
 @torch.library.register_fake("snn_repro::neuron_backward")
@@ -253,7 +257,7 @@ def _(gs, gv_last, needs_v0, of_input, x, v0, weight, bias, te, *settings):
 def _setup(ctx, inputs, output) -> None:
     """Of the operator, which has its norm, or none, and its law among its arguments."""
     numbers = inputs[2:7] if inputs[2] is not None else ()
-    _remember(ctx, *inputs[:2], (*inputs[7:10], Law(*inputs[10:_COUNT])), numbers, output)
+    _remember(ctx, *inputs[:2], (*inputs[7:11], Law(*inputs[11:_COUNT])), numbers, output)
     ctx.mark_non_differentiable(*output[2:])
 
 
@@ -261,7 +265,7 @@ def _remember(ctx, x, v0, settings, numbers, output) -> None:
     ctx.settings, ctx.normed = settings, bool(numbers)
     if numbers:
         ctx.of_input = numbers[3] is None
-        ctx.save_for_backward(x, v0, *numbers[:3], *output[2:])
+        ctx.save_for_backward(x, v0, *numbers[:3], *output[2:4])
         ctx.mark_non_differentiable(*output[2:])
     else:
         ctx.of_input = False
@@ -278,13 +282,13 @@ def _gradients(ctx, gs, gv_last) -> tuple[Tensor | None, ...]:
     """Those of x and v0, and with a norm of weight, bias and te."""
     x, v0, *numbers = ctx.saved_tensors
     if gs is None:
-        gs = torch.zeros((), dtype=x.dtype, device=x.device).expand(ctx.settings[1], *x.shape[1:])
+        gs = torch.zeros((), dtype=x.dtype, device=x.device).expand(ctx.settings[2], *x.shape[1:])
     needs_v0 = ctx.needs_input_grad[1]
     before = gs, gv_last, needs_v0, ctx.of_input, x, v0
     if _eager(gs) and not torch.is_grad_enabled():  # enabled: someone may ask for a second derivative
         return _neuron_backward(*before, ctx.settings, *numbers)
     results = torch.ops.snn_repro.neuron_backward(
-        *before, *(numbers or [None] * 5), *ctx.settings[:3], *ctx.settings[3]
+        *before, *(numbers or [None] * 5), *ctx.settings[:4], *ctx.settings[4]
     )
     there = (True, needs_v0, True, True, ctx.normed and numbers[2] is not None)[: 5 if ctx.normed else 2]
     return tuple(g if is_there else None for g, is_there in zip(results, there, strict=False))
@@ -380,7 +384,7 @@ def rehearse(*case) -> None:
     *law, dtype, normed, backward = case
     x = torch.zeros(1, 1, 1, 1, 2, dtype=dtype)
     numbers = (torch.ones(1), torch.ones(1), None, None, None) if normed else ()
-    settings = (1.0, 1, "cpu", Law(*law))
+    settings = (1.0, False, 1, "cpu", Law(*law))
     with torch.no_grad():
         s, v, *moments = _neuron(x, None, settings, *numbers)
         if backward:

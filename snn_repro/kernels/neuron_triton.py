@@ -7,6 +7,9 @@
     gradients  of weight and bias, and three tables                                   [C]
     backward   else: potentials again; gx = a gz + b (x - mean) + d, IMP's gradient   reads x and gs, writes gx
 
+Where a norm's statistics are those of all processes, `moments` and `tables` of each go through `distributed.moments`
+and `tables` once more, and the sums of the backward pass through `distributed.means`; a norm that is not fused sends the same.
+
 Without a norm only `forward` and the last of them run. As in `neuron_cpu.py`, nothing but x is kept. A sample's values lie in
 memory as [positions, C] or [C, positions]; without a norm C is 1. A program takes a tile of BP positions x BC channels through
 all steps, potentials in registers, for a group of samples. All that adds up is cut by the shape alone and merged in a fixed
@@ -30,12 +33,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from snn_repro import distributed
 from snn_repro.kernels import CHARGES, SLOPES, Law
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
 PROGRAMS = 1024  # of which each sums up its part
-MOST_STEPS = 64  # whose potentials fit into registers
 
 # Numbers of samples and parts, for each of which Triton would compile anew where they are 1 or multiples of 16.
 _kernel = triton.jit(do_not_specialize=["batch", "group", "samples", "each", "parts", "n"])
@@ -471,7 +474,10 @@ def _new(x: Tensor, *shape: int) -> Tensor:
 
 
 class Norm(NamedTuple):
-    """A norm's numbers by channel, float32 [C]; te [T] or None; the norm is scale * x + shift, times te."""
+    """A norm's numbers by channel, float32 [C]; te [T] or None; the norm is scale * x + shift, times te.
+
+    together: mean and var are those of all processes' inputs; then, where they are new, count [1] is their values' number a channel.
+    """
 
     weight: Tensor
     te: Tensor | None
@@ -480,10 +486,14 @@ class Norm(NamedTuple):
     scale: Tensor
     shift: Tensor
     eps: float
+    together: bool
+    count: Tensor | None
 
 
-def norm(x: Tensor, weight, bias, te, mean, var, eps: float) -> Norm:
-    """Of x [T, B, C, H, W], which may have one step in memory for all: by its own mean and variance where none are given."""
+def norm(x: Tensor, weight, bias, te, mean, var, eps: float, together: bool = False) -> Norm:
+    """Of x [T, B, C, H, W], which may have one step in memory for all: where no mean and variance are given by its own, or, with
+    `together`, by those of all processes' x.
+    """
     channels, sums, parts, given = weight.numel(), None, 0, mean is not None
     if given:
         mean, var = mean.clone(), var.clone()  # an operator must not hand its inputs back
@@ -494,18 +504,26 @@ def norm(x: Tensor, weight, bias, te, mean, var, eps: float) -> Norm:
         each = triton.cdiv(samples * cut.rows, triton.cdiv(PROGRAMS, cut.columns))
         parts = triton.cdiv(samples * cut.rows, each)
         mean, var, sums = _new(x, channels), _new(x, channels), _new(x, parts, 4, channels)
-    scale, shift = _new(x, channels), _new(x, channels)
+    scale, shift, count = _new(x, channels), _new(x, channels), None
+
+    def tables(sums, parts):
+        _tables[(triton.cdiv(channels, 8),)](
+            sums, parts, weight, bias, mean, var, scale, shift,
+            EPS=eps, GIVEN=given, C=channels, ROWS=128, BC=8, **_EXACT,
+        )  # fmt: skip
+
     with _on(x):
         if not given:
             _moments[(cut.columns * parts,)](
                 x, x.stride(0), x.stride(1), sums, samples, batch, cut.positions, each,
                 C=channels, LAST=cut.last, BP=cut.bp, BC=cut.bc, **_EXACT,
             )  # fmt: skip
-        _tables[(triton.cdiv(channels, 8),)](
-            sums, parts, weight, bias, mean, var, scale, shift,
-            EPS=eps, GIVEN=given, C=channels, ROWS=128, BC=8, **_EXACT,
-        )  # fmt: skip
-    return Norm(weight, te, mean, var, scale, shift, eps)
+        tables(sums, parts)
+        if together and not given:
+            sums = distributed.moments(mean, var, samples * cut.positions)
+            count = sums[:, 0, :1].sum(0)
+            tables(sums, len(sums))
+    return Norm(weight, te, mean, var, scale, shift, eps, together, count)
 
 
 def forward(x, v0, v0_stride, s, v_last, shape, law: Law, norm: Norm | None, plus: Tensor | None = None) -> None:
@@ -545,11 +563,19 @@ def backward(gs, gv_last, x, v0, v0_stride, gx, gv0, shape, law: Law, norm: Norm
             group, groups = _groups(batch, tiles)
             sums, tables = _new(x, cut.rows * groups, 2, cut.channels), _new(x, 3, cut.channels)
             sums_te = _new(x, tiles * groups, steps) if te else None
+            n = gx.numel() // cut.channels
+
+            def gradients(sums, n, gweight, gbias):
+                _gradients[(triton.cdiv(cut.channels, 8),)](
+                    sums, len(sums), n, norm.weight, norm.var, gweight, gbias, tables,
+                    EPS=norm.eps, OF_INPUT=of_input, C=cut.channels, ROWS=128, BC=8, **_EXACT,
+                )  # fmt: skip
+
             run(sums, sums_te, None, group, groups, False)
-            _gradients[(triton.cdiv(cut.channels, 8),)](
-                sums, cut.rows * groups, gx.numel() // cut.channels, norm.weight, norm.var, *gnorm[:2], tables,
-                EPS=norm.eps, OF_INPUT=of_input, C=cut.channels, ROWS=128, BC=8, **_EXACT,
-            )  # fmt: skip
+            gradients(sums, n, *gnorm[:2])
+            if norm.together and of_input:  # weight's and bias's stay this process's own, which are averaged later
+                of_all = distributed.means(sums.sum(0, dtype=torch.float64).float(), n)
+                gradients(of_all[None], 1, *torch.empty_like(of_all))
             if te:
                 gnorm[2].copy_(sums_te.sum(0, dtype=torch.float64))
         group, groups = _groups(batch, tiles) if needs_v0 and shared else (1, batch)

@@ -278,7 +278,7 @@ def test_one_input_and_one_potential_are_saved():
 
 def test_the_operator_keeps_torchs_rules():
     x = noise(3, 2, 4, 5).requires_grad_()
-    settings = (*[None] * 5, 0.0, 3, "cpu", *PUBLISHED["if"].law(), None)
+    settings = (*[None] * 5, 0.0, False, 3, "cpu", *PUBLISHED["if"].law(), None)
     for v0 in (None, noise(4, 5).requires_grad_(), noise(2, 4, 5).requires_grad_()):
         torch.library.opcheck(torch.ops.snn_repro.neuron.default, (x, v0, *settings))
 

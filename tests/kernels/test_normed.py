@@ -110,8 +110,8 @@ def test_other_settings(setting):
 def test_the_arithmetic_is_one_multiplication_and_one_addition():
     """Bit for bit: z = scale * x + shift in float32, then the reference's steps."""
     x, norm, neuron = frames(4, 3, 32, 8, 8), a_norm(32), build_neuron("if", imp=True, state_shape=(32, 8, 8))
-    _, _, mean, var = torch.ops.snn_repro.neuron(
-        x, neuron.imp, norm.weight, norm.bias, None, None, None, norm.eps, 4, "cpu", *neuron.law(), None
+    _, _, mean, var, _ = torch.ops.snn_repro.neuron(
+        x, neuron.imp, norm.weight, norm.bias, None, None, None, norm.eps, False, 4, "cpu", *neuron.law(), None
     )
     inverse = (var.double() + norm.eps) ** -0.5
     scale, shift = norm.weight * inverse, norm.bias - mean.double() * norm.weight * inverse
@@ -247,7 +247,7 @@ def test_where_the_two_stay_apart():
 def test_the_operator_keeps_torchs_rules():
     x, norm = frames(2, 2, 4, 5, 5).requires_grad_(), a_norm(4)
     imp = torch.rand(4, 5, 5, requires_grad=True)
-    settings = (1e-5, 2, "cpu", *build_neuron("if").law(), None)
+    settings = (1e-5, False, 2, "cpu", *build_neuron("if").law(), None)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
     for te, mean in product((None, torch.ones(2, requires_grad=True)), (None, torch.zeros(4))):
         var = None if mean is None else torch.ones(4)

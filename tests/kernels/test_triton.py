@@ -4,9 +4,11 @@ The interpreter is chosen when Triton is imported, so those tests run in a proce
 """
 
 import itertools
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import warnings
@@ -31,12 +33,20 @@ outside = pytest.mark.skipif(INTERPRETED, reason="not in the interpreter")
 CPU = torch.device("cpu")
 
 
-def run_interpreted(marks: str) -> None:
+def needs_interpreter() -> None:
     if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7):
         pytest.skip("the interpreter of older versions does not know NumPy 2.4")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def interpreter(**more: str) -> dict[str, str]:
+    """The environment of a process in the interpreter."""
+    return {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path), **more}
+
+
+def run_interpreted(marks: str) -> None:
+    needs_interpreter()
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-m", marks, __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, env=interpreter(), capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 3, done.stdout
 
@@ -50,6 +60,35 @@ def test_in_the_interpreter():
 @pytest.mark.slow
 def test_more_in_the_interpreter():
     run_interpreted("slow")
+
+
+@outside
+def test_statistics_of_two_processes():
+    """Fused, not fused, and one so and the other so: spikes, gradients and running statistics of one over all samples."""
+    needs_interpreter()
+    script = Path(__file__).with_name("two_processes.py")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS="1")
+    environments = [interpreter(**shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script)], env=e, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for e in environments
+    ]
+    answers = [rank.communicate(timeout=600) for rank in ranks]
+    assert not any(rank.returncode for rank in ranks), answers
+    for out, _ in answers:
+        gaps = json.loads(out)
+        assert len(gaps) == 6
+        for case, found in gaps.items():
+            near = 2e-3 if case == "half" else 2e-5
+            assert all(gap < near for gap in found.values()) and found["spikes"] == found["evaluation"] == 0, (
+                case,
+                found,
+            )
 
 
 # ---------------------------------------------------------------- in the interpreter: what the kernels compute
@@ -254,7 +293,7 @@ def test_the_operator_keeps_torchs_rules(normed, added):
     norm, plus = numbers(4, 2, True, False), frames(2, 2, 4, 3, 3, seed=3).requires_grad_()
     imp = torch.rand(4, 3, 3, requires_grad=True)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
-    own = [*norm[:5], 1e-5] if normed else [None] * 5 + [0.0]
+    own = [*norm[:5], 1e-5, False] if normed else [None] * 5 + [0.0, False]
     arguments = (x, imp, *own, 2, "triton", *IF.law(), plus if added else None)
     torch.library.opcheck(torch.ops.snn_repro.neuron.default, arguments, test_utils=tests)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from snn_repro.kernels import Affine
 from snn_repro.models.norms.norm import register_norm
-from snn_repro.models.norms.sync import SyncBatchNorm2d
+from snn_repro.models.norms.sync import SyncBatchNorm2d, learn
 
 
 class _OneSample(torch.autograd.Function):
@@ -55,22 +55,15 @@ class BN(nn.BatchNorm2d):
 
     def affine_form(self) -> Affine | None:
         """What a spiking layer needs to compute this norm itself; None where only the norm's own forward is right."""
-        if self.momentum is None or not self.track_running_stats or isinstance(self, SyncBatchNorm2d):
+        if self.momentum is None or not self.track_running_stats:
             return None
         if self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks:
             return None
         te = self._parameters.get("te")
         if self.training:
-            return Affine(self.weight, self.bias, te, None, None, self.eps, partial(_learn, self))
+            together = isinstance(self, SyncBatchNorm2d)
+            return Affine(self.weight, self.bias, te, None, None, self.eps, partial(learn, self), together)
         return Affine(self.weight, self.bias, te, self.running_mean, self.running_var, self.eps)
 
     def parameter_kind(self, name: str) -> str:
         return "te" if name == "te" else "norm"
-
-
-@torch.no_grad()
-def _learn(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, n: int) -> None:
-    """Update the running statistics by those of a batch of n values a channel."""
-    norm.num_batches_tracked += 1
-    norm.running_mean.lerp_(mean, norm.momentum)
-    norm.running_var.lerp_(var * (n / (n - 1)), norm.momentum)

@@ -1,41 +1,53 @@
 """Batch norms that take their statistics over several processes."""
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+
+from snn_repro import distributed
 
 
 class _Normalise(torch.autograd.Function):
-    """(x - mean) / sqrt(var + eps) with mean and variance over the samples of all processes; x [N, C, ...]."""
+    """(x - mean) / sqrt(var + eps) * weight + bias with mean and variance over the samples of all processes; x [N, C, ...].
+
+    Weight and bias get the gradient of this process's samples alone, as everywhere before gradients are averaged. What the
+    processes tell each other is what the fused layer tells: one of them may compute it so and another so.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the normalised x in float32 at least, and the mean [C], variance [C] and count [1] that it was made with."""
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the result in x's type, and the mean [C], variance [C] and count [1] that it was made with."""
         values = x.to(torch.promote_types(x.dtype, torch.float32))
-        axes, shape = [i for i in range(x.dim()) if i != 1], [1, -1] + [1] * (x.dim() - 2)
-        total = torch.cat([values.sum(axes), values.new_full((1,), values.numel() // values.shape[1])])
-        dist.all_reduce(total)
-        mean, count = total[:-1] / total[-1], total[-1:]
-        centred = values - mean.view(shape)
-        var = centred.square().sum(axes)
-        dist.all_reduce(var)
-        var = var / count
-        scale = (var + eps).rsqrt()
-        normal = centred * scale.view(shape)
-        ctx.save_for_backward(normal, scale, count)
-        ctx.dtype = x.dtype
+        var, mean = torch.var_mean(values, [i for i in range(x.dim()) if i != 1], correction=0)
+        ctx.n = values.numel() // values.shape[1]
+        n, middle, _, square = distributed.moments(mean, var, ctx.n).double().unbind(1)
+        count = n.sum(0)
+        mean = (n * middle).sum(0) / count
+        var = ((square + n * (middle - mean).square()).sum(0) / count).to(values.dtype)
+        mean, count = mean.to(values.dtype), count[:1].to(values.dtype)
+        ctx.shape, inverse = [1, -1] + [1] * (x.dim() - 2), (var + eps).rsqrt()
+        ctx.save_for_backward(x, weight, mean, inverse)
         ctx.mark_non_differentiable(mean, var, count)
-        return normal, mean, var, count
+        out = (values - mean.view(ctx.shape)) * (inverse * weight).view(ctx.shape) + bias.view(ctx.shape)
+        return out.to(x.dtype), mean, var, count
 
     @staticmethod
-    def backward(ctx, grad: Tensor, *_) -> tuple[Tensor, None]:
-        normal, scale, count = ctx.saved_tensors
-        axes, shape = [i for i in range(grad.dim()) if i != 1], [1, -1] + [1] * (grad.dim() - 2)
-        sums = torch.stack([grad.sum(axes), (grad * normal).sum(axes)])
-        dist.all_reduce(sums)
-        along, across = (sums / count).unbind()
-        grad = (grad - along.view(shape) - normal * across.view(shape)) * scale.view(shape)
-        return grad.to(ctx.dtype), None
+    def backward(ctx, grad: Tensor, *_) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, mean, inverse = ctx.saved_tensors
+        axes = [i for i in range(grad.dim()) if i != 1]
+        centred, grad = x.to(mean.dtype) - mean.view(ctx.shape), grad.to(mean.dtype)
+        sums = torch.stack([grad.sum(axes), (grad * centred).sum(axes)])
+        along, across = distributed.means(sums, ctx.n)
+        across = across * inverse.square()
+        gx = (grad - along.view(ctx.shape) - centred * across.view(ctx.shape)) * (weight * inverse).view(ctx.shape)
+        return gx.to(x.dtype), sums[1] * inverse, sums[0], None
+
+
+@torch.no_grad()
+def learn(norm: nn.modules.batchnorm._BatchNorm, mean: Tensor, var: Tensor, n: int | Tensor) -> None:
+    """Update the running statistics by those of a batch of n values a channel, var over n."""
+    norm.num_batches_tracked += 1
+    norm.running_mean.lerp_(mean, norm.momentum)
+    norm.running_var.lerp_(var * (n / (n - 1)), norm.momentum)
 
 
 class _Together(nn.modules.batchnorm._BatchNorm):
@@ -48,13 +60,9 @@ class _Together(nn.modules.batchnorm._BatchNorm):
         """x [N, C, ...] -> the same shape and type; N may differ between processes."""
         if not self.training:
             return super().forward(x)
-        normal, mean, var, count = _Normalise.apply(x, self.eps)
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
-        shape = [1, -1] + [1] * (x.dim() - 2)
-        return (normal * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
+        out, mean, var, count = _Normalise.apply(x, self.weight, self.bias, self.eps)
+        learn(self, mean, var, count)
+        return out
 
 
 class SyncBatchNorm1d(_Together, nn.BatchNorm1d):
