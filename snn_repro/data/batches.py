@@ -387,7 +387,10 @@ class MemoryBatches(_Ordered):
             else:
                 own = torch.empty(t, 1, *chw, dtype=AS_STORED.get(frames.dtype, torch.float32))
                 own.numpy()[:, 0] = frames
-                x[:, b] = moved(own, sources[b : b + 1])[:, 0]
+                if own.dtype == kind:
+                    moved(own, sources[b : b + 1], x[:, b : b + 1])
+                else:
+                    x[:, b] = moved(own, sources[b : b + 1])[:, 0]
         return x
 
     def checked(self, row: int) -> np.ndarray:

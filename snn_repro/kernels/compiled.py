@@ -9,8 +9,11 @@ import inspect
 import os
 import tempfile
 import threading
+import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 _lock = threading.Lock()
 
@@ -33,6 +36,17 @@ def compiled(function, **options):
             return njit(function, cache=True, **options)
         finally:
             config.CACHE_DIR = before
+
+
+def tried(function: Callable, *arguments: Any, without: str) -> Callable | None:
+    """`function` compiled, after a call; None where numba cannot, and a warning that says what that comes to."""
+    try:
+        loop = compiled(function)
+        loop(*arguments)
+    except Exception as error:  # an import, a compiler or a processor that it does not know
+        warnings.warn(f"numba cannot compile here ({type(error).__name__}); {without}", stacklevel=2)
+        return None
+    return loop
 
 
 def user_cache() -> Path:

@@ -15,6 +15,7 @@ needs them inside of functions alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from snn_repro.errors import UserError
@@ -22,6 +23,7 @@ from snn_repro.registry import AUGMENTATIONS
 from snn_repro.settings import Setting
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor
 
@@ -136,17 +138,113 @@ class MovingAugmentation(BatchAugmentation):
         return moved(x, self.sources(draws, rows, (x.shape[-2], x.shape[-1]))), target
 
 
-def moved(x: Tensor, sources: Tensor) -> Tensor:
-    """x [..., B, C, H, W] with the pixels of each sample taken from `sources` [B, H W], see MovingAugmentation."""
+def moved(x: Tensor, sources: Tensor, out: Tensor | None = None) -> Tensor:
+    """x [B, C, H, W] or [T, B, C, H, W] with the pixels of each sample taken from `sources` [B, H W], see MovingAugmentation.
+
+    out: where to, of x's shape and type; its frames may lie apart.
+    """
+    import torch
     import torch.nn.functional as F
 
     pixels, n = x.flatten(-2), sources.shape[-1]
+    if x.device.type == "cpu" and (loop := _move_loop(x.element_size())):
+        from snn_repro.kernels import cuts, in_parallel
+
+        out = torch.empty(x.shape, dtype=x.dtype) if out is None else out
+        steps = x.shape[0] if x.ndim == 5 else 1
+        before = (
+            *_memory(pixels),
+            *_memory(out.view(*out.shape[:-2], n)),
+            sources.contiguous().numpy(),
+            steps,
+            x.shape[-3],
+        )
+        threads = min(torch.get_num_threads(), -(-x.numel() // SHARE), len(sources))
+        in_parallel(lambda *part: loop(*before, *part, _room(n)), cuts(len(sources), threads), threads)
+        return out
     if int(sources.max()) == n:
         pixels = F.pad(pixels, (0, 1))
     if x.is_cuda:
         sources = sources.pin_memory().to(x.device, non_blocking=True)
     index = sources.unsqueeze(-2).expand(*x.shape[:-2], n)
-    return pixels.gather(-1, index).view(x.shape)
+    found = pixels.gather(-1, index).view(x.shape)
+    return found if out is None else out.copy_(found)
+
+
+SHARE = 2**20  # values that are worth a thread
+
+
+def _memory(pixels: Tensor) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """All that lies in memory from the first to the last of [T, B, C, n] or [B, C, n], as integers; the strides of T, B, C."""
+    import torch
+
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    pixels = pixels.view(integers[pixels.element_size()])
+    pixels = pixels if pixels.ndim == 4 else pixels.unsqueeze(0)
+    t, b, c, _ = pixels.stride()
+    behind = 1 + sum((n - 1) * stride for n, stride in zip(pixels.shape, pixels.stride(), strict=True))
+    return pixels.as_strided((behind,), (1,)).numpy(), (t, b, c)
+
+
+def _room(n: int) -> np.ndarray:
+    """For the runs of a frame of n pixels; unsigned, as numba looks whether other places are negative."""
+    import numpy as np
+
+    return np.empty((3, n + 1), np.uint64)
+
+
+@cache
+def _move_loop(size: int) -> Callable | None:
+    """`_move` compiled for values of so many bytes: several times as fast as to look every pixel up. None where numba cannot."""
+    import numpy as np
+
+    from snn_repro.kernels.compiled import tried
+
+    one, strides = np.zeros(1, f"i{size}" if size > 1 else "u1"), (1, 1, 1)
+    rest = np.zeros((1, 1), np.int64), 1, 1, 0, 1, _room(1)
+    return tried(_move, one, strides, one.copy(), strides, *rest, without="moving pixels is slower, not different")
+
+
+def _move(x, x_strides, out, out_strides, sources, steps, channels, first, last, room):
+    """A sample's sources as runs, each a piece of a frame that is copied, copied backwards or zero; then run by run.
+
+    Most steps have few runs: a shift, a shear or a flip one or two a row of pixels. Strides are those of T, B and C.
+    """
+    n = sources.shape[1]
+    begins, source, way = room[0], room[1], room[2]
+    for b in range(first, last):
+        places, runs, i = sources[b], 0, 0
+        while i < n:
+            begins[runs], source[runs] = i, places[i]
+            i += 1
+            if places[i - 1] >= n:
+                step = 0
+                while i < n and places[i] >= n:
+                    i += 1
+            else:
+                step = -1 if i < n and places[i] == places[i - 1] - 1 else 1
+                while i < n and places[i] == places[i - 1] + step and places[i] < n:
+                    i += 1
+            way[runs] = 1 - step
+            runs += 1
+        begins[runs] = n
+        for t in range(steps):
+            for c in range(channels):
+                at = t * x_strides[0] + b * x_strides[1] + c * x_strides[2]
+                frame = x[at : at + n]
+                at = t * out_strides[0] + b * out_strides[1] + c * out_strides[2]
+                to = out[at : at + n]
+                for run in range(runs):
+                    begin, place, count = begins[run], source[run], begins[run + 1] - begins[run]
+                    if way[run] == 0:
+                        for j in range(count):
+                            to[begin + j] = frame[place + j]
+                    elif way[run] == 1:
+                        for j in range(count):
+                            to[begin + j] = 0
+                    else:
+                        for j in range(count):
+                            to[begin + j] = frame[place - j]
 
 
 def chained(first: Tensor, then: Tensor) -> Tensor:

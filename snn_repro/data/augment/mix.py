@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -139,17 +138,11 @@ def _loop() -> Callable | None:
     """`_blend` compiled: several times as fast, as nothing in between is written. None where numba cannot."""
     import numpy as np
 
-    from snn_repro.kernels.compiled import compiled
+    from snn_repro.kernels.compiled import tried
 
-    try:
-        loop, one = compiled(_blend), np.zeros((1, 1, 1), np.float32)
-        loop(one, one.copy(), np.zeros(1, np.int64), np.float32(1), np.float32(0))
-    except Exception as error:  # an import, a compiler or a processor that it does not know
-        warnings.warn(
-            f"numba cannot compile here ({type(error).__name__}); Mixup is slower, not different", stacklevel=2
-        )
-        return None
-    return loop
+    one = np.zeros((1, 1, 1), np.float32)
+    rest = np.zeros(1, np.int64), np.float32(1), np.float32(0)
+    return tried(_blend, one, one.copy(), *rest, without="Mixup is slower, not different")
 
 
 def _blend(x, out, other, own_part, other_part):

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from snn_repro.kernels import Affine
 from snn_repro.models.norms.norm import register_norm
-from snn_repro.models.norms.sync import SyncBatchNorm2d, learn
 
 
 class _OneSample(torch.autograd.Function):
@@ -41,6 +40,7 @@ class BN(nn.BatchNorm2d):
 
     wired = False  # whether the number of time steps is wired in
     causal = True
+    together = False  # whether statistics are those of all processes, see sync.py
 
     def __init_subclass__(cls, **keywords):
         super().__init_subclass__(**keywords)
@@ -61,9 +61,16 @@ class BN(nn.BatchNorm2d):
             return None
         te = self._parameters.get("te")
         if self.training:
-            together = isinstance(self, SyncBatchNorm2d)
-            return Affine(self.weight, self.bias, te, None, None, self.eps, partial(learn, self), together)
+            return Affine(self.weight, self.bias, te, None, None, self.eps, partial(learn, self), self.together)
         return Affine(self.weight, self.bias, te, self.running_mean, self.running_var, self.eps)
 
     def parameter_kind(self, name: str) -> str:
         return "te" if name == "te" else "norm"
+
+
+@torch.no_grad()
+def learn(norm: nn.modules.batchnorm._BatchNorm, mean: Tensor, var: Tensor, n: int | Tensor) -> None:
+    """Update the running statistics by those of a batch of n values a channel, var over n."""
+    norm.num_batches_tracked += 1
+    norm.running_mean.lerp_(mean, norm.momentum)
+    norm.running_var.lerp_(var * (n / (n - 1)), norm.momentum)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_repro import distributed
+from snn_repro.models.norms.bn import learn
 
 
 class _Normalise(torch.autograd.Function):
@@ -42,14 +43,6 @@ class _Normalise(torch.autograd.Function):
         return gx.to(x.dtype), sums[1] * inverse, sums[0], None
 
 
-@torch.no_grad()
-def learn(norm: nn.modules.batchnorm._BatchNorm, mean: Tensor, var: Tensor, n: int | Tensor) -> None:
-    """Update the running statistics by those of a batch of n values a channel, var over n."""
-    norm.num_batches_tracked += 1
-    norm.running_mean.lerp_(mean, norm.momentum)
-    norm.running_var.lerp_(var * (n / (n - 1)), norm.momentum)
-
-
 class _Together(nn.modules.batchnorm._BatchNorm):
     """A batch norm whose training statistics are those of all processes' samples together.
 
@@ -85,4 +78,4 @@ def synchronise(model: nn.Module) -> None:
                 module.__class__ = together
             elif isinstance(module, plain) and not isinstance(module, together):
                 # BN and its kin first, then the synchronised layer where they call torch's
-                module.__class__ = type(f"Sync{kind.__name__}", (kind, together), {})
+                module.__class__ = type(f"Sync{kind.__name__}", (kind, together), {"together": True})

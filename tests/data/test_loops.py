@@ -1,0 +1,97 @@
+"""The compiled loops of augmentations against torch's own operations, bit for bit, and what is done without a compiler."""
+
+import pytest
+import torch
+
+from snn_repro.data.augment import augmentation, mix
+from snn_repro.data.augment.augmentation import moved
+from snn_repro.data.augment.crop import RandomCrop
+from snn_repro.data.augment.event_policy import EventPolicy
+from snn_repro.data.augment.flip import RandomFlip
+from snn_repro.data.augment.mix import blend
+from snn_repro.kernels import compiled
+
+
+def picked(x, sources):
+    """x [..., B, C, H, W] with every pixel looked up, one behind the frame being zero."""
+    pixels = torch.nn.functional.pad(x.flatten(-2), (0, 1))
+    index = sources.unsqueeze(-2).expand(*x.shape[:-2], sources.shape[-1])
+    return pixels.gather(-1, index).view(x.shape)
+
+
+def draw(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def frames(*shape, dtype=torch.float32):
+    return (torch.rand(shape, generator=draw(len(shape))) * 200).to(dtype)
+
+
+def some_sources(kind: str, batch: int, size: tuple[int, int]) -> torch.Tensor:
+    n, rows = size[0] * size[1], torch.arange(batch)
+    match kind:
+        case "anywhere":
+            return torch.randint(0, n + 1, (batch, n), generator=draw())
+        case "crop":
+            step = RandomCrop(2)
+        case "flip":
+            step = RandomFlip(0.5)
+        case "policy":
+            step = EventPolicy()
+        case "nothing":
+            return torch.full((batch, n), n)
+        case "backwards":
+            return torch.arange(n).flip(0).repeat(batch, 1)
+    return step.sources(step.draw(batch, draw()), rows, size)
+
+
+@pytest.mark.parametrize("kind", ["anywhere", "crop", "flip", "policy", "nothing", "backwards"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32, torch.float64], ids=str)
+def test_pixels_come_from_their_sources(kind, dtype):
+    for shape in ((3, 6, 2, 7, 9), (6, 2, 7, 9), (2, 3, 1, 1, 1), (1, 2, 3, 1, 5)):
+        x, sources = frames(*shape, dtype=dtype), some_sources(kind, shape[-4], shape[-2:])
+        before = x.clone()
+        assert torch.equal(moved(x, sources), picked(x, sources)) and torch.equal(x, before)
+
+
+def test_they_take_and_fill_any_rows_of_memory():
+    x, sources = frames(5, 3, 2, 4, 6).transpose(0, 1), some_sources("anywhere", 5, (4, 6))
+    whole = torch.full((3, 10, 4, 4, 6), -1.0)
+    out = whole[:, ::2, 1:3]
+    assert moved(x, sources, out) is out and torch.equal(out, picked(x, sources))
+    out.fill_(-1)
+    assert (whole == -1).all()  # nothing else was written
+    with pytest.raises(RuntimeError):  # and not into a copy of what it was given
+        moved(x, sources, torch.empty(3, 5, 2, 6, 4).transpose(-1, -2))
+
+
+def test_threads_change_nothing(monkeypatch):
+    monkeypatch.setattr(augmentation, "SHARE", 8)
+    x, sources = frames(4, 7, 2, 6, 5), some_sources("policy", 7, (6, 5))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(moved(x, sources), picked(x, sources))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_without_a_compiler_torch_does_the_same(monkeypatch):
+    x, sources, other = frames(3, 6, 2, 7, 9), some_sources("policy", 6, (7, 9)), torch.randperm(6, generator=draw())
+    want = moved(x, sources), blend(x, other, 0.3)
+
+    def fails(function):
+        raise ImportError("no numba")
+
+    for cached in (augmentation._move_loop, mix._loop):
+        cached.cache_clear()
+    monkeypatch.setattr(compiled, "compiled", fails)
+    try:
+        with pytest.warns(UserWarning, match="slower, not different"):
+            found = moved(x, sources), blend(x, other, 0.3)
+        out = torch.empty_like(x)
+        assert moved(x, sources, out) is out and torch.equal(out, want[0])
+    finally:
+        for cached in (augmentation._move_loop, mix._loop):
+            cached.cache_clear()
+    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
