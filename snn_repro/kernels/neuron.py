@@ -380,9 +380,9 @@ def _norm(weight, bias, te, mean, var, eps):
 
 
 def rehearse(*case) -> None:
-    """Run the loops of a case (a law, dtype, whether normed, whether backward too) once, on one neuron."""
+    """Run the loops of a case (a law, dtype, whether normed, whether backward too) once, on as many neurons as they take at a time."""
     *law, dtype, normed, backward = case
-    x = torch.zeros(1, 1, 1, 1, 2, dtype=dtype)
+    x = torch.zeros(1, 1, 1, 1, 64, dtype=dtype)
     numbers = (torch.ones(1), torch.ones(1), None, None, None) if normed else ()
     settings = (1.0, False, 1, "cpu", Law(*law))
     with torch.no_grad():

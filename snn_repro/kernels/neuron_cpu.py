@@ -45,6 +45,7 @@ from snn_repro.kernels.lanes import (
 AHEAD = 256  # bytes between what is read and what is fetched
 PIECE = 256  # blocks are a multiple of this
 LEAST, MOST = 1024, 16384  # neurons in a block
+MANY, RUN = 8, 32  # steps at a time where there are as many, and groups of LANES neurons
 PARTS = 16  # sums of their own, of a norm's gradients
 CHUNK = 8192  # values of which a mean is taken at a time: they stay in the cache for the variance
 STREAM_BYTES = 6 * 2**20  # outputs this large are written around the cache
@@ -156,7 +157,8 @@ def _back(h, g, gv, v_threshold, v_reset, leak, width, charge, hard, strict, det
 
 
 @lru_cache
-def _forward(kind: Kind):
+def _forward(kind: Kind, whole: bool):
+    """whole: samples are multiples of LANES."""
     charge, hard, strict, half, normed = CHARGES.index(kind.charge), *kind[1:]
 
     def neuron_forward(
@@ -172,7 +174,7 @@ def _forward(kind: Kind):
             b0 = unit % groups * group
             for b in range(b0, min(b0 + group, batch)):
                 for i in range(0, n, LANES):
-                    count = min(LANES, n - i)
+                    count = LANES if whole else min(LANES, n - i)
                     at = b * size + m + i
                     table = 4 * ((m + i) % channels) if normed else 0
                     v = load(v0 + 4 * (b * v0_b + m + i), count, False) if v0_b >= 0 else zeros()
@@ -295,6 +297,90 @@ def _backward(kind: Kind, detach: bool, slope: str):
         fence()
 
     return compiled(neuron_backward)
+
+
+@lru_cache
+def _backward_of_many(kind: Kind, detach: bool, slope: str):
+    """`_backward` without a norm, of samples that are multiples of LANES and gradients of each step's own input.
+
+    Of many steps it would read at more places in memory at once than processors foresee. Here potentials of RUN x LANES neurons
+    come first, which stay in the cache, then their gradients, and of both MANY steps at a time.
+    """
+    charge, hard, strict, half, _ = CHARGES.index(kind.charge), *kind[1:]
+    surrogate = SLOPES.index(slope)
+
+    def neuron_backward_of_many(
+        x, x_t, x_b, v0, v0_b, gs, gs_t, gs_b, gv_last, gx, gx_t, gv0,
+        steps, batch, size, first, last, parts, block, group, v_threshold, v_reset, leak, width, stream,
+    ):  # fmt: skip
+        v_threshold, v_reset, leak = np.float32(v_threshold), np.float32(v_reset), np.float32(leak)
+        width = np.float32(width)
+        room = np.empty((steps + 1) * RUN * LANES + 16, np.float32)
+        carried = (room.ctypes.data + 63) // 64 * 64  # from MANY steps to the next
+        kept = carried + 4 * RUN * LANES  # potentials before the reset
+        wide = 2 if half else 4
+        groups = (batch + group - 1) // group
+        units = (size + block - 1) // block * groups
+        for unit in range(units * first // parts, units * last // parts):
+            m = unit // groups * block
+            end = min(size, m + block)
+            b0 = unit % groups * group
+            for b in range(b0, min(b0 + group, batch)):
+                for start in range(m, end, RUN * LANES):
+                    stop = min(end, start + RUN * LANES)
+                    for t0 in range(0, steps, MANY):
+                        t1 = min(steps, t0 + MANY)
+                        for i in range(start, stop, LANES):
+                            to = carried + 4 * (i - start)
+                            if t0:
+                                v = load(to, LANES, False)
+                            else:
+                                v = load(v0 + 4 * (b * v0_b + i), LANES, False) if v0_b >= 0 else zeros()
+                            x_at = x + wide * (t0 * x_t + b * x_b + i)
+                            h_at = kept + 4 * ((i - start) * steps + LANES * t0)
+                            for _ in range(t0, t1):
+                                fetch(x_at + AHEAD, half)
+                                h = _charge(v, load(x_at, LANES, half), leak, charge)
+                                v = _reset(h, _fires(h, v_threshold, strict), v_threshold, v_reset, hard)
+                                store(h_at, h, LANES, False, False)
+                                x_at += wide * x_t
+                                h_at += 4 * LANES
+                            store(to, v, LANES, False, False)
+                    for t1 in range(steps, 0, -MANY):
+                        t0 = max(0, t1 - MANY)
+                        for i in range(start, stop, LANES):
+                            to, at = carried + 4 * (i - start), b * size + i
+                            if t1 < steps:
+                                gv = load(to, LANES, False)
+                            else:
+                                gv = load(gv_last + 4 * at, LANES, False) if gv_last else zeros()
+                            gs_at = gs + wide * ((t1 - 1) * gs_t + b * gs_b + i)
+                            gx_at = gx + wide * ((t1 - 1) * gx_t + at)
+                            h_at = kept + 4 * ((i - start) * steps + LANES * (t1 - 1))
+                            for _ in range(t0, t1):
+                                fetch(gs_at + AHEAD, half)
+                                h, g = load(h_at, LANES, False), load(gs_at, LANES, half)
+                                gi, gv = _back(
+                                    h, g, gv, v_threshold, v_reset, leak, width, charge, hard, strict, detach, surrogate
+                                )  # fmt: skip
+                                store(gx_at, gi, LANES, half, stream)
+                                if not stream:
+                                    fetch_to_write(gx_at + AHEAD, half)
+                                gs_at -= wide * gs_t
+                                gx_at -= wide * gx_t
+                                h_at -= 4 * LANES
+                            if t0:
+                                store(to, gv, LANES, False, False)
+                            elif gv0 and v0_b > 0:
+                                store(gv0 + 4 * at, gv, LANES, False, False)
+                            elif gv0:  # summed over the samples
+                                if b > 0:
+                                    gv = gv + load(gv0 + 4 * i, LANES, False)
+                                store(gv0 + 4 * i, gv, LANES, False, False)
+        keep(room)
+        fence()
+
+    return compiled(neuron_backward_of_many)
 
 
 # ---------------------------------------------------------------- the norm's passes
@@ -503,7 +589,7 @@ def forward(
     block, group, _, units = cut(*shape[1:], False, min(threads, -(-work // SHARE)))
     before = (x, *strides, tables.scale, tables.shift, tables.step, tables.channels, v0, v0_stride, s, v_last, *shape)
     after = (block, group, *constants, _streams(shape, kind.half, s, v_last))
-    run(_forward(kind), before, after, units, work, threads)
+    run(_forward(kind, shape[2] % LANES == 0), before, after, units, work, threads)
 
 
 def backward(
@@ -527,6 +613,17 @@ def backward(
         together = gv0 and v0_stride == 0
         block, group, _, parts = cut(batch, size, together, min(threads, -(-work // SHARE)))
         sums, stream = NO_SUMS, _streams(shape, kind.half, gx)
+    if not kind.normed and gx_t and steps >= MANY and size % LANES == 0:
+        before = (x, *strides, v0, v0_stride, gs, *gs_strides, gv_last, gx, gx_t, gv0, *shape)
+        run(
+            _backward_of_many(kind, detach, slope),
+            before,
+            (parts, block, group, *constants, stream),
+            parts,
+            work,
+            threads,
+        )
+        return sums
     before = (
         x, *strides, *tables[:2], tables.step, tables.channels, tables.mean, tables.factor, v0, v0_stride, gs, *gs_strides,
         gv_last, gx, gx_t, gv0, sums, *shape,

@@ -186,7 +186,7 @@ sys.path.insert(0, sys.argv[1])
 import theirs
 theirs.double(2)
 from snn_repro.kernels import neuron_cpu
-loops = [f(*case) for f, case in ((neuron_cpu._forward, [neuron_cpu.Kind("if", False, False, False, False)]),)]
+loops = [f(*case) for f, case in ((neuron_cpu._forward, [neuron_cpu.Kind("if", False, False, False, False), False]),)]
 print(sum(sum(loop.stats.cache_hits.values()) for loop in loops))
 """
     (tmp_path / "theirs.py").write_text("import numba\n@numba.njit(cache=True)\ndef double(x):\n    return 2 * x\n")

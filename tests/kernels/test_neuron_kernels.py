@@ -124,6 +124,35 @@ def test_neurons_that_do_not_fill_the_registers(size, stream, dtype, monkeypatch
     assert_same("cpu", x[:, :1], None, PUBLISHED["if"])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("stream", [False, True], ids=["", "around the cache"])
+@pytest.mark.parametrize("steps, size, d", [(8, 64, 0), (9, 192, 1), (16, 4160, 2), (21, 2112, 3), (8, 8192, 0)])
+def test_many_steps_have_the_bits_of_few(steps, size, d, stream, dtype, monkeypatch):
+    """The loop for many steps against the one for few, for inputs of each step and for one that is repeated, by any threads."""
+    from snn_repro.kernels import neuron_cpu as cpu
+
+    d, seen, threads = SOME[d], [], torch.get_num_threads()
+    monkeypatch.setattr(cpu, "STREAM_BYTES", 0 if stream else 2**40)
+    monkeypatch.setattr(cpu, "SHARE", 64)
+    of_many = cpu._backward_of_many
+    monkeypatch.setattr(cpu, "_backward_of_many", lambda *kind: seen.append(kind) or of_many(*kind))
+    for v0 in (None, noise(size, seed=1), noise(3, size, seed=1)):
+        for x in (noise(steps, 3, size, dtype=dtype), noise(steps, 4, size, dtype=dtype)[:, 1:]):
+            assert_same("cpu", x, v0, d)
+            found = []
+            for least, at_once in ((cpu.MANY, 1), (cpu.MANY, 3), (2**30, 1)):
+                with monkeypatch.context() as patch:
+                    patch.setattr(cpu, "MANY", least)
+                    torch.set_num_threads(at_once)
+                    try:
+                        found.append(differentiate("cpu", x, v0, d))
+                    finally:
+                        torch.set_num_threads(threads)
+            for others in zip(*found, strict=True):
+                assert all(a is None or torch.equal(a, others[0]) for a in others)
+    assert len(seen) == 18  # 3 potentials, 2 inputs, the reference's case and 2 of the 3 compared
+
+
 @pytest.mark.parametrize("backend", ["torch", "cpu"])
 def test_an_empty_batch(backend):
     neuron = build_neuron("if", imp=True, state_shape=(3, 4), backend=backend)
