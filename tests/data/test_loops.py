@@ -65,6 +65,15 @@ def test_they_take_and_fill_any_rows_of_memory():
         moved(x, sources, torch.empty(3, 5, 2, 6, 4).transpose(-1, -2))
 
 
+def test_gradients_pass_and_a_place_before_the_frame_is_refused():
+    x, sources = frames(2, 3, 2, 4, 5).requires_grad_(), some_sources("flip", 3, (4, 5))
+    moved(x, sources).sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
+    sources[1, 2] = -1
+    with pytest.raises(IndexError, match="0 to 20, not -1"):
+        moved(x.detach(), sources)
+
+
 def test_threads_change_nothing(monkeypatch):
     monkeypatch.setattr(augmentation, "SHARE", 8)
     x, sources = frames(4, 7, 2, 6, 5), some_sources("policy", 7, (6, 5))

@@ -141,24 +141,20 @@ class MovingAugmentation(BatchAugmentation):
 def moved(x: Tensor, sources: Tensor, out: Tensor | None = None) -> Tensor:
     """x [B, C, H, W] or [T, B, C, H, W] with the pixels of each sample taken from `sources` [B, H W], see MovingAugmentation.
 
-    out: where to, of x's shape and type; its frames may lie apart.
+    out: where to, of x's shape and type; its frames may lie apart. Raises IndexError for a source before the frame.
     """
     import torch
     import torch.nn.functional as F
 
     pixels, n = x.flatten(-2), sources.shape[-1]
-    if x.device.type == "cpu" and (loop := _move_loop(x.element_size())):
+    if x.device.type == "cpu" and not x.requires_grad and (loop := _move_loop(x.element_size())):
         from snn_repro.kernels import cuts, in_parallel
 
+        if int(sources.min()) < 0:
+            raise IndexError(f"the sources of moved pixels are 0 to {n}, not {int(sources.min())}")
         out = torch.empty(x.shape, dtype=x.dtype) if out is None else out
         steps = x.shape[0] if x.ndim == 5 else 1
-        before = (
-            *_memory(pixels),
-            *_memory(out.view(*out.shape[:-2], n)),
-            sources.contiguous().numpy(),
-            steps,
-            x.shape[-3],
-        )
+        before = *_memory(pixels), *_memory(out.view(pixels.shape)), sources.contiguous().numpy(), steps, x.shape[-3]
         threads = min(torch.get_num_threads(), -(-x.numel() // SHARE), len(sources))
         in_parallel(lambda *part: loop(*before, *part, _room(n)), cuts(len(sources), threads), threads)
         return out
