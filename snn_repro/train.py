@@ -29,12 +29,13 @@ from snn_repro.config import Config, ConfigError, checked, frame_shape, to_dict
 from snn_repro.console import audible, pace, progress
 from snn_repro.data import Batches, Data, build_data
 from snn_repro.data.augment import GuidedAugmentation, turned_on, values_of
+from snn_repro.data.augment.augmentation import sent
 from snn_repro.data.batches import derive_seed
 from snn_repro.data.feed import feed
 from snn_repro.errors import Interrupted, TrainingError, UserError, in_one_sentence
 from snn_repro.files import write_json
 from snn_repro.losses import Loss, build_loss
-from snn_repro.metrics import correct_cumulative, correct_per_step, correct_readout, count_correct
+from snn_repro.metrics import correct_cumulative, correct_per_step, count_correct
 from snn_repro.models import build_model, count_parameters
 from snn_repro.models.blocks import same_statistics
 from snn_repro.models.norms import synchronise
@@ -398,7 +399,7 @@ class Training:
                 if self.step >= self.steps:
                     break
                 self.sums["lr"] = self.optimizer.param_groups[0]["lr"]
-                x, target = x.to(self.device, non_blocking=True), target.to(self.device, non_blocking=True)
+                x, target = sent(x, self.device), sent(target, self.device)
                 if self.step == 0:
                     self.adapt_surrogates(x, target)
                 pending.append(self.train_step(x, target, batches.all_samples(self.step)))
@@ -514,7 +515,7 @@ def evaluate(
     step: Any = 0
     cumulative: Any = 0
     n = 0
-    losses: list[tuple[Any, int]] = []  # read at the end: a GPU does not wait for them
+    losses: list[tuple[Any, int]] = []  # read at the end, as all else: nobody waits for a GPU in between
     right: list[Any] = []
     kept, labels = [], []
     count = distributed.largest(len(batches))  # a process may have one batch less than another
@@ -523,17 +524,17 @@ def evaluate(
     with torch.inference_mode(), firing_rates(model) if rates else meter as measured:
         for _ in range(min(count, config.debug.max_eval_batches or count)):
             for x, target in itertools.islice(own, 1):
-                x, target = x.to(device, non_blocking=True), target.to(device, non_blocking=True)
+                labels.append(target.cpu())
+                x, target = sent(x, device), sent(target, device)
                 logits = model(x).float()
+                kept.append(logits.to("cpu", non_blocking=True))
                 losses.append((loss_fn(logits, target), len(target)))
                 step = step + correct_per_step(logits, target)
                 cumulative = cumulative + correct_cumulative(logits, target)
-                right.append(correct_readout(loss_fn.readout(logits), target))
+                right.append(count_correct(loss_fn.readout(logits), target))
                 n += len(target)
-                kept.append(logits.cpu())
-                labels.append(target.cpu())
             stop()
-    loss, correct = 0.0, sum(map(int, right))
+    loss, correct = 0.0, sum(map(int, right))  # from here on all is done that was told: `kept` is there too
     for value, size in losses:
         loss += float(value) * size
     rates_seen = {k: float(v) for k, v in measured.items()}
@@ -614,9 +615,28 @@ def build_network(config: Config, num_classes: int, input_shape: tuple[int, int,
     )  # fmt: skip
 
 
-def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
+class Averaged(AveragedModel):
+    """torch's moving average of weights and buffers, less its copy of a counter to the GPU in each step, for which it waits."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        average = get_ema_multi_avg_fn(decay)
+        super().__init__(model, multi_avg_fn=average, use_buffers=True)
+        self.average = average
+
+    def update_parameters(self, model: nn.Module) -> None:
+        if self.n_averaged == 0:  # it lies on the CPU
+            return super().update_parameters(model)
+        values = [(*m.parameters(), *m.buffers()) for m in (self.module, model)]
+        pairs = [(own.detach(), new.detach()) for own, new in zip(*values, strict=True)]
+        for kind in {own.dtype for own, _ in pairs}:
+            own, new = zip(*(pair for pair in pairs if pair[0].dtype == kind), strict=True)
+            self.average(own, new, self.n_averaged)
+        self.n_averaged += 1
+
+
+def averaged(model: nn.Module, decay: float) -> Averaged | None:
     """The exponential moving average of the network's weights and buffers; None without decay."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
+    return Averaged(model, decay) if decay else None
 
 
 def count_operations(

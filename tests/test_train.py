@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from snn_repro import files, runtime, signals, train
 from snn_repro.config import load_config
@@ -36,6 +37,22 @@ def numbers(result: dict) -> dict:
 def lines(folder) -> list[dict]:
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in TIMES} for line in found]
+
+
+def test_the_average_of_the_weights_is_that_of_torch():
+    """Of every kind of number: weights, running statistics and the counters of a norm, which are whole."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+    ours = train.averaged(model, 0.75)
+    torchs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.75), use_buffers=True)
+    for _ in range(4):
+        model(torch.randn(4, 1, 5, 5))
+        with torch.no_grad():
+            model[0].weight += 1
+        for average in (ours, torchs):
+            average.update_parameters(model)
+    assert ours.state_dict().keys() == torchs.state_dict().keys() and int(ours.n_averaged) == 4
+    assert all(map(torch.equal, ours.state_dict().values(), torchs.state_dict().values()))
+    assert not torch.equal(ours.module[0].weight, model[0].weight) and train.averaged(model, 0) is None
 
 
 def test_a_run_leaves_everything_that_is_promised(quick, tmp_path):

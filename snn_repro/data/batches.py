@@ -15,6 +15,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
@@ -24,7 +25,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from snn_repro import distributed
-from snn_repro.data.augment.augmentation import BatchTransform, GuidedAugmentation, MovingAugmentation, chained, moved
+from snn_repro.data.augment.augmentation import (
+    BatchTransform,
+    GuidedAugmentation,
+    MovingAugmentation,
+    chained,
+    moved,
+    sent,
+)
 from snn_repro.data.counts import ByteFrames
 from snn_repro.data.image_files import ImageFile, decode
 from snn_repro.errors import DataError, UserError
@@ -302,7 +310,7 @@ class _Ordered:
 
     def _finish(self, x: Tensor, target: Tensor, steps: Iterator[_Step]) -> tuple[Tensor, Tensor]:
         """What was read for a batch, with the steps that are left: x float32 and target of this rank's own share."""
-        x = x.to(self.device, non_blocking=True)
+        x = sent(x, self.device)
         for step in steps:
             x, target = step(x, target)
         return x.to(torch.float32).contiguous(), target
@@ -402,7 +410,7 @@ class MemoryBatches(_Ordered):
 
     def _resident_rows(self, rows: Tensor, sources: Tensor | None) -> Tensor:
         """As `_gather`, from the inputs on the device."""
-        x = self.inputs.index_select(0, rows.to(self.device))
+        x = self.inputs.index_select(0, sent(rows, self.device))
         if wide := [(b, self._over[row]) for b, row in enumerate(rows.tolist()) if row in self._over]:
             x = x.to(torch.float32)
             for b, (places, counts) in wide:
@@ -449,28 +457,43 @@ class RowCheck:
         return zlib.crc32(np.ascontiguousarray(frames).data) == self.checksums[row]
 
 
+class _Packed(NamedTuple):
+    """Tensors of unequal shapes as one, which passes from process to process at once."""
+
+    values: Tensor
+    shapes: list[torch.Size]
+
+    def unpacked(self) -> list[Tensor]:
+        parts = self.values.split([shape.numel() for shape in self.shapes])
+        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+
 class LoaderBatches(_Ordered):
     """Batches of samples that must be read one by one (PIL images, raw recordings), by worker processes.
 
-    samples: a map-style data set; samples[i] is (x, class number), x a tensor [C, H, W] or [T, C, H, W].
+    samples: a map-style data set; samples[i] is (x, class number), x a tensor [C, H, W] or [T, C, H, W]; with a method
+        `finished` (see jpegs.py) x is what that makes samples of, on the device.
         Whatever it draws from `random`, `numpy.random` or torch's global generator is seeded from (seed,
         epoch, position of the draw), so torchvision and timm transforms repeat whatever the number of
         workers. An exception that it raises as DataError reaches the caller as one sentence.
     options: those of `_Ordered`; batch transforms run in the calling process.
     """
 
+    finished_on = torch.device("cpu")  # what `finished` is given; feed.py chooses the device that trains
+
     def __init__(self, samples: Dataset, batch_size: int, *, workers: int = 0, **options: Any):
         super().__init__(len(samples), batch_size, **options)  # type: ignore[arg-type]  # map-style: it has a length
         if workers < 0:
             raise UserError(f"workers={workers} must be 0 (read in the main process) or more")
         self._plan = _Plan()
+        self._finished = getattr(samples, "finished", None)
         self._loader = DataLoader(
             _SeededSamples(samples),
             batch_sampler=self._plan,
             num_workers=workers,
-            collate_fn=_collate,
+            collate_fn=_packed if self._finished else _collate,
             persistent_workers=workers > 0 and self._shuffle,  # evaluation is rare: its workers may go
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() and not self._finished,
             generator=torch.Generator(),  # else every epoch draws from the caller's global generator
         )
 
@@ -484,10 +507,13 @@ class LoaderBatches(_Ordered):
             ]
             for _, positions, indices in reads
         ]
-        for (batch, *_), loaded in zip(reads, self._loader, strict=True):
+        for (batch, *_), keys, loaded in zip(reads, self._plan.batches, self._loader, strict=True):
             if isinstance(loaded, DataError):
                 raise loaded
             x, target = loaded
+            if self._finished:
+                rows, seeds = zip(*((row, derive_seed(*parts)) for row, parts in keys), strict=True)
+                x = self._finished(rows, x.unpacked(), seeds, self.finished_on)
             if x.ndim == 5:
                 x = x.transpose(0, 1)  # [B, T, ...] -> [T, B, ...]
             yield self._finish(x, target, self._steps(epoch, batch))
@@ -541,21 +567,34 @@ class _SeededSamples(Dataset):
 
     def __getitem__(self, key):
         row, parts = key
-        seed = derive_seed(*parts)
-        own = get_worker_info() is not None  # a worker's generators are nobody else's
-        states = None if own else (random.getstate(), np.random.get_state(), torch.get_rng_state())
-        try:
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            torch.default_generator.manual_seed(seed)
-            return self.samples[row]
-        except DataError as error:
-            return DataError(str(error))  # raised here, a worker would bury the sentence under its traceback
-        finally:
-            if states is not None:
-                random.setstate(states[0])
-                np.random.set_state(states[1])
-                torch.set_rng_state(states[2])
+        with borrowed_generators():
+            seed_sample(derive_seed(*parts))
+            try:
+                return self.samples[row]
+            except DataError as error:
+                return DataError(str(error))  # raised here, a worker would bury the sentence under its traceback
+
+
+@contextmanager
+def borrowed_generators() -> Iterator[None]:
+    """Within, the three global generators may be seeded; afterwards they are those of the training process again."""
+    if get_worker_info() is not None:  # a worker's are nobody else's
+        yield
+        return
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def seed_sample(seed: int) -> None:
+    """Seed the three global generators, from which a sample's transforms draw."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
 
 
 def _collate(samples):
@@ -563,6 +602,14 @@ def _collate(samples):
         if isinstance(sample, DataError):
             return sample
     return torch.stack([x for x, _ in samples]), torch.tensor([int(y) for _, y in samples])
+
+
+def _packed(samples):
+    for sample in samples:
+        if isinstance(sample, DataError):
+            return sample
+    values = _Packed(torch.cat([x.flatten() for x, _ in samples]), [x.shape for x, _ in samples])
+    return values, torch.tensor([int(y) for _, y in samples])
 
 
 # ------------------------------------------------------------------ a data set's parts

@@ -31,6 +31,7 @@ from snn_repro.data.dataset import entry, first_entry
 from snn_repro.errors import DataError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 log = logging.getLogger("snn_repro")
@@ -73,7 +74,7 @@ Classes = dict[str, Callable[[], list[ImageFile]]]
 
 def decode(image: ImageFile, mode: str | None = "RGB"):
     """The image as a PIL image in RGB, or another mode (None: its own). Raises DataError with its name where it cannot be read."""
-    with _named(image), image.open() as stream:
+    with named(image), image.open() as stream:
         return _opened(stream).convert(mode)
 
 
@@ -81,16 +82,33 @@ def decode_tensor(image: ImageFile, mode: str = "RGB") -> Tensor:
     """`decode` as uint8 [C, H, W]: JPEGs by torchvision, others by PIL. torchvision reads the same pixels in less time, but grey
     ones (mode "L") of a JPEG in colour are its own luma."""
     import torch
-    from torchvision.io import ImageReadMode, decode_jpeg
+
+    with named(image):
+        stored = as_stored(image, mode)
+        return decode_jpegs([stored], mode, torch.device("cpu"))[0] if stored.ndim == 1 else stored
+
+
+def as_stored(image: ImageFile, mode: str = "RGB") -> Tensor:
+    """The bytes of a JPEG that torchvision decodes, uint8 [n]; of any other image its pixels, uint8 [C, H, W], by PIL."""
+    import torch
     from torchvision.transforms.functional import pil_to_tensor
 
-    with _named(image), image.open() as stream:
+    with named(image), image.open() as stream:
         opened = _opened(stream)
         if opened.format == "JPEG" and opened.mode in ("RGB", "L"):
             stream.seek(0)
-            values = torch.frombuffer(bytearray(stream.read()), dtype=torch.uint8)
-            return decode_jpeg(values, {"RGB": ImageReadMode.RGB, "L": ImageReadMode.GRAY}[mode])
+            return torch.frombuffer(bytearray(stream.read()), dtype=torch.uint8)
         return pil_to_tensor(opened.convert(mode))
+
+
+def decode_jpegs(files: list[Tensor], mode: str, device: torch.device) -> list[Tensor]:
+    """uint8 [n] each, in memory of the CPU -> uint8 [C, H, W] on a device. Raises RuntimeError for a file that is no good JPEG."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    how = {"RGB": ImageReadMode.RGB, "L": ImageReadMode.GRAY}[mode]
+    if device.type == "cuda":
+        return decode_jpeg(files, how, device) if files else []
+    return [decode_jpeg(file, how) for file in files]
 
 
 def look(images: Sequence[ImageFile]) -> list[tuple[int, int, str]]:
@@ -134,7 +152,7 @@ def check(images: Sequence[ImageFile], seconds: float = CHECK_SECONDS) -> None:
 
 def check_image(image: ImageFile) -> tuple[int, int, str]:
     """See `check`, of one image; see `look` for what it returns."""
-    with _named(image), image.open() as stream:
+    with named(image), image.open() as stream:
         opened = _opened(stream)
         marker = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(opened.format)
         at, length = stream.tell(), stream.seek(0, os.SEEK_END)
@@ -159,7 +177,7 @@ def _opened(stream: BinaryIO):
 
 
 @contextmanager
-def _named(image: ImageFile) -> Iterator[None]:
+def named(image: ImageFile) -> Iterator[None]:
     """Turns whatever a damaged file makes PIL's readers raise, nearly anything, into a DataError with the file's name."""
     try:
         yield

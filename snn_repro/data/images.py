@@ -13,7 +13,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,8 +43,9 @@ class Images(NamedTuple):
 DECODER = {
     "decoder": Setting(
         "pil",
-        "who opens and resizes the images: PIL, as the paper did, or torchvision, 1.4 times as fast, whose pixels differ by rounding",
-        choices=("pil", "torchvision"),
+        "who opens and resizes the images: PIL, as the paper did, or torchvision, 1.4 times as fast, whose pixels differ by"
+        " rounding; nvjpeg does both on the GPU",
+        choices=("pil", "torchvision", "nvjpeg"),
     )
 }
 
@@ -180,11 +181,20 @@ class ImageSet(DataSet):
             # without RandomResizedCrop the network still needs one size: that of the test
             first, mode = augment.eval_steps(cfg.augment, size, self.test_margin), "RGB" if self.shape[0] == 3 else "L"
             tensors = in_tensors(cfg)
-            read = image_files.decode_tensor if tensors else image_files.decode
             augmented = augment.sample_transform(cfg.augment, self, size, fill, first, tensors)
             plain = augment.eval_sample_transform(cfg.augment, size, self.test_margin)
-            train_inputs = batches.PilImages(train.images, labels, augmented, mode, read)
-            val_inputs, test_inputs = (batches.PilImages(p.images, p.labels, plain, mode, read) for p in (train, test))
+            if cfg.dataset.own["decoder"] == "nvjpeg":
+                from snn_repro.data import jpegs
+
+                jpegs.check(
+                    cfg,
+                    [cls.name for cls in augment.turned_on(cfg.augment, augment.PilAugmentation) if not cls.on_tensors],
+                )
+                samples: Callable = jpegs.Jpegs
+            else:
+                samples = partial(batches.PilImages, read=image_files.decode_tensor if tensors else image_files.decode)
+            train_inputs = samples(train.images, labels, augmented, mode)
+            val_inputs, test_inputs = (samples(p.images, p.labels, plain, mode) for p in (train, test))
         else:
             train_inputs = val_inputs = _resized(train.images, cfg.dataset.frame_size)
             test_inputs = _resized(test.images, cfg.dataset.frame_size)
@@ -300,7 +310,7 @@ class ImageFolders(ImageSet):
 
 def in_tensors(cfg: Config) -> bool:
     """Whether image files are opened and resized as tensors: what their `decoder` says."""
-    return cfg.dataset.own.get("decoder") == "torchvision"
+    return cfg.dataset.own.get("decoder") in ("torchvision", "nvjpeg")
 
 
 def warn_if_incomplete(dataset: DataSet, n_train: int, n_test: int) -> None:

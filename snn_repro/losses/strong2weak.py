@@ -34,10 +34,10 @@ class Strong2Weak(Loss):
         if not torch.is_grad_enabled() or not self.weight or len(logits) == 1:
             return loss
         y = at_least_float32(logits)
-        order = _confidence(y.detach()).argsort(descending=self.strong_teaches, stable=True).tolist()
-        pairs = zip(order, order[1:], strict=False) if self.cascade else [(order[0], order[-1])]
-        log_q = (y / self.temperature).log_softmax(-1)
-        taught = torch.stack([self._kl(log_q[a], log_q[b]) for a, b in pairs]).mean()
+        order = _confidence(y.detach()).argsort(descending=self.strong_teaches, stable=True)
+        log_q = (y / self.temperature).log_softmax(-1).index_select(0, order)
+        pairs = zip(log_q, log_q[1:], strict=False) if self.cascade else [(log_q[0], log_q[-1])]
+        taught = torch.stack([self._kl(a, b) for a, b in pairs]).mean()
         return loss + self.weight * (self.temperature**2 if self.squared else 1) * taught
 
     def _kl(self, teacher: Tensor, student: Tensor) -> Tensor:
@@ -54,5 +54,6 @@ class Weak2Strong(Strong2Weak):
 
 def _confidence(y: Tensor) -> Tensor:
     """Mean over the samples of all processes of max softmax(y [T, B, K]): float64 [T]."""
-    *total, n = distributed.sums([*y.softmax(-1).amax(-1).sum(1, dtype=torch.float64).tolist(), y.shape[1]])
-    return torch.tensor(total, dtype=torch.float64) / n
+    total = y.softmax(-1).amax(-1).sum(1, dtype=torch.float64)
+    whole = distributed.together(torch.cat([total, total.new_full((1,), y.shape[1])]))
+    return whole[:-1] / whole[-1]

@@ -18,9 +18,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from snn_repro import distributed
 from snn_repro.registry import INITIAL_STATES
 
 if TYPE_CHECKING:
@@ -134,15 +134,15 @@ class RunningMean(InitialState):
     def learn(self, neuron: Neuron, spikes: Tensor, v: Tensor) -> None:
         fired = spikes.ne(0).any(0)
         sums = torch.stack([(v * fired).sum(dtype=torch.float32), fired.sum().float()])
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(sums)
+        sums = distributed.together(sums)
         neuron.running_v.lerp_(sums[0] / sums[1].clamp(min=1), self.momentum)
 
 
 def everywhere(value: float | Tensor, x: Tensor) -> Tensor:
     """One value for all neurons of a sample of x [T, B, ...]: [...], in the type of potentials."""
-    value = value.detach() if isinstance(value, Tensor) else torch.tensor(value)
-    return value.to(x.device, _potentials(x)).expand(x.shape[2:])
+    if isinstance(value, Tensor):
+        return value.detach().to(x.device, _potentials(x)).expand(x.shape[2:])
+    return torch.full((), value, dtype=_potentials(x), device=x.device).expand(x.shape[2:])
 
 
 def _potentials(x: Tensor) -> torch.dtype:

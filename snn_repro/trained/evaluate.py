@@ -56,6 +56,7 @@ from snn_repro.config import (
 from snn_repro.config.sentences import unknown
 from snn_repro.console import progress
 from snn_repro.data import build_data
+from snn_repro.data.feed import feed
 from snn_repro.errors import UserError
 from snn_repro.files import replace_atomically, write_text
 from snn_repro.losses import Loss, build_loss
@@ -153,10 +154,11 @@ def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) ->
     if config.compile:
         compile_network(model, device, config.compile)
     data = build_data(config)
+    (test,) = feed([data.test], device, on_device=False, ahead=config.dataset.ahead)  # one pass is not worth a copy
     done = itertools.count(1)
-    with progress("test", min(len(data.test), config.debug.max_eval_batches or len(data.test))) as advance:
+    with progress("test", min(len(test), config.debug.max_eval_batches or len(test))) as advance:
         outcome = evaluate(
-            model, data.test, loss_fn, Precision(config, device), device, config,
+            model, test, loss_fn, Precision(config, device), device, config,
             stop=lambda: advance(next(done)), rates=True,
         )  # fmt: skip
     if not math.isfinite(outcome["loss"]):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data.test_static import denormalised, everything, imagenet
 from snn_repro.config import config_hash, load_config
-from snn_repro.data import image_files
+from snn_repro.data import image_files, jpegs
 from snn_repro.data.image_files import ImageFile, decode, decode_tensor
 from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError
@@ -97,6 +97,52 @@ def test_a_damaged_file_is_the_same_sentence(tmp_path):
             assert "\n" not in str(e.value)
 
 
+@pytest.fixture
+def without_a_gpu(monkeypatch):
+    """nvjpeg's way, on the CPU."""
+    monkeypatch.setattr(jpegs, "check", lambda cfg, in_pil: None)
+
+
+def test_nvjpeg_makes_the_batches_of_torchvision_from_bytes(tmp_path, without_a_gpu):
+    """What differs is who decodes: here nobody, so all is equal; what workers hand over are bytes, and pixels of what is no JPEG."""
+    photographs(tmp_path)
+    first = next(iter(sorted((tmp_path / "train").rglob("*.JPEG"))))
+    with Image.open(first) as image:
+        image.save(first, "PNG")  # as some of ImageNet's are, under the same name
+    options = ["dataset.frame_size=48", "augment.rrc_min_area=0.08", "augment.flip=0.5"]
+    wanted = imagenet(tmp_path, *options, TORCHVISION)
+    for workers in (0, 2):
+        ours = imagenet(tmp_path, *options, "dataset.decoder=nvjpeg", f"dataset.workers={workers}")
+        for a, b in ((wanted.train, ours.train), (wanted.test, ours.test)):
+            state = torch.get_rng_state()
+            assert all(map(torch.equal, everything(a), everything(b)))
+            assert torch.equal(state, torch.get_rng_state())
+    stored = ours.train._loader.dataset.samples
+    assert {stored[i][0].ndim for i in range(len(stored))} == {1, 3}
+
+
+def test_nvjpeg_names_the_damaged_file_of_a_batch(tmp_path, without_a_gpu):
+    photographs(tmp_path)
+    broken = sorted((tmp_path / "train").rglob("*.JPEG"))[1]
+    content = broken.read_bytes()
+    broken.write_bytes(content[: len(content) // 2])
+    batches = imagenet(tmp_path, "dataset.frame_size=48", "augment.rrc_min_area=0.08", "dataset.decoder=nvjpeg").train
+    with pytest.raises(DataError, match=f"{broken.name} cannot be read as an image: .*; get it again or remove it"):
+        everything(batches)
+
+
+def test_nvjpeg_needs_a_gpu_and_no_pil(tmp_path):
+    photographs(tmp_path)
+    nvjpeg = "dataset.decoder=nvjpeg"
+    with pytest.raises(UserError, match=f"{nvjpeg} decodes on the GPU and device=cpu; use dataset.decoder=torchvision"):
+        imagenet(tmp_path, nvjpeg, "device=cpu")
+    with pytest.raises(UserError, match=f"{nvjpeg} decodes on the GPU and augment.randaugment_ops needs images of PIL"):
+        imagenet(tmp_path, nvjpeg, "augment.rrc_min_area=0.08", "augment.randaugment_ops=2")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match=f"{nvjpeg} decodes on the GPU and torch sees none"):
+            imagenet(tmp_path, nvjpeg)
+
+
 def test_own_folders_and_raw_samples(tmp_path):
     for n in range(6):
         folder = tmp_path / "ab"[n % 2]
@@ -118,7 +164,9 @@ def test_who_decodes_shows_in_the_configuration():
         return load_config(["dataset=imagenet1k", "data_dir=/nowhere", *words])
 
     assert config_hash(config()) == config_hash(config("dataset.decoder=pil")) != config_hash(config(TORCHVISION))
-    with pytest.raises(UserError, match="dataset.decoder='pill' is not one of pil, torchvision; did you mean 'pil'"):
+    with pytest.raises(
+        UserError, match="dataset.decoder='pill' is not one of pil, torchvision, nvjpeg; did you mean 'pil'"
+    ):
         config("dataset.decoder=pill")
     with pytest.raises(UserError, match="dataset.decoder"):
         load_config(["dataset=digits", TORCHVISION])

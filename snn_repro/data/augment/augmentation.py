@@ -160,11 +160,16 @@ def moved(x: Tensor, sources: Tensor, out: Tensor | None = None) -> Tensor:
         return out
     if int(sources.max()) == n:
         pixels = F.pad(pixels, (0, 1))
-    if x.is_cuda:
-        sources = sources.pin_memory().to(x.device, non_blocking=True)
-    index = sources.unsqueeze(-2).expand(*x.shape[:-2], n)
+    index = sent(sources, x.device).unsqueeze(-2).expand(*x.shape[:-2], n)
     found = pixels.gather(-1, index).view(x.shape)
     return found if out is None else out.copy_(found)
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """x on a device: to a GPU by way of pinned memory, so that nobody waits until it has done what it was told before."""
+    if device.type != "cuda":
+        return x.to(device)
+    return (x.pin_memory() if x.device.type == "cpu" else x).to(device, non_blocking=True)
 
 
 SHARE = 2**20  # values that are worth a thread

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from snn_repro.data.augment.augmentation import BatchAugmentation, held, register_augmentation, soft
+from snn_repro.data.augment.augmentation import BatchAugmentation, held, register_augmentation, sent, soft
 from snn_repro.settings import Setting
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Mix(BatchAugmentation):
         else:
             box = (..., slice(top, bottom), slice(left, right))
         mixed = own.clone()
-        mixed[box] = x[box][..., other, :, :, :]
+        mixed[box] = x[box].index_select(-4, sent(other, x.device))
         return mixed, 1 - (bottom - top) * (right - left) / (height * width)
 
     @staticmethod
@@ -125,7 +125,7 @@ def blend(x: Tensor, other: Tensor, lam: float) -> Tensor:
     own = x.narrow(-4, 0, len(other))
     loop = _loop() if x.device.type == "cpu" else None
     if loop is None:
-        return own.float().mul(lam).add_(x[..., other, :, :, :].float().mul_(1 - lam))
+        return own.float().mul(lam).add_(x.index_select(-4, sent(other, x.device)).float().mul_(1 - lam))
     x = x if x.dtype == torch.uint8 else x.float()
     out = torch.empty(own.shape)
     rows = (a.reshape(-1, a.shape[-4], a.shape[-3:].numel()).numpy() for a in (x, out))

@@ -1,0 +1,77 @@
+"""dataset.decoder=nvjpeg: JPEGs that loader processes read as bytes and the training process decodes and cuts on its GPU.
+
+torchvision hands a batch of files to nvJPEG, which uses the GPU's own decoder where it has one. What is drawn for an image is
+what is drawn with any other decoder, on the CPU, so crops and flips are the same; pixels differ by rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from snn_repro.data.augment.augmentation import sent
+from snn_repro.data.batches import PilImages, borrowed_generators, seed_sample
+from snn_repro.data.image_files import as_stored, decode_jpegs, named
+from snn_repro.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from snn_repro.config import Config
+    from snn_repro.data.image_files import ImageFile
+
+
+class Jpegs(PilImages):
+    """Image files as they are stored, and what makes a batch of them: `finished`."""
+
+    def __init__(self, images: list[ImageFile], labels: np.ndarray, transform: Callable, mode: str = "RGB"):
+        super().__init__(images, labels, transform, mode)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        """The bytes of a JPEG, uint8 [n]; of another image, which the reading process decodes, its pixels, uint8 [C, H, W]."""
+        return as_stored(self.images[i], self.mode), int(self.labels[i])
+
+    def finished(self, rows: Sequence[int], stored: list[Tensor], seeds: Sequence[int], device: torch.device) -> Tensor:
+        """The images of these rows from what was read, decoded on `device` and transformed there: uint8 [B, C, H, W].
+
+        seeds: of the global generators while an image is transformed. Raises DataError with the name of a damaged file.
+        """
+        files = [i for i, x in enumerate(stored) if x.ndim == 1]
+        pixels = list(stored)
+        try:
+            decoded = decode_jpegs([stored[i] for i in files], self.mode, device)
+        except RuntimeError:  # one of them: which?
+            decoded = []
+            for i in files:
+                with named(self.images[rows[i]]):
+                    decoded += decode_jpegs([stored[i]], self.mode, device)
+        for i, x in zip(files, decoded, strict=True):
+            pixels[i] = x
+        made = []
+        with borrowed_generators():
+            for x, seed in zip(pixels, seeds, strict=True):
+                seed_sample(seed)
+                made.append(self.transform(sent(x, device)))
+        return torch.stack(made)
+
+
+def check(cfg: Config, in_pil: Sequence[str]) -> None:
+    """Raise UserError where dataset.decoder=nvjpeg cannot work; in_pil: the keys of steps that need PIL images."""
+    from torchvision.io import encode_jpeg
+
+    said, instead = "dataset.decoder=nvjpeg decodes on the GPU", "use dataset.decoder=torchvision"
+    if in_pil:
+        raise UserError(f"{said} and augment.{in_pil[0]} needs images of PIL; set it to 0 or {instead}")
+    if cfg.device == "cpu" or not torch.cuda.is_available():
+        why = "device=cpu" if cfg.device == "cpu" else "torch sees none"
+        raise UserError(f"{said} and {why}; {instead}")
+    trial = encode_jpeg(torch.zeros(1, 16, 16, dtype=torch.uint8))
+    try:
+        decode_jpegs([trial], "L", torch.device(cfg.device if cfg.device.startswith("cuda") else "cuda"))
+    except RuntimeError as error:
+        raise UserError(
+            f"{said}, which this torchvision cannot ({' '.join(str(error).split())[:200]}); {instead}"
+        ) from None

@@ -1,0 +1,166 @@
+"""Training on cuda:0 without a GPU (see pretended.py): the numbers of a CPU, and no step that waits for the device.
+
+torch must not be imported when the device is made up, so the runs are those of a process of their own (`runs.py`).
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import same_numbers
+import torch
+from PIL import Image
+from pretended import build
+
+pytestmark = pytest.mark.skipif(
+    torch.version.cuda is not None or shutil.which("g++") is None, reason="needs torch for the CPU, and g++"
+)
+
+IMAGES = ["dataset=digits", "augment.crop_padding=1"]
+FRAMES = ["dataset=digits_dvs", "neuron=lif_imp", "loss=tet_s"]
+RUNS = {
+    "images": [*IMAGES, "augment.mixup=0.2", "augment.cutmix=1", "neuron=if_imp", "loss=lts"],
+    "frames": [*FRAMES, "augment.cutmix=1", "augment.flip=0.5"],
+    "frames from the host": [*FRAMES, "augment.event_policy=true", "dataset.on_device=false"],
+    "a step without a form for a device": [*FRAMES, "augment.eventmix=1"],
+    "float16": [*IMAGES, "recipe.amp=fp16", "recipe.clip_norm=1", "neuron=if", "neuron.initial=mp_init"],
+    "an average of the weights": [*IMAGES, "recipe.ema_decay=0.9"],
+    "the loss that compares steps": [*IMAGES, "loss=strong2weak", "loss.cascade=true"],
+    "potentials in the loss": [*IMAGES, "neuron=if", "loss=rmp", "neuron.initial=half"],
+    "parallel neurons": [*FRAMES, "neuron=masked_psn"],
+    "interrupted, continued and tested": [*IMAGES, "recipe.ema_decay=0.5", "recipe.optimizer=adamw"],
+}
+MORE = {
+    **{f"recipe.optimizer={name}": [*IMAGES, f"recipe.optimizer={name}"] for name in ("sgd", "adam")},
+    **{f"augment.{key}": [*FRAMES, f"augment.{key}"] for key in ("nda=true", "rpg_drop=0.5", "rpg_mix=0.5")},
+    **{f"model.checkpointing={how}": [*IMAGES, f"model.checkpointing={how}"] for how in ("norms", "blocks")},
+    "a batch in parts": [*IMAGES, "recipe.accumulate=2"],
+    "bfloat16": [*IMAGES, "recipe.amp=bf16"],
+    "fused": ["dataset=digits", "kernels=triton", "recipe.epochs=1"],  # in Triton's interpreter: minutes
+}
+# What goes by the network's view, on the host; a surrogate that is read back in each backward pass.
+WAIT = {"augment.rpg_drop=0.5", "augment.rpg_mix=0.5", "digits surrogate=dspike_adaptive"}
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("pretended"))
+
+
+@pytest.fixture(scope="module")
+def outcomes(library):
+    """{name: what runs.py says} of runs of these names and overrides."""
+    folder = library.parent
+
+    @cache
+    def found(names: str) -> dict:
+        (folder / "runs.json").write_text(names)
+        out = folder / "out.json"
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "TRITON_INTERPRET": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        command = [sys.executable, Path(__file__).with_name("runs.py"), library, folder / "runs.json", out]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        return {said["name"]: said for said in json.loads(out.read_text())}
+
+    return lambda runs: found(json.dumps(runs))
+
+
+def hold(said: dict) -> None:
+    assert said["error"] is None, said["error"]
+    assert said["name"] in WAIT or not said["waits"], said["waits"]
+    if (
+        said["cpu"] is not None
+    ):  # to the last bit, but where another order of memory is another order of sums, which moves spikes
+        for cpu, cuda in zip(said["cpu"], said["cuda"], strict=True):
+            assert cuda == pytest.approx(cpu, rel=0.01)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_numbers_are_those_of_a_cpu_and_no_step_waits(outcomes, name):
+    hold(outcomes(RUNS)[name])
+
+
+def test_jpegs_are_decoded_on_the_device(outcomes, tmp_path):
+    """dataset.decoder=nvjpeg, against torchvision's decoder on the CPU; nvJPEG itself is not here: its pixels are torchvision's."""
+    for n in range(40):
+        folder = tmp_path / "ab"[n % 2]
+        folder.mkdir(exist_ok=True)
+        pixels = np.random.RandomState(n).randint(0, 256, (5, 6, 3), np.uint8)
+        Image.fromarray(pixels).resize((48, 40), Image.Resampling.BICUBIC).save(folder / f"{n}.jpg", quality=95)
+    run = ["dataset=image_folder", f"data_dir={tmp_path}", "dataset.frame_size=32", "dataset.decoder=nvjpeg"]
+    run += ["dataset.test_share=0.5", "model=small", "recipe.batch_size=4", "recipe.eval_batch_size=4"]
+    said = outcomes({"jpegs": [*run, "augment.rrc_min_area=0.3", "augment.flip=0.5", "augment.mixup=0.2"]})["jpegs"]
+    assert said["error"] is None and not said["waits"], said
+    assert said["cpu"] == pytest.approx(said["cuda"], rel=0.1)  # a device resizes by floats and a CPU by bytes
+
+
+WRONG = """
+import sys
+from pathlib import Path
+from pretended import load, pretended
+load(Path(sys.argv[1]))
+import torch
+host = torch.ones(3)
+with pretended() as device:
+    there = torch.ones(3, device="cuda:0")
+    try:
+        there + host
+    except RuntimeError as error:
+        print(error)
+    there + torch.ones(())  # a single number may come from the host
+    device.watched = True
+    for wait in (
+        lambda: float(there.sum()), lambda: there.cpu(), lambda: host.to("cuda:0"), lambda: host.to("cuda:0", non_blocking=True),
+        lambda: there[torch.tensor([0, 2])], lambda: there[there > 0], lambda: host.pin_memory().to("cuda:0", non_blocking=True),
+    ):
+        wait()
+        print(*(wait.split(" at ")[0] for wait in device.waits))
+        device.waits.clear()
+"""
+
+
+def test_what_a_gpu_refuses_and_waits_for_is_found(library):
+    """The device itself."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", WRONG, library], env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [
+        "aten.add.Tensor of tensors on cuda:0 and of one on the host, [3]", "read", "read", "blocking copy",
+        "copy of what is not pinned", "index from the host", "index by a mask", "",
+    ], done.stderr  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MORE)
+def test_more_of_the_same(outcomes, name):
+    hold(outcomes({name: MORE[name]})[name])
+
+
+@pytest.mark.slow
+def test_every_neuron_loss_and_data_set(outcomes, tmp_path):
+    """The runs of same_numbers.py, but those of the largest frames."""
+    skipped = "table1_dvs_gesture_tet", "table2_cifar10dvs48_t8_imp_tet_s"
+    runs = {
+        name: [o for o in overrides if not o.startswith(("debug.", "recipe.epochs", "recipe.eval_batch_size"))]
+        + (
+            []
+            if name.startswith("digits")
+            else ["debug.max_steps=3", "debug.max_eval_batches=3", "recipe.eval_batch_size=2"]
+        )
+        for name, overrides in same_numbers.words(tmp_path).items()
+        if name not in skipped
+    }
+    found = outcomes(runs).values()
+    for said in found:
+        hold(said)
+    assert sum(said["cpu"] == said["cuda"] for said in found) > 0.8 * len(found)
