@@ -71,7 +71,7 @@ def on_gpu(on: Place, rounds: int, quick: bool, absent: dict[str, str]) -> Repor
     """The same on a GPU (in a test on a CPU), but for what only a CPU has."""
     shapes, tables = TOY if quick else GPU_SHAPES, []
     for dtype in (torch.float32, torch.float16):
-        layers = _layers(absent, quick, "auto")
+        layers = _layers(absent, quick, "auto", on)
         tables += [_layer(shape, layers, rounds, on, dtype) for shape in shapes]
     tables += [_norm_and_layer(shape, rounds, quick, on) for shape in shapes]
     imp, _ = _imp_table(shapes, rounds, on)
@@ -168,7 +168,7 @@ def _spikingjelly_layer(before: Callable | None = None) -> Callable:
     return layer
 
 
-def _layers(absent: dict[str, str], quick: bool, backend: str = "cpu") -> dict[str, Callable]:
+def _layers(absent: dict[str, str], quick: bool, backend: str = "cpu", on: Place = CPU) -> dict[str, Callable]:
     """name -> function of x [T, B, ...]; what is missing goes into `absent` with the reason."""
     found = {
         "ours": build_neuron("if", backend=backend),
@@ -177,7 +177,7 @@ def _layers(absent: dict[str, str], quick: bool, backend: str = "cpu") -> dict[s
     }
     snntorch = peer("snntorch", "the neuron", absent if quick else None)
     if snntorch:
-        leaky = snntorch.Leaky(beta=1.0, spike_grad=snntorch.surrogate.atan(alpha=2.0))
+        leaky = snntorch.Leaky(beta=1.0, spike_grad=snntorch.surrogate.atan(alpha=2.0)).to(on.device)
         found["snnTorch"] = stepwise(lambda x, v: leaky(x, leaky.init_leaky() if v is None else v))
     norse = peer("norse.torch", "the neuron", absent if quick else None)
     if norse:
