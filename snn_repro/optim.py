@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,7 +47,7 @@ def _lamb(groups, r: RecipeConfig):
 OPTIMIZERS: dict[str, Callable] = {"sgd": _sgd, "adam": _adam, "adamw": _adamw, "lamb": _lamb}
 
 
-def parameter_kind(module: nn.Module, name: str) -> str:
+def parameter_kind(module: Any, name: str) -> str:
     """What a parameter is to a recipe: `imp`, `neuron` (a neuron's own, never decayed), `te` (TEBN's scale of a step), `norm`,
     `bias` or `weight`. The module that owns it says so; torch's own modules by their kind."""
     if hasattr(module, "parameter_kind"):
@@ -84,7 +85,7 @@ def parameter_groups(
     return [g for g in groups if g["params"]]
 
 
-def build_optimizer(model: nn.Module, recipe: RecipeConfig, **imp: float | None) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, recipe: RecipeConfig, **imp: Any) -> torch.optim.Optimizer:
     """The recipe's optimiser over `parameter_groups`, which takes `imp` (imp_lr, imp_weight_decay). Every IMP must exist by
     now, or it would never be trained."""
     return OPTIMIZERS[recipe.optimizer](parameter_groups(model, recipe, **imp), recipe)

@@ -11,7 +11,7 @@ on the same tensor. The first call checks our kernels on that GPU, a minute or t
 import gc
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from llvmlite import ir
@@ -79,7 +79,7 @@ def on_gpu(on: Place, rounds: int, quick: bool, absent: dict[str, str]) -> Repor
     return Report("The spiking layer on a GPU", "", [*tables, imp], packages, absent, gpu=on.facts)
 
 
-def _imp_table(shapes: list[tuple[int, ...]], rounds: int, on: Place = CPU) -> tuple[Table, list[dict]]:
+def _imp_table(shapes: Sequence[tuple[int, ...]], rounds: int, on: Place = CPU) -> tuple[Table, list[dict]]:
     overhead = [_imp_overhead(shape, 2 * rounds + 1, on) for shape in shapes]
     rows = {f"T={r['timesteps']}, {r['neurons']:,} neurons, B={r['batch']}": r for r in overhead}
     for row in rows.values():
@@ -170,7 +170,7 @@ def _spikingjelly_layer(before: Callable | None = None) -> Callable:
 
 def _layers(absent: dict[str, str], quick: bool, backend: str = "cpu", on: Place = CPU) -> dict[str, Callable]:
     """name -> function of x [T, B, ...]; what is missing goes into `absent` with the reason."""
-    found = {
+    found: dict[str, Callable] = {
         "ours": build_neuron("if", backend=backend),
         REFERENCE: build_neuron("if", backend="torch"),
         "spikingjelly": _spikingjelly_layer(),
@@ -247,7 +247,7 @@ def _layer(
     if dtype == torch.float32:  # in float16 others round the potential too
         assert same[REFERENCE] == same["spikingjelly"] == 1, same
     y = torch.empty_like(x)
-    copies = {"copy, torch": lambda: y.copy_(x.detach())}
+    copies: dict[str, Callable] = {"copy, torch": lambda: y.copy_(x.detach())}
     if on.facts:
         copies["ReLU, both passes"] = both_passes(torch.relu, x, grad)
     elif dtype == torch.float32:
@@ -300,7 +300,7 @@ def _library_call(shape: tuple[int, ...], rounds: int) -> tuple[dict[str, dict],
     """Run in a fresh process, of which nothing is set."""
     torch.manual_seed(0)
     x, grad = torch.randn(shape).requires_grad_(), torch.randn(shape)
-    layers = {
+    layers: dict[str, Callable] = {
         "ours": build_neuron("if"),
         "ours, without huge pages": build_neuron("if"),
         "spikingjelly": _spikingjelly_layer(),

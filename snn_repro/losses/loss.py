@@ -1,5 +1,7 @@
 """What a loss is, and what several of them compute with."""
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,6 +28,10 @@ class Loss:
     reads_potentials = False  # watches the spiking layers, so that PyTorch computes them in training
     causal = True  # in evaluation, the prediction at a step depends on no later frame
     settings: dict[str, Setting] = {}
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...  # a setting's value
 
     def __init__(self, **values):
         for key, setting in self.settings.items():

@@ -52,7 +52,7 @@ def build_model(
         raise UserError(f"num_classes={num_classes!r} must be a positive integer")
     if not _positive(timesteps):
         raise UserError(f"timesteps={timesteps!r} must be a positive integer")
-    input_shape = tuple(input_shape)
+    input_shape = tuple(input_shape)  # type: ignore[assignment]  # of any length, as it may have been given
     if len(input_shape) != 3 or not all(_positive(n) for n in input_shape):
         raise UserError(f"input_shape={list(input_shape)} must be three positive integers (channels, height, width)")
     wished = dict(conv_backend=conv_backend, **{"neuron.backend": neuron.get("backend") or "auto"})

@@ -1,7 +1,8 @@
 """What all networks are made of: the block of convolution, norm and neuron, time folded into the batch, two kinds of input."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +26,9 @@ def over_time(x: Tensor, *layers: nn.Module) -> Tensor:
     return x.unflatten(0, steps)
 
 
-def output_size(size: tuple[int, int], kernel: int, stride: int, padding: int) -> tuple[int, int]:
-    """Return (H, W) behind a convolution or pooling that rounds down."""
-    h, w = ((n + 2 * padding - kernel) // stride + 1 for n in size)
-    return h, w
+def output_size(size: Sequence[int], kernel: int, stride: int, padding: int) -> list[int]:
+    """Return [H, W] behind a convolution or pooling that rounds down."""
+    return [(n + 2 * padding - kernel) // stride + 1 for n in size]
 
 
 class Block(nn.Module):
@@ -42,8 +42,12 @@ class Block(nn.Module):
 
     checkpointing = "off"
 
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...  # a layer
+
     def spikes(
-        self, x: Tensor, convolution: nn.Module, norm: nn.Module, neuron: nn.Module, timesteps: int | None = None,
+        self, x: Tensor, convolution: nn.Module, norm: Any, neuron: Any, timesteps: int | None = None,
         plus: Callable[[], Tensor] | None = None,
     ) -> Tensor:  # fmt: skip
         """x [T, B, C, H, W] -> spikes [T, B, C', H', W'] of a neuron behind a convolution and a norm, `plus()` added to them.
@@ -53,7 +57,7 @@ class Block(nn.Module):
         return self.fire(over_time(x, convolution), norm, neuron, timesteps, plus)
 
     def fire(
-        self, x: Tensor, norm: nn.Module, neuron: nn.Module, timesteps: int | None = None,
+        self, x: Tensor, norm: Any, neuron: Any, timesteps: int | None = None,
         plus: Callable[[], Tensor] | None = None,
     ) -> Tensor:  # fmt: skip
         """Spikes of a norm and the neuron behind it (+ plus()), computed together where `kernels` says so."""
@@ -140,7 +144,7 @@ def same_statistics(module: nn.Module) -> AbstractContextManager:
 
 @contextmanager
 def _repeat(module: nn.Module, neurons: list[tuple[Neuron, list[tuple[Tensor, Tensor]]]]) -> Iterator[None]:
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    norms: list[Any] = [m for m in module.modules() if isinstance(m, _BatchNorm)]
     kept = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
     now = [(buffer, buffer.clone()) for _, buffers in neurons for buffer, _ in buffers]
     try:

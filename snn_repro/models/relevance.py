@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +73,7 @@ class _Sum(torch.autograd.Function):
     def backward(ctx, per_output: Tensor):
         of = (lambda x: _over_time(x, ctx.steps)) if ctx.mean else (lambda x: x)
         positive = [of(part.clamp(min=0)) for part in ctx.parts]
-        share = _divided(of(per_output) * of(sum(ctx.parts)), sum(positive))
+        share = _divided(of(per_output) * of(ctx.parts[0] + ctx.parts[1]), positive[0] + positive[1])
         found = [_divided(p * share, of(part)) for p, part in zip(positive, ctx.parts, strict=True)]
         return *(_spread(f, per_output, ctx.steps) if ctx.mean else f for f in found), None, None
 
@@ -128,7 +129,8 @@ def relevance(
     finally:
         model.train(training)
     found = frames * per_input, features.detach() * per_feature
-    return found if rule == "sltrp" else tuple(r.mean(0).expand_as(r) for r in found)
+    of_input, of_features = found if rule == "sltrp" else (r.mean(0).expand_as(r) for r in found)
+    return of_input, of_features
 
 
 def guide(model: nn.Module, device: torch.device, parts: int = 1) -> Callable[[Tensor, str], tuple[Tensor, Tensor]]:
@@ -140,7 +142,8 @@ def guide(model: nn.Module, device: torch.device, parts: int = 1) -> Callable[[T
     def of(frames: Tensor, rule: str) -> tuple[Tensor, Tensor]:
         shares = frames.tensor_split(min(parts, frames.shape[1]), dim=1)
         found = [relevance(model, share.to(device), rule=rule) for share in shares]
-        return tuple(torch.cat(of_shares, dim=1).to(frames.device) for of_shares in zip(*found, strict=True))
+        of_input, of_features = (torch.cat(r, dim=1).to(frames.device) for r in zip(*found, strict=True))
+        return of_input, of_features
 
     return of
 
@@ -163,7 +166,7 @@ def _ruled(model: nn.Module, frames: Tensor, rule: str) -> Iterator[_Watch]:
     """Within, the layers of `model` have the rule in the place of their derivatives."""
     steps, mean = frames.shape[:2], rule == "slrp"
     watch = _Watch(steps, mean)
-    ruled: dict[nn.Module, Callable] = {}
+    ruled: dict[Any, Callable] = {}
     for name, module in model.named_modules():
         if isinstance(module, Neuron):
             _check_neuron(module, name)
@@ -231,7 +234,7 @@ def _weights(layer: nn.Module, x: Tensor, y: Tensor, steps) -> Callable[[Tensor]
     return lambda per_output: _through_weights(layer, x, x.clamp(min=0), x.clamp(max=0), per_output * y)
 
 
-def _through_weights(layer: nn.Module, x: Tensor, above: Tensor, below: Tensor, R: Tensor) -> Tensor:
+def _through_weights(layer: Any, x: Tensor, above: Tensor, below: Tensor, R: Tensor) -> Tensor:
     """R [..] of a layer's outputs -> per input of positive values `above` and negative ones `below`."""
 
     def contributions(values: Tensor, weight: Tensor) -> Tensor:
@@ -244,11 +247,12 @@ def _through_weights(layer: nn.Module, x: Tensor, above: Tensor, below: Tensor, 
         both.append((below, layer.weight.detach().clamp(max=0)))
     with torch.enable_grad():
         both = [(values.detach().requires_grad_(), weight) for values, weight in both]
-        total = sum(contributions(values, weight) for values, weight in both)
+        total = torch.as_tensor(sum(contributions(values, weight) for values, weight in both))
         found = torch.autograd.grad(total, [values for values, _ in both], _divided(R, total.detach()))
     if len(found) == 1:
         return found[0]
-    return _divided(sum(values.detach() * per_value for (values, _), per_value in zip(both, found, strict=True)), x)
+    parts = (values.detach() * per_value for (values, _), per_value in zip(both, found, strict=True))
+    return _divided(torch.as_tensor(sum(parts)), x)
 
 
 def _norm(layer: nn.Module, x: Tensor, y: Tensor, steps) -> Callable[[Tensor], Tensor]:

@@ -4,7 +4,7 @@ arXiv:2011.05280). Beside them stand the SEW-ResNets, whose blocks add spikes.
 Names follow torchvision's ResNet (conv1, bn1, layer1.0.conv1, downsample.0, fc), so that resnet34's weights load.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ class BasicBlock(Block):
     `size` is (H, W) of the input.
     """
 
-    def __init__(self, inputs: int, width: int, stride: int, size: tuple[int, int], neuron: dict, norm_of: Callable):
+    def __init__(self, inputs: int, width: int, stride: int, size: Sequence[int], neuron: dict, norm_of: Callable):
         super().__init__()
         size = output_size(size, 3, stride, 1)
         self.conv1 = conv(inputs, width, 3, stride)
@@ -68,7 +68,7 @@ class SpikingResNet(SpikingNetwork):
         size = output_size(size, kernel, stride, kernel // 2)
         self.bn1 = norm_of(widths[0])
         self.sn1 = build_neuron(state_shape=(widths[0], *size), **neuron)
-        self.pool = nn.Identity()
+        self.pool: nn.Module = nn.Identity()
         if stem == "imagenet":
             self.pool = nn.MaxPool2d(3, 2, 1)
             size = output_size(size, 3, 2, 1)
@@ -82,7 +82,8 @@ class SpikingResNet(SpikingNetwork):
                 size, inputs = output_size(size, 3, stride, 1), width
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         self.stages = len(widths)
-        self.fc1 = self.sn_fc1 = None
+        self.fc1: Any = None
+        self.sn_fc1: Any = None
         if hidden:
             self.fc1 = nn.Linear(inputs, hidden)
             self.sn_fc1 = build_neuron(state_shape=(hidden,), **neuron)
@@ -95,7 +96,7 @@ class SpikingResNet(SpikingNetwork):
         x = self.spikes(x, self.conv1, self.bn1, self.sn1, timesteps)
         x = over_time(x, self.pool)
         for stage in range(self.stages):
-            for block in self.get_submodule(f"layer{stage + 1}"):
+            for block in getattr(self, f"layer{stage + 1}"):
                 x = self.through(x, block)
         if self.fc1 is not None:
             x = self.sn_fc1(self.fc1(x.mean((-2, -1))))

@@ -6,7 +6,7 @@ The checkpoints of the paper's authors load too (`own_names`).
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -51,7 +51,8 @@ class SEWBlock(Block):
     def shortcut(self, x: Tensor) -> Tensor:
         if self.downsample is None:
             return x
-        return self.spikes(x, *self.downsample, self.downsample_sn)
+        convolution, norm = self.downsample
+        return self.spikes(x, convolution, norm, self.downsample_sn)
 
 
 class BasicBlock(SEWBlock):
@@ -60,7 +61,7 @@ class BasicBlock(SEWBlock):
     expansion = 1
     last_norm = "bn2"
 
-    def __init__(self, inputs: int, width: int, stride: int, size: tuple[int, int], neuron: dict, norm: NormOf):
+    def __init__(self, inputs: int, width: int, stride: int, size: Sequence[int], neuron: dict, norm: NormOf):
         super().__init__()
         size = output_size(size, 3, stride, 1)
         self.conv1 = conv(inputs, width, 3, stride)
@@ -82,7 +83,7 @@ class Bottleneck(SEWBlock):
     expansion = 4
     last_norm = "bn3"
 
-    def __init__(self, inputs: int, width: int, stride: int, size: tuple[int, int], neuron: dict, norm: NormOf):
+    def __init__(self, inputs: int, width: int, stride: int, size: Sequence[int], neuron: dict, norm: NormOf):
         super().__init__()
         strided, outputs = output_size(size, 3, stride, 1), width * self.expansion
         self.conv1 = conv(inputs, width, 1)
@@ -169,7 +170,7 @@ class SEWResNet(SpikingNetwork):
             self.conv1 = conv(channels, 64, 3)
         self.bn1 = norm_of(64)
         self.sn1 = build_neuron(state_shape=(64, *size), **neuron)
-        self.pool = nn.Identity()
+        self.pool: nn.Module = nn.Identity()
         if stem == "imagenet":
             self.pool = nn.MaxPool2d(3, 2, 1) if stem_pool == "max" else AvgPool2d(3, 2, 1, count_include_pad=True)
             size = output_size(size, 3, 2, 1)

@@ -6,6 +6,7 @@ neurons. Those of attention (`attn_lif`) fire at half the threshold of the other
 """
 
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class Place(nn.Module):
 class Transformer(SpikingNetwork):
     """spikingjelly's `net`, whose head a subclass feeds with `features` of every step."""
 
-    net: nn.Module
+    net: Any
 
     def fill(self, neuron: dict) -> None:
         """Put a neuron into each place of `net`."""

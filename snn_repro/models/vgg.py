@@ -4,6 +4,7 @@ VGGSNN and SNN7."""
 from dataclasses import replace
 from functools import partial
 from math import prod
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -58,7 +59,7 @@ class VGG(SpikingNetwork):
                 f"model.name={name} halves its frames {pools} times and needs at least "
                 f"{2**pools}x{2**pools} pixels, not {size[0]}x{size[1]}."
             )
-        layers = []
+        layers: list[nn.Module] = []
         for width in plan:
             if width == POOL:
                 layers.append(OverTime(pool(2)))
@@ -75,7 +76,7 @@ class VGG(SpikingNetwork):
     def extract(self, x: Tensor, last_step: bool = False) -> Tensor:
         """Return the last feature maps [T, B, C, H, W] of frames or of a static image, or the last step's [1, ...]."""
         x, timesteps = self.steps(x)
-        first, neuron, *rest = self.features
+        first, neuron, *rest = list[Any](self.features)
         x = self.spikes(x, first.conv, first.norm, neuron, timesteps)
         for layer, following in zip(rest, [*rest[1:], None], strict=True):
             if isinstance(layer, ConvNorm):

@@ -67,4 +67,5 @@ class VGG16(SpikingNetwork):
         return head(x[-1:] if last_step else x)
 
     def _stage(self, first: int, timesteps: int, x: Tensor) -> Tensor:
-        return self.spikes(x, *self.features[first : first + 3], timesteps)
+        convolution, norm, neuron = self.features[first : first + 3]
+        return self.spikes(x, convolution, norm, neuron, timesteps)

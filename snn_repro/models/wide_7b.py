@@ -1,6 +1,6 @@
 """Wide-7B-Net: seven SEW blocks with ADD (Fang et al., NeurIPS 2021, arXiv:2102.04159), the network of CIFAR10-DVS."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 
 from torch import Tensor, nn
@@ -20,11 +20,12 @@ class Stage(Block):
     def __init__(self, inputs: int, width: int, size: tuple[int, int], neuron: dict, norm_of: Callable):
         super().__init__()
 
-        def layers(inputs: int, kernel: int) -> list[nn.Module]:
+        def layers(inputs: int, kernel: int) -> Sequence[nn.Module]:
             conv = Conv2d(inputs, width, kernel, padding=kernel // 2, bias=False)
             return [conv, norm_of(width), build_neuron(state_shape=(width, *size), **neuron)]
 
-        self.conv0, self.bn0, self.sn0 = layers(inputs, 1) if inputs != width else (None, None, None)
+        first: Sequence[nn.Module | None] = layers(inputs, 1) if inputs != width else (None, None, None)
+        self.conv0, self.bn0, self.sn0 = first
         self.conv1, self.bn1, self.sn1 = layers(width, 3)
         self.conv2, self.bn2, self.sn2 = layers(width, 3)
         self.pool = nn.MaxPool2d(2) if min(size) > 1 else nn.Identity()

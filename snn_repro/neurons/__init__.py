@@ -84,7 +84,7 @@ def build_neuron(
 
 def _draw_imp(initial: type[InitialState], state_shape, low: float, high: float) -> torch.Tensor | None:
     seed = int(torch.randint(2**62, (), device="cpu"))
-    if initial.learned_shape((1,)) is None:
+    if initial.learned_shape((1,)) is None:  # nothing is learned, of any shape
         return None
     if state_shape is None:
         raise UserError("neuron.imp=true needs state_shape, for example (C, H, W): IMP is one value a neuron")
@@ -92,5 +92,5 @@ def _draw_imp(initial: type[InitialState], state_shape, low: float, high: float)
     if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
         raise UserError(f"state_shape={state_shape!r} must hold positive integers, for example (64, 32, 32)")
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    values = torch.empty(initial.learned_shape(shape), device="cpu").uniform_(low, high, generator=generator)
+    values = torch.empty(initial.learned_shape(shape) or (), device="cpu").uniform_(low, high, generator=generator)
     return values.to(torch.get_default_device())

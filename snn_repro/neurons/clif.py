@@ -21,7 +21,7 @@ class CLIF(Neuron):
         without=("reset", "v_reset", "detach_reset"),
         tau=Setting(2.0, "membrane time constant", "time steps", low=1, why="it divides the leak"),
     )
-    m: Tensor | float = 0.0
+    m: Any = 0.0  # a tensor from the first step on
 
     @classmethod
     def states(cls, settings: Mapping[str, Any], timesteps: int) -> int:

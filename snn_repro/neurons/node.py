@@ -76,7 +76,9 @@ class Neuron(BaseNode):
     decayed: tuple[str, ...] = ()
     # hears (layer, h, s) of all steps, each a list of T [B, ...], after every forward; nothing is kept for it
     watch: Callable[["Neuron", list[Tensor], list[Tensor]], None] | None = None
-    causal = True  # whether an output depends on no later input
+    v: Any
+    v_seq: Any
+    causal: Any = True  # whether an output depends on no later input
     wired = False  # whether the number of time steps is wired in
     max_count = 1  # spikes that one output may stand for, each a synaptic operation; see energy.py
 

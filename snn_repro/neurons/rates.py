@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from spikingjelly.activation_based.neuron import BaseNode
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -19,7 +19,9 @@ def firing_rates(model: nn.Module) -> Iterator[dict[str, float]]:
     Every neuron-step counts alike, so a short last batch weighs less. A layer that never ran has no entry.
     """
     rates: dict[str, float] = {}
-    spikes, neuron_steps, hooks = {}, {}, []
+    spikes: dict[str, Tensor] = {}
+    neuron_steps: dict[str, int] = {}
+    hooks = []
 
     def counter(name):
         def count(module, inputs, output):

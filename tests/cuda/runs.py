@@ -33,8 +33,6 @@ def watching(device):
     """Training in which `device` watches from the end of the first step of an epoch, or batch of an evaluation, to the last."""
 
     class Watching(train.Training):
-        batches = 0
-
         def train_step(self, *given):
             done = super().train_step(*given)
             device.starting, device.watched = False, True
@@ -44,10 +42,14 @@ def watching(device):
             device.watched = False
             super().tally(pending)
 
+        def evaluate(self, batches, part):
+            self.left = min(len(batches), BATCHES)
+            return super().evaluate(batches, part)
+
         def check_stop(self):
             super().check_stop()
-            self.batches = (self.batches + 1) % BATCHES
-            device.watched = self.batches > 0
+            self.left -= 1
+            device.watched = self.left > 0
 
     return mock.patch.object(train, "Training", Watching)
 

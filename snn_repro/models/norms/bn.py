@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +70,7 @@ class BN(nn.BatchNorm2d):
 
 
 @torch.no_grad()
-def learn(norm: nn.modules.batchnorm._BatchNorm, mean: Tensor, var: Tensor, n: int | Tensor) -> None:
+def learn(norm: Any, mean: Tensor, var: Tensor, n: int | Tensor) -> None:
     """Update the running statistics by those of a batch of n values a channel, var over n."""
     norm.num_batches_tracked += 1
     norm.running_mean.lerp_(mean, norm.momentum)

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snn_repro.neurons.surrogates.dspike import dspike
-from snn_repro.neurons.surrogates.spike import Spike, register_surrogate
+from snn_repro.neurons.surrogates.spike import register_surrogate
 
 # not held against the paper's text or code
 EPSILON = 0.01  # of the finite differences
@@ -30,7 +31,7 @@ def finite_differences(weight: nn.Parameter, loss: Callable[[], Tensor]) -> Tens
     return found
 
 
-def adapt(model: nn.Module, spikes: list[Spike], loss: Callable[[], Tensor]) -> None:
+def adapt(model: nn.Module, spikes: list[Any], loss: Callable[[], Tensor]) -> None:
     """Of the present temperature, one step more and one less, take for all layers the one whose gradient of the first layer's
     weight points most nearly where its finite differences do."""
     weight = next(p for p in model.parameters() if p.dim() > 1)
