@@ -31,8 +31,10 @@ from snn_repro.data.events import Events, integrate
 from snn_repro.data.feed import feed
 from snn_repro.data.formats import read_aedat3
 from snn_repro.data.image_files import ImageFile, decode, decode_tensor
+from snn_repro.data.jpegs import Jpegs
 from snn_repro.data.prepare import prepare
 from snn_repro.data.sets import SETS
+from snn_repro.distributed import cores
 
 SIZE = (128, 128)
 OURS = "ours (find, read, CRC-32, decode, integrate, checksum, write, journal, index)"
@@ -72,6 +74,8 @@ def on_gpu(on: Place, rounds: int, quick: bool) -> Report:
     title = "Batches of 32x32 images, crop with padding 4, flip, normalise"
     tables.append(_ways(rounds, title, images, 64 if quick else 256, transforms, on))
     tables.append(_main_process(rounds, "table3_sew_r18_lts", 256 if quick else 4096, on))
+    with tempfile.TemporaryDirectory() as scratch:
+        tables.append(_decoders(rounds, "table3_sew_r18_lts", 4 if quick else 512, Path(scratch), on, quick))
     how = (
         "Nothing trains meanwhile: what is prepared ahead hides behind the steps of a network as far as it is shorter."
     )
@@ -426,6 +430,31 @@ def _main_process(rounds: int, row: str, n: int, on: Place | None = None) -> Tab
     title = f"Training batches of {row}: what the process that trains has to do"
     note = "" if on else "CPU time of that process alone, without what a device does; nothing is pinned."
     return Table(title, rated(timings(case, rounds, on.clock if on else clocked), n, "images"), note)
+
+
+def _decoders(rounds: int, row: str, n: int, folder: Path, on: Place, quick: bool) -> Table:
+    """An epoch of a row's JPEGs on their way to the device, by each decoder and all cores of the job."""
+    config = load_config([f"experiment={row}"])
+    dataset = SETS[config.dataset.name]
+    mean, pixels, workers = dataset.statistics[0], dataset.shape[-1], 0 if quick else max(1, cores() - 1)
+    transforms = batch_transforms(config.augment, dataset, Normalize(*dataset.statistics), in_pil=True)
+    rng = np.random.RandomState(0)
+    images, labels = [_photo(rng, folder, i) for i in range(n)], np.zeros(n, np.int64)
+    cut, cut_tensors = (
+        sample_transform(config.augment, dataset, pixels, mean, tensors=tensors) for tensors in (False, True)
+    )
+    samples = {
+        "pil": PilImages(images, labels, cut, read=decode),
+        "torchvision": PilImages(images, labels, cut_tensors, read=decode_tensor),
+        "nvjpeg": Jpegs(images, labels, cut_tensors),
+    }
+    cases: dict[str, Callable] = {}
+    for decoder, those in samples.items():
+        batches = LoaderBatches(those, min(64, n), shuffle=True, workers=workers, transforms=transforms)
+        [fed] = feed([batches], torch.device(on.device))
+        cases[f"dataset.decoder={decoder}"] = lambda fed=fed: deque(fed.epoch(0), maxlen=0)
+    title = f"Training batches of {row}: JPEG files of 500 x 375 pixels, {workers} loader processes"
+    return Table(title, rated(timings(cases, rounds, on.clock), n, "images"))
 
 
 def _photo(rng: np.random.RandomState, folder: Path, number: int) -> ImageFile:

@@ -64,9 +64,8 @@ class RMP(Loss):
         if layer.training and torch.is_grad_enabled():
             gaps = [(h - s).abs() ** self.power for h, s in zip(potentials, spikes, strict=True)]
             term = torch.stack([gap.mean() for gap in gaps]).mean()
-            if (
-                self.listening and self.heard is not None
-            ):  # checkpointing runs layers once more and must find the same operations
+            # checkpointing runs layers once more and must find the same operations
+            if self.listening and self.heard is not None:
                 self.heard.append(term)
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
