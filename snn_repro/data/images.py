@@ -183,7 +183,7 @@ class ImageSet(DataSet):
             tensors = in_tensors(cfg)
             augmented = augment.sample_transform(cfg.augment, self, size, fill, first, tensors)
             plain = augment.eval_sample_transform(cfg.augment, size, self.test_margin)
-            if cfg.dataset.own["decoder"] == "nvjpeg":
+            if cfg.dataset.own.get("decoder") == "nvjpeg":
                 from snn_repro.data import jpegs
 
                 jpegs.check(

@@ -36,13 +36,17 @@ RUNS = {
     "parallel neurons": [*FRAMES, "neuron=masked_psn"],
     "interrupted, continued and tested": [*IMAGES, "recipe.ema_decay=0.5", "recipe.optimizer=adamw"],
 }
+FUSED = [  # in Triton's interpreter
+    "dataset=digits", "kernels=triton", "recipe.epochs=1", "timesteps=2", "recipe.batch_size=8", "recipe.eval_batch_size=8",
+]  # fmt: skip
 MORE = {
     **{f"recipe.optimizer={name}": [*IMAGES, f"recipe.optimizer={name}"] for name in ("sgd", "adam")},
     **{f"augment.{key}": [*FRAMES, f"augment.{key}"] for key in ("nda=true", "rpg_drop=0.5", "rpg_mix=0.5")},
     **{f"model.checkpointing={how}": [*IMAGES, f"model.checkpointing={how}"] for how in ("norms", "blocks")},
     "a batch in parts": [*IMAGES, "recipe.accumulate=2"],
     "bfloat16": [*IMAGES, "recipe.amp=bf16"],
-    "fused": ["dataset=digits", "kernels=triton", "recipe.epochs=1"],  # in Triton's interpreter: minutes
+    "fused": FUSED,
+    "fused, float16": [*FUSED, "recipe.amp=fp16"],
 }
 # What goes by the network's view, on the host; a surrogate that is read back in each backward pass.
 WAIT = {"augment.rpg_drop=0.5", "augment.rpg_mix=0.5", "digits surrogate=dspike_adaptive"}
