@@ -51,6 +51,7 @@ def pretended():
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_flatten, tree_map
 
+    from snn_repro import distributed
     from snn_repro.data import batches
 
     aten = torch.ops.aten
@@ -83,6 +84,10 @@ def pretended():
 
         def __repr__(self):
             return f"There({value(self)})"
+
+        def tolist(self):
+            device.wait("read")
+            return value(self).tolist()
 
         @classmethod
         def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
@@ -170,6 +175,13 @@ def pretended():
             return decode(files, mode)
         return [There(decode(file, mode)) for file in files]
 
+    def wrap(model, where):
+        wrapped = to_wrap(model, where)
+        if wrapped is not model:
+            wrapped.logger = mock.Mock()  # DistributedDataParallel's, which asks a GPU's clock
+        return wrapped
+
+    to_wrap = distributed.wrap
     save, seed, decode = torch.save, torch.zeros(16, dtype=torch.uint8), torchvision.io.decode_jpeg
     known = dict(
         is_available=True, device_count=1, get_device_name="a pretended GPU", get_device_capability=(9, 0), current_device=0,
@@ -183,7 +195,10 @@ def pretended():
         # tensors of inference mode cannot be wrapped
         inference = lambda on=True: torch.no_grad() if on else contextlib.nullcontext()  # noqa: E731
         within.enter_context(mock.patch.object(torch, "inference_mode", inference))
-        within.enter_context(mock.patch.object(torch, "save", lambda content, file: save(to_host(content), file)))
+        within.enter_context(
+            mock.patch.object(torch, "save", lambda content, *how, **more: save(to_host(content), *how, **more))
+        )
+        within.enter_context(mock.patch.object(distributed, "wrap", wrap))
         within.enter_context(mock.patch.object(torchvision.io, "decode_jpeg", decode_jpeg))
         within.enter_context(mock.patch.object(batches, "ahead", lambda items: items))  # a mode is its thread's own
         within.enter_context(torch.autograd.set_multithreading_enabled(False))

@@ -6,6 +6,7 @@ torch must not be imported when the device is made up, so the runs are those of 
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from functools import cache
@@ -48,8 +49,13 @@ MORE = {
     "fused": FUSED,
     "fused, float16": [*FUSED, "recipe.amp=fp16"],
 }
-# What goes by the network's view, on the host; a surrogate that is read back in each backward pass.
-WAIT = {"augment.rpg_drop=0.5", "augment.rpg_mix=0.5", "digits surrogate=dspike_adaptive"}
+TOGETHER = {
+    "statistics of each": [*IMAGES, "neuron=if", "neuron.initial=mp_init"],
+    "statistics of both": [*IMAGES, "recipe.sync_bn=true", "loss=strong2weak"],
+}
+# What goes by the network's view, on the host; a surrogate that is read back in each backward pass; torch's
+# DistributedDataParallel, which copies numbers of its own.
+WAIT = {"augment.rpg_drop=0.5", "augment.rpg_mix=0.5", "digits surrogate=dspike_adaptive", *TOGETHER}
 
 
 @pytest.fixture(scope="module")
@@ -63,21 +69,25 @@ def outcomes(library):
     folder = library.parent
 
     @cache
-    def found(names: str) -> dict:
+    def found(names: str, processes: int) -> dict:
         (folder / "runs.json").write_text(names)
         out = folder / "out.json"
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "TRITON_INTERPRET": "1",
-            "OMP_NUM_THREADS": "1",
-        }
         command = [sys.executable, Path(__file__).with_name("runs.py"), library, folder / "runs.json", out]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        usual = {"PYTHONPATH": os.pathsep.join(sys.path), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+        places: list[dict] = [{}]
+        if processes > 1:  # each on a machine of its own, with the one device
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                meet = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]), WORLD_SIZE=str(processes))
+            places = [dict(meet, RANK=str(rank), LOCAL_RANK="0") for rank in range(processes)]
+        piped = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        started = [subprocess.Popen(command, env={**os.environ, **usual, **place}, **piped) for place in places]
+        for process in started:
+            said, _ = process.communicate(timeout=1200)
+            assert process.returncode == 0, said[-4000:]
         return {said["name"]: said for said in json.loads(out.read_text())}
 
-    return lambda runs: found(json.dumps(runs))
+    return lambda runs, processes=1: found(json.dumps(runs), processes)
 
 
 def hold(said: dict) -> None:
@@ -93,6 +103,13 @@ def hold(said: dict) -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_the_numbers_are_those_of_a_cpu_and_no_step_waits(outcomes, name):
     hold(outcomes(RUNS)[name])
+
+
+def test_two_processes(outcomes):
+    """Gradients, statistics and confidences are those of both; how NCCL sends them is not shown."""
+    for said in outcomes(TOGETHER, processes=2).values():
+        hold(said)
+        assert said["cpu"]
 
 
 def test_jpegs_are_decoded_on_the_device(outcomes, tmp_path):
