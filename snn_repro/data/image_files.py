@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from snn_repro.data.archives import Section
 from snn_repro.data.dataset import entry, first_entry
-from snn_repro.errors import DataError
+from snn_repro.errors import DataError, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -103,12 +103,30 @@ def as_stored(image: ImageFile, mode: str = "RGB") -> Tensor:
 
 def decode_jpegs(files: list[Tensor], mode: str, device: torch.device) -> list[Tensor]:
     """uint8 [n] each, in memory of the CPU -> uint8 [C, H, W] on a device. Raises RuntimeError for a file that is no good JPEG."""
-    from torchvision.io import ImageReadMode, decode_jpeg
+    return jpeg_decoder()(files, {"RGB": "RGB", "L": "GRAY"}[mode], device) if files else []
 
-    how = {"RGB": ImageReadMode.RGB, "L": ImageReadMode.GRAY}[mode]
-    if device.type == "cuda":
-        return decode_jpeg(files, how, device) if files else []
-    return [decode_jpeg(file, how) for file in files]
+
+def jpeg_decoder() -> Callable[[list[Tensor], str, torch.device], list[Tensor]]:
+    """torchvision's, or where it decodes no more (to be removed after version 0.29) torchcodec's: the same pixels.
+
+    Raises UserError where neither is there.
+    """
+    try:
+        from torchvision.io import ImageReadMode, decode_jpeg
+    except ImportError:
+        try:
+            from torchcodec.decoders import decode_jpeg as by_torchcodec
+        except ImportError:
+            raise UserError(
+                "dataset.decoder=torchvision and nvjpeg need torchvision up to 0.29, or torchcodec 0.16 or newer; pip install"
+                " torchcodec, or use dataset.decoder=pil"
+            ) from None
+        return lambda files, mode, device: by_torchcodec(files, mode=mode, device=device)
+    return lambda files, mode, device: (
+        decode_jpeg(files, ImageReadMode[mode], device)
+        if device.type == "cuda"
+        else [decode_jpeg(file, ImageReadMode[mode]) for file in files]
+    )
 
 
 def look(images: Sequence[ImageFile]) -> list[tuple[int, int, str]]:
@@ -181,7 +199,7 @@ def named(image: ImageFile) -> Iterator[None]:
     """Turns whatever a damaged file makes PIL's readers raise, nearly anything, into a DataError with the file's name."""
     try:
         yield
-    except MemoryError:
+    except (MemoryError, UserError):
         raise
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__

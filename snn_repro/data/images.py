@@ -181,6 +181,8 @@ class ImageSet(DataSet):
             # without RandomResizedCrop the network still needs one size: that of the test
             first, mode = augment.eval_steps(cfg.augment, size, self.test_margin), "RGB" if self.shape[0] == 3 else "L"
             tensors = in_tensors(cfg)
+            if tensors:
+                image_files.jpeg_decoder()  # that there is one
             augmented = augment.sample_transform(cfg.augment, self, size, fill, first, tensors)
             plain = augment.eval_sample_transform(cfg.augment, size, self.test_margin)
             if cfg.dataset.own.get("decoder") == "nvjpeg":

@@ -1,11 +1,12 @@
 """dataset.decoder=nvjpeg: JPEGs that loader processes read as bytes and the training process decodes and cuts on its GPU.
 
-torchvision hands a batch of files to nvJPEG, which uses the GPU's own decoder where it has one. What is drawn for an image is
+torchvision (or torchcodec) hands a batch of files to nvJPEG, which uses the GPU's own decoder where it has one. What is drawn for an image is
 what is drawn with any other decoder, on the CPU, so crops and flips are the same; pixels differ by rounding.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,7 @@ class Jpegs(PilImages):
 
 def check(cfg: Config, in_pil: Sequence[str]) -> None:
     """Raise UserError where dataset.decoder=nvjpeg cannot work; in_pil: the keys of steps that need PIL images."""
-    from torchvision.io import encode_jpeg
+    from PIL import Image
 
     said, instead = "dataset.decoder=nvjpeg decodes on the GPU", "use dataset.decoder=torchvision"
     if in_pil:
@@ -68,10 +69,15 @@ def check(cfg: Config, in_pil: Sequence[str]) -> None:
     if cfg.device == "cpu" or not torch.cuda.is_available():
         why = "device=cpu" if cfg.device == "cpu" else "torch sees none"
         raise UserError(f"{said} and {why}; {instead}")
-    trial = encode_jpeg(torch.zeros(1, 16, 16, dtype=torch.uint8))
+    trial = io.BytesIO()
+    Image.new("L", (16, 16)).save(trial, "JPEG")
     try:
-        decode_jpegs([trial], "L", torch.device(cfg.device if cfg.device.startswith("cuda") else "cuda"))
+        decode_jpegs(
+            [torch.frombuffer(trial.getbuffer(), dtype=torch.uint8)],
+            "L",
+            torch.device(cfg.device if cfg.device.startswith("cuda") else "cuda"),
+        )
     except RuntimeError as error:
         raise UserError(
-            f"{said}, which this torchvision cannot ({' '.join(str(error).split())[:200]}); {instead}"
+            f"{said}, which torchvision cannot here ({' '.join(str(error).split())[:200]}); {instead}"
         ) from None

@@ -1,6 +1,8 @@
 """dataset.decoder=torchvision: the same images, crops and mistakes as with PIL, up to rounding."""
 
 import io
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -94,7 +96,7 @@ def test_a_damaged_file_is_the_same_sentence(tmp_path):
                 DataError, match=f"{name} cannot be read as an image: .*; get it again or remove it"
             ) as e:
                 read(ImageFile(str(tmp_path), name))
-            assert "\n" not in str(e.value)
+            assert "\n" not in str(e.value) and str(e.value).count("cannot be read") == 1
 
 
 @pytest.fixture
@@ -141,6 +143,32 @@ def test_nvjpeg_needs_a_gpu_and_no_pil(tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match=f"{nvjpeg} decodes on the GPU and torch sees none"):
             imagenet(tmp_path, nvjpeg)
+
+
+def test_torchcodec_decodes_where_torchvision_does_no_more(tmp_path, monkeypatch):
+    photo(1).save(tmp_path / "a.jpg")
+    image, asked = ImageFile(str(tmp_path), "a.jpg"), []
+    wanted = {mode: decode_tensor(image, mode) for mode in ("RGB", "L")}
+
+    def decode_jpeg(sources, *, mode, device):  # as torchcodec's
+        asked.append((mode, str(device)))
+        return [wanted[{"RGB": "RGB", "GRAY": "L"}[mode]] for _ in sources]
+
+    import torchvision.transforms.v2  # noqa: F401  # which asks for it too
+
+    monkeypatch.delattr("torchvision.io.decode_jpeg")
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", types.SimpleNamespace(decode_jpeg=decode_jpeg))
+    for mode in wanted:
+        assert torch.equal(decode_tensor(image, mode), wanted[mode])
+    assert asked == [("RGB", "cpu"), ("GRAY", "cpu")]
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    sentence = (
+        "^dataset.decoder=torchvision and nvjpeg need torchvision up to 0.29, or torchcodec 0.16 or newer; pip install"
+    )
+    photographs(tmp_path)
+    for read in (lambda: decode_tensor(image), lambda: imagenet(tmp_path, TORCHVISION)):  # the second before any batch
+        with pytest.raises(UserError, match=sentence):
+            read()
 
 
 def test_own_folders_and_raw_samples(tmp_path):
