@@ -161,7 +161,8 @@ def pretended():
             if not on:
                 return found
             given = {id(value(a)): a for a in tensors if there(a)}  # what works in place returns what it was given
-            return tree_map(lambda x: given.get(id(x), There(x)) if isinstance(x, torch.Tensor) else x, found)
+            back = lambda x: given[id(x)] if id(x) in given else There(x) if isinstance(x, torch.Tensor) else x  # noqa: E731
+            return tree_map(back, found)
 
     def to_host(content):
         if isinstance(content, torch.Tensor):

@@ -24,8 +24,8 @@ from snn_repro.trained.evaluate import evaluate_run  # noqa: E402
 
 BATCHES = 3  # of an evaluation
 SHORT = [
-    "logger.mode=disabled", "recipe.epochs=2", "recipe.eval_batch_size=20", "debug.max_steps=3", f"debug.max_eval_batches={BATCHES}", "energy=false", "threads=1",
-    "dataset.workers=0",
+    "logger.mode=disabled", "recipe.epochs=2", "recipe.eval_batch_size=20", "debug.max_steps=3",
+    f"debug.max_eval_batches={BATCHES}", "energy=false", "threads=1", "dataset.workers=0",
 ]  # fmt: skip
 
 

@@ -80,11 +80,13 @@ def outcomes(library):
                 free.bind(("127.0.0.1", 0))
                 meet = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]), WORLD_SIZE=str(processes))
             places = [dict(meet, RANK=str(rank), LOCAL_RANK="0") for rank in range(processes)]
-        piped = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        started = [subprocess.Popen(command, env={**os.environ, **usual, **place}, **piped) for place in places]
-        for process in started:
-            said, _ = process.communicate(timeout=1200)
-            assert process.returncode == 0, said[-4000:]
+        started = []
+        for rank, place in enumerate(places):
+            with (folder / f"{rank}.log").open("w") as log:
+                both = dict(stdout=log, stderr=subprocess.STDOUT)
+                started.append(subprocess.Popen(command, env={**os.environ, **usual, **place}, **both))
+        for rank, process in enumerate(started):
+            assert process.wait(1200) == 0, (folder / f"{rank}.log").read_text()[-4000:]
         return {said["name"]: said for said in json.loads(out.read_text())}
 
     return lambda runs, processes=1: found(json.dumps(runs), processes)
@@ -93,9 +95,8 @@ def outcomes(library):
 def hold(said: dict) -> None:
     assert said["error"] is None, said["error"]
     assert said["name"] in WAIT or not said["waits"], said["waits"]
-    if (
-        said["cpu"] is not None
-    ):  # to the last bit, but where another order of memory is another order of sums, which moves spikes
+    if said["cpu"] is not None:
+        # to the last bit, but where another order of memory is another order of sums, which moves spikes
         for cpu, cuda in zip(said["cpu"], said["cuda"], strict=True):
             assert cuda == pytest.approx(cpu, rel=0.01)
 

@@ -76,11 +76,16 @@ def test_gradients_pass_and_a_place_before_the_frame_is_refused():
 
 def test_threads_change_nothing(monkeypatch):
     monkeypatch.setattr(augmentation, "SHARE", 8)
+    monkeypatch.setattr(mix, "SHARE", 8)
     x, sources = frames(4, 7, 2, 6, 5), some_sources("policy", 7, (6, 5))
+    other = torch.tensor([6, 0, 0, 4, 3])  # of five of the seven samples
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
         assert torch.equal(moved(x, sources), picked(x, sources))
+        for values in (x, frames(4, 7, 2, 6, 5, dtype=torch.uint8)):
+            wanted = values[:, :5].float().mul(0.3) + values[:, other].float().mul(1 - 0.3)
+            assert torch.equal(blend(values, other, 0.3), wanted)
     finally:
         torch.set_num_threads(threads)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from snn_repro.data.augment.augmentation import BatchAugmentation, held, register_augmentation, sent, soft
+from snn_repro.data.augment.augmentation import SHARE, BatchAugmentation, held, register_augmentation, sent, soft
 from snn_repro.settings import Setting
 
 if TYPE_CHECKING:
@@ -126,10 +126,14 @@ def blend(x: Tensor, other: Tensor, lam: float) -> Tensor:
     loop = _loop() if x.device.type == "cpu" else None
     if loop is None:
         return own.float().mul(lam).add_(x.index_select(-4, sent(other, x.device)).float().mul_(1 - lam))
+    from snn_repro.kernels import cuts, in_parallel
+
     x = x if x.dtype == torch.uint8 else x.float()
     out = torch.empty(own.shape)
-    rows = (a.reshape(-1, a.shape[-4], a.shape[-3:].numel()).numpy() for a in (x, out))
-    loop(*rows, other.numpy(), np.float32(lam), np.float32(1 - lam))
+    rows = [a.reshape(-1, a.shape[-4], a.shape[-3:].numel()).numpy() for a in (x, out)]
+    threads = min(torch.get_num_threads(), -(-out.numel() // SHARE), len(other))
+    weights = np.float32(lam), np.float32(1 - lam)
+    in_parallel(lambda *part: loop(*rows, other.numpy(), *weights, *part), cuts(len(other), threads), threads)
     return out
 
 
@@ -141,13 +145,13 @@ def _loop() -> Callable | None:
     from snn_repro.kernels.compiled import tried
 
     one = np.zeros((1, 1, 1), np.float32)
-    rest = np.zeros(1, np.int64), np.float32(1), np.float32(0)
+    rest = np.zeros(1, np.int64), np.float32(1), np.float32(0), 0, 1
     return tried(_blend, one, one.copy(), *rest, without="Mixup is slower, not different")
 
 
-def _blend(x, out, other, own_part, other_part):
+def _blend(x, out, other, own_part, other_part, first, last):
     for t in range(out.shape[0]):
-        for b in range(out.shape[1]):
+        for b in range(first, last):
             mine, theirs, mixed = x[t, b], x[t, other[b]], out[t, b]
             for i in range(len(mine)):
                 mixed[i] = own_part * mine[i] + other_part * theirs[i]
