@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,13 +45,13 @@ class Group:
         """Mean accuracy of each time step's own output in percent, [T]; [] where a step sees later ones: it then says nothing."""
         if not all(run.get("causal", True) for run in self.runs):
             return []
-        return [100 * sum(step) / len(step) for step in zip(*(run["acc_step"] for run in self.runs), strict=True)]
+        return [100 * fmean(step) for step in zip(*(run["acc_step"] for run in self.runs), strict=True)]
 
     def operations(self) -> dict[str, float | None]:
         """Synaptic operations `synops` and `macs` of a test sample in thousands, `energy` in nJ: mean of the runs that counted them."""
         counted = [run["energy"] for run in self.runs if run.get("energy")]
         keys = {"synops": "synops", "macs": "macs", "energy": "energy_pj"}
-        return {k: sum(e[key] for e in counted) / len(counted) / 1e3 if counted else None for k, key in keys.items()}
+        return {k: fmean(e[key] for e in counted) / 1e3 if counted else None for k, key in keys.items()}
 
 
 def load(roots: Iterable[str | Path]) -> list[RunResult]:

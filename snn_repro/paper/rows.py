@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from snn_repro.config import PAPER_TABLES, Config, conf_files, config_hash, load_config
@@ -142,7 +142,7 @@ class Row:
     def mean(self, key: str) -> float | None:
         """Mean over seeds of an accuracy of result.json (`acc_last`, `acc_best_test`, ...), in percent."""
         values = [100 * r[key] for r in self.results if r.get(key) is not None]
-        return sum(values) / len(values) if values else None
+        return fmean(values) if values else None
 
 
 def join(configs: dict[str, Config], paper: Iterable[PaperRow], results: Iterable[RunResult]) -> list[Row]:

@@ -1,6 +1,7 @@
 """One inference: accumulations that spikes drive (synaptic operations), multiply-accumulates, and the energy that the field
 estimates from them (45 nm, 32 bit: 0.9 and 4.6 pJ). Measured where a run had energy=true."""
 
+from statistics import fmean
 from typing import Any
 
 from snn_repro.paper.formats import Column, Table
@@ -23,15 +24,12 @@ def content(found: Found) -> Section:
         first = reports[0]
 
         def mean(key: str, reports: list[dict[str, Any]] = reports) -> float:
-            return sum(report[key] for report in reports) / len(reports)
+            return fmean(report[key] for report in reports)
 
         energy = [report["energy_pj"] / 1e6 for report in reports]
         against[row.id] = [{"x": energy, "y": [100 * r["acc_last"] for r in measured], "mode": "markers"}]
         for kind, traces in layers.items():
-            counts = {
-                name: sum(r["layers"].get(name, {}).get(kind, 0) for r in reports) / len(reports)
-                for name in first["layers"]
-            }
+            counts = {name: fmean(r["layers"].get(name, {}).get(kind, 0) for r in reports) for name in first["layers"]}
             traces[row.id] = [{"x": list(counts), "y": list(counts.values()), "type": "bar"}]
         lines.append(dict(
             row=row.label, n=len(reports), synops=f"{mean('synops'):,.0f}", macs=f"{mean('macs'):,.0f}", energy=mean("energy_pj") / 1e6,

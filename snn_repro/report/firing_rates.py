@@ -1,6 +1,8 @@
 """Spikes a neuron and time step over the test part, last epoch, mean over seeds. ✕ marks dead layers (below 0.001), ▲ saturated
 ones (above 0.9 of what a neuron can emit): neither tells inputs apart."""
 
+from statistics import fmean
+
 from snn_repro.report._page import Chart, NothingToShow, Section, text
 from snn_repro.report._read import Found, Row
 
@@ -34,7 +36,7 @@ def _rates(row: Row) -> dict[str, float]:
     runs = [run.measured.get("firing_rates") or {} for run in row.counted]
     if not runs or any(rates.keys() != runs[0].keys() for rates in runs):
         return {}
-    return {layer: sum(rates[layer] for rates in runs) / len(runs) for layer in runs[0]}
+    return {layer: fmean(rates[layer] for rates in runs) for layer in runs[0]}
 
 
 def _state(rate: float, most: int) -> str:

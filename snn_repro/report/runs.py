@@ -3,6 +3,7 @@ see them in the charts below."""
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from snn_repro.config import ADDED, hashed
@@ -67,7 +68,7 @@ def _line(row: Row, runs: Sequence[Run]) -> dict[str, Any]:
     counted, config, results = part.counted, part.config, [run.result for run in runs if run.result]
 
     def mean(values: Sequence[float]) -> float | None:
-        return sum(values) / len(values) if values and None not in values else None
+        return fmean(values) if values and None not in values else None
 
     def accuracy(key: str, at: int | None = None) -> list[Any]:
         said = None if at is not None and row.sees_future is not False else part.percent(key, at)

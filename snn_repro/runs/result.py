@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
+from statistics import fmean
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -170,7 +171,7 @@ def build_result(
         acc_best_test_is_optimistic=True,
         acc_valsel=selected["acc"] if selected else None, acc_valsel_epoch=selected["epoch"] if selected else None,
         acc_val=selected["val_acc"] if selected else None,
-        acc_last10_mean=sum(tail) / len(tail),
+        acc_last10_mean=fmean(tail),
         acc_step=last["acc_step"], acc_cum=last["acc_cum"], readout=readout,
         loss_last=last["loss"], train_loss_last=last["train_loss"], train_acc_last=last["train_acc"],
         firing_rates=last["firing_rates"], **shown, cuda=conditions.get("cuda"), epochs=len(history),

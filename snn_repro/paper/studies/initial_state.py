@@ -9,6 +9,7 @@ import json
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from math import fsum
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -324,7 +325,7 @@ def _cost(run: TrainedRun, x: Any, exits: Sequence[float]) -> dict[str, float]:
         energy_report(tested_network(run, replace(run.config, timesteps=t)), x if static else x[:t])["energy_pj"] / 1e3
         for t in range(1, len(exits) + 1)
     ]
-    return dict(energy=round(sum(map(float.__mul__, exits, used)), 2), energy_all=round(used[-1], 2))
+    return dict(energy=round(fsum(map(float.__mul__, exits, used)), 2), energy_all=round(used[-1], 2))
 
 
 def starts_of(run: TrainedRun) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from snn_repro.data.sets import SETS
@@ -152,7 +153,7 @@ def contrast(accuracy: Accuracies, losses: Sequence[str], better: str, worse: st
     if any(key not in accuracy for side in sides for key in side):
         return [], []
     seeds = sorted(set.intersection(*(set(accuracy[key]) for side in sides for key in side)))
-    before, after = ([sum(accuracy[key][s] for key in side) / len(side) for s in seeds] for side in sides)
+    before, after = ([fmean(accuracy[key][s] for key in side) for s in seeds] for side in sides)
     return before, after
 
 
