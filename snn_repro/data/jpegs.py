@@ -1,13 +1,13 @@
 """dataset.decoder=nvjpeg: JPEGs that loader processes read as bytes and the training process decodes and cuts on its GPU.
 
-torchvision (or torchcodec) hands a batch of files to nvJPEG, which uses the GPU's own decoder where it has one. What is drawn for an image is
-what is drawn with any other decoder, on the CPU, so crops and flips are the same; pixels differ by rounding.
+torchvision (or torchcodec) hands a batch of files to nvJPEG, which uses the GPU's own decoder where it has one. What is drawn
+for an image is what is drawn with any other decoder, on the CPU, so crops and flips are the same; pixels differ by rounding.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,17 +19,11 @@ from snn_repro.data.image_files import as_stored, decode_jpegs, named
 from snn_repro.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from snn_repro.config import Config
-    from snn_repro.data.image_files import ImageFile
 
 
 class Jpegs(PilImages):
     """Image files as they are stored, and what makes a batch of them: `finished`."""
-
-    def __init__(self, images: list[ImageFile], labels: np.ndarray, transform: Callable, mode: str = "RGB"):
-        super().__init__(images, labels, transform, mode)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         """The bytes of a JPEG, uint8 [n]; of another image, which the reading process decodes, its pixels, uint8 [C, H, W]."""
@@ -38,17 +32,18 @@ class Jpegs(PilImages):
     def finished(self, rows: Sequence[int], stored: list[Tensor], seeds: Sequence[int], device: torch.device) -> Tensor:
         """The images of these rows from what was read, decoded on `device` and transformed there: uint8 [B, C, H, W].
 
-        seeds: of the global generators while an image is transformed. Raises DataError with the name of a damaged file.
+        seeds: of the global generators while an image is transformed. Raises DataError with the name of a damaged file, and
+        what the device raises where all files are good.
         """
         files = [i for i, x in enumerate(stored) if x.ndim == 1]
         pixels = list(stored)
         try:
             decoded = decode_jpegs([stored[i] for i in files], self.mode, device)
-        except RuntimeError:  # one of them: which?
-            decoded = []
+        except RuntimeError:  # of a file, which a CPU finds too, or of the device, such as its memory
             for i in files:
                 with named(self.images[rows[i]]):
-                    decoded += decode_jpegs([stored[i]], self.mode, device)
+                    decode_jpegs([stored[i]], self.mode, torch.device("cpu"))
+            raise
         for i, x in zip(files, decoded, strict=True):
             pixels[i] = x
         made = []

@@ -133,6 +133,20 @@ def test_nvjpeg_names_the_damaged_file_of_a_batch(tmp_path, without_a_gpu):
         everything(batches)
 
 
+def test_what_a_gpu_cannot_is_not_blamed_on_a_file(tmp_path, monkeypatch):
+    photo(1).save(tmp_path / "a.jpg")
+    decode, samples = jpegs.decode_jpegs, jpegs.Jpegs([ImageFile(str(tmp_path), "a.jpg")], [0], lambda x: x)
+
+    def full(files, mode, device):
+        if device.type == "cuda":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(files, mode, device)
+
+    monkeypatch.setattr(jpegs, "decode_jpegs", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        samples.finished([0], [samples[0][0]], [0], torch.device("cuda", 0))
+
+
 def test_nvjpeg_needs_a_gpu_and_no_pil(tmp_path):
     photographs(tmp_path)
     nvjpeg = "dataset.decoder=nvjpeg"

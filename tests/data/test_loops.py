@@ -76,7 +76,6 @@ def test_gradients_pass_and_a_place_before_the_frame_is_refused():
 
 def test_threads_change_nothing(monkeypatch):
     monkeypatch.setattr(augmentation, "SHARE", 8)
-    monkeypatch.setattr(mix, "SHARE", 8)
     x, sources = frames(4, 7, 2, 6, 5), some_sources("policy", 7, (6, 5))
     other = torch.tensor([6, 0, 0, 4, 3])  # of five of the seven samples
     threads = torch.get_num_threads()

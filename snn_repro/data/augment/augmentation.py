@@ -148,15 +148,12 @@ def moved(x: Tensor, sources: Tensor, out: Tensor | None = None) -> Tensor:
 
     pixels, n = x.flatten(-2), sources.shape[-1]
     if x.device.type == "cpu" and not x.requires_grad and (loop := _move_loop(x.element_size())):
-        from snn_repro.kernels import cuts, in_parallel
-
         if int(sources.min()) < 0:
             raise IndexError(f"the sources of moved pixels are 0 to {n}, not {int(sources.min())}")
         out = torch.empty(x.shape, dtype=x.dtype) if out is None else out
         steps = x.shape[0] if x.ndim == 5 else 1
         before = *_memory(pixels), *_memory(out.view(pixels.shape)), sources.contiguous().numpy(), steps, x.shape[-3]
-        threads = min(torch.get_num_threads(), -(-x.numel() // SHARE), len(sources))
-        in_parallel(lambda *part: loop(*before, *part, _room(n)), cuts(len(sources), threads), threads)
+        shared(lambda *part: loop(*before, *part, _room(n)), len(sources), x.numel())
         return out
     if int(sources.max()) == n:
         pixels = F.pad(pixels, (0, 1))
@@ -173,6 +170,16 @@ def sent(x: Tensor, device: torch.device) -> Tensor:
 
 
 SHARE = 2**20  # values that are worth a thread
+
+
+def shared(loop: Callable[[int, int], object], samples: int, values: int) -> None:
+    """Call loop(first, behind the last) of all samples of a batch, which has so many values, shared among the threads."""
+    import torch
+
+    from snn_repro.kernels import cuts, in_parallel
+
+    threads = min(torch.get_num_threads(), -(-values // SHARE), samples)
+    in_parallel(loop, cuts(samples, threads), threads)
 
 
 def _memory(pixels: Tensor) -> tuple[np.ndarray, tuple[int, int, int]]:

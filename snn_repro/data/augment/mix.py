@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from snn_repro.data.augment.augmentation import SHARE, BatchAugmentation, held, register_augmentation, sent, soft
+from snn_repro.data.augment.augmentation import BatchAugmentation, held, register_augmentation, sent, shared, soft
 from snn_repro.settings import Setting
 
 if TYPE_CHECKING:
@@ -126,14 +126,11 @@ def blend(x: Tensor, other: Tensor, lam: float) -> Tensor:
     loop = _loop() if x.device.type == "cpu" else None
     if loop is None:
         return own.float().mul(lam).add_(x.index_select(-4, sent(other, x.device)).float().mul_(1 - lam))
-    from snn_repro.kernels import cuts, in_parallel
-
     x = x if x.dtype == torch.uint8 else x.float()
     out = torch.empty(own.shape)
     rows = [a.reshape(-1, a.shape[-4], a.shape[-3:].numel()).numpy() for a in (x, out)]
-    threads = min(torch.get_num_threads(), -(-out.numel() // SHARE), len(other))
     weights = np.float32(lam), np.float32(1 - lam)
-    in_parallel(lambda *part: loop(*rows, other.numpy(), *weights, *part), cuts(len(other), threads), threads)
+    shared(lambda *part: loop(*rows, other.numpy(), *weights, *part), len(other), out.numel())
     return out
 
 
