@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def listing(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
     """The lines, and remarks for a reader."""
+    from snn_repro.config import SAID_OF_THEM, text_only, to_dict
     from snn_repro.paper.rows import compared, compose, estimate_cost, experiments, join, load_rows, look_for_files
     from snn_repro.paper.speed import estimate_from_a_step
     from snn_repro.runs.folder import find_results
@@ -78,7 +79,8 @@ def listing(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
         dict(
             experiment=row.name, paper_row=row.config.paper_row, data=row.data, runs=row.seeds, departing=row.departing,
             paper=row.paper.accuracy if row.paper else None, best=row.mean("acc_best_test"), last=row.mean("acc_last"),
-            fidelity=row.config.fidelity, caveats=row.config.caveats, baselines=row.config.baselines,
+            fidelity=row.config.fidelity, baselines=row.config.baselines,
+            caveats=[*row.config.caveats, *(f"{choice}: {SAID_OF_THEM}" for choice in text_only(to_dict(row.config)))],
             unspecified=row.config.unspecified, missing=row.missing, command=row.command(args.overrides),
         )
         for row in rows

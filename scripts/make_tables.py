@@ -4,21 +4,72 @@ python scripts/make_tables.py                      from results/runs and results
 python scripts/make_tables.py --check              exit 1 when the committed tables are not what the results give
 python scripts/make_tables.py --collect RUNS...    first copy finished runs (the two small files tables need) to results/runs
 
-The measured numbers of README.md (between its `<!-- accuracy FOLDER -->` marks) are written from the same runs.
+The measured numbers of README.md (between its `<!-- accuracy FOLDER -->` marks) are written from the same runs, and the
+table of sources in docs/paper_and_code.md from docs/sources.yaml and the rows.
 """
 
+import json
+import re
 import sys
 from pathlib import Path
 
+import yaml
+
 from snn_repro import console
+from snn_repro.config import hashed
 from snn_repro.files import write_text
 from snn_repro.paper.differences import older_note
 from snn_repro.paper.results import collect, load
-from snn_repro.paper.rows import load_rows
+from snn_repro.paper.rows import compose, load_rows
 from snn_repro.paper.tables import fill_in, generate
 from snn_repro.runs.folder import RESULT
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
+# a key of the configuration, or its group: the word of the table
+WORDS = {
+    "model": "network", "neuron": "neuron", "loss": "loss", "dataset": "frames", "augment": "augmentation",
+    "dataset.split": "split", "recipe.optimizer": "optimiser", "recipe.lr": "lr", "recipe.batch_size": "batch",
+    "recipe.epochs": "epochs", "recipe.schedule": "schedule", "recipe.weight_decay": "decay",
+    "recipe.drop_last": "drop_last", "timesteps": "T", "seed": "seed",
+}  # fmt: skip
+
+
+def word(key: str) -> str:
+    """What the table of sources calls a key of the configuration."""
+    return WORDS.get(key) or WORDS[key.partition(".")[0]]
+
+
+def with_sources(page: str, sources: Path) -> str:
+    """A page whose part between `<!-- sources -->` and `<!-- / -->` is the table of where each row's keys are said."""
+    known = yaml.safe_load(sources.read_text("utf-8"))
+    repositories = {short: where.split("@") for short, where in known["repositories"].items()}
+    lines = ["| short name | repository | commit |", "|---|---|---|"]
+    for short, (name, commit) in repositories.items():
+        lines.append(f"| {short} | [{name}](https://github.com/{name}/tree/{commit}) | {commit[:7]} |")
+    lines += ["", "| row | source: what it says | unspecified | what departs |", "|---|---|---|---|"]
+    for row, config in compose(known["rows"]).items():
+        values = hashed(config)
+        values |= {w: values[k if k in values else f"{k}.name"] for k, w in WORDS.items() if k != "augment"}
+        said = []
+        for place, words in known["rows"][row].items():
+            short, _, file = place.partition(" ")
+            if short in repositories:
+                name, commit = repositories[short]
+                place = f"[{place}](https://github.com/{name}/blob/{commit[:7]}/{file})"
+            said.append(f"{place}: {', '.join(_shown(w, values) for w in words.split())}")
+        cells = [f"`{row}`", "; ".join(said), ", ".join(map(word, config.unspecified)), "; ".join(config.caveats)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return re.sub(
+        "(<!-- sources -->\n).*?(<!-- / -->)", lambda m: m[1] + "\n".join([*lines, "", m[2]]), page, flags=re.S
+    )
+
+
+def _shown(what: str, values: dict) -> str:
+    """`lr 0.1`: a word and the row's value, or the source's own where it stands there."""
+    if "=" in what or what in ("frames", "augmentation"):
+        return what.replace("=", " ")
+    value = values[what]
+    return f"{what} {value if isinstance(value, str) else json.dumps(value)}"
 
 
 @console.one_sentence
@@ -35,6 +86,8 @@ def main(argv: list[str] | None = None) -> int:
     tables = len(files)
     if readme.is_file():
         files[readme] = fill_in(readme.read_text("utf-8"), runs)
+    if (page := readme.parent / "docs" / "paper_and_code.md").is_file():
+        files[page] = with_sources(page.read_text("utf-8"), page.with_name("sources.yaml"))
     stale = [path for path, text in files.items() if not path.is_file() or path.read_text("utf-8") != text]
     if not args.check:
         folder.mkdir(parents=True, exist_ok=True)

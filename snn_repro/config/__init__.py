@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from snn_repro.config.check import check_machine, checked, frame_shape, given_keys, idle
 from snn_repro.config.identity import ADDED, config_hash, differing, hashed, to_dict
 from snn_repro.config.schema import CONF_DIR, GROUPS, PAPER_TABLES, AugmentConfig, Config, ConfigError, RecipeConfig
-from snn_repro.config.sentences import choices, conf_files, explain, help_text, keys
+from snn_repro.config.sentences import SAID_OF_THEM, choices, conf_files, explain, help_text, keys, text_only
 
 if TYPE_CHECKING:
     from snn_repro.config.compose import (
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "ADDED", "CONF_DIR", "GROUPS", "PAPER_TABLES", "AugmentConfig", "Config", "ConfigError", "RecipeConfig",
+    "ADDED", "CONF_DIR", "GROUPS", "PAPER_TABLES", "AugmentConfig", "Config", "ConfigError", "RecipeConfig", "SAID_OF_THEM",
     "check_machine", "checked", "choices", "compose_checked", "conf_files", "config_hash", "differing", "explain",
     "frame_shape", "given_keys", "hashed", "help_text", "idle", "keys", "load_config", "multirun_config", "readable",
-    "recomposed", "refuse_misplaced", "search_outside", "settled", "sweep_jobs", "to_dict", "tweaks",
+    "recomposed", "refuse_misplaced", "search_outside", "settled", "sweep_jobs", "text_only", "to_dict", "tweaks",
 ]  # fmt: skip
 
 

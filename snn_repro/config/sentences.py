@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,11 +123,26 @@ def conf_files(group: str) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+# {key: choices of which no code by their authors was found}
+TEXT_ONLY = {
+    "neuron.name": ("klif",), "neuron.surrogate": ("dspike", "dspike_adaptive"), "model.norm": ("tdbn",),
+    "loss.name": ("rmp", "strong2weak", "weak2strong"),
+}  # fmt: skip
+SAID_OF_THEM = "text only (no code of its authors was found)"
+
+
+def text_only(config: Mapping[str, Any]) -> list[str]:
+    """`["loss=rmp", ...]`: what a configuration has of TEXT_ONLY."""
+    values = {key: config[group].get(last) for key in TEXT_ONLY for group, last in [key.split(".")]}
+    return [f"{key.removesuffix('.name')}={value}" for key, value in values.items() if value in TEXT_ONLY[key]]
+
+
 def choices(group: str) -> dict[str, str]:
-    """`{choice: first comment line}` of a config group, in alphabetical order."""
+    """`{choice: first comment line}` of a config group, in alphabetical order; with a word on those of TEXT_ONLY."""
     lines = {name: file.read_text("utf-8").splitlines() for name, file in conf_files(group).items()}
     return {
         k: next((line[1:].strip() for line in v if line.startswith("# ") and "@package" not in line), "")
+        + f"; {SAID_OF_THEM}" * (k.removesuffix("_imp") in TEXT_ONLY.get(f"{group}.name", ()))
         for k, v in lines.items()
     }
 
@@ -151,6 +167,8 @@ def help_text() -> str:
     lines = [(name, *_meaning(setting)) for name, setting in _shared(Config).items()]
     for (group, k, meaning, allowed), names in own.items():
         of = "" if group == "augment" or len(names) == len(OWN[group].names()) else f"{group}={', '.join(names)}: "
+        known = [name for name in TEXT_ONLY.get(f"{group}.{k}", ()) if name in allowed]
+        meaning += f"; {SAID_OF_THEM}: {', '.join(known)}" * bool(known)
         lines.append((f"{group}.{k}", of + meaning, allowed))
     groups = [f.name for f in dataclasses.fields(Config)]
     lines.sort(key=lambda line: groups.index(line[0].split(".")[0]))

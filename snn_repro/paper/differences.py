@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-from snn_repro.config import choices, hashed, load_config
+from snn_repro.config import SAID_OF_THEM, choices, hashed, load_config, text_only
 from snn_repro.errors import UserError
 from snn_repro.paper.results import Group, facts, right_or_none
 from snn_repro.paper.statistics import mcnemar, paired
@@ -19,7 +19,7 @@ WHAT_A_METHOD_CHANGES = ("name", "paper_row", "seed", "neuron.imp", "neuron.init
 
 
 def remarks(groups: Sequence[Group], common: int = 6) -> list[str]:
-    """Notes for below a table: numbers of threads or processes that differ, keys changed on resume, older code.
+    """Notes for below a table: threads or processes that differ, keys changed on resume, text-only methods, older code.
 
     A value that more than `common` groups share is not followed by their names.
     """
@@ -48,6 +48,9 @@ def remarks(groups: Sequence[Group], common: int = 6) -> list[str]:
     ahead = [group.label for group in groups if not group.steps()]
     if ahead:
         notes.append(f"no accuracy at single steps: every step sees the later ones in {', '.join(ahead)}")
+    known = dict.fromkeys(choice for group in groups for choice in text_only(group.first["config"]))
+    if known:
+        notes.append(f"{SAID_OF_THEM}: {', '.join(known)}")
     older = older_note([run for group in groups for run in group.runs])
     return notes + ([older] if older else [])
 

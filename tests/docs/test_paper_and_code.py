@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from all_rows import COMPARED, NAMES, compared_rows
+from scripts_of_ours import script
 
-from snn_repro.config import to_dict
+from snn_repro.config import differing, to_dict
 from snn_repro.paper.rows import compose
 
 ROOT = Path(__file__).parents[2]
@@ -38,3 +40,36 @@ def test_the_page_has_every_key_of_the_preset():
     exchanged = {key for _, key, published, described in LINES if published != described}
     assert keys - exchanged == {"neuron.v_reset", "neuron.surrogate_width"}  # they go with the reset and the surrogate
     assert exchanged <= keys
+
+
+# ---------------------------------------------------------------- where each key of a row of others is said
+
+SOURCES = ROOT / "docs" / "sources.yaml"
+KNOWN = yaml.safe_load(SOURCES.read_text("utf-8"))
+TABLES = script("make_tables")
+
+
+def test_the_table_of_sources_is_current():
+    assert TABLES.with_sources(PAGE, SOURCES) == PAGE
+
+
+def test_every_row_of_others_has_a_source_for_every_key():
+    bases = compose(NAMES)
+    assert KNOWN["rows"].keys() == set(COMPARED)
+    for name, config in compared_rows().items():
+        places = KNOWN["rows"][name]
+        said = [what.partition("=")[0] for words in places.values() for what in words.split()]
+        found = {what if what in TABLES.WORDS.values() else TABLES.word(what) for what in said}
+        if name.endswith("_same_recipe"):  # the method alone
+            changed = {d.split(":")[0] for d in differing(bases[config.baselines[0]], config)} - {"name", "paper_row"}
+            assert found == {TABLES.word(key) for key in changed}, name
+        else:
+            assert found | {TABLES.word(key) for key in config.unspecified} == set(TABLES.WORDS.values()), name
+            assert len(said) == len(set(said)), name
+        for place in places:
+            assert place.partition(" ")[0] in KNOWN["repositories"] or place.startswith("text only ("), place
+
+
+def test_repositories_are_named_with_their_commits():
+    for where in KNOWN["repositories"].values():
+        assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", where)

@@ -11,13 +11,14 @@ import pytest
 from fake_runs import fake_run
 from scripts_of_ours import script
 
+from snn_repro.config import SAID_OF_THEM, help_text, load_config, text_only, to_dict
 from snn_repro.errors import UserError
 from snn_repro.paper.differences import gain, recipe_difference
 from snn_repro.paper.formats import Column, Table, to_csv, to_latex, to_markdown
 from snn_repro.paper.results import Group, collect, group_runs, load, right_answers
 from snn_repro.paper.rows import PaperRow
 from snn_repro.paper.statistics import mcnemar, paired, summary, wilson
-from snn_repro.paper.tables import MEASURED, fill_in, generate, paper_table
+from snn_repro.paper.tables import MEASURED, compare, fill_in, generate, paper_table
 from snn_repro.provenance import code_version
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -289,6 +290,19 @@ def test_fidelity_and_caveats_of_a_row_are_shown(tmp_path):
     assert "test list" in lines[0]["caveats"] and lines[1]["caveats"] is None
     assert "| caveat |" in to_markdown(paper_table(2, rows, list(groups(tmp_path).values())))
     assert "| caveat |" not in to_markdown(paper_table(2, rows, []))
+
+
+def test_methods_known_from_a_text_only_are_named_below_a_table_and_in_help(tmp_path):
+    for i, overrides in enumerate((["loss=rmp"], ["loss=sdt", "neuron=klif"], ["loss=sdt"])):
+        fake_run(tmp_path / "runs", *overrides, folder=str(i))
+    said = f"{SAID_OF_THEM}: loss=rmp, neuron=klif"
+    assert said in compare([tmp_path / "runs"]).notes and f"- {said}\n" in generate(tmp_path, ROWS)["runs.md"]
+    dspike = load_config(["experiment=table3_dspike_r34_same_recipe"])
+    assert text_only(to_dict(dspike)) == ["neuron.surrogate=dspike"]
+    lines = help_text().splitlines()
+    for first, last in (("rmp ", ""), ("klif_imp ", ""), ("neuron.surrogate ", ": dspike, dspike_adaptive")):
+        assert any(line.lstrip().startswith(first) and SAID_OF_THEM + last in line for line in lines), first
+    assert not any(line.lstrip().startswith("tks ") and SAID_OF_THEM in line for line in lines)
 
 
 def test_a_run_that_departs_from_its_row_says_so(tmp_path):
