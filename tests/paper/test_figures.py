@@ -23,9 +23,9 @@ from snn_repro.paper.figures import (
     pattern_mapping,
 )
 from snn_repro.paper.results import group_runs, load
-from snn_repro.paper.studies import initial_state
 from snn_repro.provenance import code_version
 from snn_repro.runs import checkpoint
+from studies import initial_state
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "figures.json").read_text())
 RESULTS = Path(__file__).parents[2] / "results"
