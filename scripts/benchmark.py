@@ -20,7 +20,6 @@ from pathlib import Path
 
 from benchmarks._harness import machine, one_thread
 from benchmarks._report import write
-
 from snn_repro import console
 from snn_repro.errors import UserError, nearest
 

@@ -69,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def make(paths: Sequence[str], output: Path, networks: int, refresh: float | None = None) -> None:
     """Write the page once."""
+    import studies.section  # noqa: F401 - registers itself
     from snn_repro.report import render
 
     page, found = render(paths, networks, refresh)

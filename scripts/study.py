@@ -25,9 +25,9 @@ from snn_repro.errors import UserError
 from snn_repro.files import write_text
 from snn_repro.paper.results import collect
 from snn_repro.paper.speed import hours_of_training
-from snn_repro.paper.studies import names, study
 from snn_repro.runs.folder import RESULT
 from snn_repro.runs.sweeps import plan
+from studies import names, study
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -135,7 +135,8 @@ def _measure(args: argparse.Namespace, chosen: ModuleType) -> int:
 
 
 def _report(args: argparse.Namespace, chosen: ModuleType) -> int:
-    from snn_repro.paper.figures import make, stale  # matplotlib, which the other actions need not wait for
+    import studies.figures  # noqa: F401 - registers theirs; matplotlib, which the other actions need not wait for
+    from snn_repro.paper.figures import make, stale
 
     wrong, figures = [], getattr(chosen, "FIGURES", ())
     if figures and not args.check:

@@ -169,3 +169,5 @@ MODELS = Registry("network", "model", "snn_repro.models", "register_network")
 NORMS = Registry("norm", "model.norm", "snn_repro.models", "register_norm")
 LOSSES = Registry("loss", "loss", "snn_repro.losses", "register_loss")
 AUGMENTATIONS = Registry("augmentation", "augment", "snn_repro.data.augment", "register_augmentation")
+FIGURES = Registry("figure", "", "snn_repro.paper.figures")  # `draw(results)` of a module, no choice of a run's
+SECTIONS = Registry("section", "", "snn_repro.report")  # `content(found)` of a module

@@ -18,7 +18,8 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(Path(__file__).parent), str(ROOT), str(ROOT / "scripts")]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -27,9 +28,9 @@ from fixtures import event_sets, image_sets  # noqa: E402
 from snn_repro.config import load_config  # noqa: E402
 from snn_repro.data.prepare import prepare  # noqa: E402
 from snn_repro.files import write_json  # noqa: E402
-from snn_repro.paper.studies import methods  # noqa: E402
 from snn_repro.provenance import SAME, source_hash  # noqa: E402
 from snn_repro.train import run  # noqa: E402
+from studies import methods  # noqa: E402
 
 NEURONS = ("if", "if_imp", "lif", "lif_imp", "leaky", "leaky_imp")
 LOSSES = ("sdt", "tet", "tet_s", "lts")

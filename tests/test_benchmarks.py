@@ -86,6 +86,7 @@ def test_what_a_gpu_would_run_runs_on_a_cpu(program, subject):
 
 def test_times_of_a_gpu_are_its_own_and_have_a_report_of_their_own(program, monkeypatch, tmp_path):
     import torch
+
     from benchmarks import _harness, _report
 
     class Event:
@@ -145,7 +146,6 @@ def test_what_cannot_be_measured_is_told_in_one_sentence(program, capsys, argume
 
 def test_a_peer_that_is_missing_is_an_error_but_a_note_in_a_toy(program):
     from benchmarks._harness import peer
-
     from snn_repro.errors import UserError
 
     with pytest.raises(UserError, match="compares with no_such_library"):

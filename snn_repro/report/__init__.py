@@ -1,17 +1,17 @@
-"""The report: runs as one page of HTML that needs no network. A section is a file of this folder, found by its being there.
+"""The report: runs as one page of HTML that needs no network. A section is a file of this folder, or of a package from outside.
 
-Such a file has what its readers are told as its docstring, TITLE, ORDER (its place on the page) and
-`content(found) -> Section`, which raises `NothingToShow` with the reason where no run has what it shows. A chart is data: its
+Such a file has what its readers are told as its docstring, TITLE, ORDER (its place on the page) and, under
+`@SECTIONS.register("name")`, `content(found) -> Section`, which raises `NothingToShow` with the reason where no run has what it shows. A chart is data: its
 lines by row, in Plotly's words. `NAME.js` beside `NAME.py` is for a section that is more than text and charts.
 """
 
-import importlib
-import pkgutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
 from snn_repro.errors import UserError
+from snn_repro.registry import SECTIONS, import_all
 from snn_repro.report._page import Chart, NothingToShow, Section, page
 from snn_repro.report._read import Found, NoRuns, find, snapshot
 
@@ -20,8 +20,7 @@ __all__ = ["Chart", "Found", "NoRuns", "NothingToShow", "Section", "find", "rend
 
 def sections() -> list[ModuleType]:
     """The modules of all sections, in the order of the page."""
-    names = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
-    return sorted((importlib.import_module(f"{__name__}.{name}") for name in names), key=lambda module: module.ORDER)
+    return sorted((sys.modules[content.__module__] for content in SECTIONS.values()), key=lambda module: module.ORDER)
 
 
 def render(paths: Iterable[str | Path], networks: int = 8, refresh: float | None = None) -> tuple[str, Found]:
@@ -42,3 +41,6 @@ def render(paths: Iterable[str | Path], networks: int = 8, refresh: float | None
         except NothingToShow as why:
             missing.append(f"{module.TITLE}: {why}")
     return page(found, parts, missing, get_plotlyjs(), refresh), found
+
+
+import_all(__name__, __path__)

@@ -121,7 +121,10 @@ def page(
         if found.problems
         else ""
     )
-    scripts = [HERE / "_page.js", *(path for name in names if (path := HERE / f"{name}.js").exists())]
+    scripts = [
+        HERE / "_page.js",
+        *(path for module, _ in parts if (path := Path(module.__file__ or "").with_suffix(".js")).exists()),
+    ]
     reload = f'<meta http-equiv="refresh" content="{math.ceil(refresh)}">' if refresh else ""
     watching = f" Loads itself again every {math.ceil(refresh)} s." if refresh else ""
     body = "".join(

@@ -4,6 +4,7 @@ paper's curves show; the mean of the outputs so far is what an inference that en
 from typing import Any
 
 from snn_repro.paper.statistics import summary
+from snn_repro.registry import SECTIONS
 from snn_repro.report._page import Chart, NothingToShow, Section, text
 from snn_repro.report._read import Found, Row
 
@@ -13,6 +14,7 @@ ORDER = 2
 KINDS = {"acc_step": "output of the step alone", "acc_cum": "mean of the outputs so far"}
 
 
+@SECTIONS.register("accuracy_steps")
 def content(found: Found) -> Section:
     shown = [row for row in found.rows if row.sees_future is False and row.counted]
     ahead = [row.label for row in found.rows if row.sees_future]

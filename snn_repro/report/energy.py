@@ -5,6 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from snn_repro.paper.formats import Column, Table
+from snn_repro.registry import SECTIONS
 from snn_repro.report._page import Chart, NothingToShow, Section, table
 from snn_repro.report._read import Found
 
@@ -12,6 +13,7 @@ TITLE = "Energy and operations"
 ORDER = 7
 
 
+@SECTIONS.register("energy")
 def content(found: Found) -> Section:
     against: dict[int, list[dict[str, Any]]] = {}
     layers: dict[str, dict[int, list[dict[str, Any]]]] = {"synops": {}, "macs": {}}

@@ -3,6 +3,7 @@ ones (above 0.9 of what a neuron can emit): neither tells inputs apart."""
 
 from statistics import fmean
 
+from snn_repro.registry import SECTIONS
 from snn_repro.report._page import Chart, NothingToShow, Section, text
 from snn_repro.report._read import Found, Row
 
@@ -13,6 +14,7 @@ DEAD, SATURATED = 0.001, 0.9
 SIGNS = {"dead": "x", "saturated": "triangle-up"}
 
 
+@SECTIONS.register("firing_rates")
 def content(found: Found) -> Section:
     traces, said = {}, []
     for row in found.rows:

@@ -1,6 +1,7 @@
 """Initial membrane potentials as they were learned, one box a layer: the quartiles, and from the 5th to the 95th percentile. From
 the last checkpoint of one seed."""
 
+from snn_repro.registry import SECTIONS
 from snn_repro.report._networks import trained
 from snn_repro.report._page import Chart, NothingToShow, Section, text
 from snn_repro.report._read import Found, Row
@@ -17,6 +18,7 @@ def _learns(row: Row) -> bool:
     return bool(neuron.get("imp")) or neuron.get("initial", "zero") != "zero"
 
 
+@SECTIONS.register("learned_imp")
 def content(found: Found) -> Section:
     traces, notes = {}, []
     for row, run, network in trained(found, _learns):

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from snn_repro.registry import SECTIONS
 from snn_repro.report._page import Chart, NothingToShow, Section
 from snn_repro.report._read import Found
 
@@ -21,6 +22,7 @@ MEASURES: dict[str, tuple[str, float, str]] = {
 }  # fmt: skip
 
 
+@SECTIONS.register("learning_curves")
 def content(found: Found) -> Section:
     charts = []
     for key, (name, factor, unit) in MEASURES.items():

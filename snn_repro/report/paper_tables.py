@@ -5,8 +5,8 @@ from functools import cache
 
 from snn_repro.paper.differences import debug_keys
 from snn_repro.paper.rows import PaperRow, load_rows
-from snn_repro.paper.studies import methods
 from snn_repro.paper.tables import TITLES, paper_table, runs_table
+from snn_repro.registry import SECTIONS
 from snn_repro.report._page import NothingToShow, Section, table
 from snn_repro.report._read import Found
 
@@ -19,6 +19,7 @@ def _rows() -> list[PaperRow]:  # half a second, which a page that is made again
     return list(load_rows())
 
 
+@SECTIONS.register("paper_tables")
 def content(found: Found) -> Section:
     groups = found.groups
     if not groups:
@@ -36,5 +37,4 @@ def content(found: Found) -> Section:
         )
     if any(g.first["paper_row"] is None for g in groups):
         tables.append(table(runs_table(groups, left_out), opened=len(groups) <= 20))
-    studies = [root.parent for root in found.paths if root.name == "runs" and (root / "methods").is_dir()]
-    return Section(html="".join(tables + [table(t) for results in studies for t in methods.tables(results)]))
+    return Section(html="".join(tables))

@@ -8,6 +8,7 @@ from typing import Any
 
 from snn_repro.config import ADDED, hashed
 from snn_repro.paper.differences import WHAT_A_METHOD_CHANGES, described, remarks
+from snn_repro.registry import SECTIONS
 from snn_repro.report._page import Section, text
 from snn_repro.report._read import Found, Row, Run
 
@@ -24,6 +25,7 @@ COLUMNS = [
 FACETS = ("dataset", "model", "neuron", "initial", "loss", "T", "state")
 
 
+@SECTIONS.register("runs")
 def content(found: Found) -> Section:
     flats = {row.id: _flat(row) for row in found.rows}
     varied = [

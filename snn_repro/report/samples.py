@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from snn_repro.errors import UserError
+from snn_repro.registry import SECTIONS
 from snn_repro.report._networks import trained
 from snn_repro.report._page import NothingToShow, Section, text
 from snn_repro.report._read import Found, Run
@@ -32,6 +33,7 @@ PIXELS = 64  # of a frame's longer side: larger frames are averaged
 ROWS, LARGEST = 40, 50_000_000  # whose predictions are read, and bytes of such a file, which must be read whole
 
 
+@SECTIONS.register("samples")
 def content(found: Found) -> Section:
     rows: dict[int, dict[str, Any]] = {}
     frames: dict[str, dict[str, Any]] = {}

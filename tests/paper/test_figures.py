@@ -1,5 +1,6 @@
 """The numbers behind the figures against reference values, and drawings that come out the same every time."""
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from fake_runs import fake_run
 from scripts_of_ours import script
 
+import studies.figures  # noqa: F401 - registers theirs
 from snn_repro.errors import UserError
 from snn_repro.paper import figures
 from snn_repro.paper.figures import (
@@ -23,9 +25,10 @@ from snn_repro.paper.figures import (
     pattern_mapping,
 )
 from snn_repro.paper.results import group_runs, load
-from snn_repro.paper.studies import initial_state
 from snn_repro.provenance import code_version
+from snn_repro.registry import FIGURES
 from snn_repro.runs import checkpoint
+from studies import initial_state
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "figures.json").read_text())
 RESULTS = Path(__file__).parents[2] / "results"
@@ -143,16 +146,21 @@ def test_every_figure_draws_the_same_bytes_again(results, name):
 
 def test_a_figure_is_one_file(tmp_path, monkeypatch):
     (tmp_path / "my_figure.py").write_text(
-        '"""What mine\nshows."""\n\nfrom snn_repro.paper.figures._style import new_figure\n\n\n'
-        "def draw(results):\n    return new_figure(1, 1)\n\n\n"
+        '"""What mine\nshows."""\n\nfrom snn_repro.paper.figures._style import new_figure\n'
+        "from snn_repro.registry import FIGURES\n\n\n"
+        "@FIGURES.register('my_figure')\ndef draw(results):\n    return new_figure(1, 1)\n\n\n"
         'def measure(target, runs):\n    target.write_text(\'{"command": "by measuring"}\')\n'
     )
-    monkeypatch.setattr(figures, "__path__", [*figures.__path__, str(tmp_path)])
-    program = script("make_figures")
-    assert program.main(["measure=my_figure", "--results", str(tmp_path)]) == 0
-    assert (tmp_path / "figures" / "my_figure.svg").exists()
-    text = (tmp_path / "figures" / "README.md").read_text()
-    assert "What mine shows.\n" in text and "by measuring    # its data" in text
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("my_figure")  # as a package from outside is
+    try:
+        program = script("make_figures")
+        assert program.main(["measure=my_figure", "--results", str(tmp_path)]) == 0
+        assert (tmp_path / "figures" / "my_figure.svg").exists()
+        text = (tmp_path / "figures" / "README.md").read_text()
+        assert "What mine shows.\n" in text and "by measuring    # its data" in text
+    finally:
+        del FIGURES["my_figure"]
 
 
 def test_a_loss_of_ones_own_has_its_panel(tmp_path):

@@ -14,11 +14,11 @@ from snn_repro.errors import UserError
 from snn_repro.neurons import initial_states
 from snn_repro.paper.results import group_runs, load
 from snn_repro.paper.statistics import pairs_needed, visible_effect
-from snn_repro.paper.studies import initial_state as study
 from snn_repro.registry import INITIAL_STATES
 from snn_repro.runs.sweeps import plan
 from snn_repro.train import run
 from snn_repro.trained import load_run
+from studies import initial_state as study
 
 main = script("study").main
 
@@ -241,7 +241,7 @@ def test_the_linear_baseline_reads_what_the_runs_read(tmp_path, monkeypatch):
     monkeypatch.setattr("snn_repro.runs.folder.find_results", lambda root: [result])
     monkeypatch.setattr(study, "_probe", lambda *_: dict(dataset="fashion_mnist", loss="lts", state="zero", seed=0))
     asked = []
-    monkeypatch.setattr("snn_repro.paper.studies.methods.linear_baseline", lambda *given: asked.append(given) or 0.75)
+    monkeypatch.setattr("studies.methods.linear_baseline", lambda *given: asked.append(given) or 0.75)
     study.measure(tmp_path)
     assert asked == [("fashion_mnist", ["recipe.epochs=6", "data_dir=/data/fashion"])]
 

@@ -8,8 +8,8 @@ from snn_repro.config import load_config
 from snn_repro.errors import UserError
 from snn_repro.files import write_json
 from snn_repro.paper.results import group_runs, load
-from snn_repro.paper.studies import methods, names, study
 from snn_repro.registry import INITIAL_STATES, LOSSES, NEURONS, NORMS, SURROGATES
+from studies import methods, names, study
 
 main = script("study").main
 

@@ -9,8 +9,8 @@ from snn_repro.config import load_config
 from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
 from snn_repro.paper.results import group_runs, load
-from snn_repro.paper.studies import small_scale as claims
 from snn_repro.provenance import code_version
+from studies import small_scale as claims
 
 study = script("study")
 

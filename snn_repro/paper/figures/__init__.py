@@ -1,12 +1,11 @@
-"""The figures: a file each in this folder, found by its being there.
+"""The figures: a file each in this folder, or in a package from outside.
 
-Such a file has its caption as its docstring, `draw(results) -> Figure`, and `measure(target, runs)` where its data are measured
+Such a file has its caption as its docstring, `draw(results) -> Figure` under `@FIGURES.register("name")`, and `measure(target, runs)` where its data are measured
 for it. A drawing depends on the committed files under results/ and on this code alone: fixed fonts, fixed ids, no dates.
 """
 
-import importlib
 import io
-import pkgutil
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
@@ -17,15 +16,16 @@ from matplotlib.figure import Figure
 from snn_repro.files import replace_atomically, write_text
 from snn_repro.paper.figures._data import PROGRAM, MissingData, read
 from snn_repro.paper.figures._style import STYLE
+from snn_repro.registry import FIGURES, import_all
 
 
 def names() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    return sorted(FIGURES)
 
 
 def figure(name: str) -> ModuleType:
     """The module of a figure."""
-    return importlib.import_module(f"{__name__}.{name}")
+    return sys.modules[FIGURES[name].__module__]
 
 
 def render(draw: Callable[[Path], Figure], results: Path) -> dict[str, bytes]:
@@ -90,3 +90,6 @@ def index(folder: Path) -> str:
             data = folder / f"{name}.json"
             lines += [f"    {read(data)['command']}    # its data", ""] if data.exists() else [""]
     return "\n".join(lines)
+
+
+import_all(__name__, __path__)

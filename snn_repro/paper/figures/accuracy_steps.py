@@ -12,10 +12,12 @@ from snn_repro.paper.differences import remarks
 from snn_repro.paper.figures._data import MissingData, finished_runs
 from snn_repro.paper.figures._style import footnote, line, new_figure, rank, title
 from snn_repro.paper.results import Group
+from snn_repro.registry import FIGURES
 
 ROW = ("dataset", "model", "timesteps", "n_train", "epochs", "split_sha256")  # what runs of one row of panels share
 
 
+@FIGURES.register("accuracy_steps")
 def draw(results: Path) -> Figure:
     return draw_groups(finished_runs(results))
 

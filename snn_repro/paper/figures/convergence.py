@@ -18,6 +18,7 @@ from snn_repro.paper.differences import older_note
 from snn_repro.paper.figures._data import PROGRAM, measured, write_data
 from snn_repro.paper.figures._style import footnote, line, new_figure
 from snn_repro.provenance import code_version
+from snn_repro.registry import FIGURES
 
 TIMESTEPS = (1, 2, 4, 6)
 LOSSES = ("sdt", "tet", "lts")
@@ -78,6 +79,7 @@ def measure(target: Path, runs: Sequence[Path] = (), epochs: int = 1000, say: Ca
     ))  # fmt: skip
 
 
+@FIGURES.register("convergence")
 def draw(results: Path) -> Figure:
     return draw_curves(measured(results, "convergence"))
 

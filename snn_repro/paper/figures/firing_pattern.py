@@ -11,6 +11,7 @@ from torch import Tensor
 
 from snn_repro.neurons import build_neuron
 from snn_repro.paper.figures._style import footnote, new_figure
+from snn_repro.registry import FIGURES
 
 TIMESTEPS = 32
 
@@ -41,6 +42,7 @@ def simulate(current: Tensor, imp: Tensor | None) -> dict[str, np.ndarray]:
     return dict(spikes=spikes[:, 0].numpy(), v=neuron.v_seq[:, 0].numpy())
 
 
+@FIGURES.register("firing_pattern")
 def draw(results: Path) -> Figure:
     """Heat maps of the potential after each step, a mark where a spike was fired."""
     figure = new_figure(7.2, 4.6)

@@ -9,9 +9,11 @@ from matplotlib.figure import Figure
 
 from snn_repro.paper.figures._data import MissingData, read
 from snn_repro.paper.figures._style import SERIES, footnote, new_figure
+from snn_repro.registry import FIGURES
 from snn_repro.runs.folder import skipped
 
 
+@FIGURES.register("imp_overhead")
 def draw(results: Path) -> Figure:
     reports = []
     for path in sorted((results / "benchmarks").glob("*.json")):

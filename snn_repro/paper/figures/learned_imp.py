@@ -13,6 +13,7 @@ from snn_repro.paper.differences import older_note
 from snn_repro.paper.figures._data import PROGRAM, measured, write_data
 from snn_repro.paper.figures._style import SERIES, footnote, new_figure, title
 from snn_repro.paper.results import load
+from snn_repro.registry import FIGURES
 from snn_repro.runs import checkpoint
 
 
@@ -48,6 +49,7 @@ def measure(target: Path, runs: Sequence[Path]) -> None:
     write_data(target, dict(what=what, command=f"{PROGRAM} measure=learned_imp {names}", runs=measurements))
 
 
+@FIGURES.register("learned_imp")
 def draw(results: Path) -> Figure:
     """One ridge a layer, one panel a run; the grey band is the range that IMP started in."""
     runs = measured(results, "learned_imp", " run=DIR")["runs"]

@@ -14,6 +14,7 @@ from snn_repro.neurons import NEURONS, build_neuron
 from snn_repro.paper.differences import older_note
 from snn_repro.paper.figures._data import MissingData, measured
 from snn_repro.paper.figures._style import footnote, new_figure, title
+from snn_repro.registry import FIGURES
 
 WEIGHTS = np.linspace(0, 1, 9)
 MAPPINGS: dict[str, tuple[Any, np.ndarray]] = {
@@ -58,6 +59,7 @@ def trained(run: dict[str, Any], fire_at: str) -> np.ndarray:
     return reached(imps, WEIGHTS / added, name, fire_at=fire_at, **own)
 
 
+@FIGURES.register("pattern_mapping")
 def draw(results: Path) -> Figure:
     """16x16 maps of input to output patterns; one more panel for each trained network."""
     runs: Sequence[dict[str, Any]] = ()

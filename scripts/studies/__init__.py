@@ -13,7 +13,7 @@ from snn_repro.errors import UserError, nearest
 
 
 def names() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in ("figures", "section"))
 
 
 def study(name: str) -> ModuleType:

@@ -13,8 +13,8 @@ from snn_repro.paper.differences import recipe_difference, remarks
 from snn_repro.paper.formats import Column, Table, to_markdown
 from snn_repro.paper.results import Group, group_runs, load
 from snn_repro.paper.statistics import equivalence, holm, paired
-from snn_repro.paper.studies.initial_state import MEASURES  # what a claim may be about, with its margin
 from snn_repro.paper.tables import BY_STEP
+from studies.initial_state import MEASURES  # what a claim may be about, with its margin
 
 SWEEP_DIR = "runs/small_scale"
 SEEDS = 5  # at least; the report uses every seed that both sides of a comparison have

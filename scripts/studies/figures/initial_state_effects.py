@@ -8,11 +8,13 @@ from matplotlib.figure import Figure
 from snn_repro.errors import UserError
 from snn_repro.paper.figures._data import MissingData
 from snn_repro.paper.figures._style import footnote, line, new_figure, title
-from snn_repro.paper.studies import initial_state as study
+from snn_repro.registry import FIGURES
+from studies import initial_state as study
 
 SHOWN = ("readout", "first", "area")
 
 
+@FIGURES.register("initial_state_effects")
 def draw(results: Path) -> Figure:
     try:
         groups, _ = study.collected(results)

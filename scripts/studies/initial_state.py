@@ -197,8 +197,8 @@ def measure(results: Path) -> None:
     with its learned potentials shuffled in a layer, averaged a channel or layer, put back to their start, or left out; where learned
     potentials ended. What it already says of these runs, or of networks whose checkpoints are not here, stays.
     """
-    from snn_repro.paper.studies.methods import linear_baseline
     from snn_repro.runs.folder import find_results
+    from studies.methods import linear_baseline
 
     root = Path(SWEEP_DIR)
     if not root.is_dir():
@@ -533,7 +533,7 @@ _TITLES = {
 
 def _price(groups: Sequence[Group], results: Path) -> Table:
     """What each state adds to the network of static images; time and memory as `results/methods.md` measured them."""
-    from snn_repro.paper.studies import methods
+    from studies import methods
 
     path = results / "runs" / "methods" / methods.MEASURED
     steps = json.loads(path.read_text("utf-8")) if path.exists() else {}

@@ -8,11 +8,13 @@ from matplotlib.figure import Figure
 from snn_repro.paper.differences import older_note
 from snn_repro.paper.figures._data import MissingData
 from snn_repro.paper.figures._style import footnote, line, new_figure, title
-from snn_repro.paper.studies import initial_state as study
+from snn_repro.registry import FIGURES
+from studies import initial_state as study
 
 STARTS = {"imp": (0.4, 0.6), "imp_from_zero": (0.0, 0.0)}
 
 
+@FIGURES.register("initial_state_learned")
 def draw(results: Path) -> Figure:
     found = [e for e in study.probes(results) if e.get("layers")]
     if not found:
