@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -40,7 +41,7 @@ from snn_repro.models import build_model, count_parameters
 from snn_repro.models.blocks import same_statistics
 from snn_repro.models.norms import synchronise
 from snn_repro.models.relevance import check as check_relevance
-from snn_repro.models.relevance import guide
+from snn_repro.models.relevance import relevance
 from snn_repro.neurons import build_neuron, firing_rates
 from snn_repro.neurons.surrogates import SURROGATES, Spike
 from snn_repro.optim import build_optimizer, build_schedule, load_optimizer
@@ -174,8 +175,9 @@ def built(
     if initial:
         checkpoint.load_pretrained(model, initial, log.info)
     model = channels_last(model, device)
-    if turned_on(config.augment, GuidedAugmentation):
-        train_part.guide(guide(model, device, config.recipe.accumulate))
+    for step in getattr(train_part, "transforms", ()):
+        if isinstance(step, GuidedAugmentation):
+            step.relevance = partial(relevance, model, parts=config.recipe.accumulate)
     if config.recipe.sync_bn and world.size > 1:
         synchronise(model)
     if config.compile:
@@ -603,7 +605,7 @@ def check_settings(config: Config) -> None:
         shape, classes = frame_shape(config), SETS[config.dataset.name].of(config).num_classes
         with torch.random.fork_rng(devices=[]):
             network = build_network(config, classes, shape)
-            check_relevance(network, shape, config.timesteps, augment.rpg_relevance, guided[0].name)
+            check_relevance(network, (config.timesteps, 2, *shape), augment.rpg_relevance, guided[0].name)
 
 
 def build_network(config: Config, num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:

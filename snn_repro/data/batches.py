@@ -27,7 +27,6 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from snn_repro import distributed
 from snn_repro.data.augment.augmentation import (
     BatchTransform,
-    GuidedAugmentation,
     MovingAugmentation,
     chained,
     moved,
@@ -77,9 +76,6 @@ class Batches(Protocol):
 
     def all_samples(self, batch: int) -> int:
         """Samples in batch `batch` of all processes together."""
-
-    def guide(self, relevance: Callable[[Tensor, str], tuple[Tensor, Tensor]]) -> None:
-        """Hear of the network's view; called where an augmentation goes by it (GuidedAugmentation), and only there."""
 
 
 @dataclass
@@ -252,12 +248,6 @@ class _Ordered:
         part.batch_size = -(-self.batch_size // world)
         part._serve(rank, world)
         return part
-
-    def guide(self, relevance: Callable[[Tensor, str], tuple[Tensor, Tensor]]) -> None:
-        """Give the network's view to the transforms that go by it; see GuidedAugmentation."""
-        for transform in self.transforms:
-            if isinstance(transform, GuidedAugmentation):
-                transform.relevance = relevance
 
     def all_samples(self, batch: int) -> int:
         """Samples in batch `batch` of all ranks together."""

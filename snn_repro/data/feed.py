@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snn_repro.data.augment.augmentation import Augmentation, GuidedAugmentation
+from snn_repro.data.augment import Augmentation, GuidedAugmentation
 from snn_repro.data.batches import AS_STORED, Batches, LoaderBatches, MemoryBatches, portable
 from snn_repro.data.counts import ByteFrames
 from snn_repro.errors import UserError

@@ -17,7 +17,7 @@ from snn_repro.data.augment.flip import RandomFlip
 from snn_repro.data.augment.mix import Mix
 from snn_repro.data.augment.nda import NDA
 from snn_repro.data.augment.normalize import Normalize
-from snn_repro.data.augment.rpg_drop import RPGDrop
+from snn_repro.data.augment.rpg import RPGDrop
 from snn_repro.data.augment.smooth_labels import SmoothLabels
 from snn_repro.data.batches import MemoryBatches, ahead, make_generator
 from snn_repro.data.counts import OVERFLOW, ByteFrames, apart

@@ -9,7 +9,7 @@ from snn_repro.data.batches import make_generator
 from snn_repro.errors import UserError
 from snn_repro.models import build_model
 from snn_repro.models.blocks import SpikingNetwork
-from snn_repro.models.relevance import check, guide, relevance
+from snn_repro.models.relevance import check, relevance
 from snn_repro.neurons import build_neuron
 
 T, B, K, SHAPE = 4, 3, 5, (2, 8, 8)
@@ -33,6 +33,10 @@ def network(name="small", neuron="lif", shape=SHAPE, **options):
 
 def counts(shape=SHAPE):
     return torch.randint(0, 4, (T, B, *shape), generator=make_generator(1)).float()
+
+
+def predicted(model, frames):
+    return model.eval()(frames).mean(0).argmax(1)
 
 
 def divided(a, b):
@@ -122,9 +126,9 @@ def reference(model, frames, labels, rule):
 
 @pytest.mark.parametrize("rule", ["sltrp", "slrp"])
 def test_the_small_network_is_the_reference(rule):
-    model, frames, labels = network().double(), counts().double(), torch.tensor([0, 3, 4])
-    found = relevance(model, frames, labels, rule)
-    expected = reference(model, frames, labels, rule)
+    model, frames = network().double(), counts().double()
+    found = relevance(model, frames, rule)
+    expected = reference(model, frames, predicted(model, frames), rule)
     for a, b in zip(found, expected, strict=True):
         assert a.shape == b.shape and b.abs().max() > 1e-3
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)
@@ -140,7 +144,7 @@ def test_it_leaves_the_network_as_it_was(name, neuron, shape, options, rule):
     frames = counts(shape)
     before, state = model(frames), {k: v.clone() for k, v in model.state_dict().items()}
     kept, random = {k: dict(vars(m)) for k, m in model.named_modules()}, torch.get_rng_state()
-    of_input, of_features = relevance(model, frames, rule=rule)
+    of_input, of_features = relevance(model, frames, rule)
     assert of_input.shape == frames.shape and of_features.shape[:2] == frames.shape[:2] and of_features.dim() == 5
     assert of_input.isfinite().all() and of_input.abs().sum() > 0
     places = frames if rule == "sltrp" else frames.sum(0).expand_as(frames)
@@ -166,20 +170,14 @@ def test_with_positive_weights_nothing_is_lost():
         model.fc.bias.fill_(1.0)
     for rule in ("sltrp", "slrp"):
         model.double()
-        frames, steps = counts().double() + 1, T if rule == "sltrp" else 1
-        of_input, of_features = relevance(model, frames, torch.zeros(B, dtype=torch.long), rule)
-        total = of_input.sum((0, 2, 3, 4)) * steps / T if rule == "slrp" else of_input.sum((0, 2, 3, 4))
-        deep = of_features.sum((0, 2, 3, 4)) * steps / T if rule == "slrp" else of_features.sum((0, 2, 3, 4))
-        torch.testing.assert_close(total, deep, rtol=1e-6, atol=1e-9)
+        frames = counts().double() + 1
+        of_input, of_features = (r.sum((0, 2, 3, 4)) for r in relevance(model, frames, rule))
+        torch.testing.assert_close(of_input, of_features, rtol=1e-6, atol=1e-9)
 
 
-def test_parts_of_a_batch_and_labels():
+def test_parts_of_a_batch_are_the_whole():
     model, frames = network(), counts()
-    predicted = model.eval()(frames).mean(0).argmax(1)
-    whole = relevance(model, frames)
-    for a, b in zip(relevance(model, frames, predicted), whole, strict=True):
-        assert torch.equal(a, b)
-    for a, b in zip(guide(model, torch.device("cpu"), 2)(frames, "slrp"), whole, strict=True):
+    for a, b in zip(relevance(model, frames, parts=2), relevance(model, frames), strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -199,13 +197,13 @@ class Residual(SpikingNetwork):
 def test_sums_of_both_signs_go_by_their_positive_parts():
     torch.manual_seed(1)
     model, x = Residual().double(), counts().double()
-    found = relevance(model, x, torch.zeros(B, dtype=torch.long), "slrp")[0]
+    found, labels = relevance(model, x, "slrp")[0], predicted(model, x)
     with torch.no_grad():
         a, b = (conv(x.flatten(0, 1)).unflatten(0, (T, B)) for conv in (model.one, model.two))
         s = model.sn(a + b)
         f = s.mean((0, -2, -1))
         R = torch.full((B, K), -1 / K, dtype=torch.double)
-        R[:, 0] += 1
+        R[torch.arange(B), labels] += 1
         w = model.fc.weight.clamp(min=0)
         unit = divided(R, f @ w.T) @ w  # what a class counts for, per unit of a channel's mean
         R = s.mean(0) * unit[..., None, None] / 64
@@ -218,7 +216,7 @@ def test_sums_of_both_signs_go_by_their_positive_parts():
             expected += x.mean(0) * torch.nn.grad.conv2d_input(x.shape[1:], w, S, 1, layer.padding)
     assert expected.abs().max() > 1e-4
     torch.testing.assert_close(found[0], expected, rtol=1e-7, atol=1e-12)
-    assert relevance(model, x, rule="sltrp")[0].isfinite().all()
+    assert relevance(model, x, "sltrp")[0].isfinite().all()
 
 
 class Gated(SpikingNetwork):
@@ -236,10 +234,10 @@ def test_a_network_without_a_rule_is_one_sentence():
     with pytest.raises(
         UserError, match=r"augment.rpg_mix needs relevance .*: the network computes 'sigmoid' between its"
     ):
-        check(Gated(), SHAPE, T, "slrp", "rpg_mix")
+        check(Gated(), (T, B, *SHAPE), "slrp", "rpg_mix")
     model = network()
     model.sn2.charge = lambda v, x: (v + x).relu()
     said = r"the neuron 'lif' \(sn2\) does not just add up what it keeps and what comes in; choose another network"
     with pytest.raises(UserError, match=said):
-        check(model, SHAPE, T, "sltrp", "rpg_drop")
-    check(network(), SHAPE, T, "sltrp", "rpg_drop")
+        check(model, (T, B, *SHAPE), "sltrp", "rpg_drop")
+    check(network(), (T, B, *SHAPE), "sltrp", "rpg_drop")

@@ -20,7 +20,6 @@ from snn_repro.data.augment.augmentation import (
     Augmentation,
     BatchAugmentation,
     BatchTransform,
-    GuidedAugmentation,
     MovingAugmentation,
     PilAugmentation,
     RecordingAugmentation,
@@ -28,6 +27,7 @@ from snn_repro.data.augment.augmentation import (
 )
 from snn_repro.data.augment.normalize import Normalize
 from snn_repro.data.augment.resized_crop import eval_steps
+from snn_repro.data.augment.rpg import GuidedAugmentation
 from snn_repro.registry import AUGMENTATIONS, import_all
 from snn_repro.settings import Setting
 

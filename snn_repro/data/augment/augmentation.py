@@ -4,7 +4,7 @@ One augmentation is one file in this folder, a class under `@register_augmentati
 
     a BatchAugmentation  a step on whole batches of images or of event frames
     a MovingAugmentation  such a step that only moves pixels
-    a GuidedAugmentation  such a step that goes by what the network sees in them
+    a GuidedAugmentation  such a step that uses what the network sees in them (rpg.py)
     a PilAugmentation  a step on single images, before they are batched
     a RecordingAugmentation  a step on the events of a recording, before they become frames
 
@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
-from snn_repro.errors import UserError
 from snn_repro.registry import AUGMENTATIONS
 from snn_repro.settings import Setting
 
@@ -269,40 +268,6 @@ def sources_of(move: Callable[[Tensor], Tensor], size: tuple[int, int]) -> Tenso
     height, width = size
     seen = move(torch.arange(1.0, height * width + 1).view(1, height, width)).flatten().long()  # exact to 2^24 pixels
     return torch.where(seen == 0, height * width, seen - 1)
-
-
-RELEVANCE = Setting(
-    "slrp", "rpg_drop, rpg_mix: relevance of means over time, or at each step", choices=("slrp", "sltrp")
-)
-
-
-class GuidedAugmentation(BatchAugmentation):
-    """A step on batches of event frames that goes by what the network in training sees in them.
-
-    relevance(frames [T, B, C, H, W], rule) -> (relevance of the frames, of the last feature maps [T, B, C', h, w]): set by
-    `guide` of the batches, whose owner has the network. It is that of the weights when the batch is made, which is behind
-    the step before: a resumed run makes the same batch.
-    """
-
-    works_on = ("frames",)
-    rule: str
-    relevance: Callable[[Tensor, str], tuple[Tensor, Tensor]] | None = None
-
-    def salience(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`relevance` of frames. Raises UserError where nobody gave a network."""
-        if self.relevance is None:
-            raise UserError(
-                f"augment.{self.name} goes by a network: give it to these batches with their guide(relevance) first"
-            )
-        return self.relevance(x, self.rule)
-
-    @staticmethod
-    def scaled(relevance: Tensor) -> Tensor:
-        """Each sample's relevance [T, B, C, H, W] shifted and scaled to 0..1; 0 where all is the same."""
-        import torch
-
-        low, high = relevance.amin((0, 2, 3, 4), keepdim=True), relevance.amax((0, 2, 3, 4), keepdim=True)
-        return (relevance - low) / torch.where(high > low, high - low, 1)
 
 
 class PilAugmentation(Augmentation):
