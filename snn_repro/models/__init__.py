@@ -7,6 +7,7 @@ Every parameter, IMP too, exists once the model is built, so an optimiser made n
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -14,7 +15,7 @@ from torch import nn
 from snn_repro import kernels as door
 from snn_repro.config import keys
 from snn_repro.errors import UserError
-from snn_repro.models.blocks import Block
+from snn_repro.models.blocks import Block, Neurons
 from snn_repro.models.networks import MODELS, Model, register_network
 from snn_repro.models.norms import NORMS, register_norm
 from snn_repro.neurons import Neuron, initial_states
@@ -64,10 +65,8 @@ def build_model(
     keys()["model.checkpointing"].checked("model.checkpointing", checkpointing)
     neuron = dict(neuron)
     layers = neuron.pop("initial_layers", None)
-    network = MODELS[name].build(
-        num_classes=num_classes, input_shape=input_shape, timesteps=timesteps, neuron={**neuron, "timesteps": timesteps},
-        **values,
-    )  # fmt: skip
+    build = partial(MODELS[name].build, num_classes=num_classes, input_shape=input_shape, timesteps=timesteps, **values)
+    network = build(neuron=Neurons({**neuron, "timesteps": timesteps}, build, input_shape))
     if layers is not None:
         _start_only(network, layers)
     network.wired = any(getattr(module, "wired", False) for module in network.modules())

@@ -1,6 +1,6 @@
 """What all networks are made of: the block of convolution, norm and neuron, time folded into the batch, two kinds of input."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from snn_repro.errors import UserError
 from snn_repro.kernels import choose, sums
-from snn_repro.neurons import Neuron, Setting
+from snn_repro.kernels.conv import Conv2d
+from snn_repro.neurons import Neuron, Setting, build_neuron
 
 HEAD_INIT = Setting("torch", "initial weights of the classifier; null is torch's", choices=("torch", "normal01"))
 
@@ -26,9 +27,39 @@ def over_time(x: Tensor, *layers: nn.Module) -> Tensor:
     return x.unflatten(0, steps)
 
 
-def output_size(size: Sequence[int], kernel: int, stride: int, padding: int) -> list[int]:
-    """Return [H, W] behind a convolution or pooling that rounds down."""
-    return [(n + 2 * padding - kernel) // stride + 1 for n in size]
+class Place(nn.Identity):
+    """Where a neuron will stand: passes x [T, B, ...] on and keeps the shape of the state, without T and B."""
+
+    shape: tuple[int, ...]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.shape = tuple(x.shape[2:])
+        return x
+
+
+class Neurons(dict[str, Any]):
+    """Keywords of `build_neuron`; a call builds the next spiking layer of the network that `build(neuron=self)` makes.
+
+    The shapes of the states come from one run of that network on the meta device, with a Place for each neuron.
+    """
+
+    def __init__(
+        self, given: Mapping[str, Any], build: Callable[..., nn.Module] | None, input_shape: Sequence[int] = ()
+    ):
+        super().__init__(given)
+        self._build, self._input_shape = build, input_shape
+        self._places: list[Place] = []
+
+    def __call__(self, **other) -> nn.Module:
+        if self._build is None:
+            self._places.append(Place())
+            return self._places[-1]
+        if not self._places:
+            places = Neurons(self, None)
+            with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
+                self._build(neuron=places).eval()(torch.zeros(1, *self._input_shape))
+            self._places = places._places[::-1]
+        return build_neuron(**{**self, **other, "state_shape": self._places.pop().shape})
 
 
 class Block(nn.Module):
@@ -45,6 +76,26 @@ class Block(nn.Module):
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any: ...  # a layer
+
+    def add_stage(
+        self,
+        number: int,
+        inputs: int,
+        outputs: int,
+        norm_of: Callable,
+        neuron: Callable,
+        kernel: int = 3,
+        stride: int = 1,
+    ) -> None:
+        """Add the convolution convN, its norm bnN and its neuron snN."""
+        setattr(self, f"conv{number}", conv(inputs, outputs, kernel, stride))
+        setattr(self, f"bn{number}", norm_of(outputs))
+        setattr(self, f"sn{number}", neuron())
+
+    def stage(self, number: int, x: Tensor, timesteps: int | None = None, plus=None) -> Tensor:
+        """`spikes` of the stage that `add_stage` added."""
+        layers = (getattr(self, f"{kind}{number}") for kind in ("conv", "bn", "sn"))
+        return self.spikes(x, *layers, timesteps, plus)
 
     def spikes(
         self, x: Tensor, convolution: nn.Module, norm: Any, neuron: Any, timesteps: int | None = None,
@@ -173,6 +224,10 @@ def repeat_steps(x: Tensor, timesteps: int) -> Tensor:
 def last(x: Tensor) -> Tensor:
     """The last step [1, B, C, H, W] of x [T, B, C, H, W]; its gradient comes back channels last, as the layers before run."""
     return x.movedim(2, -1)[-1:].movedim(-1, 2)
+
+
+def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> Conv2d:
+    return Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
 
 def init_head(head: nn.Linear, head_init: str) -> None:

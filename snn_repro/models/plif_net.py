@@ -8,7 +8,7 @@ from snn_repro.models.blocks import Dropout
 from snn_repro.models.networks import register_network
 from snn_repro.models.norms import NORM
 from snn_repro.models.vgg import POOL, VGG
-from snn_repro.neurons import Setting, build_neuron
+from snn_repro.neurons import Setting
 
 
 class Voting(VGG):
@@ -17,15 +17,17 @@ class Voting(VGG):
     No layer has a bias. The logits of a step are the shares of a class's voters that fire in it, in 0..1.
     """
 
-    def __init__(self, name: str, plan, *, num_classes, input_shape, timesteps, neuron, norm, hidden, voters, dropout):
-        super().__init__(name, plan, norm, input_shape, timesteps, neuron, bias=False, pool=nn.MaxPool2d)
+    bias, pool = False, nn.MaxPool2d
+
+    def __init__(self, name: str, plan, *, num_classes, neuron, hidden, voters, dropout, **given):
+        super().__init__(name, plan, neuron=neuron, **given)
         self.voters = voters
         self.dropout1 = Dropout(dropout)
         self.fc1 = nn.Linear(prod(self.out_shape), hidden, bias=False)
-        self.sn1 = build_neuron(state_shape=(hidden,), **neuron)
+        self.sn1 = neuron()
         self.dropout2 = Dropout(dropout)
         self.fc2 = nn.Linear(hidden, num_classes * voters, bias=False)
-        self.sn2 = build_neuron(state_shape=(num_classes * voters,), **neuron)
+        self.sn2 = neuron()
 
     def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
         """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""

@@ -1,109 +1,219 @@
-"""Spiking ResNets whose blocks add potentials, not spikes: ResNet-19 and ResNet-34 of Zheng et al. (AAAI 2021,
-arXiv:2011.05280). Beside them stand the SEW-ResNets, whose blocks add spikes.
+"""Spiking ResNets: SEW-ResNet (Fang et al., NeurIPS 2021, arXiv:2102.04159), whose blocks add spikes (ADD), and ResNet-19 and
+ResNet-34 of Zheng et al. (AAAI 2021, arXiv:2011.05280), whose blocks add potentials.
 
-Names follow torchvision's ResNet (conv1, bn1, layer1.0.conv1, downsample.0, fc), so that resnet34's weights load.
+Names follow torchvision's ResNet (conv1, bn1, layer1.0.conv1, downsample.0, fc), so that its weights load; spiking layers are
+sn1, sn2, sn3 and downsample_sn. The checkpoints of the SEW-ResNet's authors load too (`own_names`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from snn_repro.models.blocks import Block, SpikingNetwork, kaiming_fan_out, last, output_size, over_time
+from snn_repro.errors import UserError
+from snn_repro.models.blocks import (
+    HEAD_INIT,
+    AvgPool2d,
+    Block,
+    SpikingNetwork,
+    conv,
+    init_head,
+    kaiming_fan_out,
+    last,
+    over_time,
+)
 from snn_repro.models.networks import register_network
 from snn_repro.models.norms import NORM, norms
-from snn_repro.models.sew_resnet import by_authors, conv
-from snn_repro.neurons import Setting, build_neuron
+from snn_repro.neurons import Setting
+
+
+class SEWBlock(Block):
+    """shortcut(x) + branch(x); where shapes change, the shortcut has a convolution, a norm and a neuron too.
+
+    The output is a sum of spikes, not binary. norm_of(channels) and neuron() build a layer.
+    """
+
+    sizes: tuple[int, ...]  # of the branch's kernels
+    strided: int  # the convolution that strides, from 1
+    expansion: int
+
+    def __init__(self, inputs: int, width: int, stride: int, norm_of: Callable, neuron: Callable):
+        super().__init__()
+        outputs, channels = width * self.expansion, inputs
+        for i, kernel in enumerate(self.sizes, 1):
+            after = outputs if i == len(self.sizes) else width
+            self.add_stage(i, channels, after, norm_of, neuron, kernel, stride if i == self.strided else 1)
+            channels = after
+        self.downsample = self.downsample_sn = None
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(conv(inputs, outputs, 1, stride), norm_of(outputs))
+            self.downsample_sn = neuron()
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        return x if self.downsample is None else self.spikes(x, *self.downsample, self.downsample_sn)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch, end = x, len(self.sizes)
+        for i in range(1, end):
+            branch = self.stage(i, branch)
+        return self.stage(end, branch, plus=lambda: self.shortcut(x))
+
+
+class SEWBasicBlock(SEWBlock):
+    sizes, strided, expansion = (3, 3), 1, 1
+
+
+class SEWBottleneck(SEWBlock):
+    sizes, strided, expansion = (1, 3, 1), 2, 4
 
 
 class BasicBlock(Block):
-    """neuron(shortcut(x) + norm(conv(neuron(norm(conv(x)))))); the shortcut has a convolution and a norm where shapes change.
+    """neuron(shortcut(x) + norm(conv(neuron(norm(conv(x)))))); the shortcut has a convolution and a norm where shapes change."""
 
-    `size` is (H, W) of the input.
-    """
+    expansion = 1
 
-    def __init__(self, inputs: int, width: int, stride: int, size: Sequence[int], neuron: dict, norm_of: Callable):
+    def __init__(self, inputs: int, width: int, stride: int, norm_of: Callable, neuron: Callable):
         super().__init__()
-        size = output_size(size, 3, stride, 1)
-        self.conv1 = conv(inputs, width, 3, stride)
-        self.bn1 = norm_of(width)
-        self.sn1 = build_neuron(state_shape=(width, *size), **neuron)
+        self.add_stage(1, inputs, width, norm_of, neuron, stride=stride)
         self.conv2 = conv(width, width, 3)
         self.bn2 = norm_of(width, summands=2)
         self.downsample = None
         if stride != 1 or inputs != width:
             self.downsample = nn.Sequential(conv(inputs, width, 1, stride), norm_of(width, summands=2))
-        self.sn2 = build_neuron(state_shape=(width, *size), **neuron)
+        self.sn2 = neuron()
 
     def forward(self, x: Tensor) -> Tensor:
-        branch = self.spikes(x, self.conv1, self.bn1, self.sn1)
-        branch = self.bn2(over_time(branch, self.conv2))
+        branch = self.bn2(over_time(self.stage(1, x), self.conv2))
         if self.downsample is not None:
             convolution, norm = self.downsample
             x = norm(over_time(x, convolution))
         return self.sn2(x + branch)
 
 
+class Plan(NamedTuple):
+    """Blocks of a ResNet, and its stem: "imagenet" is 7x7, stride 2 and a pool, "cifar" 3x3."""
+
+    block: Callable[..., nn.Module]
+    depths: tuple[int, ...]
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    stem: str = "imagenet"
+
+
+class ResNet(SpikingNetwork):
+    """Stem and stages of blocks."""
+
+    downsample_name = "downsample"  # of a block's shortcut in the authors' files
+    needs = "; their authors' network has a max-pool stem and hard resets: model.stem_pool=max neuron.reset=hard"
+
+    def __init__(self, plan: Plan, *, input_shape, timesteps, neuron, norm, stem_pool="max"):
+        super().__init__(input_shape, timesteps)
+        norm_of, inputs = norms(norm, timesteps, neuron), plan.widths[0]
+        kernel, stride = (7, 2) if plan.stem == "imagenet" else (3, 1)
+        self.add_stage(1, input_shape[0], inputs, norm_of, neuron, kernel, stride)
+        self.pool: nn.Module = nn.Identity()
+        if plan.stem == "imagenet":
+            self.pool = nn.MaxPool2d(3, 2, 1) if stem_pool == "max" else AvgPool2d(3, 2, 1, count_include_pad=True)
+        for stage, (width, depth) in enumerate(zip(plan.widths, plan.depths, strict=True), 1):
+            blocks = []
+            for i in range(depth):
+                blocks.append(plan.block(inputs, width, 2 if stage > 1 and i == 0 else 1, norm_of, neuron))
+                inputs = width * blocks[-1].expansion
+            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
+        self.stages, self.channels = len(plan.widths), inputs
+
+    def extract(self, x: Tensor) -> Tensor:
+        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> the last feature maps [T, B, C', H', W']."""
+        x, timesteps = self.steps(x)
+        x = over_time(self.stage(1, x, timesteps), self.pool)
+        for block in chain(*(getattr(self, f"layer{i + 1}") for i in range(self.stages))):
+            x = self.through(x, block)
+        return x
+
+    def own_names(self, weights: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+        """Weights under torchvision's names, from those of the SEW-ResNet's authors, whose layers hold a convolution and a norm.
+
+        settings are those that they wrote into the file. Other weights pass as they are. Also returns what their accuracy
+        needs. Raises UserError for blocks that do not add.
+        """
+        joined = settings.get("connect_f") or "ADD"
+        if joined != "ADD":
+            raise UserError(f"these weights are of blocks joined by {joined}, and ours add: they are of another model")
+        pattern = re.compile(rf"(conv(\d)|{re.escape(self.downsample_name)})\.module\.(\d)\.")
+
+        def own(found: re.Match) -> str:
+            return f"{('conv', 'bn')[int(found[3])]}{found[2]}." if found[2] else f"downsample.{found[3]}."
+
+        named = {pattern.sub(own, name): value for name, value in weights.items()}
+        return named, self.needs if named.keys() != weights.keys() else ""
+
+
+_OPTIONS = {
+    "norm": replace(NORM, default=None),
+    "zero_init_residual": Setting(False, "start the last norm of each branch at 0"),
+    "head_init": HEAD_INIT,
+}
+_IMAGENET = _OPTIONS | {"stem_pool": Setting("avg", "pool of the stem", choices=("avg", "max"))}
+
+
+@register_network("sew_resnet18", _IMAGENET, Plan(SEWBasicBlock, (2, 2, 2, 2)))
+@register_network("sew_resnet34", _IMAGENET, Plan(SEWBasicBlock, (3, 4, 6, 3)))
+@register_network("sew_resnet50", _IMAGENET, Plan(SEWBottleneck, (3, 4, 6, 3)))
+@register_network("sew_resnet101", _IMAGENET, Plan(SEWBottleneck, (3, 4, 23, 3)))
+@register_network("sew_resnet152", _IMAGENET, Plan(SEWBottleneck, (3, 8, 36, 3)))
+@register_network("sew_resnet18_cifar", _OPTIONS, Plan(SEWBasicBlock, (2, 2, 2, 2), stem="cifar"))
+class SEWResNet(ResNet):
+    """stem_pool is "avg", the paper's, or "max", that of the SEW-ResNet's authors.
+
+    zero_init_residual starts the last norm of each branch at weight 0; head_init is "torch" or "normal01" (N(0, 0.01), bias 0).
+    """
+
+    downsample_name = "downsample.0"
+
+    def __init__(self, plan: Plan, *, num_classes, zero_init_residual, head_init, **given):
+        super().__init__(plan, **given)
+        self.fc = nn.Linear(self.channels, num_classes)
+        kaiming_fan_out(self)
+        init_head(self.fc, head_init)
+        for block in self.modules() if zero_init_residual else ():
+            if isinstance(block, SEWBlock):
+                for name, parameter in getattr(block, f"bn{len(block.sizes)}").named_parameters():
+                    if name.rpartition(".")[2] == "weight":
+                        nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
+        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""
+        x = self.extract(x)
+        return self.fc((last(x) if last_step else x).mean((-2, -1)))
+
+
 _TDBN = replace(NORM, default="tdbn")
 _HIDDEN = Setting(256, "width of the spiking linear layer before the classifier; 0: none", "neurons", low=0)
 
 
-@register_network("spiking_resnet34", {"norm": _TDBN}, (64, 128, 256, 512), (3, 4, 6, 3), "imagenet")
-@register_network("resnet19", {"norm": _TDBN, "hidden": _HIDDEN}, (128, 256, 512), (3, 3, 2), "cifar")
-class SpikingResNet(SpikingNetwork):
-    """widths and depths choose the network; stem "imagenet" is 7x7, stride 2 and a max pool, "cifar" 3x3.
+@register_network("spiking_resnet34", {"norm": _TDBN}, Plan(BasicBlock, (3, 4, 6, 3)))
+@register_network("resnet19", {"norm": _TDBN, "hidden": _HIDDEN}, Plan(BasicBlock, (3, 3, 2), (128, 256, 512), "cifar"))
+class SpikingResNet(ResNet):
+    """hidden is the width of a spiking linear layer before the classifier, 0 for none."""
 
-    hidden is the width of a spiking linear layer before the classifier, 0 for none.
-    """
+    needs = ResNet.needs.replace("model.stem_pool=max ", "")
 
-    def __init__(
-        self, widths, depths, stem: str, *, num_classes, input_shape, timesteps, neuron, norm, hidden=0,
-    ):  # fmt: skip
-        super().__init__(input_shape, timesteps)
-        norm_of = norms(norm, timesteps, neuron)
-        channels, *size = input_shape
-        kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
-        self.conv1 = conv(channels, widths[0], kernel, stride)
-        size = output_size(size, kernel, stride, kernel // 2)
-        self.bn1 = norm_of(widths[0])
-        self.sn1 = build_neuron(state_shape=(widths[0], *size), **neuron)
-        self.pool: nn.Module = nn.Identity()
-        if stem == "imagenet":
-            self.pool = nn.MaxPool2d(3, 2, 1)
-            size = output_size(size, 3, 2, 1)
-
-        inputs = widths[0]
-        for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
-            blocks = []
-            for i in range(depth):
-                stride = 2 if stage > 0 and i == 0 else 1
-                blocks.append(BasicBlock(inputs, width, stride, size, neuron, norm_of))
-                size, inputs = output_size(size, 3, stride, 1), width
-            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
-        self.stages = len(widths)
+    def __init__(self, plan: Plan, *, num_classes, neuron, hidden=0, **given):
+        super().__init__(plan, neuron=neuron, **given)
         self.fc1: Any = None
         self.sn_fc1: Any = None
         if hidden:
-            self.fc1 = nn.Linear(inputs, hidden)
-            self.sn_fc1 = build_neuron(state_shape=(hidden,), **neuron)
-        self.fc = nn.Linear(hidden or inputs, num_classes)
+            self.fc1 = nn.Linear(self.channels, hidden)
+            self.sn_fc1 = neuron()
+        self.fc = nn.Linear(hidden or self.channels, num_classes)
         kaiming_fan_out(self)
 
     def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
         """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""
-        x, timesteps = self.steps(x)
-        x = self.spikes(x, self.conv1, self.bn1, self.sn1, timesteps)
-        x = over_time(x, self.pool)
-        for stage in range(self.stages):
-            for block in getattr(self, f"layer{stage + 1}"):
-                x = self.through(x, block)
+        x = self.extract(x)
         if self.fc1 is not None:
             x = self.sn_fc1(self.fc1(x.mean((-2, -1))))
             return self.fc(x[-1:] if last_step else x)
         return self.fc((last(x) if last_step else x).mean((-2, -1)))
-
-    def own_names(self, weights: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-        """A file's weights under our names, and what to say of them: those of the SEW-ResNet's authors have others."""
-        named, needs = by_authors(weights, settings, "downsample")
-        return named, needs.replace("model.stem_pool=max ", "")

@@ -13,7 +13,7 @@ from snn_repro.kernels.conv import Conv2d
 from snn_repro.models.blocks import HEAD_INIT, AvgPool2d, SpikingNetwork, init_head, kaiming_fan_out, last, over_time
 from snn_repro.models.networks import register_network
 from snn_repro.models.norms import NORM, norms
-from snn_repro.neurons import Neuron, Setting, build_neuron
+from snn_repro.neurons import Neuron, Setting
 
 POOL = "pool"
 VGG48_PLAN = (64, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512, POOL)
@@ -47,9 +47,10 @@ class VGG(SpikingNetwork):
     of NORMS.
     """
 
-    def __init__(
-        self, name: str, plan, norm: str, input_shape, timesteps: int, neuron: dict, *, bias=True, pool=AvgPool2d
-    ):
+    bias = True  # of the convolutions
+    pool: type[nn.Module] = AvgPool2d
+
+    def __init__(self, name: str, plan, *, input_shape, timesteps, neuron, norm):
         super().__init__(input_shape, timesteps)
         norm_of = norms(norm, timesteps, neuron)
         channels, *size = input_shape
@@ -62,16 +63,14 @@ class VGG(SpikingNetwork):
         layers: list[nn.Module] = []
         for width in plan:
             if width == POOL:
-                layers.append(OverTime(pool(2)))
-                size = [n // 2 for n in size]
+                layers.append(OverTime(self.pool(2)))
             elif callable(width):
                 layers.append(width(channels))
             else:
-                layers.append(ConvNorm(channels, width, norm_of(width), bias))
-                layers.append(build_neuron(state_shape=(width, *size), **neuron))
+                layers += [ConvNorm(channels, width, norm_of(width), self.bias), neuron()]
                 channels = width
         self.features = nn.ModuleList(layers)
-        self.out_shape = (channels, *size)
+        self.out_shape = (channels, *(n >> pools for n in size))
 
     def extract(self, x: Tensor, last_step: bool = False) -> Tensor:
         """Return the last feature maps [T, B, C, H, W] of frames or of a static image, or the last step's [1, ...]."""
@@ -91,32 +90,39 @@ class VGG(SpikingNetwork):
         return self.spikes(x, layer.conv, layer.norm, neuron)
 
 
-DROPOUT = Setting(0.25, "dropout before the classifier", low=0, below=1)
-
-
-@register_network("vgg48", {"norm": replace(NORM, default="tebn"), "dropout": DROPOUT})
-class VGG48(VGG):
-    """64 128 | 256 256 | 512 512 | 512 512 | flatten, dropout, linear, for frames of 48x48 pixels alone.
+class FlatVGG(VGG):
+    """A VGG | flatten, dropout, linear.
 
     Dropout draws a mask of its own for every time step that reaches it: with last_step=True one, of T without, so the
     masks of the two differ.
     """
 
-    def __init__(self, *, num_classes, input_shape, timesteps, neuron, norm, dropout):
+    def __init__(self, name: str, plan, *, num_classes, dropout=0.0, kaiming=True, **given):
+        super().__init__(name, plan, **given)
+        if kaiming:
+            kaiming_fan_out(self)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(prod(self.out_shape), num_classes)
+
+    def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
+        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""
+        return self.classifier(self.dropout(self.extract(x, last_step).flatten(2)))
+
+
+DROPOUT = Setting(0.25, "dropout before the classifier", low=0, below=1)
+
+
+@register_network("vgg48", {"norm": replace(NORM, default="tebn"), "dropout": DROPOUT})
+class VGG48(FlatVGG):
+    """64 128 | 256 256 | 512 512 | 512 512 | flatten, dropout, linear, for frames of 48x48 pixels alone."""
+
+    def __init__(self, *, input_shape, **given):
         if tuple(input_shape[1:]) != (48, 48):
             raise UserError(
                 f"model.name=vgg48 is wired for 48x48 pixels, not {input_shape[1]}x{input_shape[2]}; "
                 f"resize the frames (dataset.frame_size=48) or use vgg128, which takes any size."
             )
-        super().__init__("vgg48", VGG48_PLAN, norm, input_shape, timesteps, neuron)
-        kaiming_fan_out(self)
-        c, h, w = self.out_shape
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(c * h * w, num_classes)
-
-    def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
-        """Frames [T, B, C, 48, 48] or a static image [B, C, 48, 48] -> logits [T, B, K], or the last step's [1, B, K]."""
-        return self.classifier(self.dropout(self.extract(x, last_step).flatten(2)))
+        super().__init__("vgg48", VGG48_PLAN, input_shape=input_shape, **given)
 
 
 @register_network("vgg128", {"norm": NORM, "head_init": replace(HEAD_INIT, default=None)})
@@ -126,8 +132,8 @@ class VGG128(VGG):
     Convolutions and, with head_init "torch", the classifier keep torch's initial weights.
     """
 
-    def __init__(self, *, num_classes, input_shape, timesteps, neuron, norm, head_init):
-        super().__init__("vgg128", VGG128_PLAN, norm, input_shape, timesteps, neuron)
+    def __init__(self, *, num_classes, head_init, **given):
+        super().__init__("vgg128", VGG128_PLAN, **given)
         self.classifier = nn.Linear(self.out_shape[0], num_classes)
         init_head(self.classifier, head_init)
 
@@ -137,34 +143,24 @@ class VGG128(VGG):
 
 
 @register_network("vggsnn", {"norm": NORM})
-class VGGSNN(VGG):
+class VGGSNN(FlatVGG):
     """64 128 | 256 256 | 512 512 | 512 512 | flatten, linear, for frames of 16x16 pixels and more (Deng et al., ICLR 2022).
 
     The plan of vgg48 with a plain batch norm and no dropout; 9.27 M weights at 48x48 pixels and 10 classes.
     """
 
-    def __init__(self, *, num_classes, input_shape, timesteps, neuron, norm):
-        super().__init__("vggsnn", VGG48_PLAN, norm, input_shape, timesteps, neuron)
-        kaiming_fan_out(self)
-        self.classifier = nn.Linear(prod(self.out_shape), num_classes)
-
-    def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
-        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""
-        return self.classifier(self.extract(x, last_step).flatten(2))
+    def __init__(self, **given):
+        super().__init__("vggsnn", VGG48_PLAN, **given)
 
 
 @register_network("snn7", {"norm": NORM})
-class SNN7(VGG):
+class SNN7(FlatVGG):
     """16 64 | 128 128 | 256 256 | 512, flatten, linear: the seven convolutions of Shen et al. (arXiv:2301.12356).
 
     After the network that its authors released, which is for static images of 32x32 pixels: max pools, no bias.
     """
 
-    def __init__(self, *, num_classes, input_shape, timesteps, neuron, norm):
-        plan = (16, 64, POOL, 128, 128, POOL, 256, 256, POOL, 512)
-        super().__init__("snn7", plan, norm, input_shape, timesteps, neuron, bias=False, pool=nn.MaxPool2d)
-        self.classifier = nn.Linear(prod(self.out_shape), num_classes)
+    bias, pool = False, nn.MaxPool2d
 
-    def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
-        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""
-        return self.classifier(self.extract(x, last_step).flatten(2))
+    def __init__(self, **given):
+        super().__init__("snn7", (16, 64, POOL, 128, 128, POOL, 256, 256, POOL, 512), kaiming=False, **given)

@@ -9,7 +9,7 @@ from snn_repro.kernels.conv import Conv2d
 from snn_repro.models.blocks import Dropout, SpikingNetwork, kaiming_fan_out, over_time
 from snn_repro.models.networks import register_network
 from snn_repro.models.norms import NORM, norms
-from snn_repro.neurons import Setting, build_neuron
+from snn_repro.neurons import Setting
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 _OPTIONS = {
@@ -37,17 +37,14 @@ class VGG16(SpikingNetwork):
         layers: list[nn.Module] = []
         for stage in STAGES:
             for width in stage:
-                conv = Conv2d(channels, width, 3, padding=1)
-                layers += [conv, norm_of(width), build_neuron(state_shape=(width, *size), **neuron)]
+                layers += [Conv2d(channels, width, 3, padding=1), norm_of(width), neuron()]
                 channels = width
             layers.append(nn.MaxPool2d(2))
-            size = [n // 2 for n in size]
         self.features = nn.ModuleList(layers)
         self.avgpool = nn.AdaptiveAvgPool2d(7)
-        spiking = partial(build_neuron, state_shape=(hidden,), **neuron)
         self.classifier = nn.Sequential(
-            nn.Linear(channels * 49, hidden), spiking(), Dropout(dropout),
-            nn.Linear(hidden, hidden), spiking(), Dropout(dropout),
+            nn.Linear(channels * 49, hidden), neuron(), Dropout(dropout),
+            nn.Linear(hidden, hidden), neuron(), Dropout(dropout),
             nn.Linear(hidden, num_classes),
         )  # fmt: skip
         kaiming_fan_out(self)

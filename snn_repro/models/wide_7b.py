@@ -1,15 +1,13 @@
 """Wide-7B-Net: seven SEW blocks with ADD (Fang et al., NeurIPS 2021, arXiv:2102.04159), the network of CIFAR10-DVS."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import prod
 
 from torch import Tensor, nn
 
-from snn_repro.kernels.conv import Conv2d
 from snn_repro.models.blocks import Block, SpikingNetwork, last, over_time
 from snn_repro.models.networks import register_network
 from snn_repro.models.norms import NORM, norms
-from snn_repro.neurons import build_neuron
 
 WIDTHS = (64, 64, 64, 64, 128, 128, 128)
 
@@ -17,24 +15,19 @@ WIDTHS = (64, 64, 64, 64, 128, 128, 128)
 class Stage(Block):
     """Where the width changes a 1x1 convolution to it | x + two 3x3 convolutions | a 2x2 max pool while it fits."""
 
-    def __init__(self, inputs: int, width: int, size: tuple[int, int], neuron: dict, norm_of: Callable):
+    def __init__(self, inputs: int, width: int, pooled: bool, norm_of: Callable, neuron: Callable):
         super().__init__()
-
-        def layers(inputs: int, kernel: int) -> Sequence[nn.Module]:
-            conv = Conv2d(inputs, width, kernel, padding=kernel // 2, bias=False)
-            return [conv, norm_of(width), build_neuron(state_shape=(width, *size), **neuron)]
-
-        first: Sequence[nn.Module | None] = layers(inputs, 1) if inputs != width else (None, None, None)
-        self.conv0, self.bn0, self.sn0 = first
-        self.conv1, self.bn1, self.sn1 = layers(width, 3)
-        self.conv2, self.bn2, self.sn2 = layers(width, 3)
-        self.pool = nn.MaxPool2d(2) if min(size) > 1 else nn.Identity()
+        self.widened = inputs != width
+        if self.widened:
+            self.add_stage(0, inputs, width, norm_of, neuron, kernel=1)
+        self.add_stage(1, width, width, norm_of, neuron)
+        self.add_stage(2, width, width, norm_of, neuron)
+        self.pool = nn.MaxPool2d(2) if pooled else nn.Identity()
 
     def forward(self, x: Tensor, timesteps: int | None = None) -> Tensor:
-        if self.conv0 is not None:
-            x = self.spikes(x, self.conv0, self.bn0, self.sn0, timesteps)
-        branch = self.spikes(x, self.conv1, self.bn1, self.sn1)
-        return over_time(self.spikes(branch, self.conv2, self.bn2, self.sn2, plus=lambda: x), self.pool)
+        if self.widened:
+            x = self.stage(0, x, timesteps)
+        return over_time(self.stage(2, self.stage(1, x), plus=lambda: x), self.pool)
 
 
 @register_network("wide_7b", {"norm": NORM})
@@ -50,7 +43,7 @@ class Wide7B(SpikingNetwork):
         channels, *size = input_shape
         stages = []
         for width in WIDTHS:
-            stages.append(Stage(channels, width, size, neuron, norm_of))
+            stages.append(Stage(channels, width, min(size) > 1, norm_of, neuron))
             size, channels = [n // 2 for n in size] if min(size) > 1 else size, width
         self.stages = nn.ModuleList(stages)
         self.fc = nn.Linear(channels * prod(size), num_classes)

@@ -1,6 +1,7 @@
 """Networks of the compared methods: published sizes, blocks against plain float64 references, transformers against spikingjelly's own."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from snn_repro.models.norms import NORMS
 from snn_repro.models.resnet import BasicBlock
 from snn_repro.models.tcja import TCJA
 from snn_repro.models.wide_7b import Stage
-from snn_repro.neurons import Neuron
+from snn_repro.neurons import Neuron, build_neuron
 
 IF_IMP = {"name": "if", "imp": True}
 # Small forms: input shape, time steps, options
@@ -251,7 +252,7 @@ def spiking_input(*shape):
 def test_resnets_add_potentials_and_fire_then():
     torch.manual_seed(1)
     for inputs, stride in ((4, 1), (3, 2)):
-        block = BasicBlock(inputs, 4, stride, (6, 5), {"name": "if"}, batch_norm).double()
+        block = BasicBlock(inputs, 4, stride, batch_norm, partial(build_neuron, "if")).double()
         nn.init.uniform_(block.bn2.weight, 1, 3)
         x = spiking_input(3, 2, inputs, 6, 5)
         branch = plain_if(plain_norm(plain_conv(x, block.conv1), block.bn1))
@@ -265,7 +266,7 @@ def test_resnets_add_potentials_and_fire_then():
 def test_wide_7b_adds_spikes_and_pools_their_sums():
     torch.manual_seed(1)
     for inputs in (4, 2):
-        stage = Stage(inputs, 4, (6, 5), {"name": "if"}, batch_norm).double()
+        stage = Stage(inputs, 4, True, batch_norm, partial(build_neuron, "if")).double()
         x = given = spiking_input(3, 2, inputs, 6, 5)
         if inputs != 4:
             given = plain_if(plain_norm(plain_conv(x, stage.conv0), stage.bn0))
