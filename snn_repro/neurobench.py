@@ -20,6 +20,7 @@ the package adds up in float32, which is inexact above 2^24 in one call.
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -91,19 +92,16 @@ def neurobench(
     hooks, counts, training = [], {}, model.training
     correct = n = 0
 
-    def silent(name: str) -> Callable:
-        def count(layer: nn.Module, args: Any, out: Tensor) -> None:
-            neurons[name][0] += out.numel() - int(out.count_nonzero())
-            neurons[name][1] += out.numel()
-
-        return count
+    def silent(name: str, layer: nn.Module, args: Any, out: Tensor) -> None:
+        neurons[name][0] += out.numel() - int(out.count_nonzero())
+        neurons[name][1] += out.numel()
 
     for name, module in model.named_modules():
         if isinstance(module, CONNECTIONS):
             counts[name] = Connections(module)
             hooks.append(module.register_forward_pre_hook(counts[name]))
         elif isinstance(module, ACTIVATIONS):
-            hooks.append(module.register_forward_hook(silent(name.rpartition(".")[2])))
+            hooks.append(module.register_forward_hook(partial(silent, name.rpartition(".")[2])))
     model.eval()
     try:
         with torch.inference_mode():
@@ -125,10 +123,9 @@ def neurobench(
         ConnectionSparsity=round(zeros / every, 4),
         ActivationSparsity=still / outputs if outputs else 0.0,
         ActivationSparsityByLayer={name: zero / total for name, (zero, total) in neurons.items()},
-        SynapticOperations=dict(
-            Effective_MACs=sum(c.macs for c in counts.values()) / n,
-            Effective_ACs=sum(c.acs for c in counts.values()) / n,
-            Dense=sum(c.dense for c in counts.values()) / n,
-        ),
+        SynapticOperations={
+            key: sum(getattr(c, part) for c in counts.values()) / n
+            for key, part in (("Effective_MACs", "macs"), ("Effective_ACs", "acs"), ("Dense", "dense"))
+        },
         ClassificationAccuracy=correct / n,
     )  # fmt: skip

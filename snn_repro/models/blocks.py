@@ -30,7 +30,7 @@ def over_time(x: Tensor, *layers: nn.Module) -> Tensor:
 class Place(nn.Identity):
     """Where a neuron will stand: passes x [T, B, ...] on and keeps the shape of the state, without T and B."""
 
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] = (1,)  # where it never runs
 
     def forward(self, x: Tensor) -> Tensor:
         self.shape = tuple(x.shape[2:])
@@ -94,13 +94,18 @@ class Block(nn.Module):
 
     def stage(self, number: int, x: Tensor, timesteps: int | None = None, plus=None) -> Tensor:
         """`spikes` of the stage that `add_stage` added."""
-        layers = (getattr(self, f"{kind}{number}") for kind in ("conv", "bn", "sn"))
-        return self.spikes(x, *layers, timesteps, plus)
+        convolution, norm, neuron = (getattr(self, f"{kind}{number}") for kind in ("conv", "bn", "sn"))
+        return self.spikes(x, convolution, norm, neuron, timesteps, plus)
 
     def spikes(
-        self, x: Tensor, convolution: nn.Module, norm: Any, neuron: Any, timesteps: int | None = None,
+        self,
+        x: Tensor,
+        convolution: nn.Module,
+        norm: Any,
+        neuron: Any,
+        timesteps: int | None = None,
         plus: Callable[[], Tensor] | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """x [T, B, C, H, W] -> spikes [T, B, C', H', W'] of a neuron behind a convolution and a norm, `plus()` added to them.
 
         x may be [1, B, C, H, W], the same at all `timesteps`: convolution and norm then run once.
@@ -108,9 +113,8 @@ class Block(nn.Module):
         return self.fire(over_time(x, convolution), norm, neuron, timesteps, plus)
 
     def fire(
-        self, x: Tensor, norm: Any, neuron: Any, timesteps: int | None = None,
-        plus: Callable[[], Tensor] | None = None,
-    ) -> Tensor:  # fmt: skip
+        self, x: Tensor, norm: Any, neuron: Any, timesteps: int | None = None, plus: Callable[[], Tensor] | None = None
+    ) -> Tensor:
         """Spikes of a norm and the neuron behind it (+ plus()), computed together where `kernels` says so."""
         timesteps = timesteps or len(x)
         affine = norm.affine_form() if hasattr(norm, "affine_form") and hasattr(neuron, "law") else None
@@ -133,8 +137,7 @@ class Block(nn.Module):
 
         if self.checkpointing != what or not torch.is_grad_enabled():
             return run(x)
-        again = lambda: (nullcontext(), same_statistics(self))  # noqa: E731
-        return checkpoint(run, x, use_reentrant=False, context_fn=again)
+        return checkpoint(run, x, use_reentrant=False, context_fn=lambda: (nullcontext(), same_statistics(self)))
 
 
 class SpikingNetwork(Block):
@@ -189,31 +192,32 @@ class Dropout(nn.Module):
 def same_statistics(module: nn.Module) -> AbstractContextManager:
     """Called before a forward pass: a context in which another one learns nothing twice. Batch norms do not update their
     running statistics, and neurons start from what they started from."""
-    neurons = [m for m in module.modules() if isinstance(m, Neuron)]
-    return _repeat(module, [(m, [(b, b.clone()) for b in m.buffers(recurse=False)]) for m in neurons])
-
-
-@contextmanager
-def _repeat(module: nn.Module, neurons: list[tuple[Neuron, list[tuple[Tensor, Tensor]]]]) -> Iterator[None]:
     norms: list[Any] = [m for m in module.modules() if isinstance(m, _BatchNorm)]
-    kept = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
-    now = [(buffer, buffer.clone()) for _, buffers in neurons for buffer, _ in buffers]
-    try:
-        for norm in norms:
-            norm.momentum = 0.0
-        for neuron, buffers in neurons:
-            neuron.repeats = True
-            for buffer, before in buffers:
-                buffer.copy_(before)
-        yield
-    finally:
-        for norm, (momentum, batches) in zip(norms, kept, strict=True):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(batches)
-        for neuron, _ in neurons:
-            neuron.repeats = False
-        for buffer, value in now:
-            buffer.copy_(value)
+    neurons = [m for m in module.modules() if isinstance(m, Neuron)]
+    before = [(b, b.clone()) for m in neurons for b in m.buffers(recurse=False)]
+
+    @contextmanager
+    def repeat() -> Iterator[None]:
+        kept = [(m, m.momentum, m.num_batches_tracked.clone()) for m in norms]
+        now = [(buffer, buffer.clone()) for buffer, _ in before]
+        try:
+            for norm in norms:
+                norm.momentum = 0.0
+            for neuron in neurons:
+                neuron.repeats = True
+            for buffer, value in before:
+                buffer.copy_(value)
+            yield
+        finally:
+            for norm, momentum, batches in kept:
+                norm.momentum = momentum
+                norm.num_batches_tracked.copy_(batches)
+            for neuron in neurons:
+                neuron.repeats = False
+            for buffer, value in now:
+                buffer.copy_(value)
+
+    return repeat()
 
 
 def repeat_steps(x: Tensor, timesteps: int) -> Tensor:

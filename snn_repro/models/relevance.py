@@ -215,7 +215,8 @@ def _ruled(model: nn.Module, frames: Tensor, mean: bool) -> Iterator[_Rules]:
             if isinstance(module, Neuron):
                 _check_neuron(module, name)
                 stack.callback(setattr, module, "store_v_seq", module.store_v_seq)
-                module.store_v_seq, rule = True, rules.neuron
+                module.store_v_seq = True
+                rule: Callable[..., Tensor] = rules.neuron
             elif isinstance(module, nn.Linear | nn.Conv2d):
                 rule = rules.weights
             elif isinstance(module, (nn.modules.batchnorm._BatchNorm, *NORMS.values())):

@@ -53,7 +53,10 @@ class SEWBlock(Block):
             self.downsample_sn = neuron()
 
     def shortcut(self, x: Tensor) -> Tensor:
-        return x if self.downsample is None else self.spikes(x, *self.downsample, self.downsample_sn)
+        if self.downsample is None:
+            return x
+        convolution, norm = self.downsample
+        return self.spikes(x, convolution, norm, self.downsample_sn)
 
     def forward(self, x: Tensor) -> Tensor:
         branch, end = x, len(self.sizes)
@@ -96,7 +99,7 @@ class BasicBlock(Block):
 class Plan(NamedTuple):
     """Blocks of a ResNet, and its stem: "imagenet" is 7x7, stride 2 and a pool, "cifar" 3x3."""
 
-    block: Callable[..., nn.Module]
+    block: Any  # SEWBlock or BasicBlock
     depths: tuple[int, ...]
     widths: tuple[int, ...] = (64, 128, 256, 512)
     stem: str = "imagenet"
@@ -120,7 +123,7 @@ class ResNet(SpikingNetwork):
             blocks = []
             for i in range(depth):
                 blocks.append(plan.block(inputs, width, 2 if stage > 1 and i == 0 else 1, norm_of, neuron))
-                inputs = width * blocks[-1].expansion
+                inputs = width * plan.block.expansion
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
         self.stages, self.channels = len(plan.widths), inputs
 

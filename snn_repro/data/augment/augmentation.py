@@ -150,8 +150,8 @@ def moved(x: Tensor, sources: Tensor, out: Tensor | None = None) -> Tensor:
         if int(sources.min()) < 0:
             raise IndexError(f"the sources of moved pixels are 0 to {n}, not {int(sources.min())}")
         out = torch.empty(x.shape, dtype=x.dtype) if out is None else out
-        steps = x.shape[0] if x.ndim == 5 else 1
-        before = *_memory(pixels), *_memory(out.view(pixels.shape)), sources.contiguous().numpy(), steps, x.shape[-3]
+        counts = x.shape[0] if x.ndim == 5 else 1, x.shape[-3]
+        before = _memory(pixels), _memory(out.view(pixels.shape)), sources.contiguous().numpy(), counts
         shared(lambda *part: loop(*before, *part, _room(n)), len(sources), x.numel())
         return out
     if int(sources.max()) == n:
@@ -207,16 +207,20 @@ def _move_loop(size: int) -> Callable | None:
 
     from snn_repro.kernels.compiled import tried
 
-    one, strides = np.zeros(1, f"i{size}" if size > 1 else "u1"), (1, 1, 1)
-    rest = np.zeros((1, 1), np.int64), 1, 1, 0, 1, _room(1)
-    return tried(_move, one, strides, one.copy(), strides, *rest, without="moving pixels is slower, not different")
+    one, two = ((np.zeros(1, f"i{size}" if size > 1 else "u1"), (1, 1, 1)) for _ in range(2))
+    rest = np.zeros((1, 1), np.int64), (1, 1), 0, 1, _room(1)
+    return tried(_move, one, two, *rest, without="moving pixels is slower, not different")
 
 
-def _move(x, x_strides, out, out_strides, sources, steps, channels, first, last, room):
+def _move(given, wanted, sources, counts, first, last, room):
     """A sample's sources as runs, each a piece of a frame that is copied, copied backwards or zero; then run by run.
 
-    Most steps have few runs: a shift, a shear or a flip one or two a row of pixels. Strides are those of T, B and C.
+    Most steps have few runs: a shift, a shear or a flip one or two a row of pixels. given and wanted: memory, and strides of
+    T, B and C; counts: T and C.
     """
+    x, x_strides = given
+    out, out_strides = wanted
+    steps, channels = counts
     n = sources.shape[1]
     begins, source, way = room[0], room[1], room[2]
     for b in range(first, last):
