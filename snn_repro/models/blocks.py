@@ -48,6 +48,7 @@ class Neurons(dict[str, Any]):
     ):
         super().__init__(given)
         self._build, self._input_shape = build, input_shape
+        self.norms: type[nn.Module] | None = None if build else nn.Identity  # in the place of those, which keep a shape
         self._places: list[Place] = []
 
     def __call__(self, **other) -> nn.Module:
@@ -236,7 +237,7 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> Conv2d:
 
 def init_head(head: nn.Linear, head_init: str) -> None:
     """Initialise a classifier: "torch" keeps torch's own weights, "normal01" draws N(0, 0.01) with bias 0."""
-    if head_init == "normal01":
+    if head_init == "normal01" and not head.weight.is_meta:
         nn.init.normal_(head.weight, std=0.01)
         nn.init.zeros_(head.bias)
 
@@ -244,7 +245,7 @@ def init_head(head: nn.Linear, head_init: str) -> None:
 def kaiming_fan_out(model: nn.Module) -> None:
     """Draw the weights of all convolutions from He's normal distribution by fan-out (arXiv:1502.01852)."""
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # torch's compiler would draw there: a second
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 

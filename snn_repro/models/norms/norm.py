@@ -27,6 +27,8 @@ def norms(name: str | None, timesteps: int, neuron: Mapping[str, Any]) -> Callab
     name = name or "bn"
 
     def build(channels: int, summands: int = 1) -> nn.Module:
+        if place := getattr(neuron, "norms", None):
+            return place()
         norm = NORMS[name](channels, timesteps)
         if hasattr(norm, "begin"):
             norm.begin(v_threshold, summands)
