@@ -288,6 +288,5 @@ def build(dataset: EventSet, cfg: Config) -> Data:
     check = RowCheck(cache) if cfg.dataset.verify == "first_read" and cache.checksums is not None else None
     parts = [Part(cache.frames, cache.labels, rows) for rows in (train, val, test)]
     if steps := recording_steps(cfg.augment, dataset):
-        samples = AugmentedRecordings(settings, cfg.data_dir, [cache.names[i] for i in train], steps)
-        parts[0] = Part(samples, cache.labels[train])
+        parts[0] = Part(AugmentedRecordings(settings, cfg.data_dir, cache.names, steps), cache.labels, train)
     return assemble(cfg, dataset, parts, of_run, batch_transforms(cfg.augment, dataset), check=check)
