@@ -633,7 +633,7 @@ class Part(NamedTuple):
 
 
 def balanced(part: Part) -> Tensor:
-    """Weights by which all classes are drawn equally often: 1 / the samples that its class has in the part's array."""
+    """Sampling weights for equally frequent classes: 1 / samples of the class in the whole array."""
     labels = np.asarray(part.labels)
     weights = torch.from_numpy(1 / np.bincount(labels)[labels])
     return weights if part.rows is None else weights[part.rows]
@@ -654,8 +654,8 @@ def assemble(
     """
     train, val, test = parts
     shape, recipe = dataset.frame_shape(cfg.dataset.frame_size), cfg.recipe
-    training = dict(seed=cfg.seed, drop_last=recipe.drop_last, repeats=recipe.repeated_augmentation)
-    training["shuffle"] = balanced(train) if recipe.class_balanced else True
+    training: dict[str, Any] = dict(drop_last=recipe.drop_last, repeats=recipe.repeated_augmentation)
+    training |= dict(seed=cfg.seed, shuffle=balanced(train) if recipe.class_balanced else True)
 
     def batches(part: Part, size: int, **options) -> Batches:
         inputs, labels, rows = part
