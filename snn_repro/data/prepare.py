@@ -174,8 +174,6 @@ def prepare(
         dataset = event_set(dataset)
     if timesteps < 1:
         raise UserError(f"timesteps={timesteps} must be at least 1")
-    if by not in ("number", "time"):
-        raise UserError(f"integrate_by={by} must be number or time")
     if frame_size is not None and frame_size < 4:
         raise UserError(f"frame_size={frame_size} must be at least 4 pixels")
     if not cache_dir:

@@ -54,9 +54,9 @@ FACTS = {
     "table3_spikformer_6_512": ("spikformer", "lif", "sdt", 4, 224, "official", 300, 192, "adamw", 5e-4, 0.05),
     "table3_spikformer_8_512": ("spikformer", "lif", "sdt", 4, 224, "official", 300, 192, "adamw", 5e-4, 0.05),
     # ridgerchu/TCJA: README, src/caltech101.py
-    "table2_ncaltech48_tcja": ("tcja", "lif", "mse", 14, (180, 240), "seeded", 1024, 16, "adam", 1e-3, 0),
+    "table2_ncaltech48_tcja": ("tcja", "lif", "mse", 14, (180, 240), "front90", 1024, 16, "adam", 1e-3, 0),
     # Brain-Cog-Lab/TKS: README, the defaults of train_main.py; its lr is 5e-3 * 128 / 1024
-    "table2_ncaltech48_tks": ("vggsnn", "lif", "tks", 10, 48, "seeded", 600, 128, "adamw", 6.25e-4, 0.01),
+    "table2_ncaltech48_tks": ("vggsnn", "lif", "tks", 10, 48, "front90_rounded", 600, 128, "adamw", 6.25e-4, 0.01),
     # myuansun/EventRPG: the defaults of snn_train.py for NCaltech101 with vgg11, TET_loss with lambda 1e-3
     "table2_ncaltech128_eventdrop": ("vggsnn", "leaky", "tet", 10, 128, "seeded", 100, 16, "adam", 1e-3, 0),
     "table2_ncaltech128_eventrpg": ("vggsnn", "leaky", "tet", 10, 128, "seeded", 100, 16, "adam", 1e-3, 0),
@@ -91,6 +91,7 @@ DETAILS = {
         f"table2_cifar10dvs128_spikformer_t{t}": {
             "model.embed_dims": 256, "model.depths": 2, "model.num_heads": 16, "augment.mixup": 0.5, "augment.mix_prob": 0.5,
             "augment.label_smoothing": 0.1, "recipe.warmup_epochs": 10, "neuron.reset": "hard", "neuron.detach_reset": True,
+            "recipe.drop_last": True,
         }
         for t in (10, 16)
     },
@@ -98,15 +99,17 @@ DETAILS = {
         f"table3_spikformer_{depth}_512": {
             "model.embed_dims": 512, "model.depths": depth, "augment.mixup": 0.8, "augment.cutmix": 1.0,
             "augment.randaugment_level": 9, "augment.label_smoothing": 0.1, "recipe.warmup_epochs": 20, "recipe.min_lr": 1e-5,
+            "recipe.drop_last": True,
         }
         for depth in (6, 8)
     },
-    "table2_ncaltech48_tcja": {"neuron.tau": 2.0, "neuron.surrogate": "atan", "neuron.detach_reset": True},
+    "table2_ncaltech48_tcja": {"neuron.tau": 2.0, "neuron.surrogate": "atan", "neuron.detach_reset": True, "recipe.drop_last": True},
     "table2_ncaltech48_tks": {
         "loss.alpha": 0.7, "loss.temperature": 3.0, "neuron.v_threshold": 0.5, "neuron.tau": 2.0, "neuron.fire_at": "gt",
-        "neuron.surrogate": "triangle", "neuron.surrogate_width": 0.5, "recipe.warmup_epochs": 5,
+        "neuron.surrogate": "triangle", "neuron.surrogate_width": 0.5, "recipe.warmup_epochs": 5, "dataset.integrate_by": "braincog",
+        "recipe.drop_last": True, "recipe.class_balanced": True,
     },
-    "table2_ncaltech128_eventdrop": {"loss.lam": 1e-3, "neuron.retain": 0.5, "augment.eventdrop": True},
+    "table2_ncaltech128_eventdrop": {"loss.lam": 1e-3, "neuron.retain": 0.5, "augment.eventdrop": True, "augment.eventdrop_area": "eventrpg"},
     "table2_ncaltech128_eventrpg": {"loss.lam": 1e-3, "neuron.retain": 0.5, "augment.rpg_mix": 0.5, "augment.rpg_drop": 0.1},
 }  # fmt: skip
 
@@ -213,7 +216,8 @@ def test_the_file_says_what_it_is(name):
     for word in ("# Claim: ", "# Cost: ", f"# Run: python -m snn_repro.train experiment={name} "):
         assert word in head
     assert ("# Extended: " in head) == (name in TWINS) and ("# Source: github.com/" in head) == (name in PUBLISHED)
-    n = SETS[config.dataset.name].samples[0] or 7795
+    caltech = {"front90": 7886, "front90_rounded": 7839} if config.dataset.name == "ncaltech101" else {}
+    n = caltech.get(config.dataset.split, SETS[config.dataset.name].samples[0])
     steps = n // config.recipe.batch_size if config.recipe.drop_last else -(-n // config.recipe.batch_size)
     assert (
         f"{config.recipe.epochs} epochs of {n:,} " in head
@@ -221,7 +225,10 @@ def test_the_file_says_what_it_is(name):
     )
     assert ("# unspecified: " in head) == bool(config.unspecified) and set(config.unspecified) <= keys().keys()
     assert ("prepare_data.py" in head) == (not SETS[config.dataset.name].static)
-    assert any("test list" in caveat for caveat in config.caveats) == (config.dataset.name == "ncaltech101")
+    unknown = (
+        config.dataset.name == "ncaltech101" and config.dataset.split != "front90"
+    )  # of which recordings they tested
+    assert any("test list" in caveat for caveat in config.caveats) == unknown
     twin = f"{name}_same_recipe"
     assert (twin in head or f"{name.rsplit('_', 1)[0]}_t16_same_recipe" in head) if twin in TWINS else True
 

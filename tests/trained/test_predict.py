@@ -97,7 +97,9 @@ def test_a_digit_is_recorded_as_the_data_are():
         ("dvs_gesture", write_dvs_gesture, "DvsGesture/{}"),
     ],
 )
-@pytest.mark.parametrize("size", [[], ["dataset.frame_size=16", "dataset.integrate_by=time"]])
+@pytest.mark.parametrize(
+    "size", [[], *(["dataset.frame_size=16", f"dataset.integrate_by={w}"] for w in ("time", "braincog"))]
+)
 def test_a_recording_equals_its_row_of_the_cache(name, write, file, size, tmp_path):
     few = dict(classes=("airplane", "cat")) if name == "cifar10_dvs" else {}
     write(tmp_path / "raw", **few)
