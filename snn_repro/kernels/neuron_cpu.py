@@ -260,7 +260,7 @@ def _backward(kind: Kind, detach: bool, slope: str):
                             gs_at -= wide * gs_t
                             gx_at -= wide * gx_t
                             h, g = load(kept + 4 * LANES * t, LANES, False), load(gs_at, count, half)
-                            cut = detach or (gv_last == 0 and t == steps - 1)  # no gradient to h by the reset: 0 x infinity is NaN
+                            cut = detach or (gv_last == 0 and t == steps - 1)  # else 0 x infinity
                             gi, gv = _back(
                                 h, g, gv, v_threshold, v_reset, leak, width, charge, hard, strict, cut, surrogate
                             )  # fmt: skip
@@ -361,7 +361,7 @@ def _backward_of_many(kind: Kind, detach: bool, slope: str):
                             for t in range(t1 - 1, t0 - 1, -1):
                                 fetch(gs_at + AHEAD, half)
                                 h, g = load(h_at, LANES, False), load(gs_at, LANES, half)
-                                cut = detach or (gv_last == 0 and t == steps - 1)  # no gradient to h by the reset: 0 x infinity is NaN
+                                cut = detach or (gv_last == 0 and t == steps - 1)  # else 0 x infinity
                                 gi, gv = _back(
                                     h, g, gv, v_threshold, v_reset, leak, width, charge, hard, strict, cut, surrogate
                                 )  # fmt: skip
