@@ -187,7 +187,7 @@ def kaiming_fan_out(model: nn.Module, zero_bias: bool = False) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if zero_bias:
+            if zero_bias and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
 
