@@ -197,7 +197,7 @@ for words in ("neuron=mylif neuron.tau_innit=3", "neuron=if neuron.tau_init=3", 
         "augment.swap_polarity=2.0 must be at least 0 and at most 1",
         "unknown key 'augment.swap_polarty'; did you mean 'augment.swap_polarity'?",
         "not imported",
-        "neuron.surrogate='atann' is not one of atan, dspike, sigmoid, triangle, rectangle, dspike_adaptive; did you mean 'atan'?",
+        "neuron.surrogate='atann' is not one of atan, dspike, sigmoid, triangle, rectangle, dspike_adaptive, rectangle_closed; did you mean 'atan'?",
         "augment.swap_polarity=0.5 works on event frames and dataset=digits has images; leave it out",
     ]
     wrong = ["neuron=mylif", "neuron.tau_init=0.5"]

@@ -182,11 +182,13 @@ def init_head(head: nn.Linear, head_init: str) -> None:
         nn.init.zeros_(head.bias)
 
 
-def kaiming_fan_out(model: nn.Module) -> None:
+def kaiming_fan_out(model: nn.Module, zero_bias: bool = False) -> None:
     """Draw the weights of all convolutions from He's normal distribution by fan-out (arXiv:1502.01852)."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if zero_bias and module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 class AvgPool2d(nn.AvgPool2d):

@@ -91,6 +91,7 @@ class VGG(SpikingNetwork):
         return self.spikes(x, layer.conv, layer.norm, neuron)
 
 
+CONV_INIT = Setting("torch", "fan_out: N(0, sqrt(2 / (9 outputs))), bias 0", choices=("torch", "fan_out"))
 DROPOUT = Setting(0.25, "dropout before the classifier", low=0, below=1)
 
 
@@ -119,15 +120,17 @@ class VGG48(VGG):
         return self.classifier(self.dropout(self.extract(x, last_step).flatten(2)))
 
 
-@register_network("vgg128", {"norm": NORM, "head_init": replace(HEAD_INIT, default=None)})
+@register_network("vgg128", {"norm": NORM, "head_init": replace(HEAD_INIT, default=None), "conv_init": CONV_INIT})
 class VGG128(VGG):
     """64 | 128 | 256 256 | 512 512 512 512 | global average, linear, for frames of 8x8 pixels and more.
 
-    Convolutions and, with head_init "torch", the classifier keep torch's initial weights.
+    With conv_init "torch" convolutions, with head_init "torch" the classifier keep torch's initial weights.
     """
 
-    def __init__(self, *, num_classes, input_shape, timesteps, neuron, norm, head_init):
+    def __init__(self, *, num_classes, input_shape, timesteps, neuron, norm, head_init, conv_init):
         super().__init__("vgg128", VGG128_PLAN, norm, input_shape, timesteps, neuron)
+        if conv_init == "fan_out":
+            kaiming_fan_out(self, zero_bias=True)
         self.classifier = nn.Linear(self.out_shape[0], num_classes)
         init_head(self.classifier, head_init)
 

@@ -1,6 +1,7 @@
 """Networks of the compared methods: published sizes, blocks against plain float64 references, transformers against spikingjelly's own."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -264,15 +265,32 @@ def test_resnets_add_potentials_and_fire_then():
 @torch.no_grad()
 def test_wide_7b_adds_spikes_and_pools_their_sums():
     torch.manual_seed(1)
-    for inputs in (4, 2):
-        stage = Stage(inputs, 4, (6, 5), {"name": "if"}, batch_norm).double()
+    for inputs, pool in ((4, nn.MaxPool2d(2)), (2, nn.AvgPool2d(2))):
+        stage = Stage(inputs, 4, (6, 5), {"name": "if"}, batch_norm, pool).double()
         x = given = spiking_input(3, 2, inputs, 6, 5)
         if inputs != 4:
             given = plain_if(plain_norm(plain_conv(x, stage.conv0), stage.bn0))
         branch = plain_if(plain_norm(plain_conv(given, stage.conv1), stage.bn1))
         branch = plain_if(plain_norm(plain_conv(branch, stage.conv2), stage.bn2))
-        expected = torch.stack([F.max_pool2d(s, 2) for s in given + branch])
-        assert torch.equal(stage(x), expected) and expected.max() == 2
+        expected = torch.stack([pool(s) for s in given + branch])
+        assert torch.equal(stage(x), expected) and 0 < expected.max() <= 2
+
+
+def test_wide_7b_pools_as_it_is_told():
+    build = partial(build_model, "wide_7b", num_classes=5, input_shape=(2, 18, 16), timesteps=2, neuron={"name": "if"})
+    for options, pools in ({}, "MMMMIII"), (dict(pool="avg", unpooled=3), "IIIAAAA"):
+        model = build(**options)
+        assert "".join(type(stage.pool).__name__[0] for stage in model.stages) == pools and model.fc.in_features == 128
+
+
+def test_initial_weights_of_vgg128_by_fan_out():
+    build = partial(build_model, "vgg128", num_classes=5, input_shape=(2, 16, 16), timesteps=2, neuron={"name": "if"})
+    for options, like in ({}, False), (dict(conv_init="fan_out"), True):
+        convolutions = [m for m in build(**options).modules() if isinstance(m, nn.Conv2d)]
+        assert len(convolutions) == 8
+        for m in convolutions:
+            near = abs(m.weight.std().item() / (2 / (9 * m.out_channels)) ** 0.5 - 1) < 0.08
+            assert near == like and m.bias.any() != like
 
 
 @torch.no_grad()
