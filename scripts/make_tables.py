@@ -32,11 +32,12 @@ WORDS = {
     "recipe.epochs": "epochs", "recipe.schedule": "schedule", "recipe.weight_decay": "decay",
     "recipe.drop_last": "drop_last", "timesteps": "T", "seed": "seed",
 }  # fmt: skip
+PARTS = {"recipe.accumulate": "batch"}  # a batch whose parts have batch statistics of their own
 
 
 def word(key: str) -> str:
     """What the table of sources calls a key of the configuration."""
-    return WORDS.get(key) or WORDS[key.partition(".")[0]]
+    return (WORDS | PARTS).get(key) or WORDS[key.partition(".")[0]]
 
 
 def with_sources(page: str, sources: Path) -> str:
