@@ -237,7 +237,10 @@ class MaxFormer(Hierarchical):
             for place, layer in self.net.named_modules():
                 if isinstance(layer, nn.Conv2d):
                     nn.init.trunc_normal_(layer.weight, std=0.02)
-                    layer.bias = None if place.startswith("patch_embed") else nn.Parameter(torch.zeros_like(layer.bias))
+                    if place.startswith("patch_embed"):  # a norm follows
+                        layer.bias = None
+                    elif layer.bias is not None:
+                        nn.init.zeros_(layer.bias)
         self.fill(neuron)
 
     def features(self, x: Tensor) -> Tensor:
