@@ -203,17 +203,16 @@ class QKFormer(Hierarchical):
         return self._stages(x)
 
 
+STAGES = Setting((1, 2, 7), "blocks of the three stages", low=0)
 MAX_FORMER = {
     "embed_dims": Setting(384, "channels of a token in the last stage; a quarter in the first", "channels", low=8),
-    "depths": Setting((1, 2, 7), "blocks of the three stages", low=0),
+    "depths": STAGES,
 }
-
-
 HEADS = Setting(0, "heads of the attention; 0 is one for 64 channels", low=0)
 
 
 @register_network("maxformer", MAX_FORMER | {"num_heads": HEADS}, False)
-@register_network("maxformer_cifar", MAX_FORMER | {"depths": replace(MAX_FORMER["depths"], default=(1, 1, 2))}, True)
+@register_network("maxformer_cifar", MAX_FORMER | {"depths": replace(STAGES, default=(1, 1, 2))}, True)
 class MaxFormer(Hierarchical):
     """Max pools and depthwise convolutions before attention keep high frequencies (Fang et al., 2025, arXiv:2505.18608).
 
