@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import logging
 import math
+import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -77,6 +78,8 @@ def run(config: Config, run_dir: str | None = None, overrides: list[str] | None 
     sentence), TrainingError when the loss is not finite, Interrupted after Ctrl-C or SIGTERM.
     """
     config = checked(to_dict(config))
+    config.dataset.found = None  # of an earlier run, say
+    config.data_dir, config.cache_dir = (p and os.path.abspath(p) for p in (config.data_dir, config.cache_dir))
     if config.dry_run:
         raise ConfigError("dry_run=true trains nothing: use snn_repro.dry_run.dry_run(config), or leave it out")
     path = Path(run_dir or config.run_dir or Path("runs", config.name, f"seed{config.seed}"))
@@ -166,7 +169,10 @@ def built(
     seed_everything(config)
     world = distributed.world()
     with distributed.main_first():
+        facts = SETS[config.dataset.name].of(config)
+        config.dataset.found = facts.found if facts.own else None
         data = build_data(config)
+    folder.configured()
     data_hashes = distributed.broadcast(fingerprint(config) if world.rank == 0 else None)
     shares = [part and part.shard(world.rank, world.size) for part in (data.train, data.val, data.test)]
     train_part, val_part, test_part = feed(shares, device, config.dataset.on_device, config.dataset.ahead)

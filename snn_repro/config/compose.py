@@ -181,6 +181,8 @@ def refuse_misplaced(overrides: Iterable[str], sweep: bool) -> None:
     for override in overrides:
         name, equals, value = override.lstrip("+").partition("=")
         group, _, last = name.partition(".")
+        if name == "dataset.found":
+            raise ConfigError(f"{override} is no key: what a run finds in own data it keeps itself; leave it out")
         if last == "name" and group in ("dataset", "model", "neuron", "loss"):
             raise ConfigError(
                 f"{override} would change the name without the other values of conf/{group}/; write {group}={value or 'NAME'}"

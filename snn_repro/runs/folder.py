@@ -20,6 +20,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from snn_repro import __version__, distributed
 from snn_repro.config import Config, config_hash, differing, to_dict
 from snn_repro.errors import UserError
@@ -109,12 +111,14 @@ class RunFolder:
 
     def begin(self, overrides: list[str], device: str) -> None:
         """Write what is needed to run this again, before any work."""
-        import yaml
-
-        write_text(self.path / CONFIG, yaml.safe_dump(to_dict(self.config), sort_keys=False))
+        self.configured()
         write_text(self.path / "overrides.yaml", yaml.safe_dump(overrides))
         write_json(self.path / "environment.json", environment(device) | {"processes": distributed.world().size})
         self.status("running")
+
+    def configured(self) -> None:
+        """Write the configuration, and again once it says what was found in own data."""
+        write_text(self.path / CONFIG, yaml.safe_dump(to_dict(self.config), sort_keys=False))
 
     def status(self, state: str, error: str | None = None, **more: Any) -> None:
         """Record running | interrupted | failed | done."""
@@ -175,12 +179,10 @@ class Follower:
     def ignore(self, *_: Any, **__: Any) -> None:
         """What rank 0's `RunFolder` writes."""
 
-    begin = status = record = predictions = finish = close = ignore
+    begin = configured = status = record = predictions = finish = close = ignore
 
 
 def _read_config(path: Path) -> dict:
-    import yaml
-
     try:
         content = yaml.safe_load(path.read_text())
         if isinstance(content, dict):

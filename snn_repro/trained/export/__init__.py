@@ -8,6 +8,7 @@ cannot say what the network does.
 """
 
 import ast
+import contextlib
 import importlib
 import os
 import pkgutil
@@ -72,6 +73,8 @@ def export(
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent) as spare:
             folder, former = Path(spare, "new"), Path(spare, "former")
             folder.mkdir()
+            with contextlib.suppress(UserError):  # what an older run did not keep goes with it, where it is known
+                run.facts()
             use = written.write(run, folder)
             (folder / CARD).write_text(card(run, to, use), encoding="utf-8")
             _open_up(folder)
