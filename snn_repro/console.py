@@ -144,16 +144,22 @@ def progress(
         columns = TextColumn("{task.description}"), BarColumn(min(40, narrow) if beside else 40)
         more = TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True))
         rest = (more,) if beside else (MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, *rest, transient=True, auto_refresh=False) as bar:
-            task, drawn = bar.add_task(title, total=total, text=""), time.monotonic()
+        bar = Progress(*columns, *rest, transient=True, auto_refresh=False)
+        task, drawn = bar.add_task(title, total=total, text=""), time.monotonic()
 
-            def draw(done: int) -> None:
-                nonlocal drawn
-                if done == total or time.monotonic() - drawn >= REFRESH:
+        def draw(done: int) -> None:
+            nonlocal drawn
+            if done == total or time.monotonic() - drawn >= REFRESH:
+                with contextlib.suppress(OSError):  # the terminal has gone, and what is under way is saved
                     bar.update(task, completed=done, refresh=True, text=beside(done) if beside else "")
-                    drawn = time.monotonic()
+                drawn = time.monotonic()
 
+        try:
+            bar.start()
             yield draw
+        finally:
+            with contextlib.suppress(OSError):
+                bar.stop()
         return
 
     def advance(done: int) -> None:

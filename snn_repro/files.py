@@ -60,17 +60,17 @@ def write_json(target: Path, content: Any) -> None:
     write_text(target, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def hold(path: Path) -> "FileLock | None":
+def hold(path: Path, patience: float = 0.2) -> "FileLock | None":
     """Hold the lock file `path` until `release()` or this process's end, its forks not counted; None if another has it.
 
-    On a file system without flock filelock warns, and notes the holder's process in the file. Raises OSError where the
+    patience: seconds to wait, since another may only look whether it is held. On a file system without flock filelock warns, and notes the holder's process in the file. Raises OSError where the
     file cannot be made.
     """
     from filelock import FileLock, Timeout
 
     lock = FileLock(path, thread_local=False)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=patience)
     except Timeout:
         return None
     return lock

@@ -75,7 +75,7 @@ def run(config: Config, run_dir: str | None = None, overrides: list[str] | None 
 
     The folder (`run_dir`, else `config.run_dir`) decides what happens: a finished run of the same configuration is
     returned as it is, an unfinished one is continued, another configuration is refused. Raises UserError (one
-    sentence), TrainingError when the loss is not finite, Interrupted after Ctrl-C or SIGTERM.
+    sentence), TrainingError when the loss is not finite, Interrupted after a signal that asks to stop.
     """
     config = checked(to_dict(config))
     config.dataset.found = None  # of an earlier run, say

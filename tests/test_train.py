@@ -313,7 +313,7 @@ def test_device_and_precision_are_refused_where_they_do_not_exist(quick, monkeyp
     monkeypatch.setattr(runtime, "has_bf16_units", lambda: False)
     for amp in ("bf16", "fp16"):
         with pytest.raises(UserError, match=f"recipe.amp={amp}"):
-            run(quick(f"recipe.amp={amp}", "resume=never"))
+            run(quick(f"recipe.amp={amp}", "force=true"))
 
 
 def test_bf16_units_are_found_as_each_version_of_torch_tells(monkeypatch):

@@ -1,7 +1,8 @@
 """The run directory: what is written where, whole or not at all, and how it is read back.
 
 config.yaml overrides.yaml environment.json   everything needed to run it again
-status.json                                   running | interrupted | failed (with the error) | done
+status.json                                   running | interrupted | failed (with the error) | done; of a process that is gone
+                                              `running` stays, and is shown as stopped (`in_use`)
 metrics.jsonl                                 a line an epoch
 predictions.npz                               per test sample: label and logits of every step
 neurobench.json                               NeuroBench's metrics, with neurobench=true
@@ -72,15 +73,16 @@ class RunFolder:
         if not configured.exists():
             return
         finished = result.exists()
-        if self.config.resume == "never" and not finished:
-            return self.clear()
         try:
             changed = differing(_read_config(configured), to_dict(self.config))
         except UserError:
             if self.config.force:
                 return self.clear()
             raise
-        if self.config.force and (finished or changed):  # a forced run that was stopped goes on, as any other
+        again = self.config.resume == "never" and not finished and not changed
+        if again or (
+            self.config.force and (finished or changed)
+        ):  # a forced run that was stopped goes on, as any other
             return self.clear()
         if changed:
             raise UserError(
@@ -180,6 +182,19 @@ class Follower:
         """What rank 0's `RunFolder` writes."""
 
     begin = configured = status = record = predictions = finish = close = ignore
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a living process holds the folder's lock: one that was killed left `running` in its status."""
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        lock = hold(folder / LOCK, patience=0)
+    except OSError:  # what is not ours to lock is not ours to run
+        return True
+    if lock is not None:
+        lock.release()
+    return lock is None
 
 
 def _read_config(path: Path) -> dict:

@@ -48,6 +48,9 @@ def test_never_resume_starts_again_but_keeps_what_is_finished(tmp_path):
     first.begin([], "cpu")
     first.record([{"epoch": 1}])
     first.close()
+    with pytest.raises(UserError, match=r"another configuration \(recipe.lr: .*force=true"):
+        RunFolder(tmp_path, load_config(["resume=never", "recipe.lr=0.3"]))
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
     fresh = RunFolder(tmp_path, load_config(["resume=never"]))
     assert fresh.history() == []
     fresh.begin([], "cpu")
