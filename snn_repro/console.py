@@ -72,8 +72,11 @@ def one_sentence(main: Callable[..., int]) -> Callable[..., int]:
         try:
             return main(*arguments)
         except UserError as error:
-            print(f"{Path(main.__code__.co_filename).name}: {error}", file=sys.stderr)
-            return 2
+            code, sentence = 2, str(error)
+        except KeyboardInterrupt as stopped:
+            code, sentence = 128 + getattr(stopped, "signum", signal.SIGINT), str(stopped) or "stopped"
+        print(f"{Path(main.__code__.co_filename).name}: {sentence}", file=sys.stderr)
+        return code
 
     return run
 

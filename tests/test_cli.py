@@ -216,7 +216,7 @@ def test_a_run_shows_warnings_in_one_line(tmp_path):
         *SHORT, "dataset=digits_dvs", "timesteps=1", f"cache_dir={tmp_path}/file/x", f"hydra.run.dir={tmp_path / 'run'}"
     )
     assert done.returncode == 0
-    assert re.fullmatch(r"warning: cannot keep frames in [^\n]+\n", done.stderr), done.stderr
+    assert re.fullmatch(r"warning: cannot keep frames, [^\n]+\n", done.stderr), done.stderr
 
 
 # ---------------------------------------------------------------- places
