@@ -10,6 +10,7 @@ import itertools
 import logging
 import math
 import os
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -87,14 +88,22 @@ def run(config: Config, run_dir: str | None = None, overrides: list[str] | None 
     parts_of_a_batch(config, world.size)
     if world.rank:
         log.setLevel(logging.ERROR)  # the first process speaks for all
-    folder = open_folder(path, config)
+    if not _running.acquire(blocking=False):
+        raise UserError(
+            "another thread of this process trains, and two runs would share its random generators; start them one after the "
+            "other, or each in a process of its own"
+        )
     try:
-        if folder.finished is not None:
-            return repeated(folder, folder.finished, config)
-        with signals.stop_requests(alone=world.size == 1) as stop:
-            return recorded(folder, config, stop, overrides or [])
+        with contextlib.closing(open_folder(path, config)) as folder:
+            if folder.finished is not None:
+                return repeated(folder, folder.finished, config)
+            with signals.stop_requests(alone=world.size == 1) as stop:
+                return recorded(folder, config, stop, overrides or [])
     finally:
-        folder.close()
+        _running.release()
+
+
+_running = threading.Lock()
 
 
 def open_folder(path: Path, config: Config) -> RunFolder | Follower:
