@@ -104,7 +104,7 @@ def test_joblib_runs_side_by_side_and_survives_a_killed_worker(tmp_path):
     done = sweep(root, *what, PYTHONPATH=str(tmp_path))
     assert done.returncode == 1, done.stderr
     assert done.stdout.splitlines()[-1] == "sweep: 2 of 3 runs done"
-    assert f"  killed: {root}/digits-small-if_imp-lts/{TWEAKS}/seed7: its process ended" in done.stderr
+    assert f"  stopped: {root}/digits-small-if_imp-lts/{TWEAKS}/seed7: its process ended" in done.stderr
 
 
 def test_an_empty_sweep_is_an_error(tmp_path):
@@ -148,7 +148,7 @@ def test_what_a_folder_says_about_its_run(tmp_path):
     job.folder.mkdir(parents=True)
     status = {"state": "running", "error": None, "config_hash": config_hash(job.config)}
     (job.folder / "status.json").write_text(json.dumps(status))
-    assert sweeps.state(job)[0] == "killed"
+    assert sweeps.state(job)[0] == "stopped"
     from snn_repro.runs.folder import RunFolder
 
     held = RunFolder(job.folder, job.config)
