@@ -286,7 +286,6 @@ def test_the_script_writes_the_page_and_names_what_is_damaged(tmp_path, capsys):
         (["bad"], "no run under bad can be read: bad/result.json is no result"),
         (["runs", "--output", "no/where.html"], "--output no/where.html: the folder no does not exist; make it first"),
         (["runs", "--output", "empty"], "--output empty is a folder; give the name of a file in it"),
-        (["runs", "--output", "l" * 300], "File name too long"),
         (["runs", "--networks", "-1"], "--networks -1 must be at least 0"),
         (["missing", "--watch"], "missing does not exist"),
     ],
