@@ -79,14 +79,7 @@ READS = (
     "recipe.eval_batch_size", "augment.test_resize", "augment.interpolation", "model.conv_backend", "neuron.backend",
     "neuron.initial", "neuron.initial_value", "debug.max_eval_batches",
 )  # fmt: skip
-OF_TRAINING = (
-    "dataset.validation",
-    "dataset.split_seed",
-    "dataset.train_subset",
-    "dataset.timesteps",
-    "dataset.name",
-    "dataset.found",
-)
+OF_TRAINING = ("dataset.validation", "dataset.split_seed", "dataset.train_subset", "dataset.timesteps", "dataset.name")
 
 
 @dataclass(kw_only=True)

@@ -128,8 +128,9 @@ def test_an_older_run_reads_its_data_dir_and_refuses_other_data(own, tmp_path, c
             use()
     shutil.move(data, tmp_path / "gone")
     assert load_run(folder).class_names == ["0", "1", "2"] and export(folder, "safetensors").is_dir()
-    with pytest.raises(ConfigError, match="is no key: what a run finds in own data it keeps itself"):
-        load_config(["dataset.found={classes:[a]}"])
+    for use in (load_config, lambda words: evaluate_run(folder, words)):
+        with pytest.raises(ConfigError, match="is no key: what a run finds in own data it keeps itself"):
+            use(["dataset.found={classes:[a]}"])
 
 
 def test_recordings_are_read_without_the_training_data(tmp_path):

@@ -65,11 +65,8 @@ class ImageFolder(ImageSet):
     def _as_found(self, cfg):
         kept, found = cfg.dataset.found, copy.copy(self)
         try:
-            found.cfg, found.num_classes, found.label_names = (
-                cfg,
-                len(kept["classes"]),
-                tuple(map(str, kept["classes"])),
-            )
+            found.cfg, found.label_names = cfg, tuple(map(str, kept["classes"]))
+            found.num_classes = len(found.label_names)
             found.shape = (int(kept["channels"]), int(kept["size"]), int(kept["size"]))
             found.statistics = tuple([float(kept[k][c]) for c in range(found.shape[0])] for k in ("mean", "deviation"))
         except (KeyError, TypeError, ValueError, IndexError) as error:
