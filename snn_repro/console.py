@@ -72,8 +72,11 @@ def one_sentence(main: Callable[..., int]) -> Callable[..., int]:
         try:
             return main(*arguments)
         except UserError as error:
-            print(f"{Path(main.__code__.co_filename).name}: {error}", file=sys.stderr)
-            return 2
+            code, sentence = 2, str(error)
+        except KeyboardInterrupt as stopped:
+            code, sentence = 128 + getattr(stopped, "signum", signal.SIGINT), str(stopped) or "stopped"
+        print(f"{Path(main.__code__.co_filename).name}: {sentence}", file=sys.stderr)
+        return code
 
     return run
 
@@ -144,16 +147,22 @@ def progress(
         columns = TextColumn("{task.description}"), BarColumn(min(40, narrow) if beside else 40)
         more = TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True))
         rest = (more,) if beside else (MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, *rest, transient=True, auto_refresh=False) as bar:
-            task, drawn = bar.add_task(title, total=total, text=""), time.monotonic()
+        bar = Progress(*columns, *rest, transient=True, auto_refresh=False)
+        task, drawn = bar.add_task(title, total=total, text=""), time.monotonic()
 
-            def draw(done: int) -> None:
-                nonlocal drawn
-                if done == total or time.monotonic() - drawn >= REFRESH:
+        def draw(done: int) -> None:
+            nonlocal drawn
+            if done == total or time.monotonic() - drawn >= REFRESH:
+                with contextlib.suppress(OSError):  # the terminal has gone, and what is under way is saved
                     bar.update(task, completed=done, refresh=True, text=beside(done) if beside else "")
-                    drawn = time.monotonic()
+                drawn = time.monotonic()
 
+        try:
+            bar.start()
             yield draw
+        finally:
+            with contextlib.suppress(OSError):
+                bar.stop()
         return
 
     def advance(done: int) -> None:

@@ -16,7 +16,7 @@ class TrainingError(UserError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, SIGTERM or SIGUSR2 arrived; what was under way was saved and the same command continues it."""
+    """A signal that asks to stop arrived (signals.py); what was under way was saved and the same command continues it."""
 
     def __init__(self, signum: int, where: str):
         super().__init__(where)

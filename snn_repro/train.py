@@ -9,6 +9,8 @@ import contextlib
 import itertools
 import logging
 import math
+import os
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -74,9 +76,11 @@ def run(config: Config, run_dir: str | None = None, overrides: list[str] | None 
 
     The folder (`run_dir`, else `config.run_dir`) decides what happens: a finished run of the same configuration is
     returned as it is, an unfinished one is continued, another configuration is refused. Raises UserError (one
-    sentence), TrainingError when the loss is not finite, Interrupted after Ctrl-C or SIGTERM.
+    sentence), TrainingError when the loss is not finite, Interrupted after a signal that asks to stop.
     """
     config = checked(to_dict(config))
+    config.dataset.found = None  # of an earlier run, say
+    config.data_dir, config.cache_dir = (p and os.path.abspath(p) for p in (config.data_dir, config.cache_dir))
     if config.dry_run:
         raise ConfigError("dry_run=true trains nothing: use snn_repro.dry_run.dry_run(config), or leave it out")
     path = Path(run_dir or config.run_dir or Path("runs", config.name, f"seed{config.seed}"))
@@ -84,14 +88,22 @@ def run(config: Config, run_dir: str | None = None, overrides: list[str] | None 
     parts_of_a_batch(config, world.size)
     if world.rank:
         log.setLevel(logging.ERROR)  # the first process speaks for all
-    folder = open_folder(path, config)
+    if not _running.acquire(blocking=False):
+        raise UserError(
+            "another thread of this process trains, and two runs would share its random generators; start them one after the "
+            "other, or each in a process of its own"
+        )
     try:
-        if folder.finished is not None:
-            return repeated(folder, folder.finished, config)
-        with signals.stop_requests(alone=world.size == 1) as stop:
-            return recorded(folder, config, stop, overrides or [])
+        with contextlib.closing(open_folder(path, config)) as folder:
+            if folder.finished is not None:
+                return repeated(folder, folder.finished, config)
+            with signals.stop_requests(alone=world.size == 1) as stop:
+                return recorded(folder, config, stop, overrides or [])
     finally:
-        folder.close()
+        _running.release()
+
+
+_running = threading.Lock()
 
 
 def open_folder(path: Path, config: Config) -> RunFolder | Follower:
@@ -166,7 +178,10 @@ def built(
     seed_everything(config)
     world = distributed.world()
     with distributed.main_first():
+        facts = SETS[config.dataset.name].of(config)
+        config.dataset.found = facts.found if facts.own else None
         data = build_data(config)
+    folder.configured()
     data_hashes = distributed.broadcast(fingerprint(config) if world.rank == 0 else None)
     shares = [part and part.shard(world.rank, world.size) for part in (data.train, data.val, data.test)]
     train_part, val_part, test_part = feed(shares, device, config.dataset.on_device, config.dataset.ahead)

@@ -20,17 +20,23 @@ if TYPE_CHECKING:
 def checked(node: "DictConfig | dict") -> Config:
     """Turn a composed configuration into a `Config`, or raise ConfigError with one sentence.
 
-    The merge with a fresh schema also refuses keys that were added with `+key=`.
+    The merge with a fresh schema also refuses keys that were added with `+key=`. What a run found in own data passes as it
+    is: a class may be called ${...}.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    found = None
+    if isinstance(node, dict) and isinstance(node.get("dataset"), dict):
+        found = node["dataset"].get("found")
+        node = node | {"dataset": node["dataset"] | {"found": None}}
     try:
         plain: Any = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
         set_own_apart(plain)
         config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from None
+    config.dataset.found = found
     check(config)
     return config
 

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,8 @@ def refuse_misplaced(overrides: Iterable[str], sweep: bool) -> None:
     for override in overrides:
         name, equals, value = override.lstrip("+").partition("=")
         group, _, last = name.partition(".")
+        if name == "dataset.found":
+            raise ConfigError(f"{override} is no key: what a run finds in own data it keeps itself; leave it out")
         if last == "name" and group in ("dataset", "model", "neuron", "loss"):
             raise ConfigError(
                 f"{override} would change the name without the other values of conf/{group}/; write {group}={value or 'NAME'}"
@@ -279,20 +282,24 @@ def search_outside() -> None:
 
 @contextlib.contextmanager
 def _hydra() -> Iterator[Hydra]:
-    """Hydra with `conf/`, ready to compose, inside a running Hydra job or outside of one."""
+    """Hydra with `conf/`, ready to compose, inside a running Hydra job or outside of one; one thread at a time has it."""
     if not CONF_DIR.is_dir():
         raise ConfigError(f"{CONF_DIR} is missing: install snn_repro again, from a wheel or with `pip install -e .`")
-    search_outside()
-    saved = dict(GlobalHydra.instance().__dict__)
-    GlobalHydra.instance().clear()
-    initialize_config_dir(str(CONF_DIR), version_base="1.3")
-    hydra = GlobalHydra.instance().hydra
-    assert hydra is not None
-    try:
-        yield hydra
-    finally:
+    with _one_thread:
+        search_outside()
+        saved = dict(GlobalHydra.instance().__dict__)
         GlobalHydra.instance().clear()
-        GlobalHydra.instance().__dict__.update(saved)
+        initialize_config_dir(str(CONF_DIR), version_base="1.3")
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        try:
+            yield hydra
+        finally:
+            GlobalHydra.instance().clear()
+            GlobalHydra.instance().__dict__.update(saved)
+
+
+_one_thread = threading.RLock()  # Hydra's state is the process's
 
 
 def sweep_jobs(overrides: list[str]) -> list[list[str]]:

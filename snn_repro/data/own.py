@@ -82,6 +82,17 @@ def common_classes(root: Path, classes: Mapping[str, Iterable[str]]) -> list[str
     return everything
 
 
+def known_classes(cfg: Config, classes: Iterable[str]) -> list[str]:
+    """The classes that a run was trained on, in the order of its labels. Raises DataError where the folder has others."""
+    known: list[str] = cfg.dataset.found["classes"]  # type: ignore[index]
+    if more := sorted({*classes} - {*known}):
+        raise DataError(
+            f"data_dir={cfg.data_dir} holds the class {more[0]}, which the run was not trained on (it knows {', '.join(known)});"
+            " move that folder away, or give another data_dir"
+        )
+    return known
+
+
 def stratified(names: Sequence[str], labels: Sequence[int], share: float, seed: int) -> np.ndarray:
     """bool [N]: floor(share * n + 0.5) of the n samples of each class, at least one and not all, test.
 

@@ -16,7 +16,7 @@ from snn_repro.errors import UserError
 from snn_repro.paper.differences import debug_keys
 from snn_repro.paper.results import Group, group_runs
 from snn_repro.paper.statistics import Summary, summary
-from snn_repro.runs.folder import CONFIG, METRICS, PREDICTIONS, RESULT, STATUS
+from snn_repro.runs.folder import CONFIG, METRICS, PREDICTIONS, RESULT, STATUS, in_use
 from snn_repro.runs.result import RunResult, read_result
 
 
@@ -30,7 +30,7 @@ class Run:
 
     folder: Path
     config: dict[str, Any]
-    state: str  # done | debug | running | interrupted | failed
+    state: str  # done | debug | running | stopped (its process is gone) | interrupted | failed
     history: list[dict[str, Any]] = field(default_factory=list)
     result: RunResult | None = None
     error: str | None = None
@@ -193,7 +193,8 @@ def _read(folder: Path, problems: list[str]) -> Run:
         assert isinstance(hashed(config)["name"], str) and isinstance(config["seed"], int) and config["timesteps"] >= 1
         assert all(isinstance(config[part]["name"], str) for part in ("dataset", "model", "neuron", "loss"))
         status = json.loads(_text(folder / STATUS))
-        return Run(folder, config, str(status["state"]), history, None, status.get("error"))
+        state = "stopped" if status["state"] == "running" and not in_use(folder) else str(status["state"])
+        return Run(folder, config, state, history, None, status.get("error"))
     except Exception as error:  # whatever a cut or foreign file can be
         why = " ".join(f"{type(error).__name__}: {error}".split())[:80]
         raise UserError(

@@ -97,6 +97,7 @@ def _look(network: TrainedRun) -> dict[str, Any]:
     from spikingjelly.activation_based.neuron import BaseNode
 
     config = network.config
+    network.facts()
     x, labels, static = _inputs(_data_key(config), _Unhashed(config))
     spikes: dict[str, Tensor] = {}
 

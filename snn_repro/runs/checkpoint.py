@@ -14,7 +14,7 @@ import torch
 
 from snn_repro.config import differing
 from snn_repro.errors import UserError
-from snn_repro.files import replace_atomically
+from snn_repro.files import replace_atomically, unguessable
 
 LAST, PREVIOUS, BEST = "checkpoint_last.pt", "checkpoint_previous.pt", "checkpoint_best.pt"
 DAMAGED = LAST + ".damaged"  # moved there, so that it never takes the place of the sound one before it
@@ -33,8 +33,7 @@ def save(folder: Path, content: dict, keep_previous: bool = True, name: str = LA
     with replace_atomically(target) as temporary:
         temporary.write_bytes(buffer.getbuffer())
         if keep_previous and name == LAST and target.exists():
-            spare = folder / (PREVIOUS + ".tmp")
-            spare.unlink(missing_ok=True)
+            spare = unguessable(folder / PREVIOUS)
             os.link(target, spare)
             os.replace(spare, folder / PREVIOUS)
 

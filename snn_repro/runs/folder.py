@@ -1,7 +1,8 @@
 """The run directory: what is written where, whole or not at all, and how it is read back.
 
 config.yaml overrides.yaml environment.json   everything needed to run it again
-status.json                                   running | interrupted | failed (with the error) | done
+status.json                                   running | interrupted | failed (with the error) | done; of a process that is gone
+                                              `running` stays, and is shown as stopped (`in_use`)
 metrics.jsonl                                 a line an epoch
 predictions.npz                               per test sample: label and logits of every step
 neurobench.json                               NeuroBench's metrics, with neurobench=true
@@ -19,6 +20,8 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from snn_repro import __version__, distributed
 from snn_repro.config import Config, config_hash, differing, to_dict
@@ -70,15 +73,16 @@ class RunFolder:
         if not configured.exists():
             return
         finished = result.exists()
-        if self.config.resume == "never" and not finished:
-            return self.clear()
         try:
             changed = differing(_read_config(configured), to_dict(self.config))
         except UserError:
             if self.config.force:
                 return self.clear()
             raise
-        if self.config.force and (finished or changed):  # a forced run that was stopped goes on, as any other
+        again = self.config.resume == "never" and not finished and not changed
+        if again or (
+            self.config.force and (finished or changed)
+        ):  # a forced run that was stopped goes on, as any other
             return self.clear()
         if changed:
             raise UserError(
@@ -109,12 +113,14 @@ class RunFolder:
 
     def begin(self, overrides: list[str], device: str) -> None:
         """Write what is needed to run this again, before any work."""
-        import yaml
-
-        write_text(self.path / CONFIG, yaml.safe_dump(to_dict(self.config), sort_keys=False))
+        self.configured()
         write_text(self.path / "overrides.yaml", yaml.safe_dump(overrides))
         write_json(self.path / "environment.json", environment(device) | {"processes": distributed.world().size})
         self.status("running")
+
+    def configured(self) -> None:
+        """Write the configuration, and again once it says what was found in own data."""
+        write_text(self.path / CONFIG, yaml.safe_dump(to_dict(self.config), sort_keys=False))
 
     def status(self, state: str, error: str | None = None, **more: Any) -> None:
         """Record running | interrupted | failed | done."""
@@ -175,12 +181,23 @@ class Follower:
     def ignore(self, *_: Any, **__: Any) -> None:
         """What rank 0's `RunFolder` writes."""
 
-    begin = status = record = predictions = finish = close = ignore
+    begin = configured = status = record = predictions = finish = close = ignore
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a living process holds the folder's lock: one that was killed left `running` in its status."""
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        lock = hold(folder / LOCK, patience=0)
+    except OSError:  # what is not ours to lock is not ours to run
+        return True
+    if lock is not None:
+        lock.release()
+    return lock is None
 
 
 def _read_config(path: Path) -> dict:
-    import yaml
-
     try:
         content = yaml.safe_load(path.read_text())
         if isinstance(content, dict):

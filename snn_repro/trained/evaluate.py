@@ -153,6 +153,7 @@ def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) ->
     model = channels_last(model, device)
     if config.compile:
         compile_network(model, device, config.compile)
+    facts = run.facts(config)
     data = build_data(config)
     (test,) = feed([data.test], device, on_device=False, ahead=config.dataset.ahead)  # one pass is not worth a copy
     done = itertools.count(1)
@@ -175,7 +176,7 @@ def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) ->
         n=outcome["n"], correct=outcome["correct"], acc=outcome["acc"], loss=outcome["loss"],
         acc_step=outcome["acc_step"], acc_cum=outcome["acc_cum"], firing_rates=outcome["firing_rates"], causal=not ahead,
         calibration=calibration(scores, outcome["labels"]), early_exit=None,
-        classes=by_class(confusion, facts(config).label_names), confusion=confusion.tolist(),
+        classes=by_class(confusion, facts.label_names), confusion=confusion.tolist(),
         labels=kept["label"], logits=kept["logits"],
     )  # fmt: skip
     if ahead or not loss_fn.causal:
@@ -187,11 +188,6 @@ def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) ->
         found.early_exit = early_exit(running_scores(loss_fn, outcome["logits"]), outcome["labels"])
     found.remarks += unlike_the_run(run, config, found)
     return found
-
-
-def facts(config: Config) -> Any:
-    """The data set of a configuration."""
-    return SETS[config.dataset.name].of(config)
 
 
 def as_tested(config: Config) -> dict[str, Any]:
@@ -212,6 +208,8 @@ def with_overrides(base: dict[str, Any], typed: Sequence[str]) -> Config:
     if initial:
         base = base | {"neuron": base["neuron"] | {"imp": False}}  # it says the same, and would contradict
     config = recomposed(base, overrides)
+    if config.dataset.name == base["dataset"]["name"]:
+        config.dataset.found = base["dataset"]["found"]
     if config.dataset.name != base["dataset"]["name"] or config.dataset.frame_size != base["dataset"]["frame_size"]:
         theirs, ours = (_takes(c) for c in (config, checked(base)))
         if theirs != ours:
@@ -245,7 +243,7 @@ def config_overrides(typed: Sequence[str]) -> list[str]:
 
 def _takes(config: Config) -> str:
     """Frame size and classes, in words."""
-    dataset = facts(config)
+    dataset = SETS[config.dataset.name].of(config)
     return f"{'x'.join(map(str, dataset.frame_shape(config.dataset.frame_size)))} and {dataset.num_classes} classes"
 
 

@@ -410,7 +410,7 @@ def test_runs_train_resume_and_refuse_other_data(tmp_path):
     with pytest.raises(UserError, match="other data"):
         run(cfg)
     root.rename(tmp_path / "away")
-    assert load_run(tmp_path / "run").class_names == ["0", "1", "2"]
+    assert load_run(tmp_path / "run").class_names == list(CLASSES)
 
 
 def test_a_run_on_recordings(tmp_path):

@@ -16,6 +16,7 @@ from PIL import Image
 from scripts_of_ours import script
 
 from snn_repro.config import load_config, to_dict
+from snn_repro.files import hold
 from snn_repro.report import render, sections
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +38,9 @@ def cells(data: dict, name: str) -> dict[str, str]:
     return {key: text for key, (text, _) in lines[0]["cells"].items()}
 
 
+HELD = []  # locks of runs that are under way
+
+
 def under_way(folder: Path, *overrides: str, seed: int = 0, epochs: int = 3, state: str = "running") -> None:
     """A run's folder as it is while it trains."""
     config = to_dict(load_config([*overrides, f"seed={seed}"]))
@@ -46,6 +50,8 @@ def under_way(folder: Path, *overrides: str, seed: int = 0, epochs: int = 3, sta
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "status.json").write_text(json.dumps(dict(state=state, error=None)))
+    if state == "running":
+        HELD.append(hold(folder / ".lock"))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
 
 
@@ -93,6 +99,8 @@ def test_a_run_under_way_joins_its_finished_siblings_and_is_not_counted(tmp_path
     data = report(tmp_path)
     mine, other, fresh = (cells(data, name) for name in ("mine", "other [not finished]", "fresh [not finished]"))
     assert (mine["seeds"], mine["acc"], mine["state"]) == ("1 of 2", "90.00", "done, running")
+    HELD.pop().release()  # the process of `fresh` is gone
+    assert cells(report(tmp_path), "fresh [not finished]")["state"] == "stopped"
     assert (other["seeds"], other["acc"], other["best"], other["state"]) == ("0 of 1", "60.00", "60.00", "interrupted")
     assert other["epochs"].startswith("2 of ") and fresh["acc"] == fresh["first"] == ""
     charts = {chart["name"]: chart["traces"] for chart in data["sections"]["learning_curves"]["charts"]}
@@ -278,7 +286,6 @@ def test_the_script_writes_the_page_and_names_what_is_damaged(tmp_path, capsys):
         (["bad"], "no run under bad can be read: bad/result.json is no result"),
         (["runs", "--output", "no/where.html"], "--output no/where.html: the folder no does not exist; make it first"),
         (["runs", "--output", "empty"], "--output empty is a folder; give the name of a file in it"),
-        (["runs", "--output", "runs/x.html/"], "report.html.tmp"),
         (["runs", "--networks", "-1"], "--networks -1 must be at least 0"),
         (["missing", "--watch"], "missing does not exist"),
     ],
@@ -289,9 +296,6 @@ def test_what_a_user_can_mend_is_one_sentence_and_no_file(tmp_path, capsys, monk
     for name in ("empty", "bad"):
         (tmp_path / name).mkdir()
     (tmp_path / "bad/result.json").write_text("[]")
-    if "tmp" in said:  # a folder stands where the temporary file would be
-        (tmp_path / "report.html.tmp").mkdir()
-        words = ["runs", "--networks", "0"]
     assert script("report").main(words) == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1 and not list(tmp_path.glob("*.html"))

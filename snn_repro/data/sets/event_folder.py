@@ -37,7 +37,7 @@ class EventFolder(EventSet):
     sources: list[Path]  # class folders, or the folders of the parts
     given: tuple[int, ...] = (0, 0)  # dataset.sensor
     label_names = ()
-    draws_test = True
+    own = draws_test = True
     splits = ("official",)
     settings = SETTINGS | {
         "sensor": Setting((0, 0), "height and width of the sensor; [0,0]: found by prepare_data.py", "pixels", low=0)
@@ -52,11 +52,14 @@ class EventFolder(EventSet):
             raise UserError(
                 f"dataset.sensor={list(given)} must be [height,width], both above 0, or [0,0] to have it found"
             )
-        made = self._manifest(cfg)
+        kept = cfg.dataset.found
+        made = kept or self._manifest(cfg)
         try:
-            return self._bound(cfg.data_dir, given if any(given) else made.get("sensor"), given)
+            bound = self._bound(cfg.data_dir, given if any(given) else made.get("sensor"), given)
+            if not kept or bound.found["classes"] == kept["classes"]:
+                return bound
         except UserError:
-            if not made or not cfg.data_dir:
+            if not made or not (kept or cfg.data_dir):
                 raise
         return self._bound(cfg.data_dir, given if any(given) else made["sensor"], given, made["classes"])
 
@@ -69,7 +72,7 @@ class EventFolder(EventSet):
             found.sources = [folders[""] / c for c in classes] if "" in folders else list(folders.values())
         else:
             found.sources = []
-        found.root, found.given, found.num_classes = Path(os.path.abspath(data_dir)), given, len(classes)
+        found.root, found.given, found.num_classes = Path(os.path.abspath(data_dir or "")), given, len(classes)
         found.label_names = tuple(classes)
         found.folders = (self.name, found.root.name)
         found.arguments = f" 'dataset.sensor=[{given[0]},{given[1]}]'" if any(given) else ""

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, NamedTuple
 
 from snn_repro.data.dataset import register
 from snn_repro.data.images import DECODER, Images, ImageSet, in_tensors
-from snn_repro.data.own import SETTINGS, common_classes, layout, own_split, parts_of
+from snn_repro.data.own import SETTINGS, common_classes, known_classes, layout, own_split, parts_of
 from snn_repro.errors import DataError
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Listed(NamedTuple):
 @register("image_folder")
 class ImageFolder(ImageSet):
     from_files = True
+    own = True
     draws_test = True
     test_margin = 1.0
     settings = SETTINGS | DECODER
@@ -52,6 +53,8 @@ class ImageFolder(ImageSet):
     expected = "class folders with images"
 
     def of(self, cfg):
+        if cfg.dataset.found:
+            return self._as_found(cfg)
         listed = self.listed(cfg)
         found = copy.copy(self)
         found.cfg, found.num_classes, found.label_names = cfg, len(listed.classes), tuple(listed.classes)
@@ -59,16 +62,37 @@ class ImageFolder(ImageSet):
         found.shape = (channels, size, size)
         return found
 
+    def _as_found(self, cfg):
+        kept, found = cfg.dataset.found, copy.copy(self)
+        try:
+            found.cfg, found.label_names = cfg, tuple(map(str, kept["classes"]))
+            found.num_classes = len(found.label_names)
+            found.shape = (int(kept["channels"]), int(kept["size"]), int(kept["size"]))
+            found.statistics = tuple([float(kept[k][c]) for c in range(found.shape[0])] for k in ("mean", "deviation"))
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise DataError(
+                f"dataset.found of this run is damaged ({type(error).__name__}: {error}); train it again"
+            ) from None
+        return found
+
+    @property
+    def found(self):
+        (mean, deviation), (channels, size, _) = self.statistics, self.shape
+        return dict(classes=[*self.label_names], size=size, channels=channels, mean=mean, deviation=deviation)
+
     def listed(self, cfg) -> Listed:
         from snn_repro.data.image_files import EXTENSIONS, class_folders
 
         folders = layout(cfg.data_dir, f"images ({', '.join(EXTENSIONS)})")
         present = {part: class_folders(folder) for part, folder in folders.items()}
         classes = common_classes(Path(cfg.data_dir), present)
+        if cfg.dataset.found:
+            classes = known_classes(cfg, classes)
         rows = [
             ("/".join(filter(None, (part, c, PurePath(image.name).as_posix()))), image, label, part)
             for part, those in present.items()
             for label, c in enumerate(classes)
+            if c in those
             for image in those[c]()
         ]
         names, images, labels, parts = zip(*sorted(rows, key=lambda row: row[0]), strict=True)
@@ -109,7 +133,7 @@ class ImageFolder(ImageSet):
         rows, val, _, of_run = own_split(cfg, split, [part[n] for n in names], names, [*train.labels, *test.labels])
         return rows, val, of_run
 
-    @property
+    @cached_property
     def statistics(self):
         """Of the training images; exact sums of whole numbers, so the same on every machine."""
         if not hasattr(self, "cfg"):

@@ -1,11 +1,14 @@
 """The model card of an exported network: README.md with the metadata that model hubs read, made of result.json."""
 
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
 
 from snn_repro.errors import UserError
+from snn_repro.registry import SETS
 from snn_repro.runs.folder import METRICS
 
 if TYPE_CHECKING:
@@ -39,7 +42,7 @@ def card(run: "TrainedRun", to: str, use: str) -> str:
     rows = [
         ("row", result.name), ("row of the paper's tables", result.paper_row or "none"), ("seed", result.seed),
         ("data set", result.dataset), ("split", split), ("test samples", result.n_test), ("input [C, H, W]", result.input_size),
-        ("time steps T", result.timesteps), ("network", result.model), ("neuron", neuron), ("loss", result.loss),
+        *_inputs(run), ("time steps T", result.timesteps), ("network", result.model), ("neuron", neuron), ("loss", result.loss),
         ("readout", result.readout), ("weights, initial potentials", f"{result.params_weights:,}, {result.params_imp:,}"),
         ("epoch of these weights", f"{run.epoch} of {result.epochs}"), ("configuration", result.config_hash),
     ]  # fmt: skip
@@ -77,6 +80,28 @@ MIT, as snn_repro. The data set has terms of its own. Please cite snn_repro and 
 {CITATION}
 ```
 """
+
+
+def _inputs(run: "TrainedRun") -> list[tuple[str, str]]:
+    """Classes, and how an image's pixels become the network's input, as rows of the card."""
+    rows = [("classes, by label", ", ".join(map(_harmless, run.class_names)))]
+    facts: Any = SETS[run.config.dataset.name]
+    with contextlib.suppress(UserError):  # an older run's data, which lie elsewhere now
+        facts = run.facts()
+    if not facts.static:
+        return [*rows, ("values of a frame", "counts of events")]
+    if hasattr(facts, "stored"):
+        rows.append(("values of an image", f"0 to {facts.stored(np.full(run.input_shape, 255, np.uint8)).max():g}"))
+    if statistics := getattr(facts, "statistics", None):
+        mean, deviation = (", ".join(f"{v:.6g}" for v in values) for values in statistics)
+        order = run.config.dataset.channel_order.upper() if run.input_shape[0] == 3 else "grey"
+        rows.append((f"normalised, {order}", f"(value - mean) / deviation, mean {mean}, deviation {deviation}"))
+    return rows
+
+
+def _harmless(name: str) -> str:
+    """A name as text in a table of Markdown."""
+    return "".join(c if c.isalnum() or c in " -_.()/+" else f"&#{ord(c)};" for c in name)
 
 
 def _line(run: "TrainedRun") -> dict[str, Any]:
