@@ -31,7 +31,6 @@ from snn_repro.data.events import Events, integrate
 from snn_repro.data.feed import feed
 from snn_repro.data.formats import read_aedat3
 from snn_repro.data.image_files import ImageFile, decode, decode_tensor
-from snn_repro.data.jpegs import Jpegs
 from snn_repro.data.prepare import prepare
 from snn_repro.data.sets import SETS
 from snn_repro.distributed import cores
@@ -395,9 +394,9 @@ def _image_recipe(rounds: int, row: str, n: int, folder: Path, quick: bool) -> T
             loader.collate_fn([loader.dataset[key] for key in plan])
 
     cases: dict[str, Callable] = {}
-    for decoder in ("pil", "torchvision") if dataset.from_files else ("pil",):
+    for decoder in ("pil", "torchcodec") if dataset.from_files else ("pil",):
         said = f", dataset.decoder={decoder}" if dataset.from_files else ""
-        batches = LoaderBatches(samples(decoder == "torchvision"), n, shuffle=True, transforms=transforms)
+        batches = LoaderBatches(samples(decoder == "torchcodec"), n, shuffle=True, transforms=transforms)
         cases[f"whole{said}"] = partial(whole, batches)
         cases[f"a loader process{said}"] = partial(worker, batches._loader, [(i, (0, 0, 2, i)) for i in range(n)])
     kind = "JPEG files of 500 x 375 pixels" if dataset.from_files else f"images of {pixels} x {pixels} pixels"
@@ -445,8 +444,7 @@ def _decoders(rounds: int, row: str, n: int, folder: Path, on: Place, quick: boo
     )
     samples = {
         "pil": PilImages(images, labels, cut, read=decode),
-        "torchvision": PilImages(images, labels, cut_tensors, read=decode_tensor),
-        "nvjpeg": Jpegs(images, labels, cut_tensors),
+        "torchcodec": PilImages(images, labels, cut_tensors, read=decode_tensor),
     }
     cases: dict[str, Callable] = {}
     for decoder, those in samples.items():

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from snn_repro.errors import DataError, UserError
 from snn_repro.settings import Setting
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from snn_repro.config import Config
     from snn_repro.data.batches import Split
 
@@ -87,8 +86,6 @@ def stratified(names: Sequence[str], labels: Sequence[int], share: float, seed: 
 
     Drawn with RandomState([seed, class, 2]) from the names sorted as strings. Raises DataError for a class of one sample.
     """
-    import numpy as np
-
     mask, order = np.zeros(len(names), bool), np.array(sorted(range(len(names)), key=lambda i: names[i]), np.int64)
     sorted_labels = np.asarray(labels)[order]
     for k in np.unique(sorted_labels):
@@ -122,9 +119,7 @@ def own_split(
     cfg: Config, split: str, parts: Sequence[str], names: Sequence[str], labels: Sequence[int], dropped: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Split]:
     """(training, validation, test rows, the Split) of samples with their parts, as `parts_of` says them."""
-    import numpy as np
-
-    from snn_repro.data.splits import split_parts
+    from snn_repro.data.splits import split_parts  # torch comes with it
 
     part = np.array(parts)
     train, given, test = (np.flatnonzero(part == name) for name in ("train", "val", "test"))
@@ -136,11 +131,3 @@ def own_split(
     if len(given):
         return train, given, test, dataclasses.replace(of_run, n_val=len(given))
     return train, val, test, of_run
-
-
-def one_format(root: Path, names: Iterable[str], formats: Mapping[str, str]) -> None:
-    """Raise DataError where files of more than one format {suffix: format} lie among `names`."""
-    suffixes = {suffix: name for name in names if (suffix := Path(name).suffix.lower()) in formats}
-    if len(Counter(formats[s] for s in suffixes)) > 1:
-        listed = " and ".join(f"{formats[s]} ({name})" for s, name in sorted(suffixes.items()))
-        raise DataError(f"{root} mixes formats: {listed}; keep one")
