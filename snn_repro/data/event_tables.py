@@ -32,6 +32,7 @@ CAMERAS = {"DVS128": (128, 128), "DAVIS240": (180, 240), "DAVIS346": (260, 346),
 LARGEST = 2**31  # bytes that a file may hold unpacked: 67 million events of 32 bytes
 LARGEST_SENSOR = 4096  # pixels a side
 RANGES = {"t": (-(2**62), 2**62), "x": (0, LARGEST_SENSOR - 1), "y": (0, LARGEST_SENSOR - 1), "p": (-1, 1)}
+WANTED = "the columns t (microseconds), x, y and p (0 and 1, or -1 and 1) are wanted, as arrays or as a structured array `events`"
 JITTER = 1000  # microseconds that an event of a camera's own file may lie before an earlier one
 
 
@@ -46,7 +47,7 @@ def read_recording(data: bytes, name: str) -> Recording:
     """A file of one of SUFFIXES. Raises DataError (FormatError), and UserError where faery is needed and missing."""
     suffix, jitter = Path(name).suffix.lower(), JITTER
     if suffix in (".npz", ".h5", ".hdf5"):
-        found, jitter = (_npz if suffix == ".npz" else _hdf5)(data, name), 0
+        found, jitter = _table_file(data, name, suffix), 0
     elif suffix == ".aedat" and data.startswith(b"#!AER-DAT3.1"):
         camera = re.search(rb"^#\s*Source \d+: *(\w+)", data[:4096], re.MULTILINE)
         named = camera.group(1).decode() if camera else ""
@@ -67,23 +68,16 @@ def read_recording(data: bytes, name: str) -> Recording:
     return found
 
 
-def _npz(data: bytes, name: str) -> Recording:
-    """Nothing in it is unpickled."""
+def _table_file(data: bytes, name: str, suffix: str) -> Recording:
+    """A .npz or HDF5 file. Nothing in it is unpickled."""
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            _check_size(sum(member.file_size for member in archive.infolist()), name)
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            return _table(file, file, name)
-    except FormatError:
-        raise
-    except Exception as error:  # zipfile and numpy raise nearly anything for a damaged file
-        raise FormatError(name, 0, f"it cannot be unpacked ({_reason(error)}): it is damaged, or no .npz") from None
+        if suffix == ".npz":
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                _check_size(sum(member.file_size for member in archive.infolist()), name)
+            with np.load(io.BytesIO(data), allow_pickle=False) as file:
+                return _table(file, file, name)
+        import h5py
 
-
-def _hdf5(data: bytes, name: str) -> Recording:
-    import h5py
-
-    try:
         with h5py.File(io.BytesIO(data), "r") as file:
             sizes: list[int] = []
             file.visititems(lambda _, found: sizes.append(getattr(found, "nbytes", 0)))
@@ -91,15 +85,13 @@ def _hdf5(data: bytes, name: str) -> Recording:
             return _table(file, {**file, **file.attrs}, name)
     except FormatError:
         raise
-    except Exception as error:  # h5py raises nearly anything for a damaged file
-        raise FormatError(name, 0, f"it cannot be read as HDF5 ({_reason(error)})") from None
+    except Exception as error:  # zipfile, numpy and h5py raise nearly anything for a damaged file
+        raise FormatError(name, 0, f"it cannot be unpacked ({_reason(error)}): it is damaged, or no {suffix}") from None
 
 
 def _check_size(size: int, name: str) -> None:
     if size > LARGEST:
-        raise FormatError(
-            name, 0, f"it holds {size:,} bytes, more than the {LARGEST:,} that are read; cut it into parts"
-        )
+        raise FormatError(name, 0, f"it holds {size:,} bytes and {LARGEST:,} are read at most; cut it into parts")
 
 
 def _reason(error: BaseException) -> str:
@@ -111,10 +103,8 @@ def _table(file: Any, told: Mapping[str, Any], name: str) -> Recording:
     source = file["events"] if "events" in file else file
     held = (source.dtype.names or ()) if hasattr(source, "dtype") else list(source)
     if missing := [key for key in "txyp" if key not in held]:
-        raise FormatError(
-            name, 0, f"it lacks {', '.join(missing)}: the columns t (microseconds), x, y and p (0 and 1, or -1 and 1) are wanted,"
-            f" as arrays or as a structured array `events`; it holds: {', '.join(sorted(held)) or 'no names'}",
-        )  # fmt: skip
+        there = ", ".join(sorted(held)) or "no names"
+        raise FormatError(name, 0, f"it lacks {', '.join(missing)}: {WANTED}; it holds: {there}")
     t, x, y, p = (_column(source, key, name) for key in "txyp")
     if len({len(t), len(x), len(y), len(p)}) > 1:
         raise FormatError(name, 0, f"t, x, y and p must have one value an event and have {[*map(len, (t, x, y, p))]}")

@@ -40,22 +40,19 @@ def layout(data_dir: str | None, holds: str) -> dict[str, Path]:
         why = "is a file" if root.exists() else "does not exist"
         raise DataError(f"data_dir={data_dir} {why}: pass a folder of class folders with {holds}")
     folders = folders_in(root)
-    named = [p for p in folders if p.name.lower() in PARTS]
-    found = {PARTS[p.name.lower()]: p for p in named}
+    found = {PARTS[p.name.lower()]: p for p in folders if p.name.lower() in PARTS}
     if not {"train", "test"} & found.keys():
         return {"": root}
-    if len(found) < len(named):
-        raise DataError(f"{root} holds {' and '.join(p.name for p in named)}, of which two are the same part: keep one")
-    for part in ("train", "test"):
-        if part not in found:
-            there = " and ".join(f"{p.name}/" for p in found.values())
-            raise DataError(
-                f"{root} holds {there} but no {part}/: add it, or put all class folders into data_dir itself, and a test part is"
-                " drawn"
-            )
-    if others := [p for p in folders if p not in named]:
+    if missing := {"train", "test"} - found.keys():
+        there = " and ".join(f"{p.name}/" for p in found.values())
         raise DataError(
-            f"{root} holds {others[0].name}/ beside train/ and test/: it is no part of the data set; move it elsewhere"
+            f"{root} holds {there} but no {missing.pop()}/: add it, or put all class folders into data_dir itself, and a test"
+            " part is drawn"
+        )
+    if others := [p for p in folders if p not in found.values()]:
+        raise DataError(
+            f"{root} holds {others[0].name}/ beside {' and '.join(p.name for p in found.values())}: it is no part of its own;"
+            " move it elsewhere"
         )
     return found
 

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import zlib
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -109,31 +110,25 @@ class EventFolder(EventSet):
         from snn_repro.data.event_tables import read_recording
         from snn_repro.data.recordings import find_recordings
 
-        recordings = find_recordings(self, data_dir)
-        told, tops = set(), {}
-        with progress("recordings were looked at for the sensor's size", len(recordings.files), say) as advance:
-            for n, (name, entry) in enumerate(sorted(recordings.files.items()), 1):
-                try:
+        files = find_recordings(self, data_dir).files
+        told, tops = {}, {}  # name -> (height, width)
+        with progress("recordings were looked at for the sensor's size", len(files), say) as advance:
+            for n, (name, entry) in enumerate(sorted(files.items()), 1):
+                with suppress(DataError):
                     events, size = read_recording(read_entry(entry, name), name)
-                except DataError:
-                    continue
-                if size:
-                    told.add(size)
-                elif len(events.t):
-                    tops[name] = int(events.y.max()) + 1, int(events.x.max()) + 1
+                    if size:
+                        told[name] = size
+                    elif len(events.t):
+                        tops[name] = int(events.y.max()) + 1, int(events.x.max()) + 1
                 advance(n)
-        if len(told) > 1:
-            sizes = " and ".join(f"{h} x {w}" for h, w in sorted(told))
+        if not told and not tops:
+            raise DataError(f"not one recording in data_dir={data_dir} can be read; the first is {min(files)}")
+        if len(sizes := sorted(set(told.values()))) > 1:
+            mixed = " and ".join(f"{h} x {w}" for h, w in sizes)
             raise DataError(
-                f"data_dir={data_dir} mixes sensors of {sizes} pixels: give dataset.sensor=[height,width] for all"
+                f"data_dir={data_dir} mixes sensors of {mixed} pixels: give dataset.sensor=[height,width] for all"
             )
-        if told and not tops:
-            return told.pop()
-        if not tops:
-            raise DataError(
-                f"not one recording in data_dir={data_dir} can be read; the first is {min(recordings.files)}"
-            )
-        return _largest(tops, told, say)
+        return _largest(tops, sizes, say) if tops else sizes[0]
 
     # -- where the files are
 
@@ -205,7 +200,7 @@ class EventFolder(EventSet):
         return own_split(cfg, split, parts[: len(cache.names)], cache.names, cache.labels, len(excluded))
 
 
-def _largest(tops: dict[str, tuple[int, int]], told: set[tuple[int, int]], say) -> tuple[int, int]:
+def _largest(tops: dict[str, tuple[int, int]], told: list[tuple[int, int]], say) -> tuple[int, int]:
     """The sensor by the largest coordinates of recordings. Raises DataError where those of one are far from the others'."""
     sides = []
     for axis, column in enumerate("yx"):

@@ -98,16 +98,15 @@ class ImageFolder(ImageSet):
         """(training images with those of val/ at their end, test images)."""
         listed = self.listed(cfg)
         _, part = parts_of(cfg, listed.parts, listed.names, listed.labels)
-        rows = {p: [i for i, here in enumerate(part) if here == p] for p in ("train", "val", "test")}
 
-        def images(rows: list[int]) -> Images:
-            return Images(
-                [listed.images[i] for i in rows],
-                np.array([listed.labels[i] for i in rows]),
-                [listed.names[i] for i in rows],
+        def images(*wanted: str) -> Images:
+            rows = [i for name in wanted for i, here in enumerate(part) if here == name]
+            files, labels, names = (
+                [column[i] for i in rows] for column in (listed.images, listed.labels, listed.names)
             )
+            return Images(files, np.array(labels), names)
 
-        return images(rows["train"] + rows["val"]), images(rows["test"])
+        return images("train", "val"), images("test")
 
     def split(self, cfg, train, test):
         listed = self.listed(cfg)
@@ -128,9 +127,8 @@ class ImageFolder(ImageSet):
         images = train.images[: len(train.images) - self.listed(self.cfg).parts.count("val")]
         count = min(len(images), STATISTICS_OF)
         chosen = [images[i * len(images) // count] for i in range(count)]
-        plain = eval_sample_transform(
-            self.cfg.augment, self.frame_shape(self.cfg.dataset.frame_size)[-1], self.test_margin
-        )
+        size = self.frame_shape(self.cfg.dataset.frame_size)[-1]
+        plain = eval_sample_transform(self.cfg.augment, size, self.test_margin)
         return _statistics(chosen, plain, "RGB" if self.shape[0] == 3 else "L", in_tensors(self.cfg))
 
     def fingerprint(self, cfg):
@@ -156,10 +154,8 @@ def _looked_at(images: tuple[ImageFile, ...], state: tuple) -> tuple[int, int]:
     """(pixels, channels) as the module's docstring says. Raises DataError for a file that is no image of 8-bit values."""
     seen = look(images)
     for image, (_, _, mode) in zip(images, seen, strict=True):
-        if mode.startswith(("I", "F")):
-            raise DataError(
-                f"{image} has more than 8 bits a pixel ({mode}), which would be cut off; save it with 8 bits"
-            )
+        if mode[0] in "IF":
+            raise DataError(f"{image} has more than 8 bits a pixel ({mode}), which would be cut off; save it with 8")
     sizes = {(width, height) for width, height, _ in seen}
     width, height = sizes.pop()
     native = not sizes and width == height <= LARGEST_NATIVE
