@@ -350,28 +350,25 @@ def read_cifar_batch(source: Source, name: str | None = None, labels: str = "lab
         if needed not in batch:
             raise FormatError(name, 0, f"the dictionary has no '{needed}'; is the file of another data set?")
     images, numbers = batch["data"], batch[labels]
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape != (len(images), 3072):
+    if not isinstance(images, np.ndarray) or images.shape[1:] != (3072,) or not len(images):
         raise FormatError(name, 0, "'data' is no whole uint8 array of 3,072 bytes an image")
-    if isinstance(numbers, list) and all(type(n) is int and 0 <= n < 2**31 for n in numbers):
-        numbers = np.array(numbers, np.int64)
-    if not isinstance(numbers, np.ndarray) or numbers.shape != images.shape[:1] or not len(numbers):
+    if not isinstance(numbers, list) or len(numbers) != len(images) or any(type(n) is not int for n in numbers):
         raise FormatError(name, 0, f"'{labels}' is no list of {len(images)} whole numbers")
-    if numbers.min() < 0 or numbers.max() >= classes:
-        span = f"{numbers.min()} to {numbers.max()}"
+    if min(numbers) < 0 or max(numbers) >= classes:
+        span = f"{min(numbers)} to {max(numbers)}"
         raise FormatError(name, 0, f"'{labels}' reaches from {span}, not from 0 to {classes - 1}")
-    return images.reshape(-1, 3, 32, 32), numbers.astype(np.int64)
+    return images.reshape(-1, 3, 32, 32), np.array(numbers, np.int64)
 
 
-class _Integers:
-    """What `numpy.dtype` means in a pickle: a type of integers; its byte order comes as its state."""
+class _Bytes:
+    """What `numpy.dtype` means in a pickle: that numbers are bytes."""
 
     def __init__(self, code, *_):
-        if not re.fullmatch("[iu][1248]", _text(code)):
+        if _text(code) != "u1":
             raise ValueError(f"it holds numbers of type {_text(code)}, which no CIFAR file needs")
-        self.dtype = np.dtype(_text(code))
 
     def __setstate__(self, state):
-        self.dtype = self.dtype.newbyteorder(">" if _text(state[1]) == ">" else "<")
+        pass
 
 
 class _Array:
@@ -382,8 +379,8 @@ class _Array:
         self.values = _filled(raw, kind, shape, "F" if fortran else "C")
 
 
-def _filled(raw: bytes, kind: _Integers, shape: tuple, order: str | bytes) -> np.ndarray:
-    return np.frombuffer(raw, kind.dtype).reshape(shape, order="F" if _text(order) == "F" else "C").copy()
+def _filled(raw: bytes, _: _Bytes, shape: tuple, order: str | bytes) -> np.ndarray:
+    return np.frombuffer(raw, np.uint8).reshape(shape, order="F" if _text(order) == "F" else "C").copy()
 
 
 class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]  # the one in Python: a damaged index takes no memory
@@ -392,7 +389,7 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]  # the one in
     dispatch = pickle._Unpickler.dispatch | {pickle.BYTEARRAY8[0]: pickle._Unpickler.load_binbytes8}  # type: ignore[attr-defined]
     meanings = {
         "numpy ndarray": None,
-        "numpy dtype": _Integers,
+        "numpy dtype": _Bytes,
         "numpy.core.multiarray _reconstruct": lambda *_: _Array(),
         "numpy.core.numeric _frombuffer": _filled,
         "_codecs encode": lambda text, _: text.encode("latin1"),  # how Python 3 writes bytes into a protocol 2 pickle

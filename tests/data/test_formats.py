@@ -362,13 +362,12 @@ def test_idx_refuses():
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-@pytest.mark.parametrize("labels", [[3, 0, 9], np.array([3, 0, 9])])
-def test_cifar_pickled_again_by_python_3(protocol, labels):
+def test_cifar_pickled_again_by_python_3(protocol):
     """Copies of the data set that somebody rewrote are read too."""
     data = np.random.default_rng(0).integers(0, 256, (3, 3072), np.uint8)
     for key in (str, str.encode):
         for array in (data, np.asfortranarray(data)):
-            batch = {key("data"): array, key("labels"): labels, key("filenames"): ["a", "b", "c"]}
+            batch = {key("data"): array, key("labels"): [3, 0, 9], key("filenames"): ["a", "b", "c"]}
             images, numbers = read_cifar_batch(pickle.dumps(batch, protocol))
             np.testing.assert_array_equal(images.reshape(3, 3072), data)
             assert numbers.tolist() == [3, 0, 9]
@@ -411,7 +410,9 @@ def test_cifar_refuses(tmp_path):
         fixtures.encode_cifar_batch(images, np.array([1, 10, 3])): "from 1 to 10",
         fixtures.encode_cifar_batch(images, np.array([1, 2])): "3 whole numbers",
         short: "cannot reshape array of size 9216 into",
-        pickle.dumps({"data": np.zeros((3, 3072), np.uint16), "labels": [1, 2, 3]}, 4): "no whole uint8 array",
+        pickle.dumps(
+            {"data": np.zeros((3, 3072), np.uint16), "labels": [1, 2, 3]}, 4
+        ): "numbers of type u2, which no CIFAR",
         pickle.dumps(
             {"data": np.zeros((3, 3072), object), "labels": [1, 2, 3]}, 4
         ): "numbers of type O8?, which no CIFAR",

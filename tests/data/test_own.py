@@ -359,6 +359,10 @@ def test_a_cache_serves_without_the_recordings(tmp_path):
         (lambda r: [(r / c).rename(r / f".{c}") for c in CLASSES[1:]], "holds only the class cat"),
         (lambda r: (r / "dog/0.npz").write_bytes(b"PK no"), "1 of 6 recordings of event_folder are bad .*dog/0.npz"),
         (lambda r: (r / "dog/0.npz").rename(r / "dog/a,b.npz"), "holds a comma"),
+        (
+            lambda r: [np.savez(f, ts=[0], x=[0], y=[0], p=[0]) for f in r.rglob("*.npz")],
+            "not one recording .* can be read: cat/0.npz, byte 0: it lacks t: the columns t .microseconds.*holds: p, ts, x, y",
+        ),
         (lambda r: r.rename(r.parent / "gone"), "does not exist"),
         (
             lambda r: [(r / "train").mkdir(), [(r / c).rename(r / "train" / c) for c in CLASSES]],

@@ -14,7 +14,6 @@ import json
 import os
 import re
 import zlib
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -111,18 +110,21 @@ class EventFolder(EventSet):
         from snn_repro.data.recordings import find_recordings
 
         files = find_recordings(self, data_dir).files
-        told, tops = {}, {}  # name -> (height, width)
+        told, tops, problems = {}, {}, []  # name -> (height, width), twice
         with progress("recordings were looked at for the sensor's size", len(files), say) as advance:
             for n, (name, entry) in enumerate(sorted(files.items()), 1):
-                with suppress(DataError):
+                try:
                     events, size = read_recording(read_entry(entry, name), name)
                     if size:
                         told[name] = size
                     elif len(events.t):
                         tops[name] = int(events.y.max()) + 1, int(events.x.max()) + 1
+                except DataError as error:
+                    problems.append(error)
                 advance(n)
         if not told and not tops:
-            raise DataError(f"not one recording in data_dir={data_dir} can be read; the first is {min(files)}")
+            why = problems[0] if problems else "they hold no events"
+            raise DataError(f"not one recording in data_dir={data_dir} can be read: {why}")
         if len(sizes := sorted(set(told.values()))) > 1:
             mixed = " and ".join(f"{h} x {w}" for h, w in sizes)
             raise DataError(
