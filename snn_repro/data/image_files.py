@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
 import os
 import stat
 import tarfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,15 +31,12 @@ from snn_repro.errors import DataError, UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-log = logging.getLogger("snn_repro")
-
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 ORIENTATION = 0x0112  # the EXIF tag of how a camera was held; 1 is upright
 MAX_PIXELS = 80_000_000  # 240 MB as RGB; PIL warns from 89 million pixels on and refuses 179 million
 TRAIN = ("train", "ILSVRC2012_img_train", "ILSVRC2012_img_train.tar")
 VAL = ("val", "ILSVRC2012_img_val", "ILSVRC2012_img_val.tar")
 KAGGLE, DEVKIT = "LOC_val_solution.csv", "ILSVRC2012_devkit_t12"
-CHECK_SECONDS = 60.0  # for the headers of the test images; a local disk gives 50,000 in some five
 
 
 class ImageFile(NamedTuple):
@@ -116,46 +111,13 @@ def torchcodec() -> Callable:
 
 
 def look(images: Sequence[ImageFile]) -> list[tuple[int, int, str]]:
-    """(width, height, PIL's mode) of each image, from its header. Raises DataError with the name of the first bad one."""
-    with ThreadPoolExecutor(16, "look") as pool:
-        return list(pool.map(check_image, images, chunksize=64))
-
-
-def check(images: Sequence[ImageFile], seconds: float = CHECK_SECONDS) -> None:
-    """Look at each image before hours are spent on training: a readable header, a sane size, an end.
-
-    An image whose end has no end marker is decoded. Threads share the work; what is left after `seconds` is left to be
-    found when it is read, and a line says so. Raises DataError with the name of the first bad one.
-    """
-    end, size = time.monotonic() + seconds, 64
-
-    def problem(start: int) -> DataError | bool:
-        """What is wrong in this group; else whether there was time for it."""
-        if time.monotonic() > end:
-            return False
-        try:
-            for image in images[start : start + size]:
-                check_image(image)
-        except DataError as error:
-            return error
-        return True
-
-    with ThreadPoolExecutor(16, "check") as pool:  # waiting for a file server, not for the processor
-        answers = []
-        for answer in pool.map(problem, range(0, len(images), size)):
-            if isinstance(answer, DataError):
-                pool.shutdown(cancel_futures=True)
-                raise answer
-            answers.append(answer)
-    if not all(answers):
-        done = min(sum(answers) * size, len(images))
-        log.info(
-            f"checked {done:,} of {len(images):,} images in {seconds:g} s; the others are checked when they are read"
-        )
+    """`check_image` of each, by threads. Raises DataError with the name of the first bad one."""
+    with ThreadPoolExecutor(16, "look") as pool:  # waiting for a file server, not for the processor
+        return list(pool.map(check_image, images))
 
 
 def check_image(image: ImageFile) -> tuple[int, int, str]:
-    """See `check`, of one image; see `look` for what it returns."""
+    """(width, height, PIL's mode) of an image with a readable header, a sane size and an end; without an end it is decoded."""
     with named(image), image.open() as stream:
         opened = _opened(stream)
         marker = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(opened.format)

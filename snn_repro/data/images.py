@@ -183,7 +183,7 @@ class ImageSet(DataSet):
         test_inputs: Any
         if self.from_files:
             if world().rank == 0 and not self.checked_before(cfg):
-                image_files.check(_used(test.images, cfg) + _used([train.images[i] for i in val_rows], cfg))
+                image_files.look(_used(test.images, cfg) + _used([train.images[i] for i in val_rows], cfg))
             # without RandomResizedCrop the network still needs one size: that of the test
             first, mode = augment.eval_steps(cfg.augment, size, self.test_margin), "RGB" if self.shape[0] == 3 else "L"
             tensors = in_tensors(cfg)
@@ -295,17 +295,8 @@ class ImageFolders(ImageSet):
     def fingerprint(self, cfg: Config) -> dict[str, str]:
         """{"listing": of the names and sizes of all images, "sample": of the contents of 64 of them}."""
         tree = self.tree(cfg)
-        images = sorted(zip([*tree.names("train"), *tree.names("val")], [*tree.train, *tree.test], strict=True))
-        listing, sample = hashlib.sha256(), hashlib.sha256()
-        for at, (name, image) in enumerate(images):
-            try:
-                listing.update(f"{name} {image.bytes()}\n".encode())
-                if at * _SAMPLE // len(images) != (at - 1) * _SAMPLE // len(images):
-                    with image.open() as file:
-                        sample.update(file.read())
-            except OSError as error:
-                raise DataError(f"{image} cannot be read: {error.strerror or error}") from None
-        return {"listing": listing.hexdigest(), "sample": sample.hexdigest()}
+        images = zip([*tree.names("train"), *tree.names("val")], [*tree.train, *tree.test], strict=True)
+        return dict(zip(("listing", "sample"), file_hashes(sorted(images)), strict=True))
 
 
 def in_tensors(cfg: Config) -> bool:
@@ -441,7 +432,20 @@ def _listed_tree(container: Path, wnids: tuple[str, ...] | None, changed: tuple)
     return Tree(base, sorted(present["train"]), *lists)
 
 
-_SAMPLE = 64  # images whose contents enter a fingerprint
+def file_hashes(images: Sequence[tuple[str, ImageFile]], whole: int = 0) -> tuple[str, str]:
+    """SHA-256 of names and sizes, and of contents: of all where they are at most `whole` bytes, else of 64 of them."""
+    listing, contents = hashlib.sha256(), hashlib.sha256()
+    image, n = None, len(images)
+    try:
+        few = not whole or sum((image := i).bytes() for _, i in images) > whole
+        for at, (name, image) in enumerate(images):
+            listing.update(f"{name} {image.bytes()}\n".encode("utf-8", "surrogateescape"))
+            if not few or at * 64 // n != (at - 1) * 64 // n:
+                with image.open() as file:
+                    contents.update(file.read())
+    except OSError as error:
+        raise DataError(f"{image} cannot be read: {error.strerror or error}") from None
+    return listing.hexdigest(), contents.hexdigest()
 
 
 def _used(files: list[ImageFile], cfg: Config) -> list[ImageFile]:

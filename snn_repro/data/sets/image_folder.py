@@ -14,7 +14,6 @@ fingerprint of all names, sizes and contents (of 64 contents where there is more
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 import warnings
 from functools import lru_cache
@@ -25,7 +24,7 @@ import numpy as np
 
 from snn_repro.data.dataset import register
 from snn_repro.data.image_files import EXTENSIONS, ImageFile, class_folders, decode, decode_tensor, look
-from snn_repro.data.images import DECODER, Images, ImageSet, in_tensors
+from snn_repro.data.images import DECODER, Images, ImageSet, file_hashes, in_tensors
 from snn_repro.data.own import SETTINGS, common_classes, layout, own_split, parts_of
 from snn_repro.errors import DataError
 
@@ -175,13 +174,4 @@ def _statistics(images: list[ImageFile], plain, mode: str, tensors: bool) -> tup
 
 @lru_cache(maxsize=2)
 def _fingerprint(names: tuple[str, ...], images: tuple[ImageFile, ...], state: tuple) -> dict[str, str]:
-    listing, contents = hashlib.sha256(), hashlib.sha256()
-    few = sum(size for size, _ in state) > WHOLE
-    for at, (name, image, (size, _)) in enumerate(zip(names, images, state, strict=True)):
-        listing.update(f"{name} {size}\n".encode("utf-8", "surrogateescape"))
-        if not few or at * 64 // len(images) != (at - 1) * 64 // len(images):
-            try:
-                contents.update(Path(str(image)).read_bytes())
-            except OSError as error:
-                raise DataError(f"{image} cannot be read: {error.strerror or error}") from None
-    return {"listing": listing.hexdigest(), "contents": contents.hexdigest()}
+    return dict(zip(("listing", "contents"), file_hashes(list(zip(names, images, strict=True)), WHOLE), strict=True))
