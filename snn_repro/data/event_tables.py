@@ -64,7 +64,7 @@ def read_recording(data: bytes, name: str) -> Recording:
     t = found.events.t
     if len(early := np.flatnonzero(np.maximum.accumulate(t) - t > jitter)):
         i = int(early[0])
-        raise FormatError(name, 0, f"t falls from {t[:i].max()} to {t[i]} at event {i}; sort the events by t")
+        raise FormatError(name, None, f"t falls from {t[:i].max()} to {t[i]} at event {i}; sort the events by t")
     return found
 
 
@@ -86,12 +86,14 @@ def _table_file(data: bytes, name: str, suffix: str) -> Recording:
     except FormatError:
         raise
     except Exception as error:  # zipfile, numpy and h5py raise nearly anything for a damaged file
-        raise FormatError(name, 0, f"it cannot be unpacked ({_reason(error)}): it is damaged, or no {suffix}") from None
+        raise FormatError(
+            name, None, f"it cannot be unpacked ({_reason(error)}): it is damaged, or no {suffix}"
+        ) from None
 
 
 def _check_size(size: int, name: str) -> None:
     if size > LARGEST:
-        raise FormatError(name, 0, f"it holds {size:,} bytes and {LARGEST:,} are read at most; cut it into parts")
+        raise FormatError(name, None, f"it holds {size:,} bytes and {LARGEST:,} are read at most; cut it into parts")
 
 
 def _reason(error: BaseException) -> str:
@@ -104,12 +106,14 @@ def _table(file: Any, told: Mapping[str, Any], name: str) -> Recording:
     held = (source.dtype.names or ()) if hasattr(source, "dtype") else list(source)
     if missing := [key for key in "txyp" if key not in held]:
         there = ", ".join(sorted(held)) or "no names"
-        raise FormatError(name, 0, f"it lacks {', '.join(missing)}: {WANTED}; it holds: {there}")
+        raise FormatError(name, None, f"it lacks {', '.join(missing)}: {WANTED}; it holds: {there}")
     t, x, y, p = (_column(source, key, name) for key in "txyp")
     if len({len(t), len(x), len(y), len(p)}) > 1:
-        raise FormatError(name, 0, f"t, x, y and p must have one value an event and have {[*map(len, (t, x, y, p))]}")
+        raise FormatError(
+            name, None, f"t, x, y and p must have one value an event and have {[*map(len, (t, x, y, p))]}"
+        )
     if len(p) and p.min() < 0 and not p.all():
-        raise FormatError(name, 0, "p holds -1, 0 and 1; polarities are 0 and 1, or -1 and 1")
+        raise FormatError(name, None, "p holds -1, 0 and 1; polarities are 0 and 1, or -1 and 1")
     events = Events(t.astype(np.int64), x.astype(np.int16), y.astype(np.int16), (p > 0).astype(np.uint8))
     sides = [_side(told[key], key, name) for key in ("height", "width") if key in told]
     return Recording(events, (sides[0], sides[1]) if len(sides) == 2 else None)
@@ -120,19 +124,19 @@ def _column(source: Any, key: str, name: str) -> np.ndarray:
     try:
         values = np.asarray(source[key])
     except Exception as error:
-        raise FormatError(name, 0, f"{key} cannot be read ({_reason(error)})") from None
+        raise FormatError(name, None, f"{key} cannot be read ({_reason(error)})") from None
     if values.ndim != 1 or values.dtype.kind not in "iubf":
-        raise FormatError(name, 0, f"{key} is {values.dtype} {list(values.shape)}, not one number an event")
+        raise FormatError(name, None, f"{key} is {values.dtype} {list(values.shape)}, not one number an event")
     if values.dtype.kind == "f":
         if len(bad := np.flatnonzero(~np.isfinite(values))):
-            raise FormatError(name, 0, f"{key} is {values[bad[0]]} at event {bad[0]}; every event needs a number")
+            raise FormatError(name, None, f"{key} is {values[bad[0]]} at event {bad[0]}; every event needs a number")
         if len(bad := np.flatnonzero(values != np.rint(values))):
             unit = "; times are microseconds (seconds times 1e6, rounded)" if key == "t" else ""
-            raise FormatError(name, 0, f"{key} holds fractions, {values[bad[0]]} at event {bad[0]}{unit}")
+            raise FormatError(name, None, f"{key} holds fractions, {values[bad[0]]} at event {bad[0]}{unit}")
     low, high = RANGES[key]
     if len(values) and not low <= int(values.min()) <= int(values.max()) <= high:
         bad = np.flatnonzero((values < low) | (values > high))[0]
-        raise FormatError(name, 0, f"{key} is {values[bad]} at event {bad}, which is not from {low} to {high}")
+        raise FormatError(name, None, f"{key} is {values[bad]} at event {bad}, which is not from {low} to {high}")
     return values
 
 
@@ -165,7 +169,7 @@ def _by_faery(data: bytes, name: str, suffix: str) -> Recording:
         except (KeyboardInterrupt, MemoryError, FormatError):
             raise
         except BaseException as error:  # its panics are no Exception
-            raise FormatError(name, 0, f"faery cannot read it ({_reason(error)})") from None
+            raise FormatError(name, None, f"faery cannot read it ({_reason(error)})") from None
     table = np.concatenate(parts) if parts else np.empty(0, faery.EVENTS_DTYPE)
     columns = (_column(table, key, name) for key in "txyp")
     events = Events(*(v.astype(kind) for v, kind in zip(columns, ("i8", "i2", "i2", "u1"), strict=True)))

@@ -39,14 +39,14 @@ Source = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO
 
 
 class FormatError(DataError):
-    """A file is not what its format promises: `name`, the byte `offset` at which that shows, and the `reason`."""
+    """A file is not what its format promises: `name`, the byte `offset` at which that shows, if one does, and the `reason`."""
 
-    def __init__(self, name: str, offset: int, reason: str):
+    def __init__(self, name: str, offset: int | None, reason: str):
         super().__init__(name, offset, reason)  # all three, so that the error survives a process boundary
         self.name, self.offset, self.reason = name, offset, reason
 
     def __str__(self) -> str:
-        return f"{self.name}, byte {self.offset}: {self.reason}"
+        return f"{self.name}{'' if self.offset is None else f', byte {self.offset}'}: {self.reason}"
 
 
 def _bytes(source: Source, name: str | None) -> tuple[bytes, str]:
