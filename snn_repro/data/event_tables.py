@@ -144,7 +144,7 @@ def _side(value: Any, key: str, name: str) -> int:
     values = np.asarray(value).ravel()
     if values.size != 1 or values.dtype.kind not in "iuf" or values[0] not in range(1, LARGEST_SENSOR + 1):
         raise FormatError(
-            name, 0, f"{key} is {values.tolist()!s:.60}; a number of pixels up to {LARGEST_SENSOR} is wanted"
+            name, None, f"{key} is {values.tolist()!s:.60}; a number of pixels up to {LARGEST_SENSOR} is wanted"
         )
     return int(values[0])
 
