@@ -38,7 +38,7 @@ class RunResult(Mapping[str, Any]):
     dataset: Annotated[str, "data set"]
     model: Annotated[str, "network"]
     loss: Annotated[str, "loss"]
-    neuron: Annotated[dict[str, Any], "settings of the neuron; `backend`: who computed it"]
+    neuron: Annotated[dict[str, Any], "settings of the neuron; `backend`: what its layers ran"]
     split_id: Annotated[str, "name of the split into training, validation and test samples"]
     split_sha256: Annotated[str, "SHA-256 of the sorted names of the test samples, one a line"]
     n_train: Annotated[int, "training part", "samples"]
