@@ -14,6 +14,7 @@ import importlib
 import pkgutil
 import threading
 from functools import cache
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -34,8 +35,6 @@ class Package(NamedTuple):
 @cache
 def packages() -> tuple[Package, ...]:
     """What is installed, by name; nothing is imported. Raises UserError for an entry point without its module."""
-    from importlib.metadata import entry_points
-
     points = sorted({(point.name, point.module) for point in entry_points(group=GROUP)})
     return tuple(Package(name, module, _folder(name, module)) for name, module in points)
 
@@ -57,6 +56,12 @@ def _folder(name: str, module: str) -> Path:
     raise UserError(
         f"the entry point '{name} = {module}' ({GROUP}) has no such module; install its package anew or remove it"
     )
+
+
+def versions() -> dict[str, str]:
+    """{distribution: version} of the packages, for the record of a run."""
+    dists = {point.dist for point in entry_points(group=GROUP) if point.dist}
+    return {dist.name: dist.version for dist in sorted(dists, key=lambda dist: dist.name)}
 
 
 def conf_dirs() -> list[Path]:

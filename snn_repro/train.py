@@ -192,7 +192,7 @@ def built(
     state = Training(
         folder, config, model, loss_fn, optimizer, build_schedule(optimizer, config.recipe, steps), amp,
         averaged(model, config.recipe.ema_decay), device, stop, steps, data_hashes,
-        ran_under | {"code": code["sha256"][:12]},
+        ran_under | {"numbers": code["numbers"], "outside": code["outside"]},
     )  # fmt: skip
     return state, data, (train_part, val_part, test_part)
 

@@ -81,14 +81,14 @@ PAPER_COLUMNS = [
     Column("params_M", "paper's params M", "number"),
 ]  # fmt: skip
 # columns that a table without such numbers does not have
-MAY_BE_EMPTY = ("corrected", "gain", "params_M", "synops", "macs", "energy", "caveats", "departs", "code")
+MAY_BE_EMPTY = ("corrected", "gain", "params_M", "synops", "macs", "energy", "caveats", "departs", "numbers")
 OUR_COLUMNS = [
     Column("acc_best_test", "ours, best on test* %", "summary"), Column("acc_last", "ours, last epoch %", "summary"),
     Column("acc_valsel", "ours, chosen on validation %", "summary"), Column("interval", "95 % interval of last", "interval"),
     Column("n", "seeds", "number"), Column("params", "weights + IMP"),
     Column("synops", "synops a sample, k", "number"), Column("macs", "MACs a sample, k", "number"),
     Column("energy", "energy a sample, nJ", "number"), Column("split", "split"), Column("fidelity", "fidelity"),
-    Column("caveats", "caveat"), Column("departs", "departs from the row in"), Column("code", "code"),
+    Column("caveats", "caveat"), Column("departs", "departs from the row in"), Column("numbers", "numbers"),
 ]  # fmt: skip
 PAPER_NOTES = [
     "paper: one run, best epoch on the test set, as printed; rows marked (quoted) are other papers' numbers",
@@ -178,7 +178,7 @@ def ours(group: Group, groups: Sequence[Group], notes: list[str]) -> dict[str, A
         interval=interval, n=last.n, params=f"{first['params_weights']:,} + {first['params_imp']:,}", **group.operations(),
         split=f"{first['split_id']} ({first['split_sha256'][:8]})", fidelity=first["config"].get("fidelity"),
         caveats="; ".join(first["config"].get("caveats", [])) or None, departs=departures(group),
-        code="older" if any(map(is_older, group.runs)) else None,
+        numbers="older" if any(map(is_older, group.runs)) else None,
     )  # fmt: skip
 
 

@@ -86,7 +86,9 @@ class RunResult(Mapping[str, Any]):
     peak_memory_mb: Annotated[float, "most memory: allocated on the GPU, or resident of the process", "MiB"]
     config: Annotated[dict[str, Any], "the whole configuration"]
     data: Annotated[dict[str, str] | None, "fingerprint of images or prepared frames, and of initial weights"] = None
-    code: Annotated[dict[str, Any] | None, "`commit`, `dirty`, and `sha256` of the sources that compute"] = None
+    code: Annotated[
+        dict[str, Any] | None, "`commit`, `dirty`, `numbers`: version of the numbers, `outside`: versions of packages"
+    ] = None
     changed_on_resume: Annotated[list[str] | None, "conditions that were others before a stop, in words"] = None
     causal: Annotated[
         bool | None, "false where the output of a step depends on later ones: then no accuracy at single steps is shown"

@@ -179,7 +179,7 @@ def test_damaged_predictions_are_skipped_and_named(tmp_path, capsys, name, conte
 # ---------------------------------------------------------------- of which code a result is
 
 NOW = code_version()
-BEFORE = dict(commit="c" * 40, dirty=False, sha256="0" * 64)
+BEFORE = dict(commit="c" * 40, dirty=False, sha256="0" * 64)  # of the hash that results had before
 
 
 def test_collecting_keeps_the_code_of_a_run(tmp_path):
@@ -189,26 +189,26 @@ def test_collecting_keeps_the_code_of_a_run(tmp_path):
     assert kept["code"] == BEFORE and kept["threads"] == 2 and kept["data"] == {"sha256": "d" * 64}
 
 
-def test_rows_of_older_code_are_marked(tmp_path):
+def test_rows_of_older_numbers_are_marked(tmp_path):
     runs = tmp_path / "runs"
     for seed, code in enumerate((NOW, BEFORE)):
         fake_run(runs, "loss=sdt", "neuron=if", "paper_row=a", "name=row_a", seed=seed, extra=dict(code=code))
-    fake_run(runs, *IMP, extra=dict(code=NOW | dict(commit="other", dirty=True)))  # another commit, the same sources
+    fake_run(runs, *IMP, extra=dict(code=NOW | dict(commit="other", dirty=True)))  # another commit, the same numbers
     fake_run(runs, "loss=tet", "name=mine", extra=dict(code=None))
     files = generate(tmp_path, ROWS)
     table = list(csv.DictReader(io.StringIO(files["table1.csv"])))
-    assert [line["code"] for line in table] == ["older", "", ""]
-    assert [line["code"] for line in csv.DictReader(io.StringIO(files["runs.csv"]))] == ["older"]
-    for name, said in {"table1": "older code: 1 of 3 runs", "runs": "older code: 1 of 1 runs"}.items():
+    assert [line["numbers"] for line in table] == ["older", "", ""]
+    assert [line["numbers"] for line in csv.DictReader(io.StringIO(files["runs.csv"]))] == ["older"]
+    for name, said in {"table1": "older numbers: 1 of 3 runs", "runs": "older numbers: 1 of 1 runs"}.items():
         assert said in files[f"{name}.md"] and said in files[f"{name}.tex"]
-    assert "older code" not in files["table2.md"]
+    assert "older numbers" not in files["table2.md"]
 
 
-def test_rows_of_todays_code_have_no_mark(tmp_path):
+def test_rows_of_todays_numbers_have_no_mark(tmp_path):
     fake_run(tmp_path / "runs", *IMP, extra=dict(code=NOW))
     files = generate(tmp_path, ROWS)
     assert not any("older" in files[f"{name}.md"] for name in ("table1", "runs"))
-    assert "code" not in files["table1.csv"].splitlines()[0].split(",")
+    assert "numbers" not in files["table1.csv"].splitlines()[0].split(",")
 
 
 def test_every_table_names_threads_and_processes_that_differ(tmp_path):
@@ -222,12 +222,12 @@ def test_every_table_names_threads_and_processes_that_differ(tmp_path):
     assert "row_b (seed 0); 2 in row_b (seed 1)" in files["table1.md"]
 
 
-def test_the_check_warns_of_older_code_and_judges_by_the_tables(tmp_path, capsys, monkeypatch):
+def test_the_check_warns_of_older_numbers_and_judges_by_the_tables(tmp_path, capsys, monkeypatch):
     program = script("make_tables")
     monkeypatch.setattr(program, "load_rows", lambda: ROWS)
     fake_run(tmp_path / "runs", *IMP, extra=dict(code=BEFORE))
     assert program.main(["--results", str(tmp_path)]) == 0 == program.main(["--results", str(tmp_path), "--check"])
-    assert "warning: older code: 1 of 1 runs" in capsys.readouterr().err
+    assert "warning: older numbers: 1 of 1 runs" in capsys.readouterr().err
     fake_run(tmp_path / "runs", *IMP, extra=dict(code=NOW))
     assert program.main(["--results", str(tmp_path), "--check"]) == 1
     assert program.main(["--results", str(tmp_path)]) == 0 == program.main(["--results", str(tmp_path), "--check"])

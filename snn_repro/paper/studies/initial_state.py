@@ -261,6 +261,8 @@ def _probe(folder: Path, state: str, tests: dict[str, list[Any]]) -> dict[str, A
         loss=config.loss.name,
         state=state,
         seed=config.seed,
+        neuron=config.neuron.name,
+        model=config.model.name,
         code=result["code"],
         acc=result["acc_last"],
     )
