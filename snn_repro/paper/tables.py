@@ -12,7 +12,7 @@ from snn_repro.paper.formats import Column, Table, cell, to_csv, to_latex, to_ma
 from snn_repro.paper.results import Group, group_runs, load
 from snn_repro.paper.rows import PaperRow
 from snn_repro.paper.statistics import Interval, wilson
-from snn_repro.runs.folder import RESULT
+from snn_repro.runs.folder import find_results, result_files
 
 OPTIMISTIC = "best epoch on the test set (optimistic)"
 BY_STEP = Column("acc_step", "accuracy at t=1..T %", "steps")
@@ -208,7 +208,7 @@ def baseline_of(group: Group, name: str, groups: Sequence[Group]) -> Group:
 def generate(results: Path, rows: Iterable[PaperRow]) -> dict[str, str]:
     """{file name: content} of everything in results/tables, from results/runs and the paper's rows."""
     runs, rows = results / "runs", list(rows)
-    groups, left_out = group_runs(load([runs])) if any(runs.rglob(RESULT)) else ([], [])
+    groups, left_out = group_runs(load([runs])) if result_files(runs) else ([], [])
     tables = {
         f"table{number}" if isinstance(number, int) else number: paper_table(
             number, [r for r in rows if r.table == number], groups
@@ -234,11 +234,13 @@ def fill_in(text: str, runs: Path) -> str:
     is, what stands there stays. Raises UserError where a folder holds runs of several configurations.
     """
 
+    results = find_results(runs) if result_files(runs) else []
+
     def number(match: re.Match[str]) -> str:
         start, kind, folder, end = match.groups()
-        if not (runs / folder).is_dir():
+        groups, _ = group_runs(r for r in results if Path(str(r.folder)).is_relative_to(runs / folder))
+        if not groups:
             return match.group()
-        groups, _ = group_runs(load([runs / folder]))
         if len(groups) > 1:
             labels = ", ".join(g.label for g in groups)
             raise UserError(f"{runs / folder} holds runs of several configurations: {labels}")
