@@ -27,7 +27,8 @@ def record(file: str) -> None:
     from snn_repro.train import run
 
     networks = {name.split("_")[0]: name for name in sorted(choices("model"), key=lambda name: ("cifar" in name, name))}
-    cells = [[f"{axis}={name}"] for axis in ("neuron", "loss") for name in choices(axis)]
+    alone = [(axis, name) for axis in ("neuron", "loss") for name in choices(axis)]
+    cells = [[f"{axis}={name}"] for axis, name in alone if name == "lif_imp" or not name.endswith("_imp")]
     cells += [[f"model={name}"] for name in networks.values()]
     cells += [[f"model.norm={name}"] for name in NORMS] + [[f"neuron.surrogate={name}"] for name in SURROGATES]
     cells += [
