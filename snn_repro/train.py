@@ -207,7 +207,7 @@ def built(
     state = Training(
         folder, config, model, loss_fn, optimizer, build_schedule(optimizer, config.recipe, steps), amp,
         averaged(model, config.recipe.ema_decay), device, stop, steps, data_hashes,
-        ran_under | {"code": code["sha256"][:12]},
+        ran_under | {"numbers": code["numbers"], "outside": code["outside"]},
     )  # fmt: skip
     return state, data, (train_part, val_part, test_part)
 
@@ -255,6 +255,7 @@ def fit(
         # killed between the last checkpoint and the result: the weights are final, the outputs were lost
         test = evaluate(state.evaluated, test_part, loss_fn, amp, device, config)
     folder.predictions(**final_outputs(test))
+    ran_under = conditions(config, device, amp.name, model)  # a backend that failed in between is not named
     result = build_result(config, data, weights, imp, history, ran_under, loss_fn.readout_name, test["n"])
     result.data, result.code, result.changed_on_resume = data_hashes, code, state.changed
     result.causal = not sees_future(model)

@@ -26,7 +26,7 @@ def explain(error: Exception) -> str:
             extra = "parallel" if choice == "joblib" else "slurm"
             return f"this launcher is a package of its own: pip install 'snn_repro[{extra}]'"
         known = error.options or list(choices(group))
-        return f"{group}={choice} does not exist; choose one of: {', '.join(known)}{nearest(choice, known)}"
+        return f"{group}={choice} does not exist; choose one of: {', '.join(known)}{nearest(choice, known)}{outside.broken()}"
     if isinstance(error, OverrideParseException):
         return _unreadable(str(error.override))
     missing = re.search(r"Could not override '([^']+)'", text)

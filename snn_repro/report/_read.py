@@ -16,7 +16,7 @@ from snn_repro.errors import UserError
 from snn_repro.paper.differences import debug_keys
 from snn_repro.paper.results import Group, group_runs
 from snn_repro.paper.statistics import Summary, summary
-from snn_repro.runs.folder import CONFIG, METRICS, PREDICTIONS, RESULT, STATUS, in_use
+from snn_repro.runs.folder import CONFIG, METRICS, PREDICTIONS, RESULT, STATUS, in_use, read_files, result_files
 from snn_repro.runs.result import RunResult, read_result
 
 
@@ -124,7 +124,7 @@ def find(paths: Iterable[str | Path], networks: int = 8) -> Found:
     """
     roots = [Path(path) for path in paths]
     for root in roots:
-        if not root.exists():
+        if not root.exists() and not result_files(root):
             raise UserError(f"{root} does not exist; give folders that hold runs")
     runs: list[Run] = []
     problems: list[str] = []
@@ -134,6 +134,7 @@ def find(paths: Iterable[str | Path], networks: int = 8) -> Found:
             runs.append(_read(folder, problems))
         except UserError as error:
             problems.append(" ".join(str(error).split()))
+    runs += _collected(roots, problems)
     if not runs:
         where = ", ".join(map(str, roots))
         raise NoRuns(
@@ -150,12 +151,26 @@ def find(paths: Iterable[str | Path], networks: int = 8) -> Found:
     return Found(roots, rows, problems, notes, networks)
 
 
+def _collected(roots: Iterable[Path], problems: list[str]) -> list[Run]:
+    """The runs of files of lines."""
+    found: dict[str, Run] = {}
+    for root in roots:
+        for read in read_files((file for file in result_files(root) if file.suffix == ".jsonl"), root):
+            if isinstance(read, UserError):
+                problems.append(str(read))
+            else:
+                state = "debug" if debug_keys(read) else "done"
+                found[str(read.folder)] = Run(Path(str(read.folder)), read["config"], state, [], read)
+    return list(found.values())
+
+
 def snapshot(paths: Iterable[str | Path]) -> list[tuple[str, int, int]]:
     """What changes when a run under `paths` goes on: its files with their times and sizes."""
     files = (CONFIG, STATUS, METRICS, RESULT, PREDICTIONS)
     seen = []
-    for folder in (folder for path in paths for folder in run_folders(Path(path))):
-        for file in map(folder.joinpath, files):
+    for path in map(Path, paths):
+        lines = [file for file in result_files(path) if file.suffix == ".jsonl"]
+        for file in [*lines, *(folder / name for folder in run_folders(path) for name in files)]:
             with contextlib.suppress(FileNotFoundError):
                 stat = file.stat()
                 seen.append((str(file), stat.st_mtime_ns, stat.st_size))
@@ -165,7 +180,7 @@ def snapshot(paths: Iterable[str | Path]) -> list[tuple[str, int, int]]:
 def run_folders(root: Path) -> Iterator[Path]:
     """The folders at or under `root` that hold a run, in order."""
     if root.is_file():
-        yield root.parent
+        yield from () if root.suffix == ".jsonl" else (root.parent,)
         return
     for folder, below, files in os.walk(root):
         below[:] = sorted(name for name in below if name != "wandb" and not name.startswith("."))

@@ -16,7 +16,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from snn_repro.config import Config, config_hash, differing, to_dict
 from snn_repro.errors import UserError
 from snn_repro.files import hold, replace_atomically, write_error, write_json, write_text
 from snn_repro.provenance import git_state
-from snn_repro.runs.result import RunResult, read_result
+from snn_repro.runs.result import RunResult, read_lines, read_result
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -217,8 +217,31 @@ def _read_json(path: Path, text: str, fix: str) -> dict:
     raise UserError(f"{path} is damaged: it does not parse as JSON, or holds no object; {fix}")
 
 
+def result_files(root: Path) -> list[Path]:
+    """The files with finished runs at or below `root`: result.json, and NAME.jsonl of collected runs, a line each.
+
+    NAME.jsonl stands for a folder NAME, so that `root` may be a folder in it.
+    """
+    if root.is_file():
+        return [root]
+    lines = (f for f in root.rglob("*.jsonl") if f.name != METRICS and "wandb" not in f.relative_to(root).parts)
+    above = (folder.with_name(f"{folder.name}.jsonl") for folder in (root, *root.parents) if folder.name)
+    return sorted([*root.rglob(RESULT), *lines]) + [file for file in above if file.is_file()]
+
+
+def read_files(files: Iterable[Path], root: Path) -> Iterator[RunResult | UserError]:
+    """The runs at or below `root` that the files hold, or what is wrong with one."""
+    for file in files:
+        try:
+            for found in read_lines(file) if file.suffix == ".jsonl" else [read_result(file)]:
+                if isinstance(found, UserError) or root.is_file() or root in Path(str(found.folder), RESULT).parents:
+                    yield found
+        except UserError as error:
+            yield error
+
+
 def find_results(*roots: str | Path) -> list[RunResult]:
-    """Every finished run under the given folders (or given result.json files), sorted by path; `folder` is added.
+    """Every finished run under the given folders (or given files), sorted by file; `folder` is added.
 
     A result that is damaged, or not ours, is left out, and a line on stderr says so. Raises UserError for a path that
     does not exist, and where results were found but none can be read.
@@ -226,13 +249,14 @@ def find_results(*roots: str | Path) -> list[RunResult]:
     results: list[RunResult] = []
     left_out: dict[str, None] = {}  # in order, each once
     for root in map(Path, roots):
-        if not root.exists():
+        before = len(results)
+        for found in read_files(result_files(root), root):
+            if isinstance(found, UserError):
+                left_out[str(found)] = None
+            else:
+                results.append(found)
+        if not root.exists() and len(results) == before:
             raise UserError(f"{root} does not exist; give folders that hold runs")
-        for path in sorted(root.rglob(RESULT)) if root.is_dir() else [root]:
-            try:
-                results.append(read_result(path))
-            except UserError as error:
-                left_out[str(error)] = None
     if left_out and not results:
         more = f" (and {len(left_out) - 1} more like it)" if len(left_out) > 1 else ""
         raise UserError(f"no result can be read: {next(iter(left_out))}{more}")
