@@ -21,7 +21,7 @@ from snn_repro.runs.result import RunResult, read_result
 
 
 class NoRuns(UserError):
-    """The folders are there, and no run in them can be read (yet)."""
+    """No run in the folders can be read (yet)."""
 
 
 @dataclass
@@ -125,7 +125,7 @@ def find(paths: Iterable[str | Path], networks: int = 8) -> Found:
     roots = [Path(path) for path in paths]
     for root in roots:
         if not root.exists():
-            raise UserError(f"{root} does not exist; give folders that hold runs")
+            raise NoRuns(f"{root} does not exist; give folders that hold runs")
     runs: list[Run] = []
     problems: list[str] = []
     once = {folder.resolve(): folder for root in reversed(roots) for folder in run_folders(root)}
@@ -151,9 +151,9 @@ def find(paths: Iterable[str | Path], networks: int = 8) -> Found:
 
 
 def snapshot(paths: Iterable[str | Path]) -> list[tuple[str, int, int]]:
-    """What changes when a run under `paths` goes on: its files with their times and sizes."""
+    """What changes when a run under `paths` goes on: its files with their times and sizes; or when a path comes to be."""
     files = (CONFIG, STATUS, METRICS, RESULT, PREDICTIONS)
-    seen = []
+    seen = [(str(path), 0, 0) for path in paths if Path(path).exists()]
     for folder in (folder for path in paths for folder in run_folders(Path(path))):
         for file in map(folder.joinpath, files):
             with contextlib.suppress(FileNotFoundError):
