@@ -34,12 +34,19 @@ CODE = [  # every way into Hydra's or our own objects
     "hydra.job_logging.handlers.console.stream='ext://os.environ'",
     "+hydra.callbacks.x=${oc.decode:${oc.env:EVIL}}",
     "+hydra.launcher.x=${oc.decode:${oc.env:EVIL}}",
+    "slurm.account='lab\nid'",
+    "slurm.account=${oc.env:LINES_}",
+    "+hydra.launcher.submitit_folder=${oc.env:LINES_}",
+    "+hydra.launcher.setup=[id]",
+    "+hydra.launcher.additional_parameters={export: 'LD_PRELOAD=evil.so'}",
+    "+hydra.job.env_set.PATH=/evil",
 ]
 
 
 @pytest.mark.parametrize("override", CODE)
 def test_a_configuration_cannot_name_code(override, monkeypatch):
     monkeypatch.setenv("EVIL", "{_target_: os.system, command: id}")
+    monkeypatch.setenv("LINES_", "lab\nid")
     with pytest.raises(ConfigError) as error:
         load_config([override])
     assert "\n" not in str(error.value)

@@ -31,7 +31,7 @@ from snn_repro import outside
 from snn_repro.config.check import check_machine, checked, given_keys, idle
 from snn_repro.config.identity import NOT_HASHED
 from snn_repro.config.schema import CONF_DIR, GROUPS, OWN, Config, ConfigError
-from snn_repro.config.sentences import choices, explain, quoted
+from snn_repro.config.sentences import choices, conf_files, explain, quoted
 from snn_repro.registry import AUGMENTATIONS
 
 log = logging.getLogger("snn_repro")
@@ -232,35 +232,49 @@ def multirun_config(overrides: list[str]) -> Iterator[tuple[DictConfig, Any]]:
 
 
 def refuse_code(node: DictConfig) -> None:
-    """Raise ConfigError when `hydra.*` of a composed configuration names code to run that is not a launcher or sweeper of Hydra or its plugins.
+    """Raise ConfigError when `hydra.*` or `slurm.*` of a composed configuration names code to run, or a line of a batch script.
 
-    The project's own keys need no such check: nothing is ever instantiated from them, and the schema knows no `_target_`.
+    Launchers and sweepers of Hydra and its plugins are allowed. The project's own keys need no such check: nothing is ever
+    instantiated from them, and the schema knows no `_target_`.
     """
-
-    def walk(part: Any, path: str) -> Iterator[tuple[str, str]]:
-        if isinstance(part, dict | list):
-            for k, v in part.items() if isinstance(part, dict) else enumerate(part):
-                if k in ("_target_", "()", "class") or (isinstance(v, str) and v.startswith(("ext://", "cfg://"))):
-                    yield f"{path}.{k}", str(v)
-                yield from walk(v, f"{path}.{k}")
-
+    choose = "choose with hydra/launcher=, hydra/sweeper= or hydra/job_logging= instead"
     allowed = {  # Hydra makes objects from these and from nothing else
         "hydra.launcher._target_": ("hydra._internal.core_plugins.", "hydra_plugins."),
         "hydra.sweeper._target_": ("hydra._internal.core_plugins.", "hydra_plugins."),
         "hydra.sweeper.sampler._target_": ("optuna.samplers.",),
     }
+
+    def walk(part: Any, path: str) -> Iterator[tuple[str, Any, str]]:
+        """What would run code: path, value and the fix."""
+        script = path.startswith(("slurm", "hydra.launcher")) and not path.startswith("hydra.launcher.setup")
+        for k, v in part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ():
+            at = f"{path}.{k}"
+            if k in ("_target_", "()", "class") or (isinstance(v, str) and v.startswith(("ext://", "cfg://"))):
+                known = ("logging.", "colorlog.", "ext://sys.std") if "_logging." in at else allowed.get(at, ())
+                if not str(v).startswith(known):
+                    yield at, v, choose
+            if script and not (f"{k}".isprintable() and (not isinstance(v, str) or v.isprintable())):
+                yield at.encode("unicode_escape").decode(), repr(v), "a value in a batch script is one line"
+            yield from walk(v, at)
+
     hydra = node.hydra
     with read_write(hydra), open_dict(hydra):
         hydra.runtime.output_dir = ""  # not known yet, and the log file's name asks for it
+    if not OmegaConf.is_dict(hydra.launcher):
+        raise ConfigError(f"hydra.launcher={hydra.launcher} is no launcher; choose one with hydra/launcher=NAME")
+    bare = OmegaConf.to_container(hydra, resolve=False)
+    env = bare["job"].get("env_set")
+    refused: list[tuple[str, Any, str]] = [("hydra.job.env_set", env, "set it in the shell instead")] if env else []
+    own = conf_files("hydra/launcher").get(hydra.runtime.choices["hydra/launcher"])
+    written = OmegaConf.to_container(OmegaConf.load(own)) if own else {}
+    for key in ("setup", "additional_parameters"):  # of a batch script: conf/ alone says them
+        if (lines := bare["launcher"].get(key)) and lines != written.get(key):
+            refused.append((f"hydra.launcher.{key}", lines, f"write it into {own or 'a file of conf/hydra/launcher/'}"))
+    refused += walk(OmegaConf.to_container(node.slurm, resolve=True) if "slurm" in node else {}, "slurm")
     for room in ("launcher", "sweeper", "callbacks", "job_logging", "hydra_logging"):
-        part = OmegaConf.to_container(hydra[room], resolve=True) if hydra.get(room) else {}
-        for path, value in walk(part, f"hydra.{room}"):
-            known = ("logging.", "colorlog.", "ext://sys.std") if room.endswith("logging") else allowed.get(path, ())
-            if not value.startswith(known):
-                raise ConfigError(
-                    f"{path}={value} would run code from the configuration; choose with hydra/launcher=, hydra/sweeper= or "
-                    "hydra/job_logging= instead"
-                )
+        refused += walk(OmegaConf.to_container(hydra[room], resolve=True) if hydra.get(room) else {}, f"hydra.{room}")
+    for path, value, fix in refused:
+        raise ConfigError(f"{path}={value} would run code from the configuration; {fix}")
 
 
 class OutsideConf(SearchPathPlugin):
