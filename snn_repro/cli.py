@@ -52,7 +52,7 @@ def _main(argv: list[str]) -> int:
 
 def _fail(sentence: str, code: int) -> int:
     if distributed.world().rank == 0:  # of several processes the first one says it, with the others' reasons too
-        print(f"snn-train: {sentence}", file=sys.stderr)
+        print(f"snn-train: {console.harmless(sentence)}", file=sys.stderr)
     return code
 
 

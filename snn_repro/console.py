@@ -33,6 +33,19 @@ def plain(text: str) -> str:
     return "".join(c if c.isascii() else ASCII.get(c) or ("+" if "─" <= c <= "╿" else "?") for c in text)
 
 
+def harmless(text: object) -> str:
+    """`text` for a terminal: of signs that are not printed only line breaks stay, an escape sequence becomes ?[."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in str(text))
+
+
+def _harmless_record(record: logging.LogRecord) -> bool:
+    record.msg, record.args = harmless(record.getMessage()), ()
+    return True
+
+
+logging.getLogger("snn_repro").addFilter(_harmless_record)
+
+
 def _replace(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
@@ -72,7 +85,7 @@ def one_sentence(main: Callable[..., int]) -> Callable[..., int]:
         try:
             return main(*arguments)
         except UserError as error:
-            print(f"{Path(main.__code__.co_filename).name}: {error}", file=sys.stderr)
+            print(f"{Path(main.__code__.co_filename).name}: {harmless(error)}", file=sys.stderr)
             return 2
 
     return run
@@ -86,7 +99,8 @@ def suggest(command: str, *paths: Path | str) -> None:
     near = (path.relative_to(here) if path.is_relative_to(here) else path for path in map(Path, paths))
     with contextlib.suppress(OSError, AttributeError):  # stdout is what comes before
         sys.stdout.flush()
-    print(" ".join(["next:", command, *(shlex.quote(str(path)) for path in near)]), file=sys.stderr, flush=True)
+    words = ["next:", command, *(shlex.quote(harmless(path)) for path in near)]
+    print(" ".join(words), file=sys.stderr, flush=True)
 
 
 class Parser(argparse.ArgumentParser):
@@ -228,7 +242,7 @@ _warned: set[str] = set()
 
 def one_line(message: Warning | str, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
     """How warnings are shown: one line, the first time."""
-    text = " ".join(str(message).split())
+    text = harmless(" ".join(str(message).split()))
     if text in _warned or distributed.world().rank:
         return ""
     _warned.add(text)

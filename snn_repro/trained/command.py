@@ -34,7 +34,7 @@ def command(name: str, usage: str | None, main: Callable[[list[str]], None]) -> 
             error = in_one_sentence(raised)
             if not isinstance(error, UserError):
                 raise
-            print(f"{name}: {error}", file=sys.stderr)
+            print(f"{name}: {console.harmless(error)}", file=sys.stderr)
             return 2
         return 0
 

@@ -93,8 +93,12 @@ def _exported(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except ImportError:
         raise UserError(f"{path / SAFETENSORS} needs safetensors: pip install 'snn_repro[export]'") from None
     try:
-        return json.loads((path / SAVED).read_text("utf-8")), load_file(path / SAFETENSORS)
-    except (OSError, ValueError, SafetensorError) as error:
+        content, state = json.loads((path / SAVED).read_text("utf-8")), load_file(path / SAFETENSORS)
+        checkpoint.check_content(content, path / SAVED)
+        if content.get("weights") not in WEIGHTS:
+            raise ValueError(f"its weights are {content.get('weights')!r:.60}")
+        return content, state
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise checkpoint.CheckpointError(
             f"{path} is no whole export as safetensors: {error}; export the run again"
         ) from None
