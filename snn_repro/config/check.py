@@ -29,7 +29,7 @@ def checked(node: "DictConfig | dict") -> Config:
         plain: Any = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
         set_own_apart(plain)
         config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, RecursionError) as error:
         raise ConfigError(explain(error)) from None
     check(config)
     return config
@@ -48,7 +48,7 @@ def set_own_apart(plain: dict) -> None:
         if group == "augment" and isinstance(part, dict):
             plain[group] = {"own": _augmentations(part)}
             continue
-        if not isinstance(part, dict) or part.get("name", MISSING) in (None, MISSING):
+        if not isinstance(part, dict) or not isinstance(part.get("name"), str) or part["name"] == MISSING:
             continue  # said by whoever merges it with the schema
         shared = {f.name for f in dataclasses.fields(_PARTS[group])} - {"own"}
         given = {str(k): part.pop(k) for k in [*part] if k not in shared}

@@ -104,7 +104,7 @@ def compose_checked(overrides: list[str], sweep: bool = False, say: Callable[[st
                 OmegaConf.set_struct(node, False)
                 node.pop("hydra")
             config = settled(node, overrides, say)
-        except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError, RecursionError) as error:
             raise ConfigError(explain(error)) from None
         finally:
             HydraConfig.instance().cfg = before
@@ -136,7 +136,7 @@ def recomposed(base: dict, overrides: list[str]) -> Config:
             for key in names - {"dataset"}:
                 group, _, last = key.rpartition(".")
                 (plain[group] if group else plain)[last] = OmegaConf.select(node, key)
-        except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError, RecursionError) as error:
             raise ConfigError(explain(error)) from None
     config = checked(plain)
     check_machine(config)
@@ -165,7 +165,7 @@ def _readable_path(override: str, sweep: bool) -> str:
     path = os.path.expanduser(value)
     try:
         parsed = OverridesParser.create().parse_override(f"{name}={path}")
-    except HydraException:
+    except (HydraException, RecursionError):
         if sweep and "," in value:
             return f"{name}={','.join(quoted(os.path.expanduser(part.strip())) for part in value.split(','))}"
         return f"{name}={quoted(path)}"
@@ -221,7 +221,7 @@ def multirun_config(overrides: list[str]) -> Iterator[tuple[DictConfig, Any]]:
             node = hydra.compose_config("train", [*overrides, "hydra.mode=MULTIRUN"], run_mode=RunMode.MULTIRUN)
             HydraConfig.instance().set_config(node)
             refuse_code(node)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, RecursionError) as error:
             HydraConfig.instance().cfg = before
             raise ConfigError(explain(error)) from None
         configure_log(node.hydra.hydra_logging, node.hydra.verbose)
@@ -315,7 +315,7 @@ def sweep_jobs(overrides: list[str]) -> list[list[str]]:
         try:
             parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(overrides)
             jobs = BasicSweeper.split_arguments(parsed, None)[0]
-        except HydraException as error:
+        except (HydraException, RecursionError) as error:
             raise ConfigError(explain(error)) from None
         if not jobs:
             empty = [str(o.input_line) for o in parsed if o.is_sweep_override() and not list(o.sweep_string_iterator())]
