@@ -1,6 +1,7 @@
 """The one gate from a composed configuration to a `Config`: types, ranges, what goes together, and keys without effect."""
 
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -236,6 +237,14 @@ _IDLE = (
         ("logger.mode", "logger.entity", "logger.tags"), lambda c: c.logger.to.get("wandb") or c.logger.mode == "disabled",
         "logger.to", "logger=wandb, or logger=[wandb,...] for several",
     ),
+    _Idle(
+        ("logger.project",), lambda c: c.logger.to.get("wandb") or c.logger.to.get("trackio"), "logger.to",
+        "logger=wandb or trackio, or both in a list",
+    ),
+    _Idle(("recipe.no_decay",), lambda c: c.recipe.weight_decay > 0, "recipe.weight_decay", "recipe.weight_decay above 0"),
+    _Idle(("loss.phi",), lambda c: c.loss.lam > 0, "loss.lam", "loss.lam above 0"),
+    _Idle(("dataset.timesteps",), lambda c: c.timesteps == c.dataset.timesteps, "timesteps", "timesteps left out"),
+    _Idle(("dataset.verify",), lambda c: not SETS[c.dataset.name].static, "dataset.name", "a data set of events"),
     _Idle(("augment.test_resize",), lambda c: SETS[c.dataset.name].from_files, "dataset.name", "dataset=imagenet1k or another set of image files"),
     _Idle(("augment.mix_prob",), lambda c: c.augment.mixup > 0 or c.augment.cutmix > 0, "augment.mixup", "augment.mixup or augment.cutmix above 0"),
     _Idle(("augment.cutmix_axes",), lambda c: c.augment.cutmix > 0, "augment.cutmix", "augment.cutmix above 0"),
@@ -260,7 +269,7 @@ def idle(config: Config, overrides: Iterable[str]) -> dict[str, str]:
         for name in rule.keys:
             if name in given and name not in found and not rule.read(config):
                 room, _, last = rule.because.partition(".")
-                value = shown(getattr(getattr(config, room), last))
+                value = shown(functools.reduce(getattr, rule.because.split("."), config))
                 because = room if last == "name" else rule.because
                 found[name] = (
                     f"{given[name]} has no effect with {because}={value}; it needs {rule.needs}, or leave it out"

@@ -100,6 +100,7 @@ def compose_checked(overrides: list[str], sweep: bool = False, say: Callable[[st
             refuse_code(node)
             folder = Path(node.hydra.sweep.dir, node.hydra.sweep.subdir) if sweep else Path(node.hydra.run.dir)
             elsewhere = "submitit" in node.hydra.launcher._target_
+            launcher = node.hydra.runtime.choices["hydra/launcher"]
             if "hydra" in node:
                 OmegaConf.set_struct(node, False)
                 node.pop("hydra")
@@ -108,6 +109,14 @@ def compose_checked(overrides: list[str], sweep: bool = False, say: Callable[[st
             raise ConfigError(explain(error)) from None
         finally:
             HydraConfig.instance().cfg = before
+    for name, typed in given_keys(overrides).items():
+        needs = (
+            "slurm" if name.startswith("slurm.") and not elsewhere else "gpus" if name == "runs_per_gpu" else launcher
+        )
+        if needs != launcher:
+            raise ConfigError(
+                f"{typed} has no effect with hydra/launcher={launcher}; it needs -m and hydra/launcher={needs}, or leave it out"
+            )
     if not elsewhere:
         check_machine(config)
     if not sweep:
@@ -189,6 +198,8 @@ def refuse_misplaced(overrides: Iterable[str], sweep: bool) -> None:
             raise ConfigError(
                 "hydra.run.dir is for a single run; in a sweep use hydra.sweep.dir=DIR (each run gets DIR/<row>/seed<k>) or name=..."
             )
+        if name in ("hydra/launcher", "hydra/sweeper") and not sweep:
+            raise ConfigError(f"{override} is for sweeps (-m), and this is a single run; add -m, or leave it out")
         if name in ("hydra.sweep.dir", "hydra.sweep.subdir") and not sweep:
             raise ConfigError(f"{name} is for sweeps (-m); for a single run use hydra.run.dir=DIR")
         if name in ("hydra.run.dir", "hydra.sweep.dir") and equals and value in ("", "null", "''", '""'):
