@@ -45,7 +45,8 @@ def write_error(target: Path, error: Exception) -> UserError:
         errno.EROFS: "the file system is read-only; choose another folder with hydra.run.dir=...",
         errno.EEXIST: "a file stands where a folder is needed; choose another folder with hydra.run.dir=...",
         errno.ENOTDIR: "a file stands where a folder is needed; choose another folder with hydra.run.dir=...",
-    }.get(number, f"{' '.join(str(error).split())[:200]}; nothing was lost, start the same command again")
+        errno.EIO: "the disk failed (I/O error); nothing was lost, start the same command again once it works",
+    }.get(number, f"{' '.join(str(error).split())[:200]}; choose another place for it")
     return UserError(f"cannot write {target}: {why}")
 
 

@@ -144,6 +144,12 @@ def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) ->
         run = load_run(run.path, str(weights))
     base = as_tested(run.config)
     config = with_overrides(base, typed)
+    for key, place in (("data_dir", config.data_dir), ("cache_dir", config.cache_dir)):
+        if place and not Path(place).is_absolute() and not Path(place).exists():
+            raise UserError(
+                f"{key}={place} counts from the folder that the run was started in, and is not in {Path.cwd()}; give {key}=DIR, "
+                "or start snn-eval there"
+            )
     device = pick_device(config)
     seed_everything(config)
     model = tested_network(run, config)

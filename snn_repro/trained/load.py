@@ -16,7 +16,7 @@ from snn_repro.config import Config, checked, frame_shape
 from snn_repro.errors import UserError
 from snn_repro.registry import SETS
 from snn_repro.runs import checkpoint
-from snn_repro.runs.folder import RESULT
+from snn_repro.runs.folder import CONFIG, RESULT
 from snn_repro.runs.result import RunResult, read_result
 from snn_repro.train import build_network
 
@@ -68,6 +68,8 @@ def load_run(path: str | Path, weights: str = "last") -> TrainedRun:
         raise UserError(f"weights={weights} must be one of: {', '.join(WEIGHTS)}")
     if not path.is_dir():
         raise UserError(f"{path} is no run: give the folder that holds a run's {RESULT}, like runs/NAME/seed0")
+    if not any((path / name).is_file() for name in (RESULT, CONFIG, SAFETENSORS, *WEIGHTS.values())):
+        raise UserError(f"{path} is no run: it holds no {CONFIG}; give a folder like runs/NAME/seed0")
     file = path / WEIGHTS[weights]
     if (path / SAFETENSORS).is_file():
         content, state = _exported(path)

@@ -244,6 +244,18 @@ def test_a_damaged_checkpoint_or_predictions_file_is_said_and_the_rest_shown(tmp
     assert "checkpoint_last.pt" in page and "predictions.npz is damaged" in page and 'id="accuracy_steps"' in page
 
 
+@pytest.mark.parametrize(
+    "damage", [dict(firing_rates={"sn1": "x"}), dict(energy={"energy_pj": 1.0}), dict(acc_cum=["x"]), dict(config=dict(
+        dataset={}, recipe={}, debug={}))]
+)  # fmt: skip
+def test_a_result_that_no_section_can_show_costs_one_line(tmp_path, damage):
+    fake_run(tmp_path, "name=mine")
+    fake_run(tmp_path, "name=bad", extra=damage)
+    page, found = render([tmp_path], networks=0)
+    (said,) = found.problems
+    assert "bad/seed0 holds a damaged run" in said and content(page)["rows"] == ["mine"]
+
+
 @pytest.mark.slow
 def test_collected_results_need_no_torch(tmp_path):
     code = (

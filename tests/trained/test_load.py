@@ -1,12 +1,14 @@
 """A run's folder gives its network back."""
 
+import copy
+import functools
 import json
 
 import numpy as np
 import pytest
 import torch
 
-from snn_repro.config import load_config
+from snn_repro.config import load_config, to_dict
 from snn_repro.data import build_data
 from snn_repro.errors import UserError
 from snn_repro.train import run
@@ -33,11 +35,34 @@ def test_the_network_answers_as_it_did_in_the_run(tmp_path, more):
 def test_what_is_no_run_is_said_in_a_sentence(tmp_path):
     with pytest.raises(UserError, match="is no run: give the folder"):
         load_run(tmp_path / "missing")
-    with pytest.raises(UserError, match="checkpoint_last.pt does not exist"):
+    with pytest.raises(UserError, match="is no run: it holds no config.yaml"):
         load_run(tmp_path)
     (tmp_path / "result.json").write_text(json.dumps({}))
+    with pytest.raises(UserError, match="checkpoint_last.pt does not exist"):
+        load_run(tmp_path)
     with pytest.raises(UserError, match="weights=first must be one of: last, best"):
         load_run(tmp_path, weights="first")
+
+
+CONFIG = to_dict(load_config())
+FORGED = {
+    "config": 3, "config.neuron": 3, "config.dataset": {"name": [1]}, "config.neuron.initial": [1], "epoch": "x", "ema": [1],
+    "model": {"a": 1}, "model.fc.weight": torch.eye(2).to_sparse(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", FORGED)
+def test_a_forged_checkpoint_is_one_sentence(tmp_path, key):
+    content = {"config": copy.deepcopy(CONFIG), "model": {}, "epoch": 1}
+    first, *rest = key.split(".")
+    at = functools.reduce(dict.__getitem__, [first, *rest][:-1], content) if first == "config" else content
+    if first == "model" and rest:
+        at, rest = content["model"], [key]
+    at[rest[-1] if rest else first] = FORGED[key]
+    torch.save(content, tmp_path / "checkpoint_last.pt")
+    with pytest.raises(UserError) as error:
+        load_run(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("word", ["runs/mine/recipe.lr=0.05/seed0", "recipe.lr=0.05/seed0"])
