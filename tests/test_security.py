@@ -14,7 +14,6 @@ import snn_repro
 from snn_repro import console
 from snn_repro.cli import _main
 from snn_repro.config import CONF_DIR, ConfigError, checked, load_config, multirun_config, to_dict
-from snn_repro.data import build_data
 from snn_repro.errors import UserError
 from snn_repro.paper.formats import Column, Table, to_csv, to_markdown, to_text
 from snn_repro.runs import checkpoint
@@ -137,10 +136,10 @@ def test_names_do_nothing_where_they_are_printed(caplog):
     assert to_csv(table).endswith("\n'=1+1\n")
 
 
-@pytest.mark.parametrize("key", ["+x", "+hydra.launcher.x", "data_dir", "recipe.lr"])
+@pytest.mark.parametrize("key", ["+x", "+hydra.launcher.x", "recipe.lr"])
 def test_a_configuration_nested_a_thousand_deep_is_one_sentence(key):
-    with pytest.raises(UserError, match="too deep|\\{a:"):
-        build_data(load_config([f"{key}={'{a:' * 1000}1{'}' * 1000}"]))
+    with pytest.raises(ConfigError, match="too deep"):
+        load_config([f"{key}={'{a:' * 1000}1{'}' * 1000}"])
 
 
 def calls(path: Path):

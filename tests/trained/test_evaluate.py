@@ -15,7 +15,7 @@ from snn_repro.errors import UserError
 from snn_repro.losses import build_loss
 from snn_repro.models import build_model
 from snn_repro.trained import TrainedRun, evaluate, load_run
-from snn_repro.trained.command import command
+from snn_repro.trained import command as shell
 from snn_repro.trained.evaluate import calibration, confusion_matrix, early_exit, evaluate_run, running_scores
 
 SAME = ("acc", "loss", "acc_step", "acc_cum", "firing_rates")
@@ -183,7 +183,7 @@ def test_advice_for_a_test_out_of_memory_is_of_a_test(monkeypatch, capsys):
 
     monkeypatch.setattr("sys.argv", ["snn-eval", "run"])
     with pytest.raises(SystemExit):
-        command("snn-eval", "", main)
+        shell.command("snn-eval", "", main)
     said = capsys.readouterr().err
     assert "batch_size=32" in said and "recipe." not in said
 
