@@ -238,7 +238,7 @@ _IDLE = (
         "logger.to", "logger=wandb, or logger=[wandb,...] for several",
     ),
     _Idle(
-        ("logger.project",), lambda c: c.logger.to.get("wandb") or c.logger.to.get("trackio"), "logger.to",
+        ("logger.project",), lambda c: any(map(c.logger.to.get, ("wandb", "trackio"))), "logger.to",
         "logger=wandb or trackio, or both in a list",
     ),
     _Idle(("recipe.no_decay",), lambda c: c.recipe.weight_decay > 0, "recipe.weight_decay", "recipe.weight_decay above 0"),

@@ -273,11 +273,11 @@ def refuse_code(node: DictConfig) -> None:
         hydra.runtime.output_dir = ""  # not known yet, and the log file's name asks for it
     if not OmegaConf.is_dict(hydra.launcher):
         raise ConfigError(f"hydra.launcher={hydra.launcher} is no launcher; choose one with hydra/launcher=NAME")
-    bare = OmegaConf.to_container(hydra, resolve=False)
+    bare: Any = OmegaConf.to_container(hydra, resolve=False)
     env = bare["job"].get("env_set")
     refused: list[tuple[str, Any, str]] = [("hydra.job.env_set", env, "set it in the shell instead")] if env else []
     own = conf_files("hydra/launcher").get(hydra.runtime.choices["hydra/launcher"])
-    written = OmegaConf.to_container(OmegaConf.load(own)) if own else {}
+    written: Any = OmegaConf.to_container(OmegaConf.load(own)) if own else {}
     for key in ("setup", "additional_parameters"):  # of a batch script: conf/ alone says them
         if (lines := bare["launcher"].get(key)) and lines != written.get(key):
             refused.append((f"hydra.launcher.{key}", lines, f"write it into {own or 'a file of conf/hydra/launcher/'}"))

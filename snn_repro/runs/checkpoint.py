@@ -191,6 +191,7 @@ def check_content(content: Any, path: Path) -> None:
 
 def _tensors(state: Any, path: Path) -> dict[str, torch.Tensor]:
     """The weights of a file, which are plain tensors with names. Raises CheckpointError where they are not."""
+    value: Any
     for name, value in state.items() if isinstance(state, dict) else [("weights", None)]:
         plain = isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
         if not plain or value.is_meta or value.is_quantized or value.is_complex():

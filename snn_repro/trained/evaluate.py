@@ -144,12 +144,7 @@ def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) ->
         run = load_run(run.path, str(weights))
     base = as_tested(run.config)
     config = with_overrides(base, typed)
-    for key, place in (("data_dir", config.data_dir), ("cache_dir", config.cache_dir)):
-        if place and not Path(place).is_absolute() and not Path(place).exists():
-            raise UserError(
-                f"{key}={place} counts from the folder that the run was started in, and is not in {Path.cwd()}; give {key}=DIR, "
-                "or start snn-eval there"
-            )
+    check_places(config)
     device = pick_device(config)
     seed_everything(config)
     model = tested_network(run, config)
@@ -207,6 +202,16 @@ def as_tested(config: Config) -> dict[str, Any]:
     plain["model"]["weights"] = None
     plain["augment"] = {k: v for k, v in plain["augment"].items() if f"augment.{k}" in READS}
     return to_dict(checked(plain))
+
+
+def check_places(config: Config) -> None:
+    """Raise UserError for a relative folder of data that is not here: it counts from where the run was started."""
+    for key, place in (("data_dir", config.data_dir), ("cache_dir", config.cache_dir)):
+        if place and not Path(place).is_absolute() and not Path(place).exists():
+            raise UserError(
+                f"{key}={place} counts from the folder that the run was started in, and is not in {Path.cwd()}; give {key}=DIR, "
+                "or start snn-eval there"
+            )
 
 
 def with_overrides(base: dict[str, Any], typed: Sequence[str]) -> Config:
