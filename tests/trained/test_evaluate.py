@@ -1,6 +1,7 @@
 """A finished run is tested again: as it was to the last sample, and otherwise in what was asked for alone."""
 
 import json
+import logging
 import shutil
 import sys
 
@@ -182,6 +183,7 @@ def test_advice_for_a_test_out_of_memory_is_of_a_test(monkeypatch, capsys):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("sys.argv", ["snn-eval", "run"])
+    monkeypatch.setattr(shell, "log", logging.Logger("spare"))  # a handler of this test must not stay
     with pytest.raises(SystemExit):
         shell.command("snn-eval", "", main)
     said = capsys.readouterr().err
