@@ -325,16 +325,22 @@ class Training:
             seed_generators(derive_seed(self.config.seed, rank, *at))
         if content is None:
             return []
-        checkpoint.load_model(self.model, content["model"], str(self.folder.path))
-        load_optimizer(self.optimizer, content["optimizer"])
-        self.schedule.load_state_dict(content["schedule"])
-        self.amp.scaler.load_state_dict(content["scaler"])
-        if self.ema:
-            self.ema.load_state_dict(content["ema"])
-        rngs = [content["rng"], *content.get("rng_others", [])]
-        if rank == 0 or size == len(rngs):  # with another number of processes the new ones draw anew
-            checkpoint.set_rng_state(rngs[rank])
-        self.epoch, self.step, self.sums = content["epoch"], content["step"], content["sums"].copy()
+        try:
+            checkpoint.load_model(self.model, content["model"], str(self.folder.path))
+            load_optimizer(self.optimizer, content["optimizer"])
+            self.schedule.load_state_dict(content["schedule"])
+            self.amp.scaler.load_state_dict(content["scaler"])
+            if self.ema:
+                self.ema.load_state_dict(content["ema"])
+            rngs = [content["rng"], *content.get("rng_others", [])]
+            if rank == 0 or size == len(rngs):  # with another number of processes the new ones draw anew
+                checkpoint.set_rng_state(rngs[rank])
+            self.epoch, self.step, self.sums = content["epoch"], content["step"], EMPTY | content["sums"]
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+            raise checkpoint.CheckpointError(
+                f"{self.folder.path / checkpoint.LAST} does not fit this run, or was changed ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:120]}); start again with resume=never"
+            ) from error
         self.started_at = self.epoch
         self.saved = f"epoch {self.epoch}, step {self.step}"
         before = content.get("conditions", {})
