@@ -9,7 +9,7 @@ dataset       cifar10_dvs, dvs_gesture, ncaltech101, or event_folder for recordi
 data_dir      the archives as published, or the folders that they unpack to; only ever read
 cache_dir     where the frames go; pass the same cache_dir to training
 timesteps     frames a recording (default: the data set's)
-integrate_by  number (default) or time: frames of equally many events, or of equal time
+integrate_by  number (default), time or braincog: frames of equally many events, or of equal time
 frame_size    resize frames to this many pixels (default: keep the sensor's size)
 workers       processes (default: one a CPU)
 allow_bad     true leaves out recordings that cannot be read, and says so in the manifest

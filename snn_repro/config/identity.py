@@ -12,7 +12,7 @@ from snn_repro.config.schema import OWN, Config
 NOT_HASHED = (
     "run_dir", "data_dir", "cache_dir", "resume", "force", "dry_run", "device", "threads", "logger", "energy", "neurobench",
     "skip_finished", "slurm", "runs_per_gpu",
-    "dataset.workers", "dataset.on_device", "dataset.ahead", "dataset.verify", "debug.profile", "baselines", "unspecified", "caveats",
+    "dataset.found", "dataset.workers", "dataset.on_device", "dataset.ahead", "dataset.verify", "debug.profile", "baselines", "unspecified", "caveats",
     "model.conv_backend", "model.checkpointing", "neuron.backend", "kernels", "compile", "cudnn_benchmark",
     "recipe.sync_bn",  # matters with several processes alone, and their number is no key either
 )  # fmt: skip
@@ -22,7 +22,8 @@ NOT_HASHED = (
 ADDED: dict[str, Any] = {
     "neuron.decay_input": True, "augment.eventdrop_area": "rectangle", "augment.eventmix": 0.0, "augment.eventmix_prob": 1.0,
     "neuron.initial": "zero", "neuron.initial_value": 0.5, "neuron.initial_layers": None, "augment.rpg_drop": 0.0, "augment.rpg_mix": 0.0, "augment.rpg_relevance": "slrp", "model.stem_pool": "avg",
-    "dataset.decoder": "pil",
+    "dataset.decoder": "pil", "recipe.class_balanced": False, "model.conv_init": "torch", "model.pool": "max", "model.unpooled": 0,
+    "model.spiking_output": True,
 }  # fmt: skip
 
 # Keys that are no more, or only of some choices now. Every configuration had them, with these values where nothing else was

@@ -79,8 +79,9 @@ class DatasetConfig(Chosen):
         None, "resize frames to this height and width; null keeps the native size", unit="pixels", low=4
     )
     integrate_by: str = key(
-        "number", "how events become T frames: equal numbers of events, or equal time", choices=("number", "time")
-    )
+        "number", "how events become T frames: equal numbers of events, equal time, or as BrainCog does: of equal time without the rest, cut to what the events reach and resized from corner to corner",
+        choices=("number", "time", "braincog"),
+    )  # fmt: skip
     channel_order: str = key(
         "rgb", "order of colour channels; the paper's CIFAR code feeds bgr", choices=("rgb", "bgr")
     )
@@ -99,6 +100,7 @@ class DatasetConfig(Chosen):
         "hold prepared frames against their checksums when a run first reads them, or not at all",
         choices=("first_read", "off"),
     )
+    found: dict[str, Any] | None = None  # no key: what a run found in own data, kept for all that comes after training
 
 
 @dataclass
@@ -163,6 +165,7 @@ class RecipeConfig:
     )  # fmt: skip
     ema_decay: float = key(0.0, "evaluate an exponential moving average of the weights; 0 is off", low=0.0, below=1.0)
     drop_last: bool = key(False, "leave out a last, smaller training batch")
+    class_balanced: bool = key(False, "draw training samples with replacement, all classes equally often")
     repeated_augmentation: int = key(
         1, "copies of an image in one batch; an epoch then has 1/copies of the images", low=1
     )

@@ -121,21 +121,22 @@ def make_generator(*parts: int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(*parts))
 
 
-def epoch_order(n: int, seed: int, epoch: int, shuffle: bool, repeats: int = 1, world: int = 1) -> Tensor:
+def epoch_order(n: int, seed: int, epoch: int, shuffle: bool | Tensor, repeats: int = 1, world: int = 1) -> Tensor:
     """Which sample each draw of an epoch is, int64: those of all `world` processes, of which draw k goes to k % world.
 
     With repeats = r (repeated augmentation, Hoffer et al. 2020) an epoch still has n draws, but of ceil(n / r)
     different samples: r copies stand next to each other. On one process the copies share a batch and on r processes each
     gets its own copy. Shuffled orders are padded by wrapping so that all ranks have equally many draws; unshuffled ones are not,
-    so that evaluation counts every sample once.
+    so that evaluation counts every sample once. shuffle: true, or [n] weights by which samples are drawn with replacement.
     """
-    if shuffle:
-        order = torch.randperm(n, generator=make_generator(seed, epoch, _ORDER))
+    generator = make_generator(seed, epoch, _ORDER)
+    if isinstance(shuffle, Tensor):  # as torch's WeightedRandomSampler draws
+        order = torch.multinomial(shuffle, n, replacement=True, generator=generator)
     else:
-        order = torch.arange(n)
+        order = torch.randperm(n, generator=generator) if shuffle else torch.arange(n)
     if repeats > 1:
         order = order.repeat_interleave(repeats)[:n]
-    if shuffle and n % world:
+    if shuffle is not False and n % world:
         order = torch.cat([order, order.repeat(world // n + 1)[: world - n % world]])
     return order
 
@@ -184,7 +185,7 @@ class _Ordered:
     indices: the rows of the n inputs that belong to this part (default all), in the order in which evaluation sees them.
     transforms: batch transforms, applied in order with one generator a batch of all ranks together. Where one
     process serves alone they may be plain functions (x, target, generator) -> (x, target).
-    repeats: repeated augmentation, see `epoch_order`. drop_last: leave out the last, smaller batch.
+    shuffle, repeats: see `epoch_order`. drop_last: leave out the last, smaller batch.
     """
 
     device = torch.device("cpu")  # where batches are finished; feed.py chooses another
@@ -198,7 +199,7 @@ class _Ordered:
         batch_size: int,
         *,
         seed: int = 0,
-        shuffle: bool = False,
+        shuffle: bool | Tensor = False,
         transforms: Sequence[BatchTransform] = (),
         indices: Sequence[int] | np.ndarray | None = None,
         drop_last: bool = False,
@@ -213,6 +214,7 @@ class _Ordered:
             raise DataError("a part of the data set has no samples; check dataset.split and dataset.validation")
         self.batch_size, self.seed = int(batch_size), int(seed)
         self._n, self._shuffle, self._repeats, self._drop_last = len(self.rows), shuffle, repeats, drop_last
+        self._shuffled = shuffle is not False
         self.transforms = list(transforms)
         self._serve(0, 1)
 
@@ -224,7 +226,7 @@ class _Ordered:
         together, self.n_all = self.batch_size * world, self._n  # a batch, and an epoch, of all ranks
         if self._drop_last:
             self.n_all -= self._n % together
-        elif self._shuffle and 0 < self._n % together < world:
+        elif self._shuffled and 0 < self._n % together < world:
             self.n_all += -self._n % world  # the last batch must have a sample for every rank
         self.n_samples = len(range(rank, self.n_all, world))
         if self.n_samples == 0:
@@ -242,7 +244,7 @@ class _Ordered:
         """
         if world == 1:
             return self
-        if self._shuffle and self.batch_size % world:
+        if self._shuffled and self.batch_size % world:
             raise ValueError(f"batches of {self.batch_size} cannot be split evenly over {world} processes")
         part = copy.copy(self)
         part.batch_size = -(-self.batch_size // world)
@@ -447,43 +449,28 @@ class RowCheck:
         return zlib.crc32(np.ascontiguousarray(frames).data) == self.checksums[row]
 
 
-class _Packed(NamedTuple):
-    """Tensors of unequal shapes as one, which passes from process to process at once."""
-
-    values: Tensor
-    shapes: list[torch.Size]
-
-    def unpacked(self) -> list[Tensor]:
-        parts = self.values.split([shape.numel() for shape in self.shapes])
-        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
-
-
 class LoaderBatches(_Ordered):
     """Batches of samples that must be read one by one (PIL images, raw recordings), by worker processes.
 
-    samples: a map-style data set; samples[i] is (x, class number), x a tensor [C, H, W] or [T, C, H, W]; with a method
-        `finished` (see jpegs.py) x is what that makes samples of, on the device.
+    samples: a map-style data set; samples[i] is (x, class number), x a tensor [C, H, W] or [T, C, H, W].
         Whatever it draws from `random`, `numpy.random` or torch's global generator is seeded from (seed,
         epoch, position of the draw), so torchvision and timm transforms repeat whatever the number of
         workers. An exception that it raises as DataError reaches the caller as one sentence.
     options: those of `_Ordered`; batch transforms run in the calling process.
     """
 
-    finished_on = torch.device("cpu")  # what `finished` is given; feed.py chooses the device that trains
-
     def __init__(self, samples: Dataset, batch_size: int, *, workers: int = 0, **options: Any):
         super().__init__(len(samples), batch_size, **options)  # type: ignore[arg-type]  # map-style: it has a length
         if workers < 0:
             raise UserError(f"workers={workers} must be 0 (read in the main process) or more")
         self._plan = _Plan()
-        self._finished = getattr(samples, "finished", None)
         self._loader = DataLoader(
             _SeededSamples(samples),
             batch_sampler=self._plan,
             num_workers=workers,
-            collate_fn=_packed if self._finished else _collate,
-            persistent_workers=workers > 0 and self._shuffle,  # evaluation is rare: its workers may go
-            pin_memory=torch.cuda.is_available() and not self._finished,
+            collate_fn=_collate,
+            persistent_workers=workers > 0 and self._shuffled,  # evaluation is rare: its workers may go
+            pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else every epoch draws from the caller's global generator
         )
 
@@ -497,13 +484,10 @@ class LoaderBatches(_Ordered):
             ]
             for _, positions, indices in reads
         ]
-        for (batch, *_), keys, loaded in zip(reads, self._plan.batches, self._loader, strict=True):
+        for (batch, *_), loaded in zip(reads, self._loader, strict=True):
             if isinstance(loaded, DataError):
                 raise loaded
             x, target = loaded
-            if self._finished:
-                rows, seeds = zip(*((row, derive_seed(*parts)) for row, parts in keys), strict=True)
-                x = self._finished(rows, x.unpacked(), seeds, self.finished_on)
             if x.ndim == 5:
                 x = x.transpose(0, 1)  # [B, T, ...] -> [T, B, ...]
             yield self._finish(x, target, self._steps(epoch, batch))
@@ -594,14 +578,6 @@ def _collate(samples):
     return torch.stack([x for x, _ in samples]), torch.tensor([int(y) for _, y in samples])
 
 
-def _packed(samples):
-    for sample in samples:
-        if isinstance(sample, DataError):
-            return sample
-    values = _Packed(torch.cat([x.flatten() for x, _ in samples]), [x.shape for x, _ in samples])
-    return values, torch.tensor([int(y) for _, y in samples])
-
-
 # ------------------------------------------------------------------ a data set's parts
 
 
@@ -616,8 +592,15 @@ class Part(NamedTuple):
     """A part of a data set: rows of an array with labels (see MemoryBatches), or of samples (see LoaderBatches)."""
 
     inputs: Tensor | np.ndarray | ByteFrames | Dataset
-    labels: Sequence[int] | np.ndarray = ()  # of samples: unused, each comes with its own
+    labels: Sequence[int] | np.ndarray = ()  # of samples: only for recipe.class_balanced, each comes with its own
     rows: np.ndarray | None = None  # None: all
+
+
+def balanced(part: Part) -> Tensor:
+    """Sampling weights for equally frequent classes: 1 / samples of the class in the whole array."""
+    labels = np.asarray(part.labels)
+    weights = torch.from_numpy(1 / np.bincount(labels)[labels])
+    return weights if part.rows is None else weights[part.rows]
 
 
 def assemble(
@@ -635,7 +618,8 @@ def assemble(
     """
     train, val, test = parts
     shape, recipe = dataset.frame_shape(cfg.dataset.frame_size), cfg.recipe
-    training = dict(seed=cfg.seed, shuffle=True, drop_last=recipe.drop_last, repeats=recipe.repeated_augmentation)
+    training: dict[str, Any] = dict(drop_last=recipe.drop_last, repeats=recipe.repeated_augmentation)
+    training |= dict(seed=cfg.seed, shuffle=balanced(train) if recipe.class_balanced else True)
 
     def batches(part: Part, size: int, **options) -> Batches:
         inputs, labels, rows = part

@@ -1,6 +1,6 @@
 """The gate through which prepared frames are opened, and from there to batches. Prepare.py makes them.
 
-A finished cache is a folder `cache_dir/<dataset>/T<timesteps>-<number|time>[-<pixels>px]` with these files:
+A finished cache is a folder `cache_dir/<dataset>/T<timesteps>-<number|time|braincog>[-<pixels>px]` with these files:
 
     frames.npy     [N, T, 2, H, W], memory-mapped when used: event counts as bytes, or, resized, float16 (float32
                    where a count needs it)
@@ -62,7 +62,7 @@ class Settings(NamedTuple):
 
     dataset: EventSet
     timesteps: int
-    by: str = "number"  # or "time"
+    by: str = "number"  # or "time", "braincog": see `integrate`
     frame_size: int | None = None  # pixels; None keeps the sensor's size
 
     @property
@@ -288,5 +288,5 @@ def build(dataset: EventSet, cfg: Config) -> Data:
     check = RowCheck(cache) if cfg.dataset.verify == "first_read" and cache.checksums is not None else None
     parts = [Part(cache.frames, cache.labels, rows) for rows in (train, val, test)]
     if steps := recording_steps(cfg.augment, dataset):
-        parts[0] = Part(AugmentedRecordings(settings, cfg.data_dir, [cache.names[i] for i in train], steps))
+        parts[0] = Part(AugmentedRecordings(settings, cfg.data_dir, cache.names, steps), cache.labels, train)
     return assemble(cfg, dataset, parts, of_run, batch_transforms(cfg.augment, dataset), check=check)

@@ -44,6 +44,7 @@ def integrate(events: Events, timesteps: int, size: tuple[int, int], by: str = "
     by="number": N // T events a frame, in recorded order; the last frame takes the remainder too.
     by="time": frames of (t[-1] - t[0]) // T microseconds from t[0] on; the last frame takes the rest.
         A time bin without events gives an empty frame. Times that jitter backwards are binned one by one.
+    by="braincog": as "time", but the rest is in no frame, as with tonic's ToFrame(n_time_bins=T).
     With fewer events than frames, all of them are in the last frame (by number) or where their times put
     them (by time). Without any event all frames are zero.
 
@@ -55,8 +56,8 @@ def integrate(events: Events, timesteps: int, size: tuple[int, int], by: str = "
     """
     if timesteps < 1:
         raise UserError(f"timesteps={timesteps} must be at least 1")
-    if by not in ("number", "time"):
-        raise UserError(f"dataset.integrate_by={by!r} must be 'number' or 'time'")
+    if by not in ("number", "time", "braincog"):
+        raise UserError(f"dataset.integrate_by={by!r} must be 'number', 'time' or 'braincog'")
     dtype = np.dtype(dtype)
     if dtype not in _COUNTS:
         raise UserError(f"frames cannot be counted in {dtype}; choose uint8, uint16 or uint32")
@@ -66,14 +67,14 @@ def integrate(events: Events, timesteps: int, size: tuple[int, int], by: str = "
         stops = len(t) // timesteps * np.arange(1, timesteps + 1)
         stops[-1] = len(t)
     else:
-        edges = _time_edges(t, timesteps)
+        edges = _time_edges(t, timesteps, by == "braincog")
         if np.any(t[1:] < t[:-1]):
             frame_of = np.searchsorted(edges, t, side="right")
             order = np.argsort(frame_of, kind="stable")
             x, y, p = x[order], y[order], p[order]
             stops = np.searchsorted(frame_of[order], np.arange(1, timesteps + 1))
         else:
-            stops = np.append(np.searchsorted(t, edges), len(t))
+            stops = np.append(np.searchsorted(t, edges), len(t))[:timesteps]
     while True:
         frames = np.zeros((timesteps, 2 * size[0] * size[1]), dtype)
         if _count()(x, y, p, stops, frames, *size, np.iinfo(dtype).max):
@@ -112,13 +113,14 @@ def _check_pixels(x: np.ndarray, y: np.ndarray, p: np.ndarray, height: int, widt
         )
 
 
-def _time_edges(t: np.ndarray, timesteps: int) -> np.ndarray:
-    """int64 [T - 1]: the times at which frames 1, 2, ... begin."""
+def _time_edges(t: np.ndarray, timesteps: int, last_ends: bool) -> np.ndarray:
+    """int64 [T - 1]: the times at which frames 1, 2, ... begin; with last_ends [T], and that at which the last ends."""
+    frames = np.arange(1, timesteps + last_ends, dtype=np.int64)
     if len(t) == 0:
-        return np.zeros(timesteps - 1, np.int64)
+        return 0 * frames
     if t[-1] < t[0]:
         raise DataError(f"the recording ends ({t[-1]} us) before it begins ({t[0]} us) and cannot be split by time")
-    return t[0] + (t[-1] - t[0]) // timesteps * np.arange(1, timesteps, dtype=np.int64)
+    return t[0] + (t[-1] - t[0]) // timesteps * frames
 
 
 @cache

@@ -174,8 +174,6 @@ def prepare(
         dataset = event_set(dataset)
     if timesteps < 1:
         raise UserError(f"timesteps={timesteps} must be at least 1")
-    if by not in ("number", "time"):
-        raise UserError(f"integrate_by={by} must be number or time")
     if frame_size is not None and frame_size < 4:
         raise UserError(f"frame_size={frame_size} must be at least 4 pixels")
     if not cache_dir:
@@ -406,7 +404,7 @@ class _Partial:
         if plan != {"plan": self.plan} or not present:
             return False
         *narrower, self.dtype = present
-        for old in (*map(self._path, narrower), *self.folder.glob("frames.*.tmp")):
+        for old in (*map(self._path, narrower), *self.folder.glob("*.tmp")):
             old.unlink()
         self.file = open(self._path(self.dtype), "r+b")  # noqa: SIM115
         if os.fstat(self.file.fileno()).st_size != self._at(len(self.samples), self.dtype):

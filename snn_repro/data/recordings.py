@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.functional import interpolate
 
 from snn_repro.data.archives import (
     ARCHIVES,
@@ -113,12 +114,15 @@ def to_frames(events: Events, size: tuple[int, int], timesteps: int, by: str, fr
     with `frame_size`, resized to [T, 2, frame_size, frame_size] float16 (float32 where float16 cannot hold a
     count).
 
-    The resize is bilinear with antialiasing, on float32 frames, without keeping the aspect ratio.
+    The resize is bilinear with antialiasing, on float32 frames, without keeping the aspect ratio. by="braincog": of the
+    pixels that the recording's events reach, from corner to corner and without antialiasing, as BrainCog does it.
     """
     counts = integrate(events, timesteps, size, by, dtype=np.uint8)
     if frame_size is None:
         return counts
-    frames = torch.from_numpy(counts.astype(np.float32))
-    size = (frame_size, frame_size)
-    small = torch.nn.functional.interpolate(frames, size=size, mode="bilinear", antialias=True, align_corners=False)
+    if corners := by == "braincog":
+        rows, columns = (slice(v.min(), int(v.max()) + 1) for v in (events.y, events.x))
+        counts = counts[..., rows, columns]
+    frames, size = torch.from_numpy(counts.astype(np.float32)), (frame_size, frame_size)
+    small = interpolate(frames, size=size, mode="bilinear", antialias=not corners, align_corners=corners)
     return small.numpy().astype(np.float16 if counts.max(initial=0) <= 60_000 else np.float32)

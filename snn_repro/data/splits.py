@@ -53,11 +53,14 @@ def _numbered(first: int, last: int):
     return test_mask
 
 
-def _front90(names, labels):
-    mask = np.ones(len(names), bool)
-    for digits in _by_class(labels):
-        mask[digits[: math.ceil(0.9 * len(digits))]] = False
-    return mask
+def _front(rounded):
+    def test_mask(names, labels):
+        mask = np.ones(len(names), bool)
+        for digits in _by_class(labels):
+            mask[digits[: rounded(0.9 * len(digits))]] = False
+        return mask
+
+    return test_mask
 
 
 def _random(names, labels):
@@ -82,7 +85,8 @@ def _seeded(names, labels):
 RULES: dict[str, Callable] = {
     "tebn": _numbered(0, 99),
     "tail": _numbered(900, 999),
-    "front90": _front90,
+    "front90": _front(math.ceil),
+    "front90_rounded": _front(round),
     "random": _random,
     "seeded": _seeded,
 }

@@ -260,8 +260,9 @@ def _backward(kind: Kind, detach: bool, slope: str):
                             gs_at -= wide * gs_t
                             gx_at -= wide * gx_t
                             h, g = load(kept + 4 * LANES * t, LANES, False), load(gs_at, count, half)
+                            cut = detach or (gv_last == 0 and t == steps - 1)  # else 0 x infinity
                             gi, gv = _back(
-                                h, g, gv, v_threshold, v_reset, leak, width, charge, hard, strict, detach, surrogate
+                                h, g, gv, v_threshold, v_reset, leak, width, charge, hard, strict, cut, surrogate
                             )  # fmt: skip
                             if normed:
                                 x_at -= 4 * x_t
@@ -357,11 +358,12 @@ def _backward_of_many(kind: Kind, detach: bool, slope: str):
                             gs_at = gs + wide * ((t1 - 1) * gs_t + b * gs_b + i)
                             gx_at = gx + wide * ((t1 - 1) * gx_t + at)
                             h_at = kept + 4 * ((i - start) * steps + LANES * (t1 - 1))
-                            for _ in range(t0, t1):
+                            for t in range(t1 - 1, t0 - 1, -1):
                                 fetch(gs_at + AHEAD, half)
                                 h, g = load(h_at, LANES, False), load(gs_at, LANES, half)
+                                cut = detach or (gv_last == 0 and t == steps - 1)  # else 0 x infinity
                                 gi, gv = _back(
-                                    h, g, gv, v_threshold, v_reset, leak, width, charge, hard, strict, detach, surrogate
+                                    h, g, gv, v_threshold, v_reset, leak, width, charge, hard, strict, cut, surrogate
                                 )  # fmt: skip
                                 store(gx_at, gi, LANES, half, stream)
                                 if not stream:

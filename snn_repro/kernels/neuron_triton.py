@@ -231,7 +231,7 @@ def _backward(
             g = tl.load(gs_at + at, mask=inside, other=0.0).to(tl.float32)
             slope = _slope(h - V_THRESHOLD, WIDTH, SLOPE)
             if HARD:
-                if not DETACH:
+                if not DETACH and (back > 0 or HAS_GV_LAST):  # else 0 x infinity
                     g += gv * (V_RESET - h)
                 gh = gv * (1 - _spike(h, V_THRESHOLD, STRICT)) + g * slope
             else:

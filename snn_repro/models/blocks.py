@@ -126,7 +126,10 @@ class Block(nn.Module):
             spikes = neuron(x, affine, timesteps)
         else:
             spikes = self.through(x, lambda x: repeat_steps(norm(x), timesteps), neuron, what="norms")
-        return spikes if plus is None else plus() + spikes
+        added = None if plus is None else plus()
+        return (
+            spikes if added is None or spikes.is_meta else added + spikes
+        )  # a sum of meta tensors imports torch's compiler
 
     def through(self, x: Tensor, *layers: Callable[[Tensor], Tensor], what: str = "blocks") -> Tensor:
         """Run x through layers of this module, which the backward pass runs again if `checkpointing` is `what`."""
@@ -242,11 +245,13 @@ def init_head(head: nn.Linear, head_init: str) -> None:
         nn.init.zeros_(head.bias)
 
 
-def kaiming_fan_out(model: nn.Module) -> None:
+def kaiming_fan_out(model: nn.Module, zero_bias: bool = False) -> None:
     """Draw the weights of all convolutions from He's normal distribution by fan-out (arXiv:1502.01852)."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # torch's compiler would draw there: a second
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if zero_bias and module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 class AvgPool2d(nn.AvgPool2d):

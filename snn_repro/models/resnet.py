@@ -93,7 +93,7 @@ class BasicBlock(Block):
         if self.downsample is not None:
             convolution, norm = self.downsample
             x = norm(over_time(x, convolution))
-        return self.sn2(x + branch)
+        return self.sn2(branch if branch.is_meta else x + branch)
 
 
 class Plan(NamedTuple):

@@ -39,20 +39,24 @@ class TCJA(nn.Module):
         "hidden": Setting(1024, "width of the first linear layer", "neurons", low=1),
         "dropout": Setting(0.5, "dropout before each linear layer, one mask for all steps", low=0, below=1),
         "voters": Setting(1, "output neurons that vote for each class; the released network has one", "neurons", low=1),
+        "spiking_output": Setting(True, "logits are spikes of last neurons; false: what these would receive"),
     },
 )
 class TCJANet(Voting):
     """64 | 128 | 256 | 256 TCJA(4, 4) | 512 TCJA(2, 4) | 1024 | spikes: the network of N-Caltech101.
 
-    21.9 M weights for frames of 180x240 pixels and 14 steps; the number of time steps is wired in.
+    21.9 M weights for frames of 180x240 pixels and 14 steps; the number of time steps is wired in. Cross entropy needs
+    spiking_output=false: of spikes, 0 or 1 a class, it cannot fall below log(K - 1 + e) - 1, 3.63 with 101 classes.
     """
 
     causal = False
 
-    def __init__(self, *, timesteps, **given):
+    def __init__(self, *, timesteps, spiking_output, **given):
         fourth, fifth = (partial(TCJA, kernel_t=t, kernel_c=4, timesteps=timesteps) for t in (4, 2))
         plan = (64, POOL, 128, POOL, 256, POOL, 256, fourth, POOL, 512, fifth, POOL)
         super().__init__("tcja", plan, timesteps=timesteps, **given)
+        if not spiking_output:
+            self.sn2 = nn.Identity()
 
     def steps(self, x: Tensor) -> tuple[Tensor, int]:
         x, timesteps = super().steps(x)

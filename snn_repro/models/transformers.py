@@ -1,26 +1,32 @@
-"""Spiking transformers: spikingjelly's models with our neurons, initial states, and logits of every step.
+"""Spiking transformers of spikingjelly's parts, with our neurons, initial states, and logits of every step.
 
 spikingjelly builds a model with one factory for all of its neurons, which is told neither where a neuron stands nor what
 shape it sees. So the model is built with places first, runs once on the meta device, which costs nothing, and then gets its
 neurons. Those of attention (`attn_lif`) fire at half the threshold of the others, as all four papers have it.
 """
 
+from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
+from spikingjelly.activation_based.model import maxformer, qkformer, spike_driven_transformer, spikformer
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from snn_repro.errors import UserError
 from snn_repro.models.blocks import SpikingNetwork, repeat_steps
 from snn_repro.models.networks import register_network
+from snn_repro.models.vgg import OverTime
 from snn_repro.neurons import NEURONS, Setting, build_neuron
 
-EMBED_DIMS = Setting(512, "channels of a token in the last stage", "channels", low=1)
-NUM_HEADS = Setting(8, "heads of the attention", low=1)
-DEPTHS = Setting(8, "blocks", low=1)
-PATCH_SIZE = Setting(16, "pixels a token spans, 4 (CIFAR) or 16", "pixels", low=4)
+SIZES = {
+    "embed_dims": Setting(512, "channels of a token in the last stage", "channels", low=1),
+    "num_heads": Setting(8, "heads of the attention", low=1),
+    "depths": Setting(8, "blocks", low=1),
+    "patch_size": Setting(16, "pixels a token spans, 4 (CIFAR) or 16", "pixels", low=4),
+}
 
 
 class Place(nn.Module):
@@ -77,28 +83,44 @@ def _check(name: str, key: str, value, divisor: int, why: str) -> None:
         raise UserError(f"model.{key}={value} of {name} must be a multiple of {divisor}, {why}")
 
 
-def _check_patch(name: str, patch_size: int) -> None:
+def _check_sizes(name: str, *, embed_dims: int, num_heads: int, patch_size: int, **_) -> None:
+    _check(name, "embed_dims", embed_dims, 8, "since its stem starts with an eighth of them")
+    _check(name, "embed_dims", embed_dims, num_heads, "model.num_heads")
     if patch_size not in (4, 16):
         raise UserError(f"model.patch_size={patch_size} of {name} must be 4 or 16")
 
 
 @register_network(
     "spikformer",
-    {"embed_dims": EMBED_DIMS, "num_heads": NUM_HEADS, "depths": DEPTHS, "patch_size": PATCH_SIZE},
+    SIZES | {"scale": Setting(0.125, "factor of the attention's sums; its authors' code has 0.25 for events", above=0)},
 )
 class Spikformer(Transformer):
-    """Spiking self-attention without softmax (Zhou et al., ICLR 2023, arXiv:2209.15425): Spikformer-depths-embed_dims."""
+    """Spiking self-attention without softmax (Zhou et al., ICLR 2023, arXiv:2209.15425): Spikformer-depths-embed_dims.
 
-    def __init__(self, *, num_classes, input_shape, timesteps, neuron, embed_dims, num_heads, depths, patch_size):
-        from spikingjelly.activation_based.model import spikformer
+    As its authors' code, ZK-Zhou/spikformer 6212689 (imagenet, cifar10 and cifar10dvs/model.py): each convolution of the stem
+    has norm, neuron and then its pool, where spikingjelly pools before the neuron; and layers keep torch's initial weights but
+    for the classifier and, with tokens of 4x4 pixels, the linear layers of the blocks. It lacks biases before norms, which have
+    no effect. A checkpoint of spikingjelly's order is refused, since a pool is a stage of its own here.
+    """
 
+    def __init__(self, *, num_classes, input_shape, timesteps, neuron, scale, **sizes):
         super().__init__(input_shape, timesteps)
-        _check("spikformer", "embed_dims", embed_dims, 8, "since its stem starts with an eighth of them")
-        _check("spikformer", "embed_dims", embed_dims, num_heads, "model.num_heads")
-        _check_patch("spikformer", patch_size)
+        _check_sizes("spikformer", **sizes)
+        channels, height, width = input_shape
         self.net = spikformer.Spikformer(
-            timesteps, *input_shape, patch_size, num_classes, embed_dims, num_heads, depths=depths, spiking_neuron=Place
+            timesteps, channels, height, width, num_classes=num_classes, spiking_neuron=Place, **sizes
         )
+        stages = nn.Sequential()
+        for stage in self.net.patch_embed.stages:
+            stages.append(stage)
+            if isinstance(stage.conv_bn.block[-1], nn.MaxPool2d):
+                stages.append(OverTime(stage.conv_bn.block.pop(-1)))
+        self.net.patch_embed.stages = stages
+        for block in self.net.blocks:
+            block.attn.scale = scale
+        for layer in self.net.modules():
+            if isinstance(layer, (nn.Conv1d, nn.Conv2d) if sizes["patch_size"] == 16 else nn.Conv2d):
+                layer.reset_parameters()
         self.fill(neuron)
 
     def features(self, x: Tensor) -> Tensor:
@@ -108,24 +130,22 @@ class Spikformer(Transformer):
         return x.flatten(3).mean(-1)
 
 
-@register_network(
-    "spike_driven_transformer",
-    {"embed_dims": EMBED_DIMS, "num_heads": NUM_HEADS, "depths": DEPTHS, "patch_size": PATCH_SIZE},
-)
+@register_network("spike_driven_transformer", SIZES)
 class SpikeDrivenTransformer(Transformer):
-    """Attention of masks and additions, shortcuts between potentials (Yao et al., NeurIPS 2023, arXiv:2307.01694)."""
+    """Attention of masks and additions, shortcuts between potentials (Yao et al., NeurIPS 2023, arXiv:2307.01694).
 
-    def __init__(self, *, num_classes, input_shape, timesteps, neuron, embed_dims, num_heads, depths, patch_size):
-        from spikingjelly.activation_based.model import spike_driven_transformer as sdt
+    The equations of BICLab/Spike-Driven-Transformer 3faa822 (module/sps.py, module/ms_conv.py) for images; the pools that its
+    attention has for events (dvs_mode) are not here, and convolutions keep torch's initial weights, where its code draws them
+    from N(0, 0.02) (model/spikeformer.py).
+    """
 
+    def __init__(self, *, num_classes, input_shape, timesteps, neuron, **sizes):
         super().__init__(input_shape, timesteps)
-        _check("spike_driven_transformer", "embed_dims", embed_dims, 8, "since its stem starts with an eighth of them")
-        _check("spike_driven_transformer", "embed_dims", embed_dims, num_heads, "model.num_heads")
-        _check_patch("spike_driven_transformer", patch_size)
-        self.net = sdt.SpikeDrivenTransformer(
-            timesteps, input_shape[0], num_classes, embed_dims, num_heads, depths,
-            pooling_stat="1111" if patch_size == 16 else "0011", spiking_neuron=Place,
-        )  # fmt: skip
+        _check_sizes("spike_driven_transformer", **sizes)
+        pooling = "1111" if sizes.pop("patch_size") == 16 else "0011"
+        self.net = spike_driven_transformer.SpikeDrivenTransformer(
+            timesteps, input_shape[0], num_classes, pooling_stat=pooling, spiking_neuron=Place, **sizes
+        )
         self.fill(neuron)
 
     def features(self, x: Tensor) -> Tensor:
@@ -158,11 +178,14 @@ class Hierarchical(Transformer):
     },
 )
 class QKFormer(Hierarchical):
-    """Attention of queries and keys alone in the first two stages (Zhou et al., NeurIPS 2024, arXiv:2403.16552)."""
+    """Attention of queries and keys alone in the first two stages (Zhou et al., NeurIPS 2024, arXiv:2403.16552).
+
+    The equations of zhouchenlin2096/QKFormer c2a00e8, imagenet/qkformer.py, with two exceptions: there the last neuron of
+    Spiking_Self_Attention runs over time and batch as one axis, so a sample starts from the state of the one before it, and
+    the classifier starts from N(0, 0.02). The stems of its networks for CIFAR and events are not here.
+    """
 
     def __init__(self, *, num_classes, input_shape, timesteps, neuron, embed_dims, num_heads, depths):
-        from spikingjelly.activation_based.model import qkformer
-
         super().__init__(input_shape, timesteps)
         _check("qkformer", "embed_dims", embed_dims, 8, "since its stem starts with an eighth of them")
         for width, heads in zip((embed_dims // 4, embed_dims // 2, embed_dims), num_heads, strict=True):
@@ -180,31 +203,43 @@ class QKFormer(Hierarchical):
         return self._stages(x)
 
 
-def _max_former(embed_dims: int, depths: tuple[int, int, int]) -> dict[str, Setting]:
-    return {
-        "embed_dims": Setting(embed_dims, "channels of a token in the last stage; a quarter in the first", "channels", low=8),
-        "depths": Setting(depths, "blocks of the three stages", low=0),
-    }  # fmt: skip
+STAGES = Setting((1, 2, 7), "blocks of the three stages", low=0)
+MAX_FORMER = {
+    "embed_dims": Setting(384, "channels of a token in the last stage; a quarter in the first", "channels", low=8),
+    "depths": STAGES,
+}
+HEADS = Setting(0, "heads of the attention; 0 is one for 64 channels", low=0)
 
 
-@register_network("maxformer", _max_former(384, (1, 2, 7)), False)
-@register_network("maxformer_cifar", _max_former(384, (1, 1, 2)), True)
+@register_network("maxformer", MAX_FORMER | {"num_heads": HEADS}, False)
+@register_network("maxformer_cifar", MAX_FORMER | {"depths": replace(STAGES, default=(1, 1, 2))}, True)
 class MaxFormer(Hierarchical):
     """Max pools and depthwise convolutions before attention keep high frequencies (Fang et al., 2025, arXiv:2505.18608).
 
-    The form for CIFAR has a stem that keeps the frame's size.
+    The equations of bic-L/MaxFormer 6ddd4cc (imagenet and cifar10-100/max_former.py), whose network for events is not here.
+    Its attention reads spikes and ends in a sum of potentials; that of spikingjelly's form for ImageNet reads the potentials
+    and ends in a neuron, so its form for CIFAR stands there too. The form for CIFAR has 8 heads, and a stem that keeps the
+    frame's size.
     """
 
-    def __init__(self, cifar: bool, *, num_classes, input_shape, timesteps, neuron, embed_dims, depths):
-        from spikingjelly.activation_based.model import maxformer
-
+    def __init__(self, cifar: bool, *, input_shape, timesteps, neuron, num_heads=8, **given):
         super().__init__(input_shape, timesteps)
-        _check("maxformer", "embed_dims", embed_dims, 8, "since its stem starts with an eighth of them")
+        width, heads = given["embed_dims"], num_heads or max(1, given["embed_dims"] // 64)
+        _check("maxformer", "embed_dims", width, 8, "since its stem starts with an eighth of them")
+        _check("maxformer", "embed_dims", width, heads, "the heads of its attention")
+        build = partial(maxformer.MaxFormer, timesteps, input_shape[0], spiking_neuron=Place, **given)
+        self.net = build(cifar=cifar)
         if not cifar:
-            _check("maxformer", "embed_dims", embed_dims, max(1, embed_dims // 64), "its heads, one for 64 channels")
-        self.net = maxformer.MaxFormer(
-            timesteps, input_shape[0], num_classes, embed_dims, depths, spiking_neuron=Place, cifar=cifar
-        )
+            self.net.stage3 = build(cifar=True).stage3
+            for block in self.net.stage3:
+                block.attn.num_heads = heads
+            for place, layer in self.net.named_modules():
+                if isinstance(layer, nn.Conv2d):
+                    nn.init.trunc_normal_(layer.weight, std=0.02)
+                    if place.startswith("patch_embed"):  # a norm follows
+                        layer.bias = None
+                    elif layer.bias is not None:
+                        nn.init.zeros_(layer.bias)
         self.fill(neuron)
 
     def features(self, x: Tensor) -> Tensor:

@@ -90,6 +90,10 @@ class VGG(SpikingNetwork):
         return self.spikes(x, layer.conv, layer.norm, neuron)
 
 
+CONV_INIT = Setting("torch", "fan_out: N(0, sqrt(2 / (9 outputs))), bias 0", choices=("torch", "fan_out"))
+DROPOUT = Setting(0.25, "dropout before the classifier", low=0, below=1)
+
+
 class FlatVGG(VGG):
     """A VGG | flatten, dropout, linear.
 
@@ -109,9 +113,6 @@ class FlatVGG(VGG):
         return self.classifier(self.dropout(self.extract(x, last_step).flatten(2)))
 
 
-DROPOUT = Setting(0.25, "dropout before the classifier", low=0, below=1)
-
-
 @register_network("vgg48", {"norm": replace(NORM, default="tebn"), "dropout": DROPOUT})
 class VGG48(FlatVGG):
     """64 128 | 256 256 | 512 512 | 512 512 | flatten, dropout, linear, for frames of 48x48 pixels alone."""
@@ -125,15 +126,17 @@ class VGG48(FlatVGG):
         super().__init__("vgg48", VGG48_PLAN, input_shape=input_shape, **given)
 
 
-@register_network("vgg128", {"norm": NORM, "head_init": replace(HEAD_INIT, default=None)})
+@register_network("vgg128", {"norm": NORM, "head_init": replace(HEAD_INIT, default=None), "conv_init": CONV_INIT})
 class VGG128(VGG):
     """64 | 128 | 256 256 | 512 512 512 512 | global average, linear, for frames of 8x8 pixels and more.
 
-    Convolutions and, with head_init "torch", the classifier keep torch's initial weights.
+    With conv_init "torch" convolutions, with head_init "torch" the classifier keep torch's initial weights.
     """
 
-    def __init__(self, *, num_classes, head_init, **given):
+    def __init__(self, *, num_classes, head_init, conv_init, **given):
         super().__init__("vgg128", VGG128_PLAN, **given)
+        if conv_init == "fan_out":
+            kaiming_fan_out(self, zero_bias=True)
         self.classifier = nn.Linear(self.out_shape[0], num_classes)
         init_head(self.classifier, head_init)
 

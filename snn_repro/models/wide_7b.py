@@ -5,24 +5,25 @@ from math import prod
 
 from torch import Tensor, nn
 
-from snn_repro.models.blocks import Block, SpikingNetwork, last, over_time
+from snn_repro.models.blocks import AvgPool2d, Block, SpikingNetwork, last, over_time
 from snn_repro.models.networks import register_network
 from snn_repro.models.norms import NORM, norms
+from snn_repro.neurons import Setting
 
 WIDTHS = (64, 64, 64, 64, 128, 128, 128)
 
 
 class Stage(Block):
-    """Where the width changes a 1x1 convolution to it | x + two 3x3 convolutions | a 2x2 max pool while it fits."""
+    """Where the width changes a 1x1 convolution to it | x + two 3x3 convolutions | a pool, or none."""
 
-    def __init__(self, inputs: int, width: int, pooled: bool, norm_of: Callable, neuron: Callable):
+    def __init__(self, inputs: int, width: int, pool: nn.Module, norm_of: Callable, neuron: Callable):
         super().__init__()
         self.widened = inputs != width
         if self.widened:
             self.add_stage(0, inputs, width, norm_of, neuron, kernel=1)
         self.add_stage(1, width, width, norm_of, neuron)
         self.add_stage(2, width, width, norm_of, neuron)
-        self.pool = nn.MaxPool2d(2) if pooled else nn.Identity()
+        self.pool = pool
 
     def forward(self, x: Tensor, timesteps: int | None = None) -> Tensor:
         if self.widened:
@@ -30,21 +31,30 @@ class Stage(Block):
         return over_time(self.stage(2, self.stage(1, x), plus=lambda: x), self.pool)
 
 
-@register_network("wide_7b", {"norm": NORM})
+_OPTIONS = {
+    "norm": NORM,
+    "pool": Setting("max", "2x2 pool behind a stage", choices=("max", "avg")),
+    "unpooled": Setting(0, "first stages without a pool; GLIF: 3, for 48x48 pixels", low=0, high=7),
+}
+
+
+@register_network("wide_7b", _OPTIONS)
 class Wide7B(SpikingNetwork):
-    """64 64 64 64 128 128 128, each halving the frame while it has more than one pixel | flatten, linear.
+    """64 64 64 64 128 128 128, each but the unpooled halving the frame while it has more than one pixel | flatten, linear.
 
     1.19 M weights for 10 classes at 128x128 pixels, where the last map has one pixel.
     """
 
-    def __init__(self, *, num_classes, input_shape, timesteps, neuron, norm):
+    def __init__(self, *, num_classes, input_shape, timesteps, neuron, norm, pool, unpooled):
         super().__init__(input_shape, timesteps)
         norm_of = norms(norm, timesteps, neuron)
         channels, *size = input_shape
         stages = []
-        for width in WIDTHS:
-            stages.append(Stage(channels, width, min(size) > 1, norm_of, neuron))
-            size, channels = [n // 2 for n in size] if min(size) > 1 else size, width
+        for i, width in enumerate(WIDTHS):
+            pools = i >= unpooled and min(size) > 1
+            pool_of = nn.Identity() if not pools else AvgPool2d(2) if pool == "avg" else nn.MaxPool2d(2)
+            stages.append(Stage(channels, width, pool_of, norm_of, neuron))
+            size, channels = [n // 2 for n in size] if pools else size, width
         self.stages = nn.ModuleList(stages)
         self.fc = nn.Linear(channels * prod(size), num_classes)
 

@@ -17,7 +17,7 @@ class CLIF(Neuron):
     """
 
     settings = settings(
-        dict(fire_at="ge", surrogate="rectangle", imp_init=(0.4, 0.6)),
+        dict(fire_at="ge", surrogate="rectangle_closed", imp_init=(0.4, 0.6)),
         without=("reset", "v_reset", "detach_reset"),
         tau=Setting(2.0, "membrane time constant", "time steps", low=1, why="it divides the leak"),
     )

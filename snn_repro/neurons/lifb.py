@@ -11,16 +11,18 @@ from snn_repro.settings import Setting
 class LIFB(Neuron):
     """Rests, spikes or bursts (Shen, Zhao and Zeng, "ESP", arXiv:2301.12356), in the form of its authors' code, BrainCog.
 
-    h = v + (x - v) / tau; n = how many of the levels V_th, V_th + 1, ..., V_th + 4 h is above; the output is n up to 1, and
-    kappa n in a burst, n > 1; v = h (1 - n), so a burst leaves it below 0. n has gradient 1 for -1/2 < h - V_th < 9/2 and
-    none elsewhere; the reset is left out of the backward pass. kappa is 1.5 in that code; the paper learns it
-    (kappa_trainable), one value a layer. The output has more than two levels: energy.py counts multiplications behind it.
+    h = v + (x - v) / tau, or (1 - 1 / tau) v + x with decay_input=false; n = how many of the levels V_th, V_th + 1, ...,
+    V_th + 4 h is above; the output is n up to 1, and kappa n in a burst, n > 1; v = h (1 - n), so a burst leaves it below 0.
+    n has gradient 1 for -1/2 < h - V_th < 9/2 and none elsewhere; the reset is left out of the backward pass. kappa is 1.5 in
+    that code; the paper learns it (kappa_trainable), one value a layer. The output has more than two levels: energy.py counts
+    multiplications behind it.
     """
 
     settings = settings(
         dict(fire_at="gt", v_threshold=0.5, detach_reset=True, imp_init=(0.2, 0.3)),
         without=("reset", "v_reset", "surrogate", "surrogate_width"),
         tau=Setting(2.0, "membrane time constant", "time steps", low=1, why="it divides the leak"),
+        decay_input=Setting(True, "the input decays too; false: it enters at full weight"),
         kappa_init=Setting(1.5, "weight of each spike of a burst", above=0),
         kappa_trainable=Setting(False, "learn kappa, as the paper does"),
     )
@@ -30,7 +32,7 @@ class LIFB(Neuron):
         self.kappa = nn.Parameter(torch.tensor(self.kappa_init), requires_grad=self.kappa_trainable)
 
     def charge(self, v: Tensor, x: Tensor) -> Tensor:
-        return v + (x - v) / self.tau
+        return v + (x - v) / self.tau if self.decay_input else (1 - 1 / self.tau) * v + x
 
     def count(self, h: Tensor) -> Tensor:
         z = nn.functional.hardtanh(h - self.v_threshold, -0.5, 4.5)

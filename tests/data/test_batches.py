@@ -5,15 +5,21 @@ import random
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import WeightedRandomSampler
 
+from snn_repro.config import load_config
 from snn_repro.data.batches import (
     Batches,
     LoaderBatches,
     MemoryBatches,
+    Part,
+    balanced,
     derive_seed,
     epoch_order,
     keep_freed_memory,
+    make_generator,
 )
+from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError
 
 N = 23
@@ -108,6 +114,32 @@ def test_unshuffled_batches_keep_the_order_and_every_sample():
 def test_a_shuffled_epoch_is_a_permutation():
     order = torch.cat([t for _, t in collect(make("memory", seed=0, shuffle=True), 0)])
     assert sorted(order.tolist()) == list(range(N)) and order.tolist() != list(range(N))
+
+
+@pytest.mark.parametrize("kind", ["memory", "loader"])
+def test_class_balanced_draws_are_replayed_shared_and_those_of_torchs_sampler(kind):
+    labels, rows = np.repeat([0, 1, 2], [2, 6, 15]), np.arange(1, N)
+    weights = balanced(Part(IMAGES, labels, rows))
+    sampler = WeightedRandomSampler([1 / [2, 6, 15][k] for k in labels[rows]], N - 1, generator=make_generator(1, 4, 0))
+    of, inputs = (MemoryBatches, (IMAGES, TARGETS)) if kind == "memory" else (LoaderBatches, (Noisy(),))
+    batches = of(*inputs, 6, seed=1, shuffle=weights, indices=rows)
+    whole = collect(batches, 4)
+    assert torch.cat([t for _, t in whole]).tolist() == [rows[i] for i in sampler]
+    assert equal(collect(batches, 4, 2), whole[2:]) and not equal(collect(batches, 5), whole)
+    for rank in range(2):
+        for (x, y), (own_x, own_y) in zip(whole, batches.shard(rank, 2).epoch(4), strict=True):
+            assert torch.equal(own_x, x[rank::2]) and torch.equal(own_y, y[rank::2])
+    many = np.concatenate([labels[rows][epoch_order(N - 1, 1, epoch, weights)] for epoch in range(200)])
+    assert np.bincount(many) / len(many) == pytest.approx(
+        [0.2, 0.4, 0.4], abs=0.02
+    )  # one of the two of class 0 is there
+
+
+@pytest.mark.parametrize("balance", [False, True])
+def test_a_recipe_asks_for_class_balanced_draws(balance):
+    train = SETS["digits"].build(load_config(["dataset=digits", f"recipe.class_balanced={balance}"])).train
+    drawn = torch.cat([indices for _, _, indices in train._reads(0, 0)])
+    assert (len(drawn.unique()) < 0.7 * len(drawn)) == balance and len(drawn) == train.n_samples
 
 
 def test_repeated_augmentation_has_adjacent_copies_of_a_third_of_the_images():

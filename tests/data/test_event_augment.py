@@ -101,26 +101,33 @@ def recording(n=3000):
     return Events(t, x, y, rng.randint(0, 2, n).astype(np.uint8))
 
 
-def test_eventdrops_cross_takes_whole_columns_and_rows():
-    events, seen, step = recording(), set(), EventDrop(eventdrop_area="cross")
-    for seed in range(60):
+@pytest.mark.parametrize("area", ["cross", "eventrpg"])
+def test_eventdrop_takes_columns_and_rows_and_with_eventrpgs_ranges_a_box_of_any_aspect(area):
+    """In EventRPG a window of time may be the whole recording, which then comes back; of random events 9 in 10 go at most."""
+    events, seen, parts, rpg, step = recording(), set(), set(), area == "eventrpg", EventDrop(eventdrop_area=area)
+    for seed in range(100):
         np.random.seed(seed)
         kept = step.apply(events, (20, 40))
         np.random.seed(seed)
-        if np.random.randint(4) != 2:
+        if (kind := np.random.randint(4)) != 2:
+            part = np.random.randint(1, 11 if rpg else 10) / 10
+            if kind:
+                parts.add((kind, part))
+                gone = part if kind == 3 else part % 1  # of 1,000 ms
+                assert len(events.t) - len(kept.t) == pytest.approx(3000 * min(gone, 0.9), abs=120)
             seen.add(len(kept.t))
             continue
-        part = np.random.randint(1, 6) / 20
+        part = np.random.randint(1, 7 if rpg else 6) / 20
+        stretch = np.random.uniform(0.5, 1.5) if rpg else 1
+        w, h = 40 * part * stretch, 20 * part / stretch
         x0, y0 = np.random.uniform(40), np.random.uniform(20)  # the middle
-        left, top = int(max(0, x0 - 20 * part)), int(max(0, y0 - 10 * part))
-        inside = [
-            left <= x <= left + 40 * part or top <= y <= top + 20 * part
-            for x, y in zip(events.x, events.y, strict=True)
-        ]
-        assert np.array_equal(kept.t, events.t[~np.array(inside)])
-        assert not {*kept.x} & {*range(left, int(left + 40 * part) + 1)}
+        left, top = int(max(0, x0 - w / 2)), int(max(0, y0 - h / 2))
+        inside = (left <= events.x) & (events.x <= left + w), (top <= events.y) & (events.y <= top + h)
+        parts.add((2, part))
+        assert np.array_equal(kept.t, events.t[~(inside[0] & inside[1] if rpg else inside[0] | inside[1])])
         assert kept.x.dtype == np.int16 and kept.p.dtype == np.uint8
     assert len(events.t) in seen and len(seen) > 5
+    assert {(1, 1.0), (2, 0.3), (3, 1.0)} & parts == ({(1, 1.0), (2, 0.3), (3, 1.0)} if rpg else set())
     empty = Events(*(a[:0] for a in events))
     assert len(step.apply(empty, (20, 40)).t) == 0
 
@@ -153,7 +160,7 @@ def test_what_is_wrong_is_one_sentence_and_what_is_off_changes_no_hash():
         ),
         "dataset=digits_dvs augment.eventmix=-1": "augment.eventmix=-1.0 must be at least 0",
         "dataset=cifar10_dvs augment.eventdrop_area=cros augment.eventdrop=true": (
-            "augment.eventdrop_area='cros' is not one of rectangle, cross; did you mean 'cross'?"
+            "augment.eventdrop_area='cros' is not one of rectangle, cross, eventrpg; did you mean 'cross'?"
         ),
     }.items():
         with pytest.raises(ConfigError) as error:

@@ -539,7 +539,7 @@ def test_eventdrop_reads_recordings_and_workers_change_nothing(tmp_path, dataset
         f"cache_dir={tmp_path / 'cache'}",
         f"data_dir={tmp_path / 'raw'}",
     ]
-    options += ["recipe.batch_size=8", "augment.eventdrop=true", *PLAIN]
+    options += ["recipe.batch_size=8", "recipe.class_balanced=true", "augment.eventdrop=true", *PLAIN]
     batches = [next(build_data(load_config([*options, f"dataset.workers={n}"])).train.epoch(0)) for n in (0, 2)]
     assert torch.equal(batches[0][0], batches[1][0]) and torch.equal(batches[0][1], batches[1][1])
     full = next(build_data(load_config([*options, "augment.eventdrop=false"])).train.epoch(0))

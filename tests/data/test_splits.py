@@ -91,6 +91,17 @@ def test_ncaltech101_seeded_sizes(caltech):
     assert set(order[:180]) <= set(train) and set(order[180:]) <= set(test)
 
 
+@pytest.mark.parametrize(("split", "tests", "first"), [("front90", 823, 422), ("front90_rounded", 870, 421)])
+def test_the_front_of_ncaltech101_is_rounded_as_tcja_and_tks_round_it(caltech, split, tests, first):
+    names, labels = caltech
+    train, test = named_split("ncaltech101", split, names, labels)
+    assert (len(train), len(test)) == (8709 - tests, tests)
+    assert [names[i] for i in test[labels[test] == 0]] == [
+        f"BACKGROUND_Google/image_{i:04d}.bin" for i in range(first, 468)
+    ]
+    assert (f"{679 / tests:.4f}" == "0.8250") == (split == "front90")  # TCJA's accuracy is a number of these samples
+
+
 def test_sha256_is_of_sorted_lines():
     assert sha256_of_names(["b", "a"]) == hashlib.sha256(b"a\nb\n").hexdigest()
 

@@ -174,6 +174,24 @@ def test_not_a_number_infinity_and_the_exact_threshold():
         torch.testing.assert_close(*grads, equal_nan=True)
 
 
+def assert_no_gradient_at_infinity(backend):
+    """The reset of the last step reaches no loss: 0 there, not 0 x infinity."""
+    for steps in (1, 9):  # of many steps the CPU has another loop
+        x = torch.full((steps, 1, 16), 0.4)
+        x[-1, :, :8], x[-1, :, 8:] = torch.inf, -torch.inf
+        grads = []
+        for b in ("torch", backend):
+            given = x.clone().requires_grad_()
+            run(given, None, PUBLISHED["leaky"], b)[0].sum().backward()
+            grads.append(given.grad)
+        torch.testing.assert_close(*grads, atol=1e-6, rtol=0)
+        assert not grads[1][-1].any()
+
+
+def test_no_gradient_at_infinity():
+    assert_no_gradient_at_infinity("cpu")
+
+
 def layouts(x):
     """x [T, B, C, H, W] with equal values and another memory each."""
     steps, batch, *rest = x.shape
@@ -607,6 +625,7 @@ def interpret_triton():
     for key in GOLDEN["cases"]:
         assert_golden(key, "triton")
     assert_whole_input("triton")
+    assert_no_gradient_at_infinity("triton")
     for d in (*PUBLISHED.values(), *SOME):
         assert_same("triton", noise(3, 2, 45), noise(45, seed=1), d)
     d = PUBLISHED["if"]

@@ -1,4 +1,5 @@
-"""Networks of the compared methods: published sizes, blocks against plain float64 references, transformers against spikingjelly's own."""
+"""Networks of the compared methods: published sizes, blocks and Spikformer against plain float64 references, other transformers
+against spikingjelly's own."""
 
 import copy
 from functools import partial
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from spikingjelly.activation_based import functional
-from spikingjelly.activation_based.model import maxformer, qkformer, spike_driven_transformer, spikformer
+from spikingjelly.activation_based.model import maxformer, qkformer, spike_driven_transformer
 from spikingjelly.activation_based.neuron import BaseNode
 from torch import nn
 
@@ -21,6 +22,7 @@ from snn_repro.models.resnet import BasicBlock
 from snn_repro.models.tcja import TCJA
 from snn_repro.models.wide_7b import Stage
 from snn_repro.neurons import Neuron, build_neuron
+from snn_repro.runs.checkpoint import CheckpointError, load_model
 
 IF_IMP = {"name": "if", "imp": True}
 # Small forms: input shape, time steps, options
@@ -98,8 +100,8 @@ def frames(name, batch=2, seed=1):
         ("qkformer", 1000, (3, 224, 224), {}, 16_472_584, 16.47),
         ("qkformer", 1000, (3, 224, 224), dict(embed_dims=512, num_heads=[8, 8, 8]), 29_077_864, 29.08),
         ("qkformer", 1000, (3, 224, 224), dict(embed_dims=768, num_heads=[12, 12, 12]), 64_960_552, 64.96),
-        ("maxformer", 1000, (3, 224, 224), {}, 16_236_616, 16.24),
-        ("maxformer", 1000, (3, 224, 224), dict(embed_dims=512), 28_652_648, 28.65),
+        ("maxformer", 1000, (3, 224, 224), {}, 16_237_240, 16.24),
+        ("maxformer", 1000, (3, 224, 224), dict(embed_dims=512), 28_653_480, 28.65),
         ("maxformer_cifar", 10, (3, 32, 32), {}, 6_568_282, 6.57),
         ("spike_driven_transformer", 1000, (3, 224, 224), {}, 29_690_344, 29.69),
         ("spike_driven_transformer", 1000, (3, 224, 224), dict(embed_dims=384), 16_816_744, 16.82),
@@ -265,15 +267,32 @@ def test_resnets_add_potentials_and_fire_then():
 @torch.no_grad()
 def test_wide_7b_adds_spikes_and_pools_their_sums():
     torch.manual_seed(1)
-    for inputs in (4, 2):
-        stage = Stage(inputs, 4, True, batch_norm, partial(build_neuron, "if")).double()
+    for inputs, pool in ((4, nn.MaxPool2d(2)), (2, nn.AvgPool2d(2))):
+        stage = Stage(inputs, 4, pool, batch_norm, partial(build_neuron, "if")).double()
         x = given = spiking_input(3, 2, inputs, 6, 5)
         if inputs != 4:
             given = plain_if(plain_norm(plain_conv(x, stage.conv0), stage.bn0))
         branch = plain_if(plain_norm(plain_conv(given, stage.conv1), stage.bn1))
         branch = plain_if(plain_norm(plain_conv(branch, stage.conv2), stage.bn2))
-        expected = torch.stack([F.max_pool2d(s, 2) for s in given + branch])
-        assert torch.equal(stage(x), expected) and expected.max() == 2
+        expected = torch.stack([pool(s) for s in given + branch])
+        assert torch.equal(stage(x), expected) and 0 < expected.max() <= 2
+
+
+def test_wide_7b_pools_as_it_is_told():
+    build = partial(build_model, "wide_7b", num_classes=5, input_shape=(2, 18, 16), timesteps=2, neuron={"name": "if"})
+    for options, pools in ({}, "MMMMIII"), (dict(pool="avg", unpooled=3), "IIIAAAA"):
+        model = build(**options)
+        assert "".join(type(stage.pool).__name__[0] for stage in model.stages) == pools and model.fc.in_features == 128
+
+
+def test_initial_weights_of_vgg128_by_fan_out():
+    build = partial(build_model, "vgg128", num_classes=5, input_shape=(2, 16, 16), timesteps=2, neuron={"name": "if"})
+    for options, like in ({}, False), (dict(conv_init="fan_out"), True):
+        convolutions = [m for m in build(**options).modules() if isinstance(m, nn.Conv2d)]
+        assert len(convolutions) == 8
+        for m in convolutions:
+            near = abs(m.weight.std().item() / (2 / (9 * m.out_channels)) ** 0.5 - 1) < 0.08
+            assert near == like and m.bias.any() != like
 
 
 @torch.no_grad()
@@ -318,18 +337,16 @@ def test_dropout_over_time_has_one_mask_a_sample():
 SJ_DEFAULT = {"name": "lif", "tau": 2.0, "reset": "hard", "surrogate": "sigmoid", "detach_reset": True}
 
 
-@pytest.mark.parametrize("name", TRANSFORMERS)
+@pytest.mark.parametrize("name", ["spike_driven_transformer", "qkformer", "maxformer_cifar"])
 def test_transformers_are_spikingjellys_with_its_own_neurons(name):
-    (c, h, w), timesteps, options = SMALL[name]
+    (c, _, _), timesteps, options = SMALL[name]
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-    patch = given.pop("patch_size", None)
+    given.pop("patch_size", None)
     theirs = {
-        "spikformer": lambda: spikformer.Spikformer(timesteps, c, h, w, patch, 5, **given),
         "spike_driven_transformer": lambda: spike_driven_transformer.SpikeDrivenTransformer(
             timesteps, c, 5, pooling_stat="0011", **given
         ),
         "qkformer": lambda: qkformer.QKFormer(timesteps, c, 5, **given),
-        "maxformer": lambda: maxformer.MaxFormer(timesteps, c, 5, **given),
         "maxformer_cifar": lambda: maxformer.MaxFormer(timesteps, c, 5, cifar=True, **given),
     }[name]().double()
     ours, x = small(name, SJ_DEFAULT).double(), frames(name).double()
@@ -352,6 +369,95 @@ def test_transformers_are_spikingjellys_with_its_own_neurons(name):
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-7)
 
 
+def plain_lif(x, threshold=1.0):
+    """LIF with tau 2 and hard reset over x [T, ...]: spikingjelly's MultiStepLIFNode, as the transformers' authors use it."""
+    v, spikes = torch.zeros_like(x[0]), []
+    for x_t in x:
+        v = v + (x_t - v) / 2
+        spikes.append((v >= threshold).to(x))
+        v = v * (1 - spikes[-1])
+    return torch.stack(spikes)
+
+
+def learned(x, convolution, norm):
+    """Convolution and norm by their running statistics, of x [T, B, C, ...]."""
+    x = (F.conv2d if convolution.weight.dim() == 4 else F.conv1d)(
+        x.flatten(0, 1), convolution.weight, convolution.bias, padding=convolution.padding
+    ).unflatten(0, x.shape[:2])
+    mean, var, weight, bias = (
+        p.view(-1, *[1] * (x.dim() - 3)) for p in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    )
+    return (x - mean) / (var + norm.eps).sqrt() * weight + bias
+
+
+def plain_attention(x, qkv, heads, scale):
+    """x [T, B, C, N] -> spikes of (q k^T) v * scale, which fire at 0.5."""
+    q, k, v = (part.unflatten(2, (heads, -1)) for part in plain_lif(learned(x, *qkv)).chunk(3, 2))
+    return plain_lif(torch.einsum("tbhcn,tbhcm,tbhdm->tbhdn", q, k, v).flatten(2, 3) * scale, 0.5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("patch", "scale", "pools"), [(4, 0.125, (0, 0, 1, 1)), (16, 0.25, (1, 1, 1, 1))])
+def test_spikformer_is_its_authors(patch, scale, pools):
+    """SPS.forward, SSA and MLP of ZK-Zhou/spikformer 6212689: cifar10/model.py and cifar10dvs/model.py."""
+    given = dict(embed_dims=32, num_heads=4, depths=2, patch_size=patch, scale=scale)
+    torch.manual_seed(0)
+    model = build_model(
+        "spikformer", num_classes=5, input_shape=(2, 32, 48), timesteps=3, neuron=SJ_DEFAULT, **given
+    ).double()
+    frames = 2 * torch.rand(3, 2, 2, 32, 48, generator=torch.Generator().manual_seed(1)).double()
+    net, x = lively(model, frames).eval().net, frames
+    for norm in (m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
+        norm.bias += 0.5
+    layers = ([m for m in net.patch_embed.modules() if isinstance(m, kind)] for kind in (nn.Conv2d, nn.BatchNorm2d))
+    *stem, last = zip(*layers, strict=True)
+    for layers, pool in zip(stem, pools, strict=True):
+        x = plain_lif(learned(x, *layers))
+        x = torch.stack([F.max_pool2d(s, 3, 2, 1) for s in x]) if pool else x
+    x = (x + plain_lif(learned(x, *last))).flatten(3)
+    for block in net.blocks:
+        attended = plain_attention(x, block.attn.qkv_conv_bn, 4, scale)
+        x = x + plain_lif(learned(attended, *block.attn.proj_conv_bn))
+        x = x + plain_lif(learned(plain_lif(learned(x, *block.mlp.fc1)), *block.mlp.fc2))
+        assert 0 < attended.mean() < 1
+    expected = F.linear(x.mean(-1), net.head.weight, net.head.bias)
+    assert (model(frames) - expected).abs().max() <= 4e-16 * expected.abs().max() and expected.std() > 0.01
+
+
+@torch.no_grad()
+def test_maxformers_attention_is_its_authors():
+    """SSA of bic-L/MaxFormer 6ddd4cc, imagenet/mixer_hub.py: from spikes to a sum of potentials, one head for 64 channels."""
+    given = dict(
+        num_classes=5, input_shape=(2, 32, 32), timesteps=3, neuron=SJ_DEFAULT, embed_dims=128, depths=[0, 0, 1]
+    )
+    model = build_model("maxformer", **given).double()
+    attention, found = lively(model, frames("maxformer").double()).eval().net.stage3[0].attn, []
+    attention.register_forward_hook(lambda module, given, y: found.extend((given[0], y)))
+    model(frames("maxformer").double())
+    attended = plain_attention(plain_lif(found[0]), attention.qkv, 2, 0.125)
+    torch.testing.assert_close(found[1], learned(attended, *attention.proj), atol=1e-12, rtol=1e-12)
+    assert 0 < attended.mean() < 1
+
+
+def test_transformers_start_from_their_authors_weights():
+    """torch's own have the deviation 1 / sqrt(3 inputs), linear layers of ZK-Zhou/spikformer and Max-Former's maps 0.02."""
+    spikformers = [small("spikformer", embed_dims=64, patch_size=patch).net for patch in (4, 16)]
+    for net, block in zip(spikformers, (0.02, 192**-0.5), strict=True):
+        position, mlp = net.patch_embed.positional_encoding.conv_bn.block[0], net.blocks[0].mlp.fc1[0]
+        for layer, std in ((position, 1728**-0.5), (mlp, block), (net.head, 0.02)):
+            assert layer.weight.std().item() == pytest.approx(std, rel=0.1)
+    maps = [m.weight for m in small("maxformer").modules() if isinstance(m, nn.Conv2d)]
+    assert torch.cat([w.flatten() for w in maps]).std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_spikformers_of_the_former_order_are_refused():
+    ours = small("spikformer", {"name": "if"})
+    stage = "net.patch_embed.stages.{}.conv_bn.block."  # the fourth was the fourth, while pools were in the stages
+    former = {k.replace(stage.format(4), stage.format(3)): v for k, v in ours.state_dict().items()}
+    with pytest.raises(CheckpointError, match="stages.4.conv_bn.* it is a checkpoint of another model"):
+        load_model(ours, former, "checkpoint_last.pt")
+
+
 def test_attention_fires_at_half_of_any_threshold():
     for neuron, expected in (({"name": "if"}, 0.5), ({"name": "if", "v_threshold": 0.6}, 0.3)):
         model = small("spikformer", neuron)
@@ -372,6 +478,11 @@ def test_attention_fires_at_half_of_any_threshold():
         ("qkformer", dict(depths=[1, 2]), r"model.depths=\[1, 2\] must be 3 whole numbers of at least 0"),
         ("qkformer", dict(num_heads=[0, 1, 1]), r"model.num_heads=\[0, 1, 1\] must be 3 whole numbers of at least 1"),
         ("maxformer", dict(depths=2), "model.depths=2 must be 3 whole numbers"),
+        (
+            "maxformer",
+            dict(num_heads=3),
+            "model.embed_dims=32 of maxformer must be a multiple of 3, the heads of its attention",
+        ),
         ("maxformer_cifar", dict(embed_dims=12), "model.embed_dims=12 of maxformer must be a multiple of 8"),
     ],
 )

@@ -117,7 +117,7 @@ def ilif(x, v, p, f):
 def lifb(x, v, p, f):
     out = []
     for x_t in x:
-        h = v + (x_t - v) / p.tau
+        h = v + (x_t - v) / p.tau if p.decay_input else (1 - 1 / p.tau) * v + x_t
         n = f.ceil(np.clip(h - p.v_threshold, -0.5, 4.5))
         v = h * (1 - n)
         out.append((np.where(n > 1, p.kappa * n, n), v))
@@ -184,6 +184,7 @@ VARIANTS = [(name, {}) for name in NEURONS] + [
     ("glif", dict(share="layer")),
     ("ilif", dict(max_count=2, v_threshold=0.5)),
     ("lifb", dict(v_threshold=0.2, kappa_trainable=True)),
+    ("lifb", dict(tau=1.5, decay_input=False)),
     ("trsg", dict(v_threshold=0.5, tau=1.5)),
     ("masked_psn", dict(order=2)),
     ("sliding_psn", dict(order=2)),

@@ -96,6 +96,7 @@ def test_surrogate_derivative_matches_its_primitive(name, width):
         "atan": lambda z: torch.atan(math.pi / 2 * a * z) / math.pi + 0.5,
         "sigmoid": lambda z: torch.sigmoid(a * z),
         "rectangle": lambda z: (z / a + 0.5).clamp(0, 1),
+        "rectangle_closed": lambda z: (z / a + 0.5).clamp(0, 1),
         "dspike_adaptive": lambda z: torch.tanh(a * z.clamp(-0.5, 0.5)) / (2 * math.tanh(a / 2)) + 0.5,
         "dspike": lambda z: torch.tanh(a * z.clamp(-0.5, 0.5)) / (2 * math.tanh(a / 2)) + 0.5,
         "triangle": lambda z: torch.where(z.abs() > a, (z > 0).double(), 0.5 + z / a - z.sign() * z**2 / (2 * a**2)),

@@ -24,6 +24,11 @@ def derivative(name, z, width=None):
 def test_rectangle():
     assert derivative("rectangle", [-0.6, -0.5, -0.49, 0, 0.49, 0.5]) == [0, 0, 1, 1, 1, 0]
     assert derivative("rectangle", [-0.9, 0.3, 1.1], 2.0) == [0.5, 0.5, 0]
+    assert derivative("rectangle_closed", [-1.1, -1, 0, 1, 1.1], 2.0) == [0, 0.5, 0.5, 0.5, 0]
+    for family, edge in (("clif", 1), ("glif", 0)):  # as their authors have it
+        spike = build_neuron(family, state_shape=(1,), timesteps=1).surrogate_function
+        z = torch.tensor([-0.5, 0.5], requires_grad=True)
+        assert torch.autograd.grad(spike(z).sum(), z)[0].tolist() == [edge, edge]
 
 
 @pytest.mark.parametrize("b", [0.5, 3.0, 10.0])

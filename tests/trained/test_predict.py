@@ -97,7 +97,9 @@ def test_a_digit_is_recorded_as_the_data_are():
         ("dvs_gesture", write_dvs_gesture, "DvsGesture/{}"),
     ],
 )
-@pytest.mark.parametrize("size", [[], ["dataset.frame_size=16", "dataset.integrate_by=time"]])
+@pytest.mark.parametrize(
+    "size", [[], *(["dataset.frame_size=16", f"dataset.integrate_by={w}"] for w in ("time", "braincog"))]
+)
 def test_a_recording_equals_its_row_of_the_cache(name, write, file, size, tmp_path):
     few = dict(classes=("airplane", "cat")) if name == "cifar10_dvs" else {}
     write(tmp_path / "raw", **few)
@@ -185,7 +187,7 @@ def test_the_command(digits, tmp_path, monkeypatch, capsys):
     assert typed(digits, tmp_path / "zero.png", "--json") == 0 and '"confidence"' in capsys.readouterr().out
     for words, sentence in (
         [[digits], "name an image or a recording"], [[digits, "gone.png"], "gone.png does not exist"],
-        [[digits, "x", "device=tpu"], "device=tpu must be"], [[tmp_path, "x"], "checkpoint_last.pt does not exist"],
+        [[digits, "x", "device=tpu"], "device=tpu must be"], [[tmp_path, "x"], "is no run: it holds no config.yaml"],
     ):  # fmt: skip
         assert typed(*words) == 2
         err = capsys.readouterr().err

@@ -17,15 +17,17 @@ class EventDrop(RecordingAugmentation):
 
     tonic does it. area="rectangle" is tonic's: the events inside of a box, of 0.05 to 0.25 of height and width, that lies in
     the frame. "cross" is what the authors' code does: it keeps the events that are outside of the box in x and in y, so that
-    the whole columns and rows of the box go; its middle is anywhere, and what sticks out of the frame is cut off.
+    the whole columns and rows of the box go; its middle is anywhere, and what sticks out of the frame is cut off. "eventrpg" is
+    EventRPG's code (utils/augment.py, commit fa2d99c): such a box and only what is in it, of 0.05 to 0.3 of the frame, its width
+    times and its height divided by 0.5 to 1.5; the time window may be all of the recording, and of random events 0.9 go twice as often.
     If nothing would be left, or the recording is empty, the events come back as they are.
     """
 
     settings = {
         "eventdrop": Setting(False, "events: EventDrop (Gu et al., 2021)"),
         "eventdrop_area": Setting(
-            "rectangle", "EventDrop's area: tonic's box, or its rows and columns as the authors' code drops them",
-            choices=("rectangle", "cross"),
+            "rectangle", "EventDrop: tonic's box; its rows and columns, as the authors' code drops them; EventRPG's ranges",
+            choices=("rectangle", "cross", "eventrpg"),
         ),
     }  # fmt: skip
 
@@ -43,16 +45,16 @@ class EventDrop(RecordingAugmentation):
             structured[name] = getattr(events, name)
         structured["t"] = events.t - events.t.min()  # tonic's time window assumes that a recording starts at 0
         height, width = size
-        if self.area == "cross":
-            kept = self._published(structured, (width, height))
-        else:
+        if self.area == "rectangle":
             kept = transforms.EventDrop(sensor_size=(width, height, 2))(structured)
+        else:
+            kept = self._published(structured, (width, height), self.area == "eventrpg")
         if not len(kept):
             return events
         return type(events)(*(np.ascontiguousarray(kept[name]) for name in "txyp"))
 
     @staticmethod
-    def _published(events: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    def _published(events: np.ndarray, size: tuple[int, int], rpg: bool) -> np.ndarray:
         import numpy as np
         from tonic import functional
 
@@ -60,13 +62,14 @@ class EventDrop(RecordingAugmentation):
             case 0:
                 return events
             case 1:
-                return functional.drop_by_time_numpy(events, np.random.randint(1, 10) / 10)
+                part = np.random.randint(1, 10 + rpg) / 10
+                return functional.drop_by_time_numpy(events, part) if part < 1 else events[:0]
             case 2:
-                part = np.random.randint(1, 6) / 20
-                middle = [np.random.uniform(n) for n in size]
-                low = [int(max(0, m - n * part / 2)) for m, n in zip(middle, size, strict=True)]
-                outside = [
-                    (v < a) | (v > a + n * part) for v, a, n in zip((events["x"], events["y"]), low, size, strict=True)
-                ]
-                return events[outside[0] & outside[1]]
-        return functional.drop_event_numpy(events, np.random.randint(1, 10) / 10)
+                part = np.random.randint(1, 6 + rpg) / 20
+                stretch = np.random.uniform(0.5, 1.5) if rpg else 1.0
+                outside = []
+                for name, n, side in zip("xy", size, (part * stretch, part / stretch), strict=True):
+                    low = int(max(0, np.random.uniform(n) - n * side / 2))
+                    outside.append((events[name] < low) | (events[name] > low + n * side))
+                return events[outside[0] | outside[1] if rpg else outside[0] & outside[1]]
+        return functional.drop_event_numpy(events, min(np.random.randint(1, 10 + rpg) / 10, 0.9))

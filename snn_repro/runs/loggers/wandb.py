@@ -22,6 +22,7 @@ from typing import Any
 
 from snn_repro.errors import UserError
 from snn_repro.runs.loggers import scalars, sentence
+from snn_repro.signals import ASKED
 
 START_SECONDS = 20  # how long an online run waits for the server before it goes on offline (or WANDB_INIT_TIMEOUT)
 FINISH_SECONDS = 60  # how long the end of a run waits for W&B, at most
@@ -218,7 +219,7 @@ def serve() -> None:
             answers.write(_line(message))
 
     parent = int(sys.argv[1])
-    for number in (signal.SIGTERM, signal.SIGUSR2):  # a cluster sends them to every process of a job
+    for number in {*ASKED} - {signal.SIGINT}:  # a cluster sends them to every process of a job
         signal.signal(number, lambda *_: None)
     # the stop button of a run's page
     signal.signal(signal.SIGINT, lambda *_: os.kill(parent, signal.SIGINT) if os.getppid() == parent else None)
