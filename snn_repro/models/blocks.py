@@ -1,7 +1,7 @@
 """What all networks are made of: the block of convolution, norm and neuron, time folded into the batch, two kinds of input."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,13 +27,21 @@ def over_time(x: Tensor, *layers: nn.Module) -> Tensor:
     return x.unflatten(0, steps)
 
 
+class AllSeen(Exception):
+    """The run on the meta device has passed every neuron: what follows is not needed."""
+
+
 class Place(nn.Identity):
     """Where a neuron will stand: passes x [T, B, ...] on and keeps the shape of the state, without T and B."""
 
     shape: tuple[int, ...] = (1,)  # where it never runs
+    waiting: set["Place"] = set()  # those of the network that have not run yet
 
     def forward(self, x: Tensor) -> Tensor:
         self.shape = tuple(x.shape[2:])
+        self.waiting.discard(self)
+        if not self.waiting:
+            raise AllSeen  # a linear layer of meta tensors would import torch's compiler, which takes a second
         return x
 
 
@@ -57,8 +65,12 @@ class Neurons(dict[str, Any]):
             return self._places[-1]
         if not self._places:
             places = Neurons(self, None)
-            with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
-                self._build(neuron=places).eval()(torch.zeros(1, *self._input_shape))
+            with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad(), suppress(AllSeen):
+                network = self._build(neuron=places).eval()
+                waiting = set(places._places)
+                for place in waiting:
+                    place.waiting = waiting
+                network(torch.zeros(1, *self._input_shape))
             self._places = places._places[::-1]
         return build_neuron(**{**self, **other, "state_shape": self._places.pop().shape})
 
