@@ -1,10 +1,14 @@
 """In what runs differ: marks and notes for below a table, and the gain of one group over another of the same recipe."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import cache
 from typing import Any, NamedTuple
 
-from snn_repro.config import ADDED, SAID_OF_THEM, choices, hashed, load_config, text_only
+import yaml
+
+from snn_repro.config import ADDED, SAID_OF_THEM, Config, conf_files, hashed, text_only
+from snn_repro.config.schema import OWN
 from snn_repro.errors import UserError
 from snn_repro.paper.results import Group, facts, right_or_none
 from snn_repro.paper.statistics import mcnemar, paired
@@ -147,21 +151,29 @@ def _said(key: str, name: str, value: Any) -> bool:
     if key in ("name", "paper_row"):
         return True
     words = name.split("-")
-    if len(words) != len(CHOICES) or any(w not in choices(c) for w, c in zip(words, CHOICES, strict=True)):
+    if len(words) != len(CHOICES) or any(w not in conf_files(c) for w, c in zip(words, CHOICES, strict=True)):
         return key.startswith(WHAT_A_METHOD_CHANGES)
     group = "dataset" if key == "timesteps" else key.split(".")[0]
     if group not in CHOICES:
         return False
-    means = _what_a_choice_means(group, words[CHOICES.index(group)], words[0] if group == "model" else "")
+    means = _means(group, words[CHOICES.index(group)])
     return key in means and means[key] == value
 
 
 @cache
-def _what_a_choice_means(group: str, choice: str, dataset: str) -> dict[str, Any]:
-    try:
-        return hashed(load_config([f"dataset={dataset}"] * bool(dataset) + [f"{group}={choice}"]))
-    except UserError:
-        return {}
+def _means(group: str, choice: str) -> dict[str, Any]:
+    """Flat keys of a choice: its yaml and those it builds on, over the defaults of its class and of its group."""
+    said: dict[str, Any] = {}
+    names = [choice]
+    for name in names:
+        content = yaml.safe_load(conf_files(group)[name].read_text("utf-8"))
+        names += [parent for parent in content.pop("defaults", []) if parent != "_self_"]
+        said = content | said
+    own = {key: setting.default for key, setting in OWN[group].settings(said["name"]).items()}
+    own |= {key: list(value) for key, value in own.items() if isinstance(value, tuple)}
+    shared = next(f.default_factory for f in fields(Config) if f.name == group)()  # type: ignore[operator,misc]
+    values = {f.name: getattr(shared, f.name) for f in fields(shared) if f.name != "own"} | own | said
+    return hashed({group: values} | ({"timesteps": values["timesteps"]} if group == "dataset" else {}))
 
 
 def _letters(i: int) -> str:

@@ -1,5 +1,6 @@
 """The tables: runs beside each other, the paper's tables with ours beside, and the measured numbers in a text."""
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -223,31 +224,50 @@ def generate(results: Path, rows: Iterable[PaperRow]) -> dict[str, str]:
 # ---------------------------------------------------------------- numbers in a text
 
 
-MEASURED = re.compile(r"(<!-- (accuracy|steps) ([^\s>]+) -->).*?(<!-- / -->)", re.DOTALL)
+MEASURED = re.compile(r"(<!-- (accuracy|steps|linear|times) ([^>]+) -->).*?(<!-- / -->)", re.DOTALL)
 
 
-def fill_in(text: str, runs: Path) -> str:
-    """`text` with its measured numbers from the finished runs under `runs`.
+def fill_in(text: str, results: Path) -> str:
+    """`text` with its measured numbers between `<!-- KIND WHAT -->` and `<!-- / -->`; where nothing was measured, what stands there stays.
 
-    `<!-- accuracy FOLDER -->...<!-- / -->` becomes mean ± sd % of the last epoch and the number of seeds of the runs in
-    that folder of `runs`, `<!-- steps FOLDER -->...<!-- / -->` their accuracy at each time step; where no such folder
-    is, what stands there stays. Raises UserError where a folder holds runs of several configurations.
+    accuracy, steps FOLDER: mean ± sd % of the last epoch and the seeds, or the accuracy at each time step, of the runs in that
+    folder of results/runs. linear DATASET: logistic regression on the same samples. times FILE: TITLE: ROW: how many times the
+    CPU time of a benchmark's first row another one takes, table and row by the start of their names. Raises UserError where a
+    folder holds runs of several configurations.
     """
-
-    results = find_results(runs) if result_files(runs) else []
+    runs = results / "runs"
+    found = find_results(runs) if result_files(runs) else []
 
     def number(match: re.Match[str]) -> str:
-        start, kind, folder, end = match.groups()
-        groups, _ = group_runs(r for r in results if Path(str(r.folder)).is_relative_to(runs / folder))
+        start, kind, what, end = match.groups()
+        if kind in ("linear", "times"):
+            said = (_linear if kind == "linear" else _times)(what, results)
+            return match.group() if said is None else start + said + end
+        groups, _ = group_runs(r for r in found if Path(str(r.folder)).is_relative_to(runs / what))
         if not groups:
             return match.group()
         if len(groups) > 1:
             labels = ", ".join(g.label for g in groups)
-            raise UserError(f"{runs / folder} holds runs of several configurations: {labels}")
+            raise UserError(f"{runs / what} holds runs of several configurations: {labels}")
         last = groups[0].last
         if kind == "steps":
             return start + cell(groups[0].steps()) + end
-        said = f"{last.mean:.2f} % (n=1)" if last.n == 1 else f"{last} % ({last.n} seeds)"
-        return start + said + end
+        return start + (f"{last.mean:.2f} % (n=1)" if last.n == 1 else f"{last} % ({last.n} seeds)") + end
 
     return MEASURED.sub(number, text)
+
+
+def _linear(dataset: str, results: Path) -> str | None:
+    file = results / "runs" / "methods" / "measured.json"
+    found = json.loads(file.read_text("utf-8")).get(dataset, {}) if file.exists() else {}
+    return f"{100 * found['linear']:.2f} %" if "linear" in found else None
+
+
+def _times(what: str, results: Path) -> str | None:
+    name, title, row = what.split(": ")
+    file = results / "benchmarks" / f"{name}.json"
+    tables = json.loads(file.read_text("utf-8"))["tables"] if file.exists() else []
+    for rows in (table["rows"] for table in tables if table["title"].startswith(title)):
+        seconds = {name: measured["cpu_seconds"] for name, measured in rows.items()}
+        return f"{next(s for n, s in seconds.items() if n.startswith(row)) / next(iter(seconds.values())):.3g}x"
+    return None
