@@ -82,7 +82,7 @@ def older_note(made: Sequence[Mapping[str, Any]], what: str = "runs") -> str | N
 
 def debug_keys(result: RunResult) -> list[str]:
     """`["debug.max_steps=2", ...]`: the keys that cut a run short; empty for a real run."""
-    return [f"{k}={v}" for k, v in hashed(result["config"]).items() if k.startswith("debug.") and v]
+    return [f"debug.{k}={v}" for k, v in result["config"]["debug"].items() if v and k != "profile"]
 
 
 # ---------------------------------------------------------------- marks of unlike rows
@@ -151,7 +151,7 @@ def _said(key: str, name: str, value: Any) -> bool:
     if key in ("name", "paper_row"):
         return True
     words = name.split("-")
-    if len(words) != len(CHOICES) or any(w not in conf_files(c) for w, c in zip(words, CHOICES, strict=True)):
+    if len(words) != len(CHOICES) or any(w not in _files(c) for w, c in zip(words, CHOICES, strict=True)):
         return key.startswith(WHAT_A_METHOD_CHANGES)
     group = "dataset" if key == "timesteps" else key.split(".")[0]
     if group not in CHOICES:
@@ -160,13 +160,16 @@ def _said(key: str, name: str, value: Any) -> bool:
     return key in means and means[key] == value
 
 
+_files = cache(conf_files)
+
+
 @cache
 def _means(group: str, choice: str) -> dict[str, Any]:
     """Flat keys of a choice: its yaml and those it builds on, over the defaults of its class and of its group."""
     said: dict[str, Any] = {}
     names = [choice]
     for name in names:
-        content = yaml.safe_load(conf_files(group)[name].read_text("utf-8"))
+        content = yaml.safe_load(_files(group)[name].read_text("utf-8"))
         names += [parent for parent in content.pop("defaults", []) if parent != "_self_"]
         said = content | said
     own = {key: setting.default for key, setting in OWN[group].settings(said["name"]).items()}
