@@ -35,27 +35,24 @@ def remarks(groups: Sequence[Group], common: int = 6) -> list[str]:
             for value in sorted(values, key=lambda v: (v is None, v)):
                 seeds = [run["seed"] for run in group.runs if run.get(key) == value]
                 who.setdefault(value, []).append(group.label + (_seeds(seeds) if len(values) > 1 else ""))
-        if len(who) > 1:
-            said = [
-                f"{'not recorded' if value is None else value} in "
-                + (", ".join(names) if len(names) <= common else f"{len(names)} rows")
-                for value, names in sorted(who.items(), key=lambda item: -len(item[1]))
-            ]
+        said = [
+            f"{'not recorded' if value is None else value} in "
+            + (", ".join(names) if len(names) <= common else f"{len(names)} rows")
+            for value, names in sorted(who.items(), key=lambda item: -len(item[1]))
+        ]
+        if len(said) > 1:
             notes.append(f"{key} differ, which changes sums in their last digits, and so numbers: {'; '.join(said)}")
+    runs = [(group, run) for group in groups for run in group.runs]
     notes += [
-        f"{group.label}{_seeds([run['seed']])} was continued under other conditions: "
-        + ", ".join(map(str, run["changed_on_resume"]))
-        for group in groups
-        for run in group.runs
-        if run.get("changed_on_resume")
+        f"{g.label}{_seeds([r['seed']])} was continued under other conditions: {', '.join(map(str, r['changed_on_resume']))}"
+        for g, r in runs
+        if r.get("changed_on_resume")
     ]
-    ahead = [group.label for group in groups if not group.steps()]
-    if ahead:
+    if ahead := [group.label for group in groups if not group.steps()]:
         notes.append(f"no accuracy at single steps: every step sees the later ones in {', '.join(ahead)}")
-    known = dict.fromkeys(choice for group in groups for choice in text_only(group.first["config"]))
-    if known:
+    if known := dict.fromkeys(choice for group in groups for choice in text_only(group.first["config"])):
         notes.append(f"{SAID_OF_THEM}: {', '.join(known)}")
-    older = older_note([run for group in groups for run in group.runs])
+    older = older_note([run for _, run in runs])
     return notes + ([older] if older else [])
 
 

@@ -9,12 +9,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from snn_repro.config import ADDED, hashed
 from snn_repro.errors import DataError, UserError
 from snn_repro.files import write_text
-from snn_repro.losses import LOSSES, Loss, build_loss
 from snn_repro.paper.statistics import Summary, summary
 from snn_repro.runs.folder import PREDICTIONS, RESULT, RunResult, find_results, result_files, skipped
 
@@ -171,6 +169,10 @@ def _read_out(path: Path, result: RunResult) -> np.ndarray:
 
     A loss that is not installed, but reads the mean or the last step, is read so. Raises UserError where none knows how.
     """
+    import torch  # with the losses, which only this needs
+
+    from snn_repro.losses import LOSSES, Loss, build_loss
+
     written = result["config"].get("loss") or {}
     name, readout = written.get("name", result["loss"]), result["readout"]
     if name in LOSSES:
