@@ -15,5 +15,10 @@ def rows() -> dict[str, Config]:
 
 
 @cache
+def described_rows() -> dict[str, Config]:
+    return compose(NAMES, ["fidelity=described"])
+
+
+@cache
 def compared_rows() -> dict[str, Config]:
     return compose(COMPARED)

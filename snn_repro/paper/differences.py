@@ -69,12 +69,8 @@ def is_older(made: Mapping[str, Any]) -> bool:
 def older_note(made: Sequence[Mapping[str, Any]], what: str = "runs") -> str | None:
     """A sentence on how many of the results have older numbers; None where none has."""
     older = sum(map(is_older, made))
-    if not older:
-        return None
-    return (
-        f"older numbers: {older} of {len(made)} {what} made before a change that moved them, or without a record of the "
-        "numbers' version"
-    )
+    said = "made before a change that moved them, or without a record of the numbers' version"
+    return f"older numbers: {older} of {len(made)} {what} {said}" if older else None
 
 
 def debug_keys(result: RunResult) -> list[str]:
@@ -117,11 +113,11 @@ def mark(groups: Sequence[Group]) -> Marks:
 
 
 def _mark(groups: Sequence[Group], flats: Sequence[dict[str, Any]]) -> Marks:
-    keys = []
-    for key in sorted(set().union(*flats)):
-        have = [(group.first, flat[key]) for group, flat in zip(groups, flats, strict=True) if key in flat]
-        if len({repr(value) for _, value in have}) > 1 and _unsaid(key, have):
-            keys.append(key)
+    def have(key: str) -> list[tuple[RunResult, Any]]:
+        return [(group.first, flat[key]) for group, flat in zip(groups, flats, strict=True) if key in flat]
+
+    varied = (k for k in sorted(set().union(*flats)) if len({repr(value) for _, value in have(k)}) > 1)
+    keys = [k for k in varied if _unsaid(k, have(k))]
     letters: dict[tuple[str, ...], str] = {}
     marks = [letters.setdefault(tuple(repr(f.get(k)) for k in keys), f"[{_letters(len(letters))}]") for f in flats]
     values = [", ".join(f"{k}={flat[k]}" for k in keys if k in flat) for flat in flats]

@@ -215,12 +215,11 @@ def collect(roots: Iterable[str | Path], into: Path, study: str = "") -> list[Pa
                 content["right"] = dict(n_test=len(right), bits=np.packbits(right).tobytes().hex())
             run = "/".join(rest)
             files.setdefault(first, {})[run] = json.dumps({"run": run} | content, allow_nan=False)
+    into.mkdir(parents=True, exist_ok=True)
     for first, new in files.items():
-        lines = collected_lines(into / f"{first}.jsonl") | new
-        into.mkdir(parents=True, exist_ok=True)
-        write_text(
-            into / f"{first}.jsonl", "".join(f"{lines[run]}\n" for run in sorted(lines, key=lambda r: r.split("/")))
-        )
+        file = into / f"{first}.jsonl"
+        lines = collected_lines(file) | new
+        write_text(file, "".join(f"{lines[run]}\n" for run in sorted(lines, key=lambda r: r.split("/"))))
     return [into / first / run for first, new in files.items() for run in new]
 
 

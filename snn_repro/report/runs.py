@@ -74,11 +74,7 @@ def _line(row: Row, runs: Sequence[Run]) -> dict[str, Any]:
 
     def accuracy(key: str, at: int | None = None) -> list[Any]:
         said = None if at is not None and row.sees_future is not False else part.percent(key, at)
-        return (
-            ["", None]
-            if said is None
-            else [f"{said.mean:.2f}" + ("" if said.sd is None else f" ± {said.sd:.2f}"), said.mean]
-        )
+        return ["", None] if said is None else [str(said).removesuffix(" (n=1)"), said.mean]
 
     def result(key: str) -> list[Any]:
         value = mean([100 * r[key] for r in results if r.get(key) is not None])
@@ -96,11 +92,9 @@ def _line(row: Row, runs: Sequence[Run]) -> dict[str, Any]:
         top = [100 * max(line["acc"] for line in run.history) for run in counted if run.history]
         best = [f"{mean(top):.2f}", mean(top)] if top else ["", None]
     neuron = config["neuron"]
-    initial = (
-        "imp"
-        if neuron.get("imp") and neuron.get("initial", "zero") in ("zero", "imp")
-        else neuron.get("initial", "zero")
-    )
+    initial = neuron.get("initial", "zero")
+    if neuron.get("imp") and initial == "zero":
+        initial = "imp"
     return {
         "dataset": _both(config["dataset"]["name"]), "model": _both(config["model"]["name"]), "neuron": _both(neuron["name"]),
         "initial": _both(initial), "loss": _both(config["loss"]["name"]), "T": _both(config["timesteps"]),

@@ -2,18 +2,17 @@
 
 import json
 import sys
-from functools import cache
 
 import pytest
 import torch
 import torch.nn.functional as F
-from all_rows import COMPARED, NAMES, compared_rows
+from all_rows import COMPARED, NAMES, compared_rows, rows
 
 from snn_repro.config import CONF_DIR, differing, frame_shape, keys, load_config
 from snn_repro.data.sets import SETS
 from snn_repro.models import build_model
 from snn_repro.neurons import build_neuron
-from snn_repro.paper.rows import compared, compose, load_rows
+from snn_repro.paper.rows import compared, load_rows
 from snn_repro.paper.tables import generate
 from snn_repro.train import options
 
@@ -167,11 +166,6 @@ MAY_CHANGE = {
 ABOUT = {f"{name}_same_recipe": part for part, names in MAY_CHANGE.items() for name in names}
 
 
-@cache
-def own_rows():
-    return compose(NAMES)
-
-
 def test_every_twin_stands_in_the_table_of_what_it_changes():
     assert sorted(ABOUT) == sorted(TWINS)
 
@@ -179,7 +173,7 @@ def test_every_twin_stands_in_the_table_of_what_it_changes():
 @pytest.mark.parametrize("name", TWINS)
 def test_a_twin_differs_in_the_method_alone(name):
     config, part = compared_rows()[name], ABOUT[name]
-    base = own_rows()[config.baselines[0]]
+    base = rows()[config.baselines[0]]
     changed = {d.split(":")[0] for d in differing(base, config)} - {"name", "paper_row"}
     assert changed and all(f"{key}.".startswith((f"{part}.", "neuron.surrogate_" if "surrogate" in part else f"{part}."))
                            for key in changed), changed  # fmt: skip
@@ -193,8 +187,8 @@ def test_a_twin_differs_in_the_method_alone(name):
 
 def test_the_bursts_of_esps_twin_are_all_that_it_adds():
     """Without bursts, which begin above h = 2, it spikes as its baseline does: leak, input, threshold and reset are the same."""
-    rows = compared_rows()["table2_ncaltech48_esp_same_recipe"], own_rows()["table2_ncaltech48_t10_tet"]
-    twin, base = (build_neuron(**options(row.neuron, "imp_lr", "imp_weight_decay")) for row in rows)
+    pair = compared_rows()["table2_ncaltech48_esp_same_recipe"], rows()["table2_ncaltech48_t10_tet"]
+    twin, base = (build_neuron(**options(row.neuron, "imp_lr", "imp_weight_decay")) for row in pair)
     x = 3.5 * torch.rand(10, 400, generator=torch.Generator().manual_seed(0)).double() - 2
     spikes = twin(x), base(x)
     assert torch.equal(*spikes) and 0.1 < spikes[0].mean() < 0.9 and twin.detach_reset == base.detach_reset
