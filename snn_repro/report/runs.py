@@ -28,11 +28,8 @@ FACETS = ("dataset", "model", "neuron", "initial", "loss", "T", "state")
 @SECTIONS.register("runs")
 def content(found: Found) -> Section:
     flats = {row.id: _flat(row) for row in found.rows}
-    varied = [
-        key
-        for key in sorted(set().union(*flats.values()))
-        if len({repr(flat.get(key)) for flat in flats.values()}) > 1 or key == "name"
-    ]
+    every = sorted(set().union(*flats.values()))
+    varied = [k for k in every if len({repr(flat.get(k)) for flat in flats.values()}) > 1 or k == "name"]
     data = {
         "columns": COLUMNS,
         "facets": FACETS,
@@ -42,11 +39,9 @@ def content(found: Found) -> Section:
             for row in found.rows
             for i, run in enumerate(row.runs)
         ],
-        "facts": {
-            key: [None if key not in flats[r.id] else str(flats[r.id][key]) for r in found.rows] for key in varied
-        },
+        "facts": {k: [str(flats[r.id][k]) if k in flats[r.id] else None for r in found.rows] for k in varied},
         "method": [key for key in varied if key.startswith(WHAT_A_METHOD_CHANGES)],
-        "alike": len(set().union(*flats.values())) - len(varied),
+        "alike": len(every) - len(varied),
     }
     said = [
         "readout: the output that the loss trains, last epoch; step t: the output of that time step alone, empty where it depends "
@@ -87,10 +82,8 @@ def _line(row: Row, runs: Sequence[Run]) -> dict[str, Any]:
     states = list(dict.fromkeys(run.state for run in runs))
     done = sum(run.result is not None for run in runs)
     seeds = f"{done}" if done == len(runs) else f"{done} of {len(runs)}"
-    best = accuracy("acc") if not results else result("acc_best_test")
-    if not results:
-        top = [100 * max(line["acc"] for line in run.history) for run in counted if run.history]
-        best = [f"{mean(top):.2f}", mean(top)] if top else ["", None]
+    top = [100 * max(line["acc"] for line in run.history) for run in counted if run.history and not results]
+    best = result("acc_best_test") if results else [f"{mean(top):.2f}", mean(top)] if top else ["", None]
     neuron = config["neuron"]
     initial = neuron.get("initial", "zero")
     if neuron.get("imp") and initial == "zero":

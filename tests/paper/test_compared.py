@@ -244,15 +244,11 @@ def test_the_file_says_what_it_is(name):
     caltech = {"front90": 7886, "front90_rounded": 7839} if config.dataset.name == "ncaltech101" else {}
     n = caltech.get(config.dataset.split, SETS[config.dataset.name].samples[0])
     steps = n // config.recipe.batch_size if config.recipe.drop_last else -(-n // config.recipe.batch_size)
-    assert (
-        f"{config.recipe.epochs} epochs of {n:,} " in head
-        and f"T={config.timesteps} ({steps * config.recipe.epochs:,} " in head
-    )
+    epochs = config.recipe.epochs
+    assert f"{epochs} epochs of {n:,} " in head and f"T={config.timesteps} ({steps * epochs:,} " in head
     assert ("# unspecified: " in head) == bool(config.unspecified) and set(config.unspecified) <= keys().keys()
     assert ("prepare_data.py" in head) == (not SETS[config.dataset.name].static)
-    unknown = (
-        config.dataset.name == "ncaltech101" and config.dataset.split != "front90"
-    )  # of which recordings they tested
+    unknown = bool(caltech) and config.dataset.split != "front90"  # which recordings they tested
     assert any("test list" in caveat for caveat in config.caveats) == unknown
     twin = f"{name}_same_recipe"
     assert (twin in head or f"{name.rsplit('_', 1)[0]}_t16_same_recipe" in head) if twin in TWINS else True
@@ -295,12 +291,7 @@ def test_rows_that_build_on_others_are_composed_at_once_as_hydra_does():
         assert compared_rows()[name] == load_config([f"experiment={name}"])
 
 
-QUICK = (
-    "table2_cifar10dvs48_glif",
-    "table2_cifar10dvs128_plif",
-    "table3_tebn_r34_same_recipe",
-    "table2_ncaltech48_tcja",
-)
+QUICK = "table2_cifar10dvs48_glif table2_cifar10dvs128_plif table3_tebn_r34_same_recipe table2_ncaltech48_tcja".split()
 # Parameters of the networks that the authors' code builds: cifar10dvs/smodels.py at T=16; codes/models.py
 COUNTS = {"table2_cifar10dvs48_glif": 1_236_298, "table2_cifar10dvs128_plif": 17_427_718}
 

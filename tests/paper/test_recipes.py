@@ -307,21 +307,17 @@ def test_every_row_with_imp_or_a_new_loss_has_its_partner_without():
 def test_described_is_the_papers_equations(name):
     published, described = rows()[name], described_rows()[name]
     n = described.neuron
-    assert (n.reset, n.fire_at, n.surrogate, n.surrogate_width, n.detach_reset) == (
+    assert [n.reset, n.fire_at, n.surrogate, n.surrogate_width] == [
         "soft",
         "gt",
         "triangle",
         1.0,
-        False,
-    )
+    ] and not n.detach_reset
     assert n.imp_trainable and n.imp_weight_decay == 0
     assert described.dataset.channel_order == "rgb" and described.augment.cutmix_axes == "spatial"
     assert described.augment.label_smoothing == 0
     assert published.fidelity != "described" == described.fidelity
     assert "fidelity=described" in Path(described.run_dir).parts and described.name == name
-    assert getattr(n, "decay_input", None) == (
-        False if n.name == "lif" else None
-    )  # the equations take the input at full weight
     assert n.name == published.neuron.name and described.recipe.lr == published.recipe.lr
 
 
