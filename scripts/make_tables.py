@@ -4,8 +4,8 @@ python scripts/make_tables.py                      from results/runs and results
 python scripts/make_tables.py --check              exit 1 when the committed tables are not what the results give
 python scripts/make_tables.py --collect RUNS...    first add finished runs to results/runs, a line each
 
-The measured numbers of README.md (between its `<!-- accuracy FOLDER -->` marks) are written from the same runs, and the
-table of sources in docs/paper_and_code.md from docs/sources.yaml and the rows.
+The measured numbers of README.md and docs/performance.md (between marks such as `<!-- accuracy FOLDER -->`) are written from
+the same results, and the table of sources in docs/paper_and_code.md from docs/sources.yaml and the rows.
 """
 
 import json
@@ -85,8 +85,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{len(collect(args.collect, runs))} runs in {runs}")
     files = {folder / name: text for name, text in generate(args.results, load_rows()).items()}
     tables = len(files)
-    if readme.is_file():
-        files[readme] = fill_in(readme.read_text("utf-8"), runs)
+    for page in (readme, readme.parent / "docs" / "performance.md"):
+        if page.is_file():
+            files[page] = fill_in(page.read_text("utf-8"), args.results)
     if (page := readme.parent / "docs" / "paper_and_code.md").is_file():
         files[page] = with_sources(page.read_text("utf-8"), page.with_name("sources.yaml"))
     stale = [path for path, text in files.items() if not path.is_file() or path.read_text("utf-8") != text]

@@ -1,10 +1,14 @@
 """In what runs differ: marks and notes for below a table, and the gain of one group over another of the same recipe."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import cache
 from typing import Any, NamedTuple
 
-from snn_repro.config import ADDED, SAID_OF_THEM, choices, hashed, load_config, text_only
+import yaml
+
+from snn_repro.config import ADDED, SAID_OF_THEM, Config, conf_files, hashed, text_only
+from snn_repro.config.schema import OWN
 from snn_repro.errors import UserError
 from snn_repro.paper.results import Group, facts, right_or_none
 from snn_repro.paper.statistics import mcnemar, paired
@@ -31,27 +35,24 @@ def remarks(groups: Sequence[Group], common: int = 6) -> list[str]:
             for value in sorted(values, key=lambda v: (v is None, v)):
                 seeds = [run["seed"] for run in group.runs if run.get(key) == value]
                 who.setdefault(value, []).append(group.label + (_seeds(seeds) if len(values) > 1 else ""))
-        if len(who) > 1:
-            said = [
-                f"{'not recorded' if value is None else value} in "
-                + (", ".join(names) if len(names) <= common else f"{len(names)} rows")
-                for value, names in sorted(who.items(), key=lambda item: -len(item[1]))
-            ]
+        said = [
+            f"{'not recorded' if value is None else value} in "
+            + (", ".join(names) if len(names) <= common else f"{len(names)} rows")
+            for value, names in sorted(who.items(), key=lambda item: -len(item[1]))
+        ]
+        if len(said) > 1:
             notes.append(f"{key} differ, which changes sums in their last digits, and so numbers: {'; '.join(said)}")
+    runs = [(group, run) for group in groups for run in group.runs]
     notes += [
-        f"{group.label}{_seeds([run['seed']])} was continued under other conditions: "
-        + ", ".join(map(str, run["changed_on_resume"]))
-        for group in groups
-        for run in group.runs
-        if run.get("changed_on_resume")
+        f"{g.label}{_seeds([r['seed']])} was continued under other conditions: {', '.join(map(str, r['changed_on_resume']))}"
+        for g, r in runs
+        if r.get("changed_on_resume")
     ]
-    ahead = [group.label for group in groups if not group.steps()]
-    if ahead:
+    if ahead := [group.label for group in groups if not group.steps()]:
         notes.append(f"no accuracy at single steps: every step sees the later ones in {', '.join(ahead)}")
-    known = dict.fromkeys(choice for group in groups for choice in text_only(group.first["config"]))
-    if known:
+    if known := dict.fromkeys(choice for group in groups for choice in text_only(group.first["config"])):
         notes.append(f"{SAID_OF_THEM}: {', '.join(known)}")
-    older = older_note([run for group in groups for run in group.runs])
+    older = older_note([run for _, run in runs])
     return notes + ([older] if older else [])
 
 
@@ -68,17 +69,13 @@ def is_older(made: Mapping[str, Any]) -> bool:
 def older_note(made: Sequence[Mapping[str, Any]], what: str = "runs") -> str | None:
     """A sentence on how many of the results have older numbers; None where none has."""
     older = sum(map(is_older, made))
-    if not older:
-        return None
-    return (
-        f"older numbers: {older} of {len(made)} {what} made before a change that moved them, or without a record of the "
-        "numbers' version"
-    )
+    said = "made before a change that moved them, or without a record of the numbers' version"
+    return f"older numbers: {older} of {len(made)} {what} {said}" if older else None
 
 
 def debug_keys(result: RunResult) -> list[str]:
     """`["debug.max_steps=2", ...]`: the keys that cut a run short; empty for a real run."""
-    return [f"{k}={v}" for k, v in hashed(result["config"]).items() if k.startswith("debug.") and v]
+    return [f"debug.{k}={v}" for k, v in result["config"]["debug"].items() if v and k != "profile"]
 
 
 # ---------------------------------------------------------------- marks of unlike rows
@@ -116,11 +113,11 @@ def mark(groups: Sequence[Group]) -> Marks:
 
 
 def _mark(groups: Sequence[Group], flats: Sequence[dict[str, Any]]) -> Marks:
-    keys = []
-    for key in sorted(set().union(*flats)):
-        have = [(group.first, flat[key]) for group, flat in zip(groups, flats, strict=True) if key in flat]
-        if len({repr(value) for _, value in have}) > 1 and _unsaid(key, have):
-            keys.append(key)
+    def have(key: str) -> list[tuple[RunResult, Any]]:
+        return [(group.first, flat[key]) for group, flat in zip(groups, flats, strict=True) if key in flat]
+
+    varied = (k for k in sorted(set().union(*flats)) if len({repr(value) for _, value in have(k)}) > 1)
+    keys = [k for k in varied if _unsaid(k, have(k))]
     letters: dict[tuple[str, ...], str] = {}
     marks = [letters.setdefault(tuple(repr(f.get(k)) for k in keys), f"[{_letters(len(letters))}]") for f in flats]
     values = [", ".join(f"{k}={flat[k]}" for k in keys if k in flat) for flat in flats]
@@ -147,21 +144,32 @@ def _said(key: str, name: str, value: Any) -> bool:
     if key in ("name", "paper_row"):
         return True
     words = name.split("-")
-    if len(words) != len(CHOICES) or any(w not in choices(c) for w, c in zip(words, CHOICES, strict=True)):
+    if len(words) != len(CHOICES) or any(w not in _files(c) for w, c in zip(words, CHOICES, strict=True)):
         return key.startswith(WHAT_A_METHOD_CHANGES)
     group = "dataset" if key == "timesteps" else key.split(".")[0]
     if group not in CHOICES:
         return False
-    means = _what_a_choice_means(group, words[CHOICES.index(group)], words[0] if group == "model" else "")
+    means = _means(group, words[CHOICES.index(group)])
     return key in means and means[key] == value
 
 
+_files = cache(conf_files)
+
+
 @cache
-def _what_a_choice_means(group: str, choice: str, dataset: str) -> dict[str, Any]:
-    try:
-        return hashed(load_config([f"dataset={dataset}"] * bool(dataset) + [f"{group}={choice}"]))
-    except UserError:
-        return {}
+def _means(group: str, choice: str) -> dict[str, Any]:
+    """Flat keys of a choice: its yaml and those it builds on, over the defaults of its class and of its group."""
+    said: dict[str, Any] = {}
+    names = [choice]
+    for name in names:
+        content = yaml.safe_load(_files(group)[name].read_text("utf-8"))
+        names += [parent for parent in content.pop("defaults", []) if parent != "_self_"]
+        said = content | said
+    own = {key: setting.default for key, setting in OWN[group].settings(said["name"]).items()}
+    own |= {key: list(value) for key, value in own.items() if isinstance(value, tuple)}
+    shared = next(f.default_factory for f in fields(Config) if f.name == group)()  # type: ignore[operator,misc]
+    values = {f.name: getattr(shared, f.name) for f in fields(shared) if f.name != "own"} | own | said
+    return hashed({group: values} | ({"timesteps": values["timesteps"]} if group == "dataset" else {}))
 
 
 def _letters(i: int) -> str:

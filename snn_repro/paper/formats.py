@@ -6,6 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from rich import box
+from rich.columns import Columns
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table as Grid
+from rich.text import Text
+
 from snn_repro.console import harmless, markdown, plain
 
 
@@ -123,21 +130,15 @@ def to_text(table: Table, width: int | None = None, ascii_only: bool = False) ->
     Where the table does not fit into `width` characters, each row takes several lines, and no line is longer: the first
     column on a line of its own, the numbers below it in columns, long texts and steps below those.
     """
-    from rich import box
-    from rich.columns import Columns
-    from rich.console import Console
-    from rich.padding import Padding
-    from rich.table import Table as Grid
-    from rich.text import Text
 
     def safe(text: str) -> str:
         return harmless(plain(text) if ascii_only else text).replace("\n", "?")
 
-    head, *rows = table.lines(safe)
+    lines = table.lines(safe)
     whole = Grid(title=Text(safe(table.title)), title_justify="left", box=box.ASCII2 if ascii_only else box.HEAVY_HEAD)
-    for c, text in zip(table.shown, head, strict=True):
+    for c, text in zip(table.shown, lines[0], strict=True):
         whole.add_column(Text(text), justify="left" if c.kind == "text" else "right", overflow="fold")
-    for row in rows:
+    for row in lines[1:]:
         whole.add_row(*map(Text, row))
     out = io.StringIO()
     needs = max(40, Console(file=out, width=10_000).measure(whole).maximum)
@@ -145,25 +146,29 @@ def to_text(table: Table, width: int | None = None, ascii_only: bool = False) ->
     if width is None or needs <= width:
         console.print(whole, width=needs)
     else:
-        widest = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        numbers = [i for i, c in enumerate(table.shown) if i and c.kind != "steps" and widest[i] <= width // 3]
-        rule = Text("-" * width)
-        console.print(Text(safe(table.title) + "\n"))
-        for line in (head, *rows):
-            texts = [Text(f"{line[i]:{'<' if table.shown[i].kind == 'text' else '>'}{widest[i]}}") for i in numbers]
-            console.print(Text(line[0]), Padding(Columns(texts, padding=(0, 2)), (0, 0, 0, 3)))
-            if line is head:
-                console.print(rule)
-                continue
-            for i in range(1, len(line)):
-                if i not in numbers and line[i]:
-                    console.print(Padding(Text(f"{head[i]}: {line[i]}"), (0, 0, 0, 3)))
-        console.print(rule)
+        _stacked(console, table, Text(safe(table.title) + "\n"), lines)
     notes = Grid.grid()
     for note in table.notes:
         notes.add_row("- ", Text(safe(note), overflow="fold"))
     console.print(notes)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def _stacked(console: Console, table: Table, title: Text, lines: list[list[str]]) -> None:
+    """A row on several lines, none longer than the console is wide."""
+    head, width = lines[0], console.width
+    widest = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    numbers = [i for i, c in enumerate(table.shown) if i and c.kind != "steps" and widest[i] <= width // 3]
+    console.print(title)
+    for line in lines:
+        texts = [Text(f"{line[i]:{'<' if table.shown[i].kind == 'text' else '>'}{widest[i]}}") for i in numbers]
+        console.print(Text(line[0]), Padding(Columns(texts, padding=(0, 2)), (0, 0, 0, 3)))
+        below = [i for i in range(1, len(line)) if line is not head and i not in numbers and line[i]]
+        for i in below:
+            console.print(Padding(Text(f"{head[i]}: {line[i]}"), (0, 0, 0, 3)))
+        if line is head:
+            console.print(Text("-" * width))
+    console.print(Text("-" * width))
 
 
 FORMATS: dict[str, Callable[[Table], str]] = {"text": to_text, "markdown": to_markdown, "csv": to_csv}

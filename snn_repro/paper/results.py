@@ -85,29 +85,29 @@ def identity(result: RunResult) -> tuple[str, ...]:
 
     Row, configuration without the seed, test list, arithmetic, images per batch statistic and the data themselves.
     """
-    fidelity = hashed(result["config"]).get("fidelity")  # extended counts as published, which it was called before
-    return (
-        result["name"], result["recipe_hash"], result["split_sha256"], str(fidelity), result["precision"],
-        str(result.get("images_per_statistic")), str(data_id(result)),
-    )  # fmt: skip
+    fidelity = str(result["config"].get("fidelity")).replace("extended", "published")  # which it was called before
+    parts = result["name"], result["recipe_hash"], result["split_sha256"], fidelity, result["precision"]
+    return (*parts, str(result.get("images_per_statistic")), str(data_id(result)))
 
 
 def group_runs(results: Iterable[RunResult]) -> tuple[list[Group], list[str]]:
     """Group runs that differ in the seed alone; returns (groups sorted by label, notes on what was left out)."""
     alike: dict[tuple[str, ...], dict[int, RunResult]] = {}
     notes = []
-    for result in sorted(results, key=lambda r: (identity(r), r["seed"], r["folder"])):
-        kept = alike.setdefault(identity(result), {}).setdefault(result["seed"], result)
+    keyed = [(identity(result), result["seed"], result["folder"], result) for result in results]
+    for key, seed, folder, result in sorted(keyed, key=lambda item: item[:3]):
+        kept = alike.setdefault(key, {}).setdefault(seed, result)
         if kept is not result:
-            notes.append(f"{result['folder']} repeats seed {result['seed']} of {kept['folder']} and is not counted")
-    groups = []
+            notes.append(f"{folder} repeats seed {seed} of {kept['folder']} and is not counted")
+    by_name: dict[str, dict[tuple[str, ...], dict[str, Any]]] = {}
     for key, seeds in alike.items():
-        same_name = [facts(next(iter(other.values()))) for k, other in alike.items() if k[0] == key[0]]
-        mine = facts(next(iter(seeds.values())))
-        apart = [k for k in sorted(set().union(*same_name)) if len({repr(flat.get(k)) for flat in same_name}) > 1]
-        said = ", ".join(f"{k}={mine.get(k)}" for k in apart) or key[1]
-        label = key[0] if len(same_name) == 1 else f"{key[0]} [{said}]"
-        groups.append(Group(label, tuple(seeds.values())))
+        by_name.setdefault(key[0], {})[key] = facts(next(iter(seeds.values())))
+    groups = []
+    for name, flats in by_name.items():
+        apart = [k for k in sorted(set().union(*flats.values())) if len({repr(f.get(k)) for f in flats.values()}) > 1]
+        for key, mine in flats.items():
+            said = ", ".join(f"{k}={mine.get(k)}" for k in apart) or key[1]
+            groups.append(Group(name if len(flats) == 1 else f"{name} [{said}]", tuple(alike[key].values())))
     return sorted(groups, key=lambda g: g.label), notes
 
 
@@ -169,7 +169,7 @@ def _read_out(path: Path, result: RunResult) -> np.ndarray:
 
     A loss that is not installed, but reads the mean or the last step, is read so. Raises UserError where none knows how.
     """
-    import torch
+    import torch  # with the losses, which only this needs
 
     from snn_repro.losses import LOSSES, Loss, build_loss
 
@@ -215,12 +215,11 @@ def collect(roots: Iterable[str | Path], into: Path, study: str = "") -> list[Pa
                 content["right"] = dict(n_test=len(right), bits=np.packbits(right).tobytes().hex())
             run = "/".join(rest)
             files.setdefault(first, {})[run] = json.dumps({"run": run} | content, allow_nan=False)
+    into.mkdir(parents=True, exist_ok=True)
     for first, new in files.items():
-        lines = collected_lines(into / f"{first}.jsonl") | new
-        into.mkdir(parents=True, exist_ok=True)
-        write_text(
-            into / f"{first}.jsonl", "".join(f"{lines[run]}\n" for run in sorted(lines, key=lambda r: r.split("/")))
-        )
+        file = into / f"{first}.jsonl"
+        lines = collected_lines(file) | new
+        write_text(file, "".join(f"{lines[run]}\n" for run in sorted(lines, key=lambda r: r.split("/"))))
     return [into / first / run for first, new in files.items() for run in new]
 
 

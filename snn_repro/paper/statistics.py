@@ -5,18 +5,14 @@ same seed (same initial weights, same data order), so that what the seed does ca
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+from scipy import optimize, stats
 
 EXACT_UP_TO = 16  # pairs: 2^16 sign patterns are tried one by one
 NO_SPREAD = 1e-12  # differences that agree this closely have no spread to test against: rounding, not chance
-
-
-def _stats():
-    from scipy import stats  # half a second, which a listing of rows need not wait for
-
-    return stats
 
 
 class Summary(NamedTuple):
@@ -65,18 +61,23 @@ class McNemar(NamedTuple):
     p: float
 
 
-def summary(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Summary:
+def summary(values: Sequence[float] | np.ndarray) -> Summary:
     """Mean, sample standard deviation (n - 1) and Student's t interval. Raises ValueError for no or non-finite values."""
     x = _finite(values)
     mean, n = float(x.mean()), len(x)
     if n == 1:
         return Summary(mean, None, 1, None, None)
     sd = float(x.std(ddof=1))
-    low, high = _t_interval(mean, sd, n, confidence)
-    return Summary(mean, sd, n, low, high)
+    half = _quantile(n) * sd / n**0.5
+    return Summary(mean, sd, n, mean - half, mean + half)
 
 
-def paired(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> Paired:
+@cache
+def _quantile(n: int) -> float:
+    return float(stats.t.ppf(0.975, n - 1))
+
+
+def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
     """Differences b - a over pairs: mean, t interval, paired t-test and exact sign-flip test, both two-sided.
 
     With n pairs the sign-flip p cannot be below 2 / 2^n (0.0625 for 5): it is shown beside the t-test, which assumes
@@ -85,11 +86,11 @@ def paired(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> 
     x, y = _finite(a), _finite(b)
     if len(x) != len(y):
         raise ValueError(f"paired values must come in pairs, got {len(x)} and {len(y)}")
-    mean, sd, n, low, high = summary(y - x, confidence)
+    mean, sd, n, low, high = summary(y - x)
     if sd is None:
         return Paired(mean, None, 1, None, None, None, None)
     flip = sign_flip(y - x)
-    p = float(_stats().ttest_rel(y, x).pvalue) if sd > NO_SPREAD else flip
+    p = float(stats.ttest_rel(y, x).pvalue) if sd > NO_SPREAD else flip
     return Paired(mean, sd, n, low, high, p, flip)
 
 
@@ -106,20 +107,19 @@ def equivalence(a: Sequence[float], b: Sequence[float], margin: float) -> float 
     inside = margin - abs(mean)
     if sd <= NO_SPREAD:
         return 0.0 if inside > 0 else 1.0
-    return float(_stats().t.sf(inside * n**0.5 / sd, n - 1))
+    return float(stats.t.sf(inside * n**0.5 / sd, n - 1))
 
 
 def power_to_see(effect: float, sd: float, n: int, alpha: float = 0.05) -> float:
     """Power of the two-sided paired t-test for a mean difference `effect` over n pairs whose differences have this sd."""
-    t, shift = _stats().t.ppf(1 - alpha / 2, n - 1), effect * n**0.5 / sd
-    other_side = _stats().nct.sf(t, n - 1, -shift)  # that is nct.cdf(-t, n - 1, shift), which gives NaN far out
-    return float(_stats().nct.sf(t, n - 1, shift) + other_side)
+    t, shift = stats.t.ppf(1 - alpha / 2, n - 1), effect * n**0.5 / sd
+    return float(stats.nct.sf(t, n - 1, shift) + stats.nct.sf(t, n - 1, -shift))  # nct.cdf(-t) gives NaN far out
 
 
 def power_to_exclude(margin: float, sd: float, n: int, alpha: float = 0.05) -> float:
     """Power of `equivalence` where the true difference is 0 (a lower bound: Phillips 1990)."""
-    t, shift = _stats().t.ppf(1 - alpha, n - 1), margin * n**0.5 / sd
-    return max(0.0, 2 * float(_stats().nct.sf(t, n - 1, shift)) - 1)
+    t, shift = stats.t.ppf(1 - alpha, n - 1), margin * n**0.5 / sd
+    return max(0.0, 2 * float(stats.nct.sf(t, n - 1, shift)) - 1)
 
 
 def pairs_needed(effect: float, sd: float, power: float = 0.8, alpha: float = 0.05, exclude: bool = False) -> int:
@@ -130,14 +130,12 @@ def pairs_needed(effect: float, sd: float, power: float = 0.8, alpha: float = 0.
 
 def visible_effect(sd: float, n: int, power: float = 0.8, alpha: float = 0.05) -> float:
     """The smallest mean difference that n pairs with this sd of their differences show with this power."""
-    from scipy.optimize import brentq
-
     if sd <= NO_SPREAD:
         return 0.0
     high = sd / n**0.5
     while power_to_see(high, sd, n, alpha) < power:
         high *= 1.5
-    return float(brentq(lambda effect: power_to_see(effect, sd, n, alpha) - power, 0, high))
+    return float(optimize.brentq(lambda effect: power_to_see(effect, sd, n, alpha) - power, 0, high))
 
 
 def sign_flip(differences: Sequence[float] | np.ndarray) -> float | None:
@@ -159,13 +157,13 @@ def mcnemar(right_a: Sequence[bool] | np.ndarray, right_b: Sequence[bool] | np.n
     if a.shape != b.shape or a.ndim != 1 or not len(a):
         raise ValueError(f"two predictions of the same samples are needed, got shapes {a.shape} and {b.shape}")
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    p = _stats().binomtest(only_b, only_a + only_b, 0.5).pvalue if only_a + only_b else 1.0
+    p = stats.binomtest(only_b, only_a + only_b, 0.5).pvalue if only_a + only_b else 1.0
     return McNemar((only_b - only_a) / len(a), only_a, only_b, len(a), float(p))
 
 
-def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson(k: int, n: int) -> tuple[float, float]:
     """Wilson's score interval for the rate behind k of n. Raises ValueError unless 0 <= k <= n and n > 0."""
-    interval = _stats().binomtest(k, n).proportion_ci(confidence, method="wilson")
+    interval = stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
 
 
@@ -174,17 +172,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
     p = _finite(p_values) if len(p_values) else np.zeros(0)
     if ((p < 0) | (p > 1)).any():
         raise ValueError(f"p-values lie in 0..1, got {list(p_values)}")
+    order = np.argsort(p, kind="stable")
     adjusted = np.empty(len(p))
-    largest = 0.0
-    for rank, i in enumerate(np.argsort(p, kind="stable")):
-        largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
-        adjusted[i] = largest
+    adjusted[order] = np.maximum.accumulate(np.minimum(1.0, p[order] * np.arange(len(p), 0, -1)))
     return adjusted.tolist()
-
-
-def _t_interval(mean: float, sd: float, n: int, confidence: float) -> tuple[float, float]:
-    half = float(_stats().t.ppf((1 + confidence) / 2, n - 1)) * sd / n**0.5
-    return mean - half, mean + half
 
 
 def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The tables: runs beside each other, the paper's tables with ours beside, and the measured numbers in a text."""
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -28,11 +29,10 @@ def compare(roots: Sequence[str | Path], debug_runs: bool = False) -> Table:
     are left out unless `debug_runs`; raises UserError where nothing else is there.
     """
     results = load(roots)
-    cut = {key: None for result in results for key in debug_keys(result)}
     whole = [result for result in results if not debug_keys(result)]
     left_out = []
-    if cut and not debug_runs:
-        n = len(results) - len(whole)
+    if len(whole) < len(results) and not debug_runs:
+        n, cut = len(results) - len(whole), {key for result in results for key in debug_keys(result)}
         said = f"{n} debug run{'s' if n > 1 else ''} ({', '.join(sorted(cut))})"
         if not whole:
             raise UserError(f"{', '.join(map(str, roots))}: only {said}; show them with --debug-runs")
@@ -117,13 +117,17 @@ def paper_table(number: int | str, rows: Iterable[PaperRow], groups: Sequence[Gr
         mine.sort(key=lambda g: (g.first["config"].get("fidelity") == "described", g.label))
         used += mine
         shown += [base | ours(group, groups, notes) for group in mine] or [base]
-    columns = [*needed([*PAPER_COLUMNS, *OUR_COLUMNS], shown), *gain_columns(shown), Column("note", "note")]
+    columns = [*measured_columns([*PAPER_COLUMNS, *OUR_COLUMNS], shown), Column("note", "note")]
     numbered = [f"[{i}] {note}" for i, note in enumerate(notes, 1)]
     return Table(TITLES[number], columns, shown, [*PAPER_NOTES, *said_of_energy(shown), *remarks(used), *numbered])
 
 
-def needed(columns: Iterable[Column], rows: Sequence[dict[str, Any]]) -> list[Column]:
-    return [c for c in columns if c.key not in MAY_BE_EMPTY or any(row.get(c.key) is not None for row in rows)]
+def measured_columns(columns: Iterable[Column], rows: Sequence[dict[str, Any]]) -> list[Column]:
+    """The columns that these rows need, and one for each of the most gains that a row has."""
+    deepest = max((int(key[5:]) for row in rows for key in row if key.startswith("gain_")), default=0)
+    gains = [Column(f"gain_{i}", "our gain, same recipe" + f" ({i})" * (i > 1), "gain") for i in range(1, deepest + 1)]
+    has = {key for row in rows for key, value in row.items() if value is not None}
+    return [*(c for c in columns if c.key not in MAY_BE_EMPTY or c.key in has), *gains]
 
 
 def said_of_energy(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -135,22 +139,13 @@ def said_of_energy(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [said] if any(row.get("energy") is not None for row in rows) else []
 
 
-def gain_columns(rows: Sequence[dict[str, Any]]) -> list[Column]:
-    """A column for each of the most gains that a row has."""
-    deepest = max((int(key[5:]) for row in rows for key in row if key.startswith("gain_")), default=0)
-    names = ["our gain, same recipe", *(f"our gain, same recipe ({i})" for i in range(2, deepest + 1))]
-    return [Column(f"gain_{i}", names[i - 1], "gain") for i in range(1, deepest + 1)]
-
-
 def runs_table(groups: Sequence[Group], left_out: Sequence[str]) -> Table:
     """Every group that is no row of the paper: partners without one part, and runs of our own."""
     notes: list[str] = []
     beside = [g for g in groups if g.first["paper_row"] is None]
     rows = [dict(row=g.label, readout=g.first["readout"], acc_step=g.steps()) | ours(g, groups, notes) for g in beside]
-    columns = [
-        Column("row", "row"), Column("T", "T", "number"), Column("readout", "readout"), *needed(OUR_COLUMNS, rows),
-        *gain_columns(rows), BY_STEP,
-    ]  # fmt: skip
+    first = [Column("row", "row"), Column("T", "T", "number"), Column("readout", "readout")]
+    columns = [*first, *measured_columns(OUR_COLUMNS, rows), BY_STEP]
     said = [*PAPER_NOTES[1:-1], STEP_BY_STEP, *said_of_energy(rows), *remarks(beside), *notes, *left_out]
     return Table("Runs beside the paper's rows", columns, rows, said)
 
@@ -161,9 +156,8 @@ def ours(group: Group, groups: Sequence[Group], notes: list[str]) -> dict[str, A
     Why there is no gain goes to `notes`.
     """
     first, last = group.first, group.last
-    if last.n > 1:
-        interval = Interval(last.low, last.high, "t")
-    else:
+    interval = Interval(last.low, last.high, "t")
+    if last.n == 1:
         low, high = wilson(first["correct"], first["n_test"])
         interval = Interval(100 * low, 100 * high, "Wilson")
     gains: dict[str, Any] = {}
@@ -210,10 +204,8 @@ def generate(results: Path, rows: Iterable[PaperRow]) -> dict[str, str]:
     runs, rows = results / "runs", list(rows)
     groups, left_out = group_runs(load([runs])) if result_files(runs) else ([], [])
     tables = {
-        f"table{number}" if isinstance(number, int) else number: paper_table(
-            number, [r for r in rows if r.table == number], groups
-        )
-        for number in TITLES
+        f"table{n}" if isinstance(n, int) else n: paper_table(n, [r for r in rows if r.table == n], groups)
+        for n in TITLES
     }
     tables["runs"] = runs_table(groups, [note.replace(f"{runs}/", "") for note in left_out])
     formats = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
@@ -223,31 +215,50 @@ def generate(results: Path, rows: Iterable[PaperRow]) -> dict[str, str]:
 # ---------------------------------------------------------------- numbers in a text
 
 
-MEASURED = re.compile(r"(<!-- (accuracy|steps) ([^\s>]+) -->).*?(<!-- / -->)", re.DOTALL)
+MEASURED = re.compile(r"(<!-- (accuracy|steps|linear|times) ([^>]+) -->).*?(<!-- / -->)", re.DOTALL)
 
 
-def fill_in(text: str, runs: Path) -> str:
-    """`text` with its measured numbers from the finished runs under `runs`.
+def fill_in(text: str, results: Path) -> str:
+    """`text` with its measured numbers between `<!-- KIND WHAT -->` and `<!-- / -->`; where nothing was measured, what stands there stays.
 
-    `<!-- accuracy FOLDER -->...<!-- / -->` becomes mean ± sd % of the last epoch and the number of seeds of the runs in
-    that folder of `runs`, `<!-- steps FOLDER -->...<!-- / -->` their accuracy at each time step; where no such folder
-    is, what stands there stays. Raises UserError where a folder holds runs of several configurations.
+    accuracy, steps FOLDER: mean ± sd % of the last epoch and the seeds, or the accuracy at each time step, of the runs in that
+    folder of results/runs. linear DATASET: logistic regression on the same samples. times FILE: TITLE: ROW: how many times the
+    CPU time of a benchmark's first row another one takes, table and row by the start of their names. Raises UserError where a
+    folder holds runs of several configurations.
     """
-
-    results = find_results(runs) if result_files(runs) else []
+    runs = results / "runs"
+    found = find_results(runs) if result_files(runs) else []
 
     def number(match: re.Match[str]) -> str:
-        start, kind, folder, end = match.groups()
-        groups, _ = group_runs(r for r in results if Path(str(r.folder)).is_relative_to(runs / folder))
+        start, kind, what, end = match.groups()
+        if kind in ("linear", "times"):
+            said = (_linear if kind == "linear" else _times)(what, results)
+            return match.group() if said is None else start + said + end
+        groups, _ = group_runs(r for r in found if Path(str(r.folder)).is_relative_to(runs / what))
         if not groups:
             return match.group()
         if len(groups) > 1:
             labels = ", ".join(g.label for g in groups)
-            raise UserError(f"{runs / folder} holds runs of several configurations: {labels}")
+            raise UserError(f"{runs / what} holds runs of several configurations: {labels}")
         last = groups[0].last
         if kind == "steps":
             return start + cell(groups[0].steps()) + end
-        said = f"{last.mean:.2f} % (n=1)" if last.n == 1 else f"{last} % ({last.n} seeds)"
-        return start + said + end
+        return start + (f"{last.mean:.2f} % (n=1)" if last.n == 1 else f"{last} % ({last.n} seeds)") + end
 
     return MEASURED.sub(number, text)
+
+
+def _linear(dataset: str, results: Path) -> str | None:
+    file = results / "runs" / "methods" / "measured.json"
+    found = json.loads(file.read_text("utf-8")).get(dataset, {}) if file.exists() else {}
+    return f"{100 * found['linear']:.2f} %" if "linear" in found else None
+
+
+def _times(what: str, results: Path) -> str | None:
+    name, title, row = what.split(": ")
+    file = results / "benchmarks" / f"{name}.json"
+    tables = json.loads(file.read_text("utf-8"))["tables"] if file.exists() else []
+    for rows in (table["rows"] for table in tables if table["title"].startswith(title)):
+        seconds = {name: measured["cpu_seconds"] for name, measured in rows.items()}
+        return f"{next(s for n, s in seconds.items() if n.startswith(row)) / next(iter(seconds.values())):.3g}x"
+    return None

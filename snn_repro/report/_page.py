@@ -62,9 +62,9 @@ def table(given: Table, opened: bool = False) -> str:
     numbers = [c.kind != "text" for c in given.shown]
 
     def cells(tag: str, line: list[str]) -> str:
-        kinds = ["number" if n else "long" if len(cell) > LONG else "" for n, cell in zip(numbers, line, strict=True)]
         return "".join(
-            f'<{tag} class="{kind}">{escape(cell)}</{tag.split()[0]}>' for kind, cell in zip(kinds, line, strict=True)
+            f'<{tag} class="{"number" if n else "long" * (len(cell) > LONG)}">{escape(cell)}</{tag.split()[0]}>'
+            for n, cell in zip(numbers, line, strict=True)
         )
 
     title = escape(given.title)
@@ -97,13 +97,10 @@ def as_json(content: Any) -> str:
     return json.dumps(short(content), allow_nan=False, separators=(",", ":"))
 
 
-def page(
-    found: Found,
-    parts: Sequence[tuple[ModuleType, Section]],
-    missing: Sequence[str],
-    plotly: str,
-    refresh: float | None,
-) -> str:
+Parts = Sequence[tuple[ModuleType, Section]]
+
+
+def page(found: Found, parts: Parts, missing: Sequence[str], plotly: str, refresh: float | None) -> str:
     """The whole file."""
     names = [module.__name__.rpartition(".")[2] for module, _ in parts]
     data = {
@@ -116,15 +113,10 @@ def page(
     runs, finished = len(found.runs), sum(run.result is not None for run in found.runs)
     under_way = f", {finished} of them finished" if finished < runs else ""
     places = ", ".join(map(str, found.paths))
-    problems = (
-        f'<details class="problems"><summary>{len(found.problems)} could not be read</summary>{text(found.problems)}</details>'
-        if found.problems
-        else ""
-    )
-    scripts = [
-        HERE / "_page.js",
-        *(path for module, _ in parts if (path := Path(module.__file__ or "").with_suffix(".js")).exists()),
-    ]
+    unread = f"<summary>{len(found.problems)} could not be read</summary>{text(found.problems)}"
+    problems = f'<details class="problems">{unread}</details>' if found.problems else ""
+    own = [Path(module.__file__ or "").with_suffix(".js") for module, _ in parts]
+    scripts = [HERE / "_page.js", *filter(Path.exists, own)]
     reload = f'<meta http-equiv="refresh" content="{math.ceil(refresh)}">' if refresh else ""
     watching = f" Loads itself again every {math.ceil(refresh)} s." if refresh else ""
     body = "".join(

@@ -11,6 +11,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from snn_repro.config import ADDED, hashed
 from snn_repro.errors import UserError
 from snn_repro.paper.differences import debug_keys
@@ -131,15 +133,16 @@ def find(paths: Iterable[str | Path], networks: int = 8, damaged: Mapping[Path, 
     once = {folder.resolve(): folder for root in reversed(roots) for folder in run_folders(root)}
     for folder in sorted(once.values()):
         try:
-            if why := (damaged or {}).get(folder):
-                raise UserError(f"{folder} holds a damaged run ({why}); run it again with force=true")
-            runs.append(_read(folder, problems))
+            why = (damaged or {}).get(folder)
+            if not why:
+                runs.append(_read(folder, problems))
+                continue
         except UserError as error:
             problems.append(" ".join(str(error).split()))
+            continue
         except Exception as error:  # whatever a damaged or foreign file can be
-            problems.append(
-                f"{folder} holds a damaged run ({' '.join(repr(error).split())[:160]}); run it again with force=true"
-            )
+            why = " ".join(repr(error).split())[:160]
+        problems.append(f"{folder} holds a damaged run ({why}); run it again with force=true")
     runs += _collected(roots, problems)
     if not runs:
         where = ", ".join(map(str, roots))
@@ -150,10 +153,8 @@ def find(paths: Iterable[str | Path], networks: int = 8, damaged: Mapping[Path, 
         )
     groups, notes = group_runs([run.result for run in runs if run.result])
     by_folder = {str(run.folder): run for run in runs}
-    rows = [Row(0, g.label, [by_folder[str(r["folder"])] for r in g.runs], g) for g in groups]
+    rows = [Row(i, g.label, [by_folder[str(r["folder"])] for r in g.runs], g) for i, g in enumerate(groups)]
     _add_unfinished(rows, [run for run in runs if not run.result])
-    for i, row in enumerate(rows):
-        row.id = i
     return Found(roots, rows, problems, notes, networks)
 
 
@@ -165,9 +166,12 @@ def _collected(roots: Iterable[Path], problems: list[str]) -> list[Run]:
             if isinstance(read, UserError):
                 problems.append(str(read))
             else:
-                state = "debug" if debug_keys(read) else "done"
-                found[str(read.folder)] = Run(Path(str(read.folder)), read["config"], state, [], read)
+                found[str(read.folder)] = _finished(Path(str(read.folder)), read, [])
     return list(found.values())
+
+
+def _finished(folder: Path, result: RunResult, history: list[dict[str, Any]]) -> Run:
+    return Run(folder, result["config"], "debug" if debug_keys(result) else "done", history, result)
 
 
 def snapshot(paths: Iterable[str | Path]) -> list[tuple[str, int, int]]:
@@ -207,9 +211,7 @@ def _read(folder: Path, problems: list[str]) -> Run:
         history = []
     if result:
         facts(result)  # which raises where the configuration is none
-        return Run(folder, result["config"], "debug" if debug_keys(result) else "done", history, result)
-    import yaml
-
+        return _finished(folder, result, history)
     try:
         config = yaml.safe_load(_text(folder / CONFIG))
         assert isinstance(hashed(config)["name"], str) and isinstance(config["seed"], int) and config["timesteps"] >= 1
@@ -242,6 +244,6 @@ def _add_unfinished(rows: list[Row], runs: Iterable[Run]) -> None:
             name = f"{run.config['name']} [not finished]"
             label = next(text for i in range(1, 10**6) if (text := name if i == 1 else f"{name} {i}") not in labels)
             labels.add(label)
-            row = by_key[key(run.config)] = Row(0, label, [], None)
+            row = by_key[key(run.config)] = Row(len(rows), label, [], None)
             rows.append(row)
         row.runs.append(run)

@@ -28,10 +28,8 @@ def content(found: Found) -> Section:
                 said.append(f"{row.label}: {word} {', '.join(named)}")
     if not traces:
         raise NothingToShow("no run recorded firing rates")
-    return Section(
-        [Chart("firing rate", "layer", "spikes a neuron and step", traces)],
-        text(said or ["no layer is dead or saturated"]),
-    )
+    charts = [Chart("firing rate", "layer", "spikes a neuron and step", traces)]
+    return Section(charts, text(said or ["no layer is dead or saturated"]))
 
 
 def _rates(row: Row) -> dict[str, float]:

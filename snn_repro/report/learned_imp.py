@@ -29,10 +29,8 @@ def content(found: Found) -> Section:
 
         from snn_repro.neurons import initial_states
 
-        imps = {
-            name.rpartition(".")[0] or name: p.detach().double().numpy()
-            for name, p in initial_states(network.model).items()
-        }
+        found_there = initial_states(network.model).items()
+        imps = {name.rpartition(".")[0] or name: p.detach().double().numpy() for name, p in found_there}
         if not imps:
             continue
         points = [np.percentile(values, (5, 25, 50, 75, 95)).tolist() for values in imps.values()]
@@ -43,10 +41,8 @@ def content(found: Found) -> Section:
         )]  # fmt: skip
         sizes = ", ".join(f"{name} {'×'.join(map(str, values.shape))}" for name, values in imps.items())
         began = run.config["neuron"].get("imp_init")
-        notes.append(
-            f"{row.label}, seed {run.seed}: {sizes}"
-            + (f"; drawn from {began[0]} to {began[1]} at the start" if began else "")
-        )
+        drawn = f"; drawn from {began[0]} to {began[1]} at the start" if began else ""
+        notes.append(f"{row.label}, seed {run.seed}: {sizes}{drawn}")
     if not traces:
         raise NothingToShow("; ".join(notes) or "no run with a checkpoint has such potentials")
     return Section([Chart("learned IMP", "layer", "initial potential", traces)], text(notes))

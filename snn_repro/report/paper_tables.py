@@ -1,6 +1,5 @@
 """The paper's numbers, ours beside, and the gain over runs of the same recipe. An empty cell: nothing ran."""
 
-from dataclasses import replace
 from functools import cache
 
 from snn_repro.paper.differences import debug_keys
@@ -32,9 +31,8 @@ def content(found: Found) -> Section:
         lines = [row for row in rows if row.table == number]
         ours = {g.first["paper_row"] for g in groups} & {row.id for row in lines}
         made = paper_table(number, lines, groups)
-        tables.append(
-            table(replace(made, title=f"{made.title} (ours in {len(ours)} of {len(lines)} rows)"), opened=bool(ours))
-        )
+        made.title += f" (ours in {len(ours)} of {len(lines)} rows)"
+        tables.append(table(made, opened=bool(ours)))
     if any(g.first["paper_row"] is None for g in groups):
         tables.append(table(runs_table(groups, left_out), opened=len(groups) <= 20))
     return Section(html="".join(tables))

@@ -28,11 +28,8 @@ FACETS = ("dataset", "model", "neuron", "initial", "loss", "T", "state")
 @SECTIONS.register("runs")
 def content(found: Found) -> Section:
     flats = {row.id: _flat(row) for row in found.rows}
-    varied = [
-        key
-        for key in sorted(set().union(*flats.values()))
-        if len({repr(flat.get(key)) for flat in flats.values()}) > 1 or key == "name"
-    ]
+    every = sorted(set().union(*flats.values()))
+    varied = [k for k in every if len({repr(flat.get(k)) for flat in flats.values()}) > 1 or k == "name"]
     data = {
         "columns": COLUMNS,
         "facets": FACETS,
@@ -42,11 +39,9 @@ def content(found: Found) -> Section:
             for row in found.rows
             for i, run in enumerate(row.runs)
         ],
-        "facts": {
-            key: [None if key not in flats[r.id] else str(flats[r.id][key]) for r in found.rows] for key in varied
-        },
+        "facts": {k: [str(flats[r.id][k]) if k in flats[r.id] else None for r in found.rows] for k in varied},
         "method": [key for key in varied if key.startswith(WHAT_A_METHOD_CHANGES)],
-        "alike": len(set().union(*flats.values())) - len(varied),
+        "alike": len(every) - len(varied),
     }
     said = [
         "readout: the output that the loss trains, last epoch; step t: the output of that time step alone, empty where it depends "
@@ -74,11 +69,7 @@ def _line(row: Row, runs: Sequence[Run]) -> dict[str, Any]:
 
     def accuracy(key: str, at: int | None = None) -> list[Any]:
         said = None if at is not None and row.sees_future is not False else part.percent(key, at)
-        return (
-            ["", None]
-            if said is None
-            else [f"{said.mean:.2f}" + ("" if said.sd is None else f" ± {said.sd:.2f}"), said.mean]
-        )
+        return ["", None] if said is None else [str(said).removesuffix(" (n=1)"), said.mean]
 
     def result(key: str) -> list[Any]:
         value = mean([100 * r[key] for r in results if r.get(key) is not None])
@@ -91,16 +82,12 @@ def _line(row: Row, runs: Sequence[Run]) -> dict[str, Any]:
     states = list(dict.fromkeys(run.state for run in runs))
     done = sum(run.result is not None for run in runs)
     seeds = f"{done}" if done == len(runs) else f"{done} of {len(runs)}"
-    best = accuracy("acc") if not results else result("acc_best_test")
-    if not results:
-        top = [100 * max(line["acc"] for line in run.history) for run in counted if run.history]
-        best = [f"{mean(top):.2f}", mean(top)] if top else ["", None]
+    top = [100 * max(line["acc"] for line in run.history) for run in counted if run.history and not results]
+    best = result("acc_best_test") if results else [f"{mean(top):.2f}", mean(top)] if top else ["", None]
     neuron = config["neuron"]
-    initial = (
-        "imp"
-        if neuron.get("imp") and neuron.get("initial", "zero") in ("zero", "imp")
-        else neuron.get("initial", "zero")
-    )
+    initial = neuron.get("initial", "zero")
+    if neuron.get("imp") and initial == "zero":
+        initial = "imp"
     return {
         "dataset": _both(config["dataset"]["name"]), "model": _both(config["model"]["name"]), "neuron": _both(neuron["name"]),
         "initial": _both(initial), "loss": _both(config["loss"]["name"]), "T": _both(config["timesteps"]),

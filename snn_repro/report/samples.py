@@ -4,10 +4,12 @@ the output of every step. Of runs without a checkpoint or data here, the outputs
 from __future__ import annotations
 
 import base64
-import hashlib
-from functools import lru_cache
+import copy
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from snn_repro.config import hashed
 from snn_repro.errors import UserError
 from snn_repro.registry import SECTIONS
 from snn_repro.report._networks import trained
@@ -16,7 +18,6 @@ from snn_repro.report._read import Found, Run
 from snn_repro.runs.folder import PREDICTIONS
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
     from snn_repro.config import Config
@@ -37,20 +38,24 @@ ROWS, LARGEST = 40, 50_000_000  # whose predictions are read, and bytes of such 
 def content(found: Found) -> Section:
     rows: dict[int, dict[str, Any]] = {}
     frames: dict[str, dict[str, Any]] = {}
+    inputs: dict[str, tuple[Tensor, Tensor, bool]] = {}
     chosen: dict[str, list[int]] = {}
     notes = []
     for row, run, network in trained(found, lambda row: True):
         if isinstance(network, str):
             continue
+        data = _data_of(network.config)
         try:
-            seen = _look(run, network)
+            network.facts()
+            seen = _look(run, network, *(inputs.get(data) or inputs.setdefault(data, _inputs(network.config))))
         except UserError as error:
             notes.append(f"{row.label}, without input and spikes: {' '.join(str(error).split())}")
             continue
-        places = chosen.setdefault(seen["data"], _choose(seen))
+        places = chosen.setdefault(data, _choose(seen))
+        prefix = f"{[*inputs].index(data)}/"
         for i in places:
-            frames.setdefault(f"{seen['data']}/{i}", _picture(seen["x"], i, seen["static"]))
-        rows[row.id] = _row(run, seen, places, f"{seen['data']}/")
+            frames.setdefault(f"{prefix}{i}", _picture(seen["x"], i, seen["static"]))
+        rows[row.id] = _row(run, seen, places, prefix)
     for row in found.rows:
         with_answers = next((r for r in row.runs if (r.folder / PREDICTIONS).exists()), None)
         if row.id in rows or with_answers is None or len(rows) >= ROWS:
@@ -78,8 +83,6 @@ def content(found: Found) -> Section:
 
 def _predictions(run: Run) -> dict[str, Any]:
     """Logits [T, N, K], labels [N] and answers of the first samples."""
-    import numpy as np
-
     with np.load(run.folder / PREDICTIONS, allow_pickle=False) as file:
         logits, labels = file["logits"][:FIRST].astype(np.float32).transpose(1, 0, 2), file["label"][:FIRST]
     return dict(logits=logits, labels=labels, spikes={}) | _answers(run, logits)
@@ -108,14 +111,11 @@ def _row(run: Run, seen: dict[str, Any], places: list[int], frames: str | None =
     return dict(seed=run.seed, readout=seen["readout"], samples=samples)
 
 
-def _look(run: Run, network: TrainedRun) -> dict[str, Any]:
+def _look(run: Run, network: TrainedRun, x: Tensor, labels: Tensor, static: bool) -> dict[str, Any]:
     """Answers and spikes of the first test samples: `x` [N, T or 1, C, H, W], `logits` [T, N, K], `labels` [N], `spikes` {layer: [T, N, n]}."""
     import torch
     from spikingjelly.activation_based.neuron import BaseNode
 
-    config = network.config
-    network.facts()
-    x, labels, static = _inputs(_data_key(config), _Unhashed(config))
     spikes: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
@@ -135,43 +135,24 @@ def _look(run: Run, network: TrainedRun) -> dict[str, Any]:
     finally:
         for hook in hooks:
             hook.remove()
-    return dict(data=_data_key(config), static=static, x=(x[None] if static else x).transpose(0, 1).numpy(), logits=logits,
+    return dict(static=static, x=(x[None] if static else x).transpose(0, 1).numpy(), logits=logits,
                 labels=labels.numpy(), spikes={name: s.numpy() for name, s in spikes.items()}) | _answers(run, logits)  # fmt: skip
 
 
-def _data_key(config: Config) -> str:
-    from snn_repro.config import hashed
-
+def _data_of(config: Config) -> str:
+    """What two networks must share to be shown the same samples."""
     mine = {k: v for k, v in hashed(config).items() if k.startswith("dataset.")}
-    said = repr((sorted(mine.items()), config.timesteps, config.data_dir, config.cache_dir))
-    return hashlib.sha256(said.encode()).hexdigest()[:8]
+    return repr((sorted(mine.items()), config.timesteps, config.data_dir, config.cache_dir))
 
 
-class _Unhashed:
-    """A configuration as an argument that does not count for the cache: `_data_key` says what matters."""
-
-    def __init__(self, config: Config):
-        self.config = config
-
-    def __hash__(self) -> int:
-        return 0
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Unhashed)
-
-
-@lru_cache(maxsize=8)
-def _inputs(key: str, unhashed: _Unhashed) -> tuple[Tensor, Tensor, bool]:
+def _inputs(config: Config) -> tuple[Tensor, Tensor, bool]:
     """The first test samples as the network is given them, their labels, and whether they are images."""
-    import copy
-
     from snn_repro.data import build_data
 
-    config = copy.deepcopy(unhashed.config)
+    config = copy.deepcopy(config)
     config.recipe.eval_batch_size, config.dataset.workers = FIRST, 0
     data = build_data(config)
-    x, labels = next(iter(data.test.epoch(0)))
-    return x, labels, data.static
+    return *next(iter(data.test.epoch(0))), data.static
 
 
 def _sample(seen: dict[str, Any], i: int, frames: str | None) -> dict[str, Any]:
@@ -190,8 +171,6 @@ def _sample(seen: dict[str, Any], i: int, frames: str | None) -> dict[str, Any]:
 
 def _picture(x: np.ndarray, i: int, static: bool) -> dict[str, Any]:
     """A sample [T, C, H, W] as bytes: images from their darkest to their brightest value, event counts from none to most."""
-    import numpy as np
-
     frames = x[i].astype(np.float32)
     factor = -(-max(frames.shape[-2:]) // PIXELS)
     if factor > 1:

@@ -7,7 +7,7 @@ import torch
 from snn_repro.config import load_config
 from snn_repro.data import build_data
 from snn_repro.data.sets import digits
-from snn_repro.data.sets.digits import linear_baseline, load_digits, sample_names
+from snn_repro.data.sets.digits import load_digits, sample_names
 from snn_repro.data.sets.digits_dvs import digits_dvs_frames
 from snn_repro.data.splits import carve_validation
 from snn_repro.errors import DataError, UserError
@@ -70,10 +70,6 @@ def test_validation_is_carved_from_train_alone():
     assert len(train) + len(val) == 1347 and not set(val) & set(test) and not set(val) & set(train)
     assert np.bincount(labels[val]).min() >= 13
     assert val.tolist() != split_digits(labels, 0.1, split_seed=6)[1].tolist()
-
-
-def test_the_linear_baseline():
-    assert linear_baseline() == pytest.approx(0.9733, abs=0.005)
 
 
 @pytest.fixture

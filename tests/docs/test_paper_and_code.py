@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from all_rows import COMPARED, NAMES, compared_rows
+from all_rows import COMPARED, compared_rows, rows
 from scripts_of_ours import script
 
 from snn_repro.config import differing, to_dict
@@ -18,8 +18,8 @@ LINES = re.findall(r"\| `(\w+)` \| `([\w.]+)` \| `([^`]+)` \| `([^`]+)` \|$", PA
 
 @pytest.fixture(scope="module")
 def configurations():
-    rows = list(dict.fromkeys(row for row, *_ in LINES))
-    return [{k: to_dict(v) for k, v in compose(rows, preset).items()} for preset in ([], ["fidelity=described"])]
+    named = list(dict.fromkeys(row for row, *_ in LINES))
+    return [{k: to_dict(v) for k, v in compose(named, preset).items()} for preset in ([], ["fidelity=described"])]
 
 
 def value(configuration: dict, key: str):
@@ -54,14 +54,13 @@ def test_the_table_of_sources_is_current():
 
 
 def test_every_row_of_others_has_a_source_for_every_key():
-    bases = compose(NAMES)
     assert KNOWN["rows"].keys() == set(COMPARED)
     for name, config in compared_rows().items():
         places = KNOWN["rows"][name]
         said = [what.partition("=")[0] for words in places.values() for what in words.split()]
         found = {what if what in TABLES.WORDS.values() else TABLES.word(what) for what in said}
         if name.endswith("_same_recipe"):  # the method alone
-            changed = {d.split(":")[0] for d in differing(bases[config.baselines[0]], config)} - {"name", "paper_row"}
+            changed = {d.split(":")[0] for d in differing(rows()[config.baselines[0]], config)} - {"name", "paper_row"}
             assert found == {TABLES.word(key) for key in changed}, name
         else:
             assert found | {TABLES.word(key) for key in config.unspecified} == set(TABLES.WORDS.values()), name

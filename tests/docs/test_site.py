@@ -46,14 +46,7 @@ def test_what_comes_from_another_host_is_seen(made):
 
 
 def test_defaults_are_shown_as_they_are_typed(made):
-    assert [made.shown(v) for v in (None, True, 2.0, 3, (0.4, 0.6), "soft")] == [
-        "null",
-        "true",
-        "2",
-        "3",
-        "[0.4,0.6]",
-        "soft",
-    ]
+    assert [made.shown(v) for v in (None, True, 2.0, 3, (0.4, 0.6), "soft")] == "null true 2 3 [0.4,0.6] soft".split()
 
 
 def test_every_thing_of_every_kind_has_its_place(made):

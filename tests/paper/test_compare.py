@@ -4,13 +4,16 @@ import csv
 import io
 import json
 import os
+from functools import cache
 from pathlib import Path
 
 import pytest
 from fake_runs import fake_run
 from scripts_of_ours import script
 
+from snn_repro.config import hashed, load_config
 from snn_repro.errors import UserError
+from snn_repro.paper import differences
 from snn_repro.paper.differences import recipe_difference
 from snn_repro.paper.formats import to_csv, to_markdown, to_text
 from snn_repro.paper.results import group_runs, load
@@ -103,6 +106,19 @@ def test_rows_that_differ_as_their_names_say_have_no_mark(tmp_path):
     table = compare([tmp_path])
     assert all("[" not in label and not said for label, said in marks(table).items()) and len(table.rows) == 6
     assert "names say" not in to_markdown(table)
+
+
+def test_comparing_composes_nothing_and_knows_what_hydra_would(runs, monkeypatch):
+    monkeypatch.setattr(differences, "_means", cache(differences._means.__wrapped__))
+    some = {"dataset": "digits_dvs", "model": "small", "neuron": "trsg_imp", "loss": "tet_s"}
+    composed = {group: hashed(load_config([f"{group}={choice}"])) for group, choice in some.items()}
+    monkeypatch.setattr("snn_repro.config.compose.compose", lambda *_, **__: pytest.fail("composed"))
+    assert len(compare([runs]).rows) == 3
+    for group, flat in composed.items():
+        means = differences._means(group, some[group])
+        of_group = {k: v for k, v in flat.items() if k.startswith(f"{group}.")}
+        assert of_group == {k: v for k, v in means.items() if k in of_group} != {}
+    assert differences._means("dataset", "digits_dvs")["timesteps"] == composed["dataset"]["timesteps"] == 10
 
 
 def test_a_name_of_ones_own_says_only_imp_and_loss(tmp_path):

@@ -2,18 +2,17 @@
 
 import json
 import sys
-from functools import cache
 
 import pytest
 import torch
 import torch.nn.functional as F
-from all_rows import COMPARED, NAMES, compared_rows
+from all_rows import COMPARED, NAMES, compared_rows, rows
 
 from snn_repro.config import CONF_DIR, differing, frame_shape, keys, load_config
 from snn_repro.data.sets import SETS
 from snn_repro.models import build_model
 from snn_repro.neurons import build_neuron
-from snn_repro.paper.rows import compared, compose, load_rows
+from snn_repro.paper.rows import compared, load_rows
 from snn_repro.paper.tables import generate
 from snn_repro.train import options
 
@@ -167,11 +166,6 @@ MAY_CHANGE = {
 ABOUT = {f"{name}_same_recipe": part for part, names in MAY_CHANGE.items() for name in names}
 
 
-@cache
-def own_rows():
-    return compose(NAMES)
-
-
 def test_every_twin_stands_in_the_table_of_what_it_changes():
     assert sorted(ABOUT) == sorted(TWINS)
 
@@ -179,7 +173,7 @@ def test_every_twin_stands_in_the_table_of_what_it_changes():
 @pytest.mark.parametrize("name", TWINS)
 def test_a_twin_differs_in_the_method_alone(name):
     config, part = compared_rows()[name], ABOUT[name]
-    base = own_rows()[config.baselines[0]]
+    base = rows()[config.baselines[0]]
     changed = {d.split(":")[0] for d in differing(base, config)} - {"name", "paper_row"}
     assert changed and all(f"{key}.".startswith((f"{part}.", "neuron.surrogate_" if "surrogate" in part else f"{part}."))
                            for key in changed), changed  # fmt: skip
@@ -193,8 +187,8 @@ def test_a_twin_differs_in_the_method_alone(name):
 
 def test_the_bursts_of_esps_twin_are_all_that_it_adds():
     """Without bursts, which begin above h = 2, it spikes as its baseline does: leak, input, threshold and reset are the same."""
-    rows = compared_rows()["table2_ncaltech48_esp_same_recipe"], own_rows()["table2_ncaltech48_t10_tet"]
-    twin, base = (build_neuron(**options(row.neuron, "imp_lr", "imp_weight_decay")) for row in rows)
+    pair = compared_rows()["table2_ncaltech48_esp_same_recipe"], rows()["table2_ncaltech48_t10_tet"]
+    twin, base = (build_neuron(**options(row.neuron, "imp_lr", "imp_weight_decay")) for row in pair)
     x = 3.5 * torch.rand(10, 400, generator=torch.Generator().manual_seed(0)).double() - 2
     spikes = twin(x), base(x)
     assert torch.equal(*spikes) and 0.1 < spikes[0].mean() < 0.9 and twin.detach_reset == base.detach_reset
@@ -250,15 +244,11 @@ def test_the_file_says_what_it_is(name):
     caltech = {"front90": 7886, "front90_rounded": 7839} if config.dataset.name == "ncaltech101" else {}
     n = caltech.get(config.dataset.split, SETS[config.dataset.name].samples[0])
     steps = n // config.recipe.batch_size if config.recipe.drop_last else -(-n // config.recipe.batch_size)
-    assert (
-        f"{config.recipe.epochs} epochs of {n:,} " in head
-        and f"T={config.timesteps} ({steps * config.recipe.epochs:,} " in head
-    )
+    epochs = config.recipe.epochs
+    assert f"{epochs} epochs of {n:,} " in head and f"T={config.timesteps} ({steps * epochs:,} " in head
     assert ("# unspecified: " in head) == bool(config.unspecified) and set(config.unspecified) <= keys().keys()
     assert ("prepare_data.py" in head) == (not SETS[config.dataset.name].static)
-    unknown = (
-        config.dataset.name == "ncaltech101" and config.dataset.split != "front90"
-    )  # of which recordings they tested
+    unknown = bool(caltech) and config.dataset.split != "front90"  # which recordings they tested
     assert any("test list" in caveat for caveat in config.caveats) == unknown
     twin = f"{name}_same_recipe"
     assert (twin in head or f"{name.rsplit('_', 1)[0]}_t16_same_recipe" in head) if twin in TWINS else True
@@ -301,12 +291,7 @@ def test_rows_that_build_on_others_are_composed_at_once_as_hydra_does():
         assert compared_rows()[name] == load_config([f"experiment={name}"])
 
 
-QUICK = (
-    "table2_cifar10dvs48_glif",
-    "table2_cifar10dvs128_plif",
-    "table3_tebn_r34_same_recipe",
-    "table2_ncaltech48_tcja",
-)
+QUICK = "table2_cifar10dvs48_glif table2_cifar10dvs128_plif table3_tebn_r34_same_recipe table2_ncaltech48_tcja".split()
 # Parameters of the networks that the authors' code builds: cifar10dvs/smodels.py at T=16; codes/models.py
 COUNTS = {"table2_cifar10dvs48_glif": 1_236_298, "table2_cifar10dvs128_plif": 17_427_718}
 

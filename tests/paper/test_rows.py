@@ -227,8 +227,8 @@ def test_the_list_says_fidelity_and_caveats(tmp_path, capsys, monkeypatch):
 )
 def test_rows_composed_at_once_are_hydras(overrides, monkeypatch):
     # Each costs Hydra a tenth of a second, so one row of every three or so, always with every kind.
-    some = NAMES if not overrides else NAMES[:: len(NAMES) // 6]
-    wanted = rows() if not overrides else {n: load_config([f"experiment={n}", *overrides]) for n in some}
+    some = NAMES[:: len(NAMES) // 6]
+    wanted = {n: load_config([f"experiment={n}", *overrides]) for n in some}
     asked = []
     monkeypatch.setattr("snn_repro.paper.rows.load_config", lambda o: asked.append(o) or load_config(o))
     found = compose(some, overrides)
@@ -382,11 +382,7 @@ def test_commands_with_a_space_reach_the_job_whole(stubs, tmp_path, capsys):
     assert shlex.split(command)[3:] == ["experiment=figure4_cifar10_lts", place, "recipe.lr=0.2"]
     done = stubs("figures", "0 1", "--partition=gpu", "--", "data_dir=/my data", "fidelity=described")
     assert done.returncode == 0, done.stderr
-    words = [
-        "python",
-        "-m",
-        "snn_repro.train",
-        "experiment=figure4_cifar10_imp_lts",
+    words = "python -m snn_repro.train experiment=figure4_cifar10_imp_lts".split() + [
         "data_dir=/my data",
         "fidelity=described",
     ]

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from snn_repro.paper.statistics import (
     wilson,
 )
 
+ROOT = Path(__file__).parents[2]
 values = st.lists(st.floats(0, 100), min_size=2, max_size=8)
 
 
@@ -31,6 +33,20 @@ def test_summary_is_the_textbook_t_interval():
     assert s.mean == 96.0 and s.n == 5 and s.sd == pytest.approx(math.sqrt(2.5))
     half = 2.7764451051977987 * math.sqrt(2.5 / 5)  # t(0.975, 4)
     assert (s.low, s.high) == pytest.approx((96 - half, 96 + half))
+
+
+def test_pages_promise_the_power_that_there_is():
+    honest, rule = ((ROOT / page).read_text("utf-8") for page in ("docs/honest.md", "results/methods.md"))
+    assert [round(power_to_see(1, 1, n), 2) for n in (5, 3)] == [
+        0.40,
+        0.18,
+    ] and "40 % of studies, three in 18 %" in honest
+    assert [round(visible_effect(1, n), 1) for n in (5, 3)] == [1.7, 3.3] and "1.7 and 3.3 times" in honest
+    half = stats.t.ppf(0.975, 2) / 3**0.5
+    alone, holm_of_36 = power_to_see(half, 1, 3), power_to_see(half, 1, 3, 0.05 / 36)
+    assert abs(alone - 0.61) < 0.006 and abs(holm_of_36 - 0.03) < 0.005
+    assert "size in 61 % of studies where" in " ".join(rule.split()) and "in 3 % after Holm's" in " ".join(rule.split())
+    assert "in 39 % of studies, and in 97 % after Holm's" in honest
 
 
 def test_one_value_has_no_spread():

@@ -64,20 +64,6 @@ def train_test() -> tuple[np.ndarray, np.ndarray]:
     return np.setdiff1d(np.arange(len(_table())), test), test
 
 
-def linear_baseline() -> float:
-    """Test accuracy (0..1) of logistic regression on the pixels: what a linear model reaches on this split.
-
-    Fitted on all 1,347 training digits; C = 6.3 came from 5-fold cross-validation within them.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    images, labels = load_digits()
-    pixels = images.reshape(len(images), -1).astype("float64")
-    train, test = train_test()
-    model = LogisticRegression(C=6.3, max_iter=5000).fit(pixels[train], labels[train])
-    return float(model.score(pixels[test], labels[test]))
-
-
 @register("digits")
 class Digits(ImageSet):
     shape, num_classes = (1, 8, 8), 10

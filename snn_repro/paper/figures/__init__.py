@@ -6,7 +6,7 @@ for it. A drawing depends on the committed files under results/ and on this code
 
 import io
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -42,19 +42,27 @@ def render(draw: Callable[[Path], Figure], results: Path) -> dict[str, bytes]:
         return files
 
 
+def _drawings(chosen: Iterable[str], results: Path) -> Iterator[tuple[str, dict[Path, bytes] | MissingData]]:
+    """(name, {file: its content}) of each figure, or what it lacks."""
+    for name in chosen:
+        try:
+            files = render(figure(name).draw, results)
+            yield name, {results / "figures" / f"{name}.{suffix}": content for suffix, content in files.items()}
+        except MissingData as error:
+            yield name, error
+
+
 def make(chosen: Iterable[str], results: Path, say: Callable[[str], None] = print) -> list[str]:
     """Draw figures into results/figures and write its README; returns the sentences of those that lack their data."""
     folder = results / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     missing = []
-    for name in chosen:
-        try:
-            files = render(figure(name).draw, results)
-        except MissingData as error:
-            missing.append(f"{name} skipped: {error}")
+    for name, drawn in _drawings(chosen, results):
+        if isinstance(drawn, MissingData):
+            missing.append(f"{name} skipped: {drawn}")
             continue
-        for suffix, content in files.items():
-            with replace_atomically(folder / f"{name}.{suffix}") as temporary:
+        for path, content in drawn.items():
+            with replace_atomically(path) as temporary:
                 temporary.write_bytes(content)
         say(f"{folder / name}.svg, .png")
     write_text(folder / "README.md", index(folder))
@@ -63,15 +71,8 @@ def make(chosen: Iterable[str], results: Path, say: Callable[[str], None] = prin
 
 def stale(chosen: Iterable[str], results: Path) -> list[Path]:
     """The committed drawings that are not what their data give, by this matplotlib."""
-    wrong = []
-    for name in chosen:
-        try:
-            files = render(figure(name).draw, results)
-        except MissingData:
-            continue
-        paths = {results / "figures" / f"{name}.{suffix}": content for suffix, content in files.items()}
-        wrong += [path for path, content in paths.items() if not path.exists() or path.read_bytes() != content]
-    return wrong
+    files = {path: c for _, drawn in _drawings(chosen, results) if isinstance(drawn, dict) for path, c in drawn.items()}
+    return [path for path, content in files.items() if not path.exists() or path.read_bytes() != content]
 
 
 def index(folder: Path) -> str:

@@ -6,19 +6,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000")
 SERIES: list[dict[str, Any]] = [
     dict(color=color, marker=marker, linestyle=dash)
-    for color, marker, dash in zip(
-        ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000"), "os^Dvx", ("-", "--", "-.", ":", "-", "--"),
-        strict=True,
-    )
-]  # fmt: skip
-PAPERS = (
-    "sdt",
-    "tet",
-    "lts",
-    "tet_s",
-)  # the paper's losses have the first looks; any other one of the rest, by its name
+    for color, marker, dash in zip(COLOURS, "os^Dvx", ("-", "--", "-.", ":", "-", "--"), strict=True)
+]
+PAPERS = ("sdt", "tet", "lts", "tet_s")  # they have the first looks; any other loss one of the rest, by its name
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 8, "mathtext.fontset": "dejavusans",
     "svg.hashsalt": "snn_repro", "svg.fonttype": "path", "savefig.dpi": 150, "lines.linewidth": 1.3, "lines.markersize": 4,
@@ -41,10 +34,8 @@ def line(loss: str, imp: bool | None = None) -> dict[str, Any]:
     look = SERIES[rank(loss)] | dict(label=title(loss))
     if imp is None:
         return look
-    return look | dict(
-        linestyle="-" if imp else "--", markerfacecolor=look["color"] if imp else "white",
-        label=title(loss) + (" + IMP" if imp else ""),
-    )  # fmt: skip
+    inside = look["color"] if imp else "white"
+    return look | dict(linestyle="-" if imp else "--", markerfacecolor=inside, label=title(loss) + " + IMP" * imp)
 
 
 def new_figure(width: float, height: float) -> Figure:
