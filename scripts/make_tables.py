@@ -2,7 +2,7 @@
 
 python scripts/make_tables.py                      from results/runs and results/paper_tables.yaml
 python scripts/make_tables.py --check              exit 1 when the committed tables are not what the results give
-python scripts/make_tables.py --collect RUNS...    first copy finished runs (the two small files tables need) to results/runs
+python scripts/make_tables.py --collect RUNS...    first add finished runs to results/runs, a line each
 
 The measured numbers of README.md (between its `<!-- accuracy FOLDER -->` marks) are written from the same runs, and the
 table of sources in docs/paper_and_code.md from docs/sources.yaml and the rows.
@@ -22,7 +22,7 @@ from snn_repro.paper.differences import older_note
 from snn_repro.paper.results import collect, load
 from snn_repro.paper.rows import compose, load_rows
 from snn_repro.paper.tables import fill_in, generate
-from snn_repro.runs.folder import RESULT
+from snn_repro.runs.folder import result_files
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 # a key of the configuration, or its group: the word of the table
@@ -77,7 +77,7 @@ def _shown(what: str, values: dict) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = console.Parser("make_tables.py", __doc__)
     parser.add_argument("--check", action="store_true", help="compare with the committed tables, write nothing")
-    parser.add_argument("--collect", nargs="+", metavar="RUNS", help="folders of runs to copy to results/runs first")
+    parser.add_argument("--collect", nargs="+", metavar="RUNS", help="folders of runs to add to results/runs first")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="results folder")
     args = parser.parse_args(argv)
     runs, folder, readme = args.results / "runs", args.results / "tables", args.results.parent / "README.md"
@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
             write_text(path, files[path])
         print(f"{tables} files in {folder}")
         return 0
-    older = older_note(load([runs])) if any(runs.rglob(RESULT)) else None
+    older = older_note(load([runs])) if result_files(runs) else None
     if older:
         print(f"make_tables.py: warning: {older}; run them again and collect them", file=sys.stderr)
     extra = sorted(path.name for path in folder.glob("*") if path not in files)

@@ -2,19 +2,19 @@
 
 python scripts/study.py small_scale run digits seed=0 --print   the commands of its sweeps; without --print it runs them
 python scripts/study.py initial_state dataset=cifar10 data_dir=DIR --dry-run    with the number of runs, and hours
-python scripts/study.py small_scale collect                     copy what reports need from runs/ to results/runs/NAME
+python scripts/study.py small_scale collect                     add what reports need from runs/ to results/runs/NAME.jsonl
 python scripts/study.py small_scale measure                     what is no run: times, memory, baselines
 python scripts/study.py small_scale report --check              write its report, or hold it against the results
 
 A sweep that was stopped goes on when its command is given again. KEY=VALUE (data_dir=DIR, say) is passed on. With --missing only
-those runs are left that results/runs/NAME lacks: to add seeds, or to finish a study that another clone began.
+those runs are left that results/runs/NAME.jsonl lacks: to add seeds, or to finish a study that another clone began.
 """
 
 import argparse
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -23,9 +23,8 @@ from snn_repro.config import load_config, sweep_jobs
 from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
 from snn_repro.files import write_text
-from snn_repro.paper.results import collect
+from snn_repro.paper.results import collect, collected_lines
 from snn_repro.paper.speed import hours_of_training
-from snn_repro.runs.folder import RESULT
 from snn_repro.runs.sweeps import plan
 from studies import names, study
 
@@ -50,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     run.add_argument("--missing", action="store_true", help="leave out the runs that results/ has")
     run.add_argument("--seeds", type=int, help="seeds 0..N-1 (default: the study's)")
-    actions.add_parser("collect", help="copy results from runs/ to results/runs/")
+    actions.add_parser("collect", help="add results from runs/ to results/runs/")
     actions.add_parser("measure", help="measure what is no run")
     write = actions.add_parser("report", help="write the report")
     write.add_argument("--check", action="store_true", help="exit 1 when the committed report differs")
@@ -70,7 +69,7 @@ def _run(args: argparse.Namespace, chosen: ModuleType) -> int:
     codes, runs, hours = [], 0, 0.0
     wanted = chosen.commands([w for w in args.words if "=" not in w], args.seeds or chosen.SEEDS, more)
     if args.missing:
-        there = args.results / "runs" / args.name
+        there = collected_lines(args.results / "runs" / f"{args.name}.jsonl")
         wanted = (less for words in wanted for less in _missing(words, chosen.SWEEP_DIR, there))
     sweeps = list(wanted)
     if not (args.print or args.dry_run):
@@ -104,12 +103,10 @@ def _check_data(sweeps: list[list[str]]) -> None:
             checked.add(place)
 
 
-def _missing(words: list[str], sweep_dir: str, there: Path) -> Iterator[list[str]]:
-    """The sweep without the runs that are in the folder `there`: as it is, or one for each of its cells that lacks seeds."""
+def _missing(words: list[str], sweep_dir: str, there: Container[str]) -> Iterator[list[str]]:
+    """The sweep without the runs `there`: as it is, or one for each of its cells that lacks seeds."""
     jobs = plan(words[4:])
-    lacking = [
-        job for job in jobs if not (there / job.folder.relative_to(Path(sweep_dir).absolute()) / RESULT).exists()
-    ]
+    lacking = [job for job in jobs if job.folder.relative_to(Path(sweep_dir).absolute()).as_posix() not in there]
     if len(lacking) == len(jobs):
         yield words
         return
@@ -122,8 +119,8 @@ def _missing(words: list[str], sweep_dir: str, there: Path) -> Iterator[list[str
 
 
 def _collect(args: argparse.Namespace, chosen: ModuleType) -> int:
-    target = args.results / "runs" / args.name
-    print(f"{len(collect([ROOT / chosen.SWEEP_DIR], target))} runs in {target}")
+    target = args.results / "runs"
+    print(f"{len(collect([ROOT / chosen.SWEEP_DIR], target, args.name))} runs in {target / args.name}.jsonl")
     return 0
 
 

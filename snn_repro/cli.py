@@ -25,7 +25,7 @@ log = logging.getLogger("snn_repro")
 
 
 def main() -> NoReturn:
-    """`python -m snn_repro.train`, `snn-train`: exit code 0 done, 1 failed, 2 wrong input, 130/140/143 stopped by a signal."""
+    """`python -m snn_repro.train`, `snn-train`: exit code 0 done, 1 failed, 2 wrong input, 128 + number: stopped by a signal."""
     gc.set_threshold(100_000)  # imports make no garbage, and looking for it 600 times takes a quarter of a second
     logging.raiseExceptions = False  # a reader that left (`| head`) costs the lines it does not read, and no traceback
     warnings.formatwarning = console.one_line
@@ -52,7 +52,8 @@ def _main(argv: list[str]) -> int:
 
 def _fail(sentence: str, code: int) -> int:
     if distributed.world().rank == 0:  # of several processes the first one says it, with the others' reasons too
-        print(f"snn-train: {sentence}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # the terminal has gone
+            print(f"snn-train: {console.harmless(sentence)}", file=sys.stderr)
     return code
 
 

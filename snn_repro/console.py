@@ -7,6 +7,7 @@ import functools
 import logging
 import multiprocessing
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -31,6 +32,25 @@ ASCII = {
 def plain(text: str) -> str:
     """`text` in ASCII: known signs in words that stand for them, corners of tables as +, anything else as ?."""
     return "".join(c if c.isascii() else ASCII.get(c) or ("+" if "─" <= c <= "╿" else "?") for c in text)
+
+
+def harmless(text: object) -> str:
+    """`text` for a terminal: of signs that are not printed only line breaks stay, an escape sequence becomes ?[."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in str(text))
+
+
+def markdown(text: object) -> str:
+    """`text` as one line of Markdown that is no HTML, link, image or end of a cell."""
+    line = harmless(text).replace("\n", " ").replace("|", "\\|").replace("](", "]\\(")
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line)
+
+
+def _harmless_record(record: logging.LogRecord) -> bool:
+    record.msg, record.args = harmless(record.getMessage()), ()
+    return True
+
+
+logging.getLogger("snn_repro").addFilter(_harmless_record)
 
 
 def _replace(error: UnicodeError) -> tuple[str, int]:
@@ -72,8 +92,11 @@ def one_sentence(main: Callable[..., int]) -> Callable[..., int]:
         try:
             return main(*arguments)
         except UserError as error:
-            print(f"{Path(main.__code__.co_filename).name}: {error}", file=sys.stderr)
-            return 2
+            code, sentence = 2, str(error)
+        except KeyboardInterrupt as stopped:
+            code, sentence = 128 + getattr(stopped, "signum", signal.SIGINT), str(stopped) or "stopped"
+        print(f"{Path(main.__code__.co_filename).name}: {harmless(sentence)}", file=sys.stderr)
+        return code
 
     return run
 
@@ -86,7 +109,8 @@ def suggest(command: str, *paths: Path | str) -> None:
     near = (path.relative_to(here) if path.is_relative_to(here) else path for path in map(Path, paths))
     with contextlib.suppress(OSError, AttributeError):  # stdout is what comes before
         sys.stdout.flush()
-    print(" ".join(["next:", command, *(shlex.quote(str(path)) for path in near)]), file=sys.stderr, flush=True)
+    words = ["next:", command, *(shlex.quote(harmless(path)) for path in near)]
+    print(" ".join(words), file=sys.stderr, flush=True)
 
 
 class Parser(argparse.ArgumentParser):
@@ -144,16 +168,22 @@ def progress(
         columns = TextColumn("{task.description}"), BarColumn(min(40, narrow) if beside else 40)
         more = TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True))
         rest = (more,) if beside else (MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, *rest, transient=True, auto_refresh=False) as bar:
-            task, drawn = bar.add_task(title, total=total, text=""), time.monotonic()
+        bar = Progress(*columns, *rest, transient=True, auto_refresh=False)
+        task, drawn = bar.add_task(title, total=total, text=""), time.monotonic()
 
-            def draw(done: int) -> None:
-                nonlocal drawn
-                if done == total or time.monotonic() - drawn >= REFRESH:
+        def draw(done: int) -> None:
+            nonlocal drawn
+            if done == total or time.monotonic() - drawn >= REFRESH:
+                with contextlib.suppress(OSError):  # the terminal has gone, and what is under way is saved
                     bar.update(task, completed=done, refresh=True, text=beside(done) if beside else "")
-                    drawn = time.monotonic()
+                drawn = time.monotonic()
 
+        try:
+            bar.start()
             yield draw
+        finally:
+            with contextlib.suppress(OSError):
+                bar.stop()
         return
 
     def advance(done: int) -> None:
@@ -228,7 +258,7 @@ _warned: set[str] = set()
 
 def one_line(message: Warning | str, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
     """How warnings are shown: one line, the first time."""
-    text = " ".join(str(message).split())
+    text = harmless(" ".join(str(message).split()))
     if text in _warned or distributed.world().rank:
         return ""
     _warned.add(text)

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,17 +17,25 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def replace_atomically(target: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `target`; on success it is flushed to disk and renamed, else removed.
+    """Yield a new temporary file beside `target`; on success it is flushed to disk and renamed, else removed.
 
-    Raises UserError when the disk is full or the folder cannot be written.
+    A link stays and its file is replaced; a device or a pipe is written to as it is. Raises UserError when the disk is full
+    or the folder cannot be written.
     """
-    temporary = target.with_name(target.name + ".tmp")
+    if target.is_char_device() or target.is_fifo():
+        yield target
+        return
+    place = Path(os.path.realpath(target))
+    temporary = unguessable(place)
     try:
         try:
+            if place.exists() and not (place.is_file() or place.is_dir()):
+                raise OSError(errno.EINVAL, "it is a block device or a socket")
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # follows no link
             yield temporary
             with open(temporary, "rb+") as f:
                 os.fsync(f.fileno())
-            os.replace(temporary, target)
+            os.replace(temporary, place)
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -35,17 +44,23 @@ def replace_atomically(target: Path) -> Iterator[Path]:
         raise write_error(target, error) from error
 
 
-def write_error(target: Path, error: Exception) -> UserError:
-    """The sentence for a failed write of `target`."""
+def unguessable(target: Path) -> Path:
+    """A new temporary name beside `target`, so that nobody can put a link there first."""
+    return target.with_name(f"{target.name[:200]}.{secrets.token_hex(8)}.tmp")
+
+
+def write_error(target: Path, error: Exception, key: str = "hydra.run.dir=...") -> UserError:
+    """The sentence for a failed write of `target`, whose folder `key` chooses."""
     number = getattr(error, "errno", None) or 0  # 0 is no error's number
     why = {
         errno.ENOSPC: "the disk is full; free some space and start the same command again",
         errno.EDQUOT: "the disk quota is used up; free some space and start the same command again",
-        errno.EACCES: "no permission; choose another folder with hydra.run.dir=...",
-        errno.EROFS: "the file system is read-only; choose another folder with hydra.run.dir=...",
-        errno.EEXIST: "a file stands where a folder is needed; choose another folder with hydra.run.dir=...",
-        errno.ENOTDIR: "a file stands where a folder is needed; choose another folder with hydra.run.dir=...",
-    }.get(number, f"{' '.join(str(error).split())[:200]}; nothing was lost, start the same command again")
+        errno.EACCES: f"no permission; choose another folder with {key}",
+        errno.EROFS: f"the file system is read-only; choose another folder with {key}",
+        errno.EEXIST: f"a file stands where a folder is needed; choose another folder with {key}",
+        errno.ENOTDIR: f"a file stands where a folder is needed; choose another folder with {key}",
+        errno.EIO: "the disk failed (I/O error); nothing was lost, start the same command again once it works",
+    }.get(number, f"{' '.join(str(error).split())[:200]}; choose another place with {key}")
     return UserError(f"cannot write {target}: {why}")
 
 
@@ -60,17 +75,17 @@ def write_json(target: Path, content: Any) -> None:
     write_text(target, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def hold(path: Path) -> "FileLock | None":
+def hold(path: Path, patience: float = 0.2) -> "FileLock | None":
     """Hold the lock file `path` until `release()` or this process's end, its forks not counted; None if another has it.
 
-    On a file system without flock filelock warns, and notes the holder's process in the file. Raises OSError where the
+    patience: seconds to wait, since another may only look whether it is held. On a file system without flock filelock warns, and notes the holder's process in the file. Raises OSError where the
     file cannot be made.
     """
     from filelock import FileLock, Timeout
 
     lock = FileLock(path, thread_local=False)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=patience)
     except Timeout:
         return None
     return lock

@@ -81,13 +81,14 @@ def task(node: Any) -> float | None:
 def requeue(signum: int) -> None:
     """The run is saved: let submitit put its job back into the queue, unless SLURM is ending it for good.
 
-    SIGUSR2 is the notice before the time limit; SIGTERM comes for `scancel` too, but also at the start of a
-    preemption's grace time, after which a job that has ended would not come back.
+    SIGUSR2, or the signal that submitit was told instead, is the notice before the time limit; SIGTERM comes for `scancel`
+    too, but also at the start of a preemption's grace time, after which a job that has ended would not come back.
     """
     from snn_repro.runs.sweeps import still_running
 
-    if signum == signal.SIGUSR2 or still_running():
-        signal.raise_signal(signal.SIGUSR2)  # submitit's own handler, which was back in place when run() returned
+    notice = signal.Signals["SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")]
+    if signum == notice or still_running():
+        signal.raise_signal(notice)  # submitit's own handler, which was back in place when run() returned
 
 
 def call_hydra(argv: list[str]) -> None:

@@ -11,14 +11,14 @@ installed entry points count: no value of a configuration can name code.
 """
 
 import importlib
+import logging
 import pkgutil
 import threading
 from functools import cache
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
-
-from snn_repro.errors import UserError
 
 GROUP = "snn_repro"
 
@@ -33,14 +33,12 @@ class Package(NamedTuple):
 
 @cache
 def packages() -> tuple[Package, ...]:
-    """What is installed, by name; nothing is imported. Raises UserError for an entry point without its module."""
-    from importlib.metadata import entry_points
-
+    """What is installed, by name; nothing is imported. An entry point without its module is left out (`broken`)."""
     points = sorted({(point.name, point.module) for point in entry_points(group=GROUP)})
-    return tuple(Package(name, module, _folder(name, module)) for name, module in points)
+    return tuple(p for name, module in points if (p := _package(name, module)) is not None)
 
 
-def _folder(name: str, module: str) -> Path:
+def _package(name: str, module: str) -> Package | None:
     top, *inner = module.split(".")
     try:
         spec = find_spec(top)  # of a top-level name: finds it without importing it
@@ -49,14 +47,37 @@ def _folder(name: str, module: str) -> Path:
     if spec is not None and spec.submodule_search_locations:
         path = Path(next(iter(spec.submodule_search_locations)), *inner)
         if path.is_dir():
-            return path
+            return Package(name, module, path)
         if inner and path.with_suffix(".py").is_file():
-            return path.parent
+            return Package(name, module, path.parent)
     elif spec is not None and spec.origin and not inner:
-        return Path(spec.origin).parent
-    raise UserError(
-        f"the entry point '{name} = {module}' ({GROUP}) has no such module; install its package anew or remove it"
-    )
+        return Package(name, module, Path(spec.origin).parent)
+    leave_out(name, module, ImportError("there is no such module"))
+    return None
+
+
+_broken: dict[str, str] = {}
+
+
+def broken() -> str:
+    """Which packages cannot be used and why, to be put behind the sentence on a name that nobody has; "" without any."""
+    return "".join(f"; {sentence}" for sentence in _broken.values())
+
+
+def leave_out(name: str, module: str, error: Exception) -> None:
+    """Go on without a package, after one warning that names it."""
+    if module not in _broken:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        _broken[module] = (
+            f"the package '{module}' (entry point '{name}' of {GROUP}) cannot be imported: {said}; mend it or uninstall it"
+        )
+        logging.getLogger("snn_repro").warning(_broken[module])
+
+
+def versions() -> dict[str, str]:
+    """{distribution: version} of the packages, for the record of a run."""
+    dists = {point.dist for point in entry_points(group=GROUP) if point.dist}
+    return {dist.name: dist.version for dist in sorted(dists, key=lambda dist: dist.name)}
 
 
 def conf_dirs() -> list[Path]:
@@ -64,14 +85,14 @@ def conf_dirs() -> list[Path]:
     return [folder for package in packages() if (folder := package.folder / "conf").is_dir()]
 
 
-def sources() -> list[tuple[str, Path]]:
-    """(name, file) of every module that `load` imports."""
+def sources() -> list[tuple[Package, Path]]:
+    """(package, file) of every module that `load` imports."""
     found = []
     for package in packages():
         last = package.folder / f"{package.module.rpartition('.')[2]}.py"
         files = sorted(package.folder.glob("*.py")) if (package.folder / "__init__.py").is_file() else [last]
         single = package.folder.name != package.module.rpartition(".")[2] and last.is_file()
-        found += [(f"{package.module}/{file.name}", file) for file in ([last] if single else files)]
+        found += [(package, file) for file in ([last] if single else files)]
     return found
 
 
@@ -80,7 +101,7 @@ _loaded: set[Package] = set()
 
 
 def load() -> None:
-    """Import every package once, so that it registers what it has. Raises UserError naming the one that cannot be."""
+    """Import every package once, so that it registers what it has; one that cannot be is left out (`broken`)."""
     with _once:
         for package in packages():
             if package in _loaded:
@@ -93,13 +114,5 @@ def load() -> None:
                 ):
                     if not is_folder and not name.startswith("_"):
                         importlib.import_module(f"{package.module}.{name}")
-            except UserError:
-                _loaded.discard(package)
-                raise
             except Exception as error:
-                _loaded.discard(package)
-                said = " ".join(f"{type(error).__name__}: {error}".split())
-                raise UserError(
-                    f"the package '{package.module}' (entry point '{package.name}' of {GROUP}) cannot be imported: {said}; "
-                    "mend it or uninstall it"
-                ) from error
+                leave_out(package.name, package.module, error)

@@ -41,14 +41,19 @@ class Registry(dict[str, Any]):
     @cached_property
     def _declared(self) -> dict[str, tuple[sources.Source, Any]]:
         found = dict(self._ours)
-        for _, file in outside.sources():
-            found |= sources.declared(file, self._decorator, ".".join(self._module.split(".")[:2]))
+        for package, file in outside.sources():
+            try:
+                found |= sources.declared(file, self._decorator, ".".join(self._module.split(".")[:2]))
+            except (SyntaxError, ValueError, OSError) as error:
+                outside.leave_out(package.name, package.module, error)
         return found
 
     def names(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*self._declared, *super().keys())))
 
     def __contains__(self, name: object) -> bool:
+        if not isinstance(name, str):
+            return False
         if not super().__contains__(name) and name not in self._declared:
             if self._module in sys.modules or outside.packages():  # else nobody could have added to it
                 self._load()
@@ -61,7 +66,9 @@ class Registry(dict[str, Any]):
                 return sources.settings_of(*self._declared[name])
             except (sources.Unread, AttributeError, TypeError, ValueError):  # its module says it, or what is wrong
                 pass
-        return getattr(self[name], "settings", {})
+        if not super().__contains__(name):
+            self._load()
+        return getattr(super().get(name), "settings", {})
 
     def all_settings(self, ours: bool = False) -> dict[str, Setting]:
         """The settings of all things by their keys, or of those alone that this package has."""
@@ -76,6 +83,7 @@ class Registry(dict[str, Any]):
         if name not in self:
             raise UserError(
                 f"{self.group}.name={name!r} is not one of {', '.join(self.names())}{nearest(name, self.names())}"
+                f"{outside.broken()}"
             )
         settings = self.settings(name)
         for key, value in given.items():
@@ -106,9 +114,13 @@ class Registry(dict[str, Any]):
         outside.load()
 
     def __missing__(self, name: str) -> Any:
-        self._load()
+        importlib.import_module(self._module)
+        if not super().__contains__(name):
+            outside.load()
         if super().__contains__(name):
             return self[name]
+        if name in self._declared and outside.broken():
+            raise UserError(f"{self.group}.name={name} cannot be had{outside.broken()}")
         raise KeyError(name)
 
     def get(self, name: str, default: Any = None) -> Any:

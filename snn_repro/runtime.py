@@ -15,8 +15,7 @@ from torch import nn
 from snn_repro import distributed
 from snn_repro.config import Config, ConfigError
 from snn_repro.data.batches import keep_freed_memory
-from snn_repro.kernels import KERNELS, memory, prepare, resolve_backend
-from snn_repro.losses import LOSSES
+from snn_repro.kernels import KERNELS, memory, prepare
 from snn_repro.neurons import initial_states
 
 
@@ -157,13 +156,11 @@ def backends(config: Config) -> tuple[str, str]:
     return (config.neuron.backend, config.model.conv_backend) if config.kernels == "auto" else KERNELS[config.kernels]
 
 
-def neuron_backend(config: Config, device: torch.device, model: nn.Module | None = None, precision: str = "") -> str:
-    """The backend that computes the spiking layers in this run ("auto" resolved); on CUDA those of `model`, whose kernels are
-    checked now if they never were on this GPU: by the first process, the others read its verdict."""
-    if LOSSES[config.loss.name].reads_potentials:
-        return "torch"
-    if device.type != "cuda" or model is None:
-        return resolve_backend(backends(config)[0], device.type)
+def neuron_backend(config: Config, device: torch.device, model: nn.Module, precision: str) -> str:
+    """The backend of the spiking layers of `model` in this run ("auto" resolved); several are joined by "and".
+
+    On CUDA kernels that were never checked on this GPU are checked now, by the first process.
+    """
     trained = {"fp16 autocast": torch.float16, "bf16 autocast": torch.bfloat16}.get(precision, torch.float32)
     with distributed.main_first():
         return prepare(model, device, tuple({trained: 0, torch.float32: 0}), config.timesteps)
@@ -199,9 +196,7 @@ def images_per_statistic(config: Config, processes: int) -> int:
     return config.recipe.batch_size // (parts_of_a_batch(config, processes) * together)
 
 
-def conditions(
-    config: Config, device: torch.device, precision: str, model: nn.Module | None = None
-) -> dict[str, Any]:  # fmt: skip
+def conditions(config: Config, device: torch.device, precision: str, model: nn.Module) -> dict[str, Any]:
     """What no key of the configuration hash says and yet moves numbers, by rounding at least; result.json keeps it."""
     processes = distributed.world().size
     here = dict(

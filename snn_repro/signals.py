@@ -1,9 +1,11 @@
-"""Signals that ask to stop: Ctrl-C, SIGTERM and SIGUSR2, which is SLURM's notice before a time limit."""
+"""Signals that ask to stop: Ctrl-C, SIGTERM, SIGHUP of a terminal that closes, and SIGUSR1 and SIGUSR2, a queue's notice."""
 
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
+
+ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopRequest:
@@ -17,8 +19,9 @@ def handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
     """Let `handler(signum, frame)` answer them inside the block; in another than the main thread the caller's own do."""
     before: dict[int, Any] = {}
     with contextlib.suppress(ValueError):  # not in the main thread
-        for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-            before[one] = signal.signal(one, handler)
+        for one in ASKED:
+            if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN:  # nohup: it outlives its terminal
+                before[one] = signal.signal(one, handler)
     try:
         yield
     finally:

@@ -9,6 +9,8 @@ import contextlib
 import itertools
 import logging
 import math
+import os
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -74,9 +76,11 @@ def run(config: Config, run_dir: str | None = None, overrides: list[str] | None 
 
     The folder (`run_dir`, else `config.run_dir`) decides what happens: a finished run of the same configuration is
     returned as it is, an unfinished one is continued, another configuration is refused. Raises UserError (one
-    sentence), TrainingError when the loss is not finite, Interrupted after Ctrl-C or SIGTERM.
+    sentence), TrainingError when the loss is not finite, Interrupted after a signal that asks to stop.
     """
     config = checked(to_dict(config))
+    config.dataset.found = None  # of an earlier run, say
+    config.data_dir, config.cache_dir = (p and os.path.abspath(p) for p in (config.data_dir, config.cache_dir))
     if config.dry_run:
         raise ConfigError("dry_run=true trains nothing: use snn_repro.dry_run.dry_run(config), or leave it out")
     path = Path(run_dir or config.run_dir or Path("runs", config.name, f"seed{config.seed}"))
@@ -84,14 +88,22 @@ def run(config: Config, run_dir: str | None = None, overrides: list[str] | None 
     parts_of_a_batch(config, world.size)
     if world.rank:
         log.setLevel(logging.ERROR)  # the first process speaks for all
-    folder = open_folder(path, config)
+    if not _running.acquire(blocking=False):
+        raise UserError(
+            "another thread of this process trains, and two runs would share its random generators; start them one after the "
+            "other, or each in a process of its own"
+        )
     try:
-        if folder.finished is not None:
-            return repeated(folder, folder.finished, config)
-        with signals.stop_requests(alone=world.size == 1) as stop:
-            return recorded(folder, config, stop, overrides or [])
+        with contextlib.closing(open_folder(path, config)) as folder:
+            if folder.finished is not None:
+                return repeated(folder, folder.finished, config)
+            with signals.stop_requests(alone=world.size == 1) as stop:
+                return recorded(folder, config, stop, overrides or [])
     finally:
-        folder.close()
+        _running.release()
+
+
+_running = threading.Lock()
 
 
 def open_folder(path: Path, config: Config) -> RunFolder | Follower:
@@ -166,7 +178,10 @@ def built(
     seed_everything(config)
     world = distributed.world()
     with distributed.main_first():
+        facts = SETS[config.dataset.name].of(config)
+        config.dataset.found = facts.found if facts.own else None
         data = build_data(config)
+    folder.configured()
     data_hashes = distributed.broadcast(fingerprint(config) if world.rank == 0 else None)
     shares = [part and part.shard(world.rank, world.size) for part in (data.train, data.val, data.test)]
     train_part, val_part, test_part = feed(shares, device, config.dataset.on_device, config.dataset.ahead)
@@ -192,7 +207,7 @@ def built(
     state = Training(
         folder, config, model, loss_fn, optimizer, build_schedule(optimizer, config.recipe, steps), amp,
         averaged(model, config.recipe.ema_decay), device, stop, steps, data_hashes,
-        ran_under | {"code": code["sha256"][:12]},
+        ran_under | {"numbers": code["numbers"], "outside": code["outside"]},
     )  # fmt: skip
     return state, data, (train_part, val_part, test_part)
 
@@ -240,6 +255,7 @@ def fit(
         # killed between the last checkpoint and the result: the weights are final, the outputs were lost
         test = evaluate(state.evaluated, test_part, loss_fn, amp, device, config)
     folder.predictions(**final_outputs(test))
+    ran_under = conditions(config, device, amp.name, model)  # a backend that failed in between is not named
     result = build_result(config, data, weights, imp, history, ran_under, loss_fn.readout_name, test["n"])
     result.data, result.code, result.changed_on_resume = data_hashes, code, state.changed
     result.causal = not sees_future(model)
@@ -309,16 +325,22 @@ class Training:
             seed_generators(derive_seed(self.config.seed, rank, *at))
         if content is None:
             return []
-        checkpoint.load_model(self.model, content["model"], str(self.folder.path))
-        load_optimizer(self.optimizer, content["optimizer"])
-        self.schedule.load_state_dict(content["schedule"])
-        self.amp.scaler.load_state_dict(content["scaler"])
-        if self.ema:
-            self.ema.load_state_dict(content["ema"])
-        rngs = [content["rng"], *content.get("rng_others", [])]
-        if rank == 0 or size == len(rngs):  # with another number of processes the new ones draw anew
-            checkpoint.set_rng_state(rngs[rank])
-        self.epoch, self.step, self.sums = content["epoch"], content["step"], content["sums"].copy()
+        try:
+            checkpoint.load_model(self.model, content["model"], str(self.folder.path))
+            load_optimizer(self.optimizer, content["optimizer"])
+            self.schedule.load_state_dict(content["schedule"])
+            self.amp.scaler.load_state_dict(content["scaler"])
+            if self.ema:
+                self.ema.load_state_dict(content["ema"])
+            rngs = [content["rng"], *content.get("rng_others", [])]
+            if rank == 0 or size == len(rngs):  # with another number of processes the new ones draw anew
+                checkpoint.set_rng_state(rngs[rank])
+            self.epoch, self.step, self.sums = content["epoch"], content["step"], EMPTY | content["sums"]
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+            raise checkpoint.CheckpointError(
+                f"{self.folder.path / checkpoint.LAST} does not fit this run, or was changed ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:120]}); start again with resume=never"
+            ) from error
         self.started_at = self.epoch
         self.saved = f"epoch {self.epoch}, step {self.step}"
         before = content.get("conditions", {})

@@ -11,6 +11,7 @@ import torch
 from snn_repro.config import Config, load_config, to_dict
 from snn_repro.data.batches import Split
 from snn_repro.files import write_json
+from snn_repro.neurons import build_neuron
 from snn_repro.runs.result import RunResult, build_result
 from snn_repro.runtime import conditions
 
@@ -57,7 +58,7 @@ def fake_run(
     last = {**line, "epoch": 2, "acc": acc, "acc_step": step, **val}
     data = SimpleNamespace(split=Split("fixed", split, 800, 80, n_test), input_shape=(1, 8, 8), num_classes=10)
     readout = "last" if config.loss.name == "lts" else "mean"
-    ran_under = conditions(config, torch.device("cpu"), precision)
+    ran_under = conditions(config, torch.device("cpu"), precision, build_neuron("if"))
     result = dict(build_result(config, data, *params, [early, last], ran_under, readout, n_test)) | (extra or {})
     for key in [key for key, value in (extra or {}).items() if value is None]:
         del result[key]

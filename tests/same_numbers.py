@@ -2,8 +2,6 @@
 
 python tests/same_numbers.py record FILE     train them all (a few minutes) and write their numbers, to the last bit
 python tests/same_numbers.py compare FILE... train them again and name each number that differs; exit code 1 if any does
-python tests/same_numbers.py declare FILE... the same, and where none differs say so in results/same_code.json: results of
-                                             the code that was recorded then count as this code's
 
 Every neuron x loss of the paper on digits and digits_dvs, every other choice alone on digits, and a row of the paper (on small
 files in its data set's format) a data set.
@@ -14,7 +12,6 @@ import json
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,8 +24,6 @@ from fixtures import event_sets, image_sets  # noqa: E402
 
 from snn_repro.config import load_config  # noqa: E402
 from snn_repro.data.prepare import prepare  # noqa: E402
-from snn_repro.files import write_json  # noqa: E402
-from snn_repro.provenance import SAME, source_hash  # noqa: E402
 from snn_repro.train import run  # noqa: E402
 from studies import methods  # noqa: E402
 
@@ -108,13 +103,12 @@ def main(what: str, *files: str) -> int:
     with tempfile.TemporaryDirectory() as root:
         found = json.loads(json.dumps(numbers(Path(root))))
     if what == "record":
-        Path(files[0]).write_text(json.dumps({"code": source_hash(), "numbers": found}, indent=1))
+        Path(files[0]).write_text(json.dumps({"numbers": found}, indent=1))
         return 0
-    return max(held_against(json.loads(Path(file).read_text()), found, what == "declare") for file in files)
+    return max(held_against(json.loads(Path(file).read_text())["numbers"], found) for file in files)
 
 
-def held_against(record: dict, found: dict[str, dict], declare: bool) -> int:
-    before = record["numbers"]
+def held_against(before: dict[str, dict], found: dict[str, dict]) -> int:
     differs = [
         f"{name}: {key}: {before[name][key]} -> {found.get(name, {}).get(key)}"
         for name in before
@@ -122,10 +116,6 @@ def held_against(record: dict, found: dict[str, dict], declare: bool) -> int:
         if found.get(name, {}).get(key) != before[name][key]
     ]
     print("\n".join(differs) or f"all numbers of {len(before)} runs are the same")
-    if declare and not differs and record["code"] != source_hash():
-        pair = dict(before=record["code"], after=source_hash(), runs=len(before), date=time.strftime("%Y-%m-%d"))
-        known = json.loads(SAME.read_text()) if SAME.exists() else []
-        write_json(SAME, [*known, pair])
     return 1 if differs else 0
 
 

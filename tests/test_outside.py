@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from snn_repro.errors import UserError
-from snn_repro.outside import Package, _folder
+from snn_repro.outside import _package
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "tests/example_package"
@@ -242,18 +241,39 @@ assert "snn_ideas" not in sys.modules
     assert done.returncode == 0 and not done.stdout, done.stdout + done.stderr
 
 
-def test_a_package_that_cannot_be_imported_is_named(site, tmp_path):
-    for name, content in {"bad/__init__.py": "import no_such_thing\n", "bad-1.dist-info/METADATA": "Name: bad\nVersion: 1\n",
-                          "bad-1.dist-info/entry_points.txt": "[snn_repro]\nbad = bad\n"}.items():  # fmt: skip
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(content)
-    script = "from snn_repro.losses import build_loss; build_loss('sdt'); build_loss('sdd')"
+def test_a_damaged_package_is_named_and_harms_only_who_asks_for_it(tmp_path):
+    """`bad` cannot be imported, `torn` is no Python, and `gone` has no module."""
+    neuron = (
+        "import no_such_thing\nfrom snn_repro.neurons import LIF, register\n@register('badlif')\nclass Bad(LIF): ...\n"
+    )
+    for name, content in {"bad": neuron, "torn": "def (", "gone": None}.items():
+        info = tmp_path / f"{name}-1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Name: {name}\nVersion: 1\n")
+        (info / "entry_points.txt").write_text(f"[snn_repro]\n{name} = {name}\n")
+        if content:
+            (tmp_path / f"{name}.py").write_text(content)
+    words = ["neuron=lif", "debug.max_steps=1", "debug.max_eval_batches=1", "recipe.epochs=1", *QUICK]
+    script = f"""
+from snn_repro.config import load_config, to_dict, checked
+from snn_repro.losses import build_loss
+from snn_repro.neurons import build_neuron
+from snn_repro.train import run
+print(run(load_config({words}), {str(tmp_path / "run")!r}).code["outside"])
+for ask in (lambda: build_loss("sdd"), lambda: build_neuron("badlif"), lambda: load_config(["neuron=bad"])):
+    try:
+        ask()
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
     path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     done = subprocess.run([sys.executable, "-c", script], env=os.environ | path, capture_output=True, text=True)
-    assert (
-        "UserError: the package 'bad' (entry point 'bad' of snn_repro) cannot be imported: ModuleNotFoundError"
-        in done.stderr
-    )
-    with pytest.raises(UserError, match="the entry point 'mine = no_such_module' .* has no such module"):
-        _folder("mine", "no_such_module")
-    assert Package("json", "json.tool", _folder("json", "json.tool")).folder.name == "json"
+    assert done.returncode == 0, done.stderr
+    versions, *asked = done.stdout.splitlines()[-4:]
+    assert versions == "{'bad': '1', 'gone': '1', 'torn': '1'}"
+    for said in asked:
+        assert "Error" in said.split()[0] and "KeyError" not in said, said
+        for name, why in (("bad", "ModuleNotFoundError"), ("torn", "SyntaxError"), ("gone", "ImportError")):
+            assert f"the package '{name}' (entry point '{name}' of snn_repro) cannot be imported: {why}" in said
+            assert done.stderr.count(f"the package '{name}'") <= 1
+    assert (package := _package("json", "json.tool")) and package.folder.name == "json"

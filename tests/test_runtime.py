@@ -5,7 +5,9 @@ import torch
 
 from snn_repro import runtime
 from snn_repro.config import ConfigError, config_hash, load_config
+from snn_repro.losses import build_loss
 from snn_repro.models import build_model
+from snn_repro.neurons import build_neuron
 from snn_repro.runs import checkpoint
 
 SMALL = dict(num_classes=10, input_shape=(1, 8, 8), timesteps=2, neuron={"name": "if", "imp": True})
@@ -75,11 +77,26 @@ def test_results_of_a_gpu_name_its_arithmetic(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     monkeypatch.setattr(runtime, "prepare", lambda model, device, dtypes, steps: f"checked {dtypes} {steps}")
     config = load_config(["kernels=triton"])
-    monkeypatch.setattr(runtime, "resolve_backend", lambda *a: "triton")
     found = runtime.conditions(config, Cuda(), "fp16 autocast", torch.nn.Linear(1, 1))
     assert found["cuda"]["gpu"] == "a GPU" and found["cuda"]["tf32_convolutions"] == torch.backends.cudnn.allow_tf32
     assert found["neuron_backend"] == "checked (torch.float16, torch.float32) 4"
-    assert "cuda" not in runtime.conditions(config, torch.device("cpu"), "float32")
+    assert "cuda" not in runtime.conditions(config, torch.device("cpu"), "float32", torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize(
+    "families, watched, said",
+    [
+        (["if"], False, "cpu"),
+        (["clif"], False, "torch"),
+        (["if"], True, "torch"),
+        (["lif", "glif"], False, "cpu and torch"),
+    ],
+)
+def test_the_backend_of_a_result_is_what_its_layers_ran(families, watched, said):
+    model = torch.nn.Sequential(*(build_neuron(family, timesteps=2, state_shape=(2, 1, 1)) for family in families))
+    if watched:
+        build_loss("rmp").watch(model)
+    assert runtime.conditions(load_config([]), torch.device("cpu"), "float32", model)["neuron_backend"] == said
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -305,6 +306,25 @@ def test_help_starts_without_torch():
     assert time.perf_counter() - started < 30  # a hang, not a timing: it takes well under a second
 
 
+def test_a_second_thread_may_load_a_configuration_and_not_train(quick, tmp_path, monkeypatch):
+    words = [["seed=1"], ["neuron=lif", "loss=tet"], ["dataset=digits_dvs"], ["recipe.lr=0.1"]] * 3
+    with ThreadPoolExecutor(4) as pool:
+        assert [*pool.map(load_config, words)] == [load_config(w) for w in words]
+        original = train.Training.train_epoch
+
+        def beside(self, *rest):
+            other = pool.submit(run, load_config([*SHORT, f"hydra.run.dir={tmp_path / 'other'}"]))
+            with pytest.raises(UserError, match="another thread of this process trains"):
+                other.result()
+            return original(self, *rest)
+
+        monkeypatch.setattr(train.Training, "train_epoch", beside)
+        run(quick())
+    assert not (tmp_path / "other").exists()
+    monkeypatch.undo()
+    assert run(quick(f"hydra.run.dir={tmp_path / 'other'}")).epochs == 2  # the first gave it free
+
+
 def test_device_and_precision_are_refused_where_they_do_not_exist(quick, monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
@@ -313,7 +333,7 @@ def test_device_and_precision_are_refused_where_they_do_not_exist(quick, monkeyp
     monkeypatch.setattr(runtime, "has_bf16_units", lambda: False)
     for amp in ("bf16", "fp16"):
         with pytest.raises(UserError, match=f"recipe.amp={amp}"):
-            run(quick(f"recipe.amp={amp}", "resume=never"))
+            run(quick(f"recipe.amp={amp}", "force=true"))
 
 
 def test_bf16_units_are_found_as_each_version_of_torch_tells(monkeypatch):

@@ -10,6 +10,7 @@ import types
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,12 +32,12 @@ from snn_repro.data.events import Events, integrate
 from snn_repro.data.feed import feed
 from snn_repro.data.formats import read_aedat3
 from snn_repro.data.image_files import ImageFile, decode, decode_tensor
-from snn_repro.data.jpegs import Jpegs
 from snn_repro.data.prepare import prepare
 from snn_repro.data.sets import SETS
 from snn_repro.distributed import cores
 
 SIZE = (128, 128)
+DECODERS = ("pil", "torchcodec") if find_spec("torchcodec") else ("pil",)
 OURS = "ours (find, read, CRC-32, decode, integrate, checksum, write, journal, index)"
 THEIRS = ("spikingjelly, its default (compressed)", "spikingjelly, uncompressed")
 
@@ -395,9 +396,9 @@ def _image_recipe(rounds: int, row: str, n: int, folder: Path, quick: bool) -> T
             loader.collate_fn([loader.dataset[key] for key in plan])
 
     cases: dict[str, Callable] = {}
-    for decoder in ("pil", "torchvision") if dataset.from_files else ("pil",):
+    for decoder in DECODERS if dataset.from_files else DECODERS[:1]:
         said = f", dataset.decoder={decoder}" if dataset.from_files else ""
-        batches = LoaderBatches(samples(decoder == "torchvision"), n, shuffle=True, transforms=transforms)
+        batches = LoaderBatches(samples(decoder == "torchcodec"), n, shuffle=True, transforms=transforms)
         cases[f"whole{said}"] = partial(whole, batches)
         cases[f"a loader process{said}"] = partial(worker, batches._loader, [(i, (0, 0, 2, i)) for i in range(n)])
     kind = "JPEG files of 500 x 375 pixels" if dataset.from_files else f"images of {pixels} x {pixels} pixels"
@@ -445,11 +446,11 @@ def _decoders(rounds: int, row: str, n: int, folder: Path, on: Place, quick: boo
     )
     samples = {
         "pil": PilImages(images, labels, cut, read=decode),
-        "torchvision": PilImages(images, labels, cut_tensors, read=decode_tensor),
-        "nvjpeg": Jpegs(images, labels, cut_tensors),
+        "torchcodec": PilImages(images, labels, cut_tensors, read=decode_tensor),
     }
     cases: dict[str, Callable] = {}
-    for decoder, those in samples.items():
+    for decoder in DECODERS:
+        those = samples[decoder]
         batches = LoaderBatches(those, min(64, n), shuffle=True, workers=workers, transforms=transforms)
         [fed] = feed([batches], torch.device(on.device))
         cases[f"dataset.decoder={decoder}"] = lambda fed=fed: deque(fed.epoch(0), maxlen=0)

@@ -7,7 +7,6 @@ device=cuda measures whole batches of the paper's rows on a GPU, training in flo
 PyTorch alone, by our kernels and by torch.compile; no optimiser and no loading there either.
 """
 
-import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from benchmarks._report import Report, Table, rated
 from snn_repro import kernels
 from snn_repro.data.batches import keep_freed_memory
 from snn_repro.models import build_model
+from snn_repro.runs.folder import find_results
 
 RUNS = Path(__file__).resolve().parents[2] / "results" / "runs"
 GOALS = {6: ("2x", "3x"), 27: ("1.5x", "2.1x")}  # training and evaluation, density in per cent
@@ -276,8 +276,7 @@ def _at_density(network: Network, batch: int, percent: int, rounds: int, quick: 
 def _trained_densities() -> list[Table]:
     """Firing rates of networks that were trained, from the results kept in results/runs/."""
     values: dict[str, list[float]] = {}
-    for file in sorted(RUNS.glob("**/result.json")):
-        result = json.loads(file.read_text())
+    for result in find_results(RUNS):
         for layer, rate in result.get("firing_rates", {}).items():
             values.setdefault(f"{result['name']}: {layer}", []).append(100 * rate)
     rows = {name: {"per cent": statistics.mean(rates)} for name, rates in values.items()}

@@ -23,7 +23,7 @@ from snn_repro.paper.differences import older_note
 from snn_repro.paper.formats import Column, Table, to_markdown
 from snn_repro.paper.results import Group, group_runs, load
 from snn_repro.paper.statistics import equivalence, holm, paired, pairs_needed, summary, visible_effect
-from snn_repro.runs.folder import RESULT
+from snn_repro.runs.folder import result_files
 
 if TYPE_CHECKING:
     from snn_repro.trained import TrainedRun
@@ -261,6 +261,8 @@ def _probe(folder: Path, state: str, tests: dict[str, list[Any]]) -> dict[str, A
         loss=config.loss.name,
         state=state,
         seed=config.seed,
+        neuron=config.neuron.name,
+        model=config.model.name,
         code=result["code"],
         acc=result["acc_last"],
     )
@@ -464,7 +466,7 @@ def ran(groups: Sequence[Group]) -> dict[str, Part]:
 def collected(results: Path) -> tuple[list[Group], list[str]]:
     """The committed runs. Raises UserError where there is none."""
     folder = results / "runs" / "initial_state"
-    if not any(folder.rglob(RESULT)):
+    if not result_files(folder):
         raise UserError(f"{folder} holds no run; run `python scripts/study.py initial_state run`, then `... collect`")
     return group_runs(load([folder]))
 

@@ -26,7 +26,7 @@ from snn_repro.paper.formats import Column, Table, to_markdown
 from snn_repro.paper.results import Group, group_runs, load
 from snn_repro.paper.statistics import holm, paired
 from snn_repro.registry import INITIAL_STATES, LOSSES, NEURONS, NORMS, SURROGATES
-from snn_repro.runs.folder import RESULT
+from snn_repro.runs.folder import result_files
 
 if TYPE_CHECKING:
     from snn_repro.config import Config
@@ -263,7 +263,7 @@ Fixed before any of these runs:
 def report(results: Path) -> dict[str, str]:
     """`{"methods.md": ...}` from the collected runs. Raises UserError where there is none."""
     folder = results / "runs" / "methods"
-    if not folder.exists():
+    if not result_files(folder):
         raise UserError(f"{folder} does not exist; run `python scripts/study.py methods run`, then `... collect`")
     groups, notes = group_runs(load([folder]))
     measured, ran = _measured(folder), _ran(groups)
@@ -297,7 +297,7 @@ def report(results: Path) -> dict[str, str]:
 def tables(results: Path) -> list[Table]:
     """The tables of the report, each named by its data set too; none where nothing was run."""
     folder = results / "runs" / "methods"
-    if not any(folder.rglob(RESULT)):
+    if not result_files(folder):
         return []
     groups, _ = group_runs(load([folder]))
     measured = _measured(folder)

@@ -14,6 +14,7 @@ from snn_repro.paper.formats import Column, Table, to_markdown
 from snn_repro.paper.results import Group, group_runs, load
 from snn_repro.paper.statistics import equivalence, holm, paired
 from snn_repro.paper.tables import BY_STEP
+from snn_repro.runs.folder import result_files
 from studies.initial_state import MEASURES  # what a claim may be about, with its margin
 
 SWEEP_DIR = "runs/small_scale"
@@ -237,7 +238,7 @@ def overall(verdicts: Sequence[str]) -> str:
 def report(results: Path) -> dict[str, str]:
     """`{"small_scale.md": ...}` from the collected runs. Raises UserError where there is none."""
     runs = results / "runs" / "small_scale"
-    if not runs.exists():
+    if not result_files(runs):
         raise UserError(f"{runs} does not exist; run `python scripts/study.py small_scale run`, then `... collect`")
     groups, notes = group_runs(load([runs]))
     rows = judge_claims(groups)

@@ -12,7 +12,7 @@ from snn_repro.config.schema import OWN, Config
 NOT_HASHED = (
     "run_dir", "data_dir", "cache_dir", "resume", "force", "dry_run", "device", "threads", "logger", "energy", "neurobench",
     "skip_finished", "slurm", "runs_per_gpu",
-    "dataset.workers", "dataset.on_device", "dataset.ahead", "dataset.verify", "debug.profile", "baselines", "unspecified", "caveats",
+    "dataset.found", "dataset.workers", "dataset.on_device", "dataset.ahead", "dataset.verify", "debug.profile", "baselines", "unspecified", "caveats",
     "model.conv_backend", "model.checkpointing", "neuron.backend", "kernels", "compile", "cudnn_benchmark",
     "recipe.sync_bn",  # matters with several processes alone, and their number is no key either
 )  # fmt: skip

@@ -151,7 +151,7 @@ def _defaults(part: Any) -> dict:
     for f in dataclasses.fields(part):
         if dataclasses.is_dataclass(f.type):
             tree[f.name] = _defaults(f.type)
-        elif f.metadata:  # not `own`: those keys come from the yamls
+        elif f.name != "own":  # those keys come from the yamls
             tree[f.name] = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
     return tree
 

@@ -100,6 +100,7 @@ class DatasetConfig(Chosen):
         "hold prepared frames against their checksums when a run first reads them, or not at all",
         choices=("first_read", "off"),
     )
+    found: dict[str, Any] | None = None  # no key: what a run found in own data, kept for all that comes after training
 
 
 @dataclass

@@ -20,13 +20,15 @@ def explain(error: Exception) -> str:
     from hydra.errors import MissingConfigException, OverrideParseException  # only once Hydra has raised
 
     text = str(error)
+    if isinstance(error, RecursionError):
+        return "a configuration is nested two deep, like recipe.lr, and this one is too deep to read; write KEY=VALUE"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         if group == "hydra/launcher" and choice in ("joblib", "submitit_slurm"):
             extra = "parallel" if choice == "joblib" else "slurm"
             return f"this launcher is a package of its own: pip install 'snn_repro[{extra}]'"
         known = error.options or list(choices(group))
-        return f"{group}={choice} does not exist; choose one of: {', '.join(known)}{nearest(choice, known)}"
+        return f"{group}={choice} does not exist; choose one of: {', '.join(known)}{nearest(choice, known)}{outside.broken()}"
     if isinstance(error, OverrideParseException):
         return _unreadable(str(error.override))
     missing = re.search(r"Could not override '([^']+)'", text)

@@ -459,43 +459,28 @@ class RowCheck:
         return zlib.crc32(np.ascontiguousarray(frames).data) == self.checksums[row]
 
 
-class _Packed(NamedTuple):
-    """Tensors of unequal shapes as one, which passes from process to process at once."""
-
-    values: Tensor
-    shapes: list[torch.Size]
-
-    def unpacked(self) -> list[Tensor]:
-        parts = self.values.split([shape.numel() for shape in self.shapes])
-        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
-
-
 class LoaderBatches(_Ordered):
     """Batches of samples that must be read one by one (PIL images, raw recordings), by worker processes.
 
-    samples: a map-style data set; samples[i] is (x, class number), x a tensor [C, H, W] or [T, C, H, W]; with a method
-        `finished` (see jpegs.py) x is what that makes samples of, on the device.
+    samples: a map-style data set; samples[i] is (x, class number), x a tensor [C, H, W] or [T, C, H, W].
         Whatever it draws from `random`, `numpy.random` or torch's global generator is seeded from (seed,
         epoch, position of the draw), so torchvision and timm transforms repeat whatever the number of
         workers. An exception that it raises as DataError reaches the caller as one sentence.
     options: those of `_Ordered`; batch transforms run in the calling process.
     """
 
-    finished_on = torch.device("cpu")  # what `finished` is given; feed.py chooses the device that trains
-
     def __init__(self, samples: Dataset, batch_size: int, *, workers: int = 0, **options: Any):
         super().__init__(len(samples), batch_size, **options)  # type: ignore[arg-type]  # map-style: it has a length
         if workers < 0:
             raise UserError(f"workers={workers} must be 0 (read in the main process) or more")
         self._plan = _Plan()
-        self._finished = getattr(samples, "finished", None)
         self._loader = DataLoader(
             _SeededSamples(samples),
             batch_sampler=self._plan,
             num_workers=workers,
-            collate_fn=_packed if self._finished else _collate,
+            collate_fn=_collate,
             persistent_workers=workers > 0 and self._shuffled,  # evaluation is rare: its workers may go
-            pin_memory=torch.cuda.is_available() and not self._finished,
+            pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else every epoch draws from the caller's global generator
         )
 
@@ -509,13 +494,10 @@ class LoaderBatches(_Ordered):
             ]
             for _, positions, indices in reads
         ]
-        for (batch, *_), keys, loaded in zip(reads, self._plan.batches, self._loader, strict=True):
+        for (batch, *_), loaded in zip(reads, self._loader, strict=True):
             if isinstance(loaded, DataError):
                 raise loaded
             x, target = loaded
-            if self._finished:
-                rows, seeds = zip(*((row, derive_seed(*parts)) for row, parts in keys), strict=True)
-                x = self._finished(rows, x.unpacked(), seeds, self.finished_on)
             if x.ndim == 5:
                 x = x.transpose(0, 1)  # [B, T, ...] -> [T, B, ...]
             yield self._finish(x, target, self._steps(epoch, batch))
@@ -604,14 +586,6 @@ def _collate(samples):
         if isinstance(sample, DataError):
             return sample
     return torch.stack([x for x, _ in samples]), torch.tensor([int(y) for _, y in samples])
-
-
-def _packed(samples):
-    for sample in samples:
-        if isinstance(sample, DataError):
-            return sample
-    values = _Packed(torch.cat([x.flatten() for x, _ in samples]), [x.shape for x, _ in samples])
-    return values, torch.tensor([int(y) for _, y in samples])
 
 
 # ------------------------------------------------------------------ a data set's parts

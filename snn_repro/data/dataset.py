@@ -69,6 +69,10 @@ class DataSet:
     samples: tuple[int | None, int | None] = (None, None)  # (training, test) of the complete set, where that is known
     about: int | None = None  # training samples, roughly, where `samples` does not say
     draws_test = False  # whether dataset.split_seed draws the test part
+    own = False  # whether classes, sizes and statistics are found in the files; a run keeps them as dataset.found
+    found: dict[
+        str, Any
+    ] = {}  # what `of` found, as JSON; of events it decides a cache's content, whose manifest says it
     nda = (5, 30.0)  # strength of augment.nda: (shift in pixels, degrees)
     folders: tuple[str, ...] = ()  # names of folders in data_dir that may hold the files; the usual one first
     expected = "its files"  # which files, for messages
@@ -77,6 +81,7 @@ class DataSet:
     def of(self, cfg: Config) -> Self:
         """The set with `shape` and `num_classes` as the files of a configuration show them: itself, where it says them.
 
+        With `cfg.dataset.found` they are those that a run found when it was trained, whatever is in data_dir now.
         Raises UserError or DataError where they are to be found and the files are missing.
         """
         return self
@@ -170,7 +175,6 @@ class EventSet(DataSet):
         "random",
     )  # what each draws is said in splits.py; "official" where the samples' parts are
     arguments = ""  # of prepare_data.py, besides those that every set has
-    found: dict[str, Any] = {}  # what is known from the files alone and decides a cache's content; its manifest says it
     inside: tuple[str, ...] = ()  # names of the folders or archives in it that hold the recordings
     depth = 2  # parts of a recording's name: class folder and file, or the file alone
     pattern = r".+"  # of the files' names in lower case; {c} stands for the class

@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -26,6 +24,7 @@ import numpy as np
 
 from snn_repro.data.events import Events, compiled, integrate
 from snn_repro.errors import UserError
+from snn_repro.files import replace_atomically
 
 
 @dataclass(frozen=True)
@@ -249,14 +248,9 @@ def _read_cache(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 def _write_cache(path: Path, frames: np.ndarray) -> None:
     digest = np.frombuffer(hashlib.sha256(frames.data).digest(), np.uint8)
-    temporary = path.with_name(f"{path.stem}-{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        with replace_atomically(path) as temporary, open(temporary, "wb") as file:
             np.save(file, np.concatenate([frames.ravel(), digest]), allow_pickle=False)
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        reason = error.strerror or error
-        warnings.warn(f"cannot keep frames in {path} ({reason}): each run makes them again", stacklevel=3)
+    except (OSError, UserError) as error:
+        warnings.warn(f"cannot keep frames, so that each run makes them again: {error}", stacklevel=3)

@@ -1,151 +1,176 @@
-"""Recordings as columns t, x, y, p in .npz and HDF5 files, as tools of the field write them.
+"""Recordings of one's own: `read_recording` gives events and sensor of a file by its suffix.
 
-columns     each under one of its names (NAMES), at the top or in a group `events`; or a structured array of such fields
-            called `events`, or `CD/events`
-t           microseconds: whole numbers, or floating point numbers without fractions
-x, y        column and row of the pixel, from 0
-p           0 and 1, false and true, or -1 and 1
-height, width   of the sensor, where the file says them: in .npz as arrays of one number, in HDF5 as those or attributes
+.npz .h5 .hdf5       columns t, x, y, p, each an array, at the top or in `events`: a group, or a structured array
+    t                microseconds, ascending: whole numbers, or floating point numbers without fractions
+    x, y             column and row of the pixel, from 0
+    p                0 and 1, false and true, or -1 and 1
+    height, width    of the sensor, not needed: arrays of one number, or attributes
+.aedat               AEDAT 2.0 of a DVS128, decoded as CIFAR10-DVS is, or AEDAT 3.1
+.bin                 40-bit ATIS events, as of N-Caltech101 and N-MNIST
+.aedat4 .raw .dat .es  AEDAT 4, EVT 2 and 3, DAT and ES, read by faery (an extra)
 """
 
 from __future__ import annotations
 
 import io
+import re
+import tempfile
 import zipfile
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from snn_repro.data.events import Events
-from snn_repro.data.formats import FormatError
+from snn_repro.data.formats import FormatError, read_aedat2, read_aedat3, read_atis_bin
+from snn_repro.errors import DataError, UserError
 
-NAMES = {
-    "t": ("t", "ts", "time", "times", "timestamp", "timestamps"),
-    "x": ("x", "xs"),
-    "y": ("y", "ys"),
-    "p": ("p", "ps", "pol", "polarity", "polarities"),
-}
-TABLES = ("events", "CD/events")
-LARGEST_COLUMN = 2**32  # bytes, unpacked
+SUFFIXES = (".npz", ".h5", ".hdf5", ".aedat", ".bin", ".aedat4", ".raw", ".dat", ".es")
+CAMERAS = {"DVS128": (128, 128), "DAVIS240": (180, 240), "DAVIS346": (260, 346), "DAVIS640": (480, 640)}
+"""what the name of an AEDAT 3.1 file's source begins with -> (height, width)"""
+LARGEST = 2**31  # bytes that a file may hold unpacked: 67 million events of 32 bytes
+LARGEST_SENSOR = 4096  # pixels a side
+RANGES = {"t": (-(2**62), 2**62), "x": (0, LARGEST_SENSOR - 1), "y": (0, LARGEST_SENSOR - 1), "p": (-1, 1)}
+WANTED = "the columns t (microseconds), x, y and p (0 and 1, or -1 and 1) are wanted, as arrays or as a structured array `events`"
+JITTER = 1000  # microseconds that an event of a camera's own file may lie before an earlier one
 
 
-class Table(NamedTuple):
+class Recording(NamedTuple):
     """What a file holds."""
 
     events: Events
     size: tuple[int, int] | None  # (height, width) of the sensor, where the file says it
 
 
-def read_npz(data: bytes, name: str) -> Table:
-    """A .npz file. Nothing in it is unpickled. Raises FormatError."""
+def read_recording(data: bytes, name: str) -> Recording:
+    """A file of one of SUFFIXES. Raises DataError (FormatError), and UserError where faery is needed and missing."""
+    suffix, jitter = Path(name).suffix.lower(), JITTER
+    if suffix in (".npz", ".h5", ".hdf5"):
+        found, jitter = _table_file(data, name, suffix), 0
+    elif suffix == ".aedat" and data.startswith(b"#!AER-DAT3.1"):
+        camera = re.search(rb"^#\s*Source \d+: *(\w+)", data[:4096], re.MULTILINE)
+        named = camera.group(1).decode() if camera else ""
+        size = next((s for c, s in CAMERAS.items() if named.startswith(c)), None)
+        found = Recording(read_aedat3(data, name, None), size)
+    elif suffix == ".aedat":
+        found = Recording(read_aedat2(data, name), CAMERAS["DVS128"])
+    elif suffix == ".bin":
+        found = Recording(read_atis_bin(data, name, (240, 256)), None)
+    elif suffix in SUFFIXES:
+        found = _by_faery(data, name, suffix)
+    else:
+        raise DataError(f"{name} is no recording that can be read; they end in {', '.join(SUFFIXES)}")
+    t = found.events.t
+    if len(early := np.flatnonzero(np.maximum.accumulate(t) - t > jitter)):
+        i = int(early[0])
+        raise FormatError(name, None, f"t falls from {t[:i].max()} to {t[i]} at event {i}; sort the events by t")
+    return found
+
+
+def _table_file(data: bytes, name: str, suffix: str) -> Recording:
+    """A .npz or HDF5 file. Nothing in it is unpickled."""
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
+        if suffix == ".npz":
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                _check_size(sum(member.file_size for member in archive.infolist()), name)
+            with np.load(io.BytesIO(data), allow_pickle=False) as file:
+                return _table(file, file, name)
+        import h5py
 
-            def get(key: str) -> np.ndarray | None:
-                return _npy(archive, members[key], name) if key in members else None
-
-            return _table(get, members, name)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        raise FormatError(name, 0, f"it cannot be unpacked ({error}): the file is damaged, or no .npz") from None
-
-
-def _npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> np.ndarray:
-    """An array of which every value is there: what a header promises is not believed."""
-    if info.file_size > LARGEST_COLUMN:
-        raise FormatError(name, info.header_offset, f"{info.filename} would take {info.file_size:,} bytes")
-    stream = io.BytesIO(archive.read(info))
-    try:
-        version = np.lib.format.read_magic(stream)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = header(stream)
-        if dtype.hasobject:
-            raise ValueError("it holds Python objects, which are not read")
-        return np.frombuffer(stream.getbuffer(), dtype, int(np.prod(shape)), stream.tell()).reshape(shape)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise FormatError(name, info.header_offset, f"{info.filename} is no whole array ({error})") from None
-
-
-def read_hdf5(data: bytes, name: str) -> Table:
-    """An HDF5 file. Raises FormatError."""
-    import h5py
-
-    try:
         with h5py.File(io.BytesIO(data), "r") as file:
-
-            def get(key: str) -> np.ndarray | None:
-                found = file.get(key)
-                if isinstance(found, h5py.Dataset):
-                    if found.size * found.dtype.itemsize > LARGEST_COLUMN:
-                        raise FormatError(name, 0, f"{key} would take {found.size * found.dtype.itemsize:,} bytes")
-                    return found[()]
-                return np.asarray(file.attrs[key]) if key in file.attrs else None
-
-            names: list[str] = []
-            file.visit(names.append)
-            return _table(get, [*names, *file.attrs], name)
+            sizes: list[int] = []
+            file.visititems(lambda _, found: sizes.append(getattr(found, "nbytes", 0)))
+            _check_size(sum(sizes), name)
+            return _table(file, {**file, **file.attrs}, name)
     except FormatError:
         raise
-    except Exception as error:  # h5py raises nearly anything for a damaged file
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise FormatError(name, 0, f"it cannot be read as HDF5 ({reason})") from None
+    except Exception as error:  # zipfile, numpy and h5py raise nearly anything for a damaged file
+        raise FormatError(
+            name, None, f"it cannot be unpacked ({_reason(error)}): it is damaged, or no {suffix}"
+        ) from None
 
 
-def _table(get: Callable[[str], Any], names: Iterable[str], name: str) -> Table:
-    names, columns = set(names), {}
-    for table in TABLES:
-        values = get(table) if table in names else None
-        if values is not None:
-            if values.dtype.names is None:
-                raise FormatError(
-                    name,
-                    0,
-                    f"{table} is a table without names of its columns; save a structured array, or t, x, y and p apart",
-                )
-            columns = _chosen(values.dtype.names, values.__getitem__)
-            break
-    else:
-        for group in ("", "events/", "CD/events/"):
-            inside = {n.removeprefix(group): n for n in names if n.startswith(group)}
-            columns = columns or _chosen(inside, lambda n, inside=inside: get(inside[n]))  # type: ignore[misc]
-    if not columns:
-        wanted = ", ".join(f"{key} ({', '.join(others[1:])})" for key, others in NAMES.items())
-        raise FormatError(name, 0, f"it lacks one of {wanted}; it holds: {', '.join(sorted(names)) or 'nothing'}")
-    height, width = (get(key) if key in names else None for key in ("height", "width"))
-    size = None if height is None or width is None else (int(np.ravel(height)[0]), int(np.ravel(width)[0]))
-    return Table(_events(columns, name), size)
+def _check_size(size: int, name: str) -> None:
+    if size > LARGEST:
+        raise FormatError(name, None, f"it holds {size:,} bytes and {LARGEST:,} are read at most; cut it into parts")
 
 
-def _chosen(names: Iterable[str], get: Callable[[str], Any]) -> dict[str, np.ndarray]:
-    """The four columns under whichever of their names they have; {} where one is missing."""
-    there = set(names)
-    found = {key: next((n for n in variants if n in there), None) for key, variants in NAMES.items()}
-    return {} if None in found.values() else {key: np.asarray(get(n)) for key, n in found.items() if n}
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:150] or type(error).__name__
 
 
-def _events(columns: dict[str, np.ndarray], name: str) -> Events:
-    if any(v.ndim != 1 for v in columns.values()) or len({len(v) for v in columns.values()}) != 1:
-        shapes = ", ".join(f"{k} {list(v.shape)}" for k, v in columns.items())
-        raise FormatError(name, 0, f"its columns must have one value an event each, and they are: {shapes}")
-    whole = {}
-    for key, values in columns.items():
-        if values.dtype.kind not in "iubf":
-            raise FormatError(name, 0, f"{key} holds {values.dtype}, not numbers")
-        whole[key] = values
-        if values.dtype.kind == "f":
-            if not np.array_equal(values, np.rint(values)):
-                seconds = "; times are microseconds (seconds times 1e6, rounded)" if key == "t" else ""
-                raise FormatError(name, 0, f"{key} holds numbers with fractions{seconds}")
-            whole[key] = values.astype(np.int64)
-    t, x, y, p = (whole[key] for key in "txyp")
-    for key, values in (("x", x), ("y", y)):
-        if len(values) and not 0 <= int(values.min()) <= int(values.max()) <= 32_767:
-            raise FormatError(name, 0, f"{key} reaches from {values.min()} to {values.max()}, which no sensor gives")
-    p = p.astype(np.int64)
-    if set(np.unique(p).tolist()) <= {-1, 1}:
-        p = (p + 1) // 2
-    if len(p) and not 0 <= p.min() <= p.max() <= 1:
-        raise FormatError(name, 0, f"p reaches from {p.min()} to {p.max()}; polarities are 0 and 1, or -1 and 1")
-    return Events(t.astype(np.int64), x.astype(np.int16), y.astype(np.int16), p.astype(np.uint8))
+def _table(file: Any, told: Mapping[str, Any], name: str) -> Recording:
+    """The columns of an opened file; `told` may have height and width."""
+    source = file["events"] if "events" in file else file
+    held = (source.dtype.names or ()) if hasattr(source, "dtype") else list(source)
+    if missing := [key for key in "txyp" if key not in held]:
+        there = ", ".join(sorted(held)) or "no names"
+        raise FormatError(name, None, f"it lacks {', '.join(missing)}: {WANTED}; it holds: {there}")
+    t, x, y, p = (_column(source, key, name) for key in "txyp")
+    if len({len(t), len(x), len(y), len(p)}) > 1:
+        raise FormatError(
+            name, None, f"t, x, y and p must have one value an event and have {[*map(len, (t, x, y, p))]}"
+        )
+    if len(p) and p.min() < 0 and not p.all():
+        raise FormatError(name, None, "p holds -1, 0 and 1; polarities are 0 and 1, or -1 and 1")
+    events = Events(t.astype(np.int64), x.astype(np.int16), y.astype(np.int16), (p > 0).astype(np.uint8))
+    sides = [_side(told[key], key, name) for key in ("height", "width") if key in told]
+    return Recording(events, (sides[0], sides[1]) if len(sides) == 2 else None)
+
+
+def _column(source: Any, key: str, name: str) -> np.ndarray:
+    """One column as its file has it: a list of whole numbers in its range."""
+    try:
+        values = np.asarray(source[key])
+    except Exception as error:
+        raise FormatError(name, None, f"{key} cannot be read ({_reason(error)})") from None
+    if values.ndim != 1 or values.dtype.kind not in "iubf":
+        raise FormatError(name, None, f"{key} is {values.dtype} {list(values.shape)}, not one number an event")
+    if values.dtype.kind == "f":
+        if len(bad := np.flatnonzero(~np.isfinite(values))):
+            raise FormatError(name, None, f"{key} is {values[bad[0]]} at event {bad[0]}; every event needs a number")
+        if len(bad := np.flatnonzero(values != np.rint(values))):
+            unit = "; times are microseconds (seconds times 1e6, rounded)" if key == "t" else ""
+            raise FormatError(name, None, f"{key} holds fractions, {values[bad[0]]} at event {bad[0]}{unit}")
+    low, high = RANGES[key]
+    if len(values) and not low <= int(values.min()) <= int(values.max()) <= high:
+        bad = np.flatnonzero((values < low) | (values > high))[0]
+        raise FormatError(name, None, f"{key} is {values[bad]} at event {bad}, which is not from {low} to {high}")
+    return values
+
+
+def _side(value: Any, key: str, name: str) -> int:
+    values = np.asarray(value).ravel()
+    if values.size != 1 or values.dtype.kind not in "iuf" or values[0] not in range(1, LARGEST_SENSOR + 1):
+        raise FormatError(
+            name, None, f"{key} is {values.tolist()!s:.60}; a number of pixels up to {LARGEST_SENSOR} is wanted"
+        )
+    return int(values[0])
+
+
+def _by_faery(data: bytes, name: str, suffix: str) -> Recording:
+    try:
+        import faery
+    except ImportError:
+        raise UserError(f"{name} is read by faery, which is not installed: pip install faery") from None
+    unknown = (LARGEST_SENSOR, LARGEST_SENSOR)  # (width, height) that faery gives where a header says nothing
+    with tempfile.NamedTemporaryFile(suffix=suffix) as file:  # it reads files alone
+        file.write(data)
+        file.flush()
+        try:
+            stream = faery.events_stream_from_file(file.name, dimensions_fallback=unknown)
+            parts, size = [], 0
+            for part in stream:
+                parts.append(part)
+                size += part.nbytes
+                _check_size(size, name)
+            width, height = stream.dimensions()
+        except (KeyboardInterrupt, MemoryError, FormatError):
+            raise
+        except BaseException as error:  # its panics are no Exception
+            raise FormatError(name, None, f"faery cannot read it ({_reason(error)})") from None
+    table = np.concatenate(parts) if parts else np.empty(0, faery.EVENTS_DTYPE)
+    columns = (_column(table, key, name) for key in "txyp")
+    events = Events(*(v.astype(kind) for v, kind in zip(columns, ("i8", "i2", "i2", "u1"), strict=True)))
+    return Recording(events, None if (width, height) == unknown else (height, width))

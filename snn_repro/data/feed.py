@@ -46,8 +46,6 @@ def feed(parts: Sequence[Any], device: torch.device, on_device: Any = "auto", ah
         elif isinstance(part, MemoryBatches | LoaderBatches):
             part = copy.copy(part)
             part.device = device if all(map(portable, part.transforms)) else part.device
-            if isinstance(part, LoaderBatches):
-                part.finished_on = device
             guided = any(isinstance(t, GuidedAugmentation) for t in part.transforms)
             part.ahead = (
                 gpu if ahead == "auto" else ahead

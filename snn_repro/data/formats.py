@@ -18,12 +18,12 @@ import gzip
 import io
 import os
 import pickle
-import pickletools
 import re
 import struct
 import tarfile
 import warnings
 import zlib
+from itertools import islice
 from math import prod
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -34,18 +34,19 @@ from snn_repro.data.events import Events
 from snn_repro.errors import DataError
 
 _BINARY = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+_LARGEST = 1 << 30  # bytes of an image file, unpacked; CIFAR-100's has 155 million
 Source = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO
 
 
 class FormatError(DataError):
-    """A file is not what its format promises: `name`, the byte `offset` at which that shows, and the `reason`."""
+    """A file is not what its format promises: `name`, the byte `offset` at which that shows, if one does, and the `reason`."""
 
-    def __init__(self, name: str, offset: int, reason: str):
+    def __init__(self, name: str, offset: int | None, reason: str):
         super().__init__(name, offset, reason)  # all three, so that the error survives a process boundary
         self.name, self.offset, self.reason = name, offset, reason
 
     def __str__(self) -> str:
-        return f"{self.name}, byte {self.offset}: {self.reason}"
+        return f"{self.name}{'' if self.offset is None else f', byte {self.offset}'}: {self.reason}"
 
 
 def _bytes(source: Source, name: str | None) -> tuple[bytes, str]:
@@ -257,49 +258,31 @@ def read_atis_bin(source: Source, name: str | None = None, size: tuple[int, int]
     return events if keep.all() else Events(*(values[keep] for values in events))
 
 
-_IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-
-
 def read_idx(source: Source, name: str | None = None) -> np.ndarray:
-    """An IDX array (MNIST's format), plain or gzipped, in its own type and shape and native byte order.
+    """A uint8 array in IDX, MNIST's format, plain or gzipped. Raises FormatError.
 
-    Two zero bytes, a type code, the number of dimensions, the dimensions as big-endian 32-bit integers, then
-    the values. Raises FormatError; for a gzipped file its offsets count unpacked bytes.
+    Two zero bytes, the type code 8, the number of dimensions, these as big-endian 32-bit integers, then the values.
     """
     data, name = _bytes(source, name)
-    packed = data[:2] == b"\x1f\x8b"
-    stream = gzip.GzipFile(fileobj=io.BytesIO(data)) if packed else io.BytesIO(data)
-    read = 0
-
-    def take(count: int) -> bytes:
-        """Up to `count` bytes, block by block: what a damaged header promises is never allocated at once."""
-        nonlocal read
-        blocks, wanted = [], count
+    if data[:2] == b"\x1f\x8b":
         try:
-            while wanted and (block := stream.read(min(wanted, 1 << 20))):
-                blocks.append(block)
-                wanted -= len(block)
-                read += len(block)
+            unpacked = gzip.GzipFile(fileobj=io.BytesIO(data))
+            data = b"".join(islice(iter(lambda: unpacked.read(1 << 20), b""), _LARGEST >> 20))
         except (OSError, EOFError, zlib.error) as error:
-            raise FormatError(name, read, f"cannot be unpacked ({error}): the file is damaged") from None
-        return b"".join(blocks)
-
-    magic = take(4)
-    if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _IDX_TYPES or not 1 <= magic[3] <= 8:
-        raise FormatError(name, 0, f"the file begins with {magic.hex(' ') or 'nothing'}, not with an IDX header")
-    header = take(4 * magic[3])
-    if len(header) < 4 * magic[3]:
-        raise FormatError(name, read, f"the file ends inside its header of {4 + 4 * magic[3]} bytes")
-    shape = struct.unpack(f">{magic[3]}I", header)
-    dtype = np.dtype(_IDX_TYPES[magic[2]])
-    expected = prod(shape) * dtype.itemsize
-    if not expected:
-        raise FormatError(name, 4, f"the array of shape {shape} is empty")
-    body = take(expected + 1)
-    if len(body) != expected:
-        held = f"only {len(body)}" if len(body) < expected else "more"
-        raise FormatError(name, read, f"an array of shape {shape} has {expected} bytes, the file holds {held}")
-    return np.frombuffer(body, dtype).astype(dtype.newbyteorder("=")).reshape(shape)
+            raise FormatError(name, 0, f"cannot be unpacked ({error}): the file is damaged") from None
+    if len(data) < 4 or data[:2] != b"\0\0" or not 1 <= data[3] <= 8:
+        raise FormatError(name, 0, f"the file begins with {data[:4].hex(' ') or 'nothing'}, not with an IDX header")
+    if data[2] != 8:
+        raise FormatError(name, 2, f"it holds values of type {data[2]:#04x}, not bytes of 0 to 255 (type 0x08)")
+    start = 4 + 4 * data[3]
+    if len(data) < start:
+        raise FormatError(name, len(data), f"the file ends inside its header of {start} bytes")
+    shape = struct.unpack_from(f">{data[3]}I", data, 4)
+    if not prod(shape) or len(data) - start != prod(shape):
+        raise FormatError(
+            name, start, f"an array of shape {shape} has {prod(shape)} bytes, the file {len(data) - start}"
+        )
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()
 
 
 # ------------------------------------------------------------------ CIFAR's pickles
@@ -337,7 +320,7 @@ def _read_cifar(source: str | os.PathLike, files: list[str], labels: str) -> lis
             with tarfile.open(source, "r|*") as archive:
                 for member in archive:
                     file = PurePosixPath(member.name).name
-                    if member.isfile() and file in files and member.size < _LARGEST_BATCH:
+                    if member.isfile() and file in files and member.size < _LARGEST:
                         name = f"{source}:{member.name}"
                         content = archive.extractfile(member).read()  # type: ignore[union-attr]  # a file has one
                         held[file] = read_cifar_batch(content, name, labels=labels)
@@ -351,39 +334,41 @@ def _read_cifar(source: str | os.PathLike, files: list[str], labels: str) -> lis
 def read_cifar_batch(source: Source, name: str | None = None, labels: str = "labels") -> Labelled:
     """One pickled file of CIFAR. labels: "labels" (CIFAR-10) or "fine_labels" (CIFAR-100).
 
-    The pickle is taken apart without running it: nothing that it names is imported or called. Raises
-    FormatError.
+    Nothing that the pickle names is imported or called. Raises FormatError.
     """
     classes = {"labels": 10, "fine_labels": 100}[labels]
     data, name = _bytes(source, name)
-    batch, offsets = _load_pickle(data, name)
-    if not isinstance(batch, dict):
-        raise FormatError(name, 0, "the pickle holds no dictionary")
-    batch = {_text(key): value for key, value in batch.items()}
+    stream = io.BytesIO(data)
+    try:
+        batch = {_text(key): getattr(value, "values", value) for key, value in _Unpickler(stream).load().items()}
+    except Exception as error:  # a damaged pickle can fail in any way that its operations can
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        raise FormatError(name, stream.tell(), f"it is no whole pickle of a dictionary ({reason})") from None
+    if stream.tell() != len(data):
+        raise FormatError(name, stream.tell(), "the pickle ends here, before the file does")
     for needed in ("data", labels):
         if needed not in batch:
             raise FormatError(name, 0, f"the dictionary has no '{needed}'; is the file of another data set?")
-    images, numbers = (_array(batch[key]) for key in ("data", labels))
-    if images is None or images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != 3072:
-        raise FormatError(name, offsets.get("data", 0), "'data' is no whole uint8 array of 3,072 bytes an image")
-    if numbers is None or numbers.shape != images.shape[:1] or not len(numbers):
-        raise FormatError(name, offsets.get(labels, 0), f"'{labels}' is no list of {len(images)} whole numbers")
-    if numbers.min() < 0 or numbers.max() >= classes:
-        span = f"{numbers.min()} to {numbers.max()}"
-        raise FormatError(name, offsets.get(labels, 0), f"'{labels}' reaches from {span}, not from 0 to {classes - 1}")
-    return images.reshape(-1, 3, 32, 32), numbers.astype(np.int64)
+    images, numbers = batch["data"], batch[labels]
+    if not isinstance(images, np.ndarray) or images.shape[1:] != (3072,) or not len(images):
+        raise FormatError(name, 0, "'data' is no whole uint8 array of 3,072 bytes an image")
+    if not isinstance(numbers, list) or len(numbers) != len(images) or any(type(n) is not int for n in numbers):
+        raise FormatError(name, 0, f"'{labels}' is no list of {len(images)} whole numbers")
+    if min(numbers) < 0 or max(numbers) >= classes:
+        span = f"{min(numbers)} to {max(numbers)}"
+        raise FormatError(name, 0, f"'{labels}' reaches from {span}, not from 0 to {classes - 1}")
+    return images.reshape(-1, 3, 32, 32), np.array(numbers, np.int64)
 
 
-class _Integers:
-    """What `numpy.dtype` means in a pickle: a type of integers and nothing else; its byte order comes as its state."""
+class _Bytes:
+    """What `numpy.dtype` means in a pickle: that numbers are bytes."""
 
     def __init__(self, code, *_):
-        if not re.fullmatch("[iu][1248]", code := _text(code)):
-            raise ValueError(f"it holds numbers of type {code}, which no CIFAR file needs")
-        self.dtype = np.dtype(code)
+        if _text(code) != "u1":
+            raise ValueError(f"it holds numbers of type {_text(code)}, which no CIFAR file needs")
 
     def __setstate__(self, state):
-        self.dtype = self.dtype.newbyteorder(">" if _text(state[1]) == ">" else "<")
+        pass
 
 
 class _Array:
@@ -394,75 +379,32 @@ class _Array:
         self.values = _filled(raw, kind, shape, "F" if fortran else "C")
 
 
-def _filled(raw: bytes, kind: _Integers, shape: tuple, order: str | bytes) -> np.ndarray:
-    return np.frombuffer(raw, kind.dtype).reshape(shape, order="F" if _text(order) == "F" else "C").copy()
+def _filled(raw: bytes, _: _Bytes, shape: tuple, order: str | bytes) -> np.ndarray:
+    return np.frombuffer(raw, np.uint8).reshape(shape, order="F" if _text(order) == "F" else "C").copy()
 
 
-_LARGEST_BATCH = 1 << 30  # bytes; CIFAR-100's train has 155 million
-_MEANINGS = {  # of all names in CIFAR's pickles, written by any Python and numpy; none of them is imported
-    "numpy ndarray": None,
-    "numpy dtype": _Integers,
-    "numpy.core.multiarray _reconstruct": lambda *_: _Array(),
-    "numpy.core.multiarray scalar": lambda kind, raw: _filled(raw, kind, (), "C")[()],
-    "numpy.core.numeric _frombuffer": _filled,
-    "_codecs encode": lambda text, _: text.encode("latin1"),  # how Python 3 writes bytes into a protocol 2 pickle
-}
-# What pickles of dictionaries, lists, numbers, strings and arrays are made of, protocol 2 and later.
-_OPCODES = frozenset(
-    """PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT
-    BINSTRING SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8
-    BYTEARRAY8 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
-    BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD""".split()
-)
+class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]  # the one in Python: a damaged index takes no memory
+    """Dictionaries, lists, numbers, strings and arrays of integers; nothing that the file names is imported."""
 
+    dispatch = pickle._Unpickler.dispatch | {pickle.BYTEARRAY8[0]: pickle._Unpickler.load_binbytes8}  # type: ignore[attr-defined]
+    meanings = {
+        "numpy ndarray": None,
+        "numpy dtype": _Bytes,
+        "numpy.core.multiarray _reconstruct": lambda *_: _Array(),
+        "numpy.core.numeric _frombuffer": _filled,
+        "_codecs encode": lambda text, _: text.encode("latin1"),  # how Python 3 writes bytes into a protocol 2 pickle
+    }
 
-class _SafeUnpickler(pickle.Unpickler):
+    def __init__(self, stream: io.BytesIO):
+        super().__init__(stream, encoding="bytes")
+
     def find_class(self, module: str, name: str):
         known = f"{module.replace('numpy._core', 'numpy.core')} {name}"
-        if known not in _MEANINGS:
+        if known not in self.meanings:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which no CIFAR file needs")
-        return _MEANINGS[known]
-
-
-def _load_pickle(data: bytes, name: str) -> tuple[object, dict[str, int]]:
-    """The object, and the offset at which each short string first stands.
-
-    The opcodes are checked before any is obeyed: that all are known and whole, and that none asks for memory
-    out of proportion (a memo index does).
-    """
-    stream, offsets, at = io.BytesIO(data), dict[str, int](), 0
-    try:
-        for count, (opcode, argument, position) in enumerate(pickletools.genops(stream)):
-            at = position or 0
-            if opcode.name not in _OPCODES:
-                raise FormatError(name, at, f"opcode {opcode.name}, which no CIFAR file needs; it is not obeyed")
-            if opcode.name == "LONG_BINPUT" and isinstance(argument, int) and argument > count:
-                raise FormatError(name, at, f"memo index {argument} after {count} operations")
-            if isinstance(argument, str | bytes) and len(argument) < 20:
-                offsets.setdefault(argument if isinstance(argument, str) else argument.decode("latin1"), at)
-    except ValueError as error:
-        reason = " ".join(str(error).split())[:100]
-        raise FormatError(name, stream.tell(), f"the pickle is damaged or breaks off ({reason})") from None
-    if at != len(data) - 1:
-        raise FormatError(name, at, f"the pickle ends here, {len(data) - 1 - at} bytes before the file does")
-    stream.seek(0)
-    try:
-        return _SafeUnpickler(stream, encoding="bytes").load(), offsets
-    except Exception as error:  # a damaged pickle can fail in any way that its operations can
-        reason = " ".join(str(error).split())[:100]
-        raise FormatError(name, stream.tell(), f"the pickle is damaged ({reason})") from None
+        return self.meanings[known]
 
 
 def _text(value):
     """A string however it was written; whatever else it is."""
     return value.decode("latin1") if isinstance(value, bytes) else value
-
-
-def _array(value) -> np.ndarray | None:
-    """An array, or a list of whole numbers as one; None for all else and what is empty."""
-    value = getattr(value, "values", value)
-    if isinstance(value, list):
-        if not all((type(n) is int or isinstance(n, np.integer)) and -(2**63) <= n < 2**63 for n in value):
-            return None
-        value = np.array(value, np.int64)
-    return value if isinstance(value, np.ndarray) and value.size else None

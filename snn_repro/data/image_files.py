@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
 import os
 import stat
 import tarfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,17 +29,14 @@ from snn_repro.data.dataset import entry, first_entry
 from snn_repro.errors import DataError, UserError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-log = logging.getLogger("snn_repro")
-
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+ORIENTATION = 0x0112  # the EXIF tag of how a camera was held; 1 is upright
 MAX_PIXELS = 80_000_000  # 240 MB as RGB; PIL warns from 89 million pixels on and refuses 179 million
 TRAIN = ("train", "ILSVRC2012_img_train", "ILSVRC2012_img_train.tar")
 VAL = ("val", "ILSVRC2012_img_val", "ILSVRC2012_img_val.tar")
 KAGGLE, DEVKIT = "LOC_val_solution.csv", "ILSVRC2012_devkit_t12"
-CHECK_SECONDS = 60.0  # for the headers of the test images; a local disk gives 50,000 in some five
 
 
 class ImageFile(NamedTuple):
@@ -72,104 +67,57 @@ Classes = dict[str, Callable[[], list[ImageFile]]]
 # ------------------------------------------------------------------ one image
 
 
-def decode(image: ImageFile, mode: str | None = "RGB"):
-    """The image as a PIL image in RGB, or another mode (None: its own). Raises DataError with its name where it cannot be read."""
+def decode(image: ImageFile, mode: str | None = "RGB", shown: bool = False):
+    """The image as a PIL image in RGB, or another mode (None: its own); shown: `as_shown`. Raises DataError with its name."""
     with named(image), image.open() as stream:
-        return _opened(stream).convert(mode)
+        opened = _opened(stream)
+        return (as_shown(opened) if shown else opened).convert(mode)
 
 
-def decode_tensor(image: ImageFile, mode: str = "RGB") -> Tensor:
-    """`decode` as uint8 [C, H, W]: JPEGs by torchvision, others by PIL. torchvision reads the same pixels in less time, but grey
-    ones (mode "L") of a JPEG in colour are its own luma."""
-    import torch
-
-    with named(image):
-        stored = as_stored(image, mode)
-        return decode_jpegs([stored], mode, torch.device("cpu"))[0] if stored.ndim == 1 else stored
-
-
-def as_stored(image: ImageFile, mode: str = "RGB") -> Tensor:
-    """The bytes of a JPEG that torchvision decodes, uint8 [n]; of any other image its pixels, uint8 [C, H, W], by PIL."""
-    import torch
+def decode_tensor(image: ImageFile, mode: str = "RGB", shown: bool = False) -> Tensor:
+    """`decode` as uint8 [C, H, W]: JPEGs by torchcodec, which takes a colour image's own luma as its grey, others by PIL."""
     from torchvision.transforms.functional import pil_to_tensor
 
     with named(image), image.open() as stream:
         opened = _opened(stream)
-        if opened.format == "JPEG" and opened.mode in ("RGB", "L"):
+        turned = shown and opened.getexif().get(ORIENTATION, 1) != 1
+        if opened.format == "JPEG" and opened.mode in ("RGB", "L") and not turned:
             stream.seek(0)
-            return torch.frombuffer(bytearray(stream.read()), dtype=torch.uint8)
-        return pil_to_tensor(opened.convert(mode))
+            return torchcodec()(stream.read(), mode={"RGB": "RGB", "L": "GRAY"}[mode])
+        return pil_to_tensor((as_shown(opened) if shown else opened).convert(mode))
 
 
-def decode_jpegs(files: list[Tensor], mode: str, device: torch.device) -> list[Tensor]:
-    """uint8 [n] each, in memory of the CPU -> uint8 [C, H, W] on a device. Raises RuntimeError for a file that is no good JPEG."""
-    return jpeg_decoder()(files, {"RGB": "RGB", "L": "GRAY"}[mode], device) if files else []
+def as_shown(image):
+    """A PIL image as viewers show it: turned as its EXIF data say, and on white where it is transparent."""
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image
 
 
-def jpeg_decoder() -> Callable[[list[Tensor], str, torch.device], list[Tensor]]:
-    """torchvision's, or where it decodes no more (to be removed after version 0.29) torchcodec's: the same pixels.
-
-    Raises UserError where neither is there.
-    """
+def torchcodec() -> Callable:
+    """torchcodec's `decode_jpeg`. Raises UserError where it cannot be imported."""
     try:
-        from torchvision.io import ImageReadMode, decode_jpeg
-    except ImportError:
-        try:
-            from torchcodec.decoders import decode_jpeg as by_torchcodec
-        except ImportError:
-            raise UserError(
-                "dataset.decoder=torchvision and nvjpeg need torchvision up to 0.29, or torchcodec 0.16 or newer; pip install"
-                " torchcodec, or use dataset.decoder=pil"
-            ) from None
-        return lambda files, mode, device: by_torchcodec(files, mode=mode, device=device)
-    return lambda files, mode, device: (
-        decode_jpeg(files, ImageReadMode[mode], device)
-        if device.type == "cuda"
-        else [decode_jpeg(file, ImageReadMode[mode]) for file in files]
-    )
+        from torchcodec.decoders import decode_jpeg
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise UserError(
+            f"dataset.decoder=torchcodec needs torchcodec 0.16 or newer ({reason}); pip install torchcodec, or use"
+            " dataset.decoder=pil"
+        ) from None
+    return decode_jpeg
 
 
 def look(images: Sequence[ImageFile]) -> list[tuple[int, int, str]]:
-    """(width, height, PIL's mode) of each image, from its header. Raises DataError with the name of the first bad one."""
-    with ThreadPoolExecutor(16, "look") as pool:
-        return list(pool.map(check_image, images, chunksize=64))
-
-
-def check(images: Sequence[ImageFile], seconds: float = CHECK_SECONDS) -> None:
-    """Look at each image before hours are spent on training: a readable header, a sane size, an end.
-
-    An image whose end has no end marker is decoded. Threads share the work; what is left after `seconds` is left to be
-    found when it is read, and a line says so. Raises DataError with the name of the first bad one.
-    """
-    end, size = time.monotonic() + seconds, 64
-
-    def problem(start: int) -> DataError | bool:
-        """What is wrong in this group; else whether there was time for it."""
-        if time.monotonic() > end:
-            return False
-        try:
-            for image in images[start : start + size]:
-                check_image(image)
-        except DataError as error:
-            return error
-        return True
-
-    with ThreadPoolExecutor(16, "check") as pool:  # waiting for a file server, not for the processor
-        answers = []
-        for answer in pool.map(problem, range(0, len(images), size)):
-            if isinstance(answer, DataError):
-                pool.shutdown(cancel_futures=True)
-                raise answer
-            answers.append(answer)
-    if not all(answers):
-        done = min(sum(answers) * size, len(images))
-        log.info(
-            f"checked {done:,} of {len(images):,} images in {seconds:g} s; the others are checked when they are read"
-        )
+    """`check_image` of each, by threads. Raises DataError with the name of the first bad one."""
+    with ThreadPoolExecutor(16, "look") as pool:  # waiting for a file server, not for the processor
+        return list(pool.map(check_image, images))
 
 
 def check_image(image: ImageFile) -> tuple[int, int, str]:
-    """See `check`, of one image; see `look` for what it returns."""
+    """(width, height, PIL's mode) of an image with a readable header, a sane size and an end; without an end it is decoded."""
     with named(image), image.open() as stream:
         opened = _opened(stream)
         marker = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(opened.format)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import time
 import warnings
@@ -43,9 +44,8 @@ class Images(NamedTuple):
 DECODER = {
     "decoder": Setting(
         "pil",
-        "who opens and resizes the images: PIL, as the paper did, or torchvision, 1.4 times as fast, whose pixels differ by"
-        " rounding; nvjpeg does both on the GPU",
-        choices=("pil", "torchvision", "nvjpeg"),
+        "what opens and resizes the images: PIL, as in the paper, or torchcodec and torchvision; pixels differ by rounding",
+        choices=("pil", "torchcodec"),
     )
 }
 
@@ -56,6 +56,7 @@ class ImageSet(DataSet):
     # mean and standard deviation a channel of the training images, in RGB order and the unit of the stored values
     statistics: tuple[list[float], list[float]]
     test_margin = 256 / 224  # of image files: the test's short side before the centre crop, as a factor of the crop's
+    as_shown = False  # of image files: whether EXIF's rotation is applied and transparent parts are white
     split_id = "official"  # what the one split is called in results
     files: tuple[tuple[str, ...], ...] = ()  # the names that each file may have; a folder counts as one
     installed: Path | None = None  # where a package of the system puts the files; looked at without data_dir
@@ -91,12 +92,16 @@ class ImageSet(DataSet):
 
         The set that was read last is kept: who asks for its fingerprint builds it next. Nobody may write to the arrays.
         """
+        import numpy as np
+
         files = self.locate(cfg)
         parts = _kept(self.read, _state(files)) if files else self.read()
         train, test = (
             Images(part[0], part[1], part[2] if len(part) > 2 else [f"{name}/{i:05d}" for i in range(len(part[1]))])
             for name, part in zip(("train", "test"), parts, strict=True)
         )
+        for part in (train, test):
+            _check_finite(np.asarray(part.images), self.name)
         return train, test
 
     def parts(self, cfg: Config) -> tuple[Images, Images]:
@@ -136,6 +141,7 @@ class ImageSet(DataSet):
 
         usual = self.stored(np.zeros(self.shape, np.uint8))
         if hasattr(source, "shape") and (own := np.asarray(source)).shape == self.shape and own.dtype == usual.dtype:
+            _check_finite(own[None], "the image")
             return own
         return self.stored(raw.pixels(source, self.shape, say))
 
@@ -148,7 +154,7 @@ class ImageSet(DataSet):
         x: Any
         if self.from_files:
             read = raw.picture_tensor if in_tensors(cfg) else raw.picture
-            picture = read(source, self.shape[0], say)
+            picture = read(source, self.shape[0], say, self.as_shown)
             size = self.frame_shape(cfg.dataset.frame_size)[-1]
             x = augment.eval_sample_transform(cfg.augment, size, self.test_margin)(picture)[None]
         else:
@@ -177,24 +183,16 @@ class ImageSet(DataSet):
         test_inputs: Any
         if self.from_files:
             if world().rank == 0 and not self.checked_before(cfg):
-                image_files.check(_used(test.images, cfg) + _used([train.images[i] for i in val_rows], cfg))
+                image_files.look(_used(test.images, cfg) + _used([train.images[i] for i in val_rows], cfg))
             # without RandomResizedCrop the network still needs one size: that of the test
             first, mode = augment.eval_steps(cfg.augment, size, self.test_margin), "RGB" if self.shape[0] == 3 else "L"
             tensors = in_tensors(cfg)
             if tensors:
-                image_files.jpeg_decoder()  # that there is one
+                image_files.torchcodec()  # that it is there
             augmented = augment.sample_transform(cfg.augment, self, size, fill, first, tensors)
             plain = augment.eval_sample_transform(cfg.augment, size, self.test_margin)
-            if cfg.dataset.own.get("decoder") == "nvjpeg":
-                from snn_repro.data import jpegs
-
-                jpegs.check(
-                    cfg,
-                    [cls.name for cls in augment.turned_on(cfg.augment, augment.PilAugmentation) if not cls.on_tensors],
-                )
-                samples: Callable = jpegs.Jpegs
-            else:
-                samples = partial(batches.PilImages, read=image_files.decode_tensor if tensors else image_files.decode)
+            read = partial(image_files.decode_tensor if tensors else image_files.decode, shown=self.as_shown)
+            samples = partial(batches.PilImages, read=read)
             train_inputs = samples(train.images, labels, augmented, mode)
             val_inputs, test_inputs = (samples(p.images, p.labels, plain, mode) for p in (train, test))
         else:
@@ -297,22 +295,13 @@ class ImageFolders(ImageSet):
     def fingerprint(self, cfg: Config) -> dict[str, str]:
         """{"listing": of the names and sizes of all images, "sample": of the contents of 64 of them}."""
         tree = self.tree(cfg)
-        images = sorted(zip([*tree.names("train"), *tree.names("val")], [*tree.train, *tree.test], strict=True))
-        listing, sample = hashlib.sha256(), hashlib.sha256()
-        for at, (name, image) in enumerate(images):
-            try:
-                listing.update(f"{name} {image.bytes()}\n".encode())
-                if at * _SAMPLE // len(images) != (at - 1) * _SAMPLE // len(images):
-                    with image.open() as file:
-                        sample.update(file.read())
-            except OSError as error:
-                raise DataError(f"{image} cannot be read: {error.strerror or error}") from None
-        return {"listing": listing.hexdigest(), "sample": sample.hexdigest()}
+        images = zip([*tree.names("train"), *tree.names("val")], [*tree.train, *tree.test], strict=True)
+        return dict(zip(("listing", "sample"), file_hashes(sorted(images)), strict=True))
 
 
 def in_tensors(cfg: Config) -> bool:
     """Whether image files are opened and resized as tensors: what their `decoder` says."""
-    return cfg.dataset.own.get("decoder") in ("torchvision", "nvjpeg")
+    return cfg.dataset.own.get("decoder") == "torchcodec"
 
 
 def warn_if_incomplete(dataset: DataSet, n_train: int, n_test: int) -> None:
@@ -331,6 +320,12 @@ def warn_if_incomplete(dataset: DataSet, n_train: int, n_test: int) -> None:
 
 
 # ------------------------------------------------------------------ in memory
+
+
+def _check_finite(images: np.ndarray, name: str) -> None:
+    """Raise DataError for a pixel that is NaN or infinite."""
+    if images.dtype.kind == "f" and (bad := ~(abs(images) < math.inf)).any():
+        raise DataError(f"{name}: image {bad.nonzero()[0][0]} of {len(images)} holds a pixel that is NaN or infinite")
 
 
 def _resized(images: np.ndarray, size: int | None) -> np.ndarray:
@@ -437,7 +432,20 @@ def _listed_tree(container: Path, wnids: tuple[str, ...] | None, changed: tuple)
     return Tree(base, sorted(present["train"]), *lists)
 
 
-_SAMPLE = 64  # images whose contents enter a fingerprint
+def file_hashes(images: Sequence[tuple[str, ImageFile]], whole: int = 0) -> tuple[str, str]:
+    """SHA-256 of names and sizes, and of contents: of all where they are at most `whole` bytes, else of 64 of them."""
+    listing, contents = hashlib.sha256(), hashlib.sha256()
+    image, n = None, len(images)
+    try:
+        few = not whole or sum((image := i).bytes() for _, i in images) > whole
+        for at, (name, image) in enumerate(images):
+            listing.update(f"{name} {image.bytes()}\n".encode("utf-8", "surrogateescape"))
+            if not few or at * 64 // n != (at - 1) * 64 // n:
+                with image.open() as file:
+                    contents.update(file.read())
+    except OSError as error:
+        raise DataError(f"{image} cannot be read: {error.strerror or error}") from None
+    return listing.hexdigest(), contents.hexdigest()
 
 
 def _used(files: list[ImageFile], cfg: Config) -> list[ImageFile]:

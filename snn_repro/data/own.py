@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from snn_repro.errors import DataError, UserError
 from snn_repro.settings import Setting
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from snn_repro.config import Config
     from snn_repro.data.batches import Split
 
@@ -41,22 +40,19 @@ def layout(data_dir: str | None, holds: str) -> dict[str, Path]:
         why = "is a file" if root.exists() else "does not exist"
         raise DataError(f"data_dir={data_dir} {why}: pass a folder of class folders with {holds}")
     folders = folders_in(root)
-    named = [p for p in folders if p.name.lower() in PARTS]
-    found = {PARTS[p.name.lower()]: p for p in named}
+    found = {PARTS[p.name.lower()]: p for p in folders if p.name.lower() in PARTS}
     if not {"train", "test"} & found.keys():
         return {"": root}
-    if len(found) < len(named):
-        raise DataError(f"{root} holds {' and '.join(p.name for p in named)}, of which two are the same part: keep one")
-    for part in ("train", "test"):
-        if part not in found:
-            there = " and ".join(f"{p.name}/" for p in found.values())
-            raise DataError(
-                f"{root} holds {there} but no {part}/: add it, or put all class folders into data_dir itself, and a test part is"
-                " drawn"
-            )
-    if others := [p for p in folders if p not in named]:
+    if missing := {"train", "test"} - found.keys():
+        there = " and ".join(f"{p.name}/" for p in found.values())
         raise DataError(
-            f"{root} holds {others[0].name}/ beside train/ and test/: it is no part of the data set; move it elsewhere"
+            f"{root} holds {there} but no {missing.pop()}/: add it, or put all class folders into data_dir itself, and a test"
+            " part is drawn"
+        )
+    if others := [p for p in folders if p not in found.values()]:
+        raise DataError(
+            f"{root} holds {others[0].name}/ beside {' and '.join(p.name for p in found.values())}: it is no part of its own;"
+            " move it elsewhere"
         )
     return found
 
@@ -82,13 +78,22 @@ def common_classes(root: Path, classes: Mapping[str, Iterable[str]]) -> list[str
     return everything
 
 
+def known_classes(cfg: Config, classes: Iterable[str]) -> list[str]:
+    """The classes that a run was trained on, in the order of its labels. Raises DataError where the folder has others."""
+    known: list[str] = cfg.dataset.found["classes"]  # type: ignore[index]
+    if more := sorted({*classes} - {*known}):
+        raise DataError(
+            f"data_dir={cfg.data_dir} holds the class {more[0]}, which the run was not trained on (it knows {', '.join(known)});"
+            " move that folder away, or give another data_dir"
+        )
+    return known
+
+
 def stratified(names: Sequence[str], labels: Sequence[int], share: float, seed: int) -> np.ndarray:
     """bool [N]: floor(share * n + 0.5) of the n samples of each class, at least one and not all, test.
 
     Drawn with RandomState([seed, class, 2]) from the names sorted as strings. Raises DataError for a class of one sample.
     """
-    import numpy as np
-
     mask, order = np.zeros(len(names), bool), np.array(sorted(range(len(names)), key=lambda i: names[i]), np.int64)
     sorted_labels = np.asarray(labels)[order]
     for k in np.unique(sorted_labels):
@@ -122,9 +127,7 @@ def own_split(
     cfg: Config, split: str, parts: Sequence[str], names: Sequence[str], labels: Sequence[int], dropped: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Split]:
     """(training, validation, test rows, the Split) of samples with their parts, as `parts_of` says them."""
-    import numpy as np
-
-    from snn_repro.data.splits import split_parts
+    from snn_repro.data.splits import split_parts  # torch comes with it
 
     part = np.array(parts)
     train, given, test = (np.flatnonzero(part == name) for name in ("train", "val", "test"))
@@ -136,11 +139,3 @@ def own_split(
     if len(given):
         return train, given, test, dataclasses.replace(of_run, n_val=len(given))
     return train, val, test, of_run
-
-
-def one_format(root: Path, names: Iterable[str], formats: Mapping[str, str]) -> None:
-    """Raise DataError where files of more than one format {suffix: format} lie among `names`."""
-    suffixes = {suffix: name for name in names if (suffix := Path(name).suffix.lower()) in formats}
-    if len(Counter(formats[s] for s in suffixes)) > 1:
-        listed = " and ".join(f"{formats[s]} ({name})" for s, name in sorted(suffixes.items()))
-        raise DataError(f"{root} mixes formats: {listed}; keep one")

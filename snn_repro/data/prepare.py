@@ -404,7 +404,7 @@ class _Partial:
         if plan != {"plan": self.plan} or not present:
             return False
         *narrower, self.dtype = present
-        for old in (*map(self._path, narrower), *self.folder.glob("frames.*.tmp")):
+        for old in (*map(self._path, narrower), *self.folder.glob("*.tmp")):
             old.unlink()
         self.file = open(self._path(self.dtype), "r+b")  # noqa: SIM115
         if os.fstat(self.file.fileno()).st_size != self._at(len(self.samples), self.dtype):

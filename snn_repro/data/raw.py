@@ -17,7 +17,7 @@ from torch import Tensor
 
 from snn_repro.data.emulator import Camera, emulated_frames
 from snn_repro.data.events import Events
-from snn_repro.data.image_files import ImageFile, decode, decode_tensor
+from snn_repro.data.image_files import ImageFile, as_shown, decode, decode_tensor
 from snn_repro.data.recordings import to_frames
 from snn_repro.errors import DataError, UserError
 
@@ -44,17 +44,17 @@ def file_bytes(path: str) -> bytes:
 # ------------------------------------------------------------------ images
 
 
-def picture(source: Any, channels: int, say: Callable[[str], None]):
-    """An 8-bit PIL image of 1 (grey) or 3 channels. Raises DataError for what is none."""
+def picture(source: Any, channels: int, say: Callable[[str], None], shown: bool = True):
+    """An 8-bit PIL image of 1 (grey) or 3 channels; shown: as viewers show it. Raises DataError for what is none."""
     from PIL import Image
 
     name = str(source) if is_path(source) else "the image"
     if is_path(source):
         if not Path(source).is_file():
             raise DataError(f"{source} {'is a folder' if Path(source).is_dir() else 'does not exist'}: give an image")
-        image = decode(_file(source), None)
+        image = decode(_file(source), None, shown)
     elif isinstance(source, Image.Image):
-        image = source
+        image = as_shown(source) if shown else source
     else:
         values = np.asarray(source)
         if values.ndim == 3 and values.shape[0] in MODES and values.shape[2] not in MODES:
@@ -73,12 +73,12 @@ def picture(source: Any, channels: int, say: Callable[[str], None]):
     return image
 
 
-def picture_tensor(source: Any, channels: int, say: Callable[[str], None]) -> Tensor:
+def picture_tensor(source: Any, channels: int, say: Callable[[str], None], shown: bool) -> Tensor:
     """`picture` as uint8 [C, H, W], of a file by whom `decode_tensor` has it opened."""
     from torchvision.transforms.functional import pil_to_tensor
 
-    checked = picture(source, channels, say)
-    return decode_tensor(_file(source), MODES[channels]) if is_path(source) else pil_to_tensor(checked)
+    checked = picture(source, channels, say, shown)
+    return decode_tensor(_file(source), MODES[channels], shown) if is_path(source) else pil_to_tensor(checked)
 
 
 def _file(path: Any) -> ImageFile:

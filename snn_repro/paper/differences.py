@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-from snn_repro.config import SAID_OF_THEM, choices, hashed, load_config, text_only
+from snn_repro.config import ADDED, SAID_OF_THEM, choices, hashed, load_config, text_only
 from snn_repro.errors import UserError
 from snn_repro.paper.results import Group, facts, right_or_none
 from snn_repro.paper.statistics import mcnemar, paired
-from snn_repro.provenance import same_code
+from snn_repro.provenance import moved_since
 from snn_repro.runs.folder import RunResult
 
 MACHINE = ("threads", "processes")  # no key of a configuration, yet sums are added in another order
@@ -19,7 +19,7 @@ WHAT_A_METHOD_CHANGES = ("name", "paper_row", "seed", "neuron.imp", "neuron.init
 
 
 def remarks(groups: Sequence[Group], common: int = 6) -> list[str]:
-    """Notes for below a table: threads or processes that differ, keys changed on resume, text-only methods, older code.
+    """Notes for below a table: threads or processes that differ, keys changed on resume, text-only methods, older numbers.
 
     A value that more than `common` groups share is not followed by their names.
     """
@@ -60,18 +60,19 @@ def _seeds(seeds: list[int]) -> str:
 
 
 def is_older(made: Mapping[str, Any]) -> bool:
-    """Whether a result (or other measured data) was made before the last change of what computes it, or may have been."""
-    return (made.get("code") or {}).get("sha256") not in same_code()
+    """Whether the numbers of a result (or other measured data) moved after it was made, or may have."""
+    flat = ADDED | hashed(made["config"]) if "config" in made else hashed(dict(made))
+    return moved_since((made.get("code") or {}).get("numbers", 0), flat)
 
 
 def older_note(made: Sequence[Mapping[str, Any]], what: str = "runs") -> str | None:
-    """A sentence on how many of the results were made by older code; None where none was."""
+    """A sentence on how many of the results have older numbers; None where none has."""
     older = sum(map(is_older, made))
     if not older:
         return None
     return (
-        f"older code: {older} of {len(made)} {what} made before the last change of what computes them, or without a record "
-        "of their code"
+        f"older numbers: {older} of {len(made)} {what} made before a change that moved them, or without a record of the "
+        "numbers' version"
     )
 
 

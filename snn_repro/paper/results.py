@@ -12,9 +12,9 @@ import numpy as np
 
 from snn_repro.config import ADDED, hashed
 from snn_repro.errors import DataError, UserError
-from snn_repro.files import write_json
+from snn_repro.files import write_text
 from snn_repro.paper.statistics import Summary, summary
-from snn_repro.runs.folder import PREDICTIONS, RESULT, RunResult, find_results, skipped
+from snn_repro.runs.folder import PREDICTIONS, RESULT, RunResult, find_results, result_files, skipped
 
 if TYPE_CHECKING:
     import pandas
@@ -61,7 +61,7 @@ def load(roots: Iterable[str | Path]) -> list[RunResult]:
     """
     paths = [Path(root) for root in roots]
     for path in paths:
-        if path.is_dir() and next(path.rglob(RESULT), None) is None:
+        if path.is_dir() and not result_files(path):
             raise UserError(f"{path} holds no finished run (no {RESULT}); train first, or give another folder")
     return list({Path(result["folder"]).resolve(): result for result in find_results(*paths)}.values())
 
@@ -130,7 +130,7 @@ def to_frame(results: Iterable[RunResult]) -> "pandas.DataFrame":
 
 # ---------------------------------------------------------------- right answers, sample by sample
 
-RIGHT = "right.json"  # the right answers of a collected run: a bit a test sample, in the order of the test list
+RIGHT = "right.json"  # where collected runs that are folders have what is `right` in the others
 
 
 def right_answers(result: RunResult) -> np.ndarray | None:
@@ -139,12 +139,13 @@ def right_answers(result: RunResult) -> np.ndarray | None:
     Raises DataError where the file is damaged or does not belong to the result.
     """
     folder = Path(result["folder"])
-    path = next((folder / name for name in (RIGHT, PREDICTIONS) if (folder / name).exists()), None)
-    if path is None:
+    path = next((folder / name for name in (RIGHT, PREDICTIONS) if (folder / name).exists()), folder)
+    content = result.get("right")
+    if content is None and path == folder:
         return None
     try:
-        if path.name == RIGHT:
-            content = json.loads(path.read_text("utf-8"))
+        if content or path.name == RIGHT:
+            content = content or json.loads(path.read_text("utf-8"))
             bits = np.frombuffer(bytes.fromhex(content["bits"]), np.uint8)
             right = np.unpackbits(bits, count=content["n_test"]).astype(bool)
         else:
@@ -197,22 +198,36 @@ def right_or_none(result: RunResult) -> np.ndarray | None:
         return None
 
 
-def collect(roots: Iterable[str | Path], into: Path) -> list[Path]:
-    """Copy finished runs to `into`, in the same folders as under their root, as the two small files that tables need.
+def collect(roots: Iterable[str | Path], into: Path, study: str = "") -> list[Path]:
+    """Add finished runs to the files of lines in the folder `into`: FIRST.jsonl for the runs below ROOT/FIRST, or `study`.jsonl.
 
-    result.json comes without the folders of this machine; predictions.npz becomes right.json, a bit a sample.
-    Returns the folders written.
+    A run's line has the items of its result.json without the folders of this machine, `right` in place of predictions.npz, and
+    `run`, its folder below FIRST. It takes the place of an earlier one. Returns the folders that the lines stand for.
     """
-    written = []
+    files: dict[str, dict[str, str]] = {}
     for root in map(Path, roots):
         for result in load([root]):
-            target = into / Path(result["folder"]).relative_to(root if root.is_dir() else root.parent)
+            below = Path(result["folder"]).relative_to(root if root.is_dir() else root.parent).parts
+            first, *rest = (study, *below) if study else below if len(below) > 1 else (root.absolute().name, *below)
             config = result["config"] | dict.fromkeys(result["config"].keys() & {"run_dir", "data_dir", "cache_dir"})
-            content = {k: v for k, v in result.items() if k != "folder"} | {"config": config}
-            right = right_or_none(result)
-            target.mkdir(parents=True, exist_ok=True)
-            write_json(target / RESULT, content)
-            if right is not None:
-                write_json(target / RIGHT, dict(n_test=len(right), bits=np.packbits(right).tobytes().hex()))
-            written.append(target)
-    return written
+            content = {k: v for k, v in result.items() if k not in ("folder", "right")} | {"config": config}
+            if (right := right_or_none(result)) is not None:
+                content["right"] = dict(n_test=len(right), bits=np.packbits(right).tobytes().hex())
+            run = "/".join(rest)
+            files.setdefault(first, {})[run] = json.dumps({"run": run} | content, allow_nan=False)
+    for first, new in files.items():
+        lines = collected_lines(into / f"{first}.jsonl") | new
+        into.mkdir(parents=True, exist_ok=True)
+        write_text(
+            into / f"{first}.jsonl", "".join(f"{lines[run]}\n" for run in sorted(lines, key=lambda r: r.split("/")))
+        )
+    return [into / first / run for first, new in files.items() for run in new]
+
+
+def collected_lines(file: Path) -> dict[str, str]:
+    """{run: its line} of a file of collected runs; {} where it does not exist. Raises DataError for a damaged line."""
+    lines = file.read_text("utf-8").splitlines() if file.exists() else []
+    try:
+        return {json.loads(line)["run"]: line for line in lines}
+    except (ValueError, TypeError, KeyError):
+        raise DataError(f"{file} has a line that is no collected run; take it out, and collect again") from None

@@ -12,7 +12,7 @@ from snn_repro.paper.formats import Column, Table, cell, to_csv, to_latex, to_ma
 from snn_repro.paper.results import Group, group_runs, load
 from snn_repro.paper.rows import PaperRow
 from snn_repro.paper.statistics import Interval, wilson
-from snn_repro.runs.folder import RESULT
+from snn_repro.runs.folder import find_results, result_files
 
 OPTIMISTIC = "best epoch on the test set (optimistic)"
 BY_STEP = Column("acc_step", "accuracy at t=1..T %", "steps")
@@ -81,14 +81,14 @@ PAPER_COLUMNS = [
     Column("params_M", "paper's params M", "number"),
 ]  # fmt: skip
 # columns that a table without such numbers does not have
-MAY_BE_EMPTY = ("corrected", "gain", "params_M", "synops", "macs", "energy", "caveats", "departs", "code")
+MAY_BE_EMPTY = ("corrected", "gain", "params_M", "synops", "macs", "energy", "caveats", "departs", "numbers")
 OUR_COLUMNS = [
     Column("acc_best_test", "ours, best on test* %", "summary"), Column("acc_last", "ours, last epoch %", "summary"),
     Column("acc_valsel", "ours, chosen on validation %", "summary"), Column("interval", "95 % interval of last", "interval"),
     Column("n", "seeds", "number"), Column("params", "weights + IMP"),
     Column("synops", "synops a sample, k", "number"), Column("macs", "MACs a sample, k", "number"),
     Column("energy", "energy a sample, nJ", "number"), Column("split", "split"), Column("fidelity", "fidelity"),
-    Column("caveats", "caveat"), Column("departs", "departs from the row in"), Column("code", "code"),
+    Column("caveats", "caveat"), Column("departs", "departs from the row in"), Column("numbers", "numbers"),
 ]  # fmt: skip
 PAPER_NOTES = [
     "paper: one run, best epoch on the test set, as printed; rows marked (quoted) are other papers' numbers",
@@ -178,7 +178,7 @@ def ours(group: Group, groups: Sequence[Group], notes: list[str]) -> dict[str, A
         interval=interval, n=last.n, params=f"{first['params_weights']:,} + {first['params_imp']:,}", **group.operations(),
         split=f"{first['split_id']} ({first['split_sha256'][:8]})", fidelity=first["config"].get("fidelity"),
         caveats="; ".join(first["config"].get("caveats", [])) or None, departs=departures(group),
-        code="older" if any(map(is_older, group.runs)) else None,
+        numbers="older" if any(map(is_older, group.runs)) else None,
     )  # fmt: skip
 
 
@@ -208,7 +208,7 @@ def baseline_of(group: Group, name: str, groups: Sequence[Group]) -> Group:
 def generate(results: Path, rows: Iterable[PaperRow]) -> dict[str, str]:
     """{file name: content} of everything in results/tables, from results/runs and the paper's rows."""
     runs, rows = results / "runs", list(rows)
-    groups, left_out = group_runs(load([runs])) if any(runs.rglob(RESULT)) else ([], [])
+    groups, left_out = group_runs(load([runs])) if result_files(runs) else ([], [])
     tables = {
         f"table{number}" if isinstance(number, int) else number: paper_table(
             number, [r for r in rows if r.table == number], groups
@@ -234,11 +234,13 @@ def fill_in(text: str, runs: Path) -> str:
     is, what stands there stays. Raises UserError where a folder holds runs of several configurations.
     """
 
+    results = find_results(runs) if result_files(runs) else []
+
     def number(match: re.Match[str]) -> str:
         start, kind, folder, end = match.groups()
-        if not (runs / folder).is_dir():
+        groups, _ = group_runs(r for r in results if Path(str(r.folder)).is_relative_to(runs / folder))
+        if not groups:
             return match.group()
-        groups, _ = group_runs(load([runs / folder]))
         if len(groups) > 1:
             labels = ", ".join(g.label for g in groups)
             raise UserError(f"{runs / folder} holds runs of several configurations: {labels}")

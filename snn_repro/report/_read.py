@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -14,14 +14,14 @@ from typing import Any
 from snn_repro.config import ADDED, hashed
 from snn_repro.errors import UserError
 from snn_repro.paper.differences import debug_keys
-from snn_repro.paper.results import Group, group_runs
+from snn_repro.paper.results import Group, facts, group_runs
 from snn_repro.paper.statistics import Summary, summary
-from snn_repro.runs.folder import CONFIG, METRICS, PREDICTIONS, RESULT, STATUS
+from snn_repro.runs.folder import CONFIG, METRICS, PREDICTIONS, RESULT, STATUS, in_use, read_files, result_files
 from snn_repro.runs.result import RunResult, read_result
 
 
 class NoRuns(UserError):
-    """The folders are there, and no run in them can be read (yet)."""
+    """No run in the folders can be read (yet)."""
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Run:
 
     folder: Path
     config: dict[str, Any]
-    state: str  # done | debug | running | interrupted | failed
+    state: str  # done | debug | running | stopped (its process is gone) | interrupted | failed
     history: list[dict[str, Any]] = field(default_factory=list)
     result: RunResult | None = None
     error: str | None = None
@@ -117,23 +117,30 @@ class Found:
         return [row.group for row in self.rows if row.group and not debug_keys(row.group.first)]
 
 
-def find(paths: Iterable[str | Path], networks: int = 8) -> Found:
-    """Every run under `paths` (folders, or result.json files).
+def find(paths: Iterable[str | Path], networks: int = 8, damaged: Mapping[Path, str] | None = None) -> Found:
+    """Every run under `paths` (folders, or result.json files) but those whose folders are `damaged`, which says why.
 
     Raises UserError for a path that does not exist and where there is no run that can be read.
     """
     roots = [Path(path) for path in paths]
     for root in roots:
-        if not root.exists():
-            raise UserError(f"{root} does not exist; give folders that hold runs")
+        if not root.exists() and not result_files(root):
+            raise NoRuns(f"{root} does not exist; give folders that hold runs")
     runs: list[Run] = []
     problems: list[str] = []
     once = {folder.resolve(): folder for root in reversed(roots) for folder in run_folders(root)}
     for folder in sorted(once.values()):
         try:
+            if why := (damaged or {}).get(folder):
+                raise UserError(f"{folder} holds a damaged run ({why}); run it again with force=true")
             runs.append(_read(folder, problems))
         except UserError as error:
             problems.append(" ".join(str(error).split()))
+        except Exception as error:  # whatever a damaged or foreign file can be
+            problems.append(
+                f"{folder} holds a damaged run ({' '.join(repr(error).split())[:160]}); run it again with force=true"
+            )
+    runs += _collected(roots, problems)
     if not runs:
         where = ", ".join(map(str, roots))
         raise NoRuns(
@@ -150,12 +157,26 @@ def find(paths: Iterable[str | Path], networks: int = 8) -> Found:
     return Found(roots, rows, problems, notes, networks)
 
 
+def _collected(roots: Iterable[Path], problems: list[str]) -> list[Run]:
+    """The runs of files of lines."""
+    found: dict[str, Run] = {}
+    for root in roots:
+        for read in read_files((file for file in result_files(root) if file.suffix == ".jsonl"), root):
+            if isinstance(read, UserError):
+                problems.append(str(read))
+            else:
+                state = "debug" if debug_keys(read) else "done"
+                found[str(read.folder)] = Run(Path(str(read.folder)), read["config"], state, [], read)
+    return list(found.values())
+
+
 def snapshot(paths: Iterable[str | Path]) -> list[tuple[str, int, int]]:
-    """What changes when a run under `paths` goes on: its files with their times and sizes."""
+    """What changes when a run under `paths` goes on: its files with their times and sizes; or when a path comes to be."""
     files = (CONFIG, STATUS, METRICS, RESULT, PREDICTIONS)
-    seen = []
-    for folder in (folder for path in paths for folder in run_folders(Path(path))):
-        for file in map(folder.joinpath, files):
+    seen = [(str(path), 0, 0) for path in paths if Path(path).exists()]
+    for path in map(Path, paths):
+        lines = [file for file in result_files(path) if file.suffix == ".jsonl"]
+        for file in [*lines, *(folder / name for folder in run_folders(path) for name in files)]:
             with contextlib.suppress(FileNotFoundError):
                 stat = file.stat()
                 seen.append((str(file), stat.st_mtime_ns, stat.st_size))
@@ -165,7 +186,7 @@ def snapshot(paths: Iterable[str | Path]) -> list[tuple[str, int, int]]:
 def run_folders(root: Path) -> Iterator[Path]:
     """The folders at or under `root` that hold a run, in order."""
     if root.is_file():
-        yield root.parent
+        yield from () if root.suffix == ".jsonl" else (root.parent,)
         return
     for folder, below, files in os.walk(root):
         below[:] = sorted(name for name in below if name != "wandb" and not name.startswith("."))
@@ -185,6 +206,7 @@ def _read(folder: Path, problems: list[str]) -> Run:
         )
         history = []
     if result:
+        facts(result)  # which raises where the configuration is none
         return Run(folder, result["config"], "debug" if debug_keys(result) else "done", history, result)
     import yaml
 
@@ -193,7 +215,8 @@ def _read(folder: Path, problems: list[str]) -> Run:
         assert isinstance(hashed(config)["name"], str) and isinstance(config["seed"], int) and config["timesteps"] >= 1
         assert all(isinstance(config[part]["name"], str) for part in ("dataset", "model", "neuron", "loss"))
         status = json.loads(_text(folder / STATUS))
-        return Run(folder, config, str(status["state"]), history, None, status.get("error"))
+        state = "stopped" if status["state"] == "running" and not in_use(folder) else str(status["state"])
+        return Run(folder, config, state, history, None, status.get("error"))
     except Exception as error:  # whatever a cut or foreign file can be
         why = " ".join(f"{type(error).__name__}: {error}".split())[:80]
         raise UserError(

@@ -8,13 +8,14 @@ import random
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from snn_repro.config import differing
 from snn_repro.errors import UserError
-from snn_repro.files import replace_atomically
+from snn_repro.files import replace_atomically, unguessable
 
 LAST, PREVIOUS, BEST = "checkpoint_last.pt", "checkpoint_previous.pt", "checkpoint_best.pt"
 DAMAGED = LAST + ".damaged"  # moved there, so that it never takes the place of the sound one before it
@@ -33,8 +34,7 @@ def save(folder: Path, content: dict, keep_previous: bool = True, name: str = LA
     with replace_atomically(target) as temporary:
         temporary.write_bytes(buffer.getbuffer())
         if keep_previous and name == LAST and target.exists():
-            spare = folder / (PREVIOUS + ".tmp")
-            spare.unlink(missing_ok=True)
+            spare = unguessable(folder / PREVIOUS)
             os.link(target, spare)
             os.replace(spare, folder / PREVIOUS)
 
@@ -83,10 +83,11 @@ def resume(folder: Path, config: dict, say=print, data: dict | None = None) -> d
         except CheckpointError as error:
             problems.append(str(error))
             continue
-        if "config" not in content or "model" not in content:
-            raise CheckpointError(
-                f"{path} was not written by snn_repro; move it away, or start again with resume=never"
-            )
+        try:
+            check_content(content, path)
+            _tensors(content.get("model"), path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; move it away, or start again with resume=never") from None
         changed = differing(content["config"], config)
         if changed:
             raise CheckpointError(
@@ -172,11 +173,31 @@ def load_evaluated(path: Path) -> tuple[dict, dict]:
     Raises CheckpointError where it is damaged or not ours.
     """
     content = load(path)
-    if not {"config", "model", "epoch"} <= content.keys():
-        raise CheckpointError(f"{path} was not written by snn_repro; give the folder of a run")
+    check_content(content, path)
     if content.get("ema"):  # in the last checkpoint; the best one holds nothing but the average
-        return content, {k.removeprefix("module."): v for k, v in content["ema"].items() if k.startswith("module.")}
-    return content, content["model"]
+        named = _tensors(content["ema"], path)
+        return content, {k.removeprefix("module."): v for k, v in named.items() if k.startswith("module.")}
+    return content, _tensors(content.get("model"), path)
+
+
+def check_content(content: Any, path: Path) -> None:
+    """Raise CheckpointError where what was read of `path` lacks a configuration or an epoch of snn_repro's kinds."""
+    config = content.get("config") if isinstance(content, dict) else None
+    recipe = config.get("recipe") if isinstance(config, dict) else None
+    if not isinstance(recipe, dict) or not isinstance(content.get("epoch"), int):
+        raise CheckpointError(f"{path} was not written by snn_repro, or was changed")
+
+
+def _tensors(state: Any, path: Path) -> dict[str, torch.Tensor]:
+    """The weights of a file, which are plain tensors with names. Raises CheckpointError where they are not."""
+    value: Any
+    for name, value in state.items() if isinstance(state, dict) else [("weights", None)]:
+        plain = isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
+        if not plain or value.is_meta or value.is_quantized or value.is_complex():
+            raise CheckpointError(
+                f"{path} holds '{name}', which is no tensor of weights: it was changed, or is no checkpoint"
+            )
+    return state
 
 
 def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
@@ -193,7 +214,7 @@ def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
     if of_a_run:
         path = path / LAST
         content, given = load_evaluated(path)
-        note = f"; of epoch {content['epoch']} of {content['config']['recipe']['epochs']}"
+        note = f"; of epoch {content['epoch']} of {content['config']['recipe'].get('epochs')}"
         note += ", averaged as the run tests them" if content.get("ema") else ""
     else:
         content = load(path)
@@ -204,7 +225,7 @@ def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
                 given, note = own_names(given, vars(settings) if isinstance(settings, argparse.Namespace) else {})
             except UserError as error:
                 raise CheckpointError(f"{path}: {error}") from None
-    own = model.state_dict()
+    own, given = model.state_dict(), _tensors(given, path)
     imp = initial_states(model)
     new = imp.keys() - given.keys()
     unlike = {name for name in imp.keys() & given.keys() if given[name].shape != imp[name].shape}

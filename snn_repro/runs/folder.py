@@ -1,7 +1,8 @@
 """The run directory: what is written where, whole or not at all, and how it is read back.
 
 config.yaml overrides.yaml environment.json   everything needed to run it again
-status.json                                   running | interrupted | failed (with the error) | done
+status.json                                   running | interrupted | failed (with the error) | done; of a process that is gone
+                                              `running` stays, and is shown as stopped (`in_use`)
 metrics.jsonl                                 a line an epoch
 predictions.npz                               per test sample: label and logits of every step
 neurobench.json                               NeuroBench's metrics, with neurobench=true
@@ -15,17 +16,20 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from snn_repro import __version__, distributed
 from snn_repro.config import Config, config_hash, differing, to_dict
+from snn_repro.console import harmless
 from snn_repro.errors import UserError
 from snn_repro.files import hold, replace_atomically, write_error, write_json, write_text
 from snn_repro.provenance import git_state
-from snn_repro.runs.result import RunResult, read_result
+from snn_repro.runs.result import RunResult, read_lines, read_result
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -70,15 +74,16 @@ class RunFolder:
         if not configured.exists():
             return
         finished = result.exists()
-        if self.config.resume == "never" and not finished:
-            return self.clear()
         try:
             changed = differing(_read_config(configured), to_dict(self.config))
         except UserError:
             if self.config.force:
                 return self.clear()
             raise
-        if self.config.force and (finished or changed):  # a forced run that was stopped goes on, as any other
+        again = self.config.resume == "never" and not finished and not changed
+        if again or (
+            self.config.force and (finished or changed)
+        ):  # a forced run that was stopped goes on, as any other
             return self.clear()
         if changed:
             raise UserError(
@@ -109,12 +114,14 @@ class RunFolder:
 
     def begin(self, overrides: list[str], device: str) -> None:
         """Write what is needed to run this again, before any work."""
-        import yaml
-
-        write_text(self.path / CONFIG, yaml.safe_dump(to_dict(self.config), sort_keys=False))
+        self.configured()
         write_text(self.path / "overrides.yaml", yaml.safe_dump(overrides))
         write_json(self.path / "environment.json", environment(device) | {"processes": distributed.world().size})
         self.status("running")
+
+    def configured(self) -> None:
+        """Write the configuration, and again once it says what was found in own data."""
+        write_text(self.path / CONFIG, yaml.safe_dump(to_dict(self.config), sort_keys=False))
 
     def status(self, state: str, error: str | None = None, **more: Any) -> None:
         """Record running | interrupted | failed | done."""
@@ -166,6 +173,21 @@ def other_data(
         return [], f"its data were not compared: {error}"
 
 
+def epoch_of(folder: Path, epoch: int) -> dict[str, Any]:
+    """The line of metrics.jsonl about an epoch, from 1; {} where there is none. Raises UserError where the file is damaged."""
+    file = folder / METRICS
+    for text in file.read_text("utf-8", errors="replace").splitlines() if file.is_file() else []:
+        line = _read_json(file, text, "nothing else of the run depends on it")
+        if line.get("epoch") == epoch:
+            steps = line.get("acc_step")
+            if not all(
+                isinstance(v, int | float) for v in [line.get("acc"), *(steps if isinstance(steps, list) else [None])]
+            ):
+                raise UserError(f"{file} is damaged: its line about epoch {epoch} has no accuracies")
+            return line
+    return {}
+
+
 class Follower:
     """The run directory as the other processes of a run see it: rank 0 holds and writes it, they only know its name."""
 
@@ -175,12 +197,23 @@ class Follower:
     def ignore(self, *_: Any, **__: Any) -> None:
         """What rank 0's `RunFolder` writes."""
 
-    begin = status = record = predictions = finish = close = ignore
+    begin = configured = status = record = predictions = finish = close = ignore
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a living process holds the folder's lock: one that was killed left `running` in its status."""
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        lock = hold(folder / LOCK, patience=0)
+    except OSError:  # what is not ours to lock is not ours to run
+        return True
+    if lock is not None:
+        lock.release()
+    return lock is None
 
 
 def _read_config(path: Path) -> dict:
-    import yaml
-
     try:
         content = yaml.safe_load(path.read_text())
         if isinstance(content, dict):
@@ -200,8 +233,31 @@ def _read_json(path: Path, text: str, fix: str) -> dict:
     raise UserError(f"{path} is damaged: it does not parse as JSON, or holds no object; {fix}")
 
 
+def result_files(root: Path) -> list[Path]:
+    """The files with finished runs at or below `root`: result.json, and NAME.jsonl of collected runs, a line each.
+
+    NAME.jsonl stands for a folder NAME, so that `root` may be a folder in it.
+    """
+    if root.is_file():
+        return [root]
+    lines = (f for f in root.rglob("*.jsonl") if f.name != METRICS and "wandb" not in f.relative_to(root).parts)
+    above = (folder.with_name(f"{folder.name}.jsonl") for folder in (root, *root.parents) if folder.name)
+    return sorted([*root.rglob(RESULT), *lines]) + [file for file in above if file.is_file()]
+
+
+def read_files(files: Iterable[Path], root: Path) -> Iterator[RunResult | UserError]:
+    """The runs at or below `root` that the files hold, or what is wrong with one."""
+    for file in files:
+        try:
+            for found in read_lines(file) if file.suffix == ".jsonl" else [read_result(file)]:
+                if isinstance(found, UserError) or root.is_file() or root in Path(str(found.folder), RESULT).parents:
+                    yield found
+        except UserError as error:
+            yield error
+
+
 def find_results(*roots: str | Path) -> list[RunResult]:
-    """Every finished run under the given folders (or given result.json files), sorted by path; `folder` is added.
+    """Every finished run under the given folders (or given files), sorted by file; `folder` is added.
 
     A result that is damaged, or not ours, is left out, and a line on stderr says so. Raises UserError for a path that
     does not exist, and where results were found but none can be read.
@@ -209,13 +265,14 @@ def find_results(*roots: str | Path) -> list[RunResult]:
     results: list[RunResult] = []
     left_out: dict[str, None] = {}  # in order, each once
     for root in map(Path, roots):
-        if not root.exists():
+        before = len(results)
+        for found in read_files(result_files(root), root):
+            if isinstance(found, UserError):
+                left_out[str(found)] = None
+            else:
+                results.append(found)
+        if not root.exists() and len(results) == before:
             raise UserError(f"{root} does not exist; give folders that hold runs")
-        for path in sorted(root.rglob(RESULT)) if root.is_dir() else [root]:
-            try:
-                results.append(read_result(path))
-            except UserError as error:
-                left_out[str(error)] = None
     if left_out and not results:
         more = f" (and {len(left_out) - 1} more like it)" if len(left_out) > 1 else ""
         raise UserError(f"no result can be read: {next(iter(left_out))}{more}")
@@ -226,7 +283,7 @@ def find_results(*roots: str | Path) -> list[RunResult]:
 
 def skipped(sentence: str) -> None:
     """Say in one line on stderr that something was left out, and why."""
-    print("skipped: " + sentence.replace("\n", " "), file=sys.stderr)
+    print("skipped: " + harmless(sentence.replace("\n", " ")), file=sys.stderr)
 
 
 def environment(device: str) -> dict:

@@ -38,7 +38,7 @@ class RunResult(Mapping[str, Any]):
     dataset: Annotated[str, "data set"]
     model: Annotated[str, "network"]
     loss: Annotated[str, "loss"]
-    neuron: Annotated[dict[str, Any], "settings of the neuron; `backend`: who computed it"]
+    neuron: Annotated[dict[str, Any], "settings of the neuron; `backend`: what its layers ran"]
     split_id: Annotated[str, "name of the split into training, validation and test samples"]
     split_sha256: Annotated[str, "SHA-256 of the sorted names of the test samples, one a line"]
     n_train: Annotated[int, "training part", "samples"]
@@ -86,7 +86,9 @@ class RunResult(Mapping[str, Any]):
     peak_memory_mb: Annotated[float, "most memory: allocated on the GPU, or resident of the process", "MiB"]
     config: Annotated[dict[str, Any], "the whole configuration"]
     data: Annotated[dict[str, str] | None, "fingerprint of images or prepared frames, and of initial weights"] = None
-    code: Annotated[dict[str, Any] | None, "`commit`, `dirty`, and `sha256` of the sources that compute"] = None
+    code: Annotated[
+        dict[str, Any] | None, "`commit`, `dirty`, `numbers`: version of the numbers, `outside`: versions of packages"
+    ] = None
     changed_on_resume: Annotated[list[str] | None, "conditions that were others before a stop, in words"] = None
     causal: Annotated[
         bool | None, "false where the output of a step depends on later ones: then no accuracy at single steps is shown"
@@ -94,6 +96,10 @@ class RunResult(Mapping[str, Any]):
     energy: Annotated[
         dict[str, Any] | None,
         "operations and energy a test sample (`energy.py`); with `energy=true`, or where they cost under 2 % of the run",
+    ] = None
+    right: Annotated[
+        dict[str, Any] | None,
+        "of a collected run: `n_test`, and `bits`, in hex: which test samples were answered right",
     ] = None
     unknown: dict[str, Any] = field(default_factory=dict)  # keys of another version, kept as they are
     folder: str | None = None  # where it was read from; not in the file
@@ -238,15 +244,37 @@ def read_result(path: Path) -> RunResult:
     try:
         if not path.is_file():
             raise OSError("it is no regular file")
-        content = json.loads(path.read_text("utf-8"), parse_constant=_no_number)
+        text = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    return RunResult.of(_parsed(text, str(path)), folder=str(path.parent))
+
+
+def read_lines(path: Path) -> Iterator[RunResult | UserError]:
+    """The runs of a file of collected ones, a line each, or what is wrong with the line; `folder` is NAME of NAME.jsonl and `run`."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        yield UserError(f"{path} cannot be read: {error.strerror or error}")
+        return
+    for i, line in enumerate(lines, 1):
+        try:
+            content = _parsed(line, f"{path}, line {i},")
+            yield RunResult.of(content, folder=str(path.with_suffix("") / str(content.pop("run", f"line {i}"))))
+        except UserError as error:
+            yield error
+
+
+def _parsed(text: bytes, where: str) -> dict[str, Any]:
+    """The content of a result. Raises UserError, which says where it stands."""
+    try:
+        content = json.loads(text.decode("utf-8"), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         why = f"it holds {error}" if isinstance(error, NotStrict) else "it does not parse as JSON"
-        raise UserError(f"{path} is damaged or no result of snn_repro: {why}; remove it, and run it again") from None
+        raise UserError(f"{where} is damaged or no result of snn_repro: {why}; run it again with force=true") from None
     if complaint := _complaint(content):
-        raise UserError(f"{path} {complaint}")
-    return RunResult.of(content, folder=str(path.parent))
+        raise UserError(f"{where} {complaint}")
+    return content
 
 
 class NotStrict(ValueError):
@@ -262,9 +290,9 @@ def _complaint(content: Any) -> str | None:
     if not isinstance(content, dict):
         return "is no result of snn_repro: it holds no JSON object"
     if (given := content.get("schema_version")) != SCHEMA_VERSION:
-        return f"has schema_version={given}; this version reads {SCHEMA_VERSION}, so run it again"
+        return f"has schema_version={given}; this version reads {SCHEMA_VERSION}, so run it again with force=true"
     if missing := [key for key in NEEDED if key not in content]:
-        return f"lacks the keys {', '.join(missing)}; it is no complete result, so run it again"
+        return f"lacks the keys {', '.join(missing)}; it is no complete result, so run it again with force=true"
     kinds = {
         int: "a whole number",
         float: "a number",
@@ -279,17 +307,19 @@ def _complaint(content: Any) -> str | None:
         if key not in content or (value is None and NoneType in get_args(hint)):
             continue
         if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
-            return f"has {key}={value!r:.60}, which is not {kinds[kind]}; it is damaged, so run it again"
+            return (
+                f"has {key}={value!r:.60}, which is not {kinds[kind]}; it is damaged, so run it again with force=true"
+            )
     parts = [part for part in ("dataset", "recipe", "debug") if not isinstance(content["config"].get(part), dict)]
     if parts or not isinstance(content["neuron"].get("imp"), bool):
-        return f"has a config without {', '.join(parts) or 'neuron.imp'}; it is no complete result, so run it again"
+        return f"has a config without {', '.join(parts) or 'neuron.imp'}; it is no complete result, so run it again with force=true"
     steps = content["acc_step"]
     if len(steps) != content["timesteps"]:
-        return f"has acc_step={steps!r:.60}, not one number a time step; it is damaged, so run it again"
+        return f"has acc_step={steps!r:.60}, not one number a time step; it is damaged, so run it again with force=true"
     optional = [content["acc_valsel"]] if content["acc_valsel"] is not None else []
     for value in [content["acc_last"], content["acc_best_test"], *steps, *optional]:
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
-            return f"has an accuracy of {value!r:.60}, not in 0..1; it is damaged, so run it again"
+            return f"has an accuracy of {value!r:.60}, not in 0..1; it is damaged, so run it again with force=true"
     return None
 
 

@@ -35,9 +35,9 @@ from snn_repro.config import (
 from snn_repro.console import suggest
 from snn_repro.data.sets import SETS
 from snn_repro.errors import Interrupted, UserError
-from snn_repro.files import hold, write_error
+from snn_repro.files import write_error
 from snn_repro.runs import gpus
-from snn_repro.runs.folder import LOCK, RESULT, STATUS, other_data
+from snn_repro.runs.folder import RESULT, STATUS, in_use, other_data
 
 log = logging.getLogger("snn_repro")
 
@@ -188,7 +188,7 @@ PATIENCE = 60  # seconds that worker processes get to save the runs that they ar
 
 @contextlib.contextmanager
 def stoppable(jobs: Sequence[Job] = ()) -> Iterator[None]:
-    """Ctrl-C, SIGTERM and SIGUSR2 raise Interrupted, after the worker processes of joblib have saved their runs.
+    """The signals of `signals.ASKED` raise Interrupted, after the worker processes of joblib have saved their runs.
 
     A run in this process answers them itself while it trains. A second Ctrl-C stops at once.
     """
@@ -258,19 +258,19 @@ _fingerprints: dict = {}  # of the data sets of this sweep, or why there is none
 
 
 def state(job: Job) -> tuple[str, str]:
-    """(`done`, `failed`, `interrupted`, `killed`, `running` or `not started`, why)."""
+    """(`done`, `failed`, `interrupted`, `stopped`, `running` or `not started`, why)."""
     status = _read(job.folder / STATUS)
     if not status:
         return "not started", "see the messages above"
     if status.get("config_hash") != config_hash(job.config):
         return "not started", "the folder holds a run of another configuration; see the messages above"
     if status["state"] == "running":
-        if _in_use(job.folder):
+        if in_use(job.folder):
             return "running", "another process is at it"
         return (
             ("done", "")
             if is_finished(job)
-            else ("killed", "its process ended without a word: killed, or out of memory")
+            else ("stopped", "its process ended without a word: killed, or out of memory")
         )
     if status["state"] == "done" and (changed := _other_data(job, _read(job.folder / RESULT))):
         return "not started", f"the folder holds a run on other data ({'; '.join(changed)}); see the messages above"
@@ -283,19 +283,6 @@ def _read(path: Path) -> dict:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _in_use(folder: Path) -> bool:
-    """Whether a living process holds the folder's lock (folder.RunFolder)."""
-    if not (folder / LOCK).exists():
-        return False
-    try:
-        lock = hold(folder / LOCK)
-    except OSError:  # what is not ours to lock is not ours to run
-        return True
-    if lock is not None:
-        lock.release()
-    return lock is None
 
 
 def report(
@@ -399,9 +386,9 @@ def _start_again_after_kills(start: Callable, jobs: list[Job]) -> None:
             status = job.folder / STATUS
             touched = status.exists() and status.stat().st_mtime >= began
             what, why = state(job)
-            if what == "killed":
+            if what == "stopped":
                 strikes[job.folder] += 1
-            if what == "killed" or not touched:
+            if what == "stopped" or not touched:
                 undone.append(job)
         return undone
 

@@ -13,10 +13,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from snn_repro.config import Config, checked, frame_shape
+from snn_repro.data.dataset import DataSet
 from snn_repro.errors import UserError
 from snn_repro.registry import SETS
 from snn_repro.runs import checkpoint
-from snn_repro.runs.folder import RESULT
+from snn_repro.runs.folder import CONFIG, RESULT, other_data
 from snn_repro.runs.result import RunResult, read_result
 from snn_repro.train import build_network
 
@@ -38,13 +39,36 @@ class TrainedRun:
     num_classes: int
     result: RunResult | None
     weights: str = "last"  # or "best"
+    data: dict[str, str] | None = None  # the fingerprint of what it was trained on
+
+    def facts(self, config: Config | None = None) -> DataSet:
+        """The data set of the run (or of a test, `config`), with what the run found in it: classes, size, statistics.
+
+        A run of an earlier version kept none of it: then they are those of data_dir now, and a line says so. Raises UserError
+        where the data are missing, or not those that it was trained on.
+        """
+        config = config or self.config
+        facts = SETS[config.dataset.name]
+        if facts.own and not config.dataset.found and config.dataset.name == self.config.dataset.name:
+            where = (
+                f"an earlier version trained {self.path}, which does not keep the classes and statistics of its data"
+            )
+            changed, _ = other_data({"data": self.data}, config)
+            if changed:
+                raise UserError(
+                    f"{where}, and data_dir={config.data_dir} has changed since ({'; '.join(changed)}): give the data as they "
+                    "were, or train again"
+                )
+            config.dataset.found = facts.of(config).found
+            log.warning(f"{where}: those of data_dir={config.data_dir} are used")
+        return facts.of(config)
 
     @property
     def class_names(self) -> list[str]:
         """In the order of the labels; their numbers where nobody says how they are called."""
         names: Sequence[str] = ()
-        with contextlib.suppress(UserError):  # own data that lie elsewhere now
-            names = SETS[self.config.dataset.name].of(self.config).label_names
+        with contextlib.suppress(UserError):  # own data of an older run that lie elsewhere now
+            names = self.facts().label_names
         return list(names) or [str(k) for k in range(self.num_classes)]
 
     def transform(self, source: Any, say: Callable[[str], None] = log.info) -> Tensor:
@@ -53,7 +77,7 @@ class TrainedRun:
 
         `say` hears what was changed to make it fit. Raises UserError with one sentence where it is neither; see data/raw.py.
         """
-        return SETS[self.config.dataset.name].sample(self.config, source, say)
+        return self.facts().sample(self.config, source, say)
 
 
 def load_run(path: str | Path, weights: str = "last") -> TrainedRun:
@@ -68,6 +92,8 @@ def load_run(path: str | Path, weights: str = "last") -> TrainedRun:
         raise UserError(f"weights={weights} must be one of: {', '.join(WEIGHTS)}")
     if not path.is_dir():
         raise UserError(f"{path} is no run: give the folder that holds a run's {RESULT}, like runs/NAME/seed0")
+    if not any((path / name).is_file() for name in (RESULT, CONFIG, SAFETENSORS, *WEIGHTS.values())):
+        raise UserError(f"{path} is no run: it holds no {CONFIG}; give a folder like runs/NAME/seed0")
     file = path / WEIGHTS[weights]
     if (path / SAFETENSORS).is_file():
         content, state = _exported(path)
@@ -76,13 +102,13 @@ def load_run(path: str | Path, weights: str = "last") -> TrainedRun:
         content, state = checkpoint.load_evaluated(file)
     config = checked(content["config"])
     result = read_result(path / RESULT) if (path / RESULT).exists() else None
-    facts = SETS[config.dataset.name]
     channels, height, width = result.input_size if result else frame_shape(config)
     shape = (channels, height, width)
-    classes = result.num_classes if result else facts.of(config).num_classes
+    classes = result.num_classes if result else SETS[config.dataset.name].of(config).num_classes
     model = build_network(config, classes, shape)
     checkpoint.load_model(model, state, str(file))
-    return TrainedRun(path, config, model.eval(), content["epoch"], shape, classes, result, weights)
+    data = content.get("data") or (result.data if result else None)
+    return TrainedRun(path, config, model.eval(), content["epoch"], shape, classes, result, weights, data)
 
 
 def _exported(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -93,8 +119,12 @@ def _exported(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except ImportError:
         raise UserError(f"{path / SAFETENSORS} needs safetensors: pip install 'snn_repro[export]'") from None
     try:
-        return json.loads((path / SAVED).read_text("utf-8")), load_file(path / SAFETENSORS)
-    except (OSError, ValueError, SafetensorError) as error:
+        content, state = json.loads((path / SAVED).read_text("utf-8")), load_file(path / SAFETENSORS)
+        checkpoint.check_content(content, path / SAVED)
+        if content.get("weights") not in WEIGHTS:
+            raise ValueError(f"its weights are {content.get('weights')!r:.60}")
+        return content, state
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise checkpoint.CheckpointError(
             f"{path} is no whole export as safetensors: {error}; export the run again"
         ) from None

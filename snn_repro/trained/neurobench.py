@@ -32,6 +32,7 @@ def neurobench(run: TrainedRun, **places: str) -> dict[str, Any]:
     places: data_dir, cache_dir, device, where they are others here than they were for the run. Raises UserError as the data do.
     """
     config: Config = dataclasses.replace(run.config, **places)  # type: ignore[arg-type]
+    run.facts(config)
     device, data = pick_device(config), build_data(config)
     loss = build_loss(config.loss.name, **options(config.loss, "name"))
     return counts.neurobench(run.model.to(device), data.test.epoch(0), loss.readout, device)

@@ -91,8 +91,7 @@ def main() -> None:
         said = dict(name=name, error=None, waits={}, cpu=None, cuda=None)
         try:
             if not any(o.startswith("recipe.amp=") for o in overrides):
-                words = [o.replace("decoder=nvjpeg", "decoder=torchvision") for o in overrides]
-                said["cpu"] = numbers([*words, "kernels=off"])
+                said["cpu"] = numbers([*overrides, "kernels=off"])
             with pretended() as device, watching(device):
                 more = [] if any(o.startswith("kernels=") for o in overrides) else ["kernels=off"]
                 more += [] if any("recipe.amp=" in o for o in overrides) else ["recipe.amp=off"]

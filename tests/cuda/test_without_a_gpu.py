@@ -12,11 +12,9 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
 import same_numbers
 import torch
-from PIL import Image
 from pretended import build
 
 pytestmark = pytest.mark.skipif(
@@ -111,20 +109,6 @@ def test_two_processes(outcomes):
     for said in outcomes(TOGETHER, processes=2).values():
         hold(said)
         assert said["cpu"]
-
-
-def test_jpegs_are_decoded_on_the_device(outcomes, tmp_path):
-    """dataset.decoder=nvjpeg, against torchvision's decoder on the CPU; nvJPEG itself is not here: its pixels are torchvision's."""
-    for n in range(40):
-        folder = tmp_path / "ab"[n % 2]
-        folder.mkdir(exist_ok=True)
-        pixels = np.random.RandomState(n).randint(0, 256, (5, 6, 3), np.uint8)
-        Image.fromarray(pixels).resize((48, 40), Image.Resampling.BICUBIC).save(folder / f"{n}.jpg", quality=95)
-    run = ["dataset=image_folder", f"data_dir={tmp_path}", "dataset.frame_size=32", "dataset.decoder=nvjpeg"]
-    run += ["dataset.test_share=0.5", "model=small", "recipe.batch_size=4", "recipe.eval_batch_size=4"]
-    said = outcomes({"jpegs": [*run, "augment.rrc_min_area=0.3", "augment.flip=0.5", "augment.mixup=0.2"]})["jpegs"]
-    assert said["error"] is None and not said["waits"], said
-    assert said["cpu"] == pytest.approx(said["cuda"], rel=0.1)  # a device resizes by floats and a CPU by bytes
 
 
 WRONG = """

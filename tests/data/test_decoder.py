@@ -1,4 +1,4 @@
-"""dataset.decoder=torchvision: the same images, crops and mistakes as with PIL, up to rounding."""
+"""dataset.decoder=torchcodec: the same images, crops and mistakes as with PIL, up to rounding."""
 
 import io
 import sys
@@ -12,13 +12,30 @@ from PIL import Image
 
 from data.test_static import denormalised, everything, imagenet
 from snn_repro.config import config_hash, load_config
-from snn_repro.data import image_files, jpegs
+from snn_repro.data import image_files
 from snn_repro.data.image_files import ImageFile, decode, decode_tensor
 from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*do not compare")
-TORCHVISION = "dataset.decoder=torchvision"
+TORCHCODEC = "dataset.decoder=torchcodec"
+
+
+@pytest.fixture(autouse=True)
+def torchcodec(monkeypatch):
+    """torchcodec, and where it is not installed torchvision's decoder of the same JPEGs under its name."""
+    try:
+        import torchcodec.decoders  # noqa: F401
+    except (ImportError, OSError, RuntimeError):
+        vision = pytest.importorskip("torchvision.io")
+
+        def decode_jpeg(source: bytes, *, mode: str) -> torch.Tensor:
+            return vision.decode_jpeg(
+                torch.frombuffer(bytearray(source), dtype=torch.uint8), vision.ImageReadMode[mode]
+            )
+
+        for name in ("torchcodec", "torchcodec.decoders"):
+            monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(decode_jpeg=decode_jpeg))
 
 
 def photo(seed: int, size=(80, 60)) -> Image.Image:
@@ -66,13 +83,13 @@ def test_crops_flips_and_test_images_are_those_of_pil(tmp_path, monkeypatch, int
     ]
     pil = imagenet(tmp_path, *options)
     monkeypatch.setattr(image_files, "decode", None)  # asked no more
-    ours = imagenet(tmp_path, *options, TORCHVISION)
+    ours = imagenet(tmp_path, *options, TORCHCODEC)
     for a, b in ((pil.train, ours.train), (pil.test, ours.test)):
         (x, target), (y, labels) = everything(a), everything(b)
         assert torch.equal(target, labels) and y.dtype == torch.float32
         mean, largest = levels(x, y)
         assert mean < 0.2 and largest <= 4
-    again = everything(imagenet(tmp_path, *options, TORCHVISION, "dataset.workers=2").train)[0]
+    again = everything(imagenet(tmp_path, *options, TORCHCODEC, "dataset.workers=2").train)[0]
     assert torch.equal(again, everything(ours.train)[0])
 
 
@@ -80,7 +97,7 @@ def test_steps_that_need_pil_get_it(tmp_path):
     """RandAugment is timm's, on PIL images: the same draws, and the tensor is cut before."""
     photographs(tmp_path)
     options = ["dataset.frame_size=48", "augment.rrc_min_area=0.08", "augment.flip=0.5", "augment.randaugment_ops=2"]
-    x, y = (everything(imagenet(tmp_path, *options, *more).train)[0] for more in ([], [TORCHVISION]))
+    x, y = (everything(imagenet(tmp_path, *options, *more).train)[0] for more in ([], [TORCHCODEC]))
     plain = everything(imagenet(tmp_path, *options[:3]).train)[0]
     mean, _ = levels(x, y)
     assert mean < 2 < levels(x, plain)[0]  # thresholds (solarize, posterize) move some pixels far
@@ -99,90 +116,11 @@ def test_a_damaged_file_is_the_same_sentence(tmp_path):
             assert "\n" not in str(e.value) and str(e.value).count("cannot be read") == 1
 
 
-@pytest.fixture
-def without_a_gpu(monkeypatch):
-    """nvjpeg's way, on the CPU."""
-    monkeypatch.setattr(jpegs, "check", lambda cfg, in_pil: None)
-
-
-def test_nvjpeg_makes_the_batches_of_torchvision_from_bytes(tmp_path, without_a_gpu):
-    """What differs is who decodes: here nobody, so all is equal; what workers hand over are bytes, and pixels of what is no JPEG."""
+def test_without_torchcodec_one_sentence_before_any_batch(tmp_path, monkeypatch):
     photographs(tmp_path)
-    first = next(iter(sorted((tmp_path / "train").rglob("*.JPEG"))))
-    with Image.open(first) as image:
-        image.save(first, "PNG")  # as some of ImageNet's are, under the same name
-    options = ["dataset.frame_size=48", "augment.rrc_min_area=0.08", "augment.flip=0.5"]
-    wanted = imagenet(tmp_path, *options, TORCHVISION)
-    for workers in (0, 2):
-        ours = imagenet(tmp_path, *options, "dataset.decoder=nvjpeg", f"dataset.workers={workers}")
-        for a, b in ((wanted.train, ours.train), (wanted.test, ours.test)):
-            state = torch.get_rng_state()
-            assert all(map(torch.equal, everything(a), everything(b)))
-            assert torch.equal(state, torch.get_rng_state())
-    stored = ours.train._loader.dataset.samples
-    assert {stored[i][0].ndim for i in range(len(stored))} == {1, 3}
-
-
-def test_nvjpeg_names_the_damaged_file_of_a_batch(tmp_path, without_a_gpu):
-    photographs(tmp_path)
-    broken = sorted((tmp_path / "train").rglob("*.JPEG"))[1]
-    content = broken.read_bytes()
-    broken.write_bytes(content[: len(content) // 2])
-    batches = imagenet(tmp_path, "dataset.frame_size=48", "augment.rrc_min_area=0.08", "dataset.decoder=nvjpeg").train
-    with pytest.raises(DataError, match=f"{broken.name} cannot be read as an image: .*; get it again or remove it"):
-        everything(batches)
-
-
-def test_what_a_gpu_cannot_is_not_blamed_on_a_file(tmp_path, monkeypatch):
-    photo(1).save(tmp_path / "a.jpg")
-    decode, samples = jpegs.decode_jpegs, jpegs.Jpegs([ImageFile(str(tmp_path), "a.jpg")], [0], lambda x: x)
-
-    def full(files, mode, device):
-        if device.type == "cuda":
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return decode(files, mode, device)
-
-    monkeypatch.setattr(jpegs, "decode_jpegs", full)
-    with pytest.raises(torch.OutOfMemoryError):
-        samples.finished([0], [samples[0][0]], [0], torch.device("cuda", 0))
-
-
-def test_nvjpeg_needs_a_gpu_and_no_pil(tmp_path):
-    photographs(tmp_path)
-    nvjpeg = "dataset.decoder=nvjpeg"
-    with pytest.raises(UserError, match=f"{nvjpeg} decodes on the GPU and device=cpu; use dataset.decoder=torchvision"):
-        imagenet(tmp_path, nvjpeg, "device=cpu")
-    with pytest.raises(UserError, match=f"{nvjpeg} decodes on the GPU and augment.randaugment_ops needs images of PIL"):
-        imagenet(tmp_path, nvjpeg, "augment.rrc_min_area=0.08", "augment.randaugment_ops=2")
-    if not torch.cuda.is_available():
-        with pytest.raises(UserError, match=f"{nvjpeg} decodes on the GPU and torch sees none"):
-            imagenet(tmp_path, nvjpeg)
-
-
-def test_torchcodec_decodes_where_torchvision_does_no_more(tmp_path, monkeypatch):
-    photo(1).save(tmp_path / "a.jpg")
-    image, asked = ImageFile(str(tmp_path), "a.jpg"), []
-    wanted = {mode: decode_tensor(image, mode) for mode in ("RGB", "L")}
-
-    def decode_jpeg(sources, *, mode, device):  # as torchcodec's
-        asked.append((mode, str(device)))
-        return [wanted[{"RGB": "RGB", "GRAY": "L"}[mode]] for _ in sources]
-
-    import torchvision.transforms.v2  # noqa: F401  # which asks for it too
-
-    monkeypatch.delattr("torchvision.io.decode_jpeg")
-    monkeypatch.setitem(sys.modules, "torchcodec.decoders", types.SimpleNamespace(decode_jpeg=decode_jpeg))
-    for mode in wanted:
-        assert torch.equal(decode_tensor(image, mode), wanted[mode])
-    assert asked == [("RGB", "cpu"), ("GRAY", "cpu")]
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
-    sentence = (
-        "^dataset.decoder=torchvision and nvjpeg need torchvision up to 0.29, or torchcodec 0.16 or newer; pip install"
-    )
-    photographs(tmp_path)
-    for read in (lambda: decode_tensor(image), lambda: imagenet(tmp_path, TORCHVISION)):  # the second before any batch
-        with pytest.raises(UserError, match=sentence):
-            read()
+    with pytest.raises(UserError, match="^dataset.decoder=torchcodec needs torchcodec 0.16 .*use dataset.decoder=pil$"):
+        imagenet(tmp_path, TORCHCODEC)
 
 
 def test_own_folders_and_raw_samples(tmp_path):
@@ -190,7 +128,7 @@ def test_own_folders_and_raw_samples(tmp_path):
         folder = tmp_path / "ab"[n % 2]
         folder.mkdir(exist_ok=True)
         photo(n).convert("L").save(folder / f"{n}.jpg")
-    cfg = load_config(["dataset=image_folder", f"data_dir={tmp_path}", TORCHVISION, "dataset.frame_size=32"])
+    cfg = load_config(["dataset=image_folder", f"data_dir={tmp_path}", TORCHCODEC, "dataset.frame_size=32"])
     dataset = SETS["image_folder"].of(cfg)
     assert dataset.shape[0] == 1
     x, _ = everything(dataset.build(cfg).test)
@@ -205,10 +143,11 @@ def test_who_decodes_shows_in_the_configuration():
     def config(*words):
         return load_config(["dataset=imagenet1k", "data_dir=/nowhere", *words])
 
-    assert config_hash(config()) == config_hash(config("dataset.decoder=pil")) != config_hash(config(TORCHVISION))
-    with pytest.raises(
-        UserError, match="dataset.decoder='pill' is not one of pil, torchvision, nvjpeg; did you mean 'pil'"
-    ):
+    assert config_hash(config()) == config_hash(config("dataset.decoder=pil")) != config_hash(config(TORCHCODEC))
+    with pytest.raises(UserError, match="dataset.decoder='pill' is not one of pil, torchcodec; did you mean 'pil'"):
         config("dataset.decoder=pill")
+    for gone in ("torchvision", "nvjpeg"):
+        with pytest.raises(UserError, match=f"dataset.decoder='{gone}' is not one of pil, torchcodec"):
+            config(f"dataset.decoder={gone}")
     with pytest.raises(UserError, match="dataset.decoder"):
-        load_config(["dataset=digits", TORCHVISION])
+        load_config(["dataset=digits", TORCHCODEC])

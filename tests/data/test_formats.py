@@ -339,51 +339,35 @@ def test_atis_refuses():
 # ------------------------------------------------------------------ IDX
 
 
-@pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "i4", "f4", "f8"])
-@pytest.mark.parametrize("packed", [False, True])
-def test_idx_types(dtype, packed):
-    values = np.random.default_rng(0).normal(0, 50, (3, 4, 2)).astype(dtype)
-    found = read_idx(fixtures.encode_idx(values, packed))
-    assert found.dtype == np.dtype(dtype) and found.dtype.isnative
-    np.testing.assert_array_equal(found, values)
-
-
 def test_idx_refuses():
-    good = fixtures.encode_idx(np.arange(24, dtype=np.uint8).reshape(4, 6))
+    values = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    good = fixtures.encode_idx(values)
+    for packed in (False, True):
+        np.testing.assert_array_equal(read_idx(fixtures.encode_idx(values, packed)), values)
     refused(read_idx, b"", 0, "begins with nothing")
     refused(read_idx, b"\0\1" + good[2:], 0, "begins with 00 01 08 02, not with an IDX header")
+    refused(read_idx, fixtures.encode_idx(values / np.float32(24)), 2, "values of type 0x0d, not bytes of 0 to 255")
     refused(read_idx, good[:9], 9, "inside its header of 12 bytes")
-    refused(read_idx, good[:-1], 35, r"shape \(4, 6\) has 24 bytes, the file holds only 23")
-    refused(read_idx, good + b"\0", 37, "the file holds more")
-    refused(read_idx, good[:4] + bytes(8) + good[12:], 4, "is empty")
+    refused(read_idx, good[:-1], 12, r"shape \(4, 6\) has 24 bytes, the file 23")
+    refused(read_idx, good + b"\0", 12, "has 24 bytes, the file 25")
+    refused(read_idx, good[:4] + bytes(8) + good[12:], 12, "has 0 bytes, the file 24")
     packed = gzip.compress(good, mtime=0)
-    refused(read_idx, packed[:-9], 12, "cannot be unpacked")
+    refused(read_idx, packed[:-9], 0, "cannot be unpacked")
     damaged = bytearray(packed)
     damaged[-6] ^= 1  # the checksum
-    refused(read_idx, damaged, 12, "cannot be unpacked")
-
-
-def test_a_huge_idx_shape_allocates_nothing():
-    for packed in (False, True):
-        data = bytes([0, 0, 8, 3]) + b"\xff" * 12 + bytes(100)
-        tracemalloc.start()
-        with pytest.raises(FormatError, match="holds only 100"):
-            read_idx(gzip.compress(data) if packed else data)
-        assert tracemalloc.get_traced_memory()[1] < 4e6
-        tracemalloc.stop()
+    refused(read_idx, damaged, 0, "cannot be unpacked")
 
 
 # ------------------------------------------------------------------ CIFAR
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-@pytest.mark.parametrize("labels", [[3, 0, 9], np.array([3, 0, 9]), [np.int64(3), np.int64(0), np.int64(9)]])
-def test_cifar_pickled_again_by_python_3(protocol, labels):
+def test_cifar_pickled_again_by_python_3(protocol):
     """Copies of the data set that somebody rewrote are read too."""
     data = np.random.default_rng(0).integers(0, 256, (3, 3072), np.uint8)
     for key in (str, str.encode):
         for array in (data, np.asfortranarray(data)):
-            batch = {key("data"): array, key("labels"): labels, key("filenames"): ["a", "b", "c"]}
+            batch = {key("data"): array, key("labels"): [3, 0, 9], key("filenames"): ["a", "b", "c"]}
             images, numbers = read_cifar_batch(pickle.dumps(batch, protocol))
             np.testing.assert_array_equal(images.reshape(3, 3072), data)
             assert numbers.tolist() == [3, 0, 9]
@@ -412,27 +396,32 @@ def test_a_malicious_pickle_is_taken_apart_and_never_run(tmp_path):
 def test_cifar_refuses(tmp_path):
     images = np.zeros((3, 3, 32, 32), np.uint8)
     good = fixtures.encode_cifar_batch(images, np.array([1, 2, 3]))
-    label_key = good.index(b"U\x06labels")
-    refused(read_cifar_batch, good[:-1], len(good) - 1, "damaged or breaks off")
-    refused(read_cifar_batch, good[:500], 500, "damaged or breaks off")
-    refused(read_cifar_batch, good + b"\0", len(good) - 1, "ends here, 1 bytes before the file")
-    refused(read_cifar_batch, b"", 0, "damaged")
-    refused(read_cifar_batch, pickle.dumps([1, 2], 2), 0, "no dictionary")
-    refused(read_cifar_batch, good.replace(b"labels", b"lobels"), 0, "no 'labels'; is the file of another")
-    refused(read_cifar_batch, fixtures.encode_cifar_batch(images, np.array([1, 10, 3])), label_key, "from 1 to 10")
-    refused(read_cifar_batch, fixtures.encode_cifar_batch(images, np.array([1, 2])), label_key, "3 whole numbers")
+    no_pickle = "no whole pickle of a dictionary"
     short = fixtures.encode_cifar_batch(images, np.array([1, 2, 3])).replace(b"M\x00\x0c", b"M\x01\x0c")
     short = short.replace(b"J\x00\x0c\x00\x00", b"J\x01\x0c\x00\x00")
-    refused(read_cifar_batch, short, short.index(b"U\tfilenames"), "damaged .cannot reshape array of size 9216 into")
-    wide = pickle.dumps({"data": np.zeros((3, 3072), np.uint16), "labels": [1, 2, 3]}, 4)
-    refused(read_cifar_batch, wide, wide.index(b"\x8c\x04data"), "no whole uint8 array")
-    objects = pickle.dumps({"data": np.zeros((3, 3072), object), "labels": [1, 2, 3]}, 4)
-    with pytest.raises(FormatError, match="numbers of type O8?, which no CIFAR file needs"):
-        read_cifar_batch(objects)
-    memo = b"\x80\x02}r\xff\xff\xff\x7f."  # would make the unpickler clear 32 GiB
-    refused(read_cifar_batch, memo, 3, "memo index 2147483647")
-    huge = b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"abc."
-    refused(read_cifar_batch, huge, len(huge), "damaged or breaks off")
+    for data, sentence in {
+        good[:-1]: no_pickle,
+        good[:500]: no_pickle,
+        good + b"\0": "the pickle ends here, before the file does",
+        b"": no_pickle,
+        pickle.dumps([1, 2], 2): no_pickle,
+        b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"abc.": no_pickle,
+        good.replace(b"labels", b"lobels"): "no 'labels'; is the file of another",
+        fixtures.encode_cifar_batch(images, np.array([1, 10, 3])): "from 1 to 10",
+        fixtures.encode_cifar_batch(images, np.array([1, 2])): "3 whole numbers",
+        short: "cannot reshape array of size 9216 into",
+        pickle.dumps(
+            {"data": np.zeros((3, 3072), np.uint16), "labels": [1, 2, 3]}, 4
+        ): "numbers of type u2, which no CIFAR",
+        pickle.dumps(
+            {"data": np.zeros((3, 3072), object), "labels": [1, 2, 3]}, 4
+        ): "numbers of type O8?, which no CIFAR",
+    }.items():
+        with pytest.raises(FormatError, match=sentence):
+            read_cifar_batch(data)
+    memo = b"\x80\x02}r\xff\xff\xff\x7f."  # Python's unpickler in C would clear 32 GiB
+    with pytest.raises(FormatError, match="'data'"):
+        read_cifar_batch(memo)
 
 
 def test_cifar_names_the_missing_file(tmp_path):

@@ -117,16 +117,15 @@ def slow_idx(data: bytes):
             raise Refused from None
     if len(data) < 4 or data[:2] != b"\0\0" or not 1 <= data[3] <= 8:
         raise Refused
-    code = {8: "B", 9: "b", 11: "h", 12: "i", 13: "f", 14: "d"}.get(data[2])
     at = 4 + 4 * data[3]
-    if code is None or len(data) < at:
+    if data[2] != 8 or len(data) < at:
         raise Refused
     shape, count = struct.unpack_from(f">{data[3]}I", data, 4), 1
     for n in shape:
         count *= n
-    if not count or len(data) - at != count * struct.calcsize(code):
+    if not count or len(data) - at != count:
         raise Refused
-    return np.array(struct.unpack_from(f">{count}{code}", data, at), code).reshape(shape)
+    return np.array(list(data[at:]), np.uint8).reshape(shape)
 
 
 def slow_labels(data: bytes):
@@ -166,7 +165,7 @@ def same_events(size):
 
 def same_array(found, expected, data):
     assert found.dtype == expected.dtype and found.shape == expected.shape
-    assert np.array_equal(found, expected, equal_nan=found.dtype.kind == "f")
+    assert np.array_equal(found, expected)
 
 
 def same_rows(found, expected, data):
@@ -214,7 +213,7 @@ FORMATS = {
         same_array,
     ),
     "idx_gz": (
-        lambda: fixtures.encode_idx(np.arange(60, dtype=np.int16).reshape(3, 4, 5), packed=True),
+        lambda: fixtures.encode_idx(np.arange(60, dtype=np.uint8).reshape(3, 4, 5), packed=True),
         read_idx,
         slow_idx,
         same_array,

@@ -5,7 +5,6 @@ import os
 import shutil
 import struct
 import tarfile
-import time
 import warnings
 from pathlib import Path
 
@@ -353,27 +352,18 @@ def test_a_bad_image_is_found_before_the_first_epoch(tmp_path, damage, sentence,
         found = SETS["imagenet1k"].tree(load_config(["dataset=imagenet1k", f"data_dir={tmp_path}"]))
         bad = [f for f in found.train if str(f).endswith(name)]
         with pytest.raises(DataError, match=expected):
-            image_files.check(bad)  # as it would be, were it held out for validation
+            image_files.look(bad)  # as it would be, were it held out for validation
     assert "\n" not in str(error.value)
 
 
-def test_the_check_reads_headers_and_ends_in_bounded_time(tmp_path, caplog, monkeypatch):
+def test_the_check_reads_headers_alone(tmp_path, monkeypatch):
     out = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 400, 3), np.uint8)).save(out, "JPEG", quality=95)
     (tmp_path / "whole.JPEG").write_bytes(out.getvalue())
-    (tmp_path / "trailing.JPEG").write_bytes(
-        out.getvalue() + bytes(9000)
-    )  # its end marker is not at its end, but it is whole
+    (tmp_path / "trailing.JPEG").write_bytes(out.getvalue() + bytes(9000))  # whole, its end marker is not at its end
     decoded = []
     monkeypatch.setattr(Image.Image, "load", lambda self: decoded.append(self))
-    image_files.check([ImageFile(str(tmp_path), "whole.JPEG")] * 200)
+    image_files.look([ImageFile(str(tmp_path), "whole.JPEG")] * 200)
     assert not decoded
     monkeypatch.undo()
-    image_files.check([ImageFile(str(tmp_path), "trailing.JPEG")])
-    slow = image_files.check_image
-    monkeypatch.setattr(image_files, "check_image", lambda image: time.sleep(0.005) or slow(image))
-    started = time.monotonic()
-    with caplog.at_level("INFO", "snn_repro"):
-        image_files.check([ImageFile(str(tmp_path), "whole.JPEG")] * 20_000, seconds=0.5)
-    assert time.monotonic() - started < 10
-    assert "of 20,000 images in 0.5 s; the others are checked when they are read" in caplog.text
+    image_files.look([ImageFile(str(tmp_path), "trailing.JPEG")])

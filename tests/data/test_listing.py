@@ -43,7 +43,7 @@ def test_a_run_reads_the_listing_and_lists_and_checks_nothing(tmp_path, monkeypa
     there = IMAGENET.tree(cfg)
     assert make(cfg) == 18
     monkeypatch.setattr(images, "_listed_tree", None)
-    monkeypatch.setattr(image_files, "check", None)
+    monkeypatch.setattr(image_files, "look", None)
     kept = IMAGENET.tree(config(tmp_path))
     for field, value, expected in zip(there._fields, kept, there, strict=True):
         assert np.array_equal(value, expected) if "labels" in field else value == expected

@@ -1,5 +1,6 @@
 """Own data: `image_folder` and `event_folder` find classes, sizes and parts by themselves, and say what is wrong in one sentence."""
 
+import sys
 from pathlib import Path
 
 import h5py
@@ -12,7 +13,7 @@ from scripts_of_ours import script
 
 from snn_repro.config import ConfigError, config_hash, load_config
 from snn_repro.data import build_data
-from snn_repro.data.event_tables import read_hdf5, read_npz
+from snn_repro.data.event_tables import read_recording
 from snn_repro.data.events import integrate
 from snn_repro.data.formats import FormatError
 from snn_repro.data.image_files import decode
@@ -165,8 +166,50 @@ def test_parts_need_the_same_classes(tmp_path):
     (root / "train" / "fox" / "0.png").unlink()
     (root / "train" / "fox").rmdir()
     (root / "extra").mkdir()
-    with pytest.raises(DataError, match="extra/ beside train/ and test/"):
+    with pytest.raises(DataError, match="extra/ beside test and train: it is no part of its own"):
         build_data(config("image_folder", root))
+
+
+def test_images_are_read_as_viewers_show_them(tmp_path):
+    """Turned as EXIF says, and on white where they are transparent; in the test and as a raw sample."""
+    root, drawn = tmp_path / "data", np.full((12, 12, 4), (0, 0, 0, 255), np.uint8)
+    drawn[:, 6:, 3] = 0  # black strokes on nothing
+    held = Image.Exif()
+    held[0x0112] = 6  # the camera was turned a quarter
+    for c in "ab":
+        (root / c).mkdir(parents=True)
+        Image.fromarray(drawn).save(root / c / "0.png")
+        Image.fromarray(np.rot90(drawn[..., :3] + 255 - drawn[..., 3:])).save(root / c / "1.png", exif=held)
+    cfg = config("image_folder", root, "dataset.test_share=0.5", "augment.flip=0")
+    found = SETS["image_folder"].of(cfg)
+    assert np.allclose(found.statistics[0], 127.5)
+    data, (_, test) = found.build(cfg), found.parts(cfg)
+    x, wanted = next(iter(data.test.epoch(0)))[0], np.where(np.arange(12) < 6, -1.0, 1.0)
+    assert torch.allclose(x, torch.tensor(wanted, dtype=torch.float32).expand_as(x))
+    for row, image_file in enumerate(test.images):
+        assert torch.equal(found.sample(cfg, str(image_file), lambda _: None)[0], x[row])
+
+
+def test_files_that_are_not_read_are_counted(tmp_path):
+    root = images(tmp_path / "data", n=4)
+    for i in range(8):
+        (root / "cat" / f"{i}.gif").write_bytes(b"GIF89a")
+    with pytest.warns(
+        UserWarning, match=r"image_folder: 8 of 20 files in data_dir=.* are not read, .*cat/0.gif among them"
+    ):
+        build_data(config("image_folder", root))
+
+
+def test_a_pixel_that_is_no_number_is_refused(monkeypatch):
+    cfg, digits = load_config(["dataset=digits"]), SETS["digits"]
+    (train, labels, *names), test = digits.read()
+    broken = np.array(train)
+    broken[3, 0, 2, 2] = np.nan
+    monkeypatch.setattr(type(digits), "read", lambda self: ((broken, labels, *names), test))
+    with pytest.raises(DataError, match=f"^digits: image 3 of {len(broken)} holds a pixel that is NaN or infinite"):
+        build_data(cfg)
+    with pytest.raises(DataError, match="^the image: image 0 of 1 holds a pixel that is NaN"):
+        digits.sample(cfg, broken[3], lambda _: None)
 
 
 def test_every_changed_file_changes_the_fingerprint(tmp_path):
@@ -282,6 +325,25 @@ def test_a_cache_notices_every_changed_file(tmp_path):
         build_data(cfg)
 
 
+def test_folders_of_one_name_share_a_cache_only_if_they_are_the_same_data(tmp_path):
+    cfg = prepared(recordings(tmp_path / "a/mine", 2), tmp_path / "cache")
+    same, other = recordings(tmp_path / "b/mine", 2), recordings(tmp_path / "c/mine", 2)
+    save_npz(other / "owl/1.npz", events(9, 9))  # of the same length
+    assert fingerprint(prepared(same, tmp_path / "cache")) == fingerprint(cfg)
+    with pytest.raises(DataError, match="stale: owl/1.npz has changed: its CRC-32 was .* or give the data_dir"):
+        prepared(other, tmp_path / "cache")
+    with pytest.raises(DataError, match="stale: owl/1.npz has changed"):
+        build_data(config("event_folder", other, f"cache_dir={tmp_path / 'cache'}", "timesteps=2"))
+
+
+def test_a_stray_event_makes_no_sensor(tmp_path):
+    root, e = recordings(tmp_path / "mine", 2), events(2, 2)
+    e.x[7] = 3000
+    save_npz(root / "owl/0.npz", e)
+    with pytest.raises(DataError, match="^owl/0.npz: x reaches 3000 and half of the recordings stay below 24; remove"):
+        prepared(root, tmp_path / "cache")
+
+
 def test_a_cache_serves_without_the_recordings(tmp_path):
     root = recordings(tmp_path / "mine", 2)
     cfg = prepared(root, tmp_path / "cache")
@@ -295,9 +357,12 @@ def test_a_cache_serves_without_the_recordings(tmp_path):
     [
         (lambda r: (r / "empty").mkdir(), "empty holds no recording"),
         (lambda r: [(r / c).rename(r / f".{c}") for c in CLASSES[1:]], "holds only the class cat"),
-        (lambda r: (r / "dog/x.bin").write_bytes(bytes(10)), r"mixes formats: ATIS \(dog/x.bin\) and npz"),
         (lambda r: (r / "dog/0.npz").write_bytes(b"PK no"), "1 of 6 recordings of event_folder are bad .*dog/0.npz"),
         (lambda r: (r / "dog/0.npz").rename(r / "dog/a,b.npz"), "holds a comma"),
+        (
+            lambda r: [np.savez(f, ts=[0], x=[0], y=[0], p=[0]) for f in r.rglob("*.npz")],
+            "not one recording .* can be read: cat/0.npz: it lacks t: the columns t .microseconds.*holds: p, ts, x, y",
+        ),
         (lambda r: r.rename(r.parent / "gone"), "does not exist"),
         (
             lambda r: [(r / "train").mkdir(), [(r / c).rename(r / "train" / c) for c in CLASSES]],
@@ -334,26 +399,21 @@ def test_a_bad_recording_that_is_left_out_moves_no_other(tmp_path):
 # ------------------------------------------------------------------ tables of events
 
 
-def test_columns_under_all_their_names(tmp_path):
+def test_columns_apart_in_a_group_and_as_a_structured_array(tmp_path):
     e = events(0, 0, 50)
-    table = np.zeros(50, [("timestamp", "i8"), ("x", "u2"), ("y", "u2"), ("polarity", "?")])
-    for field, values in zip(table.dtype.names, e, strict=True):
-        table[field] = values
-    np.savez_compressed(tmp_path / "a.npz", ts=e.t.astype(float), xs=e.x, ys=e.y, pol=2 * e.p.astype(int) - 1)
-    np.savez(tmp_path / "b.npz", events=table, height=20, width=24)
+    table = np.zeros(50, [("t", "i8"), ("x", "u2"), ("y", "u2"), ("p", "?")])
+    for key, values in zip("txyp", e, strict=True):
+        table[key] = values
+    np.savez_compressed(tmp_path / "a.npz", t=e.t.astype(float), x=e.x, y=e.y, p=2 * e.p.astype(int) - 1)
+    np.savez(tmp_path / "b.npz", events=table, height=20, width=24.0)
     with h5py.File(tmp_path / "a.h5", "w") as f:
         for key, values in zip("txyp", e, strict=True):
             f[f"events/{key}"] = values
-    with h5py.File(tmp_path / "b.h5", "w") as f:
-        f["CD/events"] = table
-        f.attrs["height"], f.attrs["width"] = 20, 24
-    for name, read, size in (
-        ("a.npz", read_npz, None),
-        ("b.npz", read_npz, (20, 24)),
-        ("a.h5", read_hdf5, None),
-        ("b.h5", read_hdf5, (20, 24)),
-    ):
-        found = read((tmp_path / name).read_bytes(), name)
+    with h5py.File(tmp_path / "b.hdf5", "w") as f:
+        f["events"] = table
+        f["height"], f.attrs["width"] = 20, 24
+    for name, size in {"a.npz": None, "b.npz": (20, 24), "a.h5": None, "b.hdf5": (20, 24)}.items():
+        found = read_recording((tmp_path / name).read_bytes(), name)
         assert found.size == size
         assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(found.events, e, strict=True)), name
 
@@ -361,24 +421,47 @@ def test_columns_under_all_their_names(tmp_path):
 @pytest.mark.parametrize(
     "change, sentence",
     [
-        (dict(t=None), r"it lacks one of t \(ts, time.*it holds: p, x, y"),
-        (dict(t=np.array([0.5, 1.5])), "t holds numbers with fractions; times are microseconds"),
-        (dict(p=np.array([0, 7])), "p reaches from 0 to 7"),
-        (dict(x=np.array([0, 40_000])), "x reaches from 0 to 40000"),
-        (dict(x=np.array([0])), "one value an event each"),
-        (dict(events=np.zeros((2, 4))), "a table without names of its columns"),
-        (dict(t=np.array([None, 1], object)), "Python objects"),
+        (dict(t=None, p=None), r"lacks t, p: the columns t \(microseconds\), x, y and p .* are wanted.*it holds: x, y"),
+        (dict(events=np.zeros((2, 4))), "lacks t, x, y, p.*it holds: no names"),
+        (dict(t=np.array([0.5, 1.5])), "t holds fractions, 0.5 at event 0; times are microseconds"),
+        (dict(t=np.array([0, 2**63], np.uint64)), "t is 9223372036854775808 at event 1, which is not from"),
+        (dict(t=np.array([0, 1e300])), r"t is 1e\+300 at event 1, which is not from"),
+        (dict(t=np.array([0, np.nan])), "t is nan at event 1; every event needs a number"),
+        (dict(t=np.array([0, np.inf])), "t is inf at event 1; every event needs a number"),
+        (dict(t=np.array([5, 0])), "t falls from 5 to 0 at event 1; sort the events by t"),
+        (dict(p=np.array([0, 7])), "p is 7 at event 1"),
+        (dict(p=np.array([0, -1])), "p holds -1, 0 and 1; polarities are 0 and 1, or -1 and 1"),
+        (dict(x=np.array([0, 30_000])), "x is 30000 at event 1, which is not from 0 to 4095"),
+        (dict(x=np.array([0])), r"one value an event and have \[2, 1, 2, 2\]"),
+        (dict(t=np.array([None, 1], object)), "t cannot be read .*[Oo]bject arrays"),
+        (dict(y=np.array(["a", "b"])), r"y is <U1 \[2\], not one number an event"),
+        (dict(height=np.array([]), width=24), r"height is \[\]; a number of pixels"),
+        (dict(height=20, width=np.array("wide")), r"width is \['wide'\]; a number of pixels"),
+        (dict(height=20, width=0), r"width is \[0\]; a number of pixels"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_one_sentence(tmp_path, change, sentence):
     columns = {k: np.array([0, 1]) for k in "txyp"} | change
-    np.savez(tmp_path / "a.npz", **{k: v for k, v in columns.items() if v is not None})
-    with pytest.raises(FormatError, match=f"^a.npz, byte .*{sentence}"):
-        read_npz((tmp_path / "a.npz").read_bytes(), "a.npz")
+    np.savez_compressed(tmp_path / "a.npz", **{k: v for k, v in columns.items() if v is not None})
+    with pytest.raises(FormatError, match=f"^a.npz: .*{sentence}") as raised:
+        read_recording((tmp_path / "a.npz").read_bytes(), "a.npz")
+    assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("suffix, read", [(".npz", read_npz), (".h5", read_hdf5)])
-def test_a_file_that_breaks_off_is_an_error(tmp_path, suffix, read):
+def test_a_file_that_would_fill_the_memory_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr("snn_repro.data.event_tables.LARGEST", 100_000)
+    np.savez_compressed(tmp_path / "a.npz", **dict.fromkeys("txyp", np.zeros(6_000, np.int64)))
+    with h5py.File(tmp_path / "a.h5", "w") as f:
+        for key in "txyp":
+            f.create_dataset(key, data=np.zeros(6_000, np.int64), compression="gzip")
+    monkeypatch.setattr(np, "asarray", None)  # no column is read
+    for name in ("a.npz", "a.h5"):
+        with pytest.raises(FormatError, match=r"holds 19\d,\d+ bytes and 100,000 are read at most; cut it"):
+            read_recording((tmp_path / name).read_bytes(), name)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".h5"])
+def test_a_file_that_breaks_off_is_an_error(tmp_path, suffix):
     e = events(0, 0)
     if suffix == ".npz":
         save_npz(tmp_path / "a.npz", e)
@@ -389,7 +472,31 @@ def test_a_file_that_breaks_off_is_an_error(tmp_path, suffix, read):
     whole = (tmp_path / f"a{suffix}").read_bytes()
     for end in (0, 1, 10, len(whole) // 2, len(whole) - 1):
         with pytest.raises(FormatError):
-            read(whole[:end], "a")
+            read_recording(whole[:end], f"a{suffix}")
+
+
+@pytest.mark.parametrize(
+    "suffix, version", [(".aedat4", None), (".raw", "evt2"), (".raw", "evt3"), (".dat", None), (".es", None)]
+)
+def test_faery_reads_what_it_wrote(tmp_path, suffix, version):
+    faery = pytest.importorskip("faery")
+    e = events(0, 0)
+    table = np.zeros(len(e.t), faery.EVENTS_DTYPE)
+    for key, values in zip("txyp", e, strict=True):
+        table[key] = values
+    faery.events_stream_from_array(table, (24, 20)).to_file(tmp_path / f"a{suffix}", version=version)
+    found, size = read_recording((tmp_path / f"a{suffix}").read_bytes(), f"a{suffix}")
+    assert size == (20, 24)
+    assert np.array_equal(found.t - found.t[0], e.t - e.t[0])  # .es begins at 0
+    assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(found[1:], e[1:], strict=True))
+    with pytest.raises(FormatError, match="faery cannot read it"):
+        read_recording(b"nothing of the kind", "a.aedat4")
+
+
+def test_faery_is_asked_for_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faery", None)
+    with pytest.raises(UserError, match="a.raw is read by faery, which is not installed: pip install faery"):
+        read_recording(b"", "a.raw")
 
 
 # ------------------------------------------------------------------ runs
@@ -410,7 +517,7 @@ def test_runs_train_resume_and_refuse_other_data(tmp_path):
     with pytest.raises(UserError, match="other data"):
         run(cfg)
     root.rename(tmp_path / "away")
-    assert load_run(tmp_path / "run").class_names == ["0", "1", "2"]
+    assert load_run(tmp_path / "run").class_names == list(CLASSES)
 
 
 def test_a_run_on_recordings(tmp_path):

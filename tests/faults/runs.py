@@ -196,7 +196,7 @@ def at_write(name: str, stage: str, count: int, act: Callable[[], None]) -> Call
         left = [count]
 
         def reached(path, now: str) -> bool:
-            if now == stage and Path(path).name.removesuffix(".tmp") == name:
+            if now == stage and re.sub(r"(\.\w+)?\.tmp$", "", Path(path).name) == name:
                 left[0] -= 1
                 return left[0] == -1
             return False

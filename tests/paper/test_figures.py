@@ -218,12 +218,12 @@ def test_curves_that_lie_on_each_other_are_told_apart():
         assert len({line.get_markevery()[0] for line in axes.lines}) == 3  # their markers take turns
 
 
-def test_figures_say_that_their_code_is_older(results, tmp_path):
+def test_figures_say_that_their_numbers_are_older(results, tmp_path):
     for name in ("accuracy_steps", "learned_imp", "convergence", "pattern_mapping"):
-        assert "older code" in texts(figures.figure(name).draw(results)), name
+        assert "older numbers" in texts(figures.figure(name).draw(results)), name
     fake_run(tmp_path, extra=dict(code=code_version()))
     figure = accuracy_steps.draw_groups(group_runs(load([tmp_path]))[0])
-    assert "older code" not in texts(figure)
+    assert "older numbers" not in texts(figure)
 
 
 def test_a_damaged_data_file_is_said_and_the_rest_is_drawn(results, tmp_path, capsys):

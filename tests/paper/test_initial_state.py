@@ -301,10 +301,11 @@ def test_what_results_lack_can_be_run_alone(tmp_path, capsys):
     assert len(before) == 3
     jobs = [job for words in before for job in plan([w.strip("'") for w in words[4:]])]
     root = Path(study.SWEEP_DIR).absolute()
-    for job in [*jobs[:3], jobs[4]]:  # layer 1 whole, of layer 2 the seed 1
-        there = tmp_path / "runs" / "initial_state" / job.folder.relative_to(root)
-        there.mkdir(parents=True)
-        (there / "result.json").write_text("{}")
+    done = [
+        job.folder.relative_to(root).as_posix() for job in [*jobs[:3], jobs[4]]
+    ]  # layer 1 whole, of layer 2 the seed 1
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "initial_state.jsonl").write_text("".join(f'{{"run": "{run}"}}\n' for run in done))
     left = asked()
     assert ["seed=0,2" in words for words in left] == [True, False] and left[1] == before[2]
     folders = {job.folder for words in left for job in plan([w.strip("'") for w in words[4:]])}

@@ -120,12 +120,12 @@ def test_the_report_states_its_rule_before_the_numbers(tmp_path, capsys):
     assert "study.py small_scale report" in capsys.readouterr().err
 
 
-def test_the_report_names_older_code_and_unlike_threads(tmp_path):
+def test_the_report_names_older_numbers_and_unlike_threads(tmp_path):
     for loss in ("sdt", "tet"):
         extra = dict(threads=1 + (loss == "tet"), code=None if loss == "tet" else code_version())
         fake_run(tmp_path / "runs" / "small_scale", f"loss={loss}", extra=extra)
     text = claims.report(tmp_path)["small_scale.md"]
-    assert "older code: 1 of 2 runs" in text
+    assert "older numbers: 1 of 2 runs" in text
     assert "threads differ" in text and "2 in digits-small-if_imp-tet" in text
 
 

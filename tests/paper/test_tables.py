@@ -20,6 +20,7 @@ from snn_repro.paper.rows import PaperRow
 from snn_repro.paper.statistics import mcnemar, paired, summary, wilson
 from snn_repro.paper.tables import MEASURED, compare, fill_in, generate, paper_table
 from snn_repro.provenance import code_version
+from snn_repro.runs.folder import find_results
 
 RESULTS = Path(__file__).parents[2] / "results"
 
@@ -133,14 +134,34 @@ def test_imp_and_loss_alone_are_the_same_recipe(tmp_path):
 def test_collected_runs_say_the_same_with_less(runs, tmp_path):
     written = collect([runs / "runs"], tmp_path / "kept")
     assert len(written) == 8 and written[0].relative_to(tmp_path / "kept") == Path("row_a/seed0")
-    assert {p.name for p in written[0].iterdir()} == {"result.json", "right.json"}
+    assert {p.name for p in (tmp_path / "kept").iterdir()} == {"row_a.jsonl", "row_b.jsonl"}
+    (one,) = load([written[0]])  # a line is read as the folder that it was
+    assert (one.seed, one.folder) == (0, str(written[0])) and len(load([written[0].parent])) == 4
+    with pytest.raises(UserError, match="does not exist"):
+        load([written[0].parent / "seed9"])
     before, after = groups(runs / "runs"), groups(tmp_path / "kept")
     assert gain(before["row_b"], before["row_a"]) == gain(after["row_b"], after["row_a"])
     for old, new in zip(before["row_a"].runs, after["row_a"].runs, strict=True):
         np.testing.assert_array_equal(right_answers(old), right_answers(new))
         assert new["recipe_hash"] == old["recipe_hash"]
-    text = (written[0] / "result.json").read_text()
-    assert json.loads(text)["config"]["run_dir"] is None and str(tmp_path) not in text
+    text = (tmp_path / "kept" / "row_a.jsonl").read_text()
+    assert json.loads(text.splitlines()[0])["config"]["run_dir"] is None and str(tmp_path) not in text
+    fake_run(tmp_path / "more", "name=row_a", seed=0, acc=0.5)
+    fake_run(tmp_path / "more", "name=row_a", seed=9)
+    collect([tmp_path / "more"], tmp_path / "kept")  # takes the place of the earlier one, and the others stay
+    assert [r.seed for r in load([written[0].parent])] == [0, 1, 2, 3, 9] and load([written[0]])[0].acc_last == 0.5
+    assert collect([tmp_path / "more" / "row_a" / "seed9"], tmp_path, "mine")[0].relative_to(tmp_path) == Path("mine")
+
+
+def test_a_damaged_line_is_skipped_and_named(runs, tmp_path, capsys):
+    collect([runs / "runs"], tmp_path / "kept")
+    file = tmp_path / "kept" / "row_a.jsonl"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([lines[0], lines[1][:50], *lines[2:]]))
+    assert [r.seed for r in load([file])] == [0, 2, 3] and len(load([tmp_path / "kept"])) == 7
+    assert capsys.readouterr().err.count(f"skipped: {file}, line 2, is damaged") == 2
+    with pytest.raises(UserError, match="row_a.jsonl has a line that is no collected run"):
+        collect([runs / "runs"], tmp_path / "kept")
 
 
 def test_predictions_of_another_run_are_noticed(tmp_path):
@@ -174,42 +195,41 @@ def test_damaged_predictions_are_skipped_and_named(tmp_path, capsys, name, conte
     assert err.startswith(f"skipped: {path}") and err.count("\n") == 1
     written = collect([tmp_path / "runs"], tmp_path / "kept")
     assert capsys.readouterr().err == err and len(written) == 2
-    assert [len(list(folder.iterdir())) for folder in sorted(written)] == [2, 1]  # its result stays
+    assert [r.right is None for r in load([tmp_path / "kept"])] == [False, True]  # its result stays
 
 
 # ---------------------------------------------------------------- of which code a result is
 
 NOW = code_version()
-BEFORE = dict(commit="c" * 40, dirty=False, sha256="0" * 64)
+BEFORE = dict(commit="c" * 40, dirty=False, sha256="0" * 64)  # of the hash that results had before
 
 
 def test_collecting_keeps_the_code_of_a_run(tmp_path):
     fake_run(tmp_path / "runs", extra=dict(code=BEFORE, threads=2, data={"sha256": "d" * 64}))
-    (folder,) = collect([tmp_path / "runs"], tmp_path / "kept")
-    kept = json.loads((folder / "result.json").read_text())
+    (kept,) = load(collect([tmp_path / "runs"], tmp_path / "kept"))
     assert kept["code"] == BEFORE and kept["threads"] == 2 and kept["data"] == {"sha256": "d" * 64}
 
 
-def test_rows_of_older_code_are_marked(tmp_path):
+def test_rows_of_older_numbers_are_marked(tmp_path):
     runs = tmp_path / "runs"
     for seed, code in enumerate((NOW, BEFORE)):
         fake_run(runs, "loss=sdt", "neuron=if", "paper_row=a", "name=row_a", seed=seed, extra=dict(code=code))
-    fake_run(runs, *IMP, extra=dict(code=NOW | dict(commit="other", dirty=True)))  # another commit, the same sources
+    fake_run(runs, *IMP, extra=dict(code=NOW | dict(commit="other", dirty=True)))  # another commit, the same numbers
     fake_run(runs, "loss=tet", "name=mine", extra=dict(code=None))
     files = generate(tmp_path, ROWS)
     table = list(csv.DictReader(io.StringIO(files["table1.csv"])))
-    assert [line["code"] for line in table] == ["older", "", ""]
-    assert [line["code"] for line in csv.DictReader(io.StringIO(files["runs.csv"]))] == ["older"]
-    for name, said in {"table1": "older code: 1 of 3 runs", "runs": "older code: 1 of 1 runs"}.items():
+    assert [line["numbers"] for line in table] == ["older", "", ""]
+    assert [line["numbers"] for line in csv.DictReader(io.StringIO(files["runs.csv"]))] == ["older"]
+    for name, said in {"table1": "older numbers: 1 of 3 runs", "runs": "older numbers: 1 of 1 runs"}.items():
         assert said in files[f"{name}.md"] and said in files[f"{name}.tex"]
-    assert "older code" not in files["table2.md"]
+    assert "older numbers" not in files["table2.md"]
 
 
-def test_rows_of_todays_code_have_no_mark(tmp_path):
+def test_rows_of_todays_numbers_have_no_mark(tmp_path):
     fake_run(tmp_path / "runs", *IMP, extra=dict(code=NOW))
     files = generate(tmp_path, ROWS)
     assert not any("older" in files[f"{name}.md"] for name in ("table1", "runs"))
-    assert "code" not in files["table1.csv"].splitlines()[0].split(",")
+    assert "numbers" not in files["table1.csv"].splitlines()[0].split(",")
 
 
 def test_every_table_names_threads_and_processes_that_differ(tmp_path):
@@ -223,12 +243,12 @@ def test_every_table_names_threads_and_processes_that_differ(tmp_path):
     assert "row_b (seed 0); 2 in row_b (seed 1)" in files["table1.md"]
 
 
-def test_the_check_warns_of_older_code_and_judges_by_the_tables(tmp_path, capsys, monkeypatch):
+def test_the_check_warns_of_older_numbers_and_judges_by_the_tables(tmp_path, capsys, monkeypatch):
     program = script("make_tables")
     monkeypatch.setattr(program, "load_rows", lambda: ROWS)
     fake_run(tmp_path / "runs", *IMP, extra=dict(code=BEFORE))
     assert program.main(["--results", str(tmp_path)]) == 0 == program.main(["--results", str(tmp_path), "--check"])
-    assert "warning: older code: 1 of 1 runs" in capsys.readouterr().err
+    assert "warning: older numbers: 1 of 1 runs" in capsys.readouterr().err
     fake_run(tmp_path / "runs", *IMP, extra=dict(code=NOW))
     assert program.main(["--results", str(tmp_path), "--check"]) == 1
     assert program.main(["--results", str(tmp_path)]) == 0 == program.main(["--results", str(tmp_path), "--check"])
@@ -416,7 +436,7 @@ def test_readme_numbers_are_those_of_the_runs(tmp_path, capsys, monkeypatch):
 def test_measured_numbers_of_our_readme_agree_with_the_committed_runs():
     text = (RESULTS.parent / "README.md").read_text("utf-8")
     named = [match.group(3) for match in MEASURED.finditer(text)]
-    assert sum((RESULTS / "runs" / folder).is_dir() for folder in named) >= 4
+    assert sum(bool(find_results(RESULTS / "runs" / folder)) for folder in named) >= 4
     assert fill_in(text, RESULTS / "runs") == text
     table = text.split("## What was measured")[1].split("\n\n")[1]
     for line in table.splitlines()[2:]:  # no accuracy by hand; logistic regression has no run

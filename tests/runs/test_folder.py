@@ -5,15 +5,17 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from fake_runs import fake_run
 
 from snn_repro.config import load_config
 from snn_repro.errors import UserError
-from snn_repro.files import replace_atomically, write_json
+from snn_repro.files import replace_atomically, write_json, write_text
 from snn_repro.runs.folder import RESULT, RunFolder, environment, find_results
 
 
@@ -24,6 +26,30 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         temporary.write_text("half")
         raise RuntimeError("killed")
     assert json.loads(target.read_text()) == {"a": 1} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_links_and_devices_are_written_to_and_no_name_can_be_guessed(tmp_path):
+    mine, link, seen = tmp_path / "mine.txt", tmp_path / "link.txt", []
+    mine.write_text("before")
+    link.symlink_to(mine)
+    for name in ("link.txt.tmp", "mine.txt.tmp"):
+        (tmp_path / name).symlink_to(tmp_path / "victim")
+    write_text(link, "after")
+    assert link.is_symlink() and mine.read_text() == "after" and not (tmp_path / "victim").exists()
+    for _ in range(2):
+        with replace_atomically(mine) as temporary:
+            seen.append(temporary)
+    (tmp_path / "plain").touch()
+    assert len({*seen}) == 2 and mine.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    os.mkfifo(tmp_path / "pipe")
+    reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE, text=True)
+    write_text(tmp_path / "pipe", "said")
+    write_text(Path(os.devnull), "gone")
+    assert reader.communicate()[0] == "said" and Path(os.devnull).is_char_device() and (tmp_path / "pipe").is_fifo()
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(tmp_path / "socket"))
+        with pytest.raises(UserError, match="it is a block device or a socket"):
+            write_text(tmp_path / "socket", "no")
 
 
 def test_a_finished_run_is_found_and_another_configuration_is_named(tmp_path):
@@ -48,6 +74,9 @@ def test_never_resume_starts_again_but_keeps_what_is_finished(tmp_path):
     first.begin([], "cpu")
     first.record([{"epoch": 1}])
     first.close()
+    with pytest.raises(UserError, match=r"another configuration \(recipe.lr: .*force=true"):
+        RunFolder(tmp_path, load_config(["resume=never", "recipe.lr=0.3"]))
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
     fresh = RunFolder(tmp_path, load_config(["resume=never"]))
     assert fresh.history() == []
     fresh.begin([], "cpu")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from snn_repro import job, train
+from snn_repro import job, signals, train
 from snn_repro.config import ConfigError, config_hash
 from snn_repro.errors import UserError
 from snn_repro.runs import sweeps
@@ -104,7 +104,7 @@ def test_joblib_runs_side_by_side_and_survives_a_killed_worker(tmp_path):
     done = sweep(root, *what, PYTHONPATH=str(tmp_path))
     assert done.returncode == 1, done.stderr
     assert done.stdout.splitlines()[-1] == "sweep: 2 of 3 runs done"
-    assert f"  killed: {root}/digits-small-if_imp-lts/{TWEAKS}/seed7: its process ended" in done.stderr
+    assert f"  stopped: {root}/digits-small-if_imp-lts/{TWEAKS}/seed7: its process ended" in done.stderr
 
 
 def test_an_empty_sweep_is_an_error(tmp_path):
@@ -148,7 +148,7 @@ def test_what_a_folder_says_about_its_run(tmp_path):
     job.folder.mkdir(parents=True)
     status = {"state": "running", "error": None, "config_hash": config_hash(job.config)}
     (job.folder / "status.json").write_text(json.dumps(status))
-    assert sweeps.state(job)[0] == "killed"
+    assert sweeps.state(job)[0] == "stopped"
     from snn_repro.runs.folder import RunFolder
 
     held = RunFolder(job.folder, job.config)
@@ -177,22 +177,24 @@ def test_slurm_without_slurm_is_one_sentence(tmp_path):
     assert done.returncode == 1 and "finds no srun here" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_the_notice_of_slurm_saves_and_resumes(quick, tmp_path, monkeypatch):
-    """SIGUSR2 stops like SIGTERM: saved, and the handler that was there before is back in place to requeue the job."""
+@pytest.mark.parametrize("notice", [signal.SIGUSR2, signal.SIGUSR1])
+def test_the_notice_of_slurm_saves_and_resumes(notice, quick, tmp_path, monkeypatch):
+    """It stops like SIGTERM: saved, and the handler that was there before is back in place to requeue the job."""
     heard = []
-    before = signal.signal(signal.SIGUSR2, lambda *_: heard.append("submitit"))
+    monkeypatch.setenv("SUBMITIT_PREEMPT_SIGNAL", notice.name[3:])
+    before = signal.signal(notice, lambda *_: heard.append("submitit"))
     try:
         original = train.Training.train_step
 
         def step(self, *batch):
             if (self.epoch, self.step) == (1, 1):
-                signal.raise_signal(signal.SIGUSR2)
+                signal.raise_signal(notice)
             return original(self, *batch)
 
         monkeypatch.setattr(train.Training, "train_step", step)
         with pytest.raises(train.Interrupted) as stopped:
             train.run(quick())
-        assert stopped.value.signum == signal.SIGUSR2 and heard == []
+        assert stopped.value.signum == notice and heard == []
         assert (tmp_path / "run/checkpoint_last.pt").exists()
         job.requeue(stopped.value.signum)
         assert heard == ["submitit"]
@@ -203,4 +205,14 @@ def test_the_notice_of_slurm_saves_and_resumes(quick, tmp_path, monkeypatch):
         job.requeue(signal.SIGTERM)  # the grace time of a preemption
         assert heard == ["submitit"] * 2
     finally:
-        signal.signal(signal.SIGUSR2, before)
+        signal.signal(notice, before)
+
+
+def test_nohup_is_left_alone():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.stop_requests(alone=True) as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.signum is None
+    finally:
+        signal.signal(signal.SIGHUP, before)

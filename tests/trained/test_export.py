@@ -1,6 +1,8 @@
 """What is handed on is the network: bit by bit, or within 1e-5 of its logits."""
 
 import json
+import resource
+import signal
 import sys
 
 import nir
@@ -23,7 +25,7 @@ from snn_repro.neurons import build_neuron
 from snn_repro.registry import NEURONS, NORMS, SETS
 from snn_repro.train import build_network, run
 from snn_repro.trained import TrainedRun, load_run
-from snn_repro.trained.export import export, names, onnx, torch_export
+from snn_repro.trained.export import export, names, onnx, safetensors, torch_export
 from snn_repro.trained.export import nir as to_nir
 from snn_repro.trained.export._unrolled import inputs
 
@@ -378,6 +380,32 @@ def test_an_output_appears_whole_or_not_at_all(finished, tmp_path, monkeypatch, 
         assert sorted(folder.iterdir()) == before
     with pytest.raises(UserError, match="cannot write .*README.md/x: .*; choose another folder with --output"):
         export(finished, "safetensors", output=other / "README.md" / "x")
+
+
+@pytest.mark.parametrize("to", ["safetensors", "onnx", "torch_export", "nir"])
+def test_a_full_disk_leaves_no_part_and_is_one_sentence(to, finished, tmp_path, monkeypatch):
+    if to == "nir":
+        monkeypatch.setattr(to_nir, "nir_graph", lambda *_: nir.NIRGraph({}, []))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # bytes a file may have
+    try:
+        with pytest.raises(UserError, match=f"^cannot write {tmp_path}/new/out: .*File too large"):
+            export(finished, to, output=tmp_path / "new" / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_leaves_no_part_and_a_link_stays(finished, tmp_path, monkeypatch, capsys):
+    export(finished, "safetensors", output=tmp_path / "there")
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    words = [str(finished), "--to", "safetensors", "--force", "--output", str(tmp_path / "link")]
+    assert main(words) == 0 and (tmp_path / "link").is_symlink() and (tmp_path / "there" / "README.md").exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(safetensors, "write", lambda *_: signal.raise_signal(signal.SIGTERM))
+        assert main(words) == 143
+    assert capsys.readouterr().err == "export.py: stopped by SIGTERM, nothing was written\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "there"] and load_run(tmp_path / "there")
 
 
 def test_an_exported_folder_is_exported_again_with_the_epoch_that_its_weights_are_of(finished, tmp_path):

@@ -3,6 +3,7 @@
     data_dir/<class>/*.png                          dataset.test_share (0.2) of each class tests, drawn with dataset.split_seed
     data_dir/train/<class>/*.png, test/<class>/     the folders say it; val/<class>/ is the validation part, where there is one
 
+pixels      as viewers show them: turned as EXIF says, transparent parts white
 size        dataset.frame_size: the short side becomes so long, and the centre is cut out. Without it: that of the images
             where all are square and of one size of up to 224 pixels, else 64
 channels    1 where all images are grey, else 3
@@ -13,18 +14,19 @@ fingerprint of all names, sizes and contents (of 64 contents where there is more
 from __future__ import annotations
 
 import copy
-import hashlib
-from functools import lru_cache
+import os
+import warnings
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+import numpy as np
 
 from snn_repro.data.dataset import register
-from snn_repro.data.images import DECODER, Images, ImageSet, in_tensors
-from snn_repro.data.own import SETTINGS, common_classes, layout, own_split, parts_of
+from snn_repro.data.image_files import EXTENSIONS, ImageFile, class_folders, decode, decode_tensor, look
+from snn_repro.data.images import DECODER, Images, ImageSet, file_hashes, in_tensors
+from snn_repro.data.own import SETTINGS, common_classes, known_classes, layout, own_split, parts_of
 from snn_repro.errors import DataError
-
-if TYPE_CHECKING:
-    from snn_repro.data.image_files import ImageFile
 
 DEFAULT_SIZE, LARGEST_NATIVE = 64, 224  # pixels
 STATISTICS_OF = 4096  # images
@@ -45,13 +47,17 @@ class Listed(NamedTuple):
 @register("image_folder")
 class ImageFolder(ImageSet):
     from_files = True
+    own = True
     draws_test = True
     test_margin = 1.0
     settings = SETTINGS | DECODER
     label_names = ()
     expected = "class folders with images"
+    as_shown = True
 
     def of(self, cfg):
+        if cfg.dataset.found:
+            return self._as_found(cfg)
         listed = self.listed(cfg)
         found = copy.copy(self)
         found.cfg, found.num_classes, found.label_names = cfg, len(listed.classes), tuple(listed.classes)
@@ -59,16 +65,35 @@ class ImageFolder(ImageSet):
         found.shape = (channels, size, size)
         return found
 
-    def listed(self, cfg) -> Listed:
-        from snn_repro.data.image_files import EXTENSIONS, class_folders
+    def _as_found(self, cfg):
+        kept, found = cfg.dataset.found, copy.copy(self)
+        try:
+            found.cfg, found.label_names = cfg, tuple(map(str, kept["classes"]))
+            found.num_classes = len(found.label_names)
+            found.shape = (int(kept["channels"]), int(kept["size"]), int(kept["size"]))
+            found.statistics = tuple([float(kept[k][c]) for c in range(found.shape[0])] for k in ("mean", "deviation"))
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise DataError(
+                f"dataset.found of this run is damaged ({type(error).__name__}: {error}); train it again"
+            ) from None
+        return found
 
+    @property
+    def found(self):
+        (mean, deviation), (channels, size, _) = self.statistics, self.shape
+        return dict(classes=[*self.label_names], size=size, channels=channels, mean=mean, deviation=deviation)
+
+    def listed(self, cfg) -> Listed:
         folders = layout(cfg.data_dir, f"images ({', '.join(EXTENSIONS)})")
         present = {part: class_folders(folder) for part, folder in folders.items()}
         classes = common_classes(Path(cfg.data_dir), present)
+        if cfg.dataset.found:
+            classes = known_classes(cfg, classes)
         rows = [
             ("/".join(filter(None, (part, c, PurePath(image.name).as_posix()))), image, label, part)
             for part, those in present.items()
             for label, c in enumerate(classes)
+            if c in those
             for image in those[c]()
         ]
         names, images, labels, parts = zip(*sorted(rows, key=lambda row: row[0]), strict=True)
@@ -79,6 +104,14 @@ class ImageFolder(ImageSet):
         return [Path(cfg.data_dir)]
 
     def build(self, cfg):
+        read = {str(image) for image in self.listed(cfg).images}
+        found = [os.path.join(f, n) for f, _, names in os.walk(Path(cfg.data_dir)) for n in names if n[0] != "."]
+        if left := sorted(set(found) - read):
+            warnings.warn(
+                f"image_folder: {len(left)} of {len(found)} files in data_dir={cfg.data_dir} are not read, {left[0]} among"
+                f" them; images lie in class folders and end in {', '.join(EXTENSIONS)}",
+                stacklevel=2,
+            )
         return super(ImageFolder, self.of(cfg)).build(cfg)
 
     def sample(self, cfg, source, say):
@@ -86,20 +119,17 @@ class ImageFolder(ImageSet):
 
     def parts(self, cfg):
         """(training images with those of val/ at their end, test images)."""
-        import numpy as np
-
         listed = self.listed(cfg)
         _, part = parts_of(cfg, listed.parts, listed.names, listed.labels)
-        rows = {p: [i for i, here in enumerate(part) if here == p] for p in ("train", "val", "test")}
 
-        def images(rows: list[int]) -> Images:
-            return Images(
-                [listed.images[i] for i in rows],
-                np.array([listed.labels[i] for i in rows]),
-                [listed.names[i] for i in rows],
+        def images(*wanted: str) -> Images:
+            rows = [i for name in wanted for i, here in enumerate(part) if here == name]
+            files, labels, names = (
+                [column[i] for i in rows] for column in (listed.images, listed.labels, listed.names)
             )
+            return Images(files, np.array(labels), names)
 
-        return images(rows["train"] + rows["val"]), images(rows["test"])
+        return images("train", "val"), images("test")
 
     def split(self, cfg, train, test):
         listed = self.listed(cfg)
@@ -109,7 +139,7 @@ class ImageFolder(ImageSet):
         rows, val, _, of_run = own_split(cfg, split, [part[n] for n in names], names, [*train.labels, *test.labels])
         return rows, val, of_run
 
-    @property
+    @cached_property
     def statistics(self):
         """Of the training images; exact sums of whole numbers, so the same on every machine."""
         if not hasattr(self, "cfg"):
@@ -120,9 +150,8 @@ class ImageFolder(ImageSet):
         images = train.images[: len(train.images) - self.listed(self.cfg).parts.count("val")]
         count = min(len(images), STATISTICS_OF)
         chosen = [images[i * len(images) // count] for i in range(count)]
-        plain = eval_sample_transform(
-            self.cfg.augment, self.frame_shape(self.cfg.dataset.frame_size)[-1], self.test_margin
-        )
+        size = self.frame_shape(self.cfg.dataset.frame_size)[-1]
+        plain = eval_sample_transform(self.cfg.augment, size, self.test_margin)
         return _statistics(chosen, plain, "RGB" if self.shape[0] == 3 else "L", in_tensors(self.cfg))
 
     def fingerprint(self, cfg):
@@ -133,8 +162,6 @@ class ImageFolder(ImageSet):
 
 def _state(images) -> tuple:
     """Size and time of each file, by which a changed one is noticed."""
-    import os
-
     found = []
     for image in images:
         try:
@@ -148,14 +175,10 @@ def _state(images) -> tuple:
 @lru_cache(maxsize=2)
 def _looked_at(images: tuple[ImageFile, ...], state: tuple) -> tuple[int, int]:
     """(pixels, channels) as the module's docstring says. Raises DataError for a file that is no image of 8-bit values."""
-    from snn_repro.data.image_files import look
-
     seen = look(images)
     for image, (_, _, mode) in zip(images, seen, strict=True):
-        if mode.startswith(("I", "F")):
-            raise DataError(
-                f"{image} has more than 8 bits a pixel ({mode}), which would be cut off; save it with 8 bits"
-            )
+        if mode[0] in "IF":
+            raise DataError(f"{image} has more than 8 bits a pixel ({mode}), which would be cut off; save it with 8")
     sizes = {(width, height) for width, height, _ in seen}
     width, height = sizes.pop()
     native = not sizes and width == height <= LARGEST_NATIVE
@@ -163,14 +186,10 @@ def _looked_at(images: tuple[ImageFile, ...], state: tuple) -> tuple[int, int]:
 
 
 def _statistics(images: list[ImageFile], plain, mode: str, tensors: bool) -> tuple[list[float], list[float]]:
-    import numpy as np
-
-    from snn_repro.data.image_files import decode, decode_tensor
-
     read = decode_tensor if tensors else decode
     n, total, squares = 0, np.zeros(1, np.int64), np.zeros(1, np.int64)
     for image in images:
-        pixels = plain(read(image, mode)).numpy().astype(np.int64).reshape(3 if mode == "RGB" else 1, -1)
+        pixels = plain(read(image, mode, shown=True)).numpy().astype(np.int64).reshape(3 if mode == "RGB" else 1, -1)
         n, total, squares = n + pixels.shape[1], total + pixels.sum(1), squares + (pixels**2).sum(1)
     mean = total / n
     deviation = np.sqrt(np.maximum(squares / n - mean**2, 0))
@@ -179,13 +198,4 @@ def _statistics(images: list[ImageFile], plain, mode: str, tensors: bool) -> tup
 
 @lru_cache(maxsize=2)
 def _fingerprint(names: tuple[str, ...], images: tuple[ImageFile, ...], state: tuple) -> dict[str, str]:
-    listing, contents = hashlib.sha256(), hashlib.sha256()
-    few = sum(size for size, _ in state) > WHOLE
-    for at, (name, image, (size, _)) in enumerate(zip(names, images, state, strict=True)):
-        listing.update(f"{name} {size}\n".encode("utf-8", "surrogateescape"))
-        if not few or at * 64 // len(images) != (at - 1) * 64 // len(images):
-            try:
-                contents.update(Path(str(image)).read_bytes())
-            except OSError as error:
-                raise DataError(f"{image} cannot be read: {error.strerror or error}") from None
-    return {"listing": listing.hexdigest(), "contents": contents.hexdigest()}
+    return dict(zip(("listing", "contents"), file_hashes(list(zip(names, images, strict=True)), WHOLE), strict=True))

@@ -7,7 +7,7 @@ from typing import Any
 from snn_repro.errors import UserError
 from snn_repro.files import write_text
 from snn_repro.paper.results import Group, group_runs, load
-from snn_repro.runs.folder import RESULT
+from snn_repro.runs.folder import result_files
 
 OWN_PAGE = {"methods", "initial_state"}  # studies of some hundred lines, with a page and figures of their own
 PROGRAM = "python scripts/make_figures.py"
@@ -34,7 +34,7 @@ def read(path: Path) -> Any:
 
 def finished_runs(results: Path) -> list[Group]:
     runs = results / "runs"
-    if not any(runs.rglob(RESULT)):
+    if not result_files(runs):
         raise MissingData(
             f"{runs} holds no finished run; collect some with `python scripts/make_tables.py --collect runs`"
         )

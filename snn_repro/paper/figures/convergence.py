@@ -74,8 +74,8 @@ def measure(target: Path, runs: Sequence[Path] = (), epochs: int = 1000, say: Ca
             say(f"T={steps} {loss}: {curves[-1]['first_at_most']}, {time.process_time() - started:.0f} s")
     write_data(target, dict(
         what="loss on 1024 random inputs with random labels; MLP 16-256-256-256-16 of IF neurons, full batch, Adam 1e-3",
-        command=f"{PROGRAM} measure=convergence", seed=SEED, torch=torch.__version__.split("+")[0], code=code_version(),
-        cpu_seconds=round(time.process_time() - started), curves=curves,
+        command=f"{PROGRAM} measure=convergence", neuron="if", model="mlp", seed=SEED,
+        torch=torch.__version__.split("+")[0], code=code_version(), cpu_seconds=round(time.process_time() - started), curves=curves,
     ))  # fmt: skip
 
 

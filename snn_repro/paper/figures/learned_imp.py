@@ -35,8 +35,8 @@ def imp_of(run_dir: Path) -> dict[str, Any]:
             ))  # fmt: skip
     if not layers:
         raise UserError(f"{run_dir} has no IMP in its checkpoint; give a run with neuron.imp=true")
-    return dict(run=f"{result['name']}/seed{result['seed']}", dataset=result["dataset"], loss=result["loss"],
-                neuron=result["neuron"], acc_last=result["acc_last"], code=result.get("code"), layers=layers)  # fmt: skip
+    return dict(run=f"{result['name']}/seed{result['seed']}", dataset=result["dataset"], model=result["model"],
+                loss=result["loss"], neuron=result["neuron"], acc_last=result["acc_last"], code=result.get("code"), layers=layers)  # fmt: skip
 
 
 def measure(target: Path, runs: Sequence[Path]) -> None:

@@ -8,14 +8,18 @@ cannot say what the network does.
 """
 
 import ast
+import contextlib
 import importlib
 import os
 import pkgutil
+import signal
 import tempfile
 from pathlib import Path
 from types import ModuleType
 
-from snn_repro.errors import UserError, nearest
+from snn_repro import signals
+from snn_repro.errors import Interrupted, UserError, nearest
+from snn_repro.files import write_error
 from snn_repro.trained.export._card import CARD, START, card
 
 __all__ = ["export", "help_of", "names"]
@@ -61,28 +65,41 @@ def export(
             f"{path} is not finished: it has no result.json for the model card; give its command again first"
         )
     target = Path(output) if output else Path(path) / "export" / to
+    place = Path(os.path.realpath(target))  # a link stays, and what it names is written
     if os.path.lexists(target) and not force:
         raise UserError(
             f"{target} is there already; write it anew with --force, or choose another folder with --output"
         )
     if os.path.lexists(target) and not _is_export(target):
         raise UserError(f"{target} was not written by an export, so --force leaves it alone; choose another --output")
+    missing = [folder for folder in place.parents if not folder.exists()]
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent) as spare:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            signals.handled_by(_interrupted),
+            tempfile.TemporaryDirectory(prefix=f".{place.name}.", suffix=".tmp", dir=place.parent) as spare,
+        ):
             folder, former = Path(spare, "new"), Path(spare, "former")
             folder.mkdir()
+            with contextlib.suppress(UserError):  # what an older run did not keep goes with it, where it is known
+                run.facts()
             use = written.write(run, folder)
             (folder / CARD).write_text(card(run, to, use), encoding="utf-8")
             _open_up(folder)
-            if target.exists():
-                target.rename(former)
-            folder.rename(target)
+            if place.exists():
+                place.rename(former)
+            folder.rename(place)
     except OSError as error:
-        raise UserError(
-            f"cannot write {target}: {error.strerror or error}; choose another folder with --output"
-        ) from None
+        raise write_error(target, error, "--output") from None
+    finally:
+        for made in missing:
+            with contextlib.suppress(OSError):  # all but empty ones stay
+                made.rmdir()
     return target
+
+
+def _interrupted(signum: int, frame: object) -> None:
+    raise Interrupted(signum, f"stopped by {signal.Signals(signum).name}, nothing was written")
 
 
 def _is_export(folder: Path) -> bool:

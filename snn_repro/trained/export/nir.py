@@ -13,6 +13,7 @@ v > V_th, are reset to a value and start from 0. So here
 Anything else is refused.
 """
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ VIEWS = {
 def write(run: TrainedRun, folder: Path) -> str:
     """model.nir, an HDF5 file: see above. Raises UserError for what NIR cannot say."""
     graph = nir_graph(run.model, inputs(run, 1))
-    nir.write(folder / FILE, graph)
+    buffer = io.BytesIO()
+    nir.write(buffer, graph)
+    (folder / FILE).write_bytes(buffer.getbuffer())  # HDF5 hides the reason of a failed write
     starts = [name for name, node in graph.nodes.items() if isinstance(node, nir.Input) and name != "input"]
     neurons = [node for node in graph.nodes.values() if isinstance(node, nir.IF | nir.LIF)]
     told = sorted(

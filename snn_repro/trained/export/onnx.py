@@ -26,9 +26,8 @@ def write(run: TrainedRun, folder: Path) -> str:
     quiet.setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            torch.onnx.export(
-                program, f=str(folder / FILE), input_names=[INPUT], output_names=[OUTPUT], external_data=False, verbose=False,
-                dynamo=True,
+            made = torch.onnx.export(
+                program, input_names=[INPUT], output_names=[OUTPUT], external_data=False, verbose=False, dynamo=True
             )  # fmt: skip
     except Exception as error:  # of many classes, for operators that it does not have
         why = " ".join(str(error).split())[:200]
@@ -38,6 +37,8 @@ def write(run: TrainedRun, folder: Path) -> str:
         ) from None
     finally:
         quiet.setLevel(level)
+    assert made is not None
+    (folder / FILE).write_bytes(made.model_proto.SerializeToString())
     session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
 
     def graph(x: Tensor) -> Tensor:

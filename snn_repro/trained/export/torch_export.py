@@ -1,5 +1,6 @@
 """the network over all its time steps as a graph that PyTorch runs without snn_repro."""
 
+import io
 import warnings
 from pathlib import Path
 
@@ -13,7 +14,9 @@ FILE = "model.pt2"
 
 def write(run: TrainedRun, folder: Path) -> str:
     """model.pt2: see `unrolled`."""
-    torch.export.save(unrolled(run), folder / FILE)
+    buffer = io.BytesIO()
+    torch.export.save(unrolled(run), buffer)
+    (folder / FILE).write_bytes(buffer.getbuffer())  # torch hides the reason of a failed write
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's, of itself
         compared = differences(run, torch.export.load(folder / FILE).module())
