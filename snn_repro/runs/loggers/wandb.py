@@ -1,6 +1,7 @@
 """Weights & Biases: online, offline or disabled. The only module that imports wandb."""
 
 import contextlib
+import importlib
 import io
 import math
 import os
@@ -88,9 +89,7 @@ class Log:
             self._wandb.teardown()
 
     def _begin(self, history: list[dict[str, Any]]) -> None:
-        import wandb
-
-        self._wandb = wandb
+        self._wandb = wandb = importlib.import_module("wandb")
         seconds = {} if os.environ.get("WANDB_INIT_TIMEOUT") else {"init_timeout": START_SECONDS}
         self._arguments["settings"] = wandb.Settings(
             silent=True, console="off", x_disable_stats=True, save_code=False, **seconds

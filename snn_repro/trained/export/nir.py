@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from snn_repro import kernels
 from snn_repro.errors import UserError
 from snn_repro.neurons import Neuron
-from snn_repro.registry import NORMS
+from snn_repro.registry import EXPORTS, NORMS
 from snn_repro.trained.export._unrolled import inputs
 from snn_repro.trained.load import TrainedRun
 
@@ -49,6 +49,7 @@ VIEWS = {
 }
 
 
+@EXPORTS.register("nir")
 def write(run: TrainedRun, folder: Path) -> str:
     """model.nir, an HDF5 file: see above. Raises UserError for what NIR cannot say."""
     graph = nir_graph(run.model, inputs(run, 1))
