@@ -25,7 +25,7 @@ from snn_repro.neurons import build_neuron
 from snn_repro.registry import EXPORTS, NEURONS, NORMS, SETS
 from snn_repro.train import build_network, run
 from snn_repro.trained import TrainedRun, load_run
-from snn_repro.trained.export import export, help_of, names, onnx, safetensors, torch_export
+from snn_repro.trained.export import export, help_of, names, onnx, torch_export
 from snn_repro.trained.export import nir as to_nir
 from snn_repro.trained.export._unrolled import inputs
 
@@ -402,7 +402,7 @@ def test_a_signal_leaves_no_part_and_a_link_stays(finished, tmp_path, monkeypatc
     words = [str(finished), "--to", "safetensors", "--force", "--output", str(tmp_path / "link")]
     assert main(words) == 0 and (tmp_path / "link").is_symlink() and (tmp_path / "there" / "README.md").exists()
     with monkeypatch.context() as patched:
-        patched.setattr(safetensors, "write", lambda *_: signal.raise_signal(signal.SIGTERM))
+        patched.setitem(EXPORTS, "safetensors", lambda *_: signal.raise_signal(signal.SIGTERM))
         assert main(words) == 143
     assert capsys.readouterr().err == "export.py: stopped by SIGTERM, nothing was written\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "there"] and load_run(tmp_path / "there")
