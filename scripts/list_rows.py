@@ -53,7 +53,6 @@ def listing(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
     """The lines, and remarks for a reader."""
     from snn_repro.config import SAID_OF_THEM, text_only, to_dict
     from snn_repro.paper.rows import compared, compose, estimate_cost, experiments, join, load_rows, look_for_files
-    from snn_repro.paper.speed import estimate_from_a_step
     from snn_repro.runs.folder import find_results
 
     prefix = {None: "", "figures": "figure", "code": "code_", "rivals": "rivals_"}.get(
@@ -86,6 +85,8 @@ def listing(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
         for row in rows
     ]  # fmt: skip
     if args.cost:
+        from snn_repro.paper.speed import estimate_from_a_step  # takes torch
+
         costs = [
             estimate_cost(r, results) or estimate_from_a_step(r, lambda s: print(s, file=sys.stderr)) for r in rows
         ]

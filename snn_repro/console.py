@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
@@ -99,6 +99,18 @@ def one_sentence(main: Callable[..., int]) -> Callable[..., int]:
         return code
 
     return run
+
+
+def text_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """An empty line, the title, and columns: the first `left` of them, and one of words ("most ..."), to the left."""
+    lines = [[harmless(cell).replace("\n", "?") for cell in line] for line in (columns, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    to_left = [k < left or name.startswith("most") for k, name in enumerate(columns)]
+    table = (
+        "  ".join(cell.ljust(n) if to else cell.rjust(n) for cell, n, to in zip(line, widths, to_left, strict=True))
+        for line in lines
+    )
+    return "\n".join(["", harmless(title), *(line.rstrip() for line in table)])
 
 
 def suggest(command: str, *paths: Path | str) -> None:

@@ -6,8 +6,6 @@ spikingjelly's, at the firing rates of a batch of test samples after the measure
 statistics of one training batch.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math
@@ -15,6 +13,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -26,6 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from snn_repro import distributed, kernels
 from snn_repro.config import Config, ConfigError, config_hash
+from snn_repro.console import text_table
+from snn_repro.data import Data
 from snn_repro.energy import energy_report
 from snn_repro.errors import UserError
 from snn_repro.models import count_parameters
@@ -61,41 +62,40 @@ class Layer(NamedTuple):
 
 @dataclasses.dataclass
 class Report:
-    """Numbers of a run that was not made. Operations are a sample's, times are seconds, memory is MB."""
+    """Numbers of a run that was not made. Times are seconds, memory is MB."""
 
     config: Config
-    samples: tuple[int, int, int]  # training, validation, test
-    split: str
-    input_shape: tuple[int, int, int]
-    num_classes: int
+    data: Data
     device: str
     layers: list[Layer]
     weights: int
     imp: int
-    neuron_steps: int
-    macs: float
-    synops: float
-    value_macs: float
     steps: int  # of an epoch
     step_seconds: float
     warm_up_seconds: float  # what the first steps took more
     epoch_seconds: float
-    run_seconds: float
     memory_mb: float
+
+    @property
+    def run_seconds(self) -> float:
+        return self.warm_up_seconds + self.config.recipe.epochs * self.epoch_seconds
+
+    def total(self, number: str) -> float:
+        """The sum of a number of all layers, for one sample."""
+        return sum(getattr(layer, number) for layer in self.layers)
 
     def text(self, overrides: list[str]) -> str:
         """The report as it is printed, and the command that starts the run."""
-        c, (train, val, test) = self.config, self.samples
+        c, split = self.config, self.data.split
+        macs, synops, value_macs = (_short(self.total(n)) for n in ("macs", "synops", "value_macs"))
         lines = [
-            f"{c.name} seed {c.seed}: {train:,} training, {val:,} validation, {test:,} test samples ({self.split}),"
-            f" {self.num_classes} classes, input {_by(self.input_shape)}, T={c.timesteps}, {self.device}",
-            "",
-            *_table(self.layers),
+            f"{c.name} seed {c.seed}: {split.n_train:,} training, {split.n_val:,} validation, {split.n_test:,} test samples "
+            f"({split.id}), {self.data.num_classes} classes, input {_by(self.data.input_shape)}, T={c.timesteps}, {self.device}",
+            *_table(self.layers).splitlines()[1:],
             "",
             f"parameters    {self.weights:,} weights + {self.imp:,} IMP",
-            f"a sample      {self.neuron_steps:,} neuron-steps; dense {_short(self.macs)} multiply-accumulates, else"
-            f" {_short(self.synops)} synaptic operations and {_short(self.value_macs)} multiply-accumulates of inputs that are no"
-            " spikes, at the rates of one batch now",
+            f"a sample      {self.total('neuron_steps'):,} neuron-steps; dense {macs} multiply-accumulates, else {synops} synaptic "
+            f"operations and {value_macs} multiply-accumulates of inputs that are no spikes, at the rates of one batch now",
             f"an epoch      {self.steps:,} steps of {c.recipe.batch_size}, {self.step_seconds * 1e3:,.1f} ms each;"
             f" with evaluation {_time(self.epoch_seconds)}",
             f"the run       {c.recipe.epochs:,} epochs, {_time(self.run_seconds)} ({_time(self.warm_up_seconds)} of it until"
@@ -122,23 +122,17 @@ def dry_run(config: Config) -> Report:
         enough_memory(state, x)
         try:
             step, warm_up = _training(state, train, started)
-            _settle_norms(state, x)
-            parts = [(part, _evaluation(state, part)) for part in (val, test) if part is not None]
+            with kernels.off(state.evaluated):  # as after an epoch: after a few steps no neuron would fire
+                update_bn([x.to(device)], state.evaluated)
+            evaluation = sum(_evaluation(state, part) for part in (val, test) if part is not None)
         except torch.OutOfMemoryError:
             raise _too_large(config, f"does not fit the memory of {device}") from None
         saving = _seconds(lambda: state.save_epoch(0, is_best=True))
         memory = peak_memory(device)
-    most = config.debug.max_eval_batches
-    evaluation = sum(per_batch * min(len(part), most or len(part)) for part, per_batch in parts)
-    epoch = state.steps * step + evaluation + saving
     layers = _layers(state, next(iter(test.epoch(0)))[0][..., :COUNTED, :, :, :])
-    weights, imp = count_parameters(state.model)
     return Report(
-        config, (data.split.n_train, data.split.n_val, data.split.n_test), data.split.id, data.input_shape,
-        data.num_classes, str(device), layers, weights, imp,
-        sum(layer.neuron_steps for layer in layers), sum(layer.macs for layer in layers),
-        sum(layer.synops for layer in layers), sum(layer.value_macs for layer in layers),
-        state.steps, step, warm_up, epoch, warm_up + config.recipe.epochs * epoch, memory,
+        config, data, str(device), layers, *count_parameters(state.model), state.steps, step, warm_up,
+        state.steps * step + evaluation + saving, memory,
     )  # fmt: skip
 
 
@@ -196,14 +190,8 @@ def _training(state: Training, batches: Any, began: float) -> tuple[float, float
     return step, max(0.0, warm - WARM_UP * step)
 
 
-def _settle_norms(state: Training, x: Tensor) -> None:
-    """Give batch norms the statistics of the batch `x`, as after an epoch: after a few steps theirs let no neuron fire."""
-    with kernels.off(state.evaluated):
-        update_bn([x.to(state.device)], state.evaluated)
-
-
 def _evaluation(state: Training, batches: Any) -> float:
-    """Seconds of an evaluation batch."""
+    """Seconds of the evaluation of one part of the data."""
 
     def seconds(most: int) -> float:
         debug = dataclasses.replace(state.config.debug, max_eval_batches=most)
@@ -215,7 +203,8 @@ def _evaluation(state: Training, batches: Any) -> float:
     seconds(1)
     one = seconds(1)
     most = min(len(batches), max(1, int(SECONDS / 3 / one)))
-    return median(seconds(most) for _ in range(3 if most * one < 0.5 else 1)) / most
+    a_batch = median(seconds(most) for _ in range(3 if most * one < 0.5 else 1)) / most
+    return a_batch * min(len(batches), state.config.debug.max_eval_batches or len(batches))
 
 
 def _seconds(work: Callable[[], Any]) -> float:
@@ -289,16 +278,17 @@ def _layers(state: Training, x: Tensor) -> list[Layer]:
     samples, root = x.shape[-4], type(model).__name__
     shapes: dict[str, tuple[int, ...]] = {}
 
-    def note(name: str) -> Callable:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor):
-                shapes.setdefault(name, tuple(output.shape))
-
-        return hook
+    def note(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            shapes.setdefault(name, tuple(output.shape))
 
     training = model.training
     model.eval()
-    hooks = [m.register_forward_hook(note(name)) for name, m in model.named_modules() if name and _counts(m)]
+    # layers of their own: neurons, and what has weights that belong to none of its parts
+    counted = {
+        n: m for n, m in model.named_modules() if n and (isinstance(m, Neuron) or [*m.parameters(recurse=False)])
+    }
+    hooks = [m.register_forward_hook(partial(note, name)) for name, m in counted.items()]
     try:
         with kernels.off(model), torch.no_grad(), firing_rates(model) as rates, FlopCounterMode(display=False) as flops:
             model(x)
@@ -308,10 +298,10 @@ def _layers(state: Training, x: Tensor) -> list[Layer]:
         model.train(training)
     operations = energy_report(model, x)["layers"]
     imps = {id(p): name for name, p in initial_states(model).items()}
-    modules, by_module = dict(model.named_modules()), flops.get_flop_counts()
+    by_module = flops.get_flop_counts()
     found = []
     for name, shape in shapes.items():
-        module, counts = modules[name], operations.get(name, {})
+        module, counts = counted[name], operations.get(name, {})
         own = list(module.parameters(recurse=isinstance(module, Neuron)))
         imp = sum(p.numel() for p in own if id(p) in imps)
         found.append(Layer(
@@ -321,11 +311,6 @@ def _layers(state: Training, x: Tensor) -> list[Layer]:
             float(rates[name]) if name in rates else None,
         ))  # fmt: skip
     return found
-
-
-def _counts(module: nn.Module) -> bool:
-    """Whether a module is a layer of its own: a neuron, or one with weights that belong to none of its parts."""
-    return isinstance(module, Neuron) or any(True for _ in module.parameters(recurse=False))
 
 
 def _of_a_sample(shape: tuple[int, ...], samples: int, timesteps: int) -> tuple[int, ...]:
@@ -338,21 +323,14 @@ def _of_a_sample(shape: tuple[int, ...], samples: int, timesteps: int) -> tuple[
 # ---------------------------------------------------------------- words
 
 
-def _table(layers: list[Layer]) -> list[str]:
-    rows: list[tuple[str, ...]] = [
-        ("layer", "kind", "output", "weights", "IMP", "neuron-steps", "MACs", "synops", "rate")
-    ]
+def _table(layers: list[Layer]) -> str:
+    columns = ("layer", "kind", "output", "weights", "IMP", "neuron-steps", "MACs", "synops", "rate")
+    rows = []
     for layer in layers:
         rate = "" if layer.rate is None else f"{layer.rate:.3f}"
         numbers = layer.weights, layer.imp, layer.neuron_steps, layer.macs, layer.synops
         rows.append((layer.name, layer.kind, _by(layer.shape), *(_short(n) if n else "" for n in numbers), rate))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            f"{w:<{n}}" if i < 3 else f"{w:>{n}}" for i, (w, n) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    return text_table("", columns, rows, left=3)
 
 
 def _by(shape: tuple[int, ...]) -> str:

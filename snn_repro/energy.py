@@ -34,43 +34,42 @@ def energy_report(model: nn.Module, batch: Tensor) -> dict[str, Any]:
         constants_pj        the constants used
     The model is left in the mode it was in.
     """
-    from spikingjelly.activation_based.op_counter import (
-        DispatchCounterMode,
-        MACCounter,
-        SimpleEnergyConfig,
-        SimpleEnergyCostConfig,
-        SynOpCounter,
-        estimate_simple_energy,
-    )
+    from spikingjelly.activation_based import op_counter  # takes seconds to import
 
     norms = [nn.modules.batchnorm._BatchNorm]
-    synop, mac = SynOpCounter(extra_ignore_modules=norms), MACCounter(extra_ignore_modules=norms)
+    synop, mac = op_counter.SynOpCounter(extra_ignore_modules=norms), op_counter.MACCounter(extra_ignore_modules=norms)
     most = max((m.max_count for m in model.modules() if isinstance(m, Neuron)), default=1)
     if most > 1:
         for counter in (synop, mac):
             counter.rules = {op: _by_spike(rule, most, batch) for op, rule in counter.rules.items()}
-    cost = SimpleEnergyCostConfig(e_mac_pj=E_MAC_PJ, e_ac_pj=E_AC_PJ, e_memory_pj_per_byte=E_MEMORY_PJ_PER_BYTE)
+    cost = op_counter.SimpleEnergyCostConfig(
+        e_mac_pj=E_MAC_PJ, e_ac_pj=E_AC_PJ, e_memory_pj_per_byte=E_MEMORY_PJ_PER_BYTE
+    )
     training = model.training
     model.eval()
     try:
         with kernels.off(model):  # fused layers hide their operations from the counters
-            with torch.no_grad(), DispatchCounterMode([synop, mac]):
+            with torch.no_grad(), op_counter.DispatchCounterMode([synop, mac]):
                 model(batch)
-            simple = estimate_simple_energy(model, batch, config=SimpleEnergyConfig(cost_config=cost))
+            config = op_counter.SimpleEnergyConfig(cost_config=cost)
+            simple = op_counter.estimate_simple_energy(model, batch, config=config)
     finally:
         model.train(training)
 
-    samples = batch.shape[-4]
+    samples, root = batch.shape[-4], type(model).__name__
     synops, macs = synop.get_total() / samples, mac.get_total() / samples
+    counts = {"macs": mac.get_counts(), "synops": synop.get_counts()}
+    counted = [name for name, module in model.named_modules() if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)]
+    layers = {
+        name: {kind: sum(of.get(f"{root}.{name}", {}).values()) / samples for kind, of in counts.items()}
+        for name in counted
+    }
     imps = list(initial_states(model).values())
     imp_bytes = sum(p.numel() * p.element_size() for p in imps)
     return dict(
         samples=samples, synops=synops, macs=macs, energy_pj=E_MAC_PJ * macs + E_AC_PJ * synops,
-        layers=_layers(model, synop, mac, samples),
-        with_memory_pj=simple.energy_total_pj / samples,
-        imp=dict(
-            parameters=sum(p.numel() for p in imps), bytes=imp_bytes, read_pj=E_MEMORY_PJ_PER_BYTE * imp_bytes,
-        ),
+        layers=layers, with_memory_pj=simple.energy_total_pj / samples,
+        imp=dict(parameters=sum(p.numel() for p in imps), bytes=imp_bytes, read_pj=E_MEMORY_PJ_PER_BYTE * imp_bytes),
         constants_pj=dict(mac=E_MAC_PJ, ac=E_AC_PJ, memory_byte=E_MEMORY_PJ_PER_BYTE),
     )  # fmt: skip
 
@@ -89,16 +88,3 @@ def _by_spike(rule: Callable, most: int, batch: Tensor) -> Callable:
         return rule(args, kwargs, out)
 
     return count
-
-
-def _layers(model: nn.Module, synop, mac, samples: int) -> dict[str, dict[str, float]]:
-    synops, macs = synop.get_counts(), mac.get_counts()
-    root = type(model).__name__
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)]
-    return {
-        name: dict(
-            macs=sum(macs.get(f"{root}.{name}", {}).values()) / samples,
-            synops=sum(synops.get(f"{root}.{name}", {}).values()) / samples,
-        )
-        for name in names
-    }

@@ -17,7 +17,6 @@ between activations, as in attention, are not counted there, nor membrane update
 the package adds up in float32, which is inexact above 2^24 in one call.
 """
 
-import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -26,7 +25,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snn_repro import kernels
 from snn_repro.errors import UserError
 from snn_repro.neurons import Neuron
 
@@ -37,39 +35,26 @@ ACTIVATIONS = (Neuron, nn.ReLU, nn.Sigmoid)
 class Connections:
     """Counts what one convolution or linear layer does; a forward pre-hook of it."""
 
-    def __init__(self, layer: nn.Module):
+    def __init__(self) -> None:
         self.macs = self.acs = self.dense = 0
-        self._met = [self._all(layer, ones) for ones in (False, True)]
-        self._cost: dict[torch.Size, list[Tensor]] = {}
 
-    @staticmethod
-    def _all(layer: Any, ones: bool) -> nn.Module:
-        """The layer with weights 1 where an operation is counted, and no bias."""
-        same = copy.deepcopy(layer).double().requires_grad_(False)
-        kernels.set_backend(same, "torch")
-        same.weight.copy_(torch.ones_like(same.weight) if ones else same.weight != 0)
-        if same.bias is not None:
-            same.bias.zero_()
-        return same
-
-    def cost(self, x: Tensor) -> list[Tensor]:
-        """How many nonzero weights, and how many weights, each number of x [N, ...] meets, [1, ...]: a layer is linear, so it is the
-        gradient of the sum of its outputs."""
-        if x.shape[1:] not in self._cost:
-            with torch.inference_mode(False), torch.enable_grad():
-                one = torch.ones_like(x[:1], dtype=torch.float64).requires_grad_()
-                self._cost[x.shape[1:]] = [torch.autograd.grad(met(one).sum(), one)[0] for met in self._met]
-        return self._cost[x.shape[1:]]
-
-    def __call__(self, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def __call__(self, layer: Any, args: tuple[Tensor, ...]) -> None:
         x = args[0].detach()
-        met, every = self.cost(x)
-        operations = int(((x != 0) * met).sum())
+        operations = meetings(layer, x != 0, layer.weight != 0)
         if bool(((x == 0) | (x.abs() == 1)).all()):
             self.acs += operations
         else:
             self.macs += operations
-        self.dense += int(every.sum()) * len(x)
+        self.dense += len(x) * meetings(layer, torch.ones_like(x[:1]), torch.ones_like(layer.weight))
+
+
+def meetings(layer: nn.Module, x: Tensor, weight: Tensor) -> int:
+    """How many ones of x [N, ...] and of a layer's weight meet, over all outputs: the sum of the outputs of that layer."""
+    x, weight = x.double(), weight.double()
+    if isinstance(layer, nn.Linear):
+        return int(nn.functional.linear(x, weight).sum())
+    plain: Any = next(kind for kind in CONNECTIONS if isinstance(layer, kind))  # no kernel of a class below it
+    return int(plain._conv_forward(layer, x, weight, None).sum())
 
 
 def neurobench(
@@ -83,13 +68,8 @@ def neurobench(
     readout: logits [T, B, K] -> [B, K]. The model is run as it is but in evaluation mode, and left in the mode it was in. Raises
     UserError where it has layers that NeuroBench does not count.
     """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.RNNBase | nn.RNNCellBase | nn.modules.conv._ConvTransposeNd | nn.Bilinear):
-            raise UserError(
-                f"NeuroBench's operations of {name} ({type(module).__name__}) are not counted here; leave neurobench out"
-            )
     neurons: dict[str, list[int]] = defaultdict(lambda: [0, 0])  # outputs that are zero, and all
-    hooks, counts, training = [], {}, model.training
+    hooks, counts, training = [], dict[str, Connections](), model.training
     correct = n = 0
 
     def silent(name: str, layer: nn.Module, args: Any, out: Tensor) -> None:
@@ -97,8 +77,12 @@ def neurobench(
         neurons[name][1] += out.numel()
 
     for name, module in model.named_modules():
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase | nn.modules.conv._ConvTransposeNd | nn.Bilinear):
+            raise UserError(
+                f"NeuroBench's operations of {name} ({type(module).__name__}) are not counted here; leave neurobench out"
+            )
         if isinstance(module, CONNECTIONS):
-            counts[name] = Connections(module)
+            counts[name] = Connections()
             hooks.append(module.register_forward_pre_hook(counts[name]))
         elif isinstance(module, ACTIVATIONS):
             hooks.append(module.register_forward_hook(partial(silent, name.rpartition(".")[2])))
@@ -116,16 +100,14 @@ def neurobench(
 
     weights: list[Any] = [module.weight for module in model.modules() if isinstance(module, CONNECTIONS)]
     zeros, every = sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)
-    still, outputs = (sum(kind) for kind in zip(*neurons.values(), strict=True)) if neurons else (0, 0)
+    still, outputs = sum(zero for zero, _ in neurons.values()), sum(total for _, total in neurons.values())
+    operations = dict(Effective_MACs="macs", Effective_ACs="acs", Dense="dense")
     return dict(
         Footprint=sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())),
         ParameterCount=sum(p.numel() for p in model.parameters()),
         ConnectionSparsity=round(zeros / every, 4),
         ActivationSparsity=still / outputs if outputs else 0.0,
         ActivationSparsityByLayer={name: zero / total for name, (zero, total) in neurons.items()},
-        SynapticOperations={
-            key: sum(getattr(c, part) for c in counts.values()) / n
-            for key, part in (("Effective_MACs", "macs"), ("Effective_ACs", "acs"), ("Dense", "dense"))
-        },
+        SynapticOperations={key: sum(getattr(c, of) for c in counts.values()) / n for key, of in operations.items()},
         ClassificationAccuracy=correct / n,
     )  # fmt: skip

@@ -183,3 +183,5 @@ LOSSES = Registry("loss", "loss", "snn_repro.losses", "register_loss")
 AUGMENTATIONS = Registry("augmentation", "augment", "snn_repro.data.augment", "register_augmentation")
 FIGURES = Registry("figure", "", "snn_repro.paper.figures")  # `draw(results)` of a module, no choice of a run's
 SECTIONS = Registry("section", "", "snn_repro.report")  # `content(found)` of a module
+LOGGERS = Registry("logger", "logger", "snn_repro.runs.loggers")
+EXPORTS = Registry("export format", "", "snn_repro.trained.export")

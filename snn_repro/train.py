@@ -722,9 +722,11 @@ def energy(model: nn.Module, data: Data, device: torch.device) -> dict[str, Any]
     return energy_report(model, images.to(device))
 
 
-def write_neurobench(path: Path, config: Config, model: nn.Module, data: Data, device: torch.device) -> None:
-    """NeuroBench's metrics of the whole test part, into the run's folder."""
+def write_neurobench(path: Path, config: Config, model: nn.Module, data: Data, device: torch.device) -> dict[str, Any]:
+    """NeuroBench's metrics of the whole test part, into the run's folder; returns them."""
     from snn_repro.neurobench import neurobench
 
     loss = build_loss(config.loss.name, **options(config.loss, "name"))
-    write_json(path / NEUROBENCH, neurobench(model, data.test.epoch(0), loss.readout, device))
+    content = neurobench(model, data.test.epoch(0), loss.readout, device)
+    write_json(path / NEUROBENCH, content)
+    return content

@@ -181,7 +181,7 @@ class AugmentConfig(Chosen):
 
 @dataclass
 class LoggerConfig:
-    to: dict[str, bool] = key({}, "where a run is logged; choose with logger=NAME, or several with logger=[NAME,NAME]")
+    to: dict[str, Any] = key({}, "where a run is logged; choose with logger=NAME, or several with logger=[NAME,NAME]")
     mode: str = key(
         "offline", "Weights & Biases: offline needs no account; WANDB_MODE=disabled or offline in the environment wins",
         choices=("online", "offline", "disabled"),

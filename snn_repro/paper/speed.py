@@ -8,17 +8,22 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from snn_repro import __version__
 from snn_repro.config import Config, frame_shape
 from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
 from snn_repro.files import write_json
+from snn_repro.losses import build_loss
+from snn_repro.models import build_model
+from snn_repro.optim import build_optimizer
 from snn_repro.paper.rows import Cost, Row
-
-if TYPE_CHECKING:
-    import torch
+from snn_repro.runtime import Precision, channels_last, pick_device
+from snn_repro.train import options
 
 SECONDS = 0.5  # of repeats, after the two steps that every measurement takes
 ON_A_GPU = 16  # samples in a step there
@@ -36,15 +41,6 @@ def network_key(config: Config) -> str:
     return f"{config.model.name} norm {norm} {shape} T {config.timesteps} {neuron} {config.recipe.optimizer}"
 
 
-def device_name(device: "torch.device") -> str:
-    """The device as results depend on it: its name and, on a CPU, the threads."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{processor()} {torch.get_num_threads()} threads"
-
-
 @cache
 def processor() -> str:
     try:
@@ -60,10 +56,10 @@ def estimated_speed(config: Config, say: Callable[[str], None] = lambda _: None)
     Measured once for each network, device and version, and kept in the user's cache folder, or in this process alone
     where that cannot be written. Raises TooLarge, or UserError where the device or the network cannot be had.
     """
-    from snn_repro.runtime import pick_device
-
     device = pick_device(config)
-    key = f"{device_name(device)}; {network_key(config)}"
+    gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if gpu else f"{processor()} {torch.get_num_threads()} threads"
+    key = f"{name}; {network_key(config)}"
     known = _read()
     if key not in known:
         say(f"timing a step of {network_key(config)} on {device.type}")
@@ -74,15 +70,11 @@ def estimated_speed(config: Config, say: Callable[[str], None] = lambda _: None)
 
 
 def estimate_from_a_step(row: Row, say: Callable[[str], None] = lambda _: None) -> Cost | None:
-    """As `estimate_cost` for a row of which no run is there: from a step on random data, timed on this machine.
-
-    None where a step does not fit this machine's memory. `say` hears what is being timed.
-    """
+    """As `estimate_cost` for a row without runs: a step on random data, timed here; None where it does not fit the memory."""
     try:
-        hours, device, speed = hours_of_training(row.config, say)
+        return Cost(*hours_of_training(row.config, say), "a step here", estimated=True)
     except TooLarge:
         return None
-    return Cost(hours, device, speed, "a step here", estimated=True)
 
 
 def hours_of_training(config: Config, say: Callable[[str], None] = lambda _: None) -> tuple[float, str, float]:
@@ -93,41 +85,20 @@ def hours_of_training(config: Config, say: Callable[[str], None] = lambda _: Non
     return config.recipe.epochs * n_train / speed / 3600, device, speed
 
 
-def measure(config: Config, device: "torch.device") -> tuple[float, float]:
+def measure(config: Config, device: torch.device) -> tuple[float, float]:
     """(seconds a sample, forward and backward; seconds an optimiser step), of the row's network from random weights."""
-    import torch
-
-    from snn_repro.losses import build_loss
-    from snn_repro.models import build_model
-    from snn_repro.optim import build_optimizer
-    from snn_repro.runtime import Precision
-    from snn_repro.train import options
-
-    gpu = device.type == "cuda"
-    facts, shape = SETS[config.dataset.name].of(config), frame_shape(config)
+    gpu, (_, height, width) = device.type == "cuda", frame_shape(config)
     if gpu:
         steps, batch = config.timesteps, min(ON_A_GPU, config.recipe.batch_size)
     else:  # its time grows with pixels, samples and steps alike: one step of few samples will do
-        steps, batch = 1, min(32, max(2, 224 * 224 // (shape[1] * shape[2])))
-    neuron = options(config.neuron, "imp_lr", "imp_weight_decay") | {"imp": False, "initial": "zero"}
-    model_options = options(config.model, "name", "weights")
-    if not gpu:
-        model_options["conv_backend"] = "dense"  # what is sparse in a trained network is not known
+        steps, batch = 1, min(32, max(2, 224 * 224 // (height * width)))
+    wait = torch.cuda.synchronize if gpu else lambda: None
+    times: list[tuple[float, float]] = []
+    until = 0.0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = build_model(
-            config.model.name, num_classes=facts.num_classes, input_shape=shape, timesteps=steps, neuron=neuron,
-            **model_options,
-        )  # fmt: skip
-        x = torch.randn(batch, *shape) if facts.static else torch.poisson(torch.full((steps, batch, *shape), 0.3))
-        target = torch.randint(facts.num_classes, (batch,))
-        model, x, target = model.to(device), x.to(device), target.to(device)
-        if not gpu:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot to declare it
+        model, x, target = _network(config, device, steps, batch)
         loss_fn, optimizer, amp = build_loss("sdt"), build_optimizer(model, config.recipe), Precision(config, device)
-        wait = torch.cuda.synchronize if gpu else lambda: None
-        times: list[tuple[float, float]] = []
-        until = 0.0
         try:
             while len(times) < 2 or time.perf_counter() < until:
                 a = time.perf_counter()
@@ -148,12 +119,25 @@ def measure(config: Config, device: "torch.device") -> tuple[float, float]:
     return computing / batch * config.timesteps / steps, stepping
 
 
+def _network(config: Config, device: torch.device, steps: int, batch: int) -> tuple[Any, Tensor, Tensor]:
+    """A row's network without IMP, and random data of `batch` samples and labels."""
+    facts, shape = SETS[config.dataset.name].of(config), frame_shape(config)
+    neuron = options(config.neuron, "imp_lr", "imp_weight_decay") | {"imp": False, "initial": "zero"}
+    of_model = options(config.model, "name", "weights")
+    if device.type == "cpu":
+        of_model["conv_backend"] = "dense"  # what is sparse in a trained network is not known
+    model: Any = build_model(
+        config.model.name, num_classes=facts.num_classes, input_shape=shape, timesteps=steps, neuron=neuron, **of_model
+    )
+    x = torch.randn(batch, *shape) if facts.static else torch.poisson(torch.full((steps, batch, *shape), 0.3))
+    target = torch.randint(facts.num_classes, (batch,))
+    return channels_last(model, device), x.to(device), target.to(device)
+
+
 # ---------------------------------------------------------------- what was measured before
 
 
 def _file() -> Path:
-    import torch
-
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snn_repro"
     return folder / f"steps-{__version__}-torch{torch.__version__}.json"
 

@@ -22,21 +22,17 @@ the highest probability (Guo et al., ICML 2017), negative log-likelihood, and th
 outputs so far reaches a threshold, else at T (SEENN-I: Li et al., NeurIPS 2023).
 """
 
-import io
 import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from torch import Tensor, nn
 
 from snn_repro.causality import sees_future
@@ -54,7 +50,7 @@ from snn_repro.config import (
     tweaks,
 )
 from snn_repro.config.sentences import unknown
-from snn_repro.console import harmless, progress
+from snn_repro.console import harmless, progress, text_table
 from snn_repro.data import build_data
 from snn_repro.data.feed import feed
 from snn_repro.errors import UserError
@@ -435,18 +431,6 @@ def tables(e: Evaluation) -> str:
 def _taken_for(e: Evaluation, label: int) -> str:
     wrong = [0 if k == label else count for k, count in enumerate(e.confusion[label])]
     return f"{e.classes[wrong.index(max(wrong))]['name']} ({max(wrong)})" if max(wrong) else ""
-
-
-def text_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """An empty line, the title, and columns, the first of them (and one of words) to the left."""
-    table = Table(box=None, header_style="", padding=(0, 2), collapse_padding=True)
-    for k, name in enumerate(columns):
-        table.add_column(name, justify="left" if k == 0 or name.startswith("most") else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(escape(harmless(cell).replace("\n", "?")) for cell in row))
-    text = io.StringIO()
-    Console(file=text, width=1000, highlight=False).print(table)
-    return "\n".join(["", harmless(title), *(line.rstrip() for line in text.getvalue().splitlines())])
 
 
 def _percent(value: float | None) -> str:

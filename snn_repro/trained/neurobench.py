@@ -1,48 +1,28 @@
 """NeuroBench's metrics of a finished run, written beside its result as neurobench.json.
 
-python -m snn_repro.trained.neurobench RUN... [--weights best] [data_dir=DIR] [cache_dir=DIR]
+python -m snn_repro.trained.neurobench RUN... [--weights best] [data_dir=DIR] [cache_dir=DIR] [device=cpu]
 
 `neurobench=true` does the same at the end of a run, or for a finished run when its command is given again.
 """
 
-import argparse
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
 
 from snn_repro import console
-from snn_repro import neurobench as counts
-from snn_repro.config import Config
 from snn_repro.data import build_data
 from snn_repro.errors import UserError
-from snn_repro.files import write_json
-from snn_repro.losses import build_loss
 from snn_repro.runs.folder import NEUROBENCH
 from snn_repro.runtime import pick_device
-from snn_repro.train import options
-from snn_repro.trained.load import WEIGHTS, TrainedRun, load_run
+from snn_repro.train import write_neurobench
+from snn_repro.trained.load import WEIGHTS, load_run
 
 PLACES = ("data_dir", "cache_dir", "device")
 
 
-def neurobench(run: TrainedRun, **places: str) -> dict[str, Any]:
-    """NeuroBench's metrics of a run on the test part of its data, by the keys that `snn_repro.neurobench` explains.
-
-    places: data_dir, cache_dir, device, where they are others here than they were for the run. Raises UserError as the data do.
-    """
-    config: Config = dataclasses.replace(run.config, **places)  # type: ignore[arg-type]
-    run.facts(config)
-    device, data = pick_device(config), build_data(config)
-    loss = build_loss(config.loss.name, **options(config.loss, "name"))
-    return counts.neurobench(run.model.to(device), data.test.epoch(0), loss.readout, device)
-
-
 @console.one_sentence
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m snn_repro.trained.neurobench", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = console.Parser("python -m snn_repro.trained.neurobench", __doc__)
     parser.add_argument(
         "words", nargs="+", metavar="RUN | KEY=VALUE", help=f"folders of runs; keys: {', '.join(PLACES)}"
     )
@@ -53,8 +33,11 @@ def main(argv: list[str] | None = None) -> int:
     if not folders:
         raise UserError(f"{' '.join(args.words)} names no run; give the folder that holds a run's result.json")
     for folder in folders:
-        content = neurobench(load_run(folder, args.weights), **places)
-        write_json(folder / NEUROBENCH, content)
+        run = load_run(folder, args.weights)
+        config = dataclasses.replace(run.config, **places)
+        run.facts(config)
+        device, data = pick_device(config), build_data(config)
+        content = write_neurobench(folder, config, run.model.to(device), data, device)
         operations = content["SynapticOperations"]
         print(
             f"{folder / NEUROBENCH}: {operations['Effective_ACs']:,.0f} ACs and {operations['Effective_MACs']:,.0f} MACs a sample "

@@ -23,13 +23,13 @@ from torch import Tensor
 
 from snn_repro.causality import sees_future
 from snn_repro.config.schema import DEVICES
-from snn_repro.console import audible
+from snn_repro.console import audible, text_table
 from snn_repro.errors import UserError
 from snn_repro.losses import build_loss
 from snn_repro.runtime import pick_device
 from snn_repro.train import options
 from snn_repro.trained.command import command, log, split
-from snn_repro.trained.evaluate import probabilities, running_scores, text_table
+from snn_repro.trained.evaluate import probabilities, running_scores
 from snn_repro.trained.load import TrainedRun, load_run
 
 

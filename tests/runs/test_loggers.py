@@ -1,13 +1,16 @@
 """Where a run is logged is a choice; what a logger does never ends a run, and a resumed one has every step once."""
 
 import json
+import sys
 
 import pytest
 
 from snn_repro.config import ConfigError, config_hash, load_config
 from snn_repro.errors import Interrupted, UserError
-from snn_repro.runs.loggers import Loggers, names
+from snn_repro.registry import LOGGERS
+from snn_repro.runs.loggers import Loggers
 from snn_repro.runs.loggers.wandb import Log as WandbLog
+from snn_repro.settings import Setting
 from snn_repro.train import run
 
 
@@ -34,7 +37,7 @@ def test_the_choice_moves_no_hash_and_no_folder():
 def test_every_logger_is_a_choice_of_the_command_line():
     from snn_repro.config import choices
 
-    assert set(choices("logger")) == {*names(), "none"}
+    assert set(choices("logger")) == {*LOGGERS, "none"}
 
 
 def test_a_name_without_a_file_is_one_sentence(quick, tmp_path):
@@ -42,6 +45,29 @@ def test_a_name_without_a_file_is_one_sentence(quick, tmp_path):
     config.logger.to = {"tensorbord": True}
     with pytest.raises(UserError, match="logger=tensorbord is unknown; choose among: .*did you mean 'tensorboard'"):
         Loggers(config, tmp_path, print)
+
+
+class Mine:
+    settings = {"address": Setting("here", "where it logs")}
+
+    def __init__(self, config, folder, say, address):
+        say(address)
+
+
+def test_a_logger_has_settings(quick, tmp_path, monkeypatch):
+    monkeypatch.setitem(LOGGERS, "mine", Mine)
+    config, said = quick(), []
+    for value in (True, {"address": "there"}, False):
+        config.logger.to = {"mine": value}
+        Loggers(config, tmp_path, said.append)
+    assert said == ["here", "there"]
+    for value, sentence in (
+        ({"adress": "x"}, "logger.to.mine.adress is no setting of 'mine', which has: address"),
+        ({"address": 3}, "logger.to.mine.address=3 must be a word"),
+    ):
+        config.logger.to = {"mine": value}
+        with pytest.raises(UserError, match=sentence):
+            Loggers(config, tmp_path, print)
 
 
 class Broken:
@@ -69,7 +95,7 @@ class Broken:
 
 @pytest.mark.parametrize("failing", ["start", "epoch", "finish"])
 def test_a_logger_that_fails_costs_one_warning(quick, tmp_path, monkeypatch, caplog, failing):
-    monkeypatch.setattr("snn_repro.runs.loggers.tensorboard.Log", Broken)
+    monkeypatch.setitem(LOGGERS, "tensorboard", Broken)
     monkeypatch.setattr(Broken, "failing", failing)
     monkeypatch.setattr(Broken, "calls", [])
     assert run(quick("logger=tensorboard")).epochs == 2
@@ -90,10 +116,7 @@ def test_a_run_that_fails_before_it_is_logged_has_its_own_error_alone(quick, mon
 
 
 def test_a_package_that_is_missing_costs_one_warning(quick, tmp_path, monkeypatch, caplog):
-    import sys
-
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    monkeypatch.delitem(sys.modules, "snn_repro.runs.loggers.tensorboard", raising=False)
     assert run(quick("logger=tensorboard", "recipe.epochs=1")).epochs == 1
     (said,) = [r.getMessage() for r in caplog.records if "warning:" in r.getMessage()]
     assert "tensorboard gets nothing more of this run (ModuleNotFoundError" in said

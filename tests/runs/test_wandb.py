@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import logging
 import os
 import re
 import shutil
@@ -10,18 +9,19 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 from fake_wandb import Server
 
-from snn_repro.config import config_hash, to_dict
+from snn_repro.config import config_hash, load_config, to_dict
 from snn_repro.errors import UserError
-from snn_repro.runs import checkpoint
-from snn_repro.runs.loggers.wandb import Log, checked_mode
-from snn_repro.train import Interrupted, run
+from snn_repro.runs.loggers.wandb import GROWTH, Log, checked_mode
+from snn_repro.train import run
 
 FAKE_KEY = "0123456789abcdef0123456789abcdef01234567"
+SHORT = ["recipe.epochs=2", "debug.max_steps=3", "debug.max_eval_batches=1"]
 
 
 def inspect(folder, *options) -> str:
@@ -38,24 +38,18 @@ def inspect(folder, *options) -> str:
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory):
     """One offline run of a row's shape: its configuration, result, folder, and W&B's records by type."""
-    from snn_repro.config import load_config
-
     folder = tmp_path_factory.mktemp("logged") / "run"
     config = load_config(
-        ["neuron=if_imp", "loss=tet_s", "recipe.epochs=2", "debug.max_steps=3", "debug.max_eval_batches=1", "seed=3",
-         "paper_row=table1_cifar10_tet", "name=table1_cifar10_tet", "logger.tags=[mine]", f"hydra.run.dir={folder}"]
+        ["neuron=if_imp", "loss=tet_s", *SHORT, "seed=3", "paper_row=table1_cifar10_tet", "name=table1_cifar10_tet",
+         "logger.tags=[mine]", f"hydra.run.dir={folder}"]
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as environment:
         environment.delenv("WANDB_MODE", raising=False)
         environment.setenv("WANDB_API_KEY", FAKE_KEY)
         result = run(config)
     records = [json.loads(line) for line in inspect(folder).splitlines()]
-    return (
-        config,
-        result,
-        folder,
-        {kind: [r[kind] for r in records if kind in r] for kind in ("run", "history", "metric", "exit")},
-    )
+    kinds = ("run", "history", "metric", "exit")
+    return config, result, folder, {kind: [r[kind] for r in records if kind in r] for kind in kinds}
 
 
 def test_name_group_tags_and_configuration(logged):
@@ -69,6 +63,7 @@ def test_name_group_tags_and_configuration(logged):
 
 
 def test_every_epoch_and_the_result(logged):
+    """Accuracy against time step has an axis that runs share: after parts of the epochs, and the final one."""
     _, result, folder, records = logged
     history = [h["item"] for h in records["history"]]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -77,25 +72,18 @@ def test_every_epoch_and_the_result(logged):
             assert item[name] == line[name]
         assert [item[f"acc_step_t{t}"] for t in range(1, 5)] == line["acc_step"]
         assert item["firing_rate/sn1"] == line["firing_rates"]["sn1"]
-    final = [item for item in history if "final/time_step" in item]
-    assert [item["final/time_step"] for item in final] == [1, 2, 3, 4]
-    assert [item["final/acc_step"] for item in final] == result.acc_step
-    assert [item["final/acc_cum"] for item in final] == result.acc_cum
-    summary = json.loads(inspect(folder, "--summary"))["summary"]
-    assert summary["acc_last"] == result.acc_last and summary["loss"] == lines[-1]["loss"]
-
-
-def test_accuracy_against_time_step_has_an_axis_that_runs_share(logged):
-    """Its growth, after a quarter, half and three quarters of the epochs, beside the final one; without a staged file."""
-    _, _, folder, records = logged
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    final = [h["item"] for h in records["history"] if "final/time_step" in h["item"]]
-    for percent, line in ((25, lines[0]), (50, lines[0]), (75, lines[1])):
-        assert [item[f"time_steps/acc_step_{percent}"] for item in final] == line["acc_step"]
+    final = {k: [item[k] for item in history[len(lines) :]] for k in history[-1] if "/" in k}
+    assert final == {
+        "final/time_step": [1, 2, 3, 4], "final/acc_step": result.acc_step, "final/acc_cum": result.acc_cum,
+        "time_steps/acc_step_25": lines[0]["acc_step"], "time_steps/acc_step_50": lines[0]["acc_step"],
+        "time_steps/acc_step_75": lines[1]["acc_step"],
+    }  # fmt: skip
     axes = {r.get("name") or r["glob_name"]: r["step_metric"] for r in records["metric"] if "step_metric" in r}
     assert axes["time_steps/*"] == axes["final/acc_step"] == "final/time_step"
+    summary = json.loads(inspect(folder, "--summary"))["summary"]
+    assert summary["acc_last"] == result.acc_last and summary["loss"] == lines[-1]["loss"]
     (place,) = offline_runs(folder)
-    assert not (place / "files" / "media").exists()
+    assert not (place / "files" / "media").exists()  # no table that is uploaded beside
 
 
 def holding_the_key(folder) -> list:
@@ -151,32 +139,19 @@ def test_the_saved_view():
     view = json.loads(done.stdout)
     sections = {s["name"]: s["panels"] for s in view["spec"]["section"]["panelBankConfig"]["sections"]}
     assert list(sections) == ["Accuracy against time step", "Reproduced against paper", "Convergence"]
-    over_epochs = next(p["config"] for p in sections["Accuracy against time step"] if p["config"].get("metricRegex"))
+    plots = [p["config"] for panels in sections.values() for p in panels]
+    over_epochs = next(p for p in plots if p.get("metricRegex"))
     assert over_epochs["xAxis"] == "epoch" and re.search(over_epochs["metricRegex"], "acc_step_t12")
     assert not re.search(over_epochs["metricRegex"], "val_acc_step_t1")
-    plots = [p["config"] for panels in sections.values() for p in panels]
-    first = plots[0]
-    assert (first["xAxis"], first["metrics"], first["groupBy"]) == (
-        "final/time_step",
-        ["final/acc_step"],
-        "loss.value.name",
-    )
+    assert [plots[0][k] for k in ("xAxis", "metrics", "groupBy")] == [
+        "final/time_step", ["final/acc_step"], "loss.value.name",
+    ]  # fmt: skip
     markdown = next(p["value"] for p in plots if p.get("value"))
     assert "| table1_cifar10_sdt | 94.56 |" in markdown and "table2" not in markdown
-    metrics = {m for p in plots for m in p.get("metrics") or []}
-    assert metrics == {
-        "final/acc_step",
-        "final/acc_cum",
-        "time_steps/acc_step_25",
-        "time_steps/acc_step_50",
-        "time_steps/acc_step_75",
-        "acc_last",
-        "acc_best_test",
-        "acc",
-        "val_acc",
-        "train_loss",
-        "lr",
-    }
+    assert {m for p in plots for m in p.get("metrics") or []} == {
+        "final/acc_step", "final/acc_cum", *(f"time_steps/acc_step_{percent}" for percent in GROWTH), "acc_last",
+        "acc_best_test", "acc", "val_acc", "train_loss", "lr",
+    }  # fmt: skip
     filters = view["spec"]["section"]["runSets"][0]["filters"]["filters"]
     assert [(f["key"]["name"], f["value"]) for f in filters] == [("tags", "table1")]
 
@@ -195,19 +170,10 @@ def steps(folder) -> list:
     return [(item["_step"], item["epoch"]) for item in items if "train_loss" in item]
 
 
-def children(pid: int) -> list[int]:
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        return [int(child) for child in file.read().split()]
-
-
-def core_of(tracker) -> int:
-    """The process id of the run's wandb-core, once the run has begun."""
-    deadline = time.monotonic() + 30
-    while not tracker._started:
-        tracker._hear()
-        assert time.monotonic() < deadline, "W&B has not started"
-        time.sleep(0.02)
-    return children(tracker._process.pid)[0]
+def cores() -> list[int]:
+    """The process ids of W&B's own process, zombies left out."""
+    found = [int(p) for file in Path("/proc/self/task").glob("*/children") for p in file.read_text().split()]
+    return [p for p in found if "wandb-core" in Path(f"/proc/{p}/cmdline").read_text()]
 
 
 @pytest.fixture
@@ -218,16 +184,16 @@ def no_wandb_settings(monkeypatch):
 
 @pytest.fixture
 def after_first_epoch(monkeypatch):
-    """after_first_epoch(act): call act(tracker) when the first epoch has been logged."""
-    epoch = Log.epoch
+    """after_first_epoch(act): call act(process of W&B) when the first epoch has been logged."""
+    log = Log._log
 
     def install(act):
         def then(tracker, line):
-            epoch(tracker, line)
+            log(tracker, line)
             if line["epoch"] == 1:
-                act(tracker)
+                act(*cores())
 
-        monkeypatch.setattr(Log, "epoch", then)
+        monkeypatch.setattr(Log, "_log", then)
 
     return install
 
@@ -236,79 +202,44 @@ def warnings(caplog) -> list[str]:
     return [r.getMessage() for r in caplog.records if "W&B" in r.getMessage() or "WANDB" in r.getMessage()]
 
 
-@pytest.mark.parametrize("kind", ["writable", "missing"])
-def test_home_is_left_alone_and_need_not_be_writable(quick, tmp_path, monkeypatch, no_wandb_settings, caplog, kind):
-    home = {"writable": tmp_path / "home", "missing": "/proc/nonexistent"}[kind]
-    if kind == "writable":
-        home.mkdir()
-    monkeypatch.setenv("HOME", str(home))
+def test_home_need_not_be_there(quick, tmp_path, monkeypatch, no_wandb_settings, caplog):
+    monkeypatch.setenv("HOME", "/proc/nonexistent")
     run(quick("logger.mode=offline"))
     assert warnings(caplog) == []
     assert steps(tmp_path / "run") == [(1, 1), (2, 2)]
-    assert not (tmp_path / "run" / "wandb" / "home").exists()
-    if kind == "writable":
-        assert list(home.rglob("*")) == []
 
 
-def kill_core(tracker):
-    os.kill(core_of(tracker), signal.SIGKILL)
-
-
-def kill_logger(tracker):
-    core_of(tracker)
-    os.kill(tracker._process.pid, signal.SIGKILL)
-    tracker._process.wait()
-
-
-def stop_logger(tracker):
-    """It hangs."""
-    core_of(tracker)
-    os.kill(tracker._process.pid, signal.SIGSTOP)
-
-
-@pytest.mark.parametrize("act", [kill_core, kill_logger, stop_logger])
-def test_a_killed_or_hanging_wandb_costs_one_warning(quick, tmp_path, monkeypatch, after_first_epoch, caplog, act):
-    monkeypatch.setattr("snn_repro.runs.loggers.wandb.FINISH_SECONDS", 1)
-    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
-    trackers = []
-    after_first_epoch(lambda tracker: (trackers.append(tracker), act(tracker)))
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_killed_or_hanging_wandb_costs_one_warning(quick, tmp_path, monkeypatch, after_first_epoch, caplog, number):
+    monkeypatch.setattr("snn_repro.runs.loggers.wandb.FINISH_SECONDS", 2)
+    after_first_epoch(lambda core: os.kill(core, number))
     result = run(quick("logger.mode=offline", "recipe.epochs=4"))
-    said = warnings(caplog)
-    assert len(said) == 1 and "W&B gets nothing more of this run" in said[0] and "wandb_import.py" in said[0], said
-    assert result.epochs == 4 and len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4
-    assert trackers[0].gave_up and trackers[0]._process is None
-
-
-def test_without_wandb_installed_a_run_warns(quick, tmp_path, monkeypatch, caplog):
-    (tmp_path / "path").mkdir()
-    (tmp_path / "path" / "wandb.py").write_text("raise ModuleNotFoundError(\"No module named 'wandb'\")")
-    monkeypatch.syspath_prepend(str(tmp_path / "path"))
-    run(quick("logger.mode=offline"))
     (said,) = warnings(caplog)
-    assert "ModuleNotFoundError: No module named 'wandb'" in said
+    assert "W&B gets nothing more of this run" in said and "wandb_import.py" in said
+    assert result.epochs == 4 and len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4
+    caplog.clear()  # the next run of a sweep has a W&B of its own
+    monkeypatch.undo()
+    run(quick("logger.mode=offline", f"hydra.run.dir={tmp_path / 'next'}"))
+    assert warnings(caplog) == [] and steps(tmp_path / "next") == [(1, 1), (2, 2)] and cores() == []
 
 
-@pytest.mark.parametrize("failing", ["init", "log", "finish"])
-def test_any_exception_of_wandb_is_one_warning(quick, tmp_path, monkeypatch, caplog, failing):
-    (tmp_path / "path").mkdir()
-    (tmp_path / "path" / "wandb.py").write_text(
-        f"""
-class Run:
-    id, dir, starting_step, summary = "i", ".", 0, {{}}
-    def define_metric(self, *a, **k): pass
-    def log(self, *a, **k): assert {failing!r} != "log", "broken log"
-    def finish(self, **k): assert {failing!r} != "finish", "broken finish"
-def init(**k):
-    if {failing!r} == "init": raise SystemExit("broken init")
-    return Run()
-def Settings(**k): pass
-def teardown(): pass
-"""
-    )
-    monkeypatch.syspath_prepend(str(tmp_path / "path"))
+@pytest.mark.parametrize("failing", ["import", "init", "log", "finish"])
+def test_any_exception_of_wandb_is_one_warning(quick, monkeypatch, caplog, failing):
+    def call(name):
+        def fails(*_, **__):
+            if name == failing:
+                raise SystemExit(f"broken {name}")
+            return fake
+
+        return fails
+
+    fake = types.SimpleNamespace(id="i", dir=".", starting_step=0, summary={})
+    for name in ("init", "log", "finish", "define_metric", "Settings", "teardown"):
+        setattr(fake, name, call(name))
+    monkeypatch.setitem(sys.modules, "wandb", None if failing == "import" else fake)
     assert run(quick("logger.mode=offline")).epochs == 2
     (said,) = warnings(caplog)
-    assert f"broken {failing}" in said
+    assert ("ModuleNotFoundError" if failing == "import" else f"broken {failing}") in said
 
 
 @pytest.fixture
@@ -323,102 +254,64 @@ def server(monkeypatch, no_wandb_settings):
 
 def test_finish_on_a_dead_network_is_bounded(quick, monkeypatch, server, after_first_epoch, caplog):
     monkeypatch.setattr("snn_repro.runs.loggers.wandb.FINISH_SECONDS", 2)
-    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "5")
-    cores = []
-    after_first_epoch(lambda tracker: (cores.append(core_of(tracker)), server.silent.set()))
+    after_first_epoch(lambda core: server.silent.set())
     started = time.monotonic()
     assert run(quick("logger.mode=online")).epochs == 2
     assert time.monotonic() - started < 30
     (said,) = warnings(caplog)
     assert "it was not done 2 s after the run's end" in said
     deadline = time.monotonic() + 20
-    while os.path.exists(f"/proc/{cores[0]}"):
+    while cores():
         assert time.monotonic() < deadline, "wandb-core is still there"
         time.sleep(0.1)
-
-
-def test_the_tracker_hears_of_an_epoch_after_the_checkpoint(quick, tmp_path, monkeypatch):
-    seen = []
-
-    def epoch(tracker, line):
-        seen.append((line["epoch"], checkpoint.load(tmp_path / "run" / checkpoint.LAST)["epoch"]))
-
-    monkeypatch.setattr(Log, "epoch", epoch)
-    run(quick())
-    assert seen == [(1, 1), (2, 2)]
-
-
-def test_the_stop_button_stops_the_training(quick, after_first_epoch):
-    def press(tracker):
-        core_of(tracker)
-        os.kill(tracker._process.pid, signal.SIGINT)  # what wandb does when the button was pressed
-        time.sleep(0.5)
-
-    after_first_epoch(press)
-    with pytest.raises(Interrupted):
-        run(quick("logger.mode=offline", "recipe.epochs=50"))
 
 
 # ---------------------------------------------------------------- a resume
 
 KILLED = """
-import os, signal, sys, time
+import os, signal, sys
 from snn_repro.config import load_config
-from snn_repro.runs.loggers.wandb import Log
+from snn_repro.runs.loggers import Loggers
 from snn_repro.train import run
-sys.path[:0] = ["tests/runs", "tests"]
-from test_wandb import children, core_of
-epoch = Log.epoch
-def kill(tracker, line):
-    epoch(tracker, line)
+epoch = Loggers.epoch
+def kill(loggers, line):
+    epoch(loggers, line)
     if line["epoch"] == 3:
-        wandb = tracker._process and [core_of(tracker), tracker._process.pid]
-        for pid in wandb or () if sys.argv[1] == "all" else ():
-            os.kill(pid, signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
-Log.epoch = kill
-run(load_config(sys.argv[2:]))
+Loggers.epoch = kill
+run(load_config(sys.argv[1:]))
 """
-LONGER = ["recipe.epochs=5", "debug.max_steps=3", "debug.max_eval_batches=1"]
+LONGER = ["recipe.epochs=5", *SHORT[1:]]
 
 
-def killed_run(folder, who: str, *more: str) -> None:
+def killed_run(folder, *more: str) -> None:
     options = [*LONGER, f"hydra.run.dir={folder}", *more]
-    done = subprocess.run([sys.executable, "-c", KILLED, who, *options], timeout=100)
-    assert done.returncode == -9
+    assert subprocess.run([sys.executable, "-c", KILLED, *options], timeout=100).returncode == -9
 
 
-@pytest.mark.parametrize("who", ["training", "all"])
-def test_a_killed_offline_run_loses_nothing(quick, tmp_path, server, who):
+def test_a_killed_offline_run_loses_nothing(quick, tmp_path, server):
     """A resume has the whole history, on disk and for `wandb sync`, also where the part before it was synced already."""
     folder = tmp_path / "run"
-    killed_run(folder, who)
-    (before,) = offline_runs(folder)
-    if who == "training":  # the W&B run is closed without it
-        deadline = time.monotonic() + 30
-        while (folder / "wandb" / "home").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        assert steps(folder) == [(1, 1), (2, 2), (3, 3)]
-        assert json.loads(inspect(folder, "--summary"))["exit_code"] == 1
     config = quick("logger.mode=offline", *LONGER)
+    killed_run(folder)
+    before = folder / "wandb" / f"offline-run-20260101_000000-{config_hash(config)}-0"
+    before.mkdir(parents=True, exist_ok=True)  # as W&B leaves it, if it had begun
     result = run(config)
     (after,) = offline_runs(folder)  # the first one is contained in it
     assert after != before and after.name.endswith(f"-{config_hash(config)}-0")
     assert steps(folder) == [(n, n) for n in range(1, 6)]
     assert json.loads(inspect(folder, "--summary"))["summary"]["acc_last"] == result.acc_last
-    if who == "all":
-        server.history = [{"_step": n, "epoch": n, "train_loss": 0.0} for n in (1, 2)]
-        subprocess.run([sys.executable, "-m", "wandb", "sync", str(after)], cwd=tmp_path, check=True, timeout=60)
-        epochs = [(h["_step"], h["epoch"]) for h in server.history if h.get("train_loss")]
-        assert epochs == [(n, n) for n in range(1, 6)]
+    server.history = [{"_step": n, "epoch": n, "train_loss": 0.0} for n in (1, 2)]
+    subprocess.run([sys.executable, "-m", "wandb", "sync", str(after)], cwd=tmp_path, check=True, timeout=60)
+    epochs = [(h["_step"], h["epoch"]) for h in server.history if h.get("train_loss")]
+    assert epochs == [(n, n) for n in range(1, 6)]
 
 
 @pytest.mark.slow
 def test_online_a_resume_sends_what_the_server_lacks(quick, tmp_path, server):
     """The server has two of three epochs: it gets the third once, and those to come."""
     folder = tmp_path / "run"
-    killed_run(folder, "all", "logger.mode=disabled")
+    killed_run(folder, "logger.mode=disabled")
     history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     server.history = [{"_step": line["epoch"], **line} for line in history[:2]]
     run(quick("logger.mode=online", *LONGER))
@@ -443,19 +336,11 @@ def test_wandb_mode_offline_keeps_offline(quick, tmp_path, monkeypatch, server, 
     assert len(offline_runs(tmp_path / "run")) == 1 and server.history == []
 
 
-@pytest.mark.slow
-def test_wandb_init_timeout_that_is_no_number_warns(quick, tmp_path, monkeypatch, caplog):
+def test_wandb_init_timeout_that_is_no_number_warns(quick, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "abc")
-    run(quick("logger.mode=offline", "recipe.epochs=1"))
+    assert run(quick("logger.mode=offline", "recipe.epochs=1")).epochs == 1
     (said,) = warnings(caplog)
-    assert "WANDB_INIT_TIMEOUT=abc is no number of seconds" in said and "20 is taken" in said
-    monkeypatch.delenv("WANDB_INIT_TIMEOUT")
-    assert steps(tmp_path / "run") == [(1, 1)]
-    for value in ("-3", "nan", "1e9"):
-        monkeypatch.setenv("WANDB_INIT_TIMEOUT", value)
-        caplog.clear()
-        Log(quick("logger.mode=offline"), tmp_path, logging.getLogger("snn_repro").warning)
-        assert f"WANDB_INIT_TIMEOUT={value} is no number of seconds" in warnings(caplog)[0]
+    assert "init_timeout" in said
 
 
 def test_wandb_mode_unknown_warns(monkeypatch):

@@ -22,10 +22,10 @@ from snn_repro.errors import UserError
 from snn_repro.models.blocks import SpikingNetwork
 from snn_repro.models.norms.bn import BN
 from snn_repro.neurons import build_neuron
-from snn_repro.registry import NEURONS, NORMS, SETS
+from snn_repro.registry import EXPORTS, NEURONS, NORMS, SETS
 from snn_repro.train import build_network, run
 from snn_repro.trained import TrainedRun, load_run
-from snn_repro.trained.export import export, names, onnx, safetensors, torch_export
+from snn_repro.trained.export import export, help_of, names, onnx, torch_export
 from snn_repro.trained.export import nir as to_nir
 from snn_repro.trained.export._unrolled import inputs
 
@@ -356,7 +356,7 @@ def test_an_output_appears_whole_or_not_at_all(finished, tmp_path, monkeypatch, 
         (folder / "half").write_text("half")
         raise UserError("NIR has no such thing")
 
-    monkeypatch.setattr(to_nir, "write", broken)
+    monkeypatch.setitem(EXPORTS, "nir", broken)
     assert main([str(finished), "--to", "nir", "--output", str(target)]) == 2
     assert capsys.readouterr().err == "export.py: NIR has no such thing\n" and not list(tmp_path.iterdir())
     export(finished, "safetensors", output=target)
@@ -402,7 +402,7 @@ def test_a_signal_leaves_no_part_and_a_link_stays(finished, tmp_path, monkeypatc
     words = [str(finished), "--to", "safetensors", "--force", "--output", str(tmp_path / "link")]
     assert main(words) == 0 and (tmp_path / "link").is_symlink() and (tmp_path / "there" / "README.md").exists()
     with monkeypatch.context() as patched:
-        patched.setattr(safetensors, "write", lambda *_: signal.raise_signal(signal.SIGTERM))
+        patched.setitem(EXPORTS, "safetensors", lambda *_: signal.raise_signal(signal.SIGTERM))
         assert main(words) == 143
     assert capsys.readouterr().err == "export.py: stopped by SIGTERM, nothing was written\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "there"] and load_run(tmp_path / "there")
@@ -428,6 +428,18 @@ def test_bad_input_is_one_sentence(finished, tmp_path):
     with pytest.raises(UserError, match="nowhere is no run"):
         export(tmp_path / "nowhere", "safetensors")
     assert names() == ["nir", "onnx", "safetensors", "torch_export"]
+
+
+def test_a_format_from_outside_is_one_of_them(finished, tmp_path, monkeypatch):
+    def write(run, folder):
+        """the number of classes"""
+        (folder / "classes").write_text(str(run.num_classes))
+        return "read it"
+
+    monkeypatch.setitem(EXPORTS, "classes", write)
+    assert "classes" in names() and help_of("classes") == "the number of classes"
+    folder = export(finished, "classes", output=tmp_path / "out")
+    assert (folder / "classes").read_text() == "10" and "read it" in (folder / "README.md").read_text()
 
 
 def test_a_run_that_is_not_finished_and_a_package_that_is_missing(finished, tmp_path, monkeypatch):

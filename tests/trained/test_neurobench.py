@@ -85,7 +85,11 @@ def pruned():
         (lambda: network("small", (1, 8, 8)), True),
         (pruned, False),
         (lambda: network("sew_resnet18", (2, 32, 32), "if"), False),  # sums, a pool, and equal names in all blocks
-        (lambda: network("tcja", (2, 32, 32)), False),  # sigmoids, and convolutions over time and channels
+        pytest.param(  # sigmoids, and convolutions over time and channels
+            lambda: network("tcja", (2, 32, 32)),
+            False,
+            marks=pytest.mark.slow,
+        ),  # fmt: skip
     ],
     ids=["static", "pruned", "sew", "tcja"],
 )

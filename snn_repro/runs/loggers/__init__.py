@@ -1,17 +1,21 @@
-"""Where a run is logged besides its own files: one file a logger, chosen by `logger=NAME`, or several by `logger=[A,B]`."""
+"""Where a run is logged besides its own files: one file a logger, chosen by `logger=NAME`, or several by `logger=[A,B]`.
 
-import importlib
-import pkgutil
+A file here imports the package that it logs to where it is used: another logger must not need it.
+"""
+
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from snn_repro.config import Config
 from snn_repro.errors import UserError, nearest
+from snn_repro.registry import LOGGERS, import_all
 
 
 class Logger(Protocol):
-    """What each file has as its class `Log(config, folder, say)`; a step is an epoch.
+    """What a class under `@LOGGERS.register("name")` is, made as `Log(config, folder, say)`; a step is an epoch.
+
+    It may have `settings`: they are keys, `logger.to.NAME.KEY`, and arguments of it by name.
 
     metrics.jsonl and result.json hold what it is told. It may raise: the run goes on without it, after one warning. A
     UserError of its `__init__` alone ends the run, before any work.
@@ -32,11 +36,14 @@ class Loggers:
 
     def __init__(self, config: Config, folder: Path, say: Callable[[str], None]):
         self._say, self._logs, self._started = say, dict[str, Logger](), False
-        for name in (name for name, on in config.logger.to.items() if on):
-            if name not in names():
-                raise UserError(f"logger={name} is unknown; choose among: {', '.join(names())}{nearest(name, names())}")
+        for name, on in config.logger.to.items():
+            if not on:
+                continue
+            if name not in LOGGERS:
+                known = sorted(LOGGERS)
+                raise UserError(f"logger={name} is unknown; choose among: {', '.join(known)}{nearest(name, known)}")
             try:
-                self._logs[name] = importlib.import_module(f"{__name__}.{name}").Log(config, folder, say)
+                self._logs[name] = LOGGERS[name](config, folder, say, **settings(name, on))
             except UserError:
                 raise
             except Exception as error:  # a package that is missing, or broken
@@ -65,8 +72,12 @@ class Loggers:
         self._say(f"warning: {name} gets nothing more of this run ({sentence(error)}); metrics.jsonl has every epoch")
 
 
-def names() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+def settings(name: str, given: Any) -> dict[str, Any]:
+    """The settings of a logger, from the value of `logger.to.NAME`: true, or some of them. Raises UserError naming the key."""
+    own, given = getattr(LOGGERS[name], "settings", {}), given if isinstance(given, Mapping) else {}
+    for key in given.keys() - own.keys():
+        raise UserError(f"logger.to.{name}.{key} is no setting of '{name}', which has: {', '.join(own) or 'none'}")
+    return {key: s.checked(f"logger.to.{name}.{key}", given.get(key, s.default)) for key, s in own.items()}
 
 
 def sentence(error: BaseException) -> str:
@@ -85,3 +96,6 @@ def scalars(line: Mapping[str, Any], step: str = "_t", rate: str = "firing_rate/
         else:
             flat[name] = value
     return flat
+
+
+import_all(__name__, __path__)

@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
 from snn_repro.config import Config, hashed, to_dict
+from snn_repro.registry import LOGGERS
 from snn_repro.runs.loggers import scalars
 
 FINAL = ("acc_last", "acc_best_test", "acc_valsel")
 
 
+@LOGGERS.register("tensorboard")
 class Log:
     """Scalars of every epoch, on disk before the next one; the configuration; at the end accuracy against time step.
 
@@ -26,6 +26,9 @@ class Log:
         self._config, self._folder = config, Path(folder, "tensorboard")
 
     def start(self, history: list[dict[str, Any]]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
+
         earlier = list(self._folder.glob("events.out.tfevents.*"))
         self._writer = SummaryWriter(str(self._folder), purge_step=0)
         text = yaml.safe_dump(to_dict(self._config), sort_keys=False)

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import trackio
-
 from snn_repro.config import Config, config_hash, to_dict
+from snn_repro.registry import LOGGERS
 from snn_repro.runs.loggers import scalars
 
 
+@LOGGERS.register("trackio")
 class Log:
     """A run of project `logger.project`, grouped by row. Each start takes the place of the one before, with the
     whole history."""
@@ -21,6 +21,8 @@ class Log:
         self._name = f"{config.name}/seed{config.seed}/{config_hash(config)[:8]}"
 
     def start(self, history: list[dict[str, Any]]) -> None:
+        import trackio
+
         project, earlier = self._config.logger.project, []
         with contextlib.suppress(ValueError):  # no such project yet
             earlier = [run for run in trackio.Api().runs(project) if run.name == self._name]

@@ -2,9 +2,9 @@
 
     export("runs/NAME/seed0", "onnx")        # -> runs/NAME/seed0/export/onnx
 
-One format is one file in this folder, its first line the help. It has `write(run, folder) -> str`, which writes its files into the
-empty `folder` and returns what the model card says about how to use them, in Markdown. It raises UserError where the format
-cannot say what the network does.
+One format is one file in this folder, its first line the help. It has `write(run, folder) -> str` under
+`@EXPORTS.register("its name")`, which writes its files into the empty `folder` and returns what the model card says about how to use
+them, in Markdown. It raises UserError where the format cannot say what the network does.
 """
 
 import ast
@@ -14,37 +14,45 @@ import os
 import pkgutil
 import signal
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from typing import TYPE_CHECKING
 
 from snn_repro import signals
 from snn_repro.errors import Interrupted, UserError, nearest
 from snn_repro.files import write_error
+from snn_repro.registry import EXPORTS
 from snn_repro.trained.export._card import CARD, START, card
+
+if TYPE_CHECKING:
+    from snn_repro.trained.load import TrainedRun
 
 __all__ = ["export", "help_of", "names"]
 
 
 def names() -> list[str]:
-    """The formats."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    """The formats: files of this folder, and what packages from outside have registered."""
+    own = (module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    return sorted({*own, *EXPORTS})
 
 
 def help_of(name: str) -> str:
-    """The first line of a format's file, read without importing what it needs."""
-    return (ast.get_docstring(ast.parse(Path(__file__).with_name(f"{name}.py").read_text("utf-8"))) or "").splitlines()[
-        0
-    ]
+    """The first line of a format's file, read without importing what it needs; of its function, from outside."""
+    file = Path(__file__).with_name(f"{name}.py")
+    text = ast.get_docstring(ast.parse(file.read_text("utf-8"))) if file.exists() else EXPORTS[name].__doc__
+    return (text or "").partition("\n")[0]
 
 
-def format_named(name: str) -> ModuleType:
-    """A format by name. Raises UserError for another, and where a package that it needs is not installed."""
+def format_named(name: str) -> Callable[["TrainedRun", Path], str]:
+    """What writes a format. Raises UserError for another, and where a package that it needs is not installed."""
     if name not in names():
         raise UserError(f"--to {name} is no format; choose one of: {', '.join(names())}{nearest(name, names())}")
     try:
-        return importlib.import_module(f"{__name__}.{name}")
+        if Path(__file__).with_name(f"{name}.py").exists():
+            importlib.import_module(f"{__name__}.{name}")
     except ModuleNotFoundError as error:
         raise UserError(f"--to {name} needs {error.name}: pip install 'snn_repro[export]'") from None
+    return EXPORTS[name]
 
 
 def export(
@@ -58,7 +66,7 @@ def export(
     """
     from snn_repro.trained.load import load_run
 
-    written = format_named(to)
+    write = format_named(to)
     run = load_run(path, weights)
     if run.result is None:
         raise UserError(
@@ -83,7 +91,7 @@ def export(
             folder.mkdir()
             with contextlib.suppress(UserError):  # what an older run did not keep goes with it, where it is known
                 run.facts()
-            use = written.write(run, folder)
+            use = write(run, folder)
             (folder / CARD).write_text(card(run, to, use), encoding="utf-8")
             _open_up(folder)
             if place.exists():

@@ -27,28 +27,16 @@ from torch.overrides import TorchFunctionMode
 from snn_repro import kernels
 from snn_repro.errors import UserError
 from snn_repro.neurons import Neuron
-from snn_repro.registry import NORMS
+from snn_repro.registry import EXPORTS, NORMS
 from snn_repro.trained.export._unrolled import inputs
 from snn_repro.trained.load import TrainedRun
 
 FILE, FIRST = "model.nir", "first_step"
 # Calls that give the same numbers of each sample and step in another arrangement of samples and steps.
-VIEWS = {
-    "flatten",
-    "unflatten",
-    "expand",
-    "unsqueeze",
-    "squeeze",
-    "reshape",
-    "view",
-    "contiguous",
-    "clone",
-    "detach",
-    "to",
-    "float",
-}
+VIEWS = "flatten unflatten expand unsqueeze squeeze reshape view contiguous clone detach to float".split()
 
 
+@EXPORTS.register("nir")
 def write(run: TrainedRun, folder: Path) -> str:
     """model.nir, an HDF5 file: see above. Raises UserError for what NIR cannot say."""
     graph = nir_graph(run.model, inputs(run, 1))
@@ -86,15 +74,11 @@ def nir_graph(model: nn.Module, x: Tensor) -> nir.NIRGraph:
     training = model.training
     model.eval()
     recorder = _Recorder(model, x)
-    hooks = [
-        hook
-        for name, module in model.named_modules()
-        if (kind := _kind(module))
-        for hook in (
-            module.register_forward_pre_hook(recorder.enter),
-            module.register_forward_hook(recorder.leave(name, kind)),
-        )
-    ]
+    hooks = []
+    for name, module in model.named_modules():
+        if kind := _kind(module):
+            hooks.append(module.register_forward_pre_hook(recorder.enter))
+            hooks.append(module.register_forward_hook(recorder.leave(name, kind)))
     try:
         with torch.no_grad(), kernels.off(model), recorder:
             logits = model(x)
@@ -190,17 +174,12 @@ class _Recorder(TorchFunctionMode):
             return sources
         if name in ("flatten", "reshape", "view") and out.shape[-1] == np.prod(shape) and out.dim() > 1:
             return self.flat(sources, shape)
-        if (
-            name == "mean"
-            and n == 3
-            and out.shape[-1] == shape[0]
-            and out.numel() * shape[1] * shape[2] == tensors[0].numel()
-        ):
-            if tuple(tensors[0].shape[-3:]) == shape:
-                pool = nir.AvgPool2d(np.array(shape[1:]), np.array(shape[1:]), np.array([0, 0]))
-                key = f"mean_{len(self.nodes)}"
-                self.add(key, pool, sources, (shape[0], 1, 1))
-                return self.flat((key,), (shape[0], 1, 1))
+        space = shape[1:]
+        means = name == "mean" and n == 3 and out.shape[-1] == shape[0] and tuple(tensors[0].shape[-3:]) == shape
+        if means and out.numel() * space[0] * space[1] == tensors[0].numel():
+            key = f"mean_{len(self.nodes)}"
+            self.add(key, nir.AvgPool2d(np.array(space), np.array(space), np.array([0, 0])), sources, (shape[0], 1, 1))
+            return self.flat((key,), (shape[0], 1, 1))
         return None
 
     def flat(self, sources: Sources, shape: tuple[int, ...]) -> Sources:
@@ -231,14 +210,8 @@ def _kind(module: nn.Module) -> Callable[..., Sources] | None:
         return _neuron
     if isinstance(module, tuple(NORMS.values())) or isinstance(module, nn.modules.batchnorm._BatchNorm):
         return _norm
-    return next(
-        (
-            kind
-            for cls, kind in ((nn.Conv2d, _conv), (nn.Linear, _linear), (nn.AvgPool2d, _pool))
-            if isinstance(module, cls)
-        ),
-        None,
-    )
+    kinds = ((nn.Conv2d, _conv), (nn.Linear, _linear), (nn.AvgPool2d, _pool))
+    return next((kind for cls, kind in kinds if isinstance(module, cls)), None)
 
 
 def _numbers(x: Tensor) -> np.ndarray:

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from snn_repro.errors import UserError
+from snn_repro.registry import EXPORTS
 from snn_repro.trained.export._unrolled import differences, takes, unrolled
 from snn_repro.trained.load import TrainedRun
 
 FILE, INPUT, OUTPUT = "model.onnx", "input", "logits"
 
 
+@EXPORTS.register("onnx")
 def write(run: TrainedRun, folder: Path) -> str:
     """model.onnx, made of the graph of torch.export, in one file. Neurons fire by the network's own comparison, >= or >."""
     program = unrolled(run)

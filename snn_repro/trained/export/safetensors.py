@@ -10,12 +10,14 @@ from safetensors.torch import save
 
 from snn_repro import __version__
 from snn_repro.config import to_dict
+from snn_repro.registry import EXPORTS
 from snn_repro.runs.folder import METRICS, RESULT
 from snn_repro.trained.load import SAFETENSORS, SAVED, TrainedRun
 
 PLACES = ("data_dir", "cache_dir", "run_dir")  # of this machine: no part of what is handed on
 
 
+@EXPORTS.register("safetensors")
 def write(run: TrainedRun, folder: Path) -> str:
     """model.safetensors with every parameter and buffer, config.json, result.json and metrics.jsonl."""
     state = {name: value.clone(memory_format=torch.contiguous_format) for name, value in run.model.state_dict().items()}

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import torch
 
+from snn_repro.registry import EXPORTS
 from snn_repro.trained.export._unrolled import differences, takes, unrolled
 from snn_repro.trained.load import TrainedRun
 
 FILE = "model.pt2"
 
 
+@EXPORTS.register("torch_export")
 def write(run: TrainedRun, folder: Path) -> str:
     """model.pt2: see `unrolled`."""
     buffer = io.BytesIO()
