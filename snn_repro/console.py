@@ -138,8 +138,9 @@ def progress(
 
     beside: what stands on the right of the bar, in place of how many are done and the time left.
     """
-    worker = multiprocessing.current_process().name != "MainProcess"  # others draw on the same terminal
-    if sys.stdout is not None and sys.stdout.isatty() and not worker:
+    # several processes would draw on the same terminal
+    alone = multiprocessing.current_process().name == "MainProcess" and distributed.world().rank == 0
+    if alone and sys.stdout is not None and sys.stdout.isatty():
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
         from rich.table import Column
 

@@ -97,11 +97,11 @@ def measure(config: Config, device: "torch.device") -> tuple[float, float]:
     """(seconds a sample, forward and backward; seconds an optimiser step), of the row's network from random weights."""
     import torch
 
+    from snn_repro.build import options
     from snn_repro.losses import build_loss
     from snn_repro.models import build_model
     from snn_repro.optim import build_optimizer
     from snn_repro.runtime import Precision
-    from snn_repro.train import options
 
     gpu = device.type == "cuda"
     facts, shape = SETS[config.dataset.name].of(config), frame_shape(config)

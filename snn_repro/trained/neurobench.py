@@ -13,14 +13,13 @@ from typing import Any
 
 from snn_repro import console
 from snn_repro import neurobench as counts
+from snn_repro.build import loss_of
 from snn_repro.config import Config
 from snn_repro.data import build_data
 from snn_repro.errors import UserError
 from snn_repro.files import write_json
-from snn_repro.losses import build_loss
 from snn_repro.runs.folder import NEUROBENCH
 from snn_repro.runtime import pick_device
-from snn_repro.train import options
 from snn_repro.trained.load import WEIGHTS, TrainedRun, load_run
 
 PLACES = ("data_dir", "cache_dir", "device")
@@ -34,8 +33,7 @@ def neurobench(run: TrainedRun, **places: str) -> dict[str, Any]:
     config: Config = dataclasses.replace(run.config, **places)  # type: ignore[arg-type]
     run.facts(config)
     device, data = pick_device(config), build_data(config)
-    loss = build_loss(config.loss.name, **options(config.loss, "name"))
-    return counts.neurobench(run.model.to(device), data.test.epoch(0), loss.readout, device)
+    return counts.neurobench(run.model.to(device), data.test.epoch(0), loss_of(config).readout, device)
 
 
 @console.one_sentence
