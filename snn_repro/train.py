@@ -342,7 +342,8 @@ class Training:
         ]
         log.info(f"resuming at epoch {self.epoch + 1}, step {self.step}")
         if self.changed:
-            log.warning(f"warning: other than before the stop: {'; '.join(self.changed)}; result.json says so")
+            changed = "; ".join(self.changed)
+            log.warning(f"warning: not all is as it was before the stop ({changed}); result.json says so")
         return history
 
     def save(self, epoch: int, step: int) -> None:

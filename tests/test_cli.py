@@ -119,26 +119,6 @@ def test_a_console_without_the_signs_shows_all_else(tmp_path):
     assert "test accuracy" in done.stdout and (folder / "result.json").exists()
 
 
-def test_bash_completes_the_module_as_well(tmp_path):
-    """The function that `python -m snn_repro.train -sc install=bash` prints, called as the shell calls it."""
-    script = command("-sc", "install=bash").stdout
-    (tmp_path / "python").symlink_to(sys.executable)
-    tries = {
-        "python -m snn_repro.train neuron=le": "neuron=leaky neuron=leaky_imp",
-        "python -m snn_repro.train -m loss=sdt recipe.warm": "recipe.warmup_epochs= recipe.warmup_factor=",
-        "python -m json.tool neuron=le": "",
-    }
-    body = "\n".join(
-        f'COMP_WORDS=({line}); COMP_CWORD={len(line.split()) - 1}; _snn_repro_train; echo "${{COMPREPLY[*]}}"'
-        for line in tries
-    )
-    (tmp_path / "try.sh").write_text(f'python() {{ {sys.executable} "$@"; }}\n{script}\n{body}\ncomplete -p python\n')
-    done = subprocess.run(["bash", str(tmp_path / "try.sh")], capture_output=True, text=True, timeout=60)
-    *found, registered = done.stdout.splitlines()
-    assert found == list(tries.values()), done.stderr
-    assert "_snn_repro_train python" in registered
-
-
 @pytest.fixture
 def snn_train(tmp_path):
     """The console script as an installation makes it; returns the PATH on which it is."""
@@ -449,11 +429,3 @@ def test_a_cluster_may_have_what_this_machine_lacks(tmp_path, capsys):
     plan = sweeps.plan([*SHORT, "dataset=cifar10", "seed=0,1", f"data_dir={tmp_path}", f"hydra.sweep.dir={tmp_path}"])
     sweeps.check_data(plan, elsewhere=True)
     assert "2 runs would lack their data on this machine" in capsys.readouterr().err
-
-
-def test_embedded_data_need_no_torch(tmp_path):
-    code = (
-        "import sys\nfrom snn_repro.runs import sweeps\n"
-        f"sweeps.check_data(sweeps.plan(['dataset=digits,digits_dvs', 'hydra.sweep.dir={tmp_path}']))\nassert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

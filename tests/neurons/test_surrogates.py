@@ -53,6 +53,7 @@ def test_it_integrates_to_one_and_trains_in_a_neuron(name):
 
 def test_the_adaptive_dspike_takes_the_temperature_nearest_to_finite_differences(tmp_path, monkeypatch):
     """In a run: weights, statistics and generators are those of a run that adapts nothing until its first step."""
+    from snn_repro import train
     from snn_repro.neurons.surrogates import dspike_adaptive as adaptive
 
     seen, adapt = [], SURROGATES["dspike_adaptive"].adapt
