@@ -74,7 +74,7 @@ def make(paths: Sequence[str], output: Path, networks: int, refresh: float | Non
 
     page, found = render(paths, networks, refresh)
     for sentence in found.problems:
-        print(f"report.py: left out: {sentence}", file=sys.stderr)
+        print(f"report.py: left out: {console.harmless(sentence)}", file=sys.stderr)
     write_text(output, page)
     print(f"{output}: {len(found.runs)} runs in {len(found.rows)} rows, {len(page) / 1e6:.1f} MB", flush=True)
 
@@ -92,7 +92,7 @@ def watch(paths: Sequence[str], output: Path, networks: int, every: float) -> No
             except NoRuns as error:
                 if str(error) != said:
                     said = str(error)
-                    print(f"report.py: {error}; waiting", file=sys.stderr)
+                    print(f"report.py: {console.harmless(error)}; waiting", file=sys.stderr)
         time.sleep(every)
 
 

@@ -64,7 +64,7 @@ def _main(argv: list[str]) -> int:
 def _fail(sentence: str, code: int) -> int:
     if distributed.world().rank == 0:  # of several processes the first one says it, with the others' reasons too
         with contextlib.suppress(OSError):  # the terminal has gone
-            print(f"snn-train: {sentence}", file=sys.stderr)
+            print(f"snn-train: {console.harmless(sentence)}", file=sys.stderr)
     return code
 
 

@@ -7,6 +7,7 @@ import functools
 import logging
 import multiprocessing
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -31,6 +32,25 @@ ASCII = {
 def plain(text: str) -> str:
     """`text` in ASCII: known signs in words that stand for them, corners of tables as +, anything else as ?."""
     return "".join(c if c.isascii() else ASCII.get(c) or ("+" if "─" <= c <= "╿" else "?") for c in text)
+
+
+def harmless(text: object) -> str:
+    """`text` for a terminal: of signs that are not printed only line breaks stay, an escape sequence becomes ?[."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in str(text))
+
+
+def markdown(text: object) -> str:
+    """`text` as one line of Markdown that is no HTML, link, image or end of a cell."""
+    line = harmless(text).replace("\n", " ").replace("|", "\\|").replace("](", "]\\(")
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line)
+
+
+def _harmless_record(record: logging.LogRecord) -> bool:
+    record.msg, record.args = harmless(record.getMessage()), ()
+    return True
+
+
+logging.getLogger("snn_repro").addFilter(_harmless_record)
 
 
 def _replace(error: UnicodeError) -> tuple[str, int]:
@@ -75,7 +95,7 @@ def one_sentence(main: Callable[..., int]) -> Callable[..., int]:
             code, sentence = 2, str(error)
         except KeyboardInterrupt as stopped:
             code, sentence = 128 + getattr(stopped, "signum", signal.SIGINT), str(stopped) or "stopped"
-        print(f"{Path(main.__code__.co_filename).name}: {sentence}", file=sys.stderr)
+        print(f"{Path(main.__code__.co_filename).name}: {harmless(sentence)}", file=sys.stderr)
         return code
 
     return run
@@ -89,7 +109,8 @@ def suggest(command: str, *paths: Path | str) -> None:
     near = (path.relative_to(here) if path.is_relative_to(here) else path for path in map(Path, paths))
     with contextlib.suppress(OSError, AttributeError):  # stdout is what comes before
         sys.stdout.flush()
-    print(" ".join(["next:", command, *(shlex.quote(str(path)) for path in near)]), file=sys.stderr, flush=True)
+    words = ["next:", command, *(shlex.quote(harmless(path)) for path in near)]
+    print(" ".join(words), file=sys.stderr, flush=True)
 
 
 class Parser(argparse.ArgumentParser):
@@ -238,7 +259,7 @@ _warned: set[str] = set()
 
 def one_line(message: Warning | str, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
     """How warnings are shown: one line, the first time."""
-    text = " ".join(str(message).split())
+    text = harmless(" ".join(str(message).split()))
     if text in _warned or distributed.world().rank:
         return ""
     _warned.add(text)

@@ -73,6 +73,12 @@ def start(device: str = "auto") -> World:
 
     for name, value in _rendezvous().items():
         os.environ.setdefault(name, value)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise ProcessError(
+                f"{name} is not set, though RANK={here.rank} and WORLD_SIZE={here.size} are: start the processes with torchrun, "
+                "or take RANK and WORLD_SIZE out of the environment for one process"
+            )
     gpu = device != "cpu" and torch.cuda.is_available()
     _store, *_ = next(dist.rendezvous("env://", here.rank, here.size))
     dist.init_process_group(

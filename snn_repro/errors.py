@@ -31,8 +31,17 @@ def nearest(word: str, known) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def in_one_sentence(error: BaseException) -> BaseException:
-    """The error itself, or a UserError where torch raises a bare RuntimeError for what a user can mend."""
+OF_TRAINING = (
+    "recipe.accumulate=2 (or more) splits a batch into parts, model.checkpointing=blocks keeps less for the backward pass, and "
+    "recipe.batch_size or recipe.eval_batch_size can be made smaller"
+)
+
+
+def in_one_sentence(error: BaseException, advice: str = OF_TRAINING) -> BaseException:
+    """The error itself, or a UserError where torch raises a bare RuntimeError for what a user can mend.
+
+    advice: what saves memory.
+    """
     bare = isinstance(error, RuntimeError)
     if bare and "DataLoader worker" in str(error):
         return UserError(
@@ -41,8 +50,5 @@ def in_one_sentence(error: BaseException) -> BaseException:
         )
     if isinstance(error, MemoryError) or (bare and re.search(r"out of memory|can't allocate memory", str(error))):
         said = " ".join(str(error).split())[:120] or "MemoryError"
-        return UserError(
-            f"out of memory ({said}); recipe.accumulate=2 (or more) splits a batch into parts, model.checkpointing=blocks "
-            "keeps less for the backward pass, and recipe.batch_size or recipe.eval_batch_size can be made smaller"
-        )
+        return UserError(f"out of memory ({said}); {advice}")
     return error

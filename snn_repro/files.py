@@ -59,7 +59,8 @@ def write_error(target: Path, error: Exception, key: str = "hydra.run.dir=...") 
         errno.EROFS: f"the file system is read-only; choose another folder with {key}",
         errno.EEXIST: f"a file stands where a folder is needed; choose another folder with {key}",
         errno.ENOTDIR: f"a file stands where a folder is needed; choose another folder with {key}",
-    }.get(number, f"{' '.join(str(error).split())[:200]}; nothing was lost, start the same command again")
+        errno.EIO: "the disk failed (I/O error); nothing was lost, start the same command again once it works",
+    }.get(number, f"{' '.join(str(error).split())[:200]}; choose another place with {key}")
     return UserError(f"cannot write {target}: {why}")
 
 

@@ -102,6 +102,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     optimizer.load_state_dict(state | {"param_groups": groups})
     for p, values in optimizer.state.items():
         for name, value in values.items():
+            if torch.is_tensor(value) and value.dim() and value.shape != p.shape:
+                raise ValueError(f"the optimiser's {name} has shape {list(value.shape)}, its parameter {list(p.shape)}")
             if torch.is_tensor(value) and value.shape == p.shape and value.stride() != p.stride():
                 values[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)
 

@@ -52,6 +52,8 @@ class Registry(dict[str, Any]):
         return tuple(dict.fromkeys((*self._declared, *super().keys())))
 
     def __contains__(self, name: object) -> bool:
+        if not isinstance(name, str):
+            return False
         if not super().__contains__(name) and name not in self._declared:
             if self._module in sys.modules or outside.packages():  # else nobody could have added to it
                 self._load()

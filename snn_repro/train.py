@@ -333,8 +333,9 @@ class Training:
             runtime.seed_generators(derive_seed(self.config.seed, rank, *at))
         if content is None:
             return []
-        checkpoint.restore(self.stateful, content, self.folder.path / checkpoint.LAST, rank, size)
-        self.epoch, self.step, self.sums = content["epoch"], content["step"], EMPTY | content["sums"]
+        last = self.folder.path / checkpoint.LAST
+        self.epoch, self.step, sums = checkpoint.restore(self.stateful, content, last, rank, size)
+        self.sums = EMPTY | sums
         self.saved = f"epoch {self.epoch}, step {self.step}"
         before = content.get("conditions", {})
         self.changed = content.get("changed", []) + [

@@ -122,6 +122,15 @@ def test_where_a_process_finds_its_place(monkeypatch, variables, expected):
     assert distributed.world() == expected
 
 
+def test_half_of_what_torchrun_sets_is_one_sentence(monkeypatch):
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="MASTER_ADDR is not set, though RANK=0 and WORLD_SIZE=2 are"):
+        distributed.start("cpu")
+
+
 def test_alone_nothing_happens():
     model = torch.nn.Linear(1, 1)
     assert distributed.start() == (0, 1, 0) and distributed.wrap(model, torch.device("cpu")) is model

@@ -2,6 +2,7 @@
 pickles: tests/data/test_formats.py; W&B's key: tests/runs/test_wandb.py.)"""
 
 import ast
+import logging
 import pickle
 import zipfile
 from pathlib import Path
@@ -10,11 +11,14 @@ import pytest
 import torch
 
 import snn_repro
+from snn_repro import console
 from snn_repro.cli import _main
 from snn_repro.config import CONF_DIR, ConfigError, checked, load_config, multirun_config, to_dict
 from snn_repro.errors import UserError
+from snn_repro.paper.formats import Column, Table, to_csv, to_markdown, to_text
 from snn_repro.runs import checkpoint
 from snn_repro.train import run
+from snn_repro.trained.evaluate import text_table
 
 ROOT = Path(snn_repro.__file__).parent
 
@@ -34,12 +38,19 @@ CODE = [  # every way into Hydra's or our own objects
     "hydra.job_logging.handlers.console.stream='ext://os.environ'",
     "+hydra.callbacks.x=${oc.decode:${oc.env:EVIL}}",
     "+hydra.launcher.x=${oc.decode:${oc.env:EVIL}}",
+    "slurm.account='lab\nid'",
+    "slurm.account=${oc.env:LINES_}",
+    "+hydra.launcher.submitit_folder=${oc.env:LINES_}",
+    "+hydra.launcher.setup=[id]",
+    "+hydra.launcher.additional_parameters={export: 'LD_PRELOAD=evil.so'}",
+    "+hydra.job.env_set.PATH=/evil",
 ]
 
 
 @pytest.mark.parametrize("override", CODE)
 def test_a_configuration_cannot_name_code(override, monkeypatch):
     monkeypatch.setenv("EVIL", "{_target_: os.system, command: id}")
+    monkeypatch.setenv("LINES_", "lab\nid")
     with pytest.raises(ConfigError) as error:
         load_config([override])
     assert "\n" not in str(error.value)
@@ -111,6 +122,24 @@ def test_a_poisoned_checkpoint_does_nothing(quick, tmp_path, kind):
     with pytest.raises(UserError):
         run(quick(f"model.weights={tmp_path / 'weights.pt'}", "resume=never", "force=true"))
     assert not trace.exists()
+
+
+def test_names_do_nothing_where_they_are_printed(caplog):
+    evil = "\x1b[2J<script>![x](http://y)|\n=1+1"
+    assert console.harmless(evil) == "?[2J<script>![x](http://y)|\n=1+1"
+    with caplog.at_level("INFO", "snn_repro"):
+        logging.getLogger("snn_repro").info("%s", evil)
+    table = Table(evil, [Column("a", "a")], [{"a": evil}, {"a": "=1+1"}], [evil])
+    for text in (caplog.text, to_text(table), to_markdown(table), text_table(evil, ["a"], [[evil]])):
+        assert "\x1b" not in text
+    assert "<script" not in to_markdown(table) and "](" not in to_markdown(table)
+    assert to_csv(table).endswith("\n'=1+1\n")
+
+
+@pytest.mark.parametrize("key", ["+x", "+hydra.launcher.x", "recipe.lr"])
+def test_a_configuration_nested_a_thousand_deep_is_one_sentence(key):
+    with pytest.raises(ConfigError, match="too deep"):
+        load_config([f"{key}={'{a:' * 1000}1{'}' * 1000}"])
 
 
 def calls(path: Path):

@@ -1,6 +1,7 @@
 """The one gate from a composed configuration to a `Config`: types, ranges, what goes together, and keys without effect."""
 
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -34,7 +35,7 @@ def checked(node: "DictConfig | dict") -> Config:
         plain: Any = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
         set_own_apart(plain)
         config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, RecursionError) as error:
         raise ConfigError(explain(error)) from None
     config.dataset.found = found
     check(config)
@@ -54,7 +55,7 @@ def set_own_apart(plain: dict) -> None:
         if group == "augment" and isinstance(part, dict):
             plain[group] = {"own": _augmentations(part)}
             continue
-        if not isinstance(part, dict) or part.get("name", MISSING) in (None, MISSING):
+        if not isinstance(part, dict) or not isinstance(part.get("name"), str) or part["name"] == MISSING:
             continue  # said by whoever merges it with the schema
         shared = {f.name for f in dataclasses.fields(_PARTS[group])} - {"own"}
         given = {str(k): part.pop(k) for k in [*part] if k not in shared}
@@ -242,6 +243,14 @@ _IDLE = (
         ("logger.mode", "logger.entity", "logger.tags"), lambda c: c.logger.to.get("wandb") or c.logger.mode == "disabled",
         "logger.to", "logger=wandb, or logger=[wandb,...] for several",
     ),
+    _Idle(
+        ("logger.project",), lambda c: any(map(c.logger.to.get, ("wandb", "trackio"))), "logger.to",
+        "logger=wandb or trackio, or both in a list",
+    ),
+    _Idle(("recipe.no_decay",), lambda c: c.recipe.weight_decay > 0, "recipe.weight_decay", "recipe.weight_decay above 0"),
+    _Idle(("loss.phi",), lambda c: c.loss.lam > 0, "loss.lam", "loss.lam above 0"),
+    _Idle(("dataset.timesteps",), lambda c: c.timesteps == c.dataset.timesteps, "timesteps", "timesteps left out"),
+    _Idle(("dataset.verify",), lambda c: not SETS[c.dataset.name].static, "dataset.name", "a data set of events"),
     _Idle(("augment.test_resize",), lambda c: SETS[c.dataset.name].from_files, "dataset.name", "dataset=imagenet1k or another set of image files"),
     _Idle(("augment.mix_prob",), lambda c: c.augment.mixup > 0 or c.augment.cutmix > 0, "augment.mixup", "augment.mixup or augment.cutmix above 0"),
     _Idle(("augment.cutmix_axes",), lambda c: c.augment.cutmix > 0, "augment.cutmix", "augment.cutmix above 0"),
@@ -266,7 +275,7 @@ def idle(config: Config, overrides: Iterable[str]) -> dict[str, str]:
         for name in rule.keys:
             if name in given and name not in found and not rule.read(config):
                 room, _, last = rule.because.partition(".")
-                value = shown(getattr(getattr(config, room), last))
+                value = shown(functools.reduce(getattr, rule.because.split("."), config))
                 because = room if last == "name" else rule.because
                 found[name] = (
                     f"{given[name]} has no effect with {because}={value}; it needs {rule.needs}, or leave it out"

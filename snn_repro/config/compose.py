@@ -32,7 +32,7 @@ from snn_repro import outside
 from snn_repro.config.check import check_machine, checked, given_keys, idle
 from snn_repro.config.identity import NOT_HASHED
 from snn_repro.config.schema import CONF_DIR, GROUPS, OWN, Config, ConfigError
-from snn_repro.config.sentences import choices, explain, quoted
+from snn_repro.config.sentences import choices, conf_files, explain, quoted
 from snn_repro.registry import AUGMENTATIONS
 
 log = logging.getLogger("snn_repro")
@@ -101,14 +101,23 @@ def compose_checked(overrides: list[str], sweep: bool = False, say: Callable[[st
             refuse_code(node)
             folder = Path(node.hydra.sweep.dir, node.hydra.sweep.subdir) if sweep else Path(node.hydra.run.dir)
             elsewhere = "submitit" in node.hydra.launcher._target_
+            launcher = node.hydra.runtime.choices["hydra/launcher"]
             if "hydra" in node:
                 OmegaConf.set_struct(node, False)
                 node.pop("hydra")
             config = settled(node, overrides, say)
-        except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError, RecursionError) as error:
             raise ConfigError(explain(error)) from None
         finally:
             HydraConfig.instance().cfg = before
+    for name, typed in given_keys(overrides).items():
+        needs = (
+            "slurm" if name.startswith("slurm.") and not elsewhere else "gpus" if name == "runs_per_gpu" else launcher
+        )
+        if needs != launcher:
+            raise ConfigError(
+                f"{typed} has no effect with hydra/launcher={launcher}; it needs -m and hydra/launcher={needs}, or leave it out"
+            )
     if not elsewhere:
         check_machine(config)
     if not sweep:
@@ -137,7 +146,7 @@ def recomposed(base: dict, overrides: list[str]) -> Config:
             for key in names - {"dataset"}:
                 group, _, last = key.rpartition(".")
                 (plain[group] if group else plain)[last] = OmegaConf.select(node, key)
-        except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError, RecursionError) as error:
             raise ConfigError(explain(error)) from None
     config = checked(plain)
     check_machine(config)
@@ -166,7 +175,7 @@ def _readable_path(override: str, sweep: bool) -> str:
     path = os.path.expanduser(value)
     try:
         parsed = OverridesParser.create().parse_override(f"{name}={path}")
-    except HydraException:
+    except (HydraException, RecursionError):
         if sweep and "," in value:
             return f"{name}={','.join(quoted(os.path.expanduser(part.strip())) for part in value.split(','))}"
         return f"{name}={quoted(path)}"
@@ -192,6 +201,8 @@ def refuse_misplaced(overrides: Iterable[str], sweep: bool) -> None:
             raise ConfigError(
                 "hydra.run.dir is for a single run; in a sweep use hydra.sweep.dir=DIR (each run gets DIR/<row>/seed<k>) or name=..."
             )
+        if name in ("hydra/launcher", "hydra/sweeper") and not sweep:
+            raise ConfigError(f"{override} is for sweeps (-m), and this is a single run; add -m, or leave it out")
         if name in ("hydra.sweep.dir", "hydra.sweep.subdir") and not sweep:
             raise ConfigError(f"{name} is for sweeps (-m); for a single run use hydra.run.dir=DIR")
         if name in ("hydra.run.dir", "hydra.sweep.dir") and equals and value in ("", "null", "''", '""'):
@@ -224,7 +235,7 @@ def multirun_config(overrides: list[str]) -> Iterator[tuple[DictConfig, Any]]:
             node = hydra.compose_config("train", [*overrides, "hydra.mode=MULTIRUN"], run_mode=RunMode.MULTIRUN)
             HydraConfig.instance().set_config(node)
             refuse_code(node)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, RecursionError) as error:
             HydraConfig.instance().cfg = before
             raise ConfigError(explain(error)) from None
         configure_log(node.hydra.hydra_logging, node.hydra.verbose)
@@ -235,35 +246,49 @@ def multirun_config(overrides: list[str]) -> Iterator[tuple[DictConfig, Any]]:
 
 
 def refuse_code(node: DictConfig) -> None:
-    """Raise ConfigError when `hydra.*` of a composed configuration names code to run that is not a launcher or sweeper of Hydra or its plugins.
+    """Raise ConfigError when `hydra.*` or `slurm.*` of a composed configuration names code to run, or a line of a batch script.
 
-    The project's own keys need no such check: nothing is ever instantiated from them, and the schema knows no `_target_`.
+    Launchers and sweepers of Hydra and its plugins are allowed. The project's own keys need no such check: nothing is ever
+    instantiated from them, and the schema knows no `_target_`.
     """
-
-    def walk(part: Any, path: str) -> Iterator[tuple[str, str]]:
-        if isinstance(part, dict | list):
-            for k, v in part.items() if isinstance(part, dict) else enumerate(part):
-                if k in ("_target_", "()", "class") or (isinstance(v, str) and v.startswith(("ext://", "cfg://"))):
-                    yield f"{path}.{k}", str(v)
-                yield from walk(v, f"{path}.{k}")
-
+    choose = "choose with hydra/launcher=, hydra/sweeper= or hydra/job_logging= instead"
     allowed = {  # Hydra makes objects from these and from nothing else
         "hydra.launcher._target_": ("hydra._internal.core_plugins.", "hydra_plugins."),
         "hydra.sweeper._target_": ("hydra._internal.core_plugins.", "hydra_plugins."),
         "hydra.sweeper.sampler._target_": ("optuna.samplers.",),
     }
+
+    def walk(part: Any, path: str) -> Iterator[tuple[str, Any, str]]:
+        """What would run code: path, value and the fix."""
+        script = path.startswith(("slurm", "hydra.launcher")) and not path.startswith("hydra.launcher.setup")
+        for k, v in part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ():
+            at = f"{path}.{k}"
+            if k in ("_target_", "()", "class") or (isinstance(v, str) and v.startswith(("ext://", "cfg://"))):
+                known = ("logging.", "colorlog.", "ext://sys.std") if "_logging." in at else allowed.get(at, ())
+                if not str(v).startswith(known):
+                    yield at, v, choose
+            if script and not (f"{k}".isprintable() and (not isinstance(v, str) or v.isprintable())):
+                yield at.encode("unicode_escape").decode(), repr(v), "a value in a batch script is one line"
+            yield from walk(v, at)
+
     hydra = node.hydra
     with read_write(hydra), open_dict(hydra):
         hydra.runtime.output_dir = ""  # not known yet, and the log file's name asks for it
+    if not OmegaConf.is_dict(hydra.launcher):
+        raise ConfigError(f"hydra.launcher={hydra.launcher} is no launcher; choose one with hydra/launcher=NAME")
+    bare: Any = OmegaConf.to_container(hydra, resolve=False)
+    env = bare["job"].get("env_set")
+    refused: list[tuple[str, Any, str]] = [("hydra.job.env_set", env, "set it in the shell instead")] if env else []
+    own = conf_files("hydra/launcher").get(hydra.runtime.choices["hydra/launcher"])
+    written: Any = OmegaConf.to_container(OmegaConf.load(own)) if own else {}
+    for key in ("setup", "additional_parameters"):  # of a batch script: conf/ alone says them
+        if (lines := bare["launcher"].get(key)) and lines != written.get(key):
+            refused.append((f"hydra.launcher.{key}", lines, f"write it into {own or 'a file of conf/hydra/launcher/'}"))
+    refused += walk(OmegaConf.to_container(node.slurm, resolve=True) if "slurm" in node else {}, "slurm")
     for room in ("launcher", "sweeper", "callbacks", "job_logging", "hydra_logging"):
-        part = OmegaConf.to_container(hydra[room], resolve=True) if hydra.get(room) else {}
-        for path, value in walk(part, f"hydra.{room}"):
-            known = ("logging.", "colorlog.", "ext://sys.std") if room.endswith("logging") else allowed.get(path, ())
-            if not value.startswith(known):
-                raise ConfigError(
-                    f"{path}={value} would run code from the configuration; choose with hydra/launcher=, hydra/sweeper= or "
-                    "hydra/job_logging= instead"
-                )
+        refused += walk(OmegaConf.to_container(hydra[room], resolve=True) if hydra.get(room) else {}, f"hydra.{room}")
+    for path, value, fix in refused:
+        raise ConfigError(f"{path}={value} would run code from the configuration; {fix}")
 
 
 class OutsideConf(SearchPathPlugin):
@@ -308,7 +333,7 @@ def sweep_jobs(overrides: list[str]) -> list[list[str]]:
         try:
             parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(overrides)
             jobs = BasicSweeper.split_arguments(parsed, None)[0]
-        except HydraException as error:
+        except (HydraException, RecursionError) as error:
             raise ConfigError(explain(error)) from None
         if not jobs:
             empty = [str(o.input_line) for o in parsed if o.is_sweep_override() and not list(o.sweep_string_iterator())]

@@ -20,6 +20,8 @@ def explain(error: Exception) -> str:
     from hydra.errors import MissingConfigException, OverrideParseException  # only once Hydra has raised
 
     text = str(error)
+    if isinstance(error, RecursionError):
+        return "a configuration is nested two deep, like recipe.lr, and this one is too deep to read; write KEY=VALUE"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         if group == "hydra/launcher" and choice in ("joblib", "submitit_slurm"):

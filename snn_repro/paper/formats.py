@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from snn_repro.console import plain
+from snn_repro.console import harmless, markdown, plain
 
 
 class Column(NamedTuple):
@@ -49,11 +49,11 @@ def cell(value: Any) -> str:
 
 def to_markdown(table: Table) -> str:
     """GitHub's Markdown; without a heading where there is no title."""
-    lines = table.lines(lambda text: text.replace("|", "\\|").replace("\n", " "))
+    lines = table.lines(markdown)
     head, *rows = ("| " + " | ".join(line) + " |" for line in lines)
     rule = "|" + "|".join("---" if c.kind == "text" else "---:" for c in table.shown) + "|"
-    notes = ["", *(f"- {note}" for note in table.notes)] if table.notes else []
-    return "\n".join([*([f"### {table.title}", ""] if table.title else []), head, rule, *rows, *notes]) + "\n"
+    notes = ["", *(f"- {markdown(note)}" for note in table.notes)] if table.notes else []
+    return "\n".join([*([f"### {markdown(table.title)}", ""] if table.title else []), head, rule, *rows, *notes]) + "\n"
 
 
 PARTS = {
@@ -61,6 +61,11 @@ PARTS = {
     "interval": ("low", "high", "kind"),
     "gain": ("value", "low", "high", "p", "test", "n", "baseline"),
 }  # what a cell of this kind becomes in CSV
+
+
+def spreadsheet(value: Any) -> Any:
+    """A cell of CSV: a text that a spreadsheet would take for a formula stands behind a quote, as OWASP advises."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def to_csv(table: Table) -> str:
@@ -77,7 +82,7 @@ def to_csv(table: Table) -> str:
         else:
             parts, cells = [c.key], [[v] for v in values]
         for line, more in zip(lines, [parts, *cells], strict=True):
-            line += [f"{v:.4f}" if isinstance(v, float) else v for v in more]
+            line += [f"{v:.4f}" if isinstance(v, float) else spreadsheet(v) for v in more]
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows(lines)
     return out.getvalue()
@@ -126,7 +131,7 @@ def to_text(table: Table, width: int | None = None, ascii_only: bool = False) ->
     from rich.text import Text
 
     def safe(text: str) -> str:
-        return "".join(ch if ch.isprintable() else "?" for ch in (plain(text) if ascii_only else text))
+        return harmless(plain(text) if ascii_only else text).replace("\n", "?")
 
     head, *rows = table.lines(safe)
     whole = Grid(title=Text(safe(table.title)), title_justify="left", box=box.ASCII2 if ascii_only else box.HEAVY_HEAD)

@@ -23,6 +23,26 @@ def sections() -> list[ModuleType]:
     return sorted((sys.modules[content.__module__] for content in SECTIONS.values()), key=lambda module: module.ORDER)
 
 
+def _contents(found: Found) -> tuple[list[tuple[ModuleType, Section]], list[str]]:
+    """The sections that have something to show, and why the others have not."""
+    parts, missing = [], []
+    for module in sections():
+        try:
+            parts.append((module, module.content(found)))
+        except NothingToShow as why:
+            missing.append(f"{module.TITLE}: {why}")
+    return parts, missing
+
+
+def _damage(folder: Path, networks: int) -> str:
+    """What keeps a run from the page, in words; empty where nothing does."""
+    try:
+        _contents(find([folder], networks))
+    except Exception as error:
+        return " ".join(f"{type(error).__name__}: {error}".split())[:120]
+    return ""
+
+
 def render(paths: Iterable[str | Path], networks: int = 8, refresh: float | None = None) -> tuple[str, Found]:
     """The page of all runs under `paths`, and what was found there.
 
@@ -33,13 +53,15 @@ def render(paths: Iterable[str | Path], networks: int = 8, refresh: float | None
         from plotly.offline import get_plotlyjs
     except ImportError:
         raise UserError('the report draws with plotly, which is missing: pip install "snn_repro[report]"') from None
+    paths = [*paths]
     found = find(paths, networks)
-    parts, missing = [], []
-    for module in sections():
-        try:
-            parts.append((module, module.content(found)))
-        except NothingToShow as why:
-            missing.append(f"{module.TITLE}: {why}")
+    try:
+        parts, missing = _contents(found)
+    except Exception:  # of a run that reads well and holds what no section can show
+        if not (damaged := {run.folder: why for run in found.runs if (why := _damage(run.folder, networks))}):
+            raise
+        found = find(paths, networks, damaged)
+        parts, missing = _contents(found)
     return page(found, parts, missing, get_plotlyjs(), refresh), found
 
 

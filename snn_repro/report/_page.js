@@ -144,7 +144,7 @@ function plainTable(head, body, label) {
         el("td", { class: typeof value === "number" ? "number" : String(value).length > LONG ? "long" : null }, String(value))))))));
 }
 
-// draws when it comes near the window, and again when what it shows has changed
+// draws when it comes near the window, and again when what it shows has changed; of what is hidden nobody says that it is near
 function whenVisible(element, draw) {
   let near = false, stale = true;
   const update = () => { if (near && stale) { stale = false; draw(); } };
@@ -163,7 +163,7 @@ function addCharts(name, charts) {
     above.append(el("label", {}, "Show ", menu));
   }
   place.append(above, plot, below);
-  const redraw = whenVisible(plot, async () => {
+  const redraw = whenVisible(place, async () => {
     const chart = current(), shown = shownRows((row) => row in chart.traces);
     plot.setAttribute("aria-label", `${chart.name}: ${chart.y} against ${chart.x}, ${shown.rows.length} rows; the numbers are in the table below`);
     below.replaceChildren(legend(shown), numbers(chart, shown));

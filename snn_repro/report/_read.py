@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -14,14 +14,14 @@ from typing import Any
 from snn_repro.config import ADDED, hashed
 from snn_repro.errors import UserError
 from snn_repro.paper.differences import debug_keys
-from snn_repro.paper.results import Group, group_runs
+from snn_repro.paper.results import Group, facts, group_runs
 from snn_repro.paper.statistics import Summary, summary
 from snn_repro.runs.folder import CONFIG, METRICS, PREDICTIONS, RESULT, STATUS, in_use, read_files, result_files
 from snn_repro.runs.result import RunResult, read_result
 
 
 class NoRuns(UserError):
-    """The folders are there, and no run in them can be read (yet)."""
+    """No run in the folders can be read (yet)."""
 
 
 @dataclass
@@ -117,23 +117,29 @@ class Found:
         return [row.group for row in self.rows if row.group and not debug_keys(row.group.first)]
 
 
-def find(paths: Iterable[str | Path], networks: int = 8) -> Found:
-    """Every run under `paths` (folders, or result.json files).
+def find(paths: Iterable[str | Path], networks: int = 8, damaged: Mapping[Path, str] | None = None) -> Found:
+    """Every run under `paths` (folders, or result.json files) but those whose folders are `damaged`, which says why.
 
     Raises UserError for a path that does not exist and where there is no run that can be read.
     """
     roots = [Path(path) for path in paths]
     for root in roots:
         if not root.exists() and not result_files(root):
-            raise UserError(f"{root} does not exist; give folders that hold runs")
+            raise NoRuns(f"{root} does not exist; give folders that hold runs")
     runs: list[Run] = []
     problems: list[str] = []
     once = {folder.resolve(): folder for root in reversed(roots) for folder in run_folders(root)}
     for folder in sorted(once.values()):
         try:
+            if why := (damaged or {}).get(folder):
+                raise UserError(f"{folder} holds a damaged run ({why}); run it again with force=true")
             runs.append(_read(folder, problems))
         except UserError as error:
             problems.append(" ".join(str(error).split()))
+        except Exception as error:  # whatever a damaged or foreign file can be
+            problems.append(
+                f"{folder} holds a damaged run ({' '.join(repr(error).split())[:160]}); run it again with force=true"
+            )
     runs += _collected(roots, problems)
     if not runs:
         where = ", ".join(map(str, roots))
@@ -165,9 +171,9 @@ def _collected(roots: Iterable[Path], problems: list[str]) -> list[Run]:
 
 
 def snapshot(paths: Iterable[str | Path]) -> list[tuple[str, int, int]]:
-    """What changes when a run under `paths` goes on: its files with their times and sizes."""
+    """What changes when a run under `paths` goes on: its files with their times and sizes; or when a path comes to be."""
     files = (CONFIG, STATUS, METRICS, RESULT, PREDICTIONS)
-    seen = []
+    seen = [(str(path), 0, 0) for path in paths if Path(path).exists()]
     for path in map(Path, paths):
         lines = [file for file in result_files(path) if file.suffix == ".jsonl"]
         for file in [*lines, *(folder / name for folder in run_folders(path) for name in files)]:
@@ -200,6 +206,7 @@ def _read(folder: Path, problems: list[str]) -> Run:
         )
         history = []
     if result:
+        facts(result)  # which raises where the configuration is none
         return Run(folder, result["config"], "debug" if debug_keys(result) else "done", history, result)
     import yaml
 

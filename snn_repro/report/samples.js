@@ -58,7 +58,7 @@ scripts.samples = (section, data) => {
     const picture = sample.frames && decode(data.frames[sample.frames]);
     said.textContent = `Test sample ${sample.index} is of class ${sample.label}. `
       + (picture ? picture.events ? "Events of a step: one polarity blue, the other orange. " : "The same image is shown at every step. " : "Input and spikes are not here: no checkpoint or no data. ")
-      + "Below each step, the answer by the mean of the outputs so far.";
+      + `Below each step, what the loss reads of the outputs so far (readout: ${run.readout}).`;
     const images = picture ? picture.shape[0] : 0;
     strip.replaceChildren(...Array.from({ length: steps }, (_, t) => {
       const right = sample.so_far[t] === sample.label;

@@ -43,16 +43,14 @@ def content(found: Found) -> Section:
         if isinstance(network, str):
             continue
         try:
-            seen = _look(network)
+            seen = _look(run, network)
         except UserError as error:
             notes.append(f"{row.label}, without input and spikes: {' '.join(str(error).split())}")
             continue
-        places = chosen.setdefault(seen["data"], _choose(seen["logits"], seen["labels"]))
+        places = chosen.setdefault(seen["data"], _choose(seen))
         for i in places:
             frames.setdefault(f"{seen['data']}/{i}", _picture(seen["x"], i, seen["static"]))
-        rows[row.id] = dict(
-            seed=run.seed, epoch=network.epoch, samples=[_sample(seen, i, f"{seen['data']}/{i}") for i in places]
-        )
+        rows[row.id] = _row(run, seen, places, f"{seen['data']}/")
     for row in found.rows:
         with_answers = next((r for r in row.runs if (r.folder / PREDICTIONS).exists()), None)
         if row.id in rows or with_answers is None or len(rows) >= ROWS:
@@ -62,13 +60,15 @@ def content(found: Found) -> Section:
             notes.append(f"{file} is larger than {LARGEST // 10**6} MB and was not read")
             continue
         try:
-            logits, labels = _predictions(with_answers)
+            seen = _predictions(with_answers)
+        except UserError as error:
+            notes.append(f"{row.label}: {' '.join(str(error).split())}")
+            continue
         except Exception as error:  # zip, shapes, keys: whatever a foreign file can be
             why = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             notes.append(f"{file} is damaged ({why}); run it again with force=true")
             continue
-        seen = dict(logits=logits, labels=labels, spikes={})
-        rows[row.id] = dict(seed=with_answers.seed, samples=[_sample(seen, i, None) for i in _choose(logits, labels)])
+        rows[row.id] = _row(with_answers, seen, _choose(seen))
     if not rows:
         raise NothingToShow(
             "; ".join(notes) or "no run has a checkpoint or predictions here (collected results are without)"
@@ -76,22 +76,39 @@ def content(found: Found) -> Section:
     return Section(html=text(notes), data={"rows": rows, "frames": frames})
 
 
-def _predictions(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """Logits [T, N, K] and labels [N] of the first samples."""
+def _predictions(run: Run) -> dict[str, Any]:
+    """Logits [T, N, K], labels [N] and answers of the first samples."""
     import numpy as np
 
     with np.load(run.folder / PREDICTIONS, allow_pickle=False) as file:
-        return file["logits"][:FIRST].astype(np.float32).transpose(1, 0, 2), file["label"][:FIRST]
+        logits, labels = file["logits"][:FIRST].astype(np.float32).transpose(1, 0, 2), file["label"][:FIRST]
+    return dict(logits=logits, labels=labels, spikes={}) | _answers(run, logits)
 
 
-def _choose(logits: np.ndarray, labels: np.ndarray) -> list[int]:
-    """Places of some samples that are answered wrongly by the mean output, and of some that are answered rightly."""
-    right = (logits.mean(0).argmax(-1) == labels).nonzero()[0].tolist()
-    wrong = (logits.mean(0).argmax(-1) != labels).nonzero()[0].tolist()
+def _answers(run: Run, logits: np.ndarray) -> dict[str, Any]:
+    """`readout`, the name of what the loss reads, and `so_far` [T, N], its answer at every step."""
+    import torch
+
+    from snn_repro.losses import build_loss
+    from snn_repro.trained.evaluate import running_scores
+
+    loss = build_loss(**run.config["loss"])
+    return dict(readout=loss.readout_name, so_far=running_scores(loss, torch.from_numpy(logits)).argmax(-1).numpy())
+
+
+def _choose(seen: dict[str, Any]) -> list[int]:
+    """Places of some samples that are answered wrongly, and of some that are answered rightly."""
+    is_right = seen["so_far"][-1] == seen["labels"]
+    right, wrong = is_right.nonzero()[0].tolist(), (~is_right).nonzero()[0].tolist()
     return wrong[: WRONG + max(0, RIGHT - len(right))] + right[: RIGHT + max(0, WRONG - len(wrong))]
 
 
-def _look(network: TrainedRun) -> dict[str, Any]:
+def _row(run: Run, seen: dict[str, Any], places: list[int], frames: str | None = None) -> dict[str, Any]:
+    samples = [_sample(seen, i, frames and f"{frames}{i}") for i in places]
+    return dict(seed=run.seed, readout=seen["readout"], samples=samples)
+
+
+def _look(run: Run, network: TrainedRun) -> dict[str, Any]:
     """Answers and spikes of the first test samples: `x` [N, T or 1, C, H, W], `logits` [T, N, K], `labels` [N], `spikes` {layer: [T, N, n]}."""
     import torch
     from spikingjelly.activation_based.neuron import BaseNode
@@ -119,7 +136,7 @@ def _look(network: TrainedRun) -> dict[str, Any]:
         for hook in hooks:
             hook.remove()
     return dict(data=_data_key(config), static=static, x=(x[None] if static else x).transpose(0, 1).numpy(), logits=logits,
-                labels=labels.numpy(), spikes={name: s.numpy() for name, s in spikes.items()})  # fmt: skip
+                labels=labels.numpy(), spikes={name: s.numpy() for name, s in spikes.items()}) | _answers(run, logits)  # fmt: skip
 
 
 def _data_key(config: Config) -> str:
@@ -163,7 +180,7 @@ def _sample(seen: dict[str, Any], i: int, frames: str | None) -> dict[str, Any]:
     classes = sorted([label, *largest])
     return dict(
         index=i, label=label, classes=classes, logits=logits[:, classes].tolist(), frames=frames,
-        so_far=[int(k) for k in (logits.cumsum(0)).argmax(-1)],
+        so_far=seen["so_far"][:, i].tolist(),
         spikes=[
             dict(layer=name, neurons=["".join(str(min(9, int(n))) for n in neuron) for neuron in s[:, i].T])
             for name, s in seen["spikes"].items()

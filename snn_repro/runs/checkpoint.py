@@ -86,10 +86,11 @@ def resume(folder: Path, config: dict, say=print, data: dict | None = None) -> d
         except CheckpointError as error:
             problems.append(str(error))
             continue
-        if "config" not in content or "model" not in content:
-            raise CheckpointError(
-                f"{path} was not written by snn_repro; move it away, or start again with resume=never"
-            )
+        try:
+            check_content(content, path)
+            _tensors(content.get("model"), path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; move it away, or start again with resume=never") from None
         changed = differing(content["config"], config)
         if changed:
             raise CheckpointError(
@@ -175,11 +176,31 @@ def load_evaluated(path: Path) -> tuple[dict, dict]:
     Raises CheckpointError where it is damaged or not ours.
     """
     content = load(path)
-    if not {"config", "model", "epoch"} <= content.keys():
-        raise CheckpointError(f"{path} was not written by snn_repro; give the folder of a run")
+    check_content(content, path)
     if content.get("ema"):  # in the last checkpoint; the best one holds nothing but the average
-        return content, {k.removeprefix("module."): v for k, v in content["ema"].items() if k.startswith("module.")}
-    return content, content["model"]
+        named = _tensors(content["ema"], path)
+        return content, {k.removeprefix("module."): v for k, v in named.items() if k.startswith("module.")}
+    return content, _tensors(content.get("model"), path)
+
+
+def check_content(content: Any, path: Path) -> None:
+    """Raise CheckpointError where what was read of `path` lacks a configuration or an epoch of snn_repro's kinds."""
+    config = content.get("config") if isinstance(content, dict) else None
+    recipe = config.get("recipe") if isinstance(config, dict) else None
+    if not isinstance(recipe, dict) or not isinstance(content.get("epoch"), int):
+        raise CheckpointError(f"{path} was not written by snn_repro, or was changed")
+
+
+def _tensors(state: Any, path: Path) -> dict[str, torch.Tensor]:
+    """The weights of a file, which are plain tensors with names. Raises CheckpointError where they are not."""
+    value: Any
+    for name, value in state.items() if isinstance(state, dict) else [("weights", None)]:
+        plain = isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
+        if not plain or value.is_meta or value.is_quantized or value.is_complex():
+            raise CheckpointError(
+                f"{path} holds '{name}', which is no tensor of weights: it was changed, or is no checkpoint"
+            )
+    return state
 
 
 def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
@@ -194,7 +215,7 @@ def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
     if of_a_run:
         path = path / LAST
         content, given = load_evaluated(path)
-        note = f"; of epoch {content['epoch']} of {content['config']['recipe']['epochs']}"
+        note = f"; of epoch {content['epoch']} of {content['config']['recipe'].get('epochs')}"
         note += ", averaged as the run tests them" if content.get("ema") else ""
     else:
         content = load(path)
@@ -205,7 +226,7 @@ def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
                 given, note = own_names(given, vars(settings) if isinstance(settings, argparse.Namespace) else {})
             except UserError as error:
                 raise CheckpointError(f"{path}: {error}") from None
-    own = model.state_dict()
+    own, given = model.state_dict(), _tensors(given, path)
     imp = initial_states(model)
     new = imp.keys() - given.keys()
     unlike = {name for name in imp.keys() & given.keys() if given[name].shape != imp[name].shape}
@@ -235,8 +256,8 @@ def _shape_hint(model: torch.nn.Module, name: str) -> str:
     return "it is a checkpoint of another model"
 
 
-def restore(parts: dict[str, Any], content: dict, source: Path, rank: int = 0, size: int = 1) -> None:
-    """Give `parts`, named by PARTS, and the random generators the states of a checkpoint.
+def restore(parts: dict[str, Any], content: dict, source: Path, rank: int, size: int) -> tuple[int, int, dict]:
+    """Give `parts`, named by PARTS, and the random generators the states of a checkpoint; returns epoch, step and sums.
 
     Raises CheckpointError where they do not fit.
     """
@@ -249,6 +270,7 @@ def restore(parts: dict[str, Any], content: dict, source: Path, rank: int = 0, s
         rngs = [content["rng"], *content.get("rng_others", [])]
         if rank == 0 or size == len(rngs):  # with another number of processes the new ones draw their own
             set_rng_state(rngs[rank])
+        return content["epoch"], int(content["step"]), dict(content["sums"])
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise CheckpointError(

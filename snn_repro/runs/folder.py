@@ -29,6 +29,7 @@ from torch import Tensor
 
 from snn_repro import __version__, distributed
 from snn_repro.config import Config, config_hash, differing, to_dict
+from snn_repro.console import harmless
 from snn_repro.errors import UserError
 from snn_repro.files import hold, replace_atomically, write_error, write_json, write_text
 from snn_repro.provenance import git_state
@@ -200,6 +201,21 @@ def other_data(
         return [], f"its data were not compared: {error}"
 
 
+def epoch_of(folder: Path, epoch: int) -> dict[str, Any]:
+    """The line of metrics.jsonl about an epoch, from 1; {} where there is none. Raises UserError where the file is damaged."""
+    file = folder / METRICS
+    for text in file.read_text("utf-8", errors="replace").splitlines() if file.is_file() else []:
+        line = _read_json(file, text, "nothing else of the run depends on it")
+        if line.get("epoch") == epoch:
+            steps = line.get("acc_step")
+            if not all(
+                isinstance(v, int | float) for v in [line.get("acc"), *(steps if isinstance(steps, list) else [None])]
+            ):
+                raise UserError(f"{file} is damaged: its line about epoch {epoch} has no accuracies")
+            return line
+    return {}
+
+
 class Follower:
     """The run directory as the other processes of a run see it: rank 0 holds and writes it, they only know its name."""
 
@@ -295,7 +311,7 @@ def find_results(*roots: str | Path) -> list[RunResult]:
 
 def skipped(sentence: str) -> None:
     """Say in one line on stderr that something was left out, and why."""
-    print("skipped: " + sentence.replace("\n", " "), file=sys.stderr)
+    print("skipped: " + harmless(sentence.replace("\n", " ")), file=sys.stderr)
 
 
 def environment(device: str) -> dict:

@@ -68,5 +68,5 @@ def take() -> None:
                 return
         time.sleep(0.1)
     raise UserError(
-        f"all {len(gpus)} places on GPUs are taken by other processes of this sweep; start the same command again"
+        f"all {len(gpus)} places on GPUs are taken by other processes of this sweep; start the same command again when one has ended"
     )

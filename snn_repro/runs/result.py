@@ -271,7 +271,7 @@ def _parsed(text: bytes, where: str) -> dict[str, Any]:
         content = json.loads(text.decode("utf-8"), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         why = f"it holds {error}" if isinstance(error, NotStrict) else "it does not parse as JSON"
-        raise UserError(f"{where} is damaged or no result of snn_repro: {why}; remove it, and run it again") from None
+        raise UserError(f"{where} is damaged or no result of snn_repro: {why}; run it again with force=true") from None
     if complaint := _complaint(content):
         raise UserError(f"{where} {complaint}")
     return content
@@ -290,9 +290,9 @@ def _complaint(content: Any) -> str | None:
     if not isinstance(content, dict):
         return "is no result of snn_repro: it holds no JSON object"
     if (given := content.get("schema_version")) != SCHEMA_VERSION:
-        return f"has schema_version={given}; this version reads {SCHEMA_VERSION}, so run it again"
+        return f"has schema_version={given}; this version reads {SCHEMA_VERSION}, so run it again with force=true"
     if missing := [key for key in NEEDED if key not in content]:
-        return f"lacks the keys {', '.join(missing)}; it is no complete result, so run it again"
+        return f"lacks the keys {', '.join(missing)}; it is no complete result, so run it again with force=true"
     kinds = {
         int: "a whole number",
         float: "a number",
@@ -307,17 +307,19 @@ def _complaint(content: Any) -> str | None:
         if key not in content or (value is None and NoneType in get_args(hint)):
             continue
         if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
-            return f"has {key}={value!r:.60}, which is not {kinds[kind]}; it is damaged, so run it again"
+            return (
+                f"has {key}={value!r:.60}, which is not {kinds[kind]}; it is damaged, so run it again with force=true"
+            )
     parts = [part for part in ("dataset", "recipe", "debug") if not isinstance(content["config"].get(part), dict)]
     if parts or not isinstance(content["neuron"].get("imp"), bool):
-        return f"has a config without {', '.join(parts) or 'neuron.imp'}; it is no complete result, so run it again"
+        return f"has a config without {', '.join(parts) or 'neuron.imp'}; it is no complete result, so run it again with force=true"
     steps = content["acc_step"]
     if len(steps) != content["timesteps"]:
-        return f"has acc_step={steps!r:.60}, not one number a time step; it is damaged, so run it again"
+        return f"has acc_step={steps!r:.60}, not one number a time step; it is damaged, so run it again with force=true"
     optional = [content["acc_valsel"]] if content["acc_valsel"] is not None else []
     for value in [content["acc_last"], content["acc_best_test"], *steps, *optional]:
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
-            return f"has an accuracy of {value!r:.60}, not in 0..1; it is damaged, so run it again"
+            return f"has an accuracy of {value!r:.60}, not in 0..1; it is damaged, so run it again with force=true"
     return None
 
 

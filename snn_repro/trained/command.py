@@ -31,10 +31,11 @@ def command(name: str, usage: str | None, main: Callable[[list[str]], None]) -> 
             print(f"{name}: stopped, nothing was written", file=sys.stderr)
             return 128 + signal.SIGINT
         except Exception as raised:
-            error = in_one_sentence(raised)
+            smaller = "batch_size=32 or less takes fewer samples at a time, " * (name == "snn-eval")
+            error = in_one_sentence(raised, f"{smaller}device=cpu takes the machine's memory instead of a GPU's")
             if not isinstance(error, UserError):
                 raise
-            print(f"{name}: {error}", file=sys.stderr)
+            print(f"{name}: {console.harmless(error)}", file=sys.stderr)
             return 2
         return 0
 

@@ -55,7 +55,7 @@ from snn_repro.config import (
     tweaks,
 )
 from snn_repro.config.sentences import unknown
-from snn_repro.console import progress
+from snn_repro.console import harmless, progress
 from snn_repro.data import build_data
 from snn_repro.data.feed import feed
 from snn_repro.errors import UserError
@@ -63,7 +63,7 @@ from snn_repro.files import replace_atomically, write_text
 from snn_repro.losses import Loss
 from snn_repro.registry import SETS
 from snn_repro.runs import checkpoint
-from snn_repro.runs.folder import EVALUATIONS, METRICS, final_outputs, other_data
+from snn_repro.runs.folder import EVALUATIONS, epoch_of, final_outputs, other_data
 from snn_repro.runtime import Precision, channels_last, compile_network, pick_device, seed_everything
 from snn_repro.train import evaluate
 from snn_repro.trained.command import command, log, split
@@ -145,6 +145,7 @@ def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) ->
         run = load_run(run.path, str(weights))
     base = as_tested(run.config)
     config = with_overrides(base, typed)
+    check_places(config)
     device = pick_device(config)
     seed_everything(config)
     model = tested_network(run, config)
@@ -198,6 +199,16 @@ def as_tested(config: Config) -> dict[str, Any]:
     plain["model"]["weights"] = None
     plain["augment"] = {k: v for k, v in plain["augment"].items() if f"augment.{k}" in READS}
     return to_dict(checked(plain))
+
+
+def check_places(config: Config) -> None:
+    """Raise UserError for a relative folder of data that is not here: it counts from where the run was started."""
+    for key, place in (("data_dir", config.data_dir), ("cache_dir", config.cache_dir)):
+        if place and not Path(place).is_absolute() and not Path(place).exists():
+            raise UserError(
+                f"{key}={place} counts from the folder that the run was started in, and is not in {Path.cwd()}; give {key}=DIR, "
+                "or start snn-eval there"
+            )
 
 
 def with_overrides(base: dict[str, Any], typed: Sequence[str]) -> Config:
@@ -287,7 +298,12 @@ def unlike_the_run(run: TrainedRun, config: Config, found: Evaluation) -> list[s
         said.append(
             f"the run is not finished: these are the weights of epoch {run.epoch} of {run.config.recipe.epochs}"
         )
-    line = {} if found.changes else epoch_of(run)
+    line: dict[str, Any] = {}
+    try:
+        if run.result and not found.changes:
+            line = epoch_of(run.path, run.epoch)
+    except UserError as error:
+        said.append(f"warning: {error}; not compared with the accuracy of then")
     then = {k: line[k] for k in ("acc", "acc_step", "acc_cum") if k in line}
     if then and any(getattr(found, k) != v for k, v in then.items()):
         said.append(
@@ -295,15 +311,6 @@ def unlike_the_run(run: TrainedRun, config: Config, found: Evaluation) -> list[s
             "other devices, threads or versions"
         )
     return said
-
-
-def epoch_of(run: TrainedRun) -> dict[str, Any]:
-    """The line of metrics.jsonl about these weights; {} where it is gone, or the run goes on."""
-    file = run.path / METRICS
-    if run.result is None or not file.is_file():
-        return {}
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    return next((line for line in lines if line["epoch"] == run.epoch), {})
 
 
 # ---------------------------------------------------------------- what is measured
@@ -393,10 +400,10 @@ MANY = 20  # classes: above, tables show the worst alone
 def tables(e: Evaluation) -> str:
     """What a terminal shows."""
     text = [
-        f"{e.run}, {e.weights} weights (epoch {e.epoch}), {e.dataset}, T={e.timesteps}, {e.device}",
+        f"{harmless(e.run)}, {e.weights} weights (epoch {e.epoch}), {e.dataset}, T={e.timesteps}, {e.device}",
         f"accuracy {_percent(e.acc)}% ({e.correct}/{e.n}, readout: {e.readout}), loss {e.loss:.4f}",
-        *([f"unlike the run: {'; '.join(e.changes)}"] if e.changes else []),
-        *e.remarks,
+        *map(harmless, [f"unlike the run: {'; '.join(e.changes)}"] if e.changes else []),
+        *map(harmless, e.remarks),
     ]
     if e.causal:
         steps = (
@@ -437,10 +444,10 @@ def text_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
     for k, name in enumerate(columns):
         table.add_column(name, justify="left" if k == 0 or name.startswith("most") else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*(escape(harmless(cell).replace("\n", "?")) for cell in row))
     text = io.StringIO()
     Console(file=text, width=1000, highlight=False).print(table)
-    return "\n".join(["", title, *(line.rstrip() for line in text.getvalue().splitlines())])
+    return "\n".join(["", harmless(title), *(line.rstrip() for line in text.getvalue().splitlines())])
 
 
 def _percent(value: float | None) -> str:

@@ -18,7 +18,7 @@ from snn_repro.data.dataset import DataSet
 from snn_repro.errors import UserError
 from snn_repro.registry import SETS
 from snn_repro.runs import checkpoint
-from snn_repro.runs.folder import RESULT, other_data
+from snn_repro.runs.folder import CONFIG, RESULT, other_data
 from snn_repro.runs.result import RunResult, read_result
 
 log = logging.getLogger("snn_repro")
@@ -92,6 +92,8 @@ def load_run(path: str | Path, weights: str = "last") -> TrainedRun:
         raise UserError(f"weights={weights} must be one of: {', '.join(WEIGHTS)}")
     if not path.is_dir():
         raise UserError(f"{path} is no run: give the folder that holds a run's {RESULT}, like runs/NAME/seed0")
+    if not any((path / name).is_file() for name in (RESULT, CONFIG, SAFETENSORS, *WEIGHTS.values())):
+        raise UserError(f"{path} is no run: it holds no {CONFIG}; give a folder like runs/NAME/seed0")
     file = path / WEIGHTS[weights]
     if (path / SAFETENSORS).is_file():
         content, state = _exported(path)
@@ -117,8 +119,12 @@ def _exported(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except ImportError:
         raise UserError(f"{path / SAFETENSORS} needs safetensors: pip install 'snn_repro[export]'") from None
     try:
-        return json.loads((path / SAVED).read_text("utf-8")), load_file(path / SAFETENSORS)
-    except (OSError, ValueError, SafetensorError) as error:
+        content, state = json.loads((path / SAVED).read_text("utf-8")), load_file(path / SAFETENSORS)
+        checkpoint.check_content(content, path / SAVED)
+        if content.get("weights") not in WEIGHTS:
+            raise ValueError(f"its weights are {content.get('weights')!r:.60}")
+        return content, state
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise checkpoint.CheckpointError(
             f"{path} is no whole export as safetensors: {error}; export the run again"
         ) from None

@@ -254,6 +254,13 @@ IDLE = {  # a key set by hand, on top of dataset=digits model=small neuron=if_im
     "augment.interpolation=bilinear": "augment.rrc_min_area=0.0",
     "augment.test_resize=200": "dataset=digits; it needs dataset=imagenet1k",
     "augment.mix_prob=1": "augment.mixup=0.0",
+    "logger.project=mine logger=none": "logger.to={}; it needs logger=wandb or trackio",
+    "recipe.no_decay=[bias] recipe.weight_decay=0": "recipe.weight_decay=0.0; it needs recipe.weight_decay above 0",
+    "loss.phi=2 loss=tet": "loss.lam=0.0; it needs loss.lam above 0",
+    "dataset.timesteps=3 timesteps=2": "timesteps=2; it needs timesteps left out",
+    "dataset.verify=off": "dataset=digits; it needs a data set of events",
+    "slurm.account=lab": "hydra/launcher=basic; it needs -m and hydra/launcher=slurm",
+    "runs_per_gpu=2": "hydra/launcher=basic; it needs -m and hydra/launcher=gpus",
     "augment.cutmix_axes=published dataset=digits_dvs": "augment.cutmix=0.0",
     "augment.cutmix_axes=published augment.cutmix=1": "dataset=digits; it needs a data set of events",
 }

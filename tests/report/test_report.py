@@ -216,7 +216,7 @@ def test_checkpoints_give_samples_spikes_and_imp(tmp_path, quick):
         i = sample["index"]
         assert sample["label"] == saved["label"][i]
         np.testing.assert_allclose(sample["logits"], saved["logits"][i][:, sample["classes"]], atol=1e-3)
-        assert sample["so_far"] == saved["logits"][i].cumsum(0).argmax(-1).tolist()
+        assert sample["so_far"] == saved["logits"][i].argmax(-1).tolist()  # of LTS: the last step
         picture = samples["frames"][sample["frames"]]
         assert picture["shape"] == [1, 1, 8, 8] and len(base64.b64decode(picture["bytes"])) == 64
         assert [len(layer["neurons"]) for layer in sample["spikes"]] == [24] * 3
@@ -224,6 +224,16 @@ def test_checkpoints_give_samples_spikes_and_imp(tmp_path, quick):
     alone = content(render([tmp_path], networks=0)[0])["sections"]  # the outputs are in predictions.npz too
     assert "learned_imp" not in alone and alone["samples"]["data"]["frames"] == {}
     assert alone["samples"]["data"]["rows"]["0"]["samples"][0]["spikes"] == []
+
+
+def test_the_answer_to_a_sample_is_what_the_loss_reads(tmp_path):
+    logits = np.zeros((2, 4, 3), np.float32)
+    logits[:, :3, 1], logits[:, 3, 2] = 1, 2  # the mean says 1, the last step 2
+    for loss, answers in (("sdt", [1, 1, 1, 1]), ("lts", [1, 1, 1, 2])):
+        fake_run(tmp_path / loss, f"loss={loss}", "name=mine")
+        np.savez(tmp_path / loss / "mine/seed0/predictions.npz", label=np.array([2, 2]), logits=logits)
+        row = report(tmp_path / loss)["sections"]["samples"]["data"]["rows"]["0"]
+        assert [sample["so_far"] for sample in row["samples"]] == [answers] * 2
 
 
 def test_predictions_that_are_too_large_are_not_read(tmp_path, monkeypatch):
@@ -240,6 +250,18 @@ def test_a_damaged_checkpoint_or_predictions_file_is_said_and_the_rest_shown(tmp
     (tmp_path / "mine/seed0/predictions.npz").write_bytes(b"none")
     page, _ = render([tmp_path])
     assert "checkpoint_last.pt" in page and "predictions.npz is damaged" in page and 'id="accuracy_steps"' in page
+
+
+@pytest.mark.parametrize(
+    "damage", [dict(firing_rates={"sn1": "x"}), dict(energy={"energy_pj": 1.0}), dict(acc_cum=["x"]), dict(config=dict(
+        dataset={}, recipe={}, debug={}))]
+)  # fmt: skip
+def test_a_result_that_no_section_can_show_costs_one_line(tmp_path, damage):
+    fake_run(tmp_path, "name=mine")
+    fake_run(tmp_path, "name=bad", extra=damage)
+    page, found = render([tmp_path], networks=0)
+    (said,) = found.problems
+    assert "bad/seed0 holds a damaged run" in said and content(page)["rows"] == ["mine"]
 
 
 @pytest.mark.slow
@@ -287,7 +309,6 @@ def test_the_script_writes_the_page_and_names_what_is_damaged(tmp_path, capsys):
         (["runs", "--output", "no/where.html"], "--output no/where.html: the folder no does not exist; make it first"),
         (["runs", "--output", "empty"], "--output empty is a folder; give the name of a file in it"),
         (["runs", "--networks", "-1"], "--networks -1 must be at least 0"),
-        (["missing", "--watch"], "missing does not exist"),
     ],
 )
 def test_what_a_user_can_mend_is_one_sentence_and_no_file(tmp_path, capsys, monkeypatch, words, said):
@@ -324,23 +345,24 @@ def test_without_plotly_a_sentence_says_what_to_install(tmp_path, capsys, monkey
 def test_watching_waits_for_a_run_writes_again_on_change_and_stops_cleanly(tmp_path, capsys, monkeypatch):
     program, output = script("report"), tmp_path / "page.html"
     runs = tmp_path / "runs"
-    runs.mkdir()
     pages = []
 
     def sleep(seconds):
         pages.append(output.read_text() if output.exists() else None)
         if len(pages) == 1:
+            runs.mkdir()
+        elif len(pages) == 2:
             under_way(runs / "seed0", "name=mine", epochs=1)
-        elif len(pages) == 3:
-            (runs / "seed0/metrics.jsonl").write_text(2 * (runs / "seed0/metrics.jsonl").read_text())
         elif len(pages) == 4:
+            (runs / "seed0/metrics.jsonl").write_text(2 * (runs / "seed0/metrics.jsonl").read_text())
+        elif len(pages) == 5:
             (runs / "seed0/status.json").write_text("{")
-        elif len(pages) == 6:
+        elif len(pages) == 7:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(program.time, "sleep", sleep)
     assert program.main([str(runs), "--output", str(output), "--watch", "2", "--networks", "0"]) == 0
     out, err = capsys.readouterr()
     assert out.count("page.html: 1 runs in 1 rows") == 2 and out.endswith("stopped\n")
-    assert err.count("waiting") == 2 and "holds no run" in err and "cannot be read" in err
-    assert pages[0] is None and 'content="2"' in pages[1] and pages[1] == pages[2] != pages[3] == pages[5]
+    assert err.count("waiting") == 3 and "does not exist" in err and "holds no run" in err and "cannot be read" in err
+    assert pages[1] is None and 'content="2"' in pages[2] and pages[2] == pages[3] != pages[4] == pages[6]

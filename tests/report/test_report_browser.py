@@ -5,8 +5,10 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_runs import fake_run
+from scripts_of_ours import script
 
 from snn_repro.report import render
 
@@ -222,6 +224,44 @@ def test_chosen_rows_are_compared_and_fill_the_charts_and_stay_over_a_reload(dri
     driver.find_element(By.CSS_SELECTOR, "#accuracy_steps .numbers summary").send_keys(Keys.ENTER)
     until(driver, lambda: len(driver.find_elements(By.CSS_SELECTOR, "#accuracy_steps .numbers td")) > 20)
     assert complaints(driver) == []
+
+
+def test_charts_come_back_when_a_search_that_found_nothing_is_cleared(driver, small):
+    load(driver, small)
+    see_all(driver)
+    search = driver.find_element(By.CSS_SELECTOR, "input[type=search]")
+    search.send_keys("bananas")
+    empty = "#accuracy_steps .empty"
+    driver.execute_script("document.getElementById('accuracy_steps').scrollIntoView()")
+    until(driver, lambda: driver.find_elements(By.CSS_SELECTOR, empty))
+    search.clear()
+    search.send_keys(Keys.SPACE)
+    driver.execute_script("document.getElementById('accuracy_steps').scrollIntoView()")
+    until(driver, lambda: not driver.find_elements(By.CSS_SELECTOR, empty))
+    assert driver.find_element(By.CSS_SELECTOR, "#accuracy_steps .main-svg").is_displayed()
+
+
+def test_watching_a_folder_that_comes_shows_the_answers_of_the_readout(driver, tmp_path, monkeypatch):
+    """The first two outputs of LTS say 0 and the last one says 3."""
+    logits = np.zeros((1, 3, 4), np.float32)
+    logits[:, :2, 0], logits[:, 2, 3] = 1, 1
+    runs, page, looks = tmp_path / "runs", tmp_path / "page.html", []
+
+    def sleep(seconds):
+        looks.append(seconds)
+        if len(looks) > 1:
+            raise KeyboardInterrupt
+        fake_run(runs, "loss=lts", "timesteps=3", "name=mine")
+        np.savez(runs / "mine/seed0/predictions.npz", label=np.array([3]), logits=logits)
+
+    program = script("report")
+    monkeypatch.setattr(program.time, "sleep", sleep)
+    assert program.main([str(runs), "--output", str(page), "--watch", "900"]) == 0
+    load(driver, page)
+    driver.execute_script("document.getElementById('samples').scrollIntoView()")
+    steps = until(driver, lambda: driver.find_elements(By.CSS_SELECTOR, "#samples .strip li"))
+    assert [step.text.split()[1] for step in steps] == ["0", "0", "3"]
+    assert "readout: last" in driver.find_element(By.CSS_SELECTOR, "#samples [role=status]").text
 
 
 def test_what_a_user_wrote_is_shown_and_does_nothing(driver, small):

@@ -78,7 +78,7 @@ def test_never_resume_starts_again_but_keeps_what_is_finished(tmp_path):
         RunFolder(tmp_path, load_config(["resume=never", "recipe.lr=0.3"]))
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
     fresh = RunFolder(tmp_path, load_config(["resume=never"]))
-    assert fresh.history() == []
+    assert fresh.history(0) == []
     fresh.begin([], "cpu")
     fresh.finish(fake_run(tmp_path / "other", acc=1.0))
     fresh.close()

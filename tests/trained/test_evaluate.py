@@ -1,6 +1,7 @@
 """A finished run is tested again: as it was to the last sample, and otherwise in what was asked for alone."""
 
 import json
+import logging
 import shutil
 import sys
 
@@ -15,6 +16,7 @@ from snn_repro.errors import UserError
 from snn_repro.losses import build_loss
 from snn_repro.models import build_model
 from snn_repro.trained import TrainedRun, evaluate, load_run
+from snn_repro.trained import command as shell
 from snn_repro.trained.evaluate import calibration, confusion_matrix, early_exit, evaluate_run, running_scores
 
 SAME = ("acc", "loss", "acc_step", "acc_cum", "firing_rates")
@@ -165,6 +167,27 @@ def test_a_run_without_a_result_is_said(digits, tmp_path):
     shutil.copytree(digits, tmp_path / "run", ignore=shutil.ignore_patterns("result.json", "eval"))
     found = evaluate_run(tmp_path / "run")
     assert found.remarks == ["the run is not finished: these are the weights of epoch 2 of 2"]
+
+
+def test_a_cut_metrics_file_and_a_folder_that_is_elsewhere_are_said(digits, tmp_path):
+    shutil.copytree(digits, tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
+    (tmp_path / "run/metrics.jsonl").write_text('{"epoch": 1, "ac')
+    (said,) = evaluate_run(tmp_path / "run").remarks
+    assert "metrics.jsonl is damaged" in said and "not compared with the accuracy of then" in said
+    with pytest.raises(UserError, match="data_dir=not/here counts from the folder that the run was started in"):
+        evaluate_run(tmp_path / "run", ["data_dir=not/here"])
+
+
+def test_advice_for_a_test_out_of_memory_is_of_a_test(monkeypatch, capsys):
+    def main(argv):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("sys.argv", ["snn-eval", "run"])
+    monkeypatch.setattr(shell, "log", logging.Logger("spare"))  # a handler of this test must not stay
+    with pytest.raises(SystemExit):
+        shell.command("snn-eval", "", main)
+    said = capsys.readouterr().err
+    assert "batch_size=32" in said and "recipe." not in said
 
 
 def test_augmentation_and_initial_weights_of_the_training_are_not_asked_for(digits, tmp_path):

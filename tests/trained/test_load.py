@@ -1,5 +1,7 @@
 """A run's folder gives its network back."""
 
+import copy
+import functools
 import json
 import shutil
 
@@ -9,7 +11,7 @@ import torch
 import yaml
 from PIL import Image
 
-from snn_repro.config import ConfigError, config_hash, load_config
+from snn_repro.config import ConfigError, config_hash, load_config, to_dict
 from snn_repro.data import build_data
 from snn_repro.data.prepare import prepare
 from snn_repro.data.sets import SETS
@@ -41,11 +43,34 @@ def test_the_network_answers_as_it_did_in_the_run(tmp_path, more):
 def test_what_is_no_run_is_said_in_a_sentence(tmp_path):
     with pytest.raises(UserError, match="is no run: give the folder"):
         load_run(tmp_path / "missing")
-    with pytest.raises(UserError, match="checkpoint_last.pt does not exist"):
+    with pytest.raises(UserError, match="is no run: it holds no config.yaml"):
         load_run(tmp_path)
     (tmp_path / "result.json").write_text(json.dumps({}))
+    with pytest.raises(UserError, match="checkpoint_last.pt does not exist"):
+        load_run(tmp_path)
     with pytest.raises(UserError, match="weights=first must be one of: last, best"):
         load_run(tmp_path, weights="first")
+
+
+CONFIG = to_dict(load_config())
+FORGED = {
+    "config": 3, "config.neuron": 3, "config.dataset": {"name": [1]}, "config.neuron.initial": [1], "epoch": "x", "ema": [1],
+    "model": {"a": 1}, "model.fc.weight": torch.eye(2).to_sparse(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", FORGED)
+def test_a_forged_checkpoint_is_one_sentence(tmp_path, key):
+    content = {"config": copy.deepcopy(CONFIG), "model": {}, "epoch": 1}
+    first, *rest = key.split(".")
+    at = functools.reduce(dict.__getitem__, [first, *rest][:-1], content) if first == "config" else content
+    if first == "model" and rest:
+        at, rest = content["model"], [key]
+    at[rest[-1] if rest else first] = FORGED[key]
+    torch.save(content, tmp_path / "checkpoint_last.pt")
+    with pytest.raises(UserError) as error:
+        load_run(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("word", ["runs/mine/recipe.lr=0.05/seed0", "recipe.lr=0.05/seed0"])
@@ -104,7 +129,7 @@ def test_what_was_found_in_own_data_is_kept_whatever_becomes_of_them(own, tmp_pa
         assert trained.class_names == before.class_names and torch.equal(trained.transform(tmp_path / "sample.png"), x)
     card = (exported / "README.md").read_text()
     mean = before.facts().statistics[0]
-    assert "| classes, by label | &#36;&#123;c&#125;, b, d_1&#124; |" in card and "| 0 to 255 |" in card
+    assert "| classes, by label | ${c}, b, d_1\\| |" in card and "| 0 to 255 |" in card
     assert f"mean {', '.join(f'{v:.6g}' for v in mean)}, deviation" in card
     (folder / "result.json").unlink()  # as before it has finished
     assert load_run(folder).num_classes == 3

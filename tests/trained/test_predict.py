@@ -187,7 +187,7 @@ def test_the_command(digits, tmp_path, monkeypatch, capsys):
     assert typed(digits, tmp_path / "zero.png", "--json") == 0 and '"confidence"' in capsys.readouterr().out
     for words, sentence in (
         [[digits], "name an image or a recording"], [[digits, "gone.png"], "gone.png does not exist"],
-        [[digits, "x", "device=tpu"], "device=tpu must be"], [[tmp_path, "x"], "checkpoint_last.pt does not exist"],
+        [[digits, "x", "device=tpu"], "device=tpu must be"], [[tmp_path, "x"], "is no run: it holds no config.yaml"],
     ):  # fmt: skip
         assert typed(*words) == 2
         err = capsys.readouterr().err

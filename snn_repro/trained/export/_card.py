@@ -1,15 +1,15 @@
 """The model card of an exported network: README.md with the metadata that model hubs read, made of result.json."""
 
 import contextlib
-import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 
+from snn_repro.console import markdown
 from snn_repro.errors import UserError
 from snn_repro.registry import SETS
-from snn_repro.runs.folder import METRICS
+from snn_repro.runs.folder import METRICS, epoch_of
 
 if TYPE_CHECKING:
     from snn_repro.trained.load import TrainedRun
@@ -46,7 +46,7 @@ def card(run: "TrainedRun", to: str, use: str) -> str:
         ("readout", result.readout), ("weights, initial potentials", f"{result.params_weights:,}, {result.params_imp:,}"),
         ("epoch of these weights", f"{run.epoch} of {result.epochs}"), ("configuration", result.config_hash),
     ]  # fmt: skip
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows)
+    table = "\n".join(f"| {key} | {markdown(value)} |" for key, value in rows)
     lines = [f"| {t} | {_percent(acc)} |" for t, acc in enumerate(line["acc_step"], 1)]
     by_step = ["", "| time step t | accuracy of the output of step t alone |", "|---:|---:|", *lines, ""]
     steps = "\n".join(by_step) if result.causal is not False else ""  # else a step has seen the later ones
@@ -54,7 +54,7 @@ def card(run: "TrainedRun", to: str, use: str) -> str:
 ---
 {yaml.safe_dump(_metadata(run, line), sort_keys=False)}---
 
-# {result.name}
+# {markdown(result.name)}
 
 A spiking neural network that snn_repro trained, as {to}. Its weights are {chosen}.
 
@@ -84,7 +84,7 @@ MIT, as snn_repro. The data set has terms of its own. Please cite snn_repro and 
 
 def _inputs(run: "TrainedRun") -> list[tuple[str, str]]:
     """Classes, and how an image's pixels become the network's input, as rows of the card."""
-    rows = [("classes, by label", ", ".join(map(_harmless, run.class_names)))]
+    rows = [("classes, by label", ", ".join(run.class_names))]
     facts: Any = SETS[run.config.dataset.name]
     with contextlib.suppress(UserError):  # an older run's data, which lie elsewhere now
         facts = run.facts()
@@ -99,24 +99,16 @@ def _inputs(run: "TrainedRun") -> list[tuple[str, str]]:
     return rows
 
 
-def _harmless(name: str) -> str:
-    """A name as text in a table of Markdown."""
-    return "".join(c if c.isalnum() or c in " -_.()/+" else f"&#{ord(c)};" for c in name)
-
-
 def _line(run: "TrainedRun") -> dict[str, Any]:
     """acc and acc_step of the epoch that the weights are of: of the result, or of metrics.jsonl."""
     result = run.result
     assert result is not None
     if run.epoch == result.epochs:
         return dict(acc=result.acc_last, acc_step=result.acc_step)
-    file = run.path / METRICS
-    lines = [json.loads(text) for text in file.read_text("utf-8").splitlines()] if file.is_file() else []
-    for line in lines:
-        if line["epoch"] == run.epoch:
-            return line
+    if line := epoch_of(run.path, run.epoch):
+        return line
     raise UserError(
-        f"{file} lacks epoch {run.epoch}, whose weights these are and whose accuracy the card says; use --weights last"
+        f"{run.path / METRICS} lacks epoch {run.epoch}, whose weights these are and whose accuracy the card says; use --weights last"
     )
 
 
