@@ -21,8 +21,7 @@ from snn_repro.config.compose import search_outside, settled
 from snn_repro.console import one_line
 from snn_repro.errors import Interrupted, UserError
 from snn_repro.files import write_error
-from snn_repro.runs import gpus
-from snn_repro.runs.sweeps import in_a_sweep, still_running
+from snn_repro.runs import gpus, sweeps
 
 log = logging.getLogger("snn_repro")
 
@@ -74,7 +73,7 @@ def task(node: Any) -> float | None:
         if not sweep:
             raise
         log.error(
-            in_a_sweep(f"{config.run_dir} failed: {type(error).__name__}: {error}"),
+            sweeps.in_a_sweep(f"{config.run_dir} failed: {type(error).__name__}: {error}"),
             exc_info=not isinstance(error, UserError),
         )
         return None
@@ -88,7 +87,7 @@ def requeue(signum: int) -> None:
     too, but also at the start of a preemption's grace time, after which a job that has ended would not come back.
     """
     notice = signal.Signals["SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")]
-    if signum == notice or still_running():
+    if signum == notice or sweeps.still_running():
         signal.raise_signal(notice)  # submitit's own handler, which was back in place when run() returned
 
 
