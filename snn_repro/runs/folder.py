@@ -17,7 +17,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +84,8 @@ class RunFolder:
                 return self.clear()
             raise
         again = self.config.resume == "never" and not finished and not changed
-        if again or (
-            self.config.force and (finished or changed)
-        ):  # a forced run that was stopped goes on, as any other
+        forced = self.config.force and (finished or changed)  # a forced run that was stopped goes on, as any other
+        if again or forced:
             return self.clear()
         if changed:
             raise UserError(
@@ -318,21 +317,8 @@ def environment(device: str) -> dict:
     """Versions, commit and machine, without host name, user or paths."""
     commit, dirty = git_state()
     packages = ("torch", "torchvision", "spikingjelly", "timm", "tonic", "numpy", "hydra-core", "wandb")
+    installed = {p: next((d.version for d in distributions(name=p)), None) for p in packages}
     return dict(
-        snn_repro=__version__,
-        python=platform.python_version(),
-        packages={p: _version(p) for p in packages},
-        commit=commit,
-        dirty=dirty,
-        device=device,
-        platform=f"{platform.system()} {platform.machine()}",
-        cpus=os.cpu_count(),
-        argv=sys.argv[1:],
-    )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+        snn_repro=__version__, python=platform.python_version(), packages=installed, commit=commit, dirty=dirty,
+        device=device, platform=f"{platform.system()} {platform.machine()}", cpus=os.cpu_count(), argv=sys.argv[1:],
+    )  # fmt: skip
