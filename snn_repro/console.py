@@ -17,6 +17,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
+
 from snn_repro import distributed
 from snn_repro.errors import UserError
 
@@ -162,9 +165,6 @@ def progress(
     # several processes would draw on the same terminal
     alone = multiprocessing.current_process().name == "MainProcess" and distributed.world().rank == 0
     if alone and sys.stdout is not None and sys.stdout.isatty():
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-        from rich.table import Column
-
         narrow = max(5, shutil.get_terminal_size().columns - 85)
         columns = TextColumn("{task.description}"), BarColumn(min(40, narrow) if beside else 40)
         more = TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True))

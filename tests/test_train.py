@@ -19,6 +19,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from snn_repro import files, runtime, signals, train
 from snn_repro.config import load_config
 from snn_repro.errors import UserError
+from snn_repro.losses import Loss, build_loss
+from snn_repro.models import build_model
 from snn_repro.runs.folder import find_results
 from snn_repro.train import Interrupted, TrainingError, run
 
@@ -199,9 +201,6 @@ def test_a_truncated_checkpoint_is_one_sentence(quick, tmp_path, monkeypatch):
 
 def test_accumulated_parts_make_the_same_step(quick, tmp_path):
     """In a network without batch statistics the parts add up to the whole batch's gradient."""
-    from snn_repro.losses import build_loss
-    from snn_repro.models import build_model
-
     torch.manual_seed(0)
     x, y = torch.rand(8, 1, 8, 8), torch.randint(10, (8,))
     gradients = []
@@ -210,22 +209,10 @@ def test_accumulated_parts_make_the_same_step(quick, tmp_path):
         model = build_model("small", num_classes=10, input_shape=(1, 8, 8), timesteps=2, neuron={"name": "if"})
         model.eval()
         config = quick(f"recipe.accumulate={parts}", "recipe.lr=1", "recipe.weight_decay=0")
-        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
-        amp = train.Precision(config, torch.device("cpu"))
-        state = train.Training(
-            None,
-            config,
-            model,
-            build_loss("sdt"),
-            optimizer,
-            schedule,
-            amp,
-            None,
-            torch.device("cpu"),
-            signals.StopRequest(),
-            1,
-        )
+        optimizer, cpu = torch.optim.SGD(model.parameters(), lr=1.0), torch.device("cpu")
+        schedule, amp = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0), runtime.Precision(config, cpu)
+        parts = None, config, model, build_loss("sdt"), optimizer, schedule, amp, None, cpu, signals.StopRequest(), 1
+        state = train.Training(*parts)
         before = model.fc.weight.detach().clone()
         loss, correct, n = state.train_step(x, y)
         gradients.append((before - model.fc.weight.detach(), loss))
@@ -235,8 +222,6 @@ def test_accumulated_parts_make_the_same_step(quick, tmp_path):
 
 @pytest.mark.parametrize("loss, rows", [("lts", 1), ("sdt", 4), ("tet", 4)])
 def test_training_reads_the_steps_that_the_loss_needs(quick, monkeypatch, loss, rows):
-    from snn_repro.losses import Loss
-
     seen, read = [], Loss.readout
     monkeypatch.setattr(Loss, "readout", lambda self, logits: seen.append(len(logits)) or read(self, logits))
     assert len(run(quick(f"loss={loss}", "recipe.epochs=1", "recipe.accumulate=2", "debug.max_steps=1")).acc_step) == 4
@@ -297,6 +282,8 @@ def test_device_and_precision_are_refused_where_they_do_not_exist(quick, monkeyp
     for amp in ("bf16", "fp16"):
         with pytest.raises(UserError, match=f"recipe.amp={amp}"):
             run(quick(f"recipe.amp={amp}", "force=true"))
+    monkeypatch.setattr(runtime, "has_bf16_units", lambda: True)
+    assert runtime.Precision(quick("recipe.amp=auto"), torch.device("cpu")).name == "float32"
 
 
 def test_bf16_units_are_found_as_each_version_of_torch_tells(monkeypatch):
@@ -345,8 +332,3 @@ def test_bf16_on_a_cpu_keeps_the_fused_neuron_and_float32_states(quick, tmp_path
     state = torch.load(tmp_path / "run" / "checkpoint_last.pt", weights_only=True)["model"]
     assert {v.dtype for v in state.values() if v.is_floating_point()} == {torch.float32}
     assert math.isfinite(result.loss_last)
-
-
-def test_auto_is_float32_on_a_cpu(quick, monkeypatch):
-    monkeypatch.setattr(runtime, "has_bf16_units", lambda: True)
-    assert train.Precision(quick("recipe.amp=auto"), torch.device("cpu")).name == "float32"
