@@ -126,7 +126,7 @@ def test_bash_completes_the_console_script(snn_train):
     complete -p snn-train
     COMP_LINE="snn-train logger=te" COMP_POINT=19 COMP_CWORD=1; hydra_bash_completion; echo "${COMPREPLY[*]}"
     """
-    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, env=snn_train, timeout=60)
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, env=snn_train, timeout=240)
     registered, found = done.stdout.splitlines()
     assert "-F hydra_bash_completion snn-train" in registered and found == "logger=tensorboard", done
 
