@@ -1,27 +1,38 @@
 """Train one network or a sweep of them, from the command line.
 
-`snn-train`, `python -m snn_repro.train`: help, one run by Hydra, sweeps, exit codes, completion.
+`snn-train`, `python -m snn_repro.train`: help, one run by Hydra, sweeps, exit codes; Hydra completes `snn-train` in a shell.
 """
 
 import contextlib
 import gc
 import logging
 import os
+import platform
 import signal
 import subprocess
 import sys
 import warnings
 from argparse import Namespace
-from pathlib import Path
 from typing import NoReturn
 
-from snn_repro import console, distributed
-from snn_repro.config import CONF_DIR, ConfigError, help_text
+import torch
+from hydra._internal.utils import get_args_parser
+
+from snn_repro import __version__, console, distributed, job
+from snn_repro.config import (
+    CONF_DIR,
+    ConfigError,
+    compose_checked,
+    help_text,
+    multirun_config,
+    readable,
+    refuse_misplaced,
+)
+from snn_repro.dry_run import dry_run, dry_sweep
 from snn_repro.errors import TrainingError, UserError
+from snn_repro.runs import sweeps
 
 log = logging.getLogger("snn_repro")
-
-# Hydra is imported by what needs it, and torch by a run: --help and a typo must answer at once.
 
 
 def main() -> NoReturn:
@@ -59,27 +70,17 @@ def _fail(sentence: str, code: int) -> int:
 
 def version() -> str:
     """What `--version` prints: ours, the commit in a clone, torch's and Python's."""
-    import platform
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
-    from snn_repro import __version__
-
-    try:
-        torch = installed("torch")
-    except PackageNotFoundError:
-        torch = "missing"
     commit, root = "", CONF_DIR.parent
     if (root / ".git").exists():
         command = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
         with contextlib.suppress(OSError):
             commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    return f"snn_repro {__version__}{f' (commit {commit})' if commit else ''}, torch {torch}, Python {platform.python_version()}"
+    ours = f"snn_repro {__version__}{f' (commit {commit})' if commit else ''}"
+    return f"{ours}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
 def _arguments(argv: list[str]) -> Namespace:
     """Hydra's own flags and the overrides. Raises ConfigError for flags that do not exist or do not go together."""
-    from hydra._internal.utils import get_args_parser
 
     def refuse(message: str) -> NoReturn:
         raise ConfigError(f"{message}; `python -m snn_repro.train --hydra-help` lists the flags")
@@ -103,16 +104,8 @@ def _arguments(argv: list[str]) -> Namespace:
 
 
 def _dispatch(argv: list[str]) -> int:
-    from snn_repro import job
-    from snn_repro.config import compose_checked, multirun_config, readable, refuse_misplaced
-    from snn_repro.runs import sweeps
-
     arguments = _arguments(argv)
     if arguments.shell_completion or arguments.hydra_help:
-        script = COMPLETION.get(" ".join(arguments.overrides)) if Path(sys.argv[0]).name != "snn-train" else None
-        if arguments.shell_completion and script:
-            print(script)
-            return 0
         try:
             job.call_hydra(argv)
         except ValueError as error:  # no such shell, or nothing to do named
@@ -128,8 +121,6 @@ def _dispatch(argv: list[str]) -> int:
         adjusted: list[str] = []
         config = compose_checked(overrides, say=adjusted.append)  # before Hydra makes a folder
         if config.dry_run:
-            from snn_repro.dry_run import dry_run
-
             print("\n".join([*adjusted, dry_run(config).text(typed)]))
             return 0
         job.call_hydra(for_hydra)
@@ -151,8 +142,6 @@ def _dispatch(argv: list[str]) -> int:
             job.call_hydra(for_hydra)
         return 0
     if dry:
-        from snn_repro.dry_run import dry_sweep
-
         for line in dry_sweep(overrides):
             print(line, flush=True)
         return 0
@@ -161,9 +150,6 @@ def _dispatch(argv: list[str]) -> int:
 
 def show(overrides: list[str], argv: list[str]) -> int:
     """`--cfg` and `--info`, with the same checks as a run; what a run adjusts is shown adjusted."""
-    from snn_repro.config import compose_checked
-    from snn_repro.job import call_hydra
-
     adjusted: list[str] = []
     config = compose_checked(overrides, say=adjusted.append)
     if adjusted:
@@ -171,25 +157,7 @@ def show(overrides: list[str], argv: list[str]) -> int:
         at = argv.index(overrides[0])  # overrides stand together
         argv = [*argv[:at], f"recipe.warmup_epochs={config.recipe.warmup_epochs}", *argv[at:]]
     try:
-        call_hydra(argv)
+        job.call_hydra(argv)
     except SystemExit as gone:  # how Hydra refuses a --package that does not exist
         return 2 if gone.code else 0
     return 0
-
-
-# Bash completion for `python -m snn_repro.train`; other python commands keep the completion of files. (Hydra's own
-# script, which `snn-train -sc install=bash` prints, knows commands of one word and script files alone.)
-COMPLETION = {
-    "install=bash": r"""_snn_repro_train()
-{
-    COMPREPLY=()
-    case "${COMP_WORDS[*]:0:3}" in *python*" -m snn_repro.train") ;; *) return ;; esac
-    (( COMP_CWORD > 2 )) || return
-    local line="snn-train ${COMP_WORDS[*]:3:COMP_CWORD-2}" found
-    found=$(COMP_LINE="$line" COMP_POINT=${#line} "${COMP_WORDS[0]}" -m snn_repro.train -sc query=bash 2> /dev/null)
-    COMPREPLY=($(compgen -W "$found" -- "${COMP_WORDS[COMP_CWORD]}"))
-}
-COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
-complete -o nospace -o bashdefault -o default -F _snn_repro_train python python3""",
-    "uninstall=bash": "complete -r python python3; unset -f _snn_repro_train",
-}

@@ -17,6 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
+
 from snn_repro import distributed
 from snn_repro.errors import UserError
 
@@ -171,11 +174,9 @@ def progress(
 
     beside: what stands on the right of the bar, in place of how many are done and the time left.
     """
-    worker = multiprocessing.current_process().name != "MainProcess"  # others draw on the same terminal
-    if sys.stdout is not None and sys.stdout.isatty() and not worker:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-        from rich.table import Column
-
+    # several processes would draw on the same terminal
+    alone = multiprocessing.current_process().name == "MainProcess" and distributed.world().rank == 0
+    if alone and sys.stdout is not None and sys.stdout.isatty():
         narrow = max(5, shutil.get_terminal_size().columns - 85)
         columns = TextColumn("{task.description}"), BarColumn(min(40, narrow) if beside else 40)
         more = TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True))

@@ -1,10 +1,8 @@
 """Several processes, one run: started by torchrun or srun, one process a GPU (or CPU), each with a share of every batch.
 
 With one process every function here does nothing. Numbers and Python objects travel over gloo, gradients over NCCL
-where there are GPUs. torch is imported by the functions that need it: the command line asks for the rank alone.
+where there are GPUs.
 """
-
-from __future__ import annotations
 
 import atexit
 import contextlib
@@ -12,12 +10,14 @@ import os
 import re
 import subprocess
 import warnings
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from snn_repro.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class World(NamedTuple):
@@ -68,8 +68,6 @@ def start(device: str = "auto") -> World:
         raise ProcessError("an earlier run ended on one process alone; start the same command again for the rest")
     if here.size == 1 or _store is not None:
         return here
-    import torch
-    import torch.distributed as dist
 
     for name, value in _rendezvous().items():
         os.environ.setdefault(name, value)
@@ -90,7 +88,6 @@ def start(device: str = "auto") -> World:
 
 
 def _leave() -> None:
-    import torch.distributed as dist
 
     if not _broken and dist.is_initialized():
         dist.destroy_process_group()
@@ -119,7 +116,6 @@ def broadcast(value: Any) -> Any:
     """Rank 0's value, on all."""
     if world().size == 1:
         return value
-    import torch.distributed as dist
 
     box = [value]
     dist.broadcast_object_list(box, src=0)
@@ -131,7 +127,6 @@ def gather(value: Any) -> list | None:
     here = world()
     if here.size == 1:
         return [value]
-    import torch.distributed as dist
 
     values = [None] * here.size if here.rank == 0 else None
     dist.gather_object(value, values, dst=0)
@@ -148,8 +143,6 @@ def moments(mean: Tensor, var: Tensor, n: int) -> Tensor:
 
     As `_tables` in kernels/neuron_triton.py merges them (Chan et al. 1979). On the tensors' device, which nobody waits for.
     """
-    import torch
-    import torch.distributed as dist
 
     own = torch.stack([torch.full_like(mean, n), mean, torch.zeros_like(mean), var * n])
     if not _met():
@@ -161,7 +154,6 @@ def moments(mean: Tensor, var: Tensor, n: int) -> Tensor:
 
 def means(sums: Tensor, n: int) -> Tensor:
     """Sums [2, C] over n values, those of all ranks added up, divided by the number of values of all. On the tensor's device."""
-    import torch
 
     whole = together(torch.cat([sums.flatten(), sums.new_full((1,), n)]))
     return (whole[:-1] / whole[-1]).view_as(sums)
@@ -170,15 +162,12 @@ def means(sums: Tensor, n: int) -> Tensor:
 def together(values: Tensor) -> Tensor:
     """`values` of all ranks added up in place, on the tensor's device, which nobody waits for."""
     if _met():
-        import torch.distributed as dist
-
         dist.all_reduce(values)
     return values
 
 
 def _met() -> bool:
     """Whether the processes have met: a network's layers ask, which may be called outside of a run."""
-    import torch.distributed as dist
 
     return dist.is_available() and dist.is_initialized()
 
@@ -191,8 +180,6 @@ def largest(number: int) -> int:
 def _reduced(numbers: list[float], how: str) -> list[float]:
     if world().size == 1:
         return numbers
-    import torch
-    import torch.distributed as dist
 
     values = torch.tensor(numbers, dtype=torch.float64)
     dist.all_reduce(values, getattr(dist.ReduceOp, how))
@@ -220,8 +207,6 @@ def wrap(model, device):
     """
     if world().size == 1:
         return model
-    from torch.nn.parallel import DistributedDataParallel
-
     # of convolutions with one input channel, whose weights have two equal descriptions; costs nothing there
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
@@ -231,7 +216,6 @@ def share_buffers(model) -> None:
     """Give every rank the buffers of rank 0; DistributedDataParallel does so only before a training step."""
     if world().size == 1:
         return
-    import torch.distributed as dist
 
     for buffer in model.buffers():
         dist.broadcast(buffer, 0)

@@ -24,6 +24,7 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.flop_counter import FlopCounterMode
 
 from snn_repro import distributed, kernels
+from snn_repro.build import adapt_surrogates, begin_epoch, check_settings
 from snn_repro.config import Config, ConfigError, config_hash
 from snn_repro.console import text_table
 from snn_repro.data import Data
@@ -36,7 +37,7 @@ from snn_repro.runs import sweeps
 from snn_repro.runs.folder import Follower
 from snn_repro.runtime import backends, peak_memory, pick_device
 from snn_repro.signals import StopRequest
-from snn_repro.train import Training, begin_epoch, built, check_settings, evaluate
+from snn_repro.train import Training, built, evaluate
 
 WARM_UP = 3  # training steps whose time is that of compiling and of first allocations too
 SECONDS = 6.0  # of measured training steps, and at most a third of it of evaluation
@@ -178,7 +179,7 @@ def _training(state: Training, batches: Any, began: float) -> tuple[float, float
     while len(times) < WARM_UP + FEWEST or (sum(times[WARM_UP:]) < SECONDS and len(times) < WARM_UP + MOST):
         x, target = (value.to(state.device, non_blocking=True) for value in next(epochs))
         if not times:
-            state.adapt_surrogates(x, target)
+            adapt_surrogates(state.model, state.loss_fn, x, target)
         loss, correct, n = state.train_step(x, target, len(target))
         float(loss), int(correct)  # waits for a GPU
         now = time.perf_counter()

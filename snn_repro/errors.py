@@ -1,6 +1,7 @@
 """The errors that a user can fix; `cli.main` prints them as one sentence and exits with code 2 (Interrupted: 128 + signal)."""
 
 import re
+from difflib import get_close_matches
 
 
 class UserError(Exception):
@@ -25,8 +26,6 @@ class Interrupted(KeyboardInterrupt):
 
 def nearest(word: str, known) -> str:
     """Return `"; did you mean 'x'?"` for the closest of `known`, or an empty string when nothing is close."""
-    from difflib import get_close_matches
-
     close = get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""
 

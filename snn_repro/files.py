@@ -7,12 +7,11 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from snn_repro.errors import UserError
-
-if TYPE_CHECKING:
-    from filelock import FileLock
 
 
 @contextlib.contextmanager
@@ -75,14 +74,12 @@ def write_json(target: Path, content: Any) -> None:
     write_text(target, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def hold(path: Path, patience: float = 0.2) -> "FileLock | None":
+def hold(path: Path, patience: float = 0.2) -> FileLock | None:
     """Hold the lock file `path` until `release()` or this process's end, its forks not counted; None if another has it.
 
     patience: seconds to wait, since another may only look whether it is held. On a file system without flock filelock warns, and notes the holder's process in the file. Raises OSError where the
     file cannot be made.
     """
-    from filelock import FileLock, Timeout
-
     lock = FileLock(path, thread_local=False)
     try:
         lock.acquire(timeout=patience)

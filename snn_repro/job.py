@@ -9,10 +9,19 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf.errors import OmegaConfBaseException
+
+from snn_repro import train
 from snn_repro.config import CONF_DIR, ConfigError, check_machine, explain
 from snn_repro.config.compose import search_outside, settled
 from snn_repro.console import one_line
 from snn_repro.errors import Interrupted, UserError
+from snn_repro.files import write_error
+from snn_repro.runs import gpus, sweeps
 
 log = logging.getLogger("snn_repro")
 
@@ -27,13 +36,6 @@ def task(node: Any) -> float | None:
     Returns what a search maximises: the validation accuracy of the epoch that validation chose, or, without a
     validation part, the test accuracy of the last epoch.
     """
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    from snn_repro import train
-    from snn_repro.runs import gpus
-    from snn_repro.runs.sweeps import in_a_sweep
-
     global stopped
     warnings.formatwarning = one_line  # this may be a worker process
     job = HydraConfig.get()
@@ -71,7 +73,7 @@ def task(node: Any) -> float | None:
         if not sweep:
             raise
         log.error(
-            in_a_sweep(f"{config.run_dir} failed: {type(error).__name__}: {error}"),
+            sweeps.in_a_sweep(f"{config.run_dir} failed: {type(error).__name__}: {error}"),
             exc_info=not isinstance(error, UserError),
         )
         return None
@@ -84,21 +86,13 @@ def requeue(signum: int) -> None:
     SIGUSR2, or the signal that submitit was told instead, is the notice before the time limit; SIGTERM comes for `scancel`
     too, but also at the start of a preemption's grace time, after which a job that has ended would not come back.
     """
-    from snn_repro.runs.sweeps import still_running
-
     notice = signal.Signals["SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")]
-    if signum == notice or still_running():
+    if signum == notice or sweeps.still_running():
         signal.raise_signal(notice)  # submitit's own handler, which was back in place when run() returned
 
 
 def call_hydra(argv: list[str]) -> None:
     """Let Hydra do what `argv` says. Raises ConfigError for what it cannot read, UserError for a folder it cannot make."""
-    import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    from snn_repro.files import write_error
-
     search_outside()
     before, sys.argv = sys.argv, [sys.argv[0], *argv]
     try:

@@ -6,6 +6,7 @@ import random
 import resource
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from snn_repro import distributed
 from snn_repro.config import Config, ConfigError
 from snn_repro.data.batches import keep_freed_memory
 from snn_repro.kernels import KERNELS, memory, prepare
+from snn_repro.models.norms import synchronise
 from snn_repro.neurons import initial_states
 
 
@@ -120,6 +122,16 @@ def seed_generators(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def placed(model: nn.Module, config: Config, device: torch.device) -> nn.Module:
+    """The network as it trains on a device: in its order of memory, with synchronised norms, compiled."""
+    model = channels_last(model, device)
+    if config.recipe.sync_bn and distributed.world().size > 1:
+        synchronise(model)
+    if config.compile:
+        compile_network(model, device, config.compile)
+    return model
+
+
 def channels_last(model: nn.Module, device: torch.device) -> nn.Module:
     """The network on its device, with weights (on CUDA initial states [C, H, W] too) in the memory order that its layers work
     in."""
@@ -218,13 +230,11 @@ def cuda_arithmetic(device: torch.device) -> dict[str, Any]:
 
 
 def profiler(config: Config, folder: Path) -> Any:
-    """The context of an epoch: with `debug.profile` it leaves a trace of some steps in the run folder."""
+    """The context of an epoch, whose value has `step()`: with `debug.profile` it leaves a trace in the run folder."""
     if not config.debug.profile or distributed.world().rank:
-        return contextlib.nullcontext()
-    import torch.profiler as p
-
-    return p.profile(
-        schedule=p.schedule(wait=1, warmup=1, active=5, repeat=1),
+        return contextlib.nullcontext(SimpleNamespace(step=lambda: None))
+    return torch.profiler.profile(
+        schedule=torch.profiler.schedule(wait=1, warmup=1, active=5, repeat=1),
         on_trace_ready=lambda done: done.export_chrome_trace(str(folder / "trace.json")),
     )
 

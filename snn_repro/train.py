@@ -1,11 +1,7 @@
 """One run, read from top to bottom: open its folder, build the parts, train epoch by epoch, evaluate, record."""
 
-if __name__ == "__main__":  # `python -m snn_repro.train`; the command line imports what is below when a run begins
-    from snn_repro.cli import main
-
-    main()
-
 import contextlib
+import importlib
 import itertools
 import logging
 import math
@@ -19,56 +15,40 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from snn_repro import distributed, signals
+from snn_repro import distributed, runtime, signals
+from snn_repro.build import Averaged, adapt_surrogates, begin_epoch, build_network, check_settings, loss_of
 from snn_repro.causality import sees_future
-from snn_repro.config import Config, ConfigError, checked, frame_shape, to_dict
+from snn_repro.config import Config, ConfigError, checked, to_dict
 from snn_repro.console import audible, pace, progress
 from snn_repro.data import Batches, Data, build_data
-from snn_repro.data.augment import GuidedAugmentation, turned_on, values_of
+from snn_repro.data.augment import GuidedAugmentation
 from snn_repro.data.augment.augmentation import sent
 from snn_repro.data.batches import derive_seed
 from snn_repro.data.feed import feed
 from snn_repro.errors import Interrupted, TrainingError, UserError, in_one_sentence
-from snn_repro.files import write_json
-from snn_repro.losses import Loss, build_loss
+from snn_repro.losses import Loss
 from snn_repro.metrics import correct_cumulative, correct_per_step, count_correct
-from snn_repro.models import build_model, count_parameters
-from snn_repro.models.blocks import same_statistics
-from snn_repro.models.norms import synchronise
-from snn_repro.models.relevance import check as check_relevance
+from snn_repro.models import count_parameters
 from snn_repro.models.relevance import relevance
-from snn_repro.neurons import build_neuron, firing_rates
-from snn_repro.neurons.surrogates import SURROGATES, Spike
-from snn_repro.optim import build_optimizer, build_schedule, load_optimizer
+from snn_repro.neurons import firing_rates
+from snn_repro.optim import build_optimizer, build_schedule
 from snn_repro.provenance import code_version
 from snn_repro.registry import SETS
 from snn_repro.runs import checkpoint
 from snn_repro.runs.fingerprint import fingerprint
-from snn_repro.runs.folder import NEUROBENCH, Follower, RunFolder
+from snn_repro.runs.finished import count_operations, repeated
+from snn_repro.runs.folder import Follower, RunFolder, open_folder
 from snn_repro.runs.loggers import Loggers
 from snn_repro.runs.result import RunResult, build_result, epoch_line, selection, summary
-from snn_repro.runtime import (
-    Precision,
-    channels_last,
-    compile_network,
-    conditions,
-    parts_of_a_batch,
-    peak_memory,
-    pick_device,
-    profiler,
-    seed_everything,
-    seed_generators,
-    threads,
-)
+from snn_repro.runtime import Precision, parts_of_a_batch, pick_device
 
 log = logging.getLogger("snn_repro")
+_running = threading.Lock()
 
 
 @audible(log)
@@ -104,40 +84,6 @@ def run(config: Config, run_dir: str | None = None, overrides: list[str] | None 
         _running.release()
 
 
-_running = threading.Lock()
-
-
-def open_folder(path: Path, config: Config) -> RunFolder | Follower:
-    """The run's folder. With several processes the first one holds it, and all hear whether it is finished or refused."""
-    if distributed.world().size == 1:
-        return RunFolder(path, config)
-    folder: RunFolder | None = None
-    finished: RunResult | UserError | None = None
-    if distributed.world().rank == 0:
-        try:
-            folder = RunFolder(path, config)
-            finished = folder.finished
-        except UserError as error:
-            finished = error
-    finished = distributed.broadcast(finished)
-    if isinstance(finished, UserError):
-        raise finished
-    return folder or Follower(path, finished)
-
-
-def repeated(folder: RunFolder | Follower, result: RunResult, config: Config) -> RunResult:
-    """The earlier result of a command that is given again, with what is counted if that is asked for now."""
-    now = {"threads": threads(config), "processes": distributed.world().size}
-    remarks = [f"it ran with {k}={result[k]}, here {v}" for k, v in now.items() if result.get(k, v) != v]
-    remarks += [folder.remark] if folder.remark else []
-    log.info(f"{folder.path}: already done (force=true to redo): {'; '.join([summary(result), *remarks])}")
-    if config.energy or config.neurobench:
-        if distributed.world().rank == 0:
-            count_later(folder, result, config)
-        result = distributed.broadcast(result)
-    return result
-
-
 def recorded(
     folder: RunFolder | Follower, config: Config, stop: signals.StopRequest, overrides: list[str]
 ) -> RunResult:
@@ -163,12 +109,60 @@ def recorded(
         trace = None if isinstance(error, UserError) else traceback.format_exc()
         with contextlib.suppress(UserError):  # a full disk must not hide the error itself
             folder.status("failed", f"{type(error).__name__}: {error}", traceback=trace)
-        if error is raised:
-            raise
-        raise error from raised
+        raise error from (None if error is raised else raised)
     finally:
         if loggers is not None:
             loggers.finish(result)
+
+
+def fit(
+    folder: RunFolder | Follower, config: Config, device: torch.device, loggers: Loggers | None,
+    stop: signals.StopRequest,
+) -> RunResult:  # fmt: skip
+    """Build the parts, train epoch by epoch, and return the result."""
+    state, data, (train_part, val_part, test_part) = built(folder, config, device, stop)
+    world, split, (weights, imp) = distributed.world(), data.split, count_parameters(state.model)
+    log.info(
+        f"{config.name} seed {config.seed}: {split.n_train} train, {split.n_val} validation, {split.n_test} test samples; "
+        f"{weights:,} weights + {imp:,} IMP; T={config.timesteps}; {device}, {state.amp.name}, "
+        f"neurons by {state.conditions['neuron_backend']}"
+        f"{f', {world.size} processes' if world.size > 1 else ''}; {folder.path}"
+    )
+    history = state.resume()
+    if loggers is not None:
+        loggers.start(history)
+    test = None
+    for epoch in range(state.epoch, config.recipe.epochs):
+        started, seen = time.perf_counter(), state.sums["n"]
+        train = state.train_epoch(epoch, train_part, history)
+        trained = time.perf_counter() - started
+        val = state.evaluate(val_part, "validation") if val_part else None
+        test = state.evaluate(test_part, "test")
+        line = dict(
+            epoch=epoch + 1, train_loss=train["loss"], train_acc=train["acc"],
+            loss=test["loss"], acc=test["acc"], acc_step=test["acc_step"], acc_cum=test["acc_cum"],
+            **({f"val_{k}": v for k, v in val.items() if k in ("loss", "acc", "acc_step", "acc_cum")} if val else {}),
+            lr=train["lr"], samples_per_s=(train["n"] - seen) / trained or None, seconds=time.perf_counter() - started,
+            peak_memory_mb=runtime.peak_memory(device), firing_rates=test["firing_rates"],
+        )  # fmt: skip
+        history.append(line)
+        folder.record(history)
+        log.info(epoch_line(line, config.recipe.epochs))
+        state.save_epoch(epoch, is_best=selection(history)[-1] == len(history) - 1)
+        if loggers is not None:
+            loggers.epoch(line)
+    if test is None:  # killed between the last checkpoint and the result: the weights are final, the outputs were lost
+        test = evaluate(state.evaluated, test_part, state.loss_fn, state.amp, device, config)
+    folder.predictions(distributed.gather((test["logits"], test["labels"])))
+    ran_under = runtime.conditions(
+        config, device, state.amp.name, state.model
+    )  # a backend that failed in between is not named
+    result = build_result(config, data, weights, imp, history, ran_under, state.loss_fn.readout_name, test["n"])
+    result.data, result.code, result.changed_on_resume = state.data_hashes, code_version(), state.changed
+    result.causal = not sees_future(state.model)
+    if world.rank == 0:
+        count_operations(folder.path, config, result, state.evaluated, data)
+    return result
 
 
 def built(
@@ -176,7 +170,7 @@ def built(
 ) -> tuple["Training", Data, tuple[Batches, Batches | None, Batches]]:
     """All that trains, the data, and this process's share of the training, validation and test part."""
     initial = checkpoint.find_weights(config.model.weights, config.data_dir) if config.model.weights else None
-    seed_everything(config)
+    runtime.seed_everything(config)
     world = distributed.world()
     with distributed.main_first():
         facts = SETS[config.dataset.name].of(config)
@@ -189,96 +183,27 @@ def built(
     model = build_network(config, data.num_classes, data.input_shape)
     if initial:
         checkpoint.load_pretrained(model, initial, log.info)
-    model = channels_last(model, device)
+    model = runtime.placed(model, config, device)
     for step in getattr(train_part, "transforms", ()):
         if isinstance(step, GuidedAugmentation):
             step.relevance = partial(relevance, model, parts=config.recipe.accumulate)
-    if config.recipe.sync_bn and world.size > 1:
-        synchronise(model)
-    if config.compile:
-        compile_network(model, device, config.compile)
-    loss_fn = build_loss(config.loss.name, **options(config.loss, "name"))
-    optimizer = build_optimizer(
-        model, config.recipe, imp_lr=config.neuron.imp_lr, imp_weight_decay=config.neuron.imp_weight_decay
-    )
+    loss_fn = loss_of(config)
+    imp = dict(imp_lr=config.neuron.imp_lr, imp_weight_decay=config.neuron.imp_weight_decay)
+    optimizer = build_optimizer(model, config.recipe, **imp)
     loss_fn.watch(model)
     steps = min(len(train_part), config.debug.max_steps or len(train_part))
-    amp = Precision(config, device)
-    code = code_version()
-    ran_under = conditions(config, device, amp.name, model)
+    amp, code = Precision(config, device), code_version()
     state = Training(
         folder, config, model, loss_fn, optimizer, build_schedule(optimizer, config.recipe, steps), amp,
-        averaged(model, config.recipe.ema_decay), device, stop, steps, data_hashes,
-        ran_under | {"numbers": code["numbers"], "outside": code["outside"]},
+        Averaged(model, config.recipe.ema_decay) if config.recipe.ema_decay else None, device, stop, steps, data_hashes,
+        runtime.conditions(config, device, amp.name, model) | {k: code[k] for k in ("numbers", "outside")},
     )  # fmt: skip
     return state, data, (train_part, val_part, test_part)
 
 
-def fit(
-    folder: RunFolder | Follower, config: Config, device: torch.device, loggers: Loggers | None,
-    stop: signals.StopRequest,
-) -> RunResult:  # fmt: skip
-    """Build the parts, train epoch by epoch, and return the result."""
-    state, data, (train_part, val_part, test_part) = built(folder, config, device, stop)
-    model, loss_fn, amp, world = state.model, state.loss_fn, state.amp, distributed.world()
-    data_hashes, code, ran_under = state.data_hashes, code_version(), state.conditions
-    weights, imp = count_parameters(model)
-    log.info(
-        f"{config.name} seed {config.seed}: {data.split.n_train} train, {data.split.n_val} validation, {data.split.n_test} test "
-        f"samples; {weights:,} weights + {imp:,} IMP; T={config.timesteps}; {device}, {amp.name}, "
-        f"neurons by {ran_under['neuron_backend']}"
-        f"{f', {world.size} processes' if world.size > 1 else ''}; {folder.path}"
-    )
-    history = state.resume()
-    if loggers is not None:
-        loggers.start(history)
-
-    for epoch in range(state.epoch, config.recipe.epochs):
-        started, seen = time.perf_counter(), state.sums["n"]
-        train = state.train_epoch(epoch, train_part, history)
-        trained = time.perf_counter() - started
-        val = state.evaluate(val_part, "validation") if val_part else None
-        test = state.evaluate(test_part, "test")
-        samples = train["n"] - seen
-        line = dict(
-            epoch=epoch + 1, train_loss=train["loss"], train_acc=train["acc"],
-            loss=test["loss"], acc=test["acc"], acc_step=test["acc_step"], acc_cum=test["acc_cum"],
-            **({f"val_{k}": v for k, v in val.items() if k in ("loss", "acc", "acc_step", "acc_cum")} if val else {}),
-            lr=train["lr"], samples_per_s=samples / trained if samples else None, seconds=time.perf_counter() - started,
-            peak_memory_mb=peak_memory(device), firing_rates=test["firing_rates"],
-        )  # fmt: skip
-        history.append(line)
-        folder.record(history)
-        log.info(epoch_line(line, config.recipe.epochs))
-        state.save_epoch(epoch, is_best=selection(history)[-1] == len(history) - 1)
-        if loggers is not None:
-            loggers.epoch(line)
-    if config.recipe.epochs == state.started_at:
-        # killed between the last checkpoint and the result: the weights are final, the outputs were lost
-        test = evaluate(state.evaluated, test_part, loss_fn, amp, device, config)
-    folder.predictions(**final_outputs(test))
-    ran_under = conditions(config, device, amp.name, model)  # a backend that failed in between is not named
-    result = build_result(config, data, weights, imp, history, ran_under, loss_fn.readout_name, test["n"])
-    result.data, result.code, result.changed_on_resume = data_hashes, code, state.changed
-    result.causal = not sees_future(model)
-    if world.rank == 0:
-        count_operations(folder, config, result, state.evaluated, data, device)
-    return result
-
-
-class Sums(TypedDict):
-    """What an epoch has added up: loss times samples, right answers and samples of all processes; lr of the last step."""
-
-    loss: float
-    correct: int
-    n: int
-    lr: float
-
-
-EMPTY: Sums = {"loss": 0.0, "correct": 0, "n": 0, "lr": 0.0}
-Step = tuple[
-    Tensor | int, Tensor | int, int
-]  # loss times samples, right answers and samples of one step of this process
+# What an epoch has added up: loss times samples, right answers and samples of all processes; lr of the last step.
+EMPTY: dict[str, Any] = {"loss": 0.0, "correct": 0, "n": 0, "lr": 0.0}
+Step = tuple[Any, Any, int]  # loss times samples, right answers and samples of a step, of this process
 
 
 @dataclass
@@ -292,7 +217,7 @@ class Training:
     optimizer: Optimizer
     schedule: LRScheduler
     amp: Precision
-    ema: AveragedModel | None
+    ema: Averaged | None
     device: torch.device
     stop: signals.StopRequest
     steps: int  # in an epoch
@@ -302,8 +227,10 @@ class Training:
     def __post_init__(self) -> None:
         self.net = distributed.wrap(self.model, self.device)  # what training calls: `model` itself with one process
         self.parts = parts_of_a_batch(self.config, distributed.world().size)
-        self.epoch = self.step = self.started_at = 0
-        self.sums: Sums = EMPTY.copy()
+        self.epoch = self.step = 0
+        self.sums = EMPTY.copy()
+        parts: Any = (self.model, self.optimizer, self.schedule, self.amp.scaler, self.ema)
+        self.stateful = dict(zip(checkpoint.PARTS, parts, strict=True))
         self.saved = ""  # what the last checkpoint holds, in words
         self.changed: list[str] = []  # what was not the same before a stop and after it
 
@@ -312,144 +239,31 @@ class Training:
         """The network that is evaluated: the average of the weights, where there is one."""
         return self.ema.module if self.ema else self.model
 
-    # -- from checkpoint to checkpoint
-
-    def resume(self) -> list[dict[str, Any]]:
-        """Continue from the folder's checkpoint, if it has one; returns the lines of the epochs that it stands behind."""
-        rank, size, _ = distributed.world()
-        content, history = None, []
-        if rank == 0 and isinstance(self.folder, RunFolder) and self.config.resume == "auto":
-            content = checkpoint.resume(self.folder.path, to_dict(self.config), log.warning, self.data_hashes)
-            history = self.folder.history() if content else []
-        content, history = distributed.broadcast((content, history))
-        if rank:  # weights, order and augmentation are everybody's; what the network draws (dropout) is a rank's own
-            at = (content["epoch"], content["step"]) if content else ()
-            seed_generators(derive_seed(self.config.seed, rank, *at))
-        if content is None:
-            return []
-        try:
-            checkpoint.load_model(self.model, content["model"], str(self.folder.path))
-            load_optimizer(self.optimizer, content["optimizer"])
-            self.schedule.load_state_dict(content["schedule"])
-            self.amp.scaler.load_state_dict(content["scaler"])
-            if self.ema:
-                self.ema.load_state_dict(content["ema"])
-            rngs = [content["rng"], *content.get("rng_others", [])]
-            if rank == 0 or size == len(rngs):  # with another number of processes the new ones draw anew
-                checkpoint.set_rng_state(rngs[rank])
-            self.epoch, self.step, self.sums = content["epoch"], content["step"], EMPTY | content["sums"]
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
-            raise checkpoint.CheckpointError(
-                f"{self.folder.path / checkpoint.LAST} does not fit this run, or was changed ({type(error).__name__}: "
-                f"{' '.join(str(error).split())[:120]}); start again with resume=never"
-            ) from error
-        self.started_at = self.epoch
-        self.saved = f"epoch {self.epoch}, step {self.step}"
-        before = content.get("conditions", {})
-        self.changed = content.get("changed", []) + [
-            f"{k}: {before[k]} -> {v} from {self.saved}" for k, v in self.conditions.items() if before.get(k, v) != v
-        ]
-        history = [line for line in history if line["epoch"] <= self.epoch]
-        if len(history) != self.epoch:
-            raise UserError(
-                f"{self.folder.path / 'metrics.jsonl'} has {len(history)} of the {self.epoch} epochs that the checkpoint "
-                "stands behind: it was changed or removed; put it back, or start again with resume=never"
-            )
-        log.info(f"resuming at epoch {self.epoch + 1}, step {self.step}")
-        if self.changed:
-            log.warning(
-                f"warning: not all is as it was before the stop ({'; '.join(self.changed)}); result.json says so"
-            )
-        return history
-
-    def save(self, epoch: int, step: int) -> None:
-        """Write the checkpoint that a resume starts from."""
-        rngs = distributed.gather(checkpoint.rng_state())
-        if rngs is not None:  # the first process writes
-            content = dict(
-                epoch=epoch, step=step, sums=self.sums.copy(), config=to_dict(self.config),
-                model=self.model.state_dict(), optimizer=self.optimizer.state_dict(),
-                schedule=self.schedule.state_dict(), scaler=self.amp.scaler.state_dict(),
-                ema=self.ema.state_dict() if self.ema else None, rng=rngs[0], rng_others=rngs[1:],
-                data=self.data_hashes, conditions=self.conditions, changed=self.changed,
-            )  # fmt: skip
-            checkpoint.save(self.folder.path, content)
-        self.saved = f"epoch {epoch}, step {step}"
-
-    def save_epoch(self, epoch: int, is_best: bool) -> None:
-        """End of an epoch: the best weights apart, then the checkpoint."""
-        self.epoch, self.step, self.sums = epoch + 1, 0, EMPTY.copy()
-        if is_best and distributed.world().rank == 0:
-            best = dict(epoch=self.epoch, config=to_dict(self.config), model=self.evaluated.state_dict())
-            checkpoint.save(self.folder.path, best, name=checkpoint.BEST)
-        self.save(self.epoch, 0)
-
-    def kept(self) -> str:
-        """What a run that breaks off now leaves to go on from."""
-        if not self.saved:
-            return "no checkpoint was written yet"
-        return f"the last good checkpoint is {self.folder.path / checkpoint.LAST} ({self.saved})"
-
-    def asked_to_stop(self) -> int:
-        """The signal that came in on any process, the same answer on all; 0 for none."""
-        return distributed.largest(self.stop.signum or 0)
-
-    def leave(self, signum: int) -> None:
-        """Save and raise Interrupted."""
-        self.save(self.epoch, self.step)
-        raise Interrupted(signum, f"stopped at epoch {self.epoch + 1}, step {self.step}; the same command continues")
-
-    def check_stop(self) -> None:
-        """Save and leave when a signal came in; called after each evaluation batch."""
-        if signum := self.asked_to_stop():
-            self.leave(signum)
-
-    # -- an epoch
-
     def train_epoch(self, epoch: int, batches: Batches, history: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
         """One epoch of optimiser steps from `self.step` on; returns mean loss, readout accuracy, n and the last lr."""
-        self.epoch = epoch
-        begin_epoch(epoch, self.config.recipe.epochs, self.model, self.ema, self.loss_fn)
+        self.epoch, epochs = epoch, self.config.recipe.epochs
+        begin_epoch(epoch, epochs, self.model, self.ema, self.loss_fn)
         self.model.train()
         every = 1 if self.device.type == "cpu" else 50  # on a GPU, reading the loss makes the host wait
         pending: list[Step] = []
-        epochs = self.config.recipe.epochs
         beside = pace(epoch, epochs, self.step, self.steps, self.config.recipe.batch_size, history)
-        bar: Any = contextlib.nullcontext(lambda done: None)
-        if distributed.world().rank == 0:
-            bar = progress(f"epoch {epoch + 1}/{epochs}", self.steps, beside=beside)
-        with bar as advance, profiler(self.config, self.folder.path) as profile:
-            for x, target in batches.epoch(epoch, start=self.step):
-                if self.step >= self.steps:
-                    break
+        bar = progress(f"epoch {epoch + 1}/{epochs}", self.steps, beside=beside)
+        with bar as advance, runtime.profiler(self.config, self.folder.path) as profile:
+            for x, target in itertools.islice(batches.epoch(epoch, start=self.step), self.steps - self.step):
                 self.sums["lr"] = self.optimizer.param_groups[0]["lr"]
                 x, target = sent(x, self.device), sent(target, self.device)
                 if self.step == 0:
-                    self.adapt_surrogates(x, target)
+                    adapt_surrogates(self.model, self.loss_fn, x, target)
                 pending.append(self.train_step(x, target, batches.all_samples(self.step)))
                 self.step += 1
                 if len(pending) >= every or self.step == self.steps:
                     self.tally(pending)
                     pending = []
-                if signum := self.asked_to_stop():
-                    self.tally(pending)
-                    self.leave(signum)
-                if profile is not None:
-                    profile.step()
+                self.leave_if_asked(pending)
+                profile.step()
                 advance(self.step)
         n = max(1, self.sums["n"])
         return dict(loss=self.sums["loss"] / n, acc=self.sums["correct"] / n, n=self.sums["n"], lr=self.sums["lr"])
-
-    def adapt_surrogates(self, x: Tensor, target: Tensor) -> None:
-        """Let surrogates that adapt do so on the first batch of an epoch: rank 0's choice is everybody's, as buffers are."""
-        spikes: dict[str, list[Spike]] = {}
-        for module in self.model.modules():
-            if isinstance(module, Spike) and SURROGATES[module.surrogate].adapt:
-                spikes.setdefault(module.surrogate, []).append(module)
-        loss = lambda: self.loss_fn(self.model(x, last_step=self.loss_fn.last_step).float(), target)  # noqa: E731
-        for name, those in spikes.items():
-            with torch.random.fork_rng(), same_statistics(self.model):
-                SURROGATES[name].adapt(self.model, those, loss)
 
     def train_step(self, x: Tensor, target: Tensor, n_all: int | None = None) -> Step:
         """Forward, backward and one optimiser step; returns the sums without waiting for the device.
@@ -459,12 +273,11 @@ class Training:
         recipe, scaler = self.config.recipe, self.amp.scaler
         n, size = len(target), distributed.world().size
         n_all = n_all or n
-        total: Tensor | int = 0
-        correct: Tensor | int = 0
+        total: Any = 0
+        correct: Any = 0
         parts = min(self.parts, n_all // size)  # as many on every process
-        for i, (part_x, part_target) in enumerate(
-            zip(x.tensor_split(parts, dim=-4), target.tensor_split(parts), strict=True)
-        ):
+        split = zip(x.tensor_split(parts, dim=-4), target.tensor_split(parts), strict=True)
+        for i, (part_x, part_target) in enumerate(split):
             with contextlib.nullcontext() if i == parts - 1 else distributed.without_sync(self.net):
                 with self.amp.autocast():
                     logits = self.net(part_x, last_step=self.loss_fn.last_step).float()
@@ -490,26 +303,79 @@ class Training:
         for i, (loss, correct, n) in enumerate(zip(sums[::3], sums[1::3], sums[2::3], strict=True)):
             if not math.isfinite(loss):
                 step = self.step - len(pending) + i + 1
-                raise TrainingError(
-                    f"the loss is {loss} at epoch {self.epoch + 1}, step {step} of {self.steps}; {self.kept()}; "
-                    "try a smaller recipe.lr, recipe.clip_norm=1, or recipe.amp=off"
-                )
+                self.diverged(f"the loss is {loss} at epoch {self.epoch + 1}, step {step} of {self.steps}")
             self.sums["loss"] += loss
             self.sums["correct"] += int(correct)
             self.sums["n"] += int(n)
 
+    def diverged(self, what: str) -> None:
+        """Raise TrainingError, which says what a run that breaks off now leaves to go on from."""
+        last = self.folder.path / checkpoint.LAST
+        kept = f"the last good checkpoint is {last} ({self.saved})" if self.saved else "no checkpoint was written yet"
+        raise TrainingError(f"{what}; {kept}; try a smaller recipe.lr, recipe.clip_norm=1, or recipe.amp=off")
+
     def evaluate(self, batches: Batches, part: str) -> "Outcome":
         """`evaluate`, that a signal can stop. Raises TrainingError where the loss is not finite."""
-        outcome = evaluate(
-            self.evaluated, batches, self.loss_fn, self.amp, self.device, self.config,
-            stop=self.check_stop, rates=part == "test",
-        )  # fmt: skip
+        parts = self.loss_fn, self.amp, self.device, self.config
+        outcome = evaluate(self.evaluated, batches, *parts, stop=self.leave_if_asked, rates=part == "test")
         if not math.isfinite(outcome["loss"]):
-            raise TrainingError(
-                f"the {part} loss is {outcome['loss']} after epoch {self.epoch + 1}; {self.kept()}; try a smaller recipe.lr, "
-                "or recipe.clip_norm=1"
-            )
+            self.diverged(f"the {part} loss is {outcome['loss']} after epoch {self.epoch + 1}")
         return outcome
+
+    def resume(self) -> list[dict[str, Any]]:
+        """Continue from the folder's checkpoint, if it has one; returns the lines of the epochs that it stands behind."""
+        rank, size, _ = distributed.world()
+        content, history = None, []
+        if rank == 0 and isinstance(self.folder, RunFolder) and self.config.resume == "auto":
+            content = checkpoint.resume(self.folder.path, to_dict(self.config), log.warning, self.data_hashes)
+            history = self.folder.history(content["epoch"]) if content else []
+        content, history = distributed.broadcast((content, history))
+        if rank:  # weights, order and augmentation are everybody's; what the network draws (dropout) is a rank's own
+            at = (content["epoch"], content["step"]) if content else ()
+            runtime.seed_generators(derive_seed(self.config.seed, rank, *at))
+        if content is None:
+            return []
+        last = self.folder.path / checkpoint.LAST
+        self.epoch, self.step, sums = checkpoint.restore(self.stateful, content, last, rank, size)
+        self.sums = EMPTY | sums
+        self.saved = f"epoch {self.epoch}, step {self.step}"
+        before = content.get("conditions", {})
+        self.changed = content.get("changed", []) + [
+            f"{k}: {before[k]} -> {v} from {self.saved}" for k, v in self.conditions.items() if before.get(k, v) != v
+        ]
+        log.info(f"resuming at epoch {self.epoch + 1}, step {self.step}")
+        if self.changed:
+            changed = "; ".join(self.changed)
+            log.warning(f"warning: not all is as it was before the stop ({changed}); result.json says so")
+        return history
+
+    def save(self, epoch: int, step: int) -> None:
+        """Write the checkpoint that a resume starts from."""
+        rngs = distributed.gather(checkpoint.rng_state())
+        if rngs is not None:  # the first process writes
+            content = dict(
+                epoch=epoch, step=step, sums=self.sums.copy(), config=to_dict(self.config),
+                **{name: part.state_dict() if part else None for name, part in self.stateful.items()},
+                rng=rngs[0], rng_others=rngs[1:], data=self.data_hashes, conditions=self.conditions, changed=self.changed,
+            )  # fmt: skip
+            checkpoint.save(self.folder.path, content)
+        self.saved = f"epoch {epoch}, step {step}"
+
+    def save_epoch(self, epoch: int, is_best: bool) -> None:
+        """End of an epoch: the best weights apart, then the checkpoint."""
+        self.epoch, self.step, self.sums = epoch + 1, 0, EMPTY.copy()
+        if is_best and distributed.world().rank == 0:
+            best = dict(epoch=self.epoch, config=to_dict(self.config), model=self.evaluated.state_dict())
+            checkpoint.save(self.folder.path, best, name=checkpoint.BEST)
+        self.save(self.epoch, 0)
+
+    def leave_if_asked(self, pending: Sequence[Step] = ()) -> None:
+        """Save and raise Interrupted when a signal came in on any process; called after each step and evaluation batch."""
+        if signum := distributed.largest(self.stop.signum or 0):
+            self.tally(list(pending))
+            self.save(self.epoch, self.step)
+            where = f"stopped at epoch {self.epoch + 1}, step {self.step}"
+            raise Interrupted(signum, f"{where}; the same command continues")
 
 
 class Outcome(TypedDict):
@@ -539,13 +405,13 @@ def evaluate(
     step: Any = 0
     cumulative: Any = 0
     n = 0
-    losses: list[tuple[Any, int]] = []  # read at the end, as all else: nobody waits for a GPU in between
+    losses: list[tuple[Any, int]] = []  # read at the end, as all else: the host does not wait for a GPU in between
     right: list[Any] = []
     kept, labels = [], []
     count = distributed.largest(len(batches))  # a process may have one batch less than another
     own = batches.epoch(0)
-    meter: contextlib.AbstractContextManager[dict[str, float]] = contextlib.nullcontext({})
-    with torch.inference_mode(), firing_rates(model) if rates else meter as measured:
+    meter: Any = firing_rates(model) if rates else contextlib.nullcontext({})
+    with torch.inference_mode(), meter as measured:
         for _ in range(min(count, config.debug.max_eval_batches or count)):
             for x, target in itertools.islice(own, 1):
                 labels.append(target.cpu())
@@ -558,7 +424,7 @@ def evaluate(
                 right.append(count_correct(loss_fn.readout(logits), target))
                 n += len(target)
             stop()
-    loss, correct = 0.0, sum(map(int, right))  # from here on all is done that was told: `kept` is there too
+    loss, correct = 0.0, sum(map(int, right))  # synchronises: the copies in `kept` have finished too
     for value, size in losses:
         loss += float(value) * size
     rates_seen = {k: float(v) for k, v in measured.items()}
@@ -575,158 +441,5 @@ def evaluate(
     )  # fmt: skip
 
 
-def begin_epoch(epoch: int, epochs: int, *parts: Any) -> None:
-    """Tell every loss and module that has a schedule over epochs where training is, in a resumed epoch too."""
-    for part in parts:
-        for thing in part.modules() if hasattr(part, "modules") else (part,):
-            if hasattr(thing, "begin_epoch"):
-                thing.begin_epoch(epoch, epochs)
-
-
-def final_outputs(test: Outcome) -> dict[str, np.ndarray]:
-    """label [N] and logits [N, T, K] (float32, float16 above 256 MB) of the whole test set; empty but on rank 0."""
-    shares = distributed.gather((test["logits"].transpose(0, 1).contiguous().numpy(), test["labels"].numpy()))
-    if shares is None:
-        return {}
-    logits, label = (np.empty((test["n"], *share.shape[1:]), share.dtype) for share in shares[0])
-    for rank, share in enumerate(shares):
-        logits[rank :: len(shares)], label[rank :: len(shares)] = share
-    return dict(label=label, logits=logits.astype(np.float16) if logits.nbytes > 256 * 2**20 else logits)
-
-
-# ---------------------------------------------------------------- parts
-
-
-def options(part: Any, *without: str) -> dict[str, Any]:
-    """The keys of a config part that are set (not null), as keyword arguments; settings of its choice's own among them."""
-    values = {k: v for k, v in vars(part).items() if k != "own"} | part.own
-    return {k: v for k, v in values.items() if v is not None and k not in without}
-
-
-def check_settings(config: Config) -> None:
-    """Raise UserError for what the classes of neuron and loss refuse, before any data is read."""
-    loss, augment = build_loss(config.loss.name, **options(config.loss, "name")), config.augment
-    for cls in turned_on(augment):
-        if cls.soft_targets and not loss.soft_targets:
-            key, value = next((k, v) for k, v in values_of(cls, augment).items() if k in cls.switches and v)
-            raise ConfigError(
-                f"augment.{key}={value} makes soft targets and loss={config.loss.name} needs labels; set it to 0"
-            )
-    with torch.random.fork_rng(devices=[]):  # it draws a number
-        neuron = build_neuron(
-            state_shape=(1,),
-            timesteps=config.timesteps,
-            **options(config.neuron, "imp_lr", "imp_weight_decay", "initial_layers", "backend"),
-        )
-    loss.watch(neuron)
-    if config.compile and loss.reads_potentials:
-        raise ConfigError(
-            f"compile={str(config.compile).lower()} does not show the potentials that loss={config.loss.name} reads; use compile=false"
-        )
-    if guided := turned_on(augment, GuidedAugmentation):
-        shape, classes = frame_shape(config), SETS[config.dataset.name].of(config).num_classes
-        with torch.random.fork_rng(devices=[]):
-            network = build_network(config, classes, shape)
-            check_relevance(network, (config.timesteps, 2, *shape), augment.rpg_relevance, guided[0].name)
-
-
-def build_network(config: Config, num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
-    """The network of a configuration, with its initial weights."""
-    return build_model(
-        config.model.name, num_classes=num_classes, input_shape=input_shape, timesteps=config.timesteps,
-        neuron=options(config.neuron, "imp_lr", "imp_weight_decay"), kernels=config.kernels,
-        **options(config.model, "name", "weights"),
-    )  # fmt: skip
-
-
-class Averaged(AveragedModel):
-    """torch's moving average of weights and buffers, less its copy of a counter to the GPU in each step, for which it waits."""
-
-    def __init__(self, model: nn.Module, decay: float):
-        average = get_ema_multi_avg_fn(decay)
-        super().__init__(model, multi_avg_fn=average, use_buffers=True)
-        self.average = average
-
-    def update_parameters(self, model: nn.Module) -> None:
-        if self.n_averaged == 0:  # it lies on the CPU
-            return super().update_parameters(model)
-        values = [(*m.parameters(), *m.buffers()) for m in (self.module, model)]
-        pairs = [(own.detach(), new.detach()) for own, new in zip(*values, strict=True)]
-        for kind in {own.dtype for own, _ in pairs}:
-            own, new = zip(*(pair for pair in pairs if pair[0].dtype == kind), strict=True)
-            self.average(own, new, self.n_averaged)
-        self.n_averaged += 1
-
-
-def averaged(model: nn.Module, decay: float) -> Averaged | None:
-    """The exponential moving average of the network's weights and buffers; None without decay."""
-    return Averaged(model, decay) if decay else None
-
-
-def count_operations(
-    folder: RunFolder | Follower, config: Config, result: RunResult, model: nn.Module, data: Data, device: torch.device
-) -> None:
-    """At the end of a run: its energy into the result, its neurobench.json, where asked for or, for energy, nearly free."""
-    if config.energy or (config.energy is None and counts_for_little(config, data)):
-        result.energy = energy(model, data, device)
-    if config.neurobench:
-        write_neurobench(folder.path, config, model, data, device)
-
-
-# Forward passes that counting takes as long as, on a CPU: 6 (0.2 s a batch of digits_dvs), and 1 s for the first call.
-COUNTING = 12
-
-
-def counts_for_little(config: Config, data: Data) -> bool:
-    """Whether counting the first test batch takes less than 2 % of the whole run: by its samples, not by a clock, so that every
-    machine decides alike. A backward pass takes twice a forward pass."""
-    if config.debug.max_steps or config.debug.max_eval_batches:
-        return False
-    split, batch = data.split, data.test.all_samples(0)
-    passes = config.recipe.epochs * (3 * split.n_train + split.n_val + split.n_test)
-    return COUNTING * batch * distributed.world().size < 0.02 * passes
-
-
-def count_later(folder: RunFolder | Follower, result: RunResult, config: Config) -> None:
-    """Add to a finished run what is asked for now and was not counted then, from the weights that it ended with."""
-    there = {"energy": result.energy is not None, "neurobench": (folder.path / NEUROBENCH).exists()}
-    wanted = [key for key, done in there.items() if getattr(config, key) and not done]
-    if not wanted:
-        return
-    path, device = folder.path, pick_device(config)
-    try:
-        content = checkpoint.resume(path, to_dict(config), log.warning)
-    except UserError as error:
-        raise UserError(f"{wanted[0]}=true needs the run's weights: {error}; or redo the run with force=true") from None
-    if content is None:
-        raise UserError(f"{wanted[0]}=true needs {path / checkpoint.LAST}, which is gone; redo the run with force=true")
-    data = build_data(config)
-    model = build_network(config, data.num_classes, data.input_shape).to(device)
-    ema = averaged(model, config.recipe.ema_decay)
-    (ema or model).load_state_dict(content["ema" if ema else "model"])
-    model = ema.module if ema else model
-    if "energy" in wanted:
-        result.energy = energy(model, data, device)
-        folder.finish(result)
-        log.info(f"{path}: energy added to result.json")
-    if "neurobench" in wanted:
-        write_neurobench(path, config, model, data, device)
-        log.info(f"{path}: {NEUROBENCH} written")
-
-
-def energy(model: nn.Module, data: Data, device: torch.device) -> dict[str, Any]:
-    """The energy report of the first test batch."""
-    from snn_repro.energy import energy_report  # spikingjelly's counters
-
-    images, _ = next(iter(data.test.epoch(0)))
-    return energy_report(model, images.to(device))
-
-
-def write_neurobench(path: Path, config: Config, model: nn.Module, data: Data, device: torch.device) -> dict[str, Any]:
-    """NeuroBench's metrics of the whole test part, into the run's folder; returns them."""
-    from snn_repro.neurobench import neurobench
-
-    loss = build_loss(config.loss.name, **options(config.loss, "name"))
-    content = neurobench(model, data.test.epoch(0), loss.readout, device)
-    write_json(path / NEUROBENCH, content)
-    return content
+if __name__ == "__main__":  # `python -m snn_repro.train` is the command, which runs what is above
+    importlib.import_module("snn_repro.cli").main()

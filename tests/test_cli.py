@@ -14,10 +14,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from snn_repro import cli, config, console, distributed, signals, train
 from snn_repro import job as job_module
-from snn_repro.config import ConfigError, config_hash, load_config
+from snn_repro.config import ConfigError, config_hash, load_config, to_dict
 from snn_repro.errors import UserError
 from snn_repro.runs import sweeps
 
@@ -33,10 +36,16 @@ def command(*arguments: str, **more) -> subprocess.CompletedProcess:
     )
 
 
-def sentence(done: subprocess.CompletedProcess) -> str:
-    assert done.returncode == 2, done
-    assert done.stderr.startswith("snn-train: ") and done.stderr.count("\n") == 1, done.stderr
-    return done.stderr.strip()
+@pytest.fixture
+def refused(typed):
+    """refused("seed=x") returns the one sentence with which the command refuses that."""
+
+    def run(*words: str) -> str:
+        code, out, err = typed(*words)
+        assert code == 2 and out == "" and err.startswith("snn-train: ") and err.count("\n") == 1, err
+        return err.strip()
+
+    return run
 
 
 # ---------------------------------------------------------------- flags
@@ -58,30 +67,14 @@ def test_looking_is_checked_as_a_run_is(wrong, flags, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "flags",
-    [
-        ["--cfg", "foo"],
-        ["-m", "--cfg", "job"],
-        ["--resolve"],
-        ["-p", "recipe"],
-        ["--nothing"],
-        ["-sc"],
-        ["-sc", "install=foo"],
-    ],
+    "flags", ["--cfg foo", "-m --cfg job", "--resolve", "-p recipe", "--nothing", "-sc", "-sc install=foo"]
 )
-def test_flags_that_do_not_exist_or_go_together_are_one_sentence(flags, capsys):
-    assert cli._main(flags) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.startswith("snn-train: ") and err.count("\n") == 1
+def test_flags_that_do_not_exist_or_go_together_are_one_sentence(flags, refused):
+    assert refused(*flags.split())
 
 
-def test_a_package_that_does_not_exist_exits_with_2():
-    assert sentence_of_hydra(command("--cfg", "job", "-p", "nosuch")) == "package 'nosuch' not found in config"
-
-
-def sentence_of_hydra(done) -> str:
-    assert done.returncode == 2 and done.stdout == ""
-    return done.stderr.strip()
+def test_a_package_that_does_not_exist_exits_with_2(typed):
+    assert typed("--cfg", "job", "-p", "nosuch") == (2, "", "package 'nosuch' not found in config\n")
 
 
 def test_version_is_ours(capsys):
@@ -106,37 +99,15 @@ def test_a_run_into_a_closed_pipe_ends_well(tmp_path):
 
 def test_a_console_without_the_signs_shows_all_else(tmp_path):
     ascii_only = {"LC_ALL": "C", "LANG": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    done = command("--help", environment=ascii_only)
-    assert done.returncode == 0 and "recipe.lr" in done.stdout and done.stderr == ""
     (tmp_path / "sitecustomize.py").write_text(
-        "import snn_repro.config as c\nc.help_text = lambda: 'mean \\u00b1 sd'\n"
+        "import snn_repro.config as c\nc.help_text = lambda said=c.help_text: said() + 'mean \\u00b1 sd'\n"
     )
     done = command("--help", environment={**ascii_only, "PYTHONPATH": f"{tmp_path}:{ROOT}"})
-    assert done.returncode == 0 and done.stdout == "mean +/- sd\n"
+    assert done.returncode == 0 and "recipe.lr" in done.stdout and done.stdout.endswith("mean +/- sd\n")
     folder = tmp_path / "r\u00fcn"
     done = command(*SHORT, f"hydra.run.dir={folder}", environment=ascii_only)
     assert done.returncode == 0, done.stderr
     assert "test accuracy" in done.stdout and (folder / "result.json").exists()
-
-
-def test_bash_completes_the_module_as_well(tmp_path):
-    """The function that `python -m snn_repro.train -sc install=bash` prints, called as the shell calls it."""
-    script = command("-sc", "install=bash").stdout
-    (tmp_path / "python").symlink_to(sys.executable)
-    tries = {
-        "python -m snn_repro.train neuron=le": "neuron=leaky neuron=leaky_imp",
-        "python -m snn_repro.train -m loss=sdt recipe.warm": "recipe.warmup_epochs= recipe.warmup_factor=",
-        "python -m json.tool neuron=le": "",
-    }
-    body = "\n".join(
-        f'COMP_WORDS=({line}); COMP_CWORD={len(line.split()) - 1}; _snn_repro_train; echo "${{COMPREPLY[*]}}"'
-        for line in tries
-    )
-    (tmp_path / "try.sh").write_text(f'python() {{ {sys.executable} "$@"; }}\n{script}\n{body}\ncomplete -p python\n')
-    done = subprocess.run(["bash", str(tmp_path / "try.sh")], capture_output=True, text=True, timeout=60)
-    *found, registered = done.stdout.splitlines()
-    assert found == list(tries.values()), done.stderr
-    assert "_snn_repro_train python" in registered
 
 
 @pytest.fixture
@@ -155,7 +126,7 @@ def test_bash_completes_the_console_script(snn_train):
     complete -p snn-train
     COMP_LINE="snn-train logger=te" COMP_POINT=19 COMP_CWORD=1; hydra_bash_completion; echo "${COMPREPLY[*]}"
     """
-    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, env=snn_train, timeout=60)
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, env=snn_train, timeout=240)
     registered, found = done.stdout.splitlines()
     assert "-F hydra_bash_completion snn-train" in registered and found == "logger=tensorboard", done
 
@@ -178,13 +149,16 @@ def test_fish_and_zsh_get_what_hydra_has(monkeypatch, capsys):
 
 
 def test_run_prints_in_a_notebook(tmp_path):
-    """Nobody has configured logging: the lines appear, once, and the next call does not print them twice."""
+    """Nobody has configured logging: each line appears once, in the second call too. Nothing is imported that is not used."""
     code = f"""
 import logging
+import sys
 from snn_repro.config import load_config
 from snn_repro.train import run
 for seed in (0, 1):
     run(load_config([*{SHORT!r}, f"seed={{seed}}"]), f"{tmp_path}/{{seed}}")
+heavy = {{"sklearn", "pandas", "matplotlib", "timm", "tonic", "torchvision", "wandb", "torch._dynamo"}}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
 assert not logging.getLogger("snn_repro").handlers and not logging.getLogger().handlers
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
@@ -222,44 +196,30 @@ def test_a_run_shows_warnings_in_one_line(tmp_path):
 # ---------------------------------------------------------------- places
 
 
-def test_a_folder_with_any_name_is_used_as_typed(tmp_path):
+def test_a_folder_with_any_name_is_used_as_typed(tmp_path, monkeypatch, typed):
     """= and accents, brackets, spaces, commas; ~ is the home."""
     home = tmp_path / "a=b, \u00e9 (x)"
     home.mkdir()
-    done = command(*SHORT, "hydra.run.dir=~/run 1", environment={"HOME": str(home)})
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("HOME", str(home))
+    assert typed(*SHORT, "hydra.run.dir=~/run 1")[0] == 0
     assert json.loads((home / "run 1/result.json").read_text())["epochs"] == 1
-    again = command(*SHORT, f"hydra.run.dir={home}/run 1")
-    assert again.returncode == 0 and "already done" in again.stdout
+    code, out, _ = typed(*SHORT, f"hydra.run.dir={home}/run 1")
+    assert code == 0 and "already done" in out
 
 
-def test_an_empty_run_folder_is_refused(tmp_path):
-    assert "hydra.run.dir= names no folder; write hydra.run.dir=DIR" in sentence(
-        command("hydra.run.dir=", cwd=tmp_path)
-    )
-    assert "hydra.sweep.dir= names no folder" in sentence(command("-m", "seed=0,1", "hydra.sweep.dir=", cwd=tmp_path))
+def test_folders_that_are_none_or_of_the_other_kind_are_refused(tmp_path, monkeypatch, refused):
+    monkeypatch.chdir(tmp_path)
+    assert "hydra.run.dir= names no folder; write hydra.run.dir=DIR" in refused("hydra.run.dir=")
+    assert "hydra.sweep.dir= names no folder" in refused("-m", "seed=0,1", "hydra.sweep.dir=")
+    for more in ([], ["hydra/sweeper=other"]):
+        said = refused("-m", "seed=0,1", f"hydra.run.dir={tmp_path}/x", *more)
+        assert "in a sweep use hydra.sweep.dir=DIR" in said
+    assert "for a single run use hydra.run.dir=DIR" in refused(f"hydra.sweep.dir={tmp_path}/x")
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("more", [[], ["hydra/sweeper=other"]])
-def test_the_folder_of_a_single_run_is_refused_in_a_sweep(tmp_path, more):
-    said = sentence(command("-m", "seed=0,1", f"hydra.run.dir={tmp_path}/x", *more, cwd=tmp_path))
-    assert "in a sweep use hydra.sweep.dir=DIR" in said and list(tmp_path.iterdir()) == []
-    assert "for a single run use hydra.run.dir=DIR" in sentence(command(f"hydra.sweep.dir={tmp_path}/x", cwd=tmp_path))
-
-
-def test_a_sweep_recommends_what_works_in_a_sweep(tmp_path):
-    root = tmp_path / "runs"
-    blocked = root / "digits-small-if-lts" / "debug.max_eval_batches=1,debug.max_steps=1,recipe.epochs=1"
-    blocked.mkdir(parents=True)
-    (blocked / "seed0").write_text("in the way")
-    done = command("-m", *SHORT, "neuron=if,if_imp", f"hydra.sweep.dir={root}")
-    assert done.returncode == 1 and "hydra.run.dir" not in done.stderr + done.stdout
-    assert "choose another folder with hydra.sweep.dir=..." in done.stderr + done.stdout
-
-
-def test_more_threads_than_a_machine_takes_are_refused(tmp_path, monkeypatch):
-    assert "threads=100000" in sentence(command("threads=100000", f"hydra.run.dir={tmp_path / 'x'}"))
+def test_more_threads_than_a_machine_takes_are_refused(tmp_path, monkeypatch, refused):
+    assert "threads=100000" in refused("threads=100000", f"hydra.run.dir={tmp_path / 'x'}")
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert load_config(["threads=32"]).threads == 32
     with pytest.raises(
@@ -272,8 +232,6 @@ def test_more_threads_than_a_machine_takes_are_refused(tmp_path, monkeypatch):
 
 
 def job(sweeper: str, tmp_path, launcher: str = "BasicLauncher"):
-    from hydra.types import RunMode
-
     return SimpleNamespace(
         runtime=SimpleNamespace(output_dir=str(tmp_path)), mode=RunMode.MULTIRUN, overrides=SimpleNamespace(task=[]),
         sweeper=SimpleNamespace(_target_=sweeper), launcher=SimpleNamespace(_target_=f"x.{launcher}"),
@@ -283,11 +241,6 @@ def job(sweeper: str, tmp_path, launcher: str = "BasicLauncher"):
 @pytest.mark.parametrize("acc_val, returned", [(0.7, 0.7), (0.0, 0.0), (None, 0.9)])
 def test_a_search_is_given_the_validation_accuracy(tmp_path, monkeypatch, acc_val, returned):
     """Not the test accuracy of the epoch that validation chose; without a validation part the last test accuracy."""
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
-
-    from snn_repro.config import to_dict
-
     config = load_config([])
     result = SimpleNamespace(acc_val=acc_val, acc_valsel=0.8, acc_last=0.9)
     monkeypatch.setattr(HydraConfig, "get", staticmethod(lambda: job("hydra_plugins.x.OptunaSweeper", tmp_path)))
@@ -418,12 +371,12 @@ def test_ctrl_c_stops_side_by_side_runs_and_saves_them(tmp_path):
 # ---------------------------------------------------------------- data of a sweep
 
 
-def test_a_sweep_looks_for_all_its_data_first(tmp_path):
+def test_a_sweep_looks_for_all_its_data_first(tmp_path, typed):
     """Each folder once; what is missing is listed, and no run starts, not even those whose data are there."""
-    done = command("-m", *SHORT, "dataset=digits,cifar10,cifar10_dvs", "seed=0,1", f"data_dir={tmp_path / 'none'}",
-                   f"hydra.sweep.dir={tmp_path / 'runs'}")  # fmt: skip
-    assert done.returncode == 2 and not (tmp_path / "runs").exists()
-    head, *lines = done.stderr.splitlines()
+    places = f"data_dir={tmp_path / 'none'}", f"hydra.sweep.dir={tmp_path / 'runs'}"
+    code, _, err = typed("-m", *SHORT, "dataset=digits,cifar10,cifar10_dvs", "seed=0,1", *places)
+    assert code == 2 and not (tmp_path / "runs").exists()
+    head, *lines = err.splitlines()
     assert head == "snn-train: 4 of 6 runs lack their data, so that none was started:"
     assert len(lines) == 2 and all(" and 1 more: " in line for line in lines)
     assert "cifar10 was not found in data_dir=" in lines[0] and "cache_dir is not set" in lines[1]
@@ -449,11 +402,3 @@ def test_a_cluster_may_have_what_this_machine_lacks(tmp_path, capsys):
     plan = sweeps.plan([*SHORT, "dataset=cifar10", "seed=0,1", f"data_dir={tmp_path}", f"hydra.sweep.dir={tmp_path}"])
     sweeps.check_data(plan, elsewhere=True)
     assert "2 runs would lack their data on this machine" in capsys.readouterr().err
-
-
-def test_embedded_data_need_no_torch(tmp_path):
-    code = (
-        "import sys\nfrom snn_repro.runs import sweeps\n"
-        f"sweeps.check_data(sweeps.plan(['dataset=digits,digits_dvs', 'hydra.sweep.dir={tmp_path}']))\nassert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

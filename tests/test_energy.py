@@ -12,6 +12,7 @@ from snn_repro.config import load_config
 from snn_repro.energy import E_AC_PJ, E_MAC_PJ, energy_report
 from snn_repro.models import build_model, count_parameters
 from snn_repro.neurons import build_neuron
+from snn_repro.runs import finished
 
 
 class Tiny(nn.Module):
@@ -88,11 +89,11 @@ def test_energy_costs_less_than_2_percent_where_nobody_asked_for_it(samples, epo
     """Of forward passes, a training step as three: counting 256 samples takes as long as some 3,000."""
     split = SimpleNamespace(**dict(zip(("n_train", "n_val", "n_test"), samples, strict=True)))
     data = SimpleNamespace(split=split, test=SimpleNamespace(all_samples=lambda batch: 256))
-    assert train.counts_for_little(load_config([f"recipe.epochs={epochs}", *words]), data) is counted
+    assert finished.counts_for_little(load_config([f"recipe.epochs={epochs}", *words]), data) is counted
 
 
 def test_energy_is_there_unasked_asked_and_not(quick, monkeypatch, tmp_path):
-    monkeypatch.setattr(train, "counts_for_little", lambda config, data: True)
+    monkeypatch.setattr(finished, "counts_for_little", lambda config, data: True)
     words = ["recipe.epochs=1", "debug.max_steps=1"]
     results = {
         key: train.run(quick(*words, f"energy={key}", f"hydra.run.dir={tmp_path / key}"))

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
+from snn_repro.build import options
 from snn_repro.config import choices, load_config
 from snn_repro.losses import build_loss
 from snn_repro.models import build_model
 from snn_repro.optim import build_optimizer
-from snn_repro.train import options
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.txt"
 

@@ -245,11 +245,11 @@ def _probe(folder: Path, state: str, tests: dict[str, list[Any]]) -> dict[str, A
     """An entry of `measure`. tests: the test batches that were read before, by what their runs say of their data."""
     import torch
 
+    from snn_repro.build import options
     from snn_repro.data import build_data
     from snn_repro.losses import build_loss
     from snn_repro.metrics import count_correct
     from snn_repro.neurons import initial_states
-    from snn_repro.train import options
     from snn_repro.trained import load_run
     from snn_repro.trained.evaluate import early_exit, running_scores, tested_network
 
@@ -332,9 +332,9 @@ def _cost(run: TrainedRun, x: Any, exits: Sequence[float]) -> dict[str, float]:
 
 def starts_of(run: TrainedRun) -> dict[str, Any]:
     """The initial potentials before training, by name: those that the run's seed draws."""
+    from snn_repro.build import build_network
     from snn_repro.neurons import initial_states
     from snn_repro.runtime import seed_everything
-    from snn_repro.train import build_network
 
     seed_everything(run.config)
     return initial_states(build_network(run.config, run.num_classes, run.input_shape))

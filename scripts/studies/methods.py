@@ -179,8 +179,8 @@ class _Step:
     def __init__(self, dataset: str, p: Part, axis: str, choice: str, batch: int):
         import torch
 
+        from snn_repro.build import build_network, options
         from snn_repro.losses import build_loss
-        from snn_repro.train import build_network, options
 
         config = _config(dataset, p, axis, choice)
         facts = SETS[dataset].of(config)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from snn_repro import __version__
+from snn_repro.build import options
 from snn_repro.config import Config, frame_shape
 from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
@@ -23,7 +24,6 @@ from snn_repro.models import build_model
 from snn_repro.optim import build_optimizer
 from snn_repro.paper.rows import Cost, Row
 from snn_repro.runtime import Precision, channels_last, pick_device
-from snn_repro.train import options
 
 SECONDS = 0.5  # of repeats, after the two steps that every measurement takes
 ON_A_GPU = 16  # samples in a step there

@@ -87,10 +87,10 @@ class Row:
 @lru_cache(maxsize=256)
 def _sees_future(config: str) -> bool | None:
     """Of a run that is not finished only its network says it, so that it has to be built."""
+    from snn_repro.build import build_network
     from snn_repro.causality import sees_future
     from snn_repro.config import checked, frame_shape
     from snn_repro.registry import SETS
-    from snn_repro.train import build_network
 
     try:
         made = checked(json.loads(config) | {"seed": 0, "run_dir": ""})

@@ -16,9 +16,12 @@ import torch
 from snn_repro.config import differing
 from snn_repro.errors import UserError
 from snn_repro.files import replace_atomically, unguessable
+from snn_repro.neurons import initial_states, is_initial_state
+from snn_repro.optim import load_optimizer, parameter_kind
 
 LAST, PREVIOUS, BEST = "checkpoint_last.pt", "checkpoint_previous.pt", "checkpoint_best.pt"
 DAMAGED = LAST + ".damaged"  # moved there, so that it never takes the place of the sound one before it
+PARTS = ("model", "optimizer", "schedule", "scaler", "ema")  # what has a state of its own; ema may be None
 FILES = (LAST, PREVIOUS, BEST, DAMAGED)
 
 
@@ -208,8 +211,6 @@ def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
     number of classes (of a run's folder: or of inputs); IMP that the model lacks is left out. `say` is told what fitted. Any
     other mismatch raises CheckpointError.
     """
-    from snn_repro.neurons import initial_states, is_initial_state
-
     note, of_a_run = "", path.is_dir()
     if of_a_run:
         path = path / LAST
@@ -246,8 +247,6 @@ def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
 
 
 def _shape_hint(model: torch.nn.Module, name: str) -> str:
-    from snn_repro.optim import parameter_kind
-
     prefix, _, last = name.rpartition(".")
     kind = parameter_kind(model.get_submodule(prefix), last)
     if kind == "imp":
@@ -255,6 +254,28 @@ def _shape_hint(model: torch.nn.Module, name: str) -> str:
     if kind == "te":
         return "TEBN has one scale a time step, so it is tied to T; use the same timesteps"
     return "it is a checkpoint of another model"
+
+
+def restore(parts: dict[str, Any], content: dict, source: Path, rank: int, size: int) -> tuple[int, int, dict]:
+    """Give `parts`, named by PARTS, and the random generators the states of a checkpoint; returns epoch, step and sums.
+
+    Raises CheckpointError where they do not fit.
+    """
+    try:
+        load_model(parts["model"], content["model"], str(source))
+        load_optimizer(parts["optimizer"], content["optimizer"])
+        for name in PARTS[2:]:
+            if parts[name]:
+                parts[name].load_state_dict(content[name])
+        rngs = [content["rng"], *content.get("rng_others", [])]
+        if rank == 0 or size == len(rngs):  # with another number of processes the new ones draw their own
+            set_rng_state(rngs[rank])
+        return content["epoch"], int(content["step"]), dict(content["sums"])
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise CheckpointError(
+            f"{source} does not fit this run, or was changed ({why}); start again with resume=never"
+        ) from error
 
 
 def rng_state() -> dict:

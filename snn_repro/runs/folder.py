@@ -17,11 +17,15 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import torch
 import yaml
+from filelock import FileLock
+from torch import Tensor
 
 from snn_repro import __version__, distributed
 from snn_repro.config import Config, config_hash, differing, to_dict
@@ -29,10 +33,9 @@ from snn_repro.console import harmless
 from snn_repro.errors import UserError
 from snn_repro.files import hold, replace_atomically, write_error, write_json, write_text
 from snn_repro.provenance import git_state
+from snn_repro.runs import checkpoint
+from snn_repro.runs.fingerprint import fingerprint
 from snn_repro.runs.result import RunResult, read_lines, read_result
-
-if TYPE_CHECKING:
-    from filelock import FileLock
 
 RESULT, STATUS, METRICS = "result.json", "status.json", "metrics.jsonl"
 PREDICTIONS, CONFIG, LOCK, NEUROBENCH = "predictions.npz", "config.yaml", ".lock", "neurobench.json"
@@ -81,9 +84,8 @@ class RunFolder:
                 return self.clear()
             raise
         again = self.config.resume == "never" and not finished and not changed
-        if again or (
-            self.config.force and (finished or changed)
-        ):  # a forced run that was stopped goes on, as any other
+        forced = self.config.force and (finished or changed)  # a forced run that was stopped goes on, as any other
+        if again or forced:
             return self.clear()
         if changed:
             raise UserError(
@@ -106,8 +108,6 @@ class RunFolder:
 
         The configuration goes last and the result before it: killed in between, the folder still says what it holds.
         """
-        from snn_repro.runs import checkpoint  # with torch, which those who only read results need not wait for
-
         for name in (*checkpoint.FILES, METRICS, PREDICTIONS, NEUROBENCH, STATUS, RESULT, CONFIG):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / EVALUATIONS, ignore_errors=True)
@@ -129,22 +129,26 @@ class RunFolder:
                        pid=os.getpid(), time=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **more)  # fmt: skip
         write_json(self.path / STATUS, content)
 
-    def history(self) -> list[dict]:
-        """The epochs recorded so far. Raises UserError when a line does not parse."""
-        path = self.path / METRICS
+    def history(self, epochs: int) -> list[dict]:
+        """The first `epochs` epochs that were recorded. Raises UserError when a line does not parse or is missing."""
+        path, fix = self.path / METRICS, "put it back, or start again with resume=never"
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-        return [_read_json(path, line, "put it back, or start again with resume=never") for line in lines]
+        found = [line for line in (_read_json(path, line, fix) for line in lines) if line["epoch"] <= epochs]
+        if len(found) != epochs:
+            raise UserError(
+                f"{path} has {len(found)} of the {epochs} epochs that the checkpoint stands behind: it was changed or removed; {fix}"
+            )
+        return found
 
     def record(self, history: list[dict]) -> None:
         """Write metrics.jsonl anew: a file of some hundred lines, so that a cut line can never be left."""
         write_text(self.path / METRICS, "".join(json.dumps(line, allow_nan=False) + "\n" for line in history))
 
-    def predictions(self, **arrays: Any) -> None:
-        """Write predictions.npz."""
-        import numpy as np
-
+    def predictions(self, shares: Any) -> None:
+        """Write predictions.npz, `final_outputs` of all processes."""
         with replace_atomically(self.path / PREDICTIONS) as temporary, open(temporary, "wb") as f:
-            np.savez_compressed(f, **arrays)
+            outputs: Any = final_outputs(shares)
+            np.savez_compressed(f, **outputs)
 
     def finish(self, result: RunResult) -> None:
         """Write result.json, the very last file of a run."""
@@ -155,6 +159,32 @@ class RunFolder:
         self._lock.release()
 
 
+def final_outputs(shares: list[tuple[Tensor, Tensor]]) -> dict[str, np.ndarray]:
+    """label [N] and logits [N, T, K] (float32, float16 above 256 MB) of each process's share (logits [T, n, K], labels [n])."""
+    n = sum(len(labels) for _, labels in shares)
+    logits = torch.empty(n, len(shares[0][0]), *shares[0][0].shape[2:])
+    label = torch.empty(n, dtype=shares[0][1].dtype)
+    for rank, (own, labels) in enumerate(shares):
+        logits[rank :: len(shares)], label[rank :: len(shares)] = own.transpose(0, 1), labels
+    return dict(label=label.numpy(), logits=(logits.half() if logits.nbytes > 256 * 2**20 else logits).numpy())
+
+
+def open_folder(path: Path, config: Config) -> "RunFolder | Follower":
+    """The run's folder. Of several processes the first one holds it, and all get to know whether it is finished or refused."""
+    folder: RunFolder | None = None
+    finished: Any = None
+    if distributed.world().rank == 0:
+        try:
+            folder = RunFolder(path, config)
+            finished = folder.finished
+        except UserError as error:
+            finished = error
+    finished = distributed.broadcast(finished)
+    if isinstance(finished, UserError):
+        raise finished
+    return folder or Follower(path, finished)
+
+
 def other_data(
     result: Mapping[str, Any], config: Config, identify: Callable[[Config], dict] | None = None
 ) -> tuple[list[str], str]:
@@ -162,13 +192,10 @@ def other_data(
 
     identify: `fingerprint`, or a cached one.
     """
-    from snn_repro.runs.checkpoint import changes
-    from snn_repro.runs.fingerprint import fingerprint
-
     if not result.get("data"):
         return [], "it was made by a version that kept no fingerprint of its data"
     try:
-        return changes(result["data"], (identify or fingerprint)(config)), ""
+        return checkpoint.changes(result["data"], (identify or fingerprint)(config)), ""
     except UserError as error:
         return [], f"its data were not compared: {error}"
 
@@ -290,21 +317,8 @@ def environment(device: str) -> dict:
     """Versions, commit and machine, without host name, user or paths."""
     commit, dirty = git_state()
     packages = ("torch", "torchvision", "spikingjelly", "timm", "tonic", "numpy", "hydra-core", "wandb")
+    installed = {p: next((d.version for d in distributions(name=p)), None) for p in packages}
     return dict(
-        snn_repro=__version__,
-        python=platform.python_version(),
-        packages={p: _version(p) for p in packages},
-        commit=commit,
-        dirty=dirty,
-        device=device,
-        platform=f"{platform.system()} {platform.machine()}",
-        cpus=os.cpu_count(),
-        argv=sys.argv[1:],
-    )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+        snn_repro=__version__, python=platform.python_version(), packages=installed, commit=commit, dirty=dirty,
+        device=device, platform=f"{platform.system()} {platform.machine()}", cpus=os.cpu_count(), argv=sys.argv[1:],
+    )  # fmt: skip

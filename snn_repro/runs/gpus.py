@@ -11,24 +11,21 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from filelock import FileLock
 
 from snn_repro.errors import UserError
 from snn_repro.files import hold
 
-if TYPE_CHECKING:
-    from filelock import FileLock
-
 PLACES = "SNN_REPRO_GPU_PLACES"  # of the environment: [folder of the lock files, GPU of each place]
 PATIENCE = 30  # seconds until a killed worker's place must be free
 
-_mine: "FileLock | None" = None
+_mine: FileLock | None = None
 
 
 def there() -> list[str]:
     """What CUDA_VISIBLE_DEVICES calls the GPUs that torch sees."""
-    import torch
-
     numbers = [str(i) for i in range(torch.cuda.device_count())]
     named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return named[: len(numbers)] or numbers

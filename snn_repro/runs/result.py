@@ -131,6 +131,10 @@ MAY_LACK = {f.name for f in fields(RunResult) if f.default is not MISSING}
 HINTS = {
     key: hint for key, hint in get_type_hints(RunResult, include_extras=True).items() if get_origin(hint) is Annotated
 }
+KINDS = {
+    int: ("integer", "a whole number"), float: ("number", "a number"), str: ("text", "a text"),
+    bool: ("boolean", "true or false"), dict: ("object", "a JSON object"), list: ("list", "a list"),
+}  # fmt: skip
 NEEDED = (
     "name", "seed", "recipe_hash", "split_id", "split_sha256", "precision", "timesteps", "readout", "acc_last",
     "acc_valsel", "acc_best_test", "acc_step", "n_train", "n_test", "correct", "params_weights", "params_imp", "epochs",
@@ -215,7 +219,6 @@ def summary(result: RunResult) -> str:
 
 def table() -> str:
     """docs/result.md: every key of result.json, in Markdown."""
-    names = {int: "integer", float: "number", str: "text", bool: "boolean", dict: "object", list: "list"}
     lines = [
         "# result.json", "",
         "Made of `snn_repro/runs/result.py` by `python -m snn_repro.runs.result > docs/result.md`; not edited by hand.",
@@ -226,7 +229,7 @@ def table() -> str:
         kind, meaning, unit = (*get_args(hint), "")[:3]
         star = " *" if key in MAY_LACK else ""
         or_null = " or null" if NoneType in get_args(kind) and not star else ""
-        lines.append(f"| `{key}`{star} | {names[_plain(kind)]}{or_null} | {unit} | {meaning} |")
+        lines.append(f"| `{key}`{star} | {KINDS[_plain(kind)][0]}{or_null} | {unit} | {meaning} |")
     return "\n".join(lines) + "\n"
 
 
@@ -269,11 +272,12 @@ def _parsed(text: bytes, where: str) -> dict[str, Any]:
     """The content of a result. Raises UserError, which says where it stands."""
     try:
         content = json.loads(text.decode("utf-8"), parse_constant=_no_number)
+        complaint = _complaint(content)
     except (ValueError, RecursionError) as error:
-        why = f"it holds {error}" if isinstance(error, NotStrict) else "it does not parse as JSON"
-        raise UserError(f"{where} is damaged or no result of snn_repro: {why}; run it again with force=true") from None
-    if complaint := _complaint(content):
-        raise UserError(f"{where} {complaint}")
+        why = f"holds {error}" if isinstance(error, NotStrict) else "does not parse as JSON"
+        complaint = f"is damaged or no result of snn_repro: it {why}"
+    if complaint:
+        raise UserError(f"{where} {complaint}; run it again with force=true")
     return content
 
 
@@ -290,37 +294,28 @@ def _complaint(content: Any) -> str | None:
     if not isinstance(content, dict):
         return "is no result of snn_repro: it holds no JSON object"
     if (given := content.get("schema_version")) != SCHEMA_VERSION:
-        return f"has schema_version={given}; this version reads {SCHEMA_VERSION}, so run it again with force=true"
+        return f"has schema_version={given}, and this version reads {SCHEMA_VERSION}"
     if missing := [key for key in NEEDED if key not in content]:
-        return f"lacks the keys {', '.join(missing)}; it is no complete result, so run it again with force=true"
-    kinds = {
-        int: "a whole number",
-        float: "a number",
-        str: "a text",
-        dict: "a JSON object",
-        list: "a list",
-        bool: "true or false",
-    }
-    for key, annotated in HINTS.items():
-        value, hint = content.get(key), get_args(annotated)[0]
-        kind = _plain(hint)
-        if key not in content or (value is None and NoneType in get_args(hint)):
-            continue
-        if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
-            return (
-                f"has {key}={value!r:.60}, which is not {kinds[kind]}; it is damaged, so run it again with force=true"
-            )
+        return f"lacks the keys {', '.join(missing)}"
+    for key in filter(content.__contains__, HINTS):
+        value, hint = content[key], get_args(HINTS[key])[0]
+        if not _is(_plain(hint), value) and not (value is None and NoneType in get_args(hint)):
+            return f"has {key}={value!r:.60}, which is not {KINDS[_plain(hint)][1]}"
     parts = [part for part in ("dataset", "recipe", "debug") if not isinstance(content["config"].get(part), dict)]
     if parts or not isinstance(content["neuron"].get("imp"), bool):
-        return f"has a config without {', '.join(parts) or 'neuron.imp'}; it is no complete result, so run it again with force=true"
-    steps = content["acc_step"]
+        return f"has a config without {', '.join(parts) or 'neuron.imp'}"
+    steps, best = content["acc_step"], content["acc_valsel"]
     if len(steps) != content["timesteps"]:
-        return f"has acc_step={steps!r:.60}, not one number a time step; it is damaged, so run it again with force=true"
-    optional = [content["acc_valsel"]] if content["acc_valsel"] is not None else []
-    for value in [content["acc_last"], content["acc_best_test"], *steps, *optional]:
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
-            return f"has an accuracy of {value!r:.60}, not in 0..1; it is damaged, so run it again with force=true"
+        return f"has acc_step={steps!r:.60}, not one number a time step"
+    for value in [content["acc_last"], content["acc_best_test"], *steps, 0 if best is None else best]:
+        if not _is(float, value) or not 0 <= value <= 1:
+            return f"has an accuracy of {value!r:.60}, not in 0..1"
     return None
+
+
+def _is(kind: type, value: Any) -> bool:
+    """Whether JSON means `kind` by a value: a whole number is a number too, true and false are none."""
+    return isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hydra.core.plugins import Plugins
+from omegaconf import read_write
+
 from snn_repro import signals
 from snn_repro.config import (
     CONF_DIR,
@@ -37,11 +40,11 @@ from snn_repro.data.sets import SETS
 from snn_repro.errors import Interrupted, UserError
 from snn_repro.files import write_error
 from snn_repro.runs import gpus
+from snn_repro.runs.checkpoint import find_weights
+from snn_repro.runs.fingerprint import fingerprint
 from snn_repro.runs.folder import RESULT, STATUS, in_use, other_data
 
 log = logging.getLogger("snn_repro")
-
-CHANCES = 2  # how often a run may be under way when a worker process is killed, before it is given up
 
 
 class Job(NamedTuple):
@@ -113,22 +116,20 @@ def in_a_sweep(sentence: str) -> str:
 
 def check_data(jobs: list[Job], elsewhere: bool = False) -> None:
     """Raise UserError, with a line for each, when data of the jobs are missing; with `elsewhere`, where the runs are on
-    other machines than this one, only warn. Nothing is looked at twice, and torch is imported only for data on disk."""
-    missing: dict[str, list[Job]] = {}
-    known: dict[tuple, str | None] = {}
+    other machines than this one, only warn. Nothing is looked at twice."""
+    alike: dict[tuple, list[Job]] = {}
     for job in jobs:
-        c = job.config
-        needs = _reads(c)
-        if needs not in known:
-            known[needs] = _lacks(c)
-        if sentence := known[needs]:
-            missing.setdefault(sentence, []).append(job)
+        alike.setdefault(_reads(job.config), []).append(job)
+    missing: dict[str, list[Job]] = {}
+    for of in alike.values():
+        if sentence := _lacks(of[0].config):
+            missing.setdefault(sentence, []).extend(of)
     if not missing:
         return
-    lines = []
-    for sentence, of in missing.items():
-        more = f" and {len(of) - 1} more" if len(of) > 1 else ""
-        lines.append(f"  {of[0].folder}{more}: {sentence}")
+    lines = [
+        f"  {of[0].folder}{f' and {len(of) - 1} more' if len(of) > 1 else ''}: {sentence}"
+        for sentence, of in missing.items()
+    ]
     number = sum(map(len, missing.values()))
     if elsewhere:
         print("\n".join([f"snn-train: {number} runs would lack their data on this machine:", *lines]), file=sys.stderr)
@@ -157,8 +158,6 @@ def _lacks(c: Config) -> str | None:
     try:
         SETS[c.dataset.name].check(c)
         if c.model.weights:
-            from snn_repro.runs.checkpoint import find_weights
-
             find_weights(c.model.weights, c.data_dir)
     except UserError as error:
         return str(error)
@@ -207,24 +206,25 @@ def stoppable(jobs: Sequence[Job] = ()) -> Iterator[None]:
 
 def _let_workers_save(jobs: Sequence[Job]) -> None:
     """Tell the worker processes that are at one of the jobs to stop, and wait until they have."""
-    workers = {process.pid for process in multiprocessing.active_children()}
+    workers = _children()
     told: set[int] = set()
     deadline = time.monotonic() + PATIENCE
     while workers and time.monotonic() < deadline:
-        running = {
-            status.get("pid", 0) for job in jobs if (status := _read(job.folder / STATUS)).get("state") == "running"
-        }
-        for pid in (running & workers) - told:
+        statuses = [_read(job.folder / STATUS) for job in jobs]
+        running = {int(status["pid"]) for status in statuses if status.get("state") == "running"} & workers
+        for pid in running - told:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-        if running & workers and not told:
-            print(
-                "stopping: the runs under way are saved first (Ctrl-C again stops at once)", file=sys.stderr, flush=True
-            )
-        told |= running & workers
-        if not running & {process.pid for process in multiprocessing.active_children()}:
+        if running and not told:
+            print("stopping: the runs under way are saved first (Ctrl-C again stops at once)", file=sys.stderr)
+        told |= running
+        if not running & _children():
             return
         time.sleep(0.1)
+
+
+def _children() -> set[int]:
+    return {process.pid or 0 for process in multiprocessing.active_children()}
 
 
 # ---------------------------------------------------------------- what became of a job
@@ -238,7 +238,6 @@ def is_finished(job: Job) -> bool:
 
 def _other_data(job: Job, result: dict) -> list[str]:
     """How the data of the job's earlier result differ from those that it names now; a data set is looked at once a sweep."""
-    from snn_repro.runs.fingerprint import fingerprint
 
     def once(config: Config) -> dict:
         key = _reads(config)
@@ -298,10 +297,8 @@ def report(
     stopped: by a signal, so that no message above says why a run was not started. blocked: folders that cannot be made.
     """
     blocked, compare = blocked or {}, CONF_DIR.parent / "scripts" / "compare.py"  # a wheel has no scripts
-    states = [(job, "failed", blocked[job.folder]) if job.folder in blocked else (job, *state(job)) for job in jobs]
-    if stopped:
-        states = [(job, what, "" if what == "not started" else why) for job, what, why in states]
-    missing = [(job, what, why) for job, what, why in states if what != "done"]
+    states = [(job, *(("failed", blocked[job.folder]) if job.folder in blocked else state(job))) for job in jobs]
+    missing = [(job, w, "" if stopped and w == "not started" else why) for job, w, why in states if w != "done"]
     done = len(jobs) - len(missing)
     print(f"sweep: {done} of {len(jobs)} runs done" + (f", {before} of them earlier" if before else ""), flush=True)
     if problem:
@@ -328,12 +325,8 @@ def launch(overrides: list[str], jobs: list[Job], task: Callable) -> None:
     """Hand the jobs to the launcher that `hydra/launcher=` chose and wait until none is under way any more.
 
     A run whose process is killed takes the joblib workers beside it along; what was under way then is run again, each
-    alone, so that the culprit can hurt no other, and given up after `CHANCES` times. Raises UserError when the queue
-    refuses the jobs.
+    alone, so that the culprit can hurt no other, and given up the second time. Raises UserError when the queue refuses the jobs.
     """
-    from hydra.core.plugins import Plugins
-    from omegaconf import read_write
-
     with multirun_config(overrides) as (node, context):
         kind = node.hydra.launcher._target_.rsplit(".", 1)[-1]
 
@@ -371,43 +364,28 @@ def gpus_for(jobs: list[Job]) -> list[str]:
 def _start_again_after_kills(start: Callable, jobs: list[Job]) -> None:
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    began = time.time()
-    strikes = {job.folder: 0 for job in jobs}
-
-    def attempt(batch: list[Job]) -> list[Job]:
-        """Start a batch; returns what it left undone because a worker was killed."""
+    began, alone, waiting = time.time(), list[Job](), list(jobs)
+    while waiting:
         try:
-            start(batch)
-            return []
+            start(waiting)
+            break
         except TerminatedWorkerError:
             time.sleep(0.5)  # the other workers are being stopped
-        undone = []
-        for job in batch:
-            status = job.folder / STATUS
-            touched = status.exists() and status.stat().st_mtime >= began
-            what, why = state(job)
-            if what == "stopped":
-                strikes[job.folder] += 1
-            if what == "stopped" or not touched:
-                undone.append(job)
-        return undone
+        hit = [job for job in waiting if state(job)[0] == "stopped" and _touched(job, began)]
+        if not hit:
+            raise UserError("the worker processes die before a run begins; try fewer at once: hydra.launcher.n_jobs=1")
+        alone += hit
+        waiting = [job for job in waiting if not _touched(job, began)]
+    if alone:
+        log.warning(f"a worker was killed; {len(alone)} runs that were under way go on, one at a time")
+    for job in alone:
+        with contextlib.suppress(TerminatedWorkerError):  # it is reported as stopped
+            start([job])
 
-    waiting = list(jobs)
-    while waiting:
-        suspects = [job for job in waiting if 0 < strikes[job.folder] < CHANCES]
-        fresh = [job for job in waiting if strikes[job.folder] == 0]
-        if fresh:
-            undone = attempt(fresh)
-            if len(undone) == len(fresh) and not any(strikes[job.folder] for job in undone):
-                raise UserError(
-                    "the worker processes die before a run begins; try fewer at once: hydra.launcher.n_jobs=1"
-                )
-            waiting = suspects + undone
-        elif suspects:
-            log.warning(f"a worker was killed; {len(suspects)} runs that were under way go on, one at a time")
-            waiting = [job for one in suspects for job in attempt([one])]
-        else:
-            return
+
+def _touched(job: Job, since: float) -> bool:
+    status = job.folder / STATUS
+    return status.exists() and status.stat().st_mtime >= since
 
 
 # ---------------------------------------------------------------- SLURM

@@ -35,6 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from snn_repro.build import begin_epoch, build_network, loss_of
 from snn_repro.causality import sees_future
 from snn_repro.config import (
     GROUPS,
@@ -55,12 +56,12 @@ from snn_repro.data import build_data
 from snn_repro.data.feed import feed
 from snn_repro.errors import UserError
 from snn_repro.files import replace_atomically, write_text
-from snn_repro.losses import Loss, build_loss
+from snn_repro.losses import Loss
 from snn_repro.registry import SETS
 from snn_repro.runs import checkpoint
-from snn_repro.runs.folder import EVALUATIONS, epoch_of, other_data
+from snn_repro.runs.folder import EVALUATIONS, epoch_of, final_outputs, other_data
 from snn_repro.runtime import Precision, channels_last, compile_network, pick_device, seed_everything
-from snn_repro.train import begin_epoch, build_network, evaluate, final_outputs, options
+from snn_repro.train import evaluate
 from snn_repro.trained.command import command, log, split
 from snn_repro.trained.load import TrainedRun, load_run
 
@@ -144,7 +145,7 @@ def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) ->
     device = pick_device(config)
     seed_everything(config)
     model = tested_network(run, config)
-    loss_fn: Loss = build_loss(config.loss.name, **options(config.loss, "name"))
+    loss_fn = loss_of(config)
     begin_epoch(run.epoch - 1, config.recipe.epochs, loss_fn)
     loss_fn.watch(model)  # who is watched is computed by PyTorch, as in the run
     model = channels_last(model, device)
@@ -161,7 +162,7 @@ def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) ->
         )  # fmt: skip
     if not math.isfinite(outcome["loss"]):
         raise UserError(f"the loss of this test is {outcome['loss']}: the network's outputs are no finite numbers")
-    kept = final_outputs(outcome)
+    kept = final_outputs([(outcome["logits"], outcome["labels"])])
     scores = loss_fn.readout(outcome["logits"])
     confusion = confusion_matrix(outcome["labels"], scores.argmax(-1), run.num_classes)
     ahead = sees_future(model)

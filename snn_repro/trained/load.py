@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from snn_repro.build import build_network
 from snn_repro.config import Config, checked, frame_shape
 from snn_repro.data.dataset import DataSet
 from snn_repro.errors import UserError
@@ -19,7 +20,6 @@ from snn_repro.registry import SETS
 from snn_repro.runs import checkpoint
 from snn_repro.runs.folder import CONFIG, RESULT, other_data
 from snn_repro.runs.result import RunResult, read_result
-from snn_repro.train import build_network
 
 log = logging.getLogger("snn_repro")
 

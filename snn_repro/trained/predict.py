@@ -21,13 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snn_repro.build import loss_of
 from snn_repro.causality import sees_future
 from snn_repro.config.schema import DEVICES
 from snn_repro.console import audible, text_table
 from snn_repro.errors import UserError
-from snn_repro.losses import build_loss
 from snn_repro.runtime import pick_device
-from snn_repro.train import options
 from snn_repro.trained.command import command, log, split
 from snn_repro.trained.evaluate import probabilities, running_scores
 from snn_repro.trained.load import TrainedRun, load_run
@@ -53,7 +52,7 @@ def predict(run: TrainedRun | str | Path, sources: Iterable[Any], weights: str =
     is asked about any.
     """
     run = run if isinstance(run, TrainedRun) else load_run(run, weights)
-    names, loss_fn = run.class_names, build_loss(run.config.loss.name, **options(run.config.loss, "name"))
+    names, loss_fn = run.class_names, loss_of(run.config)
     device = next(run.model.parameters()).device
     inputs = [(str(s) if isinstance(s, str | Path) else f"sample {k}", run.transform(s)) for k, s in enumerate(sources)]
     found = []

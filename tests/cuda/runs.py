@@ -45,10 +45,11 @@ def watching(device):
             self.left = min(len(batches), BATCHES)
             return super().evaluate(batches, part)
 
-        def check_stop(self):
-            super().check_stop()
-            self.left -= 1
-            device.watched = self.left > 0
+        def leave_if_asked(self, *pending):
+            super().leave_if_asked(*pending)
+            if not pending:  # after a batch of an evaluation
+                self.left -= 1
+                device.watched = self.left > 0
 
     return mock.patch.object(train, "Training", Watching)
 

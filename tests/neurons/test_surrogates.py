@@ -53,8 +53,8 @@ def test_it_integrates_to_one_and_trains_in_a_neuron(name):
 
 def test_the_adaptive_dspike_takes_the_temperature_nearest_to_finite_differences(tmp_path, monkeypatch):
     """In a run: weights, statistics and generators are those of a run that adapts nothing until its first step."""
+    from snn_repro import train
     from snn_repro.neurons.surrogates import dspike_adaptive as adaptive
-    from snn_repro.train import Training
 
     seen, adapt = [], SURROGATES["dspike_adaptive"].adapt
 
@@ -100,7 +100,7 @@ def test_the_adaptive_dspike_takes_the_temperature_nearest_to_finite_differences
     saved = checkpoint.load(tmp_path / "a" / checkpoint.LAST)["model"]
     assert float(saved["sn1.surrogate_function.width"]) == pytest.approx(chosen)
     assert int(saved["bn1.num_batches_tracked"]) == 2  # the steps alone
-    monkeypatch.setattr(Training, "adapt_surrogates", lambda *_: None)
+    monkeypatch.setattr(train, "adapt_surrogates", lambda *_: None)
     run(load_config([*short, "loss=sdt", "neuron.surrogate=dspike", f"neuron.surrogate_width={chosen:.1f}",
                      f"hydra.run.dir={tmp_path / 'b'}"]))  # fmt: skip
     other = checkpoint.load(tmp_path / "b" / checkpoint.LAST)["model"]

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from all_rows import COMPARED, NAMES, compared_rows, rows
 
+from snn_repro.build import options
 from snn_repro.config import CONF_DIR, differing, frame_shape, keys, load_config
 from snn_repro.data.sets import SETS
 from snn_repro.models import build_model
 from snn_repro.neurons import build_neuron
 from snn_repro.paper.rows import compared, load_rows
 from snn_repro.paper.tables import generate
-from snn_repro.train import options
 
 sys.path.insert(0, str(CONF_DIR.parent / "scripts"))
 import list_rows  # noqa: E402

@@ -9,6 +9,7 @@ import pytest
 import torch
 from all_rows import NAMES, described_rows, rows
 
+from snn_repro.build import options
 from snn_repro.config import CONF_DIR, ConfigError, differing, frame_shape, keys, load_config, sweep_jobs
 from snn_repro.data.augment import batch_transforms
 from snn_repro.data.augment.smooth_labels import SmoothLabels
@@ -17,7 +18,6 @@ from snn_repro.models import build_model, count_parameters
 from snn_repro.neurons import build_neuron
 from snn_repro.optim import build_schedule, lr_factor, parameter_groups
 from snn_repro.registry import AUGMENTATIONS
-from snn_repro.train import options
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 # ---------------------------------------------------------------- learning rates

@@ -78,7 +78,7 @@ def test_never_resume_starts_again_but_keeps_what_is_finished(tmp_path):
         RunFolder(tmp_path, load_config(["resume=never", "recipe.lr=0.3"]))
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
     fresh = RunFolder(tmp_path, load_config(["resume=never"]))
-    assert fresh.history() == []
+    assert fresh.history(0) == []
     fresh.begin([], "cpu")
     fresh.finish(fake_run(tmp_path / "other", acc=1.0))
     fresh.close()
@@ -146,28 +146,13 @@ def test_a_folder_that_is_a_file(tmp_path):
         RunFolder(tmp_path / "f" / "g", load_config())
 
 
-def test_the_command_says_one_sentence_for_a_folder_it_cannot_make(tmp_path):
+def test_the_command_says_one_sentence_for_a_folder_or_data_that_it_does_not_find(tmp_path, typed):
     (tmp_path / "f").write_text("")
-    done = subprocess.run(
-        [sys.executable, "-m", "snn_repro.train", f"hydra.run.dir={tmp_path / 'f' / 'g'}"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1 and "cannot write" in done.stderr and "hydra.run.dir" in done.stderr
-
-
-def test_an_error_inside_a_run_is_one_line_without_hydra_s_own(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "snn_repro.train", "dataset=cifar100", f"data_dir={tmp_path}", "logger.mode=disabled",
-         f"hydra.run.dir={tmp_path / 'run'}"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("snn-train: cifar100 was not found")
+    code, _, err = typed(f"hydra.run.dir={tmp_path / 'f' / 'g'}")
+    assert code == 2 and err.count("\n") == 1 and "cannot write" in err and "hydra.run.dir" in err
+    quiet = "dataset=cifar100", "logger.mode=disabled", f"data_dir={tmp_path}", f"hydra.run.dir={tmp_path / 'run'}"
+    code, _, err = typed(*quiet)
+    assert code == 2 and err.count("\n") == 1 and err.startswith("snn-train: cifar100 was not found")
 
 
 def test_a_damaged_config_is_named(tmp_path):

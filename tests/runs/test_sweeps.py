@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from snn_repro import job, signals, train
 from snn_repro.config import ConfigError, config_hash
 from snn_repro.errors import UserError
 from snn_repro.runs import sweeps
-from snn_repro.runs.folder import find_results
+from snn_repro.runs.folder import RunFolder, find_results
 
 ROOT = Path(__file__).parents[2]
 SHORT = ["logger.mode=disabled", "recipe.epochs=1", "debug.max_steps=1", "debug.max_eval_batches=1"]
@@ -66,24 +67,21 @@ def test_48_runs_with_6_planted_failures(tmp_path):
     assert all(os.stat(Path(f, "result.json")).st_mtime_ns == t for f, t in before.items())
 
 
-def test_a_failing_run_leaves_its_traceback_and_the_rest_go_on(tmp_path):
-    root = tmp_path / "runs"
-    broken = tmp_path / "sitecustomize.py"  # fails inside the first run only, with an error that is no sentence of ours
-    broken.write_text(
-        "import random\n"
-        "seed = random.seed\n"
-        "def fail(value=None, version=2):\n"
-        "    if value == 7:\n"
-        "        raise ZeroDivisionError('planted')\n"
-        "    seed(value, version)\n"
-        "random.seed = fail\n"
-    )
-    done = sweep(root, "seed=7,8", PYTHONPATH=str(tmp_path))
-    assert done.returncode == 1 and done.stdout.splitlines()[-1] == "sweep: 1 of 2 runs done"
+def test_a_failing_run_leaves_its_traceback_and_the_rest_go_on(tmp_path, monkeypatch, typed):
+    root, seed = tmp_path / "runs", random.seed
+
+    def fail(value=None, version=2):
+        if value == 7:
+            raise ZeroDivisionError("planted")
+        seed(value, version)
+
+    monkeypatch.setattr(random, "seed", fail)
+    code, out, err = typed("-m", *SHORT, f"hydra.sweep.dir={root}", "seed=7,8")
+    assert code == 1 and out.splitlines()[-1] == "sweep: 1 of 2 runs done"
     status = json.loads((root / "digits-small-if_imp-lts" / TWEAKS / "seed7/status.json").read_text())
     assert status["state"] == "failed" and status["error"] == "ZeroDivisionError: planted"
-    assert "sitecustomize.py" in status["traceback"]
-    assert "failed: " in done.stderr and "ZeroDivisionError: planted" in done.stderr
+    assert "test_sweeps.py" in status["traceback"]
+    assert "failed: " in err and "ZeroDivisionError: planted" in err
 
 
 @pytest.mark.slow
@@ -107,10 +105,9 @@ def test_joblib_runs_side_by_side_and_survives_a_killed_worker(tmp_path):
     assert f"  stopped: {root}/digits-small-if_imp-lts/{TWEAKS}/seed7: its process ended" in done.stderr
 
 
-def test_an_empty_sweep_is_an_error(tmp_path):
-    done = sweep(tmp_path / "runs", "experiment=glob(no_such_row_*)")
-    assert done.returncode == 2 and "matches nothing" in done.stderr
-    assert not (tmp_path / "runs").exists()
+def test_an_empty_sweep_is_an_error(tmp_path, typed):
+    code, _, err = typed("-m", *SHORT, f"hydra.sweep.dir={tmp_path / 'runs'}", "experiment=glob(no_such_row_*)")
+    assert code == 2 and "matches nothing" in err and not (tmp_path / "runs").exists()
 
 
 def test_two_jobs_with_one_folder_are_refused(tmp_path):
@@ -149,8 +146,6 @@ def test_what_a_folder_says_about_its_run(tmp_path):
     status = {"state": "running", "error": None, "config_hash": config_hash(job.config)}
     (job.folder / "status.json").write_text(json.dumps(status))
     assert sweeps.state(job)[0] == "stopped"
-    from snn_repro.runs.folder import RunFolder
-
     held = RunFolder(job.folder, job.config)
     assert sweeps.state(job)[0] == "running"
     held.close()
@@ -171,10 +166,11 @@ def test_a_queue_that_refuses_is_one_sentence(tmp_path, monkeypatch, capsys):
     assert "snn-train: SLURM refused the jobs: invalid partition" in capsys.readouterr().err
 
 
-def test_slurm_without_slurm_is_one_sentence(tmp_path):
+def test_slurm_without_slurm_is_one_sentence(tmp_path, monkeypatch, typed):
     pytest.importorskip("submitit", reason="pip install 'snn_repro[slurm]'")
-    done = sweep(tmp_path, "hydra/launcher=slurm", "seed=0,1", PATH="/nowhere")
-    assert done.returncode == 1 and "finds no srun here" in done.stderr and "Traceback" not in done.stderr
+    monkeypatch.setenv("PATH", "/nowhere")
+    code, _, err = typed("-m", *SHORT, f"hydra.sweep.dir={tmp_path}", "hydra/launcher=slurm", "seed=0,1")
+    assert code == 1 and "finds no srun here" in err and "Traceback" not in err
 
 
 @pytest.mark.parametrize("notice", [signal.SIGUSR2, signal.SIGUSR1])

@@ -1,0 +1,97 @@
+"""The parts of a run that its configuration names: network, loss, average of the weights; and what they refuse together."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from snn_repro.config import Config, ConfigError, frame_shape
+from snn_repro.data.augment import GuidedAugmentation, turned_on, values_of
+from snn_repro.losses import Loss, build_loss
+from snn_repro.models import build_model
+from snn_repro.models.blocks import same_statistics
+from snn_repro.models.relevance import check as check_relevance
+from snn_repro.neurons import build_neuron
+from snn_repro.neurons.surrogates import SURROGATES, Spike
+from snn_repro.registry import SETS
+
+
+def options(part: Any, *without: str) -> dict[str, Any]:
+    """The keys of a config part that are set (not null), as keyword arguments; settings of its choice's own among them."""
+    values = {k: v for k, v in vars(part).items() if k != "own"} | part.own
+    return {k: v for k, v in values.items() if v is not None and k not in without}
+
+
+def loss_of(config: Config) -> Loss:
+    """The loss of a configuration."""
+    return build_loss(config.loss.name, **options(config.loss, "name"))
+
+
+def build_network(config: Config, num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
+    """The network of a configuration, with its initial weights."""
+    return build_model(
+        config.model.name, num_classes=num_classes, input_shape=input_shape, timesteps=config.timesteps,
+        neuron=options(config.neuron, "imp_lr", "imp_weight_decay"), kernels=config.kernels,
+        **options(config.model, "name", "weights"),
+    )  # fmt: skip
+
+
+def check_settings(config: Config) -> None:
+    """Raise UserError for what the classes of neuron and loss refuse, before any data is read."""
+    loss, augment = loss_of(config), config.augment
+    for cls in turned_on(augment):
+        if cls.soft_targets and not loss.soft_targets:
+            key, value = next((k, v) for k, v in values_of(cls, augment).items() if k in cls.switches and v)
+            raise ConfigError(
+                f"augment.{key}={value} makes soft targets and loss={config.loss.name} needs labels; set it to 0"
+            )
+    of_neuron = options(config.neuron, "imp_lr", "imp_weight_decay", "initial_layers", "backend")
+    with torch.random.fork_rng(devices=[]):  # it draws a number
+        loss.watch(build_neuron(state_shape=(1,), timesteps=config.timesteps, **of_neuron))
+    if config.compile and loss.reads_potentials:
+        raise ConfigError(
+            f"compile={str(config.compile).lower()} does not show the potentials that loss={config.loss.name} reads; use compile=false"
+        )
+    if guided := turned_on(augment, GuidedAugmentation):
+        shape, classes = frame_shape(config), SETS[config.dataset.name].of(config).num_classes
+        with torch.random.fork_rng(devices=[]):
+            network = build_network(config, classes, shape)
+            check_relevance(network, (config.timesteps, 2, *shape), augment.rpg_relevance, guided[0].name)
+
+
+class Averaged(AveragedModel):
+    """torch's moving average of weights and buffers, less its copy of a counter to the GPU in each step, for which it waits."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.average = get_ema_multi_avg_fn(decay)
+        super().__init__(model, multi_avg_fn=self.average, use_buffers=True)
+
+    def update_parameters(self, model: nn.Module) -> None:
+        if self.n_averaged == 0:  # it lies on the CPU
+            return super().update_parameters(model)
+        values = [(*m.parameters(), *m.buffers()) for m in (self.module, model)]
+        pairs = [(own.detach(), new.detach()) for own, new in zip(*values, strict=True)]
+        for kind in {own.dtype for own, _ in pairs}:
+            own, new = zip(*(pair for pair in pairs if pair[0].dtype == kind), strict=True)
+            self.average(own, new, self.n_averaged)
+        self.n_averaged += 1
+
+
+def adapt_surrogates(model: nn.Module, loss_fn: Loss, x: Tensor, target: Tensor) -> None:
+    """Let surrogates that adapt do so on a batch: rank 0's choice is everybody's, as buffers are."""
+    spikes: dict[str, list[Spike]] = {}
+    for module in model.modules():
+        if isinstance(module, Spike) and SURROGATES[module.surrogate].adapt:
+            spikes.setdefault(module.surrogate, []).append(module)
+    for name, those in spikes.items():
+        with torch.random.fork_rng(), same_statistics(model):
+            SURROGATES[name].adapt(model, those, lambda: loss_fn(model(x, last_step=loss_fn.last_step).float(), target))
+
+
+def begin_epoch(epoch: int, epochs: int, *parts: Any) -> None:
+    """Tell every loss and module that has a schedule over epochs where training is, in a resumed epoch too."""
+    for part in parts:
+        for thing in part.modules() if hasattr(part, "modules") else (part,):
+            if hasattr(thing, "begin_epoch"):
+                thing.begin_epoch(epoch, epochs)
