@@ -125,8 +125,8 @@ def main(arguments: list[str]) -> int:
                 )
             say(f"{cache.folder}: all {len(cache.names)} rows are as they were stored")
             return 0
-        settings = (cfg.timesteps, cfg.dataset.integrate_by, cfg.dataset.frame_size)
-        report = prepare(event_set(cfg.dataset.name).of(cfg), cfg.data_dir, cfg.cache_dir, *settings, say=say, **own)
+        settings = event_set(cfg.dataset.name).cache_settings(cfg)
+        report = prepare(settings, cfg.data_dir, cfg.cache_dir, say=say, **own)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

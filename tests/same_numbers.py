@@ -21,9 +21,9 @@ sys.path[:0] = [str(Path(__file__).parent), str(ROOT), str(ROOT / "scripts")]
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from fixtures import event_sets, image_sets  # noqa: E402
+from fixtures import make_cache as prepare  # noqa: E402
 
 from snn_repro.config import load_config  # noqa: E402
-from snn_repro.data.prepare import prepare  # noqa: E402
 from snn_repro.train import run  # noqa: E402
 from studies import methods  # noqa: E402
 

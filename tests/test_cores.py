@@ -7,7 +7,7 @@ import torch
 
 from snn_repro import distributed
 from snn_repro.config import load_config
-from snn_repro.data.batches import loader_processes
+from snn_repro.data.build import loader_processes
 
 CONFIGS = [load_config(["dataset=digits", *more]) for more in ((), ("device=cpu",), ("dataset.workers=5",))]
 

@@ -28,6 +28,7 @@ from snn_repro.data.augment import Normalize, batch_transforms, sample_transform
 from snn_repro.data.augment.crop import RandomCrop
 from snn_repro.data.augment.flip import RandomFlip
 from snn_repro.data.batches import LoaderBatches, MemoryBatches, PilImages, keep_freed_memory
+from snn_repro.data.cache import Settings
 from snn_repro.data.events import Events, integrate
 from snn_repro.data.feed import feed
 from snn_repro.data.formats import read_aedat3
@@ -236,7 +237,9 @@ def _our_preparation(kind: str, folder: Path, file: Path, turn: int) -> Callable
         name.hardlink_to(file)
 
     def run() -> None:
-        done = prepare("cifar10_dvs", folder / "raw", folder / "cache", 10, workers=0, rebuild=True, say=_quiet)
+        done = prepare(
+            Settings(SETS["cifar10_dvs"], 10), folder / "raw", folder / "cache", workers=0, rebuild=True, say=_quiet
+        )
         assert done.read == turn and not done.problems, done
 
     return run
@@ -498,6 +501,6 @@ def _peak(dataset: str, raw: Path, cache: Path, timesteps: int, samples: int) ->
     """Run in a fresh process: MiB of memory that it took to turn one large file into frames."""
     keep_freed_memory(map_large=True)  # as prepare's workers do
     for frame_size in (None, 48):
-        done = prepare(dataset, raw, cache, timesteps, frame_size=frame_size, workers=0, say=_quiet)
+        done = prepare(Settings(SETS[dataset], timesteps, "number", frame_size), raw, cache, workers=0, say=_quiet)
         assert done.samples == samples and not done.problems, done
     return memory("VmHWM")

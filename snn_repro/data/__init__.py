@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from snn_repro.config import Config
+    from snn_repro.config.schema import Config
     from snn_repro.data.batches import Batches, Data, MemoryBatches, Split
 
 __all__ = ["Batches", "Data", "MemoryBatches", "Split", "build_data"]

@@ -16,15 +16,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from snn_repro import distributed
 from snn_repro.data.augment.augmentation import (
     BatchTransform,
     MovingAugmentation,
@@ -33,62 +31,14 @@ from snn_repro.data.augment.augmentation import (
     sent,
 )
 from snn_repro.data.counts import ByteFrames
+from snn_repro.data.dataset import Batches, Data, Split
 from snn_repro.data.image_files import ImageFile, decode
 from snn_repro.errors import DataError, UserError
 
-if TYPE_CHECKING:
-    from snn_repro.config import Config
-    from snn_repro.data.cache import Cache
-    from snn_repro.data.dataset import DataSet
-
+__all__ = ["Batches", "Data", "LoaderBatches", "MemoryBatches", "PilImages", "Split"]
 
 _T = TypeVar("_T")
 _ORDER, _BATCH, _SAMPLE = 0, 1, 2  # keeps the three kinds of draws apart
-
-
-@dataclass
-class Split:
-    """Which samples were tested. `sha256_test` is the SHA-256 of the sorted test names, one a line."""
-
-    id: str
-    sha256_test: str
-    n_train: int
-    n_val: int
-    n_test: int
-
-
-@runtime_checkable
-class Batches(Protocol):
-    """All that training calls of a part of a data set, in order or shuffled anew in each epoch."""
-
-    def __len__(self) -> int:
-        """Batches in an epoch, of this process."""
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (x, target) of batches `start`, `start + 1`, ... of this epoch, a function of seed and epoch alone.
-
-        x: float32, static image [B, C, H, W] or event frames [T, B, C, H, W]; target: int64 [B] or soft
-        float32 [B, K].
-        """
-
-    def shard(self, rank: int, world: int) -> Batches:
-        """The share of process `rank` of `world` in these batches; itself where there is one process."""
-
-    def all_samples(self, batch: int) -> int:
-        """Samples in batch `batch` of all processes together."""
-
-
-@dataclass
-class Data:
-    """A data set ready for training. `input_shape` is (C, H, W); `static`: images without a time axis."""
-
-    train: Batches
-    val: Batches | None
-    test: Batches
-    input_shape: tuple[int, int, int]
-    num_classes: int
-    split: Split
-    static: bool
 
 
 def keep_freed_memory(map_large: bool = False) -> None:
@@ -179,10 +129,15 @@ def portable(transform: BatchTransform | Callable | None) -> bool:
     return isinstance(transform, BatchTransform) and transform.portable
 
 
+def _rows(n: int, indices: Sequence[int] | np.ndarray | None) -> Tensor:
+    """Row numbers as a tensor; None: all n."""
+    return torch.arange(n) if indices is None else torch.as_tensor(np.asarray(indices, np.int64))
+
+
 class _Ordered:
     """The part that both kinds of batches share: counting, ordering, and what the batch transforms draw.
 
-    indices: the rows of the n inputs that belong to this part (default all), in the order in which evaluation sees them.
+    rows: of the inputs, those that belong to this part, in the order in which evaluation sees them.
     transforms: batch transforms, applied in order with one generator a batch of all ranks together. Where one
     process serves alone they may be plain functions (x, target, generator) -> (x, target).
     shuffle, repeats: see `epoch_order`. drop_last: leave out the last, smaller batch.
@@ -195,17 +150,16 @@ class _Ordered:
 
     def __init__(
         self,
-        n: int,
+        rows: Tensor,
         batch_size: int,
         *,
         seed: int = 0,
         shuffle: bool | Tensor = False,
         transforms: Sequence[BatchTransform] = (),
-        indices: Sequence[int] | np.ndarray | None = None,
         drop_last: bool = False,
         repeats: int = 1,
     ):
-        self.rows = torch.arange(n) if indices is None else torch.as_tensor(np.asarray(indices, np.int64))
+        self.rows = rows
         if batch_size < 1:
             raise UserError(f"recipe.batch_size={batch_size} must be at least 1")
         if repeats < 1:
@@ -320,7 +274,7 @@ class MemoryBatches(_Ordered):
         their stored type, so that crop and flip move bytes and not floats (frames: see BatchTransform.portable).
     targets: N class numbers.
     check: called with (row, frames) of every row of frames that is read, as stored; raises DataError for a bad one.
-    options: those of `_Ordered`.
+    indices: the rows that belong to this part (default all). options: those of `_Ordered`.
     """
 
     _resident = False
@@ -332,6 +286,7 @@ class MemoryBatches(_Ordered):
         targets: Tensor | np.ndarray | Sequence[int],
         batch_size: int,
         *,
+        indices: Sequence[int] | np.ndarray | None = None,
         check: Callable[[int, np.ndarray], None] | None = None,
         **options: Any,
     ):
@@ -339,7 +294,7 @@ class MemoryBatches(_Ordered):
             raise DataError(f"{len(inputs)} inputs but {len(targets)} targets")
         if inputs.ndim not in (4, 5):
             raise ValueError(f"inputs must be [N, C, H, W] or [N, T, C, H, W], not {tuple(inputs.shape)}")
-        super().__init__(len(inputs), batch_size, **options)
+        super().__init__(_rows(len(inputs), indices), batch_size, **options)
         self._targets = torch.as_tensor(np.asarray(targets, np.int64))
         self._is_frames = inputs.ndim == 5
         self.inputs: Any = inputs
@@ -427,7 +382,7 @@ class RowCheck:
     To be given to MemoryBatches, the same one to all parts. Threads may share it: at worst two check one row.
     """
 
-    def __init__(self, cache: Cache):
+    def __init__(self, cache: Any):  # a Cache of cache.py
         assert cache.checksums is not None  # the caller looked
         self.cache, self.checksums = cache, cache.checksums
         self.checked = bytearray(len(cache.names))
@@ -459,8 +414,17 @@ class LoaderBatches(_Ordered):
     options: those of `_Ordered`; batch transforms run in the calling process.
     """
 
-    def __init__(self, samples: Dataset, batch_size: int, *, workers: int = 0, **options: Any):
-        super().__init__(len(samples), batch_size, **options)  # type: ignore[arg-type]  # map-style: it has a length
+    def __init__(
+        self,
+        samples: Dataset,
+        batch_size: int,
+        *,
+        workers: int = 0,
+        indices: Sequence[int] | np.ndarray | None = None,
+        **options: Any,
+    ):
+        n = len(samples)  # type: ignore[arg-type]  # map-style: it has a length
+        super().__init__(_rows(n, indices), batch_size, **options)
         if workers < 0:
             raise UserError(f"workers={workers} must be 0 (read in the main process) or more")
         self._plan = _Plan()
@@ -576,74 +540,3 @@ def _collate(samples):
         if isinstance(sample, DataError):
             return sample
     return torch.stack([x for x, _ in samples]), torch.tensor([int(y) for _, y in samples])
-
-
-# ------------------------------------------------------------------ a data set's parts
-
-
-def loader_processes(cfg: Config) -> int:
-    """dataset.workers; where it is null, on a GPU the cores that the job has beside the one that trains, else none."""
-    if cfg.dataset.workers is not None:
-        return cfg.dataset.workers
-    return distributed.cores() - 1 if cfg.device != "cpu" and torch.cuda.is_available() else 0
-
-
-class Part(NamedTuple):
-    """A part of a data set: rows of an array with labels (see MemoryBatches), or of samples (see LoaderBatches)."""
-
-    inputs: Tensor | np.ndarray | ByteFrames | Dataset
-    labels: Sequence[int] | np.ndarray = ()  # of samples: only for recipe.class_balanced, each comes with its own
-    rows: np.ndarray | None = None  # None: all
-
-
-def balanced(part: Part) -> Tensor:
-    """Sampling weights for equally frequent classes: 1 / samples of the class in the whole array."""
-    labels = np.asarray(part.labels)
-    weights = torch.from_numpy(1 / np.bincount(labels)[labels])
-    return weights if part.rows is None else weights[part.rows]
-
-
-def assemble(
-    cfg: Config,
-    dataset: DataSet,
-    parts: Sequence[Part],
-    split: Split,
-    transforms: Sequence[BatchTransform],
-    evaluation: Sequence[BatchTransform] = (),
-    check: Callable[[int, np.ndarray], None] | None = None,
-) -> Data:
-    """`Data` of the parts train, val and test, the second of which may be empty; `transforms` are those of training, `evaluation` the others'.
-
-    check: see MemoryBatches. Raises DataError where arrays are not what the data set says of itself.
-    """
-    train, val, test = parts
-    shape, recipe = dataset.frame_shape(cfg.dataset.frame_size), cfg.recipe
-    training: dict[str, Any] = dict(drop_last=recipe.drop_last, repeats=recipe.repeated_augmentation)
-    training |= dict(seed=cfg.seed, shuffle=balanced(train) if recipe.class_balanced else True)
-
-    def batches(part: Part, size: int, **options) -> Batches:
-        inputs, labels, rows = part
-        if isinstance(inputs, Dataset):
-            return LoaderBatches(inputs, size, indices=rows, workers=loader_processes(cfg), **options)
-        kind = "images" if inputs.ndim == 4 else "frames"
-        if tuple(inputs.shape[-3:]) != shape or (inputs.ndim == 4) != dataset.static:
-            raise DataError(
-                f"{dataset.name} was read as {kind} {list(inputs.shape[-3:])}, and its file in data/sets/ says {list(shape)},"
-                f" static={dataset.static}"
-            )
-        if len(labels) and not 0 <= np.min(labels) <= np.max(labels) < dataset.num_classes:
-            raise DataError(
-                f"{dataset.name} was read with labels {np.min(labels)} to {np.max(labels)}, and its file in data/sets/ says"
-                f" {dataset.num_classes} classes"
-            )
-        return MemoryBatches(inputs, labels, size, indices=rows, check=check, **options)
-
-    return Data(
-        train=batches(train, recipe.batch_size, transforms=transforms, **training),
-        val=batches(val, recipe.eval_batch_size, transforms=evaluation) if val.rows is None or len(val.rows) else None,
-        test=batches(test, recipe.eval_batch_size, transforms=evaluation),
-        input_shape=shape,
-        num_classes=dataset.num_classes,
-        split=split,
-        static=dataset.static,
-    )

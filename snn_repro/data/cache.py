@@ -11,8 +11,7 @@ A finished cache is a folder `cache_dir/<dataset>/T<timesteps>-<number|time|brai
                    narrowest type where the table has some of them, name
     manifest.json  format version, settings, shape, what was left out and why, a SHA-256 over all source files
 
-A file's CRC-32 is the one that zip archives store, so a cache can be held against an archive without unpacking
-it. A row's is checked when a run first reads the row (`RowCheck`), so that frames which decayed on the disk are
+A row's CRC-32 is checked when a run first reads the row (`RowCheck`), so that frames which decayed on the disk are
 not trained on. Still read are format version 2, which had no table, and 1, without checksums of rows, with a warning.
 """
 
@@ -22,25 +21,19 @@ import csv
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 
-from snn_repro.data.archives import SlowToList, read_entry
-from snn_repro.data.augment import RecordingAugmentation, batch_transforms, recording_steps
-from snn_repro.data.batches import Data, Part, RowCheck, Split, assemble, keep_freed_memory
 from snn_repro.data.counts import OVERFLOW, ByteFrames
-from snn_repro.data.dataset import EventSet
-from snn_repro.data.recordings import cut, find_recordings, to_frames
-from snn_repro.data.splits import Indices, named_split, split_parts
+from snn_repro.data.dataset import Recorded
+from snn_repro.data.recordings import find_recordings
 from snn_repro.errors import DataError, UserError
 
 if TYPE_CHECKING:
-    from snn_repro.config import Config
+    pass
 
 FORMAT_VERSION = 3
 _READABLE = (1, 2, 3)
@@ -60,7 +53,7 @@ class Problem(NamedTuple):
 class Settings(NamedTuple):
     """What decides the content of a cache."""
 
-    dataset: EventSet
+    dataset: Recorded
     timesteps: int
     by: str = "number"  # or "time", "braincog": see `integrate`
     frame_size: int | None = None  # pixels; None keeps the sensor's size
@@ -98,8 +91,9 @@ class Cache:
     events: np.ndarray  # int64 [N]: events in the recording
     manifest: dict[str, Any]
     folder: Path
-    rebuild: str  # the command that makes it anew
+    rebuild: str  # the command that makes it again
     checksums: list[int] | None  # CRC-32 of the bytes of each row of `frames`; None: it was made before these were kept
+    files: dict[str, tuple[int, str]]  # name of each recording's file: its bytes and CRC-32
 
 
 # ------------------------------------------------------------------ opening
@@ -131,7 +125,18 @@ def open_cache(settings: Settings, cache_dir: str | Path | None, data_dir: str |
             " (an unfinished one is there: the command goes on with it)" if partial_folder(folder).exists() else ""
         )
         raise UserError(f"no prepared frames at {folder}{unfinished}; run `{command}` once")
-    rebuild = f"rebuild it with `{command} rebuild=true`"
+    cache = _read(folder, settings, f"{command} rebuild=true")
+    changed = _changed_source(settings.dataset, data_dir, cache_dir, cache)
+    if changed:
+        raise DataError(
+            f"{folder} is stale: {changed}; rebuild it with `{cache.rebuild}`, or give the data_dir that it was made from"
+        )
+    return cache
+
+
+def _read(folder: Path, settings: Settings, command: str) -> Cache:
+    """A cache whose files are as they were written, with these settings. Raises DataError with the command that rebuilds it."""
+    rebuild = f"rebuild it with `{command}`"
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         if not isinstance(manifest, dict):
@@ -162,37 +167,30 @@ def open_cache(settings: Settings, cache_dir: str | Path | None, data_dir: str |
         warnings.warn(
             f"{folder} has no checksums of its frames, as an earlier version made it, so damage to them goes unseen;"
             f" {rebuild} to have them checked",
-            stacklevel=2,
+            stacklevel=3,
         )
-    cache = Cache(
-        frames=ByteFrames(frames, table) if len(table) else frames,
-        names=[r["name"] for r in rows],
-        labels=np.array([int(r["label"]) for r in rows], np.int64),
-        parts=np.array([r["part"] for r in rows]),
-        events=np.array([int(r["events"]) for r in rows], np.int64),
-        manifest=manifest,
-        folder=folder,
-        rebuild=f"{command} rebuild=true",
-        checksums=None if version == 1 else [int(r["row_crc32"], 16) for r in rows],
+    names, labels, parts, events = ([r[key] for r in rows] for key in ("name", "label", "part", "events"))
+    return Cache(
+        ByteFrames(frames, table) if len(table) else frames,
+        names,
+        np.array(labels, np.int64),
+        np.array(parts),
+        np.array(events, np.int64),
+        manifest,
+        folder,
+        command,
+        None if version == 1 else [int(r["row_crc32"], 16) for r in rows],
+        {r["name"].partition(":")[0]: (int(r["bytes"]), r["crc32"]) for r in rows},
     )
-    changed = _changed_source(settings.dataset, data_dir, rows, manifest["excluded"])
-    if changed:
-        raise DataError(f"{folder} is stale: {changed}; {rebuild}, or give the data_dir that it was made from")
-    return cache
 
 
-def _changed_source(dataset: EventSet, data_dir, rows: list[dict], excluded: list[dict]) -> str | None:
-    """How the raw files in `data_dir` differ in name or size from those in the index.
-
-    None if they agree, are absent, or lie in an archive, such as a compressed tar, whose names only a pass
-    through all of it would tell.
-    """
+def _changed_source(dataset: Recorded, data_dir, cache_dir, cache: Cache) -> str | None:
+    """How the raw files in `data_dir` differ from those in the index; None if they agree, are absent, or are not unpacked."""
     try:
-        recordings = find_recordings(dataset, data_dir, quick=True)
-    except (UserError, SlowToList):
+        recordings = find_recordings(dataset, data_dir, cache_dir, unpack=False)
+    except UserError:
         return None
-    indexed = {r["name"].partition(":")[0]: (int(r["bytes"]), r["crc32"]) for r in rows}
-    for name, (size, crc32) in indexed.items():
+    for name, (size, crc32) in cache.files.items():
         if name not in recordings.files:
             return f"{name} is in it, but no longer in data_dir={data_dir}"
         entry = recordings.files[name]
@@ -201,92 +199,7 @@ def _changed_source(dataset: EventSet, data_dir, rows: list[dict], excluded: lis
         if entry.crc32 and entry.crc32 != crc32:
             return f"{name} has changed: its CRC-32 was {crc32} and is {entry.crc32} now"
     if dataset.total is None:  # nobody else says which recordings there are
-        new = sorted(recordings.files.keys() - indexed.keys() - {p["name"] for p in excluded})
+        new = sorted(recordings.files.keys() - cache.files.keys() - {p["name"] for p in cache.manifest["excluded"]})
         if new:
             return f"{new[0]} is in data_dir={data_dir}, but not in it"
     return None
-
-
-# ------------------------------------------------------------------ from the cache to batches
-
-
-class AugmentedRecordings(torch.utils.data.Dataset):
-    """Training samples decoded from the raw files, so that `steps` can work on events before they become frames."""
-
-    def __init__(
-        self, settings: Settings, data_dir: str | None, names: list[str], steps: Sequence[RecordingAugmentation]
-    ):
-        recordings = find_recordings(settings.dataset, data_dir)
-        if any(e.kind in ("tar", "spool") for e in recordings.files.values()):
-            raise UserError(
-                f"augment.{steps[0].name} reads single recordings, which a tar.gz or a compressed zip in a zip cannot give"
-                f" quickly: unpack the archive into data_dir yourself, or leave augment.{steps[0].name} out"
-            )
-        by_name = {s.name: s for s in recordings.samples}
-        missing = [n for n in names if n not in by_name]
-        if missing:
-            raise DataError(
-                f"{missing[0]} is in the cache but not in data_dir={data_dir}; give the folder it was made from"
-            )
-        self.samples = [by_name[n] for n in names]
-        self.files, self.settings, self.steps = recordings.files, settings, steps
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-        sample, dataset = self.samples[i], self.settings.dataset
-        data = read_entry(self.files[sample.file], sample.file)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is odd about a file was told when the frames were prepared
-            events = dataset.decode(data, sample.file)
-        events = cut(events, sample)
-        for step in self.steps:
-            events = step.apply(events, dataset.shape[1:])
-        frames = to_frames(events, dataset.shape[1:], *self.settings[1:])
-        return torch.from_numpy(frames.astype(np.float32)), sample.label
-
-
-def published_split(dataset: EventSet, cfg: Config, cache: Cache) -> tuple[Indices, Indices, Indices, Split]:
-    """(training, validation and test rows, their Split) of a set that others published: drawn on the list of what it holds."""
-    name, split = dataset.name, cfg.dataset.split
-    excluded = [p["name"] for p in cache.manifest["excluded"]]
-    total = dataset.total or len(cache.names) + len(excluded)
-    if excluded or len(cache.names) < total:
-        warnings.warn(
-            f"{name}: the cache holds {len(cache.names)} of {total} recordings, so results do not compare with those on the"
-            " whole data set",
-            stacklevel=3,
-        )
-    if split == "official":
-        dropped = total - len(cache.names)
-        train, test = (np.flatnonzero(cache.parts == part) for part in ("train", "test"))
-    else:
-        everything = dataset.all_names(cache.names, cache.labels, excluded)
-        dropped = len(everything) - len(cache.names)
-        train, test = named_split(dataset, split, cache.names, cache.labels, everything)
-        if dataset.published_names() and len(everything) != total:
-            warnings.warn(
-                f"{name}: the cache holds recordings that the published data set has not, so dataset.split={split} is drawn"
-                f" on its own list of {len(everything)} names",
-                stacklevel=3,
-            )
-    people = [dataset.person(n) for n in cache.names]
-    train, val, of_run = split_parts(
-        cfg, train, test, cache.labels, [cache.names[i] for i in test], split=split, dropped=max(dropped, 0),
-        people=None if None in people else people,
-    )  # fmt: skip
-    return train, val, test, of_run
-
-
-def build(dataset: EventSet, cfg: Config) -> Data:
-    """The data set from prepared frames."""
-    keep_freed_memory()  # a batch of frames has tens of MiB
-    settings = dataset.cache_settings(cfg)
-    cache = open_cache(settings, cfg.cache_dir, cfg.data_dir)
-    train, val, test, of_run = dataset.split(cfg, cache)
-    check = RowCheck(cache) if cfg.dataset.verify == "first_read" and cache.checksums is not None else None
-    parts = [Part(cache.frames, cache.labels, rows) for rows in (train, val, test)]
-    if steps := recording_steps(cfg.augment, dataset):
-        parts[0] = Part(AugmentedRecordings(settings, cfg.data_dir, cache.names, steps), cache.labels, train)
-    return assemble(cfg, dataset, parts, of_run, batch_transforms(cfg.augment, dataset), check=check)

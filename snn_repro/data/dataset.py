@@ -13,13 +13,13 @@ this module and those of the sets import numpy, torch and what needs them inside
 
 from __future__ import annotations
 
-import json
-import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
+from snn_repro.data.archives import either
 from snn_repro.errors import DataError, UserError
 from snn_repro.registry import SETS
 from snn_repro.settings import Setting
@@ -27,31 +27,53 @@ from snn_repro.settings import Setting
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from snn_repro.config import Config
-    from snn_repro.data.archives import Entry
-    from snn_repro.data.batches import Data
-    from snn_repro.data.cache import Cache, Settings
+    from snn_repro.config.schema import Config
     from snn_repro.data.events import Events
 
 
-def entry(folder: Path, name: str) -> Path | None:
-    """The entry `name` ("a/b" for one further down) of a folder, exactly or else in other case; None without."""
-    for wanted in name.split("/"):
-        part: str | None = wanted
-        try:
-            if not (folder / wanted).exists():
-                part = min((n for n in os.listdir(folder) if n.lower() == wanted.lower()), default=None)
-        except OSError:
-            return None
-        if part is None or not os.path.exists(folder / part):
-            return None
-        folder = folder / part
-    return folder
+@dataclass
+class Split:
+    """Which samples were tested. `sha256_test` is the SHA-256 of the sorted test names, one a line."""
+
+    id: str
+    sha256_test: str
+    n_train: int
+    n_val: int
+    n_test: int
 
 
-def first_entry(folders: Sequence[Path], names: Sequence[str]) -> Path | None:
-    """The first of `names` in the first of `folders` that has one."""
-    return next((path for f in folders for n in names if (path := entry(f, n)) is not None), None)
+@runtime_checkable
+class Batches(Protocol):
+    """All that training calls of a part of a data set, in order or shuffled anew in each epoch."""
+
+    def __len__(self) -> int:
+        """Batches in an epoch, of this process."""
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (x, target) of batches `start`, `start + 1`, ... of this epoch, a function of seed and epoch alone.
+
+        x: float32, static image [B, C, H, W] or event frames [T, B, C, H, W]; target: int64 [B] or soft
+        float32 [B, K].
+        """
+
+    def shard(self, rank: int, world: int) -> Batches:
+        """The share of process `rank` of `world` in these batches; itself where there is one process."""
+
+    def all_samples(self, batch: int) -> int:
+        """Samples in batch `batch` of all processes together."""
+
+
+@dataclass
+class Data:
+    """A data set ready for training. `input_shape` is (C, H, W); `static`: images without a time axis."""
+
+    train: Batches
+    val: Batches | None
+    test: Batches
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    split: Split
+    static: bool
 
 
 class DataSet:
@@ -162,10 +184,19 @@ class Sample(NamedTuple):
     stop: int = -1  # -1: to the end
 
 
-class EventSet(DataSet):
-    """Recordings of an event camera, one file each or several in one, which prepare.py turns into cached frames once.
+class Entry(NamedTuple):
+    """One file of an event set."""
 
-    Files are read in place, from folders or archives. As it stands, this class knows sets of class folders (or an archive
+    path: str
+    size: int  # bytes
+    crc32: str = ""  # eight hexadecimal digits, where it is known before the file is decoded
+    problem: str = ""  # why it could not be unpacked
+
+
+class Recorded(DataSet):
+    """The facts of recordings of an event camera, one file each or several in one: an `EventSet` without what is done.
+
+    As it stands, this class knows sets of class folders (or an archive
     for each class), whose files' names match `pattern`.
     """
 
@@ -195,8 +226,6 @@ class EventSet(DataSet):
 
     def find(self, children: dict[str, Path]) -> list[Path]:
         """The folders and archives with recordings, of what lies in a folder, {lower-case name: path}."""
-        from snn_repro.data.archives import either
-
         return [path for name in self.class_names if (path := either(children, name))]
 
     def listing(self, files: dict[str, Entry]) -> tuple[list[Sample], dict[str, str]]:
@@ -216,9 +245,7 @@ class EventSet(DataSet):
 
     def test_mask(self, split: str, names: Sequence[str], labels: Sequence[int]):
         """bool [N]: which samples of the complete set test; unasked for an official split."""
-        from snn_repro.data.splits import RULES
-
-        return RULES[split](names, labels)
+        raise NotImplementedError
 
     def published_names(self) -> dict[str, int]:
         """{name: label} of the complete set as it was published, where its split is drawn on that."""
@@ -233,12 +260,6 @@ class EventSet(DataSet):
         mine |= {n: list(self.class_names).index(n.split("/")[0]) for n in excluded if n not in mine}
         published = self.published_names()
         return published if published.keys() >= mine.keys() else mine
-
-    def split(self, cfg: Config, cache: Cache):
-        """(training, validation and test rows of an opened cache, their Split)."""
-        from snn_repro.data.cache import published_split
-
-        return published_split(self, cfg, cache)
 
     def measured(self, data_dir: str | Path | None, say: Callable[[str], None]) -> Self:
         """The set as it is about to be prepared, with what only a look at all recordings tells."""
@@ -258,53 +279,3 @@ class EventSet(DataSet):
         """Samples in the complete set."""
         train, test = self.samples
         return None if train is None or test is None else train + test
-
-    def locate(self, cfg: Config) -> list[Path]:
-        from snn_repro.data.recordings import find_sources
-
-        return find_sources(self, cfg.data_dir)
-
-    def cache_settings(self, cfg: Config) -> Settings:
-        """Of the cache that a run reads."""
-        from snn_repro.data.cache import Settings
-
-        return Settings(self.of(cfg), cfg.timesteps, cfg.dataset.integrate_by, cfg.dataset.frame_size)
-
-    def check(self, cfg: Config) -> None:
-        from snn_repro.data.cache import open_cache
-
-        open_cache(self.cache_settings(cfg), cfg.cache_dir, cfg.data_dir)
-
-    def state(self, cfg: Config) -> tuple[str, str | None]:
-        settings = self.cache_settings(cfg)
-        if cfg.cache_dir and Path(cfg.cache_dir, settings.folder, "manifest.json").is_file():
-            return "ready", None
-        if super().state(cfg)[0] == "missing":
-            return "missing", f"the data set {self.name} in data_dir, or its frames in cache_dir"
-        return "not prepared", f"frames: {settings.command(cfg.data_dir, cfg.cache_dir)}"
-
-    def fingerprint(self, cfg: Config) -> dict[str, str]:
-        """{"prepared frames": of the index of the cache, which holds a checksum of every row}."""
-        if not cfg.cache_dir:
-            raise UserError(f"cache_dir is not set: {self.name} is read from prepared frames")
-        manifest = Path(cfg.cache_dir, self.cache_settings(cfg).folder, "manifest.json")
-        try:
-            return {"prepared frames": json.loads(manifest.read_text())["index_sha256"]}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{manifest} cannot be read: {error}") from None
-
-    def recording(self, path: str) -> Events:
-        """The events of one file outside of the data set. Raises DataError."""
-        from snn_repro.data.raw import file_bytes
-
-        return self.decode(file_bytes(path), path)
-
-    def sample(self, cfg: Config, source: Any, say: Callable[[str], None]) -> Tensor:
-        from snn_repro.data import raw
-
-        return raw.frames(self, cfg, self.recording(os.fspath(source)) if raw.is_path(source) else source)
-
-    def build(self, cfg: Config) -> Data:
-        from snn_repro.data import cache
-
-        return cache.build(self.of(cfg), cfg)

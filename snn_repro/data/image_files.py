@@ -5,8 +5,7 @@
     validation  val/<wnid>/*.JPEG; or flat, as val/*.JPEG or ILSVRC2012_img_val.tar, with the classes from Kaggle's
                 LOC_val_solution.csv or from the development kit ILSVRC2012_devkit_t12 (a folder or its .tar.gz)
 
-Members of a tar are read in place, by their offset. Nothing is unpacked or written. All forms give the same images in the
-same order under the same names.
+Archives are unpacked in cache_dir, once. All forms give the same images in the same order under the same names.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from snn_repro.data.archives import Section
-from snn_repro.data.dataset import entry, first_entry
+from snn_repro.data.archives import entry, first_entry, unpacked
 from snn_repro.errors import DataError, UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -40,24 +39,39 @@ KAGGLE, DEVKIT = "LOC_val_solution.csv", "ILSVRC2012_devkit_t12"
 
 
 class ImageFile(NamedTuple):
-    """One image: the file `name` in the folder `container`, or `size` bytes at `offset` of the tar `container`."""
+    """One image: the file `name` in the folder `container`."""
 
     container: str
     name: str
-    offset: int = -1
-    size: int = -1
 
     def __str__(self) -> str:
-        return f"{self.container}:{self.name}" if self.offset >= 0 else os.path.join(self.container, self.name)
+        return os.path.join(self.container, self.name)
 
     def open(self) -> BinaryIO:
-        if self.offset < 0:
-            return open(os.path.join(self.container, self.name), "rb")
-        return io.BufferedReader(Section(open(self.container, "rb"), self.offset, self.size, close=True))  # noqa: SIM115
+        return open(str(self), "rb")
 
     def bytes(self) -> int:
         """The number of its bytes."""
-        return self.size if self.offset >= 0 else os.stat(os.path.join(self.container, self.name)).st_size
+        return os.stat(str(self)).st_size
+
+
+class Tree(NamedTuple):
+    """What there is of a set of class folders, whatever their form: class by class, and the images of a class by name."""
+
+    base: Path
+    classes: list[str]  # wnids that are there
+    train: list[ImageFile]
+    train_labels: np.ndarray  # places in `classes`
+    test: list[ImageFile]
+    test_labels: np.ndarray
+
+    def names(self, part: str) -> list[str]:
+        """The names of the images as a tree of class folders has them: "val/n01440764/ILSVRC2012_val_00000293.JPEG"."""
+        files, labels = (self.train, self.train_labels) if part == "train" else (self.test, self.test_labels)
+        return [
+            f"{part}/{self.classes[k]}/{PurePath(f.name).as_posix()}"
+            for f, k in zip(files, labels.tolist(), strict=True)
+        ]
 
 
 Classes = dict[str, Callable[[], list[ImageFile]]]
@@ -167,14 +181,27 @@ def find_train(bases: Sequence[Path]) -> Path | None:
     return None
 
 
-def train_classes(container: Path) -> Classes:
+def opened(place: Path, cache_dir: str | None) -> Path:
+    """A folder; of an archive, that which it is unpacked in, at the first call."""
+    if place.is_dir():
+        return place
+    folder, _ = unpacked(place, cache_dir, lambda name: name.lower().endswith(".tar"))
+    return first_entry([folder], [name for name in TRAIN + VAL if not name.endswith(".tar")]) or folder
+
+
+def train_classes(container: Path, cache_dir: str | None) -> Classes:
     """The classes of a training folder or tar, sorted. Raises DataError."""
-    if not container.is_dir():
-        return _tars_in_tar(container)
-    listed = _folders(container) or _tars(container)
-    if not listed:
-        raise DataError(f"{container} has no class folders: it must hold <wnid>/*.JPEG, one folder a class")
-    return listed
+    folder = opened(container, cache_dir)
+    if listed := _folders(folder):
+        return listed
+    tars = sorted(p for p in folder.iterdir() if p.suffix.lower() == ".tar" and p.is_file())
+    if not tars:
+        raise DataError(f"{container} has no class folders: it must hold <wnid>/*.JPEG, or <wnid>.tar, one a class")
+    return {p.stem: partial(_class_tar, p, cache_dir) for p in tars}
+
+
+def _class_tar(tar: Path, cache_dir: str | None) -> list[ImageFile]:
+    return _class_folder(opened(tar, cache_dir), {})
 
 
 def class_folders(container: Path) -> Classes:
@@ -182,7 +209,7 @@ def class_folders(container: Path) -> Classes:
     return _folders(container)
 
 
-def val_classes(base: Path) -> tuple[Path, Classes]:
+def val_classes(base: Path, cache_dir: str | None) -> tuple[Path, Classes]:
     """The validation images beside the training images in `base`, and their classes, sorted. Raises DataError."""
     container = first_entry([base], VAL)
     if container is None:
@@ -190,12 +217,10 @@ def val_classes(base: Path) -> tuple[Path, Classes]:
             f"{base / 'val'} is missing: ImageNet needs train/ and val/, each with one folder a class, or its two"
             f" archives {TRAIN[-1]} and {VAL[-1]}"
         )
-    if container.is_dir():
-        if listed := _folders(container):
-            return container, listed
-        images = _listed(container, _above(container.parent))
-    else:
-        images = sorted(_tar_images(container), key=lambda image: image.name)
+    folder = opened(container, cache_dir)
+    if listed := _folders(folder):
+        return container, listed
+    images = _listed(folder, _above(folder.parent))
     if not images:
         raise DataError(f"{container} holds neither class folders nor images")
     truth, source = _truth([container, base, *list(base.parents)[:3]])
@@ -288,66 +313,6 @@ def _walk(folder: str, below: str, seen: dict) -> Iterator[tuple[str, str]]:
             yield from _walk(folder, os.path.join(below, name), seen)
         else:
             yield below, name
-
-
-# ------------------------------------------------------------------ tars
-
-
-@contextmanager
-def _tar(container: Path, within: tarfile.TarInfo | None = None) -> Iterator[Iterator[tarfile.TarInfo]]:
-    """The files in a tar, or in the tar that is its member; offsets count from the beginning of the file `container`.
-
-    Raises DataError for whatever goes wrong while they are listed.
-    """
-    try:
-        with open(container, "rb") as file:
-            file.seek(0 if within is None else within.offset_data)
-            end = os.fstat(file.fileno()).st_size if within is None else within.offset_data + within.size
-            with tarfile.open(fileobj=file, mode="r:") as archive:
-                yield _files(archive, end)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        name = container if within is None else f"{container}:{within.name}"
-        raise DataError(
-            f"{name} cannot be read in place ({error}): it must be the whole archive, and not a compressed one"
-        ) from None
-
-
-def _files(archive: tarfile.TarFile, end: int) -> Iterator[tarfile.TarInfo]:
-    for member in archive:
-        if member.offset_data + member.size > end:
-            raise tarfile.ReadError(f"{member.name} goes beyond the end")
-        if member.isreg() and not PurePosixPath(member.name).name.startswith("."):
-            yield member
-
-
-def _tar_images(container: Path, within: tarfile.TarInfo | None = None) -> list[ImageFile]:
-    """The images in a tar, or in the tar that is its member."""
-    with _tar(container, within) as files:
-        return [
-            ImageFile(str(container), PurePosixPath(m.name).name, m.offset_data, m.size)
-            for m in files
-            if m.name.lower().endswith(EXTENSIONS)
-        ]
-
-
-def _class_tar(container: Path, member: tarfile.TarInfo | None) -> list[ImageFile]:
-    images = sorted(_tar_images(container, member), key=lambda image: image.name)
-    if not images:
-        raise DataError(f"{container}{'' if member is None else ':' + member.name} holds no image")
-    return images
-
-
-def _tars_in_tar(container: Path) -> Classes:
-    with _tar(container) as files:
-        listed = {PurePosixPath(m.name).stem: m for m in files if m.name.lower().endswith(".tar")}
-    if not listed:
-        raise DataError(f"{container} holds no <wnid>.tar, one a class, as {TRAIN[-1]} does")
-    return {wnid: partial(_class_tar, container, listed[wnid]) for wnid in sorted(listed)}
-
-
-def _tars(container: Path) -> Classes:
-    listed = {p.stem: p for p in container.iterdir() if p.suffix.lower() == ".tar" and p.is_file()}
-    return {wnid: partial(_class_tar, listed[wnid], None) for wnid in sorted(listed)}
 
 
 # ------------------------------------------------------------------ classes of a flat validation folder

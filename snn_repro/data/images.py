@@ -15,10 +15,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from snn_repro.data.dataset import DataSet, entry, first_entry
+from snn_repro.data.archives import entry, first_entry
+from snn_repro.data.dataset import Data, DataSet, Split
 from snn_repro.errors import DataError, UserError
 from snn_repro.settings import Setting
 
@@ -26,9 +27,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from snn_repro.config import Config
-    from snn_repro.data.batches import Data, Split
-    from snn_repro.data.image_files import ImageFile
+    from snn_repro.config.schema import Config
+    from snn_repro.data.image_files import ImageFile, Tree
 
 log = logging.getLogger("snn_repro")
 
@@ -166,7 +166,7 @@ class ImageSet(DataSet):
         """With dataset.frame_size, images in memory are resized once (bilinear, antialiased)."""
         import numpy as np
 
-        from snn_repro.data import augment, batches, image_files
+        from snn_repro.data import augment, batches, build, image_files
         from snn_repro.distributed import world
 
         train, test = self.parts(cfg)
@@ -204,11 +204,11 @@ class ImageSet(DataSet):
                 augmented = augment.sample_transform(cfg.augment, self, size, fill)
                 train_inputs = batches.PilImages(val_inputs, labels, augmented)
         parts = (
-            batches.Part(train_inputs, labels, train_rows), batches.Part(val_inputs, labels, val_rows),
-            batches.Part(test_inputs, test.labels),
+            build.Part(train_inputs, labels, train_rows), build.Part(val_inputs, labels, val_rows),
+            build.Part(test_inputs, test.labels),
         )  # fmt: skip
         transforms = augment.batch_transforms(cfg.augment, self, normalize, in_pil=bool(in_pil) or self.from_files)
-        return batches.assemble(cfg, self, parts, split, transforms, [normalize])
+        return build.assemble(cfg, self, parts, split, transforms, [normalize])
 
 
 class ImageFolders(ImageSet):
@@ -251,10 +251,10 @@ class ImageFolders(ImageSet):
         return self.prepared_tree(cfg) is not None
 
     def listed(self, cfg: Config) -> Tree:
-        """The images that are there. A tar's contents are listed once in a process."""
+        """The images that are there, listed once in a process."""
         (container,) = self.locate(cfg)
         wnids = self.classes()
-        return _listed_tree(container, None if wnids is None else tuple(wnids), self.changed(cfg))
+        return _listed_tree(container, None if wnids is None else tuple(wnids), cfg.cache_dir, self.changed(cfg))
 
     def changed(self, cfg: Config) -> tuple[tuple[str, int], ...]:
         """The folders and archives with images, and when each was changed."""
@@ -370,25 +370,6 @@ def _sha256(parts: Iterable[Sequence]) -> str:
 # ------------------------------------------------------------------ class folders
 
 
-class Tree(NamedTuple):
-    """What there is of a set of class folders, whatever their form: class by class, and the images of a class by name."""
-
-    base: Path
-    classes: list[str]  # wnids that are there
-    train: list[ImageFile]
-    train_labels: np.ndarray  # places in `classes`
-    test: list[ImageFile]
-    test_labels: np.ndarray
-
-    def names(self, part: str) -> list[str]:
-        """The names of the images as a tree of class folders has them: "val/n01440764/ILSVRC2012_val_00000293.JPEG"."""
-        files, labels = (self.train, self.train_labels) if part == "train" else (self.test, self.test_labels)
-        return [
-            f"{part}/{self.classes[k]}/{PurePath(f.name).as_posix()}"
-            for f, k in zip(files, labels.tolist(), strict=True)
-        ]
-
-
 def _shown(container: Path) -> str:
     return f"{container.name}/" if container.is_dir() else container.name
 
@@ -401,14 +382,14 @@ def _kept_tree(path: Path, changed: tuple) -> Tree | None:
 
 
 @lru_cache(maxsize=1)
-def _listed_tree(container: Path, wnids: tuple[str, ...] | None, changed: tuple) -> Tree:
+def _listed_tree(container: Path, wnids: tuple[str, ...] | None, cache_dir: str | None, changed: tuple) -> Tree:
     import numpy as np
 
     from snn_repro.data import image_files
 
     base = container.parent
-    present = {"train": image_files.train_classes(container)}
-    test_place, present["val"] = image_files.val_classes(base)
+    test_place, held = image_files.val_classes(base, cache_dir)
+    present = {"train": image_files.train_classes(container, cache_dir), "val": held}
     if wnids is not None:
         present = {part: {c: classes[c] for c in wnids if c in classes} for part, classes in present.items()}
     different = sorted(set(present["train"]) ^ set(present["val"]))
@@ -429,7 +410,7 @@ def _listed_tree(container: Path, wnids: tuple[str, ...] | None, changed: tuple)
             files += more
             counts.append(len(more))
         lists += [files, np.repeat(np.arange(len(counts)), counts)]
-    return Tree(base, sorted(present["train"]), *lists)
+    return image_files.Tree(base, sorted(present["train"]), *lists)
 
 
 def file_hashes(images: Sequence[tuple[str, ImageFile]], whole: int = 0) -> tuple[str, str]:

@@ -15,14 +15,15 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from snn_repro.console import progress
+from snn_repro.data.image_files import ImageFile, Tree, check_image
 from snn_repro.errors import DataError, UserError
 from snn_repro.files import write_text
 
 if TYPE_CHECKING:
-    from snn_repro.config import Config
-    from snn_repro.data.image_files import ImageFile
-    from snn_repro.data.images import ImageFolders, Tree
+    from snn_repro.config.schema import Config
 
 log = logging.getLogger("snn_repro")
 FORMAT_VERSION = 1
@@ -33,7 +34,7 @@ def place(name: str, cache_dir: str | None) -> Path | None:
     return Path(cache_dir, name, "listing.json") if cache_dir else None
 
 
-def make(dataset: ImageFolders, cfg: Config, workers: int | None = None, say: Callable[[str], None] = print) -> int:
+def make(dataset: Any, cfg: Config, workers: int | None = None, say: Callable[[str], None] = print) -> int:
     """List and look at every image, and keep the listing; returns their number. workers: threads that read.
 
     Raises UserError and DataError, the latter where images cannot be read, of which each is said.
@@ -84,7 +85,6 @@ def kept(path: Path | None, changed: tuple) -> Tree | None:
 
 def _problems(images: list[ImageFile], threads: int) -> Iterator[DataError | None]:
     """What is wrong with each image, in order; a short queue, so that Ctrl-C is heard."""
-    from snn_repro.data.image_files import check_image
 
     def problem(image: ImageFile) -> DataError | None:
         try:
@@ -103,7 +103,7 @@ def _plain(tree: Tree, changed: tuple) -> dict[str, Any]:
     parts = {}
     for part, files, labels in (("train", tree.train, tree.train_labels), ("test", tree.test, tree.test_labels)):
         groups = groupby(zip(labels.tolist(), files, strict=True), key=lambda pair: (pair[0], pair[1].container))
-        parts[part] = [[*of, [list(file[1:]) for _, file in members]] for of, members in groups]
+        parts[part] = [[*of, [[file.name] for _, file in members]] for of, members in groups]
     return {
         "format_version": FORMAT_VERSION,
         "changed": changed,
@@ -114,13 +114,9 @@ def _plain(tree: Tree, changed: tuple) -> dict[str, Any]:
 
 
 def _tree(found: dict[str, Any]) -> Tree:
-    import numpy as np
-
-    from snn_repro.data.image_files import ImageFile
-    from snn_repro.data.images import Tree
 
     lists: list[Any] = []
     for part in ("train", "test"):
-        lists.append([ImageFile(container, *file) for _, container, files in found[part] for file in files])
+        lists.append([ImageFile(container, file[0]) for _, container, files in found[part] for file in files])
         lists.append(np.repeat([label for label, *_ in found[part]], [len(files) for *_, files in found[part]]))
     return Tree(Path(found["base"]), found["classes"], *lists)

@@ -14,8 +14,8 @@ from snn_repro.errors import DataError, UserError
 from snn_repro.settings import Setting
 
 if TYPE_CHECKING:
-    from snn_repro.config import Config
-    from snn_repro.data.batches import Split
+    from snn_repro.config.schema import Config
+    from snn_repro.data.dataset import Split
 
 PARTS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
 """names of folders, in capitals or not -> the part that they hold"""

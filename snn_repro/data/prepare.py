@@ -1,8 +1,7 @@
 """Raw event recordings -> cached frames, once; cache.py says what a cache holds, and opens it.
 
-While it is made, the folder is called `<name>.partial` and has a journal instead of an index. A row is
-written first and noted in the journal afterwards with a checksum, so that a run killed at any moment loses at
-most the files in hand.
+While it is made, the folder is called `<name>.partial` and holds a file of frames for each recording; these are joined at
+the end. So a run that is killed at any moment loses at most the recordings in hand.
 """
 
 from __future__ import annotations
@@ -18,41 +17,37 @@ import signal
 import sys
 import threading
 import warnings
+import zipfile
 import zlib
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from snn_repro import distributed
 from snn_repro.console import progress
-from snn_repro.data.archives import Entry, close_archives, in_tars, means, read_or_error, stream_tar
+from snn_repro.data.archives import Packed, means
 from snn_repro.data.batches import RowCheck, keep_freed_memory
 from snn_repro.data.cache import FORMAT_VERSION, TABLE, Cache, Problem, Settings, open_cache, partial_folder
-from snn_repro.data.counts import OVERFLOW, apart, together
-from snn_repro.data.dataset import EventSet, Sample
-from snn_repro.data.recordings import Recordings, cut, find_recordings, find_sources, to_frames
+from snn_repro.data.counts import MOST, OVERFLOW, apart
+from snn_repro.data.dataset import Entry, Recorded, Sample
+from snn_repro.data.recordings import Recordings, cut, find_recordings, find_sources, read_or_error, to_frames
 from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError, nearest
 from snn_repro.files import hold, write_text
 
-if TYPE_CHECKING:
-    from filelock import FileLock
-
 _MOST_OVER = 1 / 16  # of all counts; where more do not fit into bytes, all are widened
-_JOURNAL_VERSION = 1  # of the unfinished cache
-_OFFSET = 128  # bytes of a .npy file's header here
+_PART_VERSION = 2  # of the files of an unfinished cache
 _COLUMNS = ("row", "label", "part", "events", "bytes", "crc32", "row_crc32", "name")
 
 
-def event_set(name: str) -> EventSet:
+def event_set(name: str) -> Recorded:
     """The data set of this name. Raises UserError if it is not one to prepare."""
     sets = {n: s for n, s in SETS.items() if s.prepared}
     if name not in sets:
@@ -82,18 +77,7 @@ def verify_cache(settings: Settings, cache_dir: str | Path | None, say=print) ->
     return cache, bad
 
 
-# ------------------------------------------------------------------ making
-
-
-class Report(NamedTuple):
-    """What `prepare` did."""
-
-    folder: Path
-    samples: int  # in the finished cache
-    expected: int  # in the complete data set
-    read: int  # samples decoded by this call; the rest was there already
-    problems: list[Problem]
-    ignored: int  # files in the data folder that do not belong to the data set
+# ------------------------------------------------------------------ decoding
 
 
 class Decoded(NamedTuple):
@@ -102,13 +86,13 @@ class Decoded(NamedTuple):
     file: str
     size: int
     crc32: str  # of the file, eight hexadecimal digits
-    frames: list[tuple[int, np.ndarray, int]]  # (row, frames, number of events)
+    frames: list[tuple[Sample, np.ndarray, int]]  # (sample, frames, number of events)
     problems: list[Problem]
     notes: list[str]  # what a reader warned of
 
 
-def decode_file(data: bytes | DataError, file: str, samples: list[tuple[int, Sample]], settings: Settings) -> Decoded:
-    """Decode one file and count the frames of its samples, each given with its row. Never raises DataError."""
+def decode_file(data: bytes | DataError, file: str, samples: list[Sample], settings: Settings) -> Decoded:
+    """Decode one file and count the frames of its samples. Never raises DataError."""
     dataset = settings.dataset
     if isinstance(data, DataError):
         return Decoded(file, 0, "", [], [Problem(file, str(data))], [])
@@ -120,18 +104,18 @@ def decode_file(data: bytes | DataError, file: str, samples: list[tuple[int, Sam
             events = dataset.decode(data, file)
         except DataError as error:
             return Decoded(file, len(data), digest, [], [Problem(file, str(error))], [])
-    for row, sample in samples:
+    for sample in samples:
         try:
             part = cut(events, sample)
             if not len(part.t):
                 raise DataError("it holds no events")
-            frames.append((row, to_frames(part, dataset.shape[1:], *settings[1:]), len(part.t)))
+            frames.append((sample, to_frames(part, dataset.shape[1:], *settings[1:]), len(part.t)))
         except DataError as error:
             problems.append(Problem(sample.name, str(error)))
     return Decoded(file, len(data), digest, frames, problems, [str(w.message) for w in caught])
 
 
-def _work(entry: Entry, file: str, samples: list[tuple[int, Sample]], settings: Settings) -> Decoded:
+def _work(entry: Entry, file: str, samples: list[Sample], settings: Settings) -> Decoded:
     """What a worker process runs for one file."""
     return decode_file(read_or_error(entry, file), file, samples, settings)
 
@@ -148,150 +132,14 @@ def _end_with_parent() -> None:
     os._exit(1)  # a killed parent would leave its workers waiting for ever
 
 
-def prepare(
-    dataset: str | EventSet,
-    data_dir: str | Path | None,
-    cache_dir: str | Path | None,
-    timesteps: int,
-    by: str = "number",
-    frame_size: int | None = None,
-    workers: int | None = None,
-    allow_bad: bool = False,
-    rebuild: bool = False,
-    say=print,
-) -> Report:
-    """Read every recording of `dataset` below `data_dir`, and leave its frames in `cache_dir`.
-
-    Goes on where a killed run stopped; returns at once if the cache is finished and its source files are
-    unchanged (name and size). Every file is looked at; bad ones are listed through `say` with the reason,
-    without stopping. The cache is finished only if all are good, or with allow_bad=True, which notes the
-    exclusions in the manifest. rebuild=True makes it anew, replacing the old one when it is done. workers:
-    processes (0: none beside this one; default: one a CPU).
-
-    Raises UserError and DataError with one sentence.
-    """
-    if isinstance(dataset, str):
-        dataset = event_set(dataset)
-    if timesteps < 1:
-        raise UserError(f"timesteps={timesteps} must be at least 1")
-    if frame_size is not None and frame_size < 4:
-        raise UserError(f"frame_size={frame_size} must be at least 4 pixels")
-    if not cache_dir:
-        raise UserError("cache_dir is not set: pass cache_dir=DIR, a folder for the prepared frames")
-    settings = Settings(dataset.measured(data_dir, say), timesteps, by, frame_size)
-    workers = distributed.cores() if workers is None else workers
-    if not 0 <= workers <= 1024:
-        raise UserError(f"workers={workers} must be from 0 to 1,024 processes")
-    if (size := 4 * math.prod(settings.shape)) > 2**32:
-        raise UserError(
-            f"timesteps={timesteps} frames of {settings.shape[2]} x {settings.shape[3]} pixels would take {size / 1e9:.0f}"
-            " GB a recording; choose fewer, or a smaller frame_size"
-        )
-    folder = Path(cache_dir) / settings.folder
-    unfinished = partial_folder(folder)
-    _refuse_overlap(settings.dataset, data_dir, cache_dir, folder)
-    recordings = find_recordings(settings.dataset, data_dir)
-    problems = [Problem(n, reason) for n, reason in sorted(recordings.problems.items())]
-    for problem in problems:
-        say(f"bad: {problem}")
-    expected = settings.dataset.total or len(recordings.samples)
-
-    complete = ("frames.npy", "index.csv", "manifest.json")
-    try:
-        if all((unfinished / file).is_file() for file in complete):  # killed while it gave the folder its name
-            lock = _lock(unfinished)
-            try:
-                _publish(unfinished, folder)
-            finally:
-                lock.release()
-    except FileNotFoundError:
-        pass  # another run has just done it
-    except OSError as error:
-        raise UserError(f"cache_dir={cache_dir} cannot be written: {error}") from None
-    if folder.exists() and not rebuild:
-        if not (folder / "manifest.json").is_file():
-            raise DataError(f"{folder} is there, but is no finished cache: remove it, or replace it with rebuild=true")
-        cache = open_cache(settings, cache_dir, data_dir)
-        known = set(cache.names) | {p["name"] for p in cache.manifest["excluded"]}
-        new = [s.name for s in recordings.samples if s.name not in known and s.file not in known]
-        if new:
-            raise DataError(
-                f"{folder} is stale: {len(new)} recordings in data_dir={data_dir} are not in it, {new[0]} among them;"
-                f" rebuild it with `{settings.command(data_dir, cache_dir)} rebuild=true`"
-            )
-        excluded = [Problem(**p) for p in cache.manifest["excluded"]]
-        return Report(folder, len(cache.names), expected, 0, excluded, recordings.ignored)
-
-    try:
-        partial = _Partial(unfinished, settings, recordings.samples)
-    except OSError as error:
-        raise UserError(f"cache_dir={cache_dir} cannot be written: {error}") from None
-    with partial:
-        todo = partial.missing(recordings)
-        read = 0
-        try:
-            for done in _progress(_decode_all(todo, recordings, settings, workers), todo, recordings, say):
-                for note in done.notes:
-                    say(f"note: {note}")
-                for problem in done.problems:
-                    say(f"bad: {problem}")
-                problems += done.problems
-                with partial.writing():
-                    partial.add(done)
-                read += len(done.frames)
-            if problems and not allow_bad:
-                raise DataError(
-                    f"{len(problems)} of {len(recordings.samples) + len(recordings.problems)} recordings of {dataset.name} are"
-                    f" bad ({problems[0]}); replace them and run again, which reads only those, or pass allow_bad=true to"
-                    " leave them out, which the manifest then says"
-                )
-            with partial.writing():
-                samples = partial.finish(folder, problems)
-        except BrokenProcessPool:
-            raise DataError(
-                "a worker process was killed, probably for want of memory; finished recordings are kept: run the"
-                f" command again with fewer workers than workers={workers}"
-            ) from None
-        finally:
-            close_archives()
-    return Report(folder, samples, expected, read, problems, recordings.ignored)
-
-
-def _refuse_overlap(dataset: EventSet, data_dir: str | Path | None, cache_dir: str | Path, folder: Path) -> None:
-    """The data set's own folders are only ever read: a cache inside of one would be a write.
-
-    Own are the folders of recordings, and the folder that these or the archives lie in if it is named after the
-    data set. Where the links in them point to does not matter.
-    """
-    sources = find_sources(dataset, data_dir)
-    around = sources[0].parent
-    if around.name.lower() in ("extract", "extracted", "download"):
-        around = around.parent
-    own = [p for p in sources if p.is_dir()]
-    own += [p for p in (around, Path(os.path.realpath(around))) if means(p.name, dataset.known_names)]
-    inside = Path(os.path.realpath(folder))
-    for raw in (Path(os.path.realpath(p)) for p in own):
-        if inside == raw or raw in inside.parents:
-            raise UserError(
-                f"cache_dir={cache_dir} would put the cache, {folder}, inside of the data set's own folder {raw}, which"
-                " is only ever read; choose a folder outside"
-            )
-
-
 def _decode_all(
-    todo: dict[str, list[tuple[int, Sample]]], recordings: Recordings, settings: Settings, workers: int
+    todo: dict[str, list[Sample]], files: dict[str, Entry], settings: Settings, workers: int
 ) -> Iterator[Decoded]:
-    """Decode the files of `todo` {file: its rows and samples}; order of the results is that in which they get ready."""
-    for (path, inner), members in in_tars({f: recordings.files[f] for f in todo}).items():
-        for file, data in stream_tar(path, members, inner):  # can only be read from front to back
-            yield decode_file(data, file, todo[file], settings)
-    todo = {f: s for f, s in todo.items() if recordings.files[f].kind != "tar"}
+    """Decode the files of `todo` {file: its samples}; order of the results is that in which they get ready."""
     own_class = type(settings.dataset).__module__ == "__main__"  # of a notebook: no other process can import it
-    if own_class or multiprocessing.current_process().daemon or any(recordings.files[f].kind == "spool" for f in todo):
-        workers = 0  # a daemon may have no children, and an unpacked archive belongs to the process that unpacked it
-    if workers == 0:
+    if workers == 0 or own_class or multiprocessing.current_process().daemon:  # a daemon may have no children
         for file, samples in todo.items():
-            yield _work(recordings.files[file], file, samples, settings)
+            yield _work(files[file], file, samples, settings)
         return
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])
@@ -301,7 +149,7 @@ def _decode_all(
             while True:
                 for file, samples in waiting:  # a short queue: results wait in memory
                     with _no_main_module():
-                        running.add(pool.submit(_work, recordings.files[file], file, samples, settings))
+                        running.add(pool.submit(_work, files[file], file, samples, settings))
                     if len(running) >= 2 * workers:
                         break
                 if not running:
@@ -329,56 +177,165 @@ def _no_main_module():
         sys.modules["__main__"] = main
 
 
-def _progress(results: Iterator[Decoded], todo: dict, recordings: Recordings, say) -> Iterator[Decoded]:
-    """Pass results on, with a progress bar on a terminal and a line every tenth elsewhere."""
-    if done := len(recordings.files) - len(todo):
-        say(f"{done} of {len(recordings.files)} files were read before")
-    with progress("files", len(todo), say) as advance:
-        for n, result in enumerate(results, 1):
-            yield result
-            advance(n)
+# ------------------------------------------------------------------ making
+
+
+class Report(NamedTuple):
+    """What `prepare` did."""
+
+    folder: Path
+    samples: int  # in the finished cache
+    expected: int  # in the complete data set
+    read: int  # samples decoded by this call; the rest was there already
+    problems: list[Problem]
+    ignored: int  # files in the data folder that do not belong to the data set
+
+
+def prepare(
+    settings: Settings,
+    data_dir: str | Path | None,
+    cache_dir: str | Path | None,
+    workers: int | None = None,
+    allow_bad: bool = False,
+    rebuild: bool = False,
+    say=print,
+) -> Report:
+    """Read every recording of a data set below `data_dir`, and leave its frames in `cache_dir`.
+
+    Goes on where a killed run stopped; returns at once if the cache is finished and its source files are unchanged (name
+    and size). Every file is looked at; bad ones are listed through `say` with the reason, without stopping. The cache is
+    finished only if all are good, or with allow_bad=True, which notes the exclusions in the manifest. rebuild=True makes it
+    again, replacing the old one when it is done. workers: processes (0: none beside this one; default: one a CPU).
+
+    Raises UserError and DataError with one sentence.
+    """
+    settings = _checked(settings, data_dir, cache_dir, say)
+    workers = distributed.cores() if workers is None else workers
+    if not 0 <= workers <= 1024:
+        raise UserError(f"workers={workers} must be from 0 to 1,024 processes")
+    folder = Path(cache_dir or "", settings.folder)
+    if folder.exists() and not rebuild:
+        return _finished(folder, settings, data_dir, cache_dir)
+    recordings = find_recordings(settings.dataset, data_dir, cache_dir)
+    problems = [Problem(n, reason) for n, reason in sorted(recordings.problems.items())]
+    for problem in problems:
+        say(f"bad: {problem}")
+    read = 0
+    with _partial(partial_folder(folder), settings, cache_dir) as partial:
+        todo = partial.missing(recordings)
+        if done := len(recordings.files) - len(todo):
+            say(f"{done} of {len(recordings.files)} files were read before")
+        with progress("files", len(todo), say) as advance:
+            for n, decoded in enumerate(_decode_all(todo, recordings.files, settings, workers), 1):
+                for line in [f"note: {note}" for note in decoded.notes] + [f"bad: {p}" for p in decoded.problems]:
+                    say(line)
+                problems += decoded.problems
+                with partial.writing():
+                    partial.add(decoded, recordings.files[decoded.file], todo[decoded.file])
+                read += len(decoded.frames)
+                advance(n)
+        if problems and not allow_bad:
+            raise DataError(
+                f"{len(problems)} of {len(recordings.samples) + len(recordings.problems)} recordings of"
+                f" {settings.dataset.name} are bad ({problems[0]}); replace them and run again, which reads only those, or"
+                " pass allow_bad=true to leave them out, which the manifest then says"
+            )
+        with partial.writing():
+            samples = partial.join(folder, recordings.samples, problems)
+    return Report(
+        folder, samples, settings.dataset.total or len(recordings.samples), read, problems, recordings.ignored
+    )
+
+
+def _checked(settings: Settings, data_dir: str | Path | None, cache_dir: str | Path | None, say) -> Settings:
+    """The settings with what a look at the recordings tells. Raises UserError for those out of proportion."""
+    timesteps, frame_size = settings.timesteps, settings.frame_size
+    if timesteps < 1:
+        raise UserError(f"timesteps={timesteps} must be at least 1")
+    if frame_size is not None and frame_size < 4:
+        raise UserError(f"frame_size={frame_size} must be at least 4 pixels")
+    if not cache_dir:
+        raise UserError("cache_dir is not set: pass cache_dir=DIR, a folder for the prepared frames")
+    settings = settings._replace(dataset=settings.dataset.measured(data_dir, say))
+    if (size := 4 * math.prod(settings.shape)) > 2**32:
+        raise UserError(
+            f"timesteps={timesteps} frames of {settings.shape[2]} x {settings.shape[3]} pixels would take {size / 1e9:.0f}"
+            " GB a recording; choose fewer, or a smaller frame_size"
+        )
+    _refuse_overlap(settings.dataset, data_dir, cache_dir, Path(cache_dir, settings.folder))
+    return settings
+
+
+def _finished(folder: Path, settings: Settings, data_dir: str | Path | None, cache_dir: str | Path | None) -> Report:
+    """The report on a finished cache. Raises DataError where data_dir holds others than it does."""
+    if not (folder / "manifest.json").is_file():
+        raise DataError(f"{folder} is there, but is no finished cache: remove it, or replace it with rebuild=true")
+    cache, ignored = open_cache(settings, cache_dir, data_dir), 0
+    excluded = [Problem(**p) for p in cache.manifest["excluded"]]
+    known, expected = {*cache.names, *(p.name for p in excluded)}, settings.dataset.total
+    with contextlib.suppress(Packed):
+        recordings = find_recordings(settings.dataset, data_dir, cache_dir, unpack=False)
+        expected, ignored = expected or len(recordings.samples), recordings.ignored
+        new = [s.name for s in recordings.samples if s.name not in known and s.file not in known]
+        if new:
+            raise DataError(
+                f"{folder} is stale: {len(new)} recordings in data_dir={data_dir} are not in it, {new[0]} among them;"
+                f" rebuild it with `{settings.command(data_dir, cache_dir)} rebuild=true`"
+            )
+    return Report(folder, len(cache.names), expected or len(known), 0, excluded, ignored)
+
+
+def _refuse_overlap(dataset: Recorded, data_dir: str | Path | None, cache_dir: str | Path, folder: Path) -> None:
+    """The data set's own folders are only ever read: a cache inside of one would be a write.
+
+    Own are the folders of recordings, and the folder that these or the archives lie in if it is named after the
+    data set. Where the links in them point to does not matter.
+    """
+    sources = find_sources(dataset, data_dir)
+    around = sources[0].parent
+    if around.name.lower() in ("extract", "extracted", "download"):
+        around = around.parent
+    own = [p for p in sources if p.is_dir()]
+    own += [p for p in (around, Path(os.path.realpath(around))) if means(p.name, dataset.known_names)]
+    inside = Path(os.path.realpath(folder))
+    for raw in (Path(os.path.realpath(p)) for p in own):
+        if inside == raw or raw in inside.parents:
+            raise UserError(
+                f"cache_dir={cache_dir} would put the cache, {folder}, inside of the data set's own folder {raw}, which"
+                " is only ever read; choose a folder outside"
+            )
 
 
 # ------------------------------------------------------------------ the unfinished cache
 
 
-class _Partial:
-    """A cache in the making: `frames.<dtype>.npy`, `journal.jsonl` and a lock.
-
-    Rows are those of all samples; only the journal says which are filled. Written with plain writes, not
-    through a memory map: a full disk then is an error and not a crash.
-    """
-
-    def __init__(self, folder: Path, settings: Settings, samples: list[Sample]):
-        self.folder, self.settings, self.samples = folder, settings, samples
-        kinds = (np.float16, np.float32) if settings.frame_size else (np.uint8, np.uint16, np.uint32)
-        self.dtypes = [np.dtype(k) for k in kinds]  # that frames may have, the narrowest first
-        names = "\n".join(f"{s.name} {s.label} {s.start} {s.stop}" for s in samples)
-        self.plan = {
-            "format_version": _JOURNAL_VERSION,
-            **settings.words(),
-            "samples_sha256": hashlib.sha256(names.encode()).hexdigest(),
-        }
+@contextlib.contextmanager
+def _partial(folder: Path, settings: Settings, cache_dir: str | Path | None) -> Iterator[_Partial]:
+    """An unfinished cache, locked. Raises UserError if another run has it, or cannot write it."""
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        self.lock = _lock(folder)
-        self.done: dict[
-            str, dict
-        ] = {}  # file -> its journal entry; those with a bad sample too, which the journal has not
-        if not self._resume():
-            for old in folder.glob("frames.*"):
-                old.unlink()
-            self.dtype = self.dtypes[0]
-            self.file = self._create(self._path(self.dtype), self.dtype, len(samples))
-            self.journal = open(folder / "journal.jsonl", "w")  # noqa: SIM115
-            self._note({"plan": self.plan})
+        lock = hold(folder / "lock")
+    except OSError as error:
+        raise UserError(f"cache_dir={cache_dir} cannot be written: {error}") from None
+    if lock is None:
+        raise UserError(f"another run is preparing {folder}; wait for it or stop it")
+    try:
+        yield _Partial(folder, settings)
+    except BrokenProcessPool:
+        raise DataError(
+            "a worker process was killed, probably for want of memory; finished recordings are kept: run the"
+            " command again with fewer workers"
+        ) from None
+    finally:
+        lock.release()
 
-    def __enter__(self) -> _Partial:
-        return self
 
-    def __exit__(self, *_) -> None:
-        self.file.close()
-        self.journal.close()
-        self.lock.release()
+class _Partial:
+    """A cache in the making: `<hash of the file's name>.npz` of each recording, with its facts and its samples' frames."""
+
+    def __init__(self, folder: Path, settings: Settings):
+        self.folder, self.settings = folder, settings
+        self.facts: dict[str, dict[str, Any]] = {}  # file -> what is known of it
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -390,214 +347,128 @@ class _Partial:
                 f"{self.folder} cannot be written ({error}); finished recordings are kept: make room and run again"
             ) from None
 
-    # -- going on
+    def _path(self, file: str) -> Path:
+        return self.folder / f"{hashlib.sha256(file.encode('utf-8', 'surrogateescape')).hexdigest()[:24]}.npz"
 
-    def _resume(self) -> bool:
-        """Take over what an earlier run with the same plan has finished: rows whose checksum is still right."""
-        path = self.folder / "journal.jsonl"
+    def _plan(self, file: str, entry: Entry, samples: list[Sample]) -> dict[str, Any]:
+        """What a recording's file must say to be used."""
         try:
-            text = path.read_text()
-            plan, *entries = (json.loads(line) for line in text.splitlines() if line.endswith("}"))
-        except (OSError, ValueError):
-            return False
-        present = [d for d in self.dtypes if self._path(d).is_file()]
-        if plan != {"plan": self.plan} or not present:
-            return False
-        *narrower, self.dtype = present
-        for old in (*map(self._path, narrower), *self.folder.glob("*.tmp")):
-            old.unlink()
-        self.file = open(self._path(self.dtype), "r+b")  # noqa: SIM115
-        if os.fstat(self.file.fileno()).st_size != self._at(len(self.samples), self.dtype):
-            self.file.close()
-            return False
-        for entry in entries:
-            with contextlib.suppress(KeyError, IndexError, TypeError, ValueError):  # a damaged line notes nothing
-                self.done.pop(entry["file"], None)
-                if all(self._intact(row) and self.samples[row["row"]].file == entry["file"] for row in entry["rows"]):
-                    self.done[entry["file"]] = {k: entry[k] for k in ("file", "size", "crc32", "rows")}
-        self.journal = open(path, "a")  # noqa: SIM115
-        if not text.endswith("\n"):
-            self.journal.write("\n")  # the last line was cut short
-        return True
+            changed = os.stat(entry.path).st_mtime_ns
+        except OSError:
+            changed = 0
+        plan = {"version": _PART_VERSION, "settings": self.settings.words(), "file": file, "size": entry.size}
+        return json.loads(json.dumps(plan | {"changed": changed, "samples": samples}))
 
-    def _counts(self, row: dict) -> np.ndarray:
-        """The values of a row, with those that a byte cannot hold."""
-        values = self._read(row["row"])
-        over = np.array(row.get("over") or [], np.uint32).reshape(-1, 2)
-        return together(values, *over.T) if len(over) else values
+    def _load(self, file: str) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """The facts and frames of a recording, held against the checksums in its file. Raises DataError."""
+        try:
+            with np.load(self._path(file), allow_pickle=False) as stored:
+                facts = json.loads(str(stored["facts"]))
+                return facts, [stored[str(i)] for i in range(len(facts["rows"]))]
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+            raise DataError(f"{self._path(file)} is damaged: run again") from None
 
-    def _intact(self, row: dict) -> bool:
-        """Whether a row holds what was noted. Notes its type and checksum as it is now: it may have been widened since."""
-        if self.dtype != np.uint8:
-            row.pop("over", None)
-        values = self._counts(row)
-        same = zlib.crc32(values.astype(row["dtype"]).data) == row["crc32"]
-        row |= {"dtype": str(values.dtype), "crc32": zlib.crc32(values.data)}
-        return same
+    def missing(self, recordings: Recordings) -> dict[str, list[Sample]]:
+        """{file: its samples} of what is still to be read: not here, damaged, or changed since."""
+        todo: dict[str, list[Sample]] = {}
+        for sample in recordings.samples:
+            todo.setdefault(sample.file, []).append(sample)
+        for file, samples in list(todo.items()):
+            with contextlib.suppress(DataError):
+                facts, _ = self._load(file)
+                if facts["plan"] == self._plan(file, recordings.files[file], samples) and not facts["problems"]:
+                    self.facts[file] = facts
+                    del todo[file]
+        return todo
 
-    def missing(self, recordings: Recordings) -> dict[str, list[tuple[int, Sample]]]:
-        """{file: [(row, sample)]} of what is still to be read: not in the journal, or changed in size since."""
-        todo = defaultdict(list)
-        for row, sample in enumerate(self.samples):
-            before = self.done.get(sample.file)
-            entry = recordings.files[sample.file]
-            if before is None or before["size"] != entry.size or entry.crc32 not in ("", before["crc32"]):
-                todo[sample.file].append((row, sample))
-        for file in todo:
-            self.done.pop(file, None)
-        return dict(todo)
-
-    # -- rows
-
-    def _path(self, dtype: np.dtype) -> Path:
-        return self.folder / f"frames.{dtype}.npy"
-
-    def _at(self, row: int, dtype: np.dtype) -> int:
-        """Where a row begins in a file."""
-        return _OFFSET + row * math.prod(self.settings.shape) * dtype.itemsize
-
-    def _create(self, path: Path, dtype: np.dtype, n: int, rows: Iterable[tuple[int, int]] = ()) -> BinaryIO:
-        """A new .npy file of n rows, with copies of our `rows` (new, old)."""
-        file = open(path, "w+b")  # noqa: SIM115
-        kind = np.lib.format.dtype_to_descr(dtype)
-        facts = {"descr": kind, "fortran_order": False, "shape": (n, *self.settings.shape)}
-        np.lib.format.write_array_header_1_0(file, facts)
-        file.flush()
-        file.truncate(self._at(n, dtype))
-        for new, old in rows:
-            _write(file, self._read(old).astype(dtype, copy=False), self._at(new, dtype))
-        return file
-
-    def _read(self, row: int) -> np.ndarray:
-        start, stop = self._at(row, self.dtype), self._at(row + 1, self.dtype)
-        return np.frombuffer(os.pread(self.file.fileno(), stop - start, start), self.dtype)
-
-    def _widen(self, dtype: np.dtype) -> None:
-        """Rewrite all rows in a wider type, under a new name, so that a kill in between loses nothing."""
-        path, noted = self._path(dtype), [row for entry in self.done.values() for row in entry["rows"]]
-        copies = ((row["row"], row["row"]) for row in noted)
-        wide = self._create(path.with_suffix(".tmp"), dtype, len(self.samples), copies)
-        for row in noted:
-            if row.get("over"):
-                _write(wide, self._counts(row).astype(dtype, copy=False), self._at(row["row"], dtype))
-        path.with_suffix(".tmp").rename(path)
-        self.file.close()
-        self._path(self.dtype).unlink()
-        self.file, self.dtype = wide, dtype
-        for row in noted:
-            if not self._intact(row):
-                name = self.samples[row["row"]].name
-                raise DataError(f"{self.folder}: the frames of {name} were damaged after they were written; run again")
-
-    def add(self, done: Decoded) -> None:
-        """Write the rows of one file, then note them; files with problems are not noted, so they are read again."""
-        parts = [apart(frames) if frames.dtype.kind == "u" else (frames, (), ()) for _, frames, _ in done.frames]
-        over = [row for entry in self.done.values() for row in entry["rows"] if row.get("over")]
-        more = sum(len(row["over"]) for row in over) + sum(len(places) for _, places, _ in parts)
-        kinds = {frames.dtype for _, frames, _ in done.frames}
-        if self.dtype == np.uint8 and more > _MOST_OVER * len(self.samples) * math.prod(self.settings.shape):
-            kinds |= {np.dtype(row["dtype"]) for row in over}
-        elif self.dtype == np.uint8:
-            kinds = set()
-        dtype = np.result_type(self.dtype, *kinds)
-        if dtype != self.dtype:
-            self._widen(dtype)
+    def add(self, done: Decoded, entry: Entry, samples: list[Sample]) -> None:
+        """Keep the frames of one file; those of files with problems are read again by the next run."""
         rows = []
-        for (row, frames, events), (stored, places, counts) in zip(done.frames, parts, strict=True):
-            noted = {"row": row, "events": events}
-            if dtype == np.uint8 and len(places):
-                noted["over"] = np.stack([places, counts], 1).tolist()
-                values = frames
-            else:
-                values = stored = np.ascontiguousarray(frames, dtype)
-            _write(self.file, stored, self._at(row, dtype))
-            rows.append(noted | {"dtype": str(values.dtype), "crc32": zlib.crc32(np.ascontiguousarray(values).data)})
-        entry = {"file": done.file, "size": done.size, "crc32": done.crc32, "rows": rows}
-        self.done[done.file] = entry
-        if not done.problems:
-            self._note(entry)
+        for sample, frames, events in done.frames:
+            over = int(np.count_nonzero(frames > MOST)) if frames.dtype.kind == "u" else 0
+            rows.append({"name": sample.name, "events": events, "dtype": str(frames.dtype), "over": over})
+        facts = {"plan": self._plan(done.file, entry, samples), "problems": len(done.problems), "rows": rows}
+        facts |= {"size": done.size, "crc32": done.crc32}
+        temporary = self.folder / "writing.npz"
+        named: dict[str, Any] = {str(i): frames for i, (_, frames, _) in enumerate(done.frames)}
+        np.savez(temporary, facts=np.array(json.dumps(facts)), **named)
+        temporary.replace(self._path(done.file))
+        self.facts[done.file] = facts
 
-    def _note(self, entry: dict) -> None:
-        self.journal.write(json.dumps(entry) + "\n")
-        self.journal.flush()
-
-    # -- finishing
-
-    def finish(self, folder: Path, problems: list[Problem]) -> int:
-        """Turn the partial folder into the finished one; returns the number of samples."""
-        entries = {f: e for f, e in sorted(self.done.items()) if e["rows"]}
-        facts = {row["row"]: (row, e) for e in entries.values() for row in e["rows"]}
-        rows = sorted(facts)
-        if not rows:
+    def join(self, folder: Path, samples: list[Sample], problems: list[Problem]) -> int:
+        """Write the finished cache from all recordings, in the place of an older one; returns the number of samples."""
+        place = {row["name"]: (k, row) for facts in self.facts.values() for k, row in enumerate(facts["rows"])}
+        good = [s for s in samples if s.name in place]
+        if not good:
             raise DataError(f"not one recording of {self.settings.dataset.name} is good, so there is nothing to cache")
-        index, over = [",".join(_COLUMNS)], []
-        for new, row in enumerate(rows):
-            sample, (noted, entry) = self.samples[row], facts[row]
-            over += [(new, *pair) for pair in noted.get("over", [])]
-            index.append(
-                f"{new},{sample.label},{sample.part},{noted['events']},{entry['size']},{entry['crc32']},"
-                f"{noted['crc32']:08x},{sample.name}"
-            )
-        text = "\n".join(index) + "\n"
+        dtype = self._dtype([row for _, row in place.values()], len(samples))
+        target = self.folder / "finished"
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir()
+        index, over, last, loaded = [",".join(_COLUMNS)], [], "", []
+        with open(target / "frames.npy", "wb") as file:
+            descr = np.lib.format.dtype_to_descr(dtype)
+            shape = (len(good), *self.settings.shape)
+            np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+            for new, sample in enumerate(good):
+                facts, (k, row) = self.facts[sample.file], place[sample.name]
+                if sample.file != last:
+                    last, loaded = sample.file, self._load(sample.file)[1]
+                values = stored = np.ascontiguousarray(loaded[k])
+                if dtype == np.uint8 and row["over"]:
+                    stored, places, counts = apart(values)
+                    over += [(new, *pair) for pair in zip(places.tolist(), counts.tolist(), strict=True)]
+                else:
+                    values = stored = stored.astype(dtype, copy=False)
+                file.write(stored.data)
+                index.append(
+                    f"{new},{sample.label},{sample.part},{row['events']},{facts['size']},{facts['crc32']},"
+                    f"{zlib.crc32(values.data):08x},{sample.name}"
+                )
+            file.flush()
+            os.fsync(file.fileno())
+        self._describe(target, "\n".join(index) + "\n", over, {"shape": list(shape), "dtype": str(dtype)}, problems)
+        _replace(folder, target)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return len(good)
+
+    def _dtype(self, rows: list[dict[str, Any]], total: int) -> np.dtype:
+        """The type of all frames: bytes with a table of larger counts where these are few, else the widest of all."""
+        widest = np.result_type(*{np.dtype(row["dtype"]) for row in rows})
+        most = _MOST_OVER * total * math.prod(self.settings.shape)
+        few = sum(row["over"] for row in rows) <= most
+        return np.dtype(np.uint8) if widest.kind == "u" and few else widest
+
+    def _describe(self, target: Path, index: str, over: list, facts: dict[str, Any], problems: list[Problem]) -> None:
+        """Write the index, the table of large counts and the manifest."""
+        entries = {f: e for f, e in sorted(self.facts.items()) if e["rows"]}
         sources = "".join(f"{e['crc32']} {e['size']} {f}\n" for f, e in entries.items())
         manifest = {
             "format_version": FORMAT_VERSION,
             **self.settings.words(),
-            "shape": [len(rows), *self.settings.shape],
-            "dtype": str(self.dtype),
+            **facts,
             "samples_of_the_complete_set": self.settings.dataset.total,
             "excluded": [p._asdict() for p in problems],
             "source_files": len(entries),
             "sources_sha256": hashlib.sha256(sources.encode()).hexdigest(),
-            "index_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "index_sha256": hashlib.sha256(index.encode()).hexdigest(),
         }
-        table = np.array(over, OVERFLOW)
-        (self.folder / TABLE).unlink(missing_ok=True)
-        if len(table):
-            np.save(self.folder / TABLE, table)
+        if over:
+            table = np.array(over, OVERFLOW)
+            np.save(target / TABLE, table)
             manifest["overflow_sha256"] = hashlib.sha256(table.tobytes()).hexdigest()
-        path = self._path(self.dtype)
-        if len(rows) < len(self.samples):  # samples were left out: the others are copied together
-            path = self.folder / "frames.together.tmp"
-            together = self._create(path, self.dtype, len(rows), enumerate(rows))
-            self.file.close()
-            self.file = together
-        os.fsync(self.file.fileno())
-        write_text(self.folder / "index.csv", text)
-        write_text(self.folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-        path.rename(self.folder / "frames.npy")  # from here on it is complete
-        _publish(self.folder, folder)
-        return len(rows)
+        write_text(target / "index.csv", index)
+        write_text(target / "manifest.json", json.dumps(manifest, indent=2) + "\n")
 
 
-def _lock(folder: Path) -> FileLock:
-    """Hold the partial folder's lock. Raises UserError if another run has it."""
-    lock = hold(folder / "lock")
-    if lock is None:
-        raise UserError(f"another run is preparing {folder}; wait for it or stop it")
-    return lock
-
-
-def _publish(partial: Path, folder: Path) -> None:
-    """Give a complete partial folder its final name, in place of an older cache if there is one."""
-    keep = {"frames.npy", TABLE, "index.csv", "manifest.json", "lock"}
-    for file in partial.iterdir():
-        if file.name not in keep:
-            file.unlink()
+def _replace(folder: Path, finished: Path) -> None:
+    """Put a finished cache in its place, instead of an older one if there is one."""
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
-    partial.rename(folder)
-    (folder / "lock").unlink()
+    finished.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
     parent = os.open(folder.parent, os.O_RDONLY)
     os.fsync(parent)
     os.close(parent)
-
-
-def _write(file: BinaryIO, values: np.ndarray, offset: int) -> None:
-    data = values.data.cast("B")
-    while data:
-        written = os.pwrite(file.fileno(), data, offset)
-        data, offset = data[written:], offset + written

@@ -22,9 +22,8 @@ from snn_repro.data.recordings import to_frames
 from snn_repro.errors import DataError, UserError
 
 if TYPE_CHECKING:
-    from snn_repro.config import Config
+    from snn_repro.config.schema import Config
     from snn_repro.data.dataset import DataSet
-    from snn_repro.data.images import ImageSet
 
 MODES = {1: "L", 3: "RGB"}
 
@@ -114,7 +113,7 @@ def frames(dataset: DataSet, cfg: Config, events: Any) -> Tensor:
 
 
 def emulated(
-    dataset: DataSet, cfg: Config, source: Any, say: Callable[[str], None], images: ImageSet, white: float, camera: Camera
+    dataset: DataSet, cfg: Config, source: Any, say: Callable[[str], None], images: Any, white: float, camera: Camera
 ) -> Tensor:  # fmt: skip
     """`frames` of events, or of an image of the set `images` as the emulated camera records it first; `white`: its brightest value."""
     if isinstance(source, tuple):

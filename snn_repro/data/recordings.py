@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,18 +11,8 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from snn_repro.data.archives import (
-    ARCHIVES,
-    Entry,
-    archive_suffix,
-    children_of,
-    close_archives,
-    entries,
-    hidden,
-    means,
-    stem,
-)
-from snn_repro.data.dataset import EventSet, Sample
+from snn_repro.data.archives import ARCHIVES, LARGEST_FILE, archive_suffix, children_of, hidden, means, stem, unpacked
+from snn_repro.data.dataset import Entry, Recorded, Sample
 from snn_repro.data.events import Events, integrate
 from snn_repro.errors import DataError, UserError
 
@@ -34,7 +26,7 @@ class Recordings(NamedTuple):
     ignored: int  # files that do not belong to the data set
 
 
-def find_sources(dataset: EventSet, data_dir: str | Path | None) -> list[Path]:
+def find_sources(dataset: Recorded, data_dir: str | Path | None) -> list[Path]:
     """The folders or archives below `data_dir` that hold the data set, by their names, whatever their capitals.
 
     Raises UserError if data_dir is not set, DataError saying what was looked for and where, and where the
@@ -66,21 +58,21 @@ def find_sources(dataset: EventSet, data_dir: str | Path | None) -> list[Path]:
     )
 
 
-def find_recordings(dataset: EventSet, data_dir: str | Path | None, quick: bool = False) -> Recordings:
-    """List the files and samples of a data set below `data_dir`; archives count as much as folders.
+def find_recordings(
+    dataset: Recorded, data_dir: str | Path | None, cache_dir: str | Path | None = None, unpack: bool = True
+) -> Recordings:
+    """List the files and samples of a data set below `data_dir`; archives are unpacked in cache_dir.
 
-    Raises UserError and DataError as `find_sources` does, and DataError for archives that cannot be read. quick:
-    raises SlowToList where a whole archive would have to be unpacked for its names.
+    Raises UserError and DataError as `find_sources` and `unpacked` do.
     """
-    close_archives()  # one that was opened before may have been replaced since
     sources = find_sources(dataset, data_dir)
     files, ignored = {}, 0
     level: dict[str, int] = {}  # of two files of the same name the less deeply nested one counts
     spelling = {c.lower(): c for c in dataset.class_names}
     for source in sources:
-        for inner, entry in entries(source, dataset.known_names, 1 if dataset.depth == 1 else 3, quick):
+        for inner, entry in _entries(source, dataset, cache_dir, unpack):
             if hidden(inner):
-                ignored += 1
+                ignored += inner.count("/") > 0 or source.is_dir()
                 continue
             *above, file = [stem(source.name), *inner.split("/")][-dataset.depth :]
             if spelling:  # others may be named in lists as they are
@@ -99,6 +91,60 @@ def find_recordings(dataset: EventSet, data_dir: str | Path | None, quick: bool 
     suffixes = {Path(n).suffix for n in used}
     ignored += len([n for n in files if n not in used and Path(n).suffix in suffixes])
     return Recordings({n: files[n] for n in used}, samples, problems, ignored)
+
+
+def _entries(
+    source: Path, dataset: Recorded, cache_dir: str | Path | None, unpack: bool
+) -> Iterator[tuple[str, Entry]]:
+    """(name inside, Entry) of the files of a folder or an archive."""
+    if source.is_dir():
+        yield from _walk(str(source), "", frozenset(), 1 if dataset.depth == 1 else 3)
+        return
+    folder, problems = unpacked(source, cache_dir, lambda name: means(name, dataset.known_names), unpack)
+    yield from _walk(str(folder), "", frozenset(), 9)
+    for name, why in problems.items():
+        yield name, Entry("", 0, problem=why)
+
+
+def _walk(folder: str, inner: str, above: frozenset, depth: int) -> Iterator[tuple[str, Entry]]:
+    """Links are followed, wherever they point, but never into a folder that the way there has been through."""
+    try:
+        status, listed = os.stat(folder), sorted(os.scandir(folder), key=lambda e: e.name)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror or error}") from None
+    if (status.st_dev, status.st_ino) in above:
+        return
+    above |= {(status.st_dev, status.st_ino)}
+    for entry in listed:
+        try:
+            if not entry.is_dir():
+                yield inner + entry.name, Entry(entry.path, entry.stat().st_size if entry.is_file() else 0)
+            elif len(above) < depth:
+                yield from _walk(entry.path, f"{inner}{entry.name}/", above, depth)
+        except OSError:  # a link to itself
+            yield inner + entry.name, Entry(entry.path, 0)
+
+
+def read_entry(entry: Entry, name: str) -> bytes:
+    """The bytes of a file. Raises DataError naming it."""
+    if entry.problem:
+        raise DataError(f"{name} cannot be unpacked ({entry.problem}); get it again")
+    if entry.size > LARGEST_FILE:
+        raise DataError(f"{name} has {entry.size} bytes, more than any recording of this data set")
+    if os.path.lexists(entry.path) and not os.path.isfile(entry.path):
+        raise DataError(f"{name} is no file but a link to nothing, a pipe or a device")
+    try:
+        return Path(entry.path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {error.strerror or error}") from None
+
+
+def read_or_error(entry: Entry, name: str) -> bytes | DataError:
+    """As `read_entry`; the error is returned."""
+    try:
+        return read_entry(entry, name)
+    except DataError as error:
+        return error
 
 
 def cut(events: Events, sample: Sample) -> Events:

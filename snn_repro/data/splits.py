@@ -22,12 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from snn_repro.data.batches import Split
+from snn_repro.data.dataset import Recorded, Split
 from snn_repro.errors import DataError, UserError, nearest
 
 if TYPE_CHECKING:
-    from snn_repro.config import Config
-    from snn_repro.data.dataset import EventSet
+    from snn_repro.config.schema import Config
 
 Indices = np.ndarray
 Labels = Any  # N class numbers: a list, or an array
@@ -94,7 +93,7 @@ RULES: dict[str, Callable] = {
 
 
 def named_split(
-    dataset: EventSet,
+    dataset: Recorded,
     split: str,
     names: Sequence[str],
     labels: Labels,
@@ -217,17 +216,13 @@ def sha256_of_names(names: Sequence[str]) -> str:
     return hashlib.sha256("".join(f"{n}\n" for n in sorted(names)).encode()).hexdigest()
 
 
-def make_split(
-    dataset: str,
+def split_parts(
+    cfg: Config,
     train: Indices,
     test: Indices,
     labels: Labels,
     test_names: Sequence[str],
-    *,
     split: str = "official",
-    validation: float = 0.0,
-    subset: int = 0,
-    seed: int = 0,
     dropped: int = 0,
     people: Sequence[str] | None = None,
 ) -> tuple[Indices, Indices, Split]:
@@ -237,38 +232,19 @@ def make_split(
     held out. dropped: recordings of the complete data set that are in no part. The Split's id says all that
     changed the parts, e.g. "cifar10_dvs/tebn,dropped=1,val=0.1,seed=0".
     """
-    name = f"{dataset}/{split}"
+    d = cfg.dataset
+    name, val = f"{d.name}/{split}", train[:0]
     if dropped:
         name += f",dropped={dropped}"
-    if subset:
-        train = take_subset(train, labels, subset, seed)
-        name += f",subset={subset}"
-    if validation and people is not None:
-        train, val = carve_validation_people(train, labels, people, validation, seed)
-        name += f",val={validation:g},by=person"
-    elif validation:
-        train, val = carve_validation(train, labels, validation, seed)
-        name += f",val={validation:g}"
-    else:
-        val = train[:0]
-    if subset or validation:
-        name += f",seed={seed}"
+    if d.train_subset:
+        train = take_subset(train, labels, d.train_subset, d.split_seed)
+        name += f",subset={d.train_subset}"
+    if d.validation and people is not None:
+        train, val = carve_validation_people(train, labels, people, d.validation, d.split_seed)
+        name += f",val={d.validation:g},by=person"
+    elif d.validation:
+        train, val = carve_validation(train, labels, d.validation, d.split_seed)
+        name += f",val={d.validation:g}"
+    if d.train_subset or d.validation:
+        name += f",seed={d.split_seed}"
     return train, val, Split(name, sha256_of_names(test_names), len(train), len(val), len(test))
-
-
-def split_parts(
-    cfg: Config, train: Indices, test: Indices, labels: Labels, test_names: Sequence[str], **options
-) -> tuple[Indices, Indices, Split]:
-    """`make_split` with what the configuration says of the parts."""
-    d = cfg.dataset
-    return make_split(
-        d.name,
-        train,
-        test,
-        labels,
-        test_names,
-        validation=d.validation,
-        subset=d.train_subset,
-        seed=d.split_seed,
-        **options,
-    )

@@ -12,13 +12,12 @@ from snn_repro.data.batches import (
     Batches,
     LoaderBatches,
     MemoryBatches,
-    Part,
-    balanced,
     derive_seed,
     epoch_order,
     keep_freed_memory,
     make_generator,
 )
+from snn_repro.data.build import Part, balanced
 from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError
 

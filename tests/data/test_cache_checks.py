@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fixtures import encode_aedat2, encode_aedat3, open_cache, verify_cache, write_cifar10_dvs, write_dvs_gesture
+from fixtures import make_cache as prepare
 
 from snn_repro.config import load_config
 from snn_repro.data import build_data
 from snn_repro.data import prepare as module
 from snn_repro.data.batches import MemoryBatches, RowCheck
 from snn_repro.data.events import Events
-from snn_repro.data.prepare import prepare
 from snn_repro.data.recordings import find_recordings
 from snn_repro.data.sets import SETS
 from snn_repro.data.splits import named_split, sha256_of_names
@@ -183,20 +183,6 @@ def test_a_version_1_cache_opens_with_one_warning(cached):
         verify_cache("cifar10_dvs", cache_dir, 4)
 
 
-def test_an_unfinished_cache_of_the_earlier_version_is_gone_on_with(tmp_path):
-    """Its journal has not changed, so no recording is read twice."""
-    write_cifar10_dvs(tmp_path / "raw")
-    (tmp_path / "raw/cat/cifar10_cat_0.aedat").write_bytes(b"bad")
-    with pytest.raises(DataError):
-        run(tmp_path / "raw", tmp_path / "cache")
-    journal = tmp_path / "cache/cifar10_dvs/T4-number.partial/journal.jsonl"
-    plan = json.loads(journal.read_text().splitlines()[0])["plan"]
-    assert plan["format_version"] == 1
-    shutil.copy(tmp_path / "raw/cat/cifar10_cat_333.aedat", tmp_path / "raw/cat/cifar10_cat_0.aedat")
-    assert run(tmp_path / "raw", tmp_path / "cache").read == 1
-    assert verify_cache("cifar10_dvs", tmp_path / "cache", 4)[1] == []
-
-
 def test_verify_lists_the_bad_rows_and_exits_with_2(cached):
     cache_dir, folder = cached
     words = ["dataset=cifar10_dvs", "timesteps=4", f"cache_dir={cache_dir}", "verify=true"]
@@ -223,27 +209,6 @@ def test_a_manifest_of_another_shape_is_one_sentence(cached, content):
     (folder / "manifest.json").write_text(json.dumps(made))
     with pytest.raises(DataError, match="rebuild it with"):
         open_cache("cifar10_dvs", cache_dir, 4)
-
-
-ODD_LINES = [
-    '{"a": 1}\n',
-    '{"file": "cat/cifar10_cat_333.aedat", "size": 1, "crc32": "", "rows": [{"row": 99999, "dtype": "uint8", "crc32": 1}]}\n',
-    '{"file": "cat/cifar10_cat_333.aedat", "rows": [{"row": 0, "dtype": "zz", "crc32": 1}]}\n',
-    "7}\n",
-]
-
-
-@pytest.mark.parametrize("line", ODD_LINES)
-def test_odd_lines_of_a_journal_are_no_traceback(tmp_path, line):
-    write_cifar10_dvs(tmp_path / "raw", classes=("cat",))
-    (tmp_path / "raw/cat/cifar10_cat_0.aedat").write_bytes(b"bad")
-    with pytest.raises(DataError):
-        run(tmp_path / "raw", tmp_path / "cache")
-    with open(tmp_path / "cache/cifar10_dvs/T4-number.partial/journal.jsonl", "a") as journal:
-        journal.write(line)
-    shutil.copy(tmp_path / "raw/cat/cifar10_cat_333.aedat", tmp_path / "raw/cat/cifar10_cat_0.aedat")
-    assert run(tmp_path / "raw", tmp_path / "cache").samples == 4
-    assert verify_cache("cifar10_dvs", tmp_path / "cache", 4)[1] == []
 
 
 def test_a_folder_that_is_no_cache_is_neither_published_nor_replaced_unasked(tmp_path, made):
@@ -335,9 +300,11 @@ def test_gesture_validation_holds_out_people(tmp_path):
 # ------------------------------------------------------------------ how the program is called
 
 
-CALL = (
-    "from snn_repro.data.prepare import prepare\nprint(prepare('cifar10_dvs', {raw!r}, {cache!r}, 2, workers=2).read)\n"
-)
+CALL = """
+from snn_repro.data.cache import Settings
+from snn_repro.data.prepare import event_set, prepare
+print(prepare(Settings(event_set('cifar10_dvs'), 2), {raw!r}, {cache!r}, workers=2).read)
+"""
 
 
 @pytest.mark.parametrize("how", ["stdin", "no main guard", "-c"])
@@ -385,9 +352,10 @@ def test_what_say_raises_is_not_taken_for_a_failed_write(made, tmp_path):
 def test_prepare_in_a_daemon_process(made, tmp_path):
     """Such a process may have no children of its own: it reads alone."""
     code = (
-        "import multiprocessing as m\nfrom snn_repro.data.prepare import prepare\n"
-        f"p = m.get_context('fork').Process(target=prepare, args=('cifar10_dvs', {str(made / 'raw')!r},"
-        f" {str(tmp_path / 'cache')!r}, 2), daemon=True)\np.start()\np.join()\nraise SystemExit(p.exitcode)\n"
+        "import multiprocessing as m\nfrom snn_repro.data.cache import Settings\n"
+        "from snn_repro.data.prepare import event_set, prepare\nsettings = Settings(event_set('cifar10_dvs'), 2)\n"
+        f"p = m.get_context('fork').Process(target=prepare, args=(settings, {str(made / 'raw')!r},"
+        f" {str(tmp_path / 'cache')!r}), daemon=True)\np.start()\np.join()\nraise SystemExit(p.exitcode)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
     assert done.returncode == 0, done.stderr

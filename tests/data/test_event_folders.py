@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures import make_cache as prepare
 from fixtures import open_cache, write_cifar10_dvs, write_dvs_gesture, write_ncaltech101
 
-from snn_repro.data.archives import close_archives
 from snn_repro.data.events import integrate
-from snn_repro.data.prepare import prepare
 from snn_repro.data.recordings import find_recordings
 from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError
@@ -166,35 +165,6 @@ def test_data_sets_are_found_by_the_names_that_users_give_them(tmp_path, layout)
     assert run(dataset, raw, tmp_path / "cache").read == 0
 
 
-def test_a_stored_zip_in_a_zip_is_read_in_place_by_several_processes(tmp_path, monkeypatch):
-    (tmp_path / "raw").mkdir()
-    dvs_zip_of_zips(tmp_path / "raw", STORED)
-    monkeypatch.setattr("tempfile.TemporaryFile", None)
-    assert run("cifar10_dvs", tmp_path / "raw", tmp_path / "cache", workers=2).read == 40
-
-
-def test_a_compressed_zip_in_a_zip_leaves_no_file_and_says_when_there_is_no_room(tmp_path, monkeypatch):
-    (tmp_path / "raw").mkdir()
-    (tmp_path / "temporary").mkdir()
-    dvs_zip_of_zips(tmp_path / "raw", DEFLATED)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    assert run("cifar10_dvs", tmp_path / "raw", tmp_path / "cache", workers=2).read == 40
-    assert not list((tmp_path / "temporary").iterdir())
-    close_archives()
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: shutil._ntuple_diskusage(100, 90, 10))
-    with pytest.raises(
-        DataError, match=r"airplane.zip in .*CIFAR10DVS.zip is compressed .* TMPDIR .*unpack it yourself"
-    ):
-        find_recordings(SETS["cifar10_dvs"], tmp_path / "raw")
-
-
-def test_an_archive_replaced_while_the_program_runs_is_listed_anew(tmp_path):
-    write_ncaltech101(tmp_path, archive=True)
-    assert len(find_recordings(SETS["ncaltech101"], tmp_path).samples) == 12
-    write_ncaltech101(tmp_path, archive=True, per_class=4)
-    assert len(find_recordings(SETS["ncaltech101"], tmp_path).samples) == 16
-
-
 def test_a_damaged_zip_in_a_zip_is_one_sentence(tmp_path):
     write_ncaltech101(tmp_path / "there", archive=True)
     inner = (tmp_path / "there" / "Caltech101.zip").read_bytes()
@@ -202,7 +172,7 @@ def test_a_damaged_zip_in_a_zip_is_one_sentence(tmp_path):
         with zipfile.ZipFile(tmp_path / "ncaltech101.zip", "w") as z:
             z.writestr("Caltech101.zip", content)
         with pytest.raises(DataError, match=r"Caltech101.zip in .*ncaltech101.zip is not a readable archive"):
-            find_recordings(SETS["ncaltech101"], tmp_path)
+            find_recordings(SETS["ncaltech101"], tmp_path, tmp_path / "cache")
 
 
 def test_a_set_that_is_not_found_names_what_was_looked_for(tmp_path):

@@ -7,6 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from fixtures import make_cache as prepare
 from fixtures import open_cache, verify_cache
 
 from snn_repro import train
@@ -14,7 +15,6 @@ from snn_repro.config import ConfigError, help_text, load_config
 from snn_repro.data import build_data
 from snn_repro.data.batches import LoaderBatches
 from snn_repro.data.events import Events, integrate
-from snn_repro.data.prepare import prepare
 from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError
 from snn_repro.paper.rows import Row

@@ -21,7 +21,7 @@ from snn_repro.data import formats, image_files, images
 from snn_repro.data.image_files import ImageFile
 from snn_repro.data.sets import SETS
 from snn_repro.data.sets.digits import load_digits
-from snn_repro.errors import DataError
+from snn_repro.errors import DataError, UserError
 
 CLASSES = ("n01440764", "n01443537", "n01484850")
 complete = pytest.mark.filterwarnings("ignore:.*do not compare")
@@ -64,8 +64,8 @@ def test_a_complete_set_does_not_warn():
 # ------------------------------------------------------------------ fingerprints (A2)
 
 
-def fingerprint(dataset, root):
-    return SETS[dataset].fingerprint(load_config([f"dataset={dataset}", f"data_dir={root}"]))
+def fingerprint(dataset, root, cache="cache"):
+    return SETS[dataset].fingerprint(load_config([f"dataset={dataset}", f"data_dir={root}", f"cache_dir={cache}"]))
 
 
 def test_a_fingerprint_knows_the_images_and_not_their_place_or_form(tmp_path):
@@ -191,26 +191,28 @@ def test_every_form_of_imagenet_is_the_same_data(tmp_path, form):
     write_imagenet(tmp_path / "tree")
     root = in_form(form, tmp_path / "tree", tmp_path / "other")
     before = sorted((str(p), p.stat().st_mtime_ns) for p in root.rglob("*"))
-    one, two = (imagenet(p, "dataset.frame_size=32", "dataset.validation=0.25") for p in (tmp_path / "tree", root))
+    options = "dataset.frame_size=32", "dataset.validation=0.25", f"cache_dir={tmp_path / 'cache'}"
+    one, two = (imagenet(p, *options) for p in (tmp_path / "tree", root))
     assert one.split == two.split
     for part in ("train", "val", "test"):
         a, b = (list(getattr(data, part).epoch(1)) for data in (one, two))
         assert len(a) == len(b) > 0
         assert all(torch.equal(x, y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True))
-    assert fingerprint("imagenet1k", tmp_path / "tree") == fingerprint("imagenet1k", root)
+    assert fingerprint("imagenet1k", tmp_path / "tree") == fingerprint("imagenet1k", root, tmp_path / "cache")
     assert sorted((str(p), p.stat().st_mtime_ns) for p in root.rglob("*")) == before
 
 
 @complete
-def test_archives_are_listed_once_and_read_by_workers(tmp_path, monkeypatch):
+def test_archives_are_unpacked_once_and_into_cache_dir_alone(tmp_path, caplog):
     write_imagenet(tmp_path / "tree")
     root = in_form("archives", tmp_path / "tree", tmp_path / "other")
-    listed, real = [], image_files._tar_images
-    monkeypatch.setattr(image_files, "_tar_images", lambda *a: listed.append(a) or real(*a))
-    fingerprint("imagenet1k", root)
-    one, two = (imagenet(root, "dataset.frame_size=32", f"dataset.workers={n}") for n in (0, 2))
-    assert len(listed) == 4  # three classes and the validation images
-    assert torch.equal(everything(one.train)[0], everything(two.train)[0])
+    with pytest.raises(UserError, match="cache_dir is not set: pass cache_dir=DIR, a folder that .*img_val.tar is"):
+        imagenet(root)
+    with caplog.at_level("INFO", "snn_repro"):
+        for _ in range(2):
+            images._listed_tree.cache_clear()
+            imagenet(root, f"cache_dir={tmp_path / 'cache'}", dataset="imagenet100")
+    assert caplog.text.count("unpacking") == 2
 
 
 @complete
@@ -220,7 +222,7 @@ def test_imagenet100_opens_its_classes_alone(tmp_path, monkeypatch):
     tars["n99999999.tar"] = b"\0" * 1536  # never looked at
     write(tmp_path / "tree", {"ILSVRC2012_img_train.tar": tar_of(tars)})
     shutil.rmtree(tmp_path / "tree/train")
-    data = imagenet(tmp_path / "tree", dataset="imagenet100")
+    data = imagenet(tmp_path / "tree", f"cache_dir={tmp_path / 'cache'}", dataset="imagenet100")
     assert (data.split.n_train, data.split.n_test) == (8, 4)
 
 
@@ -232,11 +234,11 @@ def test_imagenet100_opens_its_classes_alone(tmp_path, monkeypatch):
          "ILSVRC2012_img_val.tar has no class folders: .* put LOC_val_solution.csv or ILSVRC2012_devkit_t12.tar.gz beside it"),
         (lambda p: (p / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(b"no"), "ILSVRC2012_devkit_t12.tar.gz cannot be read"),
         (lambda p: (p / "ILSVRC2012_img_val.tar").unlink(), "val is missing: .* or its two archives"),
-        (lambda p: os.truncate(p / "ILSVRC2012_img_val.tar", 2000), "ILSVRC2012_img_val.tar cannot be read in place"),
-        (lambda p: os.truncate(p / "ILSVRC2012_img_train.tar", 4000), "ILSVRC2012_img_train.tar cannot be read in place"),
+        (lambda p: os.truncate(p / "ILSVRC2012_img_val.tar", 2000), "ILSVRC2012_img_val.tar is not a readable archive"),
+        (lambda p: os.truncate(p / "ILSVRC2012_img_train.tar", 4000), "ILSVRC2012_img_train.tar is not a readable archive"),
         (lambda p: (p / "LOC_val_solution.csv").write_text("a,b\n1,2\n"), "LOC_val_solution.csv is not a table of ImageId"),
         (lambda p: (p / "LOC_val_solution.csv").write_text("ImageId,PredictionString\nx,n1 1\n"),
-         "img_val.tar:ILSVRC2012_val_00000001.JPEG has no class in .*LOC_val_solution.csv"),
+         "ILSVRC2012_val_00000001.JPEG has no class in .*LOC_val_solution.csv"),
     ],
 )  # fmt: skip
 def test_archives_that_do_not_do_are_one_sentence(tmp_path, spoil, sentence):
@@ -244,7 +246,7 @@ def test_archives_that_do_not_do_are_one_sentence(tmp_path, spoil, sentence):
     root = in_form("archives", tmp_path / "tree", tmp_path / "other")
     spoil(root / "ilsvrc2012")
     with pytest.raises(DataError, match=sentence) as error:
-        imagenet(root)
+        imagenet(root, f"cache_dir={tmp_path / 'cache'}")
     assert "\n" not in str(error.value)
 
 

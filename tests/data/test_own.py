@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures import encode_aedat2, encode_aedat3, encode_atis, random_recording
+from fixtures import make_cache as prepare
 from PIL import Image
 from scripts_of_ours import script
 
@@ -17,7 +18,6 @@ from snn_repro.data.event_tables import read_recording
 from snn_repro.data.events import integrate
 from snn_repro.data.formats import FormatError
 from snn_repro.data.image_files import decode
-from snn_repro.data.prepare import prepare
 from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError
 from snn_repro.runs.fingerprint import fingerprint

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from snn_repro.data.sets import SETS
 from snn_repro.data.splits import (
     carve_validation,
     carve_validation_people,
-    make_split,
     sha256_of_names,
+    split_parts,
     take_subset,
 )
 from snn_repro.errors import DataError, UserError
@@ -26,6 +27,10 @@ CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".
 
 def named_split(dataset, *args):
     return splits.named_split(SETS[dataset], *args)
+
+
+def config(name, **keys):
+    return SimpleNamespace(dataset=SimpleNamespace(**{"name": name, "train_subset": 0, **keys}))
 
 
 def all_names(dataset, *args):
@@ -135,17 +140,8 @@ def test_subset_keeps_proportions():
 def test_split_id_says_what_changed_it(dvs):
     names, labels = dvs
     train, test = named_split("cifar10_dvs", "tebn", names, labels)
-    rest, val, split = make_split(
-        "cifar10_dvs",
-        train,
-        test,
-        labels,
-        [names[i] for i in test],
-        split="tebn",
-        validation=0.1,
-        subset=1000,
-        seed=5,
-    )
+    cfg = config("cifar10_dvs", validation=0.1, train_subset=1000, split_seed=5)
+    rest, val, split = split_parts(cfg, train, test, labels, [names[i] for i in test], split="tebn")
     assert split.id == "cifar10_dvs/tebn,subset=1000,val=0.1,seed=5"
     assert (split.n_train, split.n_val, split.n_test) == (len(rest), len(val), 1000) == (900, 100, 1000)
     assert not set(rest) & set(val) and not set(test) & (set(rest) | set(val))
@@ -225,9 +221,8 @@ def test_gesture_validation_is_drawn_by_person(fraction, seed):
     assert all(np.array_equal(a, b) for a, b in zip(again, (rest, val), strict=True))
     others = [carve_validation_people(train, labels, people, fraction, seed + 10 + k)[1].tolist() for k in range(9)]
     assert len({tuple(o) for o in others}) > 1
-    _, val2, split = make_split(
-        "dvs_gesture", train, train[:0], labels, [], validation=fraction, seed=seed, dropped=3, people=people
-    )
+    cfg = config("dvs_gesture", validation=fraction, split_seed=seed)
+    _, val2, split = split_parts(cfg, train, train[:0], labels, [], dropped=3, people=people)
     assert np.array_equal(val, val2)
     assert split.id == f"dvs_gesture/official,dropped=3,val={fraction:g},by=person,seed={seed}"
 

@@ -5,13 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from fixtures import make_cache as prepare
 from fixtures import write_cifar10, write_cifar10_dvs
 
 import snn_repro
 from snn_repro.config import load_config
 from snn_repro.data import build_data
 from snn_repro.data.augment import Normalize
-from snn_repro.data.prepare import prepare
 from snn_repro.kernels import memory, use
 from snn_repro.models import build_model
 from snn_repro.registry import AUGMENTATIONS

@@ -9,12 +9,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from fixtures import make_cache as prepare
 from fixtures.event_sets import write_cifar10_dvs
 from fixtures.image_sets import write_cifar10, write_fashion_mnist
 
 from snn_repro import job, runtime, train
 from snn_repro.config import ConfigError, load_config
-from snn_repro.data.prepare import prepare
 from snn_repro.data.sets import digits
 from snn_repro.errors import UserError, in_one_sentence
 from snn_repro.files import write_json

@@ -1,6 +1,7 @@
 """All data sets, one file each: `SETS["cifar10"]` knows what there is to know of CIFAR-10. See dataset.py for how to add one."""
 
-from snn_repro.data.dataset import SETS, DataSet, EventSet, Sample, register
+from snn_repro.data.build import EventSet
+from snn_repro.data.dataset import SETS, DataSet, Sample, register
 from snn_repro.data.images import ImageFolders, ImageSet
 from snn_repro.registry import import_all
 

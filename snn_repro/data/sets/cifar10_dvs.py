@@ -9,7 +9,8 @@ It has no official split; four are in use, and accuracies on different ones do n
     random   per class, seeded shuffle of the string order, first 90 % train (the paper's 128-pixel rows)
 """
 
-from snn_repro.data.dataset import EventSet, register
+from snn_repro.data.build import EventSet
+from snn_repro.data.dataset import register
 
 
 @register("cifar10_dvs")

@@ -51,7 +51,7 @@ class DigitsDVS(DataSet):
     def build(self, cfg):
         """Frames of emulated events, counts; all digits are recorded, so that one cache file does for every run."""
         from snn_repro.data.augment import batch_transforms
-        from snn_repro.data.batches import Part, assemble
+        from snn_repro.data.build import Part, assemble
         from snn_repro.data.splits import split_parts
 
         frames = digits_dvs_frames(cfg.timesteps, by=cfg.dataset.integrate_by, cache_dir=cfg.cache_dir)

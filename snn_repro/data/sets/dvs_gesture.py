@@ -6,7 +6,8 @@ The official lists of trials split it, 1,176 / 288, with nobody on both sides; s
 import re
 from pathlib import Path
 
-from snn_repro.data.dataset import EventSet, Sample, register
+from snn_repro.data.build import EventSet
+from snn_repro.data.dataset import Sample, register
 from snn_repro.errors import DataError
 
 LISTS = ("trials_to_train.txt", "trials_to_test.txt")
@@ -65,10 +66,10 @@ class DVSGesture(EventSet):
         return [path] if path else []
 
     def listing(self, files):
-        from snn_repro.data.archives import read_all
         from snn_repro.data.formats import read_gesture_labels
+        from snn_repro.data.recordings import read_or_error
 
-        tables = read_all({n: e for n, e in files.items() if n.endswith(("_labels.csv", *LISTS))})
+        tables = {n: read_or_error(e, n) for n, e in files.items() if n.endswith(("_labels.csv", *LISTS))}
         samples, problems, part_of = [], {}, {}
         for part, trials in zip(("train", "test"), LISTS, strict=True):
             if trials not in tables:

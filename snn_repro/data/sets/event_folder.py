@@ -17,7 +17,8 @@ import zlib
 from functools import lru_cache
 from pathlib import Path
 
-from snn_repro.data.dataset import EventSet, Sample, register
+from snn_repro.data.build import EventSet
+from snn_repro.data.dataset import Sample, register
 from snn_repro.data.own import SETTINGS, common_classes, folders_in, layout, own_split, parts_of
 from snn_repro.errors import DataError, UserError
 from snn_repro.settings import Setting
@@ -108,9 +109,8 @@ class EventFolder(EventSet):
     def _sensor(self, data_dir, say) -> tuple[int, int]:
         """(height, width) as the module's docstring says; recordings that cannot be read are left to the preparation."""
         from snn_repro.console import progress
-        from snn_repro.data.archives import read_entry
         from snn_repro.data.event_tables import read_recording
-        from snn_repro.data.recordings import find_recordings
+        from snn_repro.data.recordings import find_recordings, read_entry
 
         files = find_recordings(self, data_dir).files
         told, tops, problems = {}, {}, []  # name -> (height, width), twice
@@ -179,7 +179,7 @@ class EventFolder(EventSet):
         compared = sorted({s.file for s in samples})
         if sum(files[n].size for n in compared) > WHOLE:
             compared = compared[:: -(-len(compared) // FEW)]
-        for n in (n for n in compared if files[n].kind == "file"):
+        for n in (n for n in compared if os.path.isfile(files[n].path)):
             files[n] = files[n]._replace(crc32=_crc32(files[n].path, os.stat(files[n].path).st_mtime_ns, files[n].size))
         return samples, problems
 

@@ -35,7 +35,7 @@ class FashionMNISTDVS(DataSet):
         import numpy as np
 
         from snn_repro.data.augment import batch_transforms
-        from snn_repro.data.batches import Part, assemble
+        from snn_repro.data.build import Part, assemble
         from snn_repro.data.emulator import FASHION_CAMERA, emulated_frames
         from snn_repro.data.splits import split_parts
 

@@ -11,7 +11,8 @@ It has no official split; accuracies on different ones do not compare:
 from functools import cache
 from pathlib import Path
 
-from snn_repro.data.dataset import EventSet, register
+from snn_repro.data.build import EventSet
+from snn_repro.data.dataset import register
 
 
 @cache

@@ -1,0 +1,219 @@
+"""What is done with data sets: parts become batches, and prepared frames a data set ready to train on."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from snn_repro import distributed
+from snn_repro.config.schema import Config
+from snn_repro.data import raw
+from snn_repro.data.augment import BatchTransform, RecordingAugmentation, batch_transforms, recording_steps
+from snn_repro.data.batches import LoaderBatches, MemoryBatches, RowCheck, keep_freed_memory
+from snn_repro.data.cache import Cache, Settings, open_cache
+from snn_repro.data.counts import ByteFrames
+from snn_repro.data.dataset import Batches, Data, DataSet, Recorded, Split
+from snn_repro.data.events import Events
+from snn_repro.data.recordings import cut, find_recordings, find_sources, read_entry, to_frames
+from snn_repro.data.splits import RULES, Indices, named_split, split_parts
+from snn_repro.errors import DataError, UserError
+
+
+def loader_processes(cfg: Config) -> int:
+    """dataset.workers; where it is null, on a GPU the cores that the job has beside the one that trains, else none."""
+    if cfg.dataset.workers is not None:
+        return cfg.dataset.workers
+    return distributed.cores() - 1 if cfg.device != "cpu" and torch.cuda.is_available() else 0
+
+
+class Part(NamedTuple):
+    """A part of a data set: rows of an array with labels (see MemoryBatches), or of samples (see LoaderBatches)."""
+
+    inputs: Tensor | np.ndarray | ByteFrames | Dataset
+    labels: Sequence[int] | np.ndarray = ()  # of samples: only for recipe.class_balanced, each comes with its own
+    rows: np.ndarray | None = None  # None: all
+
+
+def balanced(part: Part) -> Tensor:
+    """Sampling weights for equally frequent classes: 1 / samples of the class in the whole array."""
+    labels = np.asarray(part.labels)
+    weights = torch.from_numpy(1 / np.bincount(labels)[labels])
+    return weights if part.rows is None else weights[part.rows]
+
+
+def assemble(
+    cfg: Config,
+    dataset: DataSet,
+    parts: Sequence[Part],
+    split: Split,
+    transforms: Sequence[BatchTransform],
+    evaluation: Sequence[BatchTransform] = (),
+    check: Callable[[int, np.ndarray], None] | None = None,
+) -> Data:
+    """`Data` of the parts train, val and test, the second of which may be empty; `transforms` are those of training, `evaluation` the others'.
+
+    check: see MemoryBatches. Raises DataError where arrays are not what the data set says of itself.
+    """
+    train, val, test = parts
+    shape, recipe = dataset.frame_shape(cfg.dataset.frame_size), cfg.recipe
+    training: dict[str, Any] = dict(drop_last=recipe.drop_last, repeats=recipe.repeated_augmentation)
+    training |= dict(seed=cfg.seed, shuffle=balanced(train) if recipe.class_balanced else True)
+
+    def batches(part: Part, size: int, **options) -> Batches:
+        inputs, labels, rows = part
+        if isinstance(inputs, Dataset):
+            return LoaderBatches(inputs, size, indices=rows, workers=loader_processes(cfg), **options)
+        kind = "images" if inputs.ndim == 4 else "frames"
+        if tuple(inputs.shape[-3:]) != shape or (inputs.ndim == 4) != dataset.static:
+            raise DataError(
+                f"{dataset.name} was read as {kind} {list(inputs.shape[-3:])}, and its file in data/sets/ says {list(shape)},"
+                f" static={dataset.static}"
+            )
+        if len(labels) and not 0 <= np.min(labels) <= np.max(labels) < dataset.num_classes:
+            raise DataError(
+                f"{dataset.name} was read with labels {np.min(labels)} to {np.max(labels)}, and its file in data/sets/ says"
+                f" {dataset.num_classes} classes"
+            )
+        return MemoryBatches(inputs, labels, size, indices=rows, check=check, **options)
+
+    return Data(
+        train=batches(train, recipe.batch_size, transforms=transforms, **training),
+        val=batches(val, recipe.eval_batch_size, transforms=evaluation) if val.rows is None or len(val.rows) else None,
+        test=batches(test, recipe.eval_batch_size, transforms=evaluation),
+        input_shape=shape,
+        num_classes=dataset.num_classes,
+        split=split,
+        static=dataset.static,
+    )
+
+
+# ------------------------------------------------------------------ recordings
+
+
+class AugmentedRecordings(torch.utils.data.Dataset):
+    """Training samples decoded from the raw files, so that `steps` can work on events before they become frames."""
+
+    def __init__(self, settings: Settings, cfg: Config, names: list[str], steps: Sequence[RecordingAugmentation]):
+        recordings = find_recordings(settings.dataset, cfg.data_dir, cfg.cache_dir)
+        by_name = {s.name: s for s in recordings.samples}
+        missing = [n for n in names if n not in by_name]
+        if missing:
+            raise DataError(
+                f"{missing[0]} is in the cache but not in data_dir={cfg.data_dir}; give the folder it was made from"
+            )
+        self.samples = [by_name[n] for n in names]
+        self.files, self.settings, self.steps = recordings.files, settings, steps
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        sample, dataset = self.samples[i], self.settings.dataset
+        data = read_entry(self.files[sample.file], sample.file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is odd about a file was told when the frames were prepared
+            events = dataset.decode(data, sample.file)
+        events = cut(events, sample)
+        for step in self.steps:
+            events = step.apply(events, dataset.shape[1:])
+        frames = to_frames(events, dataset.shape[1:], *self.settings[1:])
+        return torch.from_numpy(frames.astype(np.float32)), sample.label
+
+
+def published_split(dataset: Recorded, cfg: Config, cache: Cache) -> tuple[Indices, Indices, Indices, Split]:
+    """(training, validation and test rows, their Split) of a set that others published: drawn on the list of what it holds."""
+    name, split = dataset.name, cfg.dataset.split
+    excluded = [p["name"] for p in cache.manifest["excluded"]]
+    total = dataset.total or len(cache.names) + len(excluded)
+    if excluded or len(cache.names) < total:
+        warnings.warn(
+            f"{name}: the cache holds {len(cache.names)} of {total} recordings, so results do not compare with those on the"
+            " whole data set",
+            stacklevel=3,
+        )
+    if split == "official":
+        dropped = total - len(cache.names)
+        train, test = (np.flatnonzero(cache.parts == part) for part in ("train", "test"))
+    else:
+        everything = dataset.all_names(cache.names, cache.labels, excluded)
+        dropped = len(everything) - len(cache.names)
+        train, test = named_split(dataset, split, cache.names, cache.labels, everything)
+        if dataset.published_names() and len(everything) != total:
+            warnings.warn(
+                f"{name}: the cache holds recordings that the published data set has not, so dataset.split={split} is drawn"
+                f" on its own list of {len(everything)} names",
+                stacklevel=3,
+            )
+    people = [dataset.person(n) for n in cache.names]
+    train, val, of_run = split_parts(
+        cfg, train, test, cache.labels, [cache.names[i] for i in test], split=split, dropped=max(dropped, 0),
+        people=None if None in people else people,
+    )  # fmt: skip
+    return train, val, test, of_run
+
+
+class EventSet(Recorded):
+    """Recordings of an event camera, one file each or several in one, which prepare.py turns into cached frames once."""
+
+    def test_mask(self, split, names, labels):
+        return RULES[split](names, labels)
+
+    def split(self, cfg: Config, cache: Cache):
+        """(training, validation and test rows of an opened cache, their Split)."""
+        return published_split(self, cfg, cache)
+
+    def locate(self, cfg: Config) -> list[Path]:
+        return find_sources(self, cfg.data_dir)
+
+    def cache_settings(self, cfg: Config) -> Settings:
+        """Of the cache that a run reads."""
+        return Settings(self.of(cfg), cfg.timesteps, cfg.dataset.integrate_by, cfg.dataset.frame_size)
+
+    def check(self, cfg: Config) -> None:
+        open_cache(self.cache_settings(cfg), cfg.cache_dir, cfg.data_dir)
+
+    def state(self, cfg: Config) -> tuple[str, str | None]:
+        settings = self.cache_settings(cfg)
+        if cfg.cache_dir and Path(cfg.cache_dir, settings.folder, "manifest.json").is_file():
+            return "ready", None
+        if super().state(cfg)[0] == "missing":
+            return "missing", f"the data set {self.name} in data_dir, or its frames in cache_dir"
+        return "not prepared", f"frames: {settings.command(cfg.data_dir, cfg.cache_dir)}"
+
+    def fingerprint(self, cfg: Config) -> dict[str, str]:
+        """{"prepared frames": of the index of the cache, which holds a checksum of every row}."""
+        if not cfg.cache_dir:
+            raise UserError(f"cache_dir is not set: {self.name} is read from prepared frames")
+        manifest = Path(cfg.cache_dir, self.cache_settings(cfg).folder, "manifest.json")
+        try:
+            return {"prepared frames": json.loads(manifest.read_text())["index_sha256"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{manifest} cannot be read: {error}") from None
+
+    def recording(self, path: str) -> Events:
+        """The events of one file outside of the data set. Raises DataError."""
+        return self.decode(raw.file_bytes(path), path)
+
+    def sample(self, cfg: Config, source: Any, say: Callable[[str], None]) -> Tensor:
+        return raw.frames(self, cfg, self.recording(os.fspath(source)) if raw.is_path(source) else source)
+
+    def build(self, cfg: Config) -> Data:
+        """The data set from prepared frames."""
+        keep_freed_memory()  # a batch of frames has tens of MiB
+        settings = self.cache_settings(cfg)
+        dataset, cache = settings.dataset, open_cache(settings, cfg.cache_dir, cfg.data_dir)
+        train, val, test, of_run = dataset.split(cfg, cache)
+        check = RowCheck(cache) if cfg.dataset.verify == "first_read" and cache.checksums is not None else None
+        parts = [Part(cache.frames, cache.labels, rows) for rows in (train, val, test)]
+        if steps := recording_steps(cfg.augment, dataset):
+            parts[0] = Part(AugmentedRecordings(settings, cfg, cache.names, steps), cache.labels, train)
+        return assemble(cfg, dataset, parts, of_run, batch_transforms(cfg.augment, dataset), check=check)
