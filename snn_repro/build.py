@@ -46,7 +46,7 @@ def check_settings(config: Config) -> None:
             raise ConfigError(
                 f"augment.{key}={value} makes soft targets and loss={config.loss.name} needs labels; set it to 0"
             )
-    of_neuron = options(config.neuron, "imp_lr", "imp_weight_decay", "initial_layers", "backend")
+    of_neuron = options(config.neuron, "imp_lr", "imp_weight_decay", "initial_layers")
     with torch.random.fork_rng(devices=[]):  # it draws a number
         loss.watch(build_neuron(state_shape=(1,), timesteps=config.timesteps, **of_neuron))
     if config.compile and loss.reads_potentials:

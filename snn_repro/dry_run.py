@@ -23,19 +23,20 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from torch.utils.flop_counter import FlopCounterMode
 
-from snn_repro import distributed, kernels
+from snn_repro import distributed
 from snn_repro.build import adapt_surrogates, begin_epoch, check_settings
 from snn_repro.config import Config, ConfigError, config_hash
 from snn_repro.console import text_table
 from snn_repro.data import Data
 from snn_repro.energy import energy_report
 from snn_repro.errors import UserError
+from snn_repro.kernels import KERNELS, door
 from snn_repro.models import count_parameters
 from snn_repro.models.blocks import same_statistics
 from snn_repro.neurons import Neuron, firing_rates, initial_states
 from snn_repro.runs import sweeps
 from snn_repro.runs.folder import Follower
-from snn_repro.runtime import backends, peak_memory, pick_device
+from snn_repro.runtime import peak_memory, pick_device
 from snn_repro.signals import StopRequest
 from snn_repro.train import Training, built, evaluate
 
@@ -123,7 +124,7 @@ def dry_run(config: Config) -> Report:
         enough_memory(state, x)
         try:
             step, warm_up = _training(state, train, started)
-            with kernels.off(state.evaluated):  # as after an epoch: after a few steps no neuron would fire
+            with door.off(state.evaluated):  # as after an epoch: after a few steps no neuron would fire
                 update_bn([x.to(device)], state.evaluated)
             evaluation = sum(_evaluation(state, part) for part in (val, test) if part is not None)
         except torch.OutOfMemoryError:
@@ -244,13 +245,13 @@ def kept_by_a_sample(state: Training, x: Tensor) -> float:
             kept.append(t)
         return t
 
-    kernels.set_backend(model, "dense")  # auto would measure for two samples what no run needs
+    door.set_backend(model, "dense")  # auto would measure for two samples what no run needs
     with (
         torch.random.fork_rng(devices=[]), same_statistics(model),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), state.amp.autocast(),
     ):  # fmt: skip
         model(x, last_step=state.loss_fn.last_step)
-    kernels.set_backend(model, backends(state.config)[1])
+    door.set_backend(model, KERNELS[state.config.kernels][1])
     return sum(sizes.values()) / x.shape[-4]
 
 
@@ -291,7 +292,7 @@ def _layers(state: Training, x: Tensor) -> list[Layer]:
     }
     hooks = [m.register_forward_hook(partial(note, name)) for name, m in counted.items()]
     try:
-        with kernels.off(model), torch.no_grad(), firing_rates(model) as rates, FlopCounterMode(display=False) as flops:
+        with door.off(model), torch.no_grad(), firing_rates(model) as rates, FlopCounterMode(display=False) as flops:
             model(x)
     finally:
         for hook in hooks:

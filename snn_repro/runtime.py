@@ -16,7 +16,8 @@ from torch import nn
 from snn_repro import distributed
 from snn_repro.config import Config, ConfigError
 from snn_repro.data.batches import keep_freed_memory
-from snn_repro.kernels import KERNELS, memory, prepare
+from snn_repro.kernels import KERNELS, memory
+from snn_repro.kernels.door import prepare
 from snn_repro.models.norms import synchronise
 from snn_repro.neurons import initial_states
 
@@ -163,11 +164,6 @@ def compile_network(model: nn.Module, device: torch.device, mode: bool | str = T
     model.compile(**({"mode": mode} if isinstance(mode, str) else {}))
 
 
-def backends(config: Config) -> tuple[str, str]:
-    """Who is wished to compute the spiking layers and the convolutions."""
-    return (config.neuron.backend, config.model.conv_backend) if config.kernels == "auto" else KERNELS[config.kernels]
-
-
 def neuron_backend(config: Config, device: torch.device, model: nn.Module, precision: str) -> str:
     """The backend of the spiking layers of `model` in this run ("auto" resolved); several are joined by "and".
 
@@ -215,7 +211,7 @@ def conditions(config: Config, device: torch.device, precision: str, model: nn.M
         device=device.type, precision=precision, threads=torch.get_num_threads(), processes=processes,
         images_per_statistic=images_per_statistic(config, processes),
         neuron_backend=neuron_backend(config, device, model, precision),
-        conv_backend=backends(config)[1], compile=config.compile, torch=str(torch.__version__),
+        conv_backend=KERNELS[config.kernels][1], compile=config.compile, torch=str(torch.__version__),
     )  # fmt: skip
     return here | ({"cuda": cuda_arithmetic(device)} if device.type == "cuda" else {})
 

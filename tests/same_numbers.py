@@ -36,7 +36,7 @@ ROWS = {
 }  # fmt: skip
 SHORT = [
     "logger.mode=disabled", "debug.max_eval_batches=2", "threads=1",
-    "model.conv_backend=sparse",  # auto goes by what was measured on the machine, which may round differently another day
+    "kernels=sparse",  # auto goes by what was measured on the machine, which may round differently another day
 ]  # fmt: skip
 NUMBERS = (
     "acc_last", "acc_best_test", "acc_last10_mean", "acc_step", "acc_cum", "correct", "n_test", "loss_last",

@@ -20,8 +20,8 @@ from torch import nn
 
 from benchmarks._harness import Place, in_own_process, memory, place, saved_bytes, timings
 from benchmarks._report import Report, Table, rated
-from snn_repro import kernels
 from snn_repro.data.batches import keep_freed_memory
+from snn_repro.kernels import door
 from snn_repro.models import build_model
 from snn_repro.runs.folder import find_results
 
@@ -81,7 +81,7 @@ def _batches(network: Network, batch: int, rounds: int, quick: bool, on: Place) 
     for kind in kinds:
         models[kind] = _build(kind, network, 0.0).to(on.device)
         if kind == OFF:
-            kernels.use(models[kind], "off")
+            door.use(models[kind], "off")
         if kind == COMPILED:
             models[kind].compile()
     mixed = torch.autocast("cuda", torch.float16, enabled=on.device != "cpu")

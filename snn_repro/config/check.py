@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from snn_repro.config.identity import FORMER_KERNELS
 from snn_repro.config.schema import GROUPS, MISSING, OWN, PAPER_TABLES, Config, ConfigError
 from snn_repro.config.sentences import explain, keys, unknown
 from snn_repro.data.augment import known, misplaced, shown, turned_on, values_of
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 def checked(node: "DictConfig | dict") -> Config:
     """Turn a composed configuration into a `Config`, or raise ConfigError with one sentence.
 
-    The merge with a fresh schema also refuses keys that were added with `+key=`. What a run found in own data passes as it
-    is: a class may be called ${...}.
+    The merge with a fresh schema also refuses keys that were added with `+key=`. A dictionary is a stored configuration, whose
+    FORMER_KERNELS are left out. What a run found in own data passes as it is: a class may be called ${...}.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -33,6 +34,9 @@ def checked(node: "DictConfig | dict") -> Config:
         node = node | {"dataset": node["dataset"] | {"found": None}}
     try:
         plain: Any = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
+        for group, _, last in (key.partition(".") for key in FORMER_KERNELS if isinstance(node, dict)):
+            if isinstance(plain.get(group), dict):
+                plain[group].pop(last, None)
         set_own_apart(plain)
         config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
     except (OmegaConfBaseException, RecursionError) as error:

@@ -30,9 +30,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from snn_repro import outside
 from snn_repro.config.check import check_machine, checked, given_keys, idle
-from snn_repro.config.identity import NOT_HASHED
+from snn_repro.config.identity import FORMER_KERNELS, NOT_HASHED
 from snn_repro.config.schema import CONF_DIR, GROUPS, OWN, Config, ConfigError
-from snn_repro.config.sentences import choices, conf_files, explain, quoted
+from snn_repro.config.sentences import choices, conf_files, explain, quoted, unknown
 from snn_repro.registry import AUGMENTATIONS
 
 log = logging.getLogger("snn_repro")
@@ -191,6 +191,8 @@ def refuse_misplaced(overrides: Iterable[str], sweep: bool) -> None:
     for override in overrides:
         name, equals, value = override.lstrip("+").partition("=")
         group, _, last = name.partition(".")
+        if name in FORMER_KERNELS:
+            raise ConfigError(unknown(name))
         if name == "dataset.found":
             raise ConfigError(f"{override} is no key: what a run finds in own data it keeps itself; leave it out")
         if last == "name" and group in ("dataset", "model", "neuron", "loss"):

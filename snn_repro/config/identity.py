@@ -17,6 +17,9 @@ NOT_HASHED = (
     "recipe.sync_bn",  # matters with several processes alone, and their number is no key either
 )  # fmt: skip
 
+# Of these, keys that runs once had and that kernels= took over: stored configurations may have them, commands may not.
+FORMER_KERNELS = ("model.conv_backend", "neuron.backend")
+
 # Keys that came after results existed, with the value that stands for what was done before: with this value a key stays
 # out of the hash, so that earlier results go on belonging to their configuration.
 ADDED: dict[str, Any] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from snn_repro.errors import UserError
-from snn_repro.kernels import CONV_BACKENDS, KERNELS
+from snn_repro.kernels import KERNELS
 from snn_repro.registry import AUGMENTATIONS, LOSSES, MODELS, NEURONS, SETS
 from snn_repro.settings import Setting
 
@@ -106,10 +106,6 @@ class DatasetConfig(Chosen):
 @dataclass
 class ModelConfig(Chosen):
     name: str = key(MISSING, "network", choices=MODELS)
-    conv_backend: str = key(
-        "auto", "convolutions on a CPU: sparse visits nonzero inputs alone, auto takes the faster one in every call",
-        choices=CONV_BACKENDS,
-    )  # fmt: skip
     checkpointing: str = key(
         "off", "what the backward pass runs again to save memory: norms and their neurons, or whole blocks",
         choices=("off", "norms", "blocks"),
@@ -259,7 +255,7 @@ class Config:
     )
     neurobench: bool = key(False, "write neurobench.json: NeuroBench's metrics, counted over the test part")
     kernels: str = key(
-        "auto", "who computes the layers: off is PyTorch alone; dense, sparse are about convolutions; moves roundings only",
+        "auto", "backends of all layers, equal up to rounding: off is PyTorch alone; dense, sparse are about convolutions",
         choices=tuple(KERNELS),
     )  # fmt: skip
     compile: bool | str = key(

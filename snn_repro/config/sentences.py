@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from snn_repro import outside
-from snn_repro.config.identity import RENAMED
+from snn_repro.config.identity import FORMER_KERNELS, RENAMED
 from snn_repro.config.schema import CONF_DIR, GROUPS, OWN, Config, ConfigError
 from snn_repro.errors import nearest
+from snn_repro.kernels import KERNELS
 from snn_repro.settings import Setting
 
 
@@ -81,6 +82,8 @@ def unknown(full: str) -> str:
         return f"'{full}' is a choice of files: write {full}=NAME with one of: {', '.join(choices(full))}"
     if full in RENAMED:
         return f"{full} is called {RENAMED[full]} now; write {RENAMED[full]}=..."
+    if full in FORMER_KERNELS:
+        return f"{full} is no key: one word chooses the kernels of the whole network; write kernels= one of: {', '.join(KERNELS)}"
     known = [*keys(), *GROUPS]
     ends = [k for k in known if k.split(".")[-1] == full.split(".")[-1]]  # the room may be wrong, or missing
     guess = nearest(full, known) if "." in full or not ends else ""

@@ -6,6 +6,15 @@ from torch import Tensor
 from snn_repro.kernels import Law
 
 
+def refusal(law: Law) -> str | None:
+    """What keeps them from a law, in words; None: nothing."""
+    if law.strict:
+        return "fires at h >= V_th only; use neuron.fire_at=ge or another backend"
+    if law.charge != "if" and law.v_reset:
+        return f"leaks towards v_reset, ours towards 0: v_reset={law.v_reset} must be 0 there"
+    return None
+
+
 def update(x: Tensor, v0: Tensor | None, law: Law, store_v_seq: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """Spikes [T, B, ...] in x's dtype, the last potential [B, ...], and all after each reset [T, B, ...] if wanted."""
     from spikingjelly.activation_based import functional, surrogate

@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from snn_repro.errors import UserError
+
 _lock = threading.Lock()
 
 
@@ -80,3 +82,39 @@ def _folder(source: str, chosen: str) -> str | None:
     except (OSError, RuntimeError):
         return None
     return str(folder)
+
+
+# ---------------------------------------------------------------- whether loops can be compiled here
+
+_tried: set[tuple] = set()
+_reason: str | None = None
+
+
+def broken() -> str | None:
+    """Why nothing can be compiled here; None as long as everything could."""
+    return _reason
+
+
+def ready(by_name: bool, rehearse: Callable, *case: Any) -> bool:
+    """Whether the loops of a case compile, forward and backward: `rehearse(*case)` tries it before the first forward pass.
+
+    by_name: UserError instead of False.
+    """
+    global _reason
+    if _reason is None and (rehearse, case) not in _tried:
+        try:
+            rehearse(*case)
+        except Exception as error:  # an import, a compiler or a processor that it does not know: all end the same way
+            _reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            warnings.warn(
+                f"numba cannot compile the fast loops here ({_reason}); PyTorch computes instead: same results, slower",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        _tried.add((rehearse, case))
+    if _reason is not None and by_name:
+        raise UserError(f"this backend needs numba, which fails here ({_reason}); use auto, or mend numba")
+    return _reason is None
+
+
+ready._dynamo_marked_constant = True  # torch.compile calls it and takes the answer

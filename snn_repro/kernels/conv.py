@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snn_repro.kernels import choose
+from snn_repro.kernels.compiled import ready
 from snn_repro.kernels.limits import crossing, kept, seconds
 
 LEAST_CHANNELS = 8  # a stem's images and event counts are left to the dense kernel without a look,
@@ -39,7 +39,9 @@ class Conv2d(nn.Conv2d):
         if x.device.type != "cpu" or x.dim() != 4:
             return super().forward(x)
         x = channels_last(x)
-        if choose(self, x) == "torch":
+        if self.backend == "torch" or not self.fits(x):
+            return super().forward(x)
+        if not ready(self.backend == "sparse", rehearse, self.backend, x.dtype):
             return super().forward(x)
         return torch.ops.snn_repro.conv(x, self.weight, self.bias, self.stride[0], self.padding[0], self.backend)
 

@@ -21,9 +21,9 @@ from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from snn_repro.kernels import cuts, in_parallel
 from snn_repro.kernels.compiled import compiled
 from snn_repro.kernels.lanes import I1, I8, I32, I64, WIDE, external, keep, memcpy
+from snn_repro.kernels.threads import cuts, in_parallel
 
 VECTOR = 64  # bytes: one AVX-512 register; LLVM splits it where registers are smaller
 REGISTERS = 16 if WIDE else 6  # vectors that sums may occupy

@@ -295,7 +295,7 @@ def _gradients(ctx, gs, gv_last) -> tuple[Tensor | None, ...]:
 
 
 def _differentiate_twice(ctx, *grads):
-    raise UserError("The fused spiking layer has no second derivative; use neuron.backend=torch for one.")
+    raise UserError("The fused spiking layer has no second derivative; use kernels=off, or backend=torch, for one.")
 
 
 torch.library.register_autograd("snn_repro::neuron", _differentiate, setup_context=_setup)

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import nn
 
-from snn_repro import kernels as door
 from snn_repro.config import keys
 from snn_repro.errors import UserError
+from snn_repro.kernels import door
 from snn_repro.models.blocks import Block, Neurons
 from snn_repro.models.networks import MODELS, Model, register_network
 from snn_repro.models.norms import NORMS, register_norm
@@ -42,9 +42,9 @@ def build_model(
 
     neuron holds what `build_neuron` takes, for example {"name": "if", "imp": True}, and may hold `initial_layers`: the numbers, from 1
     at the input, of the spiking layers that start from its initial state, while the others start at 0. timesteps is how often a
-    static image is seen, and for TEBN and PSN, say, the only number of frames that fits. kernels chooses who computes the layers: "auto", "off"
-    (PyTorch alone) or another word of `kernels.KERNELS`; with "auto", neuron's backend and conv_backend ("auto", "dense" or
-    "sparse") choose apart for spiking layers and convolutions. checkpointing "off", "norms" or "blocks" trades time for
+    static image is seen, and for TEBN and PSN, say, the only number of frames that fits. kernels is "auto", "off" (PyTorch alone) or
+    another word of `kernels.KERNELS`; with "auto", neuron's backend and conv_backend ("auto", "dense" or "sparse") choose
+    apart for spiking layers and convolutions. checkpointing "off", "norms" or "blocks" trades time for
     memory (see blocks.Block). None of these changes a result beyond rounding. Options are the network's settings; None means
     the default. Raises UserError, naming the key, the value and what is allowed.
     """
@@ -59,7 +59,7 @@ def build_model(
     wished = dict(conv_backend=conv_backend, **{"neuron.backend": neuron.get("backend") or "auto"})
     for key, value in wished.items():
         if kernels != "auto" and value != "auto":
-            raise UserError(f"kernels={kernels} and {key}={value} both say who computes; leave one of them out")
+            raise UserError(f"kernels={kernels} and {key}={value} both choose kernels; leave one of them out")
     if "name" not in neuron:
         raise UserError(f"neuron={dict(neuron)} needs a name, for example {{'name': 'if', 'imp': True}}")
     keys()["model.checkpointing"].checked("model.checkpointing", checkpointing)

@@ -11,7 +11,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from snn_repro.errors import UserError
-from snn_repro.kernels import choose, sums
 from snn_repro.kernels.conv import Conv2d
 from snn_repro.neurons import Neuron, Setting, build_neuron
 
@@ -128,20 +127,22 @@ class Block(nn.Module):
     def fire(
         self, x: Tensor, norm: Any, neuron: Any, timesteps: int | None = None, plus: Callable[[], Tensor] | None = None
     ) -> Tensor:
-        """Spikes of a norm and the neuron behind it (+ plus()), computed together where `kernels` says so."""
+        """Spikes of a norm and the neuron behind it (+ plus()), by one kernel where there is one for both."""
         timesteps = timesteps or len(x)
-        affine = norm.affine_form() if hasattr(norm, "affine_form") and hasattr(neuron, "law") else None
-        together = "torch" if affine is None else choose(neuron, x, affine, timesteps=timesteps)
-        if together == "triton" and plus is not None and sums(neuron):
-            return neuron(x, affine, timesteps, plus())
-        if together != "torch":
-            spikes = neuron(x, affine, timesteps)
+        affine = norm.affine_form() if hasattr(norm, "affine_form") and hasattr(neuron, "plan") else None
+        plan = None if affine is None else neuron.plan(x, affine, timesteps)
+        if plan is not None and plan.norm is not None:
+            if plan.backend == "triton" and plus is not None and neuron.adds:
+                return neuron(x, plan, plus())
+            spikes = neuron(x, plan)
         else:
-            spikes = self.through(x, lambda x: repeat_steps(norm(x), timesteps), neuron, what="norms")
+
+            def alone(z: Tensor) -> Tensor:
+                return neuron(z) if plan is None or z.dtype != x.dtype else neuron(z, plan)
+
+            spikes = self.through(x, lambda x: repeat_steps(norm(x), timesteps), alone, what="norms")
         added = None if plus is None else plus()
-        return (
-            spikes if added is None or spikes.is_meta else added + spikes
-        )  # a sum of meta tensors imports torch's compiler
+        return spikes if added is None or spikes.is_meta else added + spikes  # a meta sum imports torch's compiler
 
     def through(self, x: Tensor, *layers: Callable[[Tensor], Tensor], what: str = "blocks") -> Tensor:
         """Run x through layers of this module, which the backward pass runs again if `checkpointing` is `what`."""

@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from snn_repro import kernels
 from snn_repro.errors import UserError
+from snn_repro.kernels import door
 from snn_repro.models.blocks import Block
 from snn_repro.models.norms import NORMS
 from snn_repro.neurons import Neuron
@@ -207,7 +207,7 @@ def _ruled(model: nn.Module, frames: Tensor, mean: bool) -> Iterator[_Rules]:
 
         return forward
 
-    with ExitStack() as stack, torch.enable_grad(), kernels.off(model):
+    with ExitStack() as stack, torch.enable_grad(), door.off(model):
         for name, module in model.named_modules():
             if isinstance(module, Block):  # checkpointing would run layers again, without their rules
                 stack.callback(setattr, module, "checkpointing", module.checkpointing)

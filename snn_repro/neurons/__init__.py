@@ -10,9 +10,9 @@ What a neuron is stands in `node.py`; each family is one file beside it, found b
 import torch
 from torch import nn
 
-from snn_repro import kernels
 from snn_repro.errors import UserError, nearest
-from snn_repro.kernels import BACKENDS, resolve_backend
+from snn_repro.kernels import BACKENDS, door
+from snn_repro.kernels.door import resolve_backend
 from snn_repro.neurons.initial import INITIAL_STATES, InitialState, register_initial
 from snn_repro.neurons.node import NEURONS, Neuron, initial_states, is_initial_state, register, settings
 from snn_repro.neurons.rates import firing_rates
@@ -29,13 +29,19 @@ import_all(__name__, __path__)
 
 
 def build_neuron(
-    name: str, imp: bool = False, state_shape=None, timesteps: int | None = None, **overrides
+    name: str,
+    imp: bool = False,
+    state_shape=None,
+    timesteps: int | None = None,
+    backend: str | None = None,
+    **overrides,
 ) -> nn.Module:
     """Build one spiking layer: x [T, B, *state_shape] -> spikes [T, B, *state_shape].
 
     name is "if", "lif", "leaky" or another of NEURONS; "if_imp" and so on stand for imp=True. With imp, state_shape (for
     example (C, H, W)) is needed: the layer owns a parameter `imp` of that shape, drawn from U(*imp_init); imp is short for
-    initial="imp". timesteps is needed by neurons with parameters for each time step (`wired`).
+    initial="imp". timesteps is needed by neurons with parameters for each time step (`wired`). backend is the kernel, "auto",
+    "torch", "cpu", "triton" or "spikingjelly" (see kernels); results are equal up to rounding.
 
     Overrides (None means the family's published value):
         v_threshold=1.0  reset="soft"|"hard"  v_reset=0.0 (hard reset only)  fire_at="ge"|"gt"  detach_reset
@@ -43,7 +49,6 @@ def build_neuron(
         initial="zero"|"constant"|"half"|"random"|"imp"|"imp_channel"|"imp_layer"|"mp_init" (see initial.py)
         initial_value=0.5 (constant)  imp_init=[low, high]  imp_trainable=True  tau=2.0 (lif, >= 1)  retain=0.25 (leaky, 0..1)
         decay_input=True (lif; False takes the input at full weight: h = (1 - 1/tau) v + x)
-        backend="auto"|"torch"|"cpu"|"triton"|"spikingjelly": who computes it (see kernels); changes roundings only
     A family that has no tau, decay_input or retain accepts only their defaults, so that a value without effect is noticed.
 
     The draw of IMP takes one number from torch's global generator whether imp is on or off, so networks built
@@ -77,8 +82,10 @@ def build_neuron(
     initial = INITIAL_STATES[values.get("initial", "zero")]
     start = _draw_imp(initial, state_shape, *values.get("imp_init", (0.0, 0.0)))
     parameter = None if start is None else nn.Parameter(start, requires_grad=values["imp_trainable"])
-    neuron = cls(imp=parameter, timesteps=timesteps, state_shape=state_shape and tuple(state_shape), **values)
-    kernels.check(neuron, family)
+    backend = Setting("auto", "", choices=BACKENDS).checked("neuron.backend", backend or "auto")
+    shape = state_shape and tuple(state_shape)
+    neuron = cls(imp=parameter, timesteps=timesteps, state_shape=shape, backend=backend, **values)
+    door.check(neuron, family)
     return neuron
 
 

@@ -13,9 +13,7 @@
 What it counts at the first step is the family's: v (if), (1 - 1/tau) v (lif), retain v (leaky).
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,9 +21,7 @@ from torch import Tensor
 from snn_repro import distributed
 from snn_repro.registry import INITIAL_STATES
 
-if TYPE_CHECKING:
-    from snn_repro.neurons.node import Neuron
-
+Neuron = Any  # a spiking layer, see layer.py, which imports this file
 register_initial = INITIAL_STATES.register
 
 

@@ -73,7 +73,7 @@ SHORT = {
 # What a test reads of a configuration; of `dataset.` all but what divides the training part.
 READS = (
     "dataset", "timesteps", "data_dir", "cache_dir", "device", "threads", "kernels", "compile", "deterministic",
-    "recipe.eval_batch_size", "augment.test_resize", "augment.interpolation", "model.conv_backend", "neuron.backend",
+    "recipe.eval_batch_size", "augment.test_resize", "augment.interpolation",
     "neuron.initial", "neuron.initial_value", "debug.max_eval_batches",
 )  # fmt: skip
 OF_TRAINING = ("dataset.validation", "dataset.split_seed", "dataset.train_subset", "dataset.timesteps", "dataset.name")

@@ -12,7 +12,8 @@ import snn_repro
 from snn_repro.config import load_config
 from snn_repro.data import build_data
 from snn_repro.data.augment import Normalize
-from snn_repro.kernels import memory, use
+from snn_repro.kernels import memory
+from snn_repro.kernels.door import use
 from snn_repro.models import build_model
 from snn_repro.registry import AUGMENTATIONS
 

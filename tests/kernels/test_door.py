@@ -1,4 +1,4 @@
-"""The door of the kernels: who computes a layer, what happens where nothing can be compiled, where compiled loops lie."""
+"""The door of the kernels: which backend runs a layer, what happens where nothing can be compiled, where compiled loops lie."""
 
 import os
 import shutil
@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from snn_repro import kernels
+from snn_repro.config import checked, config_hash, load_config, to_dict
+from snn_repro.config.compose import recomposed
 from snn_repro.errors import UserError
-from snn_repro.kernels import compiled, conv, conv_cpu, neuron_cpu
+from snn_repro.kernels import compiled, conv, conv_cpu, door, neuron_cpu
 from snn_repro.models import build_model
 from snn_repro.neurons import build_neuron
 
@@ -22,8 +24,8 @@ SMALL = dict(num_classes=10, input_shape=(1, 8, 8), timesteps=4)
 @pytest.fixture
 def untried(monkeypatch):
     """As in a process that has compiled nothing yet."""
-    monkeypatch.setattr(kernels, "_tried", {})
-    monkeypatch.setattr(kernels, "_reason", None)
+    monkeypatch.setattr(compiled, "_tried", set())
+    monkeypatch.setattr(compiled, "_reason", None)
 
 
 def raising(*args):
@@ -54,7 +56,7 @@ def test_without_a_compiler_the_reference_computes_and_one_warning_says_so(untri
         assert losses() == wanted
         assert losses() == wanted
     assert len([w for w in said if w.category is RuntimeWarning]) == 1
-    assert kernels.resolve_backend("auto", "cpu") == "torch" and "LLVM" in kernels.broken()
+    assert door.resolve_backend("auto", "cpu") == "torch" and "LLVM" in compiled.broken()
     with pytest.raises(UserError, match="needs numba, which fails here .*LLVM ERROR"):
         build_neuron("if", backend="cpu")(torch.ones(2, 1, 3))
 
@@ -64,7 +66,7 @@ def test_an_evaluation_needs_no_backward_loop(untried, monkeypatch):
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error")
         build_neuron("if")(torch.ones(2, 1, 3))
-    assert kernels.broken() is None
+    assert compiled.broken() is None
 
 
 @pytest.mark.parametrize("loop", ["forward", "weight_gradient", "to_bytes"])
@@ -127,7 +129,7 @@ def test_one_word_chooses_for_a_whole_network(word):
     spiking, convolutions = kernels.KERNELS[word]
     assert {m.backend for m in model.modules() if hasattr(m, "law")} == {spiking}
     assert {m.backend for m in model.modules() if isinstance(m, conv.Conv2d)} == {convolutions}
-    with kernels.off(model):
+    with door.off(model):
         assert {m.backend for m in model.modules() if hasattr(m, "backend")} == {"torch"}
     assert {m.backend for m in model.modules() if isinstance(m, conv.Conv2d)} == {convolutions}
 
@@ -136,8 +138,11 @@ def test_one_word_chooses_for_a_whole_network(word):
     ("given", "message"),
     [
         (dict(kernels="of"), "kernels='of' is not one of auto, off, .*did you mean 'off'"),
-        (dict(kernels="off", conv_backend="sparse"), "kernels=off and conv_backend=sparse both say who computes"),
-        (dict(kernels="off", neuron={"name": "if", "backend": "cpu"}), "kernels=off and neuron.backend=cpu both say"),
+        (dict(kernels="off", conv_backend="sparse"), "kernels=off and conv_backend=sparse both choose kernels"),
+        (
+            dict(kernels="off", neuron={"name": "if", "backend": "cpu"}),
+            "kernels=off and neuron.backend=cpu both choose",
+        ),
         (dict(kernels="spikingjelly", neuron={"name": "leaky"}), "spikingjelly fires at h >= V_th only"),
     ],
 )
@@ -146,13 +151,29 @@ def test_words_that_cannot_be(given, message):
         build_model("small", **{**SMALL, "neuron": {"name": "if"}, **given})
 
 
-def test_the_key_chooses_for_a_run_and_is_no_part_of_its_hash():
-    from snn_repro.config import config_hash, load_config
-    from snn_repro.runtime import backends
-
+@pytest.mark.parametrize("former", ["neuron.backend=torch", "model.conv_backend=sparse"])
+def test_one_key_chooses_for_a_run_and_is_no_part_of_its_hash(former):
+    """The two keys before it are refused where they are typed, and left out of what old runs have stored."""
     plain, off = load_config([]), load_config(["kernels=off"])
-    assert config_hash(plain) == config_hash(off)
-    assert backends(plain) == ("auto", "auto") and backends(off)[0] == "torch"
+    stored, (key, value) = to_dict(plain), former.split("=")
+    group, last = key.split(".")
+    stored[group][last] = value
+    assert config_hash(stored) == config_hash(plain) == config_hash(off) and checked(stored) == plain
+    assert plain.kernels == "auto"
+    for words in ([former], [f"+{former}"]):
+        with pytest.raises(UserError, match=f"^{key} is no key: .* write kernels= one of: auto, off, "):
+            load_config(words)
+    with pytest.raises(UserError, match=f"^{key} is no key"):
+        recomposed(to_dict(plain), [former])
+
+
+def test_a_layer_is_asked_once_a_forward(monkeypatch):
+    asked, choose = [], door.choose
+    monkeypatch.setattr(door, "choose", lambda *a: asked.append(a) or choose(*a))
+    for word in ("auto", "off"):
+        build_model("small", **SMALL, neuron={"name": "if"}, kernels=word)(torch.rand(2, 1, 8, 8))
+        assert len(asked) == 3
+        asked.clear()
 
 
 # where compiled loops lie
@@ -179,6 +200,7 @@ import sys
 from pathlib import Path
 import numba, torch
 from snn_repro.neurons import build_neuron
+from snn_repro.runtime import neuron_backend
 before = numba.config.CACHE_DIR
 build_neuron("if")(torch.ones(2, 1, 3, requires_grad=True)).sum().backward()
 assert numba.config.CACHE_DIR == before == ""

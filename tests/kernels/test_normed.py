@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from snn_repro.errors import UserError
-from snn_repro.kernels import Affine, choose, neuron_cpu
+from snn_repro.kernels import Affine, neuron_cpu
 from snn_repro.models import build_model
 from snn_repro.models.blocks import Block
 from snn_repro.models.norms import BN, TEBN, GestureTEBN
@@ -26,6 +26,13 @@ def a_norm(channels, timesteps=None, seed=3):
     for parameter in norm.parameters():
         nn.init.uniform_(parameter, 0.4, 1.6, generator=draw)
     return norm
+
+
+def together(neuron, x, affine, timesteps):
+    """Spikes of a neuron and the norm before it, by one kernel."""
+    plan = neuron.plan(x, affine, timesteps)
+    assert plan.backend == "cpu" and plan.norm is affine
+    return neuron(x, plan)
 
 
 def apart(x, norm, neuron, timesteps):
@@ -66,12 +73,11 @@ def test_values_and_gradients_of_the_two_apart(family, shape):
         wide[0].double()
         wide[1].load_state_dict(neuron.state_dict())
         wide[1].double()
-        assert choose(neuron, x, norm.affine_form()) == "cpu"
-        spikes = neuron(x, norm.affine_form(), timesteps)
+        spikes = together(neuron, x, norm.affine_form(), timesteps)
         weights = torch.randn(spikes.shape, generator=torch.Generator().manual_seed(1))
         last = torch.randn(neuron.v.shape, generator=torch.Generator().manual_seed(2))
         parameters = [x, *norm.parameters(), *neuron.parameters()]
-        _, v, _ = neuron.update(x, neuron.imp, norm.affine_form()._replace(learn=None), timesteps)
+        _, v, _ = neuron.update(x, neuron.imp, neuron.plan(x, norm.affine_form()._replace(learn=None), timesteps))
         assert torch.equal(v, neuron.v)
         found = torch.autograd.grad((spikes * weights).sum() + (v * last).sum(), parameters)
 
@@ -99,7 +105,7 @@ def test_other_settings(setting):
     norm, neuron = a_norm(8), build_neuron("if", **setting)
     other = x.detach().double().requires_grad_()
     _, s, _ = apart(other, a_norm(8).double(), neuron, 4)
-    spikes = neuron(x, norm.affine_form(), 4)
+    spikes = together(neuron, x, norm.affine_form(), 4)
     assert torch.equal(spikes, s.float())
     weights = torch.randn(s.shape)
     (found,) = torch.autograd.grad((spikes * weights).sum(), x)
@@ -118,7 +124,7 @@ def test_the_arithmetic_is_one_multiplication_and_one_addition():
     z = scale.float().view(-1, 1, 1) * x + shift.float().view(-1, 1, 1)
     with torch.no_grad():
         spikes, v, _ = neuron.steps(z, neuron.imp)
-        assert torch.equal(neuron(x, norm.affine_form(), 4), spikes) and torch.equal(neuron.v, v)
+        assert torch.equal(together(neuron, x, norm.affine_form(), 4), spikes) and torch.equal(neuron.v, v)
 
 
 def test_evaluation_uses_the_running_statistics_and_leaves_them():
@@ -127,7 +133,7 @@ def test_evaluation_uses_the_running_statistics_and_leaves_them():
     nn.init.uniform_(norm.running_mean)
     nn.init.uniform_(norm.running_var, 0.5, 2)
     before = {k: v.clone() for k, v in norm.named_buffers()}
-    spikes = neuron(x, norm.affine_form(), 4)
+    spikes = together(neuron, x, norm.affine_form(), 4)
     other = x.detach().double().requires_grad_()
     wide = a_norm(16).double().eval()
     wide.load_state_dict(norm.state_dict())
@@ -144,11 +150,11 @@ def test_evaluation_uses_the_running_statistics_and_leaves_them():
 def test_a_static_image_equals_its_repetition():
     norm, neuron = a_norm(24), build_neuron("lif", imp=True, state_shape=(24, 8, 8))
     x = frames(1, 3, 24, 8, 8)
-    spikes = neuron(x, norm.affine_form(), 5)
+    spikes = together(neuron, x, norm.affine_form(), 5)
     repeated = (
         x.expand(5, -1, -1, -1, -1).flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (5, 3))
     )
-    assert torch.equal(spikes, neuron(repeated, norm.eval().affine_form()._replace(mean=None, var=None), 5))
+    assert torch.equal(spikes, together(neuron, repeated, norm.eval().affine_form()._replace(mean=None, var=None), 5))
 
 
 def test_the_number_of_threads_changes_no_number():
@@ -160,7 +166,7 @@ def test_the_number_of_threads_changes_no_number():
             torch.set_num_threads(threads)
             norm, neuron = a_norm(64), build_neuron("if")
             y = x.clone().requires_grad_()
-            spikes = neuron(y, norm.affine_form(), 4)
+            spikes = together(neuron, y, norm.affine_form(), 4)
             found.append(
                 [spikes, *torch.autograd.grad(spikes.square().sum(), [y, *norm.parameters()]), norm.running_var]
             )
@@ -187,7 +193,7 @@ def test_only_the_input_is_saved():
     x, norm, neuron, kept = frames(4, 4, 16, 8, 8).requires_grad_(), a_norm(16), build_neuron("if"), {}
     keep = lambda t: kept.__setitem__(t.data_ptr(), t.numel()) or t  # noqa: E731
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        neuron(x, norm.affine_form(), 4)
+        together(neuron, x, norm.affine_form(), 4)
     assert sum(kept.values()) == x.numel() + 4 * 16  # and weight, bias, mean, variance
 
 
@@ -256,15 +262,15 @@ def test_the_operator_keeps_torchs_rules():
             (x, imp, norm.weight, norm.bias, te, mean, var, *settings),
             test_utils=tests,
         )
-    assert choose(build_neuron("if"), x, norm.affine_form()) == "cpu" and isinstance(norm.affine_form(), Affine)
+    assert isinstance(norm.affine_form(), Affine)
 
 
 def test_what_it_cannot_do_is_said():
     x, neuron = frames(2, 2, 4, 5, 5).requires_grad_(), build_neuron("if")
     with pytest.raises(UserError, match="factors for 3 time steps and its input 2"):
-        neuron(x, a_norm(4, 3).affine_form(), 2)
-    (gx,) = torch.autograd.grad(neuron(x, a_norm(4).affine_form(), 2).square().sum(), x, create_graph=True)
-    with pytest.raises(UserError, match="no second derivative; use neuron.backend=torch"):
+        together(neuron, x, a_norm(4, 3).affine_form(), 2)
+    (gx,) = torch.autograd.grad(together(neuron, x, a_norm(4).affine_form(), 2).square().sum(), x, create_graph=True)
+    with pytest.raises(UserError, match="no second derivative; use kernels=off"):
         gx.sum().backward()
 
 

@@ -11,7 +11,7 @@ import sys
 import torch
 import torch.distributed as dist
 
-from snn_repro import distributed, kernels
+from snn_repro import distributed
 from snn_repro.models.blocks import Block
 from snn_repro.models.norms import NORMS, synchronise
 from snn_repro.neurons import build_neuron
@@ -40,8 +40,8 @@ def compare(rank: int, name: str, backends: tuple[str, str], dtype=torch.float32
     a, b = x.double().requires_grad_(), own.requires_grad_()
     want = Block().fire(a, whole_norm, whole_neuron, steps)
     (want * weight.double()).sum().backward()
-    chosen = kernels.choose(neuron, b, norm.affine_form(), timesteps=steps)
-    assert chosen == backends[rank], chosen
+    chosen = neuron.plan(b, norm.affine_form(), steps)
+    assert chosen.backend == backends[rank] and (chosen.norm is None) == (chosen.backend == "torch"), chosen
     fire = torch.compile(Block().fire, backend="aot_eager") if compiled else Block().fire
     found = fire(b, norm, neuron, steps)
     (found * weight[:, rank::2]).sum().backward()
@@ -57,7 +57,7 @@ def compare(rank: int, name: str, backends: tuple[str, str], dtype=torch.float32
         gaps[key] = gap(q, p)
     whole_norm.eval(), norm.eval()
     with torch.no_grad():
-        assert kernels.choose(neuron, b, norm.affine_form(), timesteps=steps) == backends[rank]
+        assert neuron.plan(b, norm.affine_form(), steps).backend == backends[rank]
         gaps["evaluation"] = gap(
             Block().fire(b, norm, neuron, steps), Block().fire(a, whole_norm, whole_neuron, steps)[:, rank::2]
         )

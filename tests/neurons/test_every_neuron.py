@@ -1,4 +1,4 @@
-"""Every neuron against an equation of its own in NumPy, spikingjelly's class, and what a neuron must be able to do.
+"""Every neuron against an equation of its own in NumPy, numbers by hand, and what a neuron must be able to do.
 
 A new neuron adds a function to REFERENCE: its state equation, and nothing else here.
 """
@@ -9,8 +9,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from spikingjelly.activation_based import neuron as theirs
-from spikingjelly.activation_based import surrogate
 from torch.nn import functional as F
 
 from snn_repro.config import Config, choices, conf_files, load_config
@@ -324,71 +322,8 @@ def test_golden_complement_of_clif():
     assert seen[0].item() == pytest.approx(1.638125, abs=5e-7) and neuron.m == 0.0
 
 
-# ---------------------------------------------------------------- spikingjelly's classes, where they are right
-
-
-def like_spikingjelly(neuron):
-    """Its class of the same settings; parameters are set by the caller."""
-    v_reset, detach = neuron.v_reset, neuron.detach_reset
-    common = dict(v_threshold=neuron.v_threshold, step_mode="m", surrogate_function=surrogate.Sigmoid(4.0))
-    if neuron.family == "plif":
-        return theirs.ParametricLIFNode(decay_input=neuron.decay_input, v_reset=v_reset, detach_reset=detach, **common)
-    if neuron.family == "klif":
-        more = dict(tau=neuron.tau, decay_input=neuron.decay_input, scale_reset=neuron.scale_reset)
-        return theirs.KLIFNode(**more, v_reset=v_reset, detach_reset=detach, **common)
-    if neuron.family == "clif":
-        return theirs.ComplementaryLIFNode(tau=neuron.tau, **common)
-    if neuron.family == "glif":
-        channels = C if neuron.share == "channel" else None
-        return theirs.GatedLIFNode(T, channels, surrogate_function=surrogate.Sigmoid(4.0))
-    if neuron.family == "ilif":
-        counts = surrogate.MultiLevelSpikeCount(neuron.max_count)
-        return theirs.ILIFNode(neuron.tau, neuron.v_threshold, counts, step_mode="m")
-    if neuron.family == "psn":
-        return theirs.PSN(T, surrogate.Sigmoid(4.0))
-    if neuron.family == "masked_psn":
-        return theirs.MaskedPSN(neuron.order, T, 0.375, surrogate.Sigmoid(4.0), step_mode="m")
-    if neuron.family == "sliding_psn":
-        return theirs.SlidingPSN(neuron.order, surrogate_function=surrogate.Sigmoid(4.0), step_mode="m")
-    return None
-
-
-NAMES_THERE = {"v_th": "v_threshold", "leak": "linear_decay", "v_re": "v_subreset"}
-
-
-@pytest.mark.parametrize(
-    ("name", "overrides"), [v for v in VARIANTS if v[0] not in ("if", "lif", "leaky", "lifb", "trsg")]
-)
-def test_agrees_with_spikingjelly(name, overrides):
-    has = NEURONS[name].settings
-    more = dict(surrogate="sigmoid", fire_at="ge") if "surrogate" in has else {}
-    more |= dict(v_reset=0.0) if overrides.get("v_reset") else {}  # it leaks towards v_reset, ours towards 0
-    neuron, x = prepared(name, **{**overrides, **more})
-    other = like_spikingjelly(neuron).double()
-    with torch.no_grad():
-        for key, value in neuron.named_parameters():
-            if key != "imp":
-                getattr(other, NAMES_THERE.get(key, key)).copy_(value)
-    y = x.clone()
-    imp = getattr(neuron, "imp", None)
-    if imp is not None:
-        other.v = imp.detach().expand(B, *SHAPE).clone().requires_grad_()
-        start = other.v
-    weights = torch.randn_like(x)
-    mine, there = neuron(x.requires_grad_()), other(y.requires_grad_())
-    torch.testing.assert_close(mine, there, rtol=0, atol=0)
-    (mine * weights).sum().backward()
-    (there * weights).sum().backward()
-    torch.testing.assert_close(x.grad, y.grad, rtol=0, atol=1e-12)
-    for key, value in neuron.named_parameters():
-        if key != "imp":
-            torch.testing.assert_close(value.grad, getattr(other, NAMES_THERE.get(key, key)).grad, rtol=0, atol=1e-11)
-    if imp is not None:
-        torch.testing.assert_close(imp.grad, start.grad.sum(0), rtol=0, atol=1e-12)
-
-
 def test_gated_neurons_take_features_too():
-    """[T, B, F], where spikingjelly's returns another shape, are the same as one pixel of F channels."""
+    """[T, B, F] are the same as one pixel of F channels."""
     neuron = build_neuron("glif", state_shape=(5,), timesteps=T)
     x = torch.randn(T, B, 5)
     assert neuron(x).shape == x.shape
@@ -474,7 +409,7 @@ def test_another_number_of_time_steps_is_one_sentence(name):
         build_neuron(name, state_shape=SHAPE)
 
 
-@pytest.mark.parametrize("name", ["clif", "glif", "psn", "masked_psn", "sliding_psn"])
+@pytest.mark.parametrize("name", [n for n in NEURONS if not build(n).stepwise])
 def test_what_keeps_more_than_a_potential_takes_all_steps_at_once(name):
     neuron, x = build(name), torch.zeros(B, *SHAPE)
     with pytest.raises(UserError, match=f"'{name}' keeps more than a potential"):

@@ -11,7 +11,6 @@ from torch.utils.checkpoint import checkpoint as again
 from snn_repro.config import load_config
 from snn_repro.energy import energy_report
 from snn_repro.errors import UserError
-from snn_repro.kernels import choose
 from snn_repro.losses import build_loss
 from snn_repro.models import NORMS, build_model, count_parameters
 from snn_repro.neurons import NEURONS, SURROGATES, Setting, build_neuron, firing_rates, register, register_surrogate
@@ -105,7 +104,7 @@ def ideas(tmp_path, monkeypatch):
 def network(neuron="mylif", **options):
     torch.manual_seed(0)
     given = dict(norm="rms", neuron={"name": neuron, "imp": True}, **options)
-    return build_model("vgg128", num_classes=5, input_shape=(2, 16, 16), timesteps=3, **given)
+    return build_model("small", num_classes=5, input_shape=(2, 16, 16), timesteps=3, **given)
 
 
 def train(model, recipe, steps=3, optimizer=None, amp=False):
@@ -128,7 +127,7 @@ def test_they_train_checkpoint_and_reload(ideas, tmp_path):
     before = copy.deepcopy(model.state_dict())
     losses, optimizer = train(model, recipe)
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-    assert {"features.0.norm.weight", "features.1.w", "features.1.imp"} <= moved and losses[0] != losses[-1]
+    assert {"bn1.weight", "sn1.w", "sn1.imp"} <= moved and losses[0] != losses[-1]
     checkpoint.save(tmp_path, {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
     onward, _ = train(model, recipe, optimizer=optimizer)
 
@@ -142,8 +141,8 @@ def test_they_train_checkpoint_and_reload(ideas, tmp_path):
     checkpoint.save(tmp_path, without)
     said = []
     checkpoint.load_pretrained(network(), tmp_path / checkpoint.LAST, said.append)
-    assert "8 IMP tensors are not in it and keep their random start" in said[0]
-    odd = found["model"] | {"features.1.imp": torch.zeros(3)}
+    assert "3 IMP tensors are not in it and keep their random start" in said[0]
+    odd = found["model"] | {"sn1.imp": torch.zeros(3)}
     with pytest.raises(checkpoint.CheckpointError, match="IMP has one value a neuron"):
         checkpoint.load_model(other, odd, "the file")
 
@@ -156,8 +155,8 @@ def test_their_parameters_are_known_by_who_owns_them(ideas):
         owned = {n: id(p) for n, p in model.named_parameters()}
         assert {i for n, i in owned.items() if n.endswith(".imp")} == groups["imp"]
         assert {i for n, i in owned.items() if n.endswith(f".{own}")} <= groups[kind]
-        assert {i for n, i in owned.items() if ".norm." in n} <= groups["no_decay"]
-        assert owned["features.0.conv.weight"] in groups["decay"]
+        assert {i for n, i in owned.items() if n.startswith("bn")} <= groups["no_decay"]
+        assert owned["conv1.weight"] in groups["decay"]
         imp = sum(p.numel() for n, p in model.named_parameters() if n.endswith(".imp"))
         assert count_parameters(model) == (sum(p.numel() for p in model.parameters()) - imp, imp)
 
@@ -173,9 +172,7 @@ def test_without_a_kernel_the_reference_runs_everywhere(ideas, neuron):
     assert all(map(torch.isfinite, map(torch.tensor, train(network(neuron), recipe, amp=True)[0])))
     layer, x = build_neuron(neuron, imp=True, state_shape=(4,)), torch.rand(3, 2, 4)
     torch.testing.assert_close(again(layer, x, use_reentrant=False), layer(x), rtol=0, atol=0)
-    small = build_model(
-        "small", num_classes=5, input_shape=(2, 16, 16), timesteps=3, neuron={"name": neuron, "imp": True}
-    )
+    small = network(neuron)
     frames = torch.rand(3, 2, 2, 16, 16).unflatten(1, (2,))
     with firing_rates(small) as rates:
         small(frames).sum().backward()
@@ -227,7 +224,7 @@ def test_a_kernel_stands_for_the_class_that_names_it(monkeypatch):
     x = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0))
     for cls, fast in ((Other, False), (Resets, False), (Named, True), (Mixed, False), (Same, True)):
         layer = cls(tau=2.0, decay_input=True)
-        assert choose(layer, x) == ("cpu" if fast else "torch"), cls
+        assert layer.plan(x).backend == ("cpu" if fast else "torch"), cls
         if cls is not Named:
             assert torch.equal(layer(x), layer.steps(x, None)[0])
     learned = build_neuron("lif")
@@ -236,7 +233,7 @@ def test_a_kernel_stands_for_the_class_that_names_it(monkeypatch):
     assert learned.v_threshold.grad is not None
     other = build_neuron("if")
     monkeypatch.setitem(SURROGATES, "atan", SURROGATES["atan"]._replace(kernel=None))
-    assert choose(other, x) == "torch"
+    assert other.plan(x).backend == "torch"
 
 
 def test_a_name_is_given_once():

@@ -1,4 +1,4 @@
-"""Initial states: where each one starts, what is learned, and what stays the same whoever computes."""
+"""Initial states: where each one starts, what is learned, and what stays the same by every backend."""
 
 import copy
 import signal

@@ -16,9 +16,9 @@ from huggingface_hub import ModelCard
 from onnx import load as onnx_model
 from scripts_of_ours import script
 
-from snn_repro import kernels
 from snn_repro.config import conf_files, load_config
 from snn_repro.errors import UserError
+from snn_repro.kernels import door
 from snn_repro.models.blocks import SpikingNetwork
 from snn_repro.models.norms.bn import BN
 from snn_repro.neurons import build_neuron
@@ -57,7 +57,7 @@ def untrained(*words, shape=None):
 
 
 def logits(run, x):
-    with torch.no_grad(), kernels.off(run.model):
+    with torch.no_grad(), door.off(run.model):
         return run.model(x)
 
 
@@ -282,7 +282,7 @@ def test_an_initial_potential_is_an_input_of_the_first_step(name, neuron, k, gol
 
     monkeypatch.setattr(nir_interpreter, "step", watched)
     spikes = nir_interpreter.run(tmp_path / "g.nir", x)
-    with kernels.off(model):
+    with door.off(model):
         assert torch.equal(spikes, model(x))
     if golden:
         assert seen == pytest.approx(golden)

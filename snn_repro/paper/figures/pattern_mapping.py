@@ -51,7 +51,7 @@ def trained(run: dict[str, Any], fire_at: str) -> np.ndarray:
     """
     imps = np.concatenate([layer["percentiles"] for layer in run["layers"]])
     name = run["neuron"]["name"]
-    others = {"fire_at", "backend", "initial"}  # the potentials to start from are given here
+    others = {"fire_at", "initial"}  # the potentials to start from are given here
     own = {k: run["neuron"][k] for k in NEURONS[name].settings.keys() & run["neuron"].keys() - others}
     neuron: Any = build_neuron(name, **own)
     with torch.no_grad():

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snn_repro import kernels
 from snn_repro.errors import UserError
+from snn_repro.kernels import door
 from snn_repro.registry import SETS
 from snn_repro.trained.load import TrainedRun
 
@@ -23,7 +23,7 @@ def unrolled(run: TrainedRun) -> torch.export.ExportedProgram:
     """
     model, x = copy.deepcopy(run.model), inputs(run, 2)
     batch = {x.dim() - 4: torch.export.Dim("batch", min=1)}
-    with warnings.catch_warnings(), torch.no_grad(), kernels.off(model):
+    with warnings.catch_warnings(), torch.no_grad(), door.off(model):
         warnings.simplefilter("ignore")  # that neurons show their last potential in `v`: the graph need not
         try:
             return torch.export.export(model, (x,), dynamic_shapes=(batch,), strict=False)
@@ -51,7 +51,7 @@ def differences(run: TrainedRun, graph: Any) -> str:
     Raises UserError where it differs by more than that.
     """
     x = inputs(run, SAMPLES, seed=1)
-    with torch.no_grad(), kernels.off(run.model):
+    with torch.no_grad(), door.off(run.model):
         expected, found = run.model(x), graph(x)
     apart = (found - expected).abs().amax((0, 2))
     if not float((found - expected).abs().mean()) <= 0.1 * float(expected.std()):

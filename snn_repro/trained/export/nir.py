@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from snn_repro import kernels
 from snn_repro.errors import UserError
+from snn_repro.kernels import door
 from snn_repro.neurons import Neuron
 from snn_repro.registry import EXPORTS, NORMS
 from snn_repro.trained.export._unrolled import inputs
@@ -80,7 +80,7 @@ def nir_graph(model: nn.Module, x: Tensor) -> nir.NIRGraph:
             hooks.append(module.register_forward_pre_hook(recorder.enter))
             hooks.append(module.register_forward_hook(recorder.leave(name, kind)))
     try:
-        with torch.no_grad(), kernels.off(model), recorder:
+        with torch.no_grad(), door.off(model), recorder:
             logits = model(x)
     finally:
         for hook in hooks:
