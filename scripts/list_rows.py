@@ -25,6 +25,8 @@ from snn_repro import console
 from snn_repro.config import SAID_OF_THEM, text_only, to_dict
 from snn_repro.paper.formats import Column, Table, to_csv, to_text
 from snn_repro.paper.rows import (
+    PaperRow,
+    Row,
     command,
     compared,
     compose,
@@ -90,19 +92,7 @@ def listing(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
     else:
         notes.append("data: give data_dir=DIR cache_dir=DIR to look for the data sets and prepared frames")
     by_name, by_id = {row.name: row for row in rows}, {row.id: row for row in paper}
-    lines: list[dict[str, Any]] = []
-    for name in chosen:
-        row = by_name.get(name)
-        c = to_dict(row.config) if row else said[name]
-        printed = by_id.get(c["paper_row"])
-        lines.append(dict(
-            experiment=name, paper_row=c["paper_row"], data=row and row.data, runs=row.seeds if row else [],
-            departing=row.departing if row else 0, paper=printed and printed.accuracy,
-            best=row and row.mean("acc_best_test"), last=row and row.mean("acc_last"),
-            fidelity=c["fidelity"], baselines=c["baselines"],
-            caveats=[*c["caveats"], *(f"{choice}: {SAID_OF_THEM}" for choice in text_only(c))],
-            unspecified=c["unspecified"], missing=row.missing if row else ["a run"], command=command(c, args.overrides),
-        ))  # fmt: skip
+    lines = [_line(name, by_name.get(name), said[name], by_id, args.overrides) for name in chosen]
     if args.cost:
         costs = [
             estimate_cost(r, results) or estimate_from_a_step(r, lambda s: print(s, file=sys.stderr)) for r in rows
@@ -117,14 +107,29 @@ def listing(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
             f"cost: training alone, one seed; {sum(map(bool, costs))} of {len(lines)} rows, {total}; "
             f"~ ({sum(c.estimated for c in costs if c)} rows): estimated from a step on random data on this machine"
         )
-    for row in paper:  # a quoted number that nothing reproduces
-        if row.absent and row.id.startswith(prefix) and not own:
+    for quoted in paper:  # a quoted number that nothing reproduces
+        if quoted.absent and quoted.id.startswith(prefix) and not own:
             nothing: dict[str, Any] = dict.fromkeys(lines[0]) if lines else {}
             lines.append(nothing | dict(
-                paper_row=row.id, runs=[], departing=0, paper=row.accuracy, fidelity="none", caveats=[], baselines=[],
-                unspecified=[], missing=[row.absent],
+                paper_row=quoted.id, runs=[], departing=0, paper=quoted.accuracy, fidelity="none", caveats=[], baselines=[],
+                unspecified=[], missing=[quoted.absent],
             ))  # fmt: skip
     return lines, notes + [f"[{number}] {caveat}" for caveat, number in numbered_caveats(lines).items()]
+
+
+def _line(
+    name: str, row: Row | None, said: dict[str, Any], paper: dict[str, PaperRow], overrides: list[str]
+) -> dict[str, Any]:
+    """What is shown of a row, composed or as its files say it."""
+    c = to_dict(row.config) if row else said
+    printed = paper.get(c["paper_row"])
+    return dict(
+        experiment=name, paper_row=c["paper_row"], data=row and row.data, runs=row.seeds if row else [],
+        departing=row.departing if row else 0, paper=printed and printed.accuracy,
+        best=row and row.mean("acc_best_test"), last=row and row.mean("acc_last"), fidelity=c["fidelity"],
+        baselines=c["baselines"], caveats=[*c["caveats"], *(f"{choice}: {SAID_OF_THEM}" for choice in text_only(c))],
+        unspecified=c["unspecified"], missing=row.missing if row else ["a run"], command=command(c, overrides),
+    )  # fmt: skip
 
 
 def numbered_caveats(lines: list[dict[str, Any]]) -> dict[str, int]:

@@ -38,11 +38,8 @@ def checked(node: DictConfig | dict) -> Config:
     return config
 
 
-_SHARED: dict[str, set[str]] = {
-    f.name: {own.name for own in dataclasses.fields(f.type)} - {"own"}
-    for f in dataclasses.fields(Config)
-    if f.name in OWN
-}  # type: ignore[arg-type]
+_PARTS: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(Config)}
+_SHARED = {group: {f.name for f in dataclasses.fields(_PARTS[group])} - {"own"} for group in OWN}
 
 
 def set_own_apart(plain: dict) -> None:

@@ -88,7 +88,7 @@ class Neuron(BaseNode):
         imp_init=(0.4, 0.6), imp_trainable=True, timesteps: int | None = None, state_shape: tuple[int, ...] | None = None,
         **own,
     ):  # fmt: skip
-        spike = Spike(surrogate, surrogate_width, fire_at)
+        spike = Spike(surrogate, surrogate_width, fire_at, **{k: own[k] for k in SURROGATES.own(surrogate) if k in own})
         super().__init__(
             v_threshold=v_threshold, v_reset=v_reset if reset == "hard" else None, surrogate_function=spike,
             detach_reset=detach_reset, step_mode="m",

@@ -112,7 +112,13 @@ def facts(names: Iterable[str]) -> dict[str, dict[str, Any]]:
         return _laid_over(found, keys)
 
     shared = ("dataset", "model", "neuron", "loss")
-    usual = {"fidelity": "published", "paper_row": None, "baselines": [], "caveats": [], "unspecified": []}
+    usual: dict[str, Any] = {
+        "fidelity": "published",
+        "paper_row": None,
+        "baselines": [],
+        "caveats": [],
+        "unspecified": [],
+    }
     rows = {name: read("experiment", name) for name in names}
     return {n: _laid_over(usual | {g: read(g, row["choices"][g]) for g in shared}, row) for n, row in rows.items()}
 
