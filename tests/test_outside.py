@@ -65,14 +65,8 @@ def environment(site: Path, installed: bool = True) -> dict[str, str]:
 
 def command(site: Path, *words: str, code: int = 0, installed: bool = True) -> str:
     """What `python WORDS` prints, in the folder of the data and runs."""
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=site,
-        env=environment(site, installed),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    where = dict(cwd=site, env=environment(site, installed), timeout=300)
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, **where)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -160,21 +154,10 @@ def test_an_event_set_is_prepared_and_trains_with_one_of_each(site):
     words = ["dataset=sparks", "data_dir=data", "cache_dir=cache"]
     command(site, str(ROOT / "scripts/prepare_data.py"), *words, "workers=0")
     run = [
-        "dataset=sparks",
-        "model=vgg128",
-        "model.norm=rms",
-        "model.rms_eps=0.001",
-        "neuron=alif",
-        "neuron.surrogate=cauchy",
-        "neuron.floor=0.1",
-        "neuron.initial=below",
-        "neuron.distance=0.25",
-        "loss=peak",
-        "recipe.optimizer=nadam",
-        "recipe.momentum_decay=0.01",
-        "recipe.schedule=linear",
-        "augment.swap_polarity=0.5",
-    ]
+        "dataset=sparks", "model=vgg128", "model.norm=rms", "model.rms_eps=0.001", "neuron=alif", "neuron.surrogate=cauchy",
+        "neuron.floor=0.1", "neuron.initial=below", "neuron.distance=0.25", "loss=peak", "augment.swap_polarity=0.5",
+        "recipe.optimizer=nadam", "recipe.momentum_decay=0.01", "recipe.schedule=linear",
+    ]  # fmt: skip
     train(site, *run, "recipe=digits", "recipe.batch_size=8", "recipe.epochs=1", "debug.max_steps=1")
     (file,) = site.glob("runs/sparks-vgg128-alif-peak/*/seed0/result.json")
     config = result(file.parent)["config"]
