@@ -7,6 +7,7 @@ import contextlib
 import gc
 import logging
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -15,13 +16,22 @@ from argparse import Namespace
 from pathlib import Path
 from typing import NoReturn
 
-from snn_repro import console, distributed
-from snn_repro.config import CONF_DIR, ConfigError, help_text
+import torch
+from hydra._internal.utils import get_args_parser
+
+from snn_repro import __version__, console, distributed
+from snn_repro.config import (
+    CONF_DIR,
+    ConfigError,
+    compose_checked,
+    help_text,
+    multirun_config,
+    readable,
+    refuse_misplaced,
+)
 from snn_repro.errors import TrainingError, UserError
 
 log = logging.getLogger("snn_repro")
-
-# Hydra is imported by what needs it, and torch by a run: --help and a typo must answer at once.
 
 
 def main() -> NoReturn:
@@ -59,27 +69,16 @@ def _fail(sentence: str, code: int) -> int:
 
 def version() -> str:
     """What `--version` prints: ours, the commit in a clone, torch's and Python's."""
-    import platform
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
-    from snn_repro import __version__
-
-    try:
-        torch = installed("torch")
-    except PackageNotFoundError:
-        torch = "missing"
     commit, root = "", CONF_DIR.parent
     if (root / ".git").exists():
         command = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
         with contextlib.suppress(OSError):
             commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    return f"snn_repro {__version__}{f' (commit {commit})' if commit else ''}, torch {torch}, Python {platform.python_version()}"
+    return f"snn_repro {__version__}{f' (commit {commit})' if commit else ''}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
 def _arguments(argv: list[str]) -> Namespace:
     """Hydra's own flags and the overrides. Raises ConfigError for flags that do not exist or do not go together."""
-    from hydra._internal.utils import get_args_parser
 
     def refuse(message: str) -> NoReturn:
         raise ConfigError(f"{message}; `python -m snn_repro.train --hydra-help` lists the flags")
@@ -104,7 +103,6 @@ def _arguments(argv: list[str]) -> Namespace:
 
 def _dispatch(argv: list[str]) -> int:
     from snn_repro import job
-    from snn_repro.config import compose_checked, multirun_config, readable, refuse_misplaced
     from snn_repro.runs import sweeps
 
     arguments = _arguments(argv)
@@ -161,7 +159,6 @@ def _dispatch(argv: list[str]) -> int:
 
 def show(overrides: list[str], argv: list[str]) -> int:
     """`--cfg` and `--info`, with the same checks as a run; what a run adjusts is shown adjusted."""
-    from snn_repro.config import compose_checked
     from snn_repro.job import call_hydra
 
     adjusted: list[str] = []

@@ -9,10 +9,17 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf.errors import OmegaConfBaseException
+
 from snn_repro.config import CONF_DIR, ConfigError, check_machine, explain
 from snn_repro.config.compose import search_outside, settled
 from snn_repro.console import one_line
 from snn_repro.errors import Interrupted, UserError
+from snn_repro.files import write_error
 
 log = logging.getLogger("snn_repro")
 
@@ -27,9 +34,6 @@ def task(node: Any) -> float | None:
     Returns what a search maximises: the validation accuracy of the epoch that validation chose, or, without a
     validation part, the test accuracy of the last epoch.
     """
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
     from snn_repro import train
     from snn_repro.runs import gpus
     from snn_repro.runs.sweeps import in_a_sweep
@@ -93,12 +97,6 @@ def requeue(signum: int) -> None:
 
 def call_hydra(argv: list[str]) -> None:
     """Let Hydra do what `argv` says. Raises ConfigError for what it cannot read, UserError for a folder it cannot make."""
-    import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    from snn_repro.files import write_error
-
     search_outside()
     before, sys.argv = sys.argv, [sys.argv[0], *argv]
     try:
