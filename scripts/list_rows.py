@@ -22,6 +22,22 @@ from pathlib import Path
 from typing import Any
 
 from snn_repro import console
+from snn_repro.config import SAID_OF_THEM, text_only, to_dict
+from snn_repro.paper.formats import Column, Table, to_csv, to_text
+from snn_repro.paper.rows import (
+    PaperRow,
+    Row,
+    command,
+    compared,
+    compose,
+    estimate_cost,
+    experiments,
+    facts,
+    join,
+    load_rows,
+    look_for_files,
+)
+from snn_repro.runs.folder import find_results
 
 
 @console.one_sentence
@@ -51,10 +67,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def listing(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
     """The lines, and remarks for a reader."""
-    from snn_repro.config import SAID_OF_THEM, text_only, to_dict
-    from snn_repro.paper.rows import compared, compose, estimate_cost, experiments, join, load_rows, look_for_files
-    from snn_repro.runs.folder import find_results
-
     prefix = {None: "", "figures": "figure", "code": "code_", "rivals": "rivals_"}.get(
         args.table, f"table{args.table}_"
     )
@@ -62,7 +74,11 @@ def listing(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
     own = args.own or "fidelity=described" in args.overrides  # the equations are the paper's
     chosen = [n for n in experiments() if n.startswith(prefix) and not (own and compared(n, paper))]
     results = find_results(*(args.runs or [root for root in ("runs", "results/runs") if Path(root).is_dir()]))
-    rows = join(compose(chosen, args.overrides), paper, results)
+    said, ran = facts(chosen), {r["name"] for r in results}
+    ran |= {baseline for name in ran & said.keys() for baseline in said[name]["baselines"]}
+    # a row without runs is listed as its file says it; what is looked up, priced or overridden has to be composed
+    whole = [name for name in chosen if args.overrides or args.cost or name in ran]
+    rows = join(compose(whole, args.overrides), paper, results)
     notes = [
         "paper: one run, best epoch on test; best*: ours chosen by the test set, so optimistic; last: our last epoch",
         "runs: seeds of exactly this configuration (+k: finished runs of this row with other settings)",
@@ -74,16 +90,8 @@ def listing(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
         look_for_files(rows)
     else:
         notes.append("data: give data_dir=DIR cache_dir=DIR to look for the data sets and prepared frames")
-    lines: list[dict[str, Any]] = [
-        dict(
-            experiment=row.name, paper_row=row.config.paper_row, data=row.data, runs=row.seeds, departing=row.departing,
-            paper=row.paper.accuracy if row.paper else None, best=row.mean("acc_best_test"), last=row.mean("acc_last"),
-            fidelity=row.config.fidelity, baselines=row.config.baselines,
-            caveats=[*row.config.caveats, *(f"{choice}: {SAID_OF_THEM}" for choice in text_only(to_dict(row.config)))],
-            unspecified=row.config.unspecified, missing=row.missing, command=row.command(args.overrides),
-        )
-        for row in rows
-    ]  # fmt: skip
+    by_name, by_id = {row.name: row for row in rows}, {row.id: row for row in paper}
+    lines = [_line(name, by_name.get(name), said[name], by_id, args.overrides) for name in chosen]
     if args.cost:
         from snn_repro.paper.speed import estimate_from_a_step  # takes torch
 
@@ -100,14 +108,29 @@ def listing(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
             f"cost: training alone, one seed; {sum(map(bool, costs))} of {len(lines)} rows, {total}; "
             f"~ ({sum(c.estimated for c in costs if c)} rows): estimated from a step on random data on this machine"
         )
-    for row in paper:  # a quoted number that nothing reproduces
-        if row.absent and row.id.startswith(prefix) and not own:
+    for quoted in paper:  # a quoted number that nothing reproduces
+        if quoted.absent and quoted.id.startswith(prefix) and not own:
             nothing: dict[str, Any] = dict.fromkeys(lines[0]) if lines else {}
             lines.append(nothing | dict(
-                paper_row=row.id, runs=[], departing=0, paper=row.accuracy, fidelity="none", caveats=[], baselines=[],
-                unspecified=[], missing=[row.absent],
+                paper_row=quoted.id, runs=[], departing=0, paper=quoted.accuracy, fidelity="none", caveats=[], baselines=[],
+                unspecified=[], missing=[quoted.absent],
             ))  # fmt: skip
     return lines, notes + [f"[{number}] {caveat}" for caveat, number in numbered_caveats(lines).items()]
+
+
+def _line(
+    name: str, row: Row | None, said: dict[str, Any], paper: dict[str, PaperRow], overrides: list[str]
+) -> dict[str, Any]:
+    """What is shown of a row, composed or as its files say it."""
+    c = to_dict(row.config) if row else said
+    printed = paper.get(c["paper_row"])
+    return dict(
+        experiment=name, paper_row=c["paper_row"], data=row and row.data, runs=row.seeds if row else [],
+        departing=row.departing if row else 0, paper=printed and printed.accuracy,
+        best=row and row.mean("acc_best_test"), last=row and row.mean("acc_last"), fidelity=c["fidelity"],
+        baselines=c["baselines"], caveats=[*c["caveats"], *(f"{choice}: {SAID_OF_THEM}" for choice in text_only(c))],
+        unspecified=c["unspecified"], missing=row.missing if row else ["a run"], command=command(c, overrides),
+    )  # fmt: skip
 
 
 def numbered_caveats(lines: list[dict[str, Any]]) -> dict[str, int]:
@@ -121,8 +144,6 @@ def rounded(value: float) -> str:
 
 def written(lines: list[dict[str, Any]], notes: list[str], args: argparse.Namespace) -> str:
     """Text, or CSV with the commands."""
-    from snn_repro.paper.formats import Column, Table, to_csv, to_text
-
     whole = [Column("caveats", "caveats"), Column("command", "command")]
     columns = [
         Column("experiment", "experiment"), Column("fidelity", "fidelity"), Column("data", "data"), Column("runs", "runs"),

@@ -2,13 +2,44 @@
 
 import inspect
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from snn_repro.config import RecipeConfig
+from snn_repro.config.schema import RecipeConfig
+from snn_repro.registry import OPTIMIZERS, SCHEDULES, Registry
+from snn_repro.settings import Setting
+
+
+class Choice(NamedTuple):
+    """An optimiser, build(groups, recipe), or a schedule, build(recipe, epoch, epochs) -> factor of the learning rate.
+
+    reads: keys of the recipe that only some choices have a use for; settings: keys of its own.
+    """
+
+    build: Callable[..., Any]
+    reads: tuple[str, ...]
+    settings: Mapping[str, Setting]
+
+
+def _register(registry: Registry, name: str, reads: tuple[str, ...], settings: Mapping[str, Setting]) -> Callable:
+    def add(build):
+        registry.add(name, Choice(build, reads, settings), build)
+        return build
+
+    return add
+
+
+def register_optimizer(name: str, *reads: str, **settings: Setting) -> Callable:
+    """A decorator of build(groups, recipe) -> torch.optim.Optimizer: `recipe.optimizer=NAME`."""
+    return _register(OPTIMIZERS, name, reads, settings)
+
+
+def register_schedule(name: str, *reads: str, **settings: Setting) -> Callable:
+    """A decorator of factor(recipe, epoch, epochs), epochs counted behind the warm-up: `recipe.schedule=NAME`."""
+    return _register(SCHEDULES, name, reads, settings)
 
 
 def _plain(cls: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
@@ -26,25 +57,42 @@ def _fused(groups) -> bool | None:
     return kinds in ({"cpu"}, {"cuda"}) or None
 
 
-def _adamw(groups, r: RecipeConfig):
-    return _plain(torch.optim.AdamW)(groups, lr=r.lr, eps=r.eps, fused=_fused(groups))
-
-
-def _adam(groups, r: RecipeConfig):
-    return _plain(torch.optim.Adam)(groups, lr=r.lr, eps=r.eps, fused=_fused(groups))
-
-
+@register_optimizer("sgd", "momentum", "nesterov")
 def _sgd(groups, r: RecipeConfig):
     return _plain(torch.optim.SGD)(groups, lr=r.lr, momentum=r.momentum, nesterov=r.nesterov, fused=_fused(groups))
 
 
+@register_optimizer("adam", "eps")
+def _adam(groups, r: RecipeConfig):
+    return _plain(torch.optim.Adam)(groups, lr=r.lr, eps=r.eps, fused=_fused(groups))
+
+
+@register_optimizer("adamw", "eps")
+def _adamw(groups, r: RecipeConfig):
+    return _plain(torch.optim.AdamW)(groups, lr=r.lr, eps=r.eps, fused=_fused(groups))
+
+
+@register_optimizer("lamb", "eps")
 def _lamb(groups, r: RecipeConfig):
     from timm.optim import Lamb  # heavy to import, used by two recipes
 
     return Lamb(groups, lr=r.lr, eps=r.eps)  # clips the global gradient norm at 1 itself
 
 
-OPTIMIZERS: dict[str, Callable] = {"sgd": _sgd, "adam": _adam, "adamw": _adamw, "lamb": _lamb}
+@register_schedule("cosine", "min_lr")
+def _cosine(r: RecipeConfig, epoch: int, epochs: int) -> float:
+    low = r.min_lr / r.lr
+    return low + (1 - low) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+@register_schedule("step", "step_epochs", "step_gamma")
+def _step(r: RecipeConfig, epoch: int, epochs: int) -> float:
+    return r.step_gamma ** (epoch // r.step_epochs)
+
+
+@register_schedule("constant")
+def _constant(r: RecipeConfig, epoch: int, epochs: int) -> float:
+    return 1.0
 
 
 def parameter_kind(module: Any, name: str) -> str:
@@ -88,7 +136,7 @@ def parameter_groups(
 def build_optimizer(model: nn.Module, recipe: RecipeConfig, **imp: Any) -> torch.optim.Optimizer:
     """The recipe's optimiser over `parameter_groups`, which takes `imp` (imp_lr, imp_weight_decay). Every IMP must exist by
     now, or it would never be trained."""
-    return OPTIMIZERS[recipe.optimizer](parameter_groups(model, recipe, **imp), recipe)
+    return OPTIMIZERS[recipe.optimizer].build(parameter_groups(model, recipe, **imp), recipe)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
@@ -111,19 +159,14 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
 def lr_factor(recipe: RecipeConfig, steps_per_epoch: int, step: int) -> float:
     """Learning rate of optimiser step `step` (from 0), as a factor of `recipe.lr`.
 
-    Linear warm-up per iteration from `warmup_factor` to 1, reached at the last warm-up iteration; then per epoch:
-    cosine to `min_lr` over the remaining epochs, steps, or constant.
+    Linear warm-up per iteration from `warmup_factor` to 1, reached at the last warm-up iteration; then per epoch as
+    the schedule says.
     """
     warm = recipe.warmup_epochs * steps_per_epoch
     if step < warm:
         return recipe.warmup_factor + (1 - recipe.warmup_factor) * step / max(1, warm - 1)
     epoch = step // steps_per_epoch - recipe.warmup_epochs
-    if recipe.schedule == "cosine":
-        low = recipe.min_lr / recipe.lr
-        return low + (1 - low) * (1 + math.cos(math.pi * epoch / (recipe.epochs - recipe.warmup_epochs))) / 2
-    if recipe.schedule == "step":
-        return recipe.step_gamma ** (epoch // recipe.step_epochs)
-    return 1.0
+    return SCHEDULES[recipe.schedule].build(recipe, epoch, recipe.epochs - recipe.warmup_epochs)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, recipe: RecipeConfig, steps_per_epoch: int):

@@ -5,8 +5,8 @@ Such a package has an entry point of the group `snn_repro`, which names a module
     [project.entry-points.snn_repro]
     mine = "mine"
 
-The registries import that module, and the files of its folder where it is a package, when they are asked for a name that
-they do not have. `conf/` beside the module's file is read as this package's own is, without importing anything. Only
+The registries import that module, and the files of its folder where it is a package, when they are asked for all names or for
+one that they do not have. `conf/` beside the module's file is read as this package's own is, without importing anything. Only
 installed entry points count: no value of a configuration can name code.
 """
 
@@ -83,17 +83,6 @@ def versions() -> dict[str, str]:
 def conf_dirs() -> list[Path]:
     """The folders `conf/` of the packages that have one."""
     return [folder for package in packages() if (folder := package.folder / "conf").is_dir()]
-
-
-def sources() -> list[tuple[Package, Path]]:
-    """(package, file) of every module that `load` imports."""
-    found = []
-    for package in packages():
-        last = package.folder / f"{package.module.rpartition('.')[2]}.py"
-        files = sorted(package.folder.glob("*.py")) if (package.folder / "__init__.py").is_file() else [last]
-        single = package.folder.name != package.module.rpartition(".")[2] and last.is_file()
-        found += [(package, file) for file in ([last] if single else files)]
-    return found
 
 
 _once = threading.RLock()

@@ -29,9 +29,8 @@ class Setting:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The choices as they are written; those of a registry without importing what it holds."""
-        names = getattr(self.choices, "names", None)
-        return names() if names else tuple(str(c).lower() if isinstance(c, bool) else c for c in self.choices or ())
+        """The choices as they are written."""
+        return tuple(str(c).lower() if isinstance(c, bool) else c for c in self.choices or ())
 
     @property
     def range(self) -> str:

@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from snn_repro import cli, config, console, distributed, signals, train
+from snn_repro import cli, console, distributed, signals, train
 from snn_repro import job as job_module
 from snn_repro.config import ConfigError, config_hash, load_config, to_dict
 from snn_repro.errors import UserError
@@ -289,7 +289,7 @@ def test_a_search_without_a_validation_part_says_so(sweeper, validation, says, c
         hydra=SimpleNamespace(sweeper=SimpleNamespace(_target_=f"hydra_plugins.x.{sweeper}Sweeper")),
         dataset=SimpleNamespace(validation=validation),
     )
-    monkeypatch.setattr(config, "multirun_config", lambda overrides: contextlib.nullcontext((node, None)))
+    monkeypatch.setattr(cli, "multirun_config", lambda overrides: contextlib.nullcontext((node, None)))
     monkeypatch.setattr(job_module, "call_hydra", lambda argv: None)
     assert cli._main(["-m", "hydra/sweeper=x"]) == 0
     err = capsys.readouterr().err

@@ -2,30 +2,25 @@
 
 `load_config(["experiment=...", "seed=1"])` composes `conf/` with Hydra and returns a validated `Config`. `checked(node)` is the
 only way from a composed node to a `Config`; it raises `ConfigError`, one sentence that names the key, the value and what is
-allowed, before any data is read. Nothing here imports torch, and only `compose` needs Hydra.
+allowed, before any data is read.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
 from snn_repro.config.check import check_machine, checked, frame_shape, given_keys, idle
+from snn_repro.config.compose import (
+    compose_checked,
+    load_config,
+    multirun_config,
+    readable,
+    recomposed,
+    refuse_misplaced,
+    search_outside,
+    settled,
+    sweep_jobs,
+    tweaks,
+)
 from snn_repro.config.identity import ADDED, config_hash, differing, hashed, to_dict
 from snn_repro.config.schema import CONF_DIR, GROUPS, PAPER_TABLES, AugmentConfig, Config, ConfigError, RecipeConfig
 from snn_repro.config.sentences import SAID_OF_THEM, choices, conf_files, explain, help_text, keys, text_only
-
-if TYPE_CHECKING:
-    from snn_repro.config.compose import (
-        compose_checked,
-        load_config,
-        multirun_config,
-        readable,
-        recomposed,
-        refuse_misplaced,
-        search_outside,
-        settled,
-        sweep_jobs,
-        tweaks,
-    )
 
 __all__ = [
     "ADDED", "CONF_DIR", "GROUPS", "PAPER_TABLES", "AugmentConfig", "Config", "ConfigError", "RecipeConfig", "SAID_OF_THEM",
@@ -33,9 +28,3 @@ __all__ = [
     "frame_shape", "given_keys", "hashed", "help_text", "idle", "keys", "load_config", "multirun_config", "readable",
     "recomposed", "refuse_misplaced", "search_outside", "settled", "sweep_jobs", "text_only", "to_dict", "tweaks",
 ]  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:  # Hydra takes a tenth of a second to import, which --help does without
-    if name in __all__:
-        return getattr(importlib.import_module("snn_repro.config.compose"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

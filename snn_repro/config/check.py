@@ -5,29 +5,25 @@ import functools
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from snn_repro.config.identity import FORMER_KERNELS
-from snn_repro.config.schema import GROUPS, MISSING, OWN, PAPER_TABLES, Config, ConfigError
+from snn_repro.config.schema import GROUPS, MISSING, OWN, PAPER_TABLES, AugmentConfig, Config, ConfigError
 from snn_repro.config.sentences import explain, keys, unknown
-from snn_repro.data.augment import known, misplaced, shown, turned_on, values_of
 from snn_repro.errors import UserError, nearest
-from snn_repro.registry import AUGMENTATIONS, SETS
+from snn_repro.registry import AUGMENTATIONS, SETS, all_values
 from snn_repro.settings import Setting
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
-
-def checked(node: "DictConfig | dict") -> Config:
+def checked(node: DictConfig | dict) -> Config:
     """Turn a composed configuration into a `Config`, or raise ConfigError with one sentence.
 
     The merge with a fresh schema also refuses keys that were added with `+key=`. A dictionary is a stored configuration, whose
     FORMER_KERNELS are left out. What a run found in own data passes as it is: a class may be called ${...}.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     found = None
     if isinstance(node, dict) and isinstance(node.get("dataset"), dict):
         found = node["dataset"].get("found")
@@ -47,32 +43,41 @@ def checked(node: "DictConfig | dict") -> Config:
 
 
 _PARTS: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(Config)}
+_SHARED = {group: {f.name for f in dataclasses.fields(_PARTS[group])} - {"own"} for group in OWN}
 
 
 def set_own_apart(plain: dict) -> None:
-    """Move the keys that the schema does not have into `own`: all settings of the chosen class, each with its value.
+    """Move the keys that the schema does not have into `own`: all settings of what is chosen, each with its value.
 
-    Raises ConfigError for one that the class does not have, and for a value that its Setting refuses.
+    Raises ConfigError for one that nothing has, and for a value that its Setting refuses.
     """
-    for group, registry in OWN.items():
+    for group, shared in _SHARED.items():
         part = plain.get(group)
-        if group == "augment" and isinstance(part, dict):
-            plain[group] = {"own": _augmentations(part)}
-            continue
-        if not isinstance(part, dict) or not isinstance(part.get("name"), str) or part["name"] == MISSING:
-            continue  # said by whoever merges it with the schema
-        shared = {f.name for f in dataclasses.fields(_PARTS[group])} - {"own"}
+        if not isinstance(part, dict) or ("name" in shared and part.get("name") in (None, MISSING)):
+            continue  # said by the merge with the schema
         given = {str(k): part.pop(k) for k in [*part] if k not in shared}
         try:
-            if part["name"] in registry:
-                for k in given.keys() - registry.settings(part["name"]).keys():
-                    if f"{group}.{k}" not in keys():
-                        raise ConfigError(unknown(f"{group}.{k}"))
-            part["own"] = registry.checked(part["name"], given)
+            part["own"] = _own(group, part, given)
         except UserError as error:
             raise ConfigError(str(error)) from None
         if group == "neuron" and "initial" in part["own"]:
             _settle_initial(part)
+
+
+def _own(group: str, part: dict, given: dict[str, Any]) -> dict[str, Any]:
+    registry, name = OWN[group][0], str(part.get("name"))
+    if group == "augment":
+        return _augmentations(given)
+    if group == "recipe":
+        choices = [(r, part.get(r.group.split(".")[1])) for r in OWN[group]]
+        settings = {k: s for r, chosen in choices for k, s in r.own(chosen).items()}
+        name = " and ".join(str(chosen) for _, chosen in choices)
+    else:
+        settings = registry.settings(name, given)
+    for k in given.keys() - settings.keys() if group == "recipe" or name in registry else ():
+        if f"{group}.{k}" not in keys():
+            raise ConfigError(unknown(f"{group}.{k}"))
+    return all_values(group, settings, given, OWN[group], name) if group == "recipe" else registry.checked(name, given)
 
 
 def _settle_initial(neuron: dict) -> None:
@@ -88,13 +93,12 @@ def _settle_initial(neuron: dict) -> None:
 
 def _augmentations(given: dict) -> dict[str, Any]:
     """The values of all settings of augmentations; of packages from outside those that are not as if it were not installed."""
-    settings, ours = AUGMENTATIONS.all_settings(), AUGMENTATIONS.all_settings(ours=True)
+    settings = ours = AUGMENTATIONS.all_settings(ours=True)
+    if given.keys() - ours.keys():
+        settings = AUGMENTATIONS.all_settings()
     for k in given.keys() - settings.keys():
         raise ConfigError(unknown(f"augment.{k}"))
-    try:
-        own = {k: s.checked(f"augment.{k}", given.get(k, s.default)) for k, s in settings.items()}
-    except UserError as error:
-        raise ConfigError(str(error)) from None
+    own = {k: s.checked(f"augment.{k}", given.get(k, s.default)) for k, s in settings.items()}
     return {k: v for k, v in own.items() if k in ours or v != settings[k].default}
 
 
@@ -162,6 +166,23 @@ def _wrong(c: Config) -> Iterator[str]:
         yield sentence
 
 
+def shown(value: Any) -> str:
+    """A value as it is typed."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def misplaced(augment: AugmentConfig, dataset: Any) -> str | None:
+    """What to say where `augment` turns on what cannot work on this data set; None where all can."""
+    has = ["images"] if dataset.static else ["frames", "recordings"] if dataset.prepared else ["frames"]
+    words = {"images": "images", "frames": "event frames", "recordings": "recordings"}
+    for cls in augment.turned_on():
+        if not {*cls.works_on} & {*has}:
+            value, wanted = shown(augment.of(cls)[cls.name]), " and ".join(words[kind] for kind in cls.works_on)
+            only = "only " if not dataset.static and "recordings" in cls.works_on else ""
+            return f"augment.{cls.name}={value} works on {wanted} and dataset={dataset.name} has {only}{words[has[0]]}; leave it out"
+    return None
+
+
 def frame_shape(c: Config) -> tuple[int, int, int]:
     """[C, H, W] of one frame as the network sees it, known before any data is read.
 
@@ -212,10 +233,6 @@ def _learned(c: Config) -> bool:
 
 
 _IDLE = (
-    _Idle(("recipe.momentum", "recipe.nesterov"), lambda c: c.recipe.optimizer == "sgd", "recipe.optimizer", "recipe.optimizer=sgd"),
-    _Idle(("recipe.eps",), lambda c: c.recipe.optimizer != "sgd", "recipe.optimizer", "recipe.optimizer=adam, adamw or lamb"),
-    _Idle(("recipe.step_epochs", "recipe.step_gamma"), lambda c: c.recipe.schedule == "step", "recipe.schedule", "recipe.schedule=step"),
-    _Idle(("recipe.min_lr",), lambda c: c.recipe.schedule == "cosine", "recipe.schedule", "recipe.schedule=cosine"),
     _Idle(("recipe.warmup_factor",), lambda c: c.recipe.warmup_epochs > 0, "recipe.warmup_epochs", "recipe.warmup_epochs above 0"),
     _Idle(("neuron.initial_value",), lambda c: c.neuron.initial == "constant", "neuron.initial", "neuron.initial=constant"),
     _Idle(("neuron.initial_layers",), lambda c: c.neuron.imp or getattr(c.neuron, "initial", "zero") != "zero", "neuron.initial", "another initial state, such as neuron=if_imp"),
@@ -269,8 +286,16 @@ def idle(config: Config, overrides: Iterable[str]) -> dict[str, str]:
     for name in given:  # another choice has it, and it was given with the value that it has there
         group, _, key = name.partition(".")
         if group in OWN and group != "augment" and not hasattr(getattr(config, group), key):
-            choice = getattr(config, group).name
-            found[name] = f"{given[name]} has no effect with {group}={choice}; leave it out"
+            of = "this optimizer and schedule" if group == "recipe" else f"{group}={getattr(config, group).name}"
+            found[name] = f"{given[name]} has no effect with {of}; leave it out"
+        for registry in OWN["recipe"] if group == "recipe" else ():
+            readers = [n for n, choice in registry.items() if key in choice.reads]
+            now = getattr(config.recipe, registry.group.split(".")[1])
+            if readers and now not in readers:
+                needs = " or ".join(", ".join(readers).rsplit(", ", 1))
+                found[name] = (
+                    f"{given[name]} has no effect with {registry.group}={now}; it needs {registry.group}={needs}, or leave it out"
+                )
     if given.get("neuron.initial", "").endswith("=zero") and config.neuron.imp:  # as it is where nothing is said
         found["neuron.initial"] = (
             f"{given['neuron.initial']} has no effect with neuron.imp=true; use neuron={config.neuron.name} with it"
@@ -285,10 +310,11 @@ def idle(config: Config, overrides: Iterable[str]) -> dict[str, str]:
                     f"{given[name]} has no effect with {because}={value}; it needs {rule.needs}, or leave it out"
                 )
     ruled = {name for rule in _IDLE for name in rule.keys}
-    on = {f"augment.{k}" for cls in turned_on(config.augment) for k in cls.settings}
-    for cls in known(config.augment):
-        values, switch = values_of(cls, config.augment), f"augment.{cls.name}"
+    on = {f"augment.{k}" for cls in config.augment.turned_on() for k in cls.settings}
+    for cls in config.augment.classes():
+        values, switch = config.augment.of(cls), f"augment.{cls.name}"
         for name in given.keys() & {f"augment.{k}" for k in values if k not in cls.switches} - on - ruled:
-            value = shown(values[cls.name])
-            found[name] = f"{given[name]} has no effect with {switch}={value}; it needs {switch}, or leave it out"
+            found[name] = (
+                f"{given[name]} has no effect with {switch}={shown(values[cls.name])}; it needs {switch}, or leave it out"
+            )
     return found

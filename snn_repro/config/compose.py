@@ -48,6 +48,8 @@ def _schema() -> DictConfig:
     return node
 
 
+for _registry in (registry for registries in OWN.values() for registry in registries):
+    _registry.ours()  # what a configuration is checked by is imported once, and before
 ConfigStore.instance().store(name="schema", node=_schema())
 
 # Overrides that already show in a run's folder name, or that change no number.

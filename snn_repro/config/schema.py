@@ -10,7 +10,19 @@ from typing import Any
 
 from snn_repro.errors import UserError
 from snn_repro.kernels import KERNELS
-from snn_repro.registry import AUGMENTATIONS, LOSSES, MODELS, NEURONS, SETS
+from snn_repro.registry import (
+    AUGMENTATIONS,
+    INITIAL_STATES,
+    LOSSES,
+    MODELS,
+    NEURONS,
+    NORMS,
+    OPTIMIZERS,
+    SCHEDULES,
+    SETS,
+    SURROGATES,
+    Registry,
+)
 from snn_repro.settings import Setting
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -20,8 +32,11 @@ CONF_DIR = next(
 )
 PAPER_TABLES = CONF_DIR.parent / "results" / "paper_tables.yaml"
 GROUPS = ("dataset", "model", "neuron", "loss", "recipe", "experiment", "fidelity", "logger", "debug")
-OWN = {"dataset": SETS, "model": MODELS, "neuron": NEURONS, "loss": LOSSES, "augment": AUGMENTATIONS}
-"""groups whose classes have settings"""
+OWN: dict[str, tuple[Registry, ...]] = {
+    "dataset": (SETS,), "model": (MODELS, NORMS), "neuron": (NEURONS, SURROGATES, INITIAL_STATES), "loss": (LOSSES,),
+    "recipe": (OPTIMIZERS, SCHEDULES), "augment": (AUGMENTATIONS,),
+}  # fmt: skip
+"""groups with the settings of what they choose"""
 MISSING = "???"  # how OmegaConf calls a value that has to be chosen
 
 
@@ -49,7 +64,7 @@ def key(default: Any, help: str, **more: Any) -> Any:
 
 @dataclass
 class Chosen:
-    """A part with the settings of its classes in `own`: those of the chosen one, or of all augmentations. They are keys and attributes as the shared ones are."""
+    """A part with the settings of what it chooses, or of all augmentations, in `own`: keys and attributes as the shared ones are."""
 
     own: dict[str, Any] = field(default_factory=dict)
 
@@ -134,21 +149,21 @@ class LossConfig(Chosen):
 
 
 @dataclass
-class RecipeConfig:
+class RecipeConfig(Chosen):
     epochs: int = key(10, "passes over the training set", low=1)
     batch_size: int = key(64, "training samples a step, over all processes together", low=1)
     eval_batch_size: int = key(256, "samples a step in evaluation", low=1)
     accumulate: int = key(
         1, "split a batch into this many parts to fit memory; the step stays one; processes share the parts", low=1
     )
-    optimizer: str = key("sgd", "optimiser", choices=("sgd", "adam", "adamw", "lamb"))
+    optimizer: str = key("sgd", "optimiser", choices=OPTIMIZERS)
     lr: float = key(0.1, "learning rate", above=0.0)
     momentum: float = key(0.9, "sgd: momentum", low=0.0, below=1.0)
     nesterov: bool = key(False, "sgd: Nesterov momentum")
     weight_decay: float = key(0.0, "weight decay", low=0.0)
     no_decay: list[str] = key([], "parameters without weight decay, any of: bias norm te")
     eps: float = key(1e-8, "adam, adamw, lamb: epsilon", above=0.0)
-    schedule: str = key("cosine", "learning rate after warm-up", choices=("cosine", "step", "constant"))
+    schedule: str = key("cosine", "learning rate after warm-up", choices=SCHEDULES)
     min_lr: float = key(0.0, "cosine: learning rate at the end", low=0.0)
     step_epochs: int = key(30, "step: epochs between two drops", low=1)
     step_gamma: float = key(0.1, "step: factor of a drop", above=0.0, high=1.0)
@@ -173,6 +188,20 @@ class RecipeConfig:
 @dataclass
 class AugmentConfig(Chosen):
     """The settings of all augmentations together: any of them may be turned on."""
+
+    def of(self, cls: Any) -> dict[str, Any]:
+        """The values of an augmentation's settings."""
+        return {key: self.own.get(key, setting.default) for key, setting in cls.settings.items()}
+
+    def classes(self) -> list[Any]:
+        """The augmentations that there are; packages from outside are asked only where a key is none of ours."""
+        ours = [AUGMENTATIONS[name] for name in AUGMENTATIONS.ours()]
+        return ours if self.own.keys() <= {k for cls in ours for k in cls.settings} else list(AUGMENTATIONS.values())
+
+    def turned_on(self, kind: type = object) -> list[Any]:
+        """The augmentations of a kind that are turned on, in order."""
+        found = [cls for cls in self.classes() if issubclass(cls, kind) and cls.is_on(self.of(cls))]
+        return sorted(found, key=lambda cls: (cls.order, cls.name))
 
 
 @dataclass

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+
 from snn_repro import outside
 from snn_repro.config.identity import FORMER_KERNELS, RENAMED
 from snn_repro.config.schema import CONF_DIR, GROUPS, OWN, Config, ConfigError
@@ -18,8 +21,6 @@ from snn_repro.settings import Setting
 
 def explain(error: Exception) -> str:
     """One sentence for an error of Hydra or OmegaConf: the key, the value and what is allowed."""
-    from hydra.errors import MissingConfigException, OverrideParseException  # only once Hydra has raised
-
     text = str(error)
     if isinstance(error, RecursionError):
         return "a configuration is nested two deep, like recipe.lr, and this one is too deep to read; write KEY=VALUE"
@@ -58,9 +59,6 @@ _TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or 
 
 def _unreadable(override: str) -> str:
     """The sentence for an override that is not in Hydra's grammar: with the words to type where quotes are what it lacks."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     name, equals, value = override.partition("=")
     with contextlib.suppress(HydraException):
         if equals and name and value:
@@ -94,12 +92,7 @@ def unknown(full: str) -> str:
 
 def keys() -> dict[str, Setting]:
     """Every key, as `{"recipe.lr": ...}`; the settings of all neurons, losses, networks and data sets among them."""
-    own = {
-        f"{group}.{k}": setting
-        for group, registry in OWN.items()
-        for name in registry.names()
-        for k, setting in registry.settings(name).items()
-    }
+    own = {f"{group}.{k}": s for group, choices in OWN.items() for r in choices for k, s in r.all_settings().items()}
     return own | _shared(Config)
 
 
@@ -165,13 +158,13 @@ def help_text() -> str:
             out += [f"{group}=", *(f"  {name:<{width}}  {line}" for name, line in found.items()), ""]
     out.append("keys")
     own: dict[tuple[str, ...], list[str]] = {}  # by how its line reads: one line for a setting that several have
-    for group, registry in OWN.items():
-        for name in registry.names():
-            for k, setting in registry.settings(name).items():
-                own.setdefault((group, k, *_meaning(setting)), []).append(name)
+    for registry in (r for choices in OWN.values() for r in choices):
+        for name in registry:
+            for k, setting in registry.own(name).items():
+                own.setdefault((registry.group, k, *_meaning(setting)), []).append(name)
     lines = [(name, *_meaning(setting)) for name, setting in _shared(Config).items()]
-    for (group, k, meaning, allowed), names in own.items():
-        of = "" if group == "augment" or len(names) == len(OWN[group].names()) else f"{group}={', '.join(names)}: "
+    for (of, k, meaning, allowed), names in own.items():
+        group, of = of.split(".")[0], "" if of == "augment" else f"{of}={', '.join(names)}: "
         known = [name for name in TEXT_ONLY.get(f"{group}.{k}", ()) if name in allowed]
         meaning += f"; {SAID_OF_THEM}: {', '.join(known)}" * bool(known)
         lines.append((f"{group}.{k}", of + meaning, allowed))

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import nn
 
-from snn_repro.config import keys
 from snn_repro.errors import UserError
 from snn_repro.kernels import door
 from snn_repro.models.blocks import Block, Neurons
@@ -20,6 +19,7 @@ from snn_repro.models.networks import MODELS, Model, register_network
 from snn_repro.models.norms import NORMS, register_norm
 from snn_repro.neurons import Neuron, initial_states
 from snn_repro.registry import import_all
+from snn_repro.settings import Setting
 
 __all__ = ["MODELS", "NORMS", "Model", "build_model", "count_parameters", "register_network", "register_norm"]
 
@@ -62,9 +62,11 @@ def build_model(
             raise UserError(f"kernels={kernels} and {key}={value} both choose kernels; leave one of them out")
     if "name" not in neuron:
         raise UserError(f"neuron={dict(neuron)} needs a name, for example {{'name': 'if', 'imp': True}}")
-    keys()["model.checkpointing"].checked("model.checkpointing", checkpointing)
+    Setting("off", "", choices=("off", "norms", "blocks")).checked("model.checkpointing", checkpointing)
     neuron = dict(neuron)
     layers = neuron.pop("initial_layers", None)
+    if own := NORMS.own(values.get("norm")):
+        values["norm"] = partial(NORMS[values["norm"]], **{key: values.pop(key) for key in own})
     build = partial(MODELS[name].build, num_classes=num_classes, input_shape=input_shape, timesteps=timesteps, **values)
     network = build(neuron=Neurons({**neuron, "timesteps": timesteps}, build, input_shape))
     if layers is not None:

@@ -10,7 +10,7 @@ What a neuron is stands in `node.py`; each family is one file beside it, found b
 import torch
 from torch import nn
 
-from snn_repro.errors import UserError, nearest
+from snn_repro.errors import UserError
 from snn_repro.kernels import BACKENDS, door
 from snn_repro.kernels.door import resolve_backend
 from snn_repro.neurons.initial import INITIAL_STATES, InitialState, register_initial
@@ -59,7 +59,7 @@ def build_neuron(
     family = str(name).removesuffix("_imp")
     if family not in NEURONS:
         known = [*NEURONS, *(f"{n}_imp" for n, cls in NEURONS.items() if "imp_init" in cls.settings)]
-        raise UserError(f"neuron.name={name!r} is not one of {', '.join(known)}{nearest(name, known)}")
+        raise UserError(NEURONS.unknown(name, known))
     imp = Setting(False, "").checked("neuron.imp", imp) or name != family
     cls = NEURONS[family]
     if imp and "imp_init" not in cls.settings:

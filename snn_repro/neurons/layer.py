@@ -36,7 +36,9 @@ class Layer(BaseNode):
         backend: str = "auto", **settings: Any,
     ):  # fmt: skip
         take = settings.pop
-        spike = Spike(take("surrogate", "atan"), take("surrogate_width", None), take("fire_at", "ge"))
+        surrogate = take("surrogate", "atan")
+        own = {key: settings[key] for key in SURROGATES.own(surrogate) if key in settings}
+        spike = Spike(surrogate, take("surrogate_width", None), take("fire_at", "ge"), **own)
         hard, v_reset = take("reset", "soft") == "hard", take("v_reset", 0.0)
         super().__init__(
             v_threshold=take("v_threshold", 1.0), v_reset=v_reset if hard else None, surrogate_function=spike,

@@ -9,17 +9,20 @@ functions only read.
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from snn_repro.config import PAPER_TABLES, Config, conf_files, config_hash, load_config
-from snn_repro.config.quick import QuickRows, Unlike
+import yaml
+
+from snn_repro.config import PAPER_TABLES, Config, conf_files, config_hash, load_config, to_dict
 from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
 from snn_repro.runs.folder import RunResult
 
 TABLES = (1, 2, 3, "code", "rivals")
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,6 @@ class PaperRow:
 
 def load_rows(path: Path = PAPER_TABLES) -> list[PaperRow]:
     """The paper's rows in their order. Raises UserError naming the file, the row and what is wrong with it."""
-    import yaml
-
     try:
         content = yaml.safe_load(Path(path).read_text("utf-8"))
         assert isinstance(content, list), "it is no list of rows"
@@ -88,26 +89,45 @@ def compared(name: str, paper: Iterable[PaperRow]) -> bool:
 
 
 def compose(names: Iterable[str], overrides: Sequence[str] = ()) -> dict[str, Config]:
-    """The checked configuration of each experiment, with overrides as on the command line.
+    """The checked configuration of each experiment, with overrides as on the command line."""
+    return {name: load_config([f"experiment={name}", *overrides]) for name in names}
 
-    The first is Hydra's. The others are put together much faster (config/quick.py) if the first comes out the same by
-    that way; whatever it cannot do is left to Hydra.
-    """
-    names, overrides = list(names), list(overrides)
-    configs = {name: load_config([f"experiment={name}", *overrides]) for name in names[:1]}
-    try:
-        quick = QuickRows(overrides, configs[names[0]]) if len(names) > 2 else None
-        if quick and quick.compose(names[0]) != configs[names[0]]:
-            quick = None
-    except (Unlike, UserError):
-        quick = None
-    for name in names[1:]:
-        try:
-            config = quick and quick.compose(name)
-        except (Unlike, UserError):
-            config = None
-        configs[name] = config or load_config([f"experiment={name}", *overrides])
-    return configs
+
+def facts(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What the yaml files of experiments and of what they choose say, as {experiment: plain containers}; nothing is composed."""
+    files: dict[str, dict[str, Path]] = {}
+
+    @cache
+    def read(group: str, choice: str) -> dict[str, Any]:
+        """A file laid over those that it builds on; what it overrides stands in `choices`."""
+        if group not in files:
+            files[group] = conf_files(group)
+        keys = yaml.load(files[group][choice].read_text("utf-8"), LOADER) or {}
+        found: dict[str, Any] = {"choices": {}}
+        for entry in keys.pop("defaults", []):
+            if isinstance(entry, dict):
+                found["choices"] |= {k.removeprefix("override /"): v for k, v in entry.items()}
+            elif entry != "_self_":
+                found = _laid_over(found, read(group, entry))
+        return _laid_over(found, keys)
+
+    shared = ("dataset", "model", "neuron", "loss")
+    usual: dict[str, Any] = {
+        "fidelity": "published",
+        "paper_row": None,
+        "baselines": [],
+        "caveats": [],
+        "unspecified": [],
+    }
+    rows = {name: read("experiment", name) for name in names}
+    return {n: _laid_over(usual | {g: read(g, row["choices"][g]) for g in shared}, row) for n, row in rows.items()}
+
+
+def _laid_over(below: dict, above: dict) -> dict:
+    both = {
+        k: _laid_over(below[k], v) for k, v in above.items() if isinstance(v, dict) and isinstance(below.get(k), dict)
+    }
+    return below | above | both
 
 
 @dataclass
@@ -127,13 +147,7 @@ class Row:
 
     def command(self, overrides: Sequence[str] = ()) -> str:
         """The command that runs this row, with the overrides that it was composed with, quoted for a shell."""
-        folder = "cache_dir" if SETS[self.config.dataset.name].prepared else "data_dir"
-        data = f"{folder}={getattr(self.config, folder) or 'DIR'}"
-        for override in overrides:
-            if override.startswith(f"{folder}="):
-                data = override  # as it was written: Hydra reads it again
-        others = [o for o in overrides if not o.startswith(("data_dir=", "cache_dir="))]
-        return shlex.join(["python", "-m", "snn_repro.train", f"experiment={self.name}", data, *others])
+        return command(to_dict(self.config), overrides)
 
     @property
     def seeds(self) -> list[int]:
@@ -143,6 +157,17 @@ class Row:
         """Mean over seeds of an accuracy of result.json (`acc_last`, `acc_best_test`, ...), in percent."""
         values = [100 * r[key] for r in self.results if r.get(key) is not None]
         return fmean(values) if values else None
+
+
+def command(row: dict[str, Any], overrides: Sequence[str] = ()) -> str:
+    """The command that runs a row, from its configuration or `facts`."""
+    folder = "cache_dir" if SETS[row["dataset"]["name"]].prepared else "data_dir"
+    data = f"{folder}={row.get(folder) or 'DIR'}"
+    for override in overrides:
+        if override.startswith(f"{folder}="):
+            data = override  # as it was written: Hydra reads it again
+    others = [o for o in overrides if not o.startswith(("data_dir=", "cache_dir="))]
+    return shlex.join(["python", "-m", "snn_repro.train", f"experiment={row['name']}", data, *others])
 
 
 def join(configs: dict[str, Config], paper: Iterable[PaperRow], results: Iterable[RunResult]) -> list[Row]:

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from all_rows import NAMES
+from all_rows import rows
 
 from snn_repro.config import ConfigError, config_hash, differing, load_config, to_dict
-from snn_repro.paper.rows import compose
 from snn_repro.runs import checkpoint, sweeps
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -19,7 +18,7 @@ WORDS = ["dataset=digits_dvs", "neuron=lif", "loss=tet_s"]
 def test_rows_and_choices_have_the_hashes_that_they_had():
     """config_hashes.json: of commands, as the version computed them that had a key for every setting of any choice."""
     golden = json.loads((GOLDEN / "config_hashes.json").read_text())
-    found = {f"experiment={name}": config for name, config in compose(NAMES).items()}
+    found = {f"experiment={name}": config for name, config in rows().items()}
     for words, before in golden.items():
         assert config_hash(found.get(words) or load_config(words.split())) == before, words
 

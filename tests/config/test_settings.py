@@ -1,48 +1,17 @@
-"""A setting is declared once, beside its class; what is read of it from the text of the source is what the class has."""
+"""A setting is declared once, beside its class, and is a key with a meaning, a unit and a range."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from snn_repro import sources
 from snn_repro.config import checked, help_text, load_config, to_dict
-from snn_repro.config.schema import OWN, Config
+from snn_repro.config.schema import Config
 from snn_repro.errors import UserError
 from snn_repro.losses import build_loss
 from snn_repro.models import build_model
 from snn_repro.neurons import build_neuron
-from snn_repro.registry import NEURONS, Registry
+from snn_repro.registry import NEURONS
 from snn_repro.settings import Setting
-
-
-@pytest.mark.parametrize("group", OWN)
-def test_what_the_source_says_is_what_the_class_has(group):
-    """Of all that there is here, so that --help never has to import torch."""
-    registry = OWN[group]
-    assert set(registry.names()) == set(registry)
-    for name in registry:
-        assert sources.settings_of(*registry._declared[name]) == dict(registry[name].settings), name
-
-
-def test_help_needs_no_torch_and_a_typo_is_one_sentence():
-    code = (
-        "import sys\nfrom snn_repro.config import ConfigError, help_text\nhelp_text()\n"
-        "assert not {'torch', 'numpy', 'hydra', 'omegaconf'} & sys.modules.keys()\nfrom snn_repro.config import load_config\n"
-        "for words in ('neuron.tua=2', 'neuron.tau=3', 'loss=tet loss.lam=2', 'model=vgg128 model.norm=batch'):\n"
-        "    try:\n        load_config(words.split())\n    except ConfigError as error:\n        print(error)\n"
-        "load_config(['neuron=lif_imp', 'neuron.tau=3', 'model=vgg128', 'dataset=digits_dvs'])\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
-        "unknown key 'neuron.tua'; did you mean 'neuron.tau'?",
-        "neuron.tau=3 belongs to neuron=lif or clif or ilif or klif or lifb or plif or trsg; leave it out for 'if'",
-        "loss.lam=2.0 must be at least 0 and at most 1 (the weight of the mean squared error)",
-        "model.norm='batch' is not one of bn, tab, tdbn, tebn, tebn_gesture",
-    ]
 
 
 def test_help_shows_meaning_unit_and_range():
@@ -94,64 +63,6 @@ def test_settings_are_keys_with_a_value_each():
     assert checked(to_dict(config)) == config and isinstance(config, Config)
     assert load_config(["neuron=lif", "fidelity=described"]).neuron.decay_input is False
     assert not hasattr(load_config(["neuron=if", "fidelity=described"]).neuron, "decay_input")
-
-
-def source(tmp_path: Path, text: str) -> dict:
-    (tmp_path / "idea.py").write_text(text)
-    return sources.declared(tmp_path / "idea.py", "register", "snn_repro.neurons")
-
-
-def test_a_source_is_read_and_never_run(tmp_path):
-    found = source(tmp_path, '''
-import torch
-from dataclasses import replace
-from snn_repro.neurons import Neuron, Setting, register, settings
-from snn_repro.data.sets import register as other
-from snn_repro.neurons.lif import LIF
-
-raise SystemExit("run")
-BETA = Setting(0.5, "share", low=0, high=1)
-def shifted(low, **more):
-    """A docstring."""
-    return {"shift": Setting(-2 / 2, "a " + "shift", low=low)} | more
-def effects(): return __import__("os").system("true")
-
-@register("a")
-class A(Neuron):
-    settings = settings(dict(reset="hard"), ("imp_init",), beta=replace(BETA, default=0.25), **shifted(-2, extra=BETA))
-@register("b")
-class B(LIF):
-    pass
-@register("c")
-class C(A):
-    settings = A.settings | {"gain": BETA}
-@register("d")
-class D(Neuron):
-    settings = effects()
-@register("e")
-class E(Neuron):
-    settings = {k: BETA for k in "xy"}
-@other("set")
-class F: ...
-''')  # fmt: skip
-    assert list(found) == ["a", "b", "c", "d", "e"]
-    a = sources.settings_of(*found["a"])
-    assert (a["beta"].default, a["extra"].default, a["shift"].default, a["shift"].low) == (0.25, 0.5, -1.0, -2)
-    assert (a["shift"].help, a["reset"].default) == ("a shift", "hard")
-    assert "imp_init" not in a and sources.settings_of(*found["b"]) == NEURONS["lif"].settings
-    assert sources.settings_of(*found["c"]) == a | {"gain": Setting(0.5, "share", low=0, high=1)}
-    for name in "de":
-        with pytest.raises(sources.Unread):
-            sources.settings_of(*found[name])
-    assert source(tmp_path, "def") == {} or sources.declared(tmp_path / "none.py", "register") == {}
-
-
-def test_what_a_source_does_not_say_plainly_its_class_does(monkeypatch):
-    registry = Registry("neuron", "neuron", "snn_repro.neurons")
-    monkeypatch.setitem(registry._declared, "lif", (sources.Source(Path(__file__)), "no_such_name"))
-    monkeypatch.setattr(registry, "_load", lambda: dict.update(registry, lif=NEURONS["lif"]))
-    assert registry.settings("lif") == NEURONS["lif"].settings
-    assert registry.checked("lif", {"tau": 3})["tau"] == 3.0
 
 
 def test_kinds_of_values():

@@ -1,15 +1,13 @@
 """EventMix and EventDrop's cross against references written from their papers' rules; augmentations as choices."""
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 
 from snn_repro.config import ConfigError, config_hash, help_text, keys, load_config
-from snn_repro.data.augment import misplaced
+from snn_repro.config.check import misplaced
 from snn_repro.data.augment.eventdrop import EventDrop
 from snn_repro.data.augment.eventmix import EventMix
 from snn_repro.data.batches import MemoryBatches, make_generator
@@ -132,17 +130,11 @@ def test_eventdrop_takes_columns_and_rows_and_with_eventrpgs_ranges_a_box_of_any
     assert len(step.apply(empty, (20, 40)).t) == 0
 
 
-def test_settings_are_declared_once_and_read_without_importing():
-    """What sources say is what the classes have, and every one of them turns on by a setting of its own."""
+def test_every_one_turns_on_by_a_setting_of_its_own():
     for name, cls in dict.items(AUGMENTATIONS):
-        assert AUGMENTATIONS.settings(name) == cls.settings and {*cls.switches} <= cls.settings.keys()
+        assert {*cls.switches} <= cls.settings.keys(), name
         assert all(not cls.settings[key].default for key in cls.switches), name
     assert {f"augment.{k}" for k in AUGMENTATIONS.all_settings(ours=True)} <= keys().keys()
-    script = (
-        "import sys, snn_repro.data.augment; from snn_repro.registry import AUGMENTATIONS; AUGMENTATIONS.all_settings();"
-        "assert not {'torch', 'numpy'} & sys.modules.keys()"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_what_is_wrong_is_one_sentence_and_what_is_off_changes_no_hash():

@@ -27,7 +27,7 @@ from snn_repro.config import CONF_DIR, config_hash, load_config, to_dict
 from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
 from snn_repro.paper import speed
-from snn_repro.paper.rows import PaperRow, Row, compose, estimate_cost, join, load_rows
+from snn_repro.paper.rows import PaperRow, Row, estimate_cost, join, load_rows
 from snn_repro.runs.checkpoint import find_weights, load
 from snn_repro.runs.folder import find_results
 from snn_repro.train import run
@@ -211,55 +211,6 @@ def test_the_list_says_fidelity_and_caveats(tmp_path, capsys, monkeypatch):
     assert list_rows.main(["--own", "--table", "2", "--csv"]) == 0
     lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert sum("test list" in line["caveats"] for line in lines) == 10
-
-
-# ---------------------------------------------------------------- composed at once
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        [],
-        ["fidelity=described", "data_dir=/a b", "seed=3"],
-        ["debug=smoke", "cache_dir=x", "logger.mode=disabled", "fidelity=extended"],
-    ],
-    ids=["plain", "described", "smoke"],
-)
-def test_rows_composed_at_once_are_hydras(overrides, monkeypatch):
-    # Each costs Hydra a tenth of a second, so one row of every three or so, always with every kind.
-    some = NAMES[:: len(NAMES) // 6]
-    wanted = {n: load_config([f"experiment={n}", *overrides]) for n in some}
-    asked = []
-    monkeypatch.setattr("snn_repro.paper.rows.load_config", lambda o: asked.append(o) or load_config(o))
-    found = compose(some, overrides)
-    assert list(found) == list(some) and len(asked) == 1  # all but the first came the quick way
-    for name in some:
-        assert found[name] == wanted[name], name
-
-
-@pytest.mark.parametrize("override", ["recipe.lr=0.2", "data_dir=${name}", "++seed=1"])
-def test_what_the_quick_way_does_not_know_is_hydras(override, monkeypatch):
-    names, asked = NAMES[:3], []
-    monkeypatch.setattr("snn_repro.paper.rows.load_config", lambda o: asked.append(o) or load_config(o))
-    found = compose(names, [override])
-    assert len(asked) == 3 and found == {n: load_config([f"experiment={n}", override]) for n in names}
-
-
-def test_a_conf_that_the_quick_way_misreads_is_hydras(monkeypatch):
-    asked = []
-    monkeypatch.setattr("snn_repro.paper.rows.load_config", lambda o: asked.append(o) or load_config(o))
-    monkeypatch.setattr("snn_repro.config.quick._merge", lambda *_: None)
-    assert compose(NAMES[:3]) == {n: rows()[n] for n in NAMES[:3]} and len(asked) == 3
-
-
-def test_listing_rows_needs_no_scipy(tmp_path):
-    code = "import sys, list_rows; code = list_rows.main(['--json']); sys.exit(code or ('scipy' in sys.modules))"
-    scripts = str(CONF_DIR.parent / "scripts")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([scripts, str(CONF_DIR.parent), *sys.path])}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert len(NAMES) == 57
-    assert [n for n in NAMES + COMPARED if n not in {line["experiment"] for line in json.loads(done.stdout)}] == []
 
 
 # ---------------------------------------------------------------- what a row costs

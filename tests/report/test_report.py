@@ -263,8 +263,6 @@ def test_a_result_that_no_section_can_show_costs_one_line(tmp_path, damage):
     assert "bad/seed0 holds a damaged run" in said and content(page)["rows"] == ["mine"]
 
 
-@pytest.mark.slow
-
 # ---------------------------------------------------------------- the script
 
 

@@ -15,7 +15,6 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from snn_repro.data.augment.augmentation import (
-    KINDS,
     NORMALIZE,
     Augmentation,
     BatchAugmentation,
@@ -36,8 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AUGMENTATIONS", "Augmentation", "BatchAugmentation", "BatchTransform", "GuidedAugmentation", "MovingAugmentation", "Normalize",
-    "PilAugmentation", "RecordingAugmentation", "Setting", "batch_transforms", "eval_sample_transform", "eval_steps", "known", "misplaced", "needs_pil",
-    "recording_steps", "register_augmentation", "sample_transform", "shown", "turned_on", "values_of",
+    "PilAugmentation", "RecordingAugmentation", "Setting", "batch_transforms", "eval_sample_transform", "eval_steps", "needs_pil",
+    "recording_steps", "register_augmentation", "sample_transform", "turned_on", "values_of",
 ]  # fmt: skip
 
 import_all(__name__, __path__)
@@ -45,39 +44,12 @@ import_all(__name__, __path__)
 
 def values_of(cls: type[Augmentation], augment: Any) -> dict[str, Any]:
     """The values that `augment`, the configuration's group, gives to an augmentation's settings."""
-    return {key: augment.own.get(key, setting.default) for key, setting in cls.settings.items()}
-
-
-def known(augment: Any) -> list[type[Augmentation]]:
-    """The classes that there are; packages from outside are asked only where a key of `augment` is none of ours."""
-    there = list(dict.values(AUGMENTATIONS))
-    return list(AUGMENTATIONS.values()) if augment.own.keys() - {k for cls in there for k in cls.settings} else there
+    return augment.of(cls)
 
 
 def turned_on(augment: Any, kind: type = Augmentation) -> list[Any]:
     """The classes of a kind that `augment` turns on, in order."""
-    found = [cls for cls in known(augment) if issubclass(cls, kind) and cls.is_on(values_of(cls, augment))]
-    return sorted(found, key=lambda cls: (cls.order, cls.name))
-
-
-def shown(value: Any) -> str:
-    """A value as it is typed."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def misplaced(augment: Any, dataset: DataSet) -> str | None:
-    """What to say where `augment` turns on what cannot work on this data set; None where all can."""
-    has = ["images"] if dataset.static else ["frames", "recordings"] if dataset.prepared else ["frames"]
-    for cls in turned_on(augment):
-        if not {*cls.works_on} & {*has}:
-            value = shown(values_of(cls, augment)[cls.name])
-            wanted = " and ".join(KINDS[kind] for kind in cls.works_on)
-            only = "only " if not dataset.static and "recordings" in cls.works_on else ""
-            return (
-                f"augment.{cls.name}={value} works on {wanted} and dataset={dataset.name} has {only}{KINDS[has[0]]}; leave it"
-                " out"
-            )
-    return None
+    return augment.turned_on(kind)
 
 
 def batch_transforms(

@@ -8,8 +8,7 @@ One augmentation is one file in this folder, a class under `@register_augmentati
     a PilAugmentation  a step on single images, before they are batched
     a RecordingAugmentation  a step on the events of a recording, before they become frames
 
-Whoever applies augmentations asks `turned_on`, and so does the configuration: these modules import numpy, torch and what
-needs them inside of functions alone.
+A configuration's `augment.turned_on()` says which of them it has.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from snn_repro.data.events import Events
 
 AnAugmentation = TypeVar("AnAugmentation", bound="Augmentation")
-KINDS = {"images": "images", "frames": "event frames", "recordings": "recordings"}
 
 
 def register_augmentation(name: str) -> Callable[[type[AnAugmentation]], type[AnAugmentation]]:
@@ -47,7 +45,7 @@ def register_augmentation(name: str) -> Callable[[type[AnAugmentation]], type[An
 class Augmentation:
     """settings: {key of `augment.`: Setting}, the one that turns it on among them; a value that is false is off.
 
-    works_on: of KINDS, those whose data sets can have it. order: who has less goes first; stored values of images are
+    works_on: of images, frames and recordings, those whose data sets can have it. order: who has less goes first; stored values of images are
     normalised at NORMALIZE, and whole samples and labels are mixed behind that.
     """
 

@@ -13,8 +13,9 @@ register_norm = NORMS.register
 NORM = Setting("bn", "norm behind each convolution; null is bn", choices=NORMS)
 
 
-def norms(name: str | None, timesteps: int, neuron: Mapping[str, Any]) -> Callable[..., nn.Module]:
-    """A builder: build(channels, summands=1) makes a norm of that name before neurons as `neuron` says (see build_neuron).
+def norms(name: Any, timesteps: int, neuron: Mapping[str, Any]) -> Callable[..., nn.Module]:
+    """A builder: build(channels, summands=1) makes a norm of that name, or as name(channels, timesteps) does where it has
+    settings, before neurons as `neuron` says (see build_neuron).
 
     summands: of how many norms the neurons' input is the sum, 2 where a shortcut is added before they fire. A norm that starts
     from the threshold has a method `begin(v_threshold, summands)`.
@@ -23,13 +24,12 @@ def norms(name: str | None, timesteps: int, neuron: Mapping[str, Any]) -> Callab
     threshold = family.settings["v_threshold"]
     given = neuron.get("v_threshold")
     v_threshold = threshold.default if given is None else threshold.checked("neuron.v_threshold", given)
-
-    name = name or "bn"
+    make = name if callable(name) else NORMS[name or "bn"]
 
     def build(channels: int, summands: int = 1) -> nn.Module:
         if place := getattr(neuron, "norms", None):
             return place()
-        norm = NORMS[name](channels, timesteps)
+        norm = make(channels, timesteps)
         if hasattr(norm, "begin"):
             norm.begin(v_threshold, summands)
         return norm

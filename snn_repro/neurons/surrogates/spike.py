@@ -1,32 +1,34 @@
 """What a surrogate is, and the spike that has one."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from snn_repro.registry import SURROGATES
+from snn_repro.settings import Setting
 
 
 class Surrogate(NamedTuple):
-    """derivative(z, width), the default width, and by name the compiled one that is the same (see kernels), if there is one.
+    """derivative(z, width, and by name its own settings), the default width, and by name the compiled one that is the same (see kernels), if there is one.
 
     adapt(model, its spikes with this surrogate, loss): called before the first step of each epoch with that step's loss() as a
     function. It may change `width`, which then is a buffer of each Spike, and nothing else.
     """
 
-    derivative: Callable[[Tensor, float], Tensor]
+    derivative: Callable[..., Tensor]
     width: float
     kernel: str | None = None
     adapt: Callable[[nn.Module, list["Spike"], Callable[[], Tensor]], None] | None = None
+    settings: Mapping[str, Setting] = {}
 
 
-def register_surrogate(name: str, width: float, kernel: str | None = None, adapt=None):
-    """A decorator that makes derivative(z, width) known under a name; without `kernel` the reference computes it."""
+def register_surrogate(name: str, width: float, kernel: str | None = None, adapt=None, **settings: Setting):
+    """A decorator that makes derivative(z, width, **settings) known under a name; without `kernel` the reference computes it."""
 
     def add(derivative):
-        SURROGATES.add(name, Surrogate(derivative, width, kernel, adapt), derivative)
+        SURROGATES.add(name, Surrogate(derivative, width, kernel, adapt, settings), derivative)
         return derivative
 
     return add
@@ -34,15 +36,15 @@ def register_surrogate(name: str, width: float, kernel: str | None = None, adapt
 
 class _Spike(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, z: Tensor, surrogate: str, width: float, strict: bool) -> Tensor:
+    def forward(ctx, z: Tensor, surrogate: str, width: float, strict: bool, own: dict[str, Any]) -> Tensor:
         ctx.save_for_backward(z)
-        ctx.surrogate, ctx.width = surrogate, width
+        ctx.surrogate, ctx.width, ctx.own = surrogate, width, own
         return (z > 0 if strict else z >= 0).to(z.dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         (z,) = ctx.saved_tensors
-        return grad * SURROGATES[ctx.surrogate].derivative(z, ctx.width), None, None, None
+        return grad * SURROGATES[ctx.surrogate].derivative(z, ctx.width, **ctx.own), None, None, None, None
 
 
 class Spike(nn.Module):
@@ -51,9 +53,9 @@ class Spike(nn.Module):
     fire_at "ge" fires at z >= 0, "gt" at z > 0; width None takes the surrogate's default.
     """
 
-    def __init__(self, surrogate: str = "atan", width: float | None = None, fire_at: str = "ge"):
+    def __init__(self, surrogate: str = "atan", width: float | None = None, fire_at: str = "ge", **own: Any):
         super().__init__()
-        self.surrogate = surrogate
+        self.surrogate, self.own = surrogate, own
         width = SURROGATES[surrogate].width if width is None else float(width)
         if SURROGATES[surrogate].adapt is None:
             self.width = width
@@ -62,7 +64,7 @@ class Spike(nn.Module):
         self.fire_at = fire_at
 
     def forward(self, z: Tensor) -> Tensor:
-        return _Spike.apply(z, self.surrogate, self.width, self.fire_at == "gt")
+        return _Spike.apply(z, self.surrogate, self.width, self.fire_at == "gt", self.own)
 
     def extra_repr(self) -> str:
         return f"{self.surrogate}, width={float(self.width)}, fire_at={self.fire_at}"

@@ -1,1 +1,1 @@
-"""Ideas that live outside of snn_repro: one file each, and one yaml under conf/. CONTRIBUTING.md has more of them."""
+"""Ideas that live outside of snn_repro; CONTRIBUTING.md has more of them."""
