@@ -156,7 +156,7 @@ def published_split(dataset: Recorded, cfg: Config, cache: Cache) -> tuple[Indic
     people = [dataset.person(n) for n in cache.names]
     train, val, of_run = split_parts(
         cfg, train, test, cache.labels, [cache.names[i] for i in test], split=split, dropped=max(dropped, 0),
-        people=None if None in people else people,
+        people=None if None in people else [p for p in people if p is not None],
     )  # fmt: skip
     return train, val, test, of_run
 
@@ -210,7 +210,8 @@ class EventSet(Recorded):
         """The data set from prepared frames."""
         keep_freed_memory()  # a batch of frames has tens of MiB
         settings = self.cache_settings(cfg)
-        dataset, cache = settings.dataset, open_cache(settings, cfg.cache_dir, cfg.data_dir)
+        dataset: Any = settings.dataset
+        cache = open_cache(settings, cfg.cache_dir, cfg.data_dir)
         train, val, test, of_run = dataset.split(cfg, cache)
         check = RowCheck(cache) if cfg.dataset.verify == "first_read" and cache.checksums is not None else None
         parts = [Part(cache.frames, cache.labels, rows) for rows in (train, val, test)]

@@ -47,7 +47,7 @@ _PART_VERSION = 2  # of the files of an unfinished cache
 _COLUMNS = ("row", "label", "part", "events", "bytes", "crc32", "row_crc32", "name")
 
 
-def event_set(name: str) -> Recorded:
+def event_set(name: str) -> Any:
     """The data set of this name. Raises UserError if it is not one to prepare."""
     sets = {n: s for n, s in SETS.items() if s.prepared}
     if name not in sets:

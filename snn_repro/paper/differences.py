@@ -165,7 +165,7 @@ def _means(group: str, choice: str) -> dict[str, Any]:
         content = yaml.safe_load(_files(group)[name].read_text("utf-8"))
         names += [parent for parent in content.pop("defaults", []) if parent != "_self_"]
         said = content | said
-    own = {key: setting.default for key, setting in OWN[group].settings(said["name"]).items()}
+    own = {key: setting.default for key, setting in OWN[group][0].settings(said["name"], said).items()}
     own |= {key: list(value) for key, value in own.items() if isinstance(value, tuple)}
     shared = next(f.default_factory for f in fields(Config) if f.name == group)()  # type: ignore[operator,misc]
     values = {f.name: getattr(shared, f.name) for f in fields(shared) if f.name != "own"} | own | said
