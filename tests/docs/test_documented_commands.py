@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from scripts_of_ours import script
 
-from snn_repro.config import GROUPS, keys, load_config, sweep_jobs
+from snn_repro.config import GROUPS, compose_checked, keys, load_config, sweep_jobs
 from snn_repro.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -98,7 +98,7 @@ def check_training(words: list[str]) -> None:
     if other_sweeper:
         assert all(w.partition("=")[0] in {*keys(), *GROUPS} for w in words)
     elif sweep:
-        load_config(sweep_jobs(words)[-1])
+        compose_checked(sweep_jobs(words)[-1], sweep=True)
     else:
         load_config(words)
 

@@ -212,7 +212,7 @@ def test_the_stems_pool_is_a_setting_of_sew_resnets():
             )
         assert type(model.pool) is kind and model.layer1[0].sn1.imp.shape == (64, 8, 8)
     with pytest.raises(
-        UserError, match="stem_pool='max' belongs to model=sew_resnet18 or .*leave it out for 'sew_resnet18_cifar'"
+        UserError, match="stem_pool='max' belongs to model=.*sew_resnet18; leave it out for 'sew_resnet18_cifar'"
     ):
         build_model(
             "sew_resnet18_cifar", num_classes=5, input_shape=(3, 32, 32), timesteps=2, neuron=IF_IMP, stem_pool="max"

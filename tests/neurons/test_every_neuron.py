@@ -243,9 +243,9 @@ def test_gradients_are_those_of_the_smooth_equation(name, overrides, monkeypatch
     neuron, x = prepared(name, **{"backend": "torch", **overrides, **smooth})
     width = neuron.surrogate_function.width = 4.0
 
-    def forward(ctx, z, surrogate, width, strict):
+    def forward(ctx, z, surrogate, width, strict, own):
         ctx.save_for_backward(z)
-        ctx.surrogate, ctx.width = surrogate, width
+        ctx.surrogate, ctx.width, ctx.own = surrogate, width, own
         return torch.sigmoid(width * z)
 
     monkeypatch.setattr(spike._Spike, "forward", staticmethod(forward))
