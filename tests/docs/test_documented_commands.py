@@ -94,7 +94,9 @@ def parse_only(monkeypatch):
 def check_training(words: list[str]) -> None:
     words = [w for w in words if w not in ("--help", "-h")]
     sweep, other_sweeper = "-m" in words, any(w.startswith("hydra/sweeper=") for w in words)
-    words = [w for w in words if w != "-m" and not re.match(r"\+?hydra[./]", w)]
+    of_launcher = [w for w in words if re.match(r"slurm\.|runs_per_gpu=", w)]  # refused without the launcher, an extra
+    assert {w.partition("=")[0] for w in of_launcher} <= {*keys()}
+    words = [w for w in words if w != "-m" and w not in of_launcher and not re.match(r"\+?hydra[./]", w)]
     if other_sweeper:
         assert all(w.partition("=")[0] in {*keys(), *GROUPS} for w in words)
     elif sweep:
