@@ -30,6 +30,7 @@ from snn_repro.models.norms import NORM, norms
 from snn_repro.neurons import Setting, build_neuron
 
 NormOf = Callable[..., nn.Module]  # channels -> the norm behind a convolution
+WIDTH = 64  # of the stem and the first stage; each stage doubles it
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> Conv2d:
@@ -164,25 +165,25 @@ class SEWResNet(SpikingNetwork):
         norm_of = norms(norm, timesteps, neuron)
         channels, *size = input_shape
         if stem == "imagenet":
-            self.conv1 = conv(channels, 64, 7, 2)
+            self.conv1 = conv(channels, WIDTH, 7, 2)
             size = output_size(size, 7, 2, 3)
         else:
-            self.conv1 = conv(channels, 64, 3)
-        self.bn1 = norm_of(64)
-        self.sn1 = build_neuron(state_shape=(64, *size), **neuron)
+            self.conv1 = conv(channels, WIDTH, 3)
+        self.bn1 = norm_of(WIDTH)
+        self.sn1 = build_neuron(state_shape=(WIDTH, *size), **neuron)
         self.pool: nn.Module = nn.Identity()
         if stem == "imagenet":
             self.pool = nn.MaxPool2d(3, 2, 1) if stem_pool == "max" else AvgPool2d(3, 2, 1, count_include_pad=True)
             size = output_size(size, 3, 2, 1)
 
-        inputs = 64
+        inputs = WIDTH
         for stage, depth in enumerate(depths):
             blocks = []
             for i in range(depth):
                 stride = 2 if stage > 0 and i == 0 else 1
-                blocks.append(block(inputs, 64 * 2**stage, stride, size, neuron, norm_of))
+                blocks.append(block(inputs, WIDTH * 2**stage, stride, size, neuron, norm_of))
                 size = output_size(size, 3, stride, 1)
-                inputs = 64 * 2**stage * block.expansion
+                inputs = WIDTH * 2**stage * block.expansion
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         self.fc = nn.Linear(inputs, num_classes)
 
