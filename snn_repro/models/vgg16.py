@@ -51,10 +51,7 @@ class VGG16(SpikingNetwork):
             nn.Linear(hidden, num_classes),
         )  # fmt: skip
         kaiming_fan_out(self)
-        for layer in (
-            self.classifier[0],
-            self.classifier[3],
-        ):  # no norm behind them: torch's own weights leave neurons silent
+        for layer in (self.classifier[0], self.classifier[3]):  # without a norm torch's own leave their neurons silent
             nn.init.kaiming_normal_(layer.weight)
 
     def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
