@@ -48,6 +48,8 @@ class VGG16(SpikingNetwork):
             nn.Linear(hidden, num_classes),
         )  # fmt: skip
         kaiming_fan_out(self)
+        for layer in (self.classifier[0], self.classifier[3]):  # without a norm torch's own leave their neurons silent
+            nn.init.kaiming_normal_(layer.weight)
 
     def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
         """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""

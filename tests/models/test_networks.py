@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from all_rows import compared_rows
 from spikingjelly.activation_based import functional
 from spikingjelly.activation_based.model import maxformer, qkformer, spike_driven_transformer
 from spikingjelly.activation_based.neuron import BaseNode
@@ -15,13 +16,13 @@ from torch import nn
 
 from snn_repro.config import CONF_DIR
 from snn_repro.errors import UserError
-from snn_repro.models import MODELS, build_model, count_parameters
+from snn_repro.models import MODELS, Model, build_model, count_parameters, vgg
 from snn_repro.models.blocks import AvgPool2d, Dropout
 from snn_repro.models.norms import NORMS
-from snn_repro.models.resnet import BasicBlock
+from snn_repro.models.resnet import BasicBlock, Plan
 from snn_repro.models.tcja import TCJA
 from snn_repro.models.wide_7b import Stage
-from snn_repro.neurons import Neuron, build_neuron
+from snn_repro.neurons import Neuron, build_neuron, firing_rates
 from snn_repro.runs.checkpoint import CheckpointError, load_model
 
 IF_IMP = {"name": "if", "imp": True}
@@ -327,6 +328,13 @@ def test_plif_nets_logits_are_votes():
     assert spikes[0].any()
 
 
+def test_neurons_of_vgg16s_linear_layers_fire_at_first():
+    model = small("vgg16", {"name": "if"})
+    with torch.no_grad(), firing_rates(model) as rates:
+        model(frames("vgg16", batch=8))
+    assert min(rates["classifier.1"], rates["classifier.4"]) > 0.05, rates
+
+
 def test_dropout_over_time_has_one_mask_a_sample():
     torch.manual_seed(0)
     y = Dropout(0.5)(torch.ones(4, 3, 50))
@@ -498,13 +506,22 @@ def test_what_a_network_cannot_be_is_named(name, options, message):
 
 # training on the embedded digits
 
-# pixels that the network needs, epochs, what makes it small. Without vgg16, which takes too long on a CPU, and
-# spiking_resnet34: binary after each of 33 layers, it stays at chance for some 250 steps (IF, T=2, AdamW 1e-3, batches of 128
-# digits) and is at 50 % after 680, longer than a test may take; resnet19, the same class, learns.
+# Pixels that the network needs, epochs, what makes it small. Spiking ResNet-34 has the neuron of its row, and blocks that pass on
+# what they are given at first: from its own start, binary after each of 33 layers, a linear readout is at chance behind layer 17,
+# and 112 steps leave it there. Without vgg16, of no compared row: an eighth of its width is at chance after 84 steps of 50 digits.
 DIGITS = {
     "plif_net": (8, 24, dict(channels=24, hidden=128, dropout=0.2)),
     "plif_net_dvs": (16, 16, dict(channels=24, hidden=128, dropout=0.2)),
     "resnet19": (8, 6, {}),
+    "spiking_resnet34": (32, 6, dict(norm="bn")),
+    "sew_resnet18": (32, 10, dict(zero_init_residual=True)),
+    "sew_resnet34": (32, 10, dict(zero_init_residual=True)),
+    "sew_resnet50": (32, 10, dict(zero_init_residual=True)),
+    "sew_resnet101": (32, 10, dict(zero_init_residual=True)),
+    "sew_resnet152": (32, 10, dict(zero_init_residual=True)),
+    "sew_resnet18_cifar": (8, 4, dict(zero_init_residual=True)),
+    "vgg48": (48, 3, {}),
+    "vgg128": (8, 3, {}),
     "vggsnn": (16, 2, {}),
     "snn7": (8, 4, {}),
     "wide_7b": (8, 6, {}),
@@ -515,6 +532,17 @@ DIGITS = {
     "maxformer": (16, 24, dict(embed_dims=64, depths=[1, 1, 1])),
     "maxformer_cifar": (8, 10, dict(embed_dims=64, depths=[1, 1, 1])),
 }
+
+
+def narrow(monkeypatch, name):
+    """An eighth of the width of VGG48, a quarter of that of the ResNets for ImageNet: a CPU trains them in seconds."""
+    if name == "vgg48":  # VGGSNN has the plan too, and needs fewer pixels
+        monkeypatch.setattr(vgg, "VGG48_PLAN", tuple(w if w == vgg.POOL else w // 8 for w in vgg.VGG48_PLAN))
+    build, settings = MODELS[name]
+    if build.args and isinstance(build.args[0], Plan) and name != "resnet19":
+        plan = build.args[0]
+        quarter = plan._replace(widths=tuple(w // 4 for w in plan.widths))
+        monkeypatch.setitem(MODELS, name, Model(partial(build.func, quarter), settings))
 
 
 def accuracy_on_digits(name):
@@ -529,10 +557,13 @@ def accuracy_on_digits(name):
     torch.manual_seed(0)
     order = torch.randperm(len(labels))
     images, labels = images[order], labels[order]
-    neuron = {"name": "if", "imp": True, "detach_reset": True}
+    neuron = {"name": "glif"} if name == "spiking_resnet34" else IF_IMP | {"detach_reset": True}
     model = build_model(
         name, num_classes=10, input_shape=(1, pixels, pixels), timesteps=2, neuron=neuron, **options
     ).to(memory_format=torch.channels_last)  # fmt: skip
+    if name == "spiking_resnet34":
+        for block in (m for m in model.modules() if isinstance(m, BasicBlock)):
+            torch.nn.init.constant_(block.bn2.weight, 0.1)
     steps = epochs * (1400 // 50)
     rate = 5e-4 if name == "resnet19" else 2e-3
     optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.01)
@@ -550,7 +581,13 @@ def accuracy_on_digits(name):
     return 100 * (outputs.argmax(1) == labels[1400:]).double().mean().item()
 
 
+def test_no_network_of_a_compared_row_is_left_out():
+    assert {config.model.name for config in compared_rows().values()} <= DIGITS.keys()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DIGITS)
-def test_each_network_learns_the_digits(name):
-    assert accuracy_on_digits(name) > 90
+def test_each_network_learns_the_digits(name, monkeypatch):
+    narrow(monkeypatch, name)
+    enough = 80 if name == "spiking_resnet34" else 90  # it is at 85.1 % here, and its row says so
+    assert accuracy_on_digits(name) > enough

@@ -12,9 +12,10 @@ from snn_repro.build import options
 from snn_repro.config import CONF_DIR, differing, frame_shape, keys, load_config
 from snn_repro.data.sets import SETS
 from snn_repro.models import build_model
-from snn_repro.neurons import build_neuron
+from snn_repro.neurons import NEURONS, build_neuron
 from snn_repro.paper.rows import compared, load_rows
 from snn_repro.paper.tables import generate
+from snn_repro.train import run
 
 sys.path.insert(0, str(CONF_DIR.parent / "scripts"))
 import list_rows  # noqa: E402
@@ -311,3 +312,18 @@ def test_the_network_is_built(name):
     assert count == COUNTS.get(name, count)
     counted = count / 1e6
     assert params is None or abs(counted - params) < (0.3 if "glif" in name else 0.03), counted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("neuron", NEURONS)
+def test_each_neuron_learns_the_digits_as_each_row_sets_it(neuron, tmp_path):
+    """Once for every surrogate, threshold, reset and initial state; as published where no row has it."""
+    words = ["dataset=digits", f"neuron={neuron}", "loss=sdt", "recipe.epochs=5", "logger.mode=disabled"]
+    neurons = {"default": load_config(words).neuron} | {row: c.neuron for row, c in compared_rows().items()}
+    distinct = {json.dumps(options(n)): row for row, n in neurons.items() if n.name == neuron}
+    accuracies = {}
+    for row in distinct.values():
+        config = load_config(words)
+        config.neuron = neurons[row]
+        accuracies[row] = run(config, str(tmp_path / row)).acc_last
+    assert min(accuracies.values()) > 0.9, accuracies
