@@ -94,3 +94,10 @@ def test_an_editable_install_reads_the_clone(tmp_path):
     assert "table1_cifar10_sdt" in run(other, bin / "snn-train", "--help")
     (copy / "conf/loss/mine.yaml").write_text("# of the user's own, just added\nname: sdt\n")
     assert "name: sdt" in run(other, bin / "snn-train", "--cfg", "job", "loss=mine")
+
+
+def test_pip_of_an_older_python_names_the_python():
+    """A dependency without releases for it is left out there: pip would name that one instead."""
+    for line in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]:
+        if line.startswith(("spikingjelly", "filelock")):
+            assert line.endswith("; python_version >= '3.11'"), line

@@ -105,7 +105,7 @@ def test_a_recording_equals_its_row_of_the_cache(name, write, file, size, tmp_pa
     write(tmp_path / "raw", **few)
     cfg = load_config(["recipe=digits", f"dataset={name}", "timesteps=3", f"cache_dir={tmp_path}", *size])
     by = cfg.dataset.integrate_by
-    prepare(name, tmp_path / "raw", tmp_path, 3, by, cfg.dataset.frame_size, 0, say=lambda _: None)
+    prepare(name, tmp_path / "raw", tmp_path, 3, by, cfg.dataset.frame_size)
     cache = open_cache(SETS[name].cache_settings(cfg), tmp_path)
     for row in (0, len(cache.names) - 1):
         x = SETS[name].sample(cfg, tmp_path / "raw" / file.format(cache.names[row]), silent)
