@@ -102,7 +102,7 @@ def facts(names: Iterable[str]) -> dict[str, dict[str, Any]]:
         """A file laid over those that it builds on; what it overrides stands in `choices`."""
         if group not in files:
             files[group] = conf_files(group)
-        keys = yaml.load(files[group][choice].read_text("utf-8"), LOADER) or {}
+        keys = LOADER(files[group][choice].read_text("utf-8")).get_single_data() or {}
         found: dict[str, Any] = {"choices": {}}
         for entry in keys.pop("defaults", []):
             if isinstance(entry, dict):
