@@ -24,6 +24,7 @@ from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
 from snn_repro.files import write_text
 from snn_repro.paper.results import collect, collected_lines
+from snn_repro.paper.speed import hours_of_training
 from snn_repro.runs.sweeps import plan
 from studies import names, study
 
@@ -76,8 +77,6 @@ def _run(args: argparse.Namespace, chosen: ModuleType) -> int:
     for words in sweeps:
         print(shlex.join(words), flush=True)
         if args.dry_run:
-            from snn_repro.paper.speed import hours_of_training  # takes torch, which --help does without
-
             jobs = _jobs(words)
             runs += len(jobs)
             hours += len(jobs) * hours_of_training(load_config(jobs[0]), lambda said: print(said, file=sys.stderr))[0]

@@ -196,7 +196,7 @@ def _ruled(model: nn.Module, frames: Tensor, mean: bool) -> Iterator[_Rules]:
     def ruled(module: nn.Module, rule: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
         compute = module.forward
 
-        def forward(x: Tensor) -> Tensor:
+        def forward(x: Tensor, *_: Any) -> Tensor:  # a neuron is given its plan, here always PyTorch
             with torch.no_grad():
                 y = compute(x)
             seen = module, x.detach(), y, getattr(module, "v_seq", None)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from fixtures import make_cache as prepare
 from PIL import Image
 
 from snn_repro.config import ConfigError, config_hash, load_config, to_dict
 from snn_repro.data import build_data
-from snn_repro.data.prepare import prepare
 from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
 from snn_repro.train import run
@@ -167,7 +167,7 @@ def test_recordings_are_read_without_the_training_data(tmp_path):
             np.savez(tmp_path / "data" / name / f"{i}.npz", t=t, x=xy[0], y=xy[1], p=p)
     words = ["dataset=event_folder", f"data_dir={tmp_path / 'data'}", f"cache_dir={tmp_path / 'cache'}", "timesteps=2"]
     config = load_config([*SHORT, *words, f"hydra.run.dir={tmp_path / 'run'}"])
-    prepare(SETS["event_folder"].of(config), config.data_dir, config.cache_dir, 2, workers=0, say=lambda _: None)
+    prepare(SETS["event_folder"].of(config), config.data_dir, config.cache_dir, 2)
     run(config)
     x = load_run(tmp_path / "run").transform(tmp_path / "data" / "left" / "0.npz")
     shutil.move(tmp_path / "data" / "left" / "0.npz", tmp_path / "mine.npz")
