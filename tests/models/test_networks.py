@@ -518,7 +518,7 @@ DIGITS = {
     "sew_resnet34": (32, 10, dict(zero_init_residual=True)),
     "sew_resnet50": (32, 10, dict(zero_init_residual=True)),
     "sew_resnet101": (32, 8, dict(zero_init_residual=True)),
-    "sew_resnet152": (32, 10, dict(zero_init_residual=True)),
+    "sew_resnet152": (32, 9, dict(zero_init_residual=True)),
     "sew_resnet18_cifar": (8, 4, dict(zero_init_residual=True)),
     "vgg48": (48, 3, {}),
     "vgg128": (8, 3, {}),
