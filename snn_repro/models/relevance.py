@@ -235,7 +235,7 @@ def _check_neuron(neuron: Neuron, name: str) -> None:
     added = type(neuron).steps is Neuron.steps and type(neuron).begin is Neuron.begin
     if added:
         like = next(neuron.parameters(), torch.empty(0))
-        v, x, nothing = torch.tensor([[0.3, -0.7], [-0.2, 1.1], [0, 0]], dtype=like.dtype, device=like.device)
+        v, x, nothing = torch.tensor([[0.3, -0.7], [-0.2, 1.1], [0, 0]]).to(like)
         try:
             with torch.no_grad():
                 parts = neuron.charge(v, nothing) + neuron.charge(nothing, x)
