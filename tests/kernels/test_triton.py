@@ -3,6 +3,7 @@
 The interpreter is chosen when Triton is imported, so those tests run in a process of their own (`test_in_the_interpreter`).
 """
 
+import itertools
 import json
 import os
 import re
@@ -580,3 +581,17 @@ can_compile = pytest.mark.skipif(
 )
 def test_kernels_compile_without_spills(capability, steps, dtype, d, monkeypatch, tmp_path):
     check_sass(monkeypatch, tmp_path, capability, steps, dtype, d, plus=True)
+
+
+@outside
+@can_compile
+@pytest.mark.slow
+@pytest.mark.parametrize(("capability", "steps"), [(80, 16), (90, 16), (90, 10)])
+def test_all_kernels_compile_without_spills(capability, steps, monkeypatch, tmp_path):
+    for d, dtype in itertools.product((IF, LIF, LEAKY, HARD), (torch.float16, torch.float32)):
+        check_sass(monkeypatch, tmp_path, capability, steps, dtype, d, plus=True)
+    check_sass(monkeypatch, tmp_path, capability, steps, torch.bfloat16, IF, te=True)
+    check_sass(monkeypatch, tmp_path, capability, steps, torch.float16, IF, te=True, last=False)
+    check_sass(monkeypatch, tmp_path, capability, steps, torch.float16, LEAKY, te=True, static=True)
+    check_sass(monkeypatch, tmp_path, capability, steps, torch.float16, LIF, normed=False)
+    check_sass(monkeypatch, tmp_path, capability, steps, torch.float32, LEAKY, normed=False)
