@@ -15,7 +15,7 @@ LINES, STATEMENTS, FILES, TEST_LINES = (
     25_800,
     16_600,
     200,
-    25_300,
+    25_400,
 )  # as reached; lowered as the house shrinks to 20,500, 13,000, 165, 18,000
 FUNCTION_LINES, PARAMETERS, TRAIN_LINES, CONFIG_FILES = 60, 8, 450, 14
 
