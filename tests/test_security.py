@@ -23,28 +23,16 @@ from snn_repro.train import run
 ROOT = Path(snn_repro.__file__).parent
 
 CODE = [  # every way into Hydra's or our own objects
-    "+_target_=os.system",
-    "+neuron._target_=os.system",
-    "neuron.name={_target_: os.system}",
-    "+model={_target_: os.system}",
-    "+hydra.callbacks.x._target_=os.system",
-    "+hydra.callbacks.x={_target_: os.system, command: id}",
-    "hydra.launcher._target_=os.getcwd",
-    "+hydra.launcher.x={_target_: os.system}",
-    "hydra.sweeper._target_=os.getcwd",
-    "+hydra.sweeper.params.x={_target_: os.system}",
-    "+hydra.job_logging.formatters.x={(): os.system}",
+    "+_target_=os.system", "+neuron._target_=os.system", "neuron.name={_target_: os.system}", "+model={_target_: os.system}",
+    "+hydra.callbacks.x={_target_: os.system, command: id}", "hydra.launcher._target_=os.getcwd",
+    "+hydra.launcher.x={_target_: os.system}", "hydra.sweeper._target_=os.getcwd",
+    "+hydra.sweeper.params.x={_target_: os.system}", "+hydra.job_logging.formatters.x={(): os.system}",
     "hydra.job_logging.handlers.console.class=subprocess.Popen",
-    "hydra.job_logging.handlers.console.stream='ext://os.environ'",
-    "+hydra.callbacks.x=${oc.decode:${oc.env:EVIL}}",
-    "+hydra.launcher.x=${oc.decode:${oc.env:EVIL}}",
-    "slurm.account='lab\nid'",
-    "slurm.account=${oc.env:LINES_}",
-    "+hydra.launcher.submitit_folder=${oc.env:LINES_}",
-    "+hydra.launcher.setup=[id]",
-    "+hydra.launcher.additional_parameters={export: 'LD_PRELOAD=evil.so'}",
-    "+hydra.job.env_set.PATH=/evil",
-]
+    "hydra.job_logging.handlers.console.stream='ext://os.environ'", "+hydra.callbacks.x=${oc.decode:${oc.env:EVIL}}",
+    "+hydra.launcher.x=${oc.decode:${oc.env:EVIL}}", "slurm.account='lab\nid'", "slurm.account=${oc.env:LINES_}",
+    "+hydra.launcher.submitit_folder=${oc.env:LINES_}", "+hydra.launcher.setup=[id]",
+    "+hydra.launcher.additional_parameters={export: 'LD_PRELOAD=evil.so'}", "+hydra.job.env_set.PATH=/evil",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("override", CODE)
