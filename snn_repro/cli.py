@@ -98,8 +98,6 @@ def _dispatch(argv: list[str]) -> int:
     flags = [word for word in argv if word not in given.overrides]
     if sweep and not given.cfg and not given.info:
         return _sweep(overrides, argv, flags)
-    if not (given.cfg or given.info):
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     config = compose_checked(overrides)
     if given.cfg or given.info:
         if "recipe.epochs" in given_keys(overrides):  # which may shorten the warm-up: shown as a run has it
@@ -107,8 +105,9 @@ def _dispatch(argv: list[str]) -> int:
         return call_hydra([*overrides, *flags])
     if config.dry_run:
         print(dry_run(config).text(given.overrides))
-    else:
-        train.run(config, overrides=overrides)
+        return 0
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    train.run(config, overrides=[o for o in overrides if not o.lstrip("+~").startswith("hydra")])
     return 0
 
 

@@ -152,9 +152,8 @@ def fit(
     if test is None:  # killed between the last checkpoint and the result: the weights are final, the outputs were lost
         test = evaluate(state.evaluated, test_part, state.loss_fn, state.amp, device, config)
     folder.predictions(distributed.gather((test["logits"], test["labels"])))
-    ran_under = runtime.conditions(
-        config, device, state.amp.name, state.model
-    )  # a backend that failed in between is not named
+    # a backend that failed in between is not named
+    ran_under = runtime.conditions(config, device, state.amp.name, state.model)
     result = build_result(config, data, weights, imp, history, ran_under, state.loss_fn.readout_name, test["n"])
     result.data, result.code, result.changed_on_resume = state.data_hashes, code_version(), state.changed
     result.causal = not sees_future(state.model)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import os
 import re
 import signal
@@ -112,13 +111,6 @@ assert not logging.getLogger("snn_repro").handlers and not logging.getLogger().h
     assert sum(line.startswith("epoch   1/1") for line in lines) == 2 and len(lines) == len(set(lines)) == 6
 
 
-def test_run_leaves_a_configured_logging_alone(quick, caplog, capsys):
-    with caplog.at_level(logging.INFO):
-        train.run(quick("recipe.epochs=1"))
-    assert sum("epoch   1/1" in r.getMessage() for r in caplog.records) == 1
-    assert "epoch   1/1" not in capsys.readouterr().out
-
-
 def test_a_warning_is_one_line_and_said_once(monkeypatch):
     monkeypatch.setattr(console, "_warned", set())
     where = (UserWarning, "/some/where.py", 7)
@@ -191,6 +183,7 @@ class TinySweeper(Sweeper):
 """
 
 
+@pytest.mark.slow
 def test_a_real_sweeper_is_given_the_validation_accuracy(tmp_path):
     plugin = tmp_path / "hydra_plugins" / "tiny"
     plugin.mkdir(parents=True)

@@ -39,7 +39,6 @@ from snn_repro.config.schema import (
     AugmentConfig,
     Config,
     ConfigError,
-    RecipeConfig,
     config_hash,
     differing,
     hashed,
@@ -47,7 +46,7 @@ from snn_repro.config.schema import (
 )
 
 __all__ = [
-    "ADDED", "CONF_DIR", "GROUPS", "PAPER_TABLES", "SAID_OF_THEM", "AugmentConfig", "Config", "ConfigError", "RecipeConfig",
+    "ADDED", "CONF_DIR", "GROUPS", "PAPER_TABLES", "SAID_OF_THEM", "AugmentConfig", "Config", "ConfigError",
     "checked", "choices", "compose_checked", "conf_files", "config_hash", "differing", "explain", "frame_shape", "given_keys",
     "hashed", "help_text", "idle", "keys", "load_config", "multirun_config", "readable", "recomposed", "refuse_misplaced",
     "search_outside", "settled", "sweep_jobs", "text_only", "to_dict", "tweaks", "unknown",

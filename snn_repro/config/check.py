@@ -60,9 +60,8 @@ def checked(node: DictConfig | dict) -> Config:
     return config
 
 
-_SHARED = {
-    f.name: {g.name for g in dataclasses.fields(f.type)} - {"own"} for f in dataclasses.fields(Config) if f.name in OWN
-}  # type: ignore[arg-type]
+_PARTS: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(Config) if f.name in OWN}
+_SHARED = {group: {f.name for f in dataclasses.fields(part)} - {"own"} for group, part in _PARTS.items()}
 
 
 def set_own_apart(plain: dict) -> None:
@@ -284,9 +283,9 @@ def explain(error: Exception) -> str:
         known = error.options or list(choices(group))
         return f"{group}={choice} does not exist; choose one of: {', '.join(known)}{nearest(choice, known)}{outside.broken()}"
     if isinstance(error, OverrideParseException):
-        name, equals, value = str(error.override).partition("=")
-        quotes = f"; a value with , = or brackets needs quotes, which the shell must not take off: type {shlex.quote(f'{name}={quoted(value)}')}"
-        return f"cannot read the override '{error.override}': write key=value{quotes * bool(name and value)}"
+        name, _, given = str(error.override).partition("=")
+        quotes = f"; a value with , = or brackets needs quotes, which the shell must not take off: type {shlex.quote(f'{name}={quoted(given)}')}"
+        return f"cannot read the override '{error.override}': write key=value{quotes * bool(name and given)}"
     if missing := re.search(r"Could not override '([^']+)'", text):
         return unknown(missing[1])
     for link in filter(None, (error, error.__cause__, error.__context__)):

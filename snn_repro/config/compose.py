@@ -29,8 +29,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from snn_repro import outside
-from snn_repro.config.check import checked, choices, conf_files, explain, given_keys, quoted, refuse_idle
-from snn_repro.config.schema import CONF_DIR, GROUPS, NOT_HASHED, OWN, Config, ConfigError
+from snn_repro.config.check import checked, choices, conf_files, explain, given_keys, quoted, refuse_idle, unknown
+from snn_repro.config.schema import CONF_DIR, FORMER_KERNELS, GROUPS, NOT_HASHED, OWN, Config, ConfigError
 from snn_repro.registry import AUGMENTATIONS
 
 log = logging.getLogger("snn_repro")
@@ -133,7 +133,7 @@ def recomposed(base: dict, overrides: list[str]) -> Config:
                 plain["dataset"] = OmegaConf.to_container(node.dataset)
             else:
                 group, _, last = override.key_or_group.rpartition(".")
-                (plain[group] if group else plain)[last] = override.value()
+                (plain.setdefault(group, {}) if group else plain)[last] = override.value()
     config = checked(plain)
     refuse_idle(config, overrides)
     return config
@@ -160,22 +160,23 @@ def _readable_path(override: str, sweep: bool) -> str:
     return f"{name}={','.join(p if re.fullmatch('[a-zA-Z0-9_./-]*/[a-zA-Z0-9_./-]*', p) else quoted(p) for p in paths)}"
 
 
-_MISPLACED = {  # (key, in a sweep): what to say
-    ("hydra.run.dir", True): "hydra.run.dir is for a single run; in a sweep use hydra.sweep.dir=DIR (each run gets DIR/<row>/seed<k>) or name=...",
-    ("hydra/launcher", False): "{} is for sweeps (-m), and this is a single run; add -m, or leave it out",
-    ("hydra/sweeper", False): "{} is for sweeps (-m), and this is a single run; add -m, or leave it out",
-    ("hydra.sweep.dir", False): "hydra.sweep.dir is for sweeps (-m); for a single run use hydra.run.dir=DIR",
-    ("hydra.sweep.subdir", False): "hydra.sweep.subdir is for sweeps (-m); for a single run use hydra.run.dir=DIR",
-}  # fmt: skip
-
-
 def refuse_misplaced(overrides: Iterable[str], sweep: bool) -> None:
     """Raise ConfigError for an override that would be ignored, or that means something else where it stands."""
     for override in overrides:
         name, equals, value = override.lstrip("+").partition("=")
         group, _, last = name.partition(".")
-        if (name, sweep) in _MISPLACED:
-            raise ConfigError(_MISPLACED[name, sweep].format(override))
+        if name in FORMER_KERNELS:
+            raise ConfigError(unknown(name))
+        if name == "dataset.found":
+            raise ConfigError(f"{override} is no key: what a run finds in own data it keeps itself; leave it out")
+        if name == "hydra.run.dir" and sweep:
+            raise ConfigError(
+                f"{name} is for a single run; in a sweep use hydra.sweep.dir=DIR (each run gets DIR/<row>/seed<k>)"
+            )
+        if name.startswith("hydra") and name not in ("hydra.run.dir", "hydra.mode") and not sweep:
+            raise ConfigError(
+                f"{override} is for sweeps (-m), and this is a single run; add -m, or leave it out (hydra.run.dir=DIR says where)"
+            )
         if last == "name" and group in ("dataset", "model", "neuron", "loss"):
             raise ConfigError(
                 f"{override} would change the name without the other values of conf/{group}/; write {group}={value or 'NAME'}"

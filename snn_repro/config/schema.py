@@ -6,6 +6,7 @@ What only one neuron, loss, network, data set or augmentation has is a `Setting`
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -293,25 +294,22 @@ def to_dict(config: Config) -> dict:
     return plain
 
 
+def _flat(part: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for k, v in part.items():
+        if isinstance(v, dict) and prefix + k not in NOT_HASHED:
+            yield from _flat(v, f"{prefix}{k}.")
+        else:
+            yield prefix + k, v
+
+
 def hashed(config: Config | dict) -> dict[str, Any]:
     """Flat `{"recipe.lr": 0.1, ...}` of every key that can change a number in the result.
 
     Two configurations without a key of ADDED, or with its old value, are the same. `fidelity=extended` says only that no
     code was released that does what the row does, so it counts as `published`.
     """
-    flat: dict[str, Any] = {}
-
-    def walk(part: dict, prefix: str) -> None:
-        for k, v in part.items():
-            full = prefix + k
-            if full in NOT_HASHED or (full in ADDED and v == ADDED[full]):
-                continue
-            if isinstance(v, dict):
-                walk(v, full + ".")
-            else:
-                flat[full] = v
-
-    walk(to_dict(config) if isinstance(config, Config) else config, "")
+    plain = to_dict(config) if isinstance(config, Config) else config
+    flat = {k: v for k, v in _flat(plain) if k not in NOT_HASHED and (k not in ADDED or v != ADDED[k])}
     if flat.get("neuron.imp") and flat.get("neuron.initial") == "imp":
         del flat["neuron.initial"]  # neuron.imp says it
     flat = FORMERLY | flat

@@ -152,20 +152,13 @@ def _blocked(folder: Path) -> str | None:
     return in_a_sweep(str(write_error(folder, OSError(number, ""))))
 
 
-def is_search(sweeper: str) -> bool:
-    """Whether the sweeper of this `_target_` looks for the best value, rather than running what it was given."""
-    return sweeper.rsplit(".", 1)[-1] not in ("BasicSweeper", "ListSweeper", "FilterSweeper")
-
-
 def say_what_is_searched(node: Any, overrides: list[str]) -> None:
     """Warn when a search has no validation part to select on."""
     swept = "dataset.validation" in given_keys(overrides) and not isinstance(node.dataset.validation, int | float)
-    if is_search(node.hydra.sweeper._target_) and not swept and not node.dataset.validation:
-        print(
-            "snn-train: this search selects on the test set, because dataset.validation=0, so that its best accuracy is "
-            "optimistic; hold a part out with dataset.validation=0.1",
-            file=sys.stderr,
-        )
+    search = not node.hydra.sweeper._target_.endswith((".BasicSweeper", ".ListSweeper", ".FilterSweeper"))
+    if search and not swept and not node.dataset.validation:
+        said = "selects on the test set, because dataset.validation=0, so that its best accuracy is optimistic"
+        print(f"snn-train: this search {said}; hold a part out with dataset.validation=0.1", file=sys.stderr)
 
 
 # ---------------------------------------------------------------- stopping

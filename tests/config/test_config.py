@@ -1,9 +1,9 @@
 """Every mistake ends in one sentence that names the key, the value and what is allowed; nothing else is started."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from snn_repro.config import (
     ADDED,
@@ -12,10 +12,12 @@ from snn_repro.config import (
     ConfigError,
     checked,
     choices,
+    compose_checked,
     config_hash,
     differing,
     hashed,
     help_text,
+    idle,
     keys,
     load_config,
     readable,
@@ -66,8 +68,9 @@ WRONG = {
     "logger.project=a=b": ["logger.project=a=b", """type 'logger.project="a=b"'"""],
     "++neuron.name=lif": ["write neuron=lif"],
     "hydra.run.dir=": ["hydra.run.dir=", "names no folder"],
-    "hydra.sweep.dir=x": ["hydra.sweep.dir", "hydra.run.dir=DIR"],
+    "hydra.sweep.dir=x": ["is for sweeps (-m)", "hydra.run.dir=DIR"],
     "hydra/launcher=joblib": ["hydra/launcher=joblib is for sweeps (-m)"],
+    "hydra.verbose=true": ["hydra.verbose=true is for sweeps (-m)"],
     "~loss": ["loss.name", "tet_s"],
     "paper_row=table1_cifar10_std": ["paper_row=table1_cifar10_std", "'table1_cifar10_sdt'", "leave it out"],
 }  # fmt: skip
@@ -93,17 +96,12 @@ def test_every_choice_composes_and_has_a_line_of_help():
         for name, line in choices(group).items():
             assert len(line) > 10, f"conf/{group}/{name}.yaml has no first comment line"
             assert line in text
-    for group in ("model", "neuron", "loss", "recipe", "debug"):
-        for name in choices(group):
-            extra = ["dataset=cifar10_dvs", "dataset.frame_size=48"] if name == "vgg48" else []
-            if group == "recipe":
-                other = "imagenet1k" if name.endswith("imagenet1k") else "cifar10_dvs"  # recipes of a method
-                sets = sorted(SETS, key=len, reverse=True)
-                extra = [f"dataset={next((d for d in sets if name.startswith(d)), other)}"]
-            load_config([*extra, f"{group}={name}"])
-    for name in choices("dataset"):
-        assert load_config([f"dataset={name}"]).dataset.name == name
-        assert name in SETS
+    for name in choices("recipe"):  # neurons, networks and losses are composed by their own tests
+        other = "imagenet1k" if name.endswith("imagenet1k") else "cifar10_dvs"  # recipes of a method
+        sets = sorted(SETS, key=len, reverse=True)
+        load_config([f"dataset={next((d for d in sets if name.startswith(d)), other)}", f"recipe={name}"])
+    for name in {*choices("dataset")} - {*choices("recipe")}:
+        assert load_config([f"dataset={name}", "recipe=digits"]).dataset.name == name
 
 
 def test_every_key_has_a_meaning_and_every_default_is_in_range():
@@ -184,55 +182,60 @@ def test_sweeps_expand_and_an_empty_one_is_refused():
         sweep_jobs(["experiment=glob(no_such_row_*)"])
 
 
-IDLE = {  # a key set by hand, on top of dataset=digits model=small neuron=if_imp loss=lts: what it would need
-    "recipe.momentum=0.5": "recipe.optimizer=adamw; it needs recipe.optimizer=sgd",
-    "recipe.eps=1 recipe.optimizer=sgd": "recipe.optimizer=sgd; it needs recipe.optimizer=adam, adamw or lamb",
-    "recipe.min_lr=0 recipe.schedule=step": "recipe.schedule=step; it needs recipe.schedule=cosine",
-    "recipe.warmup_factor=0.1": "recipe.warmup_epochs=0",
-    "neuron.imp_lr=2 neuron=if": "neuron.imp=false; it needs a neuron with IMP",
-    "neuron.imp_init=[0,1] neuron=if": "neuron.imp=false",
-    "neuron.imp_lr=2 neuron.imp_trainable=false": "neuron.imp_trainable=false",
-    "neuron.initial=zero": "neuron.imp=true; use neuron=if with it",
-    "neuron.initial=zero neuron=psn": "neuron=psn; leave it out",
-    "neuron.initial_value=0.3 neuron=if": "neuron.initial=zero; it needs neuron.initial=constant",
-    "neuron.tau=2.0": "neuron=if; leave it out",  # what lif has: it says nothing, and is no mistake in a file
-    "neuron.v_reset=0.1": "neuron.reset=soft; it needs neuron.reset=hard",
-    "dataset.integrate_by=time": "dataset=digits; it needs a data set of events",
-    "dataset.channel_order=bgr": "dataset=digits; it needs colour images",
-    "dataset.split_seed=3 dataset.validation=0": "dataset.validation=0.0",
-    "augment.randaugment_level=3": "augment.randaugment_ops=0",
-    "augment.interpolation=bilinear": "augment.rrc_min_area=0.0",
-    "augment.test_resize=200": "dataset=digits; it needs dataset=imagenet1k",
-    "augment.rpg_relevance=sltrp": "augment.rpg_drop=0.0; it needs augment.rpg_drop",
-    "logger.project=mine logger=none": "logger.to={}; it needs logger=wandb or trackio",
-    "recipe.no_decay=[bias] recipe.weight_decay=0": "recipe.weight_decay=0.0; it needs recipe.weight_decay above 0",
-    "loss.phi=2 loss=tet": "loss.lam=0.0; it needs loss.lam above 0",
-    "dataset.timesteps=3 timesteps=2": "timesteps=2; it needs timesteps left out",
-    "slurm.account=lab": "hydra/launcher=basic; it needs -m and hydra/launcher=slurm",
-    "runs_per_gpu=2": "hydra/launcher=basic; it needs -m and hydra/launcher=gpus",
-    "augment.cutmix_axes=published dataset=digits_dvs": "augment.cutmix=0.0",
-    "augment.cutmix_axes=published augment.cutmix=1": "dataset=digits; it needs a data set of events",
-}
+IDLE = {  # {set by hand, with effect: {set by hand on top of it, without effect: what it would need}}
+    "": {
+        "recipe.momentum=0.5": "recipe.optimizer=adamw; it needs recipe.optimizer=sgd",
+        "recipe.warmup_factor=0.1": "recipe.warmup_epochs=0",
+        "neuron.initial=zero": "neuron.imp=true; use neuron=if with it",
+        "neuron.tau=2.0": "neuron=if; leave it out",  # what lif has: it says nothing, and is no mistake in a file
+        "neuron.v_reset=0.1": "neuron.reset=soft; it needs neuron.reset=hard",
+        "dataset.integrate_by=time": "dataset=digits; it needs a data set of events",
+        "dataset.channel_order=bgr": "dataset=digits; it needs colour images",
+        "augment.randaugment_level=3": "augment.randaugment_ops=0",
+        "augment.interpolation=bilinear": "augment.rrc_min_area=0.0",
+        "augment.test_resize=200": "dataset=digits; it needs dataset=imagenet1k",
+        "augment.rpg_relevance=sltrp": "augment.rpg_drop=0.0; it needs augment.rpg_drop",
+        "augment.cutmix_axes=published": "augment.cutmix=0.0",
+    },
+    "recipe.optimizer=sgd recipe.momentum=0.5 recipe.schedule=step recipe.step_epochs=3 recipe.warmup_factor=0.1 recipe.warmup_epochs=2": {
+        "recipe.eps=1": "recipe.optimizer=sgd; it needs recipe.optimizer=adam, adamw or lamb",
+        "recipe.min_lr=0": "recipe.schedule=step; it needs recipe.schedule=cosine",
+    },
+    "neuron=if loss=tet recipe.eps=1 recipe.weight_decay=0 dataset.validation=0 logger=none timesteps=2": {
+        "neuron.imp_lr=2": "neuron.imp=false; it needs a neuron with IMP",
+        "neuron.imp_init=[0,1]": "neuron.imp=false",
+        "neuron.initial_value=0.3": "neuron.initial=zero; it needs neuron.initial=constant",
+        "loss.phi=2": "loss.lam=0.0; it needs loss.lam above 0",
+        "recipe.no_decay=[bias]": "recipe.weight_decay=0.0; it needs recipe.weight_decay above 0",
+        "dataset.split_seed=3": "dataset.validation=0.0",
+        "logger.project=mine": "logger.to={}; it needs logger=wandb or trackio",
+        "dataset.timesteps=3": "timesteps=2; it needs timesteps left out",
+    },
+    "neuron.imp_trainable=false": {"neuron.imp_lr=2": "neuron.imp_trainable=false"},
+    "neuron=psn": {"neuron.initial=zero": "neuron=psn; leave it out"},
+    "augment.cutmix=1": {"augment.cutmix_axes=published": "dataset=digits; it needs a data set of events"},
+    "neuron=lif neuron.tau=3 neuron.imp=true neuron.imp_lr=2 dataset.split_seed=3 augment.mix_prob=0.5 augment.mixup=1": {},
+    "dataset=digits_dvs dataset.integrate_by=time augment.cutmix_axes=published augment.cutmix=1": {},
+    "experiment=table3_sew_r18_imp_lts augment.test_resize=240": {},
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("typed", IDLE)
-def test_a_key_without_effect_is_refused_when_it_is_typed(typed):
-    overrides = typed.split()
-    with pytest.raises(ConfigError) as error:
-        load_config(overrides)
-    assert str(error.value).startswith(f"{overrides[0]} has no effect with {IDLE[typed]}"), str(error.value)
+@pytest.mark.parametrize("words", IDLE)
+def test_a_key_without_effect_is_found_when_it_is_typed_and_no_other(words):
+    overrides = [*words.split(), *IDLE[words]]
+    found = idle(compose_checked(overrides, sweep=True), overrides)
+    assert found.keys() == {typed.split("=")[0] for typed in IDLE[words]}
+    for typed, needs in IDLE[words].items():
+        assert found[typed.split("=")[0]].startswith(f"{typed} has no effect with {needs}")
 
 
 @pytest.mark.parametrize(
-    "typed",
-    ["recipe.momentum=0.5 recipe.optimizer=sgd", "recipe.eps=1", "recipe.step_epochs=3 recipe.schedule=step", "neuron.imp_lr=2",
-     "recipe.warmup_factor=0.1 recipe.warmup_epochs=2", "neuron.tau=3 neuron=lif", "neuron.retain=0.3 neuron=leaky_imp",
-     "neuron.imp_lr=2 neuron=if neuron.imp=true", "dataset.integrate_by=time dataset=digits_dvs", "dataset.split_seed=3",
-     "augment.cutmix_axes=published augment.cutmix=1 dataset=digits_dvs", "augment.mix_prob=0.5 augment.mixup=1",
-     "experiment=table3_sew_r18_imp_lts augment.test_resize=240", "neuron=lif"],
+    "typed, needs", [("slurm.account=lab", "basic; it needs -m and hydra/launcher=slurm"), ("runs_per_gpu=2", "basic; it needs -m and hydra/launcher=gpus"),
+                     ("recipe.momentum=0.5", "")],
 )  # fmt: skip
-def test_a_key_with_effect_is_not_refused_nor_is_what_a_file_says(typed):
-    load_config(typed.split())
+def test_a_key_without_effect_is_refused(typed, needs):
+    with pytest.raises(ConfigError, match=f"^{typed} has no effect with {'hydra/launcher=' * bool(needs)}{needs}"):
+        load_config([typed])
 
 
 def test_in_a_sweep_a_key_needs_an_effect_in_one_of_the_runs():
@@ -282,23 +285,18 @@ PATHS = (
 )
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_a_path_is_taken_as_typed(path, monkeypatch):
+def test_a_path_is_taken_as_typed(monkeypatch):
+    """In quotes too; null and interpolations stay what they are."""
     monkeypatch.setenv("HOME", "/home of=me")
-    config = load_config([f"{key}={path}" for key in ("data_dir", "cache_dir", "model.weights", "hydra.run.dir")])
-    wanted = path.replace("~", "/home of=me")
-    assert config.data_dir == config.cache_dir == config.model.weights == wanted
-    assert config.run_dir == str(Path(wanted).absolute())
-
-
-def test_paths_in_quotes_null_and_interpolations_stay_what_they_are(monkeypatch):
-    monkeypatch.setenv("HOME", "/h")
-    assert load_config(['data_dir="/a=b"']).data_dir == "/a=b"
-    assert load_config(["data_dir='~/a=b'"]).data_dir == "/h/a=b"
+    parse = OverridesParser.create().parse_override
+    for path in PATHS:
+        wanted = path.replace("~", "/home of=me")
+        for typed in (path, f"'{path}'") if "'" not in path and "\\" not in path else (path,):
+            assert parse(*readable([f"model.weights={typed}"])).value() == wanted
     assert load_config(["data_dir=null"]).data_dir is None
-    assert load_config(["data_dir=${oc.env:HOME}/x"]).data_dir == "/h/x"
+    assert load_config(["data_dir=${oc.env:HOME}/x", "hydra.run.dir=~/r n"]).data_dir == "/home of=me/x"
     swept = sweep_jobs(readable(["data_dir=~/a=1,~/b"], sweep=True))
-    assert [load_config(job).data_dir for job in swept] == ["/h/a=1", "/h/b"]
+    assert [load_config(job).data_dir for job in swept] == ["/home of=me/a=1", "/home of=me/b"]
 
 
 def test_a_path_in_quotes_names_the_same_folder():

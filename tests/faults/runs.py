@@ -38,7 +38,7 @@ WRITTEN = (
     "config.yaml", "overrides.yaml", "environment.json", "status.json", "metrics.jsonl", "checkpoint_best.pt",
     "checkpoint_previous.pt", "checkpoint_last.pt", "predictions.npz", "result.json",
 )  # fmt: skip
-STAGES = ("half written", "not flushed", "not renamed", "renamed")
+STAGES = ("not flushed", "not renamed", "renamed")
 
 
 class Outcome(NamedTuple):
@@ -198,28 +198,7 @@ def at_write(name: str, stage: str, count: int, act: Callable[[], None]) -> Call
                 return left[0] == -1
             return False
 
-        real_fsync, real_replace, real_npz = os.fsync, os.replace, np.savez_compressed
-        real_bytes, real_text = Path.write_bytes, Path.write_text
-
-        def write_bytes(path, data):
-            if reached(path, "half written"):
-                real_bytes(path, bytes(data)[: len(data) // 2])
-                act()
-            return real_bytes(path, data)
-
-        def write_text(path, text, *args, **kwargs):
-            if reached(path, "half written"):
-                real_text(path, text[: len(text) // 2], *args, **kwargs)
-                act()
-            return real_text(path, text, *args, **kwargs)
-
-        def savez(file, **arrays):
-            if reached(file.name, "half written"):
-                file.write(b"PK\x03\x04 the beginning of an archive")
-                file.flush()
-                act()
-                file.seek(0)
-            real_npz(file, **arrays)
+        real_fsync, real_replace = os.fsync, os.replace
 
         def fsync(number):
             if reached(os.readlink(f"/proc/self/fd/{number}"), "not flushed"):
@@ -233,8 +212,7 @@ def at_write(name: str, stage: str, count: int, act: Callable[[], None]) -> Call
             if reached(target, "renamed"):
                 act()
 
-        os.fsync, os.replace, np.savez_compressed = fsync, replace, savez
-        Path.write_bytes, Path.write_text = write_bytes, write_text
+        os.fsync, os.replace = fsync, replace
 
     return broken
 
