@@ -93,10 +93,9 @@ def _dispatch(argv: list[str]) -> int:
             return call_hydra(argv)
         except ValueError as error:  # no such shell, or nothing to do named
             raise ConfigError(f"-sc: {' '.join(str(error).split())}; write -sc install=bash") from None
-    sweep = given.multirun or "hydra.mode=MULTIRUN" in given.overrides
-    overrides = readable(given.overrides, sweep)
+    overrides = readable(given.overrides, given.multirun)
     flags = [word for word in argv if word not in given.overrides]
-    if sweep and not given.cfg and not given.info:
+    if given.multirun:
         return _sweep(overrides, argv, flags)
     config = compose_checked(overrides)
     if given.cfg or given.info:

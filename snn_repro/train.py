@@ -245,7 +245,7 @@ class Training:
         pending: list[Step] = []
         beside = pace(epoch, epochs, self.step, self.steps, self.config.recipe.batch_size, history)
         bar = progress(f"epoch {epoch + 1}/{epochs}", self.steps, beside=beside)
-        with bar as advance, runtime.profiler(self.config, self.folder.path) as profile:
+        with bar as advance:
             for x, target in itertools.islice(batches.epoch(epoch, start=self.step), self.steps - self.step):
                 self.sums["lr"] = self.optimizer.param_groups[0]["lr"]
                 x, target = sent(x, self.device), sent(target, self.device)
@@ -257,7 +257,6 @@ class Training:
                     self.tally(pending)
                     pending = []
                 self.leave_if_asked(pending)
-                profile.step()
                 advance(self.step)
         n = max(1, self.sums["n"])
         return dict(loss=self.sums["loss"] / n, acc=self.sums["correct"] / n, n=self.sums["n"], lr=self.sums["lr"])

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from snn_repro import outside
 from snn_repro.config.schema import (
     CONF_DIR,
+    FORMER,
     FORMER_KERNELS,
     GROUPS,
     MISSING,
@@ -38,7 +39,7 @@ def checked(node: DictConfig | dict) -> Config:
     """Turn a composed configuration into a `Config`, or raise ConfigError with one sentence.
 
     The merge with a fresh schema also refuses keys that were added with `+key=`. A dictionary is a stored configuration, whose
-    FORMER_KERNELS are left out. What a run found in own data passes as it is: a class may be called ${...}.
+    FORMER keys are left out. What a run found in own data passes as it is: a class may be called ${...}.
     """
     found = None
     if isinstance(node, dict) and isinstance(node.get("dataset"), dict):
@@ -46,7 +47,7 @@ def checked(node: DictConfig | dict) -> Config:
         node = node | {"dataset": node["dataset"] | {"found": None}}
     try:
         plain: Any = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
-        for group, _, last in (key.partition(".") for key in FORMER_KERNELS if isinstance(node, dict)):
+        for group, _, last in (key.partition(".") for key in FORMER if isinstance(node, dict)):
             if isinstance(plain.get(group), dict):
                 plain[group].pop(last, None)
         set_own_apart(plain)

@@ -173,7 +173,7 @@ def refuse_misplaced(overrides: Iterable[str], sweep: bool) -> None:
             raise ConfigError(
                 f"{name} is for a single run; in a sweep use hydra.sweep.dir=DIR (each run gets DIR/<row>/seed<k>)"
             )
-        if name.startswith("hydra") and name not in ("hydra.run.dir", "hydra.mode") and not sweep:
+        if name.startswith("hydra") and name != "hydra.run.dir" and not sweep:
             raise ConfigError(
                 f"{override} is for sweeps (-m), and this is a single run; add -m, or leave it out (hydra.run.dir=DIR says where)"
             )

@@ -205,7 +205,6 @@ class SlurmConfig:
 class DebugConfig:
     max_steps: int = key(0, "training steps an epoch; 0 is all", low=0)
     max_eval_batches: int = key(0, "evaluation batches; 0 is all", low=0)
-    profile: bool = key(False, "write a torch.profiler trace of the first steps into the run folder")
 
 
 @dataclass
@@ -265,8 +264,9 @@ NOT_HASHED = (
     "recipe.sync_bn",  # matters with several processes alone, and their number is no key either
 )  # fmt: skip
 
-# Of these, keys that runs once had and that kernels= took over: stored configurations may have them, commands may not.
+# Of these, keys that runs once had, the first two of which kernels= took over: stored configurations may have them, commands not.
 FORMER_KERNELS = ("model.conv_backend", "neuron.backend")
+FORMER = (*FORMER_KERNELS, "debug.profile")
 
 # Keys that came after results existed, with the value that stands for what was done before: with this value a key stays
 # out of the hash, so that earlier results go on belonging to their configuration.
