@@ -173,7 +173,7 @@ def written(lines: list[dict[str, Any]], notes: list[str], args: argparse.Namesp
     if len(lines) > len(rows):
         title += f"; {len(lines) - len(rows)} quoted numbers without a row"
     table = Table(title, columns, shown, notes)
-    return to_csv(table) if args.format == "csv" else to_text(table, ascii_only=not console.prints("━┃"))
+    return to_csv(table) if args.format == "csv" else to_text(table)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,10 @@ A run that was stopped goes on where it was when the command is typed again.
 """
 
 import os
-import shlex
 import sys
 import warnings
 
-from snn_repro.console import Parser, suggest
+from snn_repro.console import Parser
 from snn_repro.errors import UserError
 
 SHORT = {"integrate_by": "dataset.integrate_by", "frame_size": "dataset.frame_size"}
@@ -144,7 +143,6 @@ def main(arguments: list[str]) -> int:
         say(f"{report.folder}: {report.samples} recordings, {report.read} of them read now")
     else:
         say(f"{report.folder}: {report.samples} recordings, prepared before")
-    suggest(f"python -m snn_repro.train {shlex.join(overrides)}")
     return 0
 
 

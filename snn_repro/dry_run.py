@@ -29,7 +29,7 @@ from snn_repro.config import Config, ConfigError, config_hash
 from snn_repro.console import text_table
 from snn_repro.data import Data
 from snn_repro.energy import energy_report
-from snn_repro.errors import UserError
+from snn_repro.errors import StopRequest, UserError
 from snn_repro.kernels import KERNELS, door
 from snn_repro.models import count_parameters
 from snn_repro.models.blocks import same_statistics
@@ -37,7 +37,6 @@ from snn_repro.neurons import Neuron, firing_rates, initial_states
 from snn_repro.runs import sweeps
 from snn_repro.runs.folder import Follower
 from snn_repro.runtime import peak_memory, pick_device
-from snn_repro.signals import StopRequest
 from snn_repro.train import Training, built, evaluate
 
 WARM_UP = 3  # training steps whose time is that of compiling and of first allocations too

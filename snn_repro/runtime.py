@@ -1,12 +1,9 @@
 """On what a run computes: device, threads, precision, seeds, compiler, and how processes share a batch."""
 
-import contextlib
 import os
 import random
 import resource
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -223,16 +220,6 @@ def cuda_arithmetic(device: torch.device) -> dict[str, Any]:
         gpu=torch.cuda.get_device_name(device), cudnn_benchmark=torch.backends.cudnn.benchmark,
         tf32_convolutions=torch.backends.cudnn.allow_tf32, tf32_matmuls=torch.backends.cuda.matmul.allow_tf32,
     )  # fmt: skip
-
-
-def profiler(config: Config, folder: Path) -> Any:
-    """The context of an epoch, whose value has `step()`: with `debug.profile` it leaves a trace in the run folder."""
-    if not config.debug.profile or distributed.world().rank:
-        return contextlib.nullcontext(SimpleNamespace(step=lambda: None))
-    return torch.profiler.profile(
-        schedule=torch.profiler.schedule(wait=1, warmup=1, active=5, repeat=1),
-        on_trace_ready=lambda done: done.export_chrome_trace(str(folder / "trace.json")),
-    )
 
 
 def peak_memory(device: torch.device) -> float:

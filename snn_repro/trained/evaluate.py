@@ -49,8 +49,8 @@ from snn_repro.config import (
     recomposed,
     to_dict,
     tweaks,
+    unknown,
 )
-from snn_repro.config.sentences import unknown
 from snn_repro.console import harmless, progress, text_table
 from snn_repro.data import build_data
 from snn_repro.data.feed import feed

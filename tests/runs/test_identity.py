@@ -13,7 +13,7 @@ from fixtures import make_cache as prepare
 from fixtures.event_sets import write_cifar10_dvs
 from fixtures.image_sets import write_cifar10, write_fashion_mnist
 
-from snn_repro import job, runtime, train
+from snn_repro import cli, runtime, train
 from snn_repro.config import ConfigError, load_config
 from snn_repro.data.sets import digits
 from snn_repro.errors import UserError, in_one_sentence
@@ -65,11 +65,11 @@ def test_a_stopped_run_does_not_go_on_with_other_data(quick, other_digits, monke
 
 def test_a_sweep_does_not_leave_out_a_run_on_other_data(tmp_path, other_digits, capsys):
     words = [*TINY, "seed=0,1", f"hydra.sweep.dir={tmp_path}"]
-    assert sweeps.run_sweep(words, words, job.task) == 0
-    assert sweeps.run_sweep(words, words, job.task) == 0
+    assert sweeps.run_sweep(words, words, cli.task) == 0
+    assert sweeps.run_sweep(words, words, cli.task) == 0
     assert "2 of 2 runs are finished already" in capsys.readouterr().out
     other_digits()
-    assert sweeps.run_sweep(words, words, job.task) == 1
+    assert sweeps.run_sweep(words, words, cli.task) == 1
     said = capsys.readouterr()
     assert "finished already" not in said.out and "sweep: 0 of 2 runs done" in said.out
     assert said.err.count("the folder holds a run on other data (digits: ") == 2

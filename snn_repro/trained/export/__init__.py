@@ -18,8 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snn_repro import signals
-from snn_repro.errors import Interrupted, UserError, nearest
+from snn_repro.errors import Interrupted, UserError, handled_by, nearest
 from snn_repro.files import write_error
 from snn_repro.registry import EXPORTS
 from snn_repro.trained.export._card import CARD, START, card
@@ -84,7 +83,7 @@ def export(
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with (
-            signals.handled_by(_interrupted),
+            handled_by(_interrupted),
             tempfile.TemporaryDirectory(prefix=f".{place.name}.", suffix=".tmp", dir=place.parent) as spare,
         ):
             folder, former = Path(spare, "new"), Path(spare, "former")
