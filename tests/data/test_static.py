@@ -11,7 +11,7 @@ from snn_repro.config import load_config
 from snn_repro.data import build_data
 from snn_repro.data.batches import LoaderBatches, MemoryBatches, PilImages
 from snn_repro.data.sets import SETS
-from snn_repro.data.sets.imagenet100 import imagenet100_wnids
+from snn_repro.data.sets.imagenet import imagenet100_wnids
 from snn_repro.errors import DataError, UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*do not compare")
