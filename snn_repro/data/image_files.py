@@ -34,20 +34,21 @@ def class_folders(folder: str | Path) -> dict[str, Path]:
         raise _unreadable(error) from None
 
 
-def images_in(folder: Path, seen: dict[str, str]) -> list[str]:
-    """Paths below `folder` of the images in it and further down, by folder and name; hidden ones are left out.
+def images_in(folder: str | Path) -> list[str]:
+    """Paths below a folder of the images in it and further down, by folder and name; hidden ones are left out.
 
-    seen: {real path: path} of the folders that the part of the data set had so far. Raises DataError without an image.
+    Raises DataError without an image, and for a link that leads in a circle.
     """
-    found = []
+    found, seen = [], set()
 
     def refuse(error: OSError) -> None:
         raise _unreadable(error)
 
     for place, below, names in os.walk(folder, onerror=refuse, followlinks=True):
         below[:] = [name for name in below if name[0] != "."]
-        if (first := seen.setdefault(os.path.realpath(place), place)) != place:
-            raise DataError(f"{place} is the same folder as {first}, whose images would count twice; remove the link")
+        if (real := os.path.realpath(place)) in seen:
+            raise DataError(f"{place} leads to {real}, which was read before: its images would count twice; remove the link")
+        seen.add(real)
         found += [(place, n) for n in names if n[0] != "." and n.lower().endswith(EXTENSIONS)]
     if not found:
         raise DataError(f"{folder} holds no image; they end in {', '.join(EXTENSIONS)}")
@@ -82,11 +83,10 @@ def look(images: Sequence[str], threads: int = 16) -> Iterator[tuple[int, int, s
 
 def facts(images: Sequence[str]) -> list[tuple[int, int, str]]:
     """(width, height, PIL's mode) of each image. Raises DataError with the name of the first bad one."""
-    seen = []
-    for found in look(images):
-        if isinstance(found, DataError):
-            raise found
-        seen.append(found)
+    seen: list = [*look(images)]
+    for bad in seen:
+        if isinstance(bad, DataError):
+            raise bad
     return seen
 
 

@@ -8,7 +8,6 @@ by image through torchvision and timm in worker processes (`dataset.workers`).
 from __future__ import annotations
 
 import hashlib
-import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
@@ -90,8 +89,6 @@ class ImageSet(DataSet):
             Images(images, labels, *(names or [[f"{part}/{i:05d}" for i in range(len(labels))]]))
             for part, (images, labels, *names) in zip(("train", "test"), self.published_parts(cfg), strict=True)
         )
-        for part in (train, test):
-            _check_finite(np.asarray(part.images), self.name)
         return train, test
 
     def parts(self, cfg: Config) -> tuple[Images, Images]:
@@ -118,7 +115,6 @@ class ImageSet(DataSet):
         """One raw image [C, H, W] as `read` gives it; `source` as in raw.py, or such an array itself."""
         usual = self.stored(np.zeros(self.shape, np.uint8))
         if hasattr(source, "shape") and (own := np.asarray(source)).shape == self.shape and own.dtype == usual.dtype:
-            _check_finite(own[None], "the image")
             return own
         return self.stored(raw.pixels(source, self.shape, say))
 
@@ -202,7 +198,8 @@ class ImageFiles(ImageSet):
         self, cfg: Config, train: Images, test: Images, val_rows: np.ndarray, fill: Sequence[float]
     ) -> Sequence[Any]:
         if world().rank == 0 and not self.checked_before(cfg):
-            image_files.facts(_used(test.images, cfg) + _used([train.images[i] for i in val_rows], cfg))
+            used = cfg.debug.max_eval_batches * cfg.recipe.eval_batch_size or None  # by an evaluation
+            image_files.facts([*test.images[:used], *(train.images[i] for i in val_rows[:used])])
         if tensors := in_tensors(cfg):
             image_files.torchcodec()  # that it is there
         size = self.frame_shape(cfg.dataset.frame_size)[-1]
@@ -233,12 +230,6 @@ def warn_if_incomplete(dataset: DataSet, n_train: int, n_test: int) -> None:
         )
 
 
-def _check_finite(images: np.ndarray, name: str) -> None:
-    """Raise DataError for a pixel that is NaN or infinite."""
-    if images.dtype.kind == "f" and (bad := ~(abs(images) < math.inf)).any():
-        raise DataError(f"{name}: image {bad.nonzero()[0][0]} of {len(images)} holds a pixel that is NaN or infinite")
-
-
 def _resized(images: np.ndarray, size: int | None) -> np.ndarray:
     if size is None or images.shape[-2:] == (size, size):
         return images
@@ -246,12 +237,6 @@ def _resized(images: np.ndarray, size: int | None) -> np.ndarray:
 
     parts = torch.as_tensor(images).split(4096)
     return torch.cat([resize(part, [size, size], antialias=True) for part in parts]).numpy()
-
-
-def _used(files: list[str], cfg: Config) -> list[str]:
-    """The files that an evaluation reads."""
-    batches = cfg.debug.max_eval_batches
-    return files[: batches * cfg.recipe.eval_batch_size] if batches else files
 
 
 def _state(places: list[Path]) -> tuple:

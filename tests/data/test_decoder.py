@@ -10,7 +10,8 @@ import torch
 from fixtures import write_imagenet
 from PIL import Image
 
-from data.test_static import denormalised, everything, imagenet
+from data.test_imagenet import built as imagenet
+from data.test_static import denormalised, everything
 from snn_repro.config import config_hash, load_config
 from snn_repro.data import image_files
 from snn_repro.data.image_files import decode, decode_tensor

@@ -85,12 +85,12 @@ class ImageFolder(ImageFiles):
         classes = common_classes(Path(cfg.data_dir), present)
         if cfg.dataset.found:
             classes = known_classes(cfg, classes)
-        rows = []
-        for part, those in present.items():
-            seen: dict[str, str] = {}
-            for c, folder in those.items():
-                above = "/".join(filter(None, (part, c)))
-                rows += [(f"{above}/{n}", str(folder / n), classes.index(c), part) for n in images_in(folder, seen)]
+        rows = [
+            ("/".join(filter(None, (part, c, name))), str(folder / name), classes.index(c), part)
+            for part, those in present.items()
+            for c, folder in those.items()
+            for name in images_in(folder)
+        ]
         names, images, labels, parts = map(list, zip(*sorted(rows), strict=True))
         return Listed(classes, images, names, labels, parts)
 

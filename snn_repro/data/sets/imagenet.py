@@ -225,29 +225,29 @@ def _list(train: Path, wnids: tuple[str, ...], cache_dir: str | None) -> dict[st
             f"{train.parent / 'val'} is missing: ImageNet needs train/ and val/, each with one folder a class, or its two"
             f" archives {TRAIN[-1]} and {VAL[-1]}"
         )
-    held = {"train": _by_class(train, cache_dir), "val": _by_class(val, cache_dir)}
-    if not held["train"]:
-        raise DataError(f"{train} has no class folders: it must hold <wnid>/*.JPEG, or <wnid>.tar, one a class")
-    flat = {} if held["val"] else _flat(val, cache_dir)
-    present = [{c for c in those if not wnids or c in wnids} for those in (held["train"], held["val"] or flat)]
-    if different := sorted(present[0] ^ present[1]):
-        where, other = (
-            p.name + "/" * p.is_dir() for p in ((train, val) if different[0] in present[0] else (val, train))
-        )
+    parts = {"train": _part(train, wnids, cache_dir), "val": _part(val, wnids, cache_dir)}
+    if different := sorted(parts["train"].keys() ^ parts["val"].keys()):
+        where, other = (train, val) if different[0] in parts["train"] else (val, train)
         raise DataError(
-            f"{train.parent}: class {different[0]} is in {where} but not in {other} ({len(different)} classes differ); labels"
-            " would not agree"
+            f"{train.parent}: class {different[0]} is in {where.name} but not in {other.name} ({len(different)} classes differ);"
+            " labels would not agree"
         )
-    parts: dict[str, Part] = {"train": {}, "val": {}}
-    for part, of in parts.items():
-        seen: dict[str, str] = {}
-        for c in sorted(present[0]):
-            if part == "val" and flat:
-                of[c] = flat[c]
-            else:
-                folder = _opened(held[part][c], cache_dir)
-                of[c] = str(folder), images_in(folder, seen)
     return parts
+
+
+def _part(place: Path, wnids: tuple[str, ...], cache_dir: str | None) -> Part:
+    """The images of `wnids` in a folder or archive: in class folders, in a tar for each class, or flat."""
+    folder = _opened(place, cache_dir)
+    held = class_folders(folder) or {p.stem: p for p in sorted(folder.glob("*.tar"))}
+    part = (
+        {c: _class(p, cache_dir) for c, p in held.items() if not wnids or c in wnids} if held else _flat(place, folder)
+    )
+    return {c: part[c] for c in sorted(part) if not wnids or c in wnids}
+
+
+def _class(place: Path, cache_dir: str | None) -> tuple[str, list[str]]:
+    folder = _opened(place, cache_dir)
+    return str(folder), images_in(folder)
 
 
 def _opened(place: Path, cache_dir: str | None) -> Path:
@@ -258,23 +258,17 @@ def _opened(place: Path, cache_dir: str | None) -> Path:
     return entry(folder, *TRAIN[:2], *VAL[:2]) or folder
 
 
-def _by_class(place: Path, cache_dir: str | None) -> dict[str, Path]:
-    """{class: its folder or tar}."""
-    folder = _opened(place, cache_dir)
-    return class_folders(folder) or {p.stem: p for p in folder.glob("*.tar")}
-
-
-def _flat(val: Path, cache_dir: str | None) -> Part:
+def _flat(place: Path, folder: Path) -> Part:
     """Images without class folders, by the classes that Kaggle's list or the development kit says."""
-    folders, names = (val, *list(val.parents)[:4]), (KAGGLE, DEVKIT, f"{DEVKIT}.tar.gz", f"{DEVKIT}.tar")
-    source = next((found for f in folders if (found := entry(f, *names))), None)
+    names = KAGGLE, DEVKIT, f"{DEVKIT}.tar.gz", f"{DEVKIT}.tar"
+    source = next((found for f in (place, *list(place.parents)[:4]) if (found := entry(f, *names))), None)
     if source is None:
         raise DataError(
-            f"{val} has no class folders: it is flat, as in the original archive, and nothing says which class an image is of;"
-            f" put {KAGGLE} or {DEVKIT}.tar.gz beside it, or move each image into {val.stem}/<wnid>/"
+            f"{place} has no class folders: it is flat, as in the original archive, and nothing says which class an image is"
+            f" of; put {KAGGLE} or {DEVKIT}.tar.gz beside it, or move each image into {place.stem}/<wnid>/"
         )
-    truth, grouped, folder = _truth(source), defaultdict(list), _opened(val, cache_dir)
-    for name in images_in(folder, {}):
+    truth, grouped = _truth(source), defaultdict(list)
+    for name in images_in(folder):
         if (wnid := truth.get(PurePosixPath(name).stem)) is None:
             raise DataError(f"{folder / name} has no class in {source}: remove it or get the list of the same images")
         grouped[wnid].append(name)
