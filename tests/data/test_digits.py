@@ -51,7 +51,8 @@ def test_images_and_test_part_are_scikit_learns():
 
 
 @pytest.mark.parametrize(
-    "found, sentence", [(None, "pip install scikit-learn"), ("nowhere/__init__.py", "nowhere/datasets/data/digits.csv.gz")]
+    "found, sentence",
+    [(None, "pip install scikit-learn"), ("nowhere/__init__.py", "nowhere/datasets/data/digits.csv.gz")],
 )
 def test_digits_that_are_not_there(monkeypatch, found, sentence):
     spec = found and type("Spec", (), {"origin": found})

@@ -239,7 +239,9 @@ def test_a_tree_that_does_not_do_is_one_sentence(tree, spoil, sentence):
 
 
 def test_an_incomplete_set_warns_in_one_line(written):
-    with pytest.warns(UserWarning, match="^imagenet1k: .* has 3 of 1000 classes, so results do not compare with those on"):
+    with pytest.warns(
+        UserWarning, match="^imagenet1k: .* has 3 of 1000 classes, so results do not compare with those on"
+    ):
         built(written[0])
 
 
