@@ -10,7 +10,8 @@ import shutil
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
@@ -22,6 +23,15 @@ LARGEST_FILE = 512 * 2**20  # bytes; the largest recording of the published sets
 ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar", ".zip")
 STAMP = ".unpacked.json"  # in an unpacked archive: which one it is, and what could not be unpacked
 DAMAGES = (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError, NotImplementedError, zlib.error)
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """A decorator of what lists or reads files: what the system says of one is a DataError with its name."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror or error}") from None
 
 
 def archive_suffix(name: str) -> str:
@@ -44,14 +54,10 @@ def either(children: dict[str, Path], name: str) -> Path | None:
     return next((p for suffix, p in found if p and (p.is_file() if suffix else p.is_dir())), None)
 
 
+@reading()
 def children_of(folder: Path) -> dict[str, Path]:
     """{lower-case name: path} of what lies in a folder."""
-    try:
-        names = sorted(os.listdir(folder), reverse=True)  # of two that differ in capitals the later one counts
-    except NotADirectoryError:
-        return {}
-    except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error.strerror or error}") from None
+    names = sorted(os.listdir(folder), reverse=True)  # of two that differ in capitals the later one counts
     return {name.lower(): folder / name for name in names if not name.startswith(".")}
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from snn_repro.data.archives import reading
 from snn_repro.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -25,15 +26,14 @@ MAX_PIXELS = 80_000_000  # 240 MB as RGB; PIL warns from 89 million pixels on an
 # ------------------------------------------------------------------ which there are
 
 
+@reading()
 def class_folders(folder: str | Path) -> dict[str, Path]:
     """{name: path} of the folders in a folder, sorted; hidden ones are left out."""
-    try:
-        with os.scandir(folder) as entries:
-            return dict(sorted((e.name, Path(e.path)) for e in entries if e.name[0] != "." and e.is_dir()))
-    except OSError as error:
-        raise _unreadable(error) from None
+    with os.scandir(folder) as entries:
+        return dict(sorted((e.name, Path(e.path)) for e in entries if e.name[0] != "." and e.is_dir()))
 
 
+@reading()
 def images_in(folder: str | Path) -> list[str]:
     """Paths below a folder of the images in it and further down, by folder and name; hidden ones are left out.
 
@@ -42,12 +42,14 @@ def images_in(folder: str | Path) -> list[str]:
     found, seen = [], set()
 
     def refuse(error: OSError) -> None:
-        raise _unreadable(error)
+        raise error
 
     for place, below, names in os.walk(folder, onerror=refuse, followlinks=True):
         below[:] = [name for name in below if name[0] != "."]
         if (real := os.path.realpath(place)) in seen:
-            raise DataError(f"{place} leads to {real}, which was read before: its images would count twice; remove the link")
+            raise DataError(
+                f"{place} leads to {real}, which was read before: its images would count twice; remove the link"
+            )
         seen.add(real)
         found += [(place, n) for n in names if n[0] != "." and n.lower().endswith(EXTENSIONS)]
     if not found:
@@ -55,22 +57,16 @@ def images_in(folder: str | Path) -> list[str]:
     return [os.path.join(place, name)[len(str(folder)) + 1 :] for place, name in sorted(found)]
 
 
-def _unreadable(error: OSError) -> DataError:
-    return DataError(f"{error.filename} cannot be read: {error.strerror or error}")
-
-
+@reading()
 def file_hashes(images: Sequence[tuple[str, str]], whole: int = 0) -> tuple[str, str]:
     """SHA-256 of names and sizes of (name, path), and of contents: of all up to `whole` bytes in sum, else of 64 of them."""
     listing, contents, n = hashlib.sha256(), hashlib.sha256(), len(images)
-    try:
-        sizes = [os.stat(path).st_size for _, path in images]
-        few = sum(sizes) > whole
-        for at, (name, path) in enumerate(images):
-            listing.update(f"{name} {sizes[at]}\n".encode("utf-8", "surrogateescape"))
-            if not few or at * 64 // n != (at - 1) * 64 // n:
-                contents.update(Path(path).read_bytes())
-    except OSError as error:
-        raise _unreadable(error) from None
+    sizes = [os.stat(path).st_size for _, path in images]
+    few = sum(sizes) > whole
+    for at, (name, path) in enumerate(images):
+        listing.update(f"{name} {sizes[at]}\n".encode("utf-8", "surrogateescape"))
+        if not few or at * 64 // n != (at - 1) * 64 // n:
+            contents.update(Path(path).read_bytes())
     return listing.hexdigest(), contents.hexdigest()
 
 
@@ -93,7 +89,7 @@ def facts(images: Sequence[str]) -> list[tuple[int, int, str]]:
 def _look(image: str) -> tuple[int, int, str] | DataError:
     try:
         with _opened(image) as (stream, opened):
-            marker = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(opened.format)
+            marker = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(opened.format or "")
             at, length = stream.tell(), stream.seek(0, os.SEEK_END)
             stream.seek(max(0, length - 4096))
             if marker is None or marker not in stream.read():  # no end to be seen: it is decoded

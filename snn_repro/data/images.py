@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from snn_repro.data import augment, image_files, raw
-from snn_repro.data.archives import entry
+from snn_repro.data.archives import entry, reading
 from snn_repro.data.batches import PilImages
 from snn_repro.data.build import Part, assemble
 from snn_repro.data.dataset import Data, DataSet, Split
@@ -75,13 +75,11 @@ class ImageSet(DataSet):
             raise self.not_found(cfg.data_dir)
         return []
 
+    @reading()
     def published_parts(self, cfg: Config) -> tuple[Sequence, Sequence]:
         """What `read` gives. The set that was read last is kept: who asks for its fingerprint builds it next."""
         files = self.locate(cfg)
-        try:
-            return _kept(self.read, tuple(files), _state(files)) if files else self.read()
-        except OSError as error:
-            raise DataError(f"{error.filename or files[0]} cannot be read: {error.strerror or error}") from None
+        return _kept(self.read, tuple(files), file_state(files)) if files else self.read()
 
     def arrays(self, cfg: Config) -> tuple[Images, Images]:
         """(training, test) of a set that fits in memory, as published. Nobody may write to the arrays."""
@@ -239,8 +237,9 @@ def _resized(images: np.ndarray, size: int | None) -> np.ndarray:
     return torch.cat([resize(part, [size, size], antialias=True) for part in parts]).numpy()
 
 
-def _state(places: list[Path]) -> tuple:
-    """Size and time of each file, by which a changed one is noticed."""
+@reading()
+def file_state(places: Iterable[Path]) -> tuple:
+    """Size and time of each file there, by which a changed one is noticed."""
     files = [f for p in places for f in (sorted(p.iterdir()) if p.is_dir() else [p])]
     return tuple((f, (s := f.stat()).st_size, s.st_mtime_ns) for f in files)
 

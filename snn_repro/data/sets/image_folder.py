@@ -24,7 +24,7 @@ import numpy as np
 
 from snn_repro.data.dataset import register
 from snn_repro.data.image_files import EXTENSIONS, class_folders, facts, file_hashes, images_in
-from snn_repro.data.images import ImageFiles, Images
+from snn_repro.data.images import ImageFiles, Images, file_state
 from snn_repro.data.own import SETTINGS, common_classes, known_classes, layout, own_split, parts_of
 from snn_repro.errors import DataError
 
@@ -58,7 +58,7 @@ class ImageFolder(ImageFiles):
         found, kept = copy.copy(self), cfg.dataset.found
         if not kept:
             listed = self.listed(cfg)
-            size, channels = _looked_at(tuple(listed.images), _times(listed.images))
+            size, channels = _looked_at(tuple(listed.images), file_state(map(Path, listed.images)))
             kept = {"classes": listed.classes, "size": size, "channels": channels}
         try:
             found.cfg, found.label_names = cfg, tuple(map(str, kept["classes"]))
@@ -156,14 +156,6 @@ class ImageFolder(ImageFiles):
         listed = self.listed(cfg)
         images = list(zip(listed.names, listed.images, strict=True))
         return dict(zip(("listing", "contents"), file_hashes(images, WHOLE), strict=True))
-
-
-def _times(images) -> tuple:
-    """Size and time of each file, by which a changed one is noticed."""
-    try:
-        return tuple(((status := os.stat(image)).st_size, status.st_mtime_ns) for image in images)
-    except OSError as error:
-        raise DataError(f"{error.filename} cannot be read: {error.strerror or error}") from None
 
 
 @lru_cache(maxsize=2)

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,18 @@ IDX = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-
 @register("cifar10")
 class CIFAR10(ImageSet):
     shape, num_classes = (3, 32, 32), 10
-    label_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    label_names: tuple[str, ...] = (
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    )
     samples = 50_000, 10_000
     statistics = [125.307, 122.961, 113.8575], [51.5865, 50.847, 51.255]
     folders = ("cifar10", "cifar-10")
@@ -149,7 +161,8 @@ def cifar_batch(data: bytes, name: str, key: str = "labels", classes: int = 10) 
         raise FormatError(name, stream.tell(), f"it is no whole pickle of a dictionary ({reason})") from None
     if stream.tell() != len(data):
         raise FormatError(name, stream.tell(), "the pickle ends here, before the file does")
-    images, labels = batch.get("data"), batch.get(key)
+    images: Any = batch.get("data")
+    labels: Any = batch.get(key)
     if getattr(images, "dtype", None) != np.uint8 or images.shape[1:] != (3072,) or not len(images):
         raise FormatError(name, 0, "'data' is no uint8 array of 3,072 bytes an image; is the file of another data set?")
     whole = isinstance(labels, list) and len(labels) == len(images)
