@@ -74,14 +74,14 @@ def test_a_recipe_is_the_same_with_workers(written):
 
 
 def test_imagenet100_takes_its_classes_from_a_larger_tree(tmp_path):
-    wnids, digest = imagenet.imagenet100_wnids()
-    assert len(wnids) == 100 and wnids == sorted(wnids)
+    wnids = SETS["imagenet100"].label_names
+    assert len(wnids) == 100 and list(wnids) == sorted(wnids)
     write_imagenet(tmp_path / "imagenet", (wnids[0], wnids[7], "n02123045"))
     shutil.rmtree(tmp_path / "imagenet/train/n02123045")  # never looked at
     (tmp_path / "imagenet/train/n02123045").mkdir()
     data = built(tmp_path, "dataset.validation=0.3", dataset="imagenet100")
     assert everything(data.test)[1].tolist() == [0, 0, 7, 7]  # the place in the list of 100
-    assert data.split.id.startswith(f"imagenet100/official,wnids={digest[:12]},val=0.3")
+    assert data.split.id.startswith("imagenet100/official,wnids=86bc5c0b9217,val=0.3")
     assert (data.split.n_train, data.split.n_val) == (6, 2) and everything(data.val)[1].tolist() == [0, 7]
 
 

@@ -22,7 +22,7 @@ import os
 import tarfile
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -53,13 +53,7 @@ Part = dict[str, tuple[str, list[str]]]
 class ImageFolders(ImageFiles):
     """Images by class in folders or archives, as ImageNet has them."""
 
-    def classes(self) -> list[str] | None:
-        """The names of the classes in the order of their labels; None: all that are there, sorted."""
-        return None
-
-    @property
-    def label_names(self) -> Sequence[str]:
-        return self.classes() or ()
+    label_names: tuple[str, ...] = ()  # the classes in the order of their labels; none: all that are there, sorted
 
     def locate(self, cfg: Config) -> list[Path]:
         """The folder or archive of the training images."""
@@ -76,9 +70,7 @@ class ImageFolders(ImageFiles):
         """({"train": Part, "val": Part}, whether scripts/prepare_data.py has looked at all images), found once in a process."""
         (train,), path = self.locate(cfg), self.listing_file(cfg)
         made = path.stat().st_mtime_ns if path and path.is_file() else None
-        return _listed(
-            train, tuple(self.classes() or ()), cfg.cache_dir, path if made else None, (made, *_times(train))
-        )
+        return _listed(train, self.label_names, cfg.cache_dir, path if made else None, (made, *_times(train)))
 
     def checked_before(self, cfg: Config) -> bool:
         path = self.listing_file(cfg)
@@ -97,7 +89,7 @@ class ImageFolders(ImageFiles):
                 f"cache_dir={cfg.cache_dir} would put the listing inside of the data set's own folder {train.parent}, which is"
                 " only ever read; choose a folder outside"
             )
-        times, parts = _times(train), _list(train, tuple(self.classes() or ()), cfg.cache_dir)
+        times, parts = _times(train), _list(train, self.label_names, cfg.cache_dir)
         images, bad = [image for part in parts.values() for image in _paths(part)], []
         with progress("images", len(images), say) as advance:
             for done, seen in enumerate(look(images, threads), 1):
@@ -123,7 +115,7 @@ class ImageFolders(ImageFiles):
         train, test = (
             Images(
                 _paths(of),
-                np.repeat([(self.classes() or there).index(c) for c in of], [len(names) for _, names in of.values()]),
+                np.repeat([(self.label_names or there).index(c) for c in of], [len(names) for _, names in of.values()]),
                 [f"{part}/{c}/{name}" for c, (_, names) in of.items() for name in names],
             )
             for part, of in parts.items()
@@ -163,10 +155,7 @@ class ImageNet1k(ImageFolders):
         )
 
 
-def imagenet100_wnids() -> tuple[list[str], str]:
-    """The 100 classes that the paper's code names, sorted, and the SHA-256 of the list."""
-    data = Path(__file__).with_name("imagenet100_wnids.txt").read_bytes()
-    return data.decode().split(), hashlib.sha256(data).hexdigest()
+WNIDS_100 = Path(__file__).with_name("imagenet100_wnids.txt").read_bytes()  # that the paper's code names, sorted
 
 
 @register("imagenet100")
@@ -177,13 +166,8 @@ class ImageNet100(ImageNet1k):
     samples = None, 5_000  # of training images the 100 classes have no round number
     about = 128_117  # a tenth of ImageNet-1k
     folders = ("imagenet100", "imagenet-100", *ImageNet1k.folders)
-
-    def classes(self):
-        return imagenet100_wnids()[0]
-
-    @property
-    def split_id(self):
-        return f"official,wnids={imagenet100_wnids()[1][:12]}"
+    label_names = tuple(WNIDS_100.decode().split())
+    split_id = f"official,wnids={hashlib.sha256(WNIDS_100).hexdigest()[:12]}"
 
 
 # ------------------------------------------------------------------ which images there are
@@ -239,15 +223,12 @@ def _part(place: Path, wnids: tuple[str, ...], cache_dir: str | None) -> Part:
     """The images of `wnids` in a folder or archive: in class folders, in a tar for each class, or flat."""
     folder = _opened(place, cache_dir)
     held = class_folders(folder) or {p.stem: p for p in sorted(folder.glob("*.tar"))}
-    part = (
-        {c: _class(p, cache_dir) for c, p in held.items() if not wnids or c in wnids} if held else _flat(place, folder)
-    )
-    return {c: part[c] for c in sorted(part) if not wnids or c in wnids}
-
-
-def _class(place: Path, cache_dir: str | None) -> tuple[str, list[str]]:
-    folder = _opened(place, cache_dir)
-    return str(folder), images_in(folder)
+    flat = {} if held else _flat(place, folder)
+    return {
+        c: flat[c] if flat else (str(inside := _opened(held[c], cache_dir)), images_in(inside))
+        for c in sorted(held or flat)
+        if not wnids or c in wnids
+    }
 
 
 def _opened(place: Path, cache_dir: str | None) -> Path:

@@ -39,18 +39,7 @@ IDX = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-
 @register("cifar10")
 class CIFAR10(ImageSet):
     shape, num_classes = (3, 32, 32), 10
-    label_names: tuple[str, ...] = (
-        "airplane",
-        "automobile",
-        "bird",
-        "cat",
-        "deer",
-        "dog",
-        "frog",
-        "horse",
-        "ship",
-        "truck",
-    )
+    label_names = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
     samples = 50_000, 10_000
     statistics = [125.307, 122.961, 113.8575], [51.5865, 50.847, 51.255]
     folders = ("cifar10", "cifar-10")
@@ -95,9 +84,7 @@ class FashionMNIST(ImageSet):
     """From data_dir, or from Debian's package."""
 
     shape, num_classes = (1, 28, 28), 10
-    label_names = (
-        "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-    )  # fmt: skip
+    label_names = tuple("T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(","))
     samples = 60_000, 10_000
     statistics = [72.940], [90.021]
     folders = ("fashion_mnist", "fashion-mnist", "FashionMNIST/raw", "FashionMNIST")
