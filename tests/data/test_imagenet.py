@@ -66,13 +66,6 @@ def test_test_images_and_labels(tmp_path):
     assert grey_cmyk_png.shape == (12, 3, 224, 224)
 
 
-def test_a_recipe_is_the_same_with_workers(written):
-    recipe = ["augment.rrc_min_area=0.08", "augment.flip=0.5", "augment.randaugment_ops=2", "dataset.frame_size=32"]
-    one, two = (built(written[0], *recipe, f"dataset.workers={n}") for n in (0, 2))
-    assert one.input_shape == (3, 32, 32)
-    assert torch.equal(everything(one.train)[0], everything(two.train)[0])
-
-
 def test_imagenet100_takes_its_classes_from_a_larger_tree(tmp_path):
     wnids = SETS["imagenet100"].label_names
     assert len(wnids) == 100 and list(wnids) == sorted(wnids)

@@ -110,15 +110,14 @@ def test_validation_subset_and_a_size_that_is_made_once(written):
     assert torch.equal(denormalised(everything(data.test)[0], "cifar10").flip(1), expected)
 
 
-@pytest.mark.parametrize("dataset", ["cifar10", "fashion_mnist"])
-def test_pil_path_repeats_whatever_the_number_of_workers(written, dataset):
+def test_pil_path_repeats_whatever_the_number_of_workers(written):
     recipe = ["augment.rrc_min_area=0.875", "augment.flip=0.5", "augment.randaugment_ops=2", "augment.mixup=0.1"]
     recipe += ["augment.cutmix=1", "recipe.repeated_augmentation=3", "recipe.batch_size=32"]
-    one, two = (build(dataset, written[dataset][0], *recipe, f"dataset.workers={n}").train for n in (0, 2))
+    one, two = (build("cifar10", written["cifar10"][0], *recipe, f"dataset.workers={n}").train for n in (0, 2))
     assert isinstance(one, LoaderBatches)
     a, b = list(one.epoch(3)), list(two.epoch(3, 1))
     assert all(torch.equal(p, q) for x, y in zip(a[1:], b, strict=True) for p, q in zip(x, y, strict=True))
-    assert a[0][0].shape == (32, *SETS[dataset].shape) and a[0][1].ndim == 2
+    assert a[0][0].shape == (32, 3, 32, 32) and a[0][1].ndim == 2
 
 
 def test_pil_images_carry_the_same_pixels():
