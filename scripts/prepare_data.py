@@ -22,6 +22,7 @@ A run that was stopped goes on where it was when the command is typed again.
 import os
 import sys
 import warnings
+from typing import Any
 
 from snn_repro.console import Parser
 from snn_repro.errors import UserError
@@ -71,16 +72,16 @@ def one_line(message, *_, **__) -> None:
 
 def list_images(cfg, own: dict) -> int:
     """Look at all images of class folders and keep their listing."""
-    from snn_repro.data import listing
     from snn_repro.data.sets import SETS
 
     if wrong := own.keys() - {"workers", "rebuild"}:
         raise UserError(f"{min(wrong)}=true is for recordings: leave it out for dataset={cfg.dataset.name}")
-    dataset, path = SETS[cfg.dataset.name], listing.place(cfg.dataset.name, cfg.cache_dir)
-    if path and path.is_file() and not own.get("rebuild") and dataset.prepared_tree(cfg):
-        say(f"{path}: checked before")
+    dataset: Any = SETS[cfg.dataset.name]
+    if not own.get("rebuild") and dataset.checked_before(cfg):
+        say(f"{dataset.listing_file(cfg)}: checked before")
     else:
-        say(f"{path}: {listing.make(dataset, cfg, own.get('workers'), say):,} images, all good")
+        images = dataset.prepare(cfg, own.get("workers") or 16, say)
+        say(f"{dataset.listing_file(cfg)}: {images:,} images, all good")
     return 0
 
 

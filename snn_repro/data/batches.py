@@ -32,7 +32,7 @@ from snn_repro.data.augment.augmentation import (
 )
 from snn_repro.data.counts import ByteFrames
 from snn_repro.data.dataset import Batches, Data, Split
-from snn_repro.data.image_files import ImageFile, decode
+from snn_repro.data.image_files import decode
 from snn_repro.errors import DataError, UserError
 
 __all__ = ["Batches", "Data", "LoaderBatches", "MemoryBatches", "PilImages", "Split"]
@@ -465,11 +465,11 @@ class PilImages(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        images: np.ndarray | list[ImageFile],
+        images: np.ndarray | list[str],
         labels: np.ndarray,
         transform: Callable,
         mode: str = "RGB",
-        read: Callable[[ImageFile, str], Any] = decode,
+        read: Callable[[str, str], Any] = decode,
     ):
         self.images, self.labels, self.transform, self.mode, self.read = images, labels, transform, mode, read
 
@@ -480,7 +480,7 @@ class PilImages(torch.utils.data.Dataset):
         from PIL import Image
 
         image = self.images[i]
-        if isinstance(image, ImageFile):
+        if isinstance(image, str):
             image = self.read(image, self.mode)
         else:
             pixels = image.transpose(1, 2, 0)

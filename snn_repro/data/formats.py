@@ -3,29 +3,19 @@
     read_aedat2          AEDAT 2.0, CIFAR10-DVS's `.aedat`
     read_aedat3          AEDAT 3.1, DVS128 Gesture's `.aedat`; read_gesture_labels: its `_labels.csv`
     read_atis_bin        40-bit ATIS events, N-Caltech101's `.bin`
-    read_idx             IDX, Fashion-MNIST's `-ubyte` and `-ubyte.gz`
-    read_cifar_batch     one of the Python pickles of CIFAR; read_cifar10, read_cifar100: all of them
 
-Each (but read_cifar10 and read_cifar100, which want a folder or archive) takes a path, an open binary file or
-the bytes themselves (a member of a zip file, say), and `name`, what to call it in errors. A file that breaks
-off, even inside its last record, is an error and never a shorter recording. No size found in a file is believed
-before the bytes are seen to be there.
+Each takes a path, an open binary file or the bytes themselves (a member of a zip file, say), and `name`, what to
+call it in errors. A file that breaks off, even inside its last record, is an error and never a shorter recording.
+No size found in a file is believed before the bytes are seen to be there.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
 import os
-import pickle
 import re
 import struct
-import tarfile
 import warnings
-import zlib
-from itertools import islice
-from math import prod
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -34,7 +24,6 @@ from snn_repro.data.events import Events
 from snn_repro.errors import DataError
 
 _BINARY = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
-_LARGEST = 1 << 30  # bytes of an image file, unpacked; CIFAR-100's has 155 million
 Source = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO
 
 
@@ -256,155 +245,3 @@ def read_atis_bin(source: Source, name: str | None = None, size: tuple[int, int]
     events = Events(t, x, y, raw[:, 2] >> 7)
     keep = ~(overflow | outside)
     return events if keep.all() else Events(*(values[keep] for values in events))
-
-
-def read_idx(source: Source, name: str | None = None) -> np.ndarray:
-    """A uint8 array in IDX, MNIST's format, plain or gzipped. Raises FormatError.
-
-    Two zero bytes, the type code 8, the number of dimensions, these as big-endian 32-bit integers, then the values.
-    """
-    data, name = _bytes(source, name)
-    if data[:2] == b"\x1f\x8b":
-        try:
-            unpacked = gzip.GzipFile(fileobj=io.BytesIO(data))
-            data = b"".join(islice(iter(lambda: unpacked.read(1 << 20), b""), _LARGEST >> 20))
-        except (OSError, EOFError, zlib.error) as error:
-            raise FormatError(name, 0, f"cannot be unpacked ({error}): the file is damaged") from None
-    if len(data) < 4 or data[:2] != b"\0\0" or not 1 <= data[3] <= 8:
-        raise FormatError(name, 0, f"the file begins with {data[:4].hex(' ') or 'nothing'}, not with an IDX header")
-    if data[2] != 8:
-        raise FormatError(name, 2, f"it holds values of type {data[2]:#04x}, not bytes of 0 to 255 (type 0x08)")
-    start = 4 + 4 * data[3]
-    if len(data) < start:
-        raise FormatError(name, len(data), f"the file ends inside its header of {start} bytes")
-    shape = struct.unpack_from(f">{data[3]}I", data, 4)
-    if not prod(shape) or len(data) - start != prod(shape):
-        raise FormatError(
-            name, start, f"an array of shape {shape} has {prod(shape)} bytes, the file {len(data) - start}"
-        )
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()
-
-
-# ------------------------------------------------------------------ CIFAR's pickles
-
-
-Labelled = tuple[np.ndarray, np.ndarray]
-"""images uint8 [N, 3, 32, 32], planes R, G, B; labels int64 [N]"""
-
-
-def read_cifar10(source: str | os.PathLike) -> tuple[Labelled, Labelled]:
-    """CIFAR-10 from the folder cifar-10-batches-py or from cifar-10-python.tar.gz: (train, test), labels 0..9.
-
-    Raises DataError if a file is missing, FormatError if one is damaged.
-    """
-    *train, test = _read_cifar(source, [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], "labels")
-    images, labels = (np.concatenate(parts) for parts in zip(*train, strict=True))
-    return (images, labels), test
-
-
-def read_cifar100(source: str | os.PathLike) -> tuple[Labelled, Labelled]:
-    """CIFAR-100 from the folder cifar-100-python or from its tar.gz: (train, test), fine labels 0..99.
-
-    Raises as `read_cifar10` does.
-    """
-    train, test = _read_cifar(source, ["train", "test"], "fine_labels")
-    return train, test
-
-
-def _read_cifar(source: str | os.PathLike, files: list[str], labels: str) -> list[Labelled]:
-    source, held = Path(source), dict[str, Labelled]()
-    if source.is_dir():
-        held = {f: read_cifar_batch(source / f, labels=labels) for f in files if (source / f).exists()}
-    else:
-        try:
-            with tarfile.open(source, "r|*") as archive:
-                for member in archive:
-                    file = PurePosixPath(member.name).name
-                    if member.isfile() and file in files and member.size < _LARGEST:
-                        name = f"{source}:{member.name}"
-                        content = archive.extractfile(member).read()  # type: ignore[union-attr]  # a file has one
-                        held[file] = read_cifar_batch(content, name, labels=labels)
-        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{source} cannot be unpacked ({error}); get it again") from None
-    if missing := [f for f in files if f not in held]:
-        raise DataError(f"{source} holds no {', '.join(missing)}; it should hold {', '.join(files)}")
-    return [held[f] for f in files]
-
-
-def read_cifar_batch(source: Source, name: str | None = None, labels: str = "labels") -> Labelled:
-    """One pickled file of CIFAR. labels: "labels" (CIFAR-10) or "fine_labels" (CIFAR-100).
-
-    Nothing that the pickle names is imported or called. Raises FormatError.
-    """
-    classes = {"labels": 10, "fine_labels": 100}[labels]
-    data, name = _bytes(source, name)
-    stream = io.BytesIO(data)
-    try:
-        batch = {_text(key): getattr(value, "values", value) for key, value in _Unpickler(stream).load().items()}
-    except Exception as error:  # a damaged pickle can fail in any way that its operations can
-        reason = " ".join(str(error).split())[:100] or type(error).__name__
-        raise FormatError(name, stream.tell(), f"it is no whole pickle of a dictionary ({reason})") from None
-    if stream.tell() != len(data):
-        raise FormatError(name, stream.tell(), "the pickle ends here, before the file does")
-    for needed in ("data", labels):
-        if needed not in batch:
-            raise FormatError(name, 0, f"the dictionary has no '{needed}'; is the file of another data set?")
-    images, numbers = batch["data"], batch[labels]
-    if not isinstance(images, np.ndarray) or images.shape[1:] != (3072,) or not len(images):
-        raise FormatError(name, 0, "'data' is no whole uint8 array of 3,072 bytes an image")
-    if not isinstance(numbers, list) or len(numbers) != len(images) or any(type(n) is not int for n in numbers):
-        raise FormatError(name, 0, f"'{labels}' is no list of {len(images)} whole numbers")
-    if min(numbers) < 0 or max(numbers) >= classes:
-        span = f"{min(numbers)} to {max(numbers)}"
-        raise FormatError(name, 0, f"'{labels}' reaches from {span}, not from 0 to {classes - 1}")
-    return images.reshape(-1, 3, 32, 32), np.array(numbers, np.int64)
-
-
-class _Bytes:
-    """What `numpy.dtype` means in a pickle: that numbers are bytes."""
-
-    def __init__(self, code, *_):
-        if _text(code) != "u1":
-            raise ValueError(f"it holds numbers of type {_text(code)}, which no CIFAR file needs")
-
-    def __setstate__(self, state):
-        pass
-
-
-class _Array:
-    """What numpy's `_reconstruct` means: an array, of which all comes as its state."""
-
-    def __setstate__(self, state):
-        _, shape, kind, fortran, raw = state
-        self.values = _filled(raw, kind, shape, "F" if fortran else "C")
-
-
-def _filled(raw: bytes, _: _Bytes, shape: tuple, order: str | bytes) -> np.ndarray:
-    return np.frombuffer(raw, np.uint8).reshape(shape, order="F" if _text(order) == "F" else "C").copy()
-
-
-class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]  # the one in Python: a damaged index takes no memory
-    """Dictionaries, lists, numbers, strings and arrays of integers; nothing that the file names is imported."""
-
-    dispatch = pickle._Unpickler.dispatch | {pickle.BYTEARRAY8[0]: pickle._Unpickler.load_binbytes8}  # type: ignore[attr-defined]
-    meanings = {
-        "numpy ndarray": None,
-        "numpy dtype": _Bytes,
-        "numpy.core.multiarray _reconstruct": lambda *_: _Array(),
-        "numpy.core.numeric _frombuffer": _filled,
-        "_codecs encode": lambda text, _: text.encode("latin1"),  # how Python 3 writes bytes into a protocol 2 pickle
-    }
-
-    def __init__(self, stream: io.BytesIO):
-        super().__init__(stream, encoding="bytes")
-
-    def find_class(self, module: str, name: str):
-        known = f"{module.replace('numpy._core', 'numpy.core')} {name}"
-        if known not in self.meanings:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which no CIFAR file needs")
-        return self.meanings[known]
-
-
-def _text(value):
-    """A string however it was written; whatever else it is."""
-    return value.decode("latin1") if isinstance(value, bytes) else value

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from snn_repro.data.emulator import Camera, emulated_frames
 from snn_repro.data.events import Events
-from snn_repro.data.image_files import ImageFile, as_shown, decode, decode_tensor
+from snn_repro.data.image_files import as_shown, decode, decode_tensor
 from snn_repro.data.recordings import to_frames
 from snn_repro.errors import DataError, UserError
 
@@ -51,7 +51,7 @@ def picture(source: Any, channels: int, say: Callable[[str], None], shown: bool 
     if is_path(source):
         if not Path(source).is_file():
             raise DataError(f"{source} {'is a folder' if Path(source).is_dir() else 'does not exist'}: give an image")
-        image = decode(_file(source), None, shown)
+        image = decode(os.fspath(source), None, shown)
     elif isinstance(source, Image.Image):
         image = as_shown(source) if shown else source
     else:
@@ -77,11 +77,7 @@ def picture_tensor(source: Any, channels: int, say: Callable[[str], None], shown
     from torchvision.transforms.functional import pil_to_tensor
 
     checked = picture(source, channels, say, shown)
-    return decode_tensor(_file(source), MODES[channels], shown) if is_path(source) else pil_to_tensor(checked)
-
-
-def _file(path: Any) -> ImageFile:
-    return ImageFile(*os.path.split(os.fspath(path)))
+    return decode_tensor(os.fspath(source), MODES[channels], shown) if is_path(source) else pil_to_tensor(checked)
 
 
 def pixels(source: Any, shape: tuple[int, int, int], say: Callable[[str], None]) -> np.ndarray:

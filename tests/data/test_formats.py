@@ -1,6 +1,4 @@
-import gzip
 import io
-import os
 import pickle
 import struct
 import tarfile
@@ -18,11 +16,7 @@ from snn_repro.data.formats import (
     read_aedat2,
     read_aedat3,
     read_atis_bin,
-    read_cifar10,
-    read_cifar100,
-    read_cifar_batch,
     read_gesture_labels,
-    read_idx,
 )
 from snn_repro.errors import DataError
 
@@ -89,68 +83,6 @@ def test_ncaltech101_event_by_event(tmp_path, archive):
             found = read_atis_bin(tmp_path / "Caltech101" / name)
         assert_same_events(found, events)
         assert integrate(found, 4, (180, 240)).sum() == len(events.t)
-
-
-@pytest.mark.parametrize("archive", [False, True])
-def test_cifar_image_by_image(tmp_path, archive):
-    ten = fixtures.write_cifar10(tmp_path, per_batch=20, archive=archive)
-    train, test = read_cifar10(tmp_path / ("cifar-10-python.tar.gz" if archive else "cifar-10-batches-py"))
-    np.testing.assert_array_equal(train[0], np.concatenate([ten[f"data_batch_{i}"][0] for i in range(1, 6)]))
-    np.testing.assert_array_equal(train[1], np.concatenate([ten[f"data_batch_{i}"][1] for i in range(1, 6)]))
-    np.testing.assert_array_equal(test[0], ten["test_batch"][0])
-    assert test[0].flags.writeable and test[0].flags.c_contiguous
-    assert train[0].dtype == np.uint8 and train[1].dtype == np.int64
-    hundred = fixtures.write_cifar100(tmp_path, archive=archive)
-    parts = read_cifar100(tmp_path / ("cifar-100-python.tar.gz" if archive else "cifar-100-python"))
-    for part, file in zip(parts, ("train", "test"), strict=True):
-        np.testing.assert_array_equal(part[0], hundred[file][0])
-        np.testing.assert_array_equal(part[1], hundred[file][1])
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_fashion_mnist(tmp_path, packed):
-    written = fixtures.write_fashion_mnist(tmp_path, packed=packed)
-    for name, values in written.items():
-        found = read_idx(tmp_path / (name + (".gz" if packed else "")))
-        assert found.dtype == np.uint8
-        np.testing.assert_array_equal(found, values)
-
-
-@pytest.mark.parametrize("layout", ["folders", "kaggle"])
-def test_imagenet_files_open_as_rgb(tmp_path, layout):
-    from torchvision.datasets.folder import pil_loader
-
-    written = fixtures.write_imagenet(tmp_path, layout=layout)
-    assert len(written) == 3 * (4 + 2)
-    for file, (pixels, _) in written.items():
-        np.testing.assert_array_equal(np.asarray(pil_loader(str(tmp_path / file))), pixels)
-
-
-# ------------------------------------------------------------------ the fixtures against other readers
-
-
-def test_torchvision_reads_the_cifar_fixtures(tmp_path):
-    from torchvision import datasets
-
-    class Unchecked(datasets.CIFAR10):
-        train_list = [[f"data_batch_{i}", None] for i in range(1, 6)]
-        test_list = [["test_batch", None]]
-        meta = {"filename": "batches.meta", "key": "label_names", "md5": None}
-
-    written = fixtures.write_cifar10(tmp_path, per_batch=7)
-    test = Unchecked(tmp_path, train=False)
-    np.testing.assert_array_equal(test.data.transpose(0, 3, 1, 2), written["test_batch"][0])
-    assert test.targets == written["test_batch"][1].tolist() and test.classes == fixtures.CIFAR10_CLASSES
-    raw = (tmp_path / "cifar-10-batches-py" / "test_batch").read_bytes()
-    assert pickle.loads(raw, encoding="bytes")[b"data"].shape == (7, 3072)
-
-
-def test_torchvision_reads_the_idx_fixtures(tmp_path):
-    from torchvision.datasets.mnist import read_image_file
-
-    written = fixtures.write_fashion_mnist(tmp_path, packed=False)
-    images = read_image_file(str(tmp_path / "t10k-images-idx3-ubyte"))
-    np.testing.assert_array_equal(images.numpy(), written["t10k-images-idx3-ubyte"])
 
 
 # ------------------------------------------------------------------ sources
@@ -334,104 +266,3 @@ def test_atis_counts_what_it_leaves_out():
 def test_atis_refuses():
     refused(read_atis_bin, bytes(23), 20, "3 of its 5 bytes: the file breaks off")
     assert len(read_atis_bin(b"").t) == 0
-
-
-# ------------------------------------------------------------------ IDX
-
-
-def test_idx_refuses():
-    values = np.arange(24, dtype=np.uint8).reshape(4, 6)
-    good = fixtures.encode_idx(values)
-    for packed in (False, True):
-        np.testing.assert_array_equal(read_idx(fixtures.encode_idx(values, packed)), values)
-    refused(read_idx, b"", 0, "begins with nothing")
-    refused(read_idx, b"\0\1" + good[2:], 0, "begins with 00 01 08 02, not with an IDX header")
-    refused(read_idx, fixtures.encode_idx(values / np.float32(24)), 2, "values of type 0x0d, not bytes of 0 to 255")
-    refused(read_idx, good[:9], 9, "inside its header of 12 bytes")
-    refused(read_idx, good[:-1], 12, r"shape \(4, 6\) has 24 bytes, the file 23")
-    refused(read_idx, good + b"\0", 12, "has 24 bytes, the file 25")
-    refused(read_idx, good[:4] + bytes(8) + good[12:], 12, "has 0 bytes, the file 24")
-    packed = gzip.compress(good, mtime=0)
-    refused(read_idx, packed[:-9], 0, "cannot be unpacked")
-    damaged = bytearray(packed)
-    damaged[-6] ^= 1  # the checksum
-    refused(read_idx, damaged, 0, "cannot be unpacked")
-
-
-# ------------------------------------------------------------------ CIFAR
-
-
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_cifar_pickled_again_by_python_3(protocol):
-    """Copies of the data set that somebody rewrote are read too."""
-    data = np.random.default_rng(0).integers(0, 256, (3, 3072), np.uint8)
-    for key in (str, str.encode):
-        for array in (data, np.asfortranarray(data)):
-            batch = {key("data"): array, key("labels"): [3, 0, 9], key("filenames"): ["a", "b", "c"]}
-            images, numbers = read_cifar_batch(pickle.dumps(batch, protocol))
-            np.testing.assert_array_equal(images.reshape(3, 3072), data)
-            assert numbers.tolist() == [3, 0, 9]
-
-
-class Evil:
-    def __init__(self, call):
-        self.call = call
-
-    def __reduce__(self):
-        return self.call
-
-
-def test_a_malicious_pickle_is_taken_apart_and_never_run(tmp_path):
-    target = tmp_path / "owned"
-    calls = [(os.system, (f"touch {target}",)), (eval, (f"open({str(target)!r}, 'w')",)), (target.touch, ())]
-    calls.append((getattr, ("text", "upper")))
-    for protocol in (2, 3, 4, 5):
-        for call in calls:
-            batch = {"data": Evil(call), "labels": [1]}
-            with pytest.raises(FormatError, match="which no CIFAR file needs"):
-                read_cifar_batch(pickle.dumps(batch, protocol))
-    assert not target.exists()
-
-
-def test_cifar_refuses(tmp_path):
-    images = np.zeros((3, 3, 32, 32), np.uint8)
-    good = fixtures.encode_cifar_batch(images, np.array([1, 2, 3]))
-    no_pickle = "no whole pickle of a dictionary"
-    short = fixtures.encode_cifar_batch(images, np.array([1, 2, 3])).replace(b"M\x00\x0c", b"M\x01\x0c")
-    short = short.replace(b"J\x00\x0c\x00\x00", b"J\x01\x0c\x00\x00")
-    for data, sentence in {
-        good[:-1]: no_pickle,
-        good[:500]: no_pickle,
-        good + b"\0": "the pickle ends here, before the file does",
-        b"": no_pickle,
-        pickle.dumps([1, 2], 2): no_pickle,
-        b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"abc.": no_pickle,
-        good.replace(b"labels", b"lobels"): "no 'labels'; is the file of another",
-        fixtures.encode_cifar_batch(images, np.array([1, 10, 3])): "from 1 to 10",
-        fixtures.encode_cifar_batch(images, np.array([1, 2])): "3 whole numbers",
-        short: "cannot reshape array of size 9216 into",
-        pickle.dumps(
-            {"data": np.zeros((3, 3072), np.uint16), "labels": [1, 2, 3]}, 4
-        ): "numbers of type u2, which no CIFAR",
-        pickle.dumps(
-            {"data": np.zeros((3, 3072), object), "labels": [1, 2, 3]}, 4
-        ): "numbers of type O8?, which no CIFAR",
-    }.items():
-        with pytest.raises(FormatError, match=sentence):
-            read_cifar_batch(data)
-    memo = b"\x80\x02}r\xff\xff\xff\x7f."  # Python's unpickler in C would clear 32 GiB
-    with pytest.raises(FormatError, match="'data'"):
-        read_cifar_batch(memo)
-
-
-def test_cifar_names_the_missing_file(tmp_path):
-    fixtures.write_cifar10(tmp_path, per_batch=3)
-    fixtures.write_cifar100(tmp_path, archive=True)
-    folder = tmp_path / "cifar-10-batches-py"
-    (folder / "data_batch_3").unlink()
-    with pytest.raises(DataError, match="holds no data_batch_3; it should hold data_batch_1"):
-        read_cifar10(folder)
-    archive = tmp_path / "cifar-100-python.tar.gz"
-    archive.write_bytes(archive.read_bytes()[:5000])
-    with pytest.raises(DataError, match=r"cifar-100-python\.tar\.gz"):
-        read_cifar100(archive)
