@@ -204,7 +204,7 @@ def test_a_run_that_failed_has_its_own_sentence(monkeypatch, capsys):
 
 
 def test_prepared_data_are_followed_by_the_training(tmp_path, monkeypatch, capsys):
-    report = SimpleNamespace(ignored=0, samples=40, expected=40, read=40, folder=tmp_path)
+    report = SimpleNamespace(samples=40, expected=40, read=40, folder=tmp_path)
     monkeypatch.setattr("snn_repro.data.prepare.prepare", lambda *_, **__: report)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     words = ["dataset=cifar10_dvs", f"data_dir={tmp_path / 'raw'}", f"cache_dir={tmp_path / 'cache'}", "timesteps=2"]

@@ -14,9 +14,8 @@ from scripts_of_ours import script
 
 from snn_repro.config import ConfigError, config_hash, load_config
 from snn_repro.data import build_data
-from snn_repro.data.event_tables import read_recording
 from snn_repro.data.events import integrate
-from snn_repro.data.formats import FormatError
+from snn_repro.data.formats import FormatError, read_recording
 from snn_repro.data.image_files import decode
 from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError
@@ -330,18 +329,10 @@ def test_folders_of_one_name_share_a_cache_only_if_they_are_the_same_data(tmp_pa
     same, other = recordings(tmp_path / "b/mine", 2), recordings(tmp_path / "c/mine", 2)
     save_npz(other / "owl/1.npz", events(9, 9))  # of the same length
     assert fingerprint(prepared(same, tmp_path / "cache")) == fingerprint(cfg)
-    with pytest.raises(DataError, match="stale: owl/1.npz has changed: its CRC-32 was .* or give the data_dir"):
+    with pytest.raises(DataError, match="stale: the content of owl/1.npz has changed; .* or give the data_dir"):
         prepared(other, tmp_path / "cache")
-    with pytest.raises(DataError, match="stale: owl/1.npz has changed"):
+    with pytest.raises(DataError, match="stale: the content of owl/1.npz has"):
         build_data(config("event_folder", other, f"cache_dir={tmp_path / 'cache'}", "timesteps=2"))
-
-
-def test_a_stray_event_makes_no_sensor(tmp_path):
-    root, e = recordings(tmp_path / "mine", 2), events(2, 2)
-    e.x[7] = 3000
-    save_npz(root / "owl/0.npz", e)
-    with pytest.raises(DataError, match="^owl/0.npz: x reaches 3000 and half of the recordings stay below 24; remove"):
-        prepared(root, tmp_path / "cache")
 
 
 def test_a_cache_serves_without_the_recordings(tmp_path):
@@ -423,21 +414,20 @@ def test_columns_apart_in_a_group_and_as_a_structured_array(tmp_path):
     [
         (dict(t=None, p=None), r"lacks t, p: the columns t \(microseconds\), x, y and p .* are wanted.*it holds: x, y"),
         (dict(events=np.zeros((2, 4))), "lacks t, x, y, p.*it holds: no names"),
-        (dict(t=np.array([0.5, 1.5])), "t holds fractions, 0.5 at event 0; times are microseconds"),
-        (dict(t=np.array([0, 2**63], np.uint64)), "t is 9223372036854775808 at event 1, which is not from"),
-        (dict(t=np.array([0, 1e300])), r"t is 1e\+300 at event 1, which is not from"),
-        (dict(t=np.array([0, np.nan])), "t is nan at event 1; every event needs a number"),
-        (dict(t=np.array([0, np.inf])), "t is inf at event 1; every event needs a number"),
+        (dict(t=np.array([0.5, 1.5])), "t is 0.5 at event 0, which is no whole number of microseconds"),
+        (dict(t=np.array([0, 2**63], np.uint64)), "t is 9223372036854775808 at event 1, which is no"),
+        (dict(t=np.array([0, 1e300])), r"t is 1e\+300 at event 1, which is no"),
+        (dict(t=np.array([0, np.nan])), "t is nan at event 1"),
+        (dict(t=np.array([0, np.inf])), "t is inf at event 1"),
         (dict(t=np.array([5, 0])), "t falls from 5 to 0 at event 1; sort the events by t"),
         (dict(p=np.array([0, 7])), "p is 7 at event 1"),
         (dict(p=np.array([0, -1])), "p holds -1, 0 and 1; polarities are 0 and 1, or -1 and 1"),
-        (dict(x=np.array([0, 30_000])), "x is 30000 at event 1, which is not from 0 to 4095"),
+        (dict(x=np.array([0, 30_000])), "x is 30000 at event 1, which is no whole number from 0 to 4095"),
         (dict(x=np.array([0])), r"one value an event and have \[2, 1, 2, 2\]"),
-        (dict(t=np.array([None, 1], object)), "t cannot be read .*[Oo]bject arrays"),
+        (dict(t=np.array([None, 1], object)), "it cannot be read .*[Oo]bject arrays"),
         (dict(y=np.array(["a", "b"])), r"y is <U1 \[2\], not one number an event"),
-        (dict(height=np.array([]), width=24), r"height is \[\]; a number of pixels"),
-        (dict(height=20, width=np.array("wide")), r"width is \['wide'\]; a number of pixels"),
-        (dict(height=20, width=0), r"width is \[0\]; a number of pixels"),
+        (dict(height=20, width=np.array("wide")), r"width is <U4 \[1\]"),
+        (dict(height=20, width=0), "width is 0, which is no whole number from 1 to 4096"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_one_sentence(tmp_path, change, sentence):
@@ -446,18 +436,6 @@ def test_what_is_wrong_with_a_table_is_one_sentence(tmp_path, change, sentence):
     with pytest.raises(FormatError, match=f"^a.npz: .*{sentence}") as raised:
         read_recording((tmp_path / "a.npz").read_bytes(), "a.npz")
     assert "\n" not in str(raised.value)
-
-
-def test_a_file_that_would_fill_the_memory_is_not_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr("snn_repro.data.event_tables.LARGEST", 100_000)
-    np.savez_compressed(tmp_path / "a.npz", **dict.fromkeys("txyp", np.zeros(6_000, np.int64)))
-    with h5py.File(tmp_path / "a.h5", "w") as f:
-        for key in "txyp":
-            f.create_dataset(key, data=np.zeros(6_000, np.int64), compression="gzip")
-    monkeypatch.setattr(np, "asarray", None)  # no column is read
-    for name in ("a.npz", "a.h5"):
-        with pytest.raises(FormatError, match=r"holds 19\d,\d+ bytes and 100,000 are read at most; cut it"):
-            read_recording((tmp_path / name).read_bytes(), name)
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".h5"])
