@@ -174,7 +174,7 @@ class EventSet(Recorded):
 
     def locate(self, cfg: Config) -> list[Path]:
         with contextlib.suppress(Packed):  # it is there
-            find_recordings(self, cfg.data_dir, cfg.cache_dir, unpack=False)
+            find_recordings(self.of(cfg), cfg.data_dir, cfg.cache_dir, unpack=False)
         return [Path(cfg.data_dir)]
 
     def cache_settings(self, cfg: Config) -> Settings:
@@ -185,10 +185,12 @@ class EventSet(Recorded):
         open_cache(self.cache_settings(cfg), cfg.cache_dir, cfg.data_dir)
 
     def state(self, cfg: Config) -> tuple[str, str | None]:
-        settings = self.cache_settings(cfg)
-        if cfg.cache_dir and Path(cfg.cache_dir, settings.folder, "manifest.json").is_file():
-            return "ready", None
-        if super().state(cfg)[0] == "missing":
+        try:
+            settings = self.cache_settings(cfg)
+            if cfg.cache_dir and Path(cfg.cache_dir, settings.folder, "manifest.json").is_file():
+                return "ready", None
+            self.locate(cfg)
+        except UserError:
             return "missing", f"the data set {self.name} in data_dir, or its frames in cache_dir"
         return "not prepared", f"frames: {settings.command(cfg.data_dir, cfg.cache_dir)}"
 
@@ -207,7 +209,7 @@ class EventSet(Recorded):
         return self.decode(read_entry(Entry(path), path), path)
 
     def sample(self, cfg: Config, source: Any, say: Callable[[str], None]) -> Tensor:
-        return raw.frames(self, cfg, self.recording(os.fspath(source)) if raw.is_path(source) else source)
+        return raw.frames(self.of(cfg), cfg, self.recording(os.fspath(source)) if raw.is_path(source) else source)
 
     def build(self, cfg: Config) -> Data:
         """The data set from prepared frames."""

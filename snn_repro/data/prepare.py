@@ -16,6 +16,8 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,7 +103,7 @@ def prepare(
         say(f"bad: {_said(*problem)}")
     with _partial(partial_folder(folder)) as partial:
         jobs = _jobs(partial, settings, found)
-        todo = [job for job in jobs if not _whole(job.part)]
+        todo = [job for job in jobs if not _whole(job[-1])]
         if done := len(jobs) - len(todo):
             say(f"{done} of {len(jobs)} files were read before")
         with progress("files", len(todo), say) as advance:
@@ -118,7 +120,9 @@ def prepare(
                 f" ({_said(*next(iter(problems.items())))}); replace them and run again, which reads only those, or"
                 " pass allow_bad=true to leave them out, which the manifest then says"
             )
-        samples = _join(jobs, found.samples, settings, partial / "finished", problems)
+        samples = _join(
+            [job[-1] for job in jobs if job[-1].exists()], found.samples, settings, partial / "finished", problems
+        )
         shutil.rmtree(partial / "old", ignore_errors=True)
         if folder.exists():
             folder.rename(partial / "old")
@@ -164,28 +168,15 @@ def _partial(folder: Path) -> Iterator[Path]:
 # ------------------------------------------------------------------ a file of frames for each recording
 
 
-class _Job(NamedTuple):
-    """One file that is to be decoded, and where its frames go."""
-
-    file: str
-    entry: Entry
-    samples: list[Sample]
-    settings: Settings
-    part: Path
-
-
-def _jobs(partial: Path, settings: Settings, found: Recordings) -> list[_Job]:
-    """Of all files; what a part's content depends on is in its name."""
-    of_file: dict[str, list[Sample]] = {}
-    for sample in found.samples:
-        of_file.setdefault(sample.file, []).append(sample)
+def _jobs(partial: Path, settings: Settings, found: Recordings) -> list[tuple[Entry, list[Sample], Settings, Path]]:
+    """Of each file: where it lies, its samples, and the part that is made of them; what that depends on is in its name."""
     jobs = []
-    for file, samples in of_file.items():
-        path = found.files[file].path
-        state = (os.stat(path).st_size, os.stat(path).st_mtime_ns) if os.path.isfile(path) else ()
-        plan = json.dumps([_PART_VERSION, settings.words(), file, state, samples])
-        part = partial / f"{hashlib.sha256(plan.encode()).hexdigest()[:24]}.npz"
-        jobs.append(_Job(file, found.files[file], samples, settings, part))
+    for file, group in groupby(found.samples, lambda sample: sample.file):
+        entry, samples = found.files[file], list(group)
+        state = os.stat(entry.path) if os.path.isfile(entry.path) else None
+        changed = state and (state.st_size, state.st_mtime_ns)
+        plan = json.dumps([_PART_VERSION, settings.words(), samples, changed])
+        jobs.append((entry, samples, settings, partial / f"{hashlib.sha256(plan.encode()).hexdigest()[:24]}.npz"))
     return jobs
 
 
@@ -203,7 +194,7 @@ def _facts(part: Path) -> dict[str, Any]:
         return json.loads(str(stored["facts"]))
 
 
-def _decode_all(jobs: list[_Job], threads: int) -> Iterator[tuple[int, dict[str, str], list[str]]]:
+def _decode_all(jobs: list[tuple], threads: int) -> Iterator[tuple[int, dict[str, str], list[str]]]:
     """(good samples, problems, what readers warned of) of each file, in the order in which they get ready.
 
     Threads do, as neither NumPy nor the counting holds Python's lock for long.
@@ -212,51 +203,44 @@ def _decode_all(jobs: list[_Job], threads: int) -> Iterator[tuple[int, dict[str,
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            for decoded in as_completed([pool.submit(_decode, job) for job in jobs]):
+            for decoded in as_completed([pool.submit(_decode, *job) for job in jobs]):
                 yield *decoded.result(), [str(warning.message) for warning in caught]
                 caught.clear()
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _decode(job: _Job) -> tuple[int, dict[str, str]]:
+def _decode(entry: Entry, samples: list[Sample], settings: Settings, part: Path) -> tuple[int, dict[str, str]]:
     """Keep the frames of one file: (how many samples, the problems of others). Those with problems are read again next time."""
-    dataset, rows, arrays, problems = job.settings.dataset, [], {}, {}
-    job.part.unlink(missing_ok=True)
+    dataset, rows, arrays, problems = settings.dataset, [], {}, {}
+    part.unlink(missing_ok=True)
     try:
-        data = read_entry(job.entry, job.file)
-        events = dataset.decode(data, job.file)
+        data = read_entry(entry, samples[0].file)
+        events = dataset.decode(data, samples[0].file)
     except DataError as error:
-        return 0, {job.file: str(error)}
-    for sample in job.samples:
-        part = cut(events, sample.start, sample.stop)
+        return 0, {samples[0].file: str(error)}
+    for sample in samples:
+        inside = cut(events, sample.start, sample.stop)
         try:
-            if not len(part.t):
+            if not len(inside.t):
                 raise DataError("it holds no events")
-            arrays[str(len(rows))] = frames = to_frames(part, dataset.shape[1:], *job.settings[1:])
-            rows.append([sample.name, len(part.t), str(frames.dtype)])
+            arrays[str(len(rows))] = frames = to_frames(inside, dataset.shape[1:], *settings[1:])
+            rows.append([sample.name, len(inside.t), str(frames.dtype)])
         except DataError as error:
             problems[sample.name] = str(error)
-    facts = {
-        "file": job.file,
-        "size": len(data),
-        "crc32": f"{zlib.crc32(data):08x}",
-        "rows": rows,
-        "whole": not problems,
-    }
-    temporary = job.part.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        np.savez(file, facts=np.array(json.dumps(facts)), **arrays)
-    temporary.replace(job.part)
+    facts = {"file": samples[0].file, "size": len(data), "crc32": f"{zlib.crc32(data):08x}", "rows": rows}
+    with open(part.with_suffix(".tmp"), "wb") as file:
+        np.savez(file, facts=np.array(json.dumps(facts | {"whole": not problems})), **arrays)
+    part.with_suffix(".tmp").replace(part)
     return len(rows), problems
 
 
 # ------------------------------------------------------------------ joining them
 
 
-def _join(jobs: list[_Job], samples: list[Sample], settings: Settings, target: Path, problems: dict[str, str]) -> int:
+def _join(made: list[Path], samples: list[Sample], settings: Settings, target: Path, problems: dict[str, str]) -> int:
     """Write a finished cache from all parts to the folder `target`; returns the number of samples."""
-    parts = {job.part: _facts(job.part) for job in sorted(jobs) if job.part.exists()}
+    parts = {part: _facts(part) for part in made}
     place = {row[0]: (part, str(k), *row[1:]) for part, facts in parts.items() for k, row in enumerate(facts["rows"])}
     good = [sample for sample in samples if sample.name in place]
     if not good:
@@ -282,7 +266,9 @@ def _join(jobs: list[_Job], samples: list[Sample], settings: Settings, target: P
         frames.flush()
         os.fsync(frames.fileno())
     text, table = "\n".join(index) + "\n", np.concatenate(tables)
-    sources = [facts for facts in parts.values() if facts["rows"]]
+    sources = [
+        f"{f['crc32']} {f['size']} {f['file']}\n" for f in sorted(parts.values(), key=itemgetter("file")) if f["rows"]
+    ]
     manifest = {
         "format_version": FORMAT_VERSION,
         **settings.words(),
@@ -291,16 +277,12 @@ def _join(jobs: list[_Job], samples: list[Sample], settings: Settings, target: P
         "samples_of_the_complete_set": settings.dataset.total,
         "excluded": [{"name": name, "reason": reason} for name, reason in problems.items()],
         "source_files": len(sources),
-        "sources_sha256": _sha256("".join(f"{f['crc32']} {f['size']} {f['file']}\n" for f in sources).encode()),
-        "index_sha256": _sha256(text.encode()),
+        "sources_sha256": hashlib.sha256("".join(sources).encode()).hexdigest(),
+        "index_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
     if len(table):
         np.save(target / TABLE, table)
-        manifest["overflow_sha256"] = _sha256(table.tobytes())
+        manifest["overflow_sha256"] = hashlib.sha256(table.tobytes()).hexdigest()
     write_text(target / "index.csv", text)
     write_text(target / "manifest.json", json.dumps(manifest, indent=2) + "\n")
     return len(good)
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -47,8 +47,9 @@ class EventFolder(EventSet):
             )
         known = cfg.dataset.found or self._made(cfg)
         classes = known.get("classes")
-        if not cfg.dataset.found and (not classes or Path(cfg.data_dir).is_dir()):
-            classes = self._classes(cfg.data_dir)
+        if not cfg.dataset.found and (not classes or Path(cfg.data_dir or "").is_dir()):
+            parts = layout(cfg.data_dir, "recordings")
+            classes = common_classes(Path(cfg.data_dir), {k: [p.name for p in folders_in(f)] for k, f in parts.items()})
         found = self._bound(cfg.data_dir, classes, given if any(given) else known.get("sensor"))
         found.arguments = f" 'dataset.sensor=[{given[0]},{given[1]}]'" if any(given) else ""
         return found
@@ -61,27 +62,24 @@ class EventFolder(EventSet):
             tuple(classes),
         )
         found.folders = (self.name, found.root.name)
-        found.found = {"classes": list(classes), "sensor": None if sensor is None else list(sensor)}
-        if sensor is not None:
+        found.found = {"classes": list(classes), "sensor": sensor and list(sensor)}
+        if sensor:
             found.shape = (2, *sensor)
         return found
 
-    def _classes(self, data_dir) -> list[str]:
-        parts = layout(data_dir, "recordings")
-        return common_classes(Path(data_dir), {part: [p.name for p in folders_in(f)] for part, f in parts.items()})
-
     def _made(self, cfg) -> dict:
-        """Classes and sensor of the cache that the configuration reads; {} without one."""
-        if not cfg.cache_dir or not cfg.data_dir:
-            return {}
-        settings = Settings(
-            self._bound(cfg.data_dir, (), None), cfg.timesteps, cfg.dataset.integrate_by, cfg.dataset.frame_size
-        )
+        """The manifest of the cache that the configuration reads, which has classes and sensor; {} without one."""
+        named = self._bound(cfg.data_dir, (), None)
+        settings = Settings(named, cfg.timesteps, cfg.dataset.integrate_by, cfg.dataset.frame_size)
         try:
-            made = json.loads(Path(cfg.cache_dir, settings.folder, "manifest.json").read_text())
+            made = json.loads(Path(cfg.cache_dir or "", settings.folder, "manifest.json").read_text())
             return {"classes": list(made["classes"]), "sensor": tuple(made["sensor"])}
         except (OSError, ValueError, KeyError, TypeError):  # said when the cache is opened
             return {}
+
+    @property
+    def cache_name(self):
+        return f"{self.name}/{self.root.name}"
 
     def frame_shape(self, frame_size=None):
         if frame_size:
@@ -94,8 +92,7 @@ class EventFolder(EventSet):
         return self.shape
 
     def measured(self, data_dir, say):
-        found = self._bound(data_dir, self._classes(data_dir), self.found["sensor"] if self.arguments else None)
-        found.arguments = self.arguments
+        found = copy.copy(self)
         if found.arguments:
             return found
         files, sizes, problems = find_recordings(found, data_dir).files, [], []
@@ -117,42 +114,24 @@ class EventFolder(EventSet):
         )
         return found._bound(data_dir, found.label_names, (height, width))
 
-    # -- where the files are
-
-    @property
-    def cache_name(self):
-        return f"{self.name}/{self.root.name}"
-
-    def locate(self, cfg):
-        return super(EventFolder, self.of(cfg)).locate(cfg)
-
-    def state(self, cfg):
-        try:
-            return super(EventFolder, self.of(cfg)).state(cfg)
-        except UserError:
-            return "missing", f"the data set {self.name} in data_dir"
-
     def listing(self, files):
-        label = {c: k for k, c in enumerate(self.label_names)}
         parts = layout(str(self.root), "recordings")
-        folders = {f"{path.name}/{c}" if part else c: (part, c) for part, path in parts.items() for c in label}
+        folders = {
+            f"{path.name}/{c}" if part else c: (k, part)
+            for part, path in parts.items()
+            for k, c in enumerate(self.label_names)
+        }
         samples, problems, empty = [], {}, set(folders)
         for name in (n for n in files if Path(n).suffix.lower() in SUFFIXES):
             folder = "/".join(name.split("/")[: 1 if "" in parts else 2])
-            if folder not in folders:
-                continue
-            empty.discard(folder)
-            if re.search(r'[,":]', name) or not name.isprintable():
+            if folder in folders and (re.search(r'[,":]', name) or not name.isprintable()):
                 problems[name] = f"{name!r} holds a comma, a quotation mark, a colon or an unprintable sign; rename it"
-            else:
-                part, c = folders[folder]
-                samples.append(Sample(name, name, label[c], part))
+            elif folder in folders:
+                samples.append(Sample(name, name, *folders[folder]))
+            empty.discard(folder)
         if empty:
             raise DataError(f"{self.root / min(empty)} holds no recording; they end in {', '.join(SUFFIXES)}")
         return samples, problems
-
-    def sample(self, cfg, source, say):
-        return super(EventFolder, self.of(cfg)).sample(cfg, source, say)
 
     def decode(self, data, name):
         return read_recording(data, name).events
