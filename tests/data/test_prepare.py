@@ -512,17 +512,6 @@ def test_builders_and_eventdrop_which_reads_recordings(raws, dataset):
     assert torch.equal(dropped[0][1], target) and 0 < dropped[0][0].sum() < x.sum()
 
 
-def test_validation_never_touches_the_test_set(tmp_path):
-    write_cifar10_dvs(tmp_path / "raw", per_class=11)
-    run("cifar10_dvs", tmp_path / "raw", tmp_path / "cache", 4)
-    plain, with_val = (built(tmp_path / "cache", f"dataset.validation={v}") for v in (0, 0.2))
-    assert with_val.split.sha256_test == plain.split.sha256_test
-    assert (with_val.split.n_val, with_val.split.n_train) == (20, 70)
-    seen = {x.numpy().tobytes() for p in (with_val.train, with_val.val) for b, _ in p.epoch(0) for x in b.unbind(1)}
-    tested = {x.numpy().tobytes() for b, _ in with_val.test.epoch(0) for x in b.unbind(1)}
-    assert len(seen) == 90 and not seen & tested
-
-
 def test_an_excluded_recording_leaves_the_published_test_set(tmp_path):
     """From the cache to the batches: without airplane_0 the split is the published one less that file, and says so."""
     names = [f"{c}/cifar10_{c}_{i}.aedat" for c in ("airplane", "cat") for i in range(1000)]
@@ -562,17 +551,3 @@ def test_gesture_validation_holds_out_people(tmp_path):
     assert [len(p) for p in people] == [4, 1, 1] and not people[0] & people[1]
     assert (data.split.n_train, data.split.n_val) == (48, 12)
     assert data.split.id == "dvs_gesture/official,dropped=1392,val=0.2,by=person,seed=0"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("dataset", SETS_OF)
-def test_one_epoch_of_the_data_sets_own_recipe(tmp_path, raws, dataset):
-    from snn_repro.train import run as train
-
-    options = [f"dataset={dataset}", f"cache_dir={tmp_path / 'cache'}", f"hydra.run.dir={tmp_path / 'run'}"]
-    options += ["debug=smoke", "debug.max_steps=0", "debug.max_eval_batches=0"]
-    config = load_config([*options, "recipe.epochs=1", "logger.mode=disabled"])
-    raw, frame_size = raws[dataset][0] / "raw", config.dataset.frame_size
-    run(dataset, raw, tmp_path / "cache", config.timesteps, frame_size=frame_size)
-    result = train(config)
-    assert result.epochs == 1 and 0 <= result.acc_last <= 100 and len(result.split_sha256) == 64
