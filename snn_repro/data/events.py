@@ -63,7 +63,12 @@ def integrate(events: Events, timesteps: int, size: tuple[int, int], by: str = "
         stops = len(t) // timesteps * np.arange(1, timesteps + 1)
         stops[-1] = len(t)
     else:
-        edges = _time_edges(t, timesteps, by == "braincog")
+        if len(t) and t[-1] < t[0]:
+            raise DataError(f"the recording ends ({t[-1]} us) before it begins ({t[0]} us) and cannot be split by time")
+        first, width = (t[0], (t[-1] - t[0]) // timesteps) if len(t) else (0, 0)
+        edges = first + width * np.arange(
+            1, timesteps + (by == "braincog")
+        )  # where frames begin, and where the last ends
         if np.any(t[1:] < t[:-1]):
             frame_of = np.searchsorted(edges, t, side="right")
             order = np.argsort(frame_of, kind="stable")
@@ -80,30 +85,15 @@ def integrate(events: Events, timesteps: int, size: tuple[int, int], by: str = "
 
 def _plain(events) -> list[np.ndarray]:
     """Contiguous arrays of the types of `Events`; refuses what those cannot hold, so that nothing wraps."""
-    arrays: list[np.ndarray] = []
-    for name, values, dtype in zip("txyp", events, map(np.dtype, ("i8", "i2", "i2", "u1")), strict=True):
-        values = np.asarray(values)
-        if values.ndim != 1 or values.dtype.kind not in "iub":
-            raise DataError(f"events.{name} must be a 1-D array of integers, not {values.dtype} {values.shape}")
-        plain = np.ascontiguousarray(values, dtype)
-        if values.dtype != dtype and not np.array_equal(plain, values):
-            raise DataError(
-                f"events.{name} reaches from {values.min()} to {values.max()}, which no sensor here can give"
-            )
-        arrays.append(plain)
-    if len({len(a) for a in arrays}) != 1:
-        raise DataError(f"events.t, x, y and p have different lengths: {[len(a) for a in arrays]}")
-    return arrays
-
-
-def _time_edges(t: np.ndarray, timesteps: int, last_ends: bool) -> np.ndarray:
-    """int64 [T - 1]: the times at which frames 1, 2, ... begin; with last_ends [T], and that at which the last ends."""
-    frames = np.arange(1, timesteps + last_ends, dtype=np.int64)
-    if len(t) == 0:
-        return 0 * frames
-    if t[-1] < t[0]:
-        raise DataError(f"the recording ends ({t[-1]} us) before it begins ({t[0]} us) and cannot be split by time")
-    return t[0] + (t[-1] - t[0]) // timesteps * frames
+    given = [np.asarray(values) for values in events]
+    if len({a.shape for a in given}) != 1 or any(a.ndim != 1 or a.dtype.kind not in "iub" for a in given):
+        kinds = ", ".join(f"{a.dtype} {list(a.shape)}" for a in given)
+        raise DataError(f"events.t, x, y and p must be four arrays of N integers, not {kinds}")
+    plain = [np.ascontiguousarray(a, kind) for a, kind in zip(given, ("i8", "i2", "i2", "u1"), strict=True)]
+    for name, a, values in zip("txyp", given, plain, strict=True):
+        if a.dtype != values.dtype and not np.array_equal(a, values):
+            raise DataError(f"events.{name} reaches from {a.min()} to {a.max()}, which no sensor here can give")
+    return plain
 
 
 def _count_events(x, y, p, stops, frames, height, width, limit):

@@ -240,7 +240,7 @@ SUFFIXES = (".npz", ".h5", ".hdf5", ".aedat", ".bin", ".aedat4", ".raw", ".dat",
 CAMERAS = {"DVS128": (128, 128), "DAVIS240": (180, 240), "DAVIS346": (260, 346), "DAVIS640": (480, 640)}
 """what the name of an AEDAT 3.1 file's source begins with -> (height, width)"""
 RANGES = {"t": (-(2**62), 2**62), "x": (0, 4095), "y": (0, 4095), "p": (-1, 1), "height": (1, 4096), "width": (1, 4096)}
-JITTER = 1000  # microseconds that an event of a camera's own file may lie before an earlier one
+JITTER = 1000  # microseconds that an event may lie before an earlier one, as cameras write them
 
 
 class Recording(NamedTuple):
@@ -262,9 +262,9 @@ def read_recording(data: bytes, name: str) -> Recording:
 
     Raises DataError (FormatError), and UserError where faery is needed and missing.
     """
-    suffix, jitter = Path(name).suffix.lower(), JITTER
+    suffix = Path(name).suffix.lower()
     if suffix in (".npz", ".h5", ".hdf5"):
-        found, jitter = _table_file(data, name, suffix), 0
+        found = _table_file(data, name, suffix)
     elif suffix == ".aedat" and data.startswith(b"#!AER-DAT3.1"):
         camera = re.search(rb"^#\s*Source \d+: *(\w+)", data[:4096], re.MULTILINE)
         named = camera.group(1).decode() if camera else ""
@@ -279,7 +279,7 @@ def read_recording(data: bytes, name: str) -> Recording:
     else:
         raise DataError(f"{name} is no recording that can be read; they end in {', '.join(SUFFIXES)}")
     t = found.events.t
-    if len(early := np.flatnonzero(np.maximum.accumulate(t) - t > jitter)):
+    if len(early := np.flatnonzero(np.maximum.accumulate(t) - t > JITTER)):
         i = int(early[0])
         raise FormatError(name, None, f"t falls from {t[:i].max()} to {t[i]} at event {i}; sort the events by t")
     return found
