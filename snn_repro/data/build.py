@@ -175,7 +175,7 @@ class EventSet(Recorded):
     def locate(self, cfg: Config) -> list[Path]:
         with contextlib.suppress(Packed):  # it is there
             find_recordings(self.of(cfg), cfg.data_dir, cfg.cache_dir, unpack=False)
-        return [Path(cfg.data_dir)]
+        return [Path(cfg.data_dir or "")]
 
     def cache_settings(self, cfg: Config) -> Settings:
         """Of the cache that a run reads."""

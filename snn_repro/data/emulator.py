@@ -222,8 +222,8 @@ def emulated_frames(
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replace_atomically(path) as temporary, open(temporary, "wb") as file:
-                digest = hashlib.sha256(frames.data).digest()
-                np.save(file, np.concatenate([frames.ravel(), np.frombuffer(digest, np.uint8)]), allow_pickle=False)
+                check = np.frombuffer(hashlib.sha256(frames.data).digest(), np.uint8)
+                np.save(file, np.concatenate([frames.ravel(), check]), allow_pickle=False)
         except (OSError, UserError) as error:
             warnings.warn(f"cannot keep frames, so that each run makes them again: {error}", stacklevel=2)
     return frames

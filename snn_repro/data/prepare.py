@@ -14,7 +14,7 @@ import shutil
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import groupby
 from operator import itemgetter
@@ -106,12 +106,13 @@ def prepare(
         todo = [job for job in jobs if not _whole(job[-1])]
         if done := len(jobs) - len(todo):
             say(f"{done} of {len(jobs)} files were read before")
-        with progress("files", len(todo), say) as advance:
-            for n, (good, bad, notes) in enumerate(_decode_all(todo, workers or distributed.cores()), 1):
-                for line in [f"note: {note}" for note in notes] + [
-                    f"bad: {_said(*problem)}" for problem in bad.items()
-                ]:
-                    say(line)
+        results = _decode_all(todo, workers or distributed.cores())
+        with contextlib.closing(results), progress("files", len(todo), say) as advance:
+            for n, (good, bad, notes) in enumerate(results, 1):
+                for note in notes:
+                    say(f"note: {note}")
+                for problem in bad.items():
+                    say(f"bad: {_said(*problem)}")
                 read, problems = read + good, problems | bad
                 advance(n)
         if problems and not allow_bad:
@@ -120,9 +121,7 @@ def prepare(
                 f" ({_said(*next(iter(problems.items())))}); replace them and run again, which reads only those, or"
                 " pass allow_bad=true to leave them out, which the manifest then says"
             )
-        samples = _join(
-            [job[-1] for job in jobs if job[-1].exists()], found.samples, settings, partial / "finished", problems
-        )
+        samples = _join([job[-1] for job in jobs], found.samples, settings, partial / "finished", problems)
         shutil.rmtree(partial / "old", ignore_errors=True)
         if folder.exists():
             folder.rename(partial / "old")
@@ -194,7 +193,7 @@ def _facts(part: Path) -> dict[str, Any]:
         return json.loads(str(stored["facts"]))
 
 
-def _decode_all(jobs: list[tuple], threads: int) -> Iterator[tuple[int, dict[str, str], list[str]]]:
+def _decode_all(jobs: list[tuple], threads: int) -> Generator[tuple[int, dict[str, str], list[str]], None, None]:
     """(good samples, problems, what readers warned of) of each file, in the order in which they get ready.
 
     Threads do, as neither NumPy nor the counting holds Python's lock for long.
@@ -204,15 +203,16 @@ def _decode_all(jobs: list[tuple], threads: int) -> Iterator[tuple[int, dict[str
         warnings.simplefilter("always")
         try:
             for decoded in as_completed([pool.submit(_decode, *job) for job in jobs]):
-                yield *decoded.result(), [str(warning.message) for warning in caught]
-                caught.clear()
+                yield *decoded.result(), [str(caught.pop(0).message) for _ in range(len(caught))]
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _decode(entry: Entry, samples: list[Sample], settings: Settings, part: Path) -> tuple[int, dict[str, str]]:
     """Keep the frames of one file: (how many samples, the problems of others). Those with problems are read again next time."""
-    dataset, rows, arrays, problems = settings.dataset, [], {}, {}
+    dataset, problems = settings.dataset, {}
+    rows: list[list] = []
+    arrays: dict[str, Any] = {}
     part.unlink(missing_ok=True)
     try:
         data = read_entry(entry, samples[0].file)
@@ -240,7 +240,7 @@ def _decode(entry: Entry, samples: list[Sample], settings: Settings, part: Path)
 
 def _join(made: list[Path], samples: list[Sample], settings: Settings, target: Path, problems: dict[str, str]) -> int:
     """Write a finished cache from all parts to the folder `target`; returns the number of samples."""
-    parts = {part: _facts(part) for part in made}
+    parts = {part: _facts(part) for part in made if part.exists()}
     place = {row[0]: (part, str(k), *row[1:]) for part, facts in parts.items() for k, row in enumerate(facts["rows"])}
     good = [sample for sample in samples if sample.name in place]
     if not good:
@@ -256,16 +256,17 @@ def _join(made: list[Path], samples: list[Sample], settings: Settings, target: P
         for new, sample in enumerate(good):
             part, k, events, _ = place[sample.name]
             with np.load(part) as stored:
-                values = stored[k] if dtype.kind == "u" else stored[k].astype(dtype)
-            written, places, counts = apart(values) if dtype.kind == "u" else (values, [], [])
-            tables.append(np.rec.fromarrays([np.full(len(places), new), places, counts], dtype=OVERFLOW))
+                values = written = stored[k] if dtype.kind == "u" else stored[k].astype(dtype)
+            if dtype.kind == "u":
+                written, places, counts = apart(values)
+                tables.append(np.rec.fromarrays([np.full(len(places), new), places, counts], dtype=OVERFLOW))
             frames.write(np.ascontiguousarray(written).data)
             size, crc32 = parts[part]["size"], parts[part]["crc32"]
             row_crc32 = f"{zlib.crc32(np.ascontiguousarray(values).data):08x}"
             index.append(f"{new},{sample.label},{sample.part},{events},{size},{crc32},{row_crc32},{sample.name}")
         frames.flush()
         os.fsync(frames.fileno())
-    text, table = "\n".join(index) + "\n", np.concatenate(tables)
+    text, table = "\n".join(index) + "\n", np.concatenate([np.empty(0, OVERFLOW), *tables])
     sources = [
         f"{f['crc32']} {f['size']} {f['file']}\n" for f in sorted(parts.values(), key=itemgetter("file")) if f["rows"]
     ]

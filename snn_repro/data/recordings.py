@@ -30,7 +30,8 @@ def find_recordings(
     Folders and archives count by their names, whatever their capitals: those of recordings, or where none has any those of
     the whole set. Raises UserError and DataError as `walk` and `unpacked` do, and where nothing is found.
     """
-    names, found, archives = dataset.inside or dataset.class_names, [], {True: [], False: []}
+    names, found = dataset.inside or dataset.class_names, []
+    archives: dict[bool, list[str]] = {True: [], False: []}  # of recordings, of the whole set
     for inner, path in walk(dataset, data_dir):
         if archive_suffix(inner) and means(os.path.basename(path), dataset.known_names):
             if not os.path.isdir(stem(path)):
