@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from snn_repro.data.emulator import Camera, _simulate, emulate, emulate_recording, saccades
-from snn_repro.data.events import compiled, integrate
+from snn_repro.data.events import compiled
 from snn_repro.errors import UserError
 
 QUIET = Camera(noise=0.0, mismatch=0.0)
@@ -88,14 +88,6 @@ def test_a_recording_larger_than_the_first_buffer_is_complete():
     many = emulate_recording(image, camera=sensitive)
     assert len(many.t) > 1 << 12
     assert same(many, list(emulate(np.stack([image, image]), camera=sensitive))[1])
-
-
-def test_other_image_sizes():
-    fashion = np.random.default_rng(0).random((1, 28, 28), np.float32)
-    events = emulate_recording(fashion, camera=Camera(scale=1, scene=34))
-    assert integrate(events, 5, (34, 34)).sum() == len(events.t) > 1000
-    wide = emulate_recording(np.random.default_rng(0).random((6, 12)), camera=Camera(scale=1.5))
-    assert len(wide.t) > 100
 
 
 def test_compiled_and_plain_python_agree():
