@@ -11,7 +11,7 @@ cache_dir     where the frames go; pass the same cache_dir to training
 timesteps     frames a recording (default: the data set's)
 integrate_by  number (default), time or braincog: frames of equally many events, or of equal time
 frame_size    resize frames to this many pixels (default: keep the sensor's size)
-workers       processes (default: one a CPU)
+workers       threads (default: one a CPU)
 allow_bad     true leaves out recordings that cannot be read, and says so in the manifest
 rebuild       true makes a finished cache anew
 verify        true makes nothing: it reads all rows of the cache and holds them against their checksums
@@ -23,6 +23,8 @@ import os
 import sys
 import warnings
 from typing import Any
+
+import torch
 
 from snn_repro.console import Parser
 from snn_repro.errors import UserError
@@ -133,8 +135,6 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    if report.ignored:
-        say(f"{report.ignored} files in the data folder do not belong to the data set and were ignored")
     if report.samples < report.expected:
         say(
             f"warning: the complete data set has {report.expected} recordings, this cache {report.samples};"
@@ -148,4 +148,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # of each of the threads that read
     sys.exit(main(sys.argv[1:]))

@@ -278,7 +278,7 @@ def _parsing(rounds: int, n: int, spikingjelly, folder: Path) -> Table:
 def _serving(rounds: int, events: int, spikingjelly, folder: Path, batch: int) -> Table:
     n = 4 * batch
     kinds = min(8, n)
-    counts = np.stack([integrate(random_events(events, i), 10, SIZE, dtype=np.uint8) for i in range(kinds)])
+    counts = np.stack([integrate(random_events(events, i), 10, SIZE) for i in range(kinds)])
     np.save(folder / "cached.npy", np.tile(counts, (n // kinds, 1, 1, 1, 1)))
     files = [folder / f"{i}.npz" for i in range(n)]
     for i, file in enumerate(files):

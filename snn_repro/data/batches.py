@@ -30,8 +30,8 @@ from snn_repro.data.augment.augmentation import (
     moved,
     sent,
 )
-from snn_repro.data.counts import ByteFrames
 from snn_repro.data.dataset import Batches, Data, Split
+from snn_repro.data.events import ByteFrames
 from snn_repro.data.image_files import decode
 from snn_repro.errors import DataError, UserError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import warnings
@@ -17,13 +18,13 @@ from torch.utils.data import Dataset
 from snn_repro import distributed
 from snn_repro.config.schema import Config
 from snn_repro.data import raw
+from snn_repro.data.archives import Packed
 from snn_repro.data.augment import BatchTransform, RecordingAugmentation, batch_transforms, recording_steps
 from snn_repro.data.batches import LoaderBatches, MemoryBatches, RowCheck, keep_freed_memory
 from snn_repro.data.cache import Cache, Settings, open_cache
-from snn_repro.data.counts import ByteFrames
-from snn_repro.data.dataset import Batches, Data, DataSet, Recorded, Split
-from snn_repro.data.events import Events
-from snn_repro.data.recordings import cut, find_recordings, find_sources, read_entry, to_frames
+from snn_repro.data.dataset import Batches, Data, DataSet, Entry, Recorded, Split
+from snn_repro.data.events import ByteFrames, Events, cut, to_frames
+from snn_repro.data.recordings import find_recordings, read_entry
 from snn_repro.data.splits import RULES, Indices, named_split, split_parts
 from snn_repro.errors import DataError, UserError
 
@@ -122,7 +123,7 @@ class AugmentedRecordings(torch.utils.data.Dataset):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is odd about a file was told when the frames were prepared
             events = dataset.decode(data, sample.file)
-        events = cut(events, sample)
+        events = cut(events, sample.start, sample.stop)
         for step in self.steps:
             events = step.apply(events, dataset.shape[1:])
         frames = to_frames(events, dataset.shape[1:], *self.settings[1:])
@@ -132,7 +133,7 @@ class AugmentedRecordings(torch.utils.data.Dataset):
 def published_split(dataset: Recorded, cfg: Config, cache: Cache) -> tuple[Indices, Indices, Indices, Split]:
     """(training, validation and test rows, their Split) of a set that others published: drawn on the list of what it holds."""
     name, split = dataset.name, cfg.dataset.split
-    excluded = [p["name"] for p in cache.manifest["excluded"]]
+    excluded = [*cache.excluded]
     total = dataset.total or len(cache.names) + len(excluded)
     if excluded or len(cache.names) < total:
         warnings.warn(
@@ -172,7 +173,9 @@ class EventSet(Recorded):
         return published_split(self, cfg, cache)
 
     def locate(self, cfg: Config) -> list[Path]:
-        return find_sources(self, cfg.data_dir)
+        with contextlib.suppress(Packed):  # it is there
+            find_recordings(self.of(cfg), cfg.data_dir, cfg.cache_dir, unpack=False)
+        return [Path(cfg.data_dir or "")]
 
     def cache_settings(self, cfg: Config) -> Settings:
         """Of the cache that a run reads."""
@@ -182,10 +185,12 @@ class EventSet(Recorded):
         open_cache(self.cache_settings(cfg), cfg.cache_dir, cfg.data_dir)
 
     def state(self, cfg: Config) -> tuple[str, str | None]:
-        settings = self.cache_settings(cfg)
-        if cfg.cache_dir and Path(cfg.cache_dir, settings.folder, "manifest.json").is_file():
-            return "ready", None
-        if super().state(cfg)[0] == "missing":
+        try:
+            settings = self.cache_settings(cfg)
+            if cfg.cache_dir and Path(cfg.cache_dir, settings.folder, "manifest.json").is_file():
+                return "ready", None
+            self.locate(cfg)
+        except UserError:
             return "missing", f"the data set {self.name} in data_dir, or its frames in cache_dir"
         return "not prepared", f"frames: {settings.command(cfg.data_dir, cfg.cache_dir)}"
 
@@ -201,10 +206,10 @@ class EventSet(Recorded):
 
     def recording(self, path: str) -> Events:
         """The events of one file outside of the data set. Raises DataError."""
-        return self.decode(raw.file_bytes(path), path)
+        return self.decode(read_entry(Entry(path), path), path)
 
     def sample(self, cfg: Config, source: Any, say: Callable[[str], None]) -> Tensor:
-        return raw.frames(self, cfg, self.recording(os.fspath(source)) if raw.is_path(source) else source)
+        return raw.frames(self.of(cfg), cfg, self.recording(os.fspath(source)) if raw.is_path(source) else source)
 
     def build(self, cfg: Config) -> Data:
         """The data set from prepared frames."""
@@ -213,7 +218,7 @@ class EventSet(Recorded):
         dataset: Any = settings.dataset
         cache = open_cache(settings, cfg.cache_dir, cfg.data_dir)
         train, val, test, of_run = dataset.split(cfg, cache)
-        check = RowCheck(cache) if cfg.dataset.verify == "first_read" and cache.checksums is not None else None
+        check = RowCheck(cache) if cfg.dataset.verify == "first_read" else None
         parts = [Part(cache.frames, cache.labels, rows) for rows in (train, val, test)]
         if steps := recording_steps(cfg.augment, dataset):
             parts[0] = Part(AugmentedRecordings(settings, cfg, cache.names, steps), cache.labels, train)

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
-from snn_repro.data.archives import either
 from snn_repro.errors import DataError, UserError
 from snn_repro.registry import SETS
 from snn_repro.settings import Setting
@@ -188,8 +187,6 @@ class Entry(NamedTuple):
     """One file of an event set."""
 
     path: str
-    size: int  # bytes
-    crc32: str = ""  # eight hexadecimal digits, where it is known before the file is decoded
     problem: str = ""  # why it could not be unpacked
 
 
@@ -223,10 +220,6 @@ class Recorded(DataSet):
     def known_names(self) -> tuple[str, ...]:
         """How folders and archives with the set in them are called."""
         return (*self.folders, *(self.inside or self.class_names))
-
-    def find(self, children: dict[str, Path]) -> list[Path]:
-        """The folders and archives with recordings, of what lies in a folder, {lower-case name: path}."""
-        return [path for name in self.class_names if (path := either(children, name))]
 
     def listing(self, files: dict[str, Entry]) -> tuple[list[Sample], dict[str, str]]:
         """The samples in `files` {name: where it lies}, and {name: why it cannot be used}."""

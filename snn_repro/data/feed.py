@@ -17,7 +17,7 @@ from torch import Tensor
 
 from snn_repro.data.augment import Augmentation, GuidedAugmentation
 from snn_repro.data.batches import AS_STORED, Batches, LoaderBatches, MemoryBatches, portable
-from snn_repro.data.counts import ByteFrames
+from snn_repro.data.events import ByteFrames
 from snn_repro.errors import UserError
 
 log = logging.getLogger("snn_repro")

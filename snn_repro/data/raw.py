@@ -15,10 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snn_repro.data.emulator import Camera, emulated_frames
-from snn_repro.data.events import Events
+from snn_repro.data.events import Events, to_frames
 from snn_repro.data.image_files import as_shown, decode, decode_tensor
-from snn_repro.data.recordings import to_frames
 from snn_repro.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -30,14 +28,6 @@ MODES = {1: "L", 3: "RGB"}
 
 def is_path(source: Any) -> bool:
     return isinstance(source, str | os.PathLike)
-
-
-def file_bytes(path: str) -> bytes:
-    """Raises DataError where there is no such file."""
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 # ------------------------------------------------------------------ images
@@ -106,14 +96,3 @@ def frames(dataset: DataSet, cfg: Config, events: Any) -> Tensor:
         raise DataError("the recording holds no events")
     counts = to_frames(events, dataset.shape[1:], cfg.timesteps, cfg.dataset.integrate_by, cfg.dataset.frame_size)
     return torch.from_numpy(counts.astype(np.float32))[:, None]
-
-
-def emulated(
-    dataset: DataSet, cfg: Config, source: Any, say: Callable[[str], None], images: Any, white: float, camera: Camera
-) -> Tensor:  # fmt: skip
-    """`frames` of events, or of an image of the set `images` as the emulated camera records it first; `white`: its brightest value."""
-    if isinstance(source, tuple):
-        return frames(dataset, cfg, source)
-    image = np.asarray(images.image(source, say), np.float32)[None] / white
-    recorded = emulated_frames(dataset.name, image, cfg.timesteps, 0, cfg.dataset.integrate_by, camera)
-    return torch.from_numpy(recorded[0].astype(np.float32))[:, None]

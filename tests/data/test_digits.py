@@ -3,12 +3,12 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from fixtures import digits_dvs_frames
 
 from snn_repro.config import load_config
 from snn_repro.data import build_data
 from snn_repro.data.sets import digits
 from snn_repro.data.sets.digits import load_digits, sample_names
-from snn_repro.data.sets.digits_dvs import digits_dvs_frames
 from snn_repro.data.splits import carve_validation
 from snn_repro.errors import DataError, UserError
 

@@ -1,10 +1,7 @@
-import io
 import pickle
 import struct
-import tarfile
 import tracemalloc
 import warnings
-import zipfile
 
 import fixtures
 import numpy as np
@@ -18,7 +15,6 @@ from snn_repro.data.formats import (
     read_atis_bin,
     read_gesture_labels,
 )
-from snn_repro.errors import DataError
 
 
 def assert_same_events(found: Events, written: Events):
@@ -42,65 +38,28 @@ def refused(read, data, offset, reason):
 # ------------------------------------------------------------------ whole data sets
 
 
-@pytest.mark.parametrize("archive", [False, True])
-def test_cifar10_dvs_event_by_event(tmp_path, archive):
-    written = fixtures.write_cifar10_dvs(tmp_path, per_class=3, events=50, archive=archive)
-    assert len(written) == 30
-    for name, events in written.items():
-        if archive:
-            folder = name.split("/")[0]
-            with zipfile.ZipFile(tmp_path / f"{folder}.zip") as opened, opened.open(name) as file:
-                assert_same_events(read_aedat2(file), events)
-        else:
-            assert_same_events(read_aedat2(tmp_path / name), events)
+def test_cifar10_dvs_event_by_event(tmp_path):
+    for name, events in fixtures.write_cifar10_dvs(tmp_path, per_class=3, events=50).items():
+        assert_same_events(read_aedat2((tmp_path / name).read_bytes()), events)
 
 
-@pytest.mark.parametrize("archive", [False, True])
-def test_dvs_gesture_event_by_event(tmp_path, archive):
-    trials = fixtures.write_dvs_gesture(tmp_path, archive=archive)
-    if archive:
-        with tarfile.open(tmp_path / "DvsGesture.tar.gz") as opened:
-            opened.extractall(tmp_path, filter="data")
-    classes = [1, 2, 3, 4, 5, 6, 7, 8, 8, 9, 10, 11]
+def test_dvs_gesture_event_by_event(tmp_path):
+    trials = fixtures.write_dvs_gesture(tmp_path)
     for file, trial in trials.items():
         path = tmp_path / "DvsGesture" / file
-        assert_same_events(read_aedat3(path), trial.events)
-        rows = read_gesture_labels(str(path).replace(".aedat", "_labels.csv"))
-        assert rows == trial.rows and [row[0] for row in rows] == classes
+        assert_same_events(read_aedat3(path.read_bytes()), trial.events)
+        rows = read_gesture_labels(path.with_name(file.replace(".aedat", "_labels.csv")).read_bytes())
+        assert rows == trial.rows and [row[0] for row in rows] == [1, 2, 3, 4, 5, 6, 7, 8, 8, 9, 10, 11]
     first, last = list(trials.values())[0], list(trials.values())[-1]
     assert first.rows[9][2] > first.rows[10][1]  # classes 9 and 10 overlap
     assert last.events.t[0] < 2**31 < last.events.t[-1]
 
 
-@pytest.mark.parametrize("archive", [False, True])
-def test_ncaltech101_event_by_event(tmp_path, archive):
-    written = fixtures.write_ncaltech101(tmp_path, archive=archive)
-    for name, events in written.items():
-        if archive:
-            with zipfile.ZipFile(tmp_path / "Caltech101.zip") as opened:
-                found = read_atis_bin(opened.read(f"Caltech101/{name}"))
-        else:
-            found = read_atis_bin(tmp_path / "Caltech101" / name)
+def test_ncaltech101_event_by_event(tmp_path):
+    for name, events in fixtures.write_ncaltech101(tmp_path).items():
+        found = read_atis_bin((tmp_path / "Caltech101" / name).read_bytes())
         assert_same_events(found, events)
         assert integrate(found, 4, (180, 240)).sum() == len(events.t)
-
-
-# ------------------------------------------------------------------ sources
-
-
-def test_paths_files_and_bytes_are_all_accepted(tmp_path):
-    events = recording()
-    data = fixtures.encode_aedat2(events)
-    path = tmp_path / "one.aedat"
-    path.write_bytes(data)
-    with open(path, "rb") as file:
-        for source in (path, str(path), file, io.BytesIO(data), data, bytearray(data), memoryview(data)):
-            assert_same_events(read_aedat2(source), events)
-    with pytest.raises(DataError, match=r"absent\.aedat cannot be read: No such file"):
-        read_aedat2(tmp_path / "absent.aedat")
-    path.write_bytes(data[:-3])
-    with pytest.raises(FormatError, match=r"one\.aedat, byte \d+: "):
-        read_aedat2(path)
 
 
 def test_a_format_error_survives_a_process_boundary():
@@ -200,17 +159,14 @@ def test_aedat3_follows_the_header_where_it_counts_events_with_valid_bit_0(recwa
     for i in (0, 7, 19):
         data[first + 28 + 8 * i] &= 0xFE
     assert_same_events(read_aedat3(bytes(data), "set/file"), events)
-    assert [str(w.message) for w in recwarn] == [
-        "set/file: kept 3 of 50 events whose own valid bit is 0, because their packets' headers count them as valid"
-    ]
-    recwarn.clear()
+    assert "set/file: headers and valid bits of its packets disagree about 3 of 50" in str(recwarn.pop().message)
     data[first + 24 : first + 28] = struct.pack("<I", 17)
     keep = np.setdiff1d(np.arange(50), (0, 7, 19))
     assert_same_events(read_aedat3(bytes(data)), Events(*(a[keep] for a in events)))
     assert not recwarn.list  # header and bits agree
     data[first + 24 : first + 28] = struct.pack("<I", 15)
     assert len(read_aedat3(bytes(data), "set/file").t) == 47
-    assert "disagree by 2 of 50 events; the bits were followed" in str(recwarn.pop().message)
+    assert "disagree about 2 of 50 events" in str(recwarn.pop().message)
 
 
 def test_a_huge_capacity_allocates_nothing():

@@ -20,7 +20,7 @@ from snn_repro.data.augment.normalize import Normalize
 from snn_repro.data.augment.rpg import RPGDrop
 from snn_repro.data.augment.smooth_labels import SmoothLabels
 from snn_repro.data.batches import MemoryBatches, ahead, make_generator
-from snn_repro.data.counts import OVERFLOW, ByteFrames, apart
+from snn_repro.data.events import OVERFLOW, ByteFrames, apart
 from snn_repro.data.feed import feed
 from snn_repro.errors import DataError, UserError
 from snn_repro.train import run

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from fixtures import digits_dvs_frames
 from fixtures import make_cache as prepare
 from fixtures.event_sets import write_cifar10_dvs, write_dvs_gesture, write_ncaltech101
 from fixtures.image_sets import write_cifar10, write_fashion_mnist, write_imagenet
@@ -16,7 +17,6 @@ from snn_repro.data.cache import open_cache
 from snn_repro.data.emulator import DIGITS_CAMERA, emulate_recording
 from snn_repro.data.sets import SETS
 from snn_repro.data.sets.digits import load_digits, train_test
-from snn_repro.data.sets.digits_dvs import digits_dvs_frames
 from snn_repro.errors import UserError
 from snn_repro.trained import load_run, predict
 from snn_repro.trained.predict import predict as ask
