@@ -25,9 +25,9 @@ from snn_repro.neurons import build_neuron
 from snn_repro.registry import EXPORTS, NEURONS, NORMS, SETS
 from snn_repro.train import build_network, run
 from snn_repro.trained import TrainedRun, load_run
-from snn_repro.trained.export import export, help_of, names, onnx, torch_export
+from snn_repro.trained.export import export, graphs, help_of, names
 from snn_repro.trained.export import nir as to_nir
-from snn_repro.trained.export._unrolled import inputs
+from snn_repro.trained.export.graphs import inputs
 
 main = script("export").main
 
@@ -140,13 +140,13 @@ def compare(run, graph, share=0.0):
 
 def by_torch(run, folder):
     folder.mkdir(exist_ok=True)
-    said = torch_export.write(run, folder)
+    said = graphs.torch_export(run, folder)
     return torch.export.load(folder / "model.pt2").module(), said
 
 
 def by_onnx(run, folder):
     folder.mkdir(exist_ok=True)
-    said = onnx.write(run, folder)
+    said = graphs.onnx(run, folder)
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     return lambda x: torch.from_numpy(session.run(["logits"], {"input": x.numpy()})[0]), said
 
@@ -361,7 +361,7 @@ def test_an_output_appears_whole_or_not_at_all(finished, tmp_path, monkeypatch, 
     assert capsys.readouterr().err == "export.py: NIR has no such thing\n" and not list(tmp_path.iterdir())
     export(finished, "safetensors", output=target)
     before = (target / "model.safetensors").stat().st_mtime_ns
-    with pytest.raises(UserError, match="out is there already; write it anew with --force"):
+    with pytest.raises(UserError, match="out is there already; replace it with --force"):
         export(finished, "safetensors", output=target)
     with pytest.raises(UserError, match="no such thing"):
         export(finished, "nir", output=target, force=True)
@@ -385,7 +385,7 @@ def test_an_output_appears_whole_or_not_at_all(finished, tmp_path, monkeypatch, 
 @pytest.mark.parametrize("to", ["safetensors", "onnx", "torch_export", "nir"])
 def test_a_full_disk_leaves_no_part_and_is_one_sentence(to, finished, tmp_path, monkeypatch):
     if to == "nir":
-        monkeypatch.setattr(to_nir, "nir_graph", lambda *_: nir.NIRGraph({}, []))
+        monkeypatch.setattr(to_nir, "nir_graph", lambda *_: nir.NIRGraph({}, []))  # for the time
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # bytes a file may have
     try:
@@ -393,7 +393,7 @@ def test_a_full_disk_leaves_no_part_and_is_one_sentence(to, finished, tmp_path, 
             export(finished, to, output=tmp_path / "new" / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.rglob("*out*"))
 
 
 def test_a_signal_leaves_no_part_and_a_link_stays(finished, tmp_path, monkeypatch, capsys):
@@ -449,6 +449,7 @@ def test_a_run_that_is_not_finished_and_a_package_that_is_missing(finished, tmp_
     with pytest.raises(UserError, match="unfinished is not finished: it has no result.json"):
         export(unfinished, "safetensors")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.delitem(sys.modules, "snn_repro.trained.export.onnx")
-    with pytest.raises(UserError, match=r"--to onnx needs onnxruntime: pip install 'snn_repro\[export\]'"):
-        export(finished, "onnx")
+    monkeypatch.setattr(to_nir, "nir", None)
+    for name, package in (("onnx", "onnxruntime"), ("nir", "nir")):
+        with pytest.raises(UserError, match=rf"--to {name} needs {package}: pip install 'snn_repro\[export\]'"):
+            export(finished, name, output=tmp_path / "out")

@@ -18,7 +18,6 @@ from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
 from snn_repro.train import run
 from snn_repro.trained import load_run
-from snn_repro.trained.command import split
 from snn_repro.trained.evaluate import evaluate_run
 from snn_repro.trained.export import export
 from snn_repro.trained.predict import predict
@@ -41,7 +40,7 @@ def test_the_network_answers_as_it_did_in_the_run(tmp_path, more):
 
 
 def test_what_is_no_run_is_said_in_a_sentence(tmp_path):
-    with pytest.raises(UserError, match="is no run: give the folder"):
+    with pytest.raises(UserError, match="is no run: it holds no config.yaml; give the folder"):
         load_run(tmp_path / "missing")
     with pytest.raises(UserError, match="is no run: it holds no config.yaml"):
         load_run(tmp_path)
@@ -71,17 +70,6 @@ def test_a_forged_checkpoint_is_one_sentence(tmp_path, key):
     with pytest.raises(UserError) as error:
         load_run(tmp_path)
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("word", ["runs/mine/recipe.lr=0.05/seed0", "recipe.lr=0.05/seed0"])
-def test_a_folder_with_keys_in_its_name_is_the_run(tmp_path, monkeypatch, word):
-    monkeypatch.chdir(tmp_path)
-    if word.startswith("runs/"):  # mistyped: it is not there, and is still what was meant
-        assert split(["timesteps=6", word]) == (word, ["timesteps=6"], set())
-    (tmp_path / word).mkdir(parents=True)
-    assert split(["timesteps=6", word, "--json"]) == (word, ["timesteps=6"], {"--json"})
-    with pytest.raises(UserError, match="name the folder of a run"):
-        split(["timesteps=6"])
 
 
 # ---------------------------------------------------------------- own data
@@ -145,7 +133,7 @@ def test_an_older_run_reads_its_data_dir_and_refuses_other_data(own, tmp_path, c
         torch.save(content, folder / file)
     trained = load_run(folder)
     assert config_hash(trained.config) == hash_ and trained.class_names == ["${c}", "b", "d_1|"]
-    assert "does not keep the classes and statistics of its data: those of data_dir=" in caplog.text
+    assert "keeps no classes and statistics of its data: those of data_dir=" in caplog.text
     assert torch.equal(trained.transform(data / "b" / "0.png"), x)
     picture(data / "b" / "more.png", 4)
     for use in (lambda: load_run(folder).transform(data / "b" / "0.png"), lambda: evaluate_run(folder)):

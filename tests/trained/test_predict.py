@@ -186,7 +186,7 @@ def test_the_command(digits, tmp_path, monkeypatch, capsys):
     assert out.startswith(f"{tmp_path / 'zero.png'}: ") and len(out.splitlines()) == 6 and "resized to 8x8" in err
     assert typed(digits, tmp_path / "zero.png", "--json") == 0 and '"confidence"' in capsys.readouterr().out
     for words, sentence in (
-        [[digits], "name an image or a recording"], [[digits, "gone.png"], "gone.png does not exist"],
+        [[digits], "the following arguments are required: FILE"], [[digits, "gone.png"], "gone.png does not exist"],
         [[digits, "x", "device=tpu"], "device=tpu must be"], [[tmp_path, "x"], "is no run: it holds no config.yaml"],
     ):  # fmt: skip
         assert typed(*words) == 2

@@ -8,7 +8,7 @@ import torch
 from snn_repro.config import load_config
 from snn_repro.models import build_model
 from snn_repro.runs import checkpoint
-from snn_repro.runs.fingerprint import fingerprint
+from snn_repro.runs.folder import fingerprint
 from snn_repro.train import run
 from snn_repro.trained import load_run
 
