@@ -33,14 +33,14 @@ class CheckpointError(UserError):
     """A checkpoint is damaged or belongs to another run."""
 
 
-def save(folder: Path, content: dict, keep_previous: bool = True, name: str = LAST) -> None:
+def save(folder: Path, content: dict, name: str = LAST) -> None:
     """Write `content` (tensors and plain values) to `folder/name` atomically; the one before stays as PREVIOUS."""
     target = folder / name
     buffer = io.BytesIO()
     torch.save(content, buffer)  # into memory first: torch hides the reason of a failed write (a full disk, say)
     with replace_atomically(target) as temporary:
         temporary.write_bytes(buffer.getbuffer())
-        if keep_previous and name == LAST and target.exists():
+        if name == LAST and target.exists():
             spare = unguessable(folder / PREVIOUS)
             os.link(target, spare)
             os.replace(spare, folder / PREVIOUS)
@@ -150,14 +150,14 @@ def find_weights(name: str, data_dir: str | None) -> Path:
             f"model.weights={name} was not found, neither as a path nor in {', '.join(map(str, folders))}{where}; "
             "model.weights=null starts from scratch"
         )
-    if published:
-        with open(file, "rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        if not digest.startswith(published[2]):
-            raise CheckpointError(
-                f"{file} is not what its name says: its SHA-256 begins with {digest[:8]}; get it again"
-            )
+    if published and not (digest := sha256(file)).startswith(published[2]):
+        raise CheckpointError(f"{file} is not what its name says: its SHA-256 begins with {digest[:8]}; get it again")
     return file
+
+
+def sha256(file: Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def load_evaluated(path: Path) -> tuple[dict, dict]:
@@ -184,6 +184,7 @@ def weights_of(content: dict, path: Path) -> dict[str, torch.Tensor]:
 
 def _tensors(state: Any, path: Path) -> dict[str, torch.Tensor]:
     """The weights of a file, which are plain tensors with names. Raises CheckpointError where they are not."""
+    value: Any
     for name, value in state.items() if isinstance(state, dict) else [("weights", None)]:
         plain = isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
         if not plain or value.is_meta or value.is_quantized or value.is_complex():

@@ -10,7 +10,7 @@ result.json                                   written last: a run without one di
 eval/                                         what `snn-eval` found, a file a test
 """
 
-import hashlib
+import contextlib
 import json
 import os
 import platform
@@ -164,7 +164,8 @@ class Follower:
 
 def open_folder(path: Path, config: Config) -> RunFolder | Follower:
     """The run's folder. Of several processes the first one holds it, and all get to know whether it is finished or refused."""
-    folder, finished = None, None
+    folder: RunFolder | None = None
+    finished: Any = None
     if distributed.world().rank == 0:
         try:
             folder = RunFolder(path, config)
@@ -179,13 +180,13 @@ def open_folder(path: Path, config: Config) -> RunFolder | Follower:
 
 def in_use(folder: Path) -> bool:
     """Whether a living process holds the folder's lock: one that was killed left `running` in its status."""
-    try:
-        lock = hold(folder / LOCK, patience=0) if (folder / LOCK).exists() else None
-    except OSError:  # what is not ours to lock is not ours to run
-        return True
-    if lock is not None:
-        lock.release()
-    return lock is None and (folder / LOCK).exists()
+    if not (folder / LOCK).exists():
+        return False
+    with contextlib.suppress(OSError):  # what is not ours to lock is not ours to run
+        if lock := hold(folder / LOCK, patience=0):
+            lock.release()
+            return False
+    return True
 
 
 def environment(device: str) -> dict:
@@ -221,8 +222,7 @@ def fingerprint(config: Config) -> dict[str, str]:
     hashes = SETS[config.dataset.name].fingerprint(config)
     if config.model.weights:
         weights = checkpoint.find_weights(config.model.weights, config.data_dir)
-        with open(weights / checkpoint.LAST if weights.is_dir() else weights, "rb") as file:
-            hashes["model.weights"] = hashlib.file_digest(file, "sha256").hexdigest()
+        hashes["model.weights"] = checkpoint.sha256(weights / checkpoint.LAST if weights.is_dir() else weights)
     return hashes
 
 

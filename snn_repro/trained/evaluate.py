@@ -7,13 +7,11 @@ weights       last (default) or best: the epoch that was selected, by validation
 timesteps     another T, where no parameter is tied to the run's
 dataset       another data set of the same frame size and number of classes; dataset.KEY=... as in training
 data_dir, cache_dir, device, threads, kernels
-              where the data lie now, and who computes
+              where the data lie now, and the backend
 batch_size    samples at a time
 initial       zero, half or constant (neuron.initial_value): start the neurons from there instead, IMP left out
-predictions   true keeps label and logits of every sample beside the numbers, as predictions.npz has them
-output        the file to write instead of RUN/eval/NAME.json
 
-It prints tables, or with --json what it writes. The run's own files stay as they are.
+It prints tables, or with --json what it writes into RUN/eval/. The run's own files stay as they are.
 
 Accuracy at each time step, of the step's own output and of the mean output up to it, is that of training. Probabilities
 are the softmax of the scores that the loss reads. Calibration: expected calibration error over 15 bins of equal width of
@@ -26,7 +24,6 @@ import argparse
 import itertools
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -56,11 +53,11 @@ from snn_repro.console import Parser, harmless, progress, text_table
 from snn_repro.data import build_data
 from snn_repro.data.feed import feed
 from snn_repro.errors import UserError
-from snn_repro.files import replace_atomically, write_text
+from snn_repro.files import write_text
 from snn_repro.losses import Loss
 from snn_repro.registry import SETS
 from snn_repro.runs import checkpoint
-from snn_repro.runs.folder import EVALUATIONS, epoch_of, final_outputs, other_data
+from snn_repro.runs.folder import EVALUATIONS, final_outputs, other_data
 from snn_repro.runtime import Precision, channels_last, compile_network, pick_device, seed_everything
 from snn_repro.train import evaluate
 from snn_repro.trained.load import TrainedRun, command, load_run, log
@@ -121,13 +118,7 @@ def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) ->
     elif weights not in (None, run.weights):
         run = load_run(run.path, str(weights))
     base = as_tested(run.config)
-    config = with_overrides(base, typed)
-    for key, place in (("data_dir", config.data_dir), ("cache_dir", config.cache_dir)):
-        if place and not Path(place).is_absolute() and not Path(place).exists():
-            raise UserError(
-                f"{key}={place} counts from the folder that the run was started in, and is not in {Path.cwd()}; give {key}=DIR, "
-                "or start snn-eval there"
-            )
+    config = with_overrides(run, base, typed)
     device = pick_device(config)
     seed_everything(config)
     model, loss_fn = tested_network(run, config), loss_of(config)
@@ -186,7 +177,7 @@ def as_tested(config: Config) -> dict[str, Any]:
     return to_dict(checked(plain))
 
 
-def with_overrides(base: dict[str, Any], typed: Sequence[str]) -> Config:
+def with_overrides(run: TrainedRun, base: dict[str, Any], typed: Sequence[str]) -> Config:
     """`base` with what was typed. Raises ConfigError for a key that does nothing here, or does too much."""
     overrides = config_overrides(typed)
     initial = next((o.partition("=")[2] for o in overrides if o.startswith("neuron.initial=")), None)
@@ -198,7 +189,12 @@ def with_overrides(base: dict[str, Any], typed: Sequence[str]) -> Config:
     if config.dataset.name == ours["name"]:
         config.dataset.found = ours["found"]
     if (config.dataset.name, config.dataset.frame_size) != (ours["name"], ours["frame_size"]):
-        gives, takes = (_takes(c) for c in (config, checked(base)))
+        dataset = SETS[config.dataset.name].of(config)
+        shapes = (
+            (dataset.frame_shape(config.dataset.frame_size), dataset.num_classes),
+            (run.input_shape, run.num_classes),
+        )
+        gives, takes = (f"{'x'.join(map(str, shape))} and {classes} classes" for shape, classes in shapes)
         if gives != takes:
             raise UserError(
                 f"dataset={config.dataset.name} gives {gives}, and the run's network takes {takes}; choose a data set like "
@@ -221,12 +217,6 @@ def config_overrides(typed: Sequence[str]) -> list[str]:
             raise ConfigError(f"{o} has no effect on a test, or would change what was trained; leave it out")
         full.append(f"{name}={value}")
     return readable(full)
-
-
-def _takes(config: Config) -> str:
-    """Frame size and classes, in words."""
-    dataset = SETS[config.dataset.name].of(config)
-    return f"{'x'.join(map(str, dataset.frame_shape(config.dataset.frame_size)))} and {dataset.num_classes} classes"
 
 
 def tested_network(run: TrainedRun, config: Config) -> nn.Module:
@@ -252,7 +242,7 @@ def tested_network(run: TrainedRun, config: Config) -> nn.Module:
 
 
 def unlike_the_run(run: TrainedRun, config: Config, found: Evaluation) -> list[str]:
-    """What a reader must know who holds these numbers against the run's: other data, other samples, other numbers."""
+    """What a reader must know who holds these numbers against the run's: other data, other samples."""
     result, said = run.result, []
     if not result:
         return [f"the run is not finished: these are the weights of epoch {run.epoch} of {run.config.recipe.epochs}"]
@@ -262,15 +252,6 @@ def unlike_the_run(run: TrainedRun, config: Config, found: Evaluation) -> list[s
         said += [f"whether the data are those of the run is not known: {why}"] if why else []
     if result.dataset == found.dataset and result.split_sha256 != found.split_sha256:
         said.append(f"warning: other samples than the run's test ({result.split_id}): it may have been trained on some")
-    try:
-        line = {} if found.changes else epoch_of(run.path, run.epoch)
-    except UserError as error:
-        return [*said, f"warning: {error}; not compared with the accuracy of then"]
-    if any(line.get(k, found[k]) != found[k] for k in ("acc", "acc_step", "acc_cum")):
-        said.append(
-            f"warning: in the run these weights had an accuracy of {100 * line['acc']:.2f}%; sums are rounded in another order "
-            "with other devices, threads or versions"
-        )
     return said
 
 
@@ -399,28 +380,6 @@ def _percent(value: float | None) -> str:
 # ---------------------------------------------------------------- the command
 
 
-def file_of(run: Path, typed: Sequence[str], output: str | None) -> Path:
-    """Where an evaluation goes: RUN/eval/last.json, RUN/eval/best,timesteps=6.json, or `output`.
-
-    Raises UserError where it would replace anything but an evaluation, or cannot be written.
-    """
-    weights, others = weights_in(typed)
-    # with a name it says all choices
-    named = tweaks(["name=x", *(o for o in config_overrides(others) if not o.startswith("recipe."))])
-    own = run / EVALUATIONS / f"{','.join(filter(None, [weights or 'last', named]))}.json"
-    file = Path(output).expanduser() if output else own
-    above = next(folder for folder in file.resolve().parents if folder.exists())
-    if file.resolve().parent == run.resolve():
-        raise UserError(
-            f"output={output} would lie among the run's own files; choose another folder, like {own.parent}"
-        )
-    if file.exists() and not (file.is_file() and file.open("rb").read(9) == b'{\n  "run"'):
-        raise UserError(f"output={file} is there and is no earlier evaluation; choose another file")
-    if not (above.is_dir() and os.access(above, os.W_OK)):
-        raise UserError(f"{file} cannot be written in {above}; choose another place with output=FILE")
-    return file
-
-
 def arguments(name: str, doc: str | None, words: str, number: str) -> argparse.Namespace:
     """What was typed: `run`, `words` and `json` of a command on a trained network."""
     parser = Parser(name, doc)
@@ -432,22 +391,15 @@ def arguments(name: str, doc: str | None, words: str, number: str) -> argparse.N
 
 def main() -> None:
     args = arguments("snn-eval", __doc__, "KEY=VALUE", "*")
-    own = {k: v for k, _, v in (w.partition("=") for w in args.words) if k in ("output", "predictions")}
-    typed = [w for w in args.words if w.partition("=")[0] not in own]
-    if (keep := own.get("predictions", "false").lower()) not in ("true", "false"):
-        raise UserError(f"predictions={own['predictions']} must be true or false")
-    run = load_run(args.run, weights_in(typed)[0] or "last")
-    file = file_of(run.path, typed, own.get("output"))
-    found = evaluate_run(run, typed)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if keep == "true":
-        with (
-            replace_atomically(file.with_name(file.name.removesuffix(".json") + ".npz")) as spare,
-            open(spare, "wb") as f,
-        ):
-            np.savez_compressed(f, label=found.labels, logits=found.logits)
-    write_text(file, found.json())
+    weights, others = weights_in(args.words)
+    run = load_run(args.run, weights or "last")
+    # with a name it says all choices
+    changed = tweaks(["name=x", *(o for o in config_overrides(others) if not o.startswith("recipe."))])
+    found = evaluate_run(run, args.words)
     print(found.json() if args.json else found)
+    file = run.path / EVALUATIONS / f"{','.join(filter(None, [run.weights, changed]))}.json"
+    file.parent.mkdir(exist_ok=True)
+    write_text(file, found.json())
     log.info(f"written to {file}")
 
 

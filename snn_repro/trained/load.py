@@ -5,13 +5,12 @@ Also what is said and counted of a finished run, and what the commands on one sh
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,7 +29,7 @@ from snn_repro.files import write_json
 from snn_repro.neurobench import neurobench
 from snn_repro.registry import SETS
 from snn_repro.runs import checkpoint
-from snn_repro.runs.folder import CONFIG, NEUROBENCH, RESULT, Follower, RunFolder, other_data
+from snn_repro.runs.folder import CONFIG, NEUROBENCH, RESULT, Follower, RunFolder
 from snn_repro.runs.result import RunResult, read_result, summary
 from snn_repro.runtime import pick_device, threads
 
@@ -52,41 +51,28 @@ class TrainedRun:
     num_classes: int
     result: RunResult | None
     weights: str = "last"  # or "best"
-    data: dict[str, str] | None = None  # the fingerprint of what it was trained on
 
     def facts(self, config: Config | None = None) -> DataSet:
-        """The data set of the run (or of a test, `config`), with what the run found in it: classes, size, statistics.
-
-        A run of an earlier version kept none of it: then they are those of data_dir now, and a line says so. Raises UserError
-        where the data are missing, or not those that it was trained on.
-        """
+        """The data set of the run (or of a test, `config`), with what the run found in it: classes, size, statistics."""
         config = config or self.config
-        facts = SETS[config.dataset.name]
-        if facts.own and not config.dataset.found and config.dataset.name == self.config.dataset.name:
-            where = f"an earlier version trained {self.path}, which keeps no classes and statistics of its data"
-            changed, _ = other_data({"data": self.data}, config)
-            if changed:
-                raise UserError(
-                    f"{where}, and data_dir={config.data_dir} has changed since ({'; '.join(changed)}): give the data as they "
-                    "were, or train again"
-                )
-            config.dataset.found = facts.of(config).found
-            log.warning(f"{where}: those of data_dir={config.data_dir} are used")
+        facts, name = SETS[config.dataset.name], config.dataset.name
+        if facts.own and not config.dataset.found and name == self.config.dataset.name:
+            raise UserError(
+                f"{self.path} was trained on dataset={name} by an earlier version, which kept no classes and statistics of the data: "
+                "train it again"
+            )
         return facts.of(config)
 
     @property
     def class_names(self) -> list[str]:
         """In the order of the labels; their numbers where nobody says how they are called."""
-        names: Sequence[str] = ()
-        with contextlib.suppress(UserError):  # own data of an older run that lie elsewhere now
-            names = self.facts().label_names
-        return list(names) or [str(k) for k in range(self.num_classes)]
+        return list(self.facts().label_names) or [str(k) for k in range(self.num_classes)]
 
     def transform(self, source: Any, say: Callable[[str], None] = log.info) -> Tensor:
         """One image (path, PIL image or array) or recording (path or `Events`) as the run's test gives it to the network: image
         [1, C, H, W] or frames [T, 1, C, H, W], float32, so that `model(transform(source))` is [T, 1, K].
 
-        `say` hears what was changed to make it fit. Raises UserError with one sentence where it is neither; see data/raw.py.
+        `say` is told what was changed to make it fit. Raises UserError with one sentence where it is neither; see data/raw.py.
         """
         return self.facts().sample(self.config, source, say)
 
@@ -116,8 +102,7 @@ def load_run(path: str | Path, weights: str = "last") -> TrainedRun:
     classes = result.num_classes if result else SETS[config.dataset.name].of(config).num_classes
     model = build_network(config, classes, shape)
     checkpoint.load_model(model, state, str(file))
-    data = content.get("data") or (result.data if result else None)
-    return TrainedRun(path, config, model.eval(), content["epoch"], shape, classes, result, weights, data)
+    return TrainedRun(path, config, model.eval(), content["epoch"], shape, classes, result, weights)
 
 
 def _exported(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -85,6 +85,7 @@ def test_a_stopped_run_goes_on_under_other_conditions_which_are_named_but_not_wi
         run(quick(f"hydra.run.dir={tmp_path / 'copy'}"))
 
 
+@pytest.mark.slow
 def test_a_sweep_does_not_leave_out_a_run_on_other_data(tmp_path, other_digits, capsys):
     words = [*TINY, "seed=0,1", f"hydra.sweep.dir={tmp_path}"]
     assert sweeps.run_sweep(words, words, job.task) == 0
@@ -138,28 +139,23 @@ def test_initial_weights_are_known_by_their_contents(quick, tmp_path):
 ROW = ["experiment=table3_sew_r34_imp_lts"]
 
 
-@pytest.mark.parametrize("processes, parts", [(1, 4), (2, 2), (4, 1)])
-def test_processes_share_the_parts_of_a_batch(processes, parts):
+def test_processes_share_the_parts_of_a_batch_or_it_is_refused():
     """The released ImageNet runs normalise over 128 images on each of four GPUs."""
     config = load_config(ROW)
-    assert runtime.parts_of_a_batch(config, processes) == parts
-    assert runtime.images_per_statistic(config, processes) == 128
+    for processes, parts in ((1, 4), (2, 2), (4, 1)):
+        assert runtime.parts_of_a_batch(config, processes) == parts
+        assert runtime.images_per_statistic(config, processes) == 128
     for row, images in (("table3_sew_r18_imp_lts", 192), ("table3_sew_r50_imp_lts", 48)):
         assert runtime.images_per_statistic(load_config([f"experiment={row}"]), 4) == images
-
-
-def test_parts_that_do_not_come_out_even_are_refused():
-    with pytest.raises(ConfigError, match="recipe.batch_size=512 .* multiple of 3"):
-        runtime.parts_of_a_batch(load_config(ROW), 3)
-    with pytest.raises(ConfigError, match="recipe.accumulate=4 parts .* 3 processes"):
-        runtime.parts_of_a_batch(load_config([*ROW, "recipe.batch_size=510"]), 3)
-    with pytest.raises(ConfigError, match="recipe.accumulate=3"):
-        runtime.parts_of_a_batch(load_config(["recipe.accumulate=3", "recipe.batch_size=64"]), 2)
-
-
-def test_synchronised_norms_keep_the_parts():
-    config = load_config([*ROW, "recipe.sync_bn=true"])
-    assert runtime.parts_of_a_batch(config, 4) == 4 and runtime.images_per_statistic(config, 4) == 128
+    synchronised = load_config([*ROW, "recipe.sync_bn=true"])  # its norms keep the parts
+    assert (runtime.parts_of_a_batch(synchronised, 4), runtime.images_per_statistic(synchronised, 4)) == (4, 128)
+    for words, processes, sentence in (
+        (ROW, 3, "recipe.batch_size=512 .* multiple of 3"),
+        ([*ROW, "recipe.batch_size=510"], 3, "recipe.accumulate=4 parts .* 3 processes"),
+        (["recipe.accumulate=3", "recipe.batch_size=64"], 2, "recipe.accumulate=3"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            runtime.parts_of_a_batch(load_config(words), processes)
 
 
 # ---------------------------------------------------------------- numbers that are none

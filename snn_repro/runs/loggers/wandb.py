@@ -154,12 +154,10 @@ def checked_mode(mode: str, say: Callable[[str], None] = print) -> str:
 
 def has_key() -> bool:
     """Whether wandb knows how to log in. Without wandb there is nothing to check: the warning comes at the start."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
     try:
         import wandb
 
         with contextlib.redirect_stderr(io.StringIO()):  # it says where it found the key
-            return bool(wandb.api.api_key)
+            return bool(os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or wandb.api.api_key)
     except Exception:
         return True

@@ -7,7 +7,6 @@ docstring is the help. It writes its files into the empty `folder` and returns w
 Markdown. It imports what it needs where it uses it, and raises UserError where the format cannot say what the network does.
 """
 
-import contextlib
 import os
 import signal
 import tempfile
@@ -21,7 +20,7 @@ from snn_repro import signals
 from snn_repro.console import markdown
 from snn_repro.errors import Interrupted, UserError, nearest
 from snn_repro.files import write_error
-from snn_repro.registry import EXPORTS, SETS, import_all
+from snn_repro.registry import EXPORTS, import_all
 from snn_repro.runs.folder import METRICS, epoch_of
 from snn_repro.runs.result import RunResult
 from snn_repro.trained.load import TrainedRun, load_run
@@ -84,8 +83,6 @@ def export(
         ):
             folder = Path(spare, "new")
             folder.mkdir()
-            with contextlib.suppress(UserError):  # what an older run did not keep goes with it, where it is known
-                run.facts()
             use = EXPORTS[to](run, folder)
             (folder / CARD).write_text(card(run, run.result, to, use), encoding="utf-8")
             if place.exists():
@@ -183,9 +180,7 @@ MIT, as snn_repro. The data set has terms of its own. Please cite snn_repro and 
 def _inputs(run: TrainedRun) -> list[tuple[str, str]]:
     """Classes, and how an image's pixels become the network's input, as rows of the card."""
     rows = [("classes, by label", ", ".join(run.class_names))]
-    facts: Any = SETS[run.config.dataset.name]
-    with contextlib.suppress(UserError):  # an older run's data, which lie elsewhere now
-        facts = run.facts()
+    facts: Any = run.facts()
     if not facts.static:
         return [*rows, ("values of a frame", "counts of events")]
     if hasattr(facts, "stored"):

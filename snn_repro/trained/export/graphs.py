@@ -51,13 +51,12 @@ def onnx(run: TrainedRun, folder: Path) -> str:
     import onnxruntime
     import onnxscript  # noqa: F401  torch.onnx needs it
 
-    program, quiet = unrolled(run), logging.getLogger("torch.onnx")
-    names = dict(input_names=["input"], output_names=["logits"])
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)
+    program: Any = unrolled(run)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with followed(run, "ONNX"), contextlib.redirect_stdout(io.StringIO()):
-        made: Any = torch.onnx.export(program, **names, external_data=False, verbose=False, dynamo=True)
-    quiet.setLevel(level)
+        made: Any = torch.onnx.export(
+            program, input_names=["input"], output_names=["logits"], external_data=False, verbose=False, dynamo=True
+        )
     (folder / "model.onnx").write_bytes(made.model_proto.SerializeToString())
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     compared = differences(run, lambda x: torch.from_numpy(np.asarray(*session.run(["logits"], {"input": x.numpy()}))))

@@ -14,8 +14,6 @@ Anything else is refused.
 """
 
 import importlib.util
-import importlib.util
-import importlib.util
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -67,12 +65,15 @@ One time step is dt = 1 (metadata `dt`): h = v + r I (IF) or h = v + (v_leak - v
 are folded into convolutions, which moves roundings.
 """
     if starts:
-        use += f"""Neurons start from learned or chosen potentials: the inputs {", ".join(starts)} are 1 at the first time step and 0 at all others.
-"""
+        use += (
+            f"Neurons start from learned or chosen potentials: the inputs {', '.join(starts)} are 1 at the first time step and 0 at "
+            "all others.\n"
+        )
     if told:
-        use += f"""**NIR has no word for {" and ".join(sorted(told))}: it stands in the metadata of each neuron, and a tool that does not read it runs
-another network** (hard reset, firing above the threshold).
-"""
+        use += (
+            f"**NIR has no word for {' and '.join(sorted(told))}: it stands in the metadata of each neuron, and a tool that does not "
+            "read it runs another network** (hard reset, firing above the threshold).\n"
+        )
     return use
 
 
@@ -81,7 +82,7 @@ def nir_graph(model: nn.Module, x: Tensor) -> Any:
 
     Raises UserError, naming the layer or operation, where NIR cannot say what the network does.
     """
-    graph, hooks, training = _Graph(type(model).__name__, x), [], model.training
+    graph, hooks = _Graph(type(model).__name__, x), []
     for name, module in model.named_modules():
         if kind := _kind(module):
             hooks.append(module.register_forward_pre_hook(graph.enter))
@@ -92,14 +93,9 @@ def nir_graph(model: nn.Module, x: Tensor) -> Any:
     finally:
         for hook in hooks:
             hook.remove()
-        model.train(training)
     last = graph.sources(logits, "the logits")
     graph.add("output", nir.Output(np.array(graph.shapes[last[0]])), last, graph.shapes[last[0]])
-    try:
-        return nir.NIRGraph(graph.nodes, graph.edges, metadata={"dt": 1.0})
-    except (AssertionError, ValueError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise UserError(f"NIR refuses the graph of this {graph.network}: {why}") from None
+    return nir.NIRGraph(graph.nodes, graph.edges, metadata={"dt": 1.0})
 
 
 class _Graph(TorchFunctionMode):
@@ -187,25 +183,21 @@ class _Graph(TorchFunctionMode):
 
 def _kind(module: nn.Module) -> Callable[..., Sources] | None:
     """What makes a node of a layer; None for containers, and for what is refused by the operations in it."""
-    if isinstance(module, Neuron):
-        return _neuron
-    if isinstance(module, tuple(NORMS.values())) or isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return _norm
-    kinds = ((nn.Conv2d, _conv), (nn.Linear, _linear), (nn.AvgPool2d, _pool))
+    norms = (*NORMS.values(), nn.modules.batchnorm._BatchNorm)
+    kinds = ((Neuron, _neuron), (norms, _norm), (nn.Conv2d, _conv), (nn.Linear, _linear), (nn.AvgPool2d, _pool))
     return next((kind for cls, kind in kinds if isinstance(module, cls)), None)
 
 
-def _numbers(x: Tensor) -> np.ndarray:
-    return x.detach().cpu().float().numpy()
+def _weights(layer: nn.Conv2d | nn.Linear) -> list[np.ndarray]:
+    bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
+    return [x.detach().cpu().float().numpy() for x in (layer.weight, bias)]
 
 
 def _conv(graph: _Graph, key: str, conv: nn.Conv2d, x: Tensor, out: Tensor, sources: Sources) -> Sources:
     if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         raise UserError(f"NIR pads with zeros, by numbers, and {key} has padding={conv.padding!r}, {conv.padding_mode}")
-    bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias
-    node = nir.Conv2d(
-        tuple(x.shape[-2:]), _numbers(conv.weight), conv.stride, conv.padding, conv.dilation, conv.groups, _numbers(bias)
-    )  # fmt: skip
+    (weight, bias), size = _weights(conv), tuple(x.shape[-2:])
+    node = nir.Conv2d(size, weight, conv.stride, conv.padding, conv.dilation, conv.groups, bias)
     return graph.add(key, node, sources, tuple(out.shape[-3:]))
 
 
@@ -214,8 +206,7 @@ def _linear(graph: _Graph, key: str, layer: nn.Linear, x: Tensor, out: Tensor, s
         raise UserError(
             f"NIR's linear layers take vectors, and {key} is applied along one axis of {graph.shapes[sources[0]]}"
         )
-    bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias
-    return graph.add(key, nir.Affine(_numbers(layer.weight), _numbers(bias)), sources, (layer.out_features,))
+    return graph.add(key, nir.Affine(*_weights(layer)), sources, (layer.out_features,))
 
 
 def _pool(graph: _Graph, key: str, pool: nn.AvgPool2d, x: Tensor, out: Tensor, sources: Sources) -> Sources:
@@ -229,14 +220,12 @@ def _pool(graph: _Graph, key: str, pool: nn.AvgPool2d, x: Tensor, out: Tensor, s
 
 def _norm(graph: _Graph, key: str, norm: Any, x: Tensor, out: Tensor, sources: Sources) -> Sources:
     """Fold the norm into the convolution before it; in float64, so that it is rounded once."""
-    name = f"{key} ({type(norm).__name__})"
-    before = graph.nodes[sources[0]]
-    if len(sources) > 1 or not isinstance(before, nir.Conv2d) or any(a == sources[0] for a, _ in graph.edges):
-        raise UserError(f"NIR has no norm, and {name} does not follow a convolution alone, into which it would fold")
-    if not all(isinstance(getattr(norm, k, None), Tensor) for k in ("running_mean", "running_var", "weight", "bias")):
-        raise UserError(
-            f"NIR has no norm, and {name} is no batch norm, which would fold into a convolution; use model.norm=bn"
-        )
+    name, before = f"{key} ({type(norm).__name__})", graph.nodes[sources[0]]
+    behind = len(sources) == 1 and isinstance(before, nir.Conv2d) and all(a != sources[0] for a, _ in graph.edges)
+    batch = all(isinstance(getattr(norm, k, None), Tensor) for k in ("running_mean", "running_var", "weight", "bias"))
+    if not (behind and batch):
+        why = "is no batch norm" if behind else "does not follow a convolution alone"
+        raise UserError(f"NIR has no norm, and {name} {why}, so that it does not fold into one; use model.norm=bn")
     mean, var, weight, bias = (
         t.detach().double().numpy() for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
     )
@@ -252,8 +241,7 @@ def _norm(graph: _Graph, key: str, norm: Any, x: Tensor, out: Tensor, sources: S
 
 
 def _neuron(graph: _Graph, key: str, neuron: Neuron, x: Tensor, out: Tensor, sources: Sources) -> Sources:
-    shape = graph.shapes[sources[0]]
-    keep, take = _charge(key, neuron)
+    shape, (keep, take) = graph.shapes[sources[0]], _charge(key, neuron)
     full = lambda value: np.full(shape, value, np.float32)  # noqa: E731
     reset = full(neuron.v_reset or 0.0)
     if keep == 1:
