@@ -132,22 +132,8 @@ def card(run: TrainedRun, result: RunResult, to: str, use: str) -> str:
     lines = [f"| {t} | {100 * acc:.2f} % |" for t, acc in enumerate(line["acc_step"], 1)]
     by_step = ["", "| time step t | accuracy of the output of step t alone |", "|---:|---:|", *lines, ""]
     steps = "\n".join(by_step) if result.causal is not False else ""  # else a step has seen the later ones
-    # https://huggingface.co/docs/hub/model-cards, with the accuracy as a result of evaluation
-    evaluated = {
-        "task": {"type": "image-classification"},
-        "dataset": {"type": result.dataset, "name": result.dataset, "split": "test", "revision": result.split_id},
-        "metrics": [
-            {"type": "accuracy", "value": round(100 * line["acc"], 4), "name": f"accuracy %, T={result.timesteps}"}
-        ],
-    }
-    tags = ["spiking-neural-network", "snn", "image-classification", result.model, result.neuron["name"]]
-    metadata = {
-        "pipeline_tag": "image-classification",
-        "tags": tags,
-        "model-index": [{"name": result.name, "results": [evaluated]}],
-    }
     return f"""\
-{START}{yaml.safe_dump(metadata, sort_keys=False)}---
+{START}{yaml.safe_dump(_metadata(result, line["acc"]), sort_keys=False)}---
 
 # {markdown(result.name)}
 
@@ -175,6 +161,18 @@ MIT, as snn_repro. The data set has terms of its own. Please cite snn_repro and 
 {CITATION}
 ```
 """
+
+
+def _metadata(result: RunResult, acc: float) -> dict[str, Any]:
+    """What model hubs read, https://huggingface.co/docs/hub/model-cards, with the accuracy as a result of evaluation."""
+    accuracy = {"type": "accuracy", "value": round(100 * acc, 4), "name": f"accuracy %, T={result.timesteps}"}
+    dataset = {"type": result.dataset, "name": result.dataset, "split": "test", "revision": result.split_id}
+    evaluated = {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": [accuracy]}
+    return {
+        "pipeline_tag": "image-classification",
+        "tags": ["spiking-neural-network", "snn", "image-classification", result.model, result.neuron["name"]],
+        "model-index": [{"name": result.name, "results": [evaluated]}],
+    }
 
 
 def _inputs(run: TrainedRun) -> list[tuple[str, str]]:
