@@ -221,16 +221,15 @@ def read_file(path: Path) -> Iterator[RunResult | UserError]:
         return
     for i, text in enumerate(content.splitlines() if collected else [content], 1):
         try:
-            result = RunResult(json.loads(text.decode(), parse_constant=_no_number))
+            result = json.loads(text.decode(), parse_constant=_no_number)
             complaint = _complaint(result)
-        except (ValueError, TypeError, RecursionError):
-            complaint = (
-                "is damaged or no result of snn_repro: it does not parse as JSON, is no JSON object, or holds NaN"
-            )
+        except (ValueError, RecursionError):
+            complaint = "is damaged or no result of snn_repro: it does not parse as JSON, or holds NaN"
         if complaint:
             where = f"{path}, line {i}," if collected else path
             yield UserError(f"{where} {complaint}; run it again with force=true")
         else:
+            result = RunResult(result)
             result.folder = str(
                 path.with_suffix("") / str(result.pop("run", f"line {i}")) if collected else path.parent
             )
@@ -241,8 +240,10 @@ def _no_number(word: str) -> None:
     raise ValueError(f"{word} is no strict JSON")
 
 
-def _complaint(content: dict[str, Any]) -> str | None:
+def _complaint(content: Any) -> str | None:
     """What keeps parsed JSON from being a result that tables can read; None where nothing does."""
+    if not isinstance(content, dict):
+        return "is no result of snn_repro: it holds no JSON object"
     if (given := content.get("schema_version")) != SCHEMA_VERSION:
         return f"has schema_version={given}, and this version reads {SCHEMA_VERSION}"
     if missing := [key for key in KEYS if key not in content and key not in MAY_LACK]:
