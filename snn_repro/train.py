@@ -40,12 +40,11 @@ from snn_repro.optim import build_optimizer, build_schedule
 from snn_repro.provenance import code_version
 from snn_repro.registry import SETS
 from snn_repro.runs import checkpoint
-from snn_repro.runs.fingerprint import fingerprint
-from snn_repro.runs.finished import count_operations, repeated
-from snn_repro.runs.folder import Follower, RunFolder, open_folder
+from snn_repro.runs.folder import Follower, RunFolder, fingerprint, open_folder
 from snn_repro.runs.loggers import Loggers
 from snn_repro.runs.result import RunResult, build_result, epoch_line, selection, summary
 from snn_repro.runtime import Precision, parts_of_a_batch, pick_device
+from snn_repro.trained.load import count_operations, repeated
 
 log = logging.getLogger("snn_repro")
 _running = threading.Lock()

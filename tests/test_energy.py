@@ -12,7 +12,7 @@ from snn_repro.config import load_config
 from snn_repro.energy import E_AC_PJ, E_MAC_PJ, energy_report
 from snn_repro.models import build_model, count_parameters
 from snn_repro.neurons import build_neuron
-from snn_repro.runs import finished
+from snn_repro.trained import load as finished
 
 
 class Tiny(nn.Module):

@@ -38,8 +38,7 @@ from snn_repro.errors import Interrupted, UserError, handled_by
 from snn_repro.files import write_error
 from snn_repro.runs import gpus
 from snn_repro.runs.checkpoint import find_weights
-from snn_repro.runs.fingerprint import fingerprint
-from snn_repro.runs.folder import RESULT, STATUS, in_use, other_data
+from snn_repro.runs.folder import RESULT, STATUS, fingerprint, in_use, other_data
 
 log = logging.getLogger("snn_repro")
 

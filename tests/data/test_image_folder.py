@@ -12,7 +12,7 @@ from snn_repro.data import build_data
 from snn_repro.data.image_files import decode
 from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError
-from snn_repro.runs.fingerprint import fingerprint
+from snn_repro.runs.folder import fingerprint
 from snn_repro.runs.sweeps import _lacks
 from snn_repro.train import run
 from snn_repro.trained import load_run

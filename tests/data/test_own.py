@@ -18,7 +18,7 @@ from snn_repro.data.events import integrate
 from snn_repro.data.formats import FormatError, read_recording
 from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError
-from snn_repro.runs.fingerprint import fingerprint
+from snn_repro.runs.folder import fingerprint
 from snn_repro.train import run
 from snn_repro.trained import load_run
 

@@ -226,7 +226,7 @@ def test_names_from_outside_cannot_break_a_table(runs):
 
 
 BROKEN = [  # (content, or what is changed in that of a good one; what is said)
-    ('{"schema_version": 1, "name": "x"}', "lacks the keys seed"),
+    ('{"schema_version": 1, "name": "x"}', "lacks the keys experiment"),
     ('{"schema_version": 99}', "schema_version=99, and this version reads 1"),
     ("{", "does not parse as JSON"),
     ("[" * 100_000, "does not parse as JSON"),
