@@ -8,8 +8,10 @@ repeated over T by `expand` is never copied). For the backward pass x alone is s
 norm's numbers by channel: norm and neuron apart save two tensors of x's size.
 """
 
+import ctypes
 import math
 from functools import cache, lru_cache
+from importlib import import_module
 from typing import NamedTuple
 
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from snn_repro.errors import UserError
-from snn_repro.kernels import Affine, Law, memory
+from snn_repro.kernels import Affine, Law
 
 
 def update(
@@ -143,6 +145,38 @@ def initial(v0: Tensor | None, layout: Layout) -> tuple[Tensor | None, int]:
     return dense, 0 if lead == 2 else layout.shape[2]
 
 
+HUGE_PAGE, MADV_HUGEPAGE = 2**21, 14
+SMALLEST = 2 * HUGE_PAGE  # bytes of a block: wherever it begins, a whole huge page fits in
+
+fresh = (
+    True  # whether large blocks are: asked before the call. A run keeps its memory, and then there is nothing to gain
+)
+
+
+@cache
+def _madvise():
+    """The C library's function; None where there is none."""
+    try:
+        function = ctypes.CDLL(None).madvise
+    except (AttributeError, OSError, TypeError):
+        return None
+    function.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    return function
+
+
+def on_huge_pages(*outputs: Tensor | None) -> None:
+    """Ask for huge pages for what is about to be written; a system without them goes on as before.
+
+    A fresh block handed out 4 KiB at a time takes longer than the layer itself. Only the block at hand is advised about: it is
+    torch's as before, and given back when torch gives it back.
+    """
+    if fresh and (madvise := _madvise()) is not None:
+        for x in outputs:
+            if x is not None and x.nbytes >= SMALLEST:
+                first, last = -(-x.data_ptr() // HUGE_PAGE), (x.data_ptr() + x.nbytes) // HUGE_PAGE
+                madvise(first * HUGE_PAGE, (last - first) * HUGE_PAGE, MADV_HUGEPAGE)
+
+
 # ---------------------------------------------------------------- the operator
 
 # Defined by schema and not by the decorator `custom_op`, which imports torch's compiler at the first call: a second.
@@ -164,27 +198,19 @@ def _neuron(x, v0, settings, weight=None, bias=None, te=None, mean=None, var=Non
     mean and var [C], those of x where none were given; of all processes' x, then also how many values a channel they are of.
     """
     eps, together, timesteps, backend, law = settings
-    count = None
     x, layout = arrange(_repeated(x, timesteps))
     s, v_last = empty_as(x, layout), empty_as(x, layout, 1, torch.float32)
+    if backend == "cpu":
+        on_huge_pages(s, v_last)
     norm = None
-    if weight is not None and backend == "triton":
-        norm = _triton().norm(x, weight, bias, te, mean, var, eps, together)
-        mean, var, count = norm.mean, norm.var, norm.count
-    elif weight is not None:
-        if mean is None:
-            mean, var = _moments(x, weight)
-        else:
+    if weight is not None:
+        if mean is not None:
             mean, var = mean.clone(), var.clone()  # an operator must not hand its inputs back
-        norm = _norm(weight, bias, te, mean, var, eps)
+        norm = _kernels(backend).norm(x, weight, bias, te, mean, var, eps, together)
     if x.numel():
-        v0, v0_stride = initial(v0, layout)
-        if backend == "cpu":
-            _cpu_forward(x, v0, v0_stride, s, v_last, layout.shape, law, norm)
-        else:
-            plus = None if plus is None else in_order(plus, layout)
-            _triton().forward(x, v0, v0_stride, s, v_last, layout.shape, law, norm, plus)
-    return tuple(a for a in (s, v_last, mean, var, count) if a is not None)
+        plus = None if plus is None else in_order(plus, layout)
+        _kernels(backend).forward(x, *initial(v0, layout), s, v_last, layout.shape, law, norm, plus)
+    return tuple(a for a in (s, v_last, *((norm.mean, norm.var, norm.count) if norm else ())) if a is not None)
 
 
 def _neuron_backward(
@@ -200,20 +226,18 @@ def _neuron_backward(
     if gv_last is not None:
         gv_last, _ = initial(gv_last, layout)
     gx, gv0 = empty_as(one, layout), empty_as(x, layout, x.dim() - v0.dim(), torch.float32) if needs_v0 else None
+    if backend == "cpu":
+        on_huge_pages(gx, gv0)
     norm, gnorm = None, ()
     if weight is not None:
-        if backend == "triton":
-            norm = _triton().norm(x, weight, bias, te, mean, var, eps, together)
-        else:
-            norm = _norm(weight, bias, te, mean, var, eps)
+        norm = _kernels(backend).norm(x, weight, bias, te, mean, var, eps, together)
         gnorm = [None if a is None else torch.empty_like(a) for a in (weight, bias, te)]
     if not x.numel():
         return gx, None if gv0 is None else gv0.zero_(), *gnorm
     v0, v0_stride = initial(v0, layout)
     if norm is not None and v0_stride != 0 and gs.stride(1) != layout.shape[2]:
         gs = empty_as(gs, layout).copy_(gs)  # sums by channel take all samples of a step as one long one
-    run = _cpu_backward if backend == "cpu" else _triton().backward
-    run(gs, gv_last, x, v0, v0_stride, gx, gv0, layout.shape, law, norm, of_input, gnorm)
+    _kernels(backend).backward(gs, gv_last, x, v0, v0_stride, gx, gv0, layout.shape, law, norm, of_input, gnorm)
     return gx, gv0, *gnorm
 
 
@@ -318,65 +342,7 @@ class _Layer(torch.autograd.Function):
         return gx, gv0, None, gplus, *gnorm, *([None, None] if ctx.normed else [])
 
 
-# ---------------------------------------------------------------- the CPU
-
-
-def _merged(shape, v0_stride: int, *tensors: Tensor) -> tuple[tuple[int, int, int], list[tuple[int, int]]]:
-    """Without a shared v0, samples that follow one another in memory are one long sample: fewer, longer loops."""
-    steps, batch, size = shape
-    strides = [x.stride()[:2] for x in tensors]
-    if v0_stride != 0 and all(b == size or batch == 1 for _, b in strides):
-        return (steps, 1, batch * size), strides
-    return shape, strides
-
-
-def _pointer(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
-def _kind(x: Tensor, law: Law, norm):
-    return _cpu().Kind(law.charge, law.v_reset is not None, law.strict, x.dtype == torch.bfloat16, norm is not None)
-
-
-def _cpu_forward(x, v0, v0_stride, s, v_last, shape, law: Law, norm) -> None:
-    shape, (strides,) = _merged(shape, v0_stride, x)
-    tables = _cpu().NO_TABLES if norm is None else _cpu().tables(norm, shape[0])
-    if memory.fresh:
-        memory.on_huge_pages(s, v_last)
-    _cpu().forward(
-        _kind(x, law, norm), x.data_ptr(), strides, tables, _pointer(v0), v0_stride, s.data_ptr(), v_last.data_ptr(), shape,
-        (law.v_threshold, law.v_reset or 0.0, law.leak), torch.get_num_threads(),
-    )  # fmt: skip
-
-
-def _cpu_backward(gs, gv_last, x, v0, v0_stride, gx, gv0, shape, law: Law, norm, of_input, gnorm) -> None:
-    shape, (strides, gs_strides) = _merged(shape, v0_stride, x, gs)
-    tables = _cpu().NO_TABLES if norm is None else _cpu().tables(norm, shape[0])
-    threads = torch.get_num_threads()
-    if memory.fresh:
-        memory.on_huge_pages(gx, gv0)
-    sums = _cpu().backward(
-        _kind(x, law, norm), law.detach, law.slope, x.data_ptr(), strides, tables, _pointer(v0), v0_stride, gs.data_ptr(),
-        gs_strides, _pointer(gv_last), gx.data_ptr(), shape[1] * shape[2] if gx.shape[0] == shape[0] else 0, _pointer(gv0), shape,
-        (law.v_threshold, law.v_reset or 0.0, law.leak, law.width), threads,
-    )  # fmt: skip
-    if norm is not None:
-        gweight, gbias, gte = (a.numpy() for a in (*gnorm[:2], gx.new_empty(0) if gnorm[2] is None else gnorm[2]))
-        _cpu().gradients(sums, norm, of_input, x.data_ptr(), gx.data_ptr(), gx.numel(), gweight, gbias, gte, threads)
-
-
-def _moments(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (over n) [C] of x [T, B, C, H, W], in channels-last order and perhaps one step for all."""
-    x = x.detach()[:1] if x.stride(0) == 0 else x.detach()
-    mean, var = torch.empty_like(weight), torch.empty_like(weight)
-    values = x.as_strided((x.numel(),), (1,)).numpy()
-    _cpu().moments(values, mean.detach().numpy(), var.detach().numpy(), torch.get_num_threads())
-    return mean, var
-
-
-def _norm(weight, bias, te, mean, var, eps):
-    te = weight.new_empty(0) if te is None else te
-    return _cpu().Parameters(*(a.detach().numpy() for a in (weight, bias, te, mean, var)), eps)
+# ---------------------------------------------------------------- the backends
 
 
 def rehearse(*case) -> None:
@@ -392,14 +358,6 @@ def rehearse(*case) -> None:
 
 
 @cache
-def _cpu():
-    from snn_repro.kernels import neuron_cpu
-
-    return neuron_cpu
-
-
-@cache
-def _triton():
-    from snn_repro.kernels import neuron_triton
-
-    return neuron_triton
+def _kernels(backend: str):
+    """The module that runs a layer by `norm`, `forward` and `backward`."""
+    return import_module(f"snn_repro.kernels.neuron_{backend}")
