@@ -21,6 +21,8 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from snn_repro.errors import UserError
 from snn_repro.kernels import Affine, Law
 
+NO_NORM = (None,) * 5
+
 
 def update(
     x: Tensor, v0: Tensor | None, law: Law, backend: str, norm: Affine | None = None, timesteps: int | None = None,
@@ -37,7 +39,7 @@ def update(
         v0 = v0.to(torch.float32)
         if v0.shape != x.shape[2:]:
             v0 = v0.expand(x.shape[1:])
-    timesteps, eps, together, numbers = timesteps or x.shape[0], 0.0, False, ()
+    timesteps, numbers, eps, learn, together = timesteps or x.shape[0], NO_NORM, 0.0, None, False
     if plus is not None and plus.dtype != x.dtype:
         s, v = update(x, v0, law, backend, norm, timesteps)
         return plus + s, v
@@ -50,17 +52,12 @@ def update(
             )
     settings = (eps, together, timesteps, backend, law)
     if not _eager(x):
-        s, v, *moments = torch.ops.snn_repro.neuron(x, v0, *(numbers or [None] * 5), *settings[:4], *law, plus)
-    elif torch.is_grad_enabled() and (
-        norm is not None
-        or x.requires_grad
-        or (v0 is not None and v0.requires_grad)
-        or (plus is not None and plus.requires_grad)
-    ):
+        s, v, *moments = torch.ops.snn_repro.neuron(x, v0, *numbers, *settings[:4], *law, plus)
+    elif torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in (x, v0, plus, *numbers)):
         s, v, *moments = _Layer.apply(x, v0, settings, plus, *numbers)
     else:
-        s, v, *moments = _neuron(x, v0, settings, *numbers, plus=plus)
-    if norm is not None and learn is not None:
+        s, v, *moments = _neuron(x, v0, settings, plus, *numbers)
+    if learn is not None:
         learn(*moments[:2], moments[2] if together else x.numel() // x.shape[2])
     return s, v
 
@@ -193,7 +190,7 @@ torch.library.define(
 )
 
 
-def _neuron(x, v0, settings, weight=None, bias=None, te=None, mean=None, var=None, plus=None):
+def _neuron(x, v0, settings, plus, weight, bias, te, mean, var):
     """x [T, B, ...], v0 [...] or [B, ...] float32 -> spikes [T, B, ...], last potential [B, ...] float32; and with a norm its
     mean and var [C], those of x where none were given; of all processes' x, then also how many values a channel they are of.
     """
@@ -213,9 +210,7 @@ def _neuron(x, v0, settings, weight=None, bias=None, te=None, mean=None, var=Non
     return tuple(a for a in (s, v_last, *((norm.mean, norm.var, norm.count) if norm else ())) if a is not None)
 
 
-def _neuron_backward(
-    gs, gv_last, needs_v0, of_input, x, v0, settings, weight=None, bias=None, te=None, mean=None, var=None
-):  # fmt: skip
+def _neuron_backward(gs, gv_last, needs_v0, of_input, x, v0, settings, weight, bias, te, mean, var):
     """Gradients of x and v0, and with a norm of weight, bias and te, from those of the spikes and of the last potential.
 
     None where there is none. of_input: mean and var were those of x, and their gradients reach it.
@@ -228,7 +223,7 @@ def _neuron_backward(
     gx, gv0 = empty_as(one, layout), empty_as(x, layout, x.dim() - v0.dim(), torch.float32) if needs_v0 else None
     if backend == "cpu":
         on_huge_pages(gx, gv0)
-    norm, gnorm = None, ()
+    norm, gnorm = None, [None] * 3
     if weight is not None:
         norm = _kernels(backend).norm(x, weight, bias, te, mean, var, eps, together)
         gnorm = [None if a is None else torch.empty_like(a) for a in (weight, bias, te)]
@@ -241,23 +236,22 @@ def _neuron_backward(
     return gx, gv0, *gnorm
 
 
-def _filled(x: Tensor, n: int, results) -> tuple[Tensor, ...]:
-    """The n results of an operator, which cannot be None: empty tensors there."""
-    results = (*results, *[None] * (n - len(results)))
-    return tuple(x.new_empty(0, dtype=torch.float32) if a is None else a for a in results)
+def _filled(x: Tensor, *results: Tensor | None) -> tuple[Tensor, ...]:
+    """The five results of an operator, which cannot be None: empty tensors there."""
+    return tuple(x.new_empty(0, dtype=torch.float32) if a is None else a for a in (*results, *NO_NORM)[:5])
 
 
 @torch.library.impl("snn_repro::neuron", ("cpu", "cuda"))
 def _(x, v0, *rest):
     *rest, plus = rest
     settings = (*rest[5:9], Law(*rest[9:]))
-    return _filled(x, 5, _neuron(x.detach(), v0, settings, *rest[:5], plus=plus))
+    return _filled(x, *_neuron(x.detach(), v0, settings, plus, *rest[:5]))
 
 
 @torch.library.impl("snn_repro::neuron_backward", ("cpu", "cuda"))
 def _(gs, gv_last, needs_v0, of_input, x, v0, *rest):
     settings = (*rest[5:9], Law(*rest[9:]))
-    return _filled(gs, 5, _neuron_backward(gs.detach(), gv_last, needs_v0, of_input, x, v0, settings, *rest[:5]))
+    return _filled(gs, *_neuron_backward(gs.detach(), gv_last, needs_v0, of_input, x, v0, settings, *rest[:5]))
 
 
 @torch.library.register_fake("snn_repro::neuron")
@@ -266,7 +260,7 @@ def _(x, v0, weight, bias, te, mean, var, eps, together, timesteps, *settings):
     moments = [] if weight is None else [torch.empty_like(weight) for _ in range(2)]
     if together and mean is None:
         moments.append(weight.new_empty(1))
-    return _filled(x, 5, (empty_as(x, layout), empty_as(x, layout, 1, torch.float32), *moments))
+    return _filled(x, empty_as(x, layout), empty_as(x, layout, 1, torch.float32), *moments)
 
 
 @torch.library.register_fake("snn_repro::neuron_backward")
@@ -274,36 +268,29 @@ def _(gs, gv_last, needs_v0, of_input, x, v0, weight, bias, te, *settings):
     x, layout = arrange(x, _layout)
     gv0 = empty_as(x, layout, x.dim() - v0.dim(), torch.float32) if needs_v0 else None
     return _filled(
-        x, 5, (empty_as(x, layout), gv0, *(None if a is None else torch.empty_like(a) for a in (weight, bias, te)))
+        x, empty_as(x, layout), gv0, *(None if a is None else torch.empty_like(a) for a in (weight, bias, te))
     )
 
 
 def _setup(ctx, inputs, output) -> None:
-    """Of the operator, which has its norm, or none, and its law among its arguments."""
-    numbers = inputs[2:7] if inputs[2] is not None else ()
-    _remember(ctx, *inputs[:2], (*inputs[7:11], Law(*inputs[11:_COUNT])), numbers, output)
-    ctx.mark_non_differentiable(*output[2:])
+    """Of the operator, which has its law among its arguments."""
+    _remember(ctx, *inputs[:2], (*inputs[7:11], Law(*inputs[11:_COUNT])), inputs[2:7], output)
 
 
 def _remember(ctx, x, v0, settings, numbers, output) -> None:
-    ctx.settings, ctx.normed = settings, bool(numbers)
-    if numbers:
-        ctx.of_input = numbers[3] is None
-        ctx.save_for_backward(x, v0, *numbers[:3], *output[2:4])
-        ctx.mark_non_differentiable(*output[2:])
-    else:
-        ctx.of_input = False
-        ctx.save_for_backward(x, v0)
+    normed = numbers[0] is not None
+    ctx.settings, ctx.of_input = settings, normed and numbers[3] is None
+    ctx.save_for_backward(x, v0, *numbers[:3], *(output[2:4] if normed else NO_NORM[:2]))
+    ctx.mark_non_differentiable(*output[2:])
     ctx.set_materialize_grads(False)  # the last potential rarely has a gradient
 
 
 def _differentiate(ctx, gs, gv_last, *_):
-    results = _gradients(ctx, gs, gv_last)
-    return *results, *[None] * (_COUNT - len(results)), gs if ctx.needs_input_grad[_COUNT] else None
+    return *_gradients(ctx, gs, gv_last), *[None] * (_COUNT - 5), gs if ctx.needs_input_grad[_COUNT] else None
 
 
 def _gradients(ctx, gs, gv_last) -> tuple[Tensor | None, ...]:
-    """Those of x and v0, and with a norm of weight, bias and te."""
+    """Those of x, v0, weight, bias and te."""
     x, v0, *numbers = ctx.saved_tensors
     if gs is None:
         gs = torch.zeros((), dtype=x.dtype, device=x.device).expand(ctx.settings[2], *x.shape[1:])
@@ -311,11 +298,9 @@ def _gradients(ctx, gs, gv_last) -> tuple[Tensor | None, ...]:
     before = gs, gv_last, needs_v0, ctx.of_input, x, v0
     if _eager(gs) and not torch.is_grad_enabled():  # enabled: someone may ask for a second derivative
         return _neuron_backward(*before, ctx.settings, *numbers)
-    results = torch.ops.snn_repro.neuron_backward(
-        *before, *(numbers or [None] * 5), *ctx.settings[:4], *ctx.settings[4]
-    )
-    there = (True, needs_v0, True, True, ctx.normed and numbers[2] is not None)[: 5 if ctx.normed else 2]
-    return tuple(g if is_there else None for g, is_there in zip(results, there, strict=False))
+    results = torch.ops.snn_repro.neuron_backward(*before, *numbers, *ctx.settings[:4], *ctx.settings[4])
+    there = True, needs_v0, *(a is not None for a in numbers[:3])
+    return tuple(g if is_there else None for g, is_there in zip(results, there, strict=True))
 
 
 def _differentiate_twice(ctx, *grads):
@@ -331,15 +316,14 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, v0, settings, plus, *numbers):
-        output = _neuron(x, v0, settings, *numbers, plus=plus)
+        output = _neuron(x, v0, settings, plus, *numbers)
         _remember(ctx, x, v0, settings, numbers, output)
         return output
 
     @staticmethod
     def backward(ctx, gs, gv_last, *_):
         gx, gv0, *gnorm = _gradients(ctx, gs, gv_last)
-        gplus = gs if ctx.needs_input_grad[3] else None
-        return gx, gv0, None, gplus, *gnorm, *([None, None] if ctx.normed else [])
+        return gx, gv0, None, gs if ctx.needs_input_grad[3] else None, *gnorm, None, None
 
 
 # ---------------------------------------------------------------- the backends
@@ -349,12 +333,12 @@ def rehearse(*case) -> None:
     """Run the loops of a case (a law, dtype, whether normed, whether backward too) once, on as many neurons as they take at a time."""
     *law, dtype, normed, backward = case
     x = torch.zeros(1, 1, 1, 1, 64, dtype=dtype)
-    numbers = (torch.ones(1), torch.ones(1), None, None, None) if normed else ()
+    numbers = (torch.ones(1), torch.ones(1), None) if normed else NO_NORM[:3]
     settings = (1.0, False, 1, "cpu", Law(*law))
     with torch.no_grad():
-        s, v, *moments = _neuron(x, None, settings, *numbers)
+        s, v, *moments = _neuron(x, None, settings, None, *numbers, None, None)
         if backward:
-            _neuron_backward(s, v, False, True, x, None, settings, *numbers[:3], *moments)
+            _neuron_backward(s, v, False, True, x, None, settings, *numbers, *(moments or NO_NORM[:2]))
 
 
 @cache
