@@ -308,8 +308,9 @@ def _backward(charge: int, hard: bool, strict: bool, normed: bool, half: bool, d
 
 
 @compiled
-def _moments(x, channels, rows, first, last, parts, means, squares):
-    """Of each part's rows [rows, channels]: their mean and sum of squared distances from it (Chan et al. 1979)."""
+def _moments(x, first, last, parts, means, squares):
+    """Of each part's rows of x [rows, channels]: their mean and sum of squared distances from it (Chan et al. 1979)."""
+    rows, channels = x.shape
     chunk = max(1, CHUNK // channels)
     near = np.empty(channels, np.float32)  # the chunk's mean, nearly
     off, square = np.empty(channels, np.float32), np.empty(channels, np.float32)
@@ -319,11 +320,10 @@ def _moments(x, channels, rows, first, last, parts, means, squares):
         seen = 0
         for row in range(begin, end, chunk):
             n = min(chunk, end - row)
-            near[:] = np.float32(0)
-            _add_up(x, row * channels, n, channels, near)
+            _add_up(x[row : row + n], near)
             for c in range(channels):
                 near[c] /= np.float32(n)
-            _add_distances(x, row * channels, n, channels, near, off, square)
+            _add_distances(x[row : row + n], near, off, square)
             for c in range(channels):
                 rest = np.float64(off[c]) / n
                 far = np.float64(near[c]) + rest - mean[c]
@@ -333,35 +333,32 @@ def _moments(x, channels, rows, first, last, parts, means, squares):
 
 
 @compiled
-def _add_up(x, at, n, channels, total):
-    for i in range(n // 4):
-        a = x[at + 4 * i * channels : at + (4 * i + 1) * channels]
-        b = x[at + (4 * i + 1) * channels : at + (4 * i + 2) * channels]
-        d = x[at + (4 * i + 2) * channels : at + (4 * i + 3) * channels]
-        e = x[at + (4 * i + 3) * channels : at + (4 * i + 4) * channels]
-        for c in range(channels):
+def _add_up(x, total):
+    total[:] = np.float32(0)
+    many = len(x) // 4 * 4
+    for i in range(0, many, 4):
+        a, b, d, e = x[i], x[i + 1], x[i + 2], x[i + 3]
+        for c in range(len(total)):
             total[c] += (a[c] + b[c]) + (d[c] + e[c])
-    for i in range(n // 4 * 4, n):
-        a = x[at + i * channels : at + (i + 1) * channels]
-        for c in range(channels):
+    for a in x[many:]:
+        for c in range(len(total)):
             total[c] += a[c]
 
 
 @compiled
-def _add_distances(x, at, n, channels, near, off, square):
+def _add_distances(x, near, off, square):
     """Sums of x - near and of its square."""
     off[:] = np.float32(0)
     square[:] = np.float32(0)
-    for i in range(n // 2):
-        a = x[at + 2 * i * channels : at + (2 * i + 1) * channels]
-        b = x[at + (2 * i + 1) * channels : at + (2 * i + 2) * channels]
-        for c in range(channels):
+    many = len(x) // 2 * 2
+    for i in range(0, many, 2):
+        a, b = x[i], x[i + 1]
+        for c in range(len(near)):
             p, q = a[c] - near[c], b[c] - near[c]
             off[c] += p + q
             square[c] += p * p + q * q
-    if n % 2:
-        a = x[at + (n - 1) * channels : at + n * channels]
-        for c in range(channels):
+    for a in x[many:]:
+        for c in range(len(near)):
             p = a[c] - near[c]
             off[c] += p
             square[c] += p * p
@@ -521,19 +518,18 @@ def norm(x: Tensor, weight, bias, te, mean, var, eps: float, together: bool = Fa
     if mean is None:
         x = x.detach()[:1] if x.stride(0) == 0 else x.detach()
         mean, var = torch.empty(channels), torch.empty(channels)
-        moments(x.as_strided((x.numel(),), (1,)).numpy(), mean.numpy(), var.numpy())
+        moments(x.as_strided((x.numel() // channels, channels), (channels, 1)).numpy(), mean.numpy(), var.numpy())
     mean, var = mean.detach(), var.detach()
     numbers = weight, bias, te, mean.numpy(), var.numpy(), eps
     return Norm(mean, var, numbers, *_affine(*numbers), te if len(te) else _ones(steps))
 
 
 def moments(x: np.ndarray, mean: np.ndarray, var: np.ndarray) -> None:
-    """Fill mean and var [channels] from x [rows, channels], flat."""
-    channels = len(mean)
-    rows = len(x) // channels
+    """Fill mean and var [channels] from x [rows, channels]."""
+    rows, channels = x.shape
     parts = max(1, min(PARTS, rows // 64))
     means, squares = np.zeros((parts, channels)), np.zeros((parts, channels))
-    _run(_moments, (x, channels, rows), (parts, means, squares), parts, len(x))
+    _run(_moments, (x,), (parts, means, squares), parts, x.size)
     _merge(means, squares, rows, mean, var)
 
 

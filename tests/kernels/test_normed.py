@@ -161,7 +161,7 @@ def test_moments_far_from_zero_and_of_constants():
     x[:, 3] = 5.5
     for rows in (1, 2, 63, 64, 129, 5000):
         mean, var = np.empty(7), np.empty(7)
-        neuron_cpu.moments(x[:rows].ravel(), mean, var)
+        neuron_cpu.moments(x[:rows], mean, var)
         wide = x[:rows].astype(float)
         np.testing.assert_allclose(mean, wide.mean(0), rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(var, wide.var(0), rtol=1e-5, atol=1e-12)
