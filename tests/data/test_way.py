@@ -12,7 +12,7 @@ import snn_repro
 from snn_repro.config import load_config
 from snn_repro.data import build_data
 from snn_repro.data.augment import Normalize
-from snn_repro.kernels import memory
+from snn_repro.kernels import neuron as fused
 from snn_repro.kernels.door import use
 from snn_repro.models import build_model
 from snn_repro.registry import AUGMENTATIONS
@@ -65,7 +65,7 @@ def test_from_disk_to_logits_in_few_files(tmp_path, make, monkeypatch):
 
     Normalisation and augmentations, one file each, come on top: as many as a row chooses.
     """
-    monkeypatch.setattr(memory, "fresh", False)  # as in a run
+    monkeypatch.setattr(fused, "fresh", False)  # as in a run
     data, network, neuron = make(tmp_path)
     model = build_model(network, num_classes=10, input_shape=data.input_shape, timesteps=2, neuron=neuron)
     use(model, "sparse")

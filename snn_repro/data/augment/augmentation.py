@@ -173,7 +173,7 @@ def shared(loop: Callable[[int, int], object], samples: int, values: int) -> Non
     """Call loop(first, behind the last) of all samples of a batch, which has so many values, shared among the threads."""
     import torch
 
-    from snn_repro.kernels.threads import cuts, in_parallel
+    from snn_repro.kernels.compiled import cuts, in_parallel
 
     threads = min(torch.get_num_threads(), -(-values // SHARE), samples)
     in_parallel(loop, cuts(samples, threads), threads)
