@@ -53,7 +53,7 @@ from snn_repro.config import (
 from snn_repro.config.sentences import unknown
 from snn_repro.console import harmless, progress, text_table
 from snn_repro.data import build_data
-from snn_repro.data.feed import feed
+from snn_repro.data.batches import feed
 from snn_repro.errors import UserError
 from snn_repro.files import replace_atomically, write_text
 from snn_repro.losses import Loss

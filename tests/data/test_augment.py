@@ -37,7 +37,7 @@ ALL = [
     NDA(3, 15),
     Mix(6, mixup=0.5),
     Mix(6, cutmix=1.0),
-    Mix(6, mixup=0.5, cutmix=1.0, prob=0.5, cutmix_axes="published"),
+    Mix(6, mixup=0.5, cutmix=1.0, mix_prob=0.5, cutmix_axes="published"),
 ]
 
 

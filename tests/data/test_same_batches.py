@@ -10,18 +10,17 @@ import torch
 from torchvision.transforms.functional import affine, rotate
 
 from snn_repro.config import load_config
+from snn_repro.data.augment import Normalize
 from snn_repro.data.augment.crop import RandomCrop
 from snn_repro.data.augment.event_policy import EventPolicy, magnitudes
 from snn_repro.data.augment.eventmix import EventMix
 from snn_repro.data.augment.flip import RandomFlip
 from snn_repro.data.augment.mix import Mix
 from snn_repro.data.augment.nda import NDA
-from snn_repro.data.augment.normalize import Normalize
 from snn_repro.data.augment.rpg import RPGDrop
 from snn_repro.data.augment.smooth_labels import SmoothLabels
-from snn_repro.data.batches import MemoryBatches, ahead, make_generator
+from snn_repro.data.batches import MemoryBatches, ahead, feed, make_generator
 from snn_repro.data.counts import OVERFLOW, ByteFrames, apart
-from snn_repro.data.feed import feed
 from snn_repro.errors import DataError, UserError
 from snn_repro.train import run
 
@@ -116,7 +115,7 @@ RECIPES = {
     "48 pixels": [RandomCrop(4), RandomFlip(0.5)],
     "N-Caltech101": [RandomFlip(0.5), EventPolicy()],
     "128 pixels": [RandomFlip(0.5), EventPolicy(), Mix(5, mixup=0.5, cutmix=1.0, cutmix_axes="published")],
-    "Mixup": [RandomFlip(0.5), EventPolicy(), Mix(5, mixup=0.5, prob=0.8), SmoothLabels(5, 0.1)],
+    "Mixup": [RandomFlip(0.5), EventPolicy(), Mix(5, mixup=0.5, mix_prob=0.8), SmoothLabels(5, 0.1)],
     "NDA": [RandomCrop(2), RandomFlip(0.5), NDA(3, 20.0), Mix(5, cutmix=1.0)],
 }
 
@@ -280,7 +279,7 @@ def test_no_more_batches_are_made_than_wait():
 def test_auto_copies_what_takes_a_quarter_of_the_memory_that_is_free(monkeypatch, caplog, free, placed):
     inputs = stored("uint8")[0]
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free * inputs.nbytes), 0))
-    monkeypatch.setattr("snn_repro.data.feed._copy", lambda parts, device: (torch.from_numpy(inputs), {}))
+    monkeypatch.setattr("snn_repro.data.batches._copy", lambda parts, device: (torch.from_numpy(inputs), {}))
     part, gpu = MemoryBatches(inputs, LABELS, B), torch.device("cuda", 0)
     with caplog.at_level("INFO", "snn_repro"):
         (fed,) = feed([part], gpu)

@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from snn_repro.data.augment.rpg import check, relevance
 from snn_repro.data.batches import make_generator
 from snn_repro.errors import UserError
 from snn_repro.models import build_model
 from snn_repro.models.blocks import SpikingNetwork
-from snn_repro.models.relevance import check, relevance
 from snn_repro.neurons import build_neuron
 
 T, B, K, SHAPE = 4, 3, 5, (2, 8, 8)
