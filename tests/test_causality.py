@@ -6,8 +6,8 @@ import pytest
 import torch
 from fake_runs import fake_run
 
-from snn_repro.causality import sees_future
 from snn_repro.errors import UserError
+from snn_repro.metrics import sees_future
 from snn_repro.models import MODELS, NORMS, build_model
 from snn_repro.neurons import NEURONS, build_neuron
 from snn_repro.paper.figures import MissingData, accuracy_steps

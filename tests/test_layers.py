@@ -6,8 +6,8 @@ from pathlib import Path
 import snn_repro
 
 ORDER = [
-    "errors", "signals", "distributed", "console", "outside", "provenance", "files", "settings", "sources", "registry", "causality",
-    "kernels", "config", "neurons", "models", "data", "losses", "metrics", "optim", "energy", "neurobench", "build", "runtime", "runs", "trained/load", "runs/finished",
+    "errors", "signals", "distributed", "console", "outside", "provenance", "files", "settings", "sources", "registry",
+    "kernels", "config", "neurons", "models", "data", "losses", "metrics", "optim", "energy", "build", "runtime", "runs", "trained/load", "runs/finished",
     "train", "dry_run", "trained", "job", "cli", "paper", "report", "__main__",
 ]  # fmt: skip
 ROOT = Path(snn_repro.__file__).parent

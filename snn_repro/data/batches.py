@@ -135,10 +135,15 @@ class Planned(NamedTuple):
     steps: list[Step]
 
 
+def _rows(n: int, indices: Sequence[int] | np.ndarray | None) -> Tensor:
+    """Row numbers as a tensor; None: all n."""
+    return torch.arange(n) if indices is None else torch.as_tensor(np.asarray(indices, np.int64))
+
+
 class _Ordered:
     """The part that both kinds of batches share: counting, ordering, and what the batch transforms draw.
 
-    rows: of the inputs, those that belong to this part, in the order in which evaluation sees them (default all n).
+    rows: of the inputs, those that belong to this part, in the order in which evaluation sees them.
     transforms: batch transforms, applied in order with one generator a batch of all ranks together.
     shuffle, repeats: see `epoch_order`. drop_last: leave out the last, smaller batch.
     """
@@ -150,8 +155,7 @@ class _Ordered:
 
     def __init__(
         self,
-        n: int,
-        indices: Sequence[int] | np.ndarray | None,
+        rows: Tensor,
         batch_size: int,
         *,
         seed: int = 0,
@@ -160,10 +164,9 @@ class _Ordered:
         drop_last: bool = False,
         repeats: int = 1,
     ):
-        self.rows = torch.arange(n) if indices is None else torch.as_tensor(np.asarray(indices, np.int64))
-        if not len(self.rows):
+        if not len(rows):
             raise DataError("a part of the data set has no samples; check dataset.split and dataset.validation")
-        self.batch_size, self.seed, self.transforms = int(batch_size), int(seed), list(transforms)
+        self.rows, self.batch_size, self.seed, self.transforms = rows, int(batch_size), int(seed), list(transforms)
         self._shuffle, self._repeats, self._drop_last = shuffle, repeats, drop_last
         self._serve(0, 1)
 
@@ -258,7 +261,7 @@ class MemoryBatches(_Ordered):
     ):
         if len(inputs) != len(targets):
             raise DataError(f"{len(inputs)} inputs but {len(targets)} targets")
-        super().__init__(len(inputs), indices, batch_size, **options)
+        super().__init__(_rows(len(inputs), indices), batch_size, **options)
         self._targets = torch.as_tensor(np.asarray(targets, np.int64))
         self.source, self._is_frames, self._check = inputs, inputs.ndim == 5, check
         self.inputs: Any = inputs
@@ -380,7 +383,7 @@ class LoaderBatches(_Ordered):
         indices: Sequence[int] | np.ndarray | None = None,
         **options: Any,
     ):
-        super().__init__(len(samples), indices, batch_size, **options)  # type: ignore[arg-type]  # map-style: it has a length
+        super().__init__(_rows(len(samples), indices), batch_size, **options)  # type: ignore[arg-type]  # it has a length
         self._sampler = _Sampler()
         self._loader = DataLoader(
             _SeededSamples(samples),

@@ -1,7 +1,5 @@
 """What is done with data sets: parts become batches, and prepared frames a data set ready to train on."""
 
-from __future__ import annotations
-
 import json
 import os
 import warnings

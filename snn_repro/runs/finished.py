@@ -12,10 +12,9 @@ from snn_repro import distributed
 from snn_repro.build import loss_of
 from snn_repro.config import Config
 from snn_repro.data import Data, build_data
-from snn_repro.energy import energy_report
+from snn_repro.energy import energy_report, neurobench
 from snn_repro.errors import UserError
 from snn_repro.files import write_json
-from snn_repro.neurobench import neurobench
 from snn_repro.runs.folder import NEUROBENCH, Follower, RunFolder
 from snn_repro.runs.result import RunResult, summary
 from snn_repro.runtime import pick_device, threads

@@ -36,7 +36,6 @@ import torch
 from torch import Tensor, nn
 
 from snn_repro.build import begin_epoch, build_network, loss_of
-from snn_repro.causality import sees_future
 from snn_repro.config import (
     GROUPS,
     Config,
@@ -57,6 +56,7 @@ from snn_repro.data.batches import feed
 from snn_repro.errors import UserError
 from snn_repro.files import replace_atomically, write_text
 from snn_repro.losses import Loss
+from snn_repro.metrics import sees_future
 from snn_repro.registry import SETS
 from snn_repro.runs import checkpoint
 from snn_repro.runs.folder import EVALUATIONS, epoch_of, final_outputs, other_data

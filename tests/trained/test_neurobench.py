@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from snn_repro.energy import neurobench
 from snn_repro.errors import UserError
 from snn_repro.models import build_model
-from snn_repro.neurobench import neurobench
 from snn_repro.train import run
 from snn_repro.trained.neurobench import main
 
