@@ -15,6 +15,7 @@ import re
 import shlex
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -52,6 +53,7 @@ PROBE = 2  # samples of the step that memory is foretold from
 COUNTED = 16  # test samples whose operations are counted
 REPEATS = 0.5  # seconds of a step on random data
 ON_A_GPU = 16  # samples in such a step there
+COLUMNS = ("layer", "kind", "output", "weights", "IMP", "neuron-steps", "MACs", "synops", "rate")
 
 
 class TooLarge(UserError):
@@ -71,6 +73,11 @@ class Layer(NamedTuple):
     synops: float  # accumulations that spikes cause, at this batch's rates
     value_macs: float  # multiply-accumulates of inputs that are no spikes: pixels, counts, means, sums
     rate: float | None  # spikes a neuron and step
+
+    def cells(self) -> tuple[str, ...]:
+        numbers = self.weights, self.imp, self.neuron_steps, self.macs, self.synops
+        rate = "" if self.rate is None else f"{self.rate:.3f}"
+        return self.name, self.kind, _by(self.shape), *(_short(n) if n else "" for n in numbers), rate
 
 
 @dataclasses.dataclass
@@ -104,7 +111,7 @@ class Report:
         lines = [
             f"{c.name} seed {c.seed}: {split.n_train:,} training, {split.n_val:,} validation, {split.n_test:,} test samples "
             f"({split.id}), {self.data.num_classes} classes, input {_by(self.data.input_shape)}, T={c.timesteps}, {self.device}",
-            *_table(self.layers).splitlines()[1:],
+            *text_table("", COLUMNS, [layer.cells() for layer in self.layers], left=3).splitlines()[1:],
             "",
             f"parameters    {self.weights:,} weights + {self.imp:,} IMP",
             f"a sample      {self.total('neuron_steps'):,} neuron-steps; dense {macs} multiply-accumulates, else {synops} synaptic "
@@ -157,9 +164,9 @@ def dry_sweep(overrides: list[str]) -> Iterator[str]:
     jobs = sweeps.plan(overrides)
     left = [job for job in jobs if job.config.force or not (job.config.skip_finished and sweeps.is_finished(job))]
     sweeps.check_data(left)
-    alike: dict[str, list[sweeps.Job]] = {}
+    alike: dict[str, list[sweeps.Job]] = defaultdict(list)
     for job in left:
-        alike.setdefault(config_hash(dataclasses.replace(job.config, seed=0)), []).append(job)
+        alike[config_hash(dataclasses.replace(job.config, seed=0))].append(job)
     seconds: list[float] = []
     for of in alike.values():
         named = of[0].folder.parent if len(of) > 1 else of[0].folder
@@ -297,27 +304,20 @@ def enough_memory(state: Training, x: Tensor) -> None:
     """Raise UserError where a CPU has not the memory that a training step keeps, by what a step of two samples keeps."""
     if state.device.type != "cpu":
         return  # a GPU says so itself, and the process survives it
-    samples = -(-x.shape[-4] // state.parts)
-    kept = kept_by_a_sample(state, x[..., :PROBE, :, :, :]) * samples
-    free = available_memory()
-    if kept > free:
-        raise _too_large(
-            state.config, f"keeps {kept / 2**30:.1f} GiB for its backward pass, and {free / 2**30:.1f} are free"
-        )
+    kept = kept_by_a_sample(state, x[..., :PROBE, :, :, :]) * -(-x.shape[-4] // state.parts)
+    if kept > (free := available_memory()):
+        why = f"keeps {kept / 2**30:.1f} GiB for its backward pass, and {free / 2**30:.1f} are free"
+        raise _too_large(state.config, why)
 
 
 def kept_by_a_sample(state: Training, x: Tensor) -> float:
     """Bytes of the tensors that the forward pass of a sample keeps for the backward pass, each memory once."""
     model = state.model.train()
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), x)}
-    sizes: dict[int, int] = {}
-    kept = []  # alive, so that no memory is counted for two
+    kept: dict[int, Tensor] = {}  # alive, so that no memory is counted for two
 
     def pack(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in own:
-            sizes[storage.data_ptr()] = storage.nbytes()
-            kept.append(t)
+        kept.setdefault(t.untyped_storage().data_ptr(), t)
         return t
 
     door.set_backend(model, "dense")  # auto would measure for two samples what no run needs
@@ -327,7 +327,7 @@ def kept_by_a_sample(state: Training, x: Tensor) -> float:
     ):  # fmt: skip
         model(x, last_step=state.loss_fn.last_step)
     door.set_backend(model, KERNELS[state.config.kernels][1])
-    return sum(sizes.values()) / x.shape[-4]
+    return sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in own) / x.shape[-4]
 
 
 def available_memory() -> float:
@@ -368,18 +368,19 @@ def _layers(state: Training, x: Tensor) -> list[Layer]:
     operations = energy_report(model, x)["layers"]
     imps = {id(p): name for name, p in initial_states(model).items()}
     by_module = flops.get_flop_counts()
-    found = []
-    for name, shape in shapes.items():
+
+    def layer(name: str, shape: tuple[int, ...]) -> Layer:
         module, counts = counted[name], operations.get(name, {})
         own = list(module.parameters(recurse=isinstance(module, Neuron)))
         imp = sum(p.numel() for p in own if id(p) in imps)
-        found.append(Layer(
+        return Layer(
             name, type(module).__name__, _of_a_sample(shape, samples, state.config.timesteps),
             sum(p.numel() for p in own) - imp, imp, math.prod(shape) // samples if isinstance(module, Neuron) else 0,
             sum(by_module.get(f"{root}.{name}", {}).values()) / 2 / samples, counts.get("synops", 0.0), counts.get("macs", 0.0),
             float(rates[name]) if name in rates else None,
-        ))  # fmt: skip
-    return found
+        )  # fmt: skip
+
+    return [layer(name, shape) for name, shape in shapes.items()]
 
 
 def _of_a_sample(shape: tuple[int, ...], samples: int, timesteps: int) -> tuple[int, ...]:
@@ -392,26 +393,14 @@ def _of_a_sample(shape: tuple[int, ...], samples: int, timesteps: int) -> tuple[
 # ---------------------------------------------------------------- words
 
 
-def _table(layers: list[Layer]) -> str:
-    columns = ("layer", "kind", "output", "weights", "IMP", "neuron-steps", "MACs", "synops", "rate")
-    rows = []
-    for layer in layers:
-        rate = "" if layer.rate is None else f"{layer.rate:.3f}"
-        numbers = layer.weights, layer.imp, layer.neuron_steps, layer.macs, layer.synops
-        rows.append((layer.name, layer.kind, _by(layer.shape), *(_short(n) if n else "" for n in numbers), rate))
-    return text_table("", columns, rows, left=3)
-
-
 def _by(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
 def _short(number: float) -> str:
     """1234567 -> "1.23 M"."""
-    for factor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if abs(number) >= factor:
-            return f"{number / factor:.3g}{unit}"
-    return f"{number:.3g}"
+    power = min(3, max(0, int(math.log10(abs(number) or 1) // 3)))
+    return f"{number / 1000**power:.3g}{('', ' k', ' M', ' G')[power]}"
 
 
 def _time(seconds: float) -> str:

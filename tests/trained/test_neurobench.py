@@ -86,9 +86,7 @@ def pruned():
         (pruned, False),
         (lambda: network("sew_resnet18", (2, 32, 32), "if"), False),  # sums, a pool, and equal names in all blocks
         pytest.param(  # sigmoids, and convolutions over time and channels
-            lambda: network("tcja", (2, 32, 32)),
-            False,
-            marks=pytest.mark.slow,
+            lambda: network("tcja", (2, 32, 32)), False, marks=pytest.mark.slow
         ),  # fmt: skip
     ],
     ids=["static", "pruned", "sew", "tcja"],

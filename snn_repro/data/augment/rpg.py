@@ -77,21 +77,15 @@ class _Rules(TorchFunctionMode):
         if name not in LINEAR and not (name in SCALED and len(activations) == 1):
             raise UserError(f"the network computes '{name}' between its layers")
         if "add" in name:
-            if (
-                len(activations) == 2
-                and len({a.shape for a in activations}) == 1
-                and any((a < 0).any() for a in activations)
-            ):
-                parts = [part.detach() for part in activations]
+            parts = [part.detach() for part in activations]
+            if len(parts) == 2 and parts[0].shape == parts[1].shape and any((part < 0).any() for part in parts):
                 result = _Ruled.apply(lambda per_output: self.sum(parts, per_output), result.detach(), *activations)
             self.features = result if result.dim() == 5 else self.features
         return result
 
     def over_time(self, x: Tensor) -> Tensor:
         """x [T, B, ...] or [T*B, ...], or its mean over time [B, ...]."""
-        if not self.mean:
-            return x
-        return (x.unflatten(0, self.steps) if len(x) == self.steps.numel() else x).mean(0)
+        return x.reshape(*self.steps, *x.shape[1 if len(x) == self.steps.numel() else 2 :]).mean(0) if self.mean else x
 
     def spread(self, values: Tensor, like: Tensor) -> Tensor:
         """What `over_time` made of `like`, for every step again."""
