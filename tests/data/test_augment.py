@@ -151,7 +151,7 @@ def test_published_cutmix_cuts_polarity_and_height():
     changed, mass = 0, []
     mix = Mix(2, cutmix=1.0, cutmix_axes="published")
     pixels = []
-    for seed in range(1500):
+    for seed in range(500):
         out, soft = mix(x, torch.arange(2), make_generator(seed))
         if soft[0, 0] == 1:  # the random order kept both samples in place
             continue
@@ -166,14 +166,10 @@ def test_published_cutmix_cuts_polarity_and_height():
 
 
 def test_event_drop_only_drops():
-    rng = np.random.RandomState(0)
-    n = 2000
-    events = Events(
-        np.sort(rng.randint(10**6, 2 * 10**6, n)).astype(np.int64),
-        rng.randint(0, 30, n).astype(np.int16),
-        rng.randint(0, 20, n).astype(np.int16),
-        rng.randint(0, 2, n).astype(np.uint8),
-    )
+    rng, n = np.random.RandomState(0), 2000
+    t = np.sort(rng.randint(10**6, 2 * 10**6, n)).astype(np.int64)
+    x, y, p = (rng.randint(0, most, n).astype(kind) for most, kind in ((30, np.int16), (20, np.int16), (2, np.uint8)))
+    events = Events(t, x, y, p)
     sizes = set()
     for seed in range(30):
         np.random.seed(seed)
@@ -210,12 +206,7 @@ def test_randaugment_is_timms_increasing_one():
     assert len(policy.ops) == 15 and policy.num_layers == 2
     assert {(op.prob, op.magnitude, op.magnitude_std) for op in policy.ops} == {(0.5, 7, 0.5)}
     assert policy.ops[0].kwargs["fillcolor"] == (125, 123, 114)
-    image = Image.fromarray(np.random.RandomState(0).randint(0, 255, (32, 32, 3), np.uint8))
+    image = Image.fromarray(np.random.RandomState(0).randint(0, 255, (300, 400, 3), np.uint8))
     out = transform(image)
     assert out.dtype == torch.uint8 and out.shape == (3, 32, 32)
-
-
-def test_imagenet_test_transform():
-    image = Image.fromarray(np.random.RandomState(0).randint(0, 255, (300, 400, 3), np.uint8))
-    out = eval_sample_transform(keys(test_resize=236), 224)(image)
-    assert out.shape == (3, 224, 224)
+    assert eval_sample_transform(keys(test_resize=236), 224)(image).shape == (3, 224, 224)

@@ -73,13 +73,8 @@ def test_boxes_lie_beside_one_another_or_in_corners():
             ways.add((fits, a.left + a.width <= b.left, b.left + b.width <= a.left, a.top + a.height <= b.top))
         else:
             assert overlap == (one.height + two.height - H) * (one.width + two.width - W)
-            assert (
-                a.left == 0
-                and b.left == W - b.width
-                and (a.top == 0) == (b.top == H - b.height)
-                or a.height == H
-                or b.height == H
-            )
+            corners = a.left == 0 and b.left == W - b.width and (a.top == 0) == (b.top == H - b.height)
+            assert corners or a.height == H or b.height == H
     assert len(ways) >= 8
 
 
@@ -147,7 +142,8 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("frames")
 
 
-@pytest.mark.parametrize("rule", ["slrp", pytest.param("sltrp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["slrp", "sltrp"])
 def test_a_run_goes_on_where_it_stopped(tmp_path, monkeypatch, rule, cache):
     words = [*WORDS, f"augment.rpg_relevance={rule}", f"cache_dir={cache}"]
     whole = train.run(load_config([*words, f"hydra.run.dir={tmp_path}/whole"]))
