@@ -1,11 +1,13 @@
 """Who sees the future: what a class says of itself against what a later frame changes in earlier outputs."""
 
 import json
+import signal
 
 import pytest
 import torch
 from fake_runs import fake_run
 
+from snn_repro import train
 from snn_repro.errors import UserError
 from snn_repro.metrics import sees_future
 from snn_repro.models import MODELS, NORMS, build_model
@@ -113,10 +115,6 @@ def test_a_run_says_it_and_tables_and_figures_leave_single_steps_out(quick, tmp_
 
 def test_a_schedule_over_epochs_is_resumed_in_the_middle_of_an_epoch(quick, tmp_path, monkeypatch):
     """masked_psn's lambda, and its average's: the same numbers as in one go."""
-    import signal
-
-    from snn_repro import train
-
     words = "neuron=masked_psn", "neuron.order=2", "neuron.ramp=1.5", "recipe.epochs=4", "recipe.ema_decay=0.9"
     whole = run(quick(*words), str(tmp_path / "whole"))
     original = train.Training.train_step

@@ -10,12 +10,11 @@ import pytest
 from fixtures import make_cache as prepare
 from fixtures import open_cache, verify_cache
 
-from snn_repro import train
 from snn_repro.config import ConfigError, help_text, load_config
 from snn_repro.data import build_data
 from snn_repro.data.batches import LoaderBatches
 from snn_repro.data.events import Events, integrate
-from snn_repro.data.sets import SETS
+from snn_repro.data.sets import SETS, ImageSet, register
 from snn_repro.errors import DataError, UserError
 from snn_repro.paper.rows import Row
 from snn_repro.runs.fingerprint import fingerprint
@@ -70,23 +69,19 @@ class Sparks(EventSet):
         x, y, p, t = (np.array(v) for v in zip(*struct.iter_unpack("<BBBI", data[4:])))
         return Events(t.astype(np.int64), x.astype(np.int16), y.astype(np.int16), p.astype(np.uint8))
 '''
-SHORT = ["logger.mode=disabled", "recipe=digits", "recipe.batch_size=8", "recipe.epochs=2", "threads=1"]
+SHORT = ["logger.mode=disabled", "recipe=digits", "recipe.batch_size=8", "recipe.epochs=1", "threads=1"]
 
 
 @pytest.fixture
 def sets(tmp_path, monkeypatch):
     """Both registered, their yamls in a folder; forgotten behind the test. -> overrides(name, *others)."""
-    (tmp_path / "blobs_set.py").write_text(IMAGES)
-    (tmp_path / "sparks_set.py").write_text(EVENTS)
-    (tmp_path / "conf/dataset").mkdir(parents=True)
-    (tmp_path / "conf/dataset/blobs.yaml").write_text("# three classes of grey squares\nname: blobs\ntimesteps: 3\n")
-    (tmp_path / "conf/dataset/sparks.yaml").write_text(
-        "# two classes of sparks\nname: sparks\ntimesteps: 3\nsplit: random\n"
-    )
     monkeypatch.syspath_prepend(str(tmp_path))
     kept = dict(SETS), dict(SETS._owners)
-    for module in ("blobs_set", "sparks_set"):
-        importlib.import_module(module)
+    (tmp_path / "conf/dataset").mkdir(parents=True)
+    for name, text, split in (("blobs", IMAGES, ""), ("sparks", EVENTS, "split: random\n")):
+        (tmp_path / f"conf/dataset/{name}.yaml").write_text(f"# {name}\nname: {name}\ntimesteps: 3\n{split}")
+        (tmp_path / f"{name}_set.py").write_text(text)
+        importlib.import_module(f"{name}_set")
 
     def overrides(name, *others):
         places = [f"hydra.searchpath=[file://{tmp_path}/conf]", f"dataset={name}", f"data_dir={tmp_path}/data"]
@@ -105,10 +100,8 @@ def write_blobs(root, seed=0):
     parts = {}
     for part, n in (("train", 60), ("test", 30)):
         labels = np.arange(n) % 3
-        parts[f"y_{part}"] = labels
-        parts[f"x_{part}"] = rng.integers(0, 60, (n, 1, 8, 8), np.uint8) + (80 * labels[:, None, None, None]).astype(
-            np.uint8
-        )
+        bright = (80 * labels[:, None, None, None]).astype(np.uint8)
+        parts |= {f"y_{part}": labels, f"x_{part}": rng.integers(0, 60, (n, 1, 8, 8), np.uint8) + bright}
     root.mkdir(parents=True, exist_ok=True)
     np.savez(root / "blobs.npz", **parts)
     return parts
@@ -137,46 +130,18 @@ def write_sparks(root, archive=False):
     return written
 
 
-def resumed(words, monkeypatch):
-    """The result of a run that was stopped after its first epoch and went on, and of one that was not."""
-    whole = run(load_config([*words, "force=true"]))
-    epoch = train.Training.train_epoch
-    with monkeypatch.context() as broken:
-
-        def stops(self, number, *args):
-            if number:
-                raise KeyError("stopped")
-            return epoch(self, number, *args)
-
-        broken.setattr(train.Training, "train_epoch", stops)
-        with pytest.raises(KeyError):
-            run(load_config([*words, "force=true"]))
-    epochs = []
-    with monkeypatch.context() as watched:
-        watched.setattr(
-            train.Training,
-            "train_epoch",
-            lambda self, number, *args: epochs.append(number) or epoch(self, number, *args),
-        )
-        again = run(load_config(words))
-    assert epochs == [1]
-    return again, whole
-
-
-def test_an_image_set_trains_resumes_and_has_a_fingerprint(sets, tmp_path, monkeypatch):
+def test_an_image_set_trains_and_has_a_fingerprint(sets, tmp_path):
     written = write_blobs(tmp_path / "data")
     words = sets("blobs", "dataset.validation=0.1", "augment.crop_padding=1")
     config = load_config(words)
     data = build_data(config)
     assert data.split.id == "blobs/official,val=0.1,seed=0" and data.split.n_test == 30 and data.static
     x, y = next(data.test.epoch(0))
-    assert (
-        np.allclose(x.numpy() * 60 + 127.5, written["x_test"], atol=1e-3) and y.tolist() == written["y_test"].tolist()
-    )
-    again, whole = resumed(words, monkeypatch)
-    assert again["loss_last"] == whole["loss_last"] and again["split_id"] == "blobs/official,val=0.1,seed=0"
-    found = fingerprint(config)
-    assert set(found) == {"files"} and whole["data"] == found
+    assert np.allclose(x.numpy() * 60 + 127.5, written["x_test"], atol=1e-3)
+    assert y.tolist() == written["y_test"].tolist()
+    found, trained = fingerprint(config), run(config)
+    assert trained["split_id"] == "blobs/official,val=0.1,seed=0"
+    assert set(found) == {"files"} and trained["data"] == found
     write_blobs(tmp_path / "data", seed=1)
     assert fingerprint(config) != found
     pil = build_data(load_config(sets("blobs", "augment.randaugment_ops=1")))
@@ -185,14 +150,14 @@ def test_an_image_set_trains_resumes_and_has_a_fingerprint(sets, tmp_path, monke
     assert smaller.input_shape == (1, 6, 6)
 
 
-def test_an_event_set_is_prepared_trains_resumes_and_has_a_fingerprint(sets, tmp_path, monkeypatch):
+def test_an_event_set_is_prepared_trains_and_has_a_fingerprint(sets, tmp_path):
     written = write_sparks(tmp_path / "data/Sparks", archive=True)
     words = sets("sparks", "dataset.validation=0.2", "augment.nda=true")
     config = load_config(words)
     assert SETS["sparks"].state(config)[0] == "not prepared"
     with pytest.raises(UserError, match="prepare_data.py dataset=sparks"):
         build_data(config)
-    report = prepare("sparks", config.data_dir, config.cache_dir, 3, workers=2, say=lambda _: None)
+    report = prepare("sparks", config.data_dir, config.cache_dir, 3, workers=0, say=lambda _: None)
     assert (report.samples, report.expected) == (20, 20) and SETS["sparks"].state(config) == ("ready", None)
     cache = open_cache("sparks", config.cache_dir, 3, data_dir=config.data_dir)
     assert verify_cache("sparks", config.cache_dir, 3, say=lambda _: None)[1] == []
@@ -200,9 +165,8 @@ def test_an_event_set_is_prepared_trains_resumes_and_has_a_fingerprint(sets, tmp
         np.testing.assert_array_equal(frames, integrate(written[name], 3, (12, 16)))
     data = build_data(config)
     assert data.split.id == "sparks/random,val=0.2,seed=0" and (data.split.n_test, data.input_shape) == (2, (2, 12, 16))
-    again, whole = resumed(words, monkeypatch)
-    assert again["loss_last"] == whole["loss_last"] and whole["split_id"] == data.split.id
-    assert set(fingerprint(config)) == {"prepared frames"} and whole["data"] == fingerprint(config)
+    found, trained = fingerprint(config), run(config)
+    assert set(found) == {"prepared frames"} and (trained["split_id"], trained["data"]) == (data.split.id, found)
     dropped = build_data(load_config(sets("sparks", "augment.eventdrop=true")))
     assert next(dropped.train.epoch(0))[0].shape == (3, 8, 2, 12, 16)
     assert "cache_dir=" in Row(config, None, [], 0, None, []).command()
@@ -231,8 +195,6 @@ def test_what_is_wrong_is_told_in_their_names(sets, tmp_path):
         build_data(load_config(sets("blobs")))
 
 
-def test_a_name_is_taken_once(sets):
-    from snn_repro.data.sets import ImageSet, register
-
+def test_a_name_is_taken_once():
     with pytest.raises(UserError, match="there is a data set 'digits' already"):
         register("digits")(type("Other", (ImageSet,), {}))

@@ -11,7 +11,6 @@ from fixtures import write_cifar10, write_cifar10_dvs
 import snn_repro
 from snn_repro.config import load_config
 from snn_repro.data import build_data
-from snn_repro.data.augment import Normalize
 from snn_repro.kernels import memory
 from snn_repro.kernels.door import use
 from snn_repro.models import build_model
@@ -24,21 +23,13 @@ MOST = 14  # two of them the door of the kernels and its threads
 def event_frames(folder):
     write_cifar10_dvs(folder / "raw")
     prepare("cifar10_dvs", folder / "raw", folder / "cache", 2, frame_size=48, workers=0, say=lambda _: None)
-    config = load_config(
-        [
-            "dataset=cifar10_dvs",
-            "timesteps=2",
-            "dataset.frame_size=48",
-            "recipe.batch_size=2",
-            f"cache_dir={folder / 'cache'}",
-        ]
-    )
-    return build_data(config), "vgg48", {"name": "lif", "imp": True}
+    words = ["dataset=cifar10_dvs", "timesteps=2", "dataset.frame_size=48", "recipe.batch_size=2"]
+    return build_data(load_config([*words, f"cache_dir={folder / 'cache'}"])), "vgg48", {"name": "lif", "imp": True}
 
 
 def images(folder):
     write_cifar10(folder)
-    return build_data(load_config(["dataset=cifar10", f"data_dir={folder}"])), "sew_resnet18_cifar", {"name": "if"}
+    return build_data(load_config(["dataset=cifar10", f"data_dir={folder}"])), "small", {"name": "if"}
 
 
 def files_of(call):
@@ -63,7 +54,7 @@ def files_of(call):
 def test_from_disk_to_logits_in_few_files(tmp_path, make, monkeypatch):
     """By all fast loops; `kernels=off` takes fewer. Compiling these, which happens once on a machine, is not a part of the way.
 
-    Normalisation and augmentations, one file each, come on top: as many as a row chooses.
+    Augmentations, one file each, come on top: as many as a row chooses.
     """
     monkeypatch.setattr(memory, "fresh", False)  # as in a run
     data, network, neuron = make(tmp_path)
@@ -77,7 +68,7 @@ def test_from_disk_to_logits_in_few_files(tmp_path, make, monkeypatch):
 
     way()
     passed = files_of(way)
-    assert {"data/batches.py", "data/augment/augmentation.py", "neurons/layer.py"} <= set(passed)
-    chosen = {inspect.getfile(cls) for cls in [Normalize, *AUGMENTATIONS.values()]}
+    chosen = {inspect.getfile(cls) for cls in AUGMENTATIONS.values()}
     house = [name for name in passed if str(PACKAGE / name) not in chosen]
+    assert {"data/batches.py", "data/augment/augmentation.py", "neurons/layer.py"} <= {*house}
     assert len(house) <= MOST, f"{len(house)} files on the way: {', '.join(house)}"
