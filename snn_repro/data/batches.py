@@ -15,7 +15,7 @@ import math
 import random
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import starmap
 from typing import Any, NamedTuple, Self, TypeVar
@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from snn_repro.data.augment import Augmentation, GuidedAugmentation
+from snn_repro.data.augment import GuidedAugmentation
 from snn_repro.data.augment.augmentation import BatchTransform, MovingAugmentation, chained, moved, sent
 from snn_repro.data.counts import ByteFrames
 from snn_repro.data.dataset import Batches, Data, Split
@@ -275,10 +275,8 @@ class MemoryBatches(_Ordered):
         read = map(self._read, self.plan(epoch, start))
         if self.device.type == "cpu":  # then all of it is the thread's
             finished = starmap(self._finish, read)
-            yield from ahead(finished) if self.ahead else finished
-        else:
-            for made in ahead(read) if self.ahead else read:
-                yield self._finish(*made)
+            return ahead(finished) if self.ahead else finished
+        return starmap(self._finish, ahead(read) if self.ahead else read)
 
     def _read(self, planned: Planned) -> tuple[Tensor, Tensor, list[Step]]:
         """A batch as it is stored, its target, and the steps that are left: those that move pixels of frames are done here."""
@@ -292,26 +290,21 @@ class MemoryBatches(_Ordered):
         elif self._is_frames:
             x = self._frames(rows, sources, bool(steps) and steps[0].transform.portable)
         else:
-            x = torch.empty(len(rows), *self.inputs.shape[1:], dtype=self.inputs.dtype, pin_memory=self._pinned)
-            torch.index_select(self.inputs, 0, rows, out=x)
+            x = self.inputs.index_select(0, rows)
         return x, self._targets[rows], steps
-
-    @property
-    def _pinned(self) -> bool:
-        return self.device.type == "cuda"
 
     def _frames(self, rows: Tensor, sources: Tensor | None, portable: bool) -> Tensor:
         """Frames [T, B, C, H, W] with their pixels taken from `sources`; float32, or as stored if the next step is portable."""
-        read = [self.checked(row) for row in rows.tolist()]
-        kinds = {AS_STORED.get(frames.dtype, torch.float32) for frames in read}
-        kind = kinds.pop() if (self._pinned or portable) and len(kinds) == 1 else torch.float32
+        read, pin = [self.checked(row) for row in rows.tolist()], self.device.type == "cuda"
+        kinds = {_kind(frames) for frames in read}
+        kind = kinds.pop() if (pin or portable) and len(kinds) == 1 else torch.float32
         t, *chw = self.inputs.shape[1:]
-        x = torch.empty(t, len(rows), *chw, dtype=kind, pin_memory=self._pinned)
+        x = torch.empty(t, len(rows), *chw, dtype=kind, pin_memory=pin)
         for b, frames in enumerate(read):
             if sources is None:
                 x.numpy()[:, b] = frames  # one pass: read, convert, transpose
                 continue
-            own = torch.empty(t, 1, *chw, dtype=AS_STORED.get(frames.dtype, torch.float32))
+            own = torch.empty(t, 1, *chw, dtype=_kind(frames))
             own.numpy()[:, 0] = frames
             if own.dtype == kind:
                 moved(own, sources[b : b + 1], x, b)
@@ -489,13 +482,15 @@ def feed(parts: Sequence[Any], device: torch.device, on_device: Any = "auto", ah
     on_device, ahead: "auto", True or False, see the keys of `dataset`. Raises UserError where on_device=True does not fit.
     """
     gpu = device.type == "cuda"
-    reasons, copies = [_why_not(part) for part in parts], dict[int, tuple[Tensor, dict]]()
-    if gpu if on_device == "auto" else on_device:
-        if reasons[0]:
-            log.info(
-                f"dataset.on_device={str(on_device).lower()}: training batches are made on the host, as {reasons[0]}"
-            )
-        copies = _copies([part for part, no in zip(parts, reasons, strict=True) if not no], device, on_device)
+    wanted, reasons = gpu if on_device == "auto" else on_device, [_why_not(part) for part in parts]
+    copies: dict[int, tuple[Tensor, dict]] = {}
+    if wanted and reasons[0]:
+        log.info(f"dataset.on_device={str(on_device).lower()}: training batches are made on the host, as {reasons[0]}")
+    if wanted:
+        stay = [part for part, reason in zip(parts, reasons, strict=True) if not reason]
+        sources = {id(part.source): part.inputs for part in stay}
+        if _fits(sources.values(), device, on_device):
+            copies = {key: _copy([p for p in stay if id(p.source) == key], device) for key in sources}
     fed = []
     for part, reason in zip(parts, reasons, strict=True):
         if isinstance(part, _Ordered):
@@ -513,32 +508,26 @@ def _why_not(part: Batches | None) -> str | None:
     """Why the batches of a part cannot be made on a device."""
     if not isinstance(part, MemoryBatches):
         return "samples are read one by one"
-    for transform in part.transforms:
-        if not transform.portable:
-            name = f"augment.{transform.name}" if isinstance(transform, Augmentation) else type(transform).__name__
-            return f"{name} has no form for a device"
-    return None
+    names = (getattr(t, "name", type(t).__name__) for t in part.transforms if not t.portable)
+    return next((f"augment.{name} has no form for a device" for name in names), None)
 
 
 def _kind(inputs: Any) -> torch.dtype:
+    """The type of a copy on a device, and of frames that portable steps get."""
     return inputs.dtype if isinstance(inputs, Tensor) else AS_STORED.get(inputs.dtype, torch.float32)
 
 
-def _copies(parts: Sequence[MemoryBatches], device: torch.device, on_device: Any) -> dict[int, tuple[Tensor, dict]]:
-    """{id of an array of the parts: its copy on the device, its table}; none where they do not fit and need not."""
-    arrays: dict[int, list[MemoryBatches]] = {}
-    for part in parts:
-        arrays.setdefault(id(part.source), []).append(part)
-    size = sum(math.prod(p.inputs.shape) * _kind(p.inputs).itemsize for p, *_ in arrays.values())
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-        if size > free * (SHARE if on_device == "auto" else 1):
-            sizes = f"the data set takes {size / 1e9:.1f} GB and {device} has {free / 1e9:.1f} GB free"
-            if on_device != "auto":
-                raise UserError(f"dataset.on_device=true: {sizes}; use auto or false")
-            log.info(f"dataset.on_device=auto: {sizes}, so batches are made on the host")
-            return {}
-    return {key: _copy(those, device) for key, those in arrays.items()}
+def _fits(arrays: Iterable[Any], device: torch.device, on_device: Any) -> bool:
+    """Whether copies fit a GPU's memory; raises UserError where they were asked for and do not."""
+    size = sum(math.prod(inputs.shape) * _kind(inputs).itemsize for inputs in arrays)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+    if size <= free * (SHARE if on_device == "auto" else 1):
+        return True
+    sizes = f"the data set takes {size / 1e9:.1f} GB and {device} has {free / 1e9:.1f} GB free"
+    if on_device != "auto":
+        raise UserError(f"dataset.on_device=true: {sizes}; use auto or false")
+    log.info(f"dataset.on_device=auto: {sizes}, so batches are made on the host")
+    return False
 
 
 def _copy(parts: Sequence[MemoryBatches], device: torch.device) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
@@ -546,12 +535,12 @@ def _copy(parts: Sequence[MemoryBatches], device: torch.device) -> tuple[Tensor,
     inputs = parts[0].inputs
     if isinstance(inputs, Tensor):
         return inputs.to(device), {}
-    kind, over = _kind(inputs), inputs.over if isinstance(inputs, ByteFrames) else {}
-    copied = torch.empty(tuple(inputs.shape), dtype=kind, device=device)
-    row_of = torch.empty(tuple(inputs.shape[1:]), dtype=kind)
+    over = inputs.over if isinstance(inputs, ByteFrames) else {}
+    copied = torch.empty(tuple(inputs.shape), dtype=_kind(inputs), device=device)
+    row_of = torch.empty(tuple(inputs.shape[1:]), dtype=_kind(inputs))
     for row in torch.cat([p.rows for p in parts]).unique().tolist():
-        parts[0].checked(row)
-        row_of.numpy()[...] = inputs.stored[row] if row in over else inputs[row]
+        frames = parts[0].checked(row)
+        row_of.numpy()[...] = inputs.stored[row] if row in over else frames
         copied[row] = row_of
     return copied, {
         row: (torch.from_numpy(places).to(device), torch.from_numpy(counts.astype(np.float32)).to(device))
