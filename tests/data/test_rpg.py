@@ -50,11 +50,13 @@ def test_rpgdrop_drops_single_events_by_relevance():
     assert 70 < sum(taken) < 130
 
 
-def test_rpgdrop_leaves_no_recording_empty():
+def test_rpgdrop_leaves_no_recording_empty_and_needs_a_network():
     x = torch.zeros(T, 1, 2, H, W)
     x[0, 0, 0, 0, -1] = 1  # its one event is all that counts
     for seed in range(10):
         assert step(RPGDrop, 1.0)(x, LABELS[:1], make_generator(seed))[0].sum() == 1
+    with pytest.raises(UserError, match=r"augment.rpg_drop needs the network in training"):
+        RPGDrop(1.0)(x, LABELS[:1], make_generator(0))
 
 
 def test_boxes_lie_beside_one_another_or_in_corners():
@@ -76,6 +78,7 @@ def test_boxes_lie_beside_one_another_or_in_corners():
             corners = a.left == 0 and b.left == W - b.width and (a.top == 0) == (b.top == H - b.height)
             assert corners or a.height == H or b.height == H
     assert len(ways) >= 8
+    assert salient_box(torch.zeros(H, W)) == (0, 0, H, W)  # without a place, the whole frame
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -111,10 +114,6 @@ def test_rpgmix_is_its_rule_event_by_event(seed):
     assert torch.allclose(soft.sum(1), torch.ones(B)) and soft.dtype == torch.float32
 
 
-def test_salience_without_a_place_is_the_whole_frame():
-    assert salient_box(torch.zeros(H, W)) == (0, 0, H, W)
-
-
 @pytest.mark.parametrize("made", [lambda: step(RPGDrop, 0.7), lambda: step(RPGMix, 5, 0.7)])
 def test_shares_of_a_batch_are_the_batch_of_one(made):
     frames = counts(31).transpose(0, 1).numpy()
@@ -126,11 +125,6 @@ def test_shares_of_a_batch_are_the_batch_of_one(made):
             for start in (0, 2):
                 for (x, y), (own_x, own_y) in zip(one[start:], whole.shard(rank, world).epoch(4, start), strict=True):
                     assert torch.equal(own_x, x[:, rank::world]) and torch.equal(own_y, y[rank::world])
-
-
-def test_without_a_network_it_says_so():
-    with pytest.raises(UserError, match=r"augment.rpg_drop needs the network in training"):
-        RPGDrop(1.0)(counts(), LABELS, make_generator(0))
 
 
 WORDS = ["dataset=digits_dvs", "loss=tet", "augment.rpg_drop=0.5", "augment.rpg_mix=0.5", "augment.eventmix=1", "recipe.epochs=2",
