@@ -8,6 +8,7 @@ The way of a batch: `plan` says which samples it has and what its transforms dre
 device: where batches are made changes no bit of them, as all that is random is drawn on the CPU.
 """
 
+import contextlib
 import copy
 import ctypes
 import logging
@@ -54,16 +55,14 @@ def keep_freed_memory(map_large: bool = False) -> None:
     still return blocks of more than 32 MiB, for a lower peak.
     """
     trim_threshold, mmap_threshold, mmap_max = -1, -3, -4
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    if map_large:
-        mallopt(mmap_threshold, 32 * 2**20)
-        mallopt(trim_threshold, 128 * 2**20)
-    else:
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)
+    options = (
+        {mmap_threshold: 32 * 2**20, trim_threshold: 128 * 2**20}
+        if map_large
+        else {mmap_max: 0, trim_threshold: 2**31 - 1}
+    )
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        for option in options.items():
+            ctypes.CDLL(None).mallopt(*option)
 
 
 def derive_seed(*parts: int) -> int:
@@ -148,6 +147,7 @@ class _Ordered:
     shuffle, repeats: see `epoch_order`. drop_last: leave out the last, smaller batch.
     """
 
+    copied = False  # `inputs` is a copy on the device
     device = torch.device("cpu")  # where batches are finished; `feed` chooses another
     ahead = (
         False  # a thread makes batches while the caller is at work on those before; not where it goes by the network
@@ -246,8 +246,7 @@ class MemoryBatches(_Ordered):
     indices: the rows that belong to this part (default all). options: those of `_Ordered`.
     """
 
-    copied = False  # `inputs` is a copy on the device, in which `over` has what bytes do not hold: see ByteFrames
-    over: dict[int, tuple[Tensor, Tensor]]
+    over: dict[int, tuple[Tensor, Tensor]]  # of a copy on the device: what bytes do not hold, see ByteFrames
 
     def __init__(
         self,
@@ -495,7 +494,7 @@ def feed(parts: Sequence[Any], device: torch.device, on_device: Any = "auto", ah
     for part, reason in zip(parts, reasons, strict=True):
         if isinstance(part, _Ordered):
             part = copy.copy(part)
-            if not reason and id(part.source) in copies:
+            if isinstance(part, MemoryBatches) and not reason and id(part.source) in copies:
                 (part.inputs, part.over), part.copied = copies[id(part.source)], True
             guided = any(isinstance(t, GuidedAugmentation) for t in part.transforms)
             part.ahead = (gpu if ahead == "auto" else ahead) and not guided and not part.copied

@@ -1,3 +1,5 @@
+from functools import partial
+
 import torch
 from torch import Generator, Tensor
 from torchvision.transforms.functional import rotate
@@ -39,6 +41,6 @@ class NDA(MovingAugmentation):
             if operation == 0:
                 found.append(places.roll(shifts, (-2, -1)).flatten())
             else:
-                turn = rotate if operation == 1 else sheared
-                found.append(sources_of(lambda x, turn=turn, angle=angle: turn(x, angle), size))
+                turn = partial(rotate, angle=angle) if operation == 1 else partial(sheared, degrees=angle)
+                found.append(sources_of(turn, size))
         return torch.stack(found)
