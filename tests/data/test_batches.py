@@ -9,9 +9,17 @@ from torch.utils.data import WeightedRandomSampler
 
 from snn_repro.config import load_config
 from snn_repro.data.augment import BatchTransform
-from snn_repro.data.batches import Batches, LoaderBatches, MemoryBatches, derive_seed, epoch_order, make_generator
-from snn_repro.data.build import Part, balanced
-from snn_repro.data.sets import SETS
+from snn_repro.data.batches import (
+    Batches,
+    LoaderBatches,
+    MemoryBatches,
+    Split,
+    derive_seed,
+    epoch_order,
+    make_generator,
+)
+from snn_repro.data.build import Part, assemble, balanced
+from snn_repro.data.sets import SETS, ImageSet, register
 from snn_repro.errors import DataError, UserError
 
 N = 23
@@ -162,3 +170,30 @@ def test_wrong_sizes_are_told():
         MemoryBatches(IMAGES, TARGETS, 4, indices=[])
     with pytest.raises(DataError, match="23 inputs but 22 targets"):
         MemoryBatches(IMAGES, TARGETS[:-1], 4)
+
+
+@pytest.mark.parametrize(
+    "shape, label, said",
+    [
+        ((1, 8, 8), 10, "digits was read with labels 0 to 10, and its file in data/sets/ says 10 classes"),
+        (
+            (1, 8, 9),
+            1,
+            r"digits was read as images \[1, 8, 9\], and its file in data/sets/ says \[1, 8, 8\], static=True",
+        ),
+        (
+            (3, 1, 8, 8),
+            1,
+            r"digits was read as frames \[1, 8, 8\], and its file in data/sets/ says \[1, 8, 8\], static=True",
+        ),
+    ],
+)
+def test_arrays_that_are_not_what_their_set_says_are_refused(shape, label, said):
+    part, split = Part(torch.zeros(2, *shape), [0, label]), Split("digits/official", "", 2, 2, 2)
+    with pytest.raises(DataError, match=said):
+        assemble(load_config(["dataset=digits"]), SETS["digits"], [part] * 3, split, [])
+
+
+def test_a_sets_name_is_taken_once():
+    with pytest.raises(UserError, match="there is a data set 'digits' already"):
+        register("digits")(type("Other", (ImageSet,), {}))
