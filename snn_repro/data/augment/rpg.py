@@ -29,7 +29,6 @@ from torch.overrides import TorchFunctionMode
 from snn_repro.data.augment.augmentation import BatchAugmentation, held, register_augmentation, soft
 from snn_repro.errors import UserError
 from snn_repro.kernels import door
-from snn_repro.models.blocks import Block
 from snn_repro.models.norms import NORMS
 from snn_repro.neurons import Neuron
 from snn_repro.settings import Setting
@@ -97,32 +96,31 @@ class _Rules(TorchFunctionMode):
         found = [_divided(p * share, self.over_time(part)) for p, part in zip(positive, parts, strict=True)]
         return tuple(self.spread(f, per_output) for f in found)
 
-    def passed(self, layer: nn.Module, x: Tensor, y: Tensor, kept: Any, per_output: Tensor) -> Tensor:
+    def passed(self, layer: nn.Module, x: Tensor, R: Tensor, kept: Any) -> Tensor:
         """Of a norm, and of a neuron's means over time: it has one input for each output."""
-        return self.spread(_divided(self.over_time(per_output) * self.over_time(y), self.over_time(x)), x)
+        return _divided(R, self.over_time(x))
 
-    def weights(self, layer: Any, x: Tensor, y: Tensor, kept: Any, per_output: Tensor) -> Tensor:
+    def weights(self, layer: Any, x: Tensor, R: Tensor, kept: Any) -> Tensor:
         def contributions(values: Tensor, weight: Tensor) -> Tensor:
             if isinstance(layer, nn.Linear):
                 return F.linear(values, weight)
             return F.conv2d(values, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
 
-        R, weight = self.over_time(per_output) * self.over_time(y), layer.weight.detach()
+        weight = layer.weight.detach()
         above, below = self.over_time(x.clamp(min=0)), self.over_time(x.clamp(max=0))
         signs = [(above, weight.clamp(min=0)), (below, weight.clamp(max=0))][: 1 + int(below.any())]
         with torch.enable_grad():
             total = torch.as_tensor(sum(contributions(values.requires_grad_(), weight) for values, weight in signs))
             found = torch.autograd.grad(total, [values for values, _ in signs], _divided(R, total.detach()))
         if len(found) == 1:
-            return self.spread(found[0], x)
+            return found[0]
         parts = [values.detach() * per_value for (values, _), per_value in zip(signs, found, strict=True)]
-        return self.spread(_divided(parts[0] + parts[1], (above + below).detach()), x)
+        return _divided(parts[0] + parts[1], (above + below).detach())
 
-    def neuron(self, neuron: Neuron, x: Tensor, y: Tensor, kept: Any, per_output: Tensor) -> Tensor:
+    def neuron(self, neuron: Neuron, x: Tensor, R: Tensor, kept: Any) -> Tensor:
         """Step t's part of v[t-1] is what it adds to the positive part of h[t]; the first has no step before it."""
         if self.mean:
-            return self.passed(neuron, x, y, kept, per_output)
-        R = per_output * y
+            return self.passed(neuron, x, R, kept)
         found, carried, nothing = torch.empty_like(R), torch.zeros_like(R[0]), torch.zeros_like(R[0])
         for t in range(len(R) - 1, -1, -1):
             of_h = R[t] + carried
@@ -136,13 +134,9 @@ class _Rules(TorchFunctionMode):
     def put_into(self, module: Any, name: str, stack: ExitStack) -> None:
         """Until the end of `stack` a layer has its rule in the place of its derivative. Raises UserError."""
         rule: Callable[..., Tensor]
-        if isinstance(module, Block):  # checkpointing would run layers again, without their rules
-            stack.callback(setattr, module, "checkpointing", module.checkpointing)
-            module.checkpointing = "off"
         if isinstance(module, Neuron):
             _check_neuron(module, name)
-            stack.callback(setattr, module, "store_v_seq", module.store_v_seq)
-            module.store_v_seq, rule = True, self.neuron
+            rule = self.neuron
         elif isinstance(module, nn.Linear | nn.Conv2d):
             rule = self.weights
         elif isinstance(module, (nn.modules.batchnorm._BatchNorm, *NORMS.values())):
@@ -154,8 +148,13 @@ class _Rules(TorchFunctionMode):
         def forward(x: Tensor, *_: Any) -> Tensor:  # a neuron is given its plan, here always PyTorch
             with torch.no_grad():
                 y = compute(x)
-            seen = module, x.detach(), y, getattr(module, "v_seq", None)
-            result = _Ruled.apply(lambda per_output: (rule(*seen, per_output),), y, x)
+            given, kept = x.detach(), getattr(module, "v_seq", None)
+
+            def back(per_output: Tensor) -> tuple[Tensor]:
+                R = self.over_time(per_output) * self.over_time(y)
+                return (self.spread(rule(module, given, R, kept), given),)
+
+            result = _Ruled.apply(back, y, x)
             if isinstance(module, Neuron) and result.dim() == 5:
                 self.features = result
             return result
@@ -207,6 +206,11 @@ def _relevance(model: nn.Module, frames: Tensor, mean: bool) -> tuple[Tensor, ..
     x, rules = frames.detach().requires_grad_(), _Rules(frames.shape[:2], mean)
     with ExitStack() as stack, torch.enable_grad(), door.off(model), torch.autocast(frames.device.type, enabled=False):
         for name, module in model.named_modules():
+            # checkpointing would run layers again, without their rules; of neurons the potentials are kept
+            for key, value in (("checkpointing", "off"), ("store_v_seq", True)):
+                if hasattr(module, key):
+                    stack.callback(setattr, module, key, getattr(module, key))
+                    setattr(module, key, value)
             rules.put_into(module, name, stack)
         with rules:
             logits = model.forward(x)
