@@ -25,6 +25,7 @@ from snn_repro import console
 from snn_repro.config import SAID_OF_THEM, text_only, to_dict
 from snn_repro.paper.formats import Column, Table, to_csv, to_text
 from snn_repro.paper.rows import (
+    Cost,
     PaperRow,
     Row,
     command,
@@ -93,11 +94,7 @@ def listing(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
     by_name, by_id = {row.name: row for row in rows}, {row.id: row for row in paper}
     lines = [_line(name, by_name.get(name), said[name], by_id, args.overrides) for name in chosen]
     if args.cost:
-        from snn_repro.paper.speed import estimate_from_a_step  # takes torch
-
-        costs = [
-            estimate_cost(r, results) or estimate_from_a_step(r, lambda s: print(s, file=sys.stderr)) for r in rows
-        ]
+        costs = [estimate_cost(r, results) or _from_a_step(r) for r in rows]
         hours: dict[str, float] = {}
         for line, cost in zip(lines, costs, strict=True):
             line["cost"] = asdict(cost) if cost else None
@@ -116,6 +113,17 @@ def listing(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
                 unspecified=[], missing=[quoted.absent],
             ))  # fmt: skip
     return lines, notes + [f"[{number}] {caveat}" for caveat, number in numbered_caveats(lines).items()]
+
+
+def _from_a_step(row: Row) -> Cost | None:
+    """The cost of a row without runs: of a step on random data, timed here; None where it does not fit the memory."""
+    from snn_repro.dry_run import TooLarge, hours_of_training  # takes torch
+
+    try:
+        hours = hours_of_training(row.config, lambda said: print(said, file=sys.stderr))
+        return Cost(*hours, "a step here", estimated=True)
+    except TooLarge:
+        return None
 
 
 def _line(

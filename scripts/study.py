@@ -21,10 +21,10 @@ from types import ModuleType
 from snn_repro import console
 from snn_repro.config import load_config, sweep_jobs
 from snn_repro.data.sets import SETS
+from snn_repro.dry_run import hours_of_training
 from snn_repro.errors import UserError
 from snn_repro.files import write_text
 from snn_repro.paper.results import collect, collected_lines
-from snn_repro.paper.speed import hours_of_training
 from snn_repro.runs.sweeps import plan
 from studies import names, study
 

@@ -22,19 +22,17 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from snn_repro import distributed, runtime
 from snn_repro.build import Averaged, adapt_surrogates, begin_epoch, build_network, check_settings, loss_of
-from snn_repro.causality import sees_future
 from snn_repro.config import Config, ConfigError, checked, to_dict
 from snn_repro.console import audible, pace, progress
 from snn_repro.data import Batches, Data, build_data
 from snn_repro.data.augment import GuidedAugmentation
 from snn_repro.data.augment.augmentation import sent
-from snn_repro.data.batches import derive_seed
-from snn_repro.data.feed import feed
+from snn_repro.data.augment.rpg import relevance
+from snn_repro.data.batches import derive_seed, feed
 from snn_repro.errors import Interrupted, StopRequest, TrainingError, UserError, in_one_sentence, stop_requests
 from snn_repro.losses import Loss
-from snn_repro.metrics import correct_cumulative, correct_per_step, count_correct
+from snn_repro.metrics import correct_cumulative, correct_per_step, count_correct, sees_future
 from snn_repro.models import count_parameters
-from snn_repro.models.relevance import relevance
 from snn_repro.neurons import firing_rates
 from snn_repro.optim import build_optimizer, build_schedule
 from snn_repro.provenance import code_version

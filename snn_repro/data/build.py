@@ -1,7 +1,5 @@
 """What is done with data sets: parts become batches, and prepared frames a data set ready to train on."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -64,10 +62,7 @@ def assemble(
 
     check: see MemoryBatches. Raises DataError where arrays are not what the data set says of itself.
     """
-    train, val, test = parts
-    shape, recipe = dataset.frame_shape(cfg.dataset.frame_size), cfg.recipe
-    training: dict[str, Any] = dict(drop_last=recipe.drop_last, repeats=recipe.repeated_augmentation)
-    training |= dict(seed=cfg.seed, shuffle=balanced(train) if recipe.class_balanced else True)
+    (train, val, test), recipe, shape = parts, cfg.recipe, dataset.frame_shape(cfg.dataset.frame_size)
 
     def batches(part: Part, size: int, **options) -> Batches:
         inputs, labels, rows = part
@@ -75,26 +70,20 @@ def assemble(
             return LoaderBatches(inputs, size, indices=rows, workers=loader_processes(cfg), **options)
         kind = "images" if inputs.ndim == 4 else "frames"
         if tuple(inputs.shape[-3:]) != shape or (inputs.ndim == 4) != dataset.static:
-            raise DataError(
-                f"{dataset.name} was read as {kind} {list(inputs.shape[-3:])}, and its file in data/sets/ says {list(shape)},"
-                f" static={dataset.static}"
-            )
+            said = f"{dataset.name} was read as {kind} {list(inputs.shape[-3:])}, and its file in data/sets/ says"
+            raise DataError(f"{said} {list(shape)}, static={dataset.static}")
         if len(labels) and not 0 <= np.min(labels) <= np.max(labels) < dataset.num_classes:
-            raise DataError(
-                f"{dataset.name} was read with labels {np.min(labels)} to {np.max(labels)}, and its file in data/sets/ says"
-                f" {dataset.num_classes} classes"
-            )
+            said = f"{dataset.name} was read with labels {np.min(labels)} to {np.max(labels)}, and its file in data/sets/ says"
+            raise DataError(f"{said} {dataset.num_classes} classes")
         return MemoryBatches(inputs, labels, size, indices=rows, check=check, **options)
 
-    return Data(
-        train=batches(train, recipe.batch_size, transforms=transforms, **training),
-        val=batches(val, recipe.eval_batch_size, transforms=evaluation) if val.rows is None or len(val.rows) else None,
-        test=batches(test, recipe.eval_batch_size, transforms=evaluation),
-        input_shape=shape,
-        num_classes=dataset.num_classes,
-        split=split,
-        static=dataset.static,
-    )
+    of_train = batches(
+        train, recipe.batch_size, transforms=transforms, drop_last=recipe.drop_last, repeats=recipe.repeated_augmentation,
+        seed=cfg.seed, shuffle=balanced(train) if recipe.class_balanced else True,
+    )  # fmt: skip
+    of_val = batches(val, recipe.eval_batch_size, transforms=evaluation) if val.rows is None or len(val.rows) else None
+    of_test = batches(test, recipe.eval_batch_size, transforms=evaluation)
+    return Data(of_train, of_val, of_test, shape, dataset.num_classes, split, dataset.static)
 
 
 # ------------------------------------------------------------------ recordings
@@ -106,11 +95,9 @@ class AugmentedRecordings(torch.utils.data.Dataset):
     def __init__(self, settings: Settings, cfg: Config, names: list[str], steps: Sequence[RecordingAugmentation]):
         recordings = find_recordings(settings.dataset, cfg.data_dir, cfg.cache_dir)
         by_name = {s.name: s for s in recordings.samples}
-        missing = [n for n in names if n not in by_name]
-        if missing:
-            raise DataError(
-                f"{missing[0]} is in the cache but not in data_dir={cfg.data_dir}; give the folder it was made from"
-            )
+        if missing := [n for n in names if n not in by_name]:
+            said = f"{missing[0]} is in the cache but not in data_dir={cfg.data_dir}"
+            raise DataError(f"{said}; give the folder it was made from")
         self.samples = [by_name[n] for n in names]
         self.files, self.settings, self.steps = recordings.files, settings, steps
 
@@ -130,47 +117,36 @@ class AugmentedRecordings(torch.utils.data.Dataset):
         return torch.from_numpy(frames.astype(np.float32)), sample.label
 
 
-def published_split(dataset: Recorded, cfg: Config, cache: Cache) -> tuple[Indices, Indices, Indices, Split]:
-    """(training, validation and test rows, their Split) of a set that others published: drawn on the list of what it holds."""
-    name, split = dataset.name, cfg.dataset.split
-    excluded = [*cache.excluded]
-    total = dataset.total or len(cache.names) + len(excluded)
-    if excluded or len(cache.names) < total:
-        warnings.warn(
-            f"{name}: the cache holds {len(cache.names)} of {total} recordings, so results do not compare with those on the"
-            " whole data set",
-            stacklevel=3,
-        )
-    if split == "official":
-        dropped = total - len(cache.names)
-        train, test = (np.flatnonzero(cache.parts == part) for part in ("train", "test"))
-    else:
-        everything = dataset.all_names(cache.names, cache.labels, excluded)
-        dropped = len(everything) - len(cache.names)
-        train, test = named_split(dataset, split, cache.names, cache.labels, everything)
-        if dataset.published_names() and len(everything) != total:
-            warnings.warn(
-                f"{name}: the cache holds recordings that the published data set has not, so dataset.split={split} is drawn"
-                f" on its own list of {len(everything)} names",
-                stacklevel=3,
-            )
-    people = [dataset.person(n) for n in cache.names]
-    train, val, of_run = split_parts(
-        cfg, train, test, cache.labels, [cache.names[i] for i in test], split=split, dropped=max(dropped, 0),
-        people=None if None in people else [p for p in people if p is not None],
-    )  # fmt: skip
-    return train, val, test, of_run
-
-
 class EventSet(Recorded):
     """Recordings of an event camera, one file each or several in one, which prepare.py turns into cached frames once."""
 
     def test_mask(self, split, names, labels):
         return RULES[split](names, labels)
 
-    def split(self, cfg: Config, cache: Cache):
-        """(training, validation and test rows of an opened cache, their Split)."""
-        return published_split(self, cfg, cache)
+    def split(self, cfg: Config, cache: Cache) -> tuple[Indices, Indices, Indices, Split]:
+        """(training, validation and test rows of an opened cache, their Split), drawn on the list of what was published."""
+        split, excluded = cfg.dataset.split, [*cache.excluded]
+        total = self.total or len(cache.names) + len(excluded)
+        there = f"{self.name}: the cache holds"
+        if excluded or len(cache.names) < total:
+            said = f"{there} {len(cache.names)} of {total} recordings, so results do not compare with those on the whole data set"
+            warnings.warn(said, stacklevel=2)
+        if split == "official":
+            dropped = total - len(cache.names)
+            train, test = (np.flatnonzero(cache.parts == part) for part in ("train", "test"))
+        else:
+            everything = self.all_names(cache.names, cache.labels, excluded)
+            dropped = len(everything) - len(cache.names)
+            train, test = named_split(self, split, cache.names, cache.labels, everything)
+            if self.published_names() and len(everything) != total:
+                said = f"{there} recordings that the published data set has not, so dataset.split={split} is drawn on its own"
+                warnings.warn(f"{said} list of {len(everything)} names", stacklevel=2)
+        people = [who for who in map(self.person, cache.names) if who is not None]
+        train, val, of_run = split_parts(
+            cfg, train, test, cache.labels, [cache.names[i] for i in test], split=split, dropped=max(dropped, 0),
+            people=people if len(people) == len(cache.names) else None,
+        )  # fmt: skip
+        return train, val, test, of_run
 
     def locate(self, cfg: Config) -> list[Path]:
         with contextlib.suppress(Packed):  # it is there

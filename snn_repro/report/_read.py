@@ -88,8 +88,8 @@ class Row:
 def _sees_future(config: str) -> bool | None:
     """Of a run that is not finished only its network says it, so that it has to be built."""
     from snn_repro.build import build_network
-    from snn_repro.causality import sees_future
     from snn_repro.config import checked, frame_shape
+    from snn_repro.metrics import sees_future
     from snn_repro.registry import SETS
 
     try:

@@ -34,7 +34,6 @@ import torch
 from torch import Tensor, nn
 
 from snn_repro.build import begin_epoch, build_network, loss_of
-from snn_repro.causality import sees_future
 from snn_repro.config import (
     GROUPS,
     Config,
@@ -51,10 +50,11 @@ from snn_repro.config import (
 )
 from snn_repro.console import Parser, harmless, progress, text_table
 from snn_repro.data import build_data
-from snn_repro.data.feed import feed
+from snn_repro.data.batches import feed
 from snn_repro.errors import UserError
 from snn_repro.files import write_text
 from snn_repro.losses import Loss
+from snn_repro.metrics import sees_future
 from snn_repro.registry import SETS
 from snn_repro.runs import checkpoint
 from snn_repro.runs.folder import EVALUATIONS, final_outputs, other_data

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from snn_repro.build import loss_of
-from snn_repro.causality import sees_future
 from snn_repro.config.schema import DEVICES
 from snn_repro.console import audible, text_table
 from snn_repro.errors import UserError
+from snn_repro.metrics import sees_future
 from snn_repro.runtime import pick_device
 from snn_repro.trained.evaluate import arguments, probabilities, running_scores
 from snn_repro.trained.load import TrainedRun, command, load_run, log

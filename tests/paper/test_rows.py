@@ -23,10 +23,10 @@ from fixtures import (
     write_ncaltech101,
 )
 
+from snn_repro import dry_run
 from snn_repro.config import CONF_DIR, config_hash, load_config, to_dict
 from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
-from snn_repro.paper import speed
 from snn_repro.paper.rows import PaperRow, Row, estimate_cost, join, load_rows
 from snn_repro.runs.checkpoint import find_weights, load
 from snn_repro.runs.folder import find_results
@@ -218,10 +218,9 @@ def test_the_list_says_fidelity_and_caveats(tmp_path, capsys, monkeypatch):
 
 def test_cost_of_rows_that_never_ran(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(speed, "_measured", {})
+    monkeypatch.setattr(dry_run, "_measured", {})
     measured = []
-    monkeypatch.setattr(speed, "measure", lambda c, device: measured.append(c.name) or (0.01, 0.256))
+    monkeypatch.setattr(dry_run, "measure", lambda c, device: measured.append(c.name) or (0.01, 0.256))
     config = load_config(["experiment=figure4_cifar10_lts", "seed=3"])
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/result.json").write_text(json.dumps(a_result(config)))
@@ -238,20 +237,16 @@ def test_cost_of_rows_that_never_ran(tmp_path, capsys, monkeypatch):
     out, err = capsys.readouterr()
     assert "~" in out and "a step here on cpu" in out and "estimated from a step on random data on this machine" in out
     assert len(measured) == 9 and err == ""  # kept in this process
-    monkeypatch.setattr(speed, "_measured", {})
-    assert list_rows.main(["--own", "--table", "2", "--cost", "device=cpu"]) == 0
-    assert len(measured) == 9 and len(list((tmp_path / "cache/snn_repro").glob("steps-*.json"))) == 1  # and on disk
 
 
 def test_a_cost_that_cannot_be_had_is_said(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(speed, "_measured", {})
+    monkeypatch.setattr(dry_run, "_measured", {})
 
     def too_large(*_):
-        raise speed.TooLarge("")
+        raise dry_run.TooLarge("")
 
-    monkeypatch.setattr(speed, "measure", too_large)
+    monkeypatch.setattr(dry_run, "measure", too_large)
     assert list_rows.main(["--table", "code", "--cost", "device=cpu"]) == 0
     assert capsys.readouterr().out.count("unknown") == 4
     if not torch.cuda.is_available():
@@ -259,37 +254,19 @@ def test_a_cost_that_cannot_be_had_is_said(tmp_path, capsys, monkeypatch):
         assert "device=cuda" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("state", ["a file in the way", "damaged", "no home"])
-def test_a_cache_that_cannot_be_used_is_done_without(state, tmp_path, monkeypatch):
-    place = tmp_path / "cache"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(place))
-    if state == "a file in the way":
-        place.write_text("")
-    elif state == "damaged":
-        speed._file().parent.mkdir(parents=True)
-        speed._file().write_text('{"a": [1]')
-    else:
-        monkeypatch.delenv("XDG_CACHE_HOME")
-        monkeypatch.setattr(speed.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
-    monkeypatch.setattr(speed, "_measured", {})
-    monkeypatch.setattr(speed, "measure", lambda c, device: (0.5, 0.0))
-    assert speed.estimated_speed(load_config(["device=cpu"])) == (2.0, "cpu")
-    assert speed._measured and (state != "damaged" or "[" in speed._file().read_text())
-
-
 def test_a_step_is_timed_and_draws_stay_as_they_were(monkeypatch):
-    monkeypatch.setattr(speed, "SECONDS", 0.0)
+    monkeypatch.setattr(dry_run, "REPEATS", 0.0)
     for overrides in (["neuron=if_imp"], ["dataset=digits_dvs", "neuron=lif"]):
         config = load_config([*overrides, "device=cpu"])
         torch.manual_seed(5)
-        sample, step = speed.measure(config, torch.device("cpu"))
+        sample, step = dry_run.measure(config, torch.device("cpu"))
         assert 0 < sample < 10 and 0 < step < 10
         drawn = torch.rand(1)
         torch.manual_seed(5)
         assert torch.equal(drawn, torch.rand(1))
-    key = speed.network_key(config)
-    assert key == speed.network_key(load_config(["dataset=digits_dvs", "neuron=lif_imp", "loss=sdt", "seed=2"]))
-    assert key != speed.network_key(load_config(["dataset=digits_dvs", "neuron=lif", "timesteps=3"]))
+    key = dry_run.network_key(config)
+    assert key == dry_run.network_key(load_config(["dataset=digits_dvs", "neuron=lif_imp", "loss=sdt", "seed=2"]))
+    assert key != dry_run.network_key(load_config(["dataset=digits_dvs", "neuron=lif", "timesteps=3"]))
 
 
 # ---------------------------------------------------------------- rows as batch jobs, with stubs for SLURM's commands
