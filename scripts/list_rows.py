@@ -22,21 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from snn_repro import console
-from snn_repro.config import SAID_OF_THEM, text_only, to_dict
+from snn_repro.config import SAID_OF_THEM, text_only
 from snn_repro.paper.formats import Column, Table, to_csv, to_text
-from snn_repro.paper.rows import (
-    PaperRow,
-    Row,
-    command,
-    compared,
-    compose,
-    estimate_cost,
-    experiments,
-    facts,
-    join,
-    load_rows,
-    look_for_files,
-)
+from snn_repro.paper.rows import Row, compared, estimate_cost, experiments, join, load_rows, look_for_files
+from snn_repro.paper.speed import estimate_from_a_step
 from snn_repro.runs.folder import find_results
 
 
@@ -74,11 +63,7 @@ def listing(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
     own = args.own or "fidelity=described" in args.overrides  # the equations are the paper's
     chosen = [n for n in experiments() if n.startswith(prefix) and not (own and compared(n, paper))]
     results = find_results(*(args.runs or [root for root in ("runs", "results/runs") if Path(root).is_dir()]))
-    said, ran = facts(chosen), {r["name"] for r in results}
-    ran |= {baseline for name in ran & said.keys() for baseline in said[name]["baselines"]}
-    # a row without runs is listed as its file says it; what is looked up, priced or overridden has to be composed
-    whole = [name for name in chosen if args.overrides or args.cost or name in ran]
-    rows = join(compose(whole, args.overrides), paper, results)
+    rows = join(chosen, paper, results, args.overrides)
     notes = [
         "paper: one run, best epoch on test; best*: ours chosen by the test set, so optimistic; last: our last epoch",
         "runs: seeds of exactly this configuration (+k: finished runs of this row with other settings)",
@@ -90,11 +75,8 @@ def listing(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
         look_for_files(rows)
     else:
         notes.append("data: give data_dir=DIR cache_dir=DIR to look for the data sets and prepared frames")
-    by_name, by_id = {row.name: row for row in rows}, {row.id: row for row in paper}
-    lines = [_line(name, by_name.get(name), said[name], by_id, args.overrides) for name in chosen]
+    lines = [_line(row) for row in rows]
     if args.cost:
-        from snn_repro.paper.speed import estimate_from_a_step  # takes torch
-
         costs = [
             estimate_cost(r, results) or estimate_from_a_step(r, lambda s: print(s, file=sys.stderr)) for r in rows
         ]
@@ -118,18 +100,14 @@ def listing(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
     return lines, notes + [f"[{number}] {caveat}" for caveat, number in numbered_caveats(lines).items()]
 
 
-def _line(
-    name: str, row: Row | None, said: dict[str, Any], paper: dict[str, PaperRow], overrides: list[str]
-) -> dict[str, Any]:
-    """What is shown of a row, composed or as its files say it."""
-    c = to_dict(row.config) if row else said
-    printed = paper.get(c["paper_row"])
+def _line(row: Row) -> dict[str, Any]:
+    """What is shown of a row."""
+    c = row.said
     return dict(
-        experiment=name, paper_row=c["paper_row"], data=row and row.data, runs=row.seeds if row else [],
-        departing=row.departing if row else 0, paper=printed and printed.accuracy,
-        best=row and row.mean("acc_best_test"), last=row and row.mean("acc_last"), fidelity=c["fidelity"],
+        experiment=row.name, paper_row=c["paper_row"], data=row.data, runs=row.seeds, departing=row.departing,
+        paper=row.paper and row.paper.accuracy, best=row.mean("acc_best_test"), last=row.mean("acc_last"), fidelity=c["fidelity"],
         baselines=c["baselines"], caveats=[*c["caveats"], *(f"{choice}: {SAID_OF_THEM}" for choice in text_only(c))],
-        unspecified=c["unspecified"], missing=row.missing if row else ["a run"], command=command(c, overrides),
+        unspecified=c["unspecified"], missing=row.missing, command=row.command(),
     )  # fmt: skip
 
 

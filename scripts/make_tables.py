@@ -20,7 +20,7 @@ from snn_repro.config import hashed
 from snn_repro.files import write_text
 from snn_repro.paper.differences import older_note
 from snn_repro.paper.results import collect, load
-from snn_repro.paper.rows import compose, load_rows
+from snn_repro.paper.rows import configs, load_rows
 from snn_repro.paper.tables import fill_in, generate
 from snn_repro.runs.folder import result_files
 
@@ -48,7 +48,7 @@ def with_sources(page: str, sources: Path) -> str:
     for short, (name, commit) in repositories.items():
         lines.append(f"| {short} | [{name}](https://github.com/{name}/tree/{commit}) | {commit[:7]} |")
     lines += ["", "| row | source: what it says | unspecified | what departs |", "|---|---|---|---|"]
-    for row, config in compose(known["rows"]).items():
+    for row, config in configs(known["rows"]).items():
         values = hashed(config)
         values |= {w: values[k if k in values else f"{k}.name"] for k, w in WORDS.items() if k != "augment"}
         said = []

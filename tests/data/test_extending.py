@@ -11,7 +11,7 @@ from fixtures import make_cache as prepare
 from fixtures import open_cache, verify_cache
 
 from snn_repro import train
-from snn_repro.config import ConfigError, help_text, load_config
+from snn_repro.config import ConfigError, help_text, load_config, to_dict
 from snn_repro.data import build_data
 from snn_repro.data.batches import LoaderBatches
 from snn_repro.data.events import Events, integrate
@@ -205,7 +205,7 @@ def test_an_event_set_is_prepared_trains_resumes_and_has_a_fingerprint(sets, tmp
     assert set(fingerprint(config)) == {"prepared frames"} and whole["data"] == fingerprint(config)
     dropped = build_data(load_config(sets("sparks", "augment.eventdrop=true")))
     assert next(dropped.train.epoch(0))[0].shape == (3, 8, 2, 12, 16)
-    assert "cache_dir=" in Row(config, None, [], 0, None, []).command()
+    assert "cache_dir=" in Row(to_dict(config)).command()
 
 
 def test_what_is_wrong_is_told_in_their_names(sets, tmp_path):
