@@ -17,14 +17,65 @@ import yaml
 
 from snn_repro import console
 from snn_repro.config import hashed
+from snn_repro.errors import UserError
 from snn_repro.files import write_text
 from snn_repro.paper.differences import older_note
-from snn_repro.paper.results import collect, load
+from snn_repro.paper.formats import cell
+from snn_repro.paper.results import collect, group_runs, load
 from snn_repro.paper.rows import configs, load_rows
-from snn_repro.paper.tables import fill_in, generate
-from snn_repro.runs.folder import result_files
+from snn_repro.paper.tables import generate
+from snn_repro.runs.folder import find_results, result_files
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
+MEASURED = re.compile(r"(<!-- (accuracy|steps|linear|times) ([^>]+) -->).*?(<!-- / -->)", re.DOTALL)
+
+
+def fill_in(text: str, results: Path) -> str:
+    """`text` with its measured numbers between `<!-- KIND WHAT -->` and `<!-- / -->`; where nothing was measured, what stands there stays.
+
+    accuracy, steps FOLDER: mean ± sd % of the last epoch and the seeds, or the accuracy at each time step, of the runs in that
+    folder of results/runs. linear DATASET: logistic regression on the same samples. times FILE: TITLE: ROW: how many times the
+    CPU time of a benchmark's first row another one takes, table and row by the start of their names. Raises UserError where a
+    folder holds runs of several configurations.
+    """
+    runs = results / "runs"
+    found = find_results(runs) if result_files(runs) else []
+
+    def number(match: re.Match[str]) -> str:
+        start, kind, what, end = match.groups()
+        if kind in ("linear", "times"):
+            said = (_linear if kind == "linear" else _times)(what, results)
+            return match.group() if said is None else start + said + end
+        groups, _ = group_runs(r for r in found if Path(str(r.folder)).is_relative_to(runs / what))
+        if not groups:
+            return match.group()
+        if len(groups) > 1:
+            labels = ", ".join(g.label for g in groups)
+            raise UserError(f"{runs / what} holds runs of several configurations: {labels}")
+        last = groups[0].last
+        if kind == "steps":
+            return start + cell(groups[0].steps()) + end
+        return start + (f"{last.mean:.2f} % (n=1)" if last.n == 1 else f"{last} % ({last.n} seeds)") + end
+
+    return MEASURED.sub(number, text)
+
+
+def _linear(dataset: str, results: Path) -> str | None:
+    file = results / "runs" / "methods" / "measured.json"
+    found = json.loads(file.read_text("utf-8")).get(dataset, {}) if file.exists() else {}
+    return f"{100 * found['linear']:.2f} %" if "linear" in found else None
+
+
+def _times(what: str, results: Path) -> str | None:
+    name, title, row = what.split(": ")
+    file = results / "benchmarks" / f"{name}.json"
+    tables = json.loads(file.read_text("utf-8"))["tables"] if file.exists() else []
+    for rows in (table["rows"] for table in tables if table["title"].startswith(title)):
+        seconds = {name: measured["cpu_seconds"] for name, measured in rows.items()}
+        return f"{next(s for n, s in seconds.items() if n.startswith(row)) / next(iter(seconds.values())):.3g}x"
+    return None
+
+
 # a key of the configuration, or its group: the word of the table
 WORDS = {
     "model": "network", "neuron": "neuron", "loss": "loss", "dataset": "frames", "augment": "augmentation",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from snn_repro.paper.figures.imp_overhead import draw_reports
+from studies.figures.imp_overhead import draw_reports
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT / "scripts" / "benchmark.py"

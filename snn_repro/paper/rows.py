@@ -8,7 +8,7 @@ functions only read.
 
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from statistics import fmean, median
@@ -22,8 +22,8 @@ from snn_repro.errors import UserError
 from snn_repro.runs.checkpoint import find_weights
 from snn_repro.runs.folder import RunResult
 
-TABLES = (1, 2, 3, "code", "rivals")
 PLACES = ("data_dir=", "cache_dir=")  # overrides that change no row
+SHARED = ("dataset", "model", "neuron", "loss")
 LISTS = ("baselines", "caveats", "unspecified")
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -33,7 +33,7 @@ class PaperRow:
     """One line of the paper's tables; `results/paper_tables.yaml` says what each field means."""
 
     id: str
-    table: int | str
+    table: int | str  # 1, 2, 3, code or rivals
     dataset: str
     method: str
     network: str
@@ -50,27 +50,11 @@ class PaperRow:
 
 
 def load_rows(path: Path = PAPER_TABLES) -> list[PaperRow]:
-    """The paper's rows in their order. Raises UserError naming the file, the row and what is wrong with it."""
-    known = ", ".join(f.name for f in fields(PaperRow))
-    rows: dict[str, PaperRow] = {}
+    """The paper's rows in their order. Raises UserError for a file that holds none."""
     try:
-        for entry in yaml.load(Path(path).read_text("utf-8"), LOADER):
-            try:
-                row = PaperRow(**entry)
-            except TypeError:
-                raise ValueError(f"{entry!r:.60} does not have the right fields; they are: {known}") from None
-            if row.id in rows:
-                raise ValueError(f"the id {row.id} stands twice; ids name single rows")
-            if row.table not in TABLES or not 0 < row.accuracy <= 100:
-                allowed = f"the table is one of {', '.join(map(str, TABLES))}, the accuracy a percentage"
-                raise ValueError(f"{row.id} has table={row.table}, accuracy={row.accuracy}; {allowed}")
-            rows[row.id] = row
-        for row in rows.values():
-            if row.gain_over not in (None, *rows):
-                raise ValueError(f"{row.id} has gain_over={row.gain_over}, which is no row")
-    except (OSError, yaml.YAMLError, ValueError, TypeError) as error:
+        return [PaperRow(**entry) for entry in yaml.load(Path(path).read_text("utf-8"), LOADER)]
+    except (OSError, yaml.YAMLError, TypeError) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
-    return list(rows.values())
 
 
 def experiments() -> list[str]:
@@ -83,34 +67,38 @@ def compared(name: str, paper: Iterable[PaperRow]) -> bool:
     return name.endswith("_same_recipe") or any(row.id == name and not row.own for row in paper)
 
 
+@cache
+def files(group: str) -> dict[str, Path]:
+    return conf_files(group)
+
+
+@cache
+def choice(group: str, name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the yaml of a choice says, laid over those that it builds on; and what it chooses of other groups."""
+    keys = yaml.load(files(group)[name].read_text("utf-8"), LOADER) or {}
+    found: dict[str, Any] = {}
+    others: dict[str, str] = {}
+    for entry in keys.pop("defaults", []):
+        if isinstance(entry, dict):
+            others |= {k.removeprefix("override /"): v for k, v in entry.items()}
+        elif entry != "_self_":
+            below, chosen = choice(group, entry)
+            found, others = _laid_over(found, below), others | chosen
+    return _laid_over(found, keys), others
+
+
 def facts(names: Iterable[str], fidelity: str | None = None) -> dict[str, dict[str, Any]]:
     """What the yaml files of experiments and of what they choose say, as {experiment: plain containers}; nothing is composed."""
-    files = cache(conf_files)
-
-    @cache
-    def read(group: str, choice: str) -> tuple[dict[str, Any], dict[str, str]]:
-        """What a file says, laid over those that it builds on; and what it chooses of other groups."""
-        keys = yaml.load(files(group)[choice].read_text("utf-8"), LOADER) or {}
-        found: dict[str, Any] = {}
-        choices: dict[str, str] = {}
-        for entry in keys.pop("defaults", []):
-            if isinstance(entry, dict):
-                choices |= {k.removeprefix("override /"): v for k, v in entry.items()}
-            elif entry != "_self_":
-                below, chosen = read(group, entry)
-                found, choices = _laid_over(found, below), choices | chosen
-        return _laid_over(found, keys), choices
-
-    def whole(name: str) -> dict[str, Any]:
-        choices = read("experiment", name)[1]
+    rows = {}
+    for name in names:
+        chosen = choice("experiment", name)[1]
         found: dict[str, Any] = {"fidelity": "published", "paper_row": None, "augment": {}} | {k: [] for k in LISTS}
-        found |= {group: read(group, choices[group])[0] for group in ("dataset", "model", "neuron", "loss")}
-        more = {"recipe": choices.get("recipe", choices["dataset"]), "experiment": name, "fidelity": fidelity}
-        for group, choice in more.items():
-            found = _laid_over(found, read(group, choice)[0]) if choice else found
-        return found
-
-    return {name: whole(name) for name in names}
+        found |= {group: choice(group, chosen[group])[0] for group in SHARED}
+        more = {"recipe": chosen.get("recipe", chosen["dataset"]), "experiment": name, "fidelity": fidelity}
+        for group, one in more.items():
+            found = _laid_over(found, choice(group, one)[0]) if one else found
+        rows[name] = found
+    return rows
 
 
 def configs(names: Iterable[str], fidelity: str | None = None) -> dict[str, Config]:

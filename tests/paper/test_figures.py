@@ -12,23 +12,15 @@ import torch
 from fake_runs import fake_run
 from scripts_of_ours import script
 
-import studies.figures  # noqa: F401 - registers theirs
 from snn_repro.errors import UserError
 from snn_repro.paper import figures
-from snn_repro.paper.figures import (
-    _data,
-    accuracy_steps,
-    convergence,
-    firing_pattern,
-    imp_overhead,
-    learned_imp,
-    pattern_mapping,
-)
+from snn_repro.paper.figures import accuracy_steps, write_data
 from snn_repro.paper.results import group_runs, load
 from snn_repro.provenance import code_version
 from snn_repro.registry import FIGURES
 from snn_repro.runs import checkpoint
 from studies import initial_state
+from studies.figures import convergence, firing_pattern, imp_overhead, learned_imp, pattern_mapping
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "figures.json").read_text())
 RESULTS = Path(__file__).parents[2] / "results"
@@ -121,7 +113,7 @@ def results(tmp_path_factory):
         for t in convergence.TIMESTEPS
         for loss in convergence.LOSSES
     ]
-    _data.write_data(folder / "figures" / "convergence.json", dict(command="made up", curves=curves))
+    write_data(folder / "figures" / "convergence.json", dict(command="made up", curves=curves))
     (folder / "benchmarks").mkdir()
     rows = [
         dict(timesteps=t, neurons=n, seconds_without=1.0, seconds_with=1.01, seconds_without_again=0.98 + t / 100)
@@ -135,12 +127,14 @@ def results(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", figures.names())
-def test_every_figure_draws_the_same_bytes_again_and_says_its_n(results, name):
+def test_every_figure_draws_the_same_bytes_again_and_says_its_n(results, name, monkeypatch):
     svg, png = ((results / "figures" / f"{name}.{form}").read_bytes() for form in ("svg", "png"))
     drawn = []
     with matplotlib.rc_context({"font.size": 30, "svg.hashsalt": None}):  # a user's own settings change nothing
-        files = figures.render(lambda at: drawn.append(figures.figure(name).draw(at)) or drawn[0], results)
-    assert files == {"svg": svg, "png": png}
+        draw = FIGURES[name]
+        monkeypatch.setitem(FIGURES, name, lambda at: drawn.append(draw(at)) or drawn[0])
+        files = figures.render(name, results)
+    assert [*files.values()] == [svg, png]
     assert re.search(r"\bn(, from the left:| =) [\d,]+", texts(drawn[0]))
     assert svg.startswith(b"<?xml") and png.startswith(b"\x89PNG")
     assert not re.search(r"20\d\d-\d\d|<dc:date|/home|/tmp", svg.decode())
@@ -149,9 +143,9 @@ def test_every_figure_draws_the_same_bytes_again_and_says_its_n(results, name):
 
 def test_a_figure_is_one_file(tmp_path, monkeypatch):
     (tmp_path / "my_figure.py").write_text(
-        '"""What mine\nshows."""\n\nfrom snn_repro.paper.figures._style import new_figure\n'
+        '"""What mine\nshows."""\n\nfrom matplotlib.figure import Figure\n'
         "from snn_repro.registry import FIGURES\n\n\n"
-        "@FIGURES.register('my_figure')\ndef draw(results):\n    return new_figure(1, 1)\n\n\n"
+        "@FIGURES.register('my_figure')\ndef draw(results):\n    return Figure(figsize=(1, 1))\n\n\n"
         'def measure(target, runs):\n    target.write_text(\'{"command": "by measuring"}\')\n'
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -281,12 +275,7 @@ def test_committed_figures_are_the_generated_ones():
     made_with = re.search(r"matplotlib (\d[\w.]*);", (RESULTS / "figures" / "README.md").read_text()).group(1)
     if made_with != matplotlib.__version__:
         pytest.skip(f"committed figures were drawn by matplotlib {made_with}, here is {matplotlib.__version__}")
-    for name in figures.names():
-        path = RESULTS / "figures" / f"{name}.svg"
-        if path.exists():
-            forms = figures.render(figures.figure(name).draw, RESULTS)
-            assert forms["svg"] == path.read_bytes(), name
-            assert forms["png"] == path.with_suffix(".png").read_bytes(), name
+    assert [*figures.stale(figures.names(), RESULTS)] == []
 
 
 @pytest.mark.parametrize("steps", convergence.TIMESTEPS)

@@ -12,7 +12,6 @@ import sys
 
 import pytest
 import torch
-import yaml
 from all_rows import COMPARED, NAMES, PAPER, compared_rows, rows
 from fixtures import (
     write_cifar10,
@@ -72,25 +71,17 @@ def test_the_counts_behind_printed_accuracies():
         assert row.accuracy in possible or (row.id, "86.11" in row.notes) == ("table2_ncaltech128_t16_imp", True)
 
 
-WRONG = {
-    "a stands twice": [dict(id="a"), dict(id="a")],
-    "does not have the right fields": [dict(id="a", acuracy=1)],
-    "a has gain_over=b": [dict(id="a", gain_over="b")],
-    "accuracy=940": [dict(id="a", accuracy=940.0)],
-    "table=7": [dict(id="a", table=7)],
-    "'w' does not have": "words",
-}
+def test_ids_name_single_rows_and_gains_are_over_rows():
+    ids = [row.id for row in PAPER]
+    assert len(ids) == len(set(ids)) and {row.gain_over for row in PAPER} <= {None, *ids}
+    assert all(0 < row.accuracy <= 100 for row in PAPER)
 
 
-@pytest.mark.parametrize("says", WRONG)
-def test_a_mistake_in_the_tables_is_named(tmp_path, says):
-    content = WRONG[says]
-    whole = dict(table=1, dataset="d", method="m", network="n", T=4, size=32, params_M=None, accuracy=90.0, own=True)
-    if isinstance(content, list):
-        content = [whole | entry for entry in content]
-    (tmp_path / "t.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(UserError, match=f"t.yaml cannot be read: .*{re.escape(says)}"):
-        load_rows(tmp_path / "t.yaml")
+def test_a_file_without_rows_is_named(tmp_path):
+    (tmp_path / "t.yaml").write_text("- {id: a, acuracy: 1}")
+    for name in ("t.yaml", "none.yaml"):
+        with pytest.raises(UserError, match=f"{name} cannot be read"):
+            load_rows(tmp_path / name)
 
 
 # ---------------------------------------------------------------- experiments and the paper's rows

@@ -18,10 +18,12 @@ from snn_repro.paper.formats import Column, Table, to_csv, to_latex, to_markdown
 from snn_repro.paper.results import Group, collect, group_runs, load, right_answers
 from snn_repro.paper.rows import PaperRow
 from snn_repro.paper.statistics import mcnemar, paired, summary, wilson
-from snn_repro.paper.tables import MEASURED, compare, fill_in, generate, paper_table
+from snn_repro.paper.tables import compare, generate, paper_table
 from snn_repro.provenance import code_version
 from snn_repro.runs.folder import find_results
 
+TABLES = script("make_tables")
+fill_in, MEASURED = TABLES.fill_in, TABLES.MEASURED
 RESULTS = Path(__file__).parents[2] / "results"
 
 
@@ -82,7 +84,7 @@ def test_gain_of_one_seed_is_mcnemars(tmp_path):
     fake_run(tmp_path, "loss=lts", "neuron=if", right=b)  # read at the last step
     g = groups(tmp_path)
     found = gain(g["digits-small-if-lts"], g["digits-small-if-sdt"])
-    assert found.p == mcnemar(a, b).p and found.low is None and (found.test, found.n) == ("McNemar", 1)
+    assert found.p == mcnemar(a, b) and found.low is None and (found.test, found.n) == ("McNemar", 1)
     assert found.value == pytest.approx(100 * (b.mean() - a.mean()))
 
 
@@ -167,10 +169,6 @@ def test_predictions_of_another_run_are_noticed(tmp_path):
 DAMAGED = [
     ("predictions.npz", b"PK\x03\x04 no zip"),
     ("predictions.npz", b""),
-    ("right.json", b"{"),
-    ("right.json", b'{"n_test": 200, "bits": "zz"}'),
-    ("right.json", b'{"n_test": 100, "bits": "ff"}'),
-    ("right.json", b"[]"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Figures of the studies; importing this registers them beside the package's own."""
+"""The paper's figures and those of the studies; importing this registers them."""
 
 from snn_repro.registry import import_all
 
