@@ -17,16 +17,19 @@ fidelity=described, ...       any override: lists the rows with it, and the runs
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from snn_repro import console
-from snn_repro.config import SAID_OF_THEM, text_only
+from snn_repro.config import SAID_OF_THEM, text_only, to_dict
+from snn_repro.data.sets import SETS
 from snn_repro.paper.formats import Column, Table, to_csv, to_text
-from snn_repro.paper.rows import Row, compared, estimate_cost, experiments, join, load_rows, look_for_files
+from snn_repro.paper.rows import Cost, Row, compared, experiments, join, load_rows, look_for_files
 from snn_repro.paper.speed import estimate_from_a_step
-from snn_repro.runs.folder import find_results
+from snn_repro.runs.folder import RunResult, find_results
 
 
 @console.one_sentence
@@ -109,6 +112,32 @@ def _line(row: Row) -> dict[str, Any]:
         baselines=c["baselines"], caveats=[*c["caveats"], *(f"{choice}: {SAID_OF_THEM}" for choice in text_only(c))],
         unspecified=c["unspecified"], missing=row.missing, command=row.command(),
     )  # fmt: skip
+
+
+def estimate_cost(row: Row, results: Iterable[RunResult]) -> Cost | None:
+    """epochs * n_train / samples_per_s, from the median speed of finished runs, or None where nothing was measured.
+
+    The row's own runs count first, else those of the same data set, network, T, frame size and batch. Speeds on a GPU
+    come before those on a CPU, and the two are never mixed; epochs of fewer than 20 steps say nothing. Time spent in
+    evaluation is not in it.
+    """
+
+    def work(config: dict[str, Any]) -> list[Any]:
+        """What a training step costs by, IMP and loss aside."""
+        keys = ("dataset.name", "dataset.frame_size", "model.name", "recipe.batch_size", "recipe.accumulate")
+        return [config["timesteps"], *(config[k.partition(".")[0]][k.partition(".")[2]] for k in keys)]
+
+    timed = [r for r in results if r.get("samples_per_s") and not 0 < r["config"]["debug"]["max_steps"] < 20]
+    mine = work(to_dict(row.config)) if timed else []
+    alike = [r for r in timed if work(r["config"]) == mine]
+    for device in ("cuda", "cpu"):
+        there = [r for r in alike if r["device"] == device]
+        if measured := [r for r in there if r["name"] == row.name] or there:
+            speed = median(r["samples_per_s"] for r in measured)
+            n_train = SETS[row.config.dataset.name].samples[0] or max(r["n_train"] for r in measured)
+            hours = row.config.recipe.epochs * n_train / speed / 3600
+            return Cost(hours, device, speed, measured[0]["name"])
+    return None
 
 
 def numbered_caveats(lines: list[dict[str, Any]]) -> dict[str, int]:

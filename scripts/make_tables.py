@@ -11,22 +11,60 @@ the same results, and the table of sources in docs/paper_and_code.md from docs/s
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from snn_repro import console
 from snn_repro.config import hashed
-from snn_repro.errors import UserError
+from snn_repro.errors import DataError, UserError
 from snn_repro.files import write_text
 from snn_repro.paper.differences import older_note
 from snn_repro.paper.formats import cell
-from snn_repro.paper.results import collect, group_runs, load
+from snn_repro.paper.results import group_runs, load, right_or_none
 from snn_repro.paper.rows import configs, load_rows
 from snn_repro.paper.tables import generate
 from snn_repro.runs.folder import find_results, result_files
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
+
+
+def collect(roots: Iterable[str | Path], into: Path, study: str = "") -> list[Path]:
+    """Add finished runs to the files of lines in the folder `into`: FIRST.jsonl for the runs below ROOT/FIRST, or `study`.jsonl.
+
+    A run's line has the items of its result.json without the folders of this machine, `right` in place of predictions.npz, and
+    `run`, its folder below FIRST. It takes the place of an earlier one. Returns the folders that the lines stand for.
+    """
+    files: dict[str, dict[str, str]] = {}
+    for root in map(Path, roots):
+        for result in load([root]):
+            below = Path(result["folder"]).relative_to(root if root.is_dir() else root.parent).parts
+            first, *rest = (study, *below) if study else below if len(below) > 1 else (root.absolute().name, *below)
+            config = result["config"] | dict.fromkeys(result["config"].keys() & {"run_dir", "data_dir", "cache_dir"})
+            content = {k: v for k, v in result.items() if k not in ("folder", "right")} | {"config": config}
+            if (right := right_or_none(result)) is not None:
+                content["right"] = dict(n_test=len(right), bits=np.packbits(right).tobytes().hex())
+            run = "/".join(rest)
+            files.setdefault(first, {})[run] = json.dumps({"run": run} | content, allow_nan=False)
+    into.mkdir(parents=True, exist_ok=True)
+    for first, new in files.items():
+        file = into / f"{first}.jsonl"
+        lines = collected_lines(file) | new
+        write_text(file, "".join(f"{lines[run]}\n" for run in sorted(lines, key=lambda r: r.split("/"))))
+    return [into / first / run for first, new in files.items() for run in new]
+
+
+def collected_lines(file: Path) -> dict[str, str]:
+    """{run: its line} of a file of collected runs; {} where it does not exist. Raises DataError for a damaged line."""
+    lines = file.read_text("utf-8").splitlines() if file.exists() else []
+    try:
+        return {json.loads(line)["run"]: line for line in lines}
+    except (ValueError, TypeError, KeyError):
+        raise DataError(f"{file} has a line that is no collected run; take it out, and collect again") from None
+
+
 MEASURED = re.compile(r"(<!-- (accuracy|steps|linear|times) ([^>]+) -->).*?(<!-- / -->)", re.DOTALL)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -202,29 +202,3 @@ class Cost:
     samples_per_s: float
     source: str  # the row whose runs were measured
     estimated: bool = False  # from a step on random data, on this machine
-
-
-def estimate_cost(row: Row, results: Iterable[RunResult]) -> Cost | None:
-    """epochs * n_train / samples_per_s, from the median speed of finished runs, or None where nothing was measured.
-
-    The row's own runs count first, else those of the same data set, network, T, frame size and batch. Speeds on a GPU
-    come before those on a CPU, and the two are never mixed; epochs of fewer than 20 steps say nothing. Time spent in
-    evaluation is not in it.
-    """
-
-    def work(config: dict[str, Any]) -> list[Any]:
-        """What a training step costs by, IMP and loss aside."""
-        keys = ("dataset.name", "dataset.frame_size", "model.name", "recipe.batch_size", "recipe.accumulate")
-        return [config["timesteps"], *(config[k.partition(".")[0]][k.partition(".")[2]] for k in keys)]
-
-    timed = [r for r in results if r.get("samples_per_s") and not 0 < r["config"]["debug"]["max_steps"] < 20]
-    mine = work(to_dict(row.config)) if timed else []
-    alike = [r for r in timed if work(r["config"]) == mine]
-    for device in ("cuda", "cpu"):
-        there = [r for r in alike if r["device"] == device]
-        if measured := [r for r in there if r["name"] == row.name] or there:
-            speed = median(r["samples_per_s"] for r in measured)
-            n_train = SETS[row.config.dataset.name].samples[0] or max(r["n_train"] for r in measured)
-            hours = row.config.recipe.epochs * n_train / speed / 3600
-            return Cost(hours, device, speed, measured[0]["name"])
-    return None

@@ -42,8 +42,8 @@ def render(paths: Iterable[str | Path], networks: int = 8, refresh: float | None
         except NothingToShow as why:
             missing.append(f"{part.title}: {why}")
         except Exception as error:  # of a run that reads well and holds what this section cannot show
-            why = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-            found.problems.append(f"{part.title}: a run holds what this section cannot show ({why})")
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+            found.problems.append(f"{part.title}: a run holds what this section cannot show ({said})")
     return page(found, shown, missing, get_plotlyjs(), refresh), found
 
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -107,19 +106,13 @@ class Found:
         for row in filter(wanted, self.rows):
             for run in row.runs:
                 with contextlib.suppress(FileNotFoundError):  # of a run without; one under way moves it
-                    latest.append(((run.folder / LAST).stat().st_mtime_ns, row.id, row, run))
+                    latest.append((-(run.folder / LAST).stat().st_mtime_ns, row.id, row, run))
                     break
-        latest = sorted(latest, key=lambda item: -item[0])[: self.networks]
-        for stamp, _, row, run in sorted(latest, key=lambda item: item[1]):
-            yield row, run, _network(run.folder, stamp, run.result is not None)
-
-
-@lru_cache(maxsize=32)
-def _network(folder: Path, stamp: int, finished: bool) -> TrainedRun | str:
-    try:
-        return load_run(folder)
-    except (UserError, OSError) as error:
-        return " ".join(str(error).split())
+        for _, _, row, run in sorted(sorted(latest)[: self.networks], key=lambda item: item[1]):
+            try:
+                yield row, run, load_run(run.folder)
+            except (UserError, OSError) as error:
+                yield row, run, " ".join(str(error).split())
 
 
 def find(paths: Iterable[str | Path], networks: int = 8) -> Found:
@@ -151,24 +144,24 @@ def find(paths: Iterable[str | Path], networks: int = 8) -> Found:
 def _runs(root: Path) -> Iterator[Run | UserError]:
     """The runs at or under `root`, or what is wrong with one."""
     for result in read_files(result_files(root), root):
-        if isinstance(result, UserError):
-            yield result
-        else:
-            folder = Path(str(result.folder))
-            state = "debug" if debug_keys(result) else "done"
-            yield from _checked(folder, lambda s=state, f=folder, r=result: Run(f, r.config, s, [], r))
+        yield from [result] if isinstance(result, UserError) else _read(Path(str(result.folder)), result)
     for file in sorted(root.rglob(STATUS)):
-        if not (file.parent / RESULT).exists() and "wandb" not in file.relative_to(root).parts:
-            yield from _checked(file.parent, lambda folder=file.parent: _under_way(folder))
+        if not (file.parent / RESULT).exists():
+            yield from _read(file.parent, None)
 
 
-def _checked(folder: Path, read: Callable[[], Run]) -> Iterator[Run | UserError]:
+def _read(folder: Path, result: RunResult | None) -> Iterator[Run | UserError]:
     """A run with its history, or what is wrong with it: whatever a cut or foreign file can be."""
     try:
-        run = read()
-        assert isinstance(hashed(run.config)["name"], str) and run.config["timesteps"] >= 1
-        assert all(isinstance(run.config[part]["name"], str) for part in ("dataset", "model", "neuron", "loss"))
-        assert isinstance(run.seed, int)
+        if result:
+            run = Run(folder, result.config, "debug" if debug_keys(result) else "done", [], result)
+        else:
+            status = json.loads(_text(folder / STATUS))
+            state = "stopped" if status["state"] == "running" and not in_use(folder) else str(status["state"])
+            run = Run(folder, yaml.safe_load(_text(folder / CONFIG)), state, [], None, status.get("error"))
+        named = [run.config, *(run.config[part] for part in ("dataset", "model", "neuron", "loss"))]
+        assert all(isinstance(part["name"], str) for part in named) and hashed(run.config)
+        assert isinstance(run.seed, int) and run.config["timesteps"] >= 1
     except Exception as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:80]
         yield UserError(f"{folder} holds a damaged run ({why}); remove it, or run it again with force=true")
@@ -184,12 +177,6 @@ def _checked(folder: Path, read: Callable[[], Run]) -> Iterator[Run | UserError]
     yield run
 
 
-def _under_way(folder: Path) -> Run:
-    status = json.loads(_text(folder / STATUS))
-    state = "stopped" if status["state"] == "running" and not in_use(folder) else str(status["state"])
-    return Run(folder, yaml.safe_load(_text(folder / CONFIG)), state, [], None, status.get("error"))
-
-
 def _text(path: Path) -> str:
     return path.read_text("utf-8", errors="replace") if path.exists() else ""
 
@@ -197,14 +184,13 @@ def _text(path: Path) -> str:
 def snapshot(paths: Iterable[str | Path]) -> list[tuple[str, int, int]]:
     """What changes when a run under `paths` goes on: its files with their times and sizes; or when a path comes to be."""
     seen = []
-    for path in map(Path, paths):
-        for file in [
-            path,
-            *(f for name in (CONFIG, STATUS, METRICS, RESULT, "*.jsonl") for f in sorted(path.rglob(name))),
-        ]:
-            with contextlib.suppress(FileNotFoundError):
-                stat = file.stat()
-                seen.append((str(file), *((stat.st_mtime_ns, stat.st_size) if file.is_file() else (0, 0))))
+    names = (CONFIG, STATUS, RESULT, "*.jsonl")
+    for file in (
+        f for p in map(Path, paths) for f in (p, *(found for name in names for found in sorted(p.rglob(name))))
+    ):
+        with contextlib.suppress(FileNotFoundError):
+            stat = file.stat()
+            seen.append((str(file), *((stat.st_mtime_ns, stat.st_size) if file.is_file() else (0, 0))))
     return seen
 
 

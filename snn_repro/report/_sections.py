@@ -1,4 +1,4 @@
-"""The sections of the report: the runs as a table, curves, the paper's tables, firing rates, learned potentials, energy."""
+"""The sections of the report: the runs as a table, curves, the paper's tables, firing rates, learned potentials."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,6 @@ import numpy as np
 from snn_repro.config import ADDED, hashed
 from snn_repro.neurons import initial_states
 from snn_repro.paper.differences import WHAT_A_METHOD_CHANGES, debug_keys, described, remarks
-from snn_repro.paper.formats import Column, Table
 from snn_repro.paper.rows import load_rows
 from snn_repro.paper.statistics import summary
 from snn_repro.paper.tables import TITLES, paper_table, runs_table
@@ -125,7 +124,7 @@ def accuracy_steps(found: Found) -> Section:
     kinds = {"acc_step": "output of the step alone", "acc_cum": "mean of the outputs so far"}
     charts = []
     for key, name in kinds.items():
-        curves = {row.id: [run.measured.get(key) for run in row.counted] for row in shown}
+        curves: dict[int, list[Any]] = {row.id: [run.measured.get(key) for run in row.counted] for row in shown}
         traces = {
             i: [
                 _band(range(1, len(those[0]) + 1), [[100 * v for v in curve] for curve in those])
@@ -281,41 +280,3 @@ def learned_imp(found: Found) -> Section:
     if not traces:
         raise NothingToShow("; ".join(notes) or "no run with a checkpoint has such potentials")
     return Section([Chart("learned IMP", "layer", "initial potential", traces)], text(notes))
-
-
-@register_section("energy", "Energy and operations", 7)
-def energy(found: Found) -> Section:
-    """One inference: accumulations that spikes drive (synaptic operations), multiply-accumulates, and the energy that the field
-    estimates from them (45 nm, 32 bit: 0.9 and 4.6 pJ). Measured where a run had energy=true."""
-    against: dict[int, list[dict[str, Any]]] = {}
-    layers: dict[str, dict[int, list[dict[str, Any]]]] = {"synops": {}, "macs": {}}
-    lines = []
-    for row in found.rows:
-        measured = [run.result for run in row.runs if run.result and run.result.get("energy")]
-        if not measured:
-            continue
-        reports: list[dict[str, Any]] = [r["energy"] for r in measured]
-        means = {key: fmean(r[key] for r in reports) for key in ("synops", "macs", "energy_pj", "with_memory_pj")}
-        joules = [report["energy_pj"] / 1e6 for report in reports]
-        against[row.id] = [{"x": joules, "y": [100 * r["acc_last"] for r in measured], "mode": "markers"}]
-        for kind, traces in layers.items():
-            names = list(reports[0]["layers"])
-            counts = [fmean(r["layers"].get(name, {}).get(kind, 0) for r in reports) for name in names]
-            traces[row.id] = [{"x": names, "y": counts, "type": "bar"}]
-        lines.append(dict(
-            row=row.label, n=len(reports), synops=f"{means['synops']:,.0f}", macs=f"{means['macs']:,.0f}",
-            energy=means["energy_pj"] / 1e6, memory=means["with_memory_pj"] / 1e6, imp=f"{reports[0]['imp']['bytes']:,}",
-        ))  # fmt: skip
-    if not lines:
-        raise NothingToShow("no run was measured; energy=true on a finished run adds it")
-    columns = [
-        Column("row", "row"), Column("n", "seeds", "number"), Column("synops", "synaptic operations", "number"),
-        Column("macs", "multiply-accumulates", "number"), Column("energy", "energy µJ", "number"),
-        Column("memory", "with memory and neurons µJ", "number"), Column("imp", "IMP bytes", "number"),
-    ]  # fmt: skip
-    charts = [
-        Chart("accuracy against energy", "energy of an inference µJ", "test accuracy %", against),
-        Chart("synaptic operations by layer", "layer", "accumulations a sample", layers["synops"]),
-        Chart("multiply-accumulates by layer", "layer", "multiply-accumulates a sample", layers["macs"]),
-    ]
-    return Section(charts, table(Table("Operations of one inference, by row", columns, lines)))

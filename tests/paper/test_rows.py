@@ -26,7 +26,7 @@ from snn_repro.config import CONF_DIR, config_hash, load_config, to_dict
 from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
 from snn_repro.paper import speed
-from snn_repro.paper.rows import Row, estimate_cost, facts, join, load_rows
+from snn_repro.paper.rows import Row, facts, join, load_rows
 from snn_repro.runs.checkpoint import find_weights, load
 from snn_repro.runs.folder import find_results
 from snn_repro.train import run
@@ -35,10 +35,6 @@ sys.path.insert(0, str(CONF_DIR.parent / "scripts"))
 import list_rows  # noqa: E402
 
 # ---------------------------------------------------------------- the paper's numbers
-
-
-def state(config):
-    return SETS[config.dataset.name].state(config)
 
 
 def test_the_papers_tables_are_whole():
@@ -169,15 +165,15 @@ def test_only_runs_of_the_rows_configuration_count():
 def test_cost_is_never_invented():
     name, alike, unlike = "table2_cifar10dvs48_t10_imp", "table2_cifar10dvs48_t10_tet", "table2_cifar10dvs48_t8_imp"
     row = Row(facts([name])[name])
-    assert estimate_cost(row, []) is None
-    assert estimate_cost(row, [a_result(rows()[unlike]), a_result(rows()[alike], samples_per_s=None)]) is None
+    assert list_rows.estimate_cost(row, []) is None
+    assert list_rows.estimate_cost(row, [a_result(rows()[unlike]), a_result(rows()[alike], samples_per_s=None)]) is None
     smoke = load_config([f"experiment={name}", "debug=smoke"])
-    assert estimate_cost(row, [a_result(smoke)]) is None
-    cost = estimate_cost(row, [a_result(rows()[alike], samples_per_s=500.0)])
+    assert list_rows.estimate_cost(row, [a_result(smoke)]) is None
+    cost = list_rows.estimate_cost(row, [a_result(rows()[alike], samples_per_s=500.0)])
     assert (cost.hours, cost.source, cost.device) == (200 * 9000 / 500 / 3600, alike, "cuda")
     own = [a_result(rows()[alike], samples_per_s=9.0), a_result(rows()[name]), a_result(rows()[name], device="cpu")]
-    assert estimate_cost(row, own).samples_per_s == 1000.0
-    assert estimate_cost(row, own[2:]).device == "cpu"
+    assert list_rows.estimate_cost(row, own).samples_per_s == 1000.0
+    assert list_rows.estimate_cost(row, own[2:]).device == "cpu"
 
 
 def test_the_list(tmp_path, capsys, monkeypatch):
@@ -231,22 +227,22 @@ def test_cost_of_rows_that_never_ran(tmp_path, capsys, monkeypatch):
     config = load_config(["experiment=figure4_cifar10_lts", "seed=3"])
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/result.json").write_text(json.dumps(a_result(config)))
-    assert list_rows.main(["--own", "--table", "1", "--cost", "--json", "device=cpu"]) == 0
-    out, err = capsys.readouterr()
-    cost = {line["experiment"]: line["cost"] for line in json.loads(out)}
-    assert len(cost) == 57 and all(cost.values()) and len(measured) == 9 == err.count("timing a step of ")
+    assert list_rows.main(["--table", "figures", "--cost", "--json", "device=cpu"]) == 0
+    cost = {line["experiment"]: line["cost"] for line in json.loads(capsys.readouterr().out)}
     ours = cost["figure4_cifar10_imp_sdt"]  # the run of another loss says more than a step
     assert (ours["estimated"], ours["source"], ours["device"]) == (False, "figure4_cifar10_lts", "cuda")
-    step = cost["table2_cifar10dvs128_t16_imp"]
+    assert measured == []
+    assert list_rows.main(["--table", "code", "--cost", "--json", "device=cpu"]) == 0
+    out, err = capsys.readouterr()
+    (step,) = {json.dumps(line["cost"]) for line in json.loads(out)}
+    step = json.loads(step)
     assert step["estimated"] and step["source"] == "a step here" and step["device"] == "cpu"
-    assert step["hours"] == pytest.approx(200 * 9000 * (0.01 + 0.256 / 16) / 3600)
+    assert step["hours"] == pytest.approx(200 * SETS["imagenet100"].samples[0] * (0.01 + 0.256 / 128) / 3600)
+    assert len(measured) == 1 == err.count("timing a step of ")
     assert list_rows.main(["--table", "code", "--cost", "device=cpu"]) == 0
     out, err = capsys.readouterr()
     assert "~" in out and "a step here on cpu" in out and "estimated from a step on random data on this machine" in out
-    assert len(measured) == 9 and err == ""  # kept in this process
-    monkeypatch.setattr(speed, "_measured", {})
-    assert list_rows.main(["--own", "--table", "2", "--cost", "device=cpu"]) == 0
-    assert len(measured) == 9 and len(list((tmp_path / "cache/snn_repro").glob("steps-*.json"))) == 1  # and on disk
+    assert len(measured) == 1 and err == ""  # kept in this process
 
 
 def test_a_cost_that_cannot_be_had_is_said(tmp_path, capsys, monkeypatch):
@@ -263,24 +259,6 @@ def test_a_cost_that_cannot_be_had_is_said(tmp_path, capsys, monkeypatch):
     if not torch.cuda.is_available():
         assert list_rows.main(["--table", "code", "--cost", "device=cuda"]) == 2
         assert "device=cuda" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("state", ["a file in the way", "damaged", "no home"])
-def test_a_cache_that_cannot_be_used_is_done_without(state, tmp_path, monkeypatch):
-    place = tmp_path / "cache"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(place))
-    if state == "a file in the way":
-        place.write_text("")
-    elif state == "damaged":
-        speed._file().parent.mkdir(parents=True)
-        speed._file().write_text('{"a": [1]')
-    else:
-        monkeypatch.delenv("XDG_CACHE_HOME")
-        monkeypatch.setattr(speed.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
-    monkeypatch.setattr(speed, "_measured", {})
-    monkeypatch.setattr(speed, "measure", lambda c, device: (0.5, 0.0))
-    assert speed.estimated_speed(load_config(["device=cpu"])) == (2.0, "cpu")
-    assert speed._measured and (state != "damaged" or "[" in speed._file().read_text())
 
 
 def test_a_step_is_timed_and_draws_stay_as_they_were(monkeypatch):
@@ -353,41 +331,6 @@ def test_commands_with_a_space_reach_the_job_whole(stubs, tmp_path, capsys):
     assert (tmp_path / "ran").read_text().split("\0")[4:7] == [place, "recipe.lr=0.2", "seed=0"]
 
 
-def test_submit_table_without_arguments_says_how(stubs, tmp_path):
-    for arguments in ([], ["1"], ["--partition=gpu", "1"]):
-        done = stubs(*arguments)
-        assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1
-        assert "give a table" in done.stderr and "data_dir=DIR" in done.stderr
-    done = stubs("1", "0", "--", "recipe.lr=x")
-    assert done.returncode == 2 and "recipe.lr=x" in done.stderr and not list((tmp_path / "runs").iterdir())
-    assert not (tmp_path / "said").exists()
-
-
-def test_submit_table_with_nothing_left_submits_nothing(stubs, tmp_path):
-    for name in (n for n in NAMES if n.startswith("figure4")):
-        (tmp_path / "runs" / name).mkdir(parents=True)
-        (tmp_path / "runs" / name / "result.json").write_text(json.dumps(a_result(rows()[name])))
-    done = stubs("figures", "0")
-    assert (done.returncode, done.stdout.strip()) == (0, "every row of table figures has a run")
-    assert not (tmp_path / "said").exists()
-
-
-def test_where_data_is_looked_for(tmp_path):
-    name = "table2_ncaltech48_t10_imp"
-    there = dict(data_dir=str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
-    config = load_config([f"experiment={name}", *(f"{k}={v}" for k, v in there.items())])
-    assert state(config)[0] == "missing"
-    write_ncaltech101(tmp_path / "data")
-    found, todo = state(config)
-    assert found == "not prepared" and "frame_size=48" in todo and "scripts/prepare_data.py" in todo
-    from fixtures import make_cache as prepare
-
-    prepare("ncaltech101", **there, timesteps=10, frame_size=48, workers=0, say=lambda _: None)
-    assert state(config) == ("ready", None)
-    assert state(load_config([f"experiment={name}", f"cache_dir={tmp_path}/cache", "timesteps=8"]))[0] == "missing"
-    assert state(load_config()) == ("ready", None)
-
-
 # ---------------------------------------------------------------- every row trains two steps
 
 
@@ -436,14 +379,6 @@ def test_every_row_trains_two_steps(name, places, tmp_path):
     assert find_results(tmp_path)[0]["config"]["fidelity"] == row.fidelity
 
 
-def test_a_row_without_its_weights_says_where_they_are(places, tmp_path):
-    config = load_config(["experiment=table3_sew_r18_imp_lts", *places, f"hydra.run.dir={tmp_path / 'run'}"])
-    with pytest.raises(
-        UserError, match="resnet18-f37072fd.pth was not found.*download.pytorch.org.*model.weights=null"
-    ):
-        run(config)
-
-
 def test_initial_weights_are_found_by_name_and_checked(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     state = torch.nn.Linear(2, 2).state_dict()
@@ -463,16 +398,3 @@ def test_initial_weights_are_found_by_name_and_checked(tmp_path, monkeypatch):
         path.unlink()
     with pytest.raises(UserError, match=f"{name} was not found"):
         find_weights(name, None)
-
-
-def test_readmes_explain_the_words_of_rows_and_departures_without_a_key():
-    results, readme = ((CONF_DIR.parent / f"{folder}README.md").read_text() for folder in ("results/", ""))
-    for word in ("extended", "described", "caveats", "decay_input", "red and blue", "float16", "float32 under mixed"):
-        assert word in " ".join(results.split()), word
-    assert "`extended`" in readme
-
-
-def test_results_readme_names_each_file():
-    text = (CONF_DIR.parent / "results" / "README.md").read_text()
-    for file in (CONF_DIR.parent / "results").iterdir():
-        assert file.name == "README.md" or f"`{file.name}{'/' if file.is_dir() else ''}`" in text

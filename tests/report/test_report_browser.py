@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no browser: apt install chromium chromium-driver"),
 ]
-SECTIONS = "runs accuracy_steps learning_curves paper_tables firing_rates learned_imp energy samples".split()
+SECTIONS = "runs accuracy_steps learning_curves paper_tables firing_rates learned_imp samples".split()
 ENERGY = dict(synops=1e6, macs=2e5, energy_pj=1.82e6, with_memory_pj=3e6, imp=dict(parameters=5, bytes=20, read_pj=1.0),
               layers={"conv1": dict(macs=2e5, synops=0.0), "fc": dict(macs=0.0, synops=1e6)})  # fmt: skip
 EVIL = "</script><img src=x onerror='window.hacked=1'><b>%{x}"
@@ -130,45 +130,6 @@ def test_it_loads_sorts_and_filters(driver, small):
     driver.find_element(By.XPATH, "//button[text()='Clear filters']").click()
     assert len(names(driver)) == 6
     assert complaints(driver) == []
-
-
-def test_chosen_rows_are_compared_and_fill_the_charts_and_stay_over_a_reload(driver, small):
-    load(driver, small)
-    driver.find_element(By.CSS_SELECTOR, "[data-sort=name]").click()
-    for name in ("sdt", "tet"):
-        box = driver.find_element(By.XPATH, f"//label[text()='{name}']/../../td/input")
-        box.send_keys(Keys.SPACE)
-    different = driver.find_element(By.CSS_SELECTOR, ".differences").text
-    assert "◆ recipe.lr" in different and "loss.name" in different and "more than one cause" in different
-    see_all(driver)
-    legend = [e.text for e in driver.find_elements(By.CSS_SELECTOR, "#accuracy_steps .legend li")]
-    assert [text.split()[-1] for text in legend] == ["sdt", "tet"]
-    driver.refresh()
-    until(driver, lambda: driver.execute_script("return document.documentElement.dataset.ready"))
-    assert "2 chosen" in driver.find_element(By.CSS_SELECTOR, ".count").text
-    driver.find_element(By.XPATH, "//button[text()='Choose none']").send_keys(Keys.ENTER)
-    assert "none chosen" in driver.find_element(By.CSS_SELECTOR, ".count").text
-    plot = driver.find_element(By.CSS_SELECTOR, "#accuracy_steps .plot")
-    driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", plot)  # a chart is drawn when it is near
-    until(driver, lambda: len(driver.find_elements(By.CSS_SELECTOR, "#accuracy_steps .legend li")) == 5)  # not `ahead`
-    driver.find_element(By.CSS_SELECTOR, "#accuracy_steps .numbers summary").send_keys(Keys.ENTER)
-    until(driver, lambda: len(driver.find_elements(By.CSS_SELECTOR, "#accuracy_steps .numbers td")) > 20)
-    assert complaints(driver) == []
-
-
-def test_charts_come_back_when_a_search_that_found_nothing_is_cleared(driver, small):
-    load(driver, small)
-    see_all(driver)
-    search = driver.find_element(By.CSS_SELECTOR, "input[type=search]")
-    search.send_keys("bananas")
-    empty = "#accuracy_steps .empty"
-    driver.execute_script("document.getElementById('accuracy_steps').scrollIntoView()")
-    until(driver, lambda: driver.find_elements(By.CSS_SELECTOR, empty))
-    search.clear()
-    search.send_keys(Keys.SPACE)
-    driver.execute_script("document.getElementById('accuracy_steps').scrollIntoView()")
-    until(driver, lambda: not driver.find_elements(By.CSS_SELECTOR, empty))
-    assert driver.find_element(By.CSS_SELECTOR, "#accuracy_steps .main-svg").is_displayed()
 
 
 def test_what_a_user_wrote_is_shown_and_does_nothing(driver, small):

@@ -15,9 +15,10 @@ from snn_repro.errors import UserError
 from snn_repro.losses import build_loss
 from snn_repro.neurons import build_neuron
 from snn_repro.paper.differences import older_note
-from snn_repro.paper.figures import PROGRAM, footnote, line, measured, write_data
+from snn_repro.paper.figures import footnote, line
 from snn_repro.provenance import code_version
 from snn_repro.registry import FIGURES
+from studies.figures import PROGRAM, measured, write_data
 
 TIMESTEPS = (1, 2, 4, 6)
 LOSSES = ("sdt", "tet", "lts")

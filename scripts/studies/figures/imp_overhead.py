@@ -7,9 +7,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from snn_repro.paper.figures import SERIES, MissingData, footnote, read
+from snn_repro.paper.figures import SERIES, MissingData, footnote
 from snn_repro.registry import FIGURES
 from snn_repro.runs.folder import skipped
+from studies.figures import read
 
 
 @FIGURES.register("imp_overhead")

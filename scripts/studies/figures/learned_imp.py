@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 from snn_repro.errors import UserError
 from snn_repro.neurons import is_initial_state
 from snn_repro.paper.differences import older_note
-from snn_repro.paper.figures import PROGRAM, SERIES, footnote, measured, title, write_data
+from snn_repro.paper.figures import SERIES, footnote, title
 from snn_repro.paper.results import load
 from snn_repro.registry import FIGURES
 from snn_repro.runs import checkpoint
+from studies.figures import PROGRAM, measured, write_data
 
 
 def imp_of(run_dir: Path) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 
 from snn_repro.neurons import NEURONS, build_neuron
 from snn_repro.paper.differences import older_note
-from snn_repro.paper.figures import MissingData, footnote, measured, title
+from snn_repro.paper.figures import MissingData, footnote, title
 from snn_repro.registry import FIGURES
+from studies.figures import measured
 
 WEIGHTS = np.linspace(0, 1, 9)
 MAPPINGS: dict[str, tuple[Any, np.ndarray]] = {
