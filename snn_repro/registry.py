@@ -169,6 +169,6 @@ AUGMENTATIONS = Registry("augmentation", "augment", "snn_repro.data.augment")
 OPTIMIZERS = Registry("optimiser", "recipe.optimizer", "snn_repro.optim")
 SCHEDULES = Registry("schedule", "recipe.schedule", "snn_repro.optim")
 FIGURES = Registry("figure", "", "snn_repro.paper.figures")  # `draw(results)` of a module, no choice of a run's
-SECTIONS = Registry("section", "", "snn_repro.report")  # `content(found)` of a module
+SECTIONS = Registry("section", "", "snn_repro.report")  # `content(found)` with its title and place
 LOGGERS = Registry("logger", "logger", "snn_repro.runs.loggers")
 EXPORTS = Registry("export format", "", "snn_repro.trained.export")

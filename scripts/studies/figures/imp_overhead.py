@@ -7,10 +7,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from snn_repro.paper.figures._data import MissingData, read
-from snn_repro.paper.figures._style import SERIES, footnote, new_figure
+from snn_repro.paper.figures import SERIES, MissingData, footnote
 from snn_repro.registry import FIGURES
 from snn_repro.runs.folder import skipped
+from studies.figures import read
 
 
 @FIGURES.register("imp_overhead")
@@ -36,7 +36,7 @@ def draw_reports(reports: Sequence[dict[str, Any]]) -> Figure:
     [{"timesteps", "neurons", "seconds_without", "seconds_with", "seconds_without_again"}, ...]. The last one is the
     control, the same measurement twice: its ratios, which are 1 but for noise, are drawn too, and span the grey band.
     """
-    figure = new_figure(max(5.0, 4.2 * len(reports)), 3.8)
+    figure = Figure(figsize=(max(5.0, 4.2 * len(reports)), 3.8))
     for axes, report in zip(figure.subplots(1, len(reports), squeeze=False).flat, reports, strict=True):
         rows = report["imp_overhead"]
         series = sorted({row["timesteps"] for row in rows})

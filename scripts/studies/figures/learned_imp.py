@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from snn_repro.errors import UserError
 from snn_repro.neurons import is_initial_state
 from snn_repro.paper.differences import older_note
-from snn_repro.paper.figures._data import PROGRAM, measured, write_data
-from snn_repro.paper.figures._style import SERIES, footnote, new_figure, title
+from snn_repro.paper.figures import SERIES, footnote, title
 from snn_repro.paper.results import load
 from snn_repro.registry import FIGURES
 from snn_repro.runs import checkpoint
+from studies.figures import PROGRAM, measured, write_data
 
 
 def imp_of(run_dir: Path) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def draw(results: Path) -> Figure:
     """One ridge a layer, one panel a run; the grey band is the range that IMP started in."""
     runs = measured(results, "learned_imp", " run=DIR")["runs"]
     deepest = max(len(run["layers"]) for run in runs)
-    figure = new_figure(3.8 * len(runs), 1.2 + 0.5 * deepest)
+    figure = Figure(figsize=(3.8 * len(runs), 1.2 + 0.5 * deepest))
     for axes, run in zip(figure.subplots(1, len(runs), squeeze=False).flat, runs, strict=True):
         axes.axvspan(*run["neuron"]["imp_init"], color="0.9")
         for i, layer in enumerate(run["layers"]):

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 
 from snn_repro.neurons import NEURONS, build_neuron
 from snn_repro.paper.differences import older_note
-from snn_repro.paper.figures._data import MissingData, measured
-from snn_repro.paper.figures._style import footnote, new_figure, title
+from snn_repro.paper.figures import MissingData, footnote, title
 from snn_repro.registry import FIGURES
+from studies.figures import measured
 
 WEIGHTS = np.linspace(0, 1, 9)
 MAPPINGS: dict[str, tuple[Any, np.ndarray]] = {
@@ -73,7 +73,7 @@ def draw(results: Path) -> Figure:
     for run in runs:
         neuron = f"{run['neuron']['name'].upper()}, {run['neuron']['reset']} reset"
         panels.append((f"IMP trained: {run['dataset']}, {title(run['loss'])}", neuron, partial(trained, run)))
-    figure = new_figure(2.6 * len(panels), 3.6)
+    figure = Figure(figsize=(2.6 * len(panels), 3.6))
     patterns = [0, 5, 10, 15], [f"{i:04b}" for i in (0, 5, 10, 15)]
     for axes, (name, below, mapping) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         cells, strict = mapping(fire_at="ge"), mapping(fire_at="gt")

@@ -15,10 +15,10 @@ from snn_repro.errors import UserError
 from snn_repro.losses import build_loss
 from snn_repro.neurons import build_neuron
 from snn_repro.paper.differences import older_note
-from snn_repro.paper.figures._data import PROGRAM, measured, write_data
-from snn_repro.paper.figures._style import footnote, line, new_figure
+from snn_repro.paper.figures import footnote, line
 from snn_repro.provenance import code_version
 from snn_repro.registry import FIGURES
+from studies.figures import PROGRAM, measured, write_data
 
 TIMESTEPS = (1, 2, 4, 6)
 LOSSES = ("sdt", "tet", "lts")
@@ -86,7 +86,7 @@ def draw(results: Path) -> Figure:
 
 def draw_curves(data: dict[str, Any]) -> Figure:
     """One panel a T: each curve is the loss that this training minimises. Where curves meet, the lower one is wider."""
-    figure = new_figure(7.2, 5.4)
+    figure = Figure(figsize=(7.2, 5.4))
     for axes, steps in zip(figure.subplots(2, 2, sharex=True, sharey=True).flat, TIMESTEPS, strict=True):
         for i, curve in enumerate(c for c in data["curves"] if c["timesteps"] == steps):
             epochs = np.arange(len(curve["values"])) * curve["every"]

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from snn_repro.neurons import build_neuron
-from snn_repro.paper.figures._style import footnote, new_figure
+from snn_repro.paper.figures import footnote
 from snn_repro.registry import FIGURES
 
 TIMESTEPS = 32
@@ -45,7 +45,7 @@ def simulate(current: Tensor, imp: Tensor | None) -> dict[str, np.ndarray]:
 @FIGURES.register("firing_pattern")
 def draw(results: Path) -> Figure:
     """Heat maps of the potential after each step, a mark where a spike was fired."""
-    figure = new_figure(7.2, 4.6)
+    figure = Figure(figsize=(7.2, 4.6))
     titles = ("no IMP, constant input (less $10^{-7}$)", "constant input 1/12, initial membrane potential (IMP)")
     what = ("input", "IMP")
     for axes, panel, title, label in zip(figure.subplots(2, 1, sharex=True), panels(), titles, what, strict=True):
