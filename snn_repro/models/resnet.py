@@ -22,10 +22,9 @@ from snn_repro.models.blocks import (
     conv,
     init_head,
     kaiming_fan_out,
-    last,
     over_time,
+    register_network,
 )
-from snn_repro.models.networks import register_network
 from snn_repro.models.norms import NORM, norms
 from snn_repro.neurons import Setting
 
@@ -111,7 +110,7 @@ class ResNet(SpikingNetwork):
     downsample_name = "downsample"  # of a block's shortcut in the authors' files
     needs = "; their authors' network has a max-pool stem and hard resets: model.stem_pool=max neuron.reset=hard"
 
-    def __init__(self, plan: Plan, *, input_shape, timesteps, neuron, norm, stem_pool="max"):
+    def __init__(self, plan: Plan, *, num_classes, input_shape, timesteps, neuron, norm, stem_pool="max", hidden=0):
         super().__init__(input_shape, timesteps)
         norm_of, inputs = norms(norm, timesteps, neuron), plan.widths[0]
         kernel, stride = (7, 2) if plan.stem == "imagenet" else (3, 1)
@@ -125,15 +124,24 @@ class ResNet(SpikingNetwork):
                 blocks.append(plan.block(inputs, width, 2 if stage > 1 and i == 0 else 1, norm_of, neuron))
                 inputs = width * plan.block.expansion
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
-        self.stages, self.channels = len(plan.widths), inputs
+        self.stages = len(plan.widths)
+        self.fc1: Any = None
+        self.sn_fc1: Any = None
+        if hidden:
+            self.fc1 = nn.Linear(inputs, hidden)
+            self.sn_fc1 = neuron()
+        self.fc = nn.Linear(hidden or inputs, num_classes)
+        kaiming_fan_out(self)
 
     def extract(self, x: Tensor) -> Tensor:
-        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> the last feature maps [T, B, C', H', W']."""
         x, timesteps = self.steps(x)
         x = over_time(self.stage(1, x, timesteps), self.pool)
         for block in chain(*(getattr(self, f"layer{i + 1}") for i in range(self.stages))):
             x = self.through(x, block)
-        return x
+        return x if self.fc1 is None else self.sn_fc1(self.fc1(x.mean((-2, -1))))
+
+    def classify(self, x: Tensor) -> Tensor:
+        return self.fc(x.mean((-2, -1)) if self.fc1 is None else x)
 
     def own_names(self, weights: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
         """Weights under torchvision's names, from those of the SEW-ResNet's authors, whose layers hold a convolution and a norm.
@@ -175,21 +183,14 @@ class SEWResNet(ResNet):
 
     downsample_name = "downsample.0"
 
-    def __init__(self, plan: Plan, *, num_classes, zero_init_residual, head_init, **given):
+    def __init__(self, plan: Plan, *, zero_init_residual, head_init, **given):
         super().__init__(plan, **given)
-        self.fc = nn.Linear(self.channels, num_classes)
-        kaiming_fan_out(self)
         init_head(self.fc, head_init)
         for block in self.modules() if zero_init_residual else ():
             if isinstance(block, SEWBlock):
                 for name, parameter in getattr(block, f"bn{len(block.sizes)}").named_parameters():
                     if name.rpartition(".")[2] == "weight":
                         nn.init.zeros_(parameter)
-
-    def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
-        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""
-        x = self.extract(x)
-        return self.fc((last(x) if last_step else x).mean((-2, -1)))
 
 
 _TDBN = replace(NORM, default="tdbn")
@@ -202,21 +203,3 @@ class SpikingResNet(ResNet):
     """hidden is the width of a spiking linear layer before the classifier, 0 for none."""
 
     needs = ResNet.needs.replace("model.stem_pool=max ", "")
-
-    def __init__(self, plan: Plan, *, num_classes, neuron, hidden=0, **given):
-        super().__init__(plan, neuron=neuron, **given)
-        self.fc1: Any = None
-        self.sn_fc1: Any = None
-        if hidden:
-            self.fc1 = nn.Linear(self.channels, hidden)
-            self.sn_fc1 = neuron()
-        self.fc = nn.Linear(hidden or self.channels, num_classes)
-        kaiming_fan_out(self)
-
-    def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
-        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""
-        x = self.extract(x)
-        if self.fc1 is not None:
-            x = self.sn_fc1(self.fc1(x.mean((-2, -1))))
-            return self.fc(x[-1:] if last_step else x)
-        return self.fc((last(x) if last_step else x).mean((-2, -1)))

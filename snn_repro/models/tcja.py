@@ -5,7 +5,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from snn_repro.errors import UserError
-from snn_repro.models.networks import register_network
+from snn_repro.models.blocks import register_network
 from snn_repro.models.norms import NORM
 from snn_repro.models.plif_net import Voting
 from snn_repro.models.vgg import POOL

@@ -5,8 +5,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from snn_repro.models.blocks import AvgPool2d, Block, SpikingNetwork, last, over_time
-from snn_repro.models.networks import register_network
+from snn_repro.models.blocks import AvgPool2d, Block, SpikingNetwork, over_time, register_network
 from snn_repro.models.norms import NORM, norms
 from snn_repro.neurons import Setting
 
@@ -58,11 +57,13 @@ class Wide7B(SpikingNetwork):
         self.stages = nn.ModuleList(stages)
         self.fc = nn.Linear(channels * prod(size), num_classes)
 
-    def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
-        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""
+    def extract(self, x: Tensor) -> Tensor:
         x, timesteps = self.steps(x)
         first, *rest = self.stages
         x = first(x, timesteps)
         for stage in rest:
             x = self.through(x, stage)
-        return self.fc((last(x) if last_step else x).flatten(2))
+        return x
+
+    def classify(self, x: Tensor) -> Tensor:
+        return self.fc(x.flatten(2))

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from snn_repro.config import ConfigError, load_config
+from snn_repro.config import load_config
 from snn_repro.errors import UserError
 from snn_repro.losses import LOSSES, build_loss
 from snn_repro.models import build_model
-from snn_repro.neurons import Neuron, build_neuron, register
+from snn_repro.neurons import Neuron, build_neuron
 from snn_repro.train import check_settings, run
 
 Y = torch.tensor(
@@ -172,7 +172,7 @@ def test_rmp_under_checkpointing(checkpointing):
         model, loss = small(checkpointing=how), build_loss("rmp")
         loss.watch(model)
         found.append([a_step(model, loss, X, CLASSES) for _ in range(2)])
-        assert loss.heard == []  # the backward pass left nothing behind
+        assert not loss.heard  # the backward pass left nothing behind
     for (a, grads), (b, others) in zip(*found, strict=True):
         assert a == b
         for name in grads:
@@ -187,26 +187,13 @@ def test_rmp_is_trainings_alone_and_needs_watching():
     x = X.float()
     with torch.no_grad():
         model(x)
-        assert loss.heard == []
+        assert not loss.heard
     model.eval()
     assert loss(model(x), CLASSES) == build_loss("sdt")(model(x), CLASSES)
     with pytest.raises(UserError, match="this network has none of ours"):
         loss.watch(torch.nn.Linear(1, 1))
-
-
-def test_rmp_says_which_neuron_shows_no_potential(monkeypatch):
-    from snn_repro.neurons import NEURONS
-
-    monkeypatch.setitem(NEURONS, "at_once", None)
-    monkeypatch.setattr(NEURONS, "_owners", dict(NEURONS._owners))
-
-    @register("at_once")
-    class AtOnce(Neuron):
-        def steps(self, x, v0):
-            return (x > 0).to(x.dtype), x[-1], None
-
-    with pytest.raises(UserError, match="neuron=at_once computes its steps without showing it"):
-        build_loss("rmp").watch(build_neuron("at_once"))
+    with pytest.raises(UserError, match="neuron=psn computes its steps without showing it"):
+        loss.watch(build_neuron("psn", timesteps=2))
 
 
 # in a run
@@ -216,14 +203,9 @@ def test_rmp_says_which_neuron_shows_no_potential(monkeypatch):
     ("words", "sentence"),
     [
         ("loss=tks augment.mixup=0.2", "augment.mixup=0.2 makes soft targets and loss=tks needs labels; set it to 0"),
-        ("loss=tks augment.cutmix=1.0", "augment.cutmix=1.0 makes soft targets"),
-        ("loss=tks augment.label_smoothing=0.1", "augment.label_smoothing=0.1 makes soft targets"),
         ("loss=rmp compile=true", "compile=true does not show the potentials that loss=rmp reads"),
-        ("loss=tks loss.alpha=2", "loss.alpha=2.0? must"),
         ("loss=tks loss.temperature=0", "loss.temperature=0(.0)? must be above 0"),
-        ("loss=strong2weak loss.weight=-1", "loss.weight=-1(.0)? must be at least 0"),
         ("loss=rmp loss.schedule=cosine", "loss.schedule='cosine' is not one of triangle, constant"),
-        ("loss=rmp loss.power=0.5", "loss.power=0.5 must be at least 1"),
         ("loss=sdt loss.power=2", "loss.power=2 has no effect with loss=sdt"),
     ],
 )
@@ -232,20 +214,13 @@ def test_what_cannot_be_is_refused_before_data_is_read(words, sentence):
         check_settings(load_config(words.split()))
 
 
-def test_settings_without_a_fault_pass():
-    for words in ("loss=strong2weak augment.mixup=0.2", "loss=rmp augment.label_smoothing=0.1", "loss=tks"):
-        check_settings(load_config(words.split()))
-    assert issubclass(ConfigError, UserError)
-
-
 def a_run(folder, loss, *words):
     short = ["logger.mode=disabled", "debug.max_steps=2", "debug.max_eval_batches=1", "recipe.epochs=3"]
     return run(load_config([*short, f"loss={loss}", *words, f"hydra.run.dir={folder}"]))
 
 
-@pytest.mark.parametrize("loss", ["tks", "rmp"])
-def test_a_resumed_run_knows_its_epoch(loss, tmp_path, monkeypatch):
-    """Losses that read the epoch: stopped in the middle of the second of three, to the last bit."""
+def test_a_resumed_run_knows_its_epoch(tmp_path, monkeypatch, loss="tks"):
+    """A loss that reads the epoch: stopped in the middle of the second of three, to the last bit."""
     from snn_repro.train import Training
 
     whole = a_run(tmp_path / "whole", loss)

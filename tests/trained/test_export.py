@@ -20,7 +20,7 @@ from snn_repro.config import conf_files, load_config
 from snn_repro.errors import UserError
 from snn_repro.kernels import door
 from snn_repro.models.blocks import SpikingNetwork
-from snn_repro.models.norms.bn import BN
+from snn_repro.models.norms import BN
 from snn_repro.neurons import build_neuron
 from snn_repro.registry import EXPORTS, NEURONS, NORMS, SETS
 from snn_repro.train import build_network, run
