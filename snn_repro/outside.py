@@ -18,33 +18,25 @@ from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 GROUP = "snn_repro"
 
 
-class Package(NamedTuple):
-    """One entry point: its module, and the folder that the module's file lies in (a package's own)."""
-
-    name: str
-    module: str
-    folder: Path
-
-
 @cache
-def packages() -> tuple[Package, ...]:
-    """What is installed, by name; nothing is imported. An entry point without its module is left out (`broken`)."""
+def packages() -> list[tuple[str, str, Path]]:
+    """(entry point, module, folder that the module's file lies in) of all; nothing is imported. One without its module is left
+    out (`broken`)."""
     found = []
     for name, module in sorted({(point.name, point.module) for point in entry_points(group=GROUP)}):
         if folder := _folder(module):
-            found.append(Package(name, module, folder))
+            found.append((name, module, folder))
         else:
             leave_out(name, module, ImportError("there is no such module"))
-    return tuple(found)
+    return found
 
 
 def _folder(module: str) -> Path | None:
-    """The folder of a module's file (a package's own); None: there is no such module."""
+    """The folder of a module's file, a package's own; None: there is no such module."""
     top, *inner = module.split(".")
     spec = find_spec(top)  # of a top-level name: finds it without importing it
     if spec is None:
@@ -79,21 +71,21 @@ def versions() -> dict[str, str]:
 
 def conf_dirs() -> list[Path]:
     """The folders `conf/` of the packages that have one."""
-    return [folder for package in packages() if (folder := package.folder / "conf").is_dir()]
+    return [folder / "conf" for *_, folder in packages() if (folder / "conf").is_dir()]
 
 
-_loaded: set[Package] = set()
+_loaded: set[str] = set()
 
 
 def load() -> None:
     """Import every package once, so that it registers what it has; one that cannot be is left out (`broken`)."""
-    for package in packages():
-        if package not in _loaded:
-            _loaded.add(package)  # before: it asks the registries itself
+    for name, module, _ in packages():
+        if module not in _loaded:
+            _loaded.add(module)  # before: it asks the registries itself
             try:
-                import_all(package.module, getattr(importlib.import_module(package.module), "__path__", []))
+                import_all(module, getattr(importlib.import_module(module), "__path__", []))
             except Exception as error:
-                leave_out(package.name, package.module, error)
+                leave_out(name, module, error)
 
 
 def import_all(package: str, path: Iterable[str]) -> None:

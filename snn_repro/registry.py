@@ -82,12 +82,7 @@ class Registry(UserDict[str, Any]):
         found = dict(self.own(name))
         for key, registry in self.inner.items():
             if key in found:
-                more = registry.settings((given or {}).get(key) or found[key].default)
-                for twice in more.keys() & found.keys():
-                    raise UserError(
-                        f"{self.group}.{twice} is a setting of '{name}' and of its {key}; rename the latter"
-                    )
-                found |= more
+                found |= registry.settings((given or {}).get(key) or found[key].default)
         return found
 
     def all_settings(self, ours: bool = False) -> dict[str, Setting]:

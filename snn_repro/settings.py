@@ -10,9 +10,12 @@ from typing import Any
 from snn_repro.errors import UserError, nearest
 
 BOUNDS = {
-    "low": ("at least", operator.ge), "above": ("above", operator.gt), "high": ("at most", operator.le), "below": ("below", operator.lt),
+    "low": ("at least", operator.ge),
+    "above": ("above", operator.gt),
+    "high": ("at most", operator.le),
+    "below": ("below", operator.lt),
     "multiple": ("a multiple of", lambda value, of: value % of == 0),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

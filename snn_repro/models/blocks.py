@@ -75,7 +75,6 @@ class Neurons(dict[str, Any]):
     ):
         super().__init__(given)
         self._build, self._input_shape, self._layers = build, input_shape, self.pop("initial_layers", None)
-        self._total = 0
         self.norms: type[nn.Module] | None = None if build else nn.Identity  # in the place of those, which keep a shape
         self._places: list[Place] = []
 
@@ -169,11 +168,12 @@ class Block(nn.Module):
                 return neuron(x, plan, plus())
             spikes = neuron(x, plan)
         else:
-
-            def alone(z: Tensor) -> Tensor:
-                return neuron(z) if plan is None or z.dtype != x.dtype else neuron(z, plan)
-
-            spikes = self.through(x, lambda x: repeat_steps(norm(x), timesteps), alone, what="norms")
+            spikes = self.through(
+                x,
+                lambda x: repeat_steps(norm(x), timesteps),
+                lambda z: neuron(z) if plan is None or z.dtype != x.dtype else neuron(z, plan),
+                what="norms",
+            )
         added = None if plus is None else plus()
         return spikes if added is None or spikes.is_meta else added + spikes  # a meta sum imports torch's compiler
 
@@ -210,7 +210,8 @@ class SpikingNetwork(Block):
     def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
         """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""
         x = self.extract(x)
-        return self.classify(last(x) if last_step else x)
+        # the gradient of the last step comes back channels last, as the layers before run
+        return self.classify(x.movedim(2, -1)[-1:].movedim(-1, 2) if last_step else x)
 
     def steps(self, x: Tensor) -> tuple[Tensor, int]:
         """Return x as [1 or T, B, C, H, W], 1 for a static image, and the number of time steps to run.
@@ -264,11 +265,6 @@ def _restore(buffers: list[tuple[Tensor, Tensor]]) -> None:
 def repeat_steps(x: Tensor, timesteps: int) -> Tensor:
     """Return [T, B, ...] of [T, B, ...] or of the one step [1, B, ...] of a static image, without a copy."""
     return x.expand(timesteps, *x.shape[1:])
-
-
-def last(x: Tensor) -> Tensor:
-    """The last step [1, B, ...] of features or maps x [T, B, ...]; its gradient comes back channels last, as the layers before run."""
-    return x.movedim(2, -1)[-1:].movedim(-1, 2)
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> Conv2d:

@@ -71,7 +71,6 @@ class BN(nn.BatchNorm2d):
     """Batch normalisation, every time step counted as one more sample."""
 
     wired = False  # whether the number of time steps is wired in
-    causal = True
     together = False  # whether statistics are those of all processes, see sync.py
 
     def __init_subclass__(cls, **keywords):
@@ -147,7 +146,6 @@ class TAB(nn.Module):
     """
 
     wired = True
-    causal = True
 
     def __init__(self, channels: int, timesteps: int):
         super().__init__()

@@ -34,11 +34,8 @@ class Small(SpikingNetwork):
 
     def extract(self, x: Tensor) -> Tensor:
         x, timesteps = self.steps(x)
-        x = self.through(self.stage(1, x, timesteps), self._second)
+        x = self.through(self.stage(1, x, timesteps), lambda x: over_time(self.stage(2, x), self.pool))
         return self.through(x, lambda x: self.stage(3, x, plus=lambda: x))
 
     def classify(self, x: Tensor) -> Tensor:
         return self.fc(x.flatten(2))
-
-    def _second(self, x: Tensor) -> Tensor:
-        return over_time(self.stage(2, x), self.pool)

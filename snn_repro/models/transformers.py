@@ -6,7 +6,6 @@ built with an identity for each, and then gets its neurons. Those of attention (
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from spikingjelly.activation_based.model import maxformer, qkformer, spike_driven_transformer, spikformer
 from torch import Tensor, nn
@@ -32,8 +31,6 @@ class Place(nn.Identity):
 
 class Transformer(SpikingNetwork):
     """spikingjelly's `net`, whose head a subclass feeds with features of every step."""
-
-    net: Any
 
     def fill(self, neuron: Neurons) -> None:
         """Put a neuron into each place of `net`."""
@@ -121,9 +118,8 @@ class Hierarchical(Transformer):
     """Three stages, each an embedding that doubles the channels, and blocks."""
 
     def extract(self, x: Tensor) -> Tensor:
-        net = self.net
-        stages = (net.patch_embed1, *net.stage1, net.patch_embed2, *net.stage2, net.patch_embed3, *net.stage3)
-        return self.through_all(x, *stages)
+        n = self.net
+        return self.through_all(x, n.patch_embed1, *n.stage1, n.patch_embed2, *n.stage2, n.patch_embed3, *n.stage3)
 
 
 @register_network(

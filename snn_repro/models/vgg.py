@@ -90,13 +90,13 @@ class VGG(SpikingNetwork):
         layers = iter([*chain(*parts)])
         for layer in layers:
             if isinstance(layer, Conv2d):
-                x = self.through(x, partial(self._stage, layer, next(layers), next(layers), timesteps))
+                norm, neuron = next(layers), next(layers)
+                x = self.through(
+                    x, partial(self.spikes, convolution=layer, norm=norm, neuron=neuron, timesteps=timesteps)
+                )
             else:
                 x = layer(x) if isinstance(layer, OverTime) else self.through(x, layer)
         return x
-
-    def _stage(self, convolution: nn.Module, norm: nn.Module, neuron: nn.Module, timesteps: int, x: Tensor) -> Tensor:
-        return self.spikes(x, convolution, norm, neuron, timesteps)
 
 
 CONV_INIT = Setting("torch", "fan_out: N(0, sqrt(2 / (9 outputs))), bias 0", choices=("torch", "fan_out"))

@@ -21,10 +21,9 @@ class CLIF(Neuron):
         tau=Setting(2.0, "membrane time constant", "time steps", low=1, why="it divides the leak"),
     )
     states = 2  # v and m
-    m: Any = 0.0  # a tensor from the first step on
 
     def begin(self, x: Tensor) -> None:
-        self.m = 0.0
+        self.m: Any = 0.0
 
     def charge(self, v: Tensor, x: Tensor) -> Tensor:
         return (1 - 1 / self.tau) * v + x

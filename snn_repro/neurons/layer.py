@@ -1,8 +1,7 @@
 """What every spiking layer has besides its state equation: settings, initial state, its kernel, spikingjelly's calls."""
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spikingjelly.activation_based.neuron import BaseNode
 from torch import Tensor, nn
@@ -39,13 +38,12 @@ class Layer(BaseNode):
     the layer was built for, None where nobody said.
     """
 
-    family: str
     decayed: tuple[str, ...] = ()
-    v: Any
     v_seq: Any
-    wired: bool
-    watch: Any
-    steps: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor | None]]  # the reference, see node.py
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...  # a setting, or what node.py says
 
     def __init__(
         self, *, imp: nn.Parameter | None = None, timesteps: int | None = None, state_shape: tuple[int, ...] | None = None,

@@ -47,7 +47,7 @@ class Neuron(Layer):
     settings = settings({})
     causal: Any = True  # whether an output depends on no later input
     wired = False  # whether the number of time steps is wired in
-    states = 1  # numbers that one neuron keeps from step to step; None: inputs of the steps that it sees
+    states: Any = 1  # numbers that one neuron keeps from step to step; None: inputs of the steps that it sees
     max_count = 1  # spikes that one output may stand for, each a synaptic operation; see energy.py
     # callback(layer, h, s) after every forward by these `steps`, each a list of T [B, ...]; nothing is kept for it
     watch: Callable[["Neuron", list[Tensor], list[Tensor]], None] | None = None
@@ -107,13 +107,7 @@ class Neuron(Layer):
 
 def initial_states(model: nn.Module) -> dict[str, nn.Parameter]:
     """Every parameter of `model` that is an initial state of neurons (IMP), trainable or not, by its name."""
-    return {
-        f"{prefix}.{name}".lstrip("."): parameter
-        for prefix, module in model.named_modules()
-        if isinstance(module, Neuron)
-        for name, parameter in module.named_parameters(recurse=False)
-        if module.parameter_kind(name) == "imp"
-    }
+    return {name: parameter for name, parameter in model.named_parameters() if is_initial_state(name)}
 
 
 def is_initial_state(name: str) -> bool:

@@ -1,7 +1,6 @@
 """Parallel spiking neurons: no reset, so that all time steps are one matrix product (Fang et al., NeurIPS 2023)."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +18,13 @@ def parallel_settings(**own: Setting) -> dict[str, Setting]:
 
 
 class Parallel(Neuron):
-    """s = step(W x + b) over the time axis. A kind of it makes `weight`, `bias` [T, 1] or [], and says W in `matrix`.
+    """s = step(W x + b) over the time axis. A kind of it makes `weight`, `bias` [T, 1] or [], and says W [T, T] in
+    `matrix(timesteps)`: the weight of input step j in output step i.
 
     There is no reset and no initial potential. `v` shows W x + b, the distance to the threshold.
     """
 
     settings = parallel_settings()
-    bias: nn.Parameter
-    matrix: Callable[[int], Tensor]  # W [T, T] of T time steps: the weight of input step j in output step i
 
     states = None
 

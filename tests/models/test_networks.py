@@ -18,9 +18,8 @@ from snn_repro.errors import UserError
 from snn_repro.models import MODELS, build_model, count_parameters
 from snn_repro.models.blocks import Dropout
 from snn_repro.models.norms import NORMS
-from snn_repro.models.resnet import BasicBlock
-from snn_repro.models.tcja import TCJA
-from snn_repro.models.wide_7b import Stage
+from snn_repro.models.plif_net import TCJA
+from snn_repro.models.resnet import BasicBlock, Stage
 from snn_repro.neurons import Neuron, build_neuron, firing_rates
 from snn_repro.runs.checkpoint import CheckpointError, load_model
 
