@@ -82,26 +82,6 @@ def test_tet_s_is_the_cross_entropy_of_smoothed_labels(case, epsilon):
     torch.testing.assert_close(build_loss("tet_s", epsilon=epsilon)(y, target), written_out, atol=1e-5, rtol=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
-@given(cases)
-def test_lts_trains_the_last_step_alone(case):
-    y, target = draw(case)
-    build_loss("lts")(y, target).backward()
-    assert not y.grad[:-1].any() and y.grad[-1].any()
-
-
-@settings(max_examples=40, deadline=None)
-@given(cases)
-def test_tet_is_the_mean_of_its_steps_and_all_agree_at_one_step(case):
-    y, target = draw(case)
-    steps = torch.stack([build_loss("sdt")(y[t : t + 1], target) for t in range(len(y))])
-    torch.testing.assert_close(build_loss("tet")(y, target), steps.mean())
-    one = y[:1]
-    expected = build_loss("sdt")(one, target)
-    for loss in (build_loss("tet"), build_loss("lts"), build_loss("tet_s", epsilon=0.0)):
-        torch.testing.assert_close(loss(one, target), expected)
-
-
 @pytest.mark.parametrize("name", LOSSES)
 def test_one_hot_targets_equal_labels(name):
     y, labels = draw((4, 3, 5, 1, False))

@@ -175,18 +175,6 @@ def test_checkpointing_saves_less_and_recomputes(name):
     assert saved["blocks"] < 0.5 * saved["off"] and saved["norms"] < 0.8 * saved["off"]
 
 
-def test_the_network_runs_channels_last():
-    model = small("sew_resnet18_cifar", kernels="auto")
-    forms = []
-    for m in model.modules():
-        if isinstance(m, nn.Conv2d | nn.BatchNorm2d):
-            m.register_forward_hook(
-                lambda m, i, o: forms.append(o.view(-1, *o.shape[-3:]).is_contiguous(memory_format=torch.channels_last))
-            )
-    model(frames("sew_resnet18_cifar"))
-    assert all(forms) and len(forms) >= 40
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("conv_backend", ["dense", "sparse"])
 def test_a_compiled_network_computes_the_same(conv_backend):
@@ -218,16 +206,6 @@ def test_dropout_draws_a_mask_for_every_time_step():
     model.eval()(frames("vgg48"))
     assert not torch.equal(masks[0][0], masks[0][1]) and not masks[2].any()
     assert masks[1].shape[0] == 1 and masks[1].any()
-
-
-def test_sew_resnet_takes_torchvision_weights():
-    from torchvision.models import resnet18
-
-    model = build_model(
-        "sew_resnet18", num_classes=1000, input_shape=(3, 32, 32), timesteps=1, neuron={"name": "if", "imp": True}
-    )
-    missing, unexpected = model.load_state_dict(resnet18().state_dict(), strict=False)
-    assert not unexpected and all(n.endswith(".imp") for n in missing) and len(missing) == 20
 
 
 # bad input

@@ -6,14 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from snn_repro.config import load_config
 from snn_repro.errors import UserError
 from snn_repro.models import NORMS, build_model
 from snn_repro.models.blocks import Neurons
 from snn_repro.models.norms import norms, synchronise
 from snn_repro.neurons import build_neuron
 from snn_repro.optim import parameter_kind
-from snn_repro.train import run
 
 
 def test_golden_tab():
@@ -124,12 +122,3 @@ def test_synchronising_finds_the_norms_inside():
     names = list(model.state_dict())
     synchronise(model)
     assert all(type(bn).__name__ == "SyncBatchNorm2d" for bn in model.bn1.bn) and list(model.state_dict()) == names
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("norm", [name for name in NORMS if name != "tebn_gesture"])
-def test_digits_are_learned(norm, tmp_path):
-    words = ["logger.mode=disabled", "recipe.epochs=8", "loss=sdt", f"model.norm={norm}", f"hydra.run.dir={tmp_path}"]
-    found = run(load_config(words))
-    print(f"{norm}: {100 * found.acc_last:.2f} %")
-    assert found.acc_last > 0.9

@@ -148,23 +148,6 @@ def test_properties(family, shape, seed, variant):
     torch.testing.assert_close(neuron.imp.grad, start.grad.sum(0), atol=1e-12, rtol=0)
 
 
-def test_detach_reset_stops_the_gradient_of_the_reset_alone():
-    """Soft reset with the reset detached: v carries on as if no spike had been subtracted, so dv[t]/dx is 1."""
-    x = torch.tensor([[1.5], [0.2]], dtype=torch.float64, requires_grad=True)
-    neuron = build_neuron("if", detach_reset=True)
-    neuron(x)[1].sum().backward()
-    z = torch.tensor(0.7 - 1.0, dtype=torch.float64)
-    slope = SURROGATES["atan"].derivative(z, 2.0)
-    torch.testing.assert_close(x.grad, slope.expand(2, 1), atol=1e-12, rtol=0)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_hard_reset_goes_to_v_reset(family):
-    neuron = build_neuron(family, reset="hard", v_reset=-0.25)
-    neuron(torch.full((1, 1, 1), 5.0))
-    assert neuron.v.item() == -0.25
-
-
 # the parameter
 
 

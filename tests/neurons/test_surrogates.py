@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from snn_repro.build import adapt_surrogates
-from snn_repro.errors import UserError
 from snn_repro.losses import build_loss
 from snn_repro.models import build_model
 from snn_repro.neurons import SURROGATES, build_neuron, firing_rates
@@ -97,19 +96,3 @@ def test_golden_trsg():
     with firing_rates(torch.nn.Sequential(neuron)) as rates:
         neuron(x)
     assert rates == {"0": 1.0} and neuron.parameter_kind("z") == "weight"  # spikes count 1, whatever their height
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (dict(reset="hard"), "neuron.reset='hard' is not one of soft"),
-        (dict(fire_at="gt"), "neuron.fire_at='gt' is not one of ge"),
-        (dict(surrogate="atan"), "neuron.surrogate='atan' is not one of rectangle"),
-        (dict(surrogate_width=2.0), "neuron.surrogate_width=2.0 must"),
-        (dict(tau=1.0), "neuron.tau=1.0 must be above 1"),
-        (dict(backend="cpu"), "neuron.backend=cpu has no kernel for 'trsg'"),
-    ],
-)
-def test_what_trsg_has_not_is_refused(options, sentence):
-    with pytest.raises(UserError, match=sentence):
-        build_neuron("trsg", **options)
