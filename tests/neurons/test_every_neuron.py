@@ -270,6 +270,28 @@ def test_gradients_are_those_of_the_smooth_equation(name, overrides, monkeypatch
         assert slope == pytest.approx(float((grad.numpy() * way).sum()), rel=1e-6, abs=1e-7), key
 
 
+STARTS = {  # settings, and what each parameter of the equation is at first
+    "plif": (dict(tau=4.0), lambda n: (n.w.sigmoid(), 0.25)),
+    "klif": ({}, lambda n: (n.k, 1)),
+    "lifb": ({}, lambda n: (n.kappa, 1.5)),
+    "glif": ({}, lambda n: (torch.stack([n.tau, n.v_th, n.leak, n.v_re, n.conduct[0], n.conduct[3]]).sigmoid(),
+                            torch.tensor([0.25, 0.5, 0.0625, 0.5, 0.5, 0.5]).view(6, 1).expand(6, 3))),
+    "trsg": (dict(tau=3.0, v_threshold=0.8), lambda n: (torch.stack([n.w.sigmoid(), n.v_threshold]), torch.tensor([1 / 3, 0.8]))),
+    "psn": ({}, lambda n: (n.bias.flatten(), -torch.ones(T))),
+    "masked_psn": ({}, lambda n: (n.bias.flatten(), -torch.ones(T))),
+    "sliding_psn": (dict(v_threshold=0.5), lambda n: (torch.cat([n.weight, n.bias.view(1)]), torch.tensor([0.125, 0.25, 0.5, 1, -0.5]))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_parameters_start_as_published(name):
+    settings, values = STARTS[name]
+    found, expected = values(build(name, imp=False, **settings))
+    torch.testing.assert_close(found.detach(), torch.as_tensor(expected, dtype=torch.float32))
+    gates = [p for n, p in build(name, imp=False).named_parameters() if n in ("alpha", "beta", "gamma")]
+    assert all(0 < p.abs().max() <= 0.1 for p in gates)
+
+
 def test_gated_neurons_take_features_too():
     """[T, B, F] are the same as one pixel of F channels."""
     neuron = build_neuron("glif", state_shape=(5,), timesteps=T)

@@ -267,10 +267,3 @@ def test_firing_rates_weigh_every_neuron_step_alike():
     net(ones)
     assert rates["0"] == 0.25
     assert not any(m._forward_hooks for m in net.modules())
-
-
-def test_firing_rates_clean_up_after_an_error():
-    net = nn.Sequential(build_neuron("if", imp=True, state_shape=(4,)))
-    with pytest.raises(UserError), firing_rates(net):
-        net(torch.zeros(1, 1, 5))
-    assert not net[0]._forward_hooks
