@@ -118,8 +118,15 @@ class Hierarchical(Transformer):
     """Three stages, each an embedding that doubles the channels, and blocks."""
 
     def extract(self, x: Tensor) -> Tensor:
-        n = self.net
-        return self.through_all(x, n.patch_embed1, *n.stage1, n.patch_embed2, *n.stage2, n.patch_embed3, *n.stage3)
+        return self.through_all(
+            x,
+            self.net.patch_embed1,
+            *self.net.stage1,
+            self.net.patch_embed2,
+            *self.net.stage2,
+            self.net.patch_embed3,
+            *self.net.stage3,
+        )
 
 
 @register_network(

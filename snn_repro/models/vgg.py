@@ -90,10 +90,10 @@ class VGG(SpikingNetwork):
         layers = iter([*chain(*parts)])
         for layer in layers:
             if isinstance(layer, Conv2d):
-                norm, neuron = next(layers), next(layers)
-                x = self.through(
-                    x, partial(self.spikes, convolution=layer, norm=norm, neuron=neuron, timesteps=timesteps)
+                rest = partial(
+                    self.spikes, convolution=layer, norm=next(layers), neuron=next(layers), timesteps=timesteps
                 )
+                x = self.through(x, rest)
             else:
                 x = layer(x) if isinstance(layer, OverTime) else self.through(x, layer)
         return x

@@ -110,6 +110,13 @@ class Layer(BaseNode):
         hooked = self._forward_hooks or self._backward_hooks or hooks._global_forward_hooks
         return not hooked and not self._learns
 
+    def update(
+        self, x: Tensor, v0: Tensor | None, plan: door.Plan | None = None, plus: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`steps` by the backend of `plan`, with its norm before them, and `plus` added to the spikes."""
+        plan = plan or self.plan(x)
+        return self.steps(x, v0) if plan.law is None else door.run(plan, x, v0, plus, self.store_v_seq)
+
     def multi_step_forward(
         self, x_seq: Tensor, plan: door.Plan | None = None, plus: Tensor | None = None
     ) -> Tensor:  # fmt: skip
@@ -135,9 +142,7 @@ class Layer(BaseNode):
                 f"but its input [T, B, ...] is {list(x_seq.shape)}; build the network for this input shape."
             )
         v0 = self.initial_state.potential(self, x_seq)
-        plan = plan or self.plan(x_seq)
-        run = self.steps if plan.law is None else partial(door.run, plan, plus=plus, store_v_seq=self.store_v_seq)
-        spikes, v, v_seq = run(x_seq, v0)
+        spikes, v, v_seq = self.update(x_seq, v0, plan, plus)
         self.v = v.detach()
         if self._learns and self.training:
             self.initial_state.learn(self, spikes, self.v)
