@@ -85,6 +85,7 @@ def test_a_state_of_another_device_goes_on(two, name):
         assert torch.equal(p, q)
 
 
+@pytest.mark.slow
 def test_an_optimiser_does_not_import_the_compiler():
     code = """
 import sys, torch

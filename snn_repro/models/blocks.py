@@ -93,17 +93,16 @@ class Neurons(dict[str, Any]):
             with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad(), suppress(AllSeen):
                 self._build(neuron=places).eval()(torch.zeros(1, *self._input_shape))
             self._places, self._total = places._places[::-1], len(places._places)
-            if self._layers is not None and not 0 < len({*self._layers} & {*range(1, self._total + 1)}) == len(
-                self._layers
-            ):
+            known = range(1, self._total + 1)
+            if self._layers is not None and not 0 < len({*self._layers} & {*known}) == len(self._layers):
                 raise UserError(
                     f"neuron.initial_layers={list(self._layers)} must name spiking layers of this network, each once, of 1 "
                     f"to {self._total}"
                 )
-        shape = self._places.pop().shape or (1,)
-        named = self._layers is None or self._total - len(self._places) in self._layers
-        zero = {} if named else dict(name=str(self["name"]).removesuffix("_imp"), imp=False, initial="zero")
-        return build_neuron(**{**self, **other, **zero, "state_shape": shape})
+        given = {**self, **other, "state_shape": self._places.pop().shape or (1,)}
+        if self._layers is not None and self._total - len(self._places) not in self._layers:
+            given |= dict(name=str(self["name"]).removesuffix("_imp"), imp=False, initial="zero")
+        return build_neuron(**given)
 
 
 class Block(nn.Module):

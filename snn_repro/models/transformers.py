@@ -1,7 +1,8 @@
 """Spiking transformers of spikingjelly's parts, with our neurons, initial states, and logits of every step.
 
 spikingjelly builds a model with one factory for all of its neurons, which is not told where a neuron stands. So the model is
-built with an identity for each, and then gets its neurons. Those of attention (`attn_lif`) fire at half the threshold of the others, as all four papers have it.
+built with an identity for each, and then gets its neurons. Those of attention (`attn_lif`) fire at half the threshold of the
+others, as all four papers have it.
 """
 
 from dataclasses import replace
@@ -119,13 +120,7 @@ class Hierarchical(Transformer):
 
     def extract(self, x: Tensor) -> Tensor:
         return self.through_all(
-            x,
-            self.net.patch_embed1,
-            *self.net.stage1,
-            self.net.patch_embed2,
-            *self.net.stage2,
-            self.net.patch_embed3,
-            *self.net.stage3,
+            x, *(m for i in "123" for m in (getattr(self.net, "patch_embed" + i), *getattr(self.net, "stage" + i)))
         )
 
 

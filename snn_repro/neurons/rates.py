@@ -31,8 +31,11 @@ def firing_rates(model: nn.Module) -> Iterator[dict[str, float]]:
         spikes[name] = spikes.get(name, 0) + ones.sum(dtype=torch.float64)  # stays on its device
         neuron_steps[name] = neuron_steps.get(name, 0) + output.numel()
 
-    nodes = ((name, module) for name, module in model.named_modules() if isinstance(module, BaseNode))
-    hooks = [node.register_forward_hook(partial(count, name)) for name, node in nodes]
+    hooks = [
+        module.register_forward_hook(partial(count, name))
+        for name, module in model.named_modules()
+        if isinstance(module, BaseNode)
+    ]
     try:
         yield rates
     finally:
