@@ -108,11 +108,11 @@ class ResNet(SpikingNetwork):
     downsample_name = "downsample"  # of a block's shortcut in the authors' files
     needs = "; their authors' network has a max-pool stem and hard resets: model.stem_pool=max neuron.reset=hard"
 
-    def __init__(self, plan: Plan, *, num_classes, input_shape, timesteps, neuron, norm, stem_pool="max", hidden=0):
-        super().__init__(input_shape, timesteps)
-        norm_of, inputs = norms(norm, timesteps, neuron), plan.widths[0]
+    def __init__(self, plan: Plan, *, num_classes, neuron, norm, stem_pool="max", hidden=0, **frames):
+        super().__init__(**frames)
+        norm_of, inputs = norms(norm, self.timesteps, neuron), plan.widths[0]
         kernel, stride = (7, 2) if plan.stem == "imagenet" else (3, 1)
-        self.add_stage(1, input_shape[0], inputs, norm_of, neuron, kernel, stride)
+        self.add_stage(1, self.input_shape[0], inputs, norm_of, neuron, kernel, stride)
         self.pool: nn.Module = nn.Identity()
         if plan.stem == "imagenet":
             self.pool = nn.MaxPool2d(3, 2, 1) if stem_pool == "max" else AvgPool2d(3, 2, 1, count_include_pad=True)
