@@ -67,7 +67,7 @@ class Layer(BaseNode):
         self.initial_state.attach(self)
         # spikingjelly starts a hard-reset node at v_reset; without IMP ours starts from 0 under any reset.
         self.set_reset_value("v", 0.0)
-        self.v = 0.0
+        self.v: Any = 0.0
 
     def parameter_kind(self, name: str) -> str:
         """What a parameter of its own is to an optimiser: `imp`, `neuron` (never decayed) or `weight`."""

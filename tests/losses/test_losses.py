@@ -133,6 +133,7 @@ def test_tables_read_a_loss_as_it_says(tmp_path, monkeypatch):
         type("Bad", (Loss,), {"readout": lambda self, logits: logits[0]})
     peak = type("Peak", (Loss,), {"readout": lambda self, logits: logits.amax(0), "readout_name": "peak"})
     monkeypatch.setitem(LOSSES.data, "peak", peak)
+    monkeypatch.setitem(LOSSES._owners, "peak", "of this test")
     logits = np.array([[[9, 0], [-20, 1]], [[0, 1], [0, 1]]], "float32")  # [N, T, K]: right at the peak alone
     np.savez(tmp_path / "predictions.npz", logits=logits, label=[0, 1])
     result = dict(folder=tmp_path, loss="peak", readout="peak", correct=2, n_test=2)
