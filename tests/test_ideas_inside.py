@@ -85,7 +85,7 @@ class Log:
 USED = """
 import sys
 from snn_repro import cli
-from snn_repro.trained import export
+from snn_repro.trained.export import export
 words = "neuron=idea_neuron loss=idea_loss model.norm=idea_norm logger=idea_logger recipe.epochs=2 debug.max_steps=2"
 assert cli._main([*words.split(), "debug.max_eval_batches=1", "hydra.run.dir=run"]) == 0
 export("run", "idea_export")
