@@ -186,7 +186,6 @@ def test_same_seed_same_imp_and_imp_shifts_no_later_draw():
         (dict(name="if", v_threshold=float("nan")), "neuron.v_threshold=nan must be a finite number"),
         (dict(name="leaky", retain=1.5), "neuron.retain=1.5 must be at least 0 and at most 1"),
         (dict(name="if", imp_init=[0.6, 0.4]), r"neuron.imp_init=\[0.6, 0.4\] must have low <= high"),
-        (dict(name="if", imp_init=0.5), "neuron.imp_init=0.5 must be two numbers"),
         (dict(name="if", imp_init=[0, True]), "neuron.imp_init=True must be a finite number"),
         (dict(name="if", surrogate="arctan"), r"neuron.surrogate='arctan' is not one of.*did you mean 'atan'"),
         (dict(name="if", v_reset=-1.0), "neuron.v_reset=-1.0 has no meaning with reset='soft'"),
