@@ -104,7 +104,7 @@ def _reset(h, fires, v_threshold, v_reset, hard):
 
 @helper
 def _slope(z, width, surrogate):
-    """The surrogate derivative (see neurons/surrogates/)."""
+    """The surrogate derivative (see neurons/surrogates.py)."""
     if surrogate == 0:
         c = np.float32(math.pi / 2) * width * z
         return width / np.float32(2) / (np.float32(1) + c * c)

@@ -26,7 +26,7 @@ from snn_repro.data.dataset import DataSet
 from snn_repro.energy import energy_report
 from snn_repro.errors import UserError, in_one_sentence
 from snn_repro.files import write_json
-from snn_repro.neurobench import neurobench
+from snn_repro.energy import neurobench
 from snn_repro.registry import SETS
 from snn_repro.runs import checkpoint
 from snn_repro.runs.folder import CONFIG, NEUROBENCH, RESULT, Follower, RunFolder
