@@ -74,11 +74,9 @@ class RunFolder:
     def _decide(self) -> None:
         finished = (self.path / RESULT).exists()
         try:
-            changed = differing(_read_config(self.path / CONFIG), to_dict(self.config))
-        except UserError as error:
-            if not self.config.force:
-                raise
-            changed = [str(error)]
+            changed = differing(yaml.safe_load((self.path / CONFIG).read_text()), to_dict(self.config))
+        except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError):
+            changed = [f"{CONFIG} cannot be read"]
         again = self.config.resume == "never" and not finished and not changed
         forced = self.config.force and (finished or changed)  # a forced run that was stopped goes on, as any other
         if again or forced:
@@ -241,18 +239,6 @@ def other_data(
 # ---------------------------------------------------------------- read back
 
 
-def _read_config(path: Path) -> dict:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
-        content = None
-    if not isinstance(content, dict):
-        raise UserError(
-            f"{path} cannot be read as the configuration of a run; remove it, or redo the run with force=true"
-        )
-    return content
-
-
 def _epochs(path: Path, fix: str) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, none where it is not there. Raises UserError where one is damaged."""
     try:
@@ -305,8 +291,7 @@ def find_results(*roots: str | Path) -> list[RunResult]:
     results = [found for found in everything if isinstance(found, RunResult)]
     left_out = [*dict.fromkeys(str(found) for found in everything if isinstance(found, UserError))]
     if left_out and not results:
-        more = f" (and {len(left_out) - 1} more like it)" if len(left_out) > 1 else ""
-        raise UserError(f"no result can be read: {left_out[0]}{more}")
+        raise UserError(f"no result can be read: {left_out[0]}")
     for sentence in left_out:
         skipped(sentence)
     return results

@@ -20,6 +20,6 @@ def digits(tmp_path_factory):
 def recorded(tmp_path_factory):
     """Emulated events, read by their mean."""
     folder = tmp_path_factory.mktemp("recorded")
-    more = ["dataset=digits_dvs", "timesteps=3", "neuron=klif", "loss=tet", "debug.max_eval_batches=1", f"cache_dir={folder.parent}"]  # fmt: skip
+    more = ["dataset=digits_dvs", "timesteps=3", "loss=tet", "debug.max_eval_batches=1", f"cache_dir={folder.parent}"]  # fmt: skip
     run(load_config([*SHORT, *more]), str(folder))
     return folder
