@@ -156,12 +156,6 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def load_evaluated(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
-    """(content, weights) of a run's checkpoint. Raises CheckpointError where it is damaged or not ours."""
-    content = load(path)
-    return content, weights_of(content, path)
-
-
 def weights_of(content: dict, path: Path, advice: str = "") -> dict[str, torch.Tensor]:
     """The weights in a checkpoint that its run tests: the average where it keeps one. Raises CheckpointError where it is not ours."""
     config, average = content.get("config"), content.get("ema")
@@ -192,20 +186,19 @@ def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
     other mismatch raises CheckpointError.
     """
     note, of_a_run = "", path.is_dir()
+    path = path / LAST if of_a_run else path
+    content = load(path)
+    given = content["model"] if isinstance(content.get("model"), dict) else content
     if of_a_run:
-        path = path / LAST
-        content, given = load_evaluated(path)
+        given = weights_of(content, path)
         note = f"; of epoch {content['epoch']} of {content['config']['recipe'].get('epochs')}"
-        note += ", averaged as the run tests them" if content.get("ema") else ""
-    else:
-        content = load(path)
-        given = content["model"] if isinstance(content.get("model"), dict) else content
-        if own_names := getattr(model, "own_names", None):
-            settings = content.get("args")
-            try:
-                given, note = own_names(given, vars(settings) if isinstance(settings, argparse.Namespace) else {})
-            except UserError as error:
-                raise CheckpointError(f"{path}: {error}") from None
+        note += ", averaged as the run tests them" * bool(content.get("ema"))
+    elif own_names := getattr(model, "own_names", None):
+        settings = content.get("args")
+        try:
+            given, note = own_names(given, vars(settings) if isinstance(settings, argparse.Namespace) else {})
+        except UserError as error:
+            raise CheckpointError(f"{path}: {error}") from None
     own, given, imp = model.state_dict(), _tensors(given, path), initial_states(model)
     shaped = {name for name in own.keys() & given.keys() if own[name].shape == given[name].shape}
     new, unlike = imp.keys() - given.keys(), imp.keys() & given.keys() - shaped

@@ -88,7 +88,8 @@ def load_run(path: str | Path, weights: str = "last") -> TrainedRun:
     if not any((path / name).is_file() for name in (RESULT, CONFIG, SAFETENSORS, *WEIGHTS.values())):
         raise UserError(f"{path} is no run: it holds no {CONFIG}; give the folder of a run, like runs/NAME/seed0")
     file = path / WEIGHTS[weights]
-    content, state = _exported(path) if (path / SAFETENSORS).is_file() else checkpoint.load_evaluated(file)
+    content = _exported(path) if (path / SAFETENSORS).is_file() else checkpoint.load(file)
+    state = checkpoint.weights_of(content, file)
     config = checked(content["config"])
     result = read_result(path / RESULT) if (path / RESULT).exists() else None
     shape: Any = tuple(result.input_size if result else frame_shape(config))
@@ -100,18 +101,18 @@ def load_run(path: str | Path, weights: str = "last") -> TrainedRun:
     )
 
 
-def _exported(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(config, epoch, weights; the values) of an exported folder."""
+def _exported(path: Path) -> dict[str, Any]:
+    """What an exported folder holds, as a checkpoint does: config, epoch, weights (last or best) and the values."""
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError:
         raise UserError(f"{path / SAFETENSORS} needs safetensors: pip install 'snn_repro[export]'") from None
     try:
-        content, state = json.loads((path / SAVED).read_text("utf-8")), load_file(path / SAFETENSORS)
+        content = json.loads((path / SAVED).read_text("utf-8")) | {"model": load_file(path / SAFETENSORS)}
         if content["weights"] not in WEIGHTS:
             raise ValueError(f"its weights are {content['weights']!r:.60}")
-        return content, checkpoint.weights_of(content | {"model": state}, path / SAVED)
+        return content
     except (OSError, ValueError, TypeError, KeyError, RecursionError, SafetensorError) as error:
         raise checkpoint.CheckpointError(
             f"{path} is no whole export as safetensors: {error}; export the run again"
