@@ -125,12 +125,11 @@ class RunFolder:
 
     def history(self, epochs: int) -> list[dict]:
         """The first `epochs` epochs that were recorded. Raises UserError when a line does not parse or is missing."""
-        fix = "put it back, or start again with resume=never"
-        found = [line for line in _epochs(self.path / METRICS, fix) if line["epoch"] <= epochs]
+        found = [line for line in _epochs(self.path / METRICS) if line["epoch"] <= epochs]
         if len(found) != epochs:
             raise UserError(
                 f"{self.path / METRICS} has {len(found)} of the {epochs} epochs that the checkpoint stands behind: it was "
-                f"changed or removed; {fix}"
+                f"changed or removed; {FIX}"
             )
         return found
 
@@ -239,7 +238,10 @@ def other_data(
 # ---------------------------------------------------------------- read back
 
 
-def _epochs(path: Path, fix: str) -> list[dict[str, Any]]:
+FIX = "put it back, or start again with resume=never"  # metrics.jsonl
+
+
+def _epochs(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, none where it is not there. Raises UserError where one is damaged."""
     try:
         lines = [json.loads(line) for line in path.read_text(errors="replace").splitlines()] if path.exists() else []
@@ -247,13 +249,12 @@ def _epochs(path: Path, fix: str) -> list[dict[str, Any]]:
             float(line["epoch"] + line["acc"] + sum(line["acc_step"]))
         return lines
     except (ValueError, TypeError, KeyError):
-        raise UserError(f"{path} is damaged: a line of it is no JSON object of an epoch's accuracies; {fix}") from None
+        raise UserError(f"{path} is damaged: a line of it is no JSON object of an epoch's accuracies; {FIX}") from None
 
 
 def epoch_of(folder: Path, epoch: int) -> dict[str, Any]:
     """The line of metrics.jsonl about an epoch, from 1; {} where there is none. Raises UserError where the file is damaged."""
-    lines = _epochs(folder / METRICS, "nothing else of the run depends on it")
-    return next((line for line in lines if line["epoch"] == epoch), {})
+    return next((line for line in _epochs(folder / METRICS) if line["epoch"] == epoch), {})
 
 
 def result_files(root: Path) -> list[Path]:
@@ -282,16 +283,15 @@ def find_results(*roots: str | Path) -> list[RunResult]:
     A result that is damaged, or not ours, is left out, and a line on stderr says so. Raises UserError for a path that
     does not exist, and where results were found but none can be read.
     """
-    everything: list[RunResult | UserError] = []
+    results, left_out = list[RunResult](), dict[str, None]()
     for root in map(Path, roots):
         found = [*read_files(result_files(root), root)]
         if not found and not root.exists():
             raise UserError(f"{root} does not exist; give folders that hold runs")
-        everything += found
-    results = [found for found in everything if isinstance(found, RunResult)]
-    left_out = [*dict.fromkeys(str(found) for found in everything if isinstance(found, UserError))]
+        results += [one for one in found if isinstance(one, RunResult)]
+        left_out |= {str(one): None for one in found if isinstance(one, UserError)}
     if left_out and not results:
-        raise UserError(f"no result can be read: {left_out[0]}")
+        raise UserError(f"no result can be read: {next(iter(left_out))}")
     for sentence in left_out:
         skipped(sentence)
     return results
