@@ -177,9 +177,12 @@ def with_overrides(run: TrainedRun, base: dict[str, Any], typed: Sequence[str]) 
         config.dataset.found = ours["found"]
     if (config.dataset.name, config.dataset.frame_size) != (ours["name"], ours["frame_size"]):
         dataset = SETS[config.dataset.name].of(config)
-        gives = dataset.frame_shape(config.dataset.frame_size), dataset.num_classes
-        if gives != (takes := (run.input_shape, run.num_classes)):
-            gives, takes = (f"{'x'.join(map(str, shape))} and {classes} classes" for shape, classes in (gives, takes))
+        sides = (
+            (dataset.frame_shape(config.dataset.frame_size), dataset.num_classes),
+            (run.input_shape, run.num_classes),
+        )
+        if sides[0] != sides[1]:
+            gives, takes = (f"{'x'.join(map(str, shape))} and {classes} classes" for shape, classes in sides)
             raise UserError(
                 f"dataset={config.dataset.name} gives {gives}, and the run's network takes {takes}; choose a data set like "
                 f"{ours['name']}, or go on training on this one: snn-train model.weights=RUN"
