@@ -204,6 +204,7 @@ def test_the_environment_may_ask_for_less(monkeypatch, asked, mode):
         checked_mode("online")
 
 
+@pytest.mark.slow
 def test_a_run_of_wandb_agent_keeps_the_agents_id(tmp_path, monkeypatch):
     (tmp_path / "parameters.yaml").write_text("wandb_version: 1\nrecipe.lr:\n  value: 0.05\n")
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
