@@ -21,9 +21,8 @@ def main(argv: list[str] | None = None) -> int:
         "--weights", default="last", help="last: of the last epoch (default); best: of the selected one"
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write (default RUN/export/FORMAT)")
-    parser.add_argument("--force", action="store_true", help="write an existing export anew")
     args = parser.parse_args(argv)
-    print(export(args.run, args.to, args.weights, args.output, args.force))
+    print(export(args.run, args.to, args.weights, args.output))
     return 0
 
 

@@ -16,6 +16,7 @@ from snn_repro import console
 from snn_repro.errors import UserError
 from snn_repro.files import hold, write_error
 from snn_repro.runs.loggers import sentence
+from snn_repro.runs.loggers import wandb as ours
 from snn_repro.runs.loggers.wandb import Log, checked_mode
 
 SECONDS = 600  # for a call of W&B, at most
@@ -71,7 +72,7 @@ def import_run(folder: Path, say, **logger) -> None:
         config, history, result, run_hash = read(folder)
         config["logger"] |= logger
         try:
-            log = Log(config, folder, say, run_id=run_hash and f"{run_hash}-{config['seed']}", seconds=SECONDS)
+            log = Log(config, folder, say, run_id=run_hash and f"{run_hash}-{config['seed']}")
         except (KeyError, TypeError) as error:
             raise UserError(f"config.yaml lacks {error}") from None
         try:
@@ -90,6 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--entity", help="W&B team or user (default: the run's logger.entity)")
     parser.add_argument("--mode", choices=("offline", "online"), default="offline", help="default: %(default)s")
     args = parser.parse_args(argv)
+    ours.CALL_SECONDS = ours.FINISH_SECONDS = ours.STOP_SECONDS = SECONDS
     logger = {k: v for k in ("mode", "project", "entity") if (v := getattr(args, k))}
     done = 0
     folders = find_runs(args.runs)

@@ -83,10 +83,7 @@ def resume(folder: Path, config: dict, say=print, data: dict | None = None) -> d
         except CheckpointError as error:
             problems.append(str(error))
             continue
-        try:
-            weights_of(content, path)
-        except CheckpointError as error:
-            raise CheckpointError(f"{error}; move it away, or {never}") from None
+        weights_of(content, path, f"; move it away, or {never}")
         elsewhere = f"use another folder (hydra.run.dir=...), or {never}"
         if changed := differing(content["config"], config):
             raise CheckpointError(f"{path} belongs to another configuration ({'; '.join(changed)}); {elsewhere}")
@@ -143,8 +140,7 @@ def find_weights(name: str, data_dir: str | None) -> Path:
     folders.append(Path(torch.hub.get_dir(), "checkpoints"))
     paths = [Path(name), *(folder / name for folder in folders)]
     published = re.search(r"(\w+-([0-9a-f]{8})\.pth)$", name)
-    file = next((path for path in paths if path.is_file()), None)
-    if file is None:
+    if not (file := next(filter(Path.is_file, paths), None)):
         where = f"; torchvision publishes it at https://download.pytorch.org/models/{published[1]}" if published else ""
         raise CheckpointError(
             f"model.weights={name} was not found, neither as a path nor in {', '.join(map(str, folders))}{where}; "
@@ -160,34 +156,21 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def load_evaluated(path: Path) -> tuple[dict, dict]:
-    """(content, weights) of a run's checkpoint: those that the run tests, the average where it keeps one.
-
-    Raises CheckpointError where it is damaged or not ours.
-    """
-    content = load(path)
-    return content, weights_of(content, path)
-
-
-def weights_of(content: dict, path: Path) -> dict[str, torch.Tensor]:
-    """The weights in the content of a run's checkpoint that the run tests. Raises CheckpointError where it is not ours."""
-    config = content.get("config")
-    recipe = config.get("recipe") if isinstance(config, dict) else None
-    if not isinstance(recipe, dict) or not isinstance(content.get("epoch"), int):
-        raise CheckpointError(f"{path} was not written by snn_repro, or was changed")
-    weights = _tensors(content.get("model"), path)
-    if content.get("ema"):  # in the last checkpoint; the best one holds nothing but the average
-        named = _tensors(content["ema"], path)
-        return {k.removeprefix("module."): v for k, v in named.items() if k.startswith("module.")}
-    return weights
+def weights_of(content: dict, path: Path, advice: str = "") -> dict[str, torch.Tensor]:
+    """The weights in a checkpoint that its run tests: the average where it keeps one. Raises CheckpointError where it is not ours."""
+    config, average = content.get("config"), content.get("ema")
+    if not (
+        isinstance(config, dict) and isinstance(config.get("recipe"), dict) and isinstance(content.get("epoch"), int)
+    ):
+        raise CheckpointError(f"{path} was not written by snn_repro, or was changed{advice}")
+    weights = _tensors(average or content.get("model"), path)
+    return {k.removeprefix("module."): v for k, v in weights.items() if not average or k.startswith("module.")}
 
 
 def _tensors(state: Any, path: Path) -> dict[str, torch.Tensor]:
     """The weights of a file, which are plain tensors with names. Raises CheckpointError where they are not."""
-    value: Any
-    for name, value in state.items() if isinstance(state, dict) else [("weights", None)]:
-        plain = isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
-        if not plain or value.is_meta or value.is_quantized or value.is_complex():
+    for name, value in state.items() if isinstance(state, dict) else [("weights", state)]:
+        if not (isinstance(value, torch.Tensor) and value.layout == torch.strided):
             raise CheckpointError(
                 f"{path} holds '{name}', which is no tensor of weights: it was changed, or is no checkpoint"
             )
@@ -203,20 +186,19 @@ def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
     other mismatch raises CheckpointError.
     """
     note, of_a_run = "", path.is_dir()
+    path = path / LAST if of_a_run else path
+    content = load(path)
+    given = content["model"] if isinstance(content.get("model"), dict) else content
     if of_a_run:
-        path = path / LAST
-        content, given = load_evaluated(path)
+        given = weights_of(content, path)
         note = f"; of epoch {content['epoch']} of {content['config']['recipe'].get('epochs')}"
-        note += ", averaged as the run tests them" if content.get("ema") else ""
-    else:
-        content = load(path)
-        given = content["model"] if isinstance(content.get("model"), dict) else content
-        if own_names := getattr(model, "own_names", None):
-            settings = content.get("args")
-            try:
-                given, note = own_names(given, vars(settings) if isinstance(settings, argparse.Namespace) else {})
-            except UserError as error:
-                raise CheckpointError(f"{path}: {error}") from None
+        note += ", averaged as the run tests them" * bool(content.get("ema"))
+    elif own_names := getattr(model, "own_names", None):
+        settings = content.get("args")
+        try:
+            given, note = own_names(given, vars(settings) if isinstance(settings, argparse.Namespace) else {})
+        except UserError as error:
+            raise CheckpointError(f"{path}: {error}") from None
     own, given, imp = model.state_dict(), _tensors(given, path), initial_states(model)
     shaped = {name for name in own.keys() & given.keys() if own[name].shape == given[name].shape}
     new, unlike = imp.keys() - given.keys(), imp.keys() & given.keys() - shaped

@@ -74,11 +74,9 @@ class RunFolder:
     def _decide(self) -> None:
         finished = (self.path / RESULT).exists()
         try:
-            changed = differing(_read_config(self.path / CONFIG), to_dict(self.config))
-        except UserError as error:
-            if not self.config.force:
-                raise
-            changed = [str(error)]
+            changed = differing(yaml.safe_load((self.path / CONFIG).read_text()), to_dict(self.config))
+        except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError):
+            changed = [f"{CONFIG} cannot be read"]
         again = self.config.resume == "never" and not finished and not changed
         forced = self.config.force and (finished or changed)  # a forced run that was stopped goes on, as any other
         if again or forced:
@@ -127,12 +125,11 @@ class RunFolder:
 
     def history(self, epochs: int) -> list[dict]:
         """The first `epochs` epochs that were recorded. Raises UserError when a line does not parse or is missing."""
-        fix = "put it back, or start again with resume=never"
-        found = [line for line in _epochs(self.path / METRICS, fix) if line["epoch"] <= epochs]
+        found = [line for line in _epochs(self.path / METRICS) if line["epoch"] <= epochs]
         if len(found) != epochs:
             raise UserError(
                 f"{self.path / METRICS} has {len(found)} of the {epochs} epochs that the checkpoint stands behind: it was "
-                f"changed or removed; {fix}"
+                f"changed or removed; {FIX}"
             )
         return found
 
@@ -241,19 +238,10 @@ def other_data(
 # ---------------------------------------------------------------- read back
 
 
-def _read_config(path: Path) -> dict:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
-        content = None
-    if not isinstance(content, dict):
-        raise UserError(
-            f"{path} cannot be read as the configuration of a run; remove it, or redo the run with force=true"
-        )
-    return content
+FIX = "put it back, or start again with resume=never"  # metrics.jsonl
 
 
-def _epochs(path: Path, fix: str) -> list[dict[str, Any]]:
+def _epochs(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, none where it is not there. Raises UserError where one is damaged."""
     try:
         lines = [json.loads(line) for line in path.read_text(errors="replace").splitlines()] if path.exists() else []
@@ -261,13 +249,12 @@ def _epochs(path: Path, fix: str) -> list[dict[str, Any]]:
             float(line["epoch"] + line["acc"] + sum(line["acc_step"]))
         return lines
     except (ValueError, TypeError, KeyError):
-        raise UserError(f"{path} is damaged: a line of it is no JSON object of an epoch's accuracies; {fix}") from None
+        raise UserError(f"{path} is damaged: a line of it is no JSON object of an epoch's accuracies; {FIX}") from None
 
 
 def epoch_of(folder: Path, epoch: int) -> dict[str, Any]:
     """The line of metrics.jsonl about an epoch, from 1; {} where there is none. Raises UserError where the file is damaged."""
-    lines = _epochs(folder / METRICS, "nothing else of the run depends on it")
-    return next((line for line in lines if line["epoch"] == epoch), {})
+    return next((line for line in _epochs(folder / METRICS) if line["epoch"] == epoch), {})
 
 
 def result_files(root: Path) -> list[Path]:
@@ -296,17 +283,15 @@ def find_results(*roots: str | Path) -> list[RunResult]:
     A result that is damaged, or not ours, is left out, and a line on stderr says so. Raises UserError for a path that
     does not exist, and where results were found but none can be read.
     """
-    everything: list[RunResult | UserError] = []
+    results, left_out = list[RunResult](), dict[str, None]()
     for root in map(Path, roots):
         found = [*read_files(result_files(root), root)]
         if not found and not root.exists():
             raise UserError(f"{root} does not exist; give folders that hold runs")
-        everything += found
-    results = [found for found in everything if isinstance(found, RunResult)]
-    left_out = [*dict.fromkeys(str(found) for found in everything if isinstance(found, UserError))]
+        results += [one for one in found if isinstance(one, RunResult)]
+        left_out |= {str(one): None for one in found if isinstance(one, UserError)}
     if left_out and not results:
-        more = f" (and {len(left_out) - 1} more like it)" if len(left_out) > 1 else ""
-        raise UserError(f"no result can be read: {left_out[0]}{more}")
+        raise UserError(f"no result can be read: {next(iter(left_out))}")
     for sentence in left_out:
         skipped(sentence)
     return results

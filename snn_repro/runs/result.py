@@ -213,8 +213,6 @@ def read_file(path: Path) -> Iterator[RunResult | UserError]:
     `folder` is that of the file, or NAME and the line's `run`.
     """
     try:
-        if not path.is_file():
-            raise OSError("it is no regular file")
         content, collected = path.read_bytes(), path.suffix == ".jsonl"
     except OSError as error:
         yield UserError(f"{path} cannot be read: {error.strerror or error}")

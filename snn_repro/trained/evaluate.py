@@ -25,7 +25,6 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +51,10 @@ from snn_repro.console import Parser, harmless, progress, text_table
 from snn_repro.data import build_data
 from snn_repro.data.batches import feed
 from snn_repro.errors import UserError
-from snn_repro.files import write_text
+from snn_repro.files import write_json
 from snn_repro.losses import Loss
 from snn_repro.metrics import sees_future
+from snn_repro.neurons import Neuron
 from snn_repro.registry import SETS
 from snn_repro.runs import checkpoint
 from snn_repro.runs.folder import EVALUATIONS, final_outputs, other_data
@@ -94,14 +94,6 @@ class Evaluation(dict[str, Any]):
             return self[key]
         raise AttributeError(f"an evaluation has no {key}")
 
-    def json(self) -> str:
-        """One line a key, strict JSON."""
-        lines = (f"  {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in self.items())
-        return "{\n" + ",\n".join(lines) + "\n}\n"
-
-    def __str__(self) -> str:
-        return tables(self)
-
 
 # ---------------------------------------------------------------- one test
 
@@ -113,10 +105,8 @@ def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) ->
     data are read, for a number of time steps, a frame size or a number of classes that the network cannot take.
     """
     weights, typed = weights_in(overrides)
-    if not isinstance(run, TrainedRun):
-        run = load_run(run, weights or "last")
-    elif weights not in (None, run.weights):
-        run = load_run(run.path, str(weights))
+    if not isinstance(run, TrainedRun) or weights not in (None, run.weights):
+        run = load_run(run.path if isinstance(run, TrainedRun) else run, weights or "last")
     base = as_tested(run.config)
     config = with_overrides(run, base, typed)
     device = pick_device(config)
@@ -179,23 +169,20 @@ def as_tested(config: Config) -> dict[str, Any]:
 
 def with_overrides(run: TrainedRun, base: dict[str, Any], typed: Sequence[str]) -> Config:
     """`base` with what was typed. Raises ConfigError for a key that does nothing here, or does too much."""
-    overrides = config_overrides(typed)
-    initial = next((o.partition("=")[2] for o in overrides if o.startswith("neuron.initial=")), None)
-    if initial == base["neuron"].get("initial", ""):
-        raise ConfigError(f"neuron.initial={initial} has no effect: the run's neurons start so; leave it out")
-    if initial:
+    overrides, ours = config_overrides(typed), base["dataset"]
+    if any(o.startswith("neuron.initial=") for o in overrides):
         base = base | {"neuron": base["neuron"] | {"imp": False}}  # it says the same, and would contradict
-    config, ours = recomposed(base, overrides), base["dataset"]
+    config = recomposed(base, overrides)
     if config.dataset.name == ours["name"]:
         config.dataset.found = ours["found"]
     if (config.dataset.name, config.dataset.frame_size) != (ours["name"], ours["frame_size"]):
         dataset = SETS[config.dataset.name].of(config)
-        shapes = (
+        sides = (
             (dataset.frame_shape(config.dataset.frame_size), dataset.num_classes),
             (run.input_shape, run.num_classes),
         )
-        gives, takes = (f"{'x'.join(map(str, shape))} and {classes} classes" for shape, classes in shapes)
-        if gives != takes:
+        if sides[0] != sides[1]:
+            gives, takes = (f"{'x'.join(map(str, shape))} and {classes} classes" for shape, classes in sides)
             raise UserError(
                 f"dataset={config.dataset.name} gives {gives}, and the run's network takes {takes}; choose a data set like "
                 f"{ours['name']}, or go on training on this one: snn-train model.weights=RUN"
@@ -211,33 +198,31 @@ def config_overrides(typed: Sequence[str]) -> list[str]:
         if not equals:
             raise ConfigError(f"cannot read '{o}': write key=value")
         name = SHORT.get(name, name)
-        if name not in READS and not (name.startswith("dataset.") and name not in OF_TRAINING):
-            if name not in keys() and name not in GROUPS:
-                raise ConfigError(unknown(name))
-            raise ConfigError(f"{o} has no effect on a test, or would change what was trained; leave it out")
+        if name not in READS and (name in OF_TRAINING or not name.startswith("dataset.")):
+            known = name in keys() or name in GROUPS
+            no_use = f"{o} has no effect on a test, or would change what was trained; leave it out"
+            raise ConfigError(no_use if known else unknown(name))
         full.append(f"{name}={value}")
     return readable(full)
 
 
 def tested_network(run: TrainedRun, config: Config) -> nn.Module:
     """The run's network, built for the configuration of a test. Raises UserError where its weights do not fit that."""
-    given = run.model.state_dict()
-    if config.timesteps != run.config.timesteps:
-        with torch.device("meta"):
-            other = build_network(replace(run.config, timesteps=config.timesteps), run.num_classes, run.input_shape)
-        theirs, own = ({name: v.shape for name, v in state.items()} for state in (other.state_dict(), given))
-        if unequal := sorted(n for n in theirs.keys() | own.keys() if theirs.get(n) != own.get(n)):
-            raise UserError(
-                f"timesteps={config.timesteps}: parameters of this network are tied to the T={run.config.timesteps} that it was "
-                f"trained with ({unequal[0]}); leave timesteps out"
-            )
     model = build_network(config, run.num_classes, run.input_shape)
-    wanted = model.state_dict().keys()
-    if missing := sorted(wanted - given.keys()):
+    given, wanted = run.model.state_dict(), model.state_dict()
+    of_neurons = tuple(f"{name}." for name, module in run.model.named_modules() if isinstance(module, Neuron))
+    other = (name for name in given.keys() ^ wanted.keys() if name in wanted or not name.startswith(of_neurons))
+    unlike = sorted([*other, *(n for n in given.keys() & wanted.keys() if given[n].shape != wanted[n].shape)])
+    if unlike and config.timesteps != run.config.timesteps:
+        raise UserError(
+            f"timesteps={config.timesteps}: parameters of this network are tied to the T={run.config.timesteps} that it was "
+            f"trained with ({unlike[0]}); leave timesteps out"
+        )
+    if missing := sorted(wanted.keys() - given.keys()):
         raise UserError(
             f"neuron.initial={config.neuron.initial} is learned, and this run has no {missing[0]}; choose zero, half or constant"
         )
-    checkpoint.load_model(model, {name: value for name, value in given.items() if name in wanted}, str(run.path))
+    checkpoint.load_model(model, {name: given[name] for name in wanted}, str(run.path))
     return model.eval()
 
 
@@ -336,16 +321,15 @@ def early_exit(scores: Tensor, labels: Tensor, thresholds: Sequence[float] = THR
 
 # ---------------------------------------------------------------- in words
 
-MANY = 20  # classes: above, tables show the worst alone
-
 
 def tables(e: Evaluation) -> str:
     """What a terminal shows."""
+    c = e.calibration
     text = [
         f"{harmless(e.run)}, {e.weights} weights (epoch {e.epoch}), {e.dataset}, T={e.timesteps}, {e.device}",
         f"accuracy {_percent(e.acc)}% ({e.correct}/{e.n}, readout: {e.readout}), loss {e.loss:.4f}",
-        *map(harmless, [f"unlike the run: {'; '.join(e.changes)}"] if e.changes else []),
-        *map(harmless, e.remarks),
+        f"calibration: ECE {_percent(c['ece'])}% ({BINS} bins), NLL {c['nll']:.4f}, Brier score {c['brier']:.4f} (0 to 2)",
+        *map(harmless, [f"unlike the run: {'; '.join(e.changes)}"] * bool(e.changes) + e.remarks),
     ]
     if e.causal:
         steps = ((str(t), *map(_percent, each)) for t, each in enumerate(zip(e.acc_step, e.acc_cum, strict=True), 1))
@@ -354,23 +338,8 @@ def tables(e: Evaluation) -> str:
         exits = ((str(x["threshold"] or "never"), _percent(x["acc"]), f"{x['mean_steps']:.2f}") for x in e.early_exit)
         title = "early exit: stop once the confidence reaches a threshold"
         text.append(text_table(title, ["threshold", "accuracy %", "mean steps"], exits))
-    c = e.calibration
-    title = f"calibration: ECE {_percent(c['ece'])}% ({BINS} bins), NLL {c['nll']:.4f}, Brier score {c['brier']:.4f} (0 to 2)"
-    bins = (
-        (f"{b['low']:.2f}-{b['high']:.2f}", str(b["n"]), _percent(b["confidence"]), _percent(b["acc"]))
-        for b in c["bins"]
-    )
-    text.append(text_table(title, ["confidence", "samples", "mean confidence %", "accuracy %"], bins))
-    seen = [x for x in e.classes if x["n"]]
-    worst = sorted(seen, key=lambda x: x["acc"])[:10] if len(seen) > MANY else seen
-    rows = []
-    for x in worst:
-        wrong = [0 if k == x["label"] else count for k, count in enumerate(e.confusion[x["label"]])]
-        often = f"{e.classes[wrong.index(max(wrong))]['name']} ({max(wrong)})" if max(wrong) else ""
-        rows.append((x["name"], str(x["n"]), _percent(x["acc"]), _percent(x["precision"]), often))
-    title = "by class" if worst is seen else f"by class, the worst 10 of {len(seen)}"
-    columns = ["class", "samples", "accuracy %", "precision %", "most often taken for"]
-    return "\n".join([*text, text_table(title, columns, rows)])
+    rows = ((x["name"], str(x["n"]), _percent(x["acc"]), _percent(x["precision"])) for x in e.classes if x["n"])
+    return "\n".join([*text, text_table("by class", ["class", "samples", "accuracy %", "precision %"], rows)])
 
 
 def _percent(value: float | None) -> str:
@@ -391,15 +360,13 @@ def arguments(name: str, doc: str | None, words: str, number: str) -> argparse.N
 
 def main() -> None:
     args = arguments("snn-eval", __doc__, "KEY=VALUE", "*")
-    weights, others = weights_in(args.words)
-    run = load_run(args.run, weights or "last")
-    # with a name it says all choices
-    changed = tweaks(["name=x", *(o for o in config_overrides(others) if not o.startswith("recipe."))])
-    found = evaluate_run(run, args.words)
-    print(found.json() if args.json else found)
-    file = run.path / EVALUATIONS / f"{','.join(filter(None, [run.weights, changed]))}.json"
+    found = evaluate_run(args.run, args.words)
+    print(json.dumps(found) if args.json else tables(found))
+    typed = config_overrides(weights_in(args.words)[1])
+    changed = tweaks(["name=x", *(o for o in typed if not o.startswith("recipe."))])  # with a name it says all choices
+    file = Path(found.run, EVALUATIONS, f"{','.join(filter(None, [found.weights, changed]))}.json")
     file.parent.mkdir(exist_ok=True)
-    write_text(file, found.json())
+    write_json(file, found)
     log.info(f"written to {file}")
 
 

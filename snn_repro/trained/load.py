@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -23,10 +22,9 @@ from snn_repro.build import build_network, loss_of
 from snn_repro.config import Config, checked, frame_shape
 from snn_repro.data import Data, build_data
 from snn_repro.data.dataset import DataSet
-from snn_repro.energy import energy_report
+from snn_repro.energy import energy_report, neurobench
 from snn_repro.errors import UserError, in_one_sentence
 from snn_repro.files import write_json
-from snn_repro.energy import neurobench
 from snn_repro.registry import SETS
 from snn_repro.runs import checkpoint
 from snn_repro.runs.folder import CONFIG, NEUROBENCH, RESULT, Follower, RunFolder
@@ -90,33 +88,31 @@ def load_run(path: str | Path, weights: str = "last") -> TrainedRun:
     if not any((path / name).is_file() for name in (RESULT, CONFIG, SAFETENSORS, *WEIGHTS.values())):
         raise UserError(f"{path} is no run: it holds no {CONFIG}; give the folder of a run, like runs/NAME/seed0")
     file = path / WEIGHTS[weights]
-    if (path / SAFETENSORS).is_file():
-        content, state = _exported(path)
-        weights = content["weights"]
-    else:
-        content, state = checkpoint.load_evaluated(file)
+    content = _exported(path) if (path / SAFETENSORS).is_file() else checkpoint.load(file)
+    state = checkpoint.weights_of(content, file)
     config = checked(content["config"])
     result = read_result(path / RESULT) if (path / RESULT).exists() else None
-    channels, height, width = result.input_size if result else frame_shape(config)
-    shape = (channels, height, width)
+    shape: Any = tuple(result.input_size if result else frame_shape(config))
     classes = result.num_classes if result else SETS[config.dataset.name].of(config).num_classes
     model = build_network(config, classes, shape)
     checkpoint.load_model(model, state, str(file))
-    return TrainedRun(path, config, model.eval(), content["epoch"], shape, classes, result, weights)
+    return TrainedRun(
+        path, config, model.eval(), content["epoch"], shape, classes, result, content.get("weights", weights)
+    )
 
 
-def _exported(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(config, epoch, weights; the values) of an exported folder."""
+def _exported(path: Path) -> dict[str, Any]:
+    """What an exported folder holds, as a checkpoint does: config, epoch, weights (last or best) and the values."""
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError:
         raise UserError(f"{path / SAFETENSORS} needs safetensors: pip install 'snn_repro[export]'") from None
     try:
-        content, state = json.loads((path / SAVED).read_text("utf-8")), load_file(path / SAFETENSORS)
+        content = json.loads((path / SAVED).read_text("utf-8")) | {"model": load_file(path / SAFETENSORS)}
         if content["weights"] not in WEIGHTS:
             raise ValueError(f"its weights are {content['weights']!r:.60}")
-        return content, checkpoint.weights_of(content | {"model": state}, path / SAVED)
+        return content
     except (OSError, ValueError, TypeError, KeyError, RecursionError, SafetensorError) as error:
         raise checkpoint.CheckpointError(
             f"{path} is no whole export as safetensors: {error}; export the run again"
@@ -190,16 +186,9 @@ def command(name: str, main: Callable[[], None]) -> NoReturn:
     def run() -> int:
         try:
             main()
-            return 0
-        except KeyboardInterrupt:
-            code, said = 128 + signal.SIGINT, "stopped, nothing was written"
-        except Exception as raised:
+        except Exception as error:
             smaller = "batch_size=32 or less takes fewer samples at a time, " * (name == "snn-eval")
-            error = in_one_sentence(raised, f"{smaller}device=cpu takes the machine's memory instead of a GPU's")
-            if not isinstance(error, UserError):
-                raise
-            code, said = 2, console.harmless(error)
-        print(f"{name}: {said}", file=sys.stderr)
-        return code
+            raise in_one_sentence(error, f"{smaller}device=cpu takes the machine's memory instead of a GPU's") from None
+        return 0
 
-    sys.exit(console.script(run))
+    sys.exit(console.script(lambda: console.told(name, run)))

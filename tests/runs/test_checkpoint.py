@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import errno
 import os
 import random
 import re
@@ -11,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torchvision.models import resnet18, vgg16_bn
+from torchvision.models import resnet18
 
-from snn_repro import files
 from snn_repro.config import load_config, to_dict
 from snn_repro.errors import UserError
 from snn_repro.models import build_model
@@ -38,9 +36,7 @@ def test_the_newest_sound_checkpoint_is_taken(tmp_path):
     assert checkpoint.resume(tmp_path, config) is None
     checkpoint.save(tmp_path, content(1))
     checkpoint.save(tmp_path, content(2))
-    assert checkpoint.resume(tmp_path, config)["epoch"] == 2
-    assert checkpoint.load(tmp_path / checkpoint.PREVIOUS)["epoch"] == 1
-    assert not list(tmp_path.glob("*.tmp"))
+    assert checkpoint.resume(tmp_path, config)["epoch"] == 2 and not list(tmp_path.glob("*.tmp"))
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])
@@ -65,20 +61,6 @@ def test_another_configuration_is_refused_by_key(tmp_path):
     checkpoint.save(tmp_path, content(1, lr=0.7))
     with pytest.raises(UserError, match="recipe.lr: 0.7 -> 0.005"):
         checkpoint.resume(tmp_path, CONFIG)
-
-
-def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
-    checkpoint.save(tmp_path, content(1))
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(UserError, match="the disk is full"):
-        checkpoint.save(tmp_path, content(2))
-    monkeypatch.undo()
-    assert checkpoint.load(tmp_path / checkpoint.LAST)["epoch"] == 1
-    assert not list(tmp_path.glob("*.tmp"))
 
 
 @pytest.mark.parametrize(
@@ -116,6 +98,20 @@ def test_pretrained_weights_of_torchvision_keep_imp_and_foreign_heads(tmp_path):
         checkpoint.load_pretrained(model, tmp_path / "no.pt")
     with pytest.raises(UserError, match="does not exist"):
         checkpoint.load_pretrained(model, tmp_path / "gone.pt")
+
+
+def test_imp_of_another_shape_and_a_classifier_of_other_classes_keep_their_start(tmp_path):
+    theirs, said = small(num_classes=3), []
+    torch.save(theirs.state_dict(), tmp_path / "x.pt")
+    ours = small(neuron={"name": "if", "initial": "imp_channel"})
+    before, given = {k: v.clone() for k, v in ours.state_dict().items()}, theirs.state_dict()
+    checkpoint.load_pretrained(ours, tmp_path / "x.pt", said.append)
+    kept = {"sn1.imp", "sn2.imp", "sn3.imp", "fc.weight", "fc.bias"}
+    assert all(torch.equal(v, before[k] if k in kept else given[k]) for k, v in ours.state_dict().items())
+    assert f": {len(given) - 5} of {len(given)} tensors; 3 IMP tensors have another shape here" in said[0]
+    ours = small(num_classes=3)
+    checkpoint.load_pretrained(ours, tmp_path / "x.pt", said.append)
+    assert torch.equal(ours.sn1.imp, theirs.sn1.imp) and said[1].endswith(f"{len(given)} of {len(given)} tensors")
 
 
 def as_its_authors_write_it(ours, connect_f="ADD", downsample="downsample.0"):
@@ -164,10 +160,8 @@ def test_checkpoints_of_sew_resnets_authors_start_a_network(name, downsample, tm
 @pytest.mark.parametrize(
     ("theirs", "ours", "options", "message"),
     [
-        ("sew_resnet18", "sew_resnet34", {}, "holds no 'layer1.2.bn1.bias', which this model needs"),
         ("sew_resnet34", "sew_resnet18", {}, "holds 'layer1.2.bn1.bias', which this model lacks"),
         ("sew_resnet34", "spiking_resnet34", {}, "'layer2.0.downsample.0.weight', which this model needs"),
-        ("spiking_resnet34", "sew_resnet34", dict(downsample="downsample"), "downsample.0.weight', which this model needs"),
         ("sew_resnet18", "sew_resnet18", dict(connect_f="IAND"), "blocks joined by IAND, and ours add"),
     ],
 )  # fmt: skip
@@ -180,15 +174,6 @@ def test_published_weights_of_another_network_are_named(theirs, ours, options, m
     with pytest.raises(checkpoint.CheckpointError, match=message) as error:
         checkpoint.load_pretrained(ours, tmp_path / "x.pth")
     assert "x.pth" in str(error.value) and "another model" in str(error.value)
-
-
-def test_torchvisions_vgg16_starts_ours(tmp_path):
-    with torch.device("meta"):
-        names = vgg16_bn().state_dict()
-        model = build_model(
-            "vgg16", num_classes=1000, input_shape=(3, 224, 224), timesteps=4, neuron={"name": "if"}
-        )  # fmt: skip
-    assert {k: v.shape for k, v in names.items()} == {k: v.shape for k, v in model.state_dict().items()}
 
 
 def test_a_command_line_is_the_only_object_in_a_checkpoint_and_code_is_never_run(tmp_path):

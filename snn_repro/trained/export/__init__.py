@@ -8,7 +8,6 @@ Markdown. It imports what it needs where it uses it, and raises UserError where 
 """
 
 import os
-import signal
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 import yaml
 
 from snn_repro.console import markdown
-from snn_repro.errors import Interrupted, UserError, handled_by, nearest
+from snn_repro.errors import UserError, nearest
 from snn_repro.files import write_error
 from snn_repro.registry import EXPORTS, import_all
 from snn_repro.runs.folder import METRICS, epoch_of
@@ -27,7 +26,6 @@ from snn_repro.trained.load import TrainedRun, load_run
 __all__ = ["export", "help_of", "names"]
 
 CARD = "README.md"
-START = "---\nlicense: mit\nlibrary_name: snn_repro\n"  # by which a card of ours is known
 CITATION = """\
 @inproceedings{shen2024rethinking,
   title     = {Rethinking the Membrane Dynamics and Optimization Objectives of Spiking Neural Networks},
@@ -52,14 +50,12 @@ def help_of(name: str) -> str:
     return (EXPORTS[name].__doc__ or "").partition("\n")[0]
 
 
-def export(
-    path: str | Path, to: str, weights: str = "last", output: str | Path | None = None, force: bool = False
-) -> Path:
+def export(path: str | Path, to: str, weights: str = "last", output: str | Path | None = None) -> Path:
     """Write the network of a finished run as `to` (see `names`) into the folder `output`, RUN/export/<to> where nothing is said.
 
-    weights: "last" or "best", as of `load_run`. The folder appears whole or not at all; one that is there is refused, unless
-    `force`. Returns it. Raises UserError where the run is not finished, the format cannot say what the network does, or the
-    folder is there or cannot be written.
+    weights: "last" or "best", as of `load_run`. The folder appears whole or not at all; one that is there is refused.
+    Returns it. Raises UserError where the run is not finished, the format cannot say what the network does, or the folder is
+    there or cannot be written.
     """
     if to not in EXPORTS:
         raise UserError(f"--to {to} is no format; choose one of: {', '.join(names())}{nearest(to, names())}")
@@ -69,41 +65,21 @@ def export(
             f"{path} is not finished: it has no result.json for the model card; give its command again first"
         )
     target = Path(output) if output else Path(path) / "export" / to
-    place = Path(os.path.realpath(target))  # a link stays, and what it names is written
-    if os.path.lexists(target) and not force:
-        raise UserError(f"{target} is there already; replace it with --force, or choose another folder with --output")
-    if os.path.lexists(target) and not _is_export(target):
-        raise UserError(f"{target} was not written by an export, so --force leaves it alone; choose another --output")
+    if os.path.lexists(target):
+        raise UserError(f"{target} is there already; remove it, or choose another folder with --output")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            handled_by(_interrupted),
-            tempfile.TemporaryDirectory(prefix=f".{place.name}.", suffix=".tmp", dir=place.parent) as spare,
-        ):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent) as spare:
             folder = Path(spare, "new")
             folder.mkdir()
             use = EXPORTS[to](run, folder)
             (folder / CARD).write_text(card(run, run.result, to, use), encoding="utf-8")
-            if place.exists():
-                place.rename(Path(spare, "former"))
-            folder.rename(place)
+            folder.rename(target)
     except ModuleNotFoundError as error:
         raise UserError(f"--to {to} needs {error.name}: pip install 'snn_repro[export]'") from None
     except OSError as error:
         raise write_error(target, error, "--output") from None
     return target
-
-
-def _interrupted(signum: int, frame: object) -> None:
-    raise Interrupted(signum, f"stopped by {signal.Signals(signum).name}, nothing was written")
-
-
-def _is_export(folder: Path) -> bool:
-    """Whether nothing but an export is in a folder: its own card, and files."""
-    try:
-        return (folder / CARD).read_text("utf-8").startswith(START) and all(f.is_file() for f in folder.iterdir())
-    except (OSError, ValueError):
-        return False
 
 
 # ---------------------------------------------------------------- the model card
@@ -128,11 +104,14 @@ def card(run: TrainedRun, result: RunResult, to: str, use: str) -> str:
         ("epoch of these weights", f"{run.epoch} of {result.epochs}"), ("configuration", result.config_hash),
     ]  # fmt: skip
     table = "\n".join(f"| {key} | {markdown(value)} |" for key, value in rows)
-    lines = [f"| {t} | {100 * acc:.2f} % |" for t, acc in enumerate(line["acc_step"], 1)]
-    by_step = ["", "| time step t | accuracy of the output of step t alone |", "|---:|---:|", *lines, ""]
-    steps = "\n".join(by_step) if result.causal is not False else ""  # else a step has seen the later ones
+    by_step = "".join(f"| {t} | {100 * acc:.2f} % |\n" for t, acc in enumerate(line["acc_step"], 1))
+    head = "\n| time step t | accuracy of the output of step t alone |\n|---:|---:|\n"
+    steps = head + by_step if result.causal is not False else ""  # else a step has seen the later ones
     return f"""\
-{START}{yaml.safe_dump(_metadata(result, line["acc"]), sort_keys=False)}---
+---
+license: mit
+library_name: snn_repro
+{yaml.safe_dump(_metadata(result, line["acc"]), sort_keys=False)}---
 
 # {markdown(result.name)}
 

@@ -64,17 +64,15 @@ graph = nir.read("{FILE}")
 One time step is dt = 1 (metadata `dt`): h = v + r I (IF) or h = v + (v_leak - v + r I) / tau (LIF), then fire, then reset. Norms
 are folded into convolutions, which moves roundings.
 """
-    if starts:
-        use += (
-            f"Neurons start from learned or chosen potentials: the inputs {', '.join(starts)} are 1 at the first time step and 0 at "
-            "all others.\n"
-        )
-    if told:
-        use += (
-            f"**NIR has no word for {' and '.join(sorted(told))}: it stands in the metadata of each neuron, and a tool that does not "
-            "read it runs another network** (hard reset, firing above the threshold).\n"
-        )
-    return use
+    first = (
+        f"Neurons start from learned or chosen potentials: the inputs {', '.join(starts)} are 1 at the first time step and 0 at all "
+        "others.\n"
+    )
+    unsaid = (
+        f"**NIR has no word for {' and '.join(sorted(told))}: it stands in the metadata of each neuron, and a tool that does not "
+        "read it runs another network** (hard reset, firing above the threshold).\n"
+    )
+    return use + first * bool(starts) + unsaid * bool(told)
 
 
 def nir_graph(model: nn.Module, x: Tensor) -> Any:
@@ -145,33 +143,27 @@ class _Graph(TorchFunctionMode):
         used = [getattr(a, "nir", None) for a in tensors] if not self.depth else []
         before = {id(a): a._version for a in tensors}
         out = function(*args, **(kwargs or {}))
-        if (
-            isinstance(out, Tensor) and any(used) and before.get(id(out)) != out._version
-        ):  # else it is what it was given
-            name = getattr(function, "__name__", str(function)).strip("_")
-            found = self.between(name, args, tensors, used, out)
-            if found is None:
-                raise UserError(f"NIR has no {name}, which this {self.network} computes between its layers")
-            out.nir = found  # type: ignore[attr-defined]
+        unlike = isinstance(out, Tensor) and before.get(id(out)) != out._version  # else it is what it was given
+        if unlike and any(used):
+            out.nir = self.between(getattr(function, "__name__", str(function)).strip("_"), tensors, used, out)
         return out
 
-    def between(self, name: str, args: Any, tensors: list[Tensor], used: list[Any], out: Tensor) -> Sources | None:
-        """What a tensor is the sum of that was computed between layers; None where NIR has no such operation."""
-        shape = self.shapes[next(filter(None, used))[0]]
-        if name in ("add", "radd", "iadd") and len(args) == len(used) == 2 and None not in used:
-            return used[0] + used[1] if self.shapes[used[1][0]] == shape else None
-        if len(used) > 1:
-            return None
-        if name in VIEWS and tuple(out.shape[-len(shape) :]) == shape and out.dim() > len(shape):
+    def between(self, name: str, tensors: list[Tensor], used: list[Any], out: Tensor) -> Sources:
+        """What a tensor is the sum of that was computed between layers. Raises UserError where NIR has no such operation."""
+        shapes = [self.shapes[sources[0]] if sources else () for sources in used]
+        shape, alone = next(filter(None, shapes)), len(used) == 1
+        if name in ("add", "radd", "iadd") and shapes == [shape, shape]:
+            return used[0] + used[1]
+        if alone and name in VIEWS and tuple(out.shape[-len(shape) :]) == shape and out.dim() > len(shape):
             return used[0]
-        if name in ("flatten", "reshape", "view") and out.shape[-1] == np.prod(shape) and out.dim() > 1:
+        if alone and name in ("flatten", "reshape", "view") and out.shape[-1] == np.prod(shape) and out.dim() > 1:
             return self.flat(used[0], shape)
         channels, *space = shape
-        mean = name == "mean" and len(space) == 2 and tuple(tensors[0].shape[-3:]) == shape
+        mean = alone and name == "mean" and len(space) == 2 and tuple(tensors[0].shape[-3:]) == shape
         if mean and out.shape[-1] == channels and out.numel() * np.prod(space) == tensors[0].numel():
             pool = nir.AvgPool2d(np.array(space), np.array(space), np.array([0, 0]))
             return self.flat(self.add(f"mean_{len(self.nodes)}", pool, used[0], (channels, 1, 1)), (channels, 1, 1))
-        return None
+        raise UserError(f"NIR has no {name}, which this {self.network} computes between its layers")
 
     def flat(self, sources: Sources, shape: tuple[int, ...]) -> Sources:
         node = nir.Flatten({"input": np.array(shape)}, 0, -1)
@@ -194,18 +186,16 @@ def _weights(layer: nn.Conv2d | nn.Linear) -> list[np.ndarray]:
 
 
 def _conv(graph: _Graph, key: str, conv: nn.Conv2d, x: Tensor, out: Tensor, sources: Sources) -> Sources:
-    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-        raise UserError(f"NIR pads with zeros, by numbers, and {key} has padding={conv.padding!r}, {conv.padding_mode}")
+    if conv.padding_mode != "zeros":
+        raise UserError(f"NIR pads with zeros, and {key} has padding_mode={conv.padding_mode}")
     (weight, bias), size = _weights(conv), tuple(x.shape[-2:])
     node = nir.Conv2d(size, weight, conv.stride, conv.padding, conv.dilation, conv.groups, bias)
     return graph.add(key, node, sources, tuple(out.shape[-3:]))
 
 
 def _linear(graph: _Graph, key: str, layer: nn.Linear, x: Tensor, out: Tensor, sources: Sources) -> Sources:
-    if len(graph.shapes[sources[0]]) != 1:
-        raise UserError(
-            f"NIR's linear layers take vectors, and {key} is applied along one axis of {graph.shapes[sources[0]]}"
-        )
+    if len(shape := graph.shapes[sources[0]]) != 1:
+        raise UserError(f"NIR's linear layers take vectors, and {key} is applied along one axis of {shape}")
     return graph.add(key, nir.Affine(*_weights(layer)), sources, (layer.out_features,))
 
 
@@ -227,16 +217,17 @@ def _norm(graph: _Graph, key: str, norm: Any, x: Tensor, out: Tensor, sources: S
         why = "is no batch norm" if behind else "does not follow a convolution alone"
         raise UserError(f"NIR has no norm, and {name} {why}, so that it does not fold into one; use model.norm=bn")
     mean, var, weight, bias = (
-        t.detach().double().numpy() for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        t.detach().double() for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
     )
-    scale = weight / np.sqrt(var + norm.eps)
-    shift = torch.from_numpy(bias - mean * scale).view(-1, 1, 1)
-    if not torch.allclose(x * torch.from_numpy(scale).view(-1, 1, 1) + shift, out.double(), rtol=1e-5, atol=1e-5):
+    scale = weight / (var + norm.eps).sqrt()
+    if not torch.allclose(
+        (x - mean.view(-1, 1, 1)) * scale.view(-1, 1, 1) + bias.view(-1, 1, 1), out.double(), 1e-5, 1e-5
+    ):
         raise UserError(
             f"NIR has no norm that changes with the time step or its input, as {name} does; use model.norm=bn"
         )
-    before.weight = (before.weight.astype(np.float64) * scale[:, None, None, None]).astype(np.float32)
-    before.bias = ((before.bias - mean) * scale + bias).astype(np.float32)
+    before.weight = (torch.from_numpy(before.weight) * scale.view(-1, 1, 1, 1)).float().numpy()
+    before.bias = ((torch.from_numpy(before.bias) - mean) * scale + bias).float().numpy()
     return sources
 
 
