@@ -9,6 +9,7 @@ from snn_repro.config import ConfigError, choices, load_config
 from snn_repro.errors import Interrupted, UserError
 from snn_repro.registry import LOGGERS
 from snn_repro.runs.loggers import Loggers
+from snn_repro.settings import Setting
 from snn_repro.train import run
 
 
@@ -25,11 +26,28 @@ def test_the_choice():
         load_config(["logger=tensorboard", "logger.mode=online"])
 
 
-def test_a_logger_that_nobody_has_is_named(quick, tmp_path):
-    config = quick()
-    config.logger.to = {"tensorbord": True}
-    with pytest.raises(UserError, match="logger.name='tensorbord' is not one of .*did you mean 'tensorboard'"):
-        Loggers(config, tmp_path, print)
+class Mine:
+    settings = {"address": Setting("here", "where it logs")}
+
+    def __init__(self, config, folder, say, address):
+        say(address)
+
+
+def test_a_logger_has_settings(quick, tmp_path, monkeypatch):
+    monkeypatch.setitem(LOGGERS, "mine", Mine)
+    config, said = quick(), []
+    for value in (True, {"address": "there"}, False):
+        config.logger.to = {"mine": value}
+        Loggers(config, tmp_path, said.append)
+    assert said == ["here", "there"]
+    for to, sentence in (
+        ({"mine": {"adress": "x"}}, "logger.to.mine.adress is not a setting of 'mine', which has: address"),
+        ({"mine": {"address": 3}}, "logger.to.mine.address=3 must be a word"),
+        ({"tensorbord": True}, "logger.name='tensorbord' is not one of .*did you mean 'tensorboard'"),
+    ):
+        config.logger.to = to
+        with pytest.raises(UserError, match=sentence):
+            Loggers(config, tmp_path, print)
 
 
 class Broken:

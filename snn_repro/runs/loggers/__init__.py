@@ -1,9 +1,10 @@
 """Where a run is logged besides its own files: one file a logger, chosen by `logger=NAME`, or several by `logger=[A,B]`.
 
-A logger is a class under `@LOGGERS.register("name")`, made as `Log(config, folder, say)`. It has `start(history)`, with what
-metrics.jsonl has so far (of a resumed run), `epoch(line)`, one more line of it, and `finish(result)`, None for a run that failed
-or was stopped. It may raise: the run goes on without it, after one warning; a UserError of its `__init__` alone ends the run,
-before any work. The package that it logs to is imported where it is used: another logger must not need it.
+A logger is a class under `@LOGGERS.register("name")`, made as `Log(config, folder, say)`; its `settings`, if it has some, are keys
+`logger.to.NAME.KEY`, and arguments by name. It has `start(history)`, with what metrics.jsonl has so far (of a resumed run),
+`epoch(line)`, one more line of it, and `finish(result)`, None for a run that failed or was stopped. It may raise: the run goes on
+without it, after one warning; a UserError of its `__init__` alone ends the run, before any work. The package that it logs to is
+imported where it is used: another logger must not need it.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 from snn_repro.config import Config
 from snn_repro.errors import UserError
-from snn_repro.registry import LOGGERS, import_all
+from snn_repro.registry import LOGGERS, all_values, import_all
 
 
 class Loggers:
@@ -20,11 +21,15 @@ class Loggers:
 
     def __init__(self, config: Config, folder: Path, say: Callable[[str], None]):
         self._say, self._logs, self._started = say, dict[str, Any](), False
-        for name in (name for name, given in config.logger.to.items() if given):
+        for name, given in config.logger.to.items():
+            if not given:
+                continue
             if name not in LOGGERS:
                 raise UserError(LOGGERS.unknown(name))
+            own = LOGGERS.own(name)
+            settings = all_values(f"logger.to.{name}", own, given if isinstance(given, Mapping) else {}, (), name)
             try:
-                self._logs[name] = LOGGERS[name](config, folder, say)
+                self._logs[name] = LOGGERS[name](config, folder, say, **settings)
             except UserError:
                 raise
             except Exception as error:  # a package that is missing, or broken
