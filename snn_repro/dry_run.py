@@ -36,7 +36,6 @@ from snn_repro.energy import energy_report
 from snn_repro.errors import StopRequest, UserError
 from snn_repro.kernels import KERNELS, door
 from snn_repro.losses import build_loss
-from snn_repro.models import count_parameters
 from snn_repro.models.blocks import same_statistics
 from snn_repro.neurons import Neuron, firing_rates, initial_states
 from snn_repro.optim import build_optimizer
@@ -73,11 +72,6 @@ class Layer(NamedTuple):
     value_macs: float  # multiply-accumulates of inputs that are no spikes: pixels, counts, means, sums
     rate: float | None  # spikes a neuron and step
 
-    def cells(self) -> tuple[str, ...]:
-        numbers = self.weights, self.imp, self.neuron_steps, self.macs, self.synops
-        rate = "" if self.rate is None else f"{self.rate:.3f}"
-        return self.name, self.kind, _by(self.shape), *(_short(n) if n else "" for n in numbers), rate
-
 
 @dataclasses.dataclass
 class Report:
@@ -87,8 +81,6 @@ class Report:
     data: Data
     device: str
     layers: list[Layer]
-    weights: int
-    imp: int
     steps: int  # of an epoch
     step_seconds: float
     warm_up_seconds: float  # what the first steps took more
@@ -106,14 +98,25 @@ class Report:
     def text(self, overrides: list[str]) -> str:
         """The report as it is printed, and the command that starts the run."""
         c, split = self.config, self.data.split
-        macs, synops, value_macs = (_short(self.total(n)) for n in ("macs", "synops", "value_macs"))
+        weights, imp, neuron_steps, *operations = (self.total(number) for number in Layer._fields[3:9])
+        macs, synops, value_macs = map(_short, operations)
+        cells = [
+            (
+                name,
+                kind,
+                _by(shape),
+                *(_short(n) if n else "" for n in (*numbers, macs, synops)),
+                "" if rate is None else f"{rate:.3f}",
+            )
+            for name, kind, shape, *numbers, macs, synops, _, rate in self.layers
+        ]
         lines = [
             f"{c.name} seed {c.seed}: {split.n_train:,} training, {split.n_val:,} validation, {split.n_test:,} test samples "
             f"({split.id}), {self.data.num_classes} classes, input {_by(self.data.input_shape)}, T={c.timesteps}, {self.device}",
-            *text_table("", COLUMNS, [layer.cells() for layer in self.layers], left=3).splitlines()[1:],
+            *text_table("", COLUMNS, cells, left=3).splitlines()[1:],
             "",
-            f"parameters    {self.weights:,} weights + {self.imp:,} IMP",
-            f"a sample      {self.total('neuron_steps'):,} neuron-steps; dense {macs} multiply-accumulates, else {synops} synaptic "
+            f"parameters    {weights:,} weights + {imp:,} IMP",
+            f"a sample      {neuron_steps:,} neuron-steps; dense {macs} multiply-accumulates, else {synops} synaptic "
             f"operations and {value_macs} multiply-accumulates of inputs that are no spikes, at the rates of one batch now",
             f"an epoch      {self.steps:,} steps of {c.recipe.batch_size}, {self.step_seconds * 1e3:,.1f} ms each;"
             f" with evaluation {_time(self.epoch_seconds)}",
@@ -150,7 +153,7 @@ def dry_run(config: Config) -> Report:
         memory = peak_memory(device)
     layers = _layers(state, next(iter(test.epoch(0)))[0][..., :COUNTED, :, :, :])
     return Report(
-        config, data, str(device), layers, *count_parameters(state.model), state.steps, step,
+        config, data, str(device), layers, state.steps, step,
         max(0.0, probed + sum(times[:WARM_UP]) - WARM_UP * step), state.steps * step + evaluation + saving, memory,
     )  # fmt: skip
 

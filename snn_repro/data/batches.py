@@ -287,28 +287,21 @@ class MemoryBatches(_Ordered):
         if self.copied:
             x = self._from_copy(rows, sources)
         elif self._is_frames:
-            x = self._frames(rows, sources, bool(steps) and steps[0].transform.portable)
+            x = self._frames(rows, sources is not None or len(steps) > 0)
+            x = x if sources is None else moved(x, sources)
         else:
             x = self.inputs.index_select(0, rows)
         return x, self._targets[rows], steps
 
-    def _frames(self, rows: Tensor, sources: Tensor | None, portable: bool) -> Tensor:
-        """Frames [T, B, C, H, W] with their pixels taken from `sources`; float32, or as stored if the next step is portable."""
+    def _frames(self, rows: Tensor, stored: bool) -> Tensor:
+        """Frames [T, B, C, H, W], as stored for steps and a GPU, unless one of them is float32; else float32 in the one pass."""
         read, pin = [self.checked(row) for row in rows.tolist()], self.device.type == "cuda"
         kinds = {_kind(frames) for frames in read}
-        kind = kinds.pop() if (pin or portable) and len(kinds) == 1 else torch.float32
         t, *chw = self.inputs.shape[1:]
+        kind = kinds.pop() if (stored or pin) and len(kinds) == 1 else torch.float32
         x = torch.empty(t, len(rows), *chw, dtype=kind, pin_memory=pin)
         for b, frames in enumerate(read):
-            if sources is None:
-                x.numpy()[:, b] = frames  # one pass: read, convert, transpose
-                continue
-            own = torch.empty(t, 1, *chw, dtype=_kind(frames))
-            own.numpy()[:, 0] = frames
-            if own.dtype == kind:
-                moved(own, sources[b : b + 1], x, b)
-            else:
-                x[:, b] = moved(own, sources[b : b + 1])[:, 0]
+            x.numpy()[:, b] = frames
         return x
 
     def checked(self, row: int) -> np.ndarray:

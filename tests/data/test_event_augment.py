@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from snn_repro.build import check_settings
-from snn_repro.config import ConfigError, config_hash, keys, load_config
+from snn_repro.config import ConfigError, config_hash, load_config
 from snn_repro.data.augment.eventdrop import EventDrop
 from snn_repro.data.augment.eventmix import EventMix
-from snn_repro.data.batches import MemoryBatches, make_generator
+from snn_repro.data.batches import make_generator
 from snn_repro.data.events import Events
 from snn_repro.losses import Loss
 from snn_repro.registry import AUGMENTATIONS
@@ -82,16 +82,6 @@ def test_eventmix_weighs_labels_by_events_and_leaves_no_recording_empty():
     assert torch.equal(out[:, 0], x[:, 0]) and soft[0].tolist() == [1, 0]  # it would have been left without any
 
 
-def test_eventmix_in_batches_shares_and_resumes():
-    frames = counts(1, 31).transpose(0, 1).numpy()
-    whole = MemoryBatches(frames, np.arange(31) % 5, 12, seed=3, shuffle=True, transforms=[EventMix(5, 1.0, 0.6)])
-    one = list(whole.epoch(4))
-    for rank in range(2):
-        for start in (0, 2):
-            for (x, y), (own_x, own_y) in zip(one[start:], whole.shard(rank, 2).epoch(4, start), strict=True):
-                assert torch.equal(own_x, x[:, rank::2]) and torch.equal(own_y, y[rank::2])
-
-
 def recording(n=3000):
     rng = np.random.RandomState(0)
     t = np.sort(np.append(0, rng.randint(0, 10**6, n - 1))).astype(np.int64)
@@ -128,13 +118,6 @@ def test_eventdrop_takes_columns_and_rows_and_with_eventrpgs_ranges_a_box_of_any
     assert {(1, 1.0), (2, 0.3), (3, 1.0)} & parts == ({(1, 1.0), (2, 0.3), (3, 1.0)} if rpg else set())
     empty = Events(*(a[:0] for a in events))
     assert len(step.apply(empty, (20, 40)).t) == 0
-
-
-def test_every_one_turns_on_by_a_setting_of_its_own():
-    for name, cls in dict.items(AUGMENTATIONS):
-        assert {*cls.switches} <= cls.settings.keys(), name
-        assert all(not cls.settings[key].default for key in cls.switches), name
-    assert {f"augment.{k}" for k in AUGMENTATIONS.all_settings(ours=True)} <= keys().keys()
 
 
 def test_what_is_wrong_is_one_sentence_and_what_is_off_changes_no_hash():

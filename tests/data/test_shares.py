@@ -10,9 +10,11 @@ import torch
 from snn_repro.data.augment import Normalize
 from snn_repro.data.augment.crop import RandomCrop
 from snn_repro.data.augment.event_policy import EventPolicy
+from snn_repro.data.augment.eventmix import EventMix
 from snn_repro.data.augment.flip import RandomFlip
 from snn_repro.data.augment.mix import Mix
 from snn_repro.data.augment.nda import NDA
+from snn_repro.data.augment.rpg import RPGDrop, RPGMix
 from snn_repro.data.augment.smooth_labels import SmoothLabels
 from snn_repro.data.batches import LoaderBatches, MemoryBatches, make_generator
 
@@ -33,20 +35,21 @@ ALONE = {
     "mix": [Mix(5, mixup=0.5, cutmix=1.0, mix_prob=0.6, cutmix_axes="published")],
     "smooth": [SmoothLabels(5, 0.1)],
 }
-ALL = [
-    RandomCrop(3),
-    RandomFlip(0.5),
-    EventPolicy(),
-    NDA(3, 15),
-    ALONE["mixup"][0],
-    ALONE["cutmix"][0],
-    ALONE["mix"][0],
-    SmoothLabels(5, 0.1),
-]
+ALL = [step for steps in ALONE.values() for step in steps]
 CASES = {
     "images": ALONE | {"normalize": [NORMALIZE], "all": [*ALL[:4], NORMALIZE, *ALL[4:]]},
     "frames": ALONE | {"all": ALL},
 }
+
+
+def guided(step):
+    step.relevance = lambda x, rule: (x * torch.linspace(0, 1, 12), x.sum(2, keepdim=True)[..., ::2, ::2] ** 3)
+    return step
+
+
+MIXED = {  # steps that float frames alone have
+    "eventmix": EventMix(5, 1.0, 0.6), "rpg_drop": guided(RPGDrop(0.7)), "rpg_mix": guided(RPGMix(5, 0.7)),
+}  # fmt: skip
 
 
 class Noisy(torch.utils.data.Dataset):
@@ -96,43 +99,49 @@ PINNED = {  # of one process, as it always was
         "nda": "0dd838075e5ea50b", "mixup": "786657bbe235cecf", "cutmix": "30c2bc2212d8efc0", "mix": "72823746b2ea29c3",
         "smooth": "4f2faec3a297223b", "all": "69348fb7085b4b67",
     },
-    ("loader", "images"): {
-        "none": "26b6c83ee452c5da", "crop": "acca71ed1b71f14d", "flip": "c5e8b314f310288f", "policy": "b78608f3f174f78d",
-        "nda": "4140fd3d409d52fc", "mixup": "30e41ebef1cde09c", "cutmix": "0dc5db1754f9a3b8", "mix": "e91d6fff9c938614",
-        "smooth": "30ca47626659333c", "normalize": "31d538c30c0d0930", "all": "5ad6186302422554",
-    },
-    ("loader", "frames"): {
-        "none": "9eb5de912288712a", "crop": "8b9e5b0a9e3bf8f0", "flip": "f0f7cfba4f2157fb", "policy": "f65d927dea704a22",
-        "nda": "931f3968ea6e945b", "mixup": "38e7aa36f534b06e", "cutmix": "5a7febd30cbe4a87", "mix": "a5ac9d1c7c7235a8",
-        "smooth": "2aac9575b9427372", "all": "7fdc213528aec284",
-    },
+    ("loader", "images"): {"none": "26b6c83ee452c5da", "all": "5ad6186302422554"},
+    ("loader", "frames"): {"none": "9eb5de912288712a", "all": "7fdc213528aec284"},
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("where", ["memory", "loader"])
-@every("case")
-def test_one_process_draws_what_it_always_drew(case, where):
-    kind, name = case
+@pytest.mark.parametrize(
+    "where, kind, name", [(*of, name) for of, names in PINNED.items() for name in names], ids="-".join
+)
+def test_one_process_draws_what_it_always_drew(where, kind, name):
     assert digest(make(kind, where, CASES[kind][name])) == PINNED[where, kind][name]
 
 
-@pytest.mark.parametrize("where", ["memory", "loader"])
-@every("case")
-def test_shares_of_two_and_three_processes_are_the_batch_of_one(case, where):
+def shares_are_the_batch(whole):
     """Inputs and targets, last smaller batch and repeated copies included; draw k belongs to process k % world."""
+    one = list(whole.epoch(4))
+    assert [t.shape[0] for _, t in one] == [12, 12, 7]
+    for world, rank in ((2, 0), (2, 1), (3, 0), (3, 1), (3, 2)):
+        share = whole.shard(rank, world)
+        for start in (0, 2):
+            for (x, target), (own_x, own_target) in zip(one[start:], share.epoch(4, start), strict=True):
+                assert own_x.is_contiguous() and own_x.dtype == torch.float32
+                assert torch.equal(own_x, x.movedim(-4, 0)[rank::world].movedim(0, -4))
+                assert own_target.dtype == target.dtype and torch.equal(own_target, target[rank::world])
+
+
+@every("case")
+def test_shares_of_two_and_three_processes_are_the_batch_of_one(case):
     kind, name = case
-    for options in ({}, {"repeats": 3}):
-        whole = make(kind, where, CASES[kind][name], **options)
-        one = list(whole.epoch(4))
-        assert [t.shape[0] for _, t in one] == [12, 12, 7]
-        for world in (2, 3):
-            for rank in range(world):
-                share = whole.shard(rank, world)
-                for start in (0, 2):
-                    for (x, target), (own_x, own_target) in zip(one[start:], share.epoch(4, start), strict=True):
-                        assert own_x.is_contiguous() and own_x.dtype == torch.float32
-                        assert torch.equal(own_x, x.movedim(-4, 0)[rank::world].movedim(0, -4))
-                        assert own_target.dtype == target.dtype and torch.equal(own_target, target[rank::world])
+    for repeats in (1, 3):
+        shares_are_the_batch(make(kind, "memory", CASES[kind][name], repeats=repeats))
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_shares_of_samples_read_one_by_one(kind):
+    shares_are_the_batch(make(kind, "loader", CASES[kind]["all"]))
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_shares_of_mixed_recordings(name):
+    whole = make("frames", "memory", [MIXED[name]])
+    shares_are_the_batch(whole)
+    plain = make("frames", "memory", [])
+    assert any(not torch.equal(a[0], b[0]) for a, b in zip(whole.epoch(4), plain.epoch(4), strict=True))
 
 
 def test_partners_are_read_only_where_a_batch_is_mixed():

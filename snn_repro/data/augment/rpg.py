@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from snn_repro.data.augment.augmentation import BatchAugmentation, held, register_augmentation, soft
+from snn_repro.data.augment.augmentation import BatchAugmentation, SoftAugmentation, held, register_augmentation, soft
 from snn_repro.errors import UserError
 from snn_repro.kernels import door
 from snn_repro.models.norms import NORMS
@@ -254,13 +254,7 @@ class GuidedAugmentation(BatchAugmentation):
 
     works_on = ("frames",)
     rule: str
-    relevance: Callable[[Tensor, str], tuple[Tensor, Tensor]] | None = None
-
-    def salience(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`relevance` of frames. Raises UserError where no network was given."""
-        if self.relevance is None:
-            raise UserError(f"augment.{self.name} needs the network in training: set its `relevance` first")
-        return self.relevance(x, self.rule)
+    relevance: Callable[[Tensor, str], tuple[Tensor, Tensor]]
 
     @staticmethod
     def scaled(relevance: Tensor) -> Tensor:
@@ -297,7 +291,7 @@ class RPGDrop(GuidedAugmentation):
     def apply(self, x: Tensor, target: Tensor, draws, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
         if draws is None:
             return x, target
-        chance, out = self.scaled(self.salience(x)[0]), x.clone()
+        chance, out = self.scaled(self.relevance(x, self.rule)[0]), x.clone()
         for b, (strength, seed) in enumerate(zip(*(d[rows].tolist() for d in draws), strict=True)):
             generator = torch.Generator().manual_seed(seed)
             places = x[:, b].nonzero(as_tuple=True)
@@ -348,7 +342,7 @@ def placed(one: Box, two: Box, size: tuple[int, int], draws: list[float]) -> tup
 
 
 @register_augmentation("rpg_mix")
-class RPGMix(GuidedAugmentation):
+class RPGMix(GuidedAugmentation, SoftAugmentation):
     """RPGMix: two samples beside one another, by where the network sees them, in a whole batch or not at all.
 
     A box lies around what the relevance of the last feature maps, averaged over channels and time and enlarged to the frame,
@@ -364,14 +358,9 @@ class RPGMix(GuidedAugmentation):
         "rpg_relevance": RELEVANCE,
     }  # fmt: skip
     order = 56
-    soft_targets = True
 
     def __init__(self, num_classes: int, rpg_mix: float, rpg_relevance: str = "slrp"):
         self.num_classes, self.chance, self.rule = num_classes, rpg_mix, rpg_relevance
-
-    @classmethod
-    def build(cls, values, dataset):
-        return cls(dataset.num_classes, **values)
 
     def draw(self, n: int, generator: Generator) -> Tensor | None:
         """Six numbers a sample [n, 6] for the places of its boxes; None: this batch is not mixed."""
@@ -392,7 +381,7 @@ class RPGMix(GuidedAugmentation):
             return F.pad(x[:, i], (right, -right, down, -down))
 
         size = x.shape[-2], x.shape[-1]
-        features = self.scaled(self.salience(x)[1].mean(2, keepdim=True)).mean(0)  # [B, 1, h, w]
+        features = self.scaled(self.relevance(x, self.rule)[1].mean(2, keepdim=True)).mean(0)  # [B, 1, h, w]
         boxes = [salient_box(m[0]) for m in F.interpolate(features, size, mode="bilinear", align_corners=False)]
         out, labels = x.narrow(-4, 0, keep).clone(), target[:keep].clone()
         for b, c in enumerate(held(rows, self.partners(draws, rows[:keep])).tolist()):
