@@ -10,12 +10,10 @@ from snn_repro.config import AugmentConfig
 from snn_repro.data.augment import Normalize, batch_transforms, eval_sample_transform, sample_transform
 from snn_repro.data.augment.crop import RandomCrop
 from snn_repro.data.augment.event_policy import EventPolicy
-from snn_repro.data.augment.eventdrop import EventDrop
 from snn_repro.data.augment.flip import RandomFlip
 from snn_repro.data.augment.mix import Mix
 from snn_repro.data.augment.nda import NDA
 from snn_repro.data.batches import make_generator
-from snn_repro.data.events import Events
 from snn_repro.data.sets import SETS
 from snn_repro.registry import AUGMENTATIONS
 
@@ -105,41 +103,18 @@ def test_spatial_cutmix_moves_labels_with_pixels():
 
 def test_published_cutmix_cuts_polarity_and_height():
     """About a third of the batches change a pixel, yet labels always move, by about 0.32 of their mass."""
-    x = torch.arange(2.0).view(1, 2, 1, 1, 1).expand(1, 2, 2, 128, 128).contiguous()
-    changed, mass = 0, []
-    mix = Mix(2, cutmix=1.0, cutmix_axes="published")
-    pixels = []
+    x = torch.arange(2.0).view(1, 2, 1, 1, 1).expand(1, 2, 2, 128, 128)
+    mass, pixels, mix = [], [], Mix(2, cutmix=1.0, cutmix_axes="published")
     for seed in range(500):
         out, soft = mix(x, torch.arange(2), make_generator(seed))
-        if soft[0, 0] == 1:  # the random order kept both samples in place
-            continue
-        different = (out[0, 0] != 0).float()
-        pixels.append(different.mean().item())
-        changed += different.any().item()
-        mass.append(1 - soft[0, 0].item())
-        assert (different.flatten(1).min() == different.amin()) and different.std(-1).max() == 0  # whole rows
-    assert 0.29 < changed / len(mass) < 0.39
+        if soft[0, 0] < 1:  # else the random order kept both samples in place
+            different = (out[0, 0] != 0).float()
+            assert different.std(-1).max() == 0  # whole rows
+            pixels.append(different.mean().item())
+            mass.append(1 - soft[0, 0].item())
+    assert 0.29 < np.mean(np.array(pixels) > 0) < 0.39
     assert 0.26 < np.mean(mass) < 0.38
     assert 0.15 < np.mean(pixels) < 0.25
-
-
-def test_event_drop_only_drops():
-    rng, n = np.random.RandomState(0), 2000
-    t = np.sort(rng.randint(10**6, 2 * 10**6, n)).astype(np.int64)
-    x, y, p = (rng.randint(0, most, n).astype(kind) for most, kind in ((30, np.int16), (20, np.int16), (2, np.uint8)))
-    events = Events(t, x, y, p)
-    sizes = set()
-    for seed in range(30):
-        np.random.seed(seed)
-        kept = EventDrop().apply(events, (20, 30))
-        np.random.seed(seed)
-        again = EventDrop().apply(events, (20, 30))
-        assert all(np.array_equal(a, b) for a, b in zip(kept, again, strict=True))
-        assert 0 < len(kept.t) <= n and kept.t.dtype == np.int64 and kept.p.dtype == np.uint8
-        sizes.add(len(kept.t))
-    assert n in sizes and len(sizes) > 10
-    empty = Events(*(a[:0] for a in events))
-    assert len(EventDrop().apply(empty, (20, 30)).t) == 0
 
 
 def test_order_of_the_composed_transforms():

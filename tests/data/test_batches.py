@@ -12,7 +12,7 @@ from snn_repro.data.augment import BatchTransform
 from snn_repro.data.batches import LoaderBatches, MemoryBatches, epoch_order, make_generator
 from snn_repro.data.build import Part, assemble, balanced
 from snn_repro.data.dataset import Batches, Split
-from snn_repro.data.sets import SETS, ImageSet, register
+from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError
 
 N = 23
@@ -165,8 +165,3 @@ def test_arrays_that_are_not_what_their_set_says_are_refused(shape, label, said)
     part, split = Part(torch.zeros(2, *shape), [0, label]), Split("digits/official", "", 2, 2, 2)
     with pytest.raises(DataError, match=f"digits was read {said}"):
         assemble(load_config(["dataset=digits"]), SETS["digits"], [part] * 3, split, [])
-
-
-def test_a_sets_name_is_taken_once():
-    with pytest.raises(UserError, match="there is a data set 'digits' already"):
-        register("digits")(type("Other", (ImageSet,), {}))
