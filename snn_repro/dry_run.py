@@ -1,7 +1,5 @@
 """`dry_run=true`: what a run would be, before it is one. All is built as for the run, a few steps are measured, nothing is left.
 
-`hours_of_training` needs no data: an estimate for rows that never ran, from a step of their network on random ones.
-
 Times are those of training and evaluation steps on the run's own data after kernels were compiled (the first steps, told
 apart), memory is the most that this process had. Multiply-accumulates are PyTorch's count (FlopCounterMode), synaptic operations
 spikingjelly's, at the firing rates of a batch of test samples after the measured training steps, batch norms with the
@@ -19,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -28,34 +26,25 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.flop_counter import FlopCounterMode
 
 from snn_repro import distributed
-from snn_repro.build import adapt_surrogates, begin_epoch, build_network, check_settings
-from snn_repro.config import Config, ConfigError, config_hash, frame_shape
+from snn_repro.build import adapt_surrogates, begin_epoch, check_settings
+from snn_repro.config import Config, ConfigError, config_hash
 from snn_repro.console import text_table
 from snn_repro.data import Data
 from snn_repro.energy import energy_report
 from snn_repro.errors import StopRequest, UserError
 from snn_repro.kernels import KERNELS, door
-from snn_repro.losses import build_loss
 from snn_repro.models.blocks import same_statistics
 from snn_repro.neurons import Neuron, firing_rates, initial_states
-from snn_repro.optim import build_optimizer
-from snn_repro.registry import SETS
 from snn_repro.runs import sweeps
 from snn_repro.runs.folder import Follower
-from snn_repro.runtime import Precision, channels_last, peak_memory, pick_device
+from snn_repro.runtime import peak_memory, pick_device
 from snn_repro.train import Training, built, evaluate
 
 WARM_UP, FEWEST = 3, 3  # training steps whose time is that of compiling and of first allocations too; measured ones
 SECONDS = 6.0  # of measured training steps, and at most a third of it of evaluation
 PROBE = 2  # samples of the step that memory is foretold from
 COUNTED = 16  # test samples whose operations are counted
-REPEATS = 0.5  # seconds of a step on random data
-ON_A_GPU = 16  # samples in such a step there
 COLUMNS = ("layer", "kind", "output", "weights", "IMP", "neuron-steps", "MACs", "synops", "rate")
-
-
-class TooLarge(UserError):
-    """A step does not fit the memory."""
 
 
 class Layer(NamedTuple):
@@ -234,71 +223,6 @@ def _seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-# ---------------------------------------------------------------- without data
-
-_measured: dict[str, tuple[float, float]] = {}
-
-
-def network_key(config: Config) -> str:
-    """What a step costs by, IMP, loss and number of classes aside: rows with the same key are measured once."""
-    shape = "x".join(map(str, frame_shape(config)))
-    neuron = " ".join(str(getattr(config.neuron, key, None)) for key in ("name", "reset", "surrogate"))
-    norm = getattr(config.model, "norm", None)
-    return f"{config.model.name} norm {norm} {shape} T {config.timesteps} {neuron} {config.recipe.optimizer}"
-
-
-def hours_of_training(config: Config, say: Callable[[str], None] = lambda _: None) -> tuple[float, str, float]:
-    """(hours, "cpu" or "cuda", samples a second) of a run's training here, without loading and evaluation.
-
-    Raises TooLarge, or UserError where the device or the network cannot be had.
-    """
-    device = pick_device(config)
-    key = f"{network_key(config)} on {device.type}"
-    if key not in _measured:
-        say(f"timing a step of {key}")
-        _measured[key] = measure(config, device)
-    sample, step = _measured[key]
-    speed, facts = 1 / (sample + step / config.recipe.batch_size), SETS[config.dataset.name].of(config)
-    n_train = config.dataset.train_subset or facts.samples[0] or facts.about or 0
-    return config.recipe.epochs * n_train / speed / 3600, device.type, speed
-
-
-def measure(config: Config, device: torch.device) -> tuple[float, float]:
-    """(seconds a sample, forward and backward; seconds an optimiser step), of the row's network from random weights."""
-    gpu, (_, height, width) = device.type == "cuda", frame_shape(config)
-    if gpu:
-        steps, batch = config.timesteps, min(ON_A_GPU, config.recipe.batch_size)
-    else:  # its time grows with pixels, samples and steps alike: one step of few samples will do
-        steps, batch = 1, min(32, max(2, 224 * 224 // (height * width)))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        facts, shape = SETS[config.dataset.name].of(config), frame_shape(config)
-        network = build_network(dataclasses.replace(config, timesteps=steps), facts.num_classes, shape)
-        if not gpu:
-            door.set_backend(network, "dense")  # what is sparse in a trained network is not known
-        model: Any = channels_last(network, device)
-        x = torch.randn(batch, *shape) if facts.static else torch.poisson(torch.full((steps, batch, *shape), 0.3))
-        x, target = x.to(device), torch.randint(facts.num_classes, (batch,)).to(device)
-        loss_fn, optimizer, amp = build_loss("sdt"), build_optimizer(model, config.recipe), Precision(config, device)
-
-        def compute() -> None:
-            with amp.autocast():
-                logits = model(x).float()
-            amp.scaler.scale(loss_fn(logits, target)).backward()
-            torch.cuda.synchronize() if gpu else None
-
-        def step() -> None:
-            amp.scaler.step(optimizer)
-            amp.scaler.update()
-            torch.cuda.synchronize() if gpu else None
-
-        try:
-            computing, stepping = (median(_paced(work, 1, 1, REPEATS)[1:]) for work in (compute, step))
-        except torch.OutOfMemoryError:
-            raise TooLarge(f"a step of {batch} samples does not fit the memory of {device}") from None
-    return computing / batch * config.timesteps / steps, stepping
-
-
 # ---------------------------------------------------------------- memory
 
 
@@ -340,7 +264,7 @@ def available_memory() -> float:
 
 
 def _too_large(config: Config, why: str) -> UserError:
-    return TooLarge(
+    return UserError(
         f"a training step of recipe.batch_size={config.recipe.batch_size} {why}; set recipe.accumulate="
         f"{2 * config.recipe.accumulate}, model.checkpointing=norms or a smaller batch"
     )
