@@ -179,14 +179,6 @@ def dry_sweep(overrides: list[str]) -> Iterator[str]:
 # ---------------------------------------------------------------- time
 
 
-def _paced(work: Callable[[], Any], first: int, fewest: int, seconds: float) -> list[float]:
-    """Seconds of each call: of the `first` ones, and then of as many as take `seconds`, at least `fewest`."""
-    times: list[float] = []
-    while len(times) < first + fewest or sum(times[first:]) < seconds:
-        times.append(_seconds(work))
-    return times
-
-
 def _training(state: Training, batches: Any) -> list[float]:
     """Seconds of steps as an epoch has them, loading included; the WARM_UP first ones compile too."""
     begin_epoch(0, state.config.recipe.epochs, state.model, state.ema, state.loss_fn)
@@ -200,7 +192,10 @@ def _training(state: Training, batches: Any) -> list[float]:
         state.step += 1
         float(state.train_step(x, target, len(target))[0])  # waits for a GPU
 
-    return _paced(step, WARM_UP, FEWEST, SECONDS)
+    times: list[float] = []
+    while len(times) < WARM_UP + FEWEST or sum(times[WARM_UP:]) < SECONDS:
+        times.append(_seconds(step))
+    return times
 
 
 def _evaluation(state: Training, batches: Any) -> float:

@@ -25,16 +25,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from snn_repro.data.augment import GuidedAugmentation
 from snn_repro.data.augment.augmentation import BatchTransform, MovingAugmentation, chained, moved, sent
-from snn_repro.data.dataset import Batches, Data, Split
+from snn_repro.data.dataset import Batches
 from snn_repro.data.events import ByteFrames
 from snn_repro.data.image_files import decode
 from snn_repro.errors import DataError, UserError
-
-__all__ = ["Batches", "Data", "LoaderBatches", "MemoryBatches", "PilImages", "Split", "feed"]
 
 log = logging.getLogger("snn_repro")
 
@@ -417,8 +415,7 @@ class _SeededSamples(Dataset):
 
     def __getitem__(self, key):
         row, parts = key
-        ours = get_worker_info() is None  # a worker's generators are nobody else's
-        states = (random.getstate(), np.random.get_state(), torch.get_rng_state()) if ours else None
+        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
         seed = derive_seed(*parts)
         random.seed(seed), np.random.seed(seed % 2**32), torch.default_generator.manual_seed(seed)
         try:
@@ -426,8 +423,7 @@ class _SeededSamples(Dataset):
         except DataError as error:
             return DataError(str(error))  # raised here, a worker would bury the sentence under its traceback
         finally:
-            if states:
-                random.setstate(states[0]), np.random.set_state(states[1]), torch.set_rng_state(states[2])
+            random.setstate(states[0]), np.random.set_state(states[1]), torch.set_rng_state(states[2])
 
 
 def _collate(samples):
