@@ -124,10 +124,3 @@ def test_partners_are_read_only_where_a_batch_is_mixed():
         steps = [RandomCrop(3), Mix(5, mixup=0.5, mix_prob=prob)]
         list(LoaderBatches(Counted(IMAGES), BATCH, seed=3, shuffle=True, transforms=steps).shard(0, 2).epoch(0))
         assert least <= len(read) <= most
-
-
-def test_workers_read_partners_alike():
-    mix = [Mix(5, mixup=0.5)]
-    alone, helped = (make("images", "loader", mix, workers=n).shard(1, 3) for n in (0, 2))
-    for a, b in zip(alone.epoch(1), helped.epoch(1), strict=True):
-        assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
