@@ -103,7 +103,7 @@ def listing(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
 
 def _from_a_step(row: Row) -> Cost | None:
     """The cost of a row without runs: of a step on random data, timed here; None where it does not fit the memory."""
-    from snn_repro.dry_run import TooLarge, hours_of_training  # takes torch
+    from benchmarks._hours import TooLarge, hours_of_training  # takes torch
 
     try:
         hours = hours_of_training(row.config, lambda said: print(said, file=sys.stderr))

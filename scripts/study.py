@@ -18,11 +18,11 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 from types import ModuleType
 
+from benchmarks._hours import hours_of_training
 from make_tables import collect, collected_lines
 from snn_repro import console
 from snn_repro.config import load_config, sweep_jobs
 from snn_repro.data.sets import SETS
-from snn_repro.dry_run import hours_of_training
 from snn_repro.errors import UserError
 from snn_repro.files import write_text
 from snn_repro.runs.sweeps import plan

@@ -1,7 +1,5 @@
 """`dry_run=true`: what a run would be, before it is one. All is built as for the run, a few steps are measured, nothing is left.
 
-`hours_of_training` needs no data: an estimate for rows that never ran, from a step of their network on random ones.
-
 Times are those of training and evaluation steps on the run's own data after kernels were compiled (the first steps, told
 apart), memory is the most that this process had. Multiply-accumulates are PyTorch's count (FlopCounterMode), synaptic operations
 spikingjelly's, at the firing rates of a batch of test samples after the measured training steps, batch norms with the
@@ -19,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -28,35 +26,25 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.flop_counter import FlopCounterMode
 
 from snn_repro import distributed
-from snn_repro.build import adapt_surrogates, begin_epoch, build_network, check_settings
-from snn_repro.config import Config, ConfigError, config_hash, frame_shape
+from snn_repro.build import adapt_surrogates, begin_epoch, check_settings
+from snn_repro.config import Config, ConfigError, config_hash
 from snn_repro.console import text_table
 from snn_repro.data import Data
 from snn_repro.energy import energy_report
 from snn_repro.errors import StopRequest, UserError
 from snn_repro.kernels import KERNELS, door
-from snn_repro.losses import build_loss
-from snn_repro.models import count_parameters
 from snn_repro.models.blocks import same_statistics
 from snn_repro.neurons import Neuron, firing_rates, initial_states
-from snn_repro.optim import build_optimizer
-from snn_repro.registry import SETS
 from snn_repro.runs import sweeps
 from snn_repro.runs.folder import Follower
-from snn_repro.runtime import Precision, channels_last, peak_memory, pick_device
+from snn_repro.runtime import peak_memory, pick_device
 from snn_repro.train import Training, built, evaluate
 
 WARM_UP, FEWEST = 3, 3  # training steps whose time is that of compiling and of first allocations too; measured ones
 SECONDS = 6.0  # of measured training steps, and at most a third of it of evaluation
 PROBE = 2  # samples of the step that memory is foretold from
 COUNTED = 16  # test samples whose operations are counted
-REPEATS = 0.5  # seconds of a step on random data
-ON_A_GPU = 16  # samples in such a step there
 COLUMNS = ("layer", "kind", "output", "weights", "IMP", "neuron-steps", "MACs", "synops", "rate")
-
-
-class TooLarge(UserError):
-    """A step does not fit the memory."""
 
 
 class Layer(NamedTuple):
@@ -73,11 +61,6 @@ class Layer(NamedTuple):
     value_macs: float  # multiply-accumulates of inputs that are no spikes: pixels, counts, means, sums
     rate: float | None  # spikes a neuron and step
 
-    def cells(self) -> tuple[str, ...]:
-        numbers = self.weights, self.imp, self.neuron_steps, self.macs, self.synops
-        rate = "" if self.rate is None else f"{self.rate:.3f}"
-        return self.name, self.kind, _by(self.shape), *(_short(n) if n else "" for n in numbers), rate
-
 
 @dataclasses.dataclass
 class Report:
@@ -87,8 +70,6 @@ class Report:
     data: Data
     device: str
     layers: list[Layer]
-    weights: int
-    imp: int
     steps: int  # of an epoch
     step_seconds: float
     warm_up_seconds: float  # what the first steps took more
@@ -106,14 +87,25 @@ class Report:
     def text(self, overrides: list[str]) -> str:
         """The report as it is printed, and the command that starts the run."""
         c, split = self.config, self.data.split
-        macs, synops, value_macs = (_short(self.total(n)) for n in ("macs", "synops", "value_macs"))
+        weights, imp, neuron_steps, *operations = (self.total(number) for number in Layer._fields[3:9])
+        macs, synops, value_macs = map(_short, operations)
+        cells = [
+            (
+                name,
+                kind,
+                _by(shape),
+                *(_short(n) if n else "" for n in (*numbers, macs, synops)),
+                "" if rate is None else f"{rate:.3f}",
+            )
+            for name, kind, shape, *numbers, macs, synops, _, rate in self.layers
+        ]
         lines = [
             f"{c.name} seed {c.seed}: {split.n_train:,} training, {split.n_val:,} validation, {split.n_test:,} test samples "
             f"({split.id}), {self.data.num_classes} classes, input {_by(self.data.input_shape)}, T={c.timesteps}, {self.device}",
-            *text_table("", COLUMNS, [layer.cells() for layer in self.layers], left=3).splitlines()[1:],
+            *text_table("", COLUMNS, cells, left=3).splitlines()[1:],
             "",
-            f"parameters    {self.weights:,} weights + {self.imp:,} IMP",
-            f"a sample      {self.total('neuron_steps'):,} neuron-steps; dense {macs} multiply-accumulates, else {synops} synaptic "
+            f"parameters    {weights:,} weights + {imp:,} IMP",
+            f"a sample      {neuron_steps:,} neuron-steps; dense {macs} multiply-accumulates, else {synops} synaptic "
             f"operations and {value_macs} multiply-accumulates of inputs that are no spikes, at the rates of one batch now",
             f"an epoch      {self.steps:,} steps of {c.recipe.batch_size}, {self.step_seconds * 1e3:,.1f} ms each;"
             f" with evaluation {_time(self.epoch_seconds)}",
@@ -150,7 +142,7 @@ def dry_run(config: Config) -> Report:
         memory = peak_memory(device)
     layers = _layers(state, next(iter(test.epoch(0)))[0][..., :COUNTED, :, :, :])
     return Report(
-        config, data, str(device), layers, *count_parameters(state.model), state.steps, step,
+        config, data, str(device), layers, state.steps, step,
         max(0.0, probed + sum(times[:WARM_UP]) - WARM_UP * step), state.steps * step + evaluation + saving, memory,
     )  # fmt: skip
 
@@ -187,14 +179,6 @@ def dry_sweep(overrides: list[str]) -> Iterator[str]:
 # ---------------------------------------------------------------- time
 
 
-def _paced(work: Callable[[], Any], first: int, fewest: int, seconds: float) -> list[float]:
-    """Seconds of each call: of the `first` ones, and then of as many as take `seconds`, at least `fewest`."""
-    times: list[float] = []
-    while len(times) < first + fewest or sum(times[first:]) < seconds:
-        times.append(_seconds(work))
-    return times
-
-
 def _training(state: Training, batches: Any) -> list[float]:
     """Seconds of steps as an epoch has them, loading included; the WARM_UP first ones compile too."""
     begin_epoch(0, state.config.recipe.epochs, state.model, state.ema, state.loss_fn)
@@ -208,7 +192,10 @@ def _training(state: Training, batches: Any) -> list[float]:
         state.step += 1
         float(state.train_step(x, target, len(target))[0])  # waits for a GPU
 
-    return _paced(step, WARM_UP, FEWEST, SECONDS)
+    times: list[float] = []
+    while len(times) < WARM_UP + FEWEST or sum(times[WARM_UP:]) < SECONDS:
+        times.append(_seconds(step))
+    return times
 
 
 def _evaluation(state: Training, batches: Any) -> float:
@@ -229,71 +216,6 @@ def _seconds(work: Callable[[], Any]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
-
-
-# ---------------------------------------------------------------- without data
-
-_measured: dict[str, tuple[float, float]] = {}
-
-
-def network_key(config: Config) -> str:
-    """What a step costs by, IMP, loss and number of classes aside: rows with the same key are measured once."""
-    shape = "x".join(map(str, frame_shape(config)))
-    neuron = " ".join(str(getattr(config.neuron, key, None)) for key in ("name", "reset", "surrogate"))
-    norm = getattr(config.model, "norm", None)
-    return f"{config.model.name} norm {norm} {shape} T {config.timesteps} {neuron} {config.recipe.optimizer}"
-
-
-def hours_of_training(config: Config, say: Callable[[str], None] = lambda _: None) -> tuple[float, str, float]:
-    """(hours, "cpu" or "cuda", samples a second) of a run's training here, without loading and evaluation.
-
-    Raises TooLarge, or UserError where the device or the network cannot be had.
-    """
-    device = pick_device(config)
-    key = f"{network_key(config)} on {device.type}"
-    if key not in _measured:
-        say(f"timing a step of {key}")
-        _measured[key] = measure(config, device)
-    sample, step = _measured[key]
-    speed, facts = 1 / (sample + step / config.recipe.batch_size), SETS[config.dataset.name].of(config)
-    n_train = config.dataset.train_subset or facts.samples[0] or facts.about or 0
-    return config.recipe.epochs * n_train / speed / 3600, device.type, speed
-
-
-def measure(config: Config, device: torch.device) -> tuple[float, float]:
-    """(seconds a sample, forward and backward; seconds an optimiser step), of the row's network from random weights."""
-    gpu, (_, height, width) = device.type == "cuda", frame_shape(config)
-    if gpu:
-        steps, batch = config.timesteps, min(ON_A_GPU, config.recipe.batch_size)
-    else:  # its time grows with pixels, samples and steps alike: one step of few samples will do
-        steps, batch = 1, min(32, max(2, 224 * 224 // (height * width)))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        facts, shape = SETS[config.dataset.name].of(config), frame_shape(config)
-        network = build_network(dataclasses.replace(config, timesteps=steps), facts.num_classes, shape)
-        if not gpu:
-            door.set_backend(network, "dense")  # what is sparse in a trained network is not known
-        model: Any = channels_last(network, device)
-        x = torch.randn(batch, *shape) if facts.static else torch.poisson(torch.full((steps, batch, *shape), 0.3))
-        x, target = x.to(device), torch.randint(facts.num_classes, (batch,)).to(device)
-        loss_fn, optimizer, amp = build_loss("sdt"), build_optimizer(model, config.recipe), Precision(config, device)
-
-        def compute() -> None:
-            with amp.autocast():
-                logits = model(x).float()
-            amp.scaler.scale(loss_fn(logits, target)).backward()
-            torch.cuda.synchronize() if gpu else None
-
-        def step() -> None:
-            amp.scaler.step(optimizer)
-            amp.scaler.update()
-            torch.cuda.synchronize() if gpu else None
-
-        try:
-            computing, stepping = (median(_paced(work, 1, 1, REPEATS)[1:]) for work in (compute, step))
-        except torch.OutOfMemoryError:
-            raise TooLarge(f"a step of {batch} samples does not fit the memory of {device}") from None
-    return computing / batch * config.timesteps / steps, stepping
 
 
 # ---------------------------------------------------------------- memory
@@ -337,7 +259,7 @@ def available_memory() -> float:
 
 
 def _too_large(config: Config, why: str) -> UserError:
-    return TooLarge(
+    return UserError(
         f"a training step of recipe.batch_size={config.recipe.batch_size} {why}; set recipe.accumulate="
         f"{2 * config.recipe.accumulate}, model.checkpointing=norms or a smaller batch"
     )

@@ -64,16 +64,14 @@ def energy_report(model: nn.Module, batch: Tensor) -> dict[str, Any]:
     if most > 1:
         for counter in (synop, mac):
             counter.rules = {op: _by_spike(rule, most, batch) for op, rule in counter.rules.items()}
-    cost = op_counter.SimpleEnergyCostConfig(
-        e_mac_pj=E_MAC_PJ, e_ac_pj=E_AC_PJ, e_memory_pj_per_byte=E_MEMORY_PJ_PER_BYTE
-    )
+    cost = op_counter.SimpleEnergyCostConfig(E_MAC_PJ, E_AC_PJ, E_MEMORY_PJ_PER_BYTE)
+    config = op_counter.SimpleEnergyConfig(cost_config=cost)
     training = model.training
     model.eval()
     try:
-        with door.off(model):  # fused layers hide their operations from the counters
-            with torch.no_grad(), op_counter.DispatchCounterMode([synop, mac]):
+        with door.off(model), torch.no_grad():  # fused layers hide their operations from the counters
+            with op_counter.DispatchCounterMode([synop, mac]):
                 model(batch)
-            config = op_counter.SimpleEnergyConfig(cost_config=cost)
             simple = op_counter.estimate_simple_energy(model, batch, config=config)
     finally:
         model.train(training)
@@ -83,7 +81,7 @@ def energy_report(model: nn.Module, batch: Tensor) -> dict[str, Any]:
     counts = {"macs": mac.get_counts(), "synops": synop.get_counts()}
     layers = {
         name: {kind: sum(of.get(f"{root}.{name}", {}).values()) / samples for kind, of in counts.items()}
-        for name, module in model.named_modules() if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)
+        for name, module in model.named_modules() if isinstance(module, CONNECTIONS)
     }  # fmt: skip
     imps = list(initial_states(model).values())
     imp_bytes = sum(p.numel() * p.element_size() for p in imps)
@@ -100,7 +98,7 @@ def _by_spike(rule: Callable, most: int, batch: Tensor) -> Callable:
     raw = batch.untyped_storage().data_ptr()
 
     def count(args, kwargs, out):
-        for i, x in enumerate(args[:3]):
+        for i, x in enumerate(args):
             if not isinstance(x, Tensor) or x.dim() < 2 or x.untyped_storage().data_ptr() == raw:
                 continue
             if 1 < x.max() <= most and bool(((x >= 0) & (x == x.round())).all()):

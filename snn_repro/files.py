@@ -27,20 +27,18 @@ def replace_atomically(target: Path) -> Iterator[Path]:
     place = Path(os.path.realpath(target))
     temporary = unguessable(place)
     try:
-        try:
-            if place.exists() and not (place.is_file() or place.is_dir()):
-                raise OSError(errno.EINVAL, "it is a block device or a socket")
-            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # follows no link
-            yield temporary
-            with open(temporary, "rb+") as f:
-                os.fsync(f.fileno())
-            os.replace(temporary, place)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+        if place.exists() and not (place.is_file() or place.is_dir()):
+            raise OSError(errno.EINVAL, "it is a block device or a socket")
+        temporary.touch(exist_ok=False)  # follows no link
+        yield temporary
+        with open(temporary, "rb+") as f:
+            os.fsync(f.fileno())
+        os.replace(temporary, place)
     except OSError as error:
         raise write_error(target, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def unguessable(target: Path) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from snn_repro.config import Config, load_config, to_dict
-from snn_repro.data.batches import Split
+from snn_repro.data.dataset import Split
 from snn_repro.files import write_json
 from snn_repro.neurons import build_neuron
 from snn_repro.runs.result import RunResult, build_result

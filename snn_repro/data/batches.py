@@ -25,16 +25,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from snn_repro.data.augment import GuidedAugmentation
 from snn_repro.data.augment.augmentation import BatchTransform, MovingAugmentation, chained, moved, sent
-from snn_repro.data.dataset import Batches, Data, Split
+from snn_repro.data.dataset import Batches
 from snn_repro.data.events import ByteFrames
 from snn_repro.data.image_files import decode
 from snn_repro.errors import DataError, UserError
-
-__all__ = ["Batches", "Data", "LoaderBatches", "MemoryBatches", "PilImages", "Split", "feed"]
 
 log = logging.getLogger("snn_repro")
 
@@ -287,28 +285,21 @@ class MemoryBatches(_Ordered):
         if self.copied:
             x = self._from_copy(rows, sources)
         elif self._is_frames:
-            x = self._frames(rows, sources, bool(steps) and steps[0].transform.portable)
+            x = self._frames(rows, sources is not None or len(steps) > 0)
+            x = x if sources is None else moved(x, sources)
         else:
             x = self.inputs.index_select(0, rows)
         return x, self._targets[rows], steps
 
-    def _frames(self, rows: Tensor, sources: Tensor | None, portable: bool) -> Tensor:
-        """Frames [T, B, C, H, W] with their pixels taken from `sources`; float32, or as stored if the next step is portable."""
+    def _frames(self, rows: Tensor, stored: bool) -> Tensor:
+        """Frames [T, B, C, H, W], as stored for steps and a GPU, unless one of them is float32; else float32 in the one pass."""
         read, pin = [self.checked(row) for row in rows.tolist()], self.device.type == "cuda"
         kinds = {_kind(frames) for frames in read}
-        kind = kinds.pop() if (pin or portable) and len(kinds) == 1 else torch.float32
         t, *chw = self.inputs.shape[1:]
+        kind = kinds.pop() if (stored or pin) and len(kinds) == 1 else torch.float32
         x = torch.empty(t, len(rows), *chw, dtype=kind, pin_memory=pin)
         for b, frames in enumerate(read):
-            if sources is None:
-                x.numpy()[:, b] = frames  # one pass: read, convert, transpose
-                continue
-            own = torch.empty(t, 1, *chw, dtype=_kind(frames))
-            own.numpy()[:, 0] = frames
-            if own.dtype == kind:
-                moved(own, sources[b : b + 1], x, b)
-            else:
-                x[:, b] = moved(own, sources[b : b + 1])[:, 0]
+            x.numpy()[:, b] = frames
         return x
 
     def checked(self, row: int) -> np.ndarray:
@@ -424,8 +415,7 @@ class _SeededSamples(Dataset):
 
     def __getitem__(self, key):
         row, parts = key
-        ours = get_worker_info() is None  # a worker's generators are nobody else's
-        states = (random.getstate(), np.random.get_state(), torch.get_rng_state()) if ours else None
+        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
         seed = derive_seed(*parts)
         random.seed(seed), np.random.seed(seed % 2**32), torch.default_generator.manual_seed(seed)
         try:
@@ -433,8 +423,7 @@ class _SeededSamples(Dataset):
         except DataError as error:
             return DataError(str(error))  # raised here, a worker would bury the sentence under its traceback
         finally:
-            if states:
-                random.setstate(states[0]), np.random.set_state(states[1]), torch.set_rng_state(states[2])
+            random.setstate(states[0]), np.random.set_state(states[1]), torch.set_rng_state(states[2])
 
 
 def _collate(samples):

@@ -17,7 +17,7 @@ from snn_repro import distributed
 from snn_repro.config.schema import Config
 from snn_repro.data import raw
 from snn_repro.data.archives import Packed
-from snn_repro.data.augment import BatchTransform, RecordingAugmentation, batch_transforms, recording_steps
+from snn_repro.data.augment import BatchTransform, RecordingAugmentation, batch_transforms, chosen
 from snn_repro.data.batches import LoaderBatches, MemoryBatches, RowCheck, keep_freed_memory
 from snn_repro.data.cache import Cache, Settings, open_cache
 from snn_repro.data.dataset import Batches, Data, DataSet, Entry, Recorded, Split
@@ -196,6 +196,6 @@ class EventSet(Recorded):
         train, val, test, of_run = dataset.split(cfg, cache)
         check = RowCheck(cache) if cfg.dataset.verify == "first_read" else None
         parts = [Part(cache.frames, cache.labels, rows) for rows in (train, val, test)]
-        if steps := recording_steps(cfg.augment, dataset):
+        if steps := chosen(cfg.augment, dataset, RecordingAugmentation):
             parts[0] = Part(AugmentedRecordings(settings, cfg, cache.names, steps), cache.labels, train)
         return assemble(cfg, dataset, parts, of_run, batch_transforms(cfg.augment, dataset), check=check)

@@ -13,7 +13,7 @@ from snn_repro.config import Config, choices, config_hash, to_dict
 from snn_repro.errors import UserError
 
 if TYPE_CHECKING:
-    from snn_repro.data.batches import Data
+    from snn_repro.data.dataset import Data
 
 SCHEMA_VERSION = 1  # another one is refused when read; a key that is added, or left out by older versions, needs none
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor, nn
 
 from snn_repro import console, distributed
@@ -150,14 +149,7 @@ def count_operations(path: Path, config: Config, result: RunResult, model: nn.Mo
         images, _ = next(iter(data.test.epoch(0)))
         result.energy = energy_report(model, images.to(device))
     if config.neurobench:
-        write_neurobench(path, config, model, data, device)
-
-
-def write_neurobench(path: Path, config: Config, model: nn.Module, data: Data, device: torch.device) -> dict[str, Any]:
-    """NeuroBench's metrics of the whole test part, into the run's folder; returns them."""
-    content = neurobench(model, data.test.epoch(0), loss_of(config).readout, device)
-    write_json(path / NEUROBENCH, content)
-    return content
+        write_json(path / NEUROBENCH, neurobench(model, data.test.epoch(0), loss_of(config).readout, device))
 
 
 # Cost of counting operations, in forward passes on a CPU: 6 (0.2 s a batch of digits_dvs), and 1 s for the first call.

@@ -14,7 +14,7 @@ from snn_repro.data import build_data
 from snn_repro.errors import UserError
 from snn_repro.runs.folder import NEUROBENCH
 from snn_repro.runtime import pick_device
-from snn_repro.trained.load import WEIGHTS, load_run, write_neurobench
+from snn_repro.trained.load import WEIGHTS, count_operations, load_run
 
 PLACES = ("data_dir", "cache_dir", "device")
 
@@ -33,15 +33,11 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"{' '.join(args.words)} names no run; give the folder that holds a run's result.json")
     for folder in folders:
         run = load_run(folder, args.weights)
-        config = dataclasses.replace(run.config, **places)
+        config = dataclasses.replace(run.config, energy=False, neurobench=True, **places)
         run.facts(config)
-        device, data = pick_device(config), build_data(config)
-        content = write_neurobench(folder, config, run.model.to(device), data, device)
-        operations = content["SynapticOperations"]
-        print(
-            f"{folder / NEUROBENCH}: {operations['Effective_ACs']:,.0f} ACs and {operations['Effective_MACs']:,.0f} MACs a sample "
-            f"of {operations['Dense']:,.0f}, {100 * content['ActivationSparsity']:.1f} % of activations are zero"
-        )
+        model = run.model.to(pick_device(config))
+        count_operations(folder, config, run.result, model, build_data(config))  # type: ignore[arg-type]  # of energy alone
+        print(folder / NEUROBENCH)
     return 0
 
 

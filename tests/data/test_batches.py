@@ -9,17 +9,10 @@ from torch.utils.data import WeightedRandomSampler
 
 from snn_repro.config import load_config
 from snn_repro.data.augment import BatchTransform
-from snn_repro.data.batches import (
-    Batches,
-    LoaderBatches,
-    MemoryBatches,
-    Split,
-    derive_seed,
-    epoch_order,
-    make_generator,
-)
+from snn_repro.data.batches import LoaderBatches, MemoryBatches, epoch_order, make_generator
 from snn_repro.data.build import Part, assemble, balanced
-from snn_repro.data.sets import SETS, ImageSet, register
+from snn_repro.data.dataset import Batches, Split
+from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError
 
 N = 23
@@ -86,19 +79,15 @@ def test_start_changes_nothing(kind, options):
 
 def test_workers_change_nothing_and_survive_an_abandoned_epoch():
     alone = LoaderBatches(Noisy(), 5, seed=3, shuffle=True, repeats=3)
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
     helped = LoaderBatches(Noisy(), 5, seed=3, shuffle=True, repeats=3, workers=2)
     assert equal(collect(alone, 0), collect(helped, 0))
     iterator = helped.epoch(1)
     next(iterator)
     assert equal(collect(alone, 2, 1), collect(helped, 2, 1))
-
-
-def test_reading_leaves_the_global_generators_alone():
+    drawn = random.random(), np.random.rand(), torch.rand(1).item()  # reading leaves the global generators alone
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
-    expected = random.random(), np.random.rand(), torch.rand(1).item()
-    random.seed(0), np.random.seed(0), torch.manual_seed(0)
-    collect(LoaderBatches(Noisy(), 5, seed=3, shuffle=True), 0)
-    assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
+    assert drawn == (random.random(), np.random.rand(), torch.rand(1).item())
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -110,6 +99,9 @@ def test_a_broken_file_is_one_sentence(workers):
 def test_unshuffled_batches_keep_the_order_and_every_sample():
     ((x, target),) = collect(MemoryBatches(IMAGES, TARGETS, 5, indices=[7, 3, 11]), 0)
     assert target.tolist() == [7, 3, 11] and torch.equal(x, IMAGES[[7, 3, 11]].float())
+    parts = [MemoryBatches(IMAGES, TARGETS, 4).shard(rank, 5) for rank in range(5)]
+    assert sum(part.n_samples for part in parts) == N  # also when processes share them: none is counted twice
+    assert epoch_order(N, 0, 1, False, world=5).tolist() == list(range(N))
 
 
 @pytest.mark.parametrize("kind", ["memory", "loader"])
@@ -130,11 +122,11 @@ def test_class_balanced_draws_are_replayed_shared_and_those_of_torchs_sampler(ki
     assert np.bincount(many) / len(many) == pytest.approx(wanted, abs=0.02)
 
 
-@pytest.mark.parametrize("balance", [False, True])
-def test_a_recipe_asks_for_class_balanced_draws(balance):
-    train = SETS["digits"].build(load_config(["dataset=digits", f"recipe.class_balanced={balance}"])).train
-    drawn = torch.cat([planned.rows for planned in train.plan(0, 0)])
-    assert (len(drawn.unique()) < 0.7 * len(drawn)) == balance and len(drawn) == train.n_samples
+def test_a_recipe_asks_for_class_balanced_draws():
+    for balance in (False, True):
+        train = SETS["digits"].build(load_config(["dataset=digits", f"recipe.class_balanced={balance}"])).train
+        drawn = torch.cat([planned.rows for planned in train.plan(0, 0)])
+        assert (len(drawn.unique()) < 0.7 * len(drawn)) == balance and len(drawn) == train.n_samples
 
 
 def test_repeated_augmentation_has_adjacent_copies_of_a_third_of_the_images():
@@ -149,20 +141,6 @@ def test_repeated_augmentation_has_adjacent_copies_of_a_third_of_the_images():
     assert torch.equal(by_rank[0][:16_666], by_rank[1][:16_666])  # one copy on each of three processes
 
 
-@pytest.mark.parametrize("world", [2, 3, 5])
-def test_ranks_share_an_epoch(world):
-    shuffled = [epoch_order(N, 0, 1, True, world=world)[r::world] for r in range(world)]
-    assert len({len(s) for s in shuffled}) == 1 and set(torch.cat(shuffled).tolist()) == set(range(N))
-    assert epoch_order(N, 0, 1, False, world=world).tolist() == list(range(N))
-    parts = [MemoryBatches(IMAGES, TARGETS, 4, seed=0).shard(r, world) for r in range(world)]
-    assert sum(p.n_samples for p in parts) == N
-
-
-def test_seeds_are_fixed_for_ever():
-    assert derive_seed(1, 2, 3) == 6498626229777268288
-    assert len({derive_seed(a, b) for a in range(30) for b in range(30)}) == 900
-
-
 def test_wrong_sizes_are_told():
     with pytest.raises(UserError, match="recipe.batch_size=24 leaves no full batch of 23"):
         MemoryBatches(IMAGES, TARGETS, 24, drop_last=True)
@@ -172,28 +150,12 @@ def test_wrong_sizes_are_told():
         MemoryBatches(IMAGES, TARGETS[:-1], 4)
 
 
-@pytest.mark.parametrize(
-    "shape, label, said",
-    [
-        ((1, 8, 8), 10, "digits was read with labels 0 to 10, and its file in data/sets/ says 10 classes"),
-        (
-            (1, 8, 9),
-            1,
-            r"digits was read as images \[1, 8, 9\], and its file in data/sets/ says \[1, 8, 8\], static=True",
-        ),
-        (
-            (3, 1, 8, 8),
-            1,
-            r"digits was read as frames \[1, 8, 8\], and its file in data/sets/ says \[1, 8, 8\], static=True",
-        ),
-    ],
-)
+@pytest.mark.parametrize("shape, label, said", [
+    ((1, 8, 8), 10, "with labels 0 to 10, and its file in data/sets/ says 10 classes"),
+    ((1, 8, 9), 1, r"as images \[1, 8, 9\], and its file in data/sets/ says \[1, 8, 8\], static=True"),
+    ((3, 1, 8, 8), 1, r"as frames \[1, 8, 8\], and its file in data/sets/ says \[1, 8, 8\], static=True"),
+])  # fmt: skip
 def test_arrays_that_are_not_what_their_set_says_are_refused(shape, label, said):
     part, split = Part(torch.zeros(2, *shape), [0, label]), Split("digits/official", "", 2, 2, 2)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=f"digits was read {said}"):
         assemble(load_config(["dataset=digits"]), SETS["digits"], [part] * 3, split, [])
-
-
-def test_a_sets_name_is_taken_once():
-    with pytest.raises(UserError, match="there is a data set 'digits' already"):
-        register("digits")(type("Other", (ImageSet,), {}))

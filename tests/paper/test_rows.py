@@ -22,7 +22,6 @@ from fixtures import (
     write_ncaltech101,
 )
 
-from snn_repro import dry_run
 from snn_repro.config import CONF_DIR, config_hash, load_config, to_dict
 from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
@@ -33,6 +32,7 @@ from snn_repro.train import run
 
 sys.path.insert(0, str(CONF_DIR.parent / "scripts"))
 import list_rows  # noqa: E402
+from benchmarks import _hours  # noqa: E402
 
 # ---------------------------------------------------------------- the paper's numbers
 
@@ -220,9 +220,9 @@ def test_the_list_says_fidelity_and_caveats(tmp_path, capsys, monkeypatch):
 
 def test_cost_of_rows_that_never_ran(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(dry_run, "_measured", {})
+    monkeypatch.setattr(_hours, "_measured", {})
     measured = []
-    monkeypatch.setattr(dry_run, "measure", lambda c, device: measured.append(c.name) or (0.01, 0.256))
+    monkeypatch.setattr(_hours, "measure", lambda c, device: measured.append(c.name) or (0.01, 0.256))
     config = load_config(["experiment=figure4_cifar10_lts", "seed=3"])
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/result.json").write_text(json.dumps(a_result(config)))
@@ -246,12 +246,12 @@ def test_cost_of_rows_that_never_ran(tmp_path, capsys, monkeypatch):
 
 def test_a_cost_that_cannot_be_had_is_said(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(dry_run, "_measured", {})
+    monkeypatch.setattr(_hours, "_measured", {})
 
     def too_large(*_):
-        raise dry_run.TooLarge("")
+        raise _hours.TooLarge("")
 
-    monkeypatch.setattr(dry_run, "measure", too_large)
+    monkeypatch.setattr(_hours, "measure", too_large)
     assert list_rows.main(["--table", "code", "--cost", "device=cpu"]) == 0
     assert capsys.readouterr().out.count("unknown") == 4
     if not torch.cuda.is_available():
@@ -260,18 +260,18 @@ def test_a_cost_that_cannot_be_had_is_said(tmp_path, capsys, monkeypatch):
 
 
 def test_a_step_is_timed_and_draws_stay_as_they_were(monkeypatch):
-    monkeypatch.setattr(dry_run, "REPEATS", 0.0)
+    monkeypatch.setattr(_hours, "REPEATS", 0.0)
     for overrides in (["neuron=if_imp"], ["dataset=digits_dvs", "neuron=lif"]):
         config = load_config([*overrides, "device=cpu"])
         torch.manual_seed(5)
-        sample, step = dry_run.measure(config, torch.device("cpu"))
+        sample, step = _hours.measure(config, torch.device("cpu"))
         assert 0 < sample < 10 and 0 < step < 10
         drawn = torch.rand(1)
         torch.manual_seed(5)
         assert torch.equal(drawn, torch.rand(1))
-    key = dry_run.network_key(config)
-    assert key == dry_run.network_key(load_config(["dataset=digits_dvs", "neuron=lif_imp", "loss=sdt", "seed=2"]))
-    assert key != dry_run.network_key(load_config(["dataset=digits_dvs", "neuron=lif", "timesteps=3"]))
+    key = _hours.network_key(config)
+    assert key == _hours.network_key(load_config(["dataset=digits_dvs", "neuron=lif_imp", "loss=sdt", "seed=2"]))
+    assert key != _hours.network_key(load_config(["dataset=digits_dvs", "neuron=lif", "timesteps=3"]))
 
 
 # ---------------------------------------------------------------- rows as batch jobs, with stubs for SLURM's commands

@@ -35,6 +35,7 @@ class Mine:
 
 def test_a_logger_has_settings(quick, tmp_path, monkeypatch):
     monkeypatch.setitem(LOGGERS, "mine", Mine)
+    monkeypatch.setitem(LOGGERS._owners, "mine", __name__)
     config, said = quick(), []
     for value in (True, {"address": "there"}, False):
         config.logger.to = {"mine": value}

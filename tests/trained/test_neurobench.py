@@ -79,16 +79,12 @@ def pruned():
     return model
 
 
-@pytest.mark.parametrize(
-    "make, static",
-    [
-        (lambda: network("small", (1, 8, 8)), True),
-        (pruned, False),
-        (lambda: network("sew_resnet18", (2, 32, 32), "if"), False),  # sums, a pool, and equal names in all blocks
-        pytest.param(lambda: network("tcja", (2, 32, 32)), False, marks=pytest.mark.slow),  # sigmoids
-    ],
-    ids=["static", "pruned", "sew", "tcja"],
-)
+@pytest.mark.parametrize("make, static", [
+    (lambda: network("small", (1, 8, 8)), True), (pruned, False),
+    # sums, a pool, and equal names in all blocks; sigmoids
+    pytest.param(lambda: network("sew_resnet18", (2, 32, 32), "if"), False, marks=pytest.mark.slow),
+    pytest.param(lambda: network("tcja", (2, 32, 32)), False, marks=pytest.mark.slow),
+], ids=["static", "pruned", "sew", "tcja"])  # fmt: skip
 def test_as_the_package_counts(make, static):
     pytest.importorskip("neurobench")
     from neurobench.benchmarks import Benchmark

@@ -34,14 +34,14 @@ from snn_repro.settings import Setting
 
 __all__ = [
     "AUGMENTATIONS", "Augmentation", "BatchAugmentation", "BatchTransform", "GuidedAugmentation", "MovingAugmentation", "Normalize",
-    "PilAugmentation", "RecordingAugmentation", "Setting", "batch_transforms", "eval_sample_transform", "eval_steps", "needs_pil",
-    "recording_steps", "register_augmentation", "sample_transform",
+    "PilAugmentation", "RecordingAugmentation", "Setting", "batch_transforms", "chosen", "eval_sample_transform", "eval_steps", "needs_pil",
+    "register_augmentation", "sample_transform",
 ]  # fmt: skip
 
 import_all(__name__, __path__)
 
 
-def _chosen(augment: Any, dataset: DataSet, kind: type = Augmentation) -> list[Any]:
+def chosen(augment: Any, dataset: DataSet, kind: type = Augmentation) -> list[Any]:
     """The augmentations of a kind that `augment`, the configuration's group, turns on, in order."""
     return [cls.build(augment.of(cls), dataset) for cls in augment.turned_on(kind)]
 
@@ -53,16 +53,11 @@ def batch_transforms(
 
     in_pil: the images come from `sample_transform`, which has done what can be done to a PIL image.
     """
-    steps = _chosen(augment, dataset, BatchAugmentation)
+    steps = chosen(augment, dataset, BatchAugmentation)
     if in_pil:
         steps = [step for step in steps if type(step).pil_step is Augmentation.pil_step]
     early = [step for step in steps if step.order < NORMALIZE]
     return [*early, *([normalize] if normalize else []), *steps[len(early) :]]
-
-
-def recording_steps(augment: Any, dataset: DataSet) -> list[RecordingAugmentation]:
-    """What `augment` does to recordings before they become frames, in order."""
-    return _chosen(augment, dataset, RecordingAugmentation)
 
 
 def needs_pil(augment: Any) -> list[str]:
@@ -84,10 +79,10 @@ def sample_transform(
     `fill` (0..255 per channel) from outside. Draws come from the global generators, which LoaderBatches seeds for each
     sample.
     """
-    chosen = _chosen(augment, dataset)
-    if any(step.resizes for step in chosen):
-        first, chosen = (), [step for step in chosen if not step.crops]
-    steps = [(step.on_tensors, found) for step in chosen if (found := step.pil_step(size, fill))]
+    on = chosen(augment, dataset)
+    if any(step.resizes for step in on):
+        first, on = (), [step for step in on if not step.crops]
+    steps = [(step.on_tensors, found) for step in on if (found := step.pil_step(size, fill))]
     early = [found for _, found in takewhile(lambda step: step[0], steps)] if tensors else []
     late = [found for _, found in steps[len(early) :]]
     if tensors:

@@ -22,8 +22,7 @@ from torch import Generator, Tensor
 
 from snn_repro.data.dataset import DataSet
 from snn_repro.data.events import Events
-from snn_repro.kernels.compiled import tried
-from snn_repro.kernels.compiled import cuts, in_parallel
+from snn_repro.kernels.compiled import cuts, in_parallel, tried
 from snn_repro.registry import AUGMENTATIONS
 from snn_repro.settings import Setting
 
@@ -212,33 +211,29 @@ def sources_of(move: Callable[[Tensor], Tensor], size: tuple[int, int]) -> Tenso
     return torch.where(seen == 0, height * width, seen - 1)
 
 
-def moved(x: Tensor, sources: Tensor, out: Tensor | None = None, at: int = 0) -> Tensor:
+def moved(x: Tensor, sources: Tensor) -> Tensor:
     """x [B, C, H, W] or [T, B, C, H, W] with the pixels of each sample taken from `sources` [B, H W], see MovingAugmentation.
 
-    out: where to, from its sample `at` on, [T, N, C, H, W] of x's type. Raises IndexError for a source before the frame.
+    Raises IndexError for a source before the frame.
     """
     n = sources.shape[-1]
     if x.device.type == "cpu" and (loop := _move_loop(x.element_size())):
         if int(sources.min()) < 0:
             raise IndexError(f"the sources of moved pixels are 0 to {n}, not {int(sources.min())}")
-        out = torch.empty(x.shape, dtype=x.dtype) if out is None else out
+        out = torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_pinned())
         given, wanted = (
             v.view(-1, *v.shape[-4:-2], n).view(INTEGERS[v.element_size()]).numpy() for v in (x.contiguous(), out)
         )
         places = sources.contiguous().numpy()
         shared(
-            lambda *part: loop(given, wanted, at, places, *part, np.empty((3, n + 1), np.uint64)),
+            lambda *part: loop(given, wanted, places, *part, np.empty((3, n + 1), np.uint64)),
             len(sources),
             x.numel(),
         )
         return out
     pixels = x.flatten(-2) if int(sources.max()) < n else F.pad(x.flatten(-2), (0, 1))
     index = sent(sources, x.device).unsqueeze(-2).expand(*x.shape[:-2], n)
-    found = pixels.gather(-1, index).view(x.shape)
-    if out is None:
-        return found
-    out.narrow(-4, at, len(sources)).copy_(found)
-    return out
+    return pixels.gather(-1, index).view(x.shape)
 
 
 SHARE = 2**20  # values that are worth a thread
@@ -256,10 +251,10 @@ def _move_loop(size: int) -> Callable | None:
     """`_move` compiled for values of so many bytes: several times as fast as to look every pixel up. None where numba cannot."""
     one = np.zeros((1, 1, 1, 1), f"i{size}" if size > 1 else "u1")
     rest = np.zeros((1, 1), np.int64), 0, 1, np.empty((3, 2), np.uint64)
-    return tried(_move, one, one.copy(), 0, *rest, without="moving pixels is slower, not different")
+    return tried(_move, one, one.copy(), *rest, without="moving pixels is slower, not different")
 
 
-def _move(given, wanted, at, sources, first, last, room):
+def _move(given, wanted, sources, first, last, room):
     """A sample's sources as runs, each a piece of a frame that is copied, copied backwards or zero; then run by run.
 
     Most steps have few runs: a shift, a shear or a flip one or two a row of pixels. given, wanted: [T, B, C, H W]. room: for the
@@ -285,7 +280,7 @@ def _move(given, wanted, at, sources, first, last, room):
         begins[runs] = n
         for t in range(given.shape[0]):
             for c in range(given.shape[2]):
-                frame, to = given[t, b, c], wanted[t, at + b, c]
+                frame, to = given[t, b, c], wanted[t, b, c]
                 for run in range(runs):
                     begin, place, count = begins[run], source[run], begins[run + 1] - begins[run]
                     if way[run] == 0:

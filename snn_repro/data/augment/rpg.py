@@ -18,7 +18,7 @@ gradient. On two networks here it cost 1.5 training steps (slrp), 2 to 4 with sl
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from snn_repro.data.augment.augmentation import BatchAugmentation, held, register_augmentation, soft
+from snn_repro.data.augment.augmentation import BatchAugmentation, SoftAugmentation, held, register_augmentation, soft
 from snn_repro.errors import UserError
 from snn_repro.kernels import door
 from snn_repro.models.norms import NORMS
@@ -171,16 +171,13 @@ def _divided(a: Tensor, b: Tensor) -> Tensor:
 
 def _check_neuron(neuron: Neuron, name: str) -> None:
     """Raise UserError where a charge is not the sum of what the potential and the input contribute."""
-    added = type(neuron).steps is Neuron.steps and type(neuron).begin is Neuron.begin
-    if added:
-        v, x, nothing = torch.tensor([[0.3, -0.7], [-0.2, 1.1], [0, 0]]).to(next(neuron.parameters(), torch.empty(0)))
-        try:
-            with torch.no_grad():
-                parts = neuron.charge(v, nothing) + neuron.charge(nothing, x)
-                added = torch.allclose(neuron.charge(v, x), parts, atol=1e-6)
-        except (RuntimeError, ValueError, AttributeError, TypeError):  # its charge asks for more than v and x
-            added = False
-    if not added:
+    added = False
+    v, x, nothing = torch.tensor([[0.3, -0.7], [-0.2, 1.1], [0, 0]]).to(next(neuron.parameters(), torch.empty(0)))
+    # its charge may ask for more than v and x
+    with suppress(RuntimeError, ValueError, AttributeError, TypeError), torch.no_grad():
+        parts = neuron.charge(v, nothing) + neuron.charge(nothing, x)
+        added = torch.allclose(neuron.charge(v, x), parts, atol=1e-6)
+    if not added or type(neuron).steps is not Neuron.steps or type(neuron).begin is not Neuron.begin:
         raise UserError(f"the neuron '{neuron.family}' ({name}) does not just add up what it keeps and what comes in")
 
 
@@ -254,13 +251,7 @@ class GuidedAugmentation(BatchAugmentation):
 
     works_on = ("frames",)
     rule: str
-    relevance: Callable[[Tensor, str], tuple[Tensor, Tensor]] | None = None
-
-    def salience(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`relevance` of frames. Raises UserError where no network was given."""
-        if self.relevance is None:
-            raise UserError(f"augment.{self.name} needs the network in training: set its `relevance` first")
-        return self.relevance(x, self.rule)
+    relevance: Callable[[Tensor, str], tuple[Tensor, Tensor]]
 
     @staticmethod
     def scaled(relevance: Tensor) -> Tensor:
@@ -297,7 +288,7 @@ class RPGDrop(GuidedAugmentation):
     def apply(self, x: Tensor, target: Tensor, draws, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
         if draws is None:
             return x, target
-        chance, out = self.scaled(self.salience(x)[0]), x.clone()
+        chance, out = self.scaled(self.relevance(x, self.rule)[0]), x.clone()
         for b, (strength, seed) in enumerate(zip(*(d[rows].tolist() for d in draws), strict=True)):
             generator = torch.Generator().manual_seed(seed)
             places = x[:, b].nonzero(as_tuple=True)
@@ -348,7 +339,7 @@ def placed(one: Box, two: Box, size: tuple[int, int], draws: list[float]) -> tup
 
 
 @register_augmentation("rpg_mix")
-class RPGMix(GuidedAugmentation):
+class RPGMix(GuidedAugmentation, SoftAugmentation):
     """RPGMix: two samples beside one another, by where the network sees them, in a whole batch or not at all.
 
     A box lies around what the relevance of the last feature maps, averaged over channels and time and enlarged to the frame,
@@ -364,14 +355,9 @@ class RPGMix(GuidedAugmentation):
         "rpg_relevance": RELEVANCE,
     }  # fmt: skip
     order = 56
-    soft_targets = True
 
     def __init__(self, num_classes: int, rpg_mix: float, rpg_relevance: str = "slrp"):
         self.num_classes, self.chance, self.rule = num_classes, rpg_mix, rpg_relevance
-
-    @classmethod
-    def build(cls, values, dataset):
-        return cls(dataset.num_classes, **values)
 
     def draw(self, n: int, generator: Generator) -> Tensor | None:
         """Six numbers a sample [n, 6] for the places of its boxes; None: this batch is not mixed."""
@@ -392,7 +378,7 @@ class RPGMix(GuidedAugmentation):
             return F.pad(x[:, i], (right, -right, down, -down))
 
         size = x.shape[-2], x.shape[-1]
-        features = self.scaled(self.salience(x)[1].mean(2, keepdim=True)).mean(0)  # [B, 1, h, w]
+        features = self.scaled(self.relevance(x, self.rule)[1].mean(2, keepdim=True)).mean(0)  # [B, 1, h, w]
         boxes = [salient_box(m[0]) for m in F.interpolate(features, size, mode="bilinear", align_corners=False)]
         out, labels = x.narrow(-4, 0, keep).clone(), target[:keep].clone()
         for b, c in enumerate(held(rows, self.partners(draws, rows[:keep])).tolist()):
