@@ -8,7 +8,7 @@ A finished cache is a folder `cache_dir/<dataset>/T<timesteps>-<number|time|brai
     index.csv      one line a sample, sorted by name: row, label, official part, events, bytes and CRC-32 of
                    its file, CRC-32 of the bytes of its row's frames, in the
                    narrowest type where the table has some of them, name
-    manifest.json  format version, settings, shape, what was left out and why, a SHA-256 over all source files
+    manifest.json  format version, settings, shape, what was left out and why
 
 A row's CRC-32 is checked when a run first reads the row (`RowCheck`), so that frames which decayed on the disk are
 not trained on. Format version 2, which had no table, is still read.
@@ -22,13 +22,12 @@ import json
 import os
 import zlib
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from snn_repro.data.dataset import Entry, Recorded
+from snn_repro.data.dataset import Recorded
 from snn_repro.data.events import OVERFLOW, ByteFrames
 from snn_repro.data.recordings import find_recordings, read_entry
 from snn_repro.errors import DataError, UserError
@@ -36,7 +35,7 @@ from snn_repro.errors import DataError, UserError
 FORMAT_VERSION = 3
 _READABLE = (2, 3)
 TABLE = "overflow.npy"
-WHOLE, FEW = 2**30, 64  # bytes of own recordings up to which the contents of all are compared; how many of more
+WHOLE = 2**30  # bytes of own recordings up to which the contents of all are compared; of more, evenly spaced ones
 
 
 class Settings(NamedTuple):
@@ -77,7 +76,6 @@ class Cache:
     names: list[str]
     labels: np.ndarray  # int64 [N]
     parts: list[str] | np.ndarray  # "train" | "test" where the split is official, else ""
-    events: np.ndarray  # int64 [N]: events in the recording
     manifest: dict[str, Any]
     excluded: dict[str, str]  # sample or file -> why it was left out
     folder: Path
@@ -87,11 +85,6 @@ class Cache:
 
 
 # ------------------------------------------------------------------ opening
-
-
-def partial_folder(folder: Path) -> Path:
-    """What the folder of a cache is called while it is made."""
-    return folder.with_name(folder.name + ".partial")
 
 
 def open_cache(settings: Settings, cache_dir: str | Path | None, data_dir: str | Path | None = None) -> Cache:
@@ -108,9 +101,8 @@ def open_cache(settings: Settings, cache_dir: str | Path | None, data_dir: str |
         )
     folder, command = Path(cache_dir, settings.folder), settings.command(data_dir, cache_dir)
     if not (folder / "manifest.json").is_file():
-        unfinished = (
-            " (an unfinished one is there: the command goes on with it)" if partial_folder(folder).exists() else ""
-        )
+        begun = Path(f"{folder}.partial").exists()
+        unfinished = " (an unfinished one is there: the command goes on with it)" if begun else ""
         again = " rebuild=true" if folder.exists() else ""
         raise UserError(f"no prepared frames at {folder}{unfinished}; run `{command}{again}` once")
     cache = _read(folder, settings, f"{command} rebuild=true")
@@ -150,7 +142,6 @@ def _read(folder: Path, settings: Settings, command: str) -> Cache:
         [r["name"] for r in rows],
         np.array([r["label"] for r in rows], np.int64),
         np.array([r["part"] for r in rows]),
-        np.array([r["events"] for r in rows], np.int64),
         manifest,
         excluded,
         folder,
@@ -176,16 +167,8 @@ def _changed_source(dataset: Recorded, data_dir, cache_dir, cache: Cache) -> str
             return f"{name} had {size} bytes when it was read and has {now} now"
     if new := sorted(files.keys() - cache.files.keys() - {name.partition(":")[0] for name in cache.excluded}):
         return f"{new[0]} is in data_dir={data_dir}, but not in it"
-    compared = sorted(cache.files) if dataset.own else []
-    if sum(cache.files[name][0] for name in compared) > WHOLE:
-        compared = compared[:: -(-len(compared) // FEW)]
-    for name in compared:
-        if _crc32(files[name], name, os.stat(files[name].path).st_mtime_ns) != cache.files[name][1]:
+    step = 1 + sum(size for size, _ in cache.files.values()) // WHOLE
+    for name in sorted(cache.files)[::step] if dataset.own else []:
+        if f"{zlib.crc32(read_entry(files[name], name)):08x}" != cache.files[name][1]:
             return f"the content of {name} has changed"
     return None
-
-
-@lru_cache(maxsize=100_000)
-def _crc32(entry: Entry, name: str, changed: int) -> str:
-    """Eight hexadecimal digits of a file as it was `changed` last; a run opens its cache several times."""
-    return f"{zlib.crc32(read_entry(entry, name)):08x}"

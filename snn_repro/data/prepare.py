@@ -14,10 +14,9 @@ import shutil
 import warnings
 import zipfile
 import zlib
-from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,15 +26,15 @@ from snn_repro import distributed
 from snn_repro.console import progress
 from snn_repro.data.archives import means
 from snn_repro.data.batches import RowCheck
-from snn_repro.data.cache import FORMAT_VERSION, TABLE, Cache, Settings, open_cache, partial_folder
+from snn_repro.data.cache import FORMAT_VERSION, TABLE, Cache, Settings, open_cache
 from snn_repro.data.dataset import Entry, Recorded, Sample
 from snn_repro.data.events import OVERFLOW, apart, cut, to_frames
 from snn_repro.data.recordings import Recordings, find_recordings, read_entry, walk
 from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError, nearest
-from snn_repro.files import hold, write_error, write_text
+from snn_repro.files import hold, write_error, write_json, write_text
 
-_PART_VERSION = 3  # of the files of an unfinished cache
+_PART_VERSION = 4  # of the files of an unfinished cache
 
 
 def event_set(name: str) -> Any:
@@ -101,19 +100,22 @@ def prepare(
     problems, read = dict(sorted(found.problems.items())), 0
     for problem in problems.items():
         say(f"bad: {_said(*problem)}")
-    with _partial(partial_folder(folder)) as partial:
+    with _partial(Path(f"{folder}.partial")) as partial:
         jobs = _jobs(partial, settings, found)
-        todo = [job for job in jobs if not _whole(job[-1])]
-        if done := len(jobs) - len(todo):
-            say(f"{done} of {len(jobs)} files were read before")
-        results = _decode_all(todo, workers or distributed.cores())
-        with contextlib.closing(results), progress("files", len(todo), say) as advance:
-            for n, (good, bad, notes) in enumerate(results, 1):
-                for note in notes:
-                    say(f"note: {note}")
-                for problem in bad.items():
-                    say(f"bad: {_said(*problem)}")
-                read, problems = read + good, problems | bad
+        made = {part: _kept(part) for part in jobs}
+        todo = [part for part, facts in made.items() if facts is None]
+        if len(todo) < len(made):
+            say(f"{len(made) - len(todo)} of {len(made)} files were read before")
+        with (
+            _decoded([(settings, part, *jobs[part]) for part in todo], workers) as results,
+            progress("files", len(todo), say) as advance,
+        ):
+            for n, (facts, notes) in enumerate(results, 1):
+                for line in [f"note: {note}" for note in notes] + [
+                    f"bad: {_said(*p)}" for p in facts["problems"].items()
+                ]:
+                    say(line)
+                made[todo[n - 1]], problems, read = facts, problems | facts["problems"], read + len(facts["rows"])
                 advance(n)
         if problems and not allow_bad:
             raise DataError(
@@ -121,10 +123,8 @@ def prepare(
                 f" ({_said(*next(iter(problems.items())))}); replace them and run again, which reads only those, or"
                 " pass allow_bad=true to leave them out, which the manifest then says"
             )
-        samples = _join([job[-1] for job in jobs], found.samples, settings, partial / "finished", problems)
-        shutil.rmtree(partial / "old", ignore_errors=True)
-        if folder.exists():
-            folder.rename(partial / "old")
+        samples = _join(made, settings, partial / "finished", problems)
+        shutil.rmtree(folder, ignore_errors=True)
         (partial / "finished").rename(folder)
         shutil.rmtree(partial, ignore_errors=True)
     return Report(folder, samples, dataset.total or len(found.samples), read, problems)
@@ -167,123 +167,113 @@ def _partial(folder: Path) -> Iterator[Path]:
 # ------------------------------------------------------------------ a file of frames for each recording
 
 
-def _jobs(partial: Path, settings: Settings, found: Recordings) -> list[tuple[Entry, list[Sample], Settings, Path]]:
-    """Of each file: where it lies, its samples, and the part that is made of them; what that depends on is in its name."""
-    jobs = []
+def _jobs(partial: Path, settings: Settings, found: Recordings) -> dict[Path, tuple[Entry, list[Sample]]]:
+    """{the part that is made of a file: (where the file lies, its samples)}; what a part depends on is in its name."""
+    jobs = {}
     for file, group in groupby(found.samples, lambda sample: sample.file):
         entry, samples = found.files[file], list(group)
         state = os.stat(entry.path) if os.path.isfile(entry.path) else None
-        changed = state and (state.st_size, state.st_mtime_ns)
-        plan = json.dumps([_PART_VERSION, settings.words(), samples, changed])
-        jobs.append((entry, samples, settings, partial / f"{hashlib.sha256(plan.encode()).hexdigest()[:24]}.npz"))
+        plan = json.dumps([_PART_VERSION, settings.words(), samples, state and (state.st_size, state.st_mtime_ns)])
+        jobs[partial / f"{hashlib.sha256(plan.encode()).hexdigest()[:24]}.npz"] = entry, samples
     return jobs
 
 
-def _whole(part: Path) -> bool:
-    """Whether a part is there as it was written, with all samples of its file."""
+def _kept(part: Path) -> dict[str, Any] | None:
+    """The facts of a part that is there as it was written, with all samples of its file; else None."""
     try:
-        with zipfile.ZipFile(part) as stored:
-            return stored.testzip() is None and _facts(part)["whole"]
+        with zipfile.ZipFile(part) as stored, np.load(part) as arrays:
+            facts = json.loads(str(arrays["facts"]))
+            return facts if stored.testzip() is None and not facts["problems"] else None
     except Exception:  # whatever is wrong with it, it is made again
-        return False
+        return None
 
 
-def _facts(part: Path) -> dict[str, Any]:
-    with np.load(part) as stored:
-        return json.loads(str(stored["facts"]))
-
-
-def _decode_all(jobs: list[tuple], threads: int) -> Generator[tuple[int, dict[str, str], list[str]], None, None]:
-    """(good samples, problems, what readers warned of) of each file, in the order in which they get ready.
+@contextlib.contextmanager
+def _decoded(jobs: list[tuple], threads: int | None) -> Iterator[Iterator[tuple[dict[str, Any], list[str]]]]:
+    """(facts, what readers warned of) of each file; the rest is called off where the block is left.
 
     Threads do, as neither NumPy nor the counting holds Python's lock for long.
     """
-    pool = ThreadPoolExecutor(threads, "prepare")
+    pool = ThreadPoolExecutor(threads or distributed.cores(), "prepare")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            for decoded in as_completed([pool.submit(_decode, *job) for job in jobs]):
-                yield *decoded.result(), [str(caught.pop(0).message) for _ in range(len(caught))]
+            facts = pool.map(lambda job: _decode(*job), jobs)
+            yield ((each, [str(caught.pop(0).message) for _ in range(len(caught))]) for each in facts)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _decode(entry: Entry, samples: list[Sample], settings: Settings, part: Path) -> tuple[int, dict[str, str]]:
-    """Keep the frames of one file: (how many samples, the problems of others). Those with problems are read again next time."""
-    dataset, problems = settings.dataset, {}
-    rows: list[list] = []
-    arrays: dict[str, Any] = {}
+def _decode(settings: Settings, part: Path, entry: Entry, samples: list[Sample]) -> dict[str, Any]:
+    """Keep the frames of one file; returns what is known of it: its bytes, rows, and the problems of other samples."""
+    facts: dict[str, Any] = {"file": samples[0].file, "rows": [], "problems": {}}
+    arrays = {}
     part.unlink(missing_ok=True)
     try:
         data = read_entry(entry, samples[0].file)
-        events = dataset.decode(data, samples[0].file)
+        events = settings.dataset.decode(data, samples[0].file)
     except DataError as error:
-        return 0, {samples[0].file: str(error)}
+        return facts | {"problems": {samples[0].file: str(error)}}
+    facts |= {"size": len(data), "crc32": f"{zlib.crc32(data):08x}"}
     for sample in samples:
         inside = cut(events, sample.start, sample.stop)
         try:
             if not len(inside.t):
                 raise DataError("it holds no events")
-            arrays[str(len(rows))] = frames = to_frames(inside, dataset.shape[1:], *settings[1:])
-            rows.append([sample.name, len(inside.t), str(frames.dtype)])
+            frames = to_frames(inside, settings.dataset.shape[1:], *settings[1:])
         except DataError as error:
-            problems[sample.name] = str(error)
-    facts = {"file": samples[0].file, "size": len(data), "crc32": f"{zlib.crc32(data):08x}", "rows": rows}
+            facts["problems"][sample.name] = str(error)
+            continue
+        arrays[str(len(arrays))] = frames
+        facts["rows"].append([sample.name, sample.label, sample.part, len(inside.t), str(frames.dtype)])
     with open(part.with_suffix(".tmp"), "wb") as file:
-        np.savez(file, facts=np.array(json.dumps(facts | {"whole": not problems})), **arrays)
+        np.savez(file, facts=np.array(json.dumps(facts)), **arrays)
     part.with_suffix(".tmp").replace(part)
-    return len(rows), problems
+    return facts
 
 
 # ------------------------------------------------------------------ joining them
 
 
-def _join(made: list[Path], samples: list[Sample], settings: Settings, target: Path, problems: dict[str, str]) -> int:
+def _join(made: dict[Path, dict[str, Any]], settings: Settings, target: Path, problems: dict[str, str]) -> int:
     """Write a finished cache from all parts to the folder `target`; returns the number of samples."""
-    parts = {part: _facts(part) for part in made if part.exists()}
-    place = {row[0]: (part, str(k), *row[1:]) for part, facts in parts.items() for k, row in enumerate(facts["rows"])}
-    good = [sample for sample in samples if sample.name in place]
-    if not good:
+    kinds = [row[-1] for facts in made.values() for row in facts["rows"]]
+    if not kinds:
         raise DataError(f"not one recording of {settings.dataset.name} is good, so there is nothing to cache")
-    dtype = np.result_type(*{np.dtype(kind) for *_, kind in place.values()})
-    dtype = np.dtype(np.uint8) if dtype.kind == "u" else dtype  # larger counts go to the table
+    dtype, shape = np.result_type(*set(kinds)), (len(kinds), *settings.shape)
+    counts = dtype.kind == "u"
+    dtype = np.dtype(np.uint8) if counts else dtype  # larger counts go to the table
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    index, tables, shape = ["row,label,part,events,bytes,crc32,row_crc32,name"], [], (len(good), *settings.shape)
-    with open(target / "frames.npy", "wb") as frames:
+    index, tables = ["row,label,part,events,bytes,crc32,row_crc32,name"], [np.empty(0, OVERFLOW)]
+    with open(target / "frames.npy", "wb") as file:
         descr = np.lib.format.dtype_to_descr(dtype)
-        np.lib.format.write_array_header_1_0(frames, {"descr": descr, "fortran_order": False, "shape": shape})
-        for new, sample in enumerate(good):
-            part, k, events, _ = place[sample.name]
-            with np.load(part) as stored:
-                values = written = stored[k] if dtype.kind == "u" else stored[k].astype(dtype)
-            if dtype.kind == "u":
-                written, places, counts = apart(values)
-                tables.append(np.rec.fromarrays([np.full(len(places), new), places, counts], dtype=OVERFLOW))
-            frames.write(np.ascontiguousarray(written).data)
-            size, crc32 = parts[part]["size"], parts[part]["crc32"]
-            row_crc32 = f"{zlib.crc32(np.ascontiguousarray(values).data):08x}"
-            index.append(f"{new},{sample.label},{sample.part},{events},{size},{crc32},{row_crc32},{sample.name}")
-        frames.flush()
-        os.fsync(frames.fileno())
-    text, table = "\n".join(index) + "\n", np.concatenate([np.empty(0, OVERFLOW), *tables])
-    sources = [
-        f"{f['crc32']} {f['size']} {f['file']}\n" for f in sorted(parts.values(), key=itemgetter("file")) if f["rows"]
-    ]
+        np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+        for part, facts in made.items():
+            stored = np.load(part) if facts["rows"] else {}
+            for k, (name, label, split, events, _) in enumerate(facts["rows"]):
+                values = written = stored[str(k)] if counts else stored[str(k)].astype(dtype)
+                row = len(index) - 1
+                if counts:
+                    written, places, more = apart(values)
+                    tables.append(np.rec.fromarrays([np.full(len(places), row), places, more], dtype=OVERFLOW))
+                file.write(np.ascontiguousarray(written).data)
+                row_crc32 = f"{zlib.crc32(np.ascontiguousarray(values).data):08x}"
+                index.append(f"{row},{label},{split},{events},{facts['size']},{facts['crc32']},{row_crc32},{name}")
+        file.flush()
+        os.fsync(file.fileno())
+    text, table = "\n".join(index) + "\n", np.concatenate(tables)
     manifest = {
         "format_version": FORMAT_VERSION,
         **settings.words(),
         "shape": list(shape),
         "dtype": str(dtype),
-        "samples_of_the_complete_set": settings.dataset.total,
         "excluded": [{"name": name, "reason": reason} for name, reason in problems.items()],
-        "source_files": len(sources),
-        "sources_sha256": hashlib.sha256("".join(sources).encode()).hexdigest(),
         "index_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
     if len(table):
         np.save(target / TABLE, table)
         manifest["overflow_sha256"] = hashlib.sha256(table.tobytes()).hexdigest()
     write_text(target / "index.csv", text)
-    write_text(target / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-    return len(good)
+    write_json(target / "manifest.json", manifest)
+    return len(kinds)

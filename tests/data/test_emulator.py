@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from snn_repro.data.emulator import Camera, _simulate, emulate, emulate_recording, saccades
 from snn_repro.data.events import compiled
+from snn_repro.data.sets.emulated import Camera, _simulate, emulate, emulate_recording, saccades
 from snn_repro.errors import UserError
 
 QUIET = Camera(noise=0.0, mismatch=0.0)
