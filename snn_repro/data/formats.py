@@ -213,8 +213,6 @@ def read_atis_bin(data: bytes, name: str = "the file", size: tuple[int, int] = (
 # ------------------------------------------------------------------ recordings of one's own
 
 SUFFIXES = (".npz", ".h5", ".hdf5", ".aedat", ".bin", ".aedat4", ".raw", ".dat", ".es")
-CAMERAS = {"DVS128": (128, 128), "DAVIS240": (180, 240), "DAVIS346": (260, 346), "DAVIS640": (480, 640)}
-"""what the name of an AEDAT 3.1 file's source begins with -> (height, width)"""
 RANGES = {"t": (-(2**62), 2**62), "x": (0, 4095), "y": (0, 4095), "p": (-1, 1), "height": (1, 4096), "width": (1, 4096)}
 JITTER = 1000  # microseconds that an event may lie before an earlier one, as cameras write them
 
@@ -242,12 +240,9 @@ def read_recording(data: bytes, name: str) -> Recording:
     if suffix in (".npz", ".h5", ".hdf5"):
         found = _table_file(data, name, suffix)
     elif suffix == ".aedat" and data.startswith(b"#!AER-DAT3.1"):
-        camera = re.search(rb"^#\s*Source \d+: *(\w+)", data[:4096], re.MULTILINE)
-        named = camera.group(1).decode() if camera else ""
-        size = next((s for c, s in CAMERAS.items() if named.startswith(c)), None)
-        found = Recording(read_aedat3(data, name, None), size)
+        found = Recording(read_aedat3(data, name, None), None)
     elif suffix == ".aedat":
-        found = Recording(read_aedat2(data, name), CAMERAS["DVS128"])
+        found = Recording(read_aedat2(data, name), (128, 128))
     elif suffix == ".bin":
         found = Recording(read_atis_bin(data, name, (240, 256)), None)
     elif suffix in SUFFIXES:
