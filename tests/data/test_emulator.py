@@ -18,17 +18,12 @@ def same(a, b):
     return all(np.array_equal(u, v) for u, v in zip(a, b, strict=True))
 
 
-def test_a_recording_is_sorted_typed_and_inside_of_the_sensor():
-    t, x, y, p = emulate_recording(spot())
-    assert (t.dtype, x.dtype, y.dtype, p.dtype) == (np.int64, np.int16, np.int16, np.uint8)
+def test_a_recording_is_sorted_typed_inside_of_the_sensor_and_a_function_of_its_seed():
+    t, x, y, p = first = emulate_recording(spot(), seed=3)
+    assert [a.dtype for a in first] == [np.int64, np.int16, np.int16, np.uint8]
     assert len(t) > 100 and np.all(np.diff(t) >= 0) and t[0] >= 0 and t[-1] <= 300_000
     assert x.min() >= 0 and x.max() < 24 and y.min() >= 0 and y.max() < 24 and set(p) == {0, 1}
-
-
-def test_equal_seeds_give_equal_events_and_others_do_not():
-    first = emulate_recording(spot(), seed=3)
-    assert same(first, emulate_recording(spot(), seed=3))
-    assert not same(first, emulate_recording(spot(), seed=4))
+    assert same(first, emulate_recording(spot(), seed=3)) and not same(first, emulate_recording(spot(), seed=4))
 
 
 def test_one_by_one_and_all_at_once_agree():
