@@ -19,7 +19,6 @@ the end. So a run that is killed at any moment loses at most the recordings in h
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import hashlib
 import json
@@ -28,7 +27,6 @@ import shutil
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -36,6 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from snn_repro import distributed
 from snn_repro.console import progress
@@ -45,7 +44,7 @@ from snn_repro.data.dataset import SETS, Entry, Recorded, Sample
 from snn_repro.data.events import OVERFLOW, ByteFrames, apart, cut, to_frames
 from snn_repro.data.recordings import Recordings, find_recordings, read_entry, walk
 from snn_repro.errors import DataError, UserError, nearest
-from snn_repro.files import hold, write_error, write_json, write_text
+from snn_repro.files import write_error, write_json, write_text
 
 FORMAT_VERSION = 3
 _READABLE = (2, 3)
@@ -252,37 +251,30 @@ def prepare(
         return Report(
             folder, len(cache.names), dataset.total or len(cache.names) + len(cache.excluded), 0, cache.excluded
         )
-    found = find_recordings(dataset, data_dir, cache_dir)
-    problems, read = dict(sorted(found.problems.items())), 0
-    for problem in problems.items():
+    found, partial = find_recordings(dataset, data_dir, cache_dir), Path(f"{folder}.partial")
+    for problem in sorted(found.problems.items()):
         say(f"bad: {_said(*problem)}")
-    with _partial(Path(f"{folder}.partial")) as partial:
-        jobs = _jobs(partial, settings, found)
-        made = {part: _kept(part) for part in jobs}
-        todo = [part for part, facts in made.items() if facts is None]
-        if len(todo) < len(made):
-            say(f"{len(made) - len(todo)} of {len(made)} files were read before")
-        with (
-            _decoded([(settings, part, *jobs[part]) for part in todo], workers) as results,
-            progress("files", len(todo), say) as advance,
-        ):
-            for n, (facts, notes) in enumerate(results, 1):
-                for line in [f"note: {note}" for note in notes] + [
-                    f"bad: {_said(*p)}" for p in facts["problems"].items()
-                ]:
-                    say(line)
-                made[todo[n - 1]], problems, read = facts, problems | facts["problems"], read + len(facts["rows"])
-                advance(n)
-        if problems and not allow_bad:
-            raise DataError(
-                f"{len(problems)} of {len(found.samples) + len(found.problems)} recordings of {dataset.name} are bad"
-                f" ({_said(*next(iter(problems.items())))}); replace them and run again, which reads only those, or"
-                " pass allow_bad=true to leave them out, which the manifest then says"
-            )
-        samples = _join(made, settings, partial / "finished", problems)
-        shutil.rmtree(folder, ignore_errors=True)
-        (partial / "finished").rename(folder)
-        shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with FileLock(partial / "lock", timeout=0.2):
+            made, read = _read_all(partial, settings, found, workers or distributed.cores(), say)
+            problems = dict(sorted(found.problems.items()))
+            for facts in made.values():
+                problems |= facts["problems"]
+            if problems and not allow_bad:
+                raise DataError(
+                    f"{len(problems)} of {len(found.samples) + len(found.problems)} recordings of {dataset.name} are bad"
+                    f" ({_said(*next(iter(problems.items())))}); replace them and run again, which reads only those, or"
+                    " pass allow_bad=true to leave them out, which the manifest then says"
+                )
+            samples = _join(made, settings, partial / "finished", problems)
+            shutil.rmtree(folder, ignore_errors=True)
+            (partial / "finished").rename(folder)
+            shutil.rmtree(partial, ignore_errors=True)
+    except Timeout:
+        raise UserError(f"another run is preparing {partial}; wait for it or stop it") from None
+    except OSError as error:
+        raise write_error(partial, error, "cache_dir=DIR") from None
     return Report(folder, samples, dataset.total or len(found.samples), read, problems)
 
 
@@ -304,34 +296,40 @@ def _refuse_overlap(dataset: Recorded, data_dir: str | Path | None, folder: Path
             )
 
 
-@contextlib.contextmanager
-def _partial(folder: Path) -> Iterator[Path]:
-    """The folder of an unfinished cache, locked. Raises UserError if another run has it, or it cannot be written."""
-    lock = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if (lock := hold(folder / "lock")) is None:
-            raise UserError(f"another run is preparing {folder}; wait for it or stop it")
-        yield folder
-    except OSError as error:
-        raise write_error(folder, error, "cache_dir=DIR") from None
-    finally:
-        if lock:
-            lock.release()
-
-
 # ------------------------------------------------------------------ a file of frames for each recording
 
 
-def _jobs(partial: Path, settings: Settings, found: Recordings) -> dict[Path, tuple[Entry, list[Sample]]]:
-    """{the part that is made of a file: (where the file lies, its samples)}; what a part depends on is in its name."""
-    jobs = {}
+def _read_all(partial: Path, settings: Settings, found: Recordings, threads: int, say) -> tuple[dict[Path, Any], int]:
+    """({part: facts} of all files, of which those that are not there as they should be are read; samples read now).
+
+    Threads do, as neither NumPy nor the counting holds Python's lock for long.
+    """
+    made: dict[Path, Any] = {}
+    jobs, read = [], 0
     for file, group in groupby(found.samples, lambda sample: sample.file):
         entry, samples = found.files[file], list(group)
         state = os.stat(entry.path) if os.path.isfile(entry.path) else None
         plan = json.dumps([_PART_VERSION, settings.words(), samples, state and (state.st_size, state.st_mtime_ns)])
-        jobs[partial / f"{hashlib.sha256(plan.encode()).hexdigest()[:24]}.npz"] = entry, samples
-    return jobs
+        part = partial / f"{hashlib.sha256(plan.encode()).hexdigest()[:24]}.npz"  # what it depends on is in its name
+        made[part] = _kept(part)
+        if made[part] is None:
+            jobs.append((settings, part, entry, samples))
+    if len(jobs) < len(made):
+        say(f"{len(made) - len(jobs)} of {len(made)} files were read before")
+    pool = ThreadPoolExecutor(threads, "prepare")
+    with warnings.catch_warnings(record=True) as caught, progress("files", len(jobs), say) as advance:
+        warnings.simplefilter("always")
+        try:
+            for n, facts in enumerate(pool.map(lambda job: _decode(*job), jobs)):
+                for _ in range(len(caught)):
+                    say(f"note: {caught.pop(0).message}")
+                for problem in facts["problems"].items():
+                    say(f"bad: {_said(*problem)}")
+                made[jobs[n][1]], read = facts, read + len(facts["rows"])
+                advance(n + 1)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return made, read
 
 
 def _kept(part: Path) -> dict[str, Any] | None:
@@ -342,22 +340,6 @@ def _kept(part: Path) -> dict[str, Any] | None:
             return facts if stored.testzip() is None and not facts["problems"] else None
     except Exception:  # whatever is wrong with it, it is made again
         return None
-
-
-@contextlib.contextmanager
-def _decoded(jobs: list[tuple], threads: int | None) -> Iterator[Iterator[tuple[dict[str, Any], list[str]]]]:
-    """(facts, what readers warned of) of each file; the rest is called off where the block is left.
-
-    Threads do, as neither NumPy nor the counting holds Python's lock for long.
-    """
-    pool = ThreadPoolExecutor(threads or distributed.cores(), "prepare")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            facts = pool.map(lambda job: _decode(*job), jobs)
-            yield ((each, [str(caught.pop(0).message) for _ in range(len(caught))]) for each in facts)
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _decode(settings: Settings, part: Path, entry: Entry, samples: list[Sample]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -217,15 +217,11 @@ RANGES = {"t": (-(2**62), 2**62), "x": (0, 4095), "y": (0, 4095), "p": (-1, 1), 
 JITTER = 1000  # microseconds that an event may lie before an earlier one, as cameras write them
 
 
-class Recording(NamedTuple):
-    """What a file holds."""
-
-    events: Events
-    size: tuple[int, int] | None  # (height, width) of the sensor, where the file says it
+Recording = tuple[Events, tuple[int, int] | None]  # and (height, width) of the sensor, where the file says it
 
 
 def read_recording(data: bytes, name: str) -> Recording:
-    """A recording by the suffix of its file.
+    """A recording by the suffix of its file: its events, and the sensor's (height, width) where the file says it.
 
     .npz .h5 .hdf5       columns t, x, y, p, each an array, at the top or in `events`: a group, or a structured array
         t                microseconds, ascending, x, y: column and row of the pixel, from 0, p: 0 and 1, or -1 and 1
@@ -240,16 +236,16 @@ def read_recording(data: bytes, name: str) -> Recording:
     if suffix in (".npz", ".h5", ".hdf5"):
         found = _table_file(data, name, suffix)
     elif suffix == ".aedat" and data.startswith(b"#!AER-DAT3.1"):
-        found = Recording(read_aedat3(data, name, None), None)
+        found = read_aedat3(data, name, None), None
     elif suffix == ".aedat":
-        found = Recording(read_aedat2(data, name), (128, 128))
+        found = read_aedat2(data, name), (128, 128)
     elif suffix == ".bin":
-        found = Recording(read_atis_bin(data, name, (240, 256)), None)
+        found = read_atis_bin(data, name, (240, 256)), None
     elif suffix in SUFFIXES:
         found = _by_faery(data, name, suffix)
     else:
         raise DataError(f"{name} is no recording that can be read; they end in {', '.join(SUFFIXES)}")
-    t = found.events.t
+    t = found[0].t
     if len(early := np.flatnonzero(np.maximum.accumulate(t) - t > JITTER)):
         i = int(early[0])
         raise FormatError(name, None, f"t falls from {t[:i].max()} to {t[i]} at event {i}; sort the events by t")
@@ -294,7 +290,7 @@ def _table(file: Mapping[str, Any], name: str) -> Recording:
         raise FormatError(name, None, "p holds -1, 0 and 1; polarities are 0 and 1, or -1 and 1")
     sides = [_column(np.ravel(file[key])[:1], key, name) for key in ("height", "width") if key in file]
     size = (int(sides[0][0]), int(sides[1][0])) if len(sides) == 2 else None
-    return Recording(Events(t, x.astype(np.int16), y.astype(np.int16), (p > 0).astype(np.uint8)), size)
+    return Events(t, x.astype(np.int16), y.astype(np.int16), (p > 0).astype(np.uint8)), size
 
 
 def _column(values: Any, key: str, name: str) -> np.ndarray:
@@ -331,4 +327,4 @@ def _by_faery(data: bytes, name: str, suffix: str) -> Recording:
             raise FormatError(name, None, f"faery cannot read it ({_reason(error)})") from None
     t, x, y, p = (_column(table[key], key, name) for key in "txyp")
     events = Events(t, x.astype(np.int16), y.astype(np.int16), p.astype(np.uint8))
-    return Recording(events, None if (width, height) == unknown else (height, width))
+    return events, None if (width, height) == unknown else (height, width)

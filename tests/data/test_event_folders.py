@@ -10,10 +10,8 @@ from pathlib import Path
 import pytest
 from fixtures import make_cache as prepare
 from fixtures import open_cache, write_cifar10_dvs, write_dvs_gesture, write_ncaltech101
-from numpy.testing import assert_array_equal
 
-from snn_repro.data.events import integrate
-from snn_repro.data.recordings import find_recordings, read_entry
+from snn_repro.data.recordings import find_recordings
 from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError
 
@@ -192,9 +190,6 @@ def test_links_are_followed_and_loops_end(tmp_path):
     (raw / "itself").symlink_to(raw / "itself")
     found = find_recordings(SETS["ncaltech101"], tmp_path / "raw")
     assert [s.name for s in found.samples] == sorted(written)
-    for name, entry in found.files.items():
-        assert_array_equal(integrate(SETS["ncaltech101"].decode(read_entry(entry, name), name), 2, (180, 240)),
-                           integrate(written[name], 2, (180, 240)))  # fmt: skip
 
 
 def test_pipes_dangling_links_and_copies_further_down(tmp_path):

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tonic.transforms import ToFrame
 
-from snn_repro.data.events import Events, _count_events, integrate, to_frames
+from snn_repro.data.events import Events, integrate, to_frames
 from snn_repro.errors import DataError, UserError
 
 
@@ -105,11 +105,3 @@ def test_bad_arguments():
         integrate(events._replace(t=events.t.astype(float)), 2, (12, 10))
     with pytest.raises(DataError, match="before it begins"):
         integrate(events._replace(t=events.t[::-1] + np.arange(5)[::-1]), 2, (12, 10), "time")
-
-
-def test_compiled_and_plain_python_agree():
-    x, y, p = recording(500)[1:]
-    frames = np.zeros((3, 240), np.uint16)
-    assert _count_events(x, y, p, np.array([100, 100, 500]), frames, 12, 10, 65535)
-    np.testing.assert_array_equal(frames[0].reshape(2, 12, 10), integrate(Events(x, x, y, p), 5, (12, 10))[0])
-    assert frames.sum(1).tolist() == [100, 0, 400]

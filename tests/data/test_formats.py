@@ -108,16 +108,6 @@ def test_dvs_gesture_event_by_event(tmp_path):
     assert read_gesture_labels(b"\xef\xbb\xbf" + HEAD + b"8,5,6\r\n\n8,1,9") == [(8, 5, 6), (8, 1, 9)]
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"others": False}, {"invalid": (0, 3, 249)}, {"per_packet": 1}, {"per_packet": 9999}]
-)
-def test_aedat3_packets(options):
-    late = recording(250, duration=2**32, start=2**30)
-    assert late.t[-1] > 2**32
-    assert_same_events(read_aedat3(fixtures.encode_aedat3(late, **options)), late)
-    assert len(read_aedat3(b"#!AER-DAT3.1\r\n#!END-HEADER\r\n").t) == 0
-
-
 def test_aedat3_follows_the_header_where_it_counts_events_with_valid_bit_0(recwarn):
     """The reader behind published results keeps them; what header and bits both call invalid is left out."""
     events = recording(50)

@@ -132,7 +132,7 @@ class EventFolder(EventSet):
         return samples, problems
 
     def decode(self, data, name):
-        return read_recording(data, name).events
+        return read_recording(data, name)[0]
 
     # -- parts
 
