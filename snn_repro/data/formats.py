@@ -147,8 +147,11 @@ def _polarity_packets(data: bytes, at: int, name: str) -> list[tuple[int, int, i
             raise FormatError(name, at, f"{len(data) - at} bytes where a packet header of 28 should be")
         kind, _, event_size, time_at, overflow, capacity, number, valid = _PACKET.unpack_from(data, at)
         if capacity * event_size > left:
-            promised = f"a packet of {capacity} events of {event_size} bytes"
-            raise FormatError(name, at, f"{promised}, but the file ends after {left} more bytes")
+            raise FormatError(
+                name,
+                at,
+                f"a packet of {capacity} events of {event_size} bytes, but the file ends after {left} more bytes",
+            )
         if not valid <= number <= capacity:
             counts = f"eventValid {valid}, eventNumber {number}, eventCapacity {capacity}"
             raise FormatError(name, at, f"a packet with {counts}: these may not decrease")
@@ -175,14 +178,12 @@ def read_gesture_labels(data: bytes, name: str = "the file") -> list[tuple[int, 
     offset, rows = len(head), []
     for line in lines:
         if line.strip():
-            match = re.fullmatch(rb"(\d{1,2}),(\d{1,18}),(\d{1,18})", line.strip())
-            if not match:
-                raise FormatError(name, offset, "a line that is not three whole numbers: class,start,end")
-            gesture, start, end = map(int, match.groups())
-            if not 1 <= gesture <= 11 or start >= end:
-                problem = f"class {gesture} from {start} to {end}"
-                raise FormatError(name, offset, f"{problem}: classes are 1 to 11 and end after their start")
-            rows.append((gesture, start, end))
+            match = re.fullmatch(rb"(0?[1-9]|1[01]),(\d{1,18}),(\d{1,18})", line.strip())
+            if not match or int(match[2]) >= int(match[3]):
+                raise FormatError(
+                    name, offset, "a line that is not class,start,end: a class from 1 to 11, the end after its start"
+                )
+            rows.append((int(match[1]), int(match[2]), int(match[3])))
         offset += len(line)
     if not rows:
         raise FormatError(name, offset, "the table has no rows")

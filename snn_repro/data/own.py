@@ -6,19 +6,16 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from snn_repro.config.schema import Config
 from snn_repro.data.archives import reading
 from snn_repro.data.dataset import Split
 from snn_repro.data.recordings import given
 from snn_repro.data.splits import split_parts
 from snn_repro.errors import DataError, UserError
 from snn_repro.settings import Setting
-
-if TYPE_CHECKING:
-    from snn_repro.config.schema import Config
 
 PARTS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
 """names of folders, in capitals or not -> the part that they hold"""
