@@ -252,15 +252,14 @@ def prepare(
             folder, len(cache.names), dataset.total or len(cache.names) + len(cache.excluded), 0, cache.excluded
         )
     found, partial = find_recordings(dataset, data_dir, cache_dir), Path(f"{folder}.partial")
-    for problem in sorted(found.problems.items()):
+    problems = dict(sorted(found.problems.items()))
+    for problem in problems.items():
         say(f"bad: {_said(*problem)}")
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with FileLock(partial / "lock", timeout=0.2):
             made, read = _read_all(partial, settings, found, workers or distributed.cores(), say)
-            problems = dict(sorted(found.problems.items()))
-            for facts in made.values():
-                problems |= facts["problems"]
+            problems |= {name: why for facts in made.values() for name, why in facts["problems"].items()}
             if problems and not allow_bad:
                 raise DataError(
                     f"{len(problems)} of {len(found.samples) + len(found.problems)} recordings of {dataset.name} are bad"
@@ -345,7 +344,7 @@ def _kept(part: Path) -> dict[str, Any] | None:
 def _decode(settings: Settings, part: Path, entry: Entry, samples: list[Sample]) -> dict[str, Any]:
     """Keep the frames of one file; returns what is known of it: its bytes, rows, and the problems of other samples."""
     facts: dict[str, Any] = {"file": samples[0].file, "rows": [], "problems": {}}
-    arrays = {}
+    arrays: dict[str, Any] = {}
     part.unlink(missing_ok=True)
     try:
         data = read_entry(entry, samples[0].file)

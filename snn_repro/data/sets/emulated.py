@@ -84,10 +84,8 @@ def emulate(
     buffer = np.empty((1 << 12, 3), np.int64)
     for index, image in zip(range(len(images)) if indices is None else indices, images, strict=True):
         scene = _scene(image.astype(np.float64), camera)
-        while True:
-            n = compiled(_simulate)(scene, path, thresholds, step, float(camera.refractory), buffer)
-            if n <= len(buffer):
-                break
+        arguments = scene, path, thresholds, step, float(camera.refractory)
+        while (n := compiled(_simulate)(*arguments, buffer)) > len(buffer):
             buffer = np.empty((2 * n, 3), np.int64)
         rng = np.random.default_rng([seed, 1, index])
         m = rng.poisson(camera.noise * size * size * camera.duration * 1e-6)
