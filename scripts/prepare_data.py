@@ -115,7 +115,7 @@ def main(arguments: list[str]) -> int:
 
         if isinstance(SETS[cfg.dataset.name], ImageFolders):
             return list_images(cfg, own)
-        from snn_repro.data.prepare import event_set, prepare, verify_cache
+        from snn_repro.data.cache import event_set, prepare, verify_cache
 
         if own.pop("verify", False):
             cache, bad = verify_cache(event_set(cfg.dataset.name).cache_settings(cfg), cfg.cache_dir, say)

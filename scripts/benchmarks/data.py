@@ -28,11 +28,10 @@ from snn_repro.data.augment import Normalize, batch_transforms, sample_transform
 from snn_repro.data.augment.crop import RandomCrop
 from snn_repro.data.augment.flip import RandomFlip
 from snn_repro.data.batches import LoaderBatches, MemoryBatches, PilImages, feed, keep_freed_memory
-from snn_repro.data.cache import Settings
+from snn_repro.data.cache import Settings, prepare
 from snn_repro.data.events import Events, integrate
 from snn_repro.data.formats import read_aedat3
 from snn_repro.data.image_files import decode, decode_tensor
-from snn_repro.data.prepare import prepare
 from snn_repro.data.sets import SETS
 from snn_repro.distributed import cores
 

@@ -118,7 +118,7 @@ class AugmentedRecordings(torch.utils.data.Dataset):
 
 
 class EventSet(Recorded):
-    """Recordings of an event camera, one file each or several in one, which prepare.py turns into cached frames once."""
+    """Recordings of an event camera, one file each or several in one, which cache.py turns into cached frames once."""
 
     def test_mask(self, split, names, labels):
         return RULES[split](names, labels)

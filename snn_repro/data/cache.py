@@ -1,4 +1,4 @@
-"""The gate through which prepared frames are opened, and from there to batches. Prepare.py makes them.
+"""Raw event recordings -> cached frames, made once by `prepare`, and the gate through which they are opened.
 
 A finished cache is a folder `cache_dir/<dataset>/T<timesteps>-<number|time|braincog>[-<pixels>px]` with these files:
 
@@ -8,10 +8,13 @@ A finished cache is a folder `cache_dir/<dataset>/T<timesteps>-<number|time|brai
     index.csv      one line a sample, sorted by name: row, label, official part, events, bytes and CRC-32 of
                    its file, CRC-32 of the bytes of its row's frames, in the
                    narrowest type where the table has some of them, name
-    manifest.json  format version, settings, shape, what was left out and why, a SHA-256 over all source files
+    manifest.json  format version, settings, shape, what was left out and why
 
 A row's CRC-32 is checked when a run first reads the row (`RowCheck`), so that frames which decayed on the disk are
 not trained on. Format version 2, which had no table, is still read.
+
+While it is made, the folder is called `<name>.partial` and holds a file of frames for each recording; these are joined at
+the end. So a run that is killed at any moment loses at most the recordings in hand.
 """
 
 from __future__ import annotations
@@ -20,23 +23,34 @@ import csv
 import hashlib
 import json
 import os
+import shutil
+import warnings
+import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from filelock import FileLock, Timeout
 
-from snn_repro.data.dataset import Entry, Recorded
-from snn_repro.data.events import OVERFLOW, ByteFrames
-from snn_repro.data.recordings import find_recordings, read_entry
-from snn_repro.errors import DataError, UserError
+from snn_repro import distributed
+from snn_repro.console import progress
+from snn_repro.data.archives import means
+from snn_repro.data.batches import RowCheck
+from snn_repro.data.dataset import SETS, Entry, Recorded, Sample
+from snn_repro.data.events import OVERFLOW, ByteFrames, apart, cut, to_frames
+from snn_repro.data.recordings import Recordings, find_recordings, read_entry, walk
+from snn_repro.errors import DataError, UserError, nearest
+from snn_repro.files import write_error, write_json, write_text
 
 FORMAT_VERSION = 3
 _READABLE = (2, 3)
 TABLE = "overflow.npy"
-WHOLE, FEW = 2**30, 64  # bytes of own recordings up to which the contents of all are compared; how many of more
+_PART_VERSION = 4  # of the files of an unfinished cache
+WHOLE = 2**30  # bytes of own recordings up to which the contents of all are compared; of more, evenly spaced ones
 
 
 class Settings(NamedTuple):
@@ -77,7 +91,6 @@ class Cache:
     names: list[str]
     labels: np.ndarray  # int64 [N]
     parts: list[str] | np.ndarray  # "train" | "test" where the split is official, else ""
-    events: np.ndarray  # int64 [N]: events in the recording
     manifest: dict[str, Any]
     excluded: dict[str, str]  # sample or file -> why it was left out
     folder: Path
@@ -87,11 +100,6 @@ class Cache:
 
 
 # ------------------------------------------------------------------ opening
-
-
-def partial_folder(folder: Path) -> Path:
-    """What the folder of a cache is called while it is made."""
-    return folder.with_name(folder.name + ".partial")
 
 
 def open_cache(settings: Settings, cache_dir: str | Path | None, data_dir: str | Path | None = None) -> Cache:
@@ -108,9 +116,8 @@ def open_cache(settings: Settings, cache_dir: str | Path | None, data_dir: str |
         )
     folder, command = Path(cache_dir, settings.folder), settings.command(data_dir, cache_dir)
     if not (folder / "manifest.json").is_file():
-        unfinished = (
-            " (an unfinished one is there: the command goes on with it)" if partial_folder(folder).exists() else ""
-        )
+        begun = Path(f"{folder}.partial").exists()
+        unfinished = " (an unfinished one is there: the command goes on with it)" if begun else ""
         again = " rebuild=true" if folder.exists() else ""
         raise UserError(f"no prepared frames at {folder}{unfinished}; run `{command}{again}` once")
     cache = _read(folder, settings, f"{command} rebuild=true")
@@ -150,7 +157,6 @@ def _read(folder: Path, settings: Settings, command: str) -> Cache:
         [r["name"] for r in rows],
         np.array([r["label"] for r in rows], np.int64),
         np.array([r["part"] for r in rows]),
-        np.array([r["events"] for r in rows], np.int64),
         manifest,
         excluded,
         folder,
@@ -176,16 +182,235 @@ def _changed_source(dataset: Recorded, data_dir, cache_dir, cache: Cache) -> str
             return f"{name} had {size} bytes when it was read and has {now} now"
     if new := sorted(files.keys() - cache.files.keys() - {name.partition(":")[0] for name in cache.excluded}):
         return f"{new[0]} is in data_dir={data_dir}, but not in it"
-    compared = sorted(cache.files) if dataset.own else []
-    if sum(cache.files[name][0] for name in compared) > WHOLE:
-        compared = compared[:: -(-len(compared) // FEW)]
-    for name in compared:
-        if _crc32(files[name], name, os.stat(files[name].path).st_mtime_ns) != cache.files[name][1]:
+    step = 1 + sum(size for size, _ in cache.files.values()) // WHOLE
+    for name in sorted(cache.files)[::step] if dataset.own else []:
+        if f"{zlib.crc32(read_entry(files[name], name)):08x}" != cache.files[name][1]:
             return f"the content of {name} has changed"
     return None
 
 
-@lru_cache(maxsize=100_000)
-def _crc32(entry: Entry, name: str, changed: int) -> str:
-    """Eight hexadecimal digits of a file as it was `changed` last; a run opens its cache several times."""
-    return f"{zlib.crc32(read_entry(entry, name)):08x}"
+# ------------------------------------------------------------------ making
+
+
+def event_set(name: str) -> Any:
+    """The data set of this name. Raises UserError if it is not one to prepare."""
+    sets = {n: s for n, s in SETS.items() if s.prepared}
+    if name not in sets:
+        raise UserError(f"dataset={name} needs no preparation; these do: {', '.join(sets)}{nearest(name, sets)}")
+    return sets[name]
+
+
+def verify_cache(settings: Settings, cache_dir: str | Path | None, say=print) -> tuple[Cache, list[str]]:
+    """Read all rows of a cache: (the cache, the names of those that are not what was stored). Raises as `open_cache` does."""
+    cache = open_cache(settings, cache_dir)
+    check, bad = RowCheck(cache), []
+    with progress("rows", len(cache.names), say) as advance:
+        for row, name in enumerate(cache.names):
+            if not check.intact(row, cache.frames[row]):
+                bad.append(name)
+                say(f"bad: {name} (row {row})")
+            advance(row + 1)
+    return cache, bad
+
+
+class Report(NamedTuple):
+    """What `prepare` did."""
+
+    folder: Path
+    samples: int  # in the finished cache
+    expected: int  # in the complete data set
+    read: int  # samples decoded by this call; the rest was there already
+    problems: dict[str, str]  # sample or file -> why it is left out
+
+
+def prepare(
+    settings: Settings,
+    data_dir: str | Path | None,
+    cache_dir: str | Path | None,
+    workers: int | None = None,
+    allow_bad: bool = False,
+    rebuild: bool = False,
+    say=print,
+) -> Report:
+    """Read every recording of a data set below `data_dir`, and leave its frames in `cache_dir`.
+
+    Goes on where a killed run stopped; returns at once if the cache is finished and its source files are unchanged (name
+    and size). Every file is looked at; bad ones are listed through `say` with the reason, without stopping. The cache is
+    finished only if all are good, or with allow_bad=True, which notes the exclusions in the manifest. rebuild=True makes it
+    again, replacing the old one when it is done. workers: threads (default: one a CPU).
+
+    Raises UserError and DataError with one sentence.
+    """
+    if not cache_dir:
+        raise UserError("cache_dir is not set: pass cache_dir=DIR, a folder for the prepared frames")
+    settings = settings._replace(dataset=settings.dataset.measured(data_dir, say))
+    dataset, folder = settings.dataset, Path(cache_dir, settings.folder)
+    _refuse_overlap(dataset, data_dir, folder)
+    if folder.exists() and not rebuild:
+        cache = open_cache(settings, cache_dir, data_dir)
+        return Report(
+            folder, len(cache.names), dataset.total or len(cache.names) + len(cache.excluded), 0, cache.excluded
+        )
+    found, partial = find_recordings(dataset, data_dir, cache_dir), Path(f"{folder}.partial")
+    problems = dict(sorted(found.problems.items()))
+    for problem in problems.items():
+        say(f"bad: {_said(*problem)}")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with FileLock(partial / "lock", timeout=0.2):
+            made, read = _read_all(partial, settings, found, workers or distributed.cores(), say)
+            problems |= {name: why for facts in made.values() for name, why in facts["problems"].items()}
+            if problems and not allow_bad:
+                raise DataError(
+                    f"{len(problems)} of {len(found.samples) + len(found.problems)} recordings of {dataset.name} are bad"
+                    f" ({_said(*next(iter(problems.items())))}); replace them and run again, which reads only those, or"
+                    " pass allow_bad=true to leave them out, which the manifest then says"
+                )
+            samples = _join(made, settings, partial / "finished", problems)
+            shutil.rmtree(folder, ignore_errors=True)
+            (partial / "finished").rename(folder)
+            shutil.rmtree(partial, ignore_errors=True)
+    except Timeout:
+        raise UserError(f"another run is preparing {partial}; wait for it or stop it") from None
+    except OSError as error:
+        raise write_error(partial, error, "cache_dir=DIR") from None
+    return Report(folder, samples, dataset.total or len(found.samples), read, problems)
+
+
+def _said(name: str, reason: str) -> str:
+    return reason if name in reason else f"{name}: {reason}"
+
+
+def _refuse_overlap(dataset: Recorded, data_dir: str | Path | None, folder: Path) -> None:
+    """The data set's own folders are only ever read: a cache inside of one would be a write."""
+    holding = {inner.rpartition("/")[0] for inner, _ in walk(dataset, data_dir) if not inner.endswith("/")}
+    own = {Path(data_dir or "", *above) for above in (Path(h).parts[:n] for h in holding for n in range(1, 9))}
+    roots = Path(data_dir or ""), Path(os.path.realpath(data_dir or ""))
+    own = (own - {roots[0]}) | {root for root in roots if means(root.name, dataset.known_names)}
+    for raw in own:
+        if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(raw)):
+            raise UserError(
+                f"cache_dir would put the cache, {folder}, inside of the data set's own folder {raw}, which"
+                " is only ever read; choose a folder outside with cache_dir=DIR"
+            )
+
+
+# ------------------------------------------------------------------ a file of frames for each recording
+
+
+def _read_all(partial: Path, settings: Settings, found: Recordings, threads: int, say) -> tuple[dict[Path, Any], int]:
+    """({part: facts} of all files, of which those that are not there as they should be are read; samples read now).
+
+    Threads do, as neither NumPy nor the counting holds Python's lock for long.
+    """
+    made: dict[Path, Any] = {}
+    jobs, read = [], 0
+    for file, group in groupby(found.samples, lambda sample: sample.file):
+        entry, samples = found.files[file], list(group)
+        state = os.stat(entry.path) if os.path.isfile(entry.path) else None
+        plan = json.dumps([_PART_VERSION, settings.words(), samples, state and (state.st_size, state.st_mtime_ns)])
+        part = partial / f"{hashlib.sha256(plan.encode()).hexdigest()[:24]}.npz"  # what it depends on is in its name
+        made[part] = _kept(part)
+        if made[part] is None:
+            jobs.append((settings, part, entry, samples))
+    if len(jobs) < len(made):
+        say(f"{len(made) - len(jobs)} of {len(made)} files were read before")
+    pool = ThreadPoolExecutor(threads, "prepare")
+    with warnings.catch_warnings(record=True) as caught, progress("files", len(jobs), say) as advance:
+        warnings.simplefilter("always")
+        try:
+            for n, facts in enumerate(pool.map(lambda job: _decode(*job), jobs)):
+                for _ in range(len(caught)):
+                    say(f"note: {caught.pop(0).message}")
+                for problem in facts["problems"].items():
+                    say(f"bad: {_said(*problem)}")
+                made[jobs[n][1]], read = facts, read + len(facts["rows"])
+                advance(n + 1)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return made, read
+
+
+def _kept(part: Path) -> dict[str, Any] | None:
+    """The facts of a part that is there as it was written, with all samples of its file; else None."""
+    try:
+        with zipfile.ZipFile(part) as stored, np.load(part) as arrays:
+            facts = json.loads(str(arrays["facts"]))
+            return facts if stored.testzip() is None and not facts["problems"] else None
+    except Exception:  # whatever is wrong with it, it is made again
+        return None
+
+
+def _decode(settings: Settings, part: Path, entry: Entry, samples: list[Sample]) -> dict[str, Any]:
+    """Keep the frames of one file; returns what is known of it: its bytes, rows, and the problems of other samples."""
+    facts: dict[str, Any] = {"file": samples[0].file, "rows": [], "problems": {}}
+    arrays: dict[str, Any] = {}
+    part.unlink(missing_ok=True)
+    try:
+        data = read_entry(entry, samples[0].file)
+        events = settings.dataset.decode(data, samples[0].file)
+    except DataError as error:
+        return facts | {"problems": {samples[0].file: str(error)}}
+    facts |= {"size": len(data), "crc32": f"{zlib.crc32(data):08x}"}
+    for sample in samples:
+        inside = cut(events, sample.start, sample.stop)
+        try:
+            if not len(inside.t):
+                raise DataError("it holds no events")
+            frames = to_frames(inside, settings.dataset.shape[1:], *settings[1:])
+        except DataError as error:
+            facts["problems"][sample.name] = str(error)
+            continue
+        arrays[str(len(arrays))] = frames
+        facts["rows"].append([sample.name, sample.label, sample.part, len(inside.t), str(frames.dtype)])
+    with open(part.with_suffix(".tmp"), "wb") as file:
+        np.savez(file, facts=np.array(json.dumps(facts)), **arrays)
+    part.with_suffix(".tmp").replace(part)
+    return facts
+
+
+# ------------------------------------------------------------------ joining them
+
+
+def _join(made: dict[Path, dict[str, Any]], settings: Settings, target: Path, problems: dict[str, str]) -> int:
+    """Write a finished cache from all parts to the folder `target`; returns the number of samples."""
+    kinds = [row[-1] for facts in made.values() for row in facts["rows"]]
+    if not kinds:
+        raise DataError(f"not one recording of {settings.dataset.name} is good, so there is nothing to cache")
+    dtype, shape = np.result_type(*set(kinds)), (len(kinds), *settings.shape)
+    counts = dtype.kind == "u"
+    dtype = np.dtype(np.uint8) if counts else dtype  # larger counts go to the table
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    index, tables = ["row,label,part,events,bytes,crc32,row_crc32,name"], [np.empty(0, OVERFLOW)]
+    with open(target / "frames.npy", "wb") as file:
+        descr = np.lib.format.dtype_to_descr(dtype)
+        np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+        for part, facts in made.items():
+            stored = np.load(part) if facts["rows"] else {}
+            for k, (name, label, split, events, _) in enumerate(facts["rows"]):
+                values = written = stored[str(k)] if counts else stored[str(k)].astype(dtype)
+                row = len(index) - 1
+                if counts:
+                    written, places, more = apart(values)
+                    tables.append(np.rec.fromarrays([np.full(len(places), row), places, more], dtype=OVERFLOW))
+                file.write(np.ascontiguousarray(written).data)
+                row_crc32 = f"{zlib.crc32(np.ascontiguousarray(values).data):08x}"
+                index.append(f"{row},{label},{split},{events},{facts['size']},{facts['crc32']},{row_crc32},{name}")
+        file.flush()
+        os.fsync(file.fileno())
+    text, table = "\n".join(index) + "\n", np.concatenate(tables)
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        **settings.words(),
+        "shape": list(shape),
+        "dtype": str(dtype),
+        "excluded": [{"name": name, "reason": reason} for name, reason in problems.items()],
+        "index_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+    if len(table):
+        np.save(target / TABLE, table)
+        manifest["overflow_sha256"] = hashlib.sha256(table.tobytes()).hexdigest()
+    write_text(target / "index.csv", text)
+    write_json(target / "manifest.json", manifest)
+    return len(kinds)

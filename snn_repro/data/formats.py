@@ -18,7 +18,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -147,8 +147,11 @@ def _polarity_packets(data: bytes, at: int, name: str) -> list[tuple[int, int, i
             raise FormatError(name, at, f"{len(data) - at} bytes where a packet header of 28 should be")
         kind, _, event_size, time_at, overflow, capacity, number, valid = _PACKET.unpack_from(data, at)
         if capacity * event_size > left:
-            promised = f"a packet of {capacity} events of {event_size} bytes"
-            raise FormatError(name, at, f"{promised}, but the file ends after {left} more bytes")
+            raise FormatError(
+                name,
+                at,
+                f"a packet of {capacity} events of {event_size} bytes, but the file ends after {left} more bytes",
+            )
         if not valid <= number <= capacity:
             counts = f"eventValid {valid}, eventNumber {number}, eventCapacity {capacity}"
             raise FormatError(name, at, f"a packet with {counts}: these may not decrease")
@@ -175,14 +178,12 @@ def read_gesture_labels(data: bytes, name: str = "the file") -> list[tuple[int, 
     offset, rows = len(head), []
     for line in lines:
         if line.strip():
-            match = re.fullmatch(rb"(\d{1,2}),(\d{1,18}),(\d{1,18})", line.strip())
-            if not match:
-                raise FormatError(name, offset, "a line that is not three whole numbers: class,start,end")
-            gesture, start, end = map(int, match.groups())
-            if not 1 <= gesture <= 11 or start >= end:
-                problem = f"class {gesture} from {start} to {end}"
-                raise FormatError(name, offset, f"{problem}: classes are 1 to 11 and end after their start")
-            rows.append((gesture, start, end))
+            match = re.fullmatch(rb"(0?[1-9]|1[01]),(\d{1,18}),(\d{1,18})", line.strip())
+            if not match or int(match[2]) >= int(match[3]):
+                raise FormatError(
+                    name, offset, "a line that is not class,start,end: a class from 1 to 11, the end after its start"
+                )
+            rows.append((int(match[1]), int(match[2]), int(match[3])))
         offset += len(line)
     if not rows:
         raise FormatError(name, offset, "the table has no rows")
@@ -213,21 +214,15 @@ def read_atis_bin(data: bytes, name: str = "the file", size: tuple[int, int] = (
 # ------------------------------------------------------------------ recordings of one's own
 
 SUFFIXES = (".npz", ".h5", ".hdf5", ".aedat", ".bin", ".aedat4", ".raw", ".dat", ".es")
-CAMERAS = {"DVS128": (128, 128), "DAVIS240": (180, 240), "DAVIS346": (260, 346), "DAVIS640": (480, 640)}
-"""what the name of an AEDAT 3.1 file's source begins with -> (height, width)"""
 RANGES = {"t": (-(2**62), 2**62), "x": (0, 4095), "y": (0, 4095), "p": (-1, 1), "height": (1, 4096), "width": (1, 4096)}
 JITTER = 1000  # microseconds that an event may lie before an earlier one, as cameras write them
 
 
-class Recording(NamedTuple):
-    """What a file holds."""
-
-    events: Events
-    size: tuple[int, int] | None  # (height, width) of the sensor, where the file says it
+Recording = tuple[Events, tuple[int, int] | None]  # and (height, width) of the sensor, where the file says it
 
 
 def read_recording(data: bytes, name: str) -> Recording:
-    """A recording by the suffix of its file.
+    """A recording by the suffix of its file: its events, and the sensor's (height, width) where the file says it.
 
     .npz .h5 .hdf5       columns t, x, y, p, each an array, at the top or in `events`: a group, or a structured array
         t                microseconds, ascending, x, y: column and row of the pixel, from 0, p: 0 and 1, or -1 and 1
@@ -242,19 +237,16 @@ def read_recording(data: bytes, name: str) -> Recording:
     if suffix in (".npz", ".h5", ".hdf5"):
         found = _table_file(data, name, suffix)
     elif suffix == ".aedat" and data.startswith(b"#!AER-DAT3.1"):
-        camera = re.search(rb"^#\s*Source \d+: *(\w+)", data[:4096], re.MULTILINE)
-        named = camera.group(1).decode() if camera else ""
-        size = next((s for c, s in CAMERAS.items() if named.startswith(c)), None)
-        found = Recording(read_aedat3(data, name, None), size)
+        found = read_aedat3(data, name, None), None
     elif suffix == ".aedat":
-        found = Recording(read_aedat2(data, name), CAMERAS["DVS128"])
+        found = read_aedat2(data, name), (128, 128)
     elif suffix == ".bin":
-        found = Recording(read_atis_bin(data, name, (240, 256)), None)
+        found = read_atis_bin(data, name, (240, 256)), None
     elif suffix in SUFFIXES:
         found = _by_faery(data, name, suffix)
     else:
         raise DataError(f"{name} is no recording that can be read; they end in {', '.join(SUFFIXES)}")
-    t = found.events.t
+    t = found[0].t
     if len(early := np.flatnonzero(np.maximum.accumulate(t) - t > JITTER)):
         i = int(early[0])
         raise FormatError(name, None, f"t falls from {t[:i].max()} to {t[i]} at event {i}; sort the events by t")
@@ -299,7 +291,7 @@ def _table(file: Mapping[str, Any], name: str) -> Recording:
         raise FormatError(name, None, "p holds -1, 0 and 1; polarities are 0 and 1, or -1 and 1")
     sides = [_column(np.ravel(file[key])[:1], key, name) for key in ("height", "width") if key in file]
     size = (int(sides[0][0]), int(sides[1][0])) if len(sides) == 2 else None
-    return Recording(Events(t, x.astype(np.int16), y.astype(np.int16), (p > 0).astype(np.uint8)), size)
+    return Events(t, x.astype(np.int16), y.astype(np.int16), (p > 0).astype(np.uint8)), size
 
 
 def _column(values: Any, key: str, name: str) -> np.ndarray:
@@ -336,4 +328,4 @@ def _by_faery(data: bytes, name: str, suffix: str) -> Recording:
             raise FormatError(name, None, f"faery cannot read it ({_reason(error)})") from None
     t, x, y, p = (_column(table[key], key, name) for key in "txyp")
     events = Events(t, x.astype(np.int16), y.astype(np.int16), p.astype(np.uint8))
-    return Recording(events, None if (width, height) == unknown else (height, width))
+    return events, None if (width, height) == unknown else (height, width)

@@ -6,17 +6,16 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from snn_repro.config.schema import Config
+from snn_repro.data.archives import reading
 from snn_repro.data.dataset import Split
+from snn_repro.data.recordings import given
 from snn_repro.data.splits import split_parts
 from snn_repro.errors import DataError, UserError
 from snn_repro.settings import Setting
-
-if TYPE_CHECKING:
-    from snn_repro.config.schema import Config
 
 PARTS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
 """names of folders, in capitals or not -> the part that they hold"""
@@ -34,12 +33,7 @@ def layout(data_dir: str | None, holds: str) -> dict[str, Path]:
 
     holds: what is expected there, for messages. Raises UserError without data_dir, DataError where it is no such folder.
     """
-    if not data_dir:
-        raise UserError(f"data_dir is not set: pass data_dir=DIR, a folder of class folders with {holds}")
-    root = Path(data_dir)
-    if not root.is_dir():
-        why = "is a file" if root.exists() else "does not exist"
-        raise DataError(f"data_dir={data_dir} {why}: pass a folder of class folders with {holds}")
+    root = given(data_dir, f"a folder of class folders with {holds}")
     folders = folders_in(root)
     found = {PARTS[p.name.lower()]: p for p in folders if p.name.lower() in PARTS}
     if not {"train", "test"} & found.keys():
@@ -55,12 +49,10 @@ def layout(data_dir: str | None, holds: str) -> dict[str, Path]:
     return found
 
 
+@reading()
 def folders_in(folder: Path) -> list[Path]:
     """The folders in a folder, sorted, hidden ones aside."""
-    try:
-        return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error.strerror or error}") from None
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def common_classes(root: Path, classes: Mapping[str, Iterable[str]]) -> list[str]:

@@ -9,19 +9,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor, resize
 
+from snn_repro.config.schema import Config
+from snn_repro.data.dataset import DataSet
 from snn_repro.data.events import Events, to_frames
 from snn_repro.data.image_files import as_shown, decode, decode_tensor
 from snn_repro.errors import DataError, UserError
-
-if TYPE_CHECKING:
-    from snn_repro.config.schema import Config
-    from snn_repro.data.dataset import DataSet
 
 MODES = {1: "L", 3: "RGB"}
 
@@ -35,8 +35,6 @@ def is_path(source: Any) -> bool:
 
 def picture(source: Any, channels: int, say: Callable[[str], None], shown: bool = True):
     """An 8-bit PIL image of 1 (grey) or 3 channels; shown: as viewers show it. Raises DataError for what is none."""
-    from PIL import Image
-
     name = str(source) if is_path(source) else "the image"
     if is_path(source):
         if not Path(source).is_file():
@@ -64,16 +62,12 @@ def picture(source: Any, channels: int, say: Callable[[str], None], shown: bool 
 
 def picture_tensor(source: Any, channels: int, say: Callable[[str], None], shown: bool) -> Tensor:
     """`picture` as uint8 [C, H, W], of a file by whom `decode_tensor` has it opened."""
-    from torchvision.transforms.functional import pil_to_tensor
-
     checked = picture(source, channels, say, shown)
     return decode_tensor(os.fspath(source), MODES[channels], shown) if is_path(source) else pil_to_tensor(checked)
 
 
 def pixels(source: Any, shape: tuple[int, int, int], say: Callable[[str], None]) -> np.ndarray:
     """uint8 of `shape` [C, H, W]; an image of another size is resized, bilinear and antialiased, without keeping its aspect."""
-    from torchvision.transforms.functional import pil_to_tensor, resize
-
     channels, *size = shape
     found = pil_to_tensor(picture(source, channels, say))
     if list(found.shape[1:]) != size:

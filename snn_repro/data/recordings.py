@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from snn_repro.data.archives import ARCHIVES, archive_suffix, hidden, means, stem, unpacked
+from snn_repro.data.archives import ARCHIVES, archive_suffix, hidden, means, reading, stem, unpacked
 from snn_repro.data.dataset import Entry, Recorded, Sample
 from snn_repro.errors import DataError, UserError
 
@@ -53,16 +53,19 @@ def find_recordings(
 
 
 def walk(dataset: Recorded, data_dir: str | Path | None) -> Iterator[tuple[str, str]]:
-    """(name inside, path) of files in `data_dir` and in folders that are called as parts of the set are, and of these ("a/").
+    """(name inside, path) of files in `data_dir` and in folders that are called as parts of the set are, and of these ("a/")."""
+    known = None if dataset.own else (*dataset.known_names, *dataset.class_names, *BETWEEN)
+    return _walk(str(given(data_dir, f"the folder that holds {dataset.expected}")), known)
 
-    Raises UserError if data_dir is not set, DataError if it is no folder.
-    """
+
+def given(data_dir: str | Path | None, what: str) -> Path:
+    """data_dir, which should be `what`. Raises UserError if it is not set, DataError if it is no folder."""
     if not data_dir:
-        raise UserError(f"data_dir is not set: pass data_dir=DIR, the folder that holds {dataset.expected}")
+        raise UserError(f"data_dir is not set: pass data_dir=DIR, {what}")
     if not Path(data_dir).is_dir():
         why = "is a file" if Path(data_dir).exists() else "does not exist"
-        raise DataError(f"data_dir={data_dir} {why}: pass the folder that holds {dataset.expected}")
-    return _walk(str(data_dir), None if dataset.own else (*dataset.known_names, *dataset.class_names, *BETWEEN))
+        raise DataError(f"data_dir={data_dir} {why}: pass {what}")
+    return Path(data_dir)
 
 
 def _walk(
@@ -72,11 +75,9 @@ def _walk(
     real = os.path.realpath(folder)
     if real in above or len(above) > 8:
         return
-    try:
-        names = sorted(name for name in os.listdir(folder) if not hidden(name))
-    except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error.strerror or error}") from None
-    for name in names:
+    with reading():
+        names = os.listdir(folder)
+    for name in sorted(name for name in names if not hidden(name)):
         path = os.path.join(folder, name)
         if not os.path.isdir(path):
             yield inner + name, path

@@ -10,10 +10,8 @@ from pathlib import Path
 import pytest
 from fixtures import make_cache as prepare
 from fixtures import open_cache, write_cifar10_dvs, write_dvs_gesture, write_ncaltech101
-from numpy.testing import assert_array_equal
 
-from snn_repro.data.events import integrate
-from snn_repro.data.recordings import find_recordings, read_entry
+from snn_repro.data.recordings import find_recordings
 from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError
 
@@ -25,91 +23,53 @@ def run(dataset, raw, cache, **options):
     return prepare(dataset, raw, cache, 2, **{"workers": 0, "say": lambda _: None, **options})
 
 
-def zip_up(folder: Path, archive: Path, compression=STORED, under: str = "") -> None:
-    """All files below a folder into a zip, and the folder away."""
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(archive, "w", compression) as z:
-        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-            z.write(path, under + path.relative_to(folder).as_posix())
-    shutil.rmtree(folder)
+def laid(raw, write, name, compression=STORED, under="", **options):
+    """What a fixture writes, in the folder or archive `name`."""
+    there, place = raw / "there", raw / name
+    write(there, **options)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if name.lower().endswith("zip"):
+        with zipfile.ZipFile(place, "w", compression) as z:
+            for path in sorted(p for p in there.rglob("*") if p.is_file()):
+                z.write(path, under + path.relative_to(there).as_posix())
+    elif "tar" in name or "tgz" in name:
+        with tarfile.open(place, "w" if name.endswith("tar") else "w:gz") as t:
+            t.add(there, ".")
+    else:
+        (there / {write_dvs_gesture: "DvsGesture", write_ncaltech101: "Caltech101"}.get(write, ".")).rename(place)
+    shutil.rmtree(there, ignore_errors=True)
 
 
-def moved(write, name, **options):
-    """What a fixture writes, in the folder `name`."""
-
-    def lay(raw):
-        write(raw / "there", **options)
-        inside = {write_dvs_gesture: "DvsGesture", write_ncaltech101: "Caltech101"}.get(write, ".")
-        (raw / name).parent.mkdir(parents=True, exist_ok=True)
-        (raw / "there" / inside).rename(raw / name)
-        shutil.rmtree(raw / "there", ignore_errors=True)
-
-    return lay
+def class_zips(raw, write, suffix):
+    write(raw / "a")
+    for folder in list((raw / "a").iterdir()):
+        laid(raw, lambda there, folder=folder: folder.rename(there), f"{folder.name.capitalize()}{suffix}")
+    (raw / "a").rmdir()
 
 
-def packed(write, name, compression=STORED, under="", **options):
-    """What a fixture writes, in an archive."""
-
-    def lay(raw):
-        write(raw / "there", **options)
-        if name.endswith("zip"):
-            return zip_up(raw / "there", raw / name, compression, under)
-        with tarfile.open(raw / name, "w" if name.endswith("tar") else "w:gz") as t:
-            t.add(raw / "there", ".")
-        shutil.rmtree(raw / "there")
-
-    return lay
+def zip_in_zip_in_zip(raw, write, name):
+    laid(raw / "a", write, "Caltech101.zip", archive=True)
+    laid(raw, lambda there: (raw / "a").rename(there), name, DEFLATED)
 
 
-def dvs_capital_zips(raw):
-    write_cifar10_dvs(raw / "extract", archive=True)
-    for path in (raw / "extract").iterdir():
-        path.rename(path.with_name(path.name.capitalize()))
-
-
-def dvs_flat_zips(raw):
-    write_cifar10_dvs(raw / "there")
-    for folder in list((raw / "there").iterdir()):
-        zip_up(folder, raw / f"{folder.name}.ZIP")
-
-
-def caltech_zip_in_zip_in_zip(raw):
-    packed(write_ncaltech101, "Caltech101.zip", DEFLATED, archive=True)(raw / "a")
-    zip_up(raw / "a", raw / "N-Caltech101.zip", DEFLATED)
-
-
-DVS, GESTURE, CALTECH = write_cifar10_dvs, write_dvs_gesture, write_ncaltech101
-LAYOUTS = {
-    "cifar10_dvs": {
-        "cifar10dvs": moved(DVS, "cifar10dvs"),
-        "CIFAR10DVS/download": moved(DVS, "CIFAR10DVS/Download"),
-        "Airplane.zip": dvs_capital_zips,
-        "airplane.ZIP without its folder": dvs_flat_zips,
-        "zip of zips": packed(DVS, "CIFAR10DVS.zip", DEFLATED, archive=True),
-        "figshare's zip of zips": packed(DVS, "4724671.zip", STORED, "data/", archive=True),
-        "zip of folders": packed(DVS, "cifar10-dvs.zip", DEFLATED, "CIFAR10DVS/"),
-        "tar of folders": packed(DVS, "cifar10dvs.tar.gz"),
-    },
-    "dvs_gesture": {
-        "dvs128gesture": moved(GESTURE, "dvs128gesture"),
-        "dvsgesture": moved(GESTURE, "dvsgesture"),
-        "DvsGesture.tar": packed(GESTURE, "DvsGesture.tar"),
-        "dvsgesture.tgz": packed(GESTURE, "dvsgesture.tgz"),
-        "DvsGesture.zip": packed(GESTURE, "DvsGesture.zip"),
-        "tar.gz in a zip": packed(GESTURE, "DVS128Gesture.zip", DEFLATED, archive=True),
-    },
-    "ncaltech101": {
-        "caltech101": moved(CALTECH, "caltech101"),
-        "Caltech101/Caltech101": moved(CALTECH, "N-Caltech101/Caltech101/Caltech101"),
-        "class folders": moved(CALTECH, "n-caltech101"),
-        "Caltech101.zip in a folder caltech101": lambda raw: write_ncaltech101(raw / "caltech101", archive=True),
-        "Caltech101.zip in caltech101.zip": packed(CALTECH, "caltech101.zip", DEFLATED, archive=True),
-        "with a folder in it": packed(
-            CALTECH, "N-Caltech101-archive.zip", STORED, "N-Caltech101-archive/", archive=True
-        ),
-        "zip in zip in zip": caltech_zip_in_zip_in_zip,
-    },
-}
+DVS, GESTURE, CALTECH = "cifar10_dvs", "dvs_gesture", "ncaltech101"
+LAYOUTS = [
+    (DVS, laid, "CIFAR10DVS/Download"),
+    (DVS, class_zips, ".ZIP"),
+    (DVS, laid, "4724671.zip", STORED, "data/", "archive"),
+    (DVS, laid, "cifar10-dvs.zip", DEFLATED, "CIFAR10DVS/"),
+    (DVS, laid, "cifar10dvs.tar.gz"),
+    (GESTURE, laid, "dvs128gesture"),
+    (GESTURE, laid, "DvsGesture.tar"),
+    (GESTURE, laid, "dvsgesture.tgz"),
+    (GESTURE, laid, "DVS128Gesture.zip", DEFLATED, "", "archive"),
+    (CALTECH, laid, "caltech101"),
+    (CALTECH, laid, "N-Caltech101/Caltech101/Caltech101"),
+    (CALTECH, laid, "n-caltech101"),
+    (CALTECH, laid, "caltech101.zip", DEFLATED, "", "archive"),
+    (CALTECH, laid, "N-Caltech101-archive.zip", STORED, "N-Caltech101-archive/", "archive"),
+    (CALTECH, zip_in_zip_in_zip, "N-Caltech101.zip"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -122,12 +82,12 @@ def plain(tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize("dataset, layout", [(d, name) for d, layouts in LAYOUTS.items() for name in layouts])
-def test_data_sets_are_found_by_the_names_that_users_give_them(tmp_path, plain, dataset, layout):
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: f"{layout[0]}-{layout[2]}")
+def test_data_sets_are_found_by_the_names_that_users_give_them(tmp_path, plain, layout):
     """Every layout gives the cache of the plain folders, and nothing is written beside the data."""
-    raw = tmp_path / "raw"
+    (dataset, lay, name, *how), raw = layout, tmp_path / "raw"
     raw.mkdir()
-    LAYOUTS[dataset][layout](raw)
+    lay(raw, WRITERS[dataset], name, *how[:2], **{key: True for key in how[2:]})
     before = {p: p.stat().st_mtime_ns for p in raw.rglob("*")}
     report = run(dataset, raw, tmp_path / "cache")
     assert not report.problems
@@ -161,20 +121,20 @@ def test_an_archive_is_unpacked_once_and_again_when_it_changed(tmp_path, caplog)
 
 
 @pytest.mark.parametrize("name", ["../accordion/image_0001.bin", "/accordion/image_0001.bin", "a/../../../x.bin"])
-@pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_archives_do_not_reach_outside(tmp_path, kind, name):
+@pytest.mark.parametrize("archive", ["Caltech101.zip", "Caltech101.tar"])
+def test_archives_do_not_reach_outside(tmp_path, archive, name):
     (tmp_path / "raw").mkdir()
-    if kind == "zip":
-        with zipfile.ZipFile(tmp_path / "raw/Caltech101.zip", "w") as z:
+    if archive.endswith("zip"):
+        with zipfile.ZipFile(tmp_path / "raw" / archive, "w") as z:
             z.writestr(name, b"12345")
     else:
-        with tarfile.open(tmp_path / "raw/DvsGesture.tar.gz", "w:gz") as t:
+        with tarfile.open(tmp_path / "raw" / archive, "w") as t:
             t.addfile(tarfile.TarInfo(name))
     with contextlib.suppress(DataError):
-        find_recordings(SETS["ncaltech101" if kind == "zip" else "dvs_gesture"], tmp_path / "raw", tmp_path / "cache")
+        find_recordings(SETS["ncaltech101"], tmp_path / "raw", tmp_path / "cache")
     written = [p for p in tmp_path.rglob("*") if p.is_file() and not p.match("*.lock")]
     inside = next((tmp_path / "cache/unpacked").glob("*/"), tmp_path / "none")
-    assert [p for p in written if not p.is_relative_to(inside)] == [next((tmp_path / "raw").iterdir())]
+    assert [p for p in written if not p.is_relative_to(inside)] == [tmp_path / "raw" / archive]
     assert not Path("/accordion").exists()
 
 
@@ -182,15 +142,14 @@ def test_damaged_archives_are_one_sentence_and_a_damaged_member_is_one_bad_file(
     write_ncaltech101(tmp_path / "raw", archive=True)
     archive = tmp_path / "raw" / "Caltech101.zip"
     whole = archive.read_bytes()
-    for content in (whole[:-30], b"nothing"):
-        archive.write_bytes(content)
-        with pytest.raises(DataError, match=r"Caltech101.zip is not a readable archive"):
-            find_recordings(SETS["ncaltech101"], tmp_path / "raw", tmp_path / "cache")
-        (tmp_path / "outer").mkdir(exist_ok=True)
-        with zipfile.ZipFile(tmp_path / "outer/ncaltech101.zip", "w") as z:
-            z.writestr("Caltech101.zip", content)
-        with pytest.raises(DataError, match=r"Caltech101.zip in .*ncaltech101.zip is not a readable archive"):
-            find_recordings(SETS["ncaltech101"], tmp_path / "outer", tmp_path / "cache")
+    archive.write_bytes(whole[:-30])
+    with pytest.raises(DataError, match=r"Caltech101.zip is not a readable archive"):
+        find_recordings(SETS["ncaltech101"], tmp_path / "raw", tmp_path / "cache")
+    (tmp_path / "outer").mkdir()
+    with zipfile.ZipFile(tmp_path / "outer/ncaltech101.zip", "w") as z:
+        z.write(archive, "Caltech101.zip")
+    with pytest.raises(DataError, match=r"Caltech101.zip in .*ncaltech101.zip is not a readable archive"):
+        find_recordings(SETS["ncaltech101"], tmp_path / "outer", tmp_path / "cache")
     archive.write_bytes(whole)
     with zipfile.ZipFile(archive) as z:
         info = z.getinfo("Caltech101/accordion/image_0002.bin")
@@ -231,9 +190,6 @@ def test_links_are_followed_and_loops_end(tmp_path):
     (raw / "itself").symlink_to(raw / "itself")
     found = find_recordings(SETS["ncaltech101"], tmp_path / "raw")
     assert [s.name for s in found.samples] == sorted(written)
-    for name, entry in found.files.items():
-        assert_array_equal(integrate(SETS["ncaltech101"].decode(read_entry(entry, name), name), 2, (180, 240)),
-                           integrate(written[name], 2, (180, 240)))  # fmt: skip
 
 
 def test_pipes_dangling_links_and_copies_further_down(tmp_path):

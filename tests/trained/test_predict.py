@@ -15,9 +15,9 @@ from PIL import Image
 from snn_repro.config import load_config
 from snn_repro.data import build_data
 from snn_repro.data.cache import open_cache
-from snn_repro.data.emulator import DIGITS_CAMERA, emulate_recording
 from snn_repro.data.sets import SETS
 from snn_repro.data.sets.digits import load_digits, train_test
+from snn_repro.data.sets.emulated import DIGITS_CAMERA, emulate_recording
 from snn_repro.errors import UserError
 from snn_repro.trained import load_run, predict
 from snn_repro.trained.predict import predict as ask

@@ -50,21 +50,20 @@ class EventFolder(EventSet):
         if not cfg.dataset.found and (not classes or Path(cfg.data_dir or "").is_dir()):
             parts = layout(cfg.data_dir, "recordings")
             classes = common_classes(Path(cfg.data_dir), {k: [p.name for p in folders_in(f)] for k, f in parts.items()})
-        found = self._bound(cfg.data_dir, classes, given if any(given) else known.get("sensor"))
-        found.arguments = f" 'dataset.sensor=[{given[0]},{given[1]}]'" if any(given) else ""
-        return found
+        arguments = f" 'dataset.sensor=[{given[0]},{given[1]}]'" if any(given) else ""
+        return self._bound(cfg.data_dir, classes, given if any(given) else known.get("sensor"), arguments)
 
-    def _bound(self, data_dir, classes, sensor):
-        found = copy.copy(self)
-        found.root, found.num_classes, found.label_names = (
-            Path(os.path.abspath(data_dir or "")),
-            len(classes),
-            tuple(classes),
+    def _bound(self, data_dir, classes, sensor, arguments=""):
+        found, root = copy.copy(self), Path(os.path.abspath(data_dir or ""))
+        vars(found).update(
+            {"shape": (2, *sensor)} if sensor else {},
+            root=root,
+            num_classes=len(classes),
+            label_names=tuple(classes),
+            folders=(self.name, root.name),
+            arguments=arguments,
+            found={"classes": list(classes), "sensor": sensor and list(sensor)},
         )
-        found.folders = (self.name, found.root.name)
-        found.found = {"classes": list(classes), "sensor": sensor and list(sensor)}
-        if sensor:
-            found.shape = (2, *sensor)
         return found
 
     def _made(self, cfg) -> dict:
@@ -92,10 +91,9 @@ class EventFolder(EventSet):
         return self.shape
 
     def measured(self, data_dir, say):
-        found = copy.copy(self)
-        if found.arguments:
-            return found
-        files, sizes, problems = find_recordings(found, data_dir).files, [], []
+        if self.arguments:
+            return self
+        files, sizes, problems = find_recordings(self, data_dir).files, [], []
         with progress("recordings were looked at for the sensor's size", len(files), say) as advance:
             for n, (name, entry) in enumerate(sorted(files.items()), 1):
                 try:
@@ -112,7 +110,7 @@ class EventFolder(EventSet):
             f"the sensor has {height} x {width} pixels (height x width), the most that a recording says or reaches; where it"
             " has others, give dataset.sensor=[height,width]"
         )
-        return found._bound(data_dir, found.label_names, (height, width))
+        return self._bound(data_dir, self.label_names, (height, width))
 
     def listing(self, files):
         parts = layout(str(self.root), "recordings")
@@ -134,16 +132,14 @@ class EventFolder(EventSet):
         return samples, problems
 
     def decode(self, data, name):
-        return read_recording(data, name).events
+        return read_recording(data, name)[0]
 
     # -- parts
 
     def split(self, cfg, cache):
-        names, labels = list(cache.names), cache.labels.tolist()
-        excluded = [*cache.excluded]
+        names, labels, excluded = list(cache.names), cache.labels.tolist(), [*cache.excluded]
         if not any(cache.parts):  # drawn on all there were, so that a bad recording moves no other
             labels += [self.label_names.index(n.split("/")[0]) for n in excluded]
             names += excluded
-        given = list(map(str, cache.parts)) + [""] * (len(names) - len(cache.names))
-        split, parts = parts_of(cfg, given, names, labels)
+        split, parts = parts_of(cfg, [*map(str, cache.parts), *[""] * (len(names) - len(cache.names))], names, labels)
         return own_split(cfg, split, parts[: len(cache.names)], cache.names, cache.labels, len(excluded))

@@ -8,19 +8,15 @@ It has no official split; accuracies on different ones do not compare:
     front90_rounded  the first round(0.9 n) of each class train: 7,839 / 870 (TKS, of an unsorted directory listing)
 """
 
-from functools import cache
 from pathlib import Path
 
 from snn_repro.data.build import EventSet
 from snn_repro.data.dataset import register
 from snn_repro.data.formats import read_atis_bin
 
-
-@cache
-def counts() -> dict[str, int]:
-    """{class: recordings} of the 101 folders, sorted as strings (capitals first): BACKGROUND_Google, ..., yin_yang."""
-    lines = Path(__file__).with_name("ncaltech101_counts.txt").read_text().splitlines()
-    return {name: int(count) for name, count in map(str.split, lines)}
+LINES = Path(__file__).with_name("ncaltech101_counts.txt").read_text().splitlines()
+COUNTS = {name: int(count) for name, count in map(str.split, LINES)}
+"""{class: recordings} of the 101 folders, sorted as strings (capitals first): BACKGROUND_Google, ..., yin_yang."""
 
 
 @register("ncaltech101")
@@ -30,15 +26,12 @@ class NCaltech101(EventSet):
     splits = ("seeded", "front90", "front90_rounded")
     nda = (3, 15.0)
     folders = ("ncaltech101", "N-Caltech101", "N-Caltech101-archive")
+    class_names = tuple(COUNTS)
     inside = ("Caltech101",)
     pattern = r"image_\d+\.bin"
     expected = "Caltech101.zip, or the folder Caltech101 that it unpacks to"
     published = "https://www.garrickorchard.com/datasets/n-caltech101"
     decode = staticmethod(read_atis_bin)
 
-    @property
-    def class_names(self):
-        return list(counts())
-
     def published_names(self):
-        return {f"{c}/image_{i:04d}.bin": k for k, (c, n) in enumerate(counts().items()) for i in range(1, n + 1)}
+        return {f"{c}/image_{i:04d}.bin": k for k, (c, n) in enumerate(COUNTS.items()) for i in range(1, n + 1)}
