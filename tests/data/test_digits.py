@@ -10,7 +10,7 @@ from snn_repro.data import build_data
 from snn_repro.data.sets import digits
 from snn_repro.data.sets.digits import load_digits, sample_names
 from snn_repro.data.splits import carve_validation
-from snn_repro.errors import DataError, UserError
+from snn_repro.errors import UserError
 
 TEST_SHA256 = "6a5efb0f77612c0c0e1b3f34c22728b043a274f5c6a1150100354ad5d9f33fc7"
 
@@ -41,19 +41,6 @@ def test_images_and_test_part_are_scikit_learns():
     drawn = model_selection.train_test_split(np.arange(1797), test_size=450, stratify=labels, random_state=0)
     for ours, part in zip(split_digits(labels)[::2], drawn, strict=True):
         np.testing.assert_array_equal(ours, np.sort(part))
-
-
-@pytest.mark.parametrize(
-    "found, sentence",
-    [(None, "pip install scikit-learn"), ("nowhere/__init__.py", "nowhere/datasets/data/digits.csv.gz")],
-)
-def test_digits_that_are_not_there(monkeypatch, found, sentence):
-    spec = found and type("Spec", (), {"origin": found})
-    monkeypatch.setattr(digits, "find_spec", lambda name: spec)
-    digits._table.cache_clear()
-    with pytest.raises(DataError, match=sentence):
-        load_digits()
-    digits._table.cache_clear()
 
 
 def test_validation_is_carved_from_train_alone():

@@ -11,8 +11,6 @@ statistics  mean and standard deviation of up to 4,096 training images, evenly s
 fingerprint of all names, sizes and contents (of 64 contents where there is more than 1 GiB)
 """
 
-from __future__ import annotations
-
 import copy
 import os
 import warnings
@@ -60,18 +58,10 @@ class ImageFolder(ImageFiles):
             listed = self.listed(cfg)
             size, channels = _looked_at(tuple(listed.images), file_state(map(Path, listed.images)))
             kept = {"classes": listed.classes, "size": size, "channels": channels}
-        try:
-            found.cfg, found.label_names = cfg, tuple(map(str, kept["classes"]))
-            found.num_classes = len(found.label_names)
-            found.shape = (int(kept["channels"]), int(kept["size"]), int(kept["size"]))
-            if cfg.dataset.found:
-                found.statistics = tuple(
-                    [float(kept[k][c]) for c in range(found.shape[0])] for k in ("mean", "deviation")
-                )
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise DataError(
-                f"dataset.found of this run is damaged ({type(error).__name__}: {error}); train it again"
-            ) from None
+        found.cfg, found.label_names, found.num_classes = cfg, tuple(kept["classes"]), len(kept["classes"])
+        found.shape = kept["channels"], kept["size"], kept["size"]
+        if cfg.dataset.found:
+            found.statistics = kept["mean"], kept["deviation"]
         return found
 
     @property
@@ -140,22 +130,20 @@ class ImageFolder(ImageFiles):
             raise AttributeError("statistics are those of a folder: see `of`")
         images = self.parts(self.cfg)[0].images
         images = images[: len(images) - self.listed(self.cfg).parts.count("val")]
-        count = min(len(images), STATISTICS_OF)
+        count, sums = min(len(images), STATISTICS_OF), np.zeros((2, self.shape[0]), np.int64)
         read, steps = self.reader(self.cfg), self.test_steps(self.cfg)
-        n, total, squares = 0, np.zeros(1, np.int64), np.zeros(1, np.int64)
         for i in range(count):
-            image = steps(read(images[i * len(images) // count], self.mode))
-            pixels = image.numpy().astype(np.int64).reshape(self.shape[0], -1)
-            n, total, squares = n + pixels.shape[1], total + pixels.sum(1), squares + (pixels**2).sum(1)
-        mean = total / n
-        deviation = np.sqrt(np.maximum(squares / n - mean**2, 0))
+            pixels = steps(read(images[i * len(images) // count], self.mode)).numpy().astype(np.int64)
+            sums += pixels.sum((1, 2)), (pixels**2).sum((1, 2))
+        mean, squares = sums / (count * self.shape[1] * self.shape[2])
+        deviation = np.sqrt(np.maximum(squares - mean**2, 0))
         return mean.tolist(), np.where(deviation > 0, deviation, 1.0).tolist()
 
     def fingerprint(self, cfg):
         """{"listing": of names and sizes, "contents": of the files}."""
         listed = self.listed(cfg)
-        images = list(zip(listed.names, listed.images, strict=True))
-        return dict(zip(("listing", "contents"), file_hashes(images, WHOLE), strict=True))
+        listing, contents = file_hashes([*zip(listed.names, listed.images, strict=True)], WHOLE)
+        return {"listing": listing, "contents": contents}
 
 
 @lru_cache(maxsize=2)

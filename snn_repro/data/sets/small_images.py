@@ -4,8 +4,6 @@ CIFAR's files are Python pickles, of which nothing is imported or called; Fashio
 that breaks off is an error, and no size found in one is believed before the bytes are seen to be there.
 """
 
-from __future__ import annotations
-
 import gzip
 import io
 import pickle
