@@ -17,7 +17,6 @@ from snn_repro.errors import DataError, UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 ORIENTATION = 0x0112  # the EXIF tag of how a camera was held; 1 is upright
-MAX_PIXELS = 80_000_000  # 240 MB as RGB; PIL warns from 89 million pixels on and refuses 179 million
 
 
 # ------------------------------------------------------------------ which there are
@@ -105,10 +104,6 @@ def _opened(image: str) -> Iterator[tuple[BinaryIO, Image.Image]]:
     try:
         with open(image, "rb") as stream:
             opened = Image.open(stream)
-            if opened.width * opened.height > MAX_PIXELS:
-                raise ValueError(
-                    f"it has {opened.width} x {opened.height} pixels, more than the {MAX_PIXELS:,} that are read"
-                )
             yield stream, opened
     except (MemoryError, UserError):
         raise

@@ -16,7 +16,6 @@ import os
 import warnings
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -32,16 +31,6 @@ WHOLE = 2**30  # bytes, up to which all contents enter the fingerprint
 GREY = ("1", "L", "LA")
 
 
-class Listed(NamedTuple):
-    """The images of a folder, sorted by name ("train/cat/a.png", or "cat/a.png")."""
-
-    classes: list[str]
-    images: list[str]
-    names: list[str]
-    labels: list[int]
-    parts: list[str]  # "train", "test", "val", or "" where nothing says it
-
-
 @register("image_folder")
 class ImageFolder(ImageFiles):
     own = True
@@ -55,9 +44,9 @@ class ImageFolder(ImageFiles):
     def of(self, cfg):
         found, kept = copy.copy(self), cfg.dataset.found
         if not kept:
-            listed = self.listed(cfg)
-            size, channels = _looked_at(tuple(listed.images), file_state(map(Path, listed.images)))
-            kept = {"classes": listed.classes, "size": size, "channels": channels}
+            classes, images, *_ = self.listed(cfg)
+            size, channels = _looked_at(tuple(images), file_state(map(Path, images)))
+            kept = {"classes": classes, "size": size, "channels": channels}
         found.cfg, found.label_names, found.num_classes = cfg, tuple(kept["classes"]), len(kept["classes"])
         found.shape = kept["channels"], kept["size"], kept["size"]
         if cfg.dataset.found:
@@ -69,7 +58,11 @@ class ImageFolder(ImageFiles):
         (mean, deviation), (channels, size, _) = self.statistics, self.shape
         return dict(classes=[*self.label_names], size=size, channels=channels, mean=mean, deviation=deviation)
 
-    def listed(self, cfg) -> Listed:
+    def listed(self, cfg) -> tuple[list[str], ...]:
+        """(the classes; and of each image, sorted by name: its path, name, label and part).
+
+        Names are "cat/a.png" in part "", or "train/cat/a.png" in part "train", "test" or "val".
+        """
         folders = layout(cfg.data_dir, f"images ({', '.join(EXTENSIONS)})")
         present = {part: class_folders(folder) for part, folder in folders.items()}
         classes = common_classes(Path(cfg.data_dir), present)
@@ -82,7 +75,7 @@ class ImageFolder(ImageFiles):
             for name in images_in(folder)
         ]
         names, images, labels, parts = map(list, zip(*sorted(rows), strict=True))
-        return Listed(classes, images, names, labels, parts)
+        return classes, images, names, labels, parts
 
     def locate(self, cfg):
         self.listed(cfg)
@@ -90,7 +83,7 @@ class ImageFolder(ImageFiles):
 
     def build(self, cfg):
         found = [os.path.join(f, n) for f, _, names in os.walk(Path(cfg.data_dir)) for n in names if n[0] != "."]
-        if left := sorted({*found} - {*self.listed(cfg).images}):
+        if left := sorted({*found} - {*self.listed(cfg)[1]}):
             warnings.warn(
                 f"image_folder: {len(left)} of {len(found)} files in data_dir={cfg.data_dir} are not read, {left[0]} among"
                 f" them; images lie in class folders and end in {', '.join(EXTENSIONS)}",
@@ -103,22 +96,20 @@ class ImageFolder(ImageFiles):
 
     def parts(self, cfg):
         """(training images with those of val/ at their end, test images)."""
-        listed = self.listed(cfg)
-        _, part = parts_of(cfg, listed.parts, listed.names, listed.labels)
+        _, *columns, given = self.listed(cfg)
+        _, part = parts_of(cfg, given, *columns[1:])
 
         def images(*wanted: str) -> Images:
             rows = [i for name in wanted for i, here in enumerate(part) if here == name]
-            files, labels, names = (
-                [column[i] for i in rows] for column in (listed.images, listed.labels, listed.names)
-            )
+            files, names, labels = ([column[i] for i in rows] for column in columns)
             return Images(files, np.array(labels), names)
 
         return images("train", "val"), images("test")
 
     def split(self, cfg, train, test):
-        listed = self.listed(cfg)
-        split, parts = parts_of(cfg, listed.parts, listed.names, listed.labels)
-        part = dict(zip(listed.names, parts, strict=True))
+        _, _, listed, labels, given = self.listed(cfg)
+        split, parts = parts_of(cfg, given, listed, labels)
+        part = dict(zip(listed, parts, strict=True))
         names = [*train.names, *test.names]
         rows, val, _, of_run = own_split(cfg, split, [part[n] for n in names], names, [*train.labels, *test.labels])
         return rows, val, of_run
@@ -129,7 +120,7 @@ class ImageFolder(ImageFiles):
         if not hasattr(self, "cfg"):
             raise AttributeError("statistics are those of a folder: see `of`")
         images = self.parts(self.cfg)[0].images
-        images = images[: len(images) - self.listed(self.cfg).parts.count("val")]
+        images = images[: len(images) - self.listed(self.cfg)[-1].count("val")]
         count, sums = min(len(images), STATISTICS_OF), np.zeros((2, self.shape[0]), np.int64)
         read, steps = self.reader(self.cfg), self.test_steps(self.cfg)
         for i in range(count):
@@ -141,8 +132,8 @@ class ImageFolder(ImageFiles):
 
     def fingerprint(self, cfg):
         """{"listing": of names and sizes, "contents": of the files}."""
-        listed = self.listed(cfg)
-        listing, contents = file_hashes([*zip(listed.names, listed.images, strict=True)], WHOLE)
+        _, images, names, *_ = self.listed(cfg)
+        listing, contents = file_hashes([*zip(names, images, strict=True)], WHOLE)
         return {"listing": listing, "contents": contents}
 
 

@@ -11,10 +11,10 @@ scripts/prepare_data.py lists and looks at all images once, so that runs need do
 holds them with the times of the folders and archives that they are in. Once one of those has changed it counts no more.
 """
 
+import contextlib
 import csv
 import hashlib
 import json
-import logging
 import os
 import warnings
 from collections import defaultdict
@@ -34,7 +34,6 @@ from snn_repro.data.images import ImageFiles, Images, warn_if_incomplete
 from snn_repro.errors import DataError, UserError
 from snn_repro.files import write_text
 
-log = logging.getLogger("snn_repro")
 FORMAT_VERSION = 2
 TRAIN = ("train", "ILSVRC2012_img_train", "ILSVRC2012_img_train.tar")
 VAL = ("val", "ILSVRC2012_img_val", "ILSVRC2012_img_val.tar")
@@ -130,13 +129,10 @@ class ImageNet1k(ImageFolders):
     statistics = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
     folders: tuple[str, ...] = ("imagenet1k", "imagenet", "ILSVRC2012", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
     published = "https://www.image-net.org/download.php"
-
-    @property
-    def expected(self):
-        return (
-            "train/<class>/*.JPEG and val/<class>/*.JPEG, or ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, there"
-            f" or in one of: {', '.join(self.folders)}"
-        )
+    expected = (
+        "train/<class>/*.JPEG and val/<class>/*.JPEG, or ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, there or in a"
+        " folder imagenet1k, imagenet100, ILSVRC2012 or Data/CLS-LOC"
+    )
 
 
 WNIDS_100 = Path(__file__).with_name("imagenet100_wnids.txt").read_bytes()  # that the paper's code names, sorted
@@ -173,15 +169,10 @@ def _times(train: Path) -> list[str]:
 @lru_cache(maxsize=1)
 def _listed(train: Path, wnids: tuple[str, ...], cache_dir: str | None, path: Path | None, times: tuple) -> tuple:
     if path:
-        try:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # an older one counts for nothing
             kept = json.loads(path.read_text())
             if kept["format_version"] == FORMAT_VERSION and kept["times"] == [*times[1:]]:
                 return kept["parts"], True
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        log.info(
-            f"{path} is not of the images that are there now: they are listed again; scripts/prepare_data.py keeps that"
-        )
     return _list(train, wnids, cache_dir), False
 
 
