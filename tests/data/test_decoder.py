@@ -11,7 +11,7 @@ from PIL import Image
 
 from data.test_imagenet import built
 from data.test_static import denormalised, everything
-from snn_repro.config import config_hash, load_config
+from snn_repro.config import load_config
 from snn_repro.data import image_files
 from snn_repro.data.image_files import decode, decode_tensor
 from snn_repro.data.sets import SETS
@@ -127,14 +127,3 @@ def test_own_folders_and_raw_samples(tmp_path):
         assert torch.equal(dataset.sample(cfg, image, pytest.fail)[0], x[row])
         from_pixels = dataset.sample(cfg, decode(image, "L"), pytest.fail)[0]
         assert (from_pixels - x[row]).abs().max() < 0.1
-
-
-def test_who_decodes_shows_in_the_configuration():
-    plain, pil, other = (
-        load_config(["dataset=imagenet1k", *word]) for word in ((), ("dataset.decoder=pil",), (TORCHCODEC,))
-    )
-    assert config_hash(plain) == config_hash(pil) != config_hash(other)
-    with pytest.raises(UserError, match="dataset.decoder='nvjpeg' is not one of pil, torchcodec"):
-        load_config(["dataset=imagenet1k", "dataset.decoder=nvjpeg"])
-    with pytest.raises(UserError, match="dataset.decoder"):
-        load_config(["dataset=digits", TORCHCODEC])

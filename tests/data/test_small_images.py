@@ -97,7 +97,6 @@ BATCH = encode_cifar_batch(IMAGES, np.array([1, 2, 3]))
     "data, reason",
     [
         (BATCH[:-1], "no whole pickle of a dictionary"),
-        (BATCH[:500], "no whole pickle of a dictionary"),
         (BATCH + b"\0", "the pickle ends here, before the file does"),
         (pickle.dumps([1, 2], 2), "no whole pickle of a dictionary"),
         (b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"abc.", "no whole pickle of a dictionary"),
@@ -106,7 +105,6 @@ BATCH = encode_cifar_batch(IMAGES, np.array([1, 2, 3]))
         (encode_cifar_batch(IMAGES, np.array([1, 10, 3])), "whole numbers from 0 to 9"),
         (encode_cifar_batch(IMAGES, np.array([1, 2])), "3 whole numbers"),
         (pickle.dumps({"data": np.zeros((3, 3072), np.uint16), "labels": [1, 2, 3]}, 4), "'data' is no uint8 array"),
-        (pickle.dumps({"data": np.zeros((3, 3072), object), "labels": [1, 2, 3]}, 4), "'data' is no uint8 array"),
         (pickle.dumps({"data": np.zeros((3, 3071), np.uint8), "labels": [1, 2, 3]}, 4), "'data' is no uint8 array"),
     ],
 )

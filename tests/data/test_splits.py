@@ -15,7 +15,6 @@ from snn_repro.data.sets import SETS
 from snn_repro.data.splits import (
     carve_validation,
     carve_validation_people,
-    sha256_of_names,
     split_parts,
     take_subset,
 )
@@ -97,10 +96,6 @@ def test_the_front_of_ncaltech101_is_rounded_as_tcja_and_tks_round_it(caltech, s
         f"BACKGROUND_Google/image_{i:04d}.bin" for i in range(first, 468)
     ]
     assert (f"{679 / tests:.4f}" == "0.8250") == (split == "front90")  # TCJA's accuracy is a number of these samples
-
-
-def test_sha256_is_of_sorted_lines():
-    assert sha256_of_names(["b", "a"]) == hashlib.sha256(b"a\nb\n").hexdigest()
 
 
 @settings(max_examples=50, deadline=None)
