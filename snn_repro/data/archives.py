@@ -9,7 +9,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -102,11 +102,10 @@ def unpacked(
 
 
 def _unpacked_before(state: list[int], folder: Path) -> dict[str, str] | None:
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError):
         made = json.loads((folder / STAMP).read_text())
         return made["problems"] if made["state"] == state else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return None
 
 
 def _unpack(archive: Path, target: Path, inner: Callable[[str], bool], called: str) -> dict[str, str]:

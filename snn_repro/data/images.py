@@ -8,7 +8,7 @@ by image through torchvision and timm in worker processes (`dataset.workers`).
 import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,9 +71,8 @@ class ImageSet(DataSet):
 
     @reading()
     def published_parts(self, cfg: Config) -> tuple[Sequence, Sequence]:
-        """What `read` gives. The set that was read last is kept: who asks for its fingerprint builds it next."""
-        files = self.locate(cfg)
-        return _kept(self.read, tuple(files), file_state(files)) if files else self.read()
+        """What `read` gives."""
+        return self.read(*self.locate(cfg))
 
     def parts(self, cfg: Config) -> tuple[Images, Images]:
         """(training, test), as published: nobody may write to the arrays. Warns where the set is not complete."""
@@ -214,18 +213,6 @@ def _resized(images: np.ndarray, size: int | None) -> np.ndarray:
         return images
     parts = torch.as_tensor(images).split(4096)
     return torch.cat([resize(part, [size, size], antialias=True) for part in parts]).numpy()
-
-
-@reading()
-def file_state(places: Iterable[Path]) -> tuple:
-    """Size and time of each file there, by which a changed one is noticed."""
-    files = [f for p in places for f in (sorted(p.iterdir()) if p.is_dir() else [p])]
-    return tuple((f, (s := f.stat()).st_size, s.st_mtime_ns) for f in files)
-
-
-@lru_cache(maxsize=1)
-def _kept(read: Callable, files: tuple[Path, ...], state: tuple):
-    return read(*files)
 
 
 def sha256(parts: Iterable[Sequence]) -> str:

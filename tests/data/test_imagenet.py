@@ -285,18 +285,6 @@ def test_a_run_reads_the_listing_and_lists_and_checks_nothing(cfg, monkeypatch):
     assert IMAGENET.fingerprint(cfg)["listing"] and len(IMAGENET.build(cfg).train) == 1
 
 
-def test_a_listing_of_tars_is_that_of_their_folders(cfg, tree):
-    for folder in list((tree / "train").iterdir()):
-        folder.with_suffix(".tar").write_bytes(packed(tree.parent, contents(folder)))
-        shutil.rmtree(folder)
-    there = IMAGENET.parts(cfg)[0].images
-    make(cfg)
-    assert IMAGENET.checked_before(cfg) and Path(cfg.cache_dir, "unpacked").is_dir()
-    assert IMAGENET.parts(cfg)[0].images == there and len(there) == 12
-    os.utime(tree / "train/n01440764.tar", (1, 1))
-    assert not IMAGENET.checked_before(cfg)
-
-
 def test_a_changed_folder_is_listed_again(cfg, tree):
     make(cfg)
     shutil.copy(first(tree, "train/n01440764/*"), tree / "train/n01440764/another.JPEG")

@@ -16,7 +16,7 @@ from snn_repro.config import load_config
 from snn_repro.data import build_data
 from snn_repro.data.batches import LoaderBatches, MemoryBatches, PilImages
 from snn_repro.data.images import sha256, warn_if_incomplete
-from snn_repro.data.sets import SETS, small_images
+from snn_repro.data.sets import SETS
 from snn_repro.data.sets.digits import load_digits
 from snn_repro.errors import DataError, UserError
 
@@ -192,13 +192,3 @@ def test_a_fingerprint_knows_the_images_and_not_their_place_or_form(tmp_path, wr
     os.utime(labels, ns=(1, 1))
     assert fingerprint("fashion_mnist", tmp_path / "e") != d
     assert sha256([load_digits()]).startswith("d3d28ac383ee")
-
-
-def test_a_fingerprint_and_the_data_are_read_once(tmp_path, monkeypatch):
-    write_cifar10(tmp_path)
-    read, count = small_images.cifar_batch, []
-    monkeypatch.setattr(small_images, "cifar_batch", lambda *a, **k: count.append(0) or read(*a, **k))
-    for _ in range(2):
-        fingerprint("cifar10", tmp_path)
-    build("cifar10", tmp_path)
-    assert len(count) == 6

@@ -21,7 +21,7 @@ import numpy as np
 
 from snn_repro.data.dataset import register
 from snn_repro.data.image_files import EXTENSIONS, class_folders, facts, file_hashes, images_in
-from snn_repro.data.images import ImageFiles, Images, file_state
+from snn_repro.data.images import ImageFiles, Images
 from snn_repro.data.own import SETTINGS, common_classes, known_classes, layout, own_split, parts_of
 from snn_repro.errors import DataError
 
@@ -45,7 +45,8 @@ class ImageFolder(ImageFiles):
         found, kept = copy.copy(self), cfg.dataset.found
         if not kept:
             classes, images, *_ = self.listed(cfg)
-            size, channels = _looked_at(tuple(images), file_state(map(Path, images)))
+            states = tuple((state.st_size, state.st_mtime_ns) for state in map(os.stat, images))
+            size, channels = _looked_at(tuple(images), states)
             kept = {"classes": classes, "size": size, "channels": channels}
         found.cfg, found.label_names, found.num_classes = cfg, tuple(kept["classes"]), len(kept["classes"])
         found.shape = kept["channels"], kept["size"], kept["size"]
@@ -138,7 +139,7 @@ class ImageFolder(ImageFiles):
 
 
 @lru_cache(maxsize=2)
-def _looked_at(images: tuple[str, ...], times: tuple) -> tuple[int, int]:
+def _looked_at(images: tuple[str, ...], states: tuple) -> tuple[int, int]:
     """(pixels, channels) as the module's docstring says. Raises DataError for a file that is no image of 8-bit values."""
     seen = facts(images)
     for image, (_, _, mode) in zip(images, seen, strict=True):

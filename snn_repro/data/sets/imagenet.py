@@ -43,9 +43,19 @@ Part = dict[str, tuple[str, list[str]]]
 """{class (wnid): (folder, paths below it of the class's images)}, sorted"""
 
 
-class ImageFolders(ImageFiles):
-    """Images by class in folders or archives, as ImageNet has them."""
+@register("imagenet1k")
+class ImageNet1k(ImageFiles):
+    """Images by class in folders or archives."""
 
+    shape, num_classes = (3, 224, 224), 1000
+    samples: tuple[int | None, int | None] = (1_281_167, 50_000)
+    statistics = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+    folders: tuple[str, ...] = ("imagenet1k", "imagenet", "ILSVRC2012", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
+    published = "https://www.image-net.org/download.php"
+    expected = (
+        "train/<class>/*.JPEG and val/<class>/*.JPEG, or ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, there or in a"
+        " folder imagenet1k, imagenet100, ILSVRC2012 or Data/CLS-LOC"
+    )
     label_names: tuple[str, ...] = ()  # the classes in the order of their labels; none: all that are there, sorted
     files = (TRAIN,)
 
@@ -120,19 +130,6 @@ class ImageFolders(ImageFiles):
         train, test = self.parts(cfg)
         images = zip([*train.names, *test.names], [*train.images, *test.images], strict=True)
         return dict(zip(("listing", "sample"), file_hashes(sorted(images)), strict=True))
-
-
-@register("imagenet1k")
-class ImageNet1k(ImageFolders):
-    shape, num_classes = (3, 224, 224), 1000
-    samples: tuple[int | None, int | None] = (1_281_167, 50_000)
-    statistics = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
-    folders: tuple[str, ...] = ("imagenet1k", "imagenet", "ILSVRC2012", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
-    published = "https://www.image-net.org/download.php"
-    expected = (
-        "train/<class>/*.JPEG and val/<class>/*.JPEG, or ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, there or in a"
-        " folder imagenet1k, imagenet100, ILSVRC2012 or Data/CLS-LOC"
-    )
 
 
 WNIDS_100 = Path(__file__).with_name("imagenet100_wnids.txt").read_bytes()  # that the paper's code names, sorted
