@@ -80,8 +80,7 @@ def named_split(
     """
     everything = everything or dict(zip(names, labels, strict=True))
     complete = sorted(everything)
-    mask = dataset.test_mask(split, complete, [everything[n] for n in complete])
-    held = dict(zip(complete, mask, strict=True))
+    held = dict(zip(complete, dataset.test_mask(split, complete, [everything[n] for n in complete]), strict=True))
     mask = np.array([held[n] for n in names], bool)
     train, test = np.flatnonzero(~mask), np.flatnonzero(mask)
     for part, rows in (("training", train), ("test", test)):
@@ -188,19 +187,19 @@ def split_parts(
     held out. dropped: recordings of the complete data set that are in no part. The Split's id says all that
     changed the parts, e.g. "cifar10_dvs/tebn,dropped=1,val=0.1,seed=0".
     """
-    d = cfg.dataset
-    name, val = f"{d.name}/{split}", train[:0]
-    if dropped:
-        name += f",dropped={dropped}"
+    d, val = cfg.dataset, train[:0]
     if d.train_subset:
         train = take_subset(train, labels, d.train_subset, d.split_seed)
-        name += f",subset={d.train_subset}"
     if d.validation and people is not None:
         train, val = carve_validation_people(train, labels, people, d.validation, d.split_seed)
-        name += f",val={d.validation:g},by=person"
     elif d.validation:
         train, val = carve_validation(train, labels, d.validation, d.split_seed)
-        name += f",val={d.validation:g}"
-    if d.train_subset or d.validation:
-        name += f",seed={d.split_seed}"
+    words = {
+        f"dropped={dropped}": dropped,
+        f"subset={d.train_subset}": d.train_subset,
+        f"val={d.validation:g}": d.validation,
+        "by=person": d.validation and people is not None,
+        f"seed={d.split_seed}": d.train_subset or d.validation,
+    }
+    name = ",".join([f"{d.name}/{split}", *(word for word, holds in words.items() if holds)])
     return train, val, Split(name, sha256_of_names(test_names), len(train), len(val), len(test))

@@ -118,8 +118,6 @@ class ImageFolder(ImageFiles):
     @cached_property
     def statistics(self):
         """Of the training images; exact sums of whole numbers, so the same on every machine."""
-        if not hasattr(self, "cfg"):
-            raise AttributeError("statistics are those of a folder: see `of`")
         images = self.parts(self.cfg)[0].images
         images = images[: len(images) - self.listed(self.cfg)[-1].count("val")]
         count, sums = min(len(images), STATISTICS_OF), np.zeros((2, self.shape[0]), np.int64)
