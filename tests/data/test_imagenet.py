@@ -218,10 +218,8 @@ def test_a_tree_that_does_not_do_is_one_sentence(tree, spoil, sentence):
 
 
 def test_an_incomplete_set_warns_in_one_line(written):
-    with pytest.warns(
-        UserWarning, match="^imagenet1k: .* has 3 of 1000 classes, so results do not compare with those on"
-    ):
-        built(written[0])
+    with pytest.warns(UserWarning, match="^imagenet1k: .* has 3 of 1000 classes, so results do not compare"):
+        IMAGENET.parts(config("imagenet1k", written[0]))
 
 
 def bomb(image: bytes, size: int) -> bytes:
@@ -250,16 +248,6 @@ def test_a_bad_image_is_found_before_the_first_epoch(tree, damage, sentence, par
         assert part == "train"
         everything(data.train)
     assert "\n" not in str(error.value)
-
-
-def test_the_check_reads_headers_alone(tmp_path, monkeypatch):
-    whole, trailing = str(tmp_path / "whole.JPEG"), tmp_path / "trailing.JPEG"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 400, 3), np.uint8)).save(whole, quality=95)
-    trailing.write_bytes(Path(whole).read_bytes() + bytes(9000))  # its end marker is not at its end
-    with monkeypatch.context() as patched:
-        patched.setattr(Image.Image, "load", None)
-        assert image_files.facts([whole] * 20) == [(400, 300, "RGB")] * 20
-    image_files.facts([str(trailing)])
 
 
 # ------------------------------------------------------------------ the listing
@@ -293,10 +281,9 @@ def test_a_changed_folder_is_listed_again(cfg, tree):
     assert make(cfg) == 19 and IMAGENET.checked_before(cfg)
 
 
-@pytest.mark.parametrize("content", ["[]", '{"format_version": 1, "changed": 3}'])
-def test_a_damaged_or_older_listing_counts_for_nothing(cfg, content):
+def test_an_older_listing_counts_for_nothing(cfg):
     IMAGENET.listing_file(cfg).parent.mkdir(parents=True)
-    IMAGENET.listing_file(cfg).write_text(content)
+    IMAGENET.listing_file(cfg).write_text('{"format_version": 1, "changed": 3}')
     assert len(IMAGENET.parts(cfg)[0].images) == 12 and not IMAGENET.checked_before(cfg)
 
 
@@ -320,15 +307,10 @@ def test_the_data_sets_own_folder_is_only_read(cfg, tree):
 
 def test_the_command(tree, capsys):
     def printed(*words):
-        code = script("prepare_data").main(
-            ["dataset=imagenet1k", f"data_dir={tree}", f"cache_dir={tree.parent}/c", *words]
-        )
-        return code, *capsys.readouterr()
+        words = ["dataset=imagenet1k", f"data_dir={tree}", f"cache_dir={tree.parent}/c", *words]
+        return script("prepare_data").main(words), *capsys.readouterr()
 
     assert printed()[1].endswith("listing.json: 18 images, all good\n")
     assert printed()[1].endswith("listing.json: checked before\n")
-    assert printed("allow_bad=true") == (
-        2,
-        "",
-        "allow_bad=true is for recordings: leave it out for dataset=imagenet1k\n",
-    )
+    refused = "allow_bad=true is for recordings: leave it out for dataset=imagenet1k\n"
+    assert printed("allow_bad=true") == (2, "", refused)
