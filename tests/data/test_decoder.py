@@ -1,5 +1,6 @@
 """dataset.decoder=torchcodec: the same images, crops and mistakes as with PIL, up to rounding."""
 
+import os
 import sys
 import types
 
@@ -98,15 +99,11 @@ def test_steps_that_need_pil_get_it(photographs):
 
 def test_a_damaged_file_is_the_same_sentence(tmp_path):
     photo(1, (500, 375)).save(tmp_path / "cut.jpg")
-    content = (tmp_path / "cut.jpg").read_bytes()
-    for name, damaged in {"cut.jpg": content[: len(content) // 2], "no.jpg": b"x" * 100}.items():
-        (tmp_path / name).write_bytes(damaged)
-        for read in (decode, decode_tensor):
-            with pytest.raises(
-                DataError, match=f"{name} cannot be read as an image: .*; get it again or remove it"
-            ) as e:
-                read(str(tmp_path / name))
-            assert "\n" not in str(e.value) and str(e.value).count("cannot be read") == 1
+    os.truncate(tmp_path / "cut.jpg", 4000)
+    for read in (decode, decode_tensor):
+        with pytest.raises(DataError, match="cut.jpg cannot be read as an image: .*; get it again or remove it") as e:
+            read(str(tmp_path / "cut.jpg"))
+        assert "\n" not in str(e.value) and str(e.value).count("cannot be read") == 1
 
 
 def test_without_torchcodec_one_sentence_before_any_batch(photographs, monkeypatch):

@@ -63,17 +63,10 @@ def test_frames_depend_on_their_settings_alone_and_are_kept(tmp_path, few_digits
     assert len(list(cache.iterdir())) == 3
 
 
-def _flip_one_byte(file):
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-
 @pytest.mark.parametrize(
     "damage",
     [
-        _flip_one_byte,
-        lambda file: file.write_bytes(file.read_bytes()[:1000]),
+        lambda file: file.write_bytes(file.read_bytes()[:-9] + bytes(9)),
         lambda file: np.save(file, np.zeros((20, 2, 2, 24, 24), np.uint8)),
         lambda file: np.save(file, np.array([{"a": 1}], object), allow_pickle=True),
     ],
@@ -119,14 +112,12 @@ def test_digits_dvs_counts_every_event(tmp_path):
     np.testing.assert_array_equal(x[:, 0].numpy(), frames[split_digits(load_digits()[1])[2][0]])
 
 
-@pytest.mark.parametrize(
-    "dataset, wrong",
-    [
-        ("digits", "augment.randaugment_ops=2"),
-        ("digits_dvs", "augment.eventdrop=true"),
-        ("digits_dvs", "dataset.frame_size=48"),
-    ],
-)
-def test_what_the_embedded_data_cannot_do(dataset, wrong):
-    with pytest.raises(UserError, match=wrong.split("=")[0]):
-        build_data(load_config([f"dataset={dataset}", wrong]))
+def test_what_the_embedded_data_cannot_do():
+    for words in (
+        "digits augment.randaugment_ops=2",
+        "digits_dvs augment.eventdrop=true",
+        "digits_dvs dataset.frame_size=48",
+    ):
+        dataset, wrong = words.split()
+        with pytest.raises(UserError, match=wrong.split("=")[0]):
+            build_data(load_config([f"dataset={dataset}", wrong]))

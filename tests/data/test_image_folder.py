@@ -148,9 +148,8 @@ def test_images_are_read_as_viewers_show_them(tmp_path):
 
 def test_files_that_are_not_read_are_counted(tmp_path):
     root = images(tmp_path / "data", n=4)
-    for i in range(8):
-        (root / "cat" / f"{i}.gif").write_bytes(b"GIF89a")
-    with pytest.warns(UserWarning, match=r"image_folder: 8 of 20 files in data_dir=.* are not read, .*cat/0.gif among"):
+    (root / "cat" / "0.gif").write_bytes(b"GIF89a")
+    with pytest.warns(UserWarning, match=r"image_folder: 1 of 13 files in data_dir=.* are not read, .*cat/0.gif among"):
         build_data(config(root))
 
 

@@ -34,11 +34,6 @@ VALUES = np.arange(24, dtype=np.uint8).reshape(4, 6)
 GOOD = encode_idx(VALUES)
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_idx(packed):
-    np.testing.assert_array_equal(idx(encode_idx(VALUES, packed), "set/file"), VALUES)
-
-
 @pytest.mark.parametrize(
     "data, offset, reason",
     [
