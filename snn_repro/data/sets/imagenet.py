@@ -241,8 +241,7 @@ def _truth(source: Path) -> dict[str, str]:
         places = {path.name: path for path in source.rglob("data/*")}
         synsets = loadmat(places[meaning], squeeze_me=True)["synsets"].reshape(-1)
         wnids = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets}
-        lines = places[numbers].read_text().split()
-        return {f"ILSVRC2012_val_{i:08d}": wnids[int(k)] for i, k in enumerate(lines, 1)}
+        return {f"ILSVRC2012_val_{i:08d}": wnids[int(k)] for i, k in enumerate(places[numbers].read_text().split(), 1)}
     except Exception as error:  # loadmat has no base class for what a damaged file raises
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         wanted = "a table of ImageId,PredictionString" if table else f"data/{numbers} and data/{meaning}"
