@@ -111,9 +111,9 @@ def main(arguments: list[str]) -> int:
         ):
             overrides.append("recipe=digits")  # it has none of its own, and frames depend on none
         cfg = load_config(overrides)
-        from snn_repro.data.sets import SETS, ImageFolders
+        from snn_repro.data.sets import SETS, ImageNet1k
 
-        if isinstance(SETS[cfg.dataset.name], ImageFolders):
+        if isinstance(SETS[cfg.dataset.name], ImageNet1k):
             return list_images(cfg, own)
         from snn_repro.data.cache import event_set, prepare, verify_cache
 

@@ -1,7 +1,5 @@
 """How folders and archives of data sets are called, and archives unpacked, each once, into cache_dir/unpacked."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -11,7 +9,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -19,7 +17,6 @@ from filelock import FileLock
 from snn_repro.errors import DataError, UserError
 
 log = logging.getLogger("snn_repro")
-LARGEST_FILE = 512 * 2**20  # bytes; the largest recording of the published sets has about 100 MB
 ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar", ".zip")
 STAMP = ".unpacked.json"  # in an unpacked archive: which one it is, and what could not be unpacked
 DAMAGES = (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError, NotImplementedError, zlib.error)
@@ -48,28 +45,16 @@ def means(name: str, known: Iterable[str]) -> bool:
     return plain in others
 
 
-def either(children: dict[str, Path], name: str) -> Path | None:
-    """The folder of this name, or else the archive of it, in capitals or not."""
-    found = ((suffix, children.get(name.lower() + suffix)) for suffix in ("", *ARCHIVES))
-    return next((p for suffix, p in found if p and (p.is_file() if suffix else p.is_dir())), None)
-
-
 @reading()
-def children_of(folder: Path) -> dict[str, Path]:
-    """{lower-case name: path} of what lies in a folder."""
-    names = sorted(os.listdir(folder), reverse=True)  # of two that differ in capitals the later one counts
-    return {name.lower(): folder / name for name in names if not name.startswith(".")}
-
-
 def entry(folder: Path, *names: str) -> Path | None:
     """The first of `names` ("a/b" for one further down) that is in a folder, exactly or else in other case."""
     for name in names:
         place = folder
         for part in name.split("/"):
-            exact = place / part
-            known = os.path.exists(exact) or not os.path.isdir(place)
-            place = exact if known else children_of(place).get(part.lower(), exact)
-        if os.path.exists(place):
+            if not (place / part).exists() and place.is_dir():
+                part = next((there for there in sorted(os.listdir(place)) if there.lower() == part.lower()), part)
+            place /= part
+        if place.exists():
             return place
     return None
 
@@ -117,11 +102,10 @@ def unpacked(
 
 
 def _unpacked_before(state: list[int], folder: Path) -> dict[str, str] | None:
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError):
         made = json.loads((folder / STAMP).read_text())
         return made["problems"] if made["state"] == state else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return None
 
 
 def _unpack(archive: Path, target: Path, inner: Callable[[str], bool], called: str) -> dict[str, str]:
@@ -147,7 +131,8 @@ def _unpack(archive: Path, target: Path, inner: Callable[[str], bool], called: s
     except DAMAGES as error:
         if getattr(error, "errno", None):
             raise
-        raise DataError(f"{called} is not a readable archive ({error}); download it again") from None
+        reason = " ".join(str(error).split())
+        raise DataError(f"{called} is not a readable archive ({reason}); download it again") from None
     for path in [p for p in sorted(target.rglob("*")) if archive_suffix(p.name) and inner(p.name) and p.is_file()]:
         folder = path.with_name(stem(path.name))
         folder = folder.with_name(f"{folder.name}.unpacked") if folder.exists() else folder

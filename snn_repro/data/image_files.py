@@ -1,26 +1,22 @@
 """Image files: listed, looked at, opened as pixels, and hashed. An image is the path of its file."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from snn_repro.data.archives import reading
 from snn_repro.errors import DataError, UserError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 ORIENTATION = 0x0112  # the EXIF tag of how a camera was held; 1 is upright
-MAX_PIXELS = 80_000_000  # 240 MB as RGB; PIL warns from 89 million pixels on and refuses 179 million
 
 
 # ------------------------------------------------------------------ which there are
@@ -80,9 +76,8 @@ def look(images: Sequence[str], threads: int = 16) -> Iterator[tuple[int, int, s
 def facts(images: Sequence[str]) -> list[tuple[int, int, str]]:
     """(width, height, PIL's mode) of each image. Raises DataError with the name of the first bad one."""
     seen: list = [*look(images)]
-    for bad in seen:
-        if isinstance(bad, DataError):
-            raise bad
+    if bad := next((fact for fact in seen if isinstance(fact, DataError)), None):
+        raise bad
     return seen
 
 
@@ -109,10 +104,6 @@ def _opened(image: str) -> Iterator[tuple[BinaryIO, Image.Image]]:
     try:
         with open(image, "rb") as stream:
             opened = Image.open(stream)
-            if opened.width * opened.height > MAX_PIXELS:
-                raise ValueError(
-                    f"it has {opened.width} x {opened.height} pixels, more than the {MAX_PIXELS:,} that are read"
-                )
             yield stream, opened
     except (MemoryError, UserError):
         raise
@@ -130,8 +121,6 @@ def decode(image: str, mode: str | None = "RGB", shown: bool = False) -> Image.I
 
 def decode_tensor(image: str, mode: str = "RGB", shown: bool = False) -> Tensor:
     """`decode` as uint8 [C, H, W]: JPEGs by torchcodec, which takes a colour image's own luma as its grey, others by PIL."""
-    from torchvision.transforms.functional import pil_to_tensor
-
     with _opened(image) as (stream, opened):
         turned = shown and opened.getexif().get(ORIENTATION, 1) != 1
         if opened.format == "JPEG" and opened.mode in ("RGB", "L") and not turned:
@@ -153,9 +142,8 @@ def torchcodec() -> Callable:
     try:
         from torchcodec.decoders import decode_jpeg
     except (ImportError, OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:150]
         raise UserError(
-            f"dataset.decoder=torchcodec needs torchcodec 0.16 or newer ({reason}); pip install torchcodec, or use"
-            " dataset.decoder=pil"
+            f"dataset.decoder=torchcodec needs torchcodec 0.16 or newer ({' '.join(str(error).split())[:150]});"
+            " pip install torchcodec, or use dataset.decoder=pil"
         ) from None
     return decode_jpeg

@@ -5,19 +5,19 @@ are gathered in batches. What needs a PIL image (RandomResizedCrop, RandAugment,
 by image through torchvision and timm in worker processes (`dataset.workers`).
 """
 
-from __future__ import annotations
-
 import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms.functional import resize
 
+from snn_repro.config.schema import Config
 from snn_repro.data import augment, image_files, raw
 from snn_repro.data.archives import entry, reading
 from snn_repro.data.batches import PilImages
@@ -27,9 +27,6 @@ from snn_repro.data.splits import split_parts
 from snn_repro.distributed import world
 from snn_repro.errors import DataError, UserError
 from snn_repro.settings import Setting
-
-if TYPE_CHECKING:
-    from snn_repro.config.schema import Config
 
 
 class Images(NamedTuple):
@@ -58,40 +55,31 @@ class ImageSet(DataSet):
 
     def locate(self, cfg: Config) -> list[Path]:
         """The files, all from one folder: data_dir or one of `folders` in it."""
-        bases = [self.installed] if self.installed else []
-        if cfg.data_dir:  # whoever names a folder means that one
-            root = Path(cfg.data_dir)
-            if len(self.files) == 1 and root.name.lower() in map(str.lower, self.files[0]) and root.is_dir():
-                return [root]
-            bases = [root, *filter(None, (entry(root, name) for name in self.folders))]
-        for base in bases:
+        if not self.files:
+            return []
+        root = Path(cfg.data_dir) if cfg.data_dir else self.installed
+        if root and len(self.files) == 1 and root.name.lower() in map(str.lower, self.files[0]) and root.is_dir():
+            return [root]
+        for base in [root, *filter(None, (entry(root, name) for name in self.folders))] if root else ():
             paths = [entry(base, *names) for names in self.files]
-            if None not in paths:
-                return [path for path in paths if path]
-            if any(paths):
+            if found := [path for path in paths if path]:
+                if None not in paths:
+                    return found
                 absent = self.files[paths.index(None)][0]
                 raise DataError(f"{base} lacks {absent}; {self.name} is published at {self.published}")
-        if self.files:
-            raise self.not_found(cfg.data_dir)
-        return []
+        raise self.not_found(cfg.data_dir)
 
     @reading()
     def published_parts(self, cfg: Config) -> tuple[Sequence, Sequence]:
-        """What `read` gives. The set that was read last is kept: who asks for its fingerprint builds it next."""
-        files = self.locate(cfg)
-        return _kept(self.read, tuple(files), file_state(files)) if files else self.read()
+        """What `read` gives."""
+        return self.read(*self.locate(cfg))
 
-    def arrays(self, cfg: Config) -> tuple[Images, Images]:
-        """(training, test) of a set that fits in memory, as published. Nobody may write to the arrays."""
+    def parts(self, cfg: Config) -> tuple[Images, Images]:
+        """(training, test), as published: nobody may write to the arrays. Warns where the set is not complete."""
         train, test = (
             Images(images, labels, *(names or [[f"{part}/{i:05d}" for i in range(len(labels))]]))
             for part, (images, labels, *names) in zip(("train", "test"), self.published_parts(cfg), strict=True)
         )
-        return train, test
-
-    def parts(self, cfg: Config) -> tuple[Images, Images]:
-        """(training, test); warns where the set is not complete."""
-        train, test = self.arrays(cfg)
         warn_if_incomplete(self, len(train.labels), len(test.labels))
         return train, test
 
@@ -128,14 +116,12 @@ class ImageSet(DataSet):
         train, test = self.parts(cfg)
         labels = np.asarray(train.labels)
         train_rows, val_rows, split = self.split(cfg, train, test)
-        mean, std = self.statistics
-        normalize = augment.Normalize(mean, std, cfg.dataset.channel_order)
+        normalize = augment.Normalize(*self.statistics, cfg.dataset.channel_order)
         # RandAugment's colour for pixels from outside: the mean; the paper's code gives it in the order of a BGR image
-        fill = mean[::-1] if cfg.dataset.channel_order == "bgr" else mean
+        fill = self.statistics[0][:: -1 if cfg.dataset.channel_order == "bgr" else 1]
         augmented, plain, tested = self.inputs(cfg, train, test, val_rows, fill)
         parts = Part(augmented, labels, train_rows), Part(plain, labels, val_rows), Part(tested, test.labels)
-        in_pil = isinstance(augmented, PilImages)
-        transforms = augment.batch_transforms(cfg.augment, self, normalize, in_pil=in_pil)
+        transforms = augment.batch_transforms(cfg.augment, self, normalize, in_pil=isinstance(augmented, PilImages))
         return assemble(cfg, self, parts, split, transforms, [normalize])
 
     def inputs(
@@ -215,38 +201,18 @@ def in_tensors(cfg: Config) -> bool:
 
 def warn_if_incomplete(dataset: DataSet, n_train: int, n_test: int) -> None:
     """Warn, in one line, where a data set does not have the number of images that its authors published."""
-    differ = [
-        f"{present:,} of {published:,} {part}"
-        for part, present, published in zip(("training", "test"), (n_train, n_test), dataset.samples, strict=True)
-        if published not in (None, present)
-    ]
+    counted = zip(("training", "test"), (n_train, n_test), dataset.samples, strict=True)
+    differ = [f"{there:,} of {whole:,} {part}" for part, there, whole in counted if whole not in (None, there)]
     if differ:
-        warnings.warn(
-            f"{dataset.name} was found with {' and '.join(differ)} images, so results do not compare with those on the whole"
-            " data set",
-            stacklevel=3,
-        )
+        said = f"{dataset.name} was found with {' and '.join(differ)} images, so results do not compare with those on"
+        warnings.warn(f"{said} the whole data set", stacklevel=3)
 
 
 def _resized(images: np.ndarray, size: int | None) -> np.ndarray:
     if size is None or images.shape[-2:] == (size, size):
         return images
-    from torchvision.transforms.functional import resize  # 2 s, which other commands need not wait for
-
     parts = torch.as_tensor(images).split(4096)
     return torch.cat([resize(part, [size, size], antialias=True) for part in parts]).numpy()
-
-
-@reading()
-def file_state(places: Iterable[Path]) -> tuple:
-    """Size and time of each file there, by which a changed one is noticed."""
-    files = [f for p in places for f in (sorted(p.iterdir()) if p.is_dir() else [p])]
-    return tuple((f, (s := f.stat()).st_size, s.st_mtime_ns) for f in files)
-
-
-@lru_cache(maxsize=1)
-def _kept(read: Callable, files: tuple[Path, ...], state: tuple):
-    return read(*files)
 
 
 def sha256(parts: Iterable[Sequence]) -> str:

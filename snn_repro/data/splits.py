@@ -12,21 +12,17 @@ Splits are drawn on the complete list of a data set's names; recordings that are
 dropped afterwards, so that one bad file moves no other from one side to the other.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from snn_repro.config.schema import Config
 from snn_repro.data.dataset import Recorded, Split
-from snn_repro.errors import DataError, UserError, nearest
-
-if TYPE_CHECKING:
-    from snn_repro.config.schema import Config
+from snn_repro.errors import DataError, UserError
 
 Indices = np.ndarray
 Labels = Any  # N class numbers: a list, or an array
@@ -36,12 +32,8 @@ def _numbered(first: int, last: int) -> Callable:
     """The files of these numbers test."""
 
     def test_mask(names, labels):
-        numbers = [re.search(r"(\d+)\.\w+$", name) for name in names]
-        if None in numbers:
-            raise DataError(
-                f"{names[numbers.index(None)]} has no number before its extension, so dataset.split cannot place it"
-            )
-        return np.array([first <= int(number[1]) <= last for number in numbers], bool)  # type: ignore[index]  # looked for
+        numbers: Any = (re.search(r"(\d+)\.\w+$", name) for name in names)
+        return np.array([first <= int(number[1]) <= last for number in numbers], bool)
 
     return test_mask
 
@@ -84,17 +76,11 @@ def named_split(
     everything: {name: label} of the complete data set, on which the split is drawn; names that are not among
     `names` are dropped from its two sides. None: `names` are all there are.
 
-    Raises UserError for an unknown split name, DataError if one side is empty.
+    Raises DataError if one side is empty.
     """
-    if split not in dataset.splits:
-        raise UserError(
-            f"dataset.split={split} is unknown for {dataset.name}; choose one of: {', '.join(dataset.splits)}"
-            f"{nearest(split, dataset.splits)}"
-        )
     everything = everything or dict(zip(names, labels, strict=True))
     complete = sorted(everything)
-    mask = dataset.test_mask(split, complete, [everything[n] for n in complete])
-    held = dict(zip(complete, mask, strict=True))
+    held = dict(zip(complete, dataset.test_mask(split, complete, [everything[n] for n in complete]), strict=True))
     mask = np.array([held[n] for n in names], bool)
     train, test = np.flatnonzero(~mask), np.flatnonzero(mask)
     for part, rows in (("training", train), ("test", test)):
@@ -201,19 +187,19 @@ def split_parts(
     held out. dropped: recordings of the complete data set that are in no part. The Split's id says all that
     changed the parts, e.g. "cifar10_dvs/tebn,dropped=1,val=0.1,seed=0".
     """
-    d = cfg.dataset
-    name, val = f"{d.name}/{split}", train[:0]
-    if dropped:
-        name += f",dropped={dropped}"
+    d, val = cfg.dataset, train[:0]
     if d.train_subset:
         train = take_subset(train, labels, d.train_subset, d.split_seed)
-        name += f",subset={d.train_subset}"
     if d.validation and people is not None:
         train, val = carve_validation_people(train, labels, people, d.validation, d.split_seed)
-        name += f",val={d.validation:g},by=person"
     elif d.validation:
         train, val = carve_validation(train, labels, d.validation, d.split_seed)
-        name += f",val={d.validation:g}"
-    if d.train_subset or d.validation:
-        name += f",seed={d.split_seed}"
+    words = {
+        f"dropped={dropped}": dropped,
+        f"subset={d.train_subset}": d.train_subset,
+        f"val={d.validation:g}": d.validation,
+        "by=person": d.validation and people is not None,
+        f"seed={d.split_seed}": d.train_subset or d.validation,
+    }
+    name = ",".join([f"{d.name}/{split}", *(word for word, holds in words.items() if holds)])
     return train, val, Split(name, sha256_of_names(test_names), len(train), len(val), len(test))

@@ -1,5 +1,6 @@
 """dataset.decoder=torchcodec: the same images, crops and mistakes as with PIL, up to rounding."""
 
+import os
 import sys
 import types
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from data.test_imagenet import built
 from data.test_static import denormalised, everything
-from snn_repro.config import config_hash, load_config
+from snn_repro.config import load_config
 from snn_repro.data import image_files
 from snn_repro.data.image_files import decode, decode_tensor
 from snn_repro.data.sets import SETS
@@ -98,15 +99,11 @@ def test_steps_that_need_pil_get_it(photographs):
 
 def test_a_damaged_file_is_the_same_sentence(tmp_path):
     photo(1, (500, 375)).save(tmp_path / "cut.jpg")
-    content = (tmp_path / "cut.jpg").read_bytes()
-    for name, damaged in {"cut.jpg": content[: len(content) // 2], "no.jpg": b"x" * 100}.items():
-        (tmp_path / name).write_bytes(damaged)
-        for read in (decode, decode_tensor):
-            with pytest.raises(
-                DataError, match=f"{name} cannot be read as an image: .*; get it again or remove it"
-            ) as e:
-                read(str(tmp_path / name))
-            assert "\n" not in str(e.value) and str(e.value).count("cannot be read") == 1
+    os.truncate(tmp_path / "cut.jpg", 4000)
+    for read in (decode, decode_tensor):
+        with pytest.raises(DataError, match="cut.jpg cannot be read as an image: .*; get it again or remove it") as e:
+            read(str(tmp_path / "cut.jpg"))
+        assert "\n" not in str(e.value) and str(e.value).count("cannot be read") == 1
 
 
 def test_without_torchcodec_one_sentence_before_any_batch(photographs, monkeypatch):
@@ -127,14 +124,3 @@ def test_own_folders_and_raw_samples(tmp_path):
         assert torch.equal(dataset.sample(cfg, image, pytest.fail)[0], x[row])
         from_pixels = dataset.sample(cfg, decode(image, "L"), pytest.fail)[0]
         assert (from_pixels - x[row]).abs().max() < 0.1
-
-
-def test_who_decodes_shows_in_the_configuration():
-    plain, pil, other = (
-        load_config(["dataset=imagenet1k", *word]) for word in ((), ("dataset.decoder=pil",), (TORCHCODEC,))
-    )
-    assert config_hash(plain) == config_hash(pil) != config_hash(other)
-    with pytest.raises(UserError, match="dataset.decoder='nvjpeg' is not one of pil, torchcodec"):
-        load_config(["dataset=imagenet1k", "dataset.decoder=nvjpeg"])
-    with pytest.raises(UserError, match="dataset.decoder"):
-        load_config(["dataset=digits", TORCHCODEC])

@@ -10,7 +10,7 @@ from snn_repro.data import build_data
 from snn_repro.data.sets import digits
 from snn_repro.data.sets.digits import load_digits, sample_names
 from snn_repro.data.splits import carve_validation
-from snn_repro.errors import DataError, UserError
+from snn_repro.errors import UserError
 
 TEST_SHA256 = "6a5efb0f77612c0c0e1b3f34c22728b043a274f5c6a1150100354ad5d9f33fc7"
 
@@ -43,37 +43,6 @@ def test_images_and_test_part_are_scikit_learns():
         np.testing.assert_array_equal(ours, np.sort(part))
 
 
-@pytest.mark.parametrize(
-    "found, sentence",
-    [(None, "pip install scikit-learn"), ("nowhere/__init__.py", "nowhere/datasets/data/digits.csv.gz")],
-)
-def test_digits_that_are_not_there(monkeypatch, found, sentence):
-    spec = found and type("Spec", (), {"origin": found})
-    monkeypatch.setattr(digits, "find_spec", lambda name: spec)
-    digits._table.cache_clear()
-    with pytest.raises(DataError, match=sentence):
-        load_digits()
-    digits._table.cache_clear()
-
-
-def test_validation_is_carved_from_train_alone():
-    labels = load_digits()[1]
-    test = split_digits(labels)[2]
-    train, val, same_test = split_digits(labels, 0.1, split_seed=5)
-    np.testing.assert_array_equal(test, same_test)
-    assert len(train) + len(val) == 1347 and not set(val) & set(test) and not set(val) & set(train)
-    assert np.bincount(labels[val]).min() >= 13
-    assert val.tolist() != split_digits(labels, 0.1, split_seed=6)[1].tolist()
-
-
-def test_frames_count_every_event():
-    frames = digits_dvs_frames(10)
-    assert frames.shape == (1797, 10, 2, 24, 24) and frames.dtype == np.uint8
-    per_frame = frames.sum((2, 3, 4), dtype=np.int64)
-    assert np.all(per_frame[:, :-1] == per_frame[:, :1]) and np.all(per_frame[:, -1] - per_frame[:, 0] < 10)
-    assert 1500 < per_frame.sum(1).mean() < 1850
-
-
 @pytest.fixture
 def few_digits(monkeypatch):
     images, labels = load_digits()
@@ -94,17 +63,10 @@ def test_frames_depend_on_their_settings_alone_and_are_kept(tmp_path, few_digits
     assert len(list(cache.iterdir())) == 3
 
 
-def _flip_one_byte(file):
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-
 @pytest.mark.parametrize(
     "damage",
     [
-        _flip_one_byte,
-        lambda file: file.write_bytes(file.read_bytes()[:1000]),
+        lambda file: file.write_bytes(file.read_bytes()[:-9] + bytes(9)),
         lambda file: np.save(file, np.zeros((20, 2, 2, 24, 24), np.uint8)),
         lambda file: np.save(file, np.array([{"a": 1}], object), allow_pickle=True),
     ],
@@ -137,31 +99,25 @@ def test_build_digits():
     np.testing.assert_array_equal(seen, labels[split_digits(labels)[2]])
 
 
-def test_build_digits_dvs(tmp_path):
-    options = ["dataset=digits_dvs", "timesteps=3", f"cache_dir={tmp_path}"]
-    data = build_data(load_config(options))
-    assert not data.static and data.input_shape == (2, 24, 24)
-    assert data.split.sha256_test == TEST_SHA256
+def test_digits_dvs_counts_every_event(tmp_path):
+    data = build_data(load_config(["dataset=digits_dvs", "timesteps=10", f"cache_dir={tmp_path}"]))
+    frames = digits_dvs_frames(10, cache_dir=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1 and frames.shape == (1797, 10, 2, 24, 24) and frames.dtype == np.uint8
+    per_frame = frames.sum((2, 3, 4), dtype=np.int64)
+    assert np.all(per_frame[:, :-1] == per_frame[:, :1]) and np.all(per_frame[:, -1] - per_frame[:, 0] < 10)
+    assert 1500 < per_frame.sum(1).mean() < 1850
+    assert not data.static and data.input_shape == (2, 24, 24) and data.split.sha256_test == TEST_SHA256
     x, _ = next(data.test.epoch(0))
-    assert x.shape[0] == 3 and x.shape[2:] == (2, 24, 24) and x.dtype == torch.float32
-    first = split_digits(load_digits()[1])[2][0]
-    np.testing.assert_array_equal(x[:, 0].numpy(), digits_dvs_frames(3, cache_dir=tmp_path)[first])
+    assert x.shape[0] == 10 and x.dtype == torch.float32
+    np.testing.assert_array_equal(x[:, 0].numpy(), frames[split_digits(load_digits()[1])[2][0]])
 
 
-def test_the_run_seed_changes_the_order_and_not_the_parts():
-    a, b = (build_data(load_config(["dataset=digits", f"seed={seed}"])) for seed in (0, 1))
-    assert a.split == b.split
-    assert not torch.equal(next(a.train.epoch(0))[1], next(b.train.epoch(0))[1])
-
-
-@pytest.mark.parametrize(
-    "dataset, wrong",
-    [
-        ("digits", "augment.randaugment_ops=2"),
-        ("digits_dvs", "augment.eventdrop=true"),
-        ("digits_dvs", "dataset.frame_size=48"),
-    ],
-)
-def test_what_the_embedded_data_cannot_do(dataset, wrong):
-    with pytest.raises(UserError, match=wrong.split("=")[0]):
-        build_data(load_config([f"dataset={dataset}", wrong]))
+def test_what_the_embedded_data_cannot_do():
+    for words in (
+        "digits augment.randaugment_ops=2",
+        "digits_dvs augment.eventdrop=true",
+        "digits_dvs dataset.frame_size=48",
+    ):
+        dataset, wrong = words.split()
+        with pytest.raises(UserError, match=wrong.split("=")[0]):
+            build_data(load_config([f"dataset={dataset}", wrong]))

@@ -34,11 +34,6 @@ VALUES = np.arange(24, dtype=np.uint8).reshape(4, 6)
 GOOD = encode_idx(VALUES)
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_idx(packed):
-    np.testing.assert_array_equal(idx(encode_idx(VALUES, packed), "set/file"), VALUES)
-
-
 @pytest.mark.parametrize(
     "data, offset, reason",
     [
@@ -101,8 +96,6 @@ BATCH = encode_cifar_batch(IMAGES, np.array([1, 2, 3]))
     "data, reason",
     [
         (BATCH[:-1], "no whole pickle of a dictionary"),
-        (BATCH[:500], "no whole pickle of a dictionary"),
-        (BATCH + b"\0", "the pickle ends here, before the file does"),
         (pickle.dumps([1, 2], 2), "no whole pickle of a dictionary"),
         (b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"abc.", "no whole pickle of a dictionary"),
         (b"\x80\x02}r\xff\xff\xff\x7f.", "'data'"),  # Python's unpickler in C would clear 32 GiB
@@ -110,7 +103,6 @@ BATCH = encode_cifar_batch(IMAGES, np.array([1, 2, 3]))
         (encode_cifar_batch(IMAGES, np.array([1, 10, 3])), "whole numbers from 0 to 9"),
         (encode_cifar_batch(IMAGES, np.array([1, 2])), "3 whole numbers"),
         (pickle.dumps({"data": np.zeros((3, 3072), np.uint16), "labels": [1, 2, 3]}, 4), "'data' is no uint8 array"),
-        (pickle.dumps({"data": np.zeros((3, 3072), object), "labels": [1, 2, 3]}, 4), "'data' is no uint8 array"),
         (pickle.dumps({"data": np.zeros((3, 3071), np.uint8), "labels": [1, 2, 3]}, 4), "'data' is no uint8 array"),
     ],
 )

@@ -15,7 +15,6 @@ from snn_repro.data.sets import SETS
 from snn_repro.data.splits import (
     carve_validation,
     carve_validation_people,
-    sha256_of_names,
     split_parts,
     take_subset,
 )
@@ -99,10 +98,6 @@ def test_the_front_of_ncaltech101_is_rounded_as_tcja_and_tks_round_it(caltech, s
     assert (f"{679 / tests:.4f}" == "0.8250") == (split == "front90")  # TCJA's accuracy is a number of these samples
 
 
-def test_sha256_is_of_sorted_lines():
-    assert sha256_of_names(["b", "a"]) == hashlib.sha256(b"a\nb\n").hexdigest()
-
-
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=20, max_size=200), st.floats(0.05, 0.5), st.integers(0, 2**31 - 1))
 def test_validation_is_stratified_disjoint_and_repeatable(labels, fraction, seed):
@@ -139,12 +134,7 @@ def test_split_id_says_what_changed_it(dvs):
     assert not set(rest) & set(val) and not set(test) & (set(rest) | set(val))
 
 
-def test_unknown_split_and_empty_side(dvs):
-    with pytest.raises(
-        UserError,
-        match="dataset.split=tbn is unknown for cifar10_dvs; choose one of: tebn.*did you mean 'tebn'",
-    ):
-        named_split("cifar10_dvs", "tbn", *dvs)
+def test_an_empty_side_is_said():
     with pytest.raises(DataError, match="finds no test files"):
         named_split("cifar10_dvs", "tail", ["cat/cifar10_cat_1.aedat"], [0])
 

@@ -7,19 +7,16 @@ The test set never changes: the 450 digits of digits_test.txt, stratified, drawn
 train_test_split with random_state=0. `dataset.validation` carves a part out of the other 1,347.
 """
 
-from __future__ import annotations
-
-import gzip
 import hashlib
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from snn_repro.data.dataset import register
 from snn_repro.data.images import ImageSet
-from snn_repro.errors import DataError
 
 
 def load_digits() -> tuple[np.ndarray, np.ndarray]:
@@ -32,15 +29,10 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
 def _table() -> np.ndarray:
     """uint8 [1797, 65]: 64 pixels in 0..16 and the label of each digit.
 
-    From scikit-learn's own file without importing it, which takes a second. Raises DataError where it is missing.
+    From scikit-learn's own file without importing it, which takes a second.
     """
-    package = find_spec("sklearn")
-    file = Path((package and package.origin) or "sklearn/__init__.py").with_name("datasets") / "data/digits.csv.gz"
-    try:
-        with gzip.open(file, "rt") as lines:
-            return np.loadtxt(lines, np.uint8, delimiter=",")
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{file}, which holds the digits, cannot be read ({error}); pip install scikit-learn") from None
+    package: Any = find_spec("sklearn")
+    return np.loadtxt(Path(package.origin).with_name("datasets") / "data/digits.csv.gz", np.uint8, delimiter=",")
 
 
 def sample_names(indices: np.ndarray) -> list[str]:

@@ -28,7 +28,6 @@ from snn_repro.data.augment import batch_transforms
 from snn_repro.data.build import Part, assemble
 from snn_repro.data.dataset import SETS, DataSet, register
 from snn_repro.data.events import Events, compiled, integrate
-from snn_repro.data.images import warn_if_incomplete
 from snn_repro.data.sets import digits
 from snn_repro.data.splits import split_parts
 from snn_repro.errors import UserError
@@ -256,7 +255,7 @@ class EmulatedSet(DataSet):
 
     def recorded(self, cfg):
         """(images, labels, training rows, test rows, names of the test); a row is the number of its recording."""
-        (x, y, _), (x_test, y_test, names) = SETS[self.images].arrays(cfg)
+        (x, y, _), (x_test, y_test, names) = SETS[self.images].parts(cfg)
         rows = np.arange(len(x) + len(x_test))
         return np.concatenate([x, x_test]), np.concatenate([y, y_test]), rows[: len(x)], rows[len(x) :], names
 
@@ -270,7 +269,6 @@ class EmulatedSet(DataSet):
     def build(self, cfg):
         """Frames of emulated events, counts."""
         x, y, train, test, names = self.recorded(cfg)
-        warn_if_incomplete(self, len(train), len(test))
         train, val, split = split_parts(cfg, train, test, y, names, split=SETS[self.images].split_id)
         used = np.arange(len(x)) if self.all_recorded else np.unique(np.concatenate([train, val, test]))
         frames = emulated_frames(

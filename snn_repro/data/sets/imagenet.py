@@ -11,24 +11,21 @@ scripts/prepare_data.py lists and looks at all images once, so that runs need do
 holds them with the times of the folders and archives that they are in. Once one of those has changed it counts no more.
 """
 
-from __future__ import annotations
-
+import contextlib
 import csv
 import hashlib
-import io
 import json
-import logging
 import os
-import tarfile
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.io import loadmat
 
+from snn_repro.config.schema import Config
 from snn_repro.console import progress
 from snn_repro.data.archives import entry, unpacked
 from snn_repro.data.dataset import register
@@ -37,10 +34,6 @@ from snn_repro.data.images import ImageFiles, Images, warn_if_incomplete
 from snn_repro.errors import DataError, UserError
 from snn_repro.files import write_text
 
-if TYPE_CHECKING:
-    from snn_repro.config.schema import Config
-
-log = logging.getLogger("snn_repro")
 FORMAT_VERSION = 2
 TRAIN = ("train", "ILSVRC2012_img_train", "ILSVRC2012_img_train.tar")
 VAL = ("val", "ILSVRC2012_img_val", "ILSVRC2012_img_val.tar")
@@ -50,18 +43,21 @@ Part = dict[str, tuple[str, list[str]]]
 """{class (wnid): (folder, paths below it of the class's images)}, sorted"""
 
 
-class ImageFolders(ImageFiles):
-    """Images by class in folders or archives, as ImageNet has them."""
+@register("imagenet1k")
+class ImageNet1k(ImageFiles):
+    """Images by class in folders or archives."""
 
+    shape, num_classes = (3, 224, 224), 1000
+    samples: tuple[int | None, int | None] = (1_281_167, 50_000)
+    statistics = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+    folders: tuple[str, ...] = ("imagenet1k", "imagenet", "ILSVRC2012", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
+    published = "https://www.image-net.org/download.php"
+    expected = (
+        "train/<class>/*.JPEG and val/<class>/*.JPEG, or ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, there or in a"
+        " folder imagenet1k, imagenet100, ILSVRC2012 or Data/CLS-LOC"
+    )
     label_names: tuple[str, ...] = ()  # the classes in the order of their labels; none: all that are there, sorted
-
-    def locate(self, cfg: Config) -> list[Path]:
-        """The folder or archive of the training images."""
-        root = Path(cfg.data_dir or "")
-        for base in [root, *filter(None, (entry(root, name) for name in self.folders))] if cfg.data_dir else ():
-            if train := entry(base, *TRAIN):
-                return [train]
-        raise self.not_found(cfg.data_dir)
+    files = (TRAIN,)
 
     def listing_file(self, cfg: Config) -> Path | None:
         return Path(cfg.cache_dir, self.name, "listing.json") if cfg.cache_dir else None
@@ -111,7 +107,9 @@ class ImageFolders(ImageFiles):
     def parts(self, cfg: Config) -> tuple[Images, Images]:
         """(training, test), labelled by the class's place in `classes()` or among all that are there."""
         (train_place,), parts = self.locate(cfg), self.listed(cfg)[0]
-        there = list(parts["train"])
+        there, classes = list(parts["train"]), self.num_classes
+        if not 0 < len(there) <= classes:
+            raise DataError(f"{train_place.parent} has {len(there)} of the {classes} classes of {self.name}")
         train, test = (
             Images(
                 _paths(of),
@@ -120,16 +118,11 @@ class ImageFolders(ImageFiles):
             )
             for part, of in parts.items()
         )
-        if len(there) == self.num_classes:
+        if len(there) == classes:
             warn_if_incomplete(self, len(train.labels), len(test.labels))
-        elif 0 < len(there) < self.num_classes:
-            warnings.warn(
-                f"{self.name}: {train_place.parent} has {len(there)} of {self.num_classes} classes, so results do not compare with"
-                " those on all of them",
-                stacklevel=3,
-            )
         else:
-            raise DataError(f"{train_place.parent} has {len(there)} of the {self.num_classes} classes of {self.name}")
+            said = f"{self.name}: {train_place.parent} has {len(there)} of {classes} classes, so results do not compare"
+            warnings.warn(f"{said} with those on all of them", stacklevel=3)
         return train, test
 
     def fingerprint(self, cfg: Config) -> dict[str, str]:
@@ -137,22 +130,6 @@ class ImageFolders(ImageFiles):
         train, test = self.parts(cfg)
         images = zip([*train.names, *test.names], [*train.images, *test.images], strict=True)
         return dict(zip(("listing", "sample"), file_hashes(sorted(images)), strict=True))
-
-
-@register("imagenet1k")
-class ImageNet1k(ImageFolders):
-    shape, num_classes = (3, 224, 224), 1000
-    samples: tuple[int | None, int | None] = (1_281_167, 50_000)
-    statistics = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
-    folders: tuple[str, ...] = ("imagenet1k", "imagenet", "ILSVRC2012", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
-    published = "https://www.image-net.org/download.php"
-
-    @property
-    def expected(self):
-        return (
-            "train/<class>/*.JPEG and val/<class>/*.JPEG, or ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, there"
-            f" or in one of: {', '.join(self.folders)}"
-        )
 
 
 WNIDS_100 = Path(__file__).with_name("imagenet100_wnids.txt").read_bytes()  # that the paper's code names, sorted
@@ -189,15 +166,10 @@ def _times(train: Path) -> list[str]:
 @lru_cache(maxsize=1)
 def _listed(train: Path, wnids: tuple[str, ...], cache_dir: str | None, path: Path | None, times: tuple) -> tuple:
     if path:
-        try:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # an older one counts for nothing
             kept = json.loads(path.read_text())
             if kept["format_version"] == FORMAT_VERSION and kept["times"] == [*times[1:]]:
                 return kept["parts"], True
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        log.info(
-            f"{path} is not of the images that are there now: they are listed again; scripts/prepare_data.py keeps that"
-        )
     return _list(train, wnids, cache_dir), False
 
 
@@ -223,7 +195,7 @@ def _part(place: Path, wnids: tuple[str, ...], cache_dir: str | None) -> Part:
     """The images of `wnids` in a folder or archive: in class folders, in a tar for each class, or flat."""
     folder = _opened(place, cache_dir)
     held = class_folders(folder) or {p.stem: p for p in sorted(folder.glob("*.tar"))}
-    flat = {} if held else _flat(place, folder)
+    flat = {} if held else _flat(place, folder, cache_dir)
     return {
         c: flat[c] if flat else (str(inside := _opened(held[c], cache_dir)), images_in(inside))
         for c in sorted(held or flat)
@@ -239,7 +211,7 @@ def _opened(place: Path, cache_dir: str | None) -> Path:
     return entry(folder, *TRAIN[:2], *VAL[:2]) or folder
 
 
-def _flat(place: Path, folder: Path) -> Part:
+def _flat(place: Path, folder: Path, cache_dir: str | None) -> Part:
     """Images without class folders, by the classes that Kaggle's list or the development kit says."""
     names = KAGGLE, DEVKIT, f"{DEVKIT}.tar.gz", f"{DEVKIT}.tar"
     source = next((found for f in (place, *list(place.parents)[:4]) if (found := entry(f, *names))), None)
@@ -248,7 +220,7 @@ def _flat(place: Path, folder: Path) -> Part:
             f"{place} has no class folders: it is flat, as in the original archive, and nothing says which class an image is"
             f" of; put {KAGGLE} or {DEVKIT}.tar.gz beside it, or move each image into {place.stem}/<wnid>/"
         )
-    truth, grouped = _truth(source), defaultdict(list)
+    truth, grouped = _truth(source if source.suffix == ".csv" else _opened(source, cache_dir)), defaultdict(list)
     for name in images_in(folder):
         if (wnid := truth.get(PurePosixPath(name).stem)) is None:
             raise DataError(f"{folder / name} has no class in {source}: remove it or get the list of the same images")
@@ -257,28 +229,20 @@ def _flat(place: Path, folder: Path) -> Part:
 
 
 def _truth(source: Path) -> dict[str, str]:
-    """{image name without suffix: wnid}, from Kaggle's table or from the development kit."""
-    from scipy.io import loadmat
-
+    """{image name without suffix: wnid}, from Kaggle's table or from the folder of the development kit."""
     numbers, meaning = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
-    wanted = f"data/{numbers} and data/{meaning}"
-
-    def content(name: str) -> bytes:
-        if source.is_dir():
-            return next(source.rglob(name)).read_bytes()
-        with tarfile.open(source) as archive:
-            return next(archive.extractfile(m).read() for m in archive if m.isfile() and m.name.endswith(name))  # type: ignore[union-attr]
-
+    table = (
+        source.suffix == ".csv"
+    )  # an image, and boxes, each of a wnid and four numbers; those of an image share their wnid
     try:
-        if (
-            source.suffix == ".csv"
-        ):  # an image, and boxes, each of a wnid and four numbers; those of an image share their wnid
-            wanted = "a table of ImageId,PredictionString"
+        if table:
             with open(source, newline="", encoding="utf-8") as lines:
                 return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(lines)}
-        synsets = loadmat(io.BytesIO(content(meaning)), squeeze_me=True)["synsets"].reshape(-1)
+        places = {path.name: path for path in source.rglob("data/*")}
+        synsets = loadmat(places[meaning], squeeze_me=True)["synsets"].reshape(-1)
         wnids = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets}
-        return {f"ILSVRC2012_val_{i:08d}": wnids[int(k)] for i, k in enumerate(content(numbers).split(), 1)}
+        return {f"ILSVRC2012_val_{i:08d}": wnids[int(k)] for i, k in enumerate(places[numbers].read_text().split(), 1)}
     except Exception as error:  # loadmat has no base class for what a damaged file raises
         reason = " ".join(f"{type(error).__name__}: {error}".split())
+        wanted = "a table of ImageId,PredictionString" if table else f"data/{numbers} and data/{meaning}"
         raise DataError(f"{source} cannot be read ({reason}); it must hold {wanted}; get it again") from None
