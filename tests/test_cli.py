@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import signal
 import subprocess
@@ -62,16 +61,6 @@ def test_a_package_that_does_not_exist_exits_with_2(typed):
 def test_version_is_ours(typed):
     code, out, _ = typed("--version")
     assert code == 0 and re.fullmatch(r"snn_repro \d[\w.]*( \(commit \w+\))?, torch \d\S+, Python 3\S+\n", out)
-
-
-def test_a_run_into_a_closed_pipe_ends_well(tmp_path):
-    """By `python -m snn_repro.train`, on a console that cannot print the folder's name."""
-    folder = tmp_path / "r\u00fcn"
-    line = f"{sys.executable} -m snn_repro.train {' '.join(SHORT)} hydra.run.dir={folder}"
-    environment = os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    bash = ["bash", "-c", f"{line} | (exec <&-; true)"]
-    done = subprocess.run(bash, capture_output=True, text=True, timeout=120, env=environment)
-    assert (folder / "result.json").exists() and done.stderr == ""
 
 
 def test_shells_get_what_hydra_has(monkeypatch, capsys):
@@ -161,43 +150,6 @@ def test_a_search_is_given_the_validation_accuracy(tmp_path, monkeypatch, acc_va
     monkeypatch.setattr(train, "run", lambda config, overrides: result)
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     assert cli.task(node) == returned
-
-
-SWEEPER = """
-import json
-from dataclasses import dataclass
-from hydra.core.config_store import ConfigStore
-from hydra.core.plugins import Plugins
-from hydra.plugins.sweeper import Sweeper
-@dataclass
-class Conf:
-    _target_: str = "hydra_plugins.tiny.tiny.TinySweeper"
-ConfigStore.instance().store(group="hydra/sweeper", name="tiny", node=Conf, provider="tiny")
-class TinySweeper(Sweeper):
-    def setup(self, *, hydra_context, task_function, config):
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config)
-    def sweep(self, arguments):
-        done = self.launcher.launch([[*arguments, "seed=1"]], initial_job_idx=0)
-        print("FOUND", json.dumps([job.return_value for job in done]))
-"""
-
-
-@pytest.mark.slow
-def test_a_real_sweeper_is_given_the_validation_accuracy(tmp_path):
-    plugin = tmp_path / "hydra_plugins" / "tiny"
-    plugin.mkdir(parents=True)
-    (plugin / "__init__.py").write_text("")
-    (plugin / "tiny.py").write_text(SWEEPER)
-    words = ["-m", *SHORT, "hydra/sweeper=tiny", f"hydra.sweep.dir={tmp_path / 'runs'}", "dataset.validation=0.2"]
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    command = [sys.executable, "-m", "snn_repro.train", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(re.search(r"FOUND (.*)", done.stdout)[1])
-    results = [json.loads(p.read_text()) for p in sorted((tmp_path / "runs").rglob("result.json"))]
-    assert found == [r["acc_val"] for r in results] and found != [r["acc_valsel"] for r in results]
-    assert "selects on the test set" not in done.stderr
 
 
 @pytest.mark.parametrize("sweeper, validation, says", [("Optuna", 0.0, 1), ("Optuna", 0.1, 0), ("List", 0.0, 0)])

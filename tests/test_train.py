@@ -2,12 +2,7 @@
 
 import json
 import math
-import random
 import signal
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,7 +10,6 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from snn_repro import runtime, train
-from snn_repro.config import load_config
 from snn_repro.errors import StopRequest, UserError
 from snn_repro.losses import Loss, build_loss
 from snn_repro.models import build_model
@@ -129,22 +123,6 @@ def test_a_stopped_run_continues_bit_for_bit(quick, tmp_path, monkeypatch, stop_
         assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_ctrl_c_at_a_random_moment_changes_no_number(tmp_path):
-    words, folder = [*SHORT, "recipe.epochs=12"], tmp_path / "stopped"
-    whole = run(load_config(words), str(tmp_path / "whole"))
-    command = [sys.executable, "-m", "snn_repro.train", *words, f"hydra.run.dir={folder}"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        while not (folder / "metrics.jsonl").exists() and process.poll() is None:
-            time.sleep(0.02)
-        time.sleep(random.uniform(0, 0.5))
-        process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=60)[1]
-    if process.returncode:  # it may have been done already
-        assert process.returncode == 130 and said.strip().count("\n") == 0 and "the same command continues" in said
-    assert numbers(run(load_config(words), str(folder))) == numbers(whole)
-    assert lines(folder) == lines(tmp_path / "whole")
-
-
 def test_nan_stops_with_epoch_step_and_checkpoint(quick, tmp_path, monkeypatch):
     original = train.Training.train_step
 
@@ -202,25 +180,6 @@ def test_imp_keys_reach_the_optimiser(quick, tmp_path):
     assert group["initial_lr"] == pytest.approx(0.025) and group["weight_decay"] == 0
     assert not torch.equal(state[0]["model"]["sn1.imp"], state[1]["model"]["sn1.imp"])
     assert moved.loss_last != frozen.loss_last
-
-
-def test_a_second_thread_may_load_a_configuration_and_not_train(quick, tmp_path, monkeypatch):
-    words = [["seed=1"], ["neuron=lif", "loss=tet"], ["dataset=digits_dvs"], ["recipe.lr=0.1"]] * 3
-    with ThreadPoolExecutor(4) as pool:
-        assert [*pool.map(load_config, words)] == [load_config(w) for w in words]
-        original = train.Training.train_epoch
-
-        def beside(self, *rest):
-            other = pool.submit(run, load_config([*SHORT, f"hydra.run.dir={tmp_path / 'other'}"]))
-            with pytest.raises(UserError, match="another thread of this process trains"):
-                other.result()
-            return original(self, *rest)
-
-        monkeypatch.setattr(train.Training, "train_epoch", beside)
-        run(quick())
-    assert not (tmp_path / "other").exists()
-    monkeypatch.undo()
-    assert run(quick(f"hydra.run.dir={tmp_path / 'other'}")).epochs == 2  # the first gave it free
 
 
 def test_device_and_precision_are_refused_where_they_do_not_exist(quick, monkeypatch):

@@ -134,15 +134,6 @@ def test_what_a_folder_says_about_its_run(tmp_path):
         assert sweeps.state(job)[0] == "not started"
 
 
-def test_a_queue_that_refuses_is_one_sentence(tmp_path, monkeypatch, capsys):
-    def refuse(*_):
-        raise UserError("SLURM refused the jobs: invalid partition")
-
-    monkeypatch.setattr(sweeps, "launch", refuse)
-    assert sweeps.run_sweep([*SHORT, "seed=0,1", f"hydra.sweep.dir={tmp_path}"], ["-m"], None) == 1
-    assert "snn-train: SLURM refused the jobs: invalid partition" in capsys.readouterr().err
-
-
 def test_slurm_without_slurm_is_one_sentence(tmp_path, monkeypatch, typed):
     pytest.importorskip("submitit", reason="pip install 'snn_repro[slurm]'")
     monkeypatch.setenv("PATH", "/nowhere")
