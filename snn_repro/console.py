@@ -99,8 +99,8 @@ def script(main: Callable[[], int]) -> int:
     """
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))
     try:
-        for stream in filter(lambda stream: hasattr(stream, "reconfigure"), (sys.stdout, sys.stderr)):
-            stream.reconfigure(errors="replace")
+        for stream in (sys.stdout, sys.stderr):
+            getattr(stream, "reconfigure", dict)(errors="replace")  # a notebook's has none
         code = main()
         sys.stdout.flush()
         return code
@@ -198,13 +198,6 @@ def audible(log: logging.Logger) -> Iterator[None]:
         log.setLevel(level)
 
 
-_warned: set[str] = set()
-
-
 def one_line(message: Warning | str, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
-    """How warnings are shown: one line, the first time."""
-    text = harmless(" ".join(str(message).split()))
-    if text in _warned or distributed.world().rank:
-        return ""
-    _warned.add(text)
-    return f"warning: {text}\n"
+    """How warnings are shown: one line, by the first process."""
+    return "" if distributed.world().rank else f"warning: {harmless(' '.join(str(message).split()))}\n"

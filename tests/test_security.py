@@ -117,10 +117,9 @@ def test_names_do_nothing_where_they_are_printed(caplog):
     assert to_csv(table).endswith("\n'=1+1\n")
 
 
-@pytest.mark.parametrize("key", ["+x", "recipe.lr"])
-def test_a_configuration_nested_a_thousand_deep_is_one_sentence(key):
+def test_a_configuration_nested_a_thousand_deep_is_one_sentence():
     with pytest.raises(ConfigError, match="too deep"):
-        load_config([f"{key}={'{a:' * 1000}1{'}' * 1000}"])
+        load_config([f"recipe.lr={'{a:' * 1000}1{'}' * 1000}"])
 
 
 def calls(path: Path):

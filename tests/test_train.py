@@ -7,7 +7,6 @@ import signal
 import numpy as np
 import pytest
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from snn_repro import runtime, train
 from snn_repro.errors import StopRequest, UserError
@@ -27,22 +26,6 @@ def numbers(result: dict) -> dict:
 def lines(folder) -> list[dict]:
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in TIMES} for line in found]
-
-
-def test_the_average_of_the_weights_is_that_of_torch():
-    """Of every kind of number: weights, running statistics and the counters of a norm, which are whole."""
-    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
-    ours = train.Averaged(model, 0.75)
-    torchs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.75), use_buffers=True)
-    for _ in range(4):
-        model(torch.randn(4, 1, 5, 5))
-        with torch.no_grad():
-            model[0].weight += 1
-        for average in (ours, torchs):
-            average.update_parameters(model)
-    assert ours.state_dict().keys() == torchs.state_dict().keys() and int(ours.n_averaged) == 4
-    assert all(map(torch.equal, ours.state_dict().values(), torchs.state_dict().values()))
-    assert not torch.equal(ours.module[0].weight, model[0].weight)
 
 
 def test_a_run_leaves_everything_that_is_promised(quick, tmp_path):
@@ -193,51 +176,3 @@ def test_device_and_precision_are_refused_where_they_do_not_exist(quick, monkeyp
             run(quick(f"recipe.amp={amp}", "force=true"))
     monkeypatch.setattr(runtime, "has_bf16_units", lambda: True)
     assert runtime.Precision(quick("recipe.amp=auto"), torch.device("cpu")).name == "float32"
-
-
-def test_bf16_units_are_found_as_each_version_of_torch_tells(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_bf16": False}, raising=False)
-    assert not runtime.has_bf16_units()
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    assert runtime.has_bf16_units()
-    monkeypatch.delattr(torch.cpu, "get_capabilities")
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
-    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
-    assert not runtime.has_bf16_units()
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
-    assert runtime.has_bf16_units()
-
-
-def test_bf16_on_a_cpu_keeps_the_fused_neuron_and_float32_states(quick, tmp_path, monkeypatch, caplog):
-    """A processor without the units computes the same, slowly: the test says that it has them."""
-    from torch.nn import BatchNorm2d, Conv2d
-
-    from snn_repro.kernels import neuron as fused
-    from snn_repro.neurons import Neuron
-
-    monkeypatch.setattr(runtime, "has_bf16_units", lambda: True)
-    convolutions, norms, potentials, update = set(), set(), set(), fused.update
-
-    def watch(module, inputs, output):
-        if torch.is_autocast_enabled("cpu") and isinstance(module, Conv2d | BatchNorm2d):
-            forms = convolutions if isinstance(module, Conv2d) else norms
-            images = output.view(-1, *output.shape[-3:])
-            forms.add((output.dtype, images.is_contiguous(memory_format=torch.channels_last)))
-
-    def watched(x, *arguments):
-        spikes, v = update(x, *arguments)
-        if arguments[3] is None:  # evaluation is float32 and takes the norm along
-            potentials.add((x.dtype, spikes.dtype, v.dtype))
-        return spikes, v
-
-    monkeypatch.setattr(fused, "update", watched)
-    monkeypatch.setattr(Neuron, "steps", lambda *_: pytest.fail("a neuron left the fused path"))
-    hook = torch.nn.modules.module.register_module_forward_hook(watch)
-    with hook, caplog.at_level("INFO", "snn_repro"):
-        result = run(quick("recipe.amp=bf16", "recipe.epochs=1"))
-    assert result.precision == "bf16 autocast" and "cpu, bf16 autocast, neurons by cpu" in caplog.text
-    assert convolutions == norms == {(torch.bfloat16, True)}
-    assert potentials == {(torch.bfloat16, torch.bfloat16, torch.float32)}
-    state = torch.load(tmp_path / "run" / "checkpoint_last.pt", weights_only=True)["model"]
-    assert {v.dtype for v in state.values() if v.is_floating_point()} == {torch.float32}
-    assert math.isfinite(result.loss_last)

@@ -14,7 +14,6 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.hydra import Hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -243,22 +242,18 @@ _one_thread = threading.RLock()  # Hydra's state is the process's
 
 
 @contextlib.contextmanager
-def _hydra() -> Iterator[Hydra]:
+def _hydra() -> Iterator[Any]:
     """Hydra with `conf/`, ready to compose, inside a running Hydra job or outside of one; one thread at a time has it.
 
     What Hydra and OmegaConf raise leaves it as a ConfigError.
     """
-    if not CONF_DIR.is_dir():
-        raise ConfigError(f"{CONF_DIR} is missing: install snn_repro again, from a wheel or with `pip install -e .`")
     with _one_thread:
         search_outside()
         saved = dict(GlobalHydra.instance().__dict__)
         GlobalHydra.instance().clear()
         initialize_config_dir(str(CONF_DIR), version_base="1.3")
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
         try:
-            yield hydra
+            yield GlobalHydra.instance().hydra
         except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError, RecursionError) as error:
             raise ConfigError(explain(error)) from None
         finally:

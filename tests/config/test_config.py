@@ -241,7 +241,6 @@ PATHS = (
     '/say "hi"',
     "/back\\slash",
     "123",
-    "true",
 )
 
 
