@@ -77,6 +77,7 @@ def test_shells_get_what_hydra_has(monkeypatch, capsys):
 # ---------------------------------------------------------------- what is printed
 
 
+@pytest.mark.slow
 def test_run_prints_in_a_notebook(tmp_path):
     """Nobody has configured logging: each line appears once, in the second call too. Nothing is imported that is not used."""
     code = f"""

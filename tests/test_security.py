@@ -46,9 +46,12 @@ def test_a_configuration_cannot_name_code(override, monkeypatch):
     assert "\n" not in str(error.value) and ("would run code" in str(error.value)) == deep
 
 
-def test_a_launcher_of_hydra_is_no_code():
-    with multirun_config(["seed=0,1", "hydra/launcher=basic"]) as (node, _):
-        assert node.hydra.launcher._target_.endswith("BasicLauncher")
+def test_a_launcher_of_hydra_and_plain_values_are_no_code():
+    with multirun_config(["seed=0,1", "hydra/launcher=basic", "hydra.sweep.dir=x", "+hydra.sweeper.p={seed: [1]}"]) as (
+        node,
+        _,
+    ):
+        assert node.hydra.launcher._target_.endswith("BasicLauncher") and node.hydra.sweep.dir == "x"
 
 
 def test_a_stored_configuration_is_checked_too():

@@ -141,10 +141,9 @@ def test_slurm_without_slurm_is_one_sentence(tmp_path, monkeypatch, typed):
     assert code == 1 and "finds no srun here" in err and "Traceback" not in err
 
 
-@pytest.mark.parametrize("notice", [signal.SIGUSR2, signal.SIGUSR1])
-def test_the_notice_of_slurm_saves_and_resumes(notice, quick, tmp_path, monkeypatch):
+def test_the_notice_of_slurm_saves_and_resumes(quick, tmp_path, monkeypatch):
     """It stops like SIGTERM: saved, and the handler that was there before is back in place to requeue the job."""
-    heard = []
+    heard, notice = [], signal.SIGUSR1
     monkeypatch.setenv("SUBMITIT_PREEMPT_SIGNAL", notice.name[3:])
     before = signal.signal(notice, lambda *_: heard.append("submitit"))
     try:
