@@ -1,9 +1,10 @@
-"""The parts of a run that its configuration names: network and loss; and what they refuse together."""
+"""The parts of a run that its configuration names: network, loss, average of the weights; and what they refuse together."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from snn_repro.config import Config, ConfigError, frame_shape
 from snn_repro.data.augment import GuidedAugmentation
@@ -57,6 +58,24 @@ def check_settings(config: Config) -> None:
         with torch.random.fork_rng(devices=[]):
             network = build_network(config, classes, shape)
             check_relevance(network, (config.timesteps, 2, *shape), augment.rpg_relevance, guided[0].name)
+
+
+class Averaged(AveragedModel):
+    """torch's moving average of weights and buffers, less its copy of a counter to the GPU in each step, for which it waits."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.average = get_ema_multi_avg_fn(decay)
+        super().__init__(model, multi_avg_fn=self.average, use_buffers=True)
+
+    def update_parameters(self, model: nn.Module) -> None:
+        if self.n_averaged == 0:  # it lies on the CPU
+            return super().update_parameters(model)
+        values = [(*m.parameters(), *m.buffers()) for m in (self.module, model)]
+        pairs = [(own.detach(), new.detach()) for own, new in zip(*values, strict=True)]
+        for kind in {own.dtype for own, _ in pairs}:
+            own, new = zip(*(pair for pair in pairs if pair[0].dtype == kind), strict=True)
+            self.average(own, new, self.n_averaged)
+        self.n_averaged += 1
 
 
 def adapt_surrogates(model: nn.Module, loss_fn: Loss, x: Tensor, target: Tensor) -> None:

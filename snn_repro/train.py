@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from snn_repro import distributed, runtime
-from snn_repro.build import adapt_surrogates, begin_epoch, build_network, check_settings, loss_of
+from snn_repro.build import Averaged, adapt_surrogates, begin_epoch, build_network, check_settings, loss_of
 from snn_repro.config import Config, ConfigError, checked, to_dict
 from snn_repro.console import audible, pace, progress
 from snn_repro.data import Batches, Data, build_data
@@ -178,11 +177,9 @@ def built(
     loss_fn.watch(model)
     steps = min(len(train_part), config.debug.max_steps or len(train_part))
     amp, code = Precision(config, device), code_version()
-    average = get_ema_multi_avg_fn(config.recipe.ema_decay)
-    ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True) if config.recipe.ema_decay else None
     state = Training(
         folder, config, model, loss_fn, optimizer, build_schedule(optimizer, config.recipe, steps), amp,
-        ema, device, stop, steps, data_hashes,
+        Averaged(model, config.recipe.ema_decay) if config.recipe.ema_decay else None, device, stop, steps, data_hashes,
         runtime.conditions(config, device, amp.name, model) | {k: code[k] for k in ("numbers", "outside")},
     )  # fmt: skip
     return state, data, (train_part, val_part, test_part)
@@ -204,7 +201,7 @@ class Training:
     optimizer: Optimizer
     schedule: LRScheduler
     amp: Precision
-    ema: AveragedModel | None
+    ema: Averaged | None
     device: torch.device
     stop: StopRequest
     steps: int  # in an epoch

@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from snn_repro import runtime, train
 from snn_repro.errors import StopRequest, UserError
@@ -14,7 +15,6 @@ from snn_repro.losses import Loss, build_loss
 from snn_repro.models import build_model
 from snn_repro.train import Interrupted, TrainingError, run
 
-SHORT = ["logger.mode=disabled", "recipe.epochs=4", "debug.max_steps=6", "debug.max_eval_batches=1"]
 TIMES = {"seconds", "samples_per_s", "peak_memory_mb"}
 
 
@@ -26,6 +26,22 @@ def numbers(result: dict) -> dict:
 def lines(folder) -> list[dict]:
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in TIMES} for line in found]
+
+
+def test_the_average_of_the_weights_is_that_of_torch():
+    """Of every kind of number: weights, running statistics and the counters of a norm, which are whole."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+    ours = train.Averaged(model, 0.75)
+    torchs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.75), use_buffers=True)
+    for _ in range(4):
+        model(torch.randn(4, 1, 5, 5))
+        with torch.no_grad():
+            model[0].weight += 1
+        for average in (ours, torchs):
+            average.update_parameters(model)
+    assert ours.state_dict().keys() == torchs.state_dict().keys() and int(ours.n_averaged) == 4
+    assert all(map(torch.equal, ours.state_dict().values(), torchs.state_dict().values()))
+    assert not torch.equal(ours.module[0].weight, model[0].weight)
 
 
 def test_a_run_leaves_everything_that_is_promised(quick, tmp_path):
