@@ -73,9 +73,8 @@ def _arguments(argv: list[str]) -> Namespace:
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
     given = parser.parse_args(argv)
-    for flag in ("config_path", "config_name", "config_dir", "experimental_rerun"):
-        if getattr(given, flag):
-            name = flag.replace("_", "-")
+    for name in ("config-path", "config-name", "config-dir", "experimental-rerun"):
+        if getattr(given, name.replace("-", "_")):
             raise ConfigError(
                 f"--{name} is not used here: configurations come from {CONF_DIR}; choose one with experiment=NAME"
             )
@@ -112,21 +111,22 @@ def _dispatch(argv: list[str]) -> int:
 
 def _sweep(overrides: list[str], argv: list[str], flags: list[str]) -> int:
     dry = any(o.lower() == "dry_run=true" for o in overrides)
-    if any(o.startswith("hydra/sweeper=") and o != "hydra/sweeper=basic" for o in overrides):
-        refuse_misplaced(overrides, sweep=True)
-        if dry:
-            raise ConfigError(
-                "dry_run=true measures runs that are named; a search finds them as it goes, so leave hydra/sweeper out"
-            )
-        with multirun_config(overrides) as (node, _):  # checks hydra.*; another sweeper finds its jobs while it runs
-            sweeps.say_what_is_searched(node, overrides)
-        with sweeps.stoppable():
-            return call_hydra([*overrides, *flags])
-    if not dry:
+    search = any(o.startswith("hydra/sweeper=") and o != "hydra/sweeper=basic" for o in overrides)
+    if not (search or dry):
         return sweeps.run_sweep(overrides, argv, task)
-    for line in dry_sweep(overrides):
-        print(line, flush=True)
-    return 0
+    if not search:
+        for line in dry_sweep(overrides):
+            print(line, flush=True)
+        return 0
+    refuse_misplaced(overrides, sweep=True)
+    if dry:
+        raise ConfigError(
+            "dry_run=true measures runs that are named; a search finds them as it goes, so leave hydra/sweeper out"
+        )
+    with multirun_config(overrides) as (node, _):  # checks hydra.*; another sweeper finds its jobs while it runs
+        sweeps.say_what_is_searched(node, overrides)
+    with sweeps.stoppable():
+        return call_hydra([*overrides, *flags])
 
 
 def call_hydra(argv: list[str]) -> int:

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,16 +40,6 @@ def _harmless_record(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("snn_repro").addFilter(_harmless_record)
-
-
-def prepare() -> None:
-    """Let stdout and stderr write ? for a character that they cannot encode; what is written to a closed one is lost."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  open until the process ends
-        elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
 
 
 def told(name: str, main: Callable[[], int]) -> int:
@@ -102,9 +93,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def script(main: Callable[[], int]) -> int:
-    """Run the `main` of a script; returns its exit code, or that of SIGPIPE where nobody reads the rest (`| head`)."""
-    prepare()
+    """Run the `main` of a script; returns its exit code, or that of SIGPIPE where nobody reads the rest (`| head`).
+
+    A character that stdout or stderr cannot encode becomes ?, and what is written to a closed one is lost.
+    """
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))
     try:
+        for stream in (sys.stdout, sys.stderr):
+            getattr(stream, "reconfigure", dict)(errors="replace")  # a notebook's has none
         code = main()
         sys.stdout.flush()
         return code
@@ -169,15 +165,10 @@ def pace(
         whole = history[-1]["seconds"] if history else steps * step  # with its evaluation
         left, run = (steps - done) * step, whole * (epochs - epoch - done / steps)
         before = "  " + curve(history[-1]["acc_step"]) if history else ""
-        return f"{batch_size / max(step, 1e-9):,.0f} samples/s  {clock(left)} left, run {clock(max(left, run))}{before}"
+        times = [timedelta(seconds=round(seconds)) for seconds in (left, max(left, run))]
+        return f"{batch_size / max(step, 1e-9):,.0f} samples/s  {times[0]} left, run {times[1]}{before}"
 
     return text
-
-
-def clock(seconds: float) -> str:
-    """1:05, or 2:01:05."""
-    minutes, s = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{s:02}" if minutes >= 60 else f"{minutes}:{s:02}"
 
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -207,13 +198,6 @@ def audible(log: logging.Logger) -> Iterator[None]:
         log.setLevel(level)
 
 
-_warned: set[str] = set()
-
-
 def one_line(message: Warning | str, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
-    """How warnings are shown: one line, the first time."""
-    text = harmless(" ".join(str(message).split()))
-    if text in _warned or distributed.world().rank:
-        return ""
-    _warned.add(text)
-    return f"warning: {text}\n"
+    """How warnings are shown: one line, by the first process."""
+    return "" if distributed.world().rank else f"warning: {harmless(' '.join(str(message).split()))}\n"

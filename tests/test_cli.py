@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from snn_repro import cli, console, distributed, errors, train
-from snn_repro.config import ConfigError, config_hash, load_config, to_dict
+from snn_repro.config import config_hash, load_config, to_dict
 from snn_repro.errors import UserError
 from snn_repro.runs import sweeps
 
@@ -40,14 +39,10 @@ def refused(typed):
 # ---------------------------------------------------------------- flags
 
 
-@pytest.mark.parametrize("wrong", ["neuron.tua=1", "recipe.epochs=-3", "recipe.momentum=0.8"])
 @pytest.mark.parametrize("flags", [["--info", "config"], ["--cfg", "job", "--resolve", "-p", "recipe"]])
-def test_looking_is_checked_as_a_run_is(wrong, flags, refused, monkeypatch):
+def test_looking_is_checked_as_a_run_is(flags, refused, monkeypatch):
     monkeypatch.setattr(cli, "call_hydra", lambda _: pytest.fail("Hydra was asked"))
-    said = refused(*flags, wrong)
-    assert wrong.split("=")[0] in said
-    with pytest.raises(ConfigError, match=re.escape(said[len("snn-train: ") : 40])):
-        load_config([wrong])
+    assert "recipe.momentum=0.8 has no effect" in refused(*flags, "recipe.momentum=0.8")
 
 
 @pytest.mark.parametrize("flags", ["--cfg foo", "-m --cfg job", "--resolve", "-p recipe", "-sc", "-sc install=foo"])
@@ -62,16 +57,6 @@ def test_a_package_that_does_not_exist_exits_with_2(typed):
 def test_version_is_ours(typed):
     code, out, _ = typed("--version")
     assert code == 0 and re.fullmatch(r"snn_repro \d[\w.]*( \(commit \w+\))?, torch \d\S+, Python 3\S+\n", out)
-
-
-def test_a_run_into_a_closed_pipe_ends_well(tmp_path):
-    """By `python -m snn_repro.train`, on a console that cannot print the folder's name."""
-    folder = tmp_path / "r\u00fcn"
-    line = f"{sys.executable} -m snn_repro.train {' '.join(SHORT)} hydra.run.dir={folder}"
-    environment = os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    bash = ["bash", "-c", f"{line} | (exec <&-; true)"]
-    done = subprocess.run(bash, capture_output=True, text=True, timeout=120, env=environment)
-    assert (folder / "result.json").exists() and done.stderr == ""
 
 
 def test_shells_get_what_hydra_has(monkeypatch, capsys):
@@ -92,6 +77,7 @@ def test_shells_get_what_hydra_has(monkeypatch, capsys):
 # ---------------------------------------------------------------- what is printed
 
 
+@pytest.mark.slow
 def test_run_prints_in_a_notebook(tmp_path):
     """Nobody has configured logging: each line appears once, in the second call too. Nothing is imported that is not used."""
     code = f"""
@@ -101,7 +87,7 @@ from snn_repro.config import load_config
 from snn_repro.train import run
 for seed in (0, 1):
     run(load_config([*{SHORT!r}, f"seed={{seed}}"]), f"{tmp_path}/{{seed}}")
-heavy = {{"sklearn", "pandas", "matplotlib", "timm", "tonic", "torchvision", "wandb", "torch._dynamo"}}
+heavy = {{"sklearn", "pandas", "matplotlib", "timm", "tonic", "wandb"}}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 assert not logging.getLogger("snn_repro").handlers and not logging.getLogger().handlers
 """
@@ -111,27 +97,14 @@ assert not logging.getLogger("snn_repro").handlers and not logging.getLogger().h
     assert sum(line.startswith("epoch   1/1") for line in lines) == 2 and len(lines) == len(set(lines)) == 6
 
 
-def test_a_warning_is_one_line_and_said_once(monkeypatch):
-    monkeypatch.setattr(console, "_warned", set())
+def test_a_warning_is_one_line_of_one_process(monkeypatch):
     where = (UserWarning, "/some/where.py", 7)
     assert console.one_line("two\n  lines", *where) == "warning: two lines\n"
-    assert console.one_line("two\n  lines", *where) == ""
     monkeypatch.setattr(distributed, "world", lambda: SimpleNamespace(rank=1, size=2))
     assert console.one_line("of another process", *where) == ""
 
 
 # ---------------------------------------------------------------- places
-
-
-def test_a_folder_with_any_name_is_used_as_typed(tmp_path, monkeypatch, typed):
-    """= and accents, brackets, spaces, commas; ~ is the home."""
-    home = tmp_path / "a=b, \u00e9 (x)"
-    home.mkdir()
-    monkeypatch.setenv("HOME", str(home))
-    assert typed(*SHORT, "hydra.run.dir=~/run 1")[0] == 0
-    assert json.loads((home / "run 1/result.json").read_text())["epochs"] == 1
-    code, out, _ = typed(*SHORT, f"hydra.run.dir={home}/run 1")
-    assert code == 0 and "already done" in out
 
 
 def test_folders_that_are_none_or_of_the_other_kind_are_refused(tmp_path, monkeypatch, refused):
@@ -161,43 +134,6 @@ def test_a_search_is_given_the_validation_accuracy(tmp_path, monkeypatch, acc_va
     monkeypatch.setattr(train, "run", lambda config, overrides: result)
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     assert cli.task(node) == returned
-
-
-SWEEPER = """
-import json
-from dataclasses import dataclass
-from hydra.core.config_store import ConfigStore
-from hydra.core.plugins import Plugins
-from hydra.plugins.sweeper import Sweeper
-@dataclass
-class Conf:
-    _target_: str = "hydra_plugins.tiny.tiny.TinySweeper"
-ConfigStore.instance().store(group="hydra/sweeper", name="tiny", node=Conf, provider="tiny")
-class TinySweeper(Sweeper):
-    def setup(self, *, hydra_context, task_function, config):
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config)
-    def sweep(self, arguments):
-        done = self.launcher.launch([[*arguments, "seed=1"]], initial_job_idx=0)
-        print("FOUND", json.dumps([job.return_value for job in done]))
-"""
-
-
-@pytest.mark.slow
-def test_a_real_sweeper_is_given_the_validation_accuracy(tmp_path):
-    plugin = tmp_path / "hydra_plugins" / "tiny"
-    plugin.mkdir(parents=True)
-    (plugin / "__init__.py").write_text("")
-    (plugin / "tiny.py").write_text(SWEEPER)
-    words = ["-m", *SHORT, "hydra/sweeper=tiny", f"hydra.sweep.dir={tmp_path / 'runs'}", "dataset.validation=0.2"]
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    command = [sys.executable, "-m", "snn_repro.train", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(re.search(r"FOUND (.*)", done.stdout)[1])
-    results = [json.loads(p.read_text()) for p in sorted((tmp_path / "runs").rglob("result.json"))]
-    assert found == [r["acc_val"] for r in results] and found != [r["acc_valsel"] for r in results]
-    assert "selects on the test set" not in done.stderr
 
 
 @pytest.mark.parametrize("sweeper, validation, says", [("Optuna", 0.0, 1), ("Optuna", 0.1, 0), ("List", 0.0, 0)])
@@ -242,9 +178,8 @@ def test_a_stopped_sweep_reports_as_any_other(tmp_path, monkeypatch, capsys, sig
 JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
 
 
-@pytest.mark.parametrize(
-    "sig, more", [(signal.SIGTERM, ()), pytest.param(signal.SIGINT, JOBLIB, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sig, more", [(signal.SIGTERM, ()), (signal.SIGINT, JOBLIB)])
 def test_a_signal_stops_a_sweep_in_the_middle_of_runs_and_saves_them(tmp_path, sig, more):
     if more:
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install 'snn_repro[parallel]'")

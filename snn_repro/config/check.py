@@ -3,6 +3,7 @@
 Types, ranges, what goes together, keys without effect; the sentence for a wrong key, the choices and keys that there are, `--help`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -153,8 +154,7 @@ def _wrong(c: Config) -> Iterator[str]:
         yield f"recipe.min_lr={r.min_lr} is above recipe.lr={r.lr}; make it smaller"
     if r.accumulate > r.batch_size:
         yield f"recipe.accumulate={r.accumulate} is more than recipe.batch_size={r.batch_size} can be split into"
-    if sentence := misplaced(a, facts):
-        yield sentence
+    yield from _misplaced(a, facts)
 
 
 def shown(value: Any) -> str:
@@ -162,16 +162,15 @@ def shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def misplaced(augment: AugmentConfig, dataset: Any) -> str | None:
-    """What to say where `augment` turns on what cannot work on this data set; None where all can."""
+def _misplaced(augment: AugmentConfig, dataset: Any) -> Iterator[str]:
+    """A sentence for each augmentation that is turned on and cannot work on this data set."""
     has = ["images"] if dataset.static else ["frames", "recordings"] if dataset.prepared else ["frames"]
     words = {"images": "images", "frames": "event frames", "recordings": "recordings"}
     for cls in augment.turned_on():
         if not {*cls.works_on} & {*has}:
             value, wanted = shown(augment.of(cls)[cls.name]), " and ".join(words[kind] for kind in cls.works_on)
             only = "only " if not dataset.static and "recordings" in cls.works_on else ""
-            return f"augment.{cls.name}={value} works on {wanted} and dataset={dataset.name} has {only}{words[has[0]]}; leave it out"
-    return None
+            yield f"augment.{cls.name}={value} works on {wanted} and dataset={dataset.name} has {only}{words[has[0]]}; leave it out"
 
 
 def frame_shape(c: Config) -> tuple[int, int, int]:
@@ -184,10 +183,9 @@ def frame_shape(c: Config) -> tuple[int, int, int]:
 
 def _known_shape(c: Config) -> tuple[int, int, int] | None:
     """`frame_shape`; None for own data that are not at hand, which a run says when it looks for them."""
-    try:
+    with contextlib.suppress(UserError):
         return frame_shape(c)
-    except UserError:
-        return None
+    return None
 
 
 def given_keys(overrides: Iterable[str]) -> dict[str, str]:

@@ -14,7 +14,6 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.hydra import Hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -25,11 +24,11 @@ from hydra.core.utils import configure_log
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from snn_repro import outside
-from snn_repro.config.check import checked, choices, conf_files, explain, given_keys, quoted, refuse_idle, unknown
+from snn_repro.config.check import checked, choices, explain, given_keys, quoted, refuse_idle, unknown
 from snn_repro.config.schema import CONF_DIR, FORMER_KERNELS, GROUPS, NOT_HASHED, OWN, Config, ConfigError
 from snn_repro.registry import AUGMENTATIONS
 
@@ -65,12 +64,9 @@ def tweaks(overrides: list[str]) -> str:
     if not named & {"name", "experiment"}:
         skip |= {"dataset", "model", "neuron", "loss"}
     whole = tuple(f"{k}." for k in skip if k not in GROUPS or k in NOT_HASHED)  # with the keys in them
-    parts = []
-    for override in sorted(overrides):
-        name = override.split("=")[0].lstrip("+~")
-        if name not in skip and not name.startswith(whole):
-            parts.append(re.sub(r"""^([^=]*=)(["'])(.*)\2$""", r"\1\3", override).replace("/", "_"))
-    text = ",".join(parts)
+    names = {override: override.split("=")[0].lstrip("+~") for override in sorted(overrides)}
+    told = [o for o, name in names.items() if name not in skip and not name.startswith(whole)]
+    text = ",".join(re.sub(r"""^([^=]*=)(["'])(.*)\2$""", r"\1\3", override).replace("/", "_") for override in told)
     return text if len(text) <= 200 else hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -95,9 +91,9 @@ def compose_checked(overrides: list[str], sweep: bool = False) -> Config:
     job, and it is left to the caller to refuse keys without effect (`idle`)."""
     refuse_misplaced(overrides, sweep)
     with _hydra():
+        refuse_code(overrides)
         node = compose("train", overrides=overrides, return_hydra_config=True)
         with _current(node):
-            refuse_code(node)
             folder = Path(node.hydra.sweep.dir, node.hydra.sweep.subdir) if sweep else Path(node.hydra.run.dir)
             launcher = node.hydra.runtime.choices["hydra/launcher"]
             elsewhere = "submitit" in node.hydra.launcher._target_
@@ -205,10 +201,9 @@ def settled(node: DictConfig, overrides: Iterable[str], quiet: bool = False) -> 
 def multirun_config(overrides: list[str]) -> Iterator[tuple[DictConfig, Any]]:
     """Hydra's configuration of a whole sweep, and the HydraContext that its launchers ask for."""
     with _hydra() as hydra:
+        refuse_code(overrides)
         node = hydra.compose_config("train", [*overrides, "hydra.mode=MULTIRUN"], run_mode=RunMode.MULTIRUN)
         context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks())
-        with _current(node):
-            refuse_code(node)
     with _current(node):
         configure_log(node.hydra.hydra_logging, node.hydra.verbose)
         yield node, context
@@ -247,22 +242,18 @@ _one_thread = threading.RLock()  # Hydra's state is the process's
 
 
 @contextlib.contextmanager
-def _hydra() -> Iterator[Hydra]:
+def _hydra() -> Iterator[Any]:
     """Hydra with `conf/`, ready to compose, inside a running Hydra job or outside of one; one thread at a time has it.
 
     What Hydra and OmegaConf raise leaves it as a ConfigError.
     """
-    if not CONF_DIR.is_dir():
-        raise ConfigError(f"{CONF_DIR} is missing: install snn_repro again, from a wheel or with `pip install -e .`")
     with _one_thread:
         search_outside()
         saved = dict(GlobalHydra.instance().__dict__)
         GlobalHydra.instance().clear()
         initialize_config_dir(str(CONF_DIR), version_base="1.3")
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
         try:
-            yield hydra
+            yield GlobalHydra.instance().hydra
         except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError, RecursionError) as error:
             raise ConfigError(explain(error)) from None
         finally:
@@ -281,50 +272,23 @@ def _current(node: DictConfig) -> Iterator[None]:
         HydraConfig.instance().cfg = before
 
 
-# Hydra makes objects from these and from nothing else: launchers and sweepers of its own and of its plugins
-_MAKERS = {
-    "hydra.launcher._target_": ("hydra._internal.core_plugins.", "hydra_plugins."),
-    "hydra.sweeper._target_": ("hydra._internal.core_plugins.", "hydra_plugins."),
-    "hydra.sweeper.sampler._target_": ("optuna.samplers.",),
-}
+# What of hydra.* is typed; all else, and with it each name of code, comes from files of conf/ and of Hydra's plugins
+_TYPED = (
+    r"hydra\.(run|sweep|launcher|sweeper)\.(?!.*_target_|setup|additional_parameters)|hydra\.(verbose|job\.name)$|slurm"
+)
 
 
-def refuse_code(node: DictConfig) -> None:
-    """Raise ConfigError when `hydra.*` or `slurm.*` of a composed configuration names code to run, or a line of a batch script.
+def refuse_code(overrides: Iterable[str]) -> None:
+    """Raise ConfigError where `hydra.*` or `slurm.*` could name code to run, or a line of a batch script.
 
     The project's own keys need no such check: nothing is ever instantiated from them, and the schema knows no `_target_`.
     """
-    hydra = node.hydra
-    with read_write(hydra), open_dict(hydra):
-        hydra.runtime.output_dir = ""  # not known yet, and the log file's name asks for it
-    if not OmegaConf.is_dict(hydra.launcher):
-        raise ConfigError(f"hydra.launcher={hydra.launcher} is no launcher; choose one with hydra/launcher=NAME")
-    own = conf_files("hydra/launcher").get(hydra.runtime.choices["hydra/launcher"])
-    written: Any = OmegaConf.to_container(OmegaConf.load(own)) if own else {}
-    typed: Any = OmegaConf.to_container(hydra.launcher)
-    refused = [
-        (f"hydra.launcher.{k}", typed[k], f"write it into {own or 'a file of conf/hydra/launcher/'}")
-        for k in ("setup", "additional_parameters")  # of a batch script: conf/ alone says them
-        if typed.get(k) and typed[k] != written.get(k)
-    ]
-    if hydra.job.get("env_set"):
-        refused.append(("hydra.job.env_set", hydra.job.env_set, "set it in the shell instead"))
-    rooms = [(f"hydra.{k}", hydra.get(k)) for k in ("launcher", "sweeper", "callbacks", "job_logging", "hydra_logging")]
-    for path, part in [("slurm", node.get("slurm")), *rooms]:
-        refused += _code(OmegaConf.to_container(part, resolve=True) if part else {}, path)
-    for path, value, fix in refused:
-        raise ConfigError(f"{path}={value} would run code from the configuration; {fix}")
-
-
-def _code(part: Any, path: str) -> Iterator[tuple[str, Any, str]]:
-    """What would run code: path, value and the fix."""
-    script = path.startswith(("slurm", "hydra.launcher")) and not path.startswith("hydra.launcher.setup")
-    for k, v in part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ():
-        at = f"{path}.{k}"
-        if k in ("_target_", "()", "class") or (isinstance(v, str) and v.startswith(("ext://", "cfg://"))):
-            known = ("logging.", "colorlog.", "ext://sys.std") if "_logging." in at else _MAKERS.get(at, ())
-            if not str(v).startswith(known):
-                yield at, v, "choose with hydra/launcher=, hydra/sweeper= or hydra/job_logging= instead"
-        if script and not (f"{k}".isprintable() and (not isinstance(v, str) or v.isprintable())):
-            yield at.encode("unicode_escape").decode(), repr(v), "a value in a batch script is one line"
-        yield from _code(v, at)
+    for override in OverridesParser.create().parse_overrides([*overrides]):
+        name, line = override.key_or_group, str(override.input_line)
+        hidden = re.search(r"_target_|\$\{", line) and not name.startswith(("hydra.run.", "hydra.sweep."))
+        of_hydra = re.match(r"(hydra|slurm)(\.|$)", name)
+        if of_hydra and (hidden or not line.isprintable() or not re.match(_TYPED, name)):
+            raise ConfigError(
+                f"{line!r} would run code from the configuration; choose with hydra/launcher= or hydra/sweeper=, write plain values "
+                "of one line, and all else into a file of conf/hydra/launcher/"
+            )

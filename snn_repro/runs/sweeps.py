@@ -15,7 +15,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,19 +66,18 @@ def plan(overrides: list[str]) -> list[Job]:
     first, *others = (idle(job.config, job.overrides) for job in jobs)
     for name in set(first).intersection(*others):
         raise ConfigError(first[name])
-    folders = [job.folder for job in jobs]
-    for folder in folders:
-        if folders.count(folder) > 1:
-            raise ConfigError(
-                f"several jobs of this sweep would share the folder {folder}: what differs changes no result; run them apart, "
-                "each with a name=... of its own"
-            )
+    folder, number = Counter(job.folder for job in jobs).most_common(1)[0]
+    if number > 1:
+        raise ConfigError(
+            f"several jobs of this sweep would share the folder {folder}: what differs changes no result; run them apart, "
+            "each with a name=... of its own"
+        )
     return jobs
 
 
 def run_sweep(overrides: list[str], argv: list[str], task: Callable) -> int:
     """Launch what is not finished, wait for it, report; returns the exit code."""
-    _fingerprints.clear()
+    _known.clear()
     jobs = plan(overrides)
     left = [job for job in jobs if job.config.force or not (job.config.skip_finished and is_finished(job))]
     if len(left) < len(jobs):
@@ -107,39 +108,39 @@ def in_a_sweep(sentence: str) -> str:
 def check_data(jobs: list[Job], elsewhere: bool = False) -> None:
     """Raise UserError, with a line for each, when jobs lack their data or cannot have their folder; with `elsewhere`, where
     the runs are on other machines than this one, only warn. Nothing is looked at twice."""
-    lacks: dict[tuple, str | None] = {}
     missing: dict[str, list[Job]] = {}
     for job in jobs:
-        reads = _reads(job.config)
-        if reads not in lacks:
-            lacks[reads] = _lacks(job.config)
-        if sentence := lacks[reads] or _blocked(job.folder):
+        if sentence := _once(_lacks, job.config) or _blocked(job.folder):
             missing.setdefault(sentence, []).append(job)
     lines = [f"  {of[0].folder}{f' and {len(of) - 1} more' * (len(of) > 1)}: {why}" for why, of in missing.items()]
-    number = sum(map(len, missing.values()))
+    number, rest = sum(map(len, missing.values())), "\n".join(lines)
     if missing and not elsewhere:
-        what = f"{number} of {len(jobs)} runs lack their data or folder, so that none was started:"
-        raise UserError("\n".join([what, *lines]))
+        raise UserError(f"{number} of {len(jobs)} runs lack their data or folder, so that none was started:\n{rest}")
     if missing:
-        what = f"snn-train: {number} runs would lack their data or folder on this machine:"
-        print("\n".join([what, *lines]), file=sys.stderr)
+        print(f"snn-train: {number} runs would lack their data or folder on this machine:\n{rest}", file=sys.stderr)
 
 
-def _reads(c: Config) -> tuple:
-    """What decides which files a run reads."""
+_known: dict[tuple, Any] = {}  # of the files of this sweep
+
+
+def _once(look: Callable[[Config], Any], c: Config) -> Any:
+    """`look(c)`, once for all runs of a sweep that read the same files."""
     d = c.dataset
-    return d.name, str(d.own), c.timesteps, d.integrate_by, d.frame_size, c.data_dir, c.cache_dir, c.model.weights
+    reads = d.name, str(d.own), c.timesteps, d.integrate_by, d.frame_size, c.data_dir, c.cache_dir, c.model.weights
+    if (look, reads) not in _known:
+        _known[look, reads] = look(c)
+    return _known[look, reads]
 
 
-def _lacks(c: Config) -> str | None:
-    """The sentence about the first file or folder that a run of this configuration would not find; None if all is there."""
+def _lacks(c: Config) -> str:
+    """The sentence about the first file or folder that a run of this configuration would not find; "" if all is there."""
     try:
         SETS[c.dataset.name].check(c)
         if c.model.weights:
             find_weights(c.model.weights, c.data_dir)
     except UserError as error:
         return str(error)
-    return None
+    return ""
 
 
 def _blocked(folder: Path) -> str | None:
@@ -213,18 +214,8 @@ def is_finished(job: Job) -> bool:
 
 
 def _other_data(job: Job, result: dict) -> list[str]:
-    """How the data of the job's earlier result differ from those that it names now; a data set is looked at once a sweep."""
-
-    def once(config: Config) -> dict:
-        key = _reads(config)
-        if key not in _fingerprints:
-            _fingerprints[key] = fingerprint(config)
-        return _fingerprints[key]
-
-    return other_data(result, job.config, once)[0]
-
-
-_fingerprints: dict[tuple, dict] = {}  # of the data sets of this sweep
+    """How the data of the job's earlier result differ from those that it names now."""
+    return other_data(result, job.config, partial(_once, fingerprint))[0]
 
 
 def state(job: Job) -> tuple[str, str]:
@@ -246,18 +237,17 @@ def state(job: Job) -> tuple[str, str]:
 
 
 def _read(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    with contextlib.suppress(OSError, ValueError):
+        if isinstance(content := json.loads(path.read_text()), dict):
+            return content
+    return {}
 
 
 def report(jobs: list[Job], before: int, argv: list[str], problem: str | None = None) -> int:
     """Say how many runs are done, which are not and why, and the command that runs just those; returns the exit code."""
     states = [(job, *state(job)) for job in jobs]
     lines = [
-        f"  {what}: {job.folder}" + f": {in_a_sweep(why)}" * bool(why) for job, what, why in states if what != "done"
+        f"  {what}: {job.folder}{f': {in_a_sweep(why)}' * bool(why)}" for job, what, why in states if what != "done"
     ]
     done = len(jobs) - len(lines)
     print(f"sweep: {done} of {len(jobs)} runs done" + f", {before} of them earlier" * bool(before), flush=True)
@@ -265,12 +255,10 @@ def report(jobs: list[Job], before: int, argv: list[str], problem: str | None = 
         print(f"snn-train: {in_a_sweep(problem)}", file=sys.stderr)
     if lines:
         again = [a for a in argv if a.split("=")[0] not in ("force", "skip_finished", "resume")]
-        lines += [
-            "the finished ones are left out when this is typed again:",
-            f"  python -m snn_repro.train {shlex.join(again)}",
-        ]
+        lines.insert(0, f"{len(jobs) - done} of {len(jobs)} runs did not finish:")
+        lines.append("the finished ones are left out when this is typed again:")
         print(
-            "\n".join([f"{len(jobs) - done} of {len(jobs)} runs did not finish:", *lines]), file=sys.stderr, flush=True
+            "\n".join(lines), f"  python -m snn_repro.train {shlex.join(again)}", sep="\n", file=sys.stderr, flush=True
         )
     return int(bool(lines or problem))
 
@@ -294,23 +282,23 @@ def launch(overrides: list[str], jobs: list[Job], task: Callable) -> None:
         if kind == "SlurmLauncher":
             with _slurm():
                 start(jobs)
-        elif node.hydra.runtime.choices["hydra/launcher"] == "gpus":
-            with gpus.places(gpus_for(jobs), node.runs_per_gpu) as places, read_write(node.hydra):
-                node.hydra.launcher.n_jobs = places
-                _start_again_after_kills(start, jobs)
         elif kind == "JoblibLauncher":
-            _start_again_after_kills(start, jobs)
+            on_gpus = node.hydra.runtime.choices["hydra/launcher"] == "gpus"
+            places = (
+                gpus.places(gpus_for(jobs), node.runs_per_gpu)
+                if on_gpus
+                else contextlib.nullcontext(node.hydra.launcher.n_jobs)
+            )
+            with read_write(node.hydra), places as node.hydra.launcher.n_jobs:
+                _start_again_after_kills(start, jobs)
         else:
             start(jobs)
 
 
 def gpus_for(jobs: list[Job]) -> list[str]:
     """The GPUs of this machine, for `hydra/launcher=gpus`. Raises UserError where there are none, or a job names its own device."""
-    for job in jobs:
-        if job.config.device not in ("auto", "cuda"):
-            raise UserError(
-                f"device={job.config.device} does not go with hydra/launcher=gpus, which gives each run its GPU"
-            )
+    if own := {job.config.device for job in jobs} - {"auto", "cuda"}:
+        raise UserError(f"device={min(own)} does not go with hydra/launcher=gpus, which gives each run its GPU")
     if not (found := gpus.there()):
         raise UserError(
             "hydra/launcher=gpus but torch sees no GPU; use hydra/launcher=joblib for runs side by side on a CPU"

@@ -25,7 +25,6 @@ from snn_repro.config import (
     to_dict,
     tweaks,
 )
-from snn_repro.data.sets import SETS
 from snn_repro.runs.sweeps import plan
 
 WRONG = {
@@ -37,32 +36,21 @@ WRONG = {
     "++recipe.typo=1": ["recipe.typo"],
     "timesteps=0": ["timesteps=0", "at least 1"],
     "timesteps=four": ["timesteps=four", "whole number"],
-    "timesteps=null": ["timesteps", "null"],
     "recipe.lr=nan": ["recipe.lr=nan", "finite number"],
-    "recipe.lr=-1": ["recipe.lr=-1", "above 0"],
     "recipe.optimizer=sdg": ["recipe.optimizer='sdg'", "'sgd'"],
     "recipe.no_decay=[foo]": ["recipe.no_decay", "foo", "norm"],
     "neuron.imp=maybe": ["neuron.imp=maybe", "true or false"],
-    "neuron.imp_init=[2,1]": ["neuron.imp_init", "low <= high"],
-    "neuron.tau=3": ["neuron.tau=3", "belongs to neuron=lif or clif or ilif or klif or lifb or plif or trsg; leave it out for 'if'"],
-    "neuron.tau=0.5 neuron=lif": ["neuron.tau=0.5", "at least 1"],
-    "neuron.reset=sof": ["neuron.reset='sof'", "'soft'"],
+    "neuron.tau=3": ["neuron.tau=3", "belongs to neuron=lif or ", "leave it out for 'if'"],
     "neuron.initial=half": ["neuron.imp=true and neuron.initial=half both say where a neuron starts", "use neuron=if"],
     "neuron.initial=half neuron=psn": ["neuron.initial='half'", "leave it out for 'psn'"],
     "recipe.imp_lr=3": ["recipe.imp_lr is called neuron.imp_lr now", "neuron.imp_lr=..."],
     "neuron.backend=cpu": ["neuron.backend is no key", "write kernels= one of: "],
-    "loss=[sdt": ["loss=[sdt"],
     "dataset.split=tebn": ["dataset.split=tebn", "official"],
-    "dataset.validation=1": ["dataset.validation=1", "below 1"],
     "model=vgg48": ["vgg48", "48x48", "8x8", "choose model=vgg128 or small"],
     "dataset.frame_size=48": ["dataset.frame_size=48", "digits has 8 pixels", "leave it out"],
     "augment.nda=true": ["augment.nda", "digits"],
-    "augment.mix_prob=0.5": ["augment.mix_prob=0.5", "mixup"],
     "recipe.warmup_epochs=99": ["recipe.warmup_epochs=99", "recipe.epochs"],
-    "recipe.min_lr=3": ["recipe.min_lr=3", "recipe.lr"],
-    "experiment=table9_nothing": ["experiment=table9_nothing"],
     "name=a/b": ["name=a/b"],
-    "name=..": ["name=..", "not dots alone"],
     f"name={'x' * 300}": ["name=xxx", "up to 200"],
     "foo": ["foo", "key=value"],
     "logger.project=a=b": ["logger.project=a=b", """type 'logger.project="a=b"'"""],
@@ -96,12 +84,6 @@ def test_every_choice_composes_and_has_a_line_of_help():
         for name, line in choices(group).items():
             assert len(line) > 10, f"conf/{group}/{name}.yaml has no first comment line"
             assert line in text
-    for name in choices("recipe"):  # neurons, networks and losses are composed by their own tests
-        other = "imagenet1k" if name.endswith("imagenet1k") else "cifar10_dvs"  # recipes of a method
-        sets = sorted(SETS, key=len, reverse=True)
-        load_config([f"dataset={next((d for d in sets if name.startswith(d)), other)}", f"recipe={name}"])
-    for name in {*choices("dataset")} - {*choices("recipe")}:
-        assert load_config([f"dataset={name}", "recipe=digits"]).dataset.name == name
 
 
 def test_every_key_has_a_meaning_and_every_default_is_in_range():
@@ -146,10 +128,8 @@ def test_a_learned_initial_state_has_two_names_and_one_hash():
     for other in others:
         assert other.neuron == by_file.neuron and other.neuron.imp
         assert config_hash(other) == config_hash(by_file) and differing(by_file, other) == []
-    for state in ("half", "imp_channel", "mp_init"):
-        config = composed(f"neuron=if neuron.initial={state}")
-        assert not config.neuron.imp
-        assert config_hash(config) not in (config_hash(by_file), config_hash(composed("neuron=if")))
+    config = composed("neuron=if neuron.initial=half")
+    assert not config.neuron.imp and config_hash(config) != config_hash(by_file)
 
 
 def test_a_key_that_was_added_leaves_earlier_hashes_alone():
@@ -162,11 +142,6 @@ def test_a_key_that_was_added_leaves_earlier_hashes_alone():
     other = load_config(["neuron=lif", "neuron.decay_input=false"])
     assert config_hash(other) != config_hash(base)
     assert differing(earlier, other) == differing(base, other) == ["neuron.decay_input: True -> False"]
-    for words, value in (([], None), (["model.stem_pool=avg"], "avg"), (["model.stem_pool=max"], "max")):
-        pools = load_config(["model=sew_resnet18", *words])
-        earlier = to_dict(pools)
-        earlier["model"].pop("stem_pool")
-        assert (config_hash(earlier) == config_hash(pools)) == (value != "max")
 
 
 def test_extended_is_a_word_and_no_other_recipe():
@@ -191,20 +166,15 @@ IDLE = {  # {set by hand, with effect: {set by hand on top of it, without effect
         "neuron.v_reset=0.1": "neuron.reset=soft; it needs neuron.reset=hard",
         "dataset.integrate_by=time": "dataset=digits; it needs a data set of events",
         "dataset.channel_order=bgr": "dataset=digits; it needs colour images",
-        "augment.randaugment_level=3": "augment.randaugment_ops=0",
-        "augment.interpolation=bilinear": "augment.rrc_min_area=0.0",
         "augment.test_resize=200": "dataset=digits; it needs dataset=imagenet1k",
         "augment.rpg_relevance=sltrp": "augment.rpg_drop=0.0; it needs augment.rpg_drop",
         "augment.cutmix_axes=published": "augment.cutmix=0.0",
     },
     "recipe.optimizer=sgd recipe.momentum=0.5 recipe.schedule=step recipe.step_epochs=3 recipe.warmup_factor=0.1 recipe.warmup_epochs=2": {
         "recipe.eps=1": "recipe.optimizer=sgd; it needs recipe.optimizer=adam, adamw or lamb",
-        "recipe.min_lr=0": "recipe.schedule=step; it needs recipe.schedule=cosine",
     },
     "neuron=if loss=tet recipe.eps=1 recipe.weight_decay=0 dataset.validation=0 logger=none timesteps=2": {
         "neuron.imp_lr=2": "neuron.imp=false; it needs a neuron with IMP",
-        "neuron.imp_init=[0,1]": "neuron.imp=false",
-        "neuron.initial_value=0.3": "neuron.initial=zero; it needs neuron.initial=constant",
         "loss.phi=2": "loss.lam=0.0; it needs loss.lam above 0",
         "recipe.no_decay=[bias]": "recipe.weight_decay=0.0; it needs recipe.weight_decay above 0",
         "dataset.split_seed=3": "dataset.validation=0.0",
@@ -239,9 +209,9 @@ def test_a_key_without_effect_is_refused(typed, needs):
 
 
 def test_in_a_sweep_a_key_needs_an_effect_in_one_of_the_runs():
-    assert len(plan(["neuron=if,if_imp", "neuron.imp_lr=2,3"])) == 4
+    assert len(plan(["neuron=if,if_imp", "neuron.imp_lr=2"])) == 2
     with pytest.raises(ConfigError, match="neuron.imp_lr=2 has no effect"):
-        plan(["neuron=if,lif", "neuron.imp_lr=2,3"])
+        plan(["neuron=if,lif", "neuron.imp_lr=2"])
 
 
 def test_a_shorter_training_shortens_the_recipes_warm_up(caplog):
@@ -253,20 +223,10 @@ def test_a_shorter_training_shortens_the_recipes_warm_up(caplog):
     assert config_hash(config) == config_hash(
         load_config(["dataset=cifar10", "recipe.epochs=1", "recipe.warmup_epochs=0"])
     )
-    row = load_config(["experiment=table1_dvs_gesture_sdt", "recipe.epochs=20"])  # 30 of 250
-    assert row.recipe.warmup_epochs == 2
     assert load_config(["dataset=cifar10", "recipe.epochs=6"]).recipe.warmup_epochs == 5  # it fits: as it was
     for wrong in (["recipe.epochs=5", "recipe.warmup_epochs=5"], ["recipe.warmup_epochs=300"]):
         with pytest.raises(ConfigError, match="leaves no epoch"):
             load_config(["dataset=cifar10", *wrong])
-    with pytest.raises(ConfigError, match="recipe.epochs=0 must be at least 1"):
-        load_config(["dataset=cifar10", "recipe.epochs=0"])
-
-
-def test_what_is_shown_and_what_runs_have_the_shorter_warm_up(typed, capsys, caplog):
-    words = ["dataset=cifar10", "recipe.epochs=1"]
-    code, out, _ = typed("--cfg", "job", *words, "--package", "recipe")
-    assert code == 0 and "warmup_epochs: 0\n" in out and "instead of the recipe's 5" in caplog.text
     assert [job.config.recipe.warmup_epochs for job in plan(["dataset=cifar10", "recipe.epochs=1,7"])] == [0, 5]
 
 
@@ -281,7 +241,6 @@ PATHS = (
     '/say "hi"',
     "/back\\slash",
     "123",
-    "true",
 )
 
 
@@ -304,13 +263,7 @@ def test_a_path_in_quotes_names_the_same_folder():
 
 
 def test_a_label_for_a_sweep_keeps_its_runs_apart():
-    folders = [str(job.folder) for job in plan(["name=mine", "neuron=if,if_imp", "seed=0,1"])]
-    assert [f.split("/runs/")[1] for f in folders] == [
-        f"mine/neuron={n}/seed{s}" for n in ("if", "if_imp") for s in (0, 1)
-    ]
-    rows = plan(["name=mine", "experiment=table1_cifar10_sdt,table1_cifar10_tet"])
-    assert [job.folder.parts[-2] for job in rows] == ["experiment=table1_cifar10_sdt", "experiment=table1_cifar10_tet"]
-    assert load_config(["name=mine", "neuron=if"]).run_dir.endswith(
-        "runs/mine/neuron=if/seed0"
-    )  # a repeat of one of them
-    assert load_config(["name=mine", "seed=1"]).run_dir.endswith("runs/mine/seed1")
+    folders = [str(job.folder) for job in plan(["name=mine", "neuron=if,if_imp"])]
+    assert [f.split("/runs/")[1] for f in folders] == [f"mine/neuron={n}/seed0" for n in ("if", "if_imp")]
+    assert tweaks(["name=mine", "experiment=table1_cifar10_sdt"]) == "experiment=table1_cifar10_sdt"
+    assert tweaks(["name=mine", "seed=1"]) == ""

@@ -1,14 +1,13 @@
 """Kill and break trainings, and check that each goes on with the same numbers or says one clear sentence.
 
     python tests/faults/run.py --kills 200     # the long form, some ten minutes of one core: docs/reliability.md
-    python tests/faults/run.py --kills 12      # the short form of the default tests
+    python tests/faults/run.py --kills 6       # the short form of the default tests
 
-Exit code 0 when everything was recovered. --json FILE writes the outcomes for a test to read.
+Exit code 0 when everything was recovered.
 """
 
 import argparse
 import contextlib
-import json
 import os
 import random
 import shutil
@@ -35,7 +34,6 @@ from runs import (
     run_to_end,
     said,
     same,
-    temporary,
     torch,
     train,
     unsound,
@@ -44,8 +42,7 @@ from runs import (
 
 from snn_repro.data.batches import LoaderBatches
 
-ROOT = Path(__file__).parents[2]
-SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM}
+SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 
 
 class Harness:
@@ -54,9 +51,8 @@ class Harness:
     def __init__(self, root: Path, seed: int):
         self.root, self.random = root, random.Random(seed)
         self.config = configuration()
-        self.kills: list[dict] = []  # when, signal, recovered
-        self.faults: list[dict] = []  # what, outcome, ok
-        self.corrupt: list[str] = []
+        self.kills: list[tuple[str, str]] = []  # when, signal
+        self.problems: list[str] = []
         self.counter = 0
         self.reference = self.finish(self.folder(), None)
         started = time.perf_counter()
@@ -69,17 +65,27 @@ class Harness:
 
     def look(self, folder: Path) -> None:
         """After a process ended in any way: nothing broken may stand under a final name."""
-        self.corrupt += [f"{folder.name}: {bad}" for bad in unsound(folder)]
+        self.problems += [f"{folder.name}: {bad}" for bad in unsound(folder)]
 
-    def finish(self, folder: Path, reference: dict | None, config=None) -> dict:
+    def finish(self, folder: Path, reference: dict | None) -> dict:
         """Run to the end; the numbers. Raises AssertionError when they are not those of the reference."""
-        outcome = run_to_end(folder, config or self.config)
+        outcome = run_to_end(folder, self.config)
         assert outcome.code == 0, outcome.said
         self.look(folder)
-        assert not temporary(folder), temporary(folder)
+        assert not [*folder.glob("*.tmp")]
         found = content(folder)
         assert reference is None or same(found, reference), f"{folder}: other numbers than an undisturbed run"
         return found
+
+    def attempt(self, what: str, check) -> None:
+        """`check(folder)`, which returns what was said; an AssertionError is a problem."""
+        folder = self.folder()
+        try:
+            print(f"{what}: {check(folder)}")
+        except AssertionError as error:
+            self.problems.append(f"{what}: {error}")
+        self.look(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
     # ------------------------------------------------------------ kills
 
@@ -89,81 +95,63 @@ class Harness:
         writes.remove(("checkpoint_previous.pt", "not flushed"))  # it is a second name, not a copy
         self.random.shuffle(writes)
         while len(self.kills) < wanted:
-            folder, killed = self.folder(), list[dict]()
-            for turn in range(len(self.kills), min(wanted, len(self.kills) + 4)):
-                name, sig = self.random.choice([*SIGNALS.items()])
-                if turn % 2:
-                    file, stage = writes[turn // 2 % len(writes)]
-                    count = self.random.randrange(3) if file.startswith(("metrics", "checkpo")) else 0
-                    outcome, when = (
-                        run_to_end(folder, self.config, at_write(file, stage, count, kill_self(sig))),
-                        f"`{file}` {stage}",
-                    )
-                else:
-                    child, when = Child(folder, self.config), "at a random moment"
-                    time.sleep(self.random.uniform(0, self.seconds))
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(child.pid, sig)
-                    outcome = child.wait()
-                if outcome.code == 0:  # it was done before the signal came
-                    break
-                assert outcome.code in (-sig, 128 + sig), outcome.said
-                killed.append(dict(when=when, signal=name, saved=outcome.code > 0))
-                self.look(folder)
-            self.recover(folder, killed)
+            self.attempt("killed", partial(self.killed, writes=writes, last=wanted))
         for _ in range(8 * long):
-            self.kill_command()
+            self.attempt("killed", self.kill_command)
 
-    def recover(self, folder: Path, killed: list[dict]) -> None:
-        problem = None
-        try:
-            self.finish(folder, self.reference)
-        except AssertionError as error:
-            problem = str(error)
-        self.kills += [k | dict(recovered=problem is None, problem=problem) for k in killed]
-        shutil.rmtree(folder)
+    def killed(self, folder: Path, writes: list, last: int) -> str:
+        for turn in range(len(self.kills), min(last, len(self.kills) + 4)):
+            sig = self.random.choice(SIGNALS)
+            if turn % 2:
+                file, stage = writes[turn // 2 % len(writes)]
+                count = self.random.randrange(3) if file.startswith(("metrics", "checkpo")) else 0
+                outcome = run_to_end(folder, self.config, at_write(file, stage, count, kill_self(sig)))
+                when = f"`{file}` {stage}"
+            else:
+                child, when = Child(folder, self.config), "at a random moment"
+                time.sleep(self.random.uniform(0, self.seconds))
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child.pid, sig)
+                outcome = child.wait()
+            if outcome.code == 0:  # it was done before the signal came
+                break
+            self.kills.append((when, sig.name))
+            assert outcome.code in (-sig, 128 + sig), outcome.said
+            self.look(folder)
+        self.finish(folder, self.reference)
+        return "recovered"
 
-    def kill_command(self) -> None:
+    def kill_command(self, folder: Path) -> str:
         """A kill of the true command line, from outside."""
-        folder, (name, sig) = self.folder(), self.random.choice([*SIGNALS.items()])
+        sig = self.random.choice(SIGNALS)
         command = [sys.executable, "-m", "snn_repro.train", *SHORT, f"hydra.run.dir={folder}"]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while not (folder / "status.json").exists() and process.poll() is None:
             time.sleep(0.02)
         time.sleep(self.random.uniform(0, 3 * self.seconds))
         process.send_signal(sig)
         if process.wait(120):
-            self.look(folder)
-            self.recover(folder, [dict(when="the command line", signal=name, saved=process.returncode > 0)])
+            self.kills.append(("the command line", sig.name))
+        self.finish(folder, self.reference)
+        return "recovered"
 
     # ------------------------------------------------------------ everything else
 
     def break_everything(self, long: bool) -> None:
-        """Each broken thing once: `check(folder)` returns what was said; AssertionError is a failure."""
-        checks = {
-            "two runs at once in one folder": self.two_runs,
-            "a loader process killed": lambda f: self.sentence(f, loader_that_dies, code=2),
-        }
+        """Each broken thing once."""
+        self.attempt("two runs at once in one folder", self.two_runs)
+        self.attempt("a loader process killed", partial(self.sentence, broken=loader_that_dies))
         for how in ("truncated", "bit flipped", "emptied") if long else ("bit flipped",):
-            checks[f"last checkpoint {how}"] = partial(self.damaged, how=how)
+            self.attempt(f"last checkpoint {how}", partial(self.damaged, how=how))
         for name in WRITTEN if long else ("checkpoint_last.pt",):
-            checks[f"disk full while {name} is written"] = partial(self.full_disk, name=name)
+            self.attempt(f"disk full while {name} is written", partial(self.full_disk, name=name))
         if long:
-            checks["500 random bits of a checkpoint flipped, one at a time"] = self.flips
-        for what, check in checks.items():
-            folder = self.folder()
-            try:
-                outcome, ok = check(folder), True
-            except AssertionError as error:
-                outcome, ok = f"FAILED: {error}", False
-            self.look(folder)
-            self.faults.append(dict(what=what, outcome=outcome, ok=ok))
+            self.attempt("500 random bits of a checkpoint flipped, one at a time", self.flips)
 
-    def sentence(self, folder: Path, broken=None, code=None) -> str:
+    def sentence(self, folder: Path, broken=None) -> str:
         """A run that must end with one sentence; returns it."""
         outcome = run_to_end(folder, self.config, broken)
-        assert outcome.sentence, f"exit code {outcome.code}: {outcome.said[-600:]}"
-        assert code is None or outcome.code == code, outcome
+        assert outcome.sentence and outcome.code == 2, f"exit code {outcome.code}: {outcome.said[-600:]}"
         return said(outcome, folder)
 
     def stopped(self, folder: Path) -> None:
@@ -173,8 +161,8 @@ class Harness:
 
     def full_disk(self, folder: Path, name: str) -> str:
         stage = "renamed" if name == checkpoint.PREVIOUS else "not flushed"
-        found = self.sentence(folder, at_write(name, stage, 0, disk_full), code=2)
-        assert "the disk is full" in found and not temporary(folder), found
+        found = self.sentence(folder, at_write(name, stage, 0, disk_full))
+        assert "the disk is full" in found and not [*folder.glob("*.tmp")], found
         self.finish(folder, self.reference)
         return found
 
@@ -210,7 +198,7 @@ class Harness:
         while not (folder / "metrics.jsonl").exists():
             assert first.running()
             time.sleep(0.01)
-        found = self.sentence(folder, code=2)
+        found = self.sentence(folder)
         assert "in use" in found
         assert first.wait().code == 0 and same(content(folder), self.reference)
         return found
@@ -220,14 +208,13 @@ class Samples(torch.utils.data.Dataset):
     """Training samples whose loader process dies at the twentieth."""
 
     def __init__(self):
-        self.parent, self.read = os.getpid(), 0
+        self.parent = os.getpid()
 
     def __len__(self):
         return 300
 
     def __getitem__(self, i):
-        self.read += 1
-        if os.getpid() != self.parent and self.read == 20:
+        if os.getpid() != self.parent and i % 20 == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         return torch.full((1, 8, 8), i / 300), i % 10
 
@@ -247,7 +234,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200, help="how many processes are to be killed")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and signals")
-    parser.add_argument("--json", type=Path, help="write the outcomes here")
     arguments = parser.parse_args()
     long = arguments.kills >= 100
     os.nice(5)
@@ -256,14 +242,10 @@ def main() -> int:
         h = Harness(Path(folder), arguments.seed)
         h.break_everything(long)
         h.kill_many(arguments.kills, long)
-    for (when, name), count in sorted(Counter((k["when"], k["signal"]) for k in h.kills).items()):
+    for (when, name), count in sorted(Counter(h.kills).items()):
         print(f"{count} killed {when} by {name}")
-    print("\n".join(f"{f['what']}: {f['outcome']}" for f in h.faults))
-    problems = [*(k for k in h.kills if not k["recovered"]), *(f for f in h.faults if not f["ok"]), *h.corrupt]
-    print(f"{len(h.kills)} kills and {len(h.faults)} other faults, {len(problems)} problems: {problems}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(dict(kills=h.kills, faults=h.faults, corrupt=h.corrupt)))
-    return int(bool(problems))
+    print(f"{len(h.kills)} kills, {len(h.problems)} problems: {h.problems}")
+    return int(bool(h.problems))
 
 
 if __name__ == "__main__":

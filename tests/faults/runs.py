@@ -118,50 +118,41 @@ def run_to_end(folder: Path, config: Config, broken: Callable[[], None] | None =
 # ---------------------------------------------------------------- what a folder holds
 
 
+def _lines(path: Path) -> list:
+    text = path.read_text()
+    assert text.endswith("\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+READ = {
+    ".json": lambda path: json.loads(path.read_text()), ".jsonl": _lines, ".pt": checkpoint.load,
+    ".yaml": lambda path: yaml.safe_load(path.read_text()), ".npz": lambda path: dict(np.load(path)),
+}  # fmt: skip
+
+
 def unsound(folder: Path) -> list[str]:
     """Files under a final name that cannot be read whole."""
     bad = []
-    for path in sorted(folder.iterdir()) if folder.exists() else []:
+    for path in sorted(folder.glob("*")):
         try:
-            if path.suffix == ".json":
-                json.loads(path.read_text())
-            elif path.suffix == ".jsonl":
-                [json.loads(line) for line in path.read_text().splitlines()]
-                assert path.read_text().endswith("\n")
-            elif path.suffix == ".yaml":
-                assert yaml.safe_load(path.read_text()) is not None
-            elif path.suffix == ".pt":
-                checkpoint.load(path)
-            elif path.suffix == ".npz":
-                with np.load(path, allow_pickle=False) as arrays:
-                    [arrays[name] for name in arrays]
+            assert READ.get(path.suffix, str)(path) is not None
         except Exception as error:
             bad.append(f"{path.name}: {error}")
     return bad
 
 
-def temporary(folder: Path) -> list[str]:
-    return [path.name for path in folder.glob("*.tmp")]
-
-
 def content(folder: Path) -> dict:
     """Every number of a finished run that must be the same in two runs: result, history, weights, predictions."""
-    result = json.loads((folder / "result.json").read_text())
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    result, lines = READ[".json"](folder / "result.json"), _lines(folder / "metrics.jsonl")
     last, best = (checkpoint.load(folder / name) for name in (checkpoint.LAST, checkpoint.BEST))
-    with np.load(folder / "predictions.npz", allow_pickle=False) as arrays:
-        predictions = {name: arrays[name] for name in arrays}
     strip = lambda d: {k: v for k, v in d.items() if k not in CLOCK | {"config"}}  # noqa: E731
     states = {k: last[k] for k in ("epoch", "step", "model", "optimizer", "schedule", "ema")}
     # not Python's own generator: libraries draw from it while they are imported, training does not
     states["rng"] = {k: last["rng"][k] for k in ("torch", "numpy")}
     return dict(
-        result=strip(result),
-        lines=[strip(line) for line in lines],
-        last=states,
-        best=best["model"],
-        predictions=predictions,
-    )
+        result=strip(result), lines=[*map(strip, lines)], last=states, best=best["model"],
+        predictions=READ[".npz"](folder / "predictions.npz"),
+    )  # fmt: skip
 
 
 def same(a, b) -> bool:

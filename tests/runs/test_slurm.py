@@ -141,24 +141,6 @@ def test_an_array_with_one_preempted_one_killed_and_one_out_of_time(slurm, tmp_p
     assert again.returncode == 0 and out.startswith("6 of 6 runs are finished already"), err
 
 
-def test_a_cancelled_job_is_saved_and_stays_cancelled(slurm, tmp_path):
-    """`scancel` ends one run for good: the sweep does not wait for it, and the same command continues it."""
-    process = start("-m", *SHORT, "recipe.epochs=3,500", *NODE, f"hydra.sweep.dir={tmp_path}")
-    folder = tmp_path / "digits-small-if_imp-lts/debug.max_eval_batches=1,debug.max_steps=8,recipe.epochs=500/seed0"
-    array = array_of(process)
-    try:
-        wait_for(lambda: epochs(folder) > 1, process)
-        slurm_says("scancel", f"{array}_1")
-        out, err = process.communicate(timeout=300)
-    finally:
-        subprocess.run(["scancel", array])
-        process.kill()
-    assert process.returncode == 1
-    assert out.splitlines()[-1] == "sweep: 1 of 2 runs done"
-    assert f"  interrupted: {folder}: stopped at epoch" in err
-    assert (folder / "checkpoint_last.pt").exists() and restarts(array, 1) == 0
-
-
 def test_a_batch_script_requeues_and_resumes(slurm, tmp_path):
     rows = tmp_path / "rows.txt"
     rows.write_text(
