@@ -2,8 +2,9 @@
 
 from functools import cache
 
+from list_rows import compared, experiments
 from snn_repro.config import Config
-from snn_repro.paper.rows import compared, configs, experiments, load_rows
+from snn_repro.paper.rows import configs, load_rows
 
 PAPER = load_rows()
 COMPARED = [name for name in experiments() if compared(name, PAPER)]

@@ -11,10 +11,10 @@ from pathlib import Path
 from snn_repro.errors import UserError
 from snn_repro.registry import SECTIONS, import_all
 from snn_repro.report._page import Chart, NothingToShow, Part, Section, page, register_section, table, text
-from snn_repro.report._read import Found, NoRuns, find, snapshot
+from snn_repro.report._read import Found, NoRuns, find
 
 __all__ = [
-    "Chart", "Found", "NoRuns", "NothingToShow", "Section", "find", "register_section", "render", "sections", "snapshot", "table",
+    "Chart", "Found", "NoRuns", "NothingToShow", "Section", "find", "register_section", "render", "sections", "table",
     "text",
 ]  # fmt: skip
 

@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 from fake_runs import fake_run
-from scripts_of_ours import script
 
+import compare as compare_py
+from compare import compare, to_text
 from snn_repro.config import hashed, load_config
 from snn_repro.errors import UserError
-from snn_repro.paper import differences
 from snn_repro.paper.differences import recipe_difference
-from snn_repro.paper.formats import to_csv, to_markdown, to_text
+from snn_repro.paper.formats import to_csv, to_markdown
 from snn_repro.paper.results import group_runs, load
-from snn_repro.paper.tables import compare
 
 
 @pytest.fixture
@@ -101,9 +100,9 @@ def test_comparing_composes_nothing_and_knows_what_hydra_would(runs, monkeypatch
     assert len(compare([runs]).rows) == 3
     for group, choice in some.items():
         of_group = {k: v for k, v in composed.items() if k.startswith(f"{group}.")}
-        means = differences._means.__wrapped__(group, choice)
+        means = compare_py._means.__wrapped__(group, choice)
         assert of_group == {k: v for k, v in means.items() if k in of_group} != {}
-    assert differences._means("dataset", "digits_dvs")["timesteps"] == composed["timesteps"] == 10
+    assert compare_py._means("dataset", "digits_dvs")["timesteps"] == composed["timesteps"] == 10
 
 
 def test_a_name_of_ones_own_says_only_imp_and_loss(tmp_path):
@@ -136,9 +135,8 @@ def test_debug_runs_are_left_out_unless_asked_for(tmp_path, capsys):
     assert "left out: 2 debug runs (debug.max_eval_batches=2, debug.max_steps=2)" in table.notes[-1]
     everything = compare([tmp_path], debug_runs=True)
     assert len(everything.rows) == 3 and "debug.max_steps=2" in everything.rows[0]["differs"]
-    main = script("compare").main
-    assert main([str(tmp_path / "smoke")]) == 2 and "--debug-runs" in capsys.readouterr().err
-    assert main([str(tmp_path / "smoke"), "--debug-runs"]) == 0
+    assert compare_py.main([str(tmp_path / "smoke")]) == 2 and "--debug-runs" in capsys.readouterr().err
+    assert compare_py.main([str(tmp_path / "smoke"), "--debug-runs"]) == 0
 
 
 @pytest.mark.parametrize("width", [60, 100])
@@ -151,7 +149,7 @@ def test_no_line_of_text_is_longer_than_the_terminal(tmp_path, monkeypatch, caps
             fake_run(
                 tmp_path, f"name={name}", *options, "recipe.no_decay=[bias,norm]", seed=seed, acc=0.5 + 0.01 * seed
             )
-    assert script("compare").main([str(tmp_path)]) == 0
+    assert compare_py.main([str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= width and "…" not in "".join(lines)
     text = " ".join(" ".join(lines).split())
@@ -225,11 +223,11 @@ def test_one_broken_result_among_many_is_skipped_and_named(broken, capsys, conte
     path = broken(content)
     for seed in range(2):
         fake_run(path.parents[1], seed=seed, folder=f"good{seed}")
-    assert script("compare").main([str(path.parents[1]), "--format", "csv"]) == 0
+    assert compare_py.main([str(path.parents[1]), "--format", "csv"]) == 0
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2 and ",2,last," in out
     assert len(err.splitlines()) == 1 and err.startswith(f"skipped: {path}") and said in err
-    assert script("compare").main([str(path), str(path.parents[1] / "good0" / "result.json")]) == 0  # given one by one
+    assert compare_py.main([str(path), str(path.parents[1] / "good0" / "result.json")]) == 0  # given one by one
     assert said in capsys.readouterr().err
 
 
@@ -242,7 +240,6 @@ def test_only_broken_results_are_an_error(broken, content, said):
 
 
 def test_the_program_prints_or_writes(runs, tmp_path, capsys):
-    compare_py = script("compare")
     assert compare_py.main([str(runs), "--format", "csv"]) == 0
     printed = capsys.readouterr().out
     assert compare_py.main([str(runs), "--format", "csv", "--output", str(tmp_path / "t.csv")]) == 0

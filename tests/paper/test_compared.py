@@ -1,22 +1,19 @@
 """Methods of others: each row is what its authors' code says, and its twin differs from a row of the paper in the method alone."""
 
 import json
-import sys
 
 import pytest
 import torch
 from all_rows import COMPARED, NAMES, PAPER, compared_rows, rows
 
+import list_rows
+from list_rows import compared
 from snn_repro.build import options
 from snn_repro.config import CONF_DIR, differing, frame_shape, keys, load_config
 from snn_repro.data.sets import SETS
 from snn_repro.models import build_model
 from snn_repro.neurons import NEURONS, build_neuron
-from snn_repro.paper.rows import compared
 from snn_repro.train import run
-
-sys.path.insert(0, str(CONF_DIR.parent / "scripts"))
-import list_rows  # noqa: E402
 
 TWINS = [name for name in COMPARED if name.endswith("_same_recipe")]
 PUBLISHED = [name for name in COMPARED if name not in TWINS]

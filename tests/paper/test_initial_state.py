@@ -12,7 +12,7 @@ from scripts_of_ours import script
 from snn_repro.config import load_config
 from snn_repro.neurons import initial_states
 from snn_repro.paper.results import group_runs, load
-from snn_repro.paper.statistics import pairs_needed, visible_effect
+from snn_repro.paper.statistics import pairs_needed
 from snn_repro.runs.sweeps import plan
 from snn_repro.train import run
 from snn_repro.trained import load_run
@@ -104,7 +104,7 @@ def test_the_report_says_all_of_it_and_draws_it(results, capsys):
     (row,) = [
         line for line in seeds if line.startswith("| static | lts | 2.25 | imp - random | 8 | 3 to 5 |")
     ]  # 1, 5.1, 1, 5.1, 1
-    see = [f"{visible_effect(2.245535, n):.2f}" for n in (3, 8)]
+    see = [f"{study.visible_effect(2.245535, n):.2f}" for n in (3, 8)]
     assert row.endswith(f" {see[0]} | {see[1]} | {pairs_needed(0.5, 2.2455, exclude=True)} |")
     assert (
         f"- static, lts: the 3 more seeds that the design asks for. Differences of the readout between {see[1]} and {see[0]} points"

@@ -22,17 +22,16 @@ from fixtures import (
     write_ncaltech101,
 )
 
+import list_rows
+from list_rows import Row, join
 from snn_repro import dry_run
 from snn_repro.config import CONF_DIR, config_hash, load_config, to_dict
 from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
-from snn_repro.paper.rows import Row, facts, join, load_rows
+from snn_repro.paper.rows import facts, load_rows
 from snn_repro.runs.checkpoint import find_weights, load
 from snn_repro.runs.folder import find_results
 from snn_repro.train import run
-
-sys.path.insert(0, str(CONF_DIR.parent / "scripts"))
-import list_rows  # noqa: E402
 
 # ---------------------------------------------------------------- the paper's numbers
 

@@ -20,9 +20,9 @@ from snn_repro.paper.statistics import (
     power_to_see,
     sign_flip,
     summary,
-    visible_effect,
     wilson,
 )
+from studies.initial_state import visible_effect
 
 ROOT = Path(__file__).parents[2]
 values = st.lists(st.floats(0, 100), min_size=2, max_size=8)

@@ -13,15 +13,17 @@ from scripts_of_ours import script
 
 from snn_repro.errors import UserError
 from snn_repro.paper.differences import gain
-from snn_repro.paper.formats import Column, Table, to_latex, to_markdown
+from snn_repro.paper.formats import Column, Table, to_markdown
 from snn_repro.paper.results import Group, group_runs, load, right_answers
 from snn_repro.paper.rows import PaperRow
 from snn_repro.paper.statistics import mcnemar, paired, summary
-from snn_repro.paper.tables import generate, paper_table
+from snn_repro.paper.tables import paper_table
 from snn_repro.provenance import code_version
 
 TABLES = script("make_tables")
-collect, fill_in, MEASURED = TABLES.collect, TABLES.fill_in, TABLES.MEASURED
+collect, fill_in, generate, to_latex, MEASURED = (
+    getattr(TABLES, name) for name in ("collect", "fill_in", "generate", "to_latex", "MEASURED")
+)
 RESULTS = Path(__file__).parents[2] / "results"
 
 
