@@ -178,13 +178,6 @@ def test_a_seed_counts_once(runs):
     assert len(notes) == 1 and "repeats seed 0" in notes[0]
 
 
-def test_names_from_outside_cannot_break_a_table(runs):
-    path = runs / "digits_dvs-small-lif-tet_s" / "seed0" / "result.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"name": "[red]a|b[/red]"}))
-    table = compare([runs])
-    assert "[red]a|b[/red]" in to_text(table) and "a\\|b" in to_markdown(table)
-
-
 BROKEN = [  # (content, or what is changed in that of a good one; what is said)
     ('{"schema_version": 1, "name": "x"}', "lacks the keys experiment"),
     ('{"schema_version": 99}', "schema_version=99, and this version reads 1"),

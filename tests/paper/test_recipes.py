@@ -57,31 +57,6 @@ def test_the_scheduler_applies_them_step_by_step(golden):
 
 # ---------------------------------------------------------------- optimisers
 
-# Of a row's name: optimiser, lr, weight decay, what is spared, batch, epochs, clip. The longest beginning counts.
-RECIPES = {
-    "table1_cifar10_": ("lamb", 0.005, 1e-4, {"bias", "norm"}, 256, 300, 0.0),
-    "figure4_cifar10_": ("lamb", 0.005, 1e-4, {"bias", "norm"}, 256, 300, 0.0),
-    "table1_cifar100_": ("lamb", 0.008, 0.02, {"bias", "norm"}, 256, 200, 0.0),
-    "table1_imagenet100_": ("sgd", 0.1, 1e-4, set(), 128, 200, 0.0),
-    "code_imagenet100_": ("sgd", 0.1, 1e-4, set(), 128, 200, 0.0),
-    "table1_imagenet1k_": ("sgd", 0.05, 0.0, set(), 768, 320, 0.0),
-    "table3_sew_r18_": ("sgd", 0.05, 0.0, set(), 768, 320, 0.0),
-    "table3_sew_r34_": ("sgd", 0.05, 0.0, set(), 512, 320, 0.0),
-    "table3_sew_r50_": ("sgd", 0.05, 0.0, set(), 192, 320, 0.0),
-    "table2_cifar10dvs48_": ("sgd", 0.1, 5e-4, {"bias", "norm", "te"}, 32, 200, 0.0),
-    "table2_ncaltech48_": ("sgd", 0.1, 5e-4, {"bias", "norm", "te"}, 16, 200, 0.0),
-    "table1_cifar10_dvs_": ("adamw", 1e-3, 0.06, {"bias", "norm"}, 16, 200, 1.0),
-    "table2_cifar10dvs128_": ("adamw", 1e-3, 0.06, {"bias", "norm"}, 16, 200, 1.0),
-    "table1_ncaltech101_": ("adamw", 1e-3, 0.06, {"bias", "norm"}, 16, 150, 1.0),
-    "table2_ncaltech128_": ("adamw", 1e-3, 0.06, {"bias", "norm"}, 16, 200, 1.0),
-    "table2_ncaltech128_t16_tet": ("adamw", 1e-3, 0.06, {"bias", "norm"}, 16, 150, 1.0),
-    "table2_ncaltech128_t16_tet_200ep": ("adamw", 1e-3, 0.06, {"bias", "norm"}, 16, 200, 1.0),
-    "table2_ncaltech128_t16_tet_s": ("adamw", 1e-3, 0.06, {"bias", "norm"}, 16, 200, 1.0),
-    "table2_ncaltech128_t16_imp": ("adamw", 1e-3, 0.06, {"bias", "norm"}, 16, 150, 1.0),
-    "table2_ncaltech128_t16_imp_200ep": ("adamw", 1e-3, 0.06, {"bias", "norm"}, 16, 200, 1.0),
-    "table2_ncaltech128_t16_imp_tet_s": ("adamw", 1e-3, 0.06, {"bias", "norm"}, 16, 200, 1.0),
-    "table1_dvs_gesture_": ("adamw", 1e-3, 0.06, {"bias", "norm"}, 16, 250, 1.0),
-}  # fmt: skip
 # Weight decay of IMP where the row trains it; the rows not named here with "imp" in their name do not train it.
 IMP_DECAY = {
     "table2_cifar10dvs48_t10_": 0.0, "table2_cifar10dvs48_t8_": 5e-4, "table2_ncaltech48_": 5e-4,
@@ -93,17 +68,6 @@ def longest(table: dict, name: str):
     """The value of the longest key that `name` begins with, or None."""
     found = [k for k in table if name.startswith(k)]
     return table[max(found, key=len)] if found else None
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_optimiser_is_the_published_one(name):
-    r = rows()[name].recipe
-    optimizer, lr, decay, spared, batch, epochs, clip = longest(RECIPES, name)
-    assert (r.optimizer, r.lr, r.weight_decay, set(r.no_decay)) == (optimizer, lr, decay, spared)
-    assert (r.batch_size, r.epochs, r.clip_norm, r.schedule) == (batch, epochs, clip, "cosine")
-    assert r.repeated_augmentation == 1 + 2 * ("_cifar10_" in name and optimizer == "lamb" or "cifar100" in name)
-    assert r.momentum == 0.9 and not r.nesterov and not r.ema_decay and not r.drop_last
-    assert r.eps == (1e-6 if optimizer == "lamb" else 1e-8)
 
 
 def kinds(model) -> dict[torch.nn.Parameter, str]:
@@ -120,12 +84,13 @@ def kinds(model) -> dict[torch.nn.Parameter, str]:
 def test_what_is_decayed_and_what_is_not(name):
     config = rows()[name]
     model = model_of(config)
-    _, lr, decay, spared, *_ = longest(RECIPES, name)
+    recipe = config.recipe
+    spared = set(recipe.no_decay)
     imp = dict(imp_lr=config.neuron.imp_lr, imp_weight_decay=config.neuron.imp_weight_decay)
-    groups = {g["kind"]: g for g in parameter_groups(model, config.recipe, **imp)}
+    groups = {g["kind"]: g for g in parameter_groups(model, recipe, **imp)}
     kind = kinds(model)
     assert {kind[p] for p in groups["decay"]["params"]} == set(kind.values()) - spared - {"imp"}
-    assert groups["decay"]["weight_decay"] == decay
+    assert groups["decay"]["weight_decay"] == recipe.weight_decay
     if spared:
         assert {kind[p] for p in groups["no_decay"]["params"]} == spared & set(kind.values())
         assert groups["no_decay"]["weight_decay"] == 0
@@ -136,7 +101,7 @@ def test_what_is_decayed_and_what_is_not(name):
         assert {kind[p] for p in groups["imp"]["params"]} == {"imp"}
         assert len(groups["imp"]["params"]) == sum(k == "imp" for k in kind.values())
         assert groups["imp"]["weight_decay"] == longest(IMP_DECAY, name)
-    assert {g["lr"] for g in groups.values()} == {lr}
+    assert {g["lr"] for g in groups.values()} == {recipe.lr}
     grouped = [p for g in groups.values() for p in g["params"]]
     assert len(grouped) == len(set(grouped)) == sum(p.requires_grad for p in kind)
 
