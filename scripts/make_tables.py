@@ -22,10 +22,10 @@ from snn_repro.config import hashed
 from snn_repro.errors import DataError, UserError
 from snn_repro.files import write_text
 from snn_repro.paper.differences import older_note
-from snn_repro.paper.formats import cell
+from snn_repro.paper.formats import Table, cell, to_csv, to_markdown
 from snn_repro.paper.results import group_runs, load, right_or_none
-from snn_repro.paper.rows import configs, load_rows
-from snn_repro.paper.tables import generate
+from snn_repro.paper.rows import PaperRow, configs, load_rows
+from snn_repro.paper.tables import TITLES, paper_table, runs_table
 from snn_repro.runs.folder import find_results, result_files
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -63,6 +63,48 @@ def collected_lines(file: Path) -> dict[str, str]:
         return {json.loads(line)["run"]: line for line in lines}
     except (ValueError, TypeError, KeyError):
         raise DataError(f"{file} has a line that is no collected run; take it out, and collect again") from None
+
+
+def generate(results: Path, rows: Iterable[PaperRow]) -> dict[str, str]:
+    """{file name: content} of everything in results/tables, from results/runs and the paper's rows."""
+    runs, rows = results / "runs", list(rows)
+    groups, left_out = group_runs(load([runs])) if result_files(runs) else ([], [])
+    tables = {
+        f"table{n}" if isinstance(n, int) else n: paper_table(n, [r for r in rows if r.table == n], groups)
+        for n in TITLES
+    }
+    tables["runs"] = runs_table(groups, [note.replace(f"{runs}/", "") for note in left_out])
+    formats = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
+    return {f"{name}.{end}": write(table) for name, table in tables.items() for end, write in formats.items()}
+
+
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "−": "$-$", "<": "$<$", ">": "$>$",
+    "≥": r"$\ge$",
+}  # fmt: skip
+
+
+def _tex(text: str) -> str:
+    start = "{}" if text.startswith(("[", "*")) else ""  # else the line break before it would take it as its argument
+    return start + "".join(LATEX.get(c, c) for c in text)
+
+
+def to_latex(table: Table) -> str:
+    """A booktabs table, as wide as the line; needs \\usepackage{booktabs,graphicx}."""
+    head, *rows = (" & ".join(line) + r" \\" for line in table.lines(_tex))
+    align = "".join("l" if c.kind == "text" else "r" for c in table.shown)
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_tex(table.title)}}}",
+        rf"\resizebox{{\linewidth}}{{!}}{{\begin{{tabular}}{{{align}}}",
+        *(r"\toprule", head, r"\midrule", *rows, r"\bottomrule"),
+        r"\end{tabular}}",
+        *(rf"\par\footnotesize {_tex(note)}" for note in table.notes),
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 MEASURED = re.compile(r"(<!-- (accuracy|steps|linear|times) ([^>]+) -->).*?(<!-- / -->)", re.DOTALL)

@@ -7,15 +7,17 @@ PATH: folders that hold runs (runs, results/runs, a single run), or result.json 
 """
 
 import argparse
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from snn_repro import console
 from snn_repro.errors import UserError
 from snn_repro.files import write_text
+from snn_repro.runs.folder import CONFIG, RESULT, STATUS
 
 EVERY = 10.0  # seconds
 
@@ -81,7 +83,7 @@ def make(paths: Sequence[str], output: Path, networks: int, refresh: float | Non
 
 def watch(paths: Sequence[str], output: Path, networks: int, every: float) -> None:
     """Write the page whenever files of runs change; where no run is there yet, wait for one."""
-    from snn_repro.report import NoRuns, snapshot
+    from snn_repro.report import NoRuns
 
     before, said = None, ""
     while True:
@@ -94,6 +96,19 @@ def watch(paths: Sequence[str], output: Path, networks: int, every: float) -> No
                     said = str(error)
                     print(f"report.py: {console.harmless(error)}; waiting", file=sys.stderr)
         time.sleep(every)
+
+
+def snapshot(paths: Iterable[str | Path]) -> list[tuple[str, int, int]]:
+    """What changes when a run under `paths` goes on: its files with their times and sizes; or when a path comes to be."""
+    seen = []
+    names = (CONFIG, STATUS, RESULT, "*.jsonl")
+    for file in (
+        f for p in map(Path, paths) for f in (p, *(found for name in names for found in sorted(p.rglob(name))))
+    ):
+        with contextlib.suppress(FileNotFoundError):
+            stat = file.stat()
+            seen.append((str(file), *((stat.st_mtime_ns, stat.st_size) if file.is_file() else (0, 0))))
+    return seen
 
 
 if __name__ == "__main__":

@@ -1,44 +1,31 @@
 """Every subject of scripts/benchmark.py runs, at toy size; no test here asserts a time."""
 
-import importlib.util
+import importlib
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from scripts_of_ours import script
 
 from studies.figures.imp_overhead import draw_reports
 
 ROOT = Path(__file__).parents[1]
-PROGRAM = ROOT / "scripts" / "benchmark.py"
 TITLES = {  # a part of the title of every table
-    "data": [
-        "Frame integration",
-        "Raw recordings to cached frames",
-        "AEDAT 3.1",
-        "Serving",
-        "CIFAR",
-        "Training batches",
-        "Peak memory",
-    ],
+    "data": ["Frame integration", "Raw recordings to cached frames", "AEDAT 3.1", "Serving", "CIFAR", "Training batches", "Peak memory"],
     "dry_run": ["First epoch"],
     "neuron": ["neuron-steps", "As a library call", "A batch norm and the layer", "with IMP and without"],
     "startup": ["Commands"],
     "step": [": training", ": evaluation", "memory of a training step", "density of each", "Firing rates"],
-}
+}  # fmt: skip
 
 
 @pytest.fixture
 def program(monkeypatch):
     """benchmark.py as a module; the environment and the modules are as before afterwards."""
-    monkeypatch.syspath_prepend(PROGRAM.parent)
     monkeypatch.setattr(os, "environ", os.environ.copy())
-    spec = importlib.util.spec_from_file_location("benchmark", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
+    yield script("benchmark")
     for name in [n for n in sys.modules if n == "benchmarks" or n.startswith("benchmarks.")]:
         del sys.modules[name]
 
@@ -64,35 +51,30 @@ def test_every_subject_measures_a_toy_and_writes_its_report(program, subject, tm
         draw_reports([report])
 
 
-@pytest.mark.parametrize("subject", ["neuron", "step", pytest.param("data", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("subject", ["neuron", "step", "data"])
 def test_what_a_gpu_would_run_runs_on_a_cpu(program, subject):
     """The same cases on the same networks; what only a GPU has, its events and its memory, is left out."""
-    from importlib import import_module
-
     from benchmarks._harness import CPU
 
+    of = importlib.import_module(f"benchmarks.{subject}").on_gpu
+    report = of(CPU, 2, True, {}) if subject == "neuron" else of(CPU, 2, True)
     if subject == "neuron":
-        report = import_module("benchmarks.neuron").on_gpu(CPU, 2, True, {})
         assert [t.title.rsplit(" ", 1)[-1] for t in report.tables[:2]] == ["float32", "float16"]
     elif subject == "data":
-        report = import_module("benchmarks.data").on_gpu(CPU, 2, True)
         assert len(report.tables) == 7 and all(row["cpu_seconds"] > 0 for t in report.tables for row in t.rows.values())
     else:
-        report = import_module("benchmarks.step").on_gpu(CPU, 2, True)
         assert {"ours", "ours, kernels=off", "ReLU twin on T*B images"} < report.tables[0].rows.keys()
-    for table in report.tables:
-        assert table.rows and table.text()
+    assert all(table.rows and table.text() for table in report.tables)
 
 
 def test_subjects_are_found_by_listing_the_folder_and_told_in_their_own_words(program, capsys):
     assert sorted(TITLES) == list(program.subjects())
-    started = subprocess.run(
-        [sys.executable, PROGRAM, "--help"],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert started.returncode == 0
+    with pytest.raises(SystemExit, match="^0$"):
+        program.main(["--help"])
+    said = capsys.readouterr().out
     for subject, text in program.subjects().items():
-        assert f"{subject:10} {text.splitlines()[0]}" in started.stdout
+        assert f"{subject:10} {text.splitlines()[0]}" in said
     assert program.main(["startup", "--help"]) == 0
     assert "base=DIR" in capsys.readouterr().out
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from fake_runs import fake_run
 
+from compare import compare
 from snn_repro import train
 from snn_repro.errors import UserError
 from snn_repro.metrics import sees_future
@@ -14,7 +15,6 @@ from snn_repro.models import MODELS, NORMS, build_model
 from snn_repro.neurons import NEURONS, build_neuron
 from snn_repro.paper.figures import MissingData, accuracy_steps
 from snn_repro.paper.results import group_runs, load
-from snn_repro.paper.tables import compare
 from snn_repro.train import run
 
 T, CHANGED = 4, 2

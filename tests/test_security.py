@@ -12,12 +12,13 @@ import pytest
 import torch
 
 import snn_repro
+from compare import to_text
 from snn_repro import console
 from snn_repro.cli import _main
 from snn_repro.config import CONF_DIR, ConfigError, checked, load_config, multirun_config, to_dict
 from snn_repro.console import text_table
 from snn_repro.errors import UserError
-from snn_repro.paper.formats import Column, Table, to_csv, to_markdown, to_text
+from snn_repro.paper.formats import Column, Table, to_csv, to_markdown
 from snn_repro.runs import checkpoint
 
 ROOT = Path(snn_repro.__file__).parent

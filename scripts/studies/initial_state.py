@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from scipy import optimize
 
 from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
@@ -22,7 +23,7 @@ from snn_repro.files import write_text
 from snn_repro.paper.differences import older_note
 from snn_repro.paper.formats import Column, Table, to_markdown
 from snn_repro.paper.results import Group, group_runs, load
-from snn_repro.paper.statistics import equivalence, holm, paired, pairs_needed, summary, visible_effect
+from snn_repro.paper.statistics import NO_SPREAD, equivalence, holm, paired, pairs_needed, power_to_see, summary
 from snn_repro.runs.folder import result_files
 
 if TYPE_CHECKING:
@@ -402,6 +403,16 @@ class Comparison(NamedTuple):
         if self.kind == "unknown":
             return f"cannot be said (seen from {visible_effect(self.sd, self.n, POWER, ALPHA):.2f} on)"
         return {"more": "**+**", "less": "**-**"}.get(self.kind, self.kind)
+
+
+def visible_effect(sd: float, n: int, power: float = 0.8, alpha: float = 0.05) -> float:
+    """The smallest mean difference that n pairs with this sd of their differences show with this power."""
+    if sd <= NO_SPREAD:
+        return 0.0
+    high = sd / n**0.5
+    while power_to_see(high, sd, n, alpha) < power:
+        high *= 1.5
+    return float(optimize.brentq(lambda effect: power_to_see(effect, sd, n, alpha) - power, 0, high))
 
 
 Cells = dict[tuple[str, str], Group]  # (state, loss)

@@ -1,14 +1,11 @@
-"""In what runs differ: marks and notes for below a table, and the gain of one group over another of the same recipe."""
+"""In what runs differ: notes for below a table, and the gain of one group over another of the same recipe."""
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
-from snn_repro.config import ADDED, SAID_OF_THEM, Config, hashed, text_only
-from snn_repro.config.schema import OWN
+from snn_repro.config import ADDED, SAID_OF_THEM, hashed, text_only
 from snn_repro.errors import UserError
 from snn_repro.paper.results import Group, facts, right_or_none
-from snn_repro.paper.rows import SHARED, choice, files
 from snn_repro.paper.statistics import mcnemar, paired
 from snn_repro.provenance import moved_since
 from snn_repro.runs.folder import RunResult
@@ -76,9 +73,6 @@ def debug_keys(result: RunResult) -> list[str]:
     return [f"debug.{k}={v}" for k, v in result["config"]["debug"].items() if v and k != "profile"]
 
 
-# ---------------------------------------------------------------- marks of unlike rows
-
-
 def described(group: Group) -> dict[str, Any]:
     """Flat facts of a group, with those of the machine; without what it did not record."""
     flat = {k: v for k, v in facts(group.first).items() if v is not None or k not in RECORDED}
@@ -86,62 +80,6 @@ def described(group: Group) -> dict[str, Any]:
         values = sorted({run[key] for run in group.runs if run.get(key) is not None})
         flat |= {key: " and ".join(map(str, values))} if values else {}
     return flat
-
-
-def mark(groups: Sequence[Group]) -> list[tuple[str, str]]:
-    """Of each group its mark ("[a]", or "" where no group needs one) and the values of the keys in which they differ.
-
-    Groups that differ in more than their names say have other marks; those of one mark are alike in all that they recorded. A name
-    `dataset-model-neuron-loss` says what its four choices set, any other name the loss and all of IMP.
-    """
-    flats, keys = [described(group) for group in groups], []
-    for key in sorted(set().union(*flats)):
-        have = [(group.first, flat[key]) for group, flat in zip(groups, flats, strict=True) if key in flat]
-        if len({repr(value) for _, value in have}) > 1 and _unsaid(key, have):
-            keys.append(key)
-    letters: dict[tuple[str, ...], str] = {}
-    marks = [letters.setdefault(tuple(repr(f.get(k)) for k in keys), f"[{_letters(len(letters))}]") for f in flats]
-    values = [", ".join(f"{k}={flat[k]}" for k in keys if k in flat) for flat in flats]
-    return list(zip(marks if keys else [""] * len(groups), values, strict=True))
-
-
-def _unsaid(key: str, have: Sequence[tuple[RunResult, Any]]) -> bool:
-    """Whether the names of some of these runs leave open that `key` has the value that it has."""
-
-    def differ(named_by: str) -> bool:
-        return len({(r[named_by], repr(value)) for r, value in have}) > len({r[named_by] for r, _ in have})
-
-    if differ("name"):
-        return True
-    if key in ("split", "data"):  # of another data set they are other ones
-        return differ("dataset")
-    return not all(_said(key, result["name"], value) for result, value in have)
-
-
-def _said(key: str, name: str, value: Any) -> bool:
-    if key in ("name", "paper_row"):
-        return True
-    words = name.split("-")
-    if len(words) != len(SHARED) or any(word not in files(group) for group, word in zip(SHARED, words, strict=True)):
-        return key.startswith(WHAT_A_METHOD_CHANGES)
-    group = "dataset" if key == "timesteps" else key.split(".")[0]
-    means = _means(group, words[SHARED.index(group)]) if group in SHARED else {}
-    return key in means and means[key] == value
-
-
-@cache
-def _means(group: str, name: str) -> dict[str, Any]:
-    """Flat keys that a choice sets: its yaml and those it builds on, over the defaults of its class and of its group."""
-    said = choice(group, name)[0]
-    settings = OWN[group][0].settings(said["name"], said)
-    own = {key: list(s.default) if isinstance(s.default, tuple) else s.default for key, s in settings.items()}
-    values = vars(getattr(Config(), group)) | own | said
-    del values["own"]
-    return hashed({group: values} | ({"timesteps": values["timesteps"]} if group == "dataset" else {}))
-
-
-def _letters(i: int) -> str:
-    return (_letters(i // 26 - 1) if i >= 26 else "") + chr(ord("a") + i % 26)
 
 
 # ---------------------------------------------------------------- one group against another

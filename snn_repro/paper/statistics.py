@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import special, stats
 
 EXACT_UP_TO = 16  # pairs: 2^16 sign patterns are tried one by one
 NO_SPREAD = 1e-12  # differences that agree this closely have no spread to test against: rounding, not chance
@@ -110,16 +110,6 @@ def pairs_needed(effect: float, sd: float, power: float = 0.8, alpha: float = 0.
     """Fewest pairs that see `effect` (or `exclude` it) with this power; 1000 where none below would."""
     of = power_to_exclude if exclude else power_to_see
     return next((n for n in range(2, 1000) if of(effect, sd, n, alpha) >= power), 1000)
-
-
-def visible_effect(sd: float, n: int, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The smallest mean difference that n pairs with this sd of their differences show with this power."""
-    if sd <= NO_SPREAD:
-        return 0.0
-    high = sd / n**0.5
-    while power_to_see(high, sd, n, alpha) < power:
-        high *= 1.5
-    return float(optimize.brentq(lambda effect: power_to_see(effect, sd, n, alpha) - power, 0, high))
 
 
 def sign_flip(differences: Sequence[float] | np.ndarray) -> float | None:

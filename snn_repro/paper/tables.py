@@ -1,67 +1,19 @@
 """The tables: runs beside each other, and the paper's tables with ours beside."""
 
 from collections.abc import Iterable, Sequence
-from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from snn_repro.config import ADDED, conf_files, hashed
 from snn_repro.errors import UserError
-from snn_repro.paper.differences import debug_keys, gain, is_older, mark, recipe_difference, remarks
-from snn_repro.paper.formats import Column, Table, to_csv, to_latex, to_markdown
-from snn_repro.paper.results import Group, group_runs, load
+from snn_repro.paper.differences import gain, is_older, recipe_difference, remarks
+from snn_repro.paper.formats import Column, Table
+from snn_repro.paper.results import Group
 from snn_repro.paper.rows import PaperRow, configs
 from snn_repro.paper.statistics import Interval, wilson
-from snn_repro.runs.folder import result_files
 
 OPTIMISTIC = "best epoch on the test set (optimistic)"
 BY_STEP = Column("acc_step", "accuracy at t=1..T %", "steps")
 STEP_BY_STEP = "accuracy at t: the output of that time step alone, last epoch, mean over seeds"
-
-# ---------------------------------------------------------------- comparing runs
-
-
-def compare(roots: Sequence[str | Path], debug_runs: bool = False) -> Table:
-    """One line a group of runs under `roots`: mean ± sd over seeds of each accuracy, and accuracy at each time step.
-
-    Rows that differ in more than their names say are marked, and notes name the keys. Runs that a debug key cut short
-    are left out unless `debug_runs`; raises UserError where nothing else is there.
-    """
-    results, left_out = load(roots), []
-    if not debug_runs and (cut := [keys for result in results if (keys := debug_keys(result))]):
-        said = f"{len(cut)} debug run{'s' * (len(cut) > 1)} ({', '.join(sorted({*chain(*cut)}))})"
-        if len(cut) == len(results):
-            raise UserError(f"{', '.join(map(str, roots))}: only {said}; show them with --debug-runs")
-        left_out = [f"left out: {said}; shown with --debug-runs"]
-        results = [result for result in results if not debug_keys(result)]
-    groups, notes = group_runs(results)
-    marked = mark(groups)
-    labels = [f"{g.first['name']} {letter}".strip() for g, (letter, _) in zip(groups, marked, strict=True)]
-    # of one name and one letter are those that differ in what one of them did not record: their own labels say it
-    groups = [Group(la if labels.count(la) == 1 else g.label, g.runs) for la, g in zip(labels, groups, strict=True)]
-    columns = [
-        Column("row", "row"), Column("n", "seeds", "number"), Column("readout", "readout"),
-        Column("acc_last", "acc_last %", "summary"), Column("acc_valsel", "acc_valsel %", "summary"),
-        Column("acc_best_test", "acc_best_test* %", "summary"), BY_STEP, Column("differs", "differs in", "csv"),
-    ]  # fmt: skip
-    rows = [
-        dict(
-            row=g.label, n=len(g.runs), readout=g.first["readout"], acc_last=g.last, acc_valsel=g.percent("acc_valsel"),
-            acc_best_test=g.percent("acc_best_test"), acc_step=g.steps(), differs=values,
-        )
-        for g, (_, values) in zip(groups, marked, strict=True)
-    ]  # fmt: skip
-    explained = [
-        "mean ± sample standard deviation over seeds, test set; acc_last: last epoch at the readout; acc_valsel: test "
-        "accuracy at the epoch that the validation part chose",
-        f"acc_best_test*: {OPTIMISTIC}",
-        STEP_BY_STEP,
-    ]
-    if any(letter for letter, _ in marked):
-        explained.append("rows of different letters differ in more than their names say:")
-        explained += [f"{m} {v}" for m, v in dict(marked).items()]
-    return Table("Runs by row", columns, rows, [*explained, *remarks(groups), *left_out, *notes])
-
 
 # ---------------------------------------------------------------- the paper's tables, with ours beside
 
@@ -193,16 +145,3 @@ def baseline_of(group: Group, name: str, groups: Sequence[Group]) -> Group:
     if not called:
         raise UserError("it has no run")
     return next((g for g in called if not recipe_difference(g.first, group.first)), called[0])
-
-
-def generate(results: Path, rows: Iterable[PaperRow]) -> dict[str, str]:
-    """{file name: content} of everything in results/tables, from results/runs and the paper's rows."""
-    runs, rows = results / "runs", list(rows)
-    groups, left_out = group_runs(load([runs])) if result_files(runs) else ([], [])
-    tables = {
-        f"table{n}" if isinstance(n, int) else n: paper_table(n, [r for r in rows if r.table == n], groups)
-        for n in TITLES
-    }
-    tables["runs"] = runs_table(groups, [note.replace(f"{runs}/", "") for note in left_out])
-    formats = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
-    return {f"{name}.{end}": write(table) for name, table in tables.items() for end, write in formats.items()}

@@ -9,12 +9,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from snn_repro.errors import UserError
-from snn_repro.registry import SECTIONS, import_all
+from snn_repro.registry import SECTIONS
+from snn_repro.report import _sections, samples  # noqa: F401 - they register themselves
 from snn_repro.report._page import Chart, NothingToShow, Part, Section, page, register_section, table, text
-from snn_repro.report._read import Found, NoRuns, find, snapshot
+from snn_repro.report._read import Found, NoRuns, find
 
 __all__ = [
-    "Chart", "Found", "NoRuns", "NothingToShow", "Section", "find", "register_section", "render", "sections", "snapshot", "table",
+    "Chart", "Found", "NoRuns", "NothingToShow", "Section", "find", "register_section", "render", "sections", "table",
     "text",
 ]  # fmt: skip
 
@@ -45,6 +46,3 @@ def render(paths: Iterable[str | Path], networks: int = 8, refresh: float | None
             said = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             found.problems.append(f"{part.title}: a run holds what this section cannot show ({said})")
     return page(found, shown, missing, get_plotlyjs(), refresh), found
-
-
-import_all(__name__, __path__)

@@ -181,19 +181,6 @@ def _text(path: Path) -> str:
     return path.read_text("utf-8", errors="replace") if path.exists() else ""
 
 
-def snapshot(paths: Iterable[str | Path]) -> list[tuple[str, int, int]]:
-    """What changes when a run under `paths` goes on: its files with their times and sizes; or when a path comes to be."""
-    seen = []
-    names = (CONFIG, STATUS, RESULT, "*.jsonl")
-    for file in (
-        f for p in map(Path, paths) for f in (p, *(found for name in names for found in sorted(p.rglob(name))))
-    ):
-        with contextlib.suppress(FileNotFoundError):
-            stat = file.stat()
-            seen.append((str(file), *((stat.st_mtime_ns, stat.st_size) if file.is_file() else (0, 0))))
-    return seen
-
-
 def _add_unfinished(rows: list[Row], runs: Iterable[Run]) -> None:
     """Put each run under way into the row of its finished siblings, or into one of its own."""
 

@@ -20,25 +20,11 @@ from snn_repro.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    ROOT / "results" / "README.md",
+    *(ROOT / page for page in ("README.md", "CONTRIBUTING.md", "results/README.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OTHERS = {
-    ".",
-    "cd",
-    "find",
-    "mkdocs",
-    "pip",
-    "pytest",
-    "python3",
-    "sbatch",
-    "tensorboard",
-    "trackio",
-    "wandb",
-}  # programs
+OTHERS = {*". cd find mkdocs pip pytest python3 sbatch tensorboard trackio wandb".split()}  # programs
 
 
 def blocks(language: str, pages: list[Path] = PAGES) -> list[tuple[str, str]]:
@@ -61,10 +47,8 @@ def commands(text: str) -> list[list[str]]:
                 found += [words] if words else []
                 words = []
                 continue
-            if word.startswith("["):
-                word = word[1:]
-            if word.endswith("]") and "[" not in word:
-                word = word[:-1]
+            word = word.removeprefix("[")
+            word = word if "[" in word else word.removesuffix("]")
             if re.fullmatch(r"[^(='\"]+(=\w+)?(\|\w+)+", word):  # quoted words keep their bars
                 word = word.split("|")[0]
             if word and not word.endswith("=..."):
@@ -193,9 +177,8 @@ def place(tmp_path_factory):
 
 
 SHORT = ["recipe.epochs=1", "debug.max_steps=1", "debug.max_eval_batches=1", "logger.mode=disabled", "kernels=off"]
-PYTHON = [  # CONTRIBUTING's are a package, which tests/neurons/test_extending.py and its kind install
-    block for block in blocks("python", [page for page in PAGES if page.name != "CONTRIBUTING.md"])
-]
+# CONTRIBUTING's are a package, which tests/neurons/test_extending.py and its kind install
+PYTHON = blocks("python", [page for page in PAGES if page.name != "CONTRIBUTING.md"])
 
 
 @pytest.mark.parametrize("page, text", PYTHON, ids=lambda value: value.splitlines()[0][:60])

@@ -3,19 +3,17 @@
 import csv
 import io
 import json
-from pathlib import Path
 
 import pytest
 from fake_runs import fake_run
-from scripts_of_ours import script
 
+import compare as compare_py
+from compare import compare, to_text
 from snn_repro.config import hashed, load_config
 from snn_repro.errors import UserError
-from snn_repro.paper import differences
 from snn_repro.paper.differences import recipe_difference
-from snn_repro.paper.formats import to_csv, to_markdown, to_text
+from snn_repro.paper.formats import to_csv, to_markdown
 from snn_repro.paper.results import group_runs, load
-from snn_repro.paper.tables import compare
 
 
 @pytest.fixture
@@ -101,9 +99,9 @@ def test_comparing_composes_nothing_and_knows_what_hydra_would(runs, monkeypatch
     assert len(compare([runs]).rows) == 3
     for group, choice in some.items():
         of_group = {k: v for k, v in composed.items() if k.startswith(f"{group}.")}
-        means = differences._means.__wrapped__(group, choice)
+        means = compare_py._means.__wrapped__(group, choice)
         assert of_group == {k: v for k, v in means.items() if k in of_group} != {}
-    assert differences._means("dataset", "digits_dvs")["timesteps"] == composed["timesteps"] == 10
+    assert compare_py._means("dataset", "digits_dvs")["timesteps"] == composed["timesteps"] == 10
 
 
 def test_a_name_of_ones_own_says_only_imp_and_loss(tmp_path):
@@ -114,15 +112,11 @@ def test_a_name_of_ones_own_says_only_imp_and_loss(tmp_path):
     assert "neuron.name=lif" in marks(compare([tmp_path]))["theirs [b]"]
 
 
-@pytest.mark.parametrize("key", ["images_per_statistic", "data"])
-def test_what_one_of_two_did_not_record_tells_them_apart(tmp_path, key):
-    value = {"images_per_statistic": 32, "data": {"files": "d" * 64}}[key]
+def test_what_one_of_two_did_not_record_tells_them_apart(tmp_path):
     fake_run(tmp_path, extra={"images_per_statistic": None, "data": None}, folder="one")
-    fake_run(tmp_path, extra={"images_per_statistic": None, "data": None, key: value}, seed=1, folder="two")
+    fake_run(tmp_path, extra={"images_per_statistic": 32, "data": None}, seed=1, folder="two")
     found = marks(compare([tmp_path]))
-    assert len(found) == 2 and all(
-        f"mine [{key}=" in label.replace("digits-small-if_imp-lts", "mine") for label in found
-    )
+    assert len(found) == 2 and all("lts [images_per_statistic=" in label for label in found)
     assert recipe_difference(*load([tmp_path])) == []  # perhaps the same
 
 
@@ -136,9 +130,8 @@ def test_debug_runs_are_left_out_unless_asked_for(tmp_path, capsys):
     assert "left out: 2 debug runs (debug.max_eval_batches=2, debug.max_steps=2)" in table.notes[-1]
     everything = compare([tmp_path], debug_runs=True)
     assert len(everything.rows) == 3 and "debug.max_steps=2" in everything.rows[0]["differs"]
-    main = script("compare").main
-    assert main([str(tmp_path / "smoke")]) == 2 and "--debug-runs" in capsys.readouterr().err
-    assert main([str(tmp_path / "smoke"), "--debug-runs"]) == 0
+    assert compare_py.main([str(tmp_path / "smoke")]) == 2 and "--debug-runs" in capsys.readouterr().err
+    assert compare_py.main([str(tmp_path / "smoke"), "--debug-runs"]) == 0
 
 
 @pytest.mark.parametrize("width", [60, 100])
@@ -151,7 +144,7 @@ def test_no_line_of_text_is_longer_than_the_terminal(tmp_path, monkeypatch, caps
             fake_run(
                 tmp_path, f"name={name}", *options, "recipe.no_decay=[bias,norm]", seed=seed, acc=0.5 + 0.01 * seed
             )
-    assert script("compare").main([str(tmp_path)]) == 0
+    assert compare_py.main([str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= width and "…" not in "".join(lines)
     text = " ".join(" ".join(lines).split())
@@ -185,17 +178,9 @@ def test_a_seed_counts_once(runs):
     assert len(notes) == 1 and "repeats seed 0" in notes[0]
 
 
-def test_names_from_outside_cannot_break_a_table(runs):
-    path = runs / "digits_dvs-small-lif-tet_s" / "seed0" / "result.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"name": "[red]a|b[/red]"}))
-    table = compare([runs])
-    assert "[red]a|b[/red]" in to_text(table) and "a\\|b" in to_markdown(table)
-
-
 BROKEN = [  # (content, or what is changed in that of a good one; what is said)
     ('{"schema_version": 1, "name": "x"}', "lacks the keys experiment"),
     ('{"schema_version": 99}', "schema_version=99, and this version reads 1"),
-    ("{", "does not parse as JSON"),
     ("[" * 100_000, "does not parse as JSON"),
     ("[1]", "no JSON object"),
     (b"\xff\xfe\x00", "does not parse as JSON"),
@@ -207,42 +192,25 @@ BROKEN = [  # (content, or what is changed in that of a good one; what is said)
 ]
 
 
-@pytest.fixture
-def broken(tmp_path):
-    def make(content) -> Path:
-        fake_run(tmp_path / "runs", folder="broken")
-        path = tmp_path / "runs" / "broken" / "result.json"
-        if isinstance(content, dict):
-            content = json.dumps(json.loads(path.read_text()) | content)
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return path
-
-    return make
-
-
 @pytest.mark.parametrize("content, said", BROKEN)
-def test_one_broken_result_among_many_is_skipped_and_named(broken, capsys, content, said):
-    path = broken(content)
+def test_a_broken_result_is_named_and_skipped_unless_it_is_the_only_one(tmp_path, capsys, content, said):
+    fake_run(tmp_path, folder="broken")
+    path = tmp_path / "broken" / "result.json"
+    if isinstance(content, dict):
+        content = json.dumps(json.loads(path.read_text()) | content)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match="no result can be read") as caught:
+        compare([tmp_path])
+    assert str(path) in str(caught.value) and said in str(caught.value)
     for seed in range(2):
-        fake_run(path.parents[1], seed=seed, folder=f"good{seed}")
-    assert script("compare").main([str(path.parents[1]), "--format", "csv"]) == 0
+        fake_run(tmp_path, seed=seed, folder=f"good{seed}")
+    assert compare_py.main([str(tmp_path), "--format", "csv"]) == 0
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2 and ",2,last," in out
     assert len(err.splitlines()) == 1 and err.startswith(f"skipped: {path}") and said in err
-    assert script("compare").main([str(path), str(path.parents[1] / "good0" / "result.json")]) == 0  # given one by one
-    assert said in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("content, said", BROKEN)
-def test_only_broken_results_are_an_error(broken, content, said):
-    path = broken(content)
-    with pytest.raises(UserError, match="no result can be read") as caught:
-        compare([path.parents[1]])
-    assert str(path) in str(caught.value) and said in str(caught.value)
 
 
 def test_the_program_prints_or_writes(runs, tmp_path, capsys):
-    compare_py = script("compare")
     assert compare_py.main([str(runs), "--format", "csv"]) == 0
     printed = capsys.readouterr().out
     assert compare_py.main([str(runs), "--format", "csv", "--output", str(tmp_path / "t.csv")]) == 0

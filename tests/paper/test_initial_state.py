@@ -12,7 +12,7 @@ from scripts_of_ours import script
 from snn_repro.config import load_config
 from snn_repro.neurons import initial_states
 from snn_repro.paper.results import group_runs, load
-from snn_repro.paper.statistics import pairs_needed, visible_effect
+from snn_repro.paper.statistics import pairs_needed
 from snn_repro.runs.sweeps import plan
 from snn_repro.train import run
 from snn_repro.trained import load_run
@@ -93,23 +93,15 @@ def test_the_report_says_all_of_it_and_draws_it(results, capsys):
     line = next(row for row in text.splitlines() if row.startswith("- Accuracy at the readout, against zero"))
     assert "higher: imp (LTS, +3.0)" in line and "no difference above 0.5 points: constant" in line
     assert "cannot be said: random" in line and "too few seeds to say: mp_init" in line
-    assert (
-        "- static, lts: imp_channel, imp_layer" in text
-        and "25.0 25.0" in text
-        and "as learned" in text
-        and "2.50" in text
-    )
+    assert all(said in text for said in ("- static, lts: imp_channel, imp_layer", "25.0 25.0", "as learned", "2.50"))
     assert "Logistic regression on the same samples: 84.32 %." in text
     seeds = text[text.index("## Seeds") :].splitlines()
-    (row,) = [
-        line for line in seeds if line.startswith("| static | lts | 2.25 | imp - random | 8 | 3 to 5 |")
-    ]  # 1, 5.1, 1, 5.1, 1
-    see = [f"{visible_effect(2.245535, n):.2f}" for n in (3, 8)]
+    asked = "| static | lts | 2.25 | imp - random | 8 | 3 to 5 |"  # 1, 5.1, 1, 5.1, 1
+    (row,) = [line for line in seeds if line.startswith(asked)]
+    see = [f"{study.visible_effect(2.245535, n):.2f}" for n in (3, 8)]
     assert row.endswith(f" {see[0]} | {see[1]} | {pairs_needed(0.5, 2.2455, exclude=True)} |")
-    assert (
-        f"- static, lts: the 3 more seeds that the design asks for. Differences of the readout between {see[1]} and {see[0]} points"
-        in text
-    )
+    more = "- static, lts: the 3 more seeds that the design asks for. Differences of the readout between"
+    assert f"{more} {see[1]} and {see[0]} points" in text
     for name in study.FIGURES:
         assert (results / "figures" / f"{name}.svg").stat().st_size > 1000 and f"figures/{name}.svg" in text
     assert main(["initial_state", "report", "--check", "--results", str(results)]) == 0
@@ -131,15 +123,8 @@ def test_the_cheapest_exit_keeps_accuracy_within_a_point():
 
 
 def test_the_start_of_learned_potentials_is_drawn_again(tmp_path):
-    words = [
-        "neuron=if_imp",
-        "neuron.imp_trainable=false",
-        "seed=3",
-        "recipe.epochs=1",
-        "debug.max_steps=2",
-        "logger.mode=disabled",
-    ]
-    run(load_config(words), str(tmp_path))
+    words = "neuron=if_imp neuron.imp_trainable=false seed=3 recipe.epochs=1 debug.max_steps=2 logger.mode=disabled"
+    run(load_config(words.split()), str(tmp_path))
     frozen = load_run(tmp_path)
     starts = study.starts_of(frozen)
     assert starts and all(torch.equal(p, starts[name]) for name, p in initial_states(frozen.model).items())
@@ -157,9 +142,8 @@ def test_trained_networks_are_probed(tmp_path, monkeypatch):
     assert imp["changed"]["as learned"]["acc"] == pytest.approx(done.acc_last, abs=1e-4)
     np.testing.assert_allclose(imp["changed"]["as learned"]["acc_step"], done.acc_step, atol=1e-4)
     np.testing.assert_allclose(imp["longer"]["acc_step"][:4], done.acc_step, atol=1e-4)
-    assert len(imp["longer"]["acc_readout"]) == study.LONGEST and imp["longer"]["acc_readout"][3] == pytest.approx(
-        done.acc_last, abs=1e-4
-    )
+    assert len(imp["longer"]["acc_readout"]) == study.LONGEST
+    assert imp["longer"]["acc_readout"][3] == pytest.approx(done.acc_last, abs=1e-4)
     for entry, result in ((imp, done), (zero, plain)):
         assert entry["exit"]["energy_all"] == pytest.approx(result.energy["energy_pj"] / 1e3, rel=0.2)  # other samples
         assert 0 < entry["exit"]["energy"] <= entry["exit"]["energy_all"] + 0.01
@@ -176,9 +160,8 @@ def test_what_results_lack_can_be_run_alone(tmp_path, capsys):
     assert len(before) == 3
     jobs = [job for words in before for job in plan([w.strip("'") for w in words[4:]])]
     root = Path(study.SWEEP_DIR).absolute()
-    done = [
-        job.folder.relative_to(root).as_posix() for job in [*jobs[:3], jobs[4]]
-    ]  # layer 1 whole, of layer 2 the seed 1
+    some = [*jobs[:3], jobs[4]]  # layer 1 whole, of layer 2 the seed 1
+    done = [job.folder.relative_to(root).as_posix() for job in some]
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "initial_state.jsonl").write_text("".join(f'{{"run": "{run}"}}\n' for run in done))
     left = asked()

@@ -39,21 +39,16 @@ def judged(folder):
 
 def test_planted_effects_are_found_and_absent_ones_are_not(tmp_path):
     sweep(tmp_path, imp=0.02, lts=0.03)
-    rows = judged(tmp_path)
-    imp = rows["IMP", "digits", "same network without IMP"]
-    assert imp.verdict == "supported" and imp.n == 6 and imp.low < 2 < imp.high and imp.p < imp.p_holm < 0.05
-    assert rows["LTS", "digits", "SDT"].verdict == rows["LTS", "digits", "TET"].verdict == "supported"
-    assert (
-        rows["SDT", "digits", "TET"].verdict == "no effect above 0.5" and rows["SDT", "digits", "TET"].p_margin < 0.05
-    )
-    assert rows["TET", "digits_dvs", "SDT"].verdict == "not run"
-
-
-def test_a_claim_that_fails_is_said_to_fail(tmp_path):
     sweep(tmp_path, "digits_dvs", imp=-0.02, tet_s=-0.02)
     rows = judged(tmp_path)
     assert rows["IMP", "digits_dvs", "same network without IMP"].verdict == "not supported"
     assert rows["TET-S", "digits_dvs", "TET"].verdict == "not supported"
+    imp = rows["IMP", "digits", "same network without IMP"]
+    assert imp.verdict == "supported" and imp.n == 6 and imp.low < 2 < imp.high and imp.p < imp.p_holm < 0.05
+    assert rows["LTS", "digits", "SDT"].verdict == rows["LTS", "digits", "TET"].verdict == "supported"
+    none = rows["SDT", "digits", "TET"]
+    assert none.verdict == "no effect above 0.5" and none.p_margin < 0.05
+    assert any(row.verdict == "not run" for row in rows.values())
 
 
 def test_claims_about_early_steps(tmp_path):
@@ -66,9 +61,8 @@ def test_claims_about_early_steps(tmp_path):
                 fake_run(
                     tmp_path, f"neuron={neuron}", f"loss={loss}", seed=seed, acc=base, n_test=2000, extra=dict(acc_step=steps)
                 )  # fmt: skip
-    rows = {
-        (r.claim, r.versus): r for r in claims.judge_claims(group_runs(load([tmp_path]))[0]) if r.dataset == "digits"
-    }
+    found = claims.judge_claims(group_runs(load([tmp_path]))[0])
+    rows = {(r.claim, r.versus): r for r in found if r.dataset == "digits"}
     imp = "same network without IMP"
     first, area = (rows[f"IMP helps {when}", imp] for when in ("at step 1", "on average over the steps"))
     assert (first.effect, area.effect) == (pytest.approx(5.01, abs=0.01), pytest.approx(1.26, abs=0.01))
@@ -76,17 +70,13 @@ def test_claims_about_early_steps(tmp_path):
     assert rows["TET beats SDT at step 1", "SDT"].effect == pytest.approx(0)
 
 
-def test_few_seeds_decide_nothing(tmp_path):
-    sweep(tmp_path, seeds=4, imp=0.05)
-    row = judged(tmp_path)["IMP", "digits", "same network without IMP"]
-    assert row.low > 0 and row.verdict == "undecided (fewer than 5 seeds)"
-
-
-def test_only_seeds_of_every_cell_count(tmp_path):
-    sweep(tmp_path, seeds=6)
-    (tmp_path / "digits-small-if_imp-lts" / "seed5" / "result.json").unlink()
+def test_only_seeds_of_every_cell_count_and_few_decide_nothing(tmp_path):
+    sweep(tmp_path, seeds=5, imp=0.05)
+    (tmp_path / "digits-small-if_imp-lts" / "seed4" / "result.json").unlink()
     rows = judged(tmp_path)
-    assert rows["IMP", "digits", "same network without IMP"].n == 5 and rows["SDT", "digits", "TET"].n == 6
+    row = rows["IMP", "digits", "same network without IMP"]
+    assert row.n == 4 and row.low > 0 and row.verdict == "undecided (fewer than 5 seeds)"
+    assert rows["SDT", "digits", "TET"].n == 5
 
 
 def test_a_mixture_of_recipes_is_refused(tmp_path):
@@ -109,11 +99,6 @@ def test_the_report_states_its_rule_before_the_numbers(tmp_path, capsys):
     (tmp_path / "small_scale.md").write_text(text + "edited")
     assert study.main(["small_scale", "report", "--check", "--results", str(tmp_path)]) == 1
     assert "study.py small_scale report" in capsys.readouterr().err
-
-
-def test_no_runs_is_one_sentence(tmp_path, capsys):
-    assert study.main(["small_scale", "report", "--results", str(tmp_path)]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("dataset", [d for d in claims.SWEEPS if d in SETS])

@@ -54,14 +54,17 @@ def under_way(folder: Path, *overrides: str, seed: int = 0, epochs: int = 3, sta
 
 
 def test_a_row_is_a_mean_over_its_seeds_and_a_run_stands_alone(tmp_path):
+    energy = dict(energy=dict(synops=1e6, macs=2e5, energy_pj=1.82e6))
     for seed, acc in enumerate((0.90, 0.94)):
-        fake_run(tmp_path, "neuron=if_imp", "loss=tet", "name=mine", seed=seed, acc=acc, best=0.96)
+        fake_run(tmp_path, "neuron=if_imp", "loss=tet", "name=mine", seed=seed, acc=acc, best=0.96, extra=energy)
+    fake_run(tmp_path, "name=without")
     data = report(tmp_path)
     mine = cells(data, "mine")
+    assert mine["energy"] == "1.82" and cells(data, "without")["energy"] == ""
     assert mine["acc"] == "92.00 ± 2.83" and mine["first"] == "23.00 ± 0.71" and mine["best"] == "96.00"
     assert (mine["seeds"], mine["initial"], mine["neuron"], mine["loss"], mine["T"]) == ("2", "imp", "if", "tet", "4")
     runs = data["sections"]["runs"]["data"]["runs"]
-    assert [(run["seed"], run["cells"]["acc"][0]) for run in runs] == [(0, "90.00"), (1, "94.00")]
+    assert [(run["seed"], run["cells"]["acc"][0]) for run in runs if run["row"] == 0] == [(0, "90.00"), (1, "94.00")]
     curve = data["sections"]["accuracy_steps"]["charts"][0]["traces"]["0"][0]
     assert curve["x"] == [1, 2, 3, 4] and curve["y"][-1] == 92 and curve["sd"][-1] == pytest.approx(2.8284, abs=1e-4)
 
@@ -124,13 +127,6 @@ def test_dead_and_saturated_layers_are_marked(tmp_path):
     assert "mine: dead sn1 (0.0002)" in page and "mine: saturated sn3 (0.97)" in page
 
 
-def test_energy_is_shown_where_it_was_measured(tmp_path):
-    fake_run(tmp_path, "name=mine", extra=dict(energy=dict(synops=1e6, macs=2e5, energy_pj=1.82e6)))
-    fake_run(tmp_path, "name=without")
-    data = report(tmp_path)
-    assert cells(data, "mine")["energy"] == "1.82" and cells(data, "without")["energy"] == ""
-
-
 def test_the_papers_tables_have_our_numbers_and_the_gain(tmp_path):
     for seed in range(3):
         fake_run(tmp_path, "experiment=table1_cifar10_tet", seed=seed, acc=0.93 + 0.01 * seed)
@@ -150,13 +146,8 @@ def test_what_a_user_wrote_is_never_html(tmp_path):
     page, _ = render([tmp_path / "<b>runs"], networks=0)
     assert "<img" not in page and "<b>runs" not in page and page.count("</script>") == 3
     assert evil in content(page)["rows"]
-
-
-def test_the_page_loads_nothing_and_is_small(tmp_path):
-    fake_run(tmp_path, "name=mine")
-    page, _ = render([tmp_path], networks=0)
-    assert not re.findall(r'(?:src|href)="(?!#|data:)|url\(|@import', page) and len(page) < 2.5e6
-    assert "http-equiv" not in page and 'http-equiv="refresh" content="7"' in render([tmp_path], 0, 6.5)[0]
+    assert not re.findall(r'(?:src|href)="(?!#|data:)|url\(|@import', page) and len(page) < 2.5e6  # it loads nothing
+    assert "http-equiv" not in page and 'http-equiv="refresh" content="7"' in render([tmp_path / "<b>runs"], 0, 6.5)[0]
 
 
 # ---------------------------------------------------------------- networks
@@ -182,15 +173,9 @@ def test_checkpoints_give_samples_spikes_and_imp(tmp_path, quick):
         assert [len(layer["neurons"]) for layer in sample["spikes"]] == [24] * 3
         assert {len(neuron) for layer in sample["spikes"] for neuron in layer["neurons"]} == {4}
     said = render([tmp_path], networks=0)[0]
-    assert (
-        not {"learned_imp", "samples"} & content(said)["sections"].keys()
-        and "Samples over time: no run has a checkpoint here" in said
-    )
-
-
-def test_a_damaged_checkpoint_is_said_and_the_rest_shown(tmp_path):
-    fake_run(tmp_path, "name=mine")
-    (tmp_path / "mine/seed0/checkpoint_last.pt").write_bytes(b"none")
+    assert not {"learned_imp", "samples"} & content(said)["sections"].keys()
+    assert "Samples over time: no run has a checkpoint here" in said
+    (tmp_path / "run/checkpoint_last.pt").write_bytes(b"none")  # is said, and the rest shown
     page, _ = render([tmp_path])
     assert "checkpoint_last.pt" in page and 'id="accuracy_steps"' in page
 
@@ -221,34 +206,30 @@ def test_the_script_writes_the_page_and_names_what_is_damaged(tmp_path, capsys):
     assert script("report").main([str(runs), "--output", str(output), "--networks", "0"]) == 0
     err, page = capsys.readouterr().err, output.read_text()
     assert err.count("\n") == err.count("left out: ") == 3 and "Traceback" not in err
-    for said in (
-        "bad/result.json is damaged",
-        "half/seed0/metrics.jsonl is damaged",
-        "cut/seed0 holds a damaged run",
-    ):
+    for said in ("bad/result.json is damaged", "half/seed0/metrics.jsonl is damaged", "cut/seed0 holds a damaged run"):
         assert said in err and said in page
     assert "2 runs in 2 rows" in page and "3 could not be read" in page
     assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "runs"]
 
 
-@pytest.mark.parametrize(
-    "words, said",
-    [
-        (["missing"], "missing does not exist; give folders that hold runs"),
-        (["empty"], "empty holds no run (no result.json, no config.yaml); train first, or give another folder"),
-        (["bad"], "no run under bad can be read: bad/result.json is no result"),
-        (["runs", "--output", "no/where.html"], "--output no/where.html: the folder no does not exist; make it first"),
-        (["runs", "--output", "empty"], "--output empty is a folder; give the name of a file in it"),
-        (["runs", "--networks", "-1"], "--networks -1 must be at least 0"),
-    ],
-)
+MENDED = {
+    "missing": "missing does not exist; give folders that hold runs",
+    "empty": "empty holds no run (no result.json, no config.yaml); train first, or give another folder",
+    "bad": "no run under bad can be read: bad/result.json is no result",
+    "runs --output no/where.html": "--output no/where.html: the folder no does not exist; make it first",
+    "runs --output empty": "--output empty is a folder; give the name of a file in it",
+    "runs --networks -1": "--networks -1 must be at least 0",
+}
+
+
+@pytest.mark.parametrize("words, said", MENDED.items())
 def test_what_a_user_can_mend_is_one_sentence_and_no_file(tmp_path, capsys, monkeypatch, words, said):
     monkeypatch.chdir(tmp_path)
     fake_run(tmp_path / "runs", "name=mine")
     for name in ("empty", "bad"):
         (tmp_path / name).mkdir()
     (tmp_path / "bad/result.json").write_text("[]")
-    assert script("report").main(words) == 2
+    assert script("report").main(words.split()) == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1 and not list(tmp_path.glob("*.html"))
 
