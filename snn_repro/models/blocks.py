@@ -225,8 +225,8 @@ class SpikingNetwork(Block):
             )
         if x.dim() == 5 and self.wired and len(x) != self.timesteps:
             raise UserError(
-                f"The network was built with a norm that is wired to timesteps={self.timesteps} but its frames have "
-                f"{len(x)} time steps; use the same timesteps or model.norm=bn."
+                f"The network has a layer that is wired to timesteps={self.timesteps} but its frames have "
+                f"{len(x)} time steps; use the same timesteps, or model.norm=bn where it is a norm."
             )
         return (x.unsqueeze(0), self.timesteps) if x.dim() == 4 else (x, x.shape[0])
 
@@ -242,23 +242,21 @@ def same_statistics(module: nn.Module) -> AbstractContextManager:
     """Called before a forward pass: a context in which another one learns nothing twice. Batch norms and neurons have their
     buffers of before, and get back those that they had when it began."""
     layers = [m for m in module.modules() if isinstance(m, _BatchNorm | Neuron)]
-    before = [(b, b.clone()) for m in layers if isinstance(m, Neuron) for b in m.buffers(recurse=False)]
+    buffers = [
+        b.data for m in layers for b in m.buffers(recurse=False)
+    ]  # autograd takes no change for one of what it kept
+    before = [b.clone() for b in buffers]
 
     @contextmanager
     def repeat() -> Iterator[None]:
-        now = [(b, b.clone()) for m in layers for b in m.buffers(recurse=False)]
+        now = [b.clone() for b in buffers]
+        torch._foreach_copy_(buffers, before)
         try:
-            _restore(before)
             yield
         finally:
-            _restore(now)
+            torch._foreach_copy_(buffers, now)
 
     return repeat()
-
-
-def _restore(buffers: list[tuple[Tensor, Tensor]]) -> None:
-    for buffer, value in buffers:
-        buffer.data.copy_(value)  # which autograd does not take for a change of what it kept
 
 
 def repeat_steps(x: Tensor, timesteps: int) -> Tensor:

@@ -191,7 +191,7 @@ def test_tebn_wires_the_time_steps(name):
     model = small(name, norm="tebn")
     shape, timesteps, _ = SMALL[name]
     assert model(frames(name)).shape[0] == timesteps == len(model(frames(name)[0]))
-    with pytest.raises(UserError, match=f"a norm that is wired to timesteps={timesteps}"):
+    with pytest.raises(UserError, match=f"a layer that is wired to timesteps={timesteps}"):
         model(torch.zeros(1, 1, *shape))
 
 
@@ -443,7 +443,7 @@ def test_attention_fires_at_half_of_any_threshold():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("tcja", {}, "model.name=tcja attends over all timesteps=3"),
+        ("tcja", {}, "a layer that is wired to timesteps=3 but its frames have 4"),
         ("vgg16", dict(shape=(3, 31, 40)), "needs at least 32x32 pixels, not 31x40"),
         ("spikformer", dict(embed_dims=36), "model.embed_dims=36 must be at least 8 and a multiple of 8"),
         (

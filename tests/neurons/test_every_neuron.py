@@ -174,6 +174,7 @@ REFERENCE = {
 
 # Beside the defaults of each, settings that take another way through its equation.
 VARIANTS = [(name, {}) for name in NEURONS] + [
+    ("if", dict(reset="hard", v_reset=-0.25)),
     ("plif", dict(reset="soft", decay_input=False)),
     ("klif", dict(reset="soft", tau=3.0)),
     ("klif", dict(scale_reset=True, v_reset=-0.2)),
