@@ -137,28 +137,17 @@ class Block(nn.Module):
 
     def stage(self, number: int, x: Tensor, timesteps: int | None = None, plus=None) -> Tensor:
         """`spikes` of the stage that `add_stage` added."""
-        convolution, norm, neuron = (getattr(self, f"{kind}{number}") for kind in ("conv", "bn", "sn"))
-        return self.spikes(x, convolution, norm, neuron, timesteps, plus)
+        return self.spikes(x, *(getattr(self, f"{kind}{number}") for kind in ("conv", "bn", "sn")), timesteps, plus)
 
     def spikes(
-        self,
-        x: Tensor,
-        convolution: nn.Module,
-        norm: Any,
-        neuron: Any,
-        timesteps: int | None = None,
-        plus: Callable[[], Tensor] | None = None,
+        self, x: Tensor, convolution: Any, norm: Any, neuron: Any, timesteps: int | None = None, plus: Any = None
     ) -> Tensor:
         """x [T, B, C, H, W] -> spikes [T, B, C', H', W'] of a neuron behind a convolution and a norm, `plus()` added to them.
 
-        x may be [1, B, C, H, W], the same at all `timesteps`: convolution and norm then run once.
+        x may be [1, B, C, H, W], the same at all `timesteps`: convolution and norm then run once. One kernel runs norm and
+        neuron where there is one for both.
         """
-        return self.fire(over_time(x, convolution), norm, neuron, timesteps, plus)
-
-    def fire(
-        self, x: Tensor, norm: Any, neuron: Any, timesteps: int | None = None, plus: Callable[[], Tensor] | None = None
-    ) -> Tensor:
-        """Spikes of a norm and the neuron behind it (+ plus()), by one kernel where there is one for both."""
+        x = over_time(x, convolution)
         timesteps = timesteps or len(x)
         affine = norm.affine_form() if hasattr(norm, "affine_form") and hasattr(neuron, "plan") else None
         plan = None if affine is None else neuron.plan(x, affine, timesteps)
