@@ -10,7 +10,6 @@ from snn_repro.errors import UserError
 from snn_repro.models import NORMS, build_model
 from snn_repro.models.blocks import Neurons
 from snn_repro.models.norms import norms
-from snn_repro.neurons import build_neuron
 from snn_repro.optim import parameter_kind
 
 
@@ -83,15 +82,6 @@ def test_a_zero_start_is_of_every_weight_of_the_norm():
         block = network("sew_resnet18_cifar", norm, zero_init_residual=True).layer1[0]
         weights = [p for n, p in block.bn2.named_parameters() if n.endswith("weight")]
         assert weights and not any(w.any() for w in weights) and any(p.any() for p in block.bn1.parameters())
-
-
-def test_the_fused_layer_is_taken_where_a_norm_is_affine():
-    x = torch.randn(6, 4, 5, 5).contiguous(memory_format=torch.channels_last).unflatten(0, (2, 3))
-    neuron = build_neuron("if")
-    for name, fused in (("bn", True), ("tdbn", True), ("tebn", True), ("tebn_gesture", False)):
-        affine = NORMS[name](4, 2).affine_form()
-        assert (affine is not None and neuron.plan(x, affine).norm is not None) is fused, name
-    assert not hasattr(NORMS["tab"], "affine_form")
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -382,23 +382,6 @@ def test_a_caller_cannot_carry_the_state():
             call((x,), (x,))
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("neuron=psn neuron.imp=true", "neuron.imp=true has no meaning for 'psn', which has no initial potential"),
-        ("neuron=lifb neuron.surrogate=atan", "neuron.surrogate=atan has no effect with neuron=lifb; leave it out"),
-        ("neuron=glif neuron.v_threshold=1", "neuron.v_threshold=1.0 must be above 0 and below 1 .*'glif'"),
-        (
-            "neuron=plif neuron.order=2",
-            "neuron.order=2 belongs to neuron=masked_psn or sliding_psn; leave it out for 'plif'",
-        ),
-    ],
-)
-def test_what_a_neuron_has_not_is_refused_before_data_is_read(words, message):
-    with pytest.raises(UserError, match=message):
-        check_settings(load_config(words.split()))
-
-
 @pytest.mark.parametrize("choice", choices("neuron"))
 def test_a_yaml_holds_the_published_settings(choice):
     """What a yaml composes to is what the class has by default, so that a notebook and a run build the same neuron."""
