@@ -43,6 +43,9 @@ class Registry(UserDict[str, Any]):
         outside.load()
         return iter(self.data)
 
+    def names(self) -> tuple[str, ...]:
+        return tuple(self)
+
     def add(self, name: str, thing: Any, owner: Any) -> None:
         """Add a thing that the class or function `owner` stands for.
 
@@ -67,7 +70,7 @@ class Registry(UserDict[str, Any]):
 
     def unknown(self, name: Any, known: Sequence[str] | None = None) -> str:
         """The sentence for a name that nobody has, with the packages that cannot be imported."""
-        known = known or [*self]
+        known = known or self.names()
         return f"{self.group}.name={name!r} is not one of {', '.join(known)}{nearest(name, known)}{outside.broken()}"
 
     def own(self, name: Any) -> Mapping[str, Setting]:
