@@ -144,10 +144,12 @@ class Block(nn.Module):
     ) -> Tensor:
         """x [T, B, C, H, W] -> spikes [T, B, C', H', W'] of a neuron behind a convolution and a norm, `plus()` added to them.
 
-        x may be [1, B, C, H, W], the same at all `timesteps`: convolution and norm then run once. One kernel runs norm and
-        neuron where there is one for both.
+        x may be [1, B, C, H, W], the same at all `timesteps`: convolution and norm then run once.
         """
-        x = over_time(x, convolution)
+        return self.fire(over_time(x, convolution), norm, neuron, timesteps, plus)
+
+    def fire(self, x: Tensor, norm: Any, neuron: Any, timesteps: int | None = None, plus: Any = None) -> Tensor:
+        """Spikes of a norm and the neuron behind it (+ plus()), by one kernel where there is one for both."""
         timesteps = timesteps or len(x)
         affine = norm.affine_form() if hasattr(norm, "affine_form") and hasattr(neuron, "plan") else None
         plan = None if affine is None else neuron.plan(x, affine, timesteps)
