@@ -137,7 +137,8 @@ class Block(nn.Module):
 
     def stage(self, number: int, x: Tensor, timesteps: int | None = None, plus=None) -> Tensor:
         """`spikes` of the stage that `add_stage` added."""
-        return self.spikes(x, *(getattr(self, f"{kind}{number}") for kind in ("conv", "bn", "sn")), timesteps, plus)
+        convolution, norm, neuron = (getattr(self, f"{kind}{number}") for kind in ("conv", "bn", "sn"))
+        return self.spikes(x, convolution, norm, neuron, timesteps, plus)
 
     def spikes(
         self, x: Tensor, convolution: Any, norm: Any, neuron: Any, timesteps: int | None = None, plus: Any = None

@@ -84,6 +84,8 @@ class BN(nn.BatchNorm2d):
 
     def affine_form(self) -> Affine | None:
         """What a spiking layer needs to compute this norm itself; None where only the norm's own forward is right."""
+        if self.momentum is None or not self.track_running_stats:
+            return None
         if self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks:
             return None
         te = self._parameters.get("te")

@@ -49,7 +49,9 @@ class SEWBlock(Block):
         self.downsample_sn = neuron() if changes else None
 
     def shortcut(self, x: Tensor) -> Tensor:
-        return x if self.downsample is None else self.spikes(x, *self.downsample, self.downsample_sn)
+        if self.downsample is None:
+            return x
+        return self.spikes(x, self.downsample[0], self.downsample[1], self.downsample_sn)
 
     def forward(self, x: Tensor) -> Tensor:
         branch, end = x, len(self.sizes)
