@@ -49,19 +49,18 @@ def _fused(groups) -> bool | None:
     return kinds in ({"cpu"}, {"cuda"}) or None
 
 
-@register_optimizer("sgd", "momentum", "nesterov")
-def _sgd(groups, r: RecipeConfig):
-    return _plain(torch.optim.SGD)(groups, lr=r.lr, momentum=r.momentum, nesterov=r.nesterov, fused=_fused(groups))
+def _torchs(cls: type[torch.optim.Optimizer], *reads: str) -> Callable:
+    return lambda groups, r: _plain(cls)(
+        groups, lr=r.lr, fused=_fused(groups), **{key: getattr(r, key) for key in reads}
+    )
 
 
-@register_optimizer("adam", "eps")
-def _adam(groups, r: RecipeConfig):
-    return _plain(torch.optim.Adam)(groups, lr=r.lr, eps=r.eps, fused=_fused(groups))
-
-
-@register_optimizer("adamw", "eps")
-def _adamw(groups, r: RecipeConfig):
-    return _plain(torch.optim.AdamW)(groups, lr=r.lr, eps=r.eps, fused=_fused(groups))
+for _cls, _reads in (
+    (torch.optim.SGD, ("momentum", "nesterov")),
+    (torch.optim.Adam, ("eps",)),
+    (torch.optim.AdamW, ("eps",)),
+):
+    register_optimizer(_cls.__name__.lower(), *_reads)(_torchs(_cls, *_reads))
 
 
 @register_optimizer("lamb", "eps")

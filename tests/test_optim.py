@@ -1,8 +1,6 @@
-"""The optimisers are torch's, to rounding, whatever the memory order of weights; and nothing slow is imported for them."""
+"""The optimisers are torch's, to rounding, whatever the memory order of weights."""
 
 import copy
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -83,21 +81,3 @@ def test_a_state_of_another_device_goes_on(two, name):
     take_steps(other, restored, 2)
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(p, q)
-
-
-@pytest.mark.slow
-def test_an_optimiser_does_not_import_the_compiler():
-    code = """
-import sys, torch
-from snn_repro.config import load_config
-from snn_repro.optim import build_optimizer
-layer = torch.nn.Linear(2, 2)
-optimizer = build_optimizer(layer, load_config([]).recipe)
-layer(torch.ones(1, 2)).sum().backward()
-optimizer.step()
-optimizer.zero_grad()
-assert layer.weight.grad is None
-optimizer.load_state_dict(optimizer.state_dict())
-assert "torch._dynamo" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -141,13 +141,7 @@ class Block(nn.Module):
         return self.spikes(x, convolution, norm, neuron, timesteps, plus)
 
     def spikes(
-        self,
-        x: Tensor,
-        convolution: nn.Module,
-        norm: Any,
-        neuron: Any,
-        timesteps: int | None = None,
-        plus: Callable[[], Tensor] | None = None,
+        self, x: Tensor, convolution: Any, norm: Any, neuron: Any, timesteps: int | None = None, plus: Any = None
     ) -> Tensor:
         """x [T, B, C, H, W] -> spikes [T, B, C', H', W'] of a neuron behind a convolution and a norm, `plus()` added to them.
 
@@ -155,9 +149,7 @@ class Block(nn.Module):
         """
         return self.fire(over_time(x, convolution), norm, neuron, timesteps, plus)
 
-    def fire(
-        self, x: Tensor, norm: Any, neuron: Any, timesteps: int | None = None, plus: Callable[[], Tensor] | None = None
-    ) -> Tensor:
+    def fire(self, x: Tensor, norm: Any, neuron: Any, timesteps: int | None = None, plus: Any = None) -> Tensor:
         """Spikes of a norm and the neuron behind it (+ plus()), by one kernel where there is one for both."""
         timesteps = timesteps or len(x)
         affine = norm.affine_form() if hasattr(norm, "affine_form") and hasattr(neuron, "plan") else None
@@ -225,8 +217,8 @@ class SpikingNetwork(Block):
             )
         if x.dim() == 5 and self.wired and len(x) != self.timesteps:
             raise UserError(
-                f"The network was built with a norm that is wired to timesteps={self.timesteps} but its frames have "
-                f"{len(x)} time steps; use the same timesteps or model.norm=bn."
+                f"The network has a layer that is wired to timesteps={self.timesteps} but its frames have "
+                f"{len(x)} time steps; use the same timesteps, or model.norm=bn where it is a norm."
             )
         return (x.unsqueeze(0), self.timesteps) if x.dim() == 4 else (x, x.shape[0])
 
@@ -242,23 +234,21 @@ def same_statistics(module: nn.Module) -> AbstractContextManager:
     """Called before a forward pass: a context in which another one learns nothing twice. Batch norms and neurons have their
     buffers of before, and get back those that they had when it began."""
     layers = [m for m in module.modules() if isinstance(m, _BatchNorm | Neuron)]
-    before = [(b, b.clone()) for m in layers if isinstance(m, Neuron) for b in m.buffers(recurse=False)]
+    buffers = [
+        b.data for m in layers for b in m.buffers(recurse=False)
+    ]  # autograd takes no change for one of what it kept
+    before = [b.clone() for b in buffers]
 
     @contextmanager
     def repeat() -> Iterator[None]:
-        now = [(b, b.clone()) for m in layers for b in m.buffers(recurse=False)]
+        now = [b.clone() for b in buffers]
+        torch._foreach_copy_(buffers, before)
         try:
-            _restore(before)
             yield
         finally:
-            _restore(now)
+            torch._foreach_copy_(buffers, now)
 
     return repeat()
-
-
-def _restore(buffers: list[tuple[Tensor, Tensor]]) -> None:
-    for buffer, value in buffers:
-        buffer.data.copy_(value)  # which autograd does not take for a change of what it kept
 
 
 def repeat_steps(x: Tensor, timesteps: int) -> Tensor:

@@ -6,7 +6,6 @@ from math import prod
 
 from torch import Tensor, nn
 
-from snn_repro.errors import UserError
 from snn_repro.models.blocks import Dropout, register_network
 from snn_repro.models.norms import NORM
 from snn_repro.models.vgg import POOL, VGG
@@ -74,7 +73,7 @@ class TCJA(nn.Module):
     channels; both keep their length and have no bias. Every step sees all others.
     """
 
-    causal = False
+    wired = True
 
     def __init__(self, channels: int, kernel_t: int, kernel_c: int, timesteps: int):
         super().__init__()
@@ -89,10 +88,8 @@ class TCJA(nn.Module):
 
 @register_network(
     "tcja",
-    {
-        "norm": NORM,
-        "hidden": Setting(1024, "width of the first linear layer", "neurons", low=1),
-        "dropout": Setting(0.5, "dropout before each linear layer, one mask for all steps", low=0, below=1),
+    {key: setting for key, setting in _options(1, 1024).items() if key != "channels"}
+    | {
         "voters": Setting(1, "output neurons that vote for each class; the released network has one", "neurons", low=1),
         "spiking_output": Setting(True, "logits are spikes of last neurons; false: what these would receive"),
     },
@@ -112,12 +109,3 @@ class TCJANet(Voting):
         super().__init__("tcja", plan, timesteps=timesteps, **given)
         if not spiking_output:
             self.sn2 = nn.Identity()
-
-    def steps(self, x: Tensor) -> tuple[Tensor, int]:
-        x, timesteps = super().steps(x)
-        if timesteps != self.timesteps:
-            raise UserError(
-                f"model.name=tcja attends over all timesteps={self.timesteps} that it was built for, but its frames have "
-                f"{timesteps}; use the same timesteps."
-            )
-        return x, timesteps

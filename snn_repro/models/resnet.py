@@ -51,8 +51,7 @@ class SEWBlock(Block):
     def shortcut(self, x: Tensor) -> Tensor:
         if self.downsample is None:
             return x
-        convolution, norm = self.downsample
-        return self.spikes(x, convolution, norm, self.downsample_sn)
+        return self.spikes(x, self.downsample[0], self.downsample[1], self.downsample_sn)
 
     def forward(self, x: Tensor) -> Tensor:
         branch, end = x, len(self.sizes)
@@ -79,17 +78,14 @@ class BasicBlock(Block):
         self.add_stage(1, inputs, width, norm_of, neuron, stride=stride)
         self.conv2 = conv(width, width, 3)
         self.bn2 = norm_of(width, summands=2)
-        shortcut = (
-            (conv(inputs, width, 1, stride), norm_of(width, summands=2)) if stride != 1 or inputs != width else ()
-        )
-        self.downsample = nn.Sequential(*shortcut) if shortcut else None
+        changes = stride != 1 or inputs != width
+        self.downsample = nn.Sequential(conv(inputs, width, 1, stride), norm_of(width, summands=2)) if changes else None
         self.sn2 = neuron()
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.bn2(over_time(self.stage(1, x), self.conv2))
         if self.downsample is not None:
-            convolution, norm = self.downsample
-            x = norm(over_time(x, convolution))
+            x = self.downsample[1](over_time(x, self.downsample[0]))
         return self.sn2(branch if branch.is_meta else x + branch)
 
 

@@ -5,6 +5,7 @@ built with an identity for each, and then gets its neurons. Those of attention (
 others, as all four papers have it.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -51,9 +52,12 @@ class Transformer(SpikingNetwork):
         return self.net.head(x)
 
 
-def _check_heads(name: str, width: int, heads: int) -> None:
-    if width % heads:
-        raise UserError(f"model.embed_dims={width} of {name} must be a multiple of {heads}, the heads of its attention")
+def _check_heads(name: str, widths: Sequence[int], heads: Sequence[int]) -> None:
+    if any(width % n for width, n in zip(widths, heads, strict=True)):
+        raise UserError(
+            f"model.num_heads of {name} are {', '.join(map(str, heads))} and must divide {', '.join(map(str, widths))}, the channels "
+            f"of its attention by model.embed_dims={widths[-1]}"
+        )
 
 
 @register_network(
@@ -71,7 +75,7 @@ class Spikformer(Transformer):
 
     def __init__(self, *, num_classes, input_shape, timesteps, neuron, scale, **sizes):
         super().__init__(input_shape, timesteps)
-        _check_heads("spikformer", sizes["embed_dims"], sizes["num_heads"])
+        _check_heads("spikformer", [sizes["embed_dims"]], [sizes["num_heads"]])
         channels, height, width = input_shape
         self.net = spikformer.Spikformer(
             timesteps, channels, height, width, num_classes=num_classes, spiking_neuron=Place, **sizes
@@ -104,7 +108,7 @@ class SpikeDrivenTransformer(Transformer):
 
     def __init__(self, *, num_classes, input_shape, timesteps, neuron, **sizes):
         super().__init__(input_shape, timesteps)
-        _check_heads("spike_driven_transformer", sizes["embed_dims"], sizes["num_heads"])
+        _check_heads("spike_driven_transformer", [sizes["embed_dims"]], [sizes["num_heads"]])
         pooling = "1111" if sizes.pop("patch_size") == 16 else "0011"
         self.net = spike_driven_transformer.SpikeDrivenTransformer(
             timesteps, input_shape[0], num_classes, pooling_stat=pooling, spiking_neuron=Place, **sizes
@@ -142,12 +146,7 @@ class QKFormer(Hierarchical):
 
     def __init__(self, *, num_classes, input_shape, timesteps, neuron, embed_dims, num_heads, depths):
         super().__init__(input_shape, timesteps)
-        for width, heads in zip((embed_dims // 4, embed_dims // 2, embed_dims), num_heads, strict=True):
-            if width % heads:
-                raise UserError(
-                    f"model.num_heads={list(num_heads)} of qkformer must divide the channels of its three stages, "
-                    f"{embed_dims // 4}, {embed_dims // 2} and {embed_dims} with model.embed_dims={embed_dims}"
-                )
+        _check_heads("qkformer", (embed_dims // 4, embed_dims // 2, embed_dims), num_heads)
         self.net = qkformer.QKFormer(
             timesteps, input_shape[0], num_classes, embed_dims, num_heads, depths, spiking_neuron=Place
         )
@@ -172,7 +171,7 @@ class MaxFormer(Hierarchical):
     def __init__(self, cifar: bool, *, input_shape, timesteps, neuron, num_heads=8, **given):
         super().__init__(input_shape, timesteps)
         width, heads = given["embed_dims"], num_heads or max(1, given["embed_dims"] // 64)
-        _check_heads("maxformer", width, heads)
+        _check_heads("maxformer", [width], [heads])
         build = partial(maxformer.MaxFormer, timesteps, input_shape[0], spiking_neuron=Place, **given)
         self.net = build(cifar=cifar)
         if not cifar:

@@ -14,8 +14,7 @@ from snn_repro.errors import UserError
 from snn_repro.kernels import BACKENDS, door
 from snn_repro.kernels.door import resolve_backend
 from snn_repro.neurons.initial import INITIAL_STATES, InitialState, register_initial
-from snn_repro.neurons.node import NEURONS, Neuron, initial_states, is_initial_state, register, settings
-from snn_repro.neurons.rates import firing_rates
+from snn_repro.neurons.node import NEURONS, Neuron, firing_rates, initial_states, is_initial_state, register, settings
 from snn_repro.neurons.surrogates import SURROGATES, register_surrogate
 from snn_repro.registry import import_all
 from snn_repro.settings import Setting

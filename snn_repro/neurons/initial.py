@@ -3,6 +3,7 @@
 What it counts at the first step is the family's: v (if), (1 - 1/tau) v (lif), retain v (leaky).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,10 +19,8 @@ register_initial = INITIAL_STATES.register
 class InitialState:
     """Where a layer's neurons start; one object a layer, what is learned or counted lives on the neuron itself."""
 
-    @classmethod
-    def learned_shape(cls, state_shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        """The shape of the parameter `imp` for neurons of state_shape (C, H, W); None: nothing is learned."""
-        return None
+    # the shape of the parameter `imp` for neurons of state_shape (C, H, W); None: nothing is learned
+    learned_shape: Callable[[tuple[int, ...]], tuple[int, ...] | None] = staticmethod(lambda state_shape: None)
 
     def attach(self, neuron: Neuron) -> None:
         """Once, when the neuron is built: add buffers."""
@@ -71,9 +70,7 @@ class Random(InitialState):
 class Learned(InitialState):
     """IMP (Shen et al., NeurIPS 2024): v[-1] learned, one value a neuron; starts from U[imp_init]."""
 
-    @classmethod
-    def learned_shape(cls, state_shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        return state_shape
+    learned_shape = staticmethod(lambda state_shape: state_shape)
 
     def potential(self, neuron: Neuron, x: Tensor) -> Tensor | None:
         return neuron._parameters["imp"]
@@ -83,9 +80,7 @@ class Learned(InitialState):
 class LearnedByChannel(InitialState):
     """IMP with one value a channel."""
 
-    @classmethod
-    def learned_shape(cls, state_shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        return (state_shape[0], *[1] * (len(state_shape) - 1))
+    learned_shape = staticmethod(lambda state_shape: (state_shape[0], *[1] * (len(state_shape) - 1)))
 
     def potential(self, neuron: Neuron, x: Tensor) -> Tensor | None:
         return neuron.imp.expand(x.shape[2:])
@@ -95,9 +90,7 @@ class LearnedByChannel(InitialState):
 class LearnedByLayer(LearnedByChannel):
     """IMP with one value a layer."""
 
-    @classmethod
-    def learned_shape(cls, state_shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        return (1,) * len(state_shape)
+    learned_shape = staticmethod(lambda state_shape: (1,) * len(state_shape))
 
 
 @register_initial("mp_init")

@@ -24,21 +24,31 @@ class IF(Neuron, IFNode):
         return "if", 0.0
 
 
-@register("lif")
-class LIF(Neuron, LIFNode):
-    """Leaky integrate-and-fire: h = v + (x - v) / tau; the leak is towards 0, so IMP too counts (1 - 1/tau) at the first step.
+TAU = Setting(2.0, "membrane time constant", "time steps", low=1, why="it divides the leak")
+DECAY_INPUT = Setting(True, "the input decays too; false: it enters at full weight, h = (1 - 1/tau) v + x")
 
-    decay_input False takes the input at full weight, h = (1 - 1/tau) v + x: a leaky neuron that keeps 1 - 1/tau.
+
+class Leak(Neuron):
+    """h = v + (x - v) / tau; decay_input False takes the input at full weight, h = (1 - 1/tau) v + x."""
+
+    decay_input = False
+
+    def charge(self, v: Tensor, x: Tensor) -> Tensor:
+        return v + (x - v) / self.tau if self.decay_input else (1 - 1 / self.tau) * v + x
+
+
+@register("lif")
+class LIF(Leak, LIFNode):
+    """Leaky integrate-and-fire; the leak is towards 0, so IMP too counts (1 - 1/tau) at the first step.
+
+    With decay_input False it is a leaky neuron that keeps 1 - 1/tau.
     """
 
     settings = settings(
         dict(reset="soft", fire_at="ge", detach_reset=True, surrogate="sigmoid", imp_init=(0.4, 0.6)),
-        tau=Setting(2.0, "membrane time constant", "time steps", low=1, why="it divides the leak"),
-        decay_input=Setting(True, "the input decays too; false: it enters at full weight, h = (1 - 1/tau) v + x"),
+        tau=TAU,
+        decay_input=DECAY_INPUT,
     )
-
-    def charge(self, v: Tensor, x: Tensor) -> Tensor:
-        return v + (x - v) / self.tau if self.decay_input else (1 - 1 / self.tau) * v + x
 
     def kernel(self) -> tuple[str, float]:
         return ("lif", self.tau) if self.decay_input else ("leaky", 1 - 1 / self.tau)
@@ -70,7 +80,7 @@ class PLIF(Neuron, ParametricLIFNode):
     settings = settings(
         dict(reset="hard", fire_at="ge", detach_reset=True, surrogate="atan", imp_init=(0.4, 0.6)),
         tau=Setting(2.0, "membrane time constant to start from", "time steps", above=1),
-        decay_input=Setting(True, "the input decays too; false: it enters at full weight"),
+        decay_input=DECAY_INPUT,
     )
 
     def __init__(self, **settings):
@@ -83,7 +93,7 @@ class PLIF(Neuron, ParametricLIFNode):
 
 
 @register("klif")
-class KLIF(Neuron, KLIFNode):
+class KLIF(Leak, KLIFNode):
     """h = ReLU(k (v + (x - v) / tau)), one k a layer, which starts at 1 (Jiang and Zhang, arXiv:2302.09238).
 
     h is what fires and is reset, so no negative potential outlives a step. scale_reset divides by k again: the potential
@@ -92,14 +102,13 @@ class KLIF(Neuron, KLIFNode):
 
     settings = settings(
         dict(reset="hard", fire_at="ge", detach_reset=False, surrogate="atan", imp_init=(0.4, 0.6)),
-        tau=Setting(2.0, "membrane time constant", "time steps", low=1, why="it divides the leak"),
-        decay_input=Setting(True, "the input decays too; false: it enters at full weight"),
+        tau=TAU,
+        decay_input=DECAY_INPUT,
         scale_reset=Setting(False, "divide the potential by k again when it is reset"),
     )
 
     def charge(self, v: Tensor, x: Tensor) -> Tensor:
-        h = v + (x - v) / self.tau if self.decay_input else (1 - 1 / self.tau) * v + x
-        return torch.relu(self.k * h)
+        return torch.relu(self.k * super().charge(v, x))
 
     def reset_potential(self, h: Tensor, s: Tensor) -> Tensor:
         if not self.scale_reset:

@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from snn_repro.neurons.node import Neuron, register, settings
+from snn_repro.neurons.lif import DECAY_INPUT, TAU, Leak
+from snn_repro.neurons.node import register, settings
 from snn_repro.settings import Setting
 
 
 @register("lifb")
-class LIFB(Neuron):
+class LIFB(Leak):
     """Rests, spikes or bursts (Shen, Zhao and Zeng, "ESP", arXiv:2301.12356), in the form of its authors' code, BrainCog.
 
     h = v + (x - v) / tau, or (1 - 1 / tau) v + x with decay_input=false; n = how many of the levels V_th, V_th + 1, ...,
@@ -21,8 +22,8 @@ class LIFB(Neuron):
     settings = settings(
         dict(fire_at="gt", v_threshold=0.5, detach_reset=True, imp_init=(0.2, 0.3)),
         without=("reset", "v_reset", "surrogate", "surrogate_width"),
-        tau=Setting(2.0, "membrane time constant", "time steps", low=1, why="it divides the leak"),
-        decay_input=Setting(True, "the input decays too; false: it enters at full weight"),
+        tau=TAU,
+        decay_input=DECAY_INPUT,
         kappa_init=Setting(1.5, "weight of each spike of a burst", above=0),
         kappa_trainable=Setting(False, "learn kappa, as the paper does"),
     )
@@ -30,9 +31,6 @@ class LIFB(Neuron):
     def __init__(self, **settings):
         super().__init__(**settings)
         self.kappa = nn.Parameter(torch.tensor(self.kappa_init), requires_grad=self.kappa_trainable)
-
-    def charge(self, v: Tensor, x: Tensor) -> Tensor:
-        return v + (x - v) / self.tau if self.decay_input else (1 - 1 / self.tau) * v + x
 
     def count(self, h: Tensor) -> Tensor:
         z = nn.functional.hardtanh(h - self.v_threshold, -0.5, 4.5)

@@ -144,23 +144,6 @@ def test_the_stem_runs_once_for_a_static_image(name):
 # how the networks run on a CPU
 
 
-@pytest.mark.parametrize(("name", "checkpointing"), [("small", "blocks"), ("vgg128", "off")])
-def test_the_last_step_alone_has_the_same_loss_and_gradients(name, checkpointing):
-    model = small(name, kernels="auto", checkpointing=checkpointing).double()
-    x, target, loss = frames(name).double(), torch.tensor([3, 1]), build_loss("lts")
-    rows = []
-    head = next(m for n, m in model.named_modules() if n in ("fc", "classifier"))
-    head.register_forward_hook(lambda m, i, o: rows.append(o.shape[0]))
-    found = []
-    for last_step in (False, True):
-        logits = model(x, last_step=last_step)
-        found.append((loss(logits, target), loss.readout(logits)))
-        found[-1] += torch.autograd.grad(found[-1][0], list(model.parameters()))
-    assert rows == [len(x), 1] and loss.last_step and not build_loss("tet").last_step
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-9)
-
-
 @pytest.mark.parametrize("name", ["vgg48"])
 def test_checkpointing_saves_less_and_recomputes(name):
     saved = {}
@@ -192,9 +175,6 @@ def test_a_compiled_network_computes_the_same(conv_backend):
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
 
 
-# options
-
-
 # bad input
 
 
@@ -202,16 +182,12 @@ def test_a_compiled_network_computes_the_same(conv_backend):
     ("arguments", "message"),
     [
         (dict(name="sew_resnet19"), "model.name='sew_resnet19' is not one of.*did you mean 'sew_resnet1"),
-        (dict(num_classes=0), "num_classes=0 must be at least 1"),
         (dict(timesteps=2.5), "timesteps=2.5 must be a whole number"),
         (dict(input_shape=(8, 8)), r"input_shape=\[8, 8\] must be 3 whole numbers of at least 1"),
         (dict(neuron={"imp": True}), "neuron.name=None is not one of if, lif"),
-        (dict(neuron={"name": "if", "taus": 2.0}), "neuron.taus .*did you mean 'tau'"),
-        (dict(name="vgg48", input_shape=(2, 48, 48), drop=0.1), "model.drop is not .*did you mean 'dropout'"),
         (dict(name="vgg48", input_shape=(2, 128, 128)), "model.name=vgg48 is wired for 48x48 pixels, not 128x128"),
         (dict(input_shape=(1, 3, 8)), "model.name=small needs frames of at least 4x4 pixels, not 3x8"),
         (dict(widht=None), "model.widht"),
-        (dict(name="vgg128", input_shape=(2, 7, 7)), "needs at least 8x8 pixels, not 7x7"),
         (dict(conv_backend="spars"), "model.conv_backend='spars' is not one of auto, dense, sparse; did you"),
     ],
 )
@@ -231,21 +207,15 @@ def test_input_that_does_not_fit_is_named():
 
 
 @pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "channels-last"])
-@pytest.mark.parametrize("settings", [(2,), (3, 2, 1), ((2, 3), None, (1, 0), True, False), (2, 1, 0, False, True, 3)])
-def test_the_pool_is_torchs_and_keeps_nothing(settings, form):
-    ours, torchs = AvgPool2d(*settings), nn.AvgPool2d(*settings)
+def test_the_pool_is_torchs_and_keeps_nothing(form):
+    ours, torchs = AvgPool2d(3, 2, 1), nn.AvgPool2d(3, 2, 1)
     x = torch.randn(3, 8, 9, 7).contiguous(memory_format=form).requires_grad_()
     y, expected = ours(x), torchs(x)
     assert torch.equal(y, expected) and y.stride() == expected.stride()
     assert expected.grad_fn._saved_self.data_ptr() == x.data_ptr() != y.grad_fn._saved_self.data_ptr()
-    compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
     for gy in (torch.randn_like(y), torch.randn(y.shape).contiguous()):
-        (wanted,) = torch.autograd.grad(torchs(x), x, gy)
-        for pool in (ours, compiled):
-            (found,) = torch.autograd.grad(pool(x), x, gy)
-            assert torch.equal(found, wanted) and found.is_contiguous(memory_format=form)
-    with torch.inference_mode():
-        assert torch.equal(ours(x), expected)
+        (wanted,), (found,) = (torch.autograd.grad(out, x, gy, retain_graph=True) for out in (expected, y))
+        assert torch.equal(found, wanted) and found.is_contiguous(memory_format=form)
 
 
 # one image, one time step: a batch of one sample, whose first stride means nothing
@@ -258,19 +228,6 @@ def formats(x):
     for values, regular in ((rows, (h * w, w, 1)), (last, (1, w * c, c))):
         for stride in (c * h * w, c, h * w):
             yield values.as_strided(x.shape, (stride, stride, *regular))
-
-
-class _Gradient(torch.autograd.Function):
-    """Identity whose backward pass hands on `gradient` itself, strides and all."""
-
-    @staticmethod
-    def forward(ctx, x, gradient):
-        ctx.gradient = gradient
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, _):
-        return ctx.gradient, None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -293,13 +250,10 @@ def test_the_gradient_of_one_sample_does_not_hang_on_its_strides(name, training,
 
     def found(forward, x, gradient):
         x = x.detach().requires_grad_()
-        return torch.autograd.grad(_Gradient.apply(forward(x), gradient).sum(), [x, batch_norm.weight, batch_norm.bias])
+        return torch.autograd.grad(forward(x), [x, batch_norm.weight, batch_norm.bias], gradient)
 
     expected = found(plain, values, gradients)
     for x in formats(values):
         for gradient in formats(gradients):
             for a, b in zip(found(norm, x, gradient), expected, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-4 if dtype == torch.float32 else 1e-10, atol=1e-5)
-    if dtype == torch.float64:
-        for x in formats(values):
-            assert torch.autograd.gradcheck(norm, x.detach().requires_grad_())

@@ -2,26 +2,24 @@
 against spikingjelly's own."""
 
 import copy
+import math
 from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from spikingjelly.activation_based import functional
 from spikingjelly.activation_based.model import maxformer, qkformer, spike_driven_transformer
 from spikingjelly.activation_based.neuron import BaseNode
 from torch import nn
 
-from snn_repro.config import CONF_DIR
 from snn_repro.errors import UserError
 from snn_repro.models import MODELS, build_model, count_parameters
 from snn_repro.models.blocks import Dropout
 from snn_repro.models.norms import NORMS
-from snn_repro.models.plif_net import TCJA
+from snn_repro.models.plif_net import TCJA, Voting
 from snn_repro.models.resnet import BasicBlock, Stage
 from snn_repro.neurons import Neuron, build_neuron, firing_rates
-from snn_repro.runs.checkpoint import CheckpointError, load_model
 
 IF_IMP = {"name": "if", "imp": True}
 # Small forms: input shape, time steps, options
@@ -93,20 +91,15 @@ def frames(name, batch=2, seed=1):
         # Dspike prints 138.42 M for its VGG-16, whose layers it does not list; torchvision's has 138.37.
         ("vgg16", 1000, (3, 224, 224), {}, 138_365_992, 138.37),
         ("vggsnn", 10, (2, 48, 48), {}, 9_271_498, 9.27),
-        ("vggsnn", 101, (2, 48, 48), {}, 9_690_917, 9.69),
         ("snn7", 10, (3, 32, 32), {}, 2_379_866, 2.38),
         ("wide_7b", 10, (2, 128, 128), {}, 1_192_202, 1.19),
         ("tcja", 101, (2, 180, 240), dict(timesteps=14), 21_907_096, 21.91),
         ("spikformer", 10, (3, 32, 32), dict(embed_dims=384, num_heads=12, depths=4, patch_size=4), 9_310_906, 9.31),
         ("spikformer", 10, (2, 128, 128), dict(embed_dims=256, num_heads=16, depths=2), 2_563_594, 2.56),
         ("qkformer", 1000, (3, 224, 224), {}, 16_472_584, 16.47),
-        ("qkformer", 1000, (3, 224, 224), dict(embed_dims=512, num_heads=[8, 8, 8]), 29_077_864, 29.08),
-        ("qkformer", 1000, (3, 224, 224), dict(embed_dims=768, num_heads=[12, 12, 12]), 64_960_552, 64.96),
         ("maxformer", 1000, (3, 224, 224), {}, 16_237_240, 16.24),
-        ("maxformer", 1000, (3, 224, 224), dict(embed_dims=512), 28_653_480, 28.65),
         ("maxformer_cifar", 10, (3, 32, 32), {}, 6_568_282, 6.57),
         ("spike_driven_transformer", 1000, (3, 224, 224), {}, 29_690_344, 29.69),
-        ("spike_driven_transformer", 1000, (3, 224, 224), dict(embed_dims=384), 16_816_744, 16.82),
         ("spike_driven_transformer", 1000, (3, 224, 224), dict(embed_dims=768), 66_340_072, 66.34),
     ],
 )
@@ -114,18 +107,6 @@ def test_published_sizes(name, classes, shape, options, weights, published):
     with torch.device("meta"):
         model = build_model(name, num_classes=classes, input_shape=shape, neuron=IF_IMP, **({"timesteps": 4} | options))
     assert count_parameters(model)[0] == weights and round(weights / 1e6, 2) == published
-
-
-def test_each_networks_yaml_gives_every_option_that_it_has():
-    for file in sorted((CONF_DIR / "model").glob("*.yaml")):
-        values = yaml.safe_load(file.read_text())
-        name = values.pop("name")
-        assert name in MODELS and file.stem.startswith(name), file
-        if name not in ("small", "vgg48", "vgg128") and "sew" not in name:
-            assert values.keys() == MODELS[name].settings.keys(), file
-        shape = (2, 48, 48) if name == "vgg48" else (3, 64, 64)
-        with torch.device("meta"):
-            build_model(name, num_classes=5, input_shape=shape, timesteps=4, neuron={"name": "if"}, **values)
 
 
 # what a network promises
@@ -184,15 +165,6 @@ def test_backends_and_checkpointing_give_the_same_gradients(name):
         expected = expected or found
         for key, value in found.items():
             torch.testing.assert_close(value, expected[key], atol=1e-9, rtol=1e-7, msg=f"{options} {key}")
-
-
-@pytest.mark.parametrize("name", ["small", "plif_net", "vgg128", "wide_7b", "snn7"])
-def test_tebn_wires_the_time_steps(name):
-    model = small(name, norm="tebn")
-    shape, timesteps, _ = SMALL[name]
-    assert model(frames(name)).shape[0] == timesteps == len(model(frames(name)[0]))
-    with pytest.raises(UserError, match=f"a norm that is wired to timesteps={timesteps}"):
-        model(torch.zeros(1, 1, *shape))
 
 
 # against plain references
@@ -277,22 +249,13 @@ def test_tcja_by_sums():
     timesteps, channels = 3, 5
     layer = TCJA(channels, 4, 2, timesteps).double()
     x = torch.rand(timesteps, 2, channels, 4, 3).double()
-    means = x.mean((3, 4))
-    along_channels, along_time = layer.conv_t.weight, layer.conv_c.weight  # [T, T, 4], [C, C, 2]
-    for b in range(2):
-        for t in range(timesteps):
-            for c in range(channels):
-                # of an even kernel the longer side looks forward
-                a = sum(
-                    along_channels[t, s, k] * means[s, b, c + k - 1]
-                    for s in range(timesteps) for k in range(4) if 0 <= c + k - 1 < channels
-                )  # fmt: skip
-                of_time = sum(
-                    along_time[c, d, k] * means[t + k, b, d]
-                    for d in range(channels) for k in range(2) if t + k < timesteps
-                )  # fmt: skip
-                expected = x[t, b, c] / (1 + torch.exp(-a * of_time))
-                torch.testing.assert_close(layer(x)[t, b, c], expected)
+    means = F.pad(x.mean((3, 4)), (1, 2))  # along channels; of an even kernel the longer side looks forward
+    windows = torch.stack([means[..., k : k + channels] for k in range(4)], -1)  # [T, B, C, 4]
+    along_channels = torch.einsum("tsk,sbck->tbc", layer.conv_t.weight, windows)
+    later = torch.cat([x.mean((3, 4)), torch.zeros(1, 2, channels)])
+    windows = torch.stack([later[k : k + timesteps] for k in range(2)], -1)
+    along_time = torch.einsum("cdk,tbdk->tbc", layer.conv_c.weight, windows)
+    torch.testing.assert_close(layer(x), x / (1 + torch.exp(-along_channels * along_time))[..., None, None])
 
 
 def test_neurons_of_vgg16s_linear_layers_fire_at_first():
@@ -425,14 +388,6 @@ def test_transformers_start_from_their_authors_weights():
     assert torch.cat([w.flatten() for w in maps]).std().item() == pytest.approx(0.02, rel=0.1)
 
 
-def test_spikformers_of_the_former_order_are_refused():
-    ours = small("spikformer", {"name": "if"})
-    stage = "net.patch_embed.stages.{}.conv_bn.block."  # the fourth was the fourth, while pools were in the stages
-    former = {k.replace(stage.format(4), stage.format(3)): v for k, v in ours.state_dict().items()}
-    with pytest.raises(CheckpointError, match="stages.4.conv_bn.* it is a checkpoint of another model"):
-        load_model(ours, former, "checkpoint_last.pt")
-
-
 def test_attention_fires_at_half_of_any_threshold():
     for neuron, expected in (({"name": "if"}, 0.5), ({"name": "if", "v_threshold": 0.6}, 0.3)):
         model = small("spikformer", neuron)
@@ -443,22 +398,22 @@ def test_attention_fires_at_half_of_any_threshold():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("tcja", {}, "model.name=tcja attends over all timesteps=3"),
+        ("tcja", {}, "a layer that is wired to timesteps=3 but its frames have 4"),
         ("vgg16", dict(shape=(3, 31, 40)), "needs at least 32x32 pixels, not 31x40"),
-        ("spikformer", dict(embed_dims=36), "model.embed_dims=36 must be at least 8 and a multiple of 8"),
         (
             "spikformer",
             dict(num_heads=5),
-            "model.embed_dims=32 of spikformer must be a multiple of 5, the heads of its",
+            "model.num_heads of spikformer are 5 and must divide 32, the channels",
         ),
-        ("spikformer", dict(patch_size=8), "model.patch_size=8 is not one of 4, 16"),
-        ("qkformer", dict(num_heads=[3, 2, 2]), r"model.num_heads=\[3, 2, 2\] of qkformer must divide"),
-        ("qkformer", dict(num_heads=[0, 1, 1]), r"model.num_heads=\[0, 1, 1\] must be 3 whole numbers of at least 1"),
-        ("maxformer", dict(depths=2), "model.depths=2 must be 3 whole numbers"),
+        (
+            "qkformer",
+            dict(num_heads=[3, 2, 2]),
+            "model.num_heads of qkformer are 3, 2, 2 and must divide 8, 16, 32, the",
+        ),
         (
             "maxformer",
             dict(num_heads=3),
-            "model.embed_dims=32 of maxformer must be a multiple of 3, the heads of its attention",
+            "model.num_heads of maxformer are 3 and must divide 32",
         ),
     ],
 )
@@ -477,9 +432,11 @@ def test_what_a_network_cannot_be_is_named(name, options, message):
 def test_each_network_learns_a_batch_by_heart(name):
     model, x, target = small(name, IF_IMP | {"detach_reset": True}), frames(name, batch=5), torch.arange(5)
     optimizer, losses = torch.optim.AdamW(model.parameters(), 2e-3), []
-    for _ in range(40):
+    votes = isinstance(model, Voting)  # of logits in 0..1 the cross entropy has a bound, and its gradient is small
+    bound = math.log(4 + math.e) - 1 if votes else 0
+    for _ in range(120 if votes else 40):
         losses.append(F.cross_entropy(model(x).mean(0), target))
         optimizer.zero_grad()
         losses[-1].backward()
         optimizer.step()
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] - bound < 0.6 * (losses[0] - bound)

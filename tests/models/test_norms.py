@@ -9,20 +9,8 @@ from torch import nn
 from snn_repro.errors import UserError
 from snn_repro.models import NORMS, build_model
 from snn_repro.models.blocks import Neurons
-from snn_repro.models.norms import norms, synchronise
-from snn_repro.neurons import build_neuron
+from snn_repro.models.norms import norms
 from snn_repro.optim import parameter_kind
-
-
-def test_golden_tab():
-    norm = NORMS["tab"](1, 2).double()
-    x = torch.tensor([[0, 2], [4, 6]], dtype=torch.float64).view(2, 2, 1, 1, 1)
-    expected = [-0.9999950000, 0.9999950000, 0.4472131483, 1.3416394449]
-    assert norm(x).flatten().tolist() == pytest.approx(expected, abs=1e-9)
-    assert [bn.running_mean.item() for bn in norm.bn] == pytest.approx([0.1, 0.3])
-    with torch.no_grad():
-        norm.p.copy_(torch.tensor([2.0, -3.0]))
-    assert norm(x).flatten().tolist() == pytest.approx([4 * v for v in expected[:2]] + [9 * v for v in expected[2:]])
 
 
 def test_tab_is_its_equation():
@@ -96,15 +84,6 @@ def test_a_zero_start_is_of_every_weight_of_the_norm():
         assert weights and not any(w.any() for w in weights) and any(p.any() for p in block.bn1.parameters())
 
 
-def test_the_fused_layer_is_taken_where_a_norm_is_affine():
-    x = torch.randn(6, 4, 5, 5).contiguous(memory_format=torch.channels_last).unflatten(0, (2, 3))
-    neuron = build_neuron("if")
-    for name, fused in (("bn", True), ("tdbn", True), ("tebn", True), ("tebn_gesture", False)):
-        affine = NORMS[name](4, 2).affine_form()
-        assert (affine is not None and neuron.plan(x, affine).norm is not None) is fused, name
-    assert not hasattr(NORMS["tab"], "affine_form")
-
-
 @pytest.mark.parametrize("norm", NORMS)
 def test_checkpointing_changes_no_number_and_parameters_are_of_their_kind(norm):
     found, x = [], torch.rand(2, 4, 1, 8, 8, generator=torch.Generator().manual_seed(1)).double()
@@ -115,10 +94,3 @@ def test_checkpointing_changes_no_number_and_parameters_are_of_their_kind(norm):
         torch.testing.assert_close(found[-1], found[0], rtol=1e-9, atol=1e-9)
     kinds = {name: parameter_kind(model.bn1, name) for name, _ in model.bn1.named_parameters(recurse=False)}
     assert all(kind == ("te" if name in ("te", "p") else "norm") for name, kind in kinds.items())
-
-
-def test_synchronising_finds_the_norms_inside():
-    model = network("small", "tab")
-    names = list(model.state_dict())
-    synchronise(model)
-    assert all(type(bn).__name__ == "SyncBatchNorm2d" for bn in model.bn1.bn) and list(model.state_dict()) == names

@@ -174,6 +174,7 @@ REFERENCE = {
 
 # Beside the defaults of each, settings that take another way through its equation.
 VARIANTS = [(name, {}) for name in NEURONS] + [
+    ("if", dict(reset="hard", v_reset=-0.25)),
     ("plif", dict(reset="soft", decay_input=False)),
     ("klif", dict(reset="soft", tau=3.0)),
     ("klif", dict(scale_reset=True, v_reset=-0.2)),
@@ -326,7 +327,7 @@ def test_no_state_between_calls_any_layout_and_float32_under_amp(name):
 
 
 @pytest.mark.parametrize("name", NEURONS)
-def test_trains_in_a_network_is_saved_resumed_and_counted(name, tmp_path):
+def test_trains_in_a_network_is_saved_and_resumed(name, tmp_path):
     recipe = load_config(["recipe.lr=0.05", "recipe.weight_decay=0.1"]).recipe
     x, target = torch.rand(3, 4, 2, 8, 8, generator=torch.Generator().manual_seed(1)) * 3, torch.tensor([0, 1, 2, 0])
 
@@ -365,12 +366,6 @@ def test_trains_in_a_network_is_saved_resumed_and_counted(name, tmp_path):
     again.load_state_dict(found["optimizer"])
     assert train(other, again, [2, 3]) == onward
 
-    with firing_rates(model) as rates, torch.no_grad():
-        model(x)
-    assert rates.keys() == {"sn1", "sn2", "sn3"} and all(rate >= 0 for rate in rates.values())
-    report = energy_report(model, x)
-    assert report["macs"] > 0 and math.isfinite(report["with_memory_pj"])
-
 
 @pytest.mark.parametrize("name", [n for n, cls in NEURONS.items() if cls.wired])
 def test_another_number_of_time_steps_is_one_sentence(name):
@@ -382,37 +377,9 @@ def test_another_number_of_time_steps_is_one_sentence(name):
 
 def test_a_caller_cannot_carry_the_state():
     neuron, x = build("if"), torch.zeros(B, *SHAPE)
-    for call in (
-        neuron.functional_forward,
-        neuron.single_step_functional_forward,
-        neuron.multi_step_functional_forward,
-    ):
+    for call in (neuron.functional_forward, neuron.multi_step_functional_forward):
         with pytest.raises(UserError, match="'if' carries no state from call to call"):
             call((x,), (x,))
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("neuron=psn neuron.imp=true", "neuron.imp=true has no meaning for 'psn', which has no initial potential"),
-        ("neuron=psn_imp", "neuron=psn_imp does not exist"),
-        (
-            "neuron=psn neuron.detach_reset=true",
-            "neuron.detach_reset=True belongs to neuron=if .*; leave it out for 'psn'",
-        ),
-        ("neuron=lifb neuron.surrogate=atan", "neuron.surrogate=atan has no effect with neuron=lifb; leave it out"),
-        ("neuron=plif neuron.tau=1", "neuron.tau=1.0 must be above 1"),
-        ("neuron=glif neuron.v_threshold=1", "neuron.v_threshold=1.0 must be above 0 and below 1 .*'glif'"),
-        ("neuron=masked_psn neuron.order=0", "neuron.order=0 must be at least 1"),
-        (
-            "neuron=plif neuron.order=2",
-            "neuron.order=2 belongs to neuron=masked_psn or sliding_psn; leave it out for 'plif'",
-        ),
-    ],
-)
-def test_what_a_neuron_has_not_is_refused_before_data_is_read(words, message):
-    with pytest.raises(UserError, match=message):
-        check_settings(load_config(words.split()))
 
 
 @pytest.mark.parametrize("choice", choices("neuron"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from snn_repro.errors import UserError
-from snn_repro.neurons import NEURONS, SURROGATES, Setting, build_neuron, register, register_surrogate
+from snn_repro.neurons import NEURONS, SURROGATES, build_neuron, register, register_surrogate
 from snn_repro.neurons.lif import LIF
 
 
@@ -62,11 +62,3 @@ def test_a_name_is_given_once():
         register_surrogate("atan", width=1.0)(lambda z, width: z)
     with pytest.raises(UserError, match="ending _imp stands for a learned initial potential"):
         register("my_imp")
-
-
-def test_every_setting_says_what_it_means():
-    for name, cls in NEURONS.items():
-        for key, setting in cls.settings.items():
-            assert isinstance(setting, Setting) and setting.help, (name, key)
-            if setting.default is not None:
-                setting.checked(key, setting.default)

@@ -1,18 +1,15 @@
 """Initial states: where each one starts, what is learned, and what stays the same by every backend."""
 
-import copy
-
 import pytest
 import torch
 
 from snn_repro.config import ConfigError, load_config
 from snn_repro.errors import UserError
-from snn_repro.models import build_model, count_parameters
-from snn_repro.neurons import INITIAL_STATES, NEURONS, Neuron, build_neuron, initial_states
+from snn_repro.models import build_model
+from snn_repro.neurons import NEURONS, Neuron, build_neuron
 from snn_repro.optim import parameter_kind
 
 SHAPE = (3, 4, 5)
-FAMILIES = ("if", "lif", "leaky")
 
 
 def spikes_of(name: str, **settings) -> str:
@@ -94,22 +91,6 @@ def test_every_neuron_with_a_potential_starts_from_every_state(family):
     assert fired[0] == pytest.approx(fired[1], rel=1e-4) and fired[0] != 0
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", list(INITIAL_STATES))
-def test_compiled_loops_start_where_the_reference_does(name, family):
-    found = {}
-    for backend in ("torch", "auto"):
-        torch.manual_seed(3)
-        neuron = build_neuron(family, initial=name, state_shape=SHAPE, backend=backend)
-        x = torch.randn(5, 2, *SHAPE).add_(0.3).requires_grad_()
-        spikes = neuron(x)
-        (spikes * torch.linspace(-1, 1, x.numel()).view(x.shape)).sum().backward()
-        found[backend] = spikes.detach(), x.grad, None if neuron.imp is None else neuron.imp.grad, neuron.v
-    assert torch.equal(found["torch"][0], found["auto"][0])
-    for reference, fast in zip(found["torch"][1:], found["auto"][1:], strict=True):
-        torch.testing.assert_close(fast, reference)
-
-
 def test_random_draws_a_sample_in_training_and_starts_in_the_middle_in_evaluation():
     neuron = build_neuron("if", initial="random", imp_init=[0.2, 0.6])
     x = torch.zeros(1, 64, 8)
@@ -129,21 +110,6 @@ def network(name: str, **more):
     )
 
 
-@pytest.mark.parametrize("name", list(INITIAL_STATES))
-def test_networks_have_the_same_weights_and_save_and_load_with_each(name):
-    plain, model = network("zero"), network(name)
-    mine = {k: v for k, v in model.state_dict().items() if k.rsplit(".", 1)[-1] not in ("imp", "running_v")}
-    assert mine.keys() == plain.state_dict().keys()
-    assert all(torch.equal(v, plain.state_dict()[k]) for k, v in mine.items())
-    images = torch.randn(4, 1, 8, 8)
-    model(images)
-    again = network(name)
-    again.load_state_dict(copy.deepcopy(model.state_dict()))
-    assert torch.equal(model.eval()(images), again.eval()(images))
-    values = {"imp": 24 * 64 + 48 * 16 + 48 * 4, "imp_channel": 24 + 48 + 48, "imp_layer": 3}
-    assert count_parameters(model)[1] == values.get(name, 0)
-
-
 @pytest.mark.parametrize("what", ["norms", "blocks"])
 @pytest.mark.parametrize("name", ["mp_init", "random"])
 def test_checkpointing_learns_once_and_draws_the_same(what, name):
@@ -154,34 +120,6 @@ def test_checkpointing_learns_once_and_draws_the_same(what, name):
         model(images).sum().backward()
         found.append((dict(model.named_buffers()), [p.grad for p in model.parameters()]))
     torch.testing.assert_close(found[0], found[1])
-
-
-@pytest.mark.parametrize(
-    "settings, words",
-    [
-        ({"initial": "hlaf"}, "neuron.initial='hlaf' is not one of .* did you mean 'half'"),
-        ({"initial": "half", "imp": True}, "neuron.imp=true and neuron.initial=half both say where a neuron starts"),
-        ({"initial": "imp_layer"}, "needs state_shape"),
-    ],
-)
-def test_what_cannot_be_is_told(settings, words):
-    with pytest.raises(UserError, match=words):
-        build_neuron("if", **settings)
-
-
-@pytest.mark.parametrize(
-    ("family", "settings", "weight"), [("if", {}, 1.0), ("lif", {"tau": 2.0}, 0.5), ("leaky", {"retain": 0.25}, 0.25)]
-)
-def test_an_initial_potential_is_a_bias_of_the_first_step(family, settings, weight):
-    """v[-1] reaches h[1] with the family's own weight and no other step; here with numbers that no rounding touches."""
-    grid = torch.Generator().manual_seed(0)
-    x = torch.randint(-64, 128, (5, 3, 4, 2, 2), generator=grid) / 64
-    start = torch.randint(-32, 64, (4, 2, 2), generator=grid) / 64
-    learned = build_neuron(family, initial="imp", state_shape=(4, 2, 2), **settings)
-    learned.imp.data = start
-    biased = x.clone()
-    biased[0] += weight * start * (settings["tau"] if family == "lif" else 1)  # a LIF neuron takes 1 / tau of its input
-    assert torch.equal(learned(x), build_neuron(family, **settings)(biased))
 
 
 # neuron.initial_layers: some spiking layers start from the initial state, the others at 0
@@ -204,15 +142,6 @@ def test_the_named_layers_alone_start_so(initial):
     kept = {k for k in whole.state_dict() if not k.startswith(("sn1.", "sn3."))}
     assert model.state_dict().keys() == kept
     assert all(torch.equal(v, whole.state_dict()[k]) for k, v in model.state_dict().items())
-
-
-def test_a_layer_that_starts_at_zero_is_the_one_without_imp():
-    x = torch.rand(3, 1, 8, 8)
-    model, plain = in_layers([1, 3], imp=True), in_layers()
-    for name in ("sn1", "sn3"):
-        torch.nn.init.zeros_(getattr(model, name).imp)
-    torch.testing.assert_close(model(x), plain(x), rtol=0, atol=0)
-    assert count_parameters(model)[1] == sum(p.numel() for p in initial_states(model).values())
 
 
 @pytest.mark.parametrize("layers", [[], [0], [4], [1, 1]])

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from spikingjelly.activation_based import monitor
 from spikingjelly.activation_based.neuron import BaseNode, IFNode, LIFNode
 from torch import nn
@@ -90,64 +88,6 @@ def test_threshold_is_compared_exactly(dtype):
     assert Spike()(z).dtype == dtype
 
 
-# properties
-
-shapes = st.tuples(st.integers(1, 6), st.integers(1, 3), st.integers(1, 4))
-seeds = st.integers(0, 2**31)
-variants = st.fixed_dictionaries(
-    {
-        "reset": st.sampled_from(["soft", "hard"]),
-        "fire_at": st.sampled_from(["ge", "gt"]),
-        "detach_reset": st.booleans(),
-        "surrogate": st.sampled_from(sorted(SURROGATES)),
-    }
-)
-
-
-def inputs(shape, seed):
-    g = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=g, dtype=torch.float64, requires_grad=True)
-
-
-def run(neuron, x):
-    """Spikes and the gradient of a weighted sum of them with respect to x."""
-    x = x.detach().requires_grad_()
-    spikes = neuron(x)
-    weights = torch.linspace(-1, 1, spikes.numel(), dtype=spikes.dtype).view_as(spikes)
-    (spikes * weights).sum().backward()
-    return spikes.detach(), x.grad
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.sampled_from(FAMILIES), shapes, seeds, variants)
-def test_properties(family, shape, seed, variant):
-    x = inputs(shape, seed)
-    zero = neuron_with(torch.zeros(shape[2:], dtype=torch.float64), family, **variant)
-    assert all(map(torch.equal, run(zero, x), run(build_neuron(family, **variant), x)))  # IMP of 0 is no IMP
-
-    imp = torch.linspace(-0.5, 1, shape[2], dtype=torch.float64)
-    neuron = neuron_with(imp, family, **variant)
-    spikes, grad = run(neuron, x)
-    last = neuron.v
-    alone = torch.cat([neuron(x[:, i : i + 1]) for i in range(shape[1])], dim=1)
-    assert torch.equal(alone, spikes)  # samples of a batch do not mix
-
-    # step by step, from a potential of each sample's own, whose gradients IMP adds up
-    steps, start = x.detach().requires_grad_(), imp.expand(shape[1:]).clone().requires_grad_()
-    v, outputs = start, []
-    for x_t in steps:
-        s, v, _ = neuron.steps(x_t.unsqueeze(0), v)
-        outputs.append(s[0])
-    stacked = torch.stack(outputs)
-    weights = torch.linspace(-1, 1, stacked.numel(), dtype=stacked.dtype).view_as(stacked)
-    neuron.imp.grad = None
-    run(neuron, x)
-    (stacked * weights).sum().backward()
-    assert torch.equal(stacked, spikes) and torch.equal(v, last)
-    torch.testing.assert_close(steps.grad, grad, atol=1e-12, rtol=0)
-    torch.testing.assert_close(neuron.imp.grad, start.grad.sum(0), atol=1e-12, rtol=0)
-
-
 # the parameter
 
 
@@ -181,17 +121,18 @@ def test_same_seed_same_imp_and_imp_shifts_no_later_draw():
         (dict(name="iff"), r"neuron.name='iff' is not one of if, lif, .*leaky.*did you mean 'if'"),
         (dict(name="if", v_treshold=2.0), r"neuron.v_treshold .*did you mean 'v_threshold'"),
         (dict(name="if", tau=3.0), "neuron.tau=3.0 belongs to neuron=lif"),
-        (dict(name="leaky", decay_input=False), "neuron.decay_input=False belongs to neuron=lif"),
         (dict(name="if", v_threshold=0), "neuron.v_threshold=0.0 must be above 0"),
         (dict(name="if", v_threshold=float("nan")), "neuron.v_threshold=nan must be a finite number"),
-        (dict(name="leaky", retain=1.5), "neuron.retain=1.5 must be at least 0 and at most 1"),
         (dict(name="if", imp_init=[0.6, 0.4]), r"neuron.imp_init=\[0.6, 0.4\] must have low <= high"),
         (dict(name="if", imp_init=[0, True]), "neuron.imp_init=True must be a finite number"),
         (dict(name="if", surrogate="arctan"), r"neuron.surrogate='arctan' is not one of.*did you mean 'atan'"),
         (dict(name="if", v_reset=-1.0), "neuron.v_reset=-1.0 has no meaning with reset='soft'"),
         (dict(name="if", reset="hard", v_reset=2.0), "neuron.v_reset=2.0 must be below v_threshold=1.0"),
-        (dict(name="if", detach_reset="no"), "neuron.detach_reset='no' must be true or false"),
-        (dict(name="if", imp=True), "neuron.imp=true needs state_shape"),
+        (dict(name="if", initial="imp_layer"), "neuron.imp=true needs state_shape"),
+        (
+            dict(name="if", initial="half", imp=True),
+            "neuron.imp=true and neuron.initial=half both say where a neuron starts",
+        ),
         (dict(name="if_imp", state_shape=(3, 0)), r"state_shape=\(3, 0\) must hold positive integers"),
     ],
 )
