@@ -14,6 +14,7 @@ forward and once for the weight gradient, and kept in the user's cache. The loop
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -231,8 +232,9 @@ def _measure(n, c, height, width, outputs, kernel, stride, padding, threads) -> 
         crossings = []
         for by_dense, by_sparse in pairs:
             limit = MARGIN * seconds(by_dense, threads)
-            times = [(d, seconds(lambda: by_sparse(x, d), threads)) for d, x in inputs.items()]  # noqa: B023
-            crossings.append(crossing(times, limit))
+            times = [seconds(lambda: by_sparse(x, d), threads) for d, x in inputs.items()]  # noqa: B023
+            times = np.maximum.accumulate(times)
+            crossings.append(float(np.interp(limit, times, TRIAL_DENSITIES, left=0)))
     return crossings
 
 
@@ -245,16 +247,6 @@ def seconds(function: Callable[[], object], threads: int) -> float:
         function()
         times.append(clock() - start)
     return min(times[1:])
-
-
-def crossing(times: list[tuple[float, float]], limit: float) -> float:
-    """Where a cost reaches `limit`: seconds at some places, straight lines between."""
-    before, least = 0.0, 0.0
-    for density, after in times:
-        if after >= limit:
-            return before + (density - before) * max(0.0, limit - least) / (after - least) if before else 0.0
-        before, least = density, after
-    return before
 
 
 def rehearse(backend: str) -> None:

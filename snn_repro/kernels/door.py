@@ -101,17 +101,13 @@ def _takes_norm(chosen: str, x: Tensor, norm: Affine, timesteps: int) -> bool:
     if x.dim() != 5 or x.numel() <= x.shape[2]:
         return False
     _, batch, c, h, w = x.shape
-    orders = [(1, w * c, c)]
-    if chosen == "triton" and h * w % 16 == 0:
-        orders.append((h * w, w, 1))
-    lies = any(
-        all(n == 1 or a == b for n, a, b in zip(x.shape[2:], x.stride()[2:], order, strict=True)) for order in orders
-    )
+    last = neuron.agree(x.shape[2:], x.stride()[2:], (1, w * c, c))
     if chosen == "triton":
-        return lies and norm.weight.dtype == torch.float32 and timesteps <= MOST_STEPS
+        first = h * w % 16 == 0 and neuron.agree(x.shape[2:], x.stride()[2:], (h * w, w, 1))
+        return (last or first) and norm.weight.dtype == torch.float32 and timesteps <= MOST_STEPS
+    dense = last and neuron.agree(x.shape[:2], x.stride()[:2], (batch * c * h * w, c * h * w))
     own = x.dtype == torch.float32 and not norm.together and not torch.is_autocast_enabled("cpu")
-    dense = all(n == 1 or a == b for n, a, b in zip(x.shape, x.stride(), (batch * c * h * w, c * h * w), strict=False))
-    return chosen == "cpu" and lies and own and dense
+    return chosen == "cpu" and dense and own
 
 
 def resolve_backend(backend: str, device: str, dtype: torch.dtype = torch.float32) -> str:
@@ -153,8 +149,6 @@ def check(layer: Any, name: str) -> None:
 
 # ---------------------------------------------------------------- whether Triton's kernels may be used
 
-_checked: dict[tuple, bool] = {}
-
 
 def _triton_lacks() -> str | None:
     """What keeps the Triton kernels from running here, in words; None: nothing."""
@@ -183,15 +177,18 @@ def _triton_there() -> bool:
 
 def _right(law: Law, dtype: torch.dtype, timesteps: int, device: torch.device) -> bool:
     """Whether the Triton kernels of this case are known to be right on `device`; found out at the first call."""
-    case = law, dtype, timesteps, device
-    if case not in _checked:
-        fits = timesteps <= MOST_STEPS
-        reason = selfcheck.refusal(*case) if fits else f"{timesteps} time steps do not fit into registers"
-        _checked[case] = reason is None
-        if reason is not None:
-            where = selfcheck.machine(device)
-            _say(f"the fused spiking layers are not used on {where}: {reason}; PyTorch computes instead")
-    return _checked[case]
+    return _verdict(law, dtype, timesteps, device)
+
+
+@cache
+def _verdict(law: Law, dtype: torch.dtype, timesteps: int, device: torch.device) -> bool:
+    reason: str | None = f"{timesteps} time steps do not fit into registers"
+    if timesteps <= MOST_STEPS:
+        reason = selfcheck.refusal(law, dtype, timesteps, device)
+    if reason is not None:
+        where = selfcheck.machine(device)
+        _say(f"the fused spiking layers are not used on {where}: {reason}; PyTorch computes instead")
+    return reason is None
 
 
 # torch.compile calls these and takes the answer; the decorator for that would import the compiler.

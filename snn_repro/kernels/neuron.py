@@ -83,7 +83,7 @@ def _layout(shape, stride) -> Layout | None:
     """None if one sample's values do not lie side by side."""
     order = sorted(range(2, len(shape)), key=lambda i: -stride[i])  # stable: axes of size 1 keep their place
     strides = _strides(shape, order)
-    if not _agree(shape[2:], stride[2:], strides[2:]):
+    if not agree(shape[2:], stride[2:], strides[2:]):
         return None
     return Layout(strides, (shape[0], shape[1], math.prod(shape[2:])))
 
@@ -100,7 +100,7 @@ def _strides(shape, order: list[int]) -> list[int]:
     return strides
 
 
-def _agree(shape, stride, wanted) -> bool:
+def agree(shape, stride, wanted) -> bool:
     """Whether two strides name the same addresses: that of an axis of size 1 has no meaning."""
     return all(n == 1 or a == b for n, a, b in zip(shape, stride, wanted, strict=True))
 
@@ -121,7 +121,7 @@ def empty_as(x: Tensor, layout: Layout, lead: int = 0, dtype=None) -> Tensor:
 
 def in_order(x: Tensor, layout: Layout) -> Tensor:
     """x [T, B, ...] itself if its samples lie in memory in the layout's order, else a copy that does."""
-    if _agree(x.shape[2:], x.stride()[2:], layout.strides[2:]):
+    if agree(x.shape[2:], x.stride()[2:], layout.strides[2:]):
         return x
     return empty_as(x, layout).copy_(x)
 
@@ -135,7 +135,7 @@ def initial(v0: Tensor | None, layout: Layout) -> tuple[Tensor | None, int]:
     if v0 is None:
         return None, -1
     lead = len(layout.strides) - v0.dim()
-    if _agree(v0.shape, v0.stride(), layout.strides[lead:]):
+    if agree(v0.shape, v0.stride(), layout.strides[lead:]):
         dense = v0
     else:
         dense = torch.empty_strided(v0.shape, layout.strides[lead:], dtype=v0.dtype, device=v0.device).copy_(v0)
@@ -149,16 +149,7 @@ fresh = (
     True  # whether large blocks are: asked before the call. A run keeps its memory, and then there is nothing to gain
 )
 
-
-@cache
-def _madvise():
-    """The C library's function; None where there is none."""
-    try:
-        function = ctypes.CDLL(None).madvise
-    except (AttributeError, OSError, TypeError):
-        return None
-    function.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-    return function
+_madvise = getattr(ctypes.CDLL(None), "madvise", None) or (lambda *given: -1)  # the C library's, where it has one
 
 
 def on_huge_pages(*outputs: Tensor | None) -> None:
@@ -167,11 +158,10 @@ def on_huge_pages(*outputs: Tensor | None) -> None:
     A fresh block handed out 4 KiB at a time takes longer than the layer itself. Only the block at hand is advised about: it is
     torch's as before, and given back when torch gives it back.
     """
-    if fresh and (madvise := _madvise()) is not None:
-        for x in outputs:
-            if x is not None and x.nbytes >= SMALLEST:
-                first, last = -(-x.data_ptr() // HUGE_PAGE), (x.data_ptr() + x.nbytes) // HUGE_PAGE
-                madvise(first * HUGE_PAGE, (last - first) * HUGE_PAGE, MADV_HUGEPAGE)
+    for x in outputs if fresh else ():
+        if x is not None and x.nbytes >= SMALLEST:
+            first, last = -(-x.data_ptr() // HUGE_PAGE), (x.data_ptr() + x.nbytes) // HUGE_PAGE
+            _madvise(ctypes.c_void_p(first * HUGE_PAGE), ctypes.c_size_t((last - first) * HUGE_PAGE), MADV_HUGEPAGE)
 
 
 # ---------------------------------------------------------------- the operator

@@ -381,7 +381,7 @@ def verdicts(tmp_path, monkeypatch):
     """An empty cache, and a function that makes the check's process run other code."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(kept, "_found", {})
-    monkeypatch.setattr(door, "_checked", {})
+    door._verdict.cache_clear()
     door._say.cache_clear()
     asked = []
 
@@ -389,7 +389,7 @@ def verdicts(tmp_path, monkeypatch):
         asked.clear()
         monkeypatch.setattr(selfcheck, "_command", lambda case: asked.append(case) or [sys.executable, "-c", code])
         monkeypatch.setattr(kept, "_found", {})  # as in the next process
-        monkeypatch.setattr(door, "_checked", {})
+        door._verdict.cache_clear()
         return asked
 
     return child
