@@ -502,17 +502,18 @@ class Shape:
         """(vectors in a block, output rows at once, images at once) for an input of this density."""
         room = 0.4 * _cache_size(2, 2**19)
         vectors = self._vectors(int(room / (self.kernel**2 * self.channels * VECTOR)))
-        reach = (self.kernel - 1) // self.stride
-        frame_height = max(self.out_height, (self.height - 1 + self.padding) // self.stride + 1) + reach
-        frame_width = max(self.out_width, (self.width - 1 + self.padding) // self.stride + 1) + reach
+        frame_height, frame_width = (
+            max(out, (size - 1 + self.padding) // self.stride + 1) + (self.kernel - 1) // self.stride
+            for out, size in ((self.out_height, self.height), (self.out_width, self.width))
+        )
         line = frame_width * vectors * VECTOR
         lines = max(1, int(_cache_size(0, 2**15) * (1.6 if density < FEW else 0.8) / line))
         return vectors, lines, min(self.n, max(1, int(room / (frame_height * line))))
 
-    def parts(self, vectors: int) -> tuple[int, int]:
-        """(blocks of output channels, channels in a block)."""
-        block = vectors * VECTOR // 4
-        return -(-self.outputs // block), block
+    def packed(self, vectors: int) -> tuple[int, ...]:
+        """The weights' shape as the loops take them: blocks of output channels, kernel, channels, output channels of a block."""
+        block = vectors * LANES
+        return -(-self.outputs // block), self.kernel, self.kernel, self.channels, block
 
 
 def _exchange(w: Tensor, packed: Tensor, back: bool) -> None:
@@ -528,10 +529,9 @@ def forward(x: Tensor, w: Tensor, bias: Tensor | None, shape: Shape, threads: in
     density: about what part of x is not zero.
     """
     vectors, *cut = shape.forward_cut(density)
-    parts, block = shape.parts(vectors)
-    packed = w.new_empty(parts, shape.kernel, shape.kernel, shape.channels, block)
+    packed = w.new_empty(shape.packed(vectors))
     _exchange(w, packed, back=False)
-    padded = w.new_zeros(parts * block)
+    padded = w.new_zeros(len(packed) * packed.shape[-1])
     if bias is not None:
         padded[: shape.outputs] = bias
     y = w.new_empty(shape.n, shape.out_height, shape.out_width, shape.outputs)
@@ -550,9 +550,8 @@ def weight_gradient(
     x: of w's type, or bytes worth `quantum` each (see `to_bytes`); density: about what part of it is not zero.
     """
     vectors, *cut = shape.gradient_cut(density)
-    parts, block = shape.parts(vectors)
     threads = min(threads, shape.n)
-    packed = w.new_zeros(threads, parts, shape.kernel, shape.kernel, shape.channels, block)
+    packed = w.new_zeros(threads, *shape.packed(vectors))
     inputs, outputs = (_flat(t.permute(0, 2, 3, 1)) for t in (x, gy))
     quantum = outputs.dtype.type(quantum)
     in_parallel(

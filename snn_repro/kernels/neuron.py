@@ -82,22 +82,16 @@ class Layout(NamedTuple):
 def _layout(shape, stride) -> Layout | None:
     """None if one sample's values do not lie side by side."""
     order = sorted(range(2, len(shape)), key=lambda i: -stride[i])  # stable: axes of size 1 keep their place
-    strides = _strides(shape, order)
+    strides, step = [0] * len(shape), 1
+    for i in (*reversed(order), 1, 0):
+        strides[i] = step
+        step *= shape[i]
     if not agree(shape[2:], stride[2:], strides[2:]):
         return None
     return Layout(strides, (shape[0], shape[1], math.prod(shape[2:])))
 
 
 _cached_layout = lru_cache(1024)(_layout)
-
-
-def _strides(shape, order: list[int]) -> list[int]:
-    """Strides of a dense tensor of this shape whose trailing axes lie in the given order."""
-    strides, step = [0] * len(shape), 1
-    for i in (*reversed(order), *reversed(range(len(shape) - len(order)))):
-        strides[i] = step
-        step *= shape[i]
-    return strides
 
 
 def agree(shape, stride, wanted) -> bool:
@@ -121,9 +115,8 @@ def empty_as(x: Tensor, layout: Layout, lead: int = 0, dtype=None) -> Tensor:
 
 def in_order(x: Tensor, layout: Layout) -> Tensor:
     """x [T, B, ...] itself if its samples lie in memory in the layout's order, else a copy that does."""
-    if agree(x.shape[2:], x.stride()[2:], layout.strides[2:]):
-        return x
-    return empty_as(x, layout).copy_(x)
+    same = agree(x.shape[2:], x.stride()[2:], layout.strides[2:])
+    return x if same else empty_as(x, layout).copy_(x)
 
 
 def _repeated(x: Tensor, timesteps: int) -> Tensor:
@@ -134,12 +127,10 @@ def initial(v0: Tensor | None, layout: Layout) -> tuple[Tensor | None, int]:
     """The initial potential in the layout's order, and its stride over samples: 0 shared by all, -1 if there is none."""
     if v0 is None:
         return None, -1
-    lead = len(layout.strides) - v0.dim()
-    if agree(v0.shape, v0.stride(), layout.strides[lead:]):
-        dense = v0
-    else:
-        dense = torch.empty_strided(v0.shape, layout.strides[lead:], dtype=v0.dtype, device=v0.device).copy_(v0)
-    return dense, 0 if lead == 2 else layout.shape[2]
+    strides = layout.strides[-v0.dim() :] if v0.dim() else []
+    if not agree(v0.shape, v0.stride(), strides):
+        v0 = torch.empty_strided(v0.shape, strides, dtype=v0.dtype, device=v0.device).copy_(v0)
+    return v0, 0 if v0.dim() == len(layout.strides) - 2 else layout.shape[2]
 
 
 HUGE_PAGE, MADV_HUGEPAGE = 2**21, 14
