@@ -196,19 +196,6 @@ def test_evaluation_counts_every_sample_once_whatever_the_sizes():
         shares(2, 7, 3)
 
 
-@pytest.mark.slow
-def test_torchrun(tmp_path):
-    """The real launcher and the real command; --standalone chooses a free port."""
-    command = f"{sys.executable} -m torch.distributed.run --standalone --nproc_per_node=2 -m snn_repro.train".split()
-    short = ["logger.mode=disabled", "recipe.epochs=1", "debug.max_steps=3", "debug.max_eval_batches=1"]
-    done = subprocess.run(
-        [*command, *short, f"hydra.run.dir={tmp_path / 'run'}"], capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("2 processes") == 1
-    assert json.loads((tmp_path / "run/environment.json").read_text())["processes"] == 2
-
-
 def test_the_norms_in_attention_are_synchronised_too(tmp_path):
     given = dict(
         num_classes=3, input_shape=(1, 16, 16), timesteps=2, neuron={"name": "if"}, embed_dims=16, num_heads=2, depths=1

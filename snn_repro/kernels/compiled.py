@@ -126,34 +126,22 @@ ready._dynamo_marked_constant = True  # torch.compile calls it and takes the ans
 
 # ---------------------------------------------------------------- the one pool of threads of all CPU kernels
 
-# Python's own: the loops hold no lock, and numba's would be a second OpenMP beside torch's.
-_pool: ThreadPoolExecutor | None = None
 
-
-def _forget_pool() -> None:
-    global _pool
-    _pool = None  # a forked child has none of its threads
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """Python's own, as the loops hold no lock and numba's would be a second OpenMP; a forked child has none of its threads."""
+    return ThreadPoolExecutor(os.cpu_count(), "kernel")
 
 
 def in_parallel(function: Callable, parts: list[tuple], threads: int) -> list:
     """[function(*part) for part in parts], by up to `threads` threads, of which the caller is one."""
-    global _pool
-    threads = min(threads, len(parts))
-    if threads <= 1:
-        return [function(*part) for part in parts]
-    if _pool is None:
-        _pool = ThreadPoolExecutor(os.cpu_count(), "kernel")
     results, left = [None] * len(parts), iter(range(len(parts)))
 
     def serve():
         for i in left:
             results[i] = function(*parts[i])
 
-    others = [_pool.submit(serve) for _ in range(threads - 1)]
+    others = [_pool(os.getpid()).submit(serve) for _ in range(min(threads, len(parts)) - 1)]
     serve()
     for other in others:
         other.result()
@@ -176,9 +164,7 @@ def kept(key: str, measure: Callable[[], list], name: str) -> tuple:
         known = _read(name)
         if key not in known:
             known = {key: measure()} | _read(name)  # another process may have been faster: then all follow it
-            with contextlib.suppress(
-                OSError, UserError, RuntimeError
-            ):  # kept in this process alone; the next measures again
+            with contextlib.suppress(OSError, UserError, RuntimeError):  # else the next process measures again
                 user_cache().mkdir(parents=True, exist_ok=True)
                 write_json(user_cache() / name, known)
             known |= _read(name)  # what the next process will find

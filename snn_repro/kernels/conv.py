@@ -12,8 +12,10 @@ forward and once for the weight gradient, and kept in the user's cache. The loop
 """
 
 import time
+import timeit
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -211,50 +213,35 @@ def limits(x: Tensor, w: Tensor, stride: int, padding: int) -> tuple[float, floa
 
 
 def _measure(n, c, height, width, outputs, kernel, stride, padding, threads) -> list[float]:
-    """Densities at which the sparse kernels take MARGIN of the dense ones' time."""
+    """Densities at which the sparse kernels take MARGIN of the dense ones' time: straight lines between those tried."""
     loops = _kernels()
     shape = loops.Shape(n, height, width, c, outputs, kernel, stride, padding)
     random = torch.Generator().manual_seed(0)  # the run's own draws stay as they are
     dice = torch.rand(n, height, width, c, generator=random).permute(0, 3, 1, 2)
     w = channels_last(torch.rand(outputs, c, kernel, kernel, generator=random))
-    inputs = {d: (dice < d).float() for d in TRIAL_DENSITIES}
-    some = inputs[TRIAL_DENSITIES[1]]
+    inputs = [(d, (dice < d).float()) for d in TRIAL_DENSITIES]
+    some = inputs[1][1]
     with torch.no_grad():
         gy = channels_last(F.conv2d(some, w, None, stride, padding))
-        pairs = (
-            (lambda: F.conv2d(some, w, None, stride, padding), lambda x, d: loops.forward(x, w, None, shape, threads, d)),
-            (
-                lambda: _dense_backward(gy, some, w, stride, padding, False, True),
-                lambda x, d: loops.weight_gradient(x, gy, w, shape, threads, d),
-            ),
-        )  # fmt: skip
-        crossings = []
-        for by_dense, by_sparse in pairs:
-            limit = MARGIN * seconds(by_dense, threads)
-            times = [(d, seconds(lambda: by_sparse(x, d), threads)) for d, x in inputs.items()]  # noqa: B023
-            crossings.append(crossing(times, limit))
-    return crossings
+        dense = [
+            seconds(lambda: F.conv2d(some, w, None, stride, padding), threads),
+            seconds(lambda: _dense_backward(gy, some, w, stride, padding, False, True), threads),
+        ]
+        sparse = [
+            [seconds(lambda: loops.forward(x, w, None, shape, threads, d), threads) for d, x in inputs],  # noqa: B023
+            [seconds(lambda: loops.weight_gradient(x, gy, w, shape, threads, d), threads) for d, x in inputs],  # noqa: B023
+        ]
+    return [
+        float(np.interp(MARGIN * limit, np.maximum.accumulate(times), TRIAL_DENSITIES, left=0))
+        for limit, times in zip(dense, sparse, strict=True)
+    ]
 
 
 def seconds(function: Callable[[], object], threads: int) -> float:
     """The shortest of some calls: CPU time of one thread, which other work does not lengthen; else wall time."""
     clock = time.thread_time if threads == 1 else time.perf_counter
-    times = []
-    for _ in range(5):
-        start = clock()
-        function()
-        times.append(clock() - start)
-    return min(times[1:])
-
-
-def crossing(times: list[tuple[float, float]], limit: float) -> float:
-    """Where a cost reaches `limit`: seconds at some places, straight lines between."""
-    before, least = 0.0, 0.0
-    for density, after in times:
-        if after >= limit:
-            return before + (density - before) * max(0.0, limit - least) / (after - least) if before else 0.0
-        before, least = density, after
-    return before
+    function()
+    return min(timeit.repeat(function, timer=clock, number=1, repeat=4))
 
 
 def rehearse(backend: str) -> None:

@@ -28,9 +28,7 @@ VECTOR = 64  # bytes: one AVX-512 register; LLVM splits it where registers are s
 LANES = VECTOR // 4  # float32 in a vector
 REGISTERS = 16 if WIDE else 6  # vectors that sums may occupy
 MANY_SUMS = 8  # so many do not wait for each other's additions
-LONG_LINE = (
-    16  # pixels from which it pays to keep sums from one to the next, though taps beyond the ends add for nothing
-)
+LONG_LINE = 16  # pixels from which sums are kept from one to the next, though taps beyond the ends add for nothing
 TAPS = 3  # of a kernel row, at once
 FEW = 0.1  # density below which lists are so short that longer ones are worth rows from the second-level cache
 PIECE = 4096  # values packed before a look whether they fit into bytes
@@ -40,10 +38,8 @@ PIECE = 4096  # values packed before a look whether they fit into bytes
 def _cache_size(index: int, default: int) -> int:
     """Bytes of one of the first core's caches (index 0: data, first level; 2: second level)."""
     try:
-        return (
-            int(Path(f"/sys/devices/system/cpu/cpu0/cache/index{index}/size").read_text().strip().removesuffix("K"))
-            * 1024
-        )
+        size = Path(f"/sys/devices/system/cpu/cpu0/cache/index{index}/size").read_text()
+        return int(size.strip().removesuffix("K")) * 1024
     except (OSError, ValueError):
         return default
 
@@ -252,32 +248,6 @@ def _compress(typing, source, quantum, x, count, number, step, numbers, values):
 
 
 @intrinsic
-def _transpose(typing, source, source_step, to, to_step):
-    """Transpose a square of a vector's length, whose rows lie `source_step` bytes apart, to rows `to_step` apart."""
-
-    def generate(context, builder, signature, args):
-        source, source_step, to, to_step = args
-        row = lambda base, step, i: builder.inttoptr(  # noqa: E731
-            builder.add(base, builder.mul(step, _int(i))), VALUES.as_pointer()
-        )
-        rows = [builder.load(row(source, source_step, i), align=4) for i in range(LANES)]
-        half = 1
-        while half < LANES:  # swap the off-diagonal quarters of all squares of twice this length
-            for i in (i for i in range(LANES) if not i & half):
-                a, b = rows[i], rows[i + half]
-                upper = [j if not j & half else LANES + j - half for j in range(LANES)]
-                lower = [j + half if not j & half else LANES + j for j in range(LANES)]
-                for position, which in ((i, upper), (i + half, lower)):
-                    rows[position] = builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, LANES), which))
-            half *= 2
-        for i, value in enumerate(rows):
-            builder.store(value, row(to, to_step, i), align=4)
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * 4), generate
-
-
-@intrinsic
 def _copy(typing, to, source, size):
     """Copy `size` bytes."""
 
@@ -478,19 +448,6 @@ def _weight_gradient(x, quantum, gy, dw, lo, hi, height, width, channels, out_he
 
 
 @compiled
-def _arrange(w, packed, lo, hi, rows, vectors, back):
-    """packed [parts, rows, vectors, lanes] from w [parts * vectors * lanes, rows], for lo <= vector < hi; or `back`."""
-    for vector in range(lo, hi):
-        for row in range(0, rows, LANES):
-            one = w.ctypes.data + (vector * LANES * rows + row) * 4
-            other = packed.ctypes.data + ((vector // vectors * rows + row) * vectors + vector % vectors) * VECTOR
-            if back:
-                _transpose(other, vectors * VECTOR, one, rows * 4)
-            else:
-                _transpose(one, rows * 4, other, vectors * VECTOR)
-
-
-@compiled
 def _pack(x, bits, to, lo, hi, factor, quantum):
     """Whether x[lo:hi] * factor are bytes, which go to `to`: they times `quantum` are x again, whose bits are `bits`.
 
@@ -545,31 +502,25 @@ class Shape:
         """(vectors in a block, output rows at once, images at once) for an input of this density."""
         room = 0.4 * _cache_size(2, 2**19)
         vectors = self._vectors(int(room / (self.kernel**2 * self.channels * VECTOR)))
-        reach = (self.kernel - 1) // self.stride
-        frame_height = max(self.out_height, (self.height - 1 + self.padding) // self.stride + 1) + reach
-        frame_width = max(self.out_width, (self.width - 1 + self.padding) // self.stride + 1) + reach
+        frame_height, frame_width = (
+            max(out, (size - 1 + self.padding) // self.stride + 1) + (self.kernel - 1) // self.stride
+            for out, size in ((self.out_height, self.height), (self.out_width, self.width))
+        )
         line = frame_width * vectors * VECTOR
         lines = max(1, int(_cache_size(0, 2**15) * (1.6 if density < FEW else 0.8) / line))
         return vectors, lines, min(self.n, max(1, int(room / (frame_height * line))))
 
-    def parts(self, vectors: int) -> tuple[int, int]:
-        """(blocks of output channels, channels in a block)."""
-        block = vectors * VECTOR // 4
-        return -(-self.outputs // block), block
+    def packed(self, vectors: int) -> tuple[int, ...]:
+        """The weights' shape as the loops take them: blocks of output channels, kernel, channels, output channels of a block."""
+        block = vectors * LANES
+        return -(-self.outputs // block), self.kernel, self.kernel, self.channels, block
 
 
-def _exchange(w: Tensor, packed: Tensor, vectors: int, threads: int, back: bool) -> None:
+def _exchange(w: Tensor, packed: Tensor, back: bool) -> None:
     """Write w [outputs, channels, k, k] to packed [parts, k, k, channels, block], or `back`."""
-    block, rows = packed.shape[-1], w[0].numel()
-    if len(w) % block or rows % LANES or not w.is_contiguous(memory_format=torch.channels_last):
-        for part in range(len(packed)):
-            piece = w[part * block : (part + 1) * block].permute(0, 2, 3, 1)
-            target = packed[part].permute(3, 0, 1, 2)[: len(piece)]
-            piece.copy_(target) if back else target.copy_(piece)
-        return
-    arrays = _flat(w.permute(0, 2, 3, 1)), _flat(packed)
-    parts = cuts(len(w) // LANES, min(threads, len(w) // LANES))
-    in_parallel(lambda lo, hi: _arrange(*arrays, lo, hi, rows, vectors, back), parts, threads)
+    for piece, part in zip(w.permute(0, 2, 3, 1).split(packed.shape[-1]), packed, strict=True):
+        target = part.permute(3, 0, 1, 2)[: len(piece)]
+        piece.copy_(target) if back else target.copy_(piece)
 
 
 def forward(x: Tensor, w: Tensor, bias: Tensor | None, shape: Shape, threads: int, density: float) -> Tensor:
@@ -578,10 +529,9 @@ def forward(x: Tensor, w: Tensor, bias: Tensor | None, shape: Shape, threads: in
     density: about what part of x is not zero.
     """
     vectors, *cut = shape.forward_cut(density)
-    parts, block = shape.parts(vectors)
-    packed = w.new_empty(parts, shape.kernel, shape.kernel, shape.channels, block)
-    _exchange(w, packed, vectors, threads, back=False)
-    padded = w.new_zeros(parts * block)
+    packed = w.new_empty(shape.packed(vectors))
+    _exchange(w, packed, back=False)
+    padded = w.new_zeros(len(packed) * packed.shape[-1])
     if bias is not None:
         padded[: shape.outputs] = bias
     y = w.new_empty(shape.n, shape.out_height, shape.out_width, shape.outputs)
@@ -600,9 +550,8 @@ def weight_gradient(
     x: of w's type, or bytes worth `quantum` each (see `to_bytes`); density: about what part of it is not zero.
     """
     vectors, *cut = shape.gradient_cut(density)
-    parts, block = shape.parts(vectors)
     threads = min(threads, shape.n)
-    packed = w.new_zeros(threads, parts, shape.kernel, shape.kernel, shape.channels, block)
+    packed = w.new_zeros(threads, *shape.packed(vectors))
     inputs, outputs = (_flat(t.permute(0, 2, 3, 1)) for t in (x, gy))
     quantum = outputs.dtype.type(quantum)
     in_parallel(
@@ -612,7 +561,7 @@ def weight_gradient(
         [(_flat(packed[i]), *edges) for i, edges in enumerate(cuts(shape.n, threads))], threads,
     )  # fmt: skip
     gradient = torch.empty_like(w)
-    _exchange(gradient, packed[0] if threads == 1 else packed.sum(0), vectors, threads, back=True)
+    _exchange(gradient, packed[0] if threads == 1 else packed.sum(0), back=True)
     return gradient
 
 

@@ -47,19 +47,23 @@ def choose(backend: str, law: Law | None, x: Tensor, norm: Affine | None = None,
     With `norm`, x is the norm's input, perhaps [1, B, C, H, W] for `timesteps` equal steps; the plan holds the norm where one
     kernel runs both. Raises UserError where a backend asked for by name cannot run.
     """
-    chosen = resolve_backend(backend, x.device.type, x.dtype)
+    steps = timesteps or x.shape[0]
+    chosen = _chosen(backend, law, x.dtype, steps, x.device)
     if chosen == "torch" or law is None:
         return TORCH
-    steps = timesteps or x.shape[0]
     if norm is not None and not _takes_norm(chosen, x, norm, steps):
         norm = None
-    if chosen == "triton" and backend == "auto" and not _right(law, x.dtype, steps, x.device):
-        return TORCH
     if chosen == "cpu":
         case = *law, x.dtype, norm is not None, torch.is_grad_enabled()
         if not ready(backend == "cpu", neuron.rehearse, *case):
             return TORCH
     return Plan(chosen, law, norm, steps)
+
+
+def _chosen(backend: str, law: Law | None, dtype: torch.dtype, steps: int, device: torch.device) -> str:
+    chosen = resolve_backend(backend, device.type, dtype)
+    wrong = chosen == "triton" and backend == "auto" and law is not None and not _right(law, dtype, steps, device)
+    return "torch" if law is None or wrong else chosen
 
 
 def run(
@@ -73,14 +77,13 @@ def run(
 
 
 def _by_spikingjelly(x: Tensor, v0: Tensor | None, law: Law, store_v_seq: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """By spikingjelly's own multi-step functions: spikes [T, B, ...] in x's dtype, the last potential [B, ...], and all after each reset [T, B, ...] if wanted."""
+    """`run` by spikingjelly's own multi-step functions."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     v = torch.zeros((), dtype=dtype, device=x.device) if v0 is None else v0.to(dtype)
-    step = {
-        "atan": surrogate.ATan,
-        "sigmoid": surrogate.Sigmoid,
-        "triangle": lambda gamma: surrogate.PiecewiseQuadratic(1 / gamma),
-    }[law.slope](law.width)
+    slopes = dict(
+        atan=surrogate.ATan, sigmoid=surrogate.Sigmoid, triangle=lambda c: surrogate.PiecewiseQuadratic(1 / c)
+    )
+    step = slopes[law.slope](law.width)
     settings = (law.v_threshold, law.v_reset, step, law.detach, store_v_seq)
     inputs = (x.to(dtype), v.expand(x.shape[1:]).contiguous())
     if law.charge == "if" or (law.charge == "leaky" and law.leak == 1):
@@ -101,17 +104,13 @@ def _takes_norm(chosen: str, x: Tensor, norm: Affine, timesteps: int) -> bool:
     if x.dim() != 5 or x.numel() <= x.shape[2]:
         return False
     _, batch, c, h, w = x.shape
-    orders = [(1, w * c, c)]
-    if chosen == "triton" and h * w % 16 == 0:
-        orders.append((h * w, w, 1))
-    lies = any(
-        all(n == 1 or a == b for n, a, b in zip(x.shape[2:], x.stride()[2:], order, strict=True)) for order in orders
-    )
+    last = neuron.agree(x.shape[2:], x.stride()[2:], (1, w * c, c))
     if chosen == "triton":
-        return lies and norm.weight.dtype == torch.float32 and timesteps <= MOST_STEPS
+        first = h * w % 16 == 0 and neuron.agree(x.shape[2:], x.stride()[2:], (h * w, w, 1))
+        return (last or first) and norm.weight.dtype == torch.float32 and timesteps <= MOST_STEPS
+    dense = last and neuron.agree(x.shape[:2], x.stride()[:2], (batch * c * h * w, c * h * w))
     own = x.dtype == torch.float32 and not norm.together and not torch.is_autocast_enabled("cpu")
-    dense = all(n == 1 or a == b for n, a, b in zip(x.shape, x.stride(), (batch * c * h * w, c * h * w), strict=False))
-    return chosen == "cpu" and lies and own and dense
+    return chosen == "cpu" and dense and own
 
 
 def resolve_backend(backend: str, device: str, dtype: torch.dtype = torch.float32) -> str:
@@ -153,8 +152,6 @@ def check(layer: Any, name: str) -> None:
 
 # ---------------------------------------------------------------- whether Triton's kernels may be used
 
-_checked: dict[tuple, bool] = {}
-
 
 def _triton_lacks() -> str | None:
     """What keeps the Triton kernels from running here, in words; None: nothing."""
@@ -183,15 +180,18 @@ def _triton_there() -> bool:
 
 def _right(law: Law, dtype: torch.dtype, timesteps: int, device: torch.device) -> bool:
     """Whether the Triton kernels of this case are known to be right on `device`; found out at the first call."""
-    case = law, dtype, timesteps, device
-    if case not in _checked:
-        fits = timesteps <= MOST_STEPS
-        reason = selfcheck.refusal(*case) if fits else f"{timesteps} time steps do not fit into registers"
-        _checked[case] = reason is None
-        if reason is not None:
-            where = selfcheck.machine(device)
-            _say(f"the fused spiking layers are not used on {where}: {reason}; PyTorch computes instead")
-    return _checked[case]
+    return _verdict(law, dtype, timesteps, device)
+
+
+@cache
+def _verdict(law: Law, dtype: torch.dtype, timesteps: int, device: torch.device) -> bool:
+    reason: str | None = f"{timesteps} time steps do not fit into registers"
+    if timesteps <= MOST_STEPS:
+        reason = selfcheck.refusal(law, dtype, timesteps, device)
+    if reason is not None:
+        where = selfcheck.machine(device)
+        _say(f"the fused spiking layers are not used on {where}: {reason}; PyTorch computes instead")
+    return reason is None
 
 
 # torch.compile calls these and takes the answer; the decorator for that would import the compiler.
@@ -208,15 +208,8 @@ def _spiking(model: nn.Module) -> dict[str, Any]:
 
 def prepare(model: nn.Module, device: torch.device, dtypes: tuple[torch.dtype, ...], timesteps: int) -> str:
     """Have all checked that the spiking layers of `model` will ask for; returns their backends, in words."""
-    found = {}
-    for module in _spiking(model).values():
-        for dtype in dtypes:
-            chosen, law = resolve_backend(module.backend, device.type, dtype), module.law()
-            if law is None or (
-                chosen == "triton" and module.backend == "auto" and not _right(law, dtype, timesteps, device)
-            ):
-                chosen = "torch"
-            found[chosen] = None
+    layers = [(module.backend, module.law()) for module in _spiking(model).values()]
+    found = {_chosen(*layer, dtype, timesteps, device): None for layer in layers for dtype in dtypes}
     return " and ".join(found) or "torch"
 
 

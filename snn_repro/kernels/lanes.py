@@ -96,10 +96,8 @@ def _define(operation, result, generate) -> None:
         return generate(builder, *args)
 
 
-_define(operator.add, lanes, lambda builder, a, b: builder.fadd(a, b))
-_define(operator.sub, lanes, lambda builder, a, b: builder.fsub(a, b))
-_define(operator.mul, lanes, lambda builder, a, b: builder.fmul(a, b))
-_define(operator.truediv, lanes, lambda builder, a, b: builder.fdiv(a, b))
+for _name, _instruction in dict(add="fadd", sub="fsub", mul="fmul", truediv="fdiv").items():
+    _define(getattr(operator, _name), lanes, getattr(ir.IRBuilder, _instruction))
 _define(operator.gt, mask, lambda builder, a, b: builder.fcmp_ordered(">", a, b))
 _define(operator.ge, mask, lambda builder, a, b: builder.fcmp_ordered(">=", a, b))
 

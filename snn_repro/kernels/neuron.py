@@ -82,8 +82,11 @@ class Layout(NamedTuple):
 def _layout(shape, stride) -> Layout | None:
     """None if one sample's values do not lie side by side."""
     order = sorted(range(2, len(shape)), key=lambda i: -stride[i])  # stable: axes of size 1 keep their place
-    strides = _strides(shape, order)
-    if not _agree(shape[2:], stride[2:], strides[2:]):
+    strides, step = [0] * len(shape), 1
+    for i in (*reversed(order), 1, 0):
+        strides[i] = step
+        step *= shape[i]
+    if not agree(shape[2:], stride[2:], strides[2:]):
         return None
     return Layout(strides, (shape[0], shape[1], math.prod(shape[2:])))
 
@@ -91,16 +94,7 @@ def _layout(shape, stride) -> Layout | None:
 _cached_layout = lru_cache(1024)(_layout)
 
 
-def _strides(shape, order: list[int]) -> list[int]:
-    """Strides of a dense tensor of this shape whose trailing axes lie in the given order."""
-    strides, step = [0] * len(shape), 1
-    for i in (*reversed(order), *reversed(range(len(shape) - len(order)))):
-        strides[i] = step
-        step *= shape[i]
-    return strides
-
-
-def _agree(shape, stride, wanted) -> bool:
+def agree(shape, stride, wanted) -> bool:
     """Whether two strides name the same addresses: that of an axis of size 1 has no meaning."""
     return all(n == 1 or a == b for n, a, b in zip(shape, stride, wanted, strict=True))
 
@@ -121,9 +115,8 @@ def empty_as(x: Tensor, layout: Layout, lead: int = 0, dtype=None) -> Tensor:
 
 def in_order(x: Tensor, layout: Layout) -> Tensor:
     """x [T, B, ...] itself if its samples lie in memory in the layout's order, else a copy that does."""
-    if _agree(x.shape[2:], x.stride()[2:], layout.strides[2:]):
-        return x
-    return empty_as(x, layout).copy_(x)
+    same = agree(x.shape[2:], x.stride()[2:], layout.strides[2:])
+    return x if same else empty_as(x, layout).copy_(x)
 
 
 def _repeated(x: Tensor, timesteps: int) -> Tensor:
@@ -134,12 +127,10 @@ def initial(v0: Tensor | None, layout: Layout) -> tuple[Tensor | None, int]:
     """The initial potential in the layout's order, and its stride over samples: 0 shared by all, -1 if there is none."""
     if v0 is None:
         return None, -1
-    lead = len(layout.strides) - v0.dim()
-    if _agree(v0.shape, v0.stride(), layout.strides[lead:]):
-        dense = v0
-    else:
-        dense = torch.empty_strided(v0.shape, layout.strides[lead:], dtype=v0.dtype, device=v0.device).copy_(v0)
-    return dense, 0 if lead == 2 else layout.shape[2]
+    strides = layout.strides[-v0.dim() :] if v0.dim() else []
+    if not agree(v0.shape, v0.stride(), strides):
+        v0 = torch.empty_strided(v0.shape, strides, dtype=v0.dtype, device=v0.device).copy_(v0)
+    return v0, 0 if v0.dim() == len(layout.strides) - 2 else layout.shape[2]
 
 
 HUGE_PAGE, MADV_HUGEPAGE = 2**21, 14
@@ -149,16 +140,7 @@ fresh = (
     True  # whether large blocks are: asked before the call. A run keeps its memory, and then there is nothing to gain
 )
 
-
-@cache
-def _madvise():
-    """The C library's function; None where there is none."""
-    try:
-        function = ctypes.CDLL(None).madvise
-    except (AttributeError, OSError, TypeError):
-        return None
-    function.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-    return function
+_madvise = getattr(ctypes.CDLL(None), "madvise", None) or (lambda *given: -1)  # the C library's, where it has one
 
 
 def on_huge_pages(*outputs: Tensor | None) -> None:
@@ -167,11 +149,10 @@ def on_huge_pages(*outputs: Tensor | None) -> None:
     A fresh block handed out 4 KiB at a time takes longer than the layer itself. Only the block at hand is advised about: it is
     torch's as before, and given back when torch gives it back.
     """
-    if fresh and (madvise := _madvise()) is not None:
-        for x in outputs:
-            if x is not None and x.nbytes >= SMALLEST:
-                first, last = -(-x.data_ptr() // HUGE_PAGE), (x.data_ptr() + x.nbytes) // HUGE_PAGE
-                madvise(first * HUGE_PAGE, (last - first) * HUGE_PAGE, MADV_HUGEPAGE)
+    for x in outputs if fresh else ():
+        if x is not None and x.nbytes >= SMALLEST:
+            first, last = -(-x.data_ptr() // HUGE_PAGE), (x.data_ptr() + x.nbytes) // HUGE_PAGE
+            _madvise(ctypes.c_void_p(first * HUGE_PAGE), ctypes.c_size_t((last - first) * HUGE_PAGE), MADV_HUGEPAGE)
 
 
 # ---------------------------------------------------------------- the operator

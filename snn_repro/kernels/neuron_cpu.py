@@ -60,14 +60,15 @@ class Norm(NamedTuple):
     mean: Tensor
     var: Tensor
     numbers: tuple  # weight, bias, te (or empty), mean, var, float32 arrays; eps
-    scale: np.ndarray  # for the loops, flat: [T or 1, C + LANES]
-    shift: np.ndarray
+    # for the loops: scale and shift, flat [T or 1, C + LANES], how far a step's lie behind those of the step before, and C
+    tables: tuple
     middle: np.ndarray  # the mean [C + LANES]
     factor: np.ndarray  # of each step
     count: None = None  # of all processes' values, whose norm is not fused here
 
 
 _EMPTY = np.empty(0, np.float32)
+NO_TABLES = _EMPTY, _EMPTY, 0, 1
 NO_SUMS = np.empty((1, 2, 1, 1))
 
 
@@ -134,6 +135,21 @@ def _back(h, g, gv, v_threshold, v_reset, leak, width, charge, hard, strict, det
     return gh, gh
 
 
+@helper
+def _input(at, count, half, scale, shift, table, normed):
+    """LANES inputs, behind the norm where there is one."""
+    z = read(at, count, half)
+    if normed:
+        z = load(scale.ctypes.data + table, LANES) * z
+        z = z + load(shift.ctypes.data + table, LANES)
+    return z
+
+
+@helper
+def _add_to(sums, at, value):
+    store(sums.ctypes.data + at, load(sums.ctypes.data + at, LANES) + value, LANES, False)
+
+
 # ---------------------------------------------------------------- the two loops
 #
 # Both see memory as [steps, batch, size] and take addresses (0: absent): x[t, b, m] lies x_t * t + x_b * b + m numbers behind
@@ -166,11 +182,7 @@ def _forward(charge: int, hard: bool, strict: bool, normed: bool, half: bool):
                     x_at, s_at = x + wide * (b * x_b + i), s + wide * at
                     for _ in range(steps):
                         fetch(x_at + AHEAD)
-                        z = read(x_at, count, half)
-                        if normed:
-                            z = load(scale.ctypes.data + table, LANES) * z
-                            z = z + load(shift.ctypes.data + table, LANES)
-                        h = _charge(v, z, leak, charge)
+                        h = _charge(v, _input(x_at, count, half, scale, shift, table, normed), leak, charge)
                         fires = _fires(h, v_threshold, strict)
                         v = _reset(h, fires, v_threshold, v_reset, hard)
                         write(s_at, select(fires, np.float32(1), np.float32(0)), count, half, stream)
@@ -232,10 +244,7 @@ def _backward(charge: int, hard: bool, strict: bool, normed: bool, half: bool, d
                                 table = 4 * (i % channels) if normed else 0
                                 for _ in range(t0, min(steps, t0 + many)):
                                     fetch(x_at + AHEAD)
-                                    z = read(x_at, count, half)
-                                    if normed:
-                                        z = load(scale.ctypes.data + table, LANES) * z
-                                        z = z + load(shift.ctypes.data + table, LANES)
+                                    z = _input(x_at, count, half, scale, shift, table, normed)
                                     h = _charge(v, z, leak, charge)
                                     v = _reset(h, _fires(h, v_threshold, strict), v_threshold, v_reset, hard)
                                     store(h_at, h, LANES, False)
@@ -271,11 +280,8 @@ def _backward(charge: int, hard: bool, strict: bool, normed: bool, half: bool, d
                                     if normed:
                                         x_at -= 4 * x_t
                                         row = 4 * (t if rows > 1 else 0) * length + channel
-                                        sum_at = sums_g.ctypes.data + row
-                                        store(sum_at, load(sum_at, LANES) + gi, LANES, False)
-                                        sum_at = sums_gx.ctypes.data + row
-                                        far = gi * (load(x_at, count) - middle)
-                                        store(sum_at, load(sum_at, LANES) + far, LANES, False)
+                                        _add_to(sums_g, row, gi)
+                                        _add_to(sums_gx, row, gi * (load(x_at, count) - middle))
                                         gi = factor[t] * gi
                                     if gx_t or not normed:
                                         write(gx_at, gi, count, half, stream)
@@ -502,14 +508,6 @@ def _kind(x: Tensor, law: Law, norm: Norm | None) -> tuple[int, bool, bool, bool
     return CHARGES.index(law.charge), law.v_reset is not None, law.strict, norm is not None, half
 
 
-def _tables(norm: Norm | None) -> tuple:
-    """scale, shift, how far the table of one step lies behind that of the step before, and the channels."""
-    if norm is None:
-        return _EMPTY, _EMPTY, 0, 1
-    channels = len(norm.mean)
-    return norm.scale, norm.shift, channels + LANES if len(norm.scale) > channels + LANES else 0, channels
-
-
 def norm(x: Tensor, weight, bias, te, mean, var, eps: float, together: bool = False) -> Norm:
     """Of x [T, B, C, H, W], channels-last, perhaps one step in memory for all: by its own mean and variance (over n, not n - 1)
     where none are given."""
@@ -521,7 +519,9 @@ def norm(x: Tensor, weight, bias, te, mean, var, eps: float, together: bool = Fa
         moments(x.as_strided((x.numel() // channels, channels), (channels, 1)).numpy(), mean.numpy(), var.numpy())
     mean, var = mean.detach(), var.detach()
     numbers = weight, bias, te, mean.numpy(), var.numpy(), eps
-    return Norm(mean, var, numbers, *_affine(*numbers), te if len(te) else _ones(steps))
+    scale, shift, middle = _affine(*numbers)
+    tables = scale, shift, len(middle) if len(te) > 1 else 0, channels
+    return Norm(mean, var, numbers, tables, middle, te if len(te) else _ones(steps))
 
 
 def moments(x: np.ndarray, mean: np.ndarray, var: np.ndarray) -> None:
@@ -537,7 +537,8 @@ def forward(x, v0, v0_stride: int, s, v_last, shape, law: Law, norm: Norm | None
     """Fill s [T, B, ...] and v_last [B, ...]; the arguments are those of `neuron.py`. plus: not here."""
     shape, (strides,) = _merged(shape, v0_stride, x)
     block, group, units = _cut(shape, False, torch.get_num_threads())
-    before = (x.data_ptr(), *strides, *_tables(norm), _pointer(v0), v0_stride, s.data_ptr(), v_last.data_ptr(), *shape)
+    tables = norm.tables if norm else NO_TABLES
+    before = (x.data_ptr(), *strides, *tables, _pointer(v0), v0_stride, s.data_ptr(), v_last.data_ptr(), *shape)
     after = (block, group, law.v_threshold, law.v_reset or 0.0, law.leak, _streams(shape, s, v_last))
     _run(_forward(*_kind(x, law, norm)), before, after, units, math.prod(shape))
 
@@ -550,18 +551,18 @@ def backward(gs, gv_last, x, v0, v0_stride: int, gx, gv0, shape, law: Law, norm:
     """
     shape, (strides, gs_strides) = _merged(shape, v0_stride, x, gs)
     steps, batch, size = shape
-    run, many, stream, sums, middle, factor = LANES, steps, False, NO_SUMS, _EMPTY, _EMPTY
+    run, many, stream, sums, tables, middle, factor = LANES, steps, False, NO_SUMS, NO_TABLES, _EMPTY, _EMPTY
     if norm is not None:  # by the shape alone
         block, group, units = _divide(batch, size, max(LEAST, min(MOST, -(-size // PARTS))), 1)
-        parts, middle, factor = min(PARTS, units), norm.middle, norm.factor
-        sums = np.zeros((parts, 2, len(norm.scale) // len(norm.middle), len(norm.mean)))
+        parts, tables, middle, factor = min(PARTS, units), norm.tables, norm.middle, norm.factor
+        sums = np.zeros((parts, 2, len(tables[0]) // len(middle), tables[3]))
     else:
         block, group, parts = _cut(shape, gv0 is not None and v0_stride == 0, torch.get_num_threads())
         stream = _streams(shape, gx)
         if steps >= MANY:
             run, many = RUN * LANES, MANY
     before = (
-        x.data_ptr(), *strides, *_tables(norm), middle, factor, _pointer(v0), v0_stride, gs.data_ptr(), *gs_strides,
+        x.data_ptr(), *strides, *tables, middle, factor, _pointer(v0), v0_stride, gs.data_ptr(), *gs_strides,
         _pointer(gv_last), gx.data_ptr(), batch * size if len(gx) == steps else 0, _pointer(gv0), sums, *shape,
     )  # fmt: skip
     after = (parts, block, group, run, many, law.v_threshold, law.v_reset or 0.0, law.leak, law.width, stream)
@@ -569,7 +570,7 @@ def backward(gs, gv_last, x, v0, v0_stride: int, gx, gv0, shape, law: Law, norm:
     _run(loop, before, after, parts, math.prod(shape))
     if norm is not None:
         gweight, gbias, gte = (_EMPTY if a is None else a.numpy() for a in gnorm)
-        channels, values = len(norm.mean), gx.numel()
+        channels, values = tables[3], gx.numel()
         of_z = _parameters(sums, *norm.numbers, values // channels, of_input, gweight, gbias, gte)
         block = 256 * LANES
         _run(_combine, (x.data_ptr(), gx.data_ptr(), values, *of_z, channels), (block,), -(-values // block), values)

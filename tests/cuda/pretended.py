@@ -47,11 +47,9 @@ def load(library: Path) -> None:
 def pretended():
     """Within, there is a device cuda:0 for this thread, on which batches are made too; yields the Device."""
     import torch
-    import torchvision
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_flatten, tree_map
 
-    from snn_repro import distributed
     from snn_repro.data import batches
 
     aten = torch.ops.aten
@@ -103,9 +101,8 @@ def pretended():
 
         def wait(self, what: str) -> None:
             if self.watched:
-                ours = [
-                    f for f in traceback.extract_stack() if "/snn_repro/" in f.filename or "/torch/optim" in f.filename
-                ]
+                places = "/snn_repro/", "/torch/optim"
+                ours = [f for f in traceback.extract_stack() if any(p in f.filename for p in places)]
                 at = f"{Path(ours[-1].filename).name}:{ours[-1].lineno} {ours[-1].line}" if ours else "?"
                 self.waits[f"{what} at {at}"] += 1
 
@@ -171,19 +168,7 @@ def pretended():
             return type(content)((k, to_host(v)) for k, v in content.items())
         return type(content)(map(to_host, content)) if isinstance(content, list | tuple) else content
 
-    def decode_jpeg(files, mode, where="cpu"):
-        if torch.device(where).type != "cuda":
-            return decode(files, mode)
-        return [There(decode(file, mode)) for file in files]
-
-    def wrap(model, where):
-        wrapped = to_wrap(model, where)
-        if wrapped is not model:
-            wrapped.logger = mock.Mock()  # DistributedDataParallel's, which asks a GPU's clock
-        return wrapped
-
-    to_wrap = distributed.wrap
-    save, seed, decode = torch.save, torch.zeros(16, dtype=torch.uint8), torchvision.io.decode_jpeg
+    save, seed = torch.save, torch.zeros(16, dtype=torch.uint8)
     known = dict(
         is_available=True, device_count=1, get_device_name="a pretended GPU", get_device_capability=(9, 0), current_device=0,
         mem_get_info=(2**36, 2**36), max_memory_allocated=0, is_bf16_supported=True, get_rng_state=seed, synchronize=None,
@@ -191,17 +176,14 @@ def pretended():
     )  # fmt: skip
     device = Device()
     with contextlib.ExitStack() as within:
+        patch = lambda of, name, by: within.enter_context(mock.patch.object(of, name, by))  # noqa: E731
         for name, answer in known.items():
-            within.enter_context(mock.patch.object(torch.cuda, name, lambda *_, answer=answer, **__: answer))
+            patch(torch.cuda, name, lambda *_, answer=answer, **__: answer)
         # tensors of inference mode cannot be wrapped
         inference = lambda on=True: torch.no_grad() if on else contextlib.nullcontext()  # noqa: E731
-        within.enter_context(mock.patch.object(torch, "inference_mode", inference))
-        within.enter_context(
-            mock.patch.object(torch, "save", lambda content, *how, **more: save(to_host(content), *how, **more))
-        )
-        within.enter_context(mock.patch.object(distributed, "wrap", wrap))
-        within.enter_context(mock.patch.object(torchvision.io, "decode_jpeg", decode_jpeg))
-        within.enter_context(mock.patch.object(batches, "ahead", lambda items: items))  # a mode is its thread's own
+        patch(torch, "inference_mode", inference)
+        patch(torch, "save", lambda content, *how, **more: save(to_host(content), *how, **more))
+        patch(batches, "ahead", lambda items: items)  # a mode is its thread's own
         within.enter_context(torch.autograd.set_multithreading_enabled(False))
         within.enter_context(device)
         yield device

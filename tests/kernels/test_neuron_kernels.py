@@ -5,7 +5,6 @@ import functools
 import json
 import os
 import signal
-from fractions import Fraction
 from itertools import product
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from snn_repro.errors import UserError
 from snn_repro.kernels import compiled
 from snn_repro.kernels import neuron as fused
 from snn_repro.kernels import neuron_cpu as cpu
-from snn_repro.neurons import BACKENDS, build_neuron, resolve_backend
+from snn_repro.neurons import build_neuron, resolve_backend
 from snn_repro.runtime import pick_device
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "neurons.json").read_text())
@@ -81,7 +80,7 @@ def assert_same(backend, x, v0, d, weights=None):
 # the CPU kernel against the reference
 
 
-@pytest.mark.parametrize("d", [*PUBLISHED.values(), *SOME], ids=name)
+@pytest.mark.parametrize("d", [*PUBLISHED.values(), *SOME, build_neuron("lif", tau=4.0, decay_input=False)], ids=name)
 def test_published_neurons_and_other_settings(d):
     v0 = torch.linspace(-1, 1, 7 * 41).view(7, 41)
     for dtype in (torch.float32, torch.bfloat16) if d in PUBLISHED.values() else (torch.float32,):
@@ -89,7 +88,7 @@ def test_published_neurons_and_other_settings(d):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("size", [1, 15, 16, 32, 63, 64, 65, 160, 16384 + 32])
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 160, 16384 + 32])
 def test_neurons_that_do_not_fill_the_registers(size, dtype, monkeypatch):
     """With a shared, an own and no initial potential."""
     for stream in (0, 2**40):
@@ -103,16 +102,11 @@ def test_neurons_that_do_not_fill_the_registers(size, dtype, monkeypatch):
 @pytest.mark.parametrize("stream", [False, True], ids=["", "around the cache"])
 @pytest.mark.parametrize(
     "steps, size, d, dtype",
-    [
-        (8, 64, 0, torch.float32),
-        (9, 190, 1, torch.bfloat16),
-        (16, 4160, 2, torch.float32),
-        (21, 2112, 3, torch.float32),
-    ],
+    [(9, 190, 1, torch.bfloat16), (21, 2112, 3, torch.float32)],
 )
 def test_many_steps_have_the_bits_of_few(steps, size, d, dtype, stream, monkeypatch):
     """A few at a time against all at once, for inputs of each step and for one that is repeated, by any threads."""
-    d, threads = SOME[d], torch.get_num_threads()
+    d = SOME[d]
     monkeypatch.setattr(cpu, "STREAM_BYTES", 0 if stream else 2**40)
     monkeypatch.setattr(cpu, "SHARE", 64)
     for v0 in (None, noise(size, seed=1), noise(3, size, seed=1)):
@@ -122,11 +116,8 @@ def test_many_steps_have_the_bits_of_few(steps, size, d, dtype, stream, monkeypa
             for least, at_once in ((cpu.MANY, 1), (cpu.MANY, 3), (2**30, 1)):
                 with monkeypatch.context() as patch:
                     patch.setattr(cpu, "MANY", least)
-                    torch.set_num_threads(at_once)
-                    try:
-                        found.append(differentiate("cpu", x, v0, d))
-                    finally:
-                        torch.set_num_threads(threads)
+                    patch.setattr(torch, "get_num_threads", lambda n=at_once: n)
+                    found.append(differentiate("cpu", x, v0, d))
             for others in zip(*found, strict=True):
                 assert all(a is None or torch.equal(a, others[0]) for a in others)
 
@@ -221,15 +212,11 @@ def test_repeated_steps_and_samples_are_not_copied(monkeypatch):
 def test_threads_and_addresses_change_no_bit(monkeypatch):
     monkeypatch.setattr(cpu, "SHARE", 1)
     x, v0, d = noise(4, 33, 2001), noise(2001, seed=1), PUBLISHED["if"]
-    threads = torch.get_num_threads()
     results = []
-    try:
-        for n, offset in ((1, 0), (2, 1), (3, 16), (7, 5)):
-            torch.set_num_threads(n)
-            moved = torch.cat([torch.zeros(offset), x.flatten()])[offset:].view(x.shape)
-            results.append(differentiate("cpu", moved, v0, d, torch.ones(()).expand(x.shape)))
-    finally:
-        torch.set_num_threads(threads)
+    for n, offset in ((1, 0), (2, 1), (3, 16), (7, 5)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=n: n)
+        moved = torch.cat([torch.zeros(offset), x.flatten()])[offset:].view(x.shape)
+        results.append(differentiate("cpu", moved, v0, d, torch.ones(()).expand(x.shape)))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -237,18 +224,15 @@ def test_threads_and_addresses_change_no_bit(monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_process_computes_too(monkeypatch):
     monkeypatch.setattr(cpu, "SHARE", 1)
-    x, threads = noise(4, 8, 3000), torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        run(x, None, PUBLISHED["if"], "cpu")  # starts the threads that a fork loses
-        child = os.fork()
-        if child == 0:
-            signal.alarm(60)
-            s = run(x, None, PUBLISHED["if"], "cpu")[0]
-            os._exit(0 if s.numpy().any() else 1)  # torch's own threads would not survive the fork
-        assert os.waitpid(child, 0)[1] == 0
-    finally:
-        torch.set_num_threads(threads)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    x = noise(4, 8, 3000)
+    run(x, None, PUBLISHED["if"], "cpu")  # starts the threads that a fork loses
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        s = run(x, None, PUBLISHED["if"], "cpu")[0]
+        os._exit(0 if s.numpy().any() else 1)  # torch's own threads would not survive the fork
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_a_cache_that_cannot_be_written_to(tmp_path, monkeypatch):
@@ -277,17 +261,16 @@ def outputs(shape=(4, 2, 2**19)):
 def test_large_outputs_are_on_huge_pages_and_small_ones_are_left_alone(monkeypatch):
     """In anybody's program; in a run, which keeps its memory, and where madvise is missing or refuses, the same numbers."""
     monkeypatch.setattr(fused, "fresh", True)
-    asked, real = [], fused._madvise() or (lambda *a: -1)
-    monkeypatch.setattr(fused, "_madvise", lambda: lambda *a: asked.append(a) or real(*a))
+    asked, real = [], fused._madvise
+    monkeypatch.setattr(fused, "_madvise", lambda *a: asked.append((a[0].value, a[1].value)) or real(*a))
     found = outputs()
-    for (at, size, _), x in zip(asked, found, strict=True):
+    for (at, size), x in zip(asked, found, strict=True):
         assert x.data_ptr() <= at < at + size <= x.data_ptr() + x.nbytes, "advice about memory of others"
         assert size >= fused.HUGE_PAGE
     outputs((4, 2, 64))
     assert len(asked) == 3
-    for lacks in (None, lambda *a: -1):
-        monkeypatch.setattr(fused, "_madvise", lambda lacks=lacks: lacks)
-        assert all(map(torch.equal, outputs(), found))
+    monkeypatch.setattr(fused, "_madvise", lambda *a: -1)
+    assert all(map(torch.equal, outputs(), found))
     pick_device(load_config(["device=cpu"]))
     assert not fused.fresh and all(map(torch.equal, outputs(), found))
 
@@ -301,34 +284,6 @@ def test_one_input_and_one_potential_are_saved():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         s, v, _ = run(x, v0, PUBLISHED["if"], "cpu")
     assert [t.data_ptr() for t in saved] == [x.data_ptr(), v0.data_ptr()]
-
-
-def test_the_operator_keeps_torchs_rules():
-    x = noise(3, 2, 4, 5).requires_grad_()
-    settings = (*[None] * 5, 0.0, False, 3, "cpu", *PUBLISHED["if"].law(), None)
-    for v0 in (None, noise(4, 5).requires_grad_(), noise(2, 4, 5).requires_grad_()):
-        torch.library.opcheck(torch.ops.snn_repro.neuron.default, (x, v0, *settings))
-
-
-def test_without_the_dispatcher_the_layer_is_the_same():
-    """Ordinary tensors skip it, under a dispatch mode (here a counter of operators) the operator is seen."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Names(TorchDispatchMode):
-        def __init__(self):
-            super().__init__()
-            self.names = []
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            self.names.append(function.name())
-            return function(*args, **(kwargs or {}))
-
-    x, v0 = noise(3, 2, 4, 5), noise(4, 5, seed=1)
-    plain = differentiate("cpu", x, v0, PUBLISHED["if"])
-    with Names() as mode:
-        counted = differentiate("cpu", x, v0, PUBLISHED["if"])
-    assert {"snn_repro::neuron", "snn_repro::neuron_backward"} <= set(mode.names)
-    assert all(torch.equal(a, b) for a, b in zip(plain, counted, strict=True))
 
 
 def test_a_second_derivative_is_refused():
@@ -355,16 +310,6 @@ def test_a_compiled_layer():
             grads.append((y.detach(), a.grad, b.grad))
         for got, want in zip(*grads, strict=True):
             assert torch.equal(got, want) and got.stride() == want.stride()
-
-
-def test_under_autocast():
-    neuron = build_neuron("if", imp=True, state_shape=(8,), backend="cpu")
-    linear = torch.nn.Linear(6, 8)
-    with torch.autocast("cpu", torch.bfloat16):
-        s = neuron(linear(noise(4, 5, 6)))
-    s.float().sum().backward()
-    assert s.dtype == torch.bfloat16 and neuron.v.dtype == torch.float32
-    assert linear.weight.grad.dtype == neuron.imp.grad.dtype == torch.float32 and neuron.imp.grad.any()
 
 
 class Smooth(torch.nn.Module):
@@ -410,59 +355,6 @@ def assert_golden(key, backend):
     near(neuron.imp.grad, torch.tensor(golden["grad_imp"]))
 
 
-def exact(x, imp, w, tau, strict):
-    """The paper's equations in fractions: spikes, last potential, and the gradients of sum(w * spikes) in x and IMP.
-
-    h = (1 - 1/tau) v + x; a spike at h > 1 (or h >= 1); v = h - spike; triangle of width 1; nothing detached.
-    """
-    keep = 1 - Fraction(1) / Fraction(tau)
-    v, potentials, spikes = Fraction(imp), [], []
-    for x_t in map(Fraction, x):
-        potentials.append(keep * v + x_t)
-        spikes.append(int(potentials[-1] > 1 or (not strict and potentials[-1] == 1)))
-        v = potentials[-1] - spikes[-1]
-    last, gv, gx = v, Fraction(0), []
-    for h, w_t in zip(reversed(potentials), map(Fraction, reversed(w)), strict=True):
-        gh = gv + (w_t - gv) * max(Fraction(0), 1 - abs(h - 1))
-        gx.insert(0, gh)
-        gv = keep * gh
-    return spikes, last, gx, gv
-
-
-def assert_whole_input(backend):
-    """decay_input=False, against `exact`, on inputs that hit the threshold and are exact in float32."""
-    for tau, fire_at in ((2.0, "gt"), (2.0, "ge"), (4.0, "gt"), (1.0, "gt")):
-        if backend == "spikingjelly" and (fire_at == "gt" or tau == 1):
-            continue
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randint(-24, 97, (5, 3, 40), generator=generator) / 64  # [T, B, N]
-        imp = torch.randint(-64, 65, (40,), generator=generator) / 64
-        x[0, :, :8] = 1 - imp[:8] * (1 - 1 / tau)  # h is exactly 1
-        w = torch.randint(-8, 9, x.shape, generator=generator) / 8
-        neuron = build_neuron("lif_imp", state_shape=(40,), tau=tau, decay_input=False, reset="soft", fire_at=fire_at,
-                              surrogate="triangle", detach_reset=False, backend=backend)  # fmt: skip
-        with torch.no_grad():
-            neuron.imp.copy_(imp)
-        x.requires_grad_()
-        spikes = neuron(x)
-        (spikes * w).sum().backward()
-        gimp = [Fraction(0)] * 40
-        for b, n in product(range(3), range(40)):
-            one = (a[:, b, n].tolist() for a in (x.detach(), w))
-            series = next(one)
-            s, v, gx, g = exact(series, imp[n].item(), next(one), tau, fire_at == "gt")
-            assert spikes[:, b, n].tolist() == s and neuron.v[b, n].item() == v
-            assert x.grad[:, b, n].tolist() == pytest.approx([float(a) for a in gx], abs=1e-5)
-            gimp[n] += g
-        assert neuron.imp.grad.tolist() == pytest.approx([float(a) for a in gimp], abs=1e-5)
-        assert any(gimp) == (tau > 1)
-
-
-@pytest.mark.parametrize("backend", ["torch", "cpu", "spikingjelly"])
-def test_an_undecayed_input_follows_the_papers_equations_exactly(backend):
-    assert_whole_input(backend)
-
-
 # the choice
 
 
@@ -496,17 +388,6 @@ def test_refusals(settings, message):
         build_neuron(**settings)(torch.zeros(2, 1, 3, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "triton"])
-def test_recorded_potentials(backend):
-    neuron = build_neuron("lif", imp=True, state_shape=(5,), backend=backend)
-    neuron.store_v_seq = True
-    x = noise(4, 3, 5)
-    spikes = neuron(x)
-    assert torch.equal(neuron.v_seq[-1], neuron.v)
-    neuron.store_v_seq = False
-    assert torch.equal(neuron(x), spikes) and neuron.v_seq is None
-
-
 # spikingjelly
 
 
@@ -526,9 +407,8 @@ def test_spikingjelly_agrees(surrogate):
 def interpret_triton():
     for key in GOLDEN["cases"]:
         assert_golden(key, "triton")
-    assert_whole_input("triton")
     assert_no_gradient_at_infinity("triton")
-    for d in (*PUBLISHED.values(), *SOME):
+    for d in (*PUBLISHED.values(), *SOME, build_neuron("lif", tau=4.0, decay_input=False)):
         assert_same("triton", noise(3, 2, 45), noise(45, seed=1), d)
     d = PUBLISHED["if"]
     x = noise(2, 2, 4, 3, 3)
