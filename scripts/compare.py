@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     table = compare(args.paths, args.debug_runs)
     if args.format == "text":
         width = max(20, shutil.get_terminal_size().columns)
-        text = to_text(table, width, ascii_only=not (args.output or console.prints("±━┃")))
+        text = to_text(table, width)
     else:
         text = FORMATS[args.format](table)
     if args.output:

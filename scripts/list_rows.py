@@ -17,27 +17,19 @@ fidelity=described, ...       any override: lists the rows with it, and the runs
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from snn_repro import console
 from snn_repro.config import SAID_OF_THEM, text_only, to_dict
+from snn_repro.data.sets import SETS
 from snn_repro.paper.formats import Column, Table, to_csv, to_text
-from snn_repro.paper.rows import (
-    PaperRow,
-    Row,
-    command,
-    compared,
-    compose,
-    estimate_cost,
-    experiments,
-    facts,
-    join,
-    load_rows,
-    look_for_files,
-)
+from snn_repro.paper.rows import Cost, Row, compared, experiments, join, load_rows, look_for_files
 from snn_repro.runs.folder import find_results
+from snn_repro.runs.result import RunResult
 
 
 @console.one_sentence
@@ -74,11 +66,7 @@ def listing(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
     own = args.own or "fidelity=described" in args.overrides  # the equations are the paper's
     chosen = [n for n in experiments() if n.startswith(prefix) and not (own and compared(n, paper))]
     results = find_results(*(args.runs or [root for root in ("runs", "results/runs") if Path(root).is_dir()]))
-    said, ran = facts(chosen), {r["name"] for r in results}
-    ran |= {baseline for name in ran & said.keys() for baseline in said[name]["baselines"]}
-    # a row without runs is listed as its file says it; what is looked up, priced or overridden has to be composed
-    whole = [name for name in chosen if args.overrides or args.cost or name in ran]
-    rows = join(compose(whole, args.overrides), paper, results)
+    rows = join(chosen, paper, results, args.overrides)
     notes = [
         "paper: one run, best epoch on test; best*: ours chosen by the test set, so optimistic; last: our last epoch",
         "runs: seeds of exactly this configuration (+k: finished runs of this row with other settings)",
@@ -90,14 +78,9 @@ def listing(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
         look_for_files(rows)
     else:
         notes.append("data: give data_dir=DIR cache_dir=DIR to look for the data sets and prepared frames")
-    by_name, by_id = {row.name: row for row in rows}, {row.id: row for row in paper}
-    lines = [_line(name, by_name.get(name), said[name], by_id, args.overrides) for name in chosen]
+    lines = [_line(row) for row in rows]
     if args.cost:
-        from snn_repro.paper.speed import estimate_from_a_step  # takes torch
-
-        costs = [
-            estimate_cost(r, results) or estimate_from_a_step(r, lambda s: print(s, file=sys.stderr)) for r in rows
-        ]
+        costs = [estimate_cost(r, results) or _from_a_step(r) for r in rows]
         hours: dict[str, float] = {}
         for line, cost in zip(lines, costs, strict=True):
             line["cost"] = asdict(cost) if cost else None
@@ -118,19 +101,52 @@ def listing(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
     return lines, notes + [f"[{number}] {caveat}" for caveat, number in numbered_caveats(lines).items()]
 
 
-def _line(
-    name: str, row: Row | None, said: dict[str, Any], paper: dict[str, PaperRow], overrides: list[str]
-) -> dict[str, Any]:
-    """What is shown of a row, composed or as its files say it."""
-    c = to_dict(row.config) if row else said
-    printed = paper.get(c["paper_row"])
+def _from_a_step(row: Row) -> Cost | None:
+    """The cost of a row without runs: of a step on random data, timed here; None where it does not fit the memory."""
+    from snn_repro.dry_run import TooLarge, hours_of_training  # takes torch
+
+    try:
+        hours = hours_of_training(row.config, lambda said: print(said, file=sys.stderr))
+        return Cost(*hours, "a step here", estimated=True)
+    except TooLarge:
+        return None
+
+
+def _line(row: Row) -> dict[str, Any]:
+    """What is shown of a row."""
+    c = row.said
     return dict(
-        experiment=name, paper_row=c["paper_row"], data=row and row.data, runs=row.seeds if row else [],
-        departing=row.departing if row else 0, paper=printed and printed.accuracy,
-        best=row and row.mean("acc_best_test"), last=row and row.mean("acc_last"), fidelity=c["fidelity"],
+        experiment=row.name, paper_row=c["paper_row"], data=row.data, runs=row.seeds, departing=row.departing,
+        paper=row.paper and row.paper.accuracy, best=row.mean("acc_best_test"), last=row.mean("acc_last"), fidelity=c["fidelity"],
         baselines=c["baselines"], caveats=[*c["caveats"], *(f"{choice}: {SAID_OF_THEM}" for choice in text_only(c))],
-        unspecified=c["unspecified"], missing=row.missing if row else ["a run"], command=command(c, overrides),
+        unspecified=c["unspecified"], missing=row.missing, command=row.command(),
     )  # fmt: skip
+
+
+def estimate_cost(row: Row, results: Iterable[RunResult]) -> Cost | None:
+    """epochs * n_train / samples_per_s, from the median speed of finished runs, or None where nothing was measured.
+
+    The row's own runs count first, else those of the same data set, network, T, frame size and batch. Speeds on a GPU
+    come before those on a CPU, and the two are never mixed; epochs of fewer than 20 steps say nothing. Time spent in
+    evaluation is not in it.
+    """
+
+    def work(config: dict[str, Any]) -> list[Any]:
+        """What a training step costs by, IMP and loss aside."""
+        keys = ("dataset.name", "dataset.frame_size", "model.name", "recipe.batch_size", "recipe.accumulate")
+        return [config["timesteps"], *(config[k.partition(".")[0]][k.partition(".")[2]] for k in keys)]
+
+    timed = [r for r in results if r.get("samples_per_s") and not 0 < r["config"]["debug"]["max_steps"] < 20]
+    mine = work(to_dict(row.config)) if timed else []
+    alike = [r for r in timed if work(r["config"]) == mine]
+    for device in ("cuda", "cpu"):
+        there = [r for r in alike if r["device"] == device]
+        if measured := [r for r in there if r["name"] == row.name] or there:
+            speed = median(r["samples_per_s"] for r in measured)
+            n_train = SETS[row.config.dataset.name].samples[0] or max(r["n_train"] for r in measured)
+            hours = row.config.recipe.epochs * n_train / speed / 3600
+            return Cost(hours, device, speed, measured[0]["name"])
+    return None
 
 
 def numbered_caveats(lines: list[dict[str, Any]]) -> dict[str, int]:
@@ -173,7 +189,7 @@ def written(lines: list[dict[str, Any]], notes: list[str], args: argparse.Namesp
     if len(lines) > len(rows):
         title += f"; {len(lines) - len(rows)} quoted numbers without a row"
     table = Table(title, columns, shown, notes)
-    return to_csv(table) if args.format == "csv" else to_text(table, ascii_only=not console.prints("━┃"))
+    return to_csv(table) if args.format == "csv" else to_text(table)
 
 
 if __name__ == "__main__":

@@ -32,8 +32,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"'{word}' is not understood; write KEY=VALUE with one of: {', '.join(KEYS)}{nearest(key, KEYS)}"
             )
         given.setdefault(key, []).append(value)
-    import studies.figures  # noqa: F401 - registers theirs; imports torch and matplotlib, so after the check of what was typed
-    from snn_repro.paper import figures
+    from studies import figures  # imports torch and matplotlib, so after the check of what was typed
 
     def chosen(key: str, names: Sequence[str], choices: Sequence[str]) -> Sequence[str]:
         for name in names:

@@ -11,20 +11,109 @@ the same results, and the table of sources in docs/paper_and_code.md from docs/s
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from snn_repro import console
 from snn_repro.config import hashed
+from snn_repro.errors import DataError, UserError
 from snn_repro.files import write_text
 from snn_repro.paper.differences import older_note
-from snn_repro.paper.results import collect, load
-from snn_repro.paper.rows import compose, load_rows
-from snn_repro.paper.tables import fill_in, generate
-from snn_repro.runs.folder import result_files
+from snn_repro.paper.formats import cell
+from snn_repro.paper.results import group_runs, load, right_or_none
+from snn_repro.paper.rows import configs, load_rows
+from snn_repro.paper.tables import generate
+from snn_repro.runs.folder import find_results, result_files
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
+
+
+def collect(roots: Iterable[str | Path], into: Path, study: str = "") -> list[Path]:
+    """Add finished runs to the files of lines in the folder `into`: FIRST.jsonl for the runs below ROOT/FIRST, or `study`.jsonl.
+
+    A run's line has the items of its result.json without the folders of this machine, `right` in place of predictions.npz, and
+    `run`, its folder below FIRST. It takes the place of an earlier one. Returns the folders that the lines stand for.
+    """
+    files: dict[str, dict[str, str]] = {}
+    for root in map(Path, roots):
+        for result in load([root]):
+            below = Path(result["folder"]).relative_to(root if root.is_dir() else root.parent).parts
+            first, *rest = (study, *below) if study else below if len(below) > 1 else (root.absolute().name, *below)
+            config = result["config"] | dict.fromkeys(result["config"].keys() & {"run_dir", "data_dir", "cache_dir"})
+            content = {k: v for k, v in result.items() if k not in ("folder", "right")} | {"config": config}
+            if (right := right_or_none(result)) is not None:
+                content["right"] = dict(n_test=len(right), bits=np.packbits(right).tobytes().hex())
+            run = "/".join(rest)
+            files.setdefault(first, {})[run] = json.dumps({"run": run} | content, allow_nan=False)
+    into.mkdir(parents=True, exist_ok=True)
+    for first, new in files.items():
+        file = into / f"{first}.jsonl"
+        lines = collected_lines(file) | new
+        write_text(file, "".join(f"{lines[run]}\n" for run in sorted(lines, key=lambda r: r.split("/"))))
+    return [into / first / run for first, new in files.items() for run in new]
+
+
+def collected_lines(file: Path) -> dict[str, str]:
+    """{run: its line} of a file of collected runs; {} where it does not exist. Raises DataError for a damaged line."""
+    lines = file.read_text("utf-8").splitlines() if file.exists() else []
+    try:
+        return {json.loads(line)["run"]: line for line in lines}
+    except (ValueError, TypeError, KeyError):
+        raise DataError(f"{file} has a line that is no collected run; take it out, and collect again") from None
+
+
+MEASURED = re.compile(r"(<!-- (accuracy|steps|linear|times) ([^>]+) -->).*?(<!-- / -->)", re.DOTALL)
+
+
+def fill_in(text: str, results: Path) -> str:
+    """`text` with its measured numbers between `<!-- KIND WHAT -->` and `<!-- / -->`; where nothing was measured, what stands there stays.
+
+    accuracy, steps FOLDER: mean ± sd % of the last epoch and the seeds, or the accuracy at each time step, of the runs in that
+    folder of results/runs. linear DATASET: logistic regression on the same samples. times FILE: TITLE: ROW: how many times the
+    CPU time of a benchmark's first row another one takes, table and row by the start of their names. Raises UserError where a
+    folder holds runs of several configurations.
+    """
+    runs = results / "runs"
+    found = find_results(runs) if result_files(runs) else []
+
+    def number(match: re.Match[str]) -> str:
+        start, kind, what, end = match.groups()
+        if kind in ("linear", "times"):
+            said = (_linear if kind == "linear" else _times)(what, results)
+            return match.group() if said is None else start + said + end
+        groups, _ = group_runs(r for r in found if Path(str(r.folder)).is_relative_to(runs / what))
+        if not groups:
+            return match.group()
+        if len(groups) > 1:
+            labels = ", ".join(g.label for g in groups)
+            raise UserError(f"{runs / what} holds runs of several configurations: {labels}")
+        last = groups[0].last
+        if kind == "steps":
+            return start + cell(groups[0].steps()) + end
+        return start + (f"{last.mean:.2f} % (n=1)" if last.n == 1 else f"{last} % ({last.n} seeds)") + end
+
+    return MEASURED.sub(number, text)
+
+
+def _linear(dataset: str, results: Path) -> str | None:
+    file = results / "runs" / "methods" / "measured.json"
+    found = json.loads(file.read_text("utf-8")).get(dataset, {}) if file.exists() else {}
+    return f"{100 * found['linear']:.2f} %" if "linear" in found else None
+
+
+def _times(what: str, results: Path) -> str | None:
+    name, title, row = what.split(": ")
+    file = results / "benchmarks" / f"{name}.json"
+    tables = json.loads(file.read_text("utf-8"))["tables"] if file.exists() else []
+    for rows in (table["rows"] for table in tables if table["title"].startswith(title)):
+        seconds = {name: measured["cpu_seconds"] for name, measured in rows.items()}
+        return f"{next(s for n, s in seconds.items() if n.startswith(row)) / next(iter(seconds.values())):.3g}x"
+    return None
+
+
 # a key of the configuration, or its group: the word of the table
 WORDS = {
     "model": "network", "neuron": "neuron", "loss": "loss", "dataset": "frames", "augment": "augmentation",
@@ -48,7 +137,7 @@ def with_sources(page: str, sources: Path) -> str:
     for short, (name, commit) in repositories.items():
         lines.append(f"| {short} | [{name}](https://github.com/{name}/tree/{commit}) | {commit[:7]} |")
     lines += ["", "| row | source: what it says | unspecified | what departs |", "|---|---|---|---|"]
-    for row, config in compose(known["rows"]).items():
+    for row, config in configs(known["rows"]).items():
         values = hashed(config)
         values |= {w: values[k if k in values else f"{k}.name"] for k, w in WORDS.items() if k != "augment"}
         said = []

@@ -11,7 +11,7 @@ cache_dir     where the frames go; pass the same cache_dir to training
 timesteps     frames a recording (default: the data set's)
 integrate_by  number (default), time or braincog: frames of equally many events, or of equal time
 frame_size    resize frames to this many pixels (default: keep the sensor's size)
-workers       processes (default: one a CPU)
+workers       threads (default: one a CPU)
 allow_bad     true leaves out recordings that cannot be read, and says so in the manifest
 rebuild       true makes a finished cache anew
 verify        true makes nothing: it reads all rows of the cache and holds them against their checksums
@@ -20,11 +20,13 @@ A run that was stopped goes on where it was when the command is typed again.
 """
 
 import os
-import shlex
 import sys
 import warnings
+from typing import Any
 
-from snn_repro.console import Parser, suggest
+import torch
+
+from snn_repro.console import Parser
 from snn_repro.errors import UserError
 
 SHORT = {"integrate_by": "dataset.integrate_by", "frame_size": "dataset.frame_size"}
@@ -72,16 +74,16 @@ def one_line(message, *_, **__) -> None:
 
 def list_images(cfg, own: dict) -> int:
     """Look at all images of class folders and keep their listing."""
-    from snn_repro.data import listing
     from snn_repro.data.sets import SETS
 
     if wrong := own.keys() - {"workers", "rebuild"}:
         raise UserError(f"{min(wrong)}=true is for recordings: leave it out for dataset={cfg.dataset.name}")
-    dataset, path = SETS[cfg.dataset.name], listing.place(cfg.dataset.name, cfg.cache_dir)
-    if path and path.is_file() and not own.get("rebuild") and dataset.prepared_tree(cfg):
-        say(f"{path}: checked before")
+    dataset: Any = SETS[cfg.dataset.name]
+    if not own.get("rebuild") and dataset.checked_before(cfg):
+        say(f"{dataset.listing_file(cfg)}: checked before")
     else:
-        say(f"{path}: {listing.make(dataset, cfg, own.get('workers'), say):,} images, all good")
+        images = dataset.prepare(cfg, own.get("workers") or 16, say)
+        say(f"{dataset.listing_file(cfg)}: {images:,} images, all good")
     return 0
 
 
@@ -133,8 +135,6 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    if report.ignored:
-        say(f"{report.ignored} files in the data folder do not belong to the data set and were ignored")
     if report.samples < report.expected:
         say(
             f"warning: the complete data set has {report.expected} recordings, this cache {report.samples};"
@@ -144,9 +144,9 @@ def main(arguments: list[str]) -> int:
         say(f"{report.folder}: {report.samples} recordings, {report.read} of them read now")
     else:
         say(f"{report.folder}: {report.samples} recordings, prepared before")
-    suggest(f"python -m snn_repro.train {shlex.join(overrides)}")
     return 0
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # of each of the threads that read
     sys.exit(main(sys.argv[1:]))

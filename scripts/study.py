@@ -18,13 +18,13 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 from types import ModuleType
 
+from make_tables import collect, collected_lines
 from snn_repro import console
 from snn_repro.config import load_config, sweep_jobs
 from snn_repro.data.sets import SETS
+from snn_repro.dry_run import hours_of_training
 from snn_repro.errors import UserError
 from snn_repro.files import write_text
-from snn_repro.paper.results import collect, collected_lines
-from snn_repro.paper.speed import hours_of_training
 from snn_repro.runs.sweeps import plan
 from studies import names, study
 
@@ -132,8 +132,7 @@ def _measure(args: argparse.Namespace, chosen: ModuleType) -> int:
 
 
 def _report(args: argparse.Namespace, chosen: ModuleType) -> int:
-    import studies.figures  # noqa: F401 - registers theirs; matplotlib, which the other actions need not wait for
-    from snn_repro.paper.figures import make, stale
+    from studies.figures import make, stale  # matplotlib, which the other actions need not wait for
 
     wrong, figures = [], getattr(chosen, "FIGURES", ())
     if figures and not args.check:

@@ -15,9 +15,10 @@ from pathlib import Path
 from snn_repro import console
 from snn_repro.errors import UserError
 from snn_repro.files import hold, write_error
+from snn_repro.runs.loggers import sentence
 from snn_repro.runs.loggers.wandb import Log, checked_mode
 
-SECONDS = 600  # for one run, at most
+SECONDS = 600  # for a call of W&B, at most
 
 
 def find_runs(roots: list[Path]) -> list[Path]:
@@ -56,8 +57,8 @@ def read(folder: Path) -> tuple[dict, list[dict], dict | None, str | None]:
     return config, history, result, (result or status).get("config_hash") or status.get("config_hash")
 
 
-def import_run(folder: Path, say, **logger) -> bool:
-    """Make one W&B run; True when W&B has it. Raises UserError for a damaged folder or one in use."""
+def import_run(folder: Path, say, **logger) -> None:
+    """Make one W&B run. Raises UserError for a damaged folder, one in use, or where W&B does not take it."""
     with contextlib.ExitStack() as stack:
         if (folder / ".lock").exists():
             try:
@@ -70,12 +71,14 @@ def import_run(folder: Path, say, **logger) -> bool:
         config, history, result, run_hash = read(folder)
         config["logger"] |= logger
         try:
-            log = Log(config, folder, say, run_id=run_hash and f"{run_hash}-{config['seed']}")
+            log = Log(config, folder, say, run_id=run_hash and f"{run_hash}-{config['seed']}", seconds=SECONDS)
         except (KeyError, TypeError) as error:
             raise UserError(f"config.yaml lacks {error}") from None
-        log.start(history)
-        log.finish(result, SECONDS)
-    return not log.gave_up
+        try:
+            log.start(history)
+            log.finish(result)
+        except (Exception, SystemExit) as error:
+            raise UserError(f"W&B did not take it ({sentence(error)})") from None
 
 
 @console.one_sentence
@@ -94,9 +97,9 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("WANDB_MODE=disabled in the environment allows no W&B run; unset it")
     for folder in folders:
         try:
-            if import_run(folder, lambda line, folder=folder: print(f"{folder}: {line}", file=sys.stderr), **logger):
-                print(f"{folder}: imported")
-                done += 1
+            import_run(folder, lambda line, folder=folder: print(f"{folder}: {line}", file=sys.stderr), **logger)
+            print(f"{folder}: imported")
+            done += 1
         except UserError as error:
             print(f"{folder}: skipped, {error}", file=sys.stderr)
     print(f"{done} of {len(folders)} runs imported")

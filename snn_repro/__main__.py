@@ -18,11 +18,6 @@ def purpose(file: Path) -> str:
     return (ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "").split("\n")[0]
 
 
-def is_program(file: Path) -> bool:
-    """Whether `python -m` does something with a module."""
-    return '\nif __name__ == "__main__":' in file.read_text("utf-8")
-
-
 def commands() -> Iterator[tuple[str, dict[str, str]]]:
     """(title, {command: what it does}) of console scripts, modules and the scripts of a clone, found where they lie."""
     installed = {}
@@ -31,12 +26,13 @@ def commands() -> Iterator[tuple[str, dict[str, str]]]:
             place = PACKAGE.parent.joinpath(*entry.module.split("."))
             installed[entry.name] = purpose(place / "__init__.py" if place.is_dir() else place.with_suffix(".py"))
     yield "commands", installed
-    modules = {
-        f"python -m {'.'.join(file.relative_to(PACKAGE.parent).with_suffix('').parts)}": purpose(file)
-        for file in sorted(PACKAGE.rglob("*.py"))
-        if file.name != "__main__.py" and is_program(file)
-    }
-    yield "modules", modules
+    programs = [
+        f
+        for f in sorted(PACKAGE.rglob("*.py"))
+        if f.name != "__main__.py" and '\nif __name__ == "__main__":' in f.read_text("utf-8")
+    ]
+    names = {f: ".".join(f.relative_to(PACKAGE.parent).with_suffix("").parts) for f in programs}
+    yield "modules", {f"python -m {name}": purpose(file) for file, name in names.items()}
     yield "scripts, in a clone", {f"python scripts/{file.name}": purpose(file) for file in sorted(SCRIPTS.glob("*.py"))}
 
 

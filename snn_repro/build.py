@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from snn_repro.config import Config, ConfigError, frame_shape
-from snn_repro.data.augment import GuidedAugmentation, turned_on, values_of
+from snn_repro.data.augment import GuidedAugmentation
+from snn_repro.data.augment.rpg import check as check_relevance
 from snn_repro.losses import Loss, build_loss
 from snn_repro.models import build_model
 from snn_repro.models.blocks import same_statistics
-from snn_repro.models.relevance import check as check_relevance
 from snn_repro.neurons import build_neuron
 from snn_repro.neurons.surrogates import SURROGATES, Spike
 from snn_repro.registry import SETS
@@ -40,9 +40,9 @@ def build_network(config: Config, num_classes: int, input_shape: tuple[int, int,
 def check_settings(config: Config) -> None:
     """Raise UserError for what the classes of neuron and loss refuse, before any data is read."""
     loss, augment = loss_of(config), config.augment
-    for cls in turned_on(augment):
+    for cls in augment.turned_on():
         if cls.soft_targets and not loss.soft_targets:
-            key, value = next((k, v) for k, v in values_of(cls, augment).items() if k in cls.switches and v)
+            key, value = next((k, v) for k, v in augment.of(cls).items() if k in cls.switches and v)
             raise ConfigError(
                 f"augment.{key}={value} makes soft targets and loss={config.loss.name} needs labels; set it to 0"
             )
@@ -53,7 +53,7 @@ def check_settings(config: Config) -> None:
         raise ConfigError(
             f"compile={str(config.compile).lower()} does not show the potentials that loss={config.loss.name} reads; use compile=false"
         )
-    if guided := turned_on(augment, GuidedAugmentation):
+    if guided := augment.turned_on(GuidedAugmentation):
         shape, classes = frame_shape(config), SETS[config.dataset.name].of(config).num_classes
         with torch.random.fork_rng(devices=[]):
             network = build_network(config, classes, shape)

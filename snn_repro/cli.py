@@ -1,82 +1,67 @@
 """Train one network or a sweep of them, from the command line.
 
-`snn-train`, `python -m snn_repro.train`: help, one run by Hydra, sweeps, exit codes; Hydra completes `snn-train` in a shell.
+`snn-train`, `python -m snn_repro.train`: help, one run, sweeps, exit codes; Hydra completes `snn-train` in a shell. Worker
+processes of launchers import this module by name; with it come the resolvers that their configurations need.
 """
 
-import contextlib
-import gc
 import logging
 import os
 import platform
 import signal
-import subprocess
 import sys
 import warnings
 from argparse import Namespace
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
+import hydra
 import torch
 from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
-from snn_repro import __version__, console, distributed, job
+from snn_repro import __version__, console, train
 from snn_repro.config import (
     CONF_DIR,
     ConfigError,
     compose_checked,
+    explain,
+    given_keys,
     help_text,
     multirun_config,
     readable,
     refuse_misplaced,
+    search_outside,
+    settled,
 )
 from snn_repro.dry_run import dry_run, dry_sweep
-from snn_repro.errors import TrainingError, UserError
-from snn_repro.runs import sweeps
+from snn_repro.errors import Interrupted, UserError
+from snn_repro.files import write_error
+from snn_repro.provenance import git_state
+from snn_repro.runs import gpus, sweeps
 
 log = logging.getLogger("snn_repro")
 
 
 def main() -> NoReturn:
     """`python -m snn_repro.train`, `snn-train`: exit code 0 done, 1 failed, 2 wrong input, 128 + number: stopped by a signal."""
-    gc.set_threshold(100_000)  # imports make no garbage, and looking for it 600 times takes a quarter of a second
     logging.raiseExceptions = False  # a reader that left (`| head`) costs the lines it does not read, and no traceback
     warnings.formatwarning = console.one_line
     sys.exit(console.script(lambda: _main(sys.argv[1:])))
 
 
 def _main(argv: list[str]) -> int:
-    if "--help" in argv or "-h" in argv:
+    if {"--help", "-h"} & {*argv}:
         print(help_text())
         return 0
     if "--version" in argv:
-        print(version())
+        commit = git_state()[0]
+        ours = f"snn_repro {__version__}{f' (commit {commit[:7]})' if commit else ''}"
+        print(f"{ours}, torch {torch.__version__}, Python {platform.python_version()}")
         return 0
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, so that every error passes below
-    try:
-        return _dispatch(argv)
-    except TrainingError as error:
-        return _fail(str(error), 1)
-    except UserError as error:
-        return _fail(str(error), 2)
-    except KeyboardInterrupt as interrupt:
-        return _fail(str(interrupt) or "stopped", 128 + getattr(interrupt, "signum", signal.SIGINT))
-
-
-def _fail(sentence: str, code: int) -> int:
-    if distributed.world().rank == 0:  # of several processes the first one says it, with the others' reasons too
-        with contextlib.suppress(OSError):  # the terminal has gone
-            print(f"snn-train: {console.harmless(sentence)}", file=sys.stderr)
-    return code
-
-
-def version() -> str:
-    """What `--version` prints: ours, the commit in a clone, torch's and Python's."""
-    commit, root = "", CONF_DIR.parent
-    if (root / ".git").exists():
-        command = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
-        with contextlib.suppress(OSError):
-            commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    ours = f"snn_repro {__version__}{f' (commit {commit})' if commit else ''}"
-    return f"{ours}, torch {torch.__version__}, Python {platform.python_version()}"
+    return console.told("snn-train", lambda: _dispatch(argv))
 
 
 def _arguments(argv: list[str]) -> Namespace:
@@ -90,45 +75,42 @@ def _arguments(argv: list[str]) -> Namespace:
     given = parser.parse_args(argv)
     for flag in ("config_path", "config_name", "config_dir", "experimental_rerun"):
         if getattr(given, flag):
+            name = flag.replace("_", "-")
             raise ConfigError(
-                f"--{flag.replace('_', '-')} is not used here: configurations come from {CONF_DIR}; choose one with experiment=NAME"
+                f"--{name} is not used here: configurations come from {CONF_DIR}; choose one with experiment=NAME"
             )
-    alone = [f for f in ("run", "multirun", "cfg", "info", "shell_completion") if getattr(given, f)]
-    if len(alone) > 1:
-        refuse(f"--{alone[0].replace('_', '-')} and --{alone[1].replace('_', '-')} do not go together")
-    if given.resolve and not given.cfg:
-        refuse("--resolve goes with --cfg alone")
-    if given.package and not given.cfg:
-        refuse("--package goes with --cfg alone")
+    if sum(map(bool, (given.run, given.multirun, given.cfg, given.info, given.shell_completion))) > 1:
+        refuse("only one of --run, --multirun, --cfg, --info and --shell-completion can be given")
+    if (given.resolve or given.package) and not given.cfg:
+        refuse("--resolve and --package go with --cfg alone")
     return given
 
 
 def _dispatch(argv: list[str]) -> int:
-    arguments = _arguments(argv)
-    if arguments.shell_completion or arguments.hydra_help:
+    given = _arguments(argv)
+    if given.shell_completion or given.hydra_help:
         try:
-            job.call_hydra(argv)
+            return call_hydra(argv)
         except ValueError as error:  # no such shell, or nothing to do named
             raise ConfigError(f"-sc: {' '.join(str(error).split())}; write -sc install=bash") from None
+    overrides = readable(given.overrides, given.multirun)
+    flags = [word for word in argv if word not in given.overrides]
+    if given.multirun:
+        return _sweep(overrides, argv, flags)
+    config = compose_checked(overrides)
+    if given.cfg or given.info:
+        if "recipe.epochs" in given_keys(overrides):  # which may shorten the warm-up: shown as a run has it
+            overrides = [*overrides, f"recipe.warmup_epochs={config.recipe.warmup_epochs}"]
+        return call_hydra([*overrides, *flags])
+    if config.dry_run:
+        print(dry_run(config).text(given.overrides))
         return 0
-    typed, sweep = arguments.overrides, arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides
-    overrides = readable(typed, sweep)
-    readable_of = dict(zip(typed, overrides, strict=True))
-    for_hydra = [readable_of.get(a, a) for a in argv]
-    if arguments.cfg or arguments.info:
-        return show(overrides, for_hydra)
-    if not sweep:
-        adjusted: list[str] = []
-        config = compose_checked(overrides, say=adjusted.append)  # before Hydra makes a folder
-        if config.dry_run:
-            print("\n".join([*adjusted, dry_run(config).text(typed)]))
-            return 0
-        job.call_hydra(for_hydra)
-        if job.errors:
-            raise job.errors.pop()
-        if distributed.world().rank == 0:
-            console.suggest("snn-eval", *job.finished)
-        return 0
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    train.run(config, overrides=[o for o in overrides if not o.lstrip("+~").startswith("hydra")])
+    return 0
+
+
+def _sweep(overrides: list[str], argv: list[str], flags: list[str]) -> int:
     dry = any(o.lower() == "dry_run=true" for o in overrides)
     if any(o.startswith("hydra/sweeper=") and o != "hydra/sweeper=basic" for o in overrides):
         refuse_misplaced(overrides, sweep=True)
@@ -139,25 +121,87 @@ def _dispatch(argv: list[str]) -> int:
         with multirun_config(overrides) as (node, _):  # checks hydra.*; another sweeper finds its jobs while it runs
             sweeps.say_what_is_searched(node, overrides)
         with sweeps.stoppable():
-            job.call_hydra(for_hydra)
-        return 0
-    if dry:
-        for line in dry_sweep(overrides):
-            print(line, flush=True)
-        return 0
-    return sweeps.run_sweep(overrides, argv, job.task)
+            return call_hydra([*overrides, *flags])
+    if not dry:
+        return sweeps.run_sweep(overrides, argv, task)
+    for line in dry_sweep(overrides):
+        print(line, flush=True)
+    return 0
 
 
-def show(overrides: list[str], argv: list[str]) -> int:
-    """`--cfg` and `--info`, with the same checks as a run; what a run adjusts is shown adjusted."""
-    adjusted: list[str] = []
-    config = compose_checked(overrides, say=adjusted.append)
-    if adjusted:
-        log.warning(adjusted[0])
-        at = argv.index(overrides[0])  # overrides stand together
-        argv = [*argv[:at], f"recipe.warmup_epochs={config.recipe.warmup_epochs}", *argv[at:]]
+def call_hydra(argv: list[str]) -> int:
+    """Let Hydra do what `argv` says; the exit code. Raises ConfigError for what it cannot read, UserError for a folder that
+    it cannot make."""
+    search_outside()
+    before, sys.argv = sys.argv, [sys.argv[0], *argv]
     try:
-        job.call_hydra(argv)
+        hydra.main(config_path=str(CONF_DIR), config_name="train", version_base="1.3")(task)()
     except SystemExit as gone:  # how Hydra refuses a --package that does not exist
         return 2 if gone.code else 0
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error)) from error
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise write_error(Path(error.filename), error) from error
+    finally:
+        sys.argv = before
     return 0
+
+
+# ---------------------------------------------------------------- a job of a sweep
+
+_stopped = False  # this process is a worker of joblib's, and was told to stop: it begins no further run
+
+
+def task(node: Any) -> float | None:
+    """What Hydra calls for every job of a sweep: a failing run is recorded and the rest goes on.
+
+    Returns what a search maximises: the validation accuracy of the epoch that validation chose, or, without a
+    validation part, the test accuracy of the last epoch.
+    """
+    global _stopped
+    warnings.formatwarning = console.one_line  # this may be a worker process
+    job = HydraConfig.get()
+    launcher = job.launcher._target_.rsplit(".", 1)[-1]
+    if launcher == "JoblibLauncher":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # between two runs the process that launched this one answers
+        if _stopped:
+            return None
+    config = settled(node, job.overrides.task)
+    config.run_dir = job.runtime.output_dir
+    sweep = job.sweeper._target_.endswith(".BasicSweeper")
+    in_slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+    if in_slurm and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
+        config.force, config.resume = False, "auto"  # put back into the queue: what it did before counts
+    elif not config.skip_finished and Path(config.run_dir, "result.json").exists():
+        config.force = True
+    try:
+        gpus.take()
+        result = train.run(config, overrides=list(job.overrides.task))
+    except Interrupted as interrupt:
+        if not sweep or launcher == "BasicLauncher":
+            raise
+        log.warning(str(interrupt))
+        if in_slurm:
+            requeue(interrupt.signum)
+        _stopped = not in_slurm
+        return None
+    except Exception as error:
+        if not sweep:
+            raise
+        said = sweeps.in_a_sweep(f"{config.run_dir} failed: {type(error).__name__}: {error}")
+        log.error(said, exc_info=not isinstance(error, UserError))
+        return None
+    return result.acc_val if result.acc_val is not None else result.acc_last
+
+
+def requeue(signum: int) -> None:
+    """The run is saved: let submitit put its job back into the queue, unless SLURM is ending it for good.
+
+    SIGUSR2, or the signal that submitit was told instead, is the notice before the time limit; SIGTERM comes for `scancel`
+    too, but also at the start of a preemption's grace time, after which a job that has ended would not come back.
+    """
+    notice = signal.Signals["SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")]
+    if signum == notice or sweeps.still_running():
+        signal.raise_signal(notice)  # submitit's own handler, which was back in place when run() returned

@@ -1,40 +1,25 @@
 """What is shared about the terminal: characters that it cannot print, a reader that has gone, progress, and log lines."""
 
 import argparse
-import codecs
 import contextlib
 import functools
 import logging
 import multiprocessing
 import os
 import re
-import shlex
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 from snn_repro import distributed
-from snn_repro.errors import UserError
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-ASCII = {
-    "±": "+/-", "−": "-", "×": "x", "·": "*", "…": "...", "≥": ">=", "≤": "<=", "–": "-", "—": "-", "→": "->", "²": "^2",
-    "’": "'", "‘": "'", "“": '"', "”": '"', "µ": "u", "τ": "tau", "─": "-", "━": "-", "│": "|", "┃": "|", "▲": "^",
-}  # fmt: skip
-
-
-def plain(text: str) -> str:
-    """`text` in ASCII: known signs in words that stand for them, corners of tables as +, anything else as ?."""
-    return "".join(c if c.isascii() else ASCII.get(c) or ("+" if "─" <= c <= "╿" else "?") for c in text)
+from snn_repro.errors import TrainingError, UserError
 
 
 def harmless(text: object) -> str:
@@ -56,50 +41,36 @@ def _harmless_record(record: logging.LogRecord) -> bool:
 logging.getLogger("snn_repro").addFilter(_harmless_record)
 
 
-def _replace(error: UnicodeError) -> tuple[str, int]:
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    return plain(error.object[error.start : error.end]), error.end
-
-
-codecs.register_error("snn_repro.plain", _replace)
-
-
 def prepare() -> None:
-    """Let stdout and stderr write what stands for a character that they cannot encode, where they would raise.
-
-    Where one is closed, what is written there is lost and nothing else.
-    """
+    """Let stdout and stderr write ? for a character that they cannot encode; what is written to a closed one is lost."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  open until the process ends
-        elif getattr(stream, "errors", None) in ("strict", "backslashreplace") and hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="snn_repro.plain")
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
-def prints(text: str) -> bool:
-    """Whether stdout can encode `text`."""
+def told(name: str, main: Callable[[], int]) -> int:
+    """The exit code of `main`; what a user can mend, or a signal, is told by one sentence on stderr."""
     try:
-        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True
+        return main()
+    except UserError as error:
+        code, sentence = 1 if isinstance(error, TrainingError) else 2, str(error)
+    except KeyboardInterrupt as stopped:
+        code, sentence = 128 + getattr(stopped, "signum", signal.SIGINT), str(stopped) or "stopped"
+    if distributed.world().rank == 0:  # of several processes the first one says it, with the others' reasons too
+        with contextlib.suppress(OSError):  # the terminal has gone
+            print(f"{name}: {harmless(sentence)}", file=sys.stderr)
+    return code
 
 
 def one_sentence(main: Callable[..., int]) -> Callable[..., int]:
-    """The `main` of a script, told of what a user can mend by one sentence on stderr and exit code 2."""
+    """The `main` of a script, by `told`."""
 
     @functools.wraps(main)
     def run(*arguments: list[str] | None) -> int:
-        try:
-            return main(*arguments)
-        except UserError as error:
-            code, sentence = 2, str(error)
-        except KeyboardInterrupt as stopped:
-            code, sentence = 128 + getattr(stopped, "signum", signal.SIGINT), str(stopped) or "stopped"
-        print(f"{Path(main.__code__.co_filename).name}: {harmless(sentence)}", file=sys.stderr)
-        return code
+        return told(Path(main.__code__.co_filename).name, lambda: main(*arguments))
 
     return run
 
@@ -116,18 +87,6 @@ def text_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
     return "\n".join(["", harmless(title), *(line.rstrip() for line in table)])
 
 
-def suggest(command: str, *paths: Path | str) -> None:
-    """Tell a person at a terminal what to type next; logs and pipes get results alone. Paths stand as typed from here."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        return
-    here = Path.cwd()
-    near = (path.relative_to(here) if path.is_relative_to(here) else path for path in map(Path, paths))
-    with contextlib.suppress(OSError, AttributeError):  # stdout is what comes before
-        sys.stdout.flush()
-    words = ["next:", command, *(shlex.quote(harmless(path)) for path in near)]
-    print(" ".join(words), file=sys.stderr, flush=True)
-
-
 class Parser(argparse.ArgumentParser):
     """The one style of `--help`: what a program does and examples, which its module's docstring says, then its arguments.
 
@@ -135,16 +94,8 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, prog: str, doc: str | None = None, **more: Any):
-        super().__init__(prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
-
-    def format_help(self) -> str:
-        formatter = self._get_formatter()
-        formatter.add_text(self.description)
-        for group in self._action_groups:
-            formatter.start_section(group.title)
-            formatter.add_arguments(group._group_actions)
-            formatter.end_section()
-        return formatter.format_help()
+        style = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=prog, usage=argparse.SUPPRESS, description=doc, formatter_class=style, **more)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help says what there is")
@@ -170,40 +121,39 @@ REFRESH = 0.25  # seconds between two looks of a bar: it is drawn between two st
 def progress(
     title: str, total: int, say: Callable[[str], None] | None = None, beside: Callable[[int], str] | None = None
 ) -> Iterator[Callable[[int], None]]:
-    """Yields `advance(done)`: it moves a bar on a terminal; elsewhere `say` hears of every tenth, as "3 of 30 files".
+    """Yields `advance(done)`: it moves a bar on a terminal; elsewhere `say` is told of every tenth, as "3 of 30 files".
 
     beside: what stands on the right of the bar, in place of how many are done and the time left.
     """
     # several processes would draw on the same terminal
     alone = multiprocessing.current_process().name == "MainProcess" and distributed.world().rank == 0
-    if alone and sys.stdout is not None and sys.stdout.isatty():
-        narrow = max(5, shutil.get_terminal_size().columns - 85)
-        columns = TextColumn("{task.description}"), BarColumn(min(40, narrow) if beside else 40)
-        more = TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True))
-        rest = (more,) if beside else (MofNCompleteColumn(), TimeRemainingColumn())
-        bar = Progress(*columns, *rest, transient=True, auto_refresh=False)
-        task, drawn = bar.add_task(title, total=total, text=""), time.monotonic()
+    if not (alone and sys.stdout is not None and sys.stdout.isatty()):
 
-        def draw(done: int) -> None:
-            nonlocal drawn
-            if done == total or time.monotonic() - drawn >= REFRESH:
-                with contextlib.suppress(OSError):  # the terminal has gone, and what is under way is saved
-                    bar.update(task, completed=done, refresh=True, text=beside(done) if beside else "")
-                drawn = time.monotonic()
+        def tell(done: int) -> None:
+            if say and done * 10 // total > (done - 1) * 10 // total:
+                say(f"{done} of {total} {title}")
 
-        try:
-            bar.start()
-            yield draw
-        finally:
-            with contextlib.suppress(OSError):
-                bar.stop()
+        yield tell
         return
+    text = TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True))
+    width = max(5, min(40, shutil.get_terminal_size().columns - 85)) if beside else 40
+    more = (text,) if beside else (MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(TextColumn("{task.description}"), BarColumn(width), *more, transient=True, auto_refresh=False)
+    task, drawn = bar.add_task(title, total=total, text=""), time.monotonic()
 
-    def advance(done: int) -> None:
-        if say and done * 10 // total > (done - 1) * 10 // total:
-            say(f"{done} of {total} {title}")
+    def draw(done: int) -> None:
+        nonlocal drawn
+        if done == total or time.monotonic() - drawn >= REFRESH:
+            with contextlib.suppress(OSError):  # the terminal has gone, and what is under way is saved
+                bar.update(task, completed=done, refresh=True, text=beside(done) if beside else "")
+            drawn = time.monotonic()
 
-    yield advance
+    try:
+        bar.start()
+        yield draw
+    finally:
+        with contextlib.suppress(OSError):
+            bar.stop()
 
 
 def pace(
@@ -234,36 +184,27 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 def curve(values: Sequence[float]) -> str:
-    """Accuracies in percent as bars from the lowest to the highest between the first and the last; as numbers where stdout
-    cannot print bars."""
-    if not prints(BARS):
-        return " ".join(f"{100 * value:.0f}" for value in values) + " %"
+    """Accuracies in percent as bars from the lowest to the highest between the first and the last."""
     low, span = min(values), max(values) - min(values)
     bars = "".join(BARS[round((value - low) / span * (len(BARS) - 1)) if span else 0] for value in values)
     return f"{100 * values[0]:.1f} {bars} {100 * values[-1]:.1f} %"
 
 
-def audible(log: logging.Logger) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorator: print the log's lines while the function runs, where nobody has configured logging, as in a notebook."""
-
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        @functools.wraps(function)
-        def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-            if log.hasHandlers():
-                return function(*args, **kwargs)
-            handler, level = logging.StreamHandler(sys.stdout), log.level
-            handler.setFormatter(logging.Formatter("%(message)s"))
-            log.addHandler(handler)
-            log.setLevel(level or logging.INFO)
-            try:
-                return function(*args, **kwargs)
-            finally:
-                log.removeHandler(handler)
-                log.setLevel(level)
-
-        return wrapper
-
-    return decorate
+@contextlib.contextmanager
+def audible(log: logging.Logger) -> Iterator[None]:
+    """Print the log's lines inside the block, or while the decorated function runs, where nobody has configured logging."""
+    if log.hasHandlers():
+        yield
+        return
+    handler, level = logging.StreamHandler(sys.stdout), log.level
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+    log.setLevel(level or logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 _warned: set[str] = set()

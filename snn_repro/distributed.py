@@ -71,12 +71,11 @@ def start(device: str = "auto") -> World:
 
     for name, value in _rendezvous().items():
         os.environ.setdefault(name, value)
-    for name in ("MASTER_ADDR", "MASTER_PORT"):
-        if name not in os.environ:
-            raise ProcessError(
-                f"{name} is not set, though RANK={here.rank} and WORLD_SIZE={here.size} are: start the processes with torchrun, "
-                "or take RANK and WORLD_SIZE out of the environment for one process"
-            )
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise ProcessError(
+            f"{missing[0]} is not set, though RANK={here.rank} and WORLD_SIZE={here.size} are: start the processes with "
+            "torchrun, or take RANK and WORLD_SIZE out of the environment for one process"
+        )
     gpu = device != "cpu" and torch.cuda.is_available()
     _store, *_ = next(dist.rendezvous("env://", here.rank, here.size))
     dist.init_process_group(
@@ -88,7 +87,6 @@ def start(device: str = "auto") -> World:
 
 
 def _leave() -> None:
-
     if not _broken and dist.is_initialized():
         dist.destroy_process_group()
 
@@ -114,28 +112,24 @@ def _rendezvous() -> dict[str, str]:
 
 def broadcast(value: Any) -> Any:
     """Rank 0's value, on all."""
-    if world().size == 1:
-        return value
-
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    if world().size > 1:
+        dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
 def gather(value: Any) -> list | None:
     """Every rank's value in order of rank, on rank 0; None elsewhere."""
     here = world()
-    if here.size == 1:
-        return [value]
-
-    values = [None] * here.size if here.rank == 0 else None
-    dist.gather_object(value, values, dst=0)
+    values = [value] * here.size if here.rank == 0 else None
+    if here.size > 1:
+        dist.gather_object(value, values, dst=0)
     return values
 
 
 def sums(numbers: list[float]) -> list[float]:
     """The numbers added up over the ranks, in double precision; integers below 2**53 stay exact."""
-    return _reduced(numbers, "SUM")
+    return _reduced(numbers, dist.ReduceOp.SUM)
 
 
 def moments(mean: Tensor, var: Tensor, n: int) -> Tensor:
@@ -143,7 +137,6 @@ def moments(mean: Tensor, var: Tensor, n: int) -> Tensor:
 
     As `_tables` in kernels/neuron_triton.py merges them (Chan et al. 1979). On the tensors' device, which nobody waits for.
     """
-
     own = torch.stack([torch.full_like(mean, n), mean, torch.zeros_like(mean), var * n])
     if not _met():
         return own[None]
@@ -154,7 +147,6 @@ def moments(mean: Tensor, var: Tensor, n: int) -> Tensor:
 
 def means(sums: Tensor, n: int) -> Tensor:
     """Sums [2, C] over n values, those of all ranks added up, divided by the number of values of all. On the tensor's device."""
-
     whole = together(torch.cat([sums.flatten(), sums.new_full((1,), n)]))
     return (whole[:-1] / whole[-1]).view_as(sums)
 
@@ -168,32 +160,28 @@ def together(values: Tensor) -> Tensor:
 
 def _met() -> bool:
     """Whether the processes have met: a network's layers ask, which may be called outside of a run."""
-
     return dist.is_available() and dist.is_initialized()
 
 
 def largest(number: int) -> int:
     """The largest of the ranks' numbers."""
-    return int(_reduced([number], "MAX")[0])
+    return int(_reduced([number], dist.ReduceOp.MAX)[0])
 
 
-def _reduced(numbers: list[float], how: str) -> list[float]:
-    if world().size == 1:
-        return numbers
-
+def _reduced(numbers: list[float], how: Any) -> list[float]:
     values = torch.tensor(numbers, dtype=torch.float64)
-    dist.all_reduce(values, getattr(dist.ReduceOp, how))
+    if world().size > 1:
+        dist.all_reduce(values, how)
     return values.tolist()
 
 
 @contextlib.contextmanager
 def main_first():
     """Rank 0 runs the block before the others do: what it writes to a cache, they find."""
-    first = world().rank == 0
-    if not first:
+    if world().rank:
         broadcast(None)
     yield
-    if first:
+    if not world().rank:
         broadcast(None)
 
 
@@ -214,10 +202,7 @@ def wrap(model, device):
 
 def share_buffers(model) -> None:
     """Give every rank the buffers of rank 0; DistributedDataParallel does so only before a training step."""
-    if world().size == 1:
-        return
-
-    for buffer in model.buffers():
+    for buffer in model.buffers() if world().size > 1 else ():
         dist.broadcast(buffer, 0)
 
 

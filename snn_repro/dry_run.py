@@ -1,5 +1,7 @@
 """`dry_run=true`: what a run would be, before it is one. All is built as for the run, a few steps are measured, nothing is left.
 
+`hours_of_training` needs no data: an estimate for rows that never ran, from a step of their network on random ones.
+
 Times are those of training and evaluation steps on the run's own data after kernels were compiled (the first steps, told
 apart), memory is the most that this process had. Multiply-accumulates are PyTorch's count (FlopCounterMode), synaptic operations
 spikingjelly's, at the firing rates of a batch of test samples after the measured training steps, batch norms with the
@@ -9,13 +11,15 @@ statistics of one training batch.
 import dataclasses
 import itertools
 import math
+import re
 import shlex
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any, NamedTuple
 
 import torch
@@ -24,27 +28,35 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.flop_counter import FlopCounterMode
 
 from snn_repro import distributed
-from snn_repro.build import adapt_surrogates, begin_epoch, check_settings
-from snn_repro.config import Config, ConfigError, config_hash
+from snn_repro.build import adapt_surrogates, begin_epoch, build_network, check_settings
+from snn_repro.config import Config, ConfigError, config_hash, frame_shape
 from snn_repro.console import text_table
 from snn_repro.data import Data
 from snn_repro.energy import energy_report
-from snn_repro.errors import UserError
+from snn_repro.errors import StopRequest, UserError
 from snn_repro.kernels import KERNELS, door
+from snn_repro.losses import build_loss
 from snn_repro.models import count_parameters
 from snn_repro.models.blocks import same_statistics
 from snn_repro.neurons import Neuron, firing_rates, initial_states
+from snn_repro.optim import build_optimizer
+from snn_repro.registry import SETS
 from snn_repro.runs import sweeps
 from snn_repro.runs.folder import Follower
-from snn_repro.runtime import peak_memory, pick_device
-from snn_repro.signals import StopRequest
+from snn_repro.runtime import Precision, channels_last, peak_memory, pick_device
 from snn_repro.train import Training, built, evaluate
 
-WARM_UP = 3  # training steps whose time is that of compiling and of first allocations too
+WARM_UP, FEWEST = 3, 3  # training steps whose time is that of compiling and of first allocations too; measured ones
 SECONDS = 6.0  # of measured training steps, and at most a third of it of evaluation
-FEWEST, MOST = 3, 200  # measured steps
 PROBE = 2  # samples of the step that memory is foretold from
 COUNTED = 16  # test samples whose operations are counted
+REPEATS = 0.5  # seconds of a step on random data
+ON_A_GPU = 16  # samples in such a step there
+COLUMNS = ("layer", "kind", "output", "weights", "IMP", "neuron-steps", "MACs", "synops", "rate")
+
+
+class TooLarge(UserError):
+    """A step does not fit the memory."""
 
 
 class Layer(NamedTuple):
@@ -60,6 +72,11 @@ class Layer(NamedTuple):
     synops: float  # accumulations that spikes cause, at this batch's rates
     value_macs: float  # multiply-accumulates of inputs that are no spikes: pixels, counts, means, sums
     rate: float | None  # spikes a neuron and step
+
+    def cells(self) -> tuple[str, ...]:
+        numbers = self.weights, self.imp, self.neuron_steps, self.macs, self.synops
+        rate = "" if self.rate is None else f"{self.rate:.3f}"
+        return self.name, self.kind, _by(self.shape), *(_short(n) if n else "" for n in numbers), rate
 
 
 @dataclasses.dataclass
@@ -93,7 +110,7 @@ class Report:
         lines = [
             f"{c.name} seed {c.seed}: {split.n_train:,} training, {split.n_val:,} validation, {split.n_test:,} test samples "
             f"({split.id}), {self.data.num_classes} classes, input {_by(self.data.input_shape)}, T={c.timesteps}, {self.device}",
-            *_table(self.layers).splitlines()[1:],
+            *text_table("", COLUMNS, [layer.cells() for layer in self.layers], left=3).splitlines()[1:],
             "",
             f"parameters    {self.weights:,} weights + {self.imp:,} IMP",
             f"a sample      {self.total('neuron_steps'):,} neuron-steps; dense {macs} multiply-accumulates, else {synops} synaptic "
@@ -120,10 +137,10 @@ def dry_run(config: Config) -> Report:
     with tempfile.TemporaryDirectory() as scratch:
         state, data, (train, val, test) = built(Follower(Path(scratch), None), config, device, StopRequest())
         x, _ = next(iter(train.epoch(0)))
-        started = time.perf_counter()
-        enough_memory(state, x)
+        probed = _seconds(lambda: enough_memory(state, x))
         try:
-            step, warm_up = _training(state, train, started)
+            times = _training(state, train)
+            step = fmean(times[WARM_UP:])
             with door.off(state.evaluated):  # as after an epoch: after a few steps no neuron would fire
                 update_bn([x.to(device)], state.evaluated)
             evaluation = sum(_evaluation(state, part) for part in (val, test) if part is not None)
@@ -133,8 +150,8 @@ def dry_run(config: Config) -> Report:
         memory = peak_memory(device)
     layers = _layers(state, next(iter(test.epoch(0)))[0][..., :COUNTED, :, :, :])
     return Report(
-        config, data, str(device), layers, *count_parameters(state.model), state.steps, step, warm_up,
-        state.steps * step + evaluation + saving, memory,
+        config, data, str(device), layers, *count_parameters(state.model), state.steps, step,
+        max(0.0, probed + sum(times[:WARM_UP]) - WARM_UP * step), state.steps * step + evaluation + saving, memory,
     )  # fmt: skip
 
 
@@ -146,9 +163,9 @@ def dry_sweep(overrides: list[str]) -> Iterator[str]:
     jobs = sweeps.plan(overrides)
     left = [job for job in jobs if job.config.force or not (job.config.skip_finished and sweeps.is_finished(job))]
     sweeps.check_data(left)
-    alike: dict[str, list[sweeps.Job]] = {}
+    alike: dict[str, list[sweeps.Job]] = defaultdict(list)
     for job in left:
-        alike.setdefault(config_hash(dataclasses.replace(job.config, seed=0)), []).append(job)
+        alike[config_hash(dataclasses.replace(job.config, seed=0))].append(job)
     seconds: list[float] = []
     for of in alike.values():
         named = of[0].folder.parent if len(of) > 1 else of[0].folder
@@ -170,49 +187,113 @@ def dry_sweep(overrides: list[str]) -> Iterator[str]:
 # ---------------------------------------------------------------- time
 
 
-def _training(state: Training, batches: Any, began: float) -> tuple[float, float]:
-    """(seconds of a step as an epoch has them, loading included; seconds that the first steps took more, since `began`)."""
+def _paced(work: Callable[[], Any], first: int, fewest: int, seconds: float) -> list[float]:
+    """Seconds of each call: of the `first` ones, and then of as many as take `seconds`, at least `fewest`."""
+    times: list[float] = []
+    while len(times) < first + fewest or sum(times[first:]) < seconds:
+        times.append(_seconds(work))
+    return times
+
+
+def _training(state: Training, batches: Any) -> list[float]:
+    """Seconds of steps as an epoch has them, loading included; the WARM_UP first ones compile too."""
     begin_epoch(0, state.config.recipe.epochs, state.model, state.ema, state.loss_fn)
     state.model.train()
-    times: list[float] = []
     epochs: Iterator = itertools.chain.from_iterable(batches.epoch(e) for e in itertools.count())
-    started = time.perf_counter()
-    while len(times) < WARM_UP + FEWEST or (sum(times[WARM_UP:]) < SECONDS and len(times) < WARM_UP + MOST):
+
+    def step() -> None:
         x, target = (value.to(state.device, non_blocking=True) for value in next(epochs))
-        if not times:
+        if state.step == 0:
             adapt_surrogates(state.model, state.loss_fn, x, target)
-        loss, correct, n = state.train_step(x, target, len(target))
-        float(loss), int(correct)  # waits for a GPU
-        now = time.perf_counter()
-        times.append(now - started)
-        started = now
-        if len(times) == WARM_UP:
-            warm = now - began
-    step = sum(times[WARM_UP:]) / len(times[WARM_UP:])
-    return step, max(0.0, warm - WARM_UP * step)
+        state.step += 1
+        float(state.train_step(x, target, len(target))[0])  # waits for a GPU
+
+    return _paced(step, WARM_UP, FEWEST, SECONDS)
 
 
 def _evaluation(state: Training, batches: Any) -> float:
     """Seconds of the evaluation of one part of the data."""
 
     def seconds(most: int) -> float:
-        debug = dataclasses.replace(state.config.debug, max_eval_batches=most)
-        config = dataclasses.replace(state.config, debug=debug)
+        config = dataclasses.replace(state.config, debug=dataclasses.replace(state.config.debug, max_eval_batches=most))
         return _seconds(
             lambda: evaluate(state.evaluated, batches, state.loss_fn, state.amp, state.device, config, rates=True)
         )
 
     seconds(1)
-    one = seconds(1)
-    most = min(len(batches), max(1, int(SECONDS / 3 / one)))
-    a_batch = median(seconds(most) for _ in range(3 if most * one < 0.5 else 1)) / most
-    return a_batch * min(len(batches), state.config.debug.max_eval_batches or len(batches))
+    most = min(len(batches), max(1, int(SECONDS / 3 / seconds(1))))
+    return seconds(most) / most * min(len(batches), state.config.debug.max_eval_batches or len(batches))
 
 
 def _seconds(work: Callable[[], Any]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
+
+
+# ---------------------------------------------------------------- without data
+
+_measured: dict[str, tuple[float, float]] = {}
+
+
+def network_key(config: Config) -> str:
+    """What a step costs by, IMP, loss and number of classes aside: rows with the same key are measured once."""
+    shape = "x".join(map(str, frame_shape(config)))
+    neuron = " ".join(str(getattr(config.neuron, key, None)) for key in ("name", "reset", "surrogate"))
+    norm = getattr(config.model, "norm", None)
+    return f"{config.model.name} norm {norm} {shape} T {config.timesteps} {neuron} {config.recipe.optimizer}"
+
+
+def hours_of_training(config: Config, say: Callable[[str], None] = lambda _: None) -> tuple[float, str, float]:
+    """(hours, "cpu" or "cuda", samples a second) of a run's training here, without loading and evaluation.
+
+    Raises TooLarge, or UserError where the device or the network cannot be had.
+    """
+    device = pick_device(config)
+    key = f"{network_key(config)} on {device.type}"
+    if key not in _measured:
+        say(f"timing a step of {key}")
+        _measured[key] = measure(config, device)
+    sample, step = _measured[key]
+    speed, facts = 1 / (sample + step / config.recipe.batch_size), SETS[config.dataset.name].of(config)
+    n_train = config.dataset.train_subset or facts.samples[0] or facts.about or 0
+    return config.recipe.epochs * n_train / speed / 3600, device.type, speed
+
+
+def measure(config: Config, device: torch.device) -> tuple[float, float]:
+    """(seconds a sample, forward and backward; seconds an optimiser step), of the row's network from random weights."""
+    gpu, (_, height, width) = device.type == "cuda", frame_shape(config)
+    if gpu:
+        steps, batch = config.timesteps, min(ON_A_GPU, config.recipe.batch_size)
+    else:  # its time grows with pixels, samples and steps alike: one step of few samples will do
+        steps, batch = 1, min(32, max(2, 224 * 224 // (height * width)))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        facts, shape = SETS[config.dataset.name].of(config), frame_shape(config)
+        network = build_network(dataclasses.replace(config, timesteps=steps), facts.num_classes, shape)
+        if not gpu:
+            door.set_backend(network, "dense")  # what is sparse in a trained network is not known
+        model: Any = channels_last(network, device)
+        x = torch.randn(batch, *shape) if facts.static else torch.poisson(torch.full((steps, batch, *shape), 0.3))
+        x, target = x.to(device), torch.randint(facts.num_classes, (batch,)).to(device)
+        loss_fn, optimizer, amp = build_loss("sdt"), build_optimizer(model, config.recipe), Precision(config, device)
+
+        def compute() -> None:
+            with amp.autocast():
+                logits = model(x).float()
+            amp.scaler.scale(loss_fn(logits, target)).backward()
+            torch.cuda.synchronize() if gpu else None
+
+        def step() -> None:
+            amp.scaler.step(optimizer)
+            amp.scaler.update()
+            torch.cuda.synchronize() if gpu else None
+
+        try:
+            computing, stepping = (median(_paced(work, 1, 1, REPEATS)[1:]) for work in (compute, step))
+        except torch.OutOfMemoryError:
+            raise TooLarge(f"a step of {batch} samples does not fit the memory of {device}") from None
+    return computing / batch * config.timesteps / steps, stepping
 
 
 # ---------------------------------------------------------------- memory
@@ -222,27 +303,20 @@ def enough_memory(state: Training, x: Tensor) -> None:
     """Raise UserError where a CPU has not the memory that a training step keeps, by what a step of two samples keeps."""
     if state.device.type != "cpu":
         return  # a GPU says so itself, and the process survives it
-    samples = -(-x.shape[-4] // state.parts)
-    kept = kept_by_a_sample(state, x[..., :PROBE, :, :, :]) * samples
-    free = available_memory()
-    if kept > free:
-        raise _too_large(
-            state.config, f"keeps {kept / 2**30:.1f} GiB for its backward pass, and {free / 2**30:.1f} are free"
-        )
+    kept = kept_by_a_sample(state, x[..., :PROBE, :, :, :]) * -(-x.shape[-4] // state.parts)
+    if kept > (free := available_memory()):
+        why = f"keeps {kept / 2**30:.1f} GiB for its backward pass, and {free / 2**30:.1f} are free"
+        raise _too_large(state.config, why)
 
 
 def kept_by_a_sample(state: Training, x: Tensor) -> float:
     """Bytes of the tensors that the forward pass of a sample keeps for the backward pass, each memory once."""
     model = state.model.train()
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), x)}
-    sizes: dict[int, int] = {}
-    kept = []  # alive, so that no memory is counted for two
+    kept: dict[int, Tensor] = {}  # alive, so that no memory is counted for two
 
     def pack(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in own:
-            sizes[storage.data_ptr()] = storage.nbytes()
-            kept.append(t)
+        kept.setdefault(t.untyped_storage().data_ptr(), t)
         return t
 
     door.set_backend(model, "dense")  # auto would measure for two samples what no run needs
@@ -252,20 +326,18 @@ def kept_by_a_sample(state: Training, x: Tensor) -> float:
     ):  # fmt: skip
         model(x, last_step=state.loss_fn.last_step)
     door.set_backend(model, KERNELS[state.config.kernels][1])
-    return sum(sizes.values()) / x.shape[-4]
+    return sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in own) / x.shape[-4]
 
 
 def available_memory() -> float:
     """Bytes that this machine has left; infinite where it does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return float(next(line.split()[1] for line in lines if line.startswith("MemAvailable"))) * 1024
-    except (OSError, StopIteration, ValueError, IndexError):
-        return math.inf
+    info = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable: *(\d+)", info.read_text()) if info.exists() else None
+    return float(found[1]) * 1024 if found else math.inf
 
 
 def _too_large(config: Config, why: str) -> UserError:
-    return UserError(
+    return TooLarge(
         f"a training step of recipe.batch_size={config.recipe.batch_size} {why}; set recipe.accumulate="
         f"{2 * config.recipe.accumulate}, model.checkpointing=norms or a smaller batch"
     )
@@ -276,7 +348,7 @@ def _too_large(config: Config, why: str) -> UserError:
 
 def _layers(state: Training, x: Tensor) -> list[Layer]:
     """Every layer that has weights or neurons, in the order in which they run, for the samples `x` in evaluation."""
-    model, x = state.evaluated, x.to(state.device)
+    model, x = state.evaluated.eval(), x.to(state.device)
     samples, root = x.shape[-4], type(model).__name__
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -284,35 +356,30 @@ def _layers(state: Training, x: Tensor) -> list[Layer]:
         if isinstance(output, Tensor):
             shapes.setdefault(name, tuple(output.shape))
 
-    training = model.training
-    model.eval()
     # layers of their own: neurons, and what has weights that belong to none of its parts
     counted = {
         n: m for n, m in model.named_modules() if n and (isinstance(m, Neuron) or [*m.parameters(recurse=False)])
     }
-    hooks = [m.register_forward_hook(partial(note, name)) for name, m in counted.items()]
-    try:
-        with door.off(model), torch.no_grad(), firing_rates(model) as rates, FlopCounterMode(display=False) as flops:
-            model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        model.train(training)
+    for name, module in counted.items():
+        module.register_forward_hook(partial(note, name))
+    with door.off(model), torch.no_grad(), firing_rates(model) as rates, FlopCounterMode(display=False) as flops:
+        model(x)
     operations = energy_report(model, x)["layers"]
     imps = {id(p): name for name, p in initial_states(model).items()}
     by_module = flops.get_flop_counts()
-    found = []
-    for name, shape in shapes.items():
+
+    def layer(name: str, shape: tuple[int, ...]) -> Layer:
         module, counts = counted[name], operations.get(name, {})
         own = list(module.parameters(recurse=isinstance(module, Neuron)))
         imp = sum(p.numel() for p in own if id(p) in imps)
-        found.append(Layer(
+        return Layer(
             name, type(module).__name__, _of_a_sample(shape, samples, state.config.timesteps),
             sum(p.numel() for p in own) - imp, imp, math.prod(shape) // samples if isinstance(module, Neuron) else 0,
             sum(by_module.get(f"{root}.{name}", {}).values()) / 2 / samples, counts.get("synops", 0.0), counts.get("macs", 0.0),
             float(rates[name]) if name in rates else None,
-        ))  # fmt: skip
-    return found
+        )  # fmt: skip
+
+    return [layer(name, shape) for name, shape in shapes.items()]
 
 
 def _of_a_sample(shape: tuple[int, ...], samples: int, timesteps: int) -> tuple[int, ...]:
@@ -325,26 +392,14 @@ def _of_a_sample(shape: tuple[int, ...], samples: int, timesteps: int) -> tuple[
 # ---------------------------------------------------------------- words
 
 
-def _table(layers: list[Layer]) -> str:
-    columns = ("layer", "kind", "output", "weights", "IMP", "neuron-steps", "MACs", "synops", "rate")
-    rows = []
-    for layer in layers:
-        rate = "" if layer.rate is None else f"{layer.rate:.3f}"
-        numbers = layer.weights, layer.imp, layer.neuron_steps, layer.macs, layer.synops
-        rows.append((layer.name, layer.kind, _by(layer.shape), *(_short(n) if n else "" for n in numbers), rate))
-    return text_table("", columns, rows, left=3)
-
-
 def _by(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
 def _short(number: float) -> str:
     """1234567 -> "1.23 M"."""
-    for factor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if abs(number) >= factor:
-            return f"{number / factor:.3g}{unit}"
-    return f"{number:.3g}"
+    power = min(3, max(0, int(math.log10(abs(number) or 1) // 3)))
+    return f"{number / 1000**power:.3g}{('', ' k', ' M', ' G')[power]}"
 
 
 def _time(seconds: float) -> str:

@@ -1,24 +1,46 @@
-"""Synaptic operations and energy of one inference, and what the learned initial potentials cost in memory.
+"""Operations of one inference: with their energy, by spikingjelly's counters, and by NeuroBench's rules.
 
-Counted by spikingjelly's operation counters on a real batch. A convolution or linear layer whose input is binary costs
+`energy_report` counts a real batch. A convolution or linear layer whose input is binary costs
 one accumulation (AC) for each spike and each weight it meets: a synaptic operation. Any other input (pixels, event
 counts, sums of a SEW block, averages of a pool) costs its multiply-accumulates (MAC). Where neurons emit counts that stand for
 as many spikes in inference (`Neuron.max_count` above 1), an input of such counts costs one AC for each of these spikes. Constants: 45 nm, 32-bit floating
 point (Horowitz, ISSCC 2014). Norm layers are left out, since they fold into the convolution before them.
+
+`neurobench` counts batch by batch over a test set, without the package. Its keys and rules are those of NeuroBench 2.3 (Yik et al., Nature Communications 2025, arXiv:2304.04640):
+
+    Footprint                 bytes of parameters and buffers
+    ParameterCount            parameters
+    ConnectionSparsity        share of zeros among the weights of convolutions and linear layers, four decimals
+    ActivationSparsity        share of zeros among the outputs of neurons and activations
+    ActivationSparsityByLayer the same by layer; as there, a layer goes by the last part of its name, and equal ones are added up
+    SynapticOperations        a sample: nonzero inputs times the nonzero weights that they meet, neither bias nor padding.
+                              A call of a layer counts as accumulations (Effective_ACs) if all its inputs are -1, 0 or 1, else all of
+                              it as multiply-accumulates (Effective_MACs); Dense counts zeros too
+    ClassificationAccuracy    at the loss's readout
+
+So a SEW sum or an average pool makes multiply-accumulates of a whole batch: the split depends on the size of batches. Operations
+between activations, as in attention, are not counted there, nor membrane updates but for snnTorch's neurons. Numbers are whole:
+the package adds up in float32, which is inexact above 2^24 in one call.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from snn_repro.errors import UserError
 from snn_repro.kernels import door
 from snn_repro.neurons import Neuron, initial_states
 
 E_MAC_PJ = 4.6
 E_AC_PJ = 0.9
 E_MEMORY_PJ_PER_BYTE = 24.96  # spikingjelly's default: 3.12 pJ a bit
+CONNECTIONS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+ACTIVATIONS = (Neuron, nn.ReLU, nn.Sigmoid)
 
 
 def energy_report(model: nn.Module, batch: Tensor) -> dict[str, Any]:
@@ -59,11 +81,10 @@ def energy_report(model: nn.Module, batch: Tensor) -> dict[str, Any]:
     samples, root = batch.shape[-4], type(model).__name__
     synops, macs = synop.get_total() / samples, mac.get_total() / samples
     counts = {"macs": mac.get_counts(), "synops": synop.get_counts()}
-    counted = [name for name, module in model.named_modules() if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)]
     layers = {
         name: {kind: sum(of.get(f"{root}.{name}", {}).values()) / samples for kind, of in counts.items()}
-        for name in counted
-    }
+        for name, module in model.named_modules() if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)
+    }  # fmt: skip
     imps = list(initial_states(model).values())
     imp_bytes = sum(p.numel() * p.element_size() for p in imps)
     return dict(
@@ -88,3 +109,66 @@ def _by_spike(rule: Callable, most: int, batch: Tensor) -> Callable:
         return rule(args, kwargs, out)
 
     return count
+
+
+def neurobench(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    readout: Callable[[Tensor], Tensor],
+    device: torch.device,
+) -> dict[str, Any]:
+    """NeuroBench's metrics of `model` over batches of (static images [B, C, H, W] or frames [T, B, C, H, W], labels [B]).
+
+    readout: logits [T, B, K] -> [B, K]. The model is run as it is but in evaluation mode, and left in the mode it was in. Raises
+    UserError where it has layers that NeuroBench does not count.
+    """
+    operations = dict.fromkeys(("Effective_MACs", "Effective_ACs", "Dense"), 0)
+    silent, outputs, training = Counter[str](), Counter[str](), model.training
+    correct = n = 0
+
+    def connection(layer: Any, args: tuple[Tensor, ...]) -> None:
+        x = args[0].detach()
+        kind = "Effective_ACs" if bool(((x == 0) | (x.abs() == 1)).all()) else "Effective_MACs"
+        operations[kind] += meetings(layer, x != 0, layer.weight != 0)
+        operations["Dense"] += len(x) * meetings(layer, torch.ones_like(x[:1]), torch.ones_like(layer.weight))
+
+    def activation(name: str, layer: nn.Module, args: Any, out: Tensor) -> None:
+        silent[name] += out.numel() - int(out.count_nonzero())
+        outputs[name] += out.numel()
+
+    with ExitStack() as stack, torch.inference_mode():
+        stack.callback(model.train, training)
+        model.eval()
+        for name, module in model.named_modules():
+            if isinstance(module, nn.RNNBase | nn.RNNCellBase | nn.modules.conv._ConvTransposeNd | nn.Bilinear):
+                raise UserError(
+                    f"NeuroBench's operations of {name} ({type(module).__name__}) are not counted here; leave neurobench out"
+                )
+            if isinstance(module, CONNECTIONS):
+                stack.enter_context(module.register_forward_pre_hook(connection))
+            elif isinstance(module, ACTIVATIONS):
+                stack.enter_context(module.register_forward_hook(partial(activation, name.rpartition(".")[2])))
+        for x, target in batches:
+            x, target = x.to(device), target.to(device)
+            correct += int((readout(model(x).float()).argmax(-1) == target).sum())
+            n += len(target)
+    weights: list[Any] = [module.weight for module in model.modules() if isinstance(module, CONNECTIONS)]
+    zeros, every = sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)
+    return dict(
+        Footprint=sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())),
+        ParameterCount=sum(p.numel() for p in model.parameters()),
+        ConnectionSparsity=round(zeros / every, 4),
+        ActivationSparsity=silent.total() / outputs.total() if outputs else 0.0,
+        ActivationSparsityByLayer={name: silent[name] / total for name, total in outputs.items()},
+        SynapticOperations={kind: count / n for kind, count in operations.items()},
+        ClassificationAccuracy=correct / n,
+    )  # fmt: skip
+
+
+def meetings(layer: nn.Module, x: Tensor, weight: Tensor) -> int:
+    """How many ones of x [N, ...] and of a layer's weight meet, over all outputs: the sum of the outputs of that layer."""
+    x, weight = x.double(), weight.double()
+    if isinstance(layer, nn.Linear):
+        return int(nn.functional.linear(x, weight).sum())
+    plain: Any = next(kind for kind in CONNECTIONS if isinstance(layer, kind))  # no kernel of a class below it
+    return int(plain._conv_forward(layer, x, weight, None).sum())

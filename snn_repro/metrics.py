@@ -1,10 +1,10 @@
-"""Counts of right answers, over time steps and at the readout. Pure functions; divide by the samples seen.
+"""Counts of right answers, over time steps and at the readout, and whether single steps say anything. Pure functions.
 
 Logits are [T, B, K]. Targets are class indices [B]; of soft targets [B, K] the heaviest class counts.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def correct_per_step(logits: Tensor, target: Tensor) -> Tensor:
@@ -21,14 +21,18 @@ def correct_cumulative(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def count_correct(scores: Tensor, target: Tensor) -> Tensor:
-    """Return the right answers of scores [B, K] as int64 [], on their device: nothing waits for it."""
+    """Return the right answers of readout scores [B, K] as int64 [], on their device: nothing waits for it."""
     return (scores.argmax(-1) == _labels(target)).sum()
-
-
-def correct_readout(scores: Tensor, target: Tensor) -> int:
-    """Return the right answers of readout scores [B, K]."""
-    return int(count_correct(scores, target))
 
 
 def _labels(target: Tensor) -> Tensor:
     return target.argmax(-1) if target.dim() == 2 else target
+
+
+def sees_future(model: nn.Module) -> list[str]:
+    """Names of the modules of `model` whose outputs in evaluation depend on later time steps: those with `causal = False`.
+
+    Where there are any, the accuracy of single time steps says nothing about an inference that ends there. In training,
+    batch statistics are over all time steps in any network.
+    """
+    return [name or type(m).__name__ for name, m in model.named_modules() if not getattr(m, "causal", True)]

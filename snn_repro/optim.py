@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from snn_repro.config.schema import RecipeConfig
-from snn_repro.registry import OPTIMIZERS, SCHEDULES, Registry
+from snn_repro.registry import OPTIMIZERS, SCHEDULES
 from snn_repro.settings import Setting
 
 
@@ -24,30 +24,22 @@ class Choice(NamedTuple):
     settings: Mapping[str, Setting]
 
 
-def _register(registry: Registry, name: str, reads: tuple[str, ...], settings: Mapping[str, Setting]) -> Callable:
-    def add(build):
-        registry.add(name, Choice(build, reads, settings), build)
-        return build
-
-    return add
-
-
 def register_optimizer(name: str, *reads: str, **settings: Setting) -> Callable:
     """A decorator of build(groups, recipe) -> torch.optim.Optimizer: `recipe.optimizer=NAME`."""
-    return _register(OPTIMIZERS, name, reads, settings)
+    return OPTIMIZERS.register(name, lambda build: Choice(build, reads, settings))
 
 
 def register_schedule(name: str, *reads: str, **settings: Setting) -> Callable:
     """A decorator of factor(recipe, epoch, epochs), epochs counted behind the warm-up: `recipe.schedule=NAME`."""
-    return _register(SCHEDULES, name, reads, settings)
+    return SCHEDULES.register(name, lambda build: Choice(build, reads, settings))
 
 
 def _plain(cls: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
     """The same optimiser without torch.compile's wrappers: they import the compiler, most of a second, and no step here
     is ever compiled."""
-    names = ("zero_grad", "add_param_group", "state_dict", "load_state_dict")
+    names = ("step", "zero_grad", "add_param_group", "state_dict", "load_state_dict")
     methods = {name: inspect.unwrap(getattr(cls, name)) for name in names}
-    return type(cls.__name__, (cls,), {**methods, "step": torch.no_grad()(inspect.unwrap(cls.step))})
+    return type(cls.__name__, (cls,), methods | {"step": torch.no_grad()(methods["step"])})
 
 
 def _fused(groups) -> bool | None:
@@ -113,24 +105,21 @@ def parameter_groups(
     Only kinds listed in `recipe.no_decay` and a neuron's own are spared. imp_lr is IMP's factor on the learning rate;
     imp_weight_decay None takes the recipe's for IMP.
     """
-    decay: list[nn.Parameter] = []
-    no_decay: list[nn.Parameter] = []
-    imp: list[nn.Parameter] = []
+    imp_decay = recipe.weight_decay if imp_weight_decay is None else imp_weight_decay
+    groups: dict[str, dict[str, Any]] = {
+        "decay": dict(kind="decay", params=[], lr=recipe.lr, weight_decay=recipe.weight_decay),
+        "no_decay": dict(kind="no_decay", params=[], lr=recipe.lr, weight_decay=0.0),
+        "imp": dict(kind="imp", params=[], lr=recipe.lr * imp_lr, weight_decay=imp_decay),
+    }
     seen: set[nn.Parameter] = set()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter in seen or not parameter.requires_grad:
-                continue
-            seen.add(parameter)
-            kind = parameter_kind(module, name)
-            (imp if kind == "imp" else no_decay if kind in (*recipe.no_decay, "neuron") else decay).append(parameter)
-    imp_decay = recipe.weight_decay if imp_weight_decay is None else imp_weight_decay
-    groups = [
-        dict(kind="decay", params=decay, lr=recipe.lr, weight_decay=recipe.weight_decay),
-        dict(kind="no_decay", params=no_decay, lr=recipe.lr, weight_decay=0.0),
-        dict(kind="imp", params=imp, lr=recipe.lr * imp_lr, weight_decay=imp_decay),
-    ]
-    return [g for g in groups if g["params"]]
+            if parameter.requires_grad and parameter not in seen:
+                seen.add(parameter)
+                kind = parameter_kind(module, name)
+                spared = kind in (*recipe.no_decay, "neuron")
+                groups["imp" if kind == "imp" else "no_decay" if spared else "decay"]["params"].append(parameter)
+    return [g for g in groups.values() if g["params"]]
 
 
 def build_optimizer(model: nn.Module, recipe: RecipeConfig, **imp: Any) -> torch.optim.Optimizer:

@@ -13,47 +13,37 @@ installed entry points count: no value of a configuration can name code.
 import importlib
 import logging
 import pkgutil
-import threading
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 GROUP = "snn_repro"
 
 
-class Package(NamedTuple):
-    """One entry point: its module, and the folder that the module's file lies in (a package's own)."""
-
-    name: str
-    module: str
-    folder: Path
-
-
 @cache
-def packages() -> tuple[Package, ...]:
-    """What is installed, by name; nothing is imported. An entry point without its module is left out (`broken`)."""
-    points = sorted({(point.name, point.module) for point in entry_points(group=GROUP)})
-    return tuple(p for name, module in points if (p := _package(name, module)) is not None)
+def packages() -> list[tuple[str, str, Path]]:
+    """(entry point, module, folder that the module's file lies in) of all; nothing is imported. One without its module is left
+    out (`broken`)."""
+    found = []
+    for name, module in sorted({(point.name, point.module) for point in entry_points(group=GROUP)}):
+        if folder := _folder(module):
+            found.append((name, module, folder))
+        else:
+            leave_out(name, module, ImportError("there is no such module"))
+    return found
 
 
-def _package(name: str, module: str) -> Package | None:
+def _folder(module: str) -> Path | None:
+    """The folder of a module's file, a package's own; None: there is no such module."""
     top, *inner = module.split(".")
-    try:
-        spec = find_spec(top)  # of a top-level name: finds it without importing it
-    except (ImportError, ValueError):
-        spec = None
-    if spec is not None and spec.submodule_search_locations:
-        path = Path(next(iter(spec.submodule_search_locations)), *inner)
-        if path.is_dir():
-            return Package(name, module, path)
-        if inner and path.with_suffix(".py").is_file():
-            return Package(name, module, path.parent)
-    elif spec is not None and spec.origin and not inner:
-        return Package(name, module, Path(spec.origin).parent)
-    leave_out(name, module, ImportError("there is no such module"))
-    return None
+    spec = find_spec(top)  # of a top-level name: finds it without importing it
+    if spec is None:
+        return None
+    places = spec.submodule_search_locations or [str(spec.origin).removesuffix(".py")]
+    path = Path(next(iter(places)), *inner)
+    return path if path.is_dir() else path.parent if path.with_suffix(".py").is_file() else None
 
 
 _broken: dict[str, str] = {}
@@ -66,12 +56,11 @@ def broken() -> str:
 
 def leave_out(name: str, module: str, error: Exception) -> None:
     """Go on without a package, after one warning that names it."""
-    if module not in _broken:
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        _broken[module] = (
-            f"the package '{module}' (entry point '{name}' of {GROUP}) cannot be imported: {said}; mend it or uninstall it"
-        )
-        logging.getLogger("snn_repro").warning(_broken[module])
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    _broken[module] = (
+        f"the package '{module}' (entry point '{name}' of {GROUP}) cannot be imported: {said}; mend it or uninstall it"
+    )
+    logging.getLogger("snn_repro").warning(_broken[module])
 
 
 def versions() -> dict[str, str]:
@@ -82,26 +71,25 @@ def versions() -> dict[str, str]:
 
 def conf_dirs() -> list[Path]:
     """The folders `conf/` of the packages that have one."""
-    return [folder for package in packages() if (folder := package.folder / "conf").is_dir()]
+    return [folder / "conf" for *_, folder in packages() if (folder / "conf").is_dir()]
 
 
-_once = threading.RLock()
-_loaded: set[Package] = set()
+_loaded: set[str] = set()
 
 
 def load() -> None:
     """Import every package once, so that it registers what it has; one that cannot be is left out (`broken`)."""
-    with _once:
-        for package in packages():
-            if package in _loaded:
-                continue
-            _loaded.add(package)  # before: it asks the registries itself
+    for name, module, _ in packages():
+        if module not in _loaded:
+            _loaded.add(module)  # before: it asks the registries itself
             try:
-                module = importlib.import_module(package.module)
-                for _, name, is_folder in sorted(
-                    pkgutil.iter_modules(getattr(module, "__path__", [])), key=lambda m: m.name
-                ):
-                    if not is_folder and not name.startswith("_"):
-                        importlib.import_module(f"{package.module}.{name}")
+                import_all(module, getattr(importlib.import_module(module), "__path__", []))
             except Exception as error:
-                leave_out(package.name, package.module, error)
+                leave_out(name, module, error)
+
+
+def import_all(package: str, path: Iterable[str]) -> None:
+    """Import every file in a package's folder, short names first, so that what it registers is known; not `_private` ones."""
+    names = {module.name for module in pkgutil.iter_modules(path) if not module.ispkg and module.name[0] != "_"}
+    for name in sorted(names, key=lambda name: (len(name), name)):
+        importlib.import_module(f"{package}.{name}")

@@ -1,16 +1,17 @@
 """What there is of one kind (neurons, surrogates, losses, norms, networks, data sets, ...), by name; anybody may add to it."""
 
 import importlib
-import pkgutil
+from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from snn_repro import outside
 from snn_repro.errors import UserError, nearest
+from snn_repro.outside import import_all as import_all
 from snn_repro.settings import Setting
 
 
-class Registry(dict[str, Any]):
+class Registry(UserDict[str, Any]):
     """name -> thing, filled by `register("name")` above a class of `module` or of an installed package (outside.py).
 
     group: the key that chooses one, or its first word. inner: {setting: the registry that its value is a name of}; what is chosen
@@ -27,44 +28,20 @@ class Registry(dict[str, Any]):
     def ours(self) -> list[str]:
         """The names that this package has; nothing from outside is imported."""
         importlib.import_module(self._module)
-        return [name for name in super().keys() if self._owners[name].startswith("snn_repro.")]
-
-    def _load(self) -> None:
-        importlib.import_module(self._module)
-        outside.load()
+        return [name for name in self.data if self._owners[name].startswith("snn_repro.")]
 
     def __contains__(self, name: object) -> bool:
-        if not isinstance(name, str):
-            return False
-        if not super().__contains__(name):
-            importlib.import_module(self._module)
-            if not super().__contains__(name):
-                outside.load()
-        return super().__contains__(name)
+        return isinstance(name, str) and (name in self.data or name in self.ours() or name in [*self])
 
     def __missing__(self, name: str) -> Any:
         if name in self:
-            return self[name]
+            return self.data[name]
         raise KeyError(name)
 
-    def get(self, name: str, default: Any = None) -> Any:
-        return self[name] if name in self else default
-
     def __iter__(self) -> Iterator[str]:
-        self._load()
-        return super().__iter__()
-
-    def keys(self):
-        self._load()
-        return super().keys()
-
-    def values(self):
-        self._load()
-        return super().values()
-
-    def items(self):
-        self._load()
-        return super().items()
+        importlib.import_module(self._module)
+        outside.load()
+        return iter(self.data)
 
     def names(self) -> tuple[str, ...]:
         return tuple(self)
@@ -78,14 +55,14 @@ class Registry(dict[str, Any]):
         there = self._owners.setdefault(name, where)
         if there != where:
             raise UserError(f"{where}: there is a {self._kind} '{name}' already, {there}; choose another name")
-        self[name] = thing
+        self.data[name] = thing
 
-    def register(self, name: str) -> Callable:
-        """A decorator of the class that is the thing."""
+    def register(self, name: str, made_of: Callable[[Any], Any] = lambda thing: thing) -> Callable:
+        """A decorator of the class that is the thing, or that `made_of` makes it of."""
 
-        def add(thing):
-            self.add(name, thing, thing)
-            return thing
+        def add(owner):
+            self.add(name, made_of(owner), owner)
+            return owner
 
         return add
 
@@ -98,19 +75,14 @@ class Registry(dict[str, Any]):
 
     def own(self, name: Any) -> Mapping[str, Setting]:
         """What a user may set of a thing itself."""
-        return getattr(self.get(name), "settings", {})
+        return getattr(self[name] if name in self else None, "settings", {})
 
     def settings(self, name: Any, given: Mapping[str, Any] | None = None) -> dict[str, Setting]:
         """What a user may set of a thing, and of what `given` or its defaults choose for it in `inner`."""
         found = dict(self.own(name))
         for key, registry in self.inner.items():
             if key in found:
-                more = registry.settings((given or {}).get(key) or found[key].default)
-                for twice in more.keys() & found.keys():
-                    raise UserError(
-                        f"{self.group}.{twice} is a setting of '{name}' and of its {key}; rename the latter"
-                    )
-                found |= more
+                found |= registry.settings((given or {}).get(key) or found[key].default)
         return found
 
     def all_settings(self, ours: bool = False) -> dict[str, Setting]:
@@ -152,12 +124,6 @@ def all_values(
     }
 
 
-def import_all(package: str, path: list[str]) -> None:
-    """Import every file in a package's folder, short names first, so that what it registers is known."""
-    for name in sorted((module.name for module in pkgutil.iter_modules(path)), key=lambda name: (len(name), name)):
-        importlib.import_module(f"{package}.{name}")
-
-
 SETS = Registry("data set", "dataset", "snn_repro.data.sets")
 SURROGATES = Registry("surrogate", "neuron.surrogate", "snn_repro.neurons")
 INITIAL_STATES = Registry("initial state", "neuron.initial", "snn_repro.neurons")
@@ -169,6 +135,6 @@ AUGMENTATIONS = Registry("augmentation", "augment", "snn_repro.data.augment")
 OPTIMIZERS = Registry("optimiser", "recipe.optimizer", "snn_repro.optim")
 SCHEDULES = Registry("schedule", "recipe.schedule", "snn_repro.optim")
 FIGURES = Registry("figure", "", "snn_repro.paper.figures")  # `draw(results)` of a module, no choice of a run's
-SECTIONS = Registry("section", "", "snn_repro.report")  # `content(found)` of a module
+SECTIONS = Registry("section", "", "snn_repro.report")  # `content(found)` with its title and place
 LOGGERS = Registry("logger", "logger", "snn_repro.runs.loggers")
 EXPORTS = Registry("export format", "", "snn_repro.trained.export")

@@ -1,12 +1,9 @@
 """On what a run computes: device, threads, precision, seeds, compiler, and how processes share a batch."""
 
-import contextlib
 import os
 import random
 import resource
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +13,7 @@ from torch import nn
 from snn_repro import distributed
 from snn_repro.config import Config, ConfigError
 from snn_repro.data.batches import keep_freed_memory
-from snn_repro.kernels import KERNELS, memory
+from snn_repro.kernels import KERNELS, neuron
 from snn_repro.kernels.door import prepare
 from snn_repro.models.norms import synchronise
 from snn_repro.neurons import initial_states
@@ -30,34 +27,33 @@ def threads(config: Config) -> int:
 def pick_device(config: Config) -> torch.device:
     """The device of this run, with the thread count set. Raises ConfigError for a GPU that is not there."""
     kind, _, index = config.device.partition(":")
-    if kind == "cuda" and not torch.cuda.is_available():
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "cuda" and not there:
         raise ConfigError(
             f"device={config.device} but torch sees no GPU; use device=cpu, or install a CUDA build of torch"
         )
-    if index and int(index) >= torch.cuda.device_count():
-        there = ", ".join(f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count()))
-        raise ConfigError(f"device={config.device} is not there; torch sees {there}")
     torch.set_num_threads(threads(config))
-    use_cuda = kind == "cuda" or (kind == "auto" and torch.cuda.is_available())
     keep_freed_memory()  # a quarter of a step's time on a CPU is page faults otherwise, and most of making a batch
-    memory.fresh = False
+    neuron.fresh = False
     _, processes, number = distributed.world()
+    if kind == "cpu" or not there:
+        return torch.device("cpu")
     if index and processes > 1:
         raise ConfigError(
             f"device={config.device} is one GPU for {processes} processes; device=cuda gives each its own"
         )
-    if index:
-        torch.cuda.set_device(int(index))
-        return torch.device("cuda", int(index))
-    if not use_cuda or processes == 1:
-        return torch.device("cuda" if use_cuda else "cpu")
-    if number >= torch.cuda.device_count():
+    if index and int(index) >= there:
+        seen = ", ".join(f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(there))
+        raise ConfigError(f"device={config.device} is not there; torch sees {seen}")
+    if not index and processes == 1:
+        return torch.device("cuda")
+    if not index and number >= there:
         raise ConfigError(
-            f"process {number + 1} of this machine has no GPU, torch sees {torch.cuda.device_count()}; "
-            "start one process a GPU, or use device=cpu"
+            f"process {number + 1} of this machine has no GPU, torch sees {there}; start one process a GPU, or use device=cpu"
         )
-    torch.cuda.set_device(number)
-    return torch.device("cuda", number)
+    device = torch.device("cuda", int(index or number))
+    torch.cuda.set_device(device.index)
+    return device
 
 
 class Precision:
@@ -83,15 +79,11 @@ class Precision:
             raise ConfigError("recipe.amp=bf16 but this GPU has no bfloat16; use recipe.amp=fp16")
         self.name = {"off": "float32", "fp16": "fp16 autocast", "bf16": "bf16 autocast"}[amp]
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
-        self._kind, self._dtype, self._on = (
-            device.type,
-            torch.float16 if amp == "fp16" else torch.bfloat16,
-            amp != "off",
-        )
+        self.kind, self.dtype = device.type, {"fp16": torch.float16, "bf16": torch.bfloat16}.get(amp)
 
     def autocast(self) -> torch.autocast:
         """The context in which training's forward pass runs."""
-        return torch.autocast(self._kind, dtype=self._dtype, enabled=self._on)
+        return torch.autocast(self.kind, dtype=self.dtype, enabled=self.dtype is not None)
 
 
 def has_bf16_units() -> bool:
@@ -164,16 +156,6 @@ def compile_network(model: nn.Module, device: torch.device, mode: bool | str = T
     model.compile(**({"mode": mode} if isinstance(mode, str) else {}))
 
 
-def neuron_backend(config: Config, device: torch.device, model: nn.Module, precision: str) -> str:
-    """The backend of the spiking layers of `model` in this run ("auto" resolved); several are joined by "and".
-
-    On CUDA kernels that were never checked on this GPU are checked now, by the first process.
-    """
-    trained = {"fp16 autocast": torch.float16, "bf16 autocast": torch.bfloat16}.get(precision, torch.float32)
-    with distributed.main_first():
-        return prepare(model, device, tuple({trained: 0, torch.float32: 0}), config.timesteps)
-
-
 def parts_of_a_batch(config: Config, processes: int) -> int:
     """Parts in which each process runs its share of a batch, so that batch statistics are over as many images as the
     recipe says: `recipe.accumulate` parts of the batch of all, each on one process (or, with sync_bn, on all).
@@ -205,34 +187,27 @@ def images_per_statistic(config: Config, processes: int) -> int:
 
 
 def conditions(config: Config, device: torch.device, precision: str, model: nn.Module) -> dict[str, Any]:
-    """What no key of the configuration hash says and yet moves numbers, by rounding at least; result.json keeps it."""
+    """What no key of the configuration hash says and yet moves numbers, by rounding at least; result.json keeps it.
+
+    neuron_backend: of the spiking layers, "auto" resolved; on CUDA kernels that were never checked on this GPU are checked now,
+    by the first process. tf32_convolutions: those in float32, as evaluation's are, keep 10 bits of the mantissa on Ampere and later,
+    unless `torch.backends.cudnn.allow_tf32` is switched off.
+    """
+    trained = {"fp16 autocast": torch.float16, "bf16 autocast": torch.bfloat16}.get(precision, torch.float32)
+    with distributed.main_first():
+        backend = prepare(model, device, tuple({trained: 0, torch.float32: 0}), config.timesteps)
     processes = distributed.world().size
     here = dict(
         device=device.type, precision=precision, threads=torch.get_num_threads(), processes=processes,
-        images_per_statistic=images_per_statistic(config, processes),
-        neuron_backend=neuron_backend(config, device, model, precision),
+        images_per_statistic=images_per_statistic(config, processes), neuron_backend=backend,
         conv_backend=KERNELS[config.kernels][1], compile=config.compile, torch=str(torch.__version__),
     )  # fmt: skip
-    return here | ({"cuda": cuda_arithmetic(device)} if device.type == "cuda" else {})
-
-
-def cuda_arithmetic(device: torch.device) -> dict[str, Any]:
-    """The GPU, and torch's settings that move roundings on it. tf32_convolutions: those in float32, as evaluation's are, keep 10
-    bits of the mantissa on Ampere and later, unless `torch.backends.cudnn.allow_tf32` is switched off."""
-    return dict(
-        gpu=torch.cuda.get_device_name(device), cudnn_benchmark=torch.backends.cudnn.benchmark,
-        tf32_convolutions=torch.backends.cudnn.allow_tf32, tf32_matmuls=torch.backends.cuda.matmul.allow_tf32,
-    )  # fmt: skip
-
-
-def profiler(config: Config, folder: Path) -> Any:
-    """The context of an epoch, whose value has `step()`: with `debug.profile` it leaves a trace in the run folder."""
-    if not config.debug.profile or distributed.world().rank:
-        return contextlib.nullcontext(SimpleNamespace(step=lambda: None))
-    return torch.profiler.profile(
-        schedule=torch.profiler.schedule(wait=1, warmup=1, active=5, repeat=1),
-        on_trace_ready=lambda done: done.export_chrome_trace(str(folder / "trace.json")),
-    )
+    if device.type == "cuda":
+        here["cuda"] = dict(
+            gpu=torch.cuda.get_device_name(device), cudnn_benchmark=torch.backends.cudnn.benchmark,
+            tf32_convolutions=torch.backends.cudnn.allow_tf32, tf32_matmuls=torch.backends.cuda.matmul.allow_tf32,
+        )  # fmt: skip
+    return here
 
 
 def peak_memory(device: torch.device) -> float:

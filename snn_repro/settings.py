@@ -1,12 +1,21 @@
 """One value that a user may choose, declared beside the class that uses it."""
 
 import math
-from collections.abc import Collection, Mapping
+import operator
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
 from snn_repro.errors import UserError, nearest
+
+BOUNDS = {
+    "low": ("at least", operator.ge),
+    "above": ("above", operator.gt),
+    "high": ("at most", operator.le),
+    "below": ("below", operator.lt),
+    "multiple": ("a multiple of", lambda value, of: value % of == 0),
+}
 
 
 @dataclass(frozen=True)
@@ -24,36 +33,35 @@ class Setting:
     high: float | None = None
     above: float | None = None
     below: float | None = None
+    multiple: int | None = None
     choices: Collection[Any] | None = None
     why: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
         """The choices as they are written."""
-        return tuple(str(c).lower() if isinstance(c, bool) else c for c in self.choices or ())
+        return tuple(str(c).lower() if isinstance(c, bool) else str(c) for c in self.choices or ())
+
+    def _bounds(self) -> list[tuple[str, Callable[..., bool], float]]:
+        return [(*BOUNDS[name], bound) for name in BOUNDS if (bound := getattr(self, name)) is not None]
 
     @property
     def range(self) -> str:
         """What a number must be, in words."""
-        bounds = ("at least", self.low), ("above", self.above), ("at most", self.high), ("below", self.below)
-        return " and ".join(f"{word} {bound:.12g}" for word, bound in bounds if bound is not None)
+        return " and ".join(f"{word} {bound:.12g}" for word, _, bound in self._bounds())
 
     def checked(self, key: str, value: Any) -> Any:
         """The value as the class takes it. Raises UserError, naming the key, the value and what is allowed."""
         if value is None and self.default is None:
             return None
         if self.choices is None:
-            if isinstance(self.default, bool | str):
-                if type(value) is not type(self.default):
-                    wanted = "true or false" if isinstance(self.default, bool) else "a word"
-                    raise UserError(f"{key}={value!r} must be {wanted}")
-                return value
             if isinstance(self.default, tuple):
-                whole = all(isinstance(n, int) for n in self.default)
-                return _whole_numbers(key, value, len(self.default), self.low or 0) if whole else _interval(key, value)
-            if isinstance(self.default, int) and (isinstance(value, bool) or not isinstance(value, int)):
-                raise UserError(f"{key}={value!r} must be a whole number")
-            value = value if isinstance(self.default, int) else _number(key, value)
+                return _numbers(key, value, self.default, self.low or 0)
+            if isinstance(self.default, bool | str | int):
+                if type(value) is not type(self.default):
+                    raise UserError(f"{key}={value!r} must be {_KINDS[type(self.default)]}")
+            else:
+                value = _number(key, value)
         self.check_range(key, value)
         return value
 
@@ -64,13 +72,12 @@ class Setting:
                 raise UserError(f"{key}={value!r} is not one of {', '.join(self.names)}{nearest(value, self.names)}")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             _number(key, value)
-            low, high, above, below = self.low, self.high, self.above, self.below
-            if (
-                (low is not None and value < low) or (high is not None and value > high)
-                or (above is not None and value <= above) or (below is not None and value >= below)
-            ):  # fmt: skip
-                reason = f" ({self.why})" if self.why else f" ({self.unit})" if self.unit else ""
+            if not all(holds(value, bound) for _, holds, bound in self._bounds()):
+                reason = f" ({self.why or self.unit})" if self.why or self.unit else ""
                 raise UserError(f"{key}={value} must be {self.range}{reason}")
+
+
+_KINDS = {bool: "true or false", str: "a word", int: "a whole number"}
 
 
 def shared(
@@ -87,19 +94,16 @@ def _number(key: str, value: Any) -> float:
     return float(value)
 
 
-def _whole_numbers(key: str, value: Any, count: int, low: float) -> list[int]:
+def _numbers(key: str, value: Any, default: tuple, least: float) -> list:
+    """As many whole numbers as the default has, or an interval."""
     numbers = list(value) if isinstance(value, list | tuple) else []
-    if len(numbers) != count or not all(type(n) is int and n >= low for n in numbers):
-        raise UserError(f"{key}={value!r} must be {count} whole numbers of at least {low:g}")
-    return numbers
-
-
-def _interval(key: str, value: Any) -> list[float]:
-    try:
-        low, high = value
-    except (TypeError, ValueError):
-        raise UserError(f"{key}={value!r} must be two numbers [low, high]") from None
-    low, high = _number(key, low), _number(key, high)
+    if all(isinstance(n, int) for n in default):
+        if len(numbers) != len(default) or not all(type(n) is int and n >= least for n in numbers):
+            raise UserError(f"{key}={value!r} must be {len(default)} whole numbers of at least {least:g}")
+        return numbers
+    if len(numbers) != 2:
+        raise UserError(f"{key}={value!r} must be two numbers [low, high]")
+    low, high = (_number(key, n) for n in numbers)
     if low > high:
         raise UserError(f"{key}=[{low}, {high}] must have low <= high")
     return [low, high]

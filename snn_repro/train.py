@@ -13,39 +13,36 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from snn_repro import distributed, runtime, signals
+from snn_repro import distributed, runtime
 from snn_repro.build import Averaged, adapt_surrogates, begin_epoch, build_network, check_settings, loss_of
-from snn_repro.causality import sees_future
 from snn_repro.config import Config, ConfigError, checked, to_dict
 from snn_repro.console import audible, pace, progress
 from snn_repro.data import Batches, Data, build_data
 from snn_repro.data.augment import GuidedAugmentation
 from snn_repro.data.augment.augmentation import sent
-from snn_repro.data.batches import derive_seed
-from snn_repro.data.feed import feed
-from snn_repro.errors import Interrupted, TrainingError, UserError, in_one_sentence
+from snn_repro.data.augment.rpg import relevance
+from snn_repro.data.batches import derive_seed, feed
+from snn_repro.errors import Interrupted, StopRequest, TrainingError, UserError, in_one_sentence, stop_requests
 from snn_repro.losses import Loss
-from snn_repro.metrics import correct_cumulative, correct_per_step, count_correct
+from snn_repro.metrics import correct_cumulative, correct_per_step, count_correct, sees_future
 from snn_repro.models import count_parameters
-from snn_repro.models.relevance import relevance
 from snn_repro.neurons import firing_rates
 from snn_repro.optim import build_optimizer, build_schedule
 from snn_repro.provenance import code_version
 from snn_repro.registry import SETS
 from snn_repro.runs import checkpoint
-from snn_repro.runs.fingerprint import fingerprint
-from snn_repro.runs.finished import count_operations, repeated
-from snn_repro.runs.folder import Follower, RunFolder, open_folder
+from snn_repro.runs.folder import Follower, RunFolder, fingerprint, open_folder
 from snn_repro.runs.loggers import Loggers
 from snn_repro.runs.result import RunResult, build_result, epoch_line, selection, summary
 from snn_repro.runtime import Precision, parts_of_a_batch, pick_device
+from snn_repro.trained.load import count_operations, repeated
 
 log = logging.getLogger("snn_repro")
 _running = threading.Lock()
@@ -78,15 +75,13 @@ def run(config: Config, run_dir: str | None = None, overrides: list[str] | None 
         with contextlib.closing(open_folder(path, config)) as folder:
             if folder.finished is not None:
                 return repeated(folder, folder.finished, config)
-            with signals.stop_requests(alone=world.size == 1) as stop:
+            with stop_requests(alone=world.size == 1) as stop:
                 return recorded(folder, config, stop, overrides or [])
     finally:
         _running.release()
 
 
-def recorded(
-    folder: RunFolder | Follower, config: Config, stop: signals.StopRequest, overrides: list[str]
-) -> RunResult:
+def recorded(folder: RunFolder | Follower, config: Config, stop: StopRequest, overrides: list[str]) -> RunResult:
     """Everything that happens while the folder is held; the outcome is recorded in status.json whatever it is."""
     loggers, result = None, None
     try:
@@ -117,7 +112,7 @@ def recorded(
 
 def fit(
     folder: RunFolder | Follower, config: Config, device: torch.device, loggers: Loggers | None,
-    stop: signals.StopRequest,
+    stop: StopRequest,
 ) -> RunResult:  # fmt: skip
     """Build the parts, train epoch by epoch, and return the result."""
     state, data, (train_part, val_part, test_part) = built(folder, config, device, stop)
@@ -154,9 +149,8 @@ def fit(
     if test is None:  # killed between the last checkpoint and the result: the weights are final, the outputs were lost
         test = evaluate(state.evaluated, test_part, state.loss_fn, state.amp, device, config)
     folder.predictions(distributed.gather((test["logits"], test["labels"])))
-    ran_under = runtime.conditions(
-        config, device, state.amp.name, state.model
-    )  # a backend that failed in between is not named
+    # a backend that failed in between is not named
+    ran_under = runtime.conditions(config, device, state.amp.name, state.model)
     result = build_result(config, data, weights, imp, history, ran_under, state.loss_fn.readout_name, test["n"])
     result.data, result.code, result.changed_on_resume = state.data_hashes, code_version(), state.changed
     result.causal = not sees_future(state.model)
@@ -166,7 +160,7 @@ def fit(
 
 
 def built(
-    folder: RunFolder | Follower, config: Config, device: torch.device, stop: signals.StopRequest
+    folder: RunFolder | Follower, config: Config, device: torch.device, stop: StopRequest
 ) -> tuple["Training", Data, tuple[Batches, Batches | None, Batches]]:
     """All that trains, the data, and this process's share of the training, validation and test part."""
     initial = checkpoint.find_weights(config.model.weights, config.data_dir) if config.model.weights else None
@@ -219,7 +213,7 @@ class Training:
     amp: Precision
     ema: Averaged | None
     device: torch.device
-    stop: signals.StopRequest
+    stop: StopRequest
     steps: int  # in an epoch
     data_hashes: dict[str, str] = field(default_factory=dict)
     conditions: dict[str, Any] = field(default_factory=dict)
@@ -248,7 +242,7 @@ class Training:
         pending: list[Step] = []
         beside = pace(epoch, epochs, self.step, self.steps, self.config.recipe.batch_size, history)
         bar = progress(f"epoch {epoch + 1}/{epochs}", self.steps, beside=beside)
-        with bar as advance, runtime.profiler(self.config, self.folder.path) as profile:
+        with bar as advance:
             for x, target in itertools.islice(batches.epoch(epoch, start=self.step), self.steps - self.step):
                 self.sums["lr"] = self.optimizer.param_groups[0]["lr"]
                 x, target = sent(x, self.device), sent(target, self.device)
@@ -260,7 +254,6 @@ class Training:
                     self.tally(pending)
                     pending = []
                 self.leave_if_asked(pending)
-                profile.step()
                 advance(self.step)
         n = max(1, self.sums["n"])
         return dict(loss=self.sums["loss"] / n, acc=self.sums["correct"] / n, n=self.sums["n"], lr=self.sums["lr"])
@@ -314,7 +307,7 @@ class Training:
         kept = f"the last good checkpoint is {last} ({self.saved})" if self.saved else "no checkpoint was written yet"
         raise TrainingError(f"{what}; {kept}; try a smaller recipe.lr, recipe.clip_norm=1, or recipe.amp=off")
 
-    def evaluate(self, batches: Batches, part: str) -> "Outcome":
+    def evaluate(self, batches: Batches, part: str) -> dict[str, Any]:
         """`evaluate`, that a signal can stop. Raises TrainingError where the loss is not finite."""
         parts = self.loss_fn, self.amp, self.device, self.config
         outcome = evaluate(self.evaluated, batches, *parts, stop=self.leave_if_asked, rates=part == "test")
@@ -378,66 +371,49 @@ class Training:
             raise Interrupted(signum, f"{where}; the same command continues")
 
 
-class Outcome(TypedDict):
-    """An evaluation: numbers of all processes, and of this one's share logits [T, N, K] and labels [N]."""
-
-    loss: float
-    acc: float  # at the loss's readout
-    acc_step: list[float]  # [T]
-    acc_cum: list[float]  # [T]
-    n: int
-    correct: int
-    firing_rates: dict[str, float]
-    logits: Tensor
-    labels: Tensor
-
-
 def evaluate(
     model: nn.Module, batches: Batches, loss_fn: Loss, amp: Precision, device: torch.device, config: Config,
     stop: Callable[[], None] = lambda: None, rates: bool = False,
-) -> Outcome:  # fmt: skip
-    """Loss, readout accuracy and accuracy at each time step of one part of a data set, in full precision.
+) -> dict[str, Any]:  # fmt: skip
+    """Loss, accuracy (at the readout, of each step, of the mean up to it) of one part of a data set, in full precision.
 
-    With several processes each sees its share, every sample once, and all get the same numbers.
+    With several processes each sees its share, every sample once, and all get the same numbers; `logits` [T, N, K] and
+    `labels` [N] are those of its own share.
     """
     distributed.share_buffers(model)
     model.eval()
-    step: Any = 0
-    cumulative: Any = 0
-    n = 0
-    losses: list[tuple[Any, int]] = []  # read at the end, as all else: the host does not wait for a GPU in between
-    right: list[Any] = []
-    kept, labels = [], []
-    count = distributed.largest(len(batches))  # a process may have one batch less than another
+    counts: Any = (
+        0  # right answers at the readout, of each step, of the mean up to each; read at the end, as all else is:
+    )
+    losses: list[tuple[Any, int]] = []  # the host does not wait for a GPU in between
+    n, kept, labels = 0, [], []
+    batch_count = distributed.largest(len(batches))  # a process may have one batch less than another
     own = batches.epoch(0)
     meter: Any = firing_rates(model) if rates else contextlib.nullcontext({})
     with torch.inference_mode(), meter as measured:
-        for _ in range(min(count, config.debug.max_eval_batches or count)):
+        for _ in range(min(batch_count, config.debug.max_eval_batches or batch_count)):
             for x, target in itertools.islice(own, 1):
                 labels.append(target.cpu())
                 x, target = sent(x, device), sent(target, device)
                 logits = model(x).float()
                 kept.append(logits.to("cpu", non_blocking=True))
                 losses.append((loss_fn(logits, target), len(target)))
-                step = step + correct_per_step(logits, target)
-                cumulative = cumulative + correct_cumulative(logits, target)
-                right.append(count_correct(loss_fn.readout(logits), target))
+                right = count_correct(loss_fn.readout(logits), target)[None]
+                counts = counts + torch.cat(
+                    [right, correct_per_step(logits, target), correct_cumulative(logits, target)]
+                )
                 n += len(target)
             stop()
-    loss, correct = 0.0, sum(map(int, right))  # synchronises: the copies in `kept` have finished too
-    for value, size in losses:
+    loss = 0.0
+    for value, size in losses:  # synchronises: the copies in `kept` have finished too
         loss += float(value) * size
-    rates_seen = {k: float(v) for k, v in measured.items()}
-    if distributed.world().size > 1:
-        timesteps, own_n = len(step), n
-        loss, *counts = distributed.sums([loss, correct, n, *step.tolist(), *cumulative.tolist()])
-        correct, n, *steps = map(int, counts)
-        step, cumulative = steps[:timesteps], steps[timesteps:]
-        means = distributed.sums([rate * own_n / n for rate in rates_seen.values()])
-        rates_seen = dict(zip(rates_seen, means, strict=True))
-    return Outcome(
-        loss=loss / n, acc=correct / n, acc_step=[int(c) / n for c in step], acc_cum=[int(c) / n for c in cumulative],
-        n=n, correct=correct, logits=torch.cat(kept, dim=1), labels=torch.cat(labels), firing_rates=rates_seen,
+    loss, total, correct, *steps = distributed.sums([loss, n, *counts.tolist()])
+    acc = [int(c) / int(total) for c in steps]
+    means = distributed.sums([float(rate) * (n / total) for rate in measured.values()])
+    return dict(
+        loss=loss / int(total), acc=int(correct) / int(total), acc_step=acc[: len(acc) // 2], acc_cum=acc[len(acc) // 2 :],
+        n=int(total), correct=int(correct), logits=torch.cat(kept, dim=1), labels=torch.cat(labels),
+        firing_rates=dict(zip(measured, means, strict=True)),
     )  # fmt: skip
 
 

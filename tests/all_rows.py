@@ -1,24 +1,20 @@
-"""All experiments, composed once for all tests of a process: Hydra takes a tenth of a second each."""
+"""All experiments as their files say them, checked once for all tests of a process; test_rows.py holds them against Hydra."""
 
 from functools import cache
 
 from snn_repro.config import Config
-from snn_repro.paper.rows import compared, compose, experiments, load_rows
+from snn_repro.paper.rows import compared, configs, experiments, load_rows
 
-COMPARED = [name for name in experiments() if compared(name, load_rows())]
+PAPER = load_rows()
+COMPARED = [name for name in experiments() if compared(name, PAPER)]
 NAMES = [name for name in experiments() if name not in COMPARED]  # those of the paper's authors, and their partners
 
 
 @cache
-def rows() -> dict[str, Config]:
-    return compose(NAMES)
-
-
-@cache
-def described_rows() -> dict[str, Config]:
-    return compose(NAMES, ["fidelity=described"])
+def rows(fidelity: str | None = None) -> dict[str, Config]:
+    return configs(NAMES, fidelity)
 
 
 @cache
 def compared_rows() -> dict[str, Config]:
-    return compose(COMPARED)
+    return configs(COMPARED)

@@ -70,4 +70,4 @@ def fake_run(
     logits[np.arange(n_test), :, np.where(right, label, (label + 1) % 10)] = 1.0
     np.savez_compressed(place / "predictions.npz", label=label, logits=logits)
     assert to_dict(config)["seed"] == seed
-    return RunResult.of(result)
+    return RunResult(result)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from snn_repro.paper.figures.imp_overhead import draw_reports
+from studies.figures.imp_overhead import draw_reports
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT / "scripts" / "benchmark.py"
@@ -84,34 +84,6 @@ def test_what_a_gpu_would_run_runs_on_a_cpu(program, subject):
         assert table.rows and table.text()
 
 
-def test_times_of_a_gpu_are_its_own_and_have_a_report_of_their_own(program, monkeypatch, tmp_path):
-    import torch
-
-    from benchmarks import _harness, _report
-
-    class Event:
-        def __init__(self, enable_timing):
-            assert enable_timing
-
-        def record(self):
-            pass
-
-        def elapsed_time(self, end):
-            return 7.0  # ms
-
-    waited = []
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(1))
-    rows = _harness.timings({"ours": lambda: None}, 3, _harness.clocked_on_gpu)
-    assert rows["ours"]["gpu_seconds"] == 0.007 and "cpu_seconds" not in rows["ours"]
-    assert len(waited) == 2 * (1 + 2 * 3), "the queue is empty before each call, and waited for behind it"
-    table = _report.Table("a table", _report.rated(rows, 14, "samples"))
-    report = _report.Report("title", "", [table], (), gpu={"GPU": "Card"})
-    text = _report.write(report, "neuron device=cuda", {}, tmp_path, "neuron")
-    assert "2,000" in text and "- GPU: Card" in text and "events" in text and "CPU time" not in text
-    assert {p.name for p in tmp_path.iterdir()} == {"neuron_cuda.json", "neuron_cuda.md"}
-
-
 def test_subjects_are_found_by_listing_the_folder_and_told_in_their_own_words(program, capsys):
     assert sorted(TITLES) == list(program.subjects())
     started = subprocess.run(
@@ -142,23 +114,3 @@ def test_what_cannot_be_measured_is_told_in_one_sentence(program, capsys, argume
     assert program.main(arguments) == 2
     err = capsys.readouterr().err
     assert said in err and len(err.splitlines()) == 1
-
-
-def test_a_peer_that_is_missing_is_an_error_but_a_note_in_a_toy(program):
-    from benchmarks._harness import peer
-    from snn_repro.errors import UserError
-
-    with pytest.raises(UserError, match="compares with no_such_library"):
-        peer("no_such_library", "nothing")
-    absent: dict[str, str] = {}
-    assert peer("no_such_library", "nothing", absent) is None and "no_such_library" in absent
-
-
-def test_processes_of_a_library_call_have_the_threads_as_started(program, monkeypatch):
-    from benchmarks import _harness
-
-    monkeypatch.setattr(_harness, "_AS_STARTED", {"OMP_NUM_THREADS": "7", "MKL_NUM_THREADS": None})
-    _harness.one_thread()
-    with _harness.threads_as_started():
-        assert os.environ["OMP_NUM_THREADS"] == "7" and "MKL_NUM_THREADS" not in os.environ
-    assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == "1"

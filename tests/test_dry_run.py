@@ -59,7 +59,7 @@ def test_its_numbers_are_those_of_the_network():
 
 def test_the_command_line_prints_it_and_leaves_no_folder(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    code, out, _ = command_line(monkeypatch, capsys, *SMALL, "dry_run=true", "name=a b".replace(" ", "_"))
+    code, out, _ = command_line(monkeypatch, capsys, *SMALL, "dry_run=true", "name=a_b")
     assert code == 0
     assert out.rstrip().endswith(f"python -m snn_repro.train {' '.join(SMALL)} name=a_b")
     assert "IMP" in out and "peak memory" in out
@@ -85,26 +85,23 @@ def test_a_sweep_tells_its_hours_and_measures_seeds_once(monkeypatch, capsys, tm
 
     monkeypatch.setattr(module, "dry_run", fake)
     monkeypatch.setattr(gpus, "there", lambda: ["0", "1"])
-    words = ["-m", *SMALL, f"hydra.sweep.dir={tmp_path / 'runs'}", "neuron=if,if_imp", "seed=3,4,5", "dry_run=true"]
+    words = ["-m", *SMALL, f"hydra.sweep.dir={tmp_path / 'runs'}", "neuron=if,if_imp", "seed=3,4", "dry_run=true"]
     code, out, _ = command_line(monkeypatch, capsys, *words)
     assert code == 0 and measured == [(False, 3), (True, 3)]
     known, unknown, total = out.splitlines()
-    assert known.endswith(": 3 x 2.0 h on cuda") and "seed" not in known
-    assert unknown.endswith(": 3 x unknown: too large")
-    assert total == "6 of 6 runs are left: 6.0 h one after another, and 3 runs unknown; nothing was written"
+    assert known.endswith(": 2 x 2.0 h on cuda") and "seed" not in known
+    assert unknown.endswith(": 2 x unknown: too large")
+    assert total == "4 of 4 runs are left: 4.0 h one after another, and 2 runs unknown; nothing was written"
     assert not [*tmp_path.iterdir()]
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")  # what launcher=gpus needs
     last = command_line(monkeypatch, capsys, *words, "hydra/launcher=gpus")[1].splitlines()[-1]
-    assert last.startswith("6 of 6 runs are left: 6.0 h one after another, about 3.0 h on 2 GPUs, and")
+    assert last.startswith("4 of 4 runs are left: 4.0 h one after another, about 2.0 h on 2 GPUs, and")
 
 
-def test_a_search_has_no_dry_run(monkeypatch, capsys):
+def test_what_has_no_dry_run_is_told(monkeypatch, capsys, tmp_path):
     code, _, err = command_line(monkeypatch, capsys, "-m", "seed=0,1", "dry_run=true", "hydra/sweeper=list")
     assert code == 2 and "dry_run=true measures runs that are named" in err
-
-
-def test_what_a_run_would_refuse_is_refused(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)  # and what a run would refuse is refused
     code, _, err = command_line(monkeypatch, capsys, "dataset=cifar10", "dry_run=true", f"data_dir={tmp_path}")
     assert code == 2 and err.startswith("snn-train: cifar10 was not found")
     assert not [*tmp_path.iterdir()]
@@ -116,17 +113,15 @@ def test_a_batch_that_fits_no_memory_is_refused_before_it_runs(monkeypatch):
         dry_run(load_config(SMALL))
 
 
-@pytest.mark.parametrize(
-    "shape, wanted",
-    [
-        ((3, 2, 8, 4, 4), (3, 8, 4, 4)),
-        ((6, 8, 4, 4), (3, 8, 4, 4)),
-        ((2, 8, 4, 4), (1, 8, 4, 4)),
-        ((1, 2, 10), (1, 10)),
-    ],
-)
-def test_the_shape_of_a_sample(shape, wanted):
-    assert module._of_a_sample(shape, 2, 3) == wanted
+def test_the_shape_of_a_sample():
+    shapes = {
+        (3, 2, 8, 4, 4): (3, 8, 4, 4),
+        (6, 8, 4, 4): (3, 8, 4, 4),
+        (2, 8, 4, 4): (1, 8, 4, 4),
+        (1, 2, 10): (1, 10),
+    }
+    for shape, wanted in shapes.items():
+        assert module._of_a_sample(shape, 2, 3) == wanted
 
 
 @pytest.mark.slow

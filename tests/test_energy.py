@@ -1,5 +1,6 @@
 """Operation counts against counts by hand."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -7,12 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from snn_repro import train
 from snn_repro.config import load_config
 from snn_repro.energy import E_AC_PJ, E_MAC_PJ, energy_report
 from snn_repro.models import build_model, count_parameters
 from snn_repro.neurons import build_neuron
-from snn_repro.runs import finished
+from snn_repro.trained import load as finished
 
 
 class Tiny(nn.Module):
@@ -53,20 +53,15 @@ def test_counts_by_hand(imp):
 
 
 def test_imp_costs_memory_and_no_operation():
-    without, with_imp = (
-        energy_report(Tiny(False), torch.rand(1, 1, 6, 6)),
-        energy_report(Tiny(True), torch.rand(1, 1, 6, 6)),
-    )
+    without, with_imp = (energy_report(Tiny(imp), torch.rand(1, 1, 6, 6)) for imp in (False, True))
     assert without["imp"] == {"parameters": 0, "bytes": 0, "read_pj": 0}
     assert with_imp["imp"] == {"parameters": 164, "bytes": 656, "read_pj": pytest.approx(656 * 24.96)}
     assert with_imp["macs"] == without["macs"]
 
 
 def test_the_small_network_on_frames_and_its_mode_stays():
-    model = build_model(
-        "small", num_classes=10, input_shape=(2, 8, 8), timesteps=4, neuron={"name": "lif", "imp": True}
-    )
-    model.train()
+    neuron = {"name": "lif", "imp": True}
+    model = build_model("small", num_classes=10, input_shape=(2, 8, 8), timesteps=4, neuron=neuron).train()
     frames = torch.randint(0, 3, (4, 2, 2, 8, 8)).float()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     report = energy_report(model, frames)
@@ -77,27 +72,17 @@ def test_the_small_network_on_frames_and_its_mode_stays():
     assert report["imp"]["parameters"] == count_parameters(model)[1] > 0
 
 
-@pytest.mark.parametrize(
-    "samples, epochs, words, counted",
-    [
-        ((60_000, 0, 10_000), 5, [], True),
-        ((1211, 136, 450), 30, [], False),
-        ((60_000, 0, 10_000), 5, ["debug.max_steps=2"], False),
-    ],
-)
-def test_energy_costs_less_than_2_percent_where_nobody_asked_for_it(samples, epochs, words, counted):
+@pytest.mark.parametrize("samples, epochs, max_steps, counted", [
+    ((60_000, 0, 10_000), 5, 0, True), ((1211, 136, 450), 30, 0, False), ((60_000, 0, 10_000), 5, 2, False),
+])  # fmt: skip
+def test_energy_is_counted_where_asked_or_where_it_costs_less_than_2_percent(samples, epochs, max_steps, counted):
     """Of forward passes, a training step as three: counting 256 samples takes as long as some 3,000."""
+    config = load_config([f"recipe.epochs={epochs}", f"debug.max_steps={max_steps}"])
     split = SimpleNamespace(**dict(zip(("n_train", "n_val", "n_test"), samples, strict=True)))
-    data = SimpleNamespace(split=split, test=SimpleNamespace(all_samples=lambda batch: 256))
-    assert finished.counts_for_little(load_config([f"recipe.epochs={epochs}", *words]), data) is counted
-
-
-def test_energy_is_there_unasked_asked_and_not(quick, monkeypatch, tmp_path):
-    monkeypatch.setattr(finished, "counts_for_little", lambda config, data: True)
-    words = ["recipe.epochs=1", "debug.max_steps=1"]
-    results = {
-        key: train.run(quick(*words, f"energy={key}", f"hydra.run.dir={tmp_path / key}"))
-        for key in ("null", "true", "false")
-    }
-    assert results["null"].energy == results["true"].energy is not None and results["false"].energy is None
-    assert len({result.config_hash for result in results.values()}) == 1
+    test = SimpleNamespace(all_samples=lambda batch: 256, epoch=lambda epoch: iter([(torch.rand(2, 1, 6, 6), None)]))
+    data, model, found = SimpleNamespace(split=split, test=test), Tiny(False), {}
+    for energy in (None, True, False):
+        result = SimpleNamespace(energy=None)
+        finished.count_operations(None, replace(config, energy=energy), result, model, data)
+        found[energy] = result.energy is not None
+    assert found == {None: counted, True: True, False: False}

@@ -6,9 +6,9 @@ from pathlib import Path
 import snn_repro
 
 ORDER = [
-    "errors", "signals", "distributed", "console", "outside", "provenance", "files", "settings", "sources", "registry", "causality",
-    "kernels", "config", "data", "neurons", "models", "losses", "metrics", "optim", "energy", "neurobench", "build", "runtime", "runs", "trained/load", "runs/finished",
-    "train", "dry_run", "trained", "job", "cli", "paper", "report", "__main__",
+    "errors", "distributed", "console", "outside", "provenance", "files", "settings", "registry",
+    "kernels", "config", "neurons", "models", "data", "losses", "metrics", "optim", "energy", "build", "runtime", "runs", "trained/load",
+    "train", "dry_run", "trained", "cli", "paper", "report", "__main__",
 ]  # fmt: skip
 ROOT = Path(snn_repro.__file__).parent
 

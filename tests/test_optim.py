@@ -53,20 +53,6 @@ def test_steps_are_torchs(two, name):
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12, msg=key)
 
 
-@pytest.mark.parametrize("name", [*THEIRS, "lamb"])
-def test_a_saved_state_goes_on_bit_for_bit(two, name):
-    model, other = two
-    recipe = load_config([f"recipe.optimizer={name}"]).recipe
-    ours, restored = build_optimizer(model, recipe), build_optimizer(other, recipe)
-    take_steps(model, ours, 2)
-    other.load_state_dict(model.state_dict())
-    restored.load_state_dict(copy.deepcopy(ours.state_dict()))
-    take_steps(model, ours, 2)
-    take_steps(other, restored, 2)
-    for p, q in zip(model.parameters(), other.parameters(), strict=True):
-        assert torch.equal(p, q)
-
-
 def test_one_kernel_updates_all_parameters_on_a_cpu_and_on_cuda():
     def on(*kinds):
         return _fused([{"params": [SimpleNamespace(device=torch.device(kind)) for kind in kinds]}])
@@ -76,7 +62,7 @@ def test_one_kernel_updates_all_parameters_on_a_cpu_and_on_cuda():
 
 @pytest.mark.parametrize("name", [*THEIRS, "lamb"])
 def test_a_state_of_another_device_goes_on(two, name):
-    """Saved where another kernel updated and weights lay otherwise in memory: ours decide, and no value changes."""
+    """Saved where another kernel updated and weights lay otherwise in memory: ours decide, and it goes on bit for bit."""
     model, other = two
     recipe = load_config([f"recipe.optimizer={name}"]).recipe
     ours, restored = build_optimizer(model, recipe), build_optimizer(other, recipe)
@@ -99,6 +85,7 @@ def test_a_state_of_another_device_goes_on(two, name):
         assert torch.equal(p, q)
 
 
+@pytest.mark.slow
 def test_an_optimiser_does_not_import_the_compiler():
     code = """
 import sys, torch

@@ -23,28 +23,16 @@ from snn_repro.train import run
 ROOT = Path(snn_repro.__file__).parent
 
 CODE = [  # every way into Hydra's or our own objects
-    "+_target_=os.system",
-    "+neuron._target_=os.system",
-    "neuron.name={_target_: os.system}",
-    "+model={_target_: os.system}",
-    "+hydra.callbacks.x._target_=os.system",
-    "+hydra.callbacks.x={_target_: os.system, command: id}",
-    "hydra.launcher._target_=os.getcwd",
-    "+hydra.launcher.x={_target_: os.system}",
-    "hydra.sweeper._target_=os.getcwd",
-    "+hydra.sweeper.params.x={_target_: os.system}",
-    "+hydra.job_logging.formatters.x={(): os.system}",
+    "+_target_=os.system", "+neuron._target_=os.system", "neuron.name={_target_: os.system}", "+model={_target_: os.system}",
+    "+hydra.callbacks.x={_target_: os.system, command: id}", "hydra.launcher._target_=os.getcwd",
+    "+hydra.launcher.x={_target_: os.system}", "hydra.sweeper._target_=os.getcwd",
+    "+hydra.sweeper.x={_target_: os.system}",
     "hydra.job_logging.handlers.console.class=subprocess.Popen",
-    "hydra.job_logging.handlers.console.stream='ext://os.environ'",
-    "+hydra.callbacks.x=${oc.decode:${oc.env:EVIL}}",
-    "+hydra.launcher.x=${oc.decode:${oc.env:EVIL}}",
-    "slurm.account='lab\nid'",
-    "slurm.account=${oc.env:LINES_}",
-    "+hydra.launcher.submitit_folder=${oc.env:LINES_}",
-    "+hydra.launcher.setup=[id]",
-    "+hydra.launcher.additional_parameters={export: 'LD_PRELOAD=evil.so'}",
-    "+hydra.job.env_set.PATH=/evil",
-]
+    "hydra.job_logging.handlers.console.stream='ext://os.environ'", '+hydra.callbacks.x="${oc.decode:${oc.env:EVIL}}"',
+    '+hydra.launcher.x="${oc.decode:${oc.env:EVIL}}"', "slurm.account='lab\nid'", "slurm.account=${oc.env:LINES_}",
+    "+hydra.launcher.submitit_folder=${oc.env:LINES_}", "+hydra.launcher.setup=[id]",
+    "+hydra.launcher.additional_parameters={export: 'LD_PRELOAD=evil.so'}", "+hydra.job.env_set.PATH=/evil",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("override", CODE)
@@ -52,16 +40,13 @@ def test_a_configuration_cannot_name_code(override, monkeypatch):
     monkeypatch.setenv("EVIL", "{_target_: os.system, command: id}")
     monkeypatch.setenv("LINES_", "lab\nid")
     with pytest.raises(ConfigError) as error:
+        if deep := "hydra" in override or "slurm" in override:
+            multirun_config([override]).__enter__()
         load_config([override])
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and ("would run code" in str(error.value)) == deep
 
 
-def test_a_sweep_is_checked_as_a_run_is():
-    with (
-        pytest.raises(ConfigError, match="would run code"),
-        multirun_config(["seed=0,1", "+hydra.callbacks.x._target_=os.system"]),
-    ):
-        pass
+def test_a_launcher_of_hydra_is_no_code():
     with multirun_config(["seed=0,1", "hydra/launcher=basic"]) as (node, _):
         assert node.hydra.launcher._target_.endswith("BasicLauncher")
 
@@ -136,7 +121,7 @@ def test_names_do_nothing_where_they_are_printed(caplog):
     assert to_csv(table).endswith("\n'=1+1\n")
 
 
-@pytest.mark.parametrize("key", ["+x", "+hydra.launcher.x", "recipe.lr"])
+@pytest.mark.parametrize("key", ["+x", "recipe.lr"])
 def test_a_configuration_nested_a_thousand_deep_is_one_sentence(key):
     with pytest.raises(ConfigError, match="too deep"):
         load_config([f"{key}={'{a:' * 1000}1{'}' * 1000}"])

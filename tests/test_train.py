@@ -1,9 +1,7 @@
 """The main job: results, resuming bit for bit, signals, sweeps, and what happens when something breaks."""
 
-import errno
 import json
 import math
-import os
 import random
 import signal
 import subprocess
@@ -16,12 +14,11 @@ import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from snn_repro import files, runtime, signals, train
+from snn_repro import runtime, train
 from snn_repro.config import load_config
-from snn_repro.errors import UserError
+from snn_repro.errors import StopRequest, UserError
 from snn_repro.losses import Loss, build_loss
 from snn_repro.models import build_model
-from snn_repro.runs.folder import find_results
 from snn_repro.train import Interrupted, TrainingError, run
 
 SHORT = ["logger.mode=disabled", "recipe.epochs=4", "debug.max_steps=6", "debug.max_eval_batches=1"]
@@ -96,10 +93,10 @@ def test_the_seed_decides_everything(quick, tmp_path):
     assert one.loss_last != other.loss_last
 
 
-@pytest.mark.parametrize("stop_at", [(0, 2), (1, 6), (2, 1)])
+@pytest.mark.parametrize("stop_at", [(2, 1), (1, 3)])
 def test_a_stopped_run_continues_bit_for_bit(quick, tmp_path, monkeypatch, stop_at):
     """A signal in mid-epoch saves; the same command continues and ends with the same bits."""
-    extra = ["recipe.epochs=4", "debug.max_steps=6", "recipe.ema_decay=0.9", "recipe.warmup_epochs=1"]
+    extra = ["recipe.epochs=3", "debug.max_steps=3", "recipe.ema_decay=0.9", "recipe.warmup_epochs=1"]
     whole = run(quick(*extra), str(tmp_path / "whole"))
     original = train.Training.train_step
 
@@ -108,7 +105,7 @@ def test_a_stopped_run_continues_bit_for_bit(quick, tmp_path, monkeypatch, stop_
             self.stop.signum = signal.SIGTERM
         return original(self, *batch)
 
-    if stop_at[1] < 6:
+    if stop_at[1] < 3:
         monkeypatch.setattr(train.Training, "train_step", stopping)
     else:  # in the evaluation of an epoch
 
@@ -132,8 +129,7 @@ def test_a_stopped_run_continues_bit_for_bit(quick, tmp_path, monkeypatch, stop_
         assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGINT])
-def test_stopping_at_a_random_moment_changes_no_number(tmp_path, sig):
+def test_ctrl_c_at_a_random_moment_changes_no_number(tmp_path):
     words, folder = [*SHORT, "recipe.epochs=12"], tmp_path / "stopped"
     whole = run(load_config(words), str(tmp_path / "whole"))
     command = [sys.executable, "-m", "snn_repro.train", *words, f"hydra.run.dir={folder}"]
@@ -141,11 +137,10 @@ def test_stopping_at_a_random_moment_changes_no_number(tmp_path, sig):
         while not (folder / "metrics.jsonl").exists() and process.poll() is None:
             time.sleep(0.02)
         time.sleep(random.uniform(0, 0.5))
-        process.send_signal(sig)
+        process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=60)[1]
-    if sig == signal.SIGINT and process.returncode:  # it may have been done already
+    if process.returncode:  # it may have been done already
         assert process.returncode == 130 and said.strip().count("\n") == 0 and "the same command continues" in said
-        assert (folder / "checkpoint_last.pt").exists()
     assert numbers(run(load_config(words), str(folder))) == numbers(whole)
     assert lines(folder) == lines(tmp_path / "whole")
 
@@ -168,37 +163,6 @@ def test_nan_stops_with_epoch_step_and_checkpoint(quick, tmp_path, monkeypatch):
     assert not (tmp_path / "run/result.json").exists()
 
 
-def test_a_full_disk_is_one_sentence_and_loses_nothing(quick, tmp_path, monkeypatch):
-    whole = run(quick(), str(tmp_path / "whole"))
-    real, calls = os.fsync, []
-
-    def full(fd):
-        calls.append(fd)
-        if len(calls) > 6:  # somewhere in the middle of the run
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(fd)
-
-    monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(UserError, match="the disk is full"):
-        run(quick())
-    monkeypatch.undo()
-    assert not list((tmp_path / "run").glob("*.tmp"))
-    assert numbers(run(quick())) == numbers(whole)
-
-
-def test_a_truncated_checkpoint_is_one_sentence(quick, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "build_result", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        run(quick())
-    monkeypatch.undo()
-    for name in ("checkpoint_last.pt", "checkpoint_previous.pt"):
-        path = tmp_path / "run" / name
-        path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match="damaged.*resume=never"):
-        run(quick())
-    assert run(quick("resume=never")).epochs == 2
-
-
 def test_accumulated_parts_make_the_same_step(quick, tmp_path):
     """In a network without batch statistics the parts add up to the whole batch's gradient."""
     torch.manual_seed(0)
@@ -211,7 +175,7 @@ def test_accumulated_parts_make_the_same_step(quick, tmp_path):
         config = quick(f"recipe.accumulate={parts}", "recipe.lr=1", "recipe.weight_decay=0")
         optimizer, cpu = torch.optim.SGD(model.parameters(), lr=1.0), torch.device("cpu")
         schedule, amp = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0), runtime.Precision(config, cpu)
-        parts = None, config, model, build_loss("sdt"), optimizer, schedule, amp, None, cpu, signals.StopRequest(), 1
+        parts = None, config, model, build_loss("sdt"), optimizer, schedule, amp, None, cpu, StopRequest(), 1
         state = train.Training(*parts)
         before = model.fc.weight.detach().clone()
         loss, correct, n = state.train_step(x, y)
@@ -238,20 +202,6 @@ def test_imp_keys_reach_the_optimiser(quick, tmp_path):
     assert group["initial_lr"] == pytest.approx(0.025) and group["weight_decay"] == 0
     assert not torch.equal(state[0]["model"]["sn1.imp"], state[1]["model"]["sn1.imp"])
     assert moved.loss_last != frozen.loss_last
-
-
-def test_a_sweep_keeps_going_and_runs_only_what_is_missing(tmp_path, typed):
-    sweep = ["-m", *SHORT, "recipe.epochs=1", "neuron=if,if_imp", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'runs'}"]
-    planted = tmp_path / "runs/digits-small-if-lts/debug.max_eval_batches=1,debug.max_steps=6,recipe.epochs=1/seed1"
-    planted.parent.mkdir(parents=True)
-    planted.write_text("in the way")
-    code, out, err = typed(*sweep)
-    assert code == 1 and "seed1" in err and "hydra.run.dir" not in out + err
-    assert "choose another folder with hydra.sweep.dir=..." in err
-    planted.unlink()
-    assert typed(*sweep)[0] == 0 and len(find_results(tmp_path / "runs")) == 4
-    code, out, _ = typed(*sweep)
-    assert code == 0 and "4 of 4 runs are finished already" in out
 
 
 def test_a_second_thread_may_load_a_configuration_and_not_train(quick, tmp_path, monkeypatch):

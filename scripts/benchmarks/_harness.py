@@ -178,10 +178,15 @@ def saved_bytes(model, x, own=()) -> int:
     return total
 
 
+def processor() -> str:
+    """What the processor calls itself."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
 def machine(*packages: str, before: dict[str, str] | None = None) -> dict[str, str]:
     """What the figures were measured on: processor, cores, memory, load, versions. No names of hosts or folders."""
-    from snn_repro.paper.speed import processor
-
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     load = f"{os.getloadavg()[0]:.1f}"
     facts = {

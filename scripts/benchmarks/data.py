@@ -27,12 +27,11 @@ from snn_repro.config import load_config
 from snn_repro.data.augment import Normalize, batch_transforms, sample_transform
 from snn_repro.data.augment.crop import RandomCrop
 from snn_repro.data.augment.flip import RandomFlip
-from snn_repro.data.batches import LoaderBatches, MemoryBatches, PilImages, keep_freed_memory
+from snn_repro.data.batches import LoaderBatches, MemoryBatches, PilImages, feed, keep_freed_memory
 from snn_repro.data.cache import Settings
 from snn_repro.data.events import Events, integrate
-from snn_repro.data.feed import feed
 from snn_repro.data.formats import read_aedat3
-from snn_repro.data.image_files import ImageFile, decode, decode_tensor
+from snn_repro.data.image_files import decode, decode_tensor
 from snn_repro.data.prepare import prepare
 from snn_repro.data.sets import SETS
 from snn_repro.distributed import cores
@@ -278,7 +277,7 @@ def _parsing(rounds: int, n: int, spikingjelly, folder: Path) -> Table:
 def _serving(rounds: int, events: int, spikingjelly, folder: Path, batch: int) -> Table:
     n = 4 * batch
     kinds = min(8, n)
-    counts = np.stack([integrate(random_events(events, i), 10, SIZE, dtype=np.uint8) for i in range(kinds)])
+    counts = np.stack([integrate(random_events(events, i), 10, SIZE) for i in range(kinds)])
     np.save(folder / "cached.npy", np.tile(counts, (n // kinds, 1, 1, 1, 1)))
     files = [folder / f"{i}.npz" for i in range(n)]
     for i, file in enumerate(files):
@@ -461,14 +460,14 @@ def _decoders(rounds: int, row: str, n: int, folder: Path, on: Place, quick: boo
     return Table(title, rated(timings(cases, rounds, on.clock), n, "images"))
 
 
-def _photo(rng: np.random.RandomState, folder: Path, number: int) -> ImageFile:
+def _photo(rng: np.random.RandomState, folder: Path, number: int) -> str:
     """A JPEG as ImageNet's are: smooth, with noise, some 60 kB."""
     folder.mkdir(parents=True, exist_ok=True)
     smooth = Image.fromarray(rng.randint(0, 256, (12, 16, 3), np.uint8)).resize((500, 375), Image.Resampling.BICUBIC)
     noisy = np.asarray(smooth, np.int16) + rng.randint(-12, 13, (375, 500, 3))
-    name = f"{number}.JPEG"
-    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / name, quality=90)
-    return ImageFile(str(folder), name)
+    path = folder / f"{number}.JPEG"
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+    return str(path)
 
 
 RECORDINGS = {  # data set -> its file; events in it, well above the largest of the real set; its bytes; T; its samples

@@ -35,7 +35,7 @@ from benchmarks._harness import (
 )
 from benchmarks._report import Report, Table
 from snn_repro.data.batches import keep_freed_memory
-from snn_repro.kernels import memory
+from snn_repro.kernels import neuron as fused
 from snn_repro.models.blocks import Block
 from snn_repro.models.norms import BN
 from snn_repro.neurons import build_neuron
@@ -55,7 +55,7 @@ def measure(rounds: int = 25, quick: bool = False, device: str = "cpu") -> Repor
         return on_gpu(place(device), rounds, quick, absent)
     library = [_as_library(shape, rounds) for shape in (TOY if quick else SHAPES)]
     keep_freed_memory()
-    memory.fresh = False  # as in a run
+    fused.fresh = False  # as in a run
     layers = _layers(absent, quick)
     tables = [_layer(shape, layers, rounds) for shape in (TOY if quick else SHAPES)]
     tables += library
@@ -308,7 +308,7 @@ def _library_call(shape: tuple[int, ...], rounds: int) -> tuple[dict[str, dict],
     cases = {name: both_passes(layer, x, grad) for name, layer in layers.items()}
 
     def timed(call: Callable[[], None]) -> Seconds:
-        memory.fresh = call is not cases["ours, without huge pages"]
+        fused.fresh = call is not cases["ours, without huge pages"]
         return clocked(call)
 
     rows = timings(cases, rounds, timed)

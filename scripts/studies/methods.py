@@ -364,7 +364,8 @@ def _row(choice: str, group: Group, measured: dict[str, Any], cell: tuple[str, s
 
 def states(neuron: dict[str, Any], timesteps: int) -> int:
     """Numbers that one neuron of a run keeps from step to step."""
-    return NEURONS[neuron["name"]].states(neuron, timesteps)
+    kept = NEURONS[neuron["name"]].states
+    return min(neuron.get("order", timesteps + 1), timesteps + 1) - 1 if kept is None else kept
 
 
 def _paired(base: Group, group: Group) -> Any:

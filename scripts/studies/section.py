@@ -1,16 +1,12 @@
-"""Every method alone in one recipe, against the same baseline: results/methods.md as far as its runs are among these."""
+"""The section of the report that the study of methods adds."""
 
-from snn_repro.registry import SECTIONS
-from snn_repro.report import Found, NothingToShow, Section
-from snn_repro.report._page import table
+from snn_repro.report import Found, NothingToShow, Section, register_section, table
 from studies import methods
 
-TITLE = "Methods alone"
-ORDER = 4.5
 
-
-@SECTIONS.register("methods")
+@register_section("methods", "Methods alone", 4.5)
 def content(found: Found) -> Section:
+    """Every method alone in one recipe, against the same baseline: results/methods.md as far as its runs are among these."""
     studies = [root.parent for root in found.paths if root.name == "runs" and (root / "methods").is_dir()]
     if not studies:
         raise NothingToShow("no run of this study is under these folders; name the folder results/runs")

@@ -5,7 +5,20 @@ only way from a composed node to a `Config`; it raises `ConfigError`, one senten
 allowed, before any data is read.
 """
 
-from snn_repro.config.check import check_machine, checked, frame_shape, given_keys, idle
+from snn_repro.config.check import (
+    SAID_OF_THEM,
+    checked,
+    choices,
+    conf_files,
+    explain,
+    frame_shape,
+    given_keys,
+    help_text,
+    idle,
+    keys,
+    text_only,
+    unknown,
+)
 from snn_repro.config.compose import (
     compose_checked,
     load_config,
@@ -18,13 +31,23 @@ from snn_repro.config.compose import (
     sweep_jobs,
     tweaks,
 )
-from snn_repro.config.identity import ADDED, config_hash, differing, hashed, to_dict
-from snn_repro.config.schema import CONF_DIR, GROUPS, PAPER_TABLES, AugmentConfig, Config, ConfigError, RecipeConfig
-from snn_repro.config.sentences import SAID_OF_THEM, choices, conf_files, explain, help_text, keys, text_only
+from snn_repro.config.schema import (
+    ADDED,
+    CONF_DIR,
+    GROUPS,
+    PAPER_TABLES,
+    AugmentConfig,
+    Config,
+    ConfigError,
+    config_hash,
+    differing,
+    hashed,
+    to_dict,
+)
 
 __all__ = [
-    "ADDED", "CONF_DIR", "GROUPS", "PAPER_TABLES", "AugmentConfig", "Config", "ConfigError", "RecipeConfig", "SAID_OF_THEM",
-    "check_machine", "checked", "choices", "compose_checked", "conf_files", "config_hash", "differing", "explain",
-    "frame_shape", "given_keys", "hashed", "help_text", "idle", "keys", "load_config", "multirun_config", "readable",
-    "recomposed", "refuse_misplaced", "search_outside", "settled", "sweep_jobs", "text_only", "to_dict", "tweaks",
+    "ADDED", "CONF_DIR", "GROUPS", "PAPER_TABLES", "SAID_OF_THEM", "AugmentConfig", "Config", "ConfigError",
+    "checked", "choices", "compose_checked", "conf_files", "config_hash", "differing", "explain", "frame_shape", "given_keys",
+    "hashed", "help_text", "idle", "keys", "load_config", "multirun_config", "readable", "recomposed", "refuse_misplaced",
+    "search_outside", "settled", "sweep_jobs", "text_only", "to_dict", "tweaks", "unknown",
 ]  # fmt: skip

@@ -1,20 +1,37 @@
-"""The one gate from a composed configuration to a `Config`: types, ranges, what goes together, and keys without effect."""
+"""The one gate from a composed configuration to a `Config`, and what is said of keys.
+
+Types, ranges, what goes together, keys without effect; the sentence for a wrong key, the choices and keys that there are, `--help`.
+"""
 
 import dataclasses
 import functools
-import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
+from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from snn_repro.config.identity import FORMER_KERNELS
-from snn_repro.config.schema import GROUPS, MISSING, OWN, PAPER_TABLES, AugmentConfig, Config, ConfigError
-from snn_repro.config.sentences import explain, keys, unknown
+from snn_repro import outside
+from snn_repro.config.schema import (
+    CONF_DIR,
+    FORMER,
+    FORMER_KERNELS,
+    GROUPS,
+    MISSING,
+    OWN,
+    PAPER_TABLES,
+    RENAMED,
+    AugmentConfig,
+    Config,
+    ConfigError,
+)
 from snn_repro.errors import UserError, nearest
-from snn_repro.registry import AUGMENTATIONS, SETS, all_values
+from snn_repro.kernels import KERNELS
+from snn_repro.registry import SETS, all_values
 from snn_repro.settings import Setting
 
 
@@ -22,7 +39,7 @@ def checked(node: DictConfig | dict) -> Config:
     """Turn a composed configuration into a `Config`, or raise ConfigError with one sentence.
 
     The merge with a fresh schema also refuses keys that were added with `+key=`. A dictionary is a stored configuration, whose
-    FORMER_KERNELS are left out. What a run found in own data passes as it is: a class may be called ${...}.
+    FORMER keys are left out. What a run found in own data passes as it is: a class may be called ${...}.
     """
     found = None
     if isinstance(node, dict) and isinstance(node.get("dataset"), dict):
@@ -30,54 +47,58 @@ def checked(node: DictConfig | dict) -> Config:
         node = node | {"dataset": node["dataset"] | {"found": None}}
     try:
         plain: Any = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
-        for group, _, last in (key.partition(".") for key in FORMER_KERNELS if isinstance(node, dict)):
+        for group, _, last in (key.partition(".") for key in FORMER if isinstance(node, dict)):
             if isinstance(plain.get(group), dict):
                 plain[group].pop(last, None)
         set_own_apart(plain)
         config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
+        config.dataset.found = found
+        check(config)
     except (OmegaConfBaseException, RecursionError) as error:
         raise ConfigError(explain(error)) from None
-    config.dataset.found = found
-    check(config)
+    except UserError as error:
+        raise ConfigError(str(error)) from None
     return config
 
 
-_PARTS: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(Config)}
-_SHARED = {group: {f.name for f in dataclasses.fields(_PARTS[group])} - {"own"} for group in OWN}
+_PARTS: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(Config) if f.name in OWN}
+_SHARED = {group: {f.name for f in dataclasses.fields(part)} - {"own"} for group, part in _PARTS.items()}
 
 
 def set_own_apart(plain: dict) -> None:
     """Move the keys that the schema does not have into `own`: all settings of what is chosen, each with its value.
 
-    Raises ConfigError for one that nothing has, and for a value that its Setting refuses.
+    Raises UserError for one that nothing has, and for a value that its Setting refuses.
     """
     for group, shared in _SHARED.items():
         part = plain.get(group)
         if not isinstance(part, dict) or ("name" in shared and part.get("name") in (None, MISSING)):
             continue  # said by the merge with the schema
         given = {str(k): part.pop(k) for k in [*part] if k not in shared}
-        try:
-            part["own"] = _own(group, part, given)
-        except UserError as error:
-            raise ConfigError(str(error)) from None
+        part["own"] = _own(group, part, given)
         if group == "neuron" and "initial" in part["own"]:
             _settle_initial(part)
 
 
 def _own(group: str, part: dict, given: dict[str, Any]) -> dict[str, Any]:
     registry, name = OWN[group][0], str(part.get("name"))
-    if group == "augment":
-        return _augmentations(given)
-    if group == "recipe":
+    if group == "augment":  # all of them; of packages from outside those that are not as if it were not installed
+        settings = ours = registry.all_settings(ours=True)
+        if given.keys() - ours.keys():
+            settings = registry.all_settings()
+    elif group == "recipe":
         choices = [(r, part.get(r.group.split(".")[1])) for r in OWN[group]]
         settings = {k: s for r, chosen in choices for k, s in r.own(chosen).items()}
         name = " and ".join(str(chosen) for _, chosen in choices)
     else:
         settings = registry.settings(name, given)
-    for k in given.keys() - settings.keys() if group == "recipe" or name in registry else ():
-        if f"{group}.{k}" not in keys():
+    for k in given.keys() - settings.keys() if group in ("augment", "recipe") or name in registry else ():
+        if group == "augment" or f"{group}.{k}" not in keys():
             raise ConfigError(unknown(f"{group}.{k}"))
-    return all_values(group, settings, given, OWN[group], name) if group == "recipe" else registry.checked(name, given)
+    if group not in ("augment", "recipe"):
+        return registry.checked(name, given)
+    values = all_values(group, settings, given, OWN[group], name)
+    return {k: v for k, v in values.items() if group != "augment" or k in ours or v != settings[k].default}
 
 
 def _settle_initial(neuron: dict) -> None:
@@ -91,47 +112,22 @@ def _settle_initial(neuron: dict) -> None:
         neuron["imp"], neuron["own"]["initial"] = True, "imp"
 
 
-def _augmentations(given: dict) -> dict[str, Any]:
-    """The values of all settings of augmentations; of packages from outside those that are not as if it were not installed."""
-    settings = ours = AUGMENTATIONS.all_settings(ours=True)
-    if given.keys() - ours.keys():
-        settings = AUGMENTATIONS.all_settings()
-    for k in given.keys() - settings.keys():
-        raise ConfigError(unknown(f"augment.{k}"))
-    own = {k: s.checked(f"augment.{k}", given.get(k, s.default)) for k, s in settings.items()}
-    return {k: v for k, v in own.items() if k in ours or v != settings[k].default}
-
-
 def check(config: Config) -> None:
-    """Raise ConfigError for a value out of range, or values that do not go together; the types are right already."""
-    for name, value, setting in _leaves(config):
-        try:
-            if value is not None:
-                setting.check_range(name, value)
-        except UserError as error:
-            raise ConfigError(str(error)) from None
+    """Raise UserError for a value out of range, or values that do not go together; the types are right already."""
+    for name, setting in _shared(Config).items():
+        value = functools.reduce(getattr, name.split("."), config)
+        if value is not None:
+            setting.check_range(name, value)
     for sentence in _wrong(config):
         raise ConfigError(sentence)
-
-
-def _leaves(part: Any, prefix: str = "") -> Iterator[tuple[str, Any, Setting]]:
-    for f in dataclasses.fields(part):
-        value = getattr(part, f.name)
-        if dataclasses.is_dataclass(value):
-            yield from _leaves(value, f"{prefix}{f.name}.")
-        elif f.metadata:
-            yield prefix + f.name, value, f.metadata["setting"]
 
 
 def _wrong(c: Config) -> Iterator[str]:
     """A sentence for each value that the words, names and other values do not allow."""
     for word in {*c.recipe.no_decay} - {"bias", "norm", "te"}:
         yield f"recipe.no_decay has '{word}'; its words are: bias, norm, te (IMP has neuron.imp_weight_decay)"
-    if not re.fullmatch(r"[\w.,=+\[\]-]+", c.name):
-        yield f"name={c.name} names a folder; use letters, digits and any of . , = + - _ [ ]"
-    if not c.name.strip(".") or len(c.name.encode()) > 200:
-        why = "is too long" if c.name.strip(".") else "would leave the folder of all runs"
-        yield f"name={c.name} names a folder and {why}; use a name of up to 200 characters"
+    if not re.fullmatch(r"(?=.*[^.])[\w.,=+\[\]-]{1,200}", c.name):
+        yield f"name={c.name} names a folder; use up to 200 letters, digits and any of . , = + - _ [ ], and not dots alone"
     if c.paper_row is not None and PAPER_TABLES.is_file():  # results/ is no part of a package that was built
         known = re.findall(r"^- id: (\S+)$", PAPER_TABLES.read_text("utf-8"), re.MULTILINE)
         if c.paper_row not in known:
@@ -141,10 +137,7 @@ def _wrong(c: Config) -> Iterator[str]:
             )
     d, facts, r, a = c.dataset, SETS[c.dataset.name], c.recipe, c.augment
     if not facts.resizable and d.frame_size not in (None, facts.shape[1]):
-        yield (
-            f"dataset.frame_size={d.frame_size}: {d.name} has {facts.shape[1]} pixels and cannot be resized; leave "
-            "dataset.frame_size out" + ", and choose model=vgg128 or small instead of vgg48" * (c.model.name == "vgg48")
-        )
+        yield f"dataset.frame_size={d.frame_size}: {d.name} has {facts.shape[1]} pixels and cannot be resized; leave it out"
     if d.split not in facts.splits:
         known = facts.splits
         yield f"dataset.split={d.split} is unknown for {d.name}; choose one of: {', '.join(known)}{nearest(d.split, known)}"
@@ -154,8 +147,6 @@ def _wrong(c: Config) -> Iterator[str]:
         yield f"model=vgg48 is wired for 48x48 pixels and dataset={d.name} gives {size}; {fix}"
     if a.label_smoothing > 0 and c.loss.name == "tet_s":
         yield f"augment.label_smoothing={a.label_smoothing} would smooth twice with loss=tet_s; use loss.epsilon"
-    if a.mixup == 0 and a.cutmix == 0 and a.mix_prob < 1:
-        yield f"augment.mix_prob={a.mix_prob} mixes nothing; set augment.mixup or augment.cutmix as well"
     if r.warmup_epochs >= r.epochs and r.warmup_epochs > 0:
         yield f"recipe.warmup_epochs={r.warmup_epochs} leaves no epoch of recipe.epochs={r.epochs}; make it smaller"
     if r.min_lr > r.lr:
@@ -199,32 +190,10 @@ def _known_shape(c: Config) -> tuple[int, int, int] | None:
         return None
 
 
-def check_machine(config: Config) -> None:
-    """Raise ConfigError for more threads than this machine can sensibly run."""
-    cores = os.cpu_count() or 1
-    limit = max(4 * cores, 16)
-    if config.threads > limit:
-        raise ConfigError(
-            f"threads={config.threads} is more than this machine takes: it has {cores} CPU cores, the limit is {limit}"
-        )
-
-
-# ---------------------------------------------------------------- keys without effect
-
-
 def given_keys(overrides: Iterable[str]) -> dict[str, str]:
     """`{"recipe.lr": "recipe.lr=0.05", ...}`: the keys that were set one by one, not those of a chosen file."""
     pairs = ((o.lstrip("+").split("=")[0], o) for o in overrides if "=" in o and not o.startswith("~"))
     return {name: o for name, o in pairs if name not in GROUPS and not name.startswith("hydra")}
-
-
-class _Idle(NamedTuple):
-    """Keys that only some configurations read."""
-
-    keys: tuple[str, ...]
-    read: Callable[[Config], bool]  # whether this configuration reads them
-    because: str  # the key that decides it
-    needs: str
 
 
 def _learned(c: Config) -> bool:
@@ -232,89 +201,225 @@ def _learned(c: Config) -> bool:
     return getattr(c.neuron, "initial", "zero").startswith("imp")
 
 
-_IDLE = (
-    _Idle(("recipe.warmup_factor",), lambda c: c.recipe.warmup_epochs > 0, "recipe.warmup_epochs", "recipe.warmup_epochs above 0"),
-    _Idle(("neuron.initial_value",), lambda c: c.neuron.initial == "constant", "neuron.initial", "neuron.initial=constant"),
-    _Idle(("neuron.initial_layers",), lambda c: c.neuron.imp or getattr(c.neuron, "initial", "zero") != "zero", "neuron.initial", "another initial state, such as neuron=if_imp"),
-    _Idle(("neuron.imp_init",), lambda c: _learned(c) or c.neuron.initial == "random", "neuron.imp", "a neuron with IMP, such as neuron=if_imp"),
-    _Idle(
-        ("neuron.imp_trainable", "neuron.imp_lr", "neuron.imp_weight_decay"), lambda c: _learned(c), "neuron.imp", "a neuron with IMP, such as neuron=if_imp",
-    ),
-    _Idle(
-        ("neuron.imp_lr", "neuron.imp_weight_decay"),
-        lambda c: c.neuron.imp_trainable, "neuron.imp_trainable", "neuron.imp_trainable=true",
-    ),
-    _Idle(("neuron.v_reset",), lambda c: c.neuron.reset == "hard", "neuron.reset", "neuron.reset=hard"),
-    _Idle(("dataset.integrate_by",), lambda c: not SETS[c.dataset.name].static, "dataset.name", "a data set of events"),
-    _Idle(("dataset.channel_order",), lambda c: (_known_shape(c) or (3,))[0] == 3, "dataset.name", "colour images"),
-    _Idle(
-        ("dataset.split_seed",),
-        lambda c: c.dataset.validation > 0 or c.dataset.train_subset > 0 or SETS[c.dataset.name].draws_test, "dataset.validation",
-        "dataset.validation or dataset.train_subset above 0",
-    ),
-    _Idle(
-        ("augment.randaugment_level", "augment.randaugment_std"), lambda c: c.augment.randaugment_ops > 0,
-        "augment.randaugment_ops", "augment.randaugment_ops above 0",
-    ),
-    _Idle(
-        ("augment.interpolation",), lambda c: c.augment.rrc_min_area > 0 or SETS[c.dataset.name].from_files, "augment.rrc_min_area",
-        "augment.rrc_min_area above 0",
-    ),
-    _Idle(
-        ("logger.mode", "logger.entity", "logger.tags"), lambda c: c.logger.to.get("wandb") or c.logger.mode == "disabled",
-        "logger.to", "logger=wandb, or logger=[wandb,...] for several",
-    ),
-    _Idle(
-        ("logger.project",), lambda c: any(map(c.logger.to.get, ("wandb", "trackio"))), "logger.to",
-        "logger=wandb or trackio, or both in a list",
-    ),
-    _Idle(("recipe.no_decay",), lambda c: c.recipe.weight_decay > 0, "recipe.weight_decay", "recipe.weight_decay above 0"),
-    _Idle(("loss.phi",), lambda c: c.loss.lam > 0, "loss.lam", "loss.lam above 0"),
-    _Idle(("dataset.timesteps",), lambda c: c.timesteps == c.dataset.timesteps, "timesteps", "timesteps left out"),
-    _Idle(("dataset.verify",), lambda c: not SETS[c.dataset.name].static, "dataset.name", "a data set of events"),
-    _Idle(("augment.test_resize",), lambda c: SETS[c.dataset.name].from_files, "dataset.name", "dataset=imagenet1k or another set of image files"),
-    _Idle(("augment.mix_prob",), lambda c: c.augment.mixup > 0 or c.augment.cutmix > 0, "augment.mixup", "augment.mixup or augment.cutmix above 0"),
-    _Idle(("augment.cutmix_axes",), lambda c: c.augment.cutmix > 0, "augment.cutmix", "augment.cutmix above 0"),
-    _Idle(("augment.cutmix_axes",), lambda c: not SETS[c.dataset.name].static, "dataset.name", "a data set of events"),
+# (keys that only some configurations read, whether this one does, the key that decides it, what they need)
+_IDLE: tuple[tuple[str, Callable[[Config], Any], str, str], ...] = (
+    ("recipe.warmup_factor", lambda c: c.recipe.warmup_epochs > 0, "recipe.warmup_epochs", "recipe.warmup_epochs above 0"),
+    ("neuron.initial_value", lambda c: c.neuron.initial == "constant", "neuron.initial", "neuron.initial=constant"),
+    ("neuron.initial_layers", lambda c: c.neuron.imp or getattr(c.neuron, "initial", "zero") != "zero", "neuron.initial", "another initial state, such as neuron=if_imp"),
+    ("neuron.imp_init", lambda c: _learned(c) or c.neuron.initial == "random", "neuron.imp", "a neuron with IMP, such as neuron=if_imp"),
+    ("neuron.imp_trainable neuron.imp_lr neuron.imp_weight_decay", _learned, "neuron.imp", "a neuron with IMP, such as neuron=if_imp"),
+    ("neuron.imp_lr neuron.imp_weight_decay", lambda c: c.neuron.imp_trainable, "neuron.imp_trainable", "neuron.imp_trainable=true"),
+    ("neuron.v_reset", lambda c: c.neuron.reset == "hard", "neuron.reset", "neuron.reset=hard"),
+    ("dataset.integrate_by dataset.verify", lambda c: not SETS[c.dataset.name].static, "dataset.name", "a data set of events"),
+    ("dataset.channel_order", lambda c: (_known_shape(c) or (3,))[0] == 3, "dataset.name", "colour images"),
+    ("dataset.split_seed", lambda c: c.dataset.validation > 0 or c.dataset.train_subset > 0 or SETS[c.dataset.name].draws_test, "dataset.validation", "dataset.validation or dataset.train_subset above 0"),
+    ("dataset.timesteps", lambda c: c.timesteps == c.dataset.timesteps, "timesteps", "timesteps left out"),
+    ("augment.randaugment_level augment.randaugment_std", lambda c: c.augment.randaugment_ops > 0, "augment.randaugment_ops", "augment.randaugment_ops above 0"),
+    ("augment.interpolation", lambda c: c.augment.rrc_min_area > 0 or SETS[c.dataset.name].from_files, "augment.rrc_min_area", "augment.rrc_min_area above 0"),
+    ("augment.test_resize", lambda c: SETS[c.dataset.name].from_files, "dataset.name", "dataset=imagenet1k or another set of image files"),
+    ("augment.mix_prob", lambda c: c.augment.mixup > 0 or c.augment.cutmix > 0, "augment.mixup", "augment.mixup or augment.cutmix above 0"),
+    ("augment.cutmix_axes", lambda c: c.augment.cutmix > 0, "augment.cutmix", "augment.cutmix above 0"),
+    ("augment.cutmix_axes", lambda c: not SETS[c.dataset.name].static, "dataset.name", "a data set of events"),
+    ("logger.mode logger.entity logger.tags", lambda c: c.logger.to.get("wandb") or c.logger.mode == "disabled", "logger.to", "logger=wandb, or logger=[wandb,...] for several"),
+    ("logger.project", lambda c: any(map(c.logger.to.get, ("wandb", "trackio"))), "logger.to", "logger=wandb or trackio, or both in a list"),
+    ("recipe.no_decay", lambda c: c.recipe.weight_decay > 0, "recipe.weight_decay", "recipe.weight_decay above 0"),
+    ("loss.phi", lambda c: c.loss.lam > 0, "loss.lam", "loss.lam above 0"),
 )  # fmt: skip
 
 
 def idle(config: Config, overrides: Iterable[str]) -> dict[str, str]:
     """`{key: sentence}` of the keys that the user set by hand and that this configuration does not read."""
-    found: dict[str, str] = {}
-    given = given_keys(overrides)
-    for name in given:  # another choice has it, and it was given with the value that it has there
+    given, found = given_keys(overrides), dict[str, str]()
+
+    def add(name: str, because: str, fix: str) -> None:
+        if name in given:
+            found.setdefault(name, f"{given[name]} has no effect with {because}; {fix}")
+
+    for name in given:
         group, _, key = name.partition(".")
         if group in OWN and group != "augment" and not hasattr(getattr(config, group), key):
             of = "this optimizer and schedule" if group == "recipe" else f"{group}={getattr(config, group).name}"
-            found[name] = f"{given[name]} has no effect with {of}; leave it out"
+            add(name, of, "leave it out")  # another choice has it, and it was given with the value that it has there
         for registry in OWN["recipe"] if group == "recipe" else ():
             readers = [n for n, choice in registry.items() if key in choice.reads]
             now = getattr(config.recipe, registry.group.split(".")[1])
             if readers and now not in readers:
-                needs = " or ".join(", ".join(readers).rsplit(", ", 1))
-                found[name] = (
-                    f"{given[name]} has no effect with {registry.group}={now}; it needs {registry.group}={needs}, or leave it out"
-                )
+                needs = f"{registry.group}={' or '.join(', '.join(readers).rsplit(', ', 1))}"
+                add(name, f"{registry.group}={now}", f"it needs {needs}, or leave it out")
     if given.get("neuron.initial", "").endswith("=zero") and config.neuron.imp:  # as it is where nothing is said
-        found["neuron.initial"] = (
-            f"{given['neuron.initial']} has no effect with neuron.imp=true; use neuron={config.neuron.name} with it"
-        )
-    for rule in _IDLE:
-        for name in rule.keys:
-            if name in given and name not in found and not rule.read(config):
-                room, _, last = rule.because.partition(".")
-                value = shown(functools.reduce(getattr, rule.because.split("."), config))
-                because = room if last == "name" else rule.because
-                found[name] = (
-                    f"{given[name]} has no effect with {because}={value}; it needs {rule.needs}, or leave it out"
-                )
-    ruled = {name for rule in _IDLE for name in rule.keys}
-    on = {f"augment.{k}" for cls in config.augment.turned_on() for k in cls.settings}
+        add("neuron.initial", "neuron.imp=true", f"use neuron={config.neuron.name} with it")
+    for names, read, key, needs in _IDLE:
+        for name in {*names.split()} & given.keys() - found.keys():
+            if not read(config):
+                because = f"{key.removesuffix('.name')}={shown(functools.reduce(getattr, key.split('.'), config))}"
+                add(name, because, f"it needs {needs}, or leave it out")
+    read_by = {f"augment.{k}" for cls in config.augment.turned_on() for k in cls.settings}
+    read_by |= {name for names, *_ in _IDLE for name in names.split()}
     for cls in config.augment.classes():
-        values, switch = config.augment.of(cls), f"augment.{cls.name}"
-        for name in given.keys() & {f"augment.{k}" for k in values if k not in cls.switches} - on - ruled:
-            found[name] = (
-                f"{given[name]} has no effect with {switch}={shown(values[cls.name])}; it needs {switch}, or leave it out"
-            )
+        switch, values = f"augment.{cls.name}", config.augment.of(cls)
+        for name in {f"augment.{k}" for k in values if k not in cls.switches} - read_by:
+            add(name, f"{switch}={shown(values[cls.name])}", f"it needs {switch}, or leave it out")
     return found
+
+
+def refuse_idle(config: Config, overrides: Iterable[str]) -> None:
+    """Raise ConfigError for a key that the user set by hand and that has no effect."""
+    for sentence in idle(config, overrides).values():
+        raise ConfigError(sentence)
+
+
+# ---------------------------------------------------------------- what is said of keys
+
+
+def explain(error: Exception) -> str:
+    """One sentence for an error of Hydra or OmegaConf: the key, the value and what is allowed."""
+    text = str(error)
+    if isinstance(error, RecursionError):
+        return "a configuration is nested two deep, like recipe.lr, and this one is too deep to read; write KEY=VALUE"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        if group == "hydra/launcher" and choice in ("joblib", "submitit_slurm"):
+            extra = "parallel" if choice == "joblib" else "slurm"
+            return f"this launcher is a package of its own: pip install 'snn_repro[{extra}]'"
+        known = error.options or list(choices(group))
+        return f"{group}={choice} does not exist; choose one of: {', '.join(known)}{nearest(choice, known)}{outside.broken()}"
+    if isinstance(error, OverrideParseException):
+        name, _, given = str(error.override).partition("=")
+        quotes = f"; a value with , = or brackets needs quotes, which the shell must not take off: type {shlex.quote(f'{name}={quoted(given)}')}"
+        return f"cannot read the override '{error.override}': write key=value{quotes * bool(name and given)}"
+    if missing := re.search(r"Could not override '([^']+)'", text):
+        return unknown(missing[1])
+    for link in filter(None, (error, error.__cause__, error.__context__)):
+        said = str(link)
+        full = getattr(link, "full_key", None) or (re.search(r"full_key: (\S+)", said) or [None, ""])[1]
+        value = re.search(r"Value '(.*?)' (?:of type '\w+' could not be converted to|is not a valid) (\w+)", said)
+        if full and value:
+            return f"{full}={value[1]} has the wrong type; it must be {_TYPES.get(value[2], value[2])}"
+        group, first = str(full).split(".")[0], said.partition("\n")[0]
+        if full and "missing mandatory value" in first:
+            return f"{full} has no value; choose {group}= one of: {', '.join(choices(group))}"
+        if full and re.search("no[nt] [oO]ptional", first):
+            return f"{full}=null is not allowed; give it a value"
+        if full and "not in" in first:
+            return unknown(full)
+    override = re.search(r"Error merging override (\S+)", text)
+    detail = " ".join(str(error.__cause__ or text).split())
+    return f"{override[1]}: {detail}" if override else detail
+
+
+_TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "bool": "true or false"}
+
+
+def quoted(value: str) -> str:
+    """A value in quotes that Hydra's grammar takes off again."""
+    escaped = re.sub(r'(\\*)("|$)', lambda m: 2 * m[1] + ('\\"' if m[2] else ""), value)
+    return f'"{escaped}"'
+
+
+def unknown(full: str) -> str:
+    """The sentence for a key that there is not."""
+    if full in GROUPS:
+        return f"'{full}' is a choice of files: write {full}=NAME with one of: {', '.join(choices(full))}"
+    if full in RENAMED:
+        return f"{full} is called {RENAMED[full]} now; write {RENAMED[full]}=..."
+    if full in FORMER_KERNELS:
+        return f"{full} is no key: one word chooses the kernels of the whole network; write kernels= one of: {', '.join(KERNELS)}"
+    known = [*keys(), *GROUPS]
+    ends = [k for k in known if k.split(".")[-1] == full.split(".")[-1]]  # the room may be wrong, or missing
+    guess = nearest(full, known) if "." in full or not ends else ""
+    guess = guess or "".join(f"; did you mean '{k}'?" for k in ends[:1])
+    return f"unknown key '{full}'{guess or '; `python -m snn_repro.train --help` lists what there is'}"
+
+
+def keys() -> dict[str, Setting]:
+    """Every key, as `{"recipe.lr": ...}`; the settings of all neurons, losses, networks and data sets among them."""
+    own = {f"{group}.{k}": s for group, choices in OWN.items() for r in choices for k, s in r.all_settings().items()}
+    return own | _shared(Config)
+
+
+def _shared(part: Any, prefix: str = "") -> dict[str, Setting]:
+    found: dict[str, Setting] = {}
+    for f in dataclasses.fields(part):
+        if dataclasses.is_dataclass(f.type):
+            found |= _shared(f.type, f"{prefix}{f.name}.")
+        elif f.metadata and f.name != "run_dir":
+            found[prefix + f.name] = f.metadata["setting"]
+    return found
+
+
+def conf_files(group: str) -> dict[str, Path]:
+    """`{choice: its file}` of a config group, in alphabetical order, those of packages from outside among them.
+
+    Raises ConfigError where two have the same choice.
+    """
+    found: dict[str, Path] = {}
+    for folder in (CONF_DIR, *outside.conf_dirs()):
+        for file in (folder / group).glob("*.yaml"):
+            if found.setdefault(file.stem, file) != file:
+                raise ConfigError(
+                    f"{file} would be {group}={file.stem}, which is {found[file.stem]} already; rename it"
+                )
+    return dict(sorted(found.items()))
+
+
+# {key: choices of which no code by their authors was found}
+TEXT_ONLY = {
+    "neuron.name": ("klif",), "neuron.surrogate": ("dspike", "dspike_adaptive"), "model.norm": ("tdbn",),
+    "loss.name": ("rmp", "strong2weak", "weak2strong"),
+}  # fmt: skip
+SAID_OF_THEM = "text only (no code of its authors was found)"
+
+
+def text_only(config: Mapping[str, Any]) -> list[str]:
+    """`["loss=rmp", ...]`: what a configuration has of TEXT_ONLY."""
+    values = {key: config[group].get(last) for key in TEXT_ONLY for group, last in [key.split(".")]}
+    return [f"{key.removesuffix('.name')}={value}" for key, value in values.items() if value in TEXT_ONLY[key]]
+
+
+def choices(group: str) -> dict[str, str]:
+    """`{choice: first comment line}` of a config group, in alphabetical order; with a word on those of TEXT_ONLY."""
+    lines = {name: file.read_text("utf-8").splitlines() for name, file in conf_files(group).items()}
+    return {
+        k: next((line[1:].strip() for line in v if line.startswith("# ") and "@package" not in line), "")
+        + f"; {SAID_OF_THEM}" * (k.removesuffix("_imp") in TEXT_ONLY.get(f"{group}.name", ()))
+        for k, v in lines.items()
+    }
+
+
+def help_text() -> str:
+    """What `--help` prints: every choice with one line, then every key with its meaning."""
+    out = ["snn_repro trains one spiking network: dataset x model x neuron x loss x recipe, or one row of the paper.", "",
+           "  python -m snn_repro.train [GROUP=CHOICE ...] [KEY=VALUE ...]      one run",
+           "  python -m snn_repro.train -m GROUP=A,B seed=0,1,2                 a sweep",
+           "  python -m snn_repro.train --cfg job [...]                         show the configuration, run nothing", ""]  # fmt: skip
+    for group in GROUPS:
+        found = choices(group)
+        if found:
+            width = max(map(len, found))
+            out += [f"{group}=", *(f"  {name:<{width}}  {line}" for name, line in found.items()), ""]
+    out.append("keys")
+    own: dict[tuple[str, ...], list[str]] = {}  # by how its line reads: one line for a setting that several have
+    for registry in (r for choices in OWN.values() for r in choices):
+        for name in registry:
+            for k, setting in registry.own(name).items():
+                own.setdefault((registry.group, k, *_meaning(setting)), []).append(name)
+    lines = [(name, *_meaning(setting)) for name, setting in _shared(Config).items()]
+    for (of, k, meaning, allowed), names in own.items():
+        group, of = of.split(".")[0], "" if of == "augment" else f"{of}={', '.join(names)}: "
+        known = [name for name in TEXT_ONLY.get(f"{group}.{k}", ()) if name in allowed]
+        meaning += f"; {SAID_OF_THEM}: {', '.join(known)}" * bool(known)
+        lines.append((f"{group}.{k}", of + meaning, allowed))
+    groups = [f.name for f in dataclasses.fields(Config)]
+    lines.sort(key=lambda line: groups.index(line[0].split(".")[0]))
+    out += [f"  {name:<30} {meaning}{allowed}" for name, meaning, allowed in lines]
+    out += [
+        "",
+        "Hydra's own flags: python -m snn_repro.train --hydra-help; versions: --version; tab completion: README",
+    ]
+    return "\n".join(out)
+
+
+def _meaning(setting: Setting) -> tuple[str, str]:
+    """What stands behind a key in `--help`: its meaning and unit, and what is allowed."""
+    allowed = " | ".join(setting.names) or setting.range
+    return setting.help + f" ({setting.unit})" * bool(setting.unit), f" [{allowed}]" * bool(allowed)

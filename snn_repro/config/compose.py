@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from snn_repro import outside
-from snn_repro.config.check import check_machine, checked, given_keys, idle
-from snn_repro.config.identity import FORMER_KERNELS, NOT_HASHED
-from snn_repro.config.schema import CONF_DIR, GROUPS, OWN, Config, ConfigError
-from snn_repro.config.sentences import choices, conf_files, explain, quoted, unknown
+from snn_repro.config.check import checked, choices, conf_files, explain, given_keys, quoted, refuse_idle, unknown
+from snn_repro.config.schema import CONF_DIR, FORMER_KERNELS, GROUPS, NOT_HASHED, OWN, Config, ConfigError
 from snn_repro.registry import AUGMENTATIONS
 
 log = logging.getLogger("snn_repro")
@@ -62,14 +60,15 @@ def tweaks(overrides: list[str]) -> str:
     Without an experiment the name holds the four choices; with one, each override departs from the row. A name of the
     user's own says none of them.
     """
-    named = {o.split("=")[0] for o in overrides} & {"name", "experiment"}
-    in_name = () if named else ("dataset", "model", "neuron", "loss")
-    skip = (*(() if "name" in named else ("experiment",)), *in_name, *_NOT_IN_FOLDER)
+    named = {o.split("=")[0] for o in overrides}
+    skip = {*_NOT_IN_FOLDER, *(() if "name" in named else ("experiment",))}
+    if not named & {"name", "experiment"}:
+        skip |= {"dataset", "model", "neuron", "loss"}
+    whole = tuple(f"{k}." for k in skip if k not in GROUPS or k in NOT_HASHED)  # with the keys in them
     parts = []
     for override in sorted(overrides):
         name = override.split("=")[0].lstrip("+~")
-        whole = (k for k in skip if k not in GROUPS or k in NOT_HASHED)  # with the keys in them
-        if name not in skip and not any(name.startswith(f"{k}.") for k in whole):
+        if name not in skip and not name.startswith(whole):
             parts.append(re.sub(r"""^([^=]*=)(["'])(.*)\2$""", r"\1\3", override).replace("/", "_"))
     text = ",".join(parts)
     return text if len(text) <= 200 else hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -88,30 +87,23 @@ def load_config(overrides: list[str] | None = None) -> Config:
 
     `hydra.run.dir=...` among the overrides sets `run_dir`. Raises ConfigError with one sentence.
     """
-    return compose_checked(readable(overrides or []), say=log.warning)
+    return compose_checked(readable(overrides or []))
 
 
-def compose_checked(overrides: list[str], sweep: bool = False, say: Callable[[str], None] = lambda _: None) -> Config:
+def compose_checked(overrides: list[str], sweep: bool = False) -> Config:
     """As `load_config`, for overrides that `readable` has seen; with `sweep`, `run_dir` is where a multirun puts this
-    job, and it is left to the caller to refuse keys without effect (`idle`). `say` hears what was adjusted."""
+    job, and it is left to the caller to refuse keys without effect (`idle`)."""
     refuse_misplaced(overrides, sweep)
     with _hydra():
-        before = HydraConfig.instance().cfg
-        try:
-            node = compose("train", overrides=overrides, return_hydra_config=True)
-            HydraConfig.instance().set_config(node)
+        node = compose("train", overrides=overrides, return_hydra_config=True)
+        with _current(node):
             refuse_code(node)
             folder = Path(node.hydra.sweep.dir, node.hydra.sweep.subdir) if sweep else Path(node.hydra.run.dir)
-            elsewhere = "submitit" in node.hydra.launcher._target_
             launcher = node.hydra.runtime.choices["hydra/launcher"]
-            if "hydra" in node:
-                OmegaConf.set_struct(node, False)
-                node.pop("hydra")
-            config = settled(node, overrides, say)
-        except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError, RecursionError) as error:
-            raise ConfigError(explain(error)) from None
-        finally:
-            HydraConfig.instance().cfg = before
+            elsewhere = "submitit" in node.hydra.launcher._target_
+            OmegaConf.set_struct(node, False)
+            node.pop("hydra")
+            config = settled(node, overrides, quiet=sweep)
     for name, typed in given_keys(overrides).items():
         needs = (
             "slurm" if name.startswith("slurm.") and not elsewhere else "gpus" if name == "runs_per_gpu" else launcher
@@ -120,40 +112,30 @@ def compose_checked(overrides: list[str], sweep: bool = False, say: Callable[[st
             raise ConfigError(
                 f"{typed} has no effect with hydra/launcher={launcher}; it needs -m and hydra/launcher={needs}, or leave it out"
             )
-    if not elsewhere:
-        check_machine(config)
     if not sweep:
-        for sentence in idle(config, overrides).values():
-            raise ConfigError(sentence)
+        refuse_idle(config, overrides)
     config.run_dir = str(folder.absolute())
     return config
 
 
 def recomposed(base: dict, overrides: list[str]) -> Config:
-    """The configuration `base` (of `to_dict`) with some keys, or a whole `dataset=NAME`, set anew, checked as any other.
+    """The configuration `base` (of `to_dict`) with some keys, or a whole `dataset=NAME`, replaced, checked as any other.
 
     Raises ConfigError with one sentence.
     """
     refuse_misplaced(overrides, sweep=False)
-    names = {o.lstrip("+").split("=")[0] for o in overrides}
-    usual = ["recipe=digits"]  # a data set need have none of its own
-    if "dataset" not in names and base["dataset"]["name"] in choices("dataset"):
-        usual.append(f"dataset={base['dataset']['name']}")
+    plain = copy.deepcopy(base)
     with _hydra():
-        try:
-            node = compose("train", overrides=[*usual, *overrides])
-            plain = copy.deepcopy(base)
-            if "dataset" in names:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        for override in sorted(parsed, key=lambda o: o.key_or_group != "dataset"):
+            if override.key_or_group == "dataset":  # which need have no recipe of its own
+                node = compose("train", overrides=[f"dataset={override.value()}", "recipe=digits"])
                 plain["dataset"] = OmegaConf.to_container(node.dataset)
-            for key in names - {"dataset"}:
-                group, _, last = key.rpartition(".")
-                (plain[group] if group else plain)[last] = OmegaConf.select(node, key)
-        except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError, RecursionError) as error:
-            raise ConfigError(explain(error)) from None
+            else:
+                group, _, last = override.key_or_group.rpartition(".")
+                (plain.setdefault(group, {}) if group else plain)[last] = override.value()
     config = checked(plain)
-    check_machine(config)
-    for sentence in idle(config, overrides).values():
-        raise ConfigError(sentence)
+    refuse_idle(config, overrides)
     return config
 
 
@@ -170,22 +152,12 @@ def readable(overrides: Iterable[str], sweep: bool = False) -> list[str]:
 
 def _readable_path(override: str, sweep: bool) -> str:
     name, _, value = override.partition("=")
-    if not value or "${" in value:
+    in_quotes = value[:1] in ("'", '"') and value[-1] == value[0]
+    if value in ("", "null") or "${" in value or (sweep and (in_quotes or "(" in value)):
         return override
-    if value[0] in "\"'" and value[-1] == value[0]:
-        return f"{name}={value[0]}{os.path.expanduser(value[1:-1])}{value[0]}"
-    path = os.path.expanduser(value)
-    try:
-        parsed = OverridesParser.create().parse_override(f"{name}={path}")
-    except (HydraException, RecursionError):
-        if sweep and "," in value:
-            return f"{name}={','.join(quoted(os.path.expanduser(part.strip())) for part in value.split(','))}"
-        return f"{name}={quoted(path)}"
-    if parsed.is_sweep_override():
-        return override if sweep or "(" in value else f"{name}={quoted(path)}"
-    if parsed.value() is None:
-        return override
-    return f"{name}={path}" if isinstance(parsed.value(), str) else f"{name}={quoted(path)}"
+    values = value.split(",") if sweep else [value[1:-1] if in_quotes else value]
+    paths = (os.path.expanduser(part.strip() if sweep else part) for part in values)
+    return f"{name}={','.join(p if re.fullmatch('[a-zA-Z0-9_./-]*/[a-zA-Z0-9_./-]*', p) else quoted(p) for p in paths)}"
 
 
 def refuse_misplaced(overrides: Iterable[str], sweep: bool) -> None:
@@ -197,36 +169,35 @@ def refuse_misplaced(overrides: Iterable[str], sweep: bool) -> None:
             raise ConfigError(unknown(name))
         if name == "dataset.found":
             raise ConfigError(f"{override} is no key: what a run finds in own data it keeps itself; leave it out")
+        if name == "hydra.run.dir" and sweep:
+            raise ConfigError(
+                f"{name} is for a single run; in a sweep use hydra.sweep.dir=DIR (each run gets DIR/<row>/seed<k>)"
+            )
+        if name.startswith("hydra") and name != "hydra.run.dir" and not sweep:
+            raise ConfigError(
+                f"{override} is for sweeps (-m), and this is a single run; add -m, or leave it out (hydra.run.dir=DIR says where)"
+            )
         if last == "name" and group in ("dataset", "model", "neuron", "loss"):
             raise ConfigError(
                 f"{override} would change the name without the other values of conf/{group}/; write {group}={value or 'NAME'}"
             )
-        if name == "hydra.run.dir" and sweep:
-            raise ConfigError(
-                "hydra.run.dir is for a single run; in a sweep use hydra.sweep.dir=DIR (each run gets DIR/<row>/seed<k>) or name=..."
-            )
-        if name in ("hydra/launcher", "hydra/sweeper") and not sweep:
-            raise ConfigError(f"{override} is for sweeps (-m), and this is a single run; add -m, or leave it out")
-        if name in ("hydra.sweep.dir", "hydra.sweep.subdir") and not sweep:
-            raise ConfigError(f"{name} is for sweeps (-m); for a single run use hydra.run.dir=DIR")
         if name in ("hydra.run.dir", "hydra.sweep.dir") and equals and value in ("", "null", "''", '""'):
             raise ConfigError(f"{override} names no folder; write {name}=DIR, or leave it out")
 
 
-def settled(node: DictConfig, overrides: Iterable[str], say: Callable[[str], None]) -> Config:
+def settled(node: DictConfig, overrides: Iterable[str], quiet: bool = False) -> Config:
     """`checked(node)`; with `recipe.epochs` set by hand, the recipe's own warm-up keeps its share of a shorter training."""
     given, recipe = given_keys(overrides), node.get("recipe") or {}
     epochs, warmup = recipe.get("epochs"), recipe.get("warmup_epochs")
     by_hand = "recipe.epochs" in given and "recipe.warmup_epochs" not in given
     if by_hand and isinstance(epochs, int) and isinstance(warmup, int) and 0 < epochs <= warmup:
-        with _hydra(), contextlib.suppress(HydraException):  # what is wrong there is said by `checked`
+        with _hydra():
             others = [o for o in overrides if o.lstrip("+").split("=")[0] != "recipe.epochs"]
             usual = compose("train", overrides=others).recipe.epochs
-            node.recipe.warmup_epochs = warmup * epochs // max(usual, epochs + 1)
-            say(
-                f"recipe.warmup_epochs is {node.recipe.warmup_epochs} instead of the recipe's {warmup} (of {usual} epochs), "
-                f"because of recipe.epochs={epochs}"
-            )
+        node.recipe.warmup_epochs = warmup * epochs // max(usual, epochs + 1)
+        if not quiet:
+            was = f"instead of the recipe's {warmup} (of {usual} epochs), because of recipe.epochs={epochs}"
+            log.warning(f"recipe.warmup_epochs is {node.recipe.warmup_epochs} {was}")
     return checked(node)
 
 
@@ -234,65 +205,28 @@ def settled(node: DictConfig, overrides: Iterable[str], say: Callable[[str], Non
 def multirun_config(overrides: list[str]) -> Iterator[tuple[DictConfig, Any]]:
     """Hydra's configuration of a whole sweep, and the HydraContext that its launchers ask for."""
     with _hydra() as hydra:
-        before = HydraConfig.instance().cfg
-        try:
-            node = hydra.compose_config("train", [*overrides, "hydra.mode=MULTIRUN"], run_mode=RunMode.MULTIRUN)
-            HydraConfig.instance().set_config(node)
+        node = hydra.compose_config("train", [*overrides, "hydra.mode=MULTIRUN"], run_mode=RunMode.MULTIRUN)
+        context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks())
+        with _current(node):
             refuse_code(node)
-        except (HydraException, OmegaConfBaseException, RecursionError) as error:
-            HydraConfig.instance().cfg = before
-            raise ConfigError(explain(error)) from None
+    with _current(node):
         configure_log(node.hydra.hydra_logging, node.hydra.verbose)
-        try:
-            yield node, HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks())
-        finally:
-            HydraConfig.instance().cfg = before
+        yield node, context
 
 
-def refuse_code(node: DictConfig) -> None:
-    """Raise ConfigError when `hydra.*` or `slurm.*` of a composed configuration names code to run, or a line of a batch script.
+def sweep_jobs(overrides: list[str]) -> list[list[str]]:
+    """Expand multirun overrides (`neuron=if,if_imp`, `glob(...)`) into one list of overrides a job."""
+    with _hydra() as hydra:
+        parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(overrides)
+        jobs = BasicSweeper.split_arguments(parsed, None)[0]
+        if not jobs:
+            empty = [str(o.input_line) for o in parsed if o.is_sweep_override() and not list(o.sweep_string_iterator())]
+            known = ", ".join(choices("experiment")) or "none"
+            raise ConfigError(f"{' and '.join(empty)} matches nothing, so the sweep is empty; experiments are: {known}")
+    return jobs
 
-    Launchers and sweepers of Hydra and its plugins are allowed. The project's own keys need no such check: nothing is ever
-    instantiated from them, and the schema knows no `_target_`.
-    """
-    choose = "choose with hydra/launcher=, hydra/sweeper= or hydra/job_logging= instead"
-    allowed = {  # Hydra makes objects from these and from nothing else
-        "hydra.launcher._target_": ("hydra._internal.core_plugins.", "hydra_plugins."),
-        "hydra.sweeper._target_": ("hydra._internal.core_plugins.", "hydra_plugins."),
-        "hydra.sweeper.sampler._target_": ("optuna.samplers.",),
-    }
 
-    def walk(part: Any, path: str) -> Iterator[tuple[str, Any, str]]:
-        """What would run code: path, value and the fix."""
-        script = path.startswith(("slurm", "hydra.launcher")) and not path.startswith("hydra.launcher.setup")
-        for k, v in part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ():
-            at = f"{path}.{k}"
-            if k in ("_target_", "()", "class") or (isinstance(v, str) and v.startswith(("ext://", "cfg://"))):
-                known = ("logging.", "colorlog.", "ext://sys.std") if "_logging." in at else allowed.get(at, ())
-                if not str(v).startswith(known):
-                    yield at, v, choose
-            if script and not (f"{k}".isprintable() and (not isinstance(v, str) or v.isprintable())):
-                yield at.encode("unicode_escape").decode(), repr(v), "a value in a batch script is one line"
-            yield from walk(v, at)
-
-    hydra = node.hydra
-    with read_write(hydra), open_dict(hydra):
-        hydra.runtime.output_dir = ""  # not known yet, and the log file's name asks for it
-    if not OmegaConf.is_dict(hydra.launcher):
-        raise ConfigError(f"hydra.launcher={hydra.launcher} is no launcher; choose one with hydra/launcher=NAME")
-    bare: Any = OmegaConf.to_container(hydra, resolve=False)
-    env = bare["job"].get("env_set")
-    refused: list[tuple[str, Any, str]] = [("hydra.job.env_set", env, "set it in the shell instead")] if env else []
-    own = conf_files("hydra/launcher").get(hydra.runtime.choices["hydra/launcher"])
-    written: Any = OmegaConf.to_container(OmegaConf.load(own)) if own else {}
-    for key in ("setup", "additional_parameters"):  # of a batch script: conf/ alone says them
-        if (lines := bare["launcher"].get(key)) and lines != written.get(key):
-            refused.append((f"hydra.launcher.{key}", lines, f"write it into {own or 'a file of conf/hydra/launcher/'}"))
-    refused += walk(OmegaConf.to_container(node.slurm, resolve=True) if "slurm" in node else {}, "slurm")
-    for room in ("launcher", "sweeper", "callbacks", "job_logging", "hydra_logging"):
-        refused += walk(OmegaConf.to_container(hydra[room], resolve=True) if hydra.get(room) else {}, f"hydra.{room}")
-    for path, value, fix in refused:
-        raise ConfigError(f"{path}={value} would run code from the configuration; {fix}")
+# ---------------------------------------------------------------- Hydra
 
 
 class OutsideConf(SearchPathPlugin):
@@ -309,9 +243,15 @@ def search_outside() -> None:
         Plugins.instance().register(OutsideConf)
 
 
+_one_thread = threading.RLock()  # Hydra's state is the process's
+
+
 @contextlib.contextmanager
 def _hydra() -> Iterator[Hydra]:
-    """Hydra with `conf/`, ready to compose, inside a running Hydra job or outside of one; one thread at a time has it."""
+    """Hydra with `conf/`, ready to compose, inside a running Hydra job or outside of one; one thread at a time has it.
+
+    What Hydra and OmegaConf raise leaves it as a ConfigError.
+    """
     if not CONF_DIR.is_dir():
         raise ConfigError(f"{CONF_DIR} is missing: install snn_repro again, from a wheel or with `pip install -e .`")
     with _one_thread:
@@ -323,24 +263,68 @@ def _hydra() -> Iterator[Hydra]:
         assert hydra is not None
         try:
             yield hydra
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError, RecursionError) as error:
+            raise ConfigError(explain(error)) from None
         finally:
             GlobalHydra.instance().clear()
             GlobalHydra.instance().__dict__.update(saved)
 
 
-_one_thread = threading.RLock()  # Hydra's state is the process's
+@contextlib.contextmanager
+def _current(node: DictConfig) -> Iterator[None]:
+    """Let `${hydra:...}` mean this configuration."""
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(node)
+    try:
+        yield
+    finally:
+        HydraConfig.instance().cfg = before
 
 
-def sweep_jobs(overrides: list[str]) -> list[list[str]]:
-    """Expand multirun overrides (`neuron=if,if_imp`, `glob(...)`) into one list of overrides a job."""
-    with _hydra() as hydra:
-        try:
-            parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(overrides)
-            jobs = BasicSweeper.split_arguments(parsed, None)[0]
-        except (HydraException, RecursionError) as error:
-            raise ConfigError(explain(error)) from None
-        if not jobs:
-            empty = [str(o.input_line) for o in parsed if o.is_sweep_override() and not list(o.sweep_string_iterator())]
-            known = ", ".join(choices("experiment")) or "none"
-            raise ConfigError(f"{' and '.join(empty)} matches nothing, so the sweep is empty; experiments are: {known}")
-    return jobs
+# Hydra makes objects from these and from nothing else: launchers and sweepers of its own and of its plugins
+_MAKERS = {
+    "hydra.launcher._target_": ("hydra._internal.core_plugins.", "hydra_plugins."),
+    "hydra.sweeper._target_": ("hydra._internal.core_plugins.", "hydra_plugins."),
+    "hydra.sweeper.sampler._target_": ("optuna.samplers.",),
+}
+
+
+def refuse_code(node: DictConfig) -> None:
+    """Raise ConfigError when `hydra.*` or `slurm.*` of a composed configuration names code to run, or a line of a batch script.
+
+    The project's own keys need no such check: nothing is ever instantiated from them, and the schema knows no `_target_`.
+    """
+    hydra = node.hydra
+    with read_write(hydra), open_dict(hydra):
+        hydra.runtime.output_dir = ""  # not known yet, and the log file's name asks for it
+    if not OmegaConf.is_dict(hydra.launcher):
+        raise ConfigError(f"hydra.launcher={hydra.launcher} is no launcher; choose one with hydra/launcher=NAME")
+    own = conf_files("hydra/launcher").get(hydra.runtime.choices["hydra/launcher"])
+    written: Any = OmegaConf.to_container(OmegaConf.load(own)) if own else {}
+    typed: Any = OmegaConf.to_container(hydra.launcher)
+    refused = [
+        (f"hydra.launcher.{k}", typed[k], f"write it into {own or 'a file of conf/hydra/launcher/'}")
+        for k in ("setup", "additional_parameters")  # of a batch script: conf/ alone says them
+        if typed.get(k) and typed[k] != written.get(k)
+    ]
+    if hydra.job.get("env_set"):
+        refused.append(("hydra.job.env_set", hydra.job.env_set, "set it in the shell instead"))
+    rooms = [(f"hydra.{k}", hydra.get(k)) for k in ("launcher", "sweeper", "callbacks", "job_logging", "hydra_logging")]
+    for path, part in [("slurm", node.get("slurm")), *rooms]:
+        refused += _code(OmegaConf.to_container(part, resolve=True) if part else {}, path)
+    for path, value, fix in refused:
+        raise ConfigError(f"{path}={value} would run code from the configuration; {fix}")
+
+
+def _code(part: Any, path: str) -> Iterator[tuple[str, Any, str]]:
+    """What would run code: path, value and the fix."""
+    script = path.startswith(("slurm", "hydra.launcher")) and not path.startswith("hydra.launcher.setup")
+    for k, v in part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ():
+        at = f"{path}.{k}"
+        if k in ("_target_", "()", "class") or (isinstance(v, str) and v.startswith(("ext://", "cfg://"))):
+            known = ("logging.", "colorlog.", "ext://sys.std") if "_logging." in at else _MAKERS.get(at, ())
+            if not str(v).startswith(known):
+                yield at, v, "choose with hydra/launcher=, hydra/sweeper= or hydra/job_logging= instead"
+        if script and not (f"{k}".isprintable() and (not isinstance(v, str) or v.isprintable())):
+            yield at.encode("unicode_escape").decode(), repr(v), "a value in a batch script is one line"
+        yield from _code(v, at)

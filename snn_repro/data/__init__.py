@@ -1,16 +1,12 @@
 """Data sets: files on disk -> frames [T, B, C, H, W] or static images [B, C, H, W], and labels.
 
-`data/sets/` holds what is known of each set. The configuration asks there, so that importing this package loads no torch.
+`data/sets/` holds what is known of each set, batches.py the way from there to a network.
 """
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from snn_repro.config.schema import Config
-    from snn_repro.data.batches import Batches, Data, MemoryBatches, Split
+from snn_repro.config.schema import Config
+from snn_repro.data.batches import MemoryBatches
+from snn_repro.data.dataset import Batches, Data, Split
+from snn_repro.registry import SETS
 
 __all__ = ["Batches", "Data", "MemoryBatches", "Split", "build_data"]
 
@@ -20,12 +16,4 @@ def build_data(cfg: Config) -> Data:
 
     Raises DataError with one sentence (which file, where it was expected, where its authors publish it).
     """
-    from snn_repro.data.sets import SETS
-
     return SETS[cfg.dataset.name].build(cfg)
-
-
-def __getattr__(name: str):
-    if name in __all__:
-        return getattr(import_module("snn_repro.data.batches"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

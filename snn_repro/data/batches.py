@@ -1,44 +1,50 @@
 """Batches that can be replayed: order and augmentation depend on (seed, epoch, position) and nothing else.
 
-Because no random state is carried from batch to batch, a run resumed in mid-epoch, served by another number of
-worker processes or shared by another number of training processes sees exactly the inputs that an uninterrupted
-run of one process sees.
+No random state is carried from batch to batch, so a run resumed in mid-epoch, served by another number of worker processes or
+shared by another number of training processes has exactly the inputs of an uninterrupted run of one process.
+
+The way of a batch: `plan` says which samples it has and what its transforms drew; they are read as they are stored, in memory
+(MemoryBatches) or by worker processes (LoaderBatches); `_finish` sends them to the device and transforms them. `feed` chooses the
+device: where batches are made changes no bit of them, as all that is random is drawn on the CPU.
 """
 
-from __future__ import annotations
-
+import contextlib
 import copy
 import ctypes
-import itertools
+import logging
+import math
 import random
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from itertools import starmap
 from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from snn_repro.data.augment.augmentation import (
-    BatchTransform,
-    MovingAugmentation,
-    chained,
-    moved,
-    sent,
-)
-from snn_repro.data.counts import ByteFrames
+from snn_repro.data.augment import GuidedAugmentation
+from snn_repro.data.augment.augmentation import BatchTransform, MovingAugmentation, chained, moved, sent
 from snn_repro.data.dataset import Batches, Data, Split
-from snn_repro.data.image_files import ImageFile, decode
+from snn_repro.data.events import ByteFrames
+from snn_repro.data.image_files import decode
 from snn_repro.errors import DataError, UserError
 
-__all__ = ["Batches", "Data", "LoaderBatches", "MemoryBatches", "PilImages", "Split"]
+__all__ = ["Batches", "Data", "LoaderBatches", "MemoryBatches", "PilImages", "Split", "feed"]
+
+log = logging.getLogger("snn_repro")
 
 _T = TypeVar("_T")
 _ORDER, _BATCH, _SAMPLE = 0, 1, 2  # keeps the three kinds of draws apart
+AS_STORED = {np.dtype(np.uint8): torch.uint8, np.dtype(np.float16): torch.float16}
+"""types of frames that portable steps get as they are; others are float32 from the first"""
+SHARE = (
+    0.25  # of the device's free memory that a data set may take with dataset.on_device=auto; the rest is the network's
+)
 
 
 def keep_freed_memory(map_large: bool = False) -> None:
@@ -49,16 +55,14 @@ def keep_freed_memory(map_large: bool = False) -> None:
     still return blocks of more than 32 MiB, for a lower peak.
     """
     trim_threshold, mmap_threshold, mmap_max = -1, -3, -4
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    if map_large:
-        mallopt(mmap_threshold, 32 * 2**20)
-        mallopt(trim_threshold, 128 * 2**20)
-    else:
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)
+    options = (
+        {mmap_threshold: 32 * 2**20, trim_threshold: 128 * 2**20}
+        if map_large
+        else {mmap_max: 0, trim_threshold: 2**31 - 1}
+    )
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        for option in options.items():
+            ctypes.CDLL(None).mallopt(*option)
 
 
 def derive_seed(*parts: int) -> int:
@@ -108,25 +112,26 @@ def ahead(items: Iterator[_T], depth: int = 2) -> Iterator[_T]:
                 future.cancel()
 
 
-class _Step(NamedTuple):
-    """A batch transform with what it drew, the rows that it is given and how many of them it returns."""
+class Step(NamedTuple):
+    """A transform with what it drew, the rows of the batch that it is given and how many of them it returns."""
 
-    transform: BatchTransform | Callable
+    transform: BatchTransform
     drawn: Any
     rows: Tensor
     keep: int
 
     def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        if x.ndim == 5 and not portable(self.transform):
+        if x.ndim == 5 and not self.transform.portable:
             x = x.to(torch.float32)
-        if isinstance(self.transform, BatchTransform):
-            return self.transform.apply(x, target, self.drawn, self.rows, self.keep)
-        return self.transform(x, target, self.drawn)
+        return self.transform.apply(x, target, self.drawn, self.rows, self.keep)
 
 
-def portable(transform: BatchTransform | Callable | None) -> bool:
-    """Whether a step works on any device and on what is stored."""
-    return isinstance(transform, BatchTransform) and transform.portable
+class Planned(NamedTuple):
+    """A batch of one process before it is read: its own samples and then their partners."""
+
+    positions: Tensor  # among the draws of all processes in the epoch
+    rows: Tensor  # of the inputs
+    steps: list[Step]
 
 
 def _rows(n: int, indices: Sequence[int] | np.ndarray | None) -> Tensor:
@@ -138,12 +143,12 @@ class _Ordered:
     """The part that both kinds of batches share: counting, ordering, and what the batch transforms draw.
 
     rows: of the inputs, those that belong to this part, in the order in which evaluation sees them.
-    transforms: batch transforms, applied in order with one generator a batch of all ranks together. Where one
-    process serves alone they may be plain functions (x, target, generator) -> (x, target).
+    transforms: batch transforms, applied in order with one generator a batch of all ranks together.
     shuffle, repeats: see `epoch_order`. drop_last: leave out the last, smaller batch.
     """
 
-    device = torch.device("cpu")  # where batches are finished; feed.py chooses another
+    copied = False  # `inputs` is a copy on the device
+    device = torch.device("cpu")  # where batches are finished; `feed` chooses another
     ahead = (
         False  # a thread makes batches while the caller is at work on those before; not where it goes by the network
     )
@@ -159,47 +164,36 @@ class _Ordered:
         drop_last: bool = False,
         repeats: int = 1,
     ):
-        self.rows = rows
-        if batch_size < 1:
-            raise UserError(f"recipe.batch_size={batch_size} must be at least 1")
-        if repeats < 1:
-            raise UserError(f"recipe.repeated_augmentation={repeats} must be at least 1 (1 = no repeated augmentation)")
-        if not len(self.rows):
+        if not len(rows):
             raise DataError("a part of the data set has no samples; check dataset.split and dataset.validation")
-        self.batch_size, self.seed = int(batch_size), int(seed)
-        self._n, self._shuffle, self._repeats, self._drop_last = len(self.rows), shuffle, repeats, drop_last
-        self._shuffled = shuffle is not False
-        self.transforms = list(transforms)
+        self.rows, self.batch_size, self.seed, self.transforms = rows, int(batch_size), int(seed), list(transforms)
+        self._shuffle, self._repeats, self._drop_last = shuffle, repeats, drop_last
         self._serve(0, 1)
 
     def _serve(self, rank: int, world: int) -> None:
         """Become the share of process `rank` of `world`, of `batch_size` samples a batch."""
-        self._rank, self._world = rank, world
-        if world > 1 and (alone := [t for t in self.transforms if not isinstance(t, BatchTransform)]):
-            raise TypeError(f"{alone[0]} cannot be shared by {world} processes: derive it from BatchTransform")
-        together, self.n_all = self.batch_size * world, self._n  # a batch, and an epoch, of all ranks
+        self._rank, self._world, n = rank, world, len(self.rows)
+        together, self.n_all = self.batch_size * world, n  # a batch, and an epoch, of all ranks
         if self._drop_last:
-            self.n_all -= self._n % together
-        elif self._shuffled and 0 < self._n % together < world:
-            self.n_all += -self._n % world  # the last batch must have a sample for every rank
+            self.n_all -= n % together
+        elif self._shuffle is not False and 0 < n % together < world:
+            self.n_all += -n % world  # the last batch must have a sample for every rank
         self.n_samples = len(range(rank, self.n_all, world))
         if self.n_samples == 0:
             raise UserError(
-                f"recipe.batch_size={together} leaves no full batch of {self._n} samples; choose less"
+                f"recipe.batch_size={together} leaves no full batch of {n} samples; choose less"
                 if self._drop_last
-                else f"{self._n} samples are too few for {world} processes; start fewer"
+                else f"{n} samples are too few for {world} processes; start fewer"
             )
 
     def shard(self, rank: int, world: int) -> Self:
         """The share of process `rank` of `world` in these batches, whose size is that of all together.
 
         Draw k goes to rank k % world, so batch b of all ranks holds the draws of batch b of one process; in the
-        last batch shares may differ by one sample. A training batch must split evenly.
+        last batch shares may differ by one sample. A training batch splits evenly (see runtime.py).
         """
         if world == 1:
             return self
-        if self._shuffled and self.batch_size % world:
-            raise ValueError(f"batches of {self.batch_size} cannot be split evenly over {world} processes")
         part = copy.copy(self)
         part.batch_size = -(-self.batch_size // world)
         part._serve(rank, world)
@@ -213,57 +207,32 @@ class _Ordered:
     def __len__(self) -> int:
         return -(-self.n_samples // self.batch_size)
 
-    def _reads(self, epoch: int, start: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield (batch number, positions, indices) from batch `start` on: the draws that this rank reads for a batch.
-
-        They are its own share and then the partners of these. A position counts the draws of all ranks.
-        """
+    def plan(self, epoch: int, start: int) -> Iterator[Planned]:
+        """The batches of an epoch from `start` on, before they are read. A transform draws for the batch of all ranks."""
         if not 0 <= start <= len(self):
             raise ValueError(f"start={start} is not in 0..{len(self)} (batches an epoch)")
-        order = epoch_order(self._n, self.seed, epoch, self._shuffle, self._repeats, self._world)
+        order = epoch_order(len(self.rows), self.seed, epoch, self._shuffle, self._repeats, self._world)
         for batch in range(start, len(self)):
-            rows = self._own(batch) if self._world == 1 else self._draw(epoch, batch)[1][0]
+            generator = make_generator(
+                self.seed, epoch, _BATCH, batch, 0
+            )  # the 0 keeps the numbers of earlier versions
+            drawn = [(t, t.draw(self.all_samples(batch), generator)) for t in self.transforms]
+            rows, steps = torch.arange(self._rank, self.all_samples(batch), self._world), list[Step]()
+            for transform, draws in reversed(drawn):
+                keep = len(rows)
+                if self._world > 1:  # else all partners are here
+                    partners = transform.partners(draws, rows)
+                    rows = torch.cat([rows, partners[~torch.isin(partners, rows)].unique()])
+                steps.insert(0, Step(transform, draws, rows, keep))
             positions = batch * self.batch_size * self._world + rows
-            yield batch, positions, order[positions]
+            yield Planned(positions, self.rows[order[positions]], steps)
 
-    def _own(self, batch: int) -> Tensor:
-        """This rank's rows of a batch of all ranks."""
-        return torch.arange(self._rank, self.all_samples(batch), self._world)
-
-    def _generator(self, epoch: int, batch: int) -> torch.Generator:
-        return make_generator(self.seed, epoch, _BATCH, batch, 0)  # the 0 keeps the numbers of earlier versions
-
-    def _draw(self, epoch: int, batch: int) -> tuple[list, list[Tensor]]:
-        """What each transform draws for a batch of all ranks, and the rows of it that each is given; last, our own."""
-        generator = self._generator(epoch, batch)
-        draws = [transform.draw(self.all_samples(batch), generator) for transform in self.transforms]
-        rows = [self._own(batch)]
-        for transform, drawn in zip(reversed(self.transforms), reversed(draws), strict=True):
-            partners = transform.partners(drawn, rows[0])
-            rows.insert(0, torch.cat([rows[0], partners[~torch.isin(partners, rows[0])].unique()]))
-        return draws, rows
-
-    def _steps(self, epoch: int, batch: int) -> Iterator[_Step]:
-        """What is done to a batch, one after another; of one process each draws when it is asked for."""
-        if self._world == 1:
-            generator, rows = self._generator(epoch, batch), self._own(batch)
-            for transform in self.transforms:
-                drawn = transform.draw(len(rows), generator) if isinstance(transform, BatchTransform) else generator
-                yield _Step(transform, drawn, rows, len(rows))
-        else:
-            draws, given = self._draw(epoch, batch)
-            yield from map(_Step, self.transforms, draws, given, map(len, given[1:]))
-
-    def _finish(self, x: Tensor, target: Tensor, steps: Iterator[_Step]) -> tuple[Tensor, Tensor]:
+    def _finish(self, x: Tensor, target: Tensor, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
         """What was read for a batch, with the steps that are left: x float32 and target of this rank's own share."""
         x = sent(x, self.device)
         for step in steps:
             x, target = step(x, target)
         return x.to(torch.float32).contiguous(), target
-
-
-AS_STORED = {np.dtype(np.uint8): torch.uint8, np.dtype(np.float16): torch.float16}
-"""types of frames that portable steps get as they are; others are float32 from the first"""
 
 
 class MemoryBatches(_Ordered):
@@ -277,8 +246,7 @@ class MemoryBatches(_Ordered):
     indices: the rows that belong to this part (default all). options: those of `_Ordered`.
     """
 
-    _resident = False
-    _over: dict[int, tuple[Tensor, Tensor]]  # of resident ones: see ByteFrames
+    over: dict[int, tuple[Tensor, Tensor]]  # of a copy on the device: what bytes do not hold, see ByteFrames
 
     def __init__(
         self,
@@ -292,60 +260,55 @@ class MemoryBatches(_Ordered):
     ):
         if len(inputs) != len(targets):
             raise DataError(f"{len(inputs)} inputs but {len(targets)} targets")
-        if inputs.ndim not in (4, 5):
-            raise ValueError(f"inputs must be [N, C, H, W] or [N, T, C, H, W], not {tuple(inputs.shape)}")
         super().__init__(_rows(len(inputs), indices), batch_size, **options)
         self._targets = torch.as_tensor(np.asarray(targets, np.int64))
-        self._is_frames = inputs.ndim == 5
+        self.source, self._is_frames, self._check = inputs, inputs.ndim == 5, check
         self.inputs: Any = inputs
         if not self._is_frames:
             self.inputs = torch.as_tensor(inputs)
         elif not isinstance(inputs, ByteFrames):
             self.inputs = np.asarray(inputs)  # keeps a memmap mapped: only the rows of a batch are read
-        self._check = check
 
-    def on_device(self, device: torch.device, inputs: Tensor, over: dict[int, tuple[Tensor, Tensor]]) -> Self:
-        """These batches from a copy of all inputs that lies on the device, with the table of a ByteFrames."""
-        part = copy.copy(self)
-        part.device, part.inputs, part._over, part._resident = device, inputs, over, True
-        return part
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `Batches.epoch`."""
+        read = map(self._read, self.plan(epoch, start))
+        if self.device.type == "cpu":  # then all of it is the thread's
+            finished = starmap(self._finish, read)
+            return ahead(finished) if self.ahead else finished
+        return starmap(self._finish, ahead(read) if self.ahead else read)
 
-    def _read(self, epoch: int, batch: int, indices: Tensor) -> tuple[Tensor, Tensor, Iterator[_Step]]:
-        """A batch as it is stored, its pixels where the first steps move them, its target, and the steps that are left."""
-        rows, steps, sources = self.rows[indices], self._steps(epoch, batch), None
-        for step in steps if self._is_frames else ():
-            if not isinstance(step.transform, MovingAugmentation):
-                steps = itertools.chain([step], steps)
-                break
-            size = self.inputs.shape[-2:]
-            found = step.transform.sources(step.drawn, step.rows, (size[0], size[1]))
+    def _read(self, planned: Planned) -> tuple[Tensor, Tensor, list[Step]]:
+        """A batch as it is stored, its target, and the steps that are left: those that move pixels of frames are done here."""
+        rows, steps, sources = planned.rows, planned.steps, None
+        while self._is_frames and steps and isinstance(steps[0].transform, MovingAugmentation):
+            step = steps.pop(0)
+            found = step.transform.sources(step.drawn, step.rows, tuple(self.inputs.shape[-2:]))  # type: ignore[attr-defined]
             sources = found if sources is None else chained(sources, found)
-        x = self._resident_rows(rows, sources) if self._resident else self._gather(rows, sources)
+        if self.copied:
+            x = self._from_copy(rows, sources)
+        elif self._is_frames:
+            x = self._frames(rows, sources, bool(steps) and steps[0].transform.portable)
+        else:
+            x = self.inputs.index_select(0, rows)
         return x, self._targets[rows], steps
 
-    def _gather(self, rows: Tensor, sources: Tensor | None) -> Tensor:
-        """Images [B, C, H, W], or frames [T, B, C, H, W] with their pixels taken from `sources`."""
-        pin = self.device.type == "cuda"
-        if not self._is_frames:
-            x = torch.empty(len(rows), *self.inputs.shape[1:], dtype=self.inputs.dtype, pin_memory=pin)
-            return torch.index_select(self.inputs, 0, rows, out=x)
-        read = [self.checked(row) for row in rows.tolist()]
-        next_step = next((t for t in self.transforms if not isinstance(t, MovingAugmentation)), None)
-        kinds = {frames.dtype for frames in read}
-        as_stored = (pin or portable(next_step)) and len(kinds) == 1 and kinds <= AS_STORED.keys()
-        kind = AS_STORED[kinds.pop()] if as_stored else torch.float32
+    def _frames(self, rows: Tensor, sources: Tensor | None, portable: bool) -> Tensor:
+        """Frames [T, B, C, H, W] with their pixels taken from `sources`; float32, or as stored if the next step is portable."""
+        read, pin = [self.checked(row) for row in rows.tolist()], self.device.type == "cuda"
+        kinds = {_kind(frames) for frames in read}
+        kind = kinds.pop() if (pin or portable) and len(kinds) == 1 else torch.float32
         t, *chw = self.inputs.shape[1:]
         x = torch.empty(t, len(rows), *chw, dtype=kind, pin_memory=pin)
         for b, frames in enumerate(read):
             if sources is None:
                 x.numpy()[:, b] = frames  # one pass: read, convert, transpose
+                continue
+            own = torch.empty(t, 1, *chw, dtype=_kind(frames))
+            own.numpy()[:, 0] = frames
+            if own.dtype == kind:
+                moved(own, sources[b : b + 1], x, b)
             else:
-                own = torch.empty(t, 1, *chw, dtype=AS_STORED.get(frames.dtype, torch.float32))
-                own.numpy()[:, 0] = frames
-                if own.dtype == kind:
-                    moved(own, sources[b : b + 1], x[:, b : b + 1])
-                else:
-                    x[:, b] = moved(own, sources[b : b + 1])[:, 0]
+                x[:, b] = moved(own, sources[b : b + 1])[:, 0]
         return x
 
     def checked(self, row: int) -> np.ndarray:
@@ -355,25 +318,15 @@ class MemoryBatches(_Ordered):
             self._check(row, frames)
         return frames
 
-    def _resident_rows(self, rows: Tensor, sources: Tensor | None) -> Tensor:
-        """As `_gather`, from the inputs on the device."""
+    def _from_copy(self, rows: Tensor, sources: Tensor | None) -> Tensor:
+        """Images, or frames with their pixels taken from `sources`, of the copy on the device."""
         x = self.inputs.index_select(0, sent(rows, self.device))
-        if wide := [(b, self._over[row]) for b, row in enumerate(rows.tolist()) if row in self._over]:
+        if wide := [(b, self.over[row]) for b, row in enumerate(rows.tolist()) if row in self.over]:
             x = x.to(torch.float32)
             for b, (places, counts) in wide:
                 x[b].view(-1)[places] = counts
         x = x.transpose(0, 1) if self._is_frames else x
         return x if sources is None else moved(x, sources)
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Batches.epoch`."""
-        read = (self._read(epoch, batch, indices) for batch, _, indices in self._reads(epoch, start))
-        if self.device.type == "cpu":  # then all of it is the thread's
-            finished = (self._finish(*made) for made in read)
-            yield from ahead(finished) if self.ahead else finished
-        else:
-            for made in ahead(read) if self.ahead else read:
-                yield self._finish(*made)
 
 
 class RowCheck:
@@ -382,26 +335,25 @@ class RowCheck:
     To be given to MemoryBatches, the same one to all parts. Threads may share it: at worst two check one row.
     """
 
-    def __init__(self, cache: Any):  # a Cache of cache.py
-        assert cache.checksums is not None  # the caller looked
-        self.cache, self.checksums = cache, cache.checksums
-        self.checked = bytearray(len(cache.names))
+    def __init__(self, cache: Any):  # a Cache of cache.py that has checksums
+        self.cache, self.checksums, self.checked = cache, cache.checksums, bytearray(len(cache.names))
 
     def __call__(self, row: int, frames: np.ndarray) -> None:
         """Raise DataError if `frames`, which were read from this row, are not those that were stored."""
-        if not self.checked[row]:
-            if not self.intact(row, frames):
-                cache = self.cache
-                raise DataError(
-                    f"{cache.folder}/frames.npy is damaged: the frames of {cache.names[row]} (row {row}) are not those"
-                    f" that were stored; rebuild it with `{cache.rebuild}`, or train on them as they are with"
-                    " dataset.verify=off"
-                )
-            self.checked[row] = 1
+        if not self.checked[row] and not self.intact(row, frames):
+            raise DataError(
+                f"{self.cache.folder}/frames.npy is damaged: the frames of {self.cache.names[row]} (row {row}) are not those"
+                f" that were stored; rebuild it with `{self.cache.rebuild}`, or train on them as they are with"
+                " dataset.verify=off"
+            )
+        self.checked[row] = 1
 
     def intact(self, row: int, frames: np.ndarray) -> bool:
         """Whether `frames` have the checksum of this row."""
         return zlib.crc32(np.ascontiguousarray(frames).data) == self.checksums[row]
+
+
+# ------------------------------------------------------------------ samples that are read one by one
 
 
 class LoaderBatches(_Ordered):
@@ -423,78 +375,45 @@ class LoaderBatches(_Ordered):
         indices: Sequence[int] | np.ndarray | None = None,
         **options: Any,
     ):
-        n = len(samples)  # type: ignore[arg-type]  # map-style: it has a length
-        super().__init__(_rows(n, indices), batch_size, **options)
-        if workers < 0:
-            raise UserError(f"workers={workers} must be 0 (read in the main process) or more")
-        self._plan = _Plan()
+        super().__init__(_rows(len(samples), indices), batch_size, **options)  # type: ignore[arg-type]  # it has a length
+        self._sampler = _Sampler()
         self._loader = DataLoader(
             _SeededSamples(samples),
-            batch_sampler=self._plan,
+            batch_sampler=self._sampler,
             num_workers=workers,
             collate_fn=_collate,
-            persistent_workers=workers > 0 and self._shuffled,  # evaluation is rare: its workers may go
+            persistent_workers=workers > 0 and self._shuffle is not False,  # evaluation is rare: its workers may go
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else every epoch draws from the caller's global generator
         )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Batches.epoch`; batches before `start` are not read."""
-        reads = list(self._reads(epoch, start))
-        self._plan.batches = [
-            [
-                (row, (self.seed, epoch, _SAMPLE, position))
-                for row, position in zip(self.rows[indices].tolist(), positions.tolist(), strict=True)
-            ]
-            for _, positions, indices in reads
-        ]
-        for (batch, *_), loaded in zip(reads, self._loader, strict=True):
+        waiting: deque[list[Step]] = deque()  # the steps of batches that are being read
+
+        def keys() -> Iterator[list]:
+            for positions, rows, steps in self.plan(epoch, start):
+                waiting.append(steps)
+                yield [
+                    (row, (self.seed, epoch, _SAMPLE, k))
+                    for row, k in zip(rows.tolist(), positions.tolist(), strict=True)
+                ]
+
+        self._sampler.batches = keys()
+        for loaded in self._loader:
             if isinstance(loaded, DataError):
                 raise loaded
             x, target = loaded
-            if x.ndim == 5:
-                x = x.transpose(0, 1)  # [B, T, ...] -> [T, B, ...]
-            yield self._finish(x, target, self._steps(epoch, batch))
+            yield self._finish(x.transpose(0, 1) if x.ndim == 5 else x, target, waiting.popleft())
 
 
-class PilImages(torch.utils.data.Dataset):
-    """Images of an array or of files as PIL images, transformed; a file that cannot be read is a DataError with its name.
+class _Sampler:
+    """The batch sampler: what `epoch` sets, so that worker processes outlive an epoch."""
 
-    mode: of the images of files, "RGB" or "L" (grey). read: (file, mode) -> what `transform` is given instead of a PIL image.
-    """
-
-    def __init__(
-        self,
-        images: np.ndarray | list[ImageFile],
-        labels: np.ndarray,
-        transform: Callable,
-        mode: str = "RGB",
-        read: Callable[[ImageFile, str], Any] = decode,
-    ):
-        self.images, self.labels, self.transform, self.mode, self.read = images, labels, transform, mode, read
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int):
-        from PIL import Image
-
-        image = self.images[i]
-        if isinstance(image, ImageFile):
-            image = self.read(image, self.mode)
-        else:
-            pixels = image.transpose(1, 2, 0)
-            image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
-        return self.transform(image), int(self.labels[i])
-
-
-class _Plan:
-    """The batch sampler: a list that `epoch` fills, so that worker processes outlive an epoch."""
-
-    batches: list[list] = []
+    batches: Iterator[list]
 
     def __iter__(self) -> Iterator[list]:
-        return iter(self.batches)
+        return self.batches
 
 
 class _SeededSamples(Dataset):
@@ -505,38 +424,124 @@ class _SeededSamples(Dataset):
 
     def __getitem__(self, key):
         row, parts = key
-        with borrowed_generators():
-            seed_sample(derive_seed(*parts))
-            try:
-                return self.samples[row]
-            except DataError as error:
-                return DataError(str(error))  # raised here, a worker would bury the sentence under its traceback
-
-
-@contextmanager
-def borrowed_generators() -> Iterator[None]:
-    """Within, the three global generators may be seeded; afterwards they are those of the training process again."""
-    if get_worker_info() is not None:  # a worker's are nobody else's
-        yield
-        return
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-
-
-def seed_sample(seed: int) -> None:
-    """Seed the three global generators, from which a sample's transforms draw."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)
+        ours = get_worker_info() is None  # a worker's generators are nobody else's
+        states = (random.getstate(), np.random.get_state(), torch.get_rng_state()) if ours else None
+        seed = derive_seed(*parts)
+        random.seed(seed), np.random.seed(seed % 2**32), torch.default_generator.manual_seed(seed)
+        try:
+            return self.samples[row]
+        except DataError as error:
+            return DataError(str(error))  # raised here, a worker would bury the sentence under its traceback
+        finally:
+            if states:
+                random.setstate(states[0]), np.random.set_state(states[1]), torch.set_rng_state(states[2])
 
 
 def _collate(samples):
-    for sample in samples:
-        if isinstance(sample, DataError):
-            return sample
+    if broken := [sample for sample in samples if isinstance(sample, DataError)]:
+        return broken[0]
     return torch.stack([x for x, _ in samples]), torch.tensor([int(y) for _, y in samples])
+
+
+class PilImages(Dataset):
+    """Images of an array or of files as PIL images, transformed; a file that cannot be read is a DataError with its name.
+
+    mode: of the images of files, "RGB" or "L" (grey). read: (file, mode) -> what `transform` is given instead of a PIL image.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray | list[str],
+        labels: np.ndarray,
+        transform: Callable,
+        mode: str = "RGB",
+        read: Callable[[str, str], Any] = decode,
+    ):
+        self.images, self.labels, self.transform, self.mode, self.read = images, labels, transform, mode, read
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int):
+        image: Any = self.images[i]
+        if isinstance(image, str):
+            image = self.read(image, self.mode)
+        else:
+            pixels = image.transpose(1, 2, 0)
+            image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
+        return self.transform(image), int(self.labels[i])
+
+
+# ------------------------------------------------------------------ on their way to a device
+
+
+def feed(parts: Sequence[Any], device: torch.device, on_device: Any = "auto", ahead: Any = "auto") -> list[Any]:
+    """The parts of a data set (Batches or None) with the same batches, on their way to `device`; the first is that of training.
+
+    on_device, ahead: "auto", True or False, see the keys of `dataset`. Raises UserError where on_device=True does not fit.
+    """
+    gpu = device.type == "cuda"
+    wanted, reasons = gpu if on_device == "auto" else on_device, [_why_not(part) for part in parts]
+    copies: dict[int, tuple[Tensor, dict]] = {}
+    if wanted and reasons[0]:
+        log.info(f"dataset.on_device={str(on_device).lower()}: training batches are made on the host, as {reasons[0]}")
+    if wanted:
+        stay = [part for part, reason in zip(parts, reasons, strict=True) if not reason]
+        sources = {id(part.source): part.inputs for part in stay}
+        if _fits(sources.values(), device, on_device):
+            copies = {key: _copy([p for p in stay if id(p.source) == key], device) for key in sources}
+    fed = []
+    for part, reason in zip(parts, reasons, strict=True):
+        if isinstance(part, _Ordered):
+            part = copy.copy(part)
+            if isinstance(part, MemoryBatches) and not reason and id(part.source) in copies:
+                (part.inputs, part.over), part.copied = copies[id(part.source)], True
+            guided = any(isinstance(t, GuidedAugmentation) for t in part.transforms)
+            part.ahead = (gpu if ahead == "auto" else ahead) and not guided and not part.copied
+            part.device = device if all(t.portable for t in part.transforms) else part.device
+        fed.append(part)
+    return fed
+
+
+def _why_not(part: Batches | None) -> str | None:
+    """Why the batches of a part cannot be made on a device."""
+    if not isinstance(part, MemoryBatches):
+        return "samples are read one by one"
+    names = (getattr(t, "name", type(t).__name__) for t in part.transforms if not t.portable)
+    return next((f"augment.{name} has no form for a device" for name in names), None)
+
+
+def _kind(inputs: Any) -> torch.dtype:
+    """The type of a copy on a device, and of frames that portable steps get."""
+    return inputs.dtype if isinstance(inputs, Tensor) else AS_STORED.get(inputs.dtype, torch.float32)
+
+
+def _fits(arrays: Iterable[Any], device: torch.device, on_device: Any) -> bool:
+    """Whether copies fit a GPU's memory; raises UserError where they were asked for and do not."""
+    size = sum(math.prod(inputs.shape) * _kind(inputs).itemsize for inputs in arrays)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+    if size <= free * (SHARE if on_device == "auto" else 1):
+        return True
+    sizes = f"the data set takes {size / 1e9:.1f} GB and {device} has {free / 1e9:.1f} GB free"
+    if on_device != "auto":
+        raise UserError(f"dataset.on_device=true: {sizes}; use auto or false")
+    log.info(f"dataset.on_device=auto: {sizes}, so batches are made on the host")
+    return False
+
+
+def _copy(parts: Sequence[MemoryBatches], device: torch.device) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
+    """The rows of an array that its parts use, read and checked once, and their part of the table of a ByteFrames."""
+    inputs = parts[0].inputs
+    if isinstance(inputs, Tensor):
+        return inputs.to(device), {}
+    over = inputs.over if isinstance(inputs, ByteFrames) else {}
+    copied = torch.empty(tuple(inputs.shape), dtype=_kind(inputs), device=device)
+    row_of = torch.empty(tuple(inputs.shape[1:]), dtype=_kind(inputs))
+    for row in torch.cat([p.rows for p in parts]).unique().tolist():
+        frames = parts[0].checked(row)
+        row_of.numpy()[...] = inputs.stored[row] if row in over else frames
+        copied[row] = row_of
+    return copied, {
+        row: (torch.from_numpy(places).to(device), torch.from_numpy(counts.astype(np.float32)).to(device))
+        for row, (places, counts) in over.items()
+    }

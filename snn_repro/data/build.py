@@ -1,7 +1,6 @@
 """What is done with data sets: parts become batches, and prepared frames a data set ready to train on."""
 
-from __future__ import annotations
-
+import contextlib
 import json
 import os
 import warnings
@@ -17,13 +16,13 @@ from torch.utils.data import Dataset
 from snn_repro import distributed
 from snn_repro.config.schema import Config
 from snn_repro.data import raw
+from snn_repro.data.archives import Packed
 from snn_repro.data.augment import BatchTransform, RecordingAugmentation, batch_transforms, recording_steps
 from snn_repro.data.batches import LoaderBatches, MemoryBatches, RowCheck, keep_freed_memory
 from snn_repro.data.cache import Cache, Settings, open_cache
-from snn_repro.data.counts import ByteFrames
-from snn_repro.data.dataset import Batches, Data, DataSet, Recorded, Split
-from snn_repro.data.events import Events
-from snn_repro.data.recordings import cut, find_recordings, find_sources, read_entry, to_frames
+from snn_repro.data.dataset import Batches, Data, DataSet, Entry, Recorded, Split
+from snn_repro.data.events import ByteFrames, Events, cut, to_frames
+from snn_repro.data.recordings import find_recordings, read_entry
 from snn_repro.data.splits import RULES, Indices, named_split, split_parts
 from snn_repro.errors import DataError, UserError
 
@@ -63,10 +62,7 @@ def assemble(
 
     check: see MemoryBatches. Raises DataError where arrays are not what the data set says of itself.
     """
-    train, val, test = parts
-    shape, recipe = dataset.frame_shape(cfg.dataset.frame_size), cfg.recipe
-    training: dict[str, Any] = dict(drop_last=recipe.drop_last, repeats=recipe.repeated_augmentation)
-    training |= dict(seed=cfg.seed, shuffle=balanced(train) if recipe.class_balanced else True)
+    (train, val, test), recipe, shape = parts, cfg.recipe, dataset.frame_shape(cfg.dataset.frame_size)
 
     def batches(part: Part, size: int, **options) -> Batches:
         inputs, labels, rows = part
@@ -74,26 +70,20 @@ def assemble(
             return LoaderBatches(inputs, size, indices=rows, workers=loader_processes(cfg), **options)
         kind = "images" if inputs.ndim == 4 else "frames"
         if tuple(inputs.shape[-3:]) != shape or (inputs.ndim == 4) != dataset.static:
-            raise DataError(
-                f"{dataset.name} was read as {kind} {list(inputs.shape[-3:])}, and its file in data/sets/ says {list(shape)},"
-                f" static={dataset.static}"
-            )
+            said = f"{dataset.name} was read as {kind} {list(inputs.shape[-3:])}, and its file in data/sets/ says"
+            raise DataError(f"{said} {list(shape)}, static={dataset.static}")
         if len(labels) and not 0 <= np.min(labels) <= np.max(labels) < dataset.num_classes:
-            raise DataError(
-                f"{dataset.name} was read with labels {np.min(labels)} to {np.max(labels)}, and its file in data/sets/ says"
-                f" {dataset.num_classes} classes"
-            )
+            said = f"{dataset.name} was read with labels {np.min(labels)} to {np.max(labels)}, and its file in data/sets/ says"
+            raise DataError(f"{said} {dataset.num_classes} classes")
         return MemoryBatches(inputs, labels, size, indices=rows, check=check, **options)
 
-    return Data(
-        train=batches(train, recipe.batch_size, transforms=transforms, **training),
-        val=batches(val, recipe.eval_batch_size, transforms=evaluation) if val.rows is None or len(val.rows) else None,
-        test=batches(test, recipe.eval_batch_size, transforms=evaluation),
-        input_shape=shape,
-        num_classes=dataset.num_classes,
-        split=split,
-        static=dataset.static,
-    )
+    of_train = batches(
+        train, recipe.batch_size, transforms=transforms, drop_last=recipe.drop_last, repeats=recipe.repeated_augmentation,
+        seed=cfg.seed, shuffle=balanced(train) if recipe.class_balanced else True,
+    )  # fmt: skip
+    of_val = batches(val, recipe.eval_batch_size, transforms=evaluation) if val.rows is None or len(val.rows) else None
+    of_test = batches(test, recipe.eval_batch_size, transforms=evaluation)
+    return Data(of_train, of_val, of_test, shape, dataset.num_classes, split, dataset.static)
 
 
 # ------------------------------------------------------------------ recordings
@@ -105,11 +95,9 @@ class AugmentedRecordings(torch.utils.data.Dataset):
     def __init__(self, settings: Settings, cfg: Config, names: list[str], steps: Sequence[RecordingAugmentation]):
         recordings = find_recordings(settings.dataset, cfg.data_dir, cfg.cache_dir)
         by_name = {s.name: s for s in recordings.samples}
-        missing = [n for n in names if n not in by_name]
-        if missing:
-            raise DataError(
-                f"{missing[0]} is in the cache but not in data_dir={cfg.data_dir}; give the folder it was made from"
-            )
+        if missing := [n for n in names if n not in by_name]:
+            said = f"{missing[0]} is in the cache but not in data_dir={cfg.data_dir}"
+            raise DataError(f"{said}; give the folder it was made from")
         self.samples = [by_name[n] for n in names]
         self.files, self.settings, self.steps = recordings.files, settings, steps
 
@@ -122,43 +110,11 @@ class AugmentedRecordings(torch.utils.data.Dataset):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is odd about a file was told when the frames were prepared
             events = dataset.decode(data, sample.file)
-        events = cut(events, sample)
+        events = cut(events, sample.start, sample.stop)
         for step in self.steps:
             events = step.apply(events, dataset.shape[1:])
         frames = to_frames(events, dataset.shape[1:], *self.settings[1:])
         return torch.from_numpy(frames.astype(np.float32)), sample.label
-
-
-def published_split(dataset: Recorded, cfg: Config, cache: Cache) -> tuple[Indices, Indices, Indices, Split]:
-    """(training, validation and test rows, their Split) of a set that others published: drawn on the list of what it holds."""
-    name, split = dataset.name, cfg.dataset.split
-    excluded = [p["name"] for p in cache.manifest["excluded"]]
-    total = dataset.total or len(cache.names) + len(excluded)
-    if excluded or len(cache.names) < total:
-        warnings.warn(
-            f"{name}: the cache holds {len(cache.names)} of {total} recordings, so results do not compare with those on the"
-            " whole data set",
-            stacklevel=3,
-        )
-    if split == "official":
-        dropped = total - len(cache.names)
-        train, test = (np.flatnonzero(cache.parts == part) for part in ("train", "test"))
-    else:
-        everything = dataset.all_names(cache.names, cache.labels, excluded)
-        dropped = len(everything) - len(cache.names)
-        train, test = named_split(dataset, split, cache.names, cache.labels, everything)
-        if dataset.published_names() and len(everything) != total:
-            warnings.warn(
-                f"{name}: the cache holds recordings that the published data set has not, so dataset.split={split} is drawn"
-                f" on its own list of {len(everything)} names",
-                stacklevel=3,
-            )
-    people = [dataset.person(n) for n in cache.names]
-    train, val, of_run = split_parts(
-        cfg, train, test, cache.labels, [cache.names[i] for i in test], split=split, dropped=max(dropped, 0),
-        people=None if None in people else [p for p in people if p is not None],
-    )  # fmt: skip
-    return train, val, test, of_run
 
 
 class EventSet(Recorded):
@@ -167,12 +123,35 @@ class EventSet(Recorded):
     def test_mask(self, split, names, labels):
         return RULES[split](names, labels)
 
-    def split(self, cfg: Config, cache: Cache):
-        """(training, validation and test rows of an opened cache, their Split)."""
-        return published_split(self, cfg, cache)
+    def split(self, cfg: Config, cache: Cache) -> tuple[Indices, Indices, Indices, Split]:
+        """(training, validation and test rows of an opened cache, their Split), drawn on the list of what was published."""
+        split, excluded = cfg.dataset.split, [*cache.excluded]
+        total = self.total or len(cache.names) + len(excluded)
+        there = f"{self.name}: the cache holds"
+        if excluded or len(cache.names) < total:
+            said = f"{there} {len(cache.names)} of {total} recordings, so results do not compare with those on the whole data set"
+            warnings.warn(said, stacklevel=2)
+        if split == "official":
+            dropped = total - len(cache.names)
+            train, test = (np.flatnonzero(cache.parts == part) for part in ("train", "test"))
+        else:
+            everything = self.all_names(cache.names, cache.labels, excluded)
+            dropped = len(everything) - len(cache.names)
+            train, test = named_split(self, split, cache.names, cache.labels, everything)
+            if self.published_names() and len(everything) != total:
+                said = f"{there} recordings that the published data set has not, so dataset.split={split} is drawn on its own"
+                warnings.warn(f"{said} list of {len(everything)} names", stacklevel=2)
+        people = [who for who in map(self.person, cache.names) if who is not None]
+        train, val, of_run = split_parts(
+            cfg, train, test, cache.labels, [cache.names[i] for i in test], split=split, dropped=max(dropped, 0),
+            people=people if len(people) == len(cache.names) else None,
+        )  # fmt: skip
+        return train, val, test, of_run
 
     def locate(self, cfg: Config) -> list[Path]:
-        return find_sources(self, cfg.data_dir)
+        with contextlib.suppress(Packed):  # it is there
+            find_recordings(self.of(cfg), cfg.data_dir, cfg.cache_dir, unpack=False)
+        return [Path(cfg.data_dir or "")]
 
     def cache_settings(self, cfg: Config) -> Settings:
         """Of the cache that a run reads."""
@@ -182,10 +161,12 @@ class EventSet(Recorded):
         open_cache(self.cache_settings(cfg), cfg.cache_dir, cfg.data_dir)
 
     def state(self, cfg: Config) -> tuple[str, str | None]:
-        settings = self.cache_settings(cfg)
-        if cfg.cache_dir and Path(cfg.cache_dir, settings.folder, "manifest.json").is_file():
-            return "ready", None
-        if super().state(cfg)[0] == "missing":
+        try:
+            settings = self.cache_settings(cfg)
+            if cfg.cache_dir and Path(cfg.cache_dir, settings.folder, "manifest.json").is_file():
+                return "ready", None
+            self.locate(cfg)
+        except UserError:
             return "missing", f"the data set {self.name} in data_dir, or its frames in cache_dir"
         return "not prepared", f"frames: {settings.command(cfg.data_dir, cfg.cache_dir)}"
 
@@ -201,10 +182,10 @@ class EventSet(Recorded):
 
     def recording(self, path: str) -> Events:
         """The events of one file outside of the data set. Raises DataError."""
-        return self.decode(raw.file_bytes(path), path)
+        return self.decode(read_entry(Entry(path), path), path)
 
     def sample(self, cfg: Config, source: Any, say: Callable[[str], None]) -> Tensor:
-        return raw.frames(self, cfg, self.recording(os.fspath(source)) if raw.is_path(source) else source)
+        return raw.frames(self.of(cfg), cfg, self.recording(os.fspath(source)) if raw.is_path(source) else source)
 
     def build(self, cfg: Config) -> Data:
         """The data set from prepared frames."""
@@ -213,7 +194,7 @@ class EventSet(Recorded):
         dataset: Any = settings.dataset
         cache = open_cache(settings, cfg.cache_dir, cfg.data_dir)
         train, val, test, of_run = dataset.split(cfg, cache)
-        check = RowCheck(cache) if cfg.dataset.verify == "first_read" and cache.checksums is not None else None
+        check = RowCheck(cache) if cfg.dataset.verify == "first_read" else None
         parts = [Part(cache.frames, cache.labels, rows) for rows in (train, val, test)]
         if steps := recording_steps(cfg.augment, dataset):
             parts[0] = Part(AugmentedRecordings(settings, cfg, cache.names, steps), cache.labels, train)

@@ -6,29 +6,23 @@ A data set is one file in `data/sets/`: a class with the facts as attributes and
     class Mine(ImageSet):  # of images.py; or EventSet, or DataSet itself
         ...
 
-Whoever needs a fact asks `SETS["name"]`, which holds one object of the class; where the size of its images or its classes
-matter, `SETS["name"].of(cfg)`, as those of own data (own.py) are found in data_dir. The configuration asks too, so that
-this module and those of the sets import numpy, torch and what needs them inside of functions alone.
+`SETS["name"]` holds one object of the class; where the size of its images or its classes matter, ask `SETS["name"].of(cfg)`, as
+those of own data (own.py) are found in data_dir.
 """
-
-from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
-from snn_repro.data.archives import either
+from torch import Tensor
+
+from snn_repro.config.schema import Config
+from snn_repro.data.events import Events
 from snn_repro.errors import DataError, UserError
 from snn_repro.registry import SETS
 from snn_repro.settings import Setting
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from snn_repro.config.schema import Config
-    from snn_repro.data.events import Events
 
 
 @dataclass
@@ -44,7 +38,7 @@ class Split:
 
 @runtime_checkable
 class Batches(Protocol):
-    """All that training calls of a part of a data set, in order or shuffled anew in each epoch."""
+    """All that training calls of a part of a data set, in order or shuffled in each epoch."""
 
     def __len__(self) -> int:
         """Batches in an epoch, of this process."""
@@ -56,7 +50,7 @@ class Batches(Protocol):
         float32 [B, K].
         """
 
-    def shard(self, rank: int, world: int) -> Batches:
+    def shard(self, rank: int, world: int) -> Self:
         """The share of process `rank` of `world` in these batches; itself where there is one process."""
 
     def all_samples(self, batch: int) -> int:
@@ -153,10 +147,8 @@ class DataSet:
     def not_found(self, data_dir: str | None) -> UserError:
         """The sentence where `locate` finds nothing."""
         if not data_dir:
-            return UserError(
-                f"data_dir is not set: pass data_dir=DIR, the folder that holds {self.expected}; {self.name} is published at"
-                f" {self.published}"
-            )
+            said = f"data_dir is not set: pass data_dir=DIR, the folder that holds {self.expected}"
+            return UserError(f"{said}; {self.name} is published at {self.published}")
         return DataError(
             f"{self.name} was not found in data_dir={data_dir}: expected {self.expected}; it is published at {self.published}"
         )
@@ -188,16 +180,13 @@ class Entry(NamedTuple):
     """One file of an event set."""
 
     path: str
-    size: int  # bytes
-    crc32: str = ""  # eight hexadecimal digits, where it is known before the file is decoded
     problem: str = ""  # why it could not be unpacked
 
 
 class Recorded(DataSet):
     """The facts of recordings of an event camera, one file each or several in one: an `EventSet` without what is done.
 
-    As it stands, this class knows sets of class folders (or an archive
-    for each class), whose files' names match `pattern`.
+    As it stands, this class knows sets of class folders (or an archive for each class), whose files' names match `pattern`.
     """
 
     static = False
@@ -224,18 +213,12 @@ class Recorded(DataSet):
         """How folders and archives with the set in them are called."""
         return (*self.folders, *(self.inside or self.class_names))
 
-    def find(self, children: dict[str, Path]) -> list[Path]:
-        """The folders and archives with recordings, of what lies in a folder, {lower-case name: path}."""
-        return [path for name in self.class_names if (path := either(children, name))]
-
     def listing(self, files: dict[str, Entry]) -> tuple[list[Sample], dict[str, str]]:
         """The samples in `files` {name: where it lies}, and {name: why it cannot be used}."""
-        patterns = [re.compile(self.pattern.replace("{c}", re.escape(c.lower()))) for c in self.class_names]
-        label = {c: k for k, c in enumerate(self.class_names)}
-        samples = []
+        label, samples = {c: k for k, c in enumerate(self.class_names)}, []
         for name in files:
             above, _, file = name.rpartition("/")
-            if above in label and patterns[label[above]].fullmatch(file):
+            if above in label and re.fullmatch(self.pattern.replace("{c}", re.escape(above.lower())), file):
                 samples.append(Sample(name, name, label[above], ""))
         return samples, {}
 

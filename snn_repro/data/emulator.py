@@ -77,7 +77,7 @@ def emulate(
     for index, image in zip(range(len(images)) if indices is None else indices, images, strict=True):
         scene = _scene(image.astype(np.float64), camera)
         while True:
-            n = _kernel()(scene, path, thresholds, step, float(camera.refractory), buffer)
+            n = compiled(_simulate)(scene, path, thresholds, step, float(camera.refractory), buffer)
             if n <= len(buffer):
                 break
             buffer = np.empty((2 * n, 3), np.int64)
@@ -128,11 +128,6 @@ def _enlarge(n: int, scale: float) -> np.ndarray:
     size = round(n * scale)
     at = np.clip((np.arange(size) + 0.5) / scale - 0.5, 0, n - 1)
     return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(n)))
-
-
-@cache
-def _kernel():
-    return compiled(_simulate)
 
 
 def _simulate(scene, path, thresholds, step, refractory, out):
@@ -200,57 +195,35 @@ def emulated_frames(
     """Record images and integrate them: event counts, uint8 [N, T, 2, scene, scene], channel 0 = darker.
 
     rows: the numbers under which the recordings are made (default 0..N-1), so that a subset equals its part of the
-    whole. With `cache_dir` the frames are kept there as `name-<key>.npy`; a cache file that is damaged, or that cannot
-    be written, only costs a warning and the time to make them again.
+    whole. With `cache_dir` the frames are kept there as `name-<key>.npy`, one flat uint8 array: the frames, then the
+    SHA-256 of these bytes. A file that is damaged, or that cannot be written, only costs a warning and the time to make
+    them again.
     """
     rows = np.arange(len(images)) if rows is None else np.asarray(rows)
     shape = (len(images), timesteps, 2, camera.scene, camera.scene)
-
-    def make():
-        frames = np.empty(shape, np.uint8)
-        for frame, events in zip(frames, emulate(images, seed, camera, rows.tolist()), strict=True):
-            counts = integrate(events, timesteps, shape[-2:], by, dtype=np.uint8)
-            np.copyto(frame, counts, casting="safe")  # a scene has too few events for a count above 255
-        return frames
-
-    if cache_dir is None:
-        return make()
     settings = {"version": _FRAMES_VERSION, "camera": asdict(camera), "seed": seed, "T": timesteps, "by": by}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     digest.update(np.ascontiguousarray(rows, np.int64).data)
     digest.update(np.ascontiguousarray(images).data)
-    path = Path(cache_dir) / f"{name}-{digest.hexdigest()[:16]}.npy"
-    frames = _read_cache(path, shape)
-    if frames is None:
-        frames = make()
-        _write_cache(path, frames)
+    path = Path(cache_dir or "", f"{name}-{digest.hexdigest()[:16]}.npy")
+    if cache_dir and path.exists():
+        try:
+            stored = np.load(path, allow_pickle=False)
+            if hashlib.sha256(stored[:-32]).digest() == stored[-32:].tobytes():
+                return stored[:-32].reshape(shape)
+            reason = "damaged"
+        except Exception as error:  # whatever the file holds, it can be made again
+            reason = " ".join(str(error).split())[:100]
+        warnings.warn(f"the cache file {path} cannot be read ({reason}); its frames are made again", stacklevel=2)
+    frames = np.empty(shape, np.uint8)
+    for frame, events in zip(frames, emulate(images, seed, camera, rows.tolist()), strict=True):
+        np.copyto(frame, integrate(events, timesteps, shape[-2:], by), casting="safe")  # no count is above 255
+    if cache_dir:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replace_atomically(path) as temporary, open(temporary, "wb") as file:
+                check = np.frombuffer(hashlib.sha256(frames.data).digest(), np.uint8)
+                np.save(file, np.concatenate([frames.ravel(), check]), allow_pickle=False)
+        except (OSError, UserError) as error:
+            warnings.warn(f"cannot keep frames, so that each run makes them again: {error}", stacklevel=2)
     return frames
-
-
-# A cache file is one flat uint8 array: the frames, then the SHA-256 of these bytes.
-
-
-def _read_cache(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    if not path.exists():
-        return None
-    try:
-        stored = np.load(path, allow_pickle=False)
-        if stored.dtype == np.uint8 and stored.shape == (int(np.prod(shape)) + 32,):
-            frames, digest = stored[:-32], stored[-32:].tobytes()
-            if hashlib.sha256(frames).digest() == digest:
-                return frames.reshape(shape)
-        reason = "is damaged or was not written by this program"
-    except Exception as error:  # whatever the file holds, it can be made again
-        reason = f"cannot be read ({' '.join(str(error).split())[:100]})"
-    warnings.warn(f"the cache file {path} {reason}; its frames are made again", stacklevel=3)
-    return None
-
-
-def _write_cache(path: Path, frames: np.ndarray) -> None:
-    digest = np.frombuffer(hashlib.sha256(frames.data).digest(), np.uint8)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replace_atomically(path) as temporary, open(temporary, "wb") as file:
-            np.save(file, np.concatenate([frames.ravel(), digest]), allow_pickle=False)
-    except (OSError, UserError) as error:
-        warnings.warn(f"cannot keep frames, so that each run makes them again: {error}", stacklevel=3)

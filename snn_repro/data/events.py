@@ -1,8 +1,4 @@
-"""Event recordings and their integration into frames [T, 2, H, W].
-
-The loops below are plain Python functions that numba compiles at their first use (and keeps compiled on
-disk), so that importing this module costs nothing.
-"""
+"""Event recordings, their integration into frames [T, 2, H, W], and frames kept as bytes."""
 
 from __future__ import annotations
 
@@ -10,8 +6,11 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch.nn.functional import interpolate
 
 from snn_repro.errors import DataError, UserError
+from snn_repro.kernels import compiled as kernels
 
 
 class Events(NamedTuple):
@@ -27,18 +26,13 @@ class Events(NamedTuple):
     p: np.ndarray
 
 
+@cache
 def compiled(function):
-    """`function` compiled by numba and kept on disk (kernels/compiled.py)."""
-    from snn_repro.kernels.compiled import compiled
-
-    return compiled(function, error_model="python")
+    """`function` compiled by numba at its first call and kept on disk (kernels/compiled.py)."""
+    return kernels.compiled(function, error_model="python")
 
 
-_WIDER = {np.dtype(np.uint8): np.dtype(np.uint16), np.dtype(np.uint16): np.dtype(np.uint32)}
-_COUNTS = (*_WIDER, np.dtype(np.uint32))
-
-
-def integrate(events: Events, timesteps: int, size: tuple[int, int], by: str = "number", dtype=np.uint16) -> np.ndarray:
+def integrate(events: Events, timesteps: int, size: tuple[int, int], by: str = "number") -> np.ndarray:
     """Count the events of each frame, polarity and pixel: [T, 2, H, W], channel 0 holds polarity 0.
 
     by="number": N // T events a frame, in recorded order; the last frame takes the remainder too.
@@ -48,8 +42,7 @@ def integrate(events: Events, timesteps: int, size: tuple[int, int], by: str = "
     With fewer events than frames, all of them are in the last frame (by number) or where their times put
     them (by time). Without any event all frames are zero.
 
-    size: (H, W) of the sensor. dtype: the count type to start with (uint8, uint16 or uint32). It is widened
-    when a count would not fit, so look at the result's dtype: counts are never clipped and never wrap.
+    size: (H, W) of the sensor. Counts are uint8, or uint16 or uint32 where one does not fit: none is clipped or wraps.
 
     Raises DataError for an event outside of the sensor, a polarity other than 0 and 1, arrays of different
     lengths, or (by time) a recording that ends before it begins; UserError for a wrong argument.
@@ -58,16 +51,24 @@ def integrate(events: Events, timesteps: int, size: tuple[int, int], by: str = "
         raise UserError(f"timesteps={timesteps} must be at least 1")
     if by not in ("number", "time", "braincog"):
         raise UserError(f"dataset.integrate_by={by!r} must be 'number', 'time' or 'braincog'")
-    dtype = np.dtype(dtype)
-    if dtype not in _COUNTS:
-        raise UserError(f"frames cannot be counted in {dtype}; choose uint8, uint16 or uint32")
     t, x, y, p = _plain(events)
-    _check_pixels(x, y, p, *size)
+    column, row = x.view(np.uint16), y.view(np.uint16)  # negative ones become large: one test finds both
+    if column.max(initial=0) >= size[1] or row.max(initial=0) >= size[0] or p.max(initial=0) > 1:
+        i = int(np.argmax((column >= size[1]) | (row >= size[0]) | (p > 1)))
+        raise DataError(
+            f"event {i} of {len(x)} is at x={x[i]}, y={y[i]} with polarity {p[i]}, which a sensor of"
+            f" {size[0]} x {size[1]} pixels (height x width) cannot give; is the file of another data set?"
+        )
     if by == "number":
         stops = len(t) // timesteps * np.arange(1, timesteps + 1)
         stops[-1] = len(t)
     else:
-        edges = _time_edges(t, timesteps, by == "braincog")
+        if len(t) and t[-1] < t[0]:
+            raise DataError(f"the recording ends ({t[-1]} us) before it begins ({t[0]} us) and cannot be split by time")
+        first, width = (t[0], (t[-1] - t[0]) // timesteps) if len(t) else (0, 0)
+        edges = first + width * np.arange(
+            1, timesteps + (by == "braincog")
+        )  # where frames begin, and where the last ends
         if np.any(t[1:] < t[:-1]):
             frame_of = np.searchsorted(edges, t, side="right")
             order = np.argsort(frame_of, kind="stable")
@@ -75,69 +76,24 @@ def integrate(events: Events, timesteps: int, size: tuple[int, int], by: str = "
             stops = np.searchsorted(frame_of[order], np.arange(1, timesteps + 1))
         else:
             stops = np.append(np.searchsorted(t, edges), len(t))[:timesteps]
-    while True:
+    for dtype in (np.uint8, np.uint16, np.uint32):
         frames = np.zeros((timesteps, 2 * size[0] * size[1]), dtype)
-        if _count()(x, y, p, stops, frames, *size, np.iinfo(dtype).max):
-            return frames.reshape(timesteps, 2, *size)
-        if dtype not in _WIDER:
-            raise DataError(f"more than {np.iinfo(dtype).max} events at one pixel of one frame")
-        dtype = _WIDER[dtype]
+        if compiled(_count_events)(x, y, p, stops, frames, *size, np.iinfo(dtype).max):
+            break
+    return frames.reshape(timesteps, 2, *size)
 
 
 def _plain(events) -> list[np.ndarray]:
     """Contiguous arrays of the types of `Events`; refuses what those cannot hold, so that nothing wraps."""
-    arrays: list[np.ndarray] = []
-    for name, values, dtype in zip("txyp", events, map(np.dtype, ("i8", "i2", "i2", "u1")), strict=True):
-        values = np.asarray(values)
-        if values.ndim != 1 or values.dtype.kind not in "iub":
-            kind = f"{values.dtype} {values.shape}"
-            raise DataError(f"events.{name} must be a 1-D array of integers, not {kind}")
-        if values.dtype != dtype and values.size:
-            low, high = int(values.min()), int(values.max())
-            if low < np.iinfo(dtype).min or high > np.iinfo(dtype).max:
-                raise DataError(f"events.{name} reaches from {low} to {high}, which no sensor here can give")
-        arrays.append(np.ascontiguousarray(values, dtype))
-    if len({len(a) for a in arrays}) != 1:
-        raise DataError(f"events.t, x, y and p have different lengths: {[len(a) for a in arrays]}")
-    return arrays
-
-
-def _check_pixels(x: np.ndarray, y: np.ndarray, p: np.ndarray, height: int, width: int) -> None:
-    column, row = x.view(np.uint16), y.view(np.uint16)  # negative ones become large: one test finds both
-    top = _tops()(column, row, p)
-    if top[0] >= width or top[1] >= height or top[2] > 1:
-        i = int(np.argmax((column >= width) | (row >= height) | (p > 1)))
-        raise DataError(
-            f"event {i} of {len(x)} is at x={x[i]}, y={y[i]} with polarity {p[i]}, which a sensor of"
-            f" {height} x {width} pixels (height x width) cannot give; is the file of another data set?"
-        )
-
-
-def _time_edges(t: np.ndarray, timesteps: int, last_ends: bool) -> np.ndarray:
-    """int64 [T - 1]: the times at which frames 1, 2, ... begin; with last_ends [T], and that at which the last ends."""
-    frames = np.arange(1, timesteps + last_ends, dtype=np.int64)
-    if len(t) == 0:
-        return 0 * frames
-    if t[-1] < t[0]:
-        raise DataError(f"the recording ends ({t[-1]} us) before it begins ({t[0]} us) and cannot be split by time")
-    return t[0] + (t[-1] - t[0]) // timesteps * frames
-
-
-@cache
-def _tops():
-    return compiled(_largest)
-
-
-@cache
-def _count():
-    return compiled(_count_events)
-
-
-def _largest(x, y, p):
-    top_x, top_y, top_p = np.uint16(0), np.uint16(0), np.uint8(0)
-    for i in range(len(x)):
-        top_x, top_y, top_p = max(top_x, x[i]), max(top_y, y[i]), max(top_p, p[i])
-    return top_x, top_y, top_p
+    given = [np.asarray(values) for values in events]
+    if len({a.shape for a in given}) != 1 or any(a.ndim != 1 or a.dtype.kind not in "iub" for a in given):
+        kinds = ", ".join(f"{a.dtype} {list(a.shape)}" for a in given)
+        raise DataError(f"events.t, x, y and p must be four arrays of N integers, not {kinds}")
+    plain = [np.ascontiguousarray(a, kind) for a, kind in zip(given, ("i8", "i2", "i2", "u1"), strict=True)]
+    for name, a, values in zip("txyp", given, plain, strict=True):
+        if a.dtype != values.dtype and not np.array_equal(a, values):
+            raise DataError(f"events.{name} reaches from {a.min()} to {a.max()}, which no sensor here can give")
+    return plain
 
 
 def _count_events(x, y, p, stops, frames, height, width, limit):
@@ -167,3 +123,68 @@ def _count_events(x, y, p, stops, frames, height, width, limit):
                 return False
         start = stops[frame]
     return True
+
+
+def cut(events: Events, start: int, stop: int) -> Events:
+    """The events with start <= t < stop, in recorded order; all, where stop is -1."""
+    inside = (events.t >= start) & (events.t < stop)
+    return events if stop < 0 else Events(*(a[inside] for a in events))
+
+
+def to_frames(events: Events, size: tuple[int, int], timesteps: int, by: str, frame_size: int | None) -> np.ndarray:
+    """Frames as the cache stores them: the counts of `integrate`; with `frame_size`, resized to
+    [T, 2, frame_size, frame_size] float16 (float32 where float16 cannot hold a count).
+
+    The resize is bilinear with antialiasing, on float32 frames, without keeping the aspect ratio. by="braincog": of the
+    pixels that the recording's events reach, from corner to corner and without antialiasing, as BrainCog does it.
+    """
+    counts = integrate(events, timesteps, size, by)
+    if frame_size is None:
+        return counts
+    if corners := by == "braincog":
+        rows, columns = (slice(v.min(), int(v.max()) + 1) for v in (events.y, events.x))
+        counts = counts[..., rows, columns]
+    frames, size = torch.from_numpy(counts.astype(np.float32)), (frame_size, frame_size)
+    small = interpolate(frames, size=size, mode="bilinear", antialias=not corners, align_corners=corners)
+    return small.numpy().astype(np.float16 if counts.max(initial=0) <= 60_000 else np.float32)
+
+
+# ------------------------------------------------------------------ counts as bytes
+
+MOST = 255  # that a byte holds; it stands where the table has the count
+OVERFLOW = np.dtype([("row", "<u4"), ("place", "<u4"), ("count", "<u4")])
+"""an entry of the table: a row, the place in its flattened frames, and the count there"""
+
+
+class ByteFrames:
+    """Frames [N, T, 2, H, W] of bytes and a table of larger counts (sorted by row), read as one array.
+
+    frames[i] are the counts of a row: uint8, or the narrowest of uint16 and uint32 that holds them where the table has
+    some. So one hot pixel does not double a data set.
+    """
+
+    def __init__(self, stored: np.ndarray, table: np.ndarray):
+        self.stored, self.shape, self.ndim, self.dtype = stored, stored.shape, stored.ndim, stored.dtype
+        rows, starts = np.unique(table["row"], return_index=True)
+        ends = [*starts[1:], len(table)]
+        self.over = {  # row -> (places, counts)
+            int(row): (table["place"][start:end].astype(np.int64), table["count"][start:end])
+            for row, start, end in zip(rows, starts, ends, strict=False)
+        }
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        if row not in self.over:
+            return self.stored[row]
+        places, counts = self.over[row]
+        frames = self.stored[row].astype(np.uint16 if counts.max() < 2**16 else np.uint32)
+        frames.reshape(-1)[places] = counts
+        return frames
+
+
+def apart(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The bytes of one row, and the places and counts of its part of the table."""
+    places = np.flatnonzero(frames > MOST)
+    return np.minimum(frames, MOST).astype(np.uint8), places, frames.reshape(-1)[places]

@@ -1,41 +1,31 @@
-"""Readers of the published file formats: bytes in, arrays out, and one sentence for what is not as it should be.
+"""Readers of file formats: bytes in, arrays out, and one sentence for what is not as it should be.
 
     read_aedat2          AEDAT 2.0, CIFAR10-DVS's `.aedat`
     read_aedat3          AEDAT 3.1, DVS128 Gesture's `.aedat`; read_gesture_labels: its `_labels.csv`
     read_atis_bin        40-bit ATIS events, N-Caltech101's `.bin`
-    read_idx             IDX, Fashion-MNIST's `-ubyte` and `-ubyte.gz`
-    read_cifar_batch     one of the Python pickles of CIFAR; read_cifar10, read_cifar100: all of them
+    read_recording       a recording of one's own, by its suffix
 
-Each (but read_cifar10 and read_cifar100, which want a folder or archive) takes a path, an open binary file or
-the bytes themselves (a member of a zip file, say), and `name`, what to call it in errors. A file that breaks
-off, even inside its last record, is an error and never a shorter recording. No size found in a file is believed
-before the bytes are seen to be there.
+Each takes the bytes of a file and `name`, what to call it in errors. A file that breaks off, even inside its last record, is an error and never a shorter recording.
+No size found in a file is believed before the bytes are seen to be there.
 """
 
 from __future__ import annotations
 
-import gzip
 import io
-import os
-import pickle
 import re
 import struct
-import tarfile
+import tempfile
 import warnings
-import zlib
-from itertools import islice
-from math import prod
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from snn_repro.data.events import Events
-from snn_repro.errors import DataError
+from snn_repro.errors import DataError, UserError
 
 _BINARY = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
-_LARGEST = 1 << 30  # bytes of an image file, unpacked; CIFAR-100's has 155 million
-Source = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO
 
 
 class FormatError(DataError):
@@ -49,15 +39,7 @@ class FormatError(DataError):
         return f"{self.name}{'' if self.offset is None else f', byte {self.offset}'}: {self.reason}"
 
 
-def _bytes(source: Source, name: str | None) -> tuple[bytes, str]:
-    if isinstance(source, bytes | bytearray | memoryview):
-        return bytes(source), name or "<bytes>"
-    if isinstance(source, str | os.PathLike):
-        try:
-            return Path(source).read_bytes(), name or os.fspath(source)
-        except OSError as error:
-            raise DataError(f"{name or source} cannot be read: {error.strerror or error}") from None
-    return bytes(source.read()), name or str(getattr(source, "name", "<stream>"))
+# ------------------------------------------------------------------ events
 
 
 def _after_header(data: bytes, name: str, magic: bytes, last_line: bytes | None = None) -> int:
@@ -77,15 +59,21 @@ def _after_header(data: bytes, name: str, magic: bytes, last_line: bytes | None 
     return at
 
 
-def _whole_records(data: bytes, start: int, size: int, name: str) -> None:
-    rest = (len(data) - start) % size
-    if rest:
+def _records(data: bytes, start: int, dtype: str, columns: int, name: str) -> np.ndarray:
+    """The whole records of a file, [N, columns]."""
+    size = columns * np.dtype(dtype).itemsize
+    if rest := (len(data) - start) % size:
         raise FormatError(
             name, len(data) - rest, f"the last record has {rest} of its {size} bytes: the file breaks off"
         )
+    return np.frombuffer(data, dtype, offset=start).reshape(-1, columns)
 
 
-def read_aedat2(source: Source, name: str | None = None) -> Events:
+def _chosen(events: Events, keep: np.ndarray) -> Events:
+    return events if keep.all() else Events(*(values[keep] for values in events))
+
+
+def read_aedat2(data: bytes, name: str = "the file") -> Events:
     """AEDAT 2.0 of a DVS128 sensor (128 x 128), as CIFAR10-DVS uses it.
 
     After the header, records of a big-endian 32-bit address and a 32-bit time in microseconds. Address bit 0 is
@@ -93,30 +81,24 @@ def read_aedat2(source: Source, name: str | None = None) -> Events:
     results use: x = 127 - c, y = 127 - b, p = 1 - a. Records with bit 15 (external) or 31 (special) set come
     from no pixel and are left out. Raises FormatError.
     """
-    data, name = _bytes(source, name)
     start = _after_header(data, name, b"#!AER-DAT2.0")
-    _whole_records(data, start, 8, name)
-    words = np.frombuffer(data, ">u4", offset=start).reshape(-1, 2)
+    words = _records(data, start, ">u4", 2, name)
     address = words[:, 0].astype(np.uint32)
-    used = int(np.bitwise_or.reduce(address, initial=0))
-    if used & 0x7FFF0000:
-        i = int(np.argmax(address & 0x7FFF0000 != 0))
+    if (wrong := address & 0x7FFF0000).any():
+        i = int(np.argmax(wrong != 0))
         raise FormatError(
             name, start + 8 * i, f"address {address[i]:#010x} has bits set that a DVS128 sensor does not use"
         )
-    t = words[:, 1].astype(np.int64)
-    if used & 0x80008000:
-        pixel = address & 0x80008000 == 0
-        address, t = address[pixel], t[pixel]
-    low, high = address.astype(np.uint8), (address >> 8).astype(np.uint8)
-    return Events(t, (127 - high).astype(np.int16), (127 - (low >> 1)).astype(np.int16), 1 - (low & 1))
+    low, high = address.astype(np.uint8), (address >> 8 & 127).astype(np.uint8)
+    x, y = (127 - high).astype(np.int16), (127 - (low >> 1)).astype(np.int16)
+    return _chosen(Events(words[:, 1].astype(np.int64), x, y, 1 - (low & 1)), address & 0x80008000 == 0)
 
 
 _PACKET = struct.Struct("<HHIIIIII")  # type, source, size, time offset, time overflow, capacity, number, valid
 _POLARITY, _LAST_TYPE = 1, 13
 
 
-def read_aedat3(source: Source, name: str | None = None, size: tuple[int, int] | None = (128, 128)) -> Events:
+def read_aedat3(data: bytes, name: str = "the file", size: tuple[int, int] | None = (128, 128)) -> Events:
     """AEDAT 3.1, as DVS128 Gesture uses it: the valid polarity events of all packets, in recorded order.
 
     Packets of a 28-byte little-endian header and eventCapacity events of eventSize bytes, of which the first
@@ -130,9 +112,35 @@ def read_aedat3(source: Source, name: str | None = None, size: tuple[int, int] |
 
     size: (H, W) that x and y must lie in, None to accept all. Raises FormatError.
     """
-    data, name = _bytes(source, name)
-    at = _after_header(data, name, b"#!AER-DAT3.1", last_line=b"#!END-HEADER")
-    packets = []  # (offset of the events, how many, how many of them valid, time overflow)
+    packets = _polarity_packets(data, _after_header(data, name, b"#!AER-DAT3.1", last_line=b"#!END-HEADER"), name)
+    if not packets:
+        return Events(*(np.empty(0, kind) for kind in (np.int64, np.int16, np.int16, np.uint8)))
+    starts, numbers, valids, overflows = (np.array(column, np.int64) for column in zip(*packets, strict=True))
+    words = np.concatenate([np.frombuffer(data, "<u4", 2 * n, at) for at, n in zip(starts, numbers, strict=True)])
+    word, t = words[::2].copy(), words[1::2].astype(np.int64) | np.repeat(overflows << 31, numbers)
+    events = Events(
+        t, (word >> 17).astype(np.int16), (word >> 2 & 0x7FFF).astype(np.int16), (word >> 1 & 1).astype(np.uint8)
+    )
+    valid, first = word & 1 == 1, np.cumsum(numbers) - numbers
+    if odd := int(np.abs(np.add.reduceat(valid, first, dtype=np.int64) - valids).sum()):
+        warnings.warn(
+            f"{name}: headers and valid bits of its packets disagree about {odd} of {len(t)} events; an event is kept where"
+            " the header counts all of its packet as valid, or where its bit is set",
+            stacklevel=2,
+        )
+    valid |= np.repeat(numbers == valids, numbers)
+    outside = valid & ((events.x >= size[1]) | (events.y >= size[0])) if size else ~valid & valid
+    if outside.any():
+        i = int(np.argmax(outside))
+        packet = int(np.searchsorted(first, i, side="right")) - 1
+        where = f"x={events.x[i]}, y={events.y[i]}, outside of {size[1]} x {size[0]} pixels"  # type: ignore[index]
+        raise FormatError(name, int(starts[packet] + 8 * (i - first[packet])), f"an event at {where}")
+    return _chosen(events, valid)
+
+
+def _polarity_packets(data: bytes, at: int, name: str) -> list[tuple[int, int, int, int]]:
+    """(offset of the events, how many, how many of them valid, time overflow) of each packet that has some."""
+    packets = []
     while at < len(data):
         left = len(data) - at - _PACKET.size
         if left < 0:
@@ -144,82 +152,33 @@ def read_aedat3(source: Source, name: str | None = None, size: tuple[int, int] |
         if not valid <= number <= capacity:
             counts = f"eventValid {valid}, eventNumber {number}, eventCapacity {capacity}"
             raise FormatError(name, at, f"a packet with {counts}: these may not decrease")
-        if kind == _POLARITY:
-            if (event_size, time_at) != (8, 4):
-                raise FormatError(name, at, f"a polarity packet of {event_size}-byte events; they have 8 bytes")
-            if number:
-                packets.append((at + _PACKET.size, number, valid, overflow))
-        elif kind > _LAST_TYPE:
+        if kind > _LAST_TYPE:
             raise FormatError(name, at, f"a packet of type {kind}, which AEDAT 3.1 does not define")
-        at += _PACKET.size + capacity * event_size
-    return _polarity_events(data, packets, name, size)
+        if kind == _POLARITY and (event_size, time_at) != (8, 4):
+            raise FormatError(name, at, f"a polarity packet of {event_size}-byte events; they have 8 bytes")
+        at += _PACKET.size
+        if kind == _POLARITY and number:
+            packets.append((at, number, valid, overflow))
+        at += capacity * event_size
+    return packets
 
 
-def _polarity_events(data: bytes, packets: list[tuple[int, int, int, int]], name: str, size) -> Events:
-    total = sum(number for _, number, *_ in packets)
-    events = Events(*(np.empty(total, kind) for kind in (np.int64, np.int16, np.int16, np.uint8)))
-    filled, kept, unclear = 0, 0, 0
-    for first in range(0, len(packets), 64):  # a few packets at a time: recordings can have 100 MB
-        starts, numbers, valids, overflows = zip(*packets[first : first + 64], strict=True)
-        parts = [np.frombuffer(data, "<u4", 2 * n, s) for s, n in zip(starts, numbers, strict=True)]
-        words = np.concatenate(parts).reshape(-1, 2)
-        word, t = np.ascontiguousarray(words[:, 0]), words[:, 1].astype(np.int64)
-        if any(overflows):
-            t |= np.repeat(np.array(overflows, np.int64) << 31, numbers)
-        x, y = (word >> 17).astype(np.int16), (word >> 2 & 0x7FFF).astype(np.int16)
-        valid = word & 1 == 1
-        if not valid.all() or numbers != valids:
-            whole = np.equal(numbers, valids)  # packets whose header counts every event as valid
-            counted = np.add.reduceat(valid, np.cumsum((0, *numbers[:-1])), dtype=np.int64)
-            unclear += int(np.abs(counted - valids)[~whole].sum())
-            trusted = np.repeat(whole, numbers)
-            kept += int(np.count_nonzero(trusted & ~valid))
-            valid |= trusted
-        if size is not None and (x.max(initial=0) >= size[1] or y.max(initial=0) >= size[0]):
-            outside = valid & ((x >= size[1]) | (y >= size[0]))
-            if outside.any():
-                i = int(np.argmax(outside))
-                packet = int(np.searchsorted(np.cumsum(numbers), i, side="right"))
-                offset = starts[packet] + 8 * (i - sum(numbers[:packet]))
-                where = f"x={x[i]}, y={y[i]}, outside of {size[1]} x {size[0]} pixels"
-                raise FormatError(name, offset, f"an event at {where}")
-        decoded = Events(t, x, y, (word >> 1 & 1).astype(np.uint8))
-        if not valid.all():
-            decoded = Events(*(values[valid] for values in decoded))
-        for target, values in zip(events, decoded, strict=True):
-            target[filled : filled + len(values)] = values
-        filled += len(decoded.t)
-    if kept:
-        warnings.warn(
-            f"{name}: kept {kept} of {total} events whose own valid bit is 0, because their packets' headers count them"
-            " as valid",
-            stacklevel=3,
-        )
-    if unclear:
-        warnings.warn(
-            f"{name}: headers and valid bits of its packets disagree by {unclear} of {total} events; the bits were followed",
-            stacklevel=3,
-        )
-    return Events(*(values[:filled] for values in events))
-
-
-def read_gesture_labels(source: Source, name: str | None = None) -> list[tuple[int, int, int]]:
+def read_gesture_labels(data: bytes, name: str = "the file") -> list[tuple[int, int, int]]:
     """The label table of one DVS128 Gesture recording: rows (class 1..11, start, end) in microseconds.
 
     The rows are given as they are recorded: a class may occur twice, rows may overlap, nothing is sorted. The
     samples are the events with start <= t < end. Raises FormatError.
     """
-    data, name = _bytes(source, name)
-    data, offset, rows = data.removeprefix(b"\xef\xbb\xbf"), 0, []
-    for number, line in enumerate(data.splitlines(keepends=True)):
-        if number == 0:
-            if line.strip() != b"class,startTime_usec,endTime_usec":
-                raise FormatError(name, 0, "the first line is not class,startTime_usec,endTime_usec")
-        elif line.strip():
+    head, *lines = data.removeprefix(b"\xef\xbb\xbf").splitlines(keepends=True) or [b""]
+    if head.strip() != b"class,startTime_usec,endTime_usec":
+        raise FormatError(name, 0, "the first line is not class,startTime_usec,endTime_usec")
+    offset, rows = len(head), []
+    for line in lines:
+        if line.strip():
             match = re.fullmatch(rb"(\d{1,2}),(\d{1,18}),(\d{1,18})", line.strip())
             if not match:
                 raise FormatError(name, offset, "a line that is not three whole numbers: class,start,end")
-            gesture, start, end = (int(field) for field in match.groups())
+            gesture, start, end = map(int, match.groups())
             if not 1 <= gesture <= 11 or start >= end:
                 problem = f"class {gesture} from {start} to {end}"
                 raise FormatError(name, offset, f"{problem}: classes are 1 to 11 and end after their start")
@@ -230,181 +189,151 @@ def read_gesture_labels(source: Source, name: str | None = None) -> list[tuple[i
     return rows
 
 
-def read_atis_bin(source: Source, name: str | None = None, size: tuple[int, int] = (180, 240)) -> Events:
+def read_atis_bin(data: bytes, name: str = "the file", size: tuple[int, int] = (180, 240)) -> Events:
     """40-bit events of an ATIS sensor, as N-Caltech101 (180 x 240 pixels) and N-MNIST use them.
 
     Five bytes an event: x, y, then polarity (1 bit) and time (23 bits, microseconds, big-endian). A record with
     y = 240 is no event: from there on, 2^13 microseconds are added to all times. Events outside of `size`
     (H, W) are left out with a warning that counts them. Raises FormatError.
     """
-    data, name = _bytes(source, name)
-    _whole_records(data, 0, 5, name)
-    raw = np.frombuffer(data, np.uint8).reshape(-1, 5)
+    raw = _records(data, 0, "u1", 5, name)
     x, y = raw[:, 0].astype(np.int16), raw[:, 1].astype(np.int16)
     t = raw[:, 4] | raw[:, 3].astype(np.int64) << 8 | (raw[:, 2] & 127).astype(np.int64) << 16
     overflow = y == 240
-    if overflow.any():
-        t += np.cumsum(overflow) << 13
     outside = ~overflow & ((y >= size[0]) | (x >= size[1]))
     if outside.any():
-        first = 5 * int(np.argmax(outside))
         warnings.warn(
             f"{name}: left out {np.count_nonzero(outside)} of {len(raw)} events, outside of {size[1]} x {size[0]}"
-            f" pixels, the first at byte {first}",
+            f" pixels, the first at byte {5 * int(np.argmax(outside))}",
             stacklevel=2,
         )
-    events = Events(t, x, y, raw[:, 2] >> 7)
-    keep = ~(overflow | outside)
-    return events if keep.all() else Events(*(values[keep] for values in events))
+    return _chosen(Events(t + (np.cumsum(overflow) << 13), x, y, raw[:, 2] >> 7), ~(overflow | outside))
 
 
-def read_idx(source: Source, name: str | None = None) -> np.ndarray:
-    """A uint8 array in IDX, MNIST's format, plain or gzipped. Raises FormatError.
+# ------------------------------------------------------------------ recordings of one's own
 
-    Two zero bytes, the type code 8, the number of dimensions, these as big-endian 32-bit integers, then the values.
+SUFFIXES = (".npz", ".h5", ".hdf5", ".aedat", ".bin", ".aedat4", ".raw", ".dat", ".es")
+CAMERAS = {"DVS128": (128, 128), "DAVIS240": (180, 240), "DAVIS346": (260, 346), "DAVIS640": (480, 640)}
+"""what the name of an AEDAT 3.1 file's source begins with -> (height, width)"""
+RANGES = {"t": (-(2**62), 2**62), "x": (0, 4095), "y": (0, 4095), "p": (-1, 1), "height": (1, 4096), "width": (1, 4096)}
+JITTER = 1000  # microseconds that an event may lie before an earlier one, as cameras write them
+
+
+class Recording(NamedTuple):
+    """What a file holds."""
+
+    events: Events
+    size: tuple[int, int] | None  # (height, width) of the sensor, where the file says it
+
+
+def read_recording(data: bytes, name: str) -> Recording:
+    """A recording by the suffix of its file.
+
+    .npz .h5 .hdf5       columns t, x, y, p, each an array, at the top or in `events`: a group, or a structured array
+        t                microseconds, ascending, x, y: column and row of the pixel, from 0, p: 0 and 1, or -1 and 1
+        height, width    of the sensor, not needed: arrays of one number, or attributes
+    .aedat               AEDAT 2.0 of a DVS128, decoded as CIFAR10-DVS is, or AEDAT 3.1
+    .bin                 40-bit ATIS events, as of N-Caltech101 and N-MNIST
+    .aedat4 .raw .dat .es  AEDAT 4, EVT 2 and 3, DAT and ES, read by faery (an extra)
+
+    Raises DataError (FormatError), and UserError where faery is needed and missing.
     """
-    data, name = _bytes(source, name)
-    if data[:2] == b"\x1f\x8b":
-        try:
-            unpacked = gzip.GzipFile(fileobj=io.BytesIO(data))
-            data = b"".join(islice(iter(lambda: unpacked.read(1 << 20), b""), _LARGEST >> 20))
-        except (OSError, EOFError, zlib.error) as error:
-            raise FormatError(name, 0, f"cannot be unpacked ({error}): the file is damaged") from None
-    if len(data) < 4 or data[:2] != b"\0\0" or not 1 <= data[3] <= 8:
-        raise FormatError(name, 0, f"the file begins with {data[:4].hex(' ') or 'nothing'}, not with an IDX header")
-    if data[2] != 8:
-        raise FormatError(name, 2, f"it holds values of type {data[2]:#04x}, not bytes of 0 to 255 (type 0x08)")
-    start = 4 + 4 * data[3]
-    if len(data) < start:
-        raise FormatError(name, len(data), f"the file ends inside its header of {start} bytes")
-    shape = struct.unpack_from(f">{data[3]}I", data, 4)
-    if not prod(shape) or len(data) - start != prod(shape):
-        raise FormatError(
-            name, start, f"an array of shape {shape} has {prod(shape)} bytes, the file {len(data) - start}"
-        )
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()
-
-
-# ------------------------------------------------------------------ CIFAR's pickles
-
-
-Labelled = tuple[np.ndarray, np.ndarray]
-"""images uint8 [N, 3, 32, 32], planes R, G, B; labels int64 [N]"""
-
-
-def read_cifar10(source: str | os.PathLike) -> tuple[Labelled, Labelled]:
-    """CIFAR-10 from the folder cifar-10-batches-py or from cifar-10-python.tar.gz: (train, test), labels 0..9.
-
-    Raises DataError if a file is missing, FormatError if one is damaged.
-    """
-    *train, test = _read_cifar(source, [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], "labels")
-    images, labels = (np.concatenate(parts) for parts in zip(*train, strict=True))
-    return (images, labels), test
-
-
-def read_cifar100(source: str | os.PathLike) -> tuple[Labelled, Labelled]:
-    """CIFAR-100 from the folder cifar-100-python or from its tar.gz: (train, test), fine labels 0..99.
-
-    Raises as `read_cifar10` does.
-    """
-    train, test = _read_cifar(source, ["train", "test"], "fine_labels")
-    return train, test
-
-
-def _read_cifar(source: str | os.PathLike, files: list[str], labels: str) -> list[Labelled]:
-    source, held = Path(source), dict[str, Labelled]()
-    if source.is_dir():
-        held = {f: read_cifar_batch(source / f, labels=labels) for f in files if (source / f).exists()}
+    suffix = Path(name).suffix.lower()
+    if suffix in (".npz", ".h5", ".hdf5"):
+        found = _table_file(data, name, suffix)
+    elif suffix == ".aedat" and data.startswith(b"#!AER-DAT3.1"):
+        camera = re.search(rb"^#\s*Source \d+: *(\w+)", data[:4096], re.MULTILINE)
+        named = camera.group(1).decode() if camera else ""
+        size = next((s for c, s in CAMERAS.items() if named.startswith(c)), None)
+        found = Recording(read_aedat3(data, name, None), size)
+    elif suffix == ".aedat":
+        found = Recording(read_aedat2(data, name), CAMERAS["DVS128"])
+    elif suffix == ".bin":
+        found = Recording(read_atis_bin(data, name, (240, 256)), None)
+    elif suffix in SUFFIXES:
+        found = _by_faery(data, name, suffix)
     else:
-        try:
-            with tarfile.open(source, "r|*") as archive:
-                for member in archive:
-                    file = PurePosixPath(member.name).name
-                    if member.isfile() and file in files and member.size < _LARGEST:
-                        name = f"{source}:{member.name}"
-                        content = archive.extractfile(member).read()  # type: ignore[union-attr]  # a file has one
-                        held[file] = read_cifar_batch(content, name, labels=labels)
-        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{source} cannot be unpacked ({error}); get it again") from None
-    if missing := [f for f in files if f not in held]:
-        raise DataError(f"{source} holds no {', '.join(missing)}; it should hold {', '.join(files)}")
-    return [held[f] for f in files]
+        raise DataError(f"{name} is no recording that can be read; they end in {', '.join(SUFFIXES)}")
+    t = found.events.t
+    if len(early := np.flatnonzero(np.maximum.accumulate(t) - t > JITTER)):
+        i = int(early[0])
+        raise FormatError(name, None, f"t falls from {t[:i].max()} to {t[i]} at event {i}; sort the events by t")
+    return found
 
 
-def read_cifar_batch(source: Source, name: str | None = None, labels: str = "labels") -> Labelled:
-    """One pickled file of CIFAR. labels: "labels" (CIFAR-10) or "fine_labels" (CIFAR-100).
-
-    Nothing that the pickle names is imported or called. Raises FormatError.
-    """
-    classes = {"labels": 10, "fine_labels": 100}[labels]
-    data, name = _bytes(source, name)
-    stream = io.BytesIO(data)
+def _table_file(data: bytes, name: str, suffix: str) -> Recording:
+    """A .npz or HDF5 file. Nothing in it is unpickled."""
     try:
-        batch = {_text(key): getattr(value, "values", value) for key, value in _Unpickler(stream).load().items()}
-    except Exception as error:  # a damaged pickle can fail in any way that its operations can
-        reason = " ".join(str(error).split())[:100] or type(error).__name__
-        raise FormatError(name, stream.tell(), f"it is no whole pickle of a dictionary ({reason})") from None
-    if stream.tell() != len(data):
-        raise FormatError(name, stream.tell(), "the pickle ends here, before the file does")
-    for needed in ("data", labels):
-        if needed not in batch:
-            raise FormatError(name, 0, f"the dictionary has no '{needed}'; is the file of another data set?")
-    images, numbers = batch["data"], batch[labels]
-    if not isinstance(images, np.ndarray) or images.shape[1:] != (3072,) or not len(images):
-        raise FormatError(name, 0, "'data' is no whole uint8 array of 3,072 bytes an image")
-    if not isinstance(numbers, list) or len(numbers) != len(images) or any(type(n) is not int for n in numbers):
-        raise FormatError(name, 0, f"'{labels}' is no list of {len(images)} whole numbers")
-    if min(numbers) < 0 or max(numbers) >= classes:
-        span = f"{min(numbers)} to {max(numbers)}"
-        raise FormatError(name, 0, f"'{labels}' reaches from {span}, not from 0 to {classes - 1}")
-    return images.reshape(-1, 3, 32, 32), np.array(numbers, np.int64)
+        if suffix == ".npz":
+            with np.load(io.BytesIO(data), allow_pickle=False) as file:
+                return _table(file, name)
+        import h5py
+
+        with h5py.File(io.BytesIO(data), "r") as file:
+            return _table({**file, **file.attrs}, name)
+    except FormatError:
+        raise
+    except Exception as error:  # zipfile, numpy and h5py raise nearly anything for a damaged file
+        raise FormatError(name, None, f"it cannot be read ({_reason(error)}): it is damaged, or no {suffix}") from None
 
 
-class _Bytes:
-    """What `numpy.dtype` means in a pickle: that numbers are bytes."""
-
-    def __init__(self, code, *_):
-        if _text(code) != "u1":
-            raise ValueError(f"it holds numbers of type {_text(code)}, which no CIFAR file needs")
-
-    def __setstate__(self, state):
-        pass
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:150] or type(error).__name__
 
 
-class _Array:
-    """What numpy's `_reconstruct` means: an array, of which all comes as its state."""
-
-    def __setstate__(self, state):
-        _, shape, kind, fortran, raw = state
-        self.values = _filled(raw, kind, shape, "F" if fortran else "C")
-
-
-def _filled(raw: bytes, _: _Bytes, shape: tuple, order: str | bytes) -> np.ndarray:
-    return np.frombuffer(raw, np.uint8).reshape(shape, order="F" if _text(order) == "F" else "C").copy()
-
-
-class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]  # the one in Python: a damaged index takes no memory
-    """Dictionaries, lists, numbers, strings and arrays of integers; nothing that the file names is imported."""
-
-    dispatch = pickle._Unpickler.dispatch | {pickle.BYTEARRAY8[0]: pickle._Unpickler.load_binbytes8}  # type: ignore[attr-defined]
-    meanings = {
-        "numpy ndarray": None,
-        "numpy dtype": _Bytes,
-        "numpy.core.multiarray _reconstruct": lambda *_: _Array(),
-        "numpy.core.numeric _frombuffer": _filled,
-        "_codecs encode": lambda text, _: text.encode("latin1"),  # how Python 3 writes bytes into a protocol 2 pickle
-    }
-
-    def __init__(self, stream: io.BytesIO):
-        super().__init__(stream, encoding="bytes")
-
-    def find_class(self, module: str, name: str):
-        known = f"{module.replace('numpy._core', 'numpy.core')} {name}"
-        if known not in self.meanings:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which no CIFAR file needs")
-        return self.meanings[known]
+def _table(file: Mapping[str, Any], name: str) -> Recording:
+    source = file["events"] if "events" in file else file
+    held = (source.dtype.names or ()) if hasattr(source, "dtype") else list(source)
+    if missing := [key for key in "txyp" if key not in held]:
+        raise FormatError(
+            name, None,
+            f"it lacks {', '.join(missing)}: the columns t (microseconds), x, y and p (0 and 1, or -1 and 1) are wanted, as"
+            f" arrays or as a structured array `events`; it holds: {', '.join(sorted(held)) or 'no names'}",
+        )  # fmt: skip
+    t, x, y, p = (_column(source[key], key, name) for key in "txyp")
+    if len({len(t), len(x), len(y), len(p)}) > 1:
+        raise FormatError(
+            name, None, f"t, x, y and p must have one value an event and have {[*map(len, (t, x, y, p))]}"
+        )
+    if len(p) and p.min() < 0 and not p.all():
+        raise FormatError(name, None, "p holds -1, 0 and 1; polarities are 0 and 1, or -1 and 1")
+    sides = [_column(np.ravel(file[key])[:1], key, name) for key in ("height", "width") if key in file]
+    size = (int(sides[0][0]), int(sides[1][0])) if len(sides) == 2 else None
+    return Recording(Events(t, x.astype(np.int16), y.astype(np.int16), (p > 0).astype(np.uint8)), size)
 
 
-def _text(value):
-    """A string however it was written; whatever else it is."""
-    return value.decode("latin1") if isinstance(value, bytes) else value
+def _column(values: Any, key: str, name: str) -> np.ndarray:
+    """Whole numbers in their range, int64."""
+    values, (low, high) = np.asarray(values), RANGES[key]
+    if values.ndim != 1 or values.dtype.kind not in "iubf":
+        raise FormatError(name, None, f"{key} is {values.dtype} {list(values.shape)}, not one number an event")
+    bad = ~((values >= low) & (values <= high) & (values == np.rint(values)))  # NaN is in no range
+    if bad.any():
+        i = int(np.argmax(bad))
+        where, unit = f" at event {i}" if key in "txyp" else "", " of microseconds" if key == "t" else ""
+        raise FormatError(
+            name, None, f"{key} is {values[i]}{where}, which is no whole number{unit} from {low} to {high}"
+        )
+    return values.astype(np.int64)
+
+
+def _by_faery(data: bytes, name: str, suffix: str) -> Recording:
+    try:
+        import faery
+    except ImportError:
+        raise UserError(f"{name} is read by faery, which is not installed: pip install faery") from None
+    unknown = (4096, 4096)  # (width, height) that faery gives where a header says nothing
+    with tempfile.NamedTemporaryFile(suffix=suffix) as file:  # it reads files alone
+        file.write(data)
+        file.flush()
+        try:
+            stream = faery.events_stream_from_file(file.name, dimensions_fallback=unknown)
+            table = np.concatenate([np.empty(0, faery.EVENTS_DTYPE), *stream])
+            width, height = stream.dimensions()
+        except (KeyboardInterrupt, MemoryError):
+            raise
+        except BaseException as error:  # its panics are no Exception
+            raise FormatError(name, None, f"faery cannot read it ({_reason(error)})") from None
+    t, x, y, p = (_column(table[key], key, name) for key in "txyp")
+    events = Events(t, x.astype(np.int16), y.astype(np.int16), p.astype(np.uint8))
+    return Recording(events, None if (width, height) == unknown else (height, width))

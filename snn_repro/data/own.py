@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from snn_repro.data.dataset import Split
+from snn_repro.data.splits import split_parts
 from snn_repro.errors import DataError, UserError
 from snn_repro.settings import Setting
 
 if TYPE_CHECKING:
     from snn_repro.config.schema import Config
-    from snn_repro.data.dataset import Split
 
 PARTS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
 """names of folders, in capitals or not -> the part that they hold"""
@@ -43,17 +44,14 @@ def layout(data_dir: str | None, holds: str) -> dict[str, Path]:
     found = {PARTS[p.name.lower()]: p for p in folders if p.name.lower() in PARTS}
     if not {"train", "test"} & found.keys():
         return {"": root}
+    there = " and ".join(p.name for p in found.values())
     if missing := {"train", "test"} - found.keys():
-        there = " and ".join(f"{p.name}/" for p in found.values())
         raise DataError(
-            f"{root} holds {there} but no {missing.pop()}/: add it, or put all class folders into data_dir itself, and a test"
+            f"{root} holds {there}/ but no {missing.pop()}/: add it, or put all class folders into data_dir itself, and a test"
             " part is drawn"
         )
-    if others := [p for p in folders if p not in found.values()]:
-        raise DataError(
-            f"{root} holds {others[0].name}/ beside {' and '.join(p.name for p in found.values())}: it is no part of its own;"
-            " move it elsewhere"
-        )
+    if others := [p.name for p in folders if p not in found.values()]:
+        raise DataError(f"{root} holds {others[0]}/ beside {there}: it is no part of its own; move it elsewhere")
     return found
 
 
@@ -94,10 +92,9 @@ def stratified(names: Sequence[str], labels: Sequence[int], share: float, seed: 
 
     Drawn with RandomState([seed, class, 2]) from the names sorted as strings. Raises DataError for a class of one sample.
     """
-    mask, order = np.zeros(len(names), bool), np.array(sorted(range(len(names)), key=lambda i: names[i]), np.int64)
-    sorted_labels = np.asarray(labels)[order]
-    for k in np.unique(sorted_labels):
-        rows = order[sorted_labels == k]
+    mask, order = np.zeros(len(names), bool), np.argsort(np.array(names), kind="stable")
+    for k in np.unique(labels):
+        rows = order[np.asarray(labels)[order] == k]
         if len(rows) < 2:
             raise DataError(f"the class of {names[rows[0]]} has this one file alone, so none is left to test; add more")
         count = min(max(math.floor(share * len(rows) + 0.5), 1), len(rows) - 1)
@@ -107,35 +104,28 @@ def stratified(names: Sequence[str], labels: Sequence[int], share: float, seed: 
 
 def parts_of(cfg: Config, parts: Sequence[str], names: Sequence[str], labels: Sequence[int]) -> tuple[str, list[str]]:
     """(the split's id, the part of each sample): those given, or drawn where they are "". Raises UserError for idle keys."""
-    d = cfg.dataset
-    if "" not in parts:
-        if d.test_share is not None:
-            raise UserError(
-                f"dataset.test_share={d.test_share} draws nothing, as data_dir has a test folder; leave it out"
-            )
-        if "val" in parts and d.validation:
-            raise UserError(
-                f"dataset.validation={d.validation:g} would take more, as data_dir has a folder of validation data; set it to 0"
-            )
-        return "folders,val=folder" if "val" in parts else "folders", list(parts)
-    share = d.test_share or TEST_SHARE
-    mask = stratified(names, labels, share, d.split_seed)
-    return f"stratified,test={share:g},seed={d.split_seed}", ["test" if held else "train" for held in mask]
+    d, share = cfg.dataset, cfg.dataset.test_share or TEST_SHARE
+    if "" in parts:
+        mask = stratified(names, labels, share, d.split_seed)
+        return f"stratified,test={share:g},seed={d.split_seed}", ["test" if held else "train" for held in mask]
+    if d.test_share is not None:
+        raise UserError(f"dataset.test_share={d.test_share} draws nothing, as data_dir has a test folder; leave it out")
+    if "val" in parts and d.validation:
+        raise UserError(
+            f"dataset.validation={d.validation:g} would take more, as data_dir has a folder of validation data; set it to 0"
+        )
+    return "folders,val=folder" if "val" in parts else "folders", list(parts)
 
 
 def own_split(
     cfg: Config, split: str, parts: Sequence[str], names: Sequence[str], labels: Sequence[int], dropped: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Split]:
     """(training, validation, test rows, the Split) of samples with their parts, as `parts_of` says them."""
-    from snn_repro.data.splits import split_parts  # torch comes with it
-
-    part = np.array(parts)
-    train, given, test = (np.flatnonzero(part == name) for name in ("train", "val", "test"))
+    train, given, test = (np.flatnonzero(np.array(parts) == name) for name in ("train", "val", "test"))
     for name, rows in (("training", train), ("test", test)):
         if not len(rows):
             raise DataError(f"no {name} file of data_dir={cfg.data_dir} is left; add some")
     test_names = [names[i] for i in test.tolist()]
     train, val, of_run = split_parts(cfg, train, test, labels, test_names, split=split, dropped=dropped)
-    if len(given):
-        return train, given, test, dataclasses.replace(of_run, n_val=len(given))
-    return train, val, test, of_run
+    val = given if len(given) else val
+    return train, val, test, dataclasses.replace(of_run, n_val=len(val))

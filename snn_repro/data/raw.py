@@ -15,10 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snn_repro.data.emulator import Camera, emulated_frames
-from snn_repro.data.events import Events
-from snn_repro.data.image_files import ImageFile, as_shown, decode, decode_tensor
-from snn_repro.data.recordings import to_frames
+from snn_repro.data.events import Events, to_frames
+from snn_repro.data.image_files import as_shown, decode, decode_tensor
 from snn_repro.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -32,14 +30,6 @@ def is_path(source: Any) -> bool:
     return isinstance(source, str | os.PathLike)
 
 
-def file_bytes(path: str) -> bytes:
-    """Raises DataError where there is no such file."""
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
-
-
 # ------------------------------------------------------------------ images
 
 
@@ -51,7 +41,7 @@ def picture(source: Any, channels: int, say: Callable[[str], None], shown: bool 
     if is_path(source):
         if not Path(source).is_file():
             raise DataError(f"{source} {'is a folder' if Path(source).is_dir() else 'does not exist'}: give an image")
-        image = decode(_file(source), None, shown)
+        image = decode(os.fspath(source), None, shown)
     elif isinstance(source, Image.Image):
         image = as_shown(source) if shown else source
     else:
@@ -77,11 +67,7 @@ def picture_tensor(source: Any, channels: int, say: Callable[[str], None], shown
     from torchvision.transforms.functional import pil_to_tensor
 
     checked = picture(source, channels, say, shown)
-    return decode_tensor(_file(source), MODES[channels], shown) if is_path(source) else pil_to_tensor(checked)
-
-
-def _file(path: Any) -> ImageFile:
-    return ImageFile(*os.path.split(os.fspath(path)))
+    return decode_tensor(os.fspath(source), MODES[channels], shown) if is_path(source) else pil_to_tensor(checked)
 
 
 def pixels(source: Any, shape: tuple[int, int, int], say: Callable[[str], None]) -> np.ndarray:
@@ -110,14 +96,3 @@ def frames(dataset: DataSet, cfg: Config, events: Any) -> Tensor:
         raise DataError("the recording holds no events")
     counts = to_frames(events, dataset.shape[1:], cfg.timesteps, cfg.dataset.integrate_by, cfg.dataset.frame_size)
     return torch.from_numpy(counts.astype(np.float32))[:, None]
-
-
-def emulated(
-    dataset: DataSet, cfg: Config, source: Any, say: Callable[[str], None], images: Any, white: float, camera: Camera
-) -> Tensor:  # fmt: skip
-    """`frames` of events, or of an image of the set `images` as the emulated camera records it first; `white`: its brightest value."""
-    if isinstance(source, tuple):
-        return frames(dataset, cfg, source)
-    image = np.asarray(images.image(source, say), np.float32)[None] / white
-    recorded = emulated_frames(dataset.name, image, cfg.timesteps, 0, cfg.dataset.integrate_by, camera)
-    return torch.from_numpy(recorded[0].astype(np.float32))[:, None]

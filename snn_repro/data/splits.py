@@ -32,62 +32,42 @@ Indices = np.ndarray
 Labels = Any  # N class numbers: a list, or an array
 
 
-def _by_class(labels: Labels) -> list[Indices]:
-    labels = np.asarray(labels)
-    return [np.flatnonzero(labels == k) for k in range(int(labels.max()) + 1)] if len(labels) else []
+def _numbered(first: int, last: int) -> Callable:
+    """The files of these numbers test."""
 
-
-def _number(name: str) -> int:
-    digits = re.search(r"(\d+)\.\w+$", name)
-    if not digits:
-        raise DataError(f"{name} has no number before its extension, so dataset.split cannot place it")
-    return int(digits.group(1))
-
-
-def _numbered(first: int, last: int):
     def test_mask(names, labels):
-        numbers = np.array([_number(n) for n in names])
-        return (numbers >= first) & (numbers <= last)
+        numbers = [re.search(r"(\d+)\.\w+$", name) for name in names]
+        if None in numbers:
+            raise DataError(
+                f"{names[numbers.index(None)]} has no number before its extension, so dataset.split cannot place it"
+            )
+        return np.array([first <= int(number[1]) <= last for number in numbers], bool)  # type: ignore[index]  # looked for
 
     return test_mask
 
 
-def _front(rounded):
+def _last_tenth(rounded: Callable = int, seed: Callable | None = None) -> Callable:
+    """The samples of each class behind its first 90 % test, in an order drawn with seed(its samples, the class), or as they are."""
+
     def test_mask(names, labels):
-        mask = np.ones(len(names), bool)
-        for digits in _by_class(labels):
-            mask[digits[: rounded(0.9 * len(digits))]] = False
+        mask, labels = np.ones(len(names), bool), np.asarray(labels)
+        for k in np.unique(labels).tolist():
+            order = np.flatnonzero(labels == k).tolist()
+            if seed:
+                np.random.RandomState(seed(order, k)).shuffle(order)
+            mask[order[: rounded(0.9 * len(order))]] = False
         return mask
 
     return test_mask
 
 
-def _random(names, labels):
-    mask = np.ones(len(names), bool)
-    for digits in _by_class(labels):
-        order = digits.tolist()
-        if order:
-            np.random.RandomState(order).shuffle(order)  # the whole index list is the seed, as published
-            mask[order[: int(0.9 * len(order))]] = False
-    return mask
-
-
-def _seeded(names, labels):
-    mask = np.ones(len(names), bool)
-    for k, digits in enumerate(_by_class(labels)):
-        order = digits.copy()
-        np.random.RandomState(k).shuffle(order)
-        mask[order[: int(0.9 * len(order))]] = False
-    return mask
-
-
 RULES: dict[str, Callable] = {
     "tebn": _numbered(0, 99),
     "tail": _numbered(900, 999),
-    "front90": _front(math.ceil),
-    "front90_rounded": _front(round),
-    "random": _random,
-    "seeded": _seeded,
+    "front90": _last_tenth(math.ceil),
+    "front90_rounded": _last_tenth(round),
+    "random": _last_tenth(seed=lambda order, k: order),  # the whole index list is the seed, as published
+    "seeded": _last_tenth(seed=lambda order, k: k),
 }
 """name -> which samples test, bool [N], of the sorted names and the labels of a complete data set"""
 
@@ -111,19 +91,14 @@ def named_split(
             f"dataset.split={split} is unknown for {dataset.name}; choose one of: {', '.join(dataset.splits)}"
             f"{nearest(split, dataset.splits)}"
         )
-    if list(names) != sorted(names):
-        raise ValueError("names must be sorted as strings")
-    if everything is None:
-        everything = dict(zip(names, labels, strict=True))
+    everything = everything or dict(zip(names, labels, strict=True))
     complete = sorted(everything)
     mask = dataset.test_mask(split, complete, [everything[n] for n in complete])
-    tested = {n for n, held in zip(complete, mask, strict=True) if held}
-    if not everything.keys() >= set(names):
-        raise ValueError("names must be among those of the complete data set")
-    mask = np.array([n in tested for n in names], bool)
+    held = dict(zip(complete, mask, strict=True))
+    mask = np.array([held[n] for n in names], bool)
     train, test = np.flatnonzero(~mask), np.flatnonzero(mask)
-    for part, digits in (("training", train), ("test", test)):
-        if not len(digits):
+    for part, rows in (("training", train), ("test", test)):
+        if not len(rows):
             raise DataError(
                 f"dataset.split={split} finds no {part} files among the {len(names)} of {dataset.name};"
                 " is the data set complete?"
@@ -137,18 +112,16 @@ def carve_validation(train: Indices, labels: Labels, fraction: float, seed: int)
     Each class gives floor(fraction * n + 0.5) samples, drawn with RandomState([seed, class]). `labels`
     belongs to the whole data set, as the indices in `train` do; nothing outside `train` is ever returned.
     """
-    if not 0 <= fraction < 1:
-        raise UserError(f"dataset.validation={fraction} must be at least 0 and less than 1")
     train, labels = np.sort(np.asarray(train)), np.asarray(labels)
-    held = []
-    for k in np.unique(labels[train]):
-        digits = train[labels[train] == k]
-        count = math.floor(fraction * len(digits) + 0.5)
-        held.append(np.random.RandomState([seed, int(k)]).permutation(digits)[:count])
-    val = np.sort(np.concatenate(held)) if held else train[:0]
+    held = [train[:0]]
+    for k in np.unique(labels[train]).tolist():
+        members = train[labels[train] == k]
+        count = math.floor(fraction * len(members) + 0.5)
+        held.append(np.random.RandomState([seed, k]).permutation(members)[:count])
+    val = np.sort(np.concatenate(held))
     rest = np.setdiff1d(train, val)
-    if fraction > 0 and (not len(val) or not len(rest)):
-        empty = "validation" if not len(val) else "training"
+    if fraction and not (len(val) and len(rest)):
+        empty = "training" if len(val) else "validation"
         raise UserError(
             f"dataset.validation={fraction} leaves no {empty} samples of {len(train)}; choose another fraction"
         )
@@ -165,11 +138,7 @@ def carve_validation_people(
     and not all. An order that leaves a class out of either side is drawn again, up to 500 times, and then the
     one that leaves out the fewest is taken.
     """
-    if not 0 <= fraction < 1:
-        raise UserError(f"dataset.validation={fraction} must be at least 0 and less than 1")
     train = np.sort(np.asarray(train))
-    if not fraction:
-        return train, train[:0]
     who, person = np.unique(np.asarray(people)[train], return_inverse=True)
     classes, label = np.unique(np.asarray(labels)[train], return_inverse=True)
     if len(who) < 2:
@@ -199,14 +168,14 @@ def take_subset(train: Indices, labels: Labels, count: int, seed: int) -> Indice
     train, labels = np.sort(np.asarray(train)), np.asarray(labels)
     if not 0 < count <= len(train):
         raise UserError(f"dataset.train_subset={count} must be at most the {len(train)} training samples (0 keeps all)")
-    digits = [train[labels[train] == k] for k in np.unique(labels[train])]
-    shares = np.array([count * len(m) / len(train) for m in digits])
+    classes = [train[labels[train] == k] for k in np.unique(labels[train])]
+    shares = np.array([count * len(m) / len(train) for m in classes])
     quota = np.floor(shares).astype(int)
     short = np.argsort(-(shares - quota), kind="stable")[: count - quota.sum()]
     quota[short] += 1
     picks = [
         np.random.RandomState([seed, int(labels[m[0]]), 1]).permutation(m)[:q]
-        for m, q in zip(digits, quota, strict=True)
+        for m, q in zip(classes, quota, strict=True)
     ]
     return np.sort(np.concatenate(picks))
 

@@ -1,21 +1,25 @@
-"""The one way to compile a loop by numba, and where compiled loops are kept.
+"""The one way to compile a loop by numba and to run it by several threads; what this machine keeps of both.
 
 They lie in a folder of the user's cache that is named by the sources of all kernels, numba's version and the processor, so that
 no loop outlives a change of a piece that it uses. Importing this module costs nothing; the first `compiled` imports numba.
 """
 
+import contextlib
 import hashlib
 import inspect
+import json
 import os
 import tempfile
 import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from snn_repro.errors import UserError
+from snn_repro.files import write_json
 
 _lock = threading.Lock()
 
@@ -118,3 +122,72 @@ def ready(by_name: bool, rehearse: Callable, *case: Any) -> bool:
 
 
 ready._dynamo_marked_constant = True  # torch.compile calls it and takes the answer
+
+
+# ---------------------------------------------------------------- the one pool of threads of all CPU kernels
+
+# Python's own: the loops hold no lock, and numba's would be a second OpenMP beside torch's.
+_pool: ThreadPoolExecutor | None = None
+
+
+def _forget_pool() -> None:
+    global _pool
+    _pool = None  # a forked child has none of its threads
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+def in_parallel(function: Callable, parts: list[tuple], threads: int) -> list:
+    """[function(*part) for part in parts], by up to `threads` threads, of which the caller is one."""
+    global _pool
+    threads = min(threads, len(parts))
+    if threads <= 1:
+        return [function(*part) for part in parts]
+    if _pool is None:
+        _pool = ThreadPoolExecutor(os.cpu_count(), "kernel")
+    results, left = [None] * len(parts), iter(range(len(parts)))
+
+    def serve():
+        for i in left:
+            results[i] = function(*parts[i])
+
+    others = [_pool.submit(serve) for _ in range(threads - 1)]
+    serve()
+    for other in others:
+        other.result()
+    return results
+
+
+def cuts(n: int, parts: int) -> list[tuple[int, int]]:
+    """range(n) in so many pieces of almost equal length: (first, behind the last) of each."""
+    return [(n * i // parts, n * (i + 1) // parts) for i in range(parts)]
+
+
+# ---------------------------------------------------------------- what was measured here once, so that all runs choose alike
+
+_found: dict[str, tuple] = {}  # by this process
+
+
+def kept(key: str, measure: Callable[[], list], name: str) -> tuple:
+    """What `measure` found for `key` when it was first asked for on this machine; in the file `name` of the user's cache."""
+    if key not in _found:
+        known = _read(name)
+        if key not in known:
+            known = {key: measure()} | _read(name)  # another process may have been faster: then all follow it
+            with contextlib.suppress(
+                OSError, UserError, RuntimeError
+            ):  # kept in this process alone; the next measures again
+                user_cache().mkdir(parents=True, exist_ok=True)
+                write_json(user_cache() / name, known)
+            known |= _read(name)  # what the next process will find
+        _found[key] = tuple(known[key])
+    return _found[key]
+
+
+def _read(name: str) -> dict[str, list]:
+    try:
+        return json.loads((user_cache() / name).read_text())
+    except (OSError, ValueError, RuntimeError):  # none yet, damaged, or no home folder: measure
+        return {}

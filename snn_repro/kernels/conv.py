@@ -8,17 +8,17 @@ the input is torch's (it is dense whatever the spikes). Inputs may be any number
 
 "auto" compares, in every call, a sample of the input's density with the density up to which the sparse kernel was
 measured to be faster for this layer's sizes. That is measured when a size is first met (0.2 to 1 s), once for the
-forward and once for the weight gradient, and kept (`limits.py`). The loops are in `conv_cpu.py`.
+forward and once for the weight gradient, and kept in the user's cache. The loops are in `conv_cpu.py`.
 """
 
-from functools import cache
+import time
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snn_repro.kernels.compiled import ready
-from snn_repro.kernels.limits import crossing, kept, seconds
+from snn_repro.kernels.compiled import fingerprint, kept, ready
 
 LEAST_CHANNELS = 8  # a stem's images and event counts are left to the dense kernel without a look,
 LEAST_WORK = 2**25  # and so are convolutions of fewer multiplications (some 0.2 ms): a look costs as much
@@ -41,14 +41,14 @@ class Conv2d(nn.Conv2d):
         x = channels_last(x)
         if self.backend == "torch" or not self.fits(x):
             return super().forward(x)
-        if not ready(self.backend == "sparse", rehearse, self.backend, x.dtype):
+        if not ready(self.backend == "sparse", rehearse, self.backend):
             return super().forward(x)
         return torch.ops.snn_repro.conv(x, self.weight, self.bias, self.stride[0], self.padding[0], self.backend)
 
     def fits(self, x: Tensor) -> bool:
         """Whether the operator below takes this layer and input [N, C, H, W], and may gain by it."""
         fits = (
-            x.dtype in (torch.float32, torch.float64) and x.dtype == self.weight.dtype
+            x.dtype == self.weight.dtype == torch.float32
             and len({*self.kernel_size}) == len({*self.stride}) == len({*self.padding}) == 1
             and (*self.dilation, self.groups) == (1, 1, 1) and self.padding_mode == "zeros"
             and not torch.is_autocast_enabled("cpu") and x.numel() > 0
@@ -145,7 +145,7 @@ def _(x):
 def _setup(ctx, inputs, output) -> None:
     x, w, bias, *ctx.settings = inputs
     ctx.quantum = 1.0
-    if ctx.needs_input_grad[1] and x.dtype == torch.float32 and x.device.type == "cpu":
+    if ctx.needs_input_grad[1] and x.device.type == "cpu":
         packed, quantum = torch.ops.snn_repro.to_bytes(x)
         if quantum:  # spikes, their sums and averages
             x, ctx.quantum = packed, quantum
@@ -186,7 +186,7 @@ def _kernels():
 
 def _shape(x: Tensor, w: Tensor, stride: int, padding: int):
     n, c, height, width = x.shape
-    return _kernels().Shape(n, height, width, c, w.shape[0], w.shape[-1], stride, padding, w.element_size())
+    return _kernels().Shape(n, height, width, c, w.shape[0], w.shape[-1], stride, padding)
 
 
 # ---------------------------------------------------------------- the choice
@@ -204,38 +204,30 @@ def limits(x: Tensor, w: Tensor, stride: int, padding: int) -> tuple[float, floa
     """Densities below which the sparse forward and weight gradient are faster for these sizes on this machine."""
     n, c, height, width = x.shape
     images = min(n, max(1, TRIAL // (c * height * width)))
-    images = 1 << images.bit_length() - 1  # few sizes are told apart
-    return _limits(images, c, height, width, w.shape[0], w.shape[-1], stride, padding, w.dtype, torch.get_num_threads())
+    images, threads = 1 << images.bit_length() - 1, torch.get_num_threads()  # few sizes are told apart
+    sizes = images, c, height, width, w.shape[0], w.shape[-1], stride, padding, threads
+    file = f"limits-torch{torch.__version__}-{fingerprint()}.json"
+    return kept("conv {}x{}x{}x{} {}x{} stride {} padding {} threads {}".format(*sizes), lambda: _measure(*sizes), file)
 
 
-@cache
-def _limits(n, c, height, width, outputs, kernel, stride, padding, dtype, threads) -> tuple[float, float]:
-    sizes = f"{n}x{c}x{height}x{width} {outputs}x{kernel}x{kernel} stride {stride} padding {padding}"
-    key = f"conv {sizes} {str(dtype).removeprefix('torch.')} {threads} threads"
-    return kept(key, lambda: _measure(n, c, height, width, outputs, kernel, stride, padding, dtype, threads))
-
-
-def _measure(n, c, height, width, outputs, kernel, stride, padding, dtype, threads) -> list[float]:
+def _measure(n, c, height, width, outputs, kernel, stride, padding, threads) -> list[float]:
     """Densities at which the sparse kernels take MARGIN of the dense ones' time."""
     loops = _kernels()
-    shape = loops.Shape(n, height, width, c, outputs, kernel, stride, padding, dtype.itemsize)
+    shape = loops.Shape(n, height, width, c, outputs, kernel, stride, padding)
     random = torch.Generator().manual_seed(0)  # the run's own draws stay as they are
-    dice = torch.rand(n, height, width, c, dtype=dtype, generator=random).permute(0, 3, 1, 2)
-    w = channels_last(torch.rand(outputs, c, kernel, kernel, dtype=dtype, generator=random))
-    inputs = {d: (dice < d).to(dtype) for d in TRIAL_DENSITIES}
+    dice = torch.rand(n, height, width, c, generator=random).permute(0, 3, 1, 2)
+    w = channels_last(torch.rand(outputs, c, kernel, kernel, generator=random))
+    inputs = {d: (dice < d).float() for d in TRIAL_DENSITIES}
     some = inputs[TRIAL_DENSITIES[1]]
     with torch.no_grad():
         gy = channels_last(F.conv2d(some, w, None, stride, padding))
         pairs = (
-            (
-                lambda: F.conv2d(some, w, None, stride, padding),
-                lambda x, d: loops.forward(x, w, None, shape, threads, d),
-            ),
+            (lambda: F.conv2d(some, w, None, stride, padding), lambda x, d: loops.forward(x, w, None, shape, threads, d)),
             (
                 lambda: _dense_backward(gy, some, w, stride, padding, False, True),
                 lambda x, d: loops.weight_gradient(x, gy, w, shape, threads, d),
             ),
-        )
+        )  # fmt: skip
         crossings = []
         for by_dense, by_sparse in pairs:
             limit = MARGIN * seconds(by_dense, threads)
@@ -244,14 +236,33 @@ def _measure(n, c, height, width, outputs, kernel, stride, padding, dtype, threa
     return crossings
 
 
-def rehearse(backend: str, dtype: torch.dtype) -> None:
+def seconds(function: Callable[[], object], threads: int) -> float:
+    """The shortest of some calls: CPU time of one thread, which other work does not lengthen; else wall time."""
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    times = []
+    for _ in range(5):
+        start = clock()
+        function()
+        times.append(clock() - start)
+    return min(times[1:])
+
+
+def crossing(times: list[tuple[float, float]], limit: float) -> float:
+    """Where a cost reaches `limit`: seconds at some places, straight lines between."""
+    before, least = 0.0, 0.0
+    for density, after in times:
+        if after >= limit:
+            return before + (density - before) * max(0.0, limit - least) / (after - least) if before else 0.0
+        before, least = density, after
+    return before
+
+
+def rehearse(backend: str) -> None:
     """Run once, on a small input, every loop that a convolution of this backend may need."""
-    x = torch.ones(1, 1, 1, 1, dtype=dtype)
+    x = torch.ones(1, 1, 1, 1)
     loops, shape = _kernels(), _shape(x, x, 1, 0)
-    if dtype == torch.float32:
-        packed, quantum = loops.to_bytes(x, 1)
-        if backend != "dense":
-            loops.weight_gradient(packed, x, x, shape, 1, 1.0, quantum)
+    packed, quantum = loops.to_bytes(x, 1)
     if backend != "dense":
         loops.forward(x, x, None, shape, 1, 1.0)
+        loops.weight_gradient(packed, x, x, shape, 1, 1.0, quantum)
         loops.weight_gradient(x, x, x, shape, 1, 1.0)

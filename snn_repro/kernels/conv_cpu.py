@@ -21,11 +21,11 @@ from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from snn_repro.kernels.compiled import compiled
-from snn_repro.kernels.lanes import I1, I8, I32, I64, WIDE, external, keep, memcpy
-from snn_repro.kernels.threads import cuts, in_parallel
+from snn_repro.kernels.compiled import compiled, cuts, in_parallel
+from snn_repro.kernels.lanes import BYTES, I1, I8, I32, I64, WIDE, external, keep
 
 VECTOR = 64  # bytes: one AVX-512 register; LLVM splits it where registers are smaller
+LANES = VECTOR // 4  # float32 in a vector
 REGISTERS = 16 if WIDE else 6  # vectors that sums may occupy
 MANY_SUMS = 8  # so many do not wait for each other's additions
 LONG_LINE = (
@@ -33,7 +33,6 @@ LONG_LINE = (
 )
 TAPS = 3  # of a kernel row, at once
 FEW = 0.1  # density below which lists are so short that longer ones are worth rows from the second-level cache
-LANES = VECTOR // 4  # float32 in a vector
 PIECE = 4096  # values packed before a look whether they fit into bytes
 
 
@@ -50,17 +49,9 @@ def _cache_size(index: int, default: int) -> int:
 
 
 # ---------------------------------------------------------------- LLVM: what numba's Python cannot say
-#
-# The first argument of each, `unit`, is a number of the arrays' type and serves only to tell float32 from float64;
-# the others are addresses and sizes in elements.
 
-
-def _vectors(unit):
-    """LLVM types for a numba float type: element, vector, vector of int32 numbers, mask, and the vector's suffix."""
-    element = ir.FloatType() if unit.bitwidth == 32 else ir.DoubleType()
-    lanes = VECTOR * 8 // unit.bitwidth
-    vector, numbers, mask = (ir.VectorType(t, lanes) for t in (element, I32, I1))
-    return element, vector, numbers, mask, f"v{lanes}f{unit.bitwidth}"
+VALUES, NUMBERS, MASK = (ir.VectorType(t, LANES) for t in (ir.FloatType(), I32, I1))
+FLOATS, INTS = ir.FloatType().as_pointer(), I32.as_pointer()
 
 
 def _splat(builder, value, vector):
@@ -73,25 +64,24 @@ def _int(value: int):
     return ir.Constant(I64, value)
 
 
-def _loop(builder, unit, places, factors, begin, stop, sums, rows, width, at_a_time):
+def _loop(builder, places, factors, begin, stop, sums, rows, width, at_a_time):
     """LLVM's values of `sums` after the entries begin..stop, `at_a_time` of them at once, each with sums of its own.
 
     places, factors: pointers to the entries; rows: of each tap, the address that places count from; width: vectors.
     """
-    _, vector, *_, suffix = _vectors(unit)
-    fma = external(builder, f"llvm.fma.{suffix}", vector, vector, vector, vector)
+    fma = external(builder, f"llvm.fma.v{LANES}f32", VALUES, VALUES, VALUES, VALUES)
     head, body, end = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("end")
     builder.cbranch(builder.icmp_signed("<", begin, stop), body, end)
     builder.position_at_end(body)
     i = builder.phi(I64)
     i.add_incoming(begin, head)
-    before, added = [builder.phi(vector) for _ in sums], []
+    before, added = [builder.phi(VALUES) for _ in sums], []
     for n in range(at_a_time):
         entry = [builder.add(i, _int(n))]
         position = builder.sext(builder.load(builder.gep(places, entry)), I64)
-        factor = _splat(builder, builder.load(builder.gep(factors, entry)), vector)
+        factor = _splat(builder, builder.load(builder.gep(factors, entry)), VALUES)
         for row in rows:
-            row = builder.inttoptr(builder.add(row, position), vector.as_pointer())
+            row = builder.inttoptr(builder.add(row, position), VALUES.as_pointer())
             for j in range(width):
                 value = builder.load(builder.gep(row, [_int(j)]), align=4)
                 added.append(builder.call(fma, [factor, value, before[len(added)]]))
@@ -99,7 +89,7 @@ def _loop(builder, unit, places, factors, begin, stop, sums, rows, width, at_a_t
     i.add_incoming(after, body)
     builder.cbranch(builder.icmp_signed("<", after, stop), body, end)
     builder.position_at_end(end)
-    results = [builder.phi(vector) for _ in sums]
+    results = [builder.phi(VALUES) for _ in sums]
     for first, phi, new, result in zip(sums, before, added, results, strict=True):
         for node, block, value in ((phi, head, first), (phi, body, new), (result, head, first), (result, body, new)):
             node.add_incoming(value, block)
@@ -122,26 +112,20 @@ def _cases(builder, taps, vectors, least):
     builder.position_at_end(done)
 
 
-def _entry_pointers(builder, unit, places, factors):
-    return builder.inttoptr(places, I32.as_pointer()), builder.inttoptr(factors, _vectors(unit)[0].as_pointer())
-
-
 @intrinsic
-def _add_rows(typing, unit, to, to_step, places, factors, count, rows, row_step, taps, vectors):
+def _add_rows(typing, to, to_step, places, factors, count, rows, row_step, taps, vectors):
     """Add factors[i] * the row at `rows` + places[i] for i < count to the row at `to`; so for each of `taps`.
 
     Each tap's rows lie `row_step`, its sums `to_step` bytes behind those of the tap before. Rows have 1..8 `vectors`,
     taps are 1..TAPS, their product at most REGISTERS.
     """
-    _, vector, *_ = _vectors(unit)
-    zero = ir.Constant(vector, [0.0] * vector.count)
 
     def generate(context, builder, signature, args):
-        _, to, to_step, places, factors, count, rows, row_step, taps, vectors = args
-        entries = _entry_pointers(builder, unit, places, factors)
+        to, to_step, places, factors, count, rows, row_step, taps, vectors = args
+        entries = builder.inttoptr(places, INTS), builder.inttoptr(factors, FLOATS)
         for n, width in _cases(builder, taps, vectors, 1):
             targets = [builder.add(to, builder.mul(to_step, _int(t))) for t in range(n)]
-            targets = [builder.inttoptr(target, vector.as_pointer()) for target in targets]
+            targets = [builder.inttoptr(target, VALUES.as_pointer()) for target in targets]
             tap_rows = [builder.add(rows, builder.mul(row_step, _int(t))) for t in range(n)]
             sums = [builder.load(builder.gep(target, [_int(j)]), align=4) for target in targets for j in range(width)]
             # Few sums would wait for each other: several rows at a time, the remaining ones one by one.
@@ -149,34 +133,33 @@ def _add_rows(typing, unit, to, to_step, places, factors, count, rows, row_step,
             begin = _int(0)
             if at_a_time > 1:
                 many = builder.and_(count, _int(-at_a_time))
-                more = sums + [zero] * (len(sums) * (at_a_time - 1))
-                parts = _loop(builder, unit, *entries, begin, many, more, tap_rows, width, at_a_time)
+                more = sums + [ir.Constant(VALUES, [0.0] * LANES)] * (len(sums) * (at_a_time - 1))
+                parts = _loop(builder, *entries, begin, many, more, tap_rows, width, at_a_time)
                 for k in range(len(sums)):
                     sums[k] = parts[k]
                     for part in parts[k + len(sums) :: len(sums)]:
                         sums[k] = builder.fadd(sums[k], part)
                 begin = many
-            sums = _loop(builder, unit, *entries, begin, count, sums, tap_rows, width, 1)
+            sums = _loop(builder, *entries, begin, count, sums, tap_rows, width, 1)
             for k, value in enumerate(sums):
                 builder.store(value, builder.gep(targets[k // width], [_int(k % width)]), align=4)
         return context.get_dummy_value()
 
-    return types.void(unit, *[types.intp] * 9), generate
+    return types.void(*[types.intp] * 9), generate
 
 
 @intrinsic
-def _add_line(typing, unit, to, first, first_step, columns, places, factors, rows, row_step, taps, vectors):
+def _add_line(typing, to, first, first_step, columns, places, factors, rows, row_step, taps, vectors):
     """`_add_rows` for each pixel of a line, stride 1: their sums overlap in all but one tap and stay in registers.
 
     The entries of a pixel lie between two numbers at `first`; those of the next pixel are `first_step` numbers further.
     At `to` are the sums of the first pixel's first tap, then those of its second, which are the second pixel's first.
     """
-    _, vector, *_ = _vectors(unit)
 
     def generate(context, builder, signature, args):
-        _, to, first, first_step, columns, places, factors, rows, row_step, taps, vectors = args
-        entries = _entry_pointers(builder, unit, places, factors)
-        to, first = builder.inttoptr(to, vector.as_pointer()), builder.inttoptr(first, I64.as_pointer())
+        to, first, first_step, columns, places, factors, rows, row_step, taps, vectors = args
+        entries = builder.inttoptr(places, INTS), builder.inttoptr(factors, FLOATS)
+        to, first = builder.inttoptr(to, VALUES.as_pointer()), builder.inttoptr(first, I64.as_pointer())
         for n, width in _cases(builder, taps, vectors, MANY_SUMS):
             at = lambda position, j: builder.gep(to, [builder.add(position, _int(j))])  # noqa: E731
             tap_rows = [builder.add(rows, builder.mul(row_step, _int(t))) for t in range(n)]
@@ -186,9 +169,9 @@ def _add_line(typing, unit, to, first, first_step, columns, places, factors, row
 
             builder.position_at_end(pixel)
             column, position, where = (builder.phi(I64) for _ in range(3))
-            sums = [builder.phi(vector) for _ in start]
+            sums = [builder.phi(VALUES) for _ in start]
             begin, stop = (builder.load(builder.gep(first, [builder.add(where, _int(k))])) for k in range(2))
-            totals = _loop(builder, unit, *entries, begin, stop, sums, tap_rows, width, 1)
+            totals = _loop(builder, *entries, begin, stop, sums, tap_rows, width, 1)
             for j in range(width):
                 builder.store(totals[j], at(position, j), align=4)
             following = totals[width:] + [builder.load(at(position, n * width + j), align=4) for j in range(width)]
@@ -208,56 +191,52 @@ def _add_line(typing, unit, to, first, first_step, columns, places, factors, row
                 builder.store(value, at(position, width + j), align=4)
         return context.get_dummy_value()
 
-    return types.void(unit, *[types.intp] * 10), generate
+    return types.void(*[types.intp] * 10), generate
 
 
 @intrinsic
-def _compress(typing, unit, source, quantum, x, count, number, step, numbers, values):
+def _compress(typing, source, quantum, x, count, number, step, numbers, values):
     """List the nonzero ones of x[0..count): number + step * position, and value. Returns how many.
 
-    source is a number of x's type: that of `unit`, or a byte, which is worth `quantum`. Writes up to a vector too far.
+    source is a number of x's type: float32, or a byte, which is worth `quantum`. Writes up to a vector too far.
     """
-    element, vector, integers, mask, suffix = _vectors(unit)
-    lanes = vector.count
     as_bytes = isinstance(source, types.Integer)
 
     def generate(context, builder, signature, args):
-        _, _, quantum, x, count, number, step, numbers, values = args
+        _, quantum, x, count, number, step, numbers, values = args
         pack = "llvm.experimental.vector.compress"
-        pack_numbers = external(builder, f"{pack}.v{lanes}i32", integers, integers, mask, integers)
-        pack_values = external(builder, f"{pack}.{suffix}", vector, vector, mask, vector)
-        stored, name, size = (
-            (ir.VectorType(I8, lanes), f"v{lanes}i8", 1) if as_bytes else (vector, suffix, unit.bitwidth // 8)
-        )
-        load = external(builder, f"llvm.masked.load.{name}.p0", stored, stored.as_pointer(), I32, mask, stored)
-        bits = ir.IntType(lanes)
-        ones = external(builder, f"llvm.ctpop.i{lanes}", bits, bits)
-        x, values = builder.inttoptr(x, stored.element.as_pointer()), builder.inttoptr(values, element.as_pointer())
-        numbers, quantum = builder.inttoptr(numbers, I32.as_pointer()), _splat(builder, quantum, vector)
-        number, step = builder.trunc(number, I32), _splat(builder, builder.trunc(step, I32), integers)
-        places, zero = ir.Constant(integers, list(range(lanes))), ir.Constant(vector, [0.0] * lanes)
+        pack_numbers = external(builder, f"{pack}.v{LANES}i32", NUMBERS, NUMBERS, MASK, NUMBERS)
+        pack_values = external(builder, f"{pack}.v{LANES}f32", VALUES, VALUES, MASK, VALUES)
+        stored, name, size = (ir.VectorType(I8, LANES), f"v{LANES}i8", 1) if as_bytes else (VALUES, f"v{LANES}f32", 4)
+        load = external(builder, f"llvm.masked.load.{name}.p0", stored, stored.as_pointer(), I32, MASK, stored)
+        bits = ir.IntType(LANES)
+        ones = external(builder, f"llvm.ctpop.i{LANES}", bits, bits)
+        x, values = builder.inttoptr(x, stored.element.as_pointer()), builder.inttoptr(values, FLOATS)
+        numbers, quantum = builder.inttoptr(numbers, INTS), _splat(builder, quantum, VALUES)
+        number, step = builder.trunc(number, I32), _splat(builder, builder.trunc(step, I32), NUMBERS)
+        places, zero = ir.Constant(NUMBERS, list(range(LANES))), ir.Constant(VALUES, [0.0] * LANES)
         head, loop, end = builder.block, builder.append_basic_block("list"), builder.append_basic_block("listed")
         builder.cbranch(builder.icmp_signed(">", count, _int(0)), loop, end)
 
         builder.position_at_end(loop)
         i, filled = builder.phi(I64), builder.phi(I64)
-        left = _splat(builder, builder.trunc(builder.sub(count, i), I32), integers)
+        left = _splat(builder, builder.trunc(builder.sub(count, i), I32), NUMBERS)
         address = builder.bitcast(builder.gep(x, [i]), stored.as_pointer())
         inside = builder.icmp_signed("<", places, left)
-        nothing = ir.Constant(stored, [0] * lanes) if as_bytes else zero
+        nothing = ir.Constant(stored, [0] * LANES) if as_bytes else zero
         value = builder.call(load, [address, ir.Constant(I32, size), inside, nothing])
         if as_bytes:
-            value = builder.fmul(builder.uitofp(builder.zext(value, integers), vector), quantum)
+            value = builder.fmul(builder.uitofp(builder.zext(value, NUMBERS), VALUES), quantum)
         nonzero = builder.fcmp_unordered("!=", value, zero)
-        position = builder.add(places, _splat(builder, builder.trunc(i, I32), integers))
-        which = builder.add(builder.mul(position, step), _splat(builder, number, integers))
+        position = builder.add(places, _splat(builder, builder.trunc(i, I32), NUMBERS))
+        which = builder.add(builder.mul(position, step), _splat(builder, number, NUMBERS))
         for packed, pointer, kind in (
-            (builder.call(pack_numbers, [which, nonzero, which]), numbers, integers),
-            (builder.call(pack_values, [value, nonzero, value]), values, vector),
+            (builder.call(pack_numbers, [which, nonzero, which]), numbers, NUMBERS),
+            (builder.call(pack_values, [value, nonzero, value]), values, VALUES),
         ):
             builder.store(packed, builder.bitcast(builder.gep(pointer, [filled]), kind.as_pointer()), align=4)
         more = builder.zext(builder.call(ones, [builder.bitcast(nonzero, bits)]), I64)
-        filled_after, i_after = builder.add(filled, more), builder.add(i, _int(lanes))
+        filled_after, i_after = builder.add(filled, more), builder.add(i, _int(LANES))
         for phi, after in ((i, i_after), (filled, filled_after)):
             phi.add_incoming(_int(0), head)
             phi.add_incoming(after, loop)
@@ -269,76 +248,33 @@ def _compress(typing, unit, source, quantum, x, count, number, step, numbers, va
         result.add_incoming(filled_after, loop)
         return result
 
-    return types.intp(unit, source, unit, *[types.intp] * 6), generate
+    return types.intp(source, types.float32, *[types.intp] * 6), generate
 
 
 @intrinsic
-def _pack(typing, x, to, count, factor, quantum):
-    """Write x[0..count) * factor as bytes; whether bytes * quantum are the float32 x again, bit for bit.
-
-    count: a multiple of LANES, at least one.
-    """
-    lanes = LANES
-    floats, integers, octets = (ir.VectorType(t, lanes) for t in (ir.FloatType(), I32, I8))
-
-    def generate(context, builder, signature, args):
-        x, to, count, factor, quantum = args
-        x, to = builder.inttoptr(x, ir.FloatType().as_pointer()), builder.inttoptr(to, I8.as_pointer())
-        factor, quantum = (_splat(builder, a, floats) for a in (factor, quantum))
-        least, most, none = (ir.Constant(t, [v] * lanes) for t, v in ((floats, 0.0), (floats, 255.0), (integers, 0)))
-        head, loop, end = builder.block, builder.append_basic_block("pack"), builder.append_basic_block("packed")
-        builder.branch(loop)
-
-        builder.position_at_end(loop)
-        i, differs = builder.phi(I64), builder.phi(integers)
-        original = builder.load(builder.bitcast(builder.gep(x, [i]), floats.as_pointer()), align=4)
-        value = builder.fmul(original, factor)
-        value = builder.select(builder.fcmp_ordered("<", value, most), value, most)  # NaN becomes 255
-        value = builder.select(builder.fcmp_ordered(">", value, least), value, least)
-        byte = builder.fptosi(value, integers)
-        builder.store(builder.trunc(byte, octets), builder.bitcast(builder.gep(to, [i]), octets.as_pointer()), align=1)
-        again = builder.fmul(builder.sitofp(byte, floats), quantum)
-        new = builder.xor(builder.bitcast(again, integers), builder.bitcast(original, integers))
-        new, after = builder.or_(differs, new), builder.add(i, _int(lanes))
-        for phi, first, following in ((i, _int(0), after), (differs, none, new)):
-            phi.add_incoming(first, head)
-            phi.add_incoming(following, loop)
-        builder.cbranch(builder.icmp_signed("<", after, count), loop, end)
-
-        builder.position_at_end(end)
-        bits = ir.IntType(lanes)
-        any_bits = builder.bitcast(builder.icmp_unsigned("!=", new, none), bits)
-        return builder.icmp_unsigned("==", any_bits, ir.Constant(bits, 0))
-
-    return types.boolean(types.intp, types.intp, types.intp, types.float32, types.float32), generate
-
-
-@intrinsic
-def _transpose(typing, unit, source, source_step, to, to_step):
+def _transpose(typing, source, source_step, to, to_step):
     """Transpose a square of a vector's length, whose rows lie `source_step` bytes apart, to rows `to_step` apart."""
-    _, vector, *_ = _vectors(unit)
-    lanes = vector.count
 
     def generate(context, builder, signature, args):
-        _, source, source_step, to, to_step = args
+        source, source_step, to, to_step = args
         row = lambda base, step, i: builder.inttoptr(  # noqa: E731
-            builder.add(base, builder.mul(step, _int(i))), vector.as_pointer()
+            builder.add(base, builder.mul(step, _int(i))), VALUES.as_pointer()
         )
-        rows = [builder.load(row(source, source_step, i), align=4) for i in range(lanes)]
+        rows = [builder.load(row(source, source_step, i), align=4) for i in range(LANES)]
         half = 1
-        while half < lanes:  # swap the off-diagonal quarters of all squares of twice this length
-            for i in (i for i in range(lanes) if not i & half):
+        while half < LANES:  # swap the off-diagonal quarters of all squares of twice this length
+            for i in (i for i in range(LANES) if not i & half):
                 a, b = rows[i], rows[i + half]
-                upper = [j if not j & half else lanes + j - half for j in range(lanes)]
-                lower = [j + half if not j & half else lanes + j for j in range(lanes)]
+                upper = [j if not j & half else LANES + j - half for j in range(LANES)]
+                lower = [j + half if not j & half else LANES + j for j in range(LANES)]
                 for position, which in ((i, upper), (i + half, lower)):
-                    rows[position] = builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, lanes), which))
+                    rows[position] = builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, LANES), which))
             half *= 2
         for i, value in enumerate(rows):
             builder.store(value, row(to, to_step, i), align=4)
         return context.get_dummy_value()
 
-    return types.void(unit, *[types.intp] * 4), generate
+    return types.void(*[types.intp] * 4), generate
 
 
 @intrinsic
@@ -346,7 +282,9 @@ def _copy(typing, to, source, size):
     """Copy `size` bytes."""
 
     def generate(context, builder, signature, args):
-        memcpy(builder, *args)
+        function = external(builder, "llvm.memcpy.p0.p0.i64", ir.VoidType(), BYTES, BYTES, I64, I1)
+        to, source = (builder.inttoptr(a, BYTES) for a in args[:2])
+        builder.call(function, [to, source, args[2], ir.Constant(I1, 0)])
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, types.intp), generate
@@ -362,21 +300,20 @@ def _forward(x, w, bias, y, lo, hi, height, width, channels, out_height, out_wid
 
     taps: of a kernel row, at once; group: channels whose weights are used together.
     """
-    unit = bias[0]
-    size = x.itemsize
+    size = 4
     row_bytes = vectors * VECTOR
     block = row_bytes // size
     tap_bytes = channels * row_bytes
     groups = (channels + group - 1) // group
     places = np.empty(images * height * width * channels + VECTOR, np.int32)
-    values = np.empty(len(places), x.dtype)
+    values = np.empty(len(places), np.float32)
     first = np.empty(images * height * width * groups + 1, np.int64)  # of each input pixel and group, its first entry
     # Sums of an output row, with places for what taps beyond its ends add where lines are taken as a whole.
     margin, line_width = 0, out_width
     by_line = stride == 1 and padding < kernel <= taps and kernel * vectors >= MANY_SUMS and width >= LONG_LINE
     if by_line:
         margin, line_width = kernel - 1 - padding, width + kernel - 1
-    sums = np.empty((images * out_height * line_width + 1) * block + VECTOR, x.dtype)
+    sums = np.empty((images * out_height * line_width + 1) * block + VECTOR, np.float32)
     places_at, values_at, sums_at = places.ctypes.data, values.ctypes.data, sums.ctypes.data
     sums_at += (VECTOR - sums_at % VECTOR) % VECTOR
     # Taps that an input column meets: the first, its output column, and how many; the next is `stride` further and meets
@@ -399,7 +336,7 @@ def _forward(x, w, bias, y, lo, hi, height, width, channels, out_height, out_wid
                     if used and meets[column]:
                         address = x.ctypes.data + (((image * height + row) * width + column) * channels + start) * size
                         filled += _compress(
-                            unit, unit, unit, address, min(group, channels - start), start * row_bytes, row_bytes,
+                            bias[0], bias[0], address, min(group, channels - start), start * row_bytes, row_bytes,
                             places_at + 4 * filled, values_at + size * filled,
                         )  # fmt: skip
                     entry += 1
@@ -420,7 +357,7 @@ def _forward(x, w, bias, y, lo, hi, height, width, channels, out_height, out_wid
                         line_at = sums_at + (line * line_width + margin) * row_bytes
                         if by_line:
                             _add_line(
-                                unit, sums_at + line * line_width * row_bytes, first.ctypes.data + 8 * entry, groups,
+                                sums_at + line * line_width * row_bytes, first.ctypes.data + 8 * entry, groups,
                                 width, places_at, values_at, weights + (kernel - 1) * tap_bytes, -tap_bytes, kernel,
                                 vectors,
                             )  # fmt: skip
@@ -432,7 +369,7 @@ def _forward(x, w, bias, y, lo, hi, height, width, channels, out_height, out_wid
                             t = 0
                             while t < meets[column]:  # once, unless the kernel is wide
                                 _add_rows(
-                                    unit, line_at + (out[column] - t) * row_bytes, -row_bytes,
+                                    line_at + (out[column] - t) * row_bytes, -row_bytes,
                                     places_at + 4 * i, values_at + size * i, count,
                                     weights + (tap[column] + t * stride) * tap_bytes,
                                     stride * tap_bytes, min(taps, meets[column] - t), vectors,
@@ -454,8 +391,7 @@ def _weight_gradient(x, quantum, gy, dw, lo, hi, height, width, channels, out_he
     Outputs lie in a frame of zeros, so that every tap of an input is at a fixed distance from it. With a stride, an
     input meets every stride-th tap: inputs of the same taps have lists of their own. lines: output rows used together.
     """
-    size = dw.itemsize
-    unit = dw[0]
+    size = 4
     row_bytes = vectors * VECTOR
     block = row_bytes // size
     reach = (kernel - 1) // stride
@@ -466,11 +402,11 @@ def _weight_gradient(x, quantum, gy, dw, lo, hi, height, width, channels, out_he
     # The odd length keeps the lists' beginnings out of each other's way in the cache.
     length = images * ((height + stride - 1) // stride) * ((width + stride - 1) // stride) + 17
     places = np.empty(lists * length, np.int32)
-    values = np.empty(len(places), dw.dtype)
+    values = np.empty(len(places), np.float32)
     counts = np.empty(lists, np.int64)
     ends = np.zeros((images * height + 1, lists), np.int32)  # entries of each list up to an input row
-    filled, filled_values = np.empty(channels + VECTOR, np.int32), np.empty(channels + VECTOR, dw.dtype)
-    frame = np.zeros(images * frame_height * frame_width * block + VECTOR, dw.dtype)
+    filled, filled_values = np.empty(channels + VECTOR, np.int32), np.empty(channels + VECTOR, np.float32)
+    frame = np.zeros(images * frame_height * frame_width * block + VECTOR, np.float32)
     frame_at = frame.ctypes.data
     frame_at += (VECTOR - frame_at % VECTOR) % VECTOR
     strips = (out_height + lines - 1) // lines  # of an image; if 1, a strip is some whole images
@@ -486,9 +422,7 @@ def _weight_gradient(x, quantum, gy, dw, lo, hi, height, width, channels, out_he
                 if kind_column >= kernel:
                     continue
                 address = x.ctypes.data + ((image * height + line) * width + column) * channels * x.itemsize
-                n = _compress(
-                    unit, x[0], quantum, address, channels, 0, 1, filled.ctypes.data, filled_values.ctypes.data
-                )
+                n = _compress(x[0], quantum, address, channels, 0, 1, filled.ctypes.data, filled_values.ctypes.data)
                 position = (of * frame_height + (row + padding) // stride + reach) * frame_width
                 position += (column + padding) // stride + reach
                 kind = (kind_row * kinds + kind_column) * channels
@@ -535,7 +469,7 @@ def _weight_gradient(x, quantum, gy, dw, lo, hi, height, width, channels, out_he
                                 which = (k % stride * kinds + kind) * channels + channel
                                 i = ends[begin, which]
                                 _add_rows(
-                                    unit, to + channel * row_bytes, stride * channels * row_bytes,
+                                    to + channel * row_bytes, stride * channels * row_bytes,
                                     places.ctypes.data + 4 * (which * length + i),
                                     values.ctypes.data + size * (which * length + i), ends[end, which] - i,
                                     rows, -row_bytes, min(taps, meets - t), vectors,
@@ -546,31 +480,34 @@ def _weight_gradient(x, quantum, gy, dw, lo, hi, height, width, channels, out_he
 @compiled
 def _arrange(w, packed, lo, hi, rows, vectors, back):
     """packed [parts, rows, vectors, lanes] from w [parts * vectors * lanes, rows], for lo <= vector < hi; or `back`."""
-    size = w.itemsize
-    lanes = VECTOR // size
     for vector in range(lo, hi):
-        for row in range(0, rows, lanes):
-            one = w.ctypes.data + (vector * lanes * rows + row) * size
+        for row in range(0, rows, LANES):
+            one = w.ctypes.data + (vector * LANES * rows + row) * 4
             other = packed.ctypes.data + ((vector // vectors * rows + row) * vectors + vector % vectors) * VECTOR
             if back:
-                _transpose(w[0], other, vectors * VECTOR, one, rows * size)
+                _transpose(other, vectors * VECTOR, one, rows * 4)
             else:
-                _transpose(w[0], one, rows * size, other, vectors * VECTOR)
+                _transpose(one, rows * 4, other, vectors * VECTOR)
 
 
 @compiled
-def _pack_values(x, to, lo, hi, factor, quantum):
-    """Whether x[lo:hi] * factor are bytes, which go to `to`. Ends with the first piece that does not fit."""
-    whole = hi - (hi - lo) % LANES
-    for i in range(lo, whole, PIECE):
-        if not _pack(x.ctypes.data + 4 * i, to.ctypes.data + i, min(PIECE, whole - i), factor, quantum):
+def _pack(x, bits, to, lo, hi, factor, quantum):
+    """Whether x[lo:hi] * factor are bytes, which go to `to`: they times `quantum` are x again, whose bits are `bits`.
+
+    Ends with the first piece that does not fit.
+    """
+    for start in range(lo, hi, PIECE):
+        stop = min(hi, start + PIECE)
+        given, of_given, packed, differs = x[start:stop], bits[start:stop], to[start:stop], np.int32(0)
+        for i in range(len(given)):
+            value = given[i] * factor
+            value = value if value < np.float32(255) else np.float32(255)  # so is what is not a number
+            byte = np.int32(value if value > np.float32(0) else np.float32(0))
+            packed[i] = byte
+            differs |= np.int32(np.float32(byte) * quantum != given[i]) | (of_given[i] & np.int32(-(2**31)))  # -0.0
+        if differs:
             return False
-    rest, bytes_of_rest = np.zeros(LANES, x.dtype), np.empty(LANES, to.dtype)
-    rest[: hi - whole] = x[whole:hi]
-    fits = _pack(rest.ctypes.data, bytes_of_rest.ctypes.data, LANES, factor, quantum)
-    keep(rest)
-    to[whole:hi] = bytes_of_rest[: hi - whole]
-    return fits
+    return True
 
 
 # ---------------------------------------------------------------- calls
@@ -579,9 +516,9 @@ def _pack_values(x, to, lo, hi, factor, quantum):
 class Shape:
     """Sizes of one convolution, and how its work is cut: x [n, height, width, channels], square kernel."""
 
-    def __init__(self, n, height, width, channels, outputs, kernel, stride, padding, size):
+    def __init__(self, n, height, width, channels, outputs, kernel, stride, padding):
         self.n, self.height, self.width, self.channels = n, height, width, channels
-        self.outputs, self.kernel, self.stride, self.padding, self.size = outputs, kernel, stride, padding, size
+        self.outputs, self.kernel, self.stride, self.padding = outputs, kernel, stride, padding
         self.out_height, self.out_width = ((k + 2 * padding - kernel) // stride + 1 for k in (height, width))
         self.taps = min(TAPS, -(-kernel // stride))
         self.arguments = (
@@ -590,7 +527,7 @@ class Shape:
 
     def _vectors(self, most: int) -> int:
         """Vectors in a block: the most that divide a row evenly and whose sums for all taps fit into the registers."""
-        row = -(-self.outputs * self.size // VECTOR)
+        row = -(-self.outputs * 4 // VECTOR)
         most = min(8, most, REGISTERS // self.taps)
         return max(v for v in range(1, 9) if v == 1 or (row % v == 0 and v <= most))
 
@@ -599,7 +536,7 @@ class Shape:
         vectors = self._vectors(8)
         room = _cache_size(0, 2**15) * (4 if density < FEW else 1)
         groups = -(-self.channels // max(16, room // (self.kernel * vectors * VECTOR)))
-        entries = density * self.height * self.width * self.channels * (4 + self.size)
+        entries = density * self.height * self.width * self.channels * (4 + 4)
         sums = self.out_height * (self.width + self.kernel) * vectors * VECTOR
         images = max(1, int(0.2 * _cache_size(2, 2**19) / (entries + sums)))
         return vectors, -(-self.channels // groups), min(self.n, images)
@@ -617,22 +554,21 @@ class Shape:
 
     def parts(self, vectors: int) -> tuple[int, int]:
         """(blocks of output channels, channels in a block)."""
-        block = vectors * VECTOR // self.size
+        block = vectors * VECTOR // 4
         return -(-self.outputs // block), block
 
 
 def _exchange(w: Tensor, packed: Tensor, vectors: int, threads: int, back: bool) -> None:
     """Write w [outputs, channels, k, k] to packed [parts, k, k, channels, block], or `back`."""
-    block = packed.shape[-1]
-    lanes, rows = block // vectors, w[0].numel()
-    if len(w) % block or rows % lanes or not w.is_contiguous(memory_format=torch.channels_last):
+    block, rows = packed.shape[-1], w[0].numel()
+    if len(w) % block or rows % LANES or not w.is_contiguous(memory_format=torch.channels_last):
         for part in range(len(packed)):
             piece = w[part * block : (part + 1) * block].permute(0, 2, 3, 1)
             target = packed[part].permute(3, 0, 1, 2)[: len(piece)]
             piece.copy_(target) if back else target.copy_(piece)
         return
     arrays = _flat(w.permute(0, 2, 3, 1)), _flat(packed)
-    parts = cuts(len(w) // lanes, min(threads, len(w) // lanes))
+    parts = cuts(len(w) // LANES, min(threads, len(w) // LANES))
     in_parallel(lambda lo, hi: _arrange(*arrays, lo, hi, rows, vectors, back), parts, threads)
 
 
@@ -689,7 +625,7 @@ def to_bytes(x: Tensor, threads: int) -> tuple[Tensor, float]:
     values, to = (_flat(t.permute(0, 2, 3, 1)) for t in (x, packed))
     for factor in (np.float32(1), np.float32(4)):
         fits = in_parallel(
-            lambda lo, hi, factor=factor: _pack_values(values, to, lo, hi, factor, 1 / factor),
+            lambda lo, hi, factor=factor: _pack(values, values.view(np.int32), to, lo, hi, factor, 1 / factor),
             cuts(len(values), min(threads, len(values))), threads,
         )  # fmt: skip
         if all(fits):

@@ -10,14 +10,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
+from spikingjelly.activation_based import functional, surrogate
 from torch import Tensor, nn
 
 from snn_repro.errors import UserError, nearest
-from snn_repro.kernels import CONV_BACKENDS, KERNELS, Affine, Law, by_spikingjelly, neuron, selfcheck
+from snn_repro.kernels import CONV_BACKENDS, KERNELS, Affine, Law, neuron, selfcheck
 from snn_repro.kernels.compiled import broken, ready
 from snn_repro.kernels.conv import Conv2d
 
@@ -51,10 +51,7 @@ def choose(backend: str, law: Law | None, x: Tensor, norm: Affine | None = None,
     if chosen == "torch" or law is None:
         return TORCH
     steps = timesteps or x.shape[0]
-    if norm is not None and not (
-        (chosen == "cpu" and not norm.together and _takes_norm(x))
-        or (chosen == "triton" and _takes_norm_there(x, norm, steps))
-    ):
+    if norm is not None and not _takes_norm(chosen, x, norm, steps):
         norm = None
     if chosen == "triton" and backend == "auto" and not _right(law, x.dtype, steps, x.device):
         return TORCH
@@ -71,28 +68,50 @@ def run(
     """A layer by its plan's kernel: spikes (+ plus) [T, B, ...], last potential [B, ...], all potentials if wanted and known."""
     assert plan.law is not None
     if plan.backend == "spikingjelly":
-        return by_spikingjelly.update(x, v0, plan.law, store_v_seq)
+        return _by_spikingjelly(x, v0, plan.law, store_v_seq)
     return *neuron.update(x, v0, plan.law, plan.backend, plan.norm, plan.timesteps, plus), None
 
 
-def _takes_norm(x: Tensor) -> bool:
-    """Whether the loops take a norm's input x: float32 on the CPU, all in channels-last order without gaps."""
-    if x.dim() != 5 or x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+def _by_spikingjelly(x: Tensor, v0: Tensor | None, law: Law, store_v_seq: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """By spikingjelly's own multi-step functions: spikes [T, B, ...] in x's dtype, the last potential [B, ...], and all after each reset [T, B, ...] if wanted."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    v = torch.zeros((), dtype=dtype, device=x.device) if v0 is None else v0.to(dtype)
+    step = {
+        "atan": surrogate.ATan,
+        "sigmoid": surrogate.Sigmoid,
+        "triangle": lambda gamma: surrogate.PiecewiseQuadratic(1 / gamma),
+    }[law.slope](law.width)
+    settings = (law.v_threshold, law.v_reset, step, law.detach, store_v_seq)
+    inputs = (x.to(dtype), v.expand(x.shape[1:]).contiguous())
+    if law.charge == "if" or (law.charge == "leaky" and law.leak == 1):
+        spikes, v, v_seq = functional.if_multi_step(*inputs, *settings)
+    elif law.charge == "leaky":  # its lif with an undecayed input
+        spikes, v, v_seq = functional.lif_multi_step(*inputs, 1 / (1 - law.leak), False, *settings)
+    else:
+        spikes, v, v_seq = functional.lif_multi_step(*inputs, law.leak, True, *settings)
+    return spikes.to(x.dtype), v, v_seq
+
+
+def _takes_norm(chosen: str, x: Tensor, norm: Affine, timesteps: int) -> bool:
+    """Whether a backend takes a norm and its input x [T, B, C, H, W].
+
+    The loops: float32 on the CPU, all in channels-last order without gaps. Triton's kernels: samples without gaps, channels last,
+    or channels first where their planes begin at whole vectors, and potentials that fit into registers.
+    """
+    if x.dim() != 5 or x.numel() <= x.shape[2]:
         return False
     _, batch, c, h, w = x.shape
-    strides = (batch * c * h * w, c * h * w, 1, w * c, c)
-    return x.numel() > c and all(n == 1 or a == b for n, a, b in zip(x.shape, x.stride(), strides, strict=True))
-
-
-def _takes_norm_there(x: Tensor, norm: Affine, timesteps: int) -> bool:
-    """Whether the Triton kernels take a norm and its input x: samples without gaps, channels last, or channels first where
-    their planes begin at whole vectors, and potentials that fit into registers."""
-    if x.dim() != 5 or norm.weight.dtype != torch.float32 or timesteps > MOST_STEPS or x.numel() <= x.shape[2]:
-        return False
-    _, _, c, h, w = x.shape
-    orders = ((1, w * c, c), (h * w, w, 1)) if h * w % 16 == 0 else ((1, w * c, c),)
-    own = tuple(zip(x.shape[2:], x.stride()[2:], strict=True))
-    return any(all(n == 1 or a == b for (n, a), b in zip(own, order, strict=True)) for order in orders)
+    orders = [(1, w * c, c)]
+    if chosen == "triton" and h * w % 16 == 0:
+        orders.append((h * w, w, 1))
+    lies = any(
+        all(n == 1 or a == b for n, a, b in zip(x.shape[2:], x.stride()[2:], order, strict=True)) for order in orders
+    )
+    if chosen == "triton":
+        return lies and norm.weight.dtype == torch.float32 and timesteps <= MOST_STEPS
+    own = x.dtype == torch.float32 and not norm.together and not torch.is_autocast_enabled("cpu")
+    dense = all(n == 1 or a == b for n, a, b in zip(x.shape, x.stride(), (batch * c * h * w, c * h * w), strict=False))
+    return chosen == "cpu" and lies and own and dense
 
 
 def resolve_backend(backend: str, device: str, dtype: torch.dtype = torch.float32) -> str:
@@ -124,37 +143,34 @@ def check(layer: Any, name: str) -> None:
     law, backend = layer.law(), layer.backend
     if backend in ("cpu", "triton", "spikingjelly") and law is None:
         raise UserError(f"neuron.backend={backend} has no kernel for '{name}' with these settings; use auto")
-    if backend == "spikingjelly" and (reason := by_spikingjelly.refusal(law)):
-        raise UserError(f"neuron.backend=spikingjelly {reason}")
+    if backend == "spikingjelly" and law.strict:
+        raise UserError("neuron.backend=spikingjelly fires at h >= V_th only; use neuron.fire_at=ge or another backend")
+    if backend == "spikingjelly" and law.charge != "if" and law.v_reset:
+        raise UserError(
+            f"neuron.backend=spikingjelly leaks towards v_reset, ours towards 0: v_reset={law.v_reset} must be 0 there"
+        )
 
 
 # ---------------------------------------------------------------- whether Triton's kernels may be used
 
-_said: set[str] = set()
 _checked: dict[tuple, bool] = {}
-
-
-@cache
-def _installed(package: str) -> bool:
-    return find_spec(package) is not None
 
 
 def _triton_lacks() -> str | None:
     """What keeps the Triton kernels from running here, in words; None: nothing."""
-    if not _installed("triton"):
+    try:
+        import triton
+    except ImportError:
         return "needs the package triton; install it"
-    import triton
-
     if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):
         return f"needs triton 3.3 or newer, which torch 2.7 brings, and this is {triton.__version__}; update torch"
     return None
 
 
+@cache
 def _say(sentence: str) -> None:
     """Warn, once in a process."""
-    if sentence not in _said:
-        _said.add(sentence)
-        warnings.warn(sentence, RuntimeWarning, stacklevel=3)
+    warnings.warn(sentence, RuntimeWarning, stacklevel=3)
 
 
 def _triton_there() -> bool:

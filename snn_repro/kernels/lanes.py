@@ -9,7 +9,7 @@ import operator
 import numpy as np
 from llvmlite import binding, ir
 from numba import njit, types
-from numba.core.cgutils import alloca_once, get_or_insert_function
+from numba.core.cgutils import get_or_insert_function
 from numba.core.typeconv import Conversion
 from numba.core.typing import signature as typing_signature
 from numba.core.typing.templates import AbstractTemplate, infer_global
@@ -18,7 +18,7 @@ from numba.extending import intrinsic, lower_builtin, lower_cast, models, regist
 WIDE = binding.get_host_cpu_features().get("avx512f", False)
 LANES = 64 if WIDE else 32  # numbers in registers at a time: four registers; a multiple of 32
 
-I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
+I1, I8, I32, I64 = (ir.IntType(n) for n in (1, 8, 32, 64))
 BYTES = I8.as_pointer()
 
 # ---------------------------------------------------------------- what numba lacks
@@ -27,34 +27,6 @@ BYTES = I8.as_pointer()
 def external(builder, name: str, result, *arguments):
     """An LLVM function of this name, declared once a module."""
     return get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
-
-
-def memcpy(builder, to, source, size) -> None:
-    """Copy `size` bytes from one address to another; both are integers or pointers to bytes."""
-    function = external(builder, "llvm.memcpy.p0.p0.i64", ir.VoidType(), BYTES, BYTES, I64, I1)
-    to, source = (a if a.type == BYTES else builder.inttoptr(a, BYTES) for a in (to, source))
-    builder.call(function, [to, source, size, ir.Constant(I1, 0)])
-
-
-def _prefetching(write: int):
-    def generate(context, builder, signature, args):
-        function = external(builder, "llvm.prefetch.p0", ir.VoidType(), BYTES, I32, I32, I32)
-        builder.call(function, [builder.inttoptr(args[0], BYTES), *(ir.Constant(I32, n) for n in (write, 3, 1))])
-        return context.get_dummy_value()
-
-    return generate
-
-
-@intrinsic
-def prefetch(typing, address):
-    """Start to load a cache line; any address is allowed."""
-    return types.void(types.intp), _prefetching(0)
-
-
-@intrinsic
-def prefetch_to_write(typing, address):
-    """The same for a line that will be written."""
-    return types.void(types.intp), _prefetching(1)
 
 
 @intrinsic
@@ -91,7 +63,7 @@ class _Mask(types.Type):
 
 
 lanes, mask = _Lanes("Lanes"), _Mask("Mask")
-_FLOATS, _INTS, _HALVES = (ir.VectorType(t, LANES) for t in (ir.FloatType(), I32, I16))
+_FLOATS, _INTS, _HALVES = (ir.VectorType(t, LANES) for t in (ir.FloatType(), I32, ir.IntType(16)))
 _VECTORS = {_Lanes: _FLOATS, _Mask: ir.VectorType(ir.IntType(1), LANES)}
 
 
@@ -135,8 +107,7 @@ _define(operator.ge, mask, lambda builder, a, b: builder.fcmp_ordered(">=", a, b
 @intrinsic
 def select(typing, condition, yes, no):
     """yes where the condition holds, else no."""
-    kind = lanes if condition == mask else types.float32
-    return kind(condition, kind, kind), lambda context, builder, signature, args: builder.select(*args)
+    return lanes(mask, lanes, lanes), lambda context, builder, signature, args: builder.select(*args)
 
 
 @intrinsic
@@ -144,95 +115,115 @@ def _power_of_two(typing, n):
     """2**n for whole n in -126..127."""
 
     def generate(context, builder, signature, args):
-        number, whole = (_FLOATS, _INTS) if n == lanes else (ir.FloatType(), I32)
-        constant = (lambda c: splat(c, whole)) if n == lanes else (lambda c: ir.Constant(whole, c))
-        exponent = builder.add(builder.fptosi(args[0], whole), constant(127))
-        return builder.bitcast(builder.shl(exponent, constant(23)), number)
+        exponent = builder.add(builder.fptosi(args[0], _INTS), splat(127, _INTS))
+        return builder.bitcast(builder.shl(exponent, splat(23, _INTS)), _FLOATS)
 
-    return n(n), generate
+    return lanes(lanes), generate
 
 
-def _address(builder, address, vector: ir.VectorType):
-    return builder.inttoptr(address, vector.as_pointer())
-
-
-def _copy(builder, to, source, count, vector: ir.VectorType) -> None:
-    """memcpy of `count` elements between pointers."""
-    size = builder.mul(count, ir.Constant(I64, 2 if vector == _HALVES else 4))
-    memcpy(builder, builder.bitcast(to, BYTES), builder.bitcast(source, BYTES), size)
-
-
-def _load_vector(builder, address, count, vector: ir.VectorType):
-    """The first `count` elements of a vector in memory, then zeros; the usual case, all of them, is one load."""
-    padded = alloca_once(builder, vector)
+def _place(builder, address, count, vector: ir.VectorType):
+    """A pointer to LANES numbers, which of them are the first `count`, and whether these are all: the usual case."""
+    first = builder.insert_element(splat(0, _INTS), builder.trunc(count, I32), ir.Constant(I32, 0))
+    first = builder.shuffle_vector(first, first, splat(0, _INTS))
+    inside = builder.icmp_signed("<", ir.Constant(_INTS, list(range(LANES))), first)
     full = builder.icmp_signed("==", count, ir.Constant(count.type, LANES))
+    return builder.inttoptr(address, vector.as_pointer()), inside, full
+
+
+def _load(builder, address, count, vector: ir.VectorType):
+    at, inside, full = _place(builder, address, count, vector)
+    name = f"llvm.masked.load.v{LANES}{'i16' if vector == _HALVES else 'f32'}.p0"
+    masked = external(builder, name, vector, at.type, I32, inside.type, vector)
     with builder.if_else(full, likely=True) as (then, otherwise):
         with then:
-            whole, whole_block = builder.load(_address(builder, address, vector), align=2), builder.block
+            whole, whole_block = builder.load(at, align=2), builder.block
         with otherwise:
-            builder.store(splat(0, vector), padded)
-            _copy(builder, padded, _address(builder, address, vector), count, vector)
-            part, part_block = builder.load(padded), builder.block
+            part, part_block = builder.call(masked, [at, ir.Constant(I32, 2), inside, splat(0, vector)]), builder.block
     value = builder.phi(vector)
     value.add_incoming(whole, whole_block)
     value.add_incoming(part, part_block)
     return value
 
 
-def _store_vector(builder, address, value, count, around) -> None:
-    """Write the first `count` elements; around the cache (the address then is a multiple of 64) if wanted."""
-    i32, vector = I32, value.type
-    padded = alloca_once(builder, vector)
-    full = builder.icmp_signed("==", count, ir.Constant(count.type, LANES))
+def _store(builder, address, value, count, around) -> None:
+    at, inside, full = _place(builder, address, count, value.type)
+    name = f"llvm.masked.store.v{LANES}{'i16' if value.type == _HALVES else 'f32'}.p0"
+    masked = external(builder, name, ir.VoidType(), value.type, at.type, I32, inside.type)
     with builder.if_else(full, likely=True) as (then, otherwise):
         with then, builder.if_else(around) as (past, into):
             with past:
-                store = builder.store(value, _address(builder, address, vector), align=64)
-                store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(i32, 1)]))
+                instruction = builder.store(value, at, align=64)
+                instruction.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(I32, 1)]))
             with into:
-                builder.store(value, _address(builder, address, vector), align=2)
+                builder.store(value, at, align=2)
         with otherwise:
-            builder.store(value, padded)
-            _copy(builder, _address(builder, address, vector), padded, count, vector)
+            builder.call(masked, [value, at, ir.Constant(I32, 2), inside])
 
 
 @intrinsic
-def _load_floats(typing, address, count):
-    def generate(context, builder, signature, args):
-        return _load_vector(builder, *args, _FLOATS)
-
-    return lanes(types.intp, types.intp), generate
+def load(typing, address, count):
+    """`count` numbers from an address, 0 in the other lanes."""
+    return lanes(types.intp, types.intp), lambda context, builder, signature, args: _load(builder, *args, _FLOATS)
 
 
 @intrinsic
-def _load_halves(typing, address, count):
+def load_half(typing, address, count):
+    """The same from bfloat16."""
+
     def generate(context, builder, signature, args):
-        bits = builder.zext(_load_vector(builder, *args, _HALVES), _INTS)
+        bits = builder.zext(_load(builder, *args, _HALVES), _INTS)
         return builder.bitcast(builder.shl(bits, splat(16, _INTS)), _FLOATS)
 
     return lanes(types.intp, types.intp), generate
 
 
 @intrinsic
-def _store_floats(typing, address, value, count, around):
+def store(typing, address, value, count, around):
+    """Write the first `count` lanes; around the cache (the address then is a multiple of 64) if wanted."""
+
     def generate(context, builder, signature, args):
-        _store_vector(builder, *args)
+        _store(builder, *args)
         return context.get_dummy_value()
 
     return types.void(types.intp, lanes, types.intp, types.boolean), generate
 
 
 @intrinsic
-def _store_halves(typing, address, value, count, around):
+def store_half(typing, address, value, count, around):
+    """The same as bfloat16."""
+
     def generate(context, builder, signature, args):
         address, value, *rest = args
         bits = builder.bitcast(value, _INTS)
         odd = builder.and_(builder.lshr(bits, splat(16, _INTS)), splat(1, _INTS))
         bits = builder.add(builder.add(bits, splat(0x7FFF, _INTS)), odd)  # round to nearest even
-        _store_vector(builder, address, builder.trunc(builder.lshr(bits, splat(16, _INTS)), _HALVES), *rest)
+        _store(builder, address, builder.trunc(builder.lshr(bits, splat(16, _INTS)), _HALVES), *rest)
         return context.get_dummy_value()
 
     return types.void(types.intp, lanes, types.intp, types.boolean), generate
+
+
+def _fetching(write: int):
+    def generate(context, builder, signature, args):
+        function = external(builder, "llvm.prefetch.p0", ir.VoidType(), BYTES, I32, I32, I32)
+        for line in range(0, 4 * LANES, 64):
+            at = builder.inttoptr(builder.add(args[0], ir.Constant(I64, line)), BYTES)
+            builder.call(function, [at, *(ir.Constant(I32, n) for n in (write, 3, 1))])
+        return context.get_dummy_value()
+
+    return generate
+
+
+@intrinsic
+def fetch(typing, address):
+    """Start to load what follows an address, as far as LANES float32 reach; any address is allowed."""
+    return types.void(types.intp), _fetching(0)
+
+
+@intrinsic
+def fetch_to_write(typing, address):
+    """The same for what will be written."""
+    return types.void(types.intp), _fetching(1)
 
 
 @intrinsic
@@ -246,33 +237,18 @@ helper = njit(error_model="numpy", nogil=True)  # of a function that compiled lo
 
 
 @helper
-def load(address, count, half):
-    """`count` values from an address, 0 in the other lanes."""
-    if half:
-        return _load_halves(address, count)
-    return _load_floats(address, count)
+def read(address, count, half):
+    """`load` from bfloat16 or float32."""
+    return load_half(address, count) if half else load(address, count)
 
 
 @helper
-def store(address, value, count, half, around):
+def write(address, value, count, half, around):
+    """`store` as bfloat16 or float32."""
     if half:
-        _store_halves(address, value, count, around)
+        store_half(address, value, count, around)
     else:
-        _store_floats(address, value, count, around)
-
-
-@helper
-def fetch(address, half):
-    """Start to load LANES values that will be read."""
-    for line in range(0, (2 if half else 4) * LANES, 64):
-        prefetch(address + line)
-
-
-@helper
-def fetch_to_write(address, half):
-    """Start to load what LANES values will be written to."""
-    for line in range(0, (2 if half else 4) * LANES, 64):
-        prefetch_to_write(address + line)
+        store(address, value, count, around)
 
 
 @helper

@@ -8,8 +8,10 @@ repeated over T by `expand` is never copied). For the backward pass x alone is s
 norm's numbers by channel: norm and neuron apart save two tensors of x's size.
 """
 
+import ctypes
 import math
 from functools import cache, lru_cache
+from importlib import import_module
 from typing import NamedTuple
 
 import torch
@@ -17,7 +19,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from snn_repro.errors import UserError
-from snn_repro.kernels import Affine, Law, memory
+from snn_repro.kernels import Affine, Law
+
+NO_NORM = (None,) * 5
 
 
 def update(
@@ -35,7 +39,7 @@ def update(
         v0 = v0.to(torch.float32)
         if v0.shape != x.shape[2:]:
             v0 = v0.expand(x.shape[1:])
-    timesteps, eps, together, numbers = timesteps or x.shape[0], 0.0, False, ()
+    timesteps, numbers, eps, learn, together = timesteps or x.shape[0], NO_NORM, 0.0, None, False
     if plus is not None and plus.dtype != x.dtype:
         s, v = update(x, v0, law, backend, norm, timesteps)
         return plus + s, v
@@ -48,17 +52,12 @@ def update(
             )
     settings = (eps, together, timesteps, backend, law)
     if not _eager(x):
-        s, v, *moments = torch.ops.snn_repro.neuron(x, v0, *(numbers or [None] * 5), *settings[:4], *law, plus)
-    elif torch.is_grad_enabled() and (
-        norm is not None
-        or x.requires_grad
-        or (v0 is not None and v0.requires_grad)
-        or (plus is not None and plus.requires_grad)
-    ):
+        s, v, *moments = torch.ops.snn_repro.neuron(x, v0, *numbers, *settings[:4], *law, plus)
+    elif torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in (x, v0, plus, *numbers)):
         s, v, *moments = _Layer.apply(x, v0, settings, plus, *numbers)
     else:
-        s, v, *moments = _neuron(x, v0, settings, *numbers, plus=plus)
-    if norm is not None and learn is not None:
+        s, v, *moments = _neuron(x, v0, settings, plus, *numbers)
+    if learn is not None:
         learn(*moments[:2], moments[2] if together else x.numel() // x.shape[2])
     return s, v
 
@@ -143,6 +142,38 @@ def initial(v0: Tensor | None, layout: Layout) -> tuple[Tensor | None, int]:
     return dense, 0 if lead == 2 else layout.shape[2]
 
 
+HUGE_PAGE, MADV_HUGEPAGE = 2**21, 14
+SMALLEST = 2 * HUGE_PAGE  # bytes of a block: wherever it begins, a whole huge page fits in
+
+fresh = (
+    True  # whether large blocks are: asked before the call. A run keeps its memory, and then there is nothing to gain
+)
+
+
+@cache
+def _madvise():
+    """The C library's function; None where there is none."""
+    try:
+        function = ctypes.CDLL(None).madvise
+    except (AttributeError, OSError, TypeError):
+        return None
+    function.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    return function
+
+
+def on_huge_pages(*outputs: Tensor | None) -> None:
+    """Ask for huge pages for what is about to be written; a system without them goes on as before.
+
+    A fresh block handed out 4 KiB at a time takes longer than the layer itself. Only the block at hand is advised about: it is
+    torch's as before, and given back when torch gives it back.
+    """
+    if fresh and (madvise := _madvise()) is not None:
+        for x in outputs:
+            if x is not None and x.nbytes >= SMALLEST:
+                first, last = -(-x.data_ptr() // HUGE_PAGE), (x.data_ptr() + x.nbytes) // HUGE_PAGE
+                madvise(first * HUGE_PAGE, (last - first) * HUGE_PAGE, MADV_HUGEPAGE)
+
+
 # ---------------------------------------------------------------- the operator
 
 # Defined by schema and not by the decorator `custom_op`, which imports torch's compiler at the first call: a second.
@@ -159,37 +190,27 @@ torch.library.define(
 )
 
 
-def _neuron(x, v0, settings, weight=None, bias=None, te=None, mean=None, var=None, plus=None):
+def _neuron(x, v0, settings, plus, weight, bias, te, mean, var):
     """x [T, B, ...], v0 [...] or [B, ...] float32 -> spikes [T, B, ...], last potential [B, ...] float32; and with a norm its
     mean and var [C], those of x where none were given; of all processes' x, then also how many values a channel they are of.
     """
     eps, together, timesteps, backend, law = settings
-    count = None
     x, layout = arrange(_repeated(x, timesteps))
     s, v_last = empty_as(x, layout), empty_as(x, layout, 1, torch.float32)
+    if backend == "cpu":
+        on_huge_pages(s, v_last)
     norm = None
-    if weight is not None and backend == "triton":
-        norm = _triton().norm(x, weight, bias, te, mean, var, eps, together)
-        mean, var, count = norm.mean, norm.var, norm.count
-    elif weight is not None:
-        if mean is None:
-            mean, var = _moments(x, weight)
-        else:
+    if weight is not None:
+        if mean is not None:
             mean, var = mean.clone(), var.clone()  # an operator must not hand its inputs back
-        norm = _norm(weight, bias, te, mean, var, eps)
+        norm = _kernels(backend).norm(x, weight, bias, te, mean, var, eps, together)
     if x.numel():
-        v0, v0_stride = initial(v0, layout)
-        if backend == "cpu":
-            _cpu_forward(x, v0, v0_stride, s, v_last, layout.shape, law, norm)
-        else:
-            plus = None if plus is None else in_order(plus, layout)
-            _triton().forward(x, v0, v0_stride, s, v_last, layout.shape, law, norm, plus)
-    return tuple(a for a in (s, v_last, mean, var, count) if a is not None)
+        plus = None if plus is None else in_order(plus, layout)
+        _kernels(backend).forward(x, *initial(v0, layout), s, v_last, layout.shape, law, norm, plus)
+    return tuple(a for a in (s, v_last, *((norm.mean, norm.var, norm.count) if norm else ())) if a is not None)
 
 
-def _neuron_backward(
-    gs, gv_last, needs_v0, of_input, x, v0, settings, weight=None, bias=None, te=None, mean=None, var=None
-):  # fmt: skip
+def _neuron_backward(gs, gv_last, needs_v0, of_input, x, v0, settings, weight, bias, te, mean, var):
     """Gradients of x and v0, and with a norm of weight, bias and te, from those of the spikes and of the last potential.
 
     None where there is none. of_input: mean and var were those of x, and their gradients reach it.
@@ -200,40 +221,37 @@ def _neuron_backward(
     if gv_last is not None:
         gv_last, _ = initial(gv_last, layout)
     gx, gv0 = empty_as(one, layout), empty_as(x, layout, x.dim() - v0.dim(), torch.float32) if needs_v0 else None
-    norm, gnorm = None, ()
+    if backend == "cpu":
+        on_huge_pages(gx, gv0)
+    norm, gnorm = None, [None] * 3
     if weight is not None:
-        if backend == "triton":
-            norm = _triton().norm(x, weight, bias, te, mean, var, eps, together)
-        else:
-            norm = _norm(weight, bias, te, mean, var, eps)
+        norm = _kernels(backend).norm(x, weight, bias, te, mean, var, eps, together)
         gnorm = [None if a is None else torch.empty_like(a) for a in (weight, bias, te)]
     if not x.numel():
         return gx, None if gv0 is None else gv0.zero_(), *gnorm
     v0, v0_stride = initial(v0, layout)
     if norm is not None and v0_stride != 0 and gs.stride(1) != layout.shape[2]:
         gs = empty_as(gs, layout).copy_(gs)  # sums by channel take all samples of a step as one long one
-    run = _cpu_backward if backend == "cpu" else _triton().backward
-    run(gs, gv_last, x, v0, v0_stride, gx, gv0, layout.shape, law, norm, of_input, gnorm)
+    _kernels(backend).backward(gs, gv_last, x, v0, v0_stride, gx, gv0, layout.shape, law, norm, of_input, gnorm)
     return gx, gv0, *gnorm
 
 
-def _filled(x: Tensor, n: int, results) -> tuple[Tensor, ...]:
-    """The n results of an operator, which cannot be None: empty tensors there."""
-    results = (*results, *[None] * (n - len(results)))
-    return tuple(x.new_empty(0, dtype=torch.float32) if a is None else a for a in results)
+def _filled(x: Tensor, *results: Tensor | None) -> tuple[Tensor, ...]:
+    """The five results of an operator, which cannot be None: empty tensors there."""
+    return tuple(x.new_empty(0, dtype=torch.float32) if a is None else a for a in (*results, *NO_NORM)[:5])
 
 
 @torch.library.impl("snn_repro::neuron", ("cpu", "cuda"))
 def _(x, v0, *rest):
     *rest, plus = rest
     settings = (*rest[5:9], Law(*rest[9:]))
-    return _filled(x, 5, _neuron(x.detach(), v0, settings, *rest[:5], plus=plus))
+    return _filled(x, *_neuron(x.detach(), v0, settings, plus, *rest[:5]))
 
 
 @torch.library.impl("snn_repro::neuron_backward", ("cpu", "cuda"))
 def _(gs, gv_last, needs_v0, of_input, x, v0, *rest):
     settings = (*rest[5:9], Law(*rest[9:]))
-    return _filled(gs, 5, _neuron_backward(gs.detach(), gv_last, needs_v0, of_input, x, v0, settings, *rest[:5]))
+    return _filled(gs, *_neuron_backward(gs.detach(), gv_last, needs_v0, of_input, x, v0, settings, *rest[:5]))
 
 
 @torch.library.register_fake("snn_repro::neuron")
@@ -242,7 +260,7 @@ def _(x, v0, weight, bias, te, mean, var, eps, together, timesteps, *settings):
     moments = [] if weight is None else [torch.empty_like(weight) for _ in range(2)]
     if together and mean is None:
         moments.append(weight.new_empty(1))
-    return _filled(x, 5, (empty_as(x, layout), empty_as(x, layout, 1, torch.float32), *moments))
+    return _filled(x, empty_as(x, layout), empty_as(x, layout, 1, torch.float32), *moments)
 
 
 @torch.library.register_fake("snn_repro::neuron_backward")
@@ -250,36 +268,29 @@ def _(gs, gv_last, needs_v0, of_input, x, v0, weight, bias, te, *settings):
     x, layout = arrange(x, _layout)
     gv0 = empty_as(x, layout, x.dim() - v0.dim(), torch.float32) if needs_v0 else None
     return _filled(
-        x, 5, (empty_as(x, layout), gv0, *(None if a is None else torch.empty_like(a) for a in (weight, bias, te)))
+        x, empty_as(x, layout), gv0, *(None if a is None else torch.empty_like(a) for a in (weight, bias, te))
     )
 
 
 def _setup(ctx, inputs, output) -> None:
-    """Of the operator, which has its norm, or none, and its law among its arguments."""
-    numbers = inputs[2:7] if inputs[2] is not None else ()
-    _remember(ctx, *inputs[:2], (*inputs[7:11], Law(*inputs[11:_COUNT])), numbers, output)
-    ctx.mark_non_differentiable(*output[2:])
+    """Of the operator, which has its law among its arguments."""
+    _remember(ctx, *inputs[:2], (*inputs[7:11], Law(*inputs[11:_COUNT])), inputs[2:7], output)
 
 
 def _remember(ctx, x, v0, settings, numbers, output) -> None:
-    ctx.settings, ctx.normed = settings, bool(numbers)
-    if numbers:
-        ctx.of_input = numbers[3] is None
-        ctx.save_for_backward(x, v0, *numbers[:3], *output[2:4])
-        ctx.mark_non_differentiable(*output[2:])
-    else:
-        ctx.of_input = False
-        ctx.save_for_backward(x, v0)
+    normed = numbers[0] is not None
+    ctx.settings, ctx.of_input = settings, normed and numbers[3] is None
+    ctx.save_for_backward(x, v0, *numbers[:3], *(output[2:4] if normed else NO_NORM[:2]))
+    ctx.mark_non_differentiable(*output[2:])
     ctx.set_materialize_grads(False)  # the last potential rarely has a gradient
 
 
 def _differentiate(ctx, gs, gv_last, *_):
-    results = _gradients(ctx, gs, gv_last)
-    return *results, *[None] * (_COUNT - len(results)), gs if ctx.needs_input_grad[_COUNT] else None
+    return *_gradients(ctx, gs, gv_last), *[None] * (_COUNT - 5), gs if ctx.needs_input_grad[_COUNT] else None
 
 
 def _gradients(ctx, gs, gv_last) -> tuple[Tensor | None, ...]:
-    """Those of x and v0, and with a norm of weight, bias and te."""
+    """Those of x, v0, weight, bias and te."""
     x, v0, *numbers = ctx.saved_tensors
     if gs is None:
         gs = torch.zeros((), dtype=x.dtype, device=x.device).expand(ctx.settings[2], *x.shape[1:])
@@ -287,11 +298,9 @@ def _gradients(ctx, gs, gv_last) -> tuple[Tensor | None, ...]:
     before = gs, gv_last, needs_v0, ctx.of_input, x, v0
     if _eager(gs) and not torch.is_grad_enabled():  # enabled: someone may ask for a second derivative
         return _neuron_backward(*before, ctx.settings, *numbers)
-    results = torch.ops.snn_repro.neuron_backward(
-        *before, *(numbers or [None] * 5), *ctx.settings[:4], *ctx.settings[4]
-    )
-    there = (True, needs_v0, True, True, ctx.normed and numbers[2] is not None)[: 5 if ctx.normed else 2]
-    return tuple(g if is_there else None for g, is_there in zip(results, there, strict=False))
+    results = torch.ops.snn_repro.neuron_backward(*before, *numbers, *ctx.settings[:4], *ctx.settings[4])
+    there = True, needs_v0, *(a is not None for a in numbers[:3])
+    return tuple(g if is_there else None for g, is_there in zip(results, there, strict=True))
 
 
 def _differentiate_twice(ctx, *grads):
@@ -307,99 +316,32 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, v0, settings, plus, *numbers):
-        output = _neuron(x, v0, settings, *numbers, plus=plus)
+        output = _neuron(x, v0, settings, plus, *numbers)
         _remember(ctx, x, v0, settings, numbers, output)
         return output
 
     @staticmethod
     def backward(ctx, gs, gv_last, *_):
         gx, gv0, *gnorm = _gradients(ctx, gs, gv_last)
-        gplus = gs if ctx.needs_input_grad[3] else None
-        return gx, gv0, None, gplus, *gnorm, *([None, None] if ctx.normed else [])
+        return gx, gv0, None, gs if ctx.needs_input_grad[3] else None, *gnorm, None, None
 
 
-# ---------------------------------------------------------------- the CPU
-
-
-def _merged(shape, v0_stride: int, *tensors: Tensor) -> tuple[tuple[int, int, int], list[tuple[int, int]]]:
-    """Without a shared v0, samples that follow one another in memory are one long sample: fewer, longer loops."""
-    steps, batch, size = shape
-    strides = [x.stride()[:2] for x in tensors]
-    if v0_stride != 0 and all(b == size or batch == 1 for _, b in strides):
-        return (steps, 1, batch * size), strides
-    return shape, strides
-
-
-def _pointer(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
-def _kind(x: Tensor, law: Law, norm):
-    return _cpu().Kind(law.charge, law.v_reset is not None, law.strict, x.dtype == torch.bfloat16, norm is not None)
-
-
-def _cpu_forward(x, v0, v0_stride, s, v_last, shape, law: Law, norm) -> None:
-    shape, (strides,) = _merged(shape, v0_stride, x)
-    tables = _cpu().NO_TABLES if norm is None else _cpu().tables(norm, shape[0])
-    if memory.fresh:
-        memory.on_huge_pages(s, v_last)
-    _cpu().forward(
-        _kind(x, law, norm), x.data_ptr(), strides, tables, _pointer(v0), v0_stride, s.data_ptr(), v_last.data_ptr(), shape,
-        (law.v_threshold, law.v_reset or 0.0, law.leak), torch.get_num_threads(),
-    )  # fmt: skip
-
-
-def _cpu_backward(gs, gv_last, x, v0, v0_stride, gx, gv0, shape, law: Law, norm, of_input, gnorm) -> None:
-    shape, (strides, gs_strides) = _merged(shape, v0_stride, x, gs)
-    tables = _cpu().NO_TABLES if norm is None else _cpu().tables(norm, shape[0])
-    threads = torch.get_num_threads()
-    if memory.fresh:
-        memory.on_huge_pages(gx, gv0)
-    sums = _cpu().backward(
-        _kind(x, law, norm), law.detach, law.slope, x.data_ptr(), strides, tables, _pointer(v0), v0_stride, gs.data_ptr(),
-        gs_strides, _pointer(gv_last), gx.data_ptr(), shape[1] * shape[2] if gx.shape[0] == shape[0] else 0, _pointer(gv0), shape,
-        (law.v_threshold, law.v_reset or 0.0, law.leak, law.width), threads,
-    )  # fmt: skip
-    if norm is not None:
-        gweight, gbias, gte = (a.numpy() for a in (*gnorm[:2], gx.new_empty(0) if gnorm[2] is None else gnorm[2]))
-        _cpu().gradients(sums, norm, of_input, x.data_ptr(), gx.data_ptr(), gx.numel(), gweight, gbias, gte, threads)
-
-
-def _moments(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (over n) [C] of x [T, B, C, H, W], in channels-last order and perhaps one step for all."""
-    x = x.detach()[:1] if x.stride(0) == 0 else x.detach()
-    mean, var = torch.empty_like(weight), torch.empty_like(weight)
-    values = x.as_strided((x.numel(),), (1,)).numpy()
-    _cpu().moments(values, mean.detach().numpy(), var.detach().numpy(), torch.get_num_threads())
-    return mean, var
-
-
-def _norm(weight, bias, te, mean, var, eps):
-    te = weight.new_empty(0) if te is None else te
-    return _cpu().Parameters(*(a.detach().numpy() for a in (weight, bias, te, mean, var)), eps)
+# ---------------------------------------------------------------- the backends
 
 
 def rehearse(*case) -> None:
     """Run the loops of a case (a law, dtype, whether normed, whether backward too) once, on as many neurons as they take at a time."""
     *law, dtype, normed, backward = case
     x = torch.zeros(1, 1, 1, 1, 64, dtype=dtype)
-    numbers = (torch.ones(1), torch.ones(1), None, None, None) if normed else ()
+    numbers = (torch.ones(1), torch.ones(1), None) if normed else NO_NORM[:3]
     settings = (1.0, False, 1, "cpu", Law(*law))
     with torch.no_grad():
-        s, v, *moments = _neuron(x, None, settings, *numbers)
+        s, v, *moments = _neuron(x, None, settings, None, *numbers, None, None)
         if backward:
-            _neuron_backward(s, v, False, True, x, None, settings, *numbers[:3], *moments)
+            _neuron_backward(s, v, False, True, x, None, settings, *numbers, *(moments or NO_NORM[:2]))
 
 
 @cache
-def _cpu():
-    from snn_repro.kernels import neuron_cpu
-
-    return neuron_cpu
-
-
-@cache
-def _triton():
-    from snn_repro.kernels import neuron_triton
-
-    return neuron_triton
+def _kernels(backend: str):
+    """The module that runs a layer by `norm`, `forward` and `backward`."""
+    return import_module(f"snn_repro.kernels.neuron_{backend}")

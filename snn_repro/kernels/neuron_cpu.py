@@ -1,4 +1,4 @@
-"""A whole spiking layer over all time steps in one pass over memory, on the CPU: `forward` and `backward`.
+"""A whole spiking layer over all time steps in one pass over memory, on the CPU: `norm`, `forward` and `backward`.
 
 numba compiles the two loops below for one kind of layer at its first use. They take LANES neurons at a time through all
 steps: potentials stay in registers, and the backward pass recomputes them from the inputs, so nothing but the input has to
@@ -11,10 +11,8 @@ The backward pass then writes the gradient of z times the step's factor, and its
 float64 beyond, cut by shape alone: the number of threads changes no number.
 
 The norm's own passes over memory, channels-last, stand behind the two loops; their sums are float32 within a chunk and float64 beyond:
-    moments    mean and variance of x over all but the channels               reads x
-    tables     of scale and shift for the loops
-    gradients  of x, weight, bias and the steps' factors, from the sums of the backward loop:
-               gx = a[c] * gz + b[c] * x + d[c], in place of gz               reads gz and x, writes gx
+    moments    mean and variance of x over all but the channels                     reads x
+    combine    gx = a[c] * gz + b[c] * x + d[c], in place of gz                     reads gz and x, writes gx
 
 Arithmetic and its order are those of the reference, without fused multiply-add: the spikes are the same bits.
 """
@@ -24,9 +22,11 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from snn_repro.kernels import CHARGES, SLOPES
-from snn_repro.kernels.compiled import compiled
+from snn_repro.kernels import CHARGES, SLOPES, Law
+from snn_repro.kernels.compiled import compiled, cuts, in_parallel
 from snn_repro.kernels.lanes import (
     LANES,
     exp_of_negative,
@@ -37,11 +37,12 @@ from snn_repro.kernels.lanes import (
     keep,
     larger,
     load,
+    read,
     select,
     store,
+    write,
     zeros,
 )
-from snn_repro.kernels.threads import cuts, in_parallel
 
 AHEAD = 256  # bytes between what is read and what is fetched
 PIECE = 256  # blocks are a multiple of this
@@ -53,42 +54,26 @@ STREAM_BYTES = 6 * 2**20  # outputs this large are written around the cache
 SHARE = 65536  # neuron-steps that are worth a thread
 
 
-class Kind(NamedTuple):
-    """What a compiled loop is specialised for; half means bfloat16 inputs and outputs, normed a norm before the neuron."""
+class Norm(NamedTuple):
+    """A norm before the neuron."""
 
-    charge: str
-    hard: bool
-    strict: bool
-    half: bool
-    normed: bool
-
-
-class Tables(NamedTuple):
-    """Of a norm before the neuron: scale, shift [T or 1, channels + LANES] and mean, flat; the factor of each step; the
-    number of channels; and how far the table of one step lies behind that of the step before."""
-
-    scale: np.ndarray
+    mean: Tensor
+    var: Tensor
+    numbers: tuple  # weight, bias, te (or empty), mean, var, float32 arrays; eps
+    scale: np.ndarray  # for the loops, flat: [T or 1, C + LANES]
     shift: np.ndarray
-    mean: np.ndarray
-    factor: np.ndarray
-    channels: int
-    step: int
-
-
-class Parameters(NamedTuple):
-    """Of a norm, float32 arrays [channels]; te [T] or empty."""
-
-    weight: np.ndarray
-    bias: np.ndarray
-    te: np.ndarray
-    mean: np.ndarray
-    var: np.ndarray
-    eps: float
+    middle: np.ndarray  # the mean [C + LANES]
+    factor: np.ndarray  # of each step
+    count: None = None  # of all processes' values, whose norm is not fused here
 
 
 _EMPTY = np.empty(0, np.float32)
-NO_TABLES = Tables(_EMPTY, _EMPTY, _EMPTY, _EMPTY, 1, 0)
 NO_SUMS = np.empty((1, 2, 1, 1))
+
+
+@lru_cache
+def _ones(n: int) -> np.ndarray:
+    return np.ones(n, np.float32)
 
 
 # ---------------------------------------------------------------- the state equation, for one number or for lanes
@@ -119,7 +104,7 @@ def _reset(h, fires, v_threshold, v_reset, hard):
 
 @helper
 def _slope(z, width, surrogate):
-    """The surrogate derivative (see neurons/surrogates/)."""
+    """The surrogate derivative (see neurons/surrogates.py)."""
     if surrogate == 0:
         c = np.float32(math.pi / 2) * width * z
         return width / np.float32(2) / (np.float32(1) + c * c)
@@ -151,71 +136,73 @@ def _back(h, g, gv, v_threshold, v_reset, leak, width, charge, hard, strict, det
 
 # ---------------------------------------------------------------- the two loops
 #
-# Both see memory as [steps, batch, size] and take addresses (0: absent): x[t, b, m] lies x_t * t + x_b * b + m values behind
+# Both see memory as [steps, batch, size] and take addresses (0: absent): x[t, b, m] lies x_t * t + x_b * b + m numbers behind
 # x, outputs are dense (gx_t 0: one gradient for all steps, of an input that stands for all). LANES neurons at a time live in
 # registers through all steps. A unit of work is a block of neurons (m) for a group of samples (b). v0_b is -1 without an
 # initial potential, 0 for one that all samples share, else its stride.
 
 
 @lru_cache
-def _forward(kind: Kind, whole: bool):
-    """whole: samples are multiples of LANES."""
-    charge, hard, strict, half, normed = CHARGES.index(kind.charge), *kind[1:]
+def _forward(charge: int, hard: bool, strict: bool, normed: bool, half: bool):
+    """half: inputs and outputs are bfloat16."""
+    wide = 2 if half else 4
 
     def neuron_forward(
         x, x_t, x_b, scale, shift, table_t, channels, v0, v0_b, s, v_last,
         steps, batch, size, first, last, block, group, v_threshold, v_reset, leak, stream,
     ):  # fmt: skip
         v_threshold, v_reset, leak = np.float32(v_threshold), np.float32(v_reset), np.float32(leak)
-        wide = 2 if half else 4
         groups = (batch + group - 1) // group
         for unit in range(first, last):
             m = unit // groups * block
-            n = min(block, size - m)
+            end = min(size, m + block)
             b0 = unit % groups * group
             for b in range(b0, min(b0 + group, batch)):
-                for i in range(0, n, LANES):
-                    count = LANES if whole else min(LANES, n - i)
-                    at = b * size + m + i
-                    table = 4 * ((m + i) % channels) if normed else 0
-                    v = load(v0 + 4 * (b * v0_b + m + i), count, False) if v0_b >= 0 else zeros()
-                    x_at, s_at = x + wide * (b * x_b + m + i), s + wide * at
-                    skip = AHEAD if i + AHEAD // wide < n else AHEAD + wide * (x_b - n)
+                for i in range(m, end, LANES):
+                    count = min(LANES, end - i)
+                    at = b * size + i
+                    table = 4 * (i % channels) if normed else 0
+                    v = load(v0 + 4 * (b * v0_b + i), count) if v0_b >= 0 else zeros()
+                    x_at, s_at = x + wide * (b * x_b + i), s + wide * at
                     for _ in range(steps):
-                        fetch(x_at + skip, half)
-                        z = load(x_at, count, half)
+                        fetch(x_at + AHEAD)
+                        z = read(x_at, count, half)
                         if normed:
-                            z = load(scale.ctypes.data + table, LANES, False) * z
-                            z = z + load(shift.ctypes.data + table, LANES, False)
+                            z = load(scale.ctypes.data + table, LANES) * z
+                            z = z + load(shift.ctypes.data + table, LANES)
                         h = _charge(v, z, leak, charge)
                         fires = _fires(h, v_threshold, strict)
                         v = _reset(h, fires, v_threshold, v_reset, hard)
-                        store(s_at, select(fires, np.float32(1), np.float32(0)), count, half, stream)
+                        write(s_at, select(fires, np.float32(1), np.float32(0)), count, half, stream)
                         if not stream:
-                            fetch_to_write(s_at + AHEAD, half)
+                            fetch_to_write(s_at + AHEAD)
                         x_at += wide * x_t
                         s_at += wide * batch * size
                         table += 4 * table_t
-                    store(v_last + 4 * at, v, count, False, stream)
+                    store(v_last + 4 * at, v, count, stream)
         fence()
 
     return compiled(neuron_forward)
 
 
 @lru_cache
-def _backward(kind: Kind, detach: bool, slope: str):
-    charge, hard, strict, half, normed = CHARGES.index(kind.charge), *kind[1:]
-    surrogate = SLOPES.index(slope)
+def _backward(charge: int, hard: bool, strict: bool, normed: bool, half: bool, detach: bool, surrogate: int):
+    """run, many: neurons and steps at a time, LANES and all of them where there are few steps.
+
+    At T = 16 more of the former and fewer of the latter are 1.6 times as fast: processors foresee reads at few places in memory.
+    Potentials of the run come first, which stay in the cache, then their gradients.
+    """
+    wide = 2 if half else 4
 
     def neuron_backward(
         x, x_t, x_b, scale, shift, table_t, channels, mean, factor, v0, v0_b, gs, gs_t, gs_b, gv_last, gx, gx_t, gv0, sums,
-        steps, batch, size, first, last, parts, block, group, v_threshold, v_reset, leak, width, stream,
+        steps, batch, size, first, last, parts, block, group, run, many, v_threshold, v_reset, leak, width, stream,
     ):  # fmt: skip
         v_threshold, v_reset, leak = np.float32(v_threshold), np.float32(v_reset), np.float32(leak)
         width = np.float32(width)
-        potentials = np.empty((steps + 1) * LANES, np.float32)  # of all steps, before the reset
-        kept = (potentials.ctypes.data + 63) // 64 * 64
-        wide = 2 if half else 4
+        room = np.empty((steps + 1) * run + 16, np.float32)
+        carried = (room.ctypes.data + 63) // 64 * 64  # from `many` steps to the next
+        kept = carried + 4 * run  # potentials of all steps, before the reset
         rows = sums.shape[2]  # time steps with a table of their own, or 1
         length = channels + LANES if normed else 0
         sums_g, sums_gx = np.empty((rows, length), np.float32), np.empty((rows, length), np.float32)
@@ -227,171 +214,103 @@ def _backward(kind: Kind, detach: bool, slope: str):
                     sums_g[:] = np.float32(0)
                     sums_gx[:] = np.float32(0)
                 m = unit // groups * block
-                n = min(block, size - m)
+                end = min(size, m + block)
                 b0 = unit % groups * group
                 for b in range(b0, min(b0 + group, batch)):
-                    for i in range(0, n, LANES):
-                        count = min(LANES, n - i)
-                        at = b * size + m + i
-                        channel = 4 * ((m + i) % channels) if normed else 0
-                        v = load(v0 + 4 * (b * v0_b + m + i), count, False) if v0_b >= 0 else zeros()
-                        x_at, gs_at = x + wide * (b * x_b + m + i), gs + wide * (b * gs_b + m + i)
-                        beyond = i + AHEAD // wide >= n
-                        x_skip = AHEAD + wide * (x_b - n) if beyond else AHEAD
-                        gs_skip = AHEAD + wide * (gs_b - n) if beyond else AHEAD
-                        table = channel
-                        for t in range(steps):
-                            fetch(x_at + x_skip, half)
-                            fetch(gs_at + gs_skip, half)
-                            z = load(x_at, count, half)
-                            if normed:
-                                z = load(scale.ctypes.data + table, LANES, False) * z
-                                z = z + load(shift.ctypes.data + table, LANES, False)
-                            h = _charge(v, z, leak, charge)
-                            v = _reset(h, _fires(h, v_threshold, strict), v_threshold, v_reset, hard)
-                            store(kept + 4 * LANES * t, h, LANES, False, False)
-                            x_at += wide * x_t
-                            gs_at += wide * gs_t
-                            table += 4 * table_t
-                        gv = load(gv_last + 4 * at, count, False) if gv_last else zeros()
-                        gx_at = gx + wide * (steps * gx_t + at)
-                        middle = load(mean.ctypes.data + channel, LANES, False) if normed else zeros()
-                        together = zeros()
-                        for t in range(steps - 1, -1, -1):
-                            gs_at -= wide * gs_t
-                            gx_at -= wide * gx_t
-                            h, g = load(kept + 4 * LANES * t, LANES, False), load(gs_at, count, half)
-                            cut = detach or (gv_last == 0 and t == steps - 1)  # else 0 x infinity
-                            gi, gv = _back(
-                                h, g, gv, v_threshold, v_reset, leak, width, charge, hard, strict, cut, surrogate
-                            )  # fmt: skip
-                            if normed:
-                                x_at -= 4 * x_t
-                                row = 4 * (t if rows > 1 else 0) * length + channel
-                                to = sums_g.ctypes.data + row
-                                store(to, load(to, LANES, False) + gi, LANES, False, False)
-                                to = sums_gx.ctypes.data + row
-                                far = gi * (load(x_at, count, False) - middle)
-                                store(to, load(to, LANES, False) + far, LANES, False, False)
-                                gi = factor[t] * gi
-                            if gx_t or not normed:
-                                store(gx_at, gi, count, half, stream and not normed)
-                                if normed or not stream:
-                                    fetch_to_write(gx_at + AHEAD, half)
-                            else:
-                                together = together + gi
-                        if normed and not gx_t:
-                            store(gx_at, together, count, False, False)
-                        if gv0:
-                            if v0_b > 0:
-                                store(gv0 + 4 * at, gv, count, False, False)
-                            else:  # summed over the samples
-                                to = gv0 + 4 * (m + i)
-                                if b > 0:
-                                    gv = gv + load(to, count, False)
-                                store(to, gv, count, False, False)
+                    for start in range(m, end, run):
+                        stop = min(end, start + run)
+                        for t0 in range(0, steps, many):
+                            for i in range(start, stop, LANES):
+                                count = min(LANES, stop - i)
+                                to = carried + 4 * (i - start)
+                                if t0:
+                                    v = load(to, LANES)
+                                else:
+                                    v = load(v0 + 4 * (b * v0_b + i), count) if v0_b >= 0 else zeros()
+                                x_at = x + wide * (t0 * x_t + b * x_b + i)
+                                h_at = kept + 4 * ((i - start) * steps + LANES * t0)
+                                table = 4 * (i % channels) if normed else 0
+                                for _ in range(t0, min(steps, t0 + many)):
+                                    fetch(x_at + AHEAD)
+                                    z = read(x_at, count, half)
+                                    if normed:
+                                        z = load(scale.ctypes.data + table, LANES) * z
+                                        z = z + load(shift.ctypes.data + table, LANES)
+                                    h = _charge(v, z, leak, charge)
+                                    v = _reset(h, _fires(h, v_threshold, strict), v_threshold, v_reset, hard)
+                                    store(h_at, h, LANES, False)
+                                    x_at += wide * x_t
+                                    h_at += 4 * LANES
+                                    table += 4 * table_t
+                                store(to, v, LANES, False)
+                        for t1 in range(steps, 0, -many):
+                            t0 = max(0, t1 - many)
+                            for i in range(start, stop, LANES):
+                                count = min(LANES, stop - i)
+                                to, at = carried + 4 * (i - start), b * size + i
+                                channel = 4 * (i % channels) if normed else 0
+                                if t1 < steps:
+                                    gv = load(to, LANES)
+                                else:
+                                    gv = load(gv_last + 4 * at, count) if gv_last else zeros()
+                                x_at, gs_at = x + 4 * (t1 * x_t + b * x_b + i), gs + wide * (t1 * gs_t + b * gs_b + i)
+                                gx_at = gx + wide * (t1 * gx_t + at)
+                                h_at = kept + 4 * ((i - start) * steps + LANES * t1)
+                                middle = load(mean.ctypes.data + channel, LANES) if normed else zeros()
+                                together = zeros()
+                                for t in range(t1 - 1, t0 - 1, -1):
+                                    gs_at -= wide * gs_t
+                                    gx_at -= wide * gx_t
+                                    h_at -= 4 * LANES
+                                    fetch(gs_at + AHEAD)
+                                    h, g = load(h_at, LANES), read(gs_at, count, half)
+                                    cut = detach or (gv_last == 0 and t == steps - 1)  # else 0 x infinity
+                                    gi, gv = _back(
+                                        h, g, gv, v_threshold, v_reset, leak, width, charge, hard, strict, cut, surrogate
+                                    )  # fmt: skip
+                                    if normed:
+                                        x_at -= 4 * x_t
+                                        row = 4 * (t if rows > 1 else 0) * length + channel
+                                        sum_at = sums_g.ctypes.data + row
+                                        store(sum_at, load(sum_at, LANES) + gi, LANES, False)
+                                        sum_at = sums_gx.ctypes.data + row
+                                        far = gi * (load(x_at, count) - middle)
+                                        store(sum_at, load(sum_at, LANES) + far, LANES, False)
+                                        gi = factor[t] * gi
+                                    if gx_t or not normed:
+                                        write(gx_at, gi, count, half, stream)
+                                        if not stream:
+                                            fetch_to_write(gx_at + AHEAD)
+                                    else:
+                                        together = together + gi
+                                if normed and not gx_t:
+                                    store(gx_at, together, count, False)
+                                if t0:
+                                    store(to, gv, LANES, False)
+                                elif gv0 and v0_b > 0:
+                                    store(gv0 + 4 * at, gv, count, False)
+                                elif gv0:  # summed over the samples
+                                    if b > 0:
+                                        gv = gv + load(gv0 + 4 * i, count)
+                                    store(gv0 + 4 * i, gv, count, False)
                 if normed:
                     for row in range(rows):
                         for i in range(length):
                             sums[part, 0, row, i % channels] += np.float64(sums_g[row, i])
                             sums[part, 1, row, i % channels] += np.float64(sums_gx[row, i])
-        keep(potentials)
-        fence()
-
-    return compiled(neuron_backward)
-
-
-@lru_cache
-def _backward_of_many(kind: Kind, detach: bool, slope: str):
-    """`_backward` without a norm, of samples that are multiples of LANES and gradients of each step's own input.
-
-    1.6 times as fast at T = 16: `_backward` would read at more places in memory than processors foresee. Here potentials of RUN x LANES neurons
-    come first, which stay in the cache, then their gradients, and of both MANY steps at a time.
-    """
-    charge, hard, strict, half, _ = CHARGES.index(kind.charge), *kind[1:]
-    surrogate = SLOPES.index(slope)
-
-    def neuron_backward_of_many(
-        x, x_t, x_b, v0, v0_b, gs, gs_t, gs_b, gv_last, gx, gx_t, gv0,
-        steps, batch, size, first, last, parts, block, group, v_threshold, v_reset, leak, width, stream,
-    ):  # fmt: skip
-        v_threshold, v_reset, leak = np.float32(v_threshold), np.float32(v_reset), np.float32(leak)
-        width = np.float32(width)
-        room = np.empty((steps + 1) * RUN * LANES + 16, np.float32)
-        carried = (room.ctypes.data + 63) // 64 * 64  # from MANY steps to the next
-        kept = carried + 4 * RUN * LANES  # potentials before the reset
-        wide = 2 if half else 4
-        groups = (batch + group - 1) // group
-        units = (size + block - 1) // block * groups
-        for unit in range(units * first // parts, units * last // parts):
-            m = unit // groups * block
-            end = min(size, m + block)
-            b0 = unit % groups * group
-            for b in range(b0, min(b0 + group, batch)):
-                for start in range(m, end, RUN * LANES):
-                    stop = min(end, start + RUN * LANES)
-                    for t0 in range(0, steps, MANY):
-                        t1 = min(steps, t0 + MANY)
-                        for i in range(start, stop, LANES):
-                            to = carried + 4 * (i - start)
-                            if t0:
-                                v = load(to, LANES, False)
-                            else:
-                                v = load(v0 + 4 * (b * v0_b + i), LANES, False) if v0_b >= 0 else zeros()
-                            x_at = x + wide * (t0 * x_t + b * x_b + i)
-                            h_at = kept + 4 * ((i - start) * steps + LANES * t0)
-                            for _ in range(t0, t1):
-                                fetch(x_at + AHEAD, half)
-                                h = _charge(v, load(x_at, LANES, half), leak, charge)
-                                v = _reset(h, _fires(h, v_threshold, strict), v_threshold, v_reset, hard)
-                                store(h_at, h, LANES, False, False)
-                                x_at += wide * x_t
-                                h_at += 4 * LANES
-                            store(to, v, LANES, False, False)
-                    for t1 in range(steps, 0, -MANY):
-                        t0 = max(0, t1 - MANY)
-                        for i in range(start, stop, LANES):
-                            to, at = carried + 4 * (i - start), b * size + i
-                            if t1 < steps:
-                                gv = load(to, LANES, False)
-                            else:
-                                gv = load(gv_last + 4 * at, LANES, False) if gv_last else zeros()
-                            gs_at = gs + wide * ((t1 - 1) * gs_t + b * gs_b + i)
-                            gx_at = gx + wide * ((t1 - 1) * gx_t + at)
-                            h_at = kept + 4 * ((i - start) * steps + LANES * (t1 - 1))
-                            for t in range(t1 - 1, t0 - 1, -1):
-                                fetch(gs_at + AHEAD, half)
-                                h, g = load(h_at, LANES, False), load(gs_at, LANES, half)
-                                cut = detach or (gv_last == 0 and t == steps - 1)  # else 0 x infinity
-                                gi, gv = _back(
-                                    h, g, gv, v_threshold, v_reset, leak, width, charge, hard, strict, cut, surrogate
-                                )  # fmt: skip
-                                store(gx_at, gi, LANES, half, stream)
-                                if not stream:
-                                    fetch_to_write(gx_at + AHEAD, half)
-                                gs_at -= wide * gs_t
-                                gx_at -= wide * gx_t
-                                h_at -= 4 * LANES
-                            if t0:
-                                store(to, gv, LANES, False, False)
-                            elif gv0 and v0_b > 0:
-                                store(gv0 + 4 * at, gv, LANES, False, False)
-                            elif gv0:  # summed over the samples
-                                if b > 0:
-                                    gv = gv + load(gv0 + 4 * i, LANES, False)
-                                store(gv0 + 4 * i, gv, LANES, False, False)
         keep(room)
         fence()
 
-    return compiled(neuron_backward_of_many)
+    return compiled(neuron_backward)
 
 
 # ---------------------------------------------------------------- the norm's passes
 
 
 @compiled
-def _moments(x, channels, rows, first, last, parts, means, squares):
-    """Of each part's rows [rows, channels]: their mean and sum of squared distances from it (Chan et al. 1979)."""
+def _moments(x, first, last, parts, means, squares):
+    """Of each part's rows of x [rows, channels]: their mean and sum of squared distances from it (Chan et al. 1979)."""
+    rows, channels = x.shape
     chunk = max(1, CHUNK // channels)
     near = np.empty(channels, np.float32)  # the chunk's mean, nearly
     off, square = np.empty(channels, np.float32), np.empty(channels, np.float32)
@@ -401,11 +320,10 @@ def _moments(x, channels, rows, first, last, parts, means, squares):
         seen = 0
         for row in range(begin, end, chunk):
             n = min(chunk, end - row)
-            near[:] = np.float32(0)
-            _add_up(x, row * channels, n, channels, near)
+            _add_up(x[row : row + n], near)
             for c in range(channels):
                 near[c] /= np.float32(n)
-            _add_distances(x, row * channels, n, channels, near, off, square)
+            _add_distances(x[row : row + n], near, off, square)
             for c in range(channels):
                 rest = np.float64(off[c]) / n
                 far = np.float64(near[c]) + rest - mean[c]
@@ -415,35 +333,32 @@ def _moments(x, channels, rows, first, last, parts, means, squares):
 
 
 @compiled
-def _add_up(x, at, n, channels, total):
-    for i in range(n // 4):
-        a = x[at + 4 * i * channels : at + (4 * i + 1) * channels]
-        b = x[at + (4 * i + 1) * channels : at + (4 * i + 2) * channels]
-        d = x[at + (4 * i + 2) * channels : at + (4 * i + 3) * channels]
-        e = x[at + (4 * i + 3) * channels : at + (4 * i + 4) * channels]
-        for c in range(channels):
+def _add_up(x, total):
+    total[:] = np.float32(0)
+    many = len(x) // 4 * 4
+    for i in range(0, many, 4):
+        a, b, d, e = x[i], x[i + 1], x[i + 2], x[i + 3]
+        for c in range(len(total)):
             total[c] += (a[c] + b[c]) + (d[c] + e[c])
-    for i in range(n // 4 * 4, n):
-        a = x[at + i * channels : at + (i + 1) * channels]
-        for c in range(channels):
+    for a in x[many:]:
+        for c in range(len(total)):
             total[c] += a[c]
 
 
 @compiled
-def _add_distances(x, at, n, channels, near, off, square):
+def _add_distances(x, near, off, square):
     """Sums of x - near and of its square."""
     off[:] = np.float32(0)
     square[:] = np.float32(0)
-    for i in range(n // 2):
-        a = x[at + 2 * i * channels : at + (2 * i + 1) * channels]
-        b = x[at + (2 * i + 1) * channels : at + (2 * i + 2) * channels]
-        for c in range(channels):
+    many = len(x) // 2 * 2
+    for i in range(0, many, 2):
+        a, b = x[i], x[i + 1]
+        for c in range(len(near)):
             p, q = a[c] - near[c], b[c] - near[c]
             off[c] += p + q
             square[c] += p * p + q * q
-    if n % 2:
-        a = x[at + (n - 1) * channels : at + n * channels]
-        for c in range(channels):
+    for a in x[many:]:
+        for c in range(len(near)):
             p = a[c] - near[c]
             off[c] += p
             square[c] += p * p
@@ -455,9 +370,9 @@ def _combine(x, gz, size, of_gz, of_x, constant, channels, first, last, block):
     for at in range(first * block, min(last * block, size), LANES):
         count = min(LANES, size - at)
         table, to = 4 * (at % channels), gz + 4 * at
-        g = load(of_gz.ctypes.data + table, LANES, False) * load(to, count, False)
-        g = g + load(of_x.ctypes.data + table, LANES, False) * load(x + 4 * at, count, False)
-        store(to, g + load(constant.ctypes.data + table, LANES, False), count, False, False)
+        g = load(of_gz.ctypes.data + table, LANES) * load(to, count)
+        g = g + load(of_x.ctypes.data + table, LANES) * load(x + 4 * at, count)
+        store(to, g + load(constant.ctypes.data + table, LANES), count, False)
 
 
 # ---------------------------------------------------------------- a channel's numbers, in double precision
@@ -483,21 +398,17 @@ def _affine(weight, bias, te, mean, var, eps):
     """Tables of scale and shift [T or 1, channels + LANES] and of the mean, float32 and flat."""
     channels, rows = len(weight), max(1, len(te))
     length = channels + LANES
-    scale, shift, middle = (
-        np.empty(rows * length, np.float32),
-        np.empty(rows * length, np.float32),
-        np.empty(length, np.float32),
-    )
+    tables = np.empty((2, rows * length), np.float32)
+    middle = np.empty(length, np.float32)
     for c in range(channels):
         a = np.float64(weight[c]) * (1 / np.sqrt(np.float64(var[c]) + eps))
         b = np.float64(bias[c]) - np.float64(mean[c]) * a
-        for row in range(rows):
-            factor = np.float64(te[row]) if len(te) else 1.0
-            for i in range(c, length, channels):
-                scale[row * length + i], shift[row * length + i] = factor * a, factor * b
         for i in range(c, length, channels):
             middle[i] = mean[c]
-    return scale, shift, middle
+            for row in range(rows):
+                factor = np.float64(te[row]) if len(te) else 1.0
+                tables[0, row * length + i], tables[1, row * length + i] = factor * a, factor * b
+    return tables[0], tables[1], middle
 
 
 @compiled
@@ -533,39 +444,31 @@ def _parameters(sums, weight, bias, te, mean, var, eps, n, of_input, gweight, gb
 # ---------------------------------------------------------------- running them
 
 
-class Plan(NamedTuple):
-    """How the work is cut into units: blocks of neurons for groups of samples."""
-
-    block: int
-    group: int
-    groups: int
-    units: int
-
-
-def cut(batch: int, size: int, together: bool, threads: int) -> Plan:
-    """For the two loops above: two units a thread, rows in memory as long as possible.
-
-    together: one unit has all samples of its neurons and adds up their gradients in order. So the cut changes no number.
-    """
-    units = 2 * threads if threads > 1 else 1
-    if batch == 1:
-        return _divide(batch, size, -(-size // units), 1)
-    if together:
-        return _divide(batch, size, min(MOST, -(-size // units)), 1)
-    return _divide(batch, size, min(MOST, size), units)
-
-
-def _divide(batch: int, size: int, block: int, units: int) -> Plan:
+def _divide(batch: int, size: int, block: int, units: int) -> tuple[int, int, int]:
+    """Neurons in a block and samples in a group, so that there are about `units` units of work, and their number."""
     block = -(-block // PIECE) * PIECE
     blocks = -(-size // block)
     group = -(-batch // min(batch, -(-units // blocks)))
-    groups = -(-batch // group)
-    return Plan(block, group, groups, blocks * groups)
+    return block, group, blocks * -(-batch // group)
 
 
-def run(function, before: tuple, after: tuple, units: int, work: int, threads: int) -> None:
-    """Call function(*before, first, last, *after) over all units, on up to `threads` threads where the work is worth it."""
-    threads = min(threads, units, -(-work // SHARE))
+def _cut(shape, together: bool, threads: int) -> tuple[int, int, int]:
+    """`_divide` for the two loops: two units a thread, rows in memory as long as possible.
+
+    together: one unit has all samples of its neurons and adds up their gradients in order. So the cut changes no number.
+    """
+    steps, batch, size = shape
+    threads = min(threads, -(-steps * batch * size // SHARE))
+    units = 2 * threads if threads > 1 else 1
+    if batch == 1 or together:
+        block = -(-size // units)
+        return _divide(batch, size, block if batch == 1 else min(MOST, block), 1)
+    return _divide(batch, size, min(MOST, size), units)
+
+
+def _run(function, before: tuple, after: tuple, units: int, work: int) -> None:
+    """Call function(*before, first, last, *after) over all units, on as many threads as torch's and as the work is worth."""
+    threads = min(torch.get_num_threads(), units, -(-work // SHARE))
     if threads <= 1:
         return function(*before, 0, units, *after)
     in_parallel(
@@ -573,99 +476,100 @@ def run(function, before: tuple, after: tuple, units: int, work: int, threads: i
     )
 
 
-def _streams(shape, half: bool, *outputs: int) -> bool:
-    """Whether to write around the cache: large outputs (at these addresses) whose rows all start at 64 bytes."""
+def _streams(shape, *outputs: Tensor) -> bool:
+    """Whether to write around the cache: large outputs whose rows all start at 64 bytes."""
+    wide = outputs[0].itemsize
+    aligned = shape[2] * wide % 64 == 0 and not any(x.data_ptr() % 64 for x in outputs)
+    return aligned and wide * math.prod(shape) >= STREAM_BYTES
+
+
+def _merged(shape, v0_stride: int, *tensors: Tensor) -> tuple[tuple[int, int, int], list[tuple[int, int]]]:
+    """Without a shared v0, samples that follow one another in memory are one long sample: fewer, longer loops."""
     steps, batch, size = shape
-    wide = 2 if half else 4
-    aligned = size * wide % 64 == 0 and not any(address % 64 for address in outputs)
-    return aligned and steps * batch * size * wide >= STREAM_BYTES
+    strides = [x.stride()[:2] for x in tensors]
+    if v0_stride != 0 and all(b == size or batch == 1 for _, b in strides):
+        return (steps, 1, batch * size), strides
+    return shape, strides
 
 
-def forward(
-    kind: Kind, x: int, strides, tables: Tables, v0: int, v0_stride: int, s: int, v_last: int, shape, constants, threads: int
-) -> None:  # fmt: skip
-    """Fill s [T, B, M] and v_last [B, M]. Arrays are addresses (v0 may be 0: none), outputs dense.
-
-    shape (T, B, M); strides of T and B in x (of T 0: one x for all steps); constants (v_threshold, v_reset, leak).
-    """
-    work = math.prod(shape)
-    block, group, _, units = cut(*shape[1:], False, min(threads, -(-work // SHARE)))
-    before = (x, *strides, tables.scale, tables.shift, tables.step, tables.channels, v0, v0_stride, s, v_last, *shape)
-    after = (block, group, *constants, _streams(shape, kind.half, s, v_last))
-    run(_forward(kind, shape[2] % LANES == 0), before, after, units, work, threads)
+def _pointer(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
 
 
-def backward(
-    kind: Kind, detach: bool, slope: str, x: int, strides, tables: Tables, v0: int, v0_stride: int, gs: int, gs_strides,
-    gv_last: int, gx: int, gx_t: int, gv0: int, shape, constants, threads: int,
-) -> np.ndarray:  # fmt: skip
-    """Fill gx [T, B, M], or [1, B, M] with gx_t 0, and, if given, gv0: [B, M], or [M] where samples share v0.
-
-    gv_last [B, M], or 0, is the gradient of the last potential; constants (v_threshold, v_reset, leak, width). With a norm
-    gx is the gradient of its output times the step's factor; returned are the sums [parts, 2, T or 1, channels] of the
-    gradient of the norm's output before that factor, and of it times x - mean.
-    """
-    steps, batch, size = shape
-    work = math.prod(shape)
-    if kind.normed:  # by the shape alone
-        block, group, _, units = _divide(batch, size, max(LEAST, min(MOST, -(-size // PARTS))), 1)
-        parts = min(PARTS, units)
-        sums = np.zeros((parts, 2, steps if tables.step else 1, tables.channels))
-        stream = False
-    else:
-        together = gv0 and v0_stride == 0
-        block, group, _, parts = cut(batch, size, together, min(threads, -(-work // SHARE)))
-        sums, stream = NO_SUMS, _streams(shape, kind.half, gx)
-    if not kind.normed and gx_t and steps >= MANY and size % LANES == 0:
-        before = (x, *strides, v0, v0_stride, gs, *gs_strides, gv_last, gx, gx_t, gv0, *shape)
-        run(
-            _backward_of_many(kind, detach, slope),
-            before,
-            (parts, block, group, *constants, stream),
-            parts,
-            work,
-            threads,
-        )
-        return sums
-    before = (
-        x, *strides, *tables[:2], tables.step, tables.channels, tables.mean, tables.factor, v0, v0_stride, gs, *gs_strides,
-        gv_last, gx, gx_t, gv0, sums, *shape,
-    )  # fmt: skip
-    run(_backward(kind, detach, slope), before, (parts, block, group, *constants, stream), parts, work, threads)
-    return sums
+def _kind(x: Tensor, law: Law, norm: Norm | None) -> tuple[int, bool, bool, bool, bool]:
+    """What a compiled loop is specialised for."""
+    half = x.dtype == torch.bfloat16
+    return CHARGES.index(law.charge), law.v_reset is not None, law.strict, norm is not None, half
 
 
-def moments(x: np.ndarray, mean: np.ndarray, var: np.ndarray, threads: int) -> None:
-    """Fill mean and var (over n, not n - 1) [channels] from x [rows, channels], flat."""
-    channels = len(mean)
-    rows = len(x) // channels
+def _tables(norm: Norm | None) -> tuple:
+    """scale, shift, how far the table of one step lies behind that of the step before, and the channels."""
+    if norm is None:
+        return _EMPTY, _EMPTY, 0, 1
+    channels = len(norm.mean)
+    return norm.scale, norm.shift, channels + LANES if len(norm.scale) > channels + LANES else 0, channels
+
+
+def norm(x: Tensor, weight, bias, te, mean, var, eps: float, together: bool = False) -> Norm:
+    """Of x [T, B, C, H, W], channels-last, perhaps one step in memory for all: by its own mean and variance (over n, not n - 1)
+    where none are given."""
+    steps, channels = x.shape[0], weight.numel()
+    weight, bias, te = (_EMPTY if a is None else a.detach().numpy() for a in (weight, bias, te))
+    if mean is None:
+        x = x.detach()[:1] if x.stride(0) == 0 else x.detach()
+        mean, var = torch.empty(channels), torch.empty(channels)
+        moments(x.as_strided((x.numel() // channels, channels), (channels, 1)).numpy(), mean.numpy(), var.numpy())
+    mean, var = mean.detach(), var.detach()
+    numbers = weight, bias, te, mean.numpy(), var.numpy(), eps
+    return Norm(mean, var, numbers, *_affine(*numbers), te if len(te) else _ones(steps))
+
+
+def moments(x: np.ndarray, mean: np.ndarray, var: np.ndarray) -> None:
+    """Fill mean and var [channels] from x [rows, channels]."""
+    rows, channels = x.shape
     parts = max(1, min(PARTS, rows // 64))
     means, squares = np.zeros((parts, channels)), np.zeros((parts, channels))
-    run(_moments, (x, channels, rows), (parts, means, squares), parts, len(x), threads)
+    _run(_moments, (x,), (parts, means, squares), parts, x.size)
     _merge(means, squares, rows, mean, var)
 
 
-@lru_cache
-def _ones(n: int) -> np.ndarray:
-    return np.ones(n, np.float32)
+def forward(x, v0, v0_stride: int, s, v_last, shape, law: Law, norm: Norm | None, plus: None = None) -> None:
+    """Fill s [T, B, ...] and v_last [B, ...]; the arguments are those of `neuron.py`. plus: not here."""
+    shape, (strides,) = _merged(shape, v0_stride, x)
+    block, group, units = _cut(shape, False, torch.get_num_threads())
+    before = (x.data_ptr(), *strides, *_tables(norm), _pointer(v0), v0_stride, s.data_ptr(), v_last.data_ptr(), *shape)
+    after = (block, group, law.v_threshold, law.v_reset or 0.0, law.leak, _streams(shape, s, v_last))
+    _run(_forward(*_kind(x, law, norm)), before, after, units, math.prod(shape))
 
 
-def tables(norm: Parameters, timesteps: int) -> Tables:
-    """What the loops need of a norm."""
-    channels, factors = len(norm.weight), len(norm.te)
-    scale, shift, mean = _affine(*norm)
-    factor = norm.te if factors else _ones(timesteps)
-    return Tables(scale, shift, mean, factor, channels, channels + LANES if factors > 1 else 0)
+def backward(gs, gv_last, x, v0, v0_stride: int, gx, gv0, shape, law: Law, norm: Norm | None, of_input, gnorm) -> None:
+    """Fill gx [T or 1, B, ...], gv0 (unless it is None) and, with a norm, gnorm; the arguments are those of `neuron.py`.
 
-
-def gradients(
-    sums: np.ndarray, norm: Parameters, of_input: bool, x: int, gx: int, values: int, gweight, gbias, gte, threads: int
-) -> None:
-    """Turn what the backward loop left at gx into the gradient of x, and fill gweight, gbias [channels], gte [T or 0].
-
-    of_input: mean and var were those of x, and their gradients reach it; values: of x. Arrays x and gx are addresses.
+    With a norm the loop leaves the gradient of its output times the step's factor at gx, and the sums [parts, 2, T or 1, channels]
+    of the gradient of the norm's output before that factor, and of it times x - mean.
     """
-    channels = len(norm.weight)
-    of_z = _parameters(sums, *norm, values // channels, of_input, gweight, gbias, gte)
-    block = 256 * LANES
-    run(_combine, (x, gx, values, *of_z, channels), (block,), -(-values // block), values, threads)
+    shape, (strides, gs_strides) = _merged(shape, v0_stride, x, gs)
+    steps, batch, size = shape
+    run, many, stream, sums, middle, factor = LANES, steps, False, NO_SUMS, _EMPTY, _EMPTY
+    if norm is not None:  # by the shape alone
+        block, group, units = _divide(batch, size, max(LEAST, min(MOST, -(-size // PARTS))), 1)
+        parts, middle, factor = min(PARTS, units), norm.middle, norm.factor
+        sums = np.zeros((parts, 2, len(norm.scale) // len(norm.middle), len(norm.mean)))
+    else:
+        block, group, parts = _cut(shape, gv0 is not None and v0_stride == 0, torch.get_num_threads())
+        stream = _streams(shape, gx)
+        if steps >= MANY:
+            run, many = RUN * LANES, MANY
+    before = (
+        x.data_ptr(), *strides, *_tables(norm), middle, factor, _pointer(v0), v0_stride, gs.data_ptr(), *gs_strides,
+        _pointer(gv_last), gx.data_ptr(), batch * size if len(gx) == steps else 0, _pointer(gv0), sums, *shape,
+    )  # fmt: skip
+    after = (parts, block, group, run, many, law.v_threshold, law.v_reset or 0.0, law.leak, law.width, stream)
+    loop = _backward(*_kind(x, law, norm), law.detach, SLOPES.index(law.slope))
+    _run(loop, before, after, parts, math.prod(shape))
+    if norm is not None:
+        gweight, gbias, gte = (_EMPTY if a is None else a.numpy() for a in gnorm)
+        channels, values = len(norm.mean), gx.numel()
+        of_z = _parameters(sums, *norm.numbers, values // channels, of_input, gweight, gbias, gte)
+        block = 256 * LANES
+        _run(_combine, (x.data_ptr(), gx.data_ptr(), values, *of_z, channels), (block,), -(-values // block), values)

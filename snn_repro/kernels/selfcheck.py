@@ -1,16 +1,12 @@
 """Whether the Triton kernels are right on this GPU, before `auto` lets them compute anything there.
 
-`refusal` compares them with the reference in a process of its own, for an illegal access ends a process's use of the GPU:
-spikes equal those of the CPU, gradients within rounding, the same bits twice, nothing read or written around tensors. The
-verdict is kept in the user's cache, for the sources of the kernels, GPU, driver, torch and Triton; a check that broke off is
-made again by the next process.
+`refusal` compares them with the CPU's loops in a process of its own, for an illegal access ends a process's use of the GPU:
+spikes equal those of the CPU, gradients within rounding, the same bits twice. The verdict is kept in the user's cache, for the
+sources of the kernels, GPU, driver, torch and Triton; a check that broke off is made again by the next process.
 """
 
-import contextlib
-import hashlib
 import json
 import logging
-import math
 import os
 import subprocess
 import sys
@@ -22,11 +18,11 @@ import torch
 from torch import Tensor
 
 from snn_repro.kernels import Affine, Law, neuron
-from snn_repro.kernels.limits import kept
+from snn_repro.kernels.compiled import fingerprint, kept
 
 log = logging.getLogger("snn_repro")
 TIMEOUT = 600  # seconds; some twenty kernels are compiled
-MARGIN, PATTERN = 64, 12345.0  # values around a tensor
+CPU = torch.device("cpu")
 CASES = (  # [B, C, H, W], and what there is: channels last, IMP, an input that repeats, does not begin at a vector, ...
     ((3, 5, 3, 3), ""),
     ((2, 64, 4, 4), "last imp"),
@@ -38,10 +34,6 @@ CASES = (  # [B, C, H, W], and what there is: channels last, IMP, an input that 
     ((3, 24, 5, 5), "last norm static te"),
     ((3, 130, 3, 3), "last norm given plus"),  # mean and variance of evaluation
 )
-
-
-class Wrong(Exception):
-    """What a kernel did wrong."""
 
 
 class Undecided(Exception):
@@ -56,16 +48,9 @@ def refusal(law: Law, dtype: torch.dtype, steps: int, device: torch.device) -> s
     case = dict(law=list(law), dtype=str(dtype).removeprefix("torch."), steps=steps)
     key = json.dumps([machine(device), case])
     try:
-        return kept(key, lambda: [_ask(case | {"device": str(device)})], f"triton-{_sources()}.json")[0] or None
+        return kept(key, lambda: [_ask(case | {"device": str(device)})], f"triton-{fingerprint()}.json")[0] or None
     except Undecided as undecided:
         return str(undecided)
-
-
-@cache
-def _sources() -> str:
-    """Of all kernels: a changed one is checked again."""
-    texts = (path.name.encode() + path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-    return hashlib.sha256(b"".join(texts)).hexdigest()[:16]
 
 
 @cache
@@ -87,8 +72,7 @@ def _command(case: dict) -> list[str]:
 
 def _ask(case: dict) -> str:
     """What `examine` says of a case in a process of its own. Raises Undecided where that breaks off."""
-    words = f"{case['law'][0]} in {case['dtype']} on {case['device']}"
-    log.info(f"checking the fused spiking layers of {words}, once: a minute or two")
+    log.info(f"checking the fused spiking layers of {case['law'][0]} in {case['dtype']}, once: a minute or two")
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     how: Any = dict(env=os.environ | {"PYTHONPATH": path}, timeout=TIMEOUT, stdin=subprocess.DEVNULL)
     try:
@@ -104,162 +88,81 @@ def _ask(case: dict) -> str:
 def examine(law: Law, dtype: torch.dtype, steps: int, device: torch.device) -> str:
     """What a kernel does wrong on `device`, or ""."""
     for shape, words in CASES:
-        try:
-            compare(law, dtype, steps, device, shape, words)
-        except Wrong as wrong:
+        # A norm's output is not rounded in between: a potential within rounding of the threshold may fire otherwise, hardly in
+        # both of two samples.
+        for seed in (0, 1) if "norm" in words else (0,):
+            if not (wrong := compare(law, dtype, steps, device, shape, words, seed)):
+                break
+        else:
             return f"a layer with {words or 'nothing else'}: {wrong}"
     return ""
-
-
-# ---------------------------------------------------------------- the reference, on the CPU
-
-
-class _Spike(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, z, s, law):
-        ctx.save_for_backward(z)
-        ctx.law = law
-        return s.clone()
-
-    @staticmethod
-    def backward(ctx, g):
-        (z,), width = ctx.saved_tensors, ctx.law.width
-        e = torch.sigmoid(width * z)
-        slopes = {
-            "atan": width / 2 / (1 + (math.pi / 2 * width * z) ** 2),
-            "sigmoid": width * e * (1 - e),
-            "triangle": (width - z.abs()).clamp(min=0) / width**2,
-        }
-        return g * slopes[ctx.law.slope], None, None
-
-
-def reference(z: Tensor, v0: Tensor | None, spikes: Tensor, law: Law) -> tuple[Tensor, Tensor, Tensor]:
-    """A layer that fires as `spikes` [T, B, ...] say: these with their gradient, the last potential, all before a reset."""
-    v = torch.zeros_like(z[0]) if v0 is None else v0.expand(z.shape[1:])
-    fired, potentials = [], []
-    for x, s in zip(z, spikes.to(z.dtype), strict=True):
-        h = v + x if law.charge == "if" else v + (x - v) / law.leak if law.charge == "lif" else law.leak * v + x
-        fired.append(_Spike.apply(h - law.v_threshold, s, law))
-        potentials.append(h.detach())
-        r = s if law.detach else fired[-1]
-        v = h - law.v_threshold * r if law.v_reset is None else h * (1 - r) + law.v_reset * r
-    return torch.stack(fired), v, torch.stack(potentials)
 
 
 # ---------------------------------------------------------------- one case
 
 
-def _framed(shape, strides, dtype, device, frames: list[Tensor], offset: int = 0) -> Tensor:
-    """Memory of not-a-number with a pattern before and behind it, which goes to `frames`."""
-    span = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-    memory = torch.empty(span + 2 * MARGIN, dtype=dtype, device=device)
-    if span < 2**24:  # else most of it is never touched
-        memory.fill_(torch.nan)
-    frames += [memory[: MARGIN + offset].fill_(PATTERN), memory[MARGIN + offset + span :].fill_(PATTERN)]
-    return memory.as_strided(shape, strides, MARGIN + offset)
+def moved(t: Tensor, device: torch.device, strides: tuple[int, ...], offset: int = 0) -> Tensor:
+    """t on a device, in memory of these strides that begins `offset` values behind an allocation."""
+    span = 1 + sum((n - 1) * s for n, s in zip(t.shape, strides, strict=True))
+    return torch.empty(offset + span, dtype=t.dtype, device=device).as_strided(t.shape, strides, offset).copy_(t)
 
 
-@contextlib.contextmanager
-def guarded():
-    """Within, whatever the kernels fill is framed, and the frames must be whole at the end (else Wrong). Yields the frames."""
-    from snn_repro.kernels import neuron_triton
-
-    before, frames = (neuron.empty_as, neuron_triton._new), []
-
-    def empty_as(x, layout, lead=0, dtype=None):
-        return _framed(x.shape[lead:], layout.strides[lead:], dtype or x.dtype, x.device, frames)
-
-    def new(x, *shape):
-        strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-        return _framed(shape, strides, torch.float32, x.device, frames)
-
-    neuron.empty_as, neuron_triton._new = empty_as, new
-    try:
-        yield frames
-    finally:
-        neuron.empty_as, neuron_triton._new = before
-    if not all((frame == torch.tensor(PATTERN, dtype=frame.dtype)).all() for frame in frames):
-        raise Wrong("it writes outside of its results")
-
-
-def compare(law: Law, dtype: torch.dtype, steps: int, device: torch.device, shape: tuple, words: str) -> None:
-    """Raise Wrong where the kernels' results differ from the reference's. Inputs are multiples of 1/64: few sums round."""
-    has, draw, channels = words.split(), torch.Generator().manual_seed(0), shape[1]
+def compare(
+    law: Law, dtype: torch.dtype, steps: int, device: torch.device, shape: tuple[int, ...], words: str, seed: int = 0
+) -> str:
+    """In what the kernels' results differ from those of the CPU, or "". Inputs are multiples of 1/64: few sums round."""
+    has, draw, channels = words.split(), torch.Generator().manual_seed(seed), shape[1]
 
     def grid(low, high, *size, of=""):
         return torch.randint(low, high, size, generator=draw) / 64 if not of or of in has else None
 
-    x = grid(-64, 129, 1 if "static" in has else steps, *shape).to(dtype)
-    if "last" in has:
-        x = x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])
+    x, *given = (
+        grid(-64, 129, 1 if "static" in has else steps, *shape).to(dtype), grid(-32, 33, *shape[1:], of="imp"),
+        grid(32, 97, channels, of="norm"), grid(-32, 33, channels, of="norm"), grid(32, 97, steps, of="te"),
+    )  # fmt: skip
+    last = x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])
+    plus = torch.randint(0, 3, (steps, *shape), generator=draw).to(dtype) if "plus" in has else None
+    mean, var = grid(-32, 33, channels, of="given"), grid(32, 97, channels, of="given")
+    of_spikes, of_last = grid(-64, 65, steps, *shape).to(dtype), grid(-64, 65, *shape)
+    x = last if "last" in has else x
     strides = x.stride()
     if "wide" in has and (device.type != "cuda" or torch.cuda.mem_get_info(device)[0] > 2**34):
         strides = (-(-(2**31) // max(1, steps - 1)), *strides[1:])
-    given = {
-        "x": x, "v0": grid(-32, 33, *shape[1:], of="imp"), "plus": grid(0, 3, steps, *shape, of="plus"),
-        "weight": grid(32, 97, channels, of="norm"), "bias": grid(-32, 33, channels, of="norm"),
-        "te": grid(32, 97, steps, of="te"),
-    }  # fmt: skip
-    if "plus" in has:
-        given["plus"] = (given["plus"] * 64).to(dtype)
-    mean, var = grid(-32, 33, channels, of="given"), grid(32, 97, channels, of="given")
-    of_spikes, of_last = grid(-64, 65, steps, *shape).to(dtype), grid(-64, 65, *shape)
+
+    def layer(backend, x, plus, gs, at) -> list[Tensor]:
+        """Spikes, last potential and all gradients."""
+        v0, *own = (None if t is None else t.to(at).requires_grad_() for t in given)
+        moments = (None if t is None else t.to(at) for t in (mean, var))
+        norm = Affine(*own, *moments, 1e-5) if "norm" in has else None
+        wanted = [t for t in (x.requires_grad_(), v0, *own) if t is not None]
+        s, v = neuron.update(x if norm else x.expand(steps, *shape), v0, law, backend, norm, steps, plus)
+        found = [s, v, *torch.autograd.grad([s, v], wanted, [gs, of_last.to(at)])]
+        return [t.detach().cpu() for t in found]
 
     def by_kernel() -> list[Tensor]:
-        with guarded() as frames:
-
-            def there(t, strides=None, offset=0):
-                to = t if t is None else _framed(t.shape, strides or t.stride(), t.dtype, device, frames, offset)
-                return t if t is None else to.copy_(t)
-
-            a = {k: there(t) for k, t in given.items()} | {"x": there(x, strides, 1 if "offset" in has else 0)}
-            wanted = [t.requires_grad_() for t in a.values() if t is not None]
-            norm = Affine(a["weight"], a["bias"], a["te"], there(mean), there(var), 1e-5) if "norm" in has else None
-            seen = a["x"] if norm else a["x"].expand(steps, *shape)
-            s, v = neuron.update(seen, a["v0"], law, "triton", norm, steps, a["plus"])
-            gs = there(of_spikes, strides if "static" not in has else None)
-            found = torch.autograd.grad([s, v], wanted, [gs, of_last.to(device)])
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-        return [t.detach().cpu() for t in (s, v, *found)]
-
-    def by_reference(at: torch.dtype) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        a = {k: t if t is None else t.to(at).requires_grad_() for k, t in given.items()}
-        z = a["x"]
-        if "norm" in has:
-            middle = z.mean((0, 1, 3, 4)) if mean is None else mean.to(at)
-            z = z - middle.view(-1, 1, 1)
-            square = z.square().mean((0, 1, 3, 4)) if var is None else var.to(at)
-            z = z * (a["weight"] / (square + 1e-5).sqrt()).view(-1, 1, 1) + a["bias"].view(-1, 1, 1)
-        z = z.expand(steps, *shape) * (a["te"].view(-1, 1, 1, 1, 1) if "te" in has else 1)
-        s, v, h = reference(z, a["v0"], spikes, law)
-        outputs, wanted = [s + a["plus"] if "plus" in has else s, v], [t for t in a.values() if t is not None]
-        return v, h, torch.autograd.grad(outputs, wanted, [of_spikes.to(at), of_last.to(at)])
+        there = moved(x, device, strides, 1 if "offset" in has else 0)
+        gs = of_spikes.to(device) if "static" in has else moved(of_spikes, device, strides)
+        return layer("triton", there, None if plus is None else plus.to(device), gs, device)
 
     results = by_kernel()
     if not all(map(torch.equal, results, by_kernel())):
-        raise Wrong("two runs differ")
-    spikes = results[0].float() - (given["plus"].float() if "plus" in has else 0)
-    v, h, gradients = by_reference(torch.float64)
-    near = (
-        1e-4 if "norm" in has else 0.0
-    )  # of the threshold rounding decides; without a norm the arithmetic is the same
-    h = h if near else by_reference(torch.float32)[1]
-    fires = h > law.v_threshold if law.strict else h >= law.v_threshold
-    differ = ((fires != spikes) & ((h - law.v_threshold).abs() >= near)).any(0)
+        return "two runs differ"
+    spikes, *wanted = layer("cpu", (last if "norm" in has else x).float(), None, of_spikes.float(), CPU)
+    differ = (results[0] != (spikes.to(dtype) if plus is None else plus + spikes.to(dtype))).any(0)
     if differ.any():
-        raise Wrong(f"{differ.sum()} of {differ.numel()} neurons fire otherwise than on the CPU")
-    if ((results[1].double() - v).abs() > 2e-5 * v.abs().max().clamp(min=1)).any():
-        raise Wrong("its last potential is off")
+        return f"{differ.sum()} of {differ.numel()} neurons fire otherwise than on the CPU"
     rounding = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}.get(dtype, 1e-5)
-    for found, wanted in zip(results[2:], gradients, strict=True):
-        limit = (rounding if found.dtype == dtype else 2e-5) * wanted.abs().max().clamp(min=1e-3)
-        wrong = ~((found.double() - wanted).abs() <= limit)
+    for i, (found, there) in enumerate(zip(results[1:], wanted, strict=True)):
+        limit = (rounding if i and found.dtype == dtype else 2e-5) * there.abs().max().clamp(min=1e-3 if i else 1)
+        wrong = ~((found.float() - there).abs() <= limit)
         if wrong.any():
-            raise Wrong(f"{wrong.sum()} of {wrong.numel()} gradients are off")
+            return f"{wrong.sum()} of {wrong.numel()} {'gradients are off' if i else 'last potentials are off'}"
+    return ""
 
 
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])
     device = torch.device(asked["device"])
+    # What is allocated is not-a-number until it is written; not in the interpreter, where most of a tensor is only mapped.
+    torch.use_deterministic_algorithms(device.type == "cuda", warn_only=True)
     print(json.dumps(examine(Law(*asked["law"]), getattr(torch, asked["dtype"]), asked["steps"], device)))

@@ -34,10 +34,7 @@ class Loss:
         def __getattr__(self, name: str) -> Any: ...  # a setting's value
 
     def __init__(self, **values):
-        for key, setting in self.settings.items():
-            setattr(self, key, values.pop(key, setting.default))
-        if values:
-            raise TypeError(f"{type(self).__name__} has no setting {', '.join(values)}")
+        vars(self).update({key: setting.default for key, setting in self.settings.items()} | values)
 
     def __init_subclass__(cls, **keywords):
         super().__init_subclass__(**keywords)

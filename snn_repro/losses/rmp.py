@@ -1,6 +1,6 @@
 """Regularised membrane potentials."""
 
-import logging
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +9,6 @@ from snn_repro.errors import UserError
 from snn_repro.losses.loss import Loss, of_the_mean, register_loss
 from snn_repro.neurons import Neuron
 from snn_repro.settings import Setting
-
-log = logging.getLogger("snn_repro")
 
 
 @register_loss("rmp")
@@ -31,8 +29,8 @@ class RMP(Loss):
     }  # fmt: skip
     reads_potentials = True
     factor = 1.0
-    heard: list[Tensor] | None = None  # a term a layer; None: nothing is watched
-    listening = False  # from the start of a forward pass to the loss
+    # a list of a term a layer from the start of a forward pass to the loss, otherwise (); None: not watched
+    heard: Any = None
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         part = epoch / epochs
@@ -41,7 +39,7 @@ class RMP(Loss):
     def watch(self, model: nn.Module) -> None:
         layers = [m for m in model.modules() if isinstance(m, Neuron)]
         for layer in layers:
-            if not layer.shows_potential:
+            if type(layer).steps is not Neuron.steps:
                 raise UserError(
                     f"loss=rmp reads the potential before the reset, and neuron={layer.family} computes its steps without "
                     "showing it; choose another neuron or loss"
@@ -49,23 +47,15 @@ class RMP(Loss):
             layer.watch = self._hear
         if not layers:
             raise UserError("loss=rmp reads the potential of spiking layers, and this network has none of ours")
-        self.heard = []
-        model.register_forward_pre_hook(lambda *_: self._listen())
-        if layers[0] is not model:
-            log.info(
-                "loss=rmp reads potentials before the reset: PyTorch computes the spiking layers, not their kernels"
-            )
-
-    def _listen(self) -> None:
-        """A new forward pass: what was heard of another one does not count."""
-        self.heard, self.listening = [], True
+        self.heard = ()
+        model.register_forward_pre_hook(lambda *_: setattr(self, "heard", []))  # what another pass made does not count
 
     def _hear(self, layer: Neuron, potentials: list[Tensor], spikes: list[Tensor]) -> None:
         if layer.training and torch.is_grad_enabled():
             gaps = [(h - s).abs() ** self.power for h, s in zip(potentials, spikes, strict=True)]
             term = torch.stack([gap.mean() for gap in gaps]).mean()
             # checkpointing runs layers once more and must find the same operations
-            if self.listening and self.heard is not None:
+            if isinstance(self.heard, list):
                 self.heard.append(term)
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -74,6 +64,6 @@ class RMP(Loss):
             return loss
         if self.heard is None:
             raise UserError("loss=rmp reads potentials: call watch(model) once before training")
-        heard, self.heard, self.listening = self.heard, [], False
+        heard, self.heard = self.heard, ()
         weight = self.weight * self.factor
         return loss + weight * torch.stack(heard).mean() if heard and weight else loss

@@ -37,12 +37,11 @@ class Strong2Weak(Loss):
         order = _confidence(y.detach()).argsort(descending=self.strong_teaches, stable=True)
         log_q = (y / self.temperature).log_softmax(-1).index_select(0, order)
         pairs = zip(log_q, log_q[1:], strict=False) if self.cascade else [(log_q[0], log_q[-1])]
-        taught = torch.stack([self._kl(a, b) for a, b in pairs]).mean()
-        return loss + self.weight * (self.temperature**2 if self.squared else 1) * taught
-
-    def _kl(self, teacher: Tensor, student: Tensor) -> Tensor:
-        teacher = teacher.detach() if self.detach_teacher else teacher
-        return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+        taught = [
+            F.kl_div(b, a.detach() if self.detach_teacher else a, reduction="batchmean", log_target=True)
+            for a, b in pairs
+        ]
+        return loss + self.weight * (self.temperature**2 if self.squared else 1) * torch.stack(taught).mean()
 
 
 @register_loss("weak2strong")

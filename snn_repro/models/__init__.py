@@ -6,7 +6,7 @@
 Every parameter, IMP too, exists once the model is built, so an optimiser made next sees them all.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -14,10 +14,9 @@ from torch import nn
 
 from snn_repro.errors import UserError
 from snn_repro.kernels import door
-from snn_repro.models.blocks import Block, Neurons
-from snn_repro.models.networks import MODELS, Model, register_network
+from snn_repro.models.blocks import MODELS, Block, Model, Neurons, register_network
 from snn_repro.models.norms import NORMS, register_norm
-from snn_repro.neurons import Neuron, initial_states
+from snn_repro.neurons import initial_states
 from snn_repro.registry import import_all
 from snn_repro.settings import Setting
 
@@ -49,28 +48,17 @@ def build_model(
     the default. Raises UserError, naming the key, the value and what is allowed.
     """
     values = MODELS.checked(name, options)
-    if not _positive(num_classes):
-        raise UserError(f"num_classes={num_classes!r} must be a positive integer")
-    if not _positive(timesteps):
-        raise UserError(f"timesteps={timesteps!r} must be a positive integer")
-    input_shape = tuple(input_shape)  # type: ignore[assignment]  # of any length, as it may have been given
-    if len(input_shape) != 3 or not all(_positive(n) for n in input_shape):
-        raise UserError(f"input_shape={list(input_shape)} must be three positive integers (channels, height, width)")
-    wished = dict(conv_backend=conv_backend, **{"neuron.backend": neuron.get("backend") or "auto"})
-    for key, value in wished.items():
+    Setting(1, "", low=1).checked("num_classes", num_classes)
+    Setting(1, "", low=1).checked("timesteps", timesteps)
+    input_shape = tuple(Setting((1, 1, 1), "", low=1).checked("input_shape", list(input_shape)))
+    for key, value in {"conv_backend": conv_backend, "neuron.backend": neuron.get("backend") or "auto"}.items():
         if kernels != "auto" and value != "auto":
             raise UserError(f"kernels={kernels} and {key}={value} both choose kernels; leave one of them out")
-    if "name" not in neuron:
-        raise UserError(f"neuron={dict(neuron)} needs a name, for example {{'name': 'if', 'imp': True}}")
     Setting("off", "", choices=("off", "norms", "blocks")).checked("model.checkpointing", checkpointing)
-    neuron = dict(neuron)
-    layers = neuron.pop("initial_layers", None)
     if own := NORMS.own(values.get("norm")):
         values["norm"] = partial(NORMS[values["norm"]], **{key: values.pop(key) for key in own})
     build = partial(MODELS[name].build, num_classes=num_classes, input_shape=input_shape, timesteps=timesteps, **values)
-    network = build(neuron=Neurons({**neuron, "timesteps": timesteps}, build, input_shape))
-    if layers is not None:
-        _start_only(network, layers)
+    network = build(neuron=Neurons({"name": None, **neuron, "timesteps": timesteps}, build, input_shape))
     network.wired = any(getattr(module, "wired", False) for module in network.modules())
     door.set_backend(network, conv_backend)
     if kernels != "auto":
@@ -81,23 +69,7 @@ def build_model(
     return network
 
 
-def _start_only(network: nn.Module, layers: Sequence[int]) -> None:
-    """Let all spiking layers but these, counted from 1, start at 0. Weights are those of the network where all start alike."""
-    spiking = [module for module in network.modules() if isinstance(module, Neuron)]
-    if not layers or len({*layers}) < len(layers) or not {*layers} <= {*range(1, len(spiking) + 1)}:
-        raise UserError(
-            f"neuron.initial_layers={list(layers)} must name spiking layers of this network, each once, of 1 to {len(spiking)}"
-        )
-    for number, module in enumerate(spiking, 1):
-        if number not in layers:
-            module.start_at_zero()
-
-
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Return the numbers of (weights, IMP values); IMP is every initial state of a neuron, trainable or not."""
     imp = sum(p.numel() for p in initial_states(model).values())
     return sum(p.numel() for p in model.parameters()) - imp, imp
-
-
-def _positive(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -2,19 +2,36 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from snn_repro.errors import UserError
 from snn_repro.kernels.conv import Conv2d
-from snn_repro.neurons import Neuron, Setting, build_neuron
+from snn_repro.neurons import NEURONS, Neuron, Setting, build_neuron
+from snn_repro.registry import MODELS
 
 HEAD_INIT = Setting("torch", "initial weights of the classifier; null is torch's", choices=("torch", "normal01"))
+
+
+class Model(NamedTuple):
+    """How to build a network, and the settings it takes."""
+
+    build: Callable[..., nn.Module]
+    settings: Mapping[str, Setting]
+
+
+def register_network(name: str, settings: Mapping[str, Setting], *leading):
+    """A decorator of a network's class or builder, which is then called with `leading` and, by name, num_classes, input_shape,
+    timesteps, neuron and its settings. One class may have several names.
+    """
+
+    return MODELS.register(name, lambda build: Model(partial(build, *leading), settings))
 
 
 def over_time(x: Tensor, *layers: nn.Module) -> Tensor:
@@ -33,13 +50,15 @@ class AllSeen(Exception):
 class Place(nn.Identity):
     """Where a neuron will stand: passes x [T, B, ...] on and keeps the shape of the state, without T and B."""
 
-    shape: tuple[int, ...] = (1,)  # where it never runs
-    waiting: set["Place"] = set()  # those of the network that have not run yet
+    def __init__(self, places: list["Place"]):
+        super().__init__()
+        self.places = places  # all of the network, once it is built
+        self.shape: tuple[int, ...] | None = None
+        places.append(self)
 
     def forward(self, x: Tensor) -> Tensor:
         self.shape = tuple(x.shape[2:])
-        self.waiting.discard(self)
-        if not self.waiting:
+        if all(place.shape is not None for place in self.places):
             raise AllSeen  # a linear layer of meta tensors would import torch's compiler, which takes a second
         return x
 
@@ -47,31 +66,43 @@ class Place(nn.Identity):
 class Neurons(dict[str, Any]):
     """Keywords of `build_neuron`; a call builds the next spiking layer of the network that `build(neuron=self)` makes.
 
-    The shapes of the states come from one run of that network on the meta device, with a Place for each neuron.
+    The shapes of the states come from one run of that network on the meta device, with a Place for each neuron. With
+    `initial_layers` only the layers of these numbers, from 1 at the input, start as they are told, the others at 0.
     """
 
     def __init__(
         self, given: Mapping[str, Any], build: Callable[..., nn.Module] | None, input_shape: Sequence[int] = ()
     ):
         super().__init__(given)
-        self._build, self._input_shape = build, input_shape
+        self._build, self._input_shape, self._layers = build, input_shape, self.pop("initial_layers", None)
         self.norms: type[nn.Module] | None = None if build else nn.Identity  # in the place of those, which keep a shape
         self._places: list[Place] = []
 
+    @property
+    def v_threshold(self) -> float:
+        """The threshold of the neurons, given or published."""
+        family = NEURONS.get(str(self["name"]).removesuffix("_imp"), Neuron)  # build_neuron refuses an unknown one
+        threshold, given = family.settings["v_threshold"], self.get("v_threshold")
+        return threshold.default if given is None else threshold.checked("neuron.v_threshold", given)
+
     def __call__(self, **other) -> nn.Module:
         if self._build is None:
-            self._places.append(Place())
-            return self._places[-1]
+            return Place(self._places)
         if not self._places:
             places = Neurons(self, None)
             with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad(), suppress(AllSeen):
-                network = self._build(neuron=places).eval()
-                waiting = set(places._places)
-                for place in waiting:
-                    place.waiting = waiting
-                network(torch.zeros(1, *self._input_shape))
-            self._places = places._places[::-1]
-        return build_neuron(**{**self, **other, "state_shape": self._places.pop().shape})
+                self._build(neuron=places).eval()(torch.zeros(1, *self._input_shape))
+            self._places, self._total = places._places[::-1], len(places._places)
+            known = range(1, self._total + 1)
+            if self._layers is not None and not 0 < len({*self._layers} & {*known}) == len(self._layers):
+                raise UserError(
+                    f"neuron.initial_layers={list(self._layers)} must name spiking layers of this network, each once, of 1 "
+                    f"to {self._total}"
+                )
+        given = {**self, **other, "state_shape": self._places.pop().shape or (1,)}
+        if self._layers is not None and self._total - len(self._places) not in self._layers:
+            given |= dict(name=str(self["name"]).removesuffix("_imp"), imp=False, initial="zero")
+        return build_neuron(**given)
 
 
 class Block(nn.Module):
@@ -136,11 +167,12 @@ class Block(nn.Module):
                 return neuron(x, plan, plus())
             spikes = neuron(x, plan)
         else:
-
-            def alone(z: Tensor) -> Tensor:
-                return neuron(z) if plan is None or z.dtype != x.dtype else neuron(z, plan)
-
-            spikes = self.through(x, lambda x: repeat_steps(norm(x), timesteps), alone, what="norms")
+            spikes = self.through(
+                x,
+                lambda x: repeat_steps(norm(x), timesteps),
+                lambda z: neuron(z) if plan is None or z.dtype != x.dtype else neuron(z, plan),
+                what="norms",
+            )
         added = None if plus is None else plus()
         return spikes if added is None or spikes.is_meta else added + spikes  # a meta sum imports torch's compiler
 
@@ -160,7 +192,8 @@ class Block(nn.Module):
 class SpikingNetwork(Block):
     """frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, num_classes].
 
-    A static image is seen `timesteps` times; the layers before the first neuron run once for it, not T times. With
+    A network says how it comes from there to `extract`, features [T, B, ...], and from these to logits, without neurons, in
+    `classify`. A static image is seen `timesteps` times; the layers before the first neuron run once for it, not T times. With
     last_step=True the classifier runs for the last step alone: logits [1, B, num_classes], of which a dropout before it
     draws only these masks.
     """
@@ -172,6 +205,12 @@ class SpikingNetwork(Block):
         super().__init__()
         self.input_shape = input_shape
         self.timesteps = timesteps
+
+    def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
+        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""
+        x = self.extract(x)
+        # the gradient of the last step comes back channels last, as the layers before run
+        return self.classify(x.movedim(2, -1)[-1:].movedim(-1, 2) if last_step else x)
 
     def steps(self, x: Tensor) -> tuple[Tensor, int]:
         """Return x as [1 or T, B, C, H, W], 1 for a static image, and the number of time steps to run.
@@ -192,59 +231,39 @@ class SpikingNetwork(Block):
         return (x.unsqueeze(0), self.timesteps) if x.dim() == 4 else (x, x.shape[0])
 
 
-class Dropout(nn.Module):
+class Dropout(nn.Dropout):
     """Dropout of x [T, B, ...] with one mask a sample for all time steps: what is dropped stays so while a sample is seen."""
 
-    def __init__(self, p: float):
-        super().__init__()
-        self.p = p
-
     def forward(self, x: Tensor) -> Tensor:
-        return x * F.dropout(torch.ones_like(x[0]), self.p) if self.training and self.p else x
-
-    def extra_repr(self) -> str:
-        return f"p={self.p}"
+        return x * super().forward(torch.ones_like(x[0])) if self.training and self.p else x
 
 
 def same_statistics(module: nn.Module) -> AbstractContextManager:
-    """Called before a forward pass: a context in which another one learns nothing twice. Batch norms do not update their
-    running statistics, and neurons start from what they started from."""
-    norms: list[Any] = [m for m in module.modules() if isinstance(m, _BatchNorm)]
-    neurons = [m for m in module.modules() if isinstance(m, Neuron)]
-    before = [(b, b.clone()) for m in neurons for b in m.buffers(recurse=False)]
+    """Called before a forward pass: a context in which another one learns nothing twice. Batch norms and neurons have their
+    buffers of before, and get back those that they had when it began."""
+    layers = [m for m in module.modules() if isinstance(m, _BatchNorm | Neuron)]
+    before = [(b, b.clone()) for m in layers if isinstance(m, Neuron) for b in m.buffers(recurse=False)]
 
     @contextmanager
     def repeat() -> Iterator[None]:
-        kept = [(m, m.momentum, m.num_batches_tracked.clone()) for m in norms]
-        now = [(buffer, buffer.clone()) for buffer, _ in before]
+        now = [(b, b.clone()) for m in layers for b in m.buffers(recurse=False)]
         try:
-            for norm in norms:
-                norm.momentum = 0.0
-            for neuron in neurons:
-                neuron.repeats = True
-            for buffer, value in before:
-                buffer.copy_(value)
+            _restore(before)
             yield
         finally:
-            for norm, momentum, batches in kept:
-                norm.momentum = momentum
-                norm.num_batches_tracked.copy_(batches)
-            for neuron in neurons:
-                neuron.repeats = False
-            for buffer, value in now:
-                buffer.copy_(value)
+            _restore(now)
 
     return repeat()
+
+
+def _restore(buffers: list[tuple[Tensor, Tensor]]) -> None:
+    for buffer, value in buffers:
+        buffer.data.copy_(value)  # which autograd does not take for a change of what it kept
 
 
 def repeat_steps(x: Tensor, timesteps: int) -> Tensor:
     """Return [T, B, ...] of [T, B, ...] or of the one step [1, B, ...] of a static image, without a copy."""
     return x.expand(timesteps, *x.shape[1:])
-
-
-def last(x: Tensor) -> Tensor:
-    """The last step [1, B, C, H, W] of x [T, B, C, H, W]; its gradient comes back channels last, as the layers before run."""
-    return x.movedim(2, -1)[-1:].movedim(-1, 2)
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> Conv2d:
@@ -268,31 +287,14 @@ def kaiming_fan_out(model: nn.Module, zero_bias: bool = False) -> None:
 
 
 class AvgPool2d(nn.AvgPool2d):
-    """nn.AvgPool2d that keeps nothing for the backward pass: torch's keeps its input, of which it needs the sizes.
-
-    Same numbers, no second derivative.
-    """
+    """nn.AvgPool2d that keeps nothing for the backward pass: torch's keeps its input, of which it needs the sizes."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> [N, C, H', W']."""
-        if not (torch.is_grad_enabled() and x.requires_grad):
+        if torch.compiler.is_compiling():
             return super().forward(x)
-        sizes = ([n, n] if isinstance(n, int) else [*n] for n in (self.kernel_size, self.stride, self.padding))
-        return _AvgPool.apply(x, *sizes, self.ceil_mode, self.count_include_pad, self.divisor_override)
-
-
-class _AvgPool(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, *settings):
-        ctx.shape, ctx.settings = x.shape, settings
-        last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        ctx.format = torch.channels_last if last else torch.contiguous_format
-        return F.avg_pool2d(x, *settings)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gy):
-        gx = torch.empty(ctx.shape, dtype=gy.dtype, device=gy.device, memory_format=ctx.format)
-        # Of the pool's input torch reads the sizes alone, and the place of the result has them.
-        torch.ops.aten.avg_pool2d_backward.grad_input(gy, gx, *ctx.settings, grad_input=gx)
-        return gx, *[None] * len(ctx.settings)
+        with saved_tensors_hooks(
+            lambda x: (x.shape, x.stride(), x.dtype, x.device),
+            lambda kept: torch.empty_strided(*kept[:2], dtype=kept[2], device=kept[3]),
+        ):
+            return super().forward(x)

@@ -1,11 +1,13 @@
-"""PLIF-Net (Fang et al., ICCV 2021, arXiv:2007.05785): convolutions, two spiking linear layers, and a vote of spikes."""
+"""Convolutions, two spiking linear layers, and a vote of spikes: PLIF-Net (Fang et al., ICCV 2021, arXiv:2007.05785), and TCJA-SNN
+(Zhu et al., IEEE TNNLS 2024, arXiv:2206.10177) with attention over time and channels at once."""
 
+from functools import partial
 from math import prod
 
 from torch import Tensor, nn
 
-from snn_repro.models.blocks import Dropout
-from snn_repro.models.networks import register_network
+from snn_repro.errors import UserError
+from snn_repro.models.blocks import Dropout, register_network
 from snn_repro.models.norms import NORM
 from snn_repro.models.vgg import POOL, VGG
 from snn_repro.neurons import Setting
@@ -29,12 +31,13 @@ class Voting(VGG):
         self.fc2 = nn.Linear(hidden, num_classes * voters, bias=False)
         self.sn2 = neuron()
 
-    def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
-        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""
-        x = self.extract(x).flatten(2)
+    def extract(self, x: Tensor) -> Tensor:
+        x = super().extract(x).flatten(2)
         x = self.sn1(self.fc1(self.dropout1(x)))
-        x = self.sn2(self.fc2(self.dropout2(x)))
-        return (x[-1:] if last_step else x).unflatten(2, (-1, self.voters)).mean(-1)
+        return self.sn2(self.fc2(self.dropout2(x)))
+
+    def classify(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (-1, self.voters)).mean(-1)
 
 
 def _options(channels: int, hidden: int) -> dict[str, Setting]:
@@ -47,20 +50,74 @@ def _options(channels: int, hidden: int) -> dict[str, Setting]:
     }
 
 
-@register_network("plif_net", _options(256, 2048))
+@register_network(
+    "plif_net_dvs", _options(128, 512) | {"stages": Setting(4, "convolutions, each with a pool", low=1)}, 1
+)
+@register_network("plif_net", _options(256, 2048), 3)
 class PLIFNet(Voting):
-    """The network of CIFAR-10: c c c | c c c | 2048 | vote; c = 256 gives 36.7 M weights at 32x32 pixels."""
+    """c c c | c c c | 2048 | vote, for CIFAR-10: c = 256 gives 36.7 M weights at 32x32 pixels; and plif_net_dvs.
 
-    def __init__(self, *, channels, **given):
-        super().__init__("plif_net", (*[channels] * 3, POOL) * 2, **given)
-
-
-@register_network("plif_net_dvs", _options(128, 512) | {"stages": Setting(4, "convolutions, each with a pool", low=1)})
-class PLIFNetDVS(Voting):
-    """The network of CIFAR10-DVS (4 stages) and DVS128 Gesture (5, 1.70 M weights), both at 128x128 pixels.
-
-    Of 4 stages the paper's text has hidden=512 (4.69 M), its code hidden=2048 (17.43 M).
+    That is the network of CIFAR10-DVS (4 stages of one convolution) and DVS128 Gesture (5, 1.70 M weights), both at 128x128
+    pixels. Of 4 stages the paper's text has hidden=512 (4.69 M), its code hidden=2048 (17.43 M).
     """
 
-    def __init__(self, *, channels, stages, **given):
-        super().__init__("plif_net_dvs", (channels, POOL) * stages, **given)
+    def __init__(self, convolutions: int, *, channels, stages=2, **given):
+        super().__init__(
+            "plif_net" if convolutions == 3 else "plif_net_dvs", (*[channels] * convolutions, POOL) * stages, **given
+        )
+
+
+class TCJA(nn.Module):
+    """y = x * sigmoid(A * B) over x [T, B, C, H, W], from its means [B, T, C] over H and W.
+
+    A convolves along the channels (kernel_t long) and mixes all time steps, B along time (kernel_c long) and mixes all
+    channels; both keep their length and have no bias. Every step sees all others.
+    """
+
+    causal = False
+
+    def __init__(self, channels: int, kernel_t: int, kernel_c: int, timesteps: int):
+        super().__init__()
+        self.conv_t = nn.Conv1d(timesteps, timesteps, kernel_t, padding="same", bias=False)
+        self.conv_c = nn.Conv1d(channels, channels, kernel_c, padding="same", bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        means = x.mean((-2, -1)).transpose(0, 1)  # [B, T, C]
+        joint = self.conv_t(means) * self.conv_c(means.transpose(1, 2)).transpose(1, 2)
+        return x * joint.sigmoid().transpose(0, 1)[..., None, None]
+
+
+@register_network(
+    "tcja",
+    {
+        "norm": NORM,
+        "hidden": Setting(1024, "width of the first linear layer", "neurons", low=1),
+        "dropout": Setting(0.5, "dropout before each linear layer, one mask for all steps", low=0, below=1),
+        "voters": Setting(1, "output neurons that vote for each class; the released network has one", "neurons", low=1),
+        "spiking_output": Setting(True, "logits are spikes of last neurons; false: what these would receive"),
+    },
+)
+class TCJANet(Voting):
+    """64 | 128 | 256 | 256 TCJA(4, 4) | 512 TCJA(2, 4) | 1024 | spikes: the network of N-Caltech101.
+
+    21.9 M weights for frames of 180x240 pixels and 14 steps; the number of time steps is wired in. Cross entropy needs
+    spiking_output=false: of spikes, 0 or 1 a class, it cannot fall below log(K - 1 + e) - 1, 3.63 with 101 classes.
+    """
+
+    causal = False
+
+    def __init__(self, *, timesteps, spiking_output, **given):
+        fourth, fifth = (partial(TCJA, kernel_t=t, kernel_c=4, timesteps=timesteps) for t in (4, 2))
+        plan = (64, POOL, 128, POOL, 256, POOL, 256, fourth, POOL, 512, fifth, POOL)
+        super().__init__("tcja", plan, timesteps=timesteps, **given)
+        if not spiking_output:
+            self.sn2 = nn.Identity()
+
+    def steps(self, x: Tensor) -> tuple[Tensor, int]:
+        x, timesteps = super().steps(x)
+        if timesteps != self.timesteps:
+            raise UserError(
+                f"model.name=tcja attends over all timesteps={self.timesteps} that it was built for, but its frames have "
+                f"{timesteps}; use the same timesteps."
+            )
+        return x, timesteps

@@ -1,5 +1,5 @@
-"""Spiking ResNets: SEW-ResNet (Fang et al., NeurIPS 2021, arXiv:2102.04159), whose blocks add spikes (ADD), and ResNet-19 and
-ResNet-34 of Zheng et al. (AAAI 2021, arXiv:2011.05280), whose blocks add potentials.
+"""Spiking ResNets: SEW-ResNet and Wide-7B-Net (Fang et al., NeurIPS 2021, arXiv:2102.04159), whose blocks add spikes (ADD), and
+ResNet-19 and ResNet-34 of Zheng et al. (AAAI 2021, arXiv:2011.05280), whose blocks add potentials.
 
 Names follow torchvision's ResNet (conv1, bn1, layer1.0.conv1, downsample.0, fc), so that its weights load; spiking layers are
 sn1, sn2, sn3 and downsample_sn. The checkpoints of the SEW-ResNet's authors load too (`own_names`).
@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import chain
+from math import prod
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -22,10 +23,9 @@ from snn_repro.models.blocks import (
     conv,
     init_head,
     kaiming_fan_out,
-    last,
     over_time,
+    register_network,
 )
-from snn_repro.models.networks import register_network
 from snn_repro.models.norms import NORM, norms
 from snn_repro.neurons import Setting
 
@@ -33,12 +33,9 @@ from snn_repro.neurons import Setting
 class SEWBlock(Block):
     """shortcut(x) + branch(x); where shapes change, the shortcut has a convolution, a norm and a neuron too.
 
-    The output is a sum of spikes, not binary. norm_of(channels) and neuron() build a layer.
+    The output is a sum of spikes, not binary. norm_of(channels) and neuron() build a layer. sizes: of the branch's kernels;
+    strided: the convolution that strides, from 1.
     """
-
-    sizes: tuple[int, ...]  # of the branch's kernels
-    strided: int  # the convolution that strides, from 1
-    expansion: int
 
     def __init__(self, inputs: int, width: int, stride: int, norm_of: Callable, neuron: Callable):
         super().__init__()
@@ -47,10 +44,9 @@ class SEWBlock(Block):
             after = outputs if i == len(self.sizes) else width
             self.add_stage(i, channels, after, norm_of, neuron, kernel, stride if i == self.strided else 1)
             channels = after
-        self.downsample = self.downsample_sn = None
-        if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(conv(inputs, outputs, 1, stride), norm_of(outputs))
-            self.downsample_sn = neuron()
+        changes = stride != 1 or inputs != outputs
+        self.downsample = nn.Sequential(conv(inputs, outputs, 1, stride), norm_of(outputs)) if changes else None
+        self.downsample_sn = neuron() if changes else None
 
     def shortcut(self, x: Tensor) -> Tensor:
         if self.downsample is None:
@@ -83,9 +79,10 @@ class BasicBlock(Block):
         self.add_stage(1, inputs, width, norm_of, neuron, stride=stride)
         self.conv2 = conv(width, width, 3)
         self.bn2 = norm_of(width, summands=2)
-        self.downsample = None
-        if stride != 1 or inputs != width:
-            self.downsample = nn.Sequential(conv(inputs, width, 1, stride), norm_of(width, summands=2))
+        shortcut = (
+            (conv(inputs, width, 1, stride), norm_of(width, summands=2)) if stride != 1 or inputs != width else ()
+        )
+        self.downsample = nn.Sequential(*shortcut) if shortcut else None
         self.sn2 = neuron()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,11 +108,11 @@ class ResNet(SpikingNetwork):
     downsample_name = "downsample"  # of a block's shortcut in the authors' files
     needs = "; their authors' network has a max-pool stem and hard resets: model.stem_pool=max neuron.reset=hard"
 
-    def __init__(self, plan: Plan, *, input_shape, timesteps, neuron, norm, stem_pool="max"):
-        super().__init__(input_shape, timesteps)
-        norm_of, inputs = norms(norm, timesteps, neuron), plan.widths[0]
+    def __init__(self, plan: Plan, *, num_classes, neuron, norm, stem_pool="max", hidden=0, **frames):
+        super().__init__(**frames)
+        norm_of, inputs = norms(norm, self.timesteps, neuron), plan.widths[0]
         kernel, stride = (7, 2) if plan.stem == "imagenet" else (3, 1)
-        self.add_stage(1, input_shape[0], inputs, norm_of, neuron, kernel, stride)
+        self.add_stage(1, self.input_shape[0], inputs, norm_of, neuron, kernel, stride)
         self.pool: nn.Module = nn.Identity()
         if plan.stem == "imagenet":
             self.pool = nn.MaxPool2d(3, 2, 1) if stem_pool == "max" else AvgPool2d(3, 2, 1, count_include_pad=True)
@@ -125,15 +122,21 @@ class ResNet(SpikingNetwork):
                 blocks.append(plan.block(inputs, width, 2 if stage > 1 and i == 0 else 1, norm_of, neuron))
                 inputs = width * plan.block.expansion
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
-        self.stages, self.channels = len(plan.widths), inputs
+        self.stages = len(plan.widths)
+        self.fc1 = nn.Linear(inputs, hidden) if hidden else None
+        self.sn_fc1: Any = neuron() if hidden else None
+        self.fc = nn.Linear(hidden or inputs, num_classes)
+        kaiming_fan_out(self)
 
     def extract(self, x: Tensor) -> Tensor:
-        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> the last feature maps [T, B, C', H', W']."""
         x, timesteps = self.steps(x)
         x = over_time(self.stage(1, x, timesteps), self.pool)
         for block in chain(*(getattr(self, f"layer{i + 1}") for i in range(self.stages))):
             x = self.through(x, block)
-        return x
+        return x if self.fc1 is None else self.sn_fc1(self.fc1(x.mean((-2, -1))))
+
+    def classify(self, x: Tensor) -> Tensor:
+        return self.fc(x.mean((-2, -1)) if self.fc1 is None else x)
 
     def own_names(self, weights: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
         """Weights under torchvision's names, from those of the SEW-ResNet's authors, whose layers hold a convolution and a norm.
@@ -175,21 +178,14 @@ class SEWResNet(ResNet):
 
     downsample_name = "downsample.0"
 
-    def __init__(self, plan: Plan, *, num_classes, zero_init_residual, head_init, **given):
+    def __init__(self, plan: Plan, *, zero_init_residual, head_init, **given):
         super().__init__(plan, **given)
-        self.fc = nn.Linear(self.channels, num_classes)
-        kaiming_fan_out(self)
         init_head(self.fc, head_init)
         for block in self.modules() if zero_init_residual else ():
             if isinstance(block, SEWBlock):
                 for name, parameter in getattr(block, f"bn{len(block.sizes)}").named_parameters():
                     if name.rpartition(".")[2] == "weight":
                         nn.init.zeros_(parameter)
-
-    def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
-        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""
-        x = self.extract(x)
-        return self.fc((last(x) if last_step else x).mean((-2, -1)))
 
 
 _TDBN = replace(NORM, default="tdbn")
@@ -203,20 +199,62 @@ class SpikingResNet(ResNet):
 
     needs = ResNet.needs.replace("model.stem_pool=max ", "")
 
-    def __init__(self, plan: Plan, *, num_classes, neuron, hidden=0, **given):
-        super().__init__(plan, neuron=neuron, **given)
-        self.fc1: Any = None
-        self.sn_fc1: Any = None
-        if hidden:
-            self.fc1 = nn.Linear(self.channels, hidden)
-            self.sn_fc1 = neuron()
-        self.fc = nn.Linear(hidden or self.channels, num_classes)
-        kaiming_fan_out(self)
 
-    def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
-        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""
-        x = self.extract(x)
-        if self.fc1 is not None:
-            x = self.sn_fc1(self.fc1(x.mean((-2, -1))))
-            return self.fc(x[-1:] if last_step else x)
-        return self.fc((last(x) if last_step else x).mean((-2, -1)))
+WIDTHS = (64, 64, 64, 64, 128, 128, 128)  # of Wide-7B-Net
+
+
+class Stage(Block):
+    """Where the width changes a 1x1 convolution to it | x + two 3x3 convolutions | a pool, or none."""
+
+    def __init__(self, inputs: int, width: int, pool: nn.Module, norm_of: Callable, neuron: Callable):
+        super().__init__()
+        self.widened = inputs != width
+        if self.widened:
+            self.add_stage(0, inputs, width, norm_of, neuron, kernel=1)
+        self.add_stage(1, width, width, norm_of, neuron)
+        self.add_stage(2, width, width, norm_of, neuron)
+        self.pool = pool
+
+    def forward(self, x: Tensor, timesteps: int | None = None) -> Tensor:
+        if self.widened:
+            x = self.stage(0, x, timesteps)
+        return over_time(self.stage(2, self.stage(1, x), plus=lambda: x), self.pool)
+
+
+_WIDE = {
+    "norm": NORM,
+    "pool": Setting("max", "2x2 pool behind a stage", choices=("max", "avg")),
+    "unpooled": Setting(0, "first stages without a pool; GLIF: 3, for 48x48 pixels", low=0, high=7),
+}
+
+
+@register_network("wide_7b", _WIDE)
+class Wide7B(SpikingNetwork):
+    """64 64 64 64 128 128 128, each but the unpooled halving the frame while it has more than one pixel | flatten, linear.
+
+    1.19 M weights for 10 classes at 128x128 pixels, where the last map has one pixel.
+    """
+
+    def __init__(self, *, num_classes, input_shape, timesteps, neuron, norm, pool, unpooled):
+        super().__init__(input_shape, timesteps)
+        norm_of = norms(norm, timesteps, neuron)
+        channels, *size = input_shape
+        stages = []
+        for i, width in enumerate(WIDTHS):
+            pools = i >= unpooled and min(size) > 1
+            pool_of = nn.Identity() if not pools else AvgPool2d(2) if pool == "avg" else nn.MaxPool2d(2)
+            stages.append(Stage(channels, width, pool_of, norm_of, neuron))
+            size, channels = [n // 2 for n in size] if pools else size, width
+        self.stages = nn.ModuleList(stages)
+        self.fc = nn.Linear(channels * prod(size), num_classes)
+
+    def extract(self, x: Tensor) -> Tensor:
+        x, timesteps = self.steps(x)
+        first, *rest = self.stages
+        x = first(x, timesteps)
+        for stage in rest:
+            x = self.through(x, stage)
+        return x
+
+    def classify(self, x: Tensor) -> Tensor:
+        return self.fc(x.flatten(2))

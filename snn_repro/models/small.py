@@ -6,8 +6,7 @@ from math import prod
 from torch import Tensor, nn
 
 from snn_repro.errors import UserError
-from snn_repro.models.blocks import AvgPool2d, SpikingNetwork, kaiming_fan_out, last, over_time
-from snn_repro.models.networks import register_network
+from snn_repro.models.blocks import AvgPool2d, SpikingNetwork, kaiming_fan_out, over_time, register_network
 from snn_repro.models.norms import NORM, norms
 
 
@@ -33,12 +32,10 @@ class Small(SpikingNetwork):
         self.fc = nn.Linear(48 * prod(-(-n // (2 * stride)) // 2 for n in size), num_classes)
         kaiming_fan_out(self)
 
-    def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
-        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""
+    def extract(self, x: Tensor) -> Tensor:
         x, timesteps = self.steps(x)
-        x = self.through(self.stage(1, x, timesteps), self._second)
-        x = self.through(x, lambda x: self.stage(3, x, plus=lambda: x))
-        return self.fc((last(x) if last_step else x).flatten(2))
+        x = self.through(self.stage(1, x, timesteps), lambda x: over_time(self.stage(2, x), self.pool))
+        return self.through(x, lambda x: self.stage(3, x, plus=lambda: x))
 
-    def _second(self, x: Tensor) -> Tensor:
-        return over_time(self.stage(2, x), self.pool)
+    def classify(self, x: Tensor) -> Tensor:
+        return self.fc(x.flatten(2))

@@ -1,93 +1,59 @@
 """Spiking transformers of spikingjelly's parts, with our neurons, initial states, and logits of every step.
 
-spikingjelly builds a model with one factory for all of its neurons, which is told neither where a neuron stands nor what
-shape it sees. So the model is built with places first, runs once on the meta device, which costs nothing, and then gets its
-neurons. Those of attention (`attn_lif`) fire at half the threshold of the others, as all four papers have it.
+spikingjelly builds a model with one factory for all of its neurons, which is not told where a neuron stands. So the model is
+built with an identity for each, and then gets its neurons. Those of attention (`attn_lif`) fire at half the threshold of the
+others, as all four papers have it.
 """
 
 from dataclasses import replace
 from functools import partial
-from itertools import chain
-from typing import Any
 
-import torch
 from spikingjelly.activation_based.model import maxformer, qkformer, spike_driven_transformer, spikformer
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from snn_repro.errors import UserError
-from snn_repro.models.blocks import SpikingNetwork, repeat_steps
-from snn_repro.models.networks import register_network
+from snn_repro.models.blocks import Neurons, SpikingNetwork, register_network, repeat_steps
 from snn_repro.models.vgg import OverTime
-from snn_repro.neurons import NEURONS, Setting, build_neuron
+from snn_repro.neurons import Setting
 
+WIDTH = Setting(384, "channels of a token in the last stage; a quarter in the first", "channels", low=8, multiple=8)
+STAGES = Setting((1, 2, 7), "blocks of the three stages", low=0)
 SIZES = {
-    "embed_dims": Setting(512, "channels of a token in the last stage", "channels", low=1),
+    "embed_dims": Setting(512, "channels of a token in the last stage", "channels", low=8, multiple=8),
     "num_heads": Setting(8, "heads of the attention", low=1),
     "depths": Setting(8, "blocks", low=1),
-    "patch_size": Setting(16, "pixels a token spans, 4 (CIFAR) or 16", "pixels", low=4),
+    "patch_size": Setting(16, "pixels a token spans, 4 (CIFAR) or 16", "pixels", choices=(4, 16)),
 }
 
 
-class Place(nn.Module):
-    """Where a neuron will stand: hands x [T, B, ...] on and keeps the shape of the state, without T and B."""
-
-    shape: tuple[int, ...] | None = None
-
-    def __init__(self, step_mode: str):
-        super().__init__()
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.shape = tuple(x.shape[2:])
-        return x
+class Place(nn.Identity):
+    """Where a neuron will stand."""
 
 
 class Transformer(SpikingNetwork):
-    """spikingjelly's `net`, whose head a subclass feeds with `features` of every step."""
+    """spikingjelly's `net`, whose head a subclass feeds with features of every step."""
 
-    net: Any
-
-    def fill(self, neuron: dict) -> None:
+    def fill(self, neuron: Neurons) -> None:
         """Put a neuron into each place of `net`."""
-        places = {name: module for name, module in self.named_modules() if isinstance(module, Place)}
-        tensors = {name: t.to("meta") for name, t in chain(self.named_parameters(), self.named_buffers())}
-        self.eval()
-        with torch.no_grad():
-            functional_call(self, tensors, torch.zeros(1, 1, *self.input_shape, device="meta"))
-        self.train()
-        for name, place in places.items():
+        for name in [name for name, module in self.named_modules() if isinstance(module, Place)]:
             parent, _, last = name.rpartition(".")
-            given = neuron | (_half_threshold(neuron) if last == "attn_lif" else {})
-            setattr(self.get_submodule(parent), last, build_neuron(state_shape=place.shape, **given))
+            half = {"v_threshold": neuron.v_threshold / 2} if last == "attn_lif" else {}
+            setattr(self.get_submodule(parent), last, neuron(**half))
 
-    def features(self, x: Tensor) -> Tensor:
-        """Frames [T, B, C, H, W] -> what the classifier reads [T, B, embed_dims]."""
-        raise NotImplementedError
+    def through_all(self, x: Tensor, *layers: nn.Module) -> Tensor:
+        """Tokens of all steps behind layers, and their mean: x [T, B, C, H, W] -> [T, B, embed_dims]."""
+        x = repeat_steps(*self.steps(x))
+        for layer in layers:
+            x = self.through(x, layer)
+        return x.flatten(3).mean(-1)
 
-    def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
-        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""
-        x = self.features(repeat_steps(*self.steps(x)))
-        return self.net.head(x[-1:] if last_step else x)
-
-
-def _half_threshold(neuron: dict) -> dict:
-    threshold = neuron.get("v_threshold")
-    family = NEURONS.get(str(neuron["name"]).removesuffix("_imp"))
-    if threshold is None and family is not None:
-        threshold = family.settings["v_threshold"].default
-    return {"v_threshold": threshold / 2} if isinstance(threshold, int | float) else {}
+    def classify(self, x: Tensor) -> Tensor:
+        return self.net.head(x)
 
 
-def _check(name: str, key: str, value, divisor: int, why: str) -> None:
-    if value % divisor:
-        raise UserError(f"model.{key}={value} of {name} must be a multiple of {divisor}, {why}")
-
-
-def _check_sizes(name: str, *, embed_dims: int, num_heads: int, patch_size: int, **_) -> None:
-    _check(name, "embed_dims", embed_dims, 8, "since its stem starts with an eighth of them")
-    _check(name, "embed_dims", embed_dims, num_heads, "model.num_heads")
-    if patch_size not in (4, 16):
-        raise UserError(f"model.patch_size={patch_size} of {name} must be 4 or 16")
+def _check_heads(name: str, width: int, heads: int) -> None:
+    if width % heads:
+        raise UserError(f"model.embed_dims={width} of {name} must be a multiple of {heads}, the heads of its attention")
 
 
 @register_network(
@@ -105,7 +71,7 @@ class Spikformer(Transformer):
 
     def __init__(self, *, num_classes, input_shape, timesteps, neuron, scale, **sizes):
         super().__init__(input_shape, timesteps)
-        _check_sizes("spikformer", **sizes)
+        _check_heads("spikformer", sizes["embed_dims"], sizes["num_heads"])
         channels, height, width = input_shape
         self.net = spikformer.Spikformer(
             timesteps, channels, height, width, num_classes=num_classes, spiking_neuron=Place, **sizes
@@ -123,11 +89,8 @@ class Spikformer(Transformer):
                 layer.reset_parameters()
         self.fill(neuron)
 
-    def features(self, x: Tensor) -> Tensor:
-        x = self.through(x, self.net.patch_embed)
-        for block in self.net.blocks:
-            x = self.through(x, block)
-        return x.flatten(3).mean(-1)
+    def extract(self, x: Tensor) -> Tensor:
+        return self.through_all(x, self.net.patch_embed, *self.net.blocks)
 
 
 @register_network("spike_driven_transformer", SIZES)
@@ -141,40 +104,32 @@ class SpikeDrivenTransformer(Transformer):
 
     def __init__(self, *, num_classes, input_shape, timesteps, neuron, **sizes):
         super().__init__(input_shape, timesteps)
-        _check_sizes("spike_driven_transformer", **sizes)
+        _check_heads("spike_driven_transformer", sizes["embed_dims"], sizes["num_heads"])
         pooling = "1111" if sizes.pop("patch_size") == 16 else "0011"
         self.net = spike_driven_transformer.SpikeDrivenTransformer(
             timesteps, input_shape[0], num_classes, pooling_stat=pooling, spiking_neuron=Place, **sizes
         )
         self.fill(neuron)
 
-    def features(self, x: Tensor) -> Tensor:
-        x = self.through(x, self.net.patch_embed)
-        for block in self.net.blocks:
-            x = self.through(x, block)
-        return self.net.head_lif(x.flatten(3).mean(-1))
+    def extract(self, x: Tensor) -> Tensor:
+        return self.net.head_lif(self.through_all(x, self.net.patch_embed, *self.net.blocks))
 
 
 class Hierarchical(Transformer):
     """Three stages, each an embedding that doubles the channels, and blocks."""
 
-    def _stages(self, x: Tensor) -> Tensor:
-        net = self.net
-        for embed, blocks in zip(
-            (net.patch_embed1, net.patch_embed2, net.patch_embed3), (net.stage1, net.stage2, net.stage3), strict=True
-        ):
-            x = self.through(x, embed)
-            for block in blocks:
-                x = self.through(x, block)
-        return x.flatten(3).mean(-1)
+    def extract(self, x: Tensor) -> Tensor:
+        return self.through_all(
+            x, *(m for i in "123" for m in (getattr(self.net, "patch_embed" + i), *getattr(self.net, "stage" + i)))
+        )
 
 
 @register_network(
     "qkformer",
     {
-        "embed_dims": Setting(384, "channels of a token in the last stage; a quarter in the first", "channels", low=4),
+        "embed_dims": WIDTH,
         "num_heads": Setting((6, 6, 6), "heads of the attention in the three stages", low=1),
-        "depths": Setting((1, 2, 7), "blocks of the three stages", low=0),
+        "depths": STAGES,
     },
 )
 class QKFormer(Hierarchical):
@@ -187,7 +142,6 @@ class QKFormer(Hierarchical):
 
     def __init__(self, *, num_classes, input_shape, timesteps, neuron, embed_dims, num_heads, depths):
         super().__init__(input_shape, timesteps)
-        _check("qkformer", "embed_dims", embed_dims, 8, "since its stem starts with an eighth of them")
         for width, heads in zip((embed_dims // 4, embed_dims // 2, embed_dims), num_heads, strict=True):
             if width % heads:
                 raise UserError(
@@ -199,15 +153,8 @@ class QKFormer(Hierarchical):
         )
         self.fill(neuron)
 
-    def features(self, x: Tensor) -> Tensor:
-        return self._stages(x)
 
-
-STAGES = Setting((1, 2, 7), "blocks of the three stages", low=0)
-MAX_FORMER = {
-    "embed_dims": Setting(384, "channels of a token in the last stage; a quarter in the first", "channels", low=8),
-    "depths": STAGES,
-}
+MAX_FORMER = {"embed_dims": WIDTH, "depths": STAGES}
 HEADS = Setting(0, "heads of the attention; 0 is one for 64 channels", low=0)
 
 
@@ -225,8 +172,7 @@ class MaxFormer(Hierarchical):
     def __init__(self, cifar: bool, *, input_shape, timesteps, neuron, num_heads=8, **given):
         super().__init__(input_shape, timesteps)
         width, heads = given["embed_dims"], num_heads or max(1, given["embed_dims"] // 64)
-        _check("maxformer", "embed_dims", width, 8, "since its stem starts with an eighth of them")
-        _check("maxformer", "embed_dims", width, heads, "the heads of its attention")
+        _check_heads("maxformer", width, heads)
         build = partial(maxformer.MaxFormer, timesteps, input_shape[0], spiking_neuron=Place, **given)
         self.net = build(cifar=cifar)
         if not cifar:
@@ -242,5 +188,5 @@ class MaxFormer(Hierarchical):
                         nn.init.zeros_(layer.bias)
         self.fill(neuron)
 
-    def features(self, x: Tensor) -> Tensor:
-        return self.net.head_lif(self._stages(x))
+    def extract(self, x: Tensor) -> Tensor:
+        return self.net.head_lif(super().extract(x))

@@ -1,19 +1,27 @@
 """Plain stacks of convolutions: the two VGGs of the event rows (both called VGG11 in the literature, different networks),
-VGGSNN and SNN7."""
+VGGSNN, SNN7 and VGG-16 for images of ImageNet's size, whose names follow torchvision's vgg16_bn, so that its weights load."""
 
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from math import prod
-from typing import Any
 
 from torch import Tensor, nn
 
 from snn_repro.errors import UserError
 from snn_repro.kernels.conv import Conv2d
-from snn_repro.models.blocks import HEAD_INIT, AvgPool2d, SpikingNetwork, init_head, kaiming_fan_out, last, over_time
-from snn_repro.models.networks import register_network
+from snn_repro.models.blocks import (
+    HEAD_INIT,
+    AvgPool2d,
+    Dropout,
+    SpikingNetwork,
+    init_head,
+    kaiming_fan_out,
+    over_time,
+    register_network,
+)
 from snn_repro.models.norms import NORM, norms
-from snn_repro.neurons import Neuron, Setting
+from snn_repro.neurons import Setting
 
 POOL = "pool"
 VGG48_PLAN = (64, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512, POOL)
@@ -67,63 +75,77 @@ class VGG(SpikingNetwork):
             elif callable(width):
                 layers.append(width(channels))
             else:
-                layers += [ConvNorm(channels, width, norm_of(width), self.bias), neuron()]
+                layers += [*self.convolution(channels, width, norm_of(width)), neuron()]
                 channels = width
         self.features = nn.ModuleList(layers)
         self.out_shape = (channels, *(n >> pools for n in size))
 
-    def extract(self, x: Tensor, last_step: bool = False) -> Tensor:
-        """Return the last feature maps [T, B, C, H, W] of frames or of a static image, or the last step's [1, ...]."""
-        x, timesteps = self.steps(x)
-        first, neuron, *rest = list[Any](self.features)
-        x = self.spikes(x, first.conv, first.norm, neuron, timesteps)
-        for layer, following in zip(rest, [*rest[1:], None], strict=True):
-            if isinstance(layer, ConvNorm):
-                x = self.through(x, partial(self._stage, layer, following))
-            elif isinstance(layer, OverTime):
-                x = layer(last(x) if last_step and following is None else x)
-            elif not isinstance(layer, Neuron):
-                x = self.through(x, layer)
-        return last(x) if last_step else x
+    def convolution(self, inputs: int, outputs: int, norm: nn.Module) -> list[nn.Module]:
+        """A convolution and its norm, under the names that they have in a checkpoint."""
+        return [ConvNorm(inputs, outputs, norm, self.bias)]
 
-    def _stage(self, layer: ConvNorm, neuron: nn.Module, x: Tensor) -> Tensor:
-        return self.spikes(x, layer.conv, layer.norm, neuron)
+    def extract(self, x: Tensor) -> Tensor:
+        x, timesteps = self.steps(x)
+        parts = (layer.children() if isinstance(layer, ConvNorm) else (layer,) for layer in self.features)
+        layers = iter([*chain(*parts)])
+        for layer in layers:
+            if isinstance(layer, Conv2d):
+                rest = partial(
+                    self.spikes, convolution=layer, norm=next(layers), neuron=next(layers), timesteps=timesteps
+                )
+                x = self.through(x, rest)
+            else:
+                x = layer(x) if isinstance(layer, OverTime) else self.through(x, layer)
+        return x
 
 
 CONV_INIT = Setting("torch", "fan_out: N(0, sqrt(2 / (9 outputs))), bias 0", choices=("torch", "fan_out"))
 DROPOUT = Setting(0.25, "dropout before the classifier", low=0, below=1)
 
 
-class FlatVGG(VGG):
-    """A VGG | flatten, dropout, linear.
+@register_network("vggsnn", {"norm": NORM}, "vggsnn", VGG48_PLAN)
+class VGGSNN(VGG):
+    """64 128 | 256 256 | 512 512 | 512 512 | flatten, linear, for frames of 16x16 pixels and more (Deng et al., ICLR 2022).
 
-    Dropout draws a mask of its own for every time step that reaches it: with last_step=True one, of T without, so the
+    The plan of vgg48 with a plain batch norm and no dropout; 9.27 M weights at 48x48 pixels and 10 classes. Where there is
+    one, dropout draws a mask of its own for every time step that reaches it: with last_step=True one, of T without, so the
     masks of the two differ.
     """
 
-    def __init__(self, name: str, plan, *, num_classes, dropout=0.0, kaiming=True, **given):
+    kaiming = True
+
+    def __init__(self, name: str, plan, *, num_classes, dropout=0.0, **given):
         super().__init__(name, plan, **given)
-        if kaiming:
+        if self.kaiming:
             kaiming_fan_out(self)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(prod(self.out_shape), num_classes)
 
-    def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
-        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""
-        return self.classifier(self.dropout(self.extract(x, last_step).flatten(2)))
+    def classify(self, x: Tensor) -> Tensor:
+        return self.classifier(self.dropout(x.flatten(2)))
 
 
-@register_network("vgg48", {"norm": replace(NORM, default="tebn"), "dropout": DROPOUT})
-class VGG48(FlatVGG):
+@register_network("vgg48", {"norm": replace(NORM, default="tebn"), "dropout": DROPOUT}, "vgg48", VGG48_PLAN)
+class VGG48(VGGSNN):
     """64 128 | 256 256 | 512 512 | 512 512 | flatten, dropout, linear, for frames of 48x48 pixels alone."""
 
-    def __init__(self, *, input_shape, **given):
+    def __init__(self, *plan, input_shape, **given):
         if tuple(input_shape[1:]) != (48, 48):
             raise UserError(
                 f"model.name=vgg48 is wired for 48x48 pixels, not {input_shape[1]}x{input_shape[2]}; "
                 f"resize the frames (dataset.frame_size=48) or use vgg128, which takes any size."
             )
-        super().__init__("vgg48", VGG48_PLAN, input_shape=input_shape, **given)
+        super().__init__(*plan, input_shape=input_shape, **given)
+
+
+@register_network("snn7", {"norm": NORM}, "snn7", (16, 64, POOL, 128, 128, POOL, 256, 256, POOL, 512))
+class SNN7(VGGSNN):
+    """16 64 | 128 128 | 256 256 | 512, flatten, linear: the seven convolutions of Shen et al. (arXiv:2301.12356).
+
+    After the network that its authors released, which is for static images of 32x32 pixels: max pools, no bias.
+    """
+
+    bias, pool, kaiming = False, nn.MaxPool2d, False
 
 
 @register_network("vgg128", {"norm": NORM, "head_init": replace(HEAD_INIT, default=None), "conv_init": CONV_INIT})
@@ -140,30 +162,45 @@ class VGG128(VGG):
         self.classifier = nn.Linear(self.out_shape[0], num_classes)
         init_head(self.classifier, head_init)
 
-    def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
-        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""
-        return self.classifier(self.extract(x, last_step).mean((-2, -1)))
+    def classify(self, x: Tensor) -> Tensor:
+        return self.classifier(x.mean((-2, -1)))
 
 
-@register_network("vggsnn", {"norm": NORM})
-class VGGSNN(FlatVGG):
-    """64 128 | 256 256 | 512 512 | 512 512 | flatten, linear, for frames of 16x16 pixels and more (Deng et al., ICLR 2022).
+VGG16_PLAN = (64, 64, POOL, 128, 128, POOL, 256, 256, 256, POOL, *(512, 512, 512, POOL) * 2)
+_VGG16 = {
+    "norm": NORM,
+    "hidden": Setting(4096, "width of the two hidden linear layers", "neurons", low=1),
+    "dropout": Setting(0.5, "dropout behind each hidden linear layer, one mask for all steps", low=0, below=1),
+}
 
-    The plan of vgg48 with a plain batch norm and no dropout; 9.27 M weights at 48x48 pixels and 10 classes.
+
+@register_network("vgg16", _VGG16)
+class VGG16(VGG):
+    """64 64 | 128 128 | 256 256 256 | 512 512 512 | 512 512 512 | 4096 4096 linear, with 2x2 max pools; 138.4 M weights.
+
+    For frames of 32x32 pixels and more: as in torchvision's, the last map is averaged to 7x7 (or repeated, where smaller).
     """
 
-    def __init__(self, **given):
-        super().__init__("vggsnn", VGG48_PLAN, **given)
+    pool = nn.MaxPool2d
 
+    def __init__(self, *, num_classes, neuron, hidden, dropout, **given):
+        super().__init__("vgg16", VGG16_PLAN, neuron=neuron, **given)
+        self.avgpool = nn.AdaptiveAvgPool2d(7)
+        self.classifier = nn.Sequential(
+            nn.Linear(self.out_shape[0] * 49, hidden), neuron(), Dropout(dropout),
+            nn.Linear(hidden, hidden), neuron(), Dropout(dropout),
+            nn.Linear(hidden, num_classes),
+        )  # fmt: skip
+        kaiming_fan_out(self)
+        for layer in (self.classifier[0], self.classifier[3]):  # without a norm torch's own leave their neurons silent
+            nn.init.kaiming_normal_(layer.weight)
 
-@register_network("snn7", {"norm": NORM})
-class SNN7(FlatVGG):
-    """16 64 | 128 128 | 256 256 | 512, flatten, linear: the seven convolutions of Shen et al. (arXiv:2301.12356).
+    def convolution(self, inputs: int, outputs: int, norm: nn.Module) -> list[nn.Module]:
+        return [Conv2d(inputs, outputs, 3, padding=1), norm]
 
-    After the network that its authors released, which is for static images of 32x32 pixels: max pools, no bias.
-    """
+    def extract(self, x: Tensor) -> Tensor:
+        x = over_time(super().extract(x), self.avgpool).flatten(2)
+        return self.classifier[:-1](x)
 
-    bias, pool = False, nn.MaxPool2d
-
-    def __init__(self, **given):
-        super().__init__("snn7", (16, 64, POOL, 128, 128, POOL, 256, 256, POOL, 512), kaiming=False, **given)
+    def classify(self, x: Tensor) -> Tensor:
+        return self.classifier[-1](x)

@@ -4,7 +4,7 @@
     spikes = neuron(x)                        # x [T, B, 64, 32, 32]
 
 What a neuron is stands in `node.py`; each family is one file beside it, found by its being there. Surrogates are in
-`surrogates/`. From outside, `register("name")` above a class adds a neuron, `register_surrogate` a surrogate.
+`surrogates.py`. From outside, `register("name")` above a class adds a neuron, `register_surrogate` a surrogate.
 """
 
 import torch

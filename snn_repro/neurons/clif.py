@@ -1,6 +1,5 @@
 """Leaky integrate-and-fire with a complementary potential, which remembers spikes and deepens the reset."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -21,14 +20,10 @@ class CLIF(Neuron):
         without=("reset", "v_reset", "detach_reset"),
         tau=Setting(2.0, "membrane time constant", "time steps", low=1, why="it divides the leak"),
     )
-    m: Any = 0.0  # a tensor from the first step on
-
-    @classmethod
-    def states(cls, settings: Mapping[str, Any], timesteps: int) -> int:
-        return 2  # v and m
+    states = 2  # v and m
 
     def begin(self, x: Tensor) -> None:
-        self.m = 0.0
+        self.m: Any = 0.0
 
     def charge(self, v: Tensor, x: Tensor) -> Tensor:
         return (1 - 1 / self.tau) * v + x

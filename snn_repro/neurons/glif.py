@@ -1,8 +1,6 @@
 """Gated leaky integrate-and-fire."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +23,11 @@ class GLIF(Neuron):
     """
 
     wired = True
+    states = 2  # v and the last spike
     settings = settings(
-        dict(fire_at="gt", surrogate="rectangle", v_threshold=0.5, imp_init=(0.2, 0.3)),
+        dict(fire_at="gt", surrogate="rectangle", imp_init=(0.2, 0.3)),
         without=("reset", "v_reset", "detach_reset"),
+        v_threshold=Setting(0.5, _RATE + "threshold", above=0, below=1, why="a sigmoid of what 'glif' learns"),
         decay=Setting(0.25, _RATE + "part of v that the exponential leak keeps", above=0, below=1),
         conduct_init=Setting(0.5, _RATE + "conductance of each time step", above=0, below=1),
         share=Setting("channel", "what has parameters of its own", choices=("channel", "layer")),
@@ -35,10 +35,6 @@ class GLIF(Neuron):
 
     def __init__(self, **settings):
         super().__init__(**settings)
-        if self.v_threshold >= 1:
-            raise UserError(
-                f"neuron.v_threshold={self.v_threshold} must be below 1 for 'glif', which learns its sigmoid"
-            )
         if self.share == "channel" and not self.state_shape:
             raise UserError("neuron.share=channel needs state_shape, for example (C, H, W); or use neuron.share=layer")
         shape = (self.state_shape[0],) if self.share == "channel" else ()
@@ -51,10 +47,6 @@ class GLIF(Neuron):
         for name, start in starts.items():
             self.register_parameter(name, nn.Parameter(torch.full(shape, _logit(start))))
         self.conduct = nn.Parameter(torch.full((self.timesteps, *shape), _logit(self.conduct_init)))
-
-    @classmethod
-    def states(cls, settings: Mapping[str, Any], timesteps: int) -> int:
-        return 2  # v and the last spike
 
     def begin(self, x: Tensor) -> None:
         def wide(p: Tensor) -> Tensor:

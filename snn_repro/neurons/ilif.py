@@ -11,7 +11,7 @@ class ILIF(Neuron):
     """h = (1 - 1/tau) v + x; n = round(clamp(h / V_th, 0, D)); v = h - V_th n (I-LIF, Luo et al., ECCV 2024, arXiv:2407.20708).
 
     n, rounded half to even, has gradient 1 / V_th for 0 <= h <= D V_th and none elsewhere. In inference a count n is n
-    spikes in D sub-steps (`spikes`), which the linear layer behind adds up: the same sum, so that one pass computes both,
+    spikes in D sub-steps, which the linear layer behind adds up: the same sum, so that one pass computes both,
     and energy.py counts n accumulations for it.
     """
 
@@ -28,8 +28,3 @@ class ILIF(Neuron):
     def fire(self, h: Tensor) -> Tensor:
         n = (h / self.v_threshold).clamp(0, self.max_count)
         return n.detach().round() + (n - n.detach())
-
-    def spikes(self, counts: Tensor) -> Tensor:
-        """The spikes [T, D, B, ...] that counts [T, B, ...] stand for in inference, one a sub-step, the first n of them."""
-        levels = range(1, self.max_count + 1)
-        return counts.new_tensor(levels).view(-1, *[1] * (counts.dim() - 1)).le(counts.unsqueeze(1)).to(counts.dtype)

@@ -1,15 +1,5 @@
 """Initial states: the potential v[-1] from which a neuron takes its first step, `neuron.initial=NAME`.
 
-    zero          0, the usual one
-    constant      neuron.initial_value, the same everywhere
-    half          v_threshold / 2 (Hwang et al., 2021; Bu et al., AAAI 2022)
-    random        uniform in imp_init, a draw a sample and neuron in training; in evaluation the middle of the range, so that
-                  an accuracy is a function of the weights alone
-    imp           learned, one value a neuron (Shen et al., NeurIPS 2024); neuron.imp=true says the same
-    imp_channel   learned, one value a channel
-    imp_layer     learned, one value a layer
-    mp_init       a running mean a layer of where neurons end, not learned by gradient (arXiv:2511.08708)
-
 What it counts at the first step is the family's: v (if), (1 - 1/tau) v (lif), retain v (leaky).
 """
 
@@ -46,7 +36,7 @@ class InitialState:
 
 @register_initial("zero")
 class Zero(InitialState):
-    """v[-1] = 0."""
+    """v[-1] = 0, the usual one."""
 
 
 @register_initial("constant")
@@ -67,7 +57,8 @@ class Half(InitialState):
 
 @register_initial("random")
 class Random(InitialState):
-    """v[-1] ~ U[imp_init] a sample and neuron in training, the middle of the range in evaluation."""
+    """v[-1] ~ U[imp_init] a sample and neuron in training, the middle of the range in evaluation, so that an accuracy is a function
+    of the weights alone."""
 
     def potential(self, neuron: Neuron, x: Tensor) -> Tensor:
         low, high = neuron.imp_init

@@ -1,16 +1,32 @@
 """What every spiking layer has besides its state equation: settings, initial state, its kernel, spikingjelly's calls."""
 
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-import torch
 from spikingjelly.activation_based.neuron import BaseNode
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from snn_repro.errors import UserError
 from snn_repro.kernels import Affine, Law, door
-from snn_repro.neurons.initial import INITIAL_STATES
+from snn_repro.neurons.initial import INITIAL_STATES, InitialState
 from snn_repro.neurons.surrogates import SURROGATES, Spike
+from snn_repro.settings import Setting, shared
+
+SHARED = {
+    "v_threshold": Setting(1.0, "firing threshold V_th", above=0),
+    "reset": Setting("soft", "soft: v = h - V_th s; hard: v = v_reset where a spike was fired", choices=("soft", "hard")),
+    "v_reset": Setting(0.0, "potential after a hard reset"),
+    "fire_at": Setting("ge", "fire at h >= V_th (ge) or h > V_th (gt)", choices=("ge", "gt")),
+    "detach_reset": Setting(False, "leave the reset out of the backward pass"),
+    "surrogate": Setting("atan", "surrogate gradient of the spike", choices=SURROGATES),
+    "surrogate_width": Setting(None, "the surrogate's own width: alpha (atan 2, sigmoid 4), gamma (triangle 1), width (rectangle 1), b (dspike 3); null takes these", above=0),
+    "initial": Setting("zero", "initial membrane potential; imp: learned, one value a neuron", choices=INITIAL_STATES),
+    "initial_value": Setting(0.5, "the potential that initial=constant starts from"),
+    "imp_init": Setting((0.4, 0.6), "IMP starts uniform in [low, high]; initial=random draws from it"),
+    "imp_trainable": Setting(True, "false leaves IMP at its random start, as several published rows did"),
+}  # fmt: skip
+settings = partial(shared, SHARED)  # settings({setting: published default, ...}, without=(), own=Setting(...))
 
 EQUATION = {"begin", "charge", "fire", "reset_potential", "steps"}
 
@@ -22,63 +38,40 @@ class Layer(BaseNode):
     the layer was built for, None where nobody said.
     """
 
-    family: str
-    initial_parameters = ("imp",)  # those that are an initial state
     decayed: tuple[str, ...] = ()
-    v: Any
     v_seq: Any
-    wired: bool
-    stepwise: bool
-    watch: Any
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...  # a setting, or what node.py says
 
     def __init__(
         self, *, imp: nn.Parameter | None = None, timesteps: int | None = None, state_shape: tuple[int, ...] | None = None,
         backend: str = "auto", **settings: Any,
     ):  # fmt: skip
-        take = settings.pop
-        surrogate = take("surrogate", "atan")
-        own = {key: settings[key] for key in SURROGATES.own(surrogate) if key in settings}
-        spike = Spike(surrogate, take("surrogate_width", None), take("fire_at", "ge"), **own)
-        hard, v_reset = take("reset", "soft") == "hard", take("v_reset", 0.0)
+        given = {key: setting.default for key, setting in SHARED.items()} | settings
+        own = {key: given[key] for key in SURROGATES.own(given["surrogate"]) if key in given}
         super().__init__(
-            v_threshold=take("v_threshold", 1.0), v_reset=v_reset if hard else None, surrogate_function=spike,
-            detach_reset=take("detach_reset", False), step_mode="m",
+            v_threshold=given["v_threshold"], v_reset=given["v_reset"] if given["reset"] == "hard" else None,
+            surrogate_function=Spike(given["surrogate"], given["surrogate_width"], given["fire_at"], **own),
+            detach_reset=given["detach_reset"], step_mode="m",
         )  # fmt: skip
         self.backend, self.timesteps, self.state_shape = backend, timesteps, state_shape
-        self.initial = take("initial", None) or ("zero" if imp is None else "imp")
-        self.initial_value, self.imp_init = take("initial_value", 0.5), take("imp_init", (0.4, 0.6))
-        take("imp_trainable", True)  # `imp` says it
-        self._own = tuple(settings)
-        for key, value in settings.items():  # spikingjelly itself refuses tau = 1, the limit of a neuron without memory
-            setattr(self, key, value)
+        self.initial = "imp" if imp is not None and given["initial"] == "zero" else given["initial"]
+        self.initial_value, self.imp_init = given["initial_value"], given["imp_init"]
+        for key in settings.keys() - SHARED.keys():  # spikingjelly itself refuses tau = 1, a neuron without memory
+            setattr(self, key, settings[key])
         self.register_parameter("imp", imp)
         self.initial_state = INITIAL_STATES[self.initial]()
-        before = {*self._buffers}
+        self._learns = type(self.initial_state).learn is not InitialState.learn
         self.initial_state.attach(self)
-        self._of_initial = self._buffers.keys() - before
-        self._plain = self.initial in ("zero", "imp")  # the paper's two need no call in each forward pass
-        self.repeats = False  # while the backward pass runs a forward pass again: it learns nothing twice
         # spikingjelly starts a hard-reset node at v_reset; without IMP ours starts from 0 under any reset.
         self.set_reset_value("v", 0.0)
-        self.v = 0.0
-
-    def start_at_zero(self) -> None:
-        """Forget the initial state, with what is learned or counted for it."""
-        self.register_parameter("imp", None)
-        self.initial, self.initial_state, self._plain = "zero", INITIAL_STATES["zero"](), True
-        for name in self._of_initial:
-            del self._buffers[name]
-        self._of_initial = set()
+        self.v: Any = 0.0
 
     def parameter_kind(self, name: str) -> str:
         """What a parameter of its own is to an optimiser: `imp`, `neuron` (never decayed) or `weight`."""
-        return "imp" if name in self.initial_parameters else "weight" if name in self.decayed else "neuron"
-
-    def begin(self, x: Tensor) -> None: ...
-
-    def steps(self, x: Tensor, v0: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """All time steps in PyTorch: spikes, the last potential and, with `store_v_seq`, all of them."""
-        raise NotImplementedError
+        return "imp" if name == "imp" else "weight" if name in self.decayed else "neuron"
 
     # ---------------------------------------------------------------- its kernel
 
@@ -108,16 +101,14 @@ class Layer(BaseNode):
     def plan(self, x: Tensor, norm: Affine | None = None, timesteps: int | None = None) -> door.Plan:
         """Which backend runs this layer for x, and whether with the norm before it; asked once per forward."""
         if self.store_v_seq:
-            law, norm = self.law() if self.backend == "spikingjelly" else None, None
-        else:
-            law = self.law()
-        return door.choose(self.backend, law, x, norm, timesteps)
+            return door.choose(self.backend, self.law() if self.backend == "spikingjelly" else None, x)
+        return door.choose(self.backend, self.law(), x, norm, timesteps)
 
     @property
     def adds(self) -> bool:
         """Whether a kernel may add a shortcut to the spikes: nobody wants to see these alone."""
         hooked = self._forward_hooks or self._backward_hooks or hooks._global_forward_hooks
-        return not hooked and self._plain
+        return not hooked and not self._learns
 
     def update(
         self, x: Tensor, v0: Tensor | None, plan: door.Plan | None = None, plus: Tensor | None = None
@@ -145,15 +136,15 @@ class Layer(BaseNode):
                 f"{len(x_seq)} time steps; use the same timesteps or another neuron."
             )
         imp = self._parameters["imp"]
-        if imp is not None and x_seq.shape[2:] != imp.shape and not _fits(imp.shape, x_seq.shape[2:], self.initial):
+        if imp is not None and imp.shape != self.initial_state.learned_shape(tuple(x_seq.shape[2:])):
             raise UserError(
                 f"This '{self.family}' layer has one IMP value for each of {list(imp.shape)} neurons, "
                 f"but its input [T, B, ...] is {list(x_seq.shape)}; build the network for this input shape."
             )
-        v0 = imp if self._plain else self.initial_state.potential(self, x_seq)
+        v0 = self.initial_state.potential(self, x_seq)
         spikes, v, v_seq = self.update(x_seq, v0, plan, plus)
         self.v = v.detach()
-        if self.training and not self._plain and not self.repeats:
+        if self._learns and self.training:
             self.initial_state.learn(self, spikes, self.v)
         if v_seq is not None or self.v_seq is not None:
             self.v_seq = None if v_seq is None else v_seq.detach()
@@ -164,32 +155,7 @@ class Layer(BaseNode):
     def supported_step_mode(self) -> tuple[str, ...]:
         return ("m",)
 
-    # The stateless calls of spikingjelly, where the caller carries the potential from step to step.
+    def functional_forward(self, *args, **kwargs):
+        raise UserError(f"'{self.family}' carries no state from call to call; give it all time steps at once")
 
-    def materialize_states(self, inputs, states, step_mode):
-        x, v = inputs[0], states[0]
-        if not isinstance(v, Tensor):
-            v = self.initial_state.potential(self, x if step_mode == "m" else x.unsqueeze(0))
-            v = torch.zeros((), dtype=x.dtype, device=x.device) if v is None else v
-        return (v.expand(x.shape[1:] if step_mode == "m" else x.shape),)
-
-    def single_step_functional_forward(self, inputs, states, **kwargs):
-        if not self.stepwise:
-            raise UserError(f"'{self.family}' keeps more than a potential from step to step; give it all steps at once")
-        spikes, v, _ = self.update(inputs[0].unsqueeze(0), states[0])
-        return (spikes[0],), (v,)
-
-    def multi_step_functional_forward(self, inputs, states, **kwargs):
-        spikes, v, _ = self.update(inputs[0], states[0])
-        return (spikes,), (v,)
-
-    def extra_repr(self) -> str:
-        text = super().extra_repr()
-        own = [f"{key}={getattr(self, key)}" for key in self._own if f" {key}=" not in text]
-        imp = None if self.imp is None else list(self.imp.shape)
-        return ", ".join([text, *own, f"initial={self.initial}", f"imp={imp}"])
-
-
-def _fits(imp: torch.Size, neurons: torch.Size, initial: str) -> bool:
-    """Whether values shared by a channel or layer go with neurons of this shape."""
-    return imp == INITIAL_STATES[initial].learned_shape(tuple(neurons))
+    single_step_functional_forward = multi_step_functional_forward = functional_forward

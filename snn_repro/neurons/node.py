@@ -12,36 +12,15 @@ from call to call: every forward over [T, B, ...] starts from the initial potent
 forward ended. There is nothing for a caller to reset.
 """
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from snn_repro.errors import UserError
-from snn_repro.neurons.initial import INITIAL_STATES
-from snn_repro.neurons.layer import Layer
-from snn_repro.neurons.surrogates import SURROGATES
+from snn_repro.neurons.layer import Layer, settings
 from snn_repro.registry import NEURONS
-from snn_repro.settings import Setting, shared
-
-SHARED = {
-    "v_threshold": Setting(1.0, "firing threshold V_th", above=0),
-    "reset": Setting("soft", "soft: v = h - V_th s; hard: v = v_reset where a spike was fired", choices=("soft", "hard")),
-    "v_reset": Setting(0.0, "potential after a hard reset"),
-    "fire_at": Setting("ge", "fire at h >= V_th (ge) or h > V_th (gt)", choices=("ge", "gt")),
-    "detach_reset": Setting(False, "leave the reset out of the backward pass"),
-    "surrogate": Setting("atan", "surrogate gradient of the spike", choices=SURROGATES),
-    "surrogate_width": Setting(None, "the surrogate's own width: alpha (atan 2, sigmoid 4), gamma (triangle 1), width (rectangle 1), b (dspike 3); null takes these", above=0),
-    "initial": Setting("zero", "initial membrane potential; imp: learned, one value a neuron", choices=INITIAL_STATES),
-    "initial_value": Setting(0.5, "the potential that initial=constant starts from"),
-    "imp_init": Setting((0.4, 0.6), "IMP starts uniform in [low, high]; initial=random draws from it"),
-    "imp_trainable": Setting(True, "false leaves IMP at its random start, as several published rows did"),
-}  # fmt: skip
-settings = partial(shared, SHARED)  # settings({setting: published default, ...}, without=(), own=Setting(...))
-# What has no meaning for a neuron whose potential does not last from step to step.
-STATEFUL = ("reset", "v_reset", "detach_reset", "initial", "initial_value", "imp_init", "imp_trainable")
 
 
 def register(name: str):
@@ -68,14 +47,10 @@ class Neuron(Layer):
     settings = settings({})
     causal: Any = True  # whether an output depends on no later input
     wired = False  # whether the number of time steps is wired in
+    states: Any = 1  # numbers that one neuron keeps from step to step; None: inputs of the steps that it sees
     max_count = 1  # spikes that one output may stand for, each a synaptic operation; see energy.py
-    # callback(layer, h, s) after every forward, each a list of T [B, ...]; nothing is kept for it
+    # callback(layer, h, s) after every forward by these `steps`, each a list of T [B, ...]; nothing is kept for it
     watch: Callable[["Neuron", list[Tensor], list[Tensor]], None] | None = None
-
-    @classmethod
-    def states(cls, settings: Mapping[str, Any], timesteps: int) -> int:
-        """Numbers that one neuron with these settings keeps from step to step."""
-        return 1
 
     # ---------------------------------------------------------------- the state equation
 
@@ -129,28 +104,12 @@ class Neuron(Layer):
         self.end()
         return torch.stack(spikes).to(x.dtype), v, torch.stack(potentials) if potentials else None
 
-    @property
-    def shows_potential(self) -> bool:
-        """Whether `watch` is called: by the reference's steps, not by those of a family that computes them another way."""
-        return type(self).steps is Neuron.steps
-
-    @property
-    def stepwise(self) -> bool:  # type: ignore[override]
-        """Whether the potential alone goes from step to step."""
-        return self.shows_potential and type(self).begin is Neuron.begin
-
 
 def initial_states(model: nn.Module) -> dict[str, nn.Parameter]:
     """Every parameter of `model` that is an initial state of neurons (IMP), trainable or not, by its name."""
-    return {
-        f"{prefix}.{name}".lstrip("."): parameter
-        for prefix, module in model.named_modules()
-        if isinstance(module, Neuron)
-        for name, parameter in module.named_parameters(recurse=False)
-        if module.parameter_kind(name) == "imp"
-    }
+    return {name: parameter for name, parameter in model.named_parameters() if is_initial_state(name)}
 
 
 def is_initial_state(name: str) -> bool:
     """Whether a name in a checkpoint is that of an initial state of some neuron."""
-    return any(name.rsplit(".", 1)[-1] in cls.initial_parameters for cls in NEURONS.values())
+    return name.rsplit(".", 1)[-1] == "imp"

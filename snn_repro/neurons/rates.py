@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from spikingjelly.activation_based.neuron import BaseNode
@@ -21,23 +22,21 @@ def firing_rates(model: nn.Module) -> Iterator[dict[str, float]]:
     rates: dict[str, float] = {}
     spikes: dict[str, Tensor] = {}
     neuron_steps: dict[str, int] = {}
-    hooks = []
 
-    def counter(name):
-        def count(module, inputs, output):
-            if hasattr(module, "counts"):  # spikes of another height than 1
-                output = module.counts(output)
-            # of a sample first, where float32 is exact; count_nonzero takes 15 times as long on a CPU
-            ones = output.detach().sum(tuple(range(2, output.dim())), dtype=torch.float32)
-            spikes[name] = spikes.get(name, 0) + ones.sum(dtype=torch.float64)  # stays on its device
-            neuron_steps[name] = neuron_steps.get(name, 0) + output.numel()
+    def count(name, module, inputs, output):
+        if hasattr(module, "counts"):  # spikes of another height than 1
+            output = module.counts(output)
+        # of a sample first, where float32 is exact; count_nonzero takes 15 times as long on a CPU
+        ones = output.detach().sum(tuple(range(2, output.dim())), dtype=torch.float32)
+        spikes[name] = spikes.get(name, 0) + ones.sum(dtype=torch.float64)  # stays on its device
+        neuron_steps[name] = neuron_steps.get(name, 0) + output.numel()
 
-        return count
-
+    hooks = [
+        module.register_forward_hook(partial(count, name))
+        for name, module in model.named_modules()
+        if isinstance(module, BaseNode)
+    ]
     try:
-        for name, module in model.named_modules():
-            if isinstance(module, BaseNode):
-                hooks.append(module.register_forward_hook(counter(name)))
         yield rates
     finally:
         for hook in hooks:

@@ -1,16 +1,14 @@
 """In what runs differ: marks and notes for below a table, and the gain of one group over another of the same recipe."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from functools import cache
 from typing import Any, NamedTuple
 
-import yaml
-
-from snn_repro.config import ADDED, SAID_OF_THEM, Config, conf_files, hashed, text_only
+from snn_repro.config import ADDED, SAID_OF_THEM, Config, hashed, text_only
 from snn_repro.config.schema import OWN
 from snn_repro.errors import UserError
 from snn_repro.paper.results import Group, facts, right_or_none
+from snn_repro.paper.rows import SHARED, choice, files
 from snn_repro.paper.statistics import mcnemar, paired
 from snn_repro.provenance import moved_since
 from snn_repro.runs.folder import RunResult
@@ -27,14 +25,16 @@ def remarks(groups: Sequence[Group], common: int = 6) -> list[str]:
 
     A value that more than `common` groups share is not followed by their names.
     """
+    runs = [(group, run) for group in groups for run in group.runs]
     notes = []
     for key in MACHINE:
         who: dict[Any, list[str]] = {}
         for group in groups:
-            values = {run.get(key) for run in group.runs}
-            for value in sorted(values, key=lambda v: (v is None, v)):
-                seeds = [run["seed"] for run in group.runs if run.get(key) == value]
-                who.setdefault(value, []).append(group.label + (_seeds(seeds) if len(values) > 1 else ""))
+            seeds: dict[Any, list[int]] = {}
+            for run in group.runs:
+                seeds.setdefault(run.get(key), []).append(run["seed"])
+            for value in sorted(seeds, key=lambda v: (v is None, v)):
+                who.setdefault(value, []).append(group.label + (_seeds(seeds[value]) if len(seeds) > 1 else ""))
         said = [
             f"{'not recorded' if value is None else value} in "
             + (", ".join(names) if len(names) <= common else f"{len(names)} rows")
@@ -42,7 +42,6 @@ def remarks(groups: Sequence[Group], common: int = 6) -> list[str]:
         ]
         if len(said) > 1:
             notes.append(f"{key} differ, which changes sums in their last digits, and so numbers: {'; '.join(said)}")
-    runs = [(group, run) for group in groups for run in group.runs]
     notes += [
         f"{g.label}{_seeds([r['seed']])} was continued under other conditions: {', '.join(map(str, r['changed_on_resume']))}"
         for g, r in runs
@@ -50,10 +49,9 @@ def remarks(groups: Sequence[Group], common: int = 6) -> list[str]:
     ]
     if ahead := [group.label for group in groups if not group.steps()]:
         notes.append(f"no accuracy at single steps: every step sees the later ones in {', '.join(ahead)}")
-    if known := dict.fromkeys(choice for group in groups for choice in text_only(group.first["config"])):
+    if known := dict.fromkeys(chosen for group in groups for chosen in text_only(group.first["config"])):
         notes.append(f"{SAID_OF_THEM}: {', '.join(known)}")
-    older = older_note([run for _, run in runs])
-    return notes + ([older] if older else [])
+    return [*notes, *filter(None, [older_note([run for _, run in runs])])]
 
 
 def _seeds(seeds: list[int]) -> str:
@@ -81,14 +79,6 @@ def debug_keys(result: RunResult) -> list[str]:
 # ---------------------------------------------------------------- marks of unlike rows
 
 
-class Marks(NamedTuple):
-    """Of each group its mark ("[a]", or "" where no group needs one) and the values of the keys in which they differ."""
-
-    marks: list[str]
-    values: list[str]
-    keys: list[str]
-
-
 def described(group: Group) -> dict[str, Any]:
     """Flat facts of a group, with those of the machine; without what it did not record."""
     flat = {k: v for k, v in facts(group.first).items() if v is not None or k not in RECORDED}
@@ -98,30 +88,21 @@ def described(group: Group) -> dict[str, Any]:
     return flat
 
 
-def mark(groups: Sequence[Group]) -> Marks:
-    """Tell apart groups that differ in more than their names say; groups of one mark are alike in all else.
+def mark(groups: Sequence[Group]) -> list[tuple[str, str]]:
+    """Of each group its mark ("[a]", or "" where no group needs one) and the values of the keys in which they differ.
 
-    A name `dataset-model-neuron-loss` says what its four choices set, any other name the loss and all of IMP.
+    Groups that differ in more than their names say have other marks; those of one mark are alike in all that they recorded. A name
+    `dataset-model-neuron-loss` says what its four choices set, any other name the loss and all of IMP.
     """
-    flats = [described(group) for group in groups]
-    marks = _mark(groups, flats)
-    if len({(g.first["name"], m) for g, m in zip(groups, marks.marks, strict=True)}) < len(groups):
-        for group, flat in zip(groups, flats, strict=True):  # of one name, and apart in what one of them did not record
-            flat |= {"recipe_hash": group.first["recipe_hash"]} | {k: "not recorded" for k in RECORDED if k not in flat}
-        marks = _mark(groups, flats)
-    return marks
-
-
-def _mark(groups: Sequence[Group], flats: Sequence[dict[str, Any]]) -> Marks:
-    def have(key: str) -> list[tuple[RunResult, Any]]:
-        return [(group.first, flat[key]) for group, flat in zip(groups, flats, strict=True) if key in flat]
-
-    varied = (k for k in sorted(set().union(*flats)) if len({repr(value) for _, value in have(k)}) > 1)
-    keys = [k for k in varied if _unsaid(k, have(k))]
+    flats, keys = [described(group) for group in groups], []
+    for key in sorted(set().union(*flats)):
+        have = [(group.first, flat[key]) for group, flat in zip(groups, flats, strict=True) if key in flat]
+        if len({repr(value) for _, value in have}) > 1 and _unsaid(key, have):
+            keys.append(key)
     letters: dict[tuple[str, ...], str] = {}
     marks = [letters.setdefault(tuple(repr(f.get(k)) for k in keys), f"[{_letters(len(letters))}]") for f in flats]
     values = [", ".join(f"{k}={flat[k]}" for k in keys if k in flat) for flat in flats]
-    return Marks(marks if keys else [""] * len(groups), values, keys)
+    return list(zip(marks if keys else [""] * len(groups), values, strict=True))
 
 
 def _unsaid(key: str, have: Sequence[tuple[RunResult, Any]]) -> bool:
@@ -137,38 +118,25 @@ def _unsaid(key: str, have: Sequence[tuple[RunResult, Any]]) -> bool:
     return not all(_said(key, result["name"], value) for result, value in have)
 
 
-CHOICES = ("dataset", "model", "neuron", "loss")
-
-
 def _said(key: str, name: str, value: Any) -> bool:
     if key in ("name", "paper_row"):
         return True
     words = name.split("-")
-    if len(words) != len(CHOICES) or any(w not in _files(c) for w, c in zip(words, CHOICES, strict=True)):
+    if len(words) != len(SHARED) or any(word not in files(group) for group, word in zip(SHARED, words, strict=True)):
         return key.startswith(WHAT_A_METHOD_CHANGES)
     group = "dataset" if key == "timesteps" else key.split(".")[0]
-    if group not in CHOICES:
-        return False
-    means = _means(group, words[CHOICES.index(group)])
+    means = _means(group, words[SHARED.index(group)]) if group in SHARED else {}
     return key in means and means[key] == value
 
 
-_files = cache(conf_files)
-
-
 @cache
-def _means(group: str, choice: str) -> dict[str, Any]:
-    """Flat keys of a choice: its yaml and those it builds on, over the defaults of its class and of its group."""
-    said: dict[str, Any] = {}
-    names = [choice]
-    for name in names:
-        content = yaml.safe_load(_files(group)[name].read_text("utf-8"))
-        names += [parent for parent in content.pop("defaults", []) if parent != "_self_"]
-        said = content | said
-    own = {key: setting.default for key, setting in OWN[group][0].settings(said["name"], said).items()}
-    own |= {key: list(value) for key, value in own.items() if isinstance(value, tuple)}
-    shared = next(f.default_factory for f in fields(Config) if f.name == group)()  # type: ignore[operator,misc]
-    values = {f.name: getattr(shared, f.name) for f in fields(shared) if f.name != "own"} | own | said
+def _means(group: str, name: str) -> dict[str, Any]:
+    """Flat keys that a choice sets: its yaml and those it builds on, over the defaults of its class and of its group."""
+    said = choice(group, name)[0]
+    settings = OWN[group][0].settings(said["name"], said)
+    own = {key: list(s.default) if isinstance(s.default, tuple) else s.default for key, s in settings.items()}
+    values = vars(getattr(Config(), group)) | own | said
+    del values["own"]
     return hashed({group: values} | ({"timesteps": values["timesteps"]} if group == "dataset" else {}))
 
 
@@ -230,4 +198,4 @@ def gain(group: Group, baseline: Group) -> Gain:
     a, b = right_or_none(theirs[seeds[0]]), right_or_none(ours[seeds[0]])
     if a is None or b is None:
         return Gain(test.mean, None, None, None, "no predictions", 1, baseline.label)
-    return Gain(test.mean, None, None, mcnemar(a, b).p, "McNemar", 1, baseline.label)
+    return Gain(test.mean, None, None, mcnemar(a, b), "McNemar", 1, baseline.label)

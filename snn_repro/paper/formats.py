@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 
-from snn_repro.console import harmless, markdown, plain
+from snn_repro.console import harmless, markdown
 
 
 class Column(NamedTuple):
@@ -124,7 +124,7 @@ def to_latex(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def to_text(table: Table, width: int | None = None, ascii_only: bool = False) -> str:
+def to_text(table: Table, width: int | None = None) -> str:
     """A table for the terminal; `width` None makes it as wide as it needs to be.
 
     Where the table does not fit into `width` characters, each row takes several lines, and no line is longer: the first
@@ -132,10 +132,10 @@ def to_text(table: Table, width: int | None = None, ascii_only: bool = False) ->
     """
 
     def safe(text: str) -> str:
-        return harmless(plain(text) if ascii_only else text).replace("\n", "?")
+        return harmless(text).replace("\n", "?")
 
     lines = table.lines(safe)
-    whole = Grid(title=Text(safe(table.title)), title_justify="left", box=box.ASCII2 if ascii_only else box.HEAVY_HEAD)
+    whole = Grid(title=Text(safe(table.title)), title_justify="left", box=box.HEAVY_HEAD)
     for c, text in zip(table.shown, lines[0], strict=True):
         whole.add_column(Text(text), justify="left" if c.kind == "text" else "right", overflow="fold")
     for row in lines[1:]:

@@ -4,15 +4,17 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from snn_repro.config import ADDED, hashed
 from snn_repro.errors import DataError, UserError
-from snn_repro.files import write_text
+from snn_repro.losses import build_loss
 from snn_repro.paper.statistics import Summary, summary
 from snn_repro.runs.folder import PREDICTIONS, RESULT, RunResult, find_results, result_files, skipped
 
@@ -99,11 +101,9 @@ def group_runs(results: Iterable[RunResult]) -> tuple[list[Group], list[str]]:
         kept = alike.setdefault(key, {}).setdefault(seed, result)
         if kept is not result:
             notes.append(f"{folder} repeats seed {seed} of {kept['folder']} and is not counted")
-    by_name: dict[str, dict[tuple[str, ...], dict[str, Any]]] = {}
-    for key, seeds in alike.items():
-        by_name.setdefault(key[0], {})[key] = facts(next(iter(seeds.values())))
     groups = []
-    for name, flats in by_name.items():
+    for name, keys in groupby(alike, key=lambda key: key[0]):  # sorted above
+        flats = {key: facts(next(iter(alike[key].values()))) for key in keys}
         apart = [k for k in sorted(set().union(*flats.values())) if len({repr(f.get(k)) for f in flats.values()}) > 1]
         for key, mine in flats.items():
             said = ", ".join(f"{k}={mine.get(k)}" for k in apart) or key[1]
@@ -130,60 +130,38 @@ def to_frame(results: Iterable[RunResult]) -> "pandas.DataFrame":
 
 # ---------------------------------------------------------------- right answers, sample by sample
 
-RIGHT = "right.json"  # where collected runs that are folders have what is `right` in the others
-
 
 def right_answers(result: RunResult) -> np.ndarray | None:
-    """bool [N]: which test samples the final network answers rightly at its readout; None where no file says so.
+    """bool [N]: which test samples the final network answers rightly at its readout; None where nothing says so.
 
-    Raises DataError where the file is damaged or does not belong to the result.
+    Raises DataError where predictions are damaged or do not belong to the result.
     """
-    folder = Path(result["folder"])
-    path = next((folder / name for name in (RIGHT, PREDICTIONS) if (folder / name).exists()), folder)
-    content = result.get("right")
-    if content is None and path == folder:
+    path, kept = Path(result["folder"], PREDICTIONS), result.get("right")
+    if kept is None and not path.exists():
         return None
     try:
-        if content or path.name == RIGHT:
-            content = content or json.loads(path.read_text("utf-8"))
-            bits = np.frombuffer(bytes.fromhex(content["bits"]), np.uint8)
-            right = np.unpackbits(bits, count=content["n_test"]).astype(bool)
+        if kept is not None:
+            bits = np.frombuffer(bytes.fromhex(kept["bits"]), np.uint8)
+            right = np.unpackbits(bits, count=kept["n_test"]).astype(bool)
         else:
             right = _read_out(path, result)
-        hits, n = int(right.sum()), len(right)
     except UserError as error:
         raise DataError(f"{path} cannot be read out: {error}") from None
-    except Exception as error:  # zip, JSON, shapes, keys: whatever a foreign file can be
+    except Exception as error:  # zip, shapes, keys: whatever a foreign file can be
         why = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         raise DataError(f"{path} is damaged ({why}); remove it, or run it again with force=true") from None
-    if abs(hits - result["correct"]) > 1e-3 * n + 1 or n != result["n_test"]:
+    if abs(right.sum() - result["correct"]) > 1e-3 * len(right) + 1 or len(right) != result["n_test"]:
         raise DataError(
-            f"{path} has {hits} of {n} right and {RESULT} says {result['correct']} of {result['n_test']}; "
+            f"{path} has {right.sum()} of {len(right)} right and {RESULT} says {result['correct']} of {result['n_test']}; "
             "they are not of one run, so run it again with force=true"
         )
     return right
 
 
 def _read_out(path: Path, result: RunResult) -> np.ndarray:
-    """Right answers bool [N] from logits [N, T, K], read as the run's loss reads them.
-
-    A loss that is not installed, but reads the mean or the last step, is read so. Raises UserError where none knows how.
-    """
-    import torch  # with the losses, which only this needs
-
-    from snn_repro.losses import LOSSES, Loss, build_loss
-
-    written = result["config"].get("loss") or {}
-    name, readout = written.get("name", result["loss"]), result["readout"]
-    if name in LOSSES:
-        loss = build_loss(name, **{k: v for k, v in written.items() if k in LOSSES[name].settings and v is not None})
-    elif readout in ("mean", "last"):
-        loss = Loss()
-        loss.readout_name = readout
-    else:
-        raise UserError(
-            f"its loss '{name}' reads by '{readout}' and is not installed here; install the package that has it"
-        )
+    """Right answers bool [N] from logits [N, T, K], read as the run's loss reads them. Raises UserError for one that is not there."""
+    written = result["config"].get("loss") or {"name": result["loss"]}
+    loss = build_loss(**{k: v for k, v in written.items() if v is not None})
     with np.load(path, allow_pickle=False) as file:
         scores = loss.readout(torch.from_numpy(file["logits"].astype(np.float32)).transpose(0, 1))
         return scores.argmax(-1).numpy() == file["label"]
@@ -196,37 +174,3 @@ def right_or_none(result: RunResult) -> np.ndarray | None:
     except DataError as error:
         skipped(str(error))
         return None
-
-
-def collect(roots: Iterable[str | Path], into: Path, study: str = "") -> list[Path]:
-    """Add finished runs to the files of lines in the folder `into`: FIRST.jsonl for the runs below ROOT/FIRST, or `study`.jsonl.
-
-    A run's line has the items of its result.json without the folders of this machine, `right` in place of predictions.npz, and
-    `run`, its folder below FIRST. It takes the place of an earlier one. Returns the folders that the lines stand for.
-    """
-    files: dict[str, dict[str, str]] = {}
-    for root in map(Path, roots):
-        for result in load([root]):
-            below = Path(result["folder"]).relative_to(root if root.is_dir() else root.parent).parts
-            first, *rest = (study, *below) if study else below if len(below) > 1 else (root.absolute().name, *below)
-            config = result["config"] | dict.fromkeys(result["config"].keys() & {"run_dir", "data_dir", "cache_dir"})
-            content = {k: v for k, v in result.items() if k not in ("folder", "right")} | {"config": config}
-            if (right := right_or_none(result)) is not None:
-                content["right"] = dict(n_test=len(right), bits=np.packbits(right).tobytes().hex())
-            run = "/".join(rest)
-            files.setdefault(first, {})[run] = json.dumps({"run": run} | content, allow_nan=False)
-    into.mkdir(parents=True, exist_ok=True)
-    for first, new in files.items():
-        file = into / f"{first}.jsonl"
-        lines = collected_lines(file) | new
-        write_text(file, "".join(f"{lines[run]}\n" for run in sorted(lines, key=lambda r: r.split("/"))))
-    return [into / first / run for first, new in files.items() for run in new]
-
-
-def collected_lines(file: Path) -> dict[str, str]:
-    """{run: its line} of a file of collected runs; {} where it does not exist. Raises DataError for a damaged line."""
-    lines = file.read_text("utf-8").splitlines() if file.exists() else []
-    try:
-        return {json.loads(line)["run"]: line for line in lines}
-    except (ValueError, TypeError, KeyError):
-        raise DataError(f"{file} has a line that is no collected run; take it out, and collect again") from None

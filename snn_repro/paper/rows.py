@@ -8,20 +8,23 @@ functions only read.
 
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import yaml
 
-from snn_repro.config import PAPER_TABLES, Config, conf_files, config_hash, load_config, to_dict
+from snn_repro.config import PAPER_TABLES, Config, checked, conf_files, config_hash, load_config, to_dict
 from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
+from snn_repro.runs.checkpoint import find_weights
 from snn_repro.runs.folder import RunResult
 
-TABLES = (1, 2, 3, "code", "rivals")
+PLACES = ("data_dir=", "cache_dir=")  # overrides that change no row
+SHARED = ("dataset", "model", "neuron", "loss")
+LISTS = ("baselines", "caveats", "unspecified")
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -30,7 +33,7 @@ class PaperRow:
     """One line of the paper's tables; `results/paper_tables.yaml` says what each field means."""
 
     id: str
-    table: int | str
+    table: int | str  # 1, 2, 3, code or rivals
     dataset: str
     method: str
     network: str
@@ -47,35 +50,11 @@ class PaperRow:
 
 
 def load_rows(path: Path = PAPER_TABLES) -> list[PaperRow]:
-    """The paper's rows in their order. Raises UserError naming the file, the row and what is wrong with it."""
+    """The paper's rows in their order. Raises UserError for a file that holds none."""
     try:
-        content = yaml.safe_load(Path(path).read_text("utf-8"))
-        assert isinstance(content, list), "it is no list of rows"
-    except (OSError, yaml.YAMLError, AssertionError) as error:
+        return [PaperRow(**entry) for entry in yaml.load(Path(path).read_text("utf-8"), LOADER)]
+    except (OSError, yaml.YAMLError, TypeError) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
-    rows = [_paper_row(path, entry) for entry in content]
-    ids = [row.id for row in rows]
-    for row in rows:
-        if ids.count(row.id) > 1:
-            raise UserError(f"{path}: the id {row.id} stands twice; ids name single rows")
-        if row.gain_over is not None and row.gain_over not in ids:
-            raise UserError(f"{path}: {row.id} has gain_over={row.gain_over}, which is no row")
-    return rows
-
-
-def _paper_row(path: Path, entry: Any) -> PaperRow:
-    name = entry.get("id", "a row without id") if isinstance(entry, dict) else f"{entry!r}"
-    try:
-        row = PaperRow(**entry)
-    except TypeError:
-        known = ", ".join(f.name for f in fields(PaperRow))
-        raise UserError(f"{path}: {name} does not have the right fields; they are: {known}") from None
-    if row.table not in TABLES or not 0 < row.accuracy <= 100:
-        raise UserError(
-            f"{path}: {name} has table={row.table}, accuracy={row.accuracy}; the table is one of "
-            f"{', '.join(map(str, TABLES))}, the accuracy a percentage"
-        )
-    return row
 
 
 def experiments() -> list[str]:
@@ -88,39 +67,43 @@ def compared(name: str, paper: Iterable[PaperRow]) -> bool:
     return name.endswith("_same_recipe") or any(row.id == name and not row.own for row in paper)
 
 
-def compose(names: Iterable[str], overrides: Sequence[str] = ()) -> dict[str, Config]:
-    """The checked configuration of each experiment, with overrides as on the command line."""
-    return {name: load_config([f"experiment={name}", *overrides]) for name in names}
+@cache
+def files(group: str) -> dict[str, Path]:
+    return conf_files(group)
 
 
-def facts(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+@cache
+def choice(group: str, name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the yaml of a choice says, laid over those that it builds on; and what it chooses of other groups."""
+    keys = yaml.load(files(group)[name].read_text("utf-8"), LOADER) or {}
+    found: dict[str, Any] = {}
+    others: dict[str, str] = {}
+    for entry in keys.pop("defaults", []):
+        if isinstance(entry, dict):
+            others |= {k.removeprefix("override /"): v for k, v in entry.items()}
+        elif entry != "_self_":
+            below, chosen = choice(group, entry)
+            found, others = _laid_over(found, below), others | chosen
+    return _laid_over(found, keys), others
+
+
+def facts(names: Iterable[str], fidelity: str | None = None) -> dict[str, dict[str, Any]]:
     """What the yaml files of experiments and of what they choose say, as {experiment: plain containers}; nothing is composed."""
-    files: dict[str, dict[str, Path]] = {}
+    rows = {}
+    for name in names:
+        chosen = choice("experiment", name)[1]
+        found: dict[str, Any] = {"fidelity": "published", "paper_row": None, "augment": {}} | {k: [] for k in LISTS}
+        found |= {group: choice(group, chosen[group])[0] for group in SHARED}
+        more = {"recipe": chosen.get("recipe", chosen["dataset"]), "experiment": name, "fidelity": fidelity}
+        for group, one in more.items():
+            found = _laid_over(found, choice(group, one)[0]) if one else found
+        rows[name] = found
+    return rows
 
-    @cache
-    def read(group: str, choice: str) -> dict[str, Any]:
-        """A file laid over those that it builds on; what it overrides stands in `choices`."""
-        if group not in files:
-            files[group] = conf_files(group)
-        keys = LOADER(files[group][choice].read_text("utf-8")).get_single_data() or {}
-        found: dict[str, Any] = {"choices": {}}
-        for entry in keys.pop("defaults", []):
-            if isinstance(entry, dict):
-                found["choices"] |= {k.removeprefix("override /"): v for k, v in entry.items()}
-            elif entry != "_self_":
-                found = _laid_over(found, read(group, entry))
-        return _laid_over(found, keys)
 
-    shared = ("dataset", "model", "neuron", "loss")
-    usual: dict[str, Any] = {
-        "fidelity": "published",
-        "paper_row": None,
-        "baselines": [],
-        "caveats": [],
-        "unspecified": [],
-    }
-    rows = {name: read("experiment", name) for name in names}
-    return {n: _laid_over(usual | {g: read(g, row["choices"][g]) for g in shared}, row) for n, row in rows.items()}
+def configs(names: Iterable[str], fidelity: str | None = None) -> dict[str, Config]:
+    """The checked configuration of each experiment, of `facts`; where it runs is left open."""
+    return {name: checked(said | {"run_dir": ""}) for name, said in facts(names, fidelity).items()}
 
 
 def _laid_over(below: dict, above: dict) -> dict:
@@ -134,24 +117,35 @@ def _laid_over(below: dict, above: dict) -> dict:
 class Row:
     """An experiment, the paper's number for it and what we have: our runs of exactly this configuration, any seed."""
 
-    config: Config
-    paper: PaperRow | None
-    results: list[RunResult]  # by seed
-    departing: int  # finished runs of this name with other settings
-    data: str | None  # "ready", "not prepared" or "missing"; None where nobody looked
-    missing: list[str]  # what is lacking for a number, in words
+    said: dict[str, Any]  # its configuration: as its files say it, or with overrides
+    overrides: Sequence[str] = ()
+    paper: PaperRow | None = None
+    results: list[RunResult] = field(default_factory=list)  # by seed
+    departing: int = 0  # finished runs of this name with other settings
+    data: str | None = None  # "ready", "not prepared" or "missing"; None where nobody looked
+    missing: list[str] = field(default_factory=list)  # what is lacking for a number, in words
 
     @property
     def name(self) -> str:
-        return self.config.name
+        return self.said["name"]
 
-    def command(self, overrides: Sequence[str] = ()) -> str:
-        """The command that runs this row, with the overrides that it was composed with, quoted for a shell."""
-        return command(to_dict(self.config), overrides)
+    @cached_property
+    def config(self) -> Config:
+        """The checked configuration; Hydra composes it where there are overrides."""
+        if self.overrides:
+            return load_config([f"experiment={self.name}", *self.overrides])
+        return configs([self.name])[self.name]
+
+    def command(self) -> str:
+        """The command that runs this row, with its overrides, quoted for a shell."""
+        folder = "cache_dir" if SETS[self.said["dataset"]["name"]].prepared else "data_dir"
+        data = next((o for o in self.overrides if o.startswith(f"{folder}=")), f"{folder}=DIR")
+        others = [o for o in self.overrides if not o.startswith(PLACES)]
+        return shlex.join(["python", "-m", "snn_repro.train", f"experiment={self.name}", data, *others])
 
     @property
     def seeds(self) -> list[int]:
-        return sorted({r["seed"] for r in self.results})
+        return [r["seed"] for r in self.results]
 
     def mean(self, key: str) -> float | None:
         """Mean over seeds of an accuracy of result.json (`acc_last`, `acc_best_test`, ...), in percent."""
@@ -159,59 +153,44 @@ class Row:
         return fmean(values) if values else None
 
 
-def command(row: dict[str, Any], overrides: Sequence[str] = ()) -> str:
-    """The command that runs a row, from its configuration or `facts`."""
-    folder = "cache_dir" if SETS[row["dataset"]["name"]].prepared else "data_dir"
-    data = f"{folder}={row.get(folder) or 'DIR'}"
-    for override in overrides:
-        if override.startswith(f"{folder}="):
-            data = override  # as it was written: Hydra reads it again
-    others = [o for o in overrides if not o.startswith(("data_dir=", "cache_dir="))]
-    return shlex.join(["python", "-m", "snn_repro.train", f"experiment={row['name']}", data, *others])
-
-
-def join(configs: dict[str, Config], paper: Iterable[PaperRow], results: Iterable[RunResult]) -> list[Row]:
+def join(
+    names: Iterable[str], paper: Iterable[PaperRow], results: Sequence[RunResult], overrides: Sequence[str] = ()
+) -> list[Row]:
     """One Row an experiment. A run belongs to it when nothing but the seed differs from the row's configuration."""
     by_id = {row.id: row for row in paper}
-    results = list(results)
-    rows = []
-    for name, config in configs.items():
-        if config.paper_row is not None and config.paper_row not in by_id:  # only with tables other than PAPER_TABLES
-            raise UserError(f"experiment={name} has paper_row={config.paper_row}, which {PAPER_TABLES.name} lacks")
-        mine = [r for r in results if r["name"] == name]
-        same = [r for r in mine if r["recipe_hash"] == config_hash(config, without=("seed",))]
-        one_a_seed = {r["seed"]: r for r in reversed(same)}  # runs are also copied to results/runs
-        of_row = [one_a_seed[seed] for seed in sorted(one_a_seed)]
-        paper_row = by_id[config.paper_row] if config.paper_row is not None else None
-        rows.append(Row(config, paper_row, of_row, len(mine) - len(same), None, []))
-    finished = {row.name for row in rows if row.results}
-    for row in rows:
+    rows = {name: Row(said, overrides) for name, said in facts(names).items()}
+    for name, row in rows.items():
+        if any(not o.startswith(PLACES) for o in overrides):
+            row.said = to_dict(row.config)
+        row.paper = by_id.get(row.said["paper_row"])
+        if mine := [r for r in results if r["name"] == name]:
+            same = [r for r in mine if r["recipe_hash"] == config_hash(row.config, without=("seed",))]
+            one_a_seed = {r["seed"]: r for r in reversed(same)}  # runs are also copied to results/runs
+            row.results, row.departing = [one_a_seed[s] for s in sorted(one_a_seed)], len(mine) - len(same)
+    for row in rows.values():
         if not row.results:
             row.missing.append("a run")
-        elif absent := [b for b in row.config.baselines if b not in finished and b in configs]:
+        elif absent := [b for b in row.said["baselines"] if b in rows and not rows[b].results]:
             row.missing.append(f"runs of its baselines {', '.join(absent)}")
-    return rows
+    return list(rows.values())
 
 
 def look_for_files(rows: Iterable[Row]) -> None:
     """Set `data` of each row and add to `missing`: prepared frames, raw files, initial weights. Reads no sample."""
-    from snn_repro.runs.checkpoint import find_weights
-
-    known: dict[tuple[object, ...], tuple[str, str | None]] = {}
-    weights: dict[str, str | None] = {}
+    known: dict[
+        str, tuple[str, str | None]
+    ] = {}  # a configuration is composed for each kind of frames and file of weights
     for row in rows:
-        c = row.config
-        needs = (c.dataset.name, c.timesteps, c.dataset.integrate_by, c.dataset.frame_size)
+        needs, weights = repr((row.said["dataset"], row.said.get("timesteps"))), row.said["model"].get("weights")
         if needs not in known:
-            known[needs] = SETS[c.dataset.name].state(c)
-        row.data, reason = known[needs]
-        name = c.model.weights
-        if name and name not in weights:
+            known[needs] = SETS[row.said["dataset"]["name"]].state(row.config)
+        if weights and weights not in known:
             try:
-                weights[name] = None if find_weights(name, c.data_dir) else f"initial weights {name}"
+                known[weights] = str(find_weights(weights, row.config.data_dir)), None
             except UserError:
-                weights[name] = f"initial weights {name}"
-        row.missing[:0] = [wanted for wanted in (reason, weights[name] if name else None) if wanted]
+                known[weights] = "", f"initial weights {weights}"
+        row.data = known[needs][0]
+        row.missing[:0] = [lacks for key in (needs, weights) if key and (lacks := known[key][1])]
 
 
 @dataclass(frozen=True)
@@ -223,34 +202,3 @@ class Cost:
     samples_per_s: float
     source: str  # the row whose runs were measured
     estimated: bool = False  # from a step on random data, on this machine
-
-
-def estimate_cost(row: Row, results: Iterable[RunResult]) -> Cost | None:
-    """epochs * n_train / samples_per_s, from the median speed of finished runs, or None where nothing was measured.
-
-    The row's own runs count first, else those of the same data set, network, T, frame size and batch. Speeds on a GPU
-    come before those on a CPU, and the two are never mixed; epochs of fewer than 20 steps say nothing. Time spent in
-    evaluation is not in it.
-    """
-    alike = [r for r in results if r.get("samples_per_s") and _same_work(row.config, r)]
-    for device in ("cuda", "cpu"):
-        timed = [r for r in alike if r["device"] == device]
-        measured = [r for r in timed if r["name"] == row.name] or timed
-        if measured:
-            speed = median(r["samples_per_s"] for r in measured)
-            n_train = SETS[row.config.dataset.name].samples[0] or max(r["n_train"] for r in measured)
-            hours = row.config.recipe.epochs * n_train / speed / 3600
-            return Cost(hours, device, speed, measured[0]["name"])
-    return None
-
-
-def _same_work(config: Config, result: RunResult) -> bool:
-    """Whether a training step of the run costs what one of the row costs, IMP and loss aside, and was timed."""
-    theirs, recipe = result["config"], result["config"]["recipe"]
-    if 0 < theirs["debug"]["max_steps"] < 20:
-        return False
-    return (result["dataset"], result["model"], result["timesteps"]) == (
-        config.dataset.name, config.model.name, config.timesteps
-    ) and (theirs["dataset"]["frame_size"], recipe["batch_size"], recipe["accumulate"]) == (
-        config.dataset.frame_size, config.recipe.batch_size, config.recipe.accumulate
-    )  # fmt: skip

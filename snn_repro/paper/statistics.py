@@ -5,11 +5,10 @@ same seed (same initial weights, same data order), so that what the seed does ca
 """
 
 from collections.abc import Sequence
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 EXACT_UP_TO = 16  # pairs: 2^16 sign patterns are tried one by one
 NO_SPREAD = 1e-12  # differences that agree this closely have no spread to test against: rounding, not chance
@@ -51,16 +50,6 @@ class Paired(NamedTuple):
     p_sign_flip: float | None  # exact: how many of the 2^n sign patterns give a mean at least as far from 0
 
 
-class McNemar(NamedTuple):
-    """Two predictors on the same n samples: b's accuracy minus a's, who alone was right how often, exact p."""
-
-    difference: float
-    only_a: int
-    only_b: int
-    n: int
-    p: float
-
-
 def summary(values: Sequence[float] | np.ndarray) -> Summary:
     """Mean, sample standard deviation (n - 1) and Student's t interval. Raises ValueError for no or non-finite values."""
     x = _finite(values)
@@ -68,13 +57,8 @@ def summary(values: Sequence[float] | np.ndarray) -> Summary:
     if n == 1:
         return Summary(mean, None, 1, None, None)
     sd = float(x.std(ddof=1))
-    half = _quantile(n) * sd / n**0.5
+    half = float(special.stdtrit(n - 1, 0.975)) * sd / n**0.5
     return Summary(mean, sd, n, mean - half, mean + half)
-
-
-@cache
-def _quantile(n: int) -> float:
-    return float(stats.t.ppf(0.975, n - 1))
 
 
 def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
@@ -148,17 +132,16 @@ def sign_flip(differences: Sequence[float] | np.ndarray) -> float | None:
     return float(np.mean(means >= abs(d.sum()) - NO_SPREAD * len(d)))
 
 
-def mcnemar(right_a: Sequence[bool] | np.ndarray, right_b: Sequence[bool] | np.ndarray) -> McNemar:
-    """McNemar's exact test: two-sided binomial over the samples that only one side got right [N].
+def mcnemar(right_a: Sequence[bool] | np.ndarray, right_b: Sequence[bool] | np.ndarray) -> float:
+    """p of McNemar's exact test: two-sided binomial over the samples that only one side got right [N].
 
     Both must be answers to the same samples in the same order. Raises ValueError for unequal lengths or none.
     """
     a, b = np.asarray(right_a, bool), np.asarray(right_b, bool)
     if a.shape != b.shape or a.ndim != 1 or not len(a):
         raise ValueError(f"two predictions of the same samples are needed, got shapes {a.shape} and {b.shape}")
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    p = stats.binomtest(only_b, only_a + only_b, 0.5).pvalue if only_a + only_b else 1.0
-    return McNemar((only_b - only_a) / len(a), only_a, only_b, len(a), float(p))
+    only_b, either = int((b & ~a).sum()), int((a ^ b).sum())
+    return float(stats.binomtest(only_b, either, 0.5).pvalue) if either else 1.0
 
 
 def wilson(k: int, n: int) -> tuple[float, float]:

@@ -1,19 +1,18 @@
-"""The tables: runs beside each other, the paper's tables with ours beside, and the measured numbers in a text."""
+"""The tables: runs beside each other, and the paper's tables with ours beside."""
 
-import json
-import re
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from snn_repro.config import ADDED, conf_files, hashed, load_config
+from snn_repro.config import ADDED, conf_files, hashed
 from snn_repro.errors import UserError
 from snn_repro.paper.differences import debug_keys, gain, is_older, mark, recipe_difference, remarks
-from snn_repro.paper.formats import Column, Table, cell, to_csv, to_latex, to_markdown
+from snn_repro.paper.formats import Column, Table, to_csv, to_latex, to_markdown
 from snn_repro.paper.results import Group, group_runs, load
-from snn_repro.paper.rows import PaperRow
+from snn_repro.paper.rows import PaperRow, configs
 from snn_repro.paper.statistics import Interval, wilson
-from snn_repro.runs.folder import find_results, result_files
+from snn_repro.runs.folder import result_files
 
 OPTIMISTIC = "best epoch on the test set (optimistic)"
 BY_STEP = Column("acc_step", "accuracy at t=1..T %", "steps")
@@ -28,19 +27,18 @@ def compare(roots: Sequence[str | Path], debug_runs: bool = False) -> Table:
     Rows that differ in more than their names say are marked, and notes name the keys. Runs that a debug key cut short
     are left out unless `debug_runs`; raises UserError where nothing else is there.
     """
-    results = load(roots)
-    whole = [result for result in results if not debug_keys(result)]
-    left_out = []
-    if len(whole) < len(results) and not debug_runs:
-        n, cut = len(results) - len(whole), {key for result in results for key in debug_keys(result)}
-        said = f"{n} debug run{'s' if n > 1 else ''} ({', '.join(sorted(cut))})"
-        if not whole:
+    results, left_out = load(roots), []
+    if not debug_runs and (cut := [keys for result in results if (keys := debug_keys(result))]):
+        said = f"{len(cut)} debug run{'s' * (len(cut) > 1)} ({', '.join(sorted({*chain(*cut)}))})"
+        if len(cut) == len(results):
             raise UserError(f"{', '.join(map(str, roots))}: only {said}; show them with --debug-runs")
         left_out = [f"left out: {said}; shown with --debug-runs"]
-        results = whole
+        results = [result for result in results if not debug_keys(result)]
     groups, notes = group_runs(results)
     marked = mark(groups)
-    groups = [Group(f"{g.first['name']} {m}".strip(), g.runs) for g, m in zip(groups, marked.marks, strict=True)]
+    labels = [f"{g.first['name']} {letter}".strip() for g, (letter, _) in zip(groups, marked, strict=True)]
+    # of one name and one letter are those that differ in what one of them did not record: their own labels say it
+    groups = [Group(la if labels.count(la) == 1 else g.label, g.runs) for la, g in zip(labels, groups, strict=True)]
     columns = [
         Column("row", "row"), Column("n", "seeds", "number"), Column("readout", "readout"),
         Column("acc_last", "acc_last %", "summary"), Column("acc_valsel", "acc_valsel %", "summary"),
@@ -51,7 +49,7 @@ def compare(roots: Sequence[str | Path], debug_runs: bool = False) -> Table:
             row=g.label, n=len(g.runs), readout=g.first["readout"], acc_last=g.last, acc_valsel=g.percent("acc_valsel"),
             acc_best_test=g.percent("acc_best_test"), acc_step=g.steps(), differs=values,
         )
-        for g, values in zip(groups, marked.values, strict=True)
+        for g, (_, values) in zip(groups, marked, strict=True)
     ]  # fmt: skip
     explained = [
         "mean ± sample standard deviation over seeds, test set; acc_last: last epoch at the readout; acc_valsel: test "
@@ -59,9 +57,9 @@ def compare(roots: Sequence[str | Path], debug_runs: bool = False) -> Table:
         f"acc_best_test*: {OPTIMISTIC}",
         STEP_BY_STEP,
     ]
-    if marked.keys:
+    if any(letter for letter, _ in marked):
         explained.append("rows of different letters differ in more than their names say:")
-        explained += [f"{m} {v}" for m, v in dict(zip(marked.marks, marked.values, strict=True)).items()]
+        explained += [f"{m} {v}" for m, v in dict(marked).items()]
     return Table("Runs by row", columns, rows, [*explained, *remarks(groups), *left_out, *notes])
 
 
@@ -90,6 +88,10 @@ OUR_COLUMNS = [
     Column("energy", "energy a sample, nJ", "number"), Column("split", "split"), Column("fidelity", "fidelity"),
     Column("caveats", "caveat"), Column("departs", "departs from the row in"), Column("numbers", "numbers"),
 ]  # fmt: skip
+ENERGY_NOTE = (
+    "synops (accumulations that spikes drive), MACs and energy: where runs counted them (`energy`), mean over seeds; "
+    "4.6 pJ a MAC, 0.9 pJ a synaptic operation"
+)
 PAPER_NOTES = [
     "paper: one run, best epoch on the test set, as printed; rows marked (quoted) are other papers' numbers",
     f"best on test*: {OPTIMISTIC}; last epoch and validation: no choice by the test set; mean ± sample standard deviation over seeds",
@@ -119,7 +121,7 @@ def paper_table(number: int | str, rows: Iterable[PaperRow], groups: Sequence[Gr
         shown += [base | ours(group, groups, notes) for group in mine] or [base]
     columns = [*measured_columns([*PAPER_COLUMNS, *OUR_COLUMNS], shown), Column("note", "note")]
     numbered = [f"[{i}] {note}" for i, note in enumerate(notes, 1)]
-    return Table(TITLES[number], columns, shown, [*PAPER_NOTES, *said_of_energy(shown), *remarks(used), *numbered])
+    return Table(TITLES[number], columns, shown, [*PAPER_NOTES, *_energy(columns), *remarks(used), *numbered])
 
 
 def measured_columns(columns: Iterable[Column], rows: Sequence[dict[str, Any]]) -> list[Column]:
@@ -130,13 +132,8 @@ def measured_columns(columns: Iterable[Column], rows: Sequence[dict[str, Any]]) 
     return [*(c for c in columns if c.key not in MAY_BE_EMPTY or c.key in has), *gains]
 
 
-def said_of_energy(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What the columns of operations and energy are, where a table has them."""
-    said = (
-        "synops (accumulations that spikes drive), MACs and energy: where runs counted them (`energy`), mean over seeds; "
-        "4.6 pJ a MAC, 0.9 pJ a synaptic operation"
-    )
-    return [said] if any(row.get("energy") is not None for row in rows) else []
+def _energy(columns: Sequence[Column]) -> list[str]:
+    return [ENERGY_NOTE] if any(c.key == "energy" for c in columns) else []
 
 
 def runs_table(groups: Sequence[Group], left_out: Sequence[str]) -> Table:
@@ -146,7 +143,7 @@ def runs_table(groups: Sequence[Group], left_out: Sequence[str]) -> Table:
     rows = [dict(row=g.label, readout=g.first["readout"], acc_step=g.steps()) | ours(g, groups, notes) for g in beside]
     first = [Column("row", "row"), Column("T", "T", "number"), Column("readout", "readout")]
     columns = [*first, *measured_columns(OUR_COLUMNS, rows), BY_STEP]
-    said = [*PAPER_NOTES[1:-1], STEP_BY_STEP, *said_of_energy(rows), *remarks(beside), *notes, *left_out]
+    said = [*PAPER_NOTES[1:-1], STEP_BY_STEP, *_energy(columns), *remarks(beside), *notes, *left_out]
     return Table("Runs beside the paper's rows", columns, rows, said)
 
 
@@ -181,11 +178,10 @@ def departures(group: Group) -> str | None:
 
     Keys that did not exist when the runs were made are left out.
     """
-    config = group.first["config"]
-    name = group.first["name"]
+    config, name = group.first["config"], group.first["name"]
     if name not in conf_files("experiment"):
         return f"{name} is no experiment" if group.first["paper_row"] else None
-    row = ADDED | hashed(load_config([f"experiment={name}", f"fidelity={config.get('fidelity', 'published')}"]))
+    row = ADDED | hashed(configs([name], "described" if config.get("fidelity") == "described" else None)[name])
     mine = ADDED | hashed(config)
     apart = [f"{k}={mine[k]}" for k in sorted(mine.keys() & row.keys() - {"seed"}) if mine[k] != row[k]]
     return ", ".join(apart) or None
@@ -210,55 +206,3 @@ def generate(results: Path, rows: Iterable[PaperRow]) -> dict[str, str]:
     tables["runs"] = runs_table(groups, [note.replace(f"{runs}/", "") for note in left_out])
     formats = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
     return {f"{name}.{end}": write(table) for name, table in tables.items() for end, write in formats.items()}
-
-
-# ---------------------------------------------------------------- numbers in a text
-
-
-MEASURED = re.compile(r"(<!-- (accuracy|steps|linear|times) ([^>]+) -->).*?(<!-- / -->)", re.DOTALL)
-
-
-def fill_in(text: str, results: Path) -> str:
-    """`text` with its measured numbers between `<!-- KIND WHAT -->` and `<!-- / -->`; where nothing was measured, what stands there stays.
-
-    accuracy, steps FOLDER: mean ± sd % of the last epoch and the seeds, or the accuracy at each time step, of the runs in that
-    folder of results/runs. linear DATASET: logistic regression on the same samples. times FILE: TITLE: ROW: how many times the
-    CPU time of a benchmark's first row another one takes, table and row by the start of their names. Raises UserError where a
-    folder holds runs of several configurations.
-    """
-    runs = results / "runs"
-    found = find_results(runs) if result_files(runs) else []
-
-    def number(match: re.Match[str]) -> str:
-        start, kind, what, end = match.groups()
-        if kind in ("linear", "times"):
-            said = (_linear if kind == "linear" else _times)(what, results)
-            return match.group() if said is None else start + said + end
-        groups, _ = group_runs(r for r in found if Path(str(r.folder)).is_relative_to(runs / what))
-        if not groups:
-            return match.group()
-        if len(groups) > 1:
-            labels = ", ".join(g.label for g in groups)
-            raise UserError(f"{runs / what} holds runs of several configurations: {labels}")
-        last = groups[0].last
-        if kind == "steps":
-            return start + cell(groups[0].steps()) + end
-        return start + (f"{last.mean:.2f} % (n=1)" if last.n == 1 else f"{last} % ({last.n} seeds)") + end
-
-    return MEASURED.sub(number, text)
-
-
-def _linear(dataset: str, results: Path) -> str | None:
-    file = results / "runs" / "methods" / "measured.json"
-    found = json.loads(file.read_text("utf-8")).get(dataset, {}) if file.exists() else {}
-    return f"{100 * found['linear']:.2f} %" if "linear" in found else None
-
-
-def _times(what: str, results: Path) -> str | None:
-    name, title, row = what.split(": ")
-    file = results / "benchmarks" / f"{name}.json"
-    tables = json.loads(file.read_text("utf-8"))["tables"] if file.exists() else []
-    for rows in (table["rows"] for table in tables if table["title"].startswith(title)):
-        seconds = {name: measured["cpu_seconds"] for name, measured in rows.items()}
-        return f"{next(s for n, s in seconds.items() if n.startswith(row)) / next(iter(seconds.values())):.3g}x"
-    return None

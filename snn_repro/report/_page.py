@@ -2,18 +2,19 @@
 
 import base64
 import gzip
+import inspect
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from html import escape
 from pathlib import Path
 from time import strftime
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from snn_repro.paper.formats import Table
+from snn_repro.registry import SECTIONS
 from snn_repro.report._read import Found
 
 HERE = Path(__file__).parent
@@ -47,6 +48,25 @@ class Section:
     charts: Sequence[Chart] = ()
     html: str = ""
     data: Any = None
+
+
+class Part(NamedTuple):
+    """A section as it was registered."""
+
+    name: str
+    title: str
+    order: float
+    content: Callable[[Found], Section]
+
+
+def register_section(name: str, title: str, order: float) -> Callable:
+    """A decorator of `content(found) -> Section`, whose docstring readers are told."""
+
+    def add(content: Callable[[Found], Section]) -> Callable[[Found], Section]:
+        SECTIONS.add(name, Part(name, title, order, content), content)
+        return content
+
+    return add
 
 
 def text(sentences: Sequence[str]) -> str:
@@ -97,54 +117,61 @@ def as_json(content: Any) -> str:
     return json.dumps(short(content), allow_nan=False, separators=(",", ":"))
 
 
-Parts = Sequence[tuple[ModuleType, Section]]
-
-
-def page(found: Found, parts: Parts, missing: Sequence[str], plotly: str, refresh: float | None) -> str:
-    """The whole file."""
-    names = [module.__name__.rpartition(".")[2] for module, _ in parts]
-    data = {
-        "rows": [row.label for row in found.rows],
-        "sections": {
-            name: {"charts": [vars(c) for c in section.charts], "data": section.data}
-            for name, (_, section) in zip(names, parts, strict=True)
-        },
-    }
-    runs, finished = len(found.runs), sum(run.result is not None for run in found.runs)
-    under_way = f", {finished} of them finished" if finished < runs else ""
-    places = ", ".join(map(str, found.paths))
-    unread = f"<summary>{len(found.problems)} could not be read</summary>{text(found.problems)}"
-    problems = f'<details class="problems">{unread}</details>' if found.problems else ""
-    own = [Path(module.__file__ or "").with_suffix(".js") for module, _ in parts]
-    scripts = [HERE / "_page.js", *filter(Path.exists, own)]
-    reload = f'<meta http-equiv="refresh" content="{math.ceil(refresh)}">' if refresh else ""
-    watching = f" Loads itself again every {math.ceil(refresh)} s." if refresh else ""
-    body = "".join(
-        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{escape(module.TITLE)}</h2>'
-        f'<p class="about">{escape(" ".join((module.__doc__ or "").split()))}</p>'
-        f'<div class="place"></div>{section.html}</section>\n'
-        for name, (module, section) in zip(names, parts, strict=True)
-    )
-    links = "".join(
-        f'<li><a href="#{name}">{escape(module.TITLE)}</a></li>' for name, (module, _) in zip(names, parts, strict=True)
-    )
-    left_out = f"<section><h2>Not on this page</h2>{text(missing)}</section>" if missing else ""
-    return f"""<!doctype html>
+PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">{reload}
-<title>{runs} run{"s" * (runs > 1)} · snn_repro</title>
+<title>{runs} · snn_repro</title>
 <style>
-{(HERE / "_page.css").read_text("utf-8")}</style></head>
+{style}</style></head>
 <body><a class="skip" href="#runs">Skip to the runs</a>
 <header><h1>Spiking network runs</h1>
-<p>{runs} run{"s" * (runs > 1)} in {len(found.rows)} row{"s" * (len(found.rows) > 1)}{under_way}, from {escape(places)};
-made {strftime("%Y-%m-%d %H:%M")}.{watching}</p>{problems}</header>
+<p>{runs} in {rows}{under_way}, from {places};
+made {made}.{watching}</p>{problems}</header>
 <nav aria-label="Sections"><ul>{links}</ul></nav>
 <main><noscript><p>This page needs JavaScript to show its data.</p></noscript>
 {body}{left_out}</main>
-<script type="text/plain" id="data">{packed(as_json(data))}</script>
-<script type="text/plain" id="plotly">{packed(plotly)}</script>
+<script type="text/plain" id="data">{data}</script>
+<script type="text/plain" id="plotly">{plotly}</script>
 <script>
-{"".join(path.read_text("utf-8") for path in scripts)}start();
+{scripts}start();
 </script></body></html>
 """
+SECTION = """<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>\
+<p class="about">{about}</p><div class="place"></div>{html}</section>
+"""
+
+
+def page(
+    found: Found, shown: Sequence[tuple[Part, Section]], missing: Sequence[str], plotly: str, refresh: float | None
+) -> str:
+    """The whole file."""
+
+    def several(n: int, what: str) -> str:
+        return f"{n} {what}{'s' * (n > 1)}"
+
+    data = {
+        "rows": [row.label for row in found.rows],
+        "sections": {part.name: {"charts": [vars(c) for c in s.charts], "data": s.data} for part, s in shown},
+    }
+    finished = sum(run.result is not None for run in found.runs)
+    unread = f"<summary>{len(found.problems)} could not be read</summary>{text(found.problems)}"
+    own = [Path(inspect.getfile(part.content)).with_name(f"{part.name}.js") for part, _ in shown]
+    scripts = [HERE / "_page.js", *filter(Path.exists, own)]
+    return PAGE.format(
+        runs=several(len(found.runs), "run"), rows=several(len(found.rows), "row"), made=strftime("%Y-%m-%d %H:%M"),
+        under_way=f", {finished} of them finished" if finished < len(found.runs) else "",
+        places=escape(", ".join(map(str, found.paths))), style=(HERE / "_page.css").read_text("utf-8"),
+        reload=f'<meta http-equiv="refresh" content="{math.ceil(refresh)}">' if refresh else "",
+        watching=f" Loads itself again every {math.ceil(refresh)} s." if refresh else "",
+        problems=f'<details class="problems">{unread}</details>' if found.problems else "",
+        links="".join(f'<li><a href="#{part.name}">{escape(part.title)}</a></li>' for part, _ in shown),
+        body="".join(
+            SECTION.format(
+                name=part.name, title=escape(part.title), html=section.html,
+                about=escape(" ".join((part.content.__doc__ or "").split())),
+            )
+            for part, section in shown
+        ),
+        left_out=f"<section><h2>Not on this page</h2>{text(missing)}</section>" if missing else "",
+        data=packed(as_json(data)), plotly=packed(plotly), scripts="".join(path.read_text("utf-8") for path in scripts),
+    )  # fmt: skip

@@ -11,11 +11,9 @@ scripts.samples = (section, data) => {
     el("div", { class: "pair" }, rasterBox, outputBox));
 
   const answer = (sample) => sample.so_far[sample.so_far.length - 1];
-  function rows() { // in the order of the table, the chosen ones first; those of which the input is here before the others
+  function rows() { // in the order of the table, the chosen ones first
     const order = [...shownRows((row) => row in data.rows).rows, ...tableRows(), ...Object.keys(data.rows).map(Number)];
-    const known = [...new Set(order)].filter((row) => row in data.rows);
-    const seen = (row) => data.rows[row].samples.some((sample) => sample.frames);
-    return state.chosen.length ? known : [...known.filter(seen), ...known.filter((row) => !seen(row))];
+    return [...new Set(order)].filter((row) => row in data.rows);
   }
   function fill() {
     rowMenu.replaceChildren(...rows().map((row) => el("option", { value: row }, `${short(page.rows[row], 90)} · seed ${data.rows[row].seed}`)));
@@ -55,9 +53,9 @@ scripts.samples = (section, data) => {
 
   const redraw = whenVisible(place, async () => {
     const run = data.rows[rowMenu.value], sample = run.samples[sampleMenu.value], steps = sample.so_far.length;
-    const picture = sample.frames && decode(data.frames[sample.frames]);
+    const picture = decode(data.frames[sample.frames]);
     said.textContent = `Test sample ${sample.index} is of class ${sample.label}. `
-      + (picture ? picture.events ? "Events of a step: one polarity blue, the other orange. " : "The same image is shown at every step. " : "Input and spikes are not here: no checkpoint or no data. ")
+      + (picture.events ? "Events of a step: one polarity blue, the other orange. " : "The same image is shown at every step. ")
       + `Below each step, what the loss reads of the outputs so far (readout: ${run.readout}).`;
     const images = picture ? picture.shape[0] : 0;
     strip.replaceChildren(...Array.from({ length: steps }, (_, t) => {

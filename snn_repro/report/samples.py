@@ -1,102 +1,59 @@
-"""What a trained network answers as time goes on, for a few test samples: its input, the spikes of some neurons of each layer, and
-the output of every step. Of runs without a checkpoint or data here, the outputs alone, as predictions.npz holds them."""
-
-from __future__ import annotations
+"""The section that shows what trained networks answer to a few test samples as time goes on."""
 
 import base64
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from spikingjelly.activation_based.neuron import BaseNode
+from torch import Tensor
 
-from snn_repro.config import hashed
+from snn_repro.config import Config, hashed
+from snn_repro.data import build_data
 from snn_repro.errors import UserError
-from snn_repro.registry import SECTIONS
-from snn_repro.report._networks import trained
-from snn_repro.report._page import NothingToShow, Section, text
+from snn_repro.losses import build_loss
+from snn_repro.report._page import NothingToShow, Section, register_section, text
 from snn_repro.report._read import Found, Run
-from snn_repro.runs.folder import PREDICTIONS
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from snn_repro.config import Config
-    from snn_repro.trained import TrainedRun
-
-TITLE = "Samples over time"
-ORDER = 8
+from snn_repro.trained import TrainedRun
+from snn_repro.trained.evaluate import running_scores
 
 FIRST = 64  # samples that are chosen from: three that the first network gets wrong, three that it gets right
 RIGHT, WRONG = 3, 3
 NEURONS, LAYERS = 24, 8  # in the raster: of a layer, of a network, spread evenly
 CLASSES = 10  # whose outputs are kept: the label's and the largest
 PIXELS = 64  # of a frame's longer side: larger frames are averaged
-ROWS, LARGEST = 40, 50_000_000  # whose predictions are read, and bytes of such a file, which must be read whole
 
 
-@SECTIONS.register("samples")
-def content(found: Found) -> Section:
+@register_section("samples", "Samples over time", 8)
+def samples(found: Found) -> Section:
+    """What a trained network answers as time goes on, for a few test samples: its input, the spikes of some neurons of each layer, and
+    the output of every step. Of runs with a checkpoint whose data are here."""
     rows: dict[int, dict[str, Any]] = {}
     frames: dict[str, dict[str, Any]] = {}
     inputs: dict[str, tuple[Tensor, Tensor, bool]] = {}
     chosen: dict[str, list[int]] = {}
     notes = []
-    for row, run, network in trained(found, lambda row: True):
+    for row, run, network in found.trained():
         if isinstance(network, str):
+            notes.append(network)
             continue
         data = _data_of(network.config)
         try:
             network.facts()
             seen = _look(run, network, *(inputs.get(data) or inputs.setdefault(data, _inputs(network.config))))
         except UserError as error:
-            notes.append(f"{row.label}, without input and spikes: {' '.join(str(error).split())}")
+            notes.append(f"{row.label}: {' '.join(str(error).split())}")
             continue
         places = chosen.setdefault(data, _choose(seen))
         prefix = f"{[*inputs].index(data)}/"
         for i in places:
             frames.setdefault(f"{prefix}{i}", _picture(seen["x"], i, seen["static"]))
-        rows[row.id] = _row(run, seen, places, prefix)
-    for row in found.rows:
-        with_answers = next((r for r in row.runs if (r.folder / PREDICTIONS).exists()), None)
-        if row.id in rows or with_answers is None or len(rows) >= ROWS:
-            continue
-        file = with_answers.folder / PREDICTIONS
-        if file.stat().st_size > LARGEST:
-            notes.append(f"{file} is larger than {LARGEST // 10**6} MB and was not read")
-            continue
-        try:
-            seen = _predictions(with_answers)
-        except UserError as error:
-            notes.append(f"{row.label}: {' '.join(str(error).split())}")
-            continue
-        except Exception as error:  # zip, shapes, keys: whatever a foreign file can be
-            why = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-            notes.append(f"{file} is damaged ({why}); run it again with force=true")
-            continue
-        rows[row.id] = _row(with_answers, seen, _choose(seen))
+        several = [_sample(seen, i, f"{prefix}{i}") for i in places]
+        rows[row.id] = dict(seed=run.seed, readout=seen["readout"], samples=several)
     if not rows:
-        raise NothingToShow(
-            "; ".join(notes) or "no run has a checkpoint or predictions here (collected results are without)"
-        )
+        raise NothingToShow("; ".join(notes) or "no run has a checkpoint here (collected results are without)")
     return Section(html=text(notes), data={"rows": rows, "frames": frames})
-
-
-def _predictions(run: Run) -> dict[str, Any]:
-    """Logits [T, N, K], labels [N] and answers of the first samples."""
-    with np.load(run.folder / PREDICTIONS, allow_pickle=False) as file:
-        logits, labels = file["logits"][:FIRST].astype(np.float32).transpose(1, 0, 2), file["label"][:FIRST]
-    return dict(logits=logits, labels=labels, spikes={}) | _answers(run, logits)
-
-
-def _answers(run: Run, logits: np.ndarray) -> dict[str, Any]:
-    """`readout`, the name of what the loss reads, and `so_far` [T, N], its answer at every step."""
-    import torch
-
-    from snn_repro.losses import build_loss
-    from snn_repro.trained.evaluate import running_scores
-
-    loss = build_loss(**run.config["loss"])
-    return dict(readout=loss.readout_name, so_far=running_scores(loss, torch.from_numpy(logits)).argmax(-1).numpy())
 
 
 def _choose(seen: dict[str, Any]) -> list[int]:
@@ -106,16 +63,9 @@ def _choose(seen: dict[str, Any]) -> list[int]:
     return wrong[: WRONG + max(0, RIGHT - len(right))] + right[: RIGHT + max(0, WRONG - len(wrong))]
 
 
-def _row(run: Run, seen: dict[str, Any], places: list[int], frames: str | None = None) -> dict[str, Any]:
-    samples = [_sample(seen, i, frames and f"{frames}{i}") for i in places]
-    return dict(seed=run.seed, readout=seen["readout"], samples=samples)
-
-
 def _look(run: Run, network: TrainedRun, x: Tensor, labels: Tensor, static: bool) -> dict[str, Any]:
-    """Answers and spikes of the first test samples: `x` [N, T or 1, C, H, W], `logits` [T, N, K], `labels` [N], `spikes` {layer: [T, N, n]}."""
-    import torch
-    from spikingjelly.activation_based.neuron import BaseNode
-
+    """Of the first test samples: `x` [N, T or 1, C, H, W], `logits` [T, N, K], `labels` [N], `spikes` {layer: [T, N, n]}, `readout`,
+    the name of what the loss reads, and `so_far` [T, N], its answer at every step."""
     spikes: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
@@ -131,12 +81,16 @@ def _look(run: Run, network: TrainedRun, x: Tensor, labels: Tensor, static: bool
     hooks = [module.register_forward_hook(keep(name)) for name, module in shown]
     try:
         with torch.no_grad():
-            logits = network.model(x).float().numpy()
+            logits = network.model(x).float()
     finally:
         for hook in hooks:
             hook.remove()
-    return dict(static=static, x=(x[None] if static else x).transpose(0, 1).numpy(), logits=logits,
-                labels=labels.numpy(), spikes={name: s.numpy() for name, s in spikes.items()}) | _answers(run, logits)  # fmt: skip
+    loss = build_loss(**run.config["loss"])
+    return dict(
+        static=static, x=(x[None] if static else x).transpose(0, 1).numpy(), logits=logits.numpy(), labels=labels.numpy(),
+        spikes={name: s.numpy() for name, s in spikes.items()}, readout=loss.readout_name,
+        so_far=running_scores(loss, logits).argmax(-1).numpy(),
+    )  # fmt: skip
 
 
 def _data_of(config: Config) -> str:
@@ -147,15 +101,13 @@ def _data_of(config: Config) -> str:
 
 def _inputs(config: Config) -> tuple[Tensor, Tensor, bool]:
     """The first test samples as the network is given them, their labels, and whether they are images."""
-    from snn_repro.data import build_data
-
     config = copy.deepcopy(config)
     config.recipe.eval_batch_size, config.dataset.workers = FIRST, 0
     data = build_data(config)
     return *next(iter(data.test.epoch(0))), data.static
 
 
-def _sample(seen: dict[str, Any], i: int, frames: str | None) -> dict[str, Any]:
+def _sample(seen: dict[str, Any], i: int, frames: str) -> dict[str, Any]:
     logits, label = seen["logits"][:, i], int(seen["labels"][i])
     largest = [int(k) for k in logits.max(0).argsort()[::-1] if k != label][: CLASSES - 1]
     classes = sorted([label, *largest])

@@ -23,20 +23,24 @@ LAST, PREVIOUS, BEST = "checkpoint_last.pt", "checkpoint_previous.pt", "checkpoi
 DAMAGED = LAST + ".damaged"  # moved there, so that it never takes the place of the sound one before it
 PARTS = ("model", "optimizer", "schedule", "scaler", "ema")  # what has a state of its own; ema may be None
 FILES = (LAST, PREVIOUS, BEST, DAMAGED)
+HINTS = {  # what to do where a parameter of a kind has another shape
+    "imp": "IMP has one value a neuron, so it is tied to the input size; use the same frame size",
+    "te": "TEBN has one scale a time step, so it is tied to T; use the same timesteps",
+}
 
 
 class CheckpointError(UserError):
     """A checkpoint is damaged or belongs to another run."""
 
 
-def save(folder: Path, content: dict, keep_previous: bool = True, name: str = LAST) -> None:
+def save(folder: Path, content: dict, name: str = LAST) -> None:
     """Write `content` (tensors and plain values) to `folder/name` atomically; the one before stays as PREVIOUS."""
     target = folder / name
     buffer = io.BytesIO()
     torch.save(content, buffer)  # into memory first: torch hides the reason of a failed write (a full disk, say)
     with replace_atomically(target) as temporary:
         temporary.write_bytes(buffer.getbuffer())
-        if keep_previous and name == LAST and target.exists():
+        if name == LAST and target.exists():
             spare = unguessable(folder / PREVIOUS)
             os.link(target, spare)
             os.replace(spare, folder / PREVIOUS)
@@ -45,27 +49,19 @@ def save(folder: Path, content: dict, keep_previous: bool = True, name: str = LA
 def load(path: Path) -> dict:
     """Read one checkpoint; every record's CRC-32 is checked first, so a flipped bit is found as well as a lost tail.
 
-    Of classes only argparse.Namespace may be in it: published checkpoints hold their command line so. Raises CheckpointError when the file is damaged.
+    Of classes only argparse.Namespace may be in it: published checkpoints hold their command line so. Raises CheckpointError.
     """
     try:
-        with open(path, "rb") as file:
-            head = file.read(2)
-        if not head:
-            raise CheckpointError(f"{path} is empty")
-        if head == b"PK" and not zipfile.is_zipfile(path):
-            raise CheckpointError(f"{path} is damaged: its end is missing")
-        if head == b"PK":  # torchvision has files in torch's older format, which has no checksums
+        if zipfile.is_zipfile(path):  # torchvision has files in torch's older format, which has no checksums
             with zipfile.ZipFile(path) as archive:
                 bad = archive.testzip()
             if bad:
-                raise CheckpointError(f"{path} is damaged: the checksum of its record {bad} is wrong")
+                raise ValueError(f"the checksum of its record {bad} is wrong")
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict):
-            raise CheckpointError(f"{path} holds no named weights")
+            raise ValueError("it holds no named weights")
         return content
-    except CheckpointError:
-        raise
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
     except Exception as error:  # zipfile, pickle and torch each have their own ways to say "not a checkpoint"
@@ -75,40 +71,36 @@ def load(path: Path) -> dict:
 def resume(folder: Path, config: dict, say=print, data: dict | None = None) -> dict | None:
     """The newest sound checkpoint of this configuration in `folder`, or None where there is none.
 
-    data: the fingerprint of the data that the run would go on with. A damaged last checkpoint is reported through `say`, renamed to DAMAGED, and the previous one is taken. Raises CheckpointError when none
-    is sound, or when the checkpoint was written with another configuration or other data (the sentence names what differs).
+    data: the fingerprint of the data that the run would go on with. A damaged last checkpoint is reported through `say`, renamed
+    to DAMAGED, and the previous one is taken. Raises CheckpointError when none is sound, or when the checkpoint was written with
+    another configuration or other data (the sentence names what differs).
     """
-    paths = [folder / n for n in (LAST, PREVIOUS) if (folder / n).exists()]
-    problems = []
-    for path in paths:
+    problems: list[str] = []
+    never = "start again with resume=never"
+    for path in filter(Path.exists, (folder / LAST, folder / PREVIOUS)):
         try:
             content = load(path)
         except CheckpointError as error:
             problems.append(str(error))
             continue
         try:
-            check_content(content, path)
-            _tensors(content.get("model"), path)
+            weights_of(content, path)
         except CheckpointError as error:
-            raise CheckpointError(f"{error}; move it away, or start again with resume=never") from None
-        changed = differing(content["config"], config)
-        if changed:
-            raise CheckpointError(
-                f"{path} belongs to another configuration ({'; '.join(changed)}); "
-                "use another folder (hydra.run.dir=...), or start again with resume=never"
-            )
-        changed = changes(content.get("data"), data)
-        if changed:
+            raise CheckpointError(f"{error}; move it away, or {never}") from None
+        elsewhere = f"use another folder (hydra.run.dir=...), or {never}"
+        if changed := differing(content["config"], config):
+            raise CheckpointError(f"{path} belongs to another configuration ({'; '.join(changed)}); {elsewhere}")
+        if changed := changes(content.get("data"), data):
             raise CheckpointError(
                 f"{path} was trained on other data ({'; '.join(changed)}); give the data_dir and cache_dir that it began "
-                "with, use another folder (hydra.run.dir=...), or start again with resume=never"
+                f"with, {elsewhere}"
             )
         for problem in problems:
             os.replace(folder / LAST, folder / DAMAGED)
             say(f"warning: {problem}; going on from {path.name} (epoch {content['epoch']})")
         return content
     if problems:
-        raise CheckpointError(f"{'; '.join(problems)}; no earlier checkpoint is left, so start again with resume=never")
+        raise CheckpointError(f"{'; '.join(problems)}; no earlier checkpoint is left, so {never}")
     return None
 
 
@@ -122,18 +114,16 @@ def changes(then: dict | None, now: dict | None) -> list[str]:
 
 def load_model(model: torch.nn.Module, state: dict, source: str) -> None:
     """Load a state_dict, or raise CheckpointError naming the first parameter that does not fit."""
-    own = model.state_dict()
-    for name in sorted(own.keys() - state.keys()):
-        raise CheckpointError(
-            f"{source} holds no '{name}', which this model needs: it is a checkpoint of another model"
-        )
-    for name in sorted(state.keys() - own.keys()):
-        raise CheckpointError(f"{source} holds '{name}', which this model lacks: it is a checkpoint of another model")
+    own, other = model.state_dict(), "it is a checkpoint of another model"
+    for name in (*sorted(own.keys() - state.keys()), *sorted(state.keys() - own.keys())):
+        lacks = f"no '{name}', which this model needs" if name in own else f"'{name}', which this model lacks"
+        raise CheckpointError(f"{source} holds {lacks}: {other}")
     for name, value in own.items():
         if value.shape != state[name].shape:
+            prefix, _, last = name.rpartition(".")
+            hint = HINTS.get(parameter_kind(model.get_submodule(prefix), last), other)
             raise CheckpointError(
-                f"{source}: '{name}' has shape {list(state[name].shape)} and this model needs {list(value.shape)}; "
-                f"{_shape_hint(model, name)}"
+                f"{source}: '{name}' has shape {list(state[name].shape)} and this model needs {list(value.shape)}; {hint}"
             )
     model.load_state_dict(state)
 
@@ -160,14 +150,14 @@ def find_weights(name: str, data_dir: str | None) -> Path:
             f"model.weights={name} was not found, neither as a path nor in {', '.join(map(str, folders))}{where}; "
             "model.weights=null starts from scratch"
         )
-    if published:
-        with open(file, "rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        if not digest.startswith(published[2]):
-            raise CheckpointError(
-                f"{file} is not what its name says: its SHA-256 begins with {digest[:8]}; get it again"
-            )
+    if published and not (digest := sha256(file)).startswith(published[2]):
+        raise CheckpointError(f"{file} is not what its name says: its SHA-256 begins with {digest[:8]}; get it again")
     return file
+
+
+def sha256(file: Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def load_evaluated(path: Path) -> tuple[dict, dict]:
@@ -176,19 +166,20 @@ def load_evaluated(path: Path) -> tuple[dict, dict]:
     Raises CheckpointError where it is damaged or not ours.
     """
     content = load(path)
-    check_content(content, path)
-    if content.get("ema"):  # in the last checkpoint; the best one holds nothing but the average
-        named = _tensors(content["ema"], path)
-        return content, {k.removeprefix("module."): v for k, v in named.items() if k.startswith("module.")}
-    return content, _tensors(content.get("model"), path)
+    return content, weights_of(content, path)
 
 
-def check_content(content: Any, path: Path) -> None:
-    """Raise CheckpointError where what was read of `path` lacks a configuration or an epoch of snn_repro's kinds."""
-    config = content.get("config") if isinstance(content, dict) else None
+def weights_of(content: dict, path: Path) -> dict[str, torch.Tensor]:
+    """The weights in the content of a run's checkpoint that the run tests. Raises CheckpointError where it is not ours."""
+    config = content.get("config")
     recipe = config.get("recipe") if isinstance(config, dict) else None
     if not isinstance(recipe, dict) or not isinstance(content.get("epoch"), int):
         raise CheckpointError(f"{path} was not written by snn_repro, or was changed")
+    weights = _tensors(content.get("model"), path)
+    if content.get("ema"):  # in the last checkpoint; the best one holds nothing but the average
+        named = _tensors(content["ema"], path)
+        return {k.removeprefix("module."): v for k, v in named.items() if k.startswith("module.")}
+    return weights
 
 
 def _tensors(state: Any, path: Path) -> dict[str, torch.Tensor]:
@@ -226,34 +217,24 @@ def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
                 given, note = own_names(given, vars(settings) if isinstance(settings, argparse.Namespace) else {})
             except UserError as error:
                 raise CheckpointError(f"{path}: {error}") from None
-    own, given = model.state_dict(), _tensors(given, path)
-    imp = initial_states(model)
-    new = imp.keys() - given.keys()
-    unlike = {name for name in imp.keys() & given.keys() if given[name].shape != imp[name].shape}
+    own, given, imp = model.state_dict(), _tensors(given, path), initial_states(model)
+    shaped = {name for name in own.keys() & given.keys() if own[name].shape == given[name].shape}
+    new, unlike = imp.keys() - given.keys(), imp.keys() & given.keys() - shaped
     spare = {name for name in given.keys() - own.keys() if is_initial_state(name)}
     last = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)][-1:]
     head = {name for name in own.keys() & given.keys() if name.rpartition(".")[0] in last}
-    unequal = {name for name in head if given[name].shape != own[name].shape}
-    if not unequal or not (of_a_run or all(given[name].shape[1:] == own[name].shape[1:] for name in unequal)):
+    if head <= shaped or not (of_a_run or all(given[n].shape[1:] == own[n].shape[1:] for n in head - shaped)):
         head = set()
     kept = new | unlike | head
     load_model(model, {k: v for k, v in given.items() if k not in spare} | {k: own[k] for k in kept}, str(path))
-    said = f"weights from {path}: {len(own) - len(kept)} of {len(own)} tensors"
-    said += f"; {len(new)} IMP tensors are not in it and keep their random start" if new else ""
-    said += f"; {len(unlike)} IMP tensors have another shape here and keep their random start" if unlike else ""
-    said += f"; {len(spare)} IMP tensors of the file are left out, since this network learns none" if spare else ""
-    said += "; the classifier has another number of classes or inputs and keeps its random start" if head else ""
-    say(said + note)
-
-
-def _shape_hint(model: torch.nn.Module, name: str) -> str:
-    prefix, _, last = name.rpartition(".")
-    kind = parameter_kind(model.get_submodule(prefix), last)
-    if kind == "imp":
-        return "IMP has one value a neuron, so it is tied to the input size; use the same frame size"
-    if kind == "te":
-        return "TEBN has one scale a time step, so it is tied to T; use the same timesteps"
-    return "it is a checkpoint of another model"
+    notes = {
+        f"{len(new)} IMP tensors are not in it and keep their random start": new,
+        f"{len(unlike)} IMP tensors have another shape here and keep their random start": unlike,
+        f"{len(spare)} IMP tensors of the file are left out, since this network learns none": spare,
+        "the classifier has another number of classes or inputs and keeps its random start": head,
+    }
+    said = [f"weights from {path}: {len(own) - len(kept)} of {len(own)} tensors"]
+    say("; ".join(said + [sentence for sentence, names in notes.items() if names]) + note)
 
 
 def restore(parts: dict[str, Any], content: dict, source: Path, rank: int, size: int) -> tuple[int, int, dict]:

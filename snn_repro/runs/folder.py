@@ -10,6 +10,7 @@ result.json                                   written last: a run without one di
 eval/                                         what `snn-eval` found, a file a test
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -24,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from filelock import FileLock
 from torch import Tensor
 
 from snn_repro import __version__, distributed
@@ -33,9 +33,9 @@ from snn_repro.console import harmless
 from snn_repro.errors import UserError
 from snn_repro.files import hold, replace_atomically, write_error, write_json, write_text
 from snn_repro.provenance import git_state
+from snn_repro.registry import SETS
 from snn_repro.runs import checkpoint
-from snn_repro.runs.fingerprint import fingerprint
-from snn_repro.runs.result import RunResult, read_lines, read_result
+from snn_repro.runs.result import RunResult, read_file, read_result
 
 RESULT, STATUS, METRICS = "result.json", "status.json", "metrics.jsonl"
 PREDICTIONS, CONFIG, LOCK, NEUROBENCH = "predictions.npz", "config.yaml", ".lock", "neurobench.json"
@@ -51,9 +51,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path, config: Config):
-        self.path = Path(path)
-        self.config = config
-        self.hash = config_hash(config)
+        self.path, self.config = Path(path), config
         self.finished: RunResult | None = None
         self.remark = ""  # on an earlier result: what could not be compared
         try:
@@ -63,45 +61,42 @@ class RunFolder:
             raise write_error(self.path, error) from None
         if lock is None:
             raise UserError(f"{self.path} is in use by another run; wait for it or choose hydra.run.dir=...")
-        self._lock: FileLock = lock
+        self.close = lock.release
         try:
             for left in self.path.glob("*.tmp"):  # by a process that was killed while it wrote
                 left.unlink()
-            self._decide()
+            if (self.path / CONFIG).exists():
+                self._decide()
         except BaseException:
             self.close()
             raise
 
     def _decide(self) -> None:
-        configured, result = self.path / CONFIG, self.path / RESULT
-        if not configured.exists():
-            return
-        finished = result.exists()
+        finished = (self.path / RESULT).exists()
         try:
-            changed = differing(_read_config(configured), to_dict(self.config))
-        except UserError:
-            if self.config.force:
-                return self.clear()
-            raise
+            changed = differing(_read_config(self.path / CONFIG), to_dict(self.config))
+        except UserError as error:
+            if not self.config.force:
+                raise
+            changed = [str(error)]
         again = self.config.resume == "never" and not finished and not changed
         forced = self.config.force and (finished or changed)  # a forced run that was stopped goes on, as any other
         if again or forced:
-            return self.clear()
-        if changed:
+            self.clear()
+        elif changed:
             raise UserError(
                 f"{self.path} holds a run of another configuration ({'; '.join(changed)}); choose another folder "
                 "(hydra.run.dir=...), another name=..., or redo this one with force=true"
             )
-        if finished:
-            earlier = read_result(result)
-            earlier.folder = None
-            changed, self.remark = other_data(earlier, self.config)
+        elif finished:
+            self.finished = read_result(self.path / RESULT)
+            del self.finished["folder"]
+            changed, self.remark = other_data(self.finished, self.config)
             if changed:
                 raise UserError(
                     f"{self.path} holds a run on other data ({'; '.join(changed)}); give the data_dir and cache_dir that "
                     "it was trained on, choose another folder (hydra.run.dir=...) or name=..., or redo it with force=true"
                 )
-            self.finished = earlier
 
     def clear(self) -> None:
         """Remove what an earlier run left, so that a new start cannot mix with it.
@@ -125,51 +120,49 @@ class RunFolder:
 
     def status(self, state: str, error: str | None = None, **more: Any) -> None:
         """Record running | interrupted | failed | done."""
-        content = dict(state=state, error=error, config_hash=self.hash, name=self.config.name, seed=self.config.seed,
+        config = self.config
+        content = dict(state=state, error=error, config_hash=config_hash(config), name=config.name, seed=config.seed,
                        pid=os.getpid(), time=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **more)  # fmt: skip
         write_json(self.path / STATUS, content)
 
     def history(self, epochs: int) -> list[dict]:
         """The first `epochs` epochs that were recorded. Raises UserError when a line does not parse or is missing."""
-        path, fix = self.path / METRICS, "put it back, or start again with resume=never"
-        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-        found = [line for line in (_read_json(path, line, fix) for line in lines) if line["epoch"] <= epochs]
+        fix = "put it back, or start again with resume=never"
+        found = [line for line in _epochs(self.path / METRICS, fix) if line["epoch"] <= epochs]
         if len(found) != epochs:
             raise UserError(
-                f"{path} has {len(found)} of the {epochs} epochs that the checkpoint stands behind: it was changed or removed; {fix}"
+                f"{self.path / METRICS} has {len(found)} of the {epochs} epochs that the checkpoint stands behind: it was "
+                f"changed or removed; {fix}"
             )
         return found
 
     def record(self, history: list[dict]) -> None:
-        """Write metrics.jsonl anew: a file of some hundred lines, so that a cut line can never be left."""
+        """Write the whole of metrics.jsonl, some hundred lines, so that a cut line can never be left."""
         write_text(self.path / METRICS, "".join(json.dumps(line, allow_nan=False) + "\n" for line in history))
 
     def predictions(self, shares: Any) -> None:
         """Write predictions.npz, `final_outputs` of all processes."""
         with replace_atomically(self.path / PREDICTIONS) as temporary, open(temporary, "wb") as f:
-            outputs: Any = final_outputs(shares)
-            np.savez_compressed(f, **outputs)
+            np.savez_compressed(f, **final_outputs(shares))
 
     def finish(self, result: RunResult) -> None:
         """Write result.json, the very last file of a run."""
-        write_json(self.path / RESULT, dict(result))
-
-    def close(self) -> None:
-        """Give the folder free for another process."""
-        self._lock.release()
+        write_json(self.path / RESULT, result)
 
 
-def final_outputs(shares: list[tuple[Tensor, Tensor]]) -> dict[str, np.ndarray]:
-    """label [N] and logits [N, T, K] (float32, float16 above 256 MB) of each process's share (logits [T, n, K], labels [n])."""
-    n = sum(len(labels) for _, labels in shares)
-    logits = torch.empty(n, len(shares[0][0]), *shares[0][0].shape[2:])
-    label = torch.empty(n, dtype=shares[0][1].dtype)
-    for rank, (own, labels) in enumerate(shares):
-        logits[rank :: len(shares)], label[rank :: len(shares)] = own.transpose(0, 1), labels
-    return dict(label=label.numpy(), logits=(logits.half() if logits.nbytes > 256 * 2**20 else logits).numpy())
+class Follower:
+    """The run directory for the other processes of a run: rank 0 holds and writes it, they only know its name."""
+
+    def __init__(self, path: Path, finished: RunResult | None):
+        self.path, self.finished, self.remark = path, finished, ""
+
+    def ignore(self, *_: Any, **__: Any) -> None:
+        """What rank 0's `RunFolder` writes."""
+
+    begin = configured = status = record = predictions = finish = close = ignore
 
 
-def open_folder(path: Path, config: Config) -> "RunFolder | Follower":
+def open_folder(path: Path, config: Config) -> RunFolder | Follower:
     """The run's folder. Of several processes the first one holds it, and all get to know whether it is finished or refused."""
     folder: RunFolder | None = None
     finished: Any = None
@@ -185,79 +178,96 @@ def open_folder(path: Path, config: Config) -> "RunFolder | Follower":
     return folder or Follower(path, finished)
 
 
-def other_data(
-    result: Mapping[str, Any], config: Config, identify: Callable[[Config], dict] | None = None
-) -> tuple[list[str], str]:
-    """(how the data of a finished run differ from those that `config` names now, what kept us from comparing them).
-
-    identify: `fingerprint`, or a cached one.
-    """
-    if not result.get("data"):
-        return [], "it was made by a version that kept no fingerprint of its data"
-    try:
-        return checkpoint.changes(result["data"], (identify or fingerprint)(config)), ""
-    except UserError as error:
-        return [], f"its data were not compared: {error}"
-
-
-def epoch_of(folder: Path, epoch: int) -> dict[str, Any]:
-    """The line of metrics.jsonl about an epoch, from 1; {} where there is none. Raises UserError where the file is damaged."""
-    file = folder / METRICS
-    for text in file.read_text("utf-8", errors="replace").splitlines() if file.is_file() else []:
-        line = _read_json(file, text, "nothing else of the run depends on it")
-        if line.get("epoch") == epoch:
-            steps = line.get("acc_step")
-            if not all(
-                isinstance(v, int | float) for v in [line.get("acc"), *(steps if isinstance(steps, list) else [None])]
-            ):
-                raise UserError(f"{file} is damaged: its line about epoch {epoch} has no accuracies")
-            return line
-    return {}
-
-
-class Follower:
-    """The run directory as the other processes of a run see it: rank 0 holds and writes it, they only know its name."""
-
-    def __init__(self, path: Path, finished: RunResult | None):
-        self.path, self.finished, self.remark = path, finished, ""
-
-    def ignore(self, *_: Any, **__: Any) -> None:
-        """What rank 0's `RunFolder` writes."""
-
-    begin = configured = status = record = predictions = finish = close = ignore
-
-
 def in_use(folder: Path) -> bool:
     """Whether a living process holds the folder's lock: one that was killed left `running` in its status."""
     if not (folder / LOCK).exists():
         return False
+    with contextlib.suppress(OSError):  # what is not ours to lock is not ours to run
+        if lock := hold(folder / LOCK, patience=0):
+            lock.release()
+            return False
+    return True
+
+
+def environment(device: str) -> dict:
+    """Versions, commit and machine, without host name, user or paths."""
+    commit, dirty = git_state()
+    packages = ("torch", "torchvision", "spikingjelly", "timm", "tonic", "numpy", "hydra-core", "wandb")
+    installed = {p: next((d.version for d in distributions(name=p)), None) for p in packages}
+    return dict(
+        snn_repro=__version__, python=platform.python_version(), packages=installed, commit=commit, dirty=dirty,
+        device=device, platform=f"{platform.system()} {platform.machine()}", cpus=os.cpu_count(), argv=sys.argv[1:],
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- what a run saw
+
+
+def final_outputs(shares: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    """label [N] and logits [N, T, K] (float32, float16 above 256 MB) of each process's share (logits [T, n, K], labels [n])."""
+    n = sum(len(labels) for _, labels in shares)
+    logits = torch.empty(n, len(shares[0][0]), *shares[0][0].shape[2:])
+    label = torch.empty(n, dtype=shares[0][1].dtype)
+    for rank, (own, labels) in enumerate(shares):
+        logits[rank :: len(shares)], label[rank :: len(shares)] = own.transpose(0, 1), labels
+    return dict(label=label.numpy(), logits=(logits.half() if logits.nbytes > 256 * 2**20 else logits).numpy())
+
+
+def fingerprint(config: Config) -> dict[str, str]:
+    """{what: hash} of the data set that the configuration names, and of the file that `model.weights` names.
+
+    A repeat, or a run that goes on, must see the same. Paths do not count, contents do. Raises UserError or DataError where
+    the data are not at hand.
+    """
+    hashes = SETS[config.dataset.name].fingerprint(config)
+    if config.model.weights:
+        weights = checkpoint.find_weights(config.model.weights, config.data_dir)
+        hashes["model.weights"] = checkpoint.sha256(weights / checkpoint.LAST if weights.is_dir() else weights)
+    return hashes
+
+
+def other_data(
+    result: Mapping[str, Any], config: Config, identify: Callable[[Config], dict] = fingerprint
+) -> tuple[list[str], str]:
+    """(how the data of a finished run differ from those that `config` names now, what kept us from comparing them)."""
+    if not result.get("data"):
+        return [], "it was made by a version that kept no fingerprint of its data"
     try:
-        lock = hold(folder / LOCK, patience=0)
-    except OSError:  # what is not ours to lock is not ours to run
-        return True
-    if lock is not None:
-        lock.release()
-    return lock is None
+        return checkpoint.changes(result["data"], identify(config)), ""
+    except UserError as error:
+        return [], f"its data were not compared: {error}"
+
+
+# ---------------------------------------------------------------- read back
 
 
 def _read_config(path: Path) -> dict:
     try:
         content = yaml.safe_load(path.read_text())
-        if isinstance(content, dict):
-            return content
-    except (OSError, yaml.YAMLError):
-        pass
-    raise UserError(f"{path} cannot be read as the configuration of a run; remove it, or redo the run with force=true")
+    except (OSError, ValueError, yaml.YAMLError):
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path} cannot be read as the configuration of a run; remove it, or redo the run with force=true"
+        )
+    return content
 
 
-def _read_json(path: Path, text: str, fix: str) -> dict:
+def _epochs(path: Path, fix: str) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, none where it is not there. Raises UserError where one is damaged."""
     try:
-        content = json.loads(text)
-        if isinstance(content, dict):
-            return content
-    except ValueError:
-        pass
-    raise UserError(f"{path} is damaged: it does not parse as JSON, or holds no object; {fix}")
+        lines = [json.loads(line) for line in path.read_text(errors="replace").splitlines()] if path.exists() else []
+        for line in lines:
+            float(line["epoch"] + line["acc"] + sum(line["acc_step"]))
+        return lines
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{path} is damaged: a line of it is no JSON object of an epoch's accuracies; {fix}") from None
+
+
+def epoch_of(folder: Path, epoch: int) -> dict[str, Any]:
+    """The line of metrics.jsonl about an epoch, from 1; {} where there is none. Raises UserError where the file is damaged."""
+    lines = _epochs(folder / METRICS, "nothing else of the run depends on it")
+    return next((line for line in lines if line["epoch"] == epoch), {})
 
 
 def result_files(root: Path) -> list[Path]:
@@ -275,12 +285,9 @@ def result_files(root: Path) -> list[Path]:
 def read_files(files: Iterable[Path], root: Path) -> Iterator[RunResult | UserError]:
     """The runs at or below `root` that the files hold, or what is wrong with one."""
     for file in files:
-        try:
-            for found in read_lines(file) if file.suffix == ".jsonl" else [read_result(file)]:
-                if isinstance(found, UserError) or root.is_file() or root in Path(str(found.folder), RESULT).parents:
-                    yield found
-        except UserError as error:
-            yield error
+        for found in read_file(file):
+            if isinstance(found, UserError) or root.is_file() or root in Path(found.folder, RESULT).parents:
+                yield found
 
 
 def find_results(*roots: str | Path) -> list[RunResult]:
@@ -289,20 +296,17 @@ def find_results(*roots: str | Path) -> list[RunResult]:
     A result that is damaged, or not ours, is left out, and a line on stderr says so. Raises UserError for a path that
     does not exist, and where results were found but none can be read.
     """
-    results: list[RunResult] = []
-    left_out: dict[str, None] = {}  # in order, each once
+    everything: list[RunResult | UserError] = []
     for root in map(Path, roots):
-        before = len(results)
-        for found in read_files(result_files(root), root):
-            if isinstance(found, UserError):
-                left_out[str(found)] = None
-            else:
-                results.append(found)
-        if not root.exists() and len(results) == before:
+        found = [*read_files(result_files(root), root)]
+        if not found and not root.exists():
             raise UserError(f"{root} does not exist; give folders that hold runs")
+        everything += found
+    results = [found for found in everything if isinstance(found, RunResult)]
+    left_out = [*dict.fromkeys(str(found) for found in everything if isinstance(found, UserError))]
     if left_out and not results:
         more = f" (and {len(left_out) - 1} more like it)" if len(left_out) > 1 else ""
-        raise UserError(f"no result can be read: {next(iter(left_out))}{more}")
+        raise UserError(f"no result can be read: {left_out[0]}{more}")
     for sentence in left_out:
         skipped(sentence)
     return results
@@ -311,14 +315,3 @@ def find_results(*roots: str | Path) -> list[RunResult]:
 def skipped(sentence: str) -> None:
     """Say in one line on stderr that something was left out, and why."""
     print("skipped: " + harmless(sentence.replace("\n", " ")), file=sys.stderr)
-
-
-def environment(device: str) -> dict:
-    """Versions, commit and machine, without host name, user or paths."""
-    commit, dirty = git_state()
-    packages = ("torch", "torchvision", "spikingjelly", "timm", "tonic", "numpy", "hydra-core", "wandb")
-    installed = {p: next((d.version for d in distributions(name=p)), None) for p in packages}
-    return dict(
-        snn_repro=__version__, python=platform.python_version(), packages=installed, commit=commit, dirty=dirty,
-        device=device, platform=f"{platform.system()} {platform.machine()}", cpus=os.cpu_count(), argv=sys.argv[1:],
-    )  # fmt: skip

@@ -26,9 +26,9 @@ _mine: FileLock | None = None
 
 def there() -> list[str]:
     """What CUDA_VISIBLE_DEVICES calls the GPUs that torch sees."""
-    numbers = [str(i) for i in range(torch.cuda.device_count())]
+    n = torch.cuda.device_count()
     named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    return named[: len(numbers)] or numbers
+    return named[:n] or [str(i) for i in range(n)]
 
 
 @contextlib.contextmanager
@@ -44,8 +44,8 @@ def places(gpus: list[str], each: int) -> Iterator[int]:
 
 def share(cores: list[int], place: int, places: int) -> list[int]:
     """The cores of one place: loader processes are as many as cores, and those of all runs must not be all of the machine's."""
-    n = len(cores)
-    return cores[place * n // places : (place + 1) * n // places] or [cores[place * n // places]]
+    first, end = (k * len(cores) // places for k in (place, place + 1))
+    return cores[first : max(end, first + 1)]
 
 
 def take() -> None:

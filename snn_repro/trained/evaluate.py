@@ -7,13 +7,11 @@ weights       last (default) or best: the epoch that was selected, by validation
 timesteps     another T, where no parameter is tied to the run's
 dataset       another data set of the same frame size and number of classes; dataset.KEY=... as in training
 data_dir, cache_dir, device, threads, kernels
-              where the data lie now, and who computes
+              where the data lie now, and the backend
 batch_size    samples at a time
 initial       zero, half or constant (neuron.initial_value): start the neurons from there instead, IMP left out
-predictions   true keeps label and logits of every sample beside the numbers, as predictions.npz has them
-output        the file to write instead of RUN/eval/NAME.json
 
-It prints tables, or with --json what it writes. The run's own files stay as they are.
+It prints tables, or with --json what it writes into RUN/eval/. The run's own files stay as they are.
 
 Accuracy at each time step, of the step's own output and of the mean output up to it, is that of training. Probabilities
 are the softmax of the scores that the loss reads. Calibration: expected calibration error over 15 bins of equal width of
@@ -22,12 +20,12 @@ the highest probability (Guo et al., ICML 2017), negative log-likelihood, and th
 outputs so far reaches a threshold, else at T (SEENN-I: Li et al., NeurIPS 2023).
 """
 
+import argparse
 import itertools
 import json
 import math
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +34,6 @@ import torch
 from torch import Tensor, nn
 
 from snn_repro.build import begin_epoch, build_network, loss_of
-from snn_repro.causality import sees_future
 from snn_repro.config import (
     GROUPS,
     Config,
@@ -49,21 +46,21 @@ from snn_repro.config import (
     recomposed,
     to_dict,
     tweaks,
+    unknown,
 )
-from snn_repro.config.sentences import unknown
-from snn_repro.console import harmless, progress, text_table
+from snn_repro.console import Parser, harmless, progress, text_table
 from snn_repro.data import build_data
-from snn_repro.data.feed import feed
+from snn_repro.data.batches import feed
 from snn_repro.errors import UserError
-from snn_repro.files import replace_atomically, write_text
+from snn_repro.files import write_text
 from snn_repro.losses import Loss
+from snn_repro.metrics import sees_future
 from snn_repro.registry import SETS
 from snn_repro.runs import checkpoint
-from snn_repro.runs.folder import EVALUATIONS, epoch_of, final_outputs, other_data
+from snn_repro.runs.folder import EVALUATIONS, final_outputs, other_data
 from snn_repro.runtime import Precision, channels_last, compile_network, pick_device, seed_everything
 from snn_repro.train import evaluate
-from snn_repro.trained.command import command, log, split
-from snn_repro.trained.load import TrainedRun, load_run
+from snn_repro.trained.load import TrainedRun, command, load_run, log
 
 BINS = 15
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
@@ -79,45 +76,27 @@ READS = (
 OF_TRAINING = ("dataset.validation", "dataset.split_seed", "dataset.train_subset", "dataset.timesteps", "dataset.name")
 
 
-@dataclass(kw_only=True)
-class Evaluation:
-    """What a test found. Accuracies are fractions; `labels` [N] and `logits` [N, T, K] are not part of the JSON."""
+class Evaluation(dict[str, Any]):
+    """What a test found: the keys of its JSON, which are attributes too, and `labels` [N] and `logits` [N, T, K].
 
-    run: str
-    weights: str
-    epoch: int  # whose weights they are, from 1
-    config_hash: str  # of the run
-    changes: list[str]  # in what the test differs from the run's own, as "timesteps: 4 -> 6"
-    remarks: list[str]
-    dataset: str
-    split_id: str
-    split_sha256: str
-    timesteps: int
-    device: str
-    readout: str
-    n: int
-    correct: int
-    acc: float  # at the loss's readout
-    loss: float
-    acc_step: list[float]  # [T]: of the output of step t alone
-    acc_cum: list[float]  # [T]: of the mean output up to step t
-    firing_rates: dict[str, float]
-    causal: bool  # false where the output of a step depends on later ones
-    calibration: dict[str, Any]
-    early_exit: (
-        list[dict[str, Any]] | None
-    )  # None where the outputs of single steps say nothing of a network that stops there
-    classes: list[dict[str, Any]]
-    confusion: list[list[int]]  # [K, K]: rows the labels, columns what was predicted
-    labels: np.ndarray = field(repr=False)
-    logits: np.ndarray = field(repr=False)
+    run, weights, epoch (whose weights they are, from 1), config_hash (of the run), changes (in what the test differs from the
+    run's own), remarks; dataset, split_id, split_sha256, timesteps, device, readout; n, correct, acc (at the loss's readout),
+    loss, acc_step and acc_cum [T], firing_rates; causal (false where the output of a step depends on later ones);
+    calibration, early_exit (null where single steps say nothing of a network that stops there), classes, confusion (rows the
+    labels, columns what was predicted). Accuracies are fractions.
+    """
 
-    def to_dict(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("labels", "logits")}
+    labels: np.ndarray
+    logits: np.ndarray
+
+    def __getattr__(self, key: str) -> Any:
+        if key in self:
+            return self[key]
+        raise AttributeError(f"an evaluation has no {key}")
 
     def json(self) -> str:
         """One line a key, strict JSON."""
-        lines = (f"  {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in self.to_dict().items())
+        lines = (f"  {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in self.items())
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
     def __str__(self) -> str:
@@ -133,21 +112,18 @@ def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) ->
     Raises UserError with one sentence: for keys that would change the network, or that a test does not read, and, before any
     data are read, for a number of time steps, a frame size or a number of classes that the network cannot take.
     """
-    typed = [o for o in overrides if not o.startswith("weights=")]
-    weights = next((o.partition("=")[2] for o in overrides if o.startswith("weights=")), None)
+    weights, typed = weights_in(overrides)
     if not isinstance(run, TrainedRun):
         run = load_run(run, weights or "last")
     elif weights not in (None, run.weights):
         run = load_run(run.path, str(weights))
     base = as_tested(run.config)
-    config = with_overrides(base, typed)
-    check_places(config)
+    config = with_overrides(run, base, typed)
     device = pick_device(config)
     seed_everything(config)
-    model = tested_network(run, config)
-    loss_fn = loss_of(config)
+    model, loss_fn = tested_network(run, config), loss_of(config)
     begin_epoch(run.epoch - 1, config.recipe.epochs, loss_fn)
-    loss_fn.watch(model)  # who is watched is computed by PyTorch, as in the run
+    loss_fn.watch(model)  # watched layers are computed by PyTorch, as in the run
     model = channels_last(model, device)
     if config.compile:
         compile_network(model, device, config.compile)
@@ -156,36 +132,40 @@ def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) ->
     (test,) = feed([data.test], device, on_device=False, ahead=config.dataset.ahead)  # one pass is not worth a copy
     done = itertools.count(1)
     with progress("test", min(len(test), config.debug.max_eval_batches or len(test))) as advance:
-        outcome = evaluate(
+        outcome: Any = evaluate(
             model, test, loss_fn, Precision(config, device), device, config,
             stop=lambda: advance(next(done)), rates=True,
         )  # fmt: skip
     if not math.isfinite(outcome["loss"]):
         raise UserError(f"the loss of this test is {outcome['loss']}: the network's outputs are no finite numbers")
-    kept = final_outputs([(outcome["logits"], outcome["labels"])])
-    scores = loss_fn.readout(outcome["logits"])
-    confusion = confusion_matrix(outcome["labels"], scores.argmax(-1), run.num_classes)
-    ahead = sees_future(model)
+    logits, labels = outcome.pop("logits"), outcome.pop("labels")
+    scores, ahead = loss_fn.readout(logits), sees_future(model)
+    confusion = confusion_matrix(labels, scores.argmax(-1), run.num_classes)
     found = Evaluation(
         run=str(run.path), weights=run.weights, epoch=run.epoch, config_hash=config_hash(run.config),
         changes=[c for c in differing(base, to_dict(config)) if not c.startswith("recipe.")], remarks=[],
         dataset=config.dataset.name, split_id=data.split.id, split_sha256=data.split.sha256_test,
         timesteps=config.timesteps, device=str(device), readout=loss_fn.readout_name,
-        n=outcome["n"], correct=outcome["correct"], acc=outcome["acc"], loss=outcome["loss"],
-        acc_step=outcome["acc_step"], acc_cum=outcome["acc_cum"], firing_rates=outcome["firing_rates"], causal=not ahead,
-        calibration=calibration(scores, outcome["labels"]), early_exit=None,
+        **{k: outcome[k] for k in ("n", "correct", "acc", "loss", "acc_step", "acc_cum", "firing_rates")}, causal=not ahead,
+        calibration=calibration(scores, labels), early_exit=None,
         classes=by_class(confusion, facts.label_names), confusion=confusion.tolist(),
-        labels=kept["label"], logits=kept["logits"],
     )  # fmt: skip
+    found.labels, found.logits = final_outputs([(logits, labels)]).values()
     if ahead or not loss_fn.causal:
         found.remarks.append(
             f"the output of a step depends on later ones (by {', '.join(ahead) or config.loss.name}), so single steps say nothing "
             "of a network that stops there: early exit is left out"
         )
     else:
-        found.early_exit = early_exit(running_scores(loss_fn, outcome["logits"]), outcome["labels"])
-    found.remarks += unlike_the_run(run, config, found)
+        found["early_exit"] = early_exit(running_scores(loss_fn, logits), labels)
+    found.remarks.extend(unlike_the_run(run, config, found))
     return found
+
+
+def weights_in(typed: Sequence[str]) -> tuple[str | None, list[str]]:
+    """(the weights that were asked for, all else that was typed)."""
+    asked = [o.partition("=")[2] for o in typed if o.startswith("weights=")]
+    return (asked[0] if asked else None), [o for o in typed if not o.startswith("weights=")]
 
 
 def as_tested(config: Config) -> dict[str, Any]:
@@ -197,17 +177,7 @@ def as_tested(config: Config) -> dict[str, Any]:
     return to_dict(checked(plain))
 
 
-def check_places(config: Config) -> None:
-    """Raise UserError for a relative folder of data that is not here: it counts from where the run was started."""
-    for key, place in (("data_dir", config.data_dir), ("cache_dir", config.cache_dir)):
-        if place and not Path(place).is_absolute() and not Path(place).exists():
-            raise UserError(
-                f"{key}={place} counts from the folder that the run was started in, and is not in {Path.cwd()}; give {key}=DIR, "
-                "or start snn-eval there"
-            )
-
-
-def with_overrides(base: dict[str, Any], typed: Sequence[str]) -> Config:
+def with_overrides(run: TrainedRun, base: dict[str, Any], typed: Sequence[str]) -> Config:
     """`base` with what was typed. Raises ConfigError for a key that does nothing here, or does too much."""
     overrides = config_overrides(typed)
     initial = next((o.partition("=")[2] for o in overrides if o.startswith("neuron.initial=")), None)
@@ -215,15 +185,20 @@ def with_overrides(base: dict[str, Any], typed: Sequence[str]) -> Config:
         raise ConfigError(f"neuron.initial={initial} has no effect: the run's neurons start so; leave it out")
     if initial:
         base = base | {"neuron": base["neuron"] | {"imp": False}}  # it says the same, and would contradict
-    config = recomposed(base, overrides)
-    if config.dataset.name == base["dataset"]["name"]:
-        config.dataset.found = base["dataset"]["found"]
-    if config.dataset.name != base["dataset"]["name"] or config.dataset.frame_size != base["dataset"]["frame_size"]:
-        theirs, ours = (_takes(c) for c in (config, checked(base)))
-        if theirs != ours:
+    config, ours = recomposed(base, overrides), base["dataset"]
+    if config.dataset.name == ours["name"]:
+        config.dataset.found = ours["found"]
+    if (config.dataset.name, config.dataset.frame_size) != (ours["name"], ours["frame_size"]):
+        dataset = SETS[config.dataset.name].of(config)
+        shapes = (
+            (dataset.frame_shape(config.dataset.frame_size), dataset.num_classes),
+            (run.input_shape, run.num_classes),
+        )
+        gives, takes = (f"{'x'.join(map(str, shape))} and {classes} classes" for shape, classes in shapes)
+        if gives != takes:
             raise UserError(
-                f"dataset={config.dataset.name} gives {theirs}, and the run's network takes {ours}; choose a data set like "
-                f"{base['dataset']['name']}, or go on training on this one: snn-train model.weights=RUN"
+                f"dataset={config.dataset.name} gives {gives}, and the run's network takes {takes}; choose a data set like "
+                f"{ours['name']}, or go on training on this one: snn-train model.weights=RUN"
             )
     return config
 
@@ -236,76 +211,47 @@ def config_overrides(typed: Sequence[str]) -> list[str]:
         if not equals:
             raise ConfigError(f"cannot read '{o}': write key=value")
         name = SHORT.get(name, name)
-        if name in READS or (name.startswith("dataset.") and name not in OF_TRAINING):
-            full.append(f"{name}={value}")
-        elif name not in keys() and name not in GROUPS:
-            raise ConfigError(unknown(name))
-        elif name.partition(".")[0] in ("model", "neuron", "loss", "experiment", "fidelity"):
-            raise ConfigError(
-                f"{o} would change what was trained, and snn-eval tests it as it is; leave it out, or train it"
-            )
-        else:
-            raise ConfigError(f"{o} has no effect on a test; leave it out")
+        if name not in READS and not (name.startswith("dataset.") and name not in OF_TRAINING):
+            if name not in keys() and name not in GROUPS:
+                raise ConfigError(unknown(name))
+            raise ConfigError(f"{o} has no effect on a test, or would change what was trained; leave it out")
+        full.append(f"{name}={value}")
     return readable(full)
 
 
-def _takes(config: Config) -> str:
-    """Frame size and classes, in words."""
-    dataset = SETS[config.dataset.name].of(config)
-    return f"{'x'.join(map(str, dataset.frame_shape(config.dataset.frame_size)))} and {dataset.num_classes} classes"
-
-
 def tested_network(run: TrainedRun, config: Config) -> nn.Module:
-    """The run's network, built anew for the configuration of a test. Raises UserError where its weights do not fit that."""
+    """The run's network, built for the configuration of a test. Raises UserError where its weights do not fit that."""
     given = run.model.state_dict()
     if config.timesteps != run.config.timesteps:
         with torch.device("meta"):
             other = build_network(replace(run.config, timesteps=config.timesteps), run.num_classes, run.input_shape)
-        shapes = {name: value.shape for name, value in other.state_dict().items()}
-        if shapes != (own := {name: value.shape for name, value in given.items()}):
-            name = min(n for n in shapes.keys() | own.keys() if shapes.get(n) != own.get(n))
+        theirs, own = ({name: v.shape for name, v in state.items()} for state in (other.state_dict(), given))
+        if unequal := sorted(n for n in theirs.keys() | own.keys() if theirs.get(n) != own.get(n)):
             raise UserError(
-                f"timesteps={config.timesteps}: parameters of this network are tied to the T={run.config.timesteps} that it was trained "
-                f"with ({name}); leave timesteps out"
+                f"timesteps={config.timesteps}: parameters of this network are tied to the T={run.config.timesteps} that it was "
+                f"trained with ({unequal[0]}); leave timesteps out"
             )
     model = build_network(config, run.num_classes, run.input_shape)
-    own = model.state_dict()
-    if missing := sorted(own.keys() - given.keys()):
+    wanted = model.state_dict().keys()
+    if missing := sorted(wanted - given.keys()):
         raise UserError(
             f"neuron.initial={config.neuron.initial} is learned, and this run has no {missing[0]}; choose zero, half or constant"
         )
-    checkpoint.load_model(model, {name: value for name, value in given.items() if name in own}, str(run.path))
+    checkpoint.load_model(model, {name: value for name, value in given.items() if name in wanted}, str(run.path))
     return model.eval()
 
 
 def unlike_the_run(run: TrainedRun, config: Config, found: Evaluation) -> list[str]:
-    """What a reader must know who holds these numbers against the run's: other data, other samples, other numbers."""
-    said = []
-    others = [c for c in found.changes if c.startswith(("dataset.", "timesteps:"))]
-    if run.result and not others:
-        changed, unknown_ = other_data(run.result, config)
+    """What a reader must know who holds these numbers against the run's: other data, other samples."""
+    result, said = run.result, []
+    if not result:
+        return [f"the run is not finished: these are the weights of epoch {run.epoch} of {run.config.recipe.epochs}"]
+    if not any(c.startswith(("dataset.", "timesteps:")) for c in found.changes):
+        changed, why = other_data(result, config)
         said += [f"warning: the data are not those of the run ({'; '.join(changed)})"] if changed else []
-        said += [f"whether the data are those of the run is not known: {unknown_}"] if unknown_ else []
-    if run.result and run.result.dataset == found.dataset and run.result.split_sha256 != found.split_sha256:
-        said.append(
-            f"warning: other samples than the run's test ({run.result.split_id}): it may have been trained on some"
-        )
-    if not run.result:
-        said.append(
-            f"the run is not finished: these are the weights of epoch {run.epoch} of {run.config.recipe.epochs}"
-        )
-    line: dict[str, Any] = {}
-    try:
-        if run.result and not found.changes:
-            line = epoch_of(run.path, run.epoch)
-    except UserError as error:
-        said.append(f"warning: {error}; not compared with the accuracy of then")
-    then = {k: line[k] for k in ("acc", "acc_step", "acc_cum") if k in line}
-    if then and any(getattr(found, k) != v for k, v in then.items()):
-        said.append(
-            f"warning: in the run these weights had an accuracy of {100 * then['acc']:.2f}%; sums are rounded in another order with "
-            "other devices, threads or versions"
-        )
+        said += [f"whether the data are those of the run is not known: {why}"] if why else []
+    if result.dataset == found.dataset and result.split_sha256 != found.split_sha256:
+        said.append(f"warning: other samples than the run's test ({result.split_id}): it may have been trained on some")
     return said
 
 
@@ -402,36 +348,29 @@ def tables(e: Evaluation) -> str:
         *map(harmless, e.remarks),
     ]
     if e.causal:
-        steps = (
-            (str(t), _percent(alone), _percent(mean))
-            for t, (alone, mean) in enumerate(zip(e.acc_step, e.acc_cum, strict=True), 1)
-        )
+        steps = ((str(t), *map(_percent, each)) for t, each in enumerate(zip(e.acc_step, e.acc_cum, strict=True), 1))
         text.append(text_table("accuracy by time step, %", ["t", "output of t alone", "mean output up to t"], steps))
     if e.early_exit:
         exits = ((str(x["threshold"] or "never"), _percent(x["acc"]), f"{x['mean_steps']:.2f}") for x in e.early_exit)
         title = "early exit: stop once the confidence reaches a threshold"
         text.append(text_table(title, ["threshold", "accuracy %", "mean steps"], exits))
     c = e.calibration
+    title = f"calibration: ECE {_percent(c['ece'])}% ({BINS} bins), NLL {c['nll']:.4f}, Brier score {c['brier']:.4f} (0 to 2)"
     bins = (
         (f"{b['low']:.2f}-{b['high']:.2f}", str(b["n"]), _percent(b["confidence"]), _percent(b["acc"]))
         for b in c["bins"]
     )
-    title = f"calibration: ECE {_percent(c['ece'])}% ({BINS} bins), NLL {c['nll']:.4f}, Brier score {c['brier']:.4f} (0 to 2)"
     text.append(text_table(title, ["confidence", "samples", "mean confidence %", "accuracy %"], bins))
     seen = [x for x in e.classes if x["n"]]
     worst = sorted(seen, key=lambda x: x["acc"])[:10] if len(seen) > MANY else seen
+    rows = []
+    for x in worst:
+        wrong = [0 if k == x["label"] else count for k, count in enumerate(e.confusion[x["label"]])]
+        often = f"{e.classes[wrong.index(max(wrong))]['name']} ({max(wrong)})" if max(wrong) else ""
+        rows.append((x["name"], str(x["n"]), _percent(x["acc"]), _percent(x["precision"]), often))
     title = "by class" if worst is seen else f"by class, the worst 10 of {len(seen)}"
     columns = ["class", "samples", "accuracy %", "precision %", "most often taken for"]
-    rows = [
-        (x["name"], str(x["n"]), _percent(x["acc"]), _percent(x["precision"]), _taken_for(e, x["label"])) for x in worst
-    ]
-    text.append(text_table(title, columns, rows))
-    return "\n".join(text)
-
-
-def _taken_for(e: Evaluation, label: int) -> str:
-    wrong = [0 if k == label else count for k, count in enumerate(e.confusion[label])]
-    return f"{e.classes[wrong.index(max(wrong))]['name']} ({max(wrong)})" if max(wrong) else ""
+    return "\n".join([*text, text_table(title, columns, rows)])
 
 
 def _percent(value: float | None) -> str:
@@ -441,58 +380,32 @@ def _percent(value: float | None) -> str:
 # ---------------------------------------------------------------- the command
 
 
-def save(found: Evaluation, file: Path, predictions: bool = False) -> None:
-    """Write what was found, whole or not at all; `predictions`: label [N] and logits [N, T, K] in an .npz of the same name."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if predictions:
-        with (
-            replace_atomically(Path(str(file).removesuffix(".json") + ".npz")) as temporary,
-            open(temporary, "wb") as f,
-        ):
-            np.savez_compressed(f, label=found.labels, logits=found.logits)
+def arguments(name: str, doc: str | None, words: str, number: str) -> argparse.Namespace:
+    """What was typed: `run`, `words` and `json` of a command on a trained network."""
+    parser = Parser(name, doc)
+    parser.add_argument("run", metavar="RUN", help="folder of a run")
+    parser.add_argument("words", metavar=words, nargs=number)
+    parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    args = arguments("snn-eval", __doc__, "KEY=VALUE", "*")
+    weights, others = weights_in(args.words)
+    run = load_run(args.run, weights or "last")
+    # with a name it says all choices
+    changed = tweaks(["name=x", *(o for o in config_overrides(others) if not o.startswith("recipe."))])
+    found = evaluate_run(run, args.words)
+    print(found.json() if args.json else found)
+    file = run.path / EVALUATIONS / f"{','.join(filter(None, [run.weights, changed]))}.json"
+    file.parent.mkdir(exist_ok=True)
     write_text(file, found.json())
-
-
-def file_of(run: Path, typed: Sequence[str], output: str | None) -> Path:
-    """Where an evaluation goes: RUN/eval/last.json, RUN/eval/best,timesteps=6.json, or `output`.
-
-    Raises UserError where it would replace anything but an evaluation, or cannot be written.
-    """
-    weights = [o.partition("=")[2] for o in typed if o.startswith("weights=")] or ["last"]
-    others = config_overrides([o for o in typed if not o.startswith("weights=")])
-    named = tweaks(["name=x", *(o for o in others if not o.startswith("recipe."))])  # with a name it says all choices
-    file = (
-        Path(output).expanduser() if output else run / EVALUATIONS / f"{','.join(filter(None, [*weights, named]))}.json"
-    )
-    if file.resolve().parent == run.resolve():
-        raise UserError(
-            f"output={output} would lie among the run's own files; choose another folder, such as {run / EVALUATIONS}"
-        )
-    if file.exists() and not (file.is_file() and file.open("rb").read(9) == b'{\n  "run"'):
-        raise UserError(f"output={file} is there and is no earlier evaluation; choose another file")
-    above = next(folder for folder in file.resolve().parents if folder.exists())
-    if not (above.is_dir() and os.access(above, os.W_OK)):
-        raise UserError(f"{file} cannot be written in {above}; choose another place with output=FILE")
-    return file
-
-
-def main(argv: list[str]) -> None:
-    folder, words, flags = split(argv)
-    own = {k: v for k, _, v in (w.partition("=") for w in words) if k in ("output", "predictions")}
-    typed = [w for w in words if w.partition("=")[0] not in own]
-    if (keep := own.get("predictions", "false").lower()) not in ("true", "false"):
-        raise UserError(f"predictions={own['predictions']} must be true or false")
-    run = load_run(folder, next((w.partition("=")[2] for w in typed if w.startswith("weights=")), "last"))
-    file = file_of(run.path, typed, own.get("output"))
-    found = evaluate_run(run, typed)
-    save(found, file, keep == "true")
-    print(found.json() if "--json" in flags else found)
     log.info(f"written to {file}")
 
 
 def entry() -> None:
     """`snn-eval`."""
-    command("snn-eval", __doc__, main)
+    command("snn-eval", main)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,37 @@
-"""A run's folder, or what `export.py --to safetensors` made of it, read back as the network that it trained."""
+"""A run's folder, or what `export.py --to safetensors` made of it, read back as the network that it trained.
+
+Also what is said and counted of a finished run, and what the commands on one share.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 
-from snn_repro.build import build_network
+from snn_repro import console, distributed
+from snn_repro.build import build_network, loss_of
 from snn_repro.config import Config, checked, frame_shape
+from snn_repro.data import Data, build_data
 from snn_repro.data.dataset import DataSet
-from snn_repro.errors import UserError
+from snn_repro.energy import energy_report
+from snn_repro.errors import UserError, in_one_sentence
+from snn_repro.files import write_json
+from snn_repro.energy import neurobench
 from snn_repro.registry import SETS
 from snn_repro.runs import checkpoint
-from snn_repro.runs.folder import CONFIG, RESULT, other_data
-from snn_repro.runs.result import RunResult, read_result
+from snn_repro.runs.folder import CONFIG, NEUROBENCH, RESULT, Follower, RunFolder
+from snn_repro.runs.result import RunResult, read_result, summary
+from snn_repro.runtime import pick_device, threads
 
 log = logging.getLogger("snn_repro")
 
@@ -39,43 +51,28 @@ class TrainedRun:
     num_classes: int
     result: RunResult | None
     weights: str = "last"  # or "best"
-    data: dict[str, str] | None = None  # the fingerprint of what it was trained on
 
     def facts(self, config: Config | None = None) -> DataSet:
-        """The data set of the run (or of a test, `config`), with what the run found in it: classes, size, statistics.
-
-        A run of an earlier version kept none of it: then they are those of data_dir now, and a line says so. Raises UserError
-        where the data are missing, or not those that it was trained on.
-        """
+        """The data set of the run (or of a test, `config`), with what the run found in it: classes, size, statistics."""
         config = config or self.config
-        facts = SETS[config.dataset.name]
-        if facts.own and not config.dataset.found and config.dataset.name == self.config.dataset.name:
-            where = (
-                f"an earlier version trained {self.path}, which does not keep the classes and statistics of its data"
+        facts, name = SETS[config.dataset.name], config.dataset.name
+        if facts.own and not config.dataset.found and name == self.config.dataset.name:
+            raise UserError(
+                f"{self.path} was trained on dataset={name} by an earlier version, which kept no classes and statistics of the data: "
+                "train it again"
             )
-            changed, _ = other_data({"data": self.data}, config)
-            if changed:
-                raise UserError(
-                    f"{where}, and data_dir={config.data_dir} has changed since ({'; '.join(changed)}): give the data as they "
-                    "were, or train again"
-                )
-            config.dataset.found = facts.of(config).found
-            log.warning(f"{where}: those of data_dir={config.data_dir} are used")
         return facts.of(config)
 
     @property
     def class_names(self) -> list[str]:
         """In the order of the labels; their numbers where nobody says how they are called."""
-        names: Sequence[str] = ()
-        with contextlib.suppress(UserError):  # own data of an older run that lie elsewhere now
-            names = self.facts().label_names
-        return list(names) or [str(k) for k in range(self.num_classes)]
+        return list(self.facts().label_names) or [str(k) for k in range(self.num_classes)]
 
     def transform(self, source: Any, say: Callable[[str], None] = log.info) -> Tensor:
         """One image (path, PIL image or array) or recording (path or `Events`) as the run's test gives it to the network: image
         [1, C, H, W] or frames [T, 1, C, H, W], float32, so that `model(transform(source))` is [T, 1, K].
 
-        `say` hears what was changed to make it fit. Raises UserError with one sentence where it is neither; see data/raw.py.
+        `say` is told what was changed to make it fit. Raises UserError with one sentence where it is neither; see data/raw.py.
         """
         return self.facts().sample(self.config, source, say)
 
@@ -90,10 +87,8 @@ def load_run(path: str | Path, weights: str = "last") -> TrainedRun:
     path = Path(path)
     if weights not in WEIGHTS:
         raise UserError(f"weights={weights} must be one of: {', '.join(WEIGHTS)}")
-    if not path.is_dir():
-        raise UserError(f"{path} is no run: give the folder that holds a run's {RESULT}, like runs/NAME/seed0")
     if not any((path / name).is_file() for name in (RESULT, CONFIG, SAFETENSORS, *WEIGHTS.values())):
-        raise UserError(f"{path} is no run: it holds no {CONFIG}; give a folder like runs/NAME/seed0")
+        raise UserError(f"{path} is no run: it holds no {CONFIG}; give the folder of a run, like runs/NAME/seed0")
     file = path / WEIGHTS[weights]
     if (path / SAFETENSORS).is_file():
         content, state = _exported(path)
@@ -107,8 +102,7 @@ def load_run(path: str | Path, weights: str = "last") -> TrainedRun:
     classes = result.num_classes if result else SETS[config.dataset.name].of(config).num_classes
     model = build_network(config, classes, shape)
     checkpoint.load_model(model, state, str(file))
-    data = content.get("data") or (result.data if result else None)
-    return TrainedRun(path, config, model.eval(), content["epoch"], shape, classes, result, weights, data)
+    return TrainedRun(path, config, model.eval(), content["epoch"], shape, classes, result, weights)
 
 
 def _exported(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -120,11 +114,92 @@ def _exported(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise UserError(f"{path / SAFETENSORS} needs safetensors: pip install 'snn_repro[export]'") from None
     try:
         content, state = json.loads((path / SAVED).read_text("utf-8")), load_file(path / SAFETENSORS)
-        checkpoint.check_content(content, path / SAVED)
-        if content.get("weights") not in WEIGHTS:
-            raise ValueError(f"its weights are {content.get('weights')!r:.60}")
-        return content, state
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        if content["weights"] not in WEIGHTS:
+            raise ValueError(f"its weights are {content['weights']!r:.60}")
+        return content, checkpoint.weights_of(content | {"model": state}, path / SAVED)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, SafetensorError) as error:
         raise checkpoint.CheckpointError(
             f"{path} is no whole export as safetensors: {error}; export the run again"
         ) from None
+
+
+# ---------------------------------------------------------------- a finished run
+
+
+def repeated(folder: RunFolder | Follower, result: RunResult, config: Config) -> RunResult:
+    """The earlier result of a command that is given again, with what is counted if that is asked for now."""
+    now = {"threads": threads(config), "processes": distributed.world().size}
+    remarks = [f"it ran with {k}={result[k]}, here {v}" for k, v in now.items() if result.get(k, v) != v]
+    said = "; ".join(filter(None, [summary(result), *remarks, folder.remark]))
+    log.info(f"{folder.path}: already done (force=true to redo): {said}")
+    energy = bool(config.energy) and result.energy is None
+    bench = config.neurobench and not (folder.path / NEUROBENCH).exists()
+    if (energy or bench) and distributed.world().rank == 0:
+        keys = " and ".join(["energy=true"] * energy + ["neurobench=true"] * bench)
+        try:
+            model = load_run(folder.path).model.to(pick_device(config))
+        except UserError as error:
+            raise UserError(f"{keys} needs the run's weights: {error}; or redo the run with force=true") from None
+        wanted = replace(config, energy=energy, neurobench=bench)
+        count_operations(folder.path, wanted, result, model, build_data(config))
+        folder.finish(result)
+        log.info(f"{folder.path}: {keys}: counted")
+    return distributed.broadcast(result)
+
+
+def count_operations(path: Path, config: Config, result: RunResult, model: nn.Module, data: Data) -> None:
+    """A run's energy into its result, its neurobench.json, where asked for or, for energy, nearly free."""
+    device = next(model.parameters()).device
+    if config.energy or (config.energy is None and counts_for_little(config, data)):
+        images, _ = next(iter(data.test.epoch(0)))
+        result.energy = energy_report(model, images.to(device))
+    if config.neurobench:
+        write_neurobench(path, config, model, data, device)
+
+
+def write_neurobench(path: Path, config: Config, model: nn.Module, data: Data, device: torch.device) -> dict[str, Any]:
+    """NeuroBench's metrics of the whole test part, into the run's folder; returns them."""
+    content = neurobench(model, data.test.epoch(0), loss_of(config).readout, device)
+    write_json(path / NEUROBENCH, content)
+    return content
+
+
+# Cost of counting operations, in forward passes on a CPU: 6 (0.2 s a batch of digits_dvs), and 1 s for the first call.
+COUNTING = 12
+
+
+def counts_for_little(config: Config, data: Data) -> bool:
+    """Whether counting the first test batch takes less than 2 % of the whole run: by its samples, not by a clock, so that every
+    machine decides alike. A backward pass takes twice a forward pass."""
+    if config.debug.max_steps or config.debug.max_eval_batches:
+        return False
+    split, batch = data.split, data.test.all_samples(0)
+    passes = config.recipe.epochs * (3 * split.n_train + split.n_val + split.n_test)
+    return COUNTING * batch * distributed.world().size < 0.02 * passes
+
+
+# ---------------------------------------------------------------- commands
+
+
+def command(name: str, main: Callable[[], None]) -> NoReturn:
+    """Run `main`: exit code 0 done, 2 wrong input, 130 Ctrl-C. Remarks go to stderr, results to stdout."""
+    warnings.formatwarning = console.one_line
+    log.addHandler(logging.StreamHandler())
+    log.setLevel(logging.INFO)
+
+    def run() -> int:
+        try:
+            main()
+            return 0
+        except KeyboardInterrupt:
+            code, said = 128 + signal.SIGINT, "stopped, nothing was written"
+        except Exception as raised:
+            smaller = "batch_size=32 or less takes fewer samples at a time, " * (name == "snn-eval")
+            error = in_one_sentence(raised, f"{smaller}device=cpu takes the machine's memory instead of a GPU's")
+            if not isinstance(error, UserError):
+                raise
+            code, said = 2, console.harmless(error)
+        print(f"{name}: {said}", file=sys.stderr)
+        return code
+
+    sys.exit(console.script(run))

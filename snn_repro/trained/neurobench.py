@@ -12,10 +12,9 @@ from pathlib import Path
 from snn_repro import console
 from snn_repro.data import build_data
 from snn_repro.errors import UserError
-from snn_repro.runs.finished import write_neurobench
 from snn_repro.runs.folder import NEUROBENCH
 from snn_repro.runtime import pick_device
-from snn_repro.trained.load import WEIGHTS, load_run
+from snn_repro.trained.load import WEIGHTS, load_run, write_neurobench
 
 PLACES = ("data_dir", "cache_dir", "device")
 

@@ -22,14 +22,13 @@ import torch
 from torch import Tensor
 
 from snn_repro.build import loss_of
-from snn_repro.causality import sees_future
 from snn_repro.config.schema import DEVICES
 from snn_repro.console import audible, text_table
 from snn_repro.errors import UserError
+from snn_repro.metrics import sees_future
 from snn_repro.runtime import pick_device
-from snn_repro.trained.command import command, log, split
-from snn_repro.trained.evaluate import probabilities, running_scores
-from snn_repro.trained.load import TrainedRun, load_run
+from snn_repro.trained.evaluate import arguments, probabilities, running_scores
+from snn_repro.trained.load import TrainedRun, command, load_run, log
 
 
 @dataclass(frozen=True)
@@ -77,35 +76,31 @@ def tables(found: list[Prediction]) -> str:
     ).lstrip("\n")
 
 
-def main(argv: list[str]) -> None:
-    folder, words, flags = split(argv)
-    own = {k: v for k, e, v in (w.partition("=") for w in words) if e and k in ("weights", "device")}
-    files = [w for w in words if w.partition("=")[0] not in own]
-    if not files:
-        raise UserError("name an image or a recording behind the run's folder")
+def main() -> None:
+    args = arguments("snn-predict", __doc__, "FILE", "+")
+    own = {k: v for k, e, v in (w.partition("=") for w in args.words) if e and k in ("weights", "device")}
     if own.get("device", "auto") not in DEVICES:
         raise UserError(f"device={own['device']} must be auto, cpu, cuda or cuda:N")
-    run = load_run(folder, own.get("weights", "last"))
+    run = load_run(args.run, own.get("weights", "last"))
     run.model.to(pick_device(replace(run.config, device=own.get("device", "auto"))))
-    found = predict(run, files)
+    found = predict(run, [w for w in args.words if w.partition("=")[0] not in own])
     if ahead := sees_future(run.model):
         log.info(
             f"the output of a step depends on later ones (by {', '.join(ahead)}): only that of the last step counts"
         )
-    if "--json" in flags:
-        shown = [
-            vars(p)
-            | {"steps": [dict(label=k, name=n, confidence=c) for k, n, c in p.steps], "logits": p.logits.tolist()}
-            for p in found
+    if args.json:
+        step = ("label", "name", "confidence")
+        plain = [
+            dict(steps=[dict(zip(step, s, strict=True)) for s in p.steps], logits=p.logits.tolist()) for p in found
         ]
-        print(json.dumps(shown, indent=1))
+        print(json.dumps([vars(p) | more for p, more in zip(found, plain, strict=True)], indent=1))
     else:
         print(tables(found))
 
 
 def entry() -> None:
     """`snn-predict`."""
-    command("snn-predict", __doc__, main)
+    command("snn-predict", main)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 import torch
 from all_rows import rows
 
-from snn_repro.config import ConfigError, config_hash, differing, load_config, to_dict
+from snn_repro.config import ConfigError, checked, config_hash, differing, load_config, to_dict
 from snn_repro.runs import checkpoint, sweeps
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -30,6 +30,9 @@ def test_a_stored_configuration_is_that_of_the_same_command():
     assert config_hash(OLD["config"]) == config_hash(now) == OLD["config_hash"]
     assert config_hash(OLD["config"], without=("seed",)) == config_hash(now, without=("seed",)) == OLD["recipe_hash"]
     assert differing(OLD["config"], now) == []
+    former = to_dict(now)
+    former["debug"]["profile"], former["model"]["conv_backend"] = True, "torch"
+    assert checked(former) == now
     assert differing(OLD["config"], load_config([*WORDS, "neuron.imp_lr=2", "neuron.imp=true"])) == [
         "neuron.imp: False -> True", "neuron.imp_lr: 1.0 -> 2.0",
     ]  # fmt: skip

@@ -21,7 +21,7 @@ def test_help_shows_meaning_unit_and_range():
         r"neuron.reset +neuron=if, lif, .*: soft: v = h - V_th s; .* \[soft \| hard\]",
         r"neuron.initial +neuron=if, .*: initial membrane potential; .* \[zero \| constant \| half \| .*imp_channel.* \| mp_init\]",
         r"loss.epsilon +loss=tet_s.*: label smoothing \[at least 0 and below 1\]",
-        r"model.norm +model=vgg48, vgg128.*\[bn \| .*tebn \| tebn_gesture.*\]",
+        r"model.norm +model=.*vgg48.*vgg128.*\[bn \| .*tebn \| tebn_gesture.*\]",
         r"recipe.lr +learning rate \[above 0\]",
     ):
         assert re.search(f"^  {line}$", told, re.MULTILINE), line

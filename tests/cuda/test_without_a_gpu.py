@@ -29,7 +29,6 @@ RUNS = {
     "frames from the host": [*FRAMES, "augment.event_policy=true", "dataset.on_device=false"],
     "a step without a form for a device": [*FRAMES, "augment.eventmix=1"],
     "float16": [*IMAGES, "recipe.amp=fp16", "recipe.clip_norm=1", "neuron=if", "neuron.initial=mp_init"],
-    "an average of the weights": [*IMAGES, "recipe.ema_decay=0.9"],
     "the loss that compares steps": [*IMAGES, "loss=strong2weak", "loss.cascade=true"],
     "potentials in the loss": [*IMAGES, "neuron=if", "loss=rmp", "neuron.initial=half"],
     "parallel neurons": [*FRAMES, "neuron=masked_psn"],

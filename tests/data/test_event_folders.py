@@ -1,18 +1,19 @@
 """Event data sets as users have them: folders and archives by other names, archives in archives, links and odd files."""
 
+import contextlib
 import os
 import shutil
 import tarfile
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 from fixtures import make_cache as prepare
 from fixtures import open_cache, write_cifar10_dvs, write_dvs_gesture, write_ncaltech101
+from numpy.testing import assert_array_equal
 
 from snn_repro.data.events import integrate
-from snn_repro.data.recordings import find_recordings
+from snn_repro.data.recordings import find_recordings, read_entry
 from snn_repro.data.sets import SETS
 from snn_repro.errors import DataError, UserError
 
@@ -33,15 +34,31 @@ def zip_up(folder: Path, archive: Path, compression=STORED, under: str = "") -> 
     shutil.rmtree(folder)
 
 
-def tar_up(folder: Path, archive: Path, mode: str) -> None:
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(archive, mode) as t:
-        t.add(folder, ".")
-    shutil.rmtree(folder)
+def moved(write, name, **options):
+    """What a fixture writes, in the folder `name`."""
+
+    def lay(raw):
+        write(raw / "there", **options)
+        inside = {write_dvs_gesture: "DvsGesture", write_ncaltech101: "Caltech101"}.get(write, ".")
+        (raw / name).parent.mkdir(parents=True, exist_ok=True)
+        (raw / "there" / inside).rename(raw / name)
+        shutil.rmtree(raw / "there", ignore_errors=True)
+
+    return lay
 
 
-def dvs_folder(raw, name):
-    write_cifar10_dvs(raw / name)
+def packed(write, name, compression=STORED, under="", **options):
+    """What a fixture writes, in an archive."""
+
+    def lay(raw):
+        write(raw / "there", **options)
+        if name.endswith("zip"):
+            return zip_up(raw / "there", raw / name, compression, under)
+        with tarfile.open(raw / name, "w" if name.endswith("tar") else "w:gz") as t:
+            t.add(raw / "there", ".")
+        shutil.rmtree(raw / "there")
+
+    return lay
 
 
 def dvs_capital_zips(raw):
@@ -56,123 +73,132 @@ def dvs_flat_zips(raw):
         zip_up(folder, raw / f"{folder.name}.ZIP")
 
 
-def dvs_zip_of_zips(raw, compression, archive="CIFAR10DVS.zip", under=""):
-    write_cifar10_dvs(raw / "there", archive=True)
-    zip_up(raw / "there", raw / archive, compression, under)
-
-
-def dvs_zip_of_folders(raw):
-    write_cifar10_dvs(raw / "there")
-    zip_up(raw / "there", raw / "cifar10-dvs.zip", DEFLATED, "CIFAR10DVS/")
-
-
-def dvs_tar(raw):
-    write_cifar10_dvs(raw / "there")
-    tar_up(raw / "there", raw / "cifar10dvs.tar.gz", "w:gz")
-
-
-def gesture_folder(raw, name):
-    write_dvs_gesture(raw / "there")
-    (raw / "there" / "DvsGesture").rename(raw / name)
-    shutil.rmtree(raw / "there")
-
-
-def gesture_tar(raw, name, mode):
-    write_dvs_gesture(raw / "there")
-    tar_up(raw / "there", raw / name, mode)
-
-
-def gesture_zip(raw, name):
-    write_dvs_gesture(raw / "there")
-    zip_up(raw / "there", raw / name)
-
-
-def gesture_tar_in_zip(raw, compression):
-    write_dvs_gesture(raw / "there", archive=True)
-    zip_up(raw / "there", raw / "DVS128Gesture.zip", compression)
-
-
-def caltech_folder(raw, name):
-    write_ncaltech101(raw / "there")
-    (raw / name).parent.mkdir(parents=True, exist_ok=True)
-    (raw / "there" / "Caltech101").rename(raw / name)
-    shutil.rmtree(raw / "there")
-
-
-def caltech_zip_in_zip(raw, archive, compression, under=""):
-    write_ncaltech101(raw / "there", archive=True)
-    zip_up(raw / "there", raw / archive, compression, under)
-
-
-def caltech_zip_in_folder(raw):
-    write_ncaltech101(raw / "caltech101", archive=True)
-
-
 def caltech_zip_in_zip_in_zip(raw):
-    caltech_zip_in_zip(raw / "a", "Caltech101.zip", DEFLATED)
+    packed(write_ncaltech101, "Caltech101.zip", DEFLATED, archive=True)(raw / "a")
     zip_up(raw / "a", raw / "N-Caltech101.zip", DEFLATED)
 
 
+DVS, GESTURE, CALTECH = write_cifar10_dvs, write_dvs_gesture, write_ncaltech101
 LAYOUTS = {
-    "cifar10dvs": ("cifar10_dvs", lambda raw: dvs_folder(raw, "cifar10dvs")),
-    "CIFAR10DVS/download": ("cifar10_dvs", lambda raw: dvs_folder(raw, "CIFAR10DVS/Download")),
-    "Airplane.zip": ("cifar10_dvs", dvs_capital_zips),
-    "airplane.ZIP without its folder": ("cifar10_dvs", dvs_flat_zips),
-    "zip of zips, stored": ("cifar10_dvs", lambda raw: dvs_zip_of_zips(raw, STORED)),
-    "zip of zips, compressed": ("cifar10_dvs", lambda raw: dvs_zip_of_zips(raw, DEFLATED)),
-    "figshare's zip of zips": ("cifar10_dvs", lambda raw: dvs_zip_of_zips(raw, STORED, "4724671.zip", "data/")),
-    "zip of folders": ("cifar10_dvs", dvs_zip_of_folders),
-    "tar of folders": ("cifar10_dvs", dvs_tar),
-    "dvs128gesture": ("dvs_gesture", lambda raw: gesture_folder(raw, "dvs128gesture")),
-    "dvsgesture": ("dvs_gesture", lambda raw: gesture_folder(raw, "dvsgesture")),
-    "DvsGesture.tar": ("dvs_gesture", lambda raw: gesture_tar(raw, "DvsGesture.tar", "w")),
-    "dvsgesture.tgz": ("dvs_gesture", lambda raw: gesture_tar(raw, "dvsgesture.tgz", "w:gz")),
-    "DvsGesture.zip": ("dvs_gesture", lambda raw: gesture_zip(raw, "DvsGesture.zip")),
-    "tar.gz in a zip, stored": ("dvs_gesture", lambda raw: gesture_tar_in_zip(raw, STORED)),
-    "tar.gz in a zip, compressed": ("dvs_gesture", lambda raw: gesture_tar_in_zip(raw, DEFLATED)),
-    "caltech101": ("ncaltech101", lambda raw: caltech_folder(raw, "caltech101")),
-    "Caltech101/Caltech101": ("ncaltech101", lambda raw: caltech_folder(raw, "N-Caltech101/Caltech101/Caltech101")),
-    "class folders": ("ncaltech101", lambda raw: caltech_folder(raw, "n-caltech101")),
-    "Caltech101.zip in a folder caltech101": ("ncaltech101", caltech_zip_in_folder),
-    "Caltech101.zip in caltech101.zip": (
-        "ncaltech101",
-        lambda raw: caltech_zip_in_zip(raw, "caltech101.zip", DEFLATED),
-    ),
-    "Caltech101.zip in N-Caltech101-archive.zip": (
-        "ncaltech101",
-        lambda raw: caltech_zip_in_zip(raw, "N-Caltech101-archive.zip", STORED, "N-Caltech101-archive/"),
-    ),
-    "zip in zip in zip": ("ncaltech101", caltech_zip_in_zip_in_zip),
+    "cifar10_dvs": {
+        "cifar10dvs": moved(DVS, "cifar10dvs"),
+        "CIFAR10DVS/download": moved(DVS, "CIFAR10DVS/Download"),
+        "Airplane.zip": dvs_capital_zips,
+        "airplane.ZIP without its folder": dvs_flat_zips,
+        "zip of zips": packed(DVS, "CIFAR10DVS.zip", DEFLATED, archive=True),
+        "figshare's zip of zips": packed(DVS, "4724671.zip", STORED, "data/", archive=True),
+        "zip of folders": packed(DVS, "cifar10-dvs.zip", DEFLATED, "CIFAR10DVS/"),
+        "tar of folders": packed(DVS, "cifar10dvs.tar.gz"),
+    },
+    "dvs_gesture": {
+        "dvs128gesture": moved(GESTURE, "dvs128gesture"),
+        "dvsgesture": moved(GESTURE, "dvsgesture"),
+        "DvsGesture.tar": packed(GESTURE, "DvsGesture.tar"),
+        "dvsgesture.tgz": packed(GESTURE, "dvsgesture.tgz"),
+        "DvsGesture.zip": packed(GESTURE, "DvsGesture.zip"),
+        "tar.gz in a zip": packed(GESTURE, "DVS128Gesture.zip", DEFLATED, archive=True),
+    },
+    "ncaltech101": {
+        "caltech101": moved(CALTECH, "caltech101"),
+        "Caltech101/Caltech101": moved(CALTECH, "N-Caltech101/Caltech101/Caltech101"),
+        "class folders": moved(CALTECH, "n-caltech101"),
+        "Caltech101.zip in a folder caltech101": lambda raw: write_ncaltech101(raw / "caltech101", archive=True),
+        "Caltech101.zip in caltech101.zip": packed(CALTECH, "caltech101.zip", DEFLATED, archive=True),
+        "with a folder in it": packed(
+            CALTECH, "N-Caltech101-archive.zip", STORED, "N-Caltech101-archive/", archive=True
+        ),
+        "zip in zip in zip": caltech_zip_in_zip_in_zip,
+    },
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_data_sets_are_found_by_the_names_that_users_give_them(tmp_path, layout):
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """{data set: the cache of its plain folders}."""
+    folder, made = tmp_path_factory.mktemp("plain"), {}
+    for dataset, write in WRITERS.items():
+        write(folder / dataset / "raw")
+        made[dataset] = run(dataset, folder / dataset / "raw", folder / dataset / "cache").folder
+    return made
+
+
+@pytest.mark.parametrize("dataset, layout", [(d, name) for d, layouts in LAYOUTS.items() for name in layouts])
+def test_data_sets_are_found_by_the_names_that_users_give_them(tmp_path, plain, dataset, layout):
     """Every layout gives the cache of the plain folders, and nothing is written beside the data."""
-    dataset, write = LAYOUTS[layout]
     raw = tmp_path / "raw"
     raw.mkdir()
-    write(raw)
+    LAYOUTS[dataset][layout](raw)
     before = {p: p.stat().st_mtime_ns for p in raw.rglob("*")}
     report = run(dataset, raw, tmp_path / "cache")
-    WRITERS[dataset](tmp_path / "plain")
-    plain = run(dataset, tmp_path / "plain", tmp_path / "expected")
-    assert report.samples == plain.samples and not report.problems
+    assert not report.problems
     for file in ("frames.npy", "index.csv", "manifest.json"):
-        assert (report.folder / file).read_bytes() == (plain.folder / file).read_bytes()
+        assert (report.folder / file).read_bytes() == (plain[dataset] / file).read_bytes()
     assert {p: p.stat().st_mtime_ns for p in raw.rglob("*")} == before
-    open_cache(dataset, tmp_path / "cache", 2, data_dir=raw)
     assert run(dataset, raw, tmp_path / "cache").read == 0
 
 
-def test_a_damaged_zip_in_a_zip_is_one_sentence(tmp_path):
-    write_ncaltech101(tmp_path / "there", archive=True)
-    inner = (tmp_path / "there" / "Caltech101.zip").read_bytes()
-    for content in (inner[:-30], b"nothing"):
-        with zipfile.ZipFile(tmp_path / "ncaltech101.zip", "w") as z:
+# ------------------------------------------------------------------ archives
+
+
+def test_an_archive_is_unpacked_once_and_again_when_it_changed(tmp_path, caplog):
+    def opened():
+        return open_cache("ncaltech101", tmp_path / "cache", 2, data_dir=tmp_path / "raw")
+
+    write_ncaltech101(tmp_path / "raw", archive=True)
+    with caplog.at_level("INFO", "snn_repro"):
+        for by in ("number", "time"):
+            run("ncaltech101", tmp_path / "raw", tmp_path / "cache", by=by)
+        opened()
+        assert caplog.text.count("unpacking") == 1
+        write_ncaltech101(tmp_path / "raw", archive=True, per_class=2)
+        opened()  # not unpacked yet
+        run("ncaltech101", tmp_path / "raw", tmp_path / "cache", by="braincog")
+        assert caplog.text.count("unpacking") == 2
+    with pytest.raises(DataError, match="is stale: .* is in it, but no longer in data_dir"):
+        opened()
+    with pytest.raises(UserError, match="cache_dir is not set: pass cache_dir=DIR, a folder that .*Caltech101.zip is"):
+        find_recordings(SETS["ncaltech101"], tmp_path / "raw")
+
+
+@pytest.mark.parametrize("name", ["../accordion/image_0001.bin", "/accordion/image_0001.bin", "a/../../../x.bin"])
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_archives_do_not_reach_outside(tmp_path, kind, name):
+    (tmp_path / "raw").mkdir()
+    if kind == "zip":
+        with zipfile.ZipFile(tmp_path / "raw/Caltech101.zip", "w") as z:
+            z.writestr(name, b"12345")
+    else:
+        with tarfile.open(tmp_path / "raw/DvsGesture.tar.gz", "w:gz") as t:
+            t.addfile(tarfile.TarInfo(name))
+    with contextlib.suppress(DataError):
+        find_recordings(SETS["ncaltech101" if kind == "zip" else "dvs_gesture"], tmp_path / "raw", tmp_path / "cache")
+    written = [p for p in tmp_path.rglob("*") if p.is_file() and not p.match("*.lock")]
+    inside = next((tmp_path / "cache/unpacked").glob("*/"), tmp_path / "none")
+    assert [p for p in written if not p.is_relative_to(inside)] == [next((tmp_path / "raw").iterdir())]
+    assert not Path("/accordion").exists()
+
+
+def test_damaged_archives_are_one_sentence_and_a_damaged_member_is_one_bad_file(tmp_path):
+    write_ncaltech101(tmp_path / "raw", archive=True)
+    archive = tmp_path / "raw" / "Caltech101.zip"
+    whole = archive.read_bytes()
+    for content in (whole[:-30], b"nothing"):
+        archive.write_bytes(content)
+        with pytest.raises(DataError, match=r"Caltech101.zip is not a readable archive"):
+            find_recordings(SETS["ncaltech101"], tmp_path / "raw", tmp_path / "cache")
+        (tmp_path / "outer").mkdir(exist_ok=True)
+        with zipfile.ZipFile(tmp_path / "outer/ncaltech101.zip", "w") as z:
             z.writestr("Caltech101.zip", content)
         with pytest.raises(DataError, match=r"Caltech101.zip in .*ncaltech101.zip is not a readable archive"):
-            find_recordings(SETS["ncaltech101"], tmp_path, tmp_path / "cache")
+            find_recordings(SETS["ncaltech101"], tmp_path / "outer", tmp_path / "cache")
+    archive.write_bytes(whole)
+    with zipfile.ZipFile(archive) as z:
+        info = z.getinfo("Caltech101/accordion/image_0002.bin")
+    data = bytearray(whole)
+    data[info.header_offset + 30 + len(info.filename) + 3] ^= 0xFF
+    archive.write_bytes(data)
+    report = run("ncaltech101", tmp_path / "raw", tmp_path / "cache", allow_bad=True)
+    assert report.samples == 11 and [*report.problems] == ["accordion/image_0002.bin"]
 
 
 def test_a_set_that_is_not_found_names_what_was_looked_for(tmp_path):
@@ -185,6 +211,8 @@ def test_a_set_that_is_not_found_names_what_was_looked_for(tmp_path):
     (tmp_path / "Caltech101.zip").write_bytes(b"")
     with pytest.raises(DataError, match="data_dir=.*Caltech101.zip is a file: pass the folder"):
         find_recordings(SETS["ncaltech101"], tmp_path / "Caltech101.zip")
+    with pytest.raises(UserError, match="data_dir is not set"):
+        find_recordings(SETS["dvs_gesture"], None)
 
 
 # ------------------------------------------------------------------ links and odd files
@@ -198,29 +226,23 @@ def test_links_are_followed_and_loops_end(tmp_path):
     for folder in (tmp_path / "store" / "Caltech101").iterdir():
         if folder.is_dir():
             (raw / folder.name).symlink_to(folder)
-    (tmp_path / "store" / "Caltech101" / "accordion" / "loop").symlink_to(raw)
+    (tmp_path / "store" / "Caltech101" / "accordion" / "Caltech101").symlink_to(raw)
     (raw / "again").symlink_to(raw)
     (raw / "itself").symlink_to(raw / "itself")
-    assert [s.name for s in find_recordings(SETS["ncaltech101"], tmp_path / "raw").samples] == sorted(written)
-    run("ncaltech101", tmp_path / "raw", tmp_path / "cache")
-    cache = open_cache("ncaltech101", tmp_path / "cache", 2)
-    for i, name in enumerate(cache.names):
-        assert np.array_equal(cache.frames[i], integrate(written[name], 2, (180, 240)))
+    found = find_recordings(SETS["ncaltech101"], tmp_path / "raw")
+    assert [s.name for s in found.samples] == sorted(written)
+    for name, entry in found.files.items():
+        assert_array_equal(integrate(SETS["ncaltech101"].decode(read_entry(entry, name), name), 2, (180, 240)),
+                           integrate(written[name], 2, (180, 240)))  # fmt: skip
 
 
-def test_a_copy_further_down_does_not_replace_a_recording(tmp_path):
-    trials = write_dvs_gesture(tmp_path)
-    backup = tmp_path / "DvsGesture" / "old"
-    backup.mkdir()
-    for file in trials:
-        (backup / file).write_bytes(b"an older copy")
-    assert not run("dvs_gesture", tmp_path, tmp_path / "cache").problems
-
-
-def test_a_pipe_and_a_dangling_link_are_bad_files_and_hang_nothing(tmp_path):
+def test_pipes_dangling_links_and_copies_further_down(tmp_path):
     write_cifar10_dvs(tmp_path / "raw", classes=("cat",))
     os.mkfifo(tmp_path / "raw/cat/cifar10_cat_1.aedat")
     (tmp_path / "raw/cat/cifar10_cat_2.aedat").symlink_to("/nowhere")
+    for file in (tmp_path / "raw/cat").glob("*_0.aedat"):
+        (tmp_path / "raw/download/cat").mkdir(parents=True)
+        (tmp_path / "raw/download/cat" / file.name).write_bytes(b"an older copy")
     with pytest.raises(DataError, match="2 of 6 recordings of cifar10_dvs are bad .*no file but a link to nothing"):
         run("cifar10_dvs", tmp_path / "raw", tmp_path / "cache")
 
@@ -236,48 +258,36 @@ def test_odd_lists_and_tables_of_gesture(tmp_path):
     table = root / second.replace(".aedat", "_labels.csv")
     table.unlink()
     os.mkfifo(table)
-    found = find_recordings(SETS["dvs_gesture"], tmp_path)
+    found = find_recordings(SETS["dvs_gesture"], root)
     assert {s.file for s in found.samples} == set(trials) - {second} and len(found.samples) == 36
-    assert sorted(found.problems) == ["'user,\"04\"_led.aedat'", second]
+    assert sorted(found.problems) == sorted(['user,"04"_led.aedat', second])
     assert "no name of a trial" in str(found.problems) and "no file but a link to nothing, a pipe" in str(
         found.problems
     )
     lists["test"].write_text(lists["test"].read_text() + third)
     with pytest.raises(DataError, match=f"{third} stands in trials_to_train.txt and in trials_to_test.txt"):
         find_recordings(SETS["dvs_gesture"], tmp_path)
+    lists["test"].unlink()
+    with pytest.raises(DataError, match="trials_to_test.txt is missing"):
+        find_recordings(SETS["dvs_gesture"], tmp_path)
 
 
 # ------------------------------------------------------------------ where a cache may lie
 
 
-@pytest.mark.parametrize("archive", [False, True])
-@pytest.mark.parametrize(("dataset", "name"), [("cifar10_dvs", "cifar10_dvs"), ("ncaltech101", "ncaltech101")])
-def test_cache_dir_is_data_dir_is_refused_where_the_set_has_a_folder_of_that_name(tmp_path, dataset, name, archive):
-    WRITERS[dataset](tmp_path / name, archive=archive)
+@pytest.mark.parametrize("dataset, archive", [("cifar10_dvs", True), ("cifar10_dvs", False), ("ncaltech101", False)])
+def test_a_cache_inside_of_the_data_sets_own_folder_is_refused(tmp_path, dataset, archive):
+    WRITERS[dataset](tmp_path / dataset, archive=archive)
+    (tmp_path / "link").symlink_to(tmp_path / dataset)
     before = sorted(tmp_path.rglob("*"))
-    for data_dir in (tmp_path, tmp_path / name):
-        for cache_dir in (tmp_path, tmp_path / name, tmp_path / name / "cache"):
+    for data_dir in (tmp_path, tmp_path / dataset):
+        for cache_dir in (tmp_path, tmp_path / dataset, tmp_path / "link" / "cache"):
             with pytest.raises(UserError, match="inside of the data set's own folder .*choose a folder outside"):
                 run(dataset, data_dir, cache_dir)
     assert sorted(tmp_path.rglob("*")) == before
-    (tmp_path / "link").symlink_to(tmp_path / name)
-    with pytest.raises(UserError, match="inside of the data set's own folder"):
-        run(dataset, tmp_path, tmp_path / "link" / "cache")
-    assert run(dataset, tmp_path, tmp_path / "cache").read
 
 
 def test_archives_beside_the_cache_are_no_overlap(tmp_path):
-    write_cifar10_dvs(tmp_path, archive=True)
-    assert run("cifar10_dvs", tmp_path, tmp_path).read == 40
+    write_cifar10_dvs(tmp_path, archive=True, classes=("cat", "dog"))
+    assert run("cifar10_dvs", tmp_path, tmp_path).read == 8
     assert run("cifar10_dvs", tmp_path, tmp_path).read == 0
-
-
-def test_links_of_the_data_folder_do_not_make_every_cache_dir_inside(tmp_path):
-    """A link to something at / once made / a folder of the data set."""
-    write_cifar10_dvs(tmp_path / "raw", classes=("cat",))
-    (tmp_path / "raw/cat/cifar10_cat_5.aedat").symlink_to("/cifar10_cat_5.aedat")
-    (tmp_path / "cache").mkdir()
-    shutil.move(tmp_path / "raw/cat/cifar10_cat_0.aedat", tmp_path / "cache/cifar10_cat_0.aedat")
-    (tmp_path / "raw/cat/cifar10_cat_0.aedat").symlink_to(tmp_path / "cache/cifar10_cat_0.aedat")
-    report = run("cifar10_dvs", tmp_path / "raw", tmp_path / "cache", allow_bad=True)
-    assert report.samples == 4 and [p.name for p in report.problems] == ["cat/cifar10_cat_5.aedat"]

@@ -1,12 +1,7 @@
-import gzip
-import io
-import os
 import pickle
 import struct
-import tarfile
 import tracemalloc
 import warnings
-import zipfile
 
 import fixtures
 import numpy as np
@@ -18,13 +13,8 @@ from snn_repro.data.formats import (
     read_aedat2,
     read_aedat3,
     read_atis_bin,
-    read_cifar10,
-    read_cifar100,
-    read_cifar_batch,
     read_gesture_labels,
-    read_idx,
 )
-from snn_repro.errors import DataError
 
 
 def assert_same_events(found: Events, written: Events):
@@ -48,127 +38,28 @@ def refused(read, data, offset, reason):
 # ------------------------------------------------------------------ whole data sets
 
 
-@pytest.mark.parametrize("archive", [False, True])
-def test_cifar10_dvs_event_by_event(tmp_path, archive):
-    written = fixtures.write_cifar10_dvs(tmp_path, per_class=3, events=50, archive=archive)
-    assert len(written) == 30
-    for name, events in written.items():
-        if archive:
-            folder = name.split("/")[0]
-            with zipfile.ZipFile(tmp_path / f"{folder}.zip") as opened, opened.open(name) as file:
-                assert_same_events(read_aedat2(file), events)
-        else:
-            assert_same_events(read_aedat2(tmp_path / name), events)
+def test_cifar10_dvs_event_by_event(tmp_path):
+    for name, events in fixtures.write_cifar10_dvs(tmp_path, per_class=3, events=50).items():
+        assert_same_events(read_aedat2((tmp_path / name).read_bytes()), events)
 
 
-@pytest.mark.parametrize("archive", [False, True])
-def test_dvs_gesture_event_by_event(tmp_path, archive):
-    trials = fixtures.write_dvs_gesture(tmp_path, archive=archive)
-    if archive:
-        with tarfile.open(tmp_path / "DvsGesture.tar.gz") as opened:
-            opened.extractall(tmp_path, filter="data")
-    classes = [1, 2, 3, 4, 5, 6, 7, 8, 8, 9, 10, 11]
+def test_dvs_gesture_event_by_event(tmp_path):
+    trials = fixtures.write_dvs_gesture(tmp_path)
     for file, trial in trials.items():
         path = tmp_path / "DvsGesture" / file
-        assert_same_events(read_aedat3(path), trial.events)
-        rows = read_gesture_labels(str(path).replace(".aedat", "_labels.csv"))
-        assert rows == trial.rows and [row[0] for row in rows] == classes
+        assert_same_events(read_aedat3(path.read_bytes()), trial.events)
+        rows = read_gesture_labels(path.with_name(file.replace(".aedat", "_labels.csv")).read_bytes())
+        assert rows == trial.rows and [row[0] for row in rows] == [1, 2, 3, 4, 5, 6, 7, 8, 8, 9, 10, 11]
     first, last = list(trials.values())[0], list(trials.values())[-1]
     assert first.rows[9][2] > first.rows[10][1]  # classes 9 and 10 overlap
     assert last.events.t[0] < 2**31 < last.events.t[-1]
 
 
-@pytest.mark.parametrize("archive", [False, True])
-def test_ncaltech101_event_by_event(tmp_path, archive):
-    written = fixtures.write_ncaltech101(tmp_path, archive=archive)
-    for name, events in written.items():
-        if archive:
-            with zipfile.ZipFile(tmp_path / "Caltech101.zip") as opened:
-                found = read_atis_bin(opened.read(f"Caltech101/{name}"))
-        else:
-            found = read_atis_bin(tmp_path / "Caltech101" / name)
+def test_ncaltech101_event_by_event(tmp_path):
+    for name, events in fixtures.write_ncaltech101(tmp_path).items():
+        found = read_atis_bin((tmp_path / "Caltech101" / name).read_bytes())
         assert_same_events(found, events)
         assert integrate(found, 4, (180, 240)).sum() == len(events.t)
-
-
-@pytest.mark.parametrize("archive", [False, True])
-def test_cifar_image_by_image(tmp_path, archive):
-    ten = fixtures.write_cifar10(tmp_path, per_batch=20, archive=archive)
-    train, test = read_cifar10(tmp_path / ("cifar-10-python.tar.gz" if archive else "cifar-10-batches-py"))
-    np.testing.assert_array_equal(train[0], np.concatenate([ten[f"data_batch_{i}"][0] for i in range(1, 6)]))
-    np.testing.assert_array_equal(train[1], np.concatenate([ten[f"data_batch_{i}"][1] for i in range(1, 6)]))
-    np.testing.assert_array_equal(test[0], ten["test_batch"][0])
-    assert test[0].flags.writeable and test[0].flags.c_contiguous
-    assert train[0].dtype == np.uint8 and train[1].dtype == np.int64
-    hundred = fixtures.write_cifar100(tmp_path, archive=archive)
-    parts = read_cifar100(tmp_path / ("cifar-100-python.tar.gz" if archive else "cifar-100-python"))
-    for part, file in zip(parts, ("train", "test"), strict=True):
-        np.testing.assert_array_equal(part[0], hundred[file][0])
-        np.testing.assert_array_equal(part[1], hundred[file][1])
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_fashion_mnist(tmp_path, packed):
-    written = fixtures.write_fashion_mnist(tmp_path, packed=packed)
-    for name, values in written.items():
-        found = read_idx(tmp_path / (name + (".gz" if packed else "")))
-        assert found.dtype == np.uint8
-        np.testing.assert_array_equal(found, values)
-
-
-@pytest.mark.parametrize("layout", ["folders", "kaggle"])
-def test_imagenet_files_open_as_rgb(tmp_path, layout):
-    from torchvision.datasets.folder import pil_loader
-
-    written = fixtures.write_imagenet(tmp_path, layout=layout)
-    assert len(written) == 3 * (4 + 2)
-    for file, (pixels, _) in written.items():
-        np.testing.assert_array_equal(np.asarray(pil_loader(str(tmp_path / file))), pixels)
-
-
-# ------------------------------------------------------------------ the fixtures against other readers
-
-
-def test_torchvision_reads_the_cifar_fixtures(tmp_path):
-    from torchvision import datasets
-
-    class Unchecked(datasets.CIFAR10):
-        train_list = [[f"data_batch_{i}", None] for i in range(1, 6)]
-        test_list = [["test_batch", None]]
-        meta = {"filename": "batches.meta", "key": "label_names", "md5": None}
-
-    written = fixtures.write_cifar10(tmp_path, per_batch=7)
-    test = Unchecked(tmp_path, train=False)
-    np.testing.assert_array_equal(test.data.transpose(0, 3, 1, 2), written["test_batch"][0])
-    assert test.targets == written["test_batch"][1].tolist() and test.classes == fixtures.CIFAR10_CLASSES
-    raw = (tmp_path / "cifar-10-batches-py" / "test_batch").read_bytes()
-    assert pickle.loads(raw, encoding="bytes")[b"data"].shape == (7, 3072)
-
-
-def test_torchvision_reads_the_idx_fixtures(tmp_path):
-    from torchvision.datasets.mnist import read_image_file
-
-    written = fixtures.write_fashion_mnist(tmp_path, packed=False)
-    images = read_image_file(str(tmp_path / "t10k-images-idx3-ubyte"))
-    np.testing.assert_array_equal(images.numpy(), written["t10k-images-idx3-ubyte"])
-
-
-# ------------------------------------------------------------------ sources
-
-
-def test_paths_files_and_bytes_are_all_accepted(tmp_path):
-    events = recording()
-    data = fixtures.encode_aedat2(events)
-    path = tmp_path / "one.aedat"
-    path.write_bytes(data)
-    with open(path, "rb") as file:
-        for source in (path, str(path), file, io.BytesIO(data), data, bytearray(data), memoryview(data)):
-            assert_same_events(read_aedat2(source), events)
-    with pytest.raises(DataError, match=r"absent\.aedat cannot be read: No such file"):
-        read_aedat2(tmp_path / "absent.aedat")
-    path.write_bytes(data[:-3])
-    with pytest.raises(FormatError, match=r"one\.aedat, byte \d+: "):
-        read_aedat2(path)
 
 
 def test_a_format_error_survives_a_process_boundary():
@@ -268,17 +159,14 @@ def test_aedat3_follows_the_header_where_it_counts_events_with_valid_bit_0(recwa
     for i in (0, 7, 19):
         data[first + 28 + 8 * i] &= 0xFE
     assert_same_events(read_aedat3(bytes(data), "set/file"), events)
-    assert [str(w.message) for w in recwarn] == [
-        "set/file: kept 3 of 50 events whose own valid bit is 0, because their packets' headers count them as valid"
-    ]
-    recwarn.clear()
+    assert "set/file: headers and valid bits of its packets disagree about 3 of 50" in str(recwarn.pop().message)
     data[first + 24 : first + 28] = struct.pack("<I", 17)
     keep = np.setdiff1d(np.arange(50), (0, 7, 19))
     assert_same_events(read_aedat3(bytes(data)), Events(*(a[keep] for a in events)))
     assert not recwarn.list  # header and bits agree
     data[first + 24 : first + 28] = struct.pack("<I", 15)
     assert len(read_aedat3(bytes(data), "set/file").t) == 47
-    assert "disagree by 2 of 50 events; the bits were followed" in str(recwarn.pop().message)
+    assert "disagree about 2 of 50 events" in str(recwarn.pop().message)
 
 
 def test_a_huge_capacity_allocates_nothing():
@@ -334,104 +222,3 @@ def test_atis_counts_what_it_leaves_out():
 def test_atis_refuses():
     refused(read_atis_bin, bytes(23), 20, "3 of its 5 bytes: the file breaks off")
     assert len(read_atis_bin(b"").t) == 0
-
-
-# ------------------------------------------------------------------ IDX
-
-
-def test_idx_refuses():
-    values = np.arange(24, dtype=np.uint8).reshape(4, 6)
-    good = fixtures.encode_idx(values)
-    for packed in (False, True):
-        np.testing.assert_array_equal(read_idx(fixtures.encode_idx(values, packed)), values)
-    refused(read_idx, b"", 0, "begins with nothing")
-    refused(read_idx, b"\0\1" + good[2:], 0, "begins with 00 01 08 02, not with an IDX header")
-    refused(read_idx, fixtures.encode_idx(values / np.float32(24)), 2, "values of type 0x0d, not bytes of 0 to 255")
-    refused(read_idx, good[:9], 9, "inside its header of 12 bytes")
-    refused(read_idx, good[:-1], 12, r"shape \(4, 6\) has 24 bytes, the file 23")
-    refused(read_idx, good + b"\0", 12, "has 24 bytes, the file 25")
-    refused(read_idx, good[:4] + bytes(8) + good[12:], 12, "has 0 bytes, the file 24")
-    packed = gzip.compress(good, mtime=0)
-    refused(read_idx, packed[:-9], 0, "cannot be unpacked")
-    damaged = bytearray(packed)
-    damaged[-6] ^= 1  # the checksum
-    refused(read_idx, damaged, 0, "cannot be unpacked")
-
-
-# ------------------------------------------------------------------ CIFAR
-
-
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_cifar_pickled_again_by_python_3(protocol):
-    """Copies of the data set that somebody rewrote are read too."""
-    data = np.random.default_rng(0).integers(0, 256, (3, 3072), np.uint8)
-    for key in (str, str.encode):
-        for array in (data, np.asfortranarray(data)):
-            batch = {key("data"): array, key("labels"): [3, 0, 9], key("filenames"): ["a", "b", "c"]}
-            images, numbers = read_cifar_batch(pickle.dumps(batch, protocol))
-            np.testing.assert_array_equal(images.reshape(3, 3072), data)
-            assert numbers.tolist() == [3, 0, 9]
-
-
-class Evil:
-    def __init__(self, call):
-        self.call = call
-
-    def __reduce__(self):
-        return self.call
-
-
-def test_a_malicious_pickle_is_taken_apart_and_never_run(tmp_path):
-    target = tmp_path / "owned"
-    calls = [(os.system, (f"touch {target}",)), (eval, (f"open({str(target)!r}, 'w')",)), (target.touch, ())]
-    calls.append((getattr, ("text", "upper")))
-    for protocol in (2, 3, 4, 5):
-        for call in calls:
-            batch = {"data": Evil(call), "labels": [1]}
-            with pytest.raises(FormatError, match="which no CIFAR file needs"):
-                read_cifar_batch(pickle.dumps(batch, protocol))
-    assert not target.exists()
-
-
-def test_cifar_refuses(tmp_path):
-    images = np.zeros((3, 3, 32, 32), np.uint8)
-    good = fixtures.encode_cifar_batch(images, np.array([1, 2, 3]))
-    no_pickle = "no whole pickle of a dictionary"
-    short = fixtures.encode_cifar_batch(images, np.array([1, 2, 3])).replace(b"M\x00\x0c", b"M\x01\x0c")
-    short = short.replace(b"J\x00\x0c\x00\x00", b"J\x01\x0c\x00\x00")
-    for data, sentence in {
-        good[:-1]: no_pickle,
-        good[:500]: no_pickle,
-        good + b"\0": "the pickle ends here, before the file does",
-        b"": no_pickle,
-        pickle.dumps([1, 2], 2): no_pickle,
-        b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"abc.": no_pickle,
-        good.replace(b"labels", b"lobels"): "no 'labels'; is the file of another",
-        fixtures.encode_cifar_batch(images, np.array([1, 10, 3])): "from 1 to 10",
-        fixtures.encode_cifar_batch(images, np.array([1, 2])): "3 whole numbers",
-        short: "cannot reshape array of size 9216 into",
-        pickle.dumps(
-            {"data": np.zeros((3, 3072), np.uint16), "labels": [1, 2, 3]}, 4
-        ): "numbers of type u2, which no CIFAR",
-        pickle.dumps(
-            {"data": np.zeros((3, 3072), object), "labels": [1, 2, 3]}, 4
-        ): "numbers of type O8?, which no CIFAR",
-    }.items():
-        with pytest.raises(FormatError, match=sentence):
-            read_cifar_batch(data)
-    memo = b"\x80\x02}r\xff\xff\xff\x7f."  # Python's unpickler in C would clear 32 GiB
-    with pytest.raises(FormatError, match="'data'"):
-        read_cifar_batch(memo)
-
-
-def test_cifar_names_the_missing_file(tmp_path):
-    fixtures.write_cifar10(tmp_path, per_batch=3)
-    fixtures.write_cifar100(tmp_path, archive=True)
-    folder = tmp_path / "cifar-10-batches-py"
-    (folder / "data_batch_3").unlink()
-    with pytest.raises(DataError, match="holds no data_batch_3; it should hold data_batch_1"):
-        read_cifar10(folder)
-    archive = tmp_path / "cifar-100-python.tar.gz"
-    archive.write_bytes(archive.read_bytes()[:5000])
-    with pytest.raises(DataError, match=r"cifar-100-python\.tar\.gz"):
-        read_cifar100(archive)

@@ -6,39 +6,18 @@ from pathlib import Path
 
 import pytest
 from fixtures import make_cache as prepare
-from fixtures import write_cifar10, write_cifar10_dvs
+from fixtures import write_cifar10_dvs
 
 import snn_repro
 from snn_repro.config import load_config
 from snn_repro.data import build_data
-from snn_repro.data.augment import Normalize
-from snn_repro.kernels import memory
+from snn_repro.kernels import neuron as fused
 from snn_repro.kernels.door import use
 from snn_repro.models import build_model
 from snn_repro.registry import AUGMENTATIONS
 
 PACKAGE = Path(snn_repro.__file__).parent
 MOST = 14  # two of them the door of the kernels and its threads
-
-
-def event_frames(folder):
-    write_cifar10_dvs(folder / "raw")
-    prepare("cifar10_dvs", folder / "raw", folder / "cache", 2, frame_size=48, workers=0, say=lambda _: None)
-    config = load_config(
-        [
-            "dataset=cifar10_dvs",
-            "timesteps=2",
-            "dataset.frame_size=48",
-            "recipe.batch_size=2",
-            f"cache_dir={folder / 'cache'}",
-        ]
-    )
-    return build_data(config), "vgg48", {"name": "lif", "imp": True}
-
-
-def images(folder):
-    write_cifar10(folder)
-    return build_data(load_config(["dataset=cifar10", f"data_dir={folder}"])), "sew_resnet18_cifar", {"name": "if"}
 
 
 def files_of(call):
@@ -59,25 +38,29 @@ def files_of(call):
 
 
 @pytest.mark.filterwarnings("ignore:.*do not compare")
-@pytest.mark.parametrize("make", [event_frames, images])
-def test_from_disk_to_logits_in_few_files(tmp_path, make, monkeypatch):
+@pytest.mark.parametrize("dataset", ["cifar10_dvs", "digits"])
+def test_from_disk_to_logits_in_few_files(tmp_path, dataset, monkeypatch):
     """By all fast loops; `kernels=off` takes fewer. Compiling these, which happens once on a machine, is not a part of the way.
 
-    Normalisation and augmentations, one file each, come on top: as many as a row chooses.
+    Augmentations, one file each, come on top: as many as a row chooses.
     """
-    monkeypatch.setattr(memory, "fresh", False)  # as in a run
-    data, network, neuron = make(tmp_path)
+    monkeypatch.setattr(fused, "fresh", False)  # as in a run
+    words, network = [f"dataset={dataset}", "timesteps=2", "recipe.batch_size=2", f"cache_dir={tmp_path}"], "small"
+    if dataset == "cifar10_dvs":
+        write_cifar10_dvs(tmp_path / "raw")
+        prepare(dataset, tmp_path / "raw", tmp_path, 2, frame_size=48, workers=0, say=lambda _: None)
+        words, network = [*words, "dataset.frame_size=48"], "vgg48"
+    data, neuron = build_data(load_config(words)), {"name": "lif", "imp": True}
     model = build_model(network, num_classes=10, input_shape=data.input_shape, timesteps=2, neuron=neuron)
     use(model, "sparse")
 
     def way():
         x, _ = next(data.train.epoch(0))
-        x = x[..., :2, :, :, :]
         assert model(x).shape == (2, 2, 10)
 
     way()
     passed = files_of(way)
-    assert {"data/batches.py", "data/augment/augmentation.py", "neurons/layer.py"} <= set(passed)
-    chosen = {inspect.getfile(cls) for cls in [Normalize, *AUGMENTATIONS.values()]}
+    chosen = {inspect.getfile(cls) for cls in AUGMENTATIONS.values()}
     house = [name for name in passed if str(PACKAGE / name) not in chosen]
+    assert {"data/batches.py", "data/augment/augmentation.py", "neurons/layer.py"} <= {*house}
     assert len(house) <= MOST, f"{len(house)} files on the way: {', '.join(house)}"

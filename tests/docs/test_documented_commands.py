@@ -178,19 +178,6 @@ def test_a_wrong_command_is_seen(line, typing):
         check(shlex.split(line))
 
 
-def test_marked_commands_of_the_readme():
-    assert ["python", "-m", "snn_repro.train"] in commands(
-        re.findall(r"<!-- first -->\n```bash\n(.*?)```", PAGES[0].read_text(), re.DOTALL)[0]
-    )
-
-
-def test_words_that_stand_for_others():
-    assert commands("a [b=c] D... x|y \\\n [dataset=...] && e 'f=glob(*)'  # g") == [
-        ["a", "b=c", "D", "x"],
-        ["e", "f=glob(*)"],
-    ]
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with a short run, a picture and the committed results, where python blocks find what they name."""

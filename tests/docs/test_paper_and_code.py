@@ -9,7 +9,7 @@ from all_rows import COMPARED, compared_rows, rows
 from scripts_of_ours import script
 
 from snn_repro.config import differing, to_dict
-from snn_repro.paper.rows import compose
+from snn_repro.paper.rows import configs
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "paper_and_code.md").read_text("utf-8")
@@ -19,7 +19,7 @@ LINES = re.findall(r"\| `(\w+)` \| `([\w.]+)` \| `([^`]+)` \| `([^`]+)` \|$", PA
 @pytest.fixture(scope="module")
 def configurations():
     named = list(dict.fromkeys(row for row, *_ in LINES))
-    return [{k: to_dict(v) for k, v in compose(named, preset).items()} for preset in ([], ["fidelity=described"])]
+    return [{k: to_dict(v) for k, v in configs(named, preset).items()} for preset in (None, "described")]
 
 
 def value(configuration: dict, key: str):

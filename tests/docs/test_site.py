@@ -45,10 +45,6 @@ def test_what_comes_from_another_host_is_seen(made):
         assert not made.foreign(text), text
 
 
-def test_defaults_are_shown_as_they_are_typed(made):
-    assert [made.shown(v) for v in (None, True, 2.0, 3, (0.4, 0.6), "soft")] == "null true 2 3 [0.4,0.6] soft".split()
-
-
 def test_every_thing_of_every_kind_has_its_place(made):
     from snn_repro import registry
 
@@ -64,11 +60,6 @@ def test_every_thing_of_every_kind_has_its_place(made):
     assert all(
         f"## python scripts/{file.name}" in pages["reference/commands.md"] for file in (ROOT / "scripts").glob("*.py")
     )
-
-
-def test_a_star_in_the_navigation_stands_for_files(made):
-    found = made.with_files(["start.md", {"Tables": ["results/tables/*.md"]}])
-    assert found[0] == "start.md" and {"results/tables/runs.md", "results/tables/table1.md"} <= set(found[1]["Tables"])
 
 
 def test_runs_as_a_table_of_pandas(tmp_path):

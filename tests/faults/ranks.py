@@ -24,19 +24,10 @@ SHARED = ("recipe.sync_bn=true", "dataset.train_subset=121", "recipe.epochs=3", 
 
 def place(rank: int, size: int, port: int, slurm: bool) -> dict[str, str]:
     if slurm:
-        return {
-            "SLURM_PROCID": str(rank),
-            "SLURM_STEP_NUM_TASKS": str(size),
-            "SLURM_LOCALID": str(rank),
-            "SLURM_JOB_ID": str(port),
-        }
-    return {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(size),
-        "LOCAL_RANK": str(rank),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
+        names, more = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"), {"SLURM_JOB_ID": str(port)}
+    else:
+        names, more = ("RANK", "WORLD_SIZE", "LOCAL_RANK"), {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return dict(zip(names, map(str, (rank, size, rank)), strict=True)) | more
 
 
 def together(
@@ -104,22 +95,6 @@ def print_steps() -> None:
     train.Training.tally = printing
 
 
-def stop_at(epoch: int, step: int, by: int):
-    """A `broken`: process `by`, and it alone, gets a SIGTERM before this step."""
-
-    def broken(rank: int):
-        real = train.Training.train_step
-
-        def stopping(self, *batch):
-            if rank == by and (self.epoch, self.step) == (epoch, step):
-                os.kill(os.getpid(), signal.SIGTERM)
-            return real(self, *batch)
-
-        train.Training.train_step = stopping
-
-    return broken
-
-
 def at_step(epoch: int, step: int, by: int, act):
     """A `broken`: process `by` calls `act` instead of this step, whose (loss, correct, n) it returns."""
 
@@ -133,6 +108,11 @@ def at_step(epoch: int, step: int, by: int, act):
         train.Training.train_step = acting
 
     return broken
+
+
+def stop_at(epoch: int, step: int, by: int):
+    """A `broken`: process `by`, and it alone, gets a SIGTERM in this step."""
+    return at_step(epoch, step, by, lambda *found: (os.kill(os.getpid(), signal.SIGTERM), found)[1])
 
 
 def unreadable(*_):

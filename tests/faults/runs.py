@@ -3,7 +3,9 @@
 The parent imports torch once and never trains itself, so a child costs a fork instead of a start of Python.
 """
 
+import errno
 import json
+import logging
 import math
 import os
 import re
@@ -22,9 +24,8 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import yaml  # noqa: E402
 
-from snn_repro import cli, files, train  # noqa: E402
+from snn_repro import console, files, train  # noqa: E402
 from snn_repro.config import Config, load_config  # noqa: E402
-from snn_repro.errors import UserError  # noqa: E402
 from snn_repro.runs import checkpoint  # noqa: E402
 
 SHORT = [
@@ -37,7 +38,7 @@ WRITTEN = (
     "config.yaml", "overrides.yaml", "environment.json", "status.json", "metrics.jsonl", "checkpoint_best.pt",
     "checkpoint_previous.pt", "checkpoint_last.pt", "predictions.npz", "result.json",
 )  # fmt: skip
-STAGES = ("half written", "not flushed", "not renamed", "renamed")
+STAGES = ("not flushed", "not renamed", "renamed")
 
 
 class Outcome(NamedTuple):
@@ -95,20 +96,16 @@ class Child:
 
 
 def _train(folder: Path, config: Config, broken: Callable[[], None] | None) -> int:
-    import logging
-
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    try:
+
+    def main() -> int:
         if broken is not None:
             broken()
         train.run(config, str(folder))
         return 0
-    except train.TrainingError as error:
-        return cli._fail(str(error), 1)
-    except UserError as error:
-        return cli._fail(str(error), 2)
-    except train.Interrupted as interrupt:
-        return cli._fail(str(interrupt), 128 + interrupt.signum)
+
+    try:
+        return console.told("snn-train", main)
     except BaseException:
         traceback.print_exc()
         return 70
@@ -201,45 +198,21 @@ def at_write(name: str, stage: str, count: int, act: Callable[[], None]) -> Call
                 return left[0] == -1
             return False
 
-        real = dict(
-            fsync=os.fsync, replace=os.replace, bytes=Path.write_bytes, text=Path.write_text, npz=np.savez_compressed
-        )
-
-        def write_bytes(path, data):
-            if not reached(path, "half written"):
-                return real["bytes"](path, data)
-            real["bytes"](path, bytes(data)[: len(data) // 2])
-            act()
-            return real["bytes"](path, data)
-
-        def write_text(path, text, *args, **kwargs):
-            if reached(path, "half written"):
-                real["text"](path, text[: len(text) // 2], *args, **kwargs)
-                act()
-            return real["text"](path, text, *args, **kwargs)
-
-        def savez(file, **arrays):
-            if reached(file.name, "half written"):
-                file.write(b"PK\x03\x04 the beginning of an archive")
-                file.flush()
-                act()
-                file.seek(0)
-            real["npz"](file, **arrays)
+        real_fsync, real_replace = os.fsync, os.replace
 
         def fsync(number):
             if reached(os.readlink(f"/proc/self/fd/{number}"), "not flushed"):
                 act()
-            real["fsync"](number)
+            real_fsync(number)
 
         def replace(source, target):
             if reached(target, "not renamed"):
                 act()
-            real["replace"](source, target)
+            real_replace(source, target)
             if reached(target, "renamed"):
                 act()
 
-        os.fsync, os.replace, np.savez_compressed = fsync, replace, savez
-        Path.write_bytes, Path.write_text = write_bytes, write_text
+        os.fsync, os.replace = fsync, replace
 
     return broken
 
@@ -248,28 +221,8 @@ def kill_self(sig: int) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), sig)
 
 
-def raise_error(number: int) -> Callable[[], None]:
-    def act():
-        raise OSError(number, os.strerror(number))
-
-    return act
-
-
-def refuse_writes(root: Path, number: int) -> Callable[[], None]:
-    """A `broken` that makes `root` read-only for this process, whoever runs it (root may write anywhere)."""
-    prefix = str(root.resolve())
-
-    def inside(path) -> bool:
-        return isinstance(path, str | bytes | os.PathLike) and os.path.abspath(os.fsdecode(path)).startswith(prefix)
-
-    def hook(event: str, args: tuple) -> None:
-        writes = event in ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate", "os.link", "os.symlink")
-        if event == "open" and isinstance(args[2], int):
-            writes = bool(args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC))
-        if writes and any(inside(a) for a in args[:2]):
-            raise OSError(number, os.strerror(number), os.fsdecode(args[0]))
-
-    return lambda: sys.addaudithook(hook)
+def disk_full() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def configuration(*more: str) -> Config:

@@ -8,8 +8,8 @@ import torch.utils.checkpoint
 from torch import nn
 
 from snn_repro.errors import UserError
+from snn_repro.kernels import compiled
 from snn_repro.kernels import conv as sparse_conv
-from snn_repro.kernels import limits as measured_limits
 from snn_repro.kernels.conv import Conv2d, channels_last, density
 from snn_repro.kernels.door import set_backend
 
@@ -34,13 +34,12 @@ SIZES = {  # images, inputs, outputs, height, width, kernel, stride
 }
 
 
-def layer_and_input(size="3x3", kind="spikes", dtype=torch.float32, bias=True, seed=0):
+def layer_and_input(size="3x3", kind="spikes", bias=True):
     n, inputs, outputs, height, width, kernel, stride = SIZES[size]
-    torch.manual_seed(seed)
-    layer = Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=bias).to(dtype)
+    torch.manual_seed(0)
+    layer = Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=bias)
     more = 1 if kind == "averages" else 0
-    x = KINDS[kind](torch.rand(n, inputs, height + more, width + more, dtype=dtype))
-    return layer, x
+    return layer, KINDS[kind](torch.rand(n, inputs, height + more, width + more))
 
 
 def run(layer, x, backend):
@@ -53,29 +52,19 @@ def run(layer, x, backend):
     return [y.detach(), x.grad, *(p.grad for p in layer.parameters())]
 
 
-def assert_close(ours, theirs, dtype):
-    rel = 1e-5 if dtype == torch.float32 else 1e-12
+def assert_close(ours, theirs):
     for a, b in zip(ours, theirs, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
-        assert (a - b).norm() <= rel * b.norm().clamp(min=1e-30)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("size", SIZES)
-def test_equals_the_dense_convolution_at_every_size(size, dtype):
-    layer, x = layer_and_input(size, dtype=dtype)
-    assert_close(run(layer, x, "sparse"), run(layer, x, "dense"), dtype)
+        assert (a - b).norm() <= 1e-5 * b.norm().clamp(min=1e-30)
 
 
 @pytest.mark.parametrize("padding", [0, 1, 2, 3])
-@pytest.mark.parametrize(
-    ("kernel", "stride", "width"), [(3, 1, 17), (3, 1, 16), (2, 1, 16), (3, 2, 17), (5, 1, 16), (3, 4, 16)]
-)
+@pytest.mark.parametrize(("kernel", "stride", "width"), [(3, 1, 17), (2, 1, 16), (5, 1, 16), (3, 4, 16)])
 def test_equals_the_dense_convolution_at_every_padding(kernel, stride, width, padding):
     torch.manual_seed(0)
     layer = Conv2d(11, 64, kernel, stride, padding)
     x = (torch.rand(3, 11, 6, width) < 0.3).float()
-    assert_close(run(layer, x, "sparse"), run(layer, x, "dense"), torch.float32)
+    assert_close(run(layer, x, "sparse"), run(layer, x, "dense"))
 
 
 @pytest.mark.parametrize("of_the_input", [0.03, 0.3])  # either side of kernels.FEW
@@ -88,32 +77,19 @@ def test_equals_the_dense_convolution_however_it_is_cut(sizes, of_the_input, mon
     layer = Conv2d(inputs, outputs, 3, padding=1)
     x = (torch.rand(n, inputs, height, width) < of_the_input).float()
     monkeypatch.setattr(sparse_conv._kernels(), "_cache_size", lambda index, default: 2**15 if index == 0 else 2**19)
-    assert_close(run(layer, x, "sparse"), run(layer, x, "dense"), torch.float32)
+    assert_close(run(layer, x, "sparse"), run(layer, x, "dense"))
 
 
-@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_equals_the_dense_convolution_for_every_kind_of_input(kind, bias):
-    layer, x = layer_and_input(kind=kind, bias=bias)
-    assert_close(run(layer, x, "sparse"), run(layer, x, "dense"), torch.float32)
+def test_equals_the_dense_convolution_for_every_kind_of_input(kind):
+    layer, x = layer_and_input(kind=kind, bias=kind == "sums")
+    assert_close(run(layer, x, "sparse"), run(layer, x, "dense"))
 
 
-def test_integer_weights_give_exactly_the_same():
-    layer, x = layer_and_input(kind="sums")
-    with torch.no_grad():
-        for p in layer.parameters():
-            p.copy_((p * 50).round())
-    layer.backend = "sparse"
-    sparse = layer(x)
-    layer.backend = "dense"
-    assert torch.equal(sparse, layer(x))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("size", ["3x3", "3x3, stride 2", "many channels"])  # weights of whole vectors, and others
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("threads", [1, 3])
-def test_threads_and_memory_formats_change_nothing(threads, size, dtype):
-    layer, x = layer_and_input(size, dtype=dtype)
+def test_equals_the_dense_convolution_by_any_threads_and_memory_format(threads, size):
+    layer, x = layer_and_input(size)
     x = x.repeat(4, 1, 1, 1)
     expected = run(layer, x, "dense")
     before = torch.get_num_threads()
@@ -124,7 +100,7 @@ def test_threads_and_memory_formats_change_nothing(threads, size, dtype):
             y, *gradients = run(layer, x.contiguous(memory_format=form), "sparse")
             assert layer.weight.grad.is_contiguous(memory_format=form)
             assert y.is_contiguous(memory_format=torch.channels_last)
-            assert_close([y, *gradients], expected, dtype)
+            assert_close([y, *gradients], expected)
     finally:
         torch.set_num_threads(before)
 
@@ -137,19 +113,8 @@ def test_an_infinite_or_undefined_input_is_not_hidden():
         assert not layer(x)[0, :, 3, 3].isfinite().any()
 
 
-def test_gradcheck():
-    layer, x = layer_and_input("odd numbers", "numbers", torch.float64)
-    layer, x = layer.requires_grad_(), x[:1].requires_grad_()
-    function = lambda x, w, b: torch.ops.snn_repro.conv(x, w, b, 1, 1, "sparse")  # noqa: E731
-    # where x is 0 a step of gradcheck makes it nonzero: the kernel sees that too
-    assert torch.autograd.gradcheck(function, (x, layer.weight, layer.bias), fast_mode=True)
-
-
-@pytest.mark.parametrize("size", ["3x3, stride 2", "1x1", "one pixel"])
-def test_operators_say_what_they_do(size):
-    layer, x = layer_and_input(size)
-    if size == "1x1":
-        layer = layer.to(memory_format=torch.channels_last)
+def test_operators_say_what_they_do():
+    layer, x = layer_and_input("3x3, stride 2")
     arguments = (x.requires_grad_(), layer.weight, layer.bias, layer.stride[0], layer.padding[0], "sparse")
     torch.library.opcheck(torch.ops.snn_repro.conv, arguments)
 
@@ -176,6 +141,7 @@ def test_other_convolutions_are_left_to_torch():
         torch.testing.assert_close(layer(x), plain(x))
     layer = Conv2d(8, 8, 3)
     layer.backend = "sparse"
+    assert layer.double()(x.double()).dtype == torch.float64 and layer.float()
     assert layer(x[:0]).shape == (0, 8, 7, 7)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
@@ -192,7 +158,8 @@ def no_least_work(monkeypatch):
 
 @pytest.mark.parametrize("size", [(3, 16, 5, 4), (1, 5, 3, 3), (2, 40, 16, 16)])  # with and without whole vectors
 @pytest.mark.parametrize("unit", [1, 0.25])
-def test_bytes_are_the_input_again(size, unit):
+def test_bytes_are_the_input_again(size, unit, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     x = channels_last(torch.randint(0, 256, size).float() * unit)
     x[0, 0, 0, 0] = unit
     packed, worth = torch.ops.snn_repro.to_bytes(x)
@@ -210,21 +177,11 @@ def test_what_does_not_fit_into_bytes_is_refused(value, place):
     assert torch.ops.snn_repro.to_bytes(x)[1] == 0
 
 
-def test_many_threads_pack_alike(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    x = channels_last((torch.rand(7, 13, 13, 13) < 0.2).float())
-    packed, worth = torch.ops.snn_repro.to_bytes(x)
-    assert worth == 1 and torch.equal(packed.float(), x)
-    x[-1, -1, -1, -1] = 0.3
-    assert torch.ops.snn_repro.to_bytes(x)[1] == 0
-
-
 @pytest.mark.usefixtures("no_least_work")
 @pytest.mark.parametrize("backend", ["sparse", "dense"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("size", ["3x3", "3x3, stride 2", "1x1, stride 2", "odd numbers"])
-def test_bytes_change_no_bit_of_a_gradient(size, kind, backend, monkeypatch):
-    layer, x = layer_and_input(size, kind)
+def test_bytes_change_no_bit_of_a_gradient(kind, backend, monkeypatch):
+    layer, x = layer_and_input("odd numbers", kind)
     with_bytes = run(layer, x, backend)
     monkeypatch.setattr(sparse_conv._kernels(), "to_bytes", lambda x, threads: (x.to(torch.uint8), 0.0))
     without = run(layer, x, backend)
@@ -302,6 +259,7 @@ def test_density_is_sampled():
 @pytest.fixture
 def counted(monkeypatch):
     """Counts calls of the sparse kernels."""
+    compiled.ready(False, sparse_conv.rehearse, "auto")  # calls them too
     calls = {"forward": 0, "weight_gradient": 0}
     kernels = sparse_conv._kernels()
     for name in calls:
@@ -322,7 +280,7 @@ def test_each_pass_is_chosen_by_its_own_limit(limits, counted, monkeypatch):
     monkeypatch.setattr(sparse_conv, "limits", lambda *_: limits)
     auto = run(layer, x, "auto")
     assert counted == {"forward": limits[0], "weight_gradient": limits[1]}
-    assert_close(auto, run(layer, x, "dense"), torch.float32)
+    assert_close(auto, run(layer, x, "dense"))
 
 
 def test_few_channels_and_little_work_are_dense_without_a_look(counted, monkeypatch):
@@ -334,8 +292,7 @@ def test_few_channels_and_little_work_are_dense_without_a_look(counted, monkeypa
 
 def forget():
     """What this process knows of the machine."""
-    sparse_conv._limits.cache_clear()
-    measured_limits._found.clear()
+    compiled._found.clear()
 
 
 def test_limits_are_measured_once_and_kept(tmp_path, monkeypatch):

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -61,14 +60,6 @@ def test_without_a_compiler_the_reference_computes_and_one_warning_says_so(untri
         build_neuron("if", backend="cpu")(torch.ones(2, 1, 3))
 
 
-def test_an_evaluation_needs_no_backward_loop(untried, monkeypatch):
-    monkeypatch.setattr(neuron_cpu, "_backward", raising)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("error")
-        build_neuron("if")(torch.ones(2, 1, 3))
-    assert compiled.broken() is None
-
-
 @pytest.mark.parametrize("loop", ["forward", "weight_gradient", "to_bytes"])
 def test_a_convolution_that_does_not_compile_is_torchs(untried, monkeypatch, loop):
     torch.manual_seed(0)
@@ -83,21 +74,21 @@ def test_a_convolution_that_does_not_compile_is_torchs(untried, monkeypatch, loo
         layer(x)
 
 
-@pytest.mark.parametrize("word", ["auto", "off"])
-def test_without_numba_a_network_trains(word):
+def test_without_numba_a_network_trains():
     """An install whose numba cannot be imported: `off` never asks for it, `auto` says one sentence."""
-    code = f"""
+    code = """
 import sys, warnings
 sys.modules["numba"] = None
 import torch
 from snn_repro.models import build_model
-with warnings.catch_warnings(record=True) as said:
-    warnings.simplefilter("always")
-    model = build_model("vgg48", num_classes=10, input_shape=(2, 48, 48), timesteps=2, neuron={{"name": "leaky"}}, kernels={word!r})
-    for _ in range(2):
-        model((torch.rand(2, 1, 2, 48, 48) < 0.1).float()).sum().backward()
-said = [str(w.message) for w in said if w.category is RuntimeWarning]
-assert len(said) == {int(word == "auto")} and all("ModuleNotFoundError" in s for s in said), said
+for word in ("off", "auto"):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model = build_model("small", num_classes=10, input_shape=(1, 8, 8), timesteps=2, neuron={"name": "leaky"}, kernels=word)
+        for _ in range(2):
+            model((torch.rand(2, 1, 8, 8) < 0.1).float()).sum().backward()
+    said = [str(w.message) for w in said if w.category is RuntimeWarning]
+    assert len(said) == int(word == "auto") and all("ModuleNotFoundError" in s for s in said), said
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -200,7 +191,6 @@ import sys
 from pathlib import Path
 import numba, torch
 from snn_repro.neurons import build_neuron
-from snn_repro.runtime import neuron_backend
 before = numba.config.CACHE_DIR
 build_neuron("if")(torch.ones(2, 1, 3, requires_grad=True)).sum().backward()
 assert numba.config.CACHE_DIR == before == ""
@@ -208,7 +198,7 @@ sys.path.insert(0, sys.argv[1])
 import theirs
 theirs.double(2)
 from snn_repro.kernels import neuron_cpu
-loops = [f(*case) for f, case in ((neuron_cpu._forward, [neuron_cpu.Kind("if", False, False, False, False), False]),)]
+loops = [f(*case) for f, case in ((neuron_cpu._forward, [0, False, False, False, False]),)]
 print(sum(sum(loop.stats.cache_hits.values()) for loop in loops))
 """
     (tmp_path / "theirs.py").write_text("import numba\n@numba.njit(cache=True)\ndef double(x):\n    return 2 * x\n")

@@ -1,54 +1,21 @@
-"""Losses of other papers: published or hand-computed numbers, float64 references in NumPy, gradients, and what training does."""
-
-import json
+"""Losses of other papers against float64 references in NumPy and differences, and what training does with them."""
 
 import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck
 
-from snn_repro.config import ConfigError, load_config
+from snn_repro.config import load_config
 from snn_repro.errors import UserError
 from snn_repro.losses import LOSSES, build_loss
 from snn_repro.models import build_model
-from snn_repro.neurons import Neuron, build_neuron, register
+from snn_repro.neurons import Neuron, build_neuron
 from snn_repro.train import check_settings, run
 
 Y = torch.tensor(
     [[[1, 0, 0], [0, 1, 0]], [[2, 0, 0], [0, 0, 1]], [[3, 1, 0], [0, 3, 0]]], dtype=torch.float64
 )  # [T, B, K]
 LABELS = torch.tensor([0, 1])
-CE = 0.3851511030
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "extra"),
-    [
-        ("strong2weak", {}, 0.0954928707),
-        ("weak2strong", {}, 0.1019182737),
-        ("strong2weak", {"temperature": 1.0}, 0.2293955586),
-        ("strong2weak", {"cascade": True}, 0.1305635590),
-        ("weak2strong", {"cascade": True}, 0.1320903256),
-        ("strong2weak", {"weight": 0.01}, 0.000954928707),
-        ("strong2weak", {"squared": True}, 4 * 0.0954928707),
-        ("strong2weak", {"weight": 0.0}, 0),
-    ],
-)
-def test_golden_strong2weak(name, options, extra):
-    loss = build_loss(name, **options)
-    assert loss(Y, LABELS).item() == pytest.approx(CE + extra, abs=1e-9)
-    with torch.no_grad():  # the term belongs to a batch of training
-        assert loss(Y, LABELS).item() == pytest.approx(CE, abs=1e-9)
-
-
-def test_golden_tks():
-    loss = build_loss("tks")
-    assert loss(Y, LABELS).item() == pytest.approx(CE, abs=1e-9)  # before any epoch a = 1
-    loss.begin_epoch(300, 600)
-    assert loss(Y, LABELS).item() == pytest.approx(3.2392942642, abs=1e-9)
-    loss = build_loss("tks", alpha=1.0)
-    loss.begin_epoch(600, 600)
-    assert loss(Y, LABELS).item() == pytest.approx(8.5398458494, abs=1e-9)
 
 
 def softmax(y):
@@ -91,6 +58,10 @@ def test_values_are_those_of_a_float64_reference_and_gradients_of_differences(se
             expected = pair_reference(plain, numbers, 0.5, 3.0, name == "strong2weak", cascade)
             assert loss(y, labels).item() == pytest.approx(expected)
             assert gradcheck(lambda y, loss=loss: loss(y, labels), y)
+            loss.weight, loss.squared = 0.5 / 9, True
+            assert loss(y, labels).item() == pytest.approx(expected)
+            with torch.no_grad():  # the term belongs to a batch of training
+                assert loss(y, labels).item() == pytest.approx(pair_reference(plain, numbers, 0, 3.0, True, False))
 
 
 @pytest.mark.parametrize("name", ["tks", "strong2weak"])
@@ -172,7 +143,7 @@ def test_rmp_under_checkpointing(checkpointing):
         model, loss = small(checkpointing=how), build_loss("rmp")
         loss.watch(model)
         found.append([a_step(model, loss, X, CLASSES) for _ in range(2)])
-        assert loss.heard == []  # the backward pass left nothing behind
+        assert not loss.heard  # the backward pass left nothing behind
     for (a, grads), (b, others) in zip(*found, strict=True):
         assert a == b
         for name in grads:
@@ -187,26 +158,13 @@ def test_rmp_is_trainings_alone_and_needs_watching():
     x = X.float()
     with torch.no_grad():
         model(x)
-        assert loss.heard == []
+        assert not loss.heard
     model.eval()
     assert loss(model(x), CLASSES) == build_loss("sdt")(model(x), CLASSES)
     with pytest.raises(UserError, match="this network has none of ours"):
         loss.watch(torch.nn.Linear(1, 1))
-
-
-def test_rmp_says_which_neuron_shows_no_potential(monkeypatch):
-    from snn_repro.neurons import NEURONS
-
-    monkeypatch.setitem(NEURONS, "at_once", None)
-    monkeypatch.setattr(NEURONS, "_owners", dict(NEURONS._owners))
-
-    @register("at_once")
-    class AtOnce(Neuron):
-        def steps(self, x, v0):
-            return (x > 0).to(x.dtype), x[-1], None
-
-    with pytest.raises(UserError, match="neuron=at_once computes its steps without showing it"):
-        build_loss("rmp").watch(build_neuron("at_once"))
+    with pytest.raises(UserError, match="neuron=psn computes its steps without showing it"):
+        loss.watch(build_neuron("psn", timesteps=2))
 
 
 # in a run
@@ -216,56 +174,15 @@ def test_rmp_says_which_neuron_shows_no_potential(monkeypatch):
     ("words", "sentence"),
     [
         ("loss=tks augment.mixup=0.2", "augment.mixup=0.2 makes soft targets and loss=tks needs labels; set it to 0"),
-        ("loss=tks augment.cutmix=1.0", "augment.cutmix=1.0 makes soft targets"),
-        ("loss=tks augment.label_smoothing=0.1", "augment.label_smoothing=0.1 makes soft targets"),
         ("loss=rmp compile=true", "compile=true does not show the potentials that loss=rmp reads"),
-        ("loss=tks loss.alpha=2", "loss.alpha=2.0? must"),
         ("loss=tks loss.temperature=0", "loss.temperature=0(.0)? must be above 0"),
-        ("loss=strong2weak loss.weight=-1", "loss.weight=-1(.0)? must be at least 0"),
         ("loss=rmp loss.schedule=cosine", "loss.schedule='cosine' is not one of triangle, constant"),
-        ("loss=rmp loss.power=0.5", "loss.power=0.5 must be at least 1"),
         ("loss=sdt loss.power=2", "loss.power=2 has no effect with loss=sdt"),
     ],
 )
 def test_what_cannot_be_is_refused_before_data_is_read(words, sentence):
     with pytest.raises(UserError, match=sentence):
         check_settings(load_config(words.split()))
-
-
-def test_settings_without_a_fault_pass():
-    for words in ("loss=strong2weak augment.mixup=0.2", "loss=rmp augment.label_smoothing=0.1", "loss=tks"):
-        check_settings(load_config(words.split()))
-    assert issubclass(ConfigError, UserError)
-
-
-def a_run(folder, loss, *words):
-    short = ["logger.mode=disabled", "debug.max_steps=2", "debug.max_eval_batches=1", "recipe.epochs=3"]
-    return run(load_config([*short, f"loss={loss}", *words, f"hydra.run.dir={folder}"]))
-
-
-@pytest.mark.parametrize("loss", ["tks", "rmp"])
-def test_a_resumed_run_knows_its_epoch(loss, tmp_path, monkeypatch):
-    """Losses that read the epoch: stopped in the middle of the second of three, to the last bit."""
-    from snn_repro.train import Training
-
-    whole = a_run(tmp_path / "whole", loss)
-    step = Training.train_step
-
-    def stopping(self, *batch):
-        if (self.epoch, self.step) == (1, 1):
-            raise KeyboardInterrupt
-        if self.epoch == 1:
-            self.save(1, self.step)
-        return step(self, *batch)
-
-    monkeypatch.setattr(Training, "train_step", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        a_run(tmp_path / "parts", loss)
-    monkeypatch.setattr(Training, "train_step", step)
-    again = a_run(tmp_path / "parts", loss)
-    lines = [(tmp_path / part / "metrics.jsonl").read_text().splitlines() for part in ("whole", "parts")]
-    a, b = ([json.loads(line)["train_loss"] for line in part] for part in lines)
-    assert a == b and whole.loss_last == again.loss_last
 
 
 @pytest.mark.slow

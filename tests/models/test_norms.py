@@ -6,14 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from snn_repro.config import load_config
 from snn_repro.errors import UserError
 from snn_repro.models import NORMS, build_model
+from snn_repro.models.blocks import Neurons
 from snn_repro.models.norms import norms, synchronise
 from snn_repro.neurons import build_neuron
-from snn_repro.optim import build_optimizer, parameter_groups
-from snn_repro.runs import checkpoint
-from snn_repro.train import run
+from snn_repro.optim import parameter_kind
 
 
 def test_golden_tab():
@@ -56,26 +54,15 @@ def test_tdbn_starts_from_the_threshold():
         ({"name": "if_imp", "v_threshold": 0.5}, 2, 0.5 / math.sqrt(2)),
         ({"name": "if", "v_threshold": None}, 2, 1 / math.sqrt(2)),
     ):
-        y = norms("tdbn", 3, neuron)(2, summands=summands).double()(x)
+        y = norms("tdbn", 3, Neurons(neuron, True))(2, summands=summands).double()(x)
         mean, var = x.mean((0, 1, 3, 4), keepdim=True), x.var((0, 1, 3, 4), unbiased=False, keepdim=True)
         torch.testing.assert_close(y, factor * (x - mean) / (var + 1e-5).sqrt())
-    assert torch.equal(norms("bn", 3, {"name": "if", "v_threshold": 0.5})(2).weight, torch.ones(2))
+    assert torch.equal(norms("bn", 3, Neurons({"name": "if", "v_threshold": 0.5}, True))(2).weight, torch.ones(2))
     with pytest.raises(UserError, match="neuron.v_threshold=0.0 must be above 0"):
-        norms("tdbn", 3, {"name": "if", "v_threshold": 0})
+        norms("tdbn", 3, Neurons({"name": "if", "v_threshold": 0}, True))(2)
 
 
-@pytest.mark.parametrize("name", NORMS)
-def test_in_evaluation_no_step_depends_on_a_later_one(name):
-    torch.manual_seed(0)
-    norm, x = NORMS[name](2, 4), torch.randn(4, 3, 2, 5, 5)
-    norm(x)
-    norm.eval()
-    other = torch.cat([x[:2], torch.randn(2, 3, 2, 5, 5)])
-    assert torch.equal(norm(x)[:2], norm(other)[:2]) is norm.causal
-    assert not torch.equal(norm(x)[2:], norm(other)[2:])
-
-
-NETWORKS = {"small": (1, 8, 8), "sew_resnet18_cifar": (3, 8, 8), "sew_resnet50": (3, 32, 32), "vgg128": (2, 16, 16)}
+NETWORKS = {"small": (1, 8, 8), "sew_resnet18_cifar": (3, 8, 8), "vgg128": (2, 16, 16)}
 
 
 def network(name, norm, **options):
@@ -118,41 +105,16 @@ def test_the_fused_layer_is_taken_where_a_norm_is_affine():
     assert not hasattr(NORMS["tab"], "affine_form")
 
 
-@pytest.mark.parametrize("norm", ["tdbn", "tab"])
-def test_training_goes_on_from_a_checkpoint_and_checkpointing_changes_nothing(norm, tmp_path):
-    recipe = load_config(["recipe.lr=0.05", "recipe.no_decay=[norm]", "recipe.weight_decay=0.1"]).recipe
-
-    def train(model, optimizer):
-        losses = []
-        for seed in (1, 2, 3):
-            x = torch.rand(2, 4, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
-            loss = nn.functional.cross_entropy(model(x).mean(0), torch.arange(4))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        return losses, {k: v.clone() for k, v in model.state_dict().items()}
-
-    model = network("small", norm)
-    optimizer = build_optimizer(model, recipe)
-    first, state = train(model, optimizer)
-    for how in ("norms", "blocks"):
-        other = network("small", norm, checkpointing=how)
-        losses, buffers = train(other, build_optimizer(other, recipe))
-        assert losses == pytest.approx(first, rel=1e-5)
-        assert all(torch.allclose(buffers[k].float(), v.float(), atol=1e-4) for k, v in state.items())
-    checkpoint.save(tmp_path, {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
-    onward = train(model, optimizer)[0]
-    found, again = checkpoint.load(tmp_path / checkpoint.LAST), network("small", norm)
-    checkpoint.load_model(again, found["model"], "the file")
-    optimizer = build_optimizer(again, recipe)
-    optimizer.load_state_dict(found["optimizer"])
-    assert train(again, optimizer)[0] == onward
-
-    groups = {g["kind"]: {id(p) for p in g["params"]} for g in parameter_groups(model, recipe)}
-    for name, parameter in model.named_parameters():
-        if ".bn." in name or name.startswith("bn"):
-            assert id(parameter) in groups["decay" if name.endswith(".p") else "no_decay"], name
+@pytest.mark.parametrize("norm", NORMS)
+def test_checkpointing_changes_no_number_and_parameters_are_of_their_kind(norm):
+    found, x = [], torch.rand(2, 4, 1, 8, 8, generator=torch.Generator().manual_seed(1)).double()
+    for how in ("off", "norms", "blocks"):
+        model = network("small", norm, checkpointing=how).double()
+        model(x).square().sum().backward()
+        found.append([*(p.grad for p in model.parameters()), *model.state_dict().values()])
+        torch.testing.assert_close(found[-1], found[0], rtol=1e-9, atol=1e-9)
+    kinds = {name: parameter_kind(model.bn1, name) for name, _ in model.bn1.named_parameters(recurse=False)}
+    assert all(kind == ("te" if name in ("te", "p") else "norm") for name, kind in kinds.items())
 
 
 def test_synchronising_finds_the_norms_inside():
@@ -160,12 +122,3 @@ def test_synchronising_finds_the_norms_inside():
     names = list(model.state_dict())
     synchronise(model)
     assert all(type(bn).__name__ == "SyncBatchNorm2d" for bn in model.bn1.bn) and list(model.state_dict()) == names
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("norm", [name for name in NORMS if name != "tebn_gesture"])
-def test_digits_are_learned(norm, tmp_path):
-    words = ["logger.mode=disabled", "recipe.epochs=8", "loss=sdt", f"model.norm={norm}", f"hydra.run.dir={tmp_path}"]
-    found = run(load_config(words))
-    print(f"{norm}: {100 * found.acc_last:.2f} %")
-    assert found.acc_last > 0.9

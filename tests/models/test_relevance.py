@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from snn_repro.data.augment.rpg import check, relevance
 from snn_repro.data.batches import make_generator
 from snn_repro.errors import UserError
 from snn_repro.models import build_model
 from snn_repro.models.blocks import SpikingNetwork
-from snn_repro.models.relevance import check, relevance
 from snn_repro.neurons import build_neuron
 
 T, B, K, SHAPE = 4, 3, 5, (2, 8, 8)
@@ -143,19 +143,22 @@ def test_it_leaves_the_network_as_it_was(name, neuron, shape, options, rule):
     model = network(name, neuron, shape, **options)
     frames = counts(shape)
     before, state = model(frames), {k: v.clone() for k, v in model.state_dict().items()}
-    kept, random = {k: dict(vars(m)) for k, m in model.named_modules()}, torch.get_rng_state()
+
+    def settings():
+        keys = "forward", "backend", "checkpointing", "training"
+        return {k: {n: v for n, v in vars(m).items() if n in keys} for k, m in model.named_modules()}
+
+    kept, random = settings(), torch.get_rng_state()
     of_input, of_features = relevance(model, frames, rule)
+    for a, b in zip(relevance(model, frames, rule, parts=2), (of_input, of_features), strict=True):
+        torch.testing.assert_close(a, b)  # parts of a batch are the whole
     assert of_input.shape == frames.shape and of_features.shape[:2] == frames.shape[:2] and of_features.dim() == 5
     assert of_input.isfinite().all() and of_input.abs().sum() > 0
     places = frames if rule == "sltrp" else frames.sum(0).expand_as(frames)
     assert (of_input[places == 0] == 0).all()
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in state.items()) and model.training
     assert torch.equal(torch.get_rng_state(), random)
-    for k, m in model.named_modules():
-        assert "forward" not in vars(m)
-        assert {n: v for n, v in vars(m).items() if n in ("backend", "checkpointing", "training")} == {
-            n: v for n, v in kept[k].items() if n in ("backend", "checkpointing", "training")
-        }
+    assert settings() == kept
     assert not any(p.grad is not None for p in model.parameters())
     torch.testing.assert_close(model(frames), before)
 
@@ -173,12 +176,6 @@ def test_with_positive_weights_nothing_is_lost():
         frames = counts().double() + 1
         of_input, of_features = (r.sum((0, 2, 3, 4)) for r in relevance(model, frames, rule))
         torch.testing.assert_close(of_input, of_features, rtol=1e-6, atol=1e-9)
-
-
-def test_parts_of_a_batch_are_the_whole():
-    model, frames = network(), counts()
-    for a, b in zip(relevance(model, frames, parts=2), relevance(model, frames), strict=True):
-        torch.testing.assert_close(a, b)
 
 
 class Residual(SpikingNetwork):

@@ -1,15 +1,14 @@
 """Initial states: where each one starts, what is learned, and what stays the same by every backend."""
 
 import copy
-import signal
 
 import pytest
 import torch
 
-from snn_repro import train
+from snn_repro.config import ConfigError, load_config
 from snn_repro.errors import UserError
 from snn_repro.models import build_model, count_parameters
-from snn_repro.neurons import INITIAL_STATES, NEURONS, build_neuron
+from snn_repro.neurons import INITIAL_STATES, NEURONS, Neuron, build_neuron, initial_states
 from snn_repro.optim import parameter_kind
 
 SHAPE = (3, 4, 5)
@@ -95,15 +94,6 @@ def test_every_neuron_with_a_potential_starts_from_every_state(family):
     assert fired[0] == pytest.approx(fired[1], rel=1e-4) and fired[0] != 0
 
 
-@pytest.mark.parametrize("family", [n for n, cls in NEURONS.items() if "initial" not in cls.settings])
-def test_a_neuron_without_a_potential_has_no_initial_one(family):
-    for name in INITIAL_STATES.keys() - {"zero"}:
-        with pytest.raises(UserError, match=f"neuron.initial='{name}' belongs to .*; leave it out for '{family}'"):
-            build_neuron(family, initial=name, state_shape=SHAPE, timesteps=5)
-    with pytest.raises(UserError, match=f"neuron.imp=true has no meaning for '{family}'"):
-        build_neuron(family, imp=True, state_shape=SHAPE, timesteps=5)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", list(INITIAL_STATES))
 def test_compiled_loops_start_where_the_reference_does(name, family):
@@ -166,44 +156,17 @@ def test_checkpointing_learns_once_and_draws_the_same(what, name):
     torch.testing.assert_close(found[0], found[1])
 
 
-@pytest.mark.parametrize("name", ["mp_init", "random"])
-def test_a_run_that_was_stopped_goes_on_with_the_same_numbers(name, quick, tmp_path, monkeypatch):
-    words = "neuron=if", f"neuron.initial={name}", "loss=sdt", "debug.max_steps=2"
-    whole = train.run(quick(*words), str(tmp_path / "whole"))
-    original = train.Training.train_step
-
-    def stopping(self, *batch):
-        if (self.epoch, self.step) == (1, 1):
-            self.stop.signum = signal.SIGTERM
-        return original(self, *batch)
-
-    with monkeypatch.context() as patch, pytest.raises(train.Interrupted):
-        patch.setattr(train.Training, "train_step", stopping)
-        train.run(quick(*words), str(tmp_path / "cut"))
-    again = train.run(quick(*words), str(tmp_path / "cut"))
-    for key in ("loss_last", "acc_step", "train_loss_last", "firing_rates"):
-        assert again[key] == whole[key]
-
-
 @pytest.mark.parametrize(
     "settings, words",
     [
         ({"initial": "hlaf"}, "neuron.initial='hlaf' is not one of .* did you mean 'half'"),
         ({"initial": "half", "imp": True}, "neuron.imp=true and neuron.initial=half both say where a neuron starts"),
-        ({"initial": "constant", "initial_value": float("nan")}, "neuron.initial_value=nan must be a finite number"),
         ({"initial": "imp_layer"}, "needs state_shape"),
     ],
 )
 def test_what_cannot_be_is_told(settings, words):
     with pytest.raises(UserError, match=words):
         build_neuron("if", **settings)
-
-
-def test_a_channels_values_need_their_channels():
-    neuron = build_neuron("if", initial="imp_channel", state_shape=SHAPE)
-    neuron(torch.zeros(1, 1, 3, 9, 9))  # a channel's value does not hang on the size of a frame
-    with pytest.raises(UserError, match="one IMP value for each of"):
-        neuron(torch.zeros(1, 1, 4, 4, 5))
 
 
 @pytest.mark.parametrize(
@@ -219,3 +182,46 @@ def test_an_initial_potential_is_a_bias_of_the_first_step(family, settings, weig
     biased = x.clone()
     biased[0] += weight * start * (settings["tau"] if family == "lif" else 1)  # a LIF neuron takes 1 / tau of its input
     assert torch.equal(learned(x), build_neuron(family, **settings)(biased))
+
+
+# neuron.initial_layers: some spiking layers start from the initial state, the others at 0
+
+
+def in_layers(layers=None, **neuron):
+    torch.manual_seed(0)
+    neuron = {"name": "if"} | neuron | ({} if layers is None else {"initial_layers": layers})
+    return build_model("small", num_classes=10, input_shape=(1, 8, 8), timesteps=4, neuron=neuron)
+
+
+@pytest.mark.parametrize("initial", ["imp", "imp_channel", "mp_init", "constant"])
+def test_the_named_layers_alone_start_so(initial):
+    model, whole = in_layers([2], initial=initial), in_layers(initial=initial)
+    assert [layer.initial for layer in [m for m in model.modules() if isinstance(m, Neuron)]] == [
+        "zero",
+        initial,
+        "zero",
+    ]
+    kept = {k for k in whole.state_dict() if not k.startswith(("sn1.", "sn3."))}
+    assert model.state_dict().keys() == kept
+    assert all(torch.equal(v, whole.state_dict()[k]) for k, v in model.state_dict().items())
+
+
+def test_a_layer_that_starts_at_zero_is_the_one_without_imp():
+    x = torch.rand(3, 1, 8, 8)
+    model, plain = in_layers([1, 3], imp=True), in_layers()
+    for name in ("sn1", "sn3"):
+        torch.nn.init.zeros_(getattr(model, name).imp)
+    torch.testing.assert_close(model(x), plain(x), rtol=0, atol=0)
+    assert count_parameters(model)[1] == sum(p.numel() for p in initial_states(model).values())
+
+
+@pytest.mark.parametrize("layers", [[], [0], [4], [1, 1]])
+def test_layers_that_are_not_there_are_one_sentence(layers):
+    with pytest.raises(UserError, match=r"neuron.initial_layers=\[.*of 1 to 3"):
+        in_layers(layers, imp=True)
+
+
+def test_the_key_needs_an_initial_state_and_leaves_old_hashes_alone():
+    with pytest.raises(ConfigError, match="initial_layers=.*has no effect with neuron.initial=zero"):
+        load_config(["neuron=if", "neuron.initial_layers=[1]"])
+    assert load_config(["neuron=if_imp", "neuron.initial_layers=[1,3]"]).neuron.initial_layers == [1, 3]

@@ -12,23 +12,13 @@ import torch
 from fake_runs import fake_run
 from scripts_of_ours import script
 
-import studies.figures  # noqa: F401 - registers theirs
-from snn_repro.errors import UserError
-from snn_repro.paper import figures
-from snn_repro.paper.figures import (
-    _data,
-    accuracy_steps,
-    convergence,
-    firing_pattern,
-    imp_overhead,
-    learned_imp,
-    pattern_mapping,
-)
+from snn_repro.paper.figures import accuracy_steps, render
 from snn_repro.paper.results import group_runs, load
 from snn_repro.provenance import code_version
 from snn_repro.registry import FIGURES
 from snn_repro.runs import checkpoint
-from studies import initial_state
+from studies import figures, initial_state
+from studies.figures import convergence, firing_pattern, learned_imp, pattern_mapping
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "figures.json").read_text())
 RESULTS = Path(__file__).parents[2] / "results"
@@ -43,12 +33,6 @@ def test_golden_firing_pattern(precision):
         assert fired == GOLDEN["firing_pattern"][f"panel{i}_{precision}"]
         if precision == "float32":
             np.testing.assert_allclose(panel["v"][-1], GOLDEN["firing_pattern"][f"panel{i}_v_last"], atol=1e-6)
-
-
-def test_float32_fires_one_step_late_where_the_threshold_is_met_exactly():
-    exact = GOLDEN["firing_pattern"]["panel2_exact"]
-    fired = [np.nonzero(column)[0] for column in firing_pattern.panels()[1]["spikes"].T]
-    assert all(steps[0] == reference[0] + 1 for steps, reference in zip(fired, exact, strict=True))
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -121,7 +105,7 @@ def results(tmp_path_factory):
         for t in convergence.TIMESTEPS
         for loss in convergence.LOSSES
     ]
-    _data.write_data(folder / "figures" / "convergence.json", dict(command="made up", curves=curves))
+    figures.write_data(folder / "figures" / "convergence.json", dict(command="made up", curves=curves))
     (folder / "benchmarks").mkdir()
     rows = [
         dict(timesteps=t, neurons=n, seconds_without=1.0, seconds_with=1.01, seconds_without_again=0.98 + t / 100)
@@ -135,12 +119,14 @@ def results(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", figures.names())
-def test_every_figure_draws_the_same_bytes_again_and_says_its_n(results, name):
+def test_every_figure_draws_the_same_bytes_again_and_says_its_n(results, name, monkeypatch):
     svg, png = ((results / "figures" / f"{name}.{form}").read_bytes() for form in ("svg", "png"))
     drawn = []
     with matplotlib.rc_context({"font.size": 30, "svg.hashsalt": None}):  # a user's own settings change nothing
-        files = figures.render(lambda at: drawn.append(figures.figure(name).draw(at)) or drawn[0], results)
-    assert files == {"svg": svg, "png": png}
+        draw = FIGURES[name]
+        monkeypatch.setitem(FIGURES, name, lambda at: drawn.append(draw(at)) or drawn[0])
+        files = render(name, results)
+    assert [*files.values()] == [svg, png]
     assert re.search(r"\bn(, from the left:| =) [\d,]+", texts(drawn[0]))
     assert svg.startswith(b"<?xml") and png.startswith(b"\x89PNG")
     assert not re.search(r"20\d\d-\d\d|<dc:date|/home|/tmp", svg.decode())
@@ -149,9 +135,9 @@ def test_every_figure_draws_the_same_bytes_again_and_says_its_n(results, name):
 
 def test_a_figure_is_one_file(tmp_path, monkeypatch):
     (tmp_path / "my_figure.py").write_text(
-        '"""What mine\nshows."""\n\nfrom snn_repro.paper.figures._style import new_figure\n'
+        '"""What mine\nshows."""\n\nfrom matplotlib.figure import Figure\n'
         "from snn_repro.registry import FIGURES\n\n\n"
-        "@FIGURES.register('my_figure')\ndef draw(results):\n    return new_figure(1, 1)\n\n\n"
+        "@FIGURES.register('my_figure')\ndef draw(results):\n    return Figure(figsize=(1, 1))\n\n\n"
         'def measure(target, runs):\n    target.write_text(\'{"command": "by measuring"}\')\n'
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -166,54 +152,9 @@ def test_a_figure_is_one_file(tmp_path, monkeypatch):
         del FIGURES["my_figure"]
 
 
-def test_a_loss_of_ones_own_has_its_panel(tmp_path):
-    fake_run(tmp_path, "loss=sdt", extra=dict(loss="peak"))
-    fake_run(tmp_path, "loss=tet")
-    titles = [axes.get_title() for axes in accuracy_steps.draw_groups(group_runs(load([tmp_path]))[0]).axes]
-    assert ["TET" in titles[0], "PEAK" in titles[1]] == [True, True], titles
-
-
 def texts(figure) -> str:
     found = [t.get_text() for axes in figure.axes for t in (axes.title, *axes.texts)]
     return "\n".join([*found, figure.get_supxlabel()])
-
-
-def test_overhead_shows_what_its_control_spans():
-    def drawn(**more):
-        rows = [dict(timesteps=t, neurons=256 * t, seconds_without=1.0, seconds_with=1.05, **more) for t in (2, 8)]
-        (axes,) = imp_overhead.draw_reports([dict(machine={"processor": "a CPU"}, rounds=21, imp_overhead=rows)]).axes
-        return axes, axes.get_legend_handles_labels()[1]
-
-    axes, labels = drawn(seconds_without_again=0.98)
-    assert {"control: its range", "control, T = 2", "control, T = 8"} < set(labels)
-    controls = [line for line in axes.lines if str(line.get_label()).startswith("control")]
-    assert [line.get_ydata()[0] for line in controls] == [0.98, 0.98] and "n = 43 rounds" in axes.get_title()
-    assert not any("control" in label for label in drawn()[1])
-
-
-def test_points_of_equal_height_lie_side_by_side(tmp_path):
-    for neuron in ("if", "if_imp"):
-        for loss in ("sdt", "lts"):
-            fake_run(tmp_path, f"loss={loss}", f"neuron={neuron}", acc=0.9)
-    figure = accuracy_steps.draw_groups(group_runs(load([tmp_path]))[0])
-    for axes in figure.axes:
-        drawn = [c.lines[0] for c in axes.containers]
-        assert len(drawn) == 2  # one loss a panel, without and with IMP
-        assert (np.abs(drawn[0].get_xdata() - drawn[1].get_xdata()) > 0.1).all()
-        assert drawn[0].get_linestyle() != drawn[1].get_linestyle()
-        assert drawn[0].get_markerfacecolor() != drawn[1].get_markerfacecolor()
-    fake_run(tmp_path, "loss=lts", "neuron=if", "recipe.lr=1", acc=0.9, folder="other")
-    figure = accuracy_steps.draw_groups(group_runs(load([tmp_path]))[0])
-    assert max(len(axes.containers) for axes in figure.axes) == 3
-
-
-def test_curves_that_lie_on_each_other_are_told_apart():
-    curves = [
-        dict(timesteps=t, loss=loss, every=5, values=[1.0] * 90) for t in (1, 2, 4, 6) for loss in ("sdt", "tet", "lts")
-    ]
-    for axes in convergence.draw_curves(dict(curves=curves)).axes:
-        assert len({line.get_linewidth() for line in axes.lines}) == 3
-        assert len({line.get_markevery()[0] for line in axes.lines}) == 3  # their markers take turns
 
 
 def test_figures_say_that_their_numbers_are_older(results, tmp_path):
@@ -270,23 +211,11 @@ def test_learned_imp_keeps_its_distribution(results):
     assert layer["percentiles"][0] == 0.3 and layer["percentiles"][100] == 0.8 and layer["mean"] == pytest.approx(0.55)
 
 
-def test_a_run_without_imp_is_refused(tmp_path):
-    fake_run(tmp_path, "neuron=if", folder=".")
-    checkpoint.save(tmp_path, {"model": {"fc.weight": torch.zeros(2)}})
-    with pytest.raises(UserError, match="no IMP"):
-        learned_imp.imp_of(tmp_path)
-
-
 def test_committed_figures_are_the_generated_ones():
     made_with = re.search(r"matplotlib (\d[\w.]*);", (RESULTS / "figures" / "README.md").read_text()).group(1)
     if made_with != matplotlib.__version__:
         pytest.skip(f"committed figures were drawn by matplotlib {made_with}, here is {matplotlib.__version__}")
-    for name in figures.names():
-        path = RESULTS / "figures" / f"{name}.svg"
-        if path.exists():
-            forms = figures.render(figures.figure(name).draw, RESULTS)
-            assert forms["svg"] == path.read_bytes(), name
-            assert forms["png"] == path.with_suffix(".png").read_bytes(), name
+    assert [*figures.stale(figures.names(), RESULTS)] == []
 
 
 @pytest.mark.parametrize("steps", convergence.TIMESTEPS)

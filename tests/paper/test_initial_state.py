@@ -10,25 +10,15 @@ from fake_runs import fake_run
 from scripts_of_ours import script
 
 from snn_repro.config import load_config
-from snn_repro.errors import UserError
 from snn_repro.neurons import initial_states
 from snn_repro.paper.results import group_runs, load
 from snn_repro.paper.statistics import pairs_needed, visible_effect
-from snn_repro.registry import INITIAL_STATES
 from snn_repro.runs.sweeps import plan
 from snn_repro.train import run
 from snn_repro.trained import load_run
 from studies import initial_state as study
 
 main = script("study").main
-
-
-def test_its_states_are_there():
-    """The design fixes them: a state that is added later is not in it, and `half` of the threshold 1 is the constant 0.5."""
-    assert {*study.STATES} <= {*INITIAL_STATES}
-    for part in study.PARTS.values():
-        known = {*part.states, *study.STATES}
-        assert all({a, b} <= known for a, b in part.against)
 
 
 def test_commands_compose_and_are_known_again(capsys):
@@ -42,17 +32,6 @@ def test_commands_compose_and_are_known_again(capsys):
         config = load_config([w if "[" in w else w.split(",")[0] for w in words if not w.startswith("hydra.")])
         neuron = vars(config.neuron) | config.neuron.own
         assert study.state_of({"neuron": neuron}) == state
-
-
-def test_another_data_set_takes_the_parts_that_fit_it(capsys):
-    assert main(["initial_state", "dataset=cifar10_dvs", "model=vgg48", "cache_dir=/c", "--print"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(study.STATES)
-    assert all("dataset=cifar10_dvs" in w and "model=vgg48" in w and "model=small" not in w for w in lines)
-    assert main(["initial_state", "static", "dataset=cifar10_dvs", "--print"]) == 2
-    assert main(["initial_state", "dataset=mnist", "--print"]) == 2
-    assert main(["initial_state", "statics", "--print"]) == 2
-    assert capsys.readouterr().err.count("\n") == 3
 
 
 def test_a_dry_run_says_how_many_runs_and_hours(capsys, monkeypatch):
@@ -139,27 +118,6 @@ def test_the_report_says_all_of_it_and_draws_it(results, capsys):
     assert "initial_state_steps.svg" in capsys.readouterr().err
 
 
-def test_another_data_set_is_judged_too(tmp_path):
-    """Who has a GPU runs the study on CIFAR-10: its report has the same parts, and does not miss those of our data sets."""
-    for seed in range(5):
-        for neuron, more in (("if", 0), ("if_imp", 0.03)):
-            for loss in ("lts", "sdt"):
-                fake_run(
-                    tmp_path / "runs" / "initial_state", "dataset=cifar10", "model=small", f"neuron={neuron}", f"loss={loss}", seed=seed,
-                    acc=0.6 + 0.001 * seed + more * (1 + 0.02 * (seed % 2)), n_test=2000, folder=f"{neuron}-{loss}-{seed}",
-                )  # fmt: skip
-    assert main(["initial_state", "report", "--results", str(tmp_path)]) == 0
-    text = (tmp_path / "initial_state.md").read_text()
-    assert (
-        "## Static images: cifar10" in text
-        and "## Static images\n" not in text
-        and "higher: imp (SDT, +3.0), imp (LTS, +3.0)" in text
-    )
-    assert "- static, cifar10, tet: zero, constant" in text and "- static, tet" not in text and "- events" not in text
-    assert "initial_state run dataset=cifar10\n" in text and "dataset=fashion_mnist" not in text
-    assert (tmp_path / "figures" / "initial_state_effects.svg").exists()
-
-
 def test_the_cheapest_exit_keeps_accuracy_within_a_point():
     exits = [
         dict(threshold=0.5, acc=0.80, mean_steps=1.2, exits=[0.8, 0.2, 0, 0]),
@@ -209,89 +167,6 @@ def test_trained_networks_are_probed(tmp_path, monkeypatch):
     assert all(len(v) == 21 and v == sorted(v) for v in imp["layers"].values()) and imp["exit"]["steps"] <= 4
 
 
-def test_what_was_measured_elsewhere_is_kept(tmp_path, monkeypatch):
-    """Checkpoints of some runs may be on another machine, or gone."""
-    monkeypatch.chdir(tmp_path)
-    run(
-        load_config(["neuron=if", "loss=lts", "recipe.epochs=1", "debug.max_steps=2", "logger.mode=disabled"]),
-        f"{study.SWEEP_DIR}/b/seed0",
-    )
-    path = tmp_path / "runs" / "initial_state" / study.MEASURED
-    there = dict(dataset="digits", loss="lts", state="zero", seed=0, exit=None)
-    away = dict(dataset="fashion_mnist", loss="lts", state="zero", seed=3, exit=None)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dict(linear={"fashion_mnist": 0.8}, networks=[there, away])))
-    study.measure(tmp_path)
-    found = json.loads(path.read_text())
-    monkeypatch.setattr(study, "_probe", None)  # the same runs are not measured twice
-    study.measure(tmp_path)
-    assert json.loads(path.read_text()) == found
-    assert found["networks"][1] == away and found["linear"] == {"fashion_mnist": 0.8}
-    assert [e["dataset"] for e in found["networks"]] == ["digits", "fashion_mnist"] and found["networks"][0]["exit"][
-        "steps"
-    ] <= 4
-
-
-def test_the_linear_baseline_reads_what_the_runs_read(tmp_path, monkeypatch):
-    """Whose data lie elsewhere gave a data_dir to the runs, not to `measure`."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / study.SWEEP_DIR).mkdir(parents=True)
-    config = dict(neuron=dict(initial="zero"), data_dir="/data/fashion", cache_dir=None)
-    result = dict(dataset="fashion_mnist", loss="lts", seed=0, config=config, folder="x", code={}, acc_last=0.5)
-    monkeypatch.setattr("snn_repro.runs.folder.find_results", lambda root: [result])
-    monkeypatch.setattr(study, "_probe", lambda *_: dict(dataset="fashion_mnist", loss="lts", state="zero", seed=0))
-    asked = []
-    monkeypatch.setattr("studies.methods.linear_baseline", lambda *given: asked.append(given) or 0.75)
-    study.measure(tmp_path)
-    assert asked == [("fashion_mnist", ["recipe.epochs=6", "data_dir=/data/fashion"])]
-
-
-def test_the_price_of_each_state(tmp_path):
-    for state in ("zero", "imp", "imp_channel", "imp_layer", "mp_init", "random"):
-        words = [] if state == "zero" else [f"neuron.initial={state}"]
-        write(tmp_path, "neuron=if", *words, "loss=lts", seed=0, acc=0.8)
-    for path in (tmp_path / "runs").rglob("result.json"):
-        run = json.loads(path.read_text())
-        run["params_imp"] = dict(imp=800, imp_channel=24, imp_layer=3).get(study.state_of(run["config"]), 0)
-        path.write_text(json.dumps(run))
-    folder = tmp_path / "runs" / "methods"
-    folder.mkdir()
-    steps = {"baseline": dict(step_ratio=1.0, kept_mb=5.0), "initial=imp": dict(step_ratio=1.015, kept_mb=5.25)}
-    (folder / "measured.json").write_text(json.dumps({"fashion_mnist": {"steps": steps}}))
-    rows = {row["state"]: row for row in study._price(study.collected(tmp_path)[0], tmp_path).rows}
-    assert rows["imp"] == dict(state="imp", learned="800", bytes="3,200", reads="800", time="1.01", memory="+0.25")
-    assert [rows[s]["reads"] for s in ("zero", "imp_channel", "imp_layer", "mp_init", "random")] == [
-        "0",
-        "24",
-        "3",
-        "3",
-        "800",
-    ]
-    assert rows["mp_init"]["time"] is None and rows["zero"]["time"] == "1.00" and "constant" not in rows
-
-
-def test_half_of_the_threshold_is_the_constant(tmp_path):
-    """Why `half` is no cell of its own: with a threshold of 1 both train the same network, bit for bit."""
-    short = ["neuron=if", "loss=lts", "recipe.epochs=1", "debug.max_steps=3", "logger.mode=disabled"]
-    half, constant = (
-        run(load_config([*short, f"neuron.initial={s}"]), str(tmp_path / s)) for s in ("half", "constant")
-    )
-    assert half.acc_step == constant.acc_step and half.loss_last == constant.loss_last
-    ours, others = (load_run(tmp_path / s).model.state_dict() for s in ("half", "constant"))
-    assert all(torch.equal(v, others[name]) for name, v in ours.items())
-
-
-def test_one_loss_alone_can_be_run_with_more_seeds(capsys):
-    assert main(["initial_state", "static", "loss=lts", "--seeds", "8", "--print"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(study.STATES)
-    assert all({"loss=lts", "seed=0,1,2,3,4,5,6,7"} <= {*line.split()} and "sdt" not in line for line in lines)
-    assert main(["initial_state", "loss=tet_s", "--print"]) == 0
-    assert capsys.readouterr().out.count("\n") == len(study.STATES)
-    assert main(["initial_state", "depth", "loss=sdt", "--print"]) == 2
-    assert "loss=sdt" in capsys.readouterr().err
-
-
 def test_what_results_lack_can_be_run_alone(tmp_path, capsys):
     def asked():
         assert main(["initial_state", "depth", "--seeds", "3", "--missing", "--print", "--results", str(tmp_path)]) == 0
@@ -310,15 +185,6 @@ def test_what_results_lack_can_be_run_alone(tmp_path, capsys):
     assert ["seed=0,2" in words for words in left] == [True, False] and left[1] == before[2]
     folders = {job.folder for words in left for job in plan([w.strip("'") for w in words[4:]])}
     assert folders == {job.folder for job in (jobs[3], *jobs[5:])}
-
-
-def test_without_runs_it_is_one_sentence(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert main(["initial_state", "report", "--results", str(tmp_path)]) == 2
-    assert main(["initial_state", "measure", "--results", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.count("\n") == 2
-    with pytest.raises(UserError, match="is no part of this study"):
-        study.part_of("layers")
 
 
 def test_missing_data_are_said_once_before_any_sweep(tmp_path, capsys, monkeypatch):

@@ -12,8 +12,7 @@ import sys
 
 import pytest
 import torch
-import yaml
-from all_rows import COMPARED, NAMES, compared_rows, rows
+from all_rows import COMPARED, NAMES, PAPER, compared_rows, rows
 from fixtures import (
     write_cifar10,
     write_cifar10_dvs,
@@ -23,11 +22,11 @@ from fixtures import (
     write_ncaltech101,
 )
 
+from snn_repro import dry_run
 from snn_repro.config import CONF_DIR, config_hash, load_config, to_dict
 from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
-from snn_repro.paper import speed
-from snn_repro.paper.rows import PaperRow, Row, estimate_cost, join, load_rows
+from snn_repro.paper.rows import Row, facts, join, load_rows
 from snn_repro.runs.checkpoint import find_weights, load
 from snn_repro.runs.folder import find_results
 from snn_repro.train import run
@@ -38,12 +37,8 @@ import list_rows  # noqa: E402
 # ---------------------------------------------------------------- the paper's numbers
 
 
-def state(config):
-    return SETS[config.dataset.name].state(config)
-
-
 def test_the_papers_tables_are_whole():
-    paper = load_rows()
+    paper = PAPER
     assert [sum(r.table == t for r in paper) for t in (1, 2, 3, "code", "rivals")] == [14, 31, 21, 4, 10]
     assert [sum(r.table == t and r.own for r in paper) for t in (1, 2, 3)] == [14, 9, 6]
     by_id = {r.id: r for r in paper}
@@ -62,7 +57,7 @@ def test_the_papers_tables_are_whole():
 
 def test_the_counts_behind_printed_accuracies():
     """Accuracies on small test sets are whole numbers of samples; the one that is none has a note."""
-    for row in load_rows():
+    for row in PAPER:
         if not row.own:
             continue
         n = {"ncaltech101": 914, "dvs_gesture": 288, "cifar10_dvs": 1000}.get(row.dataset)
@@ -72,34 +67,24 @@ def test_the_counts_behind_printed_accuracies():
         assert row.accuracy in possible or (row.id, "86.11" in row.notes) == ("table2_ncaltech128_t16_imp", True)
 
 
-WRONG = {
-    "twice": ([dict(id="a"), dict(id="a")], "a stands twice"),
-    "unknown field": ([dict(id="a", acuracy=1)], "a does not have the right fields"),
-    "gain_over": ([dict(id="a", gain_over="b")], "a has gain_over=b"),
-    "accuracy": ([dict(id="a", accuracy=940.0)], "accuracy=940"),
-    "table": ([dict(id="a", table=7)], "table=7"),
-    "no list": ("words", "no list of rows"),
-}
+def test_ids_name_single_rows_and_gains_are_over_rows():
+    ids = [row.id for row in PAPER]
+    assert len(ids) == len(set(ids)) and {row.gain_over for row in PAPER} <= {None, *ids}
+    assert all(0 < row.accuracy <= 100 for row in PAPER)
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_a_mistake_in_the_tables_is_named(tmp_path, name):
-    content, says = WRONG[name]
-    whole = dict(table=1, dataset="d", method="m", network="n", T=4, size=32, params_M=None, accuracy=90.0, own=True)
-    if isinstance(content, list):
-        content = [whole | entry for entry in content]
-    (tmp_path / "t.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(UserError, match=re.escape(says)):
-        load_rows(tmp_path / "t.yaml")
-    with pytest.raises(UserError, match="cannot be read"):
-        load_rows(tmp_path / "none.yaml")
+def test_a_file_without_rows_is_named(tmp_path):
+    (tmp_path / "t.yaml").write_text("- {id: a, acuracy: 1}")
+    for name in ("t.yaml", "none.yaml"):
+        with pytest.raises(UserError, match=f"{name} cannot be read"):
+            load_rows(tmp_path / name)
 
 
 # ---------------------------------------------------------------- experiments and the paper's rows
 
 
 def test_each_own_row_has_an_experiment():
-    paper = {r.id: r for r in load_rows()}
+    paper = {r.id: r for r in PAPER}
     served = [c.paper_row for c in rows().values() if c.paper_row]
     assert sorted(served) == sorted(r.id for r in paper.values() if r.own)
     for name, config in rows().items():
@@ -123,9 +108,26 @@ def test_the_file_says_what_it_is(name):
     assert ("# unspecified: " in head) == bool(config.unspecified)
     assert all(baseline in NAMES for baseline in config.baselines) and name not in config.baselines
     if config.paper_row:
-        accuracy = {r.id: r for r in load_rows()}[config.paper_row].accuracy
+        accuracy = {r.id: r for r in PAPER}[config.paper_row].accuracy
         assert f"{accuracy:.2f} %" in lines[0]
     assert ("prepare_data.py" in head) == (not SETS[config.dataset.name].static)
+
+
+HARD = {  # builds on another row, has no recipe, a recipe of another set, an own network, a method of others
+    "table3_psn_r18_same_recipe", "rivals_cifar10dvs48_mp_init_trsg_same_recipe", "table1_ncaltech101_sdt", "table2_ncaltech128_t16_imp",
+    "table2_ncaltech48_tcja",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in HARD else pytest.param(n, marks=pytest.mark.slow) for n in NAMES + COMPARED]
+)
+def test_its_files_say_what_hydra_composes(name):
+    """So that all other tests, the list of rows and the table of sources need not compose."""
+    for fidelity in (None, "described")[: 1 + (name in NAMES)]:
+        composed = to_dict(load_config([f"experiment={name}", *([f"fidelity={fidelity}"] if fidelity else [])]))
+        read = to_dict((rows(fidelity) if name in NAMES else compared_rows())[name])
+        assert composed | {k: read[k] for k in ("run_dir", "logger")} == read
 
 
 # ---------------------------------------------------------------- our runs beside
@@ -149,29 +151,29 @@ def test_only_runs_of_the_rows_configuration_count():
     tweaked = load_config([f"experiment={name}", "recipe.lr=0.2"])
     other_seed = load_config([f"experiment={name}", "seed=1", "data_dir=/elsewhere"])
     results = [a_result(config), a_result(config, acc_last=0.1), a_result(other_seed, acc_last=0.7), a_result(tweaked)]
-    row, other = join({n: rows()[n] for n in (name, partner)}, load_rows(), results)
+    row, other = join((name, partner), PAPER, results)
     assert row.seeds == [0, 1] and row.departing == 1
     assert row.mean("acc_last") == pytest.approx(60.0) and row.mean("acc_valsel") is None
     assert row.paper.accuracy == 85.9 and row.missing == [f"runs of its baselines {partner}"]
     assert other.results == [] and other.missing == ["a run"] and other.paper is None
-    row, _ = join({n: rows()[n] for n in (name, partner)}, load_rows(), [*results, a_result(rows()[partner])])
+    row, _ = join((name, partner), PAPER, [*results, a_result(rows()[partner])])
     assert row.missing == []
-    with pytest.raises(UserError, match="has paper_row=table2_cifar10dvs48_t10_imp"):
-        join({name: config}, [], [])
+    row, _ = join((name, partner), PAPER, results, ["recipe.lr=0.2", "data_dir=/data"])
+    assert (row.seeds, row.departing, row.config.data_dir) == ([0], 3, "/data")
 
 
 def test_cost_is_never_invented():
     name, alike, unlike = "table2_cifar10dvs48_t10_imp", "table2_cifar10dvs48_t10_tet", "table2_cifar10dvs48_t8_imp"
-    row = Row(rows()[name], None, [], 0, None, [])
-    assert estimate_cost(row, []) is None
-    assert estimate_cost(row, [a_result(rows()[unlike]), a_result(rows()[alike], samples_per_s=None)]) is None
+    row = Row(facts([name])[name])
+    assert list_rows.estimate_cost(row, []) is None
+    assert list_rows.estimate_cost(row, [a_result(rows()[unlike]), a_result(rows()[alike], samples_per_s=None)]) is None
     smoke = load_config([f"experiment={name}", "debug=smoke"])
-    assert estimate_cost(row, [a_result(smoke)]) is None
-    cost = estimate_cost(row, [a_result(rows()[alike], samples_per_s=500.0)])
+    assert list_rows.estimate_cost(row, [a_result(smoke)]) is None
+    cost = list_rows.estimate_cost(row, [a_result(rows()[alike], samples_per_s=500.0)])
     assert (cost.hours, cost.source, cost.device) == (200 * 9000 / 500 / 3600, alike, "cuda")
     own = [a_result(rows()[alike], samples_per_s=9.0), a_result(rows()[name]), a_result(rows()[name], device="cpu")]
-    assert estimate_cost(row, own).samples_per_s == 1000.0
-    assert estimate_cost(row, own[2:]).device == "cpu"
+    assert list_rows.estimate_cost(row, own).samples_per_s == 1000.0
+    assert list_rows.estimate_cost(row, own[2:]).device == "cpu"
 
 
 def test_the_list(tmp_path, capsys, monkeypatch):
@@ -218,40 +220,38 @@ def test_the_list_says_fidelity_and_caveats(tmp_path, capsys, monkeypatch):
 
 def test_cost_of_rows_that_never_ran(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(speed, "_measured", {})
+    monkeypatch.setattr(dry_run, "_measured", {})
     measured = []
-    monkeypatch.setattr(speed, "measure", lambda c, device: measured.append(c.name) or (0.01, 0.256))
+    monkeypatch.setattr(dry_run, "measure", lambda c, device: measured.append(c.name) or (0.01, 0.256))
     config = load_config(["experiment=figure4_cifar10_lts", "seed=3"])
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/result.json").write_text(json.dumps(a_result(config)))
-    assert list_rows.main(["--own", "--cost", "--json", "device=cpu"]) == 0
-    out, err = capsys.readouterr()
-    cost = {line["experiment"]: line["cost"] for line in json.loads(out)}
-    assert len(cost) == 57 and all(cost.values()) and len(measured) == 9 == err.count("timing a step of ")
+    assert list_rows.main(["--table", "figures", "--cost", "--json", "device=cpu"]) == 0
+    cost = {line["experiment"]: line["cost"] for line in json.loads(capsys.readouterr().out)}
     ours = cost["figure4_cifar10_imp_sdt"]  # the run of another loss says more than a step
     assert (ours["estimated"], ours["source"], ours["device"]) == (False, "figure4_cifar10_lts", "cuda")
-    step = cost["table2_cifar10dvs128_t16_imp"]
+    assert measured == []
+    assert list_rows.main(["--table", "code", "--cost", "--json", "device=cpu"]) == 0
+    out, err = capsys.readouterr()
+    (step,) = {json.dumps(line["cost"]) for line in json.loads(out)}
+    step = json.loads(step)
     assert step["estimated"] and step["source"] == "a step here" and step["device"] == "cpu"
-    assert step["hours"] == pytest.approx(200 * 9000 * (0.01 + 0.256 / 16) / 3600)
+    assert step["hours"] == pytest.approx(200 * 128_117 * (0.01 + 0.256 / 128) / 3600)
+    assert len(measured) == 1 == err.count("timing a step of ")
     assert list_rows.main(["--table", "code", "--cost", "device=cpu"]) == 0
     out, err = capsys.readouterr()
     assert "~" in out and "a step here on cpu" in out and "estimated from a step on random data on this machine" in out
-    assert len(measured) == 9 and err == ""  # kept in this process
-    monkeypatch.setattr(speed, "_measured", {})
-    assert list_rows.main(["--own", "--table", "2", "--cost", "device=cpu"]) == 0
-    assert len(measured) == 9 and len(list((tmp_path / "cache/snn_repro").glob("steps-*.json"))) == 1  # and on disk
+    assert len(measured) == 1 and err == ""  # kept in this process
 
 
 def test_a_cost_that_cannot_be_had_is_said(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(speed, "_measured", {})
+    monkeypatch.setattr(dry_run, "_measured", {})
 
     def too_large(*_):
-        raise speed.TooLarge("")
+        raise dry_run.TooLarge("")
 
-    monkeypatch.setattr(speed, "measure", too_large)
+    monkeypatch.setattr(dry_run, "measure", too_large)
     assert list_rows.main(["--table", "code", "--cost", "device=cpu"]) == 0
     assert capsys.readouterr().out.count("unknown") == 4
     if not torch.cuda.is_available():
@@ -259,37 +259,19 @@ def test_a_cost_that_cannot_be_had_is_said(tmp_path, capsys, monkeypatch):
         assert "device=cuda" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("state", ["a file in the way", "damaged", "no home"])
-def test_a_cache_that_cannot_be_used_is_done_without(state, tmp_path, monkeypatch):
-    place = tmp_path / "cache"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(place))
-    if state == "a file in the way":
-        place.write_text("")
-    elif state == "damaged":
-        speed._file().parent.mkdir(parents=True)
-        speed._file().write_text('{"a": [1]')
-    else:
-        monkeypatch.delenv("XDG_CACHE_HOME")
-        monkeypatch.setattr(speed.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
-    monkeypatch.setattr(speed, "_measured", {})
-    monkeypatch.setattr(speed, "measure", lambda c, device: (0.5, 0.0))
-    assert speed.estimated_speed(load_config(["device=cpu"])) == (2.0, "cpu")
-    assert speed._measured and (state != "damaged" or "[" in speed._file().read_text())
-
-
 def test_a_step_is_timed_and_draws_stay_as_they_were(monkeypatch):
-    monkeypatch.setattr(speed, "SECONDS", 0.0)
+    monkeypatch.setattr(dry_run, "REPEATS", 0.0)
     for overrides in (["neuron=if_imp"], ["dataset=digits_dvs", "neuron=lif"]):
         config = load_config([*overrides, "device=cpu"])
         torch.manual_seed(5)
-        sample, step = speed.measure(config, torch.device("cpu"))
+        sample, step = dry_run.measure(config, torch.device("cpu"))
         assert 0 < sample < 10 and 0 < step < 10
         drawn = torch.rand(1)
         torch.manual_seed(5)
         assert torch.equal(drawn, torch.rand(1))
-    key = speed.network_key(config)
-    assert key == speed.network_key(load_config(["dataset=digits_dvs", "neuron=lif_imp", "loss=sdt", "seed=2"]))
-    assert key != speed.network_key(load_config(["dataset=digits_dvs", "neuron=lif", "timesteps=3"]))
+    key = dry_run.network_key(config)
+    assert key == dry_run.network_key(load_config(["dataset=digits_dvs", "neuron=lif_imp", "loss=sdt", "seed=2"]))
+    assert key != dry_run.network_key(load_config(["dataset=digits_dvs", "neuron=lif", "timesteps=3"]))
 
 
 # ---------------------------------------------------------------- rows as batch jobs, with stubs for SLURM's commands
@@ -325,8 +307,7 @@ def stubs(tmp_path):
 
 def test_commands_with_a_space_reach_the_job_whole(stubs, tmp_path, capsys):
     place = "data_dir=/my data/it's"
-    row = Row(load_config(["experiment=figure4_cifar10_lts"]), None, [], 0, None, [])
-    command = row.command([place, "recipe.lr=0.2"])
+    command = Row(facts(["figure4_cifar10_lts"])["figure4_cifar10_lts"], [place, "recipe.lr=0.2"]).command()
     assert shlex.split(command)[3:] == ["experiment=figure4_cifar10_lts", place, "recipe.lr=0.2"]
     done = stubs("figures", "0 1", "--partition=gpu", "--", "data_dir=/my data", "fidelity=described")
     assert done.returncode == 0, done.stderr
@@ -346,41 +327,6 @@ def test_commands_with_a_space_reach_the_job_whole(stubs, tmp_path, capsys):
                           "SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_ID": "1"},
     )  # fmt: skip
     assert (tmp_path / "ran").read_text().split("\0")[4:7] == [place, "recipe.lr=0.2", "seed=0"]
-
-
-def test_submit_table_without_arguments_says_how(stubs, tmp_path):
-    for arguments in ([], ["1"], ["--partition=gpu", "1"]):
-        done = stubs(*arguments)
-        assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1
-        assert "give a table" in done.stderr and "data_dir=DIR" in done.stderr
-    done = stubs("1", "0", "--", "recipe.lr=x")
-    assert done.returncode == 2 and "recipe.lr=x" in done.stderr and not list((tmp_path / "runs").iterdir())
-    assert not (tmp_path / "said").exists()
-
-
-def test_submit_table_with_nothing_left_submits_nothing(stubs, tmp_path):
-    for name in (n for n in NAMES if n.startswith("figure4")):
-        (tmp_path / "runs" / name).mkdir(parents=True)
-        (tmp_path / "runs" / name / "result.json").write_text(json.dumps(a_result(rows()[name])))
-    done = stubs("figures", "0")
-    assert (done.returncode, done.stdout.strip()) == (0, "every row of table figures has a run")
-    assert not (tmp_path / "said").exists()
-
-
-def test_where_data_is_looked_for(tmp_path):
-    name = "table2_ncaltech48_t10_imp"
-    there = dict(data_dir=str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
-    config = load_config([f"experiment={name}", *(f"{k}={v}" for k, v in there.items())])
-    assert state(config)[0] == "missing"
-    write_ncaltech101(tmp_path / "data")
-    found, todo = state(config)
-    assert found == "not prepared" and "frame_size=48" in todo and "scripts/prepare_data.py" in todo
-    from fixtures import make_cache as prepare
-
-    prepare("ncaltech101", **there, timesteps=10, frame_size=48, workers=0, say=lambda _: None)
-    assert state(config) == ("ready", None)
-    assert state(load_config([f"experiment={name}", f"cache_dir={tmp_path}/cache", "timesteps=8"]))[0] == "missing"
-    assert state(load_config()) == ("ready", None)
 
 
 # ---------------------------------------------------------------- every row trains two steps
@@ -431,14 +377,6 @@ def test_every_row_trains_two_steps(name, places, tmp_path):
     assert find_results(tmp_path)[0]["config"]["fidelity"] == row.fidelity
 
 
-def test_a_row_without_its_weights_says_where_they_are(places, tmp_path):
-    config = load_config(["experiment=table3_sew_r18_imp_lts", *places, f"hydra.run.dir={tmp_path / 'run'}"])
-    with pytest.raises(
-        UserError, match="resnet18-f37072fd.pth was not found.*download.pytorch.org.*model.weights=null"
-    ):
-        run(config)
-
-
 def test_initial_weights_are_found_by_name_and_checked(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     state = torch.nn.Linear(2, 2).state_dict()
@@ -458,21 +396,3 @@ def test_initial_weights_are_found_by_name_and_checked(tmp_path, monkeypatch):
         path.unlink()
     with pytest.raises(UserError, match=f"{name} was not found"):
         find_weights(name, None)
-
-
-def test_paper_row_has_defaults_for_what_is_rare():
-    row = PaperRow("a", 1, "d", "m", "n", None, None, None, 90.0, True)
-    assert row.corrected is row.gain is row.gain_over is None and row.notes == ""
-
-
-def test_readmes_explain_the_words_of_rows_and_departures_without_a_key():
-    results, readme = ((CONF_DIR.parent / f"{folder}README.md").read_text() for folder in ("results/", ""))
-    for word in ("extended", "described", "caveats", "decay_input", "red and blue", "float16", "float32 under mixed"):
-        assert word in " ".join(results.split()), word
-    assert "`extended`" in readme
-
-
-def test_results_readme_names_each_file():
-    text = (CONF_DIR.parent / "results" / "README.md").read_text()
-    for file in (CONF_DIR.parent / "results").iterdir():
-        assert file.name == "README.md" or f"`{file.name}{'/' if file.is_dir() else ''}`" in text

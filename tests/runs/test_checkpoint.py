@@ -1,13 +1,17 @@
 """Checkpoints: whole or not at all, damage is found, a foreign one is refused with the key that differs."""
 
 import argparse
+import copy
 import errno
 import os
+import random
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torchvision.models import resnet18, vgg16_bn
 
 from snn_repro import files
 from snn_repro.config import load_config, to_dict
@@ -15,9 +19,11 @@ from snn_repro.errors import UserError
 from snn_repro.models import build_model
 from snn_repro.runs import checkpoint
 
+CONFIG = to_dict(load_config())
+
 
 def content(epoch: int, **config) -> dict:
-    plain = to_dict(load_config())
+    plain = copy.deepcopy(CONFIG)
     plain["recipe"] |= config
     return dict(epoch=epoch, config=plain, model={"w": torch.arange(5000.0) + epoch})
 
@@ -28,7 +34,7 @@ def small(**more):
 
 
 def test_the_newest_sound_checkpoint_is_taken(tmp_path):
-    config = to_dict(load_config())
+    config = CONFIG
     assert checkpoint.resume(tmp_path, config) is None
     checkpoint.save(tmp_path, content(1))
     checkpoint.save(tmp_path, content(2))
@@ -37,7 +43,7 @@ def test_the_newest_sound_checkpoint_is_taken(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "text"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])
 def test_damage_is_found_and_the_previous_one_is_used(tmp_path, damage):
     for epoch in (1, 2):
         checkpoint.save(tmp_path, content(epoch))
@@ -46,19 +52,19 @@ def test_damage_is_found_and_the_previous_one_is_used(tmp_path, damage):
     os.unlink(last)  # it may share its bytes with another name
     if damage == "flip":
         data[len(data) // 2] ^= 1
-    last.write_bytes({"truncate": data[: len(data) // 2], "flip": data, "empty": b"", "text": b"hello"}[damage])
+    last.write_bytes({"truncate": data[: len(data) // 2], "flip": data, "empty": b""}[damage])
     said = []
-    assert checkpoint.resume(tmp_path, to_dict(load_config()), said.append)["epoch"] == 1
+    assert checkpoint.resume(tmp_path, CONFIG, said.append)["epoch"] == 1
     assert len(said) == 1 and str(last) in said[0] and "epoch 1" in said[0]
     (tmp_path / checkpoint.PREVIOUS).write_bytes(b"")
     with pytest.raises(UserError, match="resume=never"):
-        checkpoint.resume(tmp_path, to_dict(load_config()), said.append)
+        checkpoint.resume(tmp_path, CONFIG, said.append)
 
 
 def test_another_configuration_is_refused_by_key(tmp_path):
     checkpoint.save(tmp_path, content(1, lr=0.7))
     with pytest.raises(UserError, match="recipe.lr: 0.7 -> 0.005"):
-        checkpoint.resume(tmp_path, to_dict(load_config()))
+        checkpoint.resume(tmp_path, CONFIG)
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
@@ -89,18 +95,13 @@ def test_weights_of_another_model_are_named(change, hint):
 
 
 def test_tebn_is_tied_to_timesteps():
-    def build(t):
-        return build_model("vgg48", num_classes=2, input_shape=(2, 48, 48), timesteps=t, neuron={"name": "leaky"})
-
     with torch.device("meta"):
-        ten, eight = build(10), build(8)
+        ten, eight = (small(timesteps=t, norm="tebn") for t in (10, 8))
     with pytest.raises(UserError, match="same timesteps"):
         checkpoint.load_model(eight, ten.state_dict(), "x.pt")
 
 
 def test_pretrained_weights_of_torchvision_keep_imp_and_foreign_heads(tmp_path):
-    from torchvision.models import resnet18
-
     torch.save(resnet18(num_classes=7).state_dict(), tmp_path / "tv.pt")
     model = build_model(
         "sew_resnet18", num_classes=5, input_shape=(3, 32, 32), timesteps=2, neuron={"name": "if", "imp": True}
@@ -182,8 +183,6 @@ def test_published_weights_of_another_network_are_named(theirs, ours, options, m
 
 
 def test_torchvisions_vgg16_starts_ours(tmp_path):
-    from torchvision.models import vgg16_bn
-
     with torch.device("meta"):
         names = vgg16_bn().state_dict()
         model = build_model(
@@ -192,29 +191,19 @@ def test_torchvisions_vgg16_starts_ours(tmp_path):
     assert {k: v.shape for k, v in names.items()} == {k: v.shape for k, v in model.state_dict().items()}
 
 
-def test_a_command_line_is_the_only_object_in_a_checkpoint(tmp_path):
-    torch.save({"model": {}, "args": argparse.Namespace(path=Path("x"))}, tmp_path / "x.pth")
-    with pytest.raises(UserError, match="damaged or no checkpoint"):
-        checkpoint.load(tmp_path / "x.pth")
-    assert argparse.Namespace not in torch.serialization.get_safe_globals()
-
-
-def test_code_in_a_checkpoint_is_never_run(tmp_path):
+def test_a_command_line_is_the_only_object_in_a_checkpoint_and_code_is_never_run(tmp_path):
     class Evil:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "ran"),)
 
-    torch.save({"model": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(UserError, match="damaged or no checkpoint"):
-        checkpoint.load(tmp_path / "evil.pt")
-    assert not (tmp_path / "ran").exists()
+    for value in (argparse.Namespace(path=Path("x")), Evil()):
+        torch.save({"model": {}, "args": value}, tmp_path / "x.pth")
+        with pytest.raises(UserError, match="damaged or no checkpoint"):
+            checkpoint.load(tmp_path / "x.pth")
+    assert argparse.Namespace not in torch.serialization.get_safe_globals() and not (tmp_path / "ran").exists()
 
 
 def test_random_generators_continue_where_they_were(tmp_path):
-    import random
-
-    import numpy as np
-
     checkpoint.save(tmp_path, content(1) | {"rng": checkpoint.rng_state()})
     first = torch.rand(3), np.random.rand(3).tolist(), random.random()
     checkpoint.set_rng_state(checkpoint.load(tmp_path / checkpoint.LAST)["rng"])

@@ -11,12 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from fake_runs import fake_run
 
 from snn_repro.config import load_config
 from snn_repro.errors import UserError
 from snn_repro.files import replace_atomically, write_json, write_text
-from snn_repro.runs.folder import RESULT, RunFolder, environment, find_results
+from snn_repro.runs.folder import RESULT, RunFolder, environment, epoch_of, final_outputs, find_results
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -87,14 +88,6 @@ def test_never_resume_starts_again_but_keeps_what_is_finished(tmp_path):
     kept.close()
 
 
-def test_two_runs_in_one_folder(tmp_path):
-    first = RunFolder(tmp_path, load_config())
-    with pytest.raises(UserError, match="in use"):
-        RunFolder(tmp_path, load_config())
-    first.close()
-    RunFolder(tmp_path, load_config()).close()
-
-
 HOLDER = """
 import os, sys, time
 from pathlib import Path
@@ -138,27 +131,37 @@ def test_a_file_system_without_flock_warns_and_still_knows_who_holds_a_folder(tm
     RunFolder(tmp_path, load_config()).close()
 
 
-def test_a_folder_that_is_a_file(tmp_path):
-    (tmp_path / "f").write_text("")
-    with pytest.raises(UserError, match="hydra.run.dir"):
-        RunFolder(tmp_path / "f", load_config())
-    with pytest.raises(UserError, match="hydra.run.dir"):
-        RunFolder(tmp_path / "f" / "g", load_config())
-
-
 def test_the_command_says_one_sentence_for_a_folder_or_data_that_it_does_not_find(tmp_path, typed):
     (tmp_path / "f").write_text("")
-    code, _, err = typed(f"hydra.run.dir={tmp_path / 'f' / 'g'}")
+    code, _, err = typed(f"hydra.run.dir={tmp_path / 'f' / 'g'}")  # a file stands where a folder is needed
     assert code == 2 and err.count("\n") == 1 and "cannot write" in err and "hydra.run.dir" in err
     quiet = "dataset=cifar100", "logger.mode=disabled", f"data_dir={tmp_path}", f"hydra.run.dir={tmp_path / 'run'}"
     code, _, err = typed(*quiet)
     assert code == 2 and err.count("\n") == 1 and err.startswith("snn-train: cifar100 was not found")
 
 
-def test_a_damaged_config_is_named(tmp_path):
+def test_what_is_damaged_is_named(tmp_path):
     (tmp_path / "config.yaml").write_text("a: [1")
-    with pytest.raises(UserError, match="config.yaml"):
+    with pytest.raises(UserError, match="config.yaml cannot be read as the configuration of a run"):
         RunFolder(tmp_path, load_config())
+    folder = RunFolder(tmp_path, load_config(["force=true"]))
+    folder.record([dict(epoch=1, acc=0.5, acc_step=[0.5]), dict(epoch=2, acc=0.6, acc_step=[0.6])])
+    assert [line["epoch"] for line in folder.history(1)] == [1] and epoch_of(tmp_path, 2)["acc"] == 0.6
+    assert epoch_of(tmp_path, 3) == {}
+    with pytest.raises(UserError, match="metrics.jsonl has 2 of the 3 epochs .*resume=never"):
+        folder.history(3)
+    for text in ('{"epoch": 1, "ac', "[1]", '{"epoch": 1, "acc": "x", "acc_step": []}'):
+        (tmp_path / "metrics.jsonl").write_text(text)
+        for read in (lambda: folder.history(1), lambda: epoch_of(tmp_path, 1)):
+            with pytest.raises(UserError, match="metrics.jsonl is damaged: a line"):
+                read()
+    folder.close()
+
+
+def test_outputs_of_several_processes_are_put_in_order():
+    logits, labels = torch.arange(2 * 5 * 3.0).view(2, 5, 3), torch.arange(5)
+    found = final_outputs([(logits[:, rank::2], labels[rank::2]) for rank in range(2)])
+    assert found["label"].tolist() == labels.tolist() and (found["logits"] == logits.transpose(0, 1).numpy()).all()
 
 
 def test_results_are_found_by_folder(tmp_path, capsys):

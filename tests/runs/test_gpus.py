@@ -1,42 +1,50 @@
 """hydra/launcher=gpus on a machine that has none: how many workers there are, which GPU each sees, what is refused."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from snn_repro.errors import UserError
 from snn_repro.runs import gpus, sweeps
 
 ROOT = Path(__file__).parents[2]
 SHORT = ["logger=none", "recipe.epochs=1", "debug.max_steps=1", "debug.max_eval_batches=1", "threads=1"]
-TAKES = "import os; from snn_repro.runs import gpus; gpus.take(); print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); input()"
 
 
-def worker() -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", TAKES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def taking(said):
+    """A worker process: it takes a place, says which GPU it sees, and stays."""
+    gpus.take()
+    said.put(os.environ["CUDA_VISIBLE_DEVICES"])
+    time.sleep(60)
 
 
 def test_workers_share_the_gpus_evenly_and_a_killed_ones_place_is_free_again():
-    workers = []
+    fork, workers = multiprocessing.get_context("fork"), []
+
+    def next_one() -> str:
+        said = fork.SimpleQueue()
+        workers.append(fork.Process(target=taking, args=(said,)))
+        workers[-1].start()
+        return said.get()
+
     try:
         with gpus.places(["3", "GPU-8f"], 2) as n:
-            assert n == 4
-            for expected in ("3", "GPU-8f", "3", "GPU-8f"):
-                workers.append(worker())
-                assert workers[-1].stdout.readline().strip() == expected
+            assert n == 4 and [next_one() for _ in range(4)] == ["3", "GPU-8f", "3", "GPU-8f"]
             workers[1].kill()
-            workers.append(worker())
-            assert workers[-1].stdout.readline().strip() == "GPU-8f"
+            assert next_one() == "GPU-8f"
         assert gpus.PLACES not in os.environ
         gpus.take()  # outside nothing happens
     finally:
         for one in workers:
             one.kill()
-            one.communicate()
+            one.join()
 
 
 def test_cores_are_shared_too():
@@ -45,8 +53,6 @@ def test_cores_are_shared_too():
 
 
 def test_the_users_own_choice_of_gpus_is_kept(monkeypatch):
-    import torch
-
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert gpus.there() == ["0", "1"]
@@ -56,21 +62,17 @@ def test_the_users_own_choice_of_gpus_is_kept(monkeypatch):
     assert gpus.there() == []
 
 
-@pytest.mark.parametrize(
-    "words, there, sentence",
-    [
-        (["device=cuda:1"], ["0", "1"], "device=cuda:1 does not go with hydra/launcher=gpus"),
-        ([], [], "torch sees no GPU; use hydra/launcher=joblib"),
-    ],
-)
-def test_what_cannot_be_spread_is_refused_in_one_sentence(tmp_path, monkeypatch, capsys, words, there, sentence):
+def test_what_cannot_be_spread_is_refused_in_one_sentence(tmp_path, monkeypatch, capsys):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    monkeypatch.setattr(gpus, "there", lambda: there)
-    words = [*SHORT, *words, "seed=0,1", f"hydra.sweep.dir={tmp_path}", "hydra/launcher=gpus"]
-    assert sweeps.run_sweep(words, ["-m", *words], None) == 1
-    assert sentence in capsys.readouterr().err
-    with pytest.raises(UserError, match=sentence):
-        sweeps.gpus_for(sweeps.plan(words))
+    for there, more, sentence in (
+        ([], [], "torch sees no GPU; use hydra/launcher=joblib"),
+        (["0", "1"], ["device=cuda:1"], "device=cuda:1 does not go with hydra/launcher=gpus"),
+    ):
+        monkeypatch.setattr(gpus, "there", lambda there=there: there)
+        words = [*SHORT, *more, "seed=0,1", f"hydra.sweep.dir={tmp_path}", "hydra/launcher=gpus"]
+        with pytest.raises(UserError, match=sentence):
+            sweeps.gpus_for(sweeps.plan(words))
+    assert sweeps.run_sweep(words, ["-m", *words], None) == 1 and sentence in capsys.readouterr().err
 
 
 SITE = """

@@ -67,6 +67,11 @@ def slurm_says(*command) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
+def array_of(process) -> str:
+    listed = "squeue", "--noheader", "--array", "--format=%i"
+    return wait_for(lambda: re.findall(r"^(\d+)_", slurm_says(*listed), re.M), process)[0]
+
+
 def preempt(job: str) -> None:
     """Send the notice once: scancel repeats it when the job is on its way back into the queue before it could answer."""
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -98,9 +103,7 @@ def test_an_array_with_one_preempted_one_killed_and_one_out_of_time(slurm, tmp_p
         n: root / f"digits-small-if_imp-lts/debug.max_eval_batches=1,debug.max_steps=8,recipe.epochs={n}/seed0"
         for n in lengths
     }
-    array = wait_for(
-        lambda: re.findall(r"^(\d+)_", slurm_says("squeue", "--noheader", "--array", "--format=%i"), re.M), process
-    )[0]
+    array = array_of(process)
     accidents = {
         # Out of time: a limit of one minute, so that the notice (50 s before it) comes while the run is under way.
         400: lambda: slurm_says("scontrol", "update", f"JobId={array}_0", "TimeLimit=1"),
@@ -142,9 +145,7 @@ def test_a_cancelled_job_is_saved_and_stays_cancelled(slurm, tmp_path):
     """`scancel` ends one run for good: the sweep does not wait for it, and the same command continues it."""
     process = start("-m", *SHORT, "recipe.epochs=3,500", *NODE, f"hydra.sweep.dir={tmp_path}")
     folder = tmp_path / "digits-small-if_imp-lts/debug.max_eval_batches=1,debug.max_steps=8,recipe.epochs=500/seed0"
-    array = wait_for(
-        lambda: re.findall(r"^(\d+)_", slurm_says("squeue", "--noheader", "--array", "--format=%i"), re.M), process
-    )[0]
+    array = array_of(process)
     try:
         wait_for(lambda: epochs(folder) > 1, process)
         slurm_says("scancel", f"{array}_1")

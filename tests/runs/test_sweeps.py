@@ -1,4 +1,4 @@
-"""Sweeps: 48 runs with 6 planted failures, killed workers, what is left out, what is said, and what a run's start costs."""
+"""Sweeps: planted failures, killed workers, what is left out, what is said, the notice of a queue."""
 
 import json
 import os
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from snn_repro import job, signals, train
+from snn_repro import cli, train
 from snn_repro.config import ConfigError, config_hash
-from snn_repro.errors import UserError
+from snn_repro.errors import UserError, stop_requests
 from snn_repro.runs import sweeps
 from snn_repro.runs.folder import RunFolder, find_results
 
@@ -21,54 +21,18 @@ SHORT = ["logger.mode=disabled", "recipe.epochs=1", "debug.max_steps=1", "debug.
 TWEAKS = "debug.max_eval_batches=1,debug.max_steps=1,recipe.epochs=1"
 
 
-def sweep(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "snn_repro.train", "-m", *SHORT, f"hydra.sweep.dir={root}", *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=1500, env={**os.environ, **environment},
-    )  # fmt: skip
-
-
-def plant(root: Path, name: str, seed: int) -> None:
-    """A folder whose checkpoint belongs to something else: the run there fails, and says why."""
-    folder = root / name / TWEAKS / f"seed{seed}"
-    folder.mkdir(parents=True)
-    (folder / "checkpoint_last.pt").write_bytes(b"not a checkpoint")
-
-
-@pytest.mark.slow
-def test_48_runs_with_6_planted_failures(tmp_path):
-    """42 finish, 6 are reported with the command that runs them; the same command then runs just the 6."""
-    root = tmp_path / "runs"
-    what = ["neuron=if,if_imp", "loss=sdt,tet,tet_s,lts", "seed=0,1,2,3,4,5"]
-    planted = [("if-sdt", 0), ("if_imp-tet", 1), ("if-tet_s", 2), ("if_imp-lts", 3), ("if-lts", 4), ("if_imp-sdt", 5)]
-    for name, seed in planted:
-        plant(root, f"digits-small-{name}", seed)
-
-    first = sweep(root, *what)
-    assert first.returncode == 1
-    assert first.stdout.splitlines()[-1] == "sweep: 42 of 48 runs done"
-    assert len(find_results(root)) == 42
-    report = first.stderr.strip().splitlines()[-9:]
-    assert report[0] == "6 of 48 runs did not finish:"
-    for name, seed in planted:
-        (line,) = [line for line in report if f"digits-small-{name}/{TWEAKS}/seed{seed}:" in line]
-        assert line.startswith("  failed: ") and "damaged" in line
-    assert report[-1].startswith("  python -m snn_repro.train -m ") and "'neuron=if,if_imp'" not in report[-1]
-    assert "neuron=if,if_imp" in report[-1]
-
-    for name, seed in planted:
-        (root / f"digits-small-{name}" / TWEAKS / f"seed{seed}" / "checkpoint_last.pt").unlink()
-    before = {r.folder: os.stat(Path(r.folder, "result.json")).st_mtime_ns for r in find_results(root)}
-    second = sweep(root, *what)
-    assert second.returncode == 0, second.stderr
-    assert second.stdout.splitlines()[0] == "42 of 48 runs are finished already"
-    assert "Launching 6 jobs" in second.stdout
-    assert second.stdout.splitlines()[-1] == "sweep: 48 of 48 runs done, 42 of them earlier"
-    assert all(os.stat(Path(f, "result.json")).st_mtime_ns == t for f, t in before.items())
-
-
-def test_a_failing_run_leaves_its_traceback_and_the_rest_go_on(tmp_path, monkeypatch, typed):
-    root, seed = tmp_path / "runs", random.seed
+def test_a_sweep_reports_what_failed_and_then_runs_just_that(tmp_path, monkeypatch, typed):
+    """A failing run leaves its traceback and the rest go on; a folder that cannot be made is named before anything starts."""
+    root, name, seed = tmp_path / "runs", "digits-small-if_imp-lts", random.seed
+    words = ["-m", *SHORT, f"hydra.sweep.dir={root}", "seed=5,6,7"]
+    (root / name / TWEAKS).mkdir(parents=True)
+    (root / name / TWEAKS / "seed5").write_text("in the way")
+    code, _, err = typed(*words)
+    assert code == 2 and "1 of 3 runs lack their data or folder, so that none was started" in err
+    assert "choose another folder with hydra.sweep.dir=..." in err and "hydra.run.dir" not in err
+    (root / name / TWEAKS / "seed5").unlink()
+    (root / name / TWEAKS / "seed6").mkdir()
+    (root / name / TWEAKS / "seed6/checkpoint_last.pt").write_bytes(b"not a checkpoint")
 
     def fail(value=None, version=2):
         if value == 7:
@@ -76,12 +40,22 @@ def test_a_failing_run_leaves_its_traceback_and_the_rest_go_on(tmp_path, monkeyp
         seed(value, version)
 
     monkeypatch.setattr(random, "seed", fail)
-    code, out, err = typed("-m", *SHORT, f"hydra.sweep.dir={root}", "seed=7,8")
-    assert code == 1 and out.splitlines()[-1] == "sweep: 1 of 2 runs done"
-    status = json.loads((root / "digits-small-if_imp-lts" / TWEAKS / "seed7/status.json").read_text())
+    code, out, err = typed(*words)
+    assert code == 1 and out.splitlines()[-1] == "sweep: 1 of 3 runs done"
+    status = json.loads((root / name / TWEAKS / "seed7/status.json").read_text())
     assert status["state"] == "failed" and status["error"] == "ZeroDivisionError: planted"
     assert "test_sweeps.py" in status["traceback"]
-    assert "failed: " in err and "ZeroDivisionError: planted" in err
+    report = err.splitlines()[-5:]
+    assert report[0] == "2 of 3 runs did not finish:" and report[-1].startswith("  python -m snn_repro.train -m ")
+    assert report[1].startswith("  failed: ") and "seed6: " in report[1] and "damaged" in report[1]
+    assert report[2].startswith("  failed: ") and report[2].endswith("seed7: ZeroDivisionError: planted")
+    monkeypatch.undo()
+    (root / name / TWEAKS / "seed6/checkpoint_last.pt").unlink()
+    before = os.stat(root / name / TWEAKS / "seed5/result.json").st_mtime_ns
+    code, out, _ = typed(*words)
+    assert code == 0 and out.splitlines()[0] == "1 of 3 runs are finished already"
+    assert out.splitlines()[-1] == "sweep: 3 of 3 runs done, 1 of them earlier" and len(find_results(root)) == 3
+    assert os.stat(root / name / TWEAKS / "seed5/result.json").st_mtime_ns == before
 
 
 @pytest.mark.slow
@@ -99,7 +73,10 @@ def test_joblib_runs_side_by_side_and_survives_a_killed_worker(tmp_path):
         "random.seed = kill\n"
     )
     what = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "threads=1", "seed=6,7,8"]
-    done = sweep(root, *what, PYTHONPATH=str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-m", "snn_repro.train", "-m", *SHORT, f"hydra.sweep.dir={root}", *what],
+        capture_output=True, text=True, timeout=1500, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert done.stdout.splitlines()[-1] == "sweep: 2 of 3 runs done"
     assert f"  stopped: {root}/digits-small-if_imp-lts/{TWEAKS}/seed7: its process ended" in done.stderr
@@ -119,16 +96,17 @@ def jobs(tmp_path, *more):
     return sweeps.plan([*SHORT, "seed=0,1", f"hydra.sweep.dir={tmp_path}", *more])
 
 
+def status(config, state="done", error=None):
+    return json.dumps({"state": state, "error": error, "config_hash": config_hash(config)})
+
+
 def test_finished_means_the_same_configuration(tmp_path, monkeypatch, capsys):
     """skip_finished and force decide what is launched; another configuration's result does not count."""
     first, second = jobs(tmp_path)
-    first.folder.mkdir(parents=True)
-    (first.folder / "result.json").write_text(json.dumps({"config_hash": config_hash(first.config)}))
-    (first.folder / "status.json").write_text(
-        json.dumps({"state": "done", "error": None, "config_hash": config_hash(first.config)})
-    )
-    second.folder.mkdir(parents=True)
-    (second.folder / "result.json").write_text(json.dumps({"config_hash": "another"}))
+    for job, known in ((first, config_hash(first.config)), (second, "another")):
+        job.folder.mkdir(parents=True)
+        (job.folder / "result.json").write_text(json.dumps({"config_hash": known}))
+    (first.folder / "status.json").write_text(status(first.config))
     launched = []
     monkeypatch.setattr(sweeps, "launch", lambda overrides, jobs, task: launched.append([j.folder for j in jobs]))
     base = [*SHORT, "seed=0,1", f"hydra.sweep.dir={tmp_path}"]
@@ -143,18 +121,17 @@ def test_what_a_folder_says_about_its_run(tmp_path):
     job = jobs(tmp_path)[0]
     assert sweeps.state(job)[0] == "not started"
     job.folder.mkdir(parents=True)
-    status = {"state": "running", "error": None, "config_hash": config_hash(job.config)}
-    (job.folder / "status.json").write_text(json.dumps(status))
+    path = job.folder / "status.json"
+    path.write_text(status(job.config, "running"))
     assert sweeps.state(job)[0] == "stopped"
     held = RunFolder(job.folder, job.config)
     assert sweeps.state(job)[0] == "running"
     held.close()
-    (job.folder / "status.json").write_text(json.dumps({**status, "state": "failed", "error": "why"}))
+    path.write_text(status(job.config, "failed", "why"))
     assert sweeps.state(job) == ("failed", "why")
-    (job.folder / "status.json").write_text(json.dumps({**status, "config_hash": "another"}))
-    assert sweeps.state(job)[0] == "not started"
-    (job.folder / "status.json").write_text("[]")
-    assert sweeps.state(job)[0] == "not started"
+    for other in (status(job.config).replace(config_hash(job.config), "another"), "[]"):
+        path.write_text(other)
+        assert sweeps.state(job)[0] == "not started"
 
 
 def test_a_queue_that_refuses_is_one_sentence(tmp_path, monkeypatch, capsys):
@@ -192,13 +169,13 @@ def test_the_notice_of_slurm_saves_and_resumes(notice, quick, tmp_path, monkeypa
             train.run(quick())
         assert stopped.value.signum == notice and heard == []
         assert (tmp_path / "run/checkpoint_last.pt").exists()
-        job.requeue(stopped.value.signum)
+        cli.requeue(stopped.value.signum)
         assert heard == ["submitit"]
         monkeypatch.setattr(sweeps, "still_running", lambda: False)
-        job.requeue(signal.SIGTERM)  # scancel: the job is not wanted any more
+        cli.requeue(signal.SIGTERM)  # scancel: the job is not wanted any more
         assert heard == ["submitit"]
         monkeypatch.setattr(sweeps, "still_running", lambda: True)
-        job.requeue(signal.SIGTERM)  # the grace time of a preemption
+        cli.requeue(signal.SIGTERM)  # the grace time of a preemption
         assert heard == ["submitit"] * 2
     finally:
         signal.signal(notice, before)
@@ -207,7 +184,7 @@ def test_the_notice_of_slurm_saves_and_resumes(notice, quick, tmp_path, monkeypa
 def test_nohup_is_left_alone():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with signals.stop_requests(alone=True) as stop:
+        with stop_requests(alone=True) as stop:
             signal.raise_signal(signal.SIGHUP)
             assert stop.signum is None
     finally:

@@ -1,9 +1,11 @@
 """What is handed on is the network: bit by bit, or within 1e-5 of its logits."""
 
 import json
+import re
 import resource
 import signal
 import sys
+from contextlib import nullcontext
 
 import nir
 import nir_interpreter
@@ -20,14 +22,14 @@ from snn_repro.config import conf_files, load_config
 from snn_repro.errors import UserError
 from snn_repro.kernels import door
 from snn_repro.models.blocks import SpikingNetwork
-from snn_repro.models.norms.bn import BN
+from snn_repro.models.norms import BN
 from snn_repro.neurons import build_neuron
 from snn_repro.registry import EXPORTS, NEURONS, NORMS, SETS
 from snn_repro.train import build_network, run
 from snn_repro.trained import TrainedRun, load_run
-from snn_repro.trained.export import export, help_of, names, onnx, torch_export
+from snn_repro.trained.export import export, graphs, help_of, names
 from snn_repro.trained.export import nir as to_nir
-from snn_repro.trained.export._unrolled import inputs
+from snn_repro.trained.export.graphs import inputs
 
 main = script("export").main
 
@@ -70,15 +72,9 @@ SMALL = dict(shape=(2, 8, 8))
 def test_safetensors_give_the_network_back_bit_by_bit(finished, tmp_path, capsys):
     folder = tmp_path / "out"
     assert main([str(finished), "--to", "safetensors", "--output", str(folder)]) == 0
-    assert capsys.readouterr().out == f"{folder}\n"
-    assert sorted(f.name for f in folder.iterdir()) == [
-        "README.md",
-        "config.json",
-        "metrics.jsonl",
-        "model.safetensors",
-        "result.json",
-    ]
-    assert [f.name for f in tmp_path.iterdir()] == ["out"]
+    assert capsys.readouterr().out == f"{folder}\n" and [f.name for f in tmp_path.iterdir()] == ["out"]
+    files = ["README.md", "config.json", "metrics.jsonl", "model.safetensors", "result.json"]
+    assert sorted(f.name for f in folder.iterdir()) == files
     first, again = load_run(finished), load_run(folder)
     state = again.model.state_dict()
     assert state.keys() == first.model.state_dict().keys()
@@ -90,6 +86,9 @@ def test_safetensors_give_the_network_back_bit_by_bit(finished, tmp_path, capsys
     assert first.config.cache_dir and again.config.cache_dir is None  # no folder of this machine is handed on
     assert str(finished.parent) not in "".join(f.read_text(errors="replace") for f in folder.iterdir())
     assert all(f.stat().st_mode & 0o044 for f in folder.iterdir())
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-5])
+    with pytest.raises(UserError, match="out is no whole export as safetensors: .*; export the run again"):
+        load_run(folder)
 
 
 def test_the_card_is_one_that_model_hubs_read(finished, tmp_path):
@@ -99,14 +98,7 @@ def test_the_card_is_one_that_model_hubs_read(finished, tmp_path):
     assert evaluated.metric_value == pytest.approx(100 * last.acc_last, abs=1e-4) and evaluated.dataset_name == "digits"
     assert card.data.license == "mit" and card.data.library_name == "snn_repro"
     assert yaml.safe_load(card.data.to_yaml())["model-index"][0]["name"] == last.name
-    for word in (
-        last.split_sha256,
-        last.split_id,
-        last.config_hash,
-        "those of the last epoch",
-        "| seed | 0 |",
-        "@inproceedings",
-    ):
+    for word in (last.split_sha256, last.split_id, last.config_hash, "of the last epoch", "| seed | 0 |", "@inproceed"):
         assert word in card.text
     for t, acc in enumerate(last.acc_step, 1):
         assert f"| {t} | {100 * acc:.2f} % |" in card.text
@@ -120,11 +112,16 @@ def test_the_card_is_one_that_model_hubs_read(finished, tmp_path):
     assert chosen in card.text and load_run(tmp_path / "best").epoch == best
 
 
-def test_a_damaged_export_is_said_in_a_sentence(finished, tmp_path):
-    folder = export(finished, "safetensors", output=tmp_path / "out")
-    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-5])
-    with pytest.raises(UserError, match="out is no whole export as safetensors: .*; export the run again"):
-        load_run(folder)
+def test_an_exported_folder_is_exported_again_with_the_epoch_that_its_weights_are_of(finished, tmp_path):
+    first = export(finished, "safetensors", output=tmp_path / "first")
+    saved = json.loads((first / "config.json").read_text())
+    (first / "config.json").write_text(json.dumps(saved | {"epoch": 1, "weights": "best"}))
+    text = (export(first, "safetensors", output=tmp_path / "again") / "README.md").read_text()
+    assert "those of the last epoch" not in text and "| epoch of these weights | 1 of 3 |" in text
+    assert load_run(tmp_path / "again").epoch == 1
+    (first / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match="metrics.jsonl lacks epoch 1, whose weights these are"):
+        export(first, "safetensors", output=tmp_path / "third")
 
 
 # ---------------------------------------------------------------- graphs over all time steps
@@ -140,13 +137,13 @@ def compare(run, graph, share=0.0):
 
 def by_torch(run, folder):
     folder.mkdir(exist_ok=True)
-    said = torch_export.write(run, folder)
+    said = graphs.torch_export(run, folder)
     return torch.export.load(folder / "model.pt2").module(), said
 
 
 def by_onnx(run, folder):
     folder.mkdir(exist_ok=True)
-    said = onnx.write(run, folder)
+    said = graphs.onnx(run, folder)
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     return lambda x: torch.from_numpy(session.run(["logits"], {"input": x.numpy()})[0]), said
 
@@ -154,10 +151,10 @@ def by_onnx(run, folder):
 class Tiny(SpikingNetwork):
     """convolution, norm, neuron, mean over space, linear: few operations, for torch.export takes some milliseconds for each"""
 
-    def __init__(self, neuron, input_shape, timesteps):
+    def __init__(self, neuron, input_shape, timesteps, imp=True):
         super().__init__(input_shape, timesteps)
         self.conv, self.bn = torch.nn.Conv2d(input_shape[0], 4, 3), BN(4)
-        self.sn = build_neuron(neuron, imp=True, state_shape=(4, 6, 6))
+        self.sn = build_neuron(neuron, imp=imp, state_shape=(4, 6, 6), timesteps=timesteps)
         self.fc = torch.nn.Linear(4, 5)
         torch.nn.init.uniform_(self.bn.bias, 0.2, 1)
 
@@ -322,13 +319,29 @@ def test_nir_of_sums_and_pools(tmp_path):
 
 
 @pytest.mark.parametrize("name", NEURONS.names())
-def test_nir_takes_a_neuron_or_names_it(name, tmp_path):
-    run = untrained(*EVENTS, f"neuron={name}", **SMALL)
-    if name in ("if", "lif", "leaky", "plif"):
-        nir_of(run, tmp_path / "out")
-        return
-    with pytest.raises(UserError, match=f"NIR has integrate-and-fire neurons.*sn1 \\('{name}'\\) is another"):
-        nir_of(run, tmp_path / "out")
+def test_nir_takes_a_neuron_or_names_it(name):
+    with torch.no_grad():
+        model = Tiny(name, (2, 8, 8), 2, imp=False).eval()
+    x = torch.ones(2, 1, 2, 8, 8)
+    try:
+        assert "sn" in to_nir.nir_graph(model, x).nodes
+        assert name not in ("klif", "clif", "glif", "ilif", "lifb", "trsg", "psn", "masked_psn", "sliding_psn")
+    except UserError as error:
+        assert name not in ("if", "lif", "leaky", "plif")
+        assert re.search(f"NIR has integrate-and-fire neurons.*sn \\('{name}'\\) is another", str(error))
+
+
+@pytest.mark.parametrize(("change", "said"), [(lambda x: x.mul_(2), "mul"), (torch.relu, "relu"), (torch.clone, "")])
+def test_nir_takes_what_does_nothing_and_names_what_changes_a_tensor(change, said):
+    class Changed(Tiny):
+        def forward(self, x):
+            x = self.drop(x)
+            return super().forward(change(x))
+
+    model, x = Changed("if", (2, 8, 8), 2), torch.ones(2, 1, 2, 8, 8)
+    model.drop = torch.nn.Dropout(0.5)
+    with pytest.raises(UserError, match=f"NIR has no {said}, which this Changed") if said else nullcontext():
+        assert to_nir.nir_graph(model, x)
 
 
 @pytest.mark.parametrize(
@@ -361,7 +374,7 @@ def test_an_output_appears_whole_or_not_at_all(finished, tmp_path, monkeypatch, 
     assert capsys.readouterr().err == "export.py: NIR has no such thing\n" and not list(tmp_path.iterdir())
     export(finished, "safetensors", output=target)
     before = (target / "model.safetensors").stat().st_mtime_ns
-    with pytest.raises(UserError, match="out is there already; write it anew with --force"):
+    with pytest.raises(UserError, match="out is there already; replace it with --force"):
         export(finished, "safetensors", output=target)
     with pytest.raises(UserError, match="no such thing"):
         export(finished, "nir", output=target, force=True)
@@ -382,18 +395,15 @@ def test_an_output_appears_whole_or_not_at_all(finished, tmp_path, monkeypatch, 
         export(finished, "safetensors", output=other / "README.md" / "x")
 
 
-@pytest.mark.parametrize("to", ["safetensors", "onnx", "torch_export", "nir"])
-def test_a_full_disk_leaves_no_part_and_is_one_sentence(to, finished, tmp_path, monkeypatch):
-    if to == "nir":
-        monkeypatch.setattr(to_nir, "nir_graph", lambda *_: nir.NIRGraph({}, []))
+def test_a_full_disk_leaves_no_part_and_is_one_sentence(finished, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # bytes a file may have
     try:
         with pytest.raises(UserError, match=f"^cannot write {tmp_path}/new/out: .*File too large"):
-            export(finished, to, output=tmp_path / "new" / "out")
+            export(finished, "safetensors", output=tmp_path / "new" / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert not list(tmp_path.iterdir())
+    assert not list((tmp_path / "new").iterdir())
 
 
 def test_a_signal_leaves_no_part_and_a_link_stays(finished, tmp_path, monkeypatch, capsys):
@@ -408,47 +418,30 @@ def test_a_signal_leaves_no_part_and_a_link_stays(finished, tmp_path, monkeypatc
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "there"] and load_run(tmp_path / "there")
 
 
-def test_an_exported_folder_is_exported_again_with_the_epoch_that_its_weights_are_of(finished, tmp_path):
-    first = export(finished, "safetensors", output=tmp_path / "first")
-    saved = json.loads((first / "config.json").read_text())
-    (first / "config.json").write_text(json.dumps(saved | {"epoch": 1, "weights": "best"}))
-    text = (export(first, "safetensors", output=tmp_path / "again") / "README.md").read_text()
-    assert "those of the last epoch" not in text and "| epoch of these weights | 1 of 3 |" in text
-    assert load_run(tmp_path / "again").epoch == 1
-    (first / "metrics.jsonl").unlink()
-    with pytest.raises(UserError, match="metrics.jsonl lacks epoch 1, whose weights these are"):
-        export(first, "safetensors", output=tmp_path / "third")
-
-
-def test_bad_input_is_one_sentence(finished, tmp_path):
-    with pytest.raises(UserError, match="--to onx is no format; choose one of: nir, onnx, safetensors, torch_export"):
-        export(finished, "onx")
-    with pytest.raises(UserError, match="weights=first must be one of: last, best"):
-        export(finished, "safetensors", "first")
-    with pytest.raises(UserError, match="nowhere is no run"):
-        export(tmp_path / "nowhere", "safetensors")
-    assert names() == ["nir", "onnx", "safetensors", "torch_export"]
-
-
-def test_a_format_from_outside_is_one_of_them(finished, tmp_path, monkeypatch):
+def test_a_format_from_outside_and_what_cannot_be(finished, tmp_path, monkeypatch):
     def write(run, folder):
         """the number of classes"""
         (folder / "classes").write_text(str(run.num_classes))
         return "read it"
 
+    assert names() == ["nir", "onnx", "safetensors", "torch_export"]
     monkeypatch.setitem(EXPORTS, "classes", write)
     assert "classes" in names() and help_of("classes") == "the number of classes"
     folder = export(finished, "classes", output=tmp_path / "out")
     assert (folder / "classes").read_text() == "10" and "read it" in (folder / "README.md").read_text()
-
-
-def test_a_run_that_is_not_finished_and_a_package_that_is_missing(finished, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(to_nir, "nir", None)
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     (unfinished / "checkpoint_last.pt").write_bytes((finished / "checkpoint_last.pt").read_bytes())
-    with pytest.raises(UserError, match="unfinished is not finished: it has no result.json"):
-        export(unfinished, "safetensors")
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.delitem(sys.modules, "snn_repro.trained.export.onnx")
-    with pytest.raises(UserError, match=r"--to onnx needs onnxruntime: pip install 'snn_repro\[export\]'"):
-        export(finished, "onnx")
+    extra = r"pip install 'snn_repro\[export\]'"
+    for path, to, weights, sentence in (
+        (finished, "onx", "last", "--to onx is no format; choose one of: classes, nir, onnx, safetensors, torch_export"),
+        (finished, "safetensors", "first", "weights=first must be one of: last, best"),
+        (tmp_path / "nowhere", "safetensors", "last", "nowhere is no run"),
+        (unfinished, "safetensors", "last", "unfinished is not finished: it has no result.json"),
+        (finished, "onnx", "last", f"--to onnx needs onnxruntime: {extra}"),
+        (finished, "nir", "last", f"--to nir needs nir: {extra}"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=sentence):
+            export(path, to, weights, tmp_path / "no")

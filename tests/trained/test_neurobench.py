@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from snn_repro.energy import neurobench
 from snn_repro.errors import UserError
 from snn_repro.models import build_model
-from snn_repro.neurobench import neurobench
 from snn_repro.train import run
 from snn_repro.trained.neurobench import main
 
@@ -85,11 +85,7 @@ def pruned():
         (lambda: network("small", (1, 8, 8)), True),
         (pruned, False),
         (lambda: network("sew_resnet18", (2, 32, 32), "if"), False),  # sums, a pool, and equal names in all blocks
-        pytest.param(  # sigmoids, and convolutions over time and channels
-            lambda: network("tcja", (2, 32, 32)),
-            False,
-            marks=pytest.mark.slow,
-        ),  # fmt: skip
+        pytest.param(lambda: network("tcja", (2, 32, 32)), False, marks=pytest.mark.slow),  # sigmoids
     ],
     ids=["static", "pruned", "sew", "tcja"],
 )
@@ -114,13 +110,9 @@ def test_as_the_package_counts(make, static):
 
     theirs = TorchModel(BatchFirst(model, last))
     theirs.add_activation_module(Neuron)
-    metrics = [
-        [of_model.Footprint, of_model.ParameterCount, of_model.ConnectionSparsity],
-        [
-            workload.ActivationSparsity, workload.ActivationSparsityByLayer, workload.SynapticOperations,
-            workload.ClassificationAccuracy,
-        ],
-    ]  # fmt: skip
+    kinds = "ActivationSparsity", "ActivationSparsityByLayer", "SynapticOperations", "ClassificationAccuracy"
+    of_weights = [of_model.Footprint, of_model.ParameterCount, of_model.ConnectionSparsity]
+    metrics = [of_weights, [getattr(workload, kind) for kind in kinds]]
     with torch.no_grad():
         expected = Benchmark(theirs, loader, [], [], metrics).run(quiet=True)
     assert list(found) == list(expected)

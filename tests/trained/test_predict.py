@@ -1,10 +1,12 @@
 """One raw sample becomes what the test's data are, for every kind of data set; and the network answers as it did."""
 
+import json
 import sys
 
 import numpy as np
 import pytest
 import torch
+from fixtures import digits_dvs_frames
 from fixtures import make_cache as prepare
 from fixtures.event_sets import write_cifar10_dvs, write_dvs_gesture, write_ncaltech101
 from fixtures.image_sets import write_cifar10, write_fashion_mnist, write_imagenet
@@ -16,7 +18,6 @@ from snn_repro.data.cache import open_cache
 from snn_repro.data.emulator import DIGITS_CAMERA, emulate_recording
 from snn_repro.data.sets import SETS
 from snn_repro.data.sets.digits import load_digits, train_test
-from snn_repro.data.sets.digits_dvs import digits_dvs_frames
 from snn_repro.errors import UserError
 from snn_repro.trained import load_run, predict
 from snn_repro.trained.predict import predict as ask
@@ -90,15 +91,14 @@ def test_a_digit_is_recorded_as_the_data_are():
 
 
 @pytest.mark.parametrize(
-    ("name", "write", "file"),
+    ("name", "write", "file", "size"),
     [
-        ("cifar10_dvs", write_cifar10_dvs, "{}"),
-        ("ncaltech101", write_ncaltech101, "Caltech101/{}"),
-        ("dvs_gesture", write_dvs_gesture, "DvsGesture/{}"),
+        ("cifar10_dvs", write_cifar10_dvs, "{}", []),
+        ("cifar10_dvs", write_cifar10_dvs, "{}", ["dataset.frame_size=16", "dataset.integrate_by=time"]),
+        ("ncaltech101", write_ncaltech101, "Caltech101/{}", ["dataset.frame_size=16", "dataset.integrate_by=braincog"]),
+        ("dvs_gesture", write_dvs_gesture, "DvsGesture/{}", []),
+        ("dvs_gesture", write_dvs_gesture, "DvsGesture/{}", ["dataset.frame_size=16", "dataset.integrate_by=time"]),
     ],
-)
-@pytest.mark.parametrize(
-    "size", [[], *(["dataset.frame_size=16", f"dataset.integrate_by={w}"] for w in ("time", "braincog"))]
 )
 def test_a_recording_equals_its_row_of_the_cache(name, write, file, size, tmp_path):
     few = dict(classes=("airplane", "cat")) if name == "cifar10_dvs" else {}
@@ -170,9 +170,8 @@ def test_names_of_classes_are_as_many_as_classes():
 
 
 def test_the_command(digits, tmp_path, monkeypatch, capsys):
-    Image.fromarray(np.round(load_digits()[0][0, 0] * 255).astype(np.uint8)).resize((16, 16)).save(
-        tmp_path / "zero.png"
-    )
+    zero = Image.fromarray(np.round(load_digits()[0][0, 0] * 255).astype(np.uint8)).resize((16, 16))
+    zero.save(tmp_path / "zero.png")
     before = {p.name: p.stat().st_mtime_ns for p in digits.iterdir() if p.is_file()}
 
     def typed(*words) -> int:
@@ -184,9 +183,11 @@ def test_the_command(digits, tmp_path, monkeypatch, capsys):
     assert typed(digits, tmp_path / "zero.png", "weights=best", "device=cpu") == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"{tmp_path / 'zero.png'}: ") and len(out.splitlines()) == 6 and "resized to 8x8" in err
-    assert typed(digits, tmp_path / "zero.png", "--json") == 0 and '"confidence"' in capsys.readouterr().out
+    assert typed(digits, tmp_path / "zero.png", "--json") == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["steps"][-1] == {k: found[k] for k in ("label", "name", "confidence")} and len(found["logits"]) == 4
     for words, sentence in (
-        [[digits], "name an image or a recording"], [[digits, "gone.png"], "gone.png does not exist"],
+        [[digits], "the following arguments are required: FILE"], [[digits, "gone.png"], "gone.png does not exist"],
         [[digits, "x", "device=tpu"], "device=tpu must be"], [[tmp_path, "x"], "is no run: it holds no config.yaml"],
     ):  # fmt: skip
         assert typed(*words) == 2

@@ -8,7 +8,7 @@ import torch
 from snn_repro.config import load_config
 from snn_repro.models import build_model
 from snn_repro.runs import checkpoint
-from snn_repro.runs.fingerprint import fingerprint
+from snn_repro.runs.folder import fingerprint
 from snn_repro.train import run
 from snn_repro.trained import load_run
 
@@ -64,18 +64,15 @@ def test_frames_of_another_size_change_imp_and_the_classifier_alone(digits):
     assert "3 IMP tensors have another shape here" in said and "the classifier has another" in said
 
 
-def test_a_folder_without_weights_is_said_before_any_work(tmp_path, quick):
+def test_a_run_goes_on_from_another_with_another_loss(digits, quick, caplog, tmp_path):
+    caplog.set_level(logging.INFO)
     with pytest.raises(
         checkpoint.CheckpointError, match="is a folder and no run with weights: it holds no checkpoint_la"
     ):
-        run(quick(f"model.weights={tmp_path}"))
-    assert not (tmp_path / "run/checkpoint_last.pt").exists()
-
-
-def test_a_run_goes_on_from_another_with_another_loss(digits, quick, caplog):
+        run(quick(f"model.weights={tmp_path}", f"hydra.run.dir={tmp_path / 'no'}"))
+    assert not (tmp_path / "no/checkpoint_last.pt").exists()
     config = quick(f"model.weights={digits}", "loss=sdt", "neuron=if", "recipe.epochs=1")
-    with caplog.at_level(logging.INFO):
-        result = run(config)
+    result = run(config)
     assert f"weights from {digits / 'checkpoint_last.pt'}" in caplog.text
     assert set(result.data) == {"digits", "model.weights"} and result.data == fingerprint(config)
     assert run(config).acc_last == result.acc_last  # it knows itself again

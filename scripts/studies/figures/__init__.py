@@ -1,5 +1,97 @@
-"""Figures of the studies; importing this registers them beside the package's own."""
+"""The paper's figures and those of the studies: importing this registers them; and how they are made of the files under results/."""
 
-from snn_repro.registry import import_all
+import contextlib
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import matplotlib
+
+from snn_repro.files import replace_atomically, write_text
+from snn_repro.paper.figures import MissingData, render
+from snn_repro.registry import FIGURES, import_all
+
+PROGRAM = "python scripts/make_figures.py"
+
+
+def names() -> list[str]:
+    return sorted(FIGURES)
+
+
+def figure(name: str) -> ModuleType:
+    """The module of a figure."""
+    return sys.modules[FIGURES[name].__module__]
+
+
+def make(chosen: Iterable[str], results: Path) -> list[str]:
+    """Draw figures into results/figures and write its README; returns the sentences of those that lack their data."""
+    folder, missing = results / "figures", []
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in chosen:
+        try:
+            for path, content in render(name, results).items():
+                with replace_atomically(path) as temporary:
+                    temporary.write_bytes(content)
+            print(f"{folder / name}.svg, .png")
+        except MissingData as error:
+            missing.append(f"{name} skipped: {error}")
+    write_text(folder / "README.md", index(folder))
+    return missing
+
+
+def stale(chosen: Iterable[str], results: Path) -> Iterator[Path]:
+    """The committed drawings that are not what their data give, by this matplotlib."""
+    for name in chosen:
+        with contextlib.suppress(MissingData):
+            for path, content in render(name, results).items():
+                if not path.exists() or path.read_bytes() != content:
+                    yield path
+
+
+def index(folder: Path) -> str:
+    """The README of the figures' folder: what each one shows, and the commands that made it."""
+    lines = [
+        "# Figures",
+        "",
+        f"Drawn by `{PROGRAM}` from the files of this folder and of `../runs`, with matplotlib {matplotlib.__version__};",
+        "another version of matplotlib may draw the same numbers with other bytes.",
+        "",
+    ]
+    for name in names():
+        if (folder / f"{name}.svg").exists():
+            caption = " ".join((figure(name).__doc__ or "").split())
+            lines += [f"## {name}", "", f"![{name}]({name}.svg)", "", caption, "", f"    {PROGRAM} figure={name}"]
+            data = folder / f"{name}.json"
+            lines += [f"    {read(data)['command']}    # its data", ""] if data.exists() else [""]
+    return "\n".join(lines)
+
+
+def measured(results: Path, name: str, hint: str = "") -> dict[str, Any]:
+    """What `measure` of this figure wrote; `hint` is what its command needs beside."""
+    path = results / "figures" / f"{name}.json"
+    if not path.exists():
+        raise MissingData(f"{path} does not exist; make it with `{PROGRAM} measure={name}{hint}`")
+    return read(path)
+
+
+def read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise MissingData(f"{path} is damaged ({' '.join(str(error).split())[:80]}); make it again") from None
+
+
+def write_data(target: Path, content: dict[str, Any]) -> None:
+    """Write a data file of a figure, one line a top-level entry or curve, so that a change is readable."""
+    lines = []
+    for k, v in content.items():
+        listed = isinstance(v, list) and v and isinstance(v[0], dict)
+        text = "[\n  " + ",\n  ".join(map(json.dumps, v)) + "\n ]" if listed else json.dumps(v)
+        lines.append(f" {json.dumps(k)}: {text}")
+    write_text(target, "{\n" + ",\n".join(lines) + "\n}\n")
+
 
 import_all(__name__, __path__)

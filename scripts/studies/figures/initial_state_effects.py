@@ -6,8 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from snn_repro.errors import UserError
-from snn_repro.paper.figures._data import MissingData
-from snn_repro.paper.figures._style import footnote, line, new_figure, title
+from snn_repro.paper.figures import MissingData, footnote, line, title
 from snn_repro.registry import FIGURES
 from studies import initial_state as study
 
@@ -34,7 +33,7 @@ def draw(results: Path) -> Figure:
         name: [s for s in parts[name].states if any(c.state == s for c in rows)] for name, rows in by_part.items()
     }
     heights = [1.5 + len(those) for those in states.values()]
-    figure = new_figure(8.2, 0.8 + 0.34 * sum(heights))
+    figure = Figure(figsize=(8.2, 0.8 + 0.34 * sum(heights)))
     grid = figure.subplots(len(states), len(SHOWN), sharey="row", squeeze=False, height_ratios=heights)
     for panels, (name, rows) in zip(grid, by_part.items(), strict=True):
         losses = parts[name].losses

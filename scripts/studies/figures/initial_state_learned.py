@@ -6,8 +6,7 @@ from statistics import fmean
 from matplotlib.figure import Figure
 
 from snn_repro.paper.differences import older_note
-from snn_repro.paper.figures._data import MissingData
-from snn_repro.paper.figures._style import footnote, line, new_figure, title
+from snn_repro.paper.figures import MissingData, footnote, line, title
 from snn_repro.registry import FIGURES
 from studies import initial_state as study
 
@@ -22,7 +21,7 @@ def draw(results: Path) -> Figure:
             "no learned potentials were measured; `python scripts/study.py initial_state measure` does that"
         )
     panels = sorted({(e["dataset"], e["state"]) for e in found})
-    figure = new_figure(0.6 + 2.6 * len(panels), 3.0)
+    figure = Figure(figsize=(0.6 + 2.6 * len(panels), 3.0))
     for axes, (dataset, state) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
         mine = [e for e in found if (e["dataset"], e["state"]) == (dataset, state)]
         losses, layers = sorted({e["loss"] for e in mine}), list(mine[0]["layers"])

@@ -6,8 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from snn_repro.errors import UserError
-from snn_repro.paper.figures._data import MissingData
-from snn_repro.paper.figures._style import SERIES, footnote, new_figure, title
+from snn_repro.paper.figures import SERIES, MissingData, footnote, title
 from snn_repro.registry import FIGURES
 from studies import initial_state as study
 
@@ -23,7 +22,7 @@ def draw(results: Path) -> Figure:
     shown = list(parts)
     if not shown:
         raise MissingData("no run of the parts static and events was collected")
-    figure = new_figure(8.2, 0.7 + 2.3 * len(shown))
+    figure = Figure(figsize=(8.2, 0.7 + 2.3 * len(shown)))
     grid = figure.subplots(len(shown), 3, squeeze=False, sharey="row")
     looks = dict(zip(study.STATES, [*SERIES, dict(color="0.45", marker="P", linestyle="--")], strict=True))
     seeds = set()

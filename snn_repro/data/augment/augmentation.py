@@ -11,24 +11,24 @@ One augmentation is one file in this folder, a class under `@register_augmentati
 A configuration's `augment.turned_on()` says which of them it has.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from snn_repro.data.dataset import DataSet
+from snn_repro.data.events import Events
+from snn_repro.kernels.compiled import tried
+from snn_repro.kernels.compiled import cuts, in_parallel
 from snn_repro.registry import AUGMENTATIONS
 from snn_repro.settings import Setting
 
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from torch import Tensor
-
-    from snn_repro.data.dataset import DataSet
-    from snn_repro.data.events import Events
-
 AnAugmentation = TypeVar("AnAugmentation", bound="Augmentation")
+NORMALIZE = 50
 
 
 def register_augmentation(name: str) -> Callable[[type[AnAugmentation]], type[AnAugmentation]]:
@@ -56,6 +56,8 @@ class Augmentation:
     order: ClassVar[int] = 45
     soft_targets: ClassVar[bool] = False  # its targets are distributions, not class numbers
     on_tensors: ClassVar[bool] = False  # its `pil_step` takes uint8 tensors [C, H, W] too
+    crops: ClassVar[bool] = False  # it cuts images of one size
+    resizes: ClassVar[bool] = False  # it cuts any image to the network's size, so that nothing else need
 
     @classmethod
     def is_on(cls, values: Mapping[str, Any]) -> bool:
@@ -75,7 +77,20 @@ class Augmentation:
         return None
 
 
-NORMALIZE = 50
+class PilAugmentation(Augmentation):
+    """A step on PIL images: `pil_step`, which draws from the global generators; LoaderBatches seeds them for each sample."""
+
+    works_on = ("images",)
+
+
+class RecordingAugmentation(Augmentation):
+    """A step on recordings, which are then read while training. Draws from NumPy's global generator, seeded a sample."""
+
+    works_on = ("recordings",)
+
+    def apply(self, events: Events, size: tuple[int, int]) -> Events:
+        """The events of one sample, of a sensor of size (H, W); those given are not changed in place."""
+        raise NotImplementedError
 
 
 class BatchTransform:
@@ -92,7 +107,7 @@ class BatchTransform:
 
     portable: ClassVar[bool] = False
 
-    def draw(self, n: int, generator: torch.Generator) -> Any:
+    def draw(self, n: int, generator: Generator) -> Any:
         """All that is random, for the n samples of the batch of all processes together. Draws from `generator` alone."""
         return None
 
@@ -107,16 +122,66 @@ class BatchTransform:
         """
         raise NotImplementedError
 
-    def __call__(self, x: Tensor, target: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, target: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         """The step on a whole batch."""
-        import torch
-
         n = x.shape[-4]
         return self.apply(x, target, self.draw(n, generator), torch.arange(n), n)
 
 
 class BatchAugmentation(Augmentation, BatchTransform):
     """A step on batches: `draw` and `apply`, see BatchTransform."""
+
+
+class SoftAugmentation(BatchAugmentation):
+    """A step on batches whose targets are distributions over the data set's classes: the first argument that builds it."""
+
+    soft_targets = True
+
+    @classmethod
+    def build(cls, values: Mapping[str, Any], dataset: DataSet) -> Self:
+        return cls(dataset.num_classes, **values)  # type: ignore[call-arg]  # those of the classes below it
+
+
+class Normalize(BatchTransform):
+    """x <- (x - mean) / std per channel (dim -3), float32; mean and std in the unit of the stored values.
+
+    channel_order="bgr" turns the channels of x round first: blue is then normalised with red's statistics, as
+    the paper's CIFAR code does.
+    """
+
+    portable = True
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], channel_order: str = "rgb"):
+        self.mean = torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)
+        self.scale = 1 / torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
+        self.reverse = channel_order == "bgr"
+
+    def apply(self, x: Tensor, target: Tensor, draws: Any, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+        self.mean, self.scale = self.mean.to(x.device), self.scale.to(x.device)
+        x = x.flip(-3) if self.reverse else x
+        return (x.to(torch.float32) - self.mean).mul_(self.scale), target
+
+
+def held(rows: Tensor, wanted: Tensor) -> Tensor:
+    """Where x holds the rows `wanted` of a batch, of which it holds `rows`."""
+    places = torch.empty(int(rows.max()) + 1, dtype=torch.int64)
+    places[rows] = torch.arange(len(rows))
+    return places[wanted]
+
+
+def soft(target: Tensor, num_classes: int) -> Tensor:
+    """Class numbers [B] or distributions [B, K] as distributions, float32 [B, K]."""
+    return F.one_hot(target, num_classes).to(torch.float32) if target.ndim == 1 else target
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """x on a device: to a GPU by way of pinned memory, non-blocking."""
+    if device.type != "cuda":
+        return x.to(device)
+    return (x.pin_memory() if x.device.type == "cpu" else x).to(device, non_blocking=True)
+
+
+# ------------------------------------------------------------------ moving pixels
 
 
 class MovingAugmentation(BatchAugmentation):
@@ -135,90 +200,71 @@ class MovingAugmentation(BatchAugmentation):
         return moved(x, self.sources(draws, rows, (x.shape[-2], x.shape[-1]))), target
 
 
-def moved(x: Tensor, sources: Tensor, out: Tensor | None = None) -> Tensor:
+def chained(first: Tensor, then: Tensor) -> Tensor:
+    """The sources [B, H W] of two steps, of which `first` comes first."""
+    return F.pad(first, (0, 1), value=first.shape[-1]).gather(-1, then)
+
+
+def sources_of(move: Callable[[Tensor], Tensor], size: tuple[int, int]) -> Tensor:
+    """The sources int64 [H W] of an operation on float images [1, H, W] that samples nearest neighbours, zeros from outside."""
+    height, width = size
+    seen = move(torch.arange(1.0, height * width + 1).view(1, height, width)).flatten().long()  # exact to 2^24 pixels
+    return torch.where(seen == 0, height * width, seen - 1)
+
+
+def moved(x: Tensor, sources: Tensor, out: Tensor | None = None, at: int = 0) -> Tensor:
     """x [B, C, H, W] or [T, B, C, H, W] with the pixels of each sample taken from `sources` [B, H W], see MovingAugmentation.
 
-    out: where to, of x's shape and type; its frames may lie apart. Raises IndexError for a source before the frame.
+    out: where to, from its sample `at` on, [T, N, C, H, W] of x's type. Raises IndexError for a source before the frame.
     """
-    import torch
-    import torch.nn.functional as F
-
-    pixels, n = x.flatten(-2), sources.shape[-1]
-    if x.device.type == "cpu" and not x.requires_grad and (loop := _move_loop(x.element_size())):
+    n = sources.shape[-1]
+    if x.device.type == "cpu" and (loop := _move_loop(x.element_size())):
         if int(sources.min()) < 0:
             raise IndexError(f"the sources of moved pixels are 0 to {n}, not {int(sources.min())}")
         out = torch.empty(x.shape, dtype=x.dtype) if out is None else out
-        counts = x.shape[0] if x.ndim == 5 else 1, x.shape[-3]
-        before = _memory(pixels), _memory(out.view(pixels.shape)), sources.contiguous().numpy(), counts
-        shared(lambda *part: loop(*before, *part, _room(n)), len(sources), x.numel())
+        given, wanted = (
+            v.view(-1, *v.shape[-4:-2], n).view(INTEGERS[v.element_size()]).numpy() for v in (x.contiguous(), out)
+        )
+        places = sources.contiguous().numpy()
+        shared(
+            lambda *part: loop(given, wanted, at, places, *part, np.empty((3, n + 1), np.uint64)),
+            len(sources),
+            x.numel(),
+        )
         return out
-    if int(sources.max()) == n:
-        pixels = F.pad(pixels, (0, 1))
+    pixels = x.flatten(-2) if int(sources.max()) < n else F.pad(x.flatten(-2), (0, 1))
     index = sent(sources, x.device).unsqueeze(-2).expand(*x.shape[:-2], n)
     found = pixels.gather(-1, index).view(x.shape)
-    return found if out is None else out.copy_(found)
-
-
-def sent(x: Tensor, device: torch.device) -> Tensor:
-    """x on a device: to a GPU by way of pinned memory, so that nobody waits until it has done what it was told before."""
-    if device.type != "cuda":
-        return x.to(device)
-    return (x.pin_memory() if x.device.type == "cpu" else x).to(device, non_blocking=True)
+    if out is None:
+        return found
+    out.narrow(-4, at, len(sources)).copy_(found)
+    return out
 
 
 SHARE = 2**20  # values that are worth a thread
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def shared(loop: Callable[[int, int], object], samples: int, values: int) -> None:
     """Call loop(first, behind the last) of all samples of a batch, which has so many values, shared among the threads."""
-    import torch
-
-    from snn_repro.kernels.threads import cuts, in_parallel
-
     threads = min(torch.get_num_threads(), -(-values // SHARE), samples)
     in_parallel(loop, cuts(samples, threads), threads)
-
-
-def _memory(pixels: Tensor) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """All that lies in memory from the first to the last of [T, B, C, n] or [B, C, n], as integers; the strides of T, B, C."""
-    import torch
-
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    pixels = pixels.view(integers[pixels.element_size()])
-    pixels = pixels if pixels.ndim == 4 else pixels.unsqueeze(0)
-    t, b, c, _ = pixels.stride()
-    behind = 1 + sum((n - 1) * stride for n, stride in zip(pixels.shape, pixels.stride(), strict=True))
-    return pixels.as_strided((behind,), (1,)).numpy(), (t, b, c)
-
-
-def _room(n: int) -> np.ndarray:
-    """For the runs of a frame of n pixels; unsigned, as numba looks whether other places are negative."""
-    import numpy as np
-
-    return np.empty((3, n + 1), np.uint64)
 
 
 @cache
 def _move_loop(size: int) -> Callable | None:
     """`_move` compiled for values of so many bytes: several times as fast as to look every pixel up. None where numba cannot."""
-    import numpy as np
-
-    from snn_repro.kernels.compiled import tried
-
-    one, two = ((np.zeros(1, f"i{size}" if size > 1 else "u1"), (1, 1, 1)) for _ in range(2))
-    rest = np.zeros((1, 1), np.int64), (1, 1), 0, 1, _room(1)
-    return tried(_move, one, two, *rest, without="moving pixels is slower, not different")
+    one = np.zeros((1, 1, 1, 1), f"i{size}" if size > 1 else "u1")
+    rest = np.zeros((1, 1), np.int64), 0, 1, np.empty((3, 2), np.uint64)
+    return tried(_move, one, one.copy(), 0, *rest, without="moving pixels is slower, not different")
 
 
-def _move(given, wanted, sources, counts, first, last, room):
+def _move(given, wanted, at, sources, first, last, room):
     """A sample's sources as runs, each a piece of a frame that is copied, copied backwards or zero; then run by run.
 
-    Most steps have few runs: a shift, a shear or a flip one or two a row of pixels. given and wanted: memory, and strides of
-    T, B and C; counts: T and C.
+    Most steps have few runs: a shift, a shear or a flip one or two a row of pixels. given, wanted: [T, B, C, H W]. room: for the
+    runs; unsigned, as numba looks whether other places are negative.
     """
-    x, x_strides = given
-    out, out_strides = wanted
-    steps, channels = counts
     n = sources.shape[1]
     begins, source, way = room[0], room[1], room[2]
     for b in range(first, last):
@@ -237,12 +283,9 @@ def _move(given, wanted, sources, counts, first, last, room):
             way[runs] = 1 - step
             runs += 1
         begins[runs] = n
-        for t in range(steps):
-            for c in range(channels):
-                at = t * x_strides[0] + b * x_strides[1] + c * x_strides[2]
-                frame = x[at : at + n]
-                at = t * out_strides[0] + b * out_strides[1] + c * out_strides[2]
-                to = out[at : at + n]
+        for t in range(given.shape[0]):
+            for c in range(given.shape[2]):
+                frame, to = given[t, b, c], wanted[t, at + b, c]
                 for run in range(runs):
                     begin, place, count = begins[run], source[run], begins[run + 1] - begins[run]
                     if way[run] == 0:
@@ -254,53 +297,3 @@ def _move(given, wanted, sources, counts, first, last, room):
                     else:
                         for j in range(count):
                             to[begin + j] = frame[place - j]
-
-
-def chained(first: Tensor, then: Tensor) -> Tensor:
-    """The sources [B, H W] of two steps, of which `first` comes first."""
-    import torch.nn.functional as F
-
-    return F.pad(first, (0, 1), value=first.shape[-1]).gather(-1, then)
-
-
-def sources_of(move: Callable[[Tensor], Tensor], size: tuple[int, int]) -> Tensor:
-    """The sources int64 [H W] of an operation on float images [1, H, W] that samples nearest neighbours, zeros from outside."""
-    import torch
-
-    height, width = size
-    seen = move(torch.arange(1.0, height * width + 1).view(1, height, width)).flatten().long()  # exact to 2^24 pixels
-    return torch.where(seen == 0, height * width, seen - 1)
-
-
-class PilAugmentation(Augmentation):
-    """A step on PIL images: `pil_step`, which draws from the global generators; LoaderBatches seeds them for each sample."""
-
-    works_on = ("images",)
-    resizes: ClassVar[bool] = False  # it cuts any image to the network's size, so that nothing else need
-
-
-class RecordingAugmentation(Augmentation):
-    """A step on recordings, which are then read while training. Draws from NumPy's global generator, seeded a sample."""
-
-    works_on = ("recordings",)
-
-    def apply(self, events: Events, size: tuple[int, int]) -> Events:
-        """The events of one sample, of a sensor of size (H, W); those given are not changed in place."""
-        raise NotImplementedError
-
-
-def held(rows: Tensor, wanted: Tensor) -> Tensor:
-    """Where x holds the rows `wanted` of a batch, of which it holds `rows`."""
-    import torch
-
-    places = torch.empty(int(rows.max()) + 1, dtype=torch.int64)
-    places[rows] = torch.arange(len(rows))
-    return places[wanted]
-
-
-def soft(target: Tensor, num_classes: int) -> Tensor:
-    """Class numbers [B] or distributions [B, K] as distributions, float32 [B, K]."""
-    import torch
-    import torch.nn.functional as F
-
-    return F.one_hot(target, num_classes).to(torch.float32) if target.ndim == 1 else target

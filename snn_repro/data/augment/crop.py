@@ -1,12 +1,9 @@
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+import torch
+from torch import Generator, Tensor
+from torchvision import transforms
 
 from snn_repro.data.augment.augmentation import MovingAugmentation, register_augmentation
 from snn_repro.settings import Setting
-
-if TYPE_CHECKING:
-    from torch import Generator, Tensor
 
 
 @register_augmentation("crop_padding")
@@ -15,27 +12,20 @@ class RandomCrop(MovingAugmentation):
 
     settings = {"crop_padding": Setting(0, "random crop after padding by this much", "pixels", low=0)}
     order = 10
-    crops = True
-    on_tensors = True
+    crops = on_tensors = True
 
     def __init__(self, crop_padding: int):
         self.padding = crop_padding
 
     def draw(self, n: int, generator: Generator) -> Tensor:
         """Rows and columns [2, n] at which the cuts begin."""
-        import torch
-
         return torch.randint(2 * self.padding + 1, (2, n), generator=generator)
 
     def sources(self, draws: Tensor, rows: Tensor, size: tuple[int, int]) -> Tensor:
-        import torch
-
         height, width = size
         y, x = (torch.arange(n) + d[rows, None] - self.padding for n, d in zip(size, draws, strict=True))
         inside = ((y >= 0) & (y < height)).unsqueeze(2) & ((x >= 0) & (x < width)).unsqueeze(1)
         return torch.where(inside, y.unsqueeze(2) * width + x.unsqueeze(1), height * width).flatten(1)
 
     def pil_step(self, size, fill):
-        from torchvision.transforms import RandomCrop
-
-        return RandomCrop(size, self.padding)
+        return transforms.RandomCrop(size, self.padding)

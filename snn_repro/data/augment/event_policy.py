@@ -1,35 +1,31 @@
-from __future__ import annotations
-
 import math
-from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+from torchvision.transforms.functional import affine, rotate
 
 from snn_repro.data.augment.augmentation import MovingAugmentation, register_augmentation, sources_of
 from snn_repro.settings import Setting
 
-if TYPE_CHECKING:
-    from torch import Generator, Tensor
+LEVELS = 31
 
 
 @cache
-def magnitudes(end: float, n: int) -> list[float]:
+def magnitudes(end: float, n: int = LEVELS) -> list[float]:
     """torch.linspace(-end, end, n) in float32 as fused multiply-adds round it, and so the same on every processor.
 
     Which levels are cut to how many pixels hangs on the last bit: 1 comes out as 0.9999999.
     """
-    import numpy as np
-
     end, k = float(np.float32(end)), np.arange(n)
     step = float(np.float32(2 * end) / np.float32(n - 1))
     return np.where(k < n // 2, -end + step * k, end - step * (n - 1 - k)).astype(np.float32).tolist()
 
 
-def affine(x: Tensor, translate: Sequence[int] = (0, 0), shear: float = 0.0) -> Tensor:
-    """x [..., H, W] moved by whole pixels (right, down) and sheared along x by degrees: nearest neighbour, zeros from outside."""
-    from torchvision.transforms.functional import affine
-
-    return affine(x, angle=0.0, translate=list(translate), scale=1.0, shear=[shear, 0.0])
+def sheared(x: Tensor, degrees: float) -> Tensor:
+    """x [..., H, W] sheared along x: nearest neighbour, zeros from outside."""
+    return affine(x, 0.0, [0, 0], 1.0, [degrees, 0.0])
 
 
 @register_augmentation("event_policy")
@@ -49,59 +45,40 @@ class EventPolicy(MovingAugmentation):
     }  # fmt: skip
     works_on = ("frames",)
     order = 30
-    levels = 31
 
     def __init__(self, event_policy: bool = True):
         pass
 
     def draw(self, n: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Operations [n], levels [n], and of Cutout the part of the area [n] and the place [2, n], both in 0..1."""
-        import torch
-
         operation = torch.randint(6, (n,), generator=generator)
-        level = torch.randint(self.levels, (n,), generator=generator)
+        level = torch.randint(LEVELS, (n,), generator=generator)
         area = torch.rand(n, generator=generator) * (0.11 - 0.001) + 0.001
         return operation, level, area, torch.rand(2, n, generator=generator)
 
     def sources(self, draws: tuple, rows: Tensor, size: tuple[int, int]) -> Tensor:
-        import torch
-
         operation, level, area, place = (d[..., rows] for d in draws)
-        height, width = size
-        side = (area * height * width).sqrt().round().long()
+        side = (area * size[0] * size[1]).sqrt().round().long()
         own = zip(operation.tolist(), level.tolist(), side.tolist(), place.T.tolist(), strict=True)
-        return torch.stack(
-            [cutout(side, place, size) if k == 5 else moves(k, level, size) for k, level, side, place in own]
-        )
+        return torch.stack([cutout(side, at, size) if k == 5 else moves(k, level, size) for k, level, side, at in own])
 
 
 @cache
 def moves(operation: int, level: int, size: tuple[int, int]) -> Tensor:
     """The sources of all operations but Cutout."""
-    from torchvision.transforms.functional import rotate
-
-    def magnitude(end: float) -> float:
-        return magnitudes(end, EventPolicy.levels)[level]
-
-    def move(x: Tensor) -> Tensor:
-        match operation:
-            case 0:
-                return x
-            case 1:
-                return affine(x, shear=math.degrees(magnitude(0.3)))
-            case 2:
-                return affine(x, translate=(int(magnitude(5.0)), 0))
-            case 3:
-                return affine(x, translate=(0, int(magnitude(5.0))))
-        return rotate(x, magnitude(30.0))
-
-    return sources_of(move, size)
+    shift = int(magnitudes(5.0)[level])
+    by = {
+        0: lambda x: x,
+        1: lambda x: sheared(x, math.degrees(magnitudes(0.3)[level])),
+        2: lambda x: affine(x, 0.0, [shift, 0], 1.0, [0.0, 0.0]),
+        3: lambda x: affine(x, 0.0, [0, shift], 1.0, [0.0, 0.0]),
+        4: lambda x: rotate(x, magnitudes(30.0)[level]),
+    }
+    return sources_of(by[operation], size)
 
 
-def cutout(side: int, place: Sequence[float], size: tuple[int, int]) -> Tensor:
+def cutout(side: int, place: list[float], size: tuple[int, int]) -> Tensor:
     """The sources [H W] of frames in which a square of `side` pixels at `place` (0..1) is zero."""
-    import torch
-
     height, width = size
     side = min(side, height, width)
     top, left = int(place[0] * (height - side + 1)), int(place[1] * (width - side + 1))

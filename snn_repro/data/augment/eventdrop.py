@@ -1,14 +1,8 @@
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+import numpy as np
 
 from snn_repro.data.augment.augmentation import RecordingAugmentation, register_augmentation
+from snn_repro.data.events import Events
 from snn_repro.settings import Setting
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from snn_repro.data.events import Events
 
 
 @register_augmentation("eventdrop")
@@ -35,8 +29,7 @@ class EventDrop(RecordingAugmentation):
         self.area = eventdrop_area
 
     def apply(self, events: Events, size: tuple[int, int]) -> Events:
-        import numpy as np
-        from tonic import transforms
+        from tonic import transforms  # heavy to import
 
         if not len(events.t):
             return events
@@ -55,7 +48,6 @@ class EventDrop(RecordingAugmentation):
 
     @staticmethod
     def _published(events: np.ndarray, size: tuple[int, int], rpg: bool) -> np.ndarray:
-        import numpy as np
         from tonic import functional
 
         match np.random.randint(4):

@@ -1,12 +1,11 @@
-from __future__ import annotations
+from typing import NamedTuple
 
-from typing import TYPE_CHECKING, NamedTuple
+import numpy as np
+import torch
+from torch import Generator, Tensor
 
-from snn_repro.data.augment.augmentation import BatchAugmentation, held, register_augmentation, soft
+from snn_repro.data.augment.augmentation import SoftAugmentation, held, register_augmentation, soft
 from snn_repro.settings import Setting
-
-if TYPE_CHECKING:
-    from torch import Generator, Tensor
 
 
 class _Masks(NamedTuple):
@@ -21,7 +20,7 @@ class _Masks(NamedTuple):
 
 
 @register_augmentation("eventmix")
-class EventMix(BatchAugmentation):
+class EventMix(SoftAugmentation):
     """EventMix (Shen, Zhao, Zeng, Information Sciences 644, 2023): a sample takes the events of another inside of a random mask.
 
     The mask is where a mixture of 2 to 4 Gaussians over (t, y, x) is densest: lambda ~ Beta(alpha, alpha) of all places. A
@@ -39,19 +38,11 @@ class EventMix(BatchAugmentation):
     }
     works_on = ("frames",)
     order = 60
-    soft_targets = True
 
     def __init__(self, num_classes: int, eventmix: float, eventmix_prob: float = 1.0):
         self.num_classes, self.alpha, self.prob = num_classes, eventmix, eventmix_prob
 
-    @classmethod
-    def build(cls, values, dataset):
-        return cls(dataset.num_classes, **values)
-
     def draw(self, n: int, generator: Generator) -> _Masks:
-        import numpy as np
-        import torch
-
         # as Mix: torch has no seeded Beta
         part = np.random.RandomState(int(torch.randint(2**31, (1,), generator=generator))).beta(
             self.alpha, self.alpha, n
@@ -67,8 +58,6 @@ class EventMix(BatchAugmentation):
         return draws.other[rows[draws.part[rows] > 0]]
 
     def apply(self, x: Tensor, target: Tensor, draws: _Masks, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-        import torch
-
         target = soft(target, self.num_classes)
         own = rows[:keep]
         mixed = torch.nonzero(draws.part[own] > 0).flatten()  # a share of a batch without partners holds no others
@@ -90,8 +79,6 @@ class EventMix(BatchAugmentation):
     @staticmethod
     def _mask(sizes: tuple[int, int, int], part: Tensor, weight: Tensor, mean: Tensor, width: Tensor) -> Tensor:
         """Where a sample takes its partner's events: bool [T, H, W], the densest `part` of all places."""
-        import torch
-
         density = weight.view(-1, 1, 1, 1)
         for axis, size in enumerate(sizes):
             middle = (mean[:, axis] * size).floor().unsqueeze(1)
@@ -105,7 +92,5 @@ class EventMix(BatchAugmentation):
     @staticmethod
     def _inside(x: Tensor, mask: Tensor) -> Tensor:
         """Part of each sample's events that lies in its mask [M]; 0 for one without events."""
-        import torch
-
         inside, total = (v.sum((0, 2, 3, 4), dtype=torch.float64) for v in (x * mask, x))
         return (inside / torch.where(total > 0, total, 1)).float()

@@ -1,12 +1,9 @@
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+import torch
+from torch import Generator, Tensor
+from torchvision.transforms import RandomHorizontalFlip
 
 from snn_repro.data.augment.augmentation import MovingAugmentation, register_augmentation
 from snn_repro.settings import Setting
-
-if TYPE_CHECKING:
-    from torch import Generator, Tensor
 
 
 @register_augmentation("flip")
@@ -22,17 +19,11 @@ class RandomFlip(MovingAugmentation):
 
     def draw(self, n: int, generator: Generator) -> Tensor:
         """Which samples are mirrored, bool [n]."""
-        import torch
-
         return torch.rand(n, generator=generator) < self.chance
 
     def sources(self, draws: Tensor, rows: Tensor, size: tuple[int, int]) -> Tensor:
-        import torch
-
         places = torch.arange(size[0] * size[1]).view(size)
         return torch.stack([places, places.flip(-1)]).flatten(1)[draws[rows].long()]
 
     def pil_step(self, size, fill):
-        from torchvision.transforms import RandomHorizontalFlip
-
         return RandomHorizontalFlip(self.chance)

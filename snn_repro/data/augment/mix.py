@@ -1,16 +1,15 @@
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from snn_repro.data.augment.augmentation import BatchAugmentation, held, register_augmentation, sent, shared, soft
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from snn_repro.data.augment.augmentation import SoftAugmentation, held, register_augmentation, sent, shared, soft
+from snn_repro.kernels.compiled import tried
 from snn_repro.settings import Setting
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Generator, Tensor
 
 
 class _Mixing(NamedTuple):
@@ -26,11 +25,11 @@ class _Mixing(NamedTuple):
 
 
 @register_augmentation("mixup")
-class Mix(BatchAugmentation):
+class Mix(SoftAugmentation):
     """Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019) of a batch with a random order of itself.
 
     mixup, cutmix: alpha of the Beta(alpha, alpha) from which lambda is drawn, 0 is off; with both on, each
-    batch takes one of the two with equal chance. prob: chance that a batch is mixed at all. Targets become
+    batch takes one of the two with equal chance. mix_prob: chance that a batch is mixed at all. Targets become
     soft, float32 [B, K].
 
     cutmix_axes="spatial" pastes a box of sqrt(1 - lambda) of the height and width, cut off at the border,
@@ -50,28 +49,21 @@ class Mix(BatchAugmentation):
     }
     switches = ("mixup", "cutmix")
     order = 70
-    soft_targets = portable = True
+    portable = True
 
     def __init__(
         self,
         num_classes: int,
         mixup: float = 0.0,
         cutmix: float = 0.0,
-        prob: float = 1.0,
+        mix_prob: float = 1.0,
         cutmix_axes: str = "spatial",
     ):
-        self.num_classes, self.prob, self.cutmix_axes = num_classes, prob, cutmix_axes
+        self.num_classes, self.prob, self.cutmix_axes = num_classes, mix_prob, cutmix_axes
         self.kinds = [(kind, alpha) for kind, alpha in (("mixup", mixup), ("cutmix", cutmix)) if alpha > 0]
-
-    @classmethod
-    def build(cls, values, dataset):
-        return cls(dataset.num_classes, *(values[key] for key in ("mixup", "cutmix", "mix_prob", "cutmix_axes")))
 
     def draw(self, n: int, generator: Generator) -> _Mixing | None:
         """None: this batch is not mixed."""
-        import numpy as np
-        import torch
-
         # a legacy NumPy generator: torch has no seeded Beta, and this one's stream never changes
         draw = np.random.RandomState(int(torch.randint(2**31, (1,), generator=generator)))
         other = torch.randperm(n, generator=generator)
@@ -119,9 +111,6 @@ def blend(x: Tensor, other: Tensor, lam: float) -> Tensor:
 
     Two products and a sum, each rounded, everywhere: what adds a multiple in one go may round once.
     """
-    import numpy as np
-    import torch
-
     own = x.narrow(-4, 0, len(other))
     loop = _loop() if x.device.type == "cpu" else None
     if loop is None:
@@ -137,10 +126,6 @@ def blend(x: Tensor, other: Tensor, lam: float) -> Tensor:
 @cache
 def _loop() -> Callable | None:
     """`_blend` compiled: several times as fast, as nothing in between is written. None where numba cannot."""
-    import numpy as np
-
-    from snn_repro.kernels.compiled import tried
-
     one = np.zeros((1, 1, 1), np.float32)
     rest = np.zeros(1, np.int64), np.float32(1), np.float32(0), 0, 1
     return tried(_blend, one, one.copy(), *rest, without="Mixup is slower, not different")

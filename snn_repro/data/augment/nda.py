@@ -1,14 +1,12 @@
-from __future__ import annotations
-
 from functools import partial
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Generator, Tensor
+from torchvision.transforms.functional import rotate
 
 from snn_repro.data.augment.augmentation import MovingAugmentation, register_augmentation, sources_of
-from snn_repro.data.augment.event_policy import affine
+from snn_repro.data.augment.event_policy import sheared
 from snn_repro.settings import Setting
-
-if TYPE_CHECKING:
-    from torch import Generator, Tensor
 
 
 @register_augmentation("nda")
@@ -32,22 +30,17 @@ class NDA(MovingAugmentation):
 
     def draw(self, n: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Operations [n], shifts [n, 2] in pixels, angles [n] in degrees."""
-        import torch
-
         operation = torch.randint(3, (n,), generator=generator)
         shifts = torch.randint(-self.shift, self.shift + 1, (n, 2), generator=generator)
         angle = torch.rand(n, generator=generator) * (2 * self.degrees) - self.degrees
         return operation, shifts, angle
 
     def sources(self, draws: tuple, rows: Tensor, size: tuple[int, int]) -> Tensor:
-        import torch
-        from torchvision.transforms.functional import rotate
-
-        found = []
+        places, found = torch.arange(size[0] * size[1]).view(size), []
         for operation, shifts, angle in zip(*(d[rows].tolist() for d in draws), strict=True):
             if operation == 0:
-                found.append(torch.arange(size[0] * size[1]).view(size).roll(shifts, (-2, -1)).flatten())
+                found.append(places.roll(shifts, (-2, -1)).flatten())
             else:
-                turn = partial(rotate, angle=angle) if operation == 1 else partial(affine, shear=angle)
+                turn = partial(rotate, angle=angle) if operation == 1 else partial(sheared, degrees=angle)
                 found.append(sources_of(turn, size))
         return torch.stack(found)

@@ -1,6 +1,6 @@
-from __future__ import annotations
-
 from typing import Any
+
+from PIL.Image import Resampling
 
 from snn_repro.data.augment.augmentation import PilAugmentation, register_augmentation
 from snn_repro.settings import Setting
@@ -24,12 +24,11 @@ class RandAugment(PilAugmentation):
         self.ops, self.level, self.std = randaugment_ops, randaugment_level, randaugment_std
 
     def pil_step(self, size, fill):
-        from PIL.Image import Resampling
-        from timm.data.auto_augment import rand_augment_transform
+        from timm.data.auto_augment import rand_augment_transform  # heavy to import, used by two tables
 
-        colour = [round(v) for v in fill]
+        colour = tuple(round(v) for v in fill)
         options: dict[str, Any] = {
-            "img_mean": tuple(colour) if len(colour) > 1 else colour[0],
+            "img_mean": colour if len(colour) > 1 else colour[0],
             "interpolation": Resampling.BICUBIC,
             "magnitude_std": self.std,
         }

@@ -1,8 +1,10 @@
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2.functional import resized_crop
 
 from snn_repro.data.augment.augmentation import PilAugmentation, register_augmentation
 from snn_repro.settings import Setting
@@ -26,34 +28,22 @@ class RandomResizedCrop(PilAugmentation):
         ),
     }
     order = 10
-    resizes = True
-    on_tensors = True
+    resizes = on_tensors = True
 
     def __init__(self, rrc_min_area: float, interpolation: str = "bicubic", test_resize: int = 0):
         self.area, self.interpolation = rrc_min_area, interpolation
 
     def pil_step(self, size, fill):
-        return partial(_cut, area=self.area, size=size, mode=_mode(self.interpolation))
+        return partial(_cut, area=self.area, size=size, mode=InterpolationMode(self.interpolation))
 
 
-def _cut(image: Any, area: float, size: int, mode: Any) -> Any:
+def _cut(image: Any, area: float, size: int, mode: InterpolationMode) -> Any:
     """torchvision's RandomResizedCrop of a PIL image or a tensor, whose bytes stay bytes."""
-    from torchvision.transforms import RandomResizedCrop
-    from torchvision.transforms.v2.functional import resized_crop
-
-    box = RandomResizedCrop.get_params(image, (area, 1.0), (3 / 4, 4 / 3))
+    box = transforms.RandomResizedCrop.get_params(image, (area, 1.0), (3 / 4, 4 / 3))
     return resized_crop(image, *box, [size, size], mode, antialias=True)
 
 
 def eval_steps(augment: Any, size: int, margin: float = 256 / 224) -> list[Callable]:
     """Resize and centre crop of a test image: to `margin` times the size, as for ImageNet, unless test_resize is set."""
-    from torchvision.transforms import v2
-
     short = augment.test_resize or round(size * margin)
-    return [v2.Resize(short, interpolation=_mode(augment.interpolation)), v2.CenterCrop(size)]
-
-
-def _mode(name: str):
-    from torchvision.transforms import InterpolationMode
-
-    return InterpolationMode(name)
+    return [v2.Resize(short, interpolation=InterpolationMode(augment.interpolation)), v2.CenterCrop(size)]

@@ -2,7 +2,8 @@
 
 from snn_repro.data.build import EventSet
 from snn_repro.data.dataset import SETS, DataSet, Sample, register
-from snn_repro.data.images import ImageFolders, ImageSet
+from snn_repro.data.images import ImageSet
+from snn_repro.data.sets.imagenet import ImageFolders
 from snn_repro.registry import import_all
 
 __all__ = ["SETS", "DataSet", "EventSet", "ImageFolders", "ImageSet", "Sample", "register"]

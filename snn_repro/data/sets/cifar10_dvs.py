@@ -11,6 +11,7 @@ It has no official split; four are in use, and accuracies on different ones do n
 
 from snn_repro.data.build import EventSet
 from snn_repro.data.dataset import register
+from snn_repro.data.formats import read_aedat2
 
 
 @register("cifar10_dvs")
@@ -23,11 +24,7 @@ class CIFAR10DVS(EventSet):
     pattern = r"cifar10_{c}_\d+\.aedat"
     expected = "airplane.zip ... truck.zip, or the ten folders that they unpack to"
     published = "https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671"
-
-    def decode(self, data, name):
-        from snn_repro.data.formats import read_aedat2
-
-        return read_aedat2(data, name)
+    decode = staticmethod(read_aedat2)
 
     def published_names(self):
         return {f"{c}/cifar10_{c}_{i}.aedat": k for k, c in enumerate(self.class_names) for i in range(1000)}

@@ -14,41 +14,33 @@ import hashlib
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from snn_repro.data.dataset import register
 from snn_repro.data.images import ImageSet
 from snn_repro.errors import DataError
 
-if TYPE_CHECKING:
-    import numpy as np
-
 
 def load_digits() -> tuple[np.ndarray, np.ndarray]:
-    """All digits: images float32 [1797, 1, 8, 8] in 0..1 (sixteenths), labels int64 [1797] in 0..9.
-
-    Read from scikit-learn's own file without importing it, which takes a second. Raises DataError where it is missing.
-    """
+    """All digits: images float32 [1797, 1, 8, 8] in 0..1 (sixteenths), labels int64 [1797] in 0..9."""
     table = _table()
     return (table[:, :-1].reshape(-1, 1, 8, 8) / 16).astype("float32"), table[:, -1].astype("int64")
 
 
 @cache
 def _table() -> np.ndarray:
-    """uint8 [1797, 65]: 64 pixels in 0..16 and the label of each digit."""
-    import numpy as np
+    """uint8 [1797, 65]: 64 pixels in 0..16 and the label of each digit.
 
+    From scikit-learn's own file without importing it, which takes a second. Raises DataError where it is missing.
+    """
     package = find_spec("sklearn")
-    if package is None or not package.submodule_search_locations:
-        raise DataError("the digits come with scikit-learn, which is not installed; pip install scikit-learn")
-    file = Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
+    file = Path((package and package.origin) or "sklearn/__init__.py").with_name("datasets") / "data/digits.csv.gz"
     try:
         with gzip.open(file, "rt") as lines:
-            return np.array([line.split(",") for line in lines], dtype=np.uint8)
+            return np.loadtxt(lines, np.uint8, delimiter=",")
     except (OSError, EOFError, ValueError) as error:
-        raise DataError(
-            f"{file}, which holds the digits, cannot be read ({error}); install scikit-learn anew"
-        ) from None
+        raise DataError(f"{file}, which holds the digits, cannot be read ({error}); pip install scikit-learn") from None
 
 
 def sample_names(indices: np.ndarray) -> list[str]:
@@ -58,8 +50,6 @@ def sample_names(indices: np.ndarray) -> list[str]:
 
 def train_test() -> tuple[np.ndarray, np.ndarray]:
     """Indices (train, test), each ascending. They depend on nothing that can be set."""
-    import numpy as np
-
     test = np.loadtxt(Path(__file__).with_name("digits_test.txt"), dtype=np.int64)
     return np.setdiff1d(np.arange(len(_table())), test), test
 

@@ -3,11 +3,14 @@
 The official lists of trials split it, 1,176 / 288, with nobody on both sides; so dataset.validation holds out whole people.
 """
 
+import os
 import re
-from pathlib import Path
 
 from snn_repro.data.build import EventSet
-from snn_repro.data.dataset import Sample, register
+from snn_repro.data.dataset import Entry, Sample, register
+from snn_repro.data.events import cut
+from snn_repro.data.formats import read_aedat3, read_gesture_labels
+from snn_repro.data.recordings import read_entry
 from snn_repro.errors import DataError
 
 LISTS = ("trials_to_train.txt", "trials_to_test.txt")
@@ -28,71 +31,44 @@ class DVSGesture(EventSet):
     expected = "DvsGesture.tar.gz, or the folder DvsGesture that it unpacks to"
     published = "https://research.ibm.com/interactive/dvsgesture"
 
-    def decode(self, data, name):
-        from snn_repro.data.formats import read_aedat3
-
-        return read_aedat3(data, name)
+    decode = staticmethod(read_aedat3)
 
     def recording(self, path):
         """A file holds many trials: "user01_led.aedat:03" is row 3 of the table of labels beside it."""
-        from snn_repro.data.formats import read_gesture_labels
-        from snn_repro.data.raw import file_bytes
-        from snn_repro.data.recordings import cut
-
         file, _, row = path.rpartition(":") if re.search(r":\d+$", path) else (path, "", "")
-        events, table = self.decode(file_bytes(file), file), Path(file.removesuffix(".aedat") + "_labels.csv")
-        if not table.is_file() and not row:
+        events, table = super().recording(file), file.removesuffix(".aedat") + "_labels.csv"
+        if not os.path.isfile(table) and not row:
             return events
-        rows = read_gesture_labels(table)
+        rows = read_gesture_labels(read_entry(Entry(table), table), table)
         if not row or int(row) >= len(rows):
             raise DataError(
                 f"{path}: {table} lists {len(rows)} trials in it; name one of {file}:00 to {file}:{len(rows) - 1:02d}"
             )
-        gesture, start, stop = rows[int(row)]
-        return cut(events, Sample(path, file, gesture - 1, "", start, stop))
+        return cut(events, *rows[int(row)][1:])
 
     def person(self, name):
         """ "user07" of "user07_led.aedat:03"."""
         return name.partition("_")[0]
 
-    def find(self, children):
-        from snn_repro.data.archives import either
-
-        if LISTS[0] in children:
-            return [children[LISTS[0]].parent]
-        path = either(children, "DvsGesture")
-        if path is not None and path.is_dir():
-            return [path] if (path / LISTS[0]).is_file() else []
-        return [path] if path else []
-
     def listing(self, files):
-        from snn_repro.data.formats import read_gesture_labels
-        from snn_repro.data.recordings import read_or_error
-
-        tables = {n: read_or_error(e, n) for n, e in files.items() if n.endswith(("_labels.csv", *LISTS))}
         samples, problems, part_of = [], {}, {}
         for part, trials in zip(("train", "test"), LISTS, strict=True):
-            if trials not in tables:
+            if LISTS[0] not in files:
+                break
+            if trials not in files:
                 raise DataError(
                     f"{trials} is missing: it belongs to the DvsGesture folder or archive and holds the split"
                 )
-            if isinstance(tables[trials], DataError):
-                raise tables[trials]
-            for file in dict.fromkeys(tables[trials].decode("utf-8", "replace").split()):
+            for file in dict.fromkeys(read_entry(files[trials], trials).decode("utf-8", "replace").split()):
                 if part_of.setdefault(file, part) != part:
                     raise DataError(f"{file} stands in trials_to_train.txt and in {trials}; a trial is in one of them")
                 labels = file.removesuffix(".aedat") + "_labels.csv"
-                if not re.fullmatch(r"[\w.-]+", file):  # the index of the cache could not hold it
-                    problems[repr(file)] = f"{trials} lists {file!r}, which is no name of a trial"
-                    continue
-                if file not in files or labels not in tables:
-                    absent = file if file not in files else labels
-                    problems[file] = f"{absent} is missing, though {trials} lists it"
-                    continue
                 try:
-                    if isinstance(tables[labels], DataError):
-                        raise tables[labels]
-                    rows = read_gesture_labels(tables[labels], labels)
+                    if not re.fullmatch(r"[\w.-]+", file):  # the index of the cache could not hold it
+                        raise DataError(f"{trials} lists {file!r}, which is no name of a trial")
+                    if absent := [name for name in (file, labels) if name not in files]:
+                        raise DataError(f"{absent[0]} is missing, though {trials} lists it")
+                    rows = read_gesture_labels(read_entry(files[labels], labels), labels)
                 except DataError as error:
                     problems[file] = str(error)
                     continue

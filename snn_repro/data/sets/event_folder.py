@@ -3,35 +3,30 @@
     data_dir/<class>/*.npz                           dataset.test_share (0.2) of each class tests, drawn with dataset.split_seed
     data_dir/train/<class>/*.npz, test/<class>/      the folders say it; val/<class>/ is the validation part, where there is one
 
-Files and their columns: see data/event_tables.py. The sensor's size is dataset.sensor=[height,width], or found when the
-recordings are prepared: what the files say where all say it, else from the largest coordinates.
+Files and their columns: see data.formats.py. The sensor's size is dataset.sensor=[height,width], or found when the
+recordings are prepared: the largest that a file says, or that its coordinates need where it says none.
 """
-
-from __future__ import annotations
 
 import copy
 import json
 import os
 import re
-import zlib
-from functools import lru_cache
 from pathlib import Path
 
+from snn_repro.console import progress
 from snn_repro.data.build import EventSet
+from snn_repro.data.cache import Settings
 from snn_repro.data.dataset import Sample, register
+from snn_repro.data.formats import SUFFIXES, read_recording
 from snn_repro.data.own import SETTINGS, common_classes, folders_in, layout, own_split, parts_of
+from snn_repro.data.recordings import find_recordings, read_entry
 from snn_repro.errors import DataError, UserError
 from snn_repro.settings import Setting
-
-WHOLE, FEW = 2**30, 64  # bytes of recordings up to which all are compared with a cache; how many of more
-STRAY = 4  # times the side that half of the recordings stay below
 
 
 @register("event_folder")
 class EventFolder(EventSet):
-    root: Path  # of those that `of` has bound to a folder, as `sources`
-    sources: list[Path]  # class folders, or the folders of the parts
-    given: tuple[int, ...] = (0, 0)  # dataset.sensor
+    root: Path  # of those that `of` has bound to a folder
     label_names = ()
     own = draws_test = True
     splits = ("official",)
@@ -44,52 +39,47 @@ class EventFolder(EventSet):
     # -- what is found
 
     def of(self, cfg):
+        """Bound to data_dir. Classes are a run's own, else those of data_dir, or of the cache where data_dir is gone."""
         given = tuple(cfg.dataset.sensor)
         if any(given) and not all(given):
             raise UserError(
                 f"dataset.sensor={list(given)} must be [height,width], both above 0, or [0,0] to have it found"
             )
-        kept = cfg.dataset.found
-        made = kept or self._manifest(cfg)
-        try:
-            bound = self._bound(cfg.data_dir, given if any(given) else made.get("sensor"), given)
-            if not kept or bound.found["classes"] == kept["classes"]:
-                return bound
-        except UserError:
-            if not made or not (kept or cfg.data_dir):
-                raise
-        return self._bound(cfg.data_dir, given if any(given) else made["sensor"], given, made["classes"])
-
-    def _bound(self, data_dir, sensor, given=(0, 0), classes=None):
-        found = copy.copy(self)
-        if classes is None:
-            folders = layout(data_dir, "recordings")
-            present = {part: [p.name for p in folders_in(folder)] for part, folder in folders.items()}
-            classes = common_classes(Path(data_dir), present)
-            found.sources = [folders[""] / c for c in classes] if "" in folders else list(folders.values())
-        else:
-            found.sources = []
-        found.root, found.given, found.num_classes = Path(os.path.abspath(data_dir or "")), given, len(classes)
-        found.label_names = tuple(classes)
-        found.folders = (self.name, found.root.name)
+        known = cfg.dataset.found or self._made(cfg)
+        classes = known.get("classes")
+        if not cfg.dataset.found and (not classes or Path(cfg.data_dir or "").is_dir()):
+            parts = layout(cfg.data_dir, "recordings")
+            classes = common_classes(Path(cfg.data_dir), {k: [p.name for p in folders_in(f)] for k, f in parts.items()})
+        found = self._bound(cfg.data_dir, classes, given if any(given) else known.get("sensor"))
         found.arguments = f" 'dataset.sensor=[{given[0]},{given[1]}]'" if any(given) else ""
-        found.found = {"classes": list(classes), "sensor": None if sensor is None else list(sensor)}
-        if sensor is not None:
+        return found
+
+    def _bound(self, data_dir, classes, sensor):
+        found = copy.copy(self)
+        found.root, found.num_classes, found.label_names = (
+            Path(os.path.abspath(data_dir or "")),
+            len(classes),
+            tuple(classes),
+        )
+        found.folders = (self.name, found.root.name)
+        found.found = {"classes": list(classes), "sensor": sensor and list(sensor)}
+        if sensor:
             found.shape = (2, *sensor)
         return found
 
-    def _manifest(self, cfg) -> dict:
-        """Classes and sensor of the cache that the configuration reads; {} without one."""
-        from snn_repro.data.cache import Settings
-
+    def _made(self, cfg) -> dict:
+        """The manifest of the cache that the configuration reads, which has classes and sensor; {} without one."""
+        named = self._bound(cfg.data_dir, (), None)
+        settings = Settings(named, cfg.timesteps, cfg.dataset.integrate_by, cfg.dataset.frame_size)
         try:
-            named = copy.copy(self)
-            named.root = Path(os.path.abspath(cfg.data_dir))
-            folder = Settings(named, cfg.timesteps, cfg.dataset.integrate_by, cfg.dataset.frame_size).folder
-            made = json.loads(Path(cfg.cache_dir, folder, "manifest.json").read_text())
+            made = json.loads(Path(cfg.cache_dir or "", settings.folder, "manifest.json").read_text())
             return {"classes": list(made["classes"]), "sensor": tuple(made["sensor"])}
-        except (OSError, ValueError, KeyError, TypeError):  # cache_dir or data_dir may be None too
+        except (OSError, ValueError, KeyError, TypeError):  # said when the cache is opened
             return {}
+
+    @property
+    def cache_name(self):
+        return f"{self.name}/{self.root.name}"
 
     def frame_shape(self, frame_size=None):
         if frame_size:
@@ -102,132 +92,58 @@ class EventFolder(EventSet):
         return self.shape
 
     def measured(self, data_dir, say):
-        found = self._bound(data_dir, None, self.given)
-        sensor = found.given if any(found.given) else found._sensor(data_dir, say)
-        return found._bound(data_dir, sensor, found.given)
-
-    def _sensor(self, data_dir, say) -> tuple[int, int]:
-        """(height, width) as the module's docstring says; recordings that cannot be read are left to the preparation."""
-        from snn_repro.console import progress
-        from snn_repro.data.event_tables import read_recording
-        from snn_repro.data.recordings import find_recordings, read_entry
-
-        files = find_recordings(self, data_dir).files
-        told, tops, problems = {}, {}, []  # name -> (height, width), twice
+        found = copy.copy(self)
+        if found.arguments:
+            return found
+        files, sizes, problems = find_recordings(found, data_dir).files, [], []
         with progress("recordings were looked at for the sensor's size", len(files), say) as advance:
             for n, (name, entry) in enumerate(sorted(files.items()), 1):
                 try:
-                    events, size = read_recording(read_entry(entry, name), name)
-                    if size:
-                        told[name] = size
-                    elif len(events.t):
-                        tops[name] = int(events.y.max()) + 1, int(events.x.max()) + 1
-                except DataError as error:
+                    (_, x, y, _), size = read_recording(read_entry(entry, name), name)
+                    sizes += [size] if size else [(int(y.max()) + 1, int(x.max()) + 1)] if len(x) else []
+                except DataError as error:  # of which the preparation tells
                     problems.append(error)
                 advance(n)
-        if not told and not tops:
+        if not sizes:
             why = problems[0] if problems else "they hold no events"
             raise DataError(f"not one recording in data_dir={data_dir} can be read: {why}")
-        if len(sizes := sorted(set(told.values()))) > 1:
-            mixed = " and ".join(f"{h} x {w}" for h, w in sizes)
-            raise DataError(
-                f"data_dir={data_dir} mixes sensors of {mixed} pixels: give dataset.sensor=[height,width] for all"
-            )
-        return _largest(tops, sizes, say) if tops else sizes[0]
-
-    # -- where the files are
-
-    @property
-    def cache_name(self):
-        return f"{self.name}/{self.root.name}"
-
-    def find(self, children):
-        return self.sources
-
-    def locate(self, cfg):
-        return super(EventFolder, self.of(cfg)).locate(cfg)
-
-    def state(self, cfg):
-        try:
-            return super(EventFolder, self.of(cfg)).state(cfg)
-        except UserError:
-            return "missing", f"the data set {self.name} in data_dir"
+        height, width = (max(side) for side in zip(*sizes, strict=True))
+        say(
+            f"the sensor has {height} x {width} pixels (height x width), the most that a recording says or reaches; where it"
+            " has others, give dataset.sensor=[height,width]"
+        )
+        return found._bound(data_dir, found.label_names, (height, width))
 
     def listing(self, files):
-        """Samples and problems; gives `files` checksums, so that a cache of other data with these names is noticed."""
-        from snn_repro.data.event_tables import SUFFIXES
-
-        label = {c: k for k, c in enumerate(self.found["classes"])}
-        folders = layout(str(self.root), "recordings")
-        parts = dict.fromkeys(label, "") if "" in folders else {path.name: part for part, path in folders.items()}
-        samples, problems, filled = [], {}, set()
-        for name in files:
-            first, *rest = name.split("/")
-            part, c = (parts[first], rest[0]) if parts[first] else ("", first)
-            if Path(name).suffix.lower() not in SUFFIXES or c not in label:
-                continue
-            filled.add((part, c))
-            if re.search(r'[,":]', name) or not name.isprintable():
+        parts = layout(str(self.root), "recordings")
+        folders = {
+            f"{path.name}/{c}" if part else c: (k, part)
+            for part, path in parts.items()
+            for k, c in enumerate(self.label_names)
+        }
+        samples, problems, empty = [], {}, set(folders)
+        for name in (n for n in files if Path(n).suffix.lower() in SUFFIXES):
+            folder = "/".join(name.split("/")[: 1 if "" in parts else 2])
+            if folder in folders and (re.search(r'[,":]', name) or not name.isprintable()):
                 problems[name] = f"{name!r} holds a comma, a quotation mark, a colon or an unprintable sign; rename it"
-                continue
-            samples.append(Sample(name, name, label[c], part))
-        for part in dict.fromkeys(parts.values()):
-            for c in label:
-                if (part, c) not in filled:
-                    where = "/".join(filter(None, (part, c)))
-                    raise DataError(f"{self.root / where} holds no recording; they end in {', '.join(SUFFIXES)}")
-        compared = sorted({s.file for s in samples})
-        if sum(files[n].size for n in compared) > WHOLE:
-            compared = compared[:: -(-len(compared) // FEW)]
-        for n in (n for n in compared if os.path.isfile(files[n].path)):
-            files[n] = files[n]._replace(crc32=_crc32(files[n].path, os.stat(files[n].path).st_mtime_ns, files[n].size))
+            elif folder in folders:
+                samples.append(Sample(name, name, *folders[folder]))
+            empty.discard(folder)
+        if empty:
+            raise DataError(f"{self.root / min(empty)} holds no recording; they end in {', '.join(SUFFIXES)}")
         return samples, problems
 
-    def sample(self, cfg, source, say):
-        return super(EventFolder, self.of(cfg)).sample(cfg, source, say)
-
     def decode(self, data, name):
-        from snn_repro.data.event_tables import read_recording
-
         return read_recording(data, name).events
 
     # -- parts
 
     def split(self, cfg, cache):
         names, labels = list(cache.names), cache.labels.tolist()
-        excluded = [p["name"] for p in cache.manifest["excluded"]]
+        excluded = [*cache.excluded]
         if not any(cache.parts):  # drawn on all there were, so that a bad recording moves no other
-            label = {c: k for k, c in enumerate(self.found["classes"])}
-            labels += [label[n.split("/")[0]] for n in excluded]
+            labels += [self.label_names.index(n.split("/")[0]) for n in excluded]
             names += excluded
         given = list(map(str, cache.parts)) + [""] * (len(names) - len(cache.names))
         split, parts = parts_of(cfg, given, names, labels)
         return own_split(cfg, split, parts[: len(cache.names)], cache.names, cache.labels, len(excluded))
-
-
-def _largest(tops: dict[str, tuple[int, int]], told: list[tuple[int, int]], say) -> tuple[int, int]:
-    """The sensor by the largest coordinates of recordings. Raises DataError where those of one are far from the others'."""
-    sides = []
-    for axis, column in enumerate("yx"):
-        side, file = max((top[axis], name) for name, top in tops.items())
-        usual = sorted(top[axis] for top in tops.values())[(len(tops) - 1) // 2]
-        if side > STRAY * usual:
-            raise DataError(
-                f"{file}: {column} reaches {side - 1} and half of the recordings stay below {usual}; remove such events,"
-                " or give dataset.sensor=[height,width]"
-            )
-        sides.append(max(side, *(size[axis] for size in told), 0))
-    say(
-        f"the sensor has {sides[0]} x {sides[1]} pixels (height x width) by the largest coordinates; where it has more, give"
-        " dataset.sensor=[height,width]"
-    )
-    return sides[0], sides[1]
-
-
-@lru_cache(maxsize=100_000)
-def _crc32(path: str, changed: int, size: int) -> str:
-    """Eight hexadecimal digits, as in zip archives; "" for a file that cannot be read, which is left to its reader."""
-    try:
-        return f"{zlib.crc32(Path(path).read_bytes()):08x}"
-    except OSError:
-        return ""

@@ -17,14 +17,14 @@ import copy
 import os
 import warnings
 from functools import cached_property, lru_cache
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from snn_repro.data.dataset import register
-from snn_repro.data.image_files import EXTENSIONS, ImageFile, class_folders, decode, decode_tensor, look
-from snn_repro.data.images import DECODER, Images, ImageSet, file_hashes, in_tensors
+from snn_repro.data.image_files import EXTENSIONS, class_folders, facts, file_hashes, images_in
+from snn_repro.data.images import ImageFiles, Images, file_state
 from snn_repro.data.own import SETTINGS, common_classes, known_classes, layout, own_split, parts_of
 from snn_repro.errors import DataError
 
@@ -38,40 +38,36 @@ class Listed(NamedTuple):
     """The images of a folder, sorted by name ("train/cat/a.png", or "cat/a.png")."""
 
     classes: list[str]
-    images: list[ImageFile]
+    images: list[str]
     names: list[str]
     labels: list[int]
     parts: list[str]  # "train", "test", "val", or "" where nothing says it
 
 
 @register("image_folder")
-class ImageFolder(ImageSet):
-    from_files = True
+class ImageFolder(ImageFiles):
     own = True
     draws_test = True
     test_margin = 1.0
-    settings = SETTINGS | DECODER
+    settings = SETTINGS | ImageFiles.settings
     label_names = ()
     expected = "class folders with images"
     as_shown = True
 
     def of(self, cfg):
-        if cfg.dataset.found:
-            return self._as_found(cfg)
-        listed = self.listed(cfg)
-        found = copy.copy(self)
-        found.cfg, found.num_classes, found.label_names = cfg, len(listed.classes), tuple(listed.classes)
-        size, channels = _looked_at(tuple(listed.images), _state(listed.images))
-        found.shape = (channels, size, size)
-        return found
-
-    def _as_found(self, cfg):
-        kept, found = cfg.dataset.found, copy.copy(self)
+        found, kept = copy.copy(self), cfg.dataset.found
+        if not kept:
+            listed = self.listed(cfg)
+            size, channels = _looked_at(tuple(listed.images), file_state(map(Path, listed.images)))
+            kept = {"classes": listed.classes, "size": size, "channels": channels}
         try:
             found.cfg, found.label_names = cfg, tuple(map(str, kept["classes"]))
             found.num_classes = len(found.label_names)
             found.shape = (int(kept["channels"]), int(kept["size"]), int(kept["size"]))
-            found.statistics = tuple([float(kept[k][c]) for c in range(found.shape[0])] for k in ("mean", "deviation"))
+            if cfg.dataset.found:
+                found.statistics = tuple(
+                    [float(kept[k][c]) for c in range(found.shape[0])] for k in ("mean", "deviation")
+                )
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise DataError(
                 f"dataset.found of this run is damaged ({type(error).__name__}: {error}); train it again"
@@ -90,23 +86,21 @@ class ImageFolder(ImageSet):
         if cfg.dataset.found:
             classes = known_classes(cfg, classes)
         rows = [
-            ("/".join(filter(None, (part, c, PurePath(image.name).as_posix()))), image, label, part)
+            ("/".join(filter(None, (part, c, name))), str(folder / name), classes.index(c), part)
             for part, those in present.items()
-            for label, c in enumerate(classes)
-            if c in those
-            for image in those[c]()
+            for c, folder in those.items()
+            for name in images_in(folder)
         ]
-        names, images, labels, parts = zip(*sorted(rows, key=lambda row: row[0]), strict=True)
-        return Listed(classes, list(images), list(names), list(labels), list(parts))
+        names, images, labels, parts = map(list, zip(*sorted(rows), strict=True))
+        return Listed(classes, images, names, labels, parts)
 
     def locate(self, cfg):
         self.listed(cfg)
         return [Path(cfg.data_dir)]
 
     def build(self, cfg):
-        read = {str(image) for image in self.listed(cfg).images}
         found = [os.path.join(f, n) for f, _, names in os.walk(Path(cfg.data_dir)) for n in names if n[0] != "."]
-        if left := sorted(set(found) - read):
+        if left := sorted({*found} - {*self.listed(cfg).images}):
             warnings.warn(
                 f"image_folder: {len(left)} of {len(found)} files in data_dir={cfg.data_dir} are not read, {left[0]} among"
                 f" them; images lie in class folders and end in {', '.join(EXTENSIONS)}",
@@ -144,58 +138,33 @@ class ImageFolder(ImageSet):
         """Of the training images; exact sums of whole numbers, so the same on every machine."""
         if not hasattr(self, "cfg"):
             raise AttributeError("statistics are those of a folder: see `of`")
-        from snn_repro.data.augment import eval_sample_transform
-
-        train, _ = self.parts(self.cfg)
-        images = train.images[: len(train.images) - self.listed(self.cfg).parts.count("val")]
+        images = self.parts(self.cfg)[0].images
+        images = images[: len(images) - self.listed(self.cfg).parts.count("val")]
         count = min(len(images), STATISTICS_OF)
-        chosen = [images[i * len(images) // count] for i in range(count)]
-        size = self.frame_shape(self.cfg.dataset.frame_size)[-1]
-        plain = eval_sample_transform(self.cfg.augment, size, self.test_margin)
-        return _statistics(chosen, plain, "RGB" if self.shape[0] == 3 else "L", in_tensors(self.cfg))
+        read, steps = self.reader(self.cfg), self.test_steps(self.cfg)
+        n, total, squares = 0, np.zeros(1, np.int64), np.zeros(1, np.int64)
+        for i in range(count):
+            image = steps(read(images[i * len(images) // count], self.mode))
+            pixels = image.numpy().astype(np.int64).reshape(self.shape[0], -1)
+            n, total, squares = n + pixels.shape[1], total + pixels.sum(1), squares + (pixels**2).sum(1)
+        mean = total / n
+        deviation = np.sqrt(np.maximum(squares / n - mean**2, 0))
+        return mean.tolist(), np.where(deviation > 0, deviation, 1.0).tolist()
 
     def fingerprint(self, cfg):
         """{"listing": of names and sizes, "contents": of the files}."""
         listed = self.listed(cfg)
-        return dict(_fingerprint(tuple(listed.names), tuple(listed.images), _state(listed.images)))
-
-
-def _state(images) -> tuple:
-    """Size and time of each file, by which a changed one is noticed."""
-    found = []
-    for image in images:
-        try:
-            status = os.stat(str(image))
-        except OSError as error:
-            raise DataError(f"{image} cannot be read: {error.strerror or error}") from None
-        found.append((status.st_size, status.st_mtime_ns))
-    return tuple(found)
+        images = list(zip(listed.names, listed.images, strict=True))
+        return dict(zip(("listing", "contents"), file_hashes(images, WHOLE), strict=True))
 
 
 @lru_cache(maxsize=2)
-def _looked_at(images: tuple[ImageFile, ...], state: tuple) -> tuple[int, int]:
+def _looked_at(images: tuple[str, ...], times: tuple) -> tuple[int, int]:
     """(pixels, channels) as the module's docstring says. Raises DataError for a file that is no image of 8-bit values."""
-    seen = look(images)
+    seen = facts(images)
     for image, (_, _, mode) in zip(images, seen, strict=True):
         if mode[0] in "IF":
             raise DataError(f"{image} has more than 8 bits a pixel ({mode}), which would be cut off; save it with 8")
-    sizes = {(width, height) for width, height, _ in seen}
-    width, height = sizes.pop()
-    native = not sizes and width == height <= LARGEST_NATIVE
+    (width, height), *others = {(width, height) for width, height, _ in seen}
+    native = not others and width == height <= LARGEST_NATIVE
     return width if native else DEFAULT_SIZE, 1 if all(mode in GREY for *_, mode in seen) else 3
-
-
-def _statistics(images: list[ImageFile], plain, mode: str, tensors: bool) -> tuple[list[float], list[float]]:
-    read = decode_tensor if tensors else decode
-    n, total, squares = 0, np.zeros(1, np.int64), np.zeros(1, np.int64)
-    for image in images:
-        pixels = plain(read(image, mode, shown=True)).numpy().astype(np.int64).reshape(3 if mode == "RGB" else 1, -1)
-        n, total, squares = n + pixels.shape[1], total + pixels.sum(1), squares + (pixels**2).sum(1)
-    mean = total / n
-    deviation = np.sqrt(np.maximum(squares / n - mean**2, 0))
-    return mean.tolist(), np.where(deviation > 0, deviation, 1.0).tolist()
-
-
-@lru_cache(maxsize=2)
-def _fingerprint(names: tuple[str, ...], images: tuple[ImageFile, ...], state: tuple) -> dict[str, str]:
-    return dict(zip(("listing", "contents"), file_hashes(list(zip(names, images, strict=True)), WHOLE), strict=True))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from snn_repro.data.build import EventSet
 from snn_repro.data.dataset import register
+from snn_repro.data.formats import read_atis_bin
 
 
 @cache
@@ -33,27 +34,11 @@ class NCaltech101(EventSet):
     pattern = r"image_\d+\.bin"
     expected = "Caltech101.zip, or the folder Caltech101 that it unpacks to"
     published = "https://www.garrickorchard.com/datasets/n-caltech101"
+    decode = staticmethod(read_atis_bin)
 
     @property
     def class_names(self):
         return list(counts())
-
-    def find(self, children):
-        from snn_repro.data.archives import children_of, either
-
-        path = either(children, "Caltech101")
-        if path is not None and (not path.is_dir() or self._class_folders(children_of(path))):
-            return [path]
-        classes = self._class_folders(children)
-        return classes if len(classes) > 1 else []  # one could be anybody's folder called "camera"
-
-    def _class_folders(self, children):
-        return [p for c in counts() if (p := children.get(c.lower())) and p.is_dir()]
-
-    def decode(self, data, name):
-        from snn_repro.data.formats import read_atis_bin
-
-        return read_atis_bin(data, name)
 
     def published_names(self):
         return {f"{c}/image_{i:04d}.bin": k for k, (c, n) in enumerate(counts().items()) for i in range(1, n + 1)}

@@ -1,96 +1,93 @@
-"""The figures: a file each in this folder, or in a package from outside.
+"""The figures: what all share. Each is a file, in this folder, in scripts/studies/figures/, or in a package from outside.
 
-Such a file has its caption as its docstring, `draw(results) -> Figure` under `@FIGURES.register("name")`, and `measure(target, runs)` where its data are measured
-for it. A drawing depends on the committed files under results/ and on this code alone: fixed fonts, fixed ids, no dates.
+It has its caption as its docstring, `draw(results) -> Figure` under `@FIGURES.register("name")`, and `measure(target, runs)` where its
+data are measured for it. A drawing depends on the committed files under results/ and on this code alone: fixed fonts, fixed ids, no dates. Lines differ
+in colour (Okabe and Ito's palette), marker and dash: in print too, and for everyone.
 """
 
 import io
-import sys
-from collections.abc import Callable, Iterable, Iterator
+import textwrap
+import zlib
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
-from snn_repro.files import replace_atomically, write_text
-from snn_repro.paper.figures._data import PROGRAM, MissingData, read
-from snn_repro.paper.figures._style import STYLE
+from snn_repro.errors import UserError
+from snn_repro.paper.results import Group, group_runs, load
 from snn_repro.registry import FIGURES, import_all
+from snn_repro.runs.folder import result_files
+
+OWN_PAGE = {"methods", "initial_state"}  # studies of some hundred lines, with a page and figures of their own
 
 
-def names() -> list[str]:
-    return sorted(FIGURES)
+class MissingData(UserError):
+    """A figure's data are not there (yet): the sentence says how to get them."""
 
 
-def figure(name: str) -> ModuleType:
-    """The module of a figure."""
-    return sys.modules[FIGURES[name].__module__]
-
-
-def render(draw: Callable[[Path], Figure], results: Path) -> dict[str, bytes]:
-    """{"svg": ..., "png": ...} of one figure; the same bytes for the same data, code and matplotlib."""
+def render(name: str, results: Path) -> dict[Path, bytes]:
+    """{file: its content} of one figure; the same bytes for the same data, code and matplotlib."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        drawn = draw(results)
-        files = {}
+        drawn, files = FIGURES[name](results), {}
         for suffix, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
             out = io.BytesIO()
             drawn.savefig(out, format=suffix, metadata=metadata)
-            files[suffix] = out.getvalue()
+            files[results / "figures" / f"{name}.{suffix}"] = out.getvalue()
         return files
 
 
-def _drawings(chosen: Iterable[str], results: Path) -> Iterator[tuple[str, dict[Path, bytes] | MissingData]]:
-    """(name, {file: its content}) of each figure, or what it lacks."""
-    for name in chosen:
-        try:
-            files = render(figure(name).draw, results)
-            yield name, {results / "figures" / f"{name}.{suffix}": content for suffix, content in files.items()}
-        except MissingData as error:
-            yield name, error
+def finished_runs(results: Path) -> list[Group]:
+    runs = results / "runs"
+    if not result_files(runs):
+        raise MissingData(
+            f"{runs} holds no finished run; collect some with `python scripts/make_tables.py --collect runs`"
+        )
+    ours = [r for r in load([runs]) if not OWN_PAGE & {*Path(r["folder"]).relative_to(runs).parts}]
+    return group_runs(ours)[0]
 
 
-def make(chosen: Iterable[str], results: Path, say: Callable[[str], None] = print) -> list[str]:
-    """Draw figures into results/figures and write its README; returns the sentences of those that lack their data."""
-    folder = results / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    missing = []
-    for name, drawn in _drawings(chosen, results):
-        if isinstance(drawn, MissingData):
-            missing.append(f"{name} skipped: {drawn}")
-            continue
-        for path, content in drawn.items():
-            with replace_atomically(path) as temporary:
-                temporary.write_bytes(content)
-        say(f"{folder / name}.svg, .png")
-    write_text(folder / "README.md", index(folder))
-    return missing
+# ---------------------------------------------------------------- looks
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000")
+SERIES: list[dict[str, Any]] = [
+    dict(color=color, marker=marker, linestyle=dash)
+    for color, marker, dash in zip(COLOURS, "os^Dvx", ("-", "--", "-.", ":", "-", "--"), strict=True)
+]
+PAPERS = ("sdt", "tet", "lts", "tet_s")  # they have the first looks; any other loss one of the rest, by its name
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 8, "mathtext.fontset": "dejavusans",
+    "svg.hashsalt": "snn_repro", "svg.fonttype": "path", "savefig.dpi": 150, "lines.linewidth": 1.3, "lines.markersize": 4,
+    "axes.grid": False, "grid.color": "0.9", "legend.frameon": False, "figure.constrained_layout.use": True,
+}  # fmt: skip
 
 
-def stale(chosen: Iterable[str], results: Path) -> list[Path]:
-    """The committed drawings that are not what their data give, by this matplotlib."""
-    files = {path: c for _, drawn in _drawings(chosen, results) if isinstance(drawn, dict) for path, c in drawn.items()}
-    return [path for path, content in files.items() if not path.exists() or path.read_bytes() != content]
+def title(loss: str) -> str:
+    return loss.upper().replace("_", "-")
 
 
-def index(folder: Path) -> str:
-    """The README of the figures' folder: what each one shows, and the commands that made it."""
-    lines = [
-        "# Figures",
-        "",
-        f"Drawn by `{PROGRAM}` from the files of this folder and of `../runs`, with matplotlib {matplotlib.__version__};",
-        "another version of matplotlib may draw the same numbers with other bytes.",
-        "",
-    ]
-    for name in names():
-        if (folder / f"{name}.svg").exists():
-            caption = " ".join((figure(name).__doc__ or "").split())
-            lines += [f"## {name}", "", f"![{name}]({name}.svg)", "", caption, "", f"    {PROGRAM} figure={name}"]
-            data = folder / f"{name}.json"
-            lines += [f"    {read(data)['command']}    # its data", ""] if data.exists() else [""]
-    return "\n".join(lines)
+def rank(loss: str) -> int:
+    """Which of SERIES a loss has; figures show losses in this order."""
+    others = len(SERIES) - len(PAPERS)
+    return PAPERS.index(loss) if loss in PAPERS else len(PAPERS) + zlib.crc32(loss.encode()) % others
+
+
+def line(loss: str, imp: bool | None = None) -> dict[str, Any]:
+    """Colour, marker, dash and label of a loss; with `imp` given, solid and filled is IMP, dashed and open is not."""
+    look = SERIES[rank(loss)] | dict(label=title(loss))
+    if imp is None:
+        return look
+    inside = look["color"] if imp else "white"
+    return look | dict(linestyle="-" if imp else "--", markerfacecolor=inside, label=title(loss) + " + IMP" * imp)
+
+
+def footnote(figure: Figure, *sentences: str | None) -> None:
+    """Small lines below a figure: its n, and what a reader must know; None is left out."""
+    width = int(figure.get_figwidth() * 17)
+    lines = [part for sentence in sentences if sentence for part in textwrap.wrap(sentence, width)]
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=6.5, color="0.3")
 
 
 import_all(__name__, __path__)

@@ -9,8 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from snn_repro.paper.differences import remarks
-from snn_repro.paper.figures._data import MissingData, finished_runs
-from snn_repro.paper.figures._style import footnote, line, new_figure, rank, title
+from snn_repro.paper.figures import MissingData, finished_runs, footnote, line, rank, title
 from snn_repro.paper.results import Group
 from snn_repro.registry import FIGURES
 
@@ -31,7 +30,7 @@ def draw_groups(groups: Sequence[Group]) -> Figure:
     if not rows:
         raise MissingData("in every run a step sees the later ones, so that its own accuracy says nothing")
     columns = max(len({g.first["loss"] for g in members}) for members in rows.values())
-    figure = new_figure(0.6 + 2.5 * columns, 0.5 + 2.1 * len(rows))
+    figure = Figure(figsize=(0.6 + 2.5 * columns, 0.5 + 2.1 * len(rows)))
     grid = figure.subplots(len(rows), columns, squeeze=False, sharey="row")
     names = [key[:2] for key in rows]
     for row, (key, members) in zip(grid, sorted(rows.items()), strict=True):

@@ -53,9 +53,8 @@ class Log:
             for name in ("acc_step", "acc_cum"):
                 for t, accuracy in enumerate(result[name], 1):
                     self._writer.add_scalar(f"final/{name} against time step", accuracy, t)
-            for name in FINAL:
-                if result[name] is not None:
-                    self._writer.add_scalar(f"final/{name}", result[name], result["epochs"])
+            final = {f"final/{name}": result[name] for name in FINAL}
+            self._scalars(final | {"epoch": result["epochs"]})
             self._add(self._end)
         self._writer.close()
 

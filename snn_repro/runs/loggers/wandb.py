@@ -6,11 +6,9 @@ import io
 import math
 import os
 import shutil
-import signal
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 from snn_repro.config import config_hash, to_dict
@@ -19,29 +17,30 @@ from snn_repro.registry import LOGGERS
 from snn_repro.runs.loggers import scalars, sentence
 
 START_SECONDS = 20  # how long an online run waits for the server before it goes on offline (or WANDB_INIT_TIMEOUT)
-FINISH_SECONDS = 60  # how long the end of a run waits for W&B, at most
-STOP_SECONDS = 15  # the same for a run that failed or was told to stop: a cluster kills it soon
+CALL_SECONDS = 120  # how long the start, or an epoch, waits for W&B
+FINISH_SECONDS = 60  # the same at the end of a run
+STOP_SECONDS = 15  # and of one that failed or was told to stop: a cluster kills it soon
+TEARDOWN_SECONDS = 2
 GROWTH = (25, 50, 75)  # percent of the epochs after which accuracy against time step stands beside the final one
-AGAIN = "metrics.jsonl has every epoch; scripts/wandb_import.py makes the W&B run from it"
 
 
 @LOGGERS.register("wandb")
 class Log:
-    """Logs one run in a thread, whose errors and hangs cost one warning; every method is a no-op when W&B is disabled.
+    """Logs one run; a hang of W&B is an error after some time, and every method is a no-op when W&B is disabled.
 
     The W&B id is derived from row, seed and configuration, so a resumed run continues the same dashboard entry; an offline
     one is written with its whole history, in place of the one before. Raises UserError for `logger.mode=online` without a key.
 
-    config: a Config, or a dict of the same shape. run_id: in place of the derived id.
+    config: a Config, or a dict of the same shape. run_id: in place of the derived id. seconds: the limit of every call.
     """
 
-    def __init__(self, config: Any, folder: Path, say: Callable[[str], None] = print, run_id: str | None = None):
+    def __init__(
+        self, config: Any, folder: Path, say: Callable[[str], None] = print, run_id: str | None = None, seconds: float = 0
+    ):  # fmt: skip
         c = config if isinstance(config, dict) else to_dict(config)
-        logger, self._folder, self._say = c["logger"], Path(folder), say
-        self.mode, self.gave_up = checked_mode(logger["mode"], say), False
+        logger, self._folder, self._say, self._seconds = c["logger"], Path(folder), say, seconds
+        self.mode = checked_mode(logger["mode"], say)
         self._lines: list[dict[str, Any]] = []  # what is logged so far
-        self._calls: SimpleQueue[Any] = SimpleQueue()
-        self._thread = threading.Thread(target=self._work, daemon=True)
         initial = c["neuron"].get("initial", "zero")  # as a tag: lif, lif_imp, lif_mp_init
         neuron = c["neuron"]["name"] + ("_imp" if c["neuron"]["imp"] else "" if initial == "zero" else f"_{initial}")
         table = [c["name"].split("_")[0]] if c["paper_row"] else []  # table1, table2, ...
@@ -54,39 +53,23 @@ class Log:
         )  # fmt: skip
 
     def start(self, history: list[dict[str, Any]]) -> None:
-        """Begin, with the epochs that metrics.jsonl has so far."""
-        if self.mode != "disabled":
-            self._calls.put((self._begin, list(history)))
-            self._thread.start()
+        self._within(CALL_SECONDS, self._begin, history)
 
     def epoch(self, line: dict[str, Any]) -> None:
-        self._calls.put((self._log, line))
+        self._within(CALL_SECONDS, self._log, line)
 
-    def finish(self, result: Mapping[str, Any] | None, seconds: float | None = None) -> None:
-        """Log `result` and close; None: the run failed. seconds: how long to wait for W&B."""
+    def finish(self, result: Mapping[str, Any] | None) -> None:
+        self._within(STOP_SECONDS if result is None else FINISH_SECONDS, self._end, result)
+
+    def _within(self, seconds: float, call: Callable[[Any], None], content: Any) -> None:
         if self.mode == "disabled":
             return
-        self._calls.put((self._end, result))
-        limit = seconds or (STOP_SECONDS if result is None else FINISH_SECONDS)
         try:
-            self._thread.join(limit)
-        finally:  # a second Ctrl-C does not wait
-            if self._thread.is_alive():
-                self._give_up(f"it was not done {limit:g} s after the run's end")
-                self._thread.join(STOP_SECONDS)
-
-    # ---------------------------------------------------------------- in the thread
-
-    def _work(self) -> None:
-        try:
-            call: Any = None
-            while call != self._end:
-                call, content = self._calls.get()
-                call(content)
-        except BaseException as error:
-            self._give_up(sentence(error))
-        with contextlib.suppress(BaseException):  # wandb-core is gone already, or wandb was never there
-            self._wandb.teardown()
+            limited(self._seconds or seconds, lambda: call(content))
+        except BaseException:  # a second Ctrl-C too: W&B's own end, when Python ends, would wait without a limit
+            with contextlib.suppress(Exception, SystemExit):  # it takes that back first, and may hang then
+                limited(TEARDOWN_SECONDS, lambda: self._wandb.teardown())
+            raise
 
     def _begin(self, history: list[dict[str, Any]]) -> None:
         self._wandb = wandb = importlib.import_module("wandb")
@@ -133,17 +116,25 @@ class Log:
                 self._at(epochs + t + 1, {"final/time_step": t + 1} | at_step)
             self._run.summary.update({k: v for k, v in result.items() if isinstance(v, int | float)})
         self._run.finish(exit_code=int(result is None))
+        self._wandb.teardown()
 
-    def _give_up(self, why: str) -> None:
-        if self.gave_up:
-            return
-        self.gave_up = True
-        self._say(f"warning: W&B gets nothing more of this run ({why}); {AGAIN}")
-        with contextlib.suppress(OSError):  # W&B would wait for its process, wandb-core, when Python ends
-            for children in Path("/proc/self/task").glob("*/children"):
-                for pid in children.read_text().split():
-                    if Path("/proc", pid, "comm").read_text().strip() == "wandb-core":
-                        os.kill(int(pid), signal.SIGKILL)
+
+def limited(seconds: float, call: Callable[[], None]) -> None:
+    """Call in a thread, and raise here what it raises there, or TimeoutError where it is not done in time."""
+    failed: list[BaseException] = [TimeoutError(f"it was not done after {seconds:g} s")]
+
+    def work() -> None:
+        try:
+            call()
+            failed.clear()
+        except BaseException as error:
+            failed[:] = [error]
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    for error in failed:
+        raise error
 
 
 def checked_mode(mode: str, say: Callable[[str], None] = print) -> str:
@@ -163,12 +154,10 @@ def checked_mode(mode: str, say: Callable[[str], None] = print) -> str:
 
 def has_key() -> bool:
     """Whether wandb knows how to log in. Without wandb there is nothing to check: the warning comes at the start."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
     try:
         import wandb
 
         with contextlib.redirect_stderr(io.StringIO()):  # it says where it found the key
-            return bool(wandb.api.api_key)
+            return bool(os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or wandb.api.api_key)
     except Exception:
         return True

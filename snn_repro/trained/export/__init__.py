@@ -2,57 +2,54 @@
 
     export("runs/NAME/seed0", "onnx")        # -> runs/NAME/seed0/export/onnx
 
-One format is one file in this folder, its first line the help. It has `write(run, folder) -> str` under
-`@EXPORTS.register("its name")`, which writes its files into the empty `folder` and returns what the model card says about how to use
-them, in Markdown. It raises UserError where the format cannot say what the network does.
+A format is `write(run, folder) -> str` under `@EXPORTS.register("its name")` in a file of this folder; the first line of its
+docstring is the help. It writes its files into the empty `folder` and returns what the model card says about how to use them, in
+Markdown. It imports what it needs where it uses it, and raises UserError where the format cannot say what the network does.
 """
 
-import ast
-import contextlib
-import importlib
 import os
-import pkgutil
 import signal
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from snn_repro import signals
-from snn_repro.errors import Interrupted, UserError, nearest
+import numpy as np
+import yaml
+
+from snn_repro.console import markdown
+from snn_repro.errors import Interrupted, UserError, handled_by, nearest
 from snn_repro.files import write_error
-from snn_repro.registry import EXPORTS
-from snn_repro.trained.export._card import CARD, START, card
-
-if TYPE_CHECKING:
-    from snn_repro.trained.load import TrainedRun
+from snn_repro.registry import EXPORTS, import_all
+from snn_repro.runs.folder import METRICS, epoch_of
+from snn_repro.runs.result import RunResult
+from snn_repro.trained.load import TrainedRun, load_run
 
 __all__ = ["export", "help_of", "names"]
 
+CARD = "README.md"
+START = "---\nlicense: mit\nlibrary_name: snn_repro\n"  # by which a card of ours is known
+CITATION = """\
+@inproceedings{shen2024rethinking,
+  title     = {Rethinking the Membrane Dynamics and Optimization Objectives of Spiking Neural Networks},
+  author    = {Shen and Zheng and Wang and Pan},
+  booktitle = {Advances in Neural Information Processing Systems},
+  pages     = {92697--92720},
+  year      = {2024}
+}"""
+CHOSEN = {
+    "last": "those of the last epoch",
+    "validation": "those of the epoch that the validation part chose",
+    "test": "those of the epoch that is best on the test part, so that accuracies below are optimistic",
+}
+
 
 def names() -> list[str]:
-    """The formats: files of this folder, and what packages from outside have registered."""
-    own = (module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
-    return sorted({*own, *EXPORTS})
+    """The formats, also from outside."""
+    return sorted(EXPORTS)
 
 
 def help_of(name: str) -> str:
-    """The first line of a format's file, read without importing what it needs; of its function, from outside."""
-    file = Path(__file__).with_name(f"{name}.py")
-    text = ast.get_docstring(ast.parse(file.read_text("utf-8"))) if file.exists() else EXPORTS[name].__doc__
-    return (text or "").partition("\n")[0]
-
-
-def format_named(name: str) -> Callable[["TrainedRun", Path], str]:
-    """What writes a format. Raises UserError for another, and where a package that it needs is not installed."""
-    if name not in names():
-        raise UserError(f"--to {name} is no format; choose one of: {', '.join(names())}{nearest(name, names())}")
-    try:
-        if Path(__file__).with_name(f"{name}.py").exists():
-            importlib.import_module(f"{__name__}.{name}")
-    except ModuleNotFoundError as error:
-        raise UserError(f"--to {name} needs {error.name}: pip install 'snn_repro[export]'") from None
-    return EXPORTS[name]
+    return (EXPORTS[name].__doc__ or "").partition("\n")[0]
 
 
 def export(
@@ -64,9 +61,8 @@ def export(
     `force`. Returns it. Raises UserError where the run is not finished, the format cannot say what the network does, or the
     folder is there or cannot be written.
     """
-    from snn_repro.trained.load import load_run
-
-    write = format_named(to)
+    if to not in EXPORTS:
+        raise UserError(f"--to {to} is no format; choose one of: {', '.join(names())}{nearest(to, names())}")
     run = load_run(path, weights)
     if run.result is None:
         raise UserError(
@@ -75,34 +71,26 @@ def export(
     target = Path(output) if output else Path(path) / "export" / to
     place = Path(os.path.realpath(target))  # a link stays, and what it names is written
     if os.path.lexists(target) and not force:
-        raise UserError(
-            f"{target} is there already; write it anew with --force, or choose another folder with --output"
-        )
+        raise UserError(f"{target} is there already; replace it with --force, or choose another folder with --output")
     if os.path.lexists(target) and not _is_export(target):
         raise UserError(f"{target} was not written by an export, so --force leaves it alone; choose another --output")
-    missing = [folder for folder in place.parents if not folder.exists()]
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with (
-            signals.handled_by(_interrupted),
+            handled_by(_interrupted),
             tempfile.TemporaryDirectory(prefix=f".{place.name}.", suffix=".tmp", dir=place.parent) as spare,
         ):
-            folder, former = Path(spare, "new"), Path(spare, "former")
+            folder = Path(spare, "new")
             folder.mkdir()
-            with contextlib.suppress(UserError):  # what an older run did not keep goes with it, where it is known
-                run.facts()
-            use = write(run, folder)
-            (folder / CARD).write_text(card(run, to, use), encoding="utf-8")
-            _open_up(folder)
+            use = EXPORTS[to](run, folder)
+            (folder / CARD).write_text(card(run, run.result, to, use), encoding="utf-8")
             if place.exists():
-                place.rename(former)
+                place.rename(Path(spare, "former"))
             folder.rename(place)
+    except ModuleNotFoundError as error:
+        raise UserError(f"--to {to} needs {error.name}: pip install 'snn_repro[export]'") from None
     except OSError as error:
         raise write_error(target, error, "--output") from None
-    finally:
-        for made in missing:
-            with contextlib.suppress(OSError):  # all but empty ones stay
-                made.rmdir()
     return target
 
 
@@ -118,9 +106,87 @@ def _is_export(folder: Path) -> bool:
         return False
 
 
-def _open_up(folder: Path) -> None:
-    """Let others read what safetensors made for its owner alone, as far as the umask allows."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for file in folder.iterdir():
-        file.chmod(0o666 & ~mask)
+# ---------------------------------------------------------------- the model card
+
+
+def card(run: TrainedRun, result: RunResult, to: str, use: str) -> str:
+    """README.md with the metadata of model hubs: what was trained, accuracies of these weights, and `use`, how to load them."""
+    line: dict[str, Any] = dict(acc=result.acc_last, acc_step=result.acc_step)
+    if run.epoch != result.epochs and not (line := epoch_of(run.path, run.epoch)):
+        raise UserError(
+            f"{run.path / METRICS} lacks epoch {run.epoch}, whose weights these are and whose accuracy the card says; "
+            "use --weights last"
+        )
+    chosen = CHOSEN["last" if run.weights == "last" else "validation" if result.acc_valsel is not None else "test"]
+    neuron = result.neuron["name"] + ("_imp" if result.neuron["imp"] else "")
+    split = f"{result.split_id} (SHA-256 of the test part's names {result.split_sha256})"
+    rows = [
+        ("row", result.name), ("row of the paper's tables", result.paper_row or "none"), ("seed", result.seed),
+        ("data set", result.dataset), ("split", split), ("test samples", result.n_test), ("input [C, H, W]", result.input_size),
+        *_inputs(run), ("time steps T", result.timesteps), ("network", result.model), ("neuron", neuron), ("loss", result.loss),
+        ("readout", result.readout), ("weights, initial potentials", f"{result.params_weights:,}, {result.params_imp:,}"),
+        ("epoch of these weights", f"{run.epoch} of {result.epochs}"), ("configuration", result.config_hash),
+    ]  # fmt: skip
+    table = "\n".join(f"| {key} | {markdown(value)} |" for key, value in rows)
+    lines = [f"| {t} | {100 * acc:.2f} % |" for t, acc in enumerate(line["acc_step"], 1)]
+    by_step = ["", "| time step t | accuracy of the output of step t alone |", "|---:|---:|", *lines, ""]
+    steps = "\n".join(by_step) if result.causal is not False else ""  # else a step has seen the later ones
+    return f"""\
+{START}{yaml.safe_dump(_metadata(result, line["acc"]), sort_keys=False)}---
+
+# {markdown(result.name)}
+
+A spiking neural network that snn_repro trained, as {to}. Its weights are {chosen}.
+
+| | |
+|---|---|
+{table}
+
+## Accuracy
+
+On the test part, at the readout: {100 * line["acc"]:.2f} %.
+{steps}
+One run with one seed: compare means over seeds, on the same split.
+
+## How to use it
+
+{use.strip()}
+
+## License and citation
+
+MIT, as snn_repro. The data set has terms of its own. Please cite snn_repro and the paper whose tables it reproduces:
+
+```bibtex
+{CITATION}
+```
+"""
+
+
+def _metadata(result: RunResult, acc: float) -> dict[str, Any]:
+    """What model hubs read, https://huggingface.co/docs/hub/model-cards, with the accuracy as a result of evaluation."""
+    accuracy = {"type": "accuracy", "value": round(100 * acc, 4), "name": f"accuracy %, T={result.timesteps}"}
+    dataset = {"type": result.dataset, "name": result.dataset, "split": "test", "revision": result.split_id}
+    evaluated = {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": [accuracy]}
+    return {
+        "pipeline_tag": "image-classification",
+        "tags": ["spiking-neural-network", "snn", "image-classification", result.model, result.neuron["name"]],
+        "model-index": [{"name": result.name, "results": [evaluated]}],
+    }
+
+
+def _inputs(run: TrainedRun) -> list[tuple[str, str]]:
+    """Classes, and how an image's pixels become the network's input, as rows of the card."""
+    rows = [("classes, by label", ", ".join(run.class_names))]
+    facts: Any = run.facts()
+    if not facts.static:
+        return [*rows, ("values of a frame", "counts of events")]
+    if hasattr(facts, "stored"):
+        rows.append(("values of an image", f"0 to {facts.stored(np.full(run.input_shape, 255, np.uint8)).max():g}"))
+    if statistics := getattr(facts, "statistics", None):
+        mean, deviation = (", ".join(f"{v:.6g}" for v in values) for values in statistics)
+        order = run.config.dataset.channel_order.upper() if run.input_shape[0] == 3 else "grey"
+        rows.append((f"normalised, {order}", f"(value - mean) / deviation, mean {mean}, deviation {deviation}"))
+    return rows
+
+
+import_all(__name__, __path__)

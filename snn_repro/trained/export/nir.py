@@ -1,4 +1,4 @@
-"""the network as a graph of neurons and connections (Neuromorphic Intermediate Representation), for simulators and chips.
+"""A network in the Neuromorphic Intermediate Representation.
 
 What NIR 1.0 has: integrate-and-fire neurons v' = r I and leaky ones tau v' = v_leak - v + r I, without a time step, which fire at
 v > V_th, are reset to a value and start from 0. So here
@@ -7,18 +7,18 @@ v > V_th, are reset to a value and start from 0. So here
 - norms are folded into the convolutions before them;
 - an initial potential v0 is one input more, 1 at the first step and 0 at all others, times (dh/dv / dh/dI) v0 in front of the
   neuron: h[1] is the same (v0 with IF, retain v0 with leaky, (tau - 1) v0 with lif);
-- a soft reset and firing at >= stand in the metadata of the neurons, which whoever runs the graph has to read;
+- a soft reset and firing at >= stand in the metadata of the neurons, which a tool that runs the graph has to read;
 - sums are several edges into one node, as NIR has it.
 
 Anything else is refused.
 """
 
+import importlib.util
 import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nir
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -28,104 +28,104 @@ from snn_repro.errors import UserError
 from snn_repro.kernels import door
 from snn_repro.neurons import Neuron
 from snn_repro.registry import EXPORTS, NORMS
-from snn_repro.trained.export._unrolled import inputs
+from snn_repro.trained.export.graphs import inputs
 from snn_repro.trained.load import TrainedRun
+
+nir: Any = importlib.import_module("nir") if importlib.util.find_spec("nir") else None
 
 FILE, FIRST = "model.nir", "first_step"
 # Calls that give the same numbers of each sample and step in another arrangement of samples and steps.
 VIEWS = "flatten unflatten expand unsqueeze squeeze reshape view contiguous clone detach to float".split()
+Sources = tuple[str, ...]  # nodes whose sum a tensor is
 
 
 @EXPORTS.register("nir")
 def write(run: TrainedRun, folder: Path) -> str:
-    """model.nir, an HDF5 file: see above. Raises UserError for what NIR cannot say."""
+    """the network as a graph of neurons and connections (Neuromorphic Intermediate Representation), for simulators and chips.
+
+    model.nir, an HDF5 file: see above. Raises UserError for what NIR cannot say.
+    """
+    if nir is None:
+        raise ModuleNotFoundError("NIR", name="nir")
     graph = nir_graph(run.model, inputs(run, 1))
     buffer = io.BytesIO()
     nir.write(buffer, graph)
     (folder / FILE).write_bytes(buffer.getbuffer())  # HDF5 hides the reason of a failed write
-    starts = [name for name, node in graph.nodes.items() if isinstance(node, nir.Input) and name != "input"]
+    starts = [f"`{name}`" for name in graph.nodes if name.endswith(FIRST)]
     neurons = [node for node in graph.nodes.values() if isinstance(node, nir.IF | nir.LIF)]
-    told = sorted(
-        {f"{key}={value}" for node in neurons for key, value in node.metadata.items()} - {"reset=hard", "fire_at=gt"}
-    )
-    lines = [
-        "```python", "import nir", "", f'graph = nir.read("{FILE}")', "```", "",
-        "One time step is dt = 1 (metadata `dt`): h = v + r I (IF) or h = v + (v_leak - v + r I) / tau (LIF), then fire, then reset. Norms "
-        "are folded into convolutions, which moves roundings.",
-    ]  # fmt: skip
+    told = {f"{key}={value}" for node in neurons for key, value in node.metadata.items()} - {"reset=hard", "fire_at=gt"}
+    use = f"""\
+```python
+import nir
+
+graph = nir.read("{FILE}")
+```
+
+One time step is dt = 1 (metadata `dt`): h = v + r I (IF) or h = v + (v_leak - v + r I) / tau (LIF), then fire, then reset. Norms
+are folded into convolutions, which moves roundings.
+"""
     if starts:
-        lines.append(
-            f"Neurons start from learned or chosen potentials: the inputs {', '.join(f'`{name}`' for name in starts)} are 1 at the "
-            "first time step and 0 at all others."
+        use += (
+            f"Neurons start from learned or chosen potentials: the inputs {', '.join(starts)} are 1 at the first time step and 0 at "
+            "all others.\n"
         )
     if told:
-        lines.append(
-            f"**NIR has no word for {' and '.join(told)}: it stands in the metadata of each neuron, and a tool that does not read it runs another "
-            "network** (hard reset, firing above the threshold)."
+        use += (
+            f"**NIR has no word for {' and '.join(sorted(told))}: it stands in the metadata of each neuron, and a tool that does not "
+            "read it runs another network** (hard reset, firing above the threshold).\n"
         )
-    return "\n".join(lines)
+    return use
 
 
-def nir_graph(model: nn.Module, x: Tensor) -> nir.NIRGraph:
+def nir_graph(model: nn.Module, x: Tensor) -> Any:
     """The graph of a network, found by running it once in evaluation on x, static images [1, C, H, W] or frames [T, 1, C, H, W].
 
     Raises UserError, naming the layer or operation, where NIR cannot say what the network does.
     """
-    training = model.training
-    model.eval()
-    recorder = _Recorder(model, x)
-    hooks = []
+    graph, hooks = _Graph(type(model).__name__, x), []
     for name, module in model.named_modules():
         if kind := _kind(module):
-            hooks.append(module.register_forward_pre_hook(recorder.enter))
-            hooks.append(module.register_forward_hook(recorder.leave(name, kind)))
+            hooks.append(module.register_forward_pre_hook(graph.enter))
+            hooks.append(module.register_forward_hook(graph.leave(name, kind)))
     try:
-        with torch.no_grad(), door.off(model), recorder:
-            logits = model(x)
+        with torch.no_grad(), door.off(model), graph:
+            logits = model.eval()(x)
     finally:
         for hook in hooks:
             hook.remove()
-        model.train(training)
-    return recorder.graph(logits)
+    last = graph.sources(logits, "the logits")
+    graph.add("output", nir.Output(np.array(graph.shapes[last[0]])), last, graph.shapes[last[0]])
+    return nir.NIRGraph(graph.nodes, graph.edges, metadata={"dt": 1.0})
 
 
-Sources = tuple[str, ...]  # nodes whose sum a tensor is
+class _Graph(TorchFunctionMode):
+    """The nodes and edges that a forward pass makes; each tensor carries the nodes that it is the sum of, as `nir`.
 
-
-class _Recorder(TorchFunctionMode):
-    """Hears every operation of a forward pass and which nodes each tensor is the sum of.
-
-    Layers that become nodes are opaque: what happens inside of them is not heard.
+    Layers that become nodes are opaque: operations inside of them are not recorded.
     """
 
-    def __init__(self, model: nn.Module, x: Tensor):
+    def __init__(self, network: str, x: Tensor):
         super().__init__()
-        self.network = type(model).__name__
+        self.network, self.depth = network, 0
         self.nodes: dict[str, Any] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}  # of one sample at one step, behind each node
         self.edges: list[tuple[str, str]] = []
-        self.depth = 0
-        self.known: dict[int, tuple[Tensor, Sources]] = {}  # by id; the tensor is kept so that no other takes its id
         shape = tuple(x.shape[-3:])
-        self.add("input", nir.Input(np.array(shape)), (), shape)
-        self.mark(x, ("input",))
+        x.nir = self.add("input", nir.Input(np.array(shape)), (), shape)  # type: ignore[attr-defined]
 
-    def mark(self, x: Tensor, sources: Sources) -> None:
-        self.known[id(x)] = (x, sources)
-
-    def sources(self, x: Any) -> Sources | None:
-        found = self.known.get(id(x))
-        return found[1] if found else None
-
-    def add(self, name: str, node: Any, sources: Sources, shape: tuple[int, ...]) -> None:
+    def add(self, name: str, node: Any, sources: Sources, shape: tuple[int, ...]) -> Sources:
         if name in self.nodes:
             raise UserError(f"NIR has no layer that is used twice, as {name} of this {self.network} is")
         if len(set(sources)) < len(sources):
             raise UserError(f"NIR adds up different nodes, and {name} of this {self.network} takes the same one twice")
         self.nodes[name], self.shapes[name] = node, shape
         self.edges += [(source, name) for source in sources]
+        return (name,)
 
-    # ---------------------------------------------------------------- layers
+    def sources(self, x: Any, what: str) -> Sources:
+        if not hasattr(x, "nir"):
+            raise UserError(f"NIR cannot say where {what} of this {self.network} come from")
+        return x.nir
 
     def enter(self, module: nn.Module, args: Any) -> None:
         self.depth += 1
@@ -133,72 +133,49 @@ class _Recorder(TorchFunctionMode):
     def leave(self, name: str, kind: Callable[..., Sources]) -> Callable[..., None]:
         key = name.replace(".", "_")  # a dot would nest in HDF5
 
-        def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], out: Any) -> None:
             if self.depth == 1:  # else it belongs to a layer that is a node
-                sources = self.sources(args[0])
-                if sources is None:
-                    raise UserError(f"NIR cannot say where the input of {name} comes from in this {self.network}")
-                self.mark(out, kind(self, key, module, args[0], out, sources))
+                out.nir = kind(self, key, module, args[0], out, self.sources(args[0], f"the inputs of {name}"))
             self.depth -= 1
 
         return hook
 
-    # ---------------------------------------------------------------- what happens between layers
-
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = function(*args, **(kwargs or {}))
-        if self.depth or not isinstance(out, Tensor) or id(out) in self.known and self.known[id(out)][0] is out:
-            return out
         tensors = [a for a in args if isinstance(a, Tensor)]
-        used = [self.sources(a) for a in tensors]
-        if not any(used):
-            return out
-        name = getattr(function, "__name__", str(function)).strip("_")
-        found = self.between(name, args, tensors, used, out)
-        if found is None:
-            raise UserError(f"NIR has no {name}, which this {self.network} computes between its layers")
-        self.mark(out, found)
+        used = [getattr(a, "nir", None) for a in tensors] if not self.depth else []
+        before = {id(a): a._version for a in tensors}
+        out = function(*args, **(kwargs or {}))
+        if (
+            isinstance(out, Tensor) and any(used) and before.get(id(out)) != out._version
+        ):  # else it is what it was given
+            name = getattr(function, "__name__", str(function)).strip("_")
+            found = self.between(name, args, tensors, used, out)
+            if found is None:
+                raise UserError(f"NIR has no {name}, which this {self.network} computes between its layers")
+            out.nir = found  # type: ignore[attr-defined]
         return out
 
-    def between(
-        self, name: str, args: Any, tensors: list[Tensor], used: list[Sources | None], out: Tensor
-    ) -> Sources | None:
-        if name in ("add", "radd", "iadd") and len(used) == 2 and None not in used:
-            a, b = used
-            return (*a, *b) if len(args) == 2 and self.shapes[a[0]] == self.shapes[b[0]] else None  # type: ignore[misc,index]
-        (sources, *more) = used
-        if sources is None or more:
+    def between(self, name: str, args: Any, tensors: list[Tensor], used: list[Any], out: Tensor) -> Sources | None:
+        """What a tensor is the sum of that was computed between layers; None where NIR has no such operation."""
+        shape = self.shapes[next(filter(None, used))[0]]
+        if name in ("add", "radd", "iadd") and len(args) == len(used) == 2 and None not in used:
+            return used[0] + used[1] if self.shapes[used[1][0]] == shape else None
+        if len(used) > 1:
             return None
-        shape, n = self.shapes[sources[0]], len(self.shapes[sources[0]])
-        if name in VIEWS and tuple(out.shape[-n:]) == shape and out.dim() > n:
-            return sources
+        if name in VIEWS and tuple(out.shape[-len(shape) :]) == shape and out.dim() > len(shape):
+            return used[0]
         if name in ("flatten", "reshape", "view") and out.shape[-1] == np.prod(shape) and out.dim() > 1:
-            return self.flat(sources, shape)
-        space = shape[1:]
-        means = name == "mean" and n == 3 and out.shape[-1] == shape[0] and tuple(tensors[0].shape[-3:]) == shape
-        if means and out.numel() * space[0] * space[1] == tensors[0].numel():
-            key = f"mean_{len(self.nodes)}"
-            self.add(key, nir.AvgPool2d(np.array(space), np.array(space), np.array([0, 0])), sources, (shape[0], 1, 1))
-            return self.flat((key,), (shape[0], 1, 1))
+            return self.flat(used[0], shape)
+        channels, *space = shape
+        mean = name == "mean" and len(space) == 2 and tuple(tensors[0].shape[-3:]) == shape
+        if mean and out.shape[-1] == channels and out.numel() * np.prod(space) == tensors[0].numel():
+            pool = nir.AvgPool2d(np.array(space), np.array(space), np.array([0, 0]))
+            return self.flat(self.add(f"mean_{len(self.nodes)}", pool, used[0], (channels, 1, 1)), (channels, 1, 1))
         return None
 
     def flat(self, sources: Sources, shape: tuple[int, ...]) -> Sources:
-        key = f"flatten_{len(self.nodes)}"
-        self.add(key, nir.Flatten({"input": np.array(shape)}, 0, -1), sources, (int(np.prod(shape)),))
-        return (key,)
-
-    def graph(self, logits: Tensor) -> nir.NIRGraph:
-        sources = self.sources(logits)
-        if sources is None:
-            raise UserError(f"NIR cannot say where the logits of this {self.network} come from")
-        shape = np.array(self.shapes[sources[0]])
-        self.add("output", nir.Output(shape), sources, tuple(shape))
-        try:
-            return nir.NIRGraph(self.nodes, self.edges, metadata={"dt": 1.0})
-        except (AssertionError, ValueError) as error:
-            raise UserError(
-                f"NIR refuses the graph of this {self.network}: {' '.join(str(error).split())[:200]}"
-            ) from None
+        node = nir.Flatten({"input": np.array(shape)}, 0, -1)
+        return self.add(f"flatten_{len(self.nodes)}", node, sources, (int(np.prod(shape)),))
 
 
 # ---------------------------------------------------------------- layers as nodes
@@ -206,59 +183,49 @@ class _Recorder(TorchFunctionMode):
 
 def _kind(module: nn.Module) -> Callable[..., Sources] | None:
     """What makes a node of a layer; None for containers, and for what is refused by the operations in it."""
-    if isinstance(module, Neuron):
-        return _neuron
-    if isinstance(module, tuple(NORMS.values())) or isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return _norm
-    kinds = ((nn.Conv2d, _conv), (nn.Linear, _linear), (nn.AvgPool2d, _pool))
+    norms = (*NORMS.values(), nn.modules.batchnorm._BatchNorm)
+    kinds = ((Neuron, _neuron), (norms, _norm), (nn.Conv2d, _conv), (nn.Linear, _linear), (nn.AvgPool2d, _pool))
     return next((kind for cls, kind in kinds if isinstance(module, cls)), None)
 
 
-def _numbers(x: Tensor) -> np.ndarray:
-    return x.detach().cpu().float().numpy()
+def _weights(layer: nn.Conv2d | nn.Linear) -> list[np.ndarray]:
+    bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
+    return [x.detach().cpu().float().numpy() for x in (layer.weight, bias)]
 
 
-def _conv(graph: _Recorder, key: str, conv: nn.Conv2d, x: Tensor, out: Tensor, sources: Sources) -> Sources:
+def _conv(graph: _Graph, key: str, conv: nn.Conv2d, x: Tensor, out: Tensor, sources: Sources) -> Sources:
     if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         raise UserError(f"NIR pads with zeros, by numbers, and {key} has padding={conv.padding!r}, {conv.padding_mode}")
-    bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias
-    node = nir.Conv2d(
-        tuple(x.shape[-2:]), _numbers(conv.weight), conv.stride, conv.padding, conv.dilation, conv.groups, _numbers(bias)
-    )  # fmt: skip
-    graph.add(key, node, sources, tuple(out.shape[-3:]))
-    return (key,)
+    (weight, bias), size = _weights(conv), tuple(x.shape[-2:])
+    node = nir.Conv2d(size, weight, conv.stride, conv.padding, conv.dilation, conv.groups, bias)
+    return graph.add(key, node, sources, tuple(out.shape[-3:]))
 
 
-def _linear(graph: _Recorder, key: str, layer: nn.Linear, x: Tensor, out: Tensor, sources: Sources) -> Sources:
+def _linear(graph: _Graph, key: str, layer: nn.Linear, x: Tensor, out: Tensor, sources: Sources) -> Sources:
     if len(graph.shapes[sources[0]]) != 1:
         raise UserError(
             f"NIR's linear layers take vectors, and {key} is applied along one axis of {graph.shapes[sources[0]]}"
         )
-    bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias
-    graph.add(key, nir.Affine(_numbers(layer.weight), _numbers(bias)), sources, (layer.out_features,))
-    return (key,)
+    return graph.add(key, nir.Affine(*_weights(layer)), sources, (layer.out_features,))
 
 
-def _pool(graph: _Recorder, key: str, pool: nn.AvgPool2d, x: Tensor, out: Tensor, sources: Sources) -> Sources:
+def _pool(graph: _Graph, key: str, pool: nn.AvgPool2d, x: Tensor, out: Tensor, sources: Sources) -> Sources:
     size, stride, padding = (
         np.array([n, n] if isinstance(n, int) else [*n]) for n in (pool.kernel_size, pool.stride, pool.padding)
     )
     if pool.ceil_mode or pool.divisor_override or (padding.any() and not pool.count_include_pad):
         raise UserError(f"NIR's average pool divides by its size and rounds down, and {key} does not ({pool})")
-    graph.add(key, nir.AvgPool2d(size, stride, padding), sources, tuple(out.shape[-3:]))
-    return (key,)
+    return graph.add(key, nir.AvgPool2d(size, stride, padding), sources, tuple(out.shape[-3:]))
 
 
-def _norm(graph: _Recorder, key: str, norm: Any, x: Tensor, out: Tensor, sources: Sources) -> Sources:
+def _norm(graph: _Graph, key: str, norm: Any, x: Tensor, out: Tensor, sources: Sources) -> Sources:
     """Fold the norm into the convolution before it; in float64, so that it is rounded once."""
-    name = f"{key} ({type(norm).__name__})"
-    before = graph.nodes[sources[0]]
-    if len(sources) > 1 or not isinstance(before, nir.Conv2d) or any(a == sources[0] for a, _ in graph.edges):
-        raise UserError(f"NIR has no norm, and {name} does not follow a convolution alone, into which it would fold")
-    if not all(isinstance(getattr(norm, k, None), Tensor) for k in ("running_mean", "running_var", "weight", "bias")):
-        raise UserError(
-            f"NIR has no norm, and {name} is no batch norm, which would fold into a convolution; use model.norm=bn"
-        )
+    name, before = f"{key} ({type(norm).__name__})", graph.nodes[sources[0]]
+    behind = len(sources) == 1 and isinstance(before, nir.Conv2d) and all(a != sources[0] for a, _ in graph.edges)
+    batch = all(isinstance(getattr(norm, k, None), Tensor) for k in ("running_mean", "running_var", "weight", "bias"))
+    if not (behind and batch):
+        why = "is no batch norm" if behind else "does not follow a convolution alone"
+        raise UserError(f"NIR has no norm, and {name} {why}, so that it does not fold into one; use model.norm=bn")
     mean, var, weight, bias = (
         t.detach().double().numpy() for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
     )
@@ -273,9 +240,8 @@ def _norm(graph: _Recorder, key: str, norm: Any, x: Tensor, out: Tensor, sources
     return sources
 
 
-def _neuron(graph: _Recorder, key: str, neuron: Neuron, x: Tensor, out: Tensor, sources: Sources) -> Sources:
-    shape = graph.shapes[sources[0]]
-    keep, take = _charge(key, neuron)
+def _neuron(graph: _Graph, key: str, neuron: Neuron, x: Tensor, out: Tensor, sources: Sources) -> Sources:
+    shape, (keep, take) = graph.shapes[sources[0]], _charge(key, neuron)
     full = lambda value: np.full(shape, value, np.float32)  # noqa: E731
     reset = full(neuron.v_reset or 0.0)
     if keep == 1:

@@ -1,0 +1,282 @@
+"""The sections of the report: the runs as a table, curves, the paper's tables, firing rates, learned potentials."""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from snn_repro.config import ADDED, hashed
+from snn_repro.neurons import initial_states
+from snn_repro.paper.differences import WHAT_A_METHOD_CHANGES, debug_keys, described, remarks
+from snn_repro.paper.rows import load_rows
+from snn_repro.paper.statistics import summary
+from snn_repro.paper.tables import TITLES, paper_table, runs_table
+from snn_repro.report._page import Chart, NothingToShow, Section, register_section, table, text
+from snn_repro.report._read import Found, Row, Run
+
+# ---------------------------------------------------------------- runs
+
+# key, header, kind: text | number | percent
+COLUMNS = [
+    ("acc", "readout %", "percent"), ("first", "step 1 %", "percent"), ("final", "step T %", "percent"), ("seeds", "seeds", "number"),
+    ("dataset", "data set", "text"), ("model", "model", "text"), ("neuron", "neuron", "text"), ("initial", "initial state", "text"),
+    ("loss", "loss", "text"), ("T", "T", "number"), ("best", "best on test* %", "percent"), ("valsel", "by validation %", "percent"),
+    ("epochs", "epochs", "number"), ("params", "weights + IMP", "number"), ("energy", "energy µJ", "number"), ("state", "state", "text"),
+]  # fmt: skip
+FACETS = ("dataset", "model", "neuron", "initial", "loss", "T", "state")
+
+
+@register_section("runs", "Runs", 1)
+def runs(found: Found) -> Section:
+    """One line a row: mean ± standard deviation over its seeds, test accuracy in percent. Choose rows or runs to compare them and to
+    see them in the charts below."""
+    flats = [_flat(row) for row in found.rows]
+    every = sorted(set().union(*flats))
+    varied = [k for k in every if len({repr(flat.get(k)) for flat in flats}) > 1 or k == "name"]
+    data = {
+        "columns": COLUMNS,
+        "facets": FACETS,
+        "rows": [dict(id=f"r{row.id}", row=row.id, cells=_line(row, row.runs)) for row in found.rows],
+        "runs": [
+            dict(id=f"s{row.id}-{i}", row=row.id, seed=run.seed, folder=str(run.folder), cells=_line(row, [run]))
+            for row in found.rows
+            for i, run in enumerate(row.runs)
+        ],
+        "facts": {k: [str(flat[k]) if k in flat else None for flat in flats] for k in varied},
+        "method": [key for key in varied if key.startswith(WHAT_A_METHOD_CHANGES)],
+        "alike": len(every) - len(varied),
+    }
+    said = (
+        "readout: the output that the loss trains, last epoch; step t: the output of that time step alone, empty where it depends "
+        "on later steps; best on test*: the best epoch on the test set (optimistic); by validation: at the epoch that the validation part "
+        "chose; energy: of one inference, operations alone"
+    )
+    errors = [f"{run.folder}: {run.error}" for run in found.runs if run.error and not run.result]
+    notes = [*remarks([row.group for row in found.rows if row.group]), *found.notes, *errors]
+    return Section(html=text([said]) + text(notes), data=data)
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    """What makes a row what it is; of one that is not finished only what its configuration says."""
+    return described(row.group) if row.group else ADDED | {k: v for k, v in hashed(row.config).items() if k != "seed"}
+
+
+def _line(row: Row, runs: Sequence[Run]) -> dict[str, Any]:
+    """{column: [shown, sorted by]} of a row or of one run of it."""
+    part = Row(row.id, row.label, list(runs), row.group)
+    config, neuron, results = part.config, part.config["neuron"], [run.result for run in runs if run.result]
+
+    def cell(value: float | None, form: str = ".2f") -> list[Any]:
+        return ["", None] if value is None else [format(value, form), value]
+
+    def accuracy(key: str, at: int | None = None) -> list[Any]:
+        said = None if at is not None and not row.has_steps else part.percent(key, at)
+        return ["", None] if said is None else [str(said).removesuffix(" (n=1)"), said.mean]
+
+    def mean(key: str) -> float | None:
+        values = [100 * r[key] for r in results if r.get(key) is not None]
+        return fmean(values) if values else None
+
+    joules = [r["energy"]["energy_pj"] / 1e6 for r in results if (r.get("energy") or {}).get("energy_pj")]
+    energy = fmean(joules) if joules else None
+    epochs = (
+        fmean(len(r.history) or (r.result["epochs"] if r.result else 0) for r in part.counted) if part.counted else 0
+    )
+    planned, done = config.get("recipe", {}).get("epochs", epochs), len(results)
+    top = [100 * max(line["acc"] for line in run.history) for run in part.counted if run.history and not results]
+    initial = neuron.get("initial", "zero")
+    texts = {
+        "dataset": config["dataset"]["name"], "model": config["model"]["name"], "neuron": neuron["name"],
+        "initial": "imp" if neuron.get("imp") and initial == "zero" else initial, "loss": config["loss"]["name"],
+        "T": config["timesteps"],
+    }  # fmt: skip
+    return {k: [str(v), v] for k, v in texts.items()} | {
+        "seeds": [f"{done}" if done == len(runs) else f"{done} of {len(runs)}", len(runs)],
+        "acc": accuracy("acc"), "first": accuracy("acc_step", 0), "final": accuracy("acc_step", -1),
+        "best": cell(fmean(top) if top else mean("acc_best_test")), "valsel": cell(mean("acc_valsel")),
+        "epochs": [f"{epochs:g}" if epochs == planned else f"{epochs:g} of {planned}", epochs],
+        "params": _params(results[0]) if results else ["", None],
+        "energy": cell(energy, f".{max(0, 2 - math.floor(math.log10(energy)))}f" if energy else ""),
+        "state": [", ".join(dict.fromkeys(run.state for run in runs))] * 2,
+    }  # fmt: skip
+
+
+def _params(result: Any) -> list[Any]:
+    weights, imp = result["params_weights"], result["params_imp"]
+    return [f"{weights:,} + {imp:,}", weights + imp]
+
+
+# ---------------------------------------------------------------- curves
+
+
+@register_section("accuracy_steps", "Accuracy by time step", 2)
+def accuracy_steps(found: Found) -> Section:
+    """Test accuracy against time step, mean over seeds with a band of one standard deviation. The output of a step alone is what the
+    paper's curves show; the mean of the outputs so far is what an inference that ends there would answer."""
+    shown = [row for row in found.rows if row.has_steps]
+    ahead = [row.label for row in found.rows if row.group and not row.has_steps]
+    notes = [f"left out, since every step sees the later ones: {', '.join(ahead)}"] if ahead else []
+    if not shown:
+        raise NothingToShow("; ".join(notes) or "no run is finished yet")
+    layout = {"xaxis": {"dtick": 1 if max(row.config["timesteps"] for row in shown) < 17 else None}}
+    kinds = {"acc_step": "output of the step alone", "acc_cum": "mean of the outputs so far"}
+    charts = []
+    for key, name in kinds.items():
+        curves: dict[int, list[Any]] = {row.id: [run.measured.get(key) for run in row.counted] for row in shown}
+        traces = {
+            i: [
+                _band(range(1, len(those[0]) + 1), [[100 * v for v in curve] for curve in those])
+                | {"mode": "lines+markers"}
+            ]
+            for i, those in curves.items()
+            if None not in those
+        }
+        charts.append(Chart(name, "time step", "test accuracy %", traces, layout))
+    return Section(charts, text(notes))
+
+
+def _band(x: Sequence[int], curves: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """A trace: the mean of curves, with their standard deviation where there are several."""
+    points = [summary(values) for values in zip(*curves, strict=True)]
+    return {"x": list(x), "y": [p.mean for p in points]} | ({"sd": [p.sd for p in points]} if len(curves) > 1 else {})
+
+
+MOST = 150  # points of a line: more are thinned out, the first and the last stay
+MEASURES: dict[str, tuple[str, float, str]] = {
+    "acc": ("test accuracy, at the readout", 100, "%"), "val_acc": ("validation accuracy, at the readout", 100, "%"),
+    "train_acc": ("training accuracy", 100, "%"), "train_loss": ("training loss", 1, "loss"), "loss": ("test loss", 1, "loss"),
+    "first": ("test accuracy, at step 1", 100, "%"), "final": ("test accuracy, at step T", 100, "%"), "lr": ("learning rate", 1, "lr"),
+    "samples_per_s": ("speed", 1, "samples/s"),
+}  # fmt: skip
+
+
+@register_section("learning_curves", "Learning curves", 3)
+def learning_curves(found: Found) -> Section:
+    """From each run's metrics.jsonl: mean over seeds with a band of one standard deviation, over the epochs that all seeds have reached.
+    Seeds that are further go on alone."""
+    charts = []
+    for key, (name, factor, unit) in MEASURES.items():
+        single, at = key in ("first", "final"), 0 if key == "first" else -1
+        traces = {}
+        for row in found.rows:
+            curves = []
+            for run in row.runs if row.has_steps or not single else ():
+                values = {line["epoch"]: line["acc_step"][at] if single else line.get(key) for line in run.history}
+                if curve := {epoch: factor * v for epoch, v in values.items() if isinstance(v, int | float)}:
+                    curves.append((run.seed, curve))
+            if lines := _lines(curves):
+                traces[row.id] = lines
+        if traces:
+            charts.append(Chart(name, "epoch", f"{name.split(',')[0]} {unit}" if unit == "%" else unit, traces))
+    if not charts:
+        raise NothingToShow("no run has a metrics.jsonl (collected results are without)")
+    return Section(charts)
+
+
+def _lines(curves: Sequence[tuple[int, dict[int, float]]]) -> list[dict[str, Any]]:
+    """Traces of one row from (seed, {epoch: value}) of its runs."""
+    common = sorted(set.intersection(*(set(curve) for _, curve in curves))) if curves else []
+    shown = _thinned(common)
+    lines = [_band(shown, [[curve[epoch] for epoch in shown] for _, curve in curves])] if common else []
+    for seed, curve in curves:
+        beyond = [epoch for epoch in curve if not common or epoch >= common[-1]]
+        if len(beyond) > bool(common):
+            shown = _thinned(beyond)
+            lines.append({"x": shown, "y": [curve[epoch] for epoch in shown], "seed": seed})
+    return [line | {"mode": "lines+markers"} for line in lines]
+
+
+def _thinned(epochs: list[int]) -> list[int]:
+    every = -(-len(epochs) // MOST) or 1
+    return epochs[::every] + epochs[-1:] * bool((len(epochs) - 1) % every)
+
+
+# ---------------------------------------------------------------- the paper's tables
+
+
+@register_section("paper_tables", "The paper's tables", 4)
+def paper_tables(found: Found) -> Section:
+    """The paper's numbers, ours beside, and the gain over runs of the same recipe. An empty cell: nothing ran."""
+    groups, rows = found.groups, load_rows()
+    if not groups:
+        raise NothingToShow("no run is finished")
+    cut = [g.label for row in found.rows if (g := row.group) and debug_keys(g.first)]
+    tables = []
+    for number, title in TITLES.items():
+        lines = [row for row in rows if row.table == number]
+        ours = {g.first["paper_row"] for g in groups} & {row.id for row in lines}
+        made = paper_table(number, lines, groups)
+        made.title = f"{title} (ours in {len(ours)} of {len(lines)} rows)"
+        tables.append(table(made, opened=bool(ours)))
+    if any(g.first["paper_row"] is None for g in groups):
+        left_out = [f"left out, cut short by a debug key: {', '.join(cut)}"] if cut else []
+        tables.append(table(runs_table(groups, left_out), opened=len(groups) <= 20))
+    return Section(html="".join(tables))
+
+
+# ---------------------------------------------------------------- layers
+
+DEAD, SATURATED = 0.001, 0.9
+SIGNS = {"dead": "x", "saturated": "triangle-up"}
+
+
+@register_section("firing_rates", "Firing rates by layer", 5)
+def firing_rates(found: Found) -> Section:
+    """Spikes a neuron and time step over the test part, last epoch, mean over seeds. ✕ marks dead layers (below 0.001), ▲ saturated
+    ones (above 0.9 of what a neuron can emit): neither tells inputs apart."""
+    traces, said = {}, []
+    for row in found.rows:
+        runs = [run.measured.get("firing_rates") or {} for run in row.counted]
+        if not runs or not runs[0] or any(rates.keys() != runs[0].keys() for rates in runs):
+            continue
+        rates = {layer: fmean(rates[layer] for rates in runs) for layer in runs[0]}
+        most = SATURATED * (row.config["neuron"].get("max_count") or 1)
+        state = ["dead" if rate < DEAD else "saturated" if rate > most else "" for rate in rates.values()]
+        signs = [SIGNS.get(word) for word in state]
+        traces[row.id] = [{"x": list(rates), "y": list(rates.values()), "mode": "lines+markers", "mark": signs}]
+        for word in SIGNS:
+            if named := [f"{k} ({rates[k]:.2g})" for k, s in zip(rates, state, strict=True) if s == word]:
+                said.append(f"{row.label}: {word} {', '.join(named)}")
+    if not traces:
+        raise NothingToShow("no run recorded firing rates")
+    charts = [Chart("firing rate", "layer", "spikes a neuron and step", traces)]
+    return Section(charts, text(said or ["no layer is dead or saturated"]))
+
+
+@register_section("learned_imp", "Learned IMP", 6)
+def learned_imp(found: Found) -> Section:
+    """Initial membrane potentials as they were learned, one box a layer: the quartiles, and from the 5th to the 95th percentile. From
+    the last checkpoint of one seed."""
+
+    def may_learn(row: Row) -> bool:  # a run under way does not say how many potentials it has
+        neuron = row.config["neuron"]
+        return (
+            row.group.first["params_imp"] > 0
+            if row.group
+            else neuron.get("initial", "zero") != "zero" or neuron.get("imp")
+        )
+
+    traces, notes = {}, []
+    for row, run, network in found.trained(may_learn):
+        if isinstance(network, str):
+            notes.append(network)
+            continue
+        states = initial_states(network.model).items()
+        imps = {name.rpartition(".")[0] or name: p.detach().double().numpy() for name, p in states}
+        if not imps:
+            continue
+        points = [np.percentile(values, (5, 25, 50, 75, 95)).tolist() for values in imps.values()]
+        keys = ("lowerfence", "q1", "median", "q3", "upperfence")
+        boxes = dict(zip(keys, map(list, zip(*points, strict=True)), strict=True))
+        traces[row.id] = [
+            boxes | dict(type="box", x=list(imps), mean=[float(values.mean()) for values in imps.values()])
+        ]
+        sizes = ", ".join(f"{name} {'×'.join(map(str, values.shape))}" for name, values in imps.items())
+        began = run.config["neuron"].get("imp_init")
+        drawn = f"; drawn from {began[0]} to {began[1]} at the start" if began else ""
+        notes.append(f"{row.label}, seed {run.seed}: {sizes}{drawn}")
+    if not traces:
+        raise NothingToShow("; ".join(notes) or "no run with a checkpoint has such potentials")
+    return Section([Chart("learned IMP", "layer", "initial potential", traces)], text(notes))
