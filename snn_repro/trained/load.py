@@ -23,10 +23,9 @@ from snn_repro.build import build_network, loss_of
 from snn_repro.config import Config, checked, frame_shape
 from snn_repro.data import Data, build_data
 from snn_repro.data.dataset import DataSet
-from snn_repro.energy import energy_report
+from snn_repro.energy import energy_report, neurobench
 from snn_repro.errors import UserError, in_one_sentence
 from snn_repro.files import write_json
-from snn_repro.energy import neurobench
 from snn_repro.registry import SETS
 from snn_repro.runs import checkpoint
 from snn_repro.runs.folder import CONFIG, NEUROBENCH, RESULT, Follower, RunFolder

@@ -22,8 +22,7 @@ from torch import Generator, Tensor
 
 from snn_repro.data.dataset import DataSet
 from snn_repro.data.events import Events
-from snn_repro.kernels.compiled import tried
-from snn_repro.kernels.compiled import cuts, in_parallel
+from snn_repro.kernels.compiled import cuts, in_parallel, tried
 from snn_repro.registry import AUGMENTATIONS
 from snn_repro.settings import Setting
 
