@@ -194,6 +194,16 @@ def help_of(script: ModuleType) -> str:
     return out.getvalue()
 
 
+def with_choices(text: str) -> str:
+    """A page whose `<!-- choices GROUP -->` blocks hold the group's choices, as `--help` prints them."""
+
+    def lines(found: re.Match[str]) -> str:
+        rows = [(f"`{name}`", cell(line)) for name, line in choices(found[1]).items()]
+        return "\n".join([f"<!-- choices {found[1]} -->", *table((f"`{found[1]}=`", ""), rows)[:-1], "<!-- / -->"])
+
+    return re.sub(r"<!-- choices (\w+) -->\n.*?<!-- / -->", lines, text, flags=re.DOTALL)
+
+
 # ---------------------------------------------------------------- the hook
 
 
@@ -272,3 +282,8 @@ def on_post_build(config: MkDocsConfig) -> None:
         if path.suffix in (".html", ".css"):
             for found in foreign(path.read_text("utf-8")):
                 log.warning("%s loads from another host: %s", path.relative_to(config.site_dir), found)
+
+
+if __name__ == "__main__":  # python docs/_pages.py: the tables of docs/choose*.md, from conf/
+    for page in (ROOT / "docs").glob("choose*.md"):
+        page.write_text(with_choices(page.read_text("utf-8")), "utf-8")

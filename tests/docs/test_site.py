@@ -82,3 +82,8 @@ def test_the_notebook_runs():
     assert all(not cell.outputs and cell.execution_count is None for cell in code), "it is committed without outputs"
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT / "docs")}}).execute()
     assert "image/png" in code[-1].outputs[-1]["data"], "the last cell draws"
+
+
+def test_tables_of_choices_are_current(made):
+    for page in (ROOT / "docs").glob("choose*.md"):
+        assert made.with_choices(page.read_text("utf-8")) == page.read_text("utf-8"), "run: python docs/_pages.py"
