@@ -11,6 +11,7 @@ import subprocess
 import time
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from scripts_of_ours import script
@@ -107,9 +108,9 @@ def check_console_script(name: str, words: list[str]) -> None:
     if name == "snn-train":
         check_training(words)
     elif name == "snn-eval":
-        typed = [w for w in words if "=" in w and not w.startswith(("weights=", "output=", "predictions="))]
-        for word in typed:  # one at a time: together they may contradict each other
-            module.with_overrides(module.as_tested(load_config([])), [word])
+        config = load_config([])
+        for word in (w for w in words if "=" in w and not w.startswith("weights=")):  # one at a time: they may contradict
+            module.with_overrides(SimpleNamespace(config=config), module.as_tested(config), [word])
 
 
 def check(words: list[str]) -> None:
