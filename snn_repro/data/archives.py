@@ -126,6 +126,9 @@ def _unpack(archive: Path, target: Path, inner: Callable[[str], bool], called: s
         else:
             with tarfile.open(archive) as tar:
                 tar.extractall(target, (member for member in tar if member.isfile()), filter="data")
+                tar.fileobj.seek(tar.offset)  # type: ignore[union-attr]
+                if len(tar.fileobj.read(512)) < 512:  # type: ignore[union-attr]  # tarfile takes a cut header for the end
+                    raise tarfile.ReadError("unexpected end of data")
     except tarfile.FilterError as error:
         raise DataError(f"{called} holds a file outside of its own folder, so it is not read: {error}") from None
     except DAMAGES as error:

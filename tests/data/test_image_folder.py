@@ -175,7 +175,7 @@ def test_the_configuration_is_checked_with_what_is_found(tmp_path):
         config(root, "model=vgg48", "neuron=leaky_imp")
     away = without_data()  # shown, listed and compared without the images
     assert config_hash(away) == config_hash(config(root))
-    assert "data_dir is not set" in str(_lacks(away)) and _lacks(config(root)) is None
+    assert "data_dir is not set" in str(_lacks(away)) and not _lacks(config(root))
     assert SETS["image_folder"].state(away)[0] == "missing"
 
 

@@ -80,7 +80,7 @@ def results(tmp_path_factory):
                     folder / "runs", f"loss={loss}", f"neuron={neuron}", seed=seed, acc=0.8 + 0.05 * seed, extra=silent
                 )
     fake_run(folder / "runs", "dataset=digits_dvs", "neuron=lif", "loss=tet_s", extra=silent)
-    for words in (["neuron=if"], ["neuron=if_imp"]):
+    for words in (["neuron=if"], ["neuron=if_imp"], ["neuron.initial=constant", "neuron=if"]):
         for seed in range(2):
             fake_run(
                 folder / "runs" / "initial_state", "dataset=fashion_mnist", *words, "loss=lts", seed=seed, acc=0.7 + 0.1 * seed,

@@ -32,5 +32,5 @@ def draw(results: Path) -> Figure:
         seeds.add(len(values))
     axes.set(xticks=t, xlabel="time step t", ylabel="test accuracy of step t, %")
     axes.legend(title="initial potential", loc="lower right")
-    footnote(figure, f"Fashion-MNIST, LTS, T = 4; mean, band: ± sd over {', '.join(map(str, sorted(seeds)))} seeds")
+    footnote(figure, f"Fashion-MNIST, LTS, T = 4; mean, band: ± sd over n = {', '.join(map(str, sorted(seeds)))} seeds")
     return figure
