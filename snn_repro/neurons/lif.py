@@ -39,7 +39,7 @@ class Leak(Neuron):
 
 @register("lif")
 class LIF(Leak, LIFNode):
-    """Leaky integrate-and-fire; the leak is towards 0, so IMP too counts (1 - 1/tau) at the first step.
+    """Leaky integrate-and-fire: h = v + (x - v) / tau; the leak is towards 0, so IMP too counts (1 - 1/tau) at the first step.
 
     With decay_input False it is a leaky neuron that keeps 1 - 1/tau.
     """
