@@ -6,6 +6,7 @@ import itertools
 import logging
 import math
 import os
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -44,6 +45,7 @@ from snn_repro.runtime import Precision, parts_of_a_batch, pick_device
 from snn_repro.trained.load import count_operations, repeated
 
 log = logging.getLogger("snn_repro")
+_running = threading.Lock()
 
 
 @audible(log)
@@ -64,11 +66,18 @@ def run(config: Config, run_dir: str | None = None, overrides: list[str] | None 
     parts_of_a_batch(config, world.size)
     if world.rank:
         log.setLevel(logging.ERROR)  # the first process speaks for all
-    with contextlib.closing(open_folder(path, config)) as folder:
-        if folder.finished is not None:
-            return repeated(folder, folder.finished, config)
-        with stop_requests(alone=world.size == 1) as stop:
-            return recorded(folder, config, stop, overrides or [])
+    if not _running.acquire(blocking=False):
+        raise UserError(
+            "another thread of this process trains, and two runs would share its random generators; start them one after the other"
+        )
+    try:
+        with contextlib.closing(open_folder(path, config)) as folder:
+            if folder.finished is not None:
+                return repeated(folder, folder.finished, config)
+            with stop_requests(alone=world.size == 1) as stop:
+                return recorded(folder, config, stop, overrides or [])
+    finally:
+        _running.release()
 
 
 def recorded(folder: RunFolder | Follower, config: Config, stop: StopRequest, overrides: list[str]) -> RunResult:

@@ -64,7 +64,7 @@ from snn_repro import cli
 def typed(*words, code=0):
     assert cli._main(["data_dir=data", "cache_dir=cache", "logger.mode=disabled", "threads=1", *words]) == code, words
 def scripted(name, *words):
-    sys.argv = [name, *words]
+    sys.argv, sys.path[:0] = [name, *words], ["{ROOT}/scripts"]
     try:
         runpy.run_path("{ROOT}/scripts/" + name, run_name="__main__")
     except SystemExit as end:

@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from snn_repro import runtime, train
+from snn_repro.config import load_config
 from snn_repro.errors import StopRequest, UserError
 from snn_repro.losses import Loss, build_loss
 from snn_repro.models import build_model
@@ -192,3 +194,22 @@ def test_device_and_precision_are_refused_where_they_do_not_exist(quick, monkeyp
             run(quick(f"recipe.amp={amp}", "force=true"))
     monkeypatch.setattr(runtime, "has_bf16_units", lambda: True)
     assert runtime.Precision(quick("recipe.amp=auto"), torch.device("cpu")).name == "float32"
+
+
+def test_a_second_thread_may_load_a_configuration_and_not_train(quick, tmp_path, monkeypatch):
+    words = [["seed=1"], ["neuron=lif", "loss=tet"], ["dataset=digits_dvs"], ["recipe.lr=0.1"]] * 3
+    with ThreadPoolExecutor(4) as pool:
+        assert [*pool.map(load_config, words)] == [load_config(w) for w in words]
+        original = train.Training.train_epoch
+
+        def beside(self, *rest):
+            other = pool.submit(run, quick(f"hydra.run.dir={tmp_path / 'other'}"))
+            with pytest.raises(UserError, match="another thread of this process trains"):
+                other.result()
+            return original(self, *rest)
+
+        monkeypatch.setattr(train.Training, "train_epoch", beside)
+        run(quick())
+    assert not (tmp_path / "other").exists()
+    monkeypatch.undo()
+    assert run(quick(f"hydra.run.dir={tmp_path / 'other'}")).epochs == 2  # the first gave it free

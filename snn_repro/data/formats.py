@@ -16,6 +16,7 @@ import re
 import struct
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,7 @@ def read_atis_bin(data: bytes, name: str = "the file", size: tuple[int, int] = (
 
 SUFFIXES = (".npz", ".h5", ".hdf5", ".aedat", ".bin", ".aedat4", ".raw", ".dat", ".es")
 RANGES = {"t": (-(2**62), 2**62), "x": (0, 4095), "y": (0, 4095), "p": (-1, 1), "height": (1, 4096), "width": (1, 4096)}
+LARGEST = 2**31  # bytes that a table may hold unpacked: 67 million events of 32 bytes
 JITTER = 1000  # microseconds that an event may lie before an earlier one, as cameras write them
 
 
@@ -233,9 +235,9 @@ def read_recording(data: bytes, name: str) -> Recording:
 
     Raises DataError (FormatError), and UserError where faery is needed and missing.
     """
-    suffix = Path(name).suffix.lower()
+    suffix, jitter = Path(name).suffix.lower(), JITTER
     if suffix in (".npz", ".h5", ".hdf5"):
-        found = _table_file(data, name, suffix)
+        found, jitter = _table_file(data, name, suffix), 0
     elif suffix == ".aedat" and data.startswith(b"#!AER-DAT3.1"):
         found = read_aedat3(data, name, None), None
     elif suffix == ".aedat":
@@ -247,7 +249,7 @@ def read_recording(data: bytes, name: str) -> Recording:
     else:
         raise DataError(f"{name} is no recording that can be read; they end in {', '.join(SUFFIXES)}")
     t = found[0].t
-    if len(early := np.flatnonzero(np.maximum.accumulate(t) - t > JITTER)):
+    if len(early := np.flatnonzero(np.maximum.accumulate(t) - t > jitter)):
         i = int(early[0])
         raise FormatError(name, None, f"t falls from {t[:i].max()} to {t[i]} at event {i}; sort the events by t")
     return found
@@ -257,16 +259,26 @@ def _table_file(data: bytes, name: str, suffix: str) -> Recording:
     """A .npz or HDF5 file. Nothing in it is unpickled."""
     try:
         if suffix == ".npz":
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                _check_size(sum(member.file_size for member in archive.infolist()), name)
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 return _table(file, name)
         import h5py
 
         with h5py.File(io.BytesIO(data), "r") as file:
+            sizes: list[int] = []
+            file.visititems(lambda _, found: sizes.append(getattr(found, "nbytes", 0)))
+            _check_size(sum(sizes), name)
             return _table({**file, **file.attrs}, name)
     except FormatError:
         raise
     except Exception as error:  # zipfile, numpy and h5py raise nearly anything for a damaged file
         raise FormatError(name, None, f"it cannot be read ({_reason(error)}): it is damaged, or no {suffix}") from None
+
+
+def _check_size(size: int, name: str) -> None:
+    if size > LARGEST:
+        raise FormatError(name, None, f"it holds {size:,} bytes and {LARGEST:,} are read at most; cut it into parts")
 
 
 def _reason(error: BaseException) -> str:

@@ -239,3 +239,15 @@ def test_faery_is_asked_for_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "faery", None)
     with pytest.raises(UserError, match="a.raw is read by faery, which is not installed: pip install faery"):
         read_recording(b"", "a.raw")
+
+
+def test_a_file_that_would_fill_the_memory_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr("snn_repro.data.formats.LARGEST", 100_000)
+    np.savez_compressed(tmp_path / "a.npz", **dict.fromkeys("txyp", np.zeros(6_000, np.int64)))
+    with h5py.File(tmp_path / "a.h5", "w") as f:
+        for key in "txyp":
+            f.create_dataset(key, data=np.zeros(6_000, np.int64), compression="gzip")
+    monkeypatch.setattr(np, "asarray", None)  # no column is read
+    for name in ("a.npz", "a.h5"):
+        with pytest.raises(FormatError, match=r"holds 19\d,\d+ bytes and 100,000 are read at most; cut it"):
+            read_recording((tmp_path / name).read_bytes(), name)

@@ -15,7 +15,7 @@ from torchvision.transforms import functional as TF
 from snn_repro.config import load_config
 from snn_repro.data import build_data
 from snn_repro.data.batches import LoaderBatches, MemoryBatches, PilImages
-from snn_repro.data.images import sha256, warn_if_incomplete
+from snn_repro.data.images import _resized, sha256, warn_if_incomplete
 from snn_repro.data.sets import SETS
 from snn_repro.data.sets.digits import load_digits
 from snn_repro.errors import DataError, UserError
@@ -192,3 +192,10 @@ def test_a_fingerprint_knows_the_images_and_not_their_place_or_form(tmp_path, wr
     os.utime(labels, ns=(1, 1))
     assert fingerprint("fashion_mnist", tmp_path / "e") != d
     assert sha256([load_digits()]).startswith("d3d28ac383ee")
+
+
+def test_a_pixel_that_is_no_number_is_named():
+    images = np.zeros((3, 1, 4, 4), np.float32)
+    images[2, 0, 1, 1] = np.nan
+    with pytest.raises(DataError, match="image 2 of 3 holds a pixel that is NaN or infinite"):
+        _resized(images, None)

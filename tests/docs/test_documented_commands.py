@@ -109,7 +109,9 @@ def check_console_script(name: str, words: list[str]) -> None:
         check_training(words)
     elif name == "snn-eval":
         config = load_config([])
-        for word in (w for w in words if "=" in w and not w.startswith("weights=")):  # one at a time: they may contradict
+        for word in (
+            w for w in words if "=" in w and not w.startswith("weights=")
+        ):  # one at a time: they may contradict
             module.with_overrides(SimpleNamespace(config=config), module.as_tested(config), [word])
 
 

@@ -8,6 +8,7 @@ Markdown. It imports what it needs where it uses it, and raises UserError where 
 """
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import yaml
 
 from snn_repro.console import markdown
-from snn_repro.errors import UserError, nearest
+from snn_repro.errors import Interrupted, UserError, handled_by, nearest
 from snn_repro.files import write_error
 from snn_repro.registry import EXPORTS, import_all
 from snn_repro.runs.folder import METRICS, epoch_of
@@ -69,7 +70,10 @@ def export(path: str | Path, to: str, weights: str = "last", output: str | Path 
         raise UserError(f"{target} is there already; remove it, or choose another folder with --output")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent) as spare:
+        with (
+            handled_by(_interrupted),
+            tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent) as spare,
+        ):
             folder = Path(spare, "new")
             folder.mkdir()
             use = EXPORTS[to](run, folder)
@@ -80,6 +84,10 @@ def export(path: str | Path, to: str, weights: str = "last", output: str | Path 
     except OSError as error:
         raise write_error(target, error, "--output") from None
     return target
+
+
+def _interrupted(signum: int, frame: object) -> None:
+    raise Interrupted(signum, f"stopped by {signal.Signals(signum).name}, nothing was written")
 
 
 # ---------------------------------------------------------------- the model card
