@@ -13,7 +13,6 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -392,9 +391,7 @@ def _image_recipe(rounds: int, row: str, n: int, folder: Path, quick: bool) -> T
         deque(batches.epoch(0), maxlen=0)
 
     def worker(loader: torch.utils.data.DataLoader, plan: list) -> None:
-        # nobody else's generators are there to be put back
-        with mock.patch("snn_repro.data.batches.get_worker_info", lambda: True):
-            loader.collate_fn([loader.dataset[key] for key in plan])
+        loader.collate_fn([loader.dataset[key] for key in plan])
 
     cases: dict[str, Callable] = {}
     for decoder in DECODERS if dataset.from_files else DECODERS[:1]:
