@@ -9,13 +9,7 @@ import numpy as np
 import pytest
 
 from snn_repro.data.events import Events
-from snn_repro.data.formats import (
-    FormatError,
-    read_aedat2,
-    read_aedat3,
-    read_atis_bin,
-    read_gesture_labels,
-)
+from snn_repro.data.formats import FormatError, read_aedat2, read_aedat3, read_atis_bin, read_gesture_labels
 
 
 def assert_same_events(found: Events, written: Events):

@@ -12,12 +12,7 @@ from hypothesis import strategies as st
 
 from snn_repro.data import splits
 from snn_repro.data.sets import SETS
-from snn_repro.data.splits import (
-    carve_validation,
-    carve_validation_people,
-    split_parts,
-    take_subset,
-)
+from snn_repro.data.splits import carve_validation, carve_validation_people, split_parts, take_subset
 from snn_repro.errors import DataError, UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -100,10 +100,7 @@ def test_neurons_that_do_not_fill_the_registers(size, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["", "around the cache"])
-@pytest.mark.parametrize(
-    "steps, size, d, dtype",
-    [(9, 190, 1, torch.bfloat16), (21, 2112, 3, torch.float32)],
-)
+@pytest.mark.parametrize("steps, size, d, dtype", [(9, 190, 1, torch.bfloat16), (21, 2112, 3, torch.float32)])
 def test_many_steps_have_the_bits_of_few(steps, size, d, dtype, stream, monkeypatch):
     """A few at a time against all at once, for inputs of each step and for one that is repeated, by any threads."""
     d = SOME[d]

@@ -5,11 +5,7 @@ import csv
 import hashlib
 import io
 import json
-import os
 import re
-import shlex
-import subprocess
-import sys
 
 import fixtures
 import pytest
@@ -265,45 +261,6 @@ def test_a_step_is_timed_and_draws_stay_as_they_were(monkeypatch):
     key = _hours.network_key(config)
     assert key == _hours.network_key(load_config(["dataset=digits_dvs", "neuron=lif_imp", "loss=sdt", "seed=2"]))
     assert key != _hours.network_key(load_config(["dataset=digits_dvs", "neuron=lif", "timesteps=3"]))
-
-
-# ---------------------------------------------------------------- rows as batch jobs, with stubs for SLURM's commands
-
-
-STUBS = {  # sbatch runs the script of an array's first task, srun writes its words, a NUL behind each
-    "sbatch": 'printf "%s\\0" "$@" >> "$SAID"; while [[ $1 == -* ]]; do shift; done\nSLURM_ARRAY_TASK_ID=1 SLURM_JOB_ID=1 exec bash "$@"',
-    "srun": 'printf "%s\\0" "$@" >> "$RAN"', "squeue": "true", "python": f'exec {shlex.quote(sys.executable)} "$@"',
-}  # fmt: skip
-
-
-@pytest.mark.slow
-def test_commands_with_a_space_reach_the_job_whole(tmp_path):
-    (tmp_path / "bin").mkdir()
-    for name, text in STUBS.items():
-        (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
-        (tmp_path / "bin" / name).chmod(0o755)
-    environment = os.environ | {
-        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SAID": str(tmp_path / "said"), "RAN": str(tmp_path / "ran"),
-        "PYTHONPATH": os.pathsep.join([str(CONF_DIR.parent), *sys.path]),
-    }  # fmt: skip
-    place = "data_dir=/my data/it's"
-    command = Row(facts(["figure4_cifar10_lts"])["figure4_cifar10_lts"], [place, "recipe.lr=0.2"]).command()
-    assert shlex.split(command)[3:] == ["experiment=figure4_cifar10_lts", place, "recipe.lr=0.2"]
-    submit = [
-        CONF_DIR.parent / "scripts/cluster/submit_table.sh",
-        "figures",
-        "0 1",
-        "--partition=gpu",
-        "--",
-        place,
-        "fidelity=described",
-    ]
-    done = subprocess.run(["bash", *submit], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    words = [*"python -m snn_repro.train experiment=figure4_cifar10_imp_lts".split(), place, "fidelity=described"]
-    assert (tmp_path / "ran").read_text().split("\0")[:-1] == [*words, "seed=0", *words, "seed=1"]
-    said = (tmp_path / "said").read_text().split("\0")
-    assert said[:2] == ["--array=1-4", "--partition=gpu"] and said[4] == "seed=0"
 
 
 # ---------------------------------------------------------------- every row trains two steps
