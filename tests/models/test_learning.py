@@ -62,12 +62,11 @@ def accuracy_on_digits(name):
 
     pixels, epochs, options = DIGITS[name]
     data = load_digits()
-    images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 8 - 0.6
-    images = images.repeat_interleave(pixels // 8, -1).repeat_interleave(pixels // 8, -2)
-    labels = torch.tensor(data.target)
     torch.manual_seed(0)
-    order = torch.randperm(len(labels))
-    images, labels = images[order], labels[order]
+    order = torch.randperm(len(data.target))
+    images = torch.tensor(data.images, dtype=torch.float32)[order, None] / 8 - 0.6
+    images = images.repeat_interleave(pixels // 8, -1).repeat_interleave(pixels // 8, -2)
+    labels = torch.tensor(data.target)[order]
     neuron = {"name": "glif"} if name == "spiking_resnet34" else IF_IMP | {"detach_reset": True}
     model = build_model(
         name, num_classes=10, input_shape=(1, pixels, pixels), timesteps=2, neuron=neuron, **options
@@ -75,10 +74,9 @@ def accuracy_on_digits(name):
     if name == "spiking_resnet34":
         for block in (m for m in model.modules() if isinstance(m, BasicBlock)):
             torch.nn.init.constant_(block.bn2.weight, 0.1)
-    steps = epochs * (1400 // 50)
     rate = 5e-4 if name == "resnet19" else 2e-3
     optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, epochs * (1400 // 50))
     for _ in range(epochs):
         for batch in torch.randperm(1400).split(50):
             loss = F.cross_entropy(model(images[batch]).mean(0), labels[batch])
@@ -111,9 +109,7 @@ def test_each_neuron_learns_the_digits_as_each_row_sets_it(neuron, tmp_path):
     words = ["dataset=digits", f"neuron={neuron}", "loss=sdt", "recipe.epochs=5", "logger.mode=disabled"]
     neurons = {"default": load_config(words).neuron} | {row: c.neuron for row, c in compared_rows().items()}
     distinct = {json.dumps(options(n)): row for row, n in neurons.items() if n.name == neuron}
-    accuracies = {}
     for row in distinct.values():
         config = load_config(words)
         config.neuron = neurons[row]
-        accuracies[row] = run(config, str(tmp_path / row)).acc_last
-    assert min(accuracies.values()) > 0.9, accuracies
+        assert run(config, str(tmp_path / row)).acc_last > 0.9, row
