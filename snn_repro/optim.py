@@ -49,18 +49,23 @@ def _fused(groups) -> bool | None:
     return kinds in ({"cpu"}, {"cuda"}) or None
 
 
-def _torchs(cls: type[torch.optim.Optimizer], *reads: str) -> Callable:
-    return lambda groups, r: _plain(cls)(
-        groups, lr=r.lr, fused=_fused(groups), **{key: getattr(r, key) for key in reads}
-    )
+def _torchs(cls: type[torch.optim.Optimizer], groups, r: RecipeConfig, **options):
+    return _plain(cls)(groups, lr=r.lr, fused=_fused(groups), **options)
 
 
-for _cls, _reads in (
-    (torch.optim.SGD, ("momentum", "nesterov")),
-    (torch.optim.Adam, ("eps",)),
-    (torch.optim.AdamW, ("eps",)),
-):
-    register_optimizer(_cls.__name__.lower(), *_reads)(_torchs(_cls, *_reads))
+@register_optimizer("sgd", "momentum", "nesterov")
+def _sgd(groups, r: RecipeConfig):
+    return _torchs(torch.optim.SGD, groups, r, momentum=r.momentum, nesterov=r.nesterov)
+
+
+@register_optimizer("adam", "eps")
+def _adam(groups, r: RecipeConfig):
+    return _torchs(torch.optim.Adam, groups, r, eps=r.eps)
+
+
+@register_optimizer("adamw", "eps")
+def _adamw(groups, r: RecipeConfig):
+    return _torchs(torch.optim.AdamW, groups, r, eps=r.eps)
 
 
 @register_optimizer("lamb", "eps")
