@@ -248,6 +248,33 @@ def _compress(typing, source, quantum, x, count, number, step, numbers, values):
 
 
 @intrinsic
+def _transpose(typing, source, source_step, to, to_step):
+    """Transpose a square of a vector's length, whose rows lie `source_step` bytes apart, to rows `to_step` apart."""
+
+    def generate(context, builder, signature, args):
+        source, source_step, to, to_step = args
+
+        def row(base, step, i):
+            return builder.inttoptr(builder.add(base, builder.mul(step, _int(i))), VALUES.as_pointer())
+
+        rows = [builder.load(row(source, source_step, i), align=4) for i in range(LANES)]
+        half = 1
+        while half < LANES:  # swap the off-diagonal quarters of all squares of twice this length
+            for i in (i for i in range(LANES) if not i & half):
+                a, b = rows[i], rows[i + half]
+                upper = [j if not j & half else LANES + j - half for j in range(LANES)]
+                lower = [j + half if not j & half else LANES + j for j in range(LANES)]
+                for position, which in ((i, upper), (i + half, lower)):
+                    rows[position] = builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, LANES), which))
+            half *= 2
+        for i, value in enumerate(rows):
+            builder.store(value, row(to, to_step, i), align=4)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 4), generate
+
+
+@intrinsic
 def _copy(typing, to, source, size):
     """Copy `size` bytes."""
 
@@ -448,6 +475,19 @@ def _weight_gradient(x, quantum, gy, dw, lo, hi, height, width, channels, out_he
 
 
 @compiled
+def _arrange(w, packed, lo, hi, rows, vectors, back):
+    """packed [parts, rows, vectors, lanes] from w [parts * vectors * lanes, rows], for lo <= vector < hi; or `back`."""
+    for vector in range(lo, hi):
+        for row in range(0, rows, LANES):
+            one = w.ctypes.data + (vector * LANES * rows + row) * 4
+            other = packed.ctypes.data + ((vector // vectors * rows + row) * vectors + vector % vectors) * VECTOR
+            if back:
+                _transpose(other, vectors * VECTOR, one, rows * 4)
+            else:
+                _transpose(one, rows * 4, other, vectors * VECTOR)
+
+
+@compiled
 def _pack(x, bits, to, lo, hi, factor, quantum):
     """Whether x[lo:hi] * factor are bytes, which go to `to`: they times `quantum` are x again, whose bits are `bits`.
 
@@ -516,11 +556,16 @@ class Shape:
         return -(-self.outputs // block), self.kernel, self.kernel, self.channels, block
 
 
-def _exchange(w: Tensor, packed: Tensor, back: bool) -> None:
+def _exchange(w: Tensor, packed: Tensor, vectors: int, threads: int, back: bool) -> None:
     """Write w [outputs, channels, k, k] to packed [parts, k, k, channels, block], or `back`."""
-    for piece, part in zip(w.permute(0, 2, 3, 1).split(packed.shape[-1]), packed, strict=True):
-        target = part.permute(3, 0, 1, 2)[: len(piece)]
-        piece.copy_(target) if back else target.copy_(piece)
+    rows = w[0].numel()
+    if len(w) % packed.shape[-1] or rows % LANES or not w.is_contiguous(memory_format=torch.channels_last):
+        for piece, part in zip(w.permute(0, 2, 3, 1).split(packed.shape[-1]), packed, strict=True):
+            target = part.permute(3, 0, 1, 2)[: len(piece)]
+            piece.copy_(target) if back else target.copy_(piece)
+        return
+    arrays, parts = (_flat(w.permute(0, 2, 3, 1)), _flat(packed)), cuts(len(w) // LANES, min(threads, len(w) // LANES))
+    in_parallel(lambda lo, hi: _arrange(*arrays, lo, hi, rows, vectors, back), parts, threads)
 
 
 def forward(x: Tensor, w: Tensor, bias: Tensor | None, shape: Shape, threads: int, density: float) -> Tensor:
@@ -530,7 +575,7 @@ def forward(x: Tensor, w: Tensor, bias: Tensor | None, shape: Shape, threads: in
     """
     vectors, *cut = shape.forward_cut(density)
     packed = w.new_empty(shape.packed(vectors))
-    _exchange(w, packed, back=False)
+    _exchange(w, packed, vectors, threads, back=False)
     padded = w.new_zeros(len(packed) * packed.shape[-1])
     if bias is not None:
         padded[: shape.outputs] = bias
@@ -561,7 +606,7 @@ def weight_gradient(
         [(_flat(packed[i]), *edges) for i, edges in enumerate(cuts(shape.n, threads))], threads,
     )  # fmt: skip
     gradient = torch.empty_like(w)
-    _exchange(gradient, packed[0] if threads == 1 else packed.sum(0), back=True)
+    _exchange(gradient, packed[0] if threads == 1 else packed.sum(0), vectors, threads, back=True)
     return gradient
 
 
