@@ -67,9 +67,7 @@ def run(config: Config, run_dir: str | None = None, overrides: list[str] | None 
     if world.rank:
         log.setLevel(logging.ERROR)  # the first process speaks for all
     if not _running.acquire(blocking=False):
-        raise UserError(
-            "another thread of this process trains, and two runs would share its random generators; start them one after the other"
-        )
+        raise UserError("another thread of this process trains with these generators; start one run after the other")
     try:
         with contextlib.closing(open_folder(path, config)) as folder:
             if folder.finished is not None:

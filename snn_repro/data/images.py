@@ -210,8 +210,7 @@ def warn_if_incomplete(dataset: DataSet, n_train: int, n_test: int) -> None:
 
 def _resized(images: np.ndarray, size: int | None) -> np.ndarray:
     if images.dtype.kind == "f" and not (good := np.isfinite(images)).all():
-        bad = np.argwhere(~good)[0][0]
-        raise DataError(f"image {bad} of {len(images)} holds a pixel that is NaN or infinite; mend or remove it")
+        raise DataError(f"image {np.argwhere(~good)[0][0]} of {len(images)} holds a pixel that is NaN or infinite")
     if size is None or images.shape[-2:] == (size, size):
         return images
     parts = torch.as_tensor(images).split(4096)

@@ -65,11 +65,7 @@ RULES: dict[str, Callable] = {
 
 
 def named_split(
-    dataset: Recorded,
-    split: str,
-    names: Sequence[str],
-    labels: Labels,
-    everything: Mapping[str, int] | None = None,
+    dataset: Recorded, split: str, names: Sequence[str], labels: Labels, everything: Mapping[str, int] | None = None
 ) -> tuple[Indices, Indices]:
     """(train, test) of a data set without an official split; `names` must be sorted as strings.
 

@@ -258,15 +258,13 @@ def _transpose(typing, source, source_step, to, to_step):
             return builder.inttoptr(builder.add(base, builder.mul(step, _int(i))), VALUES.as_pointer())
 
         rows = [builder.load(row(source, source_step, i), align=4) for i in range(LANES)]
-        half = 1
-        while half < LANES:  # swap the off-diagonal quarters of all squares of twice this length
+        for half in (1, 2, 4, 8):  # swap the off-diagonal quarters of all squares of twice this length
             for i in (i for i in range(LANES) if not i & half):
                 a, b = rows[i], rows[i + half]
                 upper = [j if not j & half else LANES + j - half for j in range(LANES)]
                 lower = [j + half if not j & half else LANES + j for j in range(LANES)]
                 for position, which in ((i, upper), (i + half, lower)):
                     rows[position] = builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, LANES), which))
-            half *= 2
         for i, value in enumerate(rows):
             builder.store(value, row(to, to_step, i), align=4)
         return context.get_dummy_value()

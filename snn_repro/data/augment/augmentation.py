@@ -226,9 +226,7 @@ def moved(x: Tensor, sources: Tensor) -> Tensor:
         )
         places = sources.contiguous().numpy()
         shared(
-            lambda *part: loop(given, wanted, places, *part, np.empty((3, n + 1), np.uint64)),
-            len(sources),
-            x.numel(),
+            lambda *part: loop(given, wanted, places, *part, np.empty((3, n + 1), np.uint64)), len(sources), x.numel()
         )
         return out
     pixels = x.flatten(-2) if int(sources.max()) < n else F.pad(x.flatten(-2), (0, 1))
