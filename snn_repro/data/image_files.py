@@ -10,8 +10,8 @@ from typing import BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor
 
+from snn_repro.data import vision
 from snn_repro.data.archives import reading
 from snn_repro.errors import DataError, UserError
 
@@ -126,7 +126,7 @@ def decode_tensor(image: str, mode: str = "RGB", shown: bool = False) -> Tensor:
         if opened.format == "JPEG" and opened.mode in ("RGB", "L") and not turned:
             stream.seek(0)
             return torchcodec()(stream.read(), mode={"RGB": "RGB", "L": "GRAY"}[mode])
-        return pil_to_tensor((as_shown(opened) if shown else opened).convert(mode))
+        return vision.functional.pil_to_tensor((as_shown(opened) if shown else opened).convert(mode))
 
 
 def as_shown(image: Image.Image) -> Image.Image:

@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.functional import resize
 
 from snn_repro.config.schema import Config
-from snn_repro.data import augment, image_files, raw
+from snn_repro.data import augment, image_files, raw, vision
 from snn_repro.data.archives import entry, reading
 from snn_repro.data.batches import PilImages
 from snn_repro.data.build import Part, assemble
@@ -214,7 +213,7 @@ def _resized(images: np.ndarray, size: int | None) -> np.ndarray:
     if size is None or images.shape[-2:] == (size, size):
         return images
     parts = torch.as_tensor(images).split(4096)
-    return torch.cat([resize(part, [size, size], antialias=True) for part in parts]).numpy()
+    return torch.cat([vision.functional.resize(part, [size, size], antialias=True) for part in parts]).numpy()
 
 
 def sha256(parts: Iterable[Sequence]) -> str:

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor, resize
 
 from snn_repro.config.schema import Config
+from snn_repro.data import vision
 from snn_repro.data.dataset import DataSet
 from snn_repro.data.events import Events, to_frames
 from snn_repro.data.image_files import as_shown, decode, decode_tensor
@@ -63,17 +63,19 @@ def picture(source: Any, channels: int, say: Callable[[str], None], shown: bool 
 def picture_tensor(source: Any, channels: int, say: Callable[[str], None], shown: bool) -> Tensor:
     """`picture` as uint8 [C, H, W], of a file by whom `decode_tensor` has it opened."""
     checked = picture(source, channels, say, shown)
-    return decode_tensor(os.fspath(source), MODES[channels], shown) if is_path(source) else pil_to_tensor(checked)
+    if is_path(source):
+        return decode_tensor(os.fspath(source), MODES[channels], shown)
+    return vision.functional.pil_to_tensor(checked)
 
 
 def pixels(source: Any, shape: tuple[int, int, int], say: Callable[[str], None]) -> np.ndarray:
     """uint8 of `shape` [C, H, W]; an image of another size is resized, bilinear and antialiased, without keeping its aspect."""
     channels, *size = shape
-    found = pil_to_tensor(picture(source, channels, say))
+    found = vision.functional.pil_to_tensor(picture(source, channels, say))
     if list(found.shape[1:]) != size:
         name = str(source) if is_path(source) else "the image"
         say(f"{name}: its {found.shape[1]}x{found.shape[2]} pixels (height x width) are resized to {size[0]}x{size[1]}")
-        found = resize(found, size, antialias=True)
+        found = vision.functional.resize(found, size, antialias=True)
     return found.numpy()
 
 

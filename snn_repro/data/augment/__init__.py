@@ -12,9 +12,7 @@ from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any
 
-from torchvision import transforms as T
-from torchvision.transforms import v2
-
+from snn_repro.data import vision
 from snn_repro.data.augment.augmentation import (
     NORMALIZE,
     Augmentation,
@@ -86,10 +84,11 @@ def sample_transform(
     early = [found for _, found in takewhile(lambda step: step[0], steps)] if tensors else []
     late = [found for _, found in steps[len(early) :]]
     if tensors:
-        return T.Compose([*first, *early, *([T.ToPILImage(), *late, T.PILToTensor()] if late else [])])
-    return T.Compose([*first, *late, T.PILToTensor()])
+        late = [vision.transforms.ToPILImage(), *late, vision.transforms.PILToTensor()] if late else []
+        return vision.transforms.Compose([*first, *early, *late])
+    return vision.transforms.Compose([*first, *late, vision.transforms.PILToTensor()])
 
 
 def eval_sample_transform(augment: Any, size: int, margin: float = 256 / 224) -> Callable:
     """The test of image files: PIL image or uint8 tensor [C, H, W] -> uint8 tensor [C, size, size]; margin: see `eval_steps`."""
-    return v2.Compose([*eval_steps(augment, size, margin), v2.PILToTensor()])  # a tensor stays one
+    return vision.v2.Compose([*eval_steps(augment, size, margin), vision.v2.PILToTensor()])  # a tensor stays one

@@ -1,7 +1,7 @@
 import torch
 from torch import Generator, Tensor
-from torchvision import transforms
 
+from snn_repro.data import vision
 from snn_repro.data.augment.augmentation import MovingAugmentation, register_augmentation
 from snn_repro.settings import Setting
 
@@ -28,4 +28,4 @@ class RandomCrop(MovingAugmentation):
         return torch.where(inside, y.unsqueeze(2) * width + x.unsqueeze(1), height * width).flatten(1)
 
     def pil_step(self, size, fill):
-        return transforms.RandomCrop(size, self.padding)
+        return vision.transforms.RandomCrop(size, self.padding)

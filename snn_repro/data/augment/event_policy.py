@@ -4,8 +4,8 @@ from functools import cache
 import numpy as np
 import torch
 from torch import Generator, Tensor
-from torchvision.transforms.functional import affine, rotate
 
+from snn_repro.data import vision
 from snn_repro.data.augment.augmentation import MovingAugmentation, register_augmentation, sources_of
 from snn_repro.settings import Setting
 
@@ -25,7 +25,7 @@ def magnitudes(end: float, n: int = LEVELS) -> list[float]:
 
 def sheared(x: Tensor, degrees: float) -> Tensor:
     """x [..., H, W] sheared along x: nearest neighbour, zeros from outside."""
-    return affine(x, 0.0, [0, 0], 1.0, [degrees, 0.0])
+    return vision.functional.affine(x, 0.0, [0, 0], 1.0, [degrees, 0.0])
 
 
 @register_augmentation("event_policy")
@@ -70,9 +70,9 @@ def moves(operation: int, level: int, size: tuple[int, int]) -> Tensor:
     by = {
         0: lambda x: x,
         1: lambda x: sheared(x, math.degrees(magnitudes(0.3)[level])),
-        2: lambda x: affine(x, 0.0, [shift, 0], 1.0, [0.0, 0.0]),
-        3: lambda x: affine(x, 0.0, [0, shift], 1.0, [0.0, 0.0]),
-        4: lambda x: rotate(x, magnitudes(30.0)[level]),
+        2: lambda x: vision.functional.affine(x, 0.0, [shift, 0], 1.0, [0.0, 0.0]),
+        3: lambda x: vision.functional.affine(x, 0.0, [0, shift], 1.0, [0.0, 0.0]),
+        4: lambda x: vision.functional.rotate(x, magnitudes(30.0)[level]),
     }
     return sources_of(by[operation], size)
 

@@ -1,7 +1,7 @@
 import torch
 from torch import Generator, Tensor
-from torchvision.transforms import RandomHorizontalFlip
 
+from snn_repro.data import vision
 from snn_repro.data.augment.augmentation import MovingAugmentation, register_augmentation
 from snn_repro.settings import Setting
 
@@ -26,4 +26,4 @@ class RandomFlip(MovingAugmentation):
         return torch.stack([places, places.flip(-1)]).flatten(1)[draws[rows].long()]
 
     def pil_step(self, size, fill):
-        return RandomHorizontalFlip(self.chance)
+        return vision.transforms.RandomHorizontalFlip(self.chance)

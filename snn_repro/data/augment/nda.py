@@ -2,8 +2,8 @@ from functools import partial
 
 import torch
 from torch import Generator, Tensor
-from torchvision.transforms.functional import rotate
 
+from snn_repro.data import vision
 from snn_repro.data.augment.augmentation import MovingAugmentation, register_augmentation, sources_of
 from snn_repro.data.augment.event_policy import sheared
 from snn_repro.settings import Setting
@@ -41,6 +41,7 @@ class NDA(MovingAugmentation):
             if operation == 0:
                 found.append(places.roll(shifts, (-2, -1)).flatten())
             else:
-                turn = partial(rotate, angle=angle) if operation == 1 else partial(sheared, degrees=angle)
+                rotated = partial(vision.functional.rotate, angle=angle)
+                turn = rotated if operation == 1 else partial(sheared, degrees=angle)
                 found.append(sources_of(turn, size))
         return torch.stack(found)

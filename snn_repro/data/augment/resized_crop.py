@@ -2,10 +2,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from torchvision import transforms
-from torchvision.transforms import InterpolationMode, v2
-from torchvision.transforms.v2.functional import resized_crop
-
+from snn_repro.data import vision
 from snn_repro.data.augment.augmentation import PilAugmentation, register_augmentation
 from snn_repro.settings import Setting
 
@@ -34,16 +31,17 @@ class RandomResizedCrop(PilAugmentation):
         self.area, self.interpolation = rrc_min_area, interpolation
 
     def pil_step(self, size, fill):
-        return partial(_cut, area=self.area, size=size, mode=InterpolationMode(self.interpolation))
+        return partial(_cut, area=self.area, size=size, mode=vision.functional.InterpolationMode(self.interpolation))
 
 
-def _cut(image: Any, area: float, size: int, mode: InterpolationMode) -> Any:
+def _cut(image: Any, area: float, size: int, mode: Any) -> Any:
     """torchvision's RandomResizedCrop of a PIL image or a tensor, whose bytes stay bytes."""
-    box = transforms.RandomResizedCrop.get_params(image, (area, 1.0), (3 / 4, 4 / 3))
-    return resized_crop(image, *box, [size, size], mode, antialias=True)
+    box = vision.transforms.RandomResizedCrop.get_params(image, (area, 1.0), (3 / 4, 4 / 3))
+    return vision.v2.functional.resized_crop(image, *box, [size, size], mode, antialias=True)
 
 
 def eval_steps(augment: Any, size: int, margin: float = 256 / 224) -> list[Callable]:
     """Resize and centre crop of a test image: to `margin` times the size, as for ImageNet, unless test_resize is set."""
     short = augment.test_resize or round(size * margin)
-    return [v2.Resize(short, interpolation=InterpolationMode(augment.interpolation)), v2.CenterCrop(size)]
+    mode = vision.functional.InterpolationMode(augment.interpolation)
+    return [vision.v2.Resize(short, mode), vision.v2.CenterCrop(size)]
