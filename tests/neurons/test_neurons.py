@@ -154,6 +154,14 @@ def test_a_lif_with_undecayed_input_is_leaky():
     assert torch.equal(build_neuron("lif", tau=4.0, decay_input=False)(x), theirs(x))
 
 
+def test_a_learned_threshold_resets_as_a_fixed_one_of_its_value():
+    fixed, learned = (build_neuron("if", imp=False, v_threshold=0.75, backend="torch") for _ in range(2))
+    learned.v_threshold = nn.Parameter(torch.tensor(0.75))
+    x = torch.rand(5, 2, 3, dtype=torch.float64)
+    assert torch.equal(learned(x), fixed(x)) and torch.equal(learned.v.detach(), fixed.v) and fixed.v.max() < 1
+    assert fixed(x).sum() > 3
+
+
 def test_wrong_state_shape_is_named():
     neuron = build_neuron("leaky", imp=True, state_shape=(3, 8, 8))
     with pytest.raises(
