@@ -162,6 +162,13 @@ def test_a_learned_threshold_resets_as_a_fixed_one_of_its_value():
     assert fixed(x).sum() > 3
 
 
+def test_a_burst_has_five_levels_and_its_gradient_ends_half_a_level_beyond_them():
+    neuron, far = build_neuron("lifb", imp=False), torch.tensor([-0.6, -0.4, 0.2, 4.4, 4.6, 9.0], requires_grad=True)
+    n = neuron.count(far + neuron.v_threshold)
+    assert n.tolist() == [0, 0, 1, 5, 5, 5]
+    assert torch.autograd.grad(n.sum(), far)[0].tolist() == [0, 1, 1, 1, 0, 0]
+
+
 def test_wrong_state_shape_is_named():
     neuron = build_neuron("leaky", imp=True, state_shape=(3, 8, 8))
     with pytest.raises(
