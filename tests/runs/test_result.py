@@ -5,11 +5,12 @@ import json
 import pickle
 from pathlib import Path
 
+import fake_runs
 import pytest
 from fake_runs import fake_run
 
 from snn_repro.errors import UserError
-from snn_repro.runs.result import KEYS, MAY_LACK, RunResult, read_result, selection, table
+from snn_repro.runs.result import KEYS, MAY_LACK, RunResult, build_result, read_result, selection, table
 from snn_repro.train import run
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +26,15 @@ def test_a_run_writes_the_documented_keys_in_their_order(quick, tmp_path):
     content = json.loads((tmp_path / "run" / "result.json").read_text())
     assert list(content) == [key for key in KEYS if key not in ("cuda", "right")] == list(result) and result == content
     assert json.dumps(result, indent=2) == json.dumps(content, indent=2)
+
+
+def test_the_mean_of_the_last_ten_epochs(tmp_path, monkeypatch):
+    def longer(config, data, weights, imp, history, *others):
+        history = [{**history[0], "epoch": k + 1, "acc": k / 100} for k in range(12)]
+        return build_result(config, data, weights, imp, history, *others)
+
+    monkeypatch.setattr(fake_runs, "build_result", longer)
+    assert fake_run(tmp_path)["acc_last10_mean"] == pytest.approx(0.065)
 
 
 def test_attributes_and_items_are_the_same(tmp_path):
