@@ -5,7 +5,7 @@ python scripts/make_tables.py --check              exit 1 when the committed tab
 python scripts/make_tables.py --collect RUNS...    first add finished runs to results/runs, a line each
 
 The measured numbers of README.md and docs/performance.md (between marks such as `<!-- accuracy FOLDER -->`) are written from
-the same results, and the table of sources in docs/paper_and_code.md from docs/sources.yaml and the rows.
+the same results, and the tables of sources in docs/paper_and_code_*.md from docs/sources.yaml and the rows.
 """
 
 import json
@@ -172,13 +172,15 @@ def word(key: str) -> str:
 
 
 def with_sources(page: str, sources: Path) -> str:
-    """A page whose part between `<!-- sources -->` and `<!-- / -->` is the table of where each row's keys are said."""
+    """A page whose `<!-- sources KIND -->` blocks hold the tables of KIND: repositories, recipes or methods of other authors."""
     known = yaml.safe_load(sources.read_text("utf-8"))
     repositories = {short: where.split("@") for short, where in known["repositories"].items()}
-    lines = ["| short name | repository | commit |", "|---|---|---|"]
+    head = ["| row | source: settings | unspecified | differences |", "|---|---|---|---|"]
+    tables = {"recipes": [*head], "methods": [*head]}
+    tables["repositories"] = ["| short name | repository | commit |", "|---|---|---|"]
     for short, (name, commit) in repositories.items():
-        lines.append(f"| {short} | [{name}](https://github.com/{name}/tree/{commit}) | {commit[:7]} |")
-    lines += ["", "| row | source: what it says | unspecified | what departs |", "|---|---|---|---|"]
+        link = f"[{name}](https://github.com/{name}/tree/{commit})"
+        tables["repositories"].append(f"| {short} | {link} | {commit[:7]} |")
     for row, config in configs(known["rows"]).items():
         values = hashed(config)
         values |= {w: values[k if k in values else f"{k}.name"] for k, w in WORDS.items() if k != "augment"}
@@ -190,18 +192,21 @@ def with_sources(page: str, sources: Path) -> str:
                 place = f"[{place}](https://github.com/{name}/blob/{commit[:7]}/{file})"
             said.append(f"{place}: {', '.join(_shown(w, values) for w in words.split())}")
         cells = [f"`{row}`", "; ".join(said), ", ".join(map(word, config.unspecified)), "; ".join(config.caveats)]
-        lines.append(f"| {' | '.join(cells)} |")
+        tables["methods" if row.endswith("_same_recipe") else "recipes"].append(f"| {' | '.join(cells)} |")
     return re.sub(
-        "(<!-- sources -->\n).*?(<!-- / -->)", lambda m: m[1] + "\n".join([*lines, "", m[2]]), page, flags=re.S
+        r"(<!-- sources (\w+) -->\n).*?(<!-- / -->)",
+        lambda m: m[1] + "\n".join([*tables[m[2]], "", m[3]]),
+        page,
+        flags=re.S,
     )
 
 
 def _shown(what: str, values: dict) -> str:
-    """`lr 0.1`: a word and the row's value, or the source's own where it stands there."""
+    """`lr=0.1`: a word and the row's value, or the source's own value where sources.yaml has one."""
     if "=" in what or what in ("frames", "augmentation"):
-        return what.replace("=", " ")
+        return what
     value = values[what]
-    return f"{what} {value if isinstance(value, str) else json.dumps(value)}"
+    return f"{what}={value if isinstance(value, str) else json.dumps(value)}"
 
 
 @console.one_sentence
@@ -219,7 +224,7 @@ def main(argv: list[str] | None = None) -> int:
     for page in (readme, readme.parent / "docs" / "performance.md"):
         if page.is_file():
             files[page] = fill_in(page.read_text("utf-8"), args.results)
-    if (page := readme.parent / "docs" / "paper_and_code.md").is_file():
+    for page in (readme.parent / "docs").glob("paper_and_code_*.md"):
         files[page] = with_sources(page.read_text("utf-8"), page.with_name("sources.yaml"))
     stale = [path for path, text in files.items() if not path.is_file() or path.read_text("utf-8") != text]
     if not args.check:

@@ -1,4 +1,4 @@
-"""A package from outside: one Python file and one yaml an idea, as CONTRIBUTING.md tells it, installed by its entry point alone."""
+"""A package from outside, as in CONTRIBUTING.md and docs/extending.md, installed by its entry point alone."""
 
 import json
 import os
@@ -20,14 +20,14 @@ EXAMPLE = ROOT / "tests/example_package"
 
 
 def recipes() -> dict[str, str]:
-    """{file: content} of CONTRIBUTING.md's code blocks that have a file's name above them."""
-    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    """{file: content} of the code blocks that have a file's name above them, in both pages."""
+    text = "".join((ROOT / page).read_text("utf-8") for page in ("CONTRIBUTING.md", "docs/extending.md"))
     return dict(re.findall(r"^`(snn_ideas/[\w./]+)`\n```\w+\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    """A folder as pip leaves it: the example package with CONTRIBUTING's files in it, and its dist-info; data beside it."""
+    """A folder as pip leaves it: the example package with the files of both pages in it, and its dist-info; data beside it."""
     root = tmp_path_factory.mktemp("outside")
     shutil.copytree(EXAMPLE / "snn_ideas", root / "site/snn_ideas", ignore=shutil.ignore_patterns("__pycache__"))
     for name, content in recipes().items():
@@ -42,9 +42,7 @@ def site(tmp_path_factory) -> Path:
     rng, labels = np.random.default_rng(0), {"train": np.arange(60) % 3, "test": np.arange(30) % 3}
     images = {k: (rng.integers(0, 60, (len(y), 1, 8, 8)) + 80 * y[:, None, None, None]).astype("uint8") for k, y in labels.items()}  # fmt: skip
     (root / "data").mkdir()
-    np.savez(
-        root / "data/blobs.npz", **{f"x_{k}": x for k, x in images.items()}, **{f"y_{k}": y for k, y in labels.items()}
-    )
+    np.savez(root / "data/blobs.npz", **{f"{a}_{k}": of[k] for a, of in (("x", images), ("y", labels)) for k in of})
     for k, c in enumerate(("left", "right")):
         (root / "data/sparks" / c).mkdir(parents=True)
         for i in range(10):
@@ -100,7 +98,7 @@ import torch
 from snn_repro import registry as r
 from snn_repro.config import ConfigError, checked, config_hash, help_text, load_config, to_dict
 from snn_repro.data.augment import batch_transforms
-for kind, name in ((r.SETS, "blobs"), (r.NEURONS, "alif"), (r.SURROGATES, "cauchy"), (r.INITIAL_STATES, "below"), (r.NORMS, "rms"),
+for kind, name in ((r.SETS, "blobs"), (r.SETS, "dim_blobs"), (r.NEURONS, "alif"), (r.SURROGATES, "cauchy"), (r.INITIAL_STATES, "below"), (r.NORMS, "rms"),
                    (r.MODELS, "dense"), (r.LOSSES, "peak"), (r.AUGMENTATIONS, "swap_polarity"), (r.OPTIMIZERS, "nadam"),
                    (r.SCHEDULES, "linear"), (r.FIGURES, "epochs"), (r.SECTIONS, "count")):
     assert name in kind and name in list(kind) and name not in kind.ours(), name
@@ -117,6 +115,8 @@ assert "swap_polarity" not in to_dict(off)["augment"] and to_dict(on)["augment"]
 (step,) = batch_transforms(on.augment, r.SETS["digits_dvs"])[-1:]
 x = torch.rand(3, 2, 2, 4, 4)
 assert torch.equal(step(x, torch.arange(2), torch.Generator())[0], x.flip(2)), step
+of = lambda name: r.SETS[name].parts(load_config([f"dataset={{name}}", "recipe=digits", "data_dir=data"]))[0].images
+assert (of("dim_blobs") == of("blobs") // 2).all()
 """
     told = python(site, script)
     assert "accepted" not in told
@@ -124,7 +124,7 @@ assert torch.equal(step(x, torch.arange(2), torch.Generator())[0], x.flip(2)), s
         r"  mylif +leaky with a learned time constant", r"  sparks +two classes of sparks", r"  blobs_mylif +Blobs: MyLIF",
         r"  neuron.tau_init +neuron=mylif: membrane time constant to start from \(time steps\) \[above 1\]",
         r"  loss.sharpness +loss=peak: factor on the outputs \[above 0\]", r"  model.width +model=dense: neurons \[at least 1\]",
-        r"  dataset.brightness +dataset=blobs: factor on the grey values \[above 0\]",
+        r"  dataset.brightness +dataset=dim_blobs: factor on the grey values \[above 0\]",
         r"  augment.swap_polarity +events: chance that a sample's polarities change places \[at least 0 and at most 1\]",
     ):  # fmt: skip
         assert re.search(f"^{line}", told, re.MULTILINE), line

@@ -11,7 +11,7 @@ from snn_repro.neurons import build_neuron
 TWINS = [name for name in COMPARED if name.endswith("_same_recipe")]
 PUBLISHED = [name for name in COMPARED if name not in TWINS]
 
-# What a method's own code settles, key by key, beside what docs/paper_and_code.md says of every row with its file.
+# What a method's own code settles, key by key, beside docs/paper_and_code_recipes.md, which has every row with its file.
 DETAILS = {
     "table2_cifar10dvs48_glif": {
         "augment.crop_padding": 4, "recipe.drop_last": True, "neuron.v_threshold": 0.99999, "neuron.decay": 0.5,

@@ -1,1 +1,1 @@
-"""Ideas that live outside of snn_repro; CONTRIBUTING.md has more of them."""
+"""Ideas outside snn_repro; CONTRIBUTING.md and docs/extending.md have more of them."""
