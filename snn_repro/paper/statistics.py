@@ -11,7 +11,7 @@ import numpy as np
 from scipy import special, stats
 
 EXACT_UP_TO = 16  # pairs: all 2^16 sign patterns are enumerated
-NO_SPREAD = 1e-12  # a smaller standard deviation of differences is rounding, not chance
+NO_SPREAD = 1e-12  # smaller differences are rounding, not spread
 
 
 class Summary(NamedTuple):

@@ -95,7 +95,7 @@ def resume(folder: Path, config: dict, say=print, data: dict | None = None) -> d
             say(f"warning: {problem}; going on from {path.name} (epoch {content['epoch']})")
         return content
     if problems:
-        raise CheckpointError(f"{'; '.join(problems)}; there is no earlier checkpoint, so {never}")
+        raise CheckpointError(f"{'; '.join(problems)}; no sound checkpoint is left, so {never}")
     return None
 
 
@@ -169,7 +169,7 @@ def _tensors(state: Any, path: Path) -> dict[str, torch.Tensor]:
     """The weights of a file. Raises CheckpointError unless they are named plain tensors."""
     for name, value in state.items() if isinstance(state, dict) else [("weights", state)]:
         if not (isinstance(value, torch.Tensor) and value.layout == torch.strided):
-            raise CheckpointError(f"{path} has '{name}', which is no weight tensor: changed, or no checkpoint")
+            raise CheckpointError(f"{path} has '{name}', which is no weight tensor: it was changed or is no checkpoint")
     return state
 
 
