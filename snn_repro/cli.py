@@ -124,7 +124,7 @@ def _sweep(overrides: list[str], argv: list[str], flags: list[str]) -> int:
             "dry_run=true measures runs that are named; a search finds them as it goes, so leave hydra/sweeper out"
         )
     with multirun_config(overrides) as (node, _):  # checks hydra.*; another sweeper finds its jobs while it runs
-        sweeps.say_what_is_searched(node, overrides)
+        sweeps.warn_without_validation(node, overrides)
     with sweeps.stoppable():
         return call_hydra([*overrides, *flags])
 

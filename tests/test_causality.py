@@ -100,14 +100,14 @@ def test_a_run_says_it_and_tables_and_figures_leave_single_steps_out(quick, tmp_
     assert result["causal"] is False is json.loads((tmp_path / "psn/result.json").read_text())["causal"]
     made = tmp_path / "made"
     fake_run(made, "neuron=psn", "loss=sdt", extra={"causal": False})
-    with pytest.raises(MissingData, match="a step sees the later ones"):
+    with pytest.raises(MissingData, match="outputs depend on later steps"):
         accuracy_steps.draw_groups(group_runs(load([made]))[0])
     fake_run(made, "neuron=lif", "loss=sdt")
     table = compare([made])
     steps = {row["row"]: row["acc_step"] for row in table.rows}
     (psn,) = (name for name in steps if "psn" in name)
     assert steps.pop(psn) == [] and all(len(values) == 4 for values in steps.values())
-    assert f"no accuracy at single steps: every step sees the later ones in {psn}" in table.notes
+    assert f"no accuracy per time step where outputs depend on later steps: {psn}" in table.notes
     figure = accuracy_steps.draw_groups(group_runs(load([made]))[0])
     assert sum(len(axes.containers) for axes in figure.axes) == 1
 

@@ -215,7 +215,7 @@ def test_a_sweep_looks_for_all_its_data_first(tmp_path, typed, monkeypatch):
     code, _, err = typed("-m", *SHORT, "dataset=digits,cifar10,cifar10_dvs", "seed=0,1", *places)
     assert code == 2 and not (tmp_path / "runs").exists() and seen == ["digits", "cifar10", "cifar10_dvs"]
     head, *lines = err.splitlines()
-    assert head == "snn-train: 4 of 6 runs lack their data or folder, so that none was started:"
+    assert head == "snn-train: 4 of 6 runs lack their data or folder, so none was started:"
     assert len(lines) == 2 and all(" and 1 more: " in line for line in lines)
     assert "cifar10 was not found in data_dir=" in lines[0] and "cache_dir is not set" in lines[1]
 

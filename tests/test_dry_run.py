@@ -75,7 +75,7 @@ def test_a_sweep_tells_its_hours_and_measures_seeds_once(monkeypatch, capsys, tm
         return types.SimpleNamespace(run_seconds=7200.0, device="cuda")
 
     monkeypatch.setattr(module, "dry_run", fake)
-    monkeypatch.setattr(gpus, "there", lambda: ["0", "1"])
+    monkeypatch.setattr(gpus, "visible", lambda: ["0", "1"])
     words = ["-m", *SMALL, f"hydra.sweep.dir={tmp_path / 'runs'}", "neuron=if,if_imp", "seed=3,4", "dry_run=true"]
     code, out, _ = command_line(monkeypatch, capsys, *words)
     assert code == 0 and measured == [(False, 3), (True, 3)]

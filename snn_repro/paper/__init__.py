@@ -1,1 +1,1 @@
-"""From results to the paper: its rows, tables, figures, statistics, and what a row costs."""
+"""The paper: its rows, tables, figures and the statistics behind them."""

@@ -1,4 +1,4 @@
-"""In what runs differ: notes for below a table, and the gain of one group over another of the same recipe."""
+"""How runs differ: notes below tables, and gains over a baseline of the same recipe."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,42 +10,42 @@ from snn_repro.paper.statistics import mcnemar, paired
 from snn_repro.provenance import moved_since
 from snn_repro.runs.folder import RunResult
 
-MACHINE = ("threads", "processes")  # no key of a configuration, yet sums are added in another order
-RECORDED = ("images_per_statistic", "data")  # facts that older runs did not record: None
+MACHINE = ("threads", "processes")  # not in the configuration, but they change the order of summation
+RECORDED = ("images_per_statistic", "data")  # None in older results, which did not record them
 WHAT_A_METHOD_CHANGES = ("name", "paper_row", "seed", "neuron.imp", "neuron.initial", "recipe.imp_", "loss.")
 
-# ---------------------------------------------------------------- notes for below a table
+# ---------------------------------------------------------------- notes below a table
 
 
 def remarks(groups: Sequence[Group], common: int = 6) -> list[str]:
-    """Notes for below a table: threads or processes that differ, keys changed on resume, text-only methods, older numbers.
+    """Notes below a table of `groups`: conditions that differ, text-only methods, older numbers.
 
-    A value that more than `common` groups share is not followed by their names.
+    A value of `threads` or `processes` lists the groups that share it, or counts them if more than `common` do.
     """
     runs = [(group, run) for group in groups for run in group.runs]
     notes = []
     for key in MACHINE:
-        who: dict[Any, list[str]] = {}
+        labels: dict[Any, list[str]] = {}
         for group in groups:
             seeds: dict[Any, list[int]] = {}
             for run in group.runs:
                 seeds.setdefault(run.get(key), []).append(run["seed"])
             for value in sorted(seeds, key=lambda v: (v is None, v)):
-                who.setdefault(value, []).append(group.label + (_seeds(seeds[value]) if len(seeds) > 1 else ""))
-        said = [
+                labels.setdefault(value, []).append(group.label + (_seeds(seeds[value]) if len(seeds) > 1 else ""))
+        shared = [
             f"{'not recorded' if value is None else value} in "
             + (", ".join(names) if len(names) <= common else f"{len(names)} rows")
-            for value, names in sorted(who.items(), key=lambda item: -len(item[1]))
+            for value, names in sorted(labels.items(), key=lambda item: -len(item[1]))
         ]
-        if len(said) > 1:
-            notes.append(f"{key} differ, which changes sums in their last digits, and so numbers: {'; '.join(said)}")
+        if len(shared) > 1:
+            notes.append(f"{key} differ, which changes rounding and therefore numbers: {'; '.join(shared)}")
     notes += [
-        f"{g.label}{_seeds([r['seed']])} was continued under other conditions: {', '.join(map(str, r['changed_on_resume']))}"
+        f"{g.label}{_seeds([r['seed']])} was resumed under other conditions: {', '.join(map(str, changed))}"
         for g, r in runs
-        if r.get("changed_on_resume")
+        if (changed := r.get("changed_on_resume"))
     ]
-    if ahead := [group.label for group in groups if not group.steps()]:
-        notes.append(f"no accuracy at single steps: every step sees the later ones in {', '.join(ahead)}")
+    if noncausal := [group.label for group in groups if not group.steps()]:
+        notes.append(f"no accuracy per time step where outputs depend on later steps: {', '.join(noncausal)}")
     if known := dict.fromkeys(chosen for group in groups for chosen in text_only(group.first["config"])):
         notes.append(f"{SAID_OF_THEM}: {', '.join(known)}")
     return [*notes, *filter(None, [older_note([run for _, run in runs])])]
@@ -56,25 +56,25 @@ def _seeds(seeds: list[int]) -> str:
 
 
 def is_older(made: Mapping[str, Any]) -> bool:
-    """Whether the numbers of a result (or other measured data) moved after it was made, or may have."""
+    """Whether later code changed, or may have changed, the numbers of a result or measurement."""
     flat = ADDED | hashed(made["config"]) if "config" in made else hashed(dict(made))
     return moved_since((made.get("code") or {}).get("numbers", 0), flat)
 
 
 def older_note(made: Sequence[Mapping[str, Any]], what: str = "runs") -> str | None:
-    """A sentence on how many of the results have older numbers; None where none has."""
+    """A note on how many results have older numbers (see `is_older`); None if none has."""
     older = sum(map(is_older, made))
-    said = "made before a change that moved them, or without a record of the numbers' version"
-    return f"older numbers: {older} of {len(made)} {what} {said}" if older else None
+    why = "made before a change of the numbers, or without a record of their version"
+    return f"older numbers: {older} of {len(made)} {what} {why}" if older else None
 
 
 def debug_keys(result: RunResult) -> list[str]:
-    """`["debug.max_steps=2", ...]`: the keys that cut a run short; empty for a real run."""
+    """`["debug.max_steps=2", ...]`: the keys that cut a run short; empty for a full run."""
     return [f"debug.{k}={v}" for k, v in result["config"]["debug"].items() if v and k != "profile"]
 
 
 def described(group: Group) -> dict[str, Any]:
-    """Flat facts of a group, with those of the machine; without what it did not record."""
+    """Flat `{key: value}` of a group: its settings, threads and processes, without unrecorded ones."""
     flat = {k: v for k, v in facts(group.first).items() if v is not None or k not in RECORDED}
     for key in MACHINE:
         values = sorted({run[key] for run in group.runs if run.get(key) is not None})
@@ -86,9 +86,9 @@ def described(group: Group) -> dict[str, Any]:
 
 
 def recipe_difference(a: RunResult, b: RunResult) -> list[str]:
-    """`["recipe.epochs: 150 -> 200", ...]`: where two runs differ beyond IMP and the loss; empty for the same recipe.
+    """`["recipe.epochs: 150 -> 200", ...]`: differences of two recipes, apart from IMP and loss.
 
-    What one of them did not record may be the same.
+    A value that one run did not record counts as equal.
     """
     fa, fb = facts(a), facts(b)
     return [
@@ -101,10 +101,10 @@ def recipe_difference(a: RunResult, b: RunResult) -> list[str]:
 
 
 class Gain(NamedTuple):
-    """Accuracy of a group less that of its baseline, last epoch, each at its own readout, in percentage points.
+    """Gain in last-epoch accuracy of a group over its baseline, in percentage points.
 
-    Over n common seeds: paired t interval and p. For a single common seed: McNemar's exact p over the test set, no
-    interval. p is None where neither can be had.
+    Each side is read at its own readout. With n > 1 common seeds: the 95 % interval and p of the paired t-test. With
+    one common seed: McNemar's exact p over the test samples and no interval, or p = None without predictions.
     """
 
     value: float
@@ -122,13 +122,16 @@ class Gain(NamedTuple):
 
 
 def gain(group: Group, baseline: Group) -> Gain:
-    """Compare over the seeds that both have. Raises UserError when the recipes differ or no seed is common."""
+    """The gain of `group` over `baseline`, on the seeds that both have.
+
+    Raises UserError if the recipes differ or no seed is common.
+    """
     if differences := recipe_difference(baseline.first, group.first):
-        raise UserError(f"{baseline.label} has another recipe ({'; '.join(differences)})")
+        raise UserError(f"{baseline.label} has a different recipe ({'; '.join(differences)})")
     ours, theirs = ({run["seed"]: run for run in g.runs} for g in (group, baseline))
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
-        raise UserError(f"{baseline.label} shares no seed with {group.label}")
+        raise UserError(f"{baseline.label} has no seed in common with {group.label}")
     before, after = ([100 * side[s]["acc_last"] for s in seeds] for side in (theirs, ours))
     test = paired(before, after)
     if len(seeds) > 1:

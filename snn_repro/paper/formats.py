@@ -1,4 +1,4 @@
-"""A table, and how it is written: text for the terminal, Markdown, CSV and LaTeX."""
+"""Tables of results, written as Markdown or CSV."""
 
 import csv
 import io
@@ -10,9 +10,9 @@ from snn_repro.console import markdown
 
 
 class Column(NamedTuple):
-    """kind: text | number (two decimals) | summary (mean and spread) | interval | gain | steps (accuracy at t = 1..T).
+    """A column of a table: the key of its cells, its header and its kind.
 
-    A column of kind csv is a text that only CSV has: the other formats say it in a note.
+    kind: text | number (two decimals) | summary (mean, sd) | interval | gain | steps (t = 1..T) | csv (only in CSV).
     """
 
     key: str
@@ -22,6 +22,8 @@ class Column(NamedTuple):
 
 @dataclass
 class Table:
+    """A titled table: each row is `{column key: value}`; notes are printed below it."""
+
     title: str
     columns: Sequence[Column]
     rows: Sequence[dict[str, Any]]
@@ -29,17 +31,17 @@ class Table:
 
     @property
     def shown(self) -> list[Column]:
-        """The columns of every format but CSV."""
+        """The columns shown in every format except CSV."""
         return [c for c in self.columns if c.kind != "csv"]
 
     def lines(self, write: Callable[[str], str] = str) -> list[list[str]]:
-        """The header and each row as people read them, each cell passed through `write`."""
+        """The header and the rows as text; `write` escapes each cell."""
         cells = [[cell(row.get(c.key)) for c in self.shown] for row in self.rows]
         return [[write(text) for text in line] for line in [[c.header for c in self.shown], *cells]]
 
 
 def cell(value: Any) -> str:
-    """A value as people read it; nothing is an empty cell. Accuracies have two decimals, those of time steps one."""
+    """A value as text: empty for None, two decimals for floats, one in lists."""
     if value is None:
         return ""
     if isinstance(value, list):
@@ -48,7 +50,7 @@ def cell(value: Any) -> str:
 
 
 def to_markdown(table: Table) -> str:
-    """GitHub's Markdown; without a heading where there is no title."""
+    """The table in GitHub's Markdown; no heading if it has no title."""
     lines = table.lines(markdown)
     head, *rows = ("| " + " | ".join(line) + " |" for line in lines)
     rule = "|" + "|".join("---" if c.kind == "text" else "---:" for c in table.shown) + "|"
@@ -60,16 +62,16 @@ PARTS = {
     "summary": ("mean", "sd", "n"),
     "interval": ("low", "high", "kind"),
     "gain": ("value", "low", "high", "p", "test", "n", "baseline"),
-}  # what a cell of this kind becomes in CSV
+}  # kind of a cell: its columns in CSV
 
 
 def spreadsheet(value: Any) -> Any:
-    """A cell of CSV: a text that a spreadsheet would take for a formula stands behind a quote, as OWASP advises."""
+    """A CSV cell; text that a spreadsheet would run as a formula is quoted (OWASP)."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def to_csv(table: Table) -> str:
-    """One line a row, numbers bare; a summary, interval or gain takes one column a part, steps one column a time step."""
+    """The table as CSV; parts of a summary, interval, gain or steps are columns."""
     lines: list[list[Any]] = [[] for _ in range(1 + len(table.rows))]  # the header first
     for c in table.columns:
         values = [row.get(c.key) for row in table.rows]

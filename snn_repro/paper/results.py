@@ -1,4 +1,4 @@
-"""Finished runs, read and grouped: those that differ in the seed alone are one group, and nothing else is averaged."""
+"""Finished runs, grouped: only runs that differ in nothing but the seed are averaged."""
 
 import hashlib
 import json
@@ -24,42 +24,43 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in the seed alone; `runs` are sorted by seed, one a seed. `label` is unique in its table."""
+    """Runs that differ only in the seed, sorted by it; the label is unique."""
 
     label: str
     runs: tuple[RunResult, ...]
 
     @property
     def first(self) -> RunResult:
+        """The run of the lowest seed."""
         return self.runs[0]
 
     @property
     def last(self) -> Summary:
-        """Accuracy of the last epoch in percent, over seeds."""
+        """Last-epoch accuracy over seeds, in percent."""
         return summary([100 * run["acc_last"] for run in self.runs])
 
     def percent(self, key: str) -> Summary | None:
-        """A fraction of result.json in percent, over seeds; None where the runs do not have it."""
+        """A fraction of result.json over seeds, in percent; None if a run lacks it."""
         values = [run[key] for run in self.runs]
         return None if None in values else summary([100 * v for v in values])
 
     def steps(self) -> list[float]:
-        """Mean accuracy of each time step's own output in percent, [T]; [] where a step sees later ones: it then says nothing."""
+        """Mean accuracy of each step's own output in percent, [T]; [] if not causal."""
         if not all(run.get("causal", True) for run in self.runs):
             return []
         return [100 * fmean(step) for step in zip(*(run["acc_step"] for run in self.runs), strict=True)]
 
     def operations(self) -> dict[str, float | None]:
-        """Synaptic operations `synops` and `macs` of a test sample in thousands, `energy` in nJ: mean of the runs that counted them."""
+        """Mean `synops` and `macs` (thousands) and `energy` (nJ) per test sample; None if not counted."""
         counted = [run["energy"] for run in self.runs if run.get("energy")]
         keys = {"synops": "synops", "macs": "macs", "energy": "energy_pj"}
         return {k: fmean(e[key] for e in counted) / 1e3 if counted else None for k, key in keys.items()}
 
 
 def load(roots: Iterable[str | Path]) -> list[RunResult]:
-    """Every finished run under `roots`; damaged ones are left out with a line on stderr.
+    """Every finished run under `roots`; damaged ones are skipped with a line on stderr.
 
-    Raises UserError for a missing path, a folder without runs, and where no run can be read.
+    Raises UserError for a missing path, a folder without finished runs, or if no run can be read.
     """
     paths = [Path(root) for root in roots]
     for path in paths:
@@ -69,53 +70,50 @@ def load(roots: Iterable[str | Path]) -> list[RunResult]:
 
 
 def data_id(result: RunResult) -> str | None:
-    """Eight hex digits for the fingerprint of the data; None where the run did not record it."""
+    """Eight hex digits of the data's fingerprint; None if the run did not record it."""
     data = result.get("data")
     return data and hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def facts(result: RunResult) -> dict[str, Any]:
-    """Flat `{"recipe.lr": 0.1, ..., "split": ...}` of all that makes a run what it is, but for its seed."""
+    """Flat `{"recipe.lr": 0.1, ..., "split": ...}` of everything that defines a run except its seed."""
     return ADDED | {k: v for k, v in hashed(result["config"]).items() if k != "seed"} | dict(
         split=result["split_sha256"][:8], precision=result["precision"],
         images_per_statistic=result.get("images_per_statistic"), data=data_id(result),
     )  # fmt: skip
 
 
-def identity(result: RunResult) -> tuple[str, ...]:
-    """What must agree before two runs may be averaged.
-
-    Row, configuration without the seed, test list, arithmetic, images per batch statistic and the data themselves.
-    """
-    fidelity = str(result["config"].get("fidelity")).replace("extended", "published")  # which it was called before
+def group_key(result: RunResult) -> tuple[str, ...]:
+    """What must be equal for two runs to be averaged: everything but the seed."""
+    fidelity = str(result["config"].get("fidelity")).replace("extended", "published")  # its former name
     parts = result["name"], result["recipe_hash"], result["split_sha256"], fidelity, result["precision"]
     return (*parts, str(result.get("images_per_statistic")), str(data_id(result)))
 
 
 def group_runs(results: Iterable[RunResult]) -> tuple[list[Group], list[str]]:
-    """Group runs that differ in the seed alone; returns (groups sorted by label, notes on what was left out)."""
+    """Group runs that differ only in the seed; returns (sorted groups, notes on repeats)."""
     alike: dict[tuple[str, ...], dict[int, RunResult]] = {}
     notes = []
-    keyed = [(identity(result), result["seed"], result["folder"], result) for result in results]
+    keyed = [(group_key(result), result["seed"], result["folder"], result) for result in results]
     for key, seed, folder, result in sorted(keyed, key=lambda item: item[:3]):
-        kept = alike.setdefault(key, {}).setdefault(seed, result)
-        if kept is not result:
-            notes.append(f"{folder} repeats seed {seed} of {kept['folder']} and is not counted")
+        first = alike.setdefault(key, {}).setdefault(seed, result)
+        if first is not result:
+            notes.append(f"{folder} is not counted, because it repeats seed {seed} of {first['folder']}")
     groups = []
     for name, keys in groupby(alike, key=lambda key: key[0]):  # sorted above
         flats = {key: facts(next(iter(alike[key].values()))) for key in keys}
-        apart = [k for k in sorted(set().union(*flats.values())) if len({repr(f.get(k)) for f in flats.values()}) > 1]
+        varied = [k for k in sorted(set().union(*flats.values())) if len({repr(f.get(k)) for f in flats.values()}) > 1]
         for key, mine in flats.items():
-            said = ", ".join(f"{k}={mine.get(k)}" for k in apart) or key[1]
-            groups.append(Group(name if len(flats) == 1 else f"{name} [{said}]", tuple(alike[key].values())))
+            values = ", ".join(f"{k}={mine.get(k)}" for k in varied) or key[1]
+            groups.append(Group(name if len(flats) == 1 else f"{name} [{values}]", tuple(alike[key].values())))
     return sorted(groups, key=lambda g: g.label), notes
 
 
 def to_frame(results: Iterable[RunResult]) -> "pandas.DataFrame":
-    """A row a run, a column a number or word of result.json; accuracies are fractions.
+    """A pandas DataFrame: one row per run, one column per key of result.json.
 
-    What result.json has inside goes by its path: `config.recipe.lr`, `energy.synops`. `acc_step` and `acc_cum` have a column a
-    time step, from 1: `acc_step_1`, ... Other lists stay lists. Raises UserError where pandas is not installed.
+    Accuracies are fractions. Nested keys become paths (`config.recipe.lr`), `acc_step` and `acc_cum` one column per
+    time step from 1 (`acc_step_1`, ...); other lists stay lists. Raises UserError if pandas is not installed.
     """
     try:
         import pandas
@@ -128,38 +126,38 @@ def to_frame(results: Iterable[RunResult]) -> "pandas.DataFrame":
     return frame
 
 
-# ---------------------------------------------------------------- right answers, sample by sample
+# ---------------------------------------------------------------- right answers per sample
 
 
 def right_answers(result: RunResult) -> np.ndarray | None:
-    """bool [N]: which test samples the final network answers rightly at its readout; None where nothing says so.
+    """Which test samples the final network classifies correctly at its readout, bool [N].
 
-    Raises DataError where predictions are damaged or do not belong to the result.
+    None if the run has no predictions. Raises DataError if they are damaged or belong to another run.
     """
-    path, kept = Path(result["folder"], PREDICTIONS), result.get("right")
-    if kept is None and not path.exists():
+    path, packed = Path(result["folder"], PREDICTIONS), result.get("right")
+    if packed is None and not path.exists():
         return None
     try:
-        if kept is not None:
-            bits = np.frombuffer(bytes.fromhex(kept["bits"]), np.uint8)
-            right = np.unpackbits(bits, count=kept["n_test"]).astype(bool)
+        if packed is not None:
+            bits = np.frombuffer(bytes.fromhex(packed["bits"]), np.uint8)
+            right = np.unpackbits(bits, count=packed["n_test"]).astype(bool)
         else:
             right = _read_out(path, result)
     except UserError as error:
-        raise DataError(f"{path} cannot be read out: {error}") from None
-    except Exception as error:  # zip, shapes, keys: whatever a foreign file can be
+        raise DataError(f"{path} cannot be evaluated: {error}") from None
+    except Exception as error:  # a foreign file can fail in any way: zip, shapes, keys
         why = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        raise DataError(f"{path} is damaged ({why}); remove it, or run it again with force=true") from None
+        raise DataError(f"{path} is damaged ({why}); remove it, or repeat the run with force=true") from None
     if abs(right.sum() - result["correct"]) > 1e-3 * len(right) + 1 or len(right) != result["n_test"]:
         raise DataError(
-            f"{path} has {right.sum()} of {len(right)} right and {RESULT} says {result['correct']} of {result['n_test']}; "
-            "they are not of one run, so run it again with force=true"
+            f"{path} has {right.sum()} of {len(right)} right, {RESULT} has {result['correct']} of {result['n_test']}: "
+            "they are not of one run; repeat it with force=true"
         )
     return right
 
 
 def _read_out(path: Path, result: RunResult) -> np.ndarray:
-    """Right answers bool [N] from logits [N, T, K], read as the run's loss reads them. Raises UserError for one that is not there."""
+    """Correct answers bool [N] from saved logits [N, T, K]. Raises UserError if the run's loss is unknown."""
     written = result["config"].get("loss") or {"name": result["loss"]}
     loss = build_loss(**{k: v for k, v in written.items() if v is not None})
     with np.load(path, allow_pickle=False) as file:
@@ -168,7 +166,7 @@ def _read_out(path: Path, result: RunResult) -> np.ndarray:
 
 
 def right_or_none(result: RunResult) -> np.ndarray | None:
-    """`right_answers`, or None after a line on stderr where they cannot be used."""
+    """`right_answers`, or None with a line on stderr if they cannot be used."""
     try:
         return right_answers(result)
     except DataError as error:

@@ -1,8 +1,8 @@
-"""The rows of the paper: its printed numbers, and the experiments that reproduce them as their files say them.
+"""The rows of the paper: printed numbers and the experiments that reproduce them.
 
-A row is one file `conf/experiment/NAME.yaml`. Its `paper_row` names a line of `results/paper_tables.yaml`, its
-`baselines` the experiments of the same recipe that its gain is measured against. A line that the paper quotes has a row as
-its own authors trained it, and mostly one more, NAME_same_recipe, that puts the method alone into the paper's recipe.
+A row is one file `conf/experiment/NAME.yaml`. Its `paper_row` names a line of `results/paper_tables.yaml`; its
+`baselines` are the experiments of the same recipe that its gain is measured against. A quoted method has one row with
+its authors' recipe and usually another, NAME_same_recipe, with the method alone in the paper's recipe.
 """
 
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @dataclass(frozen=True)
 class PaperRow:
-    """One line of the paper's tables; `results/paper_tables.yaml` says what each field means."""
+    """One line of the paper's tables; `results/paper_tables.yaml` documents the fields."""
 
     id: str
     table: int | str  # 1, 2, 3, code or rivals
@@ -43,7 +43,7 @@ class PaperRow:
 
 
 def load_rows(path: Path = PAPER_TABLES) -> list[PaperRow]:
-    """The paper's rows in their order. Raises UserError for a file that holds none."""
+    """The paper's rows in order. Raises UserError if the file is unreadable."""
     try:
         return [PaperRow(**entry) for entry in yaml.load(Path(path).read_text("utf-8"), LOADER)]
     except (OSError, yaml.YAMLError, TypeError) as error:
@@ -52,12 +52,13 @@ def load_rows(path: Path = PAPER_TABLES) -> list[PaperRow]:
 
 @cache
 def files(group: str) -> dict[str, Path]:
+    """`{name: yaml file}` of the choices of a group."""
     return conf_files(group)
 
 
 @cache
 def choice(group: str, name: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the yaml of a choice says, laid over those that it builds on; and what it chooses of other groups."""
+    """(keys of a choice's yaml merged over its defaults, `{group: choice}` of other groups)."""
     keys = yaml.load(files(group)[name].read_text("utf-8"), LOADER) or {}
     found: dict[str, Any] = {}
     others: dict[str, str] = {}
@@ -66,12 +67,12 @@ def choice(group: str, name: str) -> tuple[dict[str, Any], dict[str, str]]:
             others |= {k.removeprefix("override /"): v for k, v in entry.items()}
         elif entry != "_self_":
             below, chosen = choice(group, entry)
-            found, others = _laid_over(found, below), others | chosen
-    return _laid_over(found, keys), others
+            found, others = _merged(found, below), others | chosen
+    return _merged(found, keys), others
 
 
 def facts(names: Iterable[str], fidelity: str | None = None) -> dict[str, dict[str, Any]]:
-    """What the yaml files of experiments and of what they choose say, as {experiment: plain containers}; nothing is composed."""
+    """`{experiment: its keys}`, merged from yaml files in plain containers, without Hydra's composition."""
     rows = {}
     for name in names:
         chosen = choice("experiment", name)[1]
@@ -79,18 +80,16 @@ def facts(names: Iterable[str], fidelity: str | None = None) -> dict[str, dict[s
         found |= {group: choice(group, chosen[group])[0] for group in SHARED}
         more = {"recipe": chosen.get("recipe", chosen["dataset"]), "experiment": name, "fidelity": fidelity}
         for group, one in more.items():
-            found = _laid_over(found, choice(group, one)[0]) if one else found
+            found = _merged(found, choice(group, one)[0]) if one else found
         rows[name] = found
     return rows
 
 
 def configs(names: Iterable[str], fidelity: str | None = None) -> dict[str, Config]:
-    """The checked configuration of each experiment, of `facts`; where it runs is left open."""
-    return {name: checked(said | {"run_dir": ""}) for name, said in facts(names, fidelity).items()}
+    """The checked configuration of each experiment, with an empty `run_dir`."""
+    return {name: checked(keys | {"run_dir": ""}) for name, keys in facts(names, fidelity).items()}
 
 
-def _laid_over(below: dict, above: dict) -> dict:
-    both = {
-        k: _laid_over(below[k], v) for k, v in above.items() if isinstance(v, dict) and isinstance(below.get(k), dict)
-    }
+def _merged(below: dict, above: dict) -> dict:
+    both = {k: _merged(below[k], v) for k, v in above.items() if isinstance(v, dict) and isinstance(below.get(k), dict)}
     return below | above | both

@@ -1,7 +1,7 @@
-"""Statistics of a few seeds and of paired predictions. Pure functions on numbers; units are those of the input.
+"""Statistics of a few seeds and of paired predictions, in the units of the input.
 
-An interval is a 95 % interval unless said otherwise. "Paired" means that the k-th value of both sides comes from the
-same seed (same initial weights, same data order), so that what the seed does cancels in the difference.
+Intervals are 95 % confidence intervals. "Paired" means that the k-th values of both sides come from the same seed (same
+initial weights, same data order), so that the effect of the seed cancels in the difference.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special, stats
 
-EXACT_UP_TO = 16  # pairs: 2^16 sign patterns are tried one by one
-NO_SPREAD = 1e-12  # differences that agree this closely have no spread to test against: rounding, not chance
+EXACT_UP_TO = 16  # pairs: all 2^16 sign patterns are enumerated
+NO_SPREAD = 1e-12  # smaller differences are rounding, not spread
 
 
 class Summary(NamedTuple):
-    """Mean of n values with its spread; sd, low and high are None for a single value."""
+    """Mean, sample sd and interval of n values; only the mean if n is 1."""
 
     mean: float
     sd: float | None
@@ -28,7 +28,7 @@ class Summary(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """A 95 % interval; kind "t" is Student's over seeds, "Wilson" that of the test sample where there is one seed."""
+    """A 95 % interval: "t" over seeds, or "Wilson" over test samples for one seed."""
 
     low: float | None
     high: float | None
@@ -39,19 +39,19 @@ class Interval(NamedTuple):
 
 
 class Paired(NamedTuple):
-    """Mean of n differences b - a with its interval and two p-values; None where n is too small to say."""
+    """Mean difference over n pairs, interval and p-values; None where n is too small."""
 
     mean: float
     sd: float | None
     n: int
     low: float | None
     high: float | None
-    p: float | None  # paired t-test; the sign-flip p where the differences have no spread
-    p_sign_flip: float | None  # exact: how many of the 2^n sign patterns give a mean at least as far from 0
+    p: float | None  # paired t-test; equals p_sign_flip if the differences have no spread
+    p_sign_flip: float | None  # exact: fraction of the 2^n sign patterns whose mean is at least as far from 0
 
 
 def summary(values: Sequence[float] | np.ndarray) -> Summary:
-    """Mean, sample standard deviation (n - 1) and Student's t interval. Raises ValueError for no or non-finite values."""
+    """Mean, sample sd and t interval. Raises ValueError for no or non-finite values."""
     x = _finite(values)
     mean, n = float(x.mean()), len(x)
     if n == 1:
@@ -62,10 +62,10 @@ def summary(values: Sequence[float] | np.ndarray) -> Summary:
 
 
 def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
-    """Differences b - a over pairs: mean, t interval, paired t-test and exact sign-flip test, both two-sided.
+    """Mean of b - a over pairs, t interval, and two-sided t and sign-flip tests.
 
-    With n pairs the sign-flip p cannot be below 2 / 2^n (0.0625 for 5): it is shown beside the t-test, which assumes
-    roughly normal differences, as the check that assumes only symmetry. Raises ValueError for unequal lengths.
+    The t-test assumes roughly normal differences, the exact sign-flip test only symmetric ones; its p cannot be below 2
+    / 2^n (0.0625 for 5 pairs). Raises ValueError for unequal lengths.
     """
     x, y = _finite(a), _finite(b)
     if len(x) != len(y):
@@ -79,9 +79,10 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
 
 
 def equivalence(a: Sequence[float], b: Sequence[float], margin: float) -> float | None:
-    """p of two one-sided paired t-tests (Schuirmann 1987): small where the mean of b - a surely lies within +-margin.
+    """p of the paired equivalence test (two one-sided t-tests, Schuirmann 1987).
 
-    None below two pairs. Raises ValueError for unequal lengths or a margin that is not positive.
+    A small p says that the mean of b - a lies within +-margin; None for fewer than two pairs. Raises ValueError for
+    unequal lengths or a margin that is not positive.
     """
     if not margin > 0:
         raise ValueError(f"margin={margin} must be positive")
@@ -95,25 +96,25 @@ def equivalence(a: Sequence[float], b: Sequence[float], margin: float) -> float 
 
 
 def power_to_see(effect: float, sd: float, n: int, alpha: float = 0.05) -> float:
-    """Power of the two-sided paired t-test for a mean difference `effect` over n pairs whose differences have this sd."""
+    """Power of the two-sided paired t-test to detect a mean difference `effect` over n pairs."""
     t, shift = stats.t.ppf(1 - alpha / 2, n - 1), effect * n**0.5 / sd
     return float(stats.nct.sf(t, n - 1, shift) + stats.nct.sf(t, n - 1, -shift))  # nct.cdf(-t) gives NaN far out
 
 
 def power_to_exclude(margin: float, sd: float, n: int, alpha: float = 0.05) -> float:
-    """Power of `equivalence` where the true difference is 0 (a lower bound: Phillips 1990)."""
+    """Power of `equivalence` if the true difference is 0 (a lower bound: Phillips 1990)."""
     t, shift = stats.t.ppf(1 - alpha, n - 1), margin * n**0.5 / sd
     return max(0.0, 2 * float(stats.nct.sf(t, n - 1, shift)) - 1)
 
 
 def pairs_needed(effect: float, sd: float, power: float = 0.8, alpha: float = 0.05, exclude: bool = False) -> int:
-    """Fewest pairs that see `effect` (or `exclude` it) with this power; 1000 where none below would."""
+    """Fewest pairs that detect (or `exclude`) `effect` with this power; at most 1000."""
     of = power_to_exclude if exclude else power_to_see
     return next((n for n in range(2, 1000) if of(effect, sd, n, alpha) >= power), 1000)
 
 
 def sign_flip(differences: Sequence[float] | np.ndarray) -> float | None:
-    """Two-sided exact p of the mean difference under random signs; None above EXACT_UP_TO pairs."""
+    """Exact two-sided p of the mean under random signs; None above EXACT_UP_TO pairs."""
     d = _finite(differences)
     if len(d) > EXACT_UP_TO:
         return None
@@ -123,9 +124,9 @@ def sign_flip(differences: Sequence[float] | np.ndarray) -> float | None:
 
 
 def mcnemar(right_a: Sequence[bool] | np.ndarray, right_b: Sequence[bool] | np.ndarray) -> float:
-    """p of McNemar's exact test: two-sided binomial over the samples that only one side got right [N].
+    """p of McNemar's exact two-sided test on the samples that only one side classified correctly.
 
-    Both must be answers to the same samples in the same order. Raises ValueError for unequal lengths or none.
+    Both are bool [N] over the same samples in the same order. Raises ValueError for unequal lengths or none.
     """
     a, b = np.asarray(right_a, bool), np.asarray(right_b, bool)
     if a.shape != b.shape or a.ndim != 1 or not len(a):
@@ -135,16 +136,16 @@ def mcnemar(right_a: Sequence[bool] | np.ndarray, right_b: Sequence[bool] | np.n
 
 
 def wilson(k: int, n: int) -> tuple[float, float]:
-    """Wilson's score interval for the rate behind k of n. Raises ValueError unless 0 <= k <= n and n > 0."""
+    """Wilson's score interval of the rate k / n. Raises ValueError for impossible counts."""
     interval = stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values (step-down, controls the chance of any false positive), in the order given."""
+    """Holm's step-down adjusted p-values, in the given order; controls the family-wise error rate."""
     p = _finite(p_values) if len(p_values) else np.zeros(0)
     if ((p < 0) | (p > 1)).any():
-        raise ValueError(f"p-values lie in 0..1, got {list(p_values)}")
+        raise ValueError(f"p-values must be in 0..1, got {list(p_values)}")
     order = np.argsort(p, kind="stable")
     adjusted = np.empty(len(p))
     adjusted[order] = np.maximum.accumulate(np.minimum(1.0, p[order] * np.arange(len(p), 0, -1)))
@@ -154,5 +155,5 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
     x = np.asarray(values, float)
     if x.ndim != 1 or not len(x) or not np.isfinite(x).all():
-        raise ValueError(f"a row of finite numbers is needed, got {values!r}")
+        raise ValueError(f"a non-empty list of finite numbers is needed, got {values!r}")
     return x

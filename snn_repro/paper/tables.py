@@ -1,4 +1,4 @@
-"""The tables: runs beside each other, and the paper's tables with ours beside."""
+"""The paper's tables with our results beside them, and a table of all other runs."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ OPTIMISTIC = "best epoch on the test set (optimistic)"
 BY_STEP = Column("acc_step", "accuracy at t=1..T %", "steps")
 STEP_BY_STEP = "accuracy at t: the output of that time step alone, last epoch, mean over seeds"
 
-# ---------------------------------------------------------------- the paper's tables, with ours beside
+# ---------------------------------------------------------------- the paper's tables with our results
 
 TITLES: dict[int | str, str] = {
     1: "Table 1: SDT and TET without IMP",
@@ -30,7 +30,7 @@ PAPER_COLUMNS = [
     Column("corrected", "corrected %", "number"), Column("gain", "paper's gain", "number"),
     Column("params_M", "paper's params M", "number"),
 ]  # fmt: skip
-# columns that a table without such numbers does not have
+# columns that a table omits if all their cells are empty
 MAY_BE_EMPTY = ("corrected", "gain", "params_M", "synops", "macs", "energy", "caveats", "departs", "numbers")
 OUR_COLUMNS = [
     Column("acc_best_test", "ours, best on test* %", "summary"), Column("acc_last", "ours, last epoch %", "summary"),
@@ -41,21 +41,21 @@ OUR_COLUMNS = [
     Column("caveats", "caveat"), Column("departs", "departs from the row in"), Column("numbers", "numbers"),
 ]  # fmt: skip
 ENERGY_NOTE = (
-    "synops (accumulations that spikes drive), MACs and energy: where runs counted them (`energy`), mean over seeds; "
-    "4.6 pJ a MAC, 0.9 pJ a synaptic operation"
+    "synops (accumulations driven by spikes), MACs and energy: mean over the seeds that counted them (`energy`); "
+    "4.6 pJ per MAC, 0.9 pJ per synaptic operation"
 )
 PAPER_NOTES = [
-    "paper: one run, best epoch on the test set, as printed; rows marked (quoted) are other papers' numbers",
-    f"best on test*: {OPTIMISTIC}; last epoch and validation: no choice by the test set; mean ± sample standard deviation over seeds",
-    "95 % interval: Student's t over seeds; (sample): one seed, Wilson's interval of the test sample alone",
-    "our gain: last epoch, against runs of the same recipe, paired over seeds, or by McNemar's test for one seed; the paper's "
-    "gain is over another paper's recipe",
-    "an empty cell: nothing ran",
+    "paper: as printed, one run, best epoch on the test set; (quoted): numbers from other papers",
+    f"best on test*: {OPTIMISTIC}; last epoch, validation: not selected on the test set; mean ± sample sd over seeds",
+    "95 % interval: Student's t over seeds; (sample): one seed, Wilson's interval over test samples",
+    "our gain: last epoch, over runs of the same recipe, paired t-test over seeds or McNemar's test for one seed; the "
+    "paper's gain: over another paper's recipe",
+    "empty cell: no run",
 ]
 
 
 def paper_table(number: int | str, rows: Iterable[PaperRow], groups: Sequence[Group]) -> Table:
-    """The paper's numbers of one table and, joined by `paper_row`, ours: one line a group of runs, or an empty one."""
+    """The paper's table `number`: each row joined by `paper_row` with our groups, if any."""
     notes: list[str] = []
     shown: list[dict[str, Any]] = []
     used: list[Group] = []
@@ -77,9 +77,9 @@ def paper_table(number: int | str, rows: Iterable[PaperRow], groups: Sequence[Gr
 
 
 def measured_columns(columns: Iterable[Column], rows: Sequence[dict[str, Any]]) -> list[Column]:
-    """The columns that these rows need, and one for each of the most gains that a row has."""
-    deepest = max((int(key[5:]) for row in rows for key in row if key.startswith("gain_")), default=0)
-    gains = [Column(f"gain_{i}", "our gain, same recipe" + f" ({i})" * (i > 1), "gain") for i in range(1, deepest + 1)]
+    """The columns that the rows fill, and as many gain columns as needed."""
+    most = max((int(key[5:]) for row in rows for key in row if key.startswith("gain_")), default=0)
+    gains = [Column(f"gain_{i}", "our gain, same recipe" + f" ({i})" * (i > 1), "gain") for i in range(1, most + 1)]
     has = {key for row in rows for key, value in row.items() if value is not None}
     return [*(c for c in columns if c.key not in MAY_BE_EMPTY or c.key in has), *gains]
 
@@ -89,20 +89,20 @@ def _energy(columns: Sequence[Column]) -> list[str]:
 
 
 def runs_table(groups: Sequence[Group], left_out: Sequence[str]) -> Table:
-    """Every group that is no row of the paper: partners without one part, and runs of our own."""
+    """All groups that are no row of the paper: baselines, ablations and our own runs."""
     notes: list[str] = []
     beside = [g for g in groups if g.first["paper_row"] is None]
     rows = [dict(row=g.label, readout=g.first["readout"], acc_step=g.steps()) | ours(g, groups, notes) for g in beside]
     first = [Column("row", "row"), Column("T", "T", "number"), Column("readout", "readout")]
     columns = [*first, *measured_columns(OUR_COLUMNS, rows), BY_STEP]
-    said = [*PAPER_NOTES[1:-1], STEP_BY_STEP, *_energy(columns), *remarks(beside), *notes, *left_out]
-    return Table("Runs beside the paper's rows", columns, rows, said)
+    below = [*PAPER_NOTES[1:-1], STEP_BY_STEP, *_energy(columns), *remarks(beside), *notes, *left_out]
+    return Table("Runs beside the paper's rows", columns, rows, below)
 
 
 def ours(group: Group, groups: Sequence[Group], notes: list[str]) -> dict[str, Any]:
-    """The measured part of a line: accuracies, interval, sizes, split, and gain_1, ... over the baselines of the run.
+    """The measured cells of a row: accuracies, interval, sizes, split and gains.
 
-    Why there is no gain goes to `notes`.
+    `gain_1`, ... are over the run's baselines; the reason for a missing gain is added to `notes`.
     """
     first, last = group.first, group.last
     interval = Interval(last.low, last.high, "t")
@@ -115,7 +115,7 @@ def ours(group: Group, groups: Sequence[Group], notes: list[str]) -> dict[str, A
             gains[f"gain_{i}"] = gain(group, baseline_of(group, name, groups))
         except UserError as error:
             gains[f"gain_{i}"] = None
-            notes.append(f"{group.label}: no gain over {name} is shown: {error}")
+            notes.append(f"{group.label}: no gain over {name}: {error}")
     return gains | dict(
         T=first["timesteps"], acc_best_test=group.percent("acc_best_test"), acc_last=last, acc_valsel=group.percent("acc_valsel"),
         interval=interval, n=last.n, params=f"{first['params_weights']:,} + {first['params_imp']:,}", **group.operations(),
@@ -126,7 +126,7 @@ def ours(group: Group, groups: Sequence[Group], notes: list[str]) -> dict[str, A
 
 
 def departures(group: Group) -> str | None:
-    """The keys in which these runs differ from the experiment of their name, with the values; None where in none.
+    """`key=value` wherever these runs differ from the experiment of their name; None if nowhere.
 
     Keys that did not exist when the runs were made are left out.
     """
@@ -135,12 +135,12 @@ def departures(group: Group) -> str | None:
         return f"{name} is no experiment" if group.first["paper_row"] else None
     row = ADDED | hashed(configs([name], "described" if config.get("fidelity") == "described" else None)[name])
     mine = ADDED | hashed(config)
-    apart = [f"{k}={mine[k]}" for k in sorted(mine.keys() & row.keys() - {"seed"}) if mine[k] != row[k]]
-    return ", ".join(apart) or None
+    differing = [f"{k}={mine[k]}" for k in sorted(mine.keys() & row.keys() - {"seed"}) if mine[k] != row[k]]
+    return ", ".join(differing) or None
 
 
 def baseline_of(group: Group, name: str, groups: Sequence[Group]) -> Group:
-    """The group called `name` that has the same recipe as `group`; raises UserError where there is none."""
+    """The group `name`, preferably with the recipe of `group`. Raises UserError if there is none."""
     called = [g for g in groups if g.first["name"] == name]
     if not called:
         raise UserError("it has no run")

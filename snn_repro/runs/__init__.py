@@ -1,1 +1,1 @@
-"""What a run leaves behind, and how runs are stopped, resumed, followed and swept."""
+"""Runs: their folders, results, checkpoints and loggers, and sweeps over them."""

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, checked before they are trusted, loaded without unpickling code."""
+"""Checkpoints: written atomically, verified when read, loaded without executing code."""
 
 import argparse
 import hashlib
@@ -20,24 +20,24 @@ from snn_repro.neurons import initial_states, is_initial_state
 from snn_repro.optim import load_optimizer, parameter_kind
 
 LAST, PREVIOUS, BEST = "checkpoint_last.pt", "checkpoint_previous.pt", "checkpoint_best.pt"
-DAMAGED = LAST + ".damaged"  # moved there, so that it never takes the place of the sound one before it
-PARTS = ("model", "optimizer", "schedule", "scaler", "ema")  # what has a state of its own; ema may be None
+DAMAGED = LAST + ".damaged"  # a damaged LAST is renamed, so that it never replaces a sound PREVIOUS
+PARTS = ("model", "optimizer", "schedule", "scaler", "ema")  # what has a state_dict; ema may be None
 FILES = (LAST, PREVIOUS, BEST, DAMAGED)
-HINTS = {  # what to do where a parameter of a kind has another shape
-    "imp": "IMP has one value a neuron, so it is tied to the input size; use the same frame size",
-    "te": "TEBN has one scale a time step, so it is tied to T; use the same timesteps",
+HINTS = {  # advice by kind of parameter, where its shape does not fit
+    "imp": "IMP has one value per neuron and depends on the input size; use the same frame size",
+    "te": "TEBN has one scale per time step and depends on T; use the same timesteps",
 }
 
 
 class CheckpointError(UserError):
-    """A checkpoint is damaged or belongs to another run."""
+    """A checkpoint is damaged, or does not fit the run."""
 
 
 def save(folder: Path, content: dict, name: str = LAST) -> None:
-    """Write `content` (tensors and plain values) to `folder/name` atomically; the one before stays as PREVIOUS."""
+    """Write `content` (tensors and plain values) atomically; the old LAST becomes PREVIOUS."""
     target = folder / name
     buffer = io.BytesIO()
-    torch.save(content, buffer)  # into memory first: torch hides the reason of a failed write (a full disk, say)
+    torch.save(content, buffer)  # into memory first: torch hides why a write failed (a full disk, say)
     with replace_atomically(target) as temporary:
         temporary.write_bytes(buffer.getbuffer())
         if name == LAST and target.exists():
@@ -47,12 +47,12 @@ def save(folder: Path, content: dict, name: str = LAST) -> None:
 
 
 def load(path: Path) -> dict:
-    """Read one checkpoint; every record's CRC-32 is checked first, so a flipped bit is found as well as a lost tail.
+    """Read a checkpoint after verifying the CRC-32 of every record. Raises CheckpointError.
 
-    Of classes only argparse.Namespace may be in it: published checkpoints hold their command line so. Raises CheckpointError.
+    The only class allowed in it is argparse.Namespace, in which published checkpoints store their command line.
     """
     try:
-        if zipfile.is_zipfile(path):  # torchvision has files in torch's older format, which has no checksums
+        if zipfile.is_zipfile(path):  # files in torch's older format (some of torchvision's) have no checksums
             with zipfile.ZipFile(path) as archive:
                 bad = archive.testzip()
             if bad:
@@ -60,20 +60,20 @@ def load(path: Path) -> dict:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict):
-            raise ValueError("it holds no named weights")
+            raise ValueError("it has no named weights")
         return content
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
-    except Exception as error:  # zipfile, pickle and torch each have their own ways to say "not a checkpoint"
+    except Exception as error:  # zipfile, pickle and torch raise errors of many classes
         raise CheckpointError(f"{path} is damaged or no checkpoint: {' '.join(str(error).split())[:200]}") from None
 
 
 def resume(folder: Path, config: dict, say=print, data: dict | None = None) -> dict | None:
-    """The newest sound checkpoint of this configuration in `folder`, or None where there is none.
+    """The newest sound checkpoint of this configuration in `folder`; None without any checkpoint.
 
-    data: the fingerprint of the data that the run would go on with. A damaged last checkpoint is reported through `say`, renamed
-    to DAMAGED, and the previous one is taken. Raises CheckpointError when none is sound, or when the checkpoint was written with
-    another configuration or other data (the sentence names what differs).
+    `data` is the fingerprint of the data to continue with. If the last checkpoint is damaged, it is reported through
+    `say` and renamed to DAMAGED, and the previous one is used. Raises CheckpointError if none is sound, or if the
+    checkpoint has another configuration or other data (the message names the differences).
     """
     problems: list[str] = []
     never = "start again with resume=never"
@@ -88,21 +88,19 @@ def resume(folder: Path, config: dict, say=print, data: dict | None = None) -> d
         if changed := differing(content["config"], config):
             raise CheckpointError(f"{path} belongs to another configuration ({'; '.join(changed)}); {elsewhere}")
         if changed := changes(content.get("data"), data):
-            raise CheckpointError(
-                f"{path} was trained on other data ({'; '.join(changed)}); give the data_dir and cache_dir that it began "
-                f"with, {elsewhere}"
-            )
+            back = "set the data_dir and cache_dir that it started with"
+            raise CheckpointError(f"{path} was trained on other data ({'; '.join(changed)}); {back}, {elsewhere}")
         for problem in problems:
             os.replace(folder / LAST, folder / DAMAGED)
             say(f"warning: {problem}; going on from {path.name} (epoch {content['epoch']})")
         return content
     if problems:
-        raise CheckpointError(f"{'; '.join(problems)}; no earlier checkpoint is left, so {never}")
+        raise CheckpointError(f"{'; '.join(problems)}; no sound checkpoint is left, so {never}")
     return None
 
 
 def changes(then: dict | None, now: dict | None) -> list[str]:
-    """`["prepared frames: 3f2a... -> 99bc...", ...]`: in what two fingerprints of data differ, as far as both say."""
+    """`["prepared frames: 3f2a... -> 99bc...", ...]`: differences of two data fingerprints, in shared entries."""
     then, now = then or {}, now or {}
     return [
         f"{k}: {then[k][:12]}... -> {now[k][:12]}..." for k in sorted(then.keys() & now.keys()) if then[k] != now[k]
@@ -110,7 +108,7 @@ def changes(then: dict | None, now: dict | None) -> list[str]:
 
 
 def load_model(model: torch.nn.Module, state: dict, source: str) -> None:
-    """Load a state_dict, or raise CheckpointError naming the first parameter that does not fit."""
+    """Load a state_dict. Raises CheckpointError with the first parameter that does not fit."""
     own, other = model.state_dict(), "it is a checkpoint of another model"
     for name in (*sorted(own.keys() - state.keys()), *sorted(state.keys() - own.keys())):
         lacks = f"no '{name}', which this model needs" if name in own else f"'{name}', which this model lacks"
@@ -126,15 +124,15 @@ def load_model(model: torch.nn.Module, state: dict, source: str) -> None:
 
 
 def find_weights(name: str, data_dir: str | None) -> Path:
-    """The file that `model.weights` names: a path, or a file name in data_dir, data_dir/weights or torch hub's folder; or
-    the folder of a run, which stands for its last checkpoint, with the average of the weights where the run keeps one.
+    """The file or run folder that `model.weights` names.
 
-    A name like torchvision's, `resnet18-f37072fd.pth`, holds the beginning of the file's SHA-256, which is checked.
-    Raises CheckpointError when there is no such file or its content is another.
+    `name` is a path, or a file name in data_dir, data_dir/weights or torch hub's folder. A run folder means its last
+    checkpoint, with averaged weights if the run keeps an average. The SHA-256 prefix in names like torchvision's
+    `resnet18-f37072fd.pth` is verified. Raises CheckpointError for a missing file or a wrong hash.
     """
     if Path(name).is_dir():
         if not (Path(name) / LAST).is_file():
-            raise CheckpointError(f"model.weights={name} is a folder and no run with weights: it holds no {LAST}")
+            raise CheckpointError(f"model.weights={name} is a folder without {LAST}, so no run with weights")
         return Path(name)
     folders = [Path(data_dir), Path(data_dir, "weights")] if data_dir else []
     folders.append(Path(torch.hub.get_dir(), "checkpoints"))
@@ -144,46 +142,44 @@ def find_weights(name: str, data_dir: str | None) -> Path:
         where = f"; torchvision publishes it at https://download.pytorch.org/models/{published[1]}" if published else ""
         raise CheckpointError(
             f"model.weights={name} was not found, neither as a path nor in {', '.join(map(str, folders))}{where}; "
-            "model.weights=null starts from scratch"
+            "model.weights=null trains from scratch"
         )
     if published and not (digest := sha256(file)).startswith(published[2]):
-        raise CheckpointError(f"{file} is not what its name says: its SHA-256 begins with {digest[:8]}; get it again")
+        raise CheckpointError(f"{file} does not match its name: its SHA-256 is {digest[:8]}...; download it again")
     return file
 
 
 def sha256(file: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def weights_of(content: dict, path: Path, advice: str = "") -> dict[str, torch.Tensor]:
-    """The weights in a checkpoint that its run tests: the average where it keeps one. Raises CheckpointError where it is not ours."""
+    """Weights that a run's checkpoint tests: averaged, if present. Raises CheckpointError for foreign files."""
     config, average = content.get("config"), content.get("ema")
-    if not (
-        isinstance(config, dict) and isinstance(config.get("recipe"), dict) and isinstance(content.get("epoch"), int)
-    ):
+    recipe = config.get("recipe") if isinstance(config, dict) else None
+    if not (isinstance(recipe, dict) and isinstance(content.get("epoch"), int)):
         raise CheckpointError(f"{path} was not written by snn_repro, or was changed{advice}")
     weights = _tensors(average or content.get("model"), path)
     return {k.removeprefix("module."): v for k, v in weights.items() if not average or k.startswith("module.")}
 
 
 def _tensors(state: Any, path: Path) -> dict[str, torch.Tensor]:
-    """The weights of a file, which are plain tensors with names. Raises CheckpointError where they are not."""
+    """The weights of a file. Raises CheckpointError unless they are named plain tensors."""
     for name, value in state.items() if isinstance(state, dict) else [("weights", state)]:
         if not (isinstance(value, torch.Tensor) and value.layout == torch.strided):
-            raise CheckpointError(
-                f"{path} holds '{name}', which is no tensor of weights: it was changed, or is no checkpoint"
-            )
+            raise CheckpointError(f"{path} has '{name}', which is no weight tensor: it was changed or is no checkpoint")
     return state
 
 
 def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
-    """Start `model` from a file: a checkpoint of ours, or weights with our own names, torchvision's or others that the network
-    knows (`own_names`), bare or under "model"; or from the folder of a run (see `find_weights`).
+    """Initialise `model` from a checkpoint, a file of pretrained weights or a run folder.
 
-    IMP that the file lacks, or has for frames of another size, keeps its random start, and so does a classifier of another
-    number of classes (of a run's folder: or of inputs); IMP that the model lacks is left out. `say` is told what fitted. Any
-    other mismatch raises CheckpointError.
+    Weights are bare or under "model", with our names, torchvision's or others that the network maps (`own_names`). IMP
+    that is missing or of another frame size keeps its random initial values, as does a classifier with another number
+    of classes (from a run folder: or inputs). IMP that the model lacks is dropped. `say` gets a summary. Raises
+    CheckpointError for any other mismatch.
     """
     note, of_a_run = "", path.is_dir()
     path = path / LAST if of_a_run else path
@@ -207,22 +203,22 @@ def load_pretrained(model: torch.nn.Module, path: Path, say=print) -> None:
     head = {name for name in own.keys() & given.keys() if name.rpartition(".")[0] in last}
     if head <= shaped or not (of_a_run or all(given[n].shape[1:] == own[n].shape[1:] for n in head - shaped)):
         head = set()
-    kept = new | unlike | head
-    load_model(model, {k: v for k, v in given.items() if k not in spare} | {k: own[k] for k in kept}, str(path))
+    random_start = new | unlike | head
+    load_model(model, {k: v for k, v in given.items() if k not in spare} | {k: own[k] for k in random_start}, str(path))
     notes = {
-        f"{len(new)} IMP tensors are not in it and keep their random start": new,
-        f"{len(unlike)} IMP tensors have another shape here and keep their random start": unlike,
-        f"{len(spare)} IMP tensors of the file are left out, since this network learns none": spare,
-        "the classifier has another number of classes or inputs and keeps its random start": head,
+        f"{len(new)} IMP tensors are not in it and keep their random initial values": new,
+        f"{len(unlike)} IMP tensors have another shape here and keep their random initial values": unlike,
+        f"{len(spare)} IMP tensors of the file are dropped, because this network has no IMP": spare,
+        "the classifier has another number of classes or inputs and keeps its random initial values": head,
     }
-    said = [f"weights from {path}: {len(own) - len(kept)} of {len(own)} tensors"]
-    say("; ".join(said + [sentence for sentence, names in notes.items() if names]) + note)
+    summary = [f"weights from {path}: {len(own) - len(random_start)} of {len(own)} tensors"]
+    say("; ".join(summary + [text for text, names in notes.items() if names]) + note)
 
 
 def restore(parts: dict[str, Any], content: dict, source: Path, rank: int, size: int) -> tuple[int, int, dict]:
-    """Give `parts`, named by PARTS, and the random generators the states of a checkpoint; returns epoch, step and sums.
+    """Restore `parts` and the random generators from a checkpoint; returns (epoch, step, sums).
 
-    Raises CheckpointError where they do not fit.
+    `parts` are named as in PARTS. Raises CheckpointError if a state does not fit.
     """
     try:
         load_model(parts["model"], content["model"], str(source))
@@ -231,7 +227,7 @@ def restore(parts: dict[str, Any], content: dict, source: Path, rank: int, size:
             if parts[name]:
                 parts[name].load_state_dict(content[name])
         rngs = [content["rng"], *content.get("rng_others", [])]
-        if rank == 0 or size == len(rngs):  # with another number of processes the new ones draw their own
+        if rank == 0 or size == len(rngs):  # if the number of processes changed, new ones keep their own
             set_rng_state(rngs[rank])
         return content["epoch"], int(content["step"]), dict(content["sums"])
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
@@ -242,7 +238,7 @@ def restore(parts: dict[str, Any], content: dict, source: Path, rank: int, size:
 
 
 def rng_state() -> dict:
-    """State of every random generator a run draws from, as tensors and plain values."""
+    """State of all random generators of a run, as tensors and plain values."""
     kind, keys, pos, has_gauss, cached = np.random.get_state(legacy=True)
     version, internal, gauss = random.getstate()
     state = {
@@ -251,12 +247,12 @@ def rng_state() -> dict:
         "python": [version, list(internal), gauss],
     }
     if torch.cuda.is_available():
-        state["cuda"] = [torch.cuda.get_rng_state()]  # of this run's GPU, whatever others the machine has
+        state["cuda"] = [torch.cuda.get_rng_state()]  # only of this run's GPU
     return state
 
 
 def set_rng_state(state: dict) -> None:
-    """Put back what `rng_state` returned."""
+    """Restore what `rng_state` returned."""
     torch.set_rng_state(state["torch"])
     kind, keys, pos, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), pos, has_gauss, cached))

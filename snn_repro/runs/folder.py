@@ -1,13 +1,12 @@
-"""The run directory: what is written where, whole or not at all, and how it is read back.
+"""The run directory: its files, all written atomically, and how they are read back.
 
-config.yaml overrides.yaml environment.json   everything needed to run it again
-status.json                                   running | interrupted | failed (with the error) | done; of a process that is gone
-                                              `running` stays, and is shown as stopped (`in_use`)
-metrics.jsonl                                 a line an epoch
-predictions.npz                               per test sample: label and logits of every step
+config.yaml overrides.yaml environment.json   everything needed to repeat the run
+status.json                                   running | interrupted | failed (with the error) | done (see `in_use`)
+metrics.jsonl                                 one line per epoch
+predictions.npz                               label and logits of every step for each test sample
 neurobench.json                               NeuroBench's metrics, with neurobench=true
-result.json                                   written last: a run without one did not finish
-eval/                                         what `snn-eval` found, a file a test
+result.json                                   written last: without it, the run did not finish
+eval/                                         results of `snn-eval`, one file per test
 """
 
 import contextlib
@@ -43,17 +42,16 @@ EVALUATIONS = "eval"
 
 
 class RunFolder:
-    """One run directory, held by one process at a time.
+    """One run directory, locked by one process at a time.
 
-    `RunFolder(path, config)` makes the folder, takes its lock and decides: `finished` holds the earlier result when this
-    configuration is already done. Raises UserError when the folder belongs to another configuration (naming the keys),
-    cannot be written, or is in use.
+    `RunFolder(path, config)` creates and locks the folder. `finished` is the earlier result if this configuration is
+    done. Raises UserError if the folder has another configuration (naming the keys), cannot be written or is in use.
     """
 
     def __init__(self, path: str | Path, config: Config):
         self.path, self.config = Path(path), config
         self.finished: RunResult | None = None
-        self.remark = ""  # on an earlier result: what could not be compared
+        self.remark = ""  # why the data of an earlier result were not compared
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = hold(self.path / LOCK)
@@ -63,7 +61,7 @@ class RunFolder:
             raise UserError(f"{self.path} is in use by another run; wait for it or choose hydra.run.dir=...")
         self.close = lock.release
         try:
-            for left in self.path.glob("*.tmp"):  # by a process that was killed while it wrote
+            for left in self.path.glob("*.tmp"):  # from a process killed while writing
                 left.unlink()
             if (self.path / CONFIG).exists():
                 self._decide()
@@ -78,7 +76,7 @@ class RunFolder:
         except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError):
             changed = [f"{CONFIG} cannot be read"]
         again = self.config.resume == "never" and not finished and not changed
-        forced = self.config.force and (finished or changed)  # a forced run that was stopped goes on, as any other
+        forced = self.config.force and (finished or changed)  # a forced run that was stopped resumes like any other
         if again or forced:
             self.clear()
         elif changed:
@@ -92,75 +90,73 @@ class RunFolder:
             changed, self.remark = other_data(self.finished, self.config)
             if changed:
                 raise UserError(
-                    f"{self.path} holds a run on other data ({'; '.join(changed)}); give the data_dir and cache_dir that "
-                    "it was trained on, choose another folder (hydra.run.dir=...) or name=..., or redo it with force=true"
+                    f"{self.path} holds a run on other data ({'; '.join(changed)}); set its data_dir and cache_dir, "
+                    "choose another folder (hydra.run.dir=...) or name=..., or redo it with force=true"
                 )
 
     def clear(self) -> None:
-        """Remove what an earlier run left, so that a new start cannot mix with it.
+        """Remove the files of an earlier run before a new start.
 
-        The configuration goes last and the result before it: killed in between, the folder still says what it holds.
+        The result and then the configuration go last, so that the folder stays identifiable if this is interrupted.
         """
         for name in (*checkpoint.FILES, METRICS, PREDICTIONS, NEUROBENCH, STATUS, RESULT, CONFIG):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / EVALUATIONS, ignore_errors=True)
 
     def begin(self, overrides: list[str], device: str) -> None:
-        """Write what is needed to run this again, before any work."""
+        """Write everything needed to repeat the run, before any work."""
         self.configured()
         write_text(self.path / "overrides.yaml", yaml.safe_dump(overrides))
         write_json(self.path / "environment.json", environment(device) | {"processes": distributed.world().size})
         self.status("running")
 
     def configured(self) -> None:
-        """Write the configuration, and again once it says what was found in own data."""
+        """Write config.yaml; repeated once the user's own data have been inspected."""
         write_text(self.path / CONFIG, yaml.safe_dump(to_dict(self.config), sort_keys=False))
 
     def status(self, state: str, error: str | None = None, **more: Any) -> None:
-        """Record running | interrupted | failed | done."""
+        """Write status.json: running | interrupted | failed | done."""
         config = self.config
         content = dict(state=state, error=error, config_hash=config_hash(config), name=config.name, seed=config.seed,
                        pid=os.getpid(), time=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **more)  # fmt: skip
         write_json(self.path / STATUS, content)
 
     def history(self, epochs: int) -> list[dict]:
-        """The first `epochs` epochs that were recorded. Raises UserError when a line does not parse or is missing."""
+        """The first `epochs` recorded epochs. Raises UserError if a line is damaged or missing."""
         found = [line for line in _epochs(self.path / METRICS) if line["epoch"] <= epochs]
         if len(found) != epochs:
-            raise UserError(
-                f"{self.path / METRICS} has {len(found)} of the {epochs} epochs that the checkpoint stands behind: it was "
-                f"changed or removed; {FIX}"
-            )
+            counted = f"{len(found)} of the {epochs} epochs before the checkpoint"
+            raise UserError(f"{self.path / METRICS} has {counted}: it was changed or removed; {FIX}")
         return found
 
     def record(self, history: list[dict]) -> None:
-        """Write the whole of metrics.jsonl, some hundred lines, so that a cut line can never be left."""
+        """Write all of metrics.jsonl (some hundred lines), so that no line is ever truncated."""
         write_text(self.path / METRICS, "".join(json.dumps(line, allow_nan=False) + "\n" for line in history))
 
     def predictions(self, shares: Any) -> None:
-        """Write predictions.npz, `final_outputs` of all processes."""
+        """Write predictions.npz: `final_outputs` of all processes."""
         with replace_atomically(self.path / PREDICTIONS) as temporary, open(temporary, "wb") as f:
             np.savez_compressed(f, **final_outputs(shares))
 
     def finish(self, result: RunResult) -> None:
-        """Write result.json, the very last file of a run."""
+        """Write result.json, the last file of a run."""
         write_json(self.path / RESULT, result)
 
 
 class Follower:
-    """The run directory for the other processes of a run: rank 0 holds and writes it, they only know its name."""
+    """The run directory for all processes but rank 0, which holds and writes it."""
 
     def __init__(self, path: Path, finished: RunResult | None):
         self.path, self.finished, self.remark = path, finished, ""
 
     def ignore(self, *_: Any, **__: Any) -> None:
-        """What rank 0's `RunFolder` writes."""
+        """Do nothing: rank 0 writes."""
 
     begin = configured = status = record = predictions = finish = close = ignore
 
 
 def open_folder(path: Path, config: Config) -> RunFolder | Follower:
-    """The run's folder. Of several processes the first one holds it, and all get to know whether it is finished or refused."""
+    """Open the run's folder on rank 0, a `Follower` elsewhere; errors reach all processes."""
     folder: RunFolder | None = None
     finished: Any = None
     if distributed.world().rank == 0:
@@ -176,10 +172,10 @@ def open_folder(path: Path, config: Config) -> RunFolder | Follower:
 
 
 def in_use(folder: Path) -> bool:
-    """Whether a living process holds the folder's lock: one that was killed left `running` in its status."""
+    """Whether a living process holds the folder; a killed one leaves `running` in status.json."""
     if not (folder / LOCK).exists():
         return False
-    with contextlib.suppress(OSError):  # what is not ours to lock is not ours to run
+    with contextlib.suppress(OSError):  # a folder that we may not lock counts as in use
         if lock := hold(folder / LOCK, patience=0):
             lock.release()
             return False
@@ -197,11 +193,11 @@ def environment(device: str) -> dict:
     )  # fmt: skip
 
 
-# ---------------------------------------------------------------- what a run saw
+# ---------------------------------------------------------------- outputs and data of a run
 
 
 def final_outputs(shares: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
-    """label [N] and logits [N, T, K] (float32, float16 above 256 MB) of each process's share (logits [T, n, K], labels [n])."""
+    """`label` [N] and `logits` [N, T, K] from shares (logits [T, n, K], labels [n])."""
     n = sum(len(labels) for _, labels in shares)
     logits = torch.empty(n, len(shares[0][0]), *shares[0][0].shape[2:])
     label = torch.empty(n, dtype=shares[0][1].dtype)
@@ -211,10 +207,9 @@ def final_outputs(shares: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
 
 
 def fingerprint(config: Config) -> dict[str, str]:
-    """{what: hash} of the data set that the configuration names, and of the file that `model.weights` names.
+    """`{what: hash}` of the contents of the data set and of the `model.weights` file.
 
-    A repeat, or a run that goes on, must see the same. Paths do not count, contents do. Raises UserError or DataError where
-    the data are not at hand.
+    A repeated or resumed run must have the same. Raises UserError or DataError if the data are missing.
     """
     hashes = SETS[config.dataset.name].fingerprint(config)
     if config.model.weights:
@@ -226,9 +221,9 @@ def fingerprint(config: Config) -> dict[str, str]:
 def other_data(
     result: Mapping[str, Any], config: Config, identify: Callable[[Config], dict] = fingerprint
 ) -> tuple[list[str], str]:
-    """(how the data of a finished run differ from those that `config` names now, what kept us from comparing them)."""
+    """(differences of a finished run's data from those of `config`, why they were not compared)."""
     if not result.get("data"):
-        return [], "it was made by a version that kept no fingerprint of its data"
+        return [], "it was made by a version that recorded no fingerprint of its data"
     try:
         return checkpoint.changes(result["data"], identify(config)), ""
     except UserError as error:
@@ -242,25 +237,25 @@ FIX = "put it back, or start again with resume=never"  # metrics.jsonl
 
 
 def _epochs(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, none where it is not there. Raises UserError where one is damaged."""
+    """The lines of metrics.jsonl; [] without the file. Raises UserError if it is damaged."""
     try:
         lines = [json.loads(line) for line in path.read_text(errors="replace").splitlines()] if path.exists() else []
         for line in lines:
             float(line["epoch"] + line["acc"] + sum(line["acc_step"]))
         return lines
     except (ValueError, TypeError, KeyError):
-        raise UserError(f"{path} is damaged: a line of it is no JSON object of an epoch's accuracies; {FIX}") from None
+        raise UserError(f"{path} is damaged: a line is not a JSON object of an epoch's accuracies; {FIX}") from None
 
 
 def epoch_of(folder: Path, epoch: int) -> dict[str, Any]:
-    """The line of metrics.jsonl about an epoch, from 1; {} where there is none. Raises UserError where the file is damaged."""
+    """The line of metrics.jsonl of an epoch (from 1), or {}. Raises UserError if damaged."""
     return next((line for line in _epochs(folder / METRICS) if line["epoch"] == epoch), {})
 
 
 def result_files(root: Path) -> list[Path]:
-    """The files with finished runs at or below `root`: result.json, and NAME.jsonl of collected runs, a line each.
+    """Files with finished runs at or below `root`: result.json, or NAME.jsonl of collected runs.
 
-    NAME.jsonl stands for a folder NAME, so that `root` may be a folder in it.
+    NAME.jsonl has one run per line and stands for a folder NAME, so `root` may also be a folder in it.
     """
     if root.is_file():
         return [root]
@@ -270,7 +265,7 @@ def result_files(root: Path) -> list[Path]:
 
 
 def read_files(files: Iterable[Path], root: Path) -> Iterator[RunResult | UserError]:
-    """The runs at or below `root` that the files hold, or what is wrong with one."""
+    """The runs in `files` at or below `root`, or an error for a damaged one."""
     for file in files:
         for found in read_file(file):
             if isinstance(found, UserError) or root.is_file() or root in Path(found.folder, RESULT).parents:
@@ -278,25 +273,25 @@ def read_files(files: Iterable[Path], root: Path) -> Iterator[RunResult | UserEr
 
 
 def find_results(*roots: str | Path) -> list[RunResult]:
-    """Every finished run under the given folders (or given files), sorted by file; `folder` is added.
+    """Every finished run in the given folders or files, sorted by file, with `folder` added.
 
-    A result that is damaged, or not ours, is left out, and a line on stderr says so. Raises UserError for a path that
-    does not exist, and where results were found but none can be read.
+    Damaged and foreign results are skipped with a line on stderr. Raises UserError for a missing path, or if there are
+    results but none can be read.
     """
     results, left_out = list[RunResult](), dict[str, None]()
     for root in map(Path, roots):
         found = [*read_files(result_files(root), root)]
         if not found and not root.exists():
-            raise UserError(f"{root} does not exist; give folders that hold runs")
+            raise UserError(f"{root} does not exist; give folders with runs")
         results += [one for one in found if isinstance(one, RunResult)]
         left_out |= {str(one): None for one in found if isinstance(one, UserError)}
     if left_out and not results:
         raise UserError(f"no result can be read: {next(iter(left_out))}")
-    for sentence in left_out:
-        skipped(sentence)
+    for reason in left_out:
+        skipped(reason)
     return results
 
 
-def skipped(sentence: str) -> None:
-    """Say in one line on stderr that something was left out, and why."""
-    print("skipped: " + harmless(sentence.replace("\n", " ")), file=sys.stderr)
+def skipped(reason: str) -> None:
+    """Report on stderr, in one line, what was skipped and why."""
+    print("skipped: " + harmless(reason.replace("\n", " ")), file=sys.stderr)

@@ -1,7 +1,7 @@
-"""`hydra/launcher=gpus`: every worker process of a sweep has one GPU of this machine for itself, or shares it with few others.
+"""`hydra/launcher=gpus`: each worker process of a sweep gets one GPU, or shares one.
 
-The process that launches makes a place for each worker, a lock file; a worker takes the first that is free, and sees its GPU
-alone (CUDA_VISIBLE_DEVICES) and its share of the cores. The system frees the place of a worker that was killed.
+The launching process creates a slot, a lock file, for each worker. A worker takes the first free slot and sees only its
+GPU (CUDA_VISIBLE_DEVICES) and its share of the cores. The operating system frees the slot of a killed worker.
 """
 
 import contextlib
@@ -18,52 +18,52 @@ from filelock import FileLock
 from snn_repro.errors import UserError
 from snn_repro.files import hold
 
-PLACES = "SNN_REPRO_GPU_PLACES"  # of the environment: [folder of the lock files, GPU of each place]
-PATIENCE = 30  # seconds until a killed worker's place must be free
+SLOTS = "SNN_REPRO_GPU_SLOTS"  # environment variable: [folder of the lock files, GPU of each slot]
+PATIENCE = 30  # seconds to wait for the slot of a killed worker
 
 _mine: FileLock | None = None
 
 
-def there() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES calls the GPUs that torch sees."""
+def visible() -> list[str]:
+    """The GPUs that torch sees, named as in CUDA_VISIBLE_DEVICES."""
     n = torch.cuda.device_count()
     named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return named[:n] or [str(i) for i in range(n)]
 
 
 @contextlib.contextmanager
-def places(gpus: list[str], each: int) -> Iterator[int]:
-    """Within, worker processes that start find `each` places on every GPU; yields how many there are."""
+def slots(gpus: list[str], each: int) -> Iterator[int]:
+    """Offer `each` slots on every GPU to worker processes; yields the number of slots."""
     with tempfile.TemporaryDirectory(prefix="snn_repro-gpus-", ignore_cleanup_errors=True) as folder:
-        os.environ[PLACES] = json.dumps([folder, gpus * each])
+        os.environ[SLOTS] = json.dumps([folder, gpus * each])
         try:
             yield len(gpus) * each
         finally:
-            del os.environ[PLACES]
+            del os.environ[SLOTS]
 
 
-def share(cores: list[int], place: int, places: int) -> list[int]:
-    """The cores of one place: loader processes are as many as cores, and those of all runs must not be all of the machine's."""
-    first, end = (k * len(cores) // places for k in (place, place + 1))
+def share(cores: list[int], slot: int, slots: int) -> list[int]:
+    """The cores of one slot: loader processes of all runs must fit the machine."""
+    first, end = (k * len(cores) // slots for k in (slot, slot + 1))
     return cores[first : max(end, first + 1)]
 
 
 def take() -> None:
-    """In a worker, before its first run: take a free place, and see its GPU alone. Elsewhere nothing happens."""
+    """Take a free slot, in a worker before its first run; does nothing elsewhere."""
     global _mine
-    if PLACES not in os.environ or _mine is not None:
+    if SLOTS not in os.environ or _mine is not None:
         return
-    folder, gpus = json.loads(os.environ[PLACES])
+    folder, gpus = json.loads(os.environ[SLOTS])
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
-        for place, gpu in enumerate(gpus):
-            _mine = hold(Path(folder, f"{place}.lock"))
+        for slot, gpu in enumerate(gpus):
+            _mine = hold(Path(folder, f"{slot}.lock"))
             if _mine is not None:
                 os.environ["CUDA_VISIBLE_DEVICES"] = gpu
                 if hasattr(os, "sched_setaffinity"):
-                    os.sched_setaffinity(0, share(sorted(os.sched_getaffinity(0)), place, len(gpus)))
+                    os.sched_setaffinity(0, share(sorted(os.sched_getaffinity(0)), slot, len(gpus)))
                 return
         time.sleep(0.1)
     raise UserError(
-        f"all {len(gpus)} places on GPUs are taken by other processes of this sweep; start the same command again when one has ended"
+        f"all {len(gpus)} GPU slots are taken by processes of this sweep; run the command again when one has ended"
     )

@@ -1,6 +1,6 @@
-"""The content of result.json: what each key means, how it is made of a run, and how it is read back.
+"""The content of result.json: its keys, how they are made and read back.
 
-`python -m snn_repro.runs.result > docs/result.md` writes the table of the keys.
+`python -m snn_repro.runs.result > docs/result.md` writes the table of keys.
 """
 
 import json
@@ -15,79 +15,66 @@ from snn_repro.errors import UserError
 if TYPE_CHECKING:
     from snn_repro.data.dataset import Data
 
-SCHEMA_VERSION = 1  # another one is refused when read; a key that is added, or left out by older versions, needs none
+SCHEMA_VERSION = 1  # other versions are refused; a new key that older results may lack needs no new version
 
-# Key: type, meaning, unit. Accuracies are fractions; without a further word they are of the test part.
+# Key: type, meaning, unit. Accuracies are fractions, on the test part unless stated otherwise.
 KEYS: dict[str, tuple[Any, ...]] = {
     "schema_version": (int, "version of this table"),
-    "name": (str, "the row, `name` of the configuration"),
-    "experiment": (str | None, "file in `conf/experiment/`; null for a run of no such row"),
-    "paper_row": (str | None, "id of the line in `results/paper_tables.yaml` that the row is held against"),
+    "name": (str, "name of the row: `name` in the configuration"),
+    "experiment": (str | None, "file in `conf/experiment/`; null if the run has none"),
+    "paper_row": (str | None, "id of the line in `results/paper_tables.yaml` that the row is compared with"),
     "seed": (int, "seed of weights, order and augmentation"),
-    "config_hash": (str, "hash of the configuration, but for places and other keys that move no number"),
-    "recipe_hash": (str, "the same without the seed: equal in the runs that a mean is over"),
+    "config_hash": (str, "hash of the configuration, without paths and other keys that change no number"),
+    "recipe_hash": (str, "the same without the seed: equal for runs that are averaged"),
     "dataset": (str, "data set"),
     "model": (str, "network"),
     "loss": (str, "loss"),
-    "neuron": (dict, "settings of the neuron; `backend`: what its layers ran"),
+    "neuron": (dict, "settings of the neuron; `backend`: backends of its layers"),
     "split_id": (str, "name of the split into training, validation and test samples"),
-    "split_sha256": (str, "SHA-256 of the sorted names of the test samples, one a line"),
-    "n_train": (int, "training part", "samples"),
-    "n_val": (int, "validation part", "samples"),
-    "n_test": (int, "samples that were tested", "samples"),
-    "correct": (int, "test samples that were right after the last epoch", "samples"),
+    "split_sha256": (str, "SHA-256 of the sorted names of the test samples, one per line"),
+    "n_train": (int, "size of the training part", "samples"),
+    "n_val": (int, "size of the validation part", "samples"),
+    "n_test": (int, "number of tested samples", "samples"),
+    "correct": (int, "test samples classified correctly after the last epoch", "samples"),
     "timesteps": (int, "T", "time steps"),
-    "input_size": (list, "[channels, height, width] of what the network is given", "pixels"),
-    "num_classes": (int, "classes"),
-    "params_weights": (int, "learned numbers without IMP"),
-    "params_imp": (int, "learned initial membrane potentials"),
+    "input_size": (list, "[channels, height, width] of the network's input", "pixels"),
+    "num_classes": (int, "number of classes"),
+    "params_weights": (int, "parameters without IMP"),
+    "params_imp": (int, "initial membrane potentials (IMP), trainable or frozen"),
     "acc_last": (float, "accuracy after the last epoch, at the loss's readout"),
-    "acc_best_test": (float, "accuracy of the epoch that is best on the test part: what the paper reports"),
+    "acc_best_test": (float, "accuracy of the best epoch on the test part, which the paper reports"),
     "acc_best_test_epoch": (int, "that epoch, from 1"),
-    "acc_best_test_is_optimistic": (bool, "always true: it was chosen by what it is measured on"),
-    "acc_valsel": (float | None, "accuracy of the epoch that validation chose; null without a validation part"),
+    "acc_best_test_is_optimistic": (bool, "always true: the epoch is selected on the test part itself"),
+    "acc_valsel": (float | None, "test accuracy of the epoch selected on the validation part; null without one"),
     "acc_valsel_epoch": (int | None, "that epoch, from 1"),
-    "acc_val": (float | None, "its accuracy on the validation part"),
+    "acc_val": (float | None, "validation accuracy of that epoch"),
     "acc_last10_mean": (float, "mean accuracy of the last ten epochs"),
-    "acc_step": (list, "[T]: accuracy of the output of step t alone, after the last epoch: the paper's curve"),
+    "acc_step": (list, "[T]: accuracy of the output of step t alone, after the last epoch (the paper's curve)"),
     "acc_cum": (list, "[T]: accuracy of the mean output up to step t, after the last epoch"),
-    "readout": (str, "how the loss reads the outputs: `mean`, `last`, or a name of its own"),
+    "readout": (str, "readout of the loss: `mean`, `last`, or a name of its own"),
     "loss_last": (float, "test loss after the last epoch"),
     "train_loss_last": (float, "mean training loss of the last epoch"),
-    "train_acc_last": (float, "training accuracy of the last epoch, while it was trained"),
-    "firing_rates": (
-        dict,
-        "of each spiking layer on the test part, after the last epoch",
-        "spikes a neuron and time step",
-    ),
+    "train_acc_last": (float, "training accuracy of the last epoch, measured during training"),
+    "firing_rates": (dict, "of each spiking layer, on the test part, last epoch", "spikes per neuron and time step"),
     "precision": (str, "`float32`, `fp16 autocast` or `bf16 autocast` (training; evaluation is float32)"),
     "device": (str, "`cpu` or `cuda`"),
-    "cuda": (
-        dict | None,
-        "the GPU, and what moves roundings there: `cudnn_benchmark`, and TF32 in float32 convolutions, evaluation's among them",
-    ),
+    "cuda": (dict | None, "GPU and its rounding: `cudnn_benchmark`, TF32 in float32 convolutions (evaluation too)"),
     "threads": (int | None, "CPU threads"),
-    "processes": (int | None, "processes that shared each batch"),
-    "images_per_statistic": (int | None, "over which a training step's batch norms average", "images"),
-    "epochs": (int, "epochs trained"),
-    "seconds": (float, "time of all epochs, evaluations included", "s"),
-    "samples_per_s": (float | None, "training speed in the last epoch", "samples/s"),
-    "peak_memory_mb": (float, "most memory: allocated on the GPU, or resident of the process", "MiB"),
-    "config": (dict, "the whole configuration"),
-    "data": (dict | None, "fingerprint of images or prepared frames, and of initial weights"),
-    "code": (dict | None, "`commit`, `dirty`, `numbers`: version of the numbers, `outside`: versions of packages"),
-    "changed_on_resume": (list | None, "conditions that were others before a stop, in words"),
-    "causal": (
-        bool | None,
-        "false where the output of a step depends on later ones: then no accuracy at single steps is shown",
-    ),
-    "energy": (
-        dict | None,
-        "operations and energy a test sample (`energy.py`); with `energy=true`, or where they cost under 2 % of the run",
-    ),
-    "right": (dict | None, "of a collected run: `n_test`, and `bits`, in hex: which test samples were answered right"),
+    "processes": (int | None, "processes that share each batch"),
+    "images_per_statistic": (int | None, "images per batch-norm statistic in a training step", "images"),
+    "epochs": (int, "trained epochs"),
+    "seconds": (float, "duration of all epochs, including evaluation", "s"),
+    "samples_per_s": (float | None, "training throughput in the last epoch", "samples/s"),
+    "peak_memory_mb": (float, "peak memory: allocated on the GPU, or resident set of the process", "MiB"),
+    "config": (dict, "the full configuration"),
+    "data": (dict | None, "fingerprint of images or prepared frames, and of pretrained weights"),
+    "code": (dict | None, "`commit`, `dirty`, `numbers`: version of the numbers, `outside`: versions of plug-ins"),
+    "changed_on_resume": (list | None, "conditions that changed when the run was resumed, as text"),
+    "causal": (bool | None, "false if outputs use later steps: accuracy per time step is then not shown"),
+    "energy": (dict | None, "operations and energy per sample: if `energy=true` or counting takes < 2 % of the run"),
+    "right": (dict | None, "of a collected run: `n_test`, and `bits` in hex: which test samples are correct"),
 }
-# Keys that results of older versions, or of some runs, lack.
+# Keys that older results, or those of some runs, lack.
 MAY_LACK = {
     "cuda", "threads", "processes", "images_per_statistic", "data", "code", "changed_on_resume", "causal", "energy", "right",
 }  # fmt: skip
@@ -98,9 +85,9 @@ KINDS = {
 
 
 class RunResult(dict[str, Any]):
-    """One finished run: the items of result.json, which are attributes too.
+    """One finished run: the items of result.json, also available as attributes.
 
-    An attribute that it may lack (MAY_LACK) is None then. `folder` is where it was read from. Keys of other versions are kept.
+    A missing optional attribute (MAY_LACK) is None. `folder` is where it was read from. Unknown keys are kept.
     """
 
     def __getattr__(self, key: str) -> Any:
@@ -112,11 +99,11 @@ class RunResult(dict[str, Any]):
         self[key] = value
 
 
-# ---------------------------------------------------------------- made of a run
+# ---------------------------------------------------------------- from a run
 
 
 def selection(history: list[dict[str, Any]]) -> list[int]:
-    """Positions at which the selection accuracy (validation, else test) rose above all before."""
+    """Positions of new maxima of the selection accuracy (validation if available, else test)."""
     values = [line.get("val_acc", line["acc"]) for line in history]
     return [i for i, value in enumerate(values) if value > max(values[:i], default=-1.0)]
 
@@ -125,7 +112,7 @@ def build_result(
     config: Config, data: "Data", weights: int, imp: int, history: list[dict[str, Any]], conditions: dict[str, Any],
     readout: str, n_test: int,
 ) -> RunResult:  # fmt: skip
-    """Of the lines of metrics.jsonl, the numbers of learned weights and IMP, and `runtime.conditions`."""
+    """The result, from metrics.jsonl, numbers of weights and IMP, and `runtime.conditions`."""
     last = history[-1]
     best = max(history, key=lambda line: line["acc"])
     selected = history[selection(history)[-1]] if "val_acc" in last else {}
@@ -154,15 +141,16 @@ def build_result(
     )  # fmt: skip
 
 
-# ---------------------------------------------------------------- in words
+# ---------------------------------------------------------------- as text
 
 
 def percent(value: float) -> str:
+    """A fraction as a percentage: 98.67%."""
     return f"{100 * value:.2f}%"
 
 
 def epoch_line(line: dict[str, Any], epochs: int) -> str:
-    """One plain line an epoch."""
+    """The line printed for an epoch."""
     val = f"  val {percent(line['val_acc'])}" if "val_acc" in line else ""
     speed = f"  {line['samples_per_s']:,.0f} samples/s" if line["samples_per_s"] else ""
     return (
@@ -173,7 +161,7 @@ def epoch_line(line: dict[str, Any], epochs: int) -> str:
 
 
 def summary(result: RunResult) -> str:
-    """One line a result."""
+    """The line printed for a finished run."""
     steps = " ".join(f"{100 * a:.1f}" for a in result.acc_step)
     return (
         f"test accuracy {percent(result.acc_last)} ({result.correct}/{result.n_test}, readout: {result.readout}); "
@@ -182,17 +170,17 @@ def summary(result: RunResult) -> str:
 
 
 def table() -> str:
-    """docs/result.md: every key of result.json, in Markdown."""
+    """docs/result.md: a Markdown table of all keys of result.json."""
     lines = [
         "# result.json", "",
-        "Made of `snn_repro/runs/result.py` by `python -m snn_repro.runs.result > docs/result.md`; not edited by hand.",
-        "Accuracies are fractions; without a further word they are of the test part. Keys marked * are missing in results",
-        "of older versions.", "", "| key | type | unit | meaning |", "|---|---|---|---|",
+        "Generated from `snn_repro/runs/result.py` by `python -m snn_repro.runs.result > docs/result.md`; do not edit.",
+        "Accuracies are fractions, on the test part unless stated otherwise. Results may lack the keys marked *.", "",
+        "| key | type | unit | meaning |", "|---|---|---|---|",
     ]  # fmt: skip
     for key, (kind, meaning, *unit) in KEYS.items():
         plain, *or_null = get_args(kind) or (kind,)
-        said = KINDS[plain][0] + (" or null" if or_null and key not in MAY_LACK else "")
-        lines.append(f"| `{key}`{' *' if key in MAY_LACK else ''} | {said} | {''.join(unit)} | {meaning} |")
+        type_ = KINDS[plain][0] + (" or null" if or_null and key not in MAY_LACK else "")
+        lines.append(f"| `{key}`{' *' if key in MAY_LACK else ''} | {type_} | {''.join(unit)} | {meaning} |")
     return "\n".join(lines) + "\n"
 
 
@@ -200,7 +188,7 @@ def table() -> str:
 
 
 def read_result(path: Path) -> RunResult:
-    """One result.json, with `folder` added. Raises UserError where it is damaged or no result of this version."""
+    """One result.json, with `folder` added. Raises UserError if damaged or of another version."""
     (found,) = read_file(path)
     if isinstance(found, UserError):
         raise found
@@ -208,9 +196,9 @@ def read_result(path: Path) -> RunResult:
 
 
 def read_file(path: Path) -> Iterator[RunResult | UserError]:
-    """The run of a result.json, or those of NAME.jsonl, a line each, or what is wrong with one.
+    """The run of a result.json, or those of NAME.jsonl (one per line).
 
-    `folder` is that of the file, or NAME and the line's `run`.
+    A damaged one is yielded as an error. `folder` is that of the file, or NAME joined with the line's `run`.
     """
     try:
         content, collected = path.read_bytes(), path.suffix == ".jsonl"
@@ -220,28 +208,27 @@ def read_file(path: Path) -> Iterator[RunResult | UserError]:
     for i, text in enumerate(content.splitlines() if collected else [content], 1):
         try:
             result = json.loads(text.decode(), parse_constant=_no_number)
-            complaint = _complaint(result)
+            problem = _problem(result)
         except (ValueError, RecursionError):
-            complaint = "is damaged or no result of snn_repro: it does not parse as JSON, or holds NaN"
-        if complaint:
+            problem = "is damaged or no result of snn_repro: it is not valid JSON, or contains NaN"
+        if problem:
             where = f"{path}, line {i}," if collected else path
-            yield UserError(f"{where} {complaint}; run it again with force=true")
+            yield UserError(f"{where} {problem}; repeat the run with force=true")
         else:
             result = RunResult(result)
-            result.folder = str(
-                path.with_suffix("") / str(result.pop("run", f"line {i}")) if collected else path.parent
-            )
+            folder = path.with_suffix("") / str(result.pop("run", f"line {i}")) if collected else path.parent
+            result.folder = str(folder)
             yield result
 
 
 def _no_number(word: str) -> None:
-    raise ValueError(f"{word} is no strict JSON")
+    raise ValueError(f"{word} is not strict JSON")
 
 
-def _complaint(content: Any) -> str | None:
-    """What keeps parsed JSON from being a result that tables can read; None where nothing does."""
+def _problem(content: Any) -> str | None:
+    """Why tables cannot read this parsed JSON as a result; None if they can."""
     if not isinstance(content, dict):
-        return "is no result of snn_repro: it holds no JSON object"
+        return "is no result of snn_repro: it has no JSON object"
     if (given := content.get("schema_version")) != SCHEMA_VERSION:
         return f"has schema_version={given}, and this version reads {SCHEMA_VERSION}"
     if missing := [key for key in KEYS if key not in content and key not in MAY_LACK]:
@@ -255,7 +242,7 @@ def _complaint(content: Any) -> str | None:
         return f"has a config without {', '.join(parts) or 'neuron.imp'}"
     steps, best = content["acc_step"], content["acc_valsel"]
     if len(steps) != content["timesteps"]:
-        return f"has acc_step={steps!r:.60}, not one number a time step"
+        return f"has acc_step={steps!r:.60}, not one number per time step"
     for value in [content["acc_last"], content["acc_best_test"], *steps, 0 if best is None else best]:
         if not _is((float,), value) or not 0 <= value <= 1:
             return f"has an accuracy of {value!r:.60}, not in 0..1"
@@ -263,7 +250,7 @@ def _complaint(content: Any) -> str | None:
 
 
 def _is(kinds: tuple[type, ...], value: Any) -> bool:
-    """Whether JSON means one of `kinds` by a value: a whole number is a number too, true and false are none."""
+    """Whether a JSON value is of one of `kinds`; an integer is a number, a boolean is not."""
     return type(value) in kinds or (type(value) is int and float in kinds)
 
 

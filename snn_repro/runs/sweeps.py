@@ -1,7 +1,7 @@
-"""Sweeps: which runs are left to do, their launch on this machine or a cluster, and what is said at the end.
+"""Sweeps: plan the jobs, launch unfinished ones here or on a cluster, report.
 
-A job is one run: its overrides, and its checked configuration with the folder it goes to. What became of it is read
-from that folder alone, so it does not matter which process or machine ran it.
+A job is one run: its overrides and its checked configuration, with its folder. Its status is read from that folder
+alone, so it does not matter which process or machine ran it.
 """
 
 import contextlib
@@ -53,13 +53,14 @@ class Job(NamedTuple):
 
     @property
     def folder(self) -> Path:
+        """The run's folder."""
         return Path(str(self.config.run_dir))
 
 
 def plan(overrides: list[str]) -> list[Job]:
-    """Every job of the sweep, checked; raises ConfigError for an empty sweep, a wrong key or a shared folder.
+    """All jobs of a sweep, with checked configurations.
 
-    A key set by hand must have an effect in at least one of them.
+    Raises ConfigError for an empty sweep, a wrong key, a key without effect in any job, or a folder shared by two jobs.
     """
     refuse_misplaced(overrides, sweep=True)
     jobs = [Job(o, compose_checked(o, sweep=True)) for o in sweep_jobs(overrides)]
@@ -68,15 +69,13 @@ def plan(overrides: list[str]) -> list[Job]:
         raise ConfigError(first[name])
     folder, number = Counter(job.folder for job in jobs).most_common(1)[0]
     if number > 1:
-        raise ConfigError(
-            f"several jobs of this sweep would share the folder {folder}: what differs changes no result; run them apart, "
-            "each with a name=... of its own"
-        )
+        why = "their differences change no result; run them separately, each with its own name=..."
+        raise ConfigError(f"several jobs of this sweep would share the folder {folder}: {why}")
     return jobs
 
 
 def run_sweep(overrides: list[str], argv: list[str], task: Callable) -> int:
-    """Launch what is not finished, wait for it, report; returns the exit code."""
+    """Launch the unfinished jobs, wait for them and report; returns the exit code."""
     _known.clear()
     jobs = plan(overrides)
     left = [job for job in jobs if job.config.force or not (job.config.skip_finished and is_finished(job))]
@@ -88,7 +87,7 @@ def run_sweep(overrides: list[str], argv: list[str], task: Callable) -> int:
         if left:
             with stoppable(left):
                 launch(overrides, left, task)
-    except UserError as error:  # a queue that refuses, a missing plugin: the report still says where things stand
+    except UserError as error:  # a refused submission, a missing plugin: the report still gives every status
         problem = str(error)
     except KeyboardInterrupt as interrupt:
         signum = getattr(interrupt, "signum", signal.SIGINT)
@@ -98,7 +97,7 @@ def run_sweep(overrides: list[str], argv: list[str], task: Callable) -> int:
 
 
 def in_a_sweep(sentence: str) -> str:
-    """A sentence of a run, with the advice that holds in a sweep."""
+    """A message of a run, with its advice adapted to a sweep."""
     return sentence.replace("hydra.run.dir=...", "hydra.sweep.dir=...")
 
 
@@ -106,8 +105,10 @@ def in_a_sweep(sentence: str) -> str:
 
 
 def check_data(jobs: list[Job], elsewhere: bool = False) -> None:
-    """Raise UserError, with a line for each, when jobs lack their data or cannot have their folder; with `elsewhere`, where
-    the runs are on other machines than this one, only warn. Nothing is looked at twice."""
+    """Raise UserError if jobs lack their data or cannot create their folder.
+
+    With `elsewhere` (jobs run on other machines) only warn. The same files are checked only once.
+    """
     missing: dict[str, list[Job]] = {}
     for job in jobs:
         if sentence := _once(_lacks, job.config) or _blocked(job.folder):
@@ -115,16 +116,16 @@ def check_data(jobs: list[Job], elsewhere: bool = False) -> None:
     lines = [f"  {of[0].folder}{f' and {len(of) - 1} more' * (len(of) > 1)}: {why}" for why, of in missing.items()]
     number, rest = sum(map(len, missing.values())), "\n".join(lines)
     if missing and not elsewhere:
-        raise UserError(f"{number} of {len(jobs)} runs lack their data or folder, so that none was started:\n{rest}")
+        raise UserError(f"{number} of {len(jobs)} runs lack their data or folder, so none was started:\n{rest}")
     if missing:
         print(f"snn-train: {number} runs would lack their data or folder on this machine:\n{rest}", file=sys.stderr)
 
 
-_known: dict[tuple, Any] = {}  # of the files of this sweep
+_known: dict[tuple, Any] = {}  # results of `_once` for the files of this sweep
 
 
 def _once(look: Callable[[Config], Any], c: Config) -> Any:
-    """`look(c)`, once for all runs of a sweep that read the same files."""
+    """`look(c)`, evaluated once for all jobs of a sweep that read the same files."""
     d = c.dataset
     reads = d.name, str(d.own), c.timesteps, d.integrate_by, d.frame_size, c.data_dir, c.cache_dir, c.model.weights
     if (look, reads) not in _known:
@@ -133,7 +134,7 @@ def _once(look: Callable[[Config], Any], c: Config) -> Any:
 
 
 def _lacks(c: Config) -> str:
-    """The sentence about the first file or folder that a run of this configuration would not find; "" if all is there."""
+    """Message on the first file or folder that a run of `c` lacks; "" if none."""
     try:
         SETS[c.dataset.name].check(c)
         if c.model.weights:
@@ -144,7 +145,7 @@ def _lacks(c: Config) -> str:
 
 
 def _blocked(folder: Path) -> str | None:
-    """The sentence that says why a run's folder cannot be made, where Hydra would end the whole sweep; None if it can."""
+    """Why a run's folder cannot be created, which would make Hydra end the sweep; None if it can."""
     there = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
         return None
@@ -152,86 +153,86 @@ def _blocked(folder: Path) -> str | None:
     return in_a_sweep(str(write_error(folder, OSError(number, ""))))
 
 
-def say_what_is_searched(node: Any, overrides: list[str]) -> None:
-    """Warn when a search has no validation part to select on."""
+def warn_without_validation(node: Any, overrides: list[str]) -> None:
+    """Warn if a search has no validation part and therefore selects on the test set."""
     swept = "dataset.validation" in given_keys(overrides) and not isinstance(node.dataset.validation, int | float)
     search = not node.hydra.sweeper._target_.endswith((".BasicSweeper", ".ListSweeper", ".FilterSweeper"))
     if search and not swept and not node.dataset.validation:
-        said = "selects on the test set, because dataset.validation=0, so that its best accuracy is optimistic"
-        print(f"snn-train: this search {said}; hold a part out with dataset.validation=0.1", file=sys.stderr)
+        why = "selects on the test set, because dataset.validation=0, so its best accuracy is optimistic"
+        print(f"snn-train: this search {why}; hold out a part with dataset.validation=0.1", file=sys.stderr)
 
 
 # ---------------------------------------------------------------- stopping
 
-PATIENCE = 60  # seconds that worker processes get to save the runs that they are at
+PATIENCE = 60  # seconds that worker processes get to save their runs
 
 
 @contextlib.contextmanager
 def stoppable(jobs: Sequence[Job] = ()) -> Iterator[None]:
-    """The signals of `errors.ASKED` raise Interrupted, after the worker processes of joblib have saved their runs.
+    """Signals of `errors.ASKED` raise Interrupted, after joblib's workers have saved their runs.
 
-    A run in this process answers them itself while it trains. A second Ctrl-C stops at once.
+    A run in this process handles them itself while it trains. A second Ctrl-C stops at once.
     """
-    asked: list[int] = []
+    received: list[int] = []
 
-    def ask(signum: int, frame: Any) -> None:
-        asked.append(signum)
-        if len(asked) == 1:
+    def interrupt(signum: int, frame: Any) -> None:
+        received.append(signum)
+        if len(received) == 1:
             _let_workers_save(jobs)
-        raise Interrupted(asked[0], f"stopped by {signal.Signals(asked[0]).name}")
+        raise Interrupted(received[0], f"stopped by {signal.Signals(received[0]).name}")
 
-    with handled_by(ask):
+    with handled_by(interrupt):
         yield
 
 
 def _let_workers_save(jobs: Sequence[Job]) -> None:
-    """Tell the worker processes that are at one of the jobs to stop, and wait until they have."""
+    """Send SIGTERM to the worker processes of the jobs, and wait until they have stopped."""
 
     def busy() -> set[int]:
         statuses = [_read(job.folder / STATUS) for job in jobs]
         children = {process.pid for process in multiprocessing.active_children()}
         return {status["pid"] for status in statuses if status.get("state") == "running"} & children
 
-    told: set[int] = set()
+    signalled: set[int] = set()
     deadline = time.monotonic() + PATIENCE
     while (now := busy()) and time.monotonic() < deadline:
-        if not told:
-            print("stopping: the runs under way are saved first (Ctrl-C again stops at once)", file=sys.stderr)
-        for pid in now - told:
+        if not signalled:
+            print("stopping: the active runs are saved first (Ctrl-C again stops at once)", file=sys.stderr)
+        for pid in now - signalled:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-        told |= now
+        signalled |= now
         time.sleep(0.1)
 
 
-# ---------------------------------------------------------------- what became of a job
+# ---------------------------------------------------------------- status of a job
 
 
 def is_finished(job: Job) -> bool:
-    """Whether the job's folder holds a result of exactly this configuration, on the data that it names now."""
+    """Whether the job's folder has a result of this configuration on the current data."""
     result = _read(job.folder / RESULT)
     return result.get("config_hash") == config_hash(job.config) and not _other_data(job, result)
 
 
 def _other_data(job: Job, result: dict) -> list[str]:
-    """How the data of the job's earlier result differ from those that it names now."""
+    """Differences of the data of the job's earlier result from the current ones."""
     return other_data(result, job.config, partial(_once, fingerprint))[0]
 
 
-def state(job: Job) -> tuple[str, str]:
+def status(job: Job) -> tuple[str, str]:
     """(`done`, `failed`, `interrupted`, `stopped`, `running` or `not started`, why)."""
-    status = _read(job.folder / STATUS)
-    if not status:
+    content = _read(job.folder / STATUS)
+    if not content:
         return "not started", ""
-    if status.get("config_hash") != config_hash(job.config):
+    if content.get("config_hash") != config_hash(job.config):
         return "not started", "the folder holds a run of another configuration"
-    if status["state"] == "running":
+    if content["state"] == "running":
         if in_use(job.folder):
-            return "running", "another process is at it"
+            return "running", "another process runs it"
         if not is_finished(job):
-            return "stopped", "its process ended without a word: killed, or out of memory"
-    elif status["state"] != "done":
-        return status["state"], status["error"] or ""
+            return "stopped", "its process ended without an error message: killed, or out of memory"
+    elif content["state"] != "done":
+        return content["state"], content["error"] or ""
     changed = _other_data(job, _read(job.folder / RESULT))
     return ("not started", f"the folder holds a run on other data ({'; '.join(changed)})") if changed else ("done", "")
 
@@ -244,11 +245,9 @@ def _read(path: Path) -> dict:
 
 
 def report(jobs: list[Job], before: int, argv: list[str], problem: str | None = None) -> int:
-    """Say how many runs are done, which are not and why, and the command that runs just those; returns the exit code."""
-    states = [(job, *state(job)) for job in jobs]
-    lines = [
-        f"  {what}: {job.folder}{f': {in_a_sweep(why)}' * bool(why)}" for job, what, why in states if what != "done"
-    ]
+    """Print how many runs are done and why others are not; returns the exit code."""
+    statuses = [(job.folder, *status(job)) for job in jobs]
+    lines = [f"  {what}: {at}{f': {in_a_sweep(why)}' * bool(why)}" for at, what, why in statuses if what != "done"]
     done = len(jobs) - len(lines)
     print(f"sweep: {done} of {len(jobs)} runs done" + f", {before} of them earlier" * bool(before), flush=True)
     if problem:
@@ -256,10 +255,8 @@ def report(jobs: list[Job], before: int, argv: list[str], problem: str | None = 
     if lines:
         again = [a for a in argv if a.split("=")[0] not in ("force", "skip_finished", "resume")]
         lines.insert(0, f"{len(jobs) - done} of {len(jobs)} runs did not finish:")
-        lines.append("the finished ones are left out when this is typed again:")
-        print(
-            "\n".join(lines), f"  python -m snn_repro.train {shlex.join(again)}", sep="\n", file=sys.stderr, flush=True
-        )
+        lines += ["run the rest with the same command:", f"  python -m snn_repro.train {shlex.join(again)}"]
+        print("\n".join(lines), file=sys.stderr, flush=True)
     return int(bool(lines or problem))
 
 
@@ -267,10 +264,10 @@ def report(jobs: list[Job], before: int, argv: list[str], problem: str | None = 
 
 
 def launch(overrides: list[str], jobs: list[Job], task: Callable) -> None:
-    """Hand the jobs to the launcher that `hydra/launcher=` chose and wait until none is under way any more.
+    """Run the jobs with the launcher chosen by `hydra/launcher=`, and wait for them.
 
-    A run whose process is killed takes the joblib workers beside it along; what was under way then is run again, each
-    alone, so that the culprit can hurt no other, and given up the second time. Raises UserError when the queue refuses the jobs.
+    A killed joblib worker ends the workers beside it. The interrupted jobs are then run again one at a time, so that
+    the cause cannot affect the others, and given up the second time. Raises UserError if the queue refuses the jobs.
     """
     with multirun_config(overrides) as (node, context):
         kind = node.hydra.launcher._target_.rsplit(".", 1)[-1]
@@ -283,26 +280,21 @@ def launch(overrides: list[str], jobs: list[Job], task: Callable) -> None:
             with _slurm():
                 start(jobs)
         elif kind == "JoblibLauncher":
-            on_gpus = node.hydra.runtime.choices["hydra/launcher"] == "gpus"
-            places = (
-                gpus.places(gpus_for(jobs), node.runs_per_gpu)
-                if on_gpus
-                else contextlib.nullcontext(node.hydra.launcher.n_jobs)
-            )
-            with read_write(node.hydra), places as node.hydra.launcher.n_jobs:
+            workers: Any = contextlib.nullcontext(node.hydra.launcher.n_jobs)
+            if node.hydra.runtime.choices["hydra/launcher"] == "gpus":
+                workers = gpus.slots(gpus_for(jobs), node.runs_per_gpu)
+            with read_write(node.hydra), workers as node.hydra.launcher.n_jobs:
                 _start_again_after_kills(start, jobs)
         else:
             start(jobs)
 
 
 def gpus_for(jobs: list[Job]) -> list[str]:
-    """The GPUs of this machine, for `hydra/launcher=gpus`. Raises UserError where there are none, or a job names its own device."""
+    """GPUs for `hydra/launcher=gpus`. Raises UserError without GPUs, or if `device` names one."""
     if own := {job.config.device for job in jobs} - {"auto", "cuda"}:
-        raise UserError(f"device={min(own)} does not go with hydra/launcher=gpus, which gives each run its GPU")
-    if not (found := gpus.there()):
-        raise UserError(
-            "hydra/launcher=gpus but torch sees no GPU; use hydra/launcher=joblib for runs side by side on a CPU"
-        )
+        raise UserError(f"device={min(own)} cannot be used with hydra/launcher=gpus, which gives each run its GPU")
+    if not (found := gpus.visible()):
+        raise UserError("hydra/launcher=gpus, but torch sees no GPU; use hydra/launcher=joblib for parallel CPU runs")
     return found
 
 
@@ -313,14 +305,14 @@ def _start_again_after_kills(start: Callable, jobs: list[Job]) -> None:
     try:
         return start(jobs)
     except TerminatedWorkerError:
-        time.sleep(0.5)  # the other workers are being stopped
+        time.sleep(0.5)  # meanwhile the other workers are stopped
     touched = [job for job in jobs if (at := job.folder / STATUS).exists() and at.stat().st_mtime >= began]
-    hit = [job for job in touched if state(job)[0] == "stopped"]
+    hit = [job for job in touched if status(job)[0] == "stopped"]
     if not hit:
-        raise UserError("the worker processes die before a run begins; try fewer at once: hydra.launcher.n_jobs=1")
-    log.warning(f"a worker was killed; {len(hit)} runs that were under way go on, one at a time")
+        raise UserError("the worker processes die before a run starts; use fewer of them: hydra.launcher.n_jobs=1")
+    log.warning(f"a worker was killed; {len(hit)} interrupted runs continue, one at a time")
     for job in hit:
-        with contextlib.suppress(TerminatedWorkerError):  # it is reported as stopped
+        with contextlib.suppress(TerminatedWorkerError):  # reported as stopped
             start([job])
     if rest := [job for job in jobs if job not in touched]:
         _start_again_after_kills(start, rest)
@@ -331,7 +323,7 @@ def _start_again_after_kills(start: Callable, jobs: list[Job]) -> None:
 
 @contextlib.contextmanager
 def _slurm() -> Iterator[None]:
-    """submitit, made to wait for every job of the array by squeue, which is there where accounting is not."""
+    """Make submitit wait for the jobs with squeue, which works without SLURM accounting."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
     from submitit.slurm.slurm import SlurmJob
 
@@ -348,18 +340,18 @@ def _slurm() -> Iterator[None]:
             raise
         raise UserError("hydra/launcher=slurm finds no srun here; run it on a login node of a SLURM cluster") from None
     except KeyboardInterrupt:
-        print("the jobs go on in SLURM (squeue --me); the same command later reports on them", file=sys.stderr)
+        print("the jobs continue in SLURM (squeue --me); run the same command later for their report", file=sys.stderr)
         raise
     finally:
         kind.results = before
 
 
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "TIMEOUT"}
-LOOK_AGAIN = 10  # seconds
+LOOK_AGAIN = 10  # seconds between two calls of squeue
 
 
 def _ended(job: Any) -> list[None]:
-    """Wait until squeue calls a job ended, or has forgotten it. What became of it is in the run's folder."""
+    """Wait until squeue reports a job as ended or unknown; its status is in the run's folder."""
     while True:
         command = ["squeue", "--noheader", "--array", "--states=all", "--format=%T", "--jobs", job.job_id]
         asked = subprocess.run(command, capture_output=True, text=True)
@@ -372,7 +364,7 @@ def _ended(job: Any) -> list[None]:
 
 
 def still_running() -> bool:
-    """Whether SLURM wants this job to run: not cancelled, not at its end, not being requeued."""
+    """Whether SLURM still runs this job: not cancelled, out of time or being requeued."""
     job = os.environ.get("SLURM_JOB_ID", "")
     asked = subprocess.run(["squeue", "-h", "-o", "%T", "-j", job], capture_output=True, text=True)
     return asked.stdout.split() == ["RUNNING"]

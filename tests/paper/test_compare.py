@@ -164,7 +164,7 @@ def test_threads_processes_and_changes_on_resume_are_named(tmp_path):
     assert "threads differ" in text and "1 in digits-small-if_imp-sdt [b] (seed 0)" in text
     assert "2 in digits-small-if_imp-lts [a], digits-small-if_imp-sdt [b] (seed 1)" in text
     assert "not recorded in digits-small-if_imp-tet" in text and "processes differ" in text and "4 in digits" in text
-    assert "digits-small-if_imp-lts [a] (seed 0) was continued under other conditions: threads: 1 -> 2" in text
+    assert "digits-small-if_imp-lts [a] (seed 0) was resumed under other conditions: threads: 1 -> 2" in text
     assert marks(table)["digits-small-if_imp-sdt [b]"] == "processes=1, threads=1 and 2"
 
 

@@ -318,7 +318,7 @@ def test_initial_weights_are_found_by_name_and_checked(tmp_path, monkeypatch):
         wanted = str(path) if folder == "." else name
         assert find_weights(wanted, data) == path and load(path).keys() == state.keys()
         path.write_bytes(content + b"more")
-        with pytest.raises(UserError, match="is not what its name says"):
+        with pytest.raises(UserError, match="does not match its name"):
             find_weights(wanted, data)
         path.unlink()
     with pytest.raises(UserError, match=f"{name} was not found"):

@@ -152,7 +152,7 @@ def test_checkpoints_of_sew_resnets_authors_start_a_network(name, downsample, tm
     layers = sum(key.endswith(".imp") for key in own)
     assert said == [
         f"weights from {tmp_path / 'checkpoint_319.pth'}: {len(own) - layers} of {len(own)} tensors; {layers} IMP tensors are "
-        "not in it and keep their random start; their authors' network has a max-pool stem and hard resets: "
+        "not in it and keep their random initial values; their authors' network has a max-pool stem and hard resets: "
         + ("model.stem_pool=max " if name.startswith("sew") else "") + "neuron.reset=hard"
     ]  # fmt: skip
 

@@ -34,11 +34,11 @@ def test_workers_share_the_gpus_evenly_and_a_killed_ones_place_is_free_again():
         return said.get()
 
     try:
-        with gpus.places(["3", "GPU-8f"], 2) as n:
+        with gpus.slots(["3", "GPU-8f"], 2) as n:
             assert n == 4 and [next_one() for _ in range(4)] == ["3", "GPU-8f", "3", "GPU-8f"]
             workers[1].kill()
             assert next_one() == "GPU-8f"
-        assert gpus.PLACES not in os.environ
+        assert gpus.SLOTS not in os.environ
         gpus.take()  # outside nothing happens
     finally:
         for one in workers:
@@ -54,23 +54,23 @@ def test_cores_are_shared_too():
 def test_the_users_own_choice_of_gpus_is_kept(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert gpus.there() == ["0", "1"]
+    assert gpus.visible() == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, MIG-1")
-    assert gpus.there() == ["2", "MIG-1"]
+    assert gpus.visible() == ["2", "MIG-1"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert gpus.there() == []
+    assert gpus.visible() == []
 
 
 @pytest.mark.parametrize(
     ("there", "more", "sentence"),
     [
         ([], [], "torch sees no GPU; use hydra/launcher=joblib"),
-        (["0", "1"], ["device=cuda:1"], "device=cuda:1 does not go with hydra/launcher=gpus"),
+        (["0", "1"], ["device=cuda:1"], "device=cuda:1 cannot be used with hydra/launcher=gpus"),
     ],
 )
 def test_what_cannot_be_spread_is_refused_in_one_sentence(tmp_path, monkeypatch, there, more, sentence):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    monkeypatch.setattr(gpus, "there", lambda: there)
+    monkeypatch.setattr(gpus, "visible", lambda: there)
     with pytest.raises(UserError, match=sentence):
         sweeps.gpus_for(sweeps.plan([*SHORT, *more, "seed=0,1", f"hydra.sweep.dir={tmp_path}", "hydra/launcher=gpus"]))
 
@@ -89,7 +89,7 @@ random.seed = tell
 """
 FAKE = """
 from snn_repro.runs import gpus
-gpus.there = lambda: ["0", "1"]
+gpus.visible = lambda: ["0", "1"]
 if __name__ == "__main__":
     from snn_repro import cli
     cli.main()

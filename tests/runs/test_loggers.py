@@ -81,7 +81,7 @@ def test_a_logger_that_fails_costs_one_warning(quick, tmp_path, monkeypatch, fai
     (line,) = said
     error = "SystemExit" if failing == "epoch" else "OSError"
     assert line == (
-        f"warning: tensorboard gets nothing more of this run ({error}: no space left); metrics.jsonl has every epoch"
+        f"warning: tensorboard stopped logging this run ({error}: no space left); metrics.jsonl has every epoch"
     )
     calls = ["start", "epoch", "finish"]
     assert Broken.calls == calls[: calls.index(failing) + 1]
@@ -102,7 +102,7 @@ def test_a_package_that_is_missing_costs_a_run_one_warning_each(quick, tmp_path,
         monkeypatch.setitem(sys.modules, package, None)
     said = []
     Loggers(quick("logger=[tensorboard,wandb]", "logger.mode=offline"), tmp_path, said.append).start([])
-    assert len(said) == 2 and all("gets nothing more of this run (ModuleNotFoundError" in line for line in said)
+    assert len(said) == 2 and all("stopped logging this run (ModuleNotFoundError" in line for line in said)
 
 
 # ---------------------------------------------------------------- TensorBoard

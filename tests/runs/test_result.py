@@ -67,7 +67,7 @@ def test_keys_of_newer_versions_are_kept_and_those_of_older_ones_may_lack(tmp_pa
         ("n_val", True, "n_val=True, which is not a whole number"),
         ("causal", 1, "causal=1, which is not true or false"),
         ("acc_last", 1.5, "an accuracy of 1.5, not in 0..1"),
-        ("acc_step", [0.5], r"acc_step=\[0.5\], not one number a time step"),
+        ("acc_step", [0.5], r"acc_step=\[0.5\], not one number per time step"),
         ("neuron", {}, "a config without neuron.imp"),
     ],
 )
@@ -75,7 +75,7 @@ def test_a_value_of_another_kind_is_named(tmp_path, key, value, what):
     fake_run(tmp_path)
     path = next(tmp_path.rglob("result.json"))
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
-    with pytest.raises(UserError, match=f"result.json has {what}; run it again with force=true"):
+    with pytest.raises(UserError, match=f"result.json has {what}; repeat the run with force=true"):
         read_result(path)
 
 

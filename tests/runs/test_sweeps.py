@@ -28,7 +28,7 @@ def test_a_sweep_reports_what_failed_and_then_runs_just_that(tmp_path, monkeypat
     (root / name / TWEAKS).mkdir(parents=True)
     (root / name / TWEAKS / "seed5").write_text("in the way")
     code, _, err = typed(*words)
-    assert code == 2 and "1 of 3 runs lack their data or folder, so that none was started" in err
+    assert code == 2 and "1 of 3 runs lack their data or folder, so none was started" in err
     assert "choose another folder with hydra.sweep.dir=..." in err and "hydra.run.dir" not in err
     (root / name / TWEAKS / "seed5").unlink()
     (root / name / TWEAKS / "seed6").mkdir()
@@ -119,19 +119,19 @@ def test_finished_means_the_same_configuration(tmp_path, monkeypatch, capsys):
 
 def test_what_a_folder_says_about_its_run(tmp_path):
     job = jobs(tmp_path)[0]
-    assert sweeps.state(job)[0] == "not started"
+    assert sweeps.status(job)[0] == "not started"
     job.folder.mkdir(parents=True)
     path = job.folder / "status.json"
     path.write_text(status(job.config, "running"))
-    assert sweeps.state(job)[0] == "stopped"
+    assert sweeps.status(job)[0] == "stopped"
     held = RunFolder(job.folder, job.config)
-    assert sweeps.state(job)[0] == "running"
+    assert sweeps.status(job)[0] == "running"
     held.close()
     path.write_text(status(job.config, "failed", "why"))
-    assert sweeps.state(job) == ("failed", "why")
+    assert sweeps.status(job) == ("failed", "why")
     for other in (status(job.config).replace(config_hash(job.config), "another"), "[]"):
         path.write_text(other)
-        assert sweeps.state(job)[0] == "not started"
+        assert sweeps.status(job)[0] == "not started"
 
 
 def test_slurm_without_slurm_is_one_sentence(tmp_path, monkeypatch, typed):

@@ -1,8 +1,9 @@
-"""The figures: what all share. Each is a file, in this folder, in scripts/studies/figures/, or in a package from outside.
+"""What all figures share: style, colours and rendering.
 
-It has its caption as its docstring, `draw(results) -> Figure` under `@FIGURES.register("name")`, and `measure(target, runs)` where its
-data are measured for it. A drawing depends on the committed files under results/ and on this code alone: fixed fonts, fixed ids, no dates. Lines differ
-in colour (Okabe and Ito's palette), marker and dash: in print too, and for everyone.
+A figure is one file: here, in scripts/studies/figures/ or in a plug-in package. Its module docstring is the caption. It
+has `draw(results) -> Figure` under `@FIGURES.register("name")`, and `measure(target, runs)` if it needs its own data.
+Drawings depend only on this code and the committed files under results/: fonts and ids are fixed, dates left out. Lines
+differ in colour (palette of Okabe and Ito), marker and dash, to be distinct in print and for colour-blind readers.
 """
 
 import io
@@ -19,15 +20,15 @@ from snn_repro.paper.results import Group, group_runs, load
 from snn_repro.registry import FIGURES, import_all
 from snn_repro.runs.folder import result_files
 
-OWN_PAGE = {"methods", "initial_state"}  # studies of some hundred lines, with a page and figures of their own
+OWN_PAGE = {"methods", "initial_state"}  # large studies with a page and figures of their own
 
 
 class MissingData(UserError):
-    """A figure's data are not there (yet): the sentence says how to get them."""
+    """The data of a figure are missing; the message says how to get them."""
 
 
 def render(name: str, results: Path) -> dict[Path, bytes]:
-    """{file: its content} of one figure; the same bytes for the same data, code and matplotlib."""
+    """`{file: bytes}` of a figure, reproducible for the same data, code and matplotlib."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
@@ -40,23 +41,22 @@ def render(name: str, results: Path) -> dict[Path, bytes]:
 
 
 def finished_runs(results: Path) -> list[Group]:
+    """Groups of the collected runs outside OWN_PAGE. Raises MissingData if there are none."""
     runs = results / "runs"
     if not result_files(runs):
-        raise MissingData(
-            f"{runs} holds no finished run; collect some with `python scripts/make_tables.py --collect runs`"
-        )
+        raise MissingData(f"{runs} has no finished run; add some: python scripts/make_tables.py --collect runs")
     ours = [r for r in load([runs]) if not OWN_PAGE & {*Path(r["folder"]).relative_to(runs).parts}]
     return group_runs(ours)[0]
 
 
-# ---------------------------------------------------------------- looks
+# ---------------------------------------------------------------- style
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000")
 SERIES: list[dict[str, Any]] = [
     dict(color=color, marker=marker, linestyle=dash)
     for color, marker, dash in zip(COLOURS, "os^Dvx", ("-", "--", "-.", ":", "-", "--"), strict=True)
 ]
-PAPERS = ("sdt", "tet", "lts", "tet_s")  # they have the first looks; any other loss one of the rest, by its name
+PAPERS = ("sdt", "tet", "lts", "tet_s")  # they take the first styles, any other loss one of the rest by its name
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 8, "mathtext.fontset": "dejavusans",
     "svg.hashsalt": "snn_repro", "svg.fonttype": "path", "savefig.dpi": 150, "lines.linewidth": 1.3, "lines.markersize": 4,
@@ -65,26 +65,27 @@ STYLE: dict[Any, Any] = {
 
 
 def title(loss: str) -> str:
+    """A loss as it is written in figures: TET-S for tet_s."""
     return loss.upper().replace("_", "-")
 
 
 def rank(loss: str) -> int:
-    """Which of SERIES a loss has; figures show losses in this order."""
+    """Index of a loss in SERIES, which is also its order in figures."""
     others = len(SERIES) - len(PAPERS)
     return PAPERS.index(loss) if loss in PAPERS else len(PAPERS) + zlib.crc32(loss.encode()) % others
 
 
 def line(loss: str, imp: bool | None = None) -> dict[str, Any]:
-    """Colour, marker, dash and label of a loss; with `imp` given, solid and filled is IMP, dashed and open is not."""
-    look = SERIES[rank(loss)] | dict(label=title(loss))
+    """Plot style and label of a loss: solid, filled with IMP; dashed, open without."""
+    style = SERIES[rank(loss)] | dict(label=title(loss))
     if imp is None:
-        return look
-    inside = look["color"] if imp else "white"
-    return look | dict(linestyle="-" if imp else "--", markerfacecolor=inside, label=title(loss) + " + IMP" * imp)
+        return style
+    inside = style["color"] if imp else "white"
+    return style | dict(linestyle="-" if imp else "--", markerfacecolor=inside, label=title(loss) + " + IMP" * imp)
 
 
 def footnote(figure: Figure, *sentences: str | None) -> None:
-    """Small lines below a figure: its n, and what a reader must know; None is left out."""
+    """Write sentences in small type below a figure; None is left out."""
     width = int(figure.get_figwidth() * 17)
     lines = [part for sentence in sentences if sentence for part in textwrap.wrap(sentence, width)]
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=6.5, color="0.3")

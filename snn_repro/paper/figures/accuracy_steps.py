@@ -1,5 +1,7 @@
-"""Test accuracy of each time step's own output (not of the running mean), mean ± sd over seeds. A row of panels is a data
-set and a length of training, a panel a loss, with the row's other losses in grey."""
+"""Test accuracy at each time step (not the running mean), mean ± sd over seeds.
+
+Each row of panels is a data set and a training length; each panel is one loss, with the row's other losses in grey.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,30 +15,31 @@ from snn_repro.paper.figures import MissingData, finished_runs, footnote, line, 
 from snn_repro.paper.results import Group
 from snn_repro.registry import FIGURES
 
-ROW = ("dataset", "model", "timesteps", "n_train", "epochs", "split_sha256")  # what runs of one row of panels share
+ROW = ("dataset", "model", "timesteps", "n_train", "epochs", "split_sha256")  # equal within one row of panels
 
 
 @FIGURES.register("accuracy_steps")
 def draw(results: Path) -> Figure:
+    """The figure of the collected runs in `results`."""
     return draw_groups(finished_runs(results))
 
 
 def draw_groups(groups: Sequence[Group]) -> Figure:
-    """A row of panels a data set, network, T and length of training, a panel a loss: without and with IMP, side by side."""
+    """One row of panels per ROW, one panel per loss, with and without IMP."""
     rows: dict[tuple[Any, ...], list[Group]] = {}
     for group in groups:
-        if group.steps():  # else a step sees later ones; the remarks say so
+        if group.steps():  # empty if outputs are not causal; the remarks say so
             rows.setdefault(tuple(group.first[key] for key in ROW), []).append(group)
     if not rows:
-        raise MissingData("in every run a step sees the later ones, so that its own accuracy says nothing")
+        raise MissingData("no run has accuracy per time step, because in all of them outputs depend on later steps")
     columns = max(len({g.first["loss"] for g in members}) for members in rows.values())
     figure = Figure(figsize=(0.6 + 2.5 * columns, 0.5 + 2.1 * len(rows)))
     grid = figure.subplots(len(rows), columns, squeeze=False, sharey="row")
     names = [key[:2] for key in rows]
     for row, (key, members) in zip(grid, sorted(rows.items()), strict=True):
         dataset, model, steps, n_train, epochs, _ = key
-        alone = names.count((dataset, model)) == 1
-        name = f"{dataset}, {model}" if alone else f"{dataset}, {n_train:,} x {epochs} epochs"
+        unique = names.count((dataset, model)) == 1
+        name = f"{dataset}, {model}" if unique else f"{dataset}, {n_train:,} x {epochs} epochs"
         losses = sorted({g.first["loss"] for g in members}, key=lambda loss: (rank(loss), loss))
         t = np.arange(1, steps + 1)
         for axes, loss in zip(row, losses, strict=False):
@@ -48,11 +51,11 @@ def draw_groups(groups: Sequence[Group]) -> Figure:
             for i, group in enumerate(mine):
                 values = 100 * np.array([run["acc_step"] for run in group.runs])
                 spread = values.std(0, ddof=1) if len(values) > 1 else None
-                look = line(loss, kinds[i])
+                style = line(loss, kinds[i])
                 if kinds.count(kinds[i]) > 1:
-                    look["label"] = group.label
-                aside = 0.016 * steps * (2 * i - len(mine) + 1)  # so that points of equal height lie side by side
-                axes.errorbar(t + aside, values.mean(0), spread, capsize=2, elinewidth=0.8, **look)
+                    style["label"] = group.label
+                shift = 0.016 * steps * (2 * i - len(mine) + 1)  # points of equal height lie side by side
+                axes.errorbar(t + shift, values.mean(0), spread, capsize=2, elinewidth=0.8, **style)
             seeds = ", ".join(map(str, sorted({len(g.runs) for g in mine})))
             axes.set_title(f"{name}: {title(loss)}, n = {seeds}", fontsize=8)
             axes.set_xticks(t)

@@ -1,10 +1,10 @@
-"""Where a run is logged besides its own files: one file a logger, chosen by `logger=NAME`, or several by `logger=[A,B]`.
+"""Loggers of a run, one file each, chosen by `logger=NAME` or `logger=[A,B]`.
 
-A logger is a class under `@LOGGERS.register("name")`, made as `Log(config, folder, say)`; its `settings`, if it has some, are keys
-`logger.to.NAME.KEY`, and arguments by name. It has `start(history)`, with what metrics.jsonl has so far (of a resumed run),
-`epoch(line)`, one more line of it, and `finish(result)`, None for a run that failed or was stopped. It may raise: the run goes on
-without it, after one warning; a UserError of its `__init__` alone ends the run, before any work. The package that it logs to is
-imported where it is used: another logger must not need it.
+A logger is a class under `@LOGGERS.register("name")`, made as `Log(config, folder, say, **settings)`; its optional
+`settings` are the keys `logger.to.NAME.KEY`. It has three methods: `start(history)` with the lines of metrics.jsonl so
+far (of a resumed run), `epoch(line)` with each new line, and `finish(result)`, with None for a run that failed or was
+stopped. If one raises, the run continues without the logger after a warning; a UserError of `__init__` ends the run
+before any work. Import the package that it logs to inside the methods, because other loggers must not need it.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from snn_repro.registry import LOGGERS, all_values, import_all
 
 
 class Loggers:
-    """The loggers of one run. Raises UserError for a name that none has, and for what a logger refuses."""
+    """All loggers of one run. Raises UserError for an unknown name or refused settings."""
 
     def __init__(self, config: Config, folder: Path, say: Callable[[str], None]):
         self._say, self._logs, self._started = say, dict[str, Any](), False
@@ -32,17 +32,20 @@ class Loggers:
                 self._logs[name] = LOGGERS[name](config, folder, say, **settings)
             except UserError:
                 raise
-            except Exception as error:  # a package that is missing, or broken
+            except Exception as error:  # a missing or broken package
                 self._drop(name, error)
 
     def start(self, history: list[dict[str, Any]]) -> None:
+        """Start every logger with the epochs so far."""
         self._started = True
         self._tell("start", history)
 
     def epoch(self, line: dict[str, Any]) -> None:
+        """Log the metrics of one more epoch."""
         self._tell("epoch", line)
 
     def finish(self, result: Mapping[str, Any] | None) -> None:
+        """Log the result and close; None for a run that did not finish."""
         if self._started:
             self._tell("finish", result)
 
@@ -55,16 +58,16 @@ class Loggers:
                 self._drop(name, error)
 
     def _drop(self, name: str, error: BaseException) -> None:
-        self._say(f"warning: {name} gets nothing more of this run ({sentence(error)}); metrics.jsonl has every epoch")
+        self._say(f"warning: {name} stopped logging this run ({sentence(error)}); metrics.jsonl has every epoch")
 
 
 def sentence(error: BaseException) -> str:
-    """An error of a library in a few words."""
+    """A library's error, shortened to one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
 
 
 def scalars(line: Mapping[str, Any], step: str = "_t", rate: str = "firing_rate/") -> dict[str, Any]:
-    """A line of metrics.jsonl with a number a key: acc_step_t1, firing_rate/LAYER, and what is a number already."""
+    """A line of metrics.jsonl as `{key: number}`: acc_step_t1, firing_rate/LAYER and plain numbers."""
     flat: dict[str, Any] = {}
     for name, value in line.items():
         if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""TensorBoard: event files in the run's `tensorboard/` folder. `tensorboard --logdir runs` shows all runs beside each other."""
+"""TensorBoard: event files in the run's `tensorboard/` folder; view all: `tensorboard --logdir runs`."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,17 +15,17 @@ FINAL = ("acc_last", "acc_best_test", "acc_valsel")
 
 @LOGGERS.register("tensorboard")
 class Log:
-    """Scalars of every epoch, on disk before the next one; the configuration; at the end accuracy against time step.
+    """Logs the configuration, scalars of every epoch and the final accuracy per time step.
 
-    Each start writes the whole history to a file of its own, with which a reader forgets what came before it
-    (`purge_step`), and then removes the earlier files: a run that was resumed has every step once, one that was killed
-    has all that metrics.jsonl has.
+    Each start writes the whole history to a new file, tells readers to drop earlier events (`purge_step`) and removes
+    the earlier files: a resumed run has every step once, and a killed one has everything that metrics.jsonl has.
     """
 
     def __init__(self, config: Config, folder: Path, say: Callable[[str], None]):
         self._config, self._folder = config, Path(folder, "tensorboard")
 
     def start(self, history: list[dict[str, Any]]) -> None:
+        """Write the configuration and the history to a new event file."""
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
@@ -45,10 +45,12 @@ class Log:
             file.unlink(missing_ok=True)
 
     def epoch(self, line: dict[str, Any]) -> None:
+        """Write the scalars of an epoch to disk."""
         self._scalars(line)
         self._writer.flush()
 
     def finish(self, result: Mapping[str, Any] | None) -> None:
+        """Write the final accuracies, unless the run did not finish, and close the file."""
         if result is not None:
             for name in ("acc_step", "acc_cum"):
                 for t, accuracy in enumerate(result[name], 1):

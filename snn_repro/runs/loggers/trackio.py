@@ -1,4 +1,4 @@
-"""trackio: runs in a database on this machine (TRACKIO_DIR), no account, nothing sent; `trackio show` opens the page."""
+"""trackio: a local database of runs (TRACKIO_DIR), nothing is sent; `trackio show` opens it."""
 
 import contextlib
 import io
@@ -13,20 +13,20 @@ from snn_repro.runs.loggers import scalars
 
 @LOGGERS.register("trackio")
 class Log:
-    """A run of project `logger.project`, grouped by row. Each start takes the place of the one before, with the
-    whole history."""
+    """Logs one run of project `logger.project`, grouped by row."""
 
     def __init__(self, config: Config, folder: Path, say: Callable[[str], None]):
         self._config = config
         self._name = f"{config.name}/seed{config.seed}/{config_hash(config)[:8]}"
 
     def start(self, history: list[dict[str, Any]]) -> None:
+        """Log the whole history as a new run, which replaces the earlier one."""
         import trackio
 
         project, earlier = self._config.logger.project, []
         with contextlib.suppress(ValueError):  # no such project yet
             earlier = [run for run in trackio.Api().runs(project) if run.name == self._name]
-        with contextlib.redirect_stdout(io.StringIO()):  # it greets
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints a greeting
             self._run = trackio.init(
                 project, self._name, self._config.name, config=to_dict(self._config), embed=False,
                 auto_log_gpu=False, auto_log_cpu=False,
@@ -37,9 +37,11 @@ class Log:
             run.delete()
 
     def epoch(self, line: dict[str, Any]) -> None:
+        """Log the scalars of an epoch."""
         self._run.log(scalars(line, step="/t"), line["epoch"])
 
     def finish(self, result: Mapping[str, Any] | None) -> None:
+        """Log the final accuracies, unless the run did not finish, and close."""
         if result is not None:
             last = result["epochs"]
             for t, (step, cumulative) in enumerate(zip(result["acc_step"], result["acc_cum"], strict=True), 1):

@@ -17,28 +17,28 @@ from snn_repro.errors import UserError
 from snn_repro.registry import LOGGERS
 from snn_repro.runs.loggers import scalars, sentence
 
-START_SECONDS = 20  # how long an online run waits for the server before it goes on offline (or WANDB_INIT_TIMEOUT)
-CALL_SECONDS = 120  # how long the start, or an epoch, waits for W&B
-FINISH_SECONDS = 60  # the same at the end of a run
-STOP_SECONDS = 15  # and of one that failed or was told to stop: a cluster kills it soon
-GROWTH = (25, 50, 75)  # percent of the epochs after which accuracy against time step stands beside the final one
+START_SECONDS = 20  # after which an unreachable online run logs offline instead (or WANDB_INIT_TIMEOUT)
+CALL_SECONDS = 120  # limit of the start and of an epoch
+FINISH_SECONDS = 60  # limit at the end of a run
+STOP_SECONDS = 15  # the same for a failed or stopped run, which a cluster kills soon
+GROWTH = (25, 50, 75)  # percent of the epochs whose accuracy per time step is shown beside the final one
 
 
 @LOGGERS.register("wandb")
 class Log:
-    """Logs one run; a hang of W&B is an error after some time, and every method is a no-op when W&B is disabled.
+    """Logs one run to W&B; calls have time limits, and do nothing if disabled.
 
-    The W&B id is derived from row, seed and configuration, so a resumed run continues the same dashboard entry; an offline
-    one is written with its whole history, in place of the one before. Raises UserError for `logger.mode=online` without a key.
+    The W&B id is derived from row, seed and configuration, so a resumed run continues its dashboard entry. An offline
+    run replaces the earlier one with its whole history. Raises UserError for `logger.mode=online` without a key.
 
-    config: a Config, or a dict of the same shape. run_id: in place of the derived id.
+    config: a Config, or a dict of the same structure. run_id: overrides the derived id.
     """
 
     def __init__(self, config: Any, folder: Path, say: Callable[[str], None] = print, run_id: str | None = None):
         c = config if isinstance(config, dict) else to_dict(config)
         logger, self._folder, self._say = c["logger"], Path(folder), say
         self.mode = checked_mode(logger["mode"])
-        self._lines: list[dict[str, Any]] = []  # what is logged so far
+        self._lines: list[dict[str, Any]] = []  # logged so far
         initial = c["neuron"].get("initial", "zero")  # as a tag: lif, lif_imp, lif_mp_init
         neuron = c["neuron"]["name"] + ("_imp" if c["neuron"]["imp"] else "" if initial == "zero" else f"_{initial}")
         table = [c["name"].split("_")[0]] if c["paper_row"] else []  # table1, table2, ...
@@ -51,12 +51,15 @@ class Log:
         )  # fmt: skip
 
     def start(self, history: list[dict[str, Any]]) -> None:
+        """Open the W&B run, offline if the server cannot be reached, and log the history."""
         self._within(CALL_SECONDS, self._begin, history)
 
     def epoch(self, line: dict[str, Any]) -> None:
+        """Log the scalars of an epoch."""
         self._within(CALL_SECONDS, self._log, line)
 
     def finish(self, result: Mapping[str, Any] | None) -> None:
+        """Log accuracy per time step and a summary (if the run finished), and close."""
         self._within(STOP_SECONDS if result is None else FINISH_SECONDS, self._end, result)
 
     def _within(self, seconds: float, call: Callable[[Any], None], content: Any) -> None:
@@ -64,8 +67,8 @@ class Log:
             return
         try:
             limited(seconds, lambda: call(content))
-        except BaseException:  # a second Ctrl-C too: W&B's own end, when Python ends, would wait without a limit
-            with contextlib.suppress(Exception, SystemExit):  # it takes that back first, and may hang then
+        except BaseException:  # a second Ctrl-C too: W&B's exit handler would wait without a limit
+            with contextlib.suppress(Exception, SystemExit):  # teardown removes that handler first, and may then hang
                 limited(2, lambda: self._wandb.teardown())
             raise
 
@@ -75,7 +78,7 @@ class Log:
         self._arguments["settings"] = wandb.Settings(
             silent=True, console="off", x_disable_stats=True, save_code=False, **seconds
         )
-        try:  # a run from the first epoch on takes the place of an earlier one
+        try:  # a run without history replaces an earlier one
             resume = "allow" if history and self.mode == "online" else None
             self._run = wandb.init(mode=self.mode, resume=resume, **self._arguments)
         except Exception as error:
@@ -91,7 +94,7 @@ class Log:
         for line in history:
             self._log(line)
         for earlier in (self._folder / "wandb").glob(f"offline-run-*-{self._run.id}"):
-            if earlier.resolve() != Path(self._run.dir).resolve().parent:  # contained in this one
+            if earlier.resolve() != Path(self._run.dir).resolve().parent:  # its epochs are contained in this run
                 shutil.rmtree(earlier, ignore_errors=True)
 
     def _log(self, line: dict[str, Any]) -> None:
@@ -99,11 +102,11 @@ class Log:
         self._at(line["epoch"], scalars(line))
 
     def _at(self, step: int, numbers: dict[str, Any]) -> None:
-        if step >= self._run.starting_step:  # else the server has it
+        if step >= self._run.starting_step:  # else the server has it already
             self._run.log(numbers, step=step, commit=True)
 
     def _end(self, result: Mapping[str, Any] | None) -> None:
-        """Accuracy against time step is numbers with an axis of their own, which several runs share in one chart."""
+        """Accuracy per time step is logged on its own axis, so that runs share a chart."""
         if result is not None:
             epochs, curves = len(self._lines), {f"final/{k}": result[k] for k in ("acc_step", "acc_cum")}
             for percent in GROWTH:
@@ -118,7 +121,7 @@ class Log:
 
 
 def limited(seconds: float, call: Callable[[], None]) -> None:
-    """Call in a thread, and raise here what it raises there, or TimeoutError where it is not done in time."""
+    """Run `call` in a thread and re-raise its error, or TimeoutError after `seconds`."""
     done = Future[None]()
 
     def work() -> None:
@@ -132,7 +135,7 @@ def limited(seconds: float, call: Callable[[], None]) -> None:
     try:
         done.result(seconds)
     except TimeoutError:
-        raise TimeoutError(f"it was not done after {seconds:g} s") from None
+        raise TimeoutError(f"not done after {seconds:g} s") from None
 
 
 def checked_mode(mode: str) -> str:
@@ -148,10 +151,10 @@ def checked_mode(mode: str) -> str:
 
 
 def has_key() -> bool:
-    """Whether wandb knows how to log in. Without wandb there is nothing to check: the warning comes at the start."""
+    """Whether wandb can log in; True without wandb, whose absence `start` reports."""
     try:
         wandb: Any = importlib.import_module("wandb")
-        with contextlib.redirect_stderr(io.StringIO()):  # it says where it found the key
+        with contextlib.redirect_stderr(io.StringIO()):  # it prints where it found the key
             return bool(os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or wandb.api.api_key)
     except Exception:
         return True
