@@ -378,7 +378,7 @@ def test_another_number_of_time_steps_is_one_sentence(name):
 def test_a_caller_cannot_carry_the_state():
     neuron, x = build("if"), torch.zeros(B, *SHAPE)
     for call in (neuron.functional_forward, neuron.multi_step_functional_forward):
-        with pytest.raises(UserError, match="'if' carries no state from call to call"):
+        with pytest.raises(UserError, match="'if' keeps no state between calls"):
             call((x,), (x,))
 
 
