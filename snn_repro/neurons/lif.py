@@ -28,7 +28,10 @@ DECAY_INPUT = Setting(True, "scale the input by 1/tau; false: h = (1 - 1/tau) v 
 
 
 class Leak(Neuron):
-    """LIF's charge h = v + (x - v) / tau; decay_input False: (1 - 1/tau) v + x."""
+    """Base class with LIF's charge: h = v + (x - v) / tau.
+
+    With decay_input False the input is not scaled: h = (1 - 1/tau) v + x.
+    """
 
     decay_input = False
 
