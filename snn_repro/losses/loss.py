@@ -68,10 +68,8 @@ def at_least_float32(logits: Tensor) -> Tensor:
 def check_shapes(logits: Tensor, target: Tensor) -> None:
     """Raise UserError unless logits are [T, B, K] and target [B] or [B, K]."""
     if logits.dim() != 3 or target.shape not in (logits.shape[1:2], logits.shape[1:]):
-        raise UserError(
-            f"A loss needs logits [T, B, K] and a target [B] or [B, K], "
-            f"not {list(logits.shape)} and {list(target.shape)}."
-        )
+        shapes = f"{list(logits.shape)} and {list(target.shape)}"
+        raise UserError(f"A loss needs logits [T, B, K] and a target [B] or [B, K], not {shapes}.")
 
 
 def cross_entropy(logits: Tensor, target: Tensor, epsilon: float = 0.0) -> Tensor:

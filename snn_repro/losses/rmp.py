@@ -48,9 +48,7 @@ class RMP(Loss):
                 )
             layer.watch = self._collect
         if not layers:
-            raise UserError(
-                "loss=rmp needs spiking layers of snn_repro, and this network has none; choose another loss"
-            )
+            raise UserError("loss=rmp needs spiking layers, and this network has none; choose another loss")
         self.terms = ()
         model.register_forward_pre_hook(lambda *_: setattr(self, "terms", []))  # drop terms of earlier passes
 

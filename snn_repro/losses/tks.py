@@ -33,9 +33,7 @@ class TKS(Loss):
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         check_shapes(logits, target)
         if target.dim() != 1:
-            raise UserError(
-                "loss=tks needs labels [B], not the mixed or smoothed targets [B, K] of Mixup, CutMix or label smoothing"
-            )
+            raise UserError("loss=tks needs labels [B], not targets [B, K] of Mixup, CutMix or label smoothing")
         y = at_least_float32(logits)
         z = (y * (y.argmax(-1) == target).unsqueeze(-1)).sum(0)
         teacher = ((z.detach() if self.detach_teacher else z) / self.temperature).softmax(-1)

@@ -66,15 +66,11 @@ def build_neuron(
         raise UserError(f"'{family}' has parameters for each time step and needs timesteps=T")
     values = NEURONS.checked(family, overrides)
     if imp and values["initial"] not in ("zero", "imp"):
-        raise UserError(
-            f"neuron.imp=true and neuron.initial={values['initial']} both set the initial potential; leave imp out"
-        )
+        raise UserError(f"neuron.imp=true and neuron.initial={values['initial']} conflict; leave one of them out")
     if imp:
         values["initial"] = "imp"
     if values.get("reset") == "soft" and values["v_reset"] != 0:
-        raise UserError(
-            f"neuron.v_reset={values['v_reset']} has no meaning with reset='soft'; use reset='hard' or v_reset=0"
-        )
+        raise UserError(f"neuron.v_reset={values['v_reset']} has no meaning with reset='soft'; use reset='hard' or 0")
     if values.get("v_reset", 0) >= values["v_threshold"]:
         raise UserError(f"neuron.v_reset={values['v_reset']} must be below v_threshold={values['v_threshold']}")
     initial = INITIAL_STATES[values.get("initial", "zero")]
@@ -83,7 +79,7 @@ def build_neuron(
     backend = Setting("auto", "", choices=BACKENDS).checked("neuron.backend", backend or "auto")
     shape = state_shape and tuple(state_shape)
     neuron = cls(imp=parameter, timesteps=timesteps, state_shape=shape, backend=backend, **values)
-    door.check(neuron, family)
+    door.check_backend(neuron, family)
     return neuron
 
 

@@ -24,7 +24,6 @@ class Parallel(Neuron):
     """
 
     settings = parallel_settings()
-
     states = None
 
     def matrix(self, timesteps: int) -> Tensor:

@@ -131,7 +131,7 @@ def test_same_seed_same_imp_and_imp_shifts_no_later_draw():
         (dict(name="if", initial="imp_layer"), "neuron.imp=true needs state_shape"),
         (
             dict(name="if", initial="half", imp=True),
-            "neuron.imp=true and neuron.initial=half both set the initial potential",
+            "neuron.imp=true and neuron.initial=half conflict",
         ),
         (dict(name="if_imp", state_shape=(3, 0)), r"state_shape=\(3, 0\) must consist of positive integers"),
     ],
