@@ -124,7 +124,7 @@ ready._dynamo_marked_constant = True  # torch.compile calls it while tracing
 
 @cache
 def _pool(process: int) -> ThreadPoolExecutor:
-    """One pool per process, as a fork has no threads. The loops release the GIL; numba's would be a second OpenMP."""
+    """One pool per process (a fork has no threads). The loops release the GIL; numba's pool is a second OpenMP."""
     return ThreadPoolExecutor(os.cpu_count(), "kernel")
 
 
@@ -152,7 +152,7 @@ _measured: dict[str, tuple] = {}  # in this process
 
 
 def measured_once(key: str, measure: Callable[[], list], name: str) -> tuple:
-    """Return `measure()` for `key`, run once per machine and then read from file `name`."""
+    """Return `measure()` for `key`, run once per machine and cached in file `name`."""
     if key not in _measured:
         known = _read(name)
         if key not in known:

@@ -561,7 +561,7 @@ def _exchange(w: Tensor, packed: Tensor, vectors: int, threads: int, back: bool)
 def forward(x: Tensor, w: Tensor, bias: Tensor | None, shape: Shape, threads: int, density: float) -> Tensor:
     """Sparse convolution of x [n, channels, height, width] with w [outputs, channels, k, k].
 
-    All are channels last. density: approximate nonzero fraction of x.
+    x and the result are channels last. density: approximate nonzero fraction of x.
     """
     vectors, *cut = shape.forward_cut(density)
     packed = w.new_empty(shape.packed(vectors))

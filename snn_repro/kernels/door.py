@@ -65,7 +65,7 @@ def _chosen(backend: str, law: Law | None, dtype: torch.dtype, steps: int, devic
 def run(
     plan: Plan, x: Tensor, v0: Tensor | None, plus: Tensor | None, store_v_seq: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Run a plan: spikes (+ plus) [T, B, ...], last potential [B, ...], optionally all potentials."""
+    """Run a plan: (spikes + plus [T, B, ...], last potential [B, ...], all potentials)."""
     assert plan.law is not None
     if plan.backend == "spikingjelly":
         return _by_spikingjelly(x, v0, plan.law, store_v_seq)
@@ -98,11 +98,11 @@ def _takes_norm(chosen: str, x: Tensor, norm: Affine, timesteps: int) -> bool:
     if x.dim() != 5 or x.numel() <= x.shape[2]:
         return False
     _, batch, c, h, w = x.shape
-    last = neuron.agree(x.shape[2:], x.stride()[2:], (1, w * c, c))
+    last = neuron.strides_agree(x.shape[2:], x.stride()[2:], (1, w * c, c))
     if chosen == "triton":
-        first = h * w % 16 == 0 and neuron.agree(x.shape[2:], x.stride()[2:], (h * w, w, 1))
+        first = h * w % 16 == 0 and neuron.strides_agree(x.shape[2:], x.stride()[2:], (h * w, w, 1))
         return (last or first) and norm.weight.dtype == torch.float32 and timesteps <= MOST_STEPS
-    dense = last and neuron.agree(x.shape[:2], x.stride()[:2], (batch * c * h * w, c * h * w))
+    dense = last and neuron.strides_agree(x.shape[:2], x.stride()[:2], (batch * c * h * w, c * h * w))
     own = x.dtype == torch.float32 and not norm.together and not torch.is_autocast_enabled("cpu")
     return chosen == "cpu" and dense and own
 
@@ -125,9 +125,7 @@ def resolve_backend(backend: str, device: str, dtype: torch.dtype = torch.float3
         from snn_repro.kernels.neuron_triton import DEVICES
 
         if dtype not in TRITON_TYPES or device not in DEVICES:
-            raise UserError(
-                f"neuron.backend=triton supports float32, bfloat16 and float16 on CUDA, not {named}; use auto"
-            )
+            raise UserError(f"neuron.backend=triton supports float32, bfloat16, float16 on CUDA, not {named}; use auto")
     return backend
 
 
@@ -139,9 +137,7 @@ def check_backend(layer: Any, name: str) -> None:
     if backend == "spikingjelly" and law.strict:
         raise UserError("neuron.backend=spikingjelly fires at h >= v_th only; use neuron.fire_at=ge or another backend")
     if backend == "spikingjelly" and law.charge != "if" and law.v_reset:
-        raise UserError(
-            f"neuron.backend=spikingjelly leaks towards v_reset={law.v_reset}, not 0; use v_reset=0 or auto"
-        )
+        raise UserError(f"neuron.backend=spikingjelly leaks towards v_reset={law.v_reset}, not 0; use v_reset=0")
 
 
 def _triton_lacks() -> str | None:

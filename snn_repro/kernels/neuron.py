@@ -82,7 +82,7 @@ def _layout(shape, stride) -> Layout | None:
     for i in (*reversed(order), 1, 0):
         strides[i] = step
         step *= shape[i]
-    if not agree(shape[2:], stride[2:], strides[2:]):
+    if not strides_agree(shape[2:], stride[2:], strides[2:]):
         return None
     return Layout(strides, (shape[0], shape[1], math.prod(shape[2:])))
 
@@ -90,7 +90,7 @@ def _layout(shape, stride) -> Layout | None:
 _cached_layout = lru_cache(1024)(_layout)
 
 
-def agree(shape, stride, wanted) -> bool:
+def strides_agree(shape, stride, wanted) -> bool:
     """Whether two strides give the same addresses; axes of size 1 are ignored."""
     return all(n == 1 or a == b for n, a, b in zip(shape, stride, wanted, strict=True))
 
@@ -111,7 +111,7 @@ def empty_as(x: Tensor, layout: Layout, lead: int = 0, dtype=None) -> Tensor:
 
 def in_order(x: Tensor, layout: Layout) -> Tensor:
     """Return x [T, B, ...] in the layout's order, copied only if needed."""
-    same = agree(x.shape[2:], x.stride()[2:], layout.strides[2:])
+    same = strides_agree(x.shape[2:], x.stride()[2:], layout.strides[2:])
     return x if same else empty_as(x, layout).copy_(x)
 
 
@@ -124,7 +124,7 @@ def initial(v0: Tensor | None, layout: Layout) -> tuple[Tensor | None, int]:
     if v0 is None:
         return None, -1
     strides = layout.strides[-v0.dim() :] if v0.dim() else []
-    if not agree(v0.shape, v0.stride(), strides):
+    if not strides_agree(v0.shape, v0.stride(), strides):
         v0 = torch.empty_strided(v0.shape, strides, dtype=v0.dtype, device=v0.device).copy_(v0)
     return v0, 0 if v0.dim() == len(layout.strides) - 2 else layout.shape[2]
 
@@ -164,8 +164,7 @@ torch.library.define(
 def _neuron(x, v0, settings, plus, weight, bias, te, mean, var):
     """x [T, B, ...], v0 [...] or [B, ...] float32 -> spikes [T, B, ...], last potential [B, ...] float32.
 
-    With a norm also its mean and var [C], those of x where none were given, and for those of all processes the number
-    of values.
+    With a norm also mean and var [C], those of x unless given, and if `together` their number of values.
     """
     eps, together, timesteps, backend, law = settings
     x, layout = arrange(_repeated(x, timesteps))

@@ -6,8 +6,7 @@ writes to the cache, are prefetched; outputs too large for the cache bypass it.
 
 With a norm the input is z[t] = scale[t, c] * x[t] + shift[t, c]. Channels c are adjacent in memory, so LANES neighbours
 need a slice of a table over channels that wraps around. The backward pass then writes the gradient of z times the
-step's factor, and its sums per channel, in blocks that depend on the shape alone: the number of threads changes no
-result.
+step's factor, and its sums per channel. These are split by the shape alone: the number of threads changes no result.
 
 The norm's own passes, channels-last; all sums are float32 within a block or chunk and float64 beyond:
     moments    mean and variance of x over all axes but the channels                reads x
@@ -50,7 +49,7 @@ MANY, RUN = 8, 32  # from T = MANY on: steps at a time, and groups of LANES neur
 PARTS = 16  # partial sums of a norm's gradients
 CHUNK = 8192  # values per partial mean: they stay in the cache for the variance
 STREAM_BYTES = 6 * 2**20  # outputs of this size bypass the cache
-SHARE = 65536  # neuron-steps per thread at least
+SHARE = 65536  # neuron-steps worth one thread
 
 
 class Norm(NamedTuple):
@@ -199,8 +198,8 @@ def _forward(charge: int, hard: bool, strict: bool, normed: bool, half: bool):
 def _backward(charge: int, hard: bool, strict: bool, normed: bool, half: bool, detach: bool, surrogate: int):
     """run, many: neurons and steps processed at a time; LANES and all steps where there are few.
 
-    At T = 16 more neurons and fewer steps are 1.6 times faster: hardware prefetches only few streams of reads. First
-    come the potentials of the run, which stay in the cache, then their gradients.
+    At T = 16 more neurons and fewer steps are 1.6 times faster, as hardware prefetches only a few streams. First come
+    the potentials of the run, which stay in the cache, then their gradients.
     """
     wide = 2 if half else 4
 
@@ -507,7 +506,10 @@ def _kind(x: Tensor, law: Law, norm: Norm | None) -> tuple[int, bool, bool, bool
 
 
 def norm(x: Tensor, weight, bias, te, mean, var, eps: float, together: bool = False) -> Norm:
-    """Prepare a norm for x [T, B, C, H, W]; mean None: use x's statistics."""
+    """Prepare a norm for x [T, B, C, H, W], channels last; mean None: use x's.
+
+    x may be one step expanded to T. The variance is over n, not n - 1.
+    """
     steps, channels = x.shape[0], weight.numel()
     weight, bias, te = (_EMPTY if a is None else a.detach().numpy() for a in (weight, bias, te))
     if mean is None:

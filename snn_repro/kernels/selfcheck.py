@@ -43,14 +43,9 @@ class Undecided(Exception):
 def refusal(law: Law, dtype: torch.dtype, steps: int, device: torch.device) -> str | None:
     """Return why this case's kernels must not be used on `device`; None if they passed."""
     case = dict(law=list(law), dtype=str(dtype).removeprefix("torch."), steps=steps)
-    key = json.dumps([machine(device), case])
+    key, file = json.dumps([machine(device), case]), f"triton-{fingerprint()}.json"
     try:
-        return (
-            measured_once(
-                key, lambda: [_examine_in_subprocess(case | {"device": str(device)})], f"triton-{fingerprint()}.json"
-            )[0]
-            or None
-        )
+        return measured_once(key, lambda: [_run_subprocess(case | {"device": str(device)})], file)[0] or None
     except Undecided as undecided:
         return str(undecided)
 
@@ -72,7 +67,7 @@ def _command(case: dict) -> list[str]:
     return [sys.executable, "-m", "snn_repro.kernels.selfcheck", json.dumps(case)]
 
 
-def _examine_in_subprocess(case: dict) -> str:
+def _run_subprocess(case: dict) -> str:
     """Run `examine` on a case in a subprocess. Raises Undecided if that fails."""
     log.info(f"checking the fused {case['law'][0]} layers in {case['dtype']}, once: 1 to 2 minutes")
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
@@ -108,7 +103,10 @@ def with_strides(t: Tensor, device: torch.device, strides: tuple[int, ...], offs
 def compare(
     law: Law, dtype: torch.dtype, steps: int, device: torch.device, shape: tuple[int, ...], words: str, seed: int = 0
 ) -> str:
-    """Return how the kernels' results differ from the CPU's, or ""."""
+    """Return how the kernels' results differ from the CPU's, or "".
+
+    Inputs are multiples of 1/64, so few sums round.
+    """
     has, draw, channels = words.split(), torch.Generator().manual_seed(seed), shape[1]
 
     def grid(low, high, *size, of=""):
