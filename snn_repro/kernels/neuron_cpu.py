@@ -506,9 +506,9 @@ def _kind(x: Tensor, law: Law, norm: Norm | None) -> tuple[int, bool, bool, bool
 
 
 def norm(x: Tensor, weight, bias, te, mean, var, eps: float, together: bool = False) -> Norm:
-    """Prepare a norm for x [T, B, C, H, W], channels last; mean None: use x's.
+    """Prepare a norm for input x; mean None: use x's statistics.
 
-    x may be one step expanded to T. The variance is over n, not n - 1.
+    x: [T, B, C, H, W], channels last, possibly one step expanded to T. The variance is over n, not n - 1.
     """
     steps, channels = x.shape[0], weight.numel()
     weight, bias, te = (_EMPTY if a is None else a.detach().numpy() for a in (weight, bias, te))

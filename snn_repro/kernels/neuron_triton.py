@@ -488,9 +488,9 @@ class Norm(NamedTuple):
 
 
 def norm(x: Tensor, weight, bias, te, mean, var, eps: float, together: bool = False) -> Norm:
-    """Prepare a norm for x [T, B, C, H, W]; mean None: use x's, `together` all processes'.
+    """Prepare a norm for input x; mean None: use x's statistics (`together`: all processes').
 
-    x may be one step expanded to T.
+    x: [T, B, C, H, W], possibly one step expanded to T.
     """
     channels, sums, parts, given = weight.numel(), None, 0, mean is not None
     if not given:
