@@ -20,7 +20,7 @@ SHARED = {
     "fire_at": Setting("ge", "fire at h >= v_th (ge) or h > v_th (gt)", choices=("ge", "gt")),
     "detach_reset": Setting(False, "no gradient through the reset"),
     "surrogate": Setting("atan", "surrogate gradient of the spike", choices=SURROGATES),
-    "surrogate_width": Setting(None, "alpha, gamma, width or b of the surrogate; null: 2 (atan), 4 (sigmoid), 1 (triangle, rectangle), 3 (dspike)", above=0),
+    "surrogate_width": Setting(None, "alpha (atan 2, sigmoid 4), gamma (triangle 1), width (rectangle 1) or b (dspike 3); null: these", above=0),
     "initial": Setting("zero", "initial membrane potential; imp: learned, one value per neuron", choices=INITIAL_STATES),
     "initial_value": Setting(0.5, "initial potential of initial=constant"),
     "imp_init": Setting((0.4, 0.6), "[low, high] of the uniform draw of IMP and initial=random"),
