@@ -161,7 +161,7 @@ def test_wrong_state_shape_is_named():
     ):
         neuron(torch.zeros(4, 2, 3, 8, 9))
     for bad in (torch.zeros(5), torch.zeros(0, 2, 3, 8, 8)):
-        with pytest.raises(UserError, match="at least one time step"):
+        with pytest.raises(UserError, match="with T >= 1"):
             neuron(bad)
 
 
