@@ -24,7 +24,7 @@ class IdeaNeuron(Neuron):
     "conf/neuron/idea_neuron.yaml": "# keeps half of its potential\nname: idea_neuron\n",
     "snn_repro/losses/idea_loss.py": '''from torch.nn import functional as F
 
-from snn_repro.losses.loss import Loss, at_least_float32, check, register_loss, smooth
+from snn_repro.losses.loss import Loss, at_least_float32, check_shapes, register_loss, smooth
 
 
 @register_loss("idea_loss")
@@ -32,7 +32,7 @@ class IdeaLoss(Loss):
     """The squared error of scores, at every step."""
 
     def __call__(self, logits, target):
-        check(logits, target)
+        check_shapes(logits, target)
         y = at_least_float32(logits)
         return F.mse_loss(y, smooth(target, y.shape[-1], 0.1).to(y.dtype).expand_as(y))
 ''',

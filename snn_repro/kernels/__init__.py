@@ -1,14 +1,15 @@
-"""Fast kernels: the words that choose one, and the two forms that they know. `door.py` picks the kernel of a layer.
+"""Fast kernels for spiking layers and convolutions; `door.py` picks the backend of a layer.
 
-    torch         the reference: what the layer's own class computes, every dtype and device
-    cpu           compiled loops (numba): spiking layers in float32 and bfloat16, with the norm before them in float32
-    triton        spiking layers on CUDA, with the norm before them and the sum with a shortcut, float32, bfloat16 and float16
-    spikingjelly  spikingjelly's multi-step functions, where they mean the same as ours
+    torch         the reference: the layer's own class, every dtype and device
+    cpu           compiled loops (numba): float32 and bfloat16; with a fused norm float32 only
+    triton        CUDA: float32, bfloat16 and float16; can fuse the norm before the layer and the shortcut after it
+    spikingjelly  spikingjelly's multi-step functions, where equivalent
     auto          cpu or triton where they apply, else torch
 
-All give the spikes that torch gives on a CPU for the same input; gradients and potentials agree to rounding. On CUDA torch
-itself does not: it multiplies by 1 / tau, so a LIF neuron whose tau is no power of two may fire otherwise there. With a norm
-in the same pass its output is not rounded in between, so a potential within rounding of the threshold may fire otherwise too.
+All give the spikes that torch gives on a CPU for the same input; gradients and potentials agree up to rounding. There
+are two exceptions. On CUDA torch multiplies by 1 / tau, so there a LIF neuron may fire differently unless tau is a
+power of two. The output of a fused norm is not rounded, so a potential within rounding of the threshold may fire
+differently.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ CONV_BACKENDS = ("auto", "dense", "sparse")  # of a convolution
 CHARGES = ("if", "lif", "leaky")  # v + x; v + (x - v) / leak; leak * v + x
 SLOPES = ("atan", "sigmoid", "triangle")  # surrogate derivatives
 
-# One word for a whole network: the backends of its spiking layers and of its convolutions.
+# `kernels=NAME` sets the backends of a whole network: (spiking layers, convolutions).
 KERNELS = {
     "auto": ("auto", "auto"),
     "off": ("torch", "torch"),
@@ -36,24 +37,26 @@ KERNELS = {
 
 
 class Law(NamedTuple):
-    """The state equation of a spiking layer as the kernels know it; v_reset None means soft reset."""
+    """State equation of a spiking layer as kernel parameters; v_reset None means soft reset."""
 
-    charge: str
+    charge: str  # of CHARGES
     leak: float
-    slope: str
+    slope: str  # of SLOPES
     width: float
-    strict: bool
+    strict: bool  # fire at h > v_threshold
     v_threshold: float
     v_reset: float | None
     detach: bool
 
 
 class Affine(NamedTuple):
-    """A norm as the kernels know it: z[t] = ((x[t] - mean) / sqrt(var + eps) * weight + bias) * te[t].
+    """A norm as kernel parameters.
 
-    weight, bias, mean, var [C], te [T] or None. mean and var are given in evaluation (the running ones) and None in training
-    (those of the input, with `together` of the inputs of all processes); then `learn` is called with both, float32 [C], the
-    variance over n, and with n, with `together` a tensor [1].
+        z[t] = ((x[t] - mean) / sqrt(var + eps) * weight + bias) * te[t]
+
+    weight, bias, mean, var are [C], te is [T] or None. In evaluation mean and var are the running statistics. In
+    training they are None: those of the input (`together`: of all processes' inputs) are used and passed to `learn` as
+    float32 [C], the variance over n, with n (`together`: as a tensor [1]).
     """
 
     weight: Tensor

@@ -1,7 +1,7 @@
-"""The one way to compile a loop by numba and to run it by several threads; what this machine keeps of both.
+"""Compile loops with numba, run them in threads, and cache measurements per machine.
 
-They lie in a folder of the user's cache that is named by the sources of all kernels, numba's version and the processor, so that
-no loop outlives a change of a piece that it uses. Importing this module costs nothing; the first `compiled` imports numba.
+Compiled loops are cached in a folder of the user's cache that is named by a hash of all kernel sources, numba's version
+and the processor. Importing this module is cheap; the first `compiled` imports numba.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ _lock = threading.Lock()
 
 
 def compiled(function, **options):
-    """`function`, compiled at its first call and kept on disk where the user's cache folder can be written.
+    """Compile `function` at its first call; cache it on disk if possible.
 
-    options are njit's; the loops hold no lock (nogil) and divide by zero as numpy does unless they say otherwise.
+    options are njit's; by default the loops release the GIL and divide by zero as numpy does.
     """
     from numba import njit
     from numba.core import config
@@ -36,7 +36,7 @@ def compiled(function, **options):
     folder = _folder(inspect.getsourcefile(function), config.CACHE_DIR)
     if folder is None:
         return njit(function, **options)
-    with _lock:  # numba's own setting serves these lines alone: what else the user compiles lies where it did
+    with _lock:  # changes numba's global setting for these lines only, not for the user's own loops
         before, config.CACHE_DIR = config.CACHE_DIR, folder
         try:
             return njit(function, cache=True, **options)
@@ -45,24 +45,24 @@ def compiled(function, **options):
 
 
 def tried(function: Callable, *arguments: Any, without: str) -> Callable | None:
-    """`function` compiled, after a call; None where numba cannot, and a warning that says what that comes to."""
+    """Compile `function` and call it; where numba fails, warn (`without`: the fallback) and return None."""
     try:
         loop = compiled(function)
         loop(*arguments)
-    except Exception as error:  # an import, a compiler or a processor that it does not know
+    except Exception as error:  # import, compiler or unknown processor
         warnings.warn(f"numba cannot compile here ({type(error).__name__}); {without}", stacklevel=2)
         return None
     return loop
 
 
 def user_cache() -> Path:
-    """The user's cache folder of this package. Raises RuntimeError where there is no home."""
+    """Return this package's folder in the user's cache. Raises RuntimeError without a home folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snn_repro"
 
 
 @cache
 def fingerprint(*files: Path) -> str:
-    """Of the kernels' sources and `files`, numba's version and the processor."""
+    """Return a hash of the kernels' sources, `files`, numba's version and the processor."""
     import llvmlite
     import numba
     from llvmlite import binding
@@ -76,7 +76,7 @@ def fingerprint(*files: Path) -> str:
 
 @cache
 def _folder(source: str, chosen: str) -> str | None:
-    """Where the compiled loops of a source file lie, `chosen` (NUMBA_CACHE_DIR) before the user's cache; None: nowhere."""
+    """The folder of a file's compiled loops, in `chosen` (NUMBA_CACHE_DIR) or the user's cache; None if read-only."""
     path = Path(source)
     try:
         name = fingerprint(*([] if path.parent == Path(__file__).parent else [path]))
@@ -88,53 +88,48 @@ def _folder(source: str, chosen: str) -> str | None:
     return str(folder)
 
 
-# ---------------------------------------------------------------- whether loops can be compiled here
-
 _tried: set[tuple] = set()
 _reason: str | None = None
 
 
 def broken() -> str | None:
-    """Why nothing can be compiled here; None as long as everything could."""
+    """Return why numba cannot compile here; None if nothing has failed."""
     return _reason
 
 
 def ready(by_name: bool, rehearse: Callable, *case: Any) -> bool:
-    """Whether the loops of a case compile, forward and backward: `rehearse(*case)` tries it before the first forward pass.
+    """Whether a case's loops compile; `rehearse(*case)` tests it once, before the first forward.
 
-    by_name: UserError instead of False.
+    by_name: the backend was requested by name; raise UserError instead of returning False.
     """
     global _reason
     if _reason is None and (rehearse, case) not in _tried:
         try:
             rehearse(*case)
-        except Exception as error:  # an import, a compiler or a processor that it does not know: all end the same way
+        except Exception as error:  # import, compiler or unknown processor
             _reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             warnings.warn(
-                f"numba cannot compile the fast loops here ({_reason}); PyTorch computes instead: same results, slower",
+                f"numba cannot compile the fast loops here ({_reason}); using PyTorch: same results, slower",
                 RuntimeWarning,
                 stacklevel=2,
             )
         _tried.add((rehearse, case))
     if _reason is not None and by_name:
-        raise UserError(f"this backend needs numba, which fails here ({_reason}); use auto, or mend numba")
+        raise UserError(f"this backend needs numba, which fails here ({_reason}); use auto, or repair numba")
     return _reason is None
 
 
-ready._dynamo_marked_constant = True  # torch.compile calls it and takes the answer
-
-
-# ---------------------------------------------------------------- the one pool of threads of all CPU kernels
+ready._dynamo_marked_constant = True  # torch.compile calls it while tracing
 
 
 @cache
 def _pool(process: int) -> ThreadPoolExecutor:
-    """Python's own, as the loops hold no lock and numba's would be a second OpenMP; a forked child has none of its threads."""
+    """One pool per process (a fork has no threads). The loops release the GIL; numba's pool is a second OpenMP."""
     return ThreadPoolExecutor(os.cpu_count(), "kernel")
 
 
 def in_parallel(function: Callable, parts: list[tuple], threads: int) -> list:
-    """[function(*part) for part in parts], by up to `threads` threads, of which the caller is one."""
+    """Return [function(*part) for part in parts], by up to `threads` threads, the caller included."""
     results, left = [None] * len(parts), iter(range(len(parts)))
 
     def serve():
@@ -149,31 +144,29 @@ def in_parallel(function: Callable, parts: list[tuple], threads: int) -> list:
 
 
 def cuts(n: int, parts: int) -> list[tuple[int, int]]:
-    """range(n) in so many pieces of almost equal length: (first, behind the last) of each."""
+    """Split range(n) into `parts` ranges of nearly equal length: [(start, stop), ...]."""
     return [(n * i // parts, n * (i + 1) // parts) for i in range(parts)]
 
 
-# ---------------------------------------------------------------- what was measured here once, so that all runs choose alike
-
-_found: dict[str, tuple] = {}  # by this process
+_measured: dict[str, tuple] = {}  # in this process
 
 
-def kept(key: str, measure: Callable[[], list], name: str) -> tuple:
-    """What `measure` found for `key` when it was first asked for on this machine; in the file `name` of the user's cache."""
-    if key not in _found:
+def measured_once(key: str, measure: Callable[[], list], name: str) -> tuple:
+    """Return `measure()` for `key`, run once per machine and cached in file `name`."""
+    if key not in _measured:
         known = _read(name)
         if key not in known:
-            known = {key: measure()} | _read(name)  # another process may have been faster: then all follow it
-            with contextlib.suppress(OSError, UserError, RuntimeError):  # else the next process measures again
+            known = {key: measure()} | _read(name)  # the first process to write decides
+            with contextlib.suppress(OSError, UserError, RuntimeError):  # if not written, measured again next time
                 user_cache().mkdir(parents=True, exist_ok=True)
                 write_json(user_cache() / name, known)
-            known |= _read(name)  # what the next process will find
-        _found[key] = tuple(known[key])
-    return _found[key]
+            known |= _read(name)  # as written
+        _measured[key] = tuple(known[key])
+    return _measured[key]
 
 
 def _read(name: str) -> dict[str, list]:
     try:
         return json.loads((user_cache() / name).read_text())
-    except (OSError, ValueError, RuntimeError):  # none yet, damaged, or no home folder: measure
+    except (OSError, ValueError, RuntimeError):  # missing, damaged or no home folder
         return {}

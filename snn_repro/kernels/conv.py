@@ -1,14 +1,12 @@
-"""Convolution that visits only nonzero inputs where that is faster: spikes are mostly zeros. CPU; elsewhere dense.
+"""Convolution over nonzero inputs, used where it is faster than dense convolution (CPU).
 
-    layer = Conv2d(64, 128, 3, padding=1)      # torch's nn.Conv2d with `backend` "auto", "dense", "sparse" or "torch"
+    layer = Conv2d(64, 128, 3, padding=1)      # nn.Conv2d with `backend` "auto", "dense", "sparse" or "torch"
 
-The result and the weight gradient are those of torch's convolution up to the order of the additions; the gradient of
-the input is torch's (it is dense whatever the spikes). Inputs may be any numbers: spikes, their sums, averages of a pool.
-"dense" is torch's own arithmetic and keeps spikes as bytes for the backward pass, "torch" its operator alone.
-
-"auto" compares, in every call, a sample of the input's density with the density up to which the sparse kernel was
-measured to be faster for this layer's sizes. That is measured when a size is first met (0.2 to 1 s), once for the
-forward and once for the weight gradient, and kept in the user's cache. The loops are in `conv_cpu.py`.
+Output and weight gradient equal torch's up to the order of additions; the dense input gradient is torch's. Inputs may
+be any numbers: spikes, their sums, pooled averages. "dense" is torch's arithmetic with spikes saved as bytes for the
+backward pass; "torch" is its plain operator. "auto" estimates the input's density in every call and runs the sparse
+kernel (`conv_cpu.py`) below the density up to which it was faster for these sizes. This is measured once per size, in
+0.2 to 1 s, separately for forward and weight gradient, and stored in the user's cache.
 """
 
 import time
@@ -20,19 +18,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snn_repro.kernels.compiled import fingerprint, kept, ready
+from snn_repro.kernels.compiled import fingerprint, measured_once, ready
 
-LEAST_CHANNELS = 8  # a stem's images and event counts are left to the dense kernel without a look,
-LEAST_WORK = 2**25  # and so are convolutions of fewer multiplications (some 0.2 ms): a look costs as much
-LEAST_IMAGE_WORK = 2**18  # and of fewer an image: small maps of few channels, whose lists are too short to gain
-SAMPLE = 2**13  # inputs looked at for the density: its error is below 0.01
-TRIAL = 2**19  # inputs of a trial
+# Below these "auto" runs dense without estimating the density:
+LEAST_CHANNELS = 8  # input channels (a stem's images or event counts)
+LEAST_WORK = 2**25  # multiplications (about 0.2 ms); the estimate would cost as much
+LEAST_IMAGE_WORK = 2**18  # multiplications per image: small maps of few channels, with lists too short to gain
+SAMPLE = 2**13  # inputs for estimating the density: its error is below 0.01
+TRIAL = 2**19  # inputs of a timing
 TRIAL_DENSITIES = (0.05, 0.25, 0.4, 0.6, 0.8)
 MARGIN = 0.95  # the sparse kernel must be this much faster than the dense one
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d whose `backend` chooses the kernel; on the CPU it returns channels-last memory."""
+    """nn.Conv2d with a choice of kernel (`backend`); on the CPU the output is channels-last."""
 
     backend = "auto"
 
@@ -48,7 +47,7 @@ class Conv2d(nn.Conv2d):
         return torch.ops.snn_repro.conv(x, self.weight, self.bias, self.stride[0], self.padding[0], self.backend)
 
     def fits(self, x: Tensor) -> bool:
-        """Whether the operator below takes this layer and input [N, C, H, W], and may gain by it."""
+        """Whether the operator supports this layer and input [N, C, H, W] and may gain."""
         fits = (
             x.dtype == self.weight.dtype == torch.float32
             and len({*self.kernel_size}) == len({*self.stride}) == len({*self.padding}) == 1
@@ -57,29 +56,26 @@ class Conv2d(nn.Conv2d):
         )  # fmt: skip
         if not fits or (self.backend != "sparse" and self._is_small(x)):
             return False
-        # without a weight gradient the dense one has nothing to save
+        # "dense" differs from torch only in what it saves for the weight gradient
         return self.backend != "dense" or (torch.is_grad_enabled() and self.weight.requires_grad)
 
     def _is_small(self, x: Tensor) -> bool:
-        work = x.numel() // len(x) * self.weight[:, 0].numel() // self.stride[0] ** 2  # multiplications of an image
+        work = x.numel() // len(x) * self.weight[:, 0].numel() // self.stride[0] ** 2  # multiplications per image
         return self.in_channels < LEAST_CHANNELS or work < LEAST_IMAGE_WORK or work * len(x) < LEAST_WORK
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """x [N, C, H, W] with its channels side by side in memory, copied if need be."""
+    """Return x [N, C, H, W] in channels-last memory; copy only if needed."""
     n, c, h, w = x.shape
     strides = (c * h * w, 1, w * c, c)
     if x.stride() == strides:
         return x
-    if x.is_contiguous(memory_format=torch.channels_last):  # some sizes are 1 and their strides arbitrary
+    if x.is_contiguous(memory_format=torch.channels_last):  # strides of axes of size 1 are arbitrary
         return x.as_strided(x.shape, strides)
     return x.contiguous(memory_format=torch.channels_last)
 
 
-# ---------------------------------------------------------------- operators
-
-
-# Defined by schema and not by the decorator `custom_op`, which imports torch's compiler at the first call: a second.
+# Defined by schema: the decorator `custom_op` imports torch's compiler at the first call, which takes 1 s.
 torch.library.define(
     "snn_repro::conv", "(Tensor x, Tensor w, Tensor? bias, int stride, int padding, str backend) -> Tensor"
 )
@@ -93,7 +89,7 @@ torch.library.define("snn_repro::to_bytes", "(Tensor x) -> (Tensor, float)")
 
 @torch.library.impl("snn_repro::conv", "cpu")
 def conv(x: Tensor, w: Tensor, bias: Tensor | None, stride: int, padding: int, backend: str) -> Tensor:
-    """x [N, C, H, W], w [outputs, C, k, k] -> [N, outputs, H', W'], channels last."""
+    """Convolve x [N, C, H, W] with w [outputs, C, k, k]; output: channels last."""
     x = channels_last(x)
     if _is_sparse(x, w, stride, padding, backend, 0):
         return _kernels().forward(x, w, bias, _shape(x, w, stride, padding), torch.get_num_threads(), density(x))
@@ -110,7 +106,7 @@ def _(x, w, bias, stride, padding, backend):
 def conv_backward(
     gy: Tensor, x: Tensor, quantum: float, w: Tensor, stride: int, padding: int, backend: str, for_x: bool, for_w: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of x, channels last, and of w; empty where not asked for. x may be bytes worth `quantum` each."""
+    """Gradients of x and w, empty where not requested; x may be bytes worth `quantum`."""
     gy, x = channels_last(gy), channels_last(x)
     gw = w.new_empty(0)
     if for_w and _is_sparse(x, w, stride, padding, backend, 1):
@@ -118,7 +114,7 @@ def conv_backward(
             x, gy, w, _shape(x, w, stride, padding), torch.get_num_threads(), density(x), quantum
         )
         for_w = False
-    if x.dtype != w.dtype:  # the input's gradient needs no more than x's sizes
+    if x.dtype != w.dtype:  # the input gradient needs only x's sizes
         x = x.to(w.dtype).mul_(quantum) if for_w else torch.empty_like(x, dtype=w.dtype)
     gx, dense_gw = _dense_backward(gy, x, w, stride, padding, for_x, for_w)
     if for_w:
@@ -135,13 +131,13 @@ def _(gy, x, quantum, w, stride, padding, backend, for_x, for_w):
 
 @torch.library.impl("snn_repro::to_bytes", "cpu")
 def to_bytes(x: Tensor) -> tuple[Tensor, float]:
-    """x [N, C, H, W] float32 as bytes, channels last, and what one is worth (1 or 1/4); worth 0 if x does not fit."""
+    """Pack x [N, C, H, W] float32 into bytes, with their unit (see `conv_cpu.to_bytes`)."""
     return _kernels().to_bytes(channels_last(x), torch.get_num_threads())
 
 
 @torch.library.register_fake("snn_repro::to_bytes")
 def _(x):
-    return torch.empty_like(channels_last(x), dtype=torch.uint8), 0.0  # no values: torch.compile saves x
+    return torch.empty_like(channels_last(x), dtype=torch.uint8), 0.0  # unit 0: torch.compile saves x itself
 
 
 def _setup(ctx, inputs, output) -> None:
@@ -176,7 +172,7 @@ def _dense_backward(gy, x, w, stride, padding, for_x, for_w):
 
 
 def _is_sparse(x, w, stride, padding, backend, which: int) -> bool:
-    """Whether the sparse kernel is to run, which: forward (0) or weight gradient (1)."""
+    """Whether to run the sparse kernel; which: forward (0) or weight gradient (1)."""
     return backend == "sparse" or (backend == "auto" and density(x) < limits(x, w, stride, padding)[which])
 
 
@@ -191,32 +187,31 @@ def _shape(x: Tensor, w: Tensor, stride: int, padding: int):
     return _kernels().Shape(n, height, width, c, w.shape[0], w.shape[-1], stride, padding)
 
 
-# ---------------------------------------------------------------- the choice
-
-
 def density(x: Tensor) -> float:
-    """Part of x [N, C, H, W], channels last, that is not zero, from evenly spaced pixels."""
+    """Estimate the nonzero fraction of x [N, C, H, W], channels last, from spaced pixels."""
     pixels = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-    apart = max(1, len(pixels) * x.shape[1] // SAMPLE) | 1  # odd: not always the same column
+    apart = max(1, len(pixels) * x.shape[1] // SAMPLE) | 1  # odd, to vary the column
     pixels = pixels[apart // 2 :: apart]
     return int(pixels.count_nonzero()) / max(1, pixels.numel())
 
 
 def limits(x: Tensor, w: Tensor, stride: int, padding: int) -> tuple[float, float]:
-    """Densities below which the sparse forward and weight gradient are faster for these sizes on this machine."""
+    """Densities below which sparse forward and weight gradient are faster here, for these sizes."""
     n, c, height, width = x.shape
     images = min(n, max(1, TRIAL // (c * height * width)))
-    images, threads = 1 << images.bit_length() - 1, torch.get_num_threads()  # few sizes are told apart
+    images, threads = 1 << images.bit_length() - 1, torch.get_num_threads()  # a power of 2: fewer distinct sizes
     sizes = images, c, height, width, w.shape[0], w.shape[-1], stride, padding, threads
     file = f"limits-torch{torch.__version__}-{fingerprint()}.json"
-    return kept("conv {}x{}x{}x{} {}x{} stride {} padding {} threads {}".format(*sizes), lambda: _measure(*sizes), file)
+    return measured_once(
+        "conv {}x{}x{}x{} {}x{} stride {} padding {} threads {}".format(*sizes), lambda: _measure(*sizes), file
+    )
 
 
 def _measure(n, c, height, width, outputs, kernel, stride, padding, threads) -> list[float]:
-    """Densities at which the sparse kernels take MARGIN of the dense ones' time: straight lines between those tried."""
+    """Densities at which the sparse kernels take MARGIN of the dense ones' time, interpolated linearly."""
     loops = _kernels()
     shape = loops.Shape(n, height, width, c, outputs, kernel, stride, padding)
-    random = torch.Generator().manual_seed(0)  # the run's own draws stay as they are
+    random = torch.Generator().manual_seed(0)  # leaves torch's global generator unchanged
     dice = torch.rand(n, height, width, c, generator=random).permute(0, 3, 1, 2)
     w = channels_last(torch.rand(outputs, c, kernel, kernel, generator=random))
     inputs = [(d, (dice < d).float()) for d in TRIAL_DENSITIES]
@@ -238,14 +233,14 @@ def _measure(n, c, height, width, outputs, kernel, stride, padding, threads) -> 
 
 
 def seconds(function: Callable[[], object], threads: int) -> float:
-    """The shortest of some calls: CPU time of one thread, which other work does not lengthen; else wall time."""
+    """Shortest time of a few calls: CPU time for one thread, else wall time."""
     clock = time.thread_time if threads == 1 else time.perf_counter
     function()
     return min(timeit.repeat(function, timer=clock, number=1, repeat=4))
 
 
 def rehearse(backend: str) -> None:
-    """Run once, on a small input, every loop that a convolution of this backend may need."""
+    """Run every loop that this backend may need once, on a small input."""
     x = torch.ones(1, 1, 1, 1)
     loops, shape = _kernels(), _shape(x, x, 1, 0)
     packed, quantum = loops.to_bytes(x, 1)

@@ -1,14 +1,12 @@
-"""Convolution and its weight gradient over the nonzero inputs alone, on the CPU, compiled by numba.
+"""Sparse convolution and its weight gradient on the CPU, compiled by numba.
 
-Both come down to one inner loop, `_add_rows`: sums of rows of a matrix in cache, listed by their places and factors, for
-up to three neighbouring taps of a kernel row at once, held in vector registers from the first row to the last.
+Both use one inner loop, `_add_rows`: weighted sums of rows of a cached matrix, given as lists of offsets and factors,
+for up to three neighbouring taps of a kernel row, accumulated in vector registers.
     forward          y[pixel - tap, :] += x[i] * w[tap, channel, :]     over the nonzero inputs i of one pixel
     weight gradient  dw[tap, channel, :] += x[i] * gy[pixel - tap, :]   over the nonzero inputs i of one channel
-The lists are written without branches (`_compress`). Arrays are channels-last and flat; sizes are passed beside them.
-Rows are cut into blocks of `vectors` times 64 bytes, and channels (forward) or pixels (gradient) into groups, so that the
-rows in use stay in the first-level cache.
-
-Importing this module imports numba; the package does so when a sparse convolution runs for the first time.
+The lists are written without branches (`_compress`). Arrays are flat and channels-last; sizes are passed separately.
+Rows are split into blocks of `vectors` * 64 bytes, and channels (forward) or pixels (gradient) into groups, so that the
+rows in use fit the first-level cache. Importing this module, at the first sparse convolution, imports numba.
 """
 
 from functools import cache
@@ -25,13 +23,13 @@ from snn_repro.kernels.compiled import compiled, cuts, in_parallel
 from snn_repro.kernels.lanes import BYTES, I1, I8, I32, I64, WIDE, external, keep
 
 VECTOR = 64  # bytes: one AVX-512 register; LLVM splits it where registers are smaller
-LANES = VECTOR // 4  # float32 in a vector
-REGISTERS = 16 if WIDE else 6  # vectors that sums may occupy
-MANY_SUMS = 8  # so many do not wait for each other's additions
-LONG_LINE = 16  # pixels from which sums are kept from one to the next, though taps beyond the ends add for nothing
-TAPS = 3  # of a kernel row, at once
-FEW = 0.1  # density below which lists are so short that longer ones are worth rows from the second-level cache
-PIECE = 4096  # values packed before a look whether they fit into bytes
+LANES = VECTOR // 4  # float32 per vector
+REGISTERS = 16 if WIDE else 6  # vectors for sums
+MANY_SUMS = 8  # independent sums that hide the latency of additions
+LONG_LINE = 16  # pixels from which `_add_line` is faster, although taps beyond the ends are wasted
+TAPS = 3  # of a kernel row, processed together
+FEW = 0.1  # density below which longer lists are worth rows from the second-level cache
+PIECE = 4096  # values packed between checks that they fit bytes
 
 
 @cache
@@ -44,7 +42,7 @@ def _cache_size(index: int, default: int) -> int:
         return default
 
 
-# ---------------------------------------------------------------- LLVM: what numba's Python cannot say
+# ---------------------------------------------------------------- LLVM intrinsics
 
 VALUES, NUMBERS, MASK = (ir.VectorType(t, LANES) for t in (ir.FloatType(), I32, I1))
 FLOATS, INTS = ir.FloatType().as_pointer(), I32.as_pointer()
@@ -61,9 +59,9 @@ def _int(value: int):
 
 
 def _loop(builder, places, factors, begin, stop, sums, rows, width, at_a_time):
-    """LLVM's values of `sums` after the entries begin..stop, `at_a_time` of them at once, each with sums of its own.
+    """Emit the loop over the entries begin..stop, `at_a_time` per iteration with separate sums; return the sums.
 
-    places, factors: pointers to the entries; rows: of each tap, the address that places count from; width: vectors.
+    places, factors: pointers to the entries; rows: per tap, the base address of places; width: vectors.
     """
     fma = external(builder, f"llvm.fma.v{LANES}f32", VALUES, VALUES, VALUES, VALUES)
     head, body, end = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("end")
@@ -93,7 +91,7 @@ def _loop(builder, places, factors, begin, stop, sums, rows, width, at_a_time):
 
 
 def _cases(builder, taps, vectors, least):
-    """Blocks for each (taps, vectors) of at least `least` sums that fit into the registers, and the one behind them all."""
+    """Emit a block for each (taps, vectors) of at least `least` sums that fit the registers; continue after them."""
     done, never = builder.append_basic_block("done"), builder.append_basic_block("never")
     switch = builder.switch(builder.add(builder.mul(taps, _int(16)), vectors), never)
     with builder.goto_block(never):
@@ -110,10 +108,10 @@ def _cases(builder, taps, vectors, least):
 
 @intrinsic
 def _add_rows(typing, to, to_step, places, factors, count, rows, row_step, taps, vectors):
-    """Add factors[i] * the row at `rows` + places[i] for i < count to the row at `to`; so for each of `taps`.
+    """Add factors[i] * row at `rows` + places[i] for i < count to the row at `to`, for each tap.
 
-    Each tap's rows lie `row_step`, its sums `to_step` bytes behind those of the tap before. Rows have 1..8 `vectors`,
-    taps are 1..TAPS, their product at most REGISTERS.
+    Per tap, rows move by `row_step` and sums by `to_step` bytes. Rows have 1..8 `vectors`, taps are 1..TAPS, and their
+    product is at most REGISTERS.
     """
 
     def generate(context, builder, signature, args):
@@ -124,7 +122,7 @@ def _add_rows(typing, to, to_step, places, factors, count, rows, row_step, taps,
             targets = [builder.inttoptr(target, VALUES.as_pointer()) for target in targets]
             tap_rows = [builder.add(rows, builder.mul(row_step, _int(t))) for t in range(n)]
             sums = [builder.load(builder.gep(target, [_int(j)]), align=4) for target in targets for j in range(width)]
-            # Few sums would wait for each other: several rows at a time, the remaining ones one by one.
+            # With few sums, several rows at a time hide the latency; the remaining rows follow one by one.
             at_a_time = next(m for m in (4, 2, 1) if m * len(sums) <= max(MANY_SUMS, len(sums)))
             begin = _int(0)
             if at_a_time > 1:
@@ -146,10 +144,10 @@ def _add_rows(typing, to, to_step, places, factors, count, rows, row_step, taps,
 
 @intrinsic
 def _add_line(typing, to, first, first_step, columns, places, factors, rows, row_step, taps, vectors):
-    """`_add_rows` for each pixel of a line, stride 1: their sums overlap in all but one tap and stay in registers.
+    """`_add_rows` for each pixel of a line at stride 1: sums overlap in all taps but one and stay in registers.
 
-    The entries of a pixel lie between two numbers at `first`; those of the next pixel are `first_step` numbers further.
-    At `to` are the sums of the first pixel's first tap, then those of its second, which are the second pixel's first.
+    A pixel's entries lie between two numbers at `first`; the next pixel's are `first_step` numbers further. `to` holds
+    the sums of the first pixel's first tap, then of its second, which is the second pixel's first.
     """
 
     def generate(context, builder, signature, args):
@@ -192,9 +190,9 @@ def _add_line(typing, to, first, first_step, columns, places, factors, rows, row
 
 @intrinsic
 def _compress(typing, source, quantum, x, count, number, step, numbers, values):
-    """List the nonzero ones of x[0..count): number + step * position, and value. Returns how many.
+    """List the nonzero ones of x[0..count): number + step * position, and value. Returns their count.
 
-    source is a number of x's type: float32, or a byte, which is worth `quantum`. Writes up to a vector too far.
+    source: a number of x's type, float32 or byte (one stands for `quantum`). Writes up to one vector past the end.
     """
     as_bytes = isinstance(source, types.Integer)
 
@@ -249,7 +247,7 @@ def _compress(typing, source, quantum, x, count, number, step, numbers, values):
 
 @intrinsic
 def _transpose(typing, source, source_step, to, to_step):
-    """Transpose a square of a vector's length, whose rows lie `source_step` bytes apart, to rows `to_step` apart."""
+    """Transpose a square of LANES x LANES values; rows are `source_step` bytes apart, in the result `to_step`."""
 
     def generate(context, builder, signature, args):
         source, source_step, to, to_step = args
@@ -291,9 +289,9 @@ def _copy(typing, to, source, size):
 @compiled
 def _forward(x, w, bias, y, lo, hi, height, width, channels, out_height, out_width, outputs, kernel, stride, padding,
              taps, vectors, group, images):  # fmt: skip
-    """y[lo:hi] from x[lo:hi]; w [parts, kernel, kernel, channels, block].
+    """Compute y[lo:hi] from x[lo:hi]; w is [parts, kernel, kernel, channels, block].
 
-    taps: of a kernel row, at once; group: channels whose weights are used together.
+    taps: of a kernel row, processed together; group: channels whose weights are used together.
     """
     size = 4
     row_bytes = vectors * VECTOR
@@ -302,8 +300,8 @@ def _forward(x, w, bias, y, lo, hi, height, width, channels, out_height, out_wid
     groups = (channels + group - 1) // group
     places = np.empty(images * height * width * channels + VECTOR, np.int32)
     values = np.empty(len(places), np.float32)
-    first = np.empty(images * height * width * groups + 1, np.int64)  # of each input pixel and group, its first entry
-    # Sums of an output row, with places for what taps beyond its ends add where lines are taken as a whole.
+    first = np.empty(images * height * width * groups + 1, np.int64)  # first entry per input pixel and group
+    # Sums of an output row, with margins for taps beyond its ends if whole lines are processed.
     margin, line_width = 0, out_width
     by_line = stride == 1 and padding < kernel <= taps and kernel * vectors >= MANY_SUMS and width >= LONG_LINE
     if by_line:
@@ -311,8 +309,7 @@ def _forward(x, w, bias, y, lo, hi, height, width, channels, out_height, out_wid
     sums = np.empty((images * out_height * line_width + 1) * block + VECTOR, np.float32)
     places_at, values_at, sums_at = places.ctypes.data, values.ctypes.data, sums.ctypes.data
     sums_at += (VECTOR - sums_at % VECTOR) % VECTOR
-    # Taps that an input column meets: the first, its output column, and how many; the next is `stride` further and meets
-    # the output column before.
+    # Taps per input column: the first, its output column, their number. The next is `stride` further, one column before.
     tap, out, meets = np.zeros(width, np.int64), np.zeros(width, np.int64), np.zeros(width, np.int64)
     for column in range(width):
         for k in range(kernel - 1, -1, -1):
@@ -381,10 +378,10 @@ def _forward(x, w, bias, y, lo, hi, height, width, channels, out_height, out_wid
 @compiled
 def _weight_gradient(x, quantum, gy, dw, lo, hi, height, width, channels, out_height, out_width, outputs, kernel, stride,
                      padding, taps, vectors, lines, images):  # fmt: skip
-    """Add the weight gradient of images lo..hi to dw, arranged as w in `_forward`; a byte in x is worth `quantum`.
+    """Add the weight gradient of images lo..hi to dw, laid out as w in `_forward`; a byte in x stands for `quantum`.
 
-    Outputs lie in a frame of zeros, so that every tap of an input is at a fixed distance from it. With a stride, an
-    input meets every stride-th tap: inputs of the same taps have lists of their own. lines: output rows used together.
+    Output gradients are padded with zeros, so every tap of an input is at a fixed offset. With a stride, an input meets
+    every stride-th tap; inputs with the same taps share a list. lines: output rows used together.
     """
     size = 4
     row_bytes = vectors * VECTOR
@@ -394,7 +391,7 @@ def _weight_gradient(x, quantum, gy, dw, lo, hi, height, width, channels, out_he
     frame_width = max(out_width, (width - 1 + padding) // stride + 1) + reach
     kinds = min(stride, kernel)
     lists = kinds * kinds * channels
-    # The odd length keeps the lists' beginnings out of each other's way in the cache.
+    # An odd length avoids cache conflicts between the lists' beginnings.
     length = images * ((height + stride - 1) // stride) * ((width + stride - 1) // stride) + 17
     places = np.empty(lists * length, np.int32)
     values = np.empty(len(places), np.float32)
@@ -404,7 +401,7 @@ def _weight_gradient(x, quantum, gy, dw, lo, hi, height, width, channels, out_he
     frame = np.zeros(images * frame_height * frame_width * block + VECTOR, np.float32)
     frame_at = frame.ctypes.data
     frame_at += (VECTOR - frame_at % VECTOR) % VECTOR
-    strips = (out_height + lines - 1) // lines  # of an image; if 1, a strip is some whole images
+    strips = (out_height + lines - 1) // lines  # per image; if 1, a strip is `whole` images
     whole = max(1, lines // out_height)
     for image in range(lo, hi, images):
         batch = min(images, hi - image)
@@ -435,9 +432,7 @@ def _weight_gradient(x, quantum, gy, dw, lo, hi, height, width, channels, out_he
             for line in range(batch * out_height):
                 of, out_row = line // out_height, line % out_height
                 to = frame_at + ((of * frame_height + out_row + reach) * frame_width + reach) * row_bytes
-                source = gy.ctypes.data + (
-                    (image * out_height + line) * out_width * outputs + part * block
-                ) * size  # fmt: skip
+                source = gy.ctypes.data + ((image * out_height + line) * out_width * outputs + part * block) * size
                 if block == outputs:
                     _copy(to, source, out_width * row_bytes)
                 else:
@@ -474,7 +469,7 @@ def _weight_gradient(x, quantum, gy, dw, lo, hi, height, width, channels, out_he
 
 @compiled
 def _arrange(w, packed, lo, hi, rows, vectors, back):
-    """packed [parts, rows, vectors, lanes] from w [parts * vectors * lanes, rows], for lo <= vector < hi; or `back`."""
+    """Copy w [parts * vectors * lanes, rows] to packed [parts, rows, vectors, lanes], lo <= vector < hi, or `back`."""
     for vector in range(lo, hi):
         for row in range(0, rows, LANES):
             one = w.ctypes.data + (vector * LANES * rows + row) * 4
@@ -487,16 +482,16 @@ def _arrange(w, packed, lo, hi, rows, vectors, back):
 
 @compiled
 def _pack(x, bits, to, lo, hi, factor, quantum):
-    """Whether x[lo:hi] * factor are bytes, which go to `to`: they times `quantum` are x again, whose bits are `bits`.
+    """Write x[lo:hi] * factor to the bytes `to`; return whether they times `quantum` are x again, bit for bit (`bits`).
 
-    Ends with the first piece that does not fit.
+    Stops at the first piece that does not fit.
     """
     for start in range(lo, hi, PIECE):
         stop = min(hi, start + PIECE)
         given, of_given, packed, differs = x[start:stop], bits[start:stop], to[start:stop], np.int32(0)
         for i in range(len(given)):
             value = given[i] * factor
-            value = value if value < np.float32(255) else np.float32(255)  # so is what is not a number
+            value = value if value < np.float32(255) else np.float32(255)  # 255 for NaN too
             byte = np.int32(value if value > np.float32(0) else np.float32(0))
             packed[i] = byte
             differs |= np.int32(np.float32(byte) * quantum != given[i]) | (of_given[i] & np.int32(-(2**31)))  # -0.0
@@ -505,11 +500,8 @@ def _pack(x, bits, to, lo, hi, factor, quantum):
     return True
 
 
-# ---------------------------------------------------------------- calls
-
-
 class Shape:
-    """Sizes of one convolution, and how its work is cut: x [n, height, width, channels], square kernel."""
+    """Sizes and blocking of a convolution: x [n, height, width, channels], square kernel."""
 
     def __init__(self, n, height, width, channels, outputs, kernel, stride, padding):
         self.n, self.height, self.width, self.channels = n, height, width, channels
@@ -521,13 +513,13 @@ class Shape:
         )  # fmt: skip
 
     def _vectors(self, most: int) -> int:
-        """Vectors in a block: the most that divide a row evenly and whose sums for all taps fit into the registers."""
+        """Vectors per block: the most that divide a row evenly and whose sums for all taps fit the registers."""
         row = -(-self.outputs * 4 // VECTOR)
         most = min(8, most, REGISTERS // self.taps)
         return max(v for v in range(1, 9) if v == 1 or (row % v == 0 and v <= most))
 
     def forward_cut(self, density: float) -> tuple[int, int, int]:
-        """(vectors in a block, channels at once, images at once) for an input of this density."""
+        """Return (vectors per block, channels together, images together) for an input of this density."""
         vectors = self._vectors(8)
         room = _cache_size(0, 2**15) * (4 if density < FEW else 1)
         groups = -(-self.channels // max(16, room // (self.kernel * vectors * VECTOR)))
@@ -537,7 +529,7 @@ class Shape:
         return vectors, -(-self.channels // groups), min(self.n, images)
 
     def gradient_cut(self, density: float) -> tuple[int, int, int]:
-        """(vectors in a block, output rows at once, images at once) for an input of this density."""
+        """Return (vectors per block, output rows together, images together) for an input of this density."""
         room = 0.4 * _cache_size(2, 2**19)
         vectors = self._vectors(int(room / (self.kernel**2 * self.channels * VECTOR)))
         frame_height, frame_width = (
@@ -549,13 +541,13 @@ class Shape:
         return vectors, lines, min(self.n, max(1, int(room / (frame_height * line))))
 
     def packed(self, vectors: int) -> tuple[int, ...]:
-        """The weights' shape as the loops take them: blocks of output channels, kernel, channels, output channels of a block."""
+        """Packed weights' shape: output blocks, kernel, kernel, channels, outputs per block."""
         block = vectors * LANES
         return -(-self.outputs // block), self.kernel, self.kernel, self.channels, block
 
 
 def _exchange(w: Tensor, packed: Tensor, vectors: int, threads: int, back: bool) -> None:
-    """Write w [outputs, channels, k, k] to packed [parts, k, k, channels, block], or `back`."""
+    """Copy w [outputs, channels, k, k] to packed [parts, k, k, channels, block], or `back`."""
     rows = w[0].numel()
     if len(w) % packed.shape[-1] or rows % LANES or not w.is_contiguous(memory_format=torch.channels_last):
         for piece, part in zip(w.permute(0, 2, 3, 1).split(packed.shape[-1]), packed, strict=True):
@@ -567,9 +559,9 @@ def _exchange(w: Tensor, packed: Tensor, vectors: int, threads: int, back: bool)
 
 
 def forward(x: Tensor, w: Tensor, bias: Tensor | None, shape: Shape, threads: int, density: float) -> Tensor:
-    """x [n, channels, height, width], channels last; w [outputs, channels, kernel, kernel] -> y, channels last.
+    """Sparse convolution of x [n, channels, height, width] with w [outputs, channels, k, k].
 
-    density: about what part of x is not zero.
+    x and the result are channels last. density: approximate nonzero fraction of x.
     """
     vectors, *cut = shape.forward_cut(density)
     packed = w.new_empty(shape.packed(vectors))
@@ -588,9 +580,9 @@ def forward(x: Tensor, w: Tensor, bias: Tensor | None, shape: Shape, threads: in
 def weight_gradient(
     x: Tensor, gy: Tensor, w: Tensor, shape: Shape, threads: int, density: float, quantum: float = 1.0
 ) -> Tensor:
-    """Gradient of w, in w's memory format, from x and the output's gradient, both channels last.
+    """Gradient of w, in w's memory format, from x and gy, both channels last.
 
-    x: of w's type, or bytes worth `quantum` each (see `to_bytes`); density: about what part of it is not zero.
+    x: of w's dtype, or bytes worth `quantum` each (see `to_bytes`); density: its approximate nonzero fraction.
     """
     vectors, *cut = shape.gradient_cut(density)
     threads = min(threads, shape.n)
@@ -609,9 +601,9 @@ def weight_gradient(
 
 
 def to_bytes(x: Tensor, threads: int) -> tuple[Tensor, float]:
-    """x, float32 [n, channels, height, width] and channels last, as bytes, and what one is worth: 1 or 1/4.
+    """Pack x, float32 [n, channels, height, width] and channels last, into bytes with their unit.
 
-    Worth 0 where x holds anything else than multiples of that from 0 to 255 times it.
+    The unit is 1 or 1/4; it is 0 where x has a value other than 0..255 times the unit.
     """
     packed = torch.empty_like(x, dtype=torch.uint8)
     values, to = (_flat(t.permute(0, 2, 3, 1)) for t in (x, packed))

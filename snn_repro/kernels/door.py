@@ -1,9 +1,8 @@
-"""The door to all kernels: `choose` picks the backend of a layer; PyTorch is the fallback.
+"""Entry point to all kernels: `choose` picks a layer's backend; PyTorch is the fallback.
 
-A layer hands over its law (the state equation by name), the affine form of the norm before it, and the backend that was asked
-for; the door knows nothing else of neurons, norms and networks. Where numba cannot be imported or cannot compile, forward or
-backward, `auto` says so once and stays with PyTorch; so it does where Triton is missing or older than 3.3, and where its
-kernels do not pass their check on this GPU (`selfcheck.py`).
+A layer passes its law (state equation), the norm before it in affine form and the requested backend. `auto` warns once
+and uses PyTorch where numba cannot be imported or cannot compile (forward or backward), where Triton is missing or
+older than 3.3, and where its kernels fail their check on this GPU (`selfcheck.py`).
 """
 
 import warnings
@@ -21,16 +20,13 @@ from snn_repro.kernels import CONV_BACKENDS, KERNELS, Affine, Law, neuron, selfc
 from snn_repro.kernels.compiled import broken, ready
 from snn_repro.kernels.conv import Conv2d
 
-MOST_STEPS = 64  # of the Triton kernels, whose potentials stay in registers
+MOST_STEPS = 64  # T of the Triton kernels, whose potentials stay in registers
 CPU_TYPES = (torch.float32, torch.bfloat16)
 TRITON_TYPES = (*CPU_TYPES, torch.float16)
 
 
-# ---------------------------------------------------------------- one layer
-
-
 class Plan(NamedTuple):
-    """Which backend runs a layer; `torch` (without a law) is the layer's own class. norm: that the kernel runs before it."""
+    """A layer's backend; without a law the layer's own class, with a norm both fused."""
 
     backend: str
     law: Law | None = None
@@ -42,10 +38,10 @@ TORCH = Plan("torch")
 
 
 def choose(backend: str, law: Law | None, x: Tensor, norm: Affine | None = None, timesteps: int | None = None) -> Plan:
-    """The plan of a spiking layer for input x [T, B, ...]; backend is what was asked for.
+    """Choose the backend of a spiking layer for input x [T, B, ...].
 
-    With `norm`, x is the norm's input, perhaps [1, B, C, H, W] for `timesteps` equal steps; the plan holds the norm where one
-    kernel runs both. Raises UserError where a backend asked for by name cannot run.
+    With `norm`, x is the norm's input, possibly [1, B, C, H, W] for `timesteps` equal steps; the plan has the norm if
+    one kernel runs both. Raises UserError where a backend requested by name cannot run.
     """
     steps = timesteps or x.shape[0]
     chosen = _chosen(backend, law, x.dtype, steps, x.device)
@@ -62,14 +58,14 @@ def choose(backend: str, law: Law | None, x: Tensor, norm: Affine | None = None,
 
 def _chosen(backend: str, law: Law | None, dtype: torch.dtype, steps: int, device: torch.device) -> str:
     chosen = resolve_backend(backend, device.type, dtype)
-    wrong = chosen == "triton" and backend == "auto" and law is not None and not _right(law, dtype, steps, device)
+    wrong = chosen == "triton" and backend == "auto" and law is not None and not _is_verified(law, dtype, steps, device)
     return "torch" if law is None or wrong else chosen
 
 
 def run(
     plan: Plan, x: Tensor, v0: Tensor | None, plus: Tensor | None, store_v_seq: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """A layer by its plan's kernel: spikes (+ plus) [T, B, ...], last potential [B, ...], all potentials if wanted and known."""
+    """Run a plan: (spikes + plus [T, B, ...], last potential [B, ...], all potentials)."""
     assert plan.law is not None
     if plan.backend == "spikingjelly":
         return _by_spikingjelly(x, v0, plan.law, store_v_seq)
@@ -77,18 +73,16 @@ def run(
 
 
 def _by_spikingjelly(x: Tensor, v0: Tensor | None, law: Law, store_v_seq: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """`run` by spikingjelly's own multi-step functions."""
+    """`run` with spikingjelly's multi-step functions."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     v = torch.zeros((), dtype=dtype, device=x.device) if v0 is None else v0.to(dtype)
-    slopes = dict(
-        atan=surrogate.ATan, sigmoid=surrogate.Sigmoid, triangle=lambda c: surrogate.PiecewiseQuadratic(1 / c)
-    )
-    step = slopes[law.slope](law.width)
+    kinds = dict(atan=surrogate.ATan, sigmoid=surrogate.Sigmoid, triangle=lambda c: surrogate.PiecewiseQuadratic(1 / c))
+    step = kinds[law.slope](law.width)
     settings = (law.v_threshold, law.v_reset, step, law.detach, store_v_seq)
     inputs = (x.to(dtype), v.expand(x.shape[1:]).contiguous())
     if law.charge == "if" or (law.charge == "leaky" and law.leak == 1):
         spikes, v, v_seq = functional.if_multi_step(*inputs, *settings)
-    elif law.charge == "leaky":  # its lif with an undecayed input
+    elif law.charge == "leaky":  # lif with decay_input=False
         spikes, v, v_seq = functional.lif_multi_step(*inputs, 1 / (1 - law.leak), False, *settings)
     else:
         spikes, v, v_seq = functional.lif_multi_step(*inputs, law.leak, True, *settings)
@@ -96,90 +90,83 @@ def _by_spikingjelly(x: Tensor, v0: Tensor | None, law: Law, store_v_seq: bool) 
 
 
 def _takes_norm(chosen: str, x: Tensor, norm: Affine, timesteps: int) -> bool:
-    """Whether a backend takes a norm and its input x [T, B, C, H, W].
+    """Whether a backend can fuse a norm with input x [T, B, C, H, W].
 
-    The loops: float32 on the CPU, all in channels-last order without gaps. Triton's kernels: samples without gaps, channels last,
-    or channels first where their planes begin at whole vectors, and potentials that fit into registers.
+    cpu: float32, dense channels-last memory. triton: dense samples, channels last, or channels first with planes of
+    whole vectors; potentials must fit the registers.
     """
     if x.dim() != 5 or x.numel() <= x.shape[2]:
         return False
     _, batch, c, h, w = x.shape
-    last = neuron.agree(x.shape[2:], x.stride()[2:], (1, w * c, c))
+    last = neuron.strides_agree(x.shape[2:], x.stride()[2:], (1, w * c, c))
     if chosen == "triton":
-        first = h * w % 16 == 0 and neuron.agree(x.shape[2:], x.stride()[2:], (h * w, w, 1))
+        first = h * w % 16 == 0 and neuron.strides_agree(x.shape[2:], x.stride()[2:], (h * w, w, 1))
         return (last or first) and norm.weight.dtype == torch.float32 and timesteps <= MOST_STEPS
-    dense = last and neuron.agree(x.shape[:2], x.stride()[:2], (batch * c * h * w, c * h * w))
+    dense = last and neuron.strides_agree(x.shape[:2], x.stride()[:2], (batch * c * h * w, c * h * w))
     own = x.dtype == torch.float32 and not norm.together and not torch.is_autocast_enabled("cpu")
     return chosen == "cpu" and dense and own
 
 
 def resolve_backend(backend: str, device: str, dtype: torch.dtype = torch.float32) -> str:
-    """What `backend` comes to for spiking layers and inputs of this device type ("cpu", "cuda", ...) and dtype.
+    """Return the backend that `backend` selects for a device type and dtype.
 
-    Raises UserError where a backend asked for by name cannot run there.
+    Raises UserError where a backend requested by name cannot run there.
     """
     if backend == "auto":
         if device == "cuda" and dtype in TRITON_TYPES and _triton_there():
-            return "triton"  # once `choose` has had them checked
+            return "triton"  # `choose` verifies it
         return "cpu" if device == "cpu" and dtype in CPU_TYPES and broken() is None else "torch"
     named = f"{str(dtype).removeprefix('torch.')} on {device}"
     if backend == "cpu" and (device != "cpu" or dtype not in CPU_TYPES):
-        raise UserError(f"neuron.backend=cpu computes float32 and bfloat16 on the CPU, not {named}; use auto")
+        raise UserError(f"neuron.backend=cpu supports float32 and bfloat16 on the CPU, not {named}; use auto")
     if backend == "triton":
         if lacks := _triton_lacks():
             raise UserError(f"neuron.backend=triton {lacks}, or use auto")
         from snn_repro.kernels.neuron_triton import DEVICES
 
         if dtype not in TRITON_TYPES or device not in DEVICES:
-            raise UserError(
-                f"neuron.backend=triton computes float32, bfloat16 and float16 on a CUDA device, not {named}; use auto"
-            )
+            raise UserError(f"neuron.backend=triton supports float32, bfloat16, float16 on CUDA, not {named}; use auto")
     return backend
 
 
-def check(layer: Any, name: str) -> None:
-    """Raise UserError where a spiking layer named `name` has no kernel of the backend that was asked for by name."""
+def check_backend(layer: Any, name: str) -> None:
+    """Raise UserError if a spiking layer lacks the kernel that was requested by name."""
     law, backend = layer.law(), layer.backend
     if backend in ("cpu", "triton", "spikingjelly") and law is None:
         raise UserError(f"neuron.backend={backend} has no kernel for '{name}' with these settings; use auto")
     if backend == "spikingjelly" and law.strict:
-        raise UserError("neuron.backend=spikingjelly fires at h >= V_th only; use neuron.fire_at=ge or another backend")
+        raise UserError("neuron.backend=spikingjelly fires at h >= v_th only; use neuron.fire_at=ge or another backend")
     if backend == "spikingjelly" and law.charge != "if" and law.v_reset:
-        raise UserError(
-            f"neuron.backend=spikingjelly leaks towards v_reset, ours towards 0: v_reset={law.v_reset} must be 0 there"
-        )
-
-
-# ---------------------------------------------------------------- whether Triton's kernels may be used
+        raise UserError(f"neuron.backend=spikingjelly leaks towards v_reset={law.v_reset}, not 0; use v_reset=0")
 
 
 def _triton_lacks() -> str | None:
-    """What keeps the Triton kernels from running here, in words; None: nothing."""
+    """Return why the Triton kernels cannot run here; None if they can."""
     try:
         import triton
     except ImportError:
         return "needs the package triton; install it"
     if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):
-        return f"needs triton 3.3 or newer, which torch 2.7 brings, and this is {triton.__version__}; update torch"
+        return f"needs triton 3.3 or newer (from torch 2.7), not {triton.__version__}; update torch"
     return None
 
 
 @cache
-def _say(sentence: str) -> None:
-    """Warn, once in a process."""
+def _warn_once(sentence: str) -> None:
+    """Warn, once per process."""
     warnings.warn(sentence, RuntimeWarning, stacklevel=3)
 
 
 def _triton_there() -> bool:
-    """For `auto` on CUDA: whether its kernels may be tried; one line says why not."""
+    """Whether `auto` may try the Triton kernels on CUDA; warns if not."""
     lacks = _triton_lacks()
     if lacks is not None:
-        _say(f"the fused spiking layers on CUDA: this {lacks}; PyTorch computes instead: same results, slower")
+        _warn_once(f"the fused spiking layer on CUDA {lacks}; using PyTorch: same results, slower")
     return lacks is None
 
 
-def _right(law: Law, dtype: torch.dtype, timesteps: int, device: torch.device) -> bool:
-    """Whether the Triton kernels of this case are known to be right on `device`; found out at the first call."""
+def _is_verified(law: Law, dtype: torch.dtype, timesteps: int, device: torch.device) -> bool:
+    """Whether the Triton kernels passed their check on `device`; made at the first call."""
     return _verdict(law, dtype, timesteps, device)
 
 
@@ -190,16 +177,13 @@ def _verdict(law: Law, dtype: torch.dtype, timesteps: int, device: torch.device)
         reason = selfcheck.refusal(law, dtype, timesteps, device)
     if reason is not None:
         where = selfcheck.machine(device)
-        _say(f"the fused spiking layers are not used on {where}: {reason}; PyTorch computes instead")
+        _warn_once(f"the fused spiking layer is not used on {where}: {reason}; using PyTorch")
     return reason is None
 
 
-# torch.compile calls these and takes the answer; the decorator for that would import the compiler.
-_right._dynamo_marked_constant = True
+# torch.compile calls these while tracing; the decorator for that would import the compiler.
+_is_verified._dynamo_marked_constant = True
 _triton_there._dynamo_marked_constant = _triton_lacks._dynamo_marked_constant = True
-
-
-# ---------------------------------------------------------------- a whole network
 
 
 def _spiking(model: nn.Module) -> dict[str, Any]:
@@ -207,27 +191,27 @@ def _spiking(model: nn.Module) -> dict[str, Any]:
 
 
 def prepare(model: nn.Module, device: torch.device, dtypes: tuple[torch.dtype, ...], timesteps: int) -> str:
-    """Have all checked that the spiking layers of `model` will ask for; returns their backends, in words."""
+    """Verify the kernels of all spiking layers of `model`; return their backends as text."""
     layers = [(module.backend, module.law()) for module in _spiking(model).values()]
     found = {_chosen(*layer, dtype, timesteps, device): None for layer in layers for dtype in dtypes}
     return " and ".join(found) or "torch"
 
 
 def use(model: nn.Module, kernels: str) -> None:
-    """Set the backends of all layers of `model`. Raises UserError for another word than KERNELS."""
+    """Set the backends of all layers of `model`. Raises UserError unless KERNELS has `kernels`."""
     if kernels not in KERNELS:
         raise UserError(f"kernels={kernels!r} is not one of {', '.join(KERNELS)}{nearest(kernels, KERNELS)}")
     backend, of_convolutions = KERNELS[kernels]
     set_backend(model, of_convolutions)
     for name, module in _spiking(model).items():
         module.backend = backend
-        check(module, name)
+        check_backend(module, name)
 
 
 def set_backend(model: nn.Module, backend: str) -> None:
-    """Set the backend of every convolution of `model`; "torch" is torch's own operator.
+    """Set the backend of every convolution of `model`.
 
-    Raises UserError for another name than that and CONV_BACKENDS.
+    Raises UserError unless it is one of CONV_BACKENDS or "torch", torch's own operator.
     """
     if backend not in (*CONV_BACKENDS, "torch"):
         allowed = ", ".join(CONV_BACKENDS)
@@ -239,7 +223,7 @@ def set_backend(model: nn.Module, backend: str) -> None:
 
 @contextmanager
 def off(model: nn.Module) -> Iterator[None]:
-    """Within, every layer of `model` is torch's own operations, which counters know."""
+    """Context manager: all layers of `model` use torch's own operations, which counters see."""
     before: dict[Any, str] = {m: m.backend for m in model.modules() if hasattr(m, "law") or isinstance(m, Conv2d)}
     use(model, "off")
     try:

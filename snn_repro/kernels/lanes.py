@@ -1,7 +1,7 @@
-"""What numba's Python cannot say: LANES float32 in vector registers as a type, prefetching, stores around the cache.
+"""A vector type for numba: LANES float32 in registers, with prefetching and streaming stores.
 
-Loops written for one number (`v + x`) run on `lanes` as they are, without fused multiply-add. Importing this module imports
-numba.
+Loops written for one number (`v + x`) run on `lanes` unchanged, without fused multiply-add. Importing this module
+imports numba.
 """
 
 import operator
@@ -16,28 +16,26 @@ from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import intrinsic, lower_builtin, lower_cast, models, register_model
 
 WIDE = binding.get_host_cpu_features().get("avx512f", False)
-LANES = 64 if WIDE else 32  # numbers in registers at a time: four registers; a multiple of 32
+LANES = 64 if WIDE else 32  # numbers per vector: four registers; a multiple of 32
 
 I1, I8, I32, I64 = (ir.IntType(n) for n in (1, 8, 32, 64))
 BYTES = I8.as_pointer()
 
-# ---------------------------------------------------------------- what numba lacks
-
 
 def external(builder, name: str, result, *arguments):
-    """An LLVM function of this name, declared once a module."""
+    """Declare an LLVM function of this name, once per module."""
     return get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
 
 
 @intrinsic
 def keep(typing, array):
-    """Use an array of which only the address was taken: numba frees it behind what it sees as the last use."""
+    """Keep an array alive whose address alone is used; numba would free it."""
     return types.void(array), lambda context, builder, signature, args: context.get_dummy_value()
 
 
 @intrinsic
 def fence(typing):
-    """Make what was written around the cache visible to other threads."""
+    """Memory fence: make streaming stores visible to other threads."""
 
     def generate(context, builder, signature, args):
         builder.fence("seq_cst")
@@ -46,20 +44,18 @@ def fence(typing):
     return types.void(), generate
 
 
-# ---------------------------------------------------------------- vectors of neurons
-
-# LANES float32 in registers, as a type of numba's: what is written for one number works on them too.
+# ---------------------------------------------------------------- vectors
 
 
 class _Lanes(types.Type):
-    """LANES float32; a single float32 becomes LANES equal ones."""
+    """LANES float32; a single float32 is broadcast."""
 
     def can_convert_from(self, typing, other):
         return Conversion.safe if other == types.float32 else None
 
 
 class _Mask(types.Type):
-    """LANES truth values."""
+    """LANES booleans."""
 
 
 lanes, mask = _Lanes("Lanes"), _Mask("Mask")
@@ -75,6 +71,7 @@ class _Registers(models.PrimitiveModel):
 
 
 def splat(value, vector: ir.VectorType):
+    """Return a constant vector with `value` in every lane."""
     return ir.Constant(vector, [value] * vector.count)
 
 
@@ -104,7 +101,7 @@ _define(operator.ge, mask, lambda builder, a, b: builder.fcmp_ordered(">=", a, b
 
 @intrinsic
 def select(typing, condition, yes, no):
-    """yes where the condition holds, else no."""
+    """Return yes where the condition holds, else no."""
     return lanes(mask, lanes, lanes), lambda context, builder, signature, args: builder.select(*args)
 
 
@@ -120,7 +117,7 @@ def _power_of_two(typing, n):
 
 
 def _place(builder, address, count, vector: ir.VectorType):
-    """A pointer to LANES numbers, which of them are the first `count`, and whether these are all: the usual case."""
+    """A pointer to LANES numbers, a mask of the first `count`, and whether these are all (usual)."""
     first = builder.insert_element(splat(0, _INTS), builder.trunc(count, I32), ir.Constant(I32, 0))
     first = builder.shuffle_vector(first, first, splat(0, _INTS))
     inside = builder.icmp_signed("<", ir.Constant(_INTS, list(range(LANES))), first)
@@ -160,13 +157,13 @@ def _store(builder, address, value, count, around) -> None:
 
 @intrinsic
 def load(typing, address, count):
-    """`count` numbers from an address, 0 in the other lanes."""
+    """Load `count` float32 from an address; the other lanes are 0."""
     return lanes(types.intp, types.intp), lambda context, builder, signature, args: _load(builder, *args, _FLOATS)
 
 
 @intrinsic
 def load_half(typing, address, count):
-    """The same from bfloat16."""
+    """Load `count` bfloat16 as `load` does."""
 
     def generate(context, builder, signature, args):
         bits = builder.zext(_load(builder, *args, _HALVES), _INTS)
@@ -177,7 +174,7 @@ def load_half(typing, address, count):
 
 @intrinsic
 def store(typing, address, value, count, around):
-    """Write the first `count` lanes; around the cache (the address then is a multiple of 64) if wanted."""
+    """Write the first `count` lanes; `around`: past the cache (address a multiple of 64)."""
 
     def generate(context, builder, signature, args):
         _store(builder, *args)
@@ -188,7 +185,7 @@ def store(typing, address, value, count, around):
 
 @intrinsic
 def store_half(typing, address, value, count, around):
-    """The same as bfloat16."""
+    """Write as bfloat16 as `store` does."""
 
     def generate(context, builder, signature, args):
         address, value, *rest = args
@@ -214,24 +211,25 @@ def _fetching(write: int):
 
 @intrinsic
 def fetch(typing, address):
-    """Start to load what follows an address, as far as LANES float32 reach; any address is allowed."""
+    """Prefetch LANES float32 from an address, which may be invalid."""
     return types.void(types.intp), _fetching(0)
 
 
 @intrinsic
 def fetch_to_write(typing, address):
-    """The same for what will be written."""
+    """Prefetch as `fetch`, for writing."""
     return types.void(types.intp), _fetching(1)
 
 
 @intrinsic
 def zeros(typing):
+    """Return LANES zeros."""
     return lanes(), lambda context, builder, signature, args: splat(0.0, _FLOATS)
 
 
-# ---------------------------------------------------------------- pieces of loops
+# ---------------------------------------------------------------- helpers of compiled loops
 
-helper = njit(error_model="numpy", nogil=True)  # of a function that compiled loops call
+helper = njit(error_model="numpy", nogil=True)  # for functions called by compiled loops
 
 
 @helper
@@ -251,13 +249,13 @@ def write(address, value, count, half, around):
 
 @helper
 def larger(a, b):
-    """The larger one; a if a is not a number."""
+    """The larger one; a if a is NaN."""
     return select(b > a, b, a)
 
 
 @helper
 def exp_of_negative(y):
-    """exp(y) for y <= 0 to 2e-7: 2**n from the exponent's bits, times a polynomial (libm's would not vectorise)."""
+    """exp(y) for y <= 0 with error 2e-7; libm's would not vectorise."""
     shift = np.float32(12582912)  # 1.5 * 2**23: adding it rounds to an integer
     n = (larger(y * np.float32(1.44269504), np.float32(-126)) + shift) - shift
     f = larger(y, np.float32(-87.3)) - n * np.float32(0.693145752)  # log 2, in two parts

@@ -1,11 +1,10 @@
-"""The fused layer, a spiking layer with or without the norm before it, as one PyTorch operator: autograd, autocast,
-checkpointing and torch.compile see a single call.
+"""The fused spiking layer as one PyTorch operator, with or without the norm before it.
 
-`snn_repro::neuron` runs `neuron_cpu.py` or `neuron_triton.py` (outside of torch.compile and the like without the dispatcher's
-detour through Python, which takes longer than a small layer); both see memory as [T, B, M] with the M neurons of a sample side
-by side, in whatever order x has them (so channels-last stays channels-last), and any stride over T and B (so an input
-repeated over T by `expand` is never copied). For the backward pass x alone is saved, beside one initial potential and the
-norm's numbers by channel: norm and neuron apart save two tensors of x's size.
+Autograd, autocast, checkpointing and torch.compile see one call. `snn_repro::neuron` runs `neuron_cpu.py` or
+`neuron_triton.py`; eager calls bypass the dispatcher, whose detour through Python takes longer than a small layer. Both
+see memory as [T, B, M], the M neurons of a sample adjacent in x's own order (channels-last stays so), with any stride
+over T and B (an input expanded over T is not copied). For the backward pass only x is saved, with an initial potential
+and the norm's values per channel; norm and neuron as separate operators save two tensors of x's size.
 """
 
 import ctypes
@@ -28,12 +27,12 @@ def update(
     x: Tensor, v0: Tensor | None, law: Law, backend: str, norm: Affine | None = None, timesteps: int | None = None,
     plus: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """All time steps in one pass: spikes [T, B, ...] in x's dtype, last potential [B, ...] in float32.
+    """Run all time steps in one pass over memory: (spikes, last potential).
 
-    x [T, B, ...] float32 or bfloat16 (triton: float16 as well), with `norm` what `choose` lets through, then perhaps [1, B, ...]
-    for an input that is the same at all `timesteps`; v0 broadcastable to [B, ...] or None for 0; backend "cpu" or "triton".
-    plus (triton): of the spikes' shape, is added to them, in the wider of both dtypes.
-    Raises UserError where the norm's te has another number of time steps.
+    x: [T, B, ...] float32 or bfloat16 (triton: float16 as well); with `norm`, an input that `choose` accepted, possibly
+    [1, B, ...] for `timesteps` equal steps. v0: broadcastable to [B, ...], None for 0. backend: "cpu" or "triton". plus
+    (triton): added to the spikes, in the wider dtype. The spikes [T, B, ...] have x's dtype, the potential [B, ...] is
+    float32. Raises UserError where the norm's te has another T.
     """
     if v0 is not None:
         v0 = v0.to(torch.float32)
@@ -47,7 +46,7 @@ def update(
         *numbers, eps, learn, together = norm
         if norm.te is not None and norm.te.numel() != timesteps:
             raise UserError(
-                f"The norm has factors for {norm.te.numel()} time steps and its input {timesteps}; "
+                f"The norm was built for {norm.te.numel()} time steps, but its input has {timesteps}; "
                 "use the same timesteps or model.norm=bn."
             )
     settings = (eps, together, timesteps, backend, law)
@@ -63,30 +62,27 @@ def update(
 
 
 def _eager(x: Tensor) -> bool:
-    """Whether x is an ordinary tensor that nobody traces or counts, and its memory holds its values."""
+    """Whether x is an ordinary tensor, not traced or counted, whose memory holds its values."""
     if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
         return False
     return type(x) in (Tensor, nn.Parameter) and not x.is_neg()
 
 
-# ---------------------------------------------------------------- memory
-
-
 class Layout(NamedTuple):
-    """How an input [T, B, ...] lies in memory, and with it what is computed from it."""
+    """Memory layout of an input [T, B, ...] and of the results computed from it."""
 
-    strides: list[int]  # of a dense tensor [T, B, ...] whose samples have the input's order
-    shape: tuple[int, int, int]  # T, B and the neurons of a sample
+    strides: list[int]  # of a dense tensor [T, B, ...] with samples in the input's order
+    shape: tuple[int, int, int]  # T, B, neurons per sample
 
 
 def _layout(shape, stride) -> Layout | None:
-    """None if one sample's values do not lie side by side."""
+    """None if the values of one sample are not contiguous."""
     order = sorted(range(2, len(shape)), key=lambda i: -stride[i])  # stable: axes of size 1 keep their place
     strides, step = [0] * len(shape), 1
     for i in (*reversed(order), 1, 0):
         strides[i] = step
         step *= shape[i]
-    if not agree(shape[2:], stride[2:], strides[2:]):
+    if not strides_agree(shape[2:], stride[2:], strides[2:]):
         return None
     return Layout(strides, (shape[0], shape[1], math.prod(shape[2:])))
 
@@ -94,13 +90,13 @@ def _layout(shape, stride) -> Layout | None:
 _cached_layout = lru_cache(1024)(_layout)
 
 
-def agree(shape, stride, wanted) -> bool:
-    """Whether two strides name the same addresses: that of an axis of size 1 has no meaning."""
+def strides_agree(shape, stride, wanted) -> bool:
+    """Whether two strides give the same addresses; axes of size 1 are ignored."""
     return all(n == 1 or a == b for n, a, b in zip(shape, stride, wanted, strict=True))
 
 
 def arrange(x: Tensor, layout=_cached_layout) -> tuple[Tensor, Layout]:
-    """x, copied only if its samples are not dense, and its layout."""
+    """Return x, copied only if its samples are not dense, and its layout."""
     results = layout(x.shape, x.stride())
     if results is None:
         x = x.contiguous()
@@ -109,13 +105,13 @@ def arrange(x: Tensor, layout=_cached_layout) -> tuple[Tensor, Layout]:
 
 
 def empty_as(x: Tensor, layout: Layout, lead: int = 0, dtype=None) -> Tensor:
-    """An uninitialised dense tensor of x's axes from `lead` on, whose samples lie in memory in x's order."""
+    """Allocate an uninitialised dense tensor with x's axes from `lead` on, in x's memory order."""
     return torch.empty_strided(x.shape[lead:], layout.strides[lead:], dtype=dtype or x.dtype, device=x.device)
 
 
 def in_order(x: Tensor, layout: Layout) -> Tensor:
-    """x [T, B, ...] itself if its samples lie in memory in the layout's order, else a copy that does."""
-    same = agree(x.shape[2:], x.stride()[2:], layout.strides[2:])
+    """Return x [T, B, ...] in the layout's order, copied only if needed."""
+    same = strides_agree(x.shape[2:], x.stride()[2:], layout.strides[2:])
     return x if same else empty_as(x, layout).copy_(x)
 
 
@@ -124,30 +120,26 @@ def _repeated(x: Tensor, timesteps: int) -> Tensor:
 
 
 def initial(v0: Tensor | None, layout: Layout) -> tuple[Tensor | None, int]:
-    """The initial potential in the layout's order, and its stride over samples: 0 shared by all, -1 if there is none."""
+    """Return v0 in the layout's order, and its stride over samples (0: shared, -1: none)."""
     if v0 is None:
         return None, -1
     strides = layout.strides[-v0.dim() :] if v0.dim() else []
-    if not agree(v0.shape, v0.stride(), strides):
+    if not strides_agree(v0.shape, v0.stride(), strides):
         v0 = torch.empty_strided(v0.shape, strides, dtype=v0.dtype, device=v0.device).copy_(v0)
     return v0, 0 if v0.dim() == len(layout.strides) - 2 else layout.shape[2]
 
 
 HUGE_PAGE, MADV_HUGEPAGE = 2**21, 14
-SMALLEST = 2 * HUGE_PAGE  # bytes of a block: wherever it begins, a whole huge page fits in
+SMALLEST = 2 * HUGE_PAGE  # bytes: a block of this size contains a whole huge page
 
-fresh = (
-    True  # whether large blocks are: asked before the call. A run keeps its memory, and then there is nothing to gain
-)
-
-_madvise = getattr(ctypes.CDLL(None), "madvise", None) or (lambda *given: -1)  # the C library's, where it has one
+fresh = True  # whether large blocks are newly allocated; false in a run, which reuses its memory
+_madvise = getattr(ctypes.CDLL(None), "madvise", None) or (lambda *given: -1)  # the C library's, if any
 
 
 def on_huge_pages(*outputs: Tensor | None) -> None:
-    """Ask for huge pages for what is about to be written; a system without them goes on as before.
+    """Request huge pages for outputs about to be written; without support, nothing happens.
 
-    A fresh block handed out 4 KiB at a time takes longer than the layer itself. Only the block at hand is advised about: it is
-    torch's as before, and given back when torch gives it back.
+    Page faults of 4 KiB in newly allocated memory take longer than the layer itself. The memory remains torch's.
     """
     for x in outputs if fresh else ():
         if x is not None and x.nbytes >= SMALLEST:
@@ -155,15 +147,13 @@ def on_huge_pages(*outputs: Tensor | None) -> None:
             _madvise(ctypes.c_void_p(first * HUGE_PAGE), ctypes.c_size_t((last - first) * HUGE_PAGE), MADV_HUGEPAGE)
 
 
-# ---------------------------------------------------------------- the operator
-
-# Defined by schema and not by the decorator `custom_op`, which imports torch's compiler at the first call: a second.
+# Defined by schema: the decorator `custom_op` imports torch's compiler at the first call, which takes 1 s.
 _ARGUMENTS = (
     "Tensor x, Tensor? v0, Tensor? weight, Tensor? bias, Tensor? te, Tensor? mean, Tensor? var, float eps, bool together, "
     "int timesteps, str backend, str charge, float leak, str slope, float width, bool strict, float v_threshold, "
     "float? v_reset, bool detach"
 )
-_COUNT = 19  # of these; the forward operator has `plus` behind them
+_COUNT = 19  # of these; the forward operator adds `plus`
 torch.library.define("snn_repro::neuron", f"({_ARGUMENTS}, Tensor? plus) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
 torch.library.define(
     "snn_repro::neuron_backward",
@@ -172,8 +162,9 @@ torch.library.define(
 
 
 def _neuron(x, v0, settings, plus, weight, bias, te, mean, var):
-    """x [T, B, ...], v0 [...] or [B, ...] float32 -> spikes [T, B, ...], last potential [B, ...] float32; and with a norm its
-    mean and var [C], those of x where none were given; of all processes' x, then also how many values a channel they are of.
+    """x [T, B, ...], v0 [...] or [B, ...] float32 -> spikes [T, B, ...], last potential [B, ...] float32.
+
+    With a norm also mean and var [C], those of x unless given, and if `together` their number of values.
     """
     eps, together, timesteps, backend, law = settings
     x, layout = arrange(_repeated(x, timesteps))
@@ -183,7 +174,7 @@ def _neuron(x, v0, settings, plus, weight, bias, te, mean, var):
     norm = None
     if weight is not None:
         if mean is not None:
-            mean, var = mean.clone(), var.clone()  # an operator must not hand its inputs back
+            mean, var = mean.clone(), var.clone()  # an operator must not return its inputs
         norm = _kernels(backend).norm(x, weight, bias, te, mean, var, eps, together)
     if x.numel():
         plus = None if plus is None else in_order(plus, layout)
@@ -192,9 +183,9 @@ def _neuron(x, v0, settings, plus, weight, bias, te, mean, var):
 
 
 def _neuron_backward(gs, gv_last, needs_v0, of_input, x, v0, settings, weight, bias, te, mean, var):
-    """Gradients of x and v0, and with a norm of weight, bias and te, from those of the spikes and of the last potential.
+    """Gradients of x, v0 and, with a norm, weight, bias and te, from those of the spikes and the last potential.
 
-    None where there is none. of_input: mean and var were those of x, and their gradients reach it.
+    None where there is none. of_input: mean and var are those of x, so gradients pass through them.
     """
     eps, together, timesteps, backend, law = settings
     one, (x, layout) = x, arrange(_repeated(x, timesteps))
@@ -212,13 +203,13 @@ def _neuron_backward(gs, gv_last, needs_v0, of_input, x, v0, settings, weight, b
         return gx, None if gv0 is None else gv0.zero_(), *gnorm
     v0, v0_stride = initial(v0, layout)
     if norm is not None and v0_stride != 0 and gs.stride(1) != layout.shape[2]:
-        gs = empty_as(gs, layout).copy_(gs)  # sums by channel take all samples of a step as one long one
+        gs = empty_as(gs, layout).copy_(gs)  # per-channel sums treat a step's samples as one long sample
     _kernels(backend).backward(gs, gv_last, x, v0, v0_stride, gx, gv0, layout.shape, law, norm, of_input, gnorm)
     return gx, gv0, *gnorm
 
 
 def _filled(x: Tensor, *results: Tensor | None) -> tuple[Tensor, ...]:
-    """The five results of an operator, which cannot be None: empty tensors there."""
+    """The five results of an operator: empty tensors instead of None, which it cannot return."""
     return tuple(x.new_empty(0, dtype=torch.float32) if a is None else a for a in (*results, *NO_NORM)[:5])
 
 
@@ -254,7 +245,7 @@ def _(gs, gv_last, needs_v0, of_input, x, v0, weight, bias, te, *settings):
 
 
 def _setup(ctx, inputs, output) -> None:
-    """Of the operator, which has its law among its arguments."""
+    """Context of the operator, whose arguments include the law."""
     _remember(ctx, *inputs[:2], (*inputs[7:11], Law(*inputs[11:_COUNT])), inputs[2:7], output)
 
 
@@ -271,13 +262,13 @@ def _differentiate(ctx, gs, gv_last, *_):
 
 
 def _gradients(ctx, gs, gv_last) -> tuple[Tensor | None, ...]:
-    """Those of x, v0, weight, bias and te."""
+    """Gradients of x, v0, weight, bias and te."""
     x, v0, *numbers = ctx.saved_tensors
     if gs is None:
         gs = torch.zeros((), dtype=x.dtype, device=x.device).expand(ctx.settings[2], *x.shape[1:])
     needs_v0 = ctx.needs_input_grad[1]
     before = gs, gv_last, needs_v0, ctx.of_input, x, v0
-    if _eager(gs) and not torch.is_grad_enabled():  # enabled: someone may ask for a second derivative
+    if _eager(gs) and not torch.is_grad_enabled():  # enabled for second derivatives
         return _neuron_backward(*before, ctx.settings, *numbers)
     results = torch.ops.snn_repro.neuron_backward(*before, *numbers, *ctx.settings[:4], *ctx.settings[4])
     there = True, needs_v0, *(a is not None for a in numbers[:3])
@@ -285,7 +276,7 @@ def _gradients(ctx, gs, gv_last) -> tuple[Tensor | None, ...]:
 
 
 def _differentiate_twice(ctx, *grads):
-    raise UserError("The fused spiking layer has no second derivative; use kernels=off, or backend=torch, for one.")
+    raise UserError("The fused spiking layer has no second derivative; use kernels=off or backend=torch.")
 
 
 torch.library.register_autograd("snn_repro::neuron", _differentiate, setup_context=_setup)
@@ -307,11 +298,8 @@ class _Layer(torch.autograd.Function):
         return gx, gv0, None, gs if ctx.needs_input_grad[3] else None, *gnorm, None, None
 
 
-# ---------------------------------------------------------------- the backends
-
-
 def rehearse(*case) -> None:
-    """Run the loops of a case (a law, dtype, whether normed, whether backward too) once, on as many neurons as they take at a time."""
+    """Run the loops of a case (law, dtype, normed, backward) once, on few neurons."""
     *law, dtype, normed, backward = case
     x = torch.zeros(1, 1, 1, 1, 64, dtype=dtype)
     numbers = (torch.ones(1), torch.ones(1), None) if normed else NO_NORM[:3]
@@ -324,5 +312,5 @@ def rehearse(*case) -> None:
 
 @cache
 def _kernels(backend: str):
-    """The module that runs a layer by `norm`, `forward` and `backward`."""
+    """Return the backend's module, which has `norm`, `forward` and `backward`."""
     return import_module(f"snn_repro.kernels.neuron_{backend}")

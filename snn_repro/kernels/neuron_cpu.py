@@ -1,20 +1,18 @@
-"""A whole spiking layer over all time steps in one pass over memory, on the CPU: `norm`, `forward` and `backward`.
+"""A spiking layer over all time steps in one pass over memory, compiled by numba.
 
-numba compiles the two loops below for one kind of layer at its first use. They take LANES neurons at a time through all
-steps: potentials stay in registers, and the backward pass recomputes them from the inputs, so nothing but the input has to
-be saved. What is read next, and what is written to the cache, is fetched ahead; outputs too large for the cache are
-written around it.
+`_forward` and `_backward` are compiled for one kind of layer at first use. They process LANES neurons at a time through
+all steps: potentials stay in registers, and the backward pass recomputes them, so only the input is saved. Reads, and
+writes to the cache, are prefetched; outputs too large for the cache bypass it.
 
-With a norm before the neuron the input is z[t] = scale[t, c] * x[t] + shift[t, c]. The channels c lie side by side in memory, so
-the numbers of LANES neighbours are a piece of a table of the channels that begins again behind the last one.
-The backward pass then writes the gradient of z times the step's factor, and its sums by channel, float32 within a block and
-float64 beyond, cut by shape alone: the number of threads changes no number.
+With a norm the input is z[t] = scale[t, c] * x[t] + shift[t, c]. Channels c are adjacent in memory, so LANES neighbours
+need a slice of a table over channels that wraps around. The backward pass then writes the gradient of z times the
+step's factor, and its sums per channel. These are split by the shape alone: the number of threads changes no result.
 
-The norm's own passes over memory, channels-last, stand behind the two loops; their sums are float32 within a chunk and float64 beyond:
-    moments    mean and variance of x over all but the channels                     reads x
+The norm's own passes, channels-last; all sums are float32 within a block or chunk and float64 beyond:
+    moments    mean and variance of x over all axes but the channels                reads x
     combine    gx = a[c] * gz + b[c] * x + d[c], in place of gz                     reads gz and x, writes gx
 
-Arithmetic and its order are those of the reference, without fused multiply-add: the spikes are the same bits.
+Arithmetic and its order are those of the reference, without fused multiply-add, so the spikes are bit-identical.
 """
 
 import math
@@ -44,14 +42,14 @@ from snn_repro.kernels.lanes import (
     zeros,
 )
 
-AHEAD = 256  # bytes between what is read and what is fetched
-PIECE = 256  # blocks are a multiple of this
-LEAST, MOST = 1024, 16384  # neurons in a block
-MANY, RUN = 8, 32  # steps at a time where there are as many, and groups of LANES neurons
-PARTS = 16  # sums of their own, of a norm's gradients
-CHUNK = 8192  # values of which a mean is taken at a time: they stay in the cache for the variance
-STREAM_BYTES = 6 * 2**20  # outputs this large are written around the cache
-SHARE = 65536  # neuron-steps that are worth a thread
+AHEAD = 256  # prefetch distance in bytes
+PIECE = 256  # block sizes are multiples of this
+LEAST, MOST = 1024, 16384  # neurons per block
+MANY, RUN = 8, 32  # from T = MANY on: steps at a time, and groups of LANES neurons
+PARTS = 16  # partial sums of a norm's gradients
+CHUNK = 8192  # values per partial mean: they stay in the cache for the variance
+STREAM_BYTES = 6 * 2**20  # outputs of this size bypass the cache
+SHARE = 65536  # neuron-steps worth one thread
 
 
 class Norm(NamedTuple):
@@ -60,11 +58,11 @@ class Norm(NamedTuple):
     mean: Tensor
     var: Tensor
     numbers: tuple  # weight, bias, te (or empty), mean, var, float32 arrays; eps
-    # for the loops: scale and shift, flat [T or 1, C + LANES], how far a step's lie behind those of the step before, and C
+    # for the loops: scale and shift, flat [T or 1, C + LANES], their stride over steps, and C
     tables: tuple
     middle: np.ndarray  # the mean [C + LANES]
-    factor: np.ndarray  # of each step
-    count: None = None  # of all processes' values, whose norm is not fused here
+    factor: np.ndarray  # per step
+    count: None = None  # norms over all processes are not fused here
 
 
 _EMPTY = np.empty(0, np.float32)
@@ -105,7 +103,7 @@ def _reset(h, fires, v_threshold, v_reset, hard):
 
 @helper
 def _slope(z, width, surrogate):
-    """The surrogate derivative (see neurons/surrogates.py)."""
+    """Surrogate derivative (see neurons/surrogates.py)."""
     if surrogate == 0:
         c = np.float32(math.pi / 2) * width * z
         return width / np.float32(2) / (np.float32(1) + c * c)
@@ -118,7 +116,7 @@ def _slope(z, width, surrogate):
 
 @helper
 def _back(h, g, gv, v_threshold, v_reset, leak, width, charge, hard, strict, detach, surrogate):
-    """One step backward: gradients of the input and of the potential before, from those of the spike and of the potential."""
+    """One step backward: gradients of the input and the previous potential from those of spike and potential."""
     carried = gv
     if hard:
         if not detach:
@@ -137,7 +135,7 @@ def _back(h, g, gv, v_threshold, v_reset, leak, width, charge, hard, strict, det
 
 @helper
 def _input(at, count, half, scale, shift, table, normed):
-    """LANES inputs, behind the norm where there is one."""
+    """LANES inputs, after the norm if there is one."""
     z = read(at, count, half)
     if normed:
         z = load(scale.ctypes.data + table, LANES) * z
@@ -152,10 +150,9 @@ def _add_to(sums, at, value):
 
 # ---------------------------------------------------------------- the two loops
 #
-# Both see memory as [steps, batch, size] and take addresses (0: absent): x[t, b, m] lies x_t * t + x_b * b + m numbers behind
-# x, outputs are dense (gx_t 0: one gradient for all steps, of an input that stands for all). LANES neurons at a time live in
-# registers through all steps. A unit of work is a block of neurons (m) for a group of samples (b). v0_b is -1 without an
-# initial potential, 0 for one that all samples share, else its stride.
+# Memory is [steps, batch, size] and arguments are addresses (0: absent): x[t, b, m] is at x + x_t * t + x_b * b + m.
+# Outputs are dense (gx_t 0: one gradient for an input shared by all steps). A unit of work is a block of neurons (m) for
+# a group of samples (b). v0_b: stride of the initial potential over samples, 0 if shared, -1 if absent.
 
 
 @lru_cache
@@ -199,10 +196,10 @@ def _forward(charge: int, hard: bool, strict: bool, normed: bool, half: bool):
 
 @lru_cache
 def _backward(charge: int, hard: bool, strict: bool, normed: bool, half: bool, detach: bool, surrogate: int):
-    """run, many: neurons and steps at a time, LANES and all of them where there are few steps.
+    """run, many: neurons and steps processed at a time; LANES and all steps where there are few.
 
-    At T = 16 more of the former and fewer of the latter are 1.6 times as fast: processors foresee reads at few places in memory.
-    Potentials of the run come first, which stay in the cache, then their gradients.
+    At T = 16 more neurons and fewer steps are 1.6 times faster, as hardware prefetches only a few streams. First come
+    the potentials of the run, which stay in the cache, then their gradients.
     """
     wide = 2 if half else 4
 
@@ -213,9 +210,9 @@ def _backward(charge: int, hard: bool, strict: bool, normed: bool, half: bool, d
         v_threshold, v_reset, leak = np.float32(v_threshold), np.float32(v_reset), np.float32(leak)
         width = np.float32(width)
         room = np.empty((steps + 1) * run + 16, np.float32)
-        carried = (room.ctypes.data + 63) // 64 * 64  # from `many` steps to the next
+        carried = (room.ctypes.data + 63) // 64 * 64  # potentials between groups of `many` steps
         kept = carried + 4 * run  # potentials of all steps, before the reset
-        rows = sums.shape[2]  # time steps with a table of their own, or 1
+        rows = sums.shape[2]  # T if tables are per step, else 1
         length = channels + LANES if normed else 0
         sums_g, sums_gx = np.empty((rows, length), np.float32), np.empty((rows, length), np.float32)
         groups = (batch + group - 1) // group
@@ -315,10 +312,10 @@ def _backward(charge: int, hard: bool, strict: bool, normed: bool, half: bool, d
 
 @compiled
 def _moments(x, first, last, parts, means, squares):
-    """Of each part's rows of x [rows, channels]: their mean and sum of squared distances from it (Chan et al. 1979)."""
+    """Mean of each part's rows of x [rows, channels], and sum of squared distances from it (Chan et al. 1979)."""
     rows, channels = x.shape
     chunk = max(1, CHUNK // channels)
-    near = np.empty(channels, np.float32)  # the chunk's mean, nearly
+    near = np.empty(channels, np.float32)  # the chunk's mean, approximately
     off, square = np.empty(channels, np.float32), np.empty(channels, np.float32)
     for part in range(first, last):
         begin, end = rows * part // parts, rows * (part + 1) // parts
@@ -372,7 +369,7 @@ def _add_distances(x, near, off, square):
 
 @compiled
 def _combine(x, gz, size, of_gz, of_x, constant, channels, first, last, block):
-    """gz = of_gz * gz + of_x * x + constant, in place; the three are tables of the channels."""
+    """gz = of_gz * gz + of_x * x + constant, in place, with tables over channels."""
     for at in range(first * block, min(last * block, size), LANES):
         count = min(LANES, size - at)
         table, to = 4 * (at % channels), gz + 4 * at
@@ -381,12 +378,12 @@ def _combine(x, gz, size, of_gz, of_x, constant, channels, first, last, block):
         store(to, g + load(constant.ctypes.data + table, LANES), count, False)
 
 
-# ---------------------------------------------------------------- a channel's numbers, in double precision
+# ---------------------------------------------------------------- per-channel values, in float64
 
 
 @compiled
 def _merge(means, squares, rows, mean, var):
-    """Mean and variance (over n, not n - 1) of all parts together, by channel."""
+    """Merge the parts' moments into mean and variance (over n, not n - 1) per channel."""
     parts, channels = means.shape
     for c in range(channels):
         seen, total, square = 0, 0.0, 0.0
@@ -426,7 +423,7 @@ def _parameters(sums, weight, bias, te, mean, var, eps, n, of_input, gweight, gb
     gte[:] = np.float32(0)
     for c in range(channels):
         inverse = 1 / np.sqrt(np.float64(var[c]) + eps)
-        sums_g, sums_gx = 0.0, 0.0  # sums of the gradient of the norm's output, and of it times the normalised x
+        sums_g, sums_gx = 0.0, 0.0  # of the norm's output gradient, and of its product with the normalised x
         for row in range(rows):
             of_step, of_step_x = 0.0, 0.0
             for part in range(parts):
@@ -447,11 +444,11 @@ def _parameters(sums, weight, bias, te, mean, var, eps, n, of_input, gweight, gb
     return of_gz, of_x, constant
 
 
-# ---------------------------------------------------------------- running them
+# ---------------------------------------------------------------- calls
 
 
 def _divide(batch: int, size: int, block: int, units: int) -> tuple[int, int, int]:
-    """Neurons in a block and samples in a group, so that there are about `units` units of work, and their number."""
+    """Return (neurons per block, samples per group, units of work), with about `units` units."""
     block = -(-block // PIECE) * PIECE
     blocks = -(-size // block)
     group = -(-batch // min(batch, -(-units // blocks)))
@@ -459,9 +456,9 @@ def _divide(batch: int, size: int, block: int, units: int) -> tuple[int, int, in
 
 
 def _cut(shape, together: bool, threads: int) -> tuple[int, int, int]:
-    """`_divide` for the two loops: two units a thread, rows in memory as long as possible.
+    """`_divide` for the two loops: two units per thread, contiguous rows as long as possible.
 
-    together: one unit has all samples of its neurons and adds up their gradients in order. So the cut changes no number.
+    together: a unit has all samples of its neurons and sums their gradients in order, so the cut changes no result.
     """
     steps, batch, size = shape
     threads = min(threads, -(-steps * batch * size // SHARE))
@@ -473,7 +470,7 @@ def _cut(shape, together: bool, threads: int) -> tuple[int, int, int]:
 
 
 def _run(function, before: tuple, after: tuple, units: int, work: int) -> None:
-    """Call function(*before, first, last, *after) over all units, on as many threads as torch's and as the work is worth."""
+    """Call function(*before, first, last, *after) over all units, in up to torch's number of threads."""
     threads = min(torch.get_num_threads(), units, -(-work // SHARE))
     if threads <= 1:
         return function(*before, 0, units, *after)
@@ -483,14 +480,14 @@ def _run(function, before: tuple, after: tuple, units: int, work: int) -> None:
 
 
 def _streams(shape, *outputs: Tensor) -> bool:
-    """Whether to write around the cache: large outputs whose rows all start at 64 bytes."""
+    """Whether to bypass the cache: large outputs whose rows all are 64-byte aligned."""
     wide = outputs[0].itemsize
     aligned = shape[2] * wide % 64 == 0 and not any(x.data_ptr() % 64 for x in outputs)
     return aligned and wide * math.prod(shape) >= STREAM_BYTES
 
 
 def _merged(shape, v0_stride: int, *tensors: Tensor) -> tuple[tuple[int, int, int], list[tuple[int, int]]]:
-    """Without a shared v0, samples that follow one another in memory are one long sample: fewer, longer loops."""
+    """Without a shared v0, merge adjacent samples into one long sample: fewer, longer loops."""
     steps, batch, size = shape
     strides = [x.stride()[:2] for x in tensors]
     if v0_stride != 0 and all(b == size or batch == 1 for _, b in strides):
@@ -509,8 +506,10 @@ def _kind(x: Tensor, law: Law, norm: Norm | None) -> tuple[int, bool, bool, bool
 
 
 def norm(x: Tensor, weight, bias, te, mean, var, eps: float, together: bool = False) -> Norm:
-    """Of x [T, B, C, H, W], channels-last, perhaps one step in memory for all: by its own mean and variance (over n, not n - 1)
-    where none are given."""
+    """Prepare a norm for input x; mean None: use x's statistics.
+
+    x: [T, B, C, H, W], channels last, possibly one step expanded to T. The variance is over n, not n - 1.
+    """
     steps, channels = x.shape[0], weight.numel()
     weight, bias, te = (_EMPTY if a is None else a.detach().numpy() for a in (weight, bias, te))
     if mean is None:
@@ -534,7 +533,7 @@ def moments(x: np.ndarray, mean: np.ndarray, var: np.ndarray) -> None:
 
 
 def forward(x, v0, v0_stride: int, s, v_last, shape, law: Law, norm: Norm | None, plus: None = None) -> None:
-    """Fill s [T, B, ...] and v_last [B, ...]; the arguments are those of `neuron.py`. plus: not here."""
+    """Fill s [T, B, ...] and v_last [B, ...]; arguments as in `neuron.py`, without plus."""
     shape, (strides,) = _merged(shape, v0_stride, x)
     block, group, units = _cut(shape, False, torch.get_num_threads())
     tables = norm.tables if norm else NO_TABLES
@@ -544,15 +543,15 @@ def forward(x, v0, v0_stride: int, s, v_last, shape, law: Law, norm: Norm | None
 
 
 def backward(gs, gv_last, x, v0, v0_stride: int, gx, gv0, shape, law: Law, norm: Norm | None, of_input, gnorm) -> None:
-    """Fill gx [T or 1, B, ...], gv0 (unless it is None) and, with a norm, gnorm; the arguments are those of `neuron.py`.
+    """Fill gx [T or 1, B, ...], gv0 unless None and, with a norm, gnorm.
 
-    With a norm the loop leaves the gradient of its output times the step's factor at gx, and the sums [parts, 2, T or 1, channels]
-    of the gradient of the norm's output before that factor, and of it times x - mean.
+    With a norm the loop writes the gradient of its output times the step's factor to gx, and to sums [parts, 2, T or 1,
+    channels] the sums of that output's gradient before the factor and of its product with x - mean.
     """
     shape, (strides, gs_strides) = _merged(shape, v0_stride, x, gs)
     steps, batch, size = shape
     run, many, stream, sums, tables, middle, factor = LANES, steps, False, NO_SUMS, NO_TABLES, _EMPTY, _EMPTY
-    if norm is not None:  # by the shape alone
+    if norm is not None:  # blocks depend on the shape alone
         block, group, units = _divide(batch, size, max(LEAST, min(MOST, -(-size // PARTS))), 1)
         parts, tables, middle, factor = min(PARTS, units), norm.tables, norm.middle, norm.factor
         sums = np.zeros((parts, 2, len(tables[0]) // len(middle), tables[3]))

@@ -1,26 +1,24 @@
-"""The fused layer in Triton, for CUDA: a norm, the neuron behind it and a sum with a shortcut, over all time steps.
+"""The fused layer in Triton, for CUDA: norm, neuron and shortcut, over all time steps.
 
     moments    n, mean and sum of squared distances of each program's part of x       reads x
-    tables     Chan's merge of these: mean, variance, scale and shift by channel      [C]
+    tables     Chan's merge of these: mean, variance, scale and shift per channel     [C]
     forward    z = fma(x, scale, shift), T steps, spikes (+ shortcut)                 reads x, writes s
-    backward   SUMS: potentials again; sums of gz and of gz * (x - mean)              reads x and gs
+    backward   SUMS: recompute h; sums of gz and of gz * (x - mean)                   reads x and gs
     gradients  of weight and bias, and three tables                                   [C]
-    backward   else: potentials again; gx = a gz + b (x - mean) + d, IMP's gradient   reads x and gs, writes gx
+    backward   else: recompute h; gx = a gz + b (x - mean) + d, IMP's gradient        reads x and gs, writes gx
 
-Where a norm's statistics are those of all processes, `moments` and `tables` of each go through `distributed.moments`
-and `tables` once more, and the sums of the backward pass through `distributed.means`; a norm that is not fused sends the same.
+For statistics over all processes the results of `moments` and `tables` pass through `distributed.moments` and `tables`
+again, and the sums of `backward` through `distributed.means`, as an unfused norm's do. Without a norm only `forward`
+and the last `backward` run. As in `neuron_cpu.py`, only x is saved. A sample is stored as [positions, C] or [C,
+positions]; without a norm C is 1. A program processes a tile of BP positions x BC channels through all steps, with
+potentials in registers, for a group of samples. Sums are split by the shape alone and merged in a fixed order, without
+atomics, so no result depends on the GPU or the order of programs.
 
-Without a norm only `forward` and the last of them run. As in `neuron_cpu.py`, nothing but x is kept. A sample's values lie in
-memory as [positions, C] or [C, positions]; without a norm C is 1. A program takes a tile of BP positions x BC channels through
-all steps, potentials in registers, for a group of samples. All that adds up is cut by the shape alone and merged in a fixed
-order, without atomics: no number depends on the GPU or on the order in which programs run.
+Every pass recomputes the same bits: `enable_fp_fusion` is off (a fused multiply-add rounds once, the reference twice)
+and the norm's multiply-add is explicit. LIF divides as the CPU does: exactly, or by the reciprocal where tau is a power
+of two. torch's CUDA operation multiplies by 1 / tau, so for other tau its spikes differ from the CPU's; these do not.
 
-Every pass recomputes the same bits: `enable_fp_fusion` is off (a contracted multiply-add rounds once where the reference rounds
-twice) and the norm's multiply-add is explicit. LIF divides as the CPU does: exactly, by a reciprocal where that is exact (tau a
-power of two). torch's own CUDA operation multiplies by 1 / tau, so for another tau its spikes are not those of the CPU, ours are.
-
-Without a GPU the kernels run, slowly, on CPU tensors in Triton's interpreter (environment variable TRITON_INTERPRET=1, before
-the first import).
+Without a GPU the kernels run, slowly, in Triton's interpreter (set TRITON_INTERPRET=1 before the first import).
 """
 
 import contextlib
@@ -38,12 +36,10 @@ from snn_repro.kernels import CHARGES, SLOPES, Law
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
-PROGRAMS = 1024  # of which each sums up its part
+PROGRAMS = 1024  # partial sums
 
-# Numbers of samples and parts, for each of which Triton would compile anew where they are 1 or multiples of 16.
+# Not specialised: Triton would compile again for values that are 1 or multiples of 16.
 _kernel = triton.jit(do_not_specialize=["batch", "group", "samples", "each", "parts", "n"])
-
-# ---------------------------------------------------------------- the state equation
 
 
 @triton.jit
@@ -91,9 +87,6 @@ def _slope(z, WIDTH: tl.constexpr, SLOPE: tl.constexpr):
     return d
 
 
-# ---------------------------------------------------------------- a program's place
-
-
 @triton.jit
 def _wide(n):
     """n as 64 bits, which a product with a stride may need."""
@@ -102,7 +95,7 @@ def _wide(n):
 
 @triton.jit
 def _tile(size, C: tl.constexpr, LAST: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, column, row):
-    """Offsets of a tile in a sample, which of them are there, and its channels."""
+    """Offsets of a tile in a sample, their mask, and the tile's channels."""
     c = column * BC + tl.arange(0, BC)
     p = row.to(tl.int64) * BP + tl.arange(0, BP)
     if LAST:
@@ -129,7 +122,7 @@ def _initial(v0, v0_b, at, inside, b, BP: tl.constexpr, BC: tl.constexpr, HAS_V0
 
 # ---------------------------------------------------------------- the two loops over time
 #
-# x[t, b] lies t * x_t + b * x_b behind x: pointers advance by strides, and products have 64 bits.
+# x[t, b] is at x + t * x_t + b * x_b: pointers advance by strides, and products have 64 bits.
 
 
 @_kernel
@@ -204,7 +197,7 @@ def _backward(
         x_at, gs_at, gx_at = x + b * x_b, gs + b * gs_b, gx + (b + (STEPS - 1) * batch) * whole
         if ONE:
             once = tl.load(x_at + at, mask=inside, other=0.0).to(tl.float32)
-        potentials = ()  # of every step; they stay in registers
+        potentials = ()  # of all steps, in registers
         for t in tl.static_range(STEPS):
             if ONE:
                 z = once
@@ -300,8 +293,10 @@ def _moments(
     x, x_t, x_b, sums, samples, batch, size, each,
     C: tl.constexpr, LAST: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Of each part's tiles, `each` of them: n, the mean of the first tile, how far that of all lies from it, and the sum of
-    squared distances from the mean. Little cancels."""
+    """Moments of each part of `each` tiles, with little cancellation.
+
+    n, the mean of its first tile, the offset of its mean from that, and the sum of squared distances from its mean.
+    """
     columns: tl.constexpr = (C + BC - 1) // BC
     program, rows = tl.program_id(0), tl.cdiv(size, BP)
     column, part = program % columns, (program // columns).to(tl.int64)
@@ -342,8 +337,7 @@ def _tables(
     sums, parts, weight, bias, mean, var, scale, shift,
     EPS: tl.constexpr, GIVEN: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """scale and shift of each channel, in double precision, from mean and variance as float32: those of all parts together
-    (Chan et al. 1979), unless GIVEN."""
+    """scale and shift per channel, in float64, from float32 mean and var; unless GIVEN, merged (Chan et al. 1979)."""
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     inside = c < C
     if GIVEN:
@@ -380,7 +374,7 @@ def _gradients(
     sums, parts, n, weight, var, gweight, gbias, tables,
     EPS: tl.constexpr, OF_INPUT: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Of weight and bias, and the tables a, b, d with gx = a gz + b (x - mean) + d; n values a channel."""
+    """Gradients of weight, bias; tables a, b, d with gx = a gz + b (x - mean) + d; n values per channel."""
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     inside = c < C
     of_g, of_gx = tl.zeros((BC,), tl.float64), tl.zeros((BC,), tl.float64)
@@ -404,32 +398,34 @@ def _gradients(
     tl.store(tables + 2 * C + c, d.to(tl.float32), mask=inside)
 
 
-# ---------------------------------------------------------------- running them
+# ---------------------------------------------------------------- launches
 
 
 _EXACT = {} if INTERPRETED else {"enable_fp_fusion": False}
 
 
 class Cut(NamedTuple):
-    """A sample's values as channels x positions, and the tiles of positions x channels that they are cut into."""
+    """A sample as channels x positions, split into tiles of positions x channels."""
 
     channels: int
     positions: int
-    last: bool  # the channels lie side by side
+    last: bool  # channels are adjacent (channels-last)
     bp: int
     bc: int
 
     @property
     def columns(self) -> int:
+        """Number of tiles over the channels."""
         return triton.cdiv(self.channels, self.bc)
 
     @property
     def rows(self) -> int:
+        """Number of tiles over the positions."""
         return triton.cdiv(self.positions, self.bp)
 
 
 def _cut(x: Tensor, normed: bool, values: int) -> Cut:
-    """Of x [T, B, C, H, W] (without a norm [T, B, ...]), into tiles of about so many values."""
+    """Split x [T, B, C, H, W] (without a norm [T, B, ...]) into tiles of about `values` values."""
     size = math.prod(x.shape[2:])
     if not normed:
         return Cut(1, size, False, min(values, max(32, triton.next_power_of_2(size))), 1)
@@ -443,13 +439,13 @@ def _cut(x: Tensor, normed: bool, values: int) -> Cut:
 
 
 def _values(x: Tensor, steps: int) -> int:
-    """Of a tile: 128 threads with as many values each as their registers hold potentials of."""
+    """Values of a tile: 128 threads, each with as many as its registers hold potentials of."""
     wide = 8 if x.element_size() == 2 else 4
     return 128 * (wide if steps <= 4 else 4 if steps <= 16 else 2 if steps <= 32 else 1)
 
 
 def _groups(batch: int, tiles: int) -> tuple[int, int]:
-    """Samples in a group, and groups, so that about PROGRAMS programs sum up: by the shape alone."""
+    """(samples per group, groups) for about PROGRAMS partial sums, by the shape alone."""
     group = triton.cdiv(batch, min(batch, triton.cdiv(PROGRAMS, tiles)))
     return group, triton.cdiv(batch, group)
 
@@ -465,7 +461,7 @@ def _settings(law: Law) -> dict:
 
 
 def _on(x: Tensor):
-    """Triton launches on the current device: make it that of x."""
+    """Make x's device current: Triton launches on the current device."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
@@ -474,9 +470,10 @@ def _new(x: Tensor, *shape: int) -> Tensor:
 
 
 class Norm(NamedTuple):
-    """A norm's numbers by channel, float32 [C]; te [T] or None; the norm is scale * x + shift, times te.
+    """A norm's values per channel, float32 [C]: (scale * x + shift) * te.
 
-    together: mean and var are those of all processes' inputs; then, where they are new, count [1] is their values' number a channel.
+    te: [T] or None. together: mean and var are over all processes; if newly computed, count [1] is the number of values
+    per channel.
     """
 
     weight: Tensor
@@ -491,8 +488,9 @@ class Norm(NamedTuple):
 
 
 def norm(x: Tensor, weight, bias, te, mean, var, eps: float, together: bool = False) -> Norm:
-    """Of x [T, B, C, H, W], which may have one step in memory for all: where no mean and variance are given by its own, or, with
-    `together`, by those of all processes' x.
+    """Prepare a norm for input x; mean None: use x's statistics (`together`: all processes').
+
+    x: [T, B, C, H, W], possibly one step expanded to T.
     """
     channels, sums, parts, given = weight.numel(), None, 0, mean is not None
     if not given:
@@ -525,7 +523,7 @@ def norm(x: Tensor, weight, bias, te, mean, var, eps: float, together: bool = Fa
 
 
 def forward(x, v0, v0_stride, s, v_last, shape, law: Law, norm: Norm | None, plus: Tensor | None = None) -> None:
-    """Fill s [T, B, ...] and v_last [B, ...]; the arguments are those of `neuron.py`. plus [T, B, ...] is added to the spikes."""
+    """Fill s [T, B, ...] (spikes + plus) and v_last [B, ...]; arguments: see `neuron.py`."""
     steps, batch, _ = shape
     cut = _cut(x, norm is not None, _values(x, 4))
     with _on(x):
@@ -539,7 +537,7 @@ def forward(x, v0, v0_stride, s, v_last, shape, law: Law, norm: Norm | None, plu
 
 
 def backward(gs, gv_last, x, v0, v0_stride, gx, gv0, shape, law: Law, norm: Norm | None, of_input, gnorm) -> None:
-    """Fill gx [T or 1, B, ...], gv0 (unless it is None) and, with a norm, gnorm; the arguments are those of `neuron.py`."""
+    """Fill gx [T or 1, B, ...], gv0 unless None and, with a norm, gnorm."""
     steps, batch, size = shape
     normed, te = norm is not None, norm is not None and norm.te is not None
     needs_v0, shared = gv0 is not None, v0_stride == 0
@@ -571,7 +569,7 @@ def backward(gs, gv_last, x, v0, v0_stride, gx, gv0, shape, law: Law, norm: Norm
 
             run(sums, sums_te, None, group, groups, False)
             gradients(sums, n, *gnorm[:2])
-            if norm.together and of_input:  # weight's and bias's stay this process's own, which are averaged later
+            if norm.together and of_input:  # gradients of weight and bias remain local and are averaged later
                 of_all = distributed.means(sums.sum(0, dtype=torch.float64).float(), n)
                 gradients(of_all[None], 1, *torch.empty_like(of_all))
             if te:

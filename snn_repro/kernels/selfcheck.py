@@ -1,8 +1,8 @@
-"""Whether the Triton kernels are right on this GPU, before `auto` lets them compute anything there.
+"""Check that the Triton kernels are correct on this GPU before `auto` uses them.
 
-`refusal` compares them with the CPU's loops in a process of its own, for an illegal access ends a process's use of the GPU:
-spikes equal those of the CPU, gradients within rounding, the same bits twice. The verdict is kept in the user's cache, for the
-sources of the kernels, GPU, driver, torch and Triton; a check that broke off is made again by the next process.
+`refusal` compares them with the CPU's loops: equal spikes, gradients within rounding, bit-identical repetition. It runs
+in a subprocess, since an illegal access ends a process's use of the GPU. The result is cached per kernel sources, GPU,
+driver, torch and Triton; an interrupted check is repeated by the next process.
 """
 
 import json
@@ -18,44 +18,41 @@ import torch
 from torch import Tensor
 
 from snn_repro.kernels import Affine, Law, neuron
-from snn_repro.kernels.compiled import fingerprint, kept
+from snn_repro.kernels.compiled import fingerprint, measured_once
 
 log = logging.getLogger("snn_repro")
-TIMEOUT = 600  # seconds; some twenty kernels are compiled
+TIMEOUT = 600  # seconds; about twenty kernels are compiled
 CPU = torch.device("cpu")
-CASES = (  # [B, C, H, W], and what there is: channels last, IMP, an input that repeats, does not begin at a vector, ...
+CASES = (  # [B, C, H, W] and features: channels last, IMP, input equal at all steps, unaligned input, ...
     ((3, 5, 3, 3), ""),
     ((2, 64, 4, 4), "last imp"),
     ((3, 5, 3, 3), "static imp"),
     ((2, 16, 4, 4), "offset"),
-    ((2, 5, 3, 3), "wide"),  # the last step begins beyond 2^31 values
+    ((2, 5, 3, 3), "wide"),  # the last step is beyond 2^31 values
     ((3, 24, 5, 5), "last norm imp plus"),
     ((2, 8, 4, 8), "norm te imp"),
     ((3, 24, 5, 5), "last norm static te"),
-    ((3, 130, 3, 3), "last norm given plus"),  # mean and variance of evaluation
+    ((3, 130, 3, 3), "last norm given plus"),  # mean and variance given, as in evaluation
 )
 
 
 class Undecided(Exception):
-    """The check did not come to a verdict."""
-
-
-# ---------------------------------------------------------------- the verdict
+    """The check did not finish."""
 
 
 def refusal(law: Law, dtype: torch.dtype, steps: int, device: torch.device) -> str | None:
-    """Why the kernels of this law, dtype and number of time steps must not be used on `device`; None where they are right."""
+    """Return why this case's kernels must not be used on `device`; None if they passed."""
     case = dict(law=list(law), dtype=str(dtype).removeprefix("torch."), steps=steps)
-    key = json.dumps([machine(device), case])
+    key, file = json.dumps([machine(device), case]), f"triton-{fingerprint()}.json"
     try:
-        return kept(key, lambda: [_ask(case | {"device": str(device)})], f"triton-{fingerprint()}.json")[0] or None
+        return measured_once(key, lambda: [_run_subprocess(case | {"device": str(device)})], file)[0] or None
     except Undecided as undecided:
         return str(undecided)
 
 
 @cache
 def machine(device: torch.device) -> str:
-    """What the kernels' results depend on here, in words."""
+    """Describe what the kernels' results depend on: GPU, driver, torch and Triton."""
     import triton
 
     gpu = "the interpreter"
@@ -70,39 +67,35 @@ def _command(case: dict) -> list[str]:
     return [sys.executable, "-m", "snn_repro.kernels.selfcheck", json.dumps(case)]
 
 
-def _ask(case: dict) -> str:
-    """What `examine` says of a case in a process of its own. Raises Undecided where that breaks off."""
-    log.info(f"checking the fused spiking layers of {case['law'][0]} in {case['dtype']}, once: a minute or two")
+def _run_subprocess(case: dict) -> str:
+    """Run `examine` on a case in a subprocess. Raises Undecided if that fails."""
+    log.info(f"checking the fused {case['law'][0]} layers in {case['dtype']}, once: 1 to 2 minutes")
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     how: Any = dict(env=os.environ | {"PYTHONPATH": path}, timeout=TIMEOUT, stdin=subprocess.DEVNULL)
     try:
         done = subprocess.run(_command(case), capture_output=True, text=True, **how)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise Undecided(f"the check did not end: {error}") from None
+        raise Undecided(f"the check did not finish: {error}") from None
     if done.returncode or not done.stdout.strip():
-        said = (done.stderr.strip().splitlines() or ["without a word"])[-1][:200]
-        raise Undecided(f"the check's process ended with code {done.returncode} ({said})")
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
+        raise Undecided(f"the check's process ended with code {done.returncode} ({last})")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def examine(law: Law, dtype: torch.dtype, steps: int, device: torch.device) -> str:
-    """What a kernel does wrong on `device`, or ""."""
+    """Return how a kernel is wrong on `device`, or ""."""
     for shape, words in CASES:
-        # A norm's output is not rounded in between: a potential within rounding of the threshold may fire otherwise, hardly in
-        # both of two samples.
+        # A fused norm is not rounded: potentials near the threshold may fire differently, but hardly in both inputs.
         for seed in (0, 1) if "norm" in words else (0,):
             if not (wrong := compare(law, dtype, steps, device, shape, words, seed)):
                 break
         else:
-            return f"a layer with {words or 'nothing else'}: {wrong}"
+            return f"case '{words or 'plain'}': {wrong}"
     return ""
 
 
-# ---------------------------------------------------------------- one case
-
-
-def moved(t: Tensor, device: torch.device, strides: tuple[int, ...], offset: int = 0) -> Tensor:
-    """t on a device, in memory of these strides that begins `offset` values behind an allocation."""
+def with_strides(t: Tensor, device: torch.device, strides: tuple[int, ...], offset: int = 0) -> Tensor:
+    """Copy t to a device with these strides, `offset` values after an allocation's start."""
     span = 1 + sum((n - 1) * s for n, s in zip(t.shape, strides, strict=True))
     return torch.empty(offset + span, dtype=t.dtype, device=device).as_strided(t.shape, strides, offset).copy_(t)
 
@@ -110,7 +103,10 @@ def moved(t: Tensor, device: torch.device, strides: tuple[int, ...], offset: int
 def compare(
     law: Law, dtype: torch.dtype, steps: int, device: torch.device, shape: tuple[int, ...], words: str, seed: int = 0
 ) -> str:
-    """In what the kernels' results differ from those of the CPU, or "". Inputs are multiples of 1/64: few sums round."""
+    """Return how the kernels' results differ from the CPU's, or "".
+
+    Inputs are multiples of 1/64, so few sums round.
+    """
     has, draw, channels = words.split(), torch.Generator().manual_seed(seed), shape[1]
 
     def grid(low, high, *size, of=""):
@@ -140,8 +136,8 @@ def compare(
         return [t.detach().cpu() for t in found]
 
     def by_kernel() -> list[Tensor]:
-        there = moved(x, device, strides, 1 if "offset" in has else 0)
-        gs = of_spikes.to(device) if "static" in has else moved(of_spikes, device, strides)
+        there = with_strides(x, device, strides, 1 if "offset" in has else 0)
+        gs = of_spikes.to(device) if "static" in has else with_strides(of_spikes, device, strides)
         return layer("triton", there, None if plus is None else plus.to(device), gs, device)
 
     results = by_kernel()
@@ -150,19 +146,19 @@ def compare(
     spikes, *wanted = layer("cpu", (last if "norm" in has else x).float(), None, of_spikes.float(), CPU)
     differ = (results[0] != (spikes.to(dtype) if plus is None else plus + spikes.to(dtype))).any(0)
     if differ.any():
-        return f"{differ.sum()} of {differ.numel()} neurons fire otherwise than on the CPU"
+        return f"{differ.sum()} of {differ.numel()} neurons fire differently than on the CPU"
     rounding = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}.get(dtype, 1e-5)
     for i, (found, there) in enumerate(zip(results[1:], wanted, strict=True)):
         limit = (rounding if i and found.dtype == dtype else 2e-5) * there.abs().max().clamp(min=1e-3 if i else 1)
         wrong = ~((found.float() - there).abs() <= limit)
         if wrong.any():
-            return f"{wrong.sum()} of {wrong.numel()} {'gradients are off' if i else 'last potentials are off'}"
+            return f"{wrong.sum()} of {wrong.numel()} {'gradients are wrong' if i else 'last potentials are wrong'}"
     return ""
 
 
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])
     device = torch.device(asked["device"])
-    # What is allocated is not-a-number until it is written; not in the interpreter, where most of a tensor is only mapped.
+    # Fills new memory with NaN; not in the interpreter, where most of a tensor is only mapped.
     torch.use_deterministic_algorithms(device.type == "cuda", warn_only=True)
     print(json.dumps(examine(Law(*asked["law"]), getattr(torch, asked["dtype"]), asked["steps"], device)))

@@ -5,32 +5,33 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from snn_repro import distributed
-from snn_repro.losses.loss import Loss, at_least_float32, of_the_mean, register_loss
+from snn_repro.losses.loss import Loss, at_least_float32, cross_entropy_of_mean, register_loss
 from snn_repro.settings import Setting
 
 
 @register_loss("strong2weak")
 class Strong2Weak(Loss):
-    """CE(mean_t y[t]) + weight KL(q_s || q_w), q = softmax(y / temperature): the step s of highest confidence teaches the step
-    w of lowest (2025, arXiv:2510.07924).
+    """SDT plus distillation from the most to the least confident step (2025, arXiv:2510.07924).
 
-    A step's confidence is the mean over the batch of max softmax(y[t]), over all processes together: one pair a batch, no
-    labels. cascade: steps sorted by confidence, each neighbour teaches the next, averaged over the T - 1 pairs. What the
-    paper leaves open is a setting: whether the teacher gets a gradient (it does, by default) and a factor temperature^2.
-    The term belongs to a batch, so it is left out where gradients are off.
+        CE(mean_t y[t], q) + weight KL(q_s || q_w),  q_t = softmax(y[t] / temperature)
+
+    s is the step of highest and w that of lowest confidence. A step's confidence is max softmax(y[t]) averaged over the
+    batch of all processes: one pair per batch, no labels. cascade: in order of confidence each step teaches the next,
+    averaged over the T - 1 pairs. Settings cover what the paper leaves open: the teacher's gradient (on by default) and
+    a factor temperature^2. The term depends on the whole batch, so it is omitted where gradients are off.
     """
 
     settings = {
-        "weight": Setting(1.0, "weight lambda of the KL term; the paper's QKFormer has 0.01", low=0),
+        "weight": Setting(1.0, "weight lambda of the KL term (0.01 for the paper's QKFormer)", low=0),
         "temperature": Setting(2.0, "temperature alpha of both distributions", above=0),
         "detach_teacher": Setting(False, "no gradient through the teacher"),
         "squared": Setting(False, "multiply the KL term by temperature^2"),
-        "cascade": Setting(False, "each step teaches the next in the order of confidence"),
+        "cascade": Setting(False, "each step teaches the next in order of confidence"),
     }
     strong_teaches = True
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
-        loss = of_the_mean(logits, target)
+        loss = cross_entropy_of_mean(logits, target)
         if not torch.is_grad_enabled() or not self.weight or len(logits) == 1:
             return loss
         y = at_least_float32(logits)
@@ -46,13 +47,13 @@ class Strong2Weak(Loss):
 
 @register_loss("weak2strong")
 class Weak2Strong(Strong2Weak):
-    """The same, taught by the step of lowest confidence."""
+    """Strong2Weak with the step of lowest confidence as teacher."""
 
     strong_teaches = False
 
 
 def _confidence(y: Tensor) -> Tensor:
-    """Mean over the samples of all processes of max softmax(y [T, B, K]): float64 [T]."""
+    """max softmax(y [T, B, K]), averaged over the samples of all processes: float64 [T]."""
     total = y.softmax(-1).amax(-1).sum(1, dtype=torch.float64)
     whole = distributed.together(torch.cat([total, total.new_full((1,), y.shape[1])]))
     return whole[:-1] / whole[-1]

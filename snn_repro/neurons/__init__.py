@@ -3,8 +3,8 @@
     neuron = build_neuron("if", imp=True, state_shape=(64, 32, 32))
     spikes = neuron(x)                        # x [T, B, 64, 32, 32]
 
-What a neuron is stands in `node.py`; each family is one file beside it, found by its being there. Surrogates are in
-`surrogates.py`. From outside, `register("name")` above a class adds a neuron, `register_surrogate` a surrogate.
+`node.py` is the base class; each neuron family is one file beside it, discovered automatically. From outside the
+package, `@register("name")` adds a neuron and `@register_surrogate` a surrogate gradient (see `surrogates.py`).
 """
 
 import torch
@@ -37,21 +37,20 @@ def build_neuron(
 ) -> nn.Module:
     """Build one spiking layer: x [T, B, *state_shape] -> spikes [T, B, *state_shape].
 
-    name is "if", "lif", "leaky" or another of NEURONS; "if_imp" and so on stand for imp=True. With imp, state_shape (for
-    example (C, H, W)) is needed: the layer owns a parameter `imp` of that shape, drawn from U(*imp_init); imp is short for
-    initial="imp". timesteps is needed by neurons with parameters for each time step (`wired`). backend is the kernel, "auto",
-    "torch", "cpu", "triton" or "spikingjelly" (see kernels); results are equal up to rounding.
+    name: "if", "lif", "leaky" or another of NEURONS; "if_imp" is short for "if" with imp=True. imp: learn the initial
+    potential (initial="imp"), a parameter `imp` of shape state_shape, e.g. (C, H, W), from U(*imp_init). timesteps: T,
+    required by neurons with parameters per time step (`wired`). backend: "auto", "torch", "cpu", "triton" or
+    "spikingjelly" (see kernels); results are equal up to rounding.
 
     Overrides (None means the family's published value):
         v_threshold=1.0  reset="soft"|"hard"  v_reset=0.0 (hard reset only)  fire_at="ge"|"gt"  detach_reset
         surrogate="atan"|"sigmoid"|"triangle"|...  surrogate_width (its alpha, gamma, width or temperature)
         initial="zero"|"constant"|"half"|"random"|"imp"|"imp_channel"|"imp_layer"|"mp_init" (see initial.py)
-        initial_value=0.5 (constant)  imp_init=[low, high]  imp_trainable=True  tau=2.0 (lif, >= 1)  retain=0.25 (leaky, 0..1)
-        decay_input=True (lif; False takes the input at full weight: h = (1 - 1/tau) v + x)
-    A family that has no tau, decay_input or retain accepts only their defaults, so that a value without effect is noticed.
+        initial_value=0.5 (constant)  imp_init=[low, high]  imp_trainable=True
+        tau=2.0 (lif, >= 1)  retain=0.25 (leaky, 0..1)  decay_input=True (lif; False: h = (1 - 1/tau) v + x)
+    Families without tau, decay_input or retain accept only the defaults, so a value without effect is an error.
 
-    The draw of IMP takes one number from torch's global generator whether imp is on or off, so networks built
-    under one seed have the same weights with and without IMP.
+    One number is drawn from torch's global generator with and without IMP, so one seed gives both the same weights.
 
     Raises UserError, naming the key, the value and what is allowed.
     """
@@ -62,20 +61,16 @@ def build_neuron(
     imp = Setting(False, "").checked("neuron.imp", imp) or name != family
     cls = NEURONS[family]
     if imp and "imp_init" not in cls.settings:
-        raise UserError(f"neuron.imp=true has no meaning for '{family}', which has no initial potential; leave IMP out")
+        raise UserError(f"neuron.imp=true has no meaning for '{family}', which has no initial potential; leave imp out")
     if cls.wired and timesteps is None:
         raise UserError(f"'{family}' has parameters for each time step and needs timesteps=T")
     values = NEURONS.checked(family, overrides)
     if imp and values["initial"] not in ("zero", "imp"):
-        raise UserError(
-            f"neuron.imp=true and neuron.initial={values['initial']} both say where a neuron starts; leave imp out"
-        )
+        raise UserError(f"neuron.imp=true and neuron.initial={values['initial']} conflict; leave one of them out")
     if imp:
         values["initial"] = "imp"
     if values.get("reset") == "soft" and values["v_reset"] != 0:
-        raise UserError(
-            f"neuron.v_reset={values['v_reset']} has no meaning with reset='soft'; use reset='hard' or leave it 0"
-        )
+        raise UserError(f"neuron.v_reset={values['v_reset']} has no meaning with reset='soft'; use reset='hard' or 0")
     if values.get("v_reset", 0) >= values["v_threshold"]:
         raise UserError(f"neuron.v_reset={values['v_reset']} must be below v_threshold={values['v_threshold']}")
     initial = INITIAL_STATES[values.get("initial", "zero")]
@@ -84,19 +79,19 @@ def build_neuron(
     backend = Setting("auto", "", choices=BACKENDS).checked("neuron.backend", backend or "auto")
     shape = state_shape and tuple(state_shape)
     neuron = cls(imp=parameter, timesteps=timesteps, state_shape=shape, backend=backend, **values)
-    door.check(neuron, family)
+    door.check_backend(neuron, family)
     return neuron
 
 
 def _draw_imp(initial: type[InitialState], state_shape, low: float, high: float) -> torch.Tensor | None:
     seed = int(torch.randint(2**62, (), device="cpu"))
-    if initial.learned_shape((1,)) is None:  # nothing is learned, of any shape
+    if initial.learned_shape((1,)) is None:  # not learned
         return None
     if state_shape is None:
-        raise UserError("neuron.imp=true needs state_shape, for example (C, H, W): IMP is one value a neuron")
+        raise UserError("neuron.imp=true needs state_shape, for example (C, H, W): IMP has one value per neuron")
     shape = tuple(state_shape)
     if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
-        raise UserError(f"state_shape={state_shape!r} must hold positive integers, for example (64, 32, 32)")
+        raise UserError(f"state_shape={state_shape!r} must consist of positive integers, for example (64, 32, 32)")
     generator = torch.Generator(device="cpu").manual_seed(seed)
     values = torch.empty(initial.learned_shape(shape) or (), device="cpu").uniform_(low, high, generator=generator)
     return values.to(torch.get_default_device())

@@ -1,4 +1,4 @@
-"""Leaky integrate-and-fire with a complementary potential, which remembers spikes and deepens the reset."""
+"""Complementary leaky integrate-and-fire (CLIF)."""
 
 from typing import Any
 
@@ -10,9 +10,13 @@ from snn_repro.neurons.node import register, settings
 
 @register("clif")
 class CLIF(Leak):
-    """h = (1 - 1/tau) v + x; m = sigmoid(h / tau) m + s; v = h - (V_th + sigmoid(m)) s (Huang et al., ICML 2024, arXiv:2402.04663).
+    """Complementary LIF: recent spikes deepen the reset (Huang et al., ICML 2024, arXiv:2402.04663).
 
-    m starts at 0. The reset is this one and is never left out of the backward pass. No parameters of its own.
+        h[t] = (1 - 1/tau) v[t-1] + x[t]
+        m[t] = sigmoid(h[t] / tau) m[t-1] + s[t],  m[-1] = 0
+        v[t] = h[t] - (v_th + sigmoid(m[t])) s[t]
+
+    The reset is fixed and always part of the backward pass. No learned parameters.
     """
 
     settings = settings(

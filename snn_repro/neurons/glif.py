@@ -1,4 +1,4 @@
-"""Gated leaky integrate-and-fire."""
+"""Gated leaky integrate-and-fire (GLIF)."""
 
 import math
 
@@ -9,17 +9,18 @@ from snn_repro.errors import UserError
 from snn_repro.neurons.node import Neuron, register, settings
 from snn_repro.settings import Setting
 
-_RATE = "start value, 0..1, learned through a sigmoid: "
+_RATE = "initial value, 0..1, learned through a sigmoid: "
 
 
 @register("glif")
 class GLIF(Neuron):
-    """Two kinds of leak, of input and of reset, mixed by learned gates a, b and c (Yao et al., NeurIPS 2022, arXiv:2210.13768).
+    """Gated LIF: learned gates mix leaks and resets (Yao et al., NeurIPS 2022, arXiv:2210.13768).
 
-    h[t] = (1 - a (1 - tau)) v (1 - c s[t-1]) - (1 - a) leak + (1 - b (1 - g[t])) x - (1 - c) v_re s[t-1], s = step(h - V_th);
-    the reset is part of the next charge, so v = h. All nine are sigmoids of parameters: alpha, beta, gamma (the gates; they
-    start within 0.1 of 0 before the sigmoid), tau, v_th, leak, v_re and conduct [T] (g), of each channel as published or, with
-    share=layer, of the layer. conduct wires the number of time steps in.
+        h[t] = (1 - a (1 - tau)) v[t-1] (1 - c s[t-1]) - (1 - a) leak + (1 - b (1 - g[t])) x[t] - (1 - c) v_re s[t-1]
+        s[t] = step(h[t] - v_th),  v[t] = h[t]: the reset is part of the next charge
+
+    All are sigmoids of parameters, per channel as published or per layer (share=layer): the gates alpha, beta, gamma
+    (a, b, c; within 0.1 of 0 before the sigmoid at first), tau, v_th, leak, v_re and conduct [T] (g).
     """
 
     wired = True
@@ -28,9 +29,9 @@ class GLIF(Neuron):
         dict(fire_at="gt", surrogate="rectangle", imp_init=(0.2, 0.3)),
         without=("reset", "v_reset", "detach_reset"),
         v_threshold=Setting(0.5, _RATE + "threshold", above=0, below=1, why="a sigmoid of what 'glif' learns"),
-        decay=Setting(0.25, _RATE + "part of v that the exponential leak keeps", above=0, below=1),
+        decay=Setting(0.25, _RATE + "fraction of v kept by the exponential leak", above=0, below=1),
         conduct_init=Setting(0.5, _RATE + "conductance of each time step", above=0, below=1),
-        share=Setting("channel", "what has parameters of its own", choices=("channel", "layer")),
+        share=Setting("channel", "parameters per channel or per layer", choices=("channel", "layer")),
     )
 
     def __init__(self, **settings):

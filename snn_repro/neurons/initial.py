@@ -1,6 +1,6 @@
-"""Initial states: the potential v[-1] from which a neuron takes its first step, `neuron.initial=NAME`.
+"""Initial states: the membrane potential v[-1] before the first step, `neuron.initial=NAME`.
 
-What it counts at the first step is the family's: v (if), (1 - 1/tau) v (lif), retain v (leaky).
+At the first step it contributes v (if), (1 - 1/tau) v (lif) or retain v (leaky).
 """
 
 from collections.abc import Callable
@@ -17,30 +17,30 @@ register_initial = INITIAL_STATES.register
 
 
 class InitialState:
-    """Where a layer's neurons start; one object a layer, what is learned or counted lives on the neuron itself."""
+    """The initial potential of one layer; parameters and buffers live on the neuron itself."""
 
-    # the shape of the parameter `imp` for neurons of state_shape (C, H, W); None: nothing is learned
+    # shape of the parameter `imp` for a state_shape (C, H, W); None: not learned
     learned_shape: Callable[[tuple[int, ...]], tuple[int, ...] | None] = staticmethod(lambda state_shape: None)
 
     def attach(self, neuron: Neuron) -> None:
-        """Once, when the neuron is built: add buffers."""
+        """Register buffers on the neuron; called once, when it is built."""
 
     def potential(self, neuron: Neuron, x: Tensor) -> Tensor | None:
-        """v[-1] for input x [T, B, ...], in the shape [...] of one sample or [B, ...]; None stands for 0."""
+        """Return v[-1] for x [T, B, ...]: shape [...] or [B, ...]; None means 0."""
         return None
 
     def learn(self, neuron: Neuron, spikes: Tensor, v: Tensor) -> None:
-        """After each forward pass of training: spikes [T, B, ...] and the last potentials [B, ...]."""
+        """Update statistics after a training forward: spikes [T, B, ...], last potentials v [B, ...]."""
 
 
 @register_initial("zero")
 class Zero(InitialState):
-    """v[-1] = 0, the usual one."""
+    """v[-1] = 0, the default."""
 
 
 @register_initial("constant")
 class Constant(InitialState):
-    """v[-1] = neuron.initial_value for all."""
+    """v[-1] = neuron.initial_value for all neurons."""
 
     def potential(self, neuron: Neuron, x: Tensor) -> Tensor:
         return everywhere(neuron.initial_value, x)
@@ -48,7 +48,7 @@ class Constant(InitialState):
 
 @register_initial("half")
 class Half(InitialState):
-    """v[-1] = V_th / 2 (Hwang et al., 2021; Bu et al., AAAI 2022, arXiv:2202.01440)."""
+    """v[-1] = v_th / 2 (Hwang et al., 2021; Bu et al., AAAI 2022, arXiv:2202.01440)."""
 
     def potential(self, neuron: Neuron, x: Tensor) -> Tensor:
         return everywhere(neuron.v_threshold / 2, x)
@@ -56,8 +56,10 @@ class Half(InitialState):
 
 @register_initial("random")
 class Random(InitialState):
-    """v[-1] ~ U[imp_init] a sample and neuron in training, the middle of the range in evaluation, so that an accuracy is a function
-    of the weights alone."""
+    """v[-1] ~ U[imp_init] per sample and neuron in training, the midpoint in evaluation.
+
+    So accuracy depends on the weights alone.
+    """
 
     def potential(self, neuron: Neuron, x: Tensor) -> Tensor:
         low, high = neuron.imp_init
@@ -68,7 +70,7 @@ class Random(InitialState):
 
 @register_initial("imp")
 class Learned(InitialState):
-    """IMP (Shen et al., NeurIPS 2024): v[-1] learned, one value a neuron; starts from U[imp_init]."""
+    """IMP (Shen et al., NeurIPS 2024): v[-1] learned, one value per neuron, initialised from U[imp_init]."""
 
     learned_shape = staticmethod(lambda state_shape: state_shape)
 
@@ -78,7 +80,7 @@ class Learned(InitialState):
 
 @register_initial("imp_channel")
 class LearnedByChannel(InitialState):
-    """IMP with one value a channel."""
+    """IMP with one value per channel."""
 
     learned_shape = staticmethod(lambda state_shape: (state_shape[0], *[1] * (len(state_shape) - 1)))
 
@@ -88,18 +90,20 @@ class LearnedByChannel(InitialState):
 
 @register_initial("imp_layer")
 class LearnedByLayer(LearnedByChannel):
-    """IMP with one value a layer."""
+    """IMP with one value per layer."""
 
     learned_shape = staticmethod(lambda state_shape: (1,) * len(state_shape))
 
 
 @register_initial("mp_init")
 class RunningMean(InitialState):
-    """MP-Init (WACV 2026, arXiv:2511.08708): v[-1] = mu, one running mean a layer, mu <- 0.9 mu + 0.1 mean(v[T])
-    over samples and neurons that fired at least once (over all processes), mu = 0 at first.
+    """MP-Init: v[-1] is a running mean of last potentials, per layer (WACV 2026, arXiv:2511.08708).
 
-    Kept in the checkpoint and taken after each training pass; the authors' code takes it at the next one and loses the last
-    batch, and leaves it out of what is saved.
+        mu <- 0.9 mu + 0.1 mean(v[T-1]),  mu = 0 at first
+
+    The mean is over samples and neurons that fired at least once, over all processes. mu is updated after each training
+    forward and saved in checkpoints; the authors' code updates it at the next forward, so it misses the last batch, and
+    does not save it.
     """
 
     momentum = 0.1
@@ -108,7 +112,7 @@ class RunningMean(InitialState):
         neuron.register_buffer("running_v", torch.zeros(()))
 
     def potential(self, neuron: Neuron, x: Tensor) -> Tensor:
-        return neuron.running_v.clone().expand(x.shape[2:])  # a copy: the backward pass needs what this pass began with
+        return neuron.running_v.clone().expand(x.shape[2:])  # a copy: the backward pass needs this value
 
     @torch.no_grad()
     def learn(self, neuron: Neuron, spikes: Tensor, v: Tensor) -> None:
@@ -119,7 +123,7 @@ class RunningMean(InitialState):
 
 
 def everywhere(value: float | Tensor, x: Tensor) -> Tensor:
-    """One value for all neurons of a sample of x [T, B, ...]: [...], in the type of potentials."""
+    """Expand one value to the shape [...] of a sample of x, as potentials."""
     if isinstance(value, Tensor):
         return value.detach().to(x.device, _potentials(x)).expand(x.shape[2:])
     return torch.full((), value, dtype=_potentials(x), device=x.device).expand(x.shape[2:])

@@ -1,5 +1,4 @@
-"""The paper's three families: integrate-and-fire, and the leak as a time constant or as the share that is kept; PLIF and KLIF,
-which learn a number of LIF."""
+"""The paper's families IF, LIF and leaky; PLIF and KLIF with one learned parameter."""
 
 import math
 
@@ -25,11 +24,14 @@ class IF(Neuron, IFNode):
 
 
 TAU = Setting(2.0, "membrane time constant", "time steps", low=1, why="it divides the leak")
-DECAY_INPUT = Setting(True, "the input decays too; false: it enters at full weight, h = (1 - 1/tau) v + x")
+DECAY_INPUT = Setting(True, "scale the input by 1/tau; false: h = (1 - 1/tau) v + x")
 
 
 class Leak(Neuron):
-    """h = v + (x - v) / tau; decay_input False takes the input at full weight, h = (1 - 1/tau) v + x."""
+    """Base class with LIF's charge: h = v + (x - v) / tau.
+
+    With decay_input False the input is not scaled: h = (1 - 1/tau) v + x.
+    """
 
     decay_input = False
 
@@ -39,9 +41,9 @@ class Leak(Neuron):
 
 @register("lif")
 class LIF(Leak, LIFNode):
-    """Leaky integrate-and-fire: h = v + (x - v) / tau; the leak is towards 0, so IMP too counts (1 - 1/tau) at the first step.
+    """Leaky integrate-and-fire: h = v + (x - v) / tau, with leak towards 0.
 
-    With decay_input False it is a leaky neuron that keeps 1 - 1/tau.
+    IMP thus counts (1 - 1/tau) v at the first step. decay_input False gives a leaky neuron with retain 1 - 1/tau.
     """
 
     settings = settings(
@@ -56,11 +58,11 @@ class LIF(Leak, LIFNode):
 
 @register("leaky")
 class Leaky(Neuron):
-    """Leaky neuron with an undecayed input: h = retain * v + x."""
+    """Leaky neuron whose input is not scaled: h = retain v + x."""
 
     settings = settings(
         dict(reset="hard", fire_at="gt", detach_reset=False, surrogate="triangle", imp_init=(-0.2, 0.2)),
-        retain=Setting(0.25, "part of v that one step keeps", low=0, high=1, why="the share of v that is kept"),
+        retain=Setting(0.25, "fraction of v kept per step", low=0, high=1, why="a fraction of v"),
     )
 
     def charge(self, v: Tensor, x: Tensor) -> Tensor:
@@ -72,14 +74,16 @@ class Leaky(Neuron):
 
 @register("plif")
 class PLIF(Neuron, ParametricLIFNode):
-    """h = v + (x - v) / tau, 1 / tau = sigmoid(w), one w a layer (Fang et al., ICCV 2021, arXiv:2007.05785).
+    """Parametric LIF: the time constant is learned (Fang et al., ICCV 2021, arXiv:2007.05785).
 
-    As LIF it leaks towards 0 under any reset, and decay_input False takes the input at full weight.
+        h = v + (x - v) sigmoid(w),  1/tau = sigmoid(w),  one w per layer
+
+    As in LIF the leak is towards 0 under any reset, and with decay_input False the input is not scaled.
     """
 
     settings = settings(
         dict(reset="hard", fire_at="ge", detach_reset=True, surrogate="atan", imp_init=(0.4, 0.6)),
-        tau=Setting(2.0, "membrane time constant to start from", "time steps", above=1),
+        tau=Setting(2.0, "initial membrane time constant", "time steps", above=1),
         decay_input=DECAY_INPUT,
     )
 
@@ -94,17 +98,19 @@ class PLIF(Neuron, ParametricLIFNode):
 
 @register("klif")
 class KLIF(Leak, KLIFNode):
-    """h = ReLU(k (v + (x - v) / tau)), one k a layer, which starts at 1 (Jiang and Zhang, arXiv:2302.09238).
+    """LIF with a learned gain k and a ReLU (Jiang and Zhang, arXiv:2302.09238).
 
-    h is what fires and is reset, so no negative potential outlives a step. scale_reset divides by k again: the potential
-    becomes (h - V_th s) / k, or h (1 - s) / k + v_reset s.
+        h = ReLU(k (v + (x - v) / tau)),  one k per layer, initially 1
+
+    h is both what fires and what is reset, so each step clips negative potentials to 0. With scale_reset the reset
+    divides by k: v = (h - v_th s) / k (soft) or v = h (1 - s) / k + v_reset s (hard).
     """
 
     settings = settings(
         dict(reset="hard", fire_at="ge", detach_reset=False, surrogate="atan", imp_init=(0.4, 0.6)),
         tau=TAU,
         decay_input=DECAY_INPUT,
-        scale_reset=Setting(False, "divide the potential by k again when it is reset"),
+        scale_reset=Setting(False, "divide the potential by k at the reset"),
     )
 
     def charge(self, v: Tensor, x: Tensor) -> Tensor:

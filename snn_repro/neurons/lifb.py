@@ -1,4 +1,4 @@
-"""Leaky integrate-and-fire or burst."""
+"""Leaky integrate-and-fire or burst (LIFB)."""
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +10,15 @@ from snn_repro.settings import Setting
 
 @register("lifb")
 class LIFB(Leak):
-    """Rests, spikes or bursts (Shen, Zhao and Zeng, "ESP", arXiv:2301.12356), in the form of its authors' code, BrainCog.
+    """LIF with bursts (ESP: Shen, Zhao and Zeng, arXiv:2301.12356), as in BrainCog.
 
-    h = v + (x - v) / tau, or (1 - 1 / tau) v + x with decay_input=false; n = how many of the levels V_th, V_th + 1, ...,
-    V_th + 4 h is above; the output is n up to 1, and kappa n in a burst, n > 1; v = h (1 - n), so a burst leaves it below 0.
-    n has gradient 1 for -1/2 < h - V_th < 9/2 and none elsewhere; the reset is left out of the backward pass. kappa is 1.5 in
-    that code; the paper learns it (kappa_trainable), one value a layer. The output has more than two levels: energy.py counts
-    multiplications behind it.
+        h = v + (x - v) / tau, or (1 - 1/tau) v + x with decay_input=false
+        n = how many of the levels v_th, v_th + 1, ..., v_th + 4 h exceeds
+        s = n for n <= 1, kappa n in a burst (n > 1);  v = h (1 - n): negative after a burst
+
+    BrainCog is the authors' code. n has gradient 1 for -1/2 < h - v_th < 9/2 and 0 elsewhere; the reset is detached by
+    default. kappa is 1.5 there; the paper learns it (kappa_trainable), one value per layer. As outputs have more than
+    two levels, energy.py counts multiplications in the next layer.
     """
 
     settings = settings(
@@ -24,7 +26,7 @@ class LIFB(Leak):
         without=("reset", "v_reset", "surrogate", "surrogate_width"),
         tau=TAU,
         decay_input=DECAY_INPUT,
-        kappa_init=Setting(1.5, "weight of each spike of a burst", above=0),
+        kappa_init=Setting(1.5, "output per spike of a burst", above=0),
         kappa_trainable=Setting(False, "learn kappa, as the paper does"),
     )
 
@@ -33,6 +35,7 @@ class LIFB(Leak):
         self.kappa = nn.Parameter(torch.tensor(self.kappa_init), requires_grad=self.kappa_trainable)
 
     def count(self, h: Tensor) -> Tensor:
+        """Return the number of levels n (0..5) that h exceeds, with a straight-through gradient."""
         z = nn.functional.hardtanh(h - self.v_threshold, -0.5, 4.5)
         with torch.no_grad():
             n = z.floor() + 1 if self.surrogate_function.fire_at == "ge" else z.ceil()

@@ -1,15 +1,15 @@
-"""What a neuron is: a class that says how it charges, fires and resets. One family is one file in this folder.
+"""Base class of neurons: charge, fire and reset. Each family is one file beside it.
 
-Each step charges, fires and resets, in this order (x[t] input, v potential, h potential before the reset):
-    charge   h[t] = charge(v[t-1], x[t])             the family's own
+The steps, in this order (x[t] input, v potential, h potential before the reset):
+    charge   h[t] = charge(v[t-1], x[t])             defined by the family
     fire     s[t] = step(h[t] - v_threshold)
     reset    soft:   v[t] = h[t] - v_threshold * s[t]
              hard:   v[t] = h[t] * (1 - s[t]) + v_reset * s[t]
 v[-1] is the initial membrane potential: learned (IMP), 0 or another of `initial.py`.
 
-Neurons are spikingjelly nodes, so that its monitors, counters and NIR exchange know them. Unlike its own they carry no state
-from call to call: every forward over [T, B, ...] starts from the initial potential, and `v` merely shows where the last
-forward ended. There is nothing for a caller to reset.
+Neurons are spikingjelly nodes, so its monitors, counters and NIR exchange work with them. Unlike spikingjelly's they
+keep no state between calls: every forward over [T, B, ...] starts from the initial potential, `v` only records where
+the last forward ended, and a caller has nothing to reset.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,9 +27,12 @@ from snn_repro.registry import NEURONS
 
 
 def register(name: str):
-    """A decorator that makes a Neuron known to `build_neuron` under a name; name + "_imp" then stands for it with IMP."""
+    """Class decorator that adds a Neuron to `build_neuron` under a name.
+
+    name + "_imp" then selects it with IMP. Raises UserError for a name that ends with "_imp".
+    """
     if name.endswith("_imp"):
-        raise UserError(f"'{name}' cannot name a neuron: the ending _imp stands for a learned initial potential")
+        raise UserError(f"'{name}' cannot name a neuron: the suffix _imp selects a learned initial potential")
 
     def add(cls):
         cls.family = name
@@ -39,40 +42,39 @@ def register(name: str):
 
 
 class Neuron(Layer):
-    """A spiking layer: x [T, B, ...] -> spikes [T, B, ...]. A family overrides `charge`, and what else differs.
+    """Base class of neurons; a family overrides `charge`.
 
-    settings: name -> Setting; a family's own become attributes. `initial` says from which potential it starts; where that is
-    learned, `imp` [...] holds one value a neuron (or with axes of size 1 one a channel or layer), no batch axis. Parameters
-    of a family's own are not decayed but for those in `decayed`. A family with a schedule over epochs has
-    `begin_epoch(epoch, epochs)`, which training calls before the first batch of each epoch.
+    x [T, B, ...] -> spikes [T, B, ...]. The other steps can be overridden too. settings: name -> Setting; a family's
+    own become attributes. `initial` selects the initial potential; where it is learned, `imp` [...] has one value per
+    neuron (or axes of size 1: per channel or layer) and no batch axis. A family's parameters have no weight decay
+    except those in `decayed`. A family with a schedule over epochs defines `begin_epoch(epoch, epochs)`, which training
+    calls before the first batch of each epoch.
     """
 
     settings = settings({})
-    causal: Any = True  # whether an output depends on no later input
-    wired = False  # whether the number of time steps is wired in
-    states: Any = 1  # numbers that one neuron keeps from step to step; None: inputs of the steps that it sees
-    max_count = 1  # spikes that one output may stand for, each a synaptic operation; see energy.py
-    # callback(layer, h, s) after every forward by these `steps`, each a list of T [B, ...]; nothing is kept for it
+    causal: Any = True  # no output depends on a later input
+    wired = False  # the number of time steps is fixed by the parameters
+    states: Any = 1  # state variables per neuron; None: the inputs of the steps that an output sees
+    max_count = 1  # largest number of spikes one output represents, each a synaptic operation; see energy.py
+    # callback(layer, h, s) after every forward of the reference `steps`; h and s are lists of T tensors [B, ...]
     watch: Callable[["Neuron", list[Tensor], list[Tensor]], None] | None = None
 
-    # ---------------------------------------------------------------- the state equation
-
     def begin(self, x: Tensor) -> None:
-        """Before the first step of x [T, B, ...]: a neuron with more state than v sets it here."""
+        """Initialise states other than v; called before the first step of x [T, B, ...]."""
 
     def end(self) -> None:
-        """After the last step: forget what `begin` set, so that nothing is kept from call to call."""
+        """Delete what `begin` set; called after the last step."""
 
     def charge(self, v: Tensor, x: Tensor) -> Tensor:
-        """The potential h before the reset, from the last potential v [B, ...] and one step of input x [B, ...]."""
-        raise NotImplementedError(f"{type(self).__name__} must say how it charges: def charge(self, v, x)")
+        """Return the potential h before the reset from v and x, all [B, ...]."""
+        raise NotImplementedError(f"{type(self).__name__} must define charge(self, v, x)")
 
     def fire(self, h: Tensor) -> Tensor:
-        """Spikes of the potential h before the reset."""
+        """Return the spikes of the potential h before the reset."""
         return self.surrogate_function(h - self.v_threshold)
 
     def reset_potential(self, h: Tensor, s: Tensor) -> Tensor:
-        """The potential v after the reset, from the potential h before it and the spikes s."""
+        """Return the potential v after the reset, from h and the spikes s."""
         if self.detach_reset:
             s = s.detach()
         if self.v_reset is None:
@@ -82,11 +84,11 @@ class Neuron(Layer):
         return v + self.v_reset * s if self.v_reset else v
 
     def steps(self, x: Tensor, v0: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The reference: all time steps in PyTorch, every dtype and device.
+        """The reference implementation: all time steps in PyTorch, every dtype and device.
 
-        x [T, B, ...] is the input; v0 the initial potential, broadcastable to [B, ...] (None means 0).
-        Returns (spikes [T, B, ...] in x's dtype, last potential [B, ...], with `store_v_seq` the potentials after each
-        reset [T, B, ...], else None). The potential is kept in float32 at least: half precision would lose small charges.
+        x [T, B, ...] is the input; v0 the initial potential, broadcastable to [B, ...] (None means 0). Returns spikes
+        [T, B, ...] in x's dtype, the last potential [B, ...] and, with `store_v_seq`, the potentials after each reset
+        [T, B, ...], else None. Potentials have at least float32, since half precision would lose small charges.
         """
         dtype = torch.promote_types(x.dtype, torch.float32)
         v = torch.zeros((), dtype=dtype, device=x.device) if v0 is None else v0.to(dtype)
@@ -109,33 +111,33 @@ class Neuron(Layer):
 
 
 def initial_states(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every parameter of `model` that is an initial state of neurons (IMP), trainable or not, by its name."""
+    """Return {name: parameter} of all learned initial states (IMP) of `model`, trainable or not."""
     return {name: parameter for name, parameter in model.named_parameters() if is_initial_state(name)}
 
 
 def is_initial_state(name: str) -> bool:
-    """Whether a name in a checkpoint is that of an initial state of some neuron."""
+    """Whether a parameter's name in a checkpoint is that of an initial state."""
     return name.rsplit(".", 1)[-1] == "imp"
 
 
 @contextmanager
 def firing_rates(model: nn.Module) -> Iterator[dict[str, float]]:
-    """Measure spikes a neuron and time step of every spiking layer over the forwards inside the block.
+    """Measure each spiking layer's spikes per neuron and time step inside the block.
 
         with firing_rates(model) as rates:
             ...                              # any number of forwards
         rates["layer1.0.sn1"]                # filled when the block ends
 
-    Every neuron-step counts alike, so a short last batch weighs less. A layer that never ran has no entry.
+    The mean is over all samples, so a short last batch weighs less. Layers that never ran have no entry.
     """
     rates: dict[str, float] = {}
     spikes: dict[str, Tensor] = {}
     neuron_steps: dict[str, int] = {}
 
     def count(name, module, inputs, output):
-        if hasattr(module, "counts"):  # spikes of another height than 1
+        if hasattr(module, "counts"):  # spikes are not 0 and 1
             output = module.counts(output)
-        # of a sample first, where float32 is exact; count_nonzero takes 15 times as long on a CPU
+        # per sample first: exact in float32. count_nonzero is 15 times slower on a CPU
         ones = output.detach().sum(tuple(range(2, output.dim())), dtype=torch.float32)
         spikes[name] = spikes.get(name, 0) + ones.sum(dtype=torch.float64)  # stays on its device
         neuron_steps[name] = neuron_steps.get(name, 0) + output.numel()

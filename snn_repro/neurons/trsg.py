@@ -1,4 +1,4 @@
-"""Leaky integrate-and-fire with a learned threshold, whose surrogate follows it."""
+"""LIF with a learned threshold and a surrogate scaled by it (TrSG)."""
 
 import math
 
@@ -12,22 +12,24 @@ from snn_repro.settings import Setting
 
 @register("trsg")
 class TrSG(Neuron):
-    """Threshold-robust surrogate gradient (WACV 2026, arXiv:2511.08708): h = v + (x - v) / tau fires o = theta at h > theta,
-    and v = h - o.
+    """LIF with threshold-robust surrogate gradient (TrSG, WACV 2026, arXiv:2511.08708).
 
-    A layer learns theta = softplus(z) and 1/tau = sigmoid(w), both decayed like weights. With S = 1 where it fires and phi = 1
-    where 1/2 <= h / theta <= 3/2, do/dh = phi and do/dtheta = S - phi h / theta. Its spikes are 0 and theta: a convolution
-    behind them can take theta in, but not behind a sum of layers. As published, h = theta fires in evaluation and is silent
-    in training.
+        h[t] = v[t-1] + (x[t] - v[t-1]) / tau
+        o[t] = theta if h[t] > theta, else 0;  v[t] = h[t] - o[t]
+        theta = softplus(z) and 1/tau = sigmoid(w): learned per layer, with weight decay
+        do/dh = phi,  do/dtheta = S - phi h / theta,  S = 1 where it fires,  phi = 1 where 1/2 <= h / theta <= 3/2
+
+    Spikes are 0 and theta: the next convolution can absorb theta, but not after a sum of layers. As published, a
+    potential equal to theta fires in evaluation only.
     """
 
     settings = settings(
         {},
-        tau=Setting(2.0, "membrane time constant to start from", "time steps", above=1),
+        tau=Setting(2.0, "initial membrane time constant", "time steps", above=1),
         reset=Setting("soft", "v = h - o, with gradient", choices=("soft",)),
         fire_at=Setting("ge", "h = theta fires in evaluation", choices=("ge",)),
-        surrogate=Setting("rectangle", "as wide as theta", choices=("rectangle",)),
-        surrogate_width=Setting(None, "in units of theta", low=1, high=1),
+        surrogate=Setting("rectangle", "rectangle of width theta", choices=("rectangle",)),
+        surrogate_width=Setting(None, "width in units of theta", low=1, high=1),
     )
     decayed = ("z", "w")
 
@@ -37,10 +39,12 @@ class TrSG(Neuron):
 
     @property
     def v_threshold(self) -> Tensor:
+        """The learned threshold theta = softplus(z)."""
         return F.softplus(self.z)
 
     @v_threshold.setter
     def v_threshold(self, theta: float) -> None:
+        """Initialise z so that the threshold is theta."""
         self.z = nn.Parameter(torch.tensor(math.log(math.expm1(theta))))
 
     def charge(self, v: Tensor, x: Tensor) -> Tensor:
@@ -57,5 +61,5 @@ class TrSG(Neuron):
         return h - (s.detach() if self.detach_reset else s)
 
     def counts(self, output: Tensor) -> Tensor:
-        """The spikes of an output, counted."""
+        """Convert an output to {0, 1} for counting spikes."""
         return (output != 0).float()

@@ -18,7 +18,7 @@ def test_help_shows_meaning_unit_and_range():
     told = help_text()
     for line in (
         r"neuron.tau +neuron=lif.*: membrane time constant \(time steps\) \[at least 1\]",
-        r"neuron.reset +neuron=if, lif, .*: soft: v = h - V_th s; .* \[soft \| hard\]",
+        r"neuron.reset +neuron=if, lif, .*: soft: v = h - v_th s; .* \[soft \| hard\]",
         r"neuron.initial +neuron=if, .*: initial membrane potential; .* \[zero \| constant \| half \| .*imp_channel.* \| mp_init\]",
         r"loss.epsilon +loss=tet_s.*: label smoothing \[at least 0 and below 1\]",
         r"model.norm +model=.*vgg48.*vgg128.*\[bn \| .*tebn \| tebn_gesture.*\]",

@@ -292,7 +292,7 @@ def test_limits_are_measured_once_and_kept(tmp_path, monkeypatch):
 
     def limits():
         """In the next process."""
-        monkeypatch.setattr(compiled, "_found", {})
+        monkeypatch.setattr(compiled, "_measured", {})
         return sparse_conv.limits(x, layer.weight, 1, 1)
 
     draws = torch.get_rng_state()

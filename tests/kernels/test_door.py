@@ -49,7 +49,7 @@ def test_without_a_compiler_the_reference_computes_and_one_warning_says_so(untri
     wanted = losses(kernels="off")
     monkeypatch.setattr(neuron_cpu, loop, raising)
     with pytest.warns(
-        RuntimeWarning, match="numba cannot compile .*LLVM ERROR: unknown processor.*PyTorch computes"
+        RuntimeWarning, match="numba cannot compile .*LLVM ERROR: unknown processor.*using PyTorch"
     ) as said:
         assert losses() == wanted
         assert losses() == wanted
@@ -114,7 +114,7 @@ def test_one_word_chooses_for_a_whole_network(word):
             dict(kernels="off", neuron={"name": "if", "backend": "cpu"}),
             "kernels=off and neuron.backend=cpu both choose",
         ),
-        (dict(kernels="spikingjelly", neuron={"name": "leaky"}), "spikingjelly fires at h >= V_th only"),
+        (dict(kernels="spikingjelly", neuron={"name": "leaky"}), "spikingjelly fires at h >= v_th only"),
     ],
 )
 def test_words_that_cannot_be(given, message):

@@ -370,12 +370,12 @@ def test_auto():
     ("settings", "message"),
     [
         (dict(name="if", backend="cuda"), "neuron.backend='cuda' is not one of auto, torch, cpu, triton, spikingjelly"),
-        (dict(name="leaky", backend="spikingjelly"), "spikingjelly fires at h >= V_th only"),
-        (dict(name="if", fire_at="gt", backend="spikingjelly"), "spikingjelly fires at h >= V_th only"),
-        (dict(name="lif", reset="hard", v_reset=-0.5, backend="spikingjelly"), "leaks towards v_reset"),
+        (dict(name="leaky", backend="spikingjelly"), "spikingjelly fires at h >= v_th only"),
+        (dict(name="if", fire_at="gt", backend="spikingjelly"), "spikingjelly fires at h >= v_th only"),
+        (dict(name="lif", reset="hard", v_reset=-0.5, backend="spikingjelly"), "leaks towards v_reset=-0.5"),
         (
             dict(name="if", backend="cpu"),
-            "neuron.backend=cpu computes float32 and bfloat16 on the CPU, not float64 on cpu",
+            "neuron.backend=cpu supports float32 and bfloat16 on the CPU, not float64 on cpu",
         ),
         (dict(name="if", backend="triton"), "neuron.backend=triton (needs|computes)"),
     ],

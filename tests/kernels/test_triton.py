@@ -292,10 +292,10 @@ def test_a_wrong_kernel_is_refused(monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(nt, "_settings", lambda law, of=nt._settings: of(law) | {"V_THRESHOLD": 1.25})
-        assert "fire otherwise than on the CPU" in selfcheck.examine(IF.law(), torch.float32, 2, CPU)
+        assert "fire differently than on the CPU" in selfcheck.examine(IF.law(), torch.float32, 2, CPU)
     with monkeypatch.context() as patch:
         patch.setattr(nt, "SLOPES", ("sigmoid", "atan", "triangle"))
-        assert "gradients are off" in selfcheck.examine(IF.law(), torch.float32, 2, CPU)
+        assert "gradients are wrong" in selfcheck.examine(IF.law(), torch.float32, 2, CPU)
 
 
 # ---------------------------------------------------------------- the verdict
@@ -305,15 +305,15 @@ def test_a_wrong_kernel_is_refused(monkeypatch):
 def verdicts(tmp_path, monkeypatch):
     """An empty cache, and a function that makes the check's process run other code."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(kept, "_found", {})
+    monkeypatch.setattr(kept, "_measured", {})
     door._verdict.cache_clear()
-    door._say.cache_clear()
+    door._warn_once.cache_clear()
     asked = []
 
     def child(code):
         asked.clear()
         monkeypatch.setattr(selfcheck, "_command", lambda case: asked.append(case) or [sys.executable, "-c", code])
-        monkeypatch.setattr(kept, "_found", {})  # as in the next process
+        monkeypatch.setattr(kept, "_measured", {})  # as in the next process
         door._verdict.cache_clear()
         return asked
 
@@ -341,7 +341,7 @@ def test_a_crash_is_a_refusal_and_auto_stays_with_torch(verdicts, monkeypatch):
     reason = selfcheck.refusal(*CASE)
     assert f"code {-signal.SIGABRT}" in reason and "an illegal access" in reason
     monkeypatch.setattr(door, "resolve_backend", lambda *a: "triton")
-    with pytest.warns(RuntimeWarning, match="not used on .*an illegal access.*PyTorch computes instead") as said:
+    with pytest.warns(RuntimeWarning, match="not used on .*an illegal access.*using PyTorch") as said:
         for _ in range(3):
             assert build_neuron("if").plan(torch.zeros(4, 2, 3)).backend == "torch"
     assert len(said) == 1 and len(asked) == 2  # the call above and the first layer; what broke off is not kept
@@ -366,7 +366,7 @@ def test_a_check_that_broke_off_is_made_again(verdicts, tmp_path, monkeypatch):
     assert selfcheck.refusal(*CASE) is None and selfcheck.refusal(*CASE) is None and len(asked) == 1
     monkeypatch.setattr(selfcheck, "TIMEOUT", 0.01)
     asked = verdicts("import time; time.sleep(5)")
-    assert "did not end" in selfcheck.refusal(*CASE) and len(asked) == 1
+    assert "did not finish" in selfcheck.refusal(*CASE) and len(asked) == 1
 
 
 # ---------------------------------------------------------------- the door
@@ -374,15 +374,13 @@ def test_a_check_that_broke_off_is_made_again(verdicts, tmp_path, monkeypatch):
 
 @outside
 def test_an_old_triton_is_refused_in_words(monkeypatch):
-    door._say.cache_clear()
+    door._warn_once.cache_clear()
     assert door.resolve_backend("auto", "cuda", torch.float16) == "triton"
     assert door.resolve_backend("auto", "cuda", torch.float64) == "torch"
     monkeypatch.setattr(triton, "__version__", "3.2.0")
-    with pytest.raises(
-        UserError, match="neuron.backend=triton needs triton 3.3 or newer.* this is 3.2.0; update torch"
-    ):
+    with pytest.raises(UserError, match="neuron.backend=triton needs triton 3.3 or newer.* not 3.2.0; update torch"):
         door.resolve_backend("triton", "cuda")
-    with pytest.warns(RuntimeWarning, match="needs triton 3.3 or newer.*PyTorch computes instead") as said:
+    with pytest.warns(RuntimeWarning, match="needs triton 3.3 or newer.*using PyTorch") as said:
         for _ in range(3):
             assert door.resolve_backend("auto", "cuda", torch.float16) == "torch"
     assert len(said) == 1

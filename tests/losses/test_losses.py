@@ -89,7 +89,7 @@ def test_shapes_that_do_not_fit_are_named(name):
 
 
 def test_a_readout_of_its_own_needs_a_name():
-    with pytest.raises(UserError, match="Bad has a readout of its own and needs a readout_name"):
+    with pytest.raises(UserError, match="Bad overrides readout and needs a readout_name"):
         type("Bad", (Loss,), {"readout": lambda self, logits: logits[0]})
 
 

@@ -132,7 +132,7 @@ def test_rmp_under_checkpointing(checkpointing):
         model, loss = small(checkpointing=how), build_loss("rmp")
         loss.watch(model)
         found.append([a_step(model, loss, X, CLASSES) for _ in range(2)])
-        assert not loss.heard  # the backward pass left nothing behind
+        assert not loss.terms  # the backward pass left nothing behind
     for (a, grads), (b, others) in zip(*found, strict=True):
         assert a == b
         for name in grads:
@@ -141,18 +141,18 @@ def test_rmp_under_checkpointing(checkpointing):
 
 def test_rmp_is_trainings_alone_and_needs_watching():
     model, loss = small().float(), build_loss("rmp", schedule="constant")
-    with pytest.raises(UserError, match=r"loss=rmp reads potentials: call watch\(model\) once before training"):
+    with pytest.raises(UserError, match=r"loss=rmp needs potentials: call watch\(model\) once before training"):
         loss(Y, LABELS)
     loss.watch(model)
     x = X.float()
     with torch.no_grad():
         model(x)
-        assert not loss.heard
+        assert not loss.terms
     model.eval()
     assert loss(model(x), CLASSES) == build_loss("sdt")(model(x), CLASSES)
-    with pytest.raises(UserError, match="this network has none of ours"):
+    with pytest.raises(UserError, match="this network has none"):
         loss.watch(torch.nn.Linear(1, 1))
-    with pytest.raises(UserError, match="neuron=psn computes its steps without showing it"):
+    with pytest.raises(UserError, match="which neuron=psn does not provide"):
         loss.watch(build_neuron("psn", timesteps=2))
 
 

@@ -369,7 +369,7 @@ def test_trains_in_a_network_is_saved_and_resumed(name, tmp_path):
 
 @pytest.mark.parametrize("name", [n for n, cls in NEURONS.items() if cls.wired])
 def test_another_number_of_time_steps_is_one_sentence(name):
-    with pytest.raises(UserError, match=f"'{name}' layer has .* each of timesteps=4 but its input has 5 time"):
+    with pytest.raises(UserError, match=f"'{name}' layer was built for timesteps=4, but its input has 5 time"):
         build(name)(torch.zeros(5, B, *SHAPE))
     with pytest.raises(UserError, match=f"'{name}' has parameters for each time step and needs timesteps=T"):
         build_neuron(name, state_shape=SHAPE)
@@ -378,7 +378,7 @@ def test_another_number_of_time_steps_is_one_sentence(name):
 def test_a_caller_cannot_carry_the_state():
     neuron, x = build("if"), torch.zeros(B, *SHAPE)
     for call in (neuron.functional_forward, neuron.multi_step_functional_forward):
-        with pytest.raises(UserError, match="'if' carries no state from call to call"):
+        with pytest.raises(UserError, match="'if' keeps no state between calls"):
             call((x,), (x,))
 
 

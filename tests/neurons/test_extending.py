@@ -60,5 +60,5 @@ def test_a_name_is_given_once():
     assert LIF.family == "lif" and NEURONS["lif"] is LIF
     with pytest.raises(UserError, match="there is a surrogate 'atan' already"):
         register_surrogate("atan", width=1.0)(lambda z, width: z)
-    with pytest.raises(UserError, match="ending _imp stands for a learned initial potential"):
+    with pytest.raises(UserError, match="suffix _imp selects a learned initial potential"):
         register("my_imp")

@@ -131,9 +131,9 @@ def test_same_seed_same_imp_and_imp_shifts_no_later_draw():
         (dict(name="if", initial="imp_layer"), "neuron.imp=true needs state_shape"),
         (
             dict(name="if", initial="half", imp=True),
-            "neuron.imp=true and neuron.initial=half both say where a neuron starts",
+            "neuron.imp=true and neuron.initial=half conflict",
         ),
-        (dict(name="if_imp", state_shape=(3, 0)), r"state_shape=\(3, 0\) must hold positive integers"),
+        (dict(name="if_imp", state_shape=(3, 0)), r"state_shape=\(3, 0\) must consist of positive integers"),
     ],
 )
 def test_bad_settings_are_named(arguments, message):
@@ -176,7 +176,7 @@ def test_wrong_state_shape_is_named():
     ):
         neuron(torch.zeros(4, 2, 3, 8, 9))
     for bad in (torch.zeros(5), torch.zeros(0, 2, 3, 8, 8)):
-        with pytest.raises(UserError, match="at least one time step"):
+        with pytest.raises(UserError, match="with T >= 1"):
             neuron(bad)
 
 

@@ -76,7 +76,7 @@ def test_choices_are_known_and_judged(results):
     assert "baseline" in rows["zero"] and "50.00" in rows["zero"]
     assert "too few seeds" in rows["tks"] and rows["tks"].split("|")[3].strip() == "1"
     assert "Logistic regression on the same samples: 50.00 %" in text
-    assert "Not run: initial=constant" in text and "**imp_channel**: IMP with one value a channel." in text
+    assert "Not run: initial=constant" in text and "**imp_channel**: IMP with one value per channel." in text
     assert main(["methods", "report", "--check", "--results", str(results)]) == 0
 
 
