@@ -16,8 +16,7 @@ from snn_repro.kernels import compiled as kernels
 class Events(NamedTuple):
     """One recording: N events in the order in which they were recorded.
 
-    t: int64 [N], microseconds. x, y: int16 [N], column and row of the pixel, from 0.
-    p: uint8 [N], polarity, 0 or 1.
+    t: int64 [N], microseconds. x, y: int16 [N], column and row of the pixel, from 0. p: uint8 [N], polarity, 0 or 1.
     """
 
     t: np.ndarray

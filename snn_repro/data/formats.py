@@ -5,8 +5,9 @@
     read_atis_bin        40-bit ATIS events, N-Caltech101's `.bin`
     read_recording       a recording of one's own, by its suffix
 
-Each takes the bytes of a file and `name`, what to call it in errors. A file that breaks off, even inside its last record, is an error and never a shorter recording.
-No size found in a file is believed before the bytes are seen to be there.
+Each takes the bytes of a file and `name`, what to call it in errors. A file that breaks off, even inside its last
+record, is an error and never a shorter recording. No size found in a file is believed before the bytes are seen to be
+there.
 """
 
 from __future__ import annotations
@@ -103,9 +104,8 @@ def read_aedat3(data: bytes, name: str = "the file", size: tuple[int, int] | Non
     """AEDAT 3.1, as DVS128 Gesture uses it: the valid polarity events of all packets, in recorded order.
 
     Packets of a 28-byte little-endian header and eventCapacity events of eventSize bytes, of which the first
-    eventNumber are used. A polarity event is a 32-bit word (bit 0 valid, bit 1 polarity, bits 2..16 y, bits
-    17..31 x) and a 32-bit time; t = time | eventTSOverflow << 31, in microseconds. Packets of other types are
-    skipped.
+    eventNumber are used. A polarity event is a 32-bit word (bit 0 valid, bit 1 polarity, bits 2..16 y, bits 17..31 x)
+    and a 32-bit time; t = time | eventTSOverflow << 31, in microseconds. Packets of other types are skipped.
 
     eventValid, the header's last number, decides which events are valid: where it equals eventNumber, all
     are, whatever their own valid bits say (the reader behind published results never looks at these);

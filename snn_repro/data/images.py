@@ -18,7 +18,7 @@ from torch import Tensor
 
 from snn_repro.config.schema import Config
 from snn_repro.data import augment, image_files, raw, vision
-from snn_repro.data.archives import entry, reading
+from snn_repro.data.archives import find_entry, reading
 from snn_repro.data.batches import PilImages
 from snn_repro.data.build import Part, assemble
 from snn_repro.data.dataset import Data, DataSet, Split
@@ -59,8 +59,8 @@ class ImageSet(DataSet):
         root = Path(cfg.data_dir) if cfg.data_dir else self.installed
         if root and len(self.files) == 1 and root.name.lower() in map(str.lower, self.files[0]) and root.is_dir():
             return [root]
-        for base in [root, *filter(None, (entry(root, name) for name in self.folders))] if root else ():
-            paths = [entry(base, *names) for names in self.files]
+        for base in [root, *filter(None, (find_entry(root, name) for name in self.folders))] if root else ():
+            paths = [find_entry(base, *names) for names in self.files]
             if found := [path for path in paths if path]:
                 if None not in paths:
                     return found

@@ -31,7 +31,8 @@ SETTINGS = {
 def layout(data_dir: str | None, holds: str) -> dict[str, Path]:
     """{"": data_dir} where its folders are classes, else {"train": ..., "test": ...} and perhaps "val".
 
-    holds: what is expected there, for messages. Raises UserError without data_dir, DataError where it is no such folder.
+    holds: what is expected there, for messages. Raises UserError without data_dir, DataError where it is no such
+    folder.
     """
     root = given(data_dir, f"a folder of class folders with {holds}")
     folders = folders_in(root)
@@ -82,7 +83,8 @@ def known_classes(cfg: Config, classes: Iterable[str]) -> list[str]:
 def stratified(names: Sequence[str], labels: Sequence[int], share: float, seed: int) -> np.ndarray:
     """bool [N]: floor(share * n + 0.5) of the n samples of each class, at least one and not all, test.
 
-    Drawn with RandomState([seed, class, 2]) from the names sorted as strings. Raises DataError for a class of one sample.
+    Drawn with RandomState([seed, class, 2]) from the names sorted as strings. Raises DataError for a class of one
+    sample.
     """
     mask, order = np.zeros(len(names), bool), np.argsort(np.array(names), kind="stable")
     for k in np.unique(labels):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from snn_repro.data.archives import ARCHIVES, archive_suffix, hidden, means, reading, stem, unpacked
+from snn_repro.data.archives import ARCHIVES, archive_suffix, hidden, name_matches, reading, stem, unpacked
 from snn_repro.data.dataset import Entry, Recorded, Sample
 from snn_repro.errors import DataError, UserError
 
@@ -27,15 +27,15 @@ def find_recordings(
 ) -> Recordings:
     """List the files and samples of a data set below `data_dir`; archives are unpacked in cache_dir.
 
-    Folders and archives count by their names, whatever their capitals: those of recordings, or where none has any those of
-    the whole set. Raises UserError and DataError as `walk` and `unpacked` do, and where nothing is found.
+    Folders and archives count by their names, whatever their capitals: those of recordings, or where none has any those
+    of the whole set. Raises UserError and DataError as `walk` and `unpacked` do, and where nothing is found.
     """
     names, found = dataset.inside or dataset.class_names, []
     archives: dict[bool, list[str]] = {True: [], False: []}  # of recordings, of the whole set
     for inner, path in walk(dataset, data_dir):
-        if archive_suffix(inner) and means(os.path.basename(path), dataset.known_names):
+        if archive_suffix(inner) and name_matches(os.path.basename(path), dataset.known_names):
             if not os.path.isdir(stem(path)):
-                archives[means(os.path.basename(path), names)].append(path)
+                archives[name_matches(os.path.basename(path), names)].append(path)
         elif not inner.endswith("/"):
             found.append((inner, Entry(path)))
     for some in (archives[True], archives[False][:1]):
@@ -81,13 +81,13 @@ def _walk(
         path = os.path.join(folder, name)
         if not os.path.isdir(path):
             yield inner + name, path
-        elif known is None or means(name, known):
+        elif known is None or name_matches(name, known):
             yield f"{inner}{name}/", path
             yield from _walk(path, known, f"{inner}{name}/", (*above, real))
 
 
 def _packed(archive: Path, dataset: Recorded, cache_dir: str | Path | None, unpack: bool) -> list[tuple[str, Entry]]:
-    folder, problems = unpacked(archive, cache_dir, lambda name: means(name, dataset.known_names), unpack)
+    folder, problems = unpacked(archive, cache_dir, lambda name: name_matches(name, dataset.known_names), unpack)
     entries = [(inner, Entry(path)) for inner, path in _walk(str(folder), None) if not inner.endswith("/")]
     entries += [(inner, Entry("", why)) for inner, why in problems.items()]
     return [(f"{stem(archive.name)}/{inner}", entry) for inner, entry in entries]

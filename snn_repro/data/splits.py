@@ -5,8 +5,8 @@ the order of `sorted(names)`: class folders as strings, then files as strings (0
 functions return index arrays into that order. Only NumPy's frozen legacy generator (RandomState) draws here,
 so a split is the same on every machine.
 
-A set without an official split says in its file in data/sets/ which of the RULES below are in use for it, and what for; all
-others have one split, named `official`.
+A set without an official split says in its file in data/sets/ which of the RULES below are in use for it, and what for;
+all others have one split, named `official`.
 
 Splits are drawn on the complete list of a data set's names; recordings that are absent or cannot be read are
 dropped afterwards, so that one bad file moves no other from one side to the other.

@@ -158,7 +158,7 @@ def test_large_counts_stand_in_a_table_and_lose_nothing(tmp_path):
     assert changed["count"].tolist() == [256, 66_000]
     changed["count"] += 1
     np.save(table, changed)
-    with pytest.raises(DataError, match="overflow.npy is not the one that belongs to manifest.json.*; rebuild it with"):
+    with pytest.raises(DataError, match="overflow.npy does not belong to manifest.json.*; rebuild it with"):
         open_cache("cifar10_dvs", tmp_path / "cache", 1)
 
 
@@ -294,7 +294,7 @@ def test_no_cache_tells_the_command(tmp_path):
         ({"format_version": 1}, "it has cache format 1, this version reads 3.; rebuild it with `python"),
         ({"timesteps": 9}, "it was made with timesteps=9, not timesteps=4"),
         ({"dataset": "dvs_gesture"}, "it was made with dataset=dvs_gesture"),
-        ({"index_sha256": "0"}, "index.csv is not the one that belongs"),
+        ({"index_sha256": "0"}, "index.csv does not belong to"),
         ({"dtype": "uint16"}, "frames.npy holds"),
         ({"excluded": [1]}, "cannot be read"),
         ([], "cannot be read"),

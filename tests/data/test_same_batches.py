@@ -103,7 +103,7 @@ def test_what_has_no_form_for_a_device_stays_on_the_host_with_one_line(caplog):
     with caplog.at_level("INFO", "snn_repro"):
         part, _, test = feed([train, None, MemoryBatches(inputs, LABELS, 4)], torch.device("cpu"), on_device=True)
     assert caplog.messages == [
-        "dataset.on_device=true: training batches are made on the host, as augment.eventmix has no form for a device"
+        "dataset.on_device=true: training batches are made on the host, as augment.eventmix runs on the CPU only"
     ]
     assert isinstance(test.inputs, torch.Tensor) and not isinstance(part.inputs, torch.Tensor)
     check(part, train.epoch(0), 0)

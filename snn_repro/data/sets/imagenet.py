@@ -27,7 +27,7 @@ from scipy.io import loadmat
 
 from snn_repro.config.schema import Config
 from snn_repro.console import progress
-from snn_repro.data.archives import entry, unpacked
+from snn_repro.data.archives import find_entry, unpacked
 from snn_repro.data.dataset import register
 from snn_repro.data.image_files import class_folders, file_hashes, images_in, look
 from snn_repro.data.images import ImageFiles, Images, warn_if_incomplete
@@ -156,7 +156,7 @@ def _paths(part: Part) -> list[str]:
 
 def _times(train: Path) -> list[str]:
     """The folders and archives with images, and when each was changed."""
-    parts = [part for part in (train, entry(train.parent, *VAL)) if part]
+    parts = [part for part in (train, find_entry(train.parent, *VAL)) if part]
     inside = [
         p for part in parts if part.is_dir() for p in (*class_folders(part).values(), *sorted(part.glob("*.tar")))
     ]
@@ -175,7 +175,7 @@ def _listed(train: Path, wnids: tuple[str, ...], cache_dir: str | None, path: Pa
 
 def _list(train: Path, wnids: tuple[str, ...], cache_dir: str | None) -> dict[str, Part]:
     """The images of `wnids` (none: of all classes), listed now. Raises DataError."""
-    val = entry(train.parent, *VAL)
+    val = find_entry(train.parent, *VAL)
     if val is None:
         raise DataError(
             f"{train.parent / 'val'} is missing: ImageNet needs train/ and val/, each with one folder a class, or its two"
@@ -208,13 +208,13 @@ def _opened(place: Path, cache_dir: str | None) -> Path:
     if place.is_dir():
         return place
     folder, _ = unpacked(place, cache_dir, lambda name: name.lower().endswith(".tar"))
-    return entry(folder, *TRAIN[:2], *VAL[:2]) or folder
+    return find_entry(folder, *TRAIN[:2], *VAL[:2]) or folder
 
 
 def _flat(place: Path, folder: Path, cache_dir: str | None) -> Part:
     """Images without class folders, by the classes that Kaggle's list or the development kit says."""
     names = KAGGLE, DEVKIT, f"{DEVKIT}.tar.gz", f"{DEVKIT}.tar"
-    source = next((found for f in (place, *list(place.parents)[:4]) if (found := entry(f, *names))), None)
+    source = next((found for f in (place, *list(place.parents)[:4]) if (found := find_entry(f, *names))), None)
     if source is None:
         raise DataError(
             f"{place} has no class folders: it is flat, as in the original archive, and nothing says which class an image is"
