@@ -1,6 +1,6 @@
-"""Data sets: files -> frames [T, B, C, H, W] or images [B, C, H, W].
+"""Data sets: from files to batches of event frames or static images.
 
-`data/sets/` declares each set; batches.py makes the batches with labels.
+Frames are [T, B, C, H, W], images [B, C, H, W]. `data/sets/` declares each set; batches.py makes the batches.
 """
 
 from snn_repro.config.schema import Config

@@ -325,8 +325,8 @@ class RowCheck:
         """Raise DataError if `frames`, as read from this row, are not those that were stored."""
         if not self.checked[row] and not self.intact(row, frames):
             raise DataError(
-                f"{self.cache.folder}/frames.npy is damaged: the frames of {self.cache.names[row]} (row {row}) do not match"
-                f" their checksum; rebuild it with `{self.cache.rebuild}`, or use it unchecked with dataset.verify=off"
+                f"{self.cache.folder}/frames.npy is damaged: the frames of {self.cache.names[row]} (row {row}) do not"
+                f" match their checksum; rebuild it with `{self.cache.rebuild}`, or use it unchecked with dataset.verify=off"
             )
         self.checked[row] = 1
 
@@ -375,10 +375,8 @@ class LoaderBatches(_Ordered):
         def keys() -> Iterator[list]:
             for positions, rows, steps in self.plan(epoch, start):
                 waiting.append(steps)
-                yield [
-                    (row, (self.seed, epoch, _SAMPLE, k))
-                    for row, k in zip(rows.tolist(), positions.tolist(), strict=True)
-                ]
+                draws = zip(rows.tolist(), positions.tolist(), strict=True)
+                yield [(row, (self.seed, epoch, _SAMPLE, k)) for row, k in draws]
 
         self._sampler.batches = keys()
         for loaded in self._loader:

@@ -40,7 +40,7 @@ from snn_repro.console import progress
 from snn_repro.data.archives import name_matches
 from snn_repro.data.batches import RowCheck
 from snn_repro.data.dataset import SETS, Entry, Recorded, Sample
-from snn_repro.data.events import OVERFLOW, ByteFrames, apart, cut, to_frames
+from snn_repro.data.events import OVERFLOW, ByteFrames, cut, split_counts, to_frames
 from snn_repro.data.recordings import Recordings, find_recordings, read_entry, walk
 from snn_repro.errors import DataError, UserError, nearest
 from snn_repro.files import write_error, write_json, write_text
@@ -247,9 +247,8 @@ def prepare(
     _refuse_overlap(dataset, data_dir, folder)
     if folder.exists() and not rebuild:
         cache = open_cache(settings, cache_dir, data_dir)
-        return Report(
-            folder, len(cache.names), dataset.total or len(cache.names) + len(cache.excluded), 0, cache.excluded
-        )
+        expected = dataset.total or len(cache.names) + len(cache.excluded)
+        return Report(folder, len(cache.names), expected, 0, cache.excluded)
     found, partial = find_recordings(dataset, data_dir, cache_dir), Path(f"{folder}.partial")
     problems = dict(sorted(found.problems.items()))
     for problem in problems.items():
@@ -262,8 +261,8 @@ def prepare(
             if problems and not allow_bad:
                 raise DataError(
                     f"{len(problems)} of {len(found.samples) + len(found.problems)} recordings of {dataset.name} are bad"
-                    f" ({_said(*next(iter(problems.items())))}); replace them and run again (only those are read), or pass"
-                    " allow_bad=true to exclude them, which the manifest records"
+                    f" ({_said(*next(iter(problems.items())))}); replace them and run again (only those are read), or"
+                    " pass allow_bad=true to exclude them, which the manifest records"
                 )
             samples = _join(made, settings, partial / "finished", problems)
             shutil.rmtree(folder, ignore_errors=True)
@@ -391,7 +390,7 @@ def _join(made: dict[Path, dict[str, Any]], settings: Settings, target: Path, pr
                 values = written = stored[str(k)] if counts else stored[str(k)].astype(dtype)
                 row = len(index) - 1
                 if counts:
-                    written, places, more = apart(values)
+                    written, places, more = split_counts(values)
                     tables.append(np.rec.fromarrays([np.full(len(places), row), places, more], dtype=OVERFLOW))
                 file.write(np.ascontiguousarray(written).data)
                 row_crc32 = f"{zlib.crc32(np.ascontiguousarray(values).data):08x}"

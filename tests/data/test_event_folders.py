@@ -162,7 +162,7 @@ def test_damaged_archives_are_one_sentence_and_a_damaged_member_is_one_bad_file(
 
 def test_a_set_that_is_not_found_names_what_was_looked_for(tmp_path):
     with pytest.raises(
-        DataError, match="not found.*airplane.zip.*looked for the names cifar10_dvs, CIFAR10-DVS.*figshare"
+        DataError, match="not found.*airplane.zip.*looked for .* named cifar10_dvs, CIFAR10-DVS.*figshare"
     ):
         find_recordings(SETS["cifar10_dvs"], tmp_path)
     with pytest.raises(DataError, match="data_dir=.*absent does not exist: pass the folder that holds Caltech101.zip"):
@@ -221,7 +221,7 @@ def test_odd_lists_and_tables_of_gesture(tmp_path):
         found.problems
     )
     lists["test"].write_text(lists["test"].read_text() + third)
-    with pytest.raises(DataError, match=f"{third} stands in trials_to_train.txt and in trials_to_test.txt"):
+    with pytest.raises(DataError, match=f"{third} is in trials_to_train.txt and in trials_to_test.txt"):
         find_recordings(SETS["dvs_gesture"], tmp_path)
     lists["test"].unlink()
     with pytest.raises(DataError, match="trials_to_test.txt is missing"):

@@ -116,7 +116,7 @@ def test_a_recording_equals_its_row_of_the_cache(name, write, file, size, tmp_pa
         ("cifar10_dvs", "notes.txt", "notes.txt, byte 0: the file does not begin with"),
         ("cifar10_dvs", np.zeros((2, 3)), "is made of recordings: give a file, or events"),
         ("cifar10_dvs", ([], [], [], []), "holds no events"),
-        ("dvs_gesture", "user24_lab.aedat", "user24_lab.aedat: .* lists 12 trials in it; name one of .*:00 to .*:11"),
+        ("dvs_gesture", "user24_lab.aedat", "user24_lab.aedat: .* lists 12 trials, .*:00 to .*:11"),
         ("dvs_gesture", "user24_lab.aedat:12", "user24_lab.aedat:12: .* lists 12 trials"),
     ],
 )  # fmt: skip

@@ -45,9 +45,8 @@ class EventMix(SoftAugmentation):
 
     def draw(self, n: int, generator: Generator) -> _Masks:
         # torch has no seeded Beta distribution
-        part = np.random.RandomState(int(torch.randint(2**31, (1,), generator=generator))).beta(
-            self.alpha, self.alpha, n
-        )
+        seed = int(torch.randint(2**31, (1,), generator=generator))
+        part = np.random.RandomState(seed).beta(self.alpha, self.alpha, n)
         other = torch.randperm(n, generator=generator)
         mixed = torch.rand(n, generator=generator) < self.prob
         components = torch.randint(2, 5, (n, 1), generator=generator)

@@ -45,9 +45,7 @@ class Mix(SoftAugmentation):
         "cutmix": Setting(0.0, "CutMix alpha; 0 is off", low=0),
         "mix_prob": Setting(1.0, "probability of mixing a batch", low=0, high=1),
         "cutmix_axes": Setting(
-            "spatial",
-            "CutMix axes: height and width, or polarity and height (the paper's code)",
-            choices=("spatial", "published"),
+            "spatial", "CutMix axes; published (the paper's code): polarity, height", choices=("spatial", "published")
         ),
     }
     switches = ("mixup", "cutmix")

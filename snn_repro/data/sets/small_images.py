@@ -1,7 +1,7 @@
-"""CIFAR-10, CIFAR-100 (Krizhevsky 2009) and Fashion-MNIST (Xiao et al. 2017): official splits, a few files of arrays each.
+"""CIFAR-10, CIFAR-100 (Krizhevsky 2009) and Fashion-MNIST (Xiao et al. 2017), official splits.
 
-CIFAR's files are Python pickles, of which nothing is imported or called; Fashion-MNIST's are IDX, the format of MNIST. A file
-that breaks off is an error, and no size found in one is believed before the bytes are seen to be there.
+CIFAR's files are Python pickles, read without importing or calling anything; Fashion-MNIST's are IDX, the format of
+MNIST. A truncated file is an error, and sizes in a file are not trusted until the bytes are present.
 """
 
 import gzip
@@ -36,6 +36,8 @@ IDX = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-
 
 @register("cifar10")
 class CIFAR10(ImageSet):
+    """CIFAR-10."""
+
     shape, num_classes = (3, 32, 32), 10
     label_names = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
     samples = 50_000, 10_000
@@ -54,7 +56,7 @@ class CIFAR10(ImageSet):
         return tuple(np.concatenate(parts) for parts in zip(*train, strict=True)), test
 
     def contents(self, path: Path) -> Iterator[tuple[str, bytes]]:
-        """(name, bytes) of the batches in the folder or archive."""
+        """(name, bytes) of the batch files in a folder or archive."""
         if path.is_dir():
             yield from ((name, (path / name).read_bytes()) for name in self.batches if (path / name).exists())
             return
@@ -69,6 +71,8 @@ class CIFAR10(ImageSet):
 
 @register("cifar100")
 class CIFAR100(CIFAR10):
+    """CIFAR-100, with its fine labels."""
+
     num_classes, label_names = 100, tuple(FINE.split())
     statistics = [129.304, 124.070, 112.434], [68.170, 65.392, 70.418]
     folders = ("cifar100", "cifar-100")
@@ -79,7 +83,7 @@ class CIFAR100(CIFAR10):
 
 @register("fashion_mnist")
 class FashionMNIST(ImageSet):
-    """From data_dir, or from Debian's package."""
+    """Fashion-MNIST, from data_dir or from Debian's package."""
 
     shape, num_classes = (1, 28, 28), 10
     label_names = tuple("T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(","))
@@ -115,7 +119,7 @@ def idx(data: bytes, name: str) -> np.ndarray:
 
 
 class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]  # the one in Python: a damaged index takes no memory
-    """Dictionaries, lists, numbers, strings and arrays; nothing that the file names is imported."""
+    """Unpickles dictionaries, lists, numbers, strings and arrays; imports nothing that the file names."""
 
     dispatch = pickle._Unpickler.dispatch | {pickle.BYTEARRAY8[0]: pickle._Unpickler.load_binbytes8}  # type: ignore[attr-defined]
     meanings = {
@@ -136,7 +140,7 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]  # the one in
 
 
 def cifar_batch(data: bytes, name: str, key: str = "labels", classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """A pickled file of CIFAR: images uint8 [N, 3, 32, 32] (planes R, G, B), labels int64 [N]. Raises FormatError."""
+    """CIFAR pickle: images uint8 [N, 3, 32, 32] (RGB planes), labels int64 [N]. Raises FormatError."""
     stream = io.BytesIO(data)
     try:
         batch = _Unpickler(stream, encoding="bytes").load()
