@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from snn_repro.data.augment import GuidedAugmentation
-from snn_repro.data.augment.augmentation import BatchTransform, MovingAugmentation, chained, moved, sent
+from snn_repro.data.augment.augmentation import BatchTransform, MovingAugmentation, chained, move_pixels, sent
 from snn_repro.data.dataset import Batches
 from snn_repro.data.events import ByteFrames
 from snn_repro.data.image_files import decode
@@ -46,9 +46,8 @@ SHARE = 0.25  # of the device's free memory that a data set may take with datase
 def keep_freed_memory(map_large: bool = False) -> None:
     """Let malloc keep the memory of one batch for the next instead of returning it.
 
-    Page faults on tens of MiB cost several times what filling them costs. This sets glibc's malloc for the whole
-    process and does nothing with other C libraries. map_large: still return blocks of more than 32 MiB, for a lower
-    peak.
+    Page faults on tens of MiB cost several times what filling them costs. This sets glibc's malloc for the process;
+    other C libraries are left alone. map_large: still return blocks of more than 32 MiB, for a lower peak.
     """
     trim_threshold, mmap_threshold, mmap_max = -1, -3, -4
     options = {mmap_max: 0, trim_threshold: 2**31 - 1}
@@ -89,7 +88,7 @@ def epoch_order(n: int, seed: int, epoch: int, shuffle: bool | Tensor, repeats: 
     return order
 
 
-def ahead(items: Iterator[_T], depth: int = 2) -> Iterator[_T]:
+def prefetch(items: Iterator[_T], depth: int = 2) -> Iterator[_T]:
     """Iterate over `items`, produced by a background thread up to `depth` ahead.
 
     Exceptions in the thread are raised here, in order. The thread ends with the iteration, however it is left.
@@ -136,9 +135,8 @@ def _rows(n: int, indices: Sequence[int] | np.ndarray | None) -> Tensor:
 class _Ordered:
     """Order, shares and transform draws, common to both kinds of batches.
 
-    rows: rows of the inputs that belong to this part, in the order of evaluation. transforms: applied in order, with
-    one generator per batch of all ranks together. shuffle, repeats: see `epoch_order`. drop_last: drop the last,
-    smaller batch.
+    rows: rows of the inputs in this part, in the order of evaluation. transforms: applied in order, with one generator
+    per batch of all ranks. shuffle, repeats: see `epoch_order`. drop_last: drop the last, smaller batch.
     """
 
     copied = False  # whether `inputs` is a copy on the device
@@ -202,7 +200,7 @@ class _Ordered:
     def plan(self, epoch: int, start: int) -> Iterator[Planned]:
         """The epoch's batches from `start` on, unread; transforms draw for all ranks together."""
         if not 0 <= start <= len(self):
-            raise ValueError(f"start={start} is not in 0..{len(self)} (batches an epoch)")
+            raise ValueError(f"start={start} is not in 0..{len(self)} (batches per epoch)")
         order = epoch_order(len(self.rows), self.seed, epoch, self._shuffle, self._repeats, self._world)
         for batch in range(start, len(self)):
             # the 0 keeps the draws of earlier versions
@@ -264,8 +262,8 @@ class MemoryBatches(_Ordered):
         read = map(self._read, self.plan(epoch, start))
         if self.device.type == "cpu":  # the thread does all of it
             finished = starmap(self._finish, read)
-            return ahead(finished) if self.ahead else finished
-        return starmap(self._finish, ahead(read) if self.ahead else read)
+            return prefetch(finished) if self.ahead else finished
+        return starmap(self._finish, prefetch(read) if self.ahead else read)
 
     def _read(self, planned: Planned) -> tuple[Tensor, Tensor, list[Step]]:
         """A batch as stored, its target and the remaining steps; pixels of frames have been moved already."""
@@ -278,7 +276,7 @@ class MemoryBatches(_Ordered):
             x = self._from_copy(rows, sources)
         elif self._is_frames:
             x = self._frames(rows, sources is not None or len(steps) > 0)
-            x = x if sources is None else moved(x, sources)
+            x = x if sources is None else move_pixels(x, sources)
         else:
             x = self.inputs.index_select(0, rows)
         return x, self._targets[rows], steps
@@ -309,7 +307,7 @@ class MemoryBatches(_Ordered):
             for b, (places, counts) in wide:
                 x[b].view(-1)[places] = counts
         x = x.transpose(0, 1) if self._is_frames else x
-        return x if sources is None else moved(x, sources)
+        return x if sources is None else move_pixels(x, sources)
 
 
 class RowCheck:

@@ -46,8 +46,7 @@ class Batches(Protocol):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (x, target) from batch `start` on, a function of seed and epoch only.
 
-        x: float32, static images [B, C, H, W] or event frames [T, B, C, H, W]; target: int64 [B] or soft float32 [B,
-        K].
+        x: float32, images [B, C, H, W] or event frames [T, B, C, H, W]; target: int64 [B] or soft float32 [B, K].
         """
 
     def shard(self, rank: int, world: int) -> Self:
@@ -184,8 +183,7 @@ class Entry(NamedTuple):
 class Recorded(DataSet):
     """Facts and file listing of event camera recordings; `EventSet` adds what runs do.
 
-    A file holds one recording or several. By default files are in class folders (or an archive per class), with names
-    that match `pattern`.
+    A file holds one recording or several. By default, class folders or archives hold files that match `pattern`.
     """
 
     static = False

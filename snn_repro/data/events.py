@@ -38,8 +38,8 @@ def integrate(events: Events, timesteps: int, size: tuple[int, int], by: str = "
     by="time": frames of (t[-1] - t[0]) // T microseconds from t[0] on; the last frame also takes the rest.
         A time bin without events gives an empty frame. Times that jitter backwards are binned one by one.
     by="braincog": as "time", but the rest is in no frame, as with tonic's ToFrame(n_time_bins=T).
-    With fewer events than frames, all are in the last frame (by number) or where their times put them (by time). No events
-    give zero frames.
+    With fewer events than frames, all are in the last frame (by number) or where their times put them (by time).
+    Without events all frames are zero.
 
     size: (H, W) of the sensor. Counts are uint8, or uint16 or uint32 if one needs it; none is clipped or wraps. Raises
     DataError for an event outside the sensor, a polarity other than 0 and 1, arrays of different lengths, or (by time)

@@ -76,9 +76,8 @@ def read_aedat2(data: bytes, name: str = "the file") -> Events:
     """AEDAT 2.0 of a DVS128 sensor (128 x 128), as CIFAR10-DVS uses it.
 
     After the header come records of a big-endian 32-bit address and a 32-bit time in microseconds. Address bit 0 is the
-    polarity a, bits 1..7 a column b, bits 8..14 a row c. As in the decoding behind published results, x = 127 - c, y =
-    127 - b, p = 1 - a. Records with bit 15 (external) or 31 (special) set are of no pixel and skipped. Raises
-    FormatError.
+    polarity a, bits 1..7 a column b, bits 8..14 a row c. As in the decoding behind published results, x = 127 - c,
+    y = 127 - b, p = 1 - a. Records with bit 15 (external) or 31 (special) are skipped. Raises FormatError.
     """
     start = _after_header(data, name, b"#!AER-DAT2.0")
     words = _records(data, start, ">u4", 2, name)
@@ -103,8 +102,7 @@ def read_aedat3(data: bytes, name: str = "the file", size: tuple[int, int] | Non
     and a 32-bit time; t = time | eventTSOverflow << 31, in microseconds. Packets of other types are skipped.
 
     The header's eventValid decides which events are valid: all if it equals eventNumber, whatever their valid bits (the
-    reader behind published results ignores these); otherwise those whose bit is set. A warning counts the
-    disagreements.
+    reader behind published results ignores them); else those whose bit is set. A warning counts disagreements.
 
     size: (H, W) bounds of x and y; None accepts all. Raises FormatError.
     """
@@ -182,9 +180,9 @@ def read_gesture_labels(data: bytes, name: str = "the file") -> list[tuple[int, 
 def read_atis_bin(data: bytes, name: str = "the file", size: tuple[int, int] = (180, 240)) -> Events:
     """40-bit events of an ATIS, as in N-Caltech101 (180 x 240 pixels) and N-MNIST.
 
-    Five bytes per event: x, y, then polarity (1 bit) and time (23 bits, microseconds, big-endian). A record with y =
-    240 is an overflow: it adds 2^13 microseconds to all later times. Events outside `size` (H, W) are dropped with a
-    warning that counts them. Raises FormatError.
+    Five bytes per event: x, y, then polarity (1 bit) and time (23 bits, microseconds, big-endian). A record with
+    y = 240 is an overflow: it adds 2^13 microseconds to all later times. Events outside `size` (H, W) are dropped with
+    a warning that counts them. Raises FormatError.
     """
     raw = _records(data, 0, "u1", 5, name)
     x, y = raw[:, 0].astype(np.int16), raw[:, 1].astype(np.int16)

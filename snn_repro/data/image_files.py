@@ -64,22 +64,22 @@ def file_hashes(images: Sequence[tuple[str, str]], whole: int = 0) -> tuple[str,
     return listing.hexdigest(), contents.hexdigest()
 
 
-def look(images: Sequence[str], threads: int = 16) -> Iterator[tuple[int, int, str] | DataError]:
+def inspect_images(images: Sequence[str], threads: int = 16) -> Iterator[tuple[int, int, str] | DataError]:
     """(width, height, PIL mode) of each image, or the DataError of a bad one."""
-    with ThreadPoolExecutor(threads, "look") as pool:  # waits for a file server, not for the CPU
+    with ThreadPoolExecutor(threads, "inspect") as pool:  # waits for a file server, not for the CPU
         for at in range(0, len(images), 64 * threads):  # a short queue, so that Ctrl-C works
-            yield from pool.map(_look, images[at : at + 64 * threads])
+            yield from pool.map(_inspect, images[at : at + 64 * threads])
 
 
-def facts(images: Sequence[str]) -> list[tuple[int, int, str]]:
+def image_facts(images: Sequence[str]) -> list[tuple[int, int, str]]:
     """(width, height, PIL mode) of each image. Raises DataError naming the first bad one."""
-    seen: list = [*look(images)]
+    seen: list = [*inspect_images(images)]
     if bad := next((fact for fact in seen if isinstance(fact, DataError)), None):
         raise bad
     return seen
 
 
-def _look(image: str) -> tuple[int, int, str] | DataError:
+def _inspect(image: str) -> tuple[int, int, str] | DataError:
     """Check the header, size and end of a file; decode it only if its end has no marker."""
     try:
         with _opened(image) as (stream, opened):

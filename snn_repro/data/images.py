@@ -1,8 +1,8 @@
 """Image sets: arrays in memory, or files in class folders, become `Data`.
 
-Published files are only read. A small set is one uint8 tensor in memory, cropped and flipped in batches. What needs a
-PIL image (RandomResizedCrop, RandAugment, all of ImageNet) is read image by image, by torchvision and timm in worker
-processes (`dataset.workers`).
+Published files are only read. A small set is one uint8 tensor in memory, cropped and flipped in batches. What needs PIL
+images (RandomResizedCrop, RandAugment, all of ImageNet) goes image by image through worker processes
+(`dataset.workers`).
 """
 
 import hashlib
@@ -182,7 +182,7 @@ class ImageFiles(ImageSet):
     ) -> Sequence[Any]:
         if world().rank == 0 and not self.checked_before(cfg):
             used = cfg.debug.max_eval_batches * cfg.recipe.eval_batch_size or None  # images of one evaluation
-            image_files.facts([*test.images[:used], *(train.images[i] for i in val_rows[:used])])
+            image_files.image_facts([*test.images[:used], *(train.images[i] for i in val_rows[:used])])
         if tensors := in_tensors(cfg):
             image_files.torchcodec()  # raises if it is missing
         size = self.frame_shape(cfg.dataset.frame_size)[-1]

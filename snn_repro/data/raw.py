@@ -50,13 +50,13 @@ def picture(source: Any, channels: int, say: Callable[[str], None], shown: bool 
         values = values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
         if values.dtype != np.uint8 or not (values.ndim == 2 or (values.ndim == 3 and values.shape[2] == 3)):
             raise UserError(
-                f"an array {values.dtype} {list(np.shape(source))} is no image: give uint8 [H, W], [H, W, 3] or [C, H, W]"
+                f"an array {values.dtype} {list(np.shape(source))} is no image: use uint8 [H, W], [H, W, 3] or [C, H, W]"
             )
         image = Image.fromarray(np.ascontiguousarray(values))
     if image.mode.startswith(("I", "F")):
-        raise DataError(f"{name} has pixels of more than 8 bits (mode {image.mode}); save it with 8 bits a channel")
+        raise DataError(f"{name} has pixels of more than 8 bits (mode {image.mode}); save it with 8 bits per channel")
     if image.mode != MODES[channels]:
-        say(f"{name}: its colours ({image.mode}) are turned into {'grey' if channels == 1 else 'RGB'}")
+        say(f"{name}: its colours ({image.mode}) are converted to {'grey' if channels == 1 else 'RGB'}")
         image = image.convert(MODES[channels])
     return image
 

@@ -109,7 +109,7 @@ def read_entry(entry: Entry, name: str) -> bytes:
     if entry.problem:
         raise DataError(f"{name} cannot be unpacked ({entry.problem}); get it again")
     if os.path.lexists(entry.path) and not os.path.isfile(entry.path):
-        raise DataError(f"{name} is no file but a link to nothing, a pipe or a device")
+        raise DataError(f"{name} is not a file: a broken link, a pipe or a device")
     try:
         return Path(entry.path).read_bytes()
     except OSError as error:

@@ -111,8 +111,7 @@ def carve_validation_people(
 
     `labels` and `people` are indexed by `train`. The people are ordered with RandomState(seed), and as many of the
     first ones are held out as come nearest to the fraction, at least one and not all. An order that leaves a class out
-    of either part is redrawn, up to 500 times; then the order that leaves out the fewest is used. Raises UserError for
-    one person.
+    of either part is redrawn, up to 500 times; then the one that leaves out the fewest is used. One person: UserError.
     """
     train = np.sort(np.asarray(train))
     who, person = np.unique(np.asarray(people)[train], return_inverse=True)

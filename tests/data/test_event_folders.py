@@ -199,7 +199,7 @@ def test_pipes_dangling_links_and_copies_further_down(tmp_path):
     for file in (tmp_path / "raw/cat").glob("*_0.aedat"):
         (tmp_path / "raw/download/cat").mkdir(parents=True)
         (tmp_path / "raw/download/cat" / file.name).write_bytes(b"an older copy")
-    with pytest.raises(DataError, match="2 of 6 recordings of cifar10_dvs are bad .*no file but a link to nothing"):
+    with pytest.raises(DataError, match="2 of 6 recordings of cifar10_dvs are bad .*not a file: a broken link"):
         run("cifar10_dvs", tmp_path / "raw", tmp_path / "cache")
 
 
@@ -217,7 +217,7 @@ def test_odd_lists_and_tables_of_gesture(tmp_path):
     found = find_recordings(SETS["dvs_gesture"], root)
     assert {s.file for s in found.samples} == set(trials) - {second} and len(found.samples) == 36
     assert sorted(found.problems) == sorted(['user,"04"_led.aedat', second])
-    assert "no name of a trial" in str(found.problems) and "no file but a link to nothing, a pipe" in str(
+    assert "not the name of a trial" in str(found.problems) and "not a file: a broken link, a pipe" in str(
         found.problems
     )
     lists["test"].write_text(lists["test"].read_text() + third)

@@ -2,8 +2,7 @@
 
 `augmentation.py` has the base classes; every file beside it is one augmentation, discovered automatically, and plug-ins
 may register more. Order: crop, flip, event_policy, nda and plug-ins, then mixing of samples and label smoothing. Images
-that are read one by one are cropped and flipped in PIL. Repeated augmentation is `recipe.repeated_augmentation`
-(batches.py).
+that are read one by one are cropped and flipped in PIL. batches.py has `recipe.repeated_augmentation`.
 """
 
 from collections.abc import Callable, Sequence

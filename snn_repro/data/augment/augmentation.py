@@ -96,8 +96,7 @@ class BatchTransform:
 
     x is [B, C, H, W] or [T, B, C, H, W] (batch: dim -4); all T frames of a sample share its draw. When processes share
     a batch, each must compute for its rows what a single process would. So `draw` receives only the size of the whole
-    batch, and `apply` works on the rows of this process. A step that reads other samples names them in `partners`, and
-    they are loaded too.
+    batch, and `apply` works on the rows of this process. `partners` names other samples that a step reads.
 
     portable: `apply` takes x on any device in its stored type (bytes, float16), with rows, draws and target on the CPU.
     Other steps receive event frames as float32 on the CPU.
@@ -185,8 +184,7 @@ def sent(x: Tensor, device: torch.device) -> Tensor:
 class MovingAugmentation(BatchAugmentation):
     """A step that moves or zeroes pixels, alike in all frames of a sample.
 
-    Channels move together too. Consecutive steps are composed: their `sources` are combined, and each value is moved
-    once, in its stored type.
+    Channels move together too. Consecutive steps are composed, so that each value is moved once, in its stored type.
     """
 
     portable = True
@@ -196,7 +194,7 @@ class MovingAugmentation(BatchAugmentation):
         raise NotImplementedError
 
     def apply(self, x: Tensor, target: Tensor, draws: Any, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-        return moved(x, self.sources(draws, rows, (x.shape[-2], x.shape[-1]))), target
+        return move_pixels(x, self.sources(draws, rows, (x.shape[-2], x.shape[-1]))), target
 
 
 def chained(first: Tensor, then: Tensor) -> Tensor:
@@ -211,7 +209,7 @@ def sources_of(move: Callable[[Tensor], Tensor], size: tuple[int, int]) -> Tenso
     return torch.where(seen == 0, height * width, seen - 1)
 
 
-def moved(x: Tensor, sources: Tensor) -> Tensor:
+def move_pixels(x: Tensor, sources: Tensor) -> Tensor:
     """Pixels of x [..., B, C, H, W] taken per sample from `sources` [B, H*W].
 
     Raises IndexError for a negative source.

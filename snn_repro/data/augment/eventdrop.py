@@ -15,8 +15,7 @@ class EventDrop(RecordingAugmentation):
     within the frame. "cross" (the authors' code): all rows and columns of the box, whose centre is anywhere; it is
     clipped to the frame. "eventrpg" (EventRPG's utils/augment.py, commit fa2d99c): the inside of such a box, of 0.05 to
     0.3 of the frame, its width multiplied and its height divided by 0.5 to 1.5; the time window may span the recording,
-    and of the fractions of random events 0.9 is twice as likely. If no event would be left, or there is none, the
-    events are returned unchanged.
+    and of the fractions of random events 0.9 is twice as likely. Without a remaining event nothing is changed.
     """
 
     settings = {

@@ -17,8 +17,7 @@ from snn_repro.settings import Setting
 class _Mixing(NamedTuple):
     """Random draws for one batch: partners `other` [n], kind and lambda.
 
-    `apply` draws CutMix's box from `box`, as its range is the image's size, and consumes it: copying a RandomState is
-    slow.
+    `apply` draws CutMix's box from `box`, as its range is the image's size, and consumes it: a copy would be slow.
     """
 
     other: Tensor

@@ -16,8 +16,7 @@ class NDA(MovingAugmentation):
     """Roll, rotate or shear each sample, as the authors' code does.
 
     Rolls by up to +-shift pixels along both axes (wrapping around), or rotates or shears along x by up to +-degrees.
-    The strength depends on the data set: the authors use 5 pixels and 30 degrees on CIFAR10-DVS, 3 and 15 on
-    N-Caltech101.
+    The authors use 5 pixels and 30 degrees on CIFAR10-DVS, 3 and 15 on N-Caltech101; each data set has its own.
     """
 
     settings = {"nda": Setting(False, "events: neuromorphic data augmentation (Li et al., 2022)")}

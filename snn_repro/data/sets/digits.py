@@ -1,7 +1,6 @@
 """Embedded data: 1,797 handwritten 8x8 digits from scikit-learn (Alpaydin & Kaynak, 1998).
 
-A linear classifier reaches 97.3 % on the test set: the digits show that everything works, but cannot tell methods
-apart.
+A linear classifier reaches 97.3 % on the test set: the digits show that all works, but cannot tell methods apart.
 
 The test set is fixed: the 450 digits of digits_test.txt, stratified, drawn once by scikit-learn's train_test_split with
 random_state=0. `dataset.validation` takes a part of the other 1,347.

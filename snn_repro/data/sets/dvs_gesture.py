@@ -64,7 +64,7 @@ class DVSGesture(EventSet):
                 labels = file.removesuffix(".aedat") + "_labels.csv"
                 try:
                     if not re.fullmatch(r"[\w.-]+", file):  # the cache's index could not hold it
-                        raise DataError(f"{trials} lists {file!r}, which is no name of a trial")
+                        raise DataError(f"{trials} lists {file!r}, which is not the name of a trial")
                     if absent := [name for name in (file, labels) if name not in files]:
                         raise DataError(f"{absent[0]} is missing, though {trials} lists it")
                     rows = read_gesture_labels(read_entry(files[labels], labels), labels)

@@ -123,7 +123,9 @@ class EventFolder(EventSet):
         for name in (n for n in files if Path(n).suffix.lower() in SUFFIXES):
             folder = "/".join(name.split("/")[: 1 if "" in parts else 2])
             if folder in folders and (re.search(r'[,":]', name) or not name.isprintable()):
-                problems[name] = f"{name!r} holds a comma, a quotation mark, a colon or an unprintable sign; rename it"
+                problems[name] = (
+                    f"{name!r} holds a comma, a quotation mark, a colon or an unprintable character; rename it"
+                )
             elif folder in folders:
                 samples.append(Sample(name, name, *folders[folder]))
             empty.discard(folder)

@@ -4,8 +4,8 @@
     data_dir/{train,test}/<class>/*.png      folders are parts; val/<class>/, if present, is the validation part
 
 pixels      as viewers show them: rotated by EXIF, transparent parts white
-size        dataset.frame_size: the short side is resized to it, then the image is centre-cropped. Default: the size of the
-            images if all are square, of one size and at most 224 pixels, else 64
+size        dataset.frame_size: the short side is resized to it, then the image is centre-cropped. Default: the size of
+            the images if all are square, of one size and at most 224 pixels, else 64
 channels    1 if all images are grey, else 3
 statistics  mean and standard deviation of up to 4,096 training images, evenly spaced, cropped as in the test
 fingerprint all names, sizes and contents (64 contents above 1 GiB)
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from snn_repro.data.dataset import register
-from snn_repro.data.image_files import EXTENSIONS, class_folders, facts, file_hashes, images_in
+from snn_repro.data.image_files import EXTENSIONS, class_folders, file_hashes, image_facts, images_in
 from snn_repro.data.images import ImageFiles, Images
 from snn_repro.data.own import SETTINGS, common_classes, known_classes, layout, own_split, parts_of
 from snn_repro.errors import DataError
@@ -141,7 +141,7 @@ class ImageFolder(ImageFiles):
 @lru_cache(maxsize=2)
 def _looked_at(images: tuple[str, ...], states: tuple) -> tuple[int, int]:
     """(pixels, channels) of the network's input. Raises DataError for a file that is no 8-bit image."""
-    seen = facts(images)
+    seen = image_facts(images)
     for image, (_, _, mode) in zip(images, seen, strict=True):
         if mode[0] in "IF":
             raise DataError(f"{image} has more than 8 bits per pixel ({mode}), which would be cut off; save it with 8")

@@ -2,7 +2,7 @@
 
     training    train/<wnid>/*.JPEG; or ILSVRC2012_img_train.tar with a <wnid>.tar per class; or a folder of these tars
     validation  50,000 images, the test part: val/<wnid>/*.JPEG; or flat, as val/*.JPEG or ILSVRC2012_img_val.tar, with
-                classes from Kaggle's LOC_val_solution.csv or the development kit ILSVRC2012_devkit_t12 (folder or .tar.gz)
+                classes from Kaggle's LOC_val_solution.csv or the devkit ILSVRC2012_devkit_t12 (folder or .tar.gz)
 
 Archives are unpacked once, into cache_dir. All forms give the same images in the same order with the same names.
 
@@ -28,7 +28,7 @@ from snn_repro.config.schema import Config
 from snn_repro.console import progress
 from snn_repro.data.archives import find_entry, unpacked
 from snn_repro.data.dataset import register
-from snn_repro.data.image_files import class_folders, file_hashes, images_in, look
+from snn_repro.data.image_files import class_folders, file_hashes, images_in, inspect_images
 from snn_repro.data.images import ImageFiles, Images, warn_if_incomplete
 from snn_repro.errors import DataError, UserError
 from snn_repro.files import write_text
@@ -88,7 +88,7 @@ class ImageNet1k(ImageFiles):
         times, parts = _times(train), _list(train, self.label_names, cfg.cache_dir)
         images, bad = [image for part in parts.values() for image in _paths(part)], []
         with progress("images", len(images), say) as advance:
-            for done, seen in enumerate(look(images, threads), 1):
+            for done, seen in enumerate(inspect_images(images, threads), 1):
                 if isinstance(seen, DataError):
                     say(f"bad: {seen}")
                     bad.append(seen)
@@ -177,7 +177,7 @@ def _list(train: Path, wnids: tuple[str, ...], cache_dir: str | None) -> dict[st
     val = find_entry(train.parent, *VAL)
     if val is None:
         raise DataError(
-            f"{train.parent / 'val'} is missing: ImageNet needs train/ and val/, each with one folder a class, or its two"
+            f"{train.parent / 'val'} is missing: ImageNet needs train/ and val/, each with one folder per class, or its two"
             f" archives {TRAIN[-1]} and {VAL[-1]}"
         )
     parts = {"train": _part(train, wnids, cache_dir), "val": _part(val, wnids, cache_dir)}

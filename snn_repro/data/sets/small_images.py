@@ -114,7 +114,7 @@ def idx(data: bytes, name: str) -> np.ndarray:
         raise FormatError(name, 0, f"it begins with {data[:4].hex(' ') or 'nothing'}, not with an IDX header of bytes")
     shape, start = struct.unpack_from(f">{n}I", data, 4), 4 + 4 * n
     if not prod(shape) or len(data) - start != prod(shape):
-        raise FormatError(name, start, f"an array of {prod(shape)} bytes, {shape}, and {len(data) - start} are there")
+        raise FormatError(name, start, f"an array of {prod(shape)} bytes, {shape}, but {len(data) - start} are present")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()
 
 
@@ -135,7 +135,7 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]  # the one in
     def find_class(self, module: str, name: str):
         known = f"{module.replace('numpy._core', 'numpy.core')} {name}"
         if known not in self.meanings:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which no CIFAR file needs")
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which CIFAR files do not need")
         return self.meanings[known]
 
 
@@ -147,12 +147,12 @@ def cifar_batch(data: bytes, name: str, key: str = "labels", classes: int = 10) 
         batch = {k.decode() if isinstance(k, bytes) else k: value for k, value in batch.items()}
     except Exception as error:  # a damaged pickle can fail in any way that its operations can
         reason = " ".join(str(error).split())[:100] or type(error).__name__
-        raise FormatError(name, stream.tell(), f"it is no whole pickle of a dictionary ({reason})") from None
+        raise FormatError(name, stream.tell(), f"it is not a complete pickle of a dictionary ({reason})") from None
     images: Any = batch.get("data")
     labels: Any = batch.get(key)
     if getattr(images, "dtype", None) != np.uint8 or images.shape[1:] != (3072,) or not len(images):
-        raise FormatError(name, 0, "'data' is no uint8 array of 3,072 bytes an image; is the file of another data set?")
+        raise FormatError(name, 0, "'data' is not uint8 with 3,072 bytes per image; is the file from another data set?")
     whole = isinstance(labels, list) and len(labels) == len(images)
     if not whole or any(type(label) is not int or not 0 <= label < classes for label in labels):
-        raise FormatError(name, 0, f"'{key}' is no list of {len(images)} whole numbers from 0 to {classes - 1}")
+        raise FormatError(name, 0, f"'{key}' is not a list of {len(images)} integers from 0 to {classes - 1}")
     return np.ascontiguousarray(images).reshape(-1, 3, 32, 32), np.array(labels, np.int64)
