@@ -113,7 +113,7 @@ def _unpacked_before(state: list[int], folder: Path) -> dict[str, str] | None:
 
 
 def _unpack(archive: Path, target: Path, inner: Callable[[str], bool], called: str) -> dict[str, str]:
-    """Unpack an archive and those in it; returns {name: error}. zipfile and tarfile keep names within `target`."""
+    """Unpack an archive and those in it within `target`; returns {name: error}."""
     problems: dict[str, str] = {}
     target.mkdir(parents=True)
     try:

@@ -480,7 +480,7 @@ def feed(parts: Sequence[Any], device: torch.device, on_device: Any = "auto", ah
 
 
 def _why_not(part: Batches | None) -> str | None:
-    """Why the batches of a part cannot be made on a device; None if they can."""
+    """Why a part's batches cannot be made on a device; None if they can."""
     if not isinstance(part, MemoryBatches):
         return "samples are read one by one"
     names = (getattr(t, "name", type(t).__name__) for t in part.transforms if not t.portable)

@@ -130,7 +130,7 @@ def open_cache(settings: Settings, cache_dir: str | Path | None, data_dir: str |
 
 
 def _read(folder: Path, settings: Settings, command: str) -> Cache:
-    """Open a cache that is intact and has these settings. Raises DataError with the command that rebuilds it."""
+    """Open an intact cache with these settings. Raises DataError with the command that rebuilds it."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         if (version := manifest["format_version"]) not in _READABLE:
@@ -168,7 +168,7 @@ def _read(folder: Path, settings: Settings, command: str) -> Cache:
 
 
 def _changed_source(dataset: Recorded, data_dir, cache_dir, cache: Cache) -> str | None:
-    """How the raw files in `data_dir` differ from the index; None if they agree, are absent or not unpacked.
+    """How raw files in `data_dir` differ from the index; None if equal, absent or packed.
 
     For own data the contents are compared too: other data may have the same names and sizes.
     """
@@ -280,7 +280,7 @@ def _said(name: str, reason: str) -> str:
 
 
 def _refuse_overlap(dataset: Recorded, data_dir: str | Path | None, folder: Path) -> None:
-    """Raise UserError for a cache inside the data set's own folders, which are never written to."""
+    """Raise UserError for a cache inside the data set's own, read-only folders."""
     holding = {inner.rpartition("/")[0] for inner, _ in walk(dataset, data_dir) if not inner.endswith("/")}
     own = {Path(data_dir or "", *above) for above in (Path(h).parts[:n] for h in holding for n in range(1, 9))}
     roots = Path(data_dir or ""), Path(os.path.realpath(data_dir or ""))
@@ -297,7 +297,7 @@ def _refuse_overlap(dataset: Recorded, data_dir: str | Path | None, folder: Path
 
 
 def _read_all(partial: Path, settings: Settings, found: Recordings, threads: int, say) -> tuple[dict[Path, Any], int]:
-    """({part: facts} of all files, samples read now); reads the files whose part is missing or damaged.
+    """({part: facts} of all files, samples read now); reads files with missing or damaged parts.
 
     In threads, as neither NumPy nor the counting kernel holds Python's lock for long.
     """
@@ -330,7 +330,7 @@ def _read_all(partial: Path, settings: Settings, found: Recordings, threads: int
 
 
 def _kept(part: Path) -> dict[str, Any] | None:
-    """Facts of a part that is intact and has all samples of its file; else None."""
+    """Facts of a part that is intact and has all samples; else None."""
     try:
         with zipfile.ZipFile(part) as stored, np.load(part) as arrays:
             facts = json.loads(str(arrays["facts"]))
@@ -340,7 +340,7 @@ def _kept(part: Path) -> dict[str, Any] | None:
 
 
 def _decode(settings: Settings, part: Path, entry: Entry, samples: list[Sample]) -> dict[str, Any]:
-    """Write the frames of one file; returns its facts: bytes, rows, and the problems of other samples."""
+    """Write the frames of one file; returns facts: bytes, rows, and problems of samples."""
     facts: dict[str, Any] = {"file": samples[0].file, "rows": [], "problems": {}}
     arrays: dict[str, Any] = {}
     part.unlink(missing_ok=True)
@@ -371,7 +371,7 @@ def _decode(settings: Settings, part: Path, entry: Entry, samples: list[Sample])
 
 
 def _join(made: dict[Path, dict[str, Any]], settings: Settings, target: Path, problems: dict[str, str]) -> int:
-    """Join all parts into a finished cache in the folder `target`; returns the number of samples."""
+    """Join all parts into a finished cache in `target`; returns the number of samples."""
     kinds = [row[-1] for facts in made.values() for row in facts["rows"]]
     if not kinds:
         raise DataError(f"no recording of {settings.dataset.name} is usable, so there is nothing to cache")

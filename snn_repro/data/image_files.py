@@ -80,7 +80,7 @@ def image_facts(images: Sequence[str]) -> list[tuple[int, int, str]]:
 
 
 def _inspect(image: str) -> tuple[int, int, str] | DataError:
-    """Check the header, size and end of a file; decode it only if its end has no marker."""
+    """Check header, size and end of a file, decoding it only without an end marker."""
     try:
         with _opened(image) as (stream, opened):
             marker = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(opened.format or "")
@@ -99,7 +99,7 @@ def _inspect(image: str) -> tuple[int, int, str] | DataError:
 
 @contextmanager
 def _opened(image: str) -> Iterator[tuple[BinaryIO, Image.Image]]:
-    """An open file and its PIL image with the header read; PIL's errors become a DataError."""
+    """An open file and its PIL image, header read; PIL's errors become DataError."""
     try:
         with open(image, "rb") as stream:
             opened = Image.open(stream)

@@ -94,7 +94,7 @@ def _packed(archive: Path, dataset: Recorded, cache_dir: str | Path | None, unpa
 
 
 def _named(found: list[tuple[str, Entry]], dataset: Recorded) -> dict[str, Entry]:
-    """Files by their names in the data set; of equal names the least nested one counts."""
+    """Files by name in the data set; of equal names the least nested one counts."""
     spelling, files = {c.lower(): c for c in dataset.class_names}, dict[str, Entry]()
     for inner, entry in sorted(found, key=lambda each: each[0].count("/")):
         *above, file = inner.split("/")[-dataset.depth :]

@@ -36,7 +36,7 @@ def _numbered(first: int, last: int) -> Callable:
 
 
 def _last_tenth(rounded: Callable = int, seed: Callable | None = None) -> Callable:
-    """Test on all but the first 90 % of each class, in order, or shuffled with seed(its samples, the class)."""
+    """Test on the last tenth of each class, shuffled by seed(samples, class) if given."""
 
     def test_mask(names, labels):
         mask, labels = np.ones(len(names), bool), np.asarray(labels)
