@@ -217,7 +217,7 @@ class _Ordered:
             yield Planned(positions, self.rows[order[positions]], steps)
 
     def _finish(self, x: Tensor, target: Tensor, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
-        """Apply the remaining steps to a batch as read: x float32, and target, of this rank's share."""
+        """Apply the remaining steps: x float32, and target, of this rank's share."""
         x = sent(x, self.device)
         for step in steps:
             x, target = step(x, target)
@@ -266,7 +266,7 @@ class MemoryBatches(_Ordered):
         return starmap(self._finish, prefetch(read) if self.ahead else read)
 
     def _read(self, planned: Planned) -> tuple[Tensor, Tensor, list[Step]]:
-        """A batch as stored, its target and the remaining steps; pixels of frames have been moved already."""
+        """A stored batch, its target and the remaining steps, after pixels of frames are moved."""
         rows, steps, sources = planned.rows, planned.steps, None
         while self._is_frames and steps and isinstance(steps[0].transform, MovingAugmentation):
             step = steps.pop(0)
@@ -282,7 +282,7 @@ class MemoryBatches(_Ordered):
         return x, self._targets[rows], steps
 
     def _frames(self, rows: Tensor, stored: bool) -> Tensor:
-        """Frames [T, B, C, H, W] as stored, if steps or a GPU follow and all have one type; else float32."""
+        """Frames [T, B, C, H, W] as stored if steps or a GPU follow, else float32."""
         read, pin = [self.checked(row) for row in rows.tolist()], self.device.type == "cuda"
         kinds = {_kind(frames) for frames in read}
         t, *chw = self.inputs.shape[1:]
@@ -324,7 +324,7 @@ class RowCheck:
         if not self.checked[row] and not self.intact(row, frames):
             raise DataError(
                 f"{self.cache.folder}/frames.npy is damaged: the frames of {self.cache.names[row]} (row {row}) do not"
-                f" match their checksum; rebuild it with `{self.cache.rebuild}`, or use it unchecked with dataset.verify=off"
+                f" match their checksum; rebuild it with `{self.cache.rebuild}`, or skip the check with dataset.verify=off"
             )
         self.checked[row] = 1
 
@@ -506,7 +506,7 @@ def _fits(arrays: Iterable[Any], device: torch.device, on_device: Any) -> bool:
 
 
 def _copy(parts: Sequence[MemoryBatches], device: torch.device) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
-    """The rows of an array that its parts use, on a device, and their counts above a byte (ByteFrames)."""
+    """Rows of an array that its parts use, on a device; counts above a byte."""
     inputs = parts[0].inputs
     if isinstance(inputs, Tensor):
         return inputs.to(device), {}

@@ -112,8 +112,8 @@ def open_cache(settings: Settings, cache_dir: str | Path | None, data_dir: str |
     """
     if not cache_dir:
         raise UserError(
-            f"cache_dir is not set: {settings.dataset.name} is read from prepared frames; run `{settings.command(data_dir)}` once,"
-            " then pass the same cache_dir=DIR"
+            f"cache_dir is not set: {settings.dataset.name} is read from prepared frames; run"
+            f" `{settings.command(data_dir)}` once, then pass the same cache_dir=DIR"
         )
     folder, command = Path(cache_dir, settings.folder), settings.command(data_dir, cache_dir)
     if not (folder / "manifest.json").is_file():

@@ -94,7 +94,7 @@ def _plain(events) -> list[np.ndarray]:
 
 
 def _count_events(x, y, p, stops, frames, height, width, limit):
-    """Add events [stops[j - 1], stops[j]) to frames[j]; False as soon as a count would exceed `limit`.
+    """Add events [stops[j - 1], stops[j]) to frames[j]; False if a count would exceed `limit`.
 
     Every event must lie on the sensor. Pixel numbers are computed in blocks, apart from the scattered increments, so
     that the compiler vectorises them: over twice as fast as one loop.

@@ -44,7 +44,7 @@ class FormatError(DataError):
 
 
 def _after_header(data: bytes, name: str, magic: bytes, last_line: bytes | None = None) -> int:
-    """Offset of the first byte after the ASCII lines that begin with '#', or after `last_line`; LF or CRLF."""
+    """Offset after the ASCII lines that begin with '#', or after `last_line`; LF or CRLF."""
     if not data.startswith(magic):
         raise FormatError(name, 0, f"the file does not begin with {magic.decode()}")
     at = 0
@@ -117,8 +117,8 @@ def read_aedat3(data: bytes, name: str = "the file", size: tuple[int, int] | Non
     valid, first = word & 1 == 1, np.cumsum(numbers) - numbers
     if odd := int(np.abs(np.add.reduceat(valid, first, dtype=np.int64) - valids).sum()):
         warnings.warn(
-            f"{name}: packet headers and valid bits disagree about {odd} of {len(t)} events; an event is kept if its bit"
-            " is set or its header counts the whole packet as valid",
+            f"{name}: packet headers and valid bits disagree about {odd} of {len(t)} events; an event is kept if its"
+            " bit is set or its header counts the whole packet as valid",
             stacklevel=2,
         )
     valid |= np.repeat(numbers == valids, numbers)
@@ -132,7 +132,7 @@ def read_aedat3(data: bytes, name: str = "the file", size: tuple[int, int] | Non
 
 
 def _polarity_packets(data: bytes, at: int, name: str) -> list[tuple[int, int, int, int]]:
-    """(offset of the events, number, number of valid ones, time overflow) of each non-empty polarity packet."""
+    """(offset of events, number, number valid, time overflow) of each non-empty polarity packet."""
     packets = []
     while at < len(data):
         left = len(data) - at - _PACKET.size
@@ -277,8 +277,8 @@ def _table(file: Mapping[str, Any], name: str) -> Recording:
     if missing := [key for key in "txyp" if key not in held]:
         raise FormatError(
             name, None,
-            f"it lacks {', '.join(missing)}: the columns t (microseconds), x, y and p (0 and 1, or -1 and 1) are required,"
-            f" as arrays or as a structured array `events`; it holds: {', '.join(sorted(held)) or 'no names'}",
+            f"it lacks {', '.join(missing)}: the columns t (microseconds), x, y and p (0 and 1, or -1 and 1) are"
+            f" required, as arrays or as a structured array `events`; it holds: {', '.join(sorted(held)) or 'no names'}",
         )  # fmt: skip
     t, x, y, p = (_column(source[key], key, name) for key in "txyp")
     if len({len(t), len(x), len(y), len(p)}) > 1:

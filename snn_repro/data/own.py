@@ -73,8 +73,8 @@ def known_classes(cfg: Config, classes: Iterable[str]) -> list[str]:
     known: list[str] = cfg.dataset.found["classes"]  # type: ignore[index]
     if more := sorted({*classes} - {*known}):
         raise DataError(
-            f"data_dir={cfg.data_dir} holds the class {more[0]}, which the run was not trained on (it knows {', '.join(known)});"
-            " move that folder away, or give another data_dir"
+            f"data_dir={cfg.data_dir} holds the class {more[0]}, which the run was not trained on (its classes:"
+            f" {', '.join(known)}); move that folder away, or give another data_dir"
         )
     return known
 

@@ -50,7 +50,7 @@ def picture(source: Any, channels: int, say: Callable[[str], None], shown: bool 
         values = values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
         if values.dtype != np.uint8 or not (values.ndim == 2 or (values.ndim == 3 and values.shape[2] == 3)):
             raise UserError(
-                f"an array {values.dtype} {list(np.shape(source))} is no image: use uint8 [H, W], [H, W, 3] or [C, H, W]"
+                f"an array {values.dtype} {list(np.shape(source))} is no image: use uint8 [H, W], [H, W, 3], [C, H, W]"
             )
         image = Image.fromarray(np.ascontiguousarray(values))
     if image.mode.startswith(("I", "F")):

@@ -244,7 +244,7 @@ def shared(loop: Callable[[int, int], object], samples: int, values: int) -> Non
 
 @cache
 def _move_loop(size: int) -> Callable | None:
-    """`_move` compiled for values of `size` bytes, several times faster than indexing; None if numba cannot."""
+    """`_move` compiled for values of `size` bytes, faster than indexing; None if numba cannot."""
     one = np.zeros((1, 1, 1, 1), f"i{size}" if size > 1 else "u1")
     rest = np.zeros((1, 1), np.int64), 0, 1, np.empty((3, 2), np.uint64)
     return tried(_move, one, one.copy(), *rest, without="moving pixels is slower, not different")

@@ -57,9 +57,10 @@ class _Ruled(torch.autograd.Function):
 
 
 class _Rules(TorchFunctionMode):
-    """The rules R / output -> R / input of layers and sums; keeps the last feature maps [T, B, C, H, W].
+    """The rules R / output -> R / input of layers and sums.
 
-    steps: (T, B). With `mean` the rules apply to means over time and give all steps the same.
+    steps: (T, B). With `mean` the rules apply to means over time and give all steps the same. Keeps the last feature
+    maps [T, B, C, H, W].
     """
 
     def __init__(self, steps: torch.Size, mean: bool):
@@ -118,7 +119,7 @@ class _Rules(TorchFunctionMode):
         return _divided(parts[0] + parts[1], (above + below).detach())
 
     def neuron(self, neuron: Neuron, x: Tensor, R: Tensor, kept: Any) -> Tensor:
-        """Split R[t] between x[t] and v[t-1] by the positive parts they add to h[t]; step 0 has no v[t-1]."""
+        """Split R[t] between x[t] and v[t-1] (from t = 1) by their positive parts."""
         if self.mean:
             return self.passed(neuron, x, R, kept)
         found, carried, nothing = torch.empty_like(R), torch.zeros_like(R[0]), torch.zeros_like(R[0])
@@ -170,7 +171,7 @@ def _divided(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _check_neuron(neuron: Neuron, name: str) -> None:
-    """Raise UserError unless a charge is the sum of what the potential and the input contribute."""
+    """Raise UserError unless a charge is the sum of potential and input parts."""
     added = False
     v, x, nothing = torch.tensor([[0.3, -0.7], [-0.2, 1.1], [0, 0]]).to(next(neuron.parameters(), torch.empty(0)))
     # a charge may need more arguments than v and x

@@ -26,7 +26,7 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def _table() -> np.ndarray:
-    """64 pixels (0..16) and the label of each digit, uint8 [1797, 65]; importing scikit-learn would take a second."""
+    """Pixels (0..16) and label of each digit, uint8 [1797, 65], without importing scikit-learn."""
     package: Any = find_spec("sklearn")
     return np.loadtxt(Path(package.origin).with_name("datasets") / "data/digits.csv.gz", np.uint8, delimiter=",")
 

@@ -85,8 +85,8 @@ class EventFolder(EventSet):
             return 2, frame_size, frame_size
         if not hasattr(self, "shape"):
             raise UserError(
-                f"the sensor's size of {self.name} is known once its recordings are prepared: run `python"
-                f" scripts/prepare_data.py dataset={self.name} data_dir=DIR cache_dir=DIR`, or give dataset.sensor=[height,width]"
+                f"the sensor's size of {self.name} is known once its recordings are prepared: run `python scripts/prepare_data.py"
+                f" dataset={self.name} data_dir=DIR cache_dir=DIR`, or give dataset.sensor=[height,width]"
             )
         return self.shape
 
@@ -107,8 +107,8 @@ class EventFolder(EventSet):
             raise DataError(f"no recording in data_dir={data_dir} can be read: {why}")
         height, width = (max(side) for side in zip(*sizes, strict=True))
         say(
-            f"the sensor has {height} x {width} pixels (height x width), the most that a recording declares or reaches; if"
-            " this is wrong, set dataset.sensor=[height,width]"
+            f"the sensor has {height} x {width} pixels (height x width), the most that a recording declares or reaches;"
+            " if this is wrong, set dataset.sensor=[height,width]"
         )
         return self._bound(data_dir, self.label_names, (height, width))
 

@@ -140,7 +140,7 @@ class ImageFolder(ImageFiles):
 
 @lru_cache(maxsize=2)
 def _looked_at(images: tuple[str, ...], states: tuple) -> tuple[int, int]:
-    """(pixels, channels) of the network's input. Raises DataError for a file that is no 8-bit image."""
+    """(pixels, channels) of the network's input. Raises DataError for files without 8-bit images."""
     seen = image_facts(images)
     for image, (_, _, mode) in zip(images, seen, strict=True):
         if mode[0] in "IF":

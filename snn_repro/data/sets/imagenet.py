@@ -82,8 +82,8 @@ class ImageNet1k(ImageFiles):
             raise UserError("cache_dir is not set: pass cache_dir=DIR, a folder for the listing")
         if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(train.parent)):
             raise UserError(
-                f"cache_dir={cfg.cache_dir} would put the listing inside of the data set's own folder {train.parent}, which"
-                " is never written to; choose a folder outside"
+                f"cache_dir={cfg.cache_dir} would put the listing inside of the data set's own folder {train.parent},"
+                " which is never written to; choose a folder outside"
             )
         times, parts = _times(train), _list(train, self.label_names, cfg.cache_dir)
         images, bad = [image for part in parts.values() for image in _paths(part)], []
@@ -177,21 +177,21 @@ def _list(train: Path, wnids: tuple[str, ...], cache_dir: str | None) -> dict[st
     val = find_entry(train.parent, *VAL)
     if val is None:
         raise DataError(
-            f"{train.parent / 'val'} is missing: ImageNet needs train/ and val/, each with one folder per class, or its two"
-            f" archives {TRAIN[-1]} and {VAL[-1]}"
+            f"{train.parent / 'val'} is missing: ImageNet needs train/ and val/, each with one folder per class, or its"
+            f" two archives {TRAIN[-1]} and {VAL[-1]}"
         )
     parts = {"train": _part(train, wnids, cache_dir), "val": _part(val, wnids, cache_dir)}
     if different := sorted(parts["train"].keys() ^ parts["val"].keys()):
         where, other = (train, val) if different[0] in parts["train"] else (val, train)
         raise DataError(
-            f"{train.parent}: class {different[0]} is in {where.name} but not in {other.name} ({len(different)} classes differ);"
-            " labels would not agree"
+            f"{train.parent}: class {different[0]} is in {where.name} but not in {other.name} ({len(different)} classes"
+            " differ); labels would not agree"
         )
     return parts
 
 
 def _part(place: Path, wnids: tuple[str, ...], cache_dir: str | None) -> Part:
-    """Images of `wnids` in a folder or archive: in class folders, in a tar per class, or flat."""
+    """Images of `wnids` in a folder or archive: class folders, class tars, or flat."""
     folder = _opened(place, cache_dir)
     held = class_folders(folder) or {p.stem: p for p in sorted(folder.glob("*.tar"))}
     flat = {} if held else _flat(place, folder, cache_dir)
@@ -203,7 +203,7 @@ def _part(place: Path, wnids: tuple[str, ...], cache_dir: str | None) -> Part:
 
 
 def _opened(place: Path, cache_dir: str | None) -> Path:
-    """A folder itself; for an archive, the folder that it is unpacked into on the first call."""
+    """A folder itself; for an archive, the folder that it is unpacked into."""
     if place.is_dir():
         return place
     folder, _ = unpacked(place, cache_dir, lambda name: name.lower().endswith(".tar"))
