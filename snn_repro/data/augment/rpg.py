@@ -187,7 +187,8 @@ def relevance(model: nn.Module, frames: Tensor, rule: str = "slrp", parts: int =
 
     frames [T, B, C, H, W] -> relevances [T, B, C, H, W] and [T, B, C', H', W']; the class is that of the mean output.
     With slrp all time steps are equal and sum to the relevance of the mean. The network runs in evaluation mode, in the
-    precision of its weights, on `parts` splits of the samples in turn. Raises UserError for a layer without a rule.
+    precision of its weights, on `parts` splits of the samples in turn, and is left as it was. Raises UserError for a
+    layer without a rule.
     """
     training, device = model.training, next(model.parameters()).device
     model.eval()
