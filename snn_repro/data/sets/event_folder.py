@@ -86,7 +86,8 @@ class EventFolder(EventSet):
         if not hasattr(self, "shape"):
             raise UserError(
                 f"the sensor's size of {self.name} is known once its recordings are prepared: run"
-                f" `python scripts/prepare_data.py dataset={self.name} data_dir=DIR cache_dir=DIR`, or give dataset.sensor=[height,width]"
+                f" `python scripts/prepare_data.py dataset={self.name} data_dir=DIR cache_dir=DIR`,"
+                " or give dataset.sensor=[height,width]"
             )
         return self.shape
 
