@@ -101,7 +101,7 @@ BATCH = encode_cifar_batch(IMAGES, np.array([1, 2, 3]))
         (b"\x80\x02}r\xff\xff\xff\x7f.", "'data'"),  # Python's unpickler in C would clear 32 GiB
         (BATCH.replace(b"labels", b"lobels"), "'labels' is not a list of 3 integers"),
         (encode_cifar_batch(IMAGES, np.array([1, 10, 3])), "integers from 0 to 9"),
-        (encode_cifar_batch(IMAGES, np.array([1, 2])), "3 whole numbers"),
+        (encode_cifar_batch(IMAGES, np.array([1, 2])), "3 integers"),
         (pickle.dumps({"data": np.zeros((3, 3072), np.uint16), "labels": [1, 2, 3]}, 4), "'data' is not uint8"),
         (pickle.dumps({"data": np.zeros((3, 3071), np.uint8), "labels": [1, 2, 3]}, 4), "'data' is not uint8"),
     ],
