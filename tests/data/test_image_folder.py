@@ -85,7 +85,7 @@ def test_folders_of_parts_are_the_split(tmp_path):
     data = build_data(config(root))
     assert data.split.id == "image_folder/folders,val=folder" and data.val.n_samples == 6
     assert (data.split.n_train, data.split.n_val, data.split.n_test) == (6, 6, 6)
-    for override, sentence in {"validation": "0.1 would take more", "test_share": "0.1 draws nothing"}.items():
+    for override, sentence in {"validation": "0.1 is not used", "test_share": "0.1 has no effect"}.items():
         with pytest.raises(UserError, match=f"dataset.{override}={sentence}"):
             build_data(config(root, f"dataset.{override}=0.1"))
 

@@ -177,7 +177,7 @@ def test_bad_files_are_all_listed_and_only_those_are_read_again(tmp_path):
         run("cifar10_dvs", tmp_path / "raw", tmp_path / "cache", 4, say=said.append)
     told = sorted(line for line in said if line.startswith("bad: "))
     assert [line.split()[1].strip(",:") for line in told] == bad
-    assert "byte" in told[0] and "breaks off" in told[0] and "no events" in told[2]
+    assert "byte" in told[0] and "truncated" in told[0] and "no events" in told[2]
     with pytest.raises(UserError, match="unfinished one is there"):
         open_cache("cifar10_dvs", tmp_path / "cache", 4)
     for name in bad[:2]:
