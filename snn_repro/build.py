@@ -8,7 +8,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from snn_repro.config import Config, ConfigError, frame_shape
 from snn_repro.data.augment import GuidedAugmentation
-from snn_repro.data.augment.rpg import check as check_relevance
+from snn_repro.data.augment.rpg import check_relevance
 from snn_repro.losses import Loss, build_loss
 from snn_repro.models import build_model
 from snn_repro.models.blocks import same_statistics

@@ -1,6 +1,6 @@
-"""Data sets: files on disk -> frames [T, B, C, H, W] or static images [B, C, H, W], and labels.
+"""Data sets: from files to batches of event frames or static images.
 
-`data/sets/` holds what is known of each set, batches.py the way from there to a network.
+Frames are [T, B, C, H, W], images [B, C, H, W]. `data/sets/` declares each set; batches.py makes the batches.
 """
 
 from snn_repro.config.schema import Config
@@ -12,8 +12,8 @@ __all__ = ["Batches", "Data", "MemoryBatches", "Split", "build_data"]
 
 
 def build_data(cfg: Config) -> Data:
-    """The data set that `cfg.dataset` names, ready to train on.
+    """The data set of `cfg.dataset`, ready to train on.
 
-    Raises DataError with one sentence (which file, where it was expected, where its authors publish it).
+    Raises DataError with one sentence: the file, where it was expected, where its authors publish it.
     """
     return SETS[cfg.dataset.name].build(cfg)

@@ -1,4 +1,4 @@
-"""How folders and archives of data sets are called, and archives unpacked, each once, into cache_dir/unpacked."""
+"""Names of data set folders and archives, and unpacking archives once into cache_dir/unpacked."""
 
 import json
 import logging
@@ -18,13 +18,13 @@ from snn_repro.errors import DataError, UserError
 
 log = logging.getLogger("snn_repro")
 ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar", ".zip")
-STAMP = ".unpacked.json"  # in an unpacked archive: which one it is, and what could not be unpacked
+STAMP = ".unpacked.json"  # in an unpacked archive: which one it is, and the files that could not be unpacked
 DAMAGES = (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError, NotImplementedError, zlib.error)
 
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """A decorator of what lists or reads files: what the system says of one is a DataError with its name."""
+    """Decorator or context for listing and reading files: OSError becomes DataError naming the file."""
     try:
         yield
     except OSError as error:
@@ -32,22 +32,24 @@ def reading() -> Iterator[None]:
 
 
 def archive_suffix(name: str) -> str:
+    """The archive suffix of a file name; "" if it has none."""
     return next((s for s in ARCHIVES if name.lower().endswith(s)), "")
 
 
 def stem(name: str) -> str:
+    """The file name without its archive suffix."""
     return name[: len(name) - len(archive_suffix(name))]
 
 
-def means(name: str, known: Iterable[str]) -> bool:
-    """Whether a folder or archive is one of the known ones: letters and digits count, CIFAR10-DVS.zip is cifar10dvs."""
+def name_matches(name: str, known: Iterable[str]) -> bool:
+    """Whether a name is one of `known`, comparing letters and digits only (CIFAR10-DVS.zip: cifar10dvs)."""
     plain, *others = (re.sub(r"[^a-z0-9]", "", stem(n).lower()) for n in (name, *known))
     return plain in others
 
 
 @reading()
-def entry(folder: Path, *names: str) -> Path | None:
-    """The first of `names` ("a/b" for one further down) that is in a folder, exactly or else in other case."""
+def find_entry(folder: Path, *names: str) -> Path | None:
+    """Path of the first of `names` ("a/b" is nested) in a folder, in any case."""
     for name in names:
         place = folder
         for part in name.split("/"):
@@ -60,24 +62,26 @@ def entry(folder: Path, *names: str) -> Path | None:
 
 
 def hidden(name: str) -> bool:
-    """Whether a file is one that operating systems leave in folders."""
+    """Whether a file is one that operating systems create in folders."""
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
 class Packed(UserError):
-    """An archive that is not unpacked."""
+    """Raised for an archive that is not unpacked yet."""
 
 
 def unpacked(
     archive: Path, cache_dir: str | Path | None, inner: Callable[[str], bool], unpack: bool = True
 ) -> tuple[Path, dict[str, str]]:
-    """The folder that an archive is unpacked in, at the first call, and {file that could not be: why}.
+    """The folder of an unpacked archive, and {file: error}; unpacks it on the first call.
 
-    inner: says by its name whether an archive in it is unpacked too. Raises DataError for a broken archive, UserError
-    where cache_dir is missing or cannot be written, Packed where there is something to do and `unpack` is False.
+    inner: whether an archive of this name inside it is unpacked too. Raises DataError for a broken archive, UserError
+    if cache_dir is missing or not writable, Packed if it is not unpacked yet and `unpack` is False.
     """
     if not cache_dir:
-        raise Packed(f"cache_dir is not set: pass cache_dir=DIR, a folder that {archive} is unpacked in, or unpack it")
+        raise Packed(
+            f"cache_dir is not set: pass cache_dir=DIR, a folder that {archive} is unpacked into, or unpack it"
+        )
     place = zlib.crc32(os.fsencode(os.path.realpath(archive)))
     folder = Path(cache_dir, "unpacked", f"{stem(archive.name)}-{place:08x}")
     state = [archive.stat().st_size, archive.stat().st_mtime_ns]
@@ -109,7 +113,7 @@ def _unpacked_before(state: list[int], folder: Path) -> dict[str, str] | None:
 
 
 def _unpack(archive: Path, target: Path, inner: Callable[[str], bool], called: str) -> dict[str, str]:
-    """Unpack an archive and those in it; returns {name inside: why}. zipfile and tarfile keep names within `target`."""
+    """Unpack an archive and those in it within `target`; returns {name: error}."""
     problems: dict[str, str] = {}
     target.mkdir(parents=True)
     try:
@@ -119,7 +123,7 @@ def _unpack(archive: Path, target: Path, inner: Callable[[str], bool], called: s
                     try:
                         packed.extract(info, target)
                     except DAMAGES as error:
-                        if getattr(error, "errno", None):  # of the disk that is written
+                        if getattr(error, "errno", None):  # an error of writing
                             raise
                         problems[info.filename] = str(error)
                         target.joinpath(info.filename).unlink(missing_ok=True)
@@ -130,7 +134,7 @@ def _unpack(archive: Path, target: Path, inner: Callable[[str], bool], called: s
                 if len(tar.fileobj.read(512)) < 512:  # type: ignore[union-attr]  # tarfile takes a cut header for the end
                     raise tarfile.ReadError("unexpected end of data")
     except tarfile.FilterError as error:
-        raise DataError(f"{called} holds a file outside of its own folder, so it is not read: {error}") from None
+        raise DataError(f"{called} holds a file outside its own folder and is not unpacked: {error}") from None
     except DAMAGES as error:
         if getattr(error, "errno", None):
             raise

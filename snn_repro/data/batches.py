@@ -1,11 +1,11 @@
-"""Batches that can be replayed: order and augmentation depend on (seed, epoch, position) and nothing else.
+"""Reproducible batches: order and augmentation depend only on (seed, epoch, position).
 
-No random state is carried from batch to batch, so a run resumed in mid-epoch, served by another number of worker processes or
-shared by another number of training processes has exactly the inputs of an uninterrupted run of one process.
+No random state is carried between batches, so a run that is resumed in mid-epoch, or uses another number of worker or
+training processes, receives exactly the inputs of an uninterrupted run of one process.
 
-The way of a batch: `plan` says which samples it has and what its transforms drew; they are read as they are stored, in memory
-(MemoryBatches) or by worker processes (LoaderBatches); `_finish` sends them to the device and transforms them. `feed` chooses the
-device: where batches are made changes no bit of them, as all that is random is drawn on the CPU.
+`plan` chooses the samples of a batch and draws for its transforms; the samples are read as stored, from memory
+(MemoryBatches) or by worker processes (LoaderBatches); `_finish` moves them to the device and transforms them. `feed`
+chooses the device, which changes no bit of a batch: everything random is drawn on the CPU.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from snn_repro.data.augment import GuidedAugmentation
-from snn_repro.data.augment.augmentation import BatchTransform, MovingAugmentation, chained, moved, sent
+from snn_repro.data.augment.augmentation import BatchTransform, MovingAugmentation, chained, move_pixels, sent
 from snn_repro.data.dataset import Batches
 from snn_repro.data.events import ByteFrames
 from snn_repro.data.image_files import decode
@@ -37,34 +37,29 @@ from snn_repro.errors import DataError, UserError
 log = logging.getLogger("snn_repro")
 
 _T = TypeVar("_T")
-_ORDER, _BATCH, _SAMPLE = 0, 1, 2  # keeps the three kinds of draws apart
+_ORDER, _BATCH, _SAMPLE = 0, 1, 2  # separate the seeds of the three kinds of draws
+# Types of frames that portable steps receive as stored; others become float32 first.
 AS_STORED = {np.dtype(np.uint8): torch.uint8, np.dtype(np.float16): torch.float16}
-"""types of frames that portable steps get as they are; others are float32 from the first"""
-SHARE = (
-    0.25  # of the device's free memory that a data set may take with dataset.on_device=auto; the rest is the network's
-)
+SHARE = 0.25  # of the device's free memory that a data set may take with dataset.on_device=auto
 
 
 def keep_freed_memory(map_large: bool = False) -> None:
-    """Let this process keep the memory of one batch for the next, instead of returning it to the system.
+    """Let malloc keep the memory of one batch for the next instead of returning it.
 
-    Having tens of MiB handed out page by page costs several times what filling them costs. It is a setting of
-    glibc's malloc for the whole process; other C libraries have none, and then nothing happens. map_large:
-    still return blocks of more than 32 MiB, for a lower peak.
+    Page faults on tens of MiB cost several times what filling them costs. This sets glibc's malloc for the process;
+    other C libraries are left alone. map_large: still return blocks of more than 32 MiB, for a lower peak.
     """
     trim_threshold, mmap_threshold, mmap_max = -1, -3, -4
-    options = (
-        {mmap_threshold: 32 * 2**20, trim_threshold: 128 * 2**20}
-        if map_large
-        else {mmap_max: 0, trim_threshold: 2**31 - 1}
-    )
+    options = {mmap_max: 0, trim_threshold: 2**31 - 1}
+    if map_large:
+        options = {mmap_threshold: 32 * 2**20, trim_threshold: 128 * 2**20}
     with contextlib.suppress(AttributeError, OSError, TypeError):
         for option in options.items():
             ctypes.CDLL(None).mallopt(*option)
 
 
 def derive_seed(*parts: int) -> int:
-    """Mix non-negative integers into one 63-bit seed; equal parts give equal seeds on every machine."""
+    """Mix non-negative integers into one 63-bit seed, the same on every machine."""
     return int(np.random.SeedSequence([int(p) for p in parts]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
@@ -74,12 +69,12 @@ def make_generator(*parts: int) -> torch.Generator:
 
 
 def epoch_order(n: int, seed: int, epoch: int, shuffle: bool | Tensor, repeats: int = 1, world: int = 1) -> Tensor:
-    """Which sample each draw of an epoch is, int64: those of all `world` processes, of which draw k goes to k % world.
+    """Sample numbers (int64) of an epoch's draws; draw k goes to process k % world.
 
     With repeats = r (repeated augmentation, Hoffer et al. 2020) an epoch still has n draws, but of ceil(n / r)
-    different samples: r copies stand next to each other. On one process the copies share a batch and on r processes each
-    gets its own copy. Shuffled orders are padded by wrapping so that all ranks have equally many draws; unshuffled ones are not,
-    so that evaluation counts every sample once. shuffle: true, or [n] weights by which samples are drawn with replacement.
+    different samples, r copies in a row: one process has them in one batch, r processes get one copy each. Shuffled
+    orders are padded by wrapping so that all ranks have equally many draws; unshuffled ones are not, so that evaluation
+    counts every sample once. shuffle: True, or weights [n] for drawing with replacement.
     """
     generator = make_generator(seed, epoch, _ORDER)
     if isinstance(shuffle, Tensor):  # as torch's WeightedRandomSampler draws
@@ -93,10 +88,10 @@ def epoch_order(n: int, seed: int, epoch: int, shuffle: bool | Tensor, repeats: 
     return order
 
 
-def ahead(items: Iterator[_T], depth: int = 2) -> Iterator[_T]:
-    """`items`, made by a thread of its own: up to `depth` of them while the caller is at work on the one before.
+def prefetch(items: Iterator[_T], depth: int = 2) -> Iterator[_T]:
+    """Iterate over `items`, produced by a background thread up to `depth` ahead.
 
-    What making them raises is raised here, in its place. The thread ends with the iteration, wherever that is left.
+    Exceptions in the thread are raised here, in order. The thread ends with the iteration, however it is left.
     """
     end = object()
     with ThreadPoolExecutor(1, "batches") as pool:
@@ -104,18 +99,18 @@ def ahead(items: Iterator[_T], depth: int = 2) -> Iterator[_T]:
         try:
             while (item := waiting.popleft().result()) is not end:
                 waiting.append(pool.submit(next, items, end))
-                yield item  # type: ignore[misc]  # it is none of `end`
+                yield item  # type: ignore[misc]  # never `end`
         finally:
             for future in waiting:
                 future.cancel()
 
 
 class Step(NamedTuple):
-    """A transform with what it drew, the rows of the batch that it is given and how many of them it returns."""
+    """A transform with its draws, its input rows and the number of rows it returns."""
 
     transform: BatchTransform
     drawn: Any
-    rows: Tensor
+    rows: Tensor  # of the batch
     keep: int
 
     def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,7 +120,7 @@ class Step(NamedTuple):
 
 
 class Planned(NamedTuple):
-    """A batch of one process before it is read: its own samples and then their partners."""
+    """A batch of one process before it is read: its own samples, then their partners."""
 
     positions: Tensor  # among the draws of all processes in the epoch
     rows: Tensor  # of the inputs
@@ -133,23 +128,20 @@ class Planned(NamedTuple):
 
 
 def _rows(n: int, indices: Sequence[int] | np.ndarray | None) -> Tensor:
-    """Row numbers as a tensor; None: all n."""
+    """Row numbers as a tensor; None: all n rows."""
     return torch.arange(n) if indices is None else torch.as_tensor(np.asarray(indices, np.int64))
 
 
 class _Ordered:
-    """The part that both kinds of batches share: counting, ordering, and what the batch transforms draw.
+    """Order, shares and transform draws, common to both kinds of batches.
 
-    rows: of the inputs, those that belong to this part, in the order in which evaluation sees them.
-    transforms: batch transforms, applied in order with one generator a batch of all ranks together.
-    shuffle, repeats: see `epoch_order`. drop_last: leave out the last, smaller batch.
+    rows: rows of the inputs in this part, in the order of evaluation. transforms: applied in order, with one generator
+    per batch of all ranks. shuffle, repeats: see `epoch_order`. drop_last: drop the last, smaller batch.
     """
 
-    copied = False  # `inputs` is a copy on the device
-    device = torch.device("cpu")  # where batches are finished; `feed` chooses another
-    ahead = (
-        False  # a thread makes batches while the caller is at work on those before; not where it goes by the network
-    )
+    copied = False  # whether `inputs` is a copy on the device
+    device = torch.device("cpu")  # on which batches are finished; set by `feed`
+    ahead = False  # whether a thread makes batches in advance; not if they depend on the network
 
     def __init__(
         self,
@@ -169,9 +161,9 @@ class _Ordered:
         self._serve(0, 1)
 
     def _serve(self, rank: int, world: int) -> None:
-        """Become the share of process `rank` of `world`, of `batch_size` samples a batch."""
+        """Set the share of process `rank` of `world`, with `batch_size` samples per batch."""
         self._rank, self._world, n = rank, world, len(self.rows)
-        together, self.n_all = self.batch_size * world, n  # a batch, and an epoch, of all ranks
+        together, self.n_all = self.batch_size * world, n  # samples per batch and per epoch, over all ranks
         if self._drop_last:
             self.n_all -= n % together
         elif self._shuffle is not False and 0 < n % together < world:
@@ -179,16 +171,16 @@ class _Ordered:
         self.n_samples = len(range(rank, self.n_all, world))
         if self.n_samples == 0:
             raise UserError(
-                f"recipe.batch_size={together} leaves no full batch of {n} samples; choose less"
+                f"recipe.batch_size={together} leaves no full batch of {n} samples; reduce it"
                 if self._drop_last
                 else f"{n} samples are too few for {world} processes; start fewer"
             )
 
     def shard(self, rank: int, world: int) -> Self:
-        """The share of process `rank` of `world` in these batches, whose size is that of all together.
+        """The share of process `rank` of `world`, which together make batches of batch_size.
 
-        Draw k goes to rank k % world, so batch b of all ranks holds the draws of batch b of one process; in the
-        last batch shares may differ by one sample. A training batch splits evenly (see runtime.py).
+        Draw k goes to rank k % world, so batch b of all ranks holds the draws of batch b of one process; in the last
+        batch shares may differ by one sample. A training batch divides evenly (see runtime.py).
         """
         if world == 1:
             return self
@@ -198,7 +190,7 @@ class _Ordered:
         return part
 
     def all_samples(self, batch: int) -> int:
-        """Samples in batch `batch` of all ranks together."""
+        """Samples in batch `batch` over all ranks."""
         together = self.batch_size * self._world
         return min(together, self.n_all - batch * together)
 
@@ -206,19 +198,18 @@ class _Ordered:
         return -(-self.n_samples // self.batch_size)
 
     def plan(self, epoch: int, start: int) -> Iterator[Planned]:
-        """The batches of an epoch from `start` on, before they are read. A transform draws for the batch of all ranks."""
+        """The epoch's batches from `start` on, unread; transforms draw for all ranks together."""
         if not 0 <= start <= len(self):
-            raise ValueError(f"start={start} is not in 0..{len(self)} (batches an epoch)")
+            raise ValueError(f"start={start} is not in 0..{len(self)} (batches per epoch)")
         order = epoch_order(len(self.rows), self.seed, epoch, self._shuffle, self._repeats, self._world)
         for batch in range(start, len(self)):
-            generator = make_generator(
-                self.seed, epoch, _BATCH, batch, 0
-            )  # the 0 keeps the numbers of earlier versions
+            # the 0 keeps the draws of earlier versions
+            generator = make_generator(self.seed, epoch, _BATCH, batch, 0)
             drawn = [(t, t.draw(self.all_samples(batch), generator)) for t in self.transforms]
             rows, steps = torch.arange(self._rank, self.all_samples(batch), self._world), list[Step]()
             for transform, draws in reversed(drawn):
                 keep = len(rows)
-                if self._world > 1:  # else all partners are here
+                if self._world > 1:  # otherwise all partners are here
                     partners = transform.partners(draws, rows)
                     rows = torch.cat([rows, partners[~torch.isin(partners, rows)].unique()])
                 steps.insert(0, Step(transform, draws, rows, keep))
@@ -226,7 +217,7 @@ class _Ordered:
             yield Planned(positions, self.rows[order[positions]], steps)
 
     def _finish(self, x: Tensor, target: Tensor, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
-        """What was read for a batch, with the steps that are left: x float32 and target of this rank's own share."""
+        """Apply the remaining steps: x float32, and target, of this rank's share."""
         x = sent(x, self.device)
         for step in steps:
             x, target = step(x, target)
@@ -234,17 +225,16 @@ class _Ordered:
 
 
 class MemoryBatches(_Ordered):
-    """Batches of one array that lies in memory or is memory-mapped.
+    """Batches of one array that is in memory or memory-mapped.
 
     inputs: images [N, C, H, W] or event frames [N, T, C, H, W] (tensor, array, memmap or ByteFrames; uint8, uint16,
-        uint32 or float). Frames come out time first, [T, B, C, H, W]. All leave as float32, and reach the transforms in
-        their stored type, so that crop and flip move bytes and not floats (frames: see BatchTransform.portable).
-    targets: N class numbers.
-    check: called with (row, frames) of every row of frames that is read, as stored; raises DataError for a bad one.
-    indices: the rows that belong to this part (default all). options: those of `_Ordered`.
+        uint32 or float). Frames are returned time first, [T, B, C, H, W]. All are returned as float32, but reach the
+        transforms in their stored type, so that crop and flip move bytes (frames: see BatchTransform.portable).
+    targets: N class numbers. indices: rows of this part (default: all). options: those of `_Ordered`.
+    check: called with (row, stored frames) for each row of frames that is read; raises DataError for a bad one.
     """
 
-    over: dict[int, tuple[Tensor, Tensor]]  # of a copy on the device: what bytes do not hold, see ByteFrames
+    over: dict[int, tuple[Tensor, Tensor]]  # of a copy on the device: counts above a byte, see ByteFrames
 
     def __init__(
         self,
@@ -270,13 +260,13 @@ class MemoryBatches(_Ordered):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Batches.epoch`."""
         read = map(self._read, self.plan(epoch, start))
-        if self.device.type == "cpu":  # then all of it is the thread's
+        if self.device.type == "cpu":  # the thread does all of it
             finished = starmap(self._finish, read)
-            return ahead(finished) if self.ahead else finished
-        return starmap(self._finish, ahead(read) if self.ahead else read)
+            return prefetch(finished) if self.ahead else finished
+        return starmap(self._finish, prefetch(read) if self.ahead else read)
 
     def _read(self, planned: Planned) -> tuple[Tensor, Tensor, list[Step]]:
-        """A batch as it is stored, its target, and the steps that are left: those that move pixels of frames are done here."""
+        """A stored batch, its target and the remaining steps, after pixels of frames are moved."""
         rows, steps, sources = planned.rows, planned.steps, None
         while self._is_frames and steps and isinstance(steps[0].transform, MovingAugmentation):
             step = steps.pop(0)
@@ -286,13 +276,13 @@ class MemoryBatches(_Ordered):
             x = self._from_copy(rows, sources)
         elif self._is_frames:
             x = self._frames(rows, sources is not None or len(steps) > 0)
-            x = x if sources is None else moved(x, sources)
+            x = x if sources is None else move_pixels(x, sources)
         else:
             x = self.inputs.index_select(0, rows)
         return x, self._targets[rows], steps
 
     def _frames(self, rows: Tensor, stored: bool) -> Tensor:
-        """Frames [T, B, C, H, W], as stored for steps and a GPU, unless one of them is float32; else float32 in the one pass."""
+        """Frames [T, B, C, H, W] as stored if steps or a GPU follow, else float32."""
         read, pin = [self.checked(row) for row in rows.tolist()], self.device.type == "cuda"
         kinds = {_kind(frames) for frames in read}
         t, *chw = self.inputs.shape[1:]
@@ -303,44 +293,43 @@ class MemoryBatches(_Ordered):
         return x
 
     def checked(self, row: int) -> np.ndarray:
-        """The frames of a row. Raises DataError where they are damaged."""
+        """The frames of a row; raises DataError if they are damaged."""
         frames = self.inputs[row]
         if self._check is not None:
             self._check(row, frames)
         return frames
 
     def _from_copy(self, rows: Tensor, sources: Tensor | None) -> Tensor:
-        """Images, or frames with their pixels taken from `sources`, of the copy on the device."""
+        """Images, or frames with their pixels moved by `sources`, from the copy on the device."""
         x = self.inputs.index_select(0, sent(rows, self.device))
         if wide := [(b, self.over[row]) for b, row in enumerate(rows.tolist()) if row in self.over]:
             x = x.to(torch.float32)
             for b, (places, counts) in wide:
                 x[b].view(-1)[places] = counts
         x = x.transpose(0, 1) if self._is_frames else x
-        return x if sources is None else moved(x, sources)
+        return x if sources is None else move_pixels(x, sources)
 
 
 class RowCheck:
-    """Holds rows of a cache against their checksums, each once: at the first read of a run.
+    """Verifies rows of a cache against their checksums, each at its first read.
 
-    To be given to MemoryBatches, the same one to all parts. Threads may share it: at worst two check one row.
+    Give the same object to MemoryBatches of all parts. Threads may share it: at worst two check one row.
     """
 
     def __init__(self, cache: Any):  # a Cache of cache.py that has checksums
         self.cache, self.checksums, self.checked = cache, cache.checksums, bytearray(len(cache.names))
 
     def __call__(self, row: int, frames: np.ndarray) -> None:
-        """Raise DataError if `frames`, which were read from this row, are not those that were stored."""
+        """Raise DataError if `frames`, as read from this row, are not those that were stored."""
         if not self.checked[row] and not self.intact(row, frames):
             raise DataError(
-                f"{self.cache.folder}/frames.npy is damaged: the frames of {self.cache.names[row]} (row {row}) are not those"
-                f" that were stored; rebuild it with `{self.cache.rebuild}`, or train on them as they are with"
-                " dataset.verify=off"
+                f"{self.cache.folder}/frames.npy is damaged: the frames of {self.cache.names[row]} (row {row}) do not"
+                f" match their checksum; rebuild it with `{self.cache.rebuild}`, or skip the check with dataset.verify=off"
             )
         self.checked[row] = 1
 
     def intact(self, row: int, frames: np.ndarray) -> bool:
-        """Whether `frames` have the checksum of this row."""
+        """Whether `frames` match the checksum of this row."""
         return zlib.crc32(np.ascontiguousarray(frames).data) == self.checksums[row]
 
 
@@ -348,12 +337,11 @@ class RowCheck:
 
 
 class LoaderBatches(_Ordered):
-    """Batches of samples that must be read one by one (PIL images, raw recordings), by worker processes.
+    """Batches of samples read one by one (PIL images, raw recordings) by worker processes.
 
-    samples: a map-style data set; samples[i] is (x, class number), x a tensor [C, H, W] or [T, C, H, W].
-        Whatever it draws from `random`, `numpy.random` or torch's global generator is seeded from (seed,
-        epoch, position of the draw), so torchvision and timm transforms repeat whatever the number of
-        workers. An exception that it raises as DataError reaches the caller as one sentence.
+    samples: map-style data set; samples[i] is (x, class number), x a tensor [C, H, W] or [T, C, H, W]. Its draws from
+        `random`, `numpy.random` and torch's global generator are seeded from (seed, epoch, position of the draw), so
+        torchvision and timm transforms repeat with any number of workers. Its DataErrors are raised in the caller.
     options: those of `_Ordered`; batch transforms run in the calling process.
     """
 
@@ -373,22 +361,20 @@ class LoaderBatches(_Ordered):
             batch_sampler=self._sampler,
             num_workers=workers,
             collate_fn=_collate,
-            persistent_workers=workers > 0 and self._shuffle is not False,  # evaluation is rare: its workers may go
+            persistent_workers=workers > 0 and self._shuffle is not False,  # evaluation is rare: its workers may exit
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # else every epoch draws from the caller's global generator
+            generator=torch.Generator(),  # otherwise every epoch draws from the caller's global generator
         )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Batches.epoch`; batches before `start` are not read."""
-        waiting: deque[list[Step]] = deque()  # the steps of batches that are being read
+        waiting: deque[list[Step]] = deque()  # the steps of batches being read
 
         def keys() -> Iterator[list]:
             for positions, rows, steps in self.plan(epoch, start):
                 waiting.append(steps)
-                yield [
-                    (row, (self.seed, epoch, _SAMPLE, k))
-                    for row, k in zip(rows.tolist(), positions.tolist(), strict=True)
-                ]
+                draws = zip(rows.tolist(), positions.tolist(), strict=True)
+                yield [(row, (self.seed, epoch, _SAMPLE, k)) for row, k in draws]
 
         self._sampler.batches = keys()
         for loaded in self._loader:
@@ -399,7 +385,7 @@ class LoaderBatches(_Ordered):
 
 
 class _Sampler:
-    """The batch sampler: what `epoch` sets, so that worker processes outlive an epoch."""
+    """Batch sampler whose batches `epoch` sets, so that worker processes outlive an epoch."""
 
     batches: Iterator[list]
 
@@ -408,7 +394,7 @@ class _Sampler:
 
 
 class _SeededSamples(Dataset):
-    """Reads one sample with all three global generators seeded for it, and puts those of the training process back."""
+    """Reads a sample with all three global generators seeded for it, then restores them."""
 
     def __init__(self, samples: Dataset):
         self.samples = samples
@@ -421,7 +407,7 @@ class _SeededSamples(Dataset):
         try:
             return self.samples[row]
         except DataError as error:
-            return DataError(str(error))  # raised here, a worker would bury the sentence under its traceback
+            return DataError(str(error))  # if raised, a worker would bury it under its traceback
         finally:
             random.setstate(states[0]), np.random.set_state(states[1]), torch.set_rng_state(states[2])
 
@@ -433,9 +419,9 @@ def _collate(samples):
 
 
 class PilImages(Dataset):
-    """Images of an array or of files as PIL images, transformed; a file that cannot be read is a DataError with its name.
+    """PIL images of an array or of files, transformed; an unreadable file raises DataError.
 
-    mode: of the images of files, "RGB" or "L" (grey). read: (file, mode) -> what `transform` is given instead of a PIL image.
+    mode: of files, "RGB" or "L" (grey). read: (file, mode) -> the input of `transform`, by default a PIL image.
     """
 
     def __init__(
@@ -465,9 +451,10 @@ class PilImages(Dataset):
 
 
 def feed(parts: Sequence[Any], device: torch.device, on_device: Any = "auto", ahead: Any = "auto") -> list[Any]:
-    """The parts of a data set (Batches or None) with the same batches, on their way to `device`; the first is that of training.
+    """The parts of a data set (Batches or None) with their batches made on `device`.
 
-    on_device, ahead: "auto", True or False, see the keys of `dataset`. Raises UserError where on_device=True does not fit.
+    The first is the training part. on_device, ahead: "auto", True or False, see the keys of `dataset`. The batches stay
+    the same. Raises UserError if on_device=True does not fit.
     """
     gpu = device.type == "cuda"
     wanted, reasons = gpu if on_device == "auto" else on_device, [_why_not(part) for part in parts]
@@ -493,20 +480,20 @@ def feed(parts: Sequence[Any], device: torch.device, on_device: Any = "auto", ah
 
 
 def _why_not(part: Batches | None) -> str | None:
-    """Why the batches of a part cannot be made on a device."""
+    """Why a part's batches cannot be made on a device; None if they can."""
     if not isinstance(part, MemoryBatches):
         return "samples are read one by one"
     names = (getattr(t, "name", type(t).__name__) for t in part.transforms if not t.portable)
-    return next((f"augment.{name} has no form for a device" for name in names), None)
+    return next((f"augment.{name} runs on the CPU only" for name in names), None)
 
 
 def _kind(inputs: Any) -> torch.dtype:
-    """The type of a copy on a device, and of frames that portable steps get."""
+    """Type of a copy on a device, and of frames for portable steps."""
     return inputs.dtype if isinstance(inputs, Tensor) else AS_STORED.get(inputs.dtype, torch.float32)
 
 
 def _fits(arrays: Iterable[Any], device: torch.device, on_device: Any) -> bool:
-    """Whether copies fit a GPU's memory; raises UserError where they were asked for and do not."""
+    """Whether copies fit into a GPU's memory; raises UserError if on_device=True and they do not."""
     size = sum(math.prod(inputs.shape) * _kind(inputs).itemsize for inputs in arrays)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
     if size <= free * (SHARE if on_device == "auto" else 1):
@@ -519,7 +506,7 @@ def _fits(arrays: Iterable[Any], device: torch.device, on_device: Any) -> bool:
 
 
 def _copy(parts: Sequence[MemoryBatches], device: torch.device) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
-    """The rows of an array that its parts use, read and checked once, and their part of the table of a ByteFrames."""
+    """Rows of an array that its parts use, on a device; counts above a byte."""
     inputs = parts[0].inputs
     if isinstance(inputs, Tensor):
         return inputs.to(device), {}

@@ -1,4 +1,4 @@
-"""What is done with data sets: parts become batches, and prepared frames a data set ready to train on."""
+"""Assembles data sets for training: parts become batches, prepared frames a `Data`."""
 
 import contextlib
 import json
@@ -28,22 +28,22 @@ from snn_repro.errors import DataError, UserError
 
 
 def loader_processes(cfg: Config) -> int:
-    """dataset.workers; where it is null, on a GPU the cores that the job has beside the one that trains, else none."""
+    """Worker processes: dataset.workers, or by default the spare CPU cores on a GPU, else none."""
     if cfg.dataset.workers is not None:
         return cfg.dataset.workers
     return distributed.cores() - 1 if cfg.device != "cpu" and torch.cuda.is_available() else 0
 
 
 class Part(NamedTuple):
-    """A part of a data set: rows of an array with labels (see MemoryBatches), or of samples (see LoaderBatches)."""
+    """Part of a data set: array rows (MemoryBatches) or samples read one by one (LoaderBatches)."""
 
     inputs: Tensor | np.ndarray | ByteFrames | Dataset
-    labels: Sequence[int] | np.ndarray = ()  # of samples: only for recipe.class_balanced, each comes with its own
+    labels: Sequence[int] | np.ndarray = ()  # of samples: used by recipe.class_balanced only
     rows: np.ndarray | None = None  # None: all
 
 
 def balanced(part: Part) -> Tensor:
-    """Sampling weights for equally frequent classes: 1 / samples of the class in the whole array."""
+    """Sampling weights that make classes equally frequent: 1 / class size in the whole array."""
     labels = np.asarray(part.labels)
     weights = torch.from_numpy(1 / np.bincount(labels)[labels])
     return weights if part.rows is None else weights[part.rows]
@@ -58,9 +58,10 @@ def assemble(
     evaluation: Sequence[BatchTransform] = (),
     check: Callable[[int, np.ndarray], None] | None = None,
 ) -> Data:
-    """`Data` of the parts train, val and test, the second of which may be empty; `transforms` are those of training, `evaluation` the others'.
+    """`Data` of the parts train, val and test; val may be empty.
 
-    check: see MemoryBatches. Raises DataError where arrays are not what the data set says of itself.
+    `transforms` are those of training, `evaluation` those of val and test. check: see MemoryBatches. Raises DataError
+    if the arrays do not have the declared shape or classes of the data set.
     """
     (train, val, test), recipe, shape = parts, cfg.recipe, dataset.frame_shape(cfg.dataset.frame_size)
 
@@ -70,11 +71,13 @@ def assemble(
             return LoaderBatches(inputs, size, indices=rows, workers=loader_processes(cfg), **options)
         kind = "images" if inputs.ndim == 4 else "frames"
         if tuple(inputs.shape[-3:]) != shape or (inputs.ndim == 4) != dataset.static:
-            said = f"{dataset.name} was read as {kind} {list(inputs.shape[-3:])}, and its file in data/sets/ says"
+            said = f"{dataset.name} was read as {kind} {list(inputs.shape[-3:])}, but its file in data/sets/ declares"
             raise DataError(f"{said} {list(shape)}, static={dataset.static}")
         if len(labels) and not 0 <= np.min(labels) <= np.max(labels) < dataset.num_classes:
-            said = f"{dataset.name} was read with labels {np.min(labels)} to {np.max(labels)}, and its file in data/sets/ says"
-            raise DataError(f"{said} {dataset.num_classes} classes")
+            said = (
+                f"{dataset.name} was read with labels {np.min(labels)} to {np.max(labels)}, but its file in data/sets/"
+            )
+            raise DataError(f"{said} declares {dataset.num_classes} classes")
         return MemoryBatches(inputs, labels, size, indices=rows, check=check, **options)
 
     of_train = batches(
@@ -90,14 +93,14 @@ def assemble(
 
 
 class AugmentedRecordings(torch.utils.data.Dataset):
-    """Training samples decoded from the raw files, so that `steps` can work on events before they become frames."""
+    """Training samples decoded from raw files, for augmentations that work on events."""
 
     def __init__(self, settings: Settings, cfg: Config, names: list[str], steps: Sequence[RecordingAugmentation]):
         recordings = find_recordings(settings.dataset, cfg.data_dir, cfg.cache_dir)
         by_name = {s.name: s for s in recordings.samples}
         if missing := [n for n in names if n not in by_name]:
             said = f"{missing[0]} is in the cache but not in data_dir={cfg.data_dir}"
-            raise DataError(f"{said}; give the folder it was made from")
+            raise DataError(f"{said}; use the folder that the cache was made from")
         self.samples = [by_name[n] for n in names]
         self.files, self.settings, self.steps = recordings.files, settings, steps
 
@@ -108,7 +111,7 @@ class AugmentedRecordings(torch.utils.data.Dataset):
         sample, dataset = self.samples[i], self.settings.dataset
         data = read_entry(self.files[sample.file], sample.file)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is odd about a file was told when the frames were prepared
+            warnings.simplefilter("ignore")  # they were shown when the frames were prepared
             events = dataset.decode(data, sample.file)
         events = cut(events, sample.start, sample.stop)
         for step in self.steps:
@@ -118,18 +121,20 @@ class AugmentedRecordings(torch.utils.data.Dataset):
 
 
 class EventSet(Recorded):
-    """Recordings of an event camera, one file each or several in one, which cache.py turns into cached frames once."""
+    """Recordings of an event camera, used as frames that cache.py prepares once."""
 
     def test_mask(self, split, names, labels):
         return RULES[split](names, labels)
 
     def split(self, cfg: Config, cache: Cache) -> tuple[Indices, Indices, Indices, Split]:
-        """(training, validation and test rows of an opened cache, their Split), drawn on the list of what was published."""
+        """(training, validation, test rows of a cache, Split), drawn on the published list of recordings."""
         split, excluded = cfg.dataset.split, [*cache.excluded]
         total = self.total or len(cache.names) + len(excluded)
         there = f"{self.name}: the cache holds"
         if excluded or len(cache.names) < total:
-            said = f"{there} {len(cache.names)} of {total} recordings, so results do not compare with those on the whole data set"
+            said = (
+                f"{there} {len(cache.names)} of {total} recordings, so results do not compare with the whole data set"
+            )
             warnings.warn(said, stacklevel=2)
         if split == "official":
             dropped = total - len(cache.names)
@@ -139,7 +144,7 @@ class EventSet(Recorded):
             dropped = len(everything) - len(cache.names)
             train, test = named_split(self, split, cache.names, cache.labels, everything)
             if self.published_names() and len(everything) != total:
-                said = f"{there} recordings that the published data set has not, so dataset.split={split} is drawn on its own"
+                said = f"{there} recordings that were not published, so dataset.split={split} is drawn on its own"
                 warnings.warn(f"{said} list of {len(everything)} names", stacklevel=2)
         people = [who for who in map(self.person, cache.names) if who is not None]
         train, val, of_run = split_parts(
@@ -149,12 +154,12 @@ class EventSet(Recorded):
         return train, val, test, of_run
 
     def locate(self, cfg: Config) -> list[Path]:
-        with contextlib.suppress(Packed):  # it is there
+        with contextlib.suppress(Packed):  # present, but not unpacked yet
             find_recordings(self.of(cfg), cfg.data_dir, cfg.cache_dir, unpack=False)
         return [Path(cfg.data_dir or "")]
 
     def cache_settings(self, cfg: Config) -> Settings:
-        """Of the cache that a run reads."""
+        """Settings of the cache that a run reads."""
         return Settings(self.of(cfg), cfg.timesteps, cfg.dataset.integrate_by, cfg.dataset.frame_size)
 
     def check(self, cfg: Config) -> None:
@@ -171,7 +176,7 @@ class EventSet(Recorded):
         return "not prepared", f"frames: {settings.command(cfg.data_dir, cfg.cache_dir)}"
 
     def fingerprint(self, cfg: Config) -> dict[str, str]:
-        """{"prepared frames": of the index of the cache, which holds a checksum of every row}."""
+        """{"prepared frames": SHA-256 of the cache's index, which has a checksum of every row}."""
         if not cfg.cache_dir:
             raise UserError(f"cache_dir is not set: {self.name} is read from prepared frames")
         manifest = Path(cfg.cache_dir, self.cache_settings(cfg).folder, "manifest.json")
@@ -181,14 +186,14 @@ class EventSet(Recorded):
             raise DataError(f"{manifest} cannot be read: {error}") from None
 
     def recording(self, path: str) -> Events:
-        """The events of one file outside of the data set. Raises DataError."""
+        """The events of one file outside the data set. Raises DataError."""
         return self.decode(read_entry(Entry(path), path), path)
 
     def sample(self, cfg: Config, source: Any, say: Callable[[str], None]) -> Tensor:
         return raw.frames(self.of(cfg), cfg, self.recording(os.fspath(source)) if raw.is_path(source) else source)
 
     def build(self, cfg: Config) -> Data:
-        """The data set from prepared frames."""
+        """The data set, read from prepared frames."""
         keep_freed_memory()  # a batch of frames has tens of MiB
         settings = self.cache_settings(cfg)
         dataset: Any = settings.dataset

@@ -1,20 +1,19 @@
-"""Raw event recordings -> cached frames, made once by `prepare`, and the gate through which they are opened.
+"""Prepared frames: `prepare` makes a cache from raw recordings once, `open_cache` opens it.
 
 A finished cache is a folder `cache_dir/<dataset>/T<timesteps>-<number|time|braincog>[-<pixels>px]` with these files:
 
-    frames.npy     [N, T, 2, H, W], memory-mapped when used: event counts as bytes, or, resized, float16 (float32
-                   where a count needs it)
-    overflow.npy   the counts that a byte does not hold, where there are some (`ByteFrames`)
-    index.csv      one line a sample, sorted by name: row, label, official part, events, bytes and CRC-32 of
-                   its file, CRC-32 of the bytes of its row's frames, in the
-                   narrowest type where the table has some of them, name
-    manifest.json  format version, settings, shape, what was left out and why
+    frames.npy     [N, T, 2, H, W], memory-mapped when used: event counts as bytes, or, resized, float16 (float32 where
+                   a count needs it)
+    overflow.npy   counts above a byte, if any (`ByteFrames`)
+    index.csv      one line per sample, sorted by name: row, label, official part, events, bytes and CRC-32 of its file,
+                   CRC-32 of its row's frames in the narrowest type that holds their counts, name
+    manifest.json  format version, settings, shape, what was excluded and why
 
-A row's CRC-32 is checked when a run first reads the row (`RowCheck`), so that frames which decayed on the disk are
-not trained on. Format version 2, which had no table, is still read.
+A row's CRC-32 is checked when a run first reads the row (`RowCheck`), so that damaged frames are not trained on. Format
+version 2, without overflow.npy, is still read.
 
-While it is made, the folder is called `<name>.partial` and holds a file of frames for each recording; these are joined at
-the end. So a run that is killed at any moment loses at most the recordings in hand.
+While it is made, the folder is called `<name>.partial` and holds a file of frames for each recording; these are joined
+at the end. So a killed run loses at most the recordings in progress.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ from filelock import FileLock, Timeout
 
 from snn_repro import distributed
 from snn_repro.console import progress
-from snn_repro.data.archives import means
+from snn_repro.data.archives import name_matches
 from snn_repro.data.batches import RowCheck
 from snn_repro.data.dataset import SETS, Entry, Recorded, Sample
-from snn_repro.data.events import OVERFLOW, ByteFrames, apart, cut, to_frames
+from snn_repro.data.events import OVERFLOW, ByteFrames, cut, split_counts, to_frames
 from snn_repro.data.recordings import Recordings, find_recordings, read_entry, walk
 from snn_repro.errors import DataError, UserError, nearest
 from snn_repro.files import write_error, write_json, write_text
@@ -49,12 +48,12 @@ from snn_repro.files import write_error, write_json, write_text
 FORMAT_VERSION = 3
 _READABLE = (2, 3)
 TABLE = "overflow.npy"
-_PART_VERSION = 4  # of the files of an unfinished cache
-WHOLE = 2**30  # bytes of own recordings up to which the contents of all are compared; of more, evenly spaced ones
+_PART_VERSION = 4  # format of the files of an unfinished cache
+WHOLE = 2**30  # bytes of own recordings up to which all contents are compared; of more, evenly spaced files
 
 
 class Settings(NamedTuple):
-    """What decides the content of a cache."""
+    """Everything that determines the content of a cache."""
 
     dataset: Recorded
     timesteps: int
@@ -63,15 +62,17 @@ class Settings(NamedTuple):
 
     @property
     def folder(self) -> Path:
+        """Its folder, relative to cache_dir."""
         pixels = f"-{self.frame_size}px" if self.frame_size else ""
         return Path(self.dataset.cache_name) / f"T{self.timesteps}-{self.by}{pixels}"
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
+        """[T, 2, H, W] of one sample."""
         return (self.timesteps, *self.dataset.frame_shape(self.frame_size))
 
     def words(self) -> dict[str, Any]:
-        """As the manifest has them."""
+        """Its entries in the manifest."""
         return {**self._asdict(), "dataset": self.dataset.name, **self.dataset.found}
 
     def command(self, data_dir=None, cache_dir=None) -> str:
@@ -85,39 +86,39 @@ class Settings(NamedTuple):
 
 @dataclass
 class Cache:
-    """An opened cache; `names`, `labels` and `parts` belong to the rows of `frames`, sorted by name."""
+    """An opened cache; `names`, `labels` and `parts` follow the rows of `frames`, sorted by name."""
 
     frames: np.ndarray | ByteFrames  # memory-mapped [N, T, 2, H, W]
     names: list[str]
     labels: np.ndarray  # int64 [N]
-    parts: list[str] | np.ndarray  # "train" | "test" where the split is official, else ""
+    parts: list[str] | np.ndarray  # "train" | "test" if the split is official, else ""
     manifest: dict[str, Any]
-    excluded: dict[str, str]  # sample or file -> why it was left out
+    excluded: dict[str, str]  # sample or file -> reason
     folder: Path
-    rebuild: str  # the command that makes it again
+    rebuild: str  # the command that rebuilds it
     checksums: list[int]  # CRC-32 of the bytes of each row of `frames`
-    files: dict[str, tuple[int, str]]  # name of each recording's file: its bytes and CRC-32
+    files: dict[str, tuple[int, str]]  # file of each recording -> its bytes and CRC-32
 
 
 # ------------------------------------------------------------------ opening
 
 
 def open_cache(settings: Settings, cache_dir: str | Path | None, data_dir: str | Path | None = None) -> Cache:
-    """Open a finished cache, memory-mapped. The frames themselves are not read: see RowCheck.
+    """Open a finished cache, memory-mapped; the frames are not read yet (see RowCheck).
 
-    Raises UserError if there is none, DataError if it is of another format version, was made with other
-    settings, does not fit together, or (only looked at if `data_dir` is given and holds the data set) was
-    made from other files: one sentence each, with the command that rebuilds it.
+    Raises UserError if there is none. Raises DataError, with the command that rebuilds it, for another format version
+    or other settings, for files that do not fit together, or if it was made from other raw files (checked only if
+    `data_dir` is given and holds the data set).
     """
     if not cache_dir:
         raise UserError(
-            f"cache_dir is not set: {settings.dataset.name} is read from prepared frames; run `{settings.command(data_dir)}` once,"
-            " then pass the same cache_dir=DIR"
+            f"cache_dir is not set: {settings.dataset.name} is read from prepared frames; run"
+            f" `{settings.command(data_dir)}` once, then pass the same cache_dir=DIR"
         )
     folder, command = Path(cache_dir, settings.folder), settings.command(data_dir, cache_dir)
     if not (folder / "manifest.json").is_file():
         begun = Path(f"{folder}.partial").exists()
-        unfinished = " (an unfinished one is there: the command goes on with it)" if begun else ""
+        unfinished = " (an unfinished one is there: the command resumes it)" if begun else ""
         again = " rebuild=true" if folder.exists() else ""
         raise UserError(f"no prepared frames at {folder}{unfinished}; run `{command}{again}` once")
     cache = _read(folder, settings, f"{command} rebuild=true")
@@ -129,7 +130,7 @@ def open_cache(settings: Settings, cache_dir: str | Path | None, data_dir: str |
 
 
 def _read(folder: Path, settings: Settings, command: str) -> Cache:
-    """A cache whose files are as they were written, with these settings. Raises DataError with the command that rebuilds it."""
+    """Open an intact cache with these settings. Raises DataError with the command that rebuilds it."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         if (version := manifest["format_version"]) not in _READABLE:
@@ -142,7 +143,7 @@ def _read(folder: Path, settings: Settings, command: str) -> Cache:
         table = np.load(folder / TABLE, allow_pickle=False) if "overflow_sha256" in manifest else np.empty(0, OVERFLOW)
         for file, content, key in (("index.csv", text.encode(), "index"), (TABLE, table.tobytes(), "overflow")):
             if content and hashlib.sha256(content).hexdigest() != manifest[f"{key}_sha256"]:
-                raise ValueError(f"{file} is not the one that belongs to manifest.json")
+                raise ValueError(f"{file} does not belong to manifest.json")
         rows = list(csv.DictReader(text.splitlines()))
         if frames.shape != (len(rows), *settings.shape) or str(frames.dtype) != manifest["dtype"]:
             raise ValueError(
@@ -167,9 +168,9 @@ def _read(folder: Path, settings: Settings, command: str) -> Cache:
 
 
 def _changed_source(dataset: Recorded, data_dir, cache_dir, cache: Cache) -> str | None:
-    """How the raw files in `data_dir` differ from those in the index; None if they agree, are absent, or are not unpacked.
+    """How raw files in `data_dir` differ from the index; None if equal, absent or packed.
 
-    Of a data set of one's own, the contents are compared too: another may have files of these names and sizes.
+    For own data the contents are compared too: other data may have the same names and sizes.
     """
     try:
         files = find_recordings(dataset, data_dir, cache_dir, unpack=False).files
@@ -193,7 +194,7 @@ def _changed_source(dataset: Recorded, data_dir, cache_dir, cache: Cache) -> str
 
 
 def event_set(name: str) -> Any:
-    """The data set of this name. Raises UserError if it is not one to prepare."""
+    """The data set of this name. Raises UserError if it needs no preparation."""
     sets = {n: s for n, s in SETS.items() if s.prepared}
     if name not in sets:
         raise UserError(f"dataset={name} needs no preparation; these do: {', '.join(sets)}{nearest(name, sets)}")
@@ -201,7 +202,7 @@ def event_set(name: str) -> Any:
 
 
 def verify_cache(settings: Settings, cache_dir: str | Path | None, say=print) -> tuple[Cache, list[str]]:
-    """Read all rows of a cache: (the cache, the names of those that are not what was stored). Raises as `open_cache` does."""
+    """Read all rows of a cache: (cache, names of damaged rows). Raises like `open_cache`."""
     cache = open_cache(settings, cache_dir)
     check, bad = RowCheck(cache), []
     with progress("rows", len(cache.names), say) as advance:
@@ -214,13 +215,13 @@ def verify_cache(settings: Settings, cache_dir: str | Path | None, say=print) ->
 
 
 class Report(NamedTuple):
-    """What `prepare` did."""
+    """Result of `prepare`."""
 
     folder: Path
     samples: int  # in the finished cache
     expected: int  # in the complete data set
-    read: int  # samples decoded by this call; the rest was there already
-    problems: dict[str, str]  # sample or file -> why it is left out
+    read: int  # samples decoded by this call
+    problems: dict[str, str]  # excluded sample or file -> reason
 
 
 def prepare(
@@ -232,14 +233,12 @@ def prepare(
     rebuild: bool = False,
     say=print,
 ) -> Report:
-    """Read every recording of a data set below `data_dir`, and leave its frames in `cache_dir`.
+    """Read every recording of a data set below `data_dir` and write its frames to `cache_dir`.
 
-    Goes on where a killed run stopped; returns at once if the cache is finished and its source files are unchanged (name
-    and size). Every file is looked at; bad ones are listed through `say` with the reason, without stopping. The cache is
-    finished only if all are good, or with allow_bad=True, which notes the exclusions in the manifest. rebuild=True makes it
-    again, replacing the old one when it is done. workers: threads (default: one a CPU).
-
-    Raises UserError and DataError with one sentence.
+    Resumes after a killed run; returns at once if the cache is finished and its source files have the same names and
+    sizes. Every file is checked; bad ones are reported through `say` with the reason. The cache is finished only if all
+    are good, or with allow_bad=True, which records the exclusions in the manifest. rebuild=True makes it again and
+    replaces the old one at the end. workers: threads (default: one per CPU). Raises UserError and DataError.
     """
     if not cache_dir:
         raise UserError("cache_dir is not set: pass cache_dir=DIR, a folder for the prepared frames")
@@ -248,9 +247,8 @@ def prepare(
     _refuse_overlap(dataset, data_dir, folder)
     if folder.exists() and not rebuild:
         cache = open_cache(settings, cache_dir, data_dir)
-        return Report(
-            folder, len(cache.names), dataset.total or len(cache.names) + len(cache.excluded), 0, cache.excluded
-        )
+        expected = dataset.total or len(cache.names) + len(cache.excluded)
+        return Report(folder, len(cache.names), expected, 0, cache.excluded)
     found, partial = find_recordings(dataset, data_dir, cache_dir), Path(f"{folder}.partial")
     problems = dict(sorted(found.problems.items()))
     for problem in problems.items():
@@ -263,8 +261,8 @@ def prepare(
             if problems and not allow_bad:
                 raise DataError(
                     f"{len(problems)} of {len(found.samples) + len(found.problems)} recordings of {dataset.name} are bad"
-                    f" ({_said(*next(iter(problems.items())))}); replace them and run again, which reads only those, or"
-                    " pass allow_bad=true to leave them out, which the manifest then says"
+                    f" ({_said(*next(iter(problems.items())))}); replace them and run again (only those are read), or"
+                    " pass allow_bad=true to exclude them, which the manifest records"
                 )
             samples = _join(made, settings, partial / "finished", problems)
             shutil.rmtree(folder, ignore_errors=True)
@@ -282,16 +280,16 @@ def _said(name: str, reason: str) -> str:
 
 
 def _refuse_overlap(dataset: Recorded, data_dir: str | Path | None, folder: Path) -> None:
-    """The data set's own folders are only ever read: a cache inside of one would be a write."""
+    """Raise UserError for a cache inside the data set's own, read-only folders."""
     holding = {inner.rpartition("/")[0] for inner, _ in walk(dataset, data_dir) if not inner.endswith("/")}
     own = {Path(data_dir or "", *above) for above in (Path(h).parts[:n] for h in holding for n in range(1, 9))}
     roots = Path(data_dir or ""), Path(os.path.realpath(data_dir or ""))
-    own = (own - {roots[0]}) | {root for root in roots if means(root.name, dataset.known_names)}
+    own = (own - {roots[0]}) | {root for root in roots if name_matches(root.name, dataset.known_names)}
     for raw in own:
         if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(raw)):
             raise UserError(
-                f"cache_dir would put the cache, {folder}, inside of the data set's own folder {raw}, which"
-                " is only ever read; choose a folder outside with cache_dir=DIR"
+                f"cache_dir would put the cache, {folder}, inside of the data set's own folder {raw}, which is never"
+                " written to; choose a folder outside with cache_dir=DIR"
             )
 
 
@@ -299,9 +297,9 @@ def _refuse_overlap(dataset: Recorded, data_dir: str | Path | None, folder: Path
 
 
 def _read_all(partial: Path, settings: Settings, found: Recordings, threads: int, say) -> tuple[dict[Path, Any], int]:
-    """({part: facts} of all files, of which those that are not there as they should be are read; samples read now).
+    """({part: facts} of all files, samples read now); reads files with missing or damaged parts.
 
-    Threads do, as neither NumPy nor the counting holds Python's lock for long.
+    In threads, as neither NumPy nor the counting kernel holds Python's lock for long.
     """
     made: dict[Path, Any] = {}
     jobs, read = [], 0
@@ -309,7 +307,7 @@ def _read_all(partial: Path, settings: Settings, found: Recordings, threads: int
         entry, samples = found.files[file], list(group)
         state = os.stat(entry.path) if os.path.isfile(entry.path) else None
         plan = json.dumps([_PART_VERSION, settings.words(), samples, state and (state.st_size, state.st_mtime_ns)])
-        part = partial / f"{hashlib.sha256(plan.encode()).hexdigest()[:24]}.npz"  # what it depends on is in its name
+        part = partial / f"{hashlib.sha256(plan.encode()).hexdigest()[:24]}.npz"  # named by all that it depends on
         made[part] = _kept(part)
         if made[part] is None:
             jobs.append((settings, part, entry, samples))
@@ -332,17 +330,17 @@ def _read_all(partial: Path, settings: Settings, found: Recordings, threads: int
 
 
 def _kept(part: Path) -> dict[str, Any] | None:
-    """The facts of a part that is there as it was written, with all samples of its file; else None."""
+    """Facts of a part that is intact and has all samples; else None."""
     try:
         with zipfile.ZipFile(part) as stored, np.load(part) as arrays:
             facts = json.loads(str(arrays["facts"]))
             return facts if stored.testzip() is None and not facts["problems"] else None
-    except Exception:  # whatever is wrong with it, it is made again
+    except Exception:  # whatever is wrong with it, make it again
         return None
 
 
 def _decode(settings: Settings, part: Path, entry: Entry, samples: list[Sample]) -> dict[str, Any]:
-    """Keep the frames of one file; returns what is known of it: its bytes, rows, and the problems of other samples."""
+    """Write the frames of one file; returns facts: bytes, rows, and problems of samples."""
     facts: dict[str, Any] = {"file": samples[0].file, "rows": [], "problems": {}}
     arrays: dict[str, Any] = {}
     part.unlink(missing_ok=True)
@@ -373,10 +371,10 @@ def _decode(settings: Settings, part: Path, entry: Entry, samples: list[Sample])
 
 
 def _join(made: dict[Path, dict[str, Any]], settings: Settings, target: Path, problems: dict[str, str]) -> int:
-    """Write a finished cache from all parts to the folder `target`; returns the number of samples."""
+    """Join all parts into a finished cache in `target`; returns the number of samples."""
     kinds = [row[-1] for facts in made.values() for row in facts["rows"]]
     if not kinds:
-        raise DataError(f"not one recording of {settings.dataset.name} is good, so there is nothing to cache")
+        raise DataError(f"no recording of {settings.dataset.name} is usable, so there is nothing to cache")
     dtype, shape = np.result_type(*set(kinds)), (len(kinds), *settings.shape)
     counts = dtype.kind == "u"
     dtype = np.dtype(np.uint8) if counts else dtype  # larger counts go to the table
@@ -392,7 +390,7 @@ def _join(made: dict[Path, dict[str, Any]], settings: Settings, target: Path, pr
                 values = written = stored[str(k)] if counts else stored[str(k)].astype(dtype)
                 row = len(index) - 1
                 if counts:
-                    written, places, more = apart(values)
+                    written, places, more = split_counts(values)
                     tables.append(np.rec.fromarrays([np.full(len(places), row), places, more], dtype=OVERFLOW))
                 file.write(np.ascontiguousarray(written).data)
                 row_crc32 = f"{zlib.crc32(np.ascontiguousarray(values).data):08x}"

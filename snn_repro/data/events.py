@@ -14,10 +14,9 @@ from snn_repro.kernels import compiled as kernels
 
 
 class Events(NamedTuple):
-    """One recording: N events in the order in which they were recorded.
+    """One recording: N events in recorded order.
 
-    t: int64 [N], microseconds. x, y: int16 [N], column and row of the pixel, from 0.
-    p: uint8 [N], polarity, 0 or 1.
+    t: int64 [N], microseconds. x, y: int16 [N], column and row of the pixel, from 0. p: uint8 [N], polarity, 0 or 1.
     """
 
     t: np.ndarray
@@ -28,36 +27,35 @@ class Events(NamedTuple):
 
 @cache
 def compiled(function):
-    """`function` compiled by numba at its first call and kept on disk (kernels/compiled.py)."""
+    """`function`, compiled by numba at its first call and cached on disk (kernels/compiled.py)."""
     return kernels.compiled(function, error_model="python")
 
 
 def integrate(events: Events, timesteps: int, size: tuple[int, int], by: str = "number") -> np.ndarray:
-    """Count the events of each frame, polarity and pixel: [T, 2, H, W], channel 0 holds polarity 0.
+    """Count events per frame, polarity and pixel: [T, 2, H, W]; channel = polarity.
 
-    by="number": N // T events a frame, in recorded order; the last frame takes the remainder too.
-    by="time": frames of (t[-1] - t[0]) // T microseconds from t[0] on; the last frame takes the rest.
+    by="number": N // T events per frame, in recorded order; the last frame also takes the remainder.
+    by="time": frames of (t[-1] - t[0]) // T microseconds from t[0] on; the last frame also takes the rest.
         A time bin without events gives an empty frame. Times that jitter backwards are binned one by one.
     by="braincog": as "time", but the rest is in no frame, as with tonic's ToFrame(n_time_bins=T).
-    With fewer events than frames, all of them are in the last frame (by number) or where their times put
-    them (by time). Without any event all frames are zero.
+    With fewer events than frames, all are in the last frame (by number) or where their times put them (by time).
+    Without events all frames are zero.
 
-    size: (H, W) of the sensor. Counts are uint8, or uint16 or uint32 where one does not fit: none is clipped or wraps.
-
-    Raises DataError for an event outside of the sensor, a polarity other than 0 and 1, arrays of different
-    lengths, or (by time) a recording that ends before it begins; UserError for a wrong argument.
+    size: (H, W) of the sensor. Counts are uint8, or uint16 or uint32 if one needs it; none is clipped or wraps. Raises
+    DataError for an event outside the sensor, a polarity other than 0 and 1, arrays of different lengths, or (by time)
+    a recording that ends before it begins; UserError for a wrong argument.
     """
     if timesteps < 1:
         raise UserError(f"timesteps={timesteps} must be at least 1")
     if by not in ("number", "time", "braincog"):
         raise UserError(f"dataset.integrate_by={by!r} must be 'number', 'time' or 'braincog'")
     t, x, y, p = _plain(events)
-    column, row = x.view(np.uint16), y.view(np.uint16)  # negative ones become large: one test finds both
+    column, row = x.view(np.uint16), y.view(np.uint16)  # negative values become large: one test finds both
     if column.max(initial=0) >= size[1] or row.max(initial=0) >= size[0] or p.max(initial=0) > 1:
         i = int(np.argmax((column >= size[1]) | (row >= size[0]) | (p > 1)))
         raise DataError(
             f"event {i} of {len(x)} is at x={x[i]}, y={y[i]} with polarity {p[i]}, which a sensor of"
-            f" {size[0]} x {size[1]} pixels (height x width) cannot give; is the file of another data set?"
+            f" {size[0]} x {size[1]} pixels (height x width) cannot give; is the file from another data set?"
         )
     if by == "number":
         stops = len(t) // timesteps * np.arange(1, timesteps + 1)
@@ -66,9 +64,8 @@ def integrate(events: Events, timesteps: int, size: tuple[int, int], by: str = "
         if len(t) and t[-1] < t[0]:
             raise DataError(f"the recording ends ({t[-1]} us) before it begins ({t[0]} us) and cannot be split by time")
         first, width = (t[0], (t[-1] - t[0]) // timesteps) if len(t) else (0, 0)
-        edges = first + width * np.arange(
-            1, timesteps + (by == "braincog")
-        )  # where frames begin, and where the last ends
+        # frame starts, and the end of the last frame
+        edges = first + width * np.arange(1, timesteps + (by == "braincog"))
         if np.any(t[1:] < t[:-1]):
             frame_of = np.searchsorted(edges, t, side="right")
             order = np.argsort(frame_of, kind="stable")
@@ -84,7 +81,7 @@ def integrate(events: Events, timesteps: int, size: tuple[int, int], by: str = "
 
 
 def _plain(events) -> list[np.ndarray]:
-    """Contiguous arrays of the types of `Events`; refuses what those cannot hold, so that nothing wraps."""
+    """Contiguous arrays of the types of `Events`. Raises DataError for values that would wrap."""
     given = [np.asarray(values) for values in events]
     if len({a.shape for a in given}) != 1 or any(a.ndim != 1 or a.dtype.kind not in "iub" for a in given):
         kinds = ", ".join(f"{a.dtype} {list(a.shape)}" for a in given)
@@ -97,10 +94,10 @@ def _plain(events) -> list[np.ndarray]:
 
 
 def _count_events(x, y, p, stops, frames, height, width, limit):
-    """Add events [stops[j - 1], stops[j]) to frames[j]; False as soon as a count would exceed `limit`.
+    """Add events [stops[j - 1], stops[j]) to frames[j]; False if a count would exceed `limit`.
 
-    Every event must lie on the sensor. Computing a block of pixel numbers first, apart from the scattered
-    increments, lets the compiler vectorise that part: over twice as fast as one loop.
+    Every event must lie on the sensor. Pixel numbers are computed in blocks, apart from the scattered increments, so
+    that the compiler vectorises them: over twice as fast as one loop.
     """
     block = 2048
     pixels = np.empty(block, np.uint32)
@@ -126,17 +123,17 @@ def _count_events(x, y, p, stops, frames, height, width, limit):
 
 
 def cut(events: Events, start: int, stop: int) -> Events:
-    """The events with start <= t < stop, in recorded order; all, where stop is -1."""
+    """Events with start <= t < stop, in recorded order; all if stop is -1."""
     inside = (events.t >= start) & (events.t < stop)
     return events if stop < 0 else Events(*(a[inside] for a in events))
 
 
 def to_frames(events: Events, size: tuple[int, int], timesteps: int, by: str, frame_size: int | None) -> np.ndarray:
-    """Frames as the cache stores them: the counts of `integrate`; with `frame_size`, resized to
-    [T, 2, frame_size, frame_size] float16 (float32 where float16 cannot hold a count).
+    """Frames as the cache stores them: counts of `integrate`, or resized to `frame_size`.
 
-    The resize is bilinear with antialiasing, on float32 frames, without keeping the aspect ratio. by="braincog": of the
-    pixels that the recording's events reach, from corner to corner and without antialiasing, as BrainCog does it.
+    Resized frames are [T, 2, frame_size, frame_size], float16 (float32 where float16 cannot hold a count): bilinear
+    with antialiasing, without keeping the aspect ratio. by="braincog", as in BrainCog: only the rectangle of pixels
+    with events is resized, with aligned corners and without antialiasing.
     """
     counts = integrate(events, timesteps, size, by)
     if frame_size is None:
@@ -151,16 +148,16 @@ def to_frames(events: Events, size: tuple[int, int], timesteps: int, by: str, fr
 
 # ------------------------------------------------------------------ counts as bytes
 
-MOST = 255  # that a byte holds; it stands where the table has the count
+MOST = 255  # largest count in a byte; also stored where the table has the count
+# an entry of the table: a row, the place in its flattened frames, and the count there
 OVERFLOW = np.dtype([("row", "<u4"), ("place", "<u4"), ("count", "<u4")])
-"""an entry of the table: a row, the place in its flattened frames, and the count there"""
 
 
 class ByteFrames:
-    """Frames [N, T, 2, H, W] of bytes and a table of larger counts (sorted by row), read as one array.
+    """Frames [N, T, 2, H, W] stored as bytes and a table of larger counts.
 
-    frames[i] are the counts of a row: uint8, or the narrowest of uint16 and uint32 that holds them where the table has
-    some. So one hot pixel does not double a data set.
+    The table is sorted by row. frames[i] are counts: uint8, or the narrowest of uint16 and uint32 for a row with
+    entries in the table. So one hot pixel does not double a data set.
     """
 
     def __init__(self, stored: np.ndarray, table: np.ndarray):
@@ -184,7 +181,7 @@ class ByteFrames:
         return frames
 
 
-def apart(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The bytes of one row, and the places and counts of its part of the table."""
+def split_counts(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The bytes of one row, and the places and counts of its table entries."""
     places = np.flatnonzero(frames > MOST)
     return np.minimum(frames, MOST).astype(np.uint8), places, frames.reshape(-1)[places]

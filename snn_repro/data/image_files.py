@@ -1,4 +1,4 @@
-"""Image files: listed, looked at, opened as pixels, and hashed. An image is the path of its file."""
+"""Image files: listing, checking, decoding and hashing; an image is the path of its file."""
 
 import hashlib
 import os
@@ -16,24 +16,24 @@ from snn_repro.data.archives import reading
 from snn_repro.errors import DataError, UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-ORIENTATION = 0x0112  # the EXIF tag of how a camera was held; 1 is upright
+ORIENTATION = 0x0112  # the EXIF tag of the camera's rotation; 1 is upright
 
 
-# ------------------------------------------------------------------ which there are
+# ------------------------------------------------------------------ listing and checking
 
 
 @reading()
 def class_folders(folder: str | Path) -> dict[str, Path]:
-    """{name: path} of the folders in a folder, sorted; hidden ones are left out."""
+    """{name: path} of the visible folders in a folder, sorted."""
     with os.scandir(folder) as entries:
         return dict(sorted((e.name, Path(e.path)) for e in entries if e.name[0] != "." and e.is_dir()))
 
 
 @reading()
 def images_in(folder: str | Path) -> list[str]:
-    """Paths below a folder of the images in it and further down, by folder and name; hidden ones are left out.
+    """Relative paths of the visible images below a folder, sorted by folder and name.
 
-    Raises DataError without an image, and for a link that leads in a circle.
+    Raises DataError if there are none, and for a link that leads in a circle.
     """
     found, seen = [], set()
 
@@ -43,9 +43,7 @@ def images_in(folder: str | Path) -> list[str]:
     for place, below, names in os.walk(folder, onerror=refuse, followlinks=True):
         below[:] = [name for name in below if name[0] != "."]
         if (real := os.path.realpath(place)) in seen:
-            raise DataError(
-                f"{place} leads to {real}, which was read before: its images would count twice; remove the link"
-            )
+            raise DataError(f"{place} leads to {real}, which was read before: remove the link, or images count twice")
         seen.add(real)
         found += [(place, n) for n in names if n[0] != "." and n.lower().endswith(EXTENSIONS)]
     if not found:
@@ -55,7 +53,7 @@ def images_in(folder: str | Path) -> list[str]:
 
 @reading()
 def file_hashes(images: Sequence[tuple[str, str]], whole: int = 0) -> tuple[str, str]:
-    """SHA-256 of names and sizes of (name, path), and of contents: of all up to `whole` bytes in sum, else of 64 of them."""
+    """SHA-256 of names with sizes, and of contents: 64 files if above `whole` bytes."""
     listing, contents, n = hashlib.sha256(), hashlib.sha256(), len(images)
     sizes = [os.stat(path).st_size for _, path in images]
     few = sum(sizes) > whole
@@ -66,28 +64,29 @@ def file_hashes(images: Sequence[tuple[str, str]], whole: int = 0) -> tuple[str,
     return listing.hexdigest(), contents.hexdigest()
 
 
-def look(images: Sequence[str], threads: int = 16) -> Iterator[tuple[int, int, str] | DataError]:
-    """(width, height, PIL's mode) of each image with a readable header, a sane size and an end, or what is wrong with it."""
-    with ThreadPoolExecutor(threads, "look") as pool:  # waiting for a file server, not for the processor
-        for at in range(0, len(images), 64 * threads):  # a short queue, so that Ctrl-C is heard
-            yield from pool.map(_look, images[at : at + 64 * threads])
+def inspect_images(images: Sequence[str], threads: int = 16) -> Iterator[tuple[int, int, str] | DataError]:
+    """(width, height, PIL mode) of each image, or the DataError of a bad one."""
+    with ThreadPoolExecutor(threads, "inspect") as pool:  # waits for a file server, not for the CPU
+        for at in range(0, len(images), 64 * threads):  # a short queue, so that Ctrl-C works
+            yield from pool.map(_inspect, images[at : at + 64 * threads])
 
 
-def facts(images: Sequence[str]) -> list[tuple[int, int, str]]:
-    """(width, height, PIL's mode) of each image. Raises DataError with the name of the first bad one."""
-    seen: list = [*look(images)]
+def image_facts(images: Sequence[str]) -> list[tuple[int, int, str]]:
+    """(width, height, PIL mode) of each image. Raises DataError naming the first bad one."""
+    seen: list = [*inspect_images(images)]
     if bad := next((fact for fact in seen if isinstance(fact, DataError)), None):
         raise bad
     return seen
 
 
-def _look(image: str) -> tuple[int, int, str] | DataError:
+def _inspect(image: str) -> tuple[int, int, str] | DataError:
+    """Check header, size and end of a file, decoding it only without an end marker."""
     try:
         with _opened(image) as (stream, opened):
             marker = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(opened.format or "")
             at, length = stream.tell(), stream.seek(0, os.SEEK_END)
             stream.seek(max(0, length - 4096))
-            if marker is None or marker not in stream.read():  # no end to be seen: it is decoded
+            if marker is None or marker not in stream.read():  # no visible end: decode it
                 stream.seek(at)
                 opened.load()
             return *opened.size, opened.mode
@@ -100,27 +99,27 @@ def _look(image: str) -> tuple[int, int, str] | DataError:
 
 @contextmanager
 def _opened(image: str) -> Iterator[tuple[BinaryIO, Image.Image]]:
-    """A file and its PIL image, of which the header was read; what a damaged one makes PIL raise is a DataError."""
+    """An open file and its PIL image, header read; PIL's errors become DataError."""
     try:
         with open(image, "rb") as stream:
             opened = Image.open(stream)
             yield stream, opened
     except (MemoryError, UserError):
         raise
-    except Exception as error:  # nearly anything
+    except Exception as error:  # PIL raises nearly anything
         wrong = "cannot identify image file by its content" if isinstance(error, UnidentifiedImageError) else error
         reason = " ".join(str(wrong).split()) or type(error).__name__
         raise DataError(f"{image} cannot be read as an image: {reason}; get it again or remove it") from None
 
 
 def decode(image: str, mode: str | None = "RGB", shown: bool = False) -> Image.Image:
-    """The image in RGB, or another of PIL's modes (None: its own); shown: `as_shown`. Raises DataError with its name."""
+    """The image in a PIL mode (None: its own); shown: apply `as_shown`. Raises DataError."""
     with _opened(image) as (_, opened):
         return (as_shown(opened) if shown else opened).convert(mode)
 
 
 def decode_tensor(image: str, mode: str = "RGB", shown: bool = False) -> Tensor:
-    """`decode` as uint8 [C, H, W]: JPEGs by torchcodec, which takes a colour image's own luma as its grey, others by PIL."""
+    """`decode` as uint8 [C, H, W]; torchcodec reads JPEGs and takes luma as grey."""
     with _opened(image) as (stream, opened):
         turned = shown and opened.getexif().get(ORIENTATION, 1) != 1
         if opened.format == "JPEG" and opened.mode in ("RGB", "L") and not turned:
@@ -130,7 +129,7 @@ def decode_tensor(image: str, mode: str = "RGB", shown: bool = False) -> Tensor:
 
 
 def as_shown(image: Image.Image) -> Image.Image:
-    """A PIL image as viewers show it: turned as its EXIF data say, and on white where it is transparent."""
+    """A PIL image as viewers show it: rotated by EXIF, transparent parts on white."""
     image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
@@ -138,7 +137,7 @@ def as_shown(image: Image.Image) -> Image.Image:
 
 
 def torchcodec() -> Callable:
-    """torchcodec's `decode_jpeg`. Raises UserError where it cannot be imported."""
+    """torchcodec's `decode_jpeg`. Raises UserError if it cannot be imported."""
     try:
         from torchcodec.decoders import decode_jpeg
     except (ImportError, OSError, RuntimeError) as error:

@@ -1,8 +1,8 @@
-"""Image sets: arrays in memory, or files of class folders, become `Data`.
+"""Image sets: arrays in memory, or files in class folders, become `Data`.
 
-Files are read as published and only read. Images of the small sets live as one uint8 tensor; crop and flip
-are gathered in batches. What needs a PIL image (RandomResizedCrop, RandAugment, all of ImageNet) goes image
-by image through torchvision and timm in worker processes (`dataset.workers`).
+Published files are only read. A small set is one uint8 tensor in memory, cropped and flipped in batches. What needs PIL
+images (RandomResizedCrop, RandAugment, all of ImageNet) goes image by image through worker processes
+(`dataset.workers`).
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from snn_repro.config.schema import Config
 from snn_repro.data import augment, image_files, raw, vision
-from snn_repro.data.archives import entry, reading
+from snn_repro.data.archives import find_entry, reading
 from snn_repro.data.batches import PilImages
 from snn_repro.data.build import Part, assemble
 from snn_repro.data.dataset import Data, DataSet, Split
@@ -29,26 +29,26 @@ from snn_repro.settings import Setting
 
 
 class Images(NamedTuple):
-    """The training or the test images, in their official order."""
+    """Training or test images, in their official order."""
 
     images: Any  # an array [N, C, H, W], or a list of paths
     labels: np.ndarray  # [N]
-    names: Sequence[str]  # of the samples, as they enter the hash of the test list
+    names: Sequence[str]  # of the samples, for the hash of the test list
 
 
 class ImageSet(DataSet):
     """Images that fit in memory, from a few files that `read` turns into arrays."""
 
-    # mean and standard deviation a channel of the training images, in RGB order and the unit of the stored values
+    # per-channel mean and standard deviation of the training images, RGB, in units of the stored values
     statistics: tuple[list[float], list[float]]
-    split_id = "official"  # what the one split is called in results
-    files: tuple[tuple[str, ...], ...] = ()  # the names that each file may have; a folder counts as one
-    installed: Path | None = None  # where a package of the system puts the files; looked at without data_dir
+    split_id = "official"  # name of its one split in results
+    files: tuple[tuple[str, ...], ...] = ()  # possible names of each file; a folder counts as one
+    installed: Path | None = None  # where a system package installs the files; used without data_dir
 
     def read(self, *files: Path) -> tuple[Sequence, Sequence]:
-        """(training, test), each (images [N, C, H, W], labels [N]) and perhaps the samples' names.
+        """(training, test), each (images [N, C, H, W], labels [N]) and optionally sample names.
 
-        `files` are those of `locate`. Images are uint8, or float where PIL never sees them.
+        `files` are those of `locate`. Images are uint8, or float if they never go through PIL.
         """
         raise NotImplementedError
 
@@ -59,8 +59,8 @@ class ImageSet(DataSet):
         root = Path(cfg.data_dir) if cfg.data_dir else self.installed
         if root and len(self.files) == 1 and root.name.lower() in map(str.lower, self.files[0]) and root.is_dir():
             return [root]
-        for base in [root, *filter(None, (entry(root, name) for name in self.folders))] if root else ():
-            paths = [entry(base, *names) for names in self.files]
+        for base in [root, *filter(None, (find_entry(root, name) for name in self.folders))] if root else ():
+            paths = [find_entry(base, *names) for names in self.files]
             if found := [path for path in paths if path]:
                 if None not in paths:
                     return found
@@ -70,11 +70,11 @@ class ImageSet(DataSet):
 
     @reading()
     def published_parts(self, cfg: Config) -> tuple[Sequence, Sequence]:
-        """What `read` gives."""
+        """The result of `read`."""
         return self.read(*self.locate(cfg))
 
     def parts(self, cfg: Config) -> tuple[Images, Images]:
-        """(training, test), as published: nobody may write to the arrays. Warns where the set is not complete."""
+        """(training, test) as published, not to be modified. Warns if the set is incomplete."""
         train, test = (
             Images(images, labels, *(names or [[f"{part}/{i:05d}" for i in range(len(labels))]]))
             for part, (images, labels, *names) in zip(("train", "test"), self.published_parts(cfg), strict=True)
@@ -83,7 +83,7 @@ class ImageSet(DataSet):
         return train, test
 
     def split(self, cfg: Config, train: Images, test: Images) -> tuple[np.ndarray, np.ndarray, Split]:
-        """(training and validation rows of the training images, the Split)."""
+        """(training rows, validation rows, Split) of the training images."""
         labels = np.asarray(train.labels)
         rows = np.arange(len(labels)), np.arange(len(test.labels))
         return split_parts(cfg, *rows, labels, test.names, split=self.split_id)
@@ -93,14 +93,14 @@ class ImageSet(DataSet):
         return {"files": sha256(self.published_parts(cfg))}
 
     def stored(self, pixels: np.ndarray) -> np.ndarray:
-        """One image of uint8 pixels [C, H, W] as `read` gives it: where that is floats, the set says here which."""
+        """uint8 pixels [C, H, W] as `read` gives images; overridden by sets of floats."""
         return pixels
 
     def image(self, source: Any, say: Callable[[str], None]) -> np.ndarray:
-        """One raw image [C, H, W] as `read` gives it; `source` as in raw.py, or such an array itself."""
+        """One raw image (see raw.py) as `read` gives it, [C, H, W]."""
         usual = self.stored(np.zeros(self.shape, np.uint8))
         if hasattr(source, "shape") and (own := np.asarray(source)).shape == self.shape and own.dtype == usual.dtype:
-            return own
+            return own  # it is already in that form
         return self.stored(raw.pixels(source, self.shape, say))
 
     def sample(self, cfg: Config, source: Any, say: Callable[[str], None]) -> Tensor:
@@ -108,7 +108,7 @@ class ImageSet(DataSet):
         return normalize(self.raw_image(cfg, source, say), torch.zeros(1), torch.Generator())[0].contiguous()
 
     def raw_image(self, cfg: Config, source: Any, say: Callable[[str], None]) -> Tensor:
-        """[1, C, H, W], as the images of the test before they are normalised."""
+        """A raw image as the test reads it, [1, C, H, W], not yet normalised."""
         return torch.as_tensor(_resized(self.image(source, say)[None], cfg.dataset.frame_size))
 
     def build(self, cfg: Config) -> Data:
@@ -116,7 +116,7 @@ class ImageSet(DataSet):
         labels = np.asarray(train.labels)
         train_rows, val_rows, split = self.split(cfg, train, test)
         normalize = augment.Normalize(*self.statistics, cfg.dataset.channel_order)
-        # RandAugment's colour for pixels from outside: the mean; the paper's code gives it in the order of a BGR image
+        # RandAugment fills with the mean colour; the paper's code gives it in BGR order
         fill = self.statistics[0][:: -1 if cfg.dataset.channel_order == "bgr" else 1]
         augmented, plain, tested = self.inputs(cfg, train, test, val_rows, fill)
         parts = Part(augmented, labels, train_rows), Part(plain, labels, val_rows), Part(tested, test.labels)
@@ -126,9 +126,9 @@ class ImageSet(DataSet):
     def inputs(
         self, cfg: Config, train: Images, test: Images, val_rows: np.ndarray, fill: Sequence[float]
     ) -> Sequence[Any]:
-        """The training images as they are augmented and as they are, and those of the test.
+        """Training images with and without augmentation, and the test images.
 
-        With dataset.frame_size, they are resized once (bilinear, antialiased).
+        With dataset.frame_size they are resized once (bilinear, antialiased).
         """
         plain, tested = (_resized(part.images, cfg.dataset.frame_size) for part in (train, test))
         if not (in_pil := augment.needs_pil(cfg.augment)):
@@ -141,31 +141,31 @@ class ImageSet(DataSet):
 
 
 class ImageFiles(ImageSet):
-    """Images of many sizes, one file each, read while training."""
+    """Images of many sizes, one file each, read during training."""
 
     from_files = True
     settings = {
         "decoder": Setting(
             "pil",
-            "what opens and resizes the images: PIL, as in the paper, or torchcodec and torchvision; pixels differ by rounding",
+            "image decoding and resizing: PIL, as in the paper, or torchcodec and torchvision; equal up to rounding",
             choices=("pil", "torchcodec"),
         )
     }
-    test_margin = 256 / 224  # the test's short side before the centre crop, as a factor of the crop's
-    as_shown = False  # whether EXIF's rotation is applied and transparent parts are white
+    test_margin = 256 / 224  # short side of test images before the centre crop, relative to the crop
+    as_shown = False  # whether EXIF rotation is applied and transparent parts become white
 
     @property
     def mode(self) -> str:
-        """PIL's name of the images' channels."""
+        """PIL mode of the images."""
         return "RGB" if self.shape[0] == 3 else "L"
 
     def reader(self, cfg: Config) -> Callable[[str, str], Any]:
-        """What opens an image in a mode, as `dataset.decoder` says."""
+        """The function that opens an image in a mode, by `dataset.decoder`."""
         read = image_files.decode_tensor if in_tensors(cfg) else image_files.decode
         return partial(read, shown=self.as_shown)
 
     def test_steps(self, cfg: Config) -> Callable[[Any], Tensor]:
-        """What is done to an image of the test: resized and cropped."""
+        """The test transform of one image: resize and crop."""
         size = self.frame_shape(cfg.dataset.frame_size)[-1]
         return augment.eval_sample_transform(cfg.augment, size, self.test_margin)
 
@@ -174,19 +174,19 @@ class ImageFiles(ImageSet):
         return self.test_steps(cfg)(read(source, self.shape[0], say, self.as_shown))[None]
 
     def checked_before(self, cfg: Config) -> bool:
-        """Whether scripts/prepare_data.py has looked at all files."""
+        """Whether scripts/prepare_data.py has checked all files."""
         return False
 
     def inputs(
         self, cfg: Config, train: Images, test: Images, val_rows: np.ndarray, fill: Sequence[float]
     ) -> Sequence[Any]:
         if world().rank == 0 and not self.checked_before(cfg):
-            used = cfg.debug.max_eval_batches * cfg.recipe.eval_batch_size or None  # by an evaluation
-            image_files.facts([*test.images[:used], *(train.images[i] for i in val_rows[:used])])
+            used = cfg.debug.max_eval_batches * cfg.recipe.eval_batch_size or None  # images of one evaluation
+            image_files.image_facts([*test.images[:used], *(train.images[i] for i in val_rows[:used])])
         if tensors := in_tensors(cfg):
-            image_files.torchcodec()  # that it is there
+            image_files.torchcodec()  # raises if it is missing
         size = self.frame_shape(cfg.dataset.frame_size)[-1]
-        # without RandomResizedCrop the network still needs one size: that of the test
+        # without RandomResizedCrop, training images get the size of test images
         first = augment.eval_steps(cfg.augment, size, self.test_margin)
         augmented = augment.sample_transform(cfg.augment, self, size, fill, first, tensors)
         kinds = (train, augmented), (train, self.test_steps(cfg)), (test, self.test_steps(cfg))
@@ -194,12 +194,12 @@ class ImageFiles(ImageSet):
 
 
 def in_tensors(cfg: Config) -> bool:
-    """Whether image files are opened and resized as tensors: what their `decoder` says."""
+    """Whether image files are opened and resized as tensors (dataset.decoder=torchcodec)."""
     return cfg.dataset.own.get("decoder") == "torchcodec"
 
 
 def warn_if_incomplete(dataset: DataSet, n_train: int, n_test: int) -> None:
-    """Warn, in one line, where a data set does not have the number of images that its authors published."""
+    """Warn if a data set does not have the published number of images."""
     counted = zip(("training", "test"), (n_train, n_test), dataset.samples, strict=True)
     differ = [f"{there:,} of {whole:,} {part}" for part, there, whole in counted if whole not in (None, there)]
     if differ:
@@ -217,7 +217,7 @@ def _resized(images: np.ndarray, size: int | None) -> np.ndarray:
 
 
 def sha256(parts: Iterable[Sequence]) -> str:
-    """Of images and labels, and what they are."""
+    """SHA-256 of images and labels, including their shapes and types."""
     digest = hashlib.sha256()
     for values in (np.asarray(values) for part in parts for values in part[:2]):
         digest.update(f"{values.shape} {values.dtype.str}".encode())

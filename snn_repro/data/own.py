@@ -1,4 +1,4 @@
-"""Own data: class folders, or train/ and test/ (and val/) with class folders in each; who is in which part, drawn or found."""
+"""Users' data: class folders, or train/, test/ (and val/) with class folders in each."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ import numpy as np
 from snn_repro.config.schema import Config
 from snn_repro.data.archives import reading
 from snn_repro.data.dataset import Split
-from snn_repro.data.recordings import given
+from snn_repro.data.recordings import required_folder
 from snn_repro.data.splits import split_parts
 from snn_repro.errors import DataError, UserError
 from snn_repro.settings import Setting
 
+# lower-case folder name -> the part that it holds
 PARTS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
-"""names of folders, in capitals or not -> the part that they hold"""
 TEST_SHARE = 0.2
 SETTINGS = {
     "test_share": Setting(
-        None, "own data without a test folder: part of each class that tests, drawn with dataset.split_seed; null is 0.2",
+        None, "own data without a test folder: test share of each class, drawn with dataset.split_seed; null is 0.2",
         above=0, below=1,
     )
 }  # fmt: skip
 
 
 def layout(data_dir: str | None, holds: str) -> dict[str, Path]:
-    """{"": data_dir} where its folders are classes, else {"train": ..., "test": ...} and perhaps "val".
+    """{"": data_dir} if its folders are classes, else {"train": ..., "test": ...} and perhaps "val".
 
-    holds: what is expected there, for messages. Raises UserError without data_dir, DataError where it is no such folder.
+    holds: expected content, for messages. Raises UserError without data_dir, DataError for another layout.
     """
-    root = given(data_dir, f"a folder of class folders with {holds}")
+    root = required_folder(data_dir, f"a folder of class folders with {holds}")
     folders = folders_in(root)
     found = {PARTS[p.name.lower()]: p for p in folders if p.name.lower() in PARTS}
     if not {"train", "test"} & found.keys():
@@ -41,22 +41,22 @@ def layout(data_dir: str | None, holds: str) -> dict[str, Path]:
     there = " and ".join(p.name for p in found.values())
     if missing := {"train", "test"} - found.keys():
         raise DataError(
-            f"{root} holds {there}/ but no {missing.pop()}/: add it, or put all class folders into data_dir itself, and a test"
-            " part is drawn"
+            f"{root} holds {there}/ but no {missing.pop()}/: add it, or put all class folders into data_dir itself to"
+            " have a test part drawn"
         )
     if others := [p.name for p in folders if p not in found.values()]:
-        raise DataError(f"{root} holds {others[0]}/ beside {there}: it is no part of its own; move it elsewhere")
+        raise DataError(f"{root} holds {others[0]}/ beside {there}: it is not a part; move it elsewhere")
     return found
 
 
 @reading()
 def folders_in(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted, hidden ones aside."""
+    """The visible folders in a folder, sorted."""
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def common_classes(root: Path, classes: Mapping[str, Iterable[str]]) -> list[str]:
-    """The sorted names of the classes, the same in each part {part: names}. Raises DataError where they differ, or are one."""
+    """Sorted class names, equal in all parts. Raises DataError for differences or a single class."""
     parts = {part: set(names) for part, names in classes.items()}
     everything = sorted(set().union(*parts.values()))
     for part, names in parts.items():
@@ -69,42 +69,43 @@ def common_classes(root: Path, classes: Mapping[str, Iterable[str]]) -> list[str
 
 
 def known_classes(cfg: Config, classes: Iterable[str]) -> list[str]:
-    """The classes that a run was trained on, in the order of its labels. Raises DataError where the folder has others."""
+    """Classes of a trained run, in label order. Raises DataError for other class folders."""
     known: list[str] = cfg.dataset.found["classes"]  # type: ignore[index]
     if more := sorted({*classes} - {*known}):
         raise DataError(
-            f"data_dir={cfg.data_dir} holds the class {more[0]}, which the run was not trained on (it knows {', '.join(known)});"
-            " move that folder away, or give another data_dir"
+            f"data_dir={cfg.data_dir} holds the class {more[0]}, which the run was not trained on (its classes:"
+            f" {', '.join(known)}); move that folder away, or give another data_dir"
         )
     return known
 
 
 def stratified(names: Sequence[str], labels: Sequence[int], share: float, seed: int) -> np.ndarray:
-    """bool [N]: floor(share * n + 0.5) of the n samples of each class, at least one and not all, test.
+    """Test mask bool [N], stratified by class.
 
-    Drawn with RandomState([seed, class, 2]) from the names sorted as strings. Raises DataError for a class of one sample.
+    Of the n samples of a class, floor(share * n + 0.5) are test, at least one and not all, drawn with
+    RandomState([seed, class, 2]) from the names sorted as strings. Raises DataError for a class of one sample.
     """
     mask, order = np.zeros(len(names), bool), np.argsort(np.array(names), kind="stable")
     for k in np.unique(labels):
         rows = order[np.asarray(labels)[order] == k]
         if len(rows) < 2:
-            raise DataError(f"the class of {names[rows[0]]} has this one file alone, so none is left to test; add more")
+            raise DataError(f"the class of {names[rows[0]]} has this file only, so none is left to test; add more")
         count = min(max(math.floor(share * len(rows) + 0.5), 1), len(rows) - 1)
         mask[np.random.RandomState([seed, int(k), 2]).permutation(rows)[:count]] = True
     return mask
 
 
 def parts_of(cfg: Config, parts: Sequence[str], names: Sequence[str], labels: Sequence[int]) -> tuple[str, list[str]]:
-    """(the split's id, the part of each sample): those given, or drawn where they are "". Raises UserError for idle keys."""
+    """(split id, parts of samples), drawn if none are given. Raises UserError for unused keys."""
     d, share = cfg.dataset, cfg.dataset.test_share or TEST_SHARE
     if "" in parts:
         mask = stratified(names, labels, share, d.split_seed)
         return f"stratified,test={share:g},seed={d.split_seed}", ["test" if held else "train" for held in mask]
     if d.test_share is not None:
-        raise UserError(f"dataset.test_share={d.test_share} draws nothing, as data_dir has a test folder; leave it out")
+        raise UserError(f"dataset.test_share={d.test_share} has no effect, as data_dir has a test folder; leave it out")
     if "val" in parts and d.validation:
         raise UserError(
-            f"dataset.validation={d.validation:g} would take more, as data_dir has a folder of validation data; set it to 0"
+            f"dataset.validation={d.validation:g} is not used, as data_dir has a validation folder; set it to 0"
         )
     return "folders,val=folder" if "val" in parts else "folders", list(parts)
 
@@ -112,7 +113,7 @@ def parts_of(cfg: Config, parts: Sequence[str], names: Sequence[str], labels: Se
 def own_split(
     cfg: Config, split: str, parts: Sequence[str], names: Sequence[str], labels: Sequence[int], dropped: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Split]:
-    """(training, validation, test rows, the Split) of samples with their parts, as `parts_of` says them."""
+    """(training, validation, test rows, Split) of samples with given parts."""
     train, given, test = (np.flatnonzero(np.array(parts) == name) for name in ("train", "val", "test"))
     for name, rows in (("training", train), ("test", test)):
         if not len(rows):

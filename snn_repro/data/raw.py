@@ -1,7 +1,7 @@
-"""One raw sample from outside of a data set: an image or a recording, as a user has it.
+"""A raw sample from outside a data set: an image or a recording.
 
-an image      a path, a PIL image, or pixels: uint8 [H, W], [H, W, 3] or [C, H, W]
-a recording   a path (of the set's own format), or `Events` (t, x, y, p), four arrays of N
+image      a path, a PIL image, or pixels: uint8 [H, W], [H, W, 3] or [C, H, W]
+recording  a path (of the set's own format), or `Events` (t, x, y, p), four arrays of N
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ MODES = {1: "L", 3: "RGB"}
 
 
 def is_path(source: Any) -> bool:
+    """Whether `source` is the path of a file."""
     return isinstance(source, str | os.PathLike)
 
 
@@ -34,7 +35,7 @@ def is_path(source: Any) -> bool:
 
 
 def picture(source: Any, channels: int, say: Callable[[str], None], shown: bool = True):
-    """An 8-bit PIL image of 1 (grey) or 3 channels; shown: as viewers show it. Raises DataError for what is none."""
+    """An 8-bit PIL image with 1 (grey) or 3 channels; shown: apply `as_shown`. Raises UserError."""
     name = str(source) if is_path(source) else "the image"
     if is_path(source):
         if not Path(source).is_file():
@@ -49,19 +50,19 @@ def picture(source: Any, channels: int, say: Callable[[str], None], shown: bool 
         values = values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
         if values.dtype != np.uint8 or not (values.ndim == 2 or (values.ndim == 3 and values.shape[2] == 3)):
             raise UserError(
-                f"an array {values.dtype} {list(np.shape(source))} is no image: give uint8 [H, W], [H, W, 3] or [C, H, W]"
+                f"an array {values.dtype} {list(np.shape(source))} is no image: use uint8 [H, W], [H, W, 3], [C, H, W]"
             )
         image = Image.fromarray(np.ascontiguousarray(values))
     if image.mode.startswith(("I", "F")):
-        raise DataError(f"{name} has pixels of more than 8 bits (mode {image.mode}); save it with 8 bits a channel")
+        raise DataError(f"{name} has pixels of more than 8 bits (mode {image.mode}); save it with 8 bits per channel")
     if image.mode != MODES[channels]:
-        say(f"{name}: its colours ({image.mode}) are turned into {'grey' if channels == 1 else 'RGB'}")
+        say(f"{name}: its colours ({image.mode}) are converted to {'grey' if channels == 1 else 'RGB'}")
         image = image.convert(MODES[channels])
     return image
 
 
 def picture_tensor(source: Any, channels: int, say: Callable[[str], None], shown: bool) -> Tensor:
-    """`picture` as uint8 [C, H, W], of a file by whom `decode_tensor` has it opened."""
+    """`picture` as uint8 [C, H, W]; files are opened by `decode_tensor`."""
     checked = picture(source, channels, say, shown)
     if is_path(source):
         return decode_tensor(os.fspath(source), MODES[channels], shown)
@@ -69,7 +70,7 @@ def picture_tensor(source: Any, channels: int, say: Callable[[str], None], shown
 
 
 def pixels(source: Any, shape: tuple[int, int, int], say: Callable[[str], None]) -> np.ndarray:
-    """uint8 of `shape` [C, H, W]; an image of another size is resized, bilinear and antialiased, without keeping its aspect."""
+    """uint8 image of `shape` [C, H, W], resized if necessary (bilinear, antialiased, aspect not kept)."""
     channels, *size = shape
     found = vision.functional.pil_to_tensor(picture(source, channels, say))
     if list(found.shape[1:]) != size:
@@ -83,7 +84,7 @@ def pixels(source: Any, shape: tuple[int, int, int], say: Callable[[str], None])
 
 
 def frames(dataset: DataSet, cfg: Config, events: Any) -> Tensor:
-    """Frames [T, 1, 2, H, W], float32, of `Events`, counted (and resized) as those of the data set are."""
+    """Frames float32 [T, 1, 2, H, W] of `Events`, integrated like the data set's."""
     try:
         events = Events(*events)
     except TypeError:

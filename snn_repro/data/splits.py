@@ -1,15 +1,12 @@
-"""Which samples train, which are held out, which test: every split has a name, and its test list a SHA-256.
+"""Named splits: which samples train, validate and test, with a SHA-256 of the test list.
 
-`names` are always the sample names relative to the data set's root ("airplane/cifar10_airplane_7.aedat"), in
-the order of `sorted(names)`: class folders as strings, then files as strings (0, 1, 10, 100, 101, ...). All
-functions return index arrays into that order. Only NumPy's frozen legacy generator (RandomState) draws here,
-so a split is the same on every machine.
+`names` are sample names relative to the root of the data set ("airplane/cifar10_airplane_7.aedat"), in the order of
+`sorted(names)`: class folders as strings, then files as strings (0, 1, 10, 100, 101, ...). All functions return indices
+into that order. Only NumPy's frozen legacy generator (RandomState) is used, so a split is the same on every machine.
 
-A set without an official split says in its file in data/sets/ which of the RULES below are in use for it, and what for; all
-others have one split, named `official`.
-
-Splits are drawn on the complete list of a data set's names; recordings that are absent or cannot be read are
-dropped afterwards, so that one bad file moves no other from one side to the other.
+A set without an official split names in its file in data/sets/ which of the RULES below are used for it; all others
+have one split, `official`. Splits are drawn on the complete list of names; absent or unreadable recordings are dropped
+afterwards, so that one bad file moves no other from one part to another.
 """
 
 import hashlib
@@ -29,7 +26,7 @@ Labels = Any  # N class numbers: a list, or an array
 
 
 def _numbered(first: int, last: int) -> Callable:
-    """The files of these numbers test."""
+    """Test on the files with these numbers."""
 
     def test_mask(names, labels):
         numbers: Any = (re.search(r"(\d+)\.\w+$", name) for name in names)
@@ -39,7 +36,7 @@ def _numbered(first: int, last: int) -> Callable:
 
 
 def _last_tenth(rounded: Callable = int, seed: Callable | None = None) -> Callable:
-    """The samples of each class behind its first 90 % test, in an order drawn with seed(its samples, the class), or as they are."""
+    """Test on the last tenth of each class, shuffled by seed(samples, class) if given."""
 
     def test_mask(names, labels):
         mask, labels = np.ones(len(names), bool), np.asarray(labels)
@@ -53,6 +50,7 @@ def _last_tenth(rounded: Callable = int, seed: Callable | None = None) -> Callab
     return test_mask
 
 
+# name -> rule: test mask bool [N] of the sorted names and the labels of a complete data set
 RULES: dict[str, Callable] = {
     "tebn": _numbered(0, 99),
     "tail": _numbered(900, 999),
@@ -61,18 +59,15 @@ RULES: dict[str, Callable] = {
     "random": _last_tenth(seed=lambda order, k: order),  # the whole index list is the seed, as published
     "seeded": _last_tenth(seed=lambda order, k: k),
 }
-"""name -> which samples test, bool [N], of the sorted names and the labels of a complete data set"""
 
 
 def named_split(
     dataset: Recorded, split: str, names: Sequence[str], labels: Labels, everything: Mapping[str, int] | None = None
 ) -> tuple[Indices, Indices]:
-    """(train, test) of a data set without an official split; `names` must be sorted as strings.
+    """(train, test) indices of a split in RULES; `names` must be sorted as strings.
 
-    everything: {name: label} of the complete data set, on which the split is drawn; names that are not among
-    `names` are dropped from its two sides. None: `names` are all there are.
-
-    Raises DataError if one side is empty.
+    everything: {name: label} of the complete data set, on which the split is drawn; names that are not in `names` are
+    dropped from both parts. None: `names` are complete. Raises DataError if a part is empty.
     """
     everything = everything or dict(zip(names, labels, strict=True))
     complete = sorted(everything)
@@ -82,17 +77,16 @@ def named_split(
     for part, rows in (("training", train), ("test", test)):
         if not len(rows):
             raise DataError(
-                f"dataset.split={split} finds no {part} files among the {len(names)} of {dataset.name};"
-                " is the data set complete?"
+                f"dataset.split={split}: no {part} files among {len(names)} of {dataset.name}; is it complete?"
             )
     return train, test
 
 
 def carve_validation(train: Indices, labels: Labels, fraction: float, seed: int) -> tuple[Indices, Indices]:
-    """Take `fraction` of each class out of `train`: (train, validation), both ascending.
+    """Take `fraction` of each class out of `train`: (train, validation), both sorted.
 
-    Each class gives floor(fraction * n + 0.5) samples, drawn with RandomState([seed, class]). `labels`
-    belongs to the whole data set, as the indices in `train` do; nothing outside `train` is ever returned.
+    Each class gives floor(fraction * n + 0.5) samples, drawn with RandomState([seed, class]). `labels` belongs to the
+    whole data set and is indexed by `train`. Raises UserError if a part is empty.
     """
     train, labels = np.sort(np.asarray(train)), np.asarray(labels)
     held = [train[:0]]
@@ -105,7 +99,7 @@ def carve_validation(train: Indices, labels: Labels, fraction: float, seed: int)
     if fraction and not (len(val) and len(rest)):
         empty = "training" if len(val) else "validation"
         raise UserError(
-            f"dataset.validation={fraction} leaves no {empty} samples of {len(train)}; choose another fraction"
+            f"dataset.validation={fraction} leaves no {empty} samples of {len(train)}; choose another value"
         )
     return rest, val
 
@@ -113,22 +107,18 @@ def carve_validation(train: Indices, labels: Labels, fraction: float, seed: int)
 def carve_validation_people(
     train: Indices, labels: Labels, people: Sequence[str], fraction: float, seed: int
 ) -> tuple[Indices, Indices]:
-    """Take about `fraction` of `train` out, whole people at a time: (train, validation), both ascending.
+    """Take whole people, about `fraction` of `train`, out of it: (train, validation), both sorted.
 
-    `labels` and `people` belong to the whole data set. The people are put in an order drawn with
-    RandomState(seed), and as many of the first ones are held out as come nearest to the fraction, at least one
-    and not all. An order that leaves a class out of either side is drawn again, up to 500 times, and then the
-    one that leaves out the fewest is taken.
+    `labels` and `people` are indexed by `train`. The people are ordered with RandomState(seed), and as many of the
+    first ones are held out as come nearest to the fraction, at least one and not all. An order that leaves a class out
+    of either part is redrawn, up to 500 times; then the one that leaves out the fewest is used. One person: UserError.
     """
     train = np.sort(np.asarray(train))
     who, person = np.unique(np.asarray(people)[train], return_inverse=True)
     classes, label = np.unique(np.asarray(labels)[train], return_inverse=True)
     if len(who) < 2:
-        raise UserError(
-            f"dataset.validation={fraction} holds out whole people, and the {len(train)} training samples are of"
-            f" {len(who)}; set it to 0"
-        )
-    counts = np.zeros((len(who), len(classes)), np.int64)  # samples a person and class
+        raise UserError(f"dataset.validation={fraction} holds out whole people, and there is only one; set it to 0")
+    counts = np.zeros((len(who), len(classes)), np.int64)  # samples per person and class
     np.add.at(counts, (person, label), 1)
     draw, fewest, best = np.random.RandomState(seed), None, who[:0]
     for _ in range(500):
@@ -146,7 +136,7 @@ def carve_validation_people(
 
 
 def take_subset(train: Indices, labels: Labels, count: int, seed: int) -> Indices:
-    """Keep `count` of `train`, the classes in proportion (largest remainders first), seeded."""
+    """Keep `count` of `train`, seeded, with the classes in proportion (largest remainders first)."""
     train, labels = np.sort(np.asarray(train)), np.asarray(labels)
     if not 0 < count <= len(train):
         raise UserError(f"dataset.train_subset={count} must be at most the {len(train)} training samples (0 keeps all)")
@@ -155,10 +145,8 @@ def take_subset(train: Indices, labels: Labels, count: int, seed: int) -> Indice
     quota = np.floor(shares).astype(int)
     short = np.argsort(-(shares - quota), kind="stable")[: count - quota.sum()]
     quota[short] += 1
-    picks = [
-        np.random.RandomState([seed, int(labels[m[0]]), 1]).permutation(m)[:q]
-        for m, q in zip(classes, quota, strict=True)
-    ]
+    quotas = zip(classes, quota, strict=True)
+    picks = [np.random.RandomState([seed, int(labels[m[0]]), 1]).permutation(m)[:q] for m, q in quotas]
     return np.sort(np.concatenate(picks))
 
 
@@ -179,9 +167,9 @@ def split_parts(
 ) -> tuple[Indices, Indices, Split]:
     """Apply dataset.train_subset, then dataset.validation, to a train/test split: (train, validation, Split).
 
-    `labels` is indexed by `train`, and so is `people`: who is seen in each sample, where whole people are to be
-    held out. dropped: recordings of the complete data set that are in no part. The Split's id says all that
-    changed the parts, e.g. "cifar10_dvs/tebn,dropped=1,val=0.1,seed=0".
+    `labels` is indexed by `train`, and so is `people`: the person in each sample, if whole people are held out.
+    dropped: number of missing recordings of the complete data set. The Split's id records all that changed the parts,
+    e.g. "cifar10_dvs/tebn,dropped=1,val=0.1,seed=0".
     """
     d, val = cfg.dataset, train[:0]
     if d.train_subset:

@@ -1,4 +1,4 @@
-"""`torchvision.transforms`, imported at its first use: it takes longer than all else that `--help` imports."""
+"""`torchvision.transforms`, imported at its first use, as it would double the time of `--help`."""
 
 from importlib import import_module
 from types import ModuleType

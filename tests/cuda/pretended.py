@@ -183,7 +183,7 @@ def pretended():
         inference = lambda on=True: torch.no_grad() if on else contextlib.nullcontext()  # noqa: E731
         patch(torch, "inference_mode", inference)
         patch(torch, "save", lambda content, *how, **more: save(to_host(content), *how, **more))
-        patch(batches, "ahead", lambda items: items)  # a mode is its thread's own
+        patch(batches, "prefetch", lambda items: items)  # a mode is its thread's own
         within.enter_context(torch.autograd.set_multithreading_enabled(False))
         within.enter_context(device)
         yield device

@@ -151,9 +151,9 @@ def test_wrong_sizes_are_told():
 
 
 @pytest.mark.parametrize("shape, label, said", [
-    ((1, 8, 8), 10, "with labels 0 to 10, and its file in data/sets/ says 10 classes"),
-    ((1, 8, 9), 1, r"as images \[1, 8, 9\], and its file in data/sets/ says \[1, 8, 8\], static=True"),
-    ((3, 1, 8, 8), 1, r"as frames \[1, 8, 8\], and its file in data/sets/ says \[1, 8, 8\], static=True"),
+    ((1, 8, 8), 10, "with labels 0 to 10, but its file in data/sets/ declares 10 classes"),
+    ((1, 8, 9), 1, r"as images \[1, 8, 9\], but its file in data/sets/ declares \[1, 8, 8\], static=True"),
+    ((3, 1, 8, 8), 1, r"as frames \[1, 8, 8\], but its file in data/sets/ declares \[1, 8, 8\], static=True"),
 ])  # fmt: skip
 def test_arrays_that_are_not_what_their_set_says_are_refused(shape, label, said):
     part, split = Part(torch.zeros(2, *shape), [0, label]), Split("digits/official", "", 2, 2, 2)

@@ -162,7 +162,7 @@ def test_damaged_archives_are_one_sentence_and_a_damaged_member_is_one_bad_file(
 
 def test_a_set_that_is_not_found_names_what_was_looked_for(tmp_path):
     with pytest.raises(
-        DataError, match="not found.*airplane.zip.*looked for the names cifar10_dvs, CIFAR10-DVS.*figshare"
+        DataError, match="not found.*airplane.zip.*looked for .* named cifar10_dvs, CIFAR10-DVS.*figshare"
     ):
         find_recordings(SETS["cifar10_dvs"], tmp_path)
     with pytest.raises(DataError, match="data_dir=.*absent does not exist: pass the folder that holds Caltech101.zip"):
@@ -199,7 +199,7 @@ def test_pipes_dangling_links_and_copies_further_down(tmp_path):
     for file in (tmp_path / "raw/cat").glob("*_0.aedat"):
         (tmp_path / "raw/download/cat").mkdir(parents=True)
         (tmp_path / "raw/download/cat" / file.name).write_bytes(b"an older copy")
-    with pytest.raises(DataError, match="2 of 6 recordings of cifar10_dvs are bad .*no file but a link to nothing"):
+    with pytest.raises(DataError, match="2 of 6 recordings of cifar10_dvs are bad .*not a file: a broken link"):
         run("cifar10_dvs", tmp_path / "raw", tmp_path / "cache")
 
 
@@ -217,11 +217,11 @@ def test_odd_lists_and_tables_of_gesture(tmp_path):
     found = find_recordings(SETS["dvs_gesture"], root)
     assert {s.file for s in found.samples} == set(trials) - {second} and len(found.samples) == 36
     assert sorted(found.problems) == sorted(['user,"04"_led.aedat', second])
-    assert "no name of a trial" in str(found.problems) and "no file but a link to nothing, a pipe" in str(
+    assert "not the name of a trial" in str(found.problems) and "not a file: a broken link, a pipe" in str(
         found.problems
     )
     lists["test"].write_text(lists["test"].read_text() + third)
-    with pytest.raises(DataError, match=f"{third} stands in trials_to_train.txt and in trials_to_test.txt"):
+    with pytest.raises(DataError, match=f"{third} is in trials_to_train.txt and in trials_to_test.txt"):
         find_recordings(SETS["dvs_gesture"], tmp_path)
     lists["test"].unlink()
     with pytest.raises(DataError, match="trials_to_test.txt is missing"):

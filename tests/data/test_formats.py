@@ -49,15 +49,15 @@ AT, LAST, HEAD = len(GESTURE) - 108, DVS[: len(DVS) - 80].rindex(b"#"), b"class,
     "read, data, offset, reason",
     [
         (read_aedat2, b"", 0, "does not begin with #!AER-DAT2.0"),
-        (read_aedat2, DVS[:-1], len(DVS) - 8, "7 of its 8 bytes: the file breaks off"),
+        (read_aedat2, DVS[:-1], len(DVS) - 8, "truncated: 7 of its 8 bytes"),
         (read_aedat2, DVS[:-81], LAST, "a header line has no end"),
         (read_aedat2, changed(DVS, (-81, b" ")), LAST, "a header line has no end or holds binary data"),
         (read_aedat2, changed(DVS, (-63, b"\1")), len(DVS) - 64, "address 0x0001.* DVS128"),
         (read_aedat3, DVS, 0, "does not begin with #!AER-DAT3.1"),
         (read_aedat3, GESTURE.replace(b"HEADER", b"HEADED"), AT, "no line #!END-HEADER"),
-        (read_aedat3, GESTURE[:-3], AT, "10 events of 8 bytes, but the file ends after 77"),
+        (read_aedat3, GESTURE[:-3], AT, "10 x 8 bytes, but only 77 bytes follow"),
         (read_aedat3, GESTURE + b"\1\0\1", len(GESTURE), "3 bytes where a packet header"),
-        (read_aedat3, changed(GESTURE, (AT, packet(1, 1, 8, 4, 0, 2**32 - 1, 10, 10))), AT, "4294967295 events of 8"),
+        (read_aedat3, changed(GESTURE, (AT, packet(1, 1, 8, 4, 0, 2**32 - 1, 10, 10))), AT, "4294967295 x 8 bytes"),
         (read_aedat3, changed(GESTURE, (AT, packet(1, 1, 8, 4, 0, 10, 11, 10))), AT, "eventNumber 11, eventCapacity 10"),
         (read_aedat3, changed(GESTURE, (AT, packet(1, 1, 4, 4, 0, 20, 10, 10))), AT, "4-byte events"),
         (read_aedat3, changed(GESTURE, (AT, packet(257, 1, 8, 4, 0, 10, 10, 10))), AT, "type 257"),
@@ -65,10 +65,10 @@ AT, LAST, HEAD = len(GESTURE) - 108, DVS[: len(DVS) - 80].rindex(b"#"), b"class,
         (read_aedat3, changed(OUTSIDE, (-8, b"\x14")), len(OUTSIDE) - 8, "x=128, y=5, outside of 128 x 128"),
         (read_gesture_labels, b"1,2,3\n", 0, "first line is not class"),
         (read_gesture_labels, HEAD, len(HEAD), "no rows"),
-        (read_gesture_labels, HEAD + b"1,2,3\n1,2\n", len(HEAD) + 6, "a line that is not class,start,end"),
-        (read_gesture_labels, HEAD + b"12,2,3\n", len(HEAD), "class from 1 to 11"),
-        (read_gesture_labels, HEAD + b"1,3,3\n", len(HEAD), "the end after its start"),
-        (read_atis_bin, bytes(23), 20, "3 of its 5 bytes: the file breaks off"),
+        (read_gesture_labels, HEAD + b"1,2,3\n1,2\n", len(HEAD) + 6, "a line is not class,start,end"),
+        (read_gesture_labels, HEAD + b"12,2,3\n", len(HEAD), "class 1 to 11"),
+        (read_gesture_labels, HEAD + b"1,3,3\n", len(HEAD), "start < end"),
+        (read_atis_bin, bytes(23), 20, "truncated: 3 of its 5 bytes"),
     ],
 )  # fmt: skip
 def test_what_is_refused_is_one_sentence_with_its_place(read, data, offset, reason):
@@ -109,7 +109,7 @@ def test_aedat3_follows_the_header_where_it_counts_events_with_valid_bit_0(recwa
     first = len(data) - (50 * 8 + 3 * 28)  # the first of three packets: 20, 20 and 10 events
     data = changed(data, *((at, bytes([data[at] & 0xFE])) for at in (first + 28 + 8 * i for i in (0, 7, 19))))
     assert_same_events(read_aedat3(data, "set/file"), events)
-    assert "set/file: headers and valid bits of its packets disagree about 3 of 50" in str(recwarn.pop().message)
+    assert "set/file: packet headers and valid bits disagree about 3 of 50" in str(recwarn.pop().message)
     keep = np.setdiff1d(np.arange(50), (0, 7, 19))
     of_both = changed(data, (first + 24, struct.pack("<I", 17)), (first + 28, struct.pack("<I", 300 << 17)))
     assert_same_events(read_aedat3(of_both), Events(*(a[keep] for a in events)))  # an invalid one may lie anywhere

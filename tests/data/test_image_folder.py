@@ -85,7 +85,7 @@ def test_folders_of_parts_are_the_split(tmp_path):
     data = build_data(config(root))
     assert data.split.id == "image_folder/folders,val=folder" and data.val.n_samples == 6
     assert (data.split.n_train, data.split.n_val, data.split.n_test) == (6, 6, 6)
-    for override, sentence in {"validation": "0.1 would take more", "test_share": "0.1 draws nothing"}.items():
+    for override, sentence in {"validation": "0.1 is not used", "test_share": "0.1 has no effect"}.items():
         with pytest.raises(UserError, match=f"dataset.{override}={sentence}"):
             build_data(config(root, f"dataset.{override}=0.1"))
 
@@ -112,9 +112,9 @@ def in_parts(root: Path, more: str):
         (lambda r: r.rename(r.parent / "gone"), "data_dir=.*data does not exist"),
         (lambda r: into(r, "train"), "holds train/ but no test/"),
         (lambda r: in_parts(r, "train/fox"), "class fox is missing in test/"),
-        (lambda r: in_parts(r, "extra"), "extra/ beside test and train: it is no part of its own"),
+        (lambda r: in_parts(r, "extra"), "extra/ beside test and train: it is not a part"),
         (lambda r: Image.fromarray(np.zeros((12, 12), np.uint16)).save(r / "cat/x.png"), "more than 8 bits"),
-        (lambda r: [(r / f"dog/{i}.png").unlink() for i in range(4)], "the class of dog/4.png has this one file alone"),
+        (lambda r: [(r / f"dog/{i}.png").unlink() for i in range(4)], "the class of dog/4.png has this file only"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(tmp_path, damage, sentence):

@@ -267,7 +267,7 @@ def test_a_run_reads_the_listing_and_lists_and_checks_nothing(cfg, monkeypatch):
     there = IMAGENET.parts(cfg)
     assert make(cfg) == 18
     monkeypatch.setattr(imagenet, "_list", None)
-    monkeypatch.setattr(image_files, "look", None)
+    monkeypatch.setattr(image_files, "inspect_images", None)
     for kept, listed in zip(IMAGENET.parts(cfg), there, strict=True):
         assert (kept.images, kept.names) == (listed.images, listed.names) and np.array_equal(kept.labels, listed.labels)
     assert IMAGENET.fingerprint(cfg)["listing"] and len(IMAGENET.build(cfg).train) == 1

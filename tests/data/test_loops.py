@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from snn_repro.data.augment import augmentation, mix
-from snn_repro.data.augment.augmentation import moved
+from snn_repro.data.augment.augmentation import move_pixels
 from snn_repro.data.augment.event_policy import EventPolicy
 from snn_repro.data.augment.mix import blend
 from snn_repro.kernels import compiled
@@ -47,15 +47,15 @@ def test_pixels_come_from_their_sources(dtype):
     for kind, shape in itertools.product(kinds, shapes):
         x, sources = frames(*shape, dtype=dtype), some_sources(kind, shape[-4], shape[-2:])
         before = x.clone()
-        assert torch.equal(moved(x, sources), picked(x, sources)) and torch.equal(x, before)
+        assert torch.equal(move_pixels(x, sources), picked(x, sources)) and torch.equal(x, before)
 
 
 def test_a_transposed_batch_moves_and_a_place_before_the_frame_is_refused():
     x, sources = frames(5, 3, 2, 4, 6).transpose(0, 1), some_sources("anywhere", 5, (4, 6))
-    assert torch.equal(moved(x, sources), picked(x, sources))
+    assert torch.equal(move_pixels(x, sources), picked(x, sources))
     sources[1, 2] = -1
     with pytest.raises(IndexError, match="0 to 24, not -1"):
-        moved(x, sources)
+        move_pixels(x, sources)
 
 
 def test_threads_change_nothing(monkeypatch):
@@ -65,7 +65,7 @@ def test_threads_change_nothing(monkeypatch):
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        assert torch.equal(moved(x, sources), picked(x, sources))
+        assert torch.equal(move_pixels(x, sources), picked(x, sources))
         for values in (x, frames(4, 7, 2, 6, 5, dtype=torch.uint8)):
             wanted = values[:, :5].float().mul(0.3) + values[:, other].float().mul(1 - 0.3)
             assert torch.equal(blend(values, other, 0.3), wanted)
@@ -75,10 +75,10 @@ def test_threads_change_nothing(monkeypatch):
 
 def test_without_a_compiler_torch_does_the_same(monkeypatch):
     x, sources, other = frames(3, 6, 2, 7, 9), some_sources("policy", 6, (7, 9)), torch.randperm(6, generator=draw())
-    want = moved(x, sources), blend(x, other, 0.3)
+    want = move_pixels(x, sources), blend(x, other, 0.3)
     for module, loop in ((augmentation, "_move_loop"), (mix, "_loop")):
         monkeypatch.setattr(module, loop, getattr(module, loop).__wrapped__)
     monkeypatch.setattr(compiled, "compiled", lambda function: 1 / 0)
     with pytest.warns(UserWarning, match="slower, not different"):
-        found = moved(x, sources), blend(x, other, 0.3)
+        found = move_pixels(x, sources), blend(x, other, 0.3)
     assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))

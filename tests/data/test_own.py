@@ -137,7 +137,7 @@ def test_a_cache_notices_every_changed_file_and_serves_without_any(tmp_path):
         (lambda r: (r / "dog/0.npz").rename(r / "dog/a,b.npz"), "holds a comma"),
         (
             lambda r: [np.savez(f, ts=[0], x=[0], y=[0], p=[0]) for f in r.rglob("*.npz")],
-            "not one recording .* can be read: cat/0.npz: it lacks t: the columns t .microseconds.*holds: p, ts, x, y",
+            "no recording .* can be read: cat/0.npz: it lacks t: the columns t .microseconds.*holds: p, ts, x, y",
         ),
         (lambda r: r.rename(r.parent / "gone"), "does not exist"),
         (
@@ -193,20 +193,23 @@ def test_columns_apart_in_a_group_and_as_a_structured_array(tmp_path):
 @pytest.mark.parametrize(
     "change, sentence",
     [
-        (dict(t=None, p=None), r"lacks t, p: the columns t \(microseconds\), x, y and p .* are wanted.*it holds: x, y"),
+        (
+            dict(t=None, p=None),
+            r"lacks t, p: the columns t \(microseconds\), x, y and p .* are required.*it holds: x, y",
+        ),
         (dict(events=np.zeros((2, 4))), "lacks t, x, y, p.*it holds: no names"),
-        (dict(t=np.array([0.5, 1.5])), "t is 0.5 at event 0, which is no whole number of microseconds"),
-        (dict(t=np.array([0, 2**63], np.uint64)), "t is 9223372036854775808 at event 1, which is no"),
+        (dict(t=np.array([0.5, 1.5])), "t is 0.5 at event 0, not a whole number of microseconds"),
+        (dict(t=np.array([0, 2**63], np.uint64)), "t is 9223372036854775808 at event 1, not a whole"),
         (dict(t=np.array([0, np.inf])), "t is inf at event 1"),
         (dict(t=np.array([1005, 4])), "t falls from 1005 to 4 at event 1; sort the events by t"),
         (dict(p=np.array([0, 7])), "p is 7 at event 1"),
         (dict(p=np.array([0, -1])), "p holds -1, 0 and 1; polarities are 0 and 1, or -1 and 1"),
-        (dict(x=np.array([0, 30_000])), "x is 30000 at event 1, which is no whole number from 0 to 4095"),
-        (dict(x=np.array([0])), r"one value an event and have \[2, 1, 2, 2\]"),
+        (dict(x=np.array([0, 30_000])), "x is 30000 at event 1, not a whole number from 0 to 4095"),
+        (dict(x=np.array([0])), r"different lengths \[2, 1, 2, 2\]"),
         (dict(t=np.array([None, 1], object)), "it cannot be read .*[Oo]bject arrays"),
-        (dict(y=np.array(["a", "b"])), r"y is <U1 \[2\], not one number an event"),
+        (dict(y=np.array(["a", "b"])), r"y is <U1 \[2\], not one number per event"),
         (dict(height=20, width=np.array("wide")), r"width is <U4 \[1\]"),
-        (dict(height=20, width=0), "width is 0, which is no whole number from 1 to 4096"),
+        (dict(height=20, width=0), "width is 0, not a whole number from 1 to 4096"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_one_sentence(tmp_path, change, sentence):
@@ -249,5 +252,5 @@ def test_a_file_that_would_fill_the_memory_is_not_unpacked(tmp_path, monkeypatch
             f.create_dataset(key, data=np.zeros(6_000, np.int64), compression="gzip")
     monkeypatch.setattr(np, "asarray", None)  # no column is read
     for name in ("a.npz", "a.h5"):
-        with pytest.raises(FormatError, match=r"holds 19\d,\d+ bytes and 100,000 are read at most; cut it"):
+        with pytest.raises(FormatError, match=r"holds 19\d,\d+ bytes, more than the limit of 100,000; split it"):
             read_recording((tmp_path / name).read_bytes(), name)

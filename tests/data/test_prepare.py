@@ -158,7 +158,7 @@ def test_large_counts_stand_in_a_table_and_lose_nothing(tmp_path):
     assert changed["count"].tolist() == [256, 66_000]
     changed["count"] += 1
     np.save(table, changed)
-    with pytest.raises(DataError, match="overflow.npy is not the one that belongs to manifest.json.*; rebuild it with"):
+    with pytest.raises(DataError, match="overflow.npy does not belong to manifest.json.*; rebuild it with"):
         open_cache("cifar10_dvs", tmp_path / "cache", 1)
 
 
@@ -177,7 +177,7 @@ def test_bad_files_are_all_listed_and_only_those_are_read_again(tmp_path):
         run("cifar10_dvs", tmp_path / "raw", tmp_path / "cache", 4, say=said.append)
     told = sorted(line for line in said if line.startswith("bad: "))
     assert [line.split()[1].strip(",:") for line in told] == bad
-    assert "byte" in told[0] and "breaks off" in told[0] and "no events" in told[2]
+    assert "byte" in told[0] and "truncated" in told[0] and "no events" in told[2]
     with pytest.raises(UserError, match="unfinished one is there"):
         open_cache("cifar10_dvs", tmp_path / "cache", 4)
     for name in bad[:2]:
@@ -294,7 +294,7 @@ def test_no_cache_tells_the_command(tmp_path):
         ({"format_version": 1}, "it has cache format 1, this version reads 3.; rebuild it with `python"),
         ({"timesteps": 9}, "it was made with timesteps=9, not timesteps=4"),
         ({"dataset": "dvs_gesture"}, "it was made with dataset=dvs_gesture"),
-        ({"index_sha256": "0"}, "index.csv is not the one that belongs"),
+        ({"index_sha256": "0"}, "index.csv does not belong to"),
         ({"dtype": "uint16"}, "frames.npy holds"),
         ({"excluded": [1]}, "cannot be read"),
         ([], "cannot be read"),

@@ -16,7 +16,7 @@ from snn_repro.data.augment.nda import NDA
 from snn_repro.data.augment.rpg import RPGDrop
 from snn_repro.data.augment.smooth_labels import SmoothLabels
 from snn_repro.data.batches import MemoryBatches, feed, make_generator
-from snn_repro.data.events import OVERFLOW, ByteFrames, apart
+from snn_repro.data.events import OVERFLOW, ByteFrames, split_counts
 from snn_repro.errors import DataError, UserError
 
 N, T, H, W, B = 11, 3, 13, 18, 4
@@ -52,7 +52,7 @@ def stored(kind):
     if kind == "hot":  # bytes, and two recordings with pixels beyond them
         counts = COUNTS.copy()
         counts[2, 1, 0, 3, 4], counts[7, 0, 1, 0, 0], counts[7, 2, 1, -1, -1] = 256, 70_000, 300
-        parts = [(row, *apart(frames)) for row, frames in enumerate(counts)]
+        parts = [(row, *split_counts(frames)) for row, frames in enumerate(counts)]
         table = [(row, *of) for row, _, places, values in parts for of in zip(places, values, strict=True)]
         assert len(table) == 3
         return ByteFrames(np.stack([part[1] for part in parts]), np.array(table, OVERFLOW)), counts
@@ -103,7 +103,7 @@ def test_what_has_no_form_for_a_device_stays_on_the_host_with_one_line(caplog):
     with caplog.at_level("INFO", "snn_repro"):
         part, _, test = feed([train, None, MemoryBatches(inputs, LABELS, 4)], torch.device("cpu"), on_device=True)
     assert caplog.messages == [
-        "dataset.on_device=true: training batches are made on the host, as augment.eventmix has no form for a device"
+        "dataset.on_device=true: training batches are made on the host, as augment.eventmix runs on the CPU only"
     ]
     assert isinstance(test.inputs, torch.Tensor) and not isinstance(part.inputs, torch.Tensor)
     check(part, train.epoch(0), 0)

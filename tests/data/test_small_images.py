@@ -41,8 +41,8 @@ GOOD = encode_idx(VALUES)
         (b"\0\1" + GOOD[2:], 0, "begins with 00 01 08 02, not with an IDX header"),
         (encode_idx(VALUES / np.float32(24)), 0, "begins with 00 00 0d 02, not with an IDX header of bytes"),
         (GOOD[:9], 0, "not with an IDX header"),
-        (GOOD[:-1], 12, r"an array of 24 bytes, \(4, 6\), and 23 are there"),
-        (GOOD + b"\0", 12, "24 bytes.* and 25 are there"),
+        (GOOD[:-1], 12, r"an array of 24 bytes, \(4, 6\), but 23 are present"),
+        (GOOD + b"\0", 12, "24 bytes.* but 25 are present"),
         (GOOD[:4] + bytes(8) + GOOD[12:], 12, "an array of 0 bytes"),
         (gzip.compress(GOOD, mtime=0)[:-9], 0, "cannot be unpacked"),
         (
@@ -83,7 +83,7 @@ def test_a_malicious_pickle_is_never_run(tmp_path, protocol):
         (os.system, (f"touch {target}",)), (eval, (f"open({str(target)!r}, 'w')",)), (target.touch, ()),
         (getattr, ("text", "upper")),
     ]:  # fmt: skip
-        with pytest.raises(FormatError, match="which no CIFAR file needs"):
+        with pytest.raises(FormatError, match="which CIFAR files do not need"):
             cifar_batch(pickle.dumps({"data": Evil(call), "labels": [1]}, protocol), "batch")
     assert not target.exists()
 
@@ -95,15 +95,15 @@ BATCH = encode_cifar_batch(IMAGES, np.array([1, 2, 3]))
 @pytest.mark.parametrize(
     "data, reason",
     [
-        (BATCH[:-1], "no whole pickle of a dictionary"),
-        (pickle.dumps([1, 2], 2), "no whole pickle of a dictionary"),
-        (b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"abc.", "no whole pickle of a dictionary"),
+        (BATCH[:-1], "not a complete pickle of a dictionary"),
+        (pickle.dumps([1, 2], 2), "not a complete pickle of a dictionary"),
+        (b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"abc.", "not a complete pickle of a dictionary"),
         (b"\x80\x02}r\xff\xff\xff\x7f.", "'data'"),  # Python's unpickler in C would clear 32 GiB
-        (BATCH.replace(b"labels", b"lobels"), "'labels' is no list of 3 whole"),
-        (encode_cifar_batch(IMAGES, np.array([1, 10, 3])), "whole numbers from 0 to 9"),
-        (encode_cifar_batch(IMAGES, np.array([1, 2])), "3 whole numbers"),
-        (pickle.dumps({"data": np.zeros((3, 3072), np.uint16), "labels": [1, 2, 3]}, 4), "'data' is no uint8 array"),
-        (pickle.dumps({"data": np.zeros((3, 3071), np.uint8), "labels": [1, 2, 3]}, 4), "'data' is no uint8 array"),
+        (BATCH.replace(b"labels", b"lobels"), "'labels' is not a list of 3 integers"),
+        (encode_cifar_batch(IMAGES, np.array([1, 10, 3])), "integers from 0 to 9"),
+        (encode_cifar_batch(IMAGES, np.array([1, 2])), "3 integers"),
+        (pickle.dumps({"data": np.zeros((3, 3072), np.uint16), "labels": [1, 2, 3]}, 4), "'data' is not uint8"),
+        (pickle.dumps({"data": np.zeros((3, 3071), np.uint8), "labels": [1, 2, 3]}, 4), "'data' is not uint8"),
     ],
 )
 def test_cifar_refuses(data, reason):

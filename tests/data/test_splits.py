@@ -130,7 +130,7 @@ def test_split_id_says_what_changed_it(dvs):
 
 
 def test_an_empty_side_is_said():
-    with pytest.raises(DataError, match="finds no test files"):
+    with pytest.raises(DataError, match="no test files among"):
         named_split("cifar10_dvs", "tail", ["cat/cifar10_cat_1.aedat"], [0])
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from snn_repro.data.augment.rpg import check, relevance
+from snn_repro.data.augment.rpg import check_relevance, relevance
 from snn_repro.data.batches import make_generator
 from snn_repro.errors import UserError
 from snn_repro.models import build_model
@@ -213,10 +213,10 @@ def test_a_network_without_a_rule_is_one_sentence():
     with pytest.raises(
         UserError, match=r"augment.rpg_mix needs relevance .*: the network computes 'sigmoid' between its"
     ):
-        check(Gated(), (T, B, *SHAPE), "slrp", "rpg_mix")
+        check_relevance(Gated(), (T, B, *SHAPE), "slrp", "rpg_mix")
     model = network()
     model.sn2.charge = lambda v, x: (v + x).relu()
-    said = r"the neuron 'lif' \(sn2\) does not just add up what it keeps and what comes in; choose another network"
+    said = r"the neuron 'lif' \(sn2\) is not additive in its potential and its input; choose another network"
     with pytest.raises(UserError, match=said):
-        check(model, (T, B, *SHAPE), "sltrp", "rpg_drop")
-    check(network(), (T, B, *SHAPE), "sltrp", "rpg_drop")
+        check_relevance(model, (T, B, *SHAPE), "sltrp", "rpg_drop")
+    check_relevance(network(), (T, B, *SHAPE), "sltrp", "rpg_drop")

@@ -79,7 +79,7 @@ def test_what_was_found_in_own_data_is_kept_whatever_becomes_of_them(own, tmp_pa
     assert evaluate_run(folder).remarks[0].startswith("warning: the data are not those of the run")
     picture(data / "a" / "0.png", 0)
     with pytest.raises(
-        UserError, match=r"holds the class a, which the run was not trained on \(it knows \$\{c\}, b, d_1"
+        UserError, match=r"holds the class a, which the run was not trained on \(its classes: \$\{c\}, b, d_1"
     ):
         evaluate_run(folder, ["dataset=image_folder"])
     shutil.move(sample, tmp_path / "sample.png")

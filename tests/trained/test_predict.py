@@ -56,7 +56,7 @@ def test_a_grey_image(tmp_path):
     said = []
     Image.fromarray(pixels).convert("RGB").resize((56, 40)).save(tmp_path / "large.png")
     assert SETS["fashion_mnist"].sample(cfg, tmp_path / "large.png", said.append).shape == (1, 1, 28, 28)
-    assert "colours (RGB) are turned into grey" in said[0]
+    assert "colours (RGB) are converted to grey" in said[0]
     assert "its 40x56 pixels (height x width) are resized to 28x28" in said[1] and len(said) == 2
 
 
@@ -111,12 +111,12 @@ def test_a_recording_equals_its_row_of_the_cache(name, write, file, size, tmp_pa
         ("cifar10", "gone.png", "gone.png does not exist"),
         ("cifar10", "notes.txt", "notes.txt cannot be read as an image: cannot identify image file by its content"),
         ("cifar10", "deep.png", "deep.png has pixels of more than 8 bits"),
-        ("cifar10", np.zeros((3, 32, 32)), r"an array float64 \[3, 32, 32\] is no image: give uint8"),
+        ("cifar10", np.zeros((3, 32, 32)), r"an array float64 \[3, 32, 32\] is no image: use uint8"),
         ("cifar10_dvs", "gone.aedat", "gone.aedat cannot be read: No such file"),
         ("cifar10_dvs", "notes.txt", "notes.txt, byte 0: the file does not begin with"),
         ("cifar10_dvs", np.zeros((2, 3)), "is made of recordings: give a file, or events"),
         ("cifar10_dvs", ([], [], [], []), "holds no events"),
-        ("dvs_gesture", "user24_lab.aedat", "user24_lab.aedat: .* lists 12 trials in it; name one of .*:00 to .*:11"),
+        ("dvs_gesture", "user24_lab.aedat", "user24_lab.aedat: .* lists 12 trials, .*:00 to .*:11"),
         ("dvs_gesture", "user24_lab.aedat:12", "user24_lab.aedat:12: .* lists 12 trials"),
     ],
 )  # fmt: skip

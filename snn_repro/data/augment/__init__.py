@@ -1,11 +1,8 @@
-"""Augmentation: one implementation of each, on whole batches wherever no PIL image is needed.
+"""Augmentations, applied to whole batches wherever no PIL image is needed.
 
-What an augmentation is stands in `augmentation.py`; each is one file beside it, found by its being there, and a package
-from outside may register its own. This module applies by kind those that a configuration turns on.
-
-Order: crop, flip, then event_policy, nda and what comes from outside, then whole samples are mixed and labels smoothed; with
-images that are read one by one, crop and flip move into the PIL part. Repeated augmentation is
-`recipe.repeated_augmentation` and lives in batches.py.
+`augmentation.py` has the base classes; every file beside it is one augmentation, discovered automatically, and plug-ins
+may register more. Order: crop, flip, event_policy, nda and plug-ins, then mixing of samples and label smoothing. Images
+that are read one by one are cropped and flipped in PIL. batches.py has `recipe.repeated_augmentation`.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,16 +37,16 @@ import_all(__name__, __path__)
 
 
 def chosen(augment: Any, dataset: DataSet, kind: type = Augmentation) -> list[Any]:
-    """The augmentations of a kind that `augment`, the configuration's group, turns on, in order."""
+    """The augmentations of a kind that the configuration group `augment` turns on, in order."""
     return [cls.build(augment.of(cls), dataset) for cls in augment.turned_on(kind)]
 
 
 def batch_transforms(
     augment: Any, dataset: DataSet, normalize: Normalize | None = None, in_pil: bool = False
 ) -> list[BatchTransform]:
-    """The batch transforms that `augment` asks for, in order, `normalize` (of images) among them.
+    """The batch transforms that `augment` turns on, in order, including `normalize` for images.
 
-    in_pil: the images come from `sample_transform`, which has done what can be done to a PIL image.
+    in_pil: leave out what `sample_transform` has already applied to the PIL images.
     """
     steps = chosen(augment, dataset, BatchAugmentation)
     if in_pil:
@@ -59,7 +56,7 @@ def batch_transforms(
 
 
 def needs_pil(augment: Any) -> list[str]:
-    """The keys in `augment` that ask for something that is done image by image, in PIL."""
+    """Keys in `augment` of active augmentations that need PIL images."""
     return [cls.name for cls in augment.turned_on(PilAugmentation)]
 
 
@@ -71,11 +68,11 @@ def sample_transform(
     first: Sequence[Callable] = (),
     tensors: bool = False,
 ) -> Callable:
-    """The per-image part of training: PIL image, or with `tensors` uint8 tensor [C, H, W] -> uint8 tensor [C, size, size].
+    """The per-image training transform: PIL image or uint8 tensor -> uint8 tensor [C, size, size].
 
-    What cuts any image to its size (RandomResizedCrop), or else the steps `first` and a padded crop; flip; RandAugment, with
-    `fill` (0..255 per channel) from outside. Draws come from the global generators, which LoaderBatches seeds for each
-    sample.
+    It applies RandomResizedCrop, or else the steps `first` and a padded crop; then flip, and RandAugment with `fill`
+    (0..255 per channel) outside the image. tensors: the input is a uint8 tensor [C, H, W]. Draws come from the global
+    generators, which LoaderBatches seeds per sample.
     """
     on = chosen(augment, dataset)
     if any(step.resizes for step in on):
@@ -90,5 +87,5 @@ def sample_transform(
 
 
 def eval_sample_transform(augment: Any, size: int, margin: float = 256 / 224) -> Callable:
-    """The test of image files: PIL image or uint8 tensor [C, H, W] -> uint8 tensor [C, size, size]; margin: see `eval_steps`."""
+    """Test transform of image files: PIL image or tensor -> uint8 tensor [C, size, size]."""
     return vision.v2.Compose([*eval_steps(augment, size, margin), vision.v2.PILToTensor()])  # a tensor stays one

@@ -1,14 +1,13 @@
-"""What an augmentation is: its keys of `augment.`, the data that it works on, its place in the order, and what it does.
+"""Base classes of augmentations: their keys in `augment.`, data, order and operation.
 
-One augmentation is one file in this folder, a class under `@register_augmentation("key")`, where `augment.key` turns it on. It is
+Each file in this folder is one augmentation: a class under `@register_augmentation("key")`, switched on by
+`augment.key`. `augment.turned_on()` lists the active ones.
 
-    a BatchAugmentation  a step on whole batches of images or of event frames
-    a MovingAugmentation  such a step that only moves pixels
-    a GuidedAugmentation  such a step that uses what the network sees in them (rpg.py)
-    a PilAugmentation  a step on single images, before they are batched
-    a RecordingAugmentation  a step on the events of a recording, before they become frames
-
-A configuration's `augment.turned_on()` says which of them it has.
+    BatchAugmentation      a step on whole batches of images or event frames
+    MovingAugmentation     a batch step that only moves pixels
+    GuidedAugmentation     a batch step that uses the relevance of pixels to the network (rpg.py)
+    PilAugmentation        a step on single images, before batching
+    RecordingAugmentation  a step on the events of a recording, before they become frames
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +30,7 @@ NORMALIZE = 50
 
 
 def register_augmentation(name: str) -> Callable[[type[AnAugmentation]], type[AnAugmentation]]:
-    """A decorator of an augmentation's class: `augment.NAME` turns it on. Raises UserError if another has the name."""
+    """Class decorator: `augment.NAME` turns this augmentation on. Raises UserError for a taken name."""
 
     def add(cls: type[AnAugmentation]) -> type[AnAugmentation]:
         cls.name, cls.switches = name, cls.switches or (name,)
@@ -42,110 +41,109 @@ def register_augmentation(name: str) -> Callable[[type[AnAugmentation]], type[An
 
 
 class Augmentation:
-    """settings: {key of `augment.`: Setting}, the one that turns it on among them; a value that is false is off.
+    """Base class of augmentations: their settings, data and order.
 
-    works_on: of images, frames and recordings, those whose data sets can have it. order: who has less goes first; stored values of images are
-    normalised at NORMALIZE, and whole samples and labels are mixed behind that.
+    settings: {key of `augment.`: Setting}, including the switch; a false value is off. works_on: any of images, frames
+    and recordings. order: ascending; images are normalised at NORMALIZE, samples and labels are mixed after that.
     """
 
-    name: ClassVar[str]  # given by `register_augmentation`
-    switches: ClassVar[Sequence[str]] = ()  # keys that turn it on; by default its name alone
+    name: ClassVar[str]  # set by `register_augmentation`
+    switches: ClassVar[Sequence[str]] = ()  # keys that turn it on; default: its name
     settings: ClassVar[Mapping[str, Setting]] = {}
     works_on: ClassVar[Sequence[str]] = ("images", "frames")
     order: ClassVar[int] = 45
-    soft_targets: ClassVar[bool] = False  # its targets are distributions, not class numbers
-    on_tensors: ClassVar[bool] = False  # its `pil_step` takes uint8 tensors [C, H, W] too
-    crops: ClassVar[bool] = False  # it cuts images of one size
-    resizes: ClassVar[bool] = False  # it cuts any image to the network's size, so that nothing else need
+    soft_targets: ClassVar[bool] = False  # targets become distributions instead of class numbers
+    on_tensors: ClassVar[bool] = False  # `pil_step` also takes uint8 tensors [C, H, W]
+    crops: ClassVar[bool] = False  # crops images that share one size
+    resizes: ClassVar[bool] = False  # crops images of any size to the network's input size
 
     @classmethod
     def is_on(cls, values: Mapping[str, Any]) -> bool:
-        """Whether the values of its settings ask for it."""
+        """Whether these values of its settings turn it on."""
         return any(values[key] for key in cls.switches)
 
     @classmethod
     def build(cls, values: Mapping[str, Any], dataset: DataSet) -> Self:
-        """The augmentation with the values of its settings, for a data set of whose facts it may need some."""
+        """Create it from the values of its settings and facts of the data set."""
         return cls(**values)
 
     def pil_step(self, size: int, fill: Sequence[float]) -> Callable | None:
-        """What does the same to one PIL image, for images that are read one by one; None: it waits for the batch.
+        """The same operation on one PIL image; None if it runs on batches only.
 
-        size: pixels of the network's input. fill: a colour for what lies outside of the image, 0..255 a channel.
+        size: side of the network's input, in pixels. fill: colour outside the image, 0..255 per channel.
         """
         return None
 
 
 class PilAugmentation(Augmentation):
-    """A step on PIL images: `pil_step`, which draws from the global generators; LoaderBatches seeds them for each sample."""
+    """A step on PIL images (`pil_step`), drawing from global generators that are seeded per sample."""
 
     works_on = ("images",)
 
 
 class RecordingAugmentation(Augmentation):
-    """A step on recordings, which are then read while training. Draws from NumPy's global generator, seeded a sample."""
+    """A step on raw events during training, drawing from NumPy's global generator, seeded per sample."""
 
     works_on = ("recordings",)
 
     def apply(self, events: Events, size: tuple[int, int]) -> Events:
-        """The events of one sample, of a sensor of size (H, W); those given are not changed in place."""
+        """Augmented events of a sample, sensor size (H, W); the input is not modified."""
         raise NotImplementedError
 
 
 class BatchTransform:
-    """One step on a batch: (x, target, generator) -> (x, target), x [B, C, H, W] or [T, B, C, H, W] (batch: dim -4).
+    """A step on a batch: (x, target, generator) -> (x, target).
 
-    Several processes share a batch, and each must find in its rows what one process finds there. So `draw` is asked
-    for the whole batch, without having seen it, and `apply` works on the rows that this process holds. A step whose
-    results take the input of other samples names them in `partners`; they are then read here as well. All T frames of a
-    sample share its draw.
+    x is [B, C, H, W] or [T, B, C, H, W] (batch: dim -4); all T frames of a sample share its draw. When processes share
+    a batch, each must compute for its rows what a single process would. So `draw` receives only the size of the whole
+    batch, and `apply` works on the rows of this process. `partners` names other samples that a step reads.
 
-    portable: `apply` takes x on any device and as it is stored (bytes, float16), with rows, draws and target on the CPU. Event
-    frames reach other steps as float32 on the CPU.
+    portable: `apply` takes x on any device in its stored type (bytes, float16), with rows, draws and target on the CPU.
+    Other steps receive event frames as float32 on the CPU.
     """
 
     portable: ClassVar[bool] = False
 
     def draw(self, n: int, generator: Generator) -> Any:
-        """All that is random, for the n samples of the batch of all processes together. Draws from `generator` alone."""
+        """Random draws for the n samples of the whole batch, all from `generator`."""
         return None
 
     def partners(self, draws: Any, rows: Tensor) -> Tensor:
-        """The rows, int64, whose input the results of `rows` take besides their own."""
+        """Rows (int64) whose inputs are needed to transform `rows`, besides `rows` themselves."""
         return rows[:0]
 
     def apply(self, x: Tensor, target: Tensor, draws: Any, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-        """(x, target) of the first `keep` rows; x and target hold `rows` of the batch, and x is not changed in place.
+        """Transformed (x, target) of the first `keep` rows; x is not modified in place.
 
-        The rows behind the first `keep` are partners of these; without partners keep is len(rows).
+        x and target hold `rows` of the batch; those after `keep` are partners. Without partners keep is len(rows).
         """
         raise NotImplementedError
 
     def __call__(self, x: Tensor, target: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-        """The step on a whole batch."""
+        """Apply the step to a whole batch."""
         n = x.shape[-4]
         return self.apply(x, target, self.draw(n, generator), torch.arange(n), n)
 
 
 class BatchAugmentation(Augmentation, BatchTransform):
-    """A step on batches: `draw` and `apply`, see BatchTransform."""
+    """A step on batches: `draw` and `apply` of BatchTransform."""
 
 
 class SoftAugmentation(BatchAugmentation):
-    """A step on batches whose targets are distributions over the data set's classes: the first argument that builds it."""
+    """A batch step whose targets are class distributions; its first argument is `num_classes`."""
 
     soft_targets = True
 
     @classmethod
     def build(cls, values: Mapping[str, Any], dataset: DataSet) -> Self:
-        return cls(dataset.num_classes, **values)  # type: ignore[call-arg]  # those of the classes below it
+        return cls(dataset.num_classes, **values)  # type: ignore[call-arg]  # the subclass's arguments
 
 
 class Normalize(BatchTransform):
-    """x <- (x - mean) / std per channel (dim -3), float32; mean and std in the unit of the stored values.
+    """x <- (x - mean) / std per channel (dim -3), float32.
 
-    channel_order="bgr" turns the channels of x round first: blue is then normalised with red's statistics, as
-    the paper's CIFAR code does.
+    mean and std are in units of the stored values. channel_order="bgr" reverses the channels first: blue is then
+    normalised with red's statistics, as in the paper's CIFAR code.
     """
 
     portable = True
@@ -162,19 +160,19 @@ class Normalize(BatchTransform):
 
 
 def held(rows: Tensor, wanted: Tensor) -> Tensor:
-    """Where x holds the rows `wanted` of a batch, of which it holds `rows`."""
+    """Positions of the rows `wanted` in x, which holds `rows` of the batch."""
     places = torch.empty(int(rows.max()) + 1, dtype=torch.int64)
     places[rows] = torch.arange(len(rows))
     return places[wanted]
 
 
 def soft(target: Tensor, num_classes: int) -> Tensor:
-    """Class numbers [B] or distributions [B, K] as distributions, float32 [B, K]."""
+    """Class numbers [B] or distributions [B, K] -> distributions, float32 [B, K]."""
     return F.one_hot(target, num_classes).to(torch.float32) if target.ndim == 1 else target
 
 
 def sent(x: Tensor, device: torch.device) -> Tensor:
-    """x on a device: to a GPU by way of pinned memory, non-blocking."""
+    """x on a device; copies to a GPU are pinned and non-blocking."""
     if device.type != "cuda":
         return x.to(device)
     return (x.pin_memory() if x.device.type == "cpu" else x).to(device, non_blocking=True)
@@ -184,37 +182,37 @@ def sent(x: Tensor, device: torch.device) -> Tensor:
 
 
 class MovingAugmentation(BatchAugmentation):
-    """A step that takes each pixel of a frame from some place in it, or makes it zero; alike in all frames and channels of a sample.
+    """A step that moves or zeroes pixels, alike in all frames of a sample.
 
-    Such steps in a row are applied as one: their `sources` are put together, and each value is moved once, as it is stored.
+    Channels move together too. Consecutive steps are composed, so that each value is moved once, in its stored type.
     """
 
     portable = True
 
     def sources(self, draws: Any, rows: Tensor, size: tuple[int, int]) -> Tensor:
-        """The place y W + x from which each pixel of a frame of size (H, W) is taken, int64 [len(rows), H W]; H W: it is zero."""
+        """Source y*W + x of each pixel, int64 [len(rows), H*W]; H*W means zero."""
         raise NotImplementedError
 
     def apply(self, x: Tensor, target: Tensor, draws: Any, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-        return moved(x, self.sources(draws, rows, (x.shape[-2], x.shape[-1]))), target
+        return move_pixels(x, self.sources(draws, rows, (x.shape[-2], x.shape[-1]))), target
 
 
 def chained(first: Tensor, then: Tensor) -> Tensor:
-    """The sources [B, H W] of two steps, of which `first` comes first."""
+    """Sources [B, H*W] of two composed steps: `first`, then `then`."""
     return F.pad(first, (0, 1), value=first.shape[-1]).gather(-1, then)
 
 
 def sources_of(move: Callable[[Tensor], Tensor], size: tuple[int, int]) -> Tensor:
-    """The sources int64 [H W] of an operation on float images [1, H, W] that samples nearest neighbours, zeros from outside."""
+    """Sources int64 [H*W] of a nearest-neighbour, zero-filling operation on float images [1, H, W]."""
     height, width = size
     seen = move(torch.arange(1.0, height * width + 1).view(1, height, width)).flatten().long()  # exact to 2^24 pixels
     return torch.where(seen == 0, height * width, seen - 1)
 
 
-def moved(x: Tensor, sources: Tensor) -> Tensor:
-    """x [B, C, H, W] or [T, B, C, H, W] with the pixels of each sample taken from `sources` [B, H W], see MovingAugmentation.
+def move_pixels(x: Tensor, sources: Tensor) -> Tensor:
+    """Pixels of x [..., B, C, H, W] taken per sample from `sources` [B, H*W].
 
-    Raises IndexError for a source before the frame.
+    Raises IndexError for a negative source.
     """
     n = sources.shape[-1]
     if x.device.type == "cpu" and (loop := _move_loop(x.element_size())):
@@ -234,29 +232,29 @@ def moved(x: Tensor, sources: Tensor) -> Tensor:
     return pixels.gather(-1, index).view(x.shape)
 
 
-SHARE = 2**20  # values that are worth a thread
+SHARE = 2**20  # values per thread
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def shared(loop: Callable[[int, int], object], samples: int, values: int) -> None:
-    """Call loop(first, behind the last) of all samples of a batch, which has so many values, shared among the threads."""
+    """Call loop(start, stop) on ranges of samples in threads, one per SHARE of all values."""
     threads = min(torch.get_num_threads(), -(-values // SHARE), samples)
     in_parallel(loop, cuts(samples, threads), threads)
 
 
 @cache
 def _move_loop(size: int) -> Callable | None:
-    """`_move` compiled for values of so many bytes: several times as fast as to look every pixel up. None where numba cannot."""
+    """`_move` compiled for values of `size` bytes, faster than indexing; None if numba cannot."""
     one = np.zeros((1, 1, 1, 1), f"i{size}" if size > 1 else "u1")
     rest = np.zeros((1, 1), np.int64), 0, 1, np.empty((3, 2), np.uint64)
     return tried(_move, one, one.copy(), *rest, without="moving pixels is slower, not different")
 
 
 def _move(given, wanted, sources, first, last, room):
-    """A sample's sources as runs, each a piece of a frame that is copied, copied backwards or zero; then run by run.
+    """Split each sample's sources into runs, then copy each forwards or backwards, or zero it.
 
-    Most steps have few runs: a shift, a shear or a flip one or two a row of pixels. given, wanted: [T, B, C, H W]. room: for the
-    runs; unsigned, as numba looks whether other places are negative.
+    Most steps have few runs: one or two per row of pixels for a shift, shear or flip. given, wanted: [T, B, C, H, W].
+    room: buffer for the runs; unsigned, since numba checks signed indices for negative values.
     """
     n = sources.shape[1]
     begins, source, way = room[0], room[1], room[2]

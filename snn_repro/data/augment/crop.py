@@ -1,3 +1,5 @@
+"""Random crop after zero padding."""
+
 import torch
 from torch import Generator, Tensor
 
@@ -8,9 +10,9 @@ from snn_repro.settings import Setting
 
 @register_augmentation("crop_padding")
 class RandomCrop(MovingAugmentation):
-    """Pad by `padding` zeros on each side, then cut the original size at a random place."""
+    """Pad by `crop_padding` zeros per side, then crop the original size at random."""
 
-    settings = {"crop_padding": Setting(0, "random crop after padding by this much", "pixels", low=0)}
+    settings = {"crop_padding": Setting(0, "zero padding before a random crop; 0 is off", "pixels", low=0)}
     order = 10
     crops = on_tensors = True
 
@@ -18,7 +20,7 @@ class RandomCrop(MovingAugmentation):
         self.padding = crop_padding
 
     def draw(self, n: int, generator: Generator) -> Tensor:
-        """Rows and columns [2, n] at which the cuts begin."""
+        """First rows and columns [2, n] of the crops."""
         return torch.randint(2 * self.padding + 1, (2, n), generator=generator)
 
     def sources(self, draws: Tensor, rows: Tensor, size: tuple[int, int]) -> Tensor:

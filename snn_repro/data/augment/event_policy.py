@@ -1,3 +1,5 @@
+"""SNN-TrivialAug: one random operation per sample of event frames."""
+
 import math
 from functools import cache
 
@@ -14,9 +16,9 @@ LEVELS = 31
 
 @cache
 def magnitudes(end: float, n: int = LEVELS) -> list[float]:
-    """torch.linspace(-end, end, n) in float32 as fused multiply-adds round it, and so the same on every processor.
+    """torch.linspace(-end, end, n) in float32, rounded alike on every processor.
 
-    Which levels are cut to how many pixels hangs on the last bit: 1 comes out as 0.9999999.
+    Rounds as fused multiply-adds do. The last bit decides which levels truncate to which pixel: 1 becomes 0.9999999.
     """
     end, k = float(np.float32(end)), np.arange(n)
     step = float(np.float32(2 * end) / np.float32(n - 1))
@@ -30,13 +32,11 @@ def sheared(x: Tensor, degrees: float) -> Tensor:
 
 @register_augmentation("event_policy")
 class EventPolicy(MovingAugmentation):
-    """SNN-TrivialAug, one operation a sample, uniformly one of six (the paper's 128-pixel event rows).
+    """SNN-TrivialAug, one of six operations per sample, uniformly (the paper's 128-pixel event rows).
 
-    The code of Spikformer (Zhou et al., ICLR 2023) has it: TrivialAugment (Mueller and Hutter, ICCV 2021) with
-    operations for event frames.
-
-    Identity; ShearX up to 0.3 rad; TranslateX, TranslateY up to 5 pixels, cut to whole ones; Rotate up to 30
-    degrees; Cutout: one square of 0.1 % to 11 % of the area set to zero. Magnitudes are those of
+    TrivialAugment (Mueller and Hutter, ICCV 2021) with operations for event frames, as in the code of Spikformer (Zhou
+    et al., ICLR 2023): identity; ShearX up to 0.3 rad; TranslateX, TranslateY up to 5 pixels, truncated to integers;
+    Rotate up to 30 degrees; Cutout, one square of 0.1 % to 11 % of the area set to zero. Magnitudes are those of
     torch.linspace(-max, max, 31); nearest-neighbour sampling, zeros from outside.
     """
 
@@ -50,7 +50,7 @@ class EventPolicy(MovingAugmentation):
         pass
 
     def draw(self, n: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Operations [n], levels [n], and of Cutout the part of the area [n] and the place [2, n], both in 0..1."""
+        """Operations [n], levels [n], Cutout's area fraction [n] and place [2, n], both in 0..1."""
         operation = torch.randint(6, (n,), generator=generator)
         level = torch.randint(LEVELS, (n,), generator=generator)
         area = torch.rand(n, generator=generator) * (0.11 - 0.001) + 0.001
@@ -65,7 +65,7 @@ class EventPolicy(MovingAugmentation):
 
 @cache
 def moves(operation: int, level: int, size: tuple[int, int]) -> Tensor:
-    """The sources of all operations but Cutout."""
+    """Sources int64 [H*W] of any operation but Cutout."""
     shift = int(magnitudes(5.0)[level])
     by = {
         0: lambda x: x,
@@ -78,7 +78,7 @@ def moves(operation: int, level: int, size: tuple[int, int]) -> Tensor:
 
 
 def cutout(side: int, place: list[float], size: tuple[int, int]) -> Tensor:
-    """The sources [H W] of frames in which a square of `side` pixels at `place` (0..1) is zero."""
+    """Sources int64 [H*W] that zero a square of `side` pixels at `place` (0..1)."""
     height, width = size
     side = min(side, height, width)
     top, left = int(place[0] * (height - side + 1)), int(place[1] * (width - side + 1))

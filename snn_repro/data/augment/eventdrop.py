@@ -1,3 +1,5 @@
+"""EventDrop (Gu et al., IJCAI 2021): random deletion of events."""
+
 import numpy as np
 
 from snn_repro.data.augment.augmentation import RecordingAugmentation, register_augmentation
@@ -7,20 +9,19 @@ from snn_repro.settings import Setting
 
 @register_augmentation("eventdrop")
 class EventDrop(RecordingAugmentation):
-    """EventDrop (Gu et al., IJCAI 2021): drop nothing, a time window, an area or random events, with equal chance.
+    """EventDrop (Gu et al., 2021): drop nothing, a time window, an area or random events.
 
-    tonic does it. area="rectangle" is tonic's: the events inside of a box, of 0.05 to 0.25 of height and width, that lies in
-    the frame. "cross" is what the authors' code does: it keeps the events that are outside of the box in x and in y, so that
-    the whole columns and rows of the box go; its middle is anywhere, and what sticks out of the frame is cut off. "eventrpg" is
-    EventRPG's code (utils/augment.py, commit fa2d99c): such a box and only what is in it, of 0.05 to 0.3 of the frame, its width
-    times and its height divided by 0.5 to 1.5; the time window may be all of the recording, and of random events 0.9 go twice as often.
-    If nothing would be left, or the recording is empty, the events come back as they are.
+    The four have equal probability. Area "rectangle" (tonic): the inside of a box of 0.05 to 0.25 of height and width,
+    within the frame. "cross" (the authors' code): all rows and columns of the box, whose centre is anywhere; it is
+    clipped to the frame. "eventrpg" (EventRPG's utils/augment.py, commit fa2d99c): the inside of such a box, of 0.05 to
+    0.3 of the frame, its width multiplied and its height divided by 0.5 to 1.5; the time window may span the recording,
+    and of the fractions of random events 0.9 is twice as likely. Without a remaining event nothing is changed.
     """
 
     settings = {
         "eventdrop": Setting(False, "events: EventDrop (Gu et al., 2021)"),
         "eventdrop_area": Setting(
-            "rectangle", "EventDrop: tonic's box; its rows and columns, as the authors' code drops them; EventRPG's ranges",
+            "rectangle", "EventDrop area: tonic's box, the box's rows and columns (authors' code), EventRPG's ranges",
             choices=("rectangle", "cross", "eventrpg"),
         ),
     }  # fmt: skip
@@ -36,7 +37,7 @@ class EventDrop(RecordingAugmentation):
         structured = np.empty(len(events.t), dtype=[("t", "<i8"), ("x", "<i2"), ("y", "<i2"), ("p", "u1")])
         for name in "xyp":
             structured[name] = getattr(events, name)
-        structured["t"] = events.t - events.t.min()  # tonic's time window assumes that a recording starts at 0
+        structured["t"] = events.t - events.t.min()  # tonic's time window assumes a start at 0
         height, width = size
         if self.area == "rectangle":
             kept = transforms.EventDrop(sensor_size=(width, height, 2))(structured)

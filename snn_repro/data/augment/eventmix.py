@@ -1,3 +1,5 @@
+"""EventMix (Shen, Zhao, Zeng, Information Sciences 644, 2023): event frames mixed by Gaussian masks."""
+
 from typing import NamedTuple
 
 import numpy as np
@@ -9,32 +11,31 @@ from snn_repro.settings import Setting
 
 
 class _Masks(NamedTuple):
-    """Of n samples: partners [n]; the part of (t, y, x) that each takes from its partner [n], 0 where it is not mixed; and of
-    4 components the weight [n, 4], 0 beyond their number, and in 0..1 the means [n, 4, 3] and widths [n, 4, 3]."""
+    """Random draws of EventMix for n samples."""
 
-    other: Tensor
-    part: Tensor
-    weight: Tensor
-    mean: Tensor
-    width: Tensor
+    other: Tensor  # [n], partners
+    part: Tensor  # [n], fraction of (t, y, x) taken from the partner; 0: not mixed
+    weight: Tensor  # [n, 4] of the Gaussians; 0 beyond their number
+    mean: Tensor  # [n, 4, 3] in 0..1
+    width: Tensor  # [n, 4, 3] in 0..1
 
 
 @register_augmentation("eventmix")
 class EventMix(SoftAugmentation):
-    """EventMix (Shen, Zhao, Zeng, Information Sciences 644, 2023): a sample takes the events of another inside of a random mask.
+    """A sample takes the events of another inside a random mask.
 
-    The mask is where a mixture of 2 to 4 Gaussians over (t, y, x) is densest: lambda ~ Beta(alpha, alpha) of all places. A
-    component has a weight uniform in 0..1, a mean uniform in the frames and along each axis a standard deviation of half its
-    length times a uniform number, 0.1 at least. A mixed label weighs what a sample kept against what it took, each as a
-    part of the events of its own recording: own (1 - a) / (1 - a + b), where a and b are the parts of the own and of the
-    other recording's events that lie in the mask. A sample that would be left without any event is not mixed.
+    The mask is where a mixture of 2 to 4 Gaussians over (t, y, x) is densest; it covers lambda ~ Beta(alpha, alpha) of
+    all places. A component's weight is uniform in 0..1, its mean uniform in the frames, and its standard deviation
+    along each axis half the length times a uniform number, clamped to at least 0.1. The weight of a sample's own label
+    is (1 - a) / (1 - a + b), where a and b are the fractions of its own and of the other recording's events inside the
+    mask. A sample that would be left without events is not mixed.
 
-    As the authors' code does it, without its salt-and-pepper noise; partners are a random order of the batch.
+    This follows the authors' code without its salt-and-pepper noise; partners are a random permutation of the batch.
     """
 
     settings = {
-        "eventmix": Setting(0.0, "events: EventMix (Shen et al., 2023), alpha of its part; 0 is off", low=0),
-        "eventmix_prob": Setting(1.0, "EventMix: chance that a sample is mixed", low=0, high=1),
+        "eventmix": Setting(0.0, "events: EventMix (Shen et al., 2023), alpha of Beta(alpha, alpha); 0 is off", low=0),
+        "eventmix_prob": Setting(1.0, "EventMix: probability of mixing a sample", low=0, high=1),
     }
     works_on = ("frames",)
     order = 60
@@ -43,10 +44,9 @@ class EventMix(SoftAugmentation):
         self.num_classes, self.alpha, self.prob = num_classes, eventmix, eventmix_prob
 
     def draw(self, n: int, generator: Generator) -> _Masks:
-        # as Mix: torch has no seeded Beta
-        part = np.random.RandomState(int(torch.randint(2**31, (1,), generator=generator))).beta(
-            self.alpha, self.alpha, n
-        )
+        # torch has no seeded Beta distribution
+        seed = int(torch.randint(2**31, (1,), generator=generator))
+        part = np.random.RandomState(seed).beta(self.alpha, self.alpha, n)
         other = torch.randperm(n, generator=generator)
         mixed = torch.rand(n, generator=generator) < self.prob
         components = torch.randint(2, 5, (n, 1), generator=generator)
@@ -78,7 +78,7 @@ class EventMix(SoftAugmentation):
 
     @staticmethod
     def _mask(sizes: tuple[int, int, int], part: Tensor, weight: Tensor, mean: Tensor, width: Tensor) -> Tensor:
-        """Where a sample takes its partner's events: bool [T, H, W], the densest `part` of all places."""
+        """Mask bool [T, H, W] of one sample: the densest `part` of all places."""
         density = weight.view(-1, 1, 1, 1)
         for axis, size in enumerate(sizes):
             middle = (mean[:, axis] * size).floor().unsqueeze(1)
@@ -91,6 +91,6 @@ class EventMix(SoftAugmentation):
 
     @staticmethod
     def _inside(x: Tensor, mask: Tensor) -> Tensor:
-        """Part of each sample's events that lies in its mask [M]; 0 for one without events."""
+        """Fraction of each sample's events inside its mask [M]; 0 without events."""
         inside, total = (v.sum((0, 2, 3, 4), dtype=torch.float64) for v in (x * mask, x))
         return (inside / torch.where(total > 0, total, 1)).float()

@@ -1,3 +1,5 @@
+"""Random horizontal flip."""
+
 import torch
 from torch import Generator, Tensor
 
@@ -8,9 +10,9 @@ from snn_repro.settings import Setting
 
 @register_augmentation("flip")
 class RandomFlip(MovingAugmentation):
-    """Mirror each sample left to right with the given chance."""
+    """Mirror each sample left to right with probability `flip`."""
 
-    settings = {"flip": Setting(0.0, "chance of a horizontal flip", low=0, high=1)}
+    settings = {"flip": Setting(0.0, "probability of a horizontal flip", low=0, high=1)}
     order = 20
     on_tensors = True
 

@@ -1,3 +1,5 @@
+"""Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019) of batches."""
+
 import math
 from collections.abc import Callable
 from functools import cache
@@ -13,9 +15,9 @@ from snn_repro.settings import Setting
 
 
 class _Mixing(NamedTuple):
-    """How a batch is mixed. `other` [n] are the partners; `box` draws CutMix's box next, whose range is the image's size.
+    """Random draws for one batch: partners `other` [n], kind and lambda.
 
-    `apply` uses `box` up: to copy a RandomState takes as long as the rest.
+    `apply` draws CutMix's box from `box`, as its range is the image's size, and consumes it: a copy would be slow.
     """
 
     other: Tensor
@@ -26,25 +28,23 @@ class _Mixing(NamedTuple):
 
 @register_augmentation("mixup")
 class Mix(SoftAugmentation):
-    """Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019) of a batch with a random order of itself.
+    """Mixup or CutMix of a batch with a random permutation of itself.
 
-    mixup, cutmix: alpha of the Beta(alpha, alpha) from which lambda is drawn, 0 is off; with both on, each
-    batch takes one of the two with equal chance. mix_prob: chance that a batch is mixed at all. Targets become
-    soft, float32 [B, K].
+    mixup, cutmix: alpha of Beta(alpha, alpha), the distribution of lambda; 0 is off. With both, each batch takes one of
+    the two with equal probability. mix_prob: probability of mixing a batch at all. Targets become float32 [B, K].
 
-    cutmix_axes="spatial" pastes a box of sqrt(1 - lambda) of the height and width, cut off at the border,
-    into all frames and channels; lambda becomes the part of the area that stayed. "published" draws the same
-    box and the same lambda, but cuts the axes that the paper's code cuts in event frames: its vertical range
-    from the polarities and its horizontal range from the rows. As there are two polarities, most batches keep
-    their frames while the targets move all the same.
+    cutmix_axes="spatial" pastes a box of sqrt(1 - lambda) of height and width, clipped at the border, into all frames
+    and channels; lambda becomes the fraction of the area that remains. "published" draws the same box and lambda, but
+    cuts the axes that the paper's code cuts in event frames: the vertical range from the polarities, the horizontal
+    range from the rows. As there are two polarities, most batches keep their frames while the targets still change.
     """
 
     settings = {
         "mixup": Setting(0.0, "Mixup alpha; 0 is off", low=0),
         "cutmix": Setting(0.0, "CutMix alpha; 0 is off", low=0),
-        "mix_prob": Setting(1.0, "chance that a batch is mixed", low=0, high=1),
+        "mix_prob": Setting(1.0, "probability of mixing a batch", low=0, high=1),
         "cutmix_axes": Setting(
-            "spatial", "published cuts polarity and height, as the paper's code does", choices=("spatial", "published")
+            "spatial", "CutMix axes; published (the paper's code): polarity, height", choices=("spatial", "published")
         ),
     }
     switches = ("mixup", "cutmix")
@@ -63,8 +63,8 @@ class Mix(SoftAugmentation):
         self.kinds = [(kind, alpha) for kind, alpha in (("mixup", mixup), ("cutmix", cutmix)) if alpha > 0]
 
     def draw(self, n: int, generator: Generator) -> _Mixing | None:
-        """None: this batch is not mixed."""
-        # a legacy NumPy generator: torch has no seeded Beta, and this one's stream never changes
+        """Partners, kind and lambda of a batch; None: it is not mixed."""
+        # a legacy NumPy generator: torch has no seeded Beta, and the legacy stream never changes
         draw = np.random.RandomState(int(torch.randint(2**31, (1,), generator=generator)))
         other = torch.randperm(n, generator=generator)
         if draw.rand() >= self.prob:
@@ -107,9 +107,9 @@ class Mix(SoftAugmentation):
 
 
 def blend(x: Tensor, other: Tensor, lam: float) -> Tensor:
-    """lam x[b] + (1 - lam) x[other[b]] for each b of `other`, float32; x [..., B, C, H, W] of any type.
+    """lam x[b] + (1 - lam) x[other[b]], float32, for x [..., B, C, H, W].
 
-    Two products and a sum, each rounded, everywhere: what adds a multiple in one go may round once.
+    Two products and a sum, each rounded, on every device; a fused multiply-add would round once.
     """
     own = x.narrow(-4, 0, len(other))
     loop = _loop() if x.device.type == "cpu" else None
@@ -125,7 +125,7 @@ def blend(x: Tensor, other: Tensor, lam: float) -> Tensor:
 
 @cache
 def _loop() -> Callable | None:
-    """`_blend` compiled: several times as fast, as nothing in between is written. None where numba cannot."""
+    """`_blend` compiled, several times faster as it writes no intermediate; None if numba cannot."""
     one = np.zeros((1, 1, 1), np.float32)
     rest = np.zeros(1, np.int64), np.float32(1), np.float32(0), 0, 1
     return tried(_blend, one, one.copy(), *rest, without="Mixup is slower, not different")

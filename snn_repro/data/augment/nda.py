@@ -1,3 +1,5 @@
+"""Neuromorphic data augmentation (Li et al., ECCV 2022)."""
+
 from functools import partial
 
 import torch
@@ -11,10 +13,10 @@ from snn_repro.settings import Setting
 
 @register_augmentation("nda")
 class NDA(MovingAugmentation):
-    """Neuromorphic data augmentation (Li et al., ECCV 2022), as its code does it: one of three a sample.
+    """Roll, rotate or shear each sample, as the authors' code does.
 
-    Roll by up to +-shift pixels in both directions (round the edge); rotate or shear along x by up to
-    +-degrees. The authors use 5 pixels and 30 degrees on CIFAR10-DVS, 3 and 15 on N-Caltech101: a fact of each data set.
+    Rolls by up to +-shift pixels along both axes (wrapping around), or rotates or shears along x by up to +-degrees.
+    The authors use 5 pixels and 30 degrees on CIFAR10-DVS, 3 and 15 on N-Caltech101; each data set has its own.
     """
 
     settings = {"nda": Setting(False, "events: neuromorphic data augmentation (Li et al., 2022)")}

@@ -1,3 +1,5 @@
+"""RandAugment (Cubuk et al., NeurIPS 2020), as timm implements it."""
+
 from typing import Any
 
 from PIL.Image import Resampling
@@ -8,14 +10,14 @@ from snn_repro.settings import Setting
 
 @register_augmentation("randaugment_ops")
 class RandAugment(PilAugmentation):
-    """timm's RandAugment (Cubuk et al., NeurIPS 2020): so many of its 15 "increasing" operations an image.
+    """Apply a number of timm's 15 "increasing" operations to each image.
 
-    Each is applied with chance 0.5 at a level drawn from N(level, std), with bicubic resampling and `fill` from outside.
+    Each has probability 0.5 and a level drawn from N(level, std); bicubic resampling, `fill` outside the image.
     """
 
     settings = {
-        "randaugment_ops": Setting(0, "RandAugment: operations an image; 0 is off", low=0),
-        "randaugment_level": Setting(7, "RandAugment: level of 10", low=0, high=10),
+        "randaugment_ops": Setting(0, "RandAugment: operations per image; 0 is off", low=0),
+        "randaugment_level": Setting(7, "RandAugment: level, out of 10", low=0, high=10),
         "randaugment_std": Setting(0.5, "RandAugment: standard deviation of the level", low=0),
     }
     order = 30
@@ -24,7 +26,7 @@ class RandAugment(PilAugmentation):
         self.ops, self.level, self.std = randaugment_ops, randaugment_level, randaugment_std
 
     def pil_step(self, size, fill):
-        from timm.data.auto_augment import rand_augment_transform  # heavy to import, used by two tables
+        from timm.data.auto_augment import rand_augment_transform  # slow to import, used by two tables
 
         colour = tuple(round(v) for v in fill)
         options: dict[str, Any] = {

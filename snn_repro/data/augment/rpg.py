@@ -1,20 +1,20 @@
-"""EventRPG (Sun et al., ICLR 2024, arXiv:2403.09274): events dropped, and samples mixed, by what the network looks at.
+"""EventRPG (Sun et al., ICLR 2024, arXiv:2403.09274): augmentation guided by relevance to the network.
 
-Layer-wise relevance propagation distributes the relevance of a unit over its inputs, in proportion to what each contributed,
-from the logits down to the input. Two rules for spiking networks:
+Layer-wise relevance propagation distributes the relevance of a unit over its inputs in proportion to their
+contributions, from the logits down to the input. There are two rules for spiking networks:
 
-    sltrp  at every time step; the relevance of a potential h[t] is split between the input x[t] and the potential v[t-1]
-           that was kept, whose part goes on to step t-1
-    slrp   of the means over time: all time steps have the same, and fewer convolutions run
+    sltrp  at every time step; the relevance of a potential h[t] is split between the input x[t] and the old potential
+           v[t-1], whose share is passed on to step t-1
+    slrp   on means over time: alike at all time steps, with fewer convolutions
 
-Both take positive contributions alone (alpha = 1): through a convolution or linear layer with weights w,
-R_i = sum_j R_j (x_i w_ij)+ / sum_k (x_k w_kj)+. Sums are split by their positive parts too, norms pass it on unchanged.
-Relevance without a positive contribution is lost, and that of an initial potential goes to the input of its step. The logits
-start with 1 - 1/K at the class and -1/K at the others.
+Both use positive contributions only (alpha = 1): through a convolution or linear layer with weights w,
+R_i = sum_j R_j (x_i w_ij)+ / sum_k (x_k w_kj)+. Sums are split by their positive parts too; norms pass relevance on
+unchanged. Relevance without a positive contribution is lost, and that of an initial potential goes to the input of its
+step. The logits start with 1 - 1/K at the class and -1/K elsewhere.
 
-All between these layers (pools, means over pixels, reshapes) is linear, where R / activation flows backwards as a gradient
-does. So the whole is one forward pass, and one backward pass in which layers with a rule have it in the place of the
-gradient. On two networks here it cost 1.5 training steps (slrp), 2 to 4 with sltrp.
+All other operations (pools, means over pixels, reshapes) are linear: R / activation flows backwards like a gradient. So
+relevance takes one forward and one backward pass, in which the layers with a rule use it instead of their gradient. On
+two networks it cost 1.5 training steps (slrp) or 2 to 4 (sltrp).
 """
 
 from collections.abc import Callable
@@ -33,18 +33,18 @@ from snn_repro.models.norms import NORMS
 from snn_repro.neurons import Neuron
 from snn_repro.settings import Setting
 
-# What passes R / activation on unchanged between the layers with a rule, by torch's names.
+# Operations that pass R / activation on unchanged between the layers with a rule, by torch's names.
 LINEAR = {
     *"add __add__ __radd__ add_ __iadd__ sum mean stack cat concat dropout clone contiguous to float flatten".split(),
     *"avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d max_pool2d boolean_dispatch unflatten".split(),
     *"reshape view expand repeat permute transpose movedim squeeze unsqueeze narrow __getitem__ unbind".split(),
     *"split chunk tensor_split".split(),
 }
-SCALED = {"mul", "__mul__", "__rmul__", "div", "__truediv__"}  # by what is no activation
+SCALED = {"mul", "__mul__", "__rmul__", "div", "__truediv__"}  # linear where the other factor is no activation
 
 
 class _Ruled(torch.autograd.Function):
-    """y, of which `rule` says in the place of the derivative what flows back to the inputs."""
+    """y, whose backward pass applies `rule` instead of the derivative."""
 
     @staticmethod
     def forward(ctx, rule: Callable[[Tensor], tuple[Tensor, ...]], y: Tensor, *inputs: Tensor) -> Tensor:
@@ -57,9 +57,10 @@ class _Ruled(torch.autograd.Function):
 
 
 class _Rules(TorchFunctionMode):
-    """The rules R / output -> R / input of layers and sums; keeps the last feature maps [T, B, C, H, W].
+    """The rules R / output -> R / input of layers and sums.
 
-    steps is (T, B). With `mean` a rule is that of the means over time, and all steps get the same.
+    steps: (T, B). With `mean` the rules apply to means over time and give all steps the same. Keeps the last feature
+    maps [T, B, C, H, W].
     """
 
     def __init__(self, steps: torch.Size, mean: bool):
@@ -87,7 +88,7 @@ class _Rules(TorchFunctionMode):
         return x.reshape(*self.steps, *x.shape[1 if len(x) == self.steps.numel() else 2 :]).mean(0) if self.mean else x
 
     def spread(self, values: Tensor, like: Tensor) -> Tensor:
-        """What `over_time` made of `like`, for every step again."""
+        """Repeat for every step what `over_time` made of `like`."""
         return values.expand(self.steps[0], *values.shape).reshape(like.shape) if self.mean else values
 
     def sum(self, parts: list[Tensor], per_output: Tensor) -> tuple[Tensor, ...]:
@@ -97,7 +98,7 @@ class _Rules(TorchFunctionMode):
         return tuple(self.spread(f, per_output) for f in found)
 
     def passed(self, layer: nn.Module, x: Tensor, R: Tensor, kept: Any) -> Tensor:
-        """Of a norm, and of a neuron's means over time: it has one input for each output."""
+        """For a norm, and for a neuron's means over time: each output has one input."""
         return _divided(R, self.over_time(x))
 
     def weights(self, layer: Any, x: Tensor, R: Tensor, kept: Any) -> Tensor:
@@ -118,7 +119,7 @@ class _Rules(TorchFunctionMode):
         return _divided(parts[0] + parts[1], (above + below).detach())
 
     def neuron(self, neuron: Neuron, x: Tensor, R: Tensor, kept: Any) -> Tensor:
-        """Step t's part of v[t-1] is what it adds to the positive part of h[t]; the first has no step before it."""
+        """Split R[t] between x[t] and v[t-1] (from t = 1) by their positive parts."""
         if self.mean:
             return self.passed(neuron, x, R, kept)
         found, carried, nothing = torch.empty_like(R), torch.zeros_like(R[0]), torch.zeros_like(R[0])
@@ -132,7 +133,7 @@ class _Rules(TorchFunctionMode):
         return _divided(found, x)
 
     def put_into(self, module: Any, name: str, stack: ExitStack) -> None:
-        """Until the end of `stack` a layer has its rule in the place of its derivative. Raises UserError."""
+        """Replace the derivative of a layer by its rule until `stack` closes. Raises UserError."""
         rule: Callable[..., Tensor]
         if isinstance(module, Neuron):
             _check_neuron(module, name)
@@ -145,7 +146,7 @@ class _Rules(TorchFunctionMode):
             return
         compute = module.forward
 
-        def forward(x: Tensor, *_: Any) -> Tensor:  # a neuron is given its plan, here always PyTorch
+        def forward(x: Tensor, *_: Any) -> Tensor:  # ignores a neuron's kernel plan: always PyTorch
             with torch.no_grad():
                 y = compute(x)
             given, kept = x.detach(), getattr(module, "v_seq", None)
@@ -164,29 +165,30 @@ class _Rules(TorchFunctionMode):
 
 
 def _divided(a: Tensor, b: Tensor) -> Tensor:
-    """a / b, 0 where b is (as good as) 0."""
+    """a / b, or 0 where |b| < 1e-12."""
     small = b.abs() < 1e-12
     return torch.where(small, 0, a / torch.where(small, 1, b))
 
 
 def _check_neuron(neuron: Neuron, name: str) -> None:
-    """Raise UserError where a charge is not the sum of what the potential and the input contribute."""
+    """Raise UserError unless a charge is the sum of potential and input parts."""
     added = False
     v, x, nothing = torch.tensor([[0.3, -0.7], [-0.2, 1.1], [0, 0]]).to(next(neuron.parameters(), torch.empty(0)))
-    # its charge may ask for more than v and x
+    # a charge may need more arguments than v and x
     with suppress(RuntimeError, ValueError, AttributeError, TypeError), torch.no_grad():
         parts = neuron.charge(v, nothing) + neuron.charge(nothing, x)
         added = torch.allclose(neuron.charge(v, x), parts, atol=1e-6)
     if not added or type(neuron).steps is not Neuron.steps or type(neuron).begin is not Neuron.begin:
-        raise UserError(f"the neuron '{neuron.family}' ({name}) does not just add up what it keeps and what comes in")
+        raise UserError(f"the neuron '{neuron.family}' ({name}) is not additive in its potential and its input")
 
 
 def relevance(model: nn.Module, frames: Tensor, rule: str = "slrp", parts: int = 1) -> tuple[Tensor, Tensor]:
-    """Relevance of frames [T, B, C, H, W], and of the last feature maps [T, B, C', H', W'], to the class of the mean output.
+    """Relevance of frames and of the last feature maps to the predicted class.
 
-    With slrp both are the same at each time step and together the relevance of the mean. The network runs in evaluation mode,
-    in the precision of its weights, the samples in so many parts one after the other, and is left as it was. Raises
-    UserError for a network whose layers have no rule.
+    frames [T, B, C, H, W] -> relevances [T, B, C, H, W] and [T, B, C', H', W']; the class is that of the mean output.
+    With slrp all time steps are equal and sum to the relevance of the mean. The network runs in evaluation mode, in the
+    precision of its weights, on `parts` splits of the samples in turn, and is left as it was. Raises UserError for a
+    layer without a rule.
     """
     training, device = model.training, next(model.parameters()).device
     model.eval()
@@ -203,7 +205,7 @@ def _relevance(model: nn.Module, frames: Tensor, mean: bool) -> tuple[Tensor, ..
     x, rules = frames.detach().requires_grad_(), _Rules(frames.shape[:2], mean)
     with ExitStack() as stack, torch.enable_grad(), door.off(model), torch.autocast(frames.device.type, enabled=False):
         for name, module in model.named_modules():
-            # checkpointing would run layers again, without their rules; of neurons the potentials are kept
+            # no checkpointing, which would rerun layers without their rules; neurons store their potentials
             for key, value in (("checkpointing", "off"), ("store_v_seq", True)):
                 if hasattr(module, key):
                     stack.callback(setattr, module, key, getattr(module, key))
@@ -222,15 +224,15 @@ def _relevance(model: nn.Module, frames: Tensor, mean: bool) -> tuple[Tensor, ..
     return tuple(r.mean(0).expand_as(r) for r in found) if mean else found
 
 
-def check(model: nn.Module, shape: tuple[int, ...], rule: str, key: str) -> None:
-    """Raise UserError, naming the key that asks for it, where frames of a shape [T, B, C, H, W] have no relevance."""
+def check_relevance(model: nn.Module, shape: tuple[int, ...], rule: str, key: str) -> None:
+    """Raise UserError naming `key` if frames [T, B, C, H, W] have no relevance."""
     probe = torch.rand(shape, generator=Generator().manual_seed(0)).to(next(model.parameters()))
     try:
         relevance(model, probe, rule)
     except UserError as error:
         raise UserError(
-            f"augment.{key} needs relevance propagated through the network, which cannot be done here: {error}; choose"
-            " another network or neuron, or leave it out"
+            f"augment.{key} needs relevance propagation, which is not possible here: {error}; choose another network or"
+            " neuron, or turn it off"
         ) from None
 
 
@@ -238,15 +240,15 @@ def check(model: nn.Module, shape: tuple[int, ...], rule: str, key: str) -> None
 
 
 RELEVANCE = Setting(
-    "slrp", "rpg_drop, rpg_mix: relevance of means over time, or at each step", choices=("slrp", "sltrp")
+    "slrp", "rpg_drop, rpg_mix: relevance of means over time (slrp) or of each step (sltrp)", choices=("slrp", "sltrp")
 )
 
 
 class GuidedAugmentation(BatchAugmentation):
-    """A step on batches of event frames that uses the relevance of their parts to the network.
+    """A batch step on event frames that uses their relevance to the network.
 
-    relevance(frames [T, B, C, H, W], rule) -> (relevance of the frames, of the last feature maps [T, B, C', h, w]), set by
-    training. It is that of the weights when the batch is made, behind the step before: a resumed run makes the same batch.
+    relevance(frames [T, B, C, H, W], rule) -> (relevance of the frames, of the last feature maps [T, B, C', h, w]);
+    training sets it. It uses the weights after the previous step, so a resumed run makes the same batch.
     """
 
     works_on = ("frames",)
@@ -255,7 +257,7 @@ class GuidedAugmentation(BatchAugmentation):
 
     @staticmethod
     def scaled(relevance: Tensor) -> Tensor:
-        """Each sample's relevance [T, B, C, H, W] shifted and scaled to 0..1; 0 where all is the same."""
+        """Relevance [T, B, C, H, W] scaled to 0..1 per sample; 0 if constant."""
         low, high = relevance.amin((0, 2, 3, 4), keepdim=True), relevance.amax((0, 2, 3, 4), keepdim=True)
         return (relevance - low) / (high - low).where(high > low, 1)
 
@@ -264,13 +266,13 @@ class GuidedAugmentation(BatchAugmentation):
 class RPGDrop(GuidedAugmentation):
     """RPGDrop: drop events where the network looks, in a whole batch or not at all.
 
-    The chance of an event is s r, r the relevance of its place scaled to 0..1 in the sample and s uniform in 0.5..1 a
-    sample. The authors' policy takes it for one batch of ten. The fraction of a count (resized frames) stays or goes as one
-    event. A sample that would lose all events keeps them.
+    An event is dropped with probability s r: r is the relevance of its place, scaled to 0..1 in the sample, and s is
+    uniform in 0.5..1 per sample. The authors' policy applies it to one batch in ten. The fractional part of a count
+    (resized frames) is one event. A sample that would lose all events keeps them.
     """
 
     settings = {
-        "rpg_drop": Setting(0.0, "events: RPGDrop (EventRPG; Sun et al., 2024), chance of a batch; 0 is off", low=0, high=1),
+        "rpg_drop": Setting(0.0, "events: RPGDrop (Sun et al., 2024), probability per batch; 0 is off", low=0, high=1),
         "rpg_relevance": RELEVANCE,
     }  # fmt: skip
     order = 54
@@ -279,7 +281,7 @@ class RPGDrop(GuidedAugmentation):
         self.chance, self.rule = rpg_drop, rpg_relevance
 
     def draw(self, n: int, generator: Generator) -> tuple[Tensor, Tensor] | None:
-        """Strengths [n] and seeds [n] of what is drawn event by event; None: this batch keeps its events."""
+        """Strengths [n] and seeds [n] of the draws per event; None: change nothing."""
         drops = float(torch.rand(1, generator=generator)) < self.chance
         strength = torch.rand(n, generator=generator) * 0.5 + 0.5
         seeds = torch.randint(2**62, (n,), generator=generator)
@@ -302,7 +304,7 @@ class RPGDrop(GuidedAugmentation):
 
 
 class Box(NamedTuple):
-    """Rows top <= y < top + height and columns left <= x < left + width."""
+    """A box of pixels in a frame, from row `top` and column `left`."""
 
     top: int
     left: int
@@ -311,16 +313,16 @@ class Box(NamedTuple):
 
 
 def salient_box(salience: Tensor) -> Box:
-    """The smallest box around all places of a map [H, W] that are not below its mean."""
+    """The smallest box around all places of a map [H, W] that reach its mean."""
     rows, columns = ((salience >= salience.mean()).any(dim).nonzero().flatten().tolist() for dim in (1, 0))
     return Box(rows[0], columns[0], rows[-1] + 1 - rows[0], columns[-1] + 1 - columns[0])
 
 
 def placed(one: Box, two: Box, size: tuple[int, int], draws: list[float]) -> tuple[Box, ...]:
-    """Both boxes at random places of a frame (H, W), side by side or one above the other, without overlap.
+    """Random places of both boxes in a frame (H, W), without overlap if possible.
 
-    Direction and order are random where both are possible. Boxes that must overlap go to opposite corners, `one` on the
-    left. draws: 6 numbers in 0..1.
+    They are side by side or one above the other; direction and order are random where both are possible. Boxes that
+    must overlap go to opposite corners, `one` on the left. draws: 6 numbers in 0..1.
     """
     fits = [one[2 + axis] + two[2 + axis] <= size[axis] for axis in (0, 1)]
     turned = draws[1] < 0.5
@@ -340,18 +342,18 @@ def placed(one: Box, two: Box, size: tuple[int, int], draws: list[float]) -> tup
 
 @register_augmentation("rpg_mix")
 class RPGMix(GuidedAugmentation, SoftAugmentation):
-    """RPGMix: two samples beside one another, by where the network sees them, in a whole batch or not at all.
+    """RPGMix: combine the relevant boxes of two samples, for a whole batch or none.
 
-    A box lies around what the relevance of the last feature maps, averaged over channels and time and enlarged to the frame,
-    puts at its mean or above. Both boxes find random places, and the events move with them: those of the next sample of the
-    batch inside of its box, and one's own outside of it. Labels weigh the areas of the two boxes, what is covered of one's
-    own left out. A sample that would be left without any event is not mixed.
+    A box encloses the places where relevance, that of the last feature maps averaged over channels and time and resized
+    to the frame, reaches its mean. Both boxes move to random places together with their events: those of the next
+    sample of the batch fill the inside of its box, a sample's own the outside. Labels are weighted by the areas of the
+    two boxes, without the covered part of the own. A sample that would be left without events is not mixed.
 
-    The authors mix half of all batches. This is their "post" mask, the code's default.
+    The authors mix half of all batches. This is their "post" mask, the default of their code.
     """
 
     settings = {
-        "rpg_mix": Setting(0.0, "events: RPGMix (EventRPG; Sun et al., 2024), chance of a batch; 0 is off", low=0, high=1),
+        "rpg_mix": Setting(0.0, "events: RPGMix (Sun et al., 2024), probability per batch; 0 is off", low=0, high=1),
         "rpg_relevance": RELEVANCE,
     }  # fmt: skip
     order = 56
@@ -360,7 +362,7 @@ class RPGMix(GuidedAugmentation, SoftAugmentation):
         self.num_classes, self.chance, self.rule = num_classes, rpg_mix, rpg_relevance
 
     def draw(self, n: int, generator: Generator) -> Tensor | None:
-        """Six numbers a sample [n, 6] for the places of its boxes; None: this batch is not mixed."""
+        """Six numbers per sample [n, 6] for its boxes' places; None: change nothing."""
         mixes = float(torch.rand(1, generator=generator)) < self.chance
         places = torch.rand(n, 6, generator=generator)
         return places if mixes else None

@@ -1,3 +1,5 @@
+"""Label smoothing of training targets."""
+
 from torch import Tensor
 
 from snn_repro.data.augment.augmentation import SoftAugmentation, register_augmentation, soft
@@ -6,11 +8,11 @@ from snn_repro.settings import Setting
 
 @register_augmentation("label_smoothing")
 class SmoothLabels(SoftAugmentation):
-    """target <- (1 - epsilon) target + epsilon / K, float32 [B, K], of class numbers [B] or mixed targets [B, K]."""
+    """target <- (1 - epsilon) target + epsilon / K, float32 [B, K]."""
 
     settings = {
         "label_smoothing": Setting(
-            0.0, "smooth the training targets of any loss; several published SDT and TET rows do", low=0, below=1
+            0.0, "label smoothing epsilon, for any loss; several published SDT and TET rows use it", low=0, below=1
         )
     }
     order = 90

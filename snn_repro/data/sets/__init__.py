@@ -1,4 +1,4 @@
-"""All data sets, one file each: `SETS["cifar10"]` knows what there is to know of CIFAR-10. See dataset.py for how to add one."""
+"""All data sets, one file each, in `SETS`; dataset.py explains how to add one."""
 
 from snn_repro.data.build import EventSet
 from snn_repro.data.dataset import SETS, DataSet, Sample, register

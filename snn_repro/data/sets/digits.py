@@ -1,10 +1,9 @@
-"""The embedded data: 1,797 real handwritten digits, the 8x8 images that scikit-learn carries (Alpaydin & Kaynak, 1998).
+"""Embedded data: 1,797 handwritten 8x8 digits from scikit-learn (Alpaydin & Kaynak, 1998).
 
-They are nearly saturated: a linear classifier gets 97.3 % of the test set right. They show that everything works, and
-cannot tell methods apart.
+A linear classifier reaches 97.3 % on the test set: the digits show that all works, but cannot tell methods apart.
 
-The test set never changes: the 450 digits of digits_test.txt, stratified, drawn once by scikit-learn's
-train_test_split with random_state=0. `dataset.validation` carves a part out of the other 1,347.
+The test set is fixed: the 450 digits of digits_test.txt, stratified, drawn once by scikit-learn's train_test_split with
+random_state=0. `dataset.validation` takes a part of the other 1,347.
 """
 
 import hashlib
@@ -20,34 +19,33 @@ from snn_repro.data.images import ImageSet
 
 
 def load_digits() -> tuple[np.ndarray, np.ndarray]:
-    """All digits: images float32 [1797, 1, 8, 8] in 0..1 (sixteenths), labels int64 [1797] in 0..9."""
+    """All digits: images float32 [1797, 1, 8, 8] in 0..1, labels int64 [1797]."""
     table = _table()
     return (table[:, :-1].reshape(-1, 1, 8, 8) / 16).astype("float32"), table[:, -1].astype("int64")
 
 
 @cache
 def _table() -> np.ndarray:
-    """uint8 [1797, 65]: 64 pixels in 0..16 and the label of each digit.
-
-    From scikit-learn's own file without importing it, which takes a second.
-    """
+    """Pixels (0..16) and label of each digit, uint8 [1797, 65], without importing scikit-learn."""
     package: Any = find_spec("sklearn")
     return np.loadtxt(Path(package.origin).with_name("datasets") / "data/digits.csv.gz", np.uint8, delimiter=",")
 
 
 def sample_names(indices: np.ndarray) -> list[str]:
-    """The names under which the digits enter the hash of the test list: "digits/0007"."""
+    """Names of the digits for the hash of the test list: "digits/0007"."""
     return [f"digits/{i:04d}" for i in indices]
 
 
 def train_test() -> tuple[np.ndarray, np.ndarray]:
-    """Indices (train, test), each ascending. They depend on nothing that can be set."""
+    """Fixed indices (train, test), each sorted."""
     test = np.loadtxt(Path(__file__).with_name("digits_test.txt"), dtype=np.int64)
     return np.setdiff1d(np.arange(len(_table())), test), test
 
 
 @register("digits")
 class Digits(ImageSet):
+    """The embedded digits."""
+
     shape, num_classes = (1, 8, 8), 10
     resizable = False
     samples = 1_347, 450

@@ -1,6 +1,7 @@
-"""DVS128 Gesture (Amir et al. 2017): 1,464 trials of 29 people, eleven gestures, AEDAT 3.1 with tables of labels.
+"""DVS128 Gesture (Amir et al. 2017): 1,464 trials, eleven gestures, AEDAT 3.1 with label tables.
 
-The official lists of trials split it, 1,176 / 288, with nobody on both sides; so dataset.validation holds out whole people.
+29 people were recorded. The official lists split the trials, 1,176 / 288, with nobody in both parts; so
+dataset.validation holds out whole people.
 """
 
 import os
@@ -18,6 +19,8 @@ LISTS = ("trials_to_train.txt", "trials_to_test.txt")
 
 @register("dvs_gesture")
 class DVSGesture(EventSet):
+    """DVS128 Gesture, 128x128 pixels."""
+
     shape, num_classes = (2, 128, 128), 11
     label_names = (
         "hand_clapping", "right_hand_wave", "left_hand_wave", "right_arm_clockwise", "right_arm_counter_clockwise",
@@ -34,20 +37,18 @@ class DVSGesture(EventSet):
     decode = staticmethod(read_aedat3)
 
     def recording(self, path):
-        """A file holds many trials: "user01_led.aedat:03" is row 3 of the table of labels beside it."""
+        """One trial of a file: "user01_led.aedat:03" is row 3 of its label table."""
         file, _, row = path.rpartition(":") if re.search(r":\d+$", path) else (path, "", "")
         events, table = super().recording(file), file.removesuffix(".aedat") + "_labels.csv"
         if not os.path.isfile(table) and not row:
             return events
         rows = read_gesture_labels(read_entry(Entry(table), table), table)
         if not row or int(row) >= len(rows):
-            raise DataError(
-                f"{path}: {table} lists {len(rows)} trials in it; name one of {file}:00 to {file}:{len(rows) - 1:02d}"
-            )
+            raise DataError(f"{path}: {table} lists {len(rows)} trials, {file}:00 to {file}:{len(rows) - 1:02d}")
         return cut(events, *rows[int(row)][1:])
 
     def person(self, name):
-        """ "user07" of "user07_led.aedat:03"."""
+        """The person: "user07" of "user07_led.aedat:03"."""
         return name.partition("_")[0]
 
     def listing(self, files):
@@ -56,16 +57,14 @@ class DVSGesture(EventSet):
             if LISTS[0] not in files:
                 break
             if trials not in files:
-                raise DataError(
-                    f"{trials} is missing: it belongs to the DvsGesture folder or archive and holds the split"
-                )
+                raise DataError(f"{trials} is missing: it is in the DvsGesture folder or archive and holds the split")
             for file in dict.fromkeys(read_entry(files[trials], trials).decode("utf-8", "replace").split()):
                 if part_of.setdefault(file, part) != part:
-                    raise DataError(f"{file} stands in trials_to_train.txt and in {trials}; a trial is in one of them")
+                    raise DataError(f"{file} is in trials_to_train.txt and in {trials}; a trial is in one of them")
                 labels = file.removesuffix(".aedat") + "_labels.csv"
                 try:
-                    if not re.fullmatch(r"[\w.-]+", file):  # the index of the cache could not hold it
-                        raise DataError(f"{trials} lists {file!r}, which is no name of a trial")
+                    if not re.fullmatch(r"[\w.-]+", file):  # the cache's index could not hold it
+                        raise DataError(f"{trials} lists {file!r}, which is not the name of a trial")
                     if absent := [name for name in (file, labels) if name not in files]:
                         raise DataError(f"{absent[0]} is missing, though {trials} lists it")
                     rows = read_gesture_labels(read_entry(files[labels], labels), labels)

@@ -1,13 +1,13 @@
 """`digits_dvs` and `fashion_mnist_dvs`: digits and Fashion-MNIST as an emulated event camera records them.
 
-A still image, moved along N-MNIST's three saccades (Orchard et al., 2015), becomes an event recording: what a change detector
-would see, after the event model of ESIM (Rebecq et al., 2018) and the imperfections of v2e (Hu et al., 2021): log-intensity
-threshold crossings, interpolated in time, with per-pixel threshold mismatch, a refractory time and background noise. Not
-modelled: finite pixel bandwidth, leak events, read-out latency and arbitration, the refresh of a screen. These are emulated
-events, however real the image, no substitute for a recording, and not N-MNIST: summing the frames over time loses little.
+A still image is moved along N-MNIST's three saccades (Orchard et al., 2015) and becomes an event recording by the event
+model of ESIM (Rebecq et al., 2018) with the imperfections of v2e (Hu et al., 2021): log-intensity threshold crossings,
+interpolated in time, with per-pixel threshold mismatch, a refractory time and background noise. Not modelled: finite
+pixel bandwidth, leak events, read-out latency and arbitration, the refresh of a screen. Emulated events of real images
+do not replace recordings, and this is not N-MNIST: summing the frames over time loses little.
 
-A seed is one camera: it fixes the thresholds of all pixels. Noise is drawn for each recording from
-(seed, index of the recording). Equal arguments give equal events.
+A seed is one camera: it fixes the thresholds of all pixels. Noise is drawn per recording from (seed, index of the
+recording). Equal arguments give equal events.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ from snn_repro.files import replace_atomically
 
 @dataclass(frozen=True)
 class Camera:
-    """Settings of the emulated camera and of the movement in front of it.
+    """Settings of the emulated camera and of the movement of the image.
 
     The defaults suit 8x8 digits; for 28x28 images take `Camera(scale=1, scene=34)`, N-MNIST's geometry.
     """
 
-    pad: int = 1  # pixels of background around the image: without it a digit cut by the border has hard edges
-    scale: float = 2.0  # enlargement of the padded image, bilinear
-    scene: int = 24  # height and width of the sensor, pixels; the image lies in its middle
+    pad: int = 1  # pixels of background around the image, so that a digit at the border has no hard edge
+    scale: float = 2.0  # bilinear enlargement of the padded image
+    scene: int = 24  # height and width of the sensor, pixels; the image is centred
     background: float = 0.15  # luminance of a black pixel; white is 1
-    duration: int = 300_000  # of the whole recording, microseconds: three saccades of a third each
-    amplitude: float = 3.0  # side and height of the triangle that the saccades follow, pixels
-    steps: int = 60  # luminance is computed at this many steps (and at 0), straight lines in between
+    duration: int = 300_000  # of the recording, microseconds: three saccades of equal length
+    amplitude: float = 3.0  # side and height of the triangle of the saccades, pixels
+    steps: int = 60  # luminance is computed at this many times (and at 0) and linear in between
     threshold: float = 0.25  # mean change of log luminance that fires an event
     mismatch: float = 0.03  # standard deviation of the threshold over pixels and polarities
-    refractory: int = 1_000  # a pixel is blind for so long after an event, microseconds
-    noise: float = 0.2  # background events, Hz a pixel
+    refractory: int = 1_000  # dead time of a pixel after an event, microseconds
+    noise: float = 0.2  # background events, Hz per pixel
 
 
 DIGITS_CAMERA = Camera()
@@ -66,11 +66,11 @@ def emulate_recording(image: np.ndarray, seed: int = 0, camera: Camera = DIGITS_
 def emulate(
     images: np.ndarray, seed: int = 0, camera: Camera = DIGITS_CAMERA, indices: Iterable[int] | None = None
 ) -> Iterator[Events]:
-    """Record images [N, H, W] or [N, 1, H, W] with values in 0..1, one after the other, as number 0..N-1 or `indices`.
+    """Record images [N, H, W] or [N, 1, H, W] in 0..1 as `Events`.
 
-    Yields N `Events` on a sensor of camera.scene x camera.scene pixels, sorted by time. Recording i equals
-    `emulate_recording(images[i], seed, camera, i)`. Raises UserError for images that are no such array or do
-    not fit in the scene.
+    indices: recording numbers (default 0..N-1). Yields N `Events` on a sensor of camera.scene x camera.scene pixels,
+    sorted by time. Recording i equals `emulate_recording(images[i], seed, camera, i)`. Raises UserError for an array of
+    another shape or range, or images that do not fit in the scene.
     """
     if images.ndim == 4 and images.shape[1] == 1:
         images = images[:, 0]
@@ -78,7 +78,7 @@ def emulate(
         raise UserError(f"the emulated camera records images [N, H, W] or [N, 1, H, W], not {images.shape}")
     size, path = camera.scene, saccades(camera)
     spread = np.random.default_rng([seed, 0]).normal(camera.threshold, camera.mismatch, (2, size, size))
-    thresholds = np.maximum(spread, 0.01)  # a pixel that fires at any change would never stop
+    thresholds = np.maximum(spread, 0.01)  # a pixel with threshold 0 would never stop firing
     step = camera.duration / camera.steps
     buffer = np.empty((1 << 12, 3), np.int64)
     for index, image in zip(range(len(images)) if indices is None else indices, images, strict=True):
@@ -96,9 +96,9 @@ def emulate(
 
 
 def saccades(camera: Camera) -> np.ndarray:
-    """Displacement of the image at each step, float64 [steps + 1, 2] (dx, dy) in pixels, centred on 0.
+    """Image displacement at each step, float64 [steps + 1, 2] (dx, dy) in pixels.
 
-    Three straight saccades along a triangle, each with the minimum-jerk profile 10 s^3 - 15 s^4 + 6 s^5.
+    Centred on 0: three straight saccades along a triangle, with the minimum-jerk profile 10 s^3 - 15 s^4 + 6 s^5.
     """
     a = camera.amplitude / 2
     corners = np.array([(-a, -a), (0, a), (a, -a), (-a, -a)])
@@ -109,7 +109,7 @@ def saccades(camera: Camera) -> np.ndarray:
 
 
 def _scene(image: np.ndarray, camera: Camera) -> np.ndarray:
-    """The luminance of the scene, [scene, scene]: the image padded, enlarged and set in the middle."""
+    """Luminance of the scene, [scene, scene]: the image padded, enlarged and centred."""
     if not (np.all(image >= 0) and np.all(image <= 1)):
         raise UserError(f"the emulated camera needs values in 0..1, found {image.min():g} to {image.max():g}")
     padded = np.pad(image, camera.pad)
@@ -136,11 +136,11 @@ def _enlarge(n: int, scale: float) -> np.ndarray:
 
 
 def _simulate(scene, path, thresholds, step, refractory, out):
-    """Write the events of all pixels as rows (time, pixel number, polarity); returns how many there are.
+    """Write the events of all pixels as rows (time, pixel number, polarity); returns their number.
 
-    If there are more than `out` has rows, the surplus is only counted. Between two steps the log luminance of a
-    pixel is a straight line; an event is fired where it has moved by the pixel's threshold from the level of the
-    last event. A crossing within the refractory time moves the level but fires nothing.
+    Events beyond the rows of `out` are only counted. A pixel's log luminance is linear between two steps; an event
+    fires where it has moved by the pixel's threshold from the level of the last event. A crossing within the refractory
+    time moves the level but fires nothing.
     """
     size = len(scene)
     n = 0
@@ -182,9 +182,9 @@ def _simulate(scene, path, thresholds, step, refractory, out):
     return n
 
 
-# ------------------------------------------------------------------ frames, kept in a cache
+# ------------------------------------------------------------------ cached frames
 
-_FRAMES_VERSION = 1  # raise when the emulator or the integration changes
+_FRAMES_VERSION = 1  # raise it when the emulator or the integration changes
 
 
 def emulated_frames(
@@ -197,12 +197,11 @@ def emulated_frames(
     cache_dir: str | Path | None = None,
     rows: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Record images and integrate them: event counts, uint8 [N, T, 2, scene, scene], channel 0 = darker.
+    """Record and integrate images: counts uint8 [N, T, 2, scene, scene]; channel 0 is darker.
 
-    rows: the numbers under which the recordings are made (default 0..N-1), so that a subset equals its part of the
-    whole. With `cache_dir` the frames are kept there as `name-<key>.npy`, one flat uint8 array: the frames, then the
-    SHA-256 of these bytes. A file that is damaged, or that cannot be written, only costs a warning and the time to make
-    them again.
+    rows: recording numbers (default 0..N-1), so that a subset equals its part of the whole. With `cache_dir` the frames
+    are cached as `name-<key>.npy`, a flat uint8 array of the frames and their SHA-256. A file that is damaged or cannot
+    be written costs a warning and the time to make the frames again.
     """
     rows = np.arange(len(images)) if rows is None else np.asarray(rows)
     shape = (len(images), timesteps, 2, camera.scene, camera.scene)
@@ -212,7 +211,7 @@ def emulated_frames(
     digest.update(np.ascontiguousarray(images).data)
     path = Path(cache_dir or "", f"{name}-{digest.hexdigest()[:16]}.npy")
     if cache_dir and path.exists():
-        with contextlib.suppress(Exception):  # whatever the file holds, it can be made again
+        with contextlib.suppress(Exception):  # any damage: make it again
             stored = np.load(path, allow_pickle=False)
             if hashlib.sha256(stored[:-32]).digest() == stored[-32:].tobytes():
                 return stored[:-32].reshape(shape)
@@ -227,7 +226,7 @@ def emulated_frames(
                 check = np.frombuffer(hashlib.sha256(frames.data).digest(), np.uint8)
                 np.save(file, np.concatenate([frames.ravel(), check]), allow_pickle=False)
         except (OSError, UserError) as error:
-            warnings.warn(f"cannot keep frames, so that each run makes them again: {error}", stacklevel=2)
+            warnings.warn(f"cannot keep frames, so each run makes them again: {error}", stacklevel=2)
     return frames
 
 
@@ -235,10 +234,10 @@ def emulated_frames(
 
 
 class EmulatedSet(DataSet):
-    """The images of another data set, `images`, as the emulated camera records them."""
+    """The images of another data set, recorded by the emulated camera."""
 
     static, resizable = False, False
-    images: str
+    images: str  # name of that data set
     camera: Camera
     white = 1  # the brightest value of an image
     all_recorded = False  # whether images that a run does not use are recorded too
@@ -254,20 +253,20 @@ class EmulatedSet(DataSet):
         return SETS[self.images].fingerprint(cfg)
 
     def recorded(self, cfg):
-        """(images, labels, training rows, test rows, names of the test); a row is the number of its recording."""
+        """(images, labels, training rows, test rows, test names); rows number the recordings."""
         (x, y, _), (x_test, y_test, names) = SETS[self.images].parts(cfg)
         rows = np.arange(len(x) + len(x_test))
         return np.concatenate([x, x_test]), np.concatenate([y, y_test]), rows[: len(x)], rows[len(x) :], names
 
     def sample(self, cfg, source, say):
-        """An image is recorded by the camera as its first recording, number 0."""
+        """An image as recording 0 of the camera, or events."""
         if not isinstance(source, tuple):
             image = np.asarray(SETS[self.images].image(source, say), np.float32) / self.white
             source = emulate_recording(image, 0, self.camera)
         return raw.frames(self, cfg, source)
 
     def build(self, cfg):
-        """Frames of emulated events, counts."""
+        """The data set of emulated frames."""
         x, y, train, test, names = self.recorded(cfg)
         train, val, split = split_parts(cfg, train, test, y, names, split=SETS[self.images].split_id)
         used = np.arange(len(x)) if self.all_recorded else np.unique(np.concatenate([train, val, test]))
@@ -281,10 +280,12 @@ class EmulatedSet(DataSet):
 
 @register("digits_dvs")
 class DigitsDVS(EmulatedSet):
+    """The embedded digits as event recordings."""
+
     shape, num_classes = (2, 24, 24), 10
     samples = 1_347, 450
     images, camera = "digits", DIGITS_CAMERA
-    all_recorded = True  # so that one cache file does for every run
+    all_recorded = True  # so that one cache file serves all runs
 
     def recorded(self, cfg):
         train, test = digits.train_test()
@@ -293,7 +294,7 @@ class DigitsDVS(EmulatedSet):
 
 @register("fashion_mnist_dvs")
 class FashionMNISTDVS(EmulatedSet):
-    """On N-MNIST's geometry, 34x34 pixels."""
+    """Fashion-MNIST as event recordings in N-MNIST's geometry, 34x34 pixels."""
 
     shape, num_classes = (2, 34, 34), 10
     samples = 60_000, 10_000

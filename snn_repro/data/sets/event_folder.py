@@ -1,10 +1,10 @@
-"""`event_folder`: recordings of an event camera of your own in class folders, prepared once by scripts/prepare_data.py.
+"""`event_folder`: users' event recordings in class folders, prepared by scripts/prepare_data.py.
 
-    data_dir/<class>/*.npz                           dataset.test_share (0.2) of each class tests, drawn with dataset.split_seed
-    data_dir/train/<class>/*.npz, test/<class>/      the folders say it; val/<class>/ is the validation part, where there is one
+    data_dir/<class>/*.npz                   dataset.test_share (0.2) of each class tests, drawn with dataset.split_seed
+    data_dir/{train,test}/<class>/*.npz      folders are parts; val/<class>/, if present, is the validation part
 
-Files and their columns: see data.formats.py. The sensor's size is dataset.sensor=[height,width], or found when the
-recordings are prepared: the largest that a file says, or that its coordinates need where it says none.
+Files and their columns: see data/formats.py. The sensor's size is dataset.sensor=[height,width], or found during
+preparation: the largest that a file declares, or that its coordinates need if it declares none.
 """
 
 import copy
@@ -26,7 +26,9 @@ from snn_repro.settings import Setting
 
 @register("event_folder")
 class EventFolder(EventSet):
-    root: Path  # of those that `of` has bound to a folder
+    """Users' recordings in class folders."""
+
+    root: Path  # set where `of` binds the set to a folder
     label_names = ()
     own = draws_test = True
     splits = ("official",)
@@ -34,17 +36,15 @@ class EventFolder(EventSet):
         "sensor": Setting((0, 0), "height and width of the sensor; [0,0]: found by prepare_data.py", "pixels", low=0)
     }
     expected = "class folders with recordings"
-    depth = 9  # names are relative to data_dir, whatever folders a class has inside
+    depth = 9  # names are relative to data_dir, at any depth
 
-    # -- what is found
+    # -- facts found in the files
 
     def of(self, cfg):
-        """Bound to data_dir. Classes are a run's own, else those of data_dir, or of the cache where data_dir is gone."""
+        """Bound to data_dir; classes come from the run, else data_dir, else the cache."""
         given = tuple(cfg.dataset.sensor)
         if any(given) and not all(given):
-            raise UserError(
-                f"dataset.sensor={list(given)} must be [height,width], both above 0, or [0,0] to have it found"
-            )
+            raise UserError(f"dataset.sensor={list(given)} must be [height,width], both above 0, or [0,0] to find it")
         known = cfg.dataset.found or self._made(cfg)
         classes = known.get("classes")
         if not cfg.dataset.found and (not classes or Path(cfg.data_dir or "").is_dir()):
@@ -67,13 +67,13 @@ class EventFolder(EventSet):
         return found
 
     def _made(self, cfg) -> dict:
-        """The manifest of the cache that the configuration reads, which has classes and sensor; {} without one."""
+        """Classes and sensor in the manifest of the configured cache; {} without one."""
         named = self._bound(cfg.data_dir, (), None)
         settings = Settings(named, cfg.timesteps, cfg.dataset.integrate_by, cfg.dataset.frame_size)
         try:
             made = json.loads(Path(cfg.cache_dir or "", settings.folder, "manifest.json").read_text())
             return {"classes": list(made["classes"]), "sensor": tuple(made["sensor"])}
-        except (OSError, ValueError, KeyError, TypeError):  # said when the cache is opened
+        except (OSError, ValueError, KeyError, TypeError):  # reported when the cache is opened
             return {}
 
     @property
@@ -85,8 +85,9 @@ class EventFolder(EventSet):
             return 2, frame_size, frame_size
         if not hasattr(self, "shape"):
             raise UserError(
-                f"the sensor's size of {self.name} is known once its recordings are prepared: run `python"
-                f" scripts/prepare_data.py dataset={self.name} data_dir=DIR cache_dir=DIR`, or give dataset.sensor=[height,width]"
+                f"the sensor's size of {self.name} is known once its recordings are prepared: run"
+                f" `python scripts/prepare_data.py dataset={self.name} data_dir=DIR cache_dir=DIR`,"
+                " or give dataset.sensor=[height,width]"
             )
         return self.shape
 
@@ -94,21 +95,21 @@ class EventFolder(EventSet):
         if self.arguments:
             return self
         files, sizes, problems = find_recordings(self, data_dir).files, [], []
-        with progress("recordings were looked at for the sensor's size", len(files), say) as advance:
+        with progress("recordings read for the sensor's size", len(files), say) as advance:
             for n, (name, entry) in enumerate(sorted(files.items()), 1):
                 try:
                     (_, x, y, _), size = read_recording(read_entry(entry, name), name)
                     sizes += [size] if size else [(int(y.max()) + 1, int(x.max()) + 1)] if len(x) else []
-                except DataError as error:  # of which the preparation tells
+                except DataError as error:  # the preparation reports it
                     problems.append(error)
                 advance(n)
         if not sizes:
             why = problems[0] if problems else "they hold no events"
-            raise DataError(f"not one recording in data_dir={data_dir} can be read: {why}")
+            raise DataError(f"no recording in data_dir={data_dir} can be read: {why}")
         height, width = (max(side) for side in zip(*sizes, strict=True))
         say(
-            f"the sensor has {height} x {width} pixels (height x width), the most that a recording says or reaches; where it"
-            " has others, give dataset.sensor=[height,width]"
+            f"the sensor has {height} x {width} pixels (height x width), the most that a recording declares or reaches;"
+            " if this is wrong, set dataset.sensor=[height,width]"
         )
         return self._bound(data_dir, self.label_names, (height, width))
 
@@ -123,7 +124,9 @@ class EventFolder(EventSet):
         for name in (n for n in files if Path(n).suffix.lower() in SUFFIXES):
             folder = "/".join(name.split("/")[: 1 if "" in parts else 2])
             if folder in folders and (re.search(r'[,":]', name) or not name.isprintable()):
-                problems[name] = f"{name!r} holds a comma, a quotation mark, a colon or an unprintable sign; rename it"
+                problems[name] = (
+                    f"{name!r} holds a comma, a quotation mark, a colon or an unprintable character; rename it"
+                )
             elif folder in folders:
                 samples.append(Sample(name, name, *folders[folder]))
             empty.discard(folder)
@@ -138,7 +141,7 @@ class EventFolder(EventSet):
 
     def split(self, cfg, cache):
         names, labels, excluded = list(cache.names), cache.labels.tolist(), [*cache.excluded]
-        if not any(cache.parts):  # drawn on all there were, so that a bad recording moves no other
+        if not any(cache.parts):  # drawn with the excluded ones, so that a bad recording moves no other
             labels += [self.label_names.index(n.split("/")[0]) for n in excluded]
             names += excluded
         split, parts = parts_of(cfg, [*map(str, cache.parts), *[""] * (len(names) - len(cache.names))], names, labels)

@@ -1,14 +1,14 @@
-"""`image_folder`: images of your own in class folders. Classes, size, channels and statistics are found in data_dir.
+"""`image_folder`: users' images in class folders; the facts of the set are found in data_dir.
 
-    data_dir/<class>/*.png                          dataset.test_share (0.2) of each class tests, drawn with dataset.split_seed
-    data_dir/train/<class>/*.png, test/<class>/     the folders say it; val/<class>/ is the validation part, where there is one
+    data_dir/<class>/*.png                   dataset.test_share (0.2) of each class tests, drawn with dataset.split_seed
+    data_dir/{train,test}/<class>/*.png      folders are parts; val/<class>/, if present, is the validation part
 
-pixels      as viewers show them: turned as EXIF says, transparent parts white
-size        dataset.frame_size: the short side becomes so long, and the centre is cut out. Without it: that of the images
-            where all are square and of one size of up to 224 pixels, else 64
-channels    1 where all images are grey, else 3
-statistics  mean and standard deviation of up to 4,096 training images, evenly spaced, as the test cuts them
-fingerprint of all names, sizes and contents (of 64 contents where there is more than 1 GiB)
+pixels      as viewers show them: rotated by EXIF, transparent parts white
+size        dataset.frame_size: the short side is resized to it, then the image is centre-cropped. Default: the size of
+            the images if all are square, of one size and at most 224 pixels, else 64
+channels    1 if all images are grey, else 3
+statistics  mean and standard deviation of up to 4,096 training images, evenly spaced, cropped as in the test
+fingerprint all names, sizes and contents (64 contents above 1 GiB)
 """
 
 import copy
@@ -20,21 +20,22 @@ from pathlib import Path
 import numpy as np
 
 from snn_repro.data.dataset import register
-from snn_repro.data.image_files import EXTENSIONS, class_folders, facts, file_hashes, images_in
+from snn_repro.data.image_files import EXTENSIONS, class_folders, file_hashes, image_facts, images_in
 from snn_repro.data.images import ImageFiles, Images
 from snn_repro.data.own import SETTINGS, common_classes, known_classes, layout, own_split, parts_of
 from snn_repro.errors import DataError
 
 DEFAULT_SIZE, LARGEST_NATIVE = 64, 224  # pixels
 STATISTICS_OF = 4096  # images
-WHOLE = 2**30  # bytes, up to which all contents enter the fingerprint
+WHOLE = 2**30  # bytes up to which all contents enter the fingerprint
 GREY = ("1", "L", "LA")
 
 
 @register("image_folder")
 class ImageFolder(ImageFiles):
-    own = True
-    draws_test = True
+    """Users' images in class folders."""
+
+    own = draws_test = True
     test_margin = 1.0
     settings = SETTINGS | ImageFiles.settings
     label_names = ()
@@ -56,11 +57,12 @@ class ImageFolder(ImageFiles):
 
     @property
     def found(self):
+        """Facts that a run stores."""
         (mean, deviation), (channels, size, _) = self.statistics, self.shape
         return dict(classes=[*self.label_names], size=size, channels=channels, mean=mean, deviation=deviation)
 
     def listed(self, cfg) -> tuple[list[str], ...]:
-        """(the classes; and of each image, sorted by name: its path, name, label and part).
+        """(classes; path, name, label and part of each image, sorted by name).
 
         Names are "cat/a.png" in part "", or "train/cat/a.png" in part "train", "test" or "val".
         """
@@ -86,8 +88,8 @@ class ImageFolder(ImageFiles):
         found = [os.path.join(f, n) for f, _, names in os.walk(Path(cfg.data_dir)) for n in names if n[0] != "."]
         if left := sorted({*found} - {*self.listed(cfg)[1]}):
             warnings.warn(
-                f"image_folder: {len(left)} of {len(found)} files in data_dir={cfg.data_dir} are not read, {left[0]} among"
-                f" them; images lie in class folders and end in {', '.join(EXTENSIONS)}",
+                f"image_folder: {len(left)} of {len(found)} files in data_dir={cfg.data_dir} are not read,"
+                f" {left[0]} among them; images must be in class folders and end in {', '.join(EXTENSIONS)}",
                 stacklevel=2,
             )
         return super(ImageFolder, self.of(cfg)).build(cfg)
@@ -96,7 +98,7 @@ class ImageFolder(ImageFiles):
         return super(ImageFolder, self.of(cfg)).sample(cfg, source, say)
 
     def parts(self, cfg):
-        """(training images with those of val/ at their end, test images)."""
+        """(training images followed by those of val/, test images)."""
         _, *columns, given = self.listed(cfg)
         _, part = parts_of(cfg, given, *columns[1:])
 
@@ -117,7 +119,7 @@ class ImageFolder(ImageFiles):
 
     @cached_property
     def statistics(self):
-        """Of the training images; exact sums of whole numbers, so the same on every machine."""
+        """Of the training images, from exact integer sums, so equal on every machine."""
         images = self.parts(self.cfg)[0].images
         images = images[: len(images) - self.listed(self.cfg)[-1].count("val")]
         count, sums = min(len(images), STATISTICS_OF), np.zeros((2, self.shape[0]), np.int64)
@@ -130,7 +132,7 @@ class ImageFolder(ImageFiles):
         return mean.tolist(), np.where(deviation > 0, deviation, 1.0).tolist()
 
     def fingerprint(self, cfg):
-        """{"listing": of names and sizes, "contents": of the files}."""
+        """{"listing": hash of names and sizes, "contents": hash of the files}."""
         _, images, names, *_ = self.listed(cfg)
         listing, contents = file_hashes([*zip(names, images, strict=True)], WHOLE)
         return {"listing": listing, "contents": contents}
@@ -138,11 +140,11 @@ class ImageFolder(ImageFiles):
 
 @lru_cache(maxsize=2)
 def _looked_at(images: tuple[str, ...], states: tuple) -> tuple[int, int]:
-    """(pixels, channels) as the module's docstring says. Raises DataError for a file that is no image of 8-bit values."""
-    seen = facts(images)
+    """(pixels, channels) of the network's input. Raises DataError for files without 8-bit images."""
+    seen = image_facts(images)
     for image, (_, _, mode) in zip(images, seen, strict=True):
         if mode[0] in "IF":
-            raise DataError(f"{image} has more than 8 bits a pixel ({mode}), which would be cut off; save it with 8")
+            raise DataError(f"{image} has more than 8 bits per pixel ({mode}), which would be cut off; save it with 8")
     (width, height), *others = {(width, height) for width, height, _ in seen}
     native = not others and width == height <= LARGEST_NATIVE
     return width if native else DEFAULT_SIZE, 1 if all(mode in GREY for *_, mode in seen) else 3

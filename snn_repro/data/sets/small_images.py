@@ -1,7 +1,7 @@
-"""CIFAR-10, CIFAR-100 (Krizhevsky 2009) and Fashion-MNIST (Xiao et al. 2017): official splits, a few files of arrays each.
+"""CIFAR-10, CIFAR-100 (Krizhevsky 2009) and Fashion-MNIST (Xiao et al. 2017), official splits.
 
-CIFAR's files are Python pickles, of which nothing is imported or called; Fashion-MNIST's are IDX, the format of MNIST. A file
-that breaks off is an error, and no size found in one is believed before the bytes are seen to be there.
+CIFAR's files are Python pickles, read without importing or calling anything; Fashion-MNIST's are IDX, the format of
+MNIST. A truncated file is an error, and sizes in a file are not trusted until the bytes are present.
 """
 
 import gzip
@@ -36,6 +36,8 @@ IDX = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-
 
 @register("cifar10")
 class CIFAR10(ImageSet):
+    """CIFAR-10."""
+
     shape, num_classes = (3, 32, 32), 10
     label_names = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
     samples = 50_000, 10_000
@@ -54,7 +56,7 @@ class CIFAR10(ImageSet):
         return tuple(np.concatenate(parts) for parts in zip(*train, strict=True)), test
 
     def contents(self, path: Path) -> Iterator[tuple[str, bytes]]:
-        """(name, bytes) of the batches in the folder or archive."""
+        """(name, bytes) of the batch files in a folder or archive."""
         if path.is_dir():
             yield from ((name, (path / name).read_bytes()) for name in self.batches if (path / name).exists())
             return
@@ -69,6 +71,8 @@ class CIFAR10(ImageSet):
 
 @register("cifar100")
 class CIFAR100(CIFAR10):
+    """CIFAR-100, with its fine labels."""
+
     num_classes, label_names = 100, tuple(FINE.split())
     statistics = [129.304, 124.070, 112.434], [68.170, 65.392, 70.418]
     folders = ("cifar100", "cifar-100")
@@ -79,7 +83,7 @@ class CIFAR100(CIFAR10):
 
 @register("fashion_mnist")
 class FashionMNIST(ImageSet):
-    """From data_dir, or from Debian's package."""
+    """Fashion-MNIST, from data_dir or from Debian's package."""
 
     shape, num_classes = (1, 28, 28), 10
     label_names = tuple("T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(","))
@@ -110,12 +114,12 @@ def idx(data: bytes, name: str) -> np.ndarray:
         raise FormatError(name, 0, f"it begins with {data[:4].hex(' ') or 'nothing'}, not with an IDX header of bytes")
     shape, start = struct.unpack_from(f">{n}I", data, 4), 4 + 4 * n
     if not prod(shape) or len(data) - start != prod(shape):
-        raise FormatError(name, start, f"an array of {prod(shape)} bytes, {shape}, and {len(data) - start} are there")
+        raise FormatError(name, start, f"an array of {prod(shape)} bytes, {shape}, but {len(data) - start} are present")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()
 
 
 class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]  # the one in Python: a damaged index takes no memory
-    """Dictionaries, lists, numbers, strings and arrays; nothing that the file names is imported."""
+    """Unpickles dictionaries, lists, numbers, strings and arrays; imports nothing that the file names."""
 
     dispatch = pickle._Unpickler.dispatch | {pickle.BYTEARRAY8[0]: pickle._Unpickler.load_binbytes8}  # type: ignore[attr-defined]
     meanings = {
@@ -131,24 +135,24 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]  # the one in
     def find_class(self, module: str, name: str):
         known = f"{module.replace('numpy._core', 'numpy.core')} {name}"
         if known not in self.meanings:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which no CIFAR file needs")
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which CIFAR files do not need")
         return self.meanings[known]
 
 
 def cifar_batch(data: bytes, name: str, key: str = "labels", classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """A pickled file of CIFAR: images uint8 [N, 3, 32, 32] (planes R, G, B), labels int64 [N]. Raises FormatError."""
+    """CIFAR pickle: images uint8 [N, 3, 32, 32] (RGB planes), labels int64 [N]. Raises FormatError."""
     stream = io.BytesIO(data)
     try:
         batch = _Unpickler(stream, encoding="bytes").load()
         batch = {k.decode() if isinstance(k, bytes) else k: value for k, value in batch.items()}
     except Exception as error:  # a damaged pickle can fail in any way that its operations can
         reason = " ".join(str(error).split())[:100] or type(error).__name__
-        raise FormatError(name, stream.tell(), f"it is no whole pickle of a dictionary ({reason})") from None
+        raise FormatError(name, stream.tell(), f"it is not a complete pickle of a dictionary ({reason})") from None
     images: Any = batch.get("data")
     labels: Any = batch.get(key)
     if getattr(images, "dtype", None) != np.uint8 or images.shape[1:] != (3072,) or not len(images):
-        raise FormatError(name, 0, "'data' is no uint8 array of 3,072 bytes an image; is the file of another data set?")
+        raise FormatError(name, 0, "'data' is not uint8 with 3,072 bytes per image; is the file from another data set?")
     whole = isinstance(labels, list) and len(labels) == len(images)
     if not whole or any(type(label) is not int or not 0 <= label < classes for label in labels):
-        raise FormatError(name, 0, f"'{key}' is no list of {len(images)} whole numbers from 0 to {classes - 1}")
+        raise FormatError(name, 0, f"'{key}' is not a list of {len(images)} integers from 0 to {classes - 1}")
     return np.ascontiguousarray(images).reshape(-1, 3, 32, 32), np.array(labels, np.int64)
