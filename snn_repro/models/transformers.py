@@ -68,7 +68,7 @@ class Spikformer(Transformer):
     """Spikformer-depths-embed_dims: spiking self-attention without softmax (Zhou et al., ICLR 2023, arXiv:2209.15425).
 
     As in the authors' code, ZK-Zhou/spikformer 6212689 (imagenet, cifar10 and cifar10dvs/model.py), the stem pools
-    after each neuron (spikingjelly: before it), and layers keep torch's initial weights, except the classifier and, with
+    after each neuron (spikingjelly: before it), and layers keep torch's initial weights, except the classifier and with
     4x4 patches, the linear layers of the blocks. Biases before norms, which have no effect, are left out. A checkpoint
     in spikingjelly's order is rejected, since each pool is a stage of its own here.
     """
