@@ -96,10 +96,8 @@ class Neurons(dict[str, Any]):
             self._probes, self._total = probing._probes[::-1], len(probing._probes)
             known = range(1, self._total + 1)
             if self._layers is not None and not 0 < len({*self._layers} & {*known}) == len(self._layers):
-                raise UserError(
-                    f"neuron.initial_layers={list(self._layers)} must list spiking layers of this network, each once, "
-                    f"from 1 to {self._total}"
-                )
+                allowed = f"distinct spiking layers of this network, from 1 to {self._total}"
+                raise UserError(f"neuron.initial_layers={list(self._layers)} must list {allowed}")
         given = {**self, **other, "state_shape": self._probes.pop().shape or (1,)}
         if self._layers is not None and self._total - len(self._probes) not in self._layers:
             given |= dict(name=str(self["name"]).removesuffix("_imp"), imp=False, initial="zero")
@@ -241,11 +239,7 @@ class Dropout(nn.Dropout):
 
 
 def same_statistics(module: nn.Module) -> AbstractContextManager:
-    """Context for repeating a forward pass without updating running statistics twice.
-
-    Call it before the first pass. Inside the context, batch norms and neurons have the buffers of that moment; on exit
-    they get back those they had on entry.
-    """
+    """Context, made before a forward pass, that repeats it without changing running statistics."""
     layers = [m for m in module.modules() if isinstance(m, _BatchNorm | Neuron)]
     buffers = [b.data for m in layers for b in m.buffers(recurse=False)]  # .data: autograd does not see the change
     before = [b.clone() for b in buffers]

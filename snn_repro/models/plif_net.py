@@ -52,9 +52,7 @@ def _options(channels: int, hidden: int) -> dict[str, Setting]:
     }
 
 
-@register_network(
-    "plif_net_dvs", _options(128, 512) | {"stages": Setting(4, "convolutions, each with a pool", low=1)}, 1
-)
+@register_network("plif_net_dvs", _options(128, 512) | {"stages": Setting(4, "stages of one convolution", low=1)}, 1)
 @register_network("plif_net", _options(256, 2048), 3)
 class PLIFNet(Voting):
     """PLIF-Net for CIFAR-10 (`plif_net`) and for events (`plif_net_dvs`).
@@ -65,9 +63,8 @@ class PLIFNet(Voting):
     """
 
     def __init__(self, convolutions: int, *, channels, stages=2, **given):
-        super().__init__(
-            "plif_net" if convolutions == 3 else "plif_net_dvs", (*[channels] * convolutions, POOL) * stages, **given
-        )
+        name = "plif_net" if convolutions == 3 else "plif_net_dvs"
+        super().__init__(name, (*[channels] * convolutions, POOL) * stages, **given)
 
 
 class TCJA(nn.Module):

@@ -17,17 +17,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from snn_repro.errors import UserError
-from snn_repro.models.blocks import (
-    HEAD_INIT,
-    AvgPool2d,
-    Block,
-    SpikingNetwork,
-    conv,
-    init_head,
-    kaiming_fan_out,
-    over_time,
-    register_network,
-)
+from snn_repro.models import blocks
+from snn_repro.models.blocks import AvgPool2d, Block, SpikingNetwork, conv, over_time, register_network
 from snn_repro.models.norms import NORM, norms
 from snn_repro.neurons import Setting
 
@@ -76,10 +67,7 @@ class SEWBottleneck(SEWBlock):
 
 
 class BasicBlock(Block):
-    """Residual block that adds potentials: neuron(shortcut(x) + norm(conv(neuron(norm(conv(x)))))).
-
-    Where shapes change, the shortcut has a convolution and a norm.
-    """
+    """Residual block that adds potentials: neuron(shortcut(x) + norm(conv(neuron(norm(conv(x))))))."""
 
     expansion = 1
 
@@ -123,16 +111,16 @@ class ResNet(SpikingNetwork):
         if plan.stem == "imagenet":
             self.pool = nn.MaxPool2d(3, 2, 1) if stem_pool == "max" else AvgPool2d(3, 2, 1, count_include_pad=True)
         for stage, (width, depth) in enumerate(zip(plan.widths, plan.depths, strict=True), 1):
-            blocks = []
+            layer = nn.Sequential()
             for i in range(depth):
-                blocks.append(plan.block(inputs, width, 2 if stage > 1 and i == 0 else 1, norm_of, neuron))
+                layer.append(plan.block(inputs, width, 2 if stage > 1 and i == 0 else 1, norm_of, neuron))
                 inputs = width * plan.block.expansion
-            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
+            self.add_module(f"layer{stage}", layer)
         self.stages = len(plan.widths)
         self.fc1 = nn.Linear(inputs, hidden) if hidden else None
         self.sn_fc1: Any = neuron() if hidden else None
         self.fc = nn.Linear(hidden or inputs, num_classes)
-        kaiming_fan_out(self)
+        blocks.kaiming_fan_out(self)
 
     def extract(self, x: Tensor) -> Tensor:
         x, timesteps = self.steps(x)
@@ -162,11 +150,8 @@ class ResNet(SpikingNetwork):
         return named, self.needs if named.keys() != weights.keys() else ""
 
 
-_OPTIONS = {
-    "norm": replace(NORM, default=None),
-    "zero_init_residual": Setting(False, "start the last norm of each branch at 0"),
-    "head_init": HEAD_INIT,
-}
+_ZERO_INIT = Setting(False, "start the last norm of each branch at weight 0")
+_OPTIONS = {"norm": replace(NORM, default=None), "zero_init_residual": _ZERO_INIT, "head_init": blocks.HEAD_INIT}
 _IMAGENET = _OPTIONS | {"stem_pool": Setting("avg", "pool of the stem", choices=("avg", "max"))}
 
 
@@ -187,7 +172,7 @@ class SEWResNet(ResNet):
 
     def __init__(self, plan: Plan, *, zero_init_residual, head_init, **given):
         super().__init__(plan, **given)
-        init_head(self.fc, head_init)
+        blocks.init_head(self.fc, head_init)
         for block in self.modules() if zero_init_residual else ():
             if isinstance(block, SEWBlock):
                 for name, parameter in getattr(block, f"bn{len(block.sizes)}").named_parameters():

@@ -8,6 +8,7 @@ four papers.
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 
 from spikingjelly.activation_based.model import maxformer, qkformer, spike_driven_transformer, spikformer
 from torch import Tensor, nn
@@ -25,6 +26,10 @@ SIZES = {
     "depths": Setting(8, "number of blocks", low=1),
     "patch_size": Setting(16, "side of a patch, 4 (CIFAR) or 16", "pixels", choices=(4, 16)),
 }
+SCALE = Setting(0.125, "scale of the attention; 0.25 in the authors' code for events", above=0)
+QKFORMER = {"embed_dims": WIDTH, "num_heads": Setting((6, 6, 6), "attention heads per stage", low=1), "depths": STAGES}
+MAX_FORMER = {"embed_dims": WIDTH, "depths": STAGES}
+HEADS = Setting(0, "attention heads; 0: one per 64 channels", low=0)
 
 
 class Placeholder(nn.Identity):
@@ -60,10 +65,7 @@ def _check_heads(name: str, widths: Sequence[int], heads: Sequence[int]) -> None
         )
 
 
-@register_network(
-    "spikformer",
-    SIZES | {"scale": Setting(0.125, "scale of the attention; 0.25 in the authors' code for events", above=0)},
-)
+@register_network("spikformer", SIZES | {"scale": SCALE})
 class Spikformer(Transformer):
     """Spikformer-depths-embed_dims: spiking self-attention without softmax (Zhou et al., ICLR 2023, arXiv:2209.15425).
 
@@ -123,19 +125,11 @@ class Hierarchical(Transformer):
     """Base class of transformers with three stages, each an embedding and blocks."""
 
     def extract(self, x: Tensor) -> Tensor:
-        return self.through_all(
-            x, *(m for i in "123" for m in (getattr(self.net, "patch_embed" + i), *getattr(self.net, "stage" + i)))
-        )
+        stages = ((getattr(self.net, f"patch_embed{i}"), *getattr(self.net, f"stage{i}")) for i in "123")
+        return self.through_all(x, *chain(*stages))
 
 
-@register_network(
-    "qkformer",
-    {
-        "embed_dims": WIDTH,
-        "num_heads": Setting((6, 6, 6), "attention heads of the three stages", low=1),
-        "depths": STAGES,
-    },
-)
+@register_network("qkformer", QKFORMER)
 class QKFormer(Hierarchical):
     """QKFormer: query-key attention in the first two stages (Zhou et al., NeurIPS 2024, arXiv:2403.16552).
 
@@ -151,10 +145,6 @@ class QKFormer(Hierarchical):
             timesteps, input_shape[0], num_classes, embed_dims, num_heads, depths, spiking_neuron=Placeholder
         )
         self.fill(neuron)
-
-
-MAX_FORMER = {"embed_dims": WIDTH, "depths": STAGES}
-HEADS = Setting(0, "attention heads; 0: one per 64 channels", low=0)
 
 
 @register_network("maxformer", MAX_FORMER | {"num_heads": HEADS}, False)

@@ -13,16 +13,8 @@ from torch import Tensor, nn
 
 from snn_repro.errors import UserError
 from snn_repro.kernels.conv import Conv2d
-from snn_repro.models.blocks import (
-    HEAD_INIT,
-    AvgPool2d,
-    Dropout,
-    SpikingNetwork,
-    init_head,
-    kaiming_fan_out,
-    over_time,
-    register_network,
-)
+from snn_repro.models import blocks
+from snn_repro.models.blocks import AvgPool2d, Dropout, SpikingNetwork, kaiming_fan_out, over_time, register_network
 from snn_repro.models.norms import NORM, norms
 from snn_repro.neurons import Setting
 
@@ -66,10 +58,8 @@ class VGG(SpikingNetwork):
         channels, *size = input_shape
         pools = plan.count(POOL)
         if min(size) < 2**pools:
-            raise UserError(
-                f"model.name={name} halves the frame {pools} times and needs at least "
-                f"{2**pools}x{2**pools} pixels, not {size[0]}x{size[1]}."
-            )
+            least = f"{2**pools}x{2**pools} pixels ({pools} pools)"
+            raise UserError(f"model.name={name} needs at least {least}, not {size[0]}x{size[1]}.")
         layers: list[nn.Module] = []
         for width in plan:
             if width == POOL:
@@ -92,16 +82,16 @@ class VGG(SpikingNetwork):
         layers = iter([*chain(*parts)])
         for layer in layers:
             if isinstance(layer, Conv2d):
-                rest = partial(
-                    self.spikes, convolution=layer, norm=next(layers), neuron=next(layers), timesteps=timesteps
-                )
-                x = self.through(x, rest)
+                norm, neuron = next(layers), next(layers)
+                fn = partial(self.spikes, convolution=layer, norm=norm, neuron=neuron, timesteps=timesteps)
+                x = self.through(x, fn)
             else:
                 x = layer(x) if isinstance(layer, OverTime) else self.through(x, layer)
         return x
 
 
 CONV_INIT = Setting("torch", "fan_out: N(0, sqrt(2 / (9 outputs))), bias 0", choices=("torch", "fan_out"))
+HEAD_INIT = replace(blocks.HEAD_INIT, default=None)
 DROPOUT = Setting(0.25, "dropout before the classifier", low=0, below=1)
 
 
@@ -151,7 +141,7 @@ class SNN7(VGGSNN):
     bias, pool, kaiming = False, nn.MaxPool2d, False
 
 
-@register_network("vgg128", {"norm": NORM, "head_init": replace(HEAD_INIT, default=None), "conv_init": CONV_INIT})
+@register_network("vgg128", {"norm": NORM, "head_init": HEAD_INIT, "conv_init": CONV_INIT})
 class VGG128(VGG):
     """vgg128, for frames of at least 8x8 pixels.
 
@@ -164,7 +154,7 @@ class VGG128(VGG):
         if conv_init == "fan_out":
             kaiming_fan_out(self, zero_bias=True)
         self.classifier = nn.Linear(self.out_shape[0], num_classes)
-        init_head(self.classifier, head_init)
+        blocks.init_head(self.classifier, head_init)
 
     def classify(self, x: Tensor) -> Tensor:
         return self.classifier(x.mean((-2, -1)))

@@ -20,10 +20,11 @@ from snn_repro.report._read import Found, Row, Run
 
 # key, header, kind: text | number | percent
 COLUMNS = [
-    ("acc", "readout %", "percent"), ("first", "step 1 %", "percent"), ("final", "step T %", "percent"), ("seeds", "seeds", "number"),
-    ("dataset", "data set", "text"), ("model", "model", "text"), ("neuron", "neuron", "text"), ("initial", "initial state", "text"),
-    ("loss", "loss", "text"), ("T", "T", "number"), ("best", "best on test* %", "percent"), ("valsel", "by validation %", "percent"),
-    ("epochs", "epochs", "number"), ("params", "weights + IMP", "number"), ("energy", "energy µJ", "number"), ("state", "state", "text"),
+    ("acc", "readout %", "percent"), ("first", "step 1 %", "percent"), ("final", "step T %", "percent"),
+    ("seeds", "seeds", "number"), ("dataset", "data set", "text"), ("model", "model", "text"), ("neuron", "neuron", "text"),
+    ("initial", "initial state", "text"), ("loss", "loss", "text"), ("T", "T", "number"),
+    ("best", "best on test* %", "percent"), ("valsel", "by validation %", "percent"), ("epochs", "epochs", "number"),
+    ("params", "weights + IMP", "number"), ("energy", "energy µJ", "number"), ("state", "state", "text"),
 ]  # fmt: skip
 FACETS = ("dataset", "model", "neuron", "initial", "loss", "T", "state")
 
@@ -51,9 +52,9 @@ def runs(found: Found) -> Section:
         "alike": len(every) - len(varied),
     }
     legend = (
-        "readout: the output that the loss trains, last epoch; step 1, step T: the output of this time step, empty if it "
-        "depends on later steps; best on test*: best epoch on the test set (optimistic); by validation: epoch chosen on the "
-        "validation part; energy: of one inference, operations only"
+        "readout: the output that the loss trains, last epoch; step 1, step T: the output of this time step, empty if "
+        "it depends on later steps; best on test*: best epoch on the test set (optimistic); by validation: epoch "
+        "chosen on the validation part; energy: of one inference, operations only"
     )
     errors = [f"{run.folder}: {run.error}" for run in found.runs if run.error and not run.result]
     notes = [*remarks([row.group for row in found.rows if row.group]), *found.notes, *errors]
@@ -83,9 +84,8 @@ def _line(row: Row, runs: Sequence[Run]) -> dict[str, Any]:
 
     joules = [r["energy"]["energy_pj"] / 1e6 for r in results if (r.get("energy") or {}).get("energy_pj")]
     energy = fmean(joules) if joules else None
-    epochs = (
-        fmean(len(r.history) or (r.result["epochs"] if r.result else 0) for r in part.counted) if part.counted else 0
-    )
+    lengths = [len(r.history) or (r.result["epochs"] if r.result else 0) for r in part.counted]
+    epochs = fmean(lengths) if lengths else 0
     planned, done = config.get("recipe", {}).get("epochs", epochs), len(results)
     top = [100 * max(line["acc"] for line in run.history) for run in part.counted if run.history and not results]
     initial = neuron.get("initial", "zero")
@@ -147,8 +147,9 @@ def _band(x: Sequence[int], curves: Sequence[Sequence[float]]) -> dict[str, Any]
 MOST = 150  # points of a line; longer ones are thinned, keeping the first and last point
 MEASURES: dict[str, tuple[str, float, str]] = {
     "acc": ("test accuracy, at the readout", 100, "%"), "val_acc": ("validation accuracy, at the readout", 100, "%"),
-    "train_acc": ("training accuracy", 100, "%"), "train_loss": ("training loss", 1, "loss"), "loss": ("test loss", 1, "loss"),
-    "first": ("test accuracy, at step 1", 100, "%"), "final": ("test accuracy, at step T", 100, "%"), "lr": ("learning rate", 1, "lr"),
+    "train_acc": ("training accuracy", 100, "%"), "train_loss": ("training loss", 1, "loss"),
+    "loss": ("test loss", 1, "loss"), "first": ("test accuracy, at step 1", 100, "%"),
+    "final": ("test accuracy, at step T", 100, "%"), "lr": ("learning rate", 1, "lr"),
     "samples_per_s": ("speed", 1, "samples/s"),
 }  # fmt: skip
 

@@ -32,21 +32,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from snn_repro import config as conf
 from snn_repro.build import begin_epoch, build_network, loss_of
-from snn_repro.config import (
-    GROUPS,
-    Config,
-    ConfigError,
-    checked,
-    config_hash,
-    differing,
-    keys,
-    readable,
-    recomposed,
-    to_dict,
-    tweaks,
-    unknown,
-)
+from snn_repro.config import Config, ConfigError
 from snn_repro.console import Parser, harmless, progress, text_table
 from snn_repro.data import build_data
 from snn_repro.data.batches import feed
@@ -132,8 +120,9 @@ def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) ->
     scores, ahead = loss_fn.readout(logits), sees_future(model)
     confusion = confusion_matrix(labels, scores.argmax(-1), run.num_classes)
     result = Evaluation(
-        run=str(run.path), weights=run.weights, epoch=run.epoch, config_hash=config_hash(run.config),
-        changes=[c for c in differing(base, to_dict(config)) if not c.startswith("recipe.")], remarks=[],
+        run=str(run.path), weights=run.weights, epoch=run.epoch,
+        config_hash=conf.config_hash(run.config),
+        changes=[c for c in conf.differing(base, conf.to_dict(config)) if not c.startswith("recipe.")], remarks=[],
         dataset=config.dataset.name, split_id=data.split.id, split_sha256=data.split.sha256_test,
         timesteps=config.timesteps, device=str(device), readout=loss_fn.readout_name,
         **{k: outcome[k] for k in ("n", "correct", "acc", "loss", "acc_step", "acc_cum", "firing_rates")},
@@ -158,10 +147,10 @@ def weights_in(typed: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def as_tested(config: Config) -> dict[str, Any]:
     """A run's configuration without what a test ignores: initial weights, training augmentation."""
-    plain = to_dict(config)
+    plain = conf.to_dict(config)
     plain["model"]["weights"] = None
     plain["augment"] = {k: v for k, v in plain["augment"].items() if f"augment.{k}" in READS}
-    return to_dict(checked(plain))
+    return conf.to_dict(conf.checked(plain))
 
 
 def with_overrides(run: TrainedRun, base: dict[str, Any], typed: Sequence[str]) -> Config:
@@ -172,20 +161,18 @@ def with_overrides(run: TrainedRun, base: dict[str, Any], typed: Sequence[str]) 
     overrides, ours = config_overrides(typed), base["dataset"]
     if any(o.startswith("neuron.initial=") for o in overrides):
         base = base | {"neuron": base["neuron"] | {"imp": False}}  # imp=true means initial=imp, a contradiction
-    config = recomposed(base, overrides)
+    config = conf.recomposed(base, overrides)
     if config.dataset.name == ours["name"]:
         config.dataset.found = ours["found"]
     if (config.dataset.name, config.dataset.frame_size) != (ours["name"], ours["frame_size"]):
         dataset = SETS[config.dataset.name].of(config)
-        sides = (
-            (dataset.frame_shape(config.dataset.frame_size), dataset.num_classes),
-            (run.input_shape, run.num_classes),
-        )
-        if sides[0] != sides[1]:
-            given, accepted = (f"{'x'.join(map(str, shape))} and {classes} classes" for shape, classes in sides)
+        given = (dataset.frame_shape(config.dataset.frame_size), dataset.num_classes)
+        accepted = (run.input_shape, run.num_classes)
+        if given != accepted:
+            texts = [f"{'x'.join(map(str, shape))} and {classes} classes" for shape, classes in (given, accepted)]
             raise UserError(
-                f"dataset={config.dataset.name} has {given}, but the run's network accepts {accepted}; choose a data "
-                f"set like {ours['name']}, or fine-tune on this one: snn-train model.weights=RUN"
+                f"dataset={config.dataset.name} has {texts[0]}, but the run's network accepts {texts[1]}; choose a "
+                f"data set like {ours['name']}, or fine-tune on this one: snn-train model.weights=RUN"
             )
     return config
 
@@ -199,11 +186,11 @@ def config_overrides(typed: Sequence[str]) -> list[str]:
             raise ConfigError(f"cannot read '{o}': write key=value")
         name = SHORT.get(name, name)
         if name not in READS and (name in OF_TRAINING or not name.startswith("dataset.")):
-            known = name in keys() or name in GROUPS
+            known = name in conf.keys() or name in conf.GROUPS
             useless = f"{o} has no effect on a test, or would change the trained network; remove it"
-            raise ConfigError(useless if known else unknown(name))
+            raise ConfigError(useless if known else conf.unknown(name))
         full.append(f"{name}={value}")
-    return readable(full)
+    return conf.readable(full)
 
 
 def tested_network(run: TrainedRun, config: Config) -> nn.Module:
@@ -214,15 +201,11 @@ def tested_network(run: TrainedRun, config: Config) -> nn.Module:
     other = (name for name in given.keys() ^ wanted.keys() if name in wanted or not name.startswith(of_neurons))
     unlike = sorted([*other, *(n for n in given.keys() & wanted.keys() if given[n].shape != wanted[n].shape)])
     if unlike and config.timesteps != run.config.timesteps:
-        raise UserError(
-            f"timesteps={config.timesteps}: {unlike[0]} is sized for the T={run.config.timesteps} of the training; "
-            "remove timesteps"
-        )
+        trained = f"{unlike[0]} is sized for the T={run.config.timesteps} of the training"
+        raise UserError(f"timesteps={config.timesteps}: {trained}; remove timesteps")
     if missing := sorted(wanted.keys() - given.keys()):
-        raise UserError(
-            f"neuron.initial={config.neuron.initial} is learned, but this run has no {missing[0]}; choose zero, half "
-            "or constant"
-        )
+        learned = f"neuron.initial={config.neuron.initial} is learned"
+        raise UserError(f"{learned}, but this run has no {missing[0]}; choose zero, half or constant")
     checkpoint.load_model(model, {name: given[name] for name in wanted}, str(run.path))
     return model.eval()
 
@@ -314,13 +297,9 @@ def early_exit(scores: Tensor, labels: Tensor, thresholds: Sequence[float] = THR
         stops = confidence >= threshold if threshold is not None else torch.zeros_like(correct)
         stops[last] = True
         step = stops.long().argmax(0)  # the first
-        rows.append(
-            dict(
-                threshold=threshold, acc=float(correct.gather(0, step[None]).double().mean()),
-                mean_steps=float(step.double().mean() + 1),
-                exits=(torch.bincount(step, minlength=last + 1) / len(labels)).tolist(),
-            )
-        )  # fmt: skip
+        exits = torch.bincount(step, minlength=last + 1) / len(labels)
+        acc, mean_steps = correct.gather(0, step[None]).double().mean(), step.double().mean() + 1
+        rows.append(dict(threshold=threshold, acc=float(acc), mean_steps=float(mean_steps), exits=exits.tolist()))
     return rows
 
 
@@ -369,7 +348,7 @@ def main() -> None:
     result = evaluate_run(args.run, args.words)
     print(json.dumps(result) if args.json else tables(result))
     typed = config_overrides(weights_in(args.words)[1])
-    changed = tweaks(["name=x", *(o for o in typed if not o.startswith("recipe."))])  # with a name: all choices
+    changed = conf.tweaks(["name=x", *(o for o in typed if not o.startswith("recipe."))])  # with a name: all choices
     file = Path(result.run, EVALUATIONS, f"{','.join(filter(None, [result.weights, changed]))}.json")
     file.parent.mkdir(exist_ok=True)
     write_json(file, result)

@@ -54,10 +54,8 @@ class TrainedRun:
         config = config or self.config
         facts, name = SETS[config.dataset.name], config.dataset.name
         if facts.own and not config.dataset.found and name == self.config.dataset.name:
-            raise UserError(
-                f"{self.path} was trained on dataset={name} by an earlier version, which did not store classes and "
-                "statistics of the data; train it again"
-            )
+            old = f"{self.path} was trained on dataset={name} by an earlier version"
+            raise UserError(f"{old}, which did not store classes and statistics of the data; train it again")
         return facts.of(config)
 
     @property
@@ -95,9 +93,8 @@ def load_run(path: str | Path, weights: str = "last") -> TrainedRun:
     classes = result.num_classes if result else SETS[config.dataset.name].of(config).num_classes
     model = build_network(config, classes, shape)
     checkpoint.load_model(model, state, str(file))
-    return TrainedRun(
-        path, config, model.eval(), content["epoch"], shape, classes, result, content.get("weights", weights)
-    )
+    weights = content.get("weights", weights)
+    return TrainedRun(path, config, model.eval(), content["epoch"], shape, classes, result, weights)
 
 
 def _exported(path: Path) -> dict[str, Any]:

@@ -23,9 +23,7 @@ PLACES = ("data_dir", "cache_dir", "device")
 def main(argv: list[str] | None = None) -> int:
     """Write neurobench.json for each RUN and print its path."""
     parser = console.Parser("python -m snn_repro.trained.neurobench", __doc__)
-    parser.add_argument(
-        "words", nargs="+", metavar="RUN | KEY=VALUE", help=f"folders of runs; keys: {', '.join(PLACES)}"
-    )
+    parser.add_argument("words", nargs="+", metavar="RUN | KEY=VALUE", help=f"run folders; keys: {', '.join(PLACES)}")
     parser.add_argument("--weights", choices=WEIGHTS, default="last", help="last epoch or selected epoch")
     args = parser.parse_args(argv)
     places = dict(word.split("=", 1) for word in args.words if word.split("=")[0] in PLACES and "=" in word)

@@ -332,8 +332,8 @@ def test_nir_takes_what_does_nothing_and_names_what_changes_a_tensor(change, sai
 @pytest.mark.parametrize(
     "words, sentence",
     [
-        (["model.norm=tebn"], r"changes with the time step or its input, as bn1 \(TEBN\)"),
-        (["model.norm=tebn_gesture"], r"changes with the time step or its input, as bn1 \(GestureTEBN\)"),
+        (["model.norm=tebn"], r"depends on time step or input, as bn1 \(TEBN\)"),
+        (["model.norm=tebn_gesture"], r"depends on time step or input, as bn1 \(GestureTEBN\)"),
         (["model.norm=tab"], r"bn1 \(TAB\) is not a batch norm"),
         (["model=plif_net_dvs"], "NIR has no max_pool2d, which this PLIFNet computes"),
     ],

@@ -97,10 +97,7 @@ def card(run: TrainedRun, result: RunResult, to: str, use: str) -> str:
     """Write the model card: README.md with metadata for model hubs, facts, accuracies, usage."""
     line: dict[str, Any] = dict(acc=result.acc_last, acc_step=result.acc_step)
     if run.epoch != result.epochs and not (line := epoch_of(run.path, run.epoch)):
-        raise UserError(
-            f"{run.path / METRICS} lacks epoch {run.epoch} of these weights, whose accuracy the card needs; "
-            "use --weights last"
-        )
+        raise UserError(f"{run.path / METRICS} lacks epoch {run.epoch}, that of these weights; use --weights last")
     chosen = CHOSEN["last" if run.weights == "last" else "validation" if result.acc_valsel is not None else "test"]
     neuron = result.neuron["name"] + ("_imp" if result.neuron["imp"] else "")
     split = f"{result.split_id} (SHA-256 of the test part's names {result.split_sha256})"

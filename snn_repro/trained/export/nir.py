@@ -210,20 +210,15 @@ def _norm(graph: _Graph, key: str, norm: Any, x: Tensor, out: Tensor, sources: S
     """Fold the norm into the convolution before it, in float64, so values are rounded once."""
     name, before = f"{key} ({type(norm).__name__})", graph.nodes[sources[0]]
     behind = len(sources) == 1 and isinstance(before, nir.Conv2d) and all(a != sources[0] for a, _ in graph.edges)
-    batch = all(isinstance(getattr(norm, k, None), Tensor) for k in ("running_mean", "running_var", "weight", "bias"))
-    if not (behind and batch):
+    values: list[Any] = [getattr(norm, k, None) for k in ("running_mean", "running_var", "weight", "bias")]
+    if not (behind and all(isinstance(value, Tensor) for value in values)):
         why = "is not a batch norm" if behind else "does not directly follow a convolution of its own"
         raise UserError(f"NIR has no norms, and {name} {why}, so it cannot be folded; use model.norm=bn")
-    mean, var, weight, bias = (
-        t.detach().double() for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    )
+    mean, var, weight, bias = (value.detach().double() for value in values)
     scale = weight / (var + norm.eps).sqrt()
-    if not torch.allclose(
-        (x - mean.view(-1, 1, 1)) * scale.view(-1, 1, 1) + bias.view(-1, 1, 1), out.double(), 1e-5, 1e-5
-    ):
-        raise UserError(
-            f"NIR has no norm that changes with the time step or its input, as {name} does; use model.norm=bn"
-        )
+    folded = (x - mean.view(-1, 1, 1)) * scale.view(-1, 1, 1) + bias.view(-1, 1, 1)
+    if not torch.allclose(folded, out.double(), 1e-5, 1e-5):
+        raise UserError(f"NIR has no norm that depends on time step or input, as {name} does; use model.norm=bn")
     before.weight = (torch.from_numpy(before.weight) * scale.view(-1, 1, 1, 1)).float().numpy()
     before.bias = ((torch.from_numpy(before.bias) - mean) * scale + bias).float().numpy()
     return sources
