@@ -21,8 +21,8 @@ from snn_repro.report._read import Found, Row, Run
 # key, header, kind: text | number | percent
 COLUMNS = [
     ("acc", "readout %", "percent"), ("first", "step 1 %", "percent"), ("final", "step T %", "percent"),
-    ("seeds", "seeds", "number"), ("dataset", "data set", "text"), ("model", "model", "text"), ("neuron", "neuron", "text"),
-    ("initial", "initial state", "text"), ("loss", "loss", "text"), ("T", "T", "number"),
+    ("seeds", "seeds", "number"), ("dataset", "data set", "text"), ("model", "model", "text"),
+    ("neuron", "neuron", "text"), ("initial", "initial state", "text"), ("loss", "loss", "text"), ("T", "T", "number"),
     ("best", "best on test* %", "percent"), ("valsel", "by validation %", "percent"), ("epochs", "epochs", "number"),
     ("params", "weights + IMP", "number"), ("energy", "energy µJ", "number"), ("state", "state", "text"),
 ]  # fmt: skip
