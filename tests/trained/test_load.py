@@ -89,7 +89,7 @@ def test_what_was_found_in_own_data_is_kept_whatever_becomes_of_them(own, tmp_pa
         trained = load_run(place)
         assert trained.class_names == before.class_names and torch.equal(trained.transform(tmp_path / "sample.png"), x)
     mean = ", ".join(f"{v:.6g}" for v in before.facts().statistics[0])
-    for said in ("| classes, by label | ${c}, b, d_1\\| |", "| 0 to 255 |", f"mean {mean}, deviation"):
+    for said in ("| classes, by label | ${c}, b, d_1\\| |", "| 0 to 255 |", f"mean {mean}, std"):
         assert said in (exported / "README.md").read_text()
     (folder / "result.json").unlink()  # as before it has finished
     assert load_run(folder).num_classes == 3
