@@ -1,9 +1,10 @@
-"""Spiking networks: frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K].
+"""Spiking networks, built by name with `build_model`.
 
     model = build_model("sew_resnet18", num_classes=1000, input_shape=(3, 224, 224), timesteps=4,
                         neuron={"name": "if", "imp": True})
 
-Every parameter, IMP too, exists once the model is built, so an optimiser made next sees them all.
+Input: frames [T, B, C, H, W] or a static image [B, C, H, W]. Output: logits [T, B, K]. All parameters, IMP included,
+exist after construction, so the optimiser can be created next.
 """
 
 from collections.abc import Mapping
@@ -37,15 +38,15 @@ def build_model(
     checkpointing: str = "off",
     **options,
 ) -> nn.Module:
-    """Build a network by name (see MODELS) for frames or images of input_shape (C, H, W).
+    """Build a spiking network by name, one of MODELS.
 
-    neuron holds what `build_neuron` takes, for example {"name": "if", "imp": True}, and may hold `initial_layers`: the numbers, from 1
-    at the input, of the spiking layers that start from its initial state, while the others start at 0. timesteps is how often a
-    static image is seen, and for TEBN and PSN, say, the only number of frames that fits. kernels is "auto", "off" (PyTorch alone) or
-    another word of `kernels.KERNELS`; with "auto", neuron's backend and conv_backend ("auto", "dense" or "sparse") choose
-    apart for spiking layers and convolutions. checkpointing "off", "norms" or "blocks" trades time for
-    memory (see blocks.Block). None of these changes a result beyond rounding. Options are the network's settings; None means
-    the default. Raises UserError, naming the key, the value and what is allowed.
+    input_shape: (C, H, W) of a frame or image. timesteps: number of steps T that a static image is shown; networks with
+    parameters per step (TEBN, PSN) accept only T frames. neuron: keywords of `build_neuron`, for example
+    {"name": "if", "imp": True}; `initial_layers` may list the spiking layers (1 is the first) that use its initial
+    state, and the others start at 0. kernels: "auto", "off" (PyTorch) or another of `kernels.KERNELS`; with "auto",
+    neuron["backend"] sets the backend of spiking layers and conv_backend ("auto", "dense", "sparse") that of
+    convolutions. checkpointing: "off", "norms" or "blocks" (see blocks.Block). These three change results by rounding
+    only. options: the network's settings; None selects the default. Raises UserError with the allowed values.
     """
     values = MODELS.checked(name, options)
     Setting(1, "", low=1).checked("num_classes", num_classes)
@@ -53,7 +54,7 @@ def build_model(
     input_shape = tuple(Setting((1, 1, 1), "", low=1).checked("input_shape", list(input_shape)))
     for key, value in {"conv_backend": conv_backend, "neuron.backend": neuron.get("backend") or "auto"}.items():
         if kernels != "auto" and value != "auto":
-            raise UserError(f"kernels={kernels} and {key}={value} both choose kernels; leave one of them out")
+            raise UserError(f"kernels={kernels} and {key}={value} both select a backend; remove one of them")
     Setting("off", "", choices=("off", "norms", "blocks")).checked("model.checkpointing", checkpointing)
     if own := NORMS.own(values.get("norm")):
         values["norm"] = partial(NORMS[values["norm"]], **{key: values.pop(key) for key in own})
@@ -70,6 +71,6 @@ def build_model(
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Return the numbers of (weights, IMP values); IMP is every initial state of a neuron, trainable or not."""
+    """Return the numbers of (weights, IMP values), IMP trainable or not."""
     imp = sum(p.numel() for p in initial_states(model).values())
     return sum(p.numel() for p in model.parameters()) - imp, imp

@@ -1,4 +1,4 @@
-"""What all networks are made of: the block of convolution, norm and neuron, time folded into the batch, two kinds of input."""
+"""Building blocks of all networks: stages of convolution, norm and neuron, folding of time."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -16,7 +16,7 @@ from snn_repro.kernels.conv import Conv2d
 from snn_repro.neurons import NEURONS, Neuron, Setting, build_neuron
 from snn_repro.registry import MODELS
 
-HEAD_INIT = Setting("torch", "initial weights of the classifier; null is torch's", choices=("torch", "normal01"))
+HEAD_INIT = Setting("torch", "initial weights of the classifier; null: torch", choices=("torch", "normal01"))
 
 
 class Model(NamedTuple):
@@ -27,15 +27,16 @@ class Model(NamedTuple):
 
 
 def register_network(name: str, settings: Mapping[str, Setting], *leading):
-    """A decorator of a network's class or builder, which is then called with `leading` and, by name, num_classes, input_shape,
-    timesteps, neuron and its settings. One class may have several names.
+    """Decorator that registers a network's class or builder; one class may have several names.
+
+    It is called with `leading` and, by keyword, num_classes, input_shape, timesteps, neuron and its settings.
     """
 
     return MODELS.register(name, lambda build: Model(partial(build, *leading), settings))
 
 
 def over_time(x: Tensor, *layers: nn.Module) -> Tensor:
-    """Apply stateless layers to every time step at once: x [T, B, ...] is folded to [T*B, ...] and back."""
+    """Apply stateless layers to x [T, B, ...] folded to [T*B, ...], then unfold."""
     steps = x.shape[:2]
     x = x.flatten(0, 1)
     for layer in layers:
@@ -43,31 +44,31 @@ def over_time(x: Tensor, *layers: nn.Module) -> Tensor:
     return x.unflatten(0, steps)
 
 
-class AllSeen(Exception):
-    """The run on the meta device has passed every neuron: what follows is not needed."""
+class AllShapesKnown(Exception):
+    """Ends the run on the meta device once every neuron's shape is known."""
 
 
-class Place(nn.Identity):
-    """Where a neuron will stand: passes x [T, B, ...] on and keeps the shape of the state, without T and B."""
+class ShapeProbe(nn.Identity):
+    """Placeholder for a neuron that records its state's shape: x's without T and B."""
 
-    def __init__(self, places: list["Place"]):
+    def __init__(self, probes: list["ShapeProbe"]):
         super().__init__()
-        self.places = places  # all of the network, once it is built
+        self.probes = probes  # of the whole network, once it is built
         self.shape: tuple[int, ...] | None = None
-        places.append(self)
+        probes.append(self)
 
     def forward(self, x: Tensor) -> Tensor:
         self.shape = tuple(x.shape[2:])
-        if all(place.shape is not None for place in self.places):
-            raise AllSeen  # a linear layer of meta tensors would import torch's compiler, which takes a second
+        if all(probe.shape is not None for probe in self.probes):
+            raise AllShapesKnown  # a linear layer of meta tensors would import torch's compiler (1 s)
         return x
 
 
 class Neurons(dict[str, Any]):
-    """Keywords of `build_neuron`; a call builds the next spiking layer of the network that `build(neuron=self)` makes.
+    """Keywords of `build_neuron`; each call builds the next spiking layer of `build(neuron=self)`.
 
-    The shapes of the states come from one run of that network on the meta device, with a Place for each neuron. With
-    `initial_layers` only the layers of these numbers, from 1 at the input, start as they are told, the others at 0.
+    State shapes come from one run of that network on the meta device, with a ShapeProbe for each neuron.
+    `initial_layers` lists the layers (1 is the first) that use the configured initial state; the others start at 0.
     """
 
     def __init__(
@@ -75,43 +76,40 @@ class Neurons(dict[str, Any]):
     ):
         super().__init__(given)
         self._build, self._input_shape, self._layers = build, input_shape, self.pop("initial_layers", None)
-        self.norms: type[nn.Module] | None = None if build else nn.Identity  # in the place of those, which keep a shape
-        self._places: list[Place] = []
+        self.norms: type[nn.Module] | None = None if build else nn.Identity  # replaces norms, which keep the shape
+        self._probes: list[ShapeProbe] = []
 
     @property
     def v_threshold(self) -> float:
-        """The threshold of the neurons, given or published."""
+        """Threshold of the neurons: the given one, else the family's default."""
         family = NEURONS.get(str(self["name"]).removesuffix("_imp"), Neuron)  # build_neuron refuses an unknown one
         threshold, given = family.settings["v_threshold"], self.get("v_threshold")
         return threshold.default if given is None else threshold.checked("neuron.v_threshold", given)
 
     def __call__(self, **other) -> nn.Module:
         if self._build is None:
-            return Place(self._places)
-        if not self._places:
-            places = Neurons(self, None)
-            with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad(), suppress(AllSeen):
-                self._build(neuron=places).eval()(torch.zeros(1, *self._input_shape))
-            self._places, self._total = places._places[::-1], len(places._places)
+            return ShapeProbe(self._probes)
+        if not self._probes:
+            probing = Neurons(self, None)
+            with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad(), suppress(AllShapesKnown):
+                self._build(neuron=probing).eval()(torch.zeros(1, *self._input_shape))
+            self._probes, self._total = probing._probes[::-1], len(probing._probes)
             known = range(1, self._total + 1)
             if self._layers is not None and not 0 < len({*self._layers} & {*known}) == len(self._layers):
-                raise UserError(
-                    f"neuron.initial_layers={list(self._layers)} must name spiking layers of this network, each once, of 1 "
-                    f"to {self._total}"
-                )
-        given = {**self, **other, "state_shape": self._places.pop().shape or (1,)}
-        if self._layers is not None and self._total - len(self._places) not in self._layers:
+                allowed = f"distinct spiking layers of this network, from 1 to {self._total}"
+                raise UserError(f"neuron.initial_layers={list(self._layers)} must list {allowed}")
+        given = {**self, **other, "state_shape": self._probes.pop().shape or (1,)}
+        if self._layers is not None and self._total - len(self._probes) not in self._layers:
             given |= dict(name=str(self["name"]).removesuffix("_imp"), imp=False, initial="zero")
         return build_neuron(**given)
 
 
 class Block(nn.Module):
-    """A part of a network that names its layers itself, so that weights keep their names whoever wrote the file.
+    """Base class of networks and their blocks: stages of convolution, norm and neuron.
 
-    `spikes` is the one way through a convolution, its norm and its neuron. `checkpointing` says what the backward pass runs
-    a second time to save memory. "off": nothing. "norms": each norm and its neuron, so that the norm's output is not kept
-    (the fused CPU operator never keeps it). "blocks": each block, so that only the blocks' inputs are kept. The numbers
-    are the same.
+    `checkpointing` sets what the backward pass recomputes to save memory. "off": nothing. "norms": each norm and its
+    neuron, so the norm's output is not stored (the fused CPU operator never stores it). "blocks": each block, so only
+    the blocks' inputs are stored. Results are identical.
     """
 
     checkpointing = "off"
@@ -136,21 +134,22 @@ class Block(nn.Module):
         setattr(self, f"sn{number}", neuron())
 
     def stage(self, number: int, x: Tensor, timesteps: int | None = None, plus=None) -> Tensor:
-        """`spikes` of the stage that `add_stage` added."""
+        """Run a stage that `add_stage` added; see `spikes`."""
         convolution, norm, neuron = (getattr(self, f"{kind}{number}") for kind in ("conv", "bn", "sn"))
         return self.spikes(x, convolution, norm, neuron, timesteps, plus)
 
     def spikes(
         self, x: Tensor, convolution: Any, norm: Any, neuron: Any, timesteps: int | None = None, plus: Any = None
     ) -> Tensor:
-        """x [T, B, C, H, W] -> spikes [T, B, C', H', W'] of a neuron behind a convolution and a norm, `plus()` added to them.
+        """Run convolution, norm and neuron on x [T, B, C, H, W]; return spikes.
 
-        x may be [1, B, C, H, W], the same at all `timesteps`: convolution and norm then run once.
+        The spikes [T, B, C', H', W'] are added to `plus()`, if given. With x [1, B, C, H, W], the same at all
+        `timesteps`, convolution and norm run once.
         """
         return self.fire(over_time(x, convolution), norm, neuron, timesteps, plus)
 
     def fire(self, x: Tensor, norm: Any, neuron: Any, timesteps: int | None = None, plus: Any = None) -> Tensor:
-        """Spikes of a norm and the neuron behind it (+ plus()), by one kernel where there is one for both."""
+        """Run norm and neuron, in one fused kernel where available, and add `plus()`."""
         timesteps = timesteps or len(x)
         affine = norm.affine_form() if hasattr(norm, "affine_form") and hasattr(neuron, "plan") else None
         plan = None if affine is None else neuron.plan(x, affine, timesteps)
@@ -169,7 +168,7 @@ class Block(nn.Module):
         return spikes if added is None or spikes.is_meta else added + spikes  # a meta sum imports torch's compiler
 
     def through(self, x: Tensor, *layers: Callable[[Tensor], Tensor], what: str = "blocks") -> Tensor:
-        """Run x through layers of this module, which the backward pass runs again if `checkpointing` is `what`."""
+        """Run x through layers, recomputed in the backward pass if `checkpointing` is `what`."""
 
         def run(x: Tensor) -> Tensor:
             for layer in layers:
@@ -182,16 +181,14 @@ class Block(nn.Module):
 
 
 class SpikingNetwork(Block):
-    """frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, num_classes].
+    """Base class of networks: frames or a static image -> logits [T, B, K].
 
-    A network says how it comes from there to `extract`, features [T, B, ...], and from these to logits, without neurons, in
-    `classify`. A static image is seen `timesteps` times; the layers before the first neuron run once for it, not T times. With
-    last_step=True the classifier runs for the last step alone: logits [1, B, num_classes], of which a dropout before it
-    draws only these masks.
+    Input: frames [T, B, C, H, W], or a static image [B, C, H, W] that is shown `timesteps` times; the layers before the
+    first neuron then run once. A subclass defines `extract` and `classify`.
     """
 
     causal = True  # in evaluation the logits of a step do not depend on later frames
-    wired = False  # whether a layer takes this number of time steps alone; `build_model` sees to it
+    wired = False  # whether a layer is built for exactly `timesteps` steps; set by `build_model`
 
     def __init__(self, input_shape: tuple[int, int, int], timesteps: int):
         super().__init__()
@@ -199,15 +196,26 @@ class SpikingNetwork(Block):
         self.timesteps = timesteps
 
     def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
-        """Frames [T, B, C, H, W] or a static image [B, C, H, W] -> logits [T, B, K], or the last step's [1, B, K]."""
+        """Return logits [T, B, K], with last_step only the last step's [1, B, K].
+
+        With last_step, dropout before the classifier draws masks for that step only.
+        """
         x = self.extract(x)
-        # the gradient of the last step comes back channels last, as the layers before run
+        # the gradient of the last step is channels last, as the layers before expect
         return self.classify(x.movedim(2, -1)[-1:].movedim(-1, 2) if last_step else x)
 
-    def steps(self, x: Tensor) -> tuple[Tensor, int]:
-        """Return x as [1 or T, B, C, H, W], 1 for a static image, and the number of time steps to run.
+    def extract(self, x: Tensor) -> Tensor:
+        """Compute the features [T, B, ...] of frames or a static image, through all neurons."""
+        raise NotImplementedError
 
-        Raises UserError for another number of axes, channels or, where a layer is wired to one, of time steps.
+    def classify(self, x: Tensor) -> Tensor:
+        """Compute logits [T, B, K] from features [T, B, ...], without neurons."""
+        raise NotImplementedError
+
+    def steps(self, x: Tensor) -> tuple[Tensor, int]:
+        """Return x with a time axis (images [1, B, C, H, W]), and T.
+
+        Raises UserError for a wrong number of axes or channels, or of time steps where a layer is built for one T.
         """
         if x.dim() not in (4, 5) or x.shape[-3] != self.input_shape[0]:
             c, h, w = self.input_shape
@@ -217,26 +225,23 @@ class SpikingNetwork(Block):
             )
         if x.dim() == 5 and self.wired and len(x) != self.timesteps:
             raise UserError(
-                f"The network has a layer that is wired to timesteps={self.timesteps} but its frames have "
-                f"{len(x)} time steps; use the same timesteps, or model.norm=bn where it is a norm."
+                f"The network has a layer built for timesteps={self.timesteps}, but its frames have "
+                f"{len(x)} time steps; use the same timesteps, or model.norm=bn if it is a norm."
             )
         return (x.unsqueeze(0), self.timesteps) if x.dim() == 4 else (x, x.shape[0])
 
 
 class Dropout(nn.Dropout):
-    """Dropout of x [T, B, ...] with one mask a sample for all time steps: what is dropped stays so while a sample is seen."""
+    """Dropout of x [T, B, ...] with one mask per sample for all time steps."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * super().forward(torch.ones_like(x[0])) if self.training and self.p else x
 
 
 def same_statistics(module: nn.Module) -> AbstractContextManager:
-    """Called before a forward pass: a context in which another one learns nothing twice. Batch norms and neurons have their
-    buffers of before, and get back those that they had when it began."""
+    """Context, made before a forward pass, that repeats it without changing running statistics."""
     layers = [m for m in module.modules() if isinstance(m, _BatchNorm | Neuron)]
-    buffers = [
-        b.data for m in layers for b in m.buffers(recurse=False)
-    ]  # autograd takes no change for one of what it kept
+    buffers = [b.data for m in layers for b in m.buffers(recurse=False)]  # .data: autograd does not see the change
     before = [b.clone() for b in buffers]
 
     @contextmanager
@@ -252,11 +257,12 @@ def same_statistics(module: nn.Module) -> AbstractContextManager:
 
 
 def repeat_steps(x: Tensor, timesteps: int) -> Tensor:
-    """Return [T, B, ...] of [T, B, ...] or of the one step [1, B, ...] of a static image, without a copy."""
+    """Expand x of 1 or T steps to [T, B, ...] without a copy."""
     return x.expand(timesteps, *x.shape[1:])
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> Conv2d:
+    """Build a convolution without bias, padded to keep the frame's size at stride 1."""
     return Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
 
@@ -270,21 +276,20 @@ def init_head(head: nn.Linear, head_init: str) -> None:
 def kaiming_fan_out(model: nn.Module, zero_bias: bool = False) -> None:
     """Draw the weights of all convolutions from He's normal distribution by fan-out (arXiv:1502.01852)."""
     for module in model.modules():
-        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # torch's compiler would draw there: a second
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # else it would import torch's compiler (1 s)
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if zero_bias and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
 
 class AvgPool2d(nn.AvgPool2d):
-    """nn.AvgPool2d that keeps nothing for the backward pass: torch's keeps its input, of which it needs the sizes."""
+    """nn.AvgPool2d that saves only its input's sizes for the backward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W] -> [N, C, H', W']."""
         if torch.compiler.is_compiling():
             return super().forward(x)
         with saved_tensors_hooks(
             lambda x: (x.shape, x.stride(), x.dtype, x.device),
-            lambda kept: torch.empty_strided(*kept[:2], dtype=kept[2], device=kept[3]),
+            lambda saved: torch.empty_strided(*saved[:2], dtype=saved[2], device=saved[3]),
         ):
             return super().forward(x)

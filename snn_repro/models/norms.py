@@ -1,8 +1,8 @@
-"""Norm layers over [T, B, C, H, W]; their batch statistics run over T, B, H and W together, if they say nothing else.
+"""Norm layers over [T, B, C, H, W], registered by name.
 
-A norm is one class, registered once, built by Norm(channels, timesteps). It says itself by `affine_form` whether a fused spiking
-layer may compute it, by `parameter_kind` what its parameters are to an optimiser, by `wired` whether it takes one number of time
-steps alone, and by `causal` whether in evaluation its output at a step depends on no later one.
+A norm is one class, built by Norm(channels, timesteps). Batch statistics run over T, B, H and W together unless it says
+otherwise. `affine_form` describes it to a fused spiking layer, `parameter_kind` classifies its parameters for the
+optimiser, `wired` means that it accepts one T only, and `causal` that in evaluation no output depends on later steps.
 """
 
 import math
@@ -19,15 +19,15 @@ from snn_repro.registry import NORMS
 from snn_repro.settings import Setting
 
 register_norm = NORMS.register
-NORM = Setting("bn", "norm behind each convolution; null is bn", choices=NORMS)
+NORM = Setting("bn", "norm after each convolution; null: bn", choices=NORMS)
 
 
 def norms(name: Any, timesteps: int, neuron: Any) -> Callable[..., nn.Module]:
-    """A builder: build(channels, summands=1) makes a norm of that name, or as name(channels, timesteps) does where it has
-    settings, before neurons that `neuron` builds (see blocks.Neurons).
+    """Return a builder build(channels, summands=1) of norms.
 
-    summands: of how many norms the neurons' input is the sum, 2 where a shortcut is added before they fire. A norm that starts
-    from the threshold has a method `begin(v_threshold, summands)`.
+    name: one of NORMS, or a builder name(channels, timesteps) with its settings bound. neuron: builder of the neurons
+    that follow (blocks.Neurons). summands: number of norms that are summed into the neurons' input, 2 with a shortcut.
+    A norm whose initial weights depend on the threshold has a method `begin(v_threshold, summands)`.
     """
     make = name if callable(name) else NORMS[name or "bn"]
 
@@ -43,11 +43,11 @@ def norms(name: Any, timesteps: int, neuron: Any) -> Callable[..., nn.Module]:
 
 
 class _OneSample(torch.autograd.Function):
-    """x [1, C, H, W] and its gradient with the first stride that a dense tensor has.
+    """Give x [1, C, H, W] and its gradient the first stride of a dense tensor.
 
-    A view such as flatten or unflatten may give an axis of size 1 any stride. With C or so on a channels-last tensor,
-    torch's batch norm on a CPU takes it for channels last in one place and for rows in another, and its backward pass
-    mixes the values up (seen in 2.13; docs/notebook.md).
+    Views such as flatten may leave any stride on an axis of size 1. With stride C, say, on a channels-last tensor,
+    torch's CPU batch norm treats it as channels last in one place and as contiguous in another, and its backward pass
+    mixes up values (seen in torch 2.13; docs/notebook.md).
     """
 
     @staticmethod
@@ -58,7 +58,8 @@ class _OneSample(torch.autograd.Function):
 
 
 def one_sample_too(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """norm(x) of x [N, C, H, W], right for N = 1 as well. Without a backward pass it does not look at N: an exported graph takes any."""
+    """Return norm(x) of x [N, C, H, W], correct for N = 1 too."""
+    # without gradients N is not read, so an exported graph accepts any
     if not torch.is_grad_enabled() or len(x) > 1:
         return norm(x)
     return _OneSample.apply(norm(_OneSample.apply(x)))
@@ -66,15 +67,15 @@ def one_sample_too(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 @register_norm("bn")
 class BN(nn.BatchNorm2d):
-    """Batch normalisation, every time step counted as one more sample."""
+    """Batch normalisation that treats each time step as a sample."""
 
-    wired = False  # whether the number of time steps is wired in
-    together = False  # whether statistics are those of all processes, see sync.py
+    wired = False  # whether it accepts one number of time steps only
+    together = False  # whether statistics cover all processes, see `synchronise`
 
     def __init_subclass__(cls, **keywords):
         super().__init_subclass__(**keywords)
         if "forward" in vars(cls) and "affine_form" not in vars(cls):
-            cls.affine_form = lambda self: None  # its forward is no longer what `affine_form` says
+            cls.affine_form = lambda self: None  # the inherited one describes another forward
 
     def __init__(self, channels: int, timesteps: int | None = None):
         super().__init__(channels)
@@ -83,10 +84,9 @@ class BN(nn.BatchNorm2d):
         return one_sample_too(super().forward, x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
     def affine_form(self) -> Affine | None:
-        """What a spiking layer needs to compute this norm itself; None where only the norm's own forward is right."""
-        if self.momentum is None or not self.track_running_stats:
-            return None
-        if self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks:
+        """What a fused spiking layer needs to compute this norm; None if it cannot."""
+        hooked = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
+        if hooked or self.momentum is None or not self.track_running_stats:
             return None
         te = self._parameters.get("te")
         if self.training:
@@ -94,12 +94,13 @@ class BN(nn.BatchNorm2d):
         return Affine(self.weight, self.bias, te, self.running_mean, self.running_var, self.eps)
 
     def parameter_kind(self, name: str) -> str:
+        """Kind of a parameter for the optimiser: "te" or "norm"."""
         return "te" if name == "te" else "norm"
 
 
 @torch.no_grad()
 def learn(norm: Any, mean: Tensor, var: Tensor, n: int | Tensor) -> None:
-    """Update the running statistics by those of a batch of n values a channel, var over n."""
+    """Update running statistics with a batch's mean [C] and biased variance [C] of n values."""
     norm.num_batches_tracked += 1
     norm.running_mean.lerp_(mean, norm.momentum)
     norm.running_var.lerp_(var * (n / (n - 1)), norm.momentum)
@@ -109,8 +110,8 @@ def learn(norm: Any, mean: Tensor, var: Tensor, n: int | Tensor) -> None:
 class TEBN(BN):
     """Temporal effective batch norm (Duan et al., NeurIPS 2022): BN(x)[t] * te[t].
 
-    te [T], one learned factor a time step, starts at 1 and wires the number of time steps in. A single time step
-    is taken as the same at all of them: [1, B, C, H, W] -> [T, B, C, H, W].
+    te [T], one learned factor per time step, starts at 1; the norm accepts only T steps, or one that is repeated:
+    [1, B, C, H, W] -> [T, B, C, H, W].
     """
 
     wired = True
@@ -127,7 +128,7 @@ class TEBN(BN):
 
 @register_norm("tebn_gesture")
 class GestureTEBN(TEBN):
-    """TEBN as the published DVS128 Gesture code has it: BN(x)[t] * (x[t] * te[t]), x the raw input."""
+    """TEBN of the published DVS128 Gesture code: BN(x)[t] * (x[t] * te[t]), x unnormalised."""
 
     def forward(self, x: Tensor) -> Tensor:
         return BN.forward(self, x) * (x * self.te.view(-1, 1, 1, 1, 1))
@@ -135,12 +136,11 @@ class GestureTEBN(TEBN):
 
 @register_norm("tab")
 class TAB(nn.Module):
-    """Temporal accumulated batch norm (Jiang et al., ICLR 2024): y[t] = p[t]^2 BN_t(x)[t], where the batch norm BN_t of
-    step t takes its statistics over the steps up to t.
+    """Temporal accumulated batch norm (Jiang et al., ICLR 2024): y[t] = p[t]^2 BN_t(x)[t].
 
-    Each step has statistics, weight, bias and p (which starts at 1 and is decayed) of its own, so the number of time steps is
-    wired in. A single time step is taken as the same at all of them: [1, B, C, H, W] -> [T, B, C, H, W]. In training step t
-    is normalised together with all before it: (T + 1) / 2 times the work of BN.
+    BN_t takes its statistics over steps 1 to t. Each step has its own statistics, weight, bias and p (initially 1, with
+    weight decay), so the norm accepts only T steps, or one that is repeated: [1, B, C, H, W] -> [T, B, C, H, W].
+    In training, step t is normalised with all steps before it: (T + 1) / 2 times the work of BN.
     """
 
     wired = True
@@ -152,24 +152,26 @@ class TAB(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.expand(len(self.bn), *x.shape[1:]) if len(x) == 1 else x
-        batch, found = x.shape[1], []
+        batch, outputs = x.shape[1], []
         for t, bn in enumerate(self.bn):
             seen = x[: t + 1] if self.training else x[t : t + 1]
-            found.append(one_sample_too(bn, seen.flatten(0, 1))[-batch:])
-        return torch.cat(found).unflatten(0, (-1, batch)) * self.p.view(-1, 1, 1, 1, 1) ** 2
+            outputs.append(one_sample_too(bn, seen.flatten(0, 1))[-batch:])
+        return torch.cat(outputs).unflatten(0, (-1, batch)) * self.p.view(-1, 1, 1, 1, 1) ** 2
 
     def parameter_kind(self, name: str) -> str:
+        """Kind of every parameter for the optimiser: "te"."""
         return "te"
 
 
 @register_norm("tdbn")
 class TDBN(BN):
-    """Threshold-dependent batch norm (Zheng et al., AAAI 2021, arXiv:2011.05280): BN whose factor starts at alpha V_th.
+    """Threshold-dependent batch norm (Zheng et al., AAAI 2021, arXiv:2011.05280).
 
-    alpha is 1, and 1/sqrt(2) for each of two norms that are added before a neuron.
+    BN whose weight starts at alpha V_th, alpha = 1/sqrt(summands): 1, or 1/sqrt(2) with a shortcut.
     """
 
     def begin(self, v_threshold: float, summands: int) -> None:
+        """Set the initial weight for a threshold and a number of summed norms."""
         nn.init.constant_(self.weight, v_threshold / math.sqrt(summands))
 
 
@@ -177,15 +179,15 @@ class TDBN(BN):
 
 
 class _Normalise(torch.autograd.Function):
-    """(x - mean) / sqrt(var + eps) * weight + bias with mean and variance over the samples of all processes; x [N, C, ...].
+    """Batch norm of x [N, C, ...] with mean and variance over all processes.
 
-    Weight and bias get the gradient of this process's samples alone, as everywhere before gradients are averaged. What the
-    processes tell each other is what the fused layer tells: one of them may compute it so and another so.
+    Weight and bias get the gradient of this process's samples only, as everywhere before gradients are averaged.
+    Processes exchange the same values as in the fused layer, so each process may use either.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the result in x's type, and the mean [C], variance [C] and count [1] that it was made with."""
+        """Return the result in x's type, and the mean [C], variance [C] and count [1] used."""
         values = x.to(torch.promote_types(x.dtype, torch.float32))
         var, mean = torch.var_mean(values, [i for i in range(x.dim()) if i != 1], correction=0)
         ctx.n = values.numel() // values.shape[1]
@@ -213,9 +215,9 @@ class _Normalise(torch.autograd.Function):
 
 
 class _Together(nn.modules.batchnorm._BatchNorm):
-    """A batch norm whose training statistics are those of all processes' samples together.
+    """A batch norm whose training statistics cover the samples of all processes.
 
-    torch's own SyncBatchNorm refuses CPU tensors, and its conversion would replace BN and TEBN by a plain layer.
+    torch's SyncBatchNorm rejects CPU tensors, and its conversion would replace BN and TEBN by a plain layer.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -228,12 +230,12 @@ class _Together(nn.modules.batchnorm._BatchNorm):
 
 
 def synchronise(model: nn.Module) -> None:
-    """Make every batch norm of `model`, those inside BN and TEBN too, take its statistics over all processes.
+    """Make every batch norm of `model` use statistics over all processes.
 
     Parameters, buffers and their names stay. Needs a process group.
     """
     for module in model.modules():
         kind = type(module)
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and not isinstance(module, _Together):
-            # BN and its kin first, then the synchronised layer where they call torch's
+            # method resolution: BN or its subclass first, then the synchronised layer instead of torch's
             module.__class__ = type(f"Sync{kind.__name__}", (kind, _Together), {"together": True})

@@ -1,5 +1,8 @@
-"""Convolutions, two spiking linear layers, and a vote of spikes: PLIF-Net (Fang et al., ICCV 2021, arXiv:2007.05785), and TCJA-SNN
-(Zhu et al., IEEE TNNLS 2024, arXiv:2206.10177) with attention over time and channels at once."""
+"""PLIF-Net and TCJA-SNN: convolutions, two spiking linear layers, and voting neurons.
+
+PLIF-Net: Fang et al., ICCV 2021, arXiv:2007.05785. TCJA-SNN adds joint attention over time and channels: Zhu et al.,
+IEEE TNNLS 2024, arXiv:2206.10177.
+"""
 
 from functools import partial
 from math import prod
@@ -13,9 +16,9 @@ from snn_repro.neurons import Setting
 
 
 class Voting(VGG):
-    """Planned convolutions and max pools | dropout, linear, neuron | dropout, linear, neuron | mean of each class's voters.
+    """Convolutions and max pools, two spiking linear layers with dropout, and voting.
 
-    No layer has a bias. The logits of a step are the shares of a class's voters that fire in it, in 0..1.
+    Logits of a step: the fraction of each class's voters that fire, in 0..1. No layer has a bias.
     """
 
     bias, pool = False, nn.MaxPool2d
@@ -45,32 +48,30 @@ def _options(channels: int, hidden: int) -> dict[str, Setting]:
         "channels": Setting(channels, "width of each convolution", "channels", low=1),
         "hidden": Setting(hidden, "width of the first linear layer", "neurons", low=1),
         "dropout": Setting(0.5, "dropout before each linear layer, one mask for all steps", low=0, below=1),
-        "voters": Setting(10, "output neurons that vote for each class", "neurons", low=1),
+        "voters": Setting(10, "voting neurons per class", "neurons", low=1),
     }
 
 
-@register_network(
-    "plif_net_dvs", _options(128, 512) | {"stages": Setting(4, "convolutions, each with a pool", low=1)}, 1
-)
+@register_network("plif_net_dvs", _options(128, 512) | {"stages": Setting(4, "stages of one convolution", low=1)}, 1)
 @register_network("plif_net", _options(256, 2048), 3)
 class PLIFNet(Voting):
-    """c c c | c c c | 2048 | vote, for CIFAR-10: c = 256 gives 36.7 M weights at 32x32 pixels; and plif_net_dvs.
+    """PLIF-Net for CIFAR-10 (`plif_net`) and for events (`plif_net_dvs`).
 
-    That is the network of CIFAR10-DVS (4 stages of one convolution) and DVS128 Gesture (5, 1.70 M weights), both at 128x128
-    pixels. Of 4 stages the paper's text has hidden=512 (4.69 M), its code hidden=2048 (17.43 M).
+    plif_net: c c c | c c c | 2048 | vote; c = 256 gives 36.7 M weights at 32x32 pixels. plif_net_dvs: stages of one
+    convolution, 4 for CIFAR10-DVS and 5 for DVS128 Gesture (1.70 M weights), both at 128x128 pixels. For 4 stages the
+    paper's text has hidden=512 (4.69 M), its code hidden=2048 (17.43 M).
     """
 
     def __init__(self, convolutions: int, *, channels, stages=2, **given):
-        super().__init__(
-            "plif_net" if convolutions == 3 else "plif_net_dvs", (*[channels] * convolutions, POOL) * stages, **given
-        )
+        name = "plif_net" if convolutions == 3 else "plif_net_dvs"
+        super().__init__(name, (*[channels] * convolutions, POOL) * stages, **given)
 
 
 class TCJA(nn.Module):
-    """y = x * sigmoid(A * B) over x [T, B, C, H, W], from its means [B, T, C] over H and W.
+    """Temporal-channel joint attention: y = x * sigmoid(A * B).
 
-    A convolves along the channels (kernel_t long) and mixes all time steps, B along time (kernel_c long) and mixes all
-    channels; both keep their length and have no bias. Every step sees all others.
+    x is [T, B, C, H, W]. A and B convolve its means [B, T, C] over H and W without bias: A along the channels (size
+    kernel_t), mixing all time steps, B along time (kernel_c), mixing all channels. Every step depends on all others.
     """
 
     wired = True
@@ -90,15 +91,16 @@ class TCJA(nn.Module):
     "tcja",
     {key: setting for key, setting in _options(1, 1024).items() if key != "channels"}
     | {
-        "voters": Setting(1, "output neurons that vote for each class; the released network has one", "neurons", low=1),
-        "spiking_output": Setting(True, "logits are spikes of last neurons; false: what these would receive"),
+        "voters": Setting(1, "voting neurons per class; the released network has one", "neurons", low=1),
+        "spiking_output": Setting(True, "logits are spikes of the last neurons; false: their inputs"),
     },
 )
 class TCJANet(Voting):
-    """64 | 128 | 256 | 256 TCJA(4, 4) | 512 TCJA(2, 4) | 1024 | spikes: the network of N-Caltech101.
+    """TCJA-SNN for N-Caltech101, built for one number of time steps.
 
-    21.9 M weights for frames of 180x240 pixels and 14 steps; the number of time steps is wired in. Cross entropy needs
-    spiking_output=false: of spikes, 0 or 1 a class, it cannot fall below log(K - 1 + e) - 1, 3.63 with 101 classes.
+    64 | 128 | 256 | 256 TCJA(4, 4) | 512 TCJA(2, 4) | 1024 | spikes: 21.9 M weights at 180x240 pixels and 14 steps.
+    Cross entropy needs spiking_output=false: with spikes, 0 or 1 per class, it cannot fall below log(K - 1 + e) - 1,
+    3.63 for 101 classes.
     """
 
     causal = False

@@ -1,8 +1,10 @@
-"""Spiking ResNets: SEW-ResNet and Wide-7B-Net (Fang et al., NeurIPS 2021, arXiv:2102.04159), whose blocks add spikes (ADD), and
-ResNet-19 and ResNet-34 of Zheng et al. (AAAI 2021, arXiv:2011.05280), whose blocks add potentials.
+"""Spiking ResNets: SEW-ResNet, Wide-7B-Net, and ResNet-19 and ResNet-34 with tdBN.
 
-Names follow torchvision's ResNet (conv1, bn1, layer1.0.conv1, downsample.0, fc), so that its weights load; spiking layers are
-sn1, sn2, sn3 and downsample_sn. The checkpoints of the SEW-ResNet's authors load too (`own_names`).
+Blocks of SEW-ResNet and Wide-7B-Net add spikes (ADD; Fang et al., NeurIPS 2021, arXiv:2102.04159), those of ResNet-19
+and ResNet-34 add potentials (Zheng et al., AAAI 2021, arXiv:2011.05280).
+
+Names follow torchvision's ResNet (conv1, bn1, layer1.0.conv1, downsample.0, fc), so its weights load; spiking layers
+are sn1, sn2, sn3 and downsample_sn. Checkpoints of the SEW-ResNet's authors load too (`own_names`).
 """
 
 import re
@@ -15,26 +17,17 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from snn_repro.errors import UserError
-from snn_repro.models.blocks import (
-    HEAD_INIT,
-    AvgPool2d,
-    Block,
-    SpikingNetwork,
-    conv,
-    init_head,
-    kaiming_fan_out,
-    over_time,
-    register_network,
-)
+from snn_repro.models import blocks
+from snn_repro.models.blocks import AvgPool2d, Block, SpikingNetwork, conv, over_time, register_network
 from snn_repro.models.norms import NORM, norms
 from snn_repro.neurons import Setting
 
 
 class SEWBlock(Block):
-    """shortcut(x) + branch(x); where shapes change, the shortcut has a convolution, a norm and a neuron too.
+    """Spike-element-wise block: shortcut(x) + branch(x), a sum of spikes.
 
-    The output is a sum of spikes, not binary. norm_of(channels) and neuron() build a layer. sizes: of the branch's kernels;
-    strided: the convolution that strides, from 1.
+    Where shapes change, the shortcut has a convolution, a norm and a neuron. norm_of(channels) and neuron() build
+    layers. sizes: kernel sizes of the branch; strided: number of its convolution with the stride, from 1.
     """
 
     def __init__(self, inputs: int, width: int, stride: int, norm_of: Callable, neuron: Callable):
@@ -49,6 +42,7 @@ class SEWBlock(Block):
         self.downsample_sn = neuron() if changes else None
 
     def shortcut(self, x: Tensor) -> Tensor:
+        """Return x, or its projection to the shape of the branch."""
         if self.downsample is None:
             return x
         return self.spikes(x, self.downsample[0], self.downsample[1], self.downsample_sn)
@@ -61,15 +55,19 @@ class SEWBlock(Block):
 
 
 class SEWBasicBlock(SEWBlock):
+    """SEW block of two 3x3 convolutions."""
+
     sizes, strided, expansion = (3, 3), 1, 1
 
 
 class SEWBottleneck(SEWBlock):
+    """SEW block of 1x1, 3x3 and 1x1 convolutions; the last has four times the width."""
+
     sizes, strided, expansion = (1, 3, 1), 2, 4
 
 
 class BasicBlock(Block):
-    """neuron(shortcut(x) + norm(conv(neuron(norm(conv(x)))))); the shortcut has a convolution and a norm where shapes change."""
+    """Residual block that adds potentials: neuron(shortcut(x) + norm(conv(neuron(norm(conv(x))))))."""
 
     expansion = 1
 
@@ -90,7 +88,7 @@ class BasicBlock(Block):
 
 
 class Plan(NamedTuple):
-    """Blocks of a ResNet, and its stem: "imagenet" is 7x7, stride 2 and a pool, "cifar" 3x3."""
+    """Blocks of a ResNet and its stem, "imagenet" (7x7, stride 2, pool) or "cifar" (3x3)."""
 
     block: Any  # SEWBlock or BasicBlock
     depths: tuple[int, ...]
@@ -99,7 +97,7 @@ class Plan(NamedTuple):
 
 
 class ResNet(SpikingNetwork):
-    """Stem and stages of blocks."""
+    """A ResNet of a stem, stages of blocks, global average pooling and a classifier."""
 
     downsample_name = "downsample"  # of a block's shortcut in the authors' files
     needs = "; their authors' network has a max-pool stem and hard resets: model.stem_pool=max neuron.reset=hard"
@@ -113,16 +111,16 @@ class ResNet(SpikingNetwork):
         if plan.stem == "imagenet":
             self.pool = nn.MaxPool2d(3, 2, 1) if stem_pool == "max" else AvgPool2d(3, 2, 1, count_include_pad=True)
         for stage, (width, depth) in enumerate(zip(plan.widths, plan.depths, strict=True), 1):
-            blocks = []
+            layer = nn.Sequential()
             for i in range(depth):
-                blocks.append(plan.block(inputs, width, 2 if stage > 1 and i == 0 else 1, norm_of, neuron))
+                layer.append(plan.block(inputs, width, 2 if stage > 1 and i == 0 else 1, norm_of, neuron))
                 inputs = width * plan.block.expansion
-            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
+            self.add_module(f"layer{stage}", layer)
         self.stages = len(plan.widths)
         self.fc1 = nn.Linear(inputs, hidden) if hidden else None
         self.sn_fc1: Any = neuron() if hidden else None
         self.fc = nn.Linear(hidden or inputs, num_classes)
-        kaiming_fan_out(self)
+        blocks.kaiming_fan_out(self)
 
     def extract(self, x: Tensor) -> Tensor:
         x, timesteps = self.steps(x)
@@ -135,28 +133,25 @@ class ResNet(SpikingNetwork):
         return self.fc(x.mean((-2, -1)) if self.fc1 is None else x)
 
     def own_names(self, weights: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-        """Weights under torchvision's names, from those of the SEW-ResNet's authors, whose layers hold a convolution and a norm.
+        """Rename weights of the SEW-ResNet's authors as in torchvision; others pass unchanged.
 
-        settings are those that they wrote into the file. Other weights pass as they are. Also returns what their accuracy
-        needs. Raises UserError for blocks that do not add.
+        settings: those stored in the authors' file. Also returns the settings that their accuracy needs, as text.
+        Raises UserError for blocks that do not add.
         """
         joined = settings.get("connect_f") or "ADD"
         if joined != "ADD":
-            raise UserError(f"these weights are of blocks joined by {joined}, and ours add: they are of another model")
+            raise UserError(f"these weights are of another model: its blocks are joined by {joined}, ours by ADD")
         pattern = re.compile(rf"(conv(\d)|{re.escape(self.downsample_name)})\.module\.(\d)\.")
 
-        def own(found: re.Match) -> str:
-            return f"{('conv', 'bn')[int(found[3])]}{found[2]}." if found[2] else f"downsample.{found[3]}."
+        def own(match: re.Match) -> str:
+            return f"{('conv', 'bn')[int(match[3])]}{match[2]}." if match[2] else f"downsample.{match[3]}."
 
         named = {pattern.sub(own, name): value for name, value in weights.items()}
         return named, self.needs if named.keys() != weights.keys() else ""
 
 
-_OPTIONS = {
-    "norm": replace(NORM, default=None),
-    "zero_init_residual": Setting(False, "start the last norm of each branch at 0"),
-    "head_init": HEAD_INIT,
-}
+_ZERO_INIT = Setting(False, "start the last norm of each branch at weight 0")
+_OPTIONS = {"norm": replace(NORM, default=None), "zero_init_residual": _ZERO_INIT, "head_init": blocks.HEAD_INIT}
 _IMAGENET = _OPTIONS | {"stem_pool": Setting("avg", "pool of the stem", choices=("avg", "max"))}
 
 
@@ -167,16 +162,17 @@ _IMAGENET = _OPTIONS | {"stem_pool": Setting("avg", "pool of the stem", choices=
 @register_network("sew_resnet152", _IMAGENET, Plan(SEWBottleneck, (3, 8, 36, 3)))
 @register_network("sew_resnet18_cifar", _OPTIONS, Plan(SEWBasicBlock, (2, 2, 2, 2), stem="cifar"))
 class SEWResNet(ResNet):
-    """stem_pool is "avg", the paper's, or "max", that of the SEW-ResNet's authors.
+    """SEW-ResNet for ImageNet (18 to 152 layers) and CIFAR (18 layers).
 
-    zero_init_residual starts the last norm of each branch at weight 0; head_init is "torch" or "normal01" (N(0, 0.01), bias 0).
+    stem_pool: "avg" as in the paper, or "max" as in the SEW-ResNet authors' code. zero_init_residual: the last norm of
+    each branch starts with weight 0. head_init: "torch" or "normal01" (N(0, 0.01), bias 0).
     """
 
     downsample_name = "downsample.0"
 
     def __init__(self, plan: Plan, *, zero_init_residual, head_init, **given):
         super().__init__(plan, **given)
-        init_head(self.fc, head_init)
+        blocks.init_head(self.fc, head_init)
         for block in self.modules() if zero_init_residual else ():
             if isinstance(block, SEWBlock):
                 for name, parameter in getattr(block, f"bn{len(block.sizes)}").named_parameters():
@@ -185,13 +181,13 @@ class SEWResNet(ResNet):
 
 
 _TDBN = replace(NORM, default="tdbn")
-_HIDDEN = Setting(256, "width of the spiking linear layer before the classifier; 0: none", "neurons", low=0)
+_HIDDEN = Setting(256, "width of a spiking linear layer before the classifier; 0: none", "neurons", low=0)
 
 
 @register_network("spiking_resnet34", {"norm": _TDBN}, Plan(BasicBlock, (3, 4, 6, 3)))
 @register_network("resnet19", {"norm": _TDBN, "hidden": _HIDDEN}, Plan(BasicBlock, (3, 3, 2), (128, 256, 512), "cifar"))
 class SpikingResNet(ResNet):
-    """hidden is the width of a spiking linear layer before the classifier, 0 for none."""
+    """ResNet-19 and ResNet-34 with tdBN; resnet19 has a spiking linear layer of width `hidden`."""
 
     needs = ResNet.needs.replace("model.stem_pool=max ", "")
 
@@ -200,7 +196,7 @@ WIDTHS = (64, 64, 64, 64, 128, 128, 128)  # of Wide-7B-Net
 
 
 class Stage(Block):
-    """Where the width changes a 1x1 convolution to it | x + two 3x3 convolutions | a pool, or none."""
+    """1x1 convolution if the width changes | x + two 3x3 convolutions | pool."""
 
     def __init__(self, inputs: int, width: int, pool: nn.Module, norm_of: Callable, neuron: Callable):
         super().__init__()
@@ -219,16 +215,17 @@ class Stage(Block):
 
 _WIDE = {
     "norm": NORM,
-    "pool": Setting("max", "2x2 pool behind a stage", choices=("max", "avg")),
-    "unpooled": Setting(0, "first stages without a pool; GLIF: 3, for 48x48 pixels", low=0, high=7),
+    "pool": Setting("max", "2x2 pool after a stage", choices=("max", "avg")),
+    "unpooled": Setting(0, "number of first stages without a pool; GLIF: 3, for 48x48 pixels", low=0, high=7),
 }
 
 
 @register_network("wide_7b", _WIDE)
 class Wide7B(SpikingNetwork):
-    """64 64 64 64 128 128 128, each but the unpooled halving the frame while it has more than one pixel | flatten, linear.
+    """Wide-7B-Net: seven SEW stages 64 64 64 64 128 128 128 | flatten, linear.
 
-    1.19 M weights for 10 classes at 128x128 pixels, where the last map has one pixel.
+    Every stage except the first `unpooled` halves the frame while it has more than one pixel. 1.19 M weights for 10
+    classes at 128x128 pixels, where the last map has one pixel.
     """
 
     def __init__(self, *, num_classes, input_shape, timesteps, neuron, norm, pool, unpooled):

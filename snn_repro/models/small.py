@@ -1,4 +1,4 @@
-"""One small network for the embedded data: three convolutions, the last in a SEW block."""
+"""A small network for the embedded data sets: three convolutions and a classifier."""
 
 from dataclasses import replace
 from math import prod
@@ -12,10 +12,10 @@ from snn_repro.models.norms import NORM, norms
 
 @register_network("small", {"norm": replace(NORM, default=None)})
 class Small(SpikingNetwork):
-    """conv 24 | conv 48, stride 2 | average pool 2 | SEW block: x + conv 48 | flatten | linear.
+    """Small network with about 34,000 weights for digits, 36,000 for digits_dvs.
 
-    The first convolution strides too where frames are larger than 16x16, so that the last one sees most of them;
-    some 34,000 weights for digits, 36,000 for their events.
+    conv 24 | conv 48, stride 2 | average pool 2 | SEW block: x + conv 48 | flatten | linear. Above 16x16 pixels the
+    first convolution has stride 2 as well, so that the last one sees most of the frame.
     """
 
     def __init__(self, *, num_classes, input_shape, timesteps, neuron, norm):

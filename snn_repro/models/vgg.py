@@ -1,5 +1,8 @@
-"""Plain stacks of convolutions: the two VGGs of the event rows (both called VGG11 in the literature, different networks),
-VGGSNN, SNN7 and VGG-16 for images of ImageNet's size, whose names follow torchvision's vgg16_bn, so that its weights load."""
+"""VGG networks: plain stacks of convolutions, norms and neurons.
+
+The literature calls both vgg48 and vgg128 of the event rows VGG11. VGG-16 is for images of ImageNet's size and has the
+names of torchvision's vgg16_bn, so its weights load.
+"""
 
 from dataclasses import replace
 from functools import partial
@@ -10,16 +13,8 @@ from torch import Tensor, nn
 
 from snn_repro.errors import UserError
 from snn_repro.kernels.conv import Conv2d
-from snn_repro.models.blocks import (
-    HEAD_INIT,
-    AvgPool2d,
-    Dropout,
-    SpikingNetwork,
-    init_head,
-    kaiming_fan_out,
-    over_time,
-    register_network,
-)
+from snn_repro.models import blocks
+from snn_repro.models.blocks import AvgPool2d, Dropout, SpikingNetwork, kaiming_fan_out, over_time, register_network
 from snn_repro.models.norms import NORM, norms
 from snn_repro.neurons import Setting
 
@@ -29,7 +24,7 @@ VGG128_PLAN = (64, POOL, 128, POOL, 256, 256, POOL, 512, 512, 512, 512)
 
 
 class ConvNorm(nn.Module):
-    """A 3x3 convolution, and the norm over [T, B, C, H, W] behind it; the network calls each by itself."""
+    """A 3x3 convolution and its norm, which the network calls separately."""
 
     def __init__(self, inputs: int, outputs: int, norm: nn.Module, bias: bool):
         super().__init__()
@@ -49,10 +44,9 @@ class OverTime(nn.Module):
 
 
 class VGG(SpikingNetwork):
-    """Convolutions as planned, each with its norm and neuron; 2x2 pools between the stages.
+    """Convolutions of a plan, each with norm and neuron, and 2x2 pools.
 
-    plan holds the convolutions' widths, POOL, and builders of other layers over [T, B, C, H, W], called with C. norm is one
-    of NORMS.
+    plan: widths of convolutions, POOL, and builders layer(C) of other layers over [T, B, C, H, W]. norm: one of NORMS.
     """
 
     bias = True  # of the convolutions
@@ -64,10 +58,8 @@ class VGG(SpikingNetwork):
         channels, *size = input_shape
         pools = plan.count(POOL)
         if min(size) < 2**pools:
-            raise UserError(
-                f"model.name={name} halves its frames {pools} times and needs at least "
-                f"{2**pools}x{2**pools} pixels, not {size[0]}x{size[1]}."
-            )
+            least = f"{2**pools}x{2**pools} pixels ({pools} pools)"
+            raise UserError(f"model.name={name} needs at least {least}, not {size[0]}x{size[1]}.")
         layers: list[nn.Module] = []
         for width in plan:
             if width == POOL:
@@ -81,7 +73,7 @@ class VGG(SpikingNetwork):
         self.out_shape = (channels, *(n >> pools for n in size))
 
     def convolution(self, inputs: int, outputs: int, norm: nn.Module) -> list[nn.Module]:
-        """A convolution and its norm, under the names that they have in a checkpoint."""
+        """Build a convolution and its norm, named as in checkpoints."""
         return [ConvNorm(inputs, outputs, norm, self.bias)]
 
     def extract(self, x: Tensor) -> Tensor:
@@ -90,26 +82,26 @@ class VGG(SpikingNetwork):
         layers = iter([*chain(*parts)])
         for layer in layers:
             if isinstance(layer, Conv2d):
-                rest = partial(
-                    self.spikes, convolution=layer, norm=next(layers), neuron=next(layers), timesteps=timesteps
-                )
-                x = self.through(x, rest)
+                norm, neuron = next(layers), next(layers)
+                fn = partial(self.spikes, convolution=layer, norm=norm, neuron=neuron, timesteps=timesteps)
+                x = self.through(x, fn)
             else:
                 x = layer(x) if isinstance(layer, OverTime) else self.through(x, layer)
         return x
 
 
 CONV_INIT = Setting("torch", "fan_out: N(0, sqrt(2 / (9 outputs))), bias 0", choices=("torch", "fan_out"))
+HEAD_INIT = replace(blocks.HEAD_INIT, default=None)
 DROPOUT = Setting(0.25, "dropout before the classifier", low=0, below=1)
 
 
 @register_network("vggsnn", {"norm": NORM}, "vggsnn", VGG48_PLAN)
 class VGGSNN(VGG):
-    """64 128 | 256 256 | 512 512 | 512 512 | flatten, linear, for frames of 16x16 pixels and more (Deng et al., ICLR 2022).
+    """VGGSNN (Deng et al., ICLR 2022), for frames of at least 16x16 pixels.
 
-    The plan of vgg48 with a plain batch norm and no dropout; 9.27 M weights at 48x48 pixels and 10 classes. Where there is
-    one, dropout draws a mask of its own for every time step that reaches it: with last_step=True one, of T without, so the
-    masks of the two differ.
+    64 128 | 256 256 | 512 512 | 512 512 | flatten, linear: the plan of vgg48 with plain batch norm and no dropout, 9.27
+    M weights at 48x48 pixels and 10 classes. Dropout of a subclass draws a mask per time step that reaches it: one with
+    last_step=True, T without, so these masks differ.
     """
 
     kaiming = True
@@ -127,32 +119,34 @@ class VGGSNN(VGG):
 
 @register_network("vgg48", {"norm": replace(NORM, default="tebn"), "dropout": DROPOUT}, "vgg48", VGG48_PLAN)
 class VGG48(VGGSNN):
-    """64 128 | 256 256 | 512 512 | 512 512 | flatten, dropout, linear, for frames of 48x48 pixels alone."""
+    """VGGSNN's plan with dropout before the classifier, for 48x48 pixels only."""
 
     def __init__(self, *plan, input_shape, **given):
         if tuple(input_shape[1:]) != (48, 48):
             raise UserError(
-                f"model.name=vgg48 is wired for 48x48 pixels, not {input_shape[1]}x{input_shape[2]}; "
-                f"resize the frames (dataset.frame_size=48) or use vgg128, which takes any size."
+                f"model.name=vgg48 accepts only 48x48 pixels, not {input_shape[1]}x{input_shape[2]}; "
+                f"resize the frames (dataset.frame_size=48) or use vgg128, which accepts any size."
             )
         super().__init__(*plan, input_shape=input_shape, **given)
 
 
 @register_network("snn7", {"norm": NORM}, "snn7", (16, 64, POOL, 128, 128, POOL, 256, 256, POOL, 512))
 class SNN7(VGGSNN):
-    """16 64 | 128 128 | 256 256 | 512, flatten, linear: the seven convolutions of Shen et al. (arXiv:2301.12356).
+    """SNN7, the network with seven convolutions of Shen et al. (arXiv:2301.12356).
 
-    After the network that its authors released, which is for static images of 32x32 pixels: max pools, no bias.
+    16 64 | 128 128 | 256 256 | 512, flatten, linear. As in the authors' code for static images of 32x32 pixels: max
+    pools, no bias.
     """
 
     bias, pool, kaiming = False, nn.MaxPool2d, False
 
 
-@register_network("vgg128", {"norm": NORM, "head_init": replace(HEAD_INIT, default=None), "conv_init": CONV_INIT})
+@register_network("vgg128", {"norm": NORM, "head_init": HEAD_INIT, "conv_init": CONV_INIT})
 class VGG128(VGG):
-    """64 | 128 | 256 256 | 512 512 512 512 | global average, linear, for frames of 8x8 pixels and more.
+    """vgg128, for frames of at least 8x8 pixels.
 
-    With conv_init "torch" convolutions, with head_init "torch" the classifier keep torch's initial weights.
+    64 | 128 | 256 256 | 512 512 512 512 | global average, linear. conv_init and head_init "torch" keep torch's initial
+    weights of convolutions and classifier.
     """
 
     def __init__(self, *, num_classes, head_init, conv_init, **given):
@@ -160,7 +154,7 @@ class VGG128(VGG):
         if conv_init == "fan_out":
             kaiming_fan_out(self, zero_bias=True)
         self.classifier = nn.Linear(self.out_shape[0], num_classes)
-        init_head(self.classifier, head_init)
+        blocks.init_head(self.classifier, head_init)
 
     def classify(self, x: Tensor) -> Tensor:
         return self.classifier(x.mean((-2, -1)))
@@ -170,15 +164,16 @@ VGG16_PLAN = (64, 64, POOL, 128, 128, POOL, 256, 256, 256, POOL, *(512, 512, 512
 _VGG16 = {
     "norm": NORM,
     "hidden": Setting(4096, "width of the two hidden linear layers", "neurons", low=1),
-    "dropout": Setting(0.5, "dropout behind each hidden linear layer, one mask for all steps", low=0, below=1),
+    "dropout": Setting(0.5, "dropout after each hidden linear layer, one mask for all steps", low=0, below=1),
 }
 
 
 @register_network("vgg16", _VGG16)
 class VGG16(VGG):
-    """64 64 | 128 128 | 256 256 256 | 512 512 512 | 512 512 512 | 4096 4096 linear, with 2x2 max pools; 138.4 M weights.
+    """VGG-16, for frames of at least 32x32 pixels; 138.4 M weights.
 
-    For frames of 32x32 pixels and more: as in torchvision's, the last map is averaged to 7x7 (or repeated, where smaller).
+    64 64 | 128 128 | 256 256 256 | 512 512 512 | 512 512 512 | 4096 4096 linear, with 2x2 max pools. As in torchvision,
+    the last map is averaged to 7x7 (or repeated, if smaller).
     """
 
     pool = nn.MaxPool2d
@@ -192,7 +187,7 @@ class VGG16(VGG):
             nn.Linear(hidden, num_classes),
         )  # fmt: skip
         kaiming_fan_out(self)
-        for layer in (self.classifier[0], self.classifier[3]):  # without a norm torch's own leave their neurons silent
+        for layer in (self.classifier[0], self.classifier[3]):  # no norm: torch's initial weights leave neurons silent
             nn.init.kaiming_normal_(layer.weight)
 
     def convolution(self, inputs: int, outputs: int, norm: nn.Module) -> list[nn.Module]:

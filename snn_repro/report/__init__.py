@@ -1,8 +1,9 @@
-"""The report: runs as one page of HTML that needs no network, made of sections; a package from outside may add some.
+"""The report: all runs as one self-contained HTML page, made of sections.
 
-A section is a function `content(found) -> Section` under `@register_section("name", "Title", order)`: its docstring is what readers
-are told, `order` its place on the page. It raises `NothingToShow` with the reason where no run has what it shows. A chart is data:
-its lines by row, in Plotly's words. `NAME.js` beside the file of the section is for one that is more than text and charts.
+A section is a function `content(found) -> Section` under `@register_section("name", "Title", order)`; other packages
+may add some. Its docstring is shown to the reader, `order` is its position. It raises `NothingToShow` with the reason
+if no run has its data. A chart holds Plotly traces by row. `NAME.js` beside the section's file is for more than text
+and charts.
 """
 
 from collections.abc import Iterable
@@ -21,20 +22,20 @@ __all__ = [
 
 
 def sections() -> list[Part]:
-    """All sections, in the order of the page."""
+    """Return all sections in the order of the page."""
     return sorted(SECTIONS.values(), key=lambda part: part.order)
 
 
 def render(paths: Iterable[str | Path], networks: int = 8, refresh: float | None = None) -> tuple[str, Found]:
-    """The page of all runs under `paths`, and what was found there.
+    """Render all runs under `paths`; return the page and the runs found.
 
-    networks: of so many rows, the latest, checkpoints are read (learned IMP, spikes and input of samples).
-    refresh: seconds after which an open page loads itself again. Raises UserError as `find` does, and where plotly is missing.
+    networks: number of latest rows whose checkpoints are read (for IMP and samples). refresh: seconds between reloads
+    of an open page. Raises UserError as `find` does, and if plotly is missing.
     """
     try:
         from plotly.offline import get_plotlyjs
     except ImportError:
-        raise UserError('the report draws with plotly, which is missing: pip install "snn_repro[report]"') from None
+        raise UserError('the report needs plotly: pip install "snn_repro[report]"') from None
     found = find(paths, networks)
     shown, missing = [], []
     for part in sections():
@@ -42,7 +43,7 @@ def render(paths: Iterable[str | Path], networks: int = 8, refresh: float | None
             shown.append((part, part.content(found)))
         except NothingToShow as why:
             missing.append(f"{part.title}: {why}")
-        except Exception as error:  # of a run that reads well and holds what this section cannot show
-            said = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-            found.problems.append(f"{part.title}: a run holds what this section cannot show ({said})")
+        except Exception as error:  # unexpected values in a readable run
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+            found.problems.append(f"{part.title}: this section cannot show the data of a run ({why})")
     return page(found, shown, missing, get_plotlyjs(), refresh), found

@@ -1,5 +1,5 @@
 "use strict";
-// What all sections share: unpacking, elements (text only: nothing is ever parsed as HTML), the choice of rows, charts.
+// Shared by all sections: unpacking, elements (text only: nothing is ever parsed as HTML), selection of rows, charts.
 
 const $ = (selector, root = document) => root.querySelector(selector);
 
@@ -19,23 +19,23 @@ async function unpack(id) {
   return new Response(packed.body.pipeThrough(new DecompressionStream("gzip"))).text();
 }
 
-// ---------------------------------------------------------------- state, kept over a reload of the page
+// ---------------------------------------------------------------- state, restored when the page reloads
 
 const KEY = "snn_repro " + location.pathname;
-const MOST = 8; // rows in a chart where none are chosen
+const MOST = 8; // rows in a chart when none are selected
 const state = { view: "rows", sort: ["", 1], query: "", facets: {}, chosen: [], charts: {}, sample: {} };
 let page = null;
 const listeners = []; // called when the rows that charts show change
 
 function remember() {
-  try { sessionStorage.setItem(KEY, JSON.stringify(state)); } catch { /* storage is off: nothing is kept */ }
+  try { sessionStorage.setItem(KEY, JSON.stringify(state)); } catch { /* storage is disabled */ }
 }
 
 function recall() {
-  try { Object.assign(state, JSON.parse(sessionStorage.getItem(KEY) || "{}")); } catch { /* the same */ }
+  try { Object.assign(state, JSON.parse(sessionStorage.getItem(KEY) || "{}")); } catch { /* storage is disabled */ }
 }
 
-// ---------------------------------------------------------------- colours and signs: a row is told apart by both
+// ---------------------------------------------------------------- colours and symbols: each row has both
 
 // from Okabe and Ito's palette, each at least 3:1 against the background
 const COLOURS = {
@@ -60,10 +60,10 @@ function loadPlotly() {
   return plotly;
 }
 
-// Plotly reads a few tags in texts, so a name's own < and & are written out
+// Plotly interprets some tags in text, so < and & of a name are escaped
 const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
-// layers and rows have names of any length: what they share at the start is not said on an axis of narrow screens
+// names of layers and rows have any length: long ones are truncated
 const short = (text, n) => (text.length > n ? text.slice(0, n - 1) + "…" : text);
 
 function layout(chart, narrow) {
@@ -101,7 +101,7 @@ function dressed(trace, row, place) {
   return [edge(1), edge(-1), main];
 }
 
-// the rows that charts show: the chosen ones, else the first of the table
+// the rows that charts show: the selected ones, else the first of the table
 function shownRows(having) {
   const chosen = [...new Set(state.chosen.map((id) => entries[id]?.row).filter((row) => row !== undefined))];
   const wanted = (chosen.length ? chosen : tableRows()).filter((row) => having(row));
@@ -109,8 +109,8 @@ function shownRows(having) {
 }
 
 function legend(shown) {
-  const said = shown.chosen ? "the chosen rows" : shown.of > shown.rows.length ? `the first ${shown.rows.length} of ${shown.of} rows in the table's order; choose others there` : "all rows of the table that have it";
-  return el("div", { class: "legend" }, el("p", {}, `Shown: ${said}.`),
+  const which = shown.chosen ? "the selected rows" : shown.of > shown.rows.length ? `the first ${shown.rows.length} of ${shown.of} rows in table order; select others in the table` : "all rows of the table with these data";
+  return el("div", { class: "legend" }, el("p", {}, `Shown: ${which}.`),
     el("ul", {}, ...shown.rows.map((row, place) => {
       const sign = el("span", { "aria-hidden": "true" }, SIGNS[place % 8][1]);
       sign.style.color = colour(place);
@@ -120,7 +120,7 @@ function legend(shown) {
 
 function numbers(chart, shown) {
   const keys = ["x", "y", "sd", "lowerfence", "q1", "median", "q3", "upperfence", "mean"];
-  const box = el("details", { class: "numbers" }, el("summary", {}, "The numbers of this chart"));
+  const box = el("details", { class: "numbers" }, el("summary", {}, "Numbers of this chart"));
   box.addEventListener("toggle", () => {
     if (!box.open || box.children.length > 1) return;
     const traces = shown.rows.flatMap((row) => chart.traces[row].map((trace) => [row, trace]));
@@ -130,12 +130,12 @@ function numbers(chart, shown) {
     const body = traces.flatMap(([row, trace]) => trace.x.map((_, i) => [
       page.rows[row], ...(head[1] === "seed" ? [trace.seed] : []), ...used.map((key) => trace[key]?.[i] ?? ""),
     ]));
-    box.append(plainTable(head, body, "The numbers of this chart"));
+    box.append(plainTable(head, body, "Numbers of this chart"));
   });
   return box;
 }
 
-const LONG = 40; // signs of a cell that may take several lines
+const LONG = 40; // characters of a cell that may wrap
 
 function plainTable(head, body, label) {
   return el("div", { class: "wide", tabindex: "0", role: "region", "aria-label": label },
@@ -144,7 +144,7 @@ function plainTable(head, body, label) {
         el("td", { class: typeof value === "number" ? "number" : String(value).length > LONG ? "long" : null }, String(value))))))));
 }
 
-// draws when it comes near the window, and again when what it shows has changed; of what is hidden nobody says that it is near
+// draws when the element comes near the window, and again when its data have changed; hidden elements never come near
 function whenVisible(element, draw) {
   let near = false, stale = true;
   const update = () => { if (near && stale) { stale = false; draw(); } };
@@ -165,10 +165,10 @@ function addCharts(name, charts) {
   place.append(above, plot, below);
   const redraw = whenVisible(place, async () => {
     const chart = current(), shown = shownRows((row) => row in chart.traces);
-    plot.setAttribute("aria-label", `${chart.name}: ${chart.y} against ${chart.x}, ${shown.rows.length} rows; the numbers are in the table below`);
+    plot.setAttribute("aria-label", `${chart.name}: ${chart.y} against ${chart.x}, ${shown.rows.length} rows; numbers in the table below`);
     below.replaceChildren(legend(shown), numbers(chart, shown));
     plot.hidden = !shown.rows.length;
-    if (!shown.rows.length) return below.replaceChildren(el("p", { class: "empty" }, "None of these rows has it."));
+    if (!shown.rows.length) return below.replaceChildren(el("p", { class: "empty" }, "None of these rows has these data."));
     const Plotly = await loadPlotly();
     const traces = shown.rows.flatMap((row, i) => chart.traces[row].flatMap((trace) => dressed(trace, row, i)));
     Plotly.react(plot, traces, layout(chart, plot.clientWidth < 600), CONFIG);
@@ -178,8 +178,8 @@ function addCharts(name, charts) {
 
 // ---------------------------------------------------------------- start
 
-const scripts = {}; // of sections that are more than text and charts: {name: (section, its data) => ...}
-const entries = {}; // lines of the table by their id
+const scripts = {}; // of sections with more than text and charts: {name: (section, its data) => ...}
+const entries = {}; // lines of the table by id
 let tableRows = () => page.rows.map((_, row) => row);
 
 async function start() {
@@ -190,6 +190,6 @@ async function start() {
     if (scripts[name]) scripts[name](document.getElementById(name), data);
   }
   darkness.addEventListener("change", () => listeners.forEach((listener) => listener()));
-  document.documentElement.dataset.ready = performance.now().toFixed(0); // ms since the load began
+  document.documentElement.dataset.ready = performance.now().toFixed(0); // ms since navigation
 }
 

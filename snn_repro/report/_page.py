@@ -1,4 +1,4 @@
-"""The page around the sections: one file in which everything lies that it shows, packed, and nothing that a user wrote is HTML."""
+"""The page around the sections: one self-contained file, with all text escaped."""
 
 import base64
 import gzip
@@ -18,9 +18,9 @@ from snn_repro.registry import SECTIONS
 from snn_repro.report._read import Found
 
 HERE = Path(__file__).parent
-LONG = 40  # signs of a cell that may take several lines
-FEW = 4  # notes that stand open
-DIGITS = 5  # significant ones: a drawing shows no more, and the file stays small
+LONG = 40  # characters of a cell that may wrap
+FEW = 4  # notes that are not folded
+DIGITS = 5  # significant digits: enough for a chart, and the file stays small
 
 
 class NothingToShow(Exception):
@@ -29,9 +29,10 @@ class NothingToShow(Exception):
 
 @dataclass
 class Chart:
-    """One drawing of a section; where there are several, a menu chooses. traces: {id of a row: Plotly's traces}.
+    """One chart of a section; a menu selects among several.
 
-    A trace may have `sd` (half the height of a band around `y`) and `mark` (a sign for each point instead of the row's).
+    traces: {row id: Plotly traces}. A trace may have `sd` (half the height of a band around `y`) and `mark` (a symbol
+    for each point instead of the row's).
     """
 
     name: str
@@ -43,15 +44,15 @@ class Chart:
 
 @dataclass
 class Section:
-    """html: what stands below the title (made by `text` and `table` of this file, which escape). data: for the NAME.js."""
+    """Content of a section below its title."""
 
     charts: Sequence[Chart] = ()
-    html: str = ""
-    data: Any = None
+    html: str = ""  # made by `text` and `table`, which escape
+    data: Any = None  # for NAME.js
 
 
 class Part(NamedTuple):
-    """A section as it was registered."""
+    """A registered section."""
 
     name: str
     title: str
@@ -60,7 +61,7 @@ class Part(NamedTuple):
 
 
 def register_section(name: str, title: str, order: float) -> Callable:
-    """A decorator of `content(found) -> Section`, whose docstring readers are told."""
+    """Decorator that registers `content(found) -> Section`; readers see its docstring."""
 
     def add(content: Callable[[Found], Section]) -> Callable[[Found], Section]:
         SECTIONS.add(name, Part(name, title, order, content), content)
@@ -70,14 +71,14 @@ def register_section(name: str, title: str, order: float) -> Callable:
 
 
 def text(sentences: Sequence[str]) -> str:
-    """A list of sentences; a long one opens and closes."""
+    """Format sentences as an HTML list, folded if long."""
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
     listed = f'<ul class="notes">{items}</ul>' if items else ""
     return f"<details><summary>{len(sentences)} notes</summary>{listed}</details>" if len(sentences) > FEW else listed
 
 
 def table(given: Table, opened: bool = False) -> str:
-    """A table that opens and closes, with its notes."""
+    """Format a table with its notes as foldable HTML."""
     head, *rows = given.lines()
     numbers = [c.kind != "text" for c in given.shown]
 
@@ -100,12 +101,12 @@ def table(given: Table, opened: bool = False) -> str:
 
 @lru_cache(maxsize=2)
 def packed(content: str) -> str:
-    """gzip in base64, which has no sign that HTML knows; the same bytes for the same content."""
+    """Compress by gzip and encode in base64, which is safe in HTML; deterministic."""
     return base64.b64encode(gzip.compress(content.encode(), mtime=0)).decode()
 
 
 def as_json(content: Any) -> str:
-    """Strict JSON: numbers of five digits, null for what is no number."""
+    """Encode as strict JSON: numbers with five digits, null for NaN and infinity."""
 
     def short(value: Any) -> Any:
         if isinstance(value, float):
@@ -126,7 +127,7 @@ PAGE = """<!doctype html>
 <body><a class="skip" href="#runs">Skip to the runs</a>
 <header><h1>Spiking network runs</h1>
 <p>{runs} in {rows}{under_way}, from {places};
-made {made}.{watching}</p>{problems}</header>
+created {made}.{watching}</p>{problems}</header>
 <nav aria-label="Sections"><ul>{links}</ul></nav>
 <main><noscript><p>This page needs JavaScript to show its data.</p></noscript>
 {body}{left_out}</main>
@@ -144,7 +145,7 @@ SECTION = """<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-
 def page(
     found: Found, shown: Sequence[tuple[Part, Section]], missing: Sequence[str], plotly: str, refresh: float | None
 ) -> str:
-    """The whole file."""
+    """Assemble the HTML file."""
 
     def several(n: int, what: str) -> str:
         return f"{n} {what}{'s' * (n > 1)}"
@@ -159,10 +160,10 @@ def page(
     scripts = [HERE / "_page.js", *filter(Path.exists, own)]
     return PAGE.format(
         runs=several(len(found.runs), "run"), rows=several(len(found.rows), "row"), made=strftime("%Y-%m-%d %H:%M"),
-        under_way=f", {finished} of them finished" if finished < len(found.runs) else "",
+        under_way=f", {finished} finished" if finished < len(found.runs) else "",
         places=escape(", ".join(map(str, found.paths))), style=(HERE / "_page.css").read_text("utf-8"),
         reload=f'<meta http-equiv="refresh" content="{math.ceil(refresh)}">' if refresh else "",
-        watching=f" Loads itself again every {math.ceil(refresh)} s." if refresh else "",
+        watching=f" Reloads every {math.ceil(refresh)} s." if refresh else "",
         problems=f'<details class="problems">{unread}</details>' if found.problems else "",
         links="".join(f'<li><a href="#{part.name}">{escape(part.title)}</a></li>' for part, _ in shown),
         body="".join(
@@ -172,6 +173,6 @@ def page(
             )
             for part, section in shown
         ),
-        left_out=f"<section><h2>Not on this page</h2>{text(missing)}</section>" if missing else "",
+        left_out=f"<section><h2>Not shown</h2>{text(missing)}</section>" if missing else "",
         data=packed(as_json(data)), plotly=packed(plotly), scripts="".join(path.read_text("utf-8") for path in scripts),
     )  # fmt: skip

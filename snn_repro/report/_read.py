@@ -1,4 +1,4 @@
-"""The runs that a report is of: finished ones and those under way, by row."""
+"""Read the runs of a report, finished or under way, and group them by row."""
 
 import contextlib
 import json
@@ -27,49 +27,49 @@ class NoRuns(UserError):
 
 @dataclass
 class Run:
-    """One run's folder. `result` is None while it is not finished; `history` are the lines of metrics.jsonl, if there are any."""
+    """One run, read from its folder."""
 
     folder: Path
     config: dict[str, Any]
     state: str  # done | debug | running | stopped (its process is gone) | interrupted | failed
-    history: list[dict[str, Any]]
-    result: RunResult | None = None
+    history: list[dict[str, Any]]  # lines of metrics.jsonl
+    result: RunResult | None = None  # None while it is not finished
     error: str | None = None
 
     @property
     def seed(self) -> int:
+        """The run's seed."""
         return self.config["seed"]
 
     @property
     def measured(self) -> dict[str, Any]:
-        """The last epoch that was tested: `acc`, `acc_step`, `acc_cum`, `firing_rates`; empty before the first."""
+        """Last tested epoch: acc, acc_step, acc_cum, firing_rates; empty before the first."""
         if r := self.result:
-            return dict(
-                acc=r.acc_last, acc_step=r.acc_step, acc_cum=r.get("acc_cum"), firing_rates=r.get("firing_rates")
-            )
+            return {"acc": r.acc_last} | {key: r.get(key) for key in ("acc_step", "acc_cum", "firing_rates")}
         return self.history[-1] if self.history else {}
 
 
 @dataclass
 class Row:
-    """Runs that differ in the seed alone; `group` are the finished ones, None where there is none."""
+    """Runs that differ in the seed only."""
 
     id: int
     label: str
     runs: list[Run]
-    group: Group | None
+    group: Group | None  # the finished runs, None if there are none
 
     @property
     def config(self) -> dict[str, Any]:
+        """Configuration of the first run."""
         return self.runs[0].config
 
     @property
     def counted(self) -> list[Run]:
-        """The runs that means are over: the finished ones, or, where there is none, those that were tested at least once."""
+        """Runs to average: the finished ones, else those tested at least once."""
         return [r for r in self.runs if r.result] or [r for r in self.runs if r.measured]
 
     def percent(self, key: str, at: int | None = None) -> Summary | None:
-        """Summary over seeds of a fraction of `measured` (its item `at`), in percent."""
+        """Summary over seeds of a fraction in `measured` (its item `at`), in percent."""
         values: list[Any] = [r.measured.get(key) for r in self.counted]
         if not values or None in values:
             return None
@@ -77,22 +77,23 @@ class Row:
 
     @property
     def has_steps(self) -> bool:
-        """Whether a run is finished, which says so, and no step's output depends on later steps."""
+        """Whether a run is finished and no output depends on later steps."""
         return bool(self.group and self.group.steps())
 
 
 @dataclass
 class Found:
-    """All that was found; `problems` are sentences on what could not be read, `notes` on what was not counted."""
+    """All runs found under some paths, by row."""
 
     paths: list[Path]
     rows: list[Row]
-    problems: list[str]
-    notes: list[str]
-    networks: int
+    problems: list[str]  # sentences on what could not be read
+    notes: list[str]  # sentences on what is not counted
+    networks: int  # number of rows whose networks are loaded
 
     @property
     def runs(self) -> list[Run]:
+        """All runs of all rows."""
         return [run for row in self.rows for run in row.runs]
 
     @property
@@ -101,11 +102,14 @@ class Found:
         return [row.group for row in self.rows if row.group and not debug_keys(row.group.first)]
 
     def trained(self, wanted: Callable[[Row], bool] = lambda _: True) -> Iterator[tuple[Row, Run, TrainedRun | str]]:
-        """One run with a checkpoint of each of the latest `networks` rows `wanted`, and its network, or why it cannot be loaded."""
+        """Load one network of each of the latest `networks` rows with a checkpoint.
+
+        wanted: filter of rows. The last item is the reason instead, if the network cannot be loaded.
+        """
         latest = []
         for row in filter(wanted, self.rows):
             for run in row.runs:
-                with contextlib.suppress(FileNotFoundError):  # of a run without; one under way moves it
+                with contextlib.suppress(FileNotFoundError):  # no checkpoint, or a running run just replaced it
                     latest.append((-(run.folder / LAST).stat().st_mtime_ns, row.id, row, run))
                     break
         for _, _, row, run in sorted(sorted(latest)[: self.networks], key=lambda item: item[1]):
@@ -116,9 +120,9 @@ class Found:
 
 
 def find(paths: Iterable[str | Path], networks: int = 8) -> Found:
-    """Every run under `paths` (folders, or files of results).
+    """Find all runs under `paths` (folders, or files of results).
 
-    Raises UserError for a path that does not exist and where there is no run that can be read.
+    Raises NoRuns for a path that does not exist, or if no run can be read.
     """
     roots, problems = [Path(path) for path in paths], dict[str, None]()
     by_folder: dict[Path, Run] = {}
@@ -142,7 +146,7 @@ def find(paths: Iterable[str | Path], networks: int = 8) -> Found:
 
 
 def _runs(root: Path) -> Iterator[Run | UserError]:
-    """The runs at or under `root`, or what is wrong with one."""
+    """Yield the runs at or under `root`, or a UserError for a damaged one."""
     for result in read_files(result_files(root), root):
         yield from [result] if isinstance(result, UserError) else _read(Path(str(result.folder)), result)
     for file in sorted(root.rglob(STATUS)):
@@ -151,7 +155,7 @@ def _runs(root: Path) -> Iterator[Run | UserError]:
 
 
 def _read(folder: Path, result: RunResult | None) -> Iterator[Run | UserError]:
-    """A run with its history, or what is wrong with it: whatever a cut or foreign file can be."""
+    """Yield a run with its history, or a UserError if its files are cut off or foreign."""
     try:
         if result:
             run = Run(folder, result.config, "debug" if debug_keys(result) else "done", [], result)
@@ -169,7 +173,7 @@ def _read(folder: Path, result: RunResult | None) -> Iterator[Run | UserError]:
     try:
         lines = [json.loads(line) for line in _text(folder / METRICS).splitlines()]
         if not all(isinstance(line, dict) and {"epoch", "acc", "acc_step"} <= line.keys() for line in lines):
-            raise ValueError("a line is no epoch")
+            raise ValueError("a line is not an epoch")
         run.history = lines
     except ValueError as error:
         why = " ".join(str(error).split())[:80]
@@ -182,7 +186,7 @@ def _text(path: Path) -> str:
 
 
 def _add_unfinished(rows: list[Row], runs: Iterable[Run]) -> None:
-    """Put each run under way into the row of its finished siblings, or into one of its own."""
+    """Add each unfinished run to the row of its finished siblings, or to a new row."""
 
     def key(config: dict[str, Any]) -> str:
         return repr(sorted((k, v) for k, v in (ADDED | hashed(config)).items() if k not in ("seed", "fidelity")))

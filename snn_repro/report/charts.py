@@ -1,4 +1,4 @@
-"""The sections of the report: the runs as a table, curves, the paper's tables, firing rates, learned potentials."""
+"""Sections of the report: runs, curves, the paper's tables, firing rates, learned IMP."""
 
 import math
 from collections.abc import Sequence
@@ -20,18 +20,21 @@ from snn_repro.report._read import Found, Row, Run
 
 # key, header, kind: text | number | percent
 COLUMNS = [
-    ("acc", "readout %", "percent"), ("first", "step 1 %", "percent"), ("final", "step T %", "percent"), ("seeds", "seeds", "number"),
-    ("dataset", "data set", "text"), ("model", "model", "text"), ("neuron", "neuron", "text"), ("initial", "initial state", "text"),
-    ("loss", "loss", "text"), ("T", "T", "number"), ("best", "best on test* %", "percent"), ("valsel", "by validation %", "percent"),
-    ("epochs", "epochs", "number"), ("params", "weights + IMP", "number"), ("energy", "energy µJ", "number"), ("state", "state", "text"),
+    ("acc", "readout %", "percent"), ("first", "step 1 %", "percent"), ("final", "step T %", "percent"),
+    ("seeds", "seeds", "number"), ("dataset", "data set", "text"), ("model", "model", "text"),
+    ("neuron", "neuron", "text"), ("initial", "initial state", "text"), ("loss", "loss", "text"), ("T", "T", "number"),
+    ("best", "best on test* %", "percent"), ("valsel", "by validation %", "percent"), ("epochs", "epochs", "number"),
+    ("params", "weights + IMP", "number"), ("energy", "energy µJ", "number"), ("state", "state", "text"),
 ]  # fmt: skip
 FACETS = ("dataset", "model", "neuron", "initial", "loss", "T", "state")
 
 
 @register_section("runs", "Runs", 1)
 def runs(found: Found) -> Section:
-    """One line a row: mean ± standard deviation over its seeds, test accuracy in percent. Choose rows or runs to compare them and to
-    see them in the charts below."""
+    """Test accuracy in percent, mean ± standard deviation over seeds, one line per row.
+
+    Select rows or runs to compare them and to show them in the charts below.
+    """
     flats = [_flat(row) for row in found.rows]
     every = sorted(set().union(*flats))
     varied = [k for k in every if len({repr(flat.get(k)) for flat in flats}) > 1 or k == "name"]
@@ -48,23 +51,23 @@ def runs(found: Found) -> Section:
         "method": [key for key in varied if key.startswith(WHAT_A_METHOD_CHANGES)],
         "alike": len(every) - len(varied),
     }
-    said = (
-        "readout: the output that the loss trains, last epoch; step t: the output of that time step alone, empty where it depends "
-        "on later steps; best on test*: the best epoch on the test set (optimistic); by validation: at the epoch that the validation part "
-        "chose; energy: of one inference, operations alone"
+    legend = (
+        "readout: the output that the loss trains, last epoch; step 1, step T: the output of this time step, empty if "
+        "it depends on later steps; best on test*: best epoch on the test set (optimistic); by validation: epoch "
+        "chosen on the validation part; energy: of one inference, operations only"
     )
     errors = [f"{run.folder}: {run.error}" for run in found.runs if run.error and not run.result]
     notes = [*remarks([row.group for row in found.rows if row.group]), *found.notes, *errors]
-    return Section(html=text([said]) + text(notes), data=data)
+    return Section(html=text([legend]) + text(notes), data=data)
 
 
 def _flat(row: Row) -> dict[str, Any]:
-    """What makes a row what it is; of one that is not finished only what its configuration says."""
+    """Flat settings of a row; of an unfinished one only its configuration."""
     return described(row.group) if row.group else ADDED | {k: v for k, v in hashed(row.config).items() if k != "seed"}
 
 
 def _line(row: Row, runs: Sequence[Run]) -> dict[str, Any]:
-    """{column: [shown, sorted by]} of a row or of one run of it."""
+    """{column: [text, sort key]} of a row or of one of its runs."""
     part = Row(row.id, row.label, list(runs), row.group)
     config, neuron, results = part.config, part.config["neuron"], [run.result for run in runs if run.result]
 
@@ -72,8 +75,8 @@ def _line(row: Row, runs: Sequence[Run]) -> dict[str, Any]:
         return ["", None] if value is None else [format(value, form), value]
 
     def accuracy(key: str, at: int | None = None) -> list[Any]:
-        said = None if at is not None and not row.has_steps else part.percent(key, at)
-        return ["", None] if said is None else [str(said).removesuffix(" (n=1)"), said.mean]
+        value = None if at is not None and not row.has_steps else part.percent(key, at)
+        return ["", None] if value is None else [str(value).removesuffix(" (n=1)"), value.mean]
 
     def mean(key: str) -> float | None:
         values = [100 * r[key] for r in results if r.get(key) is not None]
@@ -81,9 +84,8 @@ def _line(row: Row, runs: Sequence[Run]) -> dict[str, Any]:
 
     joules = [r["energy"]["energy_pj"] / 1e6 for r in results if (r.get("energy") or {}).get("energy_pj")]
     energy = fmean(joules) if joules else None
-    epochs = (
-        fmean(len(r.history) or (r.result["epochs"] if r.result else 0) for r in part.counted) if part.counted else 0
-    )
+    lengths = [len(r.history) or (r.result["epochs"] if r.result else 0) for r in part.counted]
+    epochs = fmean(lengths) if lengths else 0
     planned, done = config.get("recipe", {}).get("epochs", epochs), len(results)
     top = [100 * max(line["acc"] for line in run.history) for run in part.counted if run.history and not results]
     initial = neuron.get("initial", "zero")
@@ -113,49 +115,51 @@ def _params(result: Any) -> list[Any]:
 
 @register_section("accuracy_steps", "Accuracy by time step", 2)
 def accuracy_steps(found: Found) -> Section:
-    """Test accuracy against time step, mean over seeds with a band of one standard deviation. The output of a step alone is what the
-    paper's curves show; the mean of the outputs so far is what an inference that ends there would answer."""
+    """Test accuracy by time step: mean over seeds, with a band of one standard deviation.
+
+    The paper's curves show the output of the step. The mean of the outputs so far is what an inference that stops at
+    this step predicts.
+    """
     shown = [row for row in found.rows if row.has_steps]
     ahead = [row.label for row in found.rows if row.group and not row.has_steps]
-    notes = [f"left out, since every step sees the later ones: {', '.join(ahead)}"] if ahead else []
+    notes = [f"Not shown, since these networks use future time steps: {', '.join(ahead)}"] if ahead else []
     if not shown:
         raise NothingToShow("; ".join(notes) or "no run is finished yet")
     layout = {"xaxis": {"dtick": 1 if max(row.config["timesteps"] for row in shown) < 17 else None}}
-    kinds = {"acc_step": "output of the step alone", "acc_cum": "mean of the outputs so far"}
     charts = []
-    for key, name in kinds.items():
-        curves: dict[int, list[Any]] = {row.id: [run.measured.get(key) for run in row.counted] for row in shown}
-        traces = {
-            i: [
-                _band(range(1, len(those[0]) + 1), [[100 * v for v in curve] for curve in those])
-                | {"mode": "lines+markers"}
-            ]
-            for i, those in curves.items()
-            if None not in those
-        }
+    for key, name in {"acc_step": "output of the step", "acc_cum": "mean of the outputs so far"}.items():
+        traces = {}
+        for row in shown:
+            curves: list[Any] = [run.measured.get(key) for run in row.counted]
+            if None not in curves:
+                percent = [[100 * v for v in curve] for curve in curves]
+                traces[row.id] = [_band(range(1, len(percent[0]) + 1), percent) | {"mode": "lines+markers"}]
         charts.append(Chart(name, "time step", "test accuracy %", traces, layout))
     return Section(charts, text(notes))
 
 
 def _band(x: Sequence[int], curves: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """A trace: the mean of curves, with their standard deviation where there are several."""
+    """A trace: the mean of curves, with their standard deviation if there are several."""
     points = [summary(values) for values in zip(*curves, strict=True)]
     return {"x": list(x), "y": [p.mean for p in points]} | ({"sd": [p.sd for p in points]} if len(curves) > 1 else {})
 
 
-MOST = 150  # points of a line: more are thinned out, the first and the last stay
+MOST = 150  # points of a line; longer ones are thinned, keeping the first and last point
 MEASURES: dict[str, tuple[str, float, str]] = {
     "acc": ("test accuracy, at the readout", 100, "%"), "val_acc": ("validation accuracy, at the readout", 100, "%"),
-    "train_acc": ("training accuracy", 100, "%"), "train_loss": ("training loss", 1, "loss"), "loss": ("test loss", 1, "loss"),
-    "first": ("test accuracy, at step 1", 100, "%"), "final": ("test accuracy, at step T", 100, "%"), "lr": ("learning rate", 1, "lr"),
+    "train_acc": ("training accuracy", 100, "%"), "train_loss": ("training loss", 1, "loss"),
+    "loss": ("test loss", 1, "loss"), "first": ("test accuracy, at step 1", 100, "%"),
+    "final": ("test accuracy, at step T", 100, "%"), "lr": ("learning rate", 1, "lr"),
     "samples_per_s": ("speed", 1, "samples/s"),
 }  # fmt: skip
 
 
 @register_section("learning_curves", "Learning curves", 3)
 def learning_curves(found: Found) -> Section:
-    """From each run's metrics.jsonl: mean over seeds with a band of one standard deviation, over the epochs that all seeds have reached.
-    Seeds that are further go on alone."""
+    """Metrics by epoch: mean over seeds, with a band of one standard deviation.
+
+    The mean ends at the last epoch that all seeds have reached; seeds that are further continue as single lines.
+    """
     charts = []
     for key, (name, factor, unit) in MEASURES.items():
         single, at = key in ("first", "final"), 0 if key == "first" else -1
@@ -171,12 +175,12 @@ def learning_curves(found: Found) -> Section:
         if traces:
             charts.append(Chart(name, "epoch", f"{name.split(',')[0]} {unit}" if unit == "%" else unit, traces))
     if not charts:
-        raise NothingToShow("no run has a metrics.jsonl (collected results are without)")
+        raise NothingToShow("no run has a metrics.jsonl (collected results have none)")
     return Section(charts)
 
 
 def _lines(curves: Sequence[tuple[int, dict[int, float]]]) -> list[dict[str, Any]]:
-    """Traces of one row from (seed, {epoch: value}) of its runs."""
+    """Traces of one row, from (seed, {epoch: value}) of its runs."""
     common = sorted(set.intersection(*(set(curve) for _, curve in curves))) if curves else []
     shown = _thinned(common)
     lines = [_band(shown, [[curve[epoch] for epoch in shown] for _, curve in curves])] if common else []
@@ -198,7 +202,10 @@ def _thinned(epochs: list[int]) -> list[int]:
 
 @register_section("paper_tables", "The paper's tables", 4)
 def paper_tables(found: Found) -> Section:
-    """The paper's numbers, ours beside, and the gain over runs of the same recipe. An empty cell: nothing ran."""
+    """The paper's numbers, ours, and the gain over baselines of the same recipe.
+
+    A cell is empty if there is no run.
+    """
     groups, rows = found.groups, load_rows()
     if not groups:
         raise NothingToShow("no run is finished")
@@ -211,7 +218,7 @@ def paper_tables(found: Found) -> Section:
         made.title = f"{title} (ours in {len(ours)} of {len(lines)} rows)"
         tables.append(table(made, opened=bool(ours)))
     if any(g.first["paper_row"] is None for g in groups):
-        left_out = [f"left out, cut short by a debug key: {', '.join(cut)}"] if cut else []
+        left_out = [f"Not shown, since cut short by a debug key: {', '.join(cut)}"] if cut else []
         tables.append(table(runs_table(groups, left_out), opened=len(groups) <= 20))
     return Section(html="".join(tables))
 
@@ -224,39 +231,41 @@ SIGNS = {"dead": "x", "saturated": "triangle-up"}
 
 @register_section("firing_rates", "Firing rates by layer", 5)
 def firing_rates(found: Found) -> Section:
-    """Spikes a neuron and time step over the test part, last epoch, mean over seeds. ✕ marks dead layers (below 0.001), ▲ saturated
-    ones (above 0.9 of what a neuron can emit): neither tells inputs apart."""
-    traces, said = {}, []
+    """Spikes per neuron and time step on the test set, last epoch, mean over seeds.
+
+    ✕ marks dead layers (below 0.001), ▲ saturated layers (above 0.9 of the maximum). Neither distinguishes inputs.
+    """
+    traces, notes = {}, []
     for row in found.rows:
         runs = [run.measured.get("firing_rates") or {} for run in row.counted]
         if not runs or not runs[0] or any(rates.keys() != runs[0].keys() for rates in runs):
             continue
         rates = {layer: fmean(rates[layer] for rates in runs) for layer in runs[0]}
         most = SATURATED * (row.config["neuron"].get("max_count") or 1)
-        state = ["dead" if rate < DEAD else "saturated" if rate > most else "" for rate in rates.values()]
-        signs = [SIGNS.get(word) for word in state]
+        kinds = ["dead" if rate < DEAD else "saturated" if rate > most else "" for rate in rates.values()]
+        signs = [SIGNS.get(kind) for kind in kinds]
         traces[row.id] = [{"x": list(rates), "y": list(rates.values()), "mode": "lines+markers", "mark": signs}]
-        for word in SIGNS:
-            if named := [f"{k} ({rates[k]:.2g})" for k, s in zip(rates, state, strict=True) if s == word]:
-                said.append(f"{row.label}: {word} {', '.join(named)}")
+        for kind in SIGNS:
+            if named := [f"{k} ({rates[k]:.2g})" for k, s in zip(rates, kinds, strict=True) if s == kind]:
+                notes.append(f"{row.label}: {kind} {', '.join(named)}")
     if not traces:
         raise NothingToShow("no run recorded firing rates")
-    charts = [Chart("firing rate", "layer", "spikes a neuron and step", traces)]
-    return Section(charts, text(said or ["no layer is dead or saturated"]))
+    charts = [Chart("firing rate", "layer", "spikes per neuron and step", traces)]
+    return Section(charts, text(notes or ["No layer is dead or saturated."]))
 
 
 @register_section("learned_imp", "Learned IMP", 6)
 def learned_imp(found: Found) -> Section:
-    """Initial membrane potentials as they were learned, one box a layer: the quartiles, and from the 5th to the 95th percentile. From
-    the last checkpoint of one seed."""
+    """Learned initial membrane potentials, one box per layer.
 
-    def may_learn(row: Row) -> bool:  # a run under way does not say how many potentials it has
-        neuron = row.config["neuron"]
-        return (
-            row.group.first["params_imp"] > 0
-            if row.group
-            else neuron.get("initial", "zero") != "zero" or neuron.get("imp")
-        )
+    Boxes show the quartiles, whiskers the 5th and 95th percentiles. From the last checkpoint of one seed.
+    """
+
+    def may_learn(row: Row) -> bool:
+        if row.group:
+            return row.group.first["params_imp"] > 0
+        neuron = row.config["neuron"]  # an unfinished run has not recorded the number of its potentials
+        return neuron.get("initial", "zero") != "zero" or neuron.get("imp")
 
     traces, notes = {}, []
     for row, run, network in found.trained(may_learn):
@@ -270,13 +279,12 @@ def learned_imp(found: Found) -> Section:
         points = [np.percentile(values, (5, 25, 50, 75, 95)).tolist() for values in imps.values()]
         keys = ("lowerfence", "q1", "median", "q3", "upperfence")
         boxes = dict(zip(keys, map(list, zip(*points, strict=True)), strict=True))
-        traces[row.id] = [
-            boxes | dict(type="box", x=list(imps), mean=[float(values.mean()) for values in imps.values()])
-        ]
+        means = [float(values.mean()) for values in imps.values()]
+        traces[row.id] = [boxes | dict(type="box", x=list(imps), mean=means)]
         sizes = ", ".join(f"{name} {'×'.join(map(str, values.shape))}" for name, values in imps.items())
         began = run.config["neuron"].get("imp_init")
-        drawn = f"; drawn from {began[0]} to {began[1]} at the start" if began else ""
+        drawn = f"; initialised in [{began[0]}, {began[1]}]" if began else ""
         notes.append(f"{row.label}, seed {run.seed}: {sizes}{drawn}")
     if not traces:
-        raise NothingToShow("; ".join(notes) or "no run with a checkpoint has such potentials")
+        raise NothingToShow("; ".join(notes) or "no run with a checkpoint has learned initial potentials")
     return Section([Chart("learned IMP", "layer", "initial potential", traces)], text(notes))

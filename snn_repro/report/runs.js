@@ -1,4 +1,4 @@
-// The table of rows or runs: filters, order, choice, and the keys in which the chosen differ.
+// The table of rows or runs: filters, order, selection, and the keys in which selected rows differ.
 scripts.runs = (section, data) => {
   for (const entry of [...data.rows, ...data.runs]) entries[entry.id] = entry;
   state.chosen = state.chosen.filter((id) => id in entries);
@@ -21,7 +21,7 @@ scripts.runs = (section, data) => {
     return [menu];
   });
   const title = (key) => data.columns.find(([column]) => column === key)[1];
-  const view = el("fieldset", { class: "view" }, el("legend", {}, "A line is"), ...[["rows", "a row (mean over seeds)"], ["runs", "a run"]].map(([value, text]) => {
+  const view = el("fieldset", { class: "view" }, el("legend", {}, "One line per"), ...[["rows", "row (mean over seeds)"], ["runs", "run"]].map(([value, text]) => {
     const radio = el("input", { type: "radio", name: "view", value, onchange: () => { state.view = value; update(); } });
     radio.checked = state.view === value;
     return el("label", {}, radio, " ", text);
@@ -31,7 +31,7 @@ scripts.runs = (section, data) => {
     for (const menu of menus) menu.value = state.facets[menu.dataset.facet] = "";
     update();
   } }, "Clear filters");
-  const none = el("button", { type: "button", onclick: () => { state.chosen = []; update(); } }, "Choose none");
+  const none = el("button", { type: "button", onclick: () => { state.chosen = []; update(); } }, "Clear selection");
   const count = el("p", { class: "count", role: "status" });
   place.append(view, el("div", { class: "filters" }, el("label", { class: "search" }, "Search ", query),
     ...menus.map((menu) => el("label", {}, title(menu.dataset.facet) + " ", menu)), clear), el("div", { class: "chosen" }, count, none));
@@ -40,15 +40,15 @@ scripts.runs = (section, data) => {
   const values = (key) => new Set(data.rows.map(({ cells }) => cells[key][0]));
   const same = data.rows.length > 1 ? data.columns.filter(([key, , kind]) => kind !== "percent" && values(key).size === 1) : [];
   const own = data.columns.filter((column) => !same.includes(column));
-  const said = same.map(([key, text]) => [text, [...values(key)][0]]).filter(([, value]) => value).map((words) => words.join(" "));
-  if (said.length) place.append(el("p", { class: "same" }, `The same in all rows: ${said.join(", ")}.`));
+  const constant = same.map(([key, text]) => [text, [...values(key)][0]]).filter(([, value]) => value).map((words) => words.join(" "));
+  if (constant.length) place.append(el("p", { class: "same" }, `Same in all rows: ${constant.join(", ")}.`));
   const columns = [["name", "row", "text"], ...own];
   const heads = columns.map(([key, text, kind]) => el("th", { scope: "col", class: kind === "text" ? null : "number" },
     el("button", { type: "button", "data-sort": key, onclick: () => { state.sort = [key, state.sort[0] === key ? -state.sort[1] : kind === "percent" ? -1 : 1]; update(); } }, text)));
   const body = el("tbody");
   place.append(el("div", { class: "wide tall", tabindex: "0", role: "region", "aria-label": "Table of runs" },
-    el("table", { class: "runs" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, el("span", { class: "unseen" }, "chosen")), ...heads)), body)));
-  const lines = {}; // made once an entry
+    el("table", { class: "runs" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, el("span", { class: "unseen" }, "selected")), ...heads)), body)));
+  const lines = {}; // made once per entry
   const line = (entry) => lines[entry.id] ??= (() => {
     const box = el("input", { type: "checkbox", id: "choose-" + entry.id, onchange: () => {
       state.chosen = box.checked ? [...state.chosen, entry.id] : state.chosen.filter((id) => id !== entry.id);
@@ -58,7 +58,7 @@ scripts.runs = (section, data) => {
       ...own.map(([key, , kind]) => el("td", { class: kind === "text" ? null : "number" }, entry.cells[key][0])));
     return { tr, box };
   })();
-  const nameParts = (name) => { // what tells rows of one name apart stands smaller
+  const nameParts = (name) => { // the suffix that distinguishes rows of one name is smaller
     const [, start, rest] = /^(.*?)( \[.*)?$/s.exec(name);
     return rest ? [start, el("small", {}, rest)] : [name];
   };
@@ -72,28 +72,28 @@ scripts.runs = (section, data) => {
       && Object.entries(state.facets).every(([key, wanted]) => !wanted || entry.cells[key][0] === wanted));
     const [key, sign] = state.sort;
     if (!columns.some(([column]) => column === key)) return kept;
-    return kept.sort((one, other) => { // what has no value stands last, in both orders
+    return kept.sort((one, other) => { // entries without a value come last, in both orders
       const a = value(one, key), b = value(other, key);
       return a === null || b === null ? (a === null) - (b === null) : sign * compare(a, b);
     });
   }
   tableRows = () => [...new Set(visible.map((entry) => entry.row))];
 
-  // -- what differs between the chosen
+  // -- differences between selected entries
   const differences = el("div", { class: "differences" });
   place.append(differences);
   function compareChosen() {
     const chosen = state.chosen.map((id) => entries[id]);
-    differences.replaceChildren(el("h3", {}, "In what the chosen differ"));
-    if (chosen.length < 2) return differences.append(el("p", { class: "empty" }, "Choose two rows or more in the table."));
+    differences.replaceChildren(el("h3", {}, "Differences within the selection"));
+    if (chosen.length < 2) return differences.append(el("p", { class: "empty" }, "Select two or more rows or runs in the table."));
     const of = (entry, key) => (key === "seed" ? entry.seed ?? "mean" : data.facts[key][entry.row] ?? "—");
     const keys = [...(chosen.some((entry) => entry.seed !== undefined) ? ["seed"] : []), ...Object.keys(data.facts)];
     const apart = keys.filter((key) => new Set(chosen.map((entry) => String(of(entry, key)))).size > 1);
     const recipe = apart.filter((key) => key !== "seed" && !data.method.includes(key)
       && !(["images_per_statistic", "data"].includes(key) && chosen.some((entry) => of(entry, key) === "—")));
-    differences.append(el("p", {}, !apart.length ? "In nothing that was recorded."
-      : recipe.length ? "Beyond initial potential and loss they differ in what is marked ◆: a difference in accuracy has more than one cause unless that is what you compare."
-        : "They have the same recipe: only the initial potential, the loss or the seed differ."));
+    differences.append(el("p", {}, !apart.length ? "No recorded setting differs."
+      : recipe.length ? "Not only initial potential and loss differ, but also the keys marked ◆: a difference in accuracy has more than one cause, unless you compare these keys."
+        : "Same recipe: only the initial potential, the loss or the seed differ."));
     if (apart.length) differences.append(plainTable(["key", ...chosen.map((entry) => entry.name)],
       apart.map((key) => [(recipe.includes(key) ? "◆ " : "") + key, ...chosen.map((entry) => String(of(entry, key)))]), "Keys that differ"));
   }
@@ -109,7 +109,7 @@ scripts.runs = (section, data) => {
     const chosen = new Set(state.chosen);
     for (const [id, { tr, box }] of Object.entries(lines)) { box.checked = chosen.has(id); tr.classList.toggle("on", box.checked); }
     const things = state.view === "rows" ? "rows" : "runs", all = data[state.view].length;
-    count.textContent = `${visible.length === all ? all : `${visible.length} of ${all}`} ${things}; ${state.chosen.length || "none"} chosen`;
+    count.textContent = `${visible.length === all ? all : `${visible.length} of ${all}`} ${things}; ${state.chosen.length || "none"} selected`;
     none.hidden = !state.chosen.length;
     compareChosen();
     const rows = JSON.stringify(shownRows(() => true));

@@ -1,17 +1,17 @@
-// A few samples: the input's frames as a strip, the spikes as a raster, the outputs as lines over the time steps.
+// A few samples: input frames as a strip, spikes as a raster, outputs as lines over time steps.
 scripts.samples = (section, data) => {
   const place = $(".place", section);
   const rowMenu = el("select", { onchange: () => { state.sample.row = rowMenu.value; fill(); } });
   const sampleMenu = el("select", { onchange: () => { state.sample.index = sampleMenu.value; redraw(); remember(); } });
   const strip = el("ol", { class: "strip" });
   const raster = el("div", { class: "plot", role: "img" }), outputs = el("div", { class: "plot", role: "img" });
-  const rasterBox = el("div", {}, el("h3", {}, "Spikes of some neurons of each layer"), raster), outputBox = el("div", {}, el("h3", {}, "Output of each step"), outputs);
-  const said = el("p", { role: "status" });
-  place.append(el("div", { class: "controls" }, el("label", {}, "Run ", rowMenu), el("label", {}, "Sample ", sampleMenu)), said, strip,
+  const rasterBox = el("div", {}, el("h3", {}, "Spikes of some neurons per layer"), raster), outputBox = el("div", {}, el("h3", {}, "Output by time step"), outputs);
+  const caption = el("p", { role: "status" });
+  place.append(el("div", { class: "controls" }, el("label", {}, "Run ", rowMenu), el("label", {}, "Sample ", sampleMenu)), caption, strip,
     el("div", { class: "pair" }, rasterBox, outputBox));
 
-  const answer = (sample) => sample.so_far[sample.so_far.length - 1];
-  function rows() { // in the order of the table, the chosen ones first
+  const prediction = (sample) => sample.so_far[sample.so_far.length - 1];
+  function rows() { // in table order, the selected ones first
     const order = [...shownRows((row) => row in data.rows).rows, ...tableRows(), ...Object.keys(data.rows).map(Number)];
     return [...new Set(order)].filter((row) => row in data.rows);
   }
@@ -20,7 +20,7 @@ scripts.samples = (section, data) => {
     if (state.sample.row in data.rows) rowMenu.value = state.sample.row;
     const samples = data.rows[rowMenu.value].samples;
     sampleMenu.replaceChildren(...samples.map((sample, i) => el("option", { value: i },
-      `${sample.index}: class ${sample.label}, answered ${answer(sample)} ${answer(sample) === sample.label ? "✓" : "✗"}`)));
+      `${sample.index}: class ${sample.label}, predicted ${prediction(sample)} ${prediction(sample) === sample.label ? "✓" : "✗"}`)));
     sampleMenu.value = state.sample.index in samples ? state.sample.index : 0;
     remember();
     redraw();
@@ -54,33 +54,33 @@ scripts.samples = (section, data) => {
   const redraw = whenVisible(place, async () => {
     const run = data.rows[rowMenu.value], sample = run.samples[sampleMenu.value], steps = sample.so_far.length;
     const picture = decode(data.frames[sample.frames]);
-    said.textContent = `Test sample ${sample.index} is of class ${sample.label}. `
-      + (picture.events ? "Events of a step: one polarity blue, the other orange. " : "The same image is shown at every step. ")
-      + `Below each step, what the loss reads of the outputs so far (readout: ${run.readout}).`;
+    caption.textContent = `Test sample ${sample.index}, class ${sample.label}. `
+      + (picture.events ? "Events by time step: one polarity blue, the other orange. " : "The same image is shown at every time step. ")
+      + `Below each step: the class predicted from the outputs so far (readout: ${run.readout}).`;
     const images = picture ? picture.shape[0] : 0;
     strip.replaceChildren(...Array.from({ length: steps }, (_, t) => {
       const right = sample.so_far[t] === sample.label;
-      return el("li", {}, ...(t < images ? [frame(picture, t)] : []), el("span", {}, `t=${t + 1}: ${sample.so_far[t]} `, el("b", { class: right ? "right" : "wrong" }, right ? "✓" : "✗", el("span", { class: "unseen" }, right ? " right" : " wrong"))));
+      return el("li", {}, ...(t < images ? [frame(picture, t)] : []), el("span", {}, `t=${t + 1}: ${sample.so_far[t]} `, el("b", { class: right ? "right" : "wrong" }, right ? "✓" : "✗", el("span", { class: "unseen" }, right ? " correct" : " wrong"))));
     }));
     strip.classList.toggle("still", images === 1);
     rasterBox.hidden = !sample.spikes.length;
     const Plotly = await loadPlotly(), narrow = place.clientWidth < 600;
     const base = layout({ x: "time step", y: "output (logit)" }, narrow), x = Array.from({ length: steps }, (_, t) => t + 1);
     base.xaxis.dtick = steps < 17 ? 1 : undefined;
-    outputs.setAttribute("aria-label", `Outputs over ${steps} steps, class ${sample.label} thick`);
+    outputs.setAttribute("aria-label", `Outputs over ${steps} time steps, class ${sample.label} as a thick line`);
     const others = sample.classes.filter((name) => name !== sample.label);
     Plotly.react(outputs, sample.classes.map((name, i) => {
       const label = name === sample.label, place = label ? 0 : 1 + others.indexOf(name);
       return {
-        type: "scatter", mode: "lines+markers", x, y: sample.logits.map((step) => step[i]), name: `class ${name}${label ? " (its label)" : ""}`,
+        type: "scatter", mode: "lines+markers", x, y: sample.logits.map((step) => step[i]), name: `class ${name}${label ? " (label)" : ""}`,
         line: { color: colour(place), width: label ? 4 : 1.5, dash: place >= 8 ? "dot" : "solid" }, marker: { symbol: SIGNS[place % 8][0], size: label ? 8 : 5, color: colour(place) },
       };
     }), { ...base, showlegend: true, legend: { orientation: "h", y: -0.25, font: { size: 11 } }, height: narrow ? 380 : 440 }, CONFIG);
     if (!sample.spikes.length) return;
-    const rows = sample.spikes.flatMap(({ neurons }) => [...neurons, ""]).slice(0, -1); // an empty line between layers
+    const rows = sample.spikes.flatMap(({ neurons }) => [...neurons, ""]).slice(0, -1); // an empty row between layers
     const ticks = []; let top = 0;
     for (const { layer, neurons } of sample.spikes) { ticks.push([top + neurons.length / 2 - 0.5, layer]); top += neurons.length + 1; }
-    raster.setAttribute("aria-label", `Spikes of ${sample.spikes.length} layers over ${steps} steps`);
+    raster.setAttribute("aria-label", `Spikes of ${sample.spikes.length} layers over ${steps} time steps`);
     const dots = rows.flatMap((neuron, i) => [...neuron].map((n, t) => [t + 1, i, +n])).filter(([, , n]) => n);
     Plotly.react(raster, [{
       type: "scatter", mode: "markers", x: dots.map(([t]) => t), y: dots.map(([, i]) => i), text: dots.map(([, , n]) => `${n} spike${n > 1 ? "s" : ""}`),

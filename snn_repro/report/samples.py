@@ -1,4 +1,4 @@
-"""The section that shows what trained networks answer to a few test samples as time goes on."""
+"""Section with the input, spikes and outputs of a few test samples over time."""
 
 import base64
 import copy
@@ -18,17 +18,19 @@ from snn_repro.report._read import Found, Run
 from snn_repro.trained import TrainedRun
 from snn_repro.trained.evaluate import running_scores
 
-FIRST = 64  # samples that are chosen from: three that the first network gets wrong, three that it gets right
-RIGHT, WRONG = 3, 3
-NEURONS, LAYERS = 24, 8  # in the raster: of a layer, of a network, spread evenly
-CLASSES = 10  # whose outputs are kept: the label's and the largest
-PIXELS = 64  # of a frame's longer side: larger frames are averaged
+FIRST = 64  # samples to choose from
+RIGHT, WRONG = 3, 3  # samples shown that the first network classifies correctly, and wrongly
+NEURONS, LAYERS = 24, 8  # in the raster: neurons per layer and layers per network, evenly spaced
+CLASSES = 10  # classes whose outputs are shown: the label and the largest
+PIXELS = 64  # longer side of a frame; larger frames are averaged
 
 
 @register_section("samples", "Samples over time", 8)
 def samples(found: Found) -> Section:
-    """What a trained network answers as time goes on, for a few test samples: its input, the spikes of some neurons of each layer, and
-    the output of every step. Of runs with a checkpoint whose data are here."""
+    """Input, spikes of some neurons, and outputs over time for a few test samples.
+
+    Only for runs with a checkpoint whose data are on this machine.
+    """
     rows: dict[int, dict[str, Any]] = {}
     frames: dict[str, dict[str, Any]] = {}
     inputs: dict[str, tuple[Tensor, Tensor, bool]] = {}
@@ -52,20 +54,23 @@ def samples(found: Found) -> Section:
         several = [_sample(seen, i, f"{prefix}{i}") for i in places]
         rows[row.id] = dict(seed=run.seed, readout=seen["readout"], samples=several)
     if not rows:
-        raise NothingToShow("; ".join(notes) or "no run has a checkpoint here (collected results are without)")
+        raise NothingToShow("; ".join(notes) or "no run has a checkpoint here (collected results have none)")
     return Section(html=text(notes), data={"rows": rows, "frames": frames})
 
 
 def _choose(seen: dict[str, Any]) -> list[int]:
-    """Places of some samples that are answered wrongly, and of some that are answered rightly."""
+    """Indices of some misclassified and some correctly classified samples."""
     is_right = seen["so_far"][-1] == seen["labels"]
     right, wrong = is_right.nonzero()[0].tolist(), (~is_right).nonzero()[0].tolist()
     return wrong[: WRONG + max(0, RIGHT - len(right))] + right[: RIGHT + max(0, WRONG - len(wrong))]
 
 
 def _look(run: Run, network: TrainedRun, x: Tensor, labels: Tensor, static: bool) -> dict[str, Any]:
-    """Of the first test samples: `x` [N, T or 1, C, H, W], `logits` [T, N, K], `labels` [N], `spikes` {layer: [T, N, n]}, `readout`,
-    the name of what the loss reads, and `so_far` [T, N], its answer at every step."""
+    """Run the network on the first test samples.
+
+    Returns x [N, T or 1, C, H, W], logits [T, N, K], labels [N], spikes {layer: [T, N, n]}, readout (its name), and
+    so_far [T, N], the prediction from the outputs up to each step.
+    """
     spikes: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
@@ -87,20 +92,20 @@ def _look(run: Run, network: TrainedRun, x: Tensor, labels: Tensor, static: bool
             hook.remove()
     loss = build_loss(**run.config["loss"])
     return dict(
-        static=static, x=(x[None] if static else x).transpose(0, 1).numpy(), logits=logits.numpy(), labels=labels.numpy(),
-        spikes={name: s.numpy() for name, s in spikes.items()}, readout=loss.readout_name,
+        static=static, x=(x[None] if static else x).transpose(0, 1).numpy(), logits=logits.numpy(),
+        labels=labels.numpy(), spikes={name: s.numpy() for name, s in spikes.items()}, readout=loss.readout_name,
         so_far=running_scores(loss, logits).argmax(-1).numpy(),
     )  # fmt: skip
 
 
 def _data_of(config: Config) -> str:
-    """What two networks must share to be shown the same samples."""
+    """Key of the data: networks with the same key are shown the same samples."""
     mine = {k: v for k, v in hashed(config).items() if k.startswith("dataset.")}
     return repr((sorted(mine.items()), config.timesteps, config.data_dir, config.cache_dir))
 
 
 def _inputs(config: Config) -> tuple[Tensor, Tensor, bool]:
-    """The first test samples as the network is given them, their labels, and whether they are images."""
+    """Return the first test samples as network input, their labels, and whether they are static images."""
     config = copy.deepcopy(config)
     config.recipe.eval_batch_size, config.dataset.workers = FIRST, 0
     data = build_data(config)
@@ -122,7 +127,7 @@ def _sample(seen: dict[str, Any], i: int, frames: str) -> dict[str, Any]:
 
 
 def _picture(x: np.ndarray, i: int, static: bool) -> dict[str, Any]:
-    """A sample [T, C, H, W] as bytes: images from their darkest to their brightest value, event counts from none to most."""
+    """Encode a sample [T, C, H, W] as bytes: images from their minimum to maximum, event counts from 0 to maximum."""
     frames = x[i].astype(np.float32)
     factor = -(-max(frames.shape[-2:]) // PIXELS)
     if factor > 1:

@@ -1,4 +1,4 @@
-"""What is done with a trained network: load it, test it again, ask it, hand it on to other tools."""
+"""Work with a trained network: load, evaluate, predict, export."""
 
 from snn_repro.trained.load import TrainedRun, load_run
 

@@ -1,23 +1,23 @@
-"""Test a trained network again: as it was, at other time steps, on other data; where it errs, how sure it is, and when.
+"""Test a trained network again, also with other time steps, data or initial states.
 
     snn-eval RUN [weights=best] [timesteps=T] [dataset=NAME] [data_dir=DIR] [cache_dir=DIR] [key=value ...] [--json]
 
-RUN           the folder of a run; with nothing else said, its last epoch is tested again as its result.json has it
-weights       last (default) or best: the epoch that was selected, by validation or else (optimistic) by the test part
-timesteps     another T, where no parameter is tied to the run's
+RUN           folder of a run; without other arguments, its last epoch is tested again as in its result.json
+weights       last (default) or best: the epoch selected by validation, else (optimistic) by the test part
+timesteps     another T, if no parameter of the network depends on T
 dataset       another data set of the same frame size and number of classes; dataset.KEY=... as in training
 data_dir, cache_dir, device, threads, kernels
-              where the data lie now, and the backend
-batch_size    samples at a time
-initial       zero, half or constant (neuron.initial_value): start the neurons from there instead, IMP left out
+              where the data are now, and the backend
+batch_size    samples per batch
+initial       zero, half or constant (neuron.initial_value): the neurons' initial state, instead of IMP
 
-It prints tables, or with --json what it writes into RUN/eval/. The run's own files stay as they are.
+Prints tables, or with --json the JSON that is written to RUN/eval/. No other file of the run changes.
 
-Accuracy at each time step, of the step's own output and of the mean output up to it, is that of training. Probabilities
-are the softmax of the scores that the loss reads. Calibration: expected calibration error over 15 bins of equal width of
-the highest probability (Guo et al., ICML 2017), negative log-likelihood, and the Brier score summed over classes, 0 to 2
-(Brier, 1950). Early exit: a sample stops at the first step at which the highest probability of what the loss reads of the
-outputs so far reaches a threshold, else at T (SEENN-I: Li et al., NeurIPS 2023).
+Accuracy by time step, of each step's output and of the mean output so far, is measured as in training. Probabilities
+are the softmax of the scores that the loss reads. Calibration: expected calibration error over 15 bins of equal width
+of the highest probability (Guo et al., ICML 2017), negative log-likelihood, and the Brier score summed over classes,
+0 to 2 (Brier, 1950). Early exit: a sample stops at the first step where the highest probability, of the outputs so
+far, reaches a threshold, else at T (SEENN-I: Li et al., NeurIPS 2023).
 """
 
 import argparse
@@ -32,21 +32,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from snn_repro import config as conf
 from snn_repro.build import begin_epoch, build_network, loss_of
-from snn_repro.config import (
-    GROUPS,
-    Config,
-    ConfigError,
-    checked,
-    config_hash,
-    differing,
-    keys,
-    readable,
-    recomposed,
-    to_dict,
-    tweaks,
-    unknown,
-)
+from snn_repro.config import Config, ConfigError
 from snn_repro.console import Parser, harmless, progress, text_table
 from snn_repro.data import build_data
 from snn_repro.data.batches import feed
@@ -67,7 +55,7 @@ THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
 SHORT = {
     "batch_size": "recipe.eval_batch_size", "recipe.batch_size": "recipe.eval_batch_size", "initial": "neuron.initial",
 }  # fmt: skip
-# What a test reads of a configuration; of `dataset.` all but what divides the training part.
+# Keys that a test reads, besides those of `dataset.` that do not divide the training part.
 READS = (
     "dataset", "timesteps", "data_dir", "cache_dir", "device", "threads", "kernels", "compile", "deterministic",
     "recipe.eval_batch_size", "augment.test_resize", "augment.interpolation",
@@ -77,13 +65,13 @@ OF_TRAINING = ("dataset.validation", "dataset.split_seed", "dataset.train_subset
 
 
 class Evaluation(dict[str, Any]):
-    """What a test found: the keys of its JSON, which are attributes too, and `labels` [N] and `logits` [N, T, K].
+    """Result of a test: the keys of its JSON, also as attributes.
 
-    run, weights, epoch (whose weights they are, from 1), config_hash (of the run), changes (in what the test differs from the
-    run's own), remarks; dataset, split_id, split_sha256, timesteps, device, readout; n, correct, acc (at the loss's readout),
-    loss, acc_step and acc_cum [T], firing_rates; causal (false where the output of a step depends on later ones);
-    calibration, early_exit (null where single steps say nothing of a network that stops there), classes, confusion (rows the
-    labels, columns what was predicted). Accuracies are fractions.
+    Keys: run, weights, epoch (of the weights, from 1), config_hash (of the run), changes (from the run's
+    configuration), remarks; dataset, split_id, split_sha256, timesteps, device, readout; n, correct, acc (at the
+    loss's readout), loss, acc_step and acc_cum [T], firing_rates; causal (false if outputs depend on later steps);
+    calibration, early_exit (null if outputs or the loss depend on later steps), classes, confusion (rows: labels,
+    columns: predictions). Accuracies are fractions. Attributes only: `labels` [N] and `logits` [N, T, K].
     """
 
     labels: np.ndarray
@@ -92,17 +80,17 @@ class Evaluation(dict[str, Any]):
     def __getattr__(self, key: str) -> Any:
         if key in self:
             return self[key]
-        raise AttributeError(f"an evaluation has no {key}")
+        raise AttributeError(f"Evaluation has no key {key}")
 
 
 # ---------------------------------------------------------------- one test
 
 
 def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) -> Evaluation:
-    """Test a run's network on the test part, as in its training or with `overrides`, as they are typed after `snn-eval RUN`.
+    """Test a run's network on the test part, as in its training or with `overrides`.
 
-    Raises UserError with one sentence: for keys that would change the network, or that a test does not read, and, before any
-    data are read, for a number of time steps, a frame size or a number of classes that the network cannot take.
+    overrides: as typed after `snn-eval RUN`. Raises UserError, before any data are read, for keys that a test does not
+    read or that would change the network, and for time steps, frame sizes or classes that the network does not accept.
     """
     weights, typed = weights_in(overrides)
     if not isinstance(run, TrainedRun) or weights not in (None, run.weights):
@@ -113,13 +101,13 @@ def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) ->
     seed_everything(config)
     model, loss_fn = tested_network(run, config), loss_of(config)
     begin_epoch(run.epoch - 1, config.recipe.epochs, loss_fn)
-    loss_fn.watch(model)  # watched layers are computed by PyTorch, as in the run
+    loss_fn.watch(model)  # watched layers run in PyTorch, as in training
     model = channels_last(model, device)
     if config.compile:
         compile_network(model, device, config.compile)
     facts = run.facts(config)
     data = build_data(config)
-    (test,) = feed([data.test], device, on_device=False, ahead=config.dataset.ahead)  # one pass is not worth a copy
+    (test,) = feed([data.test], device, on_device=False, ahead=config.dataset.ahead)  # one pass does not repay a copy
     done = itertools.count(1)
     with progress("test", min(len(test), config.debug.max_eval_batches or len(test))) as advance:
         outcome: Any = evaluate(
@@ -127,71 +115,70 @@ def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) ->
             stop=lambda: advance(next(done)), rates=True,
         )  # fmt: skip
     if not math.isfinite(outcome["loss"]):
-        raise UserError(f"the loss of this test is {outcome['loss']}: the network's outputs are no finite numbers")
+        raise UserError(f"the loss of this test is {outcome['loss']}: the network's outputs are not finite")
     logits, labels = outcome.pop("logits"), outcome.pop("labels")
     scores, ahead = loss_fn.readout(logits), sees_future(model)
     confusion = confusion_matrix(labels, scores.argmax(-1), run.num_classes)
-    found = Evaluation(
-        run=str(run.path), weights=run.weights, epoch=run.epoch, config_hash=config_hash(run.config),
-        changes=[c for c in differing(base, to_dict(config)) if not c.startswith("recipe.")], remarks=[],
+    result = Evaluation(
+        run=str(run.path), weights=run.weights, epoch=run.epoch,
+        config_hash=conf.config_hash(run.config),
+        changes=[c for c in conf.differing(base, conf.to_dict(config)) if not c.startswith("recipe.")], remarks=[],
         dataset=config.dataset.name, split_id=data.split.id, split_sha256=data.split.sha256_test,
         timesteps=config.timesteps, device=str(device), readout=loss_fn.readout_name,
-        **{k: outcome[k] for k in ("n", "correct", "acc", "loss", "acc_step", "acc_cum", "firing_rates")}, causal=not ahead,
-        calibration=calibration(scores, labels), early_exit=None,
+        **{k: outcome[k] for k in ("n", "correct", "acc", "loss", "acc_step", "acc_cum", "firing_rates")},
+        causal=not ahead, calibration=calibration(scores, labels), early_exit=None,
         classes=by_class(confusion, facts.label_names), confusion=confusion.tolist(),
     )  # fmt: skip
-    found.labels, found.logits = final_outputs([(logits, labels)]).values()
+    result.labels, result.logits = final_outputs([(logits, labels)]).values()
     if ahead or not loss_fn.causal:
-        found.remarks.append(
-            f"the output of a step depends on later ones (by {', '.join(ahead) or config.loss.name}), so single steps say nothing "
-            "of a network that stops there: early exit is left out"
-        )
+        because = ", ".join(ahead) or config.loss.name
+        result.remarks.append(f"early exit is not reported: outputs of a step depend on later steps (by {because})")
     else:
-        found["early_exit"] = early_exit(running_scores(loss_fn, logits), labels)
-    found.remarks.extend(unlike_the_run(run, config, found))
-    return found
+        result["early_exit"] = early_exit(running_scores(loss_fn, logits), labels)
+    result.remarks.extend(differences_from_run(run, config, result))
+    return result
 
 
 def weights_in(typed: Sequence[str]) -> tuple[str | None, list[str]]:
-    """(the weights that were asked for, all else that was typed)."""
+    """Split off `weights=`: (its value or None, the other arguments)."""
     asked = [o.partition("=")[2] for o in typed if o.startswith("weights=")]
     return (asked[0] if asked else None), [o for o in typed if not o.startswith("weights=")]
 
 
 def as_tested(config: Config) -> dict[str, Any]:
-    """A run's configuration without what a test does not read and might stumble over: initial weights, and augmentation but
-    for what the test of image files takes from it."""
-    plain = to_dict(config)
+    """A run's configuration without what a test ignores: initial weights, training augmentation."""
+    plain = conf.to_dict(config)
     plain["model"]["weights"] = None
     plain["augment"] = {k: v for k, v in plain["augment"].items() if f"augment.{k}" in READS}
-    return to_dict(checked(plain))
+    return conf.to_dict(conf.checked(plain))
 
 
 def with_overrides(run: TrainedRun, base: dict[str, Any], typed: Sequence[str]) -> Config:
-    """`base` with what was typed. Raises ConfigError for a key that does nothing here, or does too much."""
+    """Apply typed overrides to `base`.
+
+    Raises ConfigError for keys that a test does not accept, UserError for data that the network does not accept.
+    """
     overrides, ours = config_overrides(typed), base["dataset"]
     if any(o.startswith("neuron.initial=") for o in overrides):
-        base = base | {"neuron": base["neuron"] | {"imp": False}}  # it says the same, and would contradict
-    config = recomposed(base, overrides)
+        base = base | {"neuron": base["neuron"] | {"imp": False}}  # imp=true means initial=imp, a contradiction
+    config = conf.recomposed(base, overrides)
     if config.dataset.name == ours["name"]:
         config.dataset.found = ours["found"]
     if (config.dataset.name, config.dataset.frame_size) != (ours["name"], ours["frame_size"]):
         dataset = SETS[config.dataset.name].of(config)
-        sides = (
-            (dataset.frame_shape(config.dataset.frame_size), dataset.num_classes),
-            (run.input_shape, run.num_classes),
-        )
-        if sides[0] != sides[1]:
-            gives, takes = (f"{'x'.join(map(str, shape))} and {classes} classes" for shape, classes in sides)
+        given = (dataset.frame_shape(config.dataset.frame_size), dataset.num_classes)
+        accepted = (run.input_shape, run.num_classes)
+        if given != accepted:
+            texts = [f"{'x'.join(map(str, shape))} and {classes} classes" for shape, classes in (given, accepted)]
             raise UserError(
-                f"dataset={config.dataset.name} gives {gives}, and the run's network takes {takes}; choose a data set like "
-                f"{ours['name']}, or go on training on this one: snn-train model.weights=RUN"
+                f"dataset={config.dataset.name} has {texts[0]}, but the run's network accepts {texts[1]}; choose a "
+                f"data set like {ours['name']}, or fine-tune on this one: snn-train model.weights=RUN"
             )
     return config
 
 
 def config_overrides(typed: Sequence[str]) -> list[str]:
-    """What was typed, by the full names of its keys. Raises ConfigError for one that a test does not read."""
+    """Return overrides with full key names. Raises ConfigError for keys a test ignores."""
     full = []
     for o in typed:
         name, equals, value = o.partition("=")
@@ -199,64 +186,60 @@ def config_overrides(typed: Sequence[str]) -> list[str]:
             raise ConfigError(f"cannot read '{o}': write key=value")
         name = SHORT.get(name, name)
         if name not in READS and (name in OF_TRAINING or not name.startswith("dataset.")):
-            known = name in keys() or name in GROUPS
-            no_use = f"{o} has no effect on a test, or would change what was trained; leave it out"
-            raise ConfigError(no_use if known else unknown(name))
+            known = name in conf.keys() or name in conf.GROUPS
+            useless = f"{o} has no effect on a test, or would change the trained network; remove it"
+            raise ConfigError(useless if known else conf.unknown(name))
         full.append(f"{name}={value}")
-    return readable(full)
+    return conf.readable(full)
 
 
 def tested_network(run: TrainedRun, config: Config) -> nn.Module:
-    """The run's network, built for the configuration of a test. Raises UserError where its weights do not fit that."""
+    """Build the run's network for a test. Raises UserError if its weights do not fit."""
     model = build_network(config, run.num_classes, run.input_shape)
     given, wanted = run.model.state_dict(), model.state_dict()
     of_neurons = tuple(f"{name}." for name, module in run.model.named_modules() if isinstance(module, Neuron))
     other = (name for name in given.keys() ^ wanted.keys() if name in wanted or not name.startswith(of_neurons))
     unlike = sorted([*other, *(n for n in given.keys() & wanted.keys() if given[n].shape != wanted[n].shape)])
     if unlike and config.timesteps != run.config.timesteps:
-        raise UserError(
-            f"timesteps={config.timesteps}: parameters of this network are tied to the T={run.config.timesteps} that it was "
-            f"trained with ({unlike[0]}); leave timesteps out"
-        )
+        trained = f"{unlike[0]} is sized for the T={run.config.timesteps} of the training"
+        raise UserError(f"timesteps={config.timesteps}: {trained}; remove timesteps")
     if missing := sorted(wanted.keys() - given.keys()):
-        raise UserError(
-            f"neuron.initial={config.neuron.initial} is learned, and this run has no {missing[0]}; choose zero, half or constant"
-        )
+        learned = f"neuron.initial={config.neuron.initial} is learned"
+        raise UserError(f"{learned}, but this run has no {missing[0]}; choose zero, half or constant")
     checkpoint.load_model(model, {name: given[name] for name in wanted}, str(run.path))
     return model.eval()
 
 
-def unlike_the_run(run: TrainedRun, config: Config, found: Evaluation) -> list[str]:
-    """What a reader must know who holds these numbers against the run's: other data, other samples."""
-    result, said = run.result, []
+def differences_from_run(run: TrainedRun, config: Config, tested: Evaluation) -> list[str]:
+    """Remarks on why these numbers may not be comparable with the run's own."""
+    result, remarks = run.result, []
     if not result:
         return [f"the run is not finished: these are the weights of epoch {run.epoch} of {run.config.recipe.epochs}"]
-    if not any(c.startswith(("dataset.", "timesteps:")) for c in found.changes):
+    if not any(c.startswith(("dataset.", "timesteps:")) for c in tested.changes):
         changed, why = other_data(result, config)
-        said += [f"warning: the data are not those of the run ({'; '.join(changed)})"] if changed else []
-        said += [f"whether the data are those of the run is not known: {why}"] if why else []
-    if result.dataset == found.dataset and result.split_sha256 != found.split_sha256:
-        said.append(f"warning: other samples than the run's test ({result.split_id}): it may have been trained on some")
-    return said
+        remarks += [f"warning: the data differ from the run's ({'; '.join(changed)})"] if changed else []
+        remarks += [f"cannot tell whether the data are the run's: {why}"] if why else []
+    if result.dataset == tested.dataset and result.split_sha256 != tested.split_sha256:
+        remarks.append(f"warning: not the run's test samples ({result.split_id}); it may have been trained on some")
+    return remarks
 
 
-# ---------------------------------------------------------------- what is measured
+# ---------------------------------------------------------------- measures
 
 
 def probabilities(scores: Tensor) -> Tensor:
-    """Softmax of scores [..., K], float64."""
+    """Return the softmax of scores [..., K] in float64."""
     return scores.double().softmax(-1)
 
 
 def confusion_matrix(labels: Tensor, predicted: Tensor, num_classes: int) -> np.ndarray:
-    """int64 [K, K]: how many of each label (row) were taken for each class (column)."""
+    """Count samples by label (row) and predicted class (column), int64 [K, K]."""
     pairs = torch.bincount(labels * num_classes + predicted, minlength=num_classes**2)
     return pairs.reshape(num_classes, num_classes).numpy()
 
 
 def by_class(confusion: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
-    """For each class: samples `n`, `correct`, their share `acc` (recall), `predicted` and the share of these that is right
-    (`precision`); null where there are none."""
+    """Per class: n, correct, acc (recall), predicted and precision; null where undefined."""
     return [
         dict(
             label=k, name=names[k] if names else str(k), n=(n := int(row.sum())), correct=(correct := int(row[k])),
@@ -268,15 +251,17 @@ def by_class(confusion: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]
 
 
 def calibration(scores: Tensor, labels: Tensor, bins: int = BINS) -> dict[str, Any]:
-    """Of scores [N, K]: `ece`, sum_b n_b / N |acc_b - confidence_b| over bins of equal width of the highest probability (Guo
-    et al., ICML 2017); `nll`, the mean of -log p[label]; `brier`, the mean of sum_k (p[k] - [k = label])^2 (Brier, 1950);
-    and the bins."""
+    """Measure the calibration of scores [N, K]: ece, nll, brier, and the bins.
+
+    ece: sum_b n_b / N |acc_b - confidence_b| over bins of equal width of the highest probability (Guo et al., ICML
+    2017). nll: mean of -log p[label]. brier: mean of sum_k (p[k] - [k = label])^2 (Brier, 1950).
+    """
     p = probabilities(scores)
     confidence, predicted = p.max(-1)
-    right = (predicted == labels).double()
+    correct = (predicted == labels).double()
     place = (confidence * bins).ceil().long().clamp(1, bins) - 1  # bin b holds b / bins < confidence <= (b + 1) / bins
     n, hits, sure = (
-        torch.zeros(bins).double().index_add(0, place, x) for x in (torch.ones_like(right), right, confidence)
+        torch.zeros(bins).double().index_add(0, place, x) for x in (torch.ones_like(correct), correct, confidence)
     )
     of_label = p.gather(1, labels[:, None])[:, 0]
     return dict(
@@ -285,55 +270,54 @@ def calibration(scores: Tensor, labels: Tensor, bins: int = BINS) -> dict[str, A
         brier=float((p.square().sum(-1) - 2 * of_label + 1).mean()),
         confidence=float(confidence.mean()),
         bins=[
-            dict(low=b / bins, high=(b + 1) / bins, n=int(n[b]), acc=float(hits[b] / n[b]), confidence=float(sure[b] / n[b]))
-            for b in range(bins)
-            if n[b]
+            dict(low=b / bins, high=(b + 1) / bins, n=int(k), acc=float(hits[b] / k), confidence=float(sure[b] / k))
+            for b, k in enumerate(n)
+            if k
         ],
     )  # fmt: skip
 
 
 def running_scores(loss_fn: Loss, logits: Tensor) -> Tensor:
-    """[T, N, K]: what the loss reads of the outputs up to each step, as of a network that stops there."""
+    """Return scores [T, N, K]: the loss's readout of the outputs up to each step."""
     return torch.stack([loss_fn.readout(logits[: t + 1]) for t in range(len(logits))])
 
 
 def early_exit(scores: Tensor, labels: Tensor, thresholds: Sequence[float] = THRESHOLDS) -> list[dict[str, Any]]:
-    """A sample stops at the first step whose highest probability reaches the threshold, else at T (SEENN-I: Li et al.,
-    NeurIPS 2023). Of running scores [T, N, K], for each threshold, and for null, which nobody reaches: accuracy, mean steps
-    used, and the share of samples that stop at each step."""
+    """Measure early exit by confidence on running scores [T, N, K] (SEENN-I).
+
+    A sample stops at the first step whose highest probability reaches the threshold, else at T (Li et al., NeurIPS
+    2023). For each threshold, and null (never reached): accuracy, mean steps, fraction of samples that stop at each
+    step.
+    """
     last = len(scores) - 1
     confidence, predicted = map(torch.stack, zip(*(probabilities(s).max(-1) for s in scores), strict=True))
-    right = predicted == labels
-    found = []
+    correct = predicted == labels
+    rows = []
     for threshold in (*thresholds, None):
-        enough = confidence >= threshold if threshold is not None else torch.zeros_like(right)
-        enough[last] = True
-        step = enough.long().argmax(0)  # the first
-        found.append(
-            dict(
-                threshold=threshold, acc=float(right.gather(0, step[None]).double().mean()),
-                mean_steps=float(step.double().mean() + 1),
-                exits=(torch.bincount(step, minlength=last + 1) / len(labels)).tolist(),
-            )
-        )  # fmt: skip
-    return found
+        stops = confidence >= threshold if threshold is not None else torch.zeros_like(correct)
+        stops[last] = True
+        step = stops.long().argmax(0)  # the first
+        exits = torch.bincount(step, minlength=last + 1) / len(labels)
+        acc, mean_steps = correct.gather(0, step[None]).double().mean(), step.double().mean() + 1
+        rows.append(dict(threshold=threshold, acc=float(acc), mean_steps=float(mean_steps), exits=exits.tolist()))
+    return rows
 
 
-# ---------------------------------------------------------------- in words
+# ---------------------------------------------------------------- tables
 
 
 def tables(e: Evaluation) -> str:
-    """What a terminal shows."""
+    """Format an evaluation for the terminal."""
     c = e.calibration
     text = [
         f"{harmless(e.run)}, {e.weights} weights (epoch {e.epoch}), {e.dataset}, T={e.timesteps}, {e.device}",
         f"accuracy {_percent(e.acc)}% ({e.correct}/{e.n}, readout: {e.readout}), loss {e.loss:.4f}",
-        f"calibration: ECE {_percent(c['ece'])}% ({BINS} bins), NLL {c['nll']:.4f}, Brier score {c['brier']:.4f} (0 to 2)",
-        *map(harmless, [f"unlike the run: {'; '.join(e.changes)}"] * bool(e.changes) + e.remarks),
+        f"calibration: ECE {_percent(c['ece'])}% ({BINS} bins), NLL {c['nll']:.4f}, Brier {c['brier']:.4f} (0 to 2)",
+        *map(harmless, [f"changed from the run: {'; '.join(e.changes)}"] * bool(e.changes) + e.remarks),
     ]
     if e.causal:
         steps = ((str(t), *map(_percent, each)) for t, each in enumerate(zip(e.acc_step, e.acc_cum, strict=True), 1))
-        text.append(text_table("accuracy by time step, %", ["t", "output of t alone", "mean output up to t"], steps))
+        text.append(text_table("accuracy by time step, %", ["t", "output of step t", "mean of steps 1 to t"], steps))
     if e.early_exit:
         exits = ((str(x["threshold"] or "never"), _percent(x["acc"]), f"{x['mean_steps']:.2f}") for x in e.early_exit)
         title = "early exit: stop once the confidence reaches a threshold"
@@ -350,7 +334,7 @@ def _percent(value: float | None) -> str:
 
 
 def arguments(name: str, doc: str | None, words: str, number: str) -> argparse.Namespace:
-    """What was typed: `run`, `words` and `json` of a command on a trained network."""
+    """Parse a command on a trained network: `run`, `words` and `json`."""
     parser = Parser(name, doc)
     parser.add_argument("run", metavar="RUN", help="folder of a run")
     parser.add_argument("words", metavar=words, nargs=number)
@@ -359,19 +343,20 @@ def arguments(name: str, doc: str | None, words: str, number: str) -> argparse.N
 
 
 def main() -> None:
+    """Run `snn-eval`: test, print, and write RUN/eval/NAME.json."""
     args = arguments("snn-eval", __doc__, "KEY=VALUE", "*")
-    found = evaluate_run(args.run, args.words)
-    print(json.dumps(found) if args.json else tables(found))
+    result = evaluate_run(args.run, args.words)
+    print(json.dumps(result) if args.json else tables(result))
     typed = config_overrides(weights_in(args.words)[1])
-    changed = tweaks(["name=x", *(o for o in typed if not o.startswith("recipe."))])  # with a name it says all choices
-    file = Path(found.run, EVALUATIONS, f"{','.join(filter(None, [found.weights, changed]))}.json")
+    changed = conf.tweaks(["name=x", *(o for o in typed if not o.startswith("recipe."))])  # with a name: all choices
+    file = Path(result.run, EVALUATIONS, f"{','.join(filter(None, [result.weights, changed]))}.json")
     file.parent.mkdir(exist_ok=True)
-    write_json(file, found)
+    write_json(file, result)
     log.info(f"written to {file}")
 
 
 def entry() -> None:
-    """`snn-eval`."""
+    """Entry point of `snn-eval`."""
     command("snn-eval", main)
 
 

@@ -1,6 +1,6 @@
-"""A run's folder, or what `export.py --to safetensors` made of it, read back as the network that it trained.
+"""Load the trained network of a run, from its folder or a safetensors export.
 
-Also what is said and counted of a finished run, and what the commands on one share.
+Also counts operations of a finished run, and holds what the commands on a run share.
 """
 
 from __future__ import annotations
@@ -38,54 +38,52 @@ WEIGHTS = {"last": checkpoint.LAST, "best": checkpoint.BEST}
 
 @dataclass
 class TrainedRun:
-    """A network as a run left it. `model` is in evaluation mode, on the CPU; `result` is None while the run is not finished."""
+    """A trained network, in evaluation mode on the CPU, with the facts of its run."""
 
     path: Path
     config: Config
     model: nn.Module
-    epoch: int  # whose weights these are, from 1
+    epoch: int  # epoch of the weights, from 1
     input_shape: tuple[int, int, int]  # [C, H, W]
     num_classes: int
-    result: RunResult | None
+    result: RunResult | None  # None while the run is not finished
     weights: str = "last"  # or "best"
 
     def facts(self, config: Config | None = None) -> DataSet:
-        """The data set of the run (or of a test, `config`), with what the run found in it: classes, size, statistics."""
+        """The data set of the run, or of `config`: its classes, size and statistics."""
         config = config or self.config
         facts, name = SETS[config.dataset.name], config.dataset.name
         if facts.own and not config.dataset.found and name == self.config.dataset.name:
-            raise UserError(
-                f"{self.path} was trained on dataset={name} by an earlier version, which kept no classes and statistics of the data: "
-                "train it again"
-            )
+            old = f"{self.path} was trained on dataset={name} by an earlier version"
+            raise UserError(f"{old}, which did not store classes and statistics of the data; train it again")
         return facts.of(config)
 
     @property
     def class_names(self) -> list[str]:
-        """In the order of the labels; their numbers where nobody says how they are called."""
+        """Class names in the order of the labels; the labels where there are no names."""
         return list(self.facts().label_names) or [str(k) for k in range(self.num_classes)]
 
     def transform(self, source: Any, say: Callable[[str], None] = log.info) -> Tensor:
-        """One image (path, PIL image or array) or recording (path or `Events`) as the run's test gives it to the network: image
-        [1, C, H, W] or frames [T, 1, C, H, W], float32, so that `model(transform(source))` is [T, 1, K].
+        """Preprocess an image (path, PIL image, array) or recording (path, `Events`) for `model`.
 
-        `say` is told what was changed to make it fit. Raises UserError with one sentence where it is neither; see data/raw.py.
+        Returns an image [1, C, H, W] or frames [T, 1, C, H, W], float32, so `model(transform(source))` is [T, 1, K].
+        `say` receives what was changed to make it fit. Raises UserError for anything else; see data/raw.py.
         """
         return self.facts().sample(self.config, source, say)
 
 
 def load_run(path: str | Path, weights: str = "last") -> TrainedRun:
-    """The network of a run's folder with the weights of its last epoch, or (`weights="best"`) of the epoch that was selected:
-    by validation, else (optimistic) by the test part. Where a run averages its weights the average is taken, as in its tests.
-    A folder that was exported as safetensors has the weights that it was exported with.
+    """Load the network of a run's folder, or of a safetensors export of it.
 
-    Raises UserError where there is no such run, CheckpointError where its checkpoint is missing, damaged or of another network.
+    weights: "last", the last epoch, or "best", the epoch selected by validation, else (optimistic) by the test part; an
+    export has the weights that it was made with. If the run averages weights, the average is loaded, as in its tests.
+    Raises UserError if there is no run, CheckpointError if its checkpoint is missing, damaged or of another network.
     """
     path = Path(path)
     if weights not in WEIGHTS:
         raise UserError(f"weights={weights} must be one of: {', '.join(WEIGHTS)}")
     if not any((path / name).is_file() for name in (RESULT, CONFIG, SAFETENSORS, *WEIGHTS.values())):
-        raise UserError(f"{path} is no run: it holds no {CONFIG}; give the folder of a run, like runs/NAME/seed0")
+        raise UserError(f"{path} is not a run: it has no {CONFIG}; give the folder of a run, like runs/NAME/seed0")
     file = path / WEIGHTS[weights]
     content = _exported(path) if (path / SAFETENSORS).is_file() else checkpoint.load(file)
     state = checkpoint.weights_of(content, file)
@@ -95,13 +93,12 @@ def load_run(path: str | Path, weights: str = "last") -> TrainedRun:
     classes = result.num_classes if result else SETS[config.dataset.name].of(config).num_classes
     model = build_network(config, classes, shape)
     checkpoint.load_model(model, state, str(file))
-    return TrainedRun(
-        path, config, model.eval(), content["epoch"], shape, classes, result, content.get("weights", weights)
-    )
+    weights = content.get("weights", weights)
+    return TrainedRun(path, config, model.eval(), content["epoch"], shape, classes, result, weights)
 
 
 def _exported(path: Path) -> dict[str, Any]:
-    """What an exported folder holds, as a checkpoint does: config, epoch, weights (last or best) and the values."""
+    """Read an exported folder like a checkpoint: config, epoch, weights (last or best) and the values."""
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -113,20 +110,18 @@ def _exported(path: Path) -> dict[str, Any]:
             raise ValueError(f"its weights are {content['weights']!r:.60}")
         return content
     except (OSError, ValueError, TypeError, KeyError, RecursionError, SafetensorError) as error:
-        raise checkpoint.CheckpointError(
-            f"{path} is no whole export as safetensors: {error}; export the run again"
-        ) from None
+        raise checkpoint.CheckpointError(f"{path} is not a complete export: {error}; export the run again") from None
 
 
 # ---------------------------------------------------------------- a finished run
 
 
 def repeated(folder: RunFolder | Follower, result: RunResult, config: Config) -> RunResult:
-    """The earlier result of a command that is given again, with what is counted if that is asked for now."""
+    """Return the result of a finished run, counting operations if requested now."""
     now = {"threads": threads(config), "processes": distributed.world().size}
     remarks = [f"it ran with {k}={result[k]}, here {v}" for k, v in now.items() if result.get(k, v) != v]
-    said = "; ".join(filter(None, [summary(result), *remarks, folder.remark]))
-    log.info(f"{folder.path}: already done (force=true to redo): {said}")
+    text = "; ".join(filter(None, [summary(result), *remarks, folder.remark]))
+    log.info(f"{folder.path}: already done (force=true to redo): {text}")
     energy = bool(config.energy) and result.energy is None
     bench = config.neurobench and not (folder.path / NEUROBENCH).exists()
     if (energy or bench) and distributed.world().rank == 0:
@@ -134,31 +129,34 @@ def repeated(folder: RunFolder | Follower, result: RunResult, config: Config) ->
         try:
             model = load_run(folder.path).model.to(pick_device(config))
         except UserError as error:
-            raise UserError(f"{keys} needs the run's weights: {error}; or redo the run with force=true") from None
+            raise UserError(f"{keys} needs the run's weights: {error}; or repeat the run with force=true") from None
         wanted = replace(config, energy=energy, neurobench=bench)
         count_operations(folder.path, wanted, result, model, build_data(config))
         folder.finish(result)
-        log.info(f"{folder.path}: {keys}: counted")
+        log.info(f"{folder.path}: {keys}: done")
     return distributed.broadcast(result)
 
 
 def count_operations(path: Path, config: Config, result: RunResult, model: nn.Module, data: Data) -> None:
-    """A run's energy into its result, its neurobench.json, where asked for or, for energy, nearly free."""
+    """Add energy to a result and write neurobench.json, if requested.
+
+    Energy is also counted when it is nearly free (energy=null).
+    """
     device = next(model.parameters()).device
-    if config.energy or (config.energy is None and counts_for_little(config, data)):
+    if config.energy or (config.energy is None and counting_is_cheap(config, data)):
         images, _ = next(iter(data.test.epoch(0)))
         result.energy = energy_report(model, images.to(device))
     if config.neurobench:
         write_json(path / NEUROBENCH, neurobench(model, data.test.epoch(0), loss_of(config).readout, device))
 
 
-# Cost of counting operations, in forward passes on a CPU: 6 (0.2 s a batch of digits_dvs), and 1 s for the first call.
+# Cost of counting operations, in forward passes: 6 on a CPU (0.2 s per batch of digits_dvs), plus 1 s once.
 COUNTING = 12
 
 
-def counts_for_little(config: Config, data: Data) -> bool:
-    """Whether counting the first test batch takes less than 2 % of the whole run: by its samples, not by a clock, so that every
-    machine decides alike. A backward pass takes twice a forward pass."""
+def counting_is_cheap(config: Config, data: Data) -> bool:
+    """Whether counting the first test batch costs under 2 % of the run."""
+    # by numbers of samples, so every machine decides alike; a backward pass costs two forward passes
     if config.debug.max_steps or config.debug.max_eval_batches:
         return False
     split, batch = data.split, data.test.all_samples(0)
@@ -170,7 +168,10 @@ def counts_for_little(config: Config, data: Data) -> bool:
 
 
 def command(name: str, main: Callable[[], None]) -> NoReturn:
-    """Run `main`: exit code 0 done, 2 wrong input, 130 Ctrl-C. Remarks go to stderr, results to stdout."""
+    """Run `main` and exit with code 0 (done), 2 (wrong input) or 130 (Ctrl-C).
+
+    Results go to stdout, log messages to stderr.
+    """
     warnings.formatwarning = console.one_line
     log.addHandler(logging.StreamHandler())
     log.setLevel(logging.INFO)
@@ -179,8 +180,8 @@ def command(name: str, main: Callable[[], None]) -> NoReturn:
         try:
             main()
         except Exception as error:
-            smaller = "batch_size=32 or less takes fewer samples at a time, " * (name == "snn-eval")
-            raise in_one_sentence(error, f"{smaller}device=cpu takes the machine's memory instead of a GPU's") from None
+            smaller = "batch_size=32 or less makes batches smaller, " * (name == "snn-eval")
+            raise in_one_sentence(error, f"{smaller}device=cpu uses the main memory instead of the GPU's") from None
         return 0
 
     sys.exit(console.script(lambda: console.told(name, run)))

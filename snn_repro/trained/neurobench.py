@@ -1,8 +1,8 @@
-"""NeuroBench's metrics of a finished run, written beside its result as neurobench.json.
+"""Write NeuroBench's metrics of finished runs to their neurobench.json.
 
 python -m snn_repro.trained.neurobench RUN... [--weights best] [data_dir=DIR] [cache_dir=DIR] [device=cpu]
 
-`neurobench=true` does the same at the end of a run, or for a finished run when its command is given again.
+`neurobench=true` does the same at the end of a run, or for a finished run when its command is repeated.
 """
 
 import dataclasses
@@ -21,11 +21,10 @@ PLACES = ("data_dir", "cache_dir", "device")
 
 @console.one_sentence
 def main(argv: list[str] | None = None) -> int:
+    """Write neurobench.json for each RUN and print its path."""
     parser = console.Parser("python -m snn_repro.trained.neurobench", __doc__)
-    parser.add_argument(
-        "words", nargs="+", metavar="RUN | KEY=VALUE", help=f"folders of runs; keys: {', '.join(PLACES)}"
-    )
-    parser.add_argument("--weights", choices=WEIGHTS, default="last", help="of the last epoch, or the selected one")
+    parser.add_argument("words", nargs="+", metavar="RUN | KEY=VALUE", help=f"run folders; keys: {', '.join(PLACES)}")
+    parser.add_argument("--weights", choices=WEIGHTS, default="last", help="last epoch or selected epoch")
     args = parser.parse_args(argv)
     places = dict(word.split("=", 1) for word in args.words if word.split("=")[0] in PLACES and "=" in word)
     folders = [Path(word) for word in args.words if word.split("=")[0] not in places]
@@ -36,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         config = dataclasses.replace(run.config, energy=False, neurobench=True, **places)
         run.facts(config)
         model = run.model.to(pick_device(config))
-        count_operations(folder, config, run.result, model, build_data(config))  # type: ignore[arg-type]  # of energy alone
+        count_operations(folder, config, run.result, model, build_data(config))  # type: ignore[arg-type]
         print(folder / NEUROBENCH)
     return 0
 

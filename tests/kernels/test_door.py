@@ -109,7 +109,7 @@ def test_one_word_chooses_for_a_whole_network(word):
     ("given", "message"),
     [
         (dict(kernels="of"), "kernels='of' is not one of auto, off, .*did you mean 'off'"),
-        (dict(kernels="off", conv_backend="sparse"), "kernels=off and conv_backend=sparse both choose kernels"),
+        (dict(kernels="off", conv_backend="sparse"), "kernels=off and conv_backend=sparse both select a backend"),
         (
             dict(kernels="off", neuron={"name": "if", "backend": "cpu"}),
             "kernels=off and neuron.backend=cpu both choose",

@@ -185,7 +185,7 @@ def test_a_compiled_network_computes_the_same(conv_backend):
         (dict(timesteps=2.5), "timesteps=2.5 must be a whole number"),
         (dict(input_shape=(8, 8)), r"input_shape=\[8, 8\] must be 3 whole numbers of at least 1"),
         (dict(neuron={"imp": True}), "neuron.name=None is not one of if, lif"),
-        (dict(name="vgg48", input_shape=(2, 128, 128)), "model.name=vgg48 is wired for 48x48 pixels, not 128x128"),
+        (dict(name="vgg48", input_shape=(2, 128, 128)), "model.name=vgg48 accepts only 48x48 pixels, not 128x128"),
         (dict(input_shape=(1, 3, 8)), "model.name=small needs frames of at least 4x4 pixels, not 3x8"),
         (dict(widht=None), "model.widht"),
         (dict(conv_backend="spars"), "model.conv_backend='spars' is not one of auto, dense, sparse; did you"),

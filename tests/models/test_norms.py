@@ -73,7 +73,7 @@ def test_every_network_takes_every_norm(name, norm):
         assert model.state_dict().keys() == network(name, "bn").state_dict().keys()
     if NORMS[norm].wired:
         assert model(frames[0]).shape == (2, 2, 5)
-        with pytest.raises(UserError, match="wired to timesteps=2 but its frames have 3 time steps.*model.norm=bn"):
+        with pytest.raises(UserError, match="built for timesteps=2, but its frames have 3 time steps.*model.norm=bn"):
             model(torch.rand(3, 2, *NETWORKS[name]))
 
 

@@ -76,7 +76,7 @@ def test_single_steps_of_a_network_that_sees_the_future_are_left_out_with_the_re
     page, _ = render([tmp_path], networks=0)
     data = content(page)
     assert {data["rows"][int(i)] for i in data["sections"]["accuracy_steps"]["charts"][0]["traces"]} == {"mine"}
-    assert "every step sees the later ones: ahead<" in page  # of `ahead_too` nothing says it yet
+    assert "these networks use future time steps: ahead<" in page  # of `ahead_too` nothing says it yet
     assert cells(data, "ahead_too [not finished]")["first"] == ""
     assert cells(data, "ahead")["first"] == "" != cells(data, "ahead")["acc"]
 
@@ -187,7 +187,7 @@ def test_a_result_that_cannot_be_shown_costs_one_line(tmp_path):
     page, found = render([tmp_path], networks=0)
     damaged, odd = found.problems
     assert "bad/seed0 holds a damaged run" in damaged and content(page)["rows"] == ["mine", "odd"]
-    assert odd.startswith("Firing rates by layer: a run holds what this section cannot show (TypeError")
+    assert odd.startswith("Firing rates by layer: this section cannot show the data of a run (TypeError")
     assert odd in unescape(page)
 
 

@@ -162,7 +162,7 @@ def test_checkpoints_of_sew_resnets_authors_start_a_network(name, downsample, tm
     [
         ("sew_resnet34", "sew_resnet18", {}, "holds 'layer1.2.bn1.bias', which this model lacks"),
         ("sew_resnet34", "spiking_resnet34", {}, "'layer2.0.downsample.0.weight', which this model needs"),
-        ("sew_resnet18", "sew_resnet18", dict(connect_f="IAND"), "blocks joined by IAND, and ours add"),
+        ("sew_resnet18", "sew_resnet18", dict(connect_f="IAND"), "joined by IAND, ours by ADD"),
     ],
 )  # fmt: skip
 def test_published_weights_of_another_network_are_named(theirs, ours, options, message, tmp_path):

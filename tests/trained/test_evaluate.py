@@ -70,7 +70,7 @@ def test_parameters_that_are_tied_to_t_are_named(options, parameter, digits):
     trained.config.neuron.name = arguments["neuron"]["name"]
     trained.config.neuron.own, trained.config.neuron.imp = {}, False
     trained.model = build_model("small", **arguments)
-    with pytest.raises(UserError, match=rf"timesteps=5: .*tied to the T=4 .*\({parameter}\); leave timesteps out"):
+    with pytest.raises(UserError, match=rf"timesteps=5: {parameter} is sized for the T=4 .*; remove timesteps"):
         evaluate_run(trained, ["timesteps=5"])
 
 
@@ -91,16 +91,16 @@ def test_imp_left_out_starts_the_neurons_from_zero(digits):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("neuron=if", "neuron=if has no effect on a test, or would change what was trained"),
+        ("neuron=if", "neuron=if has no effect on a test, or would change the trained network"),
         ("dataset.validation=0.1", "dataset.validation=0.1 has no effect on a test"),
         ("dataset.integrate_by=time", "dataset.integrate_by=time has no effect with dataset=digits"),
         ("timestep=6", "unknown key 'timestep'; did you mean 'timesteps'"),
         ("timesteps=x", "timesteps=x has the wrong type"),
         ("timesteps", "cannot read 'timesteps': write key=value"),
         ("weights=first", "weights=first must be one of: last, best"),
-        ("initial=mp_init", "neuron.initial=mp_init is learned, and this run has no sn1.running_v"),
+        ("initial=mp_init", "neuron.initial=mp_init is learned, but this run has no sn1.running_v"),
         ("neuron.initial_value=0.3", "neuron.initial_value=0.3 has no effect with neuron.initial=imp"),
-        ("dataset=digits_dvs", "digits_dvs gives 2x24x24 and 10 classes, and the run's network takes 1x8x8 and 10"),
+        ("dataset=digits_dvs", "digits_dvs has 2x24x24 and 10 classes, but the run's network accepts 1x8x8 and 10"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(words, sentence, digits, monkeypatch):
@@ -135,7 +135,7 @@ def test_other_data_and_a_run_without_a_result_are_said(digits, monkeypatch, tmp
     table[:, :20] = 7
     monkeypatch.setattr(embedded, "_table", lambda: table)
     (said,) = evaluate_run(digits).remarks
-    assert said.startswith("warning: the data are not those of the run (digits: ")
+    assert said.startswith("warning: the data differ from the run's (digits: ")
 
 
 def test_augmentation_and_initial_weights_of_the_training_are_not_asked_for(digits):
@@ -210,6 +210,6 @@ def test_the_command_writes_beside_the_runs_own_files(digits, monkeypatch, comma
 
 
 def test_the_command_refuses_in_one_sentence(digits, command):
-    for words, sentence in (([digits, "--jsn"], "unrecognized arguments: --jsn"), (["timesteps=3"], "is no run")):
+    for words, sentence in (([digits, "--jsn"], "unrecognized arguments: --jsn"), (["timesteps=3"], "is not a run")):
         code, out, err = command(*words)
         assert code == 2 and not out and err.startswith("snn-eval: ") and err.count("\n") == 1 and sentence in err

@@ -85,7 +85,7 @@ def test_safetensors_give_the_network_back_bit_by_bit(finished, tmp_path, capsys
     assert str(finished.parent) not in "".join(f.read_text(errors="replace") for f in folder.iterdir())
     assert all(f.stat().st_mode & 0o044 for f in folder.iterdir())
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-5])
-    with pytest.raises(UserError, match="out is no whole export as safetensors: .*; export the run again"):
+    with pytest.raises(UserError, match="out is not a complete export: .*; export the run again"):
         load_run(folder)
 
 
@@ -96,13 +96,13 @@ def test_the_card_is_one_that_model_hubs_read(finished, tmp_path):
     assert evaluated.metric_value == pytest.approx(100 * last.acc_last, abs=1e-4) and evaluated.dataset_name == "digits"
     assert card.data.license == "mit" and card.data.library_name == "snn_repro"
     steps = [f"| {t} | {100 * acc:.2f} % |" for t, acc in enumerate(last.acc_step, 1)]
-    for word in (last.split_sha256, last.split_id, last.config_hash, "of the last epoch", "@inproceed", *steps):
+    for word in (last.split_sha256, last.split_id, last.config_hash, "from the last epoch", "@inproceed", *steps):
         assert word in card.text
 
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     best = load_run(finished, "best").epoch
     text = (export(finished, "safetensors", "best", tmp_path / "best") / "README.md").read_text()
-    assert f"| epoch of these weights | {best} of 3 |" in text and "the validation part chose" in text
+    assert f"| epoch of these weights | {best} of 3 |" in text and "chosen on the validation part" in text
     assert f"| 1 | {100 * lines[best - 1]['acc_step'][0]:.2f} % |" in text
     assert load_run(tmp_path / "best").epoch == best
 
@@ -272,7 +272,7 @@ def test_nir_runs_as_the_network(words, tmp_path):
     torch.testing.assert_close(graph(x), expected, rtol=0, atol=1e-5)
     assert expected.std() > 0.01 and "first_step" in said
     strict = "neuron=leaky" in words  # hard reset, fires above the threshold: as NIR has it
-    assert ("NIR has no word for" in said) != strict
+    assert ("NIR does not define" in said) != strict
     if not strict:
         assert "fire_at=ge" in said
 
@@ -313,7 +313,7 @@ def test_nir_takes_a_neuron_or_names_it(name):
         assert name not in ("klif", "clif", "glif", "ilif", "lifb", "trsg", "psn", "masked_psn", "sliding_psn")
     except UserError as error:
         assert name not in ("if", "lif", "leaky", "plif")
-        assert re.search(f"NIR has integrate-and-fire neurons.*sn \\('{name}'\\) is another", str(error))
+        assert re.search(f"NIR has only .*sn \\('{name}'\\) is not one", str(error))
 
 
 @pytest.mark.parametrize(("change", "said"), [(lambda x: x.mul_(2), "mul"), (torch.relu, "relu"), (torch.clone, "")])
@@ -332,9 +332,9 @@ def test_nir_takes_what_does_nothing_and_names_what_changes_a_tensor(change, sai
 @pytest.mark.parametrize(
     "words, sentence",
     [
-        (["model.norm=tebn"], r"changes with the time step or its input, as bn1 \(TEBN\)"),
-        (["model.norm=tebn_gesture"], r"changes with the time step or its input, as bn1 \(GestureTEBN\)"),
-        (["model.norm=tab"], r"bn1 \(TAB\) is no batch norm"),
+        (["model.norm=tebn"], r"depends on time step or input, as bn1 \(TEBN\)"),
+        (["model.norm=tebn_gesture"], r"depends on time step or input, as bn1 \(GestureTEBN\)"),
+        (["model.norm=tab"], r"bn1 \(TAB\) is not a batch norm"),
         (["model=plif_net_dvs"], "NIR has no max_pool2d, which this PLIFNet computes"),
     ],
 )
@@ -355,7 +355,7 @@ def test_an_output_appears_whole_or_not_at_all(finished, tmp_path, monkeypatch, 
     monkeypatch.setitem(EXPORTS, "nir", broken)
     assert main([str(finished), "--to", "nir", "--output", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err == "export.py: NIR has no such thing\n" and not list(tmp_path.iterdir())
-    with pytest.raises(UserError, match="is there already; remove it, or choose another folder with --output"):
+    with pytest.raises(UserError, match="already exists; remove it, or choose another folder with --output"):
         export(finished, "safetensors", output=tmp_path)
     with pytest.raises(UserError, match="cannot write .*result.json/x: .*; choose another folder with --output"):
         export(finished, "safetensors", output=finished / "result.json" / "x")
@@ -378,9 +378,9 @@ def test_a_format_from_outside(finished, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("place", "to", "weights", "sentence"),
     [
-        (".", "onx", "last", "--to onx is no format; choose one of: nir, onnx, safetensors, torch_export"),
+        (".", "onx", "last", "--to onx is not a format; choose one of: nir, onnx, safetensors, torch_export"),
         (".", "safetensors", "first", "weights=first must be one of: last, best"),
-        ("export", "safetensors", "last", "export is no run"),
+        ("export", "safetensors", "last", "export is not a run"),
         (".", "onnx", "last", r"--to onnx needs onnxruntime: pip install 'snn_repro\[export\]'"),
         (".", "nir", "last", r"--to nir needs nir: pip install 'snn_repro\[export\]'"),
     ],

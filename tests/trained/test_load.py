@@ -23,7 +23,7 @@ SHORT = ["recipe.epochs=1", "debug.max_steps=2", "logger.mode=disabled"]
 
 def test_what_is_no_run_is_said_in_a_sentence(tmp_path):
     for folder in (tmp_path / "missing", tmp_path):
-        with pytest.raises(UserError, match="is no run: it holds no config.yaml; give the folder"):
+        with pytest.raises(UserError, match="is not a run: it has no config.yaml; give the folder"):
             load_run(folder)
     (tmp_path / "result.json").write_text(json.dumps({}))
     with pytest.raises(UserError, match="checkpoint_last.pt does not exist"):
@@ -76,7 +76,7 @@ def test_what_was_found_in_own_data_is_kept_whatever_becomes_of_them(own, tmp_pa
         picture(data / "b" / f"more{k}.png", 4)
     Image.new("RGB", (20, 30)).save(data / "b" / "large.png")
     assert torch.equal(load_run(folder).transform(sample), x) and predict(folder, [sample])[0].name == was.name
-    assert evaluate_run(folder).remarks[0].startswith("warning: the data are not those of the run")
+    assert evaluate_run(folder).remarks[0].startswith("warning: the data differ from the run's")
     picture(data / "a" / "0.png", 0)
     with pytest.raises(
         UserError, match=r"holds the class a, which the run was not trained on \(its classes: \$\{c\}, b, d_1"
@@ -89,7 +89,7 @@ def test_what_was_found_in_own_data_is_kept_whatever_becomes_of_them(own, tmp_pa
         trained = load_run(place)
         assert trained.class_names == before.class_names and torch.equal(trained.transform(tmp_path / "sample.png"), x)
     mean = ", ".join(f"{v:.6g}" for v in before.facts().statistics[0])
-    for said in ("| classes, by label | ${c}, b, d_1\\| |", "| 0 to 255 |", f"mean {mean}, deviation"):
+    for said in ("| classes, by label | ${c}, b, d_1\\| |", "| 0 to 255 |", f"mean {mean}, std"):
         assert said in (exported / "README.md").read_text()
     (folder / "result.json").unlink()  # as before it has finished
     assert load_run(folder).num_classes == 3
@@ -104,7 +104,7 @@ def test_an_older_run_on_own_data_is_refused_with_what_to_do(own):
     assert config_hash(load_run(folder).config) == hash_
     for use in (lambda: load_run(folder).transform(data / "b" / "0.png"), lambda: evaluate_run(folder)):
         with pytest.raises(
-            UserError, match="by an earlier version, which kept no classes and statistics.*train it again"
+            UserError, match="by an earlier version, which did not store classes and statistics.*train it again"
         ):
             use()
 

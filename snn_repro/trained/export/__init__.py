@@ -1,10 +1,11 @@
-"""Ways out of snn_repro: a trained network in the format of other tools, each a folder with a model card.
+"""Export a trained network for other tools, as a folder with a model card.
 
     export("runs/NAME/seed0", "onnx")        # -> runs/NAME/seed0/export/onnx
 
-A format is `write(run, folder) -> str` under `@EXPORTS.register("its name")` in a file of this folder; the first line of its
-docstring is the help. It writes its files into the empty `folder` and returns what the model card says about how to use them, in
-Markdown. It imports what it needs where it uses it, and raises UserError where the format cannot say what the network does.
+A format is a function `write(run, folder) -> str` under `@EXPORTS.register("its name")` in a file of this folder; the
+first line of its docstring is its help. It writes its files into the empty `folder` and returns the model card's
+section on how to use them, in Markdown. It imports optional packages where it uses them, and raises UserError for
+networks that the format cannot represent.
 """
 
 import os
@@ -36,38 +37,37 @@ CITATION = """\
   year      = {2024}
 }"""
 CHOSEN = {
-    "last": "those of the last epoch",
-    "validation": "those of the epoch that the validation part chose",
-    "test": "those of the epoch that is best on the test part, so that accuracies below are optimistic",
+    "last": "from the last epoch",
+    "validation": "from the epoch chosen on the validation part",
+    "test": "from the epoch with the best test accuracy, so the accuracies below are optimistic",
 }
 
 
 def names() -> list[str]:
-    """The formats, also from outside."""
+    """Names of all formats, including those from other packages."""
     return sorted(EXPORTS)
 
 
 def help_of(name: str) -> str:
+    """Return a format's help: the first line of its docstring."""
     return (EXPORTS[name].__doc__ or "").partition("\n")[0]
 
 
 def export(path: str | Path, to: str, weights: str = "last", output: str | Path | None = None) -> Path:
-    """Write the network of a finished run as `to` (see `names`) into the folder `output`, RUN/export/<to> where nothing is said.
+    """Export the network of a finished run in the format `to`, one of `names()`.
 
-    weights: "last" or "best", as of `load_run`. The folder appears whole or not at all; one that is there is refused.
-    Returns it. Raises UserError where the run is not finished, the format cannot say what the network does, or the folder is
-    there or cannot be written.
+    weights: "last" or "best", as in `load_run`. output: the new folder, RUN/export/<to> by default; it is written
+    atomically and returned. Raises UserError if the run is not finished, the format cannot represent the network, or
+    the folder exists or cannot be written.
     """
     if to not in EXPORTS:
-        raise UserError(f"--to {to} is no format; choose one of: {', '.join(names())}{nearest(to, names())}")
+        raise UserError(f"--to {to} is not a format; choose one of: {', '.join(names())}{nearest(to, names())}")
     run = load_run(path, weights)
     if run.result is None:
-        raise UserError(
-            f"{path} is not finished: it has no result.json for the model card; give its command again first"
-        )
+        raise UserError(f"{path} is not finished: it has no result.json for the model card; repeat its command first")
     target = Path(output) if output else Path(path) / "export" / to
     if os.path.lexists(target):
-        raise UserError(f"{target} is there already; remove it, or choose another folder with --output")
+        raise UserError(f"{target} already exists; remove it, or choose another folder with --output")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -87,34 +87,32 @@ def export(path: str | Path, to: str, weights: str = "last", output: str | Path 
 
 
 def _interrupted(signum: int, frame: object) -> None:
-    raise Interrupted(signum, f"stopped by {signal.Signals(signum).name}, nothing was written")
+    raise Interrupted(signum, f"stopped by {signal.Signals(signum).name}; nothing was written")
 
 
 # ---------------------------------------------------------------- the model card
 
 
 def card(run: TrainedRun, result: RunResult, to: str, use: str) -> str:
-    """README.md with the metadata of model hubs: what was trained, accuracies of these weights, and `use`, how to load them."""
+    """Write the model card: README.md with metadata for model hubs, facts, accuracies, usage."""
     line: dict[str, Any] = dict(acc=result.acc_last, acc_step=result.acc_step)
     if run.epoch != result.epochs and not (line := epoch_of(run.path, run.epoch)):
-        raise UserError(
-            f"{run.path / METRICS} lacks epoch {run.epoch}, whose weights these are and whose accuracy the card says; "
-            "use --weights last"
-        )
+        raise UserError(f"{run.path / METRICS} lacks epoch {run.epoch}, that of these weights; use --weights last")
     chosen = CHOSEN["last" if run.weights == "last" else "validation" if result.acc_valsel is not None else "test"]
     neuron = result.neuron["name"] + ("_imp" if result.neuron["imp"] else "")
     split = f"{result.split_id} (SHA-256 of the test part's names {result.split_sha256})"
     rows = [
         ("row", result.name), ("row of the paper's tables", result.paper_row or "none"), ("seed", result.seed),
-        ("data set", result.dataset), ("split", split), ("test samples", result.n_test), ("input [C, H, W]", result.input_size),
-        *_inputs(run), ("time steps T", result.timesteps), ("network", result.model), ("neuron", neuron), ("loss", result.loss),
-        ("readout", result.readout), ("weights, initial potentials", f"{result.params_weights:,}, {result.params_imp:,}"),
+        ("data set", result.dataset), ("split", split), ("test samples", result.n_test),
+        ("input [C, H, W]", result.input_size), *_inputs(run), ("time steps T", result.timesteps),
+        ("network", result.model), ("neuron", neuron), ("loss", result.loss), ("readout", result.readout),
+        ("weights, initial potentials", f"{result.params_weights:,}, {result.params_imp:,}"),
         ("epoch of these weights", f"{run.epoch} of {result.epochs}"), ("configuration", result.config_hash),
     ]  # fmt: skip
     table = "\n".join(f"| {key} | {markdown(value)} |" for key, value in rows)
     by_step = "".join(f"| {t} | {100 * acc:.2f} % |\n" for t, acc in enumerate(line["acc_step"], 1))
-    head = "\n| time step t | accuracy of the output of step t alone |\n|---:|---:|\n"
-    steps = head + by_step if result.causal is not False else ""  # else a step has seen the later ones
+    head = "\n| time step t | accuracy of the output of step t |\n|---:|---:|\n"
+    steps = head + by_step if result.causal is not False else ""  # else outputs depend on later steps
     return f"""\
 ---
 license: mit
@@ -123,7 +121,7 @@ library_name: snn_repro
 
 # {markdown(result.name)}
 
-A spiking neural network that snn_repro trained, as {to}. Its weights are {chosen}.
+A spiking neural network trained by snn_repro, exported as {to}. Its weights are {chosen}.
 
 | | |
 |---|---|
@@ -131,9 +129,9 @@ A spiking neural network that snn_repro trained, as {to}. Its weights are {chose
 
 ## Accuracy
 
-On the test part, at the readout: {100 * line["acc"]:.2f} %.
+Test accuracy at the readout: {100 * line["acc"]:.2f} %.
 {steps}
-One run with one seed: compare means over seeds, on the same split.
+This is one run with one seed. Compare means over seeds, on the same split.
 
 ## How to use it
 
@@ -141,7 +139,7 @@ One run with one seed: compare means over seeds, on the same split.
 
 ## License and citation
 
-MIT, as snn_repro. The data set has terms of its own. Please cite snn_repro and the paper whose tables it reproduces:
+MIT, like snn_repro. The data set has its own license. Please cite snn_repro and the paper whose tables it reproduces:
 
 ```bibtex
 {CITATION}
@@ -150,7 +148,7 @@ MIT, as snn_repro. The data set has terms of its own. Please cite snn_repro and 
 
 
 def _metadata(result: RunResult, acc: float) -> dict[str, Any]:
-    """What model hubs read, https://huggingface.co/docs/hub/model-cards, with the accuracy as a result of evaluation."""
+    """Metadata for model hubs (https://huggingface.co/docs/hub/model-cards) with the test accuracy."""
     accuracy = {"type": "accuracy", "value": round(100 * acc, 4), "name": f"accuracy %, T={result.timesteps}"}
     dataset = {"type": result.dataset, "name": result.dataset, "split": "test", "revision": result.split_id}
     evaluated = {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": [accuracy]}
@@ -162,17 +160,17 @@ def _metadata(result: RunResult, acc: float) -> dict[str, Any]:
 
 
 def _inputs(run: TrainedRun) -> list[tuple[str, str]]:
-    """Classes, and how an image's pixels become the network's input, as rows of the card."""
+    """Rows of the card: classes, and how pixels become the network's input."""
     rows = [("classes, by label", ", ".join(run.class_names))]
     facts: Any = run.facts()
     if not facts.static:
-        return [*rows, ("values of a frame", "counts of events")]
+        return [*rows, ("values of a frame", "event counts")]
     if hasattr(facts, "stored"):
         rows.append(("values of an image", f"0 to {facts.stored(np.full(run.input_shape, 255, np.uint8)).max():g}"))
     if statistics := getattr(facts, "statistics", None):
         mean, deviation = (", ".join(f"{v:.6g}" for v in values) for values in statistics)
         order = run.config.dataset.channel_order.upper() if run.input_shape[0] == 3 else "grey"
-        rows.append((f"normalised, {order}", f"(value - mean) / deviation, mean {mean}, deviation {deviation}"))
+        rows.append((f"normalisation, {order}", f"(value - mean) / std, mean {mean}, std {deviation}"))
     return rows
 
 

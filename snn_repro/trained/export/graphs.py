@@ -1,4 +1,4 @@
-"""The network as one graph over all its time steps, by torch.export; and that graph as ONNX."""
+"""Export as one graph unrolled over all time steps: torch.export and ONNX."""
 
 import contextlib
 import copy
@@ -19,24 +19,24 @@ from snn_repro.registry import EXPORTS, SETS
 from snn_repro.trained.load import TrainedRun
 
 SAMPLES, TOLERANCE = 64, 1e-5  # random inputs on which a graph is compared with its network
-ELSE = "--to safetensors takes every network"
+ELSE = "use --to safetensors, which supports every network"
 
 
 @EXPORTS.register("torch_export")
 def torch_export(run: TrainedRun, folder: Path) -> str:
-    """the network over all its time steps as a graph that PyTorch runs without snn_repro."""
+    """PyTorch graph unrolled over all time steps, which runs without snn_repro."""
     buffer = io.BytesIO()
     torch.export.save(unrolled(run), buffer)
     (folder / "model.pt2").write_bytes(buffer.getbuffer())  # torch hides the reason of a failed write
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's, of itself
-        compared = differences(run, torch.export.load(folder / "model.pt2").module())
+        warnings.simplefilter("ignore", FutureWarning)  # about torch's own code
+        compared = comparison(run, torch.export.load(folder / "model.pt2").module())
     return f"""\
 ```python
-import torch  # {torch.__version__} wrote it
+import torch  # written by {torch.__version__}
 
 network = torch.export.load("model.pt2").module()
-logits = network(x)  # {takes(run)}
+logits = network(x)  # {signature(run)}
 ```
 
 {compared}"""
@@ -44,60 +44,60 @@ logits = network(x)  # {takes(run)}
 
 @EXPORTS.register("onnx")
 def onnx(run: TrainedRun, folder: Path) -> str:
-    """the network over all its time steps as an ONNX graph, for onnxruntime and others.
+    """ONNX graph unrolled over all time steps, for onnxruntime and others.
 
-    One file. Neurons fire by the network's own comparison, >= or >.
+    One file. Neurons compare with the threshold as in the network, by >= or >.
     """
     import onnxruntime
     import onnxscript  # noqa: F401  torch.onnx needs it
 
     program: Any = unrolled(run)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with followed(run, "ONNX"), contextlib.redirect_stdout(io.StringIO()):
+    with tracing_errors(run, "ONNX"), contextlib.redirect_stdout(io.StringIO()):
         made: Any = torch.onnx.export(
             program, input_names=["input"], output_names=["logits"], external_data=False, verbose=False, dynamo=True
         )
     (folder / "model.onnx").write_bytes(made.model_proto.SerializeToString())
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-    compared = differences(run, lambda x: torch.from_numpy(np.asarray(*session.run(["logits"], {"input": x.numpy()}))))
+    compared = comparison(run, lambda x: torch.from_numpy(np.asarray(*session.run(["logits"], {"input": x.numpy()}))))
     return f"""\
 ```python
-import onnxruntime  # {onnxruntime.__version__} was tried
+import onnxruntime  # tested with {onnxruntime.__version__}
 
 session = onnxruntime.InferenceSession("model.onnx")
-(logits,) = session.run(["logits"], {{"input": x}})  # {takes(run)}
+(logits,) = session.run(["logits"], {{"input": x}})  # {signature(run)}
 ```
 
-{compared} onnxruntime adds up in another order than PyTorch: in one sample of some thousands that may move a spike, as another
-number of threads may."""
+{compared} onnxruntime sums in another order than PyTorch: in one of some thousand samples that may change a spike,
+as may another number of threads."""
 
 
 @contextlib.contextmanager
-def followed(run: TrainedRun, by: str) -> Iterator[None]:
-    """One sentence for whatever a tool raises that cannot follow the network: errors of many classes."""
+def tracing_errors(run: TrainedRun, tool: str) -> Iterator[None]:
+    """Turn any error of a tool that cannot trace the network into a UserError."""
     try:
         yield
     except Exception as error:
         network = f"model={run.config.model.name} with neuron={run.config.neuron.name}"
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"{by} cannot follow {network}: {why}; {ELSE}") from None
+        raise UserError(f"{tool} cannot trace {network}: {why}; {ELSE}") from None
 
 
 def unrolled(run: TrainedRun) -> torch.export.ExportedProgram:
-    """The network in evaluation, every layer by PyTorch's own operations: (x,) -> logits [T, B, K], where x is static images
-    [B, C, H, W] or frames [T, B, C, H, W] of the run's T time steps. B is free.
+    """Trace the network in evaluation mode with PyTorch's own operations only.
 
-    Raises UserError where torch.export cannot follow the network.
+    The program maps (x,) to logits [T, B, K] for any B; x is static images [B, C, H, W] or frames [T, B, C, H, W] with
+    the run's T. Raises UserError if torch.export cannot trace the network.
     """
     model, x = copy.deepcopy(run.model), inputs(run, 2)
     batch = {x.dim() - 4: torch.export.Dim("batch", min=1)}
-    with followed(run, "torch.export"), warnings.catch_warnings(), torch.no_grad(), door.off(model):
-        warnings.simplefilter("ignore")  # that neurons show their last potential in `v`: the graph need not
+    with tracing_errors(run, "torch.export"), warnings.catch_warnings(), torch.no_grad(), door.off(model):
+        warnings.simplefilter("ignore")  # about neurons that set `v`, which the graph does not need
         return torch.export.export(model, (x,), dynamic_shapes=(batch,), strict=False)
 
 
 def inputs(run: TrainedRun, samples: int, seed: int = 0) -> Tensor:
-    """Random inputs like those of the run's data: normalised images [B, C, H, W], or counts of events [T, B, C, H, W]."""
+    """Draw random inputs: normalised images [B, C, H, W] or event counts [T, B, ...]."""
     generator = torch.Generator().manual_seed(seed)
     if SETS[run.config.dataset.name].static:
         return torch.randn(samples, *run.input_shape, generator=generator)
@@ -105,27 +105,25 @@ def inputs(run: TrainedRun, samples: int, seed: int = 0) -> Tensor:
     return torch.poisson(rate, generator=generator)
 
 
-def differences(run: TrainedRun, graph: Any) -> str:
-    """In words, how graph(x) -> logits [T, B, K] differs from the network on SAMPLES random inputs: by rounding, and where that moves
-    a potential over a threshold, by a spike and all that follows from it.
+def comparison(run: TrainedRun, graph: Any) -> str:
+    """Describe how graph(x) differs from the network on SAMPLES random inputs.
 
-    Raises UserError where it differs by more than that.
+    Rounding may move a potential over the threshold, which changes a spike and what follows. Raises UserError if the
+    logits [T, B, K] differ by more than that.
     """
     x = inputs(run, SAMPLES, seed=1)
     with torch.no_grad(), door.off(run.model):
-        expected, found = run.model(x), graph(x)
-    apart = (found - expected).abs()
-    if not float(apart.mean()) <= 0.1 * float(expected.std()):
-        raise UserError(f"the graph of model={run.config.model.name} gives other logits than the network; {ELSE}")
-    moved = int((apart.amax((0, 2)) > TOLERANCE).sum())
-    said = f"On {SAMPLES} random inputs its logits are those of the network within {TOLERANCE:g}"
-    return said + (
-        f" but for {moved}, where rounding moved a potential over a threshold and so a spike." if moved else "."
-    )
+        expected, actual = run.model(x), graph(x)
+    difference = (actual - expected).abs()
+    if not float(difference.mean()) <= 0.1 * float(expected.std()):
+        raise UserError(f"the graph of model={run.config.model.name} computes other logits than the network; {ELSE}")
+    changed = int((difference.amax((0, 2)) > TOLERANCE).sum())
+    text = f"On {SAMPLES} random inputs its logits equal the network's within {TOLERANCE:g}"
+    return text + (f", except for {changed}, where rounding changed a spike." if changed else ".")
 
 
-def takes(run: TrainedRun) -> str:
-    """What the graph takes and gives, in a few words."""
+def signature(run: TrainedRun) -> str:
+    """Input and output shapes of the graph, as text."""
     shape, T = ", ".join(map(str, run.input_shape)), run.config.timesteps
     x = f"images [B, {shape}]" if SETS[run.config.dataset.name].static else f"frames [{T}, B, {shape}]"
     return f"{x} in float32 -> [{T}, B, {run.num_classes}]"

@@ -1,16 +1,16 @@
-"""A network in the Neuromorphic Intermediate Representation.
+"""Export in the Neuromorphic Intermediate Representation (NIR 1.0).
 
-What NIR 1.0 has: integrate-and-fire neurons v' = r I and leaky ones tau v' = v_leak - v + r I, without a time step, which fire at
-v > V_th, are reset to a value and start from 0. So here
+NIR has integrate-and-fire neurons v' = r I and leaky ones tau v' = v_leak - v + r I, in continuous time. They fire at
+v > V_th, are reset to a value and start from 0. Therefore
 
 - one time step is dt = 1: h = v + r I, or h = v + (v_leak - v + r I) / tau;
 - norms are folded into the convolutions before them;
-- an initial potential v0 is one input more, 1 at the first step and 0 at all others, times (dh/dv / dh/dI) v0 in front of the
-  neuron: h[1] is the same (v0 with IF, retain v0 with leaky, (tau - 1) v0 with lif);
-- a soft reset and firing at >= stand in the metadata of the neurons, which a tool that runs the graph has to read;
-- sums are several edges into one node, as NIR has it.
+- an initial potential v0 is an extra input, 1 at the first step and 0 at all others, times (dh/dv / dh/dI) v0 before
+  the neuron: h[1] is the same (v0 with IF, retain v0 with leaky, (tau - 1) v0 with lif);
+- a soft reset and firing at >= are recorded in the neurons' metadata, which a tool that runs the graph must read;
+- sums are several edges into one node.
 
-Anything else is refused.
+Everything else is rejected.
 """
 
 import importlib.util
@@ -34,16 +34,16 @@ from snn_repro.trained.load import TrainedRun
 nir: Any = importlib.import_module("nir") if importlib.util.find_spec("nir") else None
 
 FILE, FIRST = "model.nir", "first_step"
-# Calls that give the same numbers of each sample and step in another arrangement of samples and steps.
+# Operations that rearrange samples and steps without changing values.
 VIEWS = "flatten unflatten expand unsqueeze squeeze reshape view contiguous clone detach to float".split()
-Sources = tuple[str, ...]  # nodes whose sum a tensor is
+Sources = tuple[str, ...]  # the nodes that a tensor is the sum of
 
 
 @EXPORTS.register("nir")
 def write(run: TrainedRun, folder: Path) -> str:
-    """the network as a graph of neurons and connections (Neuromorphic Intermediate Representation), for simulators and chips.
+    """NIR graph of neurons and connections, for simulators and neuromorphic chips.
 
-    model.nir, an HDF5 file: see above. Raises UserError for what NIR cannot say.
+    Writes model.nir, an HDF5 file. Raises UserError for what NIR cannot represent.
     """
     if nir is None:
         raise ModuleNotFoundError("NIR", name="nir")
@@ -53,7 +53,7 @@ def write(run: TrainedRun, folder: Path) -> str:
     (folder / FILE).write_bytes(buffer.getbuffer())  # HDF5 hides the reason of a failed write
     starts = [f"`{name}`" for name in graph.nodes if name.endswith(FIRST)]
     neurons = [node for node in graph.nodes.values() if isinstance(node, nir.IF | nir.LIF)]
-    told = {f"{key}={value}" for node in neurons for key, value in node.metadata.items()} - {"reset=hard", "fire_at=gt"}
+    own = {f"{key}={value}" for node in neurons for key, value in node.metadata.items()} - {"reset=hard", "fire_at=gt"}
     use = f"""\
 ```python
 import nir
@@ -61,24 +61,22 @@ import nir
 graph = nir.read("{FILE}")
 ```
 
-One time step is dt = 1 (metadata `dt`): h = v + r I (IF) or h = v + (v_leak - v + r I) / tau (LIF), then fire, then reset. Norms
-are folded into convolutions, which moves roundings.
+One time step is dt = 1 (metadata `dt`): h = v + r I (IF) or h = v + (v_leak - v + r I) / tau (LIF), then fire, then
+reset. Norms are folded into convolutions, which changes rounding.
 """
-    first = (
-        f"Neurons start from learned or chosen potentials: the inputs {', '.join(starts)} are 1 at the first time step and 0 at all "
-        "others.\n"
+    first = f"Initial potentials: the inputs {', '.join(starts)} are 1 at the first time step and 0 at all others.\n"
+    undefined = (
+        f"**NIR does not define {' and '.join(sorted(own))}: a tool that does not read it from the metadata of the "
+        "neurons runs another network** (hard reset, firing above the threshold).\n"
     )
-    unsaid = (
-        f"**NIR has no word for {' and '.join(sorted(told))}: it stands in the metadata of each neuron, and a tool that does not "
-        "read it runs another network** (hard reset, firing above the threshold).\n"
-    )
-    return use + first * bool(starts) + unsaid * bool(told)
+    return use + first * bool(starts) + undefined * bool(own)
 
 
 def nir_graph(model: nn.Module, x: Tensor) -> Any:
-    """The graph of a network, found by running it once in evaluation on x, static images [1, C, H, W] or frames [T, 1, C, H, W].
+    """Trace a network into a NIR graph by one forward pass in evaluation mode.
 
-    Raises UserError, naming the layer or operation, where NIR cannot say what the network does.
+    x: static images [1, C, H, W] or frames [T, 1, C, H, W]. Raises UserError, naming the layer or operation, for what
+    NIR cannot represent.
     """
     graph, hooks = _Graph(type(model).__name__, x), []
     for name, module in model.named_modules():
@@ -97,32 +95,32 @@ def nir_graph(model: nn.Module, x: Tensor) -> Any:
 
 
 class _Graph(TorchFunctionMode):
-    """The nodes and edges that a forward pass makes; each tensor carries the nodes that it is the sum of, as `nir`.
+    """Records nodes and edges of a forward pass; a tensor's `nir` lists the nodes that it is the sum of.
 
-    Layers that become nodes are opaque: operations inside of them are not recorded.
+    Layers that become nodes are opaque: operations inside them are not recorded.
     """
 
     def __init__(self, network: str, x: Tensor):
         super().__init__()
         self.network, self.depth = network, 0
         self.nodes: dict[str, Any] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}  # of one sample at one step, behind each node
+        self.shapes: dict[str, tuple[int, ...]] = {}  # of one sample at one step, after each node
         self.edges: list[tuple[str, str]] = []
         shape = tuple(x.shape[-3:])
         x.nir = self.add("input", nir.Input(np.array(shape)), (), shape)  # type: ignore[attr-defined]
 
     def add(self, name: str, node: Any, sources: Sources, shape: tuple[int, ...]) -> Sources:
         if name in self.nodes:
-            raise UserError(f"NIR has no layer that is used twice, as {name} of this {self.network} is")
+            raise UserError(f"NIR cannot use a layer twice, as this {self.network} uses {name}")
         if len(set(sources)) < len(sources):
-            raise UserError(f"NIR adds up different nodes, and {name} of this {self.network} takes the same one twice")
+            raise UserError(f"NIR cannot add a node to itself, as {name} of this {self.network} does")
         self.nodes[name], self.shapes[name] = node, shape
         self.edges += [(source, name) for source in sources]
         return (name,)
 
     def sources(self, x: Any, what: str) -> Sources:
         if not hasattr(x, "nir"):
-            raise UserError(f"NIR cannot say where {what} of this {self.network} come from")
+            raise UserError(f"the NIR export cannot trace where {what} of this {self.network} come from")
         return x.nir
 
     def enter(self, module: nn.Module, args: Any) -> None:
@@ -132,7 +130,7 @@ class _Graph(TorchFunctionMode):
         key = name.replace(".", "_")  # a dot would nest in HDF5
 
         def hook(module: nn.Module, args: tuple[Tensor, ...], out: Any) -> None:
-            if self.depth == 1:  # else it belongs to a layer that is a node
+            if self.depth == 1:  # else it is inside a layer that is a node
                 out.nir = kind(self, key, module, args[0], out, self.sources(args[0], f"the inputs of {name}"))
             self.depth -= 1
 
@@ -143,13 +141,13 @@ class _Graph(TorchFunctionMode):
         used = [getattr(a, "nir", None) for a in tensors] if not self.depth else []
         before = {id(a): a._version for a in tensors}
         out = function(*args, **(kwargs or {}))
-        unlike = isinstance(out, Tensor) and before.get(id(out)) != out._version  # else it is what it was given
-        if unlike and any(used):
+        new = isinstance(out, Tensor) and before.get(id(out)) != out._version  # else an unchanged input
+        if new and any(used):
             out.nir = self.between(getattr(function, "__name__", str(function)).strip("_"), tensors, used, out)
         return out
 
     def between(self, name: str, tensors: list[Tensor], used: list[Any], out: Tensor) -> Sources:
-        """What a tensor is the sum of that was computed between layers. Raises UserError where NIR has no such operation."""
+        """Sources of a tensor computed between layers. Raises UserError if NIR has no such operation."""
         shapes = [self.shapes[sources[0]] if sources else () for sources in used]
         shape, alone = next(filter(None, shapes)), len(used) == 1
         if name in ("add", "radd", "iadd") and shapes == [shape, shape]:
@@ -174,7 +172,7 @@ class _Graph(TorchFunctionMode):
 
 
 def _kind(module: nn.Module) -> Callable[..., Sources] | None:
-    """What makes a node of a layer; None for containers, and for what is refused by the operations in it."""
+    """Function that makes a node of a layer; None for containers and for layers whose operations are checked."""
     norms = (*NORMS.values(), nn.modules.batchnorm._BatchNorm)
     kinds = ((Neuron, _neuron), (norms, _norm), (nn.Conv2d, _conv), (nn.Linear, _linear), (nn.AvgPool2d, _pool))
     return next((kind for cls, kind in kinds if isinstance(module, cls)), None)
@@ -187,7 +185,7 @@ def _weights(layer: nn.Conv2d | nn.Linear) -> list[np.ndarray]:
 
 def _conv(graph: _Graph, key: str, conv: nn.Conv2d, x: Tensor, out: Tensor, sources: Sources) -> Sources:
     if conv.padding_mode != "zeros":
-        raise UserError(f"NIR pads with zeros, and {key} has padding_mode={conv.padding_mode}")
+        raise UserError(f"NIR pads with zeros, but {key} has padding_mode={conv.padding_mode}")
     (weight, bias), size = _weights(conv), tuple(x.shape[-2:])
     node = nir.Conv2d(size, weight, conv.stride, conv.padding, conv.dilation, conv.groups, bias)
     return graph.add(key, node, sources, tuple(out.shape[-3:]))
@@ -195,7 +193,7 @@ def _conv(graph: _Graph, key: str, conv: nn.Conv2d, x: Tensor, out: Tensor, sour
 
 def _linear(graph: _Graph, key: str, layer: nn.Linear, x: Tensor, out: Tensor, sources: Sources) -> Sources:
     if len(shape := graph.shapes[sources[0]]) != 1:
-        raise UserError(f"NIR's linear layers take vectors, and {key} is applied along one axis of {shape}")
+        raise UserError(f"NIR's linear layers take vectors, but {key} is applied along one axis of {shape}")
     return graph.add(key, nir.Affine(*_weights(layer)), sources, (layer.out_features,))
 
 
@@ -204,28 +202,23 @@ def _pool(graph: _Graph, key: str, pool: nn.AvgPool2d, x: Tensor, out: Tensor, s
         np.array([n, n] if isinstance(n, int) else [*n]) for n in (pool.kernel_size, pool.stride, pool.padding)
     )
     if pool.ceil_mode or pool.divisor_override or (padding.any() and not pool.count_include_pad):
-        raise UserError(f"NIR's average pool divides by its size and rounds down, and {key} does not ({pool})")
+        raise UserError(f"NIR's average pool divides by its size and rounds down, but {key} does not ({pool})")
     return graph.add(key, nir.AvgPool2d(size, stride, padding), sources, tuple(out.shape[-3:]))
 
 
 def _norm(graph: _Graph, key: str, norm: Any, x: Tensor, out: Tensor, sources: Sources) -> Sources:
-    """Fold the norm into the convolution before it; in float64, so that it is rounded once."""
+    """Fold the norm into the convolution before it, in float64, so values are rounded once."""
     name, before = f"{key} ({type(norm).__name__})", graph.nodes[sources[0]]
     behind = len(sources) == 1 and isinstance(before, nir.Conv2d) and all(a != sources[0] for a, _ in graph.edges)
-    batch = all(isinstance(getattr(norm, k, None), Tensor) for k in ("running_mean", "running_var", "weight", "bias"))
-    if not (behind and batch):
-        why = "is no batch norm" if behind else "does not follow a convolution alone"
-        raise UserError(f"NIR has no norm, and {name} {why}, so that it does not fold into one; use model.norm=bn")
-    mean, var, weight, bias = (
-        t.detach().double() for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    )
+    values: list[Any] = [getattr(norm, k, None) for k in ("running_mean", "running_var", "weight", "bias")]
+    if not (behind and all(isinstance(value, Tensor) for value in values)):
+        why = "is not a batch norm" if behind else "does not directly follow a convolution of its own"
+        raise UserError(f"NIR has no norms, and {name} {why}, so it cannot be folded; use model.norm=bn")
+    mean, var, weight, bias = (value.detach().double() for value in values)
     scale = weight / (var + norm.eps).sqrt()
-    if not torch.allclose(
-        (x - mean.view(-1, 1, 1)) * scale.view(-1, 1, 1) + bias.view(-1, 1, 1), out.double(), 1e-5, 1e-5
-    ):
-        raise UserError(
-            f"NIR has no norm that changes with the time step or its input, as {name} does; use model.norm=bn"
-        )
+    folded = (x - mean.view(-1, 1, 1)) * scale.view(-1, 1, 1) + bias.view(-1, 1, 1)
+    if not torch.allclose(folded, out.double(), 1e-5, 1e-5):
+        raise UserError(f"NIR has no norm that depends on time step or input, as {name} does; use model.norm=bn")
     before.weight = (torch.from_numpy(before.weight) * scale.view(-1, 1, 1, 1)).float().numpy()
     before.bias = ((torch.from_numpy(before.bias) - mean) * scale + bias).float().numpy()
     return sources
@@ -252,7 +245,7 @@ def _neuron(graph: _Graph, key: str, neuron: Neuron, x: Tensor, out: Tensor, sou
 
 
 def _charge(key: str, neuron: Neuron) -> tuple[float, float]:
-    """(keep, take) of a neuron whose charge is h = keep v + take x, found by asking it. Raises UserError for any other neuron."""
+    """Measure (keep, take) of a neuron with charge h = keep v + take x. Raises UserError for any other neuron."""
     kind = type(neuron)
     usual = all(getattr(kind, step) is getattr(Neuron, step) for step in ("begin", "fire", "reset_potential", "steps"))
     if usual and isinstance(neuron.v_threshold, float):
@@ -263,6 +256,6 @@ def _charge(key: str, neuron: Neuron) -> tuple[float, float]:
         if linear and 0 <= keep <= 1 and take > 0:
             return keep, take
     raise UserError(
-        f"NIR has integrate-and-fire neurons, leaky or not, with a fixed threshold, and {key} ('{neuron.family}') is another; "
-        "--to onnx takes it"
+        f"NIR has only integrate-and-fire neurons, leaky or not, with a fixed threshold, and {key} "
+        f"('{neuron.family}') is not one; use --to onnx"
     )

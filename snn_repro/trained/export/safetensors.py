@@ -1,4 +1,4 @@
-"""Weights as safetensors, which `load_run` reads back."""
+"""Export as safetensors, which `load_run` reads back."""
 
 import shutil
 from pathlib import Path
@@ -12,14 +12,14 @@ from snn_repro.registry import EXPORTS
 from snn_repro.runs.folder import METRICS, RESULT
 from snn_repro.trained.load import SAFETENSORS, SAVED, TrainedRun
 
-PLACES = ("data_dir", "cache_dir", "run_dir")  # of this machine: no part of what is handed on
+PLACES = ("data_dir", "cache_dir", "run_dir")  # of this machine: not exported
 
 
 @EXPORTS.register("safetensors")
 def write(run: TrainedRun, folder: Path) -> str:
-    """weights bit by bit with the configuration: `load_run` gives the network back.
+    """Exact weights and the configuration; `load_run` reads them back.
 
-    model.safetensors has every parameter and buffer; beside it lie config.json, result.json and metrics.jsonl.
+    Files: model.safetensors (every parameter and buffer), config.json, result.json and metrics.jsonl.
     """
     from safetensors.torch import save
 
@@ -40,5 +40,5 @@ run = load_run("this/folder")  # or huggingface_hub.snapshot_download("owner/nam
 logits = run.model(x)  # static images [B, *{shape}] or frames [T, B, *{shape}] -> [T, B, {run.num_classes}]
 ```
 
-`{SAFETENSORS}` holds the values bit by bit, `{SAVED}` the whole configuration, from which `python -m snn_repro.train` trains such a
-network again, `{RESULT}` and `{METRICS}` what was measured."""
+`{SAFETENSORS}` has the exact weights, `{SAVED}` the whole configuration, with which `python -m snn_repro.train` can
+train the network again, `{RESULT}` and `{METRICS}` the measured numbers."""
