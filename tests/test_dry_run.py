@@ -91,7 +91,7 @@ def test_a_sweep_tells_its_hours_and_measures_seeds_once(monkeypatch, capsys, tm
 
 def test_what_has_no_dry_run_is_told(monkeypatch, capsys, tmp_path):
     code, _, err = command_line(monkeypatch, capsys, "-m", "seed=0,1", "dry_run=true", "hydra/sweeper=list")
-    assert code == 2 and "dry_run=true measures runs that are named" in err
+    assert code == 2 and "dry_run=true measures configurations known in advance" in err
     monkeypatch.chdir(tmp_path)  # and what a run would refuse is refused
     code, _, err = command_line(monkeypatch, capsys, "dataset=cifar10", "dry_run=true", f"data_dir={tmp_path}")
     assert code == 2 and err.startswith("snn-train: cifar10 was not found")

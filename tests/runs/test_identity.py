@@ -176,7 +176,7 @@ def test_out_of_memory_names_what_helps(quick, monkeypatch):
     for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB.")):
         assert re.search(OUT_OF_MEMORY, str(in_one_sentence(error)))
     # of several processes the one that is left guesses why the other went; that is no lack of memory here
-    told = UserError("another process of this run ended without a word (killed, or out of memory?)")
+    told = UserError("another process of this run ended without an error message (killed, or out of memory?)")
     assert in_one_sentence(told) is told
 
 
