@@ -211,7 +211,7 @@ class Training:
     ema: Averaged | None
     device: torch.device
     stop: StopRequest
-    steps: int  # in an epoch
+    steps_per_epoch: int
     data_hashes: dict[str, str] = field(default_factory=dict)
     conditions: dict[str, Any] = field(default_factory=dict)
 
@@ -237,17 +237,17 @@ class Training:
         self.model.train()
         every = 1 if self.device.type == "cpu" else 50  # on a GPU, reading the loss makes the host wait
         pending: list[Step] = []
-        beside = pace(epoch, epochs, self.step, self.steps, self.config.recipe.batch_size, history)
-        bar = progress(f"epoch {epoch + 1}/{epochs}", self.steps, beside=beside)
+        beside = pace(epoch, epochs, self.step, self.steps_per_epoch, self.config.recipe.batch_size, history)
+        bar = progress(f"epoch {epoch + 1}/{epochs}", self.steps_per_epoch, beside=beside)
         with bar as advance:
-            for x, target in itertools.islice(batches.epoch(epoch, start=self.step), self.steps - self.step):
+            for x, target in itertools.islice(batches.epoch(epoch, start=self.step), self.steps_per_epoch - self.step):
                 self.sums["lr"] = self.optimizer.param_groups[0]["lr"]
                 x, target = sent(x, self.device), sent(target, self.device)
                 if self.step == 0:
                     adapt_surrogates(self.model, self.loss_fn, x, target)
                 pending.append(self.train_step(x, target, batches.all_samples(self.step)))
                 self.step += 1
-                if len(pending) >= every or self.step == self.steps:
+                if len(pending) >= every or self.step == self.steps_per_epoch:
                     self.tally(pending)
                     pending = []
                 self.leave_if_asked(pending)
@@ -293,7 +293,7 @@ class Training:
         for i, (loss, correct, n) in enumerate(zip(sums[::3], sums[1::3], sums[2::3], strict=True)):
             if not math.isfinite(loss):
                 step = self.step - len(pending) + i + 1
-                self.diverged(f"the loss is {loss} at epoch {self.epoch + 1}, step {step} of {self.steps}")
+                self.diverged(f"the loss is {loss} at epoch {self.epoch + 1}, step {step} of {self.steps_per_epoch}")
             self.sums["loss"] += loss
             self.sums["correct"] += int(correct)
             self.sums["n"] += int(n)

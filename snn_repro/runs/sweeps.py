@@ -168,7 +168,7 @@ PATIENCE = 60  # seconds that worker processes get to save the runs that they ar
 
 @contextlib.contextmanager
 def stoppable(jobs: Sequence[Job] = ()) -> Iterator[None]:
-    """The signals of `errors.ASKED` raise Interrupted, after the worker processes of joblib have saved their runs.
+    """The signals of `errors.STOP_SIGNALS` raise Interrupted, after the worker processes of joblib have saved their runs.
 
     A run in this process answers them itself while it trains. A second Ctrl-C stops at once.
     """
