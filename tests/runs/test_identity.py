@@ -76,7 +76,7 @@ def test_a_stopped_run_goes_on_under_other_conditions_which_are_named_but_not_wi
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     result = run(quick("threads=1"))
     assert result.threads == 1 and result.changed_on_resume == ["threads: 2 -> 1 from epoch 2, step 0"]
-    assert "not all is as it was before the stop (threads: 2 -> 1" in caplog.text
+    assert "conditions changed since the run was stopped (threads: 2 -> 1" in caplog.text
     other_digits()
     with pytest.raises(UserError, match=r"checkpoint_last.pt was trained on other data \(digits: .*resume=never"):
         run(quick(f"hydra.run.dir={tmp_path / 'copy'}"))
