@@ -27,7 +27,7 @@ from typing import Any
 
 from compare import to_text
 from snn_repro import console
-from snn_repro.config import SAID_OF_THEM, Config, conf_files, config_hash, load_config, text_only, to_dict
+from snn_repro.config import TEXT_ONLY_NOTE, Config, conf_files, config_hash, load_config, text_only, to_dict
 from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
 from snn_repro.paper.formats import Column, Table, to_csv
@@ -231,7 +231,7 @@ def _line(row: Row) -> dict[str, Any]:
     return dict(
         experiment=row.name, paper_row=c["paper_row"], data=row.data, runs=row.seeds, departing=row.departing,
         paper=row.paper and row.paper.accuracy, best=row.mean("acc_best_test"), last=row.mean("acc_last"), fidelity=c["fidelity"],
-        baselines=c["baselines"], caveats=[*c["caveats"], *(f"{choice}: {SAID_OF_THEM}" for choice in text_only(c))],
+        baselines=c["baselines"], caveats=[*c["caveats"], *(f"{choice}: {TEXT_ONLY_NOTE}" for choice in text_only(c))],
         unspecified=c["unspecified"], missing=row.missing, command=row.command(),
     )  # fmt: skip
 
