@@ -225,7 +225,7 @@ class Config:
     name: str = key(MISSING, "name of the row: run folder, table line, W&B group")
     paper_row: str | None = key(None, "id of the reproduced row in the paper's tables")
     fidelity: str = key(
-        "published", "settings: of the released code, extended to unreleased rows, or of the paper's equations",
+        "published", "preset: released code, the same extended to unreleased rows, or the paper's equations",
         choices=("published", "extended", "described"),
     )  # fmt: skip
     baselines: list[str] = key([], "baseline rows: without all additions, then without one part")
