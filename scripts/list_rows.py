@@ -55,7 +55,7 @@ def compared(name: str, paper: Iterable[PaperRow]) -> bool:
 class Row:
     """An experiment, the paper's number and our runs of the same configuration, any seed."""
 
-    said: dict[str, Any]  # configuration, with overrides if there are any
+    settings: dict[str, Any]  # configuration, with overrides if there are any
     overrides: Sequence[str] = ()
     paper: PaperRow | None = None
     results: list[RunResult] = field(default_factory=list)  # by seed
@@ -66,7 +66,7 @@ class Row:
     @property
     def name(self) -> str:
         """Name of the experiment."""
-        return self.said["name"]
+        return self.settings["name"]
 
     @cached_property
     def config(self) -> Config:
@@ -77,7 +77,7 @@ class Row:
 
     def command(self) -> str:
         """The shell command that runs this row with its overrides."""
-        folder = "cache_dir" if SETS[self.said["dataset"]["name"]].prepared else "data_dir"
+        folder = "cache_dir" if SETS[self.settings["dataset"]["name"]].prepared else "data_dir"
         data = next((o for o in self.overrides if o.startswith(f"{folder}=")), f"{folder}=DIR")
         others = [o for o in self.overrides if not o.startswith(PLACES)]
         return shlex.join(["python", "-m", "snn_repro.train", f"experiment={self.name}", data, *others])
@@ -98,11 +98,11 @@ def join(
 ) -> list[Row]:
     """One Row per experiment, with the runs that differ from its configuration only in seed."""
     by_id = {row.id: row for row in paper}
-    rows = {name: Row(said, overrides) for name, said in facts(names).items()}
+    rows = {name: Row(settings, overrides) for name, settings in facts(names).items()}
     for name, row in rows.items():
         if any(not o.startswith(PLACES) for o in overrides):
-            row.said = to_dict(row.config)
-        row.paper = by_id.get(row.said["paper_row"])
+            row.settings = to_dict(row.config)
+        row.paper = by_id.get(row.settings["paper_row"])
         if mine := [r for r in results if r["name"] == name]:
             same = [r for r in mine if r["recipe_hash"] == config_hash(row.config, without=("seed",))]
             one_a_seed = {r["seed"]: r for r in reversed(same)}  # runs are also copied to results/runs
@@ -110,7 +110,7 @@ def join(
     for row in rows.values():
         if not row.results:
             row.missing.append("a run")
-        elif absent := [b for b in row.said["baselines"] if b in rows and not rows[b].results]:
+        elif absent := [b for b in row.settings["baselines"] if b in rows and not rows[b].results]:
             row.missing.append(f"runs of its baselines {', '.join(absent)}")
     return list(rows.values())
 
@@ -119,9 +119,12 @@ def look_for_files(rows: Iterable[Row]) -> None:
     """Set `data` of each row and add missing frames, raw files and weights to `missing`."""
     known: dict[str, tuple[str, str | None]] = {}  # by kind of frames and file of weights
     for row in rows:
-        needs, weights = repr((row.said["dataset"], row.said.get("timesteps"))), row.said["model"].get("weights")
+        needs, weights = (
+            repr((row.settings["dataset"], row.settings.get("timesteps"))),
+            row.settings["model"].get("weights"),
+        )
         if needs not in known:
-            known[needs] = SETS[row.said["dataset"]["name"]].state(row.config)
+            known[needs] = SETS[row.settings["dataset"]["name"]].state(row.config)
         if weights and weights not in known:
             try:
                 known[weights] = str(find_weights(weights, row.config.data_dir)), None
@@ -219,7 +222,7 @@ def _from_a_step(row: Row) -> Cost | None:
     from benchmarks._hours import TooLarge, hours_of_training  # imports torch
 
     try:
-        hours = hours_of_training(row.config, lambda said: print(said, file=sys.stderr))
+        hours = hours_of_training(row.config, lambda line: print(line, file=sys.stderr))
         return Cost(*hours, "a step here", estimated=True)
     except TooLarge:
         return None
@@ -227,7 +230,7 @@ def _from_a_step(row: Row) -> Cost | None:
 
 def _line(row: Row) -> dict[str, Any]:
     """The values shown for a row."""
-    c = row.said
+    c = row.settings
     return dict(
         experiment=row.name, paper_row=c["paper_row"], data=row.data, runs=row.seeds, departing=row.departing,
         paper=row.paper and row.paper.accuracy, best=row.mean("acc_best_test"), last=row.mean("acc_last"), fidelity=c["fidelity"],

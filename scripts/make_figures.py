@@ -38,8 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     def chosen(key: str, names: Sequence[str], choices: Sequence[str]) -> Sequence[str]:
         for name in names:
             if name not in choices:
-                said = f"choose one of: {', '.join(choices)}{nearest(name, choices)}"
-                raise UserError(f"{key}={name} is unknown; {said}")
+                advice = f"choose one of: {', '.join(choices)}{nearest(name, choices)}"
+                raise UserError(f"{key}={name} is unknown; {advice}")
         return names
 
     if "measure" in given:

@@ -124,8 +124,8 @@ def fill_in(text: str, results: Path) -> str:
     def number(match: re.Match[str]) -> str:
         start, kind, what, end = match.groups()
         if kind in ("linear", "times"):
-            said = (_linear if kind == "linear" else _times)(what, results)
-            return match.group() if said is None else start + said + end
+            measured = (_linear if kind == "linear" else _times)(what, results)
+            return match.group() if measured is None else start + measured + end
         groups, _ = group_runs(r for r in found if Path(str(r.folder)).is_relative_to(runs / what))
         if not groups:
             return match.group()
@@ -182,14 +182,14 @@ def with_sources(page: str, sources: Path) -> str:
     for row, config in configs(known["rows"]).items():
         values = hashed(config)
         values |= {w: values[k if k in values else f"{k}.name"] for k, w in WORDS.items() if k != "augment"}
-        said = []
+        places = []
         for place, words in known["rows"][row].items():
             short, _, file = place.partition(" ")
             if short in repositories:
                 name, commit = repositories[short]
                 place = f"[{place}](https://github.com/{name}/blob/{commit[:7]}/{file})"
-            said.append(f"{place}: {', '.join(_shown(w, values) for w in words.split())}")
-        cells = [f"`{row}`", "; ".join(said), ", ".join(map(word, config.unspecified)), "; ".join(config.caveats)]
+            places.append(f"{place}: {', '.join(_shown(w, values) for w in words.split())}")
+        cells = [f"`{row}`", "; ".join(places), ", ".join(map(word, config.unspecified)), "; ".join(config.caveats)]
         lines.append(f"| {' | '.join(cells)} |")
     return re.sub(
         "(<!-- sources -->\n).*?(<!-- / -->)", lambda m: m[1] + "\n".join([*lines, "", m[2]]), page, flags=re.S
@@ -233,11 +233,11 @@ def main(argv: list[str] | None = None) -> int:
     if older:
         print(f"make_tables.py: warning: {older}; repeat and collect them", file=sys.stderr)
     extra = sorted(path.name for path in folder.glob("*") if path not in files)
-    said = [f"{', '.join(path.name for path in stale)} are out of date"] if stale else []
-    said += [f"{', '.join(extra)} are not generated"] if extra else []
-    if said:
-        print(f"make_tables.py: {'; '.join(said)}; run `python scripts/make_tables.py`", file=sys.stderr)
-    return 1 if said else 0
+    problems = [f"{', '.join(path.name for path in stale)} are out of date"] if stale else []
+    problems += [f"{', '.join(extra)} are not generated"] if extra else []
+    if problems:
+        print(f"make_tables.py: {'; '.join(problems)}; run `python scripts/make_tables.py`", file=sys.stderr)
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

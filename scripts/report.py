@@ -87,15 +87,15 @@ def watch(paths: Sequence[str], output: Path, networks: int, every: float) -> No
     """Write the report whenever files of runs change; wait while there is no run yet."""
     from snn_repro.report import NoRuns
 
-    before, said = None, ""
+    before, last = None, ""
     while True:
         if (now := snapshot(paths)) != before:
             before = now
             try:
                 make(paths, output, networks, refresh=every)
             except NoRuns as error:
-                if str(error) != said:
-                    said = str(error)
+                if str(error) != last:
+                    last = str(error)
                     print(f"report.py: {console.harmless(error)}; waiting", file=sys.stderr)
         time.sleep(every)
 

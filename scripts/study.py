@@ -80,7 +80,7 @@ def _run(args: argparse.Namespace, chosen: ModuleType) -> int:
         if args.dry_run:
             jobs = _jobs(words)
             runs += len(jobs)
-            hours += len(jobs) * hours_of_training(load_config(jobs[0]), lambda said: print(said, file=sys.stderr))[0]
+            hours += len(jobs) * hours_of_training(load_config(jobs[0]), lambda line: print(line, file=sys.stderr))[0]
         elif not args.print:
             codes.append(subprocess.run([sys.executable, *words[1:]], cwd=ROOT).returncode)
     if args.dry_run:

@@ -39,10 +39,10 @@ def commands() -> Iterator[tuple[str, dict[str, str]]]:
 def main() -> int:
     """Print every command with its description."""
     print("Commands of snn_repro; commands and scripts accept --help.")
-    for title, found in commands():
-        if found:
-            width = max(map(len, found))
-            print("\n".join(["", f"{title}:", *(f"  {name:<{width}}  {line}" for name, line in found.items())]))
+    for title, listed in commands():
+        if listed:
+            width = max(map(len, listed))
+            print("\n".join(["", f"{title}:", *(f"  {name:<{width}}  {line}" for name, line in listed.items())]))
     return 0
 
 

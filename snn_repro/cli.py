@@ -189,8 +189,8 @@ def task(node: Any) -> float | None:
     except Exception as error:
         if not sweep:
             raise
-        said = sweeps.in_a_sweep(f"{config.run_dir} failed: {type(error).__name__}: {error}")
-        log.error(said, exc_info=not isinstance(error, UserError))
+        message = sweeps.in_a_sweep(f"{config.run_dir} failed: {type(error).__name__}: {error}")
+        log.error(message, exc_info=not isinstance(error, UserError))
         return None
     return result.acc_val if result.acc_val is not None else result.acc_last
 

@@ -250,8 +250,8 @@ def saved_bytes_per_sample(state: Training, x: Tensor) -> float:
 def available_memory() -> float:
     """Free memory of this machine in bytes; infinite where it is unknown."""
     info = Path("/proc/meminfo")
-    found = re.search(r"MemAvailable: *(\d+)", info.read_text()) if info.exists() else None
-    return float(found[1]) * 1024 if found else math.inf
+    match = re.search(r"MemAvailable: *(\d+)", info.read_text()) if info.exists() else None
+    return float(match[1]) * 1024 if match else math.inf
 
 
 def _too_large(config: Config, why: str) -> UserError:

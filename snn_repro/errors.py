@@ -55,8 +55,8 @@ def in_one_sentence(error: BaseException, advice: str = LESS_MEMORY) -> BaseExce
             "continues from the last checkpoint, with dataset.workers=0 if it happens again"
         )
     if isinstance(error, MemoryError) or (bare and re.search(r"out of memory|can't allocate memory", str(error))):
-        said = " ".join(str(error).split())[:120] or "MemoryError"
-        return UserError(f"out of memory ({said}); {advice}")
+        reason = " ".join(str(error).split())[:120] or "MemoryError"
+        return UserError(f"out of memory ({reason}); {advice}")
     return error
 
 

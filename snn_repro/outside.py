@@ -25,13 +25,13 @@ GROUP = "snn_repro"
 @cache
 def packages() -> list[tuple[str, str, Path]]:
     """(entry point, module, folder of its file) of all packages; missing modules are skipped."""
-    found = []
+    usable = []
     for name, module in sorted({(point.name, point.module) for point in entry_points(group=GROUP)}):
         if folder := _folder(module):
-            found.append((name, module, folder))
+            usable.append((name, module, folder))
         else:
             leave_out(name, module, ImportError("there is no such module"))
-    return found
+    return usable
 
 
 def _folder(module: str) -> Path | None:
@@ -55,9 +55,9 @@ def broken() -> str:
 
 def leave_out(name: str, module: str, error: Exception) -> None:
     """Skip a package, with one warning that names it."""
-    said = " ".join(f"{type(error).__name__}: {error}".split())
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
     _broken[module] = (
-        f"the package '{module}' (entry point '{name}' of {GROUP}) cannot be imported: {said}; fix or uninstall it"
+        f"the package '{module}' (entry point '{name}' of {GROUP}) cannot be imported: {reason}; fix or uninstall it"
     )
     logging.getLogger("snn_repro").warning(_broken[module])
 

@@ -80,11 +80,11 @@ class Registry(UserDict[str, Any]):
 
     def settings(self, name: Any, given: Mapping[str, Any] | None = None) -> dict[str, Setting]:
         """Settings of a thing and of the values that `given` or defaults choose in `inner`."""
-        found = dict(self.own(name))
+        chosen = dict(self.own(name))
         for key, registry in self.inner.items():
-            if key in found:
-                found |= registry.settings((given or {}).get(key) or found[key].default)
-        return found
+            if key in chosen:
+                chosen |= registry.settings((given or {}).get(key) or chosen[key].default)
+        return chosen
 
     def all_settings(self, ours: bool = False) -> dict[str, Setting]:
         """Settings of all things by key; `ours`: without plug-ins."""
@@ -106,7 +106,7 @@ def all_values(
     """
     for key in given.keys() - settings.keys():
         owners = [(r, {n: own[key].default for n in r if key in (own := r.own(n))}) for r in choices]
-        usual = [default for _, found in owners for default in found.values()]
+        usual = [default for _, defaults in owners for default in defaults.values()]
         value = tuple(given[key]) if isinstance(given[key], list) else given[key]
         if not usual:
             close = nearest(key, [k for r in choices for k in r.all_settings()])
@@ -114,7 +114,7 @@ def all_values(
                 f"{group}.{key} is not a setting of '{name}', which has: {', '.join(settings) or 'none'}{close}"
             )
         if value is not None and value != usual[0]:
-            of = " or ".join(f"{r.group}={' or '.join(found)}" for r, found in owners if found)
+            of = " or ".join(f"{r.group}={' or '.join(defaults)}" for r, defaults in owners if defaults)
             raise UserError(f"{group}.{key}={given[key]!r} belongs to {of}; leave it out for '{name}'")
     return {
         key: setting.checked(f"{group}.{key}", setting.default if given.get(key) is None else given[key])

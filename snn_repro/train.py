@@ -146,7 +146,7 @@ def fit(
     if test is None:  # killed between the last checkpoint and the result: the weights are final, the outputs were lost
         test = evaluate(state.evaluated, test_part, state.loss_fn, state.amp, device, config)
     folder.predictions(distributed.gather((test["logits"], test["labels"])))
-    # a backend that failed in between is not named
+    # the conditions at the end: a backend that failed earlier is not in use
     ran_under = runtime.conditions(config, device, state.amp.name, state.model)
     result = build_result(config, data, weights, imp, history, ran_under, state.loss_fn.readout_name, test["n"])
     result.data, result.code, result.changed_on_resume = state.data_hashes, code_version(), state.changed
@@ -301,8 +301,8 @@ class Training:
     def diverged(self, what: str) -> None:
         """Raise TrainingError that names the checkpoint to resume from."""
         last = self.folder.path / checkpoint.LAST
-        kept = f"the last good checkpoint is {last} ({self.saved})" if self.saved else "no checkpoint was written yet"
-        raise TrainingError(f"{what}; {kept}; try a smaller recipe.lr, recipe.clip_norm=1, or recipe.amp=off")
+        state = f"the last good checkpoint is {last} ({self.saved})" if self.saved else "no checkpoint was written yet"
+        raise TrainingError(f"{what}; {state}; try a smaller recipe.lr, recipe.clip_norm=1, or recipe.amp=off")
 
     def evaluate(self, batches: Batches, part: str) -> dict[str, Any]:
         """Evaluate one part, interruptible; raises TrainingError for a loss that is not finite."""
@@ -382,7 +382,7 @@ def evaluate(
     # Read at the end, so that the host does not wait for a GPU in between. counts: correct at readout, by step, up to step
     counts: Any = 0
     losses: list[tuple[Any, int]] = []
-    n, kept, labels = 0, [], []
+    n, outputs, labels = 0, [], []
     batch_count = distributed.largest(len(batches))  # processes may differ by one batch
     own = batches.epoch(0)
     meter: Any = firing_rates(model) if rates else contextlib.nullcontext({})
@@ -392,7 +392,7 @@ def evaluate(
                 labels.append(target.cpu())
                 x, target = sent(x, device), sent(target, device)
                 logits = model(x).float()
-                kept.append(logits.to("cpu", non_blocking=True))
+                outputs.append(logits.to("cpu", non_blocking=True))
                 losses.append((loss_fn(logits, target), len(target)))
                 right = count_correct(loss_fn.readout(logits), target)[None]
                 counts = counts + torch.cat(
@@ -408,7 +408,7 @@ def evaluate(
     means = distributed.sums([float(rate) * (n / total) for rate in measured.values()])
     return dict(
         loss=loss / int(total), acc=int(correct) / int(total), acc_step=acc[: len(acc) // 2], acc_cum=acc[len(acc) // 2 :],
-        n=int(total), correct=int(correct), logits=torch.cat(kept, dim=1), labels=torch.cat(labels),
+        n=int(total), correct=int(correct), logits=torch.cat(outputs, dim=1), labels=torch.cat(labels),
         firing_rates=dict(zip(measured, means, strict=True)),
     )  # fmt: skip
 

@@ -398,10 +398,10 @@ def _image_recipe(rounds: int, row: str, n: int, folder: Path, quick: bool) -> T
 
     cases: dict[str, Callable] = {}
     for decoder in DECODERS if dataset.from_files else DECODERS[:1]:
-        said = f", dataset.decoder={decoder}" if dataset.from_files else ""
+        suffix = f", dataset.decoder={decoder}" if dataset.from_files else ""
         batches = LoaderBatches(samples(decoder == "torchcodec"), n, shuffle=True, transforms=transforms)
-        cases[f"whole{said}"] = partial(whole, batches)
-        cases[f"a loader process{said}"] = partial(worker, batches._loader, [(i, (0, 0, 2, i)) for i in range(n)])
+        cases[f"whole{suffix}"] = partial(whole, batches)
+        cases[f"a loader process{suffix}"] = partial(worker, batches._loader, [(i, (0, 0, 2, i)) for i in range(n)])
     kind = "JPEG files of 500 x 375 pixels" if dataset.from_files else f"images of {pixels} x {pixels} pixels"
     return Table(f"Training batches of {row}: {kind}, one core", rated(timings(cases, rounds), n, "images"))
 

@@ -52,10 +52,10 @@ def measure(rounds: int = 3, quick: bool = False) -> Report:
     for name, words in networks.items():
         _estimated(words)  # fills the cache of compiled kernels
         pairs = [(_estimated(words), _real(words)) for _ in range(1 if quick else rounds)]
-        told, real = ([median(values) for values in zip(*side, strict=True)] for side in zip(*pairs, strict=True))
+        estimate, real = ([median(values) for values in zip(*side, strict=True)] for side in zip(*pairs, strict=True))
         rows[name] = {
-            "estimated seconds": told[0], "first epoch, seconds": real[0], "time, estimated / real": told[0] / real[0],
-            "estimated MB": told[1], "real MB": real[1], "memory, estimated / real": told[1] / real[1],
+            "estimated seconds": estimate[0], "first epoch, seconds": real[0], "time, estimated / real": estimate[0] / real[0],
+            "estimated MB": estimate[1], "real MB": real[1], "memory, estimated / real": estimate[1] / real[1],
             "all ratios of time": [t[0] / r[0] for t, r in pairs],
         }  # fmt: skip
     how = "CPU time of the first epoch with its warm-up, training and evaluation; medians of pairs in turn."

@@ -221,11 +221,11 @@ _IDLE: tuple[tuple[str, Callable[[Config], Any], str, str], ...] = (
 
 def idle(config: Config, overrides: Iterable[str]) -> dict[str, str]:
     """`{key: sentence}` of the keys set by hand that have no effect in this configuration."""
-    given, found = given_keys(overrides), dict[str, str]()
+    given, unused = given_keys(overrides), dict[str, str]()
 
     def add(name: str, because: str, fix: str) -> None:
         if name in given:
-            found.setdefault(name, f"{given[name]} has no effect with {because}; {fix}")
+            unused.setdefault(name, f"{given[name]} has no effect with {because}; {fix}")
 
     for name in given:
         group, _, key = name.partition(".")
@@ -241,7 +241,7 @@ def idle(config: Config, overrides: Iterable[str]) -> dict[str, str]:
     if given.get("neuron.initial", "").endswith("=zero") and config.neuron.imp:  # the default
         add("neuron.initial", "neuron.imp=true", f"use neuron={config.neuron.name} with it")
     for names, read, key, needs in _IDLE:
-        for name in {*names.split()} & given.keys() - found.keys():
+        for name in {*names.split()} & given.keys() - unused.keys():
             if not read(config):
                 because = f"{key.removesuffix('.name')}={shown(functools.reduce(getattr, key.split('.'), config))}"
                 add(name, because, f"it needs {needs}, or leave it out")
@@ -251,7 +251,7 @@ def idle(config: Config, overrides: Iterable[str]) -> dict[str, str]:
         switch, values = f"augment.{cls.name}", config.augment.of(cls)
         for name in {f"augment.{k}" for k in values if k not in cls.switches} - read_by:
             add(name, f"{switch}={shown(values[cls.name])}", f"it needs {switch}, or leave it out")
-    return found
+    return unused
 
 
 def refuse_idle(config: Config, overrides: Iterable[str]) -> None:
@@ -282,12 +282,12 @@ def explain(error: Exception) -> str:
     if missing := re.search(r"Could not override '([^']+)'", text):
         return unknown(missing[1])
     for link in filter(None, (error, error.__cause__, error.__context__)):
-        said = str(link)
-        full = getattr(link, "full_key", None) or (re.search(r"full_key: (\S+)", said) or [None, ""])[1]
-        value = re.search(r"Value '(.*?)' (?:of type '\w+' could not be converted to|is not a valid) (\w+)", said)
+        message = str(link)
+        full = getattr(link, "full_key", None) or (re.search(r"full_key: (\S+)", message) or [None, ""])[1]
+        value = re.search(r"Value '(.*?)' (?:of type '\w+' could not be converted to|is not a valid) (\w+)", message)
         if full and value:
             return f"{full}={value[1]} has the wrong type; it must be {_TYPES.get(value[2], value[2])}"
-        group, first = str(full).split(".")[0], said.partition("\n")[0]
+        group, first = str(full).split(".")[0], message.partition("\n")[0]
         if full and "missing mandatory value" in first:
             return f"{full} has no value; choose {group}= one of: {', '.join(choices(group))}"
         if full and re.search("no[nt] [oO]ptional", first):
@@ -330,13 +330,13 @@ def keys() -> dict[str, Setting]:
 
 
 def _shared(part: Any, prefix: str = "") -> dict[str, Setting]:
-    found: dict[str, Setting] = {}
+    settings: dict[str, Setting] = {}
     for f in dataclasses.fields(part):
         if dataclasses.is_dataclass(f.type):
-            found |= _shared(f.type, f"{prefix}{f.name}.")
+            settings |= _shared(f.type, f"{prefix}{f.name}.")
         elif f.metadata and f.name != "run_dir":
-            found[prefix + f.name] = f.metadata["setting"]
-    return found
+            settings[prefix + f.name] = f.metadata["setting"]
+    return settings
 
 
 def conf_files(group: str) -> dict[str, Path]:
@@ -344,12 +344,12 @@ def conf_files(group: str) -> dict[str, Path]:
 
     Raises ConfigError where two files define the same choice.
     """
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for folder in (CONF_DIR, *outside.conf_dirs()):
         for file in (folder / group).glob("*.yaml"):
-            if found.setdefault(file.stem, file) != file:
-                raise ConfigError(f"{file} and {found[file.stem]} both define {group}={file.stem}; rename one of them")
-    return dict(sorted(found.items()))
+            if files.setdefault(file.stem, file) != file:
+                raise ConfigError(f"{file} and {files[file.stem]} both define {group}={file.stem}; rename one of them")
+    return dict(sorted(files.items()))
 
 
 # {key: choices without code by their authors}
@@ -383,10 +383,10 @@ def help_text() -> str:
            "  python -m snn_repro.train -m GROUP=A,B seed=0,1,2                 a sweep",
            "  python -m snn_repro.train --cfg job [...]                         print the configuration only", ""]  # fmt: skip
     for group in GROUPS:
-        found = choices(group)
-        if found:
-            width = max(map(len, found))
-            out += [f"{group}=", *(f"  {name:<{width}}  {line}" for name, line in found.items()), ""]
+        listed = choices(group)
+        if listed:
+            width = max(map(len, listed))
+            out += [f"{group}=", *(f"  {name:<{width}}  {line}" for name, line in listed.items()), ""]
     out.append("keys")
     own: dict[tuple[str, ...], list[str]] = {}  # by text: one line for a setting that several share
     for registry in (r for choices in OWN.values() for r in choices):

@@ -65,8 +65,8 @@ def tweaks(overrides: list[str]) -> str:
         skip |= {"dataset", "model", "neuron", "loss"}
     whole = tuple(f"{k}." for k in skip if k not in GROUPS or k in NOT_HASHED)  # and the keys below them
     names = {override: override.split("=")[0].lstrip("+~") for override in sorted(overrides)}
-    told = [o for o, name in names.items() if name not in skip and not name.startswith(whole)]
-    text = ",".join(re.sub(r"""^([^=]*=)(["'])(.*)\2$""", r"\1\3", override).replace("/", "_") for override in told)
+    changed = [o for o, name in names.items() if name not in skip and not name.startswith(whole)]
+    text = ",".join(re.sub(r"""^([^=]*=)(["'])(.*)\2$""", r"\1\3", override).replace("/", "_") for override in changed)
     return text if len(text) <= 200 else hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

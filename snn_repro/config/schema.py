@@ -177,8 +177,8 @@ class AugmentConfig(Chosen):
 
     def turned_on(self, kind: type = object) -> list[Any]:
         """Active augmentations that are subclasses of `kind`, in order."""
-        found = [cls for cls in self.classes() if issubclass(cls, kind) and cls.is_on(self.of(cls))]
-        return sorted(found, key=lambda cls: (cls.order, cls.name))
+        active = [cls for cls in self.classes() if issubclass(cls, kind) and cls.is_on(self.of(cls))]
+        return sorted(active, key=lambda cls: (cls.order, cls.name))
 
 
 @dataclass
