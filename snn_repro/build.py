@@ -29,7 +29,7 @@ def loss_of(config: Config) -> Loss:
 
 
 def build_network(config: Config, num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
-    """Build the network of a configuration, with its initial weights."""
+    """Build the network of a configuration for input_shape (C, H, W), with initial weights."""
     return build_model(
         config.model.name, num_classes=num_classes, input_shape=input_shape, timesteps=config.timesteps,
         neuron=options(config.neuron, "imp_lr", "imp_weight_decay"), kernels=config.kernels,

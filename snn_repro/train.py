@@ -199,7 +199,7 @@ Step = tuple[Any, Any, int]  # this process's loss times samples, correct predic
 
 @dataclass
 class Training:
-    """State of training: what an optimiser step needs and a checkpoint stores."""
+    """State of training: all that an optimiser step needs and a checkpoint stores."""
 
     folder: RunFolder | Follower
     config: Config
@@ -258,7 +258,7 @@ class Training:
     def train_step(self, x: Tensor, target: Tensor, n_all: int | None = None) -> Step:
         """One optimiser step; returns this process's sums without synchronising.
 
-        n_all: samples of this step on all processes (default: of x).
+        x: frames [T, B, C, H, W] or images [B, C, H, W]. n_all: samples of this step on all processes (default: of x).
         """
         recipe, scaler = self.config.recipe, self.amp.scaler
         n, size = len(target), distributed.world().size

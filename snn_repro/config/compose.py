@@ -56,8 +56,8 @@ _NOT_IN_FOLDER = ("name", "seed", *NOT_HASHED)
 def tweaks(overrides: list[str]) -> str:
     """The overrides as a folder name, between row and seed in a run's path.
 
-    Left out: row and seed; without an experiment, the four choices in the row's default name. Beyond 200 characters: a
-    hash.
+    Left out are row, seed, keys of NOT_HASHED and, without experiment or name, the four choices (in the default name).
+    Above 200 characters: a hash.
     """
     named = {o.split("=")[0] for o in overrides}
     skip = {*_NOT_IN_FOLDER, *(() if "name" in named else ("experiment",))}

@@ -245,7 +245,7 @@ class Config:
     neurobench: bool = key(False, "write neurobench.json: NeuroBench metrics of the test set")
     kernels: str = key("auto", "backend; results equal up to rounding; off: PyTorch", choices=tuple(KERNELS))
     compile: bool | str = key(
-        False, "torch.compile mode; true: default; a CPU needs a C++ compiler",
+        False, "torch.compile the network; reduce-overhead: CUDA graphs; a CPU needs a C++ compiler",
         choices=(False, True, "default", "reduce-overhead"),
     )  # fmt: skip
     deterministic: bool = key(True, "deterministic algorithms in torch; may be slower on CUDA")
