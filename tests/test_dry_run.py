@@ -57,7 +57,7 @@ def test_the_command_line_prints_it_and_leaves_no_folder(monkeypatch, capsys, tm
     monkeypatch.chdir(tmp_path)
     code, out, _ = command_line(monkeypatch, capsys, *SMALL, "dry_run=true", "name=a_b")
     assert code == 0
-    with pytest.raises(ConfigError, match="dry_run=true trains nothing"):
+    with pytest.raises(ConfigError, match="dry_run=true does not train"):
         run(config := load_config([*SMALL, "dry_run=true"]))
     assert config_hash(config) == config_hash(load_config(SMALL))
     assert out.rstrip().endswith(f"python -m snn_repro.train {' '.join(SMALL)} name=a_b")
