@@ -1,15 +1,15 @@
-"""Measure our speed beside that of the libraries we replace; one subject a command.
+"""Benchmark snn_repro against the libraries it replaces, one subject per command.
 
 python scripts/benchmark.py neuron rounds=21
 python scripts/benchmark.py step quick=true
 python scripts/benchmark.py SUBJECT --help
 
-rounds     how often each case is timed (default: the subject's)
-quick      true measures toys in a few seconds, to see that everything runs; its numbers mean nothing
-device     cuda or cuda:N (data, neuron, step): the GPU's own time, between events; reports SUBJECT_cuda.json and .md
+rounds     measurements of each case (default: the subject's)
+quick      true: toy sizes in a few seconds, to test that everything runs; the numbers are not meaningful
+device     cuda or cuda:N (data, neuron, step): GPU time between CUDA events; reports SUBJECT_cuda.json and .md
 
-How it is timed: one thread, CPU time of the process, the order shuffled in every round, medians over the rounds, and
-one function timed twice (the A/A control): a ratio that is no further from 1 than the control's means nothing.
+Method: one thread, CPU time of the process, random order in every round, medians over rounds. One function is timed
+twice (A/A control): a ratio within the control's distance from 1 is not significant.
 """
 
 import ast
@@ -28,13 +28,13 @@ RESULTS = HERE.parent / "results" / "benchmarks"
 
 
 def subjects() -> dict[str, str]:
-    """name -> docstring of every subject: the modules of benchmarks/ without a leading underscore. Imports none."""
+    """{name: docstring} of every subject, read from benchmarks/ without importing."""
     files = sorted(p for p in (HERE / "benchmarks").glob("*.py") if not p.stem.startswith("_"))
     return {p.stem: ast.get_docstring(ast.parse(p.read_text())) or "" for p in files}
 
 
 def options(name: str, arguments: list[str], measure) -> dict:
-    """What `measure` is called with, its own parameters. Raises UserError."""
+    """Keyword arguments for `measure`, parsed from KEY=VALUE; raises UserError."""
     parameters = inspect.signature(measure).parameters.values()
     kinds = {p.name: type(p.default) for p in parameters}
     given: dict = {}
@@ -42,7 +42,7 @@ def options(name: str, arguments: list[str], measure) -> dict:
         key, _, value = argument.partition("=")
         if key not in kinds:
             allowed = ", ".join(f"{k}=" for k in kinds)
-            raise UserError(f"{argument} is not an option of {name}; these are: {allowed}{nearest(key, kinds)}")
+            raise UserError(f"{argument} is not an option of {name}; it has: {allowed}{nearest(key, kinds)}")
         if kinds[key] is int and not (value.isdecimal() and int(value) >= 3):
             raise UserError(f"{argument}: {key} must be a whole number, 3 or more")
         if kinds[key] is bool and value not in ("true", "false"):
@@ -55,15 +55,15 @@ def options(name: str, arguments: list[str], measure) -> dict:
 
 @console.one_sentence
 def main(arguments: list[str] | None = None) -> int:
-    """Measure one subject; 0, or 2 after one sentence on stderr."""
+    """Measure one subject; exit code 0, or 2 for wrong input."""
     known, arguments = subjects(), sys.argv[1:] if arguments is None else arguments
     lines = [f"{subject:10} {text.splitlines()[0]}" for subject, text in known.items()]
     parser = console.Parser("benchmark.py", "\n".join([__doc__, "Subjects:", *lines]))
-    parser.add_argument("subject", metavar="SUBJECT", help="what is measured")
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="rounds, quick, and the subject's own")
+    parser.add_argument("subject", metavar="SUBJECT", help="benchmark to run")
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="rounds, quick, and options of the subject")
     parser.add_argument(
         "--output", type=Path, metavar="DIR",
-        help="of the report, SUBJECT.json and SUBJECT.md (default: results/benchmarks; with quick=true: none)",
+        help="folder for SUBJECT.json and SUBJECT.md (default: results/benchmarks; with quick=true: none)",
     )  # fmt: skip
     if {"-h", "--help"} & set(arguments) and arguments[0] in known:
         print(known[arguments[0]])
@@ -71,8 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_intermixed_args(arguments or ["--help"])
     name = args.subject
     if name not in known:
-        raise UserError(f"{name} is no subject; these are: {', '.join(known)}{nearest(name, known)}")
-    one_thread()  # before anything that starts threads is imported
+        raise UserError(f"{name} is not a subject; choose one of: {', '.join(known)}{nearest(name, known)}")
+    one_thread()  # before any import that starts threads
     measure = importlib.import_module(f"benchmarks.{name}").measure
     given = options(name, args.words, measure)
     out = args.output or (None if given.get("quick") else RESULTS)

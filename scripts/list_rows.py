@@ -1,17 +1,17 @@
-"""Every row of the paper: its experiment, the data it needs, our runs, the paper's number beside ours, what is missing.
+"""List the paper's rows with experiment, data, runs, accuracies, and what is missing.
 
 python scripts/list_rows.py --table 1 data_dir=DIR cache_dir=DIR
 python scripts/list_rows.py --own --cost --format csv
 
-data_dir=DIR cache_dir=DIR    where to look for the data sets, prepared frames and initial weights
-fidelity=described, ...       any override: lists the rows with it, and the runs that had it
---own                         without the methods of others that the paper compares with (quoted from their papers: as their
-                              authors trained them; NAME_same_recipe: the method alone in this paper's recipe)
---runs DIR                    folders that hold runs (default: runs and results/runs, where they exist)
---cost                        hours of training, from the speed of finished runs; for a row that has none (a short run
-                              is enough: ... debug=smoke recipe.epochs=2 debug.max_steps=50) an estimate, marked ~,
-                              from a step on random data on this machine, timed once for each network
---format commands             only the commands of the rows that have no run yet, to be typed or sent to a cluster
+data_dir=DIR cache_dir=DIR    folders of data sets, prepared frames and initial weights, to check what is there
+fidelity=described, ...       any override: lists the rows with it, and the runs that used it
+--own                         leave out other authors' methods (quoted: trained as in their papers; NAME_same_recipe:
+                              the method in this paper's recipe)
+--runs DIR                    folders of runs (default: runs and results/runs)
+--cost                        hours of training, from the speed of finished runs (a short run is enough: ... debug=smoke
+                              recipe.epochs=2 debug.max_steps=50); for other rows an estimate, marked ~, from one
+                              training step on random data on this machine
+--format commands             only the commands of rows without a run, for a shell or a cluster
 """
 
 import argparse
@@ -27,7 +27,7 @@ from typing import Any
 
 from compare import to_text
 from snn_repro import console
-from snn_repro.config import SAID_OF_THEM, Config, conf_files, config_hash, load_config, text_only, to_dict
+from snn_repro.config import TEXT_ONLY_NOTE, Config, conf_files, config_hash, load_config, text_only, to_dict
 from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
 from snn_repro.paper.formats import Column, Table, to_csv
@@ -35,37 +35,38 @@ from snn_repro.paper.rows import PaperRow, configs, facts, load_rows
 from snn_repro.runs.checkpoint import find_weights
 from snn_repro.runs.folder import RunResult, find_results
 
-PLACES = ("data_dir=", "cache_dir=")  # overrides that change no row
+PLACES = ("data_dir=", "cache_dir=")  # overrides that do not change a row
 
 
 # ---------------------------------------------------------------- rows
 
 
 def experiments() -> list[str]:
-    """The names of all experiments: tables first, then released code that no table prints, figures and rivals."""
+    """All experiment names: tables, then unpublished released code, figures and rivals."""
     return sorted(conf_files("experiment"), key=lambda name: (not name.startswith("table"), name.split("_")))
 
 
 def compared(name: str, paper: Iterable[PaperRow]) -> bool:
-    """Whether an experiment is about a method of others: as its authors trained it, or in the paper's recipe."""
+    """Whether an experiment reproduces another method, in its own or this paper's recipe."""
     return name.endswith("_same_recipe") or any(row.id == name and not row.own for row in paper)
 
 
 @dataclass
 class Row:
-    """An experiment, the paper's number for it and what we have: our runs of exactly this configuration, any seed."""
+    """An experiment, the paper's number and our runs of the same configuration, any seed."""
 
-    said: dict[str, Any]  # its configuration: as its files say it, or with overrides
+    settings: dict[str, Any]  # configuration, with overrides if there are any
     overrides: Sequence[str] = ()
     paper: PaperRow | None = None
     results: list[RunResult] = field(default_factory=list)  # by seed
     departing: int = 0  # finished runs of this name with other settings
-    data: str | None = None  # "ready", "not prepared" or "missing"; None where nobody looked
-    missing: list[str] = field(default_factory=list)  # what is lacking for a number, in words
+    data: str | None = None  # "ready", "not prepared" or "missing"; None if not checked
+    missing: list[str] = field(default_factory=list)  # what is needed for a number, in words
 
     @property
     def name(self) -> str:
-        return self.said["name"]
+        """Name of the experiment."""
+        return self.settings["name"]
 
     @cached_property
     def config(self) -> Config:
@@ -75,14 +76,15 @@ class Row:
         return configs([self.name])[self.name]
 
     def command(self) -> str:
-        """The command that runs this row, with its overrides, quoted for a shell."""
-        folder = "cache_dir" if SETS[self.said["dataset"]["name"]].prepared else "data_dir"
+        """The shell command that runs this row with its overrides."""
+        folder = "cache_dir" if SETS[self.settings["dataset"]["name"]].prepared else "data_dir"
         data = next((o for o in self.overrides if o.startswith(f"{folder}=")), f"{folder}=DIR")
         others = [o for o in self.overrides if not o.startswith(PLACES)]
         return shlex.join(["python", "-m", "snn_repro.train", f"experiment={self.name}", data, *others])
 
     @property
     def seeds(self) -> list[int]:
+        """Seeds of the finished runs."""
         return [r["seed"] for r in self.results]
 
     def mean(self, key: str) -> float | None:
@@ -94,13 +96,13 @@ class Row:
 def join(
     names: Iterable[str], paper: Iterable[PaperRow], results: Sequence[RunResult], overrides: Sequence[str] = ()
 ) -> list[Row]:
-    """One Row an experiment. A run belongs to it when nothing but the seed differs from the row's configuration."""
+    """One Row per experiment, with the runs that differ from its configuration only in seed."""
     by_id = {row.id: row for row in paper}
-    rows = {name: Row(said, overrides) for name, said in facts(names).items()}
+    rows = {name: Row(settings, overrides) for name, settings in facts(names).items()}
     for name, row in rows.items():
         if any(not o.startswith(PLACES) for o in overrides):
-            row.said = to_dict(row.config)
-        row.paper = by_id.get(row.said["paper_row"])
+            row.settings = to_dict(row.config)
+        row.paper = by_id.get(row.settings["paper_row"])
         if mine := [r for r in results if r["name"] == name]:
             same = [r for r in mine if r["recipe_hash"] == config_hash(row.config, without=("seed",))]
             one_a_seed = {r["seed"]: r for r in reversed(same)}  # runs are also copied to results/runs
@@ -108,20 +110,21 @@ def join(
     for row in rows.values():
         if not row.results:
             row.missing.append("a run")
-        elif absent := [b for b in row.said["baselines"] if b in rows and not rows[b].results]:
+        elif absent := [b for b in row.settings["baselines"] if b in rows and not rows[b].results]:
             row.missing.append(f"runs of its baselines {', '.join(absent)}")
     return list(rows.values())
 
 
 def look_for_files(rows: Iterable[Row]) -> None:
-    """Set `data` of each row and add to `missing`: prepared frames, raw files, initial weights. Reads no sample."""
-    known: dict[
-        str, tuple[str, str | None]
-    ] = {}  # a configuration is composed for each kind of frames and file of weights
+    """Set `data` of each row and add missing frames, raw files and weights to `missing`."""
+    known: dict[str, tuple[str, str | None]] = {}  # by kind of frames and file of weights
     for row in rows:
-        needs, weights = repr((row.said["dataset"], row.said.get("timesteps"))), row.said["model"].get("weights")
+        needs, weights = (
+            repr((row.settings["dataset"], row.settings.get("timesteps"))),
+            row.settings["model"].get("weights"),
+        )
         if needs not in known:
-            known[needs] = SETS[row.said["dataset"]["name"]].state(row.config)
+            known[needs] = SETS[row.settings["dataset"]["name"]].state(row.config)
         if weights and weights not in known:
             try:
                 known[weights] = str(find_weights(weights, row.config.data_dir)), None
@@ -133,13 +136,13 @@ def look_for_files(rows: Iterable[Row]) -> None:
 
 @dataclass(frozen=True)
 class Cost:
-    """Hours of training that one run of a row takes on the kind of device where a speed was measured."""
+    """Training hours of one run on the kind of device whose speed was measured."""
 
     hours: float
     device: str  # "cuda" or "cpu"
     samples_per_s: float
-    source: str  # the row whose runs were measured
-    estimated: bool = False  # from a step on random data, on this machine
+    source: str  # row of the measured runs
+    estimated: bool = False  # from a step on random data on this machine
 
 
 # ---------------------------------------------------------------- the list
@@ -147,16 +150,16 @@ class Cost:
 
 @console.one_sentence
 def main(argv: list[str] | None = None) -> int:
-    """Print the rows; the exit code is 0, or 2 after one sentence on stderr."""
+    """Print the rows; exit code 0, or 2 for wrong input."""
     parser = console.Parser("list_rows.py", __doc__)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="data_dir=DIR, cache_dir=DIR, or any other")
-    parser.add_argument("--runs", nargs="+", metavar="DIR", help="folders that hold runs")
+    parser.add_argument("--runs", nargs="+", metavar="DIR", help="folders of runs")
     parser.add_argument("--table", choices=("1", "2", "3", "code", "figures", "rivals"),
-                        help="only the rows of one table, of released code that no table prints, figures, or later methods")  # fmt: skip
-    parser.add_argument("--own", action="store_true", help="without the methods of others")
+                        help="rows of one table, of unpublished released code, of figures, or of later methods")  # fmt: skip
+    parser.add_argument("--own", action="store_true", help="leave out other authors' methods")
     parser.add_argument("--cost", action="store_true", help="hours of training, measured or estimated")
     forms = ("text", "csv", "json", "commands")
-    parser.add_argument("--format", choices=forms, default="text", help="csv and json hold the commands too")
+    parser.add_argument("--format", choices=forms, default="text", help="csv and json include the commands")
     for form in forms[1:]:  # --csv is short for --format csv
         parser.add_argument(f"--{form}", dest="format", action="store_const", const=form, help=argparse.SUPPRESS)
     args = parser.parse_intermixed_args(argv)
@@ -171,26 +174,26 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def listing(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
-    """The lines, and remarks for a reader."""
+    """The lines of the list, and its notes."""
     prefix = {None: "", "figures": "figure", "code": "code_", "rivals": "rivals_"}.get(
         args.table, f"table{args.table}_"
     )
     paper = load_rows()
-    own = args.own or "fidelity=described" in args.overrides  # the equations are the paper's
+    own = args.own or "fidelity=described" in args.overrides  # only the paper's methods have its equations
     chosen = [n for n in experiments() if n.startswith(prefix) and not (own and compared(n, paper))]
     results = find_results(*(args.runs or [root for root in ("runs", "results/runs") if Path(root).is_dir()]))
     rows = join(chosen, paper, results, args.overrides)
     notes = [
-        "paper: one run, best epoch on test; best*: ours chosen by the test set, so optimistic; last: our last epoch",
-        "runs: seeds of exactly this configuration (+k: finished runs of this row with other settings)",
-        "fidelity: published, the released code does it; extended, no code was released or it cannot run; described, the "
+        "paper: one run, best epoch on the test set; best*: our best epoch on the test set (optimistic); last: our last epoch",
+        "runs: seeds of this configuration (+k: finished runs of this row with other settings)",
+        "fidelity: published = as the released code; extended = no code released, or it cannot run; described = the "
         "paper's equations (results/README.md)",
-        "run one: python -m snn_repro.train experiment=ROW data_dir=DIR cache_dir=DIR seed=0,1,2 -m",
+        "to run a row: python -m snn_repro.train experiment=ROW data_dir=DIR cache_dir=DIR seed=0,1,2 -m",
     ]
     if any(o.startswith(("data_dir=", "cache_dir=")) for o in args.overrides):
         look_for_files(rows)
     else:
-        notes.append("data: give data_dir=DIR cache_dir=DIR to look for the data sets and prepared frames")
+        notes.append("data: pass data_dir=DIR cache_dir=DIR to check for data sets and prepared frames")
     lines = [_line(row) for row in rows]
     if args.cost:
         costs = [estimate_cost(r, results) or _from_a_step(r) for r in rows]
@@ -201,10 +204,10 @@ def listing(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
                 hours[cost.device] = hours.get(cost.device, 0) + cost.hours
         total = ", ".join(f"{n:,.1f} h on {device}" for device, n in sorted(hours.items())) or "no hours"
         notes.append(
-            f"cost: training alone, one seed; {sum(map(bool, costs))} of {len(lines)} rows, {total}; "
+            f"cost: training only, one seed; {sum(map(bool, costs))} of {len(lines)} rows, {total}; "
             f"~ ({sum(c.estimated for c in costs if c)} rows): estimated from a step on random data on this machine"
         )
-    for quoted in paper:  # a quoted number that nothing reproduces
+    for quoted in paper:  # a quoted number without an experiment
         if quoted.absent and quoted.id.startswith(prefix) and not own:
             nothing: dict[str, Any] = dict.fromkeys(lines[0]) if lines else {}
             lines.append(nothing | dict(
@@ -215,33 +218,33 @@ def listing(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _from_a_step(row: Row) -> Cost | None:
-    """The cost of a row without runs: of a step on random data, timed here; None where it does not fit the memory."""
-    from benchmarks._hours import TooLarge, hours_of_training  # takes torch
+    """Cost of a row without runs, from a random-data step; None if out of memory."""
+    from benchmarks._hours import TooLarge, hours_of_training  # imports torch
 
     try:
-        hours = hours_of_training(row.config, lambda said: print(said, file=sys.stderr))
+        hours = hours_of_training(row.config, lambda line: print(line, file=sys.stderr))
         return Cost(*hours, "a step here", estimated=True)
     except TooLarge:
         return None
 
 
 def _line(row: Row) -> dict[str, Any]:
-    """What is shown of a row."""
-    c = row.said
+    """The values shown for a row."""
+    c = row.settings
     return dict(
         experiment=row.name, paper_row=c["paper_row"], data=row.data, runs=row.seeds, departing=row.departing,
         paper=row.paper and row.paper.accuracy, best=row.mean("acc_best_test"), last=row.mean("acc_last"), fidelity=c["fidelity"],
-        baselines=c["baselines"], caveats=[*c["caveats"], *(f"{choice}: {SAID_OF_THEM}" for choice in text_only(c))],
+        baselines=c["baselines"], caveats=[*c["caveats"], *(f"{choice}: {TEXT_ONLY_NOTE}" for choice in text_only(c))],
         unspecified=c["unspecified"], missing=row.missing, command=row.command(),
     )  # fmt: skip
 
 
 def estimate_cost(row: Row, results: Iterable[RunResult]) -> Cost | None:
-    """epochs * n_train / samples_per_s, from the median speed of finished runs, or None where nothing was measured.
+    """Training hours, epochs * n_train / samples_per_s, from the median speed of finished runs.
 
-    The row's own runs count first, else those of the same data set, network, T, frame size and batch. Speeds on a GPU
-    come before those on a CPU, and the two are never mixed; epochs of fewer than 20 steps say nothing. Time spent in
-    evaluation is not in it.
+    The row's own runs come first, else those of the same data set, network, T, frame size and batch. GPU speeds come
+    before CPU speeds, never mixed. Epochs of fewer than 20 steps are ignored. Evaluation is not included. None without
+    measurements.
     """
 
     def work(config: dict[str, Any]) -> list[Any]:
@@ -263,16 +266,17 @@ def estimate_cost(row: Row, results: Iterable[RunResult]) -> Cost | None:
 
 
 def numbered_caveats(lines: list[dict[str, Any]]) -> dict[str, int]:
-    """The number of each caveat, in the order of the lines."""
+    """Numbers of the caveats, in the order of the lines."""
     return {c: i for i, c in enumerate(dict.fromkeys(c for line in lines for c in line["caveats"]), 1)}
 
 
 def rounded(value: float) -> str:
+    """A number with no or two decimals."""
     return f"{value:,.{0 if value >= 100 else 2}f}"
 
 
 def written(lines: list[dict[str, Any]], notes: list[str], args: argparse.Namespace) -> str:
-    """Text, or CSV with the commands."""
+    """The list as text, or as CSV with commands."""
     whole = [Column("caveats", "caveats"), Column("command", "command")]
     columns = [
         Column("experiment", "experiment"), Column("fidelity", "fidelity"), Column("data", "data"), Column("runs", "runs"),

@@ -2,8 +2,8 @@
 
 python scripts/make_figures.py                                draw all
 python scripts/make_figures.py figure=NAME                    draw one
-python scripts/make_figures.py measure=convergence            train the synthetic task anew (some 10 minutes of one core)
-python scripts/make_figures.py measure=learned_imp run=DIR    take the learned IMP from a run's checkpoint (run= may repeat)
+python scripts/make_figures.py measure=convergence            retrain the synthetic task (about 10 minutes on one core)
+python scripts/make_figures.py measure=learned_imp run=DIR    read the learned IMP of a checkpoint (run= may repeat)
 """
 
 import sys
@@ -19,8 +19,9 @@ KEYS = ("figure", "measure", "run")
 
 @console.one_sentence
 def main(argv: list[str] | None = None) -> int:
+    """Draw figures; exit code 0, or 2 for wrong input or missing data."""
     parser = console.Parser("make_figures.py", __doc__)
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help=f"keys are {', '.join(KEYS)}")
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help=f"keys: {', '.join(KEYS)}")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="results folder")
     args = parser.parse_intermixed_args(argv)
     results = args.results
@@ -32,13 +33,13 @@ def main(argv: list[str] | None = None) -> int:
                 f"'{word}' is not understood; write KEY=VALUE with one of: {', '.join(KEYS)}{nearest(key, KEYS)}"
             )
         given.setdefault(key, []).append(value)
-    from studies import figures  # imports torch and matplotlib, so after the check of what was typed
+    from studies import figures  # imports torch and matplotlib, so only after the arguments are checked
 
     def chosen(key: str, names: Sequence[str], choices: Sequence[str]) -> Sequence[str]:
         for name in names:
             if name not in choices:
-                said = f"choose one of: {', '.join(choices)}{nearest(name, choices)}"
-                raise UserError(f"{key}={name} is unknown; {said}")
+                advice = f"choose one of: {', '.join(choices)}{nearest(name, choices)}"
+                raise UserError(f"{key}={name} is unknown; {advice}")
         return names
 
     if "measure" in given:

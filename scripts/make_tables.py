@@ -1,8 +1,8 @@
-"""Write results/tables: the paper's tables with our runs beside, as Markdown, CSV and LaTeX.
+"""Write results/tables: the paper's tables with our runs, as Markdown, CSV and LaTeX.
 
 python scripts/make_tables.py                      from results/runs and results/paper_tables.yaml
-python scripts/make_tables.py --check              exit 1 when the committed tables are not what the results give
-python scripts/make_tables.py --collect RUNS...    first add finished runs to results/runs, a line each
+python scripts/make_tables.py --check              exit code 1 if the committed tables are out of date
+python scripts/make_tables.py --collect RUNS...    first add finished runs to results/runs, one line each
 
 The measured numbers of README.md and docs/performance.md (between marks such as `<!-- accuracy FOLDER -->`) are written from
 the same results, and the tables of sources in docs/paper_and_code_*.md from docs/sources.yaml and the rows.
@@ -32,10 +32,10 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def collect(roots: Iterable[str | Path], into: Path, study: str = "") -> list[Path]:
-    """Add finished runs to the files of lines in the folder `into`: FIRST.jsonl for the runs below ROOT/FIRST, or `study`.jsonl.
+    """Add finished runs to `into`, as lines of FIRST.jsonl (runs below ROOT/FIRST) or of `study`.jsonl.
 
-    A run's line has the items of its result.json without the folders of this machine, `right` in place of predictions.npz, and
-    `run`, its folder below FIRST. It takes the place of an earlier one. Returns the folders that the lines stand for.
+    A line has the items of result.json without this machine's folders, `right` instead of predictions.npz, and `run`,
+    the folder below FIRST. It replaces an earlier line of the same run. Returns the folders that the lines represent.
     """
     files: dict[str, dict[str, str]] = {}
     for root in map(Path, roots):
@@ -57,16 +57,16 @@ def collect(roots: Iterable[str | Path], into: Path, study: str = "") -> list[Pa
 
 
 def collected_lines(file: Path) -> dict[str, str]:
-    """{run: its line} of a file of collected runs; {} where it does not exist. Raises DataError for a damaged line."""
+    """{run: line} of a file of collected runs; raises DataError for a damaged line."""
     lines = file.read_text("utf-8").splitlines() if file.exists() else []
     try:
         return {json.loads(line)["run"]: line for line in lines}
     except (ValueError, TypeError, KeyError):
-        raise DataError(f"{file} has a line that is no collected run; take it out, and collect again") from None
+        raise DataError(f"{file} has a line that is not a collected run; delete it and collect again") from None
 
 
 def generate(results: Path, rows: Iterable[PaperRow]) -> dict[str, str]:
-    """{file name: content} of everything in results/tables, from results/runs and the paper's rows."""
+    """{file name: content} of results/tables, from results/runs and the paper's rows."""
     runs, rows = results / "runs", list(rows)
     groups, left_out = group_runs(load([runs])) if result_files(runs) else ([], [])
     tables = {
@@ -86,12 +86,12 @@ LATEX = {
 
 
 def _tex(text: str) -> str:
-    start = "{}" if text.startswith(("[", "*")) else ""  # else the line break before it would take it as its argument
+    start = "{}" if text.startswith(("[", "*")) else ""  # else LaTeX reads it as the argument of the line break
     return start + "".join(LATEX.get(c, c) for c in text)
 
 
 def to_latex(table: Table) -> str:
-    """A booktabs table, as wide as the line; needs \\usepackage{booktabs,graphicx}."""
+    r"""A booktabs table as wide as the line; needs \usepackage{booktabs,graphicx}."""
     head, *rows = (" & ".join(line) + r" \\" for line in table.lines(_tex))
     align = "".join("l" if c.kind == "text" else "r" for c in table.shown)
     lines = [
@@ -111,12 +111,12 @@ MEASURED = re.compile(r"(<!-- (accuracy|steps|linear|times) ([^>]+) -->).*?(<!--
 
 
 def fill_in(text: str, results: Path) -> str:
-    """`text` with its measured numbers between `<!-- KIND WHAT -->` and `<!-- / -->`; where nothing was measured, what stands there stays.
+    """Fill in measured numbers between `<!-- KIND WHAT -->` and `<!-- / -->`.
 
-    accuracy, steps FOLDER: mean ± sd % of the last epoch and the seeds, or the accuracy at each time step, of the runs in that
-    folder of results/runs. linear DATASET: logistic regression on the same samples. times FILE: TITLE: ROW: how many times the
-    CPU time of a benchmark's first row another one takes, table and row by the start of their names. Raises UserError where a
-    folder holds runs of several configurations.
+    Text without a measurement is kept. accuracy, steps FOLDER: mean ± sd % of the last epoch and number of seeds, or
+    accuracy by time step, of the runs in that folder of results/runs. linear DATASET: logistic regression on the same
+    samples. times FILE: TITLE: ROW: CPU time of a benchmark's row over its first row; table and row by the start of
+    their names. Raises UserError where a folder has runs of several configurations.
     """
     runs = results / "runs"
     found = find_results(runs) if result_files(runs) else []
@@ -124,8 +124,8 @@ def fill_in(text: str, results: Path) -> str:
     def number(match: re.Match[str]) -> str:
         start, kind, what, end = match.groups()
         if kind in ("linear", "times"):
-            said = (_linear if kind == "linear" else _times)(what, results)
-            return match.group() if said is None else start + said + end
+            measured = (_linear if kind == "linear" else _times)(what, results)
+            return match.group() if measured is None else start + measured + end
         groups, _ = group_runs(r for r in found if Path(str(r.folder)).is_relative_to(runs / what))
         if not groups:
             return match.group()
@@ -156,18 +156,18 @@ def _times(what: str, results: Path) -> str | None:
     return None
 
 
-# a key of the configuration, or its group: the word of the table
+# key or group of the configuration: its name in the table of sources
 WORDS = {
     "model": "network", "neuron": "neuron", "loss": "loss", "dataset": "frames", "augment": "augmentation",
     "dataset.split": "split", "recipe.optimizer": "optimiser", "recipe.lr": "lr", "recipe.batch_size": "batch",
     "recipe.epochs": "epochs", "recipe.schedule": "schedule", "recipe.weight_decay": "decay",
     "recipe.drop_last": "drop_last", "timesteps": "T", "seed": "seed",
 }  # fmt: skip
-PARTS = {"recipe.accumulate": "batch"}  # a batch whose parts have batch statistics of their own
+PARTS = {"recipe.accumulate": "batch"}  # parts with separate batch statistics
 
 
 def word(key: str) -> str:
-    """What the table of sources calls a key of the configuration."""
+    """Name of a configuration key in the table of sources."""
     return (WORDS | PARTS).get(key) or WORDS[key.partition(".")[0]]
 
 
@@ -184,14 +184,14 @@ def with_sources(page: str, sources: Path) -> str:
     for row, config in configs(known["rows"]).items():
         values = hashed(config)
         values |= {w: values[k if k in values else f"{k}.name"] for k, w in WORDS.items() if k != "augment"}
-        said = []
+        places = []
         for place, words in known["rows"][row].items():
             short, _, file = place.partition(" ")
             if short in repositories:
                 name, commit = repositories[short]
                 place = f"[{place}](https://github.com/{name}/blob/{commit[:7]}/{file})"
-            said.append(f"{place}: {', '.join(_shown(w, values) for w in words.split())}")
-        cells = [f"`{row}`", "; ".join(said), ", ".join(map(word, config.unspecified)), "; ".join(config.caveats)]
+            places.append(f"{place}: {', '.join(_shown(w, values) for w in words.split())}")
+        cells = [f"`{row}`", "; ".join(places), ", ".join(map(word, config.unspecified)), "; ".join(config.caveats)]
         tables["methods" if row.endswith("_same_recipe") else "recipes"].append(f"| {' | '.join(cells)} |")
     return re.sub(
         r"(<!-- sources (\w+) -->\n).*?(<!-- / -->)",
@@ -211,8 +211,9 @@ def _shown(what: str, values: dict) -> str:
 
 @console.one_sentence
 def main(argv: list[str] | None = None) -> int:
+    """Write or check the tables; exit code 0, 1 if outdated, 2 for wrong input."""
     parser = console.Parser("make_tables.py", __doc__)
-    parser.add_argument("--check", action="store_true", help="compare with the committed tables, write nothing")
+    parser.add_argument("--check", action="store_true", help="only check whether the committed tables are up to date")
     parser.add_argument("--collect", nargs="+", metavar="RUNS", help="folders of runs to add to results/runs first")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="results folder")
     args = parser.parse_args(argv)
@@ -235,13 +236,13 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     older = older_note(load([runs])) if result_files(runs) else None
     if older:
-        print(f"make_tables.py: warning: {older}; run them again and collect them", file=sys.stderr)
+        print(f"make_tables.py: warning: {older}; repeat and collect them", file=sys.stderr)
     extra = sorted(path.name for path in folder.glob("*") if path not in files)
-    said = [f"{', '.join(path.name for path in stale)} differ from the results"] if stale else []
-    said += [f"{', '.join(extra)} are not generated"] if extra else []
-    if said:
-        print(f"make_tables.py: {'; '.join(said)}; run `python scripts/make_tables.py`", file=sys.stderr)
-    return 1 if said else 0
+    problems = [f"{', '.join(path.name for path in stale)} are out of date"] if stale else []
+    problems += [f"{', '.join(extra)} are not generated"] if extra else []
+    if problems:
+        print(f"make_tables.py: {'; '.join(problems)}; run `python scripts/make_tables.py`", file=sys.stderr)
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

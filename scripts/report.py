@@ -1,9 +1,9 @@
-"""One page of HTML of all runs under the given folders, finished or under way; it needs no network and no server.
+"""Write one self-contained HTML report of all runs, finished or in progress.
 
-python scripts/report.py PATH... [--output FILE.html]     runs as a table, accuracy by time step, learning curves, samples, ...
-python scripts/report.py runs --watch [SECONDS]           make it again when a run's files change, until Ctrl-C
+python scripts/report.py PATH... [--output FILE.html]     table of runs, accuracy by time step, learning curves, ...
+python scripts/report.py runs --watch [SECONDS]           update it when a run's files change, until Ctrl-C
 
-PATH: folders that hold runs (runs, results/runs, a single run), or result.json files.
+PATH: folders of runs (runs, results/runs, a single run), or result.json files.
 """
 
 import argparse
@@ -23,20 +23,22 @@ EVERY = 10.0  # seconds
 
 
 def seconds(word: str) -> float:
+    """Parse a positive number of seconds."""
     try:
         if 0 < float(word) < float("inf"):
             return float(word)
     except ValueError:
         pass
     raise argparse.ArgumentTypeError(
-        f"'{word}' is no number of seconds above 0; folders come first: report.py runs --watch"
+        f"'{word}' is not a number of seconds above 0; give folders first: report.py runs --watch"
     )
 
 
 @console.one_sentence
 def main(argv: list[str] | None = None) -> int:
+    """Write the report; exit code 0, or 2 for wrong input."""
     parser = console.Parser("report.py", __doc__)
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="folders that hold runs, or result.json files")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="folders of runs, or result.json files")
     parser.add_argument("--output", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
     parser.add_argument(
         "--watch",
@@ -44,11 +46,11 @@ def main(argv: list[str] | None = None) -> int:
         type=seconds,
         const=EVERY,
         metavar="SECONDS",
-        help="look for changes as often (default: 10)",
+        help="interval of checks for changes (default: 10)",
     )
     parser.add_argument(
         "--networks", type=int, default=8, metavar="N",
-        help="read the checkpoints of the latest N rows, for IMP, spikes and input (default: 8; 0: none)",
+        help="show IMP, spikes and input from the checkpoints of the latest N rows (default: 8; 0: none)",
     )  # fmt: skip
     args = parser.parse_args(argv)
     if args.networks < 0:
@@ -58,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     if not args.output.absolute().parent.is_dir():
         raise UserError(f"--output {args.output}: the folder {args.output.parent} does not exist; make it first")
     if not os.access(args.output if args.output.exists() else args.output.absolute().parent, os.W_OK):
-        raise UserError(f"--output {args.output} cannot be written: no permission; choose another place")
+        raise UserError(f"--output {args.output} cannot be written: no permission; choose another folder")
     if args.watch is None:
         make(args.paths, args.output, args.networks)
         return 0
@@ -70,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def make(paths: Sequence[str], output: Path, networks: int, refresh: float | None = None) -> None:
-    """Write the page once."""
+    """Write the report once."""
     import studies.section  # noqa: F401 - registers itself
     from snn_repro.report import render
 
@@ -82,24 +84,24 @@ def make(paths: Sequence[str], output: Path, networks: int, refresh: float | Non
 
 
 def watch(paths: Sequence[str], output: Path, networks: int, every: float) -> None:
-    """Write the page whenever files of runs change; where no run is there yet, wait for one."""
+    """Write the report whenever files of runs change; wait while there is no run yet."""
     from snn_repro.report import NoRuns
 
-    before, said = None, ""
+    before, last = None, ""
     while True:
         if (now := snapshot(paths)) != before:
             before = now
             try:
                 make(paths, output, networks, refresh=every)
             except NoRuns as error:
-                if str(error) != said:
-                    said = str(error)
+                if str(error) != last:
+                    last = str(error)
                     print(f"report.py: {console.harmless(error)}; waiting", file=sys.stderr)
         time.sleep(every)
 
 
 def snapshot(paths: Iterable[str | Path]) -> list[tuple[str, int, int]]:
-    """What changes when a run under `paths` goes on: its files with their times and sizes; or when a path comes to be."""
+    """(path, mtime, size) of the files under `paths` that change while runs progress."""
     seen = []
     names = (CONFIG, STATUS, RESULT, "*.jsonl")
     for file in (

@@ -1,13 +1,13 @@
-"""A study of several runs by a rule written before them: run it, collect its results, write its report.
+"""Run a preregistered study of several runs, collect its results, and write its report.
 
-python scripts/study.py small_scale run digits seed=0 --print   the commands of its sweeps; without --print it runs them
-python scripts/study.py initial_state dataset=cifar10 data_dir=DIR --dry-run    with the number of runs, and hours
-python scripts/study.py small_scale collect                     add what reports need from runs/ to results/runs/NAME.jsonl
-python scripts/study.py small_scale measure                     what is no run: times, memory, baselines
-python scripts/study.py small_scale report --check              write its report, or hold it against the results
+python scripts/study.py small_scale run digits seed=0 --print   print the commands of its sweeps; else run them
+python scripts/study.py initial_state dataset=cifar10 data_dir=DIR --dry-run    also print the number of runs and hours
+python scripts/study.py small_scale collect                     add results from runs/ to results/runs/NAME.jsonl
+python scripts/study.py small_scale measure                     measure times, memory and baselines
+python scripts/study.py small_scale report --check              write its report, or check that it is up to date
 
-A sweep that was stopped goes on when its command is given again. KEY=VALUE (data_dir=DIR, say) is passed on. With --missing only
-those runs are left that results/runs/NAME.jsonl lacks: to add seeds, or to finish a study that another clone began.
+A stopped sweep resumes when its command is repeated. KEY=VALUE (e.g. data_dir=DIR) is passed to training. --missing
+skips the runs in results/runs/NAME.jsonl: to add seeds, or to finish a study that another clone began.
 """
 
 import argparse
@@ -33,26 +33,27 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @console.one_sentence
 def main(argv: list[str] | None = None) -> int:
+    """Run one action of a study; exit code 1 on failure, 2 for wrong input."""
     parser = console.Parser("study.py", __doc__)
     parser.add_argument("name", help=f"one of: {', '.join(names())}")
     actions = parser.add_subparsers(dest="action", required=True)
     run = actions.add_parser("run", help="run the sweeps")
     run.add_argument(
-        "words", nargs="*", metavar="DATASET | PART | KEY=VALUE", help="default all its data sets or parts"
+        "words", nargs="*", metavar="DATASET | PART | KEY=VALUE", help="default: all data sets or parts of the study"
     )
     show = run.add_mutually_exclusive_group()
     show.add_argument("--print", action="store_true", help="only print the commands")
     show.add_argument(
         "--dry-run",
         action="store_true",
-        help="only print the commands, how many runs they are, and hours, from a step on this machine",
+        help="only print the commands, number of runs, and hours estimated from a step on this machine",
     )
-    run.add_argument("--missing", action="store_true", help="leave out the runs that results/ has")
+    run.add_argument("--missing", action="store_true", help="skip runs that are in results/")
     run.add_argument("--seeds", type=int, help="seeds 0..N-1 (default: the study's)")
     actions.add_parser("collect", help="add results from runs/ to results/runs/")
-    actions.add_parser("measure", help="measure what is no run")
+    actions.add_parser("measure", help="measure times, memory and baselines")
     write = actions.add_parser("report", help="write the report")
-    write.add_argument("--check", action="store_true", help="exit 1 when the committed report differs")
+    write.add_argument("--check", action="store_true", help="exit code 1 if the committed report is out of date")
     for part in actions.choices.values():
         part.add_argument("--results", type=Path, default=ROOT / "results", help="results folder")
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -79,11 +80,13 @@ def _run(args: argparse.Namespace, chosen: ModuleType) -> int:
         if args.dry_run:
             jobs = _jobs(words)
             runs += len(jobs)
-            hours += len(jobs) * hours_of_training(load_config(jobs[0]), lambda said: print(said, file=sys.stderr))[0]
+            hours += len(jobs) * hours_of_training(load_config(jobs[0]), lambda line: print(line, file=sys.stderr))[0]
         elif not args.print:
             codes.append(subprocess.run([sys.executable, *words[1:]], cwd=ROOT).returncode)
     if args.dry_run:
-        print(f"{runs} runs; ~{hours:.1f} hours of training here, one run after the other (from a step on random data)")
+        print(
+            f"{runs} runs; ~{hours:.1f} hours of training on this machine, one run at a time (estimated from a step on random data)"
+        )
     return max(codes, default=0)
 
 
@@ -93,7 +96,7 @@ def _jobs(words: list[str]) -> list[list[str]]:
 
 
 def _check_data(sweeps: list[list[str]]) -> None:
-    """Raise UserError or DataError for data that a sweep would not find, before the first one starts."""
+    """Raise UserError or DataError for missing data of any sweep, before the first one starts."""
     checked = set()
     for words in sweeps:
         config = load_config(_jobs(words)[0])
@@ -104,7 +107,7 @@ def _check_data(sweeps: list[list[str]]) -> None:
 
 
 def _missing(words: list[str], sweep_dir: str, there: Container[str]) -> Iterator[list[str]]:
-    """The sweep without the runs `there`: as it is, or one for each of its cells that lacks seeds."""
+    """Yield the sweep without the runs in `there`: unchanged, or one per cell lacking seeds."""
     jobs = plan(words[4:])
     lacking = [job for job in jobs if job.folder.relative_to(Path(sweep_dir).absolute()).as_posix() not in there]
     if len(lacking) == len(jobs):
@@ -126,17 +129,17 @@ def _collect(args: argparse.Namespace, chosen: ModuleType) -> int:
 
 def _measure(args: argparse.Namespace, chosen: ModuleType) -> int:
     if not hasattr(chosen, "measure"):
-        raise UserError(f"{args.name} has nothing to measure apart from its runs")
+        raise UserError(f"{args.name} has nothing to measure besides its runs")
     chosen.measure(args.results)
     return 0
 
 
 def _report(args: argparse.Namespace, chosen: ModuleType) -> int:
-    from studies.figures import make, stale  # matplotlib, which the other actions need not wait for
+    from studies.figures import make, stale  # imports matplotlib, which the other actions do not need
 
     wrong, figures = [], getattr(chosen, "FIGURES", ())
     if figures and not args.check:
-        chosen.report(args.results)  # where it has no runs, this says so before anything is drawn
+        chosen.report(args.results)  # reports missing runs before anything is drawn
         for sentence in make(figures, args.results):
             print(f"study.py: {sentence}", file=sys.stderr)
     for name, text in chosen.report(args.results).items():
@@ -149,7 +152,7 @@ def _report(args: argparse.Namespace, chosen: ModuleType) -> int:
     if args.check:
         wrong += [str(path) for path in stale(figures, args.results)]
     if wrong:
-        print(f"{', '.join(wrong)} is not what the results give; run `study.py {args.name} report`", file=sys.stderr)
+        print(f"{', '.join(wrong)} is out of date; run `study.py {args.name} report`", file=sys.stderr)
     return int(bool(wrong))
 
 

@@ -1,10 +1,10 @@
-"""Make the W&B runs of run folders again, from metrics.jsonl, result.json and config.yaml.
+"""Recreate W&B runs from the metrics.jsonl, result.json and config.yaml of run folders.
 
 python scripts/wandb_import.py runs                          every run below, offline: upload with `wandb sync`
 python scripts/wandb_import.py runs/digits-small-if-sdt --mode online --project P --entity E
 
-For runs that were trained with logger.mode=disabled, whose W&B run was lost, or that belong in another project. Id, name,
-group, tags and charts are those of a live run, which they replace; runs that did not finish get what they have.
+For runs that were trained with logger.mode=disabled, whose W&B run was lost, or that belong to another project. Id,
+name, group, tags and charts equal those of a live run, which is replaced; unfinished runs are imported as they are.
 """
 
 import contextlib
@@ -19,24 +19,27 @@ from snn_repro.runs.loggers import sentence
 from snn_repro.runs.loggers import wandb as ours
 from snn_repro.runs.loggers.wandb import Log, checked_mode
 
-SECONDS = 600  # for a call of W&B, at most
+SECONDS = 600  # timeout of a W&B call
 
 
 def find_runs(roots: list[Path]) -> list[Path]:
-    """The folders that hold a run with an epoch or more. Raises UserError for a root that does not exist or holds none."""
+    """Folders of runs with at least one epoch; raises UserError for a root without any."""
     found: dict[Path, None] = {}
     for root in roots:
         folders = [path.parent for path in sorted(root.rglob("metrics.jsonl"))]
         if not folders:
             raise UserError(
-                f"{root} {'holds no run with an epoch' if root.exists() else 'does not exist'}; give run folders"
+                f"{root} {'has no run with a finished epoch' if root.exists() else 'does not exist'}; give run folders"
             )
         found |= dict.fromkeys(folders)
     return list(found)
 
 
 def read(folder: Path) -> tuple[dict, list[dict], dict | None, str | None]:
-    """Configuration, history, result (None: unfinished) and the run's hash. Raises UserError for a damaged folder."""
+    """(configuration, history, result, hash) of a run; raises UserError for a damaged folder.
+
+    result is None for an unfinished run.
+    """
     import yaml
 
     def parsed(name: str, parse):
@@ -50,16 +53,16 @@ def read(folder: Path) -> tuple[dict, list[dict], dict | None, str | None]:
     result = parsed("result.json", json.loads) if (folder / "result.json").exists() else None
     status = parsed("status.json", json.loads) if (folder / "status.json").exists() else {}
     if not isinstance(config, dict) or not isinstance(config.get("logger"), dict):
-        raise UserError("config.yaml is no configuration of a run")
+        raise UserError("config.yaml is not a configuration of a run")
     if [isinstance(line, dict) and line.get("epoch") for line in history] != list(range(1, len(history) + 1)):
-        raise UserError(f"metrics.jsonl does not hold the epochs 1 to {len(history)}, a line each")
+        raise UserError(f"metrics.jsonl must have one line for each of the epochs 1 to {len(history)}")
     if not isinstance(result, dict | None) or not isinstance(status, dict):
-        raise UserError("result.json or status.json holds no JSON object")
+        raise UserError("result.json or status.json is not a JSON object")
     return config, history, result, (result or status).get("config_hash") or status.get("config_hash")
 
 
 def import_run(folder: Path, say, **logger) -> None:
-    """Make one W&B run. Raises UserError for a damaged folder, one in use, or where W&B does not take it."""
+    """Create one W&B run; raises UserError if the folder is unusable or W&B fails."""
     with contextlib.ExitStack() as stack:
         if (folder / ".lock").exists():
             try:
@@ -79,14 +82,14 @@ def import_run(folder: Path, say, **logger) -> None:
             log.start(history)
             log.finish(result)
         except (Exception, SystemExit) as error:
-            raise UserError(f"W&B did not take it ({sentence(error)})") from None
+            raise UserError(f"W&B did not accept it ({sentence(error)})") from None
 
 
 @console.one_sentence
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0; 2 after one sentence on stderr, or when no run could be imported."""
+    """Import runs; exit code 2 for wrong input or if no run was imported."""
     parser = console.Parser("wandb_import.py", __doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="run folders, or folders above them")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="run folders, or their parent folders")
     parser.add_argument("--project", help="W&B project (default: the run's logger.project)")
     parser.add_argument("--entity", help="W&B team or user (default: the run's logger.entity)")
     parser.add_argument("--mode", choices=("offline", "online"), default="offline", help="default: %(default)s")

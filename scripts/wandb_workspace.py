@@ -1,10 +1,10 @@
-"""A saved W&B view of the runs: accuracy against time step by loss, reproduced against paper, convergence.
+"""Create a W&B view: accuracy by time step, reproduced against paper, convergence.
 
-python scripts/wandb_workspace.py --entity TEAM [--project snn_repro] [--table 1|2|3]   save the view, print its address
-python scripts/wandb_workspace.py --entity TEAM --print                                 print it, contact no server
+python scripts/wandb_workspace.py --entity TEAM [--project snn_repro] [--table 1|2|3]   save the view, print its URL
+python scripts/wandb_workspace.py --entity TEAM --print                                 print it without a server
 
-Needs pip install 'snn_repro[dashboard]', and `wandb login` to save. Every run logs what the view shows; runs that were
-logged offline appear after `wandb sync`.
+Needs pip install 'snn_repro[dashboard]', and `wandb login` to save. Every run logs the data of the view; runs logged
+offline appear after `wandb sync`.
 """
 
 import json
@@ -17,7 +17,7 @@ from snn_repro.runs.loggers.wandb import GROWTH, has_key
 
 
 def build(entity: str, project: str, table: str | None = None):
-    """The view, as a wandb_workspaces Workspace: all runs of the project, or those of one table.
+    """The view as a wandb_workspaces Workspace, for all runs or one table.
 
     Raises UserError when wandb-workspaces is not installed.
     """
@@ -25,7 +25,7 @@ def build(entity: str, project: str, table: str | None = None):
         import wandb_workspaces.reports.v2 as wr
         import wandb_workspaces.workspaces as ws
     except ImportError:
-        raise UserError("the view needs a package: pip install 'snn_repro[dashboard]'") from None
+        raise UserError("the view needs another package: pip install 'snn_repro[dashboard]'") from None
     from wandb_workspaces.expr import Tags
 
     def lines(title: str, x: str, *y: str, by: str = "loss.name", **more):
@@ -80,14 +80,14 @@ def build(entity: str, project: str, table: str | None = None):
 
 
 def save(view) -> str:
-    """Save the view; returns its address. Raises UserError without a login, or when the server does not take it."""
+    """Save the view and return its URL; raises UserError without a login or on failure."""
     if not has_key():
         raise UserError(
             "saving the view needs a W&B key: run `wandb login` or set WANDB_API_KEY; --print prints the view without one"
         )
     try:
         return view.save().url
-    except Exception as error:  # of wandb, its GraphQL client or requests
+    except Exception as error:  # from wandb, its GraphQL client or requests
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(
             f"W&B did not save the view ({why}); check --entity, --project, the key and the network"
@@ -95,7 +95,7 @@ def save(view) -> str:
 
 
 def paper_numbers(rows) -> str:
-    """A Markdown table of the paper's accuracies."""
+    """Markdown table of the paper's accuracies."""
     lines = ["| row | paper, % |", "| --- | ---: |"]
     lines += [f"| {row.id} | {row.corrected or row.accuracy:.2f} |" for row in rows]
     return "\n".join(lines)
@@ -103,7 +103,7 @@ def paper_numbers(rows) -> str:
 
 @console.one_sentence
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0, or 2 after one sentence on stderr."""
+    """Save or print the view; exit code 0, or 2 for wrong input."""
     parser = console.Parser("wandb_workspace.py", __doc__)
     parser.add_argument("--entity", required=True, help="W&B team or user")
     parser.add_argument("--project", default="snn_repro", help="W&B project, as logger.project")

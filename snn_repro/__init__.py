@@ -4,6 +4,6 @@ import os
 
 __version__ = "0.1.0"
 
-# OpenMP threads that spin at barriers make tiny networks 4-60 times slower on busy cores. libgomp reads this once,
-# when torch loads it, so it is set here, before any module of ours can import torch.
+# OpenMP threads that spin at barriers slow tiny networks down 4-60 times on busy cores. libgomp reads this variable once
+# at load time, so it is set before any of our modules imports torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

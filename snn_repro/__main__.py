@@ -1,4 +1,4 @@
-"""`python -m snn_repro`: every command of this project with what it does, one line each."""
+"""`python -m snn_repro`: list every command of the project with a one-line description."""
 
 import ast
 import sys
@@ -14,12 +14,12 @@ SCRIPTS = CONF_DIR.parent / "scripts"  # in a clone; a wheel has none
 
 
 def purpose(file: Path) -> str:
-    """The first line of a module's docstring. The module is read and not imported: that would take torch."""
+    """First line of a module's docstring, read without importing the module (which would import torch)."""
     return (ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "").split("\n")[0]
 
 
 def commands() -> Iterator[tuple[str, dict[str, str]]]:
-    """(title, {command: what it does}) of console scripts, modules and the scripts of a clone, found where they lie."""
+    """Yield (title, {command: description}) of console scripts, modules and scripts."""
     installed = {}
     for entry in sorted(entry_points(group="console_scripts")):
         if entry.module.startswith(f"{PACKAGE.name}."):
@@ -37,11 +37,12 @@ def commands() -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def main() -> int:
-    print("What there is to type; commands and scripts say more with --help.")
-    for title, found in commands():
-        if found:
-            width = max(map(len, found))
-            print("\n".join(["", f"{title}:", *(f"  {name:<{width}}  {line}" for name, line in found.items())]))
+    """Print every command with its description."""
+    print("Commands of snn_repro; commands and scripts accept --help.")
+    for title, listed in commands():
+        if listed:
+            width = max(map(len, listed))
+            print("\n".join(["", f"{title}:", *(f"  {name:<{width}}  {line}" for name, line in listed.items())]))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The parts of a run that its configuration names: network, loss, average of the weights; and what they refuse together."""
+"""Build the parts that a configuration names: network, loss, weight average; check their combination."""
 
 from typing import Any
 
@@ -18,18 +18,18 @@ from snn_repro.registry import SETS
 
 
 def options(part: Any, *without: str) -> dict[str, Any]:
-    """The keys of a config part that are set (not null), as keyword arguments; settings of its choice's own among them."""
+    """Non-null keys of a config part as keyword arguments, its choice's own settings included."""
     values = {k: v for k, v in vars(part).items() if k != "own"} | part.own
     return {k: v for k, v in values.items() if v is not None and k not in without}
 
 
 def loss_of(config: Config) -> Loss:
-    """The loss of a configuration."""
+    """Build the loss of a configuration."""
     return build_loss(config.loss.name, **options(config.loss, "name"))
 
 
 def build_network(config: Config, num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
-    """The network of a configuration, with its initial weights."""
+    """Build the network of a configuration for input_shape (C, H, W), with initial weights."""
     return build_model(
         config.model.name, num_classes=num_classes, input_shape=input_shape, timesteps=config.timesteps,
         neuron=options(config.neuron, "imp_lr", "imp_weight_decay"), kernels=config.kernels,
@@ -38,7 +38,7 @@ def build_network(config: Config, num_classes: int, input_shape: tuple[int, int,
 
 
 def check_settings(config: Config) -> None:
-    """Raise UserError for what the classes of neuron and loss refuse, before any data is read."""
+    """Raise UserError for combinations that the loss, neuron or augmentation rejects; reads no data."""
     loss, augment = loss_of(config), config.augment
     for cls in augment.turned_on():
         if cls.soft_targets and not loss.soft_targets:
@@ -47,11 +47,11 @@ def check_settings(config: Config) -> None:
                 f"augment.{key}={value} makes soft targets and loss={config.loss.name} needs labels; set it to 0"
             )
     of_neuron = options(config.neuron, "imp_lr", "imp_weight_decay", "initial_layers")
-    with torch.random.fork_rng(devices=[]):  # it draws a number
+    with torch.random.fork_rng(devices=[]):  # building draws random numbers
         loss.watch(build_neuron(state_shape=(1,), timesteps=config.timesteps, **of_neuron))
     if config.compile and loss.reads_potentials:
         raise ConfigError(
-            f"compile={str(config.compile).lower()} does not show the potentials that loss={config.loss.name} reads; use compile=false"
+            f"compile={str(config.compile).lower()} hides the membrane potentials that loss={config.loss.name} reads; use compile=false"
         )
     if guided := augment.turned_on(GuidedAugmentation):
         shape, classes = frame_shape(config), SETS[config.dataset.name].of(config).num_classes
@@ -61,14 +61,15 @@ def check_settings(config: Config) -> None:
 
 
 class Averaged(AveragedModel):
-    """torch's moving average of weights and buffers, less its copy of a counter to the GPU in each step, for which it waits."""
+    """Exponential moving average of weights and buffers."""
 
     def __init__(self, model: nn.Module, decay: float):
         self.average = get_ema_multi_avg_fn(decay)
         super().__init__(model, multi_avg_fn=self.average, use_buffers=True)
 
     def update_parameters(self, model: nn.Module) -> None:
-        if self.n_averaged == 0:  # it lies on the CPU
+        """Add the current weights of `model` to the average."""
+        if self.n_averaged == 0:  # the counter is on the CPU; torch's class copies it to the GPU in each step and waits
             return super().update_parameters(model)
         values = [(*m.parameters(), *m.buffers()) for m in (self.module, model)]
         pairs = [(own.detach(), new.detach()) for own, new in zip(*values, strict=True)]
@@ -79,7 +80,7 @@ class Averaged(AveragedModel):
 
 
 def adapt_surrogates(model: nn.Module, loss_fn: Loss, x: Tensor, target: Tensor) -> None:
-    """Let surrogates that adapt do so on a batch: rank 0's choice is everybody's, as buffers are."""
+    """Adapt surrogates that depend on data to one batch; rank 0's buffers reach all ranks."""
     spikes: dict[str, list[Spike]] = {}
     for module in model.modules():
         if isinstance(module, Spike) and SURROGATES[module.surrogate].adapt:
@@ -90,7 +91,7 @@ def adapt_surrogates(model: nn.Module, loss_fn: Loss, x: Tensor, target: Tensor)
 
 
 def begin_epoch(epoch: int, epochs: int, *parts: Any) -> None:
-    """Tell every loss and module that has a schedule over epochs where training is, in a resumed epoch too."""
+    """Call `begin_epoch(epoch, epochs)` of every loss and module that has one."""
     for part in parts:
         for thing in part.modules() if hasattr(part, "modules") else (part,):
             if hasattr(thing, "begin_epoch"):

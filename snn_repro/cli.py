@@ -1,7 +1,7 @@
 """Train one network or a sweep of them, from the command line.
 
-`snn-train`, `python -m snn_repro.train`: help, one run, sweeps, exit codes; Hydra completes `snn-train` in a shell. Worker
-processes of launchers import this module by name; with it come the resolvers that their configurations need.
+`snn-train` and `python -m snn_repro.train`: help, single runs, sweeps, exit codes. Hydra provides tab completion for
+`snn-train`. Worker processes of launchers import this module by name, which also registers the OmegaConf resolvers.
 """
 
 import logging
@@ -45,8 +45,8 @@ log = logging.getLogger("snn_repro")
 
 
 def main() -> NoReturn:
-    """`python -m snn_repro.train`, `snn-train`: exit code 0 done, 1 failed, 2 wrong input, 128 + number: stopped by a signal."""
-    logging.raiseExceptions = False  # a reader that left (`| head`) costs the lines it does not read, and no traceback
+    """Run the command; exit code 0 done, 1 failed, 2 wrong input, 128 + signal."""
+    logging.raiseExceptions = False  # a closed pipe (`| head`) gives no traceback
     warnings.formatwarning = console.one_line
     sys.exit(console.script(lambda: _main(sys.argv[1:])))
 
@@ -60,12 +60,12 @@ def _main(argv: list[str]) -> int:
         ours = f"snn_repro {__version__}{f' (commit {commit[:7]})' if commit else ''}"
         print(f"{ours}, torch {torch.__version__}, Python {platform.python_version()}")
         return 0
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, so that every error passes below
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them
     return console.told("snn-train", lambda: _dispatch(argv))
 
 
 def _arguments(argv: list[str]) -> Namespace:
-    """Hydra's own flags and the overrides. Raises ConfigError for flags that do not exist or do not go together."""
+    """Parse Hydra's flags and the overrides. Raises ConfigError for invalid flags."""
 
     def refuse(message: str) -> NoReturn:
         raise ConfigError(f"{message}; `python -m snn_repro.train --hydra-help` lists the flags")
@@ -76,12 +76,12 @@ def _arguments(argv: list[str]) -> Namespace:
     for name in ("config-path", "config-name", "config-dir", "experimental-rerun"):
         if getattr(given, name.replace("-", "_")):
             raise ConfigError(
-                f"--{name} is not used here: configurations come from {CONF_DIR}; choose one with experiment=NAME"
+                f"--{name} is not supported: configurations are read from {CONF_DIR}; choose one with experiment=NAME"
             )
     if sum(map(bool, (given.run, given.multirun, given.cfg, given.info, given.shell_completion))) > 1:
         refuse("only one of --run, --multirun, --cfg, --info and --shell-completion can be given")
     if (given.resolve or given.package) and not given.cfg:
-        refuse("--resolve and --package go with --cfg alone")
+        refuse("--resolve and --package need --cfg")
     return given
 
 
@@ -90,7 +90,7 @@ def _dispatch(argv: list[str]) -> int:
     if given.shell_completion or given.hydra_help:
         try:
             return call_hydra(argv)
-        except ValueError as error:  # no such shell, or nothing to do named
+        except ValueError as error:  # unknown shell, or no action named
             raise ConfigError(f"-sc: {' '.join(str(error).split())}; write -sc install=bash") from None
     overrides = readable(given.overrides, given.multirun)
     flags = [word for word in argv if word not in given.overrides]
@@ -98,7 +98,7 @@ def _dispatch(argv: list[str]) -> int:
         return _sweep(overrides, argv, flags)
     config = compose_checked(overrides)
     if given.cfg or given.info:
-        if "recipe.epochs" in given_keys(overrides):  # which may shorten the warm-up: shown as a run has it
+        if "recipe.epochs" in given_keys(overrides):  # it may shorten the warm-up; show the value of the run
             overrides = [*overrides, f"recipe.warmup_epochs={config.recipe.warmup_epochs}"]
         return call_hydra([*overrides, *flags])
     if config.dry_run:
@@ -121,22 +121,21 @@ def _sweep(overrides: list[str], argv: list[str], flags: list[str]) -> int:
     refuse_misplaced(overrides, sweep=True)
     if dry:
         raise ConfigError(
-            "dry_run=true measures runs that are named; a search finds them as it goes, so leave hydra/sweeper out"
+            "dry_run=true measures configurations known in advance, and a search chooses them as it runs; leave hydra/sweeper out"
         )
-    with multirun_config(overrides) as (node, _):  # checks hydra.*; another sweeper finds its jobs while it runs
+    with multirun_config(overrides) as (node, _):  # checks hydra.*; a search sweeper has no list of jobs yet
         sweeps.warn_without_validation(node, overrides)
     with sweeps.stoppable():
         return call_hydra([*overrides, *flags])
 
 
 def call_hydra(argv: list[str]) -> int:
-    """Let Hydra do what `argv` says; the exit code. Raises ConfigError for what it cannot read, UserError for a folder that
-    it cannot make."""
+    """Run Hydra with `argv` and return its exit code; raises ConfigError or UserError."""
     search_outside()
     before, sys.argv = sys.argv, [sys.argv[0], *argv]
     try:
         hydra.main(config_path=str(CONF_DIR), config_name="train", version_base="1.3")(task)()
-    except SystemExit as gone:  # how Hydra refuses a --package that does not exist
+    except SystemExit as gone:  # Hydra exits so for an unknown --package
         return 2 if gone.code else 0
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error)) from error
@@ -151,21 +150,21 @@ def call_hydra(argv: list[str]) -> int:
 
 # ---------------------------------------------------------------- a job of a sweep
 
-_stopped = False  # this process is a worker of joblib's, and was told to stop: it begins no further run
+_stopped = False  # in a joblib worker: a signal asked to stop, so no further run starts
 
 
 def task(node: Any) -> float | None:
-    """What Hydra calls for every job of a sweep: a failing run is recorded and the rest goes on.
+    """Run one job of a sweep; a failure is recorded and the sweep continues.
 
-    Returns what a search maximises: the validation accuracy of the epoch that validation chose, or, without a
-    validation part, the test accuracy of the last epoch.
+    Returns the value that a search maximises: the validation accuracy of the epoch selected by validation, or, without
+    a validation part, the test accuracy of the last epoch.
     """
     global _stopped
     warnings.formatwarning = console.one_line  # this may be a worker process
     job = HydraConfig.get()
     launcher = job.launcher._target_.rsplit(".", 1)[-1]
     if launcher == "JoblibLauncher":
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # between two runs the process that launched this one answers
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # between runs the parent process handles it
         if _stopped:
             return None
     config = settled(node, job.overrides.task)
@@ -173,7 +172,7 @@ def task(node: Any) -> float | None:
     sweep = job.sweeper._target_.endswith(".BasicSweeper")
     in_slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
     if in_slurm and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
-        config.force, config.resume = False, "auto"  # put back into the queue: what it did before counts
+        config.force, config.resume = False, "auto"  # requeued: resume it
     elif not config.skip_finished and Path(config.run_dir, "result.json").exists():
         config.force = True
     try:
@@ -190,18 +189,18 @@ def task(node: Any) -> float | None:
     except Exception as error:
         if not sweep:
             raise
-        said = sweeps.in_a_sweep(f"{config.run_dir} failed: {type(error).__name__}: {error}")
-        log.error(said, exc_info=not isinstance(error, UserError))
+        message = sweeps.in_a_sweep(f"{config.run_dir} failed: {type(error).__name__}: {error}")
+        log.error(message, exc_info=not isinstance(error, UserError))
         return None
     return result.acc_val if result.acc_val is not None else result.acc_last
 
 
 def requeue(signum: int) -> None:
-    """The run is saved: let submitit put its job back into the queue, unless SLURM is ending it for good.
+    """Let submitit requeue the job of a saved run, unless SLURM ends it for good.
 
-    SIGUSR2, or the signal that submitit was told instead, is the notice before the time limit; SIGTERM comes for `scancel`
-    too, but also at the start of a preemption's grace time, after which a job that has ended would not come back.
+    SIGUSR2, or the signal set for submitit, is the notice before the time limit. SIGTERM comes with `scancel`, but also
+    at the start of a preemption's grace time, after which a job that has ended would not be requeued.
     """
     notice = signal.Signals["SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")]
     if signum == notice or sweeps.still_running():
-        signal.raise_signal(notice)  # submitit's own handler, which was back in place when run() returned
+        signal.raise_signal(notice)  # submitit's handler, restored when run() returned

@@ -1,7 +1,7 @@
-"""Several processes, one run: started by torchrun or srun, one process a GPU (or CPU), each with a share of every batch.
+"""Distributed training: one process per GPU (or CPU), started by torchrun or srun.
 
-With one process every function here does nothing. Numbers and Python objects travel over gloo, gradients over NCCL
-where there are GPUs.
+Each process has a share of every batch. With one process every function here does nothing. Numbers and Python objects
+are sent over gloo, gradients over NCCL where there are GPUs.
 """
 
 import atexit
@@ -21,7 +21,7 @@ from snn_repro.errors import UserError
 
 
 class World(NamedTuple):
-    """This process among those of the run: its number, their number, and its number on this machine."""
+    """This process: rank, number of processes (size), and rank on this machine."""
 
     rank: int = 0
     size: int = 1
@@ -29,15 +29,15 @@ class World(NamedTuple):
 
 
 class ProcessError(UserError):
-    """Another process of this run failed or went away."""
+    """Another process of this run failed or exited."""
 
 
-_store = None  # where the processes leave each other a last word
+_store = None  # key-value store in which a process reports its error to the others
 _broken = False
 
 
 def world() -> World:
-    """What torchrun (RANK, WORLD_SIZE, LOCAL_RANK) or srun (SLURM_PROCID and its like) says; alone without them.
+    """Rank and size from torchrun (RANK, WORLD_SIZE, LOCAL_RANK) or srun (SLURM_PROCID, ...).
 
     Of SLURM's variables only those of a job *step* count: a batch script has SLURM_NTASKS too, but is one process.
     """
@@ -49,23 +49,24 @@ def world() -> World:
 
 
 def cores() -> int:
-    """The processor cores that this process of the job has: its share of those it may run on, and no more than SLURM gave."""
+    """CPU cores for this process: its share of the allowed ones, at most SLURM_CPUS_PER_TASK."""
     share = len(os.sched_getaffinity(0))
-    if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun's processes may all run on all of the machine's
+    if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun sets no affinity
         share //= int(os.environ["LOCAL_WORLD_SIZE"])
     given = os.environ.get("SLURM_CPUS_PER_TASK", "")
     return max(1, min(share, int(given) if given.isdecimal() else share))
 
 
 def start(device: str = "auto") -> World:
-    """Meet the other processes; a second call does nothing. `device` is the configuration's: auto, cpu, cuda or cuda:N.
+    """Join the process group; a second call does nothing.
 
-    Raises ProcessError when an earlier run of this sweep broke off on one process.
+    device: auto, cpu, cuda or cuda:N, as in the configuration. Raises ProcessError after an earlier run of this sweep
+    failed on one process, or without MASTER_ADDR and MASTER_PORT.
     """
     global _store
     here = world()
     if _broken:
-        raise ProcessError("an earlier run ended on one process alone; start the same command again for the rest")
+        raise ProcessError("an earlier run failed on one process; start the same command again to continue the sweep")
     if here.size == 1 or _store is not None:
         return here
 
@@ -74,7 +75,7 @@ def start(device: str = "auto") -> World:
     if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
         raise ProcessError(
             f"{missing[0]} is not set, though RANK={here.rank} and WORLD_SIZE={here.size} are: start the processes with "
-            "torchrun, or take RANK and WORLD_SIZE out of the environment for one process"
+            "torchrun, or unset RANK and WORLD_SIZE to use one process"
         )
     gpu = device != "cpu" and torch.cuda.is_available()
     _store, *_ = next(dist.rendezvous("env://", here.rank, here.size))
@@ -92,7 +93,7 @@ def _leave() -> None:
 
 
 def _rendezvous() -> dict[str, str]:
-    """MASTER_ADDR and MASTER_PORT under srun: the first node of the step, a port made of the job's number."""
+    """MASTER_ADDR and MASTER_PORT under srun: the step's first node, a port from the job id."""
     if "SLURM_STEP_NUM_TASKS" not in os.environ:
         return {}
     nodes = os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_JOB_NODELIST", "localhost"))
@@ -107,11 +108,11 @@ def _rendezvous() -> dict[str, str]:
     return {"MASTER_ADDR": first, "MASTER_PORT": str(15000 + number % 15000)}
 
 
-# ---------------------------------------------------------------- saying and hearing
+# ---------------------------------------------------------------- collectives
 
 
 def broadcast(value: Any) -> Any:
-    """Rank 0's value, on all."""
+    """Rank 0's value, on all ranks."""
     box = [value]
     if world().size > 1:
         dist.broadcast_object_list(box, src=0)
@@ -119,7 +120,7 @@ def broadcast(value: Any) -> Any:
 
 
 def gather(value: Any) -> list | None:
-    """Every rank's value in order of rank, on rank 0; None elsewhere."""
+    """The values of all ranks in order, on rank 0; None on the others."""
     here = world()
     values = [value] * here.size if here.rank == 0 else None
     if here.size > 1:
@@ -128,17 +129,18 @@ def gather(value: Any) -> list | None:
 
 
 def sums(numbers: list[float]) -> list[float]:
-    """The numbers added up over the ranks, in double precision; integers below 2**53 stay exact."""
+    """Sums over all ranks, in double precision; exact for integers below 2**53."""
     return _reduced(numbers, dist.ReduceOp.SUM)
 
 
 def moments(mean: Tensor, var: Tensor, n: int) -> Tensor:
-    """Of every rank: n, the mean [C] of its n values, 0, and the sum of their squared distances from it: [ranks, 4, C].
+    """Gather mean [C], biased variance [C] and count n of all ranks: [ranks, 4, C].
 
-    As `_tables` in kernels/neuron_triton.py merges them (Chan et al. 1979). On the tensors' device, which nobody waits for.
+    The rows are n, mean, 0 and n * var (the sum of squared deviations), which `_tables` in kernels/neuron_triton.py
+    merges (Chan et al. 1979). Non-blocking, on the tensors' device.
     """
     own = torch.stack([torch.full_like(mean, n), mean, torch.zeros_like(mean), var * n])
-    if not _met():
+    if not _initialized():
         return own[None]
     rows = own.new_empty(dist.get_world_size(), *own.shape)
     dist.all_gather(list(rows), own)
@@ -146,25 +148,25 @@ def moments(mean: Tensor, var: Tensor, n: int) -> Tensor:
 
 
 def means(sums: Tensor, n: int) -> Tensor:
-    """Sums [2, C] over n values, those of all ranks added up, divided by the number of values of all. On the tensor's device."""
+    """Divide sums [2, C] over n values, added over all ranks, by the total count."""
     whole = together(torch.cat([sums.flatten(), sums.new_full((1,), n)]))
     return (whole[:-1] / whole[-1]).view_as(sums)
 
 
 def together(values: Tensor) -> Tensor:
-    """`values` of all ranks added up in place, on the tensor's device, which nobody waits for."""
-    if _met():
+    """Sum `values` over all ranks in place; non-blocking, on the tensor's device."""
+    if _initialized():
         dist.all_reduce(values)
     return values
 
 
-def _met() -> bool:
-    """Whether the processes have met: a network's layers ask, which may be called outside of a run."""
+def _initialized() -> bool:
+    """Whether the process group exists; layers may also be called outside of a run."""
     return dist.is_available() and dist.is_initialized()
 
 
 def largest(number: int) -> int:
-    """The largest of the ranks' numbers."""
+    """Maximum over all ranks."""
     return int(_reduced([number], dist.ReduceOp.MAX)[0])
 
 
@@ -177,7 +179,7 @@ def _reduced(numbers: list[float], how: Any) -> list[float]:
 
 @contextlib.contextmanager
 def main_first():
-    """Rank 0 runs the block before the others do: what it writes to a cache, they find."""
+    """Context manager: rank 0 runs the block first, so the others find its cache files."""
     if world().rank:
         broadcast(None)
     yield
@@ -189,43 +191,37 @@ def main_first():
 
 
 def wrap(model, device):
-    """The network to call in training: DistributedDataParallel, which averages gradients, around `model`.
-
-    As torch does, buffers (the running statistics of BatchNorm) are rank 0's.
-    """
+    """DistributedDataParallel around `model`, with rank 0's buffers; `model` itself for one process."""
     if world().size == 1:
         return model
-    # of convolutions with one input channel, whose weights have two equal descriptions; costs nothing there
+    # harmless: for convolutions with one input channel two sets of strides describe the same memory
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
 
 def share_buffers(model) -> None:
-    """Give every rank the buffers of rank 0; DistributedDataParallel does so only before a training step."""
+    """Copy rank 0's buffers to every rank; DistributedDataParallel does so only in training."""
     for buffer in model.buffers() if world().size > 1 else ():
         dist.broadcast(buffer, 0)
 
 
 def without_sync(net):
-    """Leave gradients where they are for now: for all but the last part of an accumulated batch."""
+    """Context manager: no gradient synchronisation, for all but the last part of an accumulated batch."""
     return net.no_sync() if hasattr(net, "no_sync") else contextlib.nullcontext()
 
 
-# ---------------------------------------------------------------- failing together
+# ---------------------------------------------------------------- errors
 
 
 def explain(error: BaseException) -> BaseException:
-    """What to report for `error` on this rank: another rank's sentence, where this one only saw it go.
-
-    An error of this rank is left for the others to find. Either way no further run can share these processes.
-    """
+    """The error to report: `error` itself, or ProcessError with the first failing rank's message."""
     global _broken
     here = world()
     if here.size == 1 or _store is None:
         return error
-    _broken = True
+    _broken = True  # the process group cannot be used again
     lost = isinstance(error, RuntimeError) and re.search(r"gloo|NCCL|peer|[Cc]onnection|timed? ?out", str(error))
-    with contextlib.suppress(Exception):  # the store lives in a process that may be gone
+    with contextlib.suppress(Exception):  # the process that hosts the store may have exited
         if not lost:
             if not isinstance(error, ProcessError):
                 where = f"process {here.rank}: " if here.rank else ""
@@ -237,5 +233,5 @@ def explain(error: BaseException) -> BaseException:
     if not lost:
         return error
     return ProcessError(
-        "another process of this run ended without a word (killed, or out of memory?); the same command continues"
+        "another process of this run ended without an error message (killed, or out of memory?); start the same command again to resume"
     )

@@ -1,9 +1,9 @@
-"""`dry_run=true`: what a run would be, before it is one. All is built as for the run, a few steps are measured, nothing is left.
+"""`dry_run=true`: estimate time, memory and operations of a run without training it.
 
-Times are those of training and evaluation steps on the run's own data after kernels were compiled (the first steps, told
-apart), memory is the most that this process had. Multiply-accumulates are PyTorch's count (FlopCounterMode), synaptic operations
-spikingjelly's, at the firing rates of a batch of test samples after the measured training steps, batch norms with the
-statistics of one training batch.
+Everything is built as for the run and a few steps are measured; no file remains. Times are of training and evaluation
+steps on the run's data, after the first, compiling steps. Memory is the peak of this process. Multiply-accumulates are
+counted by PyTorch (FlopCounterMode), synaptic operations by spikingjelly, at the firing rates of one test batch after
+the measured steps, with batch norm statistics of one training batch.
 """
 
 import dataclasses
@@ -40,87 +40,83 @@ from snn_repro.runs.folder import Follower
 from snn_repro.runtime import peak_memory, pick_device
 from snn_repro.train import Training, built, evaluate
 
-WARM_UP, FEWEST = 3, 3  # training steps whose time is that of compiling and of first allocations too; measured ones
-SECONDS = 6.0  # of measured training steps, and at most a third of it of evaluation
-PROBE = 2  # samples of the step that memory is foretold from
-COUNTED = 16  # test samples whose operations are counted
+WARM_UP, FEWEST = 3, 3  # warm-up steps (compiling, first allocations); minimum of measured training steps
+SECONDS = 6.0  # time budget of the measured training steps; a third of it for evaluation
+PROBE = 2  # batch size of the memory probe
+COUNTED = 16  # test samples for counting operations
 COLUMNS = ("layer", "kind", "output", "weights", "IMP", "neuron-steps", "MACs", "synops", "rate")
 
 
 class Layer(NamedTuple):
-    """What one layer does for one sample."""
+    """Size and operations of one layer, for one sample."""
 
     name: str
     kind: str
-    shape: tuple[int, ...]  # of its output, [T, C, H, W] or [T, features]; T is 1 where a still image passes once
+    shape: tuple[int, ...]  # output [T, C, H, W] or [T, features]; T = 1 where a static image passes once
     weights: int
     imp: int
     neuron_steps: int
-    macs: float  # multiply-accumulates, all inputs counted
-    synops: float  # accumulations that spikes cause, at this batch's rates
-    value_macs: float  # multiply-accumulates of inputs that are no spikes: pixels, counts, means, sums
-    rate: float | None  # spikes a neuron and step
+    macs: float  # multiply-accumulates of the dense layer
+    synops: float  # accumulations caused by spikes, at this batch's firing rates
+    value_macs: float  # multiply-accumulates of non-spike inputs: pixels, counts, means, sums
+    rate: float | None  # spikes per neuron and time step
 
 
 @dataclasses.dataclass
 class Report:
-    """Numbers of a run that was not made. Times are seconds, memory is MB."""
+    """Estimates for a run. Times are seconds, memory is MB."""
 
     config: Config
     data: Data
     device: str
     layers: list[Layer]
-    steps: int  # of an epoch
+    steps_per_epoch: int
     step_seconds: float
-    warm_up_seconds: float  # what the first steps took more
+    warm_up_seconds: float  # extra time of the first steps
     epoch_seconds: float
     memory_mb: float
 
     @property
     def run_seconds(self) -> float:
+        """Estimated seconds of the whole run."""
         return self.warm_up_seconds + self.config.recipe.epochs * self.epoch_seconds
 
     def total(self, number: str) -> float:
-        """The sum of a number of all layers, for one sample."""
+        """Sum of a number over all layers, for one sample."""
         return sum(getattr(layer, number) for layer in self.layers)
 
     def text(self, overrides: list[str]) -> str:
-        """The report as it is printed, and the command that starts the run."""
+        """The printed report, with the command that starts the run."""
         c, split = self.config, self.data.split
         weights, imp, neuron_steps, *operations = (self.total(number) for number in Layer._fields[3:9])
         macs, synops, value_macs = map(_short, operations)
         cells = [
-            (
-                name,
-                kind,
-                _by(shape),
-                *(_short(n) if n else "" for n in (*numbers, macs, synops)),
-                "" if rate is None else f"{rate:.3f}",
-            )
+            (name, kind, _by(shape), *(_short(n) if n else "" for n in (*numbers, macs, synops)),
+             "" if rate is None else f"{rate:.3f}")
             for name, kind, shape, *numbers, macs, synops, _, rate in self.layers
-        ]
+        ]  # fmt: skip
         lines = [
             f"{c.name} seed {c.seed}: {split.n_train:,} training, {split.n_val:,} validation, {split.n_test:,} test samples "
             f"({split.id}), {self.data.num_classes} classes, input {_by(self.data.input_shape)}, T={c.timesteps}, {self.device}",
             *text_table("", COLUMNS, cells, left=3).splitlines()[1:],
             "",
             f"parameters    {weights:,} weights + {imp:,} IMP",
-            f"a sample      {neuron_steps:,} neuron-steps; dense {macs} multiply-accumulates, else {synops} synaptic "
-            f"operations and {value_macs} multiply-accumulates of inputs that are no spikes, at the rates of one batch now",
-            f"an epoch      {self.steps:,} steps of {c.recipe.batch_size}, {self.step_seconds * 1e3:,.1f} ms each;"
+            f"a sample      {neuron_steps:,} neuron-steps; dense {macs} multiply-accumulates; sparse {synops} synaptic "
+            f"operations and {value_macs} multiply-accumulates of non-spike inputs, at the firing rates of one batch (before training)",
+            f"an epoch      {self.steps_per_epoch:,} steps of {c.recipe.batch_size}, {self.step_seconds * 1e3:,.1f} ms each;"
             f" with evaluation {_time(self.epoch_seconds)}",
-            f"the run       {c.recipe.epochs:,} epochs, {_time(self.run_seconds)} ({_time(self.warm_up_seconds)} of it until"
-            " kernels are ready; less when they were compiled before)",
+            f"the run       {c.recipe.epochs:,} epochs, {_time(self.run_seconds)} ({_time(self.warm_up_seconds)} of it warm-up;"
+            " less with compiled kernels in the cache)",
             f"peak memory   {self.memory_mb:,.0f} MB",
             "",
-            "nothing was written; start it with",
+            "no file was written; start the run with",
             f"  {shlex.join(['python', '-m', 'snn_repro.train', *(o for o in overrides if not o.startswith('dry_run='))])}",
         ]
         return "\n".join(lines)
 
 
 def dry_run(config: Config) -> Report:
-    """Build what `config` says and measure it. Raises UserError where a run would, and where a batch fits no memory."""
+    """Build and measure the run of `config`; raises UserError where the run would."""
     if distributed.world().size > 1:
         raise ConfigError("dry_run=true measures one process; start it without torchrun or srun")
     config = dataclasses.replace(config, dry_run=False)
@@ -129,11 +125,11 @@ def dry_run(config: Config) -> Report:
     with tempfile.TemporaryDirectory() as scratch:
         state, data, (train, val, test) = built(Follower(Path(scratch), None), config, device, StopRequest())
         x, _ = next(iter(train.epoch(0)))
-        probed = _seconds(lambda: enough_memory(state, x))
+        probed = _seconds(lambda: require_memory(state, x))
         try:
             times = _training(state, train)
             step = fmean(times[WARM_UP:])
-            with door.off(state.evaluated):  # as after an epoch: after a few steps no neuron would fire
+            with door.off(state.evaluated):  # running statistics of a few steps would silence all neurons
                 update_bn([x.to(device)], state.evaluated)
             evaluation = sum(_evaluation(state, part) for part in (val, test) if part is not None)
         except torch.OutOfMemoryError:
@@ -142,15 +138,15 @@ def dry_run(config: Config) -> Report:
         memory = peak_memory(device)
     layers = _layers(state, next(iter(test.epoch(0)))[0][..., :COUNTED, :, :, :])
     return Report(
-        config, data, str(device), layers, state.steps, step,
-        max(0.0, probed + sum(times[:WARM_UP]) - WARM_UP * step), state.steps * step + evaluation + saving, memory,
+        config, data, str(device), layers, state.steps_per_epoch, step,
+        max(0.0, probed + sum(times[:WARM_UP]) - WARM_UP * step), state.steps_per_epoch * step + evaluation + saving, memory,
     )  # fmt: skip
 
 
 def dry_sweep(overrides: list[str]) -> Iterator[str]:
-    """The lines of a sweep's dry run: the hours of what is not finished, seeds apart, and of all of it.
+    """Yield the lines of a sweep's dry run: hours of unfinished runs, and their sum.
 
-    Runs that differ in the seed alone are measured once. Raises UserError where a sweep would before its first run.
+    Runs that differ only in the seed are measured once. Raises UserError where a sweep would before its first run.
     """
     jobs = sweeps.plan(overrides)
     left = [job for job in jobs if job.config.force or not (job.config.skip_finished and sweeps.is_finished(job))]
@@ -168,19 +164,19 @@ def dry_sweep(overrides: list[str]) -> Iterator[str]:
             continue
         seconds += [report.run_seconds] * len(of)
         yield f"{named}: {len(of)} x {_time(report.run_seconds)} on {report.device}"
-    total = f"{len(left)} of {len(jobs)} runs are left: {_time(sum(seconds))} one after another"
+    total = f"{len(left)} of {len(jobs)} runs are left: {_time(sum(seconds))} run one after another"
     if "hydra/launcher=gpus" in overrides and seconds:
         number = len(sweeps.gpus_for(left))
         total += f", about {_time(max(max(seconds), sum(seconds) / number))} on {number} GPUs"
     unknown = len(left) - len(seconds)
-    yield total + (f", and {unknown} runs unknown" if unknown else "") + "; nothing was written"
+    yield total + (f", and {unknown} runs unknown" if unknown else "") + "; no file was written"
 
 
 # ---------------------------------------------------------------- time
 
 
 def _training(state: Training, batches: Any) -> list[float]:
-    """Seconds of steps as an epoch has them, loading included; the WARM_UP first ones compile too."""
+    """Seconds of training steps with data loading; the first WARM_UP ones also compile."""
     begin_epoch(0, state.config.recipe.epochs, state.model, state.ema, state.loss_fn)
     state.model.train()
     epochs: Iterator = itertools.chain.from_iterable(batches.epoch(e) for e in itertools.count())
@@ -190,7 +186,7 @@ def _training(state: Training, batches: Any) -> list[float]:
         if state.step == 0:
             adapt_surrogates(state.model, state.loss_fn, x, target)
         state.step += 1
-        float(state.train_step(x, target, len(target))[0])  # waits for a GPU
+        float(state.train_step(x, target, len(target))[0])  # synchronises with the GPU
 
     times: list[float] = []
     while len(times) < WARM_UP + FEWEST or sum(times[WARM_UP:]) < SECONDS:
@@ -199,7 +195,7 @@ def _training(state: Training, batches: Any) -> list[float]:
 
 
 def _evaluation(state: Training, batches: Any) -> float:
-    """Seconds of the evaluation of one part of the data."""
+    """Seconds to evaluate one part of the data set."""
 
     def seconds(most: int) -> float:
         config = dataclasses.replace(state.config, debug=dataclasses.replace(state.config.debug, max_eval_batches=most))
@@ -221,41 +217,41 @@ def _seconds(work: Callable[[], Any]) -> float:
 # ---------------------------------------------------------------- memory
 
 
-def enough_memory(state: Training, x: Tensor) -> None:
-    """Raise UserError where a CPU has not the memory that a training step keeps, by what a step of two samples keeps."""
+def require_memory(state: Training, x: Tensor) -> None:
+    """Raise UserError where a CPU lacks memory, estimated from a step of PROBE samples."""
     if state.device.type != "cpu":
-        return  # a GPU says so itself, and the process survives it
-    kept = kept_by_a_sample(state, x[..., :PROBE, :, :, :]) * -(-x.shape[-4] // state.parts)
-    if kept > (free := available_memory()):
-        why = f"keeps {kept / 2**30:.1f} GiB for its backward pass, and {free / 2**30:.1f} are free"
+        return  # CUDA raises OutOfMemoryError, which a process survives
+    saved = saved_bytes_per_sample(state, x[..., :PROBE, :, :, :]) * -(-x.shape[-4] // state.parts)
+    if saved > (free := available_memory()):
+        why = f"stores {saved / 2**30:.1f} GiB for its backward pass and only {free / 2**30:.1f} GiB are free"
         raise _too_large(state.config, why)
 
 
-def kept_by_a_sample(state: Training, x: Tensor) -> float:
-    """Bytes of the tensors that the forward pass of a sample keeps for the backward pass, each memory once."""
+def saved_bytes_per_sample(state: Training, x: Tensor) -> float:
+    """Bytes of the tensors saved for backward per sample; shared storage counts once."""
     model = state.model.train()
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), x)}
-    kept: dict[int, Tensor] = {}  # alive, so that no memory is counted for two
+    saved: dict[int, Tensor] = {}  # held alive, so that no storage is reused and missed
 
     def pack(t: Tensor) -> Tensor:
-        kept.setdefault(t.untyped_storage().data_ptr(), t)
+        saved.setdefault(t.untyped_storage().data_ptr(), t)
         return t
 
-    door.set_backend(model, "dense")  # auto would measure for two samples what no run needs
+    door.set_backend(model, "dense")  # auto would time backends for PROBE samples
     with (
         torch.random.fork_rng(devices=[]), same_statistics(model),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), state.amp.autocast(),
     ):  # fmt: skip
         model(x, last_step=state.loss_fn.last_step)
     door.set_backend(model, KERNELS[state.config.kernels][1])
-    return sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in own) / x.shape[-4]
+    return sum(t.untyped_storage().nbytes() for place, t in saved.items() if place not in own) / x.shape[-4]
 
 
 def available_memory() -> float:
-    """Bytes that this machine has left; infinite where it does not say."""
+    """Free memory of this machine in bytes; infinite where it is unknown."""
     info = Path("/proc/meminfo")
-    found = re.search(r"MemAvailable: *(\d+)", info.read_text()) if info.exists() else None
-    return float(found[1]) * 1024 if found else math.inf
+    match = re.search(r"MemAvailable: *(\d+)", info.read_text()) if info.exists() else None
+    return float(match[1]) * 1024 if match else math.inf
 
 
 def _too_large(config: Config, why: str) -> UserError:
@@ -269,7 +265,7 @@ def _too_large(config: Config, why: str) -> UserError:
 
 
 def _layers(state: Training, x: Tensor) -> list[Layer]:
-    """Every layer that has weights or neurons, in the order in which they run, for the samples `x` in evaluation."""
+    """Every layer with weights or neurons, in execution order, measured on samples `x` in evaluation."""
     model, x = state.evaluated.eval(), x.to(state.device)
     samples, root = x.shape[-4], type(model).__name__
     shapes: dict[str, tuple[int, ...]] = {}
@@ -278,7 +274,7 @@ def _layers(state: Training, x: Tensor) -> list[Layer]:
         if isinstance(output, Tensor):
             shapes.setdefault(name, tuple(output.shape))
 
-    # layers of their own: neurons, and what has weights that belong to none of its parts
+    # neurons, and modules with weights of their own
     counted = {
         n: m for n, m in model.named_modules() if n and (isinstance(m, Neuron) or [*m.parameters(recurse=False)])
     }
@@ -311,7 +307,7 @@ def _of_a_sample(shape: tuple[int, ...], samples: int, timesteps: int) -> tuple[
     return (1, *shape[1:]) if shape[0] == samples else (shape[0], *shape[2:])
 
 
-# ---------------------------------------------------------------- words
+# ---------------------------------------------------------------- formatting
 
 
 def _by(shape: tuple[int, ...]) -> str:

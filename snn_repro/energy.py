@@ -1,26 +1,27 @@
-"""Operations of one inference: with their energy, by spikingjelly's counters, and by NeuroBench's rules.
+"""Operations and energy of one inference, by spikingjelly's counters and by NeuroBench's rules.
 
-`energy_report` counts a real batch. A convolution or linear layer whose input is binary costs
-one accumulation (AC) for each spike and each weight it meets: a synaptic operation. Any other input (pixels, event
-counts, sums of a SEW block, averages of a pool) costs its multiply-accumulates (MAC). Where neurons emit counts that stand for
-as many spikes in inference (`Neuron.max_count` above 1), an input of such counts costs one AC for each of these spikes. Constants: 45 nm, 32-bit floating
-point (Horowitz, ISSCC 2014). Norm layers are left out, since they fold into the convolution before them.
+`energy_report` counts one batch. A convolution or linear layer with binary input costs one accumulation (AC) for each
+spike and each weight it meets: a synaptic operation. Any other input (pixels, event counts, sums of a SEW block,
+averages of a pool) costs multiply-accumulates (MAC). Counts that represent several spikes in inference
+(`Neuron.max_count` above 1) cost one AC for each of these spikes. Constants: 45 nm, 32-bit floating point (Horowitz,
+ISSCC 2014). Norm layers are not counted, since they fold into the convolution before them.
 
-`neurobench` counts batch by batch over a test set, without the package. Its keys and rules are those of NeuroBench 2.3 (Yik et al., Nature Communications 2025, arXiv:2304.04640):
+`neurobench` counts batch by batch over a test set, without the package. Its keys and rules are those of NeuroBench 2.3
+(Yik et al., Nature Communications 2025, arXiv:2304.04640):
 
     Footprint                 bytes of parameters and buffers
     ParameterCount            parameters
-    ConnectionSparsity        share of zeros among the weights of convolutions and linear layers, four decimals
-    ActivationSparsity        share of zeros among the outputs of neurons and activations
-    ActivationSparsityByLayer the same by layer; as there, a layer goes by the last part of its name, and equal ones are added up
-    SynapticOperations        a sample: nonzero inputs times the nonzero weights that they meet, neither bias nor padding.
-                              A call of a layer counts as accumulations (Effective_ACs) if all its inputs are -1, 0 or 1, else all of
-                              it as multiply-accumulates (Effective_MACs); Dense counts zeros too
+    ConnectionSparsity        share of zeros in the weights of convolutions and linear layers, four decimals
+    ActivationSparsity        share of zeros in the outputs of neurons and activations
+    ActivationSparsityByLayer the same by layer; named by the last part of the name; equal names are summed
+    SynapticOperations        per sample: nonzero inputs times the nonzero weights they meet, without bias and padding.
+                              A call of a layer counts as accumulations (Effective_ACs) if all its inputs are -1, 0 or
+                              1, else entirely as multiply-accumulates (Effective_MACs); Dense counts zeros too
     ClassificationAccuracy    at the loss's readout
 
-So a SEW sum or an average pool makes multiply-accumulates of a whole batch: the split depends on the size of batches. Operations
-between activations, as in attention, are not counted there, nor membrane updates but for snnTorch's neurons. Numbers are whole:
-the package adds up in float32, which is inexact above 2^24 in one call.
+One SEW sum or average pool makes the whole batch count as multiply-accumulates, so the split depends on the batch size.
+Not counted: operations between activations, as in attention, and membrane updates except for snnTorch's neurons.
+Numbers are exact; the package sums in float32, which is inexact above 2^24 in one call.
 """
 
 from collections import Counter
@@ -44,17 +45,16 @@ ACTIVATIONS = (Neuron, nn.ReLU, nn.Sigmoid)
 
 
 def energy_report(model: nn.Module, batch: Tensor) -> dict[str, Any]:
-    """Run `batch` (static images [B, C, H, W] or frames [T, B, C, H, W]) once in evaluation mode and count.
+    """Count operations and energy per sample of `batch`, run once in evaluation mode.
 
-    Returns plain numbers, operations and energy per sample:
+    batch: static images [B, C, H, W] or frames [T, B, C, H, W]. The model's mode is restored. Returns plain numbers:
         synops, macs        accumulations driven by spikes; multiply-accumulates
-        energy_pj           E_MAC * macs + E_AC * synops, the field's usual estimate; no memory, no neuron arithmetic
+        energy_pj           E_MAC * macs + E_AC * synops, the usual estimate; no memory, no neuron arithmetic
         layers              {layer: {"macs", "synops"}} of convolutions and linear layers
-        with_memory_pj      spikingjelly's simple model: adds norm layers, neuron arithmetic and memory traffic; counts of
-                            more than one spike are multiplied there
-        imp                 {"parameters", "bytes", "read_pj"}: stored IMP, and the energy of reading it once a sample
+        with_memory_pj      spikingjelly's simple model, with norm layers, neuron arithmetic and memory traffic;
+                            counts of more than one spike are multiplied there
+        imp                 {"parameters", "bytes", "read_pj"}: stored IMP, and the energy of reading it once per sample
         constants_pj        the constants used
-    The model is left in the mode it was in.
     """
     from spikingjelly.activation_based import op_counter  # takes seconds to import
 
@@ -94,7 +94,7 @@ def energy_report(model: nn.Module, batch: Tensor) -> dict[str, Any]:
 
 
 def _by_spike(rule: Callable, most: int, batch: Tensor) -> Callable:
-    """A counter's rule that takes an input of counts 0..most, but for the batch itself, as one input for each spike."""
+    """Wrap a counter's rule: counts 0..most (not in `batch` itself) cost one per spike."""
     raw = batch.untyped_storage().data_ptr()
 
     def count(args, kwargs, out):
@@ -115,10 +115,10 @@ def neurobench(
     readout: Callable[[Tensor], Tensor],
     device: torch.device,
 ) -> dict[str, Any]:
-    """NeuroBench's metrics of `model` over batches of (static images [B, C, H, W] or frames [T, B, C, H, W], labels [B]).
+    """NeuroBench's metrics of `model` over batches of (images or frames, labels [B]).
 
-    readout: logits [T, B, K] -> [B, K]. The model is run as it is but in evaluation mode, and left in the mode it was in. Raises
-    UserError where it has layers that NeuroBench does not count.
+    Inputs are [B, C, H, W] or [T, B, C, H, W]; readout: logits [T, B, K] -> [B, K]. Runs in evaluation mode; the
+    model's mode is restored. Raises UserError for layers that NeuroBench does not count.
     """
     operations = dict.fromkeys(("Effective_MACs", "Effective_ACs", "Dense"), 0)
     silent, outputs, training = Counter[str](), Counter[str](), model.training
@@ -127,8 +127,8 @@ def neurobench(
     def connection(layer: Any, args: tuple[Tensor, ...]) -> None:
         x = args[0].detach()
         kind = "Effective_ACs" if bool(((x == 0) | (x.abs() == 1)).all()) else "Effective_MACs"
-        operations[kind] += meetings(layer, x != 0, layer.weight != 0)
-        operations["Dense"] += len(x) * meetings(layer, torch.ones_like(x[:1]), torch.ones_like(layer.weight))
+        operations[kind] += nonzero_products(layer, x != 0, layer.weight != 0)
+        operations["Dense"] += len(x) * nonzero_products(layer, torch.ones_like(x[:1]), torch.ones_like(layer.weight))
 
     def activation(name: str, layer: nn.Module, args: Any, out: Tensor) -> None:
         silent[name] += out.numel() - int(out.count_nonzero())
@@ -140,7 +140,7 @@ def neurobench(
         for name, module in model.named_modules():
             if isinstance(module, nn.RNNBase | nn.RNNCellBase | nn.modules.conv._ConvTransposeNd | nn.Bilinear):
                 raise UserError(
-                    f"NeuroBench's operations of {name} ({type(module).__name__}) are not counted here; leave neurobench out"
+                    f"NeuroBench's operations of {name} ({type(module).__name__}) are not supported; leave neurobench out"
                 )
             if isinstance(module, CONNECTIONS):
                 stack.enter_context(module.register_forward_pre_hook(connection))
@@ -163,10 +163,12 @@ def neurobench(
     )  # fmt: skip
 
 
-def meetings(layer: nn.Module, x: Tensor, weight: Tensor) -> int:
-    """How many ones of x [N, ...] and of a layer's weight meet, over all outputs: the sum of the outputs of that layer."""
+def nonzero_products(layer: nn.Module, x: Tensor, weight: Tensor) -> int:
+    """Products of nonzeros of x [N, ...] and a layer's weight, summed over all outputs."""
     x, weight = x.double(), weight.double()
     if isinstance(layer, nn.Linear):
         return int(nn.functional.linear(x, weight).sum())
-    plain: Any = next(kind for kind in CONNECTIONS if isinstance(layer, kind))  # no kernel of a class below it
+    plain: Any = next(
+        kind for kind in CONNECTIONS if isinstance(layer, kind)
+    )  # torch's own convolution, not a subclass's kernel
     return int(plain._conv_forward(layer, x, weight, None).sum())

@@ -1,7 +1,7 @@
-"""What ends a run early: errors that a user can fix, and signals that ask to stop.
+"""Errors that a user can fix, and signals that stop a run.
 
-`cli.main` prints them as one sentence and exits with code 2 (TrainingError: 1, Interrupted: 128 + signal). The signals are
-Ctrl-C, SIGTERM, SIGHUP of a terminal that closes, and SIGUSR1 and SIGUSR2, a queue's notice.
+`cli.main` prints each as one sentence and exits with code 2 (TrainingError: 1, Interrupted: 128 + signal). Signals are
+Ctrl-C, SIGTERM, SIGHUP of a closing terminal, and SIGUSR1 and SIGUSR2, a queue's notice.
 """
 
 import contextlib
@@ -11,23 +11,23 @@ from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from typing import Any
 
-ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class UserError(Exception):
-    """One sentence for the user: it names the key or file, the value found and the fix."""
+    """One sentence for the user: the key or file, the value and the fix."""
 
 
 class DataError(UserError):
-    """A data file is missing, unreadable or not what its format promises."""
+    """A data file is missing, unreadable or in the wrong format."""
 
 
 class TrainingError(UserError):
-    """Training cannot go on: the loss is not finite."""
+    """Training cannot continue: the loss is not finite."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal that asks to stop arrived; what was under way was saved and the same command continues it."""
+    """A signal stopped the run after its state was saved; the same command resumes it."""
 
     def __init__(self, signum: int, where: str):
         super().__init__(where)
@@ -35,22 +35,19 @@ class Interrupted(KeyboardInterrupt):
 
 
 def nearest(word: str, known) -> str:
-    """Return `"; did you mean 'x'?"` for the closest of `known`, or an empty string when nothing is close."""
+    """`"; did you mean 'x'?"` for the closest word of `known`, else an empty string."""
     close = get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-OF_TRAINING = (
-    "recipe.accumulate=2 (or more) splits a batch into parts, model.checkpointing=blocks keeps less for the backward pass, and "
-    "recipe.batch_size or recipe.eval_batch_size can be made smaller"
+LESS_MEMORY = (
+    "recipe.accumulate=2 (or more) splits a batch into parts, model.checkpointing=blocks stores less for the backward pass, and "
+    "recipe.batch_size or recipe.eval_batch_size can be reduced"
 )
 
 
-def in_one_sentence(error: BaseException, advice: str = OF_TRAINING) -> BaseException:
-    """The error itself, or a UserError where torch raises a bare RuntimeError for what a user can mend.
-
-    advice: what saves memory.
-    """
+def in_one_sentence(error: BaseException, advice: str = LESS_MEMORY) -> BaseException:
+    """Turn torch's RuntimeErrors that a user can fix into a UserError; advice: saving memory."""
     bare = isinstance(error, RuntimeError)
     if bare and "DataLoader worker" in str(error):
         return UserError(
@@ -58,24 +55,24 @@ def in_one_sentence(error: BaseException, advice: str = OF_TRAINING) -> BaseExce
             "continues from the last checkpoint, with dataset.workers=0 if it happens again"
         )
     if isinstance(error, MemoryError) or (bare and re.search(r"out of memory|can't allocate memory", str(error))):
-        said = " ".join(str(error).split())[:120] or "MemoryError"
-        return UserError(f"out of memory ({said}); {advice}")
+        reason = " ".join(str(error).split())[:120] or "MemoryError"
+        return UserError(f"out of memory ({reason}); {advice}")
     return error
 
 
 class StopRequest:
-    """Which signal came in, if one did."""
+    """The signal that arrived, if any."""
 
     signum: int | None = None
 
 
 @contextlib.contextmanager
 def handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Let `handler(signum, frame)` answer ASKED inside the block; in another than the main thread the caller's own do."""
+    """Context manager: `handler(signum, frame)` handles STOP_SIGNALS in the main thread."""
     before: dict[int, Any] = {}
     with contextlib.suppress(ValueError):  # not in the main thread
-        for one in ASKED:
-            if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN:  # nohup: it outlives its terminal
+        for one in STOP_SIGNALS:
+            if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN:  # nohup ignores it
                 before[one] = signal.signal(one, handler)
     try:
         yield
@@ -86,12 +83,11 @@ def handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stop_requests(alone: bool) -> Iterator[StopRequest]:
-    """Turn the first signal into a request to stop. A second Ctrl-C stops at once, if this process is `alone`:
-    torchrun passes a Ctrl-C on, so that it arrives twice."""
+    """Context manager: the first signal requests a stop; a second Ctrl-C stops at once."""
     stop = StopRequest()
 
     def ask(signum: int, frame: Any) -> None:
-        if stop.signum is not None and signum == signal.SIGINT and alone:
+        if stop.signum is not None and signum == signal.SIGINT and alone:  # torchrun's Ctrl-C arrives twice
             raise KeyboardInterrupt
         stop.signum = signum
 

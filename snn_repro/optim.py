@@ -14,9 +14,10 @@ from snn_repro.settings import Setting
 
 
 class Choice(NamedTuple):
-    """An optimiser, build(groups, recipe), or a schedule, build(recipe, epoch, epochs) -> factor of the learning rate.
+    """An optimiser or schedule.
 
-    reads: keys of the recipe that only some choices have a use for; settings: keys of its own.
+    build: (groups, recipe) -> optimiser, or (recipe, epoch, epochs) -> factor of the learning rate. reads: keys of the
+    recipe that only some choices use; settings: its own keys.
     """
 
     build: Callable[..., Any]
@@ -25,26 +26,24 @@ class Choice(NamedTuple):
 
 
 def register_optimizer(name: str, *reads: str, **settings: Setting) -> Callable:
-    """A decorator of build(groups, recipe) -> torch.optim.Optimizer: `recipe.optimizer=NAME`."""
+    """Decorator of build(groups, recipe) -> torch.optim.Optimizer: `recipe.optimizer=NAME`."""
     return OPTIMIZERS.register(name, lambda build: Choice(build, reads, settings))
 
 
 def register_schedule(name: str, *reads: str, **settings: Setting) -> Callable:
-    """A decorator of factor(recipe, epoch, epochs), epochs counted behind the warm-up: `recipe.schedule=NAME`."""
+    """Decorator of factor(recipe, epoch, epochs), epochs after the warm-up: `recipe.schedule=NAME`."""
     return SCHEDULES.register(name, lambda build: Choice(build, reads, settings))
 
 
 def _plain(cls: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
-    """The same optimiser without torch.compile's wrappers: they import the compiler, most of a second, and no step here
-    is ever compiled."""
+    """The optimiser without torch.compile's wrappers: importing the compiler takes most of a second."""
     names = ("step", "zero_grad", "add_param_group", "state_dict", "load_state_dict")
     methods = {name: inspect.unwrap(getattr(cls, name)) for name in names}
     return type(cls.__name__, (cls,), methods | {"step": torch.no_grad()(methods["step"])})
 
 
 def _fused(groups) -> bool | None:
-    """True where one kernel updates parameters in one pass: on a CPU and on CUDA, where no step then waits for the loss scale.
-    torch does not choose it by itself."""
+    """True for the fused update, on CPU and CUDA, which does not wait for the loss scale."""
     kinds = {p.device.type for group in groups for p in group["params"]}
     return kinds in ({"cpu"}, {"cuda"}) or None
 
@@ -70,7 +69,7 @@ def _adamw(groups, r: RecipeConfig):
 
 @register_optimizer("lamb", "eps")
 def _lamb(groups, r: RecipeConfig):
-    from timm.optim import Lamb  # heavy to import, used by two recipes
+    from timm.optim import Lamb  # slow import, used by two recipes
 
     return Lamb(groups, lr=r.lr, eps=r.eps)  # clips the global gradient norm at 1 itself
 
@@ -92,8 +91,7 @@ def _constant(r: RecipeConfig, epoch: int, epochs: int) -> float:
 
 
 def parameter_kind(module: Any, name: str) -> str:
-    """What a parameter is to a recipe: `imp`, `neuron` (a neuron's own, never decayed), `te` (TEBN's scale of a step), `norm`,
-    `bias` or `weight`. The module that owns it says so; torch's own modules by their kind."""
+    """Kind of a parameter: imp, neuron (never decayed), te (TEBN's step scale), norm, bias, weight."""
     if hasattr(module, "parameter_kind"):
         return module.parameter_kind(name)
     if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.LayerNorm | nn.GroupNorm):
@@ -104,10 +102,10 @@ def parameter_kind(module: Any, name: str) -> str:
 def parameter_groups(
     model: nn.Module, recipe: RecipeConfig, imp_lr: float = 1.0, imp_weight_decay: float | None = 0.0
 ) -> list[dict]:
-    """Trainable parameters as optimiser groups, each with its `kind`: decayed, not decayed, and IMP.
+    """Optimiser groups of the trainable parameters by `kind`: decay, no_decay, imp.
 
-    Only kinds listed in `recipe.no_decay` and a neuron's own are spared. imp_lr is IMP's factor on the learning rate;
-    imp_weight_decay None takes the recipe's for IMP.
+    Kinds in `recipe.no_decay` and neuron parameters are not decayed. imp_lr: factor of IMP's learning rate.
+    imp_weight_decay: None uses the recipe's.
     """
     imp_decay = recipe.weight_decay if imp_weight_decay is None else imp_weight_decay
     groups: dict[str, dict[str, Any]] = {
@@ -127,14 +125,12 @@ def parameter_groups(
 
 
 def build_optimizer(model: nn.Module, recipe: RecipeConfig, **imp: Any) -> torch.optim.Optimizer:
-    """The recipe's optimiser over `parameter_groups`, which takes `imp` (imp_lr, imp_weight_decay). Every IMP must exist by
-    now, or it would never be trained."""
+    """Build the recipe's optimiser (imp: imp_lr, imp_weight_decay); every IMP must exist before this."""
     return OPTIMIZERS[recipe.optimizer].build(parameter_groups(model, recipe, **imp), recipe)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Load what `optimizer.state_dict()` gave on this device or another: which kernel updates, and the order in memory, are
-    those of the parameters here."""
+    """Load an optimiser's state onto this device; update kernel and strides stay the parameters' own."""
     how = ("fused", "foreach")
     groups = [
         saved | {k: own[k] for k in how if k in own}
@@ -152,8 +148,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
 def lr_factor(recipe: RecipeConfig, steps_per_epoch: int, step: int) -> float:
     """Learning rate of optimiser step `step` (from 0), as a factor of `recipe.lr`.
 
-    Linear warm-up per iteration from `warmup_factor` to 1, reached at the last warm-up iteration; then per epoch as
-    the schedule says.
+    Linear warm-up per iteration from `warmup_factor` to 1 at the last warm-up iteration; then per epoch by the
+    schedule.
     """
     warm = recipe.warmup_epochs * steps_per_epoch
     if step < warm:
@@ -163,5 +159,5 @@ def lr_factor(recipe: RecipeConfig, steps_per_epoch: int, step: int) -> float:
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, recipe: RecipeConfig, steps_per_epoch: int):
-    """A scheduler to be stepped after every optimiser step."""
+    """LambdaLR of `lr_factor`, to be stepped after every optimiser step."""
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(recipe, steps_per_epoch, step))

@@ -1,13 +1,13 @@
-"""Installed packages that add neurons, losses, norms, networks, data sets and rows of their own.
+"""Plug-in packages: installed packages that add neurons, losses, norms, networks, data sets and rows.
 
-Such a package has an entry point of the group `snn_repro`, which names a module of it:
+Such a package has an entry point of the group `snn_repro` that names one of its modules:
 
     [project.entry-points.snn_repro]
     mine = "mine"
 
-The registries import that module, and the files of its folder where it is a package, when they are asked for all names or for
-one that they do not have. `conf/` beside the module's file is read as this package's own is, without importing anything. Only
-installed entry points count: no value of a configuration can name code.
+The registries import that module (and, for a package, the files of its folder) when they list all names or look up a
+name they do not have. `conf/` beside the module's file is read like this package's own, without imports. Only installed
+entry points count: no value of a configuration can name code.
 """
 
 import importlib
@@ -24,21 +24,20 @@ GROUP = "snn_repro"
 
 @cache
 def packages() -> list[tuple[str, str, Path]]:
-    """(entry point, module, folder that the module's file lies in) of all; nothing is imported. One without its module is left
-    out (`broken`)."""
-    found = []
+    """(entry point, module, folder of its file) of all packages; missing modules are skipped."""
+    usable = []
     for name, module in sorted({(point.name, point.module) for point in entry_points(group=GROUP)}):
         if folder := _folder(module):
-            found.append((name, module, folder))
+            usable.append((name, module, folder))
         else:
             leave_out(name, module, ImportError("there is no such module"))
-    return found
+    return usable
 
 
 def _folder(module: str) -> Path | None:
-    """The folder of a module's file, a package's own; None: there is no such module."""
+    """Folder of a module's file, or of a package; None if the module does not exist."""
     top, *inner = module.split(".")
-    spec = find_spec(top)  # of a top-level name: finds it without importing it
+    spec = find_spec(top)  # a top-level name is found without importing it
     if spec is None:
         return None
     places = spec.submodule_search_locations or [str(spec.origin).removesuffix(".py")]
@@ -50,27 +49,27 @@ _broken: dict[str, str] = {}
 
 
 def broken() -> str:
-    """Which packages cannot be used and why, to be put behind the sentence on a name that nobody has; "" without any."""
+    """Why packages cannot be imported, to append to an error message; empty without any."""
     return "".join(f"; {sentence}" for sentence in _broken.values())
 
 
 def leave_out(name: str, module: str, error: Exception) -> None:
-    """Go on without a package, after one warning that names it."""
-    said = " ".join(f"{type(error).__name__}: {error}".split())
+    """Skip a package, with one warning that names it."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
     _broken[module] = (
-        f"the package '{module}' (entry point '{name}' of {GROUP}) cannot be imported: {said}; mend it or uninstall it"
+        f"the package '{module}' (entry point '{name}' of {GROUP}) cannot be imported: {reason}; fix or uninstall it"
     )
     logging.getLogger("snn_repro").warning(_broken[module])
 
 
 def versions() -> dict[str, str]:
-    """{distribution: version} of the packages, for the record of a run."""
+    """{distribution: version} of the packages, recorded with each run."""
     dists = {point.dist for point in entry_points(group=GROUP) if point.dist}
     return {dist.name: dist.version for dist in sorted(dists, key=lambda dist: dist.name)}
 
 
 def conf_dirs() -> list[Path]:
-    """The folders `conf/` of the packages that have one."""
+    """The `conf/` folders of the packages."""
     return [folder / "conf" for *_, folder in packages() if (folder / "conf").is_dir()]
 
 
@@ -78,10 +77,10 @@ _loaded: set[str] = set()
 
 
 def load() -> None:
-    """Import every package once, so that it registers what it has; one that cannot be is left out (`broken`)."""
+    """Import every package once, which registers its parts; those that fail are skipped."""
     for name, module, _ in packages():
         if module not in _loaded:
-            _loaded.add(module)  # before: it asks the registries itself
+            _loaded.add(module)  # first, since the package may use the registries itself
             try:
                 import_all(module, getattr(importlib.import_module(module), "__path__", []))
             except Exception as error:
@@ -89,7 +88,7 @@ def load() -> None:
 
 
 def import_all(package: str, path: Iterable[str]) -> None:
-    """Import every file in a package's folder, short names first, so that what it registers is known; not `_private` ones."""
+    """Import all files of a package except `_private` ones, shortest names first."""
     names = {module.name for module in pkgutil.iter_modules(path) if not module.ispkg and module.name[0] != "_"}
     for name in sorted(names, key=lambda name: (len(name), name)):
         importlib.import_module(f"{package}.{name}")

@@ -1,4 +1,4 @@
-"""Provenance of a result: the version of the numbers, the commit, and the packages from outside."""
+"""Provenance of a result: version of the numbers, commit, plug-in packages."""
 
 import subprocess
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from snn_repro import outside
 
 PACKAGE = Path(__file__).parent
 
-# What moved the numbers at each version: KEY=VALUE of the runs that moved, with * as in file names; a comma is "or", a space
-# "and". A change that moves a number of an existing configuration adds a line here and one in CHANGELOG.md.
+# Runs whose numbers changed at each version: KEY=VALUE, with * as in file names; a comma is "or", a space is "and". A
+# change of any number of an existing configuration adds a line here and one in CHANGELOG.md.
 MOVED = {1: "*", 2: "neuron=clif, model=spikformer*, model=maxformer, model=vgg16"}
 NUMBERS = max(MOVED)
 
 
 def moved_since(version: int, flat: Mapping[str, Any]) -> bool:
-    """Whether the numbers of a flat configuration moved after `version`; a key that it lacks may have any value."""
+    """Whether numbers of a flat configuration changed after `version`; missing keys match any value."""
 
     def fits(word: str) -> bool:
         key, _, pattern = word.partition("=")
@@ -30,15 +30,15 @@ def moved_since(version: int, flat: Mapping[str, Any]) -> bool:
 
 
 def code_version() -> dict[str, Any]:
-    """`dict(commit, dirty, numbers, outside)` of the code that runs; commit and dirty are None outside a repository."""
+    """`dict(commit, dirty, numbers, outside)`; commit and dirty are None outside a repository."""
     commit, dirty = git_state()
     return dict(commit=commit, dirty=dirty, numbers=NUMBERS, outside=outside.versions())
 
 
 @cache
 def git_state() -> tuple[str | None, bool | None]:
-    """(commit, whether a tracked file differs from it); (None, None) where the package is no part of a repository."""
-    if _git("ls-files", "--error-unmatch", "__init__.py") is None:  # installed: a repository around it is not ours
+    """(commit, whether tracked files differ from it); (None, None) outside a repository."""
+    if _git("ls-files", "--error-unmatch", "__init__.py") is None:  # installed: not our repository
         return None, None
     status = _git("status", "--porcelain", "--untracked-files=no")
     return _git("rev-parse", "HEAD"), None if status is None else bool(status)

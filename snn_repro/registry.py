@@ -1,4 +1,4 @@
-"""What there is of one kind (neurons, surrogates, losses, norms, networks, data sets, ...), by name; anybody may add to it."""
+"""Registries of neurons, losses, norms, networks, data sets, ...; plug-ins may add names."""
 
 import importlib
 from collections import UserDict
@@ -12,11 +12,11 @@ from snn_repro.settings import Setting
 
 
 class Registry(UserDict[str, Any]):
-    """name -> thing, filled by `register("name")` above a class of `module` or of an installed package (outside.py).
+    """name -> thing, filled by `register("name")` on classes of `module` or of a plug-in package.
 
-    group: the key that chooses one, or its first word. inner: {setting: the registry that its value is a name of}; what is chosen
-    there adds its settings. The module is imported when something is asked for, other packages for a name that it does not have
-    and for all names.
+    group: the key that chooses one, or its first word. inner: {setting: registry of its values}; the chosen value adds
+    its settings. The module is imported at the first access; plug-in packages for an unknown name, and to list all
+    names.
     """
 
     def __init__(self, kind: str, group: str, module: str, **inner: "Registry"):
@@ -26,7 +26,7 @@ class Registry(UserDict[str, Any]):
         self._owners: dict[str, str] = {}
 
     def ours(self) -> list[str]:
-        """The names that this package has; nothing from outside is imported."""
+        """Names in this package; imports no plug-in."""
         importlib.import_module(self._module)
         return [name for name in self.data if self._owners[name].startswith("snn_repro.")]
 
@@ -44,21 +44,22 @@ class Registry(UserDict[str, Any]):
         return iter(self.data)
 
     def names(self) -> tuple[str, ...]:
+        """All names, plug-ins included."""
         return tuple(self)
 
     def add(self, name: str, thing: Any, owner: Any) -> None:
-        """Add a thing that the class or function `owner` stands for.
+        """Add `thing`, defined by the class or function `owner`.
 
-        Raises UserError if another has the name (the same one again, defined anew in a notebook, takes its place).
+        Raises UserError if the name belongs to another one; a redefinition of the same one (in a notebook) replaces it.
         """
         where = f"{owner.__module__}.{owner.__qualname__}"
         there = self._owners.setdefault(name, where)
         if there != where:
-            raise UserError(f"{where}: there is a {self._kind} '{name}' already, {there}; choose another name")
+            raise UserError(f"{where}: the {self._kind} '{name}' already exists in {there}; choose another name")
         self.data[name] = thing
 
     def register(self, name: str, made_of: Callable[[Any], Any] = lambda thing: thing) -> Callable:
-        """A decorator of the class that is the thing, or that `made_of` makes it of."""
+        """Decorator of a class or function; `made_of` turns it into the thing to store."""
 
         def add(owner):
             self.add(name, made_of(owner), owner)
@@ -69,31 +70,28 @@ class Registry(UserDict[str, Any]):
     # ---------------------------------------------------------------- settings
 
     def unknown(self, name: Any, known: Sequence[str] | None = None) -> str:
-        """The sentence for a name that nobody has, with the packages that cannot be imported."""
+        """The error message for an unknown name; also lists packages that cannot be imported."""
         known = known or self.names()
         return f"{self.group}.name={name!r} is not one of {', '.join(known)}{nearest(name, known)}{outside.broken()}"
 
     def own(self, name: Any) -> Mapping[str, Setting]:
-        """What a user may set of a thing itself."""
+        """The own settings of a thing."""
         return getattr(self[name] if name in self else None, "settings", {})
 
     def settings(self, name: Any, given: Mapping[str, Any] | None = None) -> dict[str, Setting]:
-        """What a user may set of a thing, and of what `given` or its defaults choose for it in `inner`."""
-        found = dict(self.own(name))
+        """Settings of a thing and of the values that `given` or defaults choose in `inner`."""
+        chosen = dict(self.own(name))
         for key, registry in self.inner.items():
-            if key in found:
-                found |= registry.settings((given or {}).get(key) or found[key].default)
-        return found
+            if key in chosen:
+                chosen |= registry.settings((given or {}).get(key) or chosen[key].default)
+        return chosen
 
     def all_settings(self, ours: bool = False) -> dict[str, Setting]:
-        """The settings of all things by their keys, or of those alone that this package has."""
+        """Settings of all things by key; `ours`: without plug-ins."""
         return {key: s for name in (self.ours() if ours else self) for key, s in self.own(name).items()}
 
     def checked(self, name: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Every setting of a thing with its value: the one given, checked, or its default (for None too).
-
-        Raises UserError, naming the key, the value and what is allowed.
-        """
+        """Every setting of a thing with its checked or default value; raises UserError."""
         if name not in self:
             raise UserError(self.unknown(name))
         return all_values(self.group, self.settings(name, given), given, (self, *self.inner.values()), name)
@@ -102,13 +100,13 @@ class Registry(UserDict[str, Any]):
 def all_values(
     group: str, settings: Mapping[str, Setting], given: Mapping[str, Any], choices: Sequence[Registry], name: str
 ) -> dict[str, Any]:
-    """The value of each of the settings that the things chosen for `name` have.
+    """Checked value of each of the settings that apply to `name`; raises UserError.
 
-    What only others in `choices` have may be given with the default of the first of them. Raises UserError.
+    A setting that only others in `choices` have may be given with its default there.
     """
     for key in given.keys() - settings.keys():
         owners = [(r, {n: own[key].default for n in r if key in (own := r.own(n))}) for r in choices]
-        usual = [default for _, found in owners for default in found.values()]
+        usual = [default for _, defaults in owners for default in defaults.values()]
         value = tuple(given[key]) if isinstance(given[key], list) else given[key]
         if not usual:
             close = nearest(key, [k for r in choices for k in r.all_settings()])
@@ -116,7 +114,7 @@ def all_values(
                 f"{group}.{key} is not a setting of '{name}', which has: {', '.join(settings) or 'none'}{close}"
             )
         if value is not None and value != usual[0]:
-            of = " or ".join(f"{r.group}={' or '.join(found)}" for r, found in owners if found)
+            of = " or ".join(f"{r.group}={' or '.join(defaults)}" for r, defaults in owners if defaults)
             raise UserError(f"{group}.{key}={given[key]!r} belongs to {of}; leave it out for '{name}'")
     return {
         key: setting.checked(f"{group}.{key}", setting.default if given.get(key) is None else given[key])
@@ -134,7 +132,7 @@ LOSSES = Registry("loss", "loss", "snn_repro.losses")
 AUGMENTATIONS = Registry("augmentation", "augment", "snn_repro.data.augment")
 OPTIMIZERS = Registry("optimiser", "recipe.optimizer", "snn_repro.optim")
 SCHEDULES = Registry("schedule", "recipe.schedule", "snn_repro.optim")
-FIGURES = Registry("figure", "", "snn_repro.paper.figures")  # `draw(results)` of a module, no choice of a run's
-SECTIONS = Registry("section", "", "snn_repro.report")  # `content(found)` with its title and place
+FIGURES = Registry("figure", "", "snn_repro.paper.figures")  # `draw(results)` of a module; not a key of a run
+SECTIONS = Registry("section", "", "snn_repro.report")  # `content(found)`, with title and position
 LOGGERS = Registry("logger", "logger", "snn_repro.runs.loggers")
 EXPORTS = Registry("export format", "", "snn_repro.trained.export")

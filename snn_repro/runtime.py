@@ -1,4 +1,4 @@
-"""On what a run computes: device, threads, precision, seeds, compiler, and how processes share a batch."""
+"""Execution of a run: device, threads, precision, seeds, compiler, split of a batch over processes."""
 
 import os
 import random
@@ -25,7 +25,7 @@ def threads(config: Config) -> int:
 
 
 def pick_device(config: Config) -> torch.device:
-    """The device of this run, with the thread count set. Raises ConfigError for a GPU that is not there."""
+    """Select the device and set the thread count; raises ConfigError for a missing GPU."""
     kind, _, index = config.device.partition(":")
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind == "cuda" and not there:
@@ -33,23 +33,23 @@ def pick_device(config: Config) -> torch.device:
             f"device={config.device} but torch sees no GPU; use device=cpu, or install a CUDA build of torch"
         )
     torch.set_num_threads(threads(config))
-    keep_freed_memory()  # a quarter of a step's time on a CPU is page faults otherwise, and most of making a batch
+    keep_freed_memory()  # page faults would take a quarter of a step on a CPU, and most of making a batch
     neuron.fresh = False
     _, processes, number = distributed.world()
     if kind == "cpu" or not there:
         return torch.device("cpu")
     if index and processes > 1:
         raise ConfigError(
-            f"device={config.device} is one GPU for {processes} processes; device=cuda gives each its own"
+            f"device={config.device} is one GPU for {processes} processes; use device=cuda for one GPU each"
         )
     if index and int(index) >= there:
         seen = ", ".join(f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(there))
-        raise ConfigError(f"device={config.device} is not there; torch sees {seen}")
+        raise ConfigError(f"device={config.device} does not exist; torch sees {seen}")
     if not index and processes == 1:
         return torch.device("cuda")
     if not index and number >= there:
         raise ConfigError(
-            f"process {number + 1} of this machine has no GPU, torch sees {there}; start one process a GPU, or use device=cpu"
+            f"process {number + 1} of this machine has no GPU: torch sees {there}; start one process per GPU, or use device=cpu"
         )
     device = torch.device("cuda", int(index or number))
     torch.cuda.set_device(device.index)
@@ -57,9 +57,9 @@ def pick_device(config: Config) -> torch.device:
 
 
 class Precision:
-    """Autocast and gradient scaling of `recipe.amp` on a device; evaluation is always float32.
+    """Autocast and gradient scaling for `recipe.amp`; evaluation is always float32.
 
-    Raises ConfigError where the device has no such arithmetic.
+    Raises ConfigError where the device does not support the precision.
     """
 
     def __init__(self, config: Config, device: torch.device):
@@ -67,9 +67,7 @@ class Precision:
         if amp == "auto":
             amp = "fp16" if device.type == "cuda" else "off"
         if device.type == "cpu" and amp == "fp16":
-            raise ConfigError(
-                "recipe.amp=fp16 is for a GPU; on a CPU use recipe.amp=off, or bf16 where it has the units"
-            )
+            raise ConfigError("recipe.amp=fp16 needs a GPU; on a CPU use recipe.amp=off, or bf16 with hardware support")
         if device.type == "cpu" and amp == "bf16" and not has_bf16_units():
             raise ConfigError(
                 "recipe.amp=bf16 on this CPU is many times slower than float32: it has no bfloat16 units (AVX512-BF16 or "
@@ -82,12 +80,12 @@ class Precision:
         self.kind, self.dtype = device.type, {"fp16": torch.float16, "bf16": torch.bfloat16}.get(amp)
 
     def autocast(self) -> torch.autocast:
-        """The context in which training's forward pass runs."""
+        """Autocast context of the training forward pass."""
         return torch.autocast(self.kind, dtype=self.dtype, enabled=self.dtype is not None)
 
 
 def has_bf16_units() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware, as far as torch can tell."""
+    """Whether this CPU multiplies bfloat16 in hardware, as far as torch reports it."""
     if hasattr(torch.cpu, "get_capabilities"):
         units = torch.cpu.get_capabilities()
         return any(units.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
@@ -96,10 +94,10 @@ def has_bf16_units() -> bool:
 
 
 def seed_everything(config: Config) -> None:
-    """Seed Python, NumPy and torch; data order and augmentation have generators of their own (data/batches.py)."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
+    """Seed Python, NumPy and torch and set determinism; data/batches.py has its own generators."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # needed for a deterministic cuBLAS
     seed_generators(config.seed)
-    if config.compile:  # tells the compiler too, and imports it: most of a second
+    if config.compile:  # also sets the compiler, whose import takes most of a second
         torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
     else:
         torch.set_deterministic_debug_mode("warn" if config.deterministic else "default")
@@ -116,7 +114,7 @@ def seed_generators(seed: int) -> None:
 
 
 def placed(model: nn.Module, config: Config, device: torch.device) -> nn.Module:
-    """The network as it trains on a device: in its order of memory, with synchronised norms, compiled."""
+    """The network ready to train: on its device, channels last, norms synchronised, compiled."""
     model = channels_last(model, device)
     if config.recipe.sync_bn and distributed.world().size > 1:
         synchronise(model)
@@ -126,12 +124,11 @@ def placed(model: nn.Module, config: Config, device: torch.device) -> nn.Module:
 
 
 def channels_last(model: nn.Module, device: torch.device) -> nn.Module:
-    """The network on its device, with weights (on CUDA initial states [C, H, W] too) in the memory order that its layers work
-    in."""
+    """Move the network to the device, channels last (on CUDA initial states too)."""
     model = model.to(device)
     if device.type not in ("cpu", "cuda"):
         return model
-    if device.type == "cuda":  # the kernels would reorder them in every pass
+    if device.type == "cuda":  # else the kernels would reorder them in every pass
         for state in initial_states(model).values():
             if state.dim() == 3:
                 state.data = state.data[None].contiguous(memory_format=torch.channels_last)[0]
@@ -139,10 +136,7 @@ def channels_last(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def compile_network(model: nn.Module, device: torch.device, mode: bool | str = True) -> None:
-    """torch.compile the network in place, so that its weights keep their names; mode: `compile` of the configuration.
-
-    Raises ConfigError without a compiler.
-    """
+    """torch.compile in place, which keeps parameter names; raises ConfigError without a C++ compiler."""
     if device.type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
@@ -157,41 +151,41 @@ def compile_network(model: nn.Module, device: torch.device, mode: bool | str = T
 
 
 def parts_of_a_batch(config: Config, processes: int) -> int:
-    """Parts in which each process runs its share of a batch, so that batch statistics are over as many images as the
-    recipe says: `recipe.accumulate` parts of the batch of all, each on one process (or, with sync_bn, on all).
+    """Number of parts in which each process runs its share of a batch.
 
-    Raises ConfigError where that does not come out even.
+    Keeps the images per batch statistic of the recipe: `recipe.accumulate` parts of the whole batch, each on one
+    process (with sync_bn on all). Raises ConfigError where the batch cannot be divided so.
     """
     recipe = config.recipe
     if recipe.batch_size % processes:
         raise ConfigError(
-            f"recipe.batch_size={recipe.batch_size} is the batch of all {processes} processes together and cannot be "
-            f"split evenly; use a multiple of {processes}"
+            f"recipe.batch_size={recipe.batch_size} is the total of {processes} processes and cannot be "
+            f"divided evenly; use a multiple of {processes}"
         )
     if processes == 1 or recipe.accumulate == 1 or recipe.sync_bn:
         return recipe.accumulate
     parts = -(-recipe.accumulate // processes)
     if max(recipe.accumulate, processes) != parts * processes or recipe.batch_size % (parts * processes):
         raise ConfigError(
-            f"recipe.accumulate={recipe.accumulate} parts of a batch of {recipe.batch_size} do not come out even on "
-            f"{processes} processes, so batch statistics would be over other numbers of images; start a number of "
+            f"recipe.accumulate={recipe.accumulate} parts of a batch of {recipe.batch_size} cannot be divided evenly among "
+            f"{processes} processes, and batch statistics would cover another number of images; use a number of "
             f"processes that divides {recipe.accumulate}, or set recipe.accumulate to a multiple of {processes}"
         )
     return parts
 
 
 def images_per_statistic(config: Config, processes: int) -> int:
-    """Images over which a training step's batch norms take mean and variance (over all their time steps)."""
+    """Images per batch statistic of a training step, each with all its time steps."""
     together = 1 if config.recipe.sync_bn else processes
     return config.recipe.batch_size // (parts_of_a_batch(config, processes) * together)
 
 
 def conditions(config: Config, device: torch.device, precision: str, model: nn.Module) -> dict[str, Any]:
-    """What no key of the configuration hash says and yet moves numbers, by rounding at least; result.json keeps it.
+    """Conditions outside the configuration hash that change results, at least by rounding.
 
-    neuron_backend: of the spiking layers, "auto" resolved; on CUDA kernels that were never checked on this GPU are checked now,
-    by the first process. tf32_convolutions: those in float32, as evaluation's are, keep 10 bits of the mantissa on Ampere and later,
-    unless `torch.backends.cudnn.allow_tf32` is switched off.
+    neuron_backend: backend of the spiking layers, "auto" resolved; unverified CUDA kernels are verified now, by rank 0.
+    tf32_convolutions: float32 convolutions, evaluation included, keep 10 bits of the mantissa on Ampere and later,
+    unless `torch.backends.cudnn.allow_tf32` is off.
     """
     trained = {"fp16 autocast": torch.float16, "bf16 autocast": torch.bfloat16}.get(precision, torch.float32)
     with distributed.main_first():
@@ -211,7 +205,7 @@ def conditions(config: Config, device: torch.device, precision: str, model: nn.M
 
 
 def peak_memory(device: torch.device) -> float:
-    """Peak memory in MB: allocated on the GPU, or resident of the process."""
+    """Peak memory in MB: allocated on the GPU, or resident set of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes on macOS, KiB on Linux

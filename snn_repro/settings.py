@@ -1,4 +1,4 @@
-"""One value that a user may choose, declared beside the class that uses it."""
+"""A value that a user can set, declared beside the class that uses it."""
 
 import math
 import operator
@@ -20,10 +20,11 @@ BOUNDS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """Default, meaning, unit and range (low and high inclusive, above and below not; `why` says what the range is for).
+    """Default, meaning, unit and range of a value (low, high inclusive; above, below exclusive).
 
-    The default's type is the value's: bool, whole number, number, word, as many whole numbers, an interval [low, high] of two
-    numbers, or one of `choices`. Default None stands for a number, or a choice, that depends on another setting.
+    The default's type is the value's: bool, whole number, number, word, a list of as many whole numbers, an interval
+    [low, high], or one of `choices`. Default None: a number or choice that depends on another setting. why: reason of
+    the range.
     """
 
     default: Any
@@ -39,7 +40,7 @@ class Setting:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The choices as they are written."""
+        """The choices as they are typed."""
         return tuple(str(c).lower() if isinstance(c, bool) else str(c) for c in self.choices or ())
 
     def _bounds(self) -> list[tuple[str, Callable[..., bool], float]]:
@@ -47,11 +48,11 @@ class Setting:
 
     @property
     def range(self) -> str:
-        """What a number must be, in words."""
+        """The allowed range, in words."""
         return " and ".join(f"{word} {bound:.12g}" for word, _, bound in self._bounds())
 
     def checked(self, key: str, value: Any) -> Any:
-        """The value as the class takes it. Raises UserError, naming the key, the value and what is allowed."""
+        """The value as the class takes it; raises UserError naming what is allowed."""
         if value is None and self.default is None:
             return None
         if self.choices is None:
@@ -66,7 +67,7 @@ class Setting:
         return value
 
     def check_range(self, key: str, value: Any) -> None:
-        """Raise UserError for a value of the right type that is not one of the choices, or out of range."""
+        """Raise UserError for a value that is out of range or not a choice."""
         if self.choices is not None:
             if value not in self.choices:
                 raise UserError(f"{key}={value!r} is not one of {', '.join(self.names)}{nearest(value, self.names)}")
@@ -83,7 +84,7 @@ _KINDS = {bool: "true or false", str: "a word", int: "a whole number"}
 def shared(
     settings: Mapping[str, Setting], published: Mapping[str, Any], without: Collection[str] = (), **own: Setting
 ) -> dict[str, Setting]:
-    """The settings that all of a kind have, but for `without`, with the defaults that one was published with, and its own."""
+    """The `settings` of a family except `without`, with `published` defaults, plus `own`."""
     common = {k: replace(s, default=published.get(k, s.default)) for k, s in settings.items() if k not in without}
     return common | own
 
@@ -95,7 +96,7 @@ def _number(key: str, value: Any) -> float:
 
 
 def _numbers(key: str, value: Any, default: tuple, least: float) -> list:
-    """As many whole numbers as the default has, or an interval."""
+    """A list of as many whole numbers as the default has, or an interval."""
     numbers = list(value) if isinstance(value, list | tuple) else []
     if all(isinstance(n, int) for n in default):
         if len(numbers) != len(default) or not all(type(n) is int and n >= least for n in numbers):

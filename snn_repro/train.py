@@ -1,4 +1,4 @@
-"""One run, read from top to bottom: open its folder, build the parts, train epoch by epoch, evaluate, record."""
+"""Train and evaluate one network, from its configuration to result.json."""
 
 import contextlib
 import importlib
@@ -52,22 +52,22 @@ _running = threading.Lock()
 def run(config: Config, run_dir: str | None = None, overrides: list[str] | None = None) -> RunResult:
     """Train and evaluate one network; returns a RunResult, the content of result.json.
 
-    The folder (`run_dir`, else `config.run_dir`) decides what happens: a finished run of the same configuration is
-    returned as it is, an unfinished one is continued, another configuration is refused. Raises UserError (one
-    sentence), TrainingError when the loss is not finite, Interrupted after a signal that asks to stop.
+    The folder (`run_dir`, else `config.run_dir`) decides: a finished run of the same configuration is returned, an
+    unfinished one is resumed, another configuration is an error. Raises UserError, TrainingError when the loss is not
+    finite, Interrupted after a signal.
     """
     config = checked(to_dict(config))
-    config.dataset.found = None  # of an earlier run, say
+    config.dataset.found = None  # may come from an earlier run
     config.data_dir, config.cache_dir = (p and os.path.abspath(p) for p in (config.data_dir, config.cache_dir))
     if config.dry_run:
-        raise ConfigError("dry_run=true trains nothing: use snn_repro.dry_run.dry_run(config), or leave it out")
+        raise ConfigError("dry_run=true does not train: use snn_repro.dry_run.dry_run(config), or leave it out")
     path = Path(run_dir or config.run_dir or Path("runs", config.name, f"seed{config.seed}"))
     world = distributed.start(config.device)
     parts_of_a_batch(config, world.size)
     if world.rank:
-        log.setLevel(logging.ERROR)  # the first process speaks for all
+        log.setLevel(logging.ERROR)  # only the first process logs
     if not _running.acquire(blocking=False):
-        raise UserError("another thread of this process trains with these generators; start one run after the other")
+        raise UserError("another thread of this process is training; start one run after the other")
     try:
         with contextlib.closing(open_folder(path, config)) as folder:
             if folder.finished is not None:
@@ -79,7 +79,7 @@ def run(config: Config, run_dir: str | None = None, overrides: list[str] | None 
 
 
 def recorded(folder: RunFolder | Follower, config: Config, stop: StopRequest, overrides: list[str]) -> RunResult:
-    """Everything that happens while the folder is held; the outcome is recorded in status.json whatever it is."""
+    """Run in the open folder and record the outcome, success or failure, in status.json."""
     loggers, result = None, None
     try:
         check_settings(config)
@@ -93,7 +93,7 @@ def recorded(folder: RunFolder | Follower, config: Config, stop: StopRequest, ov
         log.info(f"{folder.path}: {summary(result)}")
         return distributed.broadcast(result)
     except Interrupted as interrupt:
-        with contextlib.suppress(UserError):  # the checkpoint is written: a full disk must not hide the signal
+        with contextlib.suppress(UserError):  # a full disk must not hide the signal
             folder.status("interrupted", str(interrupt))
         raise
     except BaseException as raised:
@@ -146,7 +146,7 @@ def fit(
     if test is None:  # killed between the last checkpoint and the result: the weights are final, the outputs were lost
         test = evaluate(state.evaluated, test_part, state.loss_fn, state.amp, device, config)
     folder.predictions(distributed.gather((test["logits"], test["labels"])))
-    # a backend that failed in between is not named
+    # the conditions at the end: a backend that failed earlier is not in use
     ran_under = runtime.conditions(config, device, state.amp.name, state.model)
     result = build_result(config, data, weights, imp, history, ran_under, state.loss_fn.readout_name, test["n"])
     result.data, result.code, result.changed_on_resume = state.data_hashes, code_version(), state.changed
@@ -159,7 +159,7 @@ def fit(
 def built(
     folder: RunFolder | Follower, config: Config, device: torch.device, stop: StopRequest
 ) -> tuple["Training", Data, tuple[Batches, Batches | None, Batches]]:
-    """All that trains, the data, and this process's share of the training, validation and test part."""
+    """The training state, the data, and this process's share of train, validation and test."""
     initial = checkpoint.find_weights(config.model.weights, config.data_dir) if config.model.weights else None
     runtime.seed_everything(config)
     world = distributed.world()
@@ -192,14 +192,14 @@ def built(
     return state, data, (train_part, val_part, test_part)
 
 
-# What an epoch has added up: loss times samples, right answers and samples of all processes; lr of the last step.
+# Sums of an epoch over all processes: loss times samples, correct predictions, samples; lr of the last step.
 EMPTY: dict[str, Any] = {"loss": 0.0, "correct": 0, "n": 0, "lr": 0.0}
-Step = tuple[Any, Any, int]  # loss times samples, right answers and samples of a step, of this process
+Step = tuple[Any, Any, int]  # this process's loss times samples, correct predictions and samples of one step
 
 
 @dataclass
 class Training:
-    """What one optimiser step needs and a checkpoint holds."""
+    """State of training: all that an optimiser step needs and a checkpoint stores."""
 
     folder: RunFolder | Follower
     config: Config
@@ -211,61 +211,61 @@ class Training:
     ema: Averaged | None
     device: torch.device
     stop: StopRequest
-    steps: int  # in an epoch
+    steps_per_epoch: int
     data_hashes: dict[str, str] = field(default_factory=dict)
     conditions: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.net = distributed.wrap(self.model, self.device)  # what training calls: `model` itself with one process
+        self.net = distributed.wrap(self.model, self.device)  # called in training; `model` itself with one process
         self.parts = parts_of_a_batch(self.config, distributed.world().size)
         self.epoch = self.step = 0
         self.sums = EMPTY.copy()
         parts: Any = (self.model, self.optimizer, self.schedule, self.amp.scaler, self.ema)
         self.stateful = dict(zip(checkpoint.PARTS, parts, strict=True))
-        self.saved = ""  # what the last checkpoint holds, in words
-        self.changed: list[str] = []  # what was not the same before a stop and after it
+        self.saved = ""  # epoch and step of the last checkpoint
+        self.changed: list[str] = []  # conditions that changed when the run was resumed
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network that is evaluated: the average of the weights, where there is one."""
+        """The network to evaluate: the weight average if there is one."""
         return self.ema.module if self.ema else self.model
 
     def train_epoch(self, epoch: int, batches: Batches, history: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-        """One epoch of optimiser steps from `self.step` on; returns mean loss, readout accuracy, n and the last lr."""
+        """Train the rest of an epoch from `self.step`; returns mean loss, accuracy, n, lr."""
         self.epoch, epochs = epoch, self.config.recipe.epochs
         begin_epoch(epoch, epochs, self.model, self.ema, self.loss_fn)
         self.model.train()
-        every = 1 if self.device.type == "cpu" else 50  # on a GPU, reading the loss makes the host wait
+        every = 1 if self.device.type == "cpu" else 50  # reading the loss synchronises with the GPU
         pending: list[Step] = []
-        beside = pace(epoch, epochs, self.step, self.steps, self.config.recipe.batch_size, history)
-        bar = progress(f"epoch {epoch + 1}/{epochs}", self.steps, beside=beside)
+        beside = pace(epoch, epochs, self.step, self.steps_per_epoch, self.config.recipe.batch_size, history)
+        bar = progress(f"epoch {epoch + 1}/{epochs}", self.steps_per_epoch, beside=beside)
         with bar as advance:
-            for x, target in itertools.islice(batches.epoch(epoch, start=self.step), self.steps - self.step):
+            for x, target in itertools.islice(batches.epoch(epoch, start=self.step), self.steps_per_epoch - self.step):
                 self.sums["lr"] = self.optimizer.param_groups[0]["lr"]
                 x, target = sent(x, self.device), sent(target, self.device)
                 if self.step == 0:
                     adapt_surrogates(self.model, self.loss_fn, x, target)
                 pending.append(self.train_step(x, target, batches.all_samples(self.step)))
                 self.step += 1
-                if len(pending) >= every or self.step == self.steps:
+                if len(pending) >= every or self.step == self.steps_per_epoch:
                     self.tally(pending)
                     pending = []
-                self.leave_if_asked(pending)
+                self.stop_if_requested(pending)
                 advance(self.step)
         n = max(1, self.sums["n"])
         return dict(loss=self.sums["loss"] / n, acc=self.sums["correct"] / n, n=self.sums["n"], lr=self.sums["lr"])
 
     def train_step(self, x: Tensor, target: Tensor, n_all: int | None = None) -> Step:
-        """Forward, backward and one optimiser step; returns the sums without waiting for the device.
+        """One optimiser step; returns this process's sums without synchronising.
 
-        n_all: samples of this step on all processes (default: of x). The step is theirs together, the sums are of x.
+        x: frames [T, B, C, H, W] or images [B, C, H, W]. n_all: samples of this step on all processes (default: of x).
         """
         recipe, scaler = self.config.recipe, self.amp.scaler
         n, size = len(target), distributed.world().size
         n_all = n_all or n
         total: Any = 0
         correct: Any = 0
-        parts = min(self.parts, n_all // size)  # as many on every process
+        parts = min(self.parts, n_all // size)  # the same number on every process
         split = zip(x.tensor_split(parts, dim=-4), target.tensor_split(parts), strict=True)
         for i, (part_x, part_target) in enumerate(split):
             with contextlib.nullcontext() if i == parts - 1 else distributed.without_sync(self.net):
@@ -288,39 +288,39 @@ class Training:
         return total, correct, n
 
     def tally(self, pending: list[Step]) -> None:
-        """Add finished steps to the epoch's sums; raises TrainingError at the first loss that is not finite."""
+        """Add finished steps to the epoch's sums; raises TrainingError for a non-finite loss."""
         sums = distributed.sums([float(value) for step in pending for value in step])
         for i, (loss, correct, n) in enumerate(zip(sums[::3], sums[1::3], sums[2::3], strict=True)):
             if not math.isfinite(loss):
                 step = self.step - len(pending) + i + 1
-                self.diverged(f"the loss is {loss} at epoch {self.epoch + 1}, step {step} of {self.steps}")
+                self.diverged(f"the loss is {loss} at epoch {self.epoch + 1}, step {step} of {self.steps_per_epoch}")
             self.sums["loss"] += loss
             self.sums["correct"] += int(correct)
             self.sums["n"] += int(n)
 
     def diverged(self, what: str) -> None:
-        """Raise TrainingError, which says what a run that breaks off now leaves to go on from."""
+        """Raise TrainingError that names the checkpoint to resume from."""
         last = self.folder.path / checkpoint.LAST
-        kept = f"the last good checkpoint is {last} ({self.saved})" if self.saved else "no checkpoint was written yet"
-        raise TrainingError(f"{what}; {kept}; try a smaller recipe.lr, recipe.clip_norm=1, or recipe.amp=off")
+        state = f"the last good checkpoint is {last} ({self.saved})" if self.saved else "no checkpoint was written yet"
+        raise TrainingError(f"{what}; {state}; try a smaller recipe.lr, recipe.clip_norm=1, or recipe.amp=off")
 
     def evaluate(self, batches: Batches, part: str) -> dict[str, Any]:
-        """`evaluate`, that a signal can stop. Raises TrainingError where the loss is not finite."""
+        """Evaluate one part, interruptible; raises TrainingError for a loss that is not finite."""
         parts = self.loss_fn, self.amp, self.device, self.config
-        outcome = evaluate(self.evaluated, batches, *parts, stop=self.leave_if_asked, rates=part == "test")
+        outcome = evaluate(self.evaluated, batches, *parts, stop=self.stop_if_requested, rates=part == "test")
         if not math.isfinite(outcome["loss"]):
             self.diverged(f"the {part} loss is {outcome['loss']} after epoch {self.epoch + 1}")
         return outcome
 
     def resume(self) -> list[dict[str, Any]]:
-        """Continue from the folder's checkpoint, if it has one; returns the lines of the epochs that it stands behind."""
+        """Resume from the folder's checkpoint, if any; returns the metrics of the finished epochs."""
         rank, size, _ = distributed.world()
         content, history = None, []
         if rank == 0 and isinstance(self.folder, RunFolder) and self.config.resume == "auto":
             content = checkpoint.resume(self.folder.path, to_dict(self.config), log.warning, self.data_hashes)
             history = self.folder.history(content["epoch"]) if content else []
         content, history = distributed.broadcast((content, history))
-        if rank:  # weights, order and augmentation are everybody's; what the network draws (dropout) is a rank's own
+        if rank:  # dropout and other draws of the network differ by rank; data order and augmentation do not
             at = (content["epoch"], content["step"]) if content else ()
             runtime.seed_generators(derive_seed(self.config.seed, rank, *at))
         if content is None:
@@ -336,11 +336,11 @@ class Training:
         log.info(f"resuming at epoch {self.epoch + 1}, step {self.step}")
         if self.changed:
             changed = "; ".join(self.changed)
-            log.warning(f"warning: not all is as it was before the stop ({changed}); result.json says so")
+            log.warning(f"warning: conditions changed since the run was stopped ({changed}); result.json records them")
         return history
 
     def save(self, epoch: int, step: int) -> None:
-        """Write the checkpoint that a resume starts from."""
+        """Write the checkpoint to resume from."""
         rngs = distributed.gather(checkpoint.rng_state())
         if rngs is not None:  # the first process writes
             content = dict(
@@ -352,15 +352,15 @@ class Training:
         self.saved = f"epoch {epoch}, step {step}"
 
     def save_epoch(self, epoch: int, is_best: bool) -> None:
-        """End of an epoch: the best weights apart, then the checkpoint."""
+        """Write the best weights (in the best epoch), then the checkpoint."""
         self.epoch, self.step, self.sums = epoch + 1, 0, EMPTY.copy()
         if is_best and distributed.world().rank == 0:
             best = dict(epoch=self.epoch, config=to_dict(self.config), model=self.evaluated.state_dict())
             checkpoint.save(self.folder.path, best, name=checkpoint.BEST)
         self.save(self.epoch, 0)
 
-    def leave_if_asked(self, pending: Sequence[Step] = ()) -> None:
-        """Save and raise Interrupted when a signal came in on any process; called after each step and evaluation batch."""
+    def stop_if_requested(self, pending: Sequence[Step] = ()) -> None:
+        """After a signal to any process, save and raise Interrupted; called after every step."""
         if signum := distributed.largest(self.stop.signum or 0):
             self.tally(list(pending))
             self.save(self.epoch, self.step)
@@ -372,19 +372,18 @@ def evaluate(
     model: nn.Module, batches: Batches, loss_fn: Loss, amp: Precision, device: torch.device, config: Config,
     stop: Callable[[], None] = lambda: None, rates: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Loss, accuracy (at the readout, of each step, of the mean up to it) of one part of a data set, in full precision.
+    """Evaluate one part of a data set in float32: loss, accuracies, logits, firing rates.
 
-    With several processes each sees its share, every sample once, and all get the same numbers; `logits` [T, N, K] and
-    `labels` [N] are those of its own share.
+    Accuracies: at the readout, of each step, of the mean up to each step. Each process evaluates its share and all get
+    the same numbers; `logits` [T, N, K] and `labels` [N] are of its own share.
     """
     distributed.share_buffers(model)
     model.eval()
-    counts: Any = (
-        0  # right answers at the readout, of each step, of the mean up to each; read at the end, as all else is:
-    )
-    losses: list[tuple[Any, int]] = []  # the host does not wait for a GPU in between
-    n, kept, labels = 0, [], []
-    batch_count = distributed.largest(len(batches))  # a process may have one batch less than another
+    # Read at the end, so that the host does not wait for a GPU in between. counts: correct at readout, by step, up to step
+    counts: Any = 0
+    losses: list[tuple[Any, int]] = []
+    n, outputs, labels = 0, [], []
+    batch_count = distributed.largest(len(batches))  # processes may differ by one batch
     own = batches.epoch(0)
     meter: Any = firing_rates(model) if rates else contextlib.nullcontext({})
     with torch.inference_mode(), meter as measured:
@@ -393,7 +392,7 @@ def evaluate(
                 labels.append(target.cpu())
                 x, target = sent(x, device), sent(target, device)
                 logits = model(x).float()
-                kept.append(logits.to("cpu", non_blocking=True))
+                outputs.append(logits.to("cpu", non_blocking=True))
                 losses.append((loss_fn(logits, target), len(target)))
                 right = count_correct(loss_fn.readout(logits), target)[None]
                 counts = counts + torch.cat(
@@ -402,17 +401,17 @@ def evaluate(
                 n += len(target)
             stop()
     loss = 0.0
-    for value, size in losses:  # synchronises: the copies in `kept` have finished too
+    for value, size in losses:  # synchronised: async copies have finished
         loss += float(value) * size
     loss, total, correct, *steps = distributed.sums([loss, n, *counts.tolist()])
     acc = [int(c) / int(total) for c in steps]
     means = distributed.sums([float(rate) * (n / total) for rate in measured.values()])
     return dict(
         loss=loss / int(total), acc=int(correct) / int(total), acc_step=acc[: len(acc) // 2], acc_cum=acc[len(acc) // 2 :],
-        n=int(total), correct=int(correct), logits=torch.cat(kept, dim=1), labels=torch.cat(labels),
+        n=int(total), correct=int(correct), logits=torch.cat(outputs, dim=1), labels=torch.cat(labels),
         firing_rates=dict(zip(measured, means, strict=True)),
     )  # fmt: skip
 
 
-if __name__ == "__main__":  # `python -m snn_repro.train` is the command, which runs what is above
+if __name__ == "__main__":
     importlib.import_module("snn_repro.cli").main()

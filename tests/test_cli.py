@@ -167,7 +167,7 @@ def test_a_stopped_sweep_reports_as_any_other(tmp_path, monkeypatch, capsys, sig
     words = [*SHORT, "seed=0,1,2", f"hydra.sweep.dir={tmp_path}"]
     assert sweeps.run_sweep(words, ["-m", "seed=0,1,2"], None) == 128 + sig
     out, err = capsys.readouterr()
-    assert out == "sweep: 1 of 3 runs done\n" and sig in errors.ASKED
+    assert out == "sweep: 1 of 3 runs done\n" and sig in errors.STOP_SIGNALS
     lines = err.splitlines()
     assert lines[:2] == [f"snn-train: the sweep was stopped by {sig.name}", "2 of 3 runs did not finish:"]
     assert lines[2].startswith("  not started: ") and lines[2].endswith("seed1")

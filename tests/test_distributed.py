@@ -86,7 +86,7 @@ def test_only_the_first_process_writes_and_speaks(answers):
         ("not divisible", [2, 2], "recipe.batch_size=31 .* use a multiple of 2"),
         ("nan on one", [1, 1], "the loss is nan at epoch 2, step 1 of 4; .*checkpoint_last.pt"),
         ("unreadable on one", [2, 2], "process 1: image_7.png is cut short at byte 17"),
-        ("killed one", [2, -9], "another process of this run ended without a word"),
+        ("killed one", [2, -9], "another process of this run ended without an error message"),
     ],
 )
 def test_a_failure_of_one_ends_all_with_one_sentence(answers, name, codes, sentence):

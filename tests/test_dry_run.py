@@ -57,7 +57,7 @@ def test_the_command_line_prints_it_and_leaves_no_folder(monkeypatch, capsys, tm
     monkeypatch.chdir(tmp_path)
     code, out, _ = command_line(monkeypatch, capsys, *SMALL, "dry_run=true", "name=a_b")
     assert code == 0
-    with pytest.raises(ConfigError, match="dry_run=true trains nothing"):
+    with pytest.raises(ConfigError, match="dry_run=true does not train"):
         run(config := load_config([*SMALL, "dry_run=true"]))
     assert config_hash(config) == config_hash(load_config(SMALL))
     assert out.rstrip().endswith(f"python -m snn_repro.train {' '.join(SMALL)} name=a_b")
@@ -82,16 +82,16 @@ def test_a_sweep_tells_its_hours_and_measures_seeds_once(monkeypatch, capsys, tm
     known, unknown, total = out.splitlines()
     assert known.endswith(": 2 x 2.0 h on cuda") and "seed" not in known
     assert unknown.endswith(": 2 x unknown: too large")
-    assert total == "4 of 4 runs are left: 4.0 h one after another, and 2 runs unknown; nothing was written"
+    assert total == "4 of 4 runs are left: 4.0 h run one after another, and 2 runs unknown; no file was written"
     assert not [*tmp_path.iterdir()]
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")  # what launcher=gpus needs
     last = command_line(monkeypatch, capsys, *words, "hydra/launcher=gpus")[1].splitlines()[-1]
-    assert last.startswith("4 of 4 runs are left: 4.0 h one after another, about 2.0 h on 2 GPUs, and")
+    assert last.startswith("4 of 4 runs are left: 4.0 h run one after another, about 2.0 h on 2 GPUs, and")
 
 
 def test_what_has_no_dry_run_is_told(monkeypatch, capsys, tmp_path):
     code, _, err = command_line(monkeypatch, capsys, "-m", "seed=0,1", "dry_run=true", "hydra/sweeper=list")
-    assert code == 2 and "dry_run=true measures runs that are named" in err
+    assert code == 2 and "dry_run=true measures configurations known in advance" in err
     monkeypatch.chdir(tmp_path)  # and what a run would refuse is refused
     code, _, err = command_line(monkeypatch, capsys, "dataset=cifar10", "dry_run=true", f"data_dir={tmp_path}")
     assert code == 2 and err.startswith("snn-train: cifar10 was not found")
@@ -100,7 +100,7 @@ def test_what_has_no_dry_run_is_told(monkeypatch, capsys, tmp_path):
 
 def test_a_batch_that_fits_no_memory_is_refused_before_it_runs(monkeypatch):
     monkeypatch.setattr(module, "available_memory", lambda: 2.0**20)
-    with pytest.raises(UserError, match="recipe.batch_size=32 keeps .* GiB .*recipe.accumulate=2"):
+    with pytest.raises(UserError, match="recipe.batch_size=32 stores .* GiB .*recipe.accumulate=2"):
         dry_run(load_config(SMALL))
 
 

@@ -103,7 +103,7 @@ def test_a_gpu_is_chosen_by_its_number(two_gpus, monkeypatch):
     assert runtime.pick_device(load_config(["device=cuda:1"])) == torch.device("cuda", 1)
     assert two_gpus == [1], "what torch allocates by itself would lie on another GPU"
     assert runtime.pick_device(load_config(["device=cuda"])) == torch.device("cuda")
-    with pytest.raises(ConfigError, match="^device=cuda:2 is not there; torch sees cuda:0 Card 0, cuda:1 Card 1$"):
+    with pytest.raises(ConfigError, match="^device=cuda:2 does not exist; torch sees cuda:0 Card 0, cuda:1 Card 1$"):
         runtime.pick_device(load_config(["device=cuda:2"]))
     monkeypatch.setattr(runtime.distributed, "world", lambda: runtime.distributed.World(1, 2, 1))
     with pytest.raises(ConfigError, match="device=cuda:1 is one GPU for 2 processes"):

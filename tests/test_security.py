@@ -66,7 +66,7 @@ def test_a_stored_configuration_is_checked_too():
 def test_configurations_come_from_the_project_alone(flag, tmp_path, capsys):
     """--experimental-rerun would even unpickle the file that it is given."""
     assert _main([flag, str(tmp_path)]) == 2
-    assert f"{flag} is not used here" in capsys.readouterr().err
+    assert f"{flag} is not supported" in capsys.readouterr().err
 
 
 def test_conf_names_no_code():

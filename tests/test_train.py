@@ -204,7 +204,7 @@ def test_a_second_thread_may_load_a_configuration_and_not_train(quick, tmp_path,
 
         def beside(self, *rest):
             other = pool.submit(run, quick(f"hydra.run.dir={tmp_path / 'other'}"))
-            with pytest.raises(UserError, match="another thread of this process trains"):
+            with pytest.raises(UserError, match="another thread of this process is training"):
                 other.result()
             return original(self, *rest)
 

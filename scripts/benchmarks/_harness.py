@@ -1,4 +1,4 @@
-"""How every subject is timed: shuffled rounds on one thread, CPU time, an A/A control; peers; the machine."""
+"""Timing harness: shuffled rounds, one thread, CPU or GPU time, A/A control; machine facts."""
 
 import os
 import platform
@@ -23,20 +23,20 @@ HAS_COMPILER = any(map(shutil.which, ("c++", "g++", "clang++")))  # torch.compil
 
 
 class Seconds(NamedTuple):
-    """What one call took: of processors, its finished children's included, or of the GPU; and of the clock on the wall."""
+    """Time of one call: CPU (with finished children) or GPU seconds, and wall-clock seconds."""
 
     used: float
     wall: float
 
 
 def one_thread() -> None:
-    """One thread for every library that is imported after this, in this process and its children."""
+    """One thread for every library imported from now on, here and in child processes."""
     os.environ.update(THREADS)
 
 
 @contextmanager
 def threads_as_started() -> Iterator[None]:
-    """Processes started within have the threads that this one would have had without `one_thread`."""
+    """Context manager: processes started within get the thread settings from before `one_thread`."""
     os.environ.update({key: value for key, value in _AS_STARTED.items() if value is not None})
     for key in [key for key, value in _AS_STARTED.items() if value is None]:
         os.environ.pop(key, None)
@@ -47,12 +47,14 @@ def threads_as_started() -> Iterator[None]:
 
 
 def in_own_process(function: Callable, *arguments) -> Any:
-    """function(*arguments), computed by a fresh process."""
+    """function(*arguments), computed in a fresh process."""
     with get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
 
 
 def clocked(call: Callable[[], object]) -> Seconds:
+    """Measure one call on the CPU."""
+
     def cpu() -> float:
         children = getrusage(RUSAGE_CHILDREN)
         return time.process_time() + children.ru_utime + children.ru_stime
@@ -63,7 +65,7 @@ def clocked(call: Callable[[], object]) -> Seconds:
 
 
 def clocked_on_gpu(call: Callable[[], object]) -> Seconds:
-    """The time between two events on a GPU that had nothing to do before: what the call waits for the host counts too."""
+    """Measure one call between two CUDA events on an idle GPU, host waits included."""
     import torch
 
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -77,18 +79,18 @@ def clocked_on_gpu(call: Callable[[], object]) -> Seconds:
 
 
 class Place(NamedTuple):
-    """Where a subject computes, and how it is timed there."""
+    """Device of a benchmark and its clock."""
 
     device: str = "cpu"
     clock: Callable[[Callable], Seconds] = clocked
-    facts: dict[str, str] = {}  # about the GPU
+    facts: dict[str, str] = {}  # facts about the GPU
 
 
 CPU = Place()
 
 
 def place(device: str) -> Place:
-    """The place of a `device=` of the command line, made torch's current one. Raises UserError where it is not there."""
+    """The Place for `device=`, made torch's current device; raises UserError where it does not exist."""
     import torch
 
     kind, _, index = device.partition(":")
@@ -97,7 +99,7 @@ def place(device: str) -> Place:
     if kind == "cpu":
         return CPU
     if int(index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device={device} is not there: torch sees {torch.cuda.device_count()} GPUs")
+        raise UserError(f"device={device} does not exist: torch sees {torch.cuda.device_count()} GPUs")
     torch.cuda.set_device(int(index or 0))
     memory = torch.cuda.get_device_properties(int(index or 0)).total_memory / 2**30
     facts = {"GPU": f"{torch.cuda.get_device_name()}, {memory:.0f} GiB", "CUDA": str(torch.version.cuda)}
@@ -105,14 +107,14 @@ def place(device: str) -> Place:
 
 
 def seconds(row: dict) -> float:
-    """Those of a row of `timings`, wherever it was measured."""
+    """CPU or GPU seconds of a row of `timings`."""
     return row["gpu_seconds"] if "gpu_seconds" in row else row["cpu_seconds"]
 
 
 def shuffled(cases: dict[str, Callable], rounds: int, measure: Callable = clocked) -> dict[str, list[Seconds]]:
-    """`measure` of each case, once a round, in an order of chance.
+    """`measure` of each case once per round, in random order.
 
-    The first case is measured twice, also as "<its name> again", unless the cases have that already (A/A control).
+    The first case is measured twice, also as "<its name> again" (A/A control), unless that case exists.
     """
     first = next(iter(cases))
     cases = {**cases, f"{first} again": cases.get(f"{first} again", cases[first])}
@@ -126,9 +128,10 @@ def shuffled(cases: dict[str, Callable], rounds: int, measure: Callable = clocke
 
 
 def timings(cases: dict[str, Callable], rounds: int, measure: Callable = clocked, warm: bool = True) -> dict[str, dict]:
-    """case -> {"cpu_seconds", "quartiles", "wall_seconds", "over_first"}: medians, and the time over the first case's.
+    """case -> {"cpu_seconds", "quartiles", "wall_seconds", "over_first"}: medians and ratios.
 
-    With `measure` clocked_on_gpu the first key is "gpu_seconds". warm: first call each once, to compile and to fill caches.
+    With `measure` clocked_on_gpu the first key is "gpu_seconds"; over_first is the time divided by the first case's.
+    warm: call each case once before, to compile and to fill caches.
     """
     for case in cases.values() if warm else ():
         measure(case)
@@ -143,7 +146,7 @@ def timings(cases: dict[str, Callable], rounds: int, measure: Callable = clocked
 
 
 def peer(name: str, why: str, absent: dict[str, str] | None = None) -> Any:
-    """Import a library to compare with. Raises UserError if it cannot be, or notes that in `absent` and returns None."""
+    """Import a library to compare with; else raise UserError, or note it in `absent`."""
     try:
         return import_module(name)
     except ImportError as error:
@@ -154,12 +157,13 @@ def peer(name: str, why: str, absent: dict[str, str] | None = None) -> Any:
 
 
 def memory(key: str) -> float:
-    """MiB of this process: "VmRSS" now, "VmHWM" at most. (getrusage would count the parent's memory at the fork.)"""
+    """Memory of this process in MiB: "VmRSS" (now) or "VmHWM" (peak)."""
+    # getrusage would include the parent's memory at the fork
     return int(Path("/proc/self/status").read_text().partition(f"{key}:")[2].split()[0]) / 1024
 
 
 def saved_bytes(model, x, own=()) -> int:
-    """Bytes that autograd keeps of a forward, every storage once; `own` tensors (parameters, the input) left out."""
+    """Bytes that autograd saves in a forward, each storage once, without `own` tensors."""
     import torch
 
     not_counted = {t.untyped_storage().data_ptr() for t in own}
@@ -174,19 +178,19 @@ def saved_bytes(model, x, own=()) -> int:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         y = model(x)
     total = sum(kept.values())
-    del y  # only now: a freed storage's address would be taken again
+    del y  # only now, since a freed storage's address may be reused
     return total
 
 
 def processor() -> str:
-    """What the processor calls itself."""
+    """Name of the processor."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def machine(*packages: str, before: dict[str, str] | None = None) -> dict[str, str]:
-    """What the figures were measured on: processor, cores, memory, load, versions. No names of hosts or folders."""
+    """Facts of the machine: processor, cores, memory, load, versions; no host or folder names."""
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     load = f"{os.getloadavg()[0]:.1f}"
     facts = {

@@ -1,4 +1,4 @@
-"""Hours of rows that never ran: an estimate that needs no data, from a step of their network on random ones."""
+"""Estimate training hours from one step of the network on random data."""
 
 import dataclasses
 import time
@@ -17,8 +17,8 @@ from snn_repro.optim import build_optimizer
 from snn_repro.registry import SETS
 from snn_repro.runtime import Precision, channels_last, pick_device
 
-REPEATS = 0.5  # seconds of a step
-ON_A_GPU = 16  # samples in a step there
+REPEATS = 0.5  # seconds to measure a step for
+ON_A_GPU = 16  # samples per step on a GPU
 
 
 class TooLarge(UserError):
@@ -29,7 +29,7 @@ _measured: dict[str, tuple[float, float]] = {}
 
 
 def network_key(config: Config) -> str:
-    """What a step costs by, IMP, loss and number of classes aside: rows with the same key are measured once."""
+    """Key of rows with equal step times; IMP, loss and classes are ignored."""
     shape = "x".join(map(str, frame_shape(config)))
     neuron = " ".join(str(getattr(config.neuron, key, None)) for key in ("name", "reset", "surrogate"))
     norm = getattr(config.model, "norm", None)
@@ -37,9 +37,9 @@ def network_key(config: Config) -> str:
 
 
 def hours_of_training(config: Config, say: Callable[[str], None] = lambda _: None) -> tuple[float, str, float]:
-    """(hours, "cpu" or "cuda", samples a second) of a run's training here, without loading and evaluation.
+    """(hours, "cpu" or "cuda", samples per second) of a run's training on this machine.
 
-    Raises TooLarge, or UserError where the device or the network cannot be had.
+    Without data loading and evaluation. Raises TooLarge, or UserError where the device or network is unavailable.
     """
     device = pick_device(config)
     key = f"{network_key(config)} on {device.type}"
@@ -53,7 +53,7 @@ def hours_of_training(config: Config, say: Callable[[str], None] = lambda _: Non
 
 
 def _median(work: Callable[[], Any]) -> float:
-    """Seconds of a call, but for the first."""
+    """Median seconds of a call, the first call excluded."""
     times: list[float] = []
     while len(times) < 2 or sum(times[1:]) < REPEATS:
         started = time.perf_counter()
@@ -63,18 +63,18 @@ def _median(work: Callable[[], Any]) -> float:
 
 
 def measure(config: Config, device: torch.device) -> tuple[float, float]:
-    """(seconds a sample, forward and backward; seconds an optimiser step), of the row's network from random weights."""
+    """(seconds per sample, seconds per optimiser step) of the row's untrained network."""
     gpu, (_, height, width) = device.type == "cuda", frame_shape(config)
     if gpu:
         steps, batch = config.timesteps, min(ON_A_GPU, config.recipe.batch_size)
-    else:  # its time grows with pixels, samples and steps alike: one step of few samples will do
+    else:  # time is proportional to pixels, samples and steps, so one step of few samples is enough
         steps, batch = 1, min(32, max(2, 224 * 224 // (height * width)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         facts, shape = SETS[config.dataset.name].of(config), frame_shape(config)
         network = build_network(dataclasses.replace(config, timesteps=steps), facts.num_classes, shape)
         if not gpu:
-            door.set_backend(network, "dense")  # what is sparse in a trained network is not known
+            door.set_backend(network, "dense")  # the sparsity of the trained network is unknown
         model: Any = channels_last(network, device)
         x = torch.randn(batch, *shape) if facts.static else torch.poisson(torch.full((steps, batch, *shape), 0.3))
         x, target = x.to(device), torch.randint(facts.num_classes, (batch,)).to(device)

@@ -1,4 +1,4 @@
-"""The report of a subject: tables of numbers, written once as JSON and once to be read."""
+"""Report of a benchmark: tables of numbers as JSON and Markdown."""
 
 import json
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from textwrap import fill
 
 from benchmarks._harness import seconds
 
-# key of a row -> heading and way to write it; of other keys the key is the heading
+# key of a row -> heading and number format; other keys are their own heading
 COLUMNS = {
     "over_first": ("time / the first's", "{:.2f}"),
     "over_floor": ("time / floor", "{:.2f}"),
@@ -19,7 +19,7 @@ COLUMNS = {
 
 @dataclass
 class Table:
-    """case -> {key: number, or a list of them}; `unit` is "ms" or "s", in which seconds are written."""
+    """case -> {key: number or numbers}; seconds are written in `unit`, "ms" or "s"."""
 
     title: str
     rows: dict[str, dict]
@@ -27,6 +27,7 @@ class Table:
     unit: str = "ms"
 
     def text(self) -> list[str]:
+        """The table as Markdown lines."""
         keys = list(dict.fromkeys(key for row in self.rows.values() for key in row))
         heads = [COLUMNS.get(key, (key.replace("seconds", self.unit).replace("_", " "),))[0] for key in keys]
         lines = [f"## {self.title}", "", "| " + " | ".join(["case", *heads]) + " |"]
@@ -49,24 +50,24 @@ class Table:
 
 @dataclass
 class Report:
-    """What a subject measured; `extra` goes into the JSON alone, by these names."""
+    """Measurements of a subject; `extra` is written to the JSON only."""
 
     title: str
-    how: str  # how it was measured, beside what holds for every subject
+    how: str  # method, beyond what holds for every subject
     tables: list[Table]
-    packages: tuple[str, ...]  # whose versions matter
-    absent: dict[str, str] = field(default_factory=dict)  # what could not be compared with, and why
+    packages: tuple[str, ...]  # packages whose versions are recorded
+    absent: dict[str, str] = field(default_factory=dict)  # libraries that were not compared, with the reason
     extra: dict = field(default_factory=dict)
-    gpu: dict[str, str] = field(default_factory=dict)  # facts about the GPU that was measured
+    gpu: dict[str, str] = field(default_factory=dict)  # facts about the measured GPU
 
 
 def rated(rows: dict[str, dict], per_call: int, unit: str) -> dict[str, dict]:
-    """The rows with the number of units a second of CPU or GPU, of which a call does `per_call`."""
+    """Add the rate in units per second, where one call processes `per_call` units."""
     return {case: {**row, f"{unit}/s": per_call / seconds(row)} for case, row in rows.items()}
 
 
 def write(report: Report, asked: str, facts: dict[str, str], out: Path | None, name: str) -> str:
-    """The report to be read; with `out`, also as out/<name>.md and with all digits as out/<name>.json."""
+    """The report as Markdown; with `out` also written as out/NAME.md and out/NAME.json."""
     facts = facts | report.gpu | {f"{library} is absent": reason for library, reason in report.absent.items()}
     clock = "Time between two events on a GPU with an empty queue" if report.gpu else "One thread, CPU time"
     name += "_cuda" if report.gpu else ""

@@ -1,6 +1,6 @@
-"""Integration, preparation, parsing and serving of data, beside spikingjelly, tonic and torchvision.
+"""Event integration, preparation, parsing and batches, against spikingjelly, tonic and torchvision.
 
-malloc keeps freed memory for all alike, but in the preparation, where each library has a process of its own.
+malloc keeps freed memory in all cases, except in preparation, where each library has its own process.
 """
 
 import multiprocessing.dummy
@@ -41,9 +41,10 @@ THEIRS = ("spikingjelly, its default (compressed)", "spikingjelly, uncompressed"
 
 
 def measure(rounds: int = 15, quick: bool = False, device: str = "cpu") -> Report:
+    """Run the benchmark and return its report."""
     if device != "cpu":
         return on_gpu(place(device), max(5, rounds // 2), quick)
-    keep_freed_memory()  # else page faults, which vary, are most of many cases
+    keep_freed_memory()  # else many cases mostly measure page faults, which vary
     spikingjelly = _spikingjelly("utils", "integration, preparation, parsing, serving")
     tonic = peer("tonic.transforms", "integration")
     n, few = (2_000, rounds) if quick else (200_000, max(5, rounds // 2))
@@ -65,7 +66,7 @@ def measure(rounds: int = 15, quick: bool = False, device: str = "cpu") -> Repor
 
 
 def on_gpu(on: Place, rounds: int, quick: bool) -> Report:
-    """Batches until they are on a GPU, ready for a network (in a test on a CPU)."""
+    """Measure batches until they are on the GPU, ready for a network."""
     keep_freed_memory()
     tables = [_to_device(rounds, row, on, quick) for row in EVENT_ROWS]
     images = np.random.RandomState(0).randint(0, 256, (64 if quick else 8192, 3, 32, 32), np.uint8)
@@ -109,7 +110,7 @@ def _ways(rounds: int, title: str, inputs: np.ndarray, size: int, transforms: li
 
 
 def _spikingjelly(module: str, why: str):
-    sys.modules.setdefault("torchaudio", types.ModuleType("torchaudio"))  # imported by it for speech alone
+    sys.modules.setdefault("torchaudio", types.ModuleType("torchaudio"))  # spikingjelly imports it only for speech data
     return peer(f"spikingjelly.datasets.{module}", why)
 
 
@@ -117,11 +118,11 @@ def _quiet(*_) -> None:
     pass
 
 
-# ------------------------------------------------------------------ recordings made up, as files
+# ------------------------------------------------------------------ synthetic recordings
 
 
 def random_events(n: int, seed: int = 0) -> Events:
-    """n events of a 128x128 sensor, uniform in place, polarity and (one second of) time."""
+    """n random events on 128x128 pixels, uniform in position, polarity and time (one second)."""
     rng = np.random.RandomState(seed)
     return Events(
         np.sort(rng.randint(0, 10**6, n)).astype(np.int64),
@@ -132,7 +133,7 @@ def random_events(n: int, seed: int = 0) -> Events:
 
 
 def aedat2(events: Events) -> bytes:
-    """The recording as an AEDAT 2.0 file of a DVS128."""
+    """Encode a recording as an AEDAT 2.0 file of a DVS128."""
     words = np.empty((len(events.t), 2), ">u4")
     words[:, 0] = events.p.astype(np.uint32) | events.x.astype(np.uint32) << 1 | events.y.astype(np.uint32) << 8
     words[:, 1] = events.t
@@ -140,7 +141,7 @@ def aedat2(events: Events) -> bytes:
 
 
 def aedat3(events: Events, packet: int = 4096) -> bytes:
-    """The recording as an AEDAT 3.1 file: polarity packets of `packet` events."""
+    """Encode a recording as AEDAT 3.1, in polarity packets of `packet` events."""
     x, y, p = (a.astype(np.uint32) for a in events[1:])
     words = np.empty((len(events.t), 2), "<u4")
     words[:, 0] = x << 17 | y << 2 | p << 1 | 1
@@ -155,7 +156,7 @@ def aedat3(events: Events, packet: int = 4096) -> bytes:
 
 
 def atis(events: Events) -> bytes:
-    """The recording as a 40-bit ATIS file."""
+    """Encode a recording as a 40-bit ATIS file."""
     t = events.t
     columns = (events.x, events.y, events.p.astype(np.int64) << 7 | t >> 16, t >> 8 & 255, t & 255)
     return np.stack([c.astype(np.uint8) for c in columns], 1).tobytes()
@@ -167,7 +168,7 @@ def _write(path: Path, content: bytes | str) -> Path:
     return path
 
 
-# ------------------------------------------------------------------ what is measured
+# ------------------------------------------------------------------ measurements
 
 
 def _integration(rounds: int, n: int, spikingjelly, tonic) -> Table:
@@ -191,13 +192,13 @@ def _integration(rounds: int, n: int, spikingjelly, tonic) -> Table:
 
 
 def _preparation(rounds: int, n: int, folder: Path, quick: bool) -> Table:
-    """Each library in a process of its own, as in use: in one process they change each other's memory allocation."""
+    """One process per library, since in one process they affect each other's memory allocation."""
     file = _write(folder / "events.aedat", aedat2(random_events(n)))
     context = multiprocessing.dummy if quick else multiprocessing.get_context("spawn")  # dummy: threads
     cases, pipes = {}, []
     for i, kind in enumerate((OURS, *THEIRS, f"{OURS} again")):
         pipe, other = context.Pipe()
-        turn = 2 if quick else 64 if kind.startswith("ours") else 8  # ours: a data set a call, with its index
+        turn = 2 if quick else 64 if kind.startswith("ours") else 8  # ours: one data set per call, with its index
         process = context.Process(target=_preparing, args=(kind, folder / f"p{i}", file, turn, other))
         process.daemon = True
         process.start()
@@ -219,7 +220,7 @@ def _preparation(rounds: int, n: int, folder: Path, quick: bool) -> Table:
 
 
 def _preparing(kind: str, folder: Path, file: Path, turn: int, pipe) -> None:
-    """A process of its own that prepares `turn` recordings whenever it is asked to; answers how long one took."""
+    """Child process: prepare `turn` recordings at each request and answer with the time of one."""
     make = _our_preparation if kind.startswith("ours") else _their_preparation
     run = make(kind, folder, file, turn)
     while pipe.recv():
@@ -327,11 +328,11 @@ def _crop_and_flip(rounds: int, batch: int) -> Table:
 EVENT_ROWS = (
     "table2_cifar10dvs48_t10_tet", "table2_cifar10dvs128_t16_imp", "table2_ncaltech48_t10_tet", "table2_ncaltech128_t16_imp",
 )  # fmt: skip
-IMAGE_ROWS = {"table1_cifar10_sdt": 256, "table3_sew_r18_lts": 32}  # rows with PIL's augmentation: images in a call
+IMAGE_ROWS = {"table1_cifar10_sdt": 256, "table3_sew_r18_lts": 32}  # rows with PIL augmentation: images per call
 
 
 def _frames(row: str, batches: int) -> tuple[np.ndarray, int, list]:
-    """Made-up frames for so many batches of a row, its batch size and its batch transforms."""
+    """Random frames for some batches of a row, its batch size and batch transforms."""
     config = load_config([f"experiment={row}"])
     dataset, size = SETS[config.dataset.name], config.recipe.batch_size
     shape = (size * batches, config.timesteps, *dataset.frame_shape(config.dataset.frame_size))
@@ -344,7 +345,7 @@ def _frames(row: str, batches: int) -> tuple[np.ndarray, int, list]:
 
 
 def _event_recipe(rounds: int, row: str, quick: bool) -> Table:
-    """Training batches of a row of the paper from made-up frames, beside the same steps one after another."""
+    """Batches of an event row from random frames, against the same transforms one by one."""
     frames, size, transforms = _frames(row, 1 if quick else 2)
     n, *shape = frames.shape
     batches = MemoryBatches(frames, np.zeros(n, np.int64), size, shuffle=True, transforms=transforms)
@@ -369,8 +370,10 @@ def _event_recipe(rounds: int, row: str, quick: bool) -> Table:
 
 
 def _image_recipe(rounds: int, row: str, n: int, folder: Path, quick: bool) -> Table:
-    """Training batches of a row whose images are made one by one, in this process: what a core gives that makes them whole (bytes
-    become normalised floats, and are mixed), and one that a loader process has, which does the first half."""
+    """Training batches of an image row on one core: whole, and a loader process's part.
+
+    A loader process decodes and augments; whole batches are also normalised to floats and mixed.
+    """
     config = load_config([f"experiment={row}"])
     dataset, n = SETS[config.dataset.name], 4 if quick else n
     rng = np.random.RandomState(0)
@@ -395,16 +398,16 @@ def _image_recipe(rounds: int, row: str, n: int, folder: Path, quick: bool) -> T
 
     cases: dict[str, Callable] = {}
     for decoder in DECODERS if dataset.from_files else DECODERS[:1]:
-        said = f", dataset.decoder={decoder}" if dataset.from_files else ""
+        suffix = f", dataset.decoder={decoder}" if dataset.from_files else ""
         batches = LoaderBatches(samples(decoder == "torchcodec"), n, shuffle=True, transforms=transforms)
-        cases[f"whole{said}"] = partial(whole, batches)
-        cases[f"a loader process{said}"] = partial(worker, batches._loader, [(i, (0, 0, 2, i)) for i in range(n)])
+        cases[f"whole{suffix}"] = partial(whole, batches)
+        cases[f"a loader process{suffix}"] = partial(worker, batches._loader, [(i, (0, 0, 2, i)) for i in range(n)])
     kind = "JPEG files of 500 x 375 pixels" if dataset.from_files else f"images of {pixels} x {pixels} pixels"
     return Table(f"Training batches of {row}: {kind}, one core", rated(timings(cases, rounds), n, "images"))
 
 
 class _Ready(torch.utils.data.Dataset):
-    """Images that cost their readers nothing."""
+    """Images that need no decoding."""
 
     def __init__(self, image: torch.Tensor, n: int):
         self.image, self.n = image, n
@@ -417,8 +420,10 @@ class _Ready(torch.utils.data.Dataset):
 
 
 def _main_process(rounds: int, row: str, n: int, on: Place | None = None) -> Table:
-    """An epoch of a loader whose two processes have nothing to do; without a GPU the device is torch's `meta`, which computes
-    nothing."""
+    """An epoch of a loader whose two processes have nothing to do.
+
+    Without a GPU the device is torch's `meta`, which computes nothing.
+    """
     config = load_config([f"experiment={row}"])
     dataset = SETS[config.dataset.name]
     transforms = batch_transforms(config.augment, dataset, Normalize(*dataset.statistics), in_pil=True)
@@ -432,7 +437,7 @@ def _main_process(rounds: int, row: str, n: int, on: Place | None = None) -> Tab
 
 
 def _decoders(rounds: int, row: str, n: int, folder: Path, on: Place, quick: bool) -> Table:
-    """An epoch of a row's JPEGs on their way to the device, by each decoder and all cores of the job."""
+    """An epoch of a row's JPEGs to the device, by each decoder, on all cores."""
     config = load_config([f"experiment={row}"])
     dataset = SETS[config.dataset.name]
     mean, pixels, workers = dataset.statistics[0], dataset.shape[-1], 0 if quick else max(1, cores() - 1)
@@ -457,7 +462,7 @@ def _decoders(rounds: int, row: str, n: int, folder: Path, on: Place, quick: boo
 
 
 def _photo(rng: np.random.RandomState, folder: Path, number: int) -> str:
-    """A JPEG as ImageNet's are: smooth, with noise, some 60 kB."""
+    """A JPEG like ImageNet's: smooth with noise, about 60 kB."""
     folder.mkdir(parents=True, exist_ok=True)
     smooth = Image.fromarray(rng.randint(0, 256, (12, 16, 3), np.uint8)).resize((500, 375), Image.Resampling.BICUBIC)
     noisy = np.asarray(smooth, np.int16) + rng.randint(-12, 13, (375, 500, 3))
@@ -466,7 +471,7 @@ def _photo(rng: np.random.RandomState, folder: Path, number: int) -> str:
     return str(path)
 
 
-RECORDINGS = {  # data set -> its file; events in it, well above the largest of the real set; its bytes; T; its samples
+RECORDINGS = {  # data set -> file, events (well above the largest real file), encoder, T, samples
     "cifar10_dvs": ("cat/cifar10_cat_0.aedat", 2_000_000, aedat2, 10, 1),
     "dvs_gesture": ("DvsGesture/user01_led.aedat", 16_000_000, aedat3, 16, 13),
     "ncaltech101": ("Caltech101/accordion/image_0001.bin", 1_000_000, atis, 10, 1),
@@ -493,7 +498,7 @@ def _peak_memory(folder: Path, datasets: list[str], share: float) -> Table:
 
 
 def _peak(dataset: str, raw: Path, cache: Path, timesteps: int, samples: int) -> float:
-    """Run in a fresh process: MiB of memory that it took to turn one large file into frames."""
+    """In a fresh process: peak MiB while one large file is turned into frames."""
     keep_freed_memory(map_large=True)  # as prepare's workers do
     for frame_size in (None, 48):
         done = prepare(Settings(SETS[dataset], timesteps, "number", frame_size), raw, cache, workers=0, say=_quiet)

@@ -1,7 +1,7 @@
-"""What `dry_run=true` foretells beside what the first epoch of the same run then takes: time and peak memory, five networks.
+"""Accuracy of `dry_run=true`: estimated against real time and memory of a first epoch, five networks.
 
-Fresh processes, foretold and real in turn, with kernels that were compiled before. Time is CPU time of one thread.
-Memory is the most that the process of a run of one epoch had.
+Fresh processes, estimates and real runs alternating, with compiled kernels in the cache. Time is CPU time of one
+thread. Memory is the peak of a process that trains one epoch.
 """
 
 import json
@@ -33,12 +33,12 @@ NETWORKS = {
         "dataset=digits", "model=spikformer_cifar", "neuron=lif", "recipe.batch_size=16", "dataset.train_subset=320", *SMALL_BATCHES,
     ),
 }  # fmt: skip
-CLOCK = "import time; time.perf_counter = time.process_time\n"  # one thread: on a quiet machine they agree
+CLOCK = "import time; time.perf_counter = time.process_time\n"  # with one thread they agree on an idle machine
 REAL = """import sys
 from snn_repro.config import load_config
 from snn_repro.train import run
 run(load_config(sys.argv[1:]))"""
-FORETELL = """import json, sys
+ESTIMATE = """import json, sys
 from snn_repro.config import load_config
 from snn_repro.dry_run import dry_run
 report = dry_run(load_config(sys.argv[1:]))
@@ -46,23 +46,24 @@ print(json.dumps([report.warm_up_seconds + report.epoch_seconds, report.memory_m
 
 
 def measure(rounds: int = 3, quick: bool = False) -> Report:
+    """Run the benchmark and return its report."""
     networks = {"small": (*NETWORKS["small"], "dataset.train_subset=64")} if quick else NETWORKS
     rows = {}
     for name, words in networks.items():
-        _foretold(words)  # compiles the kernels, which later processes find compiled
-        pairs = [(_foretold(words), _real(words)) for _ in range(1 if quick else rounds)]
-        told, real = ([median(values) for values in zip(*side, strict=True)] for side in zip(*pairs, strict=True))
+        _estimated(words)  # fills the cache of compiled kernels
+        pairs = [(_estimated(words), _real(words)) for _ in range(1 if quick else rounds)]
+        estimate, real = ([median(values) for values in zip(*side, strict=True)] for side in zip(*pairs, strict=True))
         rows[name] = {
-            "foretold seconds": told[0], "first epoch, seconds": real[0], "time, foretold / real": told[0] / real[0],
-            "foretold MB": told[1], "real MB": real[1], "memory, foretold / real": told[1] / real[1],
+            "estimated seconds": estimate[0], "first epoch, seconds": real[0], "time, estimated / real": estimate[0] / real[0],
+            "estimated MB": estimate[1], "real MB": real[1], "memory, estimated / real": estimate[1] / real[1],
             "all ratios of time": [t[0] / r[0] for t, r in pairs],
         }  # fmt: skip
     how = "CPU time of the first epoch with its warm-up, training and evaluation; medians of pairs in turn."
-    return Report("What dry_run=true foretells", how, [Table("First epoch", rows, unit="s")], ("torch", "numba"))
+    return Report("Estimates of dry_run=true", how, [Table("First epoch", rows, unit="s")], ("torch", "numba"))
 
 
 def _python(*words: str) -> tuple[str, float]:
-    """(what it printed, its peak memory in MB) of a process."""
+    """(output, peak memory in MB) of a Python process."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen([sys.executable, *words], env=environment, stdout=out, stderr=err)
@@ -77,8 +78,8 @@ def _python(*words: str) -> tuple[str, float]:
         return out.read(), usage.ru_maxrss / 1024
 
 
-def _foretold(words: tuple[str, ...]) -> list[float]:
-    return json.loads(_python("-c", CLOCK + FORETELL, *SHORT, *words)[0].splitlines()[-1])
+def _estimated(words: tuple[str, ...]) -> list[float]:
+    return json.loads(_python("-c", CLOCK + ESTIMATE, *SHORT, *words)[0].splitlines()[-1])
 
 
 def _real(words: tuple[str, ...]) -> list[float]:

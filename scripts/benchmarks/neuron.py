@@ -1,11 +1,11 @@
-"""A spiking layer forward and backward, alone and behind a norm, beside other libraries; the price of IMP.
+"""Forward and backward of a spiking layer, with norm and IMP, against other libraries.
 
-One IF layer (soft reset, ATan, float32). Floor: the time to move 20 bytes a neuron-step (read x, write spikes; read x and
-the gradient, write one) at the speed of the faster copy in the same run. "As a library call" is the same layer with the
-allocator and the threads as a process has them that sets neither, as a user's own program.
+One IF layer (soft reset, ATan, float32). Floor: the time to move 20 bytes per neuron-step (read x, write spikes; read x
+and the gradient, write one) at the speed of the faster copy in the same run. "As a library call" is the same layer with
+the default allocator and threads of a process, as in a user's own program.
 
-device=cuda measures the same on a GPU, in float32 and float16, with each implementation that spikingjelly has there and a ReLU
-on the same tensor. The first call checks our kernels on that GPU, a minute or two.
+device=cuda measures the same on a GPU, in float32 and float16, with each of spikingjelly's implementations there and a
+ReLU on the same tensor. The first call verifies our kernels on that GPU, which takes a minute or two.
 """
 
 import gc
@@ -44,12 +44,13 @@ from snn_repro.neurons import build_neuron
 SHAPES = [(4, 32, 64, 32, 32), (10, 16, 128, 24, 24), (4, 32, 512, 4, 4), (8, 16, 64, 32, 32), (16, 8, 64, 32, 32)]
 NORMED_SHAPES = [(4, 8, 64, 32, 32), (4, 32, 64, 32, 32), (4, 8, 256, 8, 8), (4, 32, 512, 4, 4), (10, 2, 128, 48, 48)]
 IMP_SHAPES = [(t, 16, *size) for t in (4, 8, 16) for size in ((512, 4, 4), (256, 8, 8), (64, 32, 32))]
-GPU_SHAPES = [(4, 192, 64, 56, 56), (4, 256, 64, 32, 32), (10, 32, 128, 24, 24)]  # of the paper's rows, whole batches
+GPU_SHAPES = [(4, 192, 64, 56, 56), (4, 256, 64, 32, 32), (10, 32, 128, 24, 24)]  # whole batches of the paper's rows
 TOY = [(2, 2, 4, 8, 8)]
 REFERENCE = "ours, backend=torch (the reference)"
 
 
 def measure(rounds: int = 25, quick: bool = False, device: str = "cpu") -> Report:
+    """Run the benchmark and return its report."""
     absent: dict[str, str] = {}
     if device != "cpu":
         return on_gpu(place(device), rounds, quick, absent)
@@ -68,7 +69,7 @@ def measure(rounds: int = 25, quick: bool = False, device: str = "cpu") -> Repor
 
 
 def on_gpu(on: Place, rounds: int, quick: bool, absent: dict[str, str]) -> Report:
-    """The same on a GPU (in a test on a CPU), but for what only a CPU has."""
+    """The same on a GPU (in a test, on a CPU), without CPU-only cases."""
     shapes, tables = TOY if quick else GPU_SHAPES, []
     for dtype in (torch.float32, torch.float16):
         layers = _layers(absent, quick, "auto", on)
@@ -88,11 +89,11 @@ def _imp_table(shapes: Sequence[tuple[int, ...]], rounds: int, on: Place = CPU) 
     return Table("Forward and backward with IMP and without", rows, "Goal: at most 1.05 from T=4 on."), overhead
 
 
-# ------------------------------------------------------------------ the layer, as each library writes it
+# ------------------------------------------------------------------ the layer in each library
 
 
 def stepwise(step: Callable) -> Callable:
-    """The layer x [T, B, ...] -> spikes of a function (x_t, state) -> (spikes, state); the first state is None."""
+    """Layer x [T, B, ...] -> spikes from a step (x_t, state) -> (spikes, state)."""
 
     def layer(x):
         state, spikes = None, []
@@ -105,7 +106,7 @@ def stepwise(step: Callable) -> Callable:
 
 
 def if_loop(spike: Callable) -> Callable:
-    """IF with soft reset, step by step, as it is written in a tutorial."""
+    """IF with soft reset, step by step, as in a tutorial."""
 
     def step(x, v):
         v = (torch.zeros_like(x) if v is None else v) + x
@@ -116,27 +117,33 @@ def if_loop(spike: Callable) -> Callable:
 
 
 def straight_through(z):
+    """Heaviside step with the gradient of arctan."""
     smooth = torch.atan(math.pi * z) / math.pi
-    return (z >= 0).to(z.dtype) - smooth.detach() + smooth  # the step, with the derivative of its smooth stand-in
+    return (z >= 0).to(z.dtype) - smooth.detach() + smooth
 
 
 class SpikeFunction(torch.autograd.Function):
+    """Heaviside step with ATan surrogate gradient."""
+
     @staticmethod
     def forward(ctx, z):
+        """Spikes of z >= 0."""
         ctx.save_for_backward(z)
         return (z >= 0).to(z.dtype)
 
     @staticmethod
     def backward(ctx, grad):
+        """grad / (1 + (pi z)^2)."""
         (z,) = ctx.saved_tensors
         return grad / (1 + (math.pi * z) ** 2)
 
 
 class LayerFunction(torch.autograd.Function):
-    """All steps in one autograd.Function of PyTorch calls, with the backward pass by hand; saves h."""
+    """All steps in one autograd.Function of PyTorch calls; saves h."""
 
     @staticmethod
     def forward(ctx, x):
+        """Spikes [T, B, ...] of input currents x [T, B, ...]."""
         h, s = torch.empty_like(x), torch.empty_like(x)
         v = torch.zeros_like(x[0])
         for t in range(len(x)):
@@ -148,6 +155,7 @@ class LayerFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        """Backward pass through time."""
         (h,) = ctx.saved_tensors
         gx = torch.empty_like(h)
         gv = torch.zeros_like(h[0])
@@ -169,7 +177,7 @@ def _spikingjelly_layer(before: Callable | None = None) -> Callable:
 
 
 def _layers(absent: dict[str, str], quick: bool, backend: str = "cpu", on: Place = CPU) -> dict[str, Callable]:
-    """name -> function of x [T, B, ...]; what is missing goes into `absent` with the reason."""
+    """{name: function of x [T, B, ...]}; missing ones go into `absent` with the reason."""
     found: dict[str, Callable] = {
         "ours": build_neuron("if", backend=backend),
         REFERENCE: build_neuron("if", backend="torch"),
@@ -183,7 +191,7 @@ def _layers(absent: dict[str, str], quick: bool, backend: str = "cpu", on: Place
     if norse:
         cell = norse.IAFCell(p=norse.IAFParameters(method="super", alpha=torch.tensor(2.0)))
         found["Norse (hard reset: other dynamics)"] = stepwise(cell)
-    loop = if_loop(SpikeFunction.apply)  # what most code does
+    loop = if_loop(SpikeFunction.apply)  # as in most code
     found["loop, straight-through"] = if_loop(straight_through)
     found["loop, autograd.Function a step"] = loop
     found["autograd.Function of the layer"] = LayerFunction.apply
@@ -197,13 +205,13 @@ def _layers(absent: dict[str, str], quick: bool, backend: str = "cpu", on: Place
 
 
 def _forget_compiled(layers: dict) -> None:
-    """A shape after another would make torch.compile look for a graph for all, or give up."""
+    """Reset torch.compile, which would otherwise look for one graph for all shapes, or give up."""
     if any("torch.compile" in name for name in layers):
         torch.compiler.reset()
 
 
 def both_passes(layer: Callable, x, grad, *parameters) -> Callable[[], None]:
-    """A call that runs forward and backward and leaves no gradient behind."""
+    """A call that runs forward and backward and accumulates no gradient."""
 
     def call() -> None:
         torch.autograd.grad(layer(x), (x, *parameters), grad)
@@ -213,7 +221,7 @@ def both_passes(layer: Callable, x, grad, *parameters) -> Callable[[], None]:
 
 @intrinsic
 def _copy_64_bytes(context, to, source):
-    """Copy 64 bytes between addresses that are multiples of 64, the store around the cache."""
+    """Copy 64 bytes between 64-byte-aligned addresses with a non-temporal store."""
 
     def generate(context, builder, signature, addresses):
         vector = ir.VectorType(ir.FloatType(), 16).as_pointer()
@@ -231,7 +239,7 @@ def _copy_around(to, source, size):
         _copy_64_bytes(to + i, source + i)
 
 
-# ------------------------------------------------------------------ what is measured
+# ------------------------------------------------------------------ measurements
 
 
 def _layer(
@@ -244,7 +252,7 @@ def _layer(
     with torch.no_grad():
         spikes = layers["ours"](x)
         same = {name: (layer(x) == spikes).float().mean().item() for name, layer in layers.items()}
-    if dtype == torch.float32:  # in float16 others round the potential too
+    if dtype == torch.float32:  # in float16 other libraries also round the potential
         assert same[REFERENCE] == same["spikingjelly"] == 1, same
     y = torch.empty_like(x)
     copies: dict[str, Callable] = {"copy, torch": lambda: y.copy_(x.detach())}
@@ -274,7 +282,7 @@ def _layer(
         try:
             rows[name] = in_own_process(_their_implementation, shape, dtype, rounds, on)
             rows[name]["over_first"] = seconds(rows[name]) / seconds(rows["ours"])
-        except Exception as error:  # of any kind: not built, no compiler, no such backend
+        except Exception as error:  # not built, no compiler, no such backend, ...
             rows[name] = {"over_first": "does not run"}
             note += f" {name}: {' '.join(str(error).split())[:200]}."
         finally:
@@ -283,7 +291,7 @@ def _layer(
 
 
 def _their_implementation(shape: tuple[int, ...], dtype: torch.dtype, rounds: int, on: Place) -> dict:
-    """Run in a fresh process, whose environment names an implementation of spikingjelly's."""
+    """In a fresh process whose environment names an implementation of spikingjelly's."""
     x, grad = (torch.randn(shape).to(on.device, dtype) for _ in range(2))
     call = both_passes(_spikingjelly_layer(), x.requires_grad_(), grad)
     return timings({"it": call}, rounds, on.clock)["it"]
@@ -297,7 +305,7 @@ def _as_library(shape: tuple[int, ...], rounds: int) -> Table:
 
 
 def _library_call(shape: tuple[int, ...], rounds: int) -> tuple[dict[str, dict], int]:
-    """Run in a fresh process, of which nothing is set."""
+    """In a fresh process with default settings."""
     torch.manual_seed(0)
     x, grad = torch.randn(shape).requires_grad_(), torch.randn(shape)
     layers: dict[str, Callable] = {
@@ -320,8 +328,8 @@ def _library_call(shape: tuple[int, ...], rounds: int) -> tuple[dict[str, dict],
 def _norm_and_layer(shape: tuple[int, ...], rounds: int, quick: bool, on: Place = CPU) -> Table:
     """A batch norm in training and the IF layer behind it.
 
-    Ours and PyTorch's own operations get channels-last memory, what a CPU's convolutions give and take; spikingjelly's
-    network, as it is built by default, contiguous memory.
+    Ours and PyTorch's own operations use channels-last memory, as a CPU's convolutions do; spikingjelly's network uses
+    contiguous memory, its default.
     """
     gc.collect()
     torch.manual_seed(0)

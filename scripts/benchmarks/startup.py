@@ -1,8 +1,8 @@
-"""What a fresh process costs: the README's first command, one step, `--help`, compiling; beside another checkout if asked.
+"""Start-up times of a fresh process: first command, one step, `--help`, kernel compilation.
 
-base=DIR is the folder of another checkout of this repository (git worktree add DIR COMMIT), whose commands run in the same
-shuffled rounds. The first command runs with seed 0 in the first round, 1 in the second, and so on, so that its accuracy is a
-mean over seeds. CPU time is that of the process and its children.
+base=DIR also measures another checkout of this repository (git worktree add DIR COMMIT) in the same shuffled rounds.
+The first command is the README's; it uses seed 0 in the first round, 1 in the second, and so on, so that its accuracy
+is a mean over seeds. CPU time includes child processes.
 """
 
 import json
@@ -36,6 +36,7 @@ COMMANDS = {
 
 
 def measure(rounds: int = 5, quick: bool = False, base: str = "") -> Report:
+    """Run the benchmark and return its report."""
     commands = {FIRST: ONE_STEP, HELP: COMMANDS[HELP]} if quick else COMMANDS
     other = checkout(base) if base else ""
     with tempfile.TemporaryDirectory() as scratch:
@@ -47,7 +48,7 @@ def measure(rounds: int = 5, quick: bool = False, base: str = "") -> Report:
         cases = {job[0]: _command(*job, Path(scratch), accuracies, own_cache=not quick) for job in todo}
         if not quick:
             for case in cases.values():
-                case()  # compile, measure the convolutions, fill the system's file cache
+                case()  # compile, tune the convolutions, fill the system's file cache
             accuracies.clear()
         rows = timings(cases, 1 if quick else rounds, warm=False)
     for name, row in rows.items():
@@ -67,17 +68,17 @@ def measure(rounds: int = 5, quick: bool = False, base: str = "") -> Report:
 
 
 def checkout(folder: str) -> str:
-    """What to call another checkout of this repository: its commit. Raises UserError where there is none."""
+    """Name of another checkout: its commit. Raises UserError where there is none."""
     if not Path(folder, "snn_repro", "train.py").is_file():
         raise UserError(
-            f"base={folder} holds no snn_repro; give the folder of another checkout (git worktree add DIR COMMIT)"
+            f"base={folder} has no snn_repro; give the folder of another checkout (git worktree add DIR COMMIT)"
         )
     asked = subprocess.run(["git", "-C", folder, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return f"commit {asked.stdout.strip()}" if asked.returncode == 0 else "another checkout"
 
 
 def _mean(values: list[float]) -> str:
-    """Percent, over seeds: mean ± standard deviation."""
+    """Mean ± standard deviation over seeds, in percent."""
     deviation = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{100 * statistics.mean(values):.2f}{deviation} %"
 
@@ -92,7 +93,7 @@ def _command(
         run = Path(tempfile.mkdtemp(dir=folder))
         keys = [f"seed={len(accuracies[name])}", f"hydra.run.dir={run}/run"] if trains else []
         environment = {**os.environ, "PYTHONPATH": str(tree)}
-        if own_cache:  # of compiled kernels
+        if own_cache:  # cache of compiled kernels
             environment["NUMBA_CACHE_DIR"] = str(run if name == NOT_COMPILED else folder)
         done = subprocess.run([sys.executable, *words, *keys], cwd=run, env=environment, capture_output=True, text=True)
         if done.returncode:

@@ -1,10 +1,10 @@
-"""Training and evaluation steps of whole networks at several spike densities, with their memory, beside spikingjelly.
+"""Training and evaluation steps of whole networks at several spike densities, against spikingjelly.
 
-The peer is the same network with the same weights on spikingjelly's nodes and torch's convolutions; the ReLU twin has the
-same convolutions on T*B images, channels-last. The norms' bias sets the density.
+The peer is the same network with the same weights on spikingjelly's nodes and torch's convolutions; the ReLU twin has
+the same convolutions on T*B images, channels-last. The norms' bias sets the density. Memory is measured too.
 
-device=cuda measures whole batches of the paper's rows on a GPU, training in float16 by autocast and evaluation in float32, ours by
-PyTorch alone, by our kernels and by torch.compile; no optimiser and no loading there either.
+device=cuda measures whole batches of the paper's rows on a GPU, training in float16 autocast and evaluation in float32,
+ours with PyTorch only, with our kernels and with torch.compile; without optimiser and data loading.
 """
 
 import statistics
@@ -37,6 +37,8 @@ OPTIONS: dict[str, dict] = {OURS: {}, SMALL: {"checkpointing": "blocks"}}  # of 
 
 
 class Network(NamedTuple):
+    """A network of the benchmark and its input."""
+
     title: str
     name: str
     shape: tuple[int, int, int]
@@ -52,6 +54,7 @@ TOY = Network("small", "small", (1, 8, 8), 2, True)
 
 
 def measure(rounds: int = 7, quick: bool = False, device: str = "cpu") -> Report:
+    """Run the benchmark and return its report."""
     if device != "cpu":
         return on_gpu(place(device), 3 * rounds, quick)
     keep_freed_memory()
@@ -66,7 +69,7 @@ def measure(rounds: int = 7, quick: bool = False, device: str = "cpu") -> Report
 
 
 def on_gpu(on: Place, rounds: int, quick: bool) -> Report:
-    """Whole batches on a GPU (in a test on a CPU)."""
+    """Whole batches on a GPU (in a test, on a CPU)."""
     plan = [(LARGE, 64), (SEW, 256), (VGG, 32)]
     tables = [
         t for network, batch in ([(TOY, 2)] if quick else plan) for t in _batches(network, batch, rounds, quick, on)
@@ -116,7 +119,7 @@ def _plain(ours: nn.Conv2d) -> nn.Conv2d:
 
 
 def _build(kind: str, network: Network, shift: float) -> nn.Module:
-    """One network, always with the same weights and every norm's bias at `shift`, as `kind` says."""
+    """The network of `kind`, always with the same weights and every norm's bias at `shift`."""
     torch.manual_seed(0)
     options = {**network.options, **OPTIONS.get(kind, {"conv_backend": "dense"})}
     sizes: dict = {"num_classes": 10, "input_shape": network.shape, "timesteps": network.timesteps}
@@ -141,7 +144,7 @@ def _input(network: Network, batch: int, kind: str) -> torch.Tensor:
 
 
 def _with_statistics(kind: str, network: Network, shift: float, x: torch.Tensor) -> nn.Module:
-    """The network with running statistics of this batch, so that evaluation sees the same densities."""
+    """The network with running statistics of this batch, so that evaluation has the same densities."""
     model = _build(kind, network, shift)
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
@@ -154,7 +157,7 @@ def _with_statistics(kind: str, network: Network, shift: float, x: torch.Tensor)
 
 
 def _training(model: nn.Module, x: torch.Tensor, mixed: AbstractContextManager | None = None) -> Callable[[], None]:
-    """One training step but for the optimiser, which costs all alike."""
+    """One training step without the optimiser, whose cost is the same for all."""
 
     def step() -> None:
         model.train()
@@ -177,7 +180,7 @@ def _evaluation(model: nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]
     return step
 
 
-# ------------------------------------------------------------------ what is counted
+# ------------------------------------------------------------------ counting
 
 
 def _watched(model: nn.Module, x: torch.Tensor, modules: dict[str, nn.Module], count: Callable) -> dict:
@@ -195,7 +198,7 @@ def _watched(model: nn.Module, x: torch.Tensor, modules: dict[str, nn.Module], c
 
 
 def _input_densities(model: nn.Module, x: torch.Tensor) -> dict[str, float]:
-    """Part of each convolution's input that is not zero, the first convolution (images, counts) left out."""
+    """Fraction of nonzero inputs of each convolution except the first (images, counts)."""
     convolutions = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)][1:]
     counts = _watched(model, x, dict(convolutions), lambda i, o: (int(i[0].count_nonzero()), i[0].numel()))
     mean = sum(c for c, _ in counts.values()) / sum(n for _, n in counts.values())
@@ -203,13 +206,13 @@ def _input_densities(model: nn.Module, x: torch.Tensor) -> dict[str, float]:
 
 
 def _neuron_steps(model: nn.Module, x: torch.Tensor) -> int:
-    """Spikes that could be in one forward."""
+    """Neuron-steps of one forward: the maximum number of spikes."""
     neurons = {n: m for n, m in model.named_modules() if isinstance(m, neuron.BaseNode)}
     return sum(_watched(model, x, neurons, lambda i, o: o.numel()).values())
 
 
 def _shift_for(network: Network, target: float, x: torch.Tensor) -> float:
-    """The norms' bias at which the mean density of the convolutions' inputs is the wanted one."""
+    """The norms' bias at which the mean input density of the convolutions is `target`."""
     low, high = -2.0, 2.0
     for _ in range(9):
         middle = (low + high) / 2
@@ -219,25 +222,25 @@ def _shift_for(network: Network, target: float, x: torch.Tensor) -> float:
 
 
 def _peak_memory(kind: str, network: Network, batch: int, shift: float) -> float:
-    """Run in a fresh process: MiB that one training step takes beyond the network and its input."""
+    """In a fresh process: MiB of one training step beyond the network and its input."""
     one = _input(network, 1, kind)
     model = _with_statistics(kind, network, shift, one)
     _training(model, one)()  # load and compile what is needed
     step = _training(model, _input(network, batch, kind))
     before = memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     step()
     return memory("VmHWM") - before
 
 
-# ------------------------------------------------------------------ what is measured
+# ------------------------------------------------------------------ measurements
 
 
 def _at_density(network: Network, batch: int, percent: int, rounds: int, quick: bool) -> list[Table]:
     shift = _shift_for(network, percent / 100, _input(network, min(batch, 4), OURS))
     inputs = {kind: _input(network, batch, kind) for kind in KINDS}
     models = {kind: _with_statistics(kind, network, shift, x) for kind, x in inputs.items()}
-    one = _input(network, 1, OURS).double()  # rounding cannot turn a spike over in double precision
+    one = _input(network, 1, OURS).double()  # in double precision rounding flips no spike
     a, b = (_evaluation(_build(kind, network, shift).double(), one)() for kind in (OURS, THEIRS))
     assert torch.allclose(a, b, atol=1e-8), "our network computes something else than spikingjelly's"
     densities = _input_densities(models[OURS], inputs[OURS])
@@ -252,7 +255,7 @@ def _at_density(network: Network, batch: int, percent: int, rounds: int, quick: 
         rows = timings({kind: make(models[kind], inputs[kind]) for kind in kinds}, rounds)
         goal = goals[i] if goals else "not slower than dense"
         tables.append(Table(f"{title}: {what}", rated(rows, batch, "samples"), f"Goal: {goal}."))
-    if percent == 27:  # what is kept does not depend on it
+    if percent == 27:  # saved memory does not depend on the density
         compared = (OURS, SMALL, THEIRS, TWIN)
         steps = _neuron_steps(models[OURS], inputs[OURS])
         rows = {kind: {} for kind in compared}
@@ -274,7 +277,7 @@ def _at_density(network: Network, batch: int, percent: int, rounds: int, quick: 
 
 
 def _trained_densities() -> list[Table]:
-    """Firing rates of networks that were trained, from the results kept in results/runs/."""
+    """Firing rates of trained networks, from results/runs/."""
     values: dict[str, list[float]] = {}
     for result in find_results(RUNS):
         for layer, rate in result.get("firing_rates", {}).items():

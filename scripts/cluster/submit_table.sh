@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# Submit all rows of a table that have no run yet, once a seed; of tables 2 and 3 those of the paper's authors, not the
-# methods that they compare with.
+# Submit all rows of a table without a run, once per seed; without other authors' methods (except for rivals).
 #
 #   scripts/cluster/submit_table.sh TABLE "SEEDS" [sbatch options] -- [overrides]
 #   scripts/cluster/submit_table.sh 1 "0 1 2" --partition=gpu --account=lab -- data_dir=DIR cache_dir=DIR
 set -euo pipefail
 if (($# < 2)) || [[ $1 == -* || $2 == -* ]]; then
-  echo "submit_table.sh: give a table (1, 2, 3, code, figures or rivals) and its seeds first, as in: $0 1 \"0 1 2\" --partition=gpu -- data_dir=DIR cache_dir=DIR" >&2
+  echo "submit_table.sh: give a table (1, 2, 3, code, figures or rivals) and its seeds first, e.g. $0 1 \"0 1 2\" --partition=gpu -- data_dir=DIR cache_dir=DIR" >&2
   exit 2
 fi
 table=$1 seeds=$2
@@ -21,8 +20,8 @@ scripts=$(dirname "$0")
 own=(--own)
 [[ $table == rivals ]] && own=()
 mkdir -p runs
-rows=$(mktemp "$PWD/runs/rows-XXXXXX.txt") # kept: the jobs read it when they start
-# The commands hold the overrides already, each quoted as for a shell.
+rows=$(mktemp "$PWD/runs/rows-XXXXXX.txt") # not deleted: the jobs read it when they start
+# The commands include the overrides, quoted as for a shell.
 python "$scripts/../list_rows.py" --table "$table" "${own[@]}" --format commands "$@" > "$rows" || {
   code=$?
   rm -f "$rows"

@@ -1,12 +1,12 @@
-"""The configuration: every key, its checks, and how it is composed.
+"""Configuration: keys, checks and composition.
 
-`load_config(["experiment=...", "seed=1"])` composes `conf/` with Hydra and returns a validated `Config`. `checked(node)` is the
-only way from a composed node to a `Config`; it raises `ConfigError`, one sentence that names the key, the value and what is
-allowed, before any data is read.
+`load_config(["experiment=...", "seed=1"])` composes `conf/` with Hydra and returns a validated `Config`. Every composed
+node passes `checked(node)`, which raises `ConfigError`, one sentence with the key, the value and what is allowed,
+before any data is read.
 """
 
 from snn_repro.config.check import (
-    SAID_OF_THEM,
+    TEXT_ONLY_NOTE,
     checked,
     choices,
     conf_files,
@@ -46,7 +46,7 @@ from snn_repro.config.schema import (
 )
 
 __all__ = [
-    "ADDED", "CONF_DIR", "GROUPS", "PAPER_TABLES", "SAID_OF_THEM", "AugmentConfig", "Config", "ConfigError",
+    "ADDED", "CONF_DIR", "GROUPS", "PAPER_TABLES", "TEXT_ONLY_NOTE", "AugmentConfig", "Config", "ConfigError",
     "checked", "choices", "compose_checked", "conf_files", "config_hash", "differing", "explain", "frame_shape", "given_keys",
     "hashed", "help_text", "idle", "keys", "load_config", "multirun_config", "readable", "recomposed", "refuse_misplaced",
     "search_outside", "settled", "sweep_jobs", "text_only", "to_dict", "tweaks", "unknown",

@@ -1,7 +1,4 @@
-"""The one gate from a composed configuration to a `Config`, and what is said of keys.
-
-Types, ranges, what goes together, keys without effect; the sentence for a wrong key, the choices and keys that there are, `--help`.
-"""
+"""Validation of configurations, error messages for keys, and the text of `--help`."""
 
 import contextlib
 import dataclasses
@@ -37,10 +34,10 @@ from snn_repro.settings import Setting
 
 
 def checked(node: DictConfig | dict) -> Config:
-    """Turn a composed configuration into a `Config`, or raise ConfigError with one sentence.
+    """Turn a composed configuration into a `Config`; raises ConfigError with one sentence.
 
-    The merge with a fresh schema also refuses keys that were added with `+key=`. A dictionary is a stored configuration, whose
-    FORMER keys are left out. What a run found in own data passes as it is: a class may be called ${...}.
+    A dictionary is a stored configuration: its FORMER keys are dropped. The merge with the schema also rejects keys
+    added with `+key=`. `dataset.found` bypasses OmegaConf, since a class may be called ${...}.
     """
     found = None
     if isinstance(node, dict) and isinstance(node.get("dataset"), dict):
@@ -51,10 +48,10 @@ def checked(node: DictConfig | dict) -> Config:
         for group, _, last in (key.partition(".") for key in FORMER if isinstance(node, dict)):
             if isinstance(plain.get(group), dict):
                 plain[group].pop(last, None)
-        set_own_apart(plain)
+        separate_own(plain)
         config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
         config.dataset.found = found
-        check(config)
+        validate(config)
     except (OmegaConfBaseException, RecursionError) as error:
         raise ConfigError(explain(error)) from None
     except UserError as error:
@@ -66,15 +63,12 @@ _PARTS: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(Config) if 
 _SHARED = {group: {f.name for f in dataclasses.fields(part)} - {"own"} for group, part in _PARTS.items()}
 
 
-def set_own_apart(plain: dict) -> None:
-    """Move the keys that the schema does not have into `own`: all settings of what is chosen, each with its value.
-
-    Raises UserError for one that nothing has, and for a value that its Setting refuses.
-    """
+def separate_own(plain: dict) -> None:
+    """Move each group's keys outside the schema into `own`; raises UserError for invalid ones."""
     for group, shared in _SHARED.items():
         part = plain.get(group)
         if not isinstance(part, dict) or ("name" in shared and part.get("name") in (None, MISSING)):
-            continue  # said by the merge with the schema
+            continue  # the merge with the schema reports it
         given = {str(k): part.pop(k) for k in [*part] if k not in shared}
         part["own"] = _own(group, part, given)
         if group == "neuron" and "initial" in part["own"]:
@@ -83,7 +77,7 @@ def set_own_apart(plain: dict) -> None:
 
 def _own(group: str, part: dict, given: dict[str, Any]) -> dict[str, Any]:
     registry, name = OWN[group][0], str(part.get("name"))
-    if group == "augment":  # all of them; of packages from outside those that are not as if it were not installed
+    if group == "augment":  # all of ours; of plug-ins those that differ from their defaults
         settings = ours = registry.all_settings(ours=True)
         if given.keys() - ours.keys():
             settings = registry.all_settings()
@@ -103,18 +97,18 @@ def _own(group: str, part: dict, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settle_initial(neuron: dict) -> None:
-    """One value a neuron, learned, has two names, neuron.imp=true and neuron.initial=imp: where one is said, so is the other."""
+    """Set both names of the paper's IMP, neuron.imp=true and neuron.initial=imp, if one is set."""
     initial = neuron["own"]["initial"]
     if neuron.get("imp") is True and initial not in ("zero", "imp"):
         raise ConfigError(
-            f"neuron.imp=true and neuron.initial={initial} both say where a neuron starts; use neuron={neuron['name']} with it"
+            f"neuron.imp=true and neuron.initial={initial} both set the initial potential; use neuron={neuron['name']} with the latter"
         )
     if neuron.get("imp") is True or initial == "imp":
         neuron["imp"], neuron["own"]["initial"] = True, "imp"
 
 
-def check(config: Config) -> None:
-    """Raise UserError for a value out of range, or values that do not go together; the types are right already."""
+def validate(config: Config) -> None:
+    """Raise UserError for values out of range or in conflict; types are already checked."""
     for name, setting in _shared(Config).items():
         value = functools.reduce(getattr, name.split("."), config)
         if value is not None:
@@ -124,17 +118,17 @@ def check(config: Config) -> None:
 
 
 def _wrong(c: Config) -> Iterator[str]:
-    """A sentence for each value that the words, names and other values do not allow."""
+    """Yield a sentence for each invalid value or combination."""
     for word in {*c.recipe.no_decay} - {"bias", "norm", "te"}:
-        yield f"recipe.no_decay has '{word}'; its words are: bias, norm, te (IMP has neuron.imp_weight_decay)"
+        yield f"recipe.no_decay has '{word}'; choose of: bias, norm, te (for IMP set neuron.imp_weight_decay)"
     if not re.fullmatch(r"(?=.*[^.])[\w.,=+\[\]-]{1,200}", c.name):
-        yield f"name={c.name} names a folder; use up to 200 letters, digits and any of . , = + - _ [ ], and not dots alone"
-    if c.paper_row is not None and PAPER_TABLES.is_file():  # results/ is no part of a package that was built
+        yield f"name={c.name} cannot name a folder; use up to 200 letters, digits and . , = + - _ [ ], not dots alone"
+    if c.paper_row is not None and PAPER_TABLES.is_file():  # not in a wheel
         known = re.findall(r"^- id: (\S+)$", PAPER_TABLES.read_text("utf-8"), re.MULTILINE)
         if c.paper_row not in known:
             yield (
-                f"paper_row={c.paper_row} is no row of results/{PAPER_TABLES.name}{nearest(c.paper_row, known)}; "
-                "leave it out for a run that reproduces none"
+                f"paper_row={c.paper_row} is not a row of results/{PAPER_TABLES.name}{nearest(c.paper_row, known)}; "
+                "leave it out if the run reproduces none"
             )
     d, facts, r, a = c.dataset, SETS[c.dataset.name], c.recipe, c.augment
     if not facts.resizable and d.frame_size not in (None, facts.shape[1]):
@@ -145,25 +139,25 @@ def _wrong(c: Config) -> Iterator[str]:
     if c.model.name == "vgg48" and (shape := _known_shape(c)) and shape[1:] != (48, 48):
         size = "x".join(map(str, shape[1:]))
         fix = "set dataset.frame_size=48 or choose model=vgg128" if facts.resizable else "choose model=vgg128 or small"
-        yield f"model=vgg48 is wired for 48x48 pixels and dataset={d.name} gives {size}; {fix}"
+        yield f"model=vgg48 needs 48x48 pixels and dataset={d.name} gives {size}; {fix}"
     if a.label_smoothing > 0 and c.loss.name == "tet_s":
-        yield f"augment.label_smoothing={a.label_smoothing} would smooth twice with loss=tet_s; use loss.epsilon"
+        yield f"augment.label_smoothing={a.label_smoothing} would smooth labels twice with loss=tet_s; use loss.epsilon"
     if r.warmup_epochs >= r.epochs and r.warmup_epochs > 0:
         yield f"recipe.warmup_epochs={r.warmup_epochs} leaves no epoch of recipe.epochs={r.epochs}; make it smaller"
     if r.min_lr > r.lr:
         yield f"recipe.min_lr={r.min_lr} is above recipe.lr={r.lr}; make it smaller"
     if r.accumulate > r.batch_size:
-        yield f"recipe.accumulate={r.accumulate} is more than recipe.batch_size={r.batch_size} can be split into"
+        yield f"recipe.accumulate={r.accumulate} exceeds recipe.batch_size={r.batch_size}; make it smaller"
     yield from _misplaced(a, facts)
 
 
 def shown(value: Any) -> str:
-    """A value as it is typed."""
+    """A value as it is typed on the command line."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _misplaced(augment: AugmentConfig, dataset: Any) -> Iterator[str]:
-    """A sentence for each augmentation that is turned on and cannot work on this data set."""
+    """Yield a sentence for each active augmentation that does not work on this data set."""
     has = ["images"] if dataset.static else ["frames", "recordings"] if dataset.prepared else ["frames"]
     words = {"images": "images", "frames": "event frames", "recordings": "recordings"}
     for cls in augment.turned_on():
@@ -174,32 +168,32 @@ def _misplaced(augment: AugmentConfig, dataset: Any) -> Iterator[str]:
 
 
 def frame_shape(c: Config) -> tuple[int, int, int]:
-    """[C, H, W] of one frame as the network sees it, known before any data is read.
+    """[C, H, W] of one input frame, known before any data is read.
 
-    Raises UserError or DataError for own data (data/own.py) that are missing, or not prepared.
+    Raises UserError or DataError for own data (data/own.py) that are missing or not prepared.
     """
     return SETS[c.dataset.name].of(c).frame_shape(c.dataset.frame_size)
 
 
 def _known_shape(c: Config) -> tuple[int, int, int] | None:
-    """`frame_shape`; None for own data that are not at hand, which a run says when it looks for them."""
+    """`frame_shape`; None for own data that are missing, which the run reports later."""
     with contextlib.suppress(UserError):
         return frame_shape(c)
     return None
 
 
 def given_keys(overrides: Iterable[str]) -> dict[str, str]:
-    """`{"recipe.lr": "recipe.lr=0.05", ...}`: the keys that were set one by one, not those of a chosen file."""
+    """Overrides of single keys, `{"recipe.lr": "recipe.lr=0.05", ...}`, without chosen files and hydra.*."""
     pairs = ((o.lstrip("+").split("=")[0], o) for o in overrides if "=" in o and not o.startswith("~"))
     return {name: o for name, o in pairs if name not in GROUPS and not name.startswith("hydra")}
 
 
 def _learned(c: Config) -> bool:
-    """Whether neurons start from learned potentials, one a neuron, channel or layer."""
+    """Whether initial potentials are learned, per neuron, channel or layer."""
     return getattr(c.neuron, "initial", "zero").startswith("imp")
 
 
-# (keys that only some configurations read, whether this one does, the key that decides it, what they need)
+# (keys used only in some configurations, whether this one uses them, the key that decides it, what they need)
 _IDLE: tuple[tuple[str, Callable[[Config], Any], str, str], ...] = (
     ("recipe.warmup_factor", lambda c: c.recipe.warmup_epochs > 0, "recipe.warmup_epochs", "recipe.warmup_epochs above 0"),
     ("neuron.initial_value", lambda c: c.neuron.initial == "constant", "neuron.initial", "neuron.initial=constant"),
@@ -226,28 +220,28 @@ _IDLE: tuple[tuple[str, Callable[[Config], Any], str, str], ...] = (
 
 
 def idle(config: Config, overrides: Iterable[str]) -> dict[str, str]:
-    """`{key: sentence}` of the keys that the user set by hand and that this configuration does not read."""
-    given, found = given_keys(overrides), dict[str, str]()
+    """`{key: sentence}` of the keys set by hand that have no effect in this configuration."""
+    given, unused = given_keys(overrides), dict[str, str]()
 
     def add(name: str, because: str, fix: str) -> None:
         if name in given:
-            found.setdefault(name, f"{given[name]} has no effect with {because}; {fix}")
+            unused.setdefault(name, f"{given[name]} has no effect with {because}; {fix}")
 
     for name in given:
         group, _, key = name.partition(".")
         if group in OWN and group != "augment" and not hasattr(getattr(config, group), key):
             of = "this optimizer and schedule" if group == "recipe" else f"{group}={getattr(config, group).name}"
-            add(name, of, "leave it out")  # another choice has it, and it was given with the value that it has there
+            add(name, of, "leave it out")  # belongs to another choice, and has its default there
         for registry in OWN["recipe"] if group == "recipe" else ():
             readers = [n for n, choice in registry.items() if key in choice.reads]
             now = getattr(config.recipe, registry.group.split(".")[1])
             if readers and now not in readers:
                 needs = f"{registry.group}={' or '.join(', '.join(readers).rsplit(', ', 1))}"
                 add(name, f"{registry.group}={now}", f"it needs {needs}, or leave it out")
-    if given.get("neuron.initial", "").endswith("=zero") and config.neuron.imp:  # as it is where nothing is said
+    if given.get("neuron.initial", "").endswith("=zero") and config.neuron.imp:  # the default
         add("neuron.initial", "neuron.imp=true", f"use neuron={config.neuron.name} with it")
     for names, read, key, needs in _IDLE:
-        for name in {*names.split()} & given.keys() - found.keys():
+        for name in {*names.split()} & given.keys() - unused.keys():
             if not read(config):
                 because = f"{key.removesuffix('.name')}={shown(functools.reduce(getattr, key.split('.'), config))}"
                 add(name, because, f"it needs {needs}, or leave it out")
@@ -257,43 +251,43 @@ def idle(config: Config, overrides: Iterable[str]) -> dict[str, str]:
         switch, values = f"augment.{cls.name}", config.augment.of(cls)
         for name in {f"augment.{k}" for k in values if k not in cls.switches} - read_by:
             add(name, f"{switch}={shown(values[cls.name])}", f"it needs {switch}, or leave it out")
-    return found
+    return unused
 
 
 def refuse_idle(config: Config, overrides: Iterable[str]) -> None:
-    """Raise ConfigError for a key that the user set by hand and that has no effect."""
+    """Raise ConfigError for a key set by hand that has no effect."""
     for sentence in idle(config, overrides).values():
         raise ConfigError(sentence)
 
 
-# ---------------------------------------------------------------- what is said of keys
+# ---------------------------------------------------------------- messages and help
 
 
 def explain(error: Exception) -> str:
-    """One sentence for an error of Hydra or OmegaConf: the key, the value and what is allowed."""
+    """One sentence for an error of Hydra or OmegaConf: key, value and what is allowed."""
     text = str(error)
     if isinstance(error, RecursionError):
-        return "a configuration is nested two deep, like recipe.lr, and this one is too deep to read; write KEY=VALUE"
+        return "the configuration is nested too deep; keys have at most two levels, like recipe.lr"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         if group == "hydra/launcher" and choice in ("joblib", "submitit_slurm"):
             extra = "parallel" if choice == "joblib" else "slurm"
-            return f"this launcher is a package of its own: pip install 'snn_repro[{extra}]'"
+            return f"this launcher needs another package: pip install 'snn_repro[{extra}]'"
         known = error.options or list(choices(group))
         return f"{group}={choice} does not exist; choose one of: {', '.join(known)}{nearest(choice, known)}{outside.broken()}"
     if isinstance(error, OverrideParseException):
         name, _, given = str(error.override).partition("=")
-        quotes = f"; a value with , = or brackets needs quotes, which the shell must not take off: type {shlex.quote(f'{name}={quoted(given)}')}"
+        quotes = f"; a value with , = or brackets needs quotes that the shell does not remove: type {shlex.quote(f'{name}={quoted(given)}')}"
         return f"cannot read the override '{error.override}': write key=value{quotes * bool(name and given)}"
     if missing := re.search(r"Could not override '([^']+)'", text):
         return unknown(missing[1])
     for link in filter(None, (error, error.__cause__, error.__context__)):
-        said = str(link)
-        full = getattr(link, "full_key", None) or (re.search(r"full_key: (\S+)", said) or [None, ""])[1]
-        value = re.search(r"Value '(.*?)' (?:of type '\w+' could not be converted to|is not a valid) (\w+)", said)
+        message = str(link)
+        full = getattr(link, "full_key", None) or (re.search(r"full_key: (\S+)", message) or [None, ""])[1]
+        value = re.search(r"Value '(.*?)' (?:of type '\w+' could not be converted to|is not a valid) (\w+)", message)
         if full and value:
             return f"{full}={value[1]} has the wrong type; it must be {_TYPES.get(value[2], value[2])}"
-        group, first = str(full).split(".")[0], said.partition("\n")[0]
+        group, first = str(full).split(".")[0], message.partition("\n")[0]
         if full and "missing mandatory value" in first:
             return f"{full} has no value; choose {group}= one of: {', '.join(choices(group))}"
         if full and re.search("no[nt] [oO]ptional", first):
@@ -309,94 +303,92 @@ _TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or 
 
 
 def quoted(value: str) -> str:
-    """A value in quotes that Hydra's grammar takes off again."""
+    """The value in double quotes, escaped for Hydra's grammar."""
     escaped = re.sub(r'(\\*)("|$)', lambda m: 2 * m[1] + ('\\"' if m[2] else ""), value)
     return f'"{escaped}"'
 
 
 def unknown(full: str) -> str:
-    """The sentence for a key that there is not."""
+    """The error message for a key that does not exist."""
     if full in GROUPS:
-        return f"'{full}' is a choice of files: write {full}=NAME with one of: {', '.join(choices(full))}"
+        return f"'{full}' is a group: write {full}=NAME with one of: {', '.join(choices(full))}"
     if full in RENAMED:
-        return f"{full} is called {RENAMED[full]} now; write {RENAMED[full]}=..."
+        return f"{full} is now called {RENAMED[full]}; write {RENAMED[full]}=..."
     if full in FORMER_KERNELS:
-        return f"{full} is no key: one word chooses the kernels of the whole network; write kernels= one of: {', '.join(KERNELS)}"
+        return f"{full} is no longer a key: kernels chooses the backend of all layers; write kernels= one of: {', '.join(KERNELS)}"
     known = [*keys(), *GROUPS]
-    ends = [k for k in known if k.split(".")[-1] == full.split(".")[-1]]  # the room may be wrong, or missing
+    ends = [k for k in known if k.split(".")[-1] == full.split(".")[-1]]  # the group may be wrong or missing
     guess = nearest(full, known) if "." in full or not ends else ""
     guess = guess or "".join(f"; did you mean '{k}'?" for k in ends[:1])
-    return f"unknown key '{full}'{guess or '; `python -m snn_repro.train --help` lists what there is'}"
+    return f"unknown key '{full}'{guess or '; `python -m snn_repro.train --help` lists all keys'}"
 
 
 def keys() -> dict[str, Setting]:
-    """Every key, as `{"recipe.lr": ...}`; the settings of all neurons, losses, networks and data sets among them."""
+    """Every key, as `{"recipe.lr": Setting, ...}`, with those of all neurons, losses, networks, ..."""
     own = {f"{group}.{k}": s for group, choices in OWN.items() for r in choices for k, s in r.all_settings().items()}
     return own | _shared(Config)
 
 
 def _shared(part: Any, prefix: str = "") -> dict[str, Setting]:
-    found: dict[str, Setting] = {}
+    settings: dict[str, Setting] = {}
     for f in dataclasses.fields(part):
         if dataclasses.is_dataclass(f.type):
-            found |= _shared(f.type, f"{prefix}{f.name}.")
+            settings |= _shared(f.type, f"{prefix}{f.name}.")
         elif f.metadata and f.name != "run_dir":
-            found[prefix + f.name] = f.metadata["setting"]
-    return found
+            settings[prefix + f.name] = f.metadata["setting"]
+    return settings
 
 
 def conf_files(group: str) -> dict[str, Path]:
-    """`{choice: its file}` of a config group, in alphabetical order, those of packages from outside among them.
+    """`{choice: file}` of a config group in alphabetical order, plug-ins included.
 
-    Raises ConfigError where two have the same choice.
+    Raises ConfigError where two files define the same choice.
     """
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for folder in (CONF_DIR, *outside.conf_dirs()):
         for file in (folder / group).glob("*.yaml"):
-            if found.setdefault(file.stem, file) != file:
-                raise ConfigError(
-                    f"{file} would be {group}={file.stem}, which is {found[file.stem]} already; rename it"
-                )
-    return dict(sorted(found.items()))
+            if files.setdefault(file.stem, file) != file:
+                raise ConfigError(f"{file} and {files[file.stem]} both define {group}={file.stem}; rename one of them")
+    return dict(sorted(files.items()))
 
 
-# {key: choices of which no code by their authors was found}
+# {key: choices without code by their authors}
 TEXT_ONLY = {
     "neuron.name": ("klif",), "neuron.surrogate": ("dspike", "dspike_adaptive"), "model.norm": ("tdbn",),
     "loss.name": ("rmp", "strong2weak", "weak2strong"),
 }  # fmt: skip
-SAID_OF_THEM = "text only (no code of its authors was found)"
+TEXT_ONLY_NOTE = "text only (no code of its authors was found)"
 
 
 def text_only(config: Mapping[str, Any]) -> list[str]:
-    """`["loss=rmp", ...]`: what a configuration has of TEXT_ONLY."""
+    """`["loss=rmp", ...]`: choices of a configuration that are in TEXT_ONLY."""
     values = {key: config[group].get(last) for key in TEXT_ONLY for group, last in [key.split(".")]}
     return [f"{key.removesuffix('.name')}={value}" for key, value in values.items() if value in TEXT_ONLY[key]]
 
 
 def choices(group: str) -> dict[str, str]:
-    """`{choice: first comment line}` of a config group, in alphabetical order; with a word on those of TEXT_ONLY."""
+    """`{choice: first comment line}` of a config group, in alphabetical order."""
     lines = {name: file.read_text("utf-8").splitlines() for name, file in conf_files(group).items()}
     return {
         k: next((line[1:].strip() for line in v if line.startswith("# ") and "@package" not in line), "")
-        + f"; {SAID_OF_THEM}" * (k.removesuffix("_imp") in TEXT_ONLY.get(f"{group}.name", ()))
+        + f"; {TEXT_ONLY_NOTE}" * (k.removesuffix("_imp") in TEXT_ONLY.get(f"{group}.name", ()))
         for k, v in lines.items()
     }
 
 
 def help_text() -> str:
-    """What `--help` prints: every choice with one line, then every key with its meaning."""
-    out = ["snn_repro trains one spiking network: dataset x model x neuron x loss x recipe, or one row of the paper.", "",
+    """The text of `--help`: every choice and every key, one line each."""
+    out = ["Train a spiking network: dataset x model x neuron x loss x recipe, or one row of the paper.", "",
            "  python -m snn_repro.train [GROUP=CHOICE ...] [KEY=VALUE ...]      one run",
            "  python -m snn_repro.train -m GROUP=A,B seed=0,1,2                 a sweep",
-           "  python -m snn_repro.train --cfg job [...]                         show the configuration, run nothing", ""]  # fmt: skip
+           "  python -m snn_repro.train --cfg job [...]                         print the configuration only", ""]  # fmt: skip
     for group in GROUPS:
-        found = choices(group)
-        if found:
-            width = max(map(len, found))
-            out += [f"{group}=", *(f"  {name:<{width}}  {line}" for name, line in found.items()), ""]
+        listed = choices(group)
+        if listed:
+            width = max(map(len, listed))
+            out += [f"{group}=", *(f"  {name:<{width}}  {line}" for name, line in listed.items()), ""]
     out.append("keys")
-    own: dict[tuple[str, ...], list[str]] = {}  # by how its line reads: one line for a setting that several have
+    own: dict[tuple[str, ...], list[str]] = {}  # by text: one line for a setting that several share
     for registry in (r for choices in OWN.values() for r in choices):
         for name in registry:
             for k, setting in registry.own(name).items():
@@ -405,19 +397,16 @@ def help_text() -> str:
     for (of, k, meaning, allowed), names in own.items():
         group, of = of.split(".")[0], "" if of == "augment" else f"{of}={', '.join(names)}: "
         known = [name for name in TEXT_ONLY.get(f"{group}.{k}", ()) if name in allowed]
-        meaning += f"; {SAID_OF_THEM}: {', '.join(known)}" * bool(known)
+        meaning += f"; {TEXT_ONLY_NOTE}: {', '.join(known)}" * bool(known)
         lines.append((f"{group}.{k}", of + meaning, allowed))
     groups = [f.name for f in dataclasses.fields(Config)]
     lines.sort(key=lambda line: groups.index(line[0].split(".")[0]))
     out += [f"  {name:<30} {meaning}{allowed}" for name, meaning, allowed in lines]
-    out += [
-        "",
-        "Hydra's own flags: python -m snn_repro.train --hydra-help; versions: --version; tab completion: README",
-    ]
-    return "\n".join(out)
+    tail = 'Hydra\'s flags: --hydra-help; versions: --version; tab completion: eval "$(snn-train -sc install=bash)"'
+    return "\n".join([*out, "", tail])
 
 
 def _meaning(setting: Setting) -> tuple[str, str]:
-    """What stands behind a key in `--help`: its meaning and unit, and what is allowed."""
+    """Meaning with unit, and the allowed values, of a key's line in `--help`."""
     allowed = " | ".join(setting.names) or setting.range
     return setting.help + f" ({setting.unit})" * bool(setting.unit), f" [{allowed}]" * bool(allowed)

@@ -1,4 +1,4 @@
-"""From what was typed to a checked `Config`: Hydra composes `conf/`, one run or all runs of a sweep."""
+"""Compose a checked `Config` from command-line overrides with Hydra, for one run or a sweep."""
 
 import contextlib
 import copy
@@ -36,7 +36,7 @@ log = logging.getLogger("snn_repro")
 
 
 def _schema() -> DictConfig:
-    """What Hydra composes with. The parts in OWN let other keys pass; `checked` says which of them there are."""
+    """The schema for Hydra. The groups in OWN accept other keys, which `checked` validates."""
     node = OmegaConf.structured(Config)
     for group in OWN:
         OmegaConf.set_struct(node[group], False)
@@ -46,32 +46,32 @@ def _schema() -> DictConfig:
 
 
 for _registry in (registry for registries in OWN.values() for registry in registries):
-    _registry.ours()  # what a configuration is checked by is imported once, and before
+    _registry.ours()  # import the classes that check a configuration first, once
 ConfigStore.instance().store(name="schema", node=_schema())
 
-# Overrides that already show in a run's folder name, or that change no number.
+# Overrides that are part of a run's folder name anyway, or that change no result.
 _NOT_IN_FOLDER = ("name", "seed", *NOT_HASHED)
 
 
 def tweaks(overrides: list[str]) -> str:
-    """The part of a run's folder between row and seed: the overrides that neither the row's name nor the seed says.
+    """The overrides as a folder name, between row and seed in a run's path.
 
-    Without an experiment the name holds the four choices; with one, each override departs from the row. A name of the
-    user's own says none of them.
+    Left out are row, seed, keys of NOT_HASHED and, without experiment or name, the four choices (in the default name).
+    Above 200 characters: a hash.
     """
     named = {o.split("=")[0] for o in overrides}
     skip = {*_NOT_IN_FOLDER, *(() if "name" in named else ("experiment",))}
     if not named & {"name", "experiment"}:
         skip |= {"dataset", "model", "neuron", "loss"}
-    whole = tuple(f"{k}." for k in skip if k not in GROUPS or k in NOT_HASHED)  # with the keys in them
+    whole = tuple(f"{k}." for k in skip if k not in GROUPS or k in NOT_HASHED)  # and the keys below them
     names = {override: override.split("=")[0].lstrip("+~") for override in sorted(overrides)}
-    told = [o for o, name in names.items() if name not in skip and not name.startswith(whole)]
-    text = ",".join(re.sub(r"""^([^=]*=)(["'])(.*)\2$""", r"\1\3", override).replace("/", "_") for override in told)
+    changed = [o for o, name in names.items() if name not in skip and not name.startswith(whole)]
+    text = ",".join(re.sub(r"""^([^=]*=)(["'])(.*)\2$""", r"\1\3", override).replace("/", "_") for override in changed)
     return text if len(text) <= 200 else hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 OmegaConf.register_new_resolver("tweaks", lambda overrides: tweaks(list(overrides)), replace=True)
-# For conf/fidelity/described.yaml: false for the one family that can decay its input, else the key's default.
+# For conf/fidelity/described.yaml: false for lif, the family that can decay its input, else the key's default.
 OmegaConf.register_new_resolver("undecayed", lambda family: family != "lif", replace=True)
 
 
@@ -79,16 +79,18 @@ OmegaConf.register_new_resolver("undecayed", lambda family: family != "lif", rep
 
 
 def load_config(overrides: list[str] | None = None) -> Config:
-    """Compose `conf/` with Hydra overrides (as on the command line) and check the result.
+    """Compose `conf/` with command-line overrides and validate; raises ConfigError.
 
-    `hydra.run.dir=...` among the overrides sets `run_dir`. Raises ConfigError with one sentence.
+    `hydra.run.dir=...` sets `run_dir`.
     """
     return compose_checked(readable(overrides or []))
 
 
 def compose_checked(overrides: list[str], sweep: bool = False) -> Config:
-    """As `load_config`, for overrides that `readable` has seen; with `sweep`, `run_dir` is where a multirun puts this
-    job, and it is left to the caller to refuse keys without effect (`idle`)."""
+    """`load_config` for overrides that went through `readable`.
+
+    With `sweep`, `run_dir` is that of the multirun job, and the caller rejects keys without effect (`idle`).
+    """
     refuse_misplaced(overrides, sweep)
     with _hydra():
         refuse_code(overrides)
@@ -115,16 +117,13 @@ def compose_checked(overrides: list[str], sweep: bool = False) -> Config:
 
 
 def recomposed(base: dict, overrides: list[str]) -> Config:
-    """The configuration `base` (of `to_dict`) with some keys, or a whole `dataset=NAME`, replaced, checked as any other.
-
-    Raises ConfigError with one sentence.
-    """
+    """A stored configuration (of `to_dict`) with some keys, or `dataset=NAME`, replaced; raises ConfigError."""
     refuse_misplaced(overrides, sweep=False)
     plain = copy.deepcopy(base)
     with _hydra():
         parsed = OverridesParser.create().parse_overrides(overrides)
         for override in sorted(parsed, key=lambda o: o.key_or_group != "dataset"):
-            if override.key_or_group == "dataset":  # which need have no recipe of its own
+            if override.key_or_group == "dataset":  # it may have no recipe of its own
                 node = compose("train", overrides=[f"dataset={override.value()}", "recipe=digits"])
                 plain["dataset"] = OmegaConf.to_container(node.dataset)
             else:
@@ -135,14 +134,16 @@ def recomposed(base: dict, overrides: list[str]) -> Config:
     return config
 
 
-# ---------------------------------------------------------------- what was typed
+# ---------------------------------------------------------------- overrides
 
 PATHS = ("data_dir", "cache_dir", "model.weights", "hydra.run.dir", "hydra.sweep.dir")
 
 
 def readable(overrides: Iterable[str], sweep: bool = False) -> list[str]:
-    """The overrides with `~` of a path expanded, and with quotes around paths that Hydra's grammar cannot read bare
-    (`=`, accents, brackets, commas of a single run). What needs neither stays as it is."""
+    """The overrides with `~` expanded in paths, and quotes where Hydra's grammar needs them.
+
+    Quoted are paths with `=`, accents, brackets, or (in a single run) commas. Other overrides are unchanged.
+    """
     return [_readable_path(o, sweep) if o.lstrip("+").split("=")[0] in PATHS else o for o in overrides]
 
 
@@ -157,21 +158,21 @@ def _readable_path(override: str, sweep: bool) -> str:
 
 
 def refuse_misplaced(overrides: Iterable[str], sweep: bool) -> None:
-    """Raise ConfigError for an override that would be ignored, or that means something else where it stands."""
+    """Raise ConfigError for overrides that would be ignored or have another meaning here."""
     for override in overrides:
         name, equals, value = override.lstrip("+").partition("=")
         group, _, last = name.partition(".")
         if name in FORMER_KERNELS:
             raise ConfigError(unknown(name))
         if name == "dataset.found":
-            raise ConfigError(f"{override} is no key: what a run finds in own data it keeps itself; leave it out")
+            raise ConfigError(f"{override} is not a key: a run records there what it found in own data; leave it out")
         if name == "hydra.run.dir" and sweep:
             raise ConfigError(
                 f"{name} is for a single run; in a sweep use hydra.sweep.dir=DIR (each run gets DIR/<row>/seed<k>)"
             )
         if name.startswith("hydra") and name != "hydra.run.dir" and not sweep:
             raise ConfigError(
-                f"{override} is for sweeps (-m), and this is a single run; add -m, or leave it out (hydra.run.dir=DIR says where)"
+                f"{override} is for sweeps (-m) and this is a single run; add -m, or leave it out (hydra.run.dir=DIR sets the folder)"
             )
         if last == "name" and group in ("dataset", "model", "neuron", "loss"):
             raise ConfigError(
@@ -182,7 +183,7 @@ def refuse_misplaced(overrides: Iterable[str], sweep: bool) -> None:
 
 
 def settled(node: DictConfig, overrides: Iterable[str], quiet: bool = False) -> Config:
-    """`checked(node)`; with `recipe.epochs` set by hand, the recipe's own warm-up keeps its share of a shorter training."""
+    """`checked(node)`; a `recipe.epochs` set by hand below the warm-up shortens it in proportion."""
     given, recipe = given_keys(overrides), node.get("recipe") or {}
     epochs, warmup = recipe.get("epochs"), recipe.get("warmup_epochs")
     by_hand = "recipe.epochs" in given and "recipe.warmup_epochs" not in given
@@ -199,7 +200,7 @@ def settled(node: DictConfig, overrides: Iterable[str], quiet: bool = False) -> 
 
 @contextlib.contextmanager
 def multirun_config(overrides: list[str]) -> Iterator[tuple[DictConfig, Any]]:
-    """Hydra's configuration of a whole sweep, and the HydraContext that its launchers ask for."""
+    """Context manager: Hydra's configuration of a sweep and the HydraContext for its launcher."""
     with _hydra() as hydra:
         refuse_code(overrides)
         node = hydra.compose_config("train", [*overrides, "hydra.mode=MULTIRUN"], run_mode=RunMode.MULTIRUN)
@@ -210,7 +211,7 @@ def multirun_config(overrides: list[str]) -> Iterator[tuple[DictConfig, Any]]:
 
 
 def sweep_jobs(overrides: list[str]) -> list[list[str]]:
-    """Expand multirun overrides (`neuron=if,if_imp`, `glob(...)`) into one list of overrides a job."""
+    """Expand multirun overrides (`neuron=if,if_imp`, `glob(...)`) to one list of overrides per job."""
     with _hydra() as hydra:
         parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(overrides)
         jobs = BasicSweeper.split_arguments(parsed, None)[0]
@@ -225,27 +226,28 @@ def sweep_jobs(overrides: list[str]) -> list[list[str]]:
 
 
 class OutsideConf(SearchPathPlugin):
-    """Tells Hydra of the folders `conf/` of packages from outside."""
+    """Adds the `conf/` folders of plug-in packages to Hydra's search path."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append the folders."""
         for folder in outside.conf_dirs():
             search_path.append("snn_repro", folder.as_uri())
 
 
 def search_outside() -> None:
-    """Let Hydra look for choices in the folders of packages from outside too, wherever it composes in this process."""
+    """Register plug-in `conf/` folders with Hydra, for this process."""
     if outside.conf_dirs():
         Plugins.instance().register(OutsideConf)
 
 
-_one_thread = threading.RLock()  # Hydra's state is the process's
+_one_thread = threading.RLock()  # Hydra's state is global
 
 
 @contextlib.contextmanager
 def _hydra() -> Iterator[Any]:
-    """Hydra with `conf/`, ready to compose, inside a running Hydra job or outside of one; one thread at a time has it.
+    """Context manager: Hydra with `conf/`, also inside a Hydra job; one thread at a time.
 
-    What Hydra and OmegaConf raise leaves it as a ConfigError.
+    Errors of Hydra and OmegaConf become ConfigError.
     """
     with _one_thread:
         search_outside()
@@ -263,7 +265,7 @@ def _hydra() -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _current(node: DictConfig) -> Iterator[None]:
-    """Let `${hydra:...}` mean this configuration."""
+    """Context manager: `${hydra:...}` refers to this configuration."""
     before = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(node)
     try:
@@ -272,16 +274,16 @@ def _current(node: DictConfig) -> Iterator[None]:
         HydraConfig.instance().cfg = before
 
 
-# What of hydra.* is typed; all else, and with it each name of code, comes from files of conf/ and of Hydra's plugins
+# Keys of hydra.* that may be typed; all others, and so every name of code, come from files of conf/ and Hydra's plugins
 _TYPED = (
     r"hydra\.(run|sweep|launcher|sweeper)\.(?!.*_target_|setup|additional_parameters)|hydra\.(verbose|job\.name)$|slurm"
 )
 
 
 def refuse_code(overrides: Iterable[str]) -> None:
-    """Raise ConfigError where `hydra.*` or `slurm.*` could name code to run, or a line of a batch script.
+    """Raise ConfigError where `hydra.*` or `slurm.*` could name code or batch-script lines.
 
-    The project's own keys need no such check: nothing is ever instantiated from them, and the schema knows no `_target_`.
+    The project's own keys need no such check: nothing is instantiated from them, and the schema has no `_target_`.
     """
     for override in OverridesParser.create().parse_overrides([*overrides]):
         name, line = override.key_or_group, str(override.input_line)
@@ -289,6 +291,6 @@ def refuse_code(overrides: Iterable[str]) -> None:
         of_hydra = re.match(r"(hydra|slurm)(\.|$)", name)
         if of_hydra and (hidden or not line.isprintable() or not re.match(_TYPED, name)):
             raise ConfigError(
-                f"{line!r} would run code from the configuration; choose with hydra/launcher= or hydra/sweeper=, write plain values "
-                "of one line, and all else into a file of conf/hydra/launcher/"
+                f"{line!r} would run code from the configuration; choose hydra/launcher= or hydra/sweeper=, give plain one-line "
+                "values, and put anything else into a file in conf/hydra/launcher/"
             )

@@ -1,6 +1,7 @@
-"""The keys of a configuration that all choices share, declared once, and what makes two configurations the same.
+"""Schema of the configuration: all shared keys, and the hash that identifies it.
 
-What only one neuron, loss, network, data set or augmentation has is a `Setting` beside its class, found by the registries in OWN.
+Keys of one neuron, loss, network, data set or augmentation are a `Setting` beside its class, found by the registries in
+OWN.
 """
 
 import hashlib
@@ -29,22 +30,22 @@ from snn_repro.registry import (
 from snn_repro.settings import Setting
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-# beside the package in a clone, inside of it in a wheel
+# beside the package in a clone, inside it in a wheel
 CONF_DIR = next(
     (d for d in (_PACKAGE.parent / "conf", _PACKAGE / "conf") if (d / "train.yaml").is_file()), _PACKAGE.parent / "conf"
 )
 PAPER_TABLES = CONF_DIR.parent / "results" / "paper_tables.yaml"
 GROUPS = ("dataset", "model", "neuron", "loss", "recipe", "experiment", "fidelity", "logger", "debug")
+# registries whose classes add settings to a group
 OWN: dict[str, tuple[Registry, ...]] = {
     "dataset": (SETS,), "model": (MODELS, NORMS), "neuron": (NEURONS, SURROGATES, INITIAL_STATES), "loss": (LOSSES,),
     "recipe": (OPTIMIZERS, SCHEDULES), "augment": (AUGMENTATIONS,),
 }  # fmt: skip
-"""groups with the settings of what they choose"""
-MISSING = "???"  # how OmegaConf calls a value that has to be chosen
+MISSING = "???"  # OmegaConf's mandatory value
 
 
 class _Devices(tuple):
-    """The words for a device; cuda:N stands for all numbers."""
+    """The device names; cuda:N stands for all indices."""
 
     def __contains__(self, word: object) -> bool:
         return word in (*self[:-1],) or bool(re.fullmatch(r"cuda:\d+", str(word)))
@@ -54,11 +55,11 @@ DEVICES = _Devices(("auto", "cpu", "cuda", "cuda:N"))
 
 
 class ConfigError(UserError):
-    """A key, value or combination that the configuration does not allow."""
+    """Invalid key, value or combination in a configuration."""
 
 
 def key(default: Any, help: str, **more: Any) -> Any:
-    """A field of the schema with its Setting (unit, low, high, above, below, choices)."""
+    """A schema field with its Setting (unit, low, high, above, below, choices)."""
     metadata = {"setting": Setting(default, help, **more)}
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)
@@ -67,7 +68,7 @@ def key(default: Any, help: str, **more: Any) -> Any:
 
 @dataclass
 class Chosen:
-    """A part with the settings of what it chooses, or of all augmentations, in `own`: keys and attributes as the shared ones are."""
+    """A group that stores its choice's settings in `own`, readable as attributes."""
 
     own: dict[str, Any] = field(default_factory=dict)
 
@@ -80,165 +81,175 @@ class Chosen:
 
 @dataclass
 class DatasetConfig(Chosen):
+    """Keys `dataset.*`."""
+
     name: str = key(MISSING, "data set", choices=SETS)
-    timesteps: int = key(4, "T a data set is usually run with; the default of the top-level `timesteps`", low=1)
-    validation: float = key(0.0, "part of the training set held out for model selection", low=0.0, below=1.0)
+    timesteps: int = key(4, "usual number of time steps T; default of the top-level `timesteps`", low=1)
+    validation: float = key(0.0, "fraction of the training set held out for validation", low=0.0, below=1.0)
     split: str = key("official", "named train/test split (snn_repro/data/sets/)")
-    split_seed: int = key(0, "seed of the validation part; independent of the run's seed", low=0)
-    train_subset: int = key(0, "training samples to keep, stratified and seeded; 0: all", unit="samples", low=0)
-    frame_size: int | None = key(None, "height and width to resize frames to; null: native", unit="pixels", low=4)
+    split_seed: int = key(0, "seed of the validation split; independent of `seed`", low=0)
+    train_subset: int = key(0, "training samples to use, stratified by class; 0: all", unit="samples", low=0)
+    frame_size: int | None = key(None, "resize frames to this height and width; null: native", unit="pixels", low=4)
     integrate_by: str = key(
-        "number", "how events become T frames: equal numbers, equal time, or as BrainCog's code does",
+        "number", "integrate events into T frames: by equal count, by equal time, or like BrainCog's code",
         choices=("number", "time", "braincog"),
     )  # fmt: skip
-    channel_order: str = key("rgb", "colour channels; the paper's CIFAR code feeds bgr", choices=("rgb", "bgr"))
-    workers: int | None = key(None, "loader processes that decode files; null: on a GPU one a core, else none", low=0)
+    channel_order: str = key("rgb", "colour channel order; the paper's CIFAR code uses bgr", choices=("rgb", "bgr"))
+    workers: int | None = key(None, "worker processes that decode files; null: one per core on a GPU, else 0", low=0)
     on_device: Any = key(
-        "auto", "the data set in the device's memory; auto: on a GPU, up to a quarter of what is free",
+        "auto", "keep the data set in device memory; auto: on a GPU, up to a quarter of its free memory",
         choices=("auto", True, False),
     )  # fmt: skip
-    ahead: Any = key("auto", "a thread prepares batches ahead; auto: on a GPU", choices=("auto", True, False))
-    verify: str = key(
-        "first_read", "check prepared frames' sums at the first read, or not", choices=("first_read", "off")
-    )
-    found: dict[str, Any] | None = None  # no key: what a run found in own data, kept for all that comes after training
+    ahead: Any = key("auto", "prefetch batches in a thread; auto: on a GPU", choices=("auto", True, False))
+    verify: str = key("first_read", "verify checksums of prepared frames", choices=("first_read", "off"))
+    found: dict[str, Any] | None = None  # not a key: facts of own data, found by the run and recorded
 
 
 @dataclass
 class ModelConfig(Chosen):
+    """Keys `model.*`."""
+
     name: str = key(MISSING, "network", choices=MODELS)
-    checkpointing: str = key("off", "what runs again backward to save memory", choices=("off", "norms", "blocks"))
-    weights: str | None = key(
-        None, "initial weights: a path, a file name in data_dir, data_dir/weights or torch hub, or the folder of a run"
-    )
+    checkpointing: str = key("off", "recompute in backward to save memory", choices=("off", "norms", "blocks"))
+    weights: str | None = key(None, "initial weights: path, run folder, or file in data_dir[/weights] or torch hub")
 
 
 @dataclass
 class NeuronConfig(Chosen):
-    name: str = key(MISSING, "what the neuron is called in snn_repro/neurons/", choices=NEURONS)
-    imp: bool = key(False, "learnable initial membrane potential, one value a neuron (the paper's IMP)")
-    imp_lr: float = key(1.0, "IMP's learning rate as a factor of the recipe's", low=0)
-    imp_weight_decay: float | None = key(0.0, "IMP's weight decay; null uses the recipe's", low=0)
-    initial_layers: list[int] | None = key(None, "spiking layers, from 1, that neuron.initial is for; null: all")
+    """Keys `neuron.*`."""
+
+    name: str = key(MISSING, "neuron family", choices=NEURONS)
+    imp: bool = key(False, "learnable initial membrane potential, one value per neuron (the paper's IMP)")
+    imp_lr: float = key(1.0, "learning rate of IMP, as a factor of recipe.lr", low=0)
+    imp_weight_decay: float | None = key(0.0, "weight decay of IMP; null: recipe.weight_decay", low=0)
+    initial_layers: list[int] | None = key(None, "spiking layers (from 1) that use neuron.initial; null: all")
 
 
 @dataclass
 class LossConfig(Chosen):
+    """Keys `loss.*`."""
+
     name: str = key(MISSING, "training objective and readout", choices=LOSSES)
 
 
 @dataclass
 class RecipeConfig(Chosen):
-    epochs: int = key(10, "passes over the training set", low=1)
-    batch_size: int = key(64, "training samples a step, over all processes together", low=1)
-    eval_batch_size: int = key(256, "samples a step in evaluation", low=1)
-    accumulate: int = key(1, "parts of a batch, to fit memory; processes share them; the step stays one", low=1)
+    """Keys `recipe.*`: optimisation and batches."""
+
+    epochs: int = key(10, "training epochs", low=1)
+    batch_size: int = key(64, "training batch size, total of all processes", low=1)
+    eval_batch_size: int = key(256, "evaluation batch size", low=1)
+    accumulate: int = key(1, "gradient accumulation: parts of a batch, divided among processes", low=1)
     optimizer: str = key("sgd", "optimiser", choices=OPTIMIZERS)
     lr: float = key(0.1, "learning rate", above=0.0)
     momentum: float = key(0.9, "sgd: momentum", low=0.0, below=1.0)
     nesterov: bool = key(False, "sgd: Nesterov momentum")
     weight_decay: float = key(0.0, "weight decay", low=0.0)
-    no_decay: list[str] = key([], "parameters without weight decay, any of: bias norm te")
+    no_decay: list[str] = key([], "parameters without weight decay, any of: bias, norm, te")
     eps: float = key(1e-8, "adam, adamw, lamb: epsilon", above=0.0)
-    schedule: str = key("cosine", "learning rate after warm-up", choices=SCHEDULES)
-    min_lr: float = key(0.0, "cosine: learning rate at the end", low=0.0)
-    step_epochs: int = key(30, "step: epochs between two drops", low=1)
-    step_gamma: float = key(0.1, "step: factor of a drop", above=0.0, high=1.0)
+    schedule: str = key("cosine", "learning-rate schedule after warm-up", choices=SCHEDULES)
+    min_lr: float = key(0.0, "cosine: final learning rate", low=0.0)
+    step_epochs: int = key(30, "step: epochs between drops", low=1)
+    step_gamma: float = key(0.1, "step: factor of each drop", above=0.0, high=1.0)
     warmup_epochs: int = key(0, "linear warm-up, per iteration", unit="epochs", low=0)
-    warmup_factor: float = key(1e-4, "first learning rate of the warm-up as a factor of lr", above=0.0, high=1.0)
-    clip_norm: float = key(0.0, "clip the gradient's global norm; 0 is off", low=0.0)
-    amp: str = key("auto", "mixed precision: auto is fp16 on CUDA, else off", choices=("auto", "off", "fp16", "bf16"))
-    ema_decay: float = key(0.0, "evaluate a moving average of the weights; 0 is off", low=0.0, below=1.0)
-    drop_last: bool = key(False, "leave out a last, smaller training batch")
-    class_balanced: bool = key(False, "draw training samples with replacement, all classes equally often")
-    repeated_augmentation: int = key(1, "copies of an image in a batch; an epoch has 1/copies of the images", low=1)
-    sync_bn: bool = key(False, "several processes: batch norm over the whole batch, not each process's share")
+    warmup_factor: float = key(1e-4, "initial learning rate of the warm-up, as a factor of lr", above=0.0, high=1.0)
+    clip_norm: float = key(0.0, "gradient clipping by global norm; 0: off", low=0.0)
+    amp: str = key("auto", "mixed precision; auto: fp16 on CUDA, else off", choices=("auto", "off", "fp16", "bf16"))
+    ema_decay: float = key(0.0, "decay of the weight average (EMA) that is evaluated; 0: off", low=0.0, below=1.0)
+    drop_last: bool = key(False, "drop the last, smaller training batch")
+    class_balanced: bool = key(False, "sample with replacement, all classes equally often")
+    repeated_augmentation: int = key(1, "copies of each image; an epoch has 1/copies of the images", low=1)
+    sync_bn: bool = key(False, "batch norm statistics over the batches of all processes")
 
 
 @dataclass
 class AugmentConfig(Chosen):
-    """The settings of all augmentations together: any of them may be turned on."""
+    """Keys `augment.*`: the settings of all augmentations."""
 
     def of(self, cls: Any) -> dict[str, Any]:
-        """The values of an augmentation's settings."""
+        """Values of an augmentation's settings."""
         return {key: self.own.get(key, setting.default) for key, setting in cls.settings.items()}
 
     def classes(self) -> list[Any]:
-        """The augmentations that there are; packages from outside are asked only where a key is none of ours."""
+        """All augmentations; plug-ins are imported only for keys that are not ours."""
         ours = [AUGMENTATIONS[name] for name in AUGMENTATIONS.ours()]
         return ours if self.own.keys() <= {k for cls in ours for k in cls.settings} else list(AUGMENTATIONS.values())
 
     def turned_on(self, kind: type = object) -> list[Any]:
-        """The augmentations of a kind that are turned on, in order."""
-        found = [cls for cls in self.classes() if issubclass(cls, kind) and cls.is_on(self.of(cls))]
-        return sorted(found, key=lambda cls: (cls.order, cls.name))
+        """Active augmentations that are subclasses of `kind`, in order."""
+        active = [cls for cls in self.classes() if issubclass(cls, kind) and cls.is_on(self.of(cls))]
+        return sorted(active, key=lambda cls: (cls.order, cls.name))
 
 
 @dataclass
 class LoggerConfig:
-    to: dict[str, Any] = key({}, "where a run is logged; choose with logger=NAME, or several with logger=[NAME,NAME]")
-    mode: str = key("offline", "Weights & Biases; WANDB_MODE off wins", choices=("online", "offline", "disabled"))
-    project: str = key("snn_repro", "W&B project")
-    entity: str | None = key(None, "W&B team or user; null is the account's own")
+    """Keys `logger.*`."""
+
+    to: dict[str, Any] = key({}, "loggers; choose with logger=NAME or logger=[NAME,NAME]")
+    mode: str = key("offline", "W&B mode; WANDB_MODE can only restrict it", choices=("online", "offline", "disabled"))
+    project: str = key("snn_repro", "project in W&B or trackio")
+    entity: str | None = key(None, "W&B team or user; null: the account's default")
     tags: list[str] = key([], "W&B tags besides data set, model, neuron and loss")
 
 
 @dataclass
 class SlurmConfig:
-    """What `hydra/launcher=slurm` asks of the cluster for each run; see docs/cluster.md."""
+    """Keys `slurm.*`: resources of each run with `hydra/launcher=slurm`; see docs/cluster.md."""
 
-    partition: str | None = key(None, "hydra/launcher=slurm: partition; null is the cluster's default")
-    account: str | None = key(None, "hydra/launcher=slurm: account that pays; null is the user's own")
+    partition: str | None = key(None, "hydra/launcher=slurm: partition; null: the cluster's default")
+    account: str | None = key(None, "hydra/launcher=slurm: account to charge; null: the user's default")
     qos: str | None = key(None, "hydra/launcher=slurm: quality of service")
     constraint: str | None = key(None, "hydra/launcher=slurm: node feature, such as a GPU type")
-    gpus: int = key(1, "hydra/launcher=slurm: GPUs a run", low=0)
-    processes: int = key(1, "hydra/launcher=slurm: processes a run, as many as GPUs to train on several", low=1)
-    cpus: int = key(4, "hydra/launcher=slurm: CPU cores a process", low=1)
-    memory: int = key(16, "hydra/launcher=slurm: memory a run", unit="GB", low=1)
-    time: int = key(720, "hydra/launcher=slurm: time limit; then it is continued", unit="minutes", low=1)
-    notice: int = key(120, "hydra/launcher=slurm: save and requeue before the limit", unit="seconds", low=10)
-    requeues: int = key(100, "hydra/launcher=slurm: how often a run may meet its time limit", low=0)
-    parallel: int = key(256, "hydra/launcher=slurm: runs at the same time", low=1)
+    gpus: int = key(1, "hydra/launcher=slurm: GPUs per run", low=0)
+    processes: int = key(1, "hydra/launcher=slurm: processes per run; for several GPUs, one each", low=1)
+    cpus: int = key(4, "hydra/launcher=slurm: CPU cores per process", low=1)
+    memory: int = key(16, "hydra/launcher=slurm: memory per run", unit="GB", low=1)
+    time: int = key(720, "hydra/launcher=slurm: time limit, after which the run is requeued", unit="minutes", low=1)
+    notice: int = key(120, "hydra/launcher=slurm: save and requeue this long before the limit", unit="seconds", low=10)
+    requeues: int = key(100, "hydra/launcher=slurm: requeues allowed after a time limit", low=0)
+    parallel: int = key(256, "hydra/launcher=slurm: concurrent runs", low=1)
 
 
 @dataclass
 class DebugConfig:
-    max_steps: int = key(0, "training steps an epoch; 0 is all", low=0)
-    max_eval_batches: int = key(0, "evaluation batches; 0 is all", low=0)
+    """Keys `debug.*`."""
+
+    max_steps: int = key(0, "training steps per epoch; 0: all", low=0)
+    max_eval_batches: int = key(0, "evaluation batches; 0: all", low=0)
 
 
 @dataclass
 class Config:
-    name: str = key(MISSING, "the row: names the run's folder, its line in tables and its W&B group")
-    paper_row: str | None = key(None, "id of the row of the paper's tables that this run reproduces")
+    """The whole configuration: top-level keys and groups."""
+
+    name: str = key(MISSING, "name of the row: run folder, table line, W&B group")
+    paper_row: str | None = key(None, "id of the reproduced row in the paper's tables")
     fidelity: str = key(
-        "published", "the released code's settings, those where none was released, or the paper's equations",
+        "published", "preset: released code, the same extended to unreleased rows, or the paper's equations",
         choices=("published", "extended", "described"),
     )  # fmt: skip
-    baselines: list[str] = key([], "rows to measure the gain against: without all that this adds, then without a part")
-    unspecified: list[str] = key([], "keys that no source of the paper settles; the row's file says why we chose so")
-    caveats: list[str] = key([], "why a number of this row cannot stand beside the paper's as it is, in words")
-    seed: int = key(0, "seed of weights, order and augmentation", low=0, below=2**31)
-    timesteps: int = key("${dataset.timesteps}", "simulation steps T", low=1)
-    data_dir: str | None = key(None, "folder with the public data sets, as downloaded; only ever read")
+    baselines: list[str] = key([], "baseline rows: without all additions, then without one part")
+    unspecified: list[str] = key([], "keys that no source specifies; reasons in the row's file")
+    caveats: list[str] = key([], "reasons why the number is not directly comparable to the paper's")
+    seed: int = key(0, "seed of weights, data order and augmentation", low=0, below=2**31)
+    timesteps: int = key("${dataset.timesteps}", "time steps T", low=1)
+    data_dir: str | None = key(None, "folder of the downloaded data sets; read only")
     cache_dir: str | None = key(None, "folder for prepared frames (scripts/prepare_data.py)")
-    resume: str = key("auto", "auto continues an unfinished run; never starts again", choices=("auto", "never"))
-    force: bool = key(False, "run again although a finished result of this configuration exists")
-    skip_finished: bool = key(True, "sweeps leave out what is finished; false trains it again and continues the rest")
-    device: str = key("auto", "auto is cuda where there is one; cuda:1 is the second GPU", choices=DEVICES)
-    threads: int = key(
-        0, "CPU threads; 0: 1 for the small model, else torch's default; moves roundings", low=0, high=4096
-    )
-    dry_run: bool = key(False, "check data and memory, time a few steps, print layers, operations and hours; no run")
-    energy: bool | None = key(None, "synaptic operations and energy in result.json; null: where they cost under 2 %")
-    neurobench: bool = key(False, "write neurobench.json: NeuroBench's metrics, counted over the test part")
-    kernels: str = key("auto", "backends of all layers, equal up to rounding; off is PyTorch", choices=tuple(KERNELS))
+    resume: str = key("auto", "auto: resume an unfinished run; never: start over", choices=("auto", "never"))
+    force: bool = key(False, "rerun a finished run of the same configuration")
+    skip_finished: bool = key(True, "sweeps skip finished runs; false: rerun them, resume the others")
+    device: str = key("auto", "auto: cuda if available; cuda:1: second GPU", choices=DEVICES)
+    threads: int = key(0, "CPU threads; 0: 1 for model=small, else torch's; changes rounding", low=0, high=4096)
+    dry_run: bool = key(False, "estimate time, memory and operations by layer; no training")
+    energy: bool | None = key(None, "count synaptic operations and energy; null: if that costs under 2 %")
+    neurobench: bool = key(False, "write neurobench.json: NeuroBench metrics of the test set")
+    kernels: str = key("auto", "backend; results equal up to rounding; off: PyTorch", choices=tuple(KERNELS))
     compile: bool | str = key(
-        False, "torch.compile the network (default, as true), or with CUDA graphs too; on a CPU it needs a C++ compiler",
+        False, "torch.compile the network; reduce-overhead: CUDA graphs; a CPU needs a C++ compiler",
         choices=(False, True, "default", "reduce-overhead"),
     )  # fmt: skip
-    deterministic: bool = key(True, "ask torch for deterministic algorithms; CUDA may be slower")
-    cudnn_benchmark: str = key("auto", "CUDA: cuDNN tries its algorithms", choices=("auto", "always", "never"))
+    deterministic: bool = key(True, "deterministic algorithms in torch; may be slower on CUDA")
+    cudnn_benchmark: str = key("auto", "cuDNN benchmark mode", choices=("auto", "always", "never"))
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     neuron: NeuronConfig = field(default_factory=NeuronConfig)
@@ -246,30 +257,30 @@ class Config:
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
-    runs_per_gpu: int = key(1, "hydra/launcher=gpus: runs at the same time on each GPU", low=1)
+    runs_per_gpu: int = key(1, "hydra/launcher=gpus: concurrent runs per GPU", low=1)
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
-    run_dir: str | None = key(None, "set by Hydra's hydra.run.dir; not a key to set")
+    run_dir: str | None = key(None, "set by hydra.run.dir; not a key")
 
 
 # ---------------------------------------------------------------- identity
 
-# Keys that say where or how a run happens. Some still move numbers by rounding (threads, device, backends, compile), or
-# with the number of processes (sync_bn): result.json says what they were, and tables show where runs differ in it.
+# Keys that set where or how a run executes. Some still change results by rounding (threads, device, backends, compile), or
+# with the number of processes (sync_bn): result.json records them, and tables show where runs differ.
 NOT_HASHED = (
     "run_dir", "data_dir", "cache_dir", "resume", "force", "dry_run", "device", "threads", "logger", "energy", "neurobench",
     "skip_finished", "slurm", "runs_per_gpu",
     "dataset.found", "dataset.workers", "dataset.on_device", "dataset.ahead", "dataset.verify", "debug.profile", "baselines", "unspecified", "caveats",
     "model.conv_backend", "model.checkpointing", "neuron.backend", "kernels", "compile", "cudnn_benchmark",
-    "recipe.sync_bn",  # matters with several processes alone, and their number is no key either
+    "recipe.sync_bn",  # matters only with several processes, whose number is not a key
 )  # fmt: skip
 
-# Of these, keys that runs once had, the first two of which kernels= took over: stored configurations may have them, commands not.
+# Removed keys, the first two replaced by kernels=; allowed in stored configurations, not on the command line.
 FORMER_KERNELS = ("model.conv_backend", "neuron.backend")
 FORMER = (*FORMER_KERNELS, "debug.profile")
 
-# Keys that came after results existed, with the value that stands for what was done before: with this value a key stays
-# out of the hash, so that earlier results go on belonging to their configuration.
+# Keys added after results existed, with the value equal to the earlier behaviour. With this value a key is left out of the
+# hash, so that earlier results keep their configuration's hash.
 ADDED: dict[str, Any] = {
     "neuron.decay_input": True, "augment.eventdrop_area": "rectangle", "augment.eventmix": 0.0, "augment.eventmix_prob": 1.0,
     "neuron.initial": "zero", "neuron.initial_value": 0.5, "neuron.initial_layers": None, "augment.rpg_drop": 0.0, "augment.rpg_mix": 0.0, "augment.rpg_relevance": "slrp", "model.stem_pool": "avg",
@@ -277,8 +288,8 @@ ADDED: dict[str, Any] = {
     "model.spiking_output": True,
 }  # fmt: skip
 
-# Keys that are no more, or only of some choices now. Every configuration had them, with these values where nothing else was
-# said (or that of another key), and they stay in the hash for the same reason.
+# Removed or renamed keys. Every configuration had them, with these defaults (or another key's value); they stay in the hash
+# for the same reason.
 RENAMED = {"recipe.imp_lr": "neuron.imp_lr", "recipe.imp_weight_decay": "neuron.imp_weight_decay"}
 FORMERLY = {
     "neuron.tau": 2.0, "neuron.retain": 0.25, "loss.epsilon": None, "loss.lam": None, "loss.phi": None, "model.norm": None,
@@ -287,7 +298,7 @@ FORMERLY = {
 
 
 def to_dict(config: Config) -> dict:
-    """The whole configuration as plain containers, in the form of the yamls: own settings among the others."""
+    """The configuration as plain containers in the form of the yamls; own settings inline."""
     plain = asdict(config)
     for group in OWN:
         plain[group] |= plain[group].pop("own")
@@ -303,15 +314,14 @@ def _flat(part: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def hashed(config: Config | dict) -> dict[str, Any]:
-    """Flat `{"recipe.lr": 0.1, ...}` of every key that can change a number in the result.
+    """Flat `{"recipe.lr": 0.1, ...}` of every key that can change a result.
 
-    Two configurations without a key of ADDED, or with its old value, are the same. `fidelity=extended` says only that no
-    code was released that does what the row does, so it counts as `published`.
+    A key of ADDED with its old value is left out. `fidelity=extended` counts as `published`: it is only a label.
     """
     plain = to_dict(config) if isinstance(config, Config) else config
     flat = {k: v for k, v in _flat(plain) if k not in NOT_HASHED and (k not in ADDED or v != ADDED[k])}
     if flat.get("neuron.imp") and flat.get("neuron.initial") == "imp":
-        del flat["neuron.initial"]  # neuron.imp says it
+        del flat["neuron.initial"]  # implied by neuron.imp
     flat = FORMERLY | flat
     for former, now in RENAMED.items():
         if now in flat:
@@ -322,13 +332,13 @@ def hashed(config: Config | dict) -> dict[str, Any]:
 
 
 def config_hash(config: Config | dict, without: tuple[str, ...] = ()) -> str:
-    """SHA-256 (first 16 hex digits) of `hashed(config)`, optionally without some keys such as the seed."""
+    """First 16 hex digits of the SHA-256 of `hashed(config)`, without the given keys (e.g. seed)."""
     flat = {k: v for k, v in hashed(config).items() if k not in without}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def differing(a: Config | dict, b: Config | dict) -> list[str]:
-    """`["recipe.lr: 0.1 -> 0.2", ...]`: the keys in which two configurations differ, of those that are hashed."""
+    """`["recipe.lr: 0.1 -> 0.2", ...]`: hashed keys in which two configurations differ."""
     fa, fb = ADDED | hashed(a), ADDED | hashed(b)
     changed = {k: f"{fa.get(k)} -> {fb.get(k)}" for k in sorted(fa.keys() | fb.keys()) if fa.get(k) != fb.get(k)}
     return [f"{k}: {values}" for k, values in changed.items() if changed.get(RENAMED.get(k, "")) != values]

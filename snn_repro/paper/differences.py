@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from snn_repro.config import ADDED, SAID_OF_THEM, hashed, text_only
+from snn_repro.config import ADDED, TEXT_ONLY_NOTE, hashed, text_only
 from snn_repro.errors import UserError
 from snn_repro.paper.results import Group, facts, right_or_none
 from snn_repro.paper.statistics import mcnemar, paired
@@ -47,7 +47,7 @@ def remarks(groups: Sequence[Group], common: int = 6) -> list[str]:
     if noncausal := [group.label for group in groups if not group.steps()]:
         notes.append(f"no accuracy per time step where outputs depend on later steps: {', '.join(noncausal)}")
     if known := dict.fromkeys(chosen for group in groups for chosen in text_only(group.first["config"])):
-        notes.append(f"{SAID_OF_THEM}: {', '.join(known)}")
+        notes.append(f"{TEXT_ONLY_NOTE}: {', '.join(known)}")
     return [*notes, *filter(None, [older_note([run for _, run in runs])])]
 
 

@@ -169,7 +169,7 @@ PATIENCE = 60  # seconds that worker processes get to save their runs
 
 @contextlib.contextmanager
 def stoppable(jobs: Sequence[Job] = ()) -> Iterator[None]:
-    """Signals of `errors.ASKED` raise Interrupted, after joblib's workers have saved their runs.
+    """Signals of `errors.STOP_SIGNALS` raise Interrupted, after joblib's workers have saved their runs.
 
     A run in this process handles them itself while it trains. A second Ctrl-C stops at once.
     """

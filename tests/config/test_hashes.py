@@ -50,5 +50,5 @@ def test_what_was_finished_is_done_and_what_was_begun_resumes(tmp_path):
 
 
 def test_a_row_of_the_users_own_with_a_key_that_was_renamed_is_told_its_name():
-    with pytest.raises(ConfigError, match="recipe.imp_lr is called neuron.imp_lr now; write neuron.imp_lr="):
+    with pytest.raises(ConfigError, match="recipe.imp_lr is now called neuron.imp_lr; write neuron.imp_lr="):
         load_config(["+recipe.imp_lr=2"])

@@ -45,8 +45,8 @@ def watching(device):
             self.left = min(len(batches), BATCHES)
             return super().evaluate(batches, part)
 
-        def leave_if_asked(self, *pending):
-            super().leave_if_asked(*pending)
+        def stop_if_requested(self, *pending):
+            super().stop_if_requested(*pending)
             if not pending:  # after a batch of an evaluation
                 self.left -= 1
                 device.watched = self.left > 0

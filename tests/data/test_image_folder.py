@@ -171,7 +171,7 @@ def test_every_changed_file_changes_the_fingerprint(tmp_path):
 
 def test_the_configuration_is_checked_with_what_is_found(tmp_path):
     root = images(tmp_path / "data", 2)
-    with pytest.raises(ConfigError, match="vgg48 is wired for 48x48 pixels and dataset=image_folder gives 12x12"):
+    with pytest.raises(ConfigError, match="vgg48 needs 48x48 pixels and dataset=image_folder gives 12x12"):
         config(root, "model=vgg48", "neuron=leaky_imp")
     away = without_data()  # shown, listed and compared without the images
     assert config_hash(away) == config_hash(config(root))

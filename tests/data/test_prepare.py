@@ -361,13 +361,13 @@ def test_the_program_prepares_verifies_and_refuses(tmp_path, made, capsys):
     cache = open_cache("cifar10_dvs", tmp_path / "cache", 5, "time", 48)
     assert cache.frames.shape == (40, 5, 2, 48, 48)
     assert main([*words, "verify=true"]) == 0
-    assert "all 40 rows are as they were stored" in capsys.readouterr().out
+    assert "all 40 rows match their checksums" in capsys.readouterr().out
     for row in (3, 39):
         rot(cache.folder, row)
     assert main([*words, "verify=true"]) == 2
     told = capsys.readouterr()
     bad = [cache.names[3], cache.names[39]]
-    assert f"2 of 40 rows are not what was stored: {', '.join(bad)}; rebuild it with" in told.err
+    assert f"2 of 40 rows do not match their checksums: {', '.join(bad)}; rebuild the cache with" in told.err
     assert [line.split()[1] for line in told.out.splitlines() if line.startswith("bad: ")] == bad
     assert main([*words, "verify=true", "rebuild=true"]) == 2
     assert "verify=true only reads a finished cache: leave out rebuild=true" in capsys.readouterr().err

@@ -132,9 +132,9 @@ def test_one_key_chooses_for_a_run_and_is_no_part_of_its_hash(former):
     assert config_hash(stored) == config_hash(plain) == config_hash(off) and checked(stored) == plain
     assert plain.kernels == "auto"
     for words in ([former], [f"+{former}"]):
-        with pytest.raises(UserError, match=f"^{key} is no key: .* write kernels= one of: auto, off, "):
+        with pytest.raises(UserError, match=f"^{key} is no longer a key: .* write kernels= one of: auto, off, "):
             load_config(words)
-    with pytest.raises(UserError, match=f"^{key} is no key"):
+    with pytest.raises(UserError, match=f"^{key} is no longer a key"):
         recomposed(to_dict(plain), [former])
 
 

@@ -163,7 +163,7 @@ def test_rmp_is_trainings_alone_and_needs_watching():
     ("words", "sentence"),
     [
         ("loss=tks augment.mixup=0.2", "augment.mixup=0.2 makes soft targets and loss=tks needs labels; set it to 0"),
-        ("loss=rmp compile=true", "compile=true does not show the potentials that loss=rmp reads"),
+        ("loss=rmp compile=true", "compile=true hides the membrane potentials that loss=rmp reads"),
         ("loss=rmp loss.schedule=cosine", "loss.schedule='cosine' is not one of triangle, constant"),
     ],
 )

@@ -50,7 +50,7 @@ def test_a_kernel_stands_for_the_class_that_names_it(monkeypatch):
 
 def test_a_name_is_given_once():
     with pytest.raises(
-        UserError, match="there is a neuron 'lif' already, snn_repro.neurons.lif.LIF; choose another name"
+        UserError, match="the neuron 'lif' already exists in snn_repro.neurons.lif.LIF; choose another name"
     ):
 
         @register("lif")
@@ -58,7 +58,7 @@ def test_a_name_is_given_once():
             pass
 
     assert LIF.family == "lif" and NEURONS["lif"] is LIF
-    with pytest.raises(UserError, match="there is a surrogate 'atan' already"):
+    with pytest.raises(UserError, match="the surrogate 'atan' already exists in"):
         register_surrogate("atan", width=1.0)(lambda z, width: z)
     with pytest.raises(UserError, match="suffix _imp selects a learned initial potential"):
         register("my_imp")

@@ -188,5 +188,5 @@ def test_labels_are_smoothed_after_mixing():
     assert torch.allclose(target[0], torch.tensor([0.925, 0.025, 0.025, 0.025]))
     mixed = torch.tensor([[0.5, 0.5, 0.0, 0.0]])
     assert torch.allclose(SmoothLabels(4, 0.1)(x, mixed, generator)[1], torch.tensor([[0.475, 0.475, 0.025, 0.025]]))
-    with pytest.raises(ConfigError, match="smooth twice"):
+    with pytest.raises(ConfigError, match="smooth labels twice"):
         load_config(["experiment=table2_cifar10dvs48_t10_imp_tet_s", "augment.label_smoothing=0.1"])

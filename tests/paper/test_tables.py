@@ -137,7 +137,7 @@ def test_a_damaged_line_is_skipped_and_named(runs, tmp_path, capsys):
     file.write_text("\n".join([lines[0], lines[1][:50], *lines[2:]]))
     assert [r.seed for r in load([file])] == [0, 2, 3] and len(load([tmp_path / "kept"])) == 7
     assert capsys.readouterr().err.count(f"skipped: {file}, line 2, is damaged") == 2
-    with pytest.raises(UserError, match="row_a.jsonl has a line that is no collected run"):
+    with pytest.raises(UserError, match="row_a.jsonl has a line that is not a collected run"):
         collect([runs / "runs"], tmp_path / "kept")
 
 

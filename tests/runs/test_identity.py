@@ -76,7 +76,7 @@ def test_a_stopped_run_goes_on_under_other_conditions_which_are_named_but_not_wi
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     result = run(quick("threads=1"))
     assert result.threads == 1 and result.changed_on_resume == ["threads: 2 -> 1 from epoch 2, step 0"]
-    assert "not all is as it was before the stop (threads: 2 -> 1" in caplog.text
+    assert "conditions changed since the run was stopped (threads: 2 -> 1" in caplog.text
     other_digits()
     with pytest.raises(UserError, match=r"checkpoint_last.pt was trained on other data \(digits: .*resume=never"):
         run(quick(f"hydra.run.dir={tmp_path / 'copy'}"))
@@ -176,7 +176,7 @@ def test_out_of_memory_names_what_helps(quick, monkeypatch):
     for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB.")):
         assert re.search(OUT_OF_MEMORY, str(in_one_sentence(error)))
     # of several processes the one that is left guesses why the other went; that is no lack of memory here
-    told = UserError("another process of this run ended without a word (killed, or out of memory?)")
+    told = UserError("another process of this run ended without an error message (killed, or out of memory?)")
     assert in_one_sentence(told) is told
 
 
