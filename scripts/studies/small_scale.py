@@ -1,4 +1,4 @@
-"""The paper's claims, tested at the size that fits two CPU cores: what is run, how it is judged, and the report."""
+"""The paper's claims on small data: the sweeps, the decision rule and the report."""
 
 import shlex
 from collections.abc import Iterator, Sequence
@@ -35,21 +35,21 @@ class Sweep(NamedTuple):
 SWEEPS = {
     "digits": Sweep(
         True, ("if", "if_imp"), ("sdt", "tet", "lts"), (),
-        "1,797 real handwritten digits, 8x8; nearly saturated, so differences are small by construction",
+        "1,797 handwritten digits, 8x8; nearly saturated, so differences are small by construction",
     ),
     "fashion_mnist": Sweep(
         True, ("if", "if_imp"), ("sdt", "tet", "lts"),
         ("dataset.train_subset=6000", "recipe.epochs=8", "recipe.batch_size=64"),
-        "6,000 of the 60,000 real training images (stratified), all 10,000 test images",
+        "6,000 of the 60,000 training images (stratified), all 10,000 test images",
     ),
     "digits_dvs": Sweep(
         False, ("lif", "lif_imp"), ("sdt", "tet", "tet_s"), (),
-        "the digits as an emulated event camera sees them; events emulated from real images",
+        "the digits as events of an emulated camera, made from the images",
     ),
     "fashion_mnist_dvs": Sweep(
         False, ("lif", "lif_imp"), ("sdt", "tet", "tet_s"),
         ("dataset.train_subset=6000", "timesteps=5", "recipe.epochs=5"),
-        "6,000 training images and all test images of Fashion-MNIST as an emulated event camera sees them, T=5",
+        "6,000 training images and all test images of Fashion-MNIST as events of an emulated camera, T=5",
     ),
 }  # fmt: skip
 
@@ -189,23 +189,23 @@ def judge_claims(groups: Sequence[Group]) -> list[Comparison]:
 RULE = f"""\
 Fixed before any number was seen:
 
-- Accuracy is that of the test set after the last epoch, read as the loss prescribes (LTS: last step; others: mean over
-  time). No epoch is chosen by the test set.
-- A comparison is paired over seeds: both sides of a seed share initial weights and data order. "IMP helps" is the mean over
-  the losses of (with IMP - without); a comparison of losses is the mean over IMP on and off.
-- Effect: mean difference in percentage points; interval: 95 %, Student's t over the seeds; p: paired t-test, two-sided,
-  adjusted by Holm over all comparisons below. Beside it stands the exact sign-flip p, which cannot be below 2/2^n.
-- **supported**: at least {SEEDS} seeds, the interval lies above 0, and Holm's p is below {ALPHA}.
-- **not supported**: the same with the interval below 0: the opposite was found.
-- **undecided**: everything else; "leans for" or "leans against" where the interval excludes 0 but Holm's p does not hold.
-- A claim over two comparisons (LTS beats both) is supported if both are, not supported if one is not, else undecided.
+- **Accuracy** is on the test set after the last epoch, at the loss's readout (LTS: last step; others: mean over time). The test set
+  chooses no epoch.
+- **Comparisons** are paired over seeds: both sides of a pair share initial weights and data order. "IMP helps" is the mean over the
+  losses of (with IMP - without). A comparison of losses is the mean over IMP on and off.
+- **Effect** is the mean difference in percentage points, with a 95 % interval (Student's t over seeds). p is that of the two-sided paired
+  t-test, adjusted by Holm over all comparisons below. The exact sign-flip p is given too; it cannot be below 2/2^n.
+- **supported**: at least {SEEDS} seeds, the interval is above 0, and Holm's p is below {ALPHA}.
+- **not supported**: the same with the interval below 0; the opposite was found.
+- **undecided**: everything else. "leans for" or "leans against": the interval excludes 0 but Holm's p is not below {ALPHA}.
+- A claim with two comparisons (LTS beats both) is supported if both are, not supported if one is not, else undecided.
 
 Added when these runs were known, with the margins of the study of initial states (`docs/studies/initial_state.md`), which were not
-chosen by them:
+chosen by these runs:
 
-- The claims about step 1 and about the mean over the steps: accuracy of each step's own output.
-- **no effect above the margin**, in place of undecided: at least {SEEDS} seeds, and Holm's p (over all comparisons below) of two
-  one-sided tests against the margin is below {ALPHA}. Margins: {"; ".join(MEASURES[key].said for key in ("readout", "first", "area"))}.
+- The claims about step 1 and about the mean over the steps. They use the accuracy of each step's own output.
+- **no effect above the margin** replaces undecided: at least {SEEDS} seeds, and Holm's p (over all comparisons below) of two one-sided
+  tests against the margin is below {ALPHA}. Margins: {"; ".join(MEASURES[key].said for key in ("readout", "first", "area"))}.
 """
 
 
@@ -246,7 +246,8 @@ def report(results: Path) -> dict[str, str]:
     parts = [
         "# The paper's claims at a small scale\n",
         "Generated by `python scripts/study.py small_scale report` from the results under `runs/small_scale`; not edited by hand.",
-        "One small network (about 32,000 weights), trained on two CPU cores. It says what holds at this size, no more.\n",
+        "",
+        *_summary(rows, min(len(g.runs) for g in groups)),
         "## How a verdict is reached\n",
         RULE,
         "## Verdicts\n",
@@ -262,11 +263,54 @@ def report(results: Path) -> dict[str, str]:
     return {"small_scale.md": "\n".join(parts)}
 
 
-def _verdicts(rows: Sequence[Comparison]) -> Table:
+def _overall(rows: Sequence[Comparison]) -> dict[tuple[str, str], str]:
+    """{(claim, data set): its verdict}."""
     verdicts: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         verdicts.setdefault((row.claim, row.dataset), []).append(row.verdict)
-    lines = [dict(claim=claim, data=data, verdict=f"**{overall(v)}**") for (claim, data), v in verdicts.items()]
+    return {key: overall(v) for key, v in verdicts.items()}
+
+
+def _summary(rows: Sequence[Comparison], seeds: int) -> Iterator[str]:
+    """Question, design, findings with effects and intervals, and what is not known."""
+    verdicts = {key: verdict for key, verdict in _overall(rows).items() if verdict != "not run"}
+    ran = list(dict.fromkeys(data for _, data in verdicts))
+    yield "## Summary\n"
+    yield "**Question.** Do the paper's claims about IMP and the losses hold for a small network on small data?\n"
+    yield "**Design.** One network of about 32,000 weights is trained on two CPU cores, with and without IMP and with three losses, on"
+    yield f"{', '.join(ran)}. Every combination has at least {seeds} seeds, and differences are paired over seeds.\n"
+    yield "**Findings.**\n"
+    kinds: dict[str, list[str]] = {}
+    for claim in dict.fromkeys(claim for claim, _ in verdicts):
+        found = {data: verdict for (c, data), verdict in verdicts.items() if c == claim}
+        yes, opposite = ([d for d, v in found.items() if v == wanted] for wanted in ("supported", "not supported"))
+        if len(yes) == len(found):
+            kinds.setdefault("Supported on every data set tested", []).append(claim)
+        elif yes:
+            kinds.setdefault("Supported on some data sets", []).append(f"{claim} ({', '.join(yes)})")
+        if opposite:
+            kinds.setdefault("The opposite was found", []).append(f"{claim} ({', '.join(opposite)})")
+        if not yes and not opposite:
+            kinds.setdefault("Supported on no data set", []).append(claim)
+    yield from (f"- {kind}: {'; '.join(claims)}." for kind, claims in kinds.items())
+    yield "\nEffect in percentage points with its 95 % interval, by data set:\n"
+    twice = {row.claim for row in rows if sum((r.claim, r.dataset) == (row.claim, row.dataset) for r in rows) > 1}
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows:
+        label = f"{row.claim} (against {row.versus})" if row.claim in twice else row.claim
+        line = cells.setdefault(label, dict(claim=label))
+        if row.effect is not None and row.low is not None:
+            line[row.dataset] = f"{_signed(row.effect)} ({_signed(row.low)} .. {_signed(row.high)})"
+    columns = [Column("claim", "claim"), *(Column(data, data, "number") for data in ran)]
+    yield to_markdown(Table("", columns, list(cells.values())))
+    open_ = sum(verdict.startswith("undecided") for verdict in verdicts.values())
+    yield f"**Not known.** {open_} of {len(verdicts)} verdicts are undecided: these seeds are too few to tell. Only one small network and small"
+    yield "or emulated data were tested, so nothing here is evidence for the paper's networks and data sets. The claims about step 1 and the"
+    yield "mean over the steps were added when the runs were known.\n"
+
+
+def _verdicts(rows: Sequence[Comparison]) -> Table:
+    lines = [dict(claim=claim, data=data, verdict=f"**{v}**") for (claim, data), v in _overall(rows).items()]
     return Table("", [Column("claim", "claim"), Column("data", "data set"), Column("verdict", "verdict")], lines)
 
 
