@@ -34,7 +34,7 @@ SEEDS = 5
 ALPHA, POWER = 0.05, 0.8
 FIGURES = ("initial_state_steps", "initial_state_effects", "initial_state_learned")
 
-# A state is how neurons start: the overrides that say so, in the order of tables.
+# Initial states and their overrides, in the order of the tables.
 STATES: dict[str, tuple[str, ...]] = {
     "zero": (),
     "constant": ("neuron.initial=constant",),
@@ -54,7 +54,7 @@ DEPTH: dict[str, tuple[str, ...]] = {
 
 
 class Part(NamedTuple):
-    """States by losses on one data set, in one recipe. `against`: the pairs (state, other state) that are compared."""
+    """Initial states by losses on one data set, in one recipe. `against`: the pairs (state, other state) to compare."""
 
     dataset: str
     neuron: str
@@ -91,7 +91,7 @@ PARTS = {
 
 
 class Measure(NamedTuple):
-    """A number of one run; `margin`: the smallest difference that would matter, in its unit."""
+    """A number of one run; `margin`: the smallest difference that matters, in its unit."""
 
     title: str
     unit: str
@@ -131,7 +131,7 @@ def _margins() -> Table:
 
 
 def part_of(name: str, dataset: str | None = None) -> Part:
-    """A part by name, on another data set where one is given: then with that set's own recipe. Raises UserError."""
+    """A part by name; on another data set it uses that set's own recipe. Raises UserError for an unknown name."""
     if name not in PARTS:
         raise UserError(f"{name} is no part of this study; choose of: {', '.join(PARTS)}")
     part = PARTS[name]
@@ -158,7 +158,7 @@ def _chosen(names: Sequence[str], more: Sequence[str]) -> tuple[list[Part], list
 
 
 def commands(names: Sequence[str], seeds: int, more: Sequence[str] = ()) -> Iterator[list[str]]:
-    """The Hydra multiruns of each part (of all, or by `dataset=` of those that fit it), as words: one for each state."""
+    """The Hydra multiruns, as words: one per part and state; `dataset=` selects the parts that fit it."""
     parts, rest = _chosen(names, more)
     wanted = {loss for word in rest if word.startswith("loss=") for loss in word.removeprefix("loss=").split(",")}
     rest = [word for word in rest if not word.startswith("loss=")]
@@ -178,7 +178,7 @@ def commands(names: Sequence[str], seeds: int, more: Sequence[str] = ()) -> Iter
 
 
 def state_of(config: dict[str, Any]) -> str | None:
-    """Which state a run's configuration has; None for one that is no state of this study."""
+    """The initial state of a run's configuration; None if it is not part of this study."""
     neuron = config["neuron"]
     initial = "imp" if neuron.get("imp") else neuron.get("initial", "zero")
     if initial == "imp":
@@ -199,10 +199,12 @@ EXITS = tuple(percent / 100 for percent in range(50, 100))  # confidences at whi
 
 
 def measure(results: Path) -> None:
-    """Write results/runs/initial_state/measured.json: of each data set what logistic regression makes of it, and from the
-    checkpoints under SWEEP_DIR when an early-exit reader would stop, each trained network of static images tested for 8 steps, and
-    with its learned potentials shuffled in a layer, averaged a channel or layer, put back to their start, or left out; where learned
-    potentials ended. What it already says of these runs, or of networks whose checkpoints are not here, stays.
+    """Write results/runs/initial_state/measured.json from the checkpoints under SWEEP_DIR.
+
+    For each data set: accuracy of logistic regression. For each network: early exit, and the distribution of learned
+    potentials; for static images also accuracy with 8 steps; with IMP also accuracy with the learned potentials shuffled within
+    a layer, averaged per channel or layer, reset to their start, or zero. Entries of these runs, and of networks without a
+    checkpoint here, are kept.
     """
     from snn_repro.runs.folder import find_results
     from studies.methods import linear_baseline
@@ -243,13 +245,13 @@ def _of_network(entry: dict[str, Any]) -> tuple[str, str, str, int]:
 
 
 def _measured(results: Path) -> dict[str, Any]:
-    """What `measure` wrote: linear (accuracy by data set) and networks (an entry each); empty where it did not."""
+    """The content of measured.json: linear (accuracy by data set) and networks (a list); empty if there is no file."""
     path = results / "runs" / "initial_state" / MEASURED
     return json.loads(path.read_text("utf-8")) if path.exists() else {"linear": {}, "networks": []}
 
 
 def _probe(folder: Path, state: str, tests: dict[str, list[Any]]) -> dict[str, Any]:
-    """An entry of `measure`. tests: the test batches that were read before, by what their runs say of their data."""
+    """One network's entry of `measure`. tests: cache of test batches, by the data they belong to."""
     import torch
 
     from snn_repro.build import options
@@ -324,8 +326,10 @@ def _probe(folder: Path, state: str, tests: dict[str, list[Any]]) -> dict[str, A
 
 
 def _cost(run: TrainedRun, x: Any, exits: Sequence[float]) -> dict[str, float]:
-    """Energy of a sample in nanojoule by `energy_report`, on the test batch x: energy, where the shares `exits` of samples stop at
-    steps 1..T, and energy_all of T steps."""
+    """Energy per sample in nJ (`energy_report`) on the test batch x: with early exit, and of all T steps.
+
+    exits: shares of samples that stop at steps 1..T.
+    """
     from snn_repro.energy import energy_report
     from snn_repro.trained.evaluate import tested_network
 
@@ -338,7 +342,7 @@ def _cost(run: TrainedRun, x: Any, exits: Sequence[float]) -> dict[str, float]:
 
 
 def starts_of(run: TrainedRun) -> dict[str, Any]:
-    """The initial potentials before training, by name: those that the run's seed draws."""
+    """The initial potentials before training, by name, drawn again from the run's seed."""
     from snn_repro.build import build_network
     from snn_repro.neurons import initial_states
     from snn_repro.runtime import seed_everything
@@ -348,8 +352,11 @@ def starts_of(run: TrainedRun) -> dict[str, Any]:
 
 
 def cheapest(exits: Sequence[dict[str, Any]], lost: float = 0.01) -> dict[str, Any]:
-    """Of `trained.evaluate.early_exit`, the threshold that takes fewest steps and keeps accuracy within a point of all T steps:
-    threshold (null: all steps), steps (mean), exits (share of the samples that stop at each step), acc, and acc_all of all steps."""
+    """Of `trained.evaluate.early_exit`, the threshold with the fewest steps that loses at most `lost` in accuracy.
+
+    Returns threshold (null: all steps), steps (mean), exits (shares of samples that stop at each step), acc, and acc_all of all
+    steps.
+    """
     everything = exits[-1]["acc"]
     best = min((e for e in exits if e["acc"] >= everything - lost), key=lambda e: e["mean_steps"])
     return dict(
@@ -378,7 +385,7 @@ The margin is the smallest difference that matters:
 
 
 class Comparison(NamedTuple):
-    """One state against another, by one measure. Differences are state minus other, in the measure's unit."""
+    """One initial state compared with another by one measure; differences are state minus other, in the measure's unit."""
 
     part: str
     loss: str
@@ -415,7 +422,7 @@ class Comparison(NamedTuple):
 
 
 def visible_effect(sd: float, n: int, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The smallest mean difference that n pairs with this sd of their differences show with this power."""
+    """Smallest mean difference that n pairs detect with this power, given the sd of their differences."""
     if sd <= NO_SPREAD:
         return 0.0
     high = sd / n**0.5
@@ -428,7 +435,7 @@ Cells = dict[tuple[str, str], Group]  # (state, loss)
 
 
 def cells(groups: Sequence[Group], dataset: str) -> Cells:
-    """The runs of a data set by state and loss. Raises UserError where two configurations are the same cell."""
+    """The runs of a data set by state and loss. Raises UserError if two configurations share a cell."""
     found: Cells = {}
     for group in groups:
         if group.first["dataset"] == dataset and (state := state_of(group.first["config"])):
@@ -441,7 +448,7 @@ def cells(groups: Sequence[Group], dataset: str) -> Cells:
 
 
 def compare(name: str, part: Part, of: Cells, seeds: int | None = None) -> list[Comparison]:
-    """Every comparison of a part by every measure, as far as both sides ran with two seeds; `seeds`: of the first so many alone."""
+    """Every comparison of a part by every measure, if both sides have two shared seeds; `seeds`: use only the first ones."""
     found = []
     for key, measure_ in MEASURES.items():
         family = []
@@ -471,7 +478,7 @@ def compare(name: str, part: Part, of: Cells, seeds: int | None = None) -> list[
 
 
 def ran(groups: Sequence[Group]) -> dict[str, Part]:
-    """The parts of which something ran, by title's key: each on its own data set, and on others of its kind."""
+    """The parts with runs, by key of their title: on the part's data set, and on others of the same kind."""
     found = {}
     for name, part in PARTS.items():
         there = {g.first["dataset"] for g in groups if g.first["dataset"] in SETS}
@@ -484,7 +491,7 @@ def ran(groups: Sequence[Group]) -> dict[str, Part]:
 
 
 def collected(results: Path) -> tuple[list[Group], list[str]]:
-    """The committed runs. Raises UserError where there is none."""
+    """The committed runs. Raises UserError if there are none."""
     folder = results / "runs" / "initial_state"
     if not result_files(folder):
         raise UserError(f"{folder} holds no run; run `python scripts/study.py initial_state run`, then `... collect`")
@@ -492,12 +499,12 @@ def collected(results: Path) -> tuple[list[Group], list[str]]:
 
 
 def probes(results: Path) -> list[dict[str, Any]]:
-    """What `measure` wrote of each network; [] where it did not."""
+    """The networks in measured.json; [] if there is no file."""
     return _measured(results)["networks"]
 
 
 def report(results: Path) -> dict[str, str]:
-    """`{"initial_state.md": ...}` from the collected runs and what was measured from their networks."""
+    """`{"initial_state.md": ...}` from the collected runs and measured.json."""
     groups, notes = collected(results)
     measured, linear = probes(results), _measured(results)["linear"]
     judged: dict[str, list[Comparison]] = {}
@@ -555,7 +562,7 @@ _TITLES = {
 
 
 def _price(groups: Sequence[Group], results: Path) -> Table:
-    """What each state adds to the network of static images; time and memory as `results/methods.md` measured them."""
+    """Cost of each state in the network of static images; time and memory from `results/methods.md`."""
     from studies import methods
 
     path = results / "runs" / "methods" / methods.MEASURED
@@ -583,7 +590,7 @@ def _price(groups: Sequence[Group], results: Path) -> Table:
         ))  # fmt: skip
     columns = [
         Column("state", "initial state"), Column("learned", "learned numbers", "number"), Column("bytes", "bytes, float32", "number"),
-        Column("reads", "numbers read or drawn a sample", "number"), Column("time", "training step, x zero", "number"),
+        Column("reads", "numbers read or drawn per sample", "number"), Column("time", "training step, x zero", "number"),
         Column("memory", "memory kept for the backward pass, MB", "number"),
     ]  # fmt: skip
     said = [
@@ -593,13 +600,12 @@ def _price(groups: Sequence[Group], results: Path) -> Table:
     return Table("", columns, rows, said)
 
 
-# The design: with a standard deviation above this, in points, all cells of a loss get MORE_SEEDS more.
+# By the design: above this standard deviation, in points, all cells of a loss get MORE_SEEDS more seeds.
 SPREAD, MORE_SEEDS = 0.3, 3
 
 
 def _seeds(judged: dict[str, list[Comparison]], groups: Sequence[Group]) -> Table:
-    """Of each part and loss the largest spread of a readout's difference over the first SEEDS seeds, what the design asks for, and
-    what is not seen without."""
+    """By part and loss: largest sd of a readout difference over the first SEEDS seeds, seeds due, and detectable differences."""
     rows, parts = [], ran(groups)
     for name, comparisons in judged.items():
         part = parts[name]
@@ -629,7 +635,7 @@ def _seeds(judged: dict[str, list[Comparison]], groups: Sequence[Group]) -> Tabl
 
 
 def _cut_seeds(judged: dict[str, list[Comparison]], groups: Sequence[Group]) -> list[str]:
-    """Where fewer seeds were run than the design asks for, a line each."""
+    """A line for each part and loss with fewer seeds than the design asks for."""
     return [
         f"{row['part']}, {row['loss']}: the {MORE_SEEDS} more seeds that the design asks for. Differences of the readout between"
         f" {row['seen_asked']} and {row['seen']} points are not seen without them"
@@ -639,7 +645,7 @@ def _cut_seeds(judged: dict[str, list[Comparison]], groups: Sequence[Group]) -> 
 
 
 def _title(name: str) -> str:
-    """Of a key of `ran`."""
+    """The heading of a part, from its key in `ran`."""
     part, _, dataset = name.partition(", ")
     return f"{_TITLES[part]}: {dataset}" if dataset else _TITLES[part]
 
@@ -670,7 +676,7 @@ _MARKS = {"more": "+", "less": "-", "none": "=", "unknown": "?", "too few seeds"
 
 
 def _glance(name: str, judged: Sequence[Comparison]) -> Table:
-    """Of each state and loss the differences in accuracy from zero, each with its verdict as one sign."""
+    """Differences in accuracy from zero by loss and state, each with its verdict as one sign."""
     shown = ("readout", "first", "area")
     found = {(c.loss, c.state, c.measure): c for c in judged if c.other == "zero"}
     rows = [
@@ -804,7 +810,7 @@ def _by_cell(measured: Sequence[dict[str, Any]], key: str) -> dict[tuple[str, st
 
 
 def _probed(measured: Sequence[dict[str, Any]]) -> Iterator[Table]:
-    """Tables of what was measured from the trained networks."""
+    """Tables of the measurements of trained networks (measured.json)."""
     head = [
         Column("dataset", "data set"),
         Column("loss", "loss"),

@@ -57,7 +57,7 @@ PARTS = {
 
 
 def part(dataset: str) -> Part:
-    """The part of a data set; for one without a size of its own, its recipe as it is. Raises UserError for an unknown set."""
+    """The part of a data set; one without an entry in PARTS uses its own recipe. Raises UserError for an unknown data set."""
     if dataset not in SETS:
         raise UserError(f"dataset={dataset} does not exist; choose of: {', '.join(SETS)}")
     neuron, loss = ("if", "sdt") if SETS[dataset].static else ("lif", "tet")
@@ -65,7 +65,7 @@ def part(dataset: str) -> Part:
 
 
 class Axis(NamedTuple):
-    """One thing that is exchanged: the key that chooses it, and what there is."""
+    """A group of choices: the key that selects one, and their names."""
 
     title: str
     key: str
@@ -74,7 +74,7 @@ class Axis(NamedTuple):
 
 
 def axes() -> dict[str, Axis]:
-    """What is exchanged, in the order of the runs: what the paper is about comes first."""
+    """The groups of choices by name, in the order of the runs; the paper's subject comes first."""
     initial = Axis("Initial state", "neuron.initial", tuple(INITIAL_STATES))
     neuron = Axis(
         "Neuron", "neuron", tuple(n for n in choices("neuron") if n in NEURONS)
@@ -91,7 +91,7 @@ def axes() -> dict[str, Axis]:
 
 
 def base_value(axis: str, p: Part) -> str:
-    """What the baseline of a part has on an axis."""
+    """The baseline's choice in a group."""
     own = {"neuron": p.neuron, "loss": p.loss, "initial": "zero", "norm": "bn"}
     return own.get(axis) or str(NEURONS[p.neuron].settings["surrogate"].default)
 
@@ -104,7 +104,7 @@ def cells(p: Part) -> Iterator[tuple[str, str]]:
 
 
 def commands(datasets: Sequence[str], seeds: int, more: Sequence[str] = ()) -> Iterator[list[str]]:
-    """The Hydra multiruns, as words: one for each data set and axis, the baseline's first."""
+    """The Hydra multiruns, as words: one per data set and group, the baseline first."""
     for dataset in datasets or PARTS:
         p = part(dataset)
         chosen: dict[str, list[str]] = {}
@@ -124,7 +124,7 @@ def commands(datasets: Sequence[str], seeds: int, more: Sequence[str] = ()) -> I
 
 
 def cell_of(group: Group) -> tuple[str, str] | None:
-    """The (axis, choice) of runs; None where they differ from their baseline in more than one."""
+    """The (group, choice) of runs; None if they differ from their baseline in more than one choice."""
     config, p = group.first["config"], part(group.first["dataset"])
     _, _, neuron, loss = group.first["name"].rsplit("-", 3)
     family = config["neuron"]["name"]
@@ -145,8 +145,10 @@ MEASURED = "measured.json"
 
 
 def measure(results: Path, rounds: int = 7, batch: int = 64) -> None:
-    """Write results/runs/methods/measured.json: of each choice the time of a training step as a factor of the baseline's, both
-    timed by turns, and the bytes kept for the backward pass; of each data set, and of the digits, what logistic regression makes of it.
+    """Write results/runs/methods/measured.json.
+
+    For each choice: time of a training step relative to the baseline's (timed alternately), and bytes kept for the backward
+    pass. For each data set, and the digits: accuracy of logistic regression.
     """
     found: dict[str, Any] = {}
     for dataset in PARTS:
@@ -159,7 +161,7 @@ def measure(results: Path, rounds: int = 7, batch: int = 64) -> None:
                 step_ratio=plain_statistics.median(ratios), kept_mb=step.kept() / 2**20
             )
         found[dataset] = dict(steps=rows, linear=linear_baseline(dataset, p.overrides))
-    found["digits"] = dict(linear=linear_baseline("digits", ()))  # what README holds the first command against
+    found["digits"] = dict(linear=linear_baseline("digits", ()))  # compared with the first command in README
     folder = results / "runs" / "methods"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / MEASURED, found)
@@ -173,7 +175,7 @@ def _config(dataset: str, p: Part, axis: str, choice: str) -> Config:
 
 
 class _Step:
-    """A training step on random input, ready to be timed."""
+    """A training step on random input, to be timed."""
 
     def __init__(self, dataset: str, p: Part, axis: str, choice: str, batch: int):
         import torch
@@ -204,7 +206,7 @@ class _Step:
         return time.perf_counter() - started
 
     def kept(self) -> int:
-        """Bytes of the tensors that the forward pass keeps for the backward pass, weights apart, each memory once."""
+        """Bytes of the tensors kept for the backward pass, without weights; shared storage counts once."""
         import torch
 
         own = {t.untyped_storage().data_ptr() for t in (*self.model.parameters(), *self.model.buffers(), self.x)}
@@ -262,7 +264,7 @@ Fixed before any of these runs:
 
 
 def report(results: Path) -> dict[str, str]:
-    """`{"methods.md": ...}` from the collected runs. Raises UserError where there is none."""
+    """`{"methods.md": ...}` from the collected runs. Raises UserError if there are none."""
     folder = results / "runs" / "methods"
     if not result_files(folder):
         raise UserError(f"{folder} does not exist; run `python scripts/study.py methods run`, then `... collect`")
@@ -326,7 +328,7 @@ def _summary(tables: dict[str, list[Table]]) -> Iterator[str]:
 
 
 def tables(results: Path) -> list[Table]:
-    """The tables of the report, each named by its data set too; none where nothing was run."""
+    """The tables of the report, titled with their data set; [] without runs."""
     folder = results / "runs" / "methods"
     if not result_files(folder):
         return []
@@ -344,13 +346,13 @@ def _measured(folder: Path) -> dict[str, Any]:
 
 
 def _ran(groups: Sequence[Group]) -> list[str]:
-    """The data sets of the runs, those with a size of their own first."""
+    """The data sets of the runs, those in PARTS first."""
     there = {g.first["dataset"] for g in groups}
     return [*(d for d in PARTS if d in there), *sorted(there - PARTS.keys())]
 
 
 def _dataset(groups: Sequence[Group], dataset: str, measured: dict[str, Any]) -> tuple[list[Table], list[str]]:
-    """A table an axis of what was run on a data set, and what was not run."""
+    """For a data set: a table for each group of choices, and the choices that were not run."""
     p = part(dataset)
     by_cell = {cell: g for g in groups if g.first["dataset"] == dataset and (cell := cell_of(g))}
     base = by_cell.get(("", "baseline"))
@@ -373,9 +375,9 @@ def _dataset(groups: Sequence[Group], dataset: str, measured: dict[str, Any]) ->
 _COLUMNS = [
     Column("choice", "choice"), Column("acc", "accuracy %", "summary"), Column("n", "seeds", "number"),
     Column("step1", "at step 1 %", "number"), Column("difference", "difference, pp", "number"),
-    Column("verdict", "verdict"), Column("params", "parameters", "number"), Column("state", "state a neuron", "number"),
-    Column("causal", "causal"), Column("synops", "synops a sample, k", "number"), Column("macs", "MACs a sample, k", "number"),
-    Column("time", "step time x", "number"), Column("kept", "kept for backward, MB", "number"),
+    Column("verdict", "verdict"), Column("params", "parameters", "number"), Column("state", "state per neuron", "number"),
+    Column("causal", "causal"), Column("synops", "synops per sample, k", "number"), Column("macs", "MACs per sample, k", "number"),
+    Column("time", "step time, x baseline", "number"), Column("kept", "kept for backward, MB", "number"),
 ]  # fmt: skip
 
 
@@ -392,13 +394,13 @@ def _row(choice: str, group: Group, measured: dict[str, Any], cell: tuple[str, s
 
 
 def states(neuron: dict[str, Any], timesteps: int) -> int:
-    """Numbers that one neuron of a run keeps from step to step."""
+    """Number of values that one neuron carries from step to step."""
     kept = NEURONS[neuron["name"]].states
     return min(neuron.get("order", timesteps + 1), timesteps + 1) - 1 if kept is None else kept
 
 
 def _paired(base: Group, group: Group) -> Any:
-    """The group's accuracy minus the baseline's in percent, paired over the seeds that both have; None below two."""
+    """Accuracy minus the baseline's in percentage points, paired over shared seeds; None with fewer than two."""
     before, after = ({run["seed"]: 100 * run["acc_last"] for run in g.runs} for g in (base, group))
     seeds = sorted(before.keys() & after.keys())
     return paired([before[s] for s in seeds], [after[s] for s in seeds]) if len(seeds) > 1 else None
@@ -420,7 +422,7 @@ def _verdict(test: Any, p: float | None, cell: tuple[str, str], part: Part) -> d
 
 
 def _descriptions() -> Iterator[str]:
-    """The first paragraph of what each choice says of itself, with its paper."""
+    """The first paragraph of each choice's docstring, which names its paper."""
     import snn_repro.losses
     import snn_repro.models
     import snn_repro.neurons  # noqa: F401

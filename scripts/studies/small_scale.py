@@ -18,7 +18,7 @@ from snn_repro.runs.folder import result_files
 from studies.initial_state import MEASURES  # what a claim may be about, with its margin
 
 SWEEP_DIR = "runs/small_scale"
-SEEDS = 5  # at least; the report uses every seed that both sides of a comparison have
+SEEDS = 5  # minimum; the report uses every seed that both sides of a comparison have
 ALPHA = 0.05
 
 
@@ -55,7 +55,7 @@ SWEEPS = {
 
 
 class Claim(NamedTuple):
-    """`better` over each of `worse`: losses, or IMP over none; tested on static or event data, or both (None)."""
+    """A claim that `better` beats each of `worse` (losses, or IMP against none), on static data, events or both (None)."""
 
     text: str
     static: bool | None
@@ -80,7 +80,7 @@ EARLY = (
 
 
 def commands(datasets: Sequence[str], seeds: int, more: Sequence[str] = ()) -> Iterator[list[str]]:
-    """The Hydra multirun of each data set (of all there are), as words; `more` are further overrides.
+    """The Hydra multirun of each data set (default: all), as words; `more` are further overrides.
 
     Raises UserError for a data set that has no sweep or does not exist.
     """
@@ -108,7 +108,7 @@ Accuracies = dict[tuple[str, str], dict[int, float]]  # ("imp" | "none", loss) -
 
 @dataclass
 class Comparison:
-    """One claim on one data set: effect in percentage points, interval, p, and what is concluded."""
+    """One claim on one data set: effect in percentage points, interval, p and verdict."""
 
     claim: str
     dataset: str
@@ -121,14 +121,14 @@ class Comparison:
     p_sign_flip: float | None = None
     p_holm: float | None = None
     measure: str = "readout"
-    p_margin: float | None = None  # Holm's, that the effect is as large as the margin
+    p_margin: float | None = None  # Holm's p that the effect is as large as the margin
     verdict: str = "not run"
 
 
 def accuracies(groups: Sequence[Group], dataset: str, measure: str = "readout") -> Accuracies:
     """Accuracy of the last epoch of one data set, by IMP, loss and seed.
 
-    Raises UserError when two configurations have the same IMP and loss, or when not all have the same recipe.
+    Raises UserError if two configurations have the same IMP and loss, or if recipes differ.
     """
     mine = [g for g in groups if g.first["dataset"] == dataset]
     by_method: dict[tuple[str, str], Group] = {}
@@ -159,7 +159,7 @@ def contrast(accuracy: Accuracies, losses: Sequence[str], better: str, worse: st
 
 
 def judge_claims(groups: Sequence[Group]) -> list[Comparison]:
-    """Every claim on every data set that has runs or could have them, judged as RULE says."""
+    """Every claim on every data set, judged by RULE."""
     sets = [d for d in SWEEPS if d in SETS or any(g.first["dataset"] == d for g in groups)]
     rows, tested, p_values, margins = [], [], [], []
     for claim in (*CLAIMS, *EARLY):
@@ -236,7 +236,7 @@ def overall(verdicts: Sequence[str]) -> str:
 
 
 def report(results: Path) -> dict[str, str]:
-    """`{"small_scale.md": ...}` from the collected runs. Raises UserError where there is none."""
+    """`{"small_scale.md": ...}` from the collected runs. Raises UserError if there are none."""
     runs = results / "runs" / "small_scale"
     if not result_files(runs):
         raise UserError(f"{runs} does not exist; run `python scripts/study.py small_scale run`, then `... collect`")
