@@ -100,7 +100,7 @@ class Measure(NamedTuple):
 
     @property
     def said(self) -> str:
-        return f"{self.title} {self.margin:g} {self.unit if self.margin != 1 else self.unit.rstrip('s')}"
+        return f"{self.title}: {self.margin:g} {self.unit if self.margin != 1 else self.unit.rstrip('s')}"
 
 
 def _soon(run: Any) -> float:
@@ -673,6 +673,7 @@ def _means(part: Part, of: Cells) -> Table:
 
 
 _MARKS = {"more": "+", "less": "-", "none": "=", "unknown": "?", "too few seeds": "seeds"}
+_SIGNS = "+ or - seen; = none above the margin; ? cannot be said; seeds: too few seeds"
 
 
 def _glance(name: str, judged: Sequence[Comparison]) -> Table:
@@ -687,8 +688,7 @@ def _glance(name: str, judged: Sequence[Comparison]) -> Table:
     ]  # fmt: skip
     columns = [Column("loss", "loss"), Column("state", "initial state, against zero")]
     columns += [Column(key, f"{MEASURES[key].title}, {MEASURES[key].unit}", "number") for key in shown]
-    said = "mean difference and verdict: + or - seen; = none above the margin; ? cannot be said; seeds: too few seeds"
-    return Table(_title(name), columns, rows, [said])
+    return Table(_title(name), columns, rows, [f"mean difference and verdict: {_SIGNS}"])
 
 
 def _differences(judged: Sequence[Comparison], part: Part) -> list[Table]:
@@ -744,61 +744,56 @@ def _by_verdict(name: str, judged: Sequence[Comparison]) -> Table:
     return Table(_title(name), [Column("measure", "measure"), Column("other", "against"), *kinds], rows, [said])
 
 
-# What the summary is about: (part's first word, state, the state it is compared with), each with its words.
+# The comparisons of the summary: (state, the state it is compared with), each with its words.
 _HEADLINES = {
-    ("static", "imp", "zero"): "learned (IMP) against zero, static images",
-    ("events", "imp", "zero"): "learned (IMP) against zero, events",
-    ("static", "imp", "constant"): "learned (IMP) against the constant 0.5, static images",
-    ("events", "imp", "constant"): "learned (IMP) against the constant 0.5, events",
-    ("learning", "imp_frozen", "imp"): "IMP frozen at its random start against learned IMP",
+    ("imp", "zero"): "IMP - zero",
+    ("imp", "constant"): "IMP - constant 0.5",
+    ("imp_frozen", "imp"): "IMP frozen at its start - IMP",
 }
+_ACCURACIES = ("readout", "first", "area")
 
 
 def _summary(judged: dict[str, list[Comparison]], parts: dict[str, Part]) -> Iterator[str]:
     """Question, design, findings with differences and intervals, and what is not known."""
+    accuracy = [c for comparisons in judged.values() for c in comparisons if c.measure in _ACCURACIES]
+    mine = {pair: [c for c in accuracy if (c.state, c.other) == pair] for pair in _HEADLINES}
     yield "## Summary\n"
     yield "**Question.** What does an initial membrane potential other than zero change, at which time step and under which loss, and must it be"
     yield "learned?\n"
     yield "**Design.** One small network (36,000 weights) is trained with every initial state and loss, on two CPU cores. Differences are paired"
-    yield f"over at least {SEEDS} seeds and judged by margins that were fixed before ([design](../docs/studies/initial_state.md)):\n"
-    yield from (f"- {_title(name)}: {parts[name].about}" for name in judged)
+    yield f"over {' or '.join(map(str, sorted({c.n for c in accuracy})))} seeds. The margins were fixed before ([design](../docs/studies/initial_state.md)).\n"
+    for about in dict.fromkeys(parts[name].about for name in judged):
+        yield f"- {', '.join(name for name in judged if parts[name].about == about)}: {about}"
     yield "\n**Findings.**\n"
-    shown = ("readout", "first", "area")
-    lines: dict[str, dict[str, str]] = {}
-    for name, comparisons in judged.items():
-        part, _, dataset = name.partition(", ")
-        for (of, state, other), words in _HEADLINES.items():
-            mine = [
-                c for c in comparisons if (c.state, c.other) == (state, other) and c.measure in shown and part == of
-            ]
-            if mine:
-                yield f"- {words[0].upper()}{words[1:]}{f', {dataset}' if dataset else ''}: {_in_words(mine)}."
-            for c in mine:
-                line = lines.setdefault(f"{name} {c.state} {c.other} {c.loss}", dict(what=words, loss=c.loss))
-                line[c.measure] = f"{c.mean:+.2f} ({c.low:+.2f} .. {c.high:+.2f})"
-    if lines:
-        yield "\nMean differences with their 95 % intervals, in points of accuracy:\n"
-        columns = [Column("what", "comparison"), Column("loss", "loss")]
-        columns += [Column(key, MEASURES[key].title, "number") for key in shown]
-        yield to_markdown(Table("", columns, list(lines.values())))
-    every = [c for comparisons in judged.values() for c in comparisons if c.measure in shown]
-    unknown = sum(c.kind in ("unknown", "too few seeds") for c in every)
-    yield f'**Not known.** {unknown} of {len(every)} verdicts on accuracy are "cannot be said": these seeds are too few for the margin. Other networks,'
-    yield "data sets of the paper's size and longer training were not studied. The events are emulated from images.\n"
+    for key in _ACCURACIES:
+        if those := [c for c in mine["imp", "zero"] if c.measure == key]:
+            yield f"- {MEASURES[key].title.capitalize()}, IMP (learned) against zero: {_in_words(those, MEASURES[key])}."
+    for pair in list(_HEADLINES)[1:]:
+        if mine[pair]:
+            seen = sum(c.p < ALPHA and c.n >= SEEDS for c in mine[pair])
+            small = sum(c.kind == "none" for c in mine[pair])
+            yield f"- {_HEADLINES[pair]}: of {len(mine[pair])} differences in accuracy, {seen} are seen; {small} are below the margin."
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for pair, words in _HEADLINES.items():
+        for c in mine[pair]:
+            row = rows.setdefault((*pair, c.part, c.loss), dict(what=words, part=c.part, loss=c.loss))
+            row[c.measure] = f"{c.mean:+.2f} ({c.low:+.2f} .. {c.high:+.2f}) {_MARKS[c.kind]}"
+    if rows:
+        columns = [Column("what", "difference, points"), Column("part", "part"), Column("loss", "loss")]
+        columns += [Column(key, MEASURES[key].title, "number") for key in _ACCURACIES]
+        yield "\n" + to_markdown(Table("", columns, list(rows.values()), [f"95 % interval in brackets; {_SIGNS}"]))
+    unknown = sum(c.kind in ("unknown", "too few seeds") for c in accuracy)
+    yield f"**Not known.** {unknown} of all {len(accuracy)} comparisons of accuracy cannot be decided with these seeds. Other networks, data sets of the"
+    yield "paper's size and longer training were not studied. The events are emulated from images.\n"
 
 
-def _in_words(comparisons: Sequence[Comparison]) -> str:
-    """By measure, under which losses a difference is seen, excluded or open."""
-    said = []
-    for key in dict.fromkeys(c.measure for c in comparisons):
-        mine = [c for c in comparisons if c.measure == key]
-        margin = f"{MEASURES[key].margin:g} {MEASURES[key].unit if MEASURES[key].margin != 1 else 'point'}"
-        kinds = {kind: [c.loss.upper().replace("_", "-") for c in mine if c.kind == kind] for kind in _KINDS}
-        verdicts = [
-            f"{_KINDS[kind].format(margin=margin)} with {' and '.join(those)}" for kind, those in kinds.items() if those
-        ]
-        said.append(f"{MEASURES[key].title} - {', '.join(verdicts)}")
-    return "; ".join(said)
+def _in_words(comparisons: Sequence[Comparison], measure: Measure) -> str:
+    """Which differences are seen, excluded or open, each by its loss and part."""
+    found: dict[str, list[str]] = {}
+    for c in comparisons:
+        found.setdefault(c.kind, []).append(f"{c.loss.upper().replace('_', '-')} ({c.part})")
+    margin = f"{measure.margin:g} {measure.unit if measure.margin != 1 else 'point'}"
+    return "; ".join(f"{w.format(margin=margin)} with {', '.join(found[k])}" for k, w in _KINDS.items() if k in found)
 
 
 def _by_cell(measured: Sequence[dict[str, Any]], key: str) -> dict[tuple[str, str, str], list[dict[str, Any]]]:

@@ -313,14 +313,16 @@ def _summary(tables: dict[str, list[Table]]) -> Iterator[str]:
         compared = [row | dict(data=dataset, axis=t.title) for t in its for row in t.rows if row["difference"]]
         clear = [row["choice"] for row in compared if row["verdict"].startswith("**")]
         rows += [row for row in compared if not row["verdict"].startswith("no difference")]
-        yield f"- {dataset}: of {len(compared)} choices, {len(clear) or 'none'} differ from the baseline after correction"
-        yield f"  ({', '.join(clear)})." if clear else "  for many comparisons."
+        differs = (
+            f"these differ from the baseline: {', '.join(clear)}" if clear else "no choice differs from the baseline"
+        )
+        yield f"- {dataset}: after correction for {len(compared)} comparisons, {differs}."
     if rows:
         columns = [
             Column("data", "data set"), Column("axis", "group"), Column("choice", "choice"),
             Column("difference", "difference, pp (95 % interval)", "number"), Column("verdict", "verdict"),
         ]  # fmt: skip
-        yield "\nAll choices with an interval that excludes 0 (leans: not after correction):\n"
+        yield "\nThe choices whose interval excludes 0 (leans: not after correction):\n"
         yield to_markdown(Table("", columns, rows))
     yield f'**Not known.** "No difference seen" is not equality: the intervals of {SEEDS} seeds are wide (see the half-widths). Nothing was tuned,'
     yield "training is short, and the network and data are small. The methods may differ in their own recipes, in larger networks and on other"
