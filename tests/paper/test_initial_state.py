@@ -85,7 +85,13 @@ def test_the_report_says_all_of_it_and_draws_it(results, capsys):
     (results / "runs" / "initial_state" / study.MEASURED).write_text(json.dumps(found))
     assert main(["initial_state", "report", "--results", str(results)]) == 0
     text = (results / "initial_state.md").read_text()
-    order = ("## Summary", "Fixed before any run", "## At a glance", "What holds, what does not", "## Static images\n\nFashion")
+    order = (
+        "## Summary",
+        "Fixed before any run",
+        "## At a glance",
+        "What holds, what does not",
+        "## Static images\n\nFashion",
+    )
     assert sorted(order, key=text.index) == [*order]
     glance = text[text.index("## At a glance") : text.index("What holds")]
     assert "| lts | imp | +3.0 + |" in glance and "| lts | constant | +0.0 = |" in glance
