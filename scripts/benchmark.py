@@ -1,15 +1,15 @@
-"""Measure speed beside other libraries, one subject per command.
+"""Measure our speed beside that of the libraries we replace; one subject a command.
 
 python scripts/benchmark.py neuron rounds=21
 python scripts/benchmark.py step quick=true
 python scripts/benchmark.py SUBJECT --help
 
 rounds     how often each case is timed (default: the subject's)
-quick      true: toy sizes in a few seconds, to check that everything runs; the numbers mean nothing
-device     cuda or cuda:N (data, neuron, step): GPU time between events; reports SUBJECT_cuda.json and .md
+quick      true measures toys in a few seconds, to see that everything runs; its numbers mean nothing
+device     cuda or cuda:N (data, neuron, step): the GPU's own time, between events; reports SUBJECT_cuda.json and .md
 
-Method: one thread, CPU time of the process, order shuffled in every round, medians over rounds. One function is timed
-twice (A/A control): a ratio as close to 1 as the control's is noise.
+How it is timed: one thread, CPU time of the process, the order shuffled in every round, medians over the rounds, and
+one function timed twice (the A/A control): a ratio that is no further from 1 than the control's means nothing.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""Export a trained network with a model card, for a model hub or for other tools.
+"""Hand a trained network on: its weights with a model card for a model hub, or the network for other tools.
 
 python scripts/export.py runs/NAME/seed0 --to safetensors       a folder for a model hub; load_run reads it back
 python scripts/export.py runs/NAME/seed0 --to onnx --weights best --output DIR

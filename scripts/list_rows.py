@@ -1,17 +1,17 @@
-"""List every row of the paper: experiment, data needed, our runs and numbers, and what is missing.
+"""Every row of the paper: its experiment, the data it needs, our runs, the paper's number beside ours, what is missing.
 
 python scripts/list_rows.py --table 1 data_dir=DIR cache_dir=DIR
 python scripts/list_rows.py --own --cost --format csv
 
 data_dir=DIR cache_dir=DIR    where to look for the data sets, prepared frames and initial weights
-fidelity=described, ...       any override: lists the rows with it, and the runs that used it
---own                         leaves out the methods of other authors (NAME: as their authors trained them;
-                              NAME_same_recipe: only the method, in this paper's recipe)
---runs DIR                    folders with runs (default: runs and results/runs, if they exist)
---cost                        hours of training, from the speed of finished runs (a short one is enough:
-                              ... debug=smoke recipe.epochs=2 debug.max_steps=50); without a run an estimate, marked ~,
-                              from a step on random data on this machine, timed once per network
---format commands             only the commands of rows without a run, to type or to send to a cluster
+fidelity=described, ...       any override: lists the rows with it, and the runs that had it
+--own                         without the methods of others that the paper compares with (quoted from their papers: as their
+                              authors trained them; NAME_same_recipe: the method alone in this paper's recipe)
+--runs DIR                    folders that hold runs (default: runs and results/runs, where they exist)
+--cost                        hours of training, from the speed of finished runs; for a row that has none (a short run
+                              is enough: ... debug=smoke recipe.epochs=2 debug.max_steps=50) an estimate, marked ~,
+                              from a step on random data on this machine, timed once for each network
+--format commands             only the commands of the rows that have no run yet, to be typed or sent to a cluster
 """
 
 import argparse

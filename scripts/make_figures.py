@@ -2,8 +2,8 @@
 
 python scripts/make_figures.py                                draw all
 python scripts/make_figures.py figure=NAME                    draw one
-python scripts/make_figures.py measure=convergence            train the synthetic task again (some 10 minutes of one core)
-python scripts/make_figures.py measure=learned_imp run=DIR    read the learned IMP from a run's checkpoint (run= may repeat)
+python scripts/make_figures.py measure=convergence            train the synthetic task anew (some 10 minutes of one core)
+python scripts/make_figures.py measure=learned_imp run=DIR    take the learned IMP from a run's checkpoint (run= may repeat)
 """
 
 import sys

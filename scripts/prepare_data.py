@@ -1,22 +1,22 @@
-"""Convert event recordings to cached frames, or list and check the images of ImageNet.
+"""Turn the raw recordings of an event data set into cached frames, or list and check the images of ImageNet, once.
 
 python scripts/prepare_data.py dataset=cifar10_dvs data_dir=DIR cache_dir=DIR
 python scripts/prepare_data.py experiment=ROW data_dir=DIR cache_dir=DIR workers=4
 
-dataset       cifar10_dvs, dvs_gesture, ncaltech101, or event_folder for your own recordings; imagenet1k or imagenet100:
-              checks every image and keeps the listing, so that runs start at once
-experiment    a row: prepares exactly what it needs
-data_dir      the published archives, or the folders they unpack to; read only
-cache_dir     folder for the frames; pass the same cache_dir to training
-timesteps     frames per recording (default: the data set's)
-integrate_by  number (default): equal numbers of events per frame; time: equal durations; braincog: as BrainCog's code
-frame_size    resize frames to this many pixels (default: the sensor's size)
-workers       threads (default: one per CPU)
-allow_bad     true: leave out unreadable recordings and record them in the manifest
-rebuild       true: rebuild a finished cache
-verify        true: only check all rows of the cache against their checksums
+dataset       cifar10_dvs, dvs_gesture, ncaltech101, or event_folder for recordings of your own; experiment=ROW
+              prepares what that row needs; or imagenet1k or imagenet100, of which every image is looked at and the
+              listing kept, so that runs start at once
+data_dir      the archives as published, or the folders that they unpack to; only ever read
+cache_dir     where the frames go; pass the same cache_dir to training
+timesteps     frames a recording (default: the data set's)
+integrate_by  number (default), time or braincog: frames of equally many events, or of equal time
+frame_size    resize frames to this many pixels (default: keep the sensor's size)
+workers       threads (default: one a CPU)
+allow_bad     true leaves out recordings that cannot be read, and says so in the manifest
+rebuild       true makes a finished cache anew
+verify        true makes nothing: it reads all rows of the cache and holds them against their checksums
 
-If preparation stops, repeat the command to continue.
+A run that was stopped goes on where it was when the command is typed again.
 """
 
 import os

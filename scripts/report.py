@@ -1,9 +1,9 @@
-"""Write one HTML page of all runs under the given folders, finished or in progress.
+"""One page of HTML of all runs under the given folders, finished or under way; it needs no network and no server.
 
 python scripts/report.py PATH... [--output FILE.html]     runs as a table, accuracy by time step, learning curves, samples, ...
-python scripts/report.py runs --watch [SECONDS]           update it when a run's files change, until Ctrl-C
+python scripts/report.py runs --watch [SECONDS]           make it again when a run's files change, until Ctrl-C
 
-PATH: folders with runs (runs, results/runs, a single run), or result.json files. The page needs no network and no server.
+PATH: folders that hold runs (runs, results/runs, a single run), or result.json files.
 """
 
 import argparse

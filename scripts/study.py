@@ -1,13 +1,13 @@
-"""Run a study by a rule written beforehand, collect its results and write its report.
+"""A study of several runs by a rule written before them: run it, collect its results, write its report.
 
-python scripts/study.py small_scale run digits seed=0 --print   print the commands of its sweeps; without --print run them
-python scripts/study.py initial_state dataset=cifar10 data_dir=DIR --dry-run    also print the number of runs, and hours
-python scripts/study.py small_scale collect                     add the results in runs/ to results/runs/NAME.jsonl
-python scripts/study.py methods measure                         measure times, memory and baselines, which are no runs
-python scripts/study.py small_scale report --check              check the committed report; without --check write it
+python scripts/study.py small_scale run digits seed=0 --print   the commands of its sweeps; without --print it runs them
+python scripts/study.py initial_state dataset=cifar10 data_dir=DIR --dry-run    with the number of runs, and hours
+python scripts/study.py small_scale collect                     add what reports need from runs/ to results/runs/NAME.jsonl
+python scripts/study.py small_scale measure                     what is no run: times, memory, baselines
+python scripts/study.py small_scale report --check              write its report, or hold it against the results
 
-Repeat a command to continue a sweep that was stopped. KEY=VALUE (such as data_dir=DIR) is passed to training. --missing runs only
-what results/runs/NAME.jsonl lacks: to add seeds, or to finish a study begun in another clone.
+A sweep that was stopped goes on when its command is given again. KEY=VALUE (data_dir=DIR, say) is passed on. With --missing only
+those runs are left that results/runs/NAME.jsonl lacks: to add seeds, or to finish a study that another clone began.
 """
 
 import argparse
@@ -45,12 +45,12 @@ def main(argv: list[str] | None = None) -> int:
     show.add_argument(
         "--dry-run",
         action="store_true",
-        help="only print the commands, the number of runs, and hours estimated from a step on this machine",
+        help="only print the commands, how many runs they are, and hours, from a step on this machine",
     )
-    run.add_argument("--missing", action="store_true", help="skip runs that results/ has")
+    run.add_argument("--missing", action="store_true", help="leave out the runs that results/ has")
     run.add_argument("--seeds", type=int, help="seeds 0..N-1 (default: the study's)")
     actions.add_parser("collect", help="add results from runs/ to results/runs/")
-    actions.add_parser("measure", help="measure times, memory and baselines")
+    actions.add_parser("measure", help="measure what is no run")
     write = actions.add_parser("report", help="write the report")
     write.add_argument("--check", action="store_true", help="exit 1 when the committed report differs")
     for part in actions.choices.values():

@@ -1,10 +1,10 @@
-"""Create W&B runs from run folders: metrics.jsonl, result.json and config.yaml.
+"""Make the W&B runs of run folders again, from metrics.jsonl, result.json and config.yaml.
 
 python scripts/wandb_import.py runs                          every run below, offline: upload with `wandb sync`
 python scripts/wandb_import.py runs/digits-small-if-sdt --mode online --project P --entity E
 
-For runs trained with logger.mode=disabled, lost W&B runs, or another project. Id, name, group, tags and charts equal those
-of a live run, which is replaced. A run that did not finish gets the epochs it has.
+For runs that were trained with logger.mode=disabled, whose W&B run was lost, or that belong in another project. Id, name,
+group, tags and charts are those of a live run, which they replace; runs that did not finish get what they have.
 """
 
 import contextlib

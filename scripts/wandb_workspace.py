@@ -1,10 +1,10 @@
-"""Save a W&B view: accuracy against time step by loss, ours against the paper's, convergence.
+"""A saved W&B view of the runs: accuracy against time step by loss, reproduced against paper, convergence.
 
 python scripts/wandb_workspace.py --entity TEAM [--project snn_repro] [--table 1|2|3]   save the view, print its address
 python scripts/wandb_workspace.py --entity TEAM --print                                 print it, contact no server
 
-Needs pip install 'snn_repro[dashboard]', and `wandb login` to save. Every run logs the metrics of the view. Offline runs
-appear after `wandb sync`.
+Needs pip install 'snn_repro[dashboard]', and `wandb login` to save. Every run logs what the view shows; runs that were
+logged offline appear after `wandb sync`.
 """
 
 import json
