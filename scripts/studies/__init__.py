@@ -1,8 +1,8 @@
-"""Studies of our own: each file in this folder says what is run, by which rule it is judged, and writes its report.
+"""Studies: each file defines the runs of one study, its decision rule and its report.
 
-A study has `SWEEP_DIR` (where its runs go), `commands(parts, seeds, more)` (Hydra multiruns, as words), `report(results)`
-(`{file under results/: text}`, from the runs collected under results/runs/<its name>), and may have `measure(results)` for what
-is no run. `scripts/study.py NAME` runs them.
+A study has `SWEEP_DIR` (folder of its runs), `commands(parts, seeds, more)` (Hydra multiruns, as words) and `report(results)`
+(`{file under results/: text}`, from the runs collected under results/runs/<name>). It may have `measure(results)` for
+measurements that are not runs. `scripts/study.py NAME` calls them.
 """
 
 import importlib

@@ -1,6 +1,6 @@
-"""What an initial membrane potential is worth: every initial state by every loss, and what it is in a learned one that helps.
+"""What an initial membrane potential changes: every initial state with every loss.
 
-The design, with its questions, margins and power, is docs/studies/initial_state.md; what is run and judged is said here.
+The design, with its questions, margins and power, is docs/studies/initial_state.md; this file runs and judges it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SEEDS = 5
 ALPHA, POWER = 0.05, 0.8
 FIGURES = ("initial_state_steps", "initial_state_effects", "initial_state_learned")
 
-# A state is how neurons start: the overrides that say so, in the order of tables.
+# Initial states and their overrides, in the order of the tables.
 STATES: dict[str, tuple[str, ...]] = {
     "zero": (),
     "constant": ("neuron.initial=constant",),
@@ -54,7 +54,7 @@ DEPTH: dict[str, tuple[str, ...]] = {
 
 
 class Part(NamedTuple):
-    """States by losses on one data set, in one recipe. `against`: the pairs (state, other state) that are compared."""
+    """Initial states by losses on one data set, in one recipe. `against`: the pairs (state, other state) to compare."""
 
     dataset: str
     neuron: str
@@ -76,7 +76,7 @@ PARTS = {
     "events": Part(
         "fashion_mnist_dvs", "lif", ("sdt", "tet", "tet_s"), STATES,
         ("dataset.train_subset=6000", "timesteps=5", "recipe.epochs=5"),
-        "6,000 training images and all test images of Fashion-MNIST as an emulated event camera sees them, T=5, 5 epochs",
+        "6,000 training images and all test images of Fashion-MNIST as events of an emulated camera, T=5, 5 epochs",
         (*_TO_ZERO, *_LEARNED),
     ),
     "learning": Part(
@@ -91,7 +91,7 @@ PARTS = {
 
 
 class Measure(NamedTuple):
-    """A number of one run; `margin`: the smallest difference that would matter, in its unit."""
+    """A number of one run; `margin`: the smallest difference that matters, in its unit."""
 
     title: str
     unit: str
@@ -100,7 +100,7 @@ class Measure(NamedTuple):
 
     @property
     def said(self) -> str:
-        return f"{self.title} {self.margin:g} {self.unit if self.margin != 1 else self.unit.rstrip('s')}"
+        return f"{self.title}: {self.margin:g} {self.unit if self.margin != 1 else self.unit.rstrip('s')}"
 
 
 def _soon(run: Any) -> float:
@@ -117,15 +117,21 @@ MEASURES = {
     "first": Measure("accuracy at step 1", "points", 2.0, lambda run: 100 * run["acc_step"][0]),
     "area": Measure("mean accuracy over the steps", "points", 1.0, lambda run: 100 * fmean(run["acc_step"])),
     "soon": Measure("steps to within a point of the last", "steps", 0.5, _soon),
-    "synops": Measure("synaptic operations a sample", "thousand", 25.0, _synops),
+    "synops": Measure("synaptic operations per sample", "thousand", 25.0, _synops),
 }
+
+
+def _margins() -> Table:
+    """The margin of each measure."""
+    columns = [Column("title", "measure"), Column("unit", "unit"), Column("margin", "margin", "number")]
+    return Table("", columns, [m._asdict() | dict(margin=f"{m.margin:g}") for m in MEASURES.values()])
 
 
 # ---------------------------------------------------------------- what is run
 
 
 def part_of(name: str, dataset: str | None = None) -> Part:
-    """A part by name, on another data set where one is given: then with that set's own recipe. Raises UserError."""
+    """A part by name; on another data set it uses that set's own recipe. Raises UserError for an unknown name."""
     if name not in PARTS:
         raise UserError(f"{name} is no part of this study; choose of: {', '.join(PARTS)}")
     part = PARTS[name]
@@ -152,7 +158,7 @@ def _chosen(names: Sequence[str], more: Sequence[str]) -> tuple[list[Part], list
 
 
 def commands(names: Sequence[str], seeds: int, more: Sequence[str] = ()) -> Iterator[list[str]]:
-    """The Hydra multiruns of each part (of all, or by `dataset=` of those that fit it), as words: one for each state."""
+    """The Hydra multiruns, as words: one per part and state; `dataset=` selects the parts that fit it."""
     parts, rest = _chosen(names, more)
     wanted = {loss for word in rest if word.startswith("loss=") for loss in word.removeprefix("loss=").split(",")}
     rest = [word for word in rest if not word.startswith("loss=")]
@@ -172,7 +178,7 @@ def commands(names: Sequence[str], seeds: int, more: Sequence[str] = ()) -> Iter
 
 
 def state_of(config: dict[str, Any]) -> str | None:
-    """Which state a run's configuration has; None for one that is no state of this study."""
+    """The initial state of a run's configuration; None if it is not part of this study."""
     neuron = config["neuron"]
     initial = "imp" if neuron.get("imp") else neuron.get("initial", "zero")
     if initial == "imp":
@@ -193,10 +199,12 @@ EXITS = tuple(percent / 100 for percent in range(50, 100))  # confidences at whi
 
 
 def measure(results: Path) -> None:
-    """Write results/runs/initial_state/measured.json: of each data set what logistic regression makes of it, and from the
-    checkpoints under SWEEP_DIR when an early-exit reader would stop, each trained network of static images tested for 8 steps, and
-    with its learned potentials shuffled in a layer, averaged a channel or layer, put back to their start, or left out; where learned
-    potentials ended. What it already says of these runs, or of networks whose checkpoints are not here, stays.
+    """Write results/runs/initial_state/measured.json from the checkpoints under SWEEP_DIR.
+
+    For each data set: accuracy of logistic regression. For each network: early exit, and the distribution of learned
+    potentials; for static images also accuracy with 8 steps; with IMP also accuracy with the learned potentials shuffled within
+    a layer, averaged per channel or layer, reset to their start, or zero. Entries of these runs, and of networks without a
+    checkpoint here, are kept.
     """
     from snn_repro.runs.folder import find_results
     from studies.methods import linear_baseline
@@ -237,13 +245,13 @@ def _of_network(entry: dict[str, Any]) -> tuple[str, str, str, int]:
 
 
 def _measured(results: Path) -> dict[str, Any]:
-    """What `measure` wrote: linear (accuracy by data set) and networks (an entry each); empty where it did not."""
+    """The content of measured.json: linear (accuracy by data set) and networks (a list); empty if there is no file."""
     path = results / "runs" / "initial_state" / MEASURED
     return json.loads(path.read_text("utf-8")) if path.exists() else {"linear": {}, "networks": []}
 
 
 def _probe(folder: Path, state: str, tests: dict[str, list[Any]]) -> dict[str, Any]:
-    """An entry of `measure`. tests: the test batches that were read before, by what their runs say of their data."""
+    """One network's entry of `measure`. tests: cache of test batches, by the data they belong to."""
     import torch
 
     from snn_repro.build import options
@@ -318,8 +326,10 @@ def _probe(folder: Path, state: str, tests: dict[str, list[Any]]) -> dict[str, A
 
 
 def _cost(run: TrainedRun, x: Any, exits: Sequence[float]) -> dict[str, float]:
-    """Energy of a sample in nanojoule by `energy_report`, on the test batch x: energy, where the shares `exits` of samples stop at
-    steps 1..T, and energy_all of T steps."""
+    """Energy per sample in nJ (`energy_report`) on the test batch x: with early exit, and of all T steps.
+
+    exits: shares of samples that stop at steps 1..T.
+    """
     from snn_repro.energy import energy_report
     from snn_repro.trained.evaluate import tested_network
 
@@ -332,7 +342,7 @@ def _cost(run: TrainedRun, x: Any, exits: Sequence[float]) -> dict[str, float]:
 
 
 def starts_of(run: TrainedRun) -> dict[str, Any]:
-    """The initial potentials before training, by name: those that the run's seed draws."""
+    """The initial potentials before training, by name, drawn again from the run's seed."""
     from snn_repro.build import build_network
     from snn_repro.neurons import initial_states
     from snn_repro.runtime import seed_everything
@@ -342,8 +352,11 @@ def starts_of(run: TrainedRun) -> dict[str, Any]:
 
 
 def cheapest(exits: Sequence[dict[str, Any]], lost: float = 0.01) -> dict[str, Any]:
-    """Of `trained.evaluate.early_exit`, the threshold that takes fewest steps and keeps accuracy within a point of all T steps:
-    threshold (null: all steps), steps (mean), exits (share of the samples that stop at each step), acc, and acc_all of all steps."""
+    """Of `trained.evaluate.early_exit`, the threshold with the fewest steps that loses at most `lost` in accuracy.
+
+    Returns threshold (null: all steps), steps (mean), exits (shares of samples that stop at each step), acc, and acc_all of all
+    steps.
+    """
     everything = exits[-1]["acc"]
     best = min((e for e in exits if e["acc"] >= everything - lost), key=lambda e: e["mean_steps"])
     return dict(
@@ -357,19 +370,22 @@ def cheapest(exits: Sequence[dict[str, Any]], lost: float = 0.01) -> dict[str, A
 RULE = f"""\
 Fixed before any run of the study (docs/studies/initial_state.md, whose pilot used other seeds):
 
-- Each difference is paired over seeds: both sides have the same initial weights and data order. Accuracy is that of the test set
-  after the last epoch; no epoch is chosen by it.
-- Seen: Holm's p of the paired t-test is below {ALPHA}. Excluded: Holm's p of two one-sided tests against the margin is below
-  {ALPHA}. Both are adjusted over all comparisons of a part and measure.
-- **+** or **-**: a difference is seen and is not excluded to be as large as the margin. **none above the margin**: such a
-  difference is excluded (one that is seen and smaller is still named). **cannot be said**: neither; beside it stands the
-  difference that these seeds would have shown with a power of {POWER:.0%}.
-- Margins: {"; ".join(m.said for m in MEASURES.values())}.
+- Differences are paired over seeds: both sides of a pair have the same initial weights and data order. Accuracy is on the test set after
+  the last epoch; the test set chooses no epoch.
+- A difference is **seen** if Holm's p of the paired t-test is below {ALPHA}. A difference as large as the margin is **excluded** if Holm's p
+  of two one-sided tests against the margin is below {ALPHA}. Both are adjusted over all comparisons of a part and measure.
+- **+** or **-**: a difference is seen, and one as large as the margin is not excluded.
+- **none above the margin**: a difference as large as the margin is excluded. A smaller one that is seen is given in brackets.
+- **cannot be said**: neither. The difference that these seeds would have detected with a power of {POWER:.0%} is given in brackets.
+
+The margin is the smallest difference that matters:
+
+{to_markdown(_margins())}
 """
 
 
 class Comparison(NamedTuple):
-    """One state against another, by one measure. Differences are state minus other, in the measure's unit."""
+    """One initial state compared with another by one measure; differences are state minus other, in the measure's unit."""
 
     part: str
     loss: str
@@ -406,7 +422,7 @@ class Comparison(NamedTuple):
 
 
 def visible_effect(sd: float, n: int, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The smallest mean difference that n pairs with this sd of their differences show with this power."""
+    """Smallest mean difference that n pairs detect with this power, given the sd of their differences."""
     if sd <= NO_SPREAD:
         return 0.0
     high = sd / n**0.5
@@ -419,7 +435,7 @@ Cells = dict[tuple[str, str], Group]  # (state, loss)
 
 
 def cells(groups: Sequence[Group], dataset: str) -> Cells:
-    """The runs of a data set by state and loss. Raises UserError where two configurations are the same cell."""
+    """The runs of a data set by state and loss. Raises UserError if two configurations share a cell."""
     found: Cells = {}
     for group in groups:
         if group.first["dataset"] == dataset and (state := state_of(group.first["config"])):
@@ -432,7 +448,7 @@ def cells(groups: Sequence[Group], dataset: str) -> Cells:
 
 
 def compare(name: str, part: Part, of: Cells, seeds: int | None = None) -> list[Comparison]:
-    """Every comparison of a part by every measure, as far as both sides ran with two seeds; `seeds`: of the first so many alone."""
+    """Every comparison of a part by every measure, if both sides have two shared seeds; `seeds`: use only the first ones."""
     found = []
     for key, measure_ in MEASURES.items():
         family = []
@@ -462,7 +478,7 @@ def compare(name: str, part: Part, of: Cells, seeds: int | None = None) -> list[
 
 
 def ran(groups: Sequence[Group]) -> dict[str, Part]:
-    """The parts of which something ran, by title's key: each on its own data set, and on others of its kind."""
+    """The parts with runs, by key of their title: on the part's data set, and on others of the same kind."""
     found = {}
     for name, part in PARTS.items():
         there = {g.first["dataset"] for g in groups if g.first["dataset"] in SETS}
@@ -475,7 +491,7 @@ def ran(groups: Sequence[Group]) -> dict[str, Part]:
 
 
 def collected(results: Path) -> tuple[list[Group], list[str]]:
-    """The committed runs. Raises UserError where there is none."""
+    """The committed runs. Raises UserError if there are none."""
     folder = results / "runs" / "initial_state"
     if not result_files(folder):
         raise UserError(f"{folder} holds no run; run `python scripts/study.py initial_state run`, then `... collect`")
@@ -483,20 +499,19 @@ def collected(results: Path) -> tuple[list[Group], list[str]]:
 
 
 def probes(results: Path) -> list[dict[str, Any]]:
-    """What `measure` wrote of each network; [] where it did not."""
+    """The networks in measured.json; [] if there is no file."""
     return _measured(results)["networks"]
 
 
 def report(results: Path) -> dict[str, str]:
-    """`{"initial_state.md": ...}` from the collected runs and what was measured from their networks."""
+    """`{"initial_state.md": ...}` from the collected runs and measured.json."""
     groups, notes = collected(results)
     measured, linear = probes(results), _measured(results)["linear"]
     judged: dict[str, list[Comparison]] = {}
     text = [
-        "# What an initial membrane potential is worth\n",
-        "Generated by `python scripts/study.py initial_state report` from the results under `runs/initial_state`; not edited by",
-        "hand. One small network (36,000 weights) and small images: it says what holds at this size, no more.\n",
-        "## How a verdict is reached\n", RULE,
+        "# What an initial membrane potential changes\n",
+        "Generated by `python scripts/study.py initial_state report` from the results under `runs/initial_state`; not edited by hand.",
+        "",
     ]  # fmt: skip
     body, not_run, parts = [], [], ran(groups)
     if PARTS.keys() & parts.keys():  # else it is about other data sets alone
@@ -510,15 +525,17 @@ def report(results: Path) -> dict[str, str]:
         if not mine:
             continue
         judged[name] = compare(name, part, of)
-        said = f"{part.about}; `neuron={part.neuron}`."
+        about = f"{part.about}; `neuron={part.neuron}`."
         if part.dataset in linear:
-            said += f" Logistic regression on the same samples: {100 * linear[part.dataset]:.2f} %."
-        body += [f"## {_title(name)}\n", said + "\n"]
+            about += f" Logistic regression on the same samples: {100 * linear[part.dataset]:.2f} %."
+        body += [f"## {_title(name)}\n", about + "\n"]
         body.append(to_markdown(_means(part, mine)))
         body += [to_markdown(table) for table in _differences(judged[name], part)]
+    text += [*_summary(judged, parts), "## How a verdict is reached\n", RULE]
     glances = [to_markdown(_glance(name, judged[name])) for name in judged if judged[name]]
     text += ["## At a glance\n", *glances] if glances else []
-    text += ["## What holds, what does not, and what cannot be said\n", *_sentences(judged), *body]
+    verdicts = [to_markdown(_by_verdict(name, judged[name])) for name in judged if judged[name]]
+    text += ["## What holds, what does not, and what cannot be said\n", *verdicts, *body]
     text += [f"![{name}](figures/{name}.svg)\n" for name in FIGURES if (results / "figures" / f"{name}.svg").exists()]
     text += [*map(to_markdown, _probed(measured)), "## What it costs\n", to_markdown(_price(groups, results))]
     text += ["## Seeds\n", to_markdown(_seeds(judged, groups))] if any(judged.values()) else []
@@ -539,13 +556,13 @@ def report(results: Path) -> dict[str, str]:
 _TITLES = {
     "static": "Static images",
     "events": "Events",
-    "learning": "The values, or their being learned",
-    "depth": "One layer alone",
+    "learning": "Values or learning",
+    "depth": "IMP in one layer",
 }
 
 
 def _price(groups: Sequence[Group], results: Path) -> Table:
-    """What each state adds to the network of static images; time and memory as `results/methods.md` measured them."""
+    """Cost of each state in the network of static images; time and memory from `results/methods.md`."""
     from studies import methods
 
     path = results / "runs" / "methods" / methods.MEASURED
@@ -573,23 +590,22 @@ def _price(groups: Sequence[Group], results: Path) -> Table:
         ))  # fmt: skip
     columns = [
         Column("state", "initial state"), Column("learned", "learned numbers", "number"), Column("bytes", "bytes, float32", "number"),
-        Column("reads", "numbers read or drawn a sample", "number"), Column("time", "training step, x zero", "number"),
+        Column("reads", "numbers read or drawn per sample", "number"), Column("time", "training step, x zero", "number"),
         Column("memory", "memory kept for the backward pass, MB", "number"),
     ]  # fmt: skip
     said = [
-        "the network of the static part; read or drawn once, before step 1; zero and constant are part of the program; "
+        "the network of the static part; values are read or drawn once, before step 1; zero and constant are part of the program; "
         "time and memory: `results/methods.md`, batch of 64, a CPU",
     ]  # fmt: skip
     return Table("", columns, rows, said)
 
 
-# The design: with a standard deviation above this, in points, all cells of a loss get MORE_SEEDS more.
+# By the design: above this standard deviation, in points, all cells of a loss get MORE_SEEDS more seeds.
 SPREAD, MORE_SEEDS = 0.3, 3
 
 
 def _seeds(judged: dict[str, list[Comparison]], groups: Sequence[Group]) -> Table:
-    """Of each part and loss the largest spread of a readout's difference over the first SEEDS seeds, what the design asks for, and
-    what is not seen without."""
+    """By part and loss: largest sd of a readout difference over the first SEEDS seeds, seeds due, and detectable differences."""
     rows, parts = [], ran(groups)
     for name, comparisons in judged.items():
         part = parts[name]
@@ -613,13 +629,13 @@ def _seeds(judged: dict[str, list[Comparison]], groups: Sequence[Group]) -> Tabl
         Column("seen", "these would see, points", "number"), Column("seen_asked", "those asked for would see", "number"),
         Column("excluded", f"seeds to exclude {MEASURES['readout'].margin:g} points", "number"),
     ]  # fmt: skip
-    said = f"sd: of the readout's differences over the first {SEEDS} seeds; above {SPREAD} points {MORE_SEEDS} more seeds are due"
-    power = f"would see, and exclude: with a power of {POWER:.0%}, one comparison alone, at that sd; Holm's correction asks for more"
+    said = f"sd: of the readout's differences over the first {SEEDS} seeds; above {SPREAD} points the design asks for {MORE_SEEDS} more seeds"
+    power = f"would see, and exclude: with a power of {POWER:.0%}, for a single comparison at that sd; Holm's correction needs more seeds"
     return Table("", columns, rows, [said, power])
 
 
 def _cut_seeds(judged: dict[str, list[Comparison]], groups: Sequence[Group]) -> list[str]:
-    """Where fewer seeds were run than the design asks for, a line each."""
+    """A line for each part and loss with fewer seeds than the design asks for."""
     return [
         f"{row['part']}, {row['loss']}: the {MORE_SEEDS} more seeds that the design asks for. Differences of the readout between"
         f" {row['seen_asked']} and {row['seen']} points are not seen without them"
@@ -629,7 +645,7 @@ def _cut_seeds(judged: dict[str, list[Comparison]], groups: Sequence[Group]) -> 
 
 
 def _title(name: str) -> str:
-    """Of a key of `ran`."""
+    """The heading of a part, from its key in `ran`."""
     part, _, dataset = name.partition(", ")
     return f"{_TITLES[part]}: {dataset}" if dataset else _TITLES[part]
 
@@ -652,15 +668,16 @@ def _means(part: Part, of: Cells) -> Table:
                     soon=fmean(map(_soon, group.runs)), synops=fmean(synops) if synops else None,
                     imp=f"{group.first['params_imp']:,}",
                 ))  # fmt: skip
-    said = "mean ± sample standard deviation over seeds; at t: the output of that step alone; constant: 0.5, half of the threshold"
+    said = "mean ± sample standard deviation over seeds; at t: output of that step alone; constant: 0.5, half of the threshold"
     return Table("", columns, rows, [said])
 
 
 _MARKS = {"more": "+", "less": "-", "none": "=", "unknown": "?", "too few seeds": "seeds"}
+_SIGNS = "+ or - seen; = none above the margin; ? cannot be said; seeds: too few seeds"
 
 
 def _glance(name: str, judged: Sequence[Comparison]) -> Table:
-    """Of each state and loss the differences in accuracy from zero, each with its verdict as one sign."""
+    """Differences in accuracy from zero by loss and state, each with its verdict as one sign."""
     shown = ("readout", "first", "area")
     found = {(c.loss, c.state, c.measure): c for c in judged if c.other == "zero"}
     rows = [
@@ -671,8 +688,7 @@ def _glance(name: str, judged: Sequence[Comparison]) -> Table:
     ]  # fmt: skip
     columns = [Column("loss", "loss"), Column("state", "initial state, against zero")]
     columns += [Column(key, f"{MEASURES[key].title}, {MEASURES[key].unit}", "number") for key in shown]
-    said = "difference, then + or -: seen; =: none above the margin; ?: cannot be said; seeds: too few"
-    return Table(_title(name), columns, rows, [said])
+    return Table(_title(name), columns, rows, [f"mean difference and verdict: {_SIGNS}"])
 
 
 def _differences(judged: Sequence[Comparison], part: Part) -> list[Table]:
@@ -700,35 +716,84 @@ def _p(p: float) -> str:
     return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
-def _sentences(judged: dict[str, list[Comparison]]) -> Iterator[str]:
-    """One plain sentence a part, measure and other state: which states differ from it, which do not, which cannot be told."""
-    for name, comparisons in judged.items():
-        if not comparisons:
-            continue
-        yield f"**{_title(name)}**\n"
-        for key, measure_ in MEASURES.items():
-            for other in dict.fromkeys(c.other for c in comparisons):
-                mine = [c for c in comparisons if c.measure == key and c.other == other]
-                if not mine:
-                    continue
-                parts = []
-                for kind, words in _KINDS.items():
-                    who = [
-                        f"{c.state} ({c.loss.upper().replace('_', '-')}, {c.mean:+.1f})" for c in mine if c.kind == kind
-                    ]
-                    if who:
-                        parts.append(f"{words.format(margin=f'{measure_.margin:g} {measure_.unit}')}: {', '.join(who)}")
-                yield f"- {measure_.title[0].upper()}{measure_.title[1:]}, against {other} - {'; '.join(parts)}."
-        yield ""
-
-
 _KINDS = {
     "more": "higher",
     "less": "lower",
     "none": "no difference above {margin}",
     "unknown": "cannot be said",
-    "too few seeds": "too few seeds to say",
+    "too few seeds": "too few seeds",
 }
+
+
+def _by_verdict(name: str, judged: Sequence[Comparison]) -> Table:
+    """The states by verdict, a row for each measure and other state."""
+    rows = []
+    for key, other in dict.fromkeys((c.measure, c.other) for c in judged):
+        row = dict(measure=f"{MEASURES[key].title}, {MEASURES[key].unit}", other=other)
+        for c in judged:
+            if (c.measure, c.other) == (key, other):
+                cell = f"{c.state} ({c.loss.upper().replace('_', '-')}, {c.mean:+.1f})"
+                row[c.kind] = f"{row[c.kind]}, {cell}" if c.kind in row else cell
+        rows.append(row)
+    kinds = [
+        Column(kind, words.format(margin="the margin"))
+        for kind, words in _KINDS.items()
+        if any(kind in r for r in rows)
+    ]
+    said = "in brackets: loss, and mean difference (state minus the one it is compared with)"
+    return Table(_title(name), [Column("measure", "measure"), Column("other", "against"), *kinds], rows, [said])
+
+
+# The comparisons of the summary: (state, the state it is compared with), each with its words.
+_HEADLINES = {
+    ("imp", "zero"): "IMP - zero",
+    ("imp", "constant"): "IMP - constant 0.5",
+    ("imp_frozen", "imp"): "IMP frozen at its start - IMP",
+}
+_ACCURACIES = ("readout", "first", "area")
+
+
+def _summary(judged: dict[str, list[Comparison]], parts: dict[str, Part]) -> Iterator[str]:
+    """Question, design, findings with differences and intervals, and what is not known."""
+    accuracy = [c for comparisons in judged.values() for c in comparisons if c.measure in _ACCURACIES]
+    mine = {pair: [c for c in accuracy if (c.state, c.other) == pair] for pair in _HEADLINES}
+    yield "## Summary\n"
+    yield "**Question.** What does an initial membrane potential other than zero change, at which time step and under which loss, and must it be"
+    yield "learned?\n"
+    yield "**Design.** One small network (36,000 weights) is trained with every initial state and loss, on two CPU cores. Differences are paired"
+    yield f"over {' or '.join(map(str, sorted({c.n for c in accuracy})))} seeds. The margins were fixed before ([design](../docs/studies/initial_state.md)).\n"
+    for about in dict.fromkeys(parts[name].about for name in judged):
+        yield f"- {', '.join(name for name in judged if parts[name].about == about)}: {about}"
+    yield "\n**Findings.**\n"
+    for key in _ACCURACIES:
+        if those := [c for c in mine["imp", "zero"] if c.measure == key]:
+            yield f"- {MEASURES[key].title.capitalize()}, IMP (learned) against zero: {_in_words(those, MEASURES[key])}."
+    for pair in list(_HEADLINES)[1:]:
+        if mine[pair]:
+            seen = sum(c.p < ALPHA and c.n >= SEEDS for c in mine[pair])
+            small = sum(c.kind == "none" for c in mine[pair])
+            yield f"- {_HEADLINES[pair]}: of {len(mine[pair])} differences in accuracy, {seen} are seen; {small} are below the margin."
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for pair, words in _HEADLINES.items():
+        for c in mine[pair]:
+            row = rows.setdefault((*pair, c.part, c.loss), dict(what=words, part=c.part, loss=c.loss))
+            row[c.measure] = f"{c.mean:+.2f} ({c.low:+.2f} .. {c.high:+.2f}) {_MARKS[c.kind]}"
+    if rows:
+        columns = [Column("what", "difference, points"), Column("part", "part"), Column("loss", "loss")]
+        columns += [Column(key, MEASURES[key].title, "number") for key in _ACCURACIES]
+        yield "\n" + to_markdown(Table("", columns, list(rows.values()), [f"95 % interval in brackets; {_SIGNS}"]))
+    unknown = sum(c.kind in ("unknown", "too few seeds") for c in accuracy)
+    yield f"**Not known.** {unknown} of all {len(accuracy)} comparisons of accuracy cannot be decided with these seeds. Other networks, data sets of the"
+    yield "paper's size and longer training were not studied. The events are emulated from images.\n"
+
+
+def _in_words(comparisons: Sequence[Comparison], measure: Measure) -> str:
+    """Which differences are seen, excluded or open, each by its loss and part."""
+    found: dict[str, list[str]] = {}
+    for c in comparisons:
+        found.setdefault(c.kind, []).append(f"{c.loss.upper().replace('_', '-')} ({c.part})")
+    margin = f"{measure.margin:g} {measure.unit if measure.margin != 1 else 'point'}"
+    return "; ".join(f"{w.format(margin=margin)} with {', '.join(found[k])}" for k, w in _KINDS.items() if k in found)
 
 
 def _by_cell(measured: Sequence[dict[str, Any]], key: str) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
@@ -740,7 +805,7 @@ def _by_cell(measured: Sequence[dict[str, Any]], key: str) -> dict[tuple[str, st
 
 
 def _probed(measured: Sequence[dict[str, Any]]) -> Iterator[Table]:
-    """Tables of what was measured from the trained networks."""
+    """Tables of the measurements of trained networks (measured.json)."""
     head = [
         Column("dataset", "data set"),
         Column("loss", "loss"),
@@ -761,16 +826,14 @@ def _probed(measured: Sequence[dict[str, Any]]) -> Iterator[Table]:
     ]  # fmt: skip
     if rows:
         columns = [*head, Column("what", "learned potentials"), Column("acc", "readout %", "summary"), Column("first", "at step 1 %", "summary")]  # fmt: skip
-        yield Table("Learned potentials changed after training, nothing trained again", columns, rows)
+        yield Table("Learned potentials changed after training, without retraining", columns, rows)
     rows = [
         row(key, entries) | dict(acc=[100 * fmean(e["longer"]["acc_readout"][t] for e in entries) for t in range(LONGEST)])
         for key, entries in _by_cell(measured, "longer").items()
     ]  # fmt: skip
     if rows:
-        said = "accuracy at the readout of a network that is tested for t steps; it was trained for T=4"
-        yield Table(
-            "Other numbers of steps at test", [*head, Column("acc", f"T=1..{LONGEST} %", "steps")], rows, [said]
-        )
+        said = "accuracy at the readout when tested with t steps; trained with T=4"
+        yield Table("Other T at test time", [*head, Column("acc", f"T=1..{LONGEST} %", "steps")], rows, [said])
     rows = [
         row(key, entries) | dict(
             steps=summary([e["exit"]["steps"] for e in entries]), acc=summary([100 * e["exit"]["acc"] for e in entries]),
@@ -782,7 +845,7 @@ def _probed(measured: Sequence[dict[str, Any]]) -> Iterator[Table]:
     if rows:
         columns = [*head, Column("steps", "mean steps", "summary"), Column("acc", "accuracy %", "summary"), Column("all", "with all steps %", "summary"), Column("energy", "energy, nJ", "number"), Column("energy_all", "with all steps, nJ", "number")]  # fmt: skip
         said = (
-            "stops once what the loss reads is sure enough, at the threshold that costs fewest steps for a point of "
-            "accuracy at most (chosen on the test set: optimistic); energy: of a sample, as `snn_repro/energy.py` counts it"
+            "a sample stops when the confidence of the readout reaches a threshold: the one with the fewest steps that loses at most "
+            "a point of accuracy (chosen on the test set: optimistic); energy: per sample, as `snn_repro/energy.py` counts it"
         )
-        yield Table("Where an early-exit reader stops", columns, rows, [said])
+        yield Table("Early exit", columns, rows, [said])

@@ -1,7 +1,6 @@
-"""Every method alone in one recipe: neurons, initial states, losses, norms and surrogates, each against the same baseline.
+"""Every neuron, initial state, loss, norm and surrogate, each exchanged alone in one baseline.
 
-A choice is run by exchanging it alone in the baseline of a data set; which choices there are the registries say. So a new
-method is in this study once it is in its own file.
+The choices come from the registries, so a new method is part of this study once its own file exists.
 """
 
 from __future__ import annotations
@@ -52,13 +51,13 @@ PARTS = {
     ),
     "digits_dvs": Part(
         "lif", "tet", ("recipe.epochs=8",),
-        "the embedded digits as an emulated event camera sees them (1,211 training and 450 test samples), T=10, 8 epochs",
+        "the embedded digits as events of an emulated camera (1,211 training and 450 test samples), T=10, 8 epochs",
     ),
 }  # fmt: skip
 
 
 def part(dataset: str) -> Part:
-    """The part of a data set; for one without a size of its own, its recipe as it is. Raises UserError for an unknown set."""
+    """The part of a data set; one without an entry in PARTS uses its own recipe. Raises UserError for an unknown data set."""
     if dataset not in SETS:
         raise UserError(f"dataset={dataset} does not exist; choose of: {', '.join(SETS)}")
     neuron, loss = ("if", "sdt") if SETS[dataset].static else ("lif", "tet")
@@ -66,7 +65,7 @@ def part(dataset: str) -> Part:
 
 
 class Axis(NamedTuple):
-    """One thing that is exchanged: the key that chooses it, and what there is."""
+    """A group of choices: the key that selects one, and their names."""
 
     title: str
     key: str
@@ -75,7 +74,7 @@ class Axis(NamedTuple):
 
 
 def axes() -> dict[str, Axis]:
-    """What is exchanged, in the order of the runs: what the paper is about comes first."""
+    """The groups of choices by name, in the order of the runs; the paper's subject comes first."""
     initial = Axis("Initial state", "neuron.initial", tuple(INITIAL_STATES))
     neuron = Axis(
         "Neuron", "neuron", tuple(n for n in choices("neuron") if n in NEURONS)
@@ -92,7 +91,7 @@ def axes() -> dict[str, Axis]:
 
 
 def base_value(axis: str, p: Part) -> str:
-    """What the baseline of a part has on an axis."""
+    """The baseline's choice in a group."""
     own = {"neuron": p.neuron, "loss": p.loss, "initial": "zero", "norm": "bn"}
     return own.get(axis) or str(NEURONS[p.neuron].settings["surrogate"].default)
 
@@ -105,7 +104,7 @@ def cells(p: Part) -> Iterator[tuple[str, str]]:
 
 
 def commands(datasets: Sequence[str], seeds: int, more: Sequence[str] = ()) -> Iterator[list[str]]:
-    """The Hydra multiruns, as words: one for each data set and axis, the baseline's first."""
+    """The Hydra multiruns, as words: one per data set and group, the baseline first."""
     for dataset in datasets or PARTS:
         p = part(dataset)
         chosen: dict[str, list[str]] = {}
@@ -125,7 +124,7 @@ def commands(datasets: Sequence[str], seeds: int, more: Sequence[str] = ()) -> I
 
 
 def cell_of(group: Group) -> tuple[str, str] | None:
-    """The (axis, choice) of runs; None where they differ from their baseline in more than one."""
+    """The (group, choice) of runs; None if they differ from their baseline in more than one choice."""
     config, p = group.first["config"], part(group.first["dataset"])
     _, _, neuron, loss = group.first["name"].rsplit("-", 3)
     family = config["neuron"]["name"]
@@ -146,8 +145,10 @@ MEASURED = "measured.json"
 
 
 def measure(results: Path, rounds: int = 7, batch: int = 64) -> None:
-    """Write results/runs/methods/measured.json: of each choice the time of a training step as a factor of the baseline's, both
-    timed by turns, and the bytes kept for the backward pass; of each data set, and of the digits, what logistic regression makes of it.
+    """Write results/runs/methods/measured.json.
+
+    For each choice: time of a training step relative to the baseline's (timed alternately), and bytes kept for the backward
+    pass. For each data set, and the digits: accuracy of logistic regression.
     """
     found: dict[str, Any] = {}
     for dataset in PARTS:
@@ -160,7 +161,7 @@ def measure(results: Path, rounds: int = 7, batch: int = 64) -> None:
                 step_ratio=plain_statistics.median(ratios), kept_mb=step.kept() / 2**20
             )
         found[dataset] = dict(steps=rows, linear=linear_baseline(dataset, p.overrides))
-    found["digits"] = dict(linear=linear_baseline("digits", ()))  # what README holds the first command against
+    found["digits"] = dict(linear=linear_baseline("digits", ()))  # compared with the first command in README
     folder = results / "runs" / "methods"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / MEASURED, found)
@@ -174,7 +175,7 @@ def _config(dataset: str, p: Part, axis: str, choice: str) -> Config:
 
 
 class _Step:
-    """A training step on random input, ready to be timed."""
+    """A training step on random input, to be timed."""
 
     def __init__(self, dataset: str, p: Part, axis: str, choice: str, batch: int):
         import torch
@@ -205,7 +206,7 @@ class _Step:
         return time.perf_counter() - started
 
     def kept(self) -> int:
-        """Bytes of the tensors that the forward pass keeps for the backward pass, weights apart, each memory once."""
+        """Bytes of the tensors kept for the backward pass, without weights; shared storage counts once."""
         import torch
 
         own = {t.untyped_storage().data_ptr() for t in (*self.model.parameters(), *self.model.buffers(), self.x)}
@@ -249,21 +250,21 @@ def linear_baseline(dataset: str, overrides: Sequence[str]) -> float:
 RULE = f"""\
 Fixed before any of these runs:
 
-- Each choice is exchanged alone in its data set's baseline: same network, recipe, data, epochs and seeds. Nothing was tuned
-  for any of them; a method's own recipe may do better.
-- Accuracy is that of the test set after the last epoch, as the loss reads it. No epoch is chosen by the test set.
-- A difference is paired over seeds (same initial weights where the choice leaves them, same data order): mean in percentage
-  points and 95 % interval, Student's t. Its p is adjusted by Holm over all choices of a data set.
-- **better** or **worse**: Holm's p is below {ALPHA}. "leans": the interval excludes 0 and Holm's p does not hold. Else **no
-  difference seen**, with the half-width of the interval. That is no bound on what would be seen: {SEEDS} seeds see a true
-  difference of that size in 61 % of studies where it is the only comparison, and in 3 % after Holm's correction.
-- Step 1 is the accuracy of the first step's own output; left out where a step sees later ones.
-- Time and memory of a training step are measured apart from the runs, by turns with the baseline, on random input, on a CPU.
+- **Design.** Each choice is exchanged alone in the baseline of its data set: same network, recipe, data, epochs and seeds. Nothing was tuned
+  for any choice; a method's own recipe may do better.
+- **Accuracy** is on the test set after the last epoch, at the loss's readout. The test set chooses no epoch.
+- **Differences** are paired over seeds (same data order, and same initial weights where the choice permits): mean in percentage points
+  with a 95 % interval (Student's t). p is adjusted by Holm over all choices of a data set.
+- **better** or **worse**: Holm's p is below {ALPHA}. **leans**: the interval excludes 0, but Holm's p is not below {ALPHA}. Else **no
+  difference seen**, with the half-width of the interval. This is no upper bound on the difference: {SEEDS} seeds detect a true
+  difference of that size in 61 % of studies if it is the only comparison, and in 3 % after Holm's correction.
+- **Step 1** is the accuracy of the first step's own output; empty if a step uses future time steps.
+- **Time and memory** of a training step are measured separately on a CPU, on random input, alternating with the baseline.
 """
 
 
 def report(results: Path) -> dict[str, str]:
-    """`{"methods.md": ...}` from the collected runs. Raises UserError where there is none."""
+    """`{"methods.md": ...}` from the collected runs. Raises UserError if there are none."""
     folder = results / "runs" / "methods"
     if not result_files(folder):
         raise UserError(f"{folder} does not exist; run `python scripts/study.py methods run`, then `... collect`")
@@ -272,13 +273,16 @@ def report(results: Path) -> dict[str, str]:
     text = [
         "# Methods, each alone in the same recipe\n",
         "Generated by `python scripts/study.py methods report` from the results under `runs/methods`; not edited by hand.",
-        "One small network on two CPU cores and small data: it says what holds at this size, no more.\n",
+        "",
+    ]
+    judged = {dataset: _dataset(groups, dataset, measured.get(dataset, {})) for dataset in ran}
+    text += [
+        *_summary({dataset: tables for dataset, (tables, _) in judged.items()}),
         "## How a verdict is reached\n",
         RULE,
     ]
-    for dataset in ran:
+    for dataset, (tables, lacking) in judged.items():
         p, its = part(dataset), measured.get(dataset, {})
-        tables, lacking = _dataset(groups, dataset, its)
         text.append(f"## {dataset}\n")
         text.append(f"Baseline: `neuron={p.neuron} loss={p.loss}`, batch norm, zero initial state; {p.about}.\n")
         if "linear" in its:
@@ -296,8 +300,37 @@ def report(results: Path) -> dict[str, str]:
     return {"methods.md": "\n".join(text)}
 
 
+def _summary(tables: dict[str, list[Table]]) -> Iterator[str]:
+    """Question, design, findings with differences and intervals, and what is not known; of each data set's tables."""
+    yield "## Summary\n"
+    yield "**Question.** Does a neuron, initial state, loss, norm or surrogate gradient change accuracy if only this one thing is exchanged in"
+    yield "a common recipe?\n"
+    yield f"**Design.** The same small network, data, recipe and {SEEDS} seeds for every choice; two CPU cores. Each choice is compared with the"
+    yield "baseline of its data set, paired over seeds, with Holm's correction.\n"
+    yield "**Findings.**\n"
+    rows: list[dict[str, Any]] = []
+    for dataset, its in tables.items():
+        compared = [row | dict(data=dataset, axis=t.title) for t in its for row in t.rows if row["difference"]]
+        clear = [row["choice"] for row in compared if row["verdict"].startswith("**")]
+        rows += [row for row in compared if not row["verdict"].startswith("no difference")]
+        differs = (
+            f"these differ from the baseline: {', '.join(clear)}" if clear else "no choice differs from the baseline"
+        )
+        yield f"- {dataset}: after correction for {len(compared)} comparisons, {differs}."
+    if rows:
+        columns = [
+            Column("data", "data set"), Column("axis", "group"), Column("choice", "choice"),
+            Column("difference", "difference, pp (95 % interval)", "number"), Column("verdict", "verdict"),
+        ]  # fmt: skip
+        yield "\nThe choices whose interval excludes 0 (leans: not after correction):\n"
+        yield to_markdown(Table("", columns, rows))
+    yield f'**Not known.** "No difference seen" is not equality: the intervals of {SEEDS} seeds are wide (see the half-widths). Nothing was tuned,'
+    yield "training is short, and the network and data are small. The methods may differ in their own recipes, in larger networks and on other"
+    yield "data.\n"
+
+
 def tables(results: Path) -> list[Table]:
-    """The tables of the report, each named by its data set too; none where nothing was run."""
+    """The tables of the report, titled with their data set; [] without runs."""
     folder = results / "runs" / "methods"
     if not result_files(folder):
         return []
@@ -315,13 +348,13 @@ def _measured(folder: Path) -> dict[str, Any]:
 
 
 def _ran(groups: Sequence[Group]) -> list[str]:
-    """The data sets of the runs, those with a size of their own first."""
+    """The data sets of the runs, those in PARTS first."""
     there = {g.first["dataset"] for g in groups}
     return [*(d for d in PARTS if d in there), *sorted(there - PARTS.keys())]
 
 
 def _dataset(groups: Sequence[Group], dataset: str, measured: dict[str, Any]) -> tuple[list[Table], list[str]]:
-    """A table an axis of what was run on a data set, and what was not run."""
+    """For a data set: a table for each group of choices, and the choices that were not run."""
     p = part(dataset)
     by_cell = {cell: g for g in groups if g.first["dataset"] == dataset and (cell := cell_of(g))}
     base = by_cell.get(("", "baseline"))
@@ -344,9 +377,9 @@ def _dataset(groups: Sequence[Group], dataset: str, measured: dict[str, Any]) ->
 _COLUMNS = [
     Column("choice", "choice"), Column("acc", "accuracy %", "summary"), Column("n", "seeds", "number"),
     Column("step1", "at step 1 %", "number"), Column("difference", "difference, pp", "number"),
-    Column("verdict", "verdict"), Column("params", "parameters", "number"), Column("state", "state a neuron", "number"),
-    Column("causal", "causal"), Column("synops", "synops a sample, k", "number"), Column("macs", "MACs a sample, k", "number"),
-    Column("time", "step time x", "number"), Column("kept", "kept for backward, MB", "number"),
+    Column("verdict", "verdict"), Column("params", "parameters", "number"), Column("state", "state per neuron", "number"),
+    Column("causal", "causal"), Column("synops", "synops per sample, k", "number"), Column("macs", "MACs per sample, k", "number"),
+    Column("time", "step time, x baseline", "number"), Column("kept", "kept for backward, MB", "number"),
 ]  # fmt: skip
 
 
@@ -363,13 +396,13 @@ def _row(choice: str, group: Group, measured: dict[str, Any], cell: tuple[str, s
 
 
 def states(neuron: dict[str, Any], timesteps: int) -> int:
-    """Numbers that one neuron of a run keeps from step to step."""
+    """Number of values that one neuron carries from step to step."""
     kept = NEURONS[neuron["name"]].states
     return min(neuron.get("order", timesteps + 1), timesteps + 1) - 1 if kept is None else kept
 
 
 def _paired(base: Group, group: Group) -> Any:
-    """The group's accuracy minus the baseline's in percent, paired over the seeds that both have; None below two."""
+    """Accuracy minus the baseline's in percentage points, paired over shared seeds; None with fewer than two."""
     before, after = ({run["seed"]: 100 * run["acc_last"] for run in g.runs} for g in (base, group))
     seeds = sorted(before.keys() & after.keys())
     return paired([before[s] for s in seeds], [after[s] for s in seeds]) if len(seeds) > 1 else None
@@ -391,7 +424,7 @@ def _verdict(test: Any, p: float | None, cell: tuple[str, str], part: Part) -> d
 
 
 def _descriptions() -> Iterator[str]:
-    """The first paragraph of what each choice says of itself, with its paper."""
+    """The first paragraph of each choice's docstring, which names its paper."""
     import snn_repro.losses
     import snn_repro.models
     import snn_repro.neurons  # noqa: F401

@@ -6,7 +6,7 @@ from studies import methods
 
 @register_section("methods", "Methods alone", 4.5)
 def content(found: Found) -> Section:
-    """Every method alone in one recipe, against the same baseline: results/methods.md as far as its runs are among these."""
+    """Every method exchanged alone in one recipe, against the same baseline: the tables of results/methods.md."""
     studies = [root.parent for root in found.paths if root.name == "runs" and (root / "methods").is_dir()]
     if not studies:
         raise NothingToShow("no run of this study is under these folders; name the folder results/runs")

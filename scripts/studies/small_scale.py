@@ -1,4 +1,4 @@
-"""The paper's claims, tested at the size that fits two CPU cores: what is run, how it is judged, and the report."""
+"""The paper's claims on small data: the sweeps, the decision rule and the report."""
 
 import shlex
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from snn_repro.runs.folder import result_files
 from studies.initial_state import MEASURES  # what a claim may be about, with its margin
 
 SWEEP_DIR = "runs/small_scale"
-SEEDS = 5  # at least; the report uses every seed that both sides of a comparison have
+SEEDS = 5  # minimum; the report uses every seed that both sides of a comparison have
 ALPHA = 0.05
 
 
@@ -35,27 +35,27 @@ class Sweep(NamedTuple):
 SWEEPS = {
     "digits": Sweep(
         True, ("if", "if_imp"), ("sdt", "tet", "lts"), (),
-        "1,797 real handwritten digits, 8x8; nearly saturated, so differences are small by construction",
+        "1,797 handwritten digits, 8x8; nearly saturated, so differences are small by construction",
     ),
     "fashion_mnist": Sweep(
         True, ("if", "if_imp"), ("sdt", "tet", "lts"),
         ("dataset.train_subset=6000", "recipe.epochs=8", "recipe.batch_size=64"),
-        "6,000 of the 60,000 real training images (stratified), all 10,000 test images",
+        "6,000 of the 60,000 training images (stratified), all 10,000 test images",
     ),
     "digits_dvs": Sweep(
         False, ("lif", "lif_imp"), ("sdt", "tet", "tet_s"), (),
-        "the digits as an emulated event camera sees them; events emulated from real images",
+        "the digits as events of an emulated camera, made from the images",
     ),
     "fashion_mnist_dvs": Sweep(
         False, ("lif", "lif_imp"), ("sdt", "tet", "tet_s"),
         ("dataset.train_subset=6000", "timesteps=5", "recipe.epochs=5"),
-        "6,000 training images and all test images of Fashion-MNIST as an emulated event camera sees them, T=5",
+        "6,000 training images and all test images of Fashion-MNIST as events of an emulated camera, T=5",
     ),
 }  # fmt: skip
 
 
 class Claim(NamedTuple):
-    """`better` over each of `worse`: losses, or IMP over none; tested on static or event data, or both (None)."""
+    """A claim that `better` beats each of `worse` (losses, or IMP against none), on static data, events or both (None)."""
 
     text: str
     static: bool | None
@@ -80,7 +80,7 @@ EARLY = (
 
 
 def commands(datasets: Sequence[str], seeds: int, more: Sequence[str] = ()) -> Iterator[list[str]]:
-    """The Hydra multirun of each data set (of all there are), as words; `more` are further overrides.
+    """The Hydra multirun of each data set (default: all), as words; `more` are further overrides.
 
     Raises UserError for a data set that has no sweep or does not exist.
     """
@@ -108,7 +108,7 @@ Accuracies = dict[tuple[str, str], dict[int, float]]  # ("imp" | "none", loss) -
 
 @dataclass
 class Comparison:
-    """One claim on one data set: effect in percentage points, interval, p, and what is concluded."""
+    """One claim on one data set: effect in percentage points, interval, p and verdict."""
 
     claim: str
     dataset: str
@@ -121,14 +121,14 @@ class Comparison:
     p_sign_flip: float | None = None
     p_holm: float | None = None
     measure: str = "readout"
-    p_margin: float | None = None  # Holm's, that the effect is as large as the margin
+    p_margin: float | None = None  # Holm's p that the effect is as large as the margin
     verdict: str = "not run"
 
 
 def accuracies(groups: Sequence[Group], dataset: str, measure: str = "readout") -> Accuracies:
     """Accuracy of the last epoch of one data set, by IMP, loss and seed.
 
-    Raises UserError when two configurations have the same IMP and loss, or when not all have the same recipe.
+    Raises UserError if two configurations have the same IMP and loss, or if recipes differ.
     """
     mine = [g for g in groups if g.first["dataset"] == dataset]
     by_method: dict[tuple[str, str], Group] = {}
@@ -159,7 +159,7 @@ def contrast(accuracy: Accuracies, losses: Sequence[str], better: str, worse: st
 
 
 def judge_claims(groups: Sequence[Group]) -> list[Comparison]:
-    """Every claim on every data set that has runs or could have them, judged as RULE says."""
+    """Every claim on every data set, judged by RULE."""
     sets = [d for d in SWEEPS if d in SETS or any(g.first["dataset"] == d for g in groups)]
     rows, tested, p_values, margins = [], [], [], []
     for claim in (*CLAIMS, *EARLY):
@@ -189,23 +189,23 @@ def judge_claims(groups: Sequence[Group]) -> list[Comparison]:
 RULE = f"""\
 Fixed before any number was seen:
 
-- Accuracy is that of the test set after the last epoch, read as the loss prescribes (LTS: last step; others: mean over
-  time). No epoch is chosen by the test set.
-- A comparison is paired over seeds: both sides of a seed share initial weights and data order. "IMP helps" is the mean over
-  the losses of (with IMP - without); a comparison of losses is the mean over IMP on and off.
-- Effect: mean difference in percentage points; interval: 95 %, Student's t over the seeds; p: paired t-test, two-sided,
-  adjusted by Holm over all comparisons below. Beside it stands the exact sign-flip p, which cannot be below 2/2^n.
-- **supported**: at least {SEEDS} seeds, the interval lies above 0, and Holm's p is below {ALPHA}.
-- **not supported**: the same with the interval below 0: the opposite was found.
-- **undecided**: everything else; "leans for" or "leans against" where the interval excludes 0 but Holm's p does not hold.
-- A claim over two comparisons (LTS beats both) is supported if both are, not supported if one is not, else undecided.
+- **Accuracy** is on the test set after the last epoch, at the loss's readout (LTS: last step; others: mean over time). The test set
+  chooses no epoch.
+- **Comparisons** are paired over seeds: both sides of a pair share initial weights and data order. "IMP helps" is the mean over the
+  losses of (with IMP - without). A comparison of losses is the mean over IMP on and off.
+- **Effect** is the mean difference in percentage points, with a 95 % interval (Student's t over seeds). p is that of the two-sided paired
+  t-test, adjusted by Holm over all comparisons below. The exact sign-flip p is given too; it cannot be below 2/2^n.
+- **supported**: at least {SEEDS} seeds, the interval is above 0, and Holm's p is below {ALPHA}.
+- **not supported**: the same with the interval below 0; the opposite was found.
+- **undecided**: everything else. "leans for" or "leans against": the interval excludes 0 but Holm's p is not below {ALPHA}.
+- A claim with two comparisons (LTS beats both) is supported if both are, not supported if one is not, else undecided.
 
 Added when these runs were known, with the margins of the study of initial states (`docs/studies/initial_state.md`), which were not
-chosen by them:
+chosen by these runs:
 
-- The claims about step 1 and about the mean over the steps: accuracy of each step's own output.
-- **no effect above the margin**, in place of undecided: at least {SEEDS} seeds, and Holm's p (over all comparisons below) of two
-  one-sided tests against the margin is below {ALPHA}. Margins: {"; ".join(MEASURES[key].said for key in ("readout", "first", "area"))}.
+- The claims about step 1 and about the mean over the steps. They use the accuracy of each step's own output.
+- **no effect above the margin** replaces undecided: at least {SEEDS} seeds, and Holm's p (over all comparisons below) of two one-sided
+  tests against the margin is below {ALPHA}. Margins: {"; ".join(MEASURES[key].said for key in ("readout", "first", "area"))}.
 """
 
 
@@ -236,7 +236,7 @@ def overall(verdicts: Sequence[str]) -> str:
 
 
 def report(results: Path) -> dict[str, str]:
-    """`{"small_scale.md": ...}` from the collected runs. Raises UserError where there is none."""
+    """`{"small_scale.md": ...}` from the collected runs. Raises UserError if there are none."""
     runs = results / "runs" / "small_scale"
     if not result_files(runs):
         raise UserError(f"{runs} does not exist; run `python scripts/study.py small_scale run`, then `... collect`")
@@ -246,7 +246,8 @@ def report(results: Path) -> dict[str, str]:
     parts = [
         "# The paper's claims at a small scale\n",
         "Generated by `python scripts/study.py small_scale report` from the results under `runs/small_scale`; not edited by hand.",
-        "One small network (about 32,000 weights), trained on two CPU cores. It says what holds at this size, no more.\n",
+        "",
+        *_summary(rows, min(len(g.runs) for g in groups)),
         "## How a verdict is reached\n",
         RULE,
         "## Verdicts\n",
@@ -262,11 +263,57 @@ def report(results: Path) -> dict[str, str]:
     return {"small_scale.md": "\n".join(parts)}
 
 
-def _verdicts(rows: Sequence[Comparison]) -> Table:
+def _overall(rows: Sequence[Comparison]) -> dict[tuple[str, str], str]:
+    """{(claim, data set): its verdict}."""
     verdicts: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         verdicts.setdefault((row.claim, row.dataset), []).append(row.verdict)
-    lines = [dict(claim=claim, data=data, verdict=f"**{overall(v)}**") for (claim, data), v in verdicts.items()]
+    return {key: overall(v) for key, v in verdicts.items()}
+
+
+def _summary(rows: Sequence[Comparison], seeds: int) -> Iterator[str]:
+    """Question, design, findings with effects and intervals, and what is not known."""
+    verdicts = {key: verdict for key, verdict in _overall(rows).items() if verdict != "not run"}
+    ran = list(dict.fromkeys(data for _, data in verdicts))
+    yield "## Summary\n"
+    yield "**Question.** Do the paper's claims about IMP and the losses hold for a small network on small data?\n"
+    yield "**Design.** One network of about 32,000 weights is trained on two CPU cores, with and without IMP and with three losses, on"
+    yield f"{', '.join(ran)}. Every combination has at least {seeds} seeds, and differences are paired over seeds.\n"
+    yield "**Findings.**\n"
+    every, some, none, opposite = (
+        "Supported on every data set tested", "Supported on some data sets", "Supported on no data set", "The opposite was found",
+    )  # fmt: skip
+    kinds: dict[str, list[str]] = {kind: [] for kind in (every, some, none, opposite)}
+    for claim in dict.fromkeys(claim for claim, _ in verdicts):
+        found = {data: verdict for (c, data), verdict in verdicts.items() if c == claim}
+        yes, no = ([d for d, v in found.items() if v == wanted] for wanted in ("supported", "not supported"))
+        if len(yes) == len(found):
+            kinds[every].append(claim)
+        elif yes:
+            kinds[some].append(f"{claim} ({', '.join(yes)})")
+        if no:
+            kinds[opposite].append(f"{claim} ({', '.join(no)})")
+        if not yes and not no:
+            kinds[none].append(claim)
+    yield from (f"- {kind}: {'; '.join(claims)}." for kind, claims in kinds.items() if claims)
+    yield "\nEffect in percentage points with its 95 % interval, by data set. Claims that name no step are about accuracy at the readout:\n"
+    twice = {row.claim for row in rows if sum((r.claim, r.dataset) == (row.claim, row.dataset) for r in rows) > 1}
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows:
+        label = f"{row.claim} (against {row.versus})" if row.claim in twice else row.claim
+        line = cells.setdefault(label, dict(claim=label))
+        if row.effect is not None and row.low is not None:
+            line[row.dataset] = f"{_signed(row.effect)} ({_signed(row.low)} .. {_signed(row.high)})"
+    columns = [Column("claim", "claim"), *(Column(data, data, "number") for data in ran)]
+    yield to_markdown(Table("", columns, list(cells.values())))
+    open_ = sum(verdict.startswith("undecided") for verdict in verdicts.values())
+    yield f"**Not known.** {open_} of {len(verdicts)} verdicts are undecided: these seeds are too few to tell. Only one small network and small"
+    yield "or emulated data were tested, so nothing here is evidence for the paper's networks and data sets. The claims about step 1 and the"
+    yield "mean over the steps were added when the runs were known.\n"
+
+
+def _verdicts(rows: Sequence[Comparison]) -> Table:
+    lines = [dict(claim=claim, data=data, verdict=f"**{v}**") for (claim, data), v in _overall(rows).items()]
     return Table("", [Column("claim", "claim"), Column("data", "data set"), Column("verdict", "verdict")], lines)
 
 

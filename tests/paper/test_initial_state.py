@@ -85,14 +85,21 @@ def test_the_report_says_all_of_it_and_draws_it(results, capsys):
     (results / "runs" / "initial_state" / study.MEASURED).write_text(json.dumps(found))
     assert main(["initial_state", "report", "--results", str(results)]) == 0
     text = (results / "initial_state.md").read_text()
-    order = ("Fixed before any run", "## At a glance", "What holds, what does not", "## Static images\n\nFashion")
+    order = (
+        "## Summary",
+        "Fixed before any run",
+        "## At a glance",
+        "What holds, what does not",
+        "## Static images\n\nFashion",
+    )
     assert sorted(order, key=text.index) == [*order]
     glance = text[text.index("## At a glance") : text.index("What holds")]
     assert "| lts | imp | +3.0 + |" in glance and "| lts | constant | +0.0 = |" in glance
     assert "| lts | random | +0.4 ? |" in glance and "| lts | mp_init | +0.0 seeds |" in glance
-    line = next(row for row in text.splitlines() if row.startswith("- Accuracy at the readout, against zero"))
-    assert "higher: imp (LTS, +3.0)" in line and "no difference above 0.5 points: constant" in line
-    assert "cannot be said: random" in line and "too few seeds to say: mp_init" in line
+    line = next(row for row in text.splitlines() if row.startswith("| accuracy at the readout, points | zero |"))
+    assert "| imp (LTS, +3.0) |" in line, "higher"
+    assert "| constant (LTS, +0.0) | random (LTS, +0.4) | mp_init (LTS, +0.0) |" in line, "none, unknown, too few seeds"
+    assert "- Accuracy at the readout, IMP (learned) against zero: higher with LTS (static)." in text
     assert all(said in text for said in ("- static, lts: imp_channel, imp_layer", "25.0 25.0", "as learned", "2.50"))
     assert "Logistic regression on the same samples: 84.32 %." in text
     seeds = text[text.index("## Seeds") :].splitlines()

@@ -89,11 +89,16 @@ def test_a_mixture_of_recipes_is_refused(tmp_path):
         judged(tmp_path)
 
 
-def test_the_report_states_its_rule_before_the_numbers(tmp_path, capsys):
+def test_the_report_opens_with_a_summary_and_states_its_rule_before_the_verdicts(tmp_path, capsys):
     sweep(tmp_path / "runs" / "small_scale", imp=0.02)
     assert study.main(["small_scale", "report", "--results", str(tmp_path)]) == 0
     text = (tmp_path / "small_scale.md").read_text()
-    assert text.index("Fixed before") < text.index("## Verdicts") < text.index("### Every comparison")
+    assert (
+        text.index("## Summary")
+        < text.index("Fixed before")
+        < text.index("## Verdicts")
+        < text.index("### Every comparison")
+    )
     assert "| IMP helps | digits | **supported** |" in text and "seed=0,1,2,3,4,5" in text
     assert study.main(["small_scale", "report", "--check", "--results", str(tmp_path)]) == 0
     (tmp_path / "small_scale.md").write_text(text + "edited")

@@ -1,4 +1,4 @@
-"""The paper's figures and those of the studies: importing this registers them; and how they are made of the files under results/."""
+"""Draws the paper's figures and those of the studies from the files under results/; importing this registers them."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ def figure(name: str) -> ModuleType:
 
 
 def make(chosen: Iterable[str], results: Path) -> list[str]:
-    """Draw figures into results/figures and write its README; returns the sentences of those that lack their data."""
+    """Draw figures into results/figures and write its README; returns a sentence for each figure whose data are missing."""
     folder, missing = results / "figures", []
     folder.mkdir(parents=True, exist_ok=True)
     for name in chosen:
@@ -43,7 +43,7 @@ def make(chosen: Iterable[str], results: Path) -> list[str]:
 
 
 def stale(chosen: Iterable[str], results: Path) -> Iterator[Path]:
-    """The committed drawings that are not what their data give, by this matplotlib."""
+    """The committed drawings that differ from what this matplotlib draws from their data."""
     for name in chosen:
         with contextlib.suppress(MissingData):
             for path, content in render(name, results).items():
@@ -52,12 +52,12 @@ def stale(chosen: Iterable[str], results: Path) -> Iterator[Path]:
 
 
 def index(folder: Path) -> str:
-    """The README of the figures' folder: what each one shows, and the commands that made it."""
+    """The README of results/figures: captions, and the commands that draw each figure."""
     lines = [
         "# Figures",
         "",
-        f"Drawn by `{PROGRAM}` from the files of this folder and of `../runs`, with matplotlib {matplotlib.__version__};",
-        "another version of matplotlib may draw the same numbers with other bytes.",
+        f"Drawn by `{PROGRAM}` from the files in this folder and in `../runs`, with matplotlib {matplotlib.__version__}.",
+        "Another version of matplotlib may give different bytes for the same numbers.",
         "",
     ]
     for name in names():
@@ -70,7 +70,7 @@ def index(folder: Path) -> str:
 
 
 def measured(results: Path, name: str, hint: str = "") -> dict[str, Any]:
-    """What `measure` of this figure wrote; `hint` is what its command needs beside."""
+    """The data that `measure` wrote for a figure; `hint`: further arguments of that command."""
     path = results / "figures" / f"{name}.json"
     if not path.exists():
         raise MissingData(f"{path} does not exist; make it with `{PROGRAM} measure={name}{hint}`")
@@ -85,7 +85,7 @@ def read(path: Path) -> Any:
 
 
 def write_data(target: Path, content: dict[str, Any]) -> None:
-    """Write a data file of a figure, one line a top-level entry or curve, so that a change is readable."""
+    """Write a figure's data as JSON, one line per top-level entry or curve, for readable diffs."""
     lines = []
     for k, v in content.items():
         listed = isinstance(v, list) and v and isinstance(v[0], dict)

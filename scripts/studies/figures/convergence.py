@@ -1,5 +1,7 @@
-"""Training loss on random labels of random inputs, a synthetic task; each curve is the loss it minimises. A network trained
-by LTS must be read at its last step: its earlier steps are near chance (acc_step in the data)."""
+"""Training loss on a synthetic task: random inputs with random labels.
+
+Each curve is the loss that the network minimises. Read LTS at its last step: its earlier steps are near chance (`acc_step` in
+the data)."""
 
 import time
 from collections.abc import Callable, Sequence

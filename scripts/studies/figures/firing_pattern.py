@@ -1,5 +1,6 @@
-"""Firing of seven IF neurons under varied input and under varied initial potential. In float32, as here, twelve additions
-of 1/12 stay below 1, so panel 2 fires one step later than exact arithmetic does."""
+"""Spikes of seven IF neurons under varied input and under varied initial potential.
+
+In float32, as here, twelve additions of 1/12 stay below 1, so panel 2 fires one step later than in exact arithmetic."""
 
 from pathlib import Path
 from typing import Any

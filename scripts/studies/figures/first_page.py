@@ -1,4 +1,6 @@
-"""Test accuracy at each time step on Fashion-MNIST, trained on the last step (LTS): zero, constant and learned (IMP) initial potential; mean and standard deviation over seeds."""
+"""Test accuracy at each time step on Fashion-MNIST, trained with LTS (loss of the last step).
+
+Zero, constant and learned (IMP) initial potential; mean and standard deviation over seeds."""
 
 from pathlib import Path
 

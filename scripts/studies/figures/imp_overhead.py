@@ -1,5 +1,6 @@
-"""Time of a layer's forward and backward with IMP over the time without. Open marks are the control, the same layer measured
-twice: what lies in the grey band cannot be told from noise."""
+"""Time of a layer with IMP relative to the same layer without, forward and backward.
+
+Open marks are the control: the same layer measured twice. Ratios within the grey band cannot be distinguished from noise."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,5 +1,6 @@
-"""What each initial state changes against starting at zero: mean difference over seeds with its 95 % interval, by loss; the grey
-band holds the differences that are too small to matter."""
+"""Difference of each initial state from zero, by loss.
+
+Mean over seeds with its 95 % interval. Differences within the grey band are below the margin: too small to matter."""
 
 from pathlib import Path
 

@@ -1,4 +1,6 @@
-"""Where learned initial potentials (IMP) end, by layer and loss: median, quartiles, and 5th to 95th percentile over neurons."""
+"""Learned initial potentials (IMP) after training, by layer and loss.
+
+Median, quartiles, and 5th to 95th percentile over neurons."""
 
 from pathlib import Path
 from statistics import fmean

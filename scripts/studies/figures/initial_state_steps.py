@@ -1,4 +1,6 @@
-"""Test accuracy of each time step's own output for every initial state, a panel a loss: mean and standard deviation over seeds."""
+"""Test accuracy of each time step's own output for every initial state, one panel per loss.
+
+Mean and standard deviation over seeds."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Where the learned initial membrane potentials ended, by layer."""
+"""Learned initial membrane potentials (IMP) after training, by layer."""
 
 from collections.abc import Sequence
 from pathlib import Path

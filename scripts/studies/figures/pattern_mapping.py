@@ -1,5 +1,6 @@
-"""Output patterns that each of the 16 input patterns of four steps can produce. Cells are drawn for firing at h ≥ V_th; the
-count for h > V_th is given beside."""
+"""Output patterns that each of the 16 input patterns of four steps can produce.
+
+Cells show firing at h ≥ V_th; the count for h > V_th is given beside them."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
