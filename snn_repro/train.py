@@ -139,7 +139,8 @@ def fit(
         )  # fmt: skip
         history.append(line)
         folder.record(history)
-        log.info(epoch_line(line, config.recipe.epochs))
+        fit = partial(epoch_line, line, config.recipe.epochs)
+        log.info(fit(), extra={"fit": fit})
         state.save_epoch(epoch, is_best=selection(history)[-1] == len(history) - 1)
         if loggers is not None:
             loggers.epoch(line)
@@ -396,9 +397,7 @@ def evaluate(
                 kept.append(logits.to("cpu", non_blocking=True))
                 losses.append((loss_fn(logits, target), len(target)))
                 right = count_correct(loss_fn.readout(logits), target)[None]
-                counts = counts + torch.cat(
-                    [right, correct_per_step(logits, target), correct_cumulative(logits, target)]
-                )
+                counts += torch.cat([right, correct_per_step(logits, target), correct_cumulative(logits, target)])
                 n += len(target)
             stop()
     loss = 0.0
