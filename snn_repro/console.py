@@ -164,18 +164,18 @@ def pace(
         times = [timedelta(seconds=round(seconds)) for seconds in (left, max(left, run))]
         line = f"{batch_size / max(step, 1e-9):,.0f} samples/s  {times[0]} left, run {times[1]}"
         room = shutil.get_terminal_size().columns * 15 // 16 - len(f"epoch {epoch + 1}/{epochs}{line}") - 4
-        return f"{line}  {by_step(history[-1]['acc_step'], room) if history else ''}".rstrip()
+        return f"{line}  {by_step([100 * a for a in history[-1]['acc_step']], room) if history else ''}".rstrip()
 
     return text
 
 
-def by_step(accuracies: Sequence[float], width: int) -> str:
+def by_step(percent: Sequence[float], width: int) -> str:
     """`t=1,5,10: 82.7 84.2 86.0`: accuracies [T] in percent, as many as fit `width` columns."""
-    last = len(accuracies) - 1
+    last = len(percent) - 1
     for n in range(min(last + 1, width // 5), min(last, 1), -1):
         at = [last * i // max(1, n - 1) for i in range(n)]
         steps = ",".join(str(t + 1) for t in at) if n <= last else f"1..{n}"
-        text = f"t={steps}: {' '.join(f'{100 * accuracies[t]:.1f}' for t in at)}"
+        text = f"t={steps}: {' '.join(f'{percent[t]:.1f}' for t in at)}"
         if len(text) <= width:
             return text
     return ""

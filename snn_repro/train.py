@@ -139,8 +139,8 @@ def fit(
         )  # fmt: skip
         history.append(line)
         folder.record(history)
-        fit = partial(epoch_line, line, config.recipe.epochs)
-        log.info(fit(), extra={"fit": fit})
+        shown = partial(epoch_line, line, config.recipe.epochs)
+        log.info(shown(), extra={"fit": shown})
         state.save_epoch(epoch, is_best=selection(history)[-1] == len(history) - 1)
         if loggers is not None:
             loggers.epoch(line)

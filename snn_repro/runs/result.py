@@ -173,7 +173,7 @@ def epoch_line(line: dict[str, Any], epochs: int, width: int | None = None) -> s
     for part in ("steps", "speed", "lr", "train", "val", "loss"):
         parts |= {part: "", "steps": ""}
         room = (width or 10**6) - len("  ".join(filter(None, parts.values()))) - 2
-        parts["steps"] = ("" if width else "at ") + by_step(line["acc_step"], room)
+        parts["steps"] = ("" if width else "at ") + by_step([100 * a for a in line["acc_step"]], room)
         if parts["steps"].count(" ") >= min(3, len(line["acc_step"])):
             break
     return "  ".join(filter(None, parts.values())).rstrip()
@@ -183,7 +183,7 @@ def summary(result: RunResult) -> str:
     """One line a result."""
     return (
         f"test accuracy {percent(result.acc_last)} ({result.correct}/{result.n_test}, readout: {result.readout}); "
-        f"at {by_step(result.acc_step, 10**6)}; {result.seconds:.0f} s"
+        f"at {by_step([100 * a for a in result.acc_step], 10**6)}; {result.seconds:.0f} s"
     )
 
 
