@@ -1,4 +1,4 @@
-"""One table of finished runs: mean ± standard deviation over seeds by row, with accuracy at each time step.
+"""Compare finished runs: mean ± standard deviation over seeds, and accuracy at each time step.
 
 python scripts/compare.py runs                                     every run below, as text
 python scripts/compare.py runs --sort readout --only loss=lts      rows of one loss, best accuracy first

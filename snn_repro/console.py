@@ -69,10 +69,7 @@ def one_sentence(main: Callable[..., int]) -> Callable[..., int]:
 
 
 def text_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """A plain table: empty line, title, header, rows; the first `left` columns are left-aligned.
-
-    So is a column whose name begins with "most".
-    """
+    """A plain table; the first `left` columns, and those named "most ...", are left-aligned."""
     lines = [[harmless(cell).replace("\n", "?") for cell in line] for line in (columns, *rows)]
     sides = ["<" if k < left or name.startswith("most") else ">" for k, name in enumerate(columns)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -81,10 +78,7 @@ def text_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
 
 
 class Parser(argparse.ArgumentParser):
-    """Argument parser of every script: `--help` is the module's docstring, then the arguments.
-
-    Shared names: --output FILE or DIR, --results DIR, --format, --check, --print.
-    """
+    """Argument parser of every script; `--help` prints the module's docstring first."""
 
     def __init__(self, prog: str, doc: str | None = None, **more: Any):
         style = argparse.RawDescriptionHelpFormatter
