@@ -9,6 +9,7 @@ Rows marked [a] [b] ... differ in more than their names say. Text is as wide as 
 none; COLUMNS=120 sets it).
 """
 
+import contextlib
 import io
 import shutil
 import sys
@@ -184,10 +185,11 @@ def setting(result: RunResult, key: str) -> list[Any]:
 
 
 def _means_same(typed: str, value: Any) -> bool:
-    try:
-        return typed == str(value) or yaml.safe_load(typed) == value
-    except yaml.YAMLError:
-        return False
+    read: list[Any] = []
+    for reader in (float, yaml.safe_load):
+        with contextlib.suppress(ValueError, yaml.YAMLError):
+            read.append(reader(typed))
+    return typed == str(value) or value in read
 
 
 def in_order(rows: list[dict[str, Any]], by: str | None) -> list[dict[str, Any]]:

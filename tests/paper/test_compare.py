@@ -137,7 +137,7 @@ def test_debug_runs_are_left_out_unless_asked_for(tmp_path, capsys):
 @pytest.mark.parametrize("width", [60, 80, 160])
 def test_text_fits_the_terminal_in_three_lines_a_row(tmp_path, monkeypatch, capsys, width):
     monkeypatch.setenv("COLUMNS", str(width))
-    for i, name in enumerate(("my_own_" * 30 + "end", "b", "dvs")):
+    for i, name in enumerate(("my_own_" * 25 + "end", "b", "dvs")):
         options = ["dataset=digits_dvs", "neuron=lif"] if name == "dvs" else [f"recipe.lr=0.0{i + 1}", "loss=sdt"]
         for seed in range(2):
             fake_run(tmp_path, f"name={name}", *options, seed=seed, acc=0.5 + 0.01 * seed)
