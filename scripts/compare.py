@@ -1,21 +1,26 @@
-"""One table of finished runs: mean ± standard deviation over seeds by row, with accuracy at each time step.
+"""Compare finished runs: mean ± standard deviation over seeds, and accuracy at each time step.
 
-python scripts/compare.py runs                                   every run below, as text
-python scripts/compare.py runs --format csv --output FILE.csv    the same for a spreadsheet
+python scripts/compare.py runs                                     every run below, as text
+python scripts/compare.py runs --sort readout --only loss=lts      rows of one loss, best accuracy first
+python scripts/compare.py runs --why                               also the keys in which marked rows differ
+python scripts/compare.py runs --format latex --output FILE.tex    for a paper; markdown and csv as well
 
-Rows that differ in more than their names say are marked, [a] [b] ..., and the keys stand below. Text is as wide as the
-terminal (80 where there is none; COLUMNS=120 sets it).
+Rows marked [a] [b] ... differ in more than their names say. Text is as wide as the terminal (80 columns where there is
+none; COLUMNS=120 sets it).
 """
 
+import contextlib
 import io
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich import box
 from rich.columns import Columns
 from rich.console import Console
@@ -23,32 +28,51 @@ from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 
+from make_tables import to_latex
 from snn_repro import console
 from snn_repro.config import Config, hashed
 from snn_repro.config.schema import OWN
-from snn_repro.console import harmless
-from snn_repro.errors import UserError
+from snn_repro.console import by_step, harmless
+from snn_repro.errors import UserError, nearest
 from snn_repro.files import write_text
 from snn_repro.paper.differences import WHAT_A_METHOD_CHANGES, debug_keys, described, remarks
 from snn_repro.paper.formats import Column, Table, to_csv, to_markdown
-from snn_repro.paper.results import Group, group_runs, load
+from snn_repro.paper.results import Group, facts, group_runs, load
 from snn_repro.paper.rows import SHARED, choice, files
 from snn_repro.paper.tables import BY_STEP, OPTIMISTIC, STEP_BY_STEP
 from snn_repro.runs.folder import RunResult
+
+MOST_REPEATS = 3  # notes on runs that repeat a seed
+MOST_VALUES = 12  # values that a sentence names
 
 
 @console.one_sentence
 def main(argv: list[str] | None = None) -> int:
     parser = console.Parser("compare.py", __doc__)
     parser.add_argument("paths", nargs="+", metavar="PATH", help="folders that hold runs, or result.json files")
-    parser.add_argument("--format", choices=FORMATS, default="text", help="text (default), markdown or csv")
+    parser.add_argument(
+        "--sort",
+        metavar="KEY",
+        help="readout (which is acc_last), acc_valsel, acc_best_test, name, seeds, step1, step2, ...",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="rows with this loss, recipe.lr, ...; repeatable",
+    )
+    parser.add_argument(
+        "--why", action="store_true", help="text: list the keys in which marked rows differ, and all notes"
+    )
+    parser.add_argument("--format", choices=FORMATS, default="text", help="text (default), markdown, csv or latex")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to the terminal")
-    parser.add_argument("--debug-runs", action="store_true", help="with the runs that a debug.* key cut short")
+    parser.add_argument("--debug-runs", action="store_true", help="include runs that a debug.* key cut short")
     args = parser.parse_args(argv)
-    table = compare(args.paths, args.debug_runs)
+    table = compare(args.paths, args.debug_runs, args.only, args.sort, args.why or args.format != "text")
     if args.format == "text":
         width = max(20, shutil.get_terminal_size().columns)
-        text = to_text(table, width)
+        text = to_text(table, width, colour=not args.output and sys.stdout.isatty())
     else:
         text = FORMATS[args.format](table)
     if args.output:
@@ -61,13 +85,20 @@ def main(argv: list[str] | None = None) -> int:
 # ---------------------------------------------------------------- the table
 
 
-def compare(roots: Sequence[str | Path], debug_runs: bool = False) -> Table:
-    """One line a group of runs under `roots`: mean ± sd over seeds of each accuracy, and accuracy at each time step.
+def compare(
+    roots: Sequence[str | Path],
+    debug_runs: bool = False,
+    only: Sequence[str] = (),
+    sort: str | None = None,
+    why: bool = True,
+) -> Table:
+    """One line per group of runs under `roots`: mean ± sd over seeds of each accuracy, and accuracy at each time step.
 
-    Rows that differ in more than their names say are marked, and notes name the keys. Runs that a debug key cut short
-    are left out unless `debug_runs`; raises UserError where nothing else is there.
+    Rows that differ in more than their names say are marked. With `why`, notes name the keys; without it, one note says
+    that there are such rows. Runs that a debug key cut short are left out unless `debug_runs`. Raises UserError where no
+    run is left, and for a bad `only` (KEY=VALUE) or `sort`.
     """
-    results, left_out = load(roots), []
+    results, left_out = select(load(roots), only), []
     if not debug_runs and (cut := [keys for result in results if (keys := debug_keys(result))]):
         said = f"{len(cut)} debug run{'s' * (len(cut) > 1)} ({', '.join(sorted({*chain(*cut)}))})"
         if len(cut) == len(results):
@@ -87,30 +118,113 @@ def compare(roots: Sequence[str | Path], debug_runs: bool = False) -> Table:
     rows = [
         dict(
             row=g.label, n=len(g.runs), readout=g.first["readout"], acc_last=g.last, acc_valsel=g.percent("acc_valsel"),
-            acc_best_test=g.percent("acc_best_test"), acc_step=g.steps(), differs=values,
+            acc_best_test=g.percent("acc_best_test"), acc_step=g.steps(),
+            differs=", ".join(f"{key}={value}" for key, value in values.items()),
         )
         for g, (_, values) in zip(groups, marked, strict=True)
     ]  # fmt: skip
-    explained = [
+    legend = [
         "mean ± sample standard deviation over seeds, test set; acc_last: last epoch at the readout; acc_valsel: test "
         "accuracy at the epoch that the validation part chose",
         f"acc_best_test*: {OPTIMISTIC}",
         STEP_BY_STEP,
     ]
-    if any(letter for letter, _ in marked):
-        explained.append("rows of different letters differ in more than their names say:")
-        explained += [f"{m} {v}" for m, v in dict(marked).items()]
-    return Table("Runs by row", columns, rows, [*explained, *remarks(groups), *left_out, *notes])
+    if len(notes) > MOST_REPEATS:
+        notes = [*notes[:MOST_REPEATS], f"and {len(notes) - MOST_REPEATS} more runs that repeat a seed"]
+    differ, more = explained(marked), [*remarks(groups), *notes]
+    if not why and (differ or more):
+        hidden = ["rows of different letters differ in more than their names say"] if differ else []
+        hidden += [f"{len(more)} more note{'s' * (len(more) > 1)}"] if more else []
+        differ, more = ["; ".join([*hidden, "--why explains"])], []
+    return Table("Runs by row", columns, in_order(rows, sort), [*legend, *differ, *more, *left_out])
+
+
+# ---------------------------------------------------------------- --only and --sort
+
+
+def select(results: Sequence[RunResult], only: Iterable[str]) -> Sequence[RunResult]:
+    """The runs in which every KEY=VALUE of `only` holds. Raises UserError for an unknown key, or if no run is left.
+
+    KEY is dataset, model, neuron or loss, with a choice of conf/KEY as its value, or a key of the configuration.
+    """
+    for word in only:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"--only {word}: write KEY=VALUE, for example loss=lts")
+        held = [[*chosen(result, key)] if key in SHARED else setting(result, key) for result in results]
+        if not any(held):
+            known = {*SHARED, *chain(*map(facts, results))}
+            raise UserError(f"--only {word}: no run has the key {key!r}{nearest(key, known)}")
+        left = [r for r, values in zip(results, held, strict=True) if any(_means_same(value, v) for v in values)]
+        if not left:
+            there = sorted({str(v) for values in held for v in values}, key=lambda text: (len(text), text))
+            there[MOST_VALUES:] = ["..."] * (len(there) > MOST_VALUES)
+            raise UserError(f"--only {word}: no run has this value; {key} is {', '.join(there)}")
+        results = left
+    return results
+
+
+def chosen(result: RunResult, group: str) -> list[str]:
+    """The choices in conf/GROUP that the run's name says, or else those that its configuration is nearest to."""
+    if words := _four_choices(result["name"]):
+        return [words[SHARED.index(group)]]
+    mine = result["config"][group]
+    of_class = {name: keys for name in files(group) if (keys := choice(group, name)[0]).get("name") == mine["name"]}
+    same = {name: sum(mine.get(k) == v for k, v in keys.items()) for name, keys in of_class.items()}
+    return [name for name, n in same.items() if n == max(same.values())] or [mine["name"]]
+
+
+def setting(result: RunResult, key: str) -> list[Any]:
+    """The value of a key of the configuration, or of another fact of the run, in a list; [] where it has none."""
+    if key in (known := facts(result)):
+        return [known[key]]
+    node = result["config"]
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return [] if node is None or isinstance(node, dict) else [node]
+
+
+def _means_same(typed: str, value: Any) -> bool:
+    read: list[Any] = []
+    for reader in (float, yaml.safe_load):
+        with contextlib.suppress(ValueError, yaml.YAMLError):
+            read.append(reader(typed))
+    return typed == str(value) or value in read
+
+
+def in_order(rows: list[dict[str, Any]], by: str | None) -> list[dict[str, Any]]:
+    """Rows sorted by a word of `--sort`: names from A to Z, numbers from the highest, rows without the number last.
+
+    Raises UserError for another word.
+    """
+    steps = [f"step{t + 1}" for t in range(max(len(row["acc_step"]) for row in rows))]
+    words = ["readout", "acc_last", "acc_valsel", "acc_best_test", "name", "seeds", *steps]
+    if by not in (None, *words):
+        raise UserError(f"--sort {by}: choose one of {', '.join(words)}")
+
+    def number(row: dict[str, Any]) -> float | None:
+        if by in steps:
+            return dict(zip(steps, row["acc_step"], strict=False)).get(by)
+        if by == "seeds":
+            return row["n"]
+        over_seeds = row["acc_last" if by == "readout" else by]
+        return over_seeds and over_seeds.mean
+
+    if by in (None, "name"):
+        return sorted(rows, key=lambda row: row["row"]) if by else rows
+    return sorted(rows, key=lambda row: (number(row) is None, -(number(row) or 0), row["row"]))
 
 
 # ---------------------------------------------------------------- marks of unlike rows
 
+Marks = Sequence[tuple[str, dict[str, Any]]]
 
-def mark(groups: Sequence[Group]) -> list[tuple[str, str]]:
-    """Of each group its mark ("[a]", or "" where no group needs one) and the values of the keys in which they differ.
 
-    Groups that differ in more than their names say have other marks; those of one mark are alike in all that they recorded. A name
-    `dataset-model-neuron-loss` says what its four choices set, any other name the loss and all of IMP.
+def mark(groups: Sequence[Group]) -> Marks:
+    """The mark of each group ("[a]", or "" where no group needs one) and the keys in which the groups differ.
+
+    Groups that differ in more than their names say have different marks; groups with the same mark agree in all recorded
+    keys. A name `dataset-model-neuron-loss` says what its four choices set, any other name the loss and all of IMP.
     """
     flats, keys = [described(group) for group in groups], []
     for key in sorted(set().union(*flats)):
@@ -119,8 +233,26 @@ def mark(groups: Sequence[Group]) -> list[tuple[str, str]]:
             keys.append(key)
     letters: dict[tuple[str, ...], str] = {}
     marks = [letters.setdefault(tuple(repr(f.get(k)) for k in keys), f"[{_letters(len(letters))}]") for f in flats]
-    values = [", ".join(f"{k}={flat[k]}" for k in keys if k in flat) for flat in flats]
+    values = [{k: flat[k] for k in keys if k in flat} for flat in flats]
     return list(zip(marks if keys else [""] * len(groups), values, strict=True))
+
+
+def explained(marked: Marks) -> list[str]:
+    """Notes on the marks: the most common value of each key, then the values of each mark that differ from it."""
+    keys = sorted(set().union(*(values for _, values in marked)))
+    if not keys:
+        return []
+    counts = {k: Counter(str(values[k]) for _, values in marked if k in values) for k in keys}
+    common = {k: count.most_common(1)[0][0] for k, count in counts.items()}
+    notes = [
+        "rows of different letters differ in more than their names say; unless listed below: "
+        + ", ".join(f"{k}={value}" for k, value in common.items())
+    ]
+    for letter, values in dict(marked).items():
+        other = [f"{k}={v}" for k, v in values.items() if str(v) != common[k]]
+        other += [f"no {k}" for k in keys if k not in values]
+        notes.append(f"{letter} {', '.join(other) or 'these values'}")
+    return notes
 
 
 def _unsaid(key: str, have: Sequence[tuple[RunResult, Any]]) -> bool:
@@ -139,12 +271,20 @@ def _unsaid(key: str, have: Sequence[tuple[RunResult, Any]]) -> bool:
 def _said(key: str, name: str, value: Any) -> bool:
     if key in ("name", "paper_row"):
         return True
-    words = name.split("-")
-    if len(words) != len(SHARED) or any(word not in files(group) for group, word in zip(SHARED, words, strict=True)):
+    words = _four_choices(name)
+    if not words:
         return key.startswith(WHAT_A_METHOD_CHANGES)
     group = "dataset" if key == "timesteps" else key.split(".")[0]
     means = _means(group, words[SHARED.index(group)]) if group in SHARED else {}
     return key in means and means[key] == value
+
+
+@cache
+def _four_choices(name: str) -> list[str]:
+    """The choices that a name `dataset-model-neuron-loss` says; [] for another name."""
+    words = name.split("-")
+    fits = len(words) == len(SHARED) and all(word in files(group) for group, word in zip(SHARED, words, strict=True))
+    return words if fits else []
 
 
 @cache
@@ -165,25 +305,25 @@ def _letters(i: int) -> str:
 # ---------------------------------------------------------------- text for the terminal
 
 
-def to_text(table: Table, width: int | None = None) -> str:
+def to_text(table: Table, width: int | None = None, colour: bool = False) -> str:
     """A table for the terminal; `width` None makes it as wide as it needs to be.
 
-    Where the table does not fit into `width` characters, each row takes several lines, and no line is longer: the first
-    column on a line of its own, the numbers below it in columns, long texts and steps below those.
+    Where the table does not fit `width` columns, each row takes up to three lines, and no line is longer: the name, cut in
+    the middle if it is too long, the numbers, and as many time steps as fit. Narrow terminals need more lines.
     """
 
     def safe(text: str) -> str:
         return harmless(text).replace("\n", "?")
 
     lines = table.lines(safe)
-    whole = Grid(title=Text(safe(table.title)), title_justify="left", box=box.HEAVY_HEAD)
+    whole = Grid(title=Text(safe(table.title)), title_justify="left", box=box.HEAVY_HEAD, header_style="cyan")
     for c, text in zip(table.shown, lines[0], strict=True):
         whole.add_column(Text(text), justify="left" if c.kind == "text" else "right", overflow="fold")
     for row in lines[1:]:
-        whole.add_row(*map(Text, row))
+        whole.add_row(_marked(row[0]), *map(Text, row[1:]))
     out = io.StringIO()
     needs = max(40, Console(file=out, width=10_000).measure(whole).maximum)
-    console = Console(file=out, width=width or 10_000, force_terminal=False)
+    console = Console(file=out, width=width or 10_000, force_terminal=colour)
     if width is None or needs <= width:
         console.print(whole, width=needs)
     else:
@@ -195,24 +335,51 @@ def to_text(table: Table, width: int | None = None) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
+def _marked(label: str) -> Text:
+    text = Text(label)
+    text.highlight_regex(r"\[[a-z]+\]$", "yellow")
+    return text
+
+
 def _stacked(console: Console, table: Table, title: Text, lines: list[list[str]]) -> None:
-    """A row on several lines, none longer than the console is wide."""
+    """Print each row on one to three lines, none longer than the console is wide."""
     head, width = lines[0], console.width
     widest = [max(map(len, column)) for column in zip(*lines, strict=True)]
     numbers = [i for i, c in enumerate(table.shown) if i and c.kind != "steps" and widest[i] <= width // 3]
+    if sum(widest) + 2 * (len(head) - 1) <= width:
+        numbers = list(range(1, len(head)))
+    beside = widest[0] + sum(widest[i] + 2 for i in numbers) <= width
     console.print(title)
-    for line in lines:
-        texts = [Text(f"{line[i]:{'<' if table.shown[i].kind == 'text' else '>'}{widest[i]}}") for i in numbers]
-        console.print(Text(line[0]), Padding(Columns(texts, padding=(0, 2)), (0, 0, 0, 3)))
-        below = [i for i in range(1, len(line)) if line is not head and i not in numbers and line[i]]
-        for i in below:
-            console.print(Padding(Text(f"{head[i]}: {line[i]}"), (0, 0, 0, 3)))
-        if line is head:
+    for line, row in zip(lines, [None, *table.rows], strict=True):
+        style = "" if row else "cyan"
+        cells = [f"{line[i]:{'<' if table.shown[i].kind == 'text' else '>'}{widest[i]}}" for i in numbers]
+        first = Text(line[0], style) if row is None else _marked(line[0])
+        if len(first) > width:
+            first = Text(f"{line[0][: (width - 1) // 2]}…{line[0][-(width // 2) :]}")
+        if beside:
+            first.pad_right(widest[0] - len(first))
+            console.print(first.append("  " + "  ".join(cells), style))
+        else:
+            console.print(first, Padding(Columns([Text(cell, style) for cell in cells], padding=(0, 2)), (0, 0, 0, 3)))
+        for i, c in enumerate(table.shown):
+            if not i or i in numbers or not line[i]:
+                continue
+            text = f"{head[i]}: {line[i]}" if row else head[i]
+            if c.kind == "steps" and row:
+                text = by_step(row[c.key], width - 3)
+            console.print(Padding(Text(text, style), (0, 0, 0, 3)))
+        if row is None:
             console.print(Text("-" * width))
     console.print(Text("-" * width))
 
 
-FORMATS: dict[str, Callable[[Table], str]] = {"text": to_text, "markdown": to_markdown, "csv": to_csv}
+def _latex(table: Table) -> str:
+    return "% \\usepackage{booktabs,graphicx}\n" + to_latex(table)
+
+
+FORMATS: dict[str, Callable[[Table], str]] = {
+    "text": to_text, "markdown": to_markdown, "csv": to_csv, "latex": _latex,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

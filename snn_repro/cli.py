@@ -104,7 +104,8 @@ def _dispatch(argv: list[str]) -> int:
     if config.dry_run:
         print(dry_run(config).text(given.overrides))
         return 0
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout, force=True)
+    logging.getLogger().handlers[0].setFormatter(console.LogLines("%(message)s"))
     train.run(config, overrides=[o for o in overrides if not o.lstrip("+~").startswith("hydra")])
     return 0
 

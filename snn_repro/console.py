@@ -1,4 +1,4 @@
-"""What is shared about the terminal: characters that it cannot print, a reader that has gone, progress, and log lines."""
+"""The terminal: safe text, errors in one sentence, progress bars and log lines."""
 
 import argparse
 import contextlib
@@ -10,26 +10,28 @@ import re
 import shutil
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column
+from rich.text import Text
 
 from snn_repro import distributed
 from snn_repro.errors import TrainingError, UserError
 
 
 def harmless(text: object) -> str:
-    """`text` for a terminal: of signs that are not printed only line breaks stay, an escape sequence becomes ?[."""
+    """`text` with ? for each control character but line breaks: an escape sequence becomes ?[."""
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in str(text))
 
 
 def markdown(text: object) -> str:
-    """`text` as one line of Markdown that is no HTML, link, image or end of a cell."""
+    """`text` as one line of Markdown, with HTML, links, images and | escaped."""
     line = harmless(text).replace("\n", " ").replace("|", "\\|").replace("](", "]\\(")
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line)
 
@@ -43,21 +45,21 @@ logging.getLogger("snn_repro").addFilter(_harmless_record)
 
 
 def told(name: str, main: Callable[[], int]) -> int:
-    """The exit code of `main`; what a user can mend, or a signal, is told by one sentence on stderr."""
+    """The exit code of `main`; a UserError or a signal prints one sentence on stderr."""
     try:
         return main()
     except UserError as error:
         code, sentence = 1 if isinstance(error, TrainingError) else 2, str(error)
     except KeyboardInterrupt as stopped:
         code, sentence = 128 + getattr(stopped, "signum", signal.SIGINT), str(stopped) or "stopped"
-    if distributed.world().rank == 0:  # of several processes the first one says it, with the others' reasons too
+    if distributed.world().rank == 0:  # its sentence has the reasons of the other processes
         with contextlib.suppress(OSError):  # the terminal has gone
             print(f"{name}: {harmless(sentence)}", file=sys.stderr)
     return code
 
 
 def one_sentence(main: Callable[..., int]) -> Callable[..., int]:
-    """The `main` of a script, by `told`."""
+    """Decorate the `main` of a script with `told`."""
 
     @functools.wraps(main)
     def run(*arguments: list[str] | None) -> int:
@@ -67,35 +69,30 @@ def one_sentence(main: Callable[..., int]) -> Callable[..., int]:
 
 
 def text_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """An empty line, the title, and columns: the first `left` of them, and one of words ("most ..."), to the left."""
+    """A plain table; the first `left` columns, and those named "most ...", are left-aligned."""
     lines = [[harmless(cell).replace("\n", "?") for cell in line] for line in (columns, *rows)]
+    sides = ["<" if k < left or name.startswith("most") else ">" for k, name in enumerate(columns)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    to_left = [k < left or name.startswith("most") for k, name in enumerate(columns)]
-    table = (
-        "  ".join(cell.ljust(n) if to else cell.rjust(n) for cell, n, to in zip(line, widths, to_left, strict=True))
-        for line in lines
-    )
-    return "\n".join(["", harmless(title), *(line.rstrip() for line in table)])
+    row = "  ".join(f"{{:{side}{n}}}" for side, n in zip(sides, widths, strict=True))
+    return "\n".join(["", harmless(title), *(row.format(*line).rstrip() for line in lines)])
 
 
 class Parser(argparse.ArgumentParser):
-    """The one style of `--help`: what a program does and examples, which its module's docstring says, then its arguments.
-
-    Names are the same everywhere: --output FILE or DIR, --results DIR, --format, --check, --print.
-    """
+    """Argument parser of every script; `--help` prints the module's docstring first."""
 
     def __init__(self, prog: str, doc: str | None = None, **more: Any):
         style = argparse.RawDescriptionHelpFormatter
         super().__init__(prog=prog, usage=argparse.SUPPRESS, description=doc, formatter_class=style, **more)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help says what there is")
+        """Raise UserError where argparse would print the usage and exit."""
+        raise UserError(f"{message}; see --help")
 
 
 def script(main: Callable[[], int]) -> int:
-    """Run the `main` of a script; returns its exit code, or that of SIGPIPE where nobody reads the rest (`| head`).
+    """Run the `main` of a script; returns its exit code, or SIGPIPE's after `| head`.
 
-    A character that stdout or stderr cannot encode becomes ?, and what is written to a closed one is lost.
+    A character that a stream cannot encode becomes ?; output to a closed stream is dropped.
     """
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))
     try:
@@ -106,41 +103,34 @@ def script(main: Callable[[], int]) -> int:
         return code
     except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())  # else Python flushes what is left at its end, and complains
+        os.dup2(nowhere, sys.stdout.fileno())  # else Python flushes the rest on exit, and fails
         return 128 + signal.SIGPIPE
 
 
-REFRESH = 0.25  # seconds between two looks of a bar: it is drawn between two steps, and no thread draws beside them
+REFRESH = 0.25  # seconds between two drawings of a bar; no thread draws, so that no training step is slowed
 
 
 @contextlib.contextmanager
 def progress(
     title: str, total: int, say: Callable[[str], None] | None = None, beside: Callable[[int], str] | None = None
 ) -> Iterator[Callable[[int], None]]:
-    """Yields `advance(done)`: it moves a bar on a terminal; elsewhere `say` is told of every tenth, as "3 of 30 files".
+    """Yields `advance(done)`: a bar on a terminal, else `say("3 of 30 files")` every tenth.
 
-    beside: what stands on the right of the bar, in place of how many are done and the time left.
+    beside: text on the right of the bar after `done` steps; default the number done and the time left.
     """
-    # several processes would draw on the same terminal
     alone = multiprocessing.current_process().name == "MainProcess" and distributed.world().rank == 0
     if not (alone and sys.stdout is not None and sys.stdout.isatty()):
-
-        def tell(done: int) -> None:
-            if say and done * 10 // total > (done - 1) * 10 // total:
-                say(f"{done} of {total} {title}")
-
-        yield tell
+        yield lambda done: say(f"{done} of {total} {title}") if say and done * 10 % total < 10 else None
         return
-    text = TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True))
-    width = max(5, min(40, shutil.get_terminal_size().columns - 85)) if beside else 40
-    more = (text,) if beside else (MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(TextColumn("{task.description}"), BarColumn(width), *more, transient=True, auto_refresh=False)
+    width = shutil.get_terminal_size().columns // 16 if beside else 40
+    right = (TextColumn("{task.fields[text]}"),) if beside else (MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(TextColumn("{task.description}"), BarColumn(width), *right, transient=True, auto_refresh=False)
     task, drawn = bar.add_task(title, total=total, text=""), time.monotonic()
 
     def draw(done: int) -> None:
         nonlocal drawn
         if done == total or time.monotonic() - drawn >= REFRESH:
-            with contextlib.suppress(OSError):  # the terminal has gone, and what is under way is saved
+            with contextlib.suppress(OSError):  # the terminal has gone; the run goes on
                 bar.update(task, completed=done, refresh=True, text=beside(done) if beside else "")
             drawn = time.monotonic()
 
@@ -155,40 +145,66 @@ def progress(
 def pace(
     epoch: int, epochs: int, start: int, steps: int, batch_size: int, history: Sequence[Mapping[str, Any]]
 ) -> Callable[[int], str]:
-    """What stands beside the bar of epoch `epoch` (from 0), which begins at step `start` of `steps`, after so many steps:
-    samples/s, the time left of the epoch's training and of the run, and the accuracy at each time step, as the epoch
-    before had it."""
+    """Text beside an epoch's bar: samples/s, time left, last accuracies by time step.
+
+    epoch: from 0; it begins at step `start` of `steps`. Time left: of the epoch's training, and of the run.
+    """
     began = time.monotonic()
 
     def text(done: int) -> str:
         step = (time.monotonic() - began) / max(1, done - start)
         whole = history[-1]["seconds"] if history else steps * step  # with its evaluation
         left, run = (steps - done) * step, whole * (epochs - epoch - done / steps)
-        before = "  " + curve(history[-1]["acc_step"]) if history else ""
         times = [timedelta(seconds=round(seconds)) for seconds in (left, max(left, run))]
-        return f"{batch_size / max(step, 1e-9):,.0f} samples/s  {times[0]} left, run {times[1]}{before}"
+        line = f"{batch_size / max(step, 1e-9):,.0f} samples/s  {times[0]} left, run {times[1]}"
+        room = shutil.get_terminal_size().columns * 15 // 16 - len(f"epoch {epoch + 1}/{epochs}{line}") - 4
+        return f"{line}  {by_step([100 * a for a in history[-1]['acc_step']], room) if history else ''}".rstrip()
 
     return text
 
 
-BARS = "▁▂▃▄▅▆▇█"
+def by_step(percent: Sequence[float], width: int) -> str:
+    """`t=1,5,10: 82.7 84.2 86.0`: accuracies [T] in percent, as many as fit `width` columns."""
+    last = len(percent) - 1
+    for n in range(min(last + 1, width // 5), min(last, 1), -1):
+        at = [last * i // max(1, n - 1) for i in range(n)]
+        steps = ",".join(str(t + 1) for t in at) if n <= last else f"1..{n}"
+        text = f"t={steps}: {' '.join(f'{percent[t]:.1f}' for t in at)}"
+        if len(text) <= width:
+            return text
+    return ""
 
 
-def curve(values: Sequence[float]) -> str:
-    """Accuracies in percent as bars from the lowest to the highest between the first and the last."""
-    low, span = min(values), max(values) - min(values)
-    bars = "".join(BARS[round((value - low) / span * (len(BARS) - 1)) if span else 0] for value in values)
-    return f"{100 * values[0]:.1f} {bars} {100 * values[-1]:.1f} %"
+class LogLines(logging.Formatter):
+    """Log lines; on a terminal they are coloured and wrapped between words.
+
+    `fit(width)` of a record (logged with `extra`) returns its message for a width in columns.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """The line as it is printed; unchanged unless stdout is a terminal."""
+        line = super().formatMessage(record)
+        if sys.stdout is None or not sys.stdout.isatty():
+            return line
+        width = max(20, shutil.get_terminal_size().columns)
+        screen = Console(file=sys.stdout, width=width)  # follows NO_COLOR and TERM
+        line = record.fit(width) if hasattr(record, "fit") else line
+        line = textwrap.fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        text = Text(line, {logging.WARNING: "yellow", logging.ERROR: "red"}.get(record.levelno, ""))
+        text.highlight_regex(r"(?<!\S)test\s(accuracy\s+)?[\d.]+%", "green")
+        with screen.capture() as shown:
+            screen.print(text, soft_wrap=True, end="")
+        return shown.get()
 
 
 @contextlib.contextmanager
 def audible(log: logging.Logger) -> Iterator[None]:
-    """Print the log's lines inside the block, or while the decorated function runs, where nobody has configured logging."""
+    """Print log lines inside the block, unless logging is configured; also a decorator."""
     if log.hasHandlers():
         yield
         return
     handler, level = logging.StreamHandler(sys.stdout), log.level
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(LogLines("%(message)s"))
     log.addHandler(handler)
     log.setLevel(level or logging.INFO)
     try:
@@ -199,5 +215,5 @@ def audible(log: logging.Logger) -> Iterator[None]:
 
 
 def one_line(message: Warning | str, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
-    """How warnings are shown: one line, by the first process."""
+    """A warning as one line, printed by the first process only."""
     return "" if distributed.world().rank else f"warning: {harmless(' '.join(str(message).split()))}\n"

@@ -139,7 +139,8 @@ def fit(
         )  # fmt: skip
         history.append(line)
         folder.record(history)
-        log.info(epoch_line(line, config.recipe.epochs))
+        shown = partial(epoch_line, line, config.recipe.epochs)
+        log.info(shown(), extra={"fit": shown})
         state.save_epoch(epoch, is_best=selection(history)[-1] == len(history) - 1)
         if loggers is not None:
             loggers.epoch(line)
@@ -395,9 +396,7 @@ def evaluate(
                 outputs.append(logits.to("cpu", non_blocking=True))
                 losses.append((loss_fn(logits, target), len(target)))
                 right = count_correct(loss_fn.readout(logits), target)[None]
-                counts = counts + torch.cat(
-                    [right, correct_per_step(logits, target), correct_cumulative(logits, target)]
-                )
+                counts += torch.cat([right, correct_per_step(logits, target), correct_cumulative(logits, target)])
                 n += len(target)
             stop()
     loss = 0.0

@@ -26,20 +26,10 @@ def _config(overrides: tuple[str, ...]) -> Config:
 
 
 def fake_run(
-    root: Path,
-    *overrides: str,
-    seed: int = 0,
-    acc: float = 0.9,
-    val_acc: float | None = 0.95,
-    best: float | None = None,
-    n_test: int = 200,
-    right: np.ndarray | None = None,
-    precision: str = "float32",
-    split: str = "a" * 64,
-    params: tuple[int, int] = (1000, 100),
-    folder: str | None = None,
-    extra: dict | None = None,
-) -> RunResult:
+    root: Path, *overrides: str, seed: int = 0, acc: float = 0.9, val_acc: float | None = 0.95, best: float | None = None,
+    n_test: int = 200, right: np.ndarray | None = None, precision: str = "float32", split: str = "a" * 64,
+    params: tuple[int, int] = (1000, 100), folder: str | None = None, extra: dict | None = None,
+) -> RunResult:  # fmt: skip
     """Write root/<name>/seed<k>/result.json and predictions.npz; `right` [n_test] marks the right answers (else from acc).
 
     `extra` are further keys of result.json; those whose value is None are taken out.

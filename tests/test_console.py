@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ from fake_runs import fake_run
 from scripts_of_ours import script
 
 from snn_repro import console
+from snn_repro.runs.result import epoch_line
 from snn_repro.train import Training, run
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -33,6 +35,8 @@ def test_a_console_without_the_sign_shows_all_else(results, monkeypatch):
     assert console.script(lambda: script("compare").main([str(results / "runs")])) == 0
     print("3 ± 1", file=sys.stderr, flush=True)
     assert b" ? " in sys.stdout.buffer.getvalue() and sys.stderr.buffer.getvalue() == b"3 ? 1\n"
+    monkeypatch.setattr(sys, "stdout", None)  # closed: what Python makes of `>&-`
+    assert console.script(lambda: script("compare").main([str(results / "runs")])) == 0
 
 
 def test_a_reader_that_leaves_is_no_error():
@@ -42,12 +46,6 @@ def test_a_reader_that_leaves_is_no_error():
     done = subprocess.run([sys.executable, "-c", program], stdout=write, stderr=subprocess.PIPE, text=True, timeout=120)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
-
-
-def test_a_closed_stdout_is_no_error(results, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdout", None)  # what Python makes of `>&-`
-    assert console.script(lambda: script("compare").main([str(results / "runs")])) == 0
-    assert capsys.readouterr().err == ""
 
 
 def test_progress_is_a_line_every_tenth_and_a_bar_on_a_terminal(monkeypatch, capsys):
@@ -66,9 +64,29 @@ def test_progress_is_a_line_every_tenth_and_a_bar_on_a_terminal(monkeypatch, cap
     assert len(said) == 10 and "files" in capsys.readouterr().out
 
 
-def test_a_curve_is_bars_between_its_ends():
-    assert console.curve([0.5, 0.75, 0.7, 1.0]) == "50.0 ▁▅▄█ 100.0 %"
-    assert console.curve([0.5, 0.5]) == "50.0 ▁▁ 50.0 %"
+@pytest.mark.parametrize(
+    "T, at_80", [(4, "1..4: 10.0 32.5 55.0 77.5"), (10, "1,5,10: 10.0 46.0 91.0"), (100, "1,50,100: ")]
+)
+def test_an_epoch_fits_the_terminal_and_a_file_has_all_of_it(T, at_80):
+    line = dict(epoch=1, train_loss=1.2094, train_acc=0.6804, val_acc=0.8676, acc=0.86, lr=0.005, samples_per_s=1124.0)
+    line["acc_step"] = [0.1 + 0.9 * t / T for t in range(T)]
+    start, steps = "epoch   1/300  loss 1.2094", " ".join(f"{100 * a:.1f}" for a in line["acc_step"])
+    middle, end = "train 68.04%  val 86.76%  test 86.00%", "1,124 samples/s"
+    assert epoch_line(line, 300) == f"{start}  {middle}  at t=1..{T}: {steps}  lr 0.005  {end}"
+    assert epoch_line(line, 300, 80).startswith(f"{start}  val 86.76%  test 86.00%  t={at_80}")
+    assert middle in (wide := epoch_line(line, 300, 160)) and wide.endswith(end) and (T == 100) == (steps not in wide)
+    assert all(len(epoch_line(line, 300, width)) <= width for width in range(40, 200))
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_log_lines_are_wrapped_and_coloured_on_a_terminal_alone(monkeypatch, no_color):
+    monkeypatch.setenv("NO_COLOR", no_color)
+    record = logging.makeLogRecord(dict(msg="test accuracy 97.78% " + "12,345 " * 20))
+    assert console.LogLines("%(message)s").format(record) == record.msg
+    with terminal(monkeypatch):
+        shown = console.LogLines("%(message)s").format(record)
+    assert ("\x1b[32mtest accuracy 97.78%\x1b[0m" in shown, "\x1b" in shown) == (not no_color, not no_color)
+    assert shown.count("12,345") == 20 and max(map(len, shown.splitlines()[1:])) <= 100 and shown.count("\n") == 1
 
 
 def test_the_pace_of_training(monkeypatch):
@@ -79,9 +97,8 @@ def test_the_pace_of_training(monkeypatch):
     later = console.pace(epoch=1, epochs=3, start=5, steps=10, batch_size=64, history=before)
     now[0] += 8
     assert first(4) == "32 samples/s  0:00:12 left, run 0:00:52"  # 6 of 10 steps of 2 s, and 26 of 30
-    assert (
-        later(9) == "32 samples/s  0:00:02 left, run 1:06:00  50.0 ▁█ 100.0 %"
-    )  # a tenth of this epoch, and another one
+    # a tenth of this epoch, and another one
+    assert later(9) == "32 samples/s  0:00:02 left, run 1:06:00  t=1..2: 50.0 100.0"
 
 
 @contextlib.contextmanager
@@ -115,7 +132,7 @@ def test_a_terminal_shows_training_and_is_left_as_it_was(quick, monkeypatch, end
             done.append(run(quick()))
         shown = sent()
     (line, *_) = [part for part in shown.split("\x1b[2K") if part.startswith("epoch 2/2") and "samples/s" in part]
-    assert re.search(r"[\d,]+ samples/s  [\d:]+ left, run [\d:]+  [\d.]+ [▁▂▃▄▅▆▇█]{4} [\d.]+ %", line)
+    assert re.search(r"[\d,]+ samples/s  [\d:]+ left, run [\d:]+  t=1..4:( [\d.]+){4}", line)
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 2
     assert shown.rindex("\x1b[2K") > shown.rindex("samples/s  ")
     assert threads == {before}  # nobody draws while a step is computed

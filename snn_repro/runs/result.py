@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, get_args
 
 from snn_repro.config import Config, choices, config_hash, to_dict
+from snn_repro.console import by_step
 from snn_repro.errors import UserError
 
 if TYPE_CHECKING:
@@ -149,23 +150,28 @@ def percent(value: float) -> str:
     return f"{100 * value:.2f}%"
 
 
-def epoch_line(line: dict[str, Any], epochs: int) -> str:
-    """The line printed for an epoch."""
-    val = f"  val {percent(line['val_acc'])}" if "val_acc" in line else ""
-    speed = f"  {line['samples_per_s']:,.0f} samples/s" if line["samples_per_s"] else ""
-    return (
-        f"epoch {line['epoch']:>3}/{epochs}  loss {line['train_loss']:.4f}  train {percent(line['train_acc'])}{val}  "
-        f"test {percent(line['acc'])}  at t=1..{len(line['acc_step'])}: {' '.join(f'{100 * a:.1f}' for a in line['acc_step'])}"
-        f"  lr {line['lr']:.2g}{speed}"
-    )
+def epoch_line(line: dict[str, Any], epochs: int, width: int | None = None) -> str:
+    """The line printed for an epoch: whole, or what fits into `width` columns."""
+    parts = dict(
+        epoch=f"epoch {line['epoch']:>3}/{epochs}", loss=f"loss {line['train_loss']:.4f}",
+        train=f"train {percent(line['train_acc'])}", val=f"val {percent(line['val_acc'])}" if "val_acc" in line else "",
+        test=f"test {percent(line['acc'])}", steps="", lr=f"lr {line['lr']:{'<7' if width else ''}.2g}",
+        speed=f"{line['samples_per_s']:,.0f} samples/s" if line["samples_per_s"] else "",
+    )  # fmt: skip
+    for part in ("steps", "speed", "lr", "train", "val", "loss"):
+        parts |= {part: "", "steps": ""}
+        room = (width or 10**6) - len("  ".join(filter(None, parts.values()))) - 2
+        parts["steps"] = ("" if width else "at ") + by_step([100 * a for a in line["acc_step"]], room)
+        if parts["steps"].count(" ") >= min(3, len(line["acc_step"])):
+            break
+    return "  ".join(filter(None, parts.values())).rstrip()
 
 
 def summary(result: RunResult) -> str:
     """The line printed for a finished run."""
-    steps = " ".join(f"{100 * a:.1f}" for a in result.acc_step)
     return (
         f"test accuracy {percent(result.acc_last)} ({result.correct}/{result.n_test}, readout: {result.readout}); "
-        f"at t=1..{result.timesteps}: {steps}; {result.seconds:.0f} s"
+        f"at {by_step([100 * a for a in result.acc_step], 10**6)}; {result.seconds:.0f} s"
     )
 
 

@@ -231,17 +231,8 @@ def test_a_shorter_training_shortens_the_recipes_warm_up(caplog):
 
 
 PATHS = (
-    "/a=b",
-    "~/x",
-    "/with space/y",
-    "/caf\u00e9",
-    "/a(b)[c]{d}",
-    "/a,b",
-    "/it's",
-    '/say "hi"',
-    "/back\\slash",
-    "123",
-)
+    "/a=b", "~/x", "/with space/y", "/caf\u00e9", "/a(b)[c]{d}", "/a,b", "/it's", '/say "hi"', "/back\\slash", "123",
+)  # fmt: skip
 
 
 def test_a_path_is_taken_as_typed(monkeypatch):

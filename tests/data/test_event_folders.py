@@ -54,22 +54,15 @@ def zip_in_zip_in_zip(raw, write, name):
 
 DVS, GESTURE, CALTECH = "cifar10_dvs", "dvs_gesture", "ncaltech101"
 LAYOUTS = [
-    (DVS, laid, "CIFAR10DVS/Download"),
-    (DVS, class_zips, ".ZIP"),
-    (DVS, laid, "4724671.zip", STORED, "data/", "archive"),
-    (DVS, laid, "cifar10-dvs.zip", DEFLATED, "CIFAR10DVS/"),
-    (DVS, laid, "cifar10dvs.tar.gz"),
-    (GESTURE, laid, "dvs128gesture"),
-    (GESTURE, laid, "DvsGesture.tar"),
-    (GESTURE, laid, "dvsgesture.tgz"),
-    (GESTURE, laid, "DVS128Gesture.zip", DEFLATED, "", "archive"),
-    (CALTECH, laid, "caltech101"),
-    (CALTECH, laid, "N-Caltech101/Caltech101/Caltech101"),
-    (CALTECH, laid, "n-caltech101"),
-    (CALTECH, laid, "caltech101.zip", DEFLATED, "", "archive"),
+    (DVS, laid, "CIFAR10DVS/Download"), (DVS, class_zips, ".ZIP"),
+    (DVS, laid, "4724671.zip", STORED, "data/", "archive"), (DVS, laid, "cifar10-dvs.zip", DEFLATED, "CIFAR10DVS/"),
+    (DVS, laid, "cifar10dvs.tar.gz"), (GESTURE, laid, "dvs128gesture"), (GESTURE, laid, "DvsGesture.tar"),
+    (GESTURE, laid, "dvsgesture.tgz"), (GESTURE, laid, "DVS128Gesture.zip", DEFLATED, "", "archive"),
+    (CALTECH, laid, "caltech101"), (CALTECH, laid, "N-Caltech101/Caltech101/Caltech101"),
+    (CALTECH, laid, "n-caltech101"), (CALTECH, laid, "caltech101.zip", DEFLATED, "", "archive"),
     (CALTECH, laid, "N-Caltech101-archive.zip", STORED, "N-Caltech101-archive/", "archive"),
     (CALTECH, zip_in_zip_in_zip, "N-Caltech101.zip"),
-]
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

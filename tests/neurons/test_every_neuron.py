@@ -174,20 +174,14 @@ REFERENCE = {
 
 # Beside the defaults of each, settings that take another way through its equation.
 VARIANTS = [(name, {}) for name in NEURONS] + [
-    ("if", dict(reset="hard", v_reset=-0.25)),
-    ("plif", dict(reset="soft", decay_input=False)),
-    ("klif", dict(reset="soft", tau=3.0)),
-    ("klif", dict(scale_reset=True, v_reset=-0.2)),
+    ("if", dict(reset="hard", v_reset=-0.25)), ("plif", dict(reset="soft", decay_input=False)),
+    ("klif", dict(reset="soft", tau=3.0)), ("klif", dict(scale_reset=True, v_reset=-0.2)),
     ("klif", dict(scale_reset=True, reset="soft", decay_input=False, v_threshold=0.7)),
-    ("clif", dict(v_threshold=0.5, tau=1.5)),
-    ("glif", dict(share="layer")),
-    ("ilif", dict(max_count=2, v_threshold=0.5)),
-    ("lifb", dict(v_threshold=0.2, kappa_trainable=True)),
-    ("lifb", dict(tau=1.5, decay_input=False)),
-    ("trsg", dict(v_threshold=0.5, tau=1.5)),
-    ("masked_psn", dict(order=2)),
+    ("clif", dict(v_threshold=0.5, tau=1.5)), ("glif", dict(share="layer")),
+    ("ilif", dict(max_count=2, v_threshold=0.5)), ("lifb", dict(v_threshold=0.2, kappa_trainable=True)),
+    ("lifb", dict(tau=1.5, decay_input=False)), ("trsg", dict(v_threshold=0.5, tau=1.5)), ("masked_psn", dict(order=2)),
     ("sliding_psn", dict(order=2)),
-]
+]  # fmt: skip
 IDS = [f"{name}-{'-'.join(f'{k}={v}' for k, v in more.items())}" for name, more in VARIANTS]
 
 

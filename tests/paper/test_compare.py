@@ -37,22 +37,21 @@ def test_one_line_a_row_with_mean_and_sd(runs):
     assert table.rows[0]["acc_valsel"] is None and table.rows[0]["readout"] == "last"
 
 
-@pytest.mark.parametrize("change", ["recipe", "split", "precision", "images_per_statistic", "data"])
-def test_runs_that_differ_are_never_averaged(tmp_path, change):
+CHANGES = [  # an override or keys of result.json, and what the row is said to differ in
+    ("recipe.lr=0.05", {}, "recipe.lr=0.05"), ("loss=sdt", {"split_sha256": "b" * 64}, "split=bbbbbbbb"),
+    ("loss=sdt", {"precision": "fp16 autocast"}, "precision=fp16 autocast"),
+    ("loss=sdt", {"images_per_statistic": 16}, "images_per_statistic=16"), ("loss=sdt", {"data": {"sha256": "d" * 64}}, "data="),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("option, changed, said", CHANGES)
+def test_runs_that_differ_are_never_averaged(tmp_path, option, changed, said):
     known = dict(images_per_statistic=32, data={"sha256": "c" * 64})
     for seed, acc in enumerate((0.90, 0.91, 0.92)):
         fake_run(tmp_path, "loss=sdt", seed=seed, acc=acc, extra=known)
-    options = {"recipe": ("recipe.lr=0.05",)}.get(change, ())
-    other = {"split": {"split": "b" * 64}, "precision": {"precision": "fp16 autocast"}}.get(change, {})
-    changed = {"images_per_statistic": {"images_per_statistic": 16}, "data": {"data": {"sha256": "d" * 64}}}
-    extra = known | changed.get(change, {})
-    fake_run(tmp_path, "loss=sdt", *options, seed=7, acc=0.5, folder=f"other-{change}", extra=extra, **other)
-    rows = {row["differs"]: row["n"] for row in compare([tmp_path]).rows}
-    said = {"recipe": "recipe.lr=0.05", "split": "split=bbbbbbbb", "precision": "precision=fp16 autocast",
-            "images_per_statistic": "images_per_statistic=16", "data": "data="}[change]  # fmt: skip
-    assert sorted(rows.values()) == [1, 3]
-    (single,) = [values for values, n in rows.items() if n == 1]
-    assert single.startswith(said) and "," not in single
+    fake_run(tmp_path, "loss=sdt", option, seed=7, acc=0.5, folder="other", extra=known | changed)
+    rows = {row["n"]: row["differs"] for row in compare([tmp_path]).rows}
+    assert sorted(rows) == [1, 3] and rows[1].startswith(said) and "," not in rows[1]
     a, b = (result for result in load([tmp_path]) if result["seed"] in (0, 7))
     assert any(d.startswith(said.split("=")[0]) for d in recipe_difference(a, b))
 
@@ -76,10 +75,11 @@ def test_rows_that_differ_in_more_than_their_names_say_are_marked(tmp_path):
     assert "fidelity=described" in found["digits-small-if-tet [a]"]
     assert not any("loss." in said or "neuron.imp=" in said for said in found.values())  # what the names say
     for form in (to_text(table, 80), to_markdown(table)):
-        assert "[b] dataset.train_subset=500" in form and "differ in more than their names say" in form
+        assert "[b] dataset.train_subset=500, recipe.epochs=7\n" in form and "differ in more than their names" in form
     assert "differs" not in to_markdown(table).split("\n")[2]
-    csv_rows = list(csv.DictReader(io.StringIO(to_csv(table))))
-    assert "recipe.epochs=7" in csv_rows[1]["differs"]
+    assert "recipe.epochs=7" in [*csv.DictReader(io.StringIO(to_csv(table)))][1]["differs"]
+    notes = " ".join(compare([tmp_path], why=False).notes)
+    assert "recipe.epochs" not in notes and "differ in more than their names say" in notes and "--why" in notes
 
 
 def test_rows_that_differ_as_their_names_say_have_no_mark(tmp_path):
@@ -134,24 +134,42 @@ def test_debug_runs_are_left_out_unless_asked_for(tmp_path, capsys):
     assert compare_py.main([str(tmp_path / "smoke"), "--debug-runs"]) == 0
 
 
-@pytest.mark.parametrize("width", [60, 100])
-def test_no_line_of_text_is_longer_than_the_terminal(tmp_path, monkeypatch, capsys, width):
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_text_fits_the_terminal_in_three_lines_a_row(tmp_path, monkeypatch, capsys, width):
     monkeypatch.setenv("COLUMNS", str(width))
-    long = "an_experiment_of_my_own_with_a_name_that_goes_on_and_on_for_longer_than_a_line_of_a_terminal_can_ever_hold"
-    for i, name in enumerate((long, "b", "dvs")):
+    for i, name in enumerate(("my_own_" * 25 + "end", "b", "dvs")):
         options = ["dataset=digits_dvs", "neuron=lif"] if name == "dvs" else [f"recipe.lr=0.0{i + 1}", "loss=sdt"]
         for seed in range(2):
-            fake_run(
-                tmp_path, f"name={name}", *options, "recipe.no_decay=[bias,norm]", seed=seed, acc=0.5 + 0.01 * seed
-            )
+            fake_run(tmp_path, f"name={name}", *options, seed=seed, acc=0.5 + 0.01 * seed)
     assert compare_py.main([str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= width and "…" not in "".join(lines)
+    rules = [i for i, line in enumerate(lines) if line.startswith("---")]
     text = " ".join(" ".join(lines).split())
-    assert text.count("50.50 ± 0.71") == 9 and "recipe.lr=0.02" in text and " 10.1 " in text
-    assert long in text.replace(" ", "")
-    columns = {line.index("50.50") for line in lines if "50.50" in line}
-    assert len(columns) == (2 if width == 60 else 1)  # one below the other
+    assert max(map(len, lines)) <= width and (width == 60 or rules[1] - rules[0] <= 10)
+    assert text.count("50.50 ± 0.71") == 9 and " 10.1 " in text and "…" in text and "own_end [" in text
+    assert len({line.index("50.50") for line in lines if "50.50" in line}) == (2 if width == 60 else 1)  # in a column
+    assert "--why" in text and "recipe.lr=" not in text
+    assert compare_py.main([str(tmp_path), "--why"]) == 0 and "recipe.lr=0.02" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words, rows",
+    [
+        ("--sort readout", ["lts", "sdt", "tet_s"]), ("--sort acc_valsel", ["sdt", "tet_s", "lts"]),
+        ("--sort step5", ["tet_s", "lts", "sdt"]), ("--sort name", ["lts", "sdt", "tet_s"]), ("--only loss=sdt", ["sdt"]),
+        ("--only neuron=if_imp --only timesteps=4 --sort seeds", ["lts", "sdt"]), ("--only name=mine", ["mine"]),
+        ("--only recipe.lr=5e-2 --only neuron=lif_imp --only loss=tet", ["mine"]),
+        ("--sort stepp", "choose one of readout, acc_last, acc_valsel"), ("--only loss=ltss", "loss is lts, sdt, tet"),
+        ("--only recipe.lrr=1", "did you mean 'recipe.lr'"), ("--only lts", "write KEY=VALUE"),
+    ],
+)  # fmt: skip
+def test_rows_are_sorted_and_chosen(runs, capsys, words, rows):
+    if "mine" in rows:
+        fake_run(runs, "name=mine", "loss=tet", "neuron=lif_imp", "recipe.lr=0.05")
+    code = compare_py.main([str(runs), "--format", "csv", *words.split()])
+    out, err = capsys.readouterr()
+    found = [line.split(",")[0].split("-")[-1].split(" ")[0] for line in out.splitlines()[1:]]
+    assert (code, found) == (0, rows) or (code, err.count("\n")) == (2, 1) and rows in err
 
 
 def test_threads_processes_and_changes_on_resume_are_named(tmp_path):
@@ -215,3 +233,5 @@ def test_the_program_prints_or_writes(runs, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert compare_py.main([str(runs), "--format", "csv", "--output", str(tmp_path / "t.csv")]) == 0
     assert (tmp_path / "t.csv").read_text() == printed and printed.startswith("row,n,readout,acc_last_mean")
+    assert compare_py.main([str(runs), "--format", "latex"]) == 0
+    assert r"91.00 $\pm$ 1.00 & " in (tex := capsys.readouterr().out) and tex.count(r"rule") == 3 and tex.isascii()
