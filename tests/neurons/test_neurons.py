@@ -154,6 +154,21 @@ def test_a_lif_with_undecayed_input_is_leaky():
     assert torch.equal(build_neuron("lif", tau=4.0, decay_input=False)(x), theirs(x))
 
 
+def test_a_learned_threshold_resets_as_a_fixed_one_of_its_value():
+    fixed, learned = (build_neuron("if", imp=False, v_threshold=0.75, backend="torch") for _ in range(2))
+    learned.v_threshold = nn.Parameter(torch.tensor(0.75))
+    x = torch.rand(5, 2, 3, dtype=torch.float64)
+    assert torch.equal(learned(x), fixed(x)) and torch.equal(learned.v.detach(), fixed.v) and fixed.v.max() < 1
+    assert fixed(x).sum() > 3
+
+
+def test_a_burst_has_five_levels_and_its_gradient_ends_half_a_level_beyond_them():
+    neuron, far = build_neuron("lifb", imp=False), torch.tensor([-0.6, -0.4, 0.2, 4.4, 4.6, 9.0], requires_grad=True)
+    n = neuron.count(far + neuron.v_threshold)
+    assert n.tolist() == [0, 0, 1, 5, 5, 5]
+    assert torch.autograd.grad(n.sum(), far)[0].tolist() == [0, 1, 1, 1, 0, 0]
+
+
 def test_wrong_state_shape_is_named():
     neuron = build_neuron("leaky", imp=True, state_shape=(3, 8, 8))
     with pytest.raises(
