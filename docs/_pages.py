@@ -17,11 +17,13 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from html import unescape
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest import mock
 
+from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -39,7 +41,7 @@ log = logging.getLogger("mkdocs.snn_repro")  # below "mkdocs", so that a warning
 
 def pages() -> Iterator[tuple[str, str]]:
     """(page, its Markdown) of all that is made."""
-    yield "reference/keys.md", keys_page(help_text())
+    yield from keys_pages(help_text())
     yield "reference/commands.md", commands_page()
     yield "results/notebook.md", notebook_page(json.loads((ROOT / "docs" / "results.ipynb").read_text("utf-8")))
     for things in vars(registry).values():
@@ -87,7 +89,7 @@ def paragraphs(docstring: str) -> str:
 
 
 def own_settings(things: registry.Registry, name: str) -> list[str]:
-    """A table of the settings that few of a kind have, and the values alone of those that most have; `reference/keys.md` says
+    """A table of the settings that few of a kind have, and the values alone of those that most have; `reference/keys/` says
     what these mean."""
     settings, having = things.settings(name), Counter(key for other in things for key in things.settings(other))
     usual = [key for key in settings if things.group != "augment" and having[key] > 2 / 3 * len(things) > 1]
@@ -99,7 +101,7 @@ def own_settings(things: registry.Registry, name: str) -> list[str]:
     values = ", ".join(f"`{key}={shown(settings[key].default)}`" for key in usual)
     return [
         *(table(("key", "default", "meaning", "unit", "allowed"), rows) if rows else []),
-        *([f"By default {values} ([meaning](keys.md#keys-{things.group})).", ""] if usual else []),
+        *([f"By default {values} ([meaning](keys/{things.group}.md)).", ""] if usual else []),
     ]
 
 
@@ -122,28 +124,32 @@ def cell(text: str) -> str:
     return re.sub(r"([\\|*_<\[\]])", r"\\\1", text)
 
 
-def keys_page(text: str) -> str:
-    """What `--help` prints, as tables."""
-    parts = [
-        "# Keys and choices",
-        "",
-        "Made of `python -m snn_repro.train --help`. A group chooses a file under `conf/`,",
-    ]
-    parts += ["a key changes one value.", ""]
-    section, among_keys = "", False
+def keys_pages(text: str) -> Iterator[tuple[str, str]]:
+    """(page, its Markdown) of what `--help` prints: a contents page, then one page a group with its choices and keys."""
+    choices_of: dict[str, list[tuple[str, str]]] = {}
+    keys_of: dict[str, list[tuple[str, str]]] = {}
+    group = ""
     for line in text.splitlines():
-        if re.fullmatch(r"\w+=", line):
-            parts += ["", f"## `{line}`", "", "| choice | |", "|---|---|"]
-            section = line
-        elif line == "keys":
-            section, among_keys = "", True
-        elif (section or among_keys) and (found := re.fullmatch(r"  (\S+) +(.*)", line)):
-            key, meaning = found.groups()
-            if among_keys and section != (room := key.rpartition(".")[0] or "run"):
-                parts += ["", f"## Keys: {room}", "", "| key | meaning |", "|---|---|"]
-                section = room
-            parts.append(f"| `{key}` | {cell(meaning)} |")
-    return "\n".join(parts) + "\n"
+        if re.fullmatch(r"\w+=|keys", line):
+            group = line.removesuffix("=")
+        elif group and (found := re.fullmatch(r"  (\S+) +(.*)", line)):
+            word, meaning = found.groups()
+            room = word.rpartition(".")[0] or "run"
+            of, page = (keys_of, room) if group == "keys" else (choices_of, group)
+            of.setdefault(page, []).append((f"`{word}`", cell(meaning)))
+    groups = list(dict.fromkeys([*choices_of, *keys_of]))
+    rows = [(f"[{g}](keys/{g}.md)", str(len(choices_of.get(g, ()))), str(len(keys_of.get(g, ())))) for g in groups]
+    about = (
+        "A group chooses a file under `conf/`; a key changes one value. `python -m snn_repro.train --help` prints all."
+    )
+    yield "reference/keys.md", "\n".join(["# Keys", "", about, "", *table(("group", "choices", "keys"), rows)])
+    for g in groups:
+        parts = [f"# {g.capitalize()}: choices and keys", ""]
+        if g in choices_of:
+            parts += [f"## Choices: `{g}=`", "", *table(("choice", "meaning"), choices_of[g])]
+        if g in keys_of:
+            parts += ["## Keys", "", *table(("key", "meaning"), keys_of[g])]
+        yield f"reference/keys/{g}.md", "\n".join(parts)
 
 
 def commands_page() -> str:
@@ -245,6 +251,16 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     path = page.file.src_uri
     inside = page.file.src_dir is not None and Path(page.file.src_dir).resolve() == ROOT / "docs"
     return relinked(markdown, posixpath.join("docs", path) if inside else path, set(files.src_uris))
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Equations (`$...$`, `$$...$$`, in pages and docstrings) as MathML, which browsers draw without a script."""
+
+    def typeset(found: re.Match[str]) -> str:
+        display, latex = found[0].startswith("<div"), unescape(found[1])
+        return convert(latex, display="block" if display else "inline")
+
+    return re.sub(r'(?s)<(?:span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</(?:span|div)>', typeset, html)
 
 
 def relinked(markdown: str, path: str, known: set[str]) -> str:

@@ -1,6 +1,7 @@
 """The documentation's own parts: links, tables, what it loads, results in pandas, and the notebook."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -56,10 +57,21 @@ def test_every_thing_of_every_kind_has_its_place(made):
     assert (
         "| `neuron.tau` | `2` |" in pages["reference/neurons.md"] and "`initial=zero`" in pages["reference/neurons.md"]
     )
-    assert "| `recipe.lr` | learning rate" in pages["reference/keys.md"]
+    assert "| `recipe.lr` | learning rate" in pages["reference/keys/recipe.md"]
     assert all(
         f"## python scripts/{file.name}" in pages["reference/commands.md"] for file in (ROOT / "scripts").glob("*.py")
     )
+
+
+def test_equations_of_all_are_typeset(made):
+    from snn_repro.registry import INITIAL_STATES, LOSSES, NEURONS, NORMS, SURROGATES
+
+    text = (ROOT / "docs" / "equations.md").read_text("utf-8")
+    rows = {name for row in re.findall(r"(?m)^\| (`.*?) \|", text) for name in re.findall(r"`(\w+)`", row)}
+    for kind in (NEURONS, INITIAL_STATES, SURROGATES, LOSSES, NORMS):
+        assert {name for name in kind if kind._owners[name].startswith("snn_repro.")} <= rows
+    html = made.on_page_content(r'<span class="arithmatex">\(h[t] \ge \theta\)</span>', None, None, None)
+    assert html.startswith("<math") and "&#x003B8;" in html and "arithmatex" not in html
 
 
 def test_runs_as_a_table_of_pandas(tmp_path):
