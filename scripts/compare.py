@@ -202,7 +202,7 @@ def in_order(rows: list[dict[str, Any]], by: str | None) -> list[dict[str, Any]]
     if by not in (None, *words):
         raise UserError(f"--sort {by}: choose one of {', '.join(words)}")
 
-    def number(row: dict[str, Any]) -> float | None:
+    def number(row: dict[str, Any], by: str = by or "") -> float | None:
         if by in steps:
             return dict(zip(steps, row["acc_step"], strict=False)).get(by)
         if by == "seeds":
@@ -210,8 +210,10 @@ def in_order(rows: list[dict[str, Any]], by: str | None) -> list[dict[str, Any]]
         over_seeds = row["acc_last" if by == "readout" else by]
         return over_seeds and over_seeds.mean
 
-    if by in (None, "name"):
-        return sorted(rows, key=lambda row: row["row"]) if by else rows
+    if by is None:
+        return rows
+    if by == "name":
+        return sorted(rows, key=lambda row: row["row"])
     return sorted(rows, key=lambda row: (number(row) is None, -(number(row) or 0), row["row"]))
 
 

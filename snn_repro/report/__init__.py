@@ -41,8 +41,8 @@ def render(paths: Iterable[str | Path], networks: int = 8, refresh: float | None
     for part in sections():
         try:
             shown.append((part, part.content(found)))
-        except NothingToShow as why:
-            missing.append(f"{part.title}: {why}")
+        except NothingToShow as nothing:
+            missing.append(f"{part.title}: {nothing}")
         except Exception as error:  # unexpected values in a readable run
             why = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             found.problems.append(f"{part.title}: this section cannot show the data of a run ({why})")
