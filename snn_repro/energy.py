@@ -127,8 +127,10 @@ def neurobench(
     def connection(layer: Any, args: tuple[Tensor, ...]) -> None:
         x = args[0].detach()
         kind = "Effective_ACs" if bool(((x == 0) | (x.abs() == 1)).all()) else "Effective_MACs"
-        operations[kind] += meetings(layer, x != 0, layer.weight != 0)
-        operations["Dense"] += len(x) * meetings(layer, torch.ones_like(x[:1]), torch.ones_like(layer.weight))
+        operations[kind] += int(meetings(layer, x != 0, layer.weight != 0).sum())
+        operations["Dense"] += len(x) * int(
+            meetings(layer, torch.ones_like(x[:1]), torch.ones_like(layer.weight)).sum()
+        )
 
     def activation(name: str, layer: nn.Module, args: Any, out: Tensor) -> None:
         silent[name] += out.numel() - int(out.count_nonzero())
@@ -163,10 +165,10 @@ def neurobench(
     )  # fmt: skip
 
 
-def meetings(layer: nn.Module, x: Tensor, weight: Tensor) -> int:
-    """How many ones of x [N, ...] and of a layer's weight meet, over all outputs: the sum of the outputs of that layer."""
+def meetings(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    """For each output of a layer, how many ones of x [N, ...] meet ones of the weight: float64, the layer's output shape."""
     x, weight = x.double(), weight.double()
     if isinstance(layer, nn.Linear):
-        return int(nn.functional.linear(x, weight).sum())
-    plain: Any = next(kind for kind in CONNECTIONS if isinstance(layer, kind))  # no kernel of a class below it
-    return int(plain._conv_forward(layer, x, weight, None).sum())
+        return nn.functional.linear(x, weight)
+    plain: Any = next(kind for kind in CONNECTIONS if isinstance(layer, kind))  # not the kernel of a subclass
+    return plain._conv_forward(layer, x, weight, None)

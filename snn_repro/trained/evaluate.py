@@ -1,6 +1,7 @@
 """Test a trained network again: as it was, at other time steps, on other data; where it errs, how sure it is, and when.
 
     snn-eval RUN [weights=best] [timesteps=T] [dataset=NAME] [data_dir=DIR] [cache_dir=DIR] [key=value ...] [--json]
+    snn-eval RUN anytime=true [epsilon=0.01] [delta=0.1] [key=value ...]
 
 RUN           the folder of a run; with nothing else said, its last epoch is tested again as its result.json has it
 weights       last (default) or best: the epoch that was selected, by validation or else (optimistic) by the test part
@@ -25,6 +26,7 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,7 @@ from snn_repro.config import (
     unknown,
 )
 from snn_repro.console import Parser, harmless, progress, text_table
-from snn_repro.data import build_data
+from snn_repro.data import Batches, Data, build_data
 from snn_repro.data.batches import feed
 from snn_repro.errors import UserError
 from snn_repro.files import write_json
@@ -60,6 +62,7 @@ from snn_repro.runs import checkpoint
 from snn_repro.runs.folder import EVALUATIONS, final_outputs, other_data
 from snn_repro.runtime import Precision, channels_last, compile_network, pick_device, seed_everything
 from snn_repro.train import evaluate
+from snn_repro.trained.anytime import DELTA, EPSILON, anytime, counted_operations
 from snn_repro.trained.load import TrainedRun, command, load_run, log
 
 BINS = 15
@@ -98,12 +101,34 @@ class Evaluation(dict[str, Any]):
 # ---------------------------------------------------------------- one test
 
 
-def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) -> Evaluation:
-    """Test a run's network on the test part, as in its training or with `overrides`, as they are typed after `snn-eval RUN`.
+@dataclass
+class Prepared:
+    """A run's network and data, as a test needs them."""
 
-    Raises UserError with one sentence: for keys that would change the network, or that a test does not read, and, before any
-    data are read, for a number of time steps, a frame size or a number of classes that the network cannot take.
-    """
+    run: TrainedRun
+    base: dict[str, Any]  # the run's configuration, as it would be tested with no overrides
+    config: Config
+    device: torch.device
+    model: nn.Module
+    loss_fn: Loss
+    data: Data
+
+    def outputs(self, part: Batches) -> dict[str, Any]:
+        """What `train.evaluate` gives for a part of the data. Raises UserError where the loss is not finite."""
+        config, device, done = self.config, self.device, itertools.count(1)
+        (batches,) = feed([part], device, on_device=False, ahead=config.dataset.ahead)  # one pass is not worth a copy
+        with progress("test", min(len(batches), config.debug.max_eval_batches or len(batches))) as advance:
+            outcome: Any = evaluate(
+                self.model, batches, self.loss_fn, Precision(config, device), device, config,
+                stop=lambda: advance(next(done)), rates=True,
+            )  # fmt: skip
+        if not math.isfinite(outcome["loss"]):
+            raise UserError(f"the loss of this test is {outcome['loss']}: the network's outputs are no finite numbers")
+        return outcome
+
+
+def prepared(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) -> Prepared:
+    """The network of a run and its data, for a test with `overrides`. Raises UserError as `evaluate_run`."""
     weights, typed = weights_in(overrides)
     if not isinstance(run, TrainedRun) or weights not in (None, run.weights):
         run = load_run(run.path if isinstance(run, TrainedRun) else run, weights or "last")
@@ -117,28 +142,29 @@ def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) ->
     model = channels_last(model, device)
     if config.compile:
         compile_network(model, device, config.compile)
-    facts = run.facts(config)
-    data = build_data(config)
-    (test,) = feed([data.test], device, on_device=False, ahead=config.dataset.ahead)  # one pass is not worth a copy
-    done = itertools.count(1)
-    with progress("test", min(len(test), config.debug.max_eval_batches or len(test))) as advance:
-        outcome: Any = evaluate(
-            model, test, loss_fn, Precision(config, device), device, config,
-            stop=lambda: advance(next(done)), rates=True,
-        )  # fmt: skip
-    if not math.isfinite(outcome["loss"]):
-        raise UserError(f"the loss of this test is {outcome['loss']}: the network's outputs are no finite numbers")
+    return Prepared(run, base, config, device, model, loss_fn, build_data(config))
+
+
+def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) -> Evaluation:
+    """Test a run's network on the test part, as in its training or with `overrides`, as they are typed after `snn-eval RUN`.
+
+    Raises UserError with one sentence: for keys that would change the network, or that a test does not read, and, before any
+    data are read, for a number of time steps, a frame size or a number of classes that the network cannot take.
+    """
+    p = prepared(run, overrides)
+    run, config, data, loss_fn = p.run, p.config, p.data, p.loss_fn
+    outcome = p.outputs(data.test)
     logits, labels = outcome.pop("logits"), outcome.pop("labels")
-    scores, ahead = loss_fn.readout(logits), sees_future(model)
+    scores, ahead = loss_fn.readout(logits), sees_future(p.model)
     confusion = confusion_matrix(labels, scores.argmax(-1), run.num_classes)
     found = Evaluation(
         run=str(run.path), weights=run.weights, epoch=run.epoch, config_hash=config_hash(run.config),
-        changes=[c for c in differing(base, to_dict(config)) if not c.startswith("recipe.")], remarks=[],
+        changes=[c for c in differing(p.base, to_dict(config)) if not c.startswith("recipe.")], remarks=[],
         dataset=config.dataset.name, split_id=data.split.id, split_sha256=data.split.sha256_test,
-        timesteps=config.timesteps, device=str(device), readout=loss_fn.readout_name,
+        timesteps=config.timesteps, device=str(p.device), readout=loss_fn.readout_name,
         **{k: outcome[k] for k in ("n", "correct", "acc", "loss", "acc_step", "acc_cum", "firing_rates")}, causal=not ahead,
         calibration=calibration(scores, labels), early_exit=None,
-        classes=by_class(confusion, facts.label_names), confusion=confusion.tolist(),
+        classes=by_class(confusion, run.facts(config).label_names), confusion=confusion.tolist(),
     )  # fmt: skip
     found.labels, found.logits = final_outputs([(logits, labels)]).values()
     if ahead or not loss_fn.causal:
@@ -150,6 +176,41 @@ def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) ->
         found["early_exit"] = early_exit(running_scores(loss_fn, logits), labels)
     found.remarks.extend(unlike_the_run(run, config, found))
     return found
+
+
+def anytime_run(
+    run: TrainedRun | str | Path, overrides: Sequence[str] = (), epsilon: float = EPSILON, delta: float = DELTA
+) -> dict[str, Any]:
+    """What stopping early saves a run's network (`trained/anytime.py`), with the threshold that loses at most `epsilon`.
+
+    Raises UserError for a network whose outputs depend on later time steps, and as `evaluate_run`.
+    """
+    if not (0 < epsilon < 1 and 0 < delta < 1):
+        raise UserError(f"epsilon={epsilon:g} and delta={delta:g} must lie between 0 and 1")
+    p = prepared(run, overrides)
+    if (ahead := sees_future(p.model)) or not p.loss_fn.causal:
+        raise UserError(
+            f"anytime=true needs a network that can stop at a step, and outputs of {', '.join(ahead) or p.config.loss.name} depend "
+            "on later steps"
+        )
+
+    def scored(part: Batches) -> dict[str, np.ndarray]:
+        found = p.outputs(part)
+        logits = found["logits"]
+        means = torch.stack([logits[: t + 1].mean(0) for t in range(len(logits))])
+        scores = dict(mean=means, readout=running_scores(p.loss_fn, logits), labels=found["labels"])
+        return {name: value.numpy() for name, value in scores.items()}
+
+    with counted_operations(p.model, p.config.timesteps) as batches:
+        test = scored(p.data.test)
+    test["operations"] = torch.cat(batches).numpy()
+    validation = scored(p.data.val) if p.data.val else None
+    needs = "the guarantee needs a validation part: train with dataset.validation=0.1"
+    return dict(
+        run=str(p.run.path), weights=p.run.weights, epoch=p.run.epoch, config_hash=config_hash(p.run.config),
+        timesteps=p.config.timesteps, readout=p.loss_fn.readout_name, remarks=[] if validation else [needs],
+        **anytime(test, validation, epsilon, delta),
+    )  # fmt: skip
 
 
 def weights_in(typed: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -358,13 +419,45 @@ def arguments(name: str, doc: str | None, words: str, number: str) -> argparse.N
     return parser.parse_intermixed_args()
 
 
+def anytime_words(e: dict[str, Any]) -> str:
+    """What a terminal shows of `anytime_run`."""
+    text = [f"{harmless(e['run'])}, {e['weights']} weights (epoch {e['epoch']}), T={e['timesteps']}", *e["remarks"]]
+    rows = (
+        (
+            r["rule"], r["scores"], _percent(r["area_steps"]), _percent(r["area_operations"]),
+            *(("", "", "", "") if g is None else (
+                "never" if g["threshold"] is None else f"{g['threshold']:.2f}", _percent(g["acc"]), f"{g['steps']:.2f}",
+                f"{g['operations']:,.0f}")),
+        )
+        for r in e["rules"]
+        for g in [r["guarantee"]]
+    )  # fmt: skip
+    title = f"stop early: at most {_percent(e['epsilon'])} % lost with probability {1 - e['delta']:g}"
+    head = ["rule", "of", "area, steps", "area, operations", "threshold", "accuracy %", "mean steps", "operations"]
+    return "\n".join([*text, text_table(title, head, rows, left=2)])
+
+
 def main() -> None:
     args = arguments("snn-eval", __doc__, "KEY=VALUE", "*")
-    found = evaluate_run(args.run, args.words)
-    print(json.dumps(found) if args.json else tables(found))
-    typed = config_overrides(weights_in(args.words)[1])
+    own = {k: v for k, _, v in (w.partition("=") for w in args.words) if k in ("anytime", "epsilon", "delta")}
+    words = [w for w in args.words if w.partition("=")[0] not in own]
+    wanted = own.pop("anytime", "false").lower()
+    try:
+        numbers = {k: float(v) for k, v in own.items()}
+    except ValueError:
+        raise UserError(f"epsilon and delta are numbers between 0 and 1, not {', '.join(own.values())}") from None
+    if wanted not in ("true", "false") or (own and wanted == "false"):
+        raise UserError(f"anytime={wanted} must be true or false, and epsilon and delta need anytime=true")
+    if wanted == "true":
+        found: dict[str, Any] = anytime_run(args.run, words, **numbers)
+    else:
+        found = evaluate_run(args.run, words)
+    print(json.dumps(found) if args.json else (anytime_words if wanted == "true" else tables)(found))
+    typed = config_overrides(weights_in(words)[1])
     changed = tweaks(["name=x", *(o for o in typed if not o.startswith("recipe."))])  # with a name it says all choices
-    file = Path(found.run, EVALUATIONS, f"{','.join(filter(None, [found.weights, changed]))}.json")
+    weights = found["weights"] if wanted == "false" or found["weights"] != "last" else ""
+    name = ",".join(filter(None, ["anytime" * (wanted == "true"), weights, changed]))
+    file = Path(found["run"], EVALUATIONS, f"{name}.json")
     file.parent.mkdir(exist_ok=True)
     write_json(file, found)
     log.info(f"written to {file}")
