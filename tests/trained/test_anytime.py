@@ -27,7 +27,7 @@ def outputs(n, generator, steps=4, classes=5):
 
 
 def test_curves_equal_a_brute_force():
-    test = outputs(60, np.random.default_rng(0))
+    test = outputs(20, np.random.default_rng(0))
     found = a.anytime(test, None)
     assert len(found["rules"]) == 6 and all(len(r["curve"]) == 101 for r in found["rules"])
     for r in found["rules"]:
@@ -47,7 +47,7 @@ def test_curves_equal_a_brute_force():
                 right += int(p.argmax()) == label
                 steps += t + 1
                 spent += test["operations"][i, : t + 1].sum()
-            assert point == pytest.approx(dict(acc=right / 60, steps=steps / 60, operations=spent / 60))
+            assert point == pytest.approx(dict(acc=right / 20, steps=steps / 20, operations=spent / 20))
 
 
 def test_area_is_the_mean_of_the_best_accuracy_so_far():
