@@ -127,8 +127,9 @@ def neurobench(
     def connection(layer: Any, args: tuple[Tensor, ...]) -> None:
         x = args[0].detach()
         kind = "Effective_ACs" if bool(((x == 0) | (x.abs() == 1)).all()) else "Effective_MACs"
-        operations[kind] += nonzero_products(layer, x != 0, layer.weight != 0)
-        operations["Dense"] += len(x) * nonzero_products(layer, torch.ones_like(x[:1]), torch.ones_like(layer.weight))
+        operations[kind] += int(nonzero_products(layer, x != 0, layer.weight != 0).sum())
+        dense = nonzero_products(layer, torch.ones_like(x[:1]), torch.ones_like(layer.weight))
+        operations["Dense"] += len(x) * int(dense.sum())
 
     def activation(name: str, layer: nn.Module, args: Any, out: Tensor) -> None:
         silent[name] += out.numel() - int(out.count_nonzero())
@@ -163,12 +164,15 @@ def neurobench(
     )  # fmt: skip
 
 
-def nonzero_products(layer: nn.Module, x: Tensor, weight: Tensor) -> int:
-    """Products of nonzeros of x [N, ...] and a layer's weight, summed over all outputs."""
+def nonzero_products(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    """Products of nonzeros of x [N, ...] and a layer's weight, for each output.
+
+    x and weight: 1 where not zero. Returns float64, of the layer's output shape.
+    """
     x, weight = x.double(), weight.double()
     if isinstance(layer, nn.Linear):
-        return int(nn.functional.linear(x, weight).sum())
+        return nn.functional.linear(x, weight)
     plain: Any = next(
         kind for kind in CONNECTIONS if isinstance(layer, kind)
     )  # torch's own convolution, not a subclass's kernel
-    return int(plain._conv_forward(layer, x, weight, None).sum())
+    return plain._conv_forward(layer, x, weight, None)

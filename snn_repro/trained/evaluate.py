@@ -1,6 +1,7 @@
 """Test a trained network again, also with other time steps, data or initial states.
 
     snn-eval RUN [weights=best] [timesteps=T] [dataset=NAME] [data_dir=DIR] [cache_dir=DIR] [key=value ...] [--json]
+    snn-eval RUN anytime=true [epsilon=0.01] [delta=0.1] [key=value ...]
 
 RUN           folder of a run; without other arguments, its last epoch is tested again as in its result.json
 weights       last (default) or best: the epoch selected by validation, else (optimistic) by the test part
@@ -25,6 +26,7 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ from snn_repro import config as conf
 from snn_repro.build import begin_epoch, build_network, loss_of
 from snn_repro.config import Config, ConfigError
 from snn_repro.console import Parser, harmless, progress, text_table
-from snn_repro.data import build_data
+from snn_repro.data import Batches, Data, build_data
 from snn_repro.data.batches import feed
 from snn_repro.errors import UserError
 from snn_repro.files import write_json
@@ -48,10 +50,12 @@ from snn_repro.runs import checkpoint
 from snn_repro.runs.folder import EVALUATIONS, final_outputs, other_data
 from snn_repro.runtime import Precision, channels_last, compile_network, pick_device, seed_everything
 from snn_repro.train import evaluate
+from snn_repro.trained.anytime import DELTA, EPSILON, anytime, counted_operations
 from snn_repro.trained.load import TrainedRun, command, load_run, log
 
 BINS = 15
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
+ANYTIME = ("anytime", "epsilon", "delta")  # words of early exit
 SHORT = {
     "batch_size": "recipe.eval_batch_size", "recipe.batch_size": "recipe.eval_batch_size", "initial": "neuron.initial",
 }  # fmt: skip
@@ -86,12 +90,37 @@ class Evaluation(dict[str, Any]):
 # ---------------------------------------------------------------- one test
 
 
-def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) -> Evaluation:
-    """Test a run's network on the test part, as in its training or with `overrides`.
+@dataclass
+class Prepared:
+    """A run's network and data, ready for a test."""
 
-    overrides: as typed after `snn-eval RUN`. Raises UserError, before any data are read, for keys that a test does not
-    read or that would change the network, and for time steps, frame sizes or classes that the network does not accept.
-    """
+    run: TrainedRun
+    base: dict[str, Any]  # the run's configuration, as tested without overrides
+    config: Config
+    device: torch.device
+    model: nn.Module
+    loss_fn: Loss
+    data: Data
+
+    def outputs(self, part: Batches) -> dict[str, Any]:
+        """Outputs and accuracies on a part of the data, as of `train.evaluate`.
+
+        Raises UserError if the loss is not finite.
+        """
+        config, device, done = self.config, self.device, itertools.count(1)
+        (batches,) = feed([part], device, on_device=False, ahead=config.dataset.ahead)  # one pass does not repay a copy
+        with progress("test", min(len(batches), config.debug.max_eval_batches or len(batches))) as advance:
+            outcome: Any = evaluate(
+                self.model, batches, self.loss_fn, Precision(config, device), device, config,
+                stop=lambda: advance(next(done)), rates=True,
+            )  # fmt: skip
+        if not math.isfinite(outcome["loss"]):
+            raise UserError(f"the loss of this test is {outcome['loss']}: the network's outputs are not finite")
+        return outcome
+
+
+def prepared(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) -> Prepared:
+    """Prepare a run's network and data for a test. Raises UserError as `evaluate_run`."""
     weights, typed = weights_in(overrides)
     if not isinstance(run, TrainedRun) or weights not in (None, run.weights):
         run = load_run(run.path if isinstance(run, TrainedRun) else run, weights or "last")
@@ -105,29 +134,29 @@ def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) ->
     model = channels_last(model, device)
     if config.compile:
         compile_network(model, device, config.compile)
-    facts = run.facts(config)
-    data = build_data(config)
-    (test,) = feed([data.test], device, on_device=False, ahead=config.dataset.ahead)  # one pass does not repay a copy
-    done = itertools.count(1)
-    with progress("test", min(len(test), config.debug.max_eval_batches or len(test))) as advance:
-        outcome: Any = evaluate(
-            model, test, loss_fn, Precision(config, device), device, config,
-            stop=lambda: advance(next(done)), rates=True,
-        )  # fmt: skip
-    if not math.isfinite(outcome["loss"]):
-        raise UserError(f"the loss of this test is {outcome['loss']}: the network's outputs are not finite")
+    return Prepared(run, base, config, device, model, loss_fn, build_data(config))
+
+
+def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) -> Evaluation:
+    """Test a run's network on the test part, as in its training or with `overrides`.
+
+    overrides: as typed after `snn-eval RUN`. Raises UserError, before any data are read, for keys that a test does not
+    read or that would change the network, and for time steps, frame sizes or classes that the network does not accept.
+    """
+    p = prepared(run, overrides)
+    run, config, data, loss_fn = p.run, p.config, p.data, p.loss_fn
+    outcome = p.outputs(data.test)
     logits, labels = outcome.pop("logits"), outcome.pop("labels")
-    scores, ahead = loss_fn.readout(logits), sees_future(model)
+    scores, ahead = loss_fn.readout(logits), sees_future(p.model)
     confusion = confusion_matrix(labels, scores.argmax(-1), run.num_classes)
     result = Evaluation(
-        run=str(run.path), weights=run.weights, epoch=run.epoch,
-        config_hash=conf.config_hash(run.config),
-        changes=[c for c in conf.differing(base, conf.to_dict(config)) if not c.startswith("recipe.")], remarks=[],
+        run=str(run.path), weights=run.weights, epoch=run.epoch, config_hash=conf.config_hash(run.config),
+        changes=[c for c in conf.differing(p.base, conf.to_dict(config)) if not c.startswith("recipe.")], remarks=[],
         dataset=config.dataset.name, split_id=data.split.id, split_sha256=data.split.sha256_test,
-        timesteps=config.timesteps, device=str(device), readout=loss_fn.readout_name,
-        **{k: outcome[k] for k in ("n", "correct", "acc", "loss", "acc_step", "acc_cum", "firing_rates")},
-        causal=not ahead, calibration=calibration(scores, labels), early_exit=None,
-        classes=by_class(confusion, facts.label_names), confusion=confusion.tolist(),
+        timesteps=config.timesteps, device=str(p.device), readout=loss_fn.readout_name,
+        **{k: outcome[k] for k in ("n", "correct", "acc", "loss", "acc_step", "acc_cum", "firing_rates")}, causal=not ahead,
+        calibration=calibration(scores, labels), early_exit=None,
+        classes=by_class(confusion, run.facts(config).label_names), confusion=confusion.tolist(),
     )  # fmt: skip
     result.labels, result.logits = final_outputs([(logits, labels)]).values()
     if ahead or not loss_fn.causal:
@@ -137,6 +166,42 @@ def evaluate_run(run: TrainedRun | str | Path, overrides: Sequence[str] = ()) ->
         result["early_exit"] = early_exit(running_scores(loss_fn, logits), labels)
     result.remarks.extend(differences_from_run(run, config, result))
     return result
+
+
+def anytime_run(
+    run: TrainedRun | str | Path, overrides: Sequence[str] = (), epsilon: float = EPSILON, delta: float = DELTA
+) -> dict[str, Any]:
+    """Measure what early exit saves, and choose a threshold with a guarantee (`trained/anytime.py`).
+
+    epsilon: accuracy that may be lost against T; delta: probability that more is lost. Raises UserError for a network
+    whose outputs depend on later time steps, and as `evaluate_run`.
+    """
+    if not (0 < epsilon < 1 and 0 < delta < 1):
+        raise UserError(f"epsilon={epsilon:g} and delta={delta:g} must lie between 0 and 1")
+    p = prepared(run, overrides)
+    if (ahead := sees_future(p.model)) or not p.loss_fn.causal:
+        raise UserError(
+            f"anytime=true needs a network that can stop at a step, and outputs of {', '.join(ahead) or p.config.loss.name} depend "
+            "on later steps"
+        )
+
+    def scored(part: Batches) -> dict[str, np.ndarray]:
+        found = p.outputs(part)
+        logits = found["logits"]
+        means = torch.stack([logits[: t + 1].mean(0) for t in range(len(logits))])
+        scores = dict(mean=means, readout=running_scores(p.loss_fn, logits), labels=found["labels"])
+        return {name: value.numpy() for name, value in scores.items()}
+
+    with counted_operations(p.model, p.config.timesteps) as batches:
+        test = scored(p.data.test)
+    test["operations"] = torch.cat(batches).numpy()
+    validation = scored(p.data.val) if p.data.val else None
+    needs = "the guarantee needs a validation part: train with dataset.validation=0.1"
+    return dict(
+        run=str(p.run.path), weights=p.run.weights, epoch=p.run.epoch, config_hash=conf.config_hash(p.run.config),
+        timesteps=p.config.timesteps, readout=p.loss_fn.readout_name, remarks=[] if validation else [needs],
+        **anytime(test, validation, epsilon, delta),
+    )  # fmt: skip
 
 
 def weights_in(typed: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -342,14 +407,49 @@ def arguments(name: str, doc: str | None, words: str, number: str) -> argparse.N
     return parser.parse_intermixed_args()
 
 
+def early_stop_table(e: dict[str, Any]) -> str:
+    """The table that is printed for `anytime_run`."""
+    text = [f"{harmless(e['run'])}, {e['weights']} weights (epoch {e['epoch']}), T={e['timesteps']}", *e["remarks"]]
+    rows = (
+        (
+            r["rule"], r["scores"], _percent(r["area_steps"]), _percent(r["area_operations"]),
+            *(("", "", "", "") if g is None else (
+                "never" if g["threshold"] is None else f"{g['threshold']:.2f}", _percent(g["acc"]), f"{g['steps']:.2f}",
+                f"{g['operations']:,.0f}")),
+        )
+        for r in e["rules"]
+        for g in [r["guarantee"]]
+    )  # fmt: skip
+    title = f"stop early: at most {_percent(e['epsilon'])} % lost with probability {1 - e['delta']:g}"
+    head = ["rule", "of", "area, steps", "area, operations", "threshold", "accuracy %", "mean steps", "operations"]
+    return "\n".join([*text, text_table(title, head, rows, left=2)])
+
+
+def early_stop_settings(typed: Sequence[str]) -> dict[str, float] | None:
+    """epsilon and delta as typed with anytime=true; None without it. Raises UserError for another value."""
+    own = {name: value for name, _, value in (word.partition("=") for word in typed) if name in ANYTIME}
+    wanted = own.pop("anytime", "false").lower()
+    if wanted not in ("true", "false") or (own and wanted == "false"):
+        raise UserError(f"anytime={wanted} must be true or false, and epsilon and delta need anytime=true")
+    try:
+        return {name: float(value) for name, value in own.items()} if wanted == "true" else None
+    except ValueError:
+        raise UserError(f"epsilon and delta are numbers between 0 and 1, not {', '.join(own.values())}") from None
+
+
 def main() -> None:
     """Run `snn-eval`: test, print, and write RUN/eval/NAME.json."""
     args = arguments("snn-eval", __doc__, "KEY=VALUE", "*")
-    result = evaluate_run(args.run, args.words)
-    print(json.dumps(result) if args.json else tables(result))
-    typed = config_overrides(weights_in(args.words)[1])
-    changed = conf.tweaks(["name=x", *(o for o in typed if not o.startswith("recipe."))])  # with a name: all choices
-    file = Path(result.run, EVALUATIONS, f"{','.join(filter(None, [result.weights, changed]))}.json")
+    early = early_stop_settings(args.words)
+    words = [word for word in args.words if word.partition("=")[0] not in ANYTIME]
+    result: Any = evaluate_run(args.run, words) if early is None else anytime_run(args.run, words, **early)
+    print(json.dumps(result) if args.json else tables(result) if early is None else early_stop_table(result))
+    typed = config_overrides(weights_in(words)[1])
+    changed = conf.tweaks(
+        ["name=x", *(o for o in typed if not o.startswith("recipe."))]
+    )  # a name: choices are listed too
+    parts = [result["weights"]] if early is None else ["anytime", result["weights"] * (result["weights"] != "last")]
+    file = Path(result["run"], EVALUATIONS, f"{','.join(filter(None, [*parts, changed]))}.json")
     file.parent.mkdir(exist_ok=True)
     write_json(file, result)
     log.info(f"written to {file}")

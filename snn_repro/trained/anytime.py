@@ -1,0 +1,180 @@
+"""What stopping early saves: accuracy against time steps and operations, and a threshold with a guarantee.
+
+`snn-eval RUN anytime=true`, without training. A sample stops at the first time step at which a rule reaches its threshold,
+else at the last step T. A rule is a value in 0..1 of the scores up to a step:
+
+    confidence  the highest probability (SEENN-I: Li et al., NeurIPS 2023)
+    margin      the highest probability less the second one
+    entropy     1 + sum_k p[k] log p[k] / log K
+
+of the mean output up to the step (`mean`) or of what the loss reads of it (`readout`; the last step's output for LTS).
+
+The guarantee (Learn then Test: Angelopoulos et al., 2021, arXiv:2110.01052): thresholds are tested on the validation part from
+the highest one down, each by the binomial tail p = P(Binomial(n, eps) <= k), k the samples that are right at T and wrong where
+they stop. The last threshold before the first p > delta is taken. With probability 1 - delta over the validation samples, the
+accuracy lost against T is at most eps.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from snn_repro.energy import CONNECTIONS, nonzero_products
+from snn_repro.kernels import door
+
+THRESHOLDS = np.linspace(0, 1, 101)
+EPSILON, DELTA = 0.01, 0.1  # accuracy that may be lost; probability that more is lost
+
+
+def confidence(p: np.ndarray) -> np.ndarray:
+    """The highest probability of p [..., K]."""
+    return p.max(-1)
+
+
+def margin(p: np.ndarray) -> np.ndarray:
+    """The highest probability of p [..., K] less the second one."""
+    top = np.partition(p, -2, axis=-1)
+    return top[..., -1] - top[..., -2]
+
+
+def certainty(p: np.ndarray) -> np.ndarray:
+    """1 less the entropy of p [..., K] as a share of its maximum log K."""
+    return 1 + np.where(p > 0, p * np.log(np.maximum(p, 1e-300)), 0).sum(-1) / np.log(p.shape[-1])
+
+
+RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = dict(confidence=confidence, margin=margin, entropy=certainty)
+
+
+def anytime(
+    test: Mapping[str, np.ndarray],
+    validation: Mapping[str, np.ndarray] | None,
+    epsilon: float = EPSILON,
+    delta: float = DELTA,
+) -> dict[str, Any]:
+    """Of each rule the curve over THRESHOLDS, its areas, and the guaranteed threshold.
+
+    test, validation: `labels` [N], `mean` and `readout` scores [T, N, K] up to each step; test also `operations` [N, T] of each
+    step. Accuracies are fractions; `operations` are those up to the stop, a sample. Areas are means of the accuracy over time
+    steps 1..T, or over operations from the first step's to all, along the curve (step function from below).
+    """
+    spent = test["operations"].cumsum(1)
+    found = []
+    for scores in ("mean", "readout"):
+        right, p = judged(test, scores)
+        own = judged(validation, scores) if validation else None
+        for name, rule in RULES.items():
+            sure = rule(p)
+            curve = [point(stops(sure, threshold), right, spent) for threshold in THRESHOLDS]
+            found.append(
+                dict(
+                    rule=name, scores=scores, curve=curve,
+                    area_steps=area([(c["steps"], c["acc"]) for c in curve], 1, len(right)),
+                    area_operations=area([(c["operations"], c["acc"]) for c in curve], spent[:, 0].mean(), spent[:, -1].mean()),
+                    guarantee=guarantee(rule(own[1]), own[0], sure, right, spent, epsilon, delta) if own else None,
+                )
+            )  # fmt: skip
+    return dict(
+        epsilon=epsilon,
+        delta=delta,
+        n=len(test["labels"]),
+        n_val=len(validation["labels"]) if validation else 0,
+        rules=found,
+    )
+
+
+def judged(part: Mapping[str, np.ndarray], scores: str) -> tuple[np.ndarray, np.ndarray]:
+    """(whether a stop at each step is right [T, N], probabilities [T, N, K])."""
+    z = part[scores].astype(float)
+    z = np.exp(z - z.max(-1, keepdims=True))
+    return part[scores].argmax(-1) == part["labels"], z / z.sum(-1, keepdims=True)
+
+
+def stops(sure: np.ndarray, threshold: float) -> np.ndarray:
+    """The step [N], from 0, at which each sample stops: the first with sure [T, N] >= threshold, else the last."""
+    enough = sure >= threshold
+    enough[-1] = True
+    return enough.argmax(0)
+
+
+def point(step: np.ndarray, right: np.ndarray, spent: np.ndarray) -> dict[str, float]:
+    """Accuracy, mean time steps and mean operations of samples that stop at `step`."""
+    samples = np.arange(len(step))
+    return dict(
+        acc=float(right[step, samples].mean()),
+        steps=float(step.mean() + 1),
+        operations=float(spent[samples, step].mean()),
+    )
+
+
+def area(points: list[tuple[float, float]], low: float, high: float) -> float | None:
+    """The mean over low..high of the highest accuracy at no more than that cost; None where both are equal."""
+    if not high > low:
+        return None
+    total, best, at = 0.0, min(points)[1], low
+    for cost, acc in sorted(points):
+        total, at, best = total + best * (cost - at), cost, max(best, acc)
+    return float((total + best * (high - at)) / (high - low))
+
+
+def guarantee(
+    own: np.ndarray,
+    own_right: np.ndarray,
+    sure: np.ndarray,
+    right: np.ndarray,
+    spent: np.ndarray,
+    epsilon: float,
+    delta: float,
+) -> dict[str, Any]:
+    """The lowest threshold that Learn then Test allows on the validation part (own, own_right [T, n]), measured on the test part.
+
+    threshold is None where not even the highest one is allowed: then no sample stops early. lost: accuracy lost against T.
+    """
+    threshold, n = None, own.shape[1]
+    for candidate in THRESHOLDS[::-1]:
+        lost = int((own_right[-1] & ~own_right[stops(own, candidate), np.arange(n)]).sum())
+        if stats.binom.cdf(lost, n, epsilon) > delta:
+            break
+        threshold = float(candidate)
+    step = stops(sure, np.inf if threshold is None else threshold)
+    measured = point(step, right, spent)
+    return dict(threshold=threshold, lost=float(right[-1].mean()) - measured["acc"], **measured)
+
+
+# ---------------------------------------------------------------- operations
+
+
+@contextmanager
+def counted_operations(model: nn.Module, timesteps: int) -> Iterator[list[Tensor]]:
+    """Count while the network tests: a list to which each batch adds [B, T], synaptic operations of each sample and step.
+
+    An operation is a nonzero input of a convolution or linear layer that meets a weight, as `energy.neurobench` counts them;
+    those of attention between activations are not counted. A layer before the first neurons, which runs once for a static image, counts
+    at the first step. Layers are computed by PyTorch, so this is slow.
+    """
+    batches: list[Tensor] = []
+    sizes: list[int] = []
+
+    def begin(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        sizes.append(args[0].shape[-4])
+        batches.append(torch.zeros(sizes[-1], timesteps, dtype=torch.float64))
+
+    def connection(layer: Any, args: tuple[Tensor, ...]) -> None:
+        x, size = args[0].detach(), sizes[-1]
+        steps = 1 if len(x) == size else timesteps
+        by_step = (x != 0).unflatten(0, (steps, -1)) if x.shape[:2] != (timesteps, size) else x != 0
+        ones = torch.ones_like(layer.weight)
+        for t, part in enumerate(by_step):
+            batches[-1][:, t] += nonzero_products(layer, part, ones).flatten(1).sum(1).cpu()
+
+    with ExitStack() as stack:
+        stack.enter_context(door.off(model))
+        hooks = [model.register_forward_pre_hook(begin)]
+        hooks += [m.register_forward_pre_hook(connection) for m in model.modules() if isinstance(m, CONNECTIONS)]
+        for hook in hooks:
+            stack.callback(hook.remove)
+        yield batches
