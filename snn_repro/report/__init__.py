@@ -44,6 +44,6 @@ def render(paths: Iterable[str | Path], networks: int = 8, refresh: float | None
         except NothingToShow as nothing:
             missing.append(f"{part.title}: {nothing}")
         except Exception as error:  # unexpected values in a readable run
-            why = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-            found.problems.append(f"{part.title}: this section cannot show the data of a run ({why})")
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+            found.problems.append(f"{part.title}: this section cannot show the data of a run ({reason})")
     return page(found, shown, missing, get_plotlyjs(), refresh), found

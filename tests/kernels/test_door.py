@@ -112,7 +112,7 @@ def test_one_word_chooses_for_a_whole_network(word):
         (dict(kernels="off", conv_backend="sparse"), "kernels=off and conv_backend=sparse both select a backend"),
         (
             dict(kernels="off", neuron={"name": "if", "backend": "cpu"}),
-            "kernels=off and neuron.backend=cpu both choose",
+            "kernels=off and neuron.backend=cpu both select",
         ),
         (dict(kernels="spikingjelly", neuron={"name": "leaky"}), "spikingjelly fires at h >= v_th only"),
     ],
