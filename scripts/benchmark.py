@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_intermixed_args(arguments or ["--help"])
     name = args.subject
     if name not in known:
-        raise UserError(f"{name} is not a subject; choose one of: {', '.join(known)}{nearest(name, known)}")
+        raise UserError(f"{name} is not a subject; choose: {', '.join(known)}{nearest(name, known)}")
     one_thread()  # before any import that starts threads
     measure = importlib.import_module(f"benchmarks.{name}").measure
     given = options(name, args.words, measure)

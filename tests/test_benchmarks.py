@@ -82,17 +82,14 @@ def test_subjects_are_found_by_listing_the_folder_and_told_in_their_own_words(pr
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (
-            ["nueron"],
-            "nueron is not a subject; choose one of: data, dry_run, neuron, startup, step; did you mean 'neuron'?",
-        ),
+        (["nueron"], "nueron is not a subject; choose: data, dry_run, neuron, startup, step; did you mean 'neuron'?"),
         (["data", "base=x"], "base=x is not an option of data; it has: rounds=, quick="),
         (["data", "rounds=2"], "rounds must be a whole number, 3 or more"),
         (["data", "quick=yes"], "quick must be true or false"),
         (["data", "quick="], "quick=: quick must be true or false"),
         (["neuron", "device=gpu"], "device=gpu must be cpu, cuda or cuda:N"),
         (["step", "device=cuda:99"], "device=cuda:99 does not exist: torch sees"),
-        (["startup", "base=nowhere"], "base=nowhere holds no snn_repro"),
+        (["startup", "base=nowhere"], "base=nowhere has no snn_repro"),
     ],
 )
 def test_what_cannot_be_measured_is_told_in_one_sentence(program, capsys, arguments, said):

@@ -48,8 +48,8 @@ def test_its_numbers_are_those_of_the_network():
     assert by_name["fc"].shape == (3, 10) and by_name["fc"].macs == 3 * model.fc.weight.numel()
     assert 0 < by_name["sn1"].rate < 1
     assert 0 < by_name["conv2"].synops < by_name["conv2"].macs
-    assert report.steps == len(data.train)
-    assert report.epoch_seconds >= report.steps * report.step_seconds > 0
+    assert report.steps_per_epoch == len(data.train)
+    assert report.epoch_seconds >= report.steps_per_epoch * report.step_seconds > 0
     assert report.run_seconds >= config.recipe.epochs * report.epoch_seconds
 
 

@@ -312,5 +312,5 @@ def test_the_command(tree, capsys):
 
     assert printed()[1].endswith("listing.json: 18 images, all good\n")
     assert printed()[1].endswith("listing.json: checked before\n")
-    refused = "allow_bad=true is for recordings: leave it out for dataset=imagenet1k\n"
+    refused = "allow_bad=true is for recordings; leave it out for dataset=imagenet1k\n"
     assert printed("allow_bad=true") == (2, "", refused)

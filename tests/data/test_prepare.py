@@ -370,7 +370,7 @@ def test_the_program_prepares_verifies_and_refuses(tmp_path, made, capsys):
     assert f"2 of 40 rows do not match their checksums: {', '.join(bad)}; rebuild the cache with" in told.err
     assert [line.split()[1] for line in told.out.splitlines() if line.startswith("bad: ")] == bad
     assert main([*words, "verify=true", "rebuild=true"]) == 2
-    assert "verify=true only reads a finished cache: leave out rebuild=true" in capsys.readouterr().err
+    assert "verify=true only reads a finished cache; leave out rebuild=true" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------ from the cache to batches
