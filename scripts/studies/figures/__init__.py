@@ -56,8 +56,8 @@ def index(folder: Path) -> str:
     lines = [
         "# Figures",
         "",
-        f"Drawn by `{PROGRAM}` from the files in this folder and in `../runs`, with matplotlib {matplotlib.__version__}.",
-        "Another version of matplotlib may give different bytes for the same numbers.",
+        f"Drawn by `{PROGRAM}` from the files in this folder and in `../runs`, with matplotlib {matplotlib.__version__};",
+        "another version may give different bytes for the same numbers.",
         "",
     ]
     for name in names():
