@@ -47,7 +47,7 @@ def test_by_hand():
 
 
 def test_what_is_not_counted_is_refused():
-    with pytest.raises(UserError, match=r"operations of 0 \(GRU\) are not counted"):
+    with pytest.raises(UserError, match=r"operations of 0 \(GRU\) are not supported"):
         neurobench(nn.Sequential(nn.GRU(2, 2)), [], last, CPU)
 
 
