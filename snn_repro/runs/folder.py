@@ -125,7 +125,7 @@ class RunFolder:
 
     def history(self, epochs: int) -> list[dict]:
         """The first `epochs` epochs that were recorded. Raises UserError when a line does not parse or is missing."""
-        found = [line for line in _epochs(self.path / METRICS) if line["epoch"] <= epochs]
+        found = [line for line in read_epochs(self.path / METRICS) if line["epoch"] <= epochs]
         if len(found) != epochs:
             raise UserError(
                 f"{self.path / METRICS} has {len(found)} of the {epochs} epochs that the checkpoint stands behind: it was "
@@ -241,7 +241,7 @@ def other_data(
 FIX = "put it back, or start again with resume=never"  # metrics.jsonl
 
 
-def _epochs(path: Path) -> list[dict[str, Any]]:
+def read_epochs(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, none where it is not there. Raises UserError where one is damaged."""
     try:
         lines = [json.loads(line) for line in path.read_text(errors="replace").splitlines()] if path.exists() else []
@@ -254,7 +254,7 @@ def _epochs(path: Path) -> list[dict[str, Any]]:
 
 def epoch_of(folder: Path, epoch: int) -> dict[str, Any]:
     """The line of metrics.jsonl about an epoch, from 1; {} where there is none. Raises UserError where the file is damaged."""
-    return next((line for line in _epochs(folder / METRICS) if line["epoch"] == epoch), {})
+    return next((line for line in read_epochs(folder / METRICS) if line["epoch"] == epoch), {})
 
 
 def result_files(root: Path) -> list[Path]:

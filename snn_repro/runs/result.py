@@ -85,11 +85,12 @@ KEYS: dict[str, tuple[Any, ...]] = {
         dict | None,
         "operations and energy a test sample (`energy.py`); with `energy=true`, or where they cost under 2 % of the run",
     ),
+    "verified": (bool | None, "of a contributed run: whether `snn-verify` found nothing wrong"),
     "right": (dict | None, "of a collected run: `n_test`, and `bits`, in hex: which test samples were answered right"),
 }
 # Keys that results of older versions, or of some runs, lack.
 MAY_LACK = {
-    "cuda", "threads", "processes", "images_per_statistic", "data", "code", "changed_on_resume", "causal", "energy", "right",
+    "cuda", "threads", "processes", "images_per_statistic", "data", "code", "changed_on_resume", "causal", "energy", "right", "verified",
 }  # fmt: skip
 KINDS = {
     int: ("integer", "a whole number"), float: ("number", "a number"), str: ("text", "a text"),
