@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import yaml
 
 from snn_repro import console
@@ -23,10 +22,11 @@ from snn_repro.errors import DataError, UserError
 from snn_repro.files import write_text
 from snn_repro.paper.differences import older_note
 from snn_repro.paper.formats import Table, cell, to_csv, to_markdown
-from snn_repro.paper.results import group_runs, load, right_or_none
+from snn_repro.paper.results import group_runs, load, packed_right
 from snn_repro.paper.rows import PaperRow, configs, load_rows
 from snn_repro.paper.tables import TITLES, paper_table, runs_table
 from snn_repro.runs.folder import find_results, result_files
+from snn_repro.trained.verify import contributed
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -44,8 +44,8 @@ def collect(roots: Iterable[str | Path], into: Path, study: str = "") -> list[Pa
             first, *rest = (study, *below) if study else below if len(below) > 1 else (root.absolute().name, *below)
             config = result["config"] | dict.fromkeys(result["config"].keys() & {"run_dir", "data_dir", "cache_dir"})
             content = {k: v for k, v in result.items() if k not in ("folder", "right")} | {"config": config}
-            if (right := right_or_none(result)) is not None:
-                content["right"] = dict(n_test=len(right), bits=np.packbits(right).tobytes().hex())
+            if right := packed_right(result):
+                content["right"] = right
             run = "/".join(rest)
             files.setdefault(first, {})[run] = json.dumps({"run": run} | content, allow_nan=False)
     into.mkdir(parents=True, exist_ok=True)
@@ -66,9 +66,10 @@ def collected_lines(file: Path) -> dict[str, str]:
 
 
 def generate(results: Path, rows: Iterable[PaperRow]) -> dict[str, str]:
-    """{file name: content} of results/tables, from results/runs and the paper's rows."""
+    """{file name: content} of results/tables, from results/runs, results/contributed and the paper's rows."""
     runs, rows = results / "runs", list(rows)
-    groups, left_out = group_runs(load([runs])) if result_files(runs) else ([], [])
+    found = load([runs]) if result_files(runs) else []
+    groups, left_out = group_runs([*found, *map(contributed, sorted((results / "contributed").glob("*.zip")))])
     tables = {
         f"table{n}" if isinstance(n, int) else n: paper_table(n, [r for r in rows if r.table == n], groups)
         for n in TITLES

@@ -44,6 +44,9 @@ def remarks(groups: Sequence[Group], common: int = 6) -> list[str]:
         for g, r in runs
         if (changed := r.get("changed_on_resume"))
     ]
+    for verified, word in ((True, "verified"), (False, "not verified")):
+        if names := [f"{g.label}{_seeds([r['seed']])}" for g, r in runs if r.get("verified") is verified]:
+            notes.append(f"contributed and {word} by snn-verify: {', '.join(names)}")
     if noncausal := [group.label for group in groups if not group.steps()]:
         notes.append(f"no accuracy per time step where outputs depend on later steps: {', '.join(noncausal)}")
     if known := dict.fromkeys(chosen for group in groups for chosen in text_only(group.first["config"])):

@@ -172,3 +172,9 @@ def right_or_none(result: RunResult) -> np.ndarray | None:
     except DataError as error:
         skipped(str(error))
         return None
+
+
+def packed_right(result: RunResult) -> dict[str, Any] | None:
+    """`right` of a collected run: number of test samples, and in hex which were answered rightly; None where nothing says so."""
+    right = right_or_none(result)
+    return None if right is None else dict(n_test=len(right), bits=np.packbits(right).tobytes().hex())

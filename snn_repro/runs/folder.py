@@ -123,7 +123,7 @@ class RunFolder:
 
     def history(self, epochs: int) -> list[dict]:
         """The first `epochs` recorded epochs. Raises UserError if a line is damaged or missing."""
-        found = [line for line in _epochs(self.path / METRICS) if line["epoch"] <= epochs]
+        found = [line for line in read_epochs(self.path / METRICS) if line["epoch"] <= epochs]
         if len(found) != epochs:
             counted = f"{len(found)} of the {epochs} epochs before the checkpoint"
             raise UserError(f"{self.path / METRICS} has {counted}: it was changed or removed; {FIX}")
@@ -236,7 +236,7 @@ def other_data(
 FIX = "put it back, or start again with resume=never"  # metrics.jsonl
 
 
-def _epochs(path: Path) -> list[dict[str, Any]]:
+def read_epochs(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; [] without the file. Raises UserError if it is damaged."""
     try:
         lines = [json.loads(line) for line in path.read_text(errors="replace").splitlines()] if path.exists() else []
@@ -249,7 +249,7 @@ def _epochs(path: Path) -> list[dict[str, Any]]:
 
 def epoch_of(folder: Path, epoch: int) -> dict[str, Any]:
     """The line of metrics.jsonl of an epoch (from 1), or {}. Raises UserError if damaged."""
-    return next((line for line in _epochs(folder / METRICS) if line["epoch"] == epoch), {})
+    return next((line for line in read_epochs(folder / METRICS) if line["epoch"] == epoch), {})
 
 
 def result_files(root: Path) -> list[Path]:

@@ -73,11 +73,12 @@ KEYS: dict[str, tuple[Any, ...]] = {
     "changed_on_resume": (list | None, "conditions that changed when the run was resumed, as text"),
     "causal": (bool | None, "false if outputs use later steps: accuracy per time step is then not shown"),
     "energy": (dict | None, "operations and energy per sample: if `energy=true` or counting takes < 2 % of the run"),
+    "verified": (bool | None, "of a contributed run: whether `snn-verify` found nothing wrong"),
     "right": (dict | None, "of a collected run: `n_test`, and `bits` in hex: which test samples are correct"),
 }
 # Keys that older results, or those of some runs, lack.
 MAY_LACK = {
-    "cuda", "threads", "processes", "images_per_statistic", "data", "code", "changed_on_resume", "causal", "energy", "right",
+    "cuda", "threads", "processes", "images_per_statistic", "data", "code", "changed_on_resume", "causal", "energy", "right", "verified",
 }  # fmt: skip
 KINDS = {
     int: ("integer", "a whole number"), float: ("number", "a number"), str: ("text", "a text"),

@@ -33,7 +33,7 @@ from snn_repro.runtime import pick_device, threads
 log = logging.getLogger("snn_repro")
 
 SAFETENSORS, SAVED = "model.safetensors", "config.json"  # of an exported folder
-WEIGHTS = {"last": checkpoint.LAST, "best": checkpoint.BEST}
+WEIGHTS = {"last": checkpoint.LAST, "best": checkpoint.BEST, "previous": checkpoint.PREVIOUS}
 
 
 @dataclass

@@ -1,0 +1,487 @@
+"""Verify a finished run against its own files, data and code: `snn-verify`.
+
+    snn-verify RUN [data_dir=DIR] [cache_dir=DIR] [device=NAME] [--quick | --whole] [--json]
+    snn-verify FILE.zip [...]
+    snn-verify --pack RUN [FILE.zip]
+
+RUN      the folder of a finished run, or an archive of --pack
+--quick  train nothing
+--whole  train the whole run again, not only its last epoch
+--pack   write an archive that a stranger can check, without the data and the last weights
+
+Each check is a line: yes, no, or cannot be said, and why. Exit code 1 where one says no, else 0. The folder stays as it is.
+
+configuration   config.yaml, result.json and the checkpoints have the same one; overrides.yaml gives it here too
+numbers         the version of the numbers (docs/honest.md) and of packages from outside is that here
+data            the fingerprint of the data is that here
+records         result.json follows from metrics.jsonl and predictions.npz
+test            the checkpoints, tested here, give predictions.npz and the recorded accuracies
+training        the last epoch, trained here from the checkpoint before it, gives the last weights, results and outputs
+
+Outputs and weights have to be equal to the last bit, or within a bound, which is printed: another machine rounds otherwise.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from snn_repro import train
+from snn_repro.build import build_network, loss_of
+from snn_repro.config import Config, checked, config_hash, differing, hashed, load_config, recomposed, to_dict
+from snn_repro.console import Parser
+from snn_repro.data import build_data
+from snn_repro.errors import UserError
+from snn_repro.files import replace_atomically
+from snn_repro.metrics import correct_cumulative, correct_per_step, sees_future
+from snn_repro.models import count_parameters
+from snn_repro.outside import versions
+from snn_repro.paper.results import packed_right
+from snn_repro.provenance import NUMBERS, moved_since
+from snn_repro.runs import checkpoint
+from snn_repro.runs.folder import CONFIG, METRICS, PREDICTIONS, RESULT, other_data, read_epochs
+from snn_repro.runs.result import RunResult, build_result, read_result, selection
+from snn_repro.trained.evaluate import evaluate_run
+from snn_repro.trained.load import command, load_run, log
+
+PACKED = (CONFIG, "overrides.yaml", RESULT, METRICS, PREDICTIONS, checkpoint.PREVIOUS)
+HASHES = "hashes.json"  # of an archive: SHA-256 of its files, and of the weights of the last checkpoint
+LARGEST = 4 * 2**30  # bytes that an archive may unpack to
+# Where outputs are not equal to the last bit: part of the samples whose label may change, distance of weights by their change.
+LABELS, WEIGHTS = 0.01, 0.5
+# Keys of a result that are of its machine, its moment and its code, not of its numbers.
+OF_A_MACHINE = {
+    "folder", "seconds", "samples_per_s", "peak_memory_mb", "code", "changed_on_resume", "config", "threads", "processes",
+    "device", "precision", "cuda", "images_per_statistic", "data", "energy", "right", "verified",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a verification: verdict is True, False, or None where it cannot be said."""
+
+    name: str
+    verdict: bool | None
+    why: str
+
+    def __str__(self) -> str:
+        return f"{ {True: 'yes', False: 'no', None: 'cannot be said'}[self.verdict]:<15} {self.name:<14} {self.why}"
+
+
+@dataclass
+class Claimed:
+    """What the files of a run say, read without unpickling."""
+
+    folder: Path
+    config: Config
+    result: RunResult
+    history: list[dict[str, Any]]
+    labels: Tensor
+    logits: Tensor  # [T, N, K]
+    exact: bool  # outputs were kept as they were counted: float32, on a CPU
+    checkpoints: dict[str, dict[str, Any]]  # by file name, those that are there
+    hashes: dict[str, str]  # of an archive
+
+
+def verify(path: str | Path, overrides: Sequence[str] = (), training: str = "epoch") -> list[Check]:
+    """Check a run's folder or an archive of `pack`. `training`: "epoch", "none", or "whole" for all epochs.
+
+    overrides: data_dir, cache_dir and device here. Raises UserError where there is no run, or for another key.
+    """
+    if wrong := [o for o in overrides if o.partition("=")[0] not in ("data_dir", "cache_dir", "device")]:
+        raise UserError(f"{wrong[0]} cannot be changed in a verification; give data_dir, cache_dir or device")
+    checks: list[Check] = []
+
+    def check(name: str, find: Callable[[], tuple[bool | None, str]]) -> bool:
+        try:
+            checks.append(Check(name, *find()))
+        except UserError as error:
+            checks.append(Check(name, False, str(error)))
+        except (LookupError, ValueError, TypeError, AttributeError) as error:  # values that no run writes
+            checks.append(Check(name, False, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))
+        return checks[-1].verdict is not False
+
+    with unpacked(Path(path)) as folder:
+        try:
+            run = claimed(folder)
+        except UserError as error:
+            return [Check("files", False, str(error))]
+        config = recomposed(to_dict(run.config), list(overrides))
+        config.logger = load_config(["logger=none"]).logger
+        config.energy, config.neurobench, config.dry_run = bool(run.result.energy), False, False
+        config.force, config.resume, config.run_dir = False, "auto", None
+        check("configuration", lambda: configuration(run))
+        check("numbers", lambda: numbers(run))
+        if check("data", lambda: data_here(run, config)):
+            check("records", lambda: records(run, config))
+            check("test", lambda: tested(run, overrides))
+            check("training", lambda: trained(run, config, training))
+    return checks
+
+
+# ---------------------------------------------------------------- what is there
+
+
+def claimed(folder: Path) -> Claimed:
+    """The files of a finished run. Raises UserError where one is missing or damaged."""
+    if not (folder / RESULT).is_file():
+        raise UserError(f"{folder} is no finished run: it holds no {RESULT}")
+    result = read_result(folder / RESULT)
+    checkpoints = {name: checkpoint.load(folder / name) for name in checkpoint.FILES[:3] if (folder / name).is_file()}
+    for name, content in checkpoints.items():
+        checkpoint.weights_of(content, folder / name)
+    try:
+        config = checked(yaml.safe_load((folder / CONFIG).read_text("utf-8")))
+        with np.load(folder / PREDICTIONS, allow_pickle=False) as arrays:
+            labels, logits = (torch.from_numpy(arrays[name]) for name in ("label", "logits"))
+        n, steps, classes = logits.shape
+        if labels.shape != (n,) or classes != result.num_classes or steps != result.timesteps:
+            raise ValueError(f"shapes {list(labels.shape)} and {list(logits.shape)} do not fit")
+        hashes = json.loads((folder / HASHES).read_text("utf-8")) if (folder / HASHES).exists() else {}
+        history = read_epochs(folder / METRICS)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, yaml.YAMLError) as error:
+        raise UserError(f"{folder} cannot be read as a run: {' '.join(str(error).split())[:200]}") from None
+    if [line["epoch"] for line in history] != list(range(1, config.recipe.epochs + 1)):
+        raise UserError(f"{folder / METRICS} does not hold one line for each of the {config.recipe.epochs} epochs")
+    exact = logits.dtype == torch.float32 and result.device == "cpu"
+    return Claimed(folder, config, result, history, labels, logits.float().transpose(0, 1), exact, checkpoints, hashes)
+
+
+@contextlib.contextmanager
+def unpacked(path: Path) -> Iterator[Path]:
+    """The folder of a run, or the files of an archive in a temporary one. Raises UserError for what `pack` did not write."""
+    if path.is_dir() or not path.exists():
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                entries = archive.infolist()
+                names = [entry.filename for entry in entries]
+                if strange := sorted({n for n in names if n not in (*PACKED, HASHES) or names.count(n) > 1}):
+                    raise UserError(f"{path} holds {strange[0]!r:.80}, which snn-verify --pack does not write")
+                if sum(entry.file_size for entry in entries) > LARGEST:
+                    raise UserError(f"{path} unpacks to more than {LARGEST >> 30} GiB")
+                for entry in entries:  # read to the size that was counted: an entry that lies about it is damaged
+                    Path(temporary, entry.filename).write_bytes(archive.read(entry))
+            hashes = json.loads(Path(temporary, HASHES).read_text("utf-8"))
+            for name in set(names) - {HASHES}:
+                if checkpoint.sha256(Path(temporary, name)) != hashes[name]:
+                    raise UserError(f"{path}: {name} is not the file that was packed")
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            RuntimeError,
+            NotImplementedError,
+            zipfile.BadZipFile,
+        ) as error:
+            raise UserError(
+                f"{path} is no archive of snn-verify --pack: {' '.join(str(error).split())[:200]}"
+            ) from None
+        yield Path(temporary)
+
+
+def pack(folder: str | Path, target: str | Path | None = None) -> Path:
+    """Write what a stranger needs to check a run: no data, no last weights but their hash. Returns the archive's path."""
+    folder = Path(folder)
+    run = claimed(folder)
+    if checkpoint.LAST not in run.checkpoints:
+        raise UserError(f"{folder} holds no {checkpoint.LAST}: pack it where it was trained")
+    path = Path(target or f"{run.config.name}-seed{run.config.seed}.zip")
+    files = [name for name in PACKED if (folder / name).is_file()]
+    hashes = {name: checkpoint.sha256(folder / name) for name in files}
+    hashes[checkpoint.LAST] = digest(run.checkpoints[checkpoint.LAST])
+    with (
+        replace_atomically(path) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for name in files:
+            archive.write(folder / name, name)
+        archive.writestr(HASHES, json.dumps(hashes, indent=1))
+    return path
+
+
+def digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of the weights of a checkpoint."""
+    found = hashlib.sha256()
+    for name, value in sorted(content["model"].items()):
+        found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        found.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def contributed(file: Path) -> RunResult:
+    """The result in an archive of `pack`; `verified` where FILE.json, written by `snn-verify FILE --json`, says so of this file."""
+    with unpacked(file) as folder:
+        result = claimed(folder).result
+        result.right = packed_right(result)
+    said = file.with_suffix(".json")
+    found = json.loads(said.read_text("utf-8")) if said.is_file() else {}
+    result.verified = found.get("verified") is True and found.get("sha256") == checkpoint.sha256(file)
+    result.folder = str(file.with_suffix(""))
+    return result
+
+
+# ---------------------------------------------------------------- the checks: (verdict, why)
+
+
+def configuration(run: Claimed) -> tuple[bool | None, str]:
+    """Whether all files have one configuration, and the overrides give it here."""
+    mine, epochs = to_dict(run.config), run.config.recipe.epochs
+    others = {RESULT: run.result.config} | {name: content["config"] for name, content in run.checkpoints.items()}
+    wrong = [f"{name}: {'; '.join(d)}" for name, other in others.items() if (d := differing(mine, other))]
+    result = run.result
+    said = dict(
+        config_hash=config_hash(run.config), recipe_hash=config_hash(run.config, without=("seed",)), seed=run.config.seed,
+        name=run.config.name, dataset=run.config.dataset.name, model=run.config.model.name, loss=run.config.loss.name,
+        timesteps=run.config.timesteps, epochs=epochs, paper_row=run.config.paper_row,
+    )  # fmt: skip
+    wrong += [f"{RESULT}: {k}={result[k]}, not {v}" for k, v in said.items() if result[k] != v]
+    at = {checkpoint.LAST: epochs, checkpoint.BEST: selection(run.history)[-1] + 1}
+    wrong += [
+        f"{name} is of epoch {run.checkpoints[name]['epoch']}, not {epoch}"
+        for name, epoch in at.items()
+        if name in run.checkpoints and run.checkpoints[name]["epoch"] != epoch
+    ]
+    if wrong:
+        return False, "; ".join(wrong)
+    try:
+        typed = yaml.safe_load((run.folder / "overrides.yaml").read_text("utf-8"))
+        here = differing(load_config([str(o) for o in typed]), run.config)
+    except (OSError, TypeError, yaml.YAMLError) as error:
+        return None, f"overrides.yaml cannot be read: {error}"
+    if here and not typed:
+        return None, "the files agree; the run was started from Python, so no command gives its configuration"
+    own = [d for d in here if not d.startswith("dataset.found")]
+    return (not own), "; ".join(own) and f"overrides.yaml gives another one here: {'; '.join(own)}" or "all files agree"
+
+
+def numbers(run: Claimed) -> tuple[bool | None, str]:
+    """Whether the code here makes the numbers that the run's code made."""
+    code = run.result.code or {}
+    version, outside = code.get("numbers"), code.get("outside") or {}
+    if not isinstance(version, int):
+        return None, f"the run does not say its version of the numbers; here it is {NUMBERS}"
+    if version > NUMBERS or moved_since(version, hashed(run.config)):
+        return False, f"version {version} there, {NUMBERS} here, and numbers of this configuration moved"
+    if outside != (here := versions()):
+        return False, f"packages from outside: {outside} there, {here} here"
+    return (None if code.get("dirty") else True), f"version {version}" + ", with changes not committed" * bool(
+        code.get("dirty")
+    )
+
+
+def data_here(run: Claimed, config: Config) -> tuple[bool | None, str]:
+    """Whether the data here are those of the run."""
+    changed, why = other_data(run.result, config)
+    then = {name: content.get("data") for name, content in run.checkpoints.items() if content.get("data")}
+    changed += [f"{name} was trained on other data" for name, d in then.items() if d != run.result.data]
+    return (False if changed else None if why else True), "; ".join(changed) or why or "fingerprints are equal"
+
+
+def records(run: Claimed, config: Config) -> tuple[bool | None, str]:
+    """Whether result.json follows from metrics.jsonl, and the last line from predictions.npz."""
+    result, last = run.result, run.history[-1]
+    data, loss = build_data(config), loss_of(config)
+    model = build_network(config, data.num_classes, data.input_shape)
+    conditions = dict(result) | {"neuron_backend": result.neuron.get("backend")}
+    expected = build_result(
+        config, data, *count_parameters(model), run.history, conditions, loss.readout_name, result.n_test
+    )
+    expected.causal = not sees_future(model)
+    wrong = unlike(
+        expected, result, leave={"config", "code", "data", "changed_on_resume", "energy", "folder", "right", "verified"}
+    )
+    n = len(run.labels)
+    part = config.debug.max_eval_batches * config.recipe.eval_batch_size or data.split.n_test
+    right = int((loss.readout(run.logits).argmax(-1) == run.labels).sum())
+    steps = [[int(c) / n for c in count(run.logits, run.labels)] for count in (correct_per_step, correct_cumulative)]
+    outputs: dict[str, Any] = dict(n_test=n, acc=right / n, acc_step=steps[0], acc_cum=steps[1])
+    recorded = dict(n_test=result.n_test, **{k: last[k] for k in ("acc", "acc_step", "acc_cum")})
+    for key, value in outputs.items():
+        if np.abs(np.subtract(value, recorded[key])).max() > (0 if run.exact else LABELS):
+            wrong.append(f"{PREDICTIONS} gives {key}={value}, not {recorded[key]}")
+    if n != min(part, data.split.n_test):
+        wrong.append(f"{n} of the {data.split.n_test} test samples were tested")
+    return (not wrong), "; ".join(wrong) or f"{RESULT}, {METRICS} and {PREDICTIONS} agree"
+
+
+def tested(run: Claimed, overrides: Sequence[str]) -> tuple[bool | None, str]:
+    """Whether the checkpoints, tested here, give the outputs and accuracies that were recorded."""
+    said = []
+    if checkpoint.LAST in run.checkpoints:
+        found = evaluate_run(load_run(run.folder), overrides)
+        good, why = outputs_alike(
+            run, torch.from_numpy(found.labels), torch.from_numpy(found.logits).float().transpose(0, 1)
+        )
+        if not good:
+            return False, f"{checkpoint.LAST}: {why}"
+        said.append(f"last: {why}")
+    for name, weights in ((checkpoint.BEST, "best"), (checkpoint.PREVIOUS, "previous")):
+        if name not in run.checkpoints or run.checkpoints[name].get("step"):
+            continue  # in the middle of an epoch nothing was tested
+        found = evaluate_run(load_run(run.folder, weights), overrides)
+        line = run.history[run.checkpoints[name]["epoch"] - 1]
+        for key in ("acc", "acc_step", "acc_cum"):
+            pairs = zip(np.atleast_1d(found[key]), np.atleast_1d(line[key]), strict=True)
+            if max(abs(a - b) for a, b in pairs) > LABELS:
+                return False, f"{name}: {key} of epoch {line['epoch']} was recorded as {line[key]}, and is {found[key]}"
+        said.append(f"{weights}: epoch {line['epoch']} as recorded")
+    return (True, "; ".join(said)) if said else (None, "no checkpoint is there")
+
+
+def trained(run: Claimed, config: Config, training: str) -> tuple[bool | None, str]:
+    """Whether the last epoch, or the whole run, trained here, gives the same."""
+    epochs, before = config.recipe.epochs, run.checkpoints.get(checkpoint.PREVIOUS)
+    whole = training == "whole" or epochs == 1
+    if training == "none":
+        return None, "left out (--quick)"
+    if not whole and before is None:
+        return None, f"no {checkpoint.PREVIOUS} is there; --whole trains all epochs"
+    if not whole and before and before["epoch"] >= epochs:
+        return (
+            None,
+            f"{checkpoint.PREVIOUS} is of the last epoch, after a run that was stopped there; --whole trains all",
+        )
+    with tempfile.TemporaryDirectory() as temporary:
+        again = Path(temporary, "run")
+        if not whole and before:
+            again.mkdir()
+            shutil.copy(run.folder / checkpoint.PREVIOUS, again / checkpoint.LAST)
+            shutil.copy(run.folder / CONFIG, again / CONFIG)
+            lines = (json.dumps(line) + "\n" for line in run.history[: before["epoch"]])
+            (again / METRICS).write_text("".join(lines), "utf-8")
+        train.run(config, str(again))
+        new = claimed(again)
+    return same_training(run, new, 0 if whole or before is None else before["epoch"])
+
+
+def same_training(run: Claimed, new: Claimed, start: int) -> tuple[bool | None, str]:
+    """Whether a run and its repeat from epoch `start` agree: to the last bit, or within the bounds."""
+    weights = new.checkpoints[checkpoint.LAST]
+    before = run.checkpoints.get(checkpoint.PREVIOUS)
+    last = run.checkpoints.get(checkpoint.LAST)
+    if run.hashes:
+        equal = digest(weights) == run.hashes.get(checkpoint.LAST)
+    else:
+        equal = last is not None and digest(weights) == digest(last)
+    timed = {"seconds", "samples_per_s", "peak_memory_mb"}
+    wrong = [
+        f"epoch {a['epoch']}: {k}"
+        for a, b in zip(run.history[start:], new.history[start:], strict=True)
+        for k in a.keys() | b.keys()
+        if k not in timed and a.get(k) != b.get(k)
+    ]
+    wrong += unlike(new.result, run.result, leave=OF_A_MACHINE)
+    counted = energy_unlike(run.result.energy, new.result.energy)
+    wrong += counted
+    if equal != torch.equal(run.logits, new.logits):
+        return (
+            False,
+            f"weights are {'' if equal else 'not '}equal to the last bit, and outputs are{' not' if equal else ''}",
+        )
+    if equal:
+        return not wrong, "; ".join(wrong[:3]) or "weights, results and outputs are equal to the last bit"
+    good, why = outputs_alike(run, new.labels, new.logits)
+    if last is not None and before is not None:
+        apart, moved = (distance(weights["model"], c["model"]) for c in (last, before))
+        good = good and apart <= WEIGHTS * moved
+        why += f"; weights {apart / max(moved, 1e-12):.3f} of an epoch's way apart (bound {WEIGHTS})"
+    return good and not counted, "; ".join([why, *counted, *([] if good else wrong[:3])])
+
+
+# ---------------------------------------------------------------- comparing
+
+
+def outputs_alike(run: Claimed, labels: Tensor, logits: Tensor) -> tuple[bool, str]:
+    """Whether outputs [T, N, K] are those that were recorded: to the last bit, or but for LABELS of the predictions."""
+    if labels.shape != run.labels.shape or not torch.equal(labels, run.labels):
+        return False, f"{PREDICTIONS} has other labels than the data"
+    if logits.shape != run.logits.shape:
+        return False, f"{PREDICTIONS} has outputs of another shape"
+    if torch.equal(logits, run.logits):
+        return True, "outputs equal to the last bit"
+    other = float((logits.argmax(-1) != run.logits.argmax(-1)).float().mean())
+    apart = float((logits - run.logits).abs().mean() / run.logits.std().clamp(min=1e-12))
+    return (
+        other <= LABELS and apart <= LABELS,
+        f"{100 * other:.2f} % of the predictions differ, logits by {apart:.1e} of their spread (bound {LABELS} for both)",
+    )
+
+
+def distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    """Euclidean distance of two networks' floating-point values."""
+    return math.sqrt(sum(float((a[k].double() - b[k].double()).square().sum()) for k in a if a[k].is_floating_point()))
+
+
+def unlike(expected: Mapping[str, Any], given: Mapping[str, Any], leave: set[str]) -> list[str]:
+    """In which keys a result is not the expected one."""
+    keys = sorted((expected.keys() | given.keys()) - leave)
+    return [f"{k}={given.get(k)!r:.40}, not {expected.get(k)!r:.40}" for k in keys if given.get(k) != expected.get(k)]
+
+
+def energy_unlike(given: dict[str, Any] | None, counted: dict[str, Any] | None) -> list[str]:
+    """In which counts of operations two results differ by more than rounding can make."""
+    if not given or not counted:
+        return []
+    pairs = {k: (v, counted.get(k)) for k, v in given.items() if isinstance(v, int | float)}
+    return [f"energy.{k}={a}, not {b}" for k, (a, b) in pairs.items() if b is None or abs(a - b) > LABELS * abs(b)]
+
+
+# ---------------------------------------------------------------- the command
+
+
+def arguments() -> argparse.Namespace:
+    """What was typed."""
+    parser = Parser("snn-verify", __doc__)
+    parser.add_argument("run", metavar="RUN", help="folder of a finished run, or an archive of --pack")
+    parser.add_argument(
+        "words", metavar="KEY=VALUE", nargs="*", help="data_dir, cache_dir, device; with --pack the file"
+    )
+    parser.add_argument("--pack", action="store_true", help="write an archive to be checked by others")
+    parser.add_argument("--quick", action="store_true", help="train nothing")
+    parser.add_argument("--whole", action="store_true", help="train all epochs")
+    parser.add_argument("--json", action="store_true", help="print JSON: verified, checks and the result")
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    args = arguments()
+    log.setLevel(logging.ERROR)  # without the lines that training prints
+    if args.pack:
+        print(pack(args.run, *args.words[:1]))
+        return
+    checks = verify(args.run, args.words, "whole" if args.whole else "none" if args.quick else "epoch")
+    verified = all(check.verdict is not False for check in checks)
+    if args.json:
+        file = {"sha256": checkpoint.sha256(Path(args.run))} if Path(args.run).is_file() else {}
+        print(json.dumps(dict(verified=verified, **file, checks=[vars(check) for check in checks]), indent=1))
+    else:
+        print("\n".join(map(str, checks)))
+    if not verified:
+        raise SystemExit(1)
+
+
+def entry() -> None:
+    """`snn-verify`."""
+    command("snn-verify", main)
+
+
+if __name__ == "__main__":
+    entry()
