@@ -193,10 +193,7 @@ def test_columns_apart_in_a_group_and_as_a_structured_array(tmp_path):
 @pytest.mark.parametrize(
     "change, sentence",
     [
-        (
-            dict(t=None, p=None),
-            r"lacks t, p: the columns t \(microseconds\), x, y and p .* are required.*it holds: x, y",
-        ),
+        (dict(t=None, p=None), r"lacks t, p: the columns t \(microseconds\), x, y and p .* required.*it holds: x, y"),
         (dict(events=np.zeros((2, 4))), "lacks t, x, y, p.*it holds: no names"),
         (dict(t=np.array([0.5, 1.5])), "t is 0.5 at event 0, not a whole number of microseconds"),
         (dict(t=np.array([0, 2**63], np.uint64)), "t is 9223372036854775808 at event 1, not a whole"),
