@@ -72,7 +72,7 @@ class Spike(nn.Module):
 
 @register_surrogate("atan", width=2.0, kernel="atan")
 def atan(z: Tensor, alpha: float) -> Tensor:
-    """Fang et al., ICCV 2021: alpha/2 / (1 + (pi/2 * alpha * z)^2)."""
+    """Arc tangent (Fang et al., ICCV 2021): alpha/2 / (1 + (pi/2 alpha z)^2)."""
     return alpha / 2 / (1 + (math.pi / 2 * alpha * z) ** 2)
 
 
@@ -102,7 +102,7 @@ def triangle(z: Tensor, gamma: float) -> Tensor:
 
 @register_surrogate("rectangle", width=1.0)
 def rectangle(z: Tensor, width: float) -> Tensor:
-    """Rectangle (Wu et al., 2018, arXiv:1706.02609): 1 / width for |z| < width / 2."""
+    """Rectangle (Wu et al., 2018, arXiv:1706.02609): 1/width for |z| < width/2."""
     return (z.abs() < width / 2).to(z.dtype) / width
 
 
@@ -152,5 +152,5 @@ def dspike_adaptive(z: Tensor, b: Tensor) -> Tensor:
 
 @register_surrogate("rectangle_closed", width=1.0)
 def rectangle_closed(z: Tensor, width: float) -> Tensor:
-    """Huang et al., ICML 2024, arXiv:2402.04663: 1 / width for |z| <= width / 2."""
+    """Closed rectangle (Huang et al., ICML 2024, arXiv:2402.04663): 1/width for |z| <= width/2."""
     return (z.abs() <= width / 2).to(z.dtype) / width

@@ -377,7 +377,7 @@ def test_auto():
             dict(name="if", backend="cpu"),
             "neuron.backend=cpu supports float32 and bfloat16 on the CPU, not float64 on cpu",
         ),
-        (dict(name="if", backend="triton"), "neuron.backend=triton (needs|computes)"),
+        (dict(name="if", backend="triton"), "neuron.backend=triton (needs|supports)"),
     ],
 )
 def test_refusals(settings, message):

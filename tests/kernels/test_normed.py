@@ -226,7 +226,7 @@ def test_the_operator_keeps_torchs_rules():
 
 def test_what_it_cannot_do_is_said():
     x, neuron = frames(2, 2, 4, 5, 5).requires_grad_(), build_neuron("if")
-    with pytest.raises(UserError, match="factors for 3 time steps and its input 2"):
+    with pytest.raises(UserError, match="built for 3 time steps, but its input has 2"):
         together(neuron, x, a_norm(4, 3).affine_form(), 2)
     (gx,) = torch.autograd.grad(together(neuron, x, a_norm(4).affine_form(), 2).square().sum(), x, create_graph=True)
     with pytest.raises(UserError, match="no second derivative; use kernels=off"):
