@@ -44,7 +44,7 @@ def test_imp_is_left_out_where_the_network_learns_none(digits):
     tested = load_run(digits).model.state_dict()
     _, after, said = started(digits, neuron={"name": "if"})
     assert "sn1.imp" not in after and torch.equal(after["conv1.weight"], tested["conv1.weight"])
-    assert "3 IMP tensors of the file are left out" in said
+    assert "3 IMP tensors of the file are dropped" in said
 
 
 def test_frames_of_another_size_change_imp_and_the_classifier_alone(digits):
