@@ -239,7 +239,7 @@ def main(argv: list[str] | None = None) -> int:
     if older:
         print(f"make_tables.py: warning: {older}; repeat and collect them", file=sys.stderr)
     extra = sorted(path.name for path in folder.glob("*") if path not in files)
-    problems = [f"{', '.join(path.name for path in stale)} are out of date"] if stale else []
+    problems = [f"out of date: {', '.join(path.name for path in stale)}"] if stale else []
     problems += [f"{', '.join(extra)} are not generated"] if extra else []
     if problems:
         print(f"make_tables.py: {'; '.join(problems)}; run `python scripts/make_tables.py`", file=sys.stderr)

@@ -285,7 +285,7 @@ def test_readme_numbers_are_those_of_the_runs(tmp_path, capsys, monkeypatch):
     assert program.main(["--results", str(results), "--check"]) == 0
     (tmp_path / "README.md").write_text(text.replace("91.00", "91.01"))
     assert program.main(["--results", str(results), "--check"]) == 1
-    assert "README.md differ" in capsys.readouterr().err
+    assert "out of date: README.md" in capsys.readouterr().err
     fake_run(results / "runs" / "a", "recipe.lr=1", seed=3)
     assert program.main(["--results", str(results)]) == 2
     assert "several configurations" in capsys.readouterr().err
