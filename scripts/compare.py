@@ -207,7 +207,7 @@ def in_order(rows: list[dict[str, Any]], by: str | None) -> list[dict[str, Any]]
             return dict(zip(steps, row["acc_step"], strict=False)).get(by)
         if by == "seeds":
             return row["n"]
-        over_seeds = row["acc_last" if by == "readout" else by]
+        over_seeds = row["acc_last" if by == "readout" else str(by)]
         return over_seeds and over_seeds.mean
 
     if by is None:
