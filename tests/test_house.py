@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "snn_repro"
 FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
-LINES, STATEMENTS, FILES, TEST_LINES = 20_500, 13_000, 165, 18_000
+LINES, STATEMENTS, FILES, TEST_LINES = 21_400, 13_550, 165, 18_900
 FUNCTION_LINES, PARAMETERS, TRAIN_LINES, CONFIG_FILES = 60, 8, 450, 14
 
 
