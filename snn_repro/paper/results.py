@@ -175,6 +175,9 @@ def right_or_none(result: RunResult) -> np.ndarray | None:
 
 
 def packed_right(result: RunResult) -> dict[str, Any] | None:
-    """`right` of a collected run: number of test samples, and in hex which were answered rightly; None where nothing says so."""
+    """`right` of a collected run: which test samples are correct, in hex.
+
+    None if the run has no predictions.
+    """
     right = right_or_none(result)
     return None if right is None else dict(n_test=len(right), bits=np.packbits(right).tobytes().hex())

@@ -1,4 +1,4 @@
-"""What stopping early saves: accuracy against time steps and operations, and a threshold with a guarantee.
+"""Early exit: accuracy against time steps and operations, and a guaranteed threshold.
 
 `snn-eval RUN anytime=true`, without training. A sample stops at the first time step at which a rule reaches its threshold,
 else at the last step T. A rule is a value in 0..1 of the scores up to a step:
@@ -56,7 +56,7 @@ def anytime(
     epsilon: float = EPSILON,
     delta: float = DELTA,
 ) -> dict[str, Any]:
-    """Of each rule the curve over THRESHOLDS, its areas, and the guaranteed threshold.
+    """Curve, areas and guaranteed threshold of each rule.
 
     test, validation: `labels` [N], `mean` and `readout` scores [T, N, K] up to each step; test also `operations` [N, T] of each
     step. Accuracies are fractions; `operations` are those up to the stop, a sample. Areas are means of the accuracy over time
@@ -95,7 +95,10 @@ def judged(part: Mapping[str, np.ndarray], scores: str) -> tuple[np.ndarray, np.
 
 
 def stops(sure: np.ndarray, threshold: float) -> np.ndarray:
-    """The step [N], from 0, at which each sample stops: the first with sure [T, N] >= threshold, else the last."""
+    """The step [N], from 0, at which each sample stops.
+
+    It is the first with sure [T, N] >= threshold, else the last.
+    """
     enough = sure >= threshold
     enough[-1] = True
     return enough.argmax(0)
@@ -112,7 +115,7 @@ def point(step: np.ndarray, right: np.ndarray, spent: np.ndarray) -> dict[str, f
 
 
 def area(points: list[tuple[float, float]], low: float, high: float) -> float | None:
-    """The mean over low..high of the highest accuracy at no more than that cost; None where both are equal."""
+    """Mean over costs low..high of the highest accuracy at no higher cost; None if low = high."""
     if not high > low:
         return None
     total, best, at = 0.0, min(points)[1], low
@@ -130,9 +133,9 @@ def guarantee(
     epsilon: float,
     delta: float,
 ) -> dict[str, Any]:
-    """The lowest threshold that Learn then Test allows on the validation part (own, own_right [T, n]), measured on the test part.
+    """The lowest threshold that Learn then Test allows, measured on the test part.
 
-    threshold is None where not even the highest one is allowed: then no sample stops early. lost: accuracy lost against T.
+    own, own_right [T, n]: the validation part. threshold is None where not even the highest one is allowed: then no sample stops early. lost: accuracy lost against T.
     """
     threshold, n = None, own.shape[1]
     for candidate in THRESHOLDS[::-1]:
@@ -150,7 +153,7 @@ def guarantee(
 
 @contextmanager
 def counted_operations(model: nn.Module, timesteps: int) -> Iterator[list[Tensor]]:
-    """Count while the network tests: a list to which each batch adds [B, T], synaptic operations of each sample and step.
+    """Count synaptic operations of each sample and step; each batch adds [B, T] to the list.
 
     An operation is a nonzero input of a convolution or linear layer that meets a weight, as `energy.neurobench` counts them;
     those of attention between activations are not counted. A layer before the first neurons, which runs once for a static image, counts
