@@ -43,7 +43,7 @@ def margin(p: np.ndarray) -> np.ndarray:
 
 
 def certainty(p: np.ndarray) -> np.ndarray:
-    """1 less the entropy of p [..., K] as a share of its maximum log K."""
+    """One minus the entropy of p [..., K] divided by log K."""
     return 1 + np.where(p > 0, p * np.log(np.maximum(p, 1e-300)), 0).sum(-1) / np.log(p.shape[-1])
 
 
@@ -115,7 +115,7 @@ def point(step: np.ndarray, right: np.ndarray, spent: np.ndarray) -> dict[str, f
 
 
 def area(points: list[tuple[float, float]], low: float, high: float) -> float | None:
-    """Mean over costs low..high of the highest accuracy at no higher cost; None if low = high."""
+    """Mean over costs low..high of the highest accuracy so far; None if low = high."""
     if not high > low:
         return None
     total, best, at = 0.0, min(points)[1], low
@@ -153,7 +153,7 @@ def guarantee(
 
 @contextmanager
 def counted_operations(model: nn.Module, timesteps: int) -> Iterator[list[Tensor]]:
-    """Count synaptic operations of each sample and step; each batch adds [B, T] to the list.
+    """Count synaptic operations of each sample and step: a list of [B, T].
 
     An operation is a nonzero input of a convolution or linear layer that meets a weight, as `energy.neurobench` counts them;
     those of attention between activations are not counted. A layer before the first neurons, which runs once for a static image, counts

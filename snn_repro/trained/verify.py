@@ -376,7 +376,7 @@ def trained(run: Claimed, config: Config, training: str) -> tuple[bool | None, s
 
 
 def same_training(run: Claimed, new: Claimed, start: int) -> tuple[bool | None, str]:
-    """Whether a run and its repetition from epoch `start` agree: to the last bit, or within the bounds."""
+    """Whether a run and its repetition agree: to the last bit, or within the bounds."""
     weights, last, before = (
         new.checkpoints[checkpoint.LAST],
         *map(run.checkpoints.get, (checkpoint.LAST, checkpoint.PREVIOUS)),
@@ -404,7 +404,7 @@ def same_training(run: Claimed, new: Claimed, start: int) -> tuple[bool | None, 
 
 
 def outputs_alike(run: Claimed, labels: Tensor, logits: Tensor) -> tuple[bool, str]:
-    """Whether outputs [T, N, K] are those that were recorded: to the last bit, or but for LABELS of the predictions."""
+    """Whether outputs [T, N, K] are as recorded, to the last bit or within bounds."""
     if labels.shape != run.labels.shape or not torch.equal(labels, run.labels):
         return False, f"{PREDICTIONS} has other labels than the data"
     if logits.shape != run.logits.shape:

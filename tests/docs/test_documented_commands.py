@@ -108,9 +108,10 @@ def check_console_script(name: str, words: list[str]) -> None:
     if name == "snn-train":
         check_training(words)
     elif name == "snn-eval":
-        config = load_config([])
+        config, own = load_config([]), ("weights", *module.ANYTIME)
+        module.early_stop_settings(words)
         for word in (
-            w for w in words if "=" in w and not w.startswith("weights=")
+            w for w in words if "=" in w and w.partition("=")[0] not in own
         ):  # one at a time: they may contradict
             module.with_overrides(SimpleNamespace(config=config), module.as_tested(config), [word])
 
