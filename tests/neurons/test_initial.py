@@ -146,7 +146,7 @@ def test_the_named_layers_alone_start_so(initial):
 
 @pytest.mark.parametrize("layers", [[], [0], [4], [1, 1]])
 def test_layers_that_are_not_there_are_one_sentence(layers):
-    with pytest.raises(UserError, match=r"neuron.initial_layers=\[.*of 1 to 3"):
+    with pytest.raises(UserError, match=r"neuron.initial_layers=\[.*from 1 to 3"):
         in_layers(layers, imp=True)
 
 

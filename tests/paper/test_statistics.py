@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -43,7 +43,7 @@ def test_pages_promise_the_power_that_there_is():
     half = stats.t.ppf(0.975, 2) / 3**0.5
     alone, holm_of_36 = power_to_see(half, 1, 3), power_to_see(half, 1, 3, 0.05 / 36)
     assert abs(alone - 0.61) < 0.006 and abs(holm_of_36 - 0.03) < 0.005
-    assert "size in 61 % of studies where" in " ".join(rule.split()) and "in 3 % after Holm's" in " ".join(rule.split())
+    assert "size in 61 % of studies if it is the only comparison, and in 3 % after Holm's" in " ".join(rule.split())
     assert "in 39 % of studies, after Holm's correction in 97 %" in " ".join(honest.split())
 
 
@@ -65,6 +65,7 @@ def test_what_is_no_sample_is_an_error(call, said):
         call()
 
 
+@settings(deadline=None)  # a loaded machine is slow
 @given(values)
 def test_summary_agrees_with_scipy(x):
     s = summary(x)
