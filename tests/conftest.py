@@ -9,10 +9,13 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["MPLBACKEND"] = "Agg"
 
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 from snn_repro import cli  # noqa: E402
 from snn_repro.config import load_config  # noqa: E402
 
+settings.register_profile("any machine", deadline=None)  # a loaded one is slow
+settings.load_profile("any machine")
 QUICK = ["logger.mode=disabled", "recipe.epochs=2", "debug.max_steps=3", "debug.max_eval_batches=1"]
 
 

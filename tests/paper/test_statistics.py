@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -65,7 +65,6 @@ def test_what_is_no_sample_is_an_error(call, said):
         call()
 
 
-@settings(deadline=None)  # a loaded machine is slow
 @given(values)
 def test_summary_agrees_with_scipy(x):
     s = summary(x)
