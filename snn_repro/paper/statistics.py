@@ -87,12 +87,7 @@ def equivalence(a: Sequence[float], b: Sequence[float], margin: float) -> float 
     if not margin > 0:
         raise ValueError(f"margin={margin} must be positive")
     mean, sd, n, *_ = paired(a, b)
-    if sd is None:
-        return None
-    inside = margin - abs(mean)
-    if sd <= NO_SPREAD:
-        return 0.0 if inside > 0 else 1.0
-    return float(stats.t.sf(inside * n**0.5 / sd, n - 1))
+    return None if sd is None else _outside(margin - abs(mean), sd, n, n - 1)
 
 
 def power_to_see(effect: float, sd: float, n: int, alpha: float = 0.05) -> float:
@@ -153,79 +148,117 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 class Verdict(NamedTuple):
-    """One measure of two rows, compared over seeds: b against a."""
+    """One measure of row b against row a; higher is better."""
 
-    found: Paired
-    p: float | None  # adjusted for all measures that were compared together
-    p_equivalent: float | None  # of `equivalence` within the margin
+    found: "Paired | Against"
+    p: float | None  # of the difference, adjusted for all measures that were compared together
+    p_equivalent: float | None  # that it is as large as the margin, adjusted by Holm
     word: str  # better, worse, equivalent, cannot be said
-    seeds: int | None  # pairs that would say it with a power of 80 %, where it cannot be said
+    seeds: int | None  # number of seeds that would say it with 80 % power, where it cannot be said
 
 
 def verdicts(
     pairs: Sequence[tuple[Sequence[float], Sequence[float]]], margin: float, alpha: float = 0.05
 ) -> list[Verdict]:
-    """Compare measures (such as the accuracy at each time step) of two rows, [(a, b), ...] over the same seeds; higher is better.
+    """Compare measures of two rows, [(a, b), ...] over the same seeds, such as the accuracy at each time step.
 
-    Different: Holm's p over all measures is at most alpha. Equivalent: p of `equivalence` is. Else it cannot be said.
+    Better or worse: p of the paired t-test, by Holm over the measures, is at most alpha. Equivalent: p of
+    `equivalence` is, by Holm as well. Both can hold; then the difference is named. Raises ValueError for unequal
+    lengths or a margin that is not positive.
     """
     found = [paired(a, b) for a, b in pairs]
-    known = iter(holm([f.p for f in found if f.p is not None]))
-    adjusted = [None if f.p is None else next(known) for f in found]
+    same = [equivalence(a, b, margin) for a, b in pairs]
+    adjusted = zip(found, _holm([f.p for f in found]), _holm(same), strict=True)
+    return [_verdict(f, p, q, margin, alpha, len(pairs)) for f, p, q in adjusted]
+
+
+def verdicts_against_baseline(
+    measures: Sequence[Sequence[Sequence[float]]], margin: float, alpha: float = 0.05
+) -> list[list[Verdict]]:
+    """Compare measures of several rows, each [baseline, row, ...] over the same seeds; [measures][rows] verdicts.
+
+    p of a difference is Dunnett's over the rows, by Bonferroni over the measures. p of equivalence has the same pooled
+    variance and is adjusted by Holm over all rows and measures. Raises ValueError as `against_baseline`.
+    """
+    found = [against_baseline(baseline, others) for baseline, *others in measures]
+    same = iter(holm([_outside(margin - abs(a.mean), a.sd, a.n, a.df) for row in found for a in row]))
+    count = [len(measures) * len(row) for row in found]
     return [
-        _verdict(f, p, equivalence(a, b, margin), margin, alpha)
-        for f, p, (a, b) in zip(found, adjusted, pairs, strict=True)
+        [_verdict(a, min(1.0, a.p * len(measures)), next(same), margin, alpha, n) for a in row]
+        for row, n in zip(found, count, strict=True)
     ]
 
 
-def _verdict(f: Paired, p: float | None, same: float | None, margin: float, alpha: float) -> Verdict:
+def _holm(p_values: Sequence[float | None]) -> list[float | None]:
+    known = iter(holm([p for p in p_values if p is not None]))
+    return [None if p is None else next(known) for p in p_values]
+
+
+def _outside(inside: float, sd: float, n: int, df: int) -> float:
+    """p of the two one-sided t-tests of a mean `inside` units within the margin."""
+    if sd <= NO_SPREAD:
+        return 0.0 if inside > 0 else 1.0
+    return float(stats.t.sf(inside * n**0.5 / sd, df))
+
+
+def _verdict(
+    f: "Paired | Against", p: float | None, same: float | None, margin: float, alpha: float, count: int
+) -> Verdict:
+    """The verdict on one of `count` comparisons; seeds are for the level alpha / count, which suffices for Holm."""
     if p is not None and p <= alpha:
         return Verdict(f, p, same, "better" if f.mean > 0 else "worse", None)
     if same is not None and same <= alpha:
         return Verdict(f, p, same, "equivalent", None)
     if not f.sd or f.sd <= NO_SPREAD:
         return Verdict(f, p, same, "cannot be said", None)
-    ways = [pairs_needed(abs(f.mean), f.sd, alpha=alpha)] if f.mean else []
+    ways = [pairs_needed(abs(f.mean), f.sd, alpha=alpha / count)]
     if abs(f.mean) < margin:
-        ways.append(pairs_needed(margin - abs(f.mean), f.sd, alpha=alpha, exclude=True))
+        ways.append(pairs_needed(margin - abs(f.mean), f.sd, alpha=alpha / count, exclude=True))
     return Verdict(f, p, same, "cannot be said", min(ways))
 
 
 class Against(NamedTuple):
-    """Difference of a row from the baseline, with its simultaneous 95 % interval and Dunnett's p."""
+    """Difference of a row from the baseline, with simultaneous 95 % interval and Dunnett's p."""
 
     mean: float
+    sd: float  # of the difference of two rows at one seed, from the pooled variance
+    n: int
     low: float
     high: float
     p: float
+    df: int
 
 
 def against_baseline(baseline: Sequence[float], others: Sequence[Sequence[float]]) -> list[Against]:
     """Dunnett's test (1955) of rows against one baseline, seed as block: values of the same n seeds in the same order.
 
-    The variance is pooled over all rows: the residual of row and seed effects, with m (n - 1) degrees of freedom for m rows.
-    Raises ValueError for unequal lengths, fewer than two seeds, or no spread at all.
+    The variance is pooled over all rows: the residual of row and seed effects, with m (n - 1) degrees of freedom for m
+    rows. Without any spread, p is the sign-flip test's times m. Raises ValueError for unequal lengths or fewer than two
+    seeds.
     """
-    x = np.array([_finite(row) for row in (baseline, *others)])
-    m, n = len(x) - 1, x.shape[1]
-    if m < 1 or n < 2:
-        raise ValueError(f"a baseline, another row and two seeds are needed, got {m + 1} rows of {n} seeds")
+    rows = [_finite(row) for row in (baseline, *others)]
+    m, n = len(others), len(rows[0])
+    if m < 1 or n < 2 or any(len(row) != n for row in rows):
+        raise ValueError(f"a baseline, another row and two common seeds are needed, got {[len(row) for row in rows]}")
+    x, df = np.array(rows), m * (n - 1)
     residual = x - x.mean(0) - x.mean(1, keepdims=True) + x.mean()
-    df = m * (n - 1)
-    error = float((residual**2).sum() / df * 2 / n) ** 0.5
-    if error <= NO_SPREAD:
-        raise ValueError("the rows differ by the same amount at every seed: there is no spread to test against")
+    sd = float(2 * (residual**2).sum() / df) ** 0.5
+    means = (x[1:].mean(1) - x[0].mean()).tolist()
+    if sd <= NO_SPREAD:
+        return [Against(d, 0.0, n, d, d, 1.0 if abs(d) <= NO_SPREAD else min(1.0, m * 2 / 2**n), df) for d in means]
+    error = sd / n**0.5
     reach = error * float(optimize.brentq(lambda t: dunnett_p(t, m, df) - 0.05, 0, 1000))
-    means = x[1:].mean(1) - x[0].mean()
-    return [Against(float(d), float(d - reach), float(d + reach), dunnett_p(abs(d) / error, m, df)) for d in means]
+    return [Against(d, sd, n, d - reach, d + reach, dunnett_p(abs(d) / error, m, df), df) for d in means]
 
 
 def dunnett_p(t: float, m: int, df: int) -> float:
     """P(max |T| >= t) of m Student variables with df degrees of freedom and correlations of 1/2."""
     z, weight = np.polynomial.hermite_e.hermegauss(64)
-    s = np.sqrt(stats.chi2.ppf((np.arange(1000) + 0.5) / 1000, df) / df)[:, None]
+    u = (np.arange(1000) + 0.5) / 1000
+    s = np.sqrt(stats.chi2.ppf(u**3, df) / df)[:, None]  # dense where s is small: there are the tails of T
     inside = special.ndtr(z + 2**0.5 * t * s) - special.ndtr(z - 2**0.5 * t * s)
-    return float(1 - (inside**m @ weight).mean() / weight.sum())
+    outside = (1 - inside**m) @ weight / weight.sum()
+    return float((outside * 3 * u**2).mean())
 
 
 def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:

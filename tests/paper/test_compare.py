@@ -199,9 +199,9 @@ def test_a_seed_counts_once(runs):
 BROKEN = [  # (content, or what is changed in that of a good one; what is said)
     ('{"schema_version": 1, "name": "x"}', "lacks the keys experiment"),
     ('{"schema_version": 99}', "schema_version=99, and this version reads 1"),
-    ("[" * 100_000, "does not parse as JSON"),
+    ("[" * 100_000, "is not valid JSON"),
     ("[1]", "no JSON object"),
-    (b"\xff\xfe\x00", "does not parse as JSON"),
+    (b"\xff\xfe\x00", "is not valid JSON"),
     ({"acc_last": float("nan")}, "NaN"),
     ({"acc_step": "0.5"}, "acc_step"),
     ({"acc_last": 91.5}, "an accuracy of 91.5"),

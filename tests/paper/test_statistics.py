@@ -44,7 +44,7 @@ def test_pages_promise_the_power_that_there_is():
     half = stats.t.ppf(0.975, 2) / 3**0.5
     alone, holm_of_36 = power_to_see(half, 1, 3), power_to_see(half, 1, 3, 0.05 / 36)
     assert abs(alone - 0.61) < 0.006 and abs(holm_of_36 - 0.03) < 0.005
-    assert "size in 61 % of studies where" in " ".join(rule.split()) and "in 3 % after Holm's" in " ".join(rule.split())
+    assert "size in 61 % of studies if" in " ".join(rule.split()) and "in 3 % after Holm's" in " ".join(rule.split())
     assert "in 39 % of studies, after Holm's correction in 97 %" in " ".join(honest.split())
 
 
@@ -180,27 +180,29 @@ def test_against_a_baseline_with_seeds_as_blocks():
     assert found[1].p < 1e-6 and 0.8 < found[1].low < found[1].mean < found[1].high < 1.2
     (alone,) = s.against_baseline(baseline, [better])  # with one row it is the paired t-test
     pair = s.paired(baseline, better)
-    assert (alone.mean, alone.p) == pytest.approx((pair.mean, pair.p), abs=1e-4)
-    assert (alone.low, alone.high) == pytest.approx((pair.low, pair.high), abs=2e-3)
+    assert (alone.mean, alone.sd, alone.p) == pytest.approx((pair.mean, pair.sd, pair.p), rel=1e-3)
+    assert (alone.low, alone.high) == pytest.approx((pair.low, pair.high), abs=1e-5)
     for rows in ([], [[1.0]], [[1.0, 2.0], [1.0]]):
         with pytest.raises(ValueError):
             s.against_baseline([1.0, 2.0][: 1 + bool(rows and len(rows[0]) > 1)], rows)
-    with pytest.raises(ValueError, match="no spread"):
-        s.against_baseline([1.0, 2.0], [[2.0, 3.0]])
+    equal, shifted = s.against_baseline([10.0] * 8, [[10.0] * 8, [11.0] * 8])  # no spread: the sign-flip test's p
+    assert (equal.mean, equal.p) == (0, 1) and (shifted.low, shifted.high, shifted.p) == (1, 1, 2 * 2 / 2**8)
 
 
 def test_verdicts_say_what_the_seeds_show():
     rng = np.random.default_rng(1)
     a, noise = rng.normal(90, 1, 8), rng.normal(0, 0.2, 8)
-    found = s.verdicts(
-        [(a, a + 2 + noise), (a, a - 2 + noise), (a, a + noise / 10), (a, a + 0.4 + 10 * noise)], margin=0.5
-    )
+    pairs = [(a, a + 2 + noise), (a, a - 2 + noise), (a, a + noise / 10), (a, a + 0.4 + 10 * noise)]
+    found = s.verdicts(pairs, margin=0.5)
     assert [v.word for v in found] == ["better", "worse", "equivalent", "cannot be said"]
     assert [v.p for v in found] == s.holm([v.found.p for v in found])
     unsure = found[-1]
-    needs = s.pairs_needed(abs(unsure.found.mean), unsure.found.sd)
-    inside = 0.5 - abs(unsure.found.mean)
-    others = [s.pairs_needed(inside, unsure.found.sd, exclude=True)] if inside > 0 else []
-    assert 8 < unsure.seeds == min([needs, *others])
+    assert [v.p_equivalent for v in found] == s.holm([s.equivalence(a, b, 0.5) for a, b in pairs])
+    assert 8 < unsure.seeds == s.pairs_needed(unsure.found.mean, unsure.found.sd, alpha=0.05 / 4)  # as Holm at worst
     (one,) = s.verdicts([([90.0], [91.0])], margin=0.5)
     assert (one.word, one.p, one.seeds) == ("cannot be said", None, None)
+    against = s.verdicts_against_baseline(
+        [(a, a + 2 + noise, a + noise / 10), (a, a - 2 + noise, a + noise)], margin=0.5
+    )
+    assert [[v.word for v in rows] for rows in against] == [["better", "equivalent"], ["worse", "equivalent"]]
+    assert against[0][1].p == min(1, 2 * s.against_baseline(a, [a + 2 + noise, a + noise / 10])[1].p)
