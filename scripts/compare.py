@@ -14,9 +14,9 @@ python scripts/compare.py A B                                      B - A, paired
 python scripts/compare.py A B C --margin 0.3                       B - A and C - A by Dunnett's test
 python scripts/compare.py neuron.initial=zero neuron.initial=imp --only dataset=fashion_mnist --only loss=sdt
 
-A, B, ... each mean one row: a folder with its runs, a name, KEY=VALUE[,KEY=VALUE] or NAME,KEY=VALUE. Names and keys are looked
-up in runs and results/runs, or in --in FOLDER. Two folders with one row each are compared, more of them with --test.
-Rows of other test data are refused, and so is a difference that neither names nor keys of the rows say.
+A, B, ... are one row each: a folder with its runs, a name, KEY=VALUE[,KEY=VALUE] or NAME,KEY=VALUE. Names and keys are
+looked up in runs, then in results/runs, or in --in FOLDER. Two folders with one row each are compared; three or more
+need --test. Rows are refused if their test data differ, or any setting that neither their names nor these words say.
 """
 
 import contextlib
@@ -207,24 +207,35 @@ def rows_of(words: Sequence[str], args: Any) -> list[Group]:
 
     Raises UserError for a word that means no row or several.
     """
-    places = args.places or [place for place in PLACES if Path(place).is_dir() and result_files(Path(place))]
-    pool: list[RunResult] = []
+    places = [place for place in PLACES if Path(place).is_dir() and result_files(Path(place))]
+    pools = [args.places] if args.places else [[place] for place in places]
+    read = cache(lambda i: chosen_runs(pools[i], args.only, args.debug_runs)[0])
     rows = []
     for word in words:
         if _is_folder(word):
             where, results = word, chosen_runs([word], args.only, args.debug_runs)[0]
-        elif not places:
-            raise UserError(
-                f"{word} is no folder, and no runs are in {' or '.join(PLACES)}; look it up with --in FOLDER"
-            )
         else:
-            where, pool = ", ".join(places), pool or chosen_runs(places, args.only, args.debug_runs)[0]
-            results = _meant(word, pool, where)
+            where, results = _looked_up(word, pools, read)
         groups, _ = group_runs(results)
         if len(groups) > 1:
             raise UserError(f"{word} is {len(groups)} rows of {where}, {_apart(groups)}; choose one with KEY=VALUE")
         rows += groups
     return rows
+
+
+def _looked_up(
+    word: str, pools: Sequence[Sequence[str]], read: Callable[[int], Sequence[RunResult]]
+) -> tuple[str, Sequence[RunResult]]:
+    """The runs of the first of `pools` that has any of this row, and that pool's folders."""
+    errors = []
+    for i, folders in enumerate(pools):
+        try:
+            return ", ".join(folders), _meant(word, read(i), ", ".join(chain(*pools)))
+        except UserError as error:
+            errors.append(error)
+    if not errors:
+        raise UserError(f"{word} is no folder, and no runs are in {' or '.join(PLACES)}; look it up with --in FOLDER")
+    raise errors[0]
 
 
 def _is_folder(word: str) -> bool:
@@ -237,11 +248,11 @@ def _meant(word: str, pool: Sequence[RunResult], where: str) -> Sequence[RunResu
     """The runs that NAME, KEY=VALUE,..., NAME,KEY=VALUE,... or a label NAME [KEY=VALUE, ...] means."""
     name, *keys = re.split(r",\s*(?=[\w.]+=)", re.sub(r" \[(.*=.*)\]$", r",\1", word))
     if "=" in name:
-        return select(pool, [name, *keys], f"{word}: ")
+        return select(pool, [name, *keys], "")
     if not (named := [result for result in pool if result["name"] == name]):
         near = nearest(name, {result["name"] for result in pool})
         raise UserError(f"{word} is neither a folder nor the name of a row in {where}{near}")
-    return select(named, keys, f"{word}: ")
+    return select(named, keys, "")
 
 
 def _apart(groups: Sequence[Group], most: int = 6) -> str:
@@ -549,7 +560,12 @@ def _csv(tables: Sequence[Table]) -> str:
     """One table: the comparison of all rows, or else the rows."""
     if not (found := [table for table in tables if _is_comparison(table)]):
         return to_csv(tables[0])
-    return to_csv(replace(found[0], columns=NUMBERS, rows=[row for table in found for row in table.rows]))
+    rows = [
+        row | {k: f"{p:.4g}" for k, p in row.items() if k.startswith("p") and p is not None}
+        for t in found
+        for row in t.rows
+    ]
+    return to_csv(replace(found[0], columns=NUMBERS, rows=rows))
 
 
 def _is_comparison(table: Table) -> bool:

@@ -1,4 +1,4 @@
-"""Rows compared with a baseline, seed by seed: at the readout and at each time step."""
+"""Rows compared with a baseline at the readout and at each time step."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -18,9 +18,9 @@ NUMBERS = [  # the columns of CSV and JSON; differences in points
 
 
 def comparison(baseline: Group, others: Sequence[Group], margin: float = 0.5) -> list[Table]:
-    """A table of row - baseline for each other row, over the seeds that all rows have, in points of test accuracy.
+    """A table for each other row: its difference from the baseline, in points of test accuracy.
 
-    With one other row: paired t-test, exact sign-flip test, and Holm's correction over the steps. With several:
+    Values are paired over the seeds that all rows have. With one other row: paired t-test, exact sign-flip test, and Holm's correction over the steps. With several:
     Dunnett's test with seeds as blocks, and Bonferroni's correction over the steps. The readout is a family of its own.
     `margin`: differences below it, in points, count as equal. Raises UserError where too few seeds are in all rows.
     """

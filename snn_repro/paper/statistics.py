@@ -160,9 +160,9 @@ class Verdict(NamedTuple):
 def verdicts(
     pairs: Sequence[tuple[Sequence[float], Sequence[float]]], margin: float, alpha: float = 0.05
 ) -> list[Verdict]:
-    """Compare measures of two rows, [(a, b), ...] over the same seeds, such as the accuracy at each time step.
+    """Compare two rows by several measures, such as the accuracy at each time step.
 
-    Better or worse: p of the paired t-test, by Holm over the measures, is at most alpha. Equivalent: p of
+    A pair has the values of rows a and b over the same seeds. Better or worse: p of the paired t-test, by Holm over the measures, is at most alpha. Equivalent: p of
     `equivalence` is, by Holm as well. Both can hold; then the difference is named. Raises ValueError for unequal
     lengths or a margin that is not positive.
     """
@@ -230,9 +230,9 @@ class Against(NamedTuple):
 
 
 def against_baseline(baseline: Sequence[float], others: Sequence[Sequence[float]]) -> list[Against]:
-    """Dunnett's test (1955) of rows against one baseline, seed as block: values of the same n seeds in the same order.
+    """Dunnett's test (1955) of rows against one baseline, with seeds as blocks.
 
-    The variance is pooled over all rows: the residual of row and seed effects, with m (n - 1) degrees of freedom for m
+    Each row has values of the same n seeds in the same order. The variance is pooled over all rows: the residual of row and seed effects, with m (n - 1) degrees of freedom for m
     rows. Without any spread, p is the sign-flip test's times m. Raises ValueError for unequal lengths or fewer than two
     seeds.
     """
@@ -252,7 +252,7 @@ def against_baseline(baseline: Sequence[float], others: Sequence[Sequence[float]
 
 
 def dunnett_p(t: float, m: int, df: int) -> float:
-    """P(max |T| >= t) of m Student variables with df degrees of freedom and correlations of 1/2."""
+    """P(max |T| >= t) of m Student variables with correlations of 1/2."""
     z, weight = np.polynomial.hermite_e.hermegauss(64)
     u = (np.arange(1000) + 0.5) / 1000
     s = np.sqrt(stats.chi2.ppf(u**3, df) / df)[:, None]  # dense where s is small: there are the tails of T
