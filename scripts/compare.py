@@ -49,10 +49,10 @@ from snn_repro.config.schema import OWN
 from snn_repro.console import by_step, harmless
 from snn_repro.errors import UserError, nearest
 from snn_repro.files import write_text
-from snn_repro.paper.comparison import NUMBERS, comparison
+from snn_repro.paper.comparison import comparison
 from snn_repro.paper.differences import MACHINE, WHAT_A_METHOD_CHANGES, changes, debug_keys, described, remarks
 from snn_repro.paper.formats import Column, Table, to_csv, to_markdown
-from snn_repro.paper.results import Group, facts, group_key, group_runs, load
+from snn_repro.paper.results import Group, facts, group_key, group_runs, load, over_seeds
 from snn_repro.paper.rows import SHARED, choice, files
 from snn_repro.paper.tables import BY_STEP, OPTIMISTIC, STEP_BY_STEP
 from snn_repro.runs.folder import RunResult, result_files
@@ -276,12 +276,77 @@ def against_first(args: Any) -> list[Table]:
     of_key = {group_key(group.first): group for group in groups}
     baseline, *others = (of_key[key] for key in keys)
     differ = [differences(baseline, row, (words[0], word)) for row, word in zip(others, words[1:], strict=True)]
-    tables = comparison(baseline, others, args.margin)
-    for table, values in zip(tables, differ, strict=True):
+    tables = [
+        Table(f"B - A in points, A: {baseline.label}, B: {row.label}", _columns(len(others)), [*map(_in_words, lines)])
+        for row, lines in zip(others, comparison(baseline, others, args.margin), strict=True)
+    ]
+    for one, values in zip(tables, differ, strict=True):
         said = ", ".join(f"{key}: {value}" for key, value in values.items())
-        table.notes = [f"B differs from A in {said or 'nothing that both recorded'}", *table.notes]
+        one.notes = [f"B differs from A in {said or 'nothing that both recorded'}"]
+    tables[-1].notes = [*tables[-1].notes, *_scope([baseline, *others]), *_legend(len(others), args.margin)]
     why = args.why or args.format not in ("text", "json")
     return [table_of(groups, notes, args.sort, why, letters=False), *tables]
+
+
+NUMBERS = [
+    Column(key, key) for key in (
+        "baseline", "row", "at", "n", "difference", "low", "high", "p", "p_sign_flip", "p_adjusted", "p_equivalent",
+        "verdict", "seeds",
+    )
+]  # fmt: skip
+"""The columns of a comparison in CSV and JSON; differences in points."""
+
+
+def _columns(others: int) -> list[Column]:
+    tests = {"t": "p", "flip": "p flip", "adjusted": "p Holm"} if others == 1 else {"t": "p", "adjusted": "p steps"}
+    return [
+        Column("at", "at"), Column("text", "B - A", "number"), Column("interval", "95 % interval", "number"),
+        *(Column(key, header, "number") for key, header in tests.items()),
+        Column("verdict", "verdict"), Column("needed", "seeds", "number"),
+    ]  # fmt: skip
+
+
+def _in_words(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of `comparison` with the texts of `_columns`."""
+
+    def short(p: float | None) -> str:
+        return "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+    interval = "" if line["low"] is None else f"{line['low']:+.2f} .. {line['high']:+.2f}"
+    return line | dict(
+        text=f"{line['difference']:+.2f}", interval=interval, t=short(line["p"]), flip=short(line["p_sign_flip"]),
+        adjusted=short(line["p_adjusted"]), needed="1000+" if line["seeds"] == 1000 else line["seeds"],
+    )  # fmt: skip
+
+
+def _scope(groups: Sequence[Group]) -> Iterable[str]:
+    """Notes on the seeds, readouts and steps that a comparison is about."""
+    seeds, _ = over_seeds(groups, lambda run: None)
+    yield f"paired over {len(seeds)} common seed{'s' * (len(seeds) > 1)}: {', '.join(map(str, seeds))}"
+    for group in groups:
+        if more := [str(run["seed"]) for run in group.runs if run["seed"] not in seeds]:
+            yield f"left out, because another row lacks it: {group.label}, seed {', '.join(more)}"
+    for key, said in {
+        "readout": "each row at its own readout",
+        "timesteps": "only the steps that all rows have",
+    }.items():
+        if len({group.first[key] for group in groups}) > 1:
+            yield f"{said}: {', '.join(f'{g.label}: {g.first[key]}' for g in groups)}"
+
+
+def _legend(others: int, margin: float) -> list[str]:
+    tests = "p: paired t-test; p flip: exact sign-flip test; p Holm: p corrected over the steps by Holm"
+    of, within = "p Holm", "two one-sided t-tests, by Holm"
+    if others > 1:
+        tests = f"p: Dunnett's test of {others} rows against A, variance pooled, seeds as blocks; p steps: p corrected over "
+        tests += "the steps by Bonferroni; the intervals hold for all rows together"
+        of = "p steps"
+    return [
+        f"{tests}; the readout is not corrected",
+        f"better, worse: {of} at most 0.05; equivalent: less than {margin:g} points apart ({within}); better, < {margin:g}: "
+        "both",
+        "seeds: how many would say it with 80 % power, if difference and spread are as seen here",
+    ]
 
 
 def differences(a: Group, b: Group, words: Sequence[str]) -> dict[str, str]:

@@ -4,6 +4,7 @@ Intervals are 95 % confidence intervals. "Paired" means that the k-th values of 
 initial weights, same data order), so that the effect of the seed cancels in the difference.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -105,7 +106,7 @@ def power_to_exclude(margin: float, sd: float, n: int, alpha: float = 0.05) -> f
 def pairs_needed(effect: float, sd: float, power: float = 0.8, alpha: float = 0.05, exclude: bool = False) -> int:
     """Fewest pairs that detect (or `exclude`) `effect` with this power; at most 1000."""
     of = power_to_exclude if exclude else power_to_see
-    return next((n for n in range(2, 1000) if of(effect, sd, n, alpha) >= power), 1000)
+    return bisect_left(range(1000), power, 2, key=lambda n: of(effect, sd, n, alpha))
 
 
 def sign_flip(differences: Sequence[float] | np.ndarray) -> float | None:
@@ -162,9 +163,9 @@ def verdicts(
 ) -> list[Verdict]:
     """Compare two rows by several measures, such as the accuracy at each time step.
 
-    A pair has the values of rows a and b over the same seeds. Better or worse: p of the paired t-test, by Holm over the measures, is at most alpha. Equivalent: p of
-    `equivalence` is, by Holm as well. Both can hold; then the difference is named. Raises ValueError for unequal
-    lengths or a margin that is not positive.
+    A pair has the values of rows a and b over the same seeds. Better or worse: p of the paired t-test, by Holm over the
+    measures, is at most alpha. Equivalent: p of `equivalence`, by Holm as well, is, and the difference is not seen.
+    Raises ValueError for unequal lengths or a margin that is not positive.
     """
     found = [paired(a, b) for a, b in pairs]
     same = [equivalence(a, b, margin) for a, b in pairs]
@@ -180,12 +181,10 @@ def verdicts_against_baseline(
     p of a difference is Dunnett's over the rows, by Bonferroni over the measures. p of equivalence has the same pooled
     variance and is adjusted by Holm over all rows and measures. Raises ValueError as `against_baseline`.
     """
-    found = [against_baseline(baseline, others) for baseline, *others in measures]
+    found, steps = [against_baseline(baseline, others) for baseline, *others in measures], len(measures)
     same = iter(holm([_outside(margin - abs(a.mean), a.sd, a.n, a.df) for row in found for a in row]))
-    count = [len(measures) * len(row) for row in found]
     return [
-        [_verdict(a, min(1.0, a.p * len(measures)), next(same), margin, alpha, n) for a in row]
-        for row, n in zip(found, count, strict=True)
+        [_verdict(a, min(1.0, a.p * steps), next(same), margin, alpha, steps * len(row)) for a in row] for row in found
     ]
 
 
@@ -232,9 +231,9 @@ class Against(NamedTuple):
 def against_baseline(baseline: Sequence[float], others: Sequence[Sequence[float]]) -> list[Against]:
     """Dunnett's test (1955) of rows against one baseline, with seeds as blocks.
 
-    Each row has values of the same n seeds in the same order. The variance is pooled over all rows: the residual of row and seed effects, with m (n - 1) degrees of freedom for m
-    rows. Without any spread, p is the sign-flip test's times m. Raises ValueError for unequal lengths or fewer than two
-    seeds.
+    Each row has values of the same n seeds in the same order. The variance is pooled over all rows: the residual of row
+    and seed effects, with m (n - 1) degrees of freedom for m rows. Without any spread, p is the sign-flip test's times
+    m. Raises ValueError for unequal lengths or fewer than two seeds.
     """
     rows = [_finite(row) for row in (baseline, *others)]
     m, n = len(others), len(rows[0])

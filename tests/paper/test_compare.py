@@ -263,7 +263,7 @@ def test_what_cannot_be_paired_is_named(two, capsys):
     fake_run(two / "late", "loss=tet", "dataset.train_subset=500", seed=5)
     for other, why in {
         "short": "in more than the rows say: recipe.epochs: 30 -> 7;", "split": "not tested on the same data as",
-        "dvs": "dataset.name: digits -> digits_dvs", "late": "they need 1 in common, and have 0 (seeds of",
+        "dvs": "dataset.name: digits -> digits_dvs", "late": "1 must be common, and 0 are; run the missing seeds (",
     }.items():  # fmt: skip
         assert "- not compared: " in (text := said(capsys, two / "sdt", two / other)) and why in text
         assert why in said(capsys, two / "sdt", two / "lts", two / other, "--test") or other == "late"
