@@ -12,7 +12,7 @@ Is B better than A, and from which time step on?
 
 python scripts/compare.py A B                                      B - A, paired over seeds
 python scripts/compare.py A B C --margin 0.3                       B - A and C - A by Dunnett's test
-python scripts/compare.py neuron.initial=zero neuron.initial=imp --only dataset=fashion_mnist --only loss=sdt
+python scripts/compare.py neuron=if neuron=if_imp --only loss=lts --in runs
 
 A, B, ... are one row each: a folder with its runs, a name, KEY=VALUE[,KEY=VALUE] or NAME,KEY=VALUE. Names and keys are
 looked up in runs, then in results/runs, or in --in FOLDER. Two folders with one row each are compared; three or more
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         "--why", action="store_true", help="text: list the keys in which marked rows differ, and all notes"
     )
     parser.add_argument(
-        "--format", choices=FORMATS, default="text", help=f"{', '.join(FORMATS)} (csv: comparison only)"
+        "--format", choices=FORMATS, default="text", help="default: text; csv has the comparison, where there is one"
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to the terminal")
     parser.add_argument("--debug-runs", action="store_true", help="include runs that a debug.* key cut short")
@@ -212,10 +212,8 @@ def rows_of(words: Sequence[str], args: Any) -> list[Group]:
     read = cache(lambda i: chosen_runs(pools[i], args.only, args.debug_runs)[0])
     rows = []
     for word in words:
-        if _is_folder(word):
-            where, results = word, chosen_runs([word], args.only, args.debug_runs)[0]
-        else:
-            where, results = _looked_up(word, pools, read)
+        own = _is_folder(word) and chosen_runs([word], args.only, args.debug_runs)[0]
+        where, results = (word, own) if own else _looked_up(word, pools, read)
         groups, _ = group_runs(results)
         if len(groups) > 1:
             raise UserError(f"{word} is {len(groups)} rows of {where}, {_apart(groups)}; choose one with KEY=VALUE")

@@ -241,7 +241,7 @@ def test_rows_are_folders_names_or_settings(two, capsys, monkeypatch):
     assert whole.startswith("baseline,row,at,n,difference,low,high,p,") and whole.count("better") == 4
     assert ",0.0000," not in whole
     as_printed = f"{names[0]},recipe.lr=0.005", f"{names[1]} [loss.name=lts]"
-    for words in (("loss=sdt", "loss=lts"), ("sdt", names[1]), as_printed):
+    for words in (("loss=sdt,neuron.initial=imp", "loss=lts"), ("sdt", names[1]), as_printed):
         assert said(capsys, *words, "--in", ".", "--format", "csv") == whole
     assert said(capsys, "sdt", "lts", "--format", "csv") == whole  # below the table in the other formats
     for form, mark in (("text", "A: digits-small-if_imp-sdt"), ("markdown", "### B - A in points"), ("latex", "B - A")):
