@@ -3,18 +3,32 @@
 python scripts/compare.py runs                                     every run below, as text
 python scripts/compare.py runs --sort readout --only loss=lts      rows of one loss, best accuracy first
 python scripts/compare.py runs --why                               also the keys in which marked rows differ
-python scripts/compare.py runs --format latex --output FILE.tex    for a paper; markdown and csv as well
+python scripts/compare.py runs --format latex --output FILE.tex    for a paper; markdown, csv and json as well
 
 Rows marked [a] [b] ... differ in more than their names say. Text is as wide as the terminal (80 columns where there is
 none; COLUMNS=120 sets it).
+
+Is B better than A, and from which time step on?
+
+python scripts/compare.py A B                                      B - A, paired over seeds
+python scripts/compare.py A B C --margin 0.3                       B - A and C - A by Dunnett's test
+python scripts/compare.py neuron=if neuron=if_imp --only loss=lts --in runs
+
+A, B, ... are one row each: a folder with its runs, a name, KEY=VALUE[,KEY=VALUE] or NAME,KEY=VALUE. Names and keys are
+looked up in runs, then in results/runs, or in --in FOLDER. Two folders with one row each are compared; three or more
+need --test. Rows are refused if their test data differ, or any setting that neither their names nor these words say.
 """
 
 import contextlib
 import io
+import json
+import os
+import re
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -35,21 +49,32 @@ from snn_repro.config.schema import OWN
 from snn_repro.console import by_step, harmless
 from snn_repro.errors import UserError, nearest
 from snn_repro.files import write_text
-from snn_repro.paper.differences import WHAT_A_METHOD_CHANGES, debug_keys, described, remarks
+from snn_repro.paper.comparison import comparison
+from snn_repro.paper.differences import MACHINE, WHAT_A_METHOD_CHANGES, changes, debug_keys, described, remarks
 from snn_repro.paper.formats import Column, Table, to_csv, to_markdown
-from snn_repro.paper.results import Group, facts, group_runs, load
+from snn_repro.paper.results import Group, facts, group_key, group_runs, load, over_seeds
 from snn_repro.paper.rows import SHARED, choice, files
 from snn_repro.paper.tables import BY_STEP, OPTIMISTIC, STEP_BY_STEP
-from snn_repro.runs.folder import RunResult
+from snn_repro.runs.folder import RunResult, result_files
 
 MOST_REPEATS = 3  # notes on runs that repeat a seed
 MOST_VALUES = 12  # values that a sentence names
+PLACES = ("runs", "results/runs")  # where names of rows are looked up
 
 
 @console.one_sentence
 def main(argv: list[str] | None = None) -> int:
     parser = console.Parser("compare.py", __doc__)
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="folders that hold runs, or result.json files")
+    parser.add_argument(
+        "rows", nargs="+", metavar="PATH|ROW", help="folders that hold runs, or result.json files; or rows to compare"
+    )
+    parser.add_argument(
+        "--in", dest="places", action="append", metavar="FOLDER", help="look up names and keys of rows here; repeatable"
+    )
+    parser.add_argument(
+        "--margin", type=float, default=0.5, help="points; rows that differ by less are equivalent (default 0.5)"
+    )
+    parser.add_argument("--test", action="store_true", help="compare three or more folders with the first one")
     parser.add_argument(
         "--sort",
         metavar="KEY",
@@ -65,16 +90,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--why", action="store_true", help="text: list the keys in which marked rows differ, and all notes"
     )
-    parser.add_argument("--format", choices=FORMATS, default="text", help="text (default), markdown, csv or latex")
+    parser.add_argument(
+        "--format", choices=FORMATS, default="text", help="default: text; csv has the comparison, where there is one"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to the terminal")
     parser.add_argument("--debug-runs", action="store_true", help="include runs that a debug.* key cut short")
     args = parser.parse_args(argv)
-    table = compare(args.paths, args.debug_runs, args.only, args.sort, args.why or args.format != "text")
+    tables = compared(args)
     if args.format == "text":
-        width = max(20, shutil.get_terminal_size().columns)
-        text = to_text(table, width, colour=not args.output and sys.stdout.isatty())
+        width, colour = max(20, shutil.get_terminal_size().columns), not args.output and sys.stdout.isatty()
+        text = "\n".join(to_text(table, width, colour) for table in tables)
     else:
-        text = FORMATS[args.format](table)
+        text = FORMATS[args.format](tables)
     if args.output:
         write_text(args.output, text)
     else:
@@ -98,16 +125,31 @@ def compare(
     that there are such rows. Runs that a debug key cut short are left out unless `debug_runs`. Raises UserError where no
     run is left, and for a bad `only` (KEY=VALUE) or `sort`.
     """
-    results, left_out = select(load(roots), only), []
-    if not debug_runs and (cut := [keys for result in results if (keys := debug_keys(result))]):
-        said = f"{len(cut)} debug run{'s' * (len(cut) > 1)} ({', '.join(sorted({*chain(*cut)}))})"
-        if len(cut) == len(results):
-            raise UserError(f"{', '.join(map(str, roots))}: only {said}; show them with --debug-runs")
-        left_out = [f"left out: {said}; shown with --debug-runs"]
-        results = [result for result in results if not debug_keys(result)]
-    groups, notes = group_runs(results)
-    marked = mark(groups)
-    labels = [f"{g.first['name']} {letter}".strip() for g, (letter, _) in zip(groups, marked, strict=True)]
+    results, left_out = chosen_runs(roots, only, debug_runs)
+    table = table_of(*group_runs(results), sort, why)
+    table.notes = [*table.notes, *left_out]
+    return table
+
+
+def chosen_runs(
+    roots: Sequence[str | Path], only: Sequence[str], debug_runs: bool
+) -> tuple[list[RunResult], list[str]]:
+    """The runs under `roots` that `--only` and `--debug-runs` leave, and a note on those left out."""
+    results = select(load(roots), only)
+    if debug_runs or not (cut := [keys for result in results if (keys := debug_keys(result))]):
+        return [*results], []
+    said = f"{len(cut)} debug run{'s' * (len(cut) > 1)} ({', '.join(sorted({*chain(*cut)}))})"
+    if len(cut) == len(results):
+        raise UserError(f"{', '.join(map(str, roots))}: only {said}; show them with --debug-runs")
+    return [r for r in results if not debug_keys(r)], [f"left out: {said}; shown with --debug-runs"]
+
+
+def table_of(groups: Sequence[Group], notes: Sequence[str], sort: str | None, why: bool, letters: bool = True) -> Table:
+    """The table of `compare` on groups of runs; `notes` are on repeated runs. Without `letters` the groups keep their labels."""
+    marked = mark(groups) if letters else [("", {})] * len(groups)
+    labels = [
+        f"{g.first['name'] if letters else g.label} {mark}".strip() for g, (mark, _) in zip(groups, marked, strict=True)
+    ]
     # of one name and one letter are those that differ in what one of them did not record: their own labels say it
     groups = [Group(la if labels.count(la) == 1 else g.label, g.runs) for la, g in zip(labels, groups, strict=True)]
     columns = [
@@ -136,30 +178,218 @@ def compare(
         hidden = ["rows of different letters differ in more than their names say"] if differ else []
         hidden += [f"{len(more)} more note{'s' * (len(more) > 1)}"] if more else []
         differ, more = ["; ".join([*hidden, "--why explains"])], []
-    return Table("Runs by row", columns, in_order(rows, sort), [*legend, *differ, *more, *left_out])
+    return Table("Runs by row", columns, in_order(rows, sort), [*legend, *differ, *more])
+
+
+# ---------------------------------------------------------------- rows against a baseline
+
+
+def compared(args: Any) -> list[Table]:
+    """The table of rows, and below it their comparison if the words of the command are rows."""
+    words = args.rows
+    if not args.margin > 0:
+        raise UserError(f"--margin {args.margin:g}: a positive number of points is needed")
+    if args.test or len(words) > 1 and not all(map(_is_folder, words)):
+        if len(words) < 2:
+            raise UserError("--test compares rows with the first one: give two or more")
+        return against_first(args)
+    table = compare(words, args.debug_runs, args.only, args.sort, args.why or args.format not in ("text", "json"))
+    if len(words) == len(table.rows) == 2:
+        try:
+            return against_first(args)
+        except UserError as error:
+            table.notes = [*table.notes, f"not compared: {error}"]
+    return [table]
+
+
+def rows_of(words: Sequence[str], args: Any) -> list[Group]:
+    """The row that each word means: a folder, NAME, KEY=VALUE,... or NAME,KEY=VALUE,...
+
+    Raises UserError for a word that means no row or several.
+    """
+    places = [place for place in PLACES if Path(place).is_dir() and result_files(Path(place))]
+    pools = [args.places] if args.places else [[place] for place in places]
+    read = cache(lambda i: chosen_runs(pools[i], args.only, args.debug_runs)[0])
+    rows = []
+    for word in words:
+        own = _is_folder(word) and chosen_runs([word], args.only, args.debug_runs)[0]
+        where, results = (word, own) if own else _looked_up(word, pools, read)
+        groups, _ = group_runs(results)
+        if len(groups) > 1:
+            raise UserError(f"{word} is {len(groups)} rows of {where}, {_apart(groups)}; choose one with KEY=VALUE")
+        rows += groups
+    return rows
+
+
+def _looked_up(
+    word: str, pools: Sequence[Sequence[str]], read: Callable[[int], Sequence[RunResult]]
+) -> tuple[str, Sequence[RunResult]]:
+    """The runs of the first of `pools` that has any of this row, and that pool's folders."""
+    errors = []
+    for i, folders in enumerate(pools):
+        try:
+            return ", ".join(folders), _meant(word, read(i), ", ".join(chain(*pools)))
+        except UserError as error:
+            errors.append(error)
+    if not errors:
+        raise UserError(f"{word} is no folder, and no runs are in {' or '.join(PLACES)}; look it up with --in FOLDER")
+    raise errors[0]
+
+
+def _is_folder(word: str) -> bool:
+    """Whether a word is a path, or a folder that a NAME.jsonl of collected runs stands for."""
+    stands = (f"{folder}.jsonl" for folder in (Path(word), *Path(word).parents) if folder.name)
+    return any(map(os.path.exists, (word, *stands)))
+
+
+def _meant(word: str, pool: Sequence[RunResult], where: str) -> Sequence[RunResult]:
+    """The runs that NAME, KEY=VALUE,..., NAME,KEY=VALUE,... or a label NAME [KEY=VALUE, ...] means."""
+    name, *keys = re.split(r",\s*(?=[\w.]+=)", re.sub(r" \[(.*=.*)\]$", r",\1", word))
+    if "=" in name:
+        return select(pool, [name, *keys], "")
+    if not (named := [result for result in pool if result["name"] == name]):
+        near = nearest(name, {result["name"] for result in pool})
+        raise UserError(f"{word} is neither a folder nor the name of a row in {where}{near}")
+    return select(named, keys, "")
+
+
+def _apart(groups: Sequence[Group], most: int = 6) -> str:
+    """In which keys groups differ, with some of their values."""
+    flats = [facts(group.first) for group in groups]
+    values = {k: dict.fromkeys(str(flat[k]) for flat in flats if k in flat) for k in sorted(set().union(*flats))}
+    differ = [f"{k} ({', '.join([*v][:4])}{', ...' * (len(v) > 4)})" for k, v in values.items() if len(v) > 1]
+    names = {group.first["name"] for group in groups}
+    if len(names) > 1:
+        differ.insert(0, f"name ({', '.join(sorted(names)[:2])}{', ...' * (len(names) > 2)})")
+    return f"which differ in {'; '.join(differ[:most])}{'; ...' * (len(differ) > most)}"
+
+
+def against_first(args: Any) -> list[Table]:
+    """The table of rows, and their comparison with the first one. Raises UserError for rows that cannot be paired."""
+    words, rows = args.rows, rows_of(args.rows, args)
+    keys = [group_key(row.first) for row in rows]
+    if len({*keys}) < len(rows):
+        raise UserError(f"{', '.join(words)} are not {len(rows)} rows: some have the same settings and data")
+    groups, notes = group_runs(run for row in rows for run in row.runs)
+    of_key = {group_key(group.first): group for group in groups}
+    baseline, *others = (of_key[key] for key in keys)
+    differ = [differences(baseline, row, (words[0], word)) for row, word in zip(others, words[1:], strict=True)]
+    tables = [
+        Table(f"B - A in points, A: {baseline.label}, B: {row.label}", _columns(len(others)), [*map(_in_words, lines)])
+        for row, lines in zip(others, comparison(baseline, others, args.margin), strict=True)
+    ]
+    for one, values in zip(tables, differ, strict=True):
+        said = ", ".join(f"{key}: {value}" for key, value in values.items())
+        one.notes = [f"B differs from A in {said or 'nothing that both recorded'}"]
+    tables[-1].notes = [*tables[-1].notes, *_scope([baseline, *others]), *_legend(len(others), args.margin)]
+    why = args.why or args.format not in ("text", "json")
+    return [table_of(groups, notes, args.sort, why, letters=False), *tables]
+
+
+NUMBERS = [
+    Column(key, key) for key in (
+        "baseline", "row", "at", "n", "difference", "low", "high", "p", "p_sign_flip", "p_adjusted", "p_equivalent",
+        "verdict", "seeds",
+    )
+]  # fmt: skip
+"""The columns of a comparison in CSV and JSON; differences in points."""
+
+
+def _columns(others: int) -> list[Column]:
+    tests = {"t": "p", "flip": "p flip", "adjusted": "p Holm"} if others == 1 else {"t": "p", "adjusted": "p steps"}
+    return [
+        Column("at", "at"), Column("text", "B - A", "number"), Column("interval", "95 % interval", "number"),
+        *(Column(key, header, "number") for key, header in tests.items()),
+        Column("verdict", "verdict"), Column("needed", "seeds", "number"),
+    ]  # fmt: skip
+
+
+def _in_words(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of `comparison` with the texts of `_columns`."""
+
+    def short(p: float | None) -> str:
+        return "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+    interval = "" if line["low"] is None else f"{line['low']:+.2f} .. {line['high']:+.2f}"
+    return line | dict(
+        text=f"{line['difference']:+.2f}", interval=interval, t=short(line["p"]), flip=short(line["p_sign_flip"]),
+        adjusted=short(line["p_adjusted"]), needed="1000+" if line["seeds"] == 1000 else line["seeds"],
+    )  # fmt: skip
+
+
+def _scope(groups: Sequence[Group]) -> Iterable[str]:
+    """Notes on the seeds, readouts and steps that a comparison is about."""
+    seeds, _ = over_seeds(groups, lambda run: None)
+    yield f"paired over {len(seeds)} common seed{'s' * (len(seeds) > 1)}: {', '.join(map(str, seeds))}"
+    for group in groups:
+        if more := [str(run["seed"]) for run in group.runs if run["seed"] not in seeds]:
+            yield f"left out, because another row lacks it: {group.label}, seed {', '.join(more)}"
+    for key, said in {
+        "readout": "each row at its own readout",
+        "timesteps": "only the steps that all rows have",
+    }.items():
+        if len({group.first[key] for group in groups}) > 1:
+            yield f"{said}: {', '.join(f'{g.label}: {g.first[key]}' for g in groups)}"
+
+
+def _legend(others: int, margin: float) -> list[str]:
+    tests = "p: paired t-test; p flip: exact sign-flip test; p Holm: p corrected over the steps by Holm"
+    of, within = "p Holm", "two one-sided t-tests, by Holm"
+    if others > 1:
+        tests = f"p: Dunnett's test of {others} rows against A, variance pooled, seeds as blocks; p steps: p corrected over "
+        tests += "the steps by Bonferroni; the intervals hold for all rows together"
+        of = "p steps"
+    return [
+        f"{tests}; the readout is not corrected",
+        f"better, worse: {of} at most 0.05; equivalent: less than {margin:g} points apart ({within}); better, < {margin:g}: "
+        "both",
+        "seeds: how many would say it with 80 % power, if difference and spread are as seen here",
+    ]
+
+
+def differences(a: Group, b: Group, words: Sequence[str]) -> dict[str, str]:
+    """The settings in which b differs from a: {key: "value of a -> value of b"}.
+
+    Raises UserError for other test data, or if neither the names of the rows nor `words` say one of the keys.
+    """
+    found = {key: values for key, values in changes(a.first, b.first).items() if key not in ("name", "paper_row")}
+    said = {key for word in words for key in re.findall(r"([\w.]+)=", word)}
+    said |= {"neuron.imp"} if "neuron.initial" in said else set()
+    left = set().union(*(values for _, values in mark([a, b]))) - said - {*MACHINE}
+    unsaid = [
+        f"{key}: {found[key]}" for key in sorted(left & found.keys()) if key.split(".")[0] not in said - {"dataset"}
+    ]
+    if other := [f"{key}: {found[key]}" for key in ("dataset.name", "split") if key in found]:
+        raise UserError(f"{b.label} was not tested on the same data as {a.label}: {', '.join(other)}")
+    if unsaid:
+        raise UserError(
+            f"{b.label} differs from {a.label} in more than the rows say: {', '.join(unsaid)}; compare rows that agree in "
+            "these keys, or say them in the rows: ROW,KEY=VALUE"
+        )
+    return found
 
 
 # ---------------------------------------------------------------- --only and --sort
 
 
-def select(results: Sequence[RunResult], only: Iterable[str]) -> Sequence[RunResult]:
+def select(results: Sequence[RunResult], only: Iterable[str], by: str = "--only ") -> Sequence[RunResult]:
     """The runs in which every KEY=VALUE of `only` holds. Raises UserError for an unknown key, or if no run is left.
 
-    KEY is dataset, model, neuron or loss, with a choice of conf/KEY as its value, or a key of the configuration.
+    `by` begins the errors. KEY is dataset, model, neuron or loss, with a choice of conf/KEY as its value, or a key of the configuration.
     """
     for word in only:
         key, equals, value = word.partition("=")
         if not equals:
-            raise UserError(f"--only {word}: write KEY=VALUE, for example loss=lts")
+            raise UserError(f"{by}{word}: write KEY=VALUE, for example loss=lts")
         held = [[*chosen(result, key)] if key in SHARED else setting(result, key) for result in results]
         if not any(held):
             known = {*SHARED, *chain(*map(facts, results))}
-            raise UserError(f"--only {word}: no run has the key {key!r}{nearest(key, known)}")
+            raise UserError(f"{by}{word}: no run has the key {key!r}{nearest(key, known)}")
         left = [r for r, values in zip(results, held, strict=True) if any(_means_same(value, v) for v in values)]
         if not left:
             there = sorted({str(v) for values in held for v in values}, key=lambda text: (len(text), text))
             there[MOST_VALUES:] = ["..."] * (len(there) > MOST_VALUES)
-            raise UserError(f"--only {word}: no run has this value; {key} is {', '.join(there)}")
+            raise UserError(f"{by}{word}: no run has this value; {key} is {', '.join(there)}")
         results = left
     return results
 
@@ -176,6 +406,8 @@ def chosen(result: RunResult, group: str) -> list[str]:
 
 def setting(result: RunResult, key: str) -> list[Any]:
     """The value of a key of the configuration, or of another fact of the run, in a list; [] where it has none."""
+    if key == "neuron.initial" and result["config"]["neuron"].get("imp"):
+        return ["imp"]  # which a configuration keeps as neuron.imp=true
     if key in (known := facts(result)):
         return [known[key]]
     node = result["config"]
@@ -375,13 +607,43 @@ def _stacked(console: Console, table: Table, title: Text, lines: list[list[str]]
     console.print(Text("-" * width))
 
 
-def _latex(table: Table) -> str:
-    return "% \\usepackage{booktabs,graphicx}\n" + to_latex(table)
+def _json(tables: Sequence[Table]) -> str:
+    """[{title, rows, notes}]; differences are in points, accuracies in percent."""
+
+    def plain(value: Any) -> Any:
+        return value._asdict() if hasattr(value, "_asdict") else value
+
+    shown = [[c.key for c in (NUMBERS if _is_comparison(t) else t.columns)] for t in tables]
+    content = [
+        dict(title=t.title, rows=[{k: plain(row.get(k)) for k in keys} for row in t.rows], notes=t.notes)
+        for t, keys in zip(tables, shown, strict=True)
+    ]
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
-FORMATS: dict[str, Callable[[Table], str]] = {
-    "text": to_text, "markdown": to_markdown, "csv": to_csv, "latex": _latex,
-}  # fmt: skip
+def _csv(tables: Sequence[Table]) -> str:
+    """One table: the comparison of all rows, or else the rows."""
+    if not (found := [table for table in tables if _is_comparison(table)]):
+        return to_csv(tables[0])
+    rows = [
+        row | {k: f"{p:.4g}" for k, p in row.items() if k.startswith("p") and p is not None}
+        for t in found
+        for row in t.rows
+    ]
+    return to_csv(replace(found[0], columns=NUMBERS, rows=rows))
+
+
+def _is_comparison(table: Table) -> bool:
+    return "difference" in table.rows[0]
+
+
+FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
+    "text": lambda tables: "\n".join(map(to_text, tables)),
+    "markdown": lambda tables: "\n".join(map(to_markdown, tables)),
+    "csv": _csv,
+    "latex": lambda tables: "% \\usepackage{booktabs,graphicx}\n" + "\n".join(map(to_latex, tables)),
+    "json": _json,
+}
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from snn_repro.errors import UserError
 from snn_repro.files import write_text
 from snn_repro.paper.differences import older_note
 from snn_repro.paper.formats import Column, Table, to_markdown
-from snn_repro.paper.results import Group, group_runs, load
+from snn_repro.paper.results import Group, group_runs, load, over_seeds
 from snn_repro.paper.statistics import NO_SPREAD, equivalence, holm, paired, pairs_needed, power_to_see, summary
 from snn_repro.runs.folder import result_files
 
@@ -457,16 +457,13 @@ def compare(name: str, part: Part, of: Cells, seeds: int | None = None) -> list[
                 a, b = of.get((other, loss)), of.get((state, loss))
                 if a is None or b is None:
                     continue
-                before, after = ({r["seed"]: measure_.of(r) for r in g.runs} for g in (a, b))
-                shared = sorted(before.keys() & after.keys())[:seeds]
-                x, y = [before[s] for s in shared], [after[s] for s in shared]
-                if len(shared) < 2 or None in x or None in y:
+                x, y = (values[:seeds] for values in over_seeds([a, b], measure_.of)[1])
+                if len(x) < 2 or None in x or None in y:
                     continue
-                test = paired(x, y)  # type: ignore[arg-type]
-                margin = equivalence(x, y, measure_.margin)  # type: ignore[arg-type]
+                test, margin = paired(x, y), equivalence(x, y, measure_.margin)
                 assert test.p is not None and margin is not None
                 family.append(Comparison(
-                    name, loss, state, other, key, len(shared), test.mean, test.low or 0.0, test.high or 0.0, test.sd or 0.0,
+                    name, loss, state, other, key, len(x), test.mean, test.low or 0.0, test.high or 0.0, test.sd or 0.0,
                     test.p, margin,
                 ))  # fmt: skip
         adjusted = holm([c.p for c in family]), holm([c.p_margin for c in family])

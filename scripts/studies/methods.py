@@ -22,7 +22,7 @@ from snn_repro.errors import UserError
 from snn_repro.files import write_json
 from snn_repro.paper.differences import remarks
 from snn_repro.paper.formats import Column, Table, to_markdown
-from snn_repro.paper.results import Group, group_runs, load
+from snn_repro.paper.results import Group, group_runs, load, over_seeds
 from snn_repro.paper.statistics import holm, paired
 from snn_repro.registry import INITIAL_STATES, LOSSES, NEURONS, NORMS, SURROGATES
 from snn_repro.runs.folder import result_files
@@ -403,9 +403,8 @@ def states(neuron: dict[str, Any], timesteps: int) -> int:
 
 def _paired(base: Group, group: Group) -> Any:
     """Accuracy minus the baseline's in percentage points, paired over shared seeds; None with fewer than two."""
-    before, after = ({run["seed"]: 100 * run["acc_last"] for run in g.runs} for g in (base, group))
-    seeds = sorted(before.keys() & after.keys())
-    return paired([before[s] for s in seeds], [after[s] for s in seeds]) if len(seeds) > 1 else None
+    seeds, (before, after) = over_seeds([base, group], lambda run: 100 * run["acc_last"])
+    return paired(before, after) if len(seeds) > 1 else None
 
 
 def _verdict(test: Any, p: float | None, cell: tuple[str, str], part: Part) -> dict[str, Any]:

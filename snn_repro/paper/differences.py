@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from snn_repro.config import ADDED, TEXT_ONLY_NOTE, hashed, text_only
 from snn_repro.errors import UserError
-from snn_repro.paper.results import Group, facts, right_or_none
+from snn_repro.paper.results import Group, facts, over_seeds, right_or_none
 from snn_repro.paper.statistics import mcnemar, paired
 from snn_repro.provenance import moved_since
 from snn_repro.runs.folder import RunResult
@@ -88,19 +88,22 @@ def described(group: Group) -> dict[str, Any]:
 # ---------------------------------------------------------------- one group against another
 
 
-def recipe_difference(a: RunResult, b: RunResult) -> list[str]:
-    """`["recipe.epochs: 150 -> 200", ...]`: differences of two recipes, apart from IMP and loss.
+def changes(a: RunResult, b: RunResult) -> dict[str, str]:
+    """`{"recipe.epochs": "150 -> 200", ...}`: settings and data in which b differs from a.
 
     A value that one run did not record counts as equal.
     """
     fa, fb = facts(a), facts(b)
-    return [
-        f"{k}: {fa.get(k)} -> {fb.get(k)}"
+    return {
+        k: f"{fa.get(k)} -> {fb.get(k)}"
         for k in sorted(fa.keys() | fb.keys())
-        if fa.get(k) != fb.get(k)
-        and not k.startswith(WHAT_A_METHOD_CHANGES)
-        and not (k in RECORDED and None in (fa[k], fb[k]))
-    ]
+        if fa.get(k) != fb.get(k) and not (k in RECORDED and None in (fa[k], fb[k]))
+    }
+
+
+def recipe_difference(a: RunResult, b: RunResult) -> list[str]:
+    """`["recipe.epochs: 150 -> 200", ...]`: `changes` apart from IMP and loss."""
+    return [f"{k}: {values}" for k, values in changes(a, b).items() if not k.startswith(WHAT_A_METHOD_CHANGES)]
 
 
 class Gain(NamedTuple):
@@ -131,15 +134,14 @@ def gain(group: Group, baseline: Group) -> Gain:
     """
     if differences := recipe_difference(baseline.first, group.first):
         raise UserError(f"{baseline.label} has a different recipe ({'; '.join(differences)})")
-    ours, theirs = ({run["seed"]: run for run in g.runs} for g in (group, baseline))
-    seeds = sorted(ours.keys() & theirs.keys())
+    seeds, (theirs, ours) = over_seeds([baseline, group], lambda run: run)
     if not seeds:
         raise UserError(f"{baseline.label} has no seed in common with {group.label}")
-    before, after = ([100 * side[s]["acc_last"] for s in seeds] for side in (theirs, ours))
+    before, after = ([100 * run["acc_last"] for run in side] for side in (theirs, ours))
     test = paired(before, after)
     if len(seeds) > 1:
         return Gain(test.mean, test.low, test.high, test.p, "paired t", test.n, baseline.label)
-    a, b = right_or_none(theirs[seeds[0]]), right_or_none(ours[seeds[0]])
+    a, b = right_or_none(theirs[0]), right_or_none(ours[0])
     if a is None or b is None:
         return Gain(test.mean, None, None, None, "no predictions", 1, baseline.label)
     return Gain(test.mean, None, None, mcnemar(a, b), "McNemar", 1, baseline.label)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -55,6 +55,13 @@ class Group:
         counted = [run["energy"] for run in self.runs if run.get("energy")]
         keys = {"synops": "synops", "macs": "macs", "energy": "energy_pj"}
         return {k: fmean(e[key] for e in counted) / 1e3 if counted else None for k, key in keys.items()}
+
+
+def over_seeds(groups: Sequence[Group], of: Callable[[RunResult], Any]) -> tuple[list[int], list[list[Any]]]:
+    """The seeds that all groups have, and `of` each group's runs of these seeds, [groups][seeds]."""
+    runs = [{run["seed"]: run for run in group.runs} for group in groups]
+    seeds = sorted(set.intersection(*map(set, runs)))
+    return seeds, [[of(mine[seed]) for seed in seeds] for mine in runs]
 
 
 def load(roots: Iterable[str | Path]) -> list[RunResult]:

@@ -4,11 +4,12 @@ Intervals are 95 % confidence intervals. "Paired" means that the k-th values of 
 initial weights, same data order), so that the effect of the seed cancels in the difference.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import optimize, special, stats
 
 EXACT_UP_TO = 16  # pairs: all 2^16 sign patterns are enumerated
 NO_SPREAD = 1e-12  # smaller differences are rounding, not spread
@@ -87,12 +88,7 @@ def equivalence(a: Sequence[float], b: Sequence[float], margin: float) -> float 
     if not margin > 0:
         raise ValueError(f"margin={margin} must be positive")
     mean, sd, n, *_ = paired(a, b)
-    if sd is None:
-        return None
-    inside = margin - abs(mean)
-    if sd <= NO_SPREAD:
-        return 0.0 if inside > 0 else 1.0
-    return float(stats.t.sf(inside * n**0.5 / sd, n - 1))
+    return None if sd is None else _outside(margin - abs(mean), sd, n, n - 1)
 
 
 def power_to_see(effect: float, sd: float, n: int, alpha: float = 0.05) -> float:
@@ -110,7 +106,7 @@ def power_to_exclude(margin: float, sd: float, n: int, alpha: float = 0.05) -> f
 def pairs_needed(effect: float, sd: float, power: float = 0.8, alpha: float = 0.05, exclude: bool = False) -> int:
     """Fewest pairs that detect (or `exclude`) `effect` with this power; at most 1000."""
     of = power_to_exclude if exclude else power_to_see
-    return next((n for n in range(2, 1000) if of(effect, sd, n, alpha) >= power), 1000)
+    return bisect_left(range(1000), power, 2, key=lambda n: of(effect, sd, n, alpha))
 
 
 def sign_flip(differences: Sequence[float] | np.ndarray) -> float | None:
@@ -150,6 +146,118 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty(len(p))
     adjusted[order] = np.maximum.accumulate(np.minimum(1.0, p[order] * np.arange(len(p), 0, -1)))
     return adjusted.tolist()
+
+
+class Verdict(NamedTuple):
+    """One measure of row b against row a; higher is better."""
+
+    found: "Paired | Against"
+    p: float | None  # of the difference, adjusted for all measures that were compared together
+    p_equivalent: float | None  # that it is as large as the margin, adjusted by Holm
+    word: str  # better, worse, equivalent, cannot be said
+    seeds: int | None  # number of seeds that would say it with 80 % power, where it cannot be said
+
+
+def verdicts(
+    pairs: Sequence[tuple[Sequence[float], Sequence[float]]], margin: float, alpha: float = 0.05
+) -> list[Verdict]:
+    """Compare two rows by several measures, such as the accuracy at each time step.
+
+    A pair has the values of rows a and b over the same seeds. Better or worse: p of the paired t-test, by Holm over the
+    measures, is at most alpha. Equivalent: p of `equivalence`, by Holm as well, is, and the difference is not seen.
+    Raises ValueError for unequal lengths or a margin that is not positive.
+    """
+    found = [paired(a, b) for a, b in pairs]
+    same = [equivalence(a, b, margin) for a, b in pairs]
+    adjusted = zip(found, _holm([f.p for f in found]), _holm(same), strict=True)
+    return [_verdict(f, p, q, margin, alpha, len(pairs)) for f, p, q in adjusted]
+
+
+def verdicts_against_baseline(
+    measures: Sequence[Sequence[Sequence[float]]], margin: float, alpha: float = 0.05
+) -> list[list[Verdict]]:
+    """Compare measures of several rows, each [baseline, row, ...] over the same seeds; [measures][rows] verdicts.
+
+    p of a difference is Dunnett's over the rows, by Bonferroni over the measures. p of equivalence has the same pooled
+    variance and is adjusted by Holm over all rows and measures. Raises ValueError as `against_baseline`.
+    """
+    found, steps = [against_baseline(baseline, others) for baseline, *others in measures], len(measures)
+    same = iter(holm([_outside(margin - abs(a.mean), a.sd, a.n, a.df) for row in found for a in row]))
+    return [
+        [_verdict(a, min(1.0, a.p * steps), next(same), margin, alpha, steps * len(row)) for a in row] for row in found
+    ]
+
+
+def _holm(p_values: Sequence[float | None]) -> list[float | None]:
+    known = iter(holm([p for p in p_values if p is not None]))
+    return [None if p is None else next(known) for p in p_values]
+
+
+def _outside(inside: float, sd: float, n: int, df: int) -> float:
+    """p of the two one-sided t-tests of a mean `inside` units within the margin."""
+    if sd <= NO_SPREAD:
+        return 0.0 if inside > 0 else 1.0
+    return float(stats.t.sf(inside * n**0.5 / sd, df))
+
+
+def _verdict(
+    f: "Paired | Against", p: float | None, same: float | None, margin: float, alpha: float, count: int
+) -> Verdict:
+    """The verdict on one of `count` comparisons; seeds are for the level alpha / count, which suffices for Holm."""
+    if p is not None and p <= alpha:
+        return Verdict(f, p, same, "better" if f.mean > 0 else "worse", None)
+    if same is not None and same <= alpha:
+        return Verdict(f, p, same, "equivalent", None)
+    if not f.sd or f.sd <= NO_SPREAD:
+        return Verdict(f, p, same, "cannot be said", None)
+    ways = [pairs_needed(abs(f.mean), f.sd, alpha=alpha / count)]
+    if abs(f.mean) < margin:
+        ways.append(pairs_needed(margin - abs(f.mean), f.sd, alpha=alpha / count, exclude=True))
+    return Verdict(f, p, same, "cannot be said", min(ways))
+
+
+class Against(NamedTuple):
+    """Difference of a row from the baseline, with simultaneous 95 % interval and Dunnett's p."""
+
+    mean: float
+    sd: float  # of the difference of two rows at one seed, from the pooled variance
+    n: int
+    low: float
+    high: float
+    p: float
+    df: int
+
+
+def against_baseline(baseline: Sequence[float], others: Sequence[Sequence[float]]) -> list[Against]:
+    """Dunnett's test (1955) of rows against one baseline, with seeds as blocks.
+
+    Each row has values of the same n seeds in the same order. The variance is pooled over all rows: the residual of row
+    and seed effects, with m (n - 1) degrees of freedom for m rows. Without any spread, p is the sign-flip test's times
+    m. Raises ValueError for unequal lengths or fewer than two seeds.
+    """
+    rows = [_finite(row) for row in (baseline, *others)]
+    m, n = len(others), len(rows[0])
+    if m < 1 or n < 2 or any(len(row) != n for row in rows):
+        raise ValueError(f"a baseline, another row and two common seeds are needed, got {[len(row) for row in rows]}")
+    x, df = np.array(rows), m * (n - 1)
+    residual = x - x.mean(0) - x.mean(1, keepdims=True) + x.mean()
+    sd = float(2 * (residual**2).sum() / df) ** 0.5
+    means = (x[1:].mean(1) - x[0].mean()).tolist()
+    if sd <= NO_SPREAD:
+        return [Against(d, 0.0, n, d, d, 1.0 if abs(d) <= NO_SPREAD else min(1.0, m * 2 / 2**n), df) for d in means]
+    error = sd / n**0.5
+    reach = error * float(optimize.brentq(lambda t: dunnett_p(t, m, df) - 0.05, 0, 1000))
+    return [Against(d, sd, n, d - reach, d + reach, dunnett_p(abs(d) / error, m, df), df) for d in means]
+
+
+def dunnett_p(t: float, m: int, df: int) -> float:
+    """P(max |T| >= t) of m Student variables with correlations of 1/2."""
+    z, weight = np.polynomial.hermite_e.hermegauss(64)
+    u = (np.arange(1000) + 0.5) / 1000
+    s = np.sqrt(stats.chi2.ppf(u**3, df) / df)[:, None]  # dense where s is small: there are the tails of T
+    inside = special.ndtr(z + 2**0.5 * t * s) - special.ndtr(z - 2**0.5 * t * s)
+    outside = (1 - inside**m) @ weight / weight.sum()
+    return float((outside * 3 * u**2).mean())
 
 
 def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:

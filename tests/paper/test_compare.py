@@ -4,8 +4,10 @@ import csv
 import io
 import json
 
+import numpy as np
 import pytest
 from fake_runs import fake_run
+from scipy import stats
 
 import compare as compare_py
 from compare import compare, to_text
@@ -14,6 +16,7 @@ from snn_repro.errors import UserError
 from snn_repro.paper.differences import recipe_difference
 from snn_repro.paper.formats import to_csv, to_markdown
 from snn_repro.paper.results import group_runs, load
+from snn_repro.paper.statistics import against_baseline
 
 
 @pytest.fixture
@@ -184,6 +187,104 @@ def test_threads_processes_and_changes_on_resume_are_named(tmp_path):
     assert "not recorded in digits-small-if_imp-tet" in text and "processes differ" in text and "4 in digits" in text
     assert "digits-small-if_imp-lts [a] (seed 0) was resumed under other conditions: threads: 1 -> 2" in text
     assert marks(table)["digits-small-if_imp-sdt [b]"] == "processes=1, threads=1 and 2"
+
+
+# ---------------------------------------------------------------- a row against another
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Rows of 5 seeds: lts is better than sdt at the readout, by 2 points and noise; lts has a seed more."""
+    for seed, noise in enumerate(np.random.default_rng(0).standard_normal(5)):
+        for loss, gain, first in (("sdt", 0, 0.5), ("lts", 0.02 + 0.002 * noise, 0.5 + 0.02 * noise)):
+            right = np.arange(10_000) < round((0.9 + 0.01 * seed + gain) * 10_000)
+            steps = {"acc_step": [first, right.mean() / 2, right.mean(), right.mean()]}
+            fake_run(tmp_path / loss, f"loss={loss}", "dataset.train_subset=500", seed=seed, right=right, extra=steps)
+    fake_run(tmp_path / "lts", "loss=lts", "dataset.train_subset=500", seed=9, acc=0.1)
+    return tmp_path
+
+
+def said(capsys, *words) -> str:
+    """What the program says in one wide line, after exit code 0, or its one line of error."""
+    code = compare_py.main([*map(str, words)])
+    out, err = capsys.readouterr()
+    assert code == (2 if err else 0) and err.count("\n") == (1 if err else 0)
+    return " ".join((out or err).split())
+
+
+def test_two_rows_are_paired_over_seeds_at_the_readout_and_at_each_step(two, capsys):
+    text = said(capsys, two / "sdt", two / "lts", "--format", "json")
+    table, found = json.loads(text)
+    a, b = ([r["acc_last"] * 100 for r in load([two / loss]) if r["seed"] < 9] for loss in ("sdt", "lts"))
+    readout, *steps = found["rows"]
+    t = stats.ttest_rel(b, a)
+    assert (readout["difference"], readout["p"]) == pytest.approx((np.mean(b) - np.mean(a), t.pvalue))
+    assert [readout["low"], readout["high"]] == pytest.approx(list(t.confidence_interval()))
+    assert (readout["p_sign_flip"], readout["p_adjusted"], readout["verdict"]) == (2 / 2**5, readout["p"], "better")
+    assert [row["at"] for row in steps] == [f"step {t}" for t in (1, 2, 3, 4)] and len(table["rows"]) == 2
+    assert [row["verdict"] for row in steps] == ["cannot be said", *["better"] * 3]
+    assert steps[2]["p_adjusted"] == pytest.approx(4 * steps[2]["p"])
+    assert steps[0]["seeds"] > 5 and readout["seeds"] is None
+    notes = " ".join(found["notes"])
+    assert "paired over 5 common seeds: 0, 1, 2, 3, 4" in notes and "lts, seed 9" in notes
+    assert "B differs from A in loss.name: sdt -> lts" in notes and "mean, digits-small-if_imp-lts: last" in notes
+    swapped = json.loads(said(capsys, two / "lts", two / "sdt", "--format", "json"))[1]["rows"][0]
+    assert swapped["verdict"] == "worse" and swapped["difference"] == -readout["difference"]
+    wide = json.loads(said(capsys, two / "lts", two / "sdt", "--format", "json", "--margin", "5"))[1]["rows"]
+    assert wide[0]["verdict"] == "worse, < 5" and wide[1]["verdict"] == "equivalent"
+
+
+def test_rows_are_folders_names_or_settings(two, capsys, monkeypatch):
+    monkeypatch.chdir(two)
+    names = "digits-small-if_imp-sdt", "digits-small-if_imp-lts"
+    whole = said(capsys, *names, "--in", ".", "--format", "csv")
+    assert whole.startswith("baseline,row,at,n,difference,low,high,p,") and whole.count("better") == 4
+    assert ",0.0000," not in whole
+    as_printed = f"{names[0]},recipe.lr=0.005", f"{names[1]} [loss.name=lts]"
+    for words in (("loss=sdt,neuron.initial=imp", "loss=lts"), ("sdt", names[1]), as_printed):
+        assert said(capsys, *words, "--in", ".", "--format", "csv") == whole
+    assert said(capsys, "sdt", "lts", "--format", "csv") == whole  # below the table in the other formats
+    for form, mark in (("text", "A: digits-small-if_imp-sdt"), ("markdown", "### B - A in points"), ("latex", "B - A")):
+        text = said(capsys, "sdt", "lts", "--format", form)
+        assert "cannot be said" in text and mark in text and "Runs by row" in text
+    for words, error in {
+        ("loss=sdt", "loss=tet"): "compare.py: loss=tet: no run has this value; loss is lts, sdt",
+        ("loss=sdt", names[1] + "x"): f"did you mean '{names[1]}'?", ("loss=sdt", "neuron=if_imp"): "is 2 rows of ., which differ in name (",
+        ("loss=sdt", "sdt"): "are not 2 rows", ("sdt", "lts", "--margin", "0"): "--margin 0: a positive", ("sdt", "--test"): "two or more",
+    }.items():  # fmt: skip
+        assert error in said(capsys, *words, "--in", ".")
+    assert "and no runs are in runs or results/runs" in said(capsys, "loss=sdt", "loss=lts")
+
+
+def test_what_cannot_be_paired_is_named(two, capsys):
+    fake_run(two / "short", "loss=lts", "dataset.train_subset=500", "recipe.epochs=7")
+    fake_run(two / "dvs", "dataset=digits_dvs", "loss=lts")
+    fake_run(two / "split", "loss=lts", "dataset.train_subset=500", split="b" * 64)
+    fake_run(two / "late", "loss=tet", "dataset.train_subset=500", seed=5)
+    for other, why in {
+        "short": "in more than the rows say: recipe.epochs: 30 -> 7;", "split": "not tested on the same data as",
+        "dvs": "dataset.name: digits -> digits_dvs", "late": "1 must be common, and 0 are; run the missing seeds (",
+    }.items():  # fmt: skip
+        assert "- not compared: " in (text := said(capsys, two / "sdt", two / other)) and why in text
+        assert why in said(capsys, two / "sdt", two / "lts", two / other, "--test") or other == "late"
+    words = "loss=sdt", "loss=lts,recipe.epochs=7", "--in", two, "--format", "json"
+    found = json.loads(said(capsys, *words))[1]
+    assert "recipe.epochs: 30 -> 7" in found["notes"][0] and found["rows"][0]["verdict"] == "cannot be said"  # one seed
+
+
+def test_several_rows_are_compared_with_the_first_one(two, capsys):
+    for seed in range(1, 4):
+        fake_run(two / "tet", "loss=tet", "dataset.train_subset=500", seed=seed, acc=0.91 + 0.01 * seed)
+    folders = [two / loss for loss in ("sdt", "lts", "tet")]
+    assert len(json.loads(said(capsys, *folders, "--format", "json"))) == 1  # one table, as many folders always give
+    _, lts, tet = json.loads(said(capsys, *folders, "--test", "--format", "json"))
+    values = [[100 * r["acc_last"] for r in load([folder]) if r["seed"] in (1, 2, 3)] for folder in folders]
+    expected = against_baseline(values[0], values[1:])
+    for found, one in zip((lts, tet), expected, strict=True):
+        numbers = [found["rows"][0][key] for key in ("n", "difference", "low", "high", "p")]
+        assert numbers == pytest.approx([3, one.mean, one.low, one.high, one.p])
+    assert "Dunnett" in " ".join(tet["notes"]) and "loss.name: sdt -> tet" in tet["notes"][0]
+    assert "p steps" in said(capsys, *folders, "--test")
 
 
 # ---------------------------------------------------------------- damaged and foreign files
