@@ -376,7 +376,7 @@ def _stacked(console: Console, table: Table, title: Text, lines: list[list[str]]
 
 
 def _latex(table: Table) -> str:
-    return "% \\usepackage{booktabs,graphicx}\n" + to_latex(table)
+    return "% \\usepackage{booktabs}\n" + to_latex(table)
 
 
 FORMATS: dict[str, Callable[[Table], str]] = {
