@@ -641,7 +641,7 @@ FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
     "text": lambda tables: "\n".join(map(to_text, tables)),
     "markdown": lambda tables: "\n".join(map(to_markdown, tables)),
     "csv": _csv,
-    "latex": lambda tables: "% \\usepackage{booktabs,graphicx}\n" + "\n".join(map(to_latex, tables)),
+    "latex": lambda tables: "% \\usepackage{booktabs}\n" + "\n".join(map(to_latex, tables)),
     "json": _json,
 }
 

@@ -1,4 +1,4 @@
-"""Draw the figures from committed data: results/figures/*.svg and *.png.
+"""Draw the figures from committed data: results/figures/*.svg and *.pdf.
 
 python scripts/make_figures.py                                draw all
 python scripts/make_figures.py figure=NAME                    draw one

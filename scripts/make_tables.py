@@ -11,7 +11,8 @@ the same results, and the tables of sources in docs/paper_and_code_*.md from doc
 import json
 import re
 import sys
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import yaml
@@ -21,7 +22,7 @@ from snn_repro.config import hashed
 from snn_repro.errors import DataError, UserError
 from snn_repro.files import write_text
 from snn_repro.paper.differences import older_note
-from snn_repro.paper.formats import Table, cell, to_csv, to_markdown
+from snn_repro.paper.formats import Column, Table, cell, to_csv, to_markdown
 from snn_repro.paper.results import group_runs, load, packed_right
 from snn_repro.paper.rows import PaperRow, configs, load_rows
 from snn_repro.paper.tables import TITLES, paper_table, runs_table
@@ -76,14 +77,20 @@ def generate(results: Path, rows: Iterable[PaperRow]) -> dict[str, str]:
     }
     tables["runs"] = runs_table(groups, [note.replace(f"{runs}/", "") for note in left_out])
     formats = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
-    return {f"{name}.{end}": write(table) for name, table in tables.items() for end, write in formats.items()}
+    written = {f"{name}.{end}": write(table) for name, table in tables.items() for end, write in formats.items()}
+    del written["runs.tex"]  # the list of all runs is no table for a paper
+    return written
 
 
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "−": "$-$", "<": "$<$", ">": "$>$",
-    "≥": r"$\ge$",
+    "≥": r"$\ge$", "≤": r"$\le$", "—": "---", "–": "--", "…": r"\dots{}",
 }  # fmt: skip
+LINE = 390.0  # points: width of a table; a line of NeurIPS has 397
+ACROSS = (40, 28, 20, 14, 10)  # letters in a line of a cell: the first that fits, else the table is split
+HEADER = 14  # letters in a line of a header
+TALL = 56  # lines on a page
 
 
 def _tex(text: str) -> str:
@@ -92,20 +99,93 @@ def _tex(text: str) -> str:
 
 
 def to_latex(table: Table) -> str:
-    r"""A booktabs table as wide as the line; needs \usepackage{booktabs,graphicx}."""
-    head, *rows = (" & ".join(line) + r" \\" for line in table.lines(_tex))
-    align = "".join("l" if c.kind == "text" else "r" for c in table.shown)
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{_tex(table.title)}}}",
-        rf"\resizebox{{\linewidth}}{{!}}{{\begin{{tabular}}{{{align}}}",
-        *(r"\toprule", head, r"\midrule", *rows, r"\bottomrule"),
-        r"\end{tabular}}",
-        *(rf"\par\footnotesize {_tex(note)}" for note in table.notes),
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
+    r"""A booktabs table in type of 8 pt for a line of 5.5 inches (NeurIPS); needs \usepackage{booktabs}.
+
+    Columns without a value are left out, and long cells have several lines. A table that is still too wide is split into
+    parts, which repeat the columns that name a row; what is too tall for a page goes on in the next float, without a
+    second caption. Notes are below the last part.
+    """
+    filled = [c for i, c in enumerate(table.shown) if i == 0 or any(cell(row.get(c.key)) for row in table.rows)]
+    first, rest = [c for c in filled if c.key in table.named_by], [c for c in filled if c.key not in table.named_by]
+    across = next((n for n in ACROSS if _width(table, filled, n) <= LINE), 14)
+    parts: list[list[Column]] = [[]]
+    for column in rest:
+        if parts[-1] and _width(table, [*first, *parts[-1], column], across) > LINE:
+            parts.append([])
+        parts[-1].append(column)
+    blocks = [block for part in parts for block in _tabulars(table, [*first, *part], across)]
+    keys = {c.key for c in filled}
+    if notes := [note for note in dict.fromkeys(table.notes) if keys & set(table.about.get(note, keys))]:
+        for text in textwrap.wrap(
+            " ".join(note if note.endswith(".") else f"{note}." for note in notes), 90 * TALL // 2
+        ):
+            blocks.append(([rf"\raggedright {_tex(text)}"], 1 + len(text) // 90))
+    title = re.sub(r"^(Table \d): (.*)", r"\2 (\1 of the paper)", table.title)
+    head = [r"\begin{table}", r"\centering", r"\fontsize{8}{9.5}\selectfont", r"\setlength{\tabcolsep}{3pt}"]
+    lines, height = [*head, rf"\caption{{{_tex(title)}}}"], 0
+    for body, tall in blocks:
+        if height and height + tall > TALL:
+            lines += [r"\end{table}", *head]
+        elif height:
+            lines.append(r"\par\medskip")
+            tall += height + 1
+        lines, height = lines + body, tall
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def _tabulars(table: Table, columns: Sequence[Column], across: int) -> list[tuple[list[str], int]]:
+    """Some columns as one tabular, or as several of at most TALL lines: the LaTeX and the height of each."""
+    sides = ["l" if c.kind in ("text", "steps") else "r" for c in columns]
+
+    def line(texts: Iterable[str], at: str) -> tuple[str, int]:
+        cells, tall = [], 1
+        for c, text, side in zip(columns, texts, sides, strict=True):
+            parts = _wrapped(text, HEADER if at == "b" else _letters(table, c, across))
+            tall = max(tall, len(parts))
+            inside = r" \\ ".join(map(_tex, parts))
+            cells.append(
+                rf"\begin{{tabular}}[{at}]{{@{{}}{side}@{{}}}}{inside}\end{{tabular}}" if parts[1:] else inside
+            )
+        return " & ".join(cells) + r" \\", tall
+
+    head, head_tall = line([c.header for c in columns], "b")
+    rows: list[list[str]] = [[]]
+    heights = [head_tall + 2]
+    for row in table.rows:
+        text, tall = line([cell(row.get(c.key)) for c in columns], "t")
+        if rows[-1] and heights[-1] + tall > TALL:
+            rows.append([])
+            heights.append(head_tall + 2)
+        rows[-1].append(text)
+        heights[-1] += tall
+    begin, end = (
+        [rf"\begin{{tabular}}{{{''.join(sides)}}}", r"\toprule", head, r"\midrule"],
+        [r"\bottomrule", r"\end{tabular}"],
+    )
+    return [([*begin, *some, *end], tall) for some, tall in zip(rows, heights, strict=True)]
+
+
+def _letters(table: Table, column: Column, across: int) -> int:
+    """Letters in a line of a column: more for long text beside the names."""
+    return max(across, 30) if column.kind == "text" and column.key not in table.named_by else across
+
+
+def _wrapped(text: str, across: int) -> list[str]:
+    return textwrap.wrap(text, across) or [""]
+
+
+def _width(table: Table, columns: Sequence[Column], across: int) -> float:
+    """Width in points at 8 pt, estimated from the letters."""
+
+    def of(text: str) -> float:
+        return sum(6.2 if c.isupper() or c in "mw%±+@" else 2.8 if c in "ijl.,:;|'()[] " else 4.35 for c in text)
+
+    total = 0.0
+    for c in columns:
+        texts = {cell(row.get(c.key)) for row in table.rows}
+        lines = [line for text in texts for line in _wrapped(text, _letters(table, c, across))]
+        total += 6 + max(map(of, [*lines, *_wrapped(c.header, HEADER)]))
+    return total
 
 
 MEASURED = re.compile(r"(<!-- (accuracy|steps|linear|times) ([^>]+) -->).*?(<!-- / -->)", re.DOTALL)

@@ -1,4 +1,6 @@
-"""Create a W&B view: accuracy by time step, reproduced against paper, convergence.
+"""Create a W&B view: accuracy against time step, reproduced against paper, convergence.
+
+Every line and bar is one row: mean and standard deviation over its seeds, never over data sets.
 
 python scripts/wandb_workspace.py --entity TEAM [--project snn_repro] [--table 1|2|3]   save the view, print its URL
 python scripts/wandb_workspace.py --entity TEAM --print                                 print it without a server
@@ -28,15 +30,16 @@ def build(entity: str, project: str, table: str | None = None):
         raise UserError("the view needs another package: pip install 'snn_repro[dashboard]'") from None
     from wandb_workspaces.expr import Tags
 
-    def lines(title: str, x: str, *y: str, by: str = "loss.name", **more):
-        return wr.LinePlot(title=title, x=x, y=list(y), groupby=wr.Config(by), groupby_rangefunc="stddev", **more)
+    by_row = dict(groupby=wr.Metric("Group"), groupby_rangefunc="stddev")  # one row over its seeds, so of one data set
+
+    def lines(title: str, x: str, *y: str, **more):
+        return wr.LinePlot(title=title, x=x, y=list(y), **by_row, **more)
 
     time_steps = ws.Section(
         name="Accuracy against time step", is_open=True,
         panels=[
-            lines("y_t alone, by loss", "final/time_step", "final/acc_step", title_x="time step"),
-            lines("mean of y_1..y_t, by loss", "final/time_step", "final/acc_cum", title_x="time step"),
-            lines("y_t alone, by neuron's initial potential", "final/time_step", "final/acc_step", by="neuron.imp"),
+            lines("y_t alone", "final/time_step", "final/acc_step", title_x="time step"),
+            lines("mean of y_1..y_t", "final/time_step", "final/acc_cum", title_x="time step"),
             lines(
                 "y_t alone after 25, 50, 75 and 100 % of the epochs", "final/time_step",
                 *(f"time_steps/acc_step_{percent}" for percent in GROWTH), "final/acc_step", title_x="time step",
@@ -50,11 +53,11 @@ def build(entity: str, project: str, table: str | None = None):
         panels=[
             wr.BarPlot(
                 title="test accuracy of the last epoch, mean and spread over seeds", metrics=["acc_last"],
-                groupby=wr.Config("paper_row"), groupby_rangefunc="stddev", max_bars_to_show=len(rows),
+                **by_row, max_bars_to_show=100,
             ),
             wr.BarPlot(
                 title="best epoch on the test set, as the paper reports (optimistic)", metrics=["acc_best_test"],
-                groupby=wr.Config("paper_row"), groupby_rangefunc="stddev", max_bars_to_show=len(rows),
+                **by_row, max_bars_to_show=100,
             ),
             wr.MarkdownPanel(markdown=paper_numbers(rows)),
         ],
@@ -65,7 +68,7 @@ def build(entity: str, project: str, table: str | None = None):
             lines("test accuracy", "epoch", "acc"),
             lines("validation accuracy", "epoch", "val_acc"),
             lines("training loss", "epoch", "train_loss", log_y=True),
-            lines("learning rate", "epoch", "lr", by="paper_row"),
+            lines("learning rate", "epoch", "lr"),
         ],
     )  # fmt: skip
     name = f"snn_repro, table {table}" if table else "snn_repro"

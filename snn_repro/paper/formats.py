@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -28,6 +28,8 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[dict[str, Any]]
     notes: Sequence[str] = field(default_factory=list)
+    named_by: Sequence[str] = ("row",)  # keys of the columns that name a row
+    about: Mapping[str, Sequence[str]] = field(default_factory=dict)  # note: the columns that it explains
 
     @property
     def shown(self) -> list[Column]:

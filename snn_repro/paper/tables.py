@@ -44,14 +44,16 @@ ENERGY_NOTE = (
     "synops (accumulations driven by spikes), MACs and energy: mean over the seeds that counted them (`energy`); "
     "4.6 pJ per MAC, 0.9 pJ per synaptic operation"
 )
-PAPER_NOTES = [
-    "paper: as printed, one run, best epoch on the test set; (quoted): numbers from other papers",
-    f"best on test*: {OPTIMISTIC}; last epoch, validation: not selected on the test set; mean ± sample sd over seeds",
-    "95 % interval: Student's t over seeds; (sample): one seed, Wilson's interval over test samples",
+PAPER_NOTES: dict[str, tuple[str, ...]] = {  # note: the columns that it explains
+    "paper: as printed, one run, best epoch on the test set; (quoted): numbers from other papers": ("accuracy",),
+    f"best on test*: {OPTIMISTIC}; last epoch, validation: not selected on the test set; mean ± sample sd over seeds": (
+        "acc_last",
+    ),
+    "95 % interval: Student's t over seeds; (sample): one seed, Wilson's interval over test samples": ("interval",),
     "our gain: last epoch, over runs of the same recipe, paired t-test over seeds or McNemar's test for one seed; the "
-    "paper's gain: over another paper's recipe",
-    "empty cell: no run",
-]
+    "paper's gain: over another paper's recipe": ("gain_1", "gain"),
+    "empty cell: no run": ("acc_last",),
+}
 
 
 def paper_table(number: int | str, rows: Iterable[PaperRow], groups: Sequence[Group]) -> Table:
@@ -65,15 +67,16 @@ def paper_table(number: int | str, rows: Iterable[PaperRow], groups: Sequence[Gr
             network=row.network, T=row.T, accuracy=row.accuracy, corrected=row.corrected, gain=row.gain, params_M=row.params_M,
         )  # fmt: skip
         if row.notes:
-            notes.append(row.notes)
-            base["note"] = f"[{len(notes)}]"
+            notes += [] if row.notes in notes else [row.notes]
+            base["note"] = f"[{notes.index(row.notes) + 1}]"
         mine = [g for g in groups if g.first["paper_row"] == row.id]
         mine.sort(key=lambda g: (g.first["config"].get("fidelity") == "described", g.label))
         used += mine
         shown += [base | ours(group, groups, notes) for group in mine] or [base]
     columns = [*measured_columns([*PAPER_COLUMNS, *OUR_COLUMNS], shown), Column("note", "note")]
     numbered = [f"[{i}] {note}" for i, note in enumerate(notes, 1)]
-    return Table(TITLES[number], columns, shown, [*PAPER_NOTES, *_energy(columns), *remarks(used), *numbered])
+    below = [*PAPER_NOTES, *_energy(columns), *remarks(used), *numbered]
+    return Table(TITLES[number], columns, shown, below, ("dataset", "size", "method", "network", "T"), PAPER_NOTES)
 
 
 def measured_columns(columns: Iterable[Column], rows: Sequence[dict[str, Any]]) -> list[Column]:
@@ -95,7 +98,7 @@ def runs_table(groups: Sequence[Group], left_out: Sequence[str]) -> Table:
     rows = [dict(row=g.label, readout=g.first["readout"], acc_step=g.steps()) | ours(g, groups, notes) for g in beside]
     first = [Column("row", "row"), Column("T", "T", "number"), Column("readout", "readout")]
     columns = [*first, *measured_columns(OUR_COLUMNS, rows), BY_STEP]
-    below = [*PAPER_NOTES[1:-1], STEP_BY_STEP, *_energy(columns), *remarks(beside), *notes, *left_out]
+    below = [*list(PAPER_NOTES)[1:-1], STEP_BY_STEP, *_energy(columns), *remarks(beside), *notes, *left_out]
     return Table("Runs beside the paper's rows", columns, rows, below)
 
 

@@ -11,7 +11,7 @@ import torch
 from fake_runs import fake_run
 from scripts_of_ours import script
 
-from snn_repro.paper.figures import accuracy_steps, render
+from snn_repro.paper.figures import accuracy_steps, render, seeds
 from snn_repro.paper.results import group_runs, load
 from snn_repro.provenance import code_version
 from snn_repro.registry import FIGURES
@@ -115,21 +115,35 @@ def results(tmp_path_factory):
 
 @pytest.mark.parametrize("name", figures.names())
 def test_every_figure_draws_the_same_bytes_again_and_says_its_n(results, name, monkeypatch):
-    svg, png = ((results / "figures" / f"{name}.{form}").read_bytes() for form in ("svg", "png"))
+    svg, pdf = ((results / "figures" / f"{name}.{form}").read_bytes() for form in ("svg", "pdf"))
     drawn = []
     with matplotlib.rc_context({"font.size": 30, "svg.hashsalt": None}):  # a user's own settings change nothing
         draw = FIGURES[name]
         monkeypatch.setitem(FIGURES, name, lambda at: drawn.append(draw(at)) or drawn[0])
         files = render(name, results)
-    assert [*files.values()] == [svg, png]
-    assert re.search(r"\bn(, from the left:| =) [\d,]+", texts(drawn[0]))
-    assert svg.startswith(b"<?xml") and png.startswith(b"\x89PNG")
-    assert not re.search(r"20\d\d-\d\d|<dc:date|/home|/tmp", svg.decode())
-    assert f"## {name}" in (results / "figures" / "README.md").read_text()
+    assert [*files.values()] == [svg, pdf]
+    assert re.search(r"\bn(, by panel:| =) [\d,]+", texts(drawn[0]))
+    assert svg.startswith(b"<?xml") and pdf.startswith(b"%PDF") and b"CreationDate" not in pdf
+    assert not re.search(r"20\d\d-\d\d|<dc:date|/home|/tmp", text := svg.decode())
+    sizes = [float(size) for size in re.findall(r"(?:font: |font-size: )([\d.]+)px", text)]
+    assert 'width="396pt"' in text and min(sizes) >= 7  # 5.5 inches, not scaled in a paper
+    (source,) = re.findall(r"<dc:description>(.*?)</dc:description>", text)
+    assert "version of the numbers: " in source
+    readme = (results / "figures" / "README.md").read_text()
+    assert f"## {name}" in readme and f"Made from {source}." in readme
+    if name == "first_page":
+        hashes = {r["recipe_hash"][:8] for r in load([results / "runs" / "initial_state"])}
+        assert source.startswith(f"runs: {', '.join(sorted(hashes))}; ")
+
+
+def test_numbers_of_seeds_say_whose_they_are():
+    assert seeds([("SDT", 8), ("TET", 8)]) == "n = 8"
+    assert seeds([("SDT", 8), ("TET-S", 5), ("TET", 8)]) == "n = 8 (SDT, TET), 5 (TET-S)"
 
 
 def texts(figure) -> str:
-    found = [t.get_text() for axes in figure.axes for t in (axes.title, *axes.texts)]
+    found = [axes.get_title(at) for axes in figure.axes for at in ("left", "center")]
+    found += [text.get_text() for axes in figure.axes for text in axes.texts]
     return "\n".join([*found, figure.get_supxlabel()])
 
 

@@ -2,13 +2,14 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
 from snn_repro.config import ConfigError, choices, load_config
 from snn_repro.errors import Interrupted, UserError
 from snn_repro.registry import LOGGERS
-from snn_repro.runs.loggers import Loggers
+from snn_repro.runs.loggers import Loggers, group_of
 from snn_repro.settings import Setting
 from snn_repro.train import run
 
@@ -105,6 +106,23 @@ def test_a_package_that_is_missing_costs_a_run_one_warning_each(quick, tmp_path,
     assert len(said) == 2 and all("stopped logging this run (ModuleNotFoundError" in line for line in said)
 
 
+def test_rows_that_differ_in_an_override_have_groups_of_their_own(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def group(*overrides: str) -> str:
+        config = load_config(list(overrides))
+        return group_of(config, Path(config.run_dir))
+
+    assert group("seed=1") == group("seed=2", "logger=none") == "digits-small-if_imp-lts"
+    assert group("recipe.epochs=30") == "digits-small-if_imp-lts/recipe.epochs=30" != group("recipe.epochs=40")
+    elsewhere = [
+        group("hydra.run.dir=mine", f"seed={seed}", f"recipe.epochs={n}") for seed, n in ((1, 3), (2, 3), (2, 4))
+    ]
+    assert elsewhere[0] == elsewhere[1] != elsewhere[2] and elsewhere[2].startswith("digits-small-if_imp-lts/")
+    long = [group("name=" + 120 * "a", f"recipe.epochs={n}") for n in (30, 40)]
+    assert len(set(long)) == 2 and all(len(text) <= 110 for text in long)
+
+
 # ---------------------------------------------------------------- TensorBoard
 
 
@@ -142,7 +160,10 @@ def test_tensorboard_of_a_stopped_and_resumed_run_has_every_epoch_once_and_the_r
     assert [(line["epoch"], line["firing_rates"]["sn1"]) for line in lines] == scalars(read, "firing_rate/sn1")
     assert list(enumerate(result.acc_step, 1)) == scalars(read, "final/acc_step against time step")
     assert [(3, result.acc_last)] == scalars(read, "final/acc_last")
-    assert "custom_scalars__config__" in read.Tags()["tensors"]
+    (layout,) = read.Tensors("custom_scalars__config__")
+    assert all(
+        f"^acc_{kind}/t{t}$".encode() in layout.tensor_proto.string_val[0] for kind in ("step", "cum") for t in (1, 4)
+    )
     assert b"batch_size" in read.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
     hparams = {name for name, m in read.summary_metadata.items() if m.plugin_data.plugin_name == "hparams"}
     assert hparams == {f"_hparams_/{part}" for part in ("experiment", "session_start_info", "session_end_info")}

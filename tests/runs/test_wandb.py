@@ -16,6 +16,7 @@ from scripts_of_ours import script
 
 from snn_repro.config import config_hash, load_config, to_dict
 from snn_repro.errors import UserError
+from snn_repro.runs.loggers import group_of
 from snn_repro.runs.loggers import wandb as ours
 from snn_repro.runs.loggers.wandb import GROWTH, Log, checked_mode
 from snn_repro.train import run
@@ -64,9 +65,9 @@ def test_name_group_tags_configuration_every_epoch_and_the_result(logged):
     """Accuracy against time step has an axis that runs share: after parts of the epochs, and the final one."""
     config, result, folder, records = logged
     summary = json.loads(inspect(folder, "--summary"))
-    assert summary["name"] == "table1_cifar10_tet/seed3" and summary["run_id"] == f"{config_hash(config)}-3"
+    assert summary["name"] == f"{group_of(config, folder)}/seed3" and summary["run_id"] == f"{config_hash(config)}-3"
     assert set(summary["tags"]) == {"table1", "digits", "small", "if_imp", "tet_s", "mine"}
-    assert records["run"][0]["run_group"] == "table1_cifar10_tet" and records["run"][0]["job_type"] == "train"
+    assert records["run"][0]["run_group"] == group_of(config, folder) and records["run"][0]["job_type"] == "train"
     assert summary["config"] == to_dict(config) and records["exit"][0].get("exit_code", 0) == 0
     history, lines = [h["item"] for h in records["history"]], metrics(folder)
     for line, item in zip(lines, history, strict=False):
@@ -262,6 +263,7 @@ def test_the_saved_view(capsys):
     sections = json.loads(capsys.readouterr().out)["spec"]["section"]["panelBankConfig"]["sections"]
     plots = [panel["config"] for section in sections for panel in section["panels"]]
     assert [plots[0][k] for k in ("xAxis", "metrics")] == ["final/time_step", ["final/acc_step"]]
+    assert {p["groupBy"] for p in plots if p.get("aggregate")} == {"group"}  # rows, never data sets
     markdown = next(p["value"] for p in plots if p.get("value"))
     assert "| table1_cifar10_sdt | 94.56 |" in markdown and "table2" not in markdown
     assert {m for p in plots for m in p.get("metrics") or []} == {

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -35,7 +36,7 @@ def make(chosen: Iterable[str], results: Path) -> list[str]:
             for path, content in render(name, results).items():
                 with replace_atomically(path) as temporary:
                     temporary.write_bytes(content)
-            print(f"{folder / name}.svg, .png")
+            print(f"{folder / name}.svg, .pdf")
         except MissingData as error:
             missing.append(f"{name} skipped: {error}")
     write_text(folder / "README.md", index(folder))
@@ -57,16 +58,25 @@ def index(folder: Path) -> str:
         "# Figures",
         "",
         f"Drawn by `{PROGRAM}` from the files in this folder and in `../runs`, with matplotlib {matplotlib.__version__};",
-        "another version may give different bytes for the same numbers.",
+        "another version may give different bytes for the same numbers. Each figure is there as SVG and as PDF, 5.5 inches wide for a",
+        "page of NeurIPS, with text of at least 7 pt. Its metadata and the line below it name the runs (`recipe_hash`), the version of the",
+        "numbers and the commits.",
         "",
     ]
     for name in names():
         if (folder / f"{name}.svg").exists():
             caption = " ".join((figure(name).__doc__ or "").split())
-            lines += [f"## {name}", "", f"![{name}]({name}.svg)", "", caption, "", f"    {PROGRAM} figure={name}"]
+            lines += [f"## {name}", "", f"![{name}]({name}.svg)", "", caption, "", *_source(folder / f"{name}.svg")]
+            lines += [f"    {PROGRAM} figure={name}"]
             data = folder / f"{name}.json"
             lines += [f"    {read(data)['command']}    # its data", ""] if data.exists() else [""]
     return "\n".join(lines)
+
+
+def _source(svg: Path) -> list[str]:
+    """The line on the runs of a figure, from its metadata."""
+    found = re.search("<dc:description>(.*?)</dc:description>", svg.read_text("utf-8"), re.DOTALL)
+    return [f"Made from {found[1]}.", ""] if found else []
 
 
 def measured(results: Path, name: str, hint: str = "") -> dict[str, Any]:

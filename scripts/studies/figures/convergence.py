@@ -17,7 +17,7 @@ from snn_repro.errors import UserError
 from snn_repro.losses import build_loss
 from snn_repro.neurons import build_neuron
 from snn_repro.paper.differences import older_note
-from snn_repro.paper.figures import footnote, line
+from snn_repro.paper.figures import WIDE, footnote, line
 from snn_repro.provenance import code_version
 from snn_repro.registry import FIGURES
 from studies.figures import PROGRAM, measured, write_data
@@ -88,7 +88,7 @@ def draw(results: Path) -> Figure:
 
 def draw_curves(data: dict[str, Any]) -> Figure:
     """One panel a T: each curve is the loss that this training minimises. Where curves meet, the lower one is wider."""
-    figure = Figure(figsize=(7.2, 5.4))
+    figure = Figure(figsize=(WIDE, 4.2))
     for axes, steps in zip(figure.subplots(2, 2, sharex=True, sharey=True).flat, TIMESTEPS, strict=True):
         for i, curve in enumerate(c for c in data["curves"] if c["timesteps"] == steps):
             epochs = np.arange(len(curve["values"])) * curve["every"]
@@ -99,12 +99,14 @@ def draw_curves(data: dict[str, Any]) -> Figure:
                 markeredgecolor="white", markeredgewidth=0.6, **look,
             )  # fmt: skip
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.set_title(f"T = {steps}" + (" (the three losses are one)" if steps == 1 else ""))
     for axes in figure.axes[2:]:
         axes.set_xlabel("epoch")
     for axes in figure.axes[::2]:
-        axes.set_ylabel("training loss")
+        axes.set_ylabel("training loss, random labels")
     figure.axes[1].legend()
-    what = "n = 1 training a curve; all share initial weights and data; where curves meet, the one beneath is wider"
-    footnote(figure, what, older_note([data] * len(data["curves"]), "curves"))
+    what = "random inputs with random labels: the network can only memorise; n = 1 training a curve; all share initial weights "
+    what += "and data; where curves meet, the one beneath is wider"
+    footnote(figure, what, older_note([data] * len(data["curves"]), "curves"), runs=[data])
     return figure

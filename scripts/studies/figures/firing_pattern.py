@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from snn_repro.neurons import build_neuron
-from snn_repro.paper.figures import footnote
+from snn_repro.paper.figures import WIDE, footnote
 from snn_repro.registry import FIGURES
 
 TIMESTEPS = 32
@@ -46,8 +46,8 @@ def simulate(current: Tensor, imp: Tensor | None) -> dict[str, np.ndarray]:
 @FIGURES.register("firing_pattern")
 def draw(results: Path) -> Figure:
     """Heat maps of the potential after each step, a mark where a spike was fired."""
-    figure = Figure(figsize=(7.2, 4.6))
-    titles = ("no IMP, constant input (less $10^{-7}$)", "constant input 1/12, initial membrane potential (IMP)")
+    figure = Figure(figsize=(WIDE, 3.8))
+    titles = ("no IMP, constant input (less 1e-7)", "constant input 1/12, initial membrane potential (IMP)")
     what = ("input", "IMP")
     for axes, panel, title, label in zip(figure.subplots(2, 1, sharex=True), panels(), titles, what, strict=True):
         image = axes.imshow(panel["v"].T, cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
@@ -56,7 +56,7 @@ def draw(results: Path) -> Figure:
         axes.set_yticks(range(7), panel["labels"])
         axes.set_title(title)
         axes.set_ylabel(label)
-        figure.colorbar(image, ax=axes, label="v after the step", pad=0.02)
+        figure.colorbar(image, ax=axes, label="v after step", pad=0.02)
     axes.set_xlabel("time step (from 0); circles: spikes")
     footnote(figure, "n = 7 neurons a panel, computed step by step: nothing is drawn at random")
     return figure

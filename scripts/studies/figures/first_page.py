@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from snn_repro.errors import UserError
-from snn_repro.paper.figures import SERIES, MissingData, footnote
+from snn_repro.paper.figures import SERIES, WIDE, MissingData, footnote
 from snn_repro.registry import FIGURES
 from studies import initial_state as study
 
@@ -24,7 +24,7 @@ def draw(results: Path) -> Figure:
     cells = study.cells(groups, "fashion_mnist")
     if missing := [state for state in STATES if (state, "lts") not in cells]:
         raise MissingData(f"no LTS run of the initial states {', '.join(missing)} was collected")
-    figure, seeds = Figure(figsize=(5.5, 2.7)), set()
+    figure, seeds = Figure(figsize=(WIDE, 2.7)), set()
     axes = figure.subplots()
     for (state, words), look in zip(STATES.items(), SERIES, strict=False):
         values = 100 * np.array([run["acc_step"] for run in cells[state, "lts"].runs])
@@ -34,5 +34,7 @@ def draw(results: Path) -> Figure:
         seeds.add(len(values))
     axes.set(xticks=t, xlabel="time step t", ylabel="test accuracy of step t, %")
     axes.legend(title="initial potential", loc="lower right")
-    footnote(figure, f"Fashion-MNIST, LTS, T = 4; mean, band: ± sd over n = {', '.join(map(str, sorted(seeds)))} seeds")
+    n = ", ".join(map(str, sorted(seeds)))
+    what = f"Fashion-MNIST, LTS, T = 4; mean, band: ± 1 standard deviation over n = {n} seeds"
+    footnote(figure, what, runs=(run for state in STATES for run in cells[state, "lts"].runs))
     return figure

@@ -2,13 +2,14 @@
 
 Open marks are the control: the same layer measured twice. Ratios within the grey band cannot be distinguished from noise."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from snn_repro.paper.figures import SERIES, MissingData, footnote
+from snn_repro.paper.figures import SERIES, WIDE, MissingData, footnote
 from snn_repro.registry import FIGURES
 from snn_repro.runs.folder import skipped
 from studies.figures import read
@@ -37,7 +38,7 @@ def draw_reports(reports: Sequence[dict[str, Any]]) -> Figure:
     [{"timesteps", "neurons", "seconds_without", "seconds_with", "seconds_without_again"}, ...]. The last one is the
     control, the same measurement twice: its ratios, which are 1 but for noise, are drawn too, and span the grey band.
     """
-    figure = Figure(figsize=(max(5.0, 4.2 * len(reports)), 3.8))
+    figure = Figure(figsize=(WIDE, 3.0))
     for axes, report in zip(figure.subplots(1, len(reports), squeeze=False).flat, reports, strict=True):
         rows = report["imp_overhead"]
         series = sorted({row["timesteps"] for row in rows})
@@ -59,12 +60,14 @@ def draw_reports(reports: Sequence[dict[str, Any]]) -> Figure:
                 )  # fmt: skip
         axes.axhline(1, color="0.4", linewidth=0.8, zorder=1)
         axes.set_xscale("log", base=2)
+        axes.set_xticks(sorted({r["neurons"] for r in rows}), [f"{n:,}" for n in sorted({r["neurons"] for r in rows})])
         axes.set_xlabel("neurons")
         n = f", n = {2 * report['rounds'] + 1} rounds a point" if "rounds" in report else ""
-        axes.set_title(f"{report['machine']['processor']}{n}")
+        axes.set_title(textwrap.fill(f"{report['machine']['processor']}{n}", 60 // len(reports)))
         axes.margins(y=0.15)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=7, loc="outside right center")
+    figure.legend(handles, labels, loc="outside right center")
     figure.axes[0].set_ylabel("forward + backward, with IMP / without")
-    footnote(figure, "medians of CPU time; control (open): the layer without IMP, measured twice")
+    what = "medians of CPU time; control (open): the layer without IMP, measured twice; grey band: the range of the control"
+    footnote(figure, what, runs=reports)
     return figure

@@ -2,12 +2,13 @@
 
 Mean over seeds with its 95 % interval. Differences within the grey band are below the margin: too small to matter."""
 
+import textwrap
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from snn_repro.errors import UserError
-from snn_repro.paper.figures import MissingData, footnote, line, title
+from snn_repro.paper.figures import WIDE, MissingData, footnote, line, seeds, title
 from snn_repro.registry import FIGURES
 from studies import initial_state as study
 
@@ -34,7 +35,7 @@ def draw(results: Path) -> Figure:
         name: [s for s in parts[name].states if any(c.state == s for c in rows)] for name, rows in by_part.items()
     }
     heights = [1.5 + len(those) for those in states.values()]
-    figure = Figure(figsize=(8.2, 0.8 + 0.34 * sum(heights)))
+    figure = Figure(figsize=(WIDE, 0.9 + 0.29 * sum(heights)))
     grid = figure.subplots(len(states), len(SHOWN), sharey="row", squeeze=False, height_ratios=heights)
     for panels, (name, rows) in zip(grid, by_part.items(), strict=True):
         losses = parts[name].losses
@@ -47,12 +48,19 @@ def draw(results: Path) -> Figure:
                     at = states[name].index(c.state) + 0.22 * (losses.index(c.loss) - (len(losses) - 1) / 2)
                     look = line(c.loss) | dict(linestyle="none")
                     axes.errorbar(c.mean, at, xerr=[[c.mean - c.low], [c.high - c.mean]], elinewidth=1, **look)
-            axes.set_xlabel(f"{measure.title}, {measure.unit}")
+            axes.locator_params(axis="x", nbins=4)
             axes.set_yticks(range(len(states[name])), states[name])
             axes.set_ylim(len(states[name]) - 0.5, -0.5)
-        panels[0].set_title(name, loc="left")
+        n = seeds((title(c.loss), c.n) for c in rows)
+        panels[0].set_title(f"{name}: {parts[name].dataset}, {n}", loc="left")
+    for axes, key in zip(grid[-1], SHOWN, strict=True):
+        axes.set_xlabel(textwrap.fill(f"{study.MEASURES[key].title}, {study.MEASURES[key].unit}", 24))
     handles = {label: h for a in figure.axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), map(title, handles), loc="outside upper center", ncols=len(handles))
-    n = sorted({c.n for rows in by_part.values() for c in rows})
-    footnote(figure, f"state minus zero, paired over n = {', '.join(map(str, n))} seeds; grey: within the margin")
+    drawn = {
+        (parts[name].dataset, s, c.loss) for name, rows in by_part.items() for c in rows for s in (c.state, "zero")
+    }
+    runs = (r for d, s, loss in drawn for r in study.cells(groups, d)[s, loss].runs)
+    what = "state minus zero, mean and 95 % interval, paired over n seeds; grey band: smaller than the margin"
+    footnote(figure, what, runs=runs)
     return figure

@@ -2,13 +2,16 @@
 
 Median, quartiles, and 5th to 95th percentile over neurons."""
 
+import contextlib
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from matplotlib.figure import Figure
 
+from snn_repro.errors import UserError
 from snn_repro.paper.differences import older_note
-from snn_repro.paper.figures import MissingData, footnote, line, title
+from snn_repro.paper.figures import WIDE, MissingData, footnote, line, seeds, title
 from snn_repro.registry import FIGURES
 from studies import initial_state as study
 
@@ -23,7 +26,7 @@ def draw(results: Path) -> Figure:
             "no learned potentials were measured; `python scripts/study.py initial_state measure` does that"
         )
     panels = sorted({(e["dataset"], e["state"]) for e in found})
-    figure = Figure(figsize=(0.6 + 2.6 * len(panels), 3.0))
+    figure = Figure(figsize=(WIDE, 2.7))
     for axes, (dataset, state) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
         mine = [e for e in found if (e["dataset"], e["state"]) == (dataset, state)]
         losses, layers = sorted({e["loss"] for e in mine}), list(mine[0]["layers"])
@@ -38,18 +41,19 @@ def draw(results: Path) -> Figure:
                 label = title(loss) if k == 0 else None
                 axes.plot(x, median, marker=look["marker"], color=look["color"], linestyle="none", label=label)
         axes.set_xticks(range(len(layers)), layers)
-        axes.set_title(f"{dataset}, {state}", fontsize=7)
-        axes.legend(fontsize=6)
+        n = seeds((title(loss), sum(e["loss"] == loss for e in mine)) for loss in losses)
+        axes.set_title(f"{dataset}\n{state}\n{n}")
+    handles = {text: h for axes in figure.axes for h, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles))
     figure.axes[0].set_ylabel("learned initial membrane potential")
-    n = sorted(
-        {
-            sum((e["dataset"], e["state"], e["loss"]) == key for e in found)
-            for key in {(e["dataset"], e["state"], e["loss"]) for e in found}
-        }
-    )
-    footnote(
-        figure,
-        f"percentiles averaged over n = {', '.join(map(str, n))} seeds; grey: range at the start; threshold 1",
-        older_note(found, "networks"),
-    )
+    what = "median, quartiles (thick), 5th to 95th percentile (thin), averaged over n seeds; grey band: range at the start; threshold 1"
+    footnote(figure, what, older_note(found, "networks"), runs=[_run(results, e) for e in found])
     return figure
+
+
+def _run(results: Path, probe: dict[str, Any]) -> dict[str, Any]:
+    """The code of a measured network, and the hash of its run if that is collected."""
+    with contextlib.suppress(UserError, KeyError):
+        group = study.cells(study.collected(results)[0], probe["dataset"])[probe["state"], probe["loss"]]
+        return {"code": probe.get("code"), "recipe_hash": group.first["recipe_hash"]}
+    return {"code": probe.get("code"), "run": f"{probe['dataset']}/{probe['state']}/{probe['loss']}"}

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from snn_repro.errors import UserError
-from snn_repro.paper.figures import SERIES, MissingData, footnote, title
+from snn_repro.paper.figures import SERIES, WIDE, MissingData, footnote, seeds, title
+from snn_repro.paper.results import Group
 from snn_repro.registry import FIGURES
 from studies import initial_state as study
 
@@ -24,10 +25,10 @@ def draw(results: Path) -> Figure:
     shown = list(parts)
     if not shown:
         raise MissingData("no run of the parts static and events was collected")
-    figure = Figure(figsize=(8.2, 0.7 + 2.3 * len(shown)))
+    figure = Figure(figsize=(WIDE, 0.8 + 1.7 * len(shown)))
     grid = figure.subplots(len(shown), 3, squeeze=False, sharey="row")
     looks = dict(zip(study.STATES, [*SERIES, dict(color="0.45", marker="P", linestyle="--")], strict=True))
-    seeds = set()
+    drawn: list[Group] = []
     for row, name in zip(grid, shown, strict=True):
         for axes, loss in zip(row, parts[name].losses, strict=True):
             for state, look in looks.items():
@@ -39,12 +40,14 @@ def draw(results: Path) -> Figure:
                 if len(values) > 1:
                     sd = values.std(0, ddof=1)
                     axes.fill_between(t, mean - sd, mean + sd, color=look["color"], alpha=0.15, linewidth=0)
-                seeds.add(len(values))
+                drawn.append(group)
                 axes.set_xticks(t)
-            axes.set_title(f"{parts[name].dataset}: {title(loss)}")
+            n = seeds((state, len(of[name][state, loss].runs)) for state in looks if (state, loss) in of[name])
+            axes.set_title(f"{title(loss)}, {n}")
             axes.set_xlabel("time step t")
-        row[0].set_ylabel("accuracy of $y_t$ alone, %")
+        row[0].set_ylabel(f"{parts[name].dataset}\naccuracy, %")
     handles, labels = max((axes.get_legend_handles_labels() for axes in grid.flat), key=lambda pair: len(pair[1]))
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
-    footnote(figure, f"mean, band: ± sd over n = {', '.join(map(str, sorted(seeds)))} seeds")
+    figure.legend(handles, labels, loc="outside upper center", ncols=-(-len(labels) // 2))
+    what = "accuracy of the output of step t alone; mean, band: ± 1 standard deviation over n seeds"
+    footnote(figure, what, runs=(run for group in drawn for run in group.runs))
     return figure

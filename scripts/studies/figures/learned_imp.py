@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from snn_repro.errors import UserError
 from snn_repro.neurons import is_initial_state
 from snn_repro.paper.differences import older_note
-from snn_repro.paper.figures import SERIES, footnote, title
+from snn_repro.paper.figures import SERIES, WIDE, footnote, title
 from snn_repro.paper.results import load
 from snn_repro.registry import FIGURES
 from snn_repro.runs import checkpoint
@@ -36,7 +36,8 @@ def imp_of(run_dir: Path) -> dict[str, Any]:
     if not layers:
         raise UserError(f"{run_dir} has no IMP in its checkpoint; give a run with neuron.imp=true")
     return dict(run=f"{result['name']}/seed{result['seed']}", dataset=result["dataset"], model=result["model"],
-                loss=result["loss"], neuron=result["neuron"], acc_last=result["acc_last"], code=result.get("code"), layers=layers)  # fmt: skip
+                loss=result["loss"], neuron=result["neuron"], acc_last=result["acc_last"],
+                recipe_hash=result["recipe_hash"], code=result.get("code"), layers=layers)  # fmt: skip
 
 
 def measure(target: Path, runs: Sequence[Path]) -> None:
@@ -54,7 +55,7 @@ def draw(results: Path) -> Figure:
     """One ridge a layer, one panel a run; the grey band is the range that IMP started in."""
     runs = measured(results, "learned_imp", " run=DIR")["runs"]
     deepest = max(len(run["layers"]) for run in runs)
-    figure = Figure(figsize=(3.8 * len(runs), 1.2 + 0.5 * deepest))
+    figure = Figure(figsize=(WIDE, 1.0 + 0.5 * deepest))
     for axes, run in zip(figure.subplots(1, len(runs), squeeze=False).flat, runs, strict=True):
         axes.axvspan(*run["neuron"]["imp_init"], color="0.9")
         for i, layer in enumerate(run["layers"]):
@@ -67,10 +68,11 @@ def draw(results: Path) -> Figure:
             axes.plot(layer["percentiles"][50], base, marker="^", color="black", markersize=5, clip_on=False)
         names = [f"{layer['layer']}\n{'×'.join(map(str, layer['shape']))}" for layer in run["layers"]]
         axes.set_yticks(np.arange(len(names))[::-1] + 0.3, names)
-        axes.set_xlabel("learned initial membrane potential\n(▲ median; grey: range at the start)")
+        axes.set_xlabel("learned initial potential")
         axes.set_title(f"{run['dataset']}, {run['neuron']['name'].upper()}, {title(run['loss'])}")
         axes.locator_params(axis="x", nbins=6)
         axes.set_ylim(-0.15, len(names))
     neurons = ", ".join(f"{sum(int(np.prod(layer['shape'])) for layer in run['layers']):,}" for run in runs)
-    footnote(figure, f"n = 1 trained network a panel; from the left {neurons} neurons", older_note(runs, "networks"))
+    what = f"n = 1 trained network a panel; from the left {neurons} neurons; ▲ median; grey band: range at the start"
+    footnote(figure, what, older_note(runs, "networks"), runs=runs)
     return figure

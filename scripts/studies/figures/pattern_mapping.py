@@ -1,6 +1,6 @@
 """Output patterns that each of the 16 input patterns of four steps can produce.
 
-Cells show firing at h ≥ V_th; the count for h > V_th is given beside them."""
+A dark cell: the input can produce the output, at firing for h ≥ V_th; the count for h > V_th is given beside it."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from snn_repro.neurons import NEURONS, build_neuron
 from snn_repro.paper.differences import older_note
-from snn_repro.paper.figures import MissingData, footnote, title
+from snn_repro.paper.figures import WIDE, MissingData, footnote, title
 from snn_repro.registry import FIGURES
 from studies.figures import measured
 
@@ -73,10 +73,14 @@ def draw(results: Path) -> Figure:
     ]
     for run in runs:
         neuron = f"{run['neuron']['name'].upper()}, {run['neuron']['reset']} reset"
-        panels.append((f"IMP trained: {run['dataset']}, {title(run['loss'])}", neuron, partial(trained, run)))
-    figure = Figure(figsize=(2.6 * len(panels), 3.6))
+        panels.append((f"{run['dataset']}, {title(run['loss'])}", f"{neuron}, IMP trained", partial(trained, run)))
+    columns, rows = 3, -(-len(panels) // 3)
+    figure = Figure(figsize=(WIDE, 0.5 + 2.2 * rows))
     patterns = [0, 5, 10, 15], [f"{i:04b}" for i in (0, 5, 10, 15)]
-    for axes, (name, below, mapping) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+    grid = figure.subplots(rows, columns)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (name, neuron, mapping) in zip(grid.flat, panels, strict=False):
         cells, strict = mapping(fire_at="ge"), mapping(fire_at="gt")
         axes.imshow(cells, cmap="Greys", vmin=0, vmax=1.25, interpolation="nearest", origin="lower")
         axes.set_xticks(np.arange(17) - 0.5, minor=True)
@@ -85,12 +89,14 @@ def draw(results: Path) -> Figure:
         axes.tick_params(which="minor", length=0)
         axes.set_xticks(*patterns)
         axes.set_yticks(*patterns)
-        axes.set_title(f"{name}\n{cells.sum()} cells (≥), {strict.sum()} (>)")
-        axes.set_xlabel(f"input pattern\n{below}")
-    figure.axes[0].set_ylabel("output pattern")
+        axes.set_title(f"{name}\n{neuron}\n{cells.sum()} dark cells (≥), {strict.sum()} (>)")
+        axes.set_xlabel("input pattern")
+    for axes in grid.flat[::columns]:
+        axes.set_ylabel("output pattern")
     trials = [16 * len(imps) * len(weights) for imps, weights in MAPPINGS.values()]
     trials += [16 * len(WEIGHTS) * sum(len(layer["percentiles"]) for layer in run["layers"]) for run in runs]
-    what = f"n, from the left: {', '.join(f'{n:,}' for n in trials)} trials (input × weight × IMP), all there are"
+    what = f"n, by panel: {', '.join(f'{n:,}' for n in trials)} trials (input × weight × IMP), all of them"
     what += "; trained: one network each, the percentiles of its layers' IMP" if runs else ""
-    footnote(figure, what, older_note(runs, "trained networks"))
+    dark = "dark: some trial gives this output pattern for this input pattern; white: none does"
+    footnote(figure, dark, what, older_note(runs, "trained networks"), runs=runs)
     return figure

@@ -2,13 +2,15 @@
 
 A figure is one file: here, in scripts/studies/figures/ or in a plug-in package. Its module docstring is the caption. It
 has `draw(results) -> Figure` under `@FIGURES.register("name")`, and `measure(target, runs)` if it needs its own data.
-Drawings depend only on this code and the committed files under results/: fonts and ids are fixed, dates left out. Lines
-differ in colour (palette of Okabe and Ito), marker and dash, to be distinct in print and for colour-blind readers.
+Drawings depend only on this code and the committed files under results/: fonts and ids are fixed, dates left out. They
+are WIDE inches wide, as a page of NeurIPS, with text of at least 7 pt. Lines differ in colour
+(palette of Okabe and Ito), marker and dash, to be distinct in print and for colour-blind readers.
 """
 
 import io
 import textwrap
 import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from matplotlib.figure import Figure
 
 from snn_repro.errors import UserError
 from snn_repro.paper.results import Group, group_runs, load
+from snn_repro.provenance import NUMBERS
 from snn_repro.registry import FIGURES, import_all
 from snn_repro.runs.folder import result_files
 
@@ -33,9 +36,14 @@ def render(name: str, results: Path) -> dict[Path, bytes]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         drawn, files = FIGURES[name](results), {}
-        for suffix, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
+        source = drawn.get_label() or f"no run; version of the numbers: {NUMBERS}"
+        dates = {
+            "svg": {"Date": None, "Description": source},
+            "pdf": {"CreationDate": None, "Producer": None, "Subject": source},
+        }
+        for suffix, metadata in dates.items():
             out = io.BytesIO()
-            drawn.savefig(out, format=suffix, metadata=metadata)
+            drawn.savefig(out, format=suffix, metadata={"Creator": None, "Title": name} | metadata)
             files[results / "figures" / f"{name}.{suffix}"] = out.getvalue()
         return files
 
@@ -51,6 +59,7 @@ def finished_runs(results: Path) -> list[Group]:
 
 # ---------------------------------------------------------------- style
 
+WIDE = 5.5  # inches: the width of text on a page of NeurIPS
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000")
 SERIES: list[dict[str, Any]] = [
     dict(color=color, marker=marker, linestyle=dash)
@@ -58,8 +67,8 @@ SERIES: list[dict[str, Any]] = [
 ]
 PAPERS = ("sdt", "tet", "lts", "tet_s")  # they take the first styles, any other loss one of the rest by its name
 STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 8, "mathtext.fontset": "dejavusans",
-    "svg.hashsalt": "snn_repro", "svg.fonttype": "path", "savefig.dpi": 150, "lines.linewidth": 1.3, "lines.markersize": 4,
+    "font.size": 7, "axes.titlesize": 7, "legend.handlelength": 2.2, "pdf.fonttype": 42,
+    "svg.hashsalt": "snn_repro", "svg.fonttype": "none", "savefig.dpi": 150, "lines.linewidth": 1.2, "lines.markersize": 3.5,
     "axes.grid": False, "grid.color": "0.9", "legend.frameon": False, "figure.constrained_layout.use": True,
 }  # fmt: skip
 
@@ -84,11 +93,29 @@ def line(loss: str, imp: bool | None = None) -> dict[str, Any]:
     return style | dict(linestyle="-" if imp else "--", markerfacecolor=inside, label=title(loss) + " + IMP" * imp)
 
 
-def footnote(figure: Figure, *sentences: str | None) -> None:
-    """Write sentences in small type below a figure; None is left out."""
-    width = int(figure.get_figwidth() * 17)
+def seeds(n_of: Iterable[tuple[str, int]]) -> str:
+    """Numbers of seeds by label: `n = 8`, or `n = 8 (SDT, TET), 5 (TET-S)`."""
+    by_n: dict[int, dict[str, None]] = {}
+    for label, n in n_of:
+        by_n.setdefault(n, {})[label] = None
+    return "n = " + ", ".join(str(n) + f" ({', '.join(those)})" * (len(by_n) > 1) for n, those in by_n.items())
+
+
+def footnote(figure: Figure, *sentences: str | None, runs: Iterable[Mapping[str, Any]] = ()) -> None:
+    """Write sentences below a figure; None is left out. The hashes of `runs` and their code go into its metadata."""
+    width = int(figure.get_figwidth() * 19)
     lines = [part for sentence in sentences if sentence for part in textwrap.wrap(sentence, width)]
-    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=6.5, color="0.3")
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7, color="0.3")
+    runs = list(runs)
+    codes = [run.get("code") or {} for run in runs]
+    known = {
+        "runs": {
+            str(run.get("recipe_hash") or run.get("run", ""))[: 8 if run.get("recipe_hash") else None] for run in runs
+        },
+        "version of the numbers": {str(code.get("numbers", "not recorded")) for code in codes},
+        "commits": {code["commit"][:7] for code in codes if code.get("commit")},
+    }
+    figure.set_label("; ".join(f"{what}: {', '.join(sorted(s))}" for what, some in known.items() if (s := some - {""})))
 
 
 import_all(__name__, __path__)

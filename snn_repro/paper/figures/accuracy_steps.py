@@ -1,8 +1,9 @@
-"""Test accuracy at each time step (not the running mean), mean ± sd over seeds.
+"""Test accuracy at each time step (not the running mean), mean ± standard deviation over seeds.
 
 Each row of panels is a data set and a training length; each panel is one loss, with the row's other losses in grey.
 """
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from snn_repro.paper.differences import remarks
-from snn_repro.paper.figures import MissingData, finished_runs, footnote, line, rank, title
+from snn_repro.paper.figures import WIDE, MissingData, finished_runs, footnote, line, rank, title
 from snn_repro.paper.results import Group
 from snn_repro.registry import FIGURES
 
@@ -33,13 +34,13 @@ def draw_groups(groups: Sequence[Group]) -> Figure:
     if not rows:
         raise MissingData("no run has accuracy per time step, because in all of them outputs depend on later steps")
     columns = max(len({g.first["loss"] for g in members}) for members in rows.values())
-    figure = Figure(figsize=(0.6 + 2.5 * columns, 0.5 + 2.1 * len(rows)))
+    figure = Figure(figsize=(WIDE, 0.5 + 1.4 * len(rows)))
     grid = figure.subplots(len(rows), columns, squeeze=False, sharey="row")
     names = [key[:2] for key in rows]
     for row, (key, members) in zip(grid, sorted(rows.items()), strict=True):
         dataset, model, steps, n_train, epochs, _ = key
         unique = names.count((dataset, model)) == 1
-        name = f"{dataset}, {model}" if unique else f"{dataset}, {n_train:,} x {epochs} epochs"
+        name = f"{dataset}, {model}" if unique else f"{dataset}\n{n_train:,} × {epochs} epochs"
         losses = sorted({g.first["loss"] for g in members}, key=lambda loss: (rank(loss), loss))
         t = np.arange(1, steps + 1)
         for axes, loss in zip(row, losses, strict=False):
@@ -53,17 +54,18 @@ def draw_groups(groups: Sequence[Group]) -> Figure:
                 spread = values.std(0, ddof=1) if len(values) > 1 else None
                 style = line(loss, kinds[i])
                 if kinds.count(kinds[i]) > 1:
-                    style["label"] = group.label
+                    style["label"] = textwrap.fill(group.label, 20)
                 shift = 0.016 * steps * (2 * i - len(mine) + 1)  # points of equal height lie side by side
                 axes.errorbar(t + shift, values.mean(0), spread, capsize=2, elinewidth=0.8, **style)
             seeds = ", ".join(map(str, sorted({len(g.runs) for g in mine})))
-            axes.set_title(f"{name}: {title(loss)}, n = {seeds}", fontsize=8)
+            axes.set_title(f"{title(loss)}, n = {seeds}")
             axes.set_xticks(t)
-            axes.legend(fontsize=7)
+            axes.legend()
         for axes in row[len(losses) :]:
             axes.set_axis_off()
-        row[0].set_ylabel("accuracy of $y_t$ alone, %")
+        row[0].set_ylabel(f"{name}\naccuracy, %")
     for axes in grid[-1]:
         axes.set_xlabel("time step t")
-    footnote(figure, "mean ± sd over n seeds; grey: the other losses of the row", *remarks(groups))
+    what = "accuracy of the output of step t alone; mean, bars: ± 1 standard deviation over n seeds; grey: other losses of the row"
+    footnote(figure, what, *remarks(groups), runs=(run for members in rows.values() for g in members for run in g.runs))
     return figure

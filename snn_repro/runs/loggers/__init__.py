@@ -7,13 +7,16 @@ stopped. If one raises, the run continues without the logger after a warning; a 
 before any work. Import the package that it logs to inside the methods, because other loggers must not need it.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from snn_repro.config import Config
+from snn_repro.config import Config, config_hash
 from snn_repro.errors import UserError
 from snn_repro.registry import LOGGERS, all_values, import_all
+
+LONGEST = 110  # letters of a group: W&B takes up to 128 in a name
 
 
 class Loggers:
@@ -64,6 +67,21 @@ class Loggers:
 def sentence(error: BaseException) -> str:
     """A library's error, shortened to one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
+
+
+def group_of(config: Config | dict[str, Any], folder: Path) -> str:
+    """The runs of one row over seeds: ROW, or ROW/OVERRIDES as in the folder runs/ROW/OVERRIDES/seedK.
+
+    A run in another folder (hydra.run.dir) has a hash of its configuration in place of the overrides.
+    """
+    c: Any = config if isinstance(config, dict) else vars(config)
+    *_, above, parent, own = ("", "", *folder.absolute().parts)
+    if own != f"seed{c['seed']}" or c["name"] not in (above, parent):
+        return f"{c['name'][: LONGEST - 9]}/{config_hash(config, ('seed',))[:8]}"
+    group = parent if parent == c["name"] else f"{above}/{parent}"
+    return (
+        group if len(group) <= LONGEST else f"{group[: LONGEST - 9]}~{hashlib.sha256(group.encode()).hexdigest()[:8]}"
+    )
 
 
 def scalars(line: Mapping[str, Any], step: str = "_t", rate: str = "firing_rate/") -> dict[str, Any]:

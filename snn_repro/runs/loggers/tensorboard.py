@@ -33,7 +33,11 @@ class Log:
         self._writer = SummaryWriter(str(self._folder), purge_step=0)
         text = yaml.safe_dump(to_dict(self._config), sort_keys=False)
         self._writer.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()))  # Markdown: code
-        charts = {f"{name}, a line each": ["Multiline", [f"^{name}/t"]] for name in ("acc_step", "acc_cum")}
+        steps = range(1, self._config.timesteps + 1)
+        charts = {
+            f"{name}: {what}; a line for each of t1 .. t{len(steps)}": ["Multiline", [f"^{name}/t{t}$" for t in steps]]
+            for name, what in (("acc_step", "y_t alone"), ("acc_cum", "mean of y_1 .. y_t"))
+        }
         self._writer.add_custom_scalars({"accuracy at the time steps": charts})
         flat = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in hashed(self._config).items()}
         *begin, self._end = hparams(flat, dict.fromkeys(["acc", *(f"final/{name}" for name in FINAL)]))

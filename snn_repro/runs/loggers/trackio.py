@@ -8,16 +8,16 @@ from typing import Any
 
 from snn_repro.config import Config, config_hash, to_dict
 from snn_repro.registry import LOGGERS
-from snn_repro.runs.loggers import scalars
+from snn_repro.runs.loggers import group_of, scalars
 
 
 @LOGGERS.register("trackio")
 class Log:
-    """Logs one run of project `logger.project`, grouped by row."""
+    """Logs one run of project `logger.project`, grouped by row and overrides."""
 
     def __init__(self, config: Config, folder: Path, say: Callable[[str], None]):
-        self._config = config
-        self._name = f"{config.name}/seed{config.seed}/{config_hash(config)[:8]}"
+        self._config, self._group = config, group_of(config, folder)
+        self._name = f"{self._group}/seed{config.seed}/{config_hash(config)[:8]}"
 
     def start(self, history: list[dict[str, Any]]) -> None:
         """Log the whole history as a new run, which replaces the earlier one."""
@@ -28,7 +28,7 @@ class Log:
             earlier = [run for run in trackio.Api().runs(project) if run.name == self._name]
         with contextlib.redirect_stdout(io.StringIO()):  # it prints a greeting
             self._run = trackio.init(
-                project, self._name, self._config.name, config=to_dict(self._config), embed=False,
+                project, self._name, self._group, config=to_dict(self._config), embed=False,
                 auto_log_gpu=False, auto_log_cpu=False,
             )  # fmt: skip
         for line in history:

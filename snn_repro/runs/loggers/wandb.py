@@ -15,7 +15,7 @@ from typing import Any
 from snn_repro.config import config_hash, to_dict
 from snn_repro.errors import UserError
 from snn_repro.registry import LOGGERS
-from snn_repro.runs.loggers import scalars, sentence
+from snn_repro.runs.loggers import group_of, scalars, sentence
 
 START_SECONDS = 20  # after which an unreachable online run logs offline instead (or WANDB_INIT_TIMEOUT)
 CALL_SECONDS = 120  # limit of the start and of an epoch
@@ -44,9 +44,10 @@ class Log:
         table = [c["name"].split("_")[0]] if c["paper_row"] else []  # table1, table2, ...
         if run_id is None and "WANDB_SWEEP_ID" not in os.environ:  # `wandb agent` has given the run an id already
             run_id = f"{config_hash(c)}-{c['seed']}"
+        group = group_of(c, self._folder)
         self._arguments = dict(
-            project=logger["project"], entity=logger["entity"], id=run_id, name=f"{c['name']}/seed{c['seed']}",
-            group=c["name"], job_type="train", config=c, dir=str(self._folder.resolve()),
+            project=logger["project"], entity=logger["entity"], id=run_id, name=f"{group}/seed{c['seed']}",
+            group=group, job_type="train", config=c, dir=str(self._folder.resolve()),
             tags=[*table, c["dataset"]["name"], c["model"]["name"], neuron, c["loss"]["name"], *logger["tags"]],
         )  # fmt: skip
 
