@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import optimize, special, stats
 
 EXACT_UP_TO = 16  # pairs: all 2^16 sign patterns are enumerated
 NO_SPREAD = 1e-12  # smaller differences are rounding, not spread
@@ -150,6 +150,82 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty(len(p))
     adjusted[order] = np.maximum.accumulate(np.minimum(1.0, p[order] * np.arange(len(p), 0, -1)))
     return adjusted.tolist()
+
+
+class Verdict(NamedTuple):
+    """One measure of two rows, compared over seeds: b against a."""
+
+    found: Paired
+    p: float | None  # adjusted for all measures that were compared together
+    p_equivalent: float | None  # of `equivalence` within the margin
+    word: str  # better, worse, equivalent, cannot be said
+    seeds: int | None  # pairs that would say it with a power of 80 %, where it cannot be said
+
+
+def verdicts(
+    pairs: Sequence[tuple[Sequence[float], Sequence[float]]], margin: float, alpha: float = 0.05
+) -> list[Verdict]:
+    """Compare measures (such as the accuracy at each time step) of two rows, [(a, b), ...] over the same seeds; higher is better.
+
+    Different: Holm's p over all measures is at most alpha. Equivalent: p of `equivalence` is. Else it cannot be said.
+    """
+    found = [paired(a, b) for a, b in pairs]
+    known = iter(holm([f.p for f in found if f.p is not None]))
+    adjusted = [None if f.p is None else next(known) for f in found]
+    return [
+        _verdict(f, p, equivalence(a, b, margin), margin, alpha)
+        for f, p, (a, b) in zip(found, adjusted, pairs, strict=True)
+    ]
+
+
+def _verdict(f: Paired, p: float | None, same: float | None, margin: float, alpha: float) -> Verdict:
+    if p is not None and p <= alpha:
+        return Verdict(f, p, same, "better" if f.mean > 0 else "worse", None)
+    if same is not None and same <= alpha:
+        return Verdict(f, p, same, "equivalent", None)
+    if not f.sd or f.sd <= NO_SPREAD:
+        return Verdict(f, p, same, "cannot be said", None)
+    ways = [pairs_needed(abs(f.mean), f.sd, alpha=alpha)] if f.mean else []
+    if abs(f.mean) < margin:
+        ways.append(pairs_needed(margin - abs(f.mean), f.sd, alpha=alpha, exclude=True))
+    return Verdict(f, p, same, "cannot be said", min(ways))
+
+
+class Against(NamedTuple):
+    """Difference of a row from the baseline, with its simultaneous 95 % interval and Dunnett's p."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+def against_baseline(baseline: Sequence[float], others: Sequence[Sequence[float]]) -> list[Against]:
+    """Dunnett's test (1955) of rows against one baseline, seed as block: values of the same n seeds in the same order.
+
+    The variance is pooled over all rows: the residual of row and seed effects, with m (n - 1) degrees of freedom for m rows.
+    Raises ValueError for unequal lengths, fewer than two seeds, or no spread at all.
+    """
+    x = np.array([_finite(row) for row in (baseline, *others)])
+    m, n = len(x) - 1, x.shape[1]
+    if m < 1 or n < 2:
+        raise ValueError(f"a baseline, another row and two seeds are needed, got {m + 1} rows of {n} seeds")
+    residual = x - x.mean(0) - x.mean(1, keepdims=True) + x.mean()
+    df = m * (n - 1)
+    error = float((residual**2).sum() / df * 2 / n) ** 0.5
+    if error <= NO_SPREAD:
+        raise ValueError("the rows differ by the same amount at every seed: there is no spread to test against")
+    reach = error * float(optimize.brentq(lambda t: dunnett_p(t, m, df) - 0.05, 0, 1000))
+    means = x[1:].mean(1) - x[0].mean()
+    return [Against(float(d), float(d - reach), float(d + reach), dunnett_p(abs(d) / error, m, df)) for d in means]
+
+
+def dunnett_p(t: float, m: int, df: int) -> float:
+    """P(max |T| >= t) of m Student variables with df degrees of freedom and correlations of 1/2."""
+    z, weight = np.polynomial.hermite_e.hermegauss(64)
+    s = np.sqrt(stats.chi2.ppf((np.arange(1000) + 0.5) / 1000, df) / df)[:, None]
+    inside = special.ndtr(z + 2**0.5 * t * s) - special.ndtr(z - 2**0.5 * t * s)
+    return float(1 - (inside**m @ weight).mean() / weight.sum())
 
 
 def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:

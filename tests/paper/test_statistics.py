@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from snn_repro.paper import statistics as s
 from snn_repro.paper.statistics import (
     equivalence,
     holm,
@@ -159,3 +160,47 @@ def test_pairs_needed_and_what_can_be_seen_go_together():
         assert power_to_see(visible_effect(0.46, n), 0.46, n) == pytest.approx(0.8)
     assert pairs_needed(1.0, 1.0, exclude=True) > 10
     assert pairs_needed(1e-6, 1.0) == 1000 and visible_effect(0.0, 5) == 0
+
+
+@pytest.mark.parametrize(("m", "n"), [(1, 3), (4, 6), (35, 8)])
+def test_dunnett_is_scipys(m, n):
+    rng = np.random.default_rng(m)
+    control, *samples = rng.normal(size=(m + 1, n)) + np.linspace(0, 1.5, m + 1)[:, None]
+    theirs = stats.dunnett(*samples, control=control, random_state=np.random.default_rng(0))
+    ours = [s.dunnett_p(abs(t), m, (m + 1) * (n - 1)) for t in theirs.statistic]
+    np.testing.assert_allclose(ours, theirs.pvalue, atol=2e-3)
+
+
+def test_against_a_baseline_with_seeds_as_blocks():
+    rng = np.random.default_rng(3)
+    seeds = rng.normal(0, 5, 8)  # what the seed does, which cancels
+    baseline, same, better = (seeds + shift + rng.normal(0, 0.1, 8) for shift in (0, 0, 1))
+    found = s.against_baseline(baseline, [same, better])
+    assert found[0].p > 0.05 and found[0].low < 0 < found[0].high
+    assert found[1].p < 1e-6 and 0.8 < found[1].low < found[1].mean < found[1].high < 1.2
+    (alone,) = s.against_baseline(baseline, [better])  # with one row it is the paired t-test
+    pair = s.paired(baseline, better)
+    assert (alone.mean, alone.p) == pytest.approx((pair.mean, pair.p), abs=1e-4)
+    assert (alone.low, alone.high) == pytest.approx((pair.low, pair.high), abs=2e-3)
+    for rows in ([], [[1.0]], [[1.0, 2.0], [1.0]]):
+        with pytest.raises(ValueError):
+            s.against_baseline([1.0, 2.0][: 1 + bool(rows and len(rows[0]) > 1)], rows)
+    with pytest.raises(ValueError, match="no spread"):
+        s.against_baseline([1.0, 2.0], [[2.0, 3.0]])
+
+
+def test_verdicts_say_what_the_seeds_show():
+    rng = np.random.default_rng(1)
+    a, noise = rng.normal(90, 1, 8), rng.normal(0, 0.2, 8)
+    found = s.verdicts(
+        [(a, a + 2 + noise), (a, a - 2 + noise), (a, a + noise / 10), (a, a + 0.4 + 10 * noise)], margin=0.5
+    )
+    assert [v.word for v in found] == ["better", "worse", "equivalent", "cannot be said"]
+    assert [v.p for v in found] == s.holm([v.found.p for v in found])
+    unsure = found[-1]
+    needs = s.pairs_needed(abs(unsure.found.mean), unsure.found.sd)
+    inside = 0.5 - abs(unsure.found.mean)
+    others = [s.pairs_needed(inside, unsure.found.sd, exclude=True)] if inside > 0 else []
+    assert 8 < unsure.seeds == min([needs, *others])
+    (one,) = s.verdicts([([90.0], [91.0])], margin=0.5)
+    assert (one.word, one.p, one.seeds) == ("cannot be said", None, None)
