@@ -29,11 +29,11 @@ COLUMNS = [
 FACETS = ("dataset", "model", "neuron", "initial", "loss", "T", "state")
 
 
-@register_section("runs", "Runs", 1)
+@register_section("runs", "Runs", 2)
 def runs(found: Found) -> Section:
     """Test accuracy in percent, mean ± standard deviation over seeds, one line per row.
 
-    Select rows or runs to compare them and to show them in the charts below.
+    Select rows or runs to show them in the charts. Settings that the row's name does not say are below it.
     """
     flats = [_flat(row) for row in found.rows]
     every = sorted(set().union(*flats))
@@ -41,6 +41,7 @@ def runs(found: Found) -> Section:
     data = {
         "columns": COLUMNS,
         "facets": FACETS,
+        "folded": FACETS[:5],
         "rows": [dict(id=f"r{row.id}", row=row.id, cells=_line(row, row.runs)) for row in found.rows],
         "runs": [
             dict(id=f"s{row.id}-{i}", row=row.id, seed=run.seed, folder=str(run.folder), cells=_line(row, [run]))
@@ -113,9 +114,9 @@ def _params(result: Any) -> list[Any]:
 # ---------------------------------------------------------------- curves
 
 
-@register_section("accuracy_steps", "Accuracy by time step", 2)
+@register_section("accuracy_steps", "Accuracy by time step", 1)
 def accuracy_steps(found: Found) -> Section:
-    """Test accuracy by time step: mean over seeds, with a band of one standard deviation.
+    """Test accuracy by time step, one panel for each data set and T: mean over seeds, band of one standard deviation.
 
     The paper's curves show the output of the step. The mean of the outputs so far is what an inference that stops at
     this step predicts.
@@ -126,6 +127,7 @@ def accuracy_steps(found: Found) -> Section:
     if not shown:
         raise NothingToShow("; ".join(notes) or "no run is finished yet")
     layout = {"xaxis": {"dtick": 1 if max(row.config["timesteps"] for row in shown) < 17 else None}}
+    panels = {row.id: f"{row.config['dataset']['name']}, T = {row.config['timesteps']}" for row in shown}
     charts = []
     for key, name in {"acc_step": "output of the step", "acc_cum": "mean of the outputs so far"}.items():
         traces = {}
@@ -134,7 +136,7 @@ def accuracy_steps(found: Found) -> Section:
             if None not in curves:
                 percent = [[100 * v for v in curve] for curve in curves]
                 traces[row.id] = [_band(range(1, len(percent[0]) + 1), percent) | {"mode": "lines+markers"}]
-        charts.append(Chart(name, "time step", "test accuracy %", traces, layout))
+        charts.append(Chart(name, "time step", "test accuracy %", traces, layout, panels))
     return Section(charts, text(notes))
 
 

@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no browser: apt install chromium chromium-driver"),
 ]
-SECTIONS = "runs accuracy_steps learning_curves paper_tables firing_rates learned_imp samples".split()
+SECTIONS = "accuracy_steps runs learning_curves paper_tables firing_rates learned_imp samples".split()
 ENERGY = dict(synops=1e6, macs=2e5, energy_pj=1.82e6, with_memory_pj=3e6, imp=dict(parameters=5, bytes=20, read_pj=1.0),
               layers={"conv1": dict(macs=2e5, synops=0.0), "fc": dict(macs=0.0, synops=1e6)})  # fmt: skip
 EVIL = "</script><img src=x onerror='window.hacked=1'><b>%{x}"
