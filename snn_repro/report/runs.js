@@ -126,7 +126,7 @@ scripts.runs = (section, data) => {
     count.textContent = `${visible.length === all ? all : `${visible.length} of ${all}`} ${things}; ${state.chosen.length || "none"} selected`;
     none.hidden = !state.chosen.length;
     compareChosen();
-    const rows = JSON.stringify(shownRows(() => true));
+    const rows = JSON.stringify([shownRows(() => true), state.chosen]);
     if (rows !== rowsBefore) { rowsBefore = rows; listeners.forEach((listener) => listener()); }
   }
   update();
