@@ -27,12 +27,17 @@ const state = { view: "rows", sort: ["", 1], query: "", facets: {}, chosen: [], 
 let page = null;
 const listeners = []; // called when the rows that charts show change
 
+const ROWS = "#rows="; // what is chosen stands in the address, so that a link shows the same
+
 function remember() {
+  const address = state.chosen.length ? ROWS + state.chosen.join(",") : "";
+  if (address ? location.hash !== address : location.hash.startsWith(ROWS)) history.replaceState(null, "", address || location.pathname + location.search);
   try { sessionStorage.setItem(KEY, JSON.stringify(state)); } catch { /* storage is disabled */ }
 }
 
 function recall() {
   try { Object.assign(state, JSON.parse(sessionStorage.getItem(KEY) || "{}")); } catch { /* storage is disabled */ }
+  if (location.hash.startsWith(ROWS)) state.chosen = decodeURIComponent(location.hash.slice(ROWS.length)).split(",");
 }
 
 // ---------------------------------------------------------------- colours and symbols: each row has both
@@ -90,7 +95,7 @@ function dressed(trace, row, place) {
   const { sd, mark, seed, mean, ...rest } = trace;
   const x = typeof rest.x[0] === "string" ? rest.x.map(plain) : rest.x;
   const main = {
-    type: "scatter", ...rest, x, name, line: { color: ink, width: 2, dash: DASHES[Math.floor(place / 8) % 3] },
+    type: "scatter", ...rest, x, name, meta: { row, seed }, line: { color: ink, width: 2, dash: DASHES[Math.floor(place / 8) % 3] },
     marker: { color: ink, maxdisplayed: mark ? 0 : 14, size: mark ? mark.map((own) => (own ? 13 : 7)) : 7, symbol: mark ? mark.map((own) => own || sign(place)[0]) : sign(place)[0] },
   };
   if (rest.type === "bar") main.marker = { color: ink };
@@ -106,7 +111,7 @@ function dressed(trace, row, place) {
 
 // a row beyond the first of a panel: a thin line without a colour
 function faint(trace, row) {
-  return { type: "scatter", mode: "lines", x: trace.x, y: trace.y, name: plain(short(page.rows[row], 60)), line: { color: variable("--soft"), width: 0.8 }, opacity: 0.35 };
+  return { type: "scatter", mode: "lines", x: trace.x, y: trace.y, meta: { row }, name: plain(short(page.rows[row], 60)), line: { color: variable("--soft"), width: 0.8 }, opacity: 0.35 };
 }
 
 // the rows that charts show: the selected ones, else the first of the table (of each panel), and the rest of them
@@ -128,12 +133,20 @@ function which(shown, panels) {
   return `Shown: ${first}${panels ? ", the others in grey" : ""}; select others in the table.`;
 }
 
-function legend(rows) {
+function legend(rows, onclick) {
   return el("ul", { class: "legend" }, ...rows.map((row, place) => {
     const mark = el("span", { "aria-hidden": "true" }, sign(place)[1]);
     mark.style.color = colour(place);
-    return el("li", {}, mark, " ", page.rows[row]);
+    return el("li", {}, mark, " ", el("button", { type: "button", title: "Show the runs behind it", onclick: () => onclick(row) }, page.rows[row]));
   }));
+}
+
+// what made the runs of a row (or one of them)
+function origin(row, seed) {
+  const runs = page.sections.runs.data.runs.filter((run) => run.row === row && (seed === undefined || run.seed === seed));
+  const none = "not recorded", keys = ["command", "commit", "data", "config", "folder"];
+  return el("div", { class: "origin" }, el("p", {}, `Runs of ${page.rows[row]}; data and config are hashes`),
+    plainTable(["seed", ...keys], runs.map((run) => [run.seed, ...keys.map((key) => run[key] || none)]), `Runs of ${page.rows[row]}`));
 }
 
 function numbers(chart, shown) {
@@ -191,8 +204,8 @@ function addCharts(name, charts) {
   place.append(above, figures, below);
   const made = {}; // title of a panel: its figure
   function figure(title) {
-    const plot = el("div", { class: "plot", role: "img" }), list = el("div"), heading = title ? el("h3", {}, title) : null;
-    return made[title] ??= { plot, list, box: el("div", {}, heading, plot, list) };
+    const plot = el("div", { class: "plot", role: "img" }), list = el("div"), runs = el("div", { role: "status" }), heading = title ? el("h3", {}, title) : null;
+    return made[title] ??= { plot, list, runs, box: el("div", {}, heading, plot, list, runs) };
   }
   let panels = []; // of the current chart: {title, rows, rest}
   function describe() {
@@ -203,9 +216,10 @@ function addCharts(name, charts) {
     }));
     figures.classList.toggle("several", panels.length > 1);
     figures.replaceChildren(...panels.map(({ title, rows }) => {
-      const { plot, list, box } = figure(title);
+      const { plot, list, runs, box } = figure(title);
       plot.setAttribute("aria-label", inWords(chart, title, rows));
-      list.replaceChildren(legend(rows));
+      list.replaceChildren(legend(rows, (row) => runs.replaceChildren(origin(row))));
+      runs.replaceChildren();
       return box;
     }));
     below.replaceChildren(...(panels.length ? [el("p", { class: "which" }, which(shown, split)), numbers(chart, shown)]
@@ -214,10 +228,12 @@ function addCharts(name, charts) {
   const redraw = whenVisible(place, async () => {
     const chart = current(), Plotly = await loadPlotly();
     for (const { title, rows, rest } of panels) {
-      const { plot } = figure(title);
+      const { plot, runs } = figure(title), isNew = !plot.children.length;
       const traces = [...rest.map((row) => faint(chart.traces[row][0], row)),
         ...rows.flatMap((row, i) => chart.traces[row].flatMap((trace) => dressed(trace, row, i)))];
-      Plotly.react(plot, traces, layout(chart, plot.clientWidth < 600), CONFIG);
+      await Plotly.react(plot, traces, layout(chart, plot.clientWidth < 600), CONFIG);
+      Plotly.Plots.resize(plot); // the number of panels beside each other may have changed
+      if (isNew) plot.on("plotly_click", ({ points: [{ data: { meta: { row, seed } } }] }) => runs.replaceChildren(origin(row, seed)));
     }
   });
   const update = () => { describe(); redraw(); };

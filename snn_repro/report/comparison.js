@@ -51,8 +51,9 @@ const average = (values) => values.reduce((sum, x) => sum + x, 0) / values.lengt
 
 scripts.comparison = (section, packed) => {
   const data = JSON.parse(packed), place = $(".place", section);
-  const plot = el("div", { class: "plot", role: "img" }), box = el("div", { role: "status" }), shownText = el("pre", { tabindex: "0", hidden: true });
-  place.append(box);
+  const plot = el("div", { class: "plot", role: "img" }), shownText = el("pre", { tabindex: "0", hidden: true });
+  const sides = el("div"), said = el("p", { role: "status" }), box = el("div"); // the verdict is read out when it changes
+  place.append(sides, said, box);
   let current = null;
 
   function compared(a, b) { // ids of rows; a sentence where they cannot be paired
@@ -130,11 +131,11 @@ scripts.comparison = (section, packed) => {
   async function picture(found) { // on white, with the caption below the axis
     const Plotly = await loadPlotly(), { traces, layout: made } = chart(found), ink = "#1c2430", axis = { color: ink, gridcolor: "#d8dce2", linecolor: "#d8dce2" };
     const words = caption(found).split(" "), lines = [""];
-    for (const word of words) if ((lines.at(-1) + word).length < 115) lines.push(`${lines.pop()}${word} `); else lines.push(word + " ");
-    Object.assign(made, { paper_bgcolor: "#fff", plot_bgcolor: "#fff", font: { ...made.font, color: ink }, xaxis: { ...made.xaxis, ...axis }, yaxis: { ...made.yaxis, ...axis } });
-    made.margin = { ...made.margin, b: 64 + 14 * lines.length };
-    made.annotations = [{ text: plain(lines.join("\n")).replace(/\n/g, "<br>"), align: "left", showarrow: false, font: { size: 10 }, xref: "paper", yref: "paper", x: 0, y: 0, xanchor: "left", yanchor: "top", yshift: -48 }];
-    await Plotly.downloadImage({ data: traces, layout: made }, { format: "svg", width: 700, height: 380 + 14 * lines.length, filename: "comparison" });
+    for (const word of words) if ((lines.at(-1) + word).length < 105) lines.push(`${lines.pop()}${word} `); else lines.push(word + " ");
+    Object.assign(made, { paper_bgcolor: "#fff", plot_bgcolor: "#fff", font: { ...made.font, color: ink }, xaxis: { ...made.xaxis, ...axis, automargin: false, title: { ...made.xaxis.title, standoff: 6 } }, yaxis: { ...made.yaxis, ...axis } });
+    made.margin = { ...made.margin, b: 60 + 15 * lines.length };
+    made.annotations = [{ text: plain(lines.join("\n")).replace(/\n/g, "<br>"), align: "left", showarrow: false, font: { size: 11 }, xref: "paper", yref: "paper", x: 0, y: 0, xanchor: "left", yanchor: "top", yshift: -50 }];
+    await Plotly.downloadImage({ data: traces, layout: made }, { format: "svg", width: 700, height: 380 + 15 * lines.length, filename: "comparison" });
   }
 
   function show(text) { // and put it on the clipboard, where the browser allows it
@@ -155,15 +156,17 @@ scripts.comparison = (section, packed) => {
     const found = two ? compared(chosen[0].row, chosen[1].row) : "Select exactly two rows in the table.";
     shownText.hidden = true;
     current = typeof found === "string" ? null : found;
-    if (!current) return box.replaceChildren(el("p", { class: "empty" }, found));
+    said.textContent = current ? verdict(current) : found;
+    said.className = current ? "verdict" : "empty";
+    sides.replaceChildren(...["A", "B"].flatMap((letter, i) => (current ? [el("p", { class: "sides" }, el("b", {}, letter), ` ${current.names[i]}`)] : [])));
+    if (!current) return box.replaceChildren();
     plot.hidden = !current.T;
     plot.setAttribute("aria-label", `B − A by time step with its 95 % interval: ${current.lines.slice(1).map((v, i) => `${i + 1}: ${signed(v.mean)} (${interval(v)})`).join(", ")}`);
     const button = (text, onclick) => el("button", { type: "button", onclick }, text), more = current.causes;
-    box.replaceChildren(...["A", "B"].map((letter, i) => el("p", { class: "sides" }, el("b", {}, letter), ` ${current.names[i]}`)), el("p", { class: "verdict" }, verdict(current)),
-      ...(more.length ? [el("p", { class: "causes" }, `The rows differ in more than initial potential and loss, so that the difference has more than one cause: ${more.map(([key, a, b]) => `${key} ${a} and ${b}`).join("; ")}.`)] : []),
+    box.replaceChildren(...(more.length ? [el("p", { class: "causes" }, `The rows differ in more than initial potential and loss, so that the difference has more than one cause: ${more.map(([key, a, b]) => `${key} ${a} and ${b}`).join("; ")}.`)] : []),
       plot, plainTable(head, current.lines.map(cells), "Comparison of two rows"),
       el("div", { class: "controls" }, ...(current.T ? [button("Picture (SVG)", () => picture(current))] : []), button("LaTeX table", () => show(latex(current))), button("Command", () => show(command(current)))),
-      shownText, el("p", { class: "notes" }, caption(current)));
+      shownText, el("p", { class: "notes" }, caption(current)), el("details", {}, el("summary", {}, "Commands, commits and data of these runs"), origin(current.a), origin(current.b)));
     redraw();
   }
   update();

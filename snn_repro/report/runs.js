@@ -1,6 +1,7 @@
 // The table of rows or runs: filters, order, selection, and the keys in which selected rows differ.
 scripts.runs = (section, data) => {
   for (const entry of [...data.rows, ...data.runs]) entries[entry.id] = entry;
+  const absent = state.chosen.filter((id) => !(id in entries)).length;
   state.chosen = state.chosen.filter((id) => id in entries);
   const place = $(".place", section);
   const nameOf = (entry) => page.rows[entry.row] + (entry.seed === undefined ? "" : ` · seed ${entry.seed}`);
@@ -33,6 +34,7 @@ scripts.runs = (section, data) => {
   } }, "Clear filters");
   const none = el("button", { type: "button", onclick: () => { state.chosen = []; update(); } }, "Clear selection");
   const count = el("p", { class: "count", role: "status" });
+  if (absent) place.append(el("p", { class: "absent" }, `${absent} of the rows that the address names ${absent === 1 ? "is" : "are"} not on this page.`));
   place.append(view, el("div", { class: "filters" }, el("label", { class: "search" }, "Search ", query),
     ...menus.map((menu) => el("label", {}, title(menu.dataset.facet) + " ", menu)), clear), el("div", { class: "chosen" }, count, none));
 
@@ -129,6 +131,10 @@ scripts.runs = (section, data) => {
     const rows = JSON.stringify([shownRows(() => true), state.chosen]);
     if (rows !== rowsBefore) { rowsBefore = rows; listeners.forEach((listener) => listener()); }
   }
+  addEventListener("hashchange", () => { // another link, or a section of this page: then the rows are put back
+    if (location.hash.startsWith(ROWS)) { recall(); state.chosen = state.chosen.filter((id) => id in entries); }
+    update(true);
+  });
   update();
 };
 
