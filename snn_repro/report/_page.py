@@ -18,7 +18,7 @@ from snn_repro.registry import SECTIONS
 from snn_repro.report._read import Found
 
 HERE = Path(__file__).parent
-LONG = 40  # characters of a cell that may wrap
+LONG = 24  # characters of a cell that may wrap
 FEW = 4  # notes that are not folded
 DIGITS = 5  # significant digits: enough for a chart, and the file stays small
 
@@ -32,7 +32,7 @@ class Chart:
     """One chart of a section; a menu selects among several.
 
     traces: {row id: Plotly traces}. A trace may have `sd` (half the height of a band around `y`) and `mark` (a symbol
-    for each point instead of the row's).
+    for each point instead of the row's). panels: {row id: title}, for one panel for each title.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Chart:
     y: str
     traces: Mapping[int, Sequence[dict[str, Any]]]
     layout: dict[str, Any] = field(default_factory=dict)
+    panels: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -78,11 +79,17 @@ def text(sentences: Sequence[str]) -> str:
 
 
 def table(given: Table, opened: bool = False) -> str:
-    """Format a table with its notes as foldable HTML."""
-    head, *rows = given.lines()
-    numbers = [c.kind != "text" for c in given.shown]
+    """Format a table with its notes as foldable HTML; columns that are equal in all rows become a note."""
+    several, columns = len(given.rows) > 1, list(zip(*given.lines(), strict=True))  # (header, cells...)
+    equal = [i > 0 and len({*cells}) <= several for i, (_, *cells) in enumerate(columns)]
+    empty = [i > 0 and not any(cells) for i, (_, *cells) in enumerate(columns)]
+    same = [f"{head} {cells[0]}" for (head, *cells), e, x in zip(columns, equal, empty, strict=True) if e and not x]
+    notes = [f"Same in all rows: {', '.join(same)}"] if same else []
+    shown = [i for i in range(len(columns)) if not equal[i] and not empty[i]]
+    head, *rows = zip(*(columns[i] for i in shown), strict=True)
+    numbers = [given.shown[i].kind not in ("text", "steps") for i in shown]
 
-    def cells(tag: str, line: list[str]) -> str:
+    def cells(tag: str, line: Sequence[str]) -> str:
         return "".join(
             f'<{tag} class="{"number" if n else "long" * (len(cell) > LONG)}">{escape(cell)}</{tag.split()[0]}>'
             for n, cell in zip(numbers, line, strict=True)
@@ -95,7 +102,7 @@ def table(given: Table, opened: bool = False) -> str:
         f'<div class="wide" tabindex="0" role="region" aria-label="{title}"><table><thead><tr>'
         + cells('th scope="col"', head)
         + f"</tr></thead><tbody>{body}</tbody></table></div>"
-        + f"{text(given.notes)}</details>"
+        + f"{text([*notes, *given.notes])}</details>"
     )
 
 

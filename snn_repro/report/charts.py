@@ -1,16 +1,21 @@
 """Sections of the report: runs, curves, the paper's tables, firing rates, learned IMP."""
 
 import math
-from collections.abc import Sequence
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
 import numpy as np
+import yaml
 
-from snn_repro.config import ADDED, hashed
+from snn_repro.config import ADDED, config_hash, hashed
 from snn_repro.neurons import initial_states
 from snn_repro.paper.differences import WHAT_A_METHOD_CHANGES, debug_keys, described, remarks
-from snn_repro.paper.rows import load_rows
+from snn_repro.paper.results import data_id
+from snn_repro.paper.rows import SHARED, load_rows
 from snn_repro.paper.statistics import summary
 from snn_repro.paper.tables import TITLES, paper_table, runs_table
 from snn_repro.report._page import Chart, NothingToShow, Section, register_section, table, text
@@ -29,23 +34,26 @@ COLUMNS = [
 FACETS = ("dataset", "model", "neuron", "initial", "loss", "T", "state")
 
 
-@register_section("runs", "Runs", 1)
+@register_section("runs", "Runs", 2)
 def runs(found: Found) -> Section:
     """Test accuracy in percent, mean ± standard deviation over seeds, one line per row.
 
-    Select rows or runs to compare them and to show them in the charts below.
+    Select rows or runs to show them in the charts. Settings that the row's name does not say are below it.
     """
     flats = [_flat(row) for row in found.rows]
+    keys = (config_hash(row.config | {"seed": row.config["name"]})[:8] for row in found.rows)  # a hash without the seed
+    keyed = list(zip(_distinct(keys), found.rows, strict=True))  # the same in every page, for links to chosen rows
     every = sorted(set().union(*flats))
     varied = [k for k in every if len({repr(flat.get(k)) for flat in flats}) > 1 or k == "name"]
     data = {
         "columns": COLUMNS,
         "facets": FACETS,
-        "rows": [dict(id=f"r{row.id}", row=row.id, cells=_line(row, row.runs)) for row in found.rows],
+        "folded": FACETS[:5],
+        "rows": [dict(id=key, row=row.id, cells=_line(row, row.runs)) for key, row in keyed],
         "runs": [
-            dict(id=f"s{row.id}-{i}", row=row.id, seed=run.seed, folder=str(run.folder), cells=_line(row, [run]))
-            for row in found.rows
-            for i, run in enumerate(row.runs)
+            dict(id=f"{key}-{i}", row=row.id, seed=run.seed, cells=_line(row, [run]), **_origin(run))
+            for key, row in keyed
+            for i, run in zip(_distinct(str(run.seed) for run in row.runs), row.runs, strict=True)
         ],
         "facts": {k: [str(flat[k]) if k in flat else None for flat in flats] for k in varied},
         "method": [key for key in varied if key.startswith(WHAT_A_METHOD_CHANGES)],
@@ -59,6 +67,42 @@ def runs(found: Found) -> Section:
     errors = [f"{run.folder}: {run.error}" for run in found.runs if run.error and not run.result]
     notes = [*remarks([row.group for row in found.rows if row.group]), *found.notes, *errors]
     return Section(html=text([legend]) + text(notes), data=data)
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    """The names, where repeated with .2, .3, ... behind them."""
+    seen, found = Counter[str](), []
+    for name in names:
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name}.{seen[name]}")
+    return found
+
+
+def _origin(run: Run) -> dict[str, Any]:
+    """What made a run: folder, command, commit, and hashes of configuration and data; None where not recorded."""
+    result: Any = run.result or {}
+    code, file = result.get("code") or {}, run.folder / "overrides.yaml"
+    commit = code.get("commit") and code["commit"][:12] + " with changes" * bool(code.get("dirty"))
+    words = yaml.safe_load(file.read_text("utf-8")) if file.exists() else _overrides(run)
+    command = words and shlex.join(["python", "-m", "snn_repro.train", *map(str, words)])
+    hashes = dict(config=config_hash(run.config), data=data_id(result) if result else None)
+    return dict(folder=str(run.folder), command=command, commit=commit, **hashes)
+
+
+def _overrides(run: Run) -> list[str] | None:
+    """Overrides that the folder ROW/OVERRIDES/seedN of a collected run says; None where it says none."""
+    name, tweaks, _ = ("", "", *run.folder.parts)[-3:]
+    if name != run.config["name"]:
+        name, tweaks = tweaks, ""
+    words = name.split("-")
+    if experiment := (run.result or {}).get("experiment"):
+        chosen = [f"experiment={experiment}"]
+    elif name == run.config["name"] and len(words) == len(SHARED):
+        chosen = [f"{group}={word}" for group, word in zip(SHARED, words, strict=True)]
+    else:
+        return None
+    more = re.split(r",(?![^\[]*\])", tweaks) if tweaks else []
+    return [*chosen, *more, f"seed={run.seed}"] if all("=" in word for word in more) else None
 
 
 def _flat(row: Row) -> dict[str, Any]:
@@ -113,9 +157,9 @@ def _params(result: Any) -> list[Any]:
 # ---------------------------------------------------------------- curves
 
 
-@register_section("accuracy_steps", "Accuracy by time step", 2)
+@register_section("accuracy_steps", "Accuracy by time step", 1)
 def accuracy_steps(found: Found) -> Section:
-    """Test accuracy by time step: mean over seeds, with a band of one standard deviation.
+    """Test accuracy by time step, one panel for each data set and T: mean over seeds, band of one standard deviation.
 
     The paper's curves show the output of the step. The mean of the outputs so far is what an inference that stops at
     this step predicts.
@@ -126,6 +170,7 @@ def accuracy_steps(found: Found) -> Section:
     if not shown:
         raise NothingToShow("; ".join(notes) or "no run is finished yet")
     layout = {"xaxis": {"dtick": 1 if max(row.config["timesteps"] for row in shown) < 17 else None}}
+    panels = {row.id: f"{row.config['dataset']['name']}, T = {row.config['timesteps']}" for row in shown}
     charts = []
     for key, name in {"acc_step": "output of the step", "acc_cum": "mean of the outputs so far"}.items():
         traces = {}
@@ -134,7 +179,7 @@ def accuracy_steps(found: Found) -> Section:
             if None not in curves:
                 percent = [[100 * v for v in curve] for curve in curves]
                 traces[row.id] = [_band(range(1, len(percent[0]) + 1), percent) | {"mode": "lines+markers"}]
-        charts.append(Chart(name, "time step", "test accuracy %", traces, layout))
+        charts.append(Chart(name, "time step", "test accuracy %", traces, layout, panels))
     return Section(charts, text(notes))
 
 

@@ -1,6 +1,7 @@
 // The table of rows or runs: filters, order, selection, and the keys in which selected rows differ.
 scripts.runs = (section, data) => {
   for (const entry of [...data.rows, ...data.runs]) entries[entry.id] = entry;
+  const absent = state.chosen.filter((id) => !(id in entries)).length;
   state.chosen = state.chosen.filter((id) => id in entries);
   const place = $(".place", section);
   const nameOf = (entry) => page.rows[entry.row] + (entry.seed === undefined ? "" : ` · seed ${entry.seed}`);
@@ -33,29 +34,44 @@ scripts.runs = (section, data) => {
   } }, "Clear filters");
   const none = el("button", { type: "button", onclick: () => { state.chosen = []; update(); } }, "Clear selection");
   const count = el("p", { class: "count", role: "status" });
+  if (absent) place.append(el("p", { class: "absent" }, `${absent} of the rows that the address names ${absent === 1 ? "is" : "are"} not on this page.`));
   place.append(view, el("div", { class: "filters" }, el("label", { class: "search" }, "Search ", query),
     ...menus.map((menu) => el("label", {}, title(menu.dataset.facet) + " ", menu)), clear), el("div", { class: "chosen" }, count, none));
 
-  // -- table
+  // -- table: settings that a row's name says have no column, and the others are below the name
   const values = (key) => new Set(data.rows.map(({ cells }) => cells[key][0]));
   const same = data.rows.length > 1 ? data.columns.filter(([key, , kind]) => kind !== "percent" && values(key).size === 1) : [];
-  const own = data.columns.filter((column) => !same.includes(column));
+  const different = data.columns.filter((column) => !same.includes(column));
+  const folded = different.filter(([key]) => data.folded.includes(key));
   const constant = same.map(([key, text]) => [text, [...values(key)][0]]).filter(([, value]) => value).map((words) => words.join(" "));
   if (constant.length) place.append(el("p", { class: "same" }, `Same in all rows: ${constant.join(", ")}.`));
-  const columns = [["name", "row", "text"], ...own];
-  const heads = columns.map(([key, text, kind]) => el("th", { scope: "col", class: kind === "text" ? null : "number" },
+  const all = el("input", { type: "checkbox", onchange: () => { state.all = all.checked; remember(); fold(); } });
+  all.checked = Boolean(state.all);
+  if (folded.length) place.append(el("label", {}, all, ` Columns for ${folded.map(([, text]) => text).join(", ")}`));
+  const columns = [["name", "row", "text"], ...different];
+  const classes = (key, kind) => [kind === "text" ? "" : "number", folded.some(([other]) => other === key) ? "folded" : ""].join(" ").trim() || null;
+  const heads = columns.map(([key, text, kind]) => el("th", { scope: "col", class: classes(key, kind) },
     el("button", { type: "button", "data-sort": key, onclick: () => { state.sort = [key, state.sort[0] === key ? -state.sort[1] : kind === "percent" ? -1 : 1]; update(); } }, text)));
   const body = el("tbody");
-  place.append(el("div", { class: "wide tall", tabindex: "0", role: "region", "aria-label": "Table of runs" },
-    el("table", { class: "runs" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, el("span", { class: "unseen" }, "selected")), ...heads)), body)));
+  const table = el("table", { class: "runs" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, el("span", { class: "unseen" }, "selected")), ...heads)), body);
+  place.append(el("div", { class: "wide tall", tabindex: "0", role: "region", "aria-label": "Table of runs" }, table));
+  const fold = () => table.classList.toggle("short", !all.checked);
+  fold();
+  const unsaid = (entry) => { // values of folded columns that the name lacks; no name says that the initial state is zero
+    const words = entry.name.split(/[-_ =,[\]]+/), full = entry.name;
+    return folded.map(([key, text]) => [key, text, entry.cells[key][0]])
+      .filter(([key, , value]) => !(words.includes(value) || (value.includes("_") && full.includes(value)) || (key === "initial" && value === "zero")))
+      .map(([, text, value]) => `${text} ${value}`);
+  };
   const lines = {}; // made once per entry
   const line = (entry) => lines[entry.id] ??= (() => {
     const box = el("input", { type: "checkbox", id: "choose-" + entry.id, onchange: () => {
       state.chosen = box.checked ? [...state.chosen, entry.id] : state.chosen.filter((id) => id !== entry.id);
       update(true);
     } });
-    const tr = el("tr", {}, el("td", {}, box), el("th", { scope: "row" }, el("label", { for: box.id, title: entry.folder }, ...nameParts(entry.name))),
-      ...own.map(([key, , kind]) => el("td", { class: kind === "text" ? null : "number" }, entry.cells[key][0])));
+    const tr = el("tr", {}, el("td", {}, box), el("th", { scope: "row" }, el("label", { for: box.id, title: entry.folder }, ...nameParts(entry.name),
+      ...(unsaid(entry).length ? [el("small", { class: "unsaid" }, unsaid(entry).join(", "))] : []))),
+      ...different.map(([key, , kind]) => el("td", { class: classes(key, kind) }, entry.cells[key][0])));
     return { tr, box };
   })();
   const nameParts = (name) => { // the suffix that distinguishes rows of one name is smaller
@@ -112,9 +128,13 @@ scripts.runs = (section, data) => {
     count.textContent = `${visible.length === all ? all : `${visible.length} of ${all}`} ${things}; ${state.chosen.length || "none"} selected`;
     none.hidden = !state.chosen.length;
     compareChosen();
-    const rows = JSON.stringify(shownRows(() => true));
+    const rows = JSON.stringify([shownRows(() => true), state.chosen]);
     if (rows !== rowsBefore) { rowsBefore = rows; listeners.forEach((listener) => listener()); }
   }
+  addEventListener("hashchange", () => { // another link, or a section of this page: then the rows are put back
+    if (location.hash.startsWith(ROWS)) { recall(); state.chosen = state.chosen.filter((id) => id in entries); }
+    update(true);
+  });
   update();
 };
 

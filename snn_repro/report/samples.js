@@ -36,7 +36,7 @@ scripts.samples = (section, data) => {
       let rgb;
       if (picture.events) { // one polarity blue, the other orange, on the background
         const [a, b] = [value(0), channels > 1 ? value(1) : 0].map((v) => v && 0.35 + 0.65 * v / 255);
-        const [blue, orange] = dark ? [[86, 180, 233], [255, 155, 87]] : [[0, 114, 178], [196, 78, 0]];
+        const [blue, orange] = dark ? [[85, 200, 255], [224, 112, 42]] : [[0, 114, 214], [214, 95, 0]];
         const back = dark ? 20 : 255, left = Math.max(0, 1 - a - b), sum = Math.max(1, a + b);
         rgb = [0, 1, 2].map((k) => back * left + (a * blue[k] + b * orange[k]) / sum);
       } else rgb = [value(0), value(1), value(2)];
@@ -73,7 +73,7 @@ scripts.samples = (section, data) => {
       const label = name === sample.label, place = label ? 0 : 1 + others.indexOf(name);
       return {
         type: "scatter", mode: "lines+markers", x, y: sample.logits.map((step) => step[i]), name: `class ${name}${label ? " (label)" : ""}`,
-        line: { color: colour(place), width: label ? 4 : 1.5, dash: place >= 8 ? "dot" : "solid" }, marker: { symbol: SIGNS[place % 8][0], size: label ? 8 : 5, color: colour(place) },
+        line: { color: colour(place), width: label ? 4 : 1.5, dash: place >= 8 ? "dot" : "solid" }, marker: { symbol: sign(place)[0], size: label ? 8 : 5, color: colour(place) },
       };
     }), { ...base, showlegend: true, legend: { orientation: "h", y: -0.25, font: { size: 11 } }, height: narrow ? 380 : 440 }, CONFIG);
     if (!sample.spikes.length) return;

@@ -15,6 +15,7 @@ from scripts_of_ours import script
 
 from snn_repro.config import load_config, to_dict
 from snn_repro.files import hold
+from snn_repro.paper.rows import SHARED
 from snn_repro.report import render
 
 ROOT = Path(__file__).parents[2]
@@ -115,6 +116,23 @@ def test_the_keys_in_which_rows_differ_and_which_of_them_a_method_may_change(tmp
     assert data["facts"]["recipe.lr"][1] == "0.5" and data["facts"]["loss.name"] == ["sdt", "tet"]
     assert {"loss.name", "name"} <= set(data["method"]) and "recipe.lr" not in data["method"]
     assert data["facts"]["threads"][1] == "7" and "recipe.epochs" not in data["facts"] and "seed" not in data["facts"]
+
+
+def test_a_run_names_its_command_commit_and_data(tmp_path):
+    fake_run(tmp_path, "name=own", folder="own/seed0", extra=dict(data=dict(files="f" * 64)))
+    (tmp_path / "own/seed0/overrides.yaml").write_text("[name=own, 'neuron.imp_init=[0,1]']")
+    name = "digits-small-if-lts"
+    four = [f"{group}={word}" for group, word in zip(SHARED, name.split("-"), strict=True)]
+    fake_run(tmp_path, *four, folder=f"{name}/neuron.imp_init=[0,0],recipe.epochs=6/seed3", seed=3)
+    fake_run(tmp_path, "name=other", folder="x/seed0")
+    digits, other, own = runs = report(tmp_path)["sections"]["runs"]["data"]["runs"]
+    start = "python -m snn_repro.train "
+    assert own["command"] == f"{start}name=own 'neuron.imp_init=[0,1]'" and len(own["data"]) == 8 and own["config"]
+    assert digits["command"] == f"{start}{' '.join(four)} 'neuron.imp_init=[0,0]' recipe.epochs=6 seed=3"
+    assert other["command"] is None and other["data"] is None
+    fake_run(tmp_path, "name=a_new_one")
+    more = report(tmp_path)["sections"]["runs"]["data"]["runs"]
+    assert {run["id"] for run in runs} < {run["id"] for run in more}  # links stay valid
 
 
 def test_dead_and_saturated_layers_are_marked(tmp_path):

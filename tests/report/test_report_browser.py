@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from fake_runs import fake_run
 
+from snn_repro.paper.statistics import verdicts
 from snn_repro.report import render
 
 pytest.importorskip("plotly")
 pytest.importorskip("selenium", reason="selenium drives the browser: pip install selenium")
 from selenium import webdriver  # noqa: E402
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import Select  # noqa: E402
@@ -21,7 +23,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no browser: apt install chromium chromium-driver"),
 ]
-SECTIONS = "runs accuracy_steps learning_curves paper_tables firing_rates learned_imp samples".split()
+SECTIONS = "accuracy_steps runs comparison learning_curves paper_tables firing_rates learned_imp samples".split()
 ENERGY = dict(synops=1e6, macs=2e5, energy_pj=1.82e6, with_memory_pj=3e6, imp=dict(parameters=5, bytes=20, read_pj=1.0),
               layers={"conv1": dict(macs=2e5, synops=0.0), "fc": dict(macs=0.0, synops=1e6)})  # fmt: skip
 EVIL = "</script><img src=x onerror='window.hacked=1'><b>%{x}"
@@ -140,3 +142,55 @@ def test_it_fits_the_screen_and_axe_has_no_serious_complaint(driver, small, widt
     found = axe.Axe().run(driver)["violations"]
     serious = [(v["id"], v["nodes"][0]["html"][:200]) for v in found if v["impact"] in ("serious", "critical")]
     assert serious == [] and driver.get_log("browser") == []
+
+
+DIFFERENCES = {  # in points from the baseline, by seed
+    "better": (5, 6, 4, 5, 5), "equivalent": (0, 0.5, -0.5, 0, 0), "cannot": (5, -5, 2, 0, -3),
+    "worse": (-9, -8, -9, -9.5, -9),
+}  # fmt: skip
+
+
+def test_two_ticked_rows_have_the_verdict_of_the_statistics_and_a_link_restores_them(driver, tmp_path):
+    measured: dict[str, list[list[float]]] = {}  # [readout, steps...] by seed, in percent
+    more = dict(code=dict(commit="c0ffee" * 7, dirty=False, numbers=0))
+    for name, by_seed in {"base": (0, 0, 0, 0, 0), **DIFFERENCES}.items():
+        values = [0.7 + (k + d) / 100 for k, d in enumerate(by_seed)]
+        made = [fake_run(tmp_path, f"name={name}", seed=k, acc=a, extra=more) for k, a in enumerate(values)]
+        measured[name] = [[100 * a for a in (run["acc_last"], *run["acc_step"])] for run in made]
+    page = tmp_path / "page.html"
+    page.write_text(render([tmp_path], 0)[0], "utf-8")
+    load(driver, page, 1400)
+    said = lambda: driver.find_element(By.CSS_SELECTOR, "#comparison [role=status]").text  # noqa: E731
+    tick = lambda name: driver.find_element(By.XPATH, f"//label[text()='{name}']").click()  # noqa: E731
+    cells = (
+        "return [...document.querySelectorAll('#comparison tbody tr')].map(r => [...r.children].map(c => c.innerText))"
+    )
+    tick("base")
+    assert "exactly two rows" in said()
+    for name in DIFFERENCES:
+        tick(name)
+        pairs = list(zip(zip(*measured["base"], strict=True), zip(*measured[name], strict=True), strict=True))
+        expected = [*verdicts(pairs[:1], 0.5), *verdicts(pairs[1:], 0.5)]
+        for v, (_, _, _, mean, interval, p, _, word) in zip(expected, driver.execute_script(cells)[:5], strict=True):
+            assert (word.split(",")[0], mean.replace("−", "-")) == (v.word, f"{v.found.mean:+.2f}")
+            assert interval.replace("−", "-") == f"{v.found.low:+.2f} to {v.found.high:+.2f}"
+            assert p == ("< 0.001" if v.p < 0.001 else f"{v.p:.3f}")
+        assert expected[0].word.split()[0] == name and name in (verdict := said())
+        tick(name)
+    tick("worse")
+    driver.find_element(By.XPATH, "//button[text()='Command']").click()
+    command = driver.find_element(By.CSS_SELECTOR, "#comparison pre").text
+    assert command == f"python scripts/compare.py base worse --in {tmp_path}"
+    address = driver.current_url
+    load(driver, page)
+    assert "none selected" in driver.find_element(By.CSS_SELECTOR, ".count").text
+    driver.get("about:blank")
+    driver.get(address)
+    until(driver, lambda: driver.find_elements(By.CSS_SELECTOR, ".verdict"))
+    assert said() == verdict and driver.current_url == address and "#rows=" in address
+    see_all(driver)
+    point = driver.find_elements(By.CSS_SELECTOR, "#accuracy_steps .scatterlayer .point")[-1]
+    driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", point)
+    ActionChains(driver).move_to_element(point).pause(0.5).click().perform()
+    until(driver, lambda: "c0ffeec0ffee" in driver.find_element(By.CSS_SELECTOR, ".figures [role=status]").text)
+    assert driver.get_log("browser") == []
