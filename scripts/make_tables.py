@@ -14,7 +14,9 @@ import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import yaml
 
 from snn_repro import console
@@ -23,11 +25,13 @@ from snn_repro.errors import DataError, UserError
 from snn_repro.files import write_text
 from snn_repro.paper.differences import older_note
 from snn_repro.paper.formats import Column, Table, cell, to_csv, to_markdown
-from snn_repro.paper.results import group_runs, load, packed_right
+from snn_repro.paper.results import group_runs, load, right_or_none
 from snn_repro.paper.rows import PaperRow, configs, load_rows
 from snn_repro.paper.tables import TITLES, paper_table, runs_table
+from snn_repro.runs import checkpoint
 from snn_repro.runs.folder import find_results, result_files
-from snn_repro.trained.verify import contributed
+from snn_repro.runs.result import RunResult
+from snn_repro.trained.verify import claimed, unpacked
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -55,6 +59,30 @@ def collect(roots: Iterable[str | Path], into: Path, study: str = "") -> list[Pa
         lines = collected_lines(file) | new
         write_text(file, "".join(f"{lines[run]}\n" for run in sorted(lines, key=lambda r: r.split("/"))))
     return [into / first / run for first, new in files.items() for run in new]
+
+
+def packed_right(result: RunResult) -> dict[str, Any] | None:
+    """`right` of a collected run: which test samples are correct, in hex.
+
+    None if the run has no predictions.
+    """
+    right = right_or_none(result)
+    return None if right is None else dict(n_test=len(right), bits=np.packbits(right).tobytes().hex())
+
+
+def contributed(file: Path) -> RunResult:
+    """Read the result of an archive of `pack`.
+
+    `verified` is true if FILE.json, the output of `snn-verify FILE --json`, says so of a file with this hash.
+    """
+    with unpacked(file) as folder:
+        result = claimed(folder).result
+        result.right = packed_right(result)
+    said = file.with_suffix(".json")
+    found = json.loads(said.read_text("utf-8")) if said.is_file() else {}
+    result.verified = found.get("verified") is True and found.get("sha256") == checkpoint.sha256(file)
+    result.folder = str(file.with_suffix(""))
+    return result
 
 
 def collected_lines(file: Path) -> dict[str, str]:

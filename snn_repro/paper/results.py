@@ -179,12 +179,3 @@ def right_or_none(result: RunResult) -> np.ndarray | None:
     except DataError as error:
         skipped(str(error))
         return None
-
-
-def packed_right(result: RunResult) -> dict[str, Any] | None:
-    """`right` of a collected run: which test samples are correct, in hex.
-
-    None if the run has no predictions.
-    """
-    right = right_or_none(result)
-    return None if right is None else dict(n_test=len(right), bits=np.packbits(right).tobytes().hex())

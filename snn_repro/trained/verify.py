@@ -50,7 +50,6 @@ from snn_repro.files import replace_atomically
 from snn_repro.metrics import correct_cumulative, correct_per_step, sees_future
 from snn_repro.models import count_parameters
 from snn_repro.outside import versions
-from snn_repro.paper.results import packed_right
 from snn_repro.provenance import NUMBERS, moved_since
 from snn_repro.runs import checkpoint
 from snn_repro.runs.folder import CONFIG, METRICS, PREDICTIONS, RESULT, other_data, read_epochs
@@ -230,21 +229,6 @@ def digest(content: Mapping[str, Any]) -> str:
         found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
         found.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
-
-
-def contributed(file: Path) -> RunResult:
-    """Read the result of an archive of `pack`.
-
-    `verified` is true if FILE.json, the output of `snn-verify FILE --json`, says so of a file with this hash.
-    """
-    with unpacked(file) as folder:
-        result = claimed(folder).result
-        result.right = packed_right(result)
-    said = file.with_suffix(".json")
-    found = json.loads(said.read_text("utf-8")) if said.is_file() else {}
-    result.verified = found.get("verified") is True and found.get("sha256") == checkpoint.sha256(file)
-    result.folder = str(file.with_suffix(""))
-    return result
 
 
 # ---------------------------------------------------------------- the checks: (verdict, why)
