@@ -324,6 +324,8 @@ def _scope(groups: Sequence[Group]) -> Iterable[str]:
     for group in groups:
         if more := [str(run["seed"]) for run in group.runs if run["seed"] not in seeds]:
             yield f"left out, because another row lacks it: {group.label}, seed {', '.join(more)}"
+    if later := [group.label for group in groups if not group.steps()]:
+        yield f"only the readout, because outputs depend on later steps in {', '.join(later)}"
     for key, said in {
         "readout": "each row at its own readout",
         "timesteps": "only the steps that all rows have",
