@@ -250,7 +250,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Links as they work in the repository, turned to where their files are in the documentation."""
     path = page.file.src_uri
     inside = page.file.src_dir is not None and Path(page.file.src_dir).resolve() == ROOT / "docs"
-    return relinked(markdown, posixpath.join("docs", path) if inside else path, set(files.src_uris))
+    return relinked(with_choices(markdown), posixpath.join("docs", path) if inside else path, set(files.src_uris))
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:

@@ -99,6 +99,8 @@ def test_the_tests_of_a_copy_take_them_in(tmp_path):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     for file in (f for f in ROOT.iterdir() if f.suffix in (".md", ".toml", ".yml")):
         shutil.copy(file, tmp_path)
+    (tmp_path / "results").mkdir()
+    shutil.copy(ROOT / "results" / "paper_tables.yaml", tmp_path / "results")
     for name, content in IDEAS.items():
         assert not (tmp_path / name).exists()
         (tmp_path / name).write_text(content)
@@ -110,7 +112,7 @@ def test_the_tests_of_a_copy_take_them_in(tmp_path):
         "tests/neurons", "tests/losses", "tests/models", "tests/runs/test_loggers.py", "tests/trained/test_export.py",
         "tests/test_golden_losses.py", "tests/test_causality.py", "tests/docs/test_site.py", "tests/config/test_settings.py",
     ]  # fmt: skip
-    of_all = "idea_ or a_reference_and_a_yaml or every_logger or has_its_place or what_they_were or every_option"
+    of_all = "idea_ or a_reference_and_a_yaml or every_logger or has_its_place or what_they_were or every_option or are_current or are_there"
     pytest_ = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-k", of_all, *files]
     for words in (pytest_, ["-c", USED]):
         done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
