@@ -115,10 +115,8 @@ def test_rows_that_differ_in_an_override_have_groups_of_their_own(monkeypatch, t
 
     assert group("seed=1") == group("seed=2", "logger=none") == "digits-small-if_imp-lts"
     assert group("recipe.epochs=30") == "digits-small-if_imp-lts/recipe.epochs=30" != group("recipe.epochs=40")
-    elsewhere = [
-        group("hydra.run.dir=mine", f"seed={seed}", f"recipe.epochs={n}") for seed, n in ((1, 3), (2, 3), (2, 4))
-    ]
-    assert elsewhere[0] == elsewhere[1] != elsewhere[2] and elsewhere[2].startswith("digits-small-if_imp-lts/")
+    own = [group("hydra.run.dir=mine", f"seed={k}", f"recipe.epochs={n}") for k, n in ((1, 3), (2, 3), (2, 4))]
+    assert own[0] == own[1] != own[2] and own[2].startswith("digits-small-if_imp-lts/")
     long = [group("name=" + 120 * "a", f"recipe.epochs={n}") for n in (30, 40)]
     assert len(set(long)) == 2 and all(len(text) <= 110 for text in long)
 
