@@ -161,8 +161,8 @@ def _params(result: Any) -> list[Any]:
 def accuracy_steps(found: Found) -> Section:
     """Test accuracy by time step, one panel for each data set and T.
 
-    Mean over seeds, with a band of one standard deviation. The paper's curves show the output of the step. The mean of the outputs so far is what an inference that stops at
-    this step predicts.
+    Mean over seeds, with a band of one standard deviation. The paper's curves show the output of the step. The mean of
+    the outputs so far is what an inference that stops at this step predicts.
     """
     shown = [row for row in found.rows if row.has_steps]
     ahead = [row.label for row in found.rows if row.group and not row.has_steps]
