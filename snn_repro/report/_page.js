@@ -42,7 +42,7 @@ function recall() {
 
 // ---------------------------------------------------------------- colours and symbols: each row has both
 
-// from Okabe and Ito's palette: each at least 3:1 against the background, and any two differ by at least 12 (CIEDE2000)
+// from Okabe and Ito's palette: each at least 3:1 against the background, and any two differ by at least 15 (CIE76)
 // as normal, protanopic and deuteranopic eyes see them (Machado et al. 2009)
 const COLOURS = {
   light: ["#0072d6", "#d65f00", "#009e73", "#b05090", "#794e00", "#3b2f8f", "#740f21", "#4d4d4d"],
@@ -143,7 +143,7 @@ function legend(rows, onclick) {
 
 // what made the runs of a row (or one of them)
 function origin(row, seed) {
-  const runs = page.sections.runs.data.runs.filter((run) => run.row === row && (seed === undefined || run.seed === seed));
+  const runs = (page.sections.runs?.data.runs || []).filter((run) => run.row === row && (seed === undefined || run.seed === seed));
   const none = "not recorded", keys = ["command", "commit", "data", "config", "folder"];
   return el("div", { class: "origin" }, el("p", {}, `Runs of ${page.rows[row]}; data and config are hashes`),
     plainTable(["seed", ...keys], runs.map((run) => [run.seed, ...keys.map((key) => run[key] || none)]), `Runs of ${page.rows[row]}`));

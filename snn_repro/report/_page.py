@@ -79,7 +79,10 @@ def text(sentences: Sequence[str]) -> str:
 
 
 def table(given: Table, opened: bool = False) -> str:
-    """Format a table with its notes as foldable HTML; columns that are equal in all rows become a note."""
+    """Format a table with its notes as foldable HTML.
+
+    A column that is equal in all rows becomes a note, an empty one is left out.
+    """
     several, columns = len(given.rows) > 1, list(zip(*given.lines(), strict=True))  # (header, cells...)
     equal = [i > 0 and len({*cells}) <= several for i, (_, *cells) in enumerate(columns)]
     empty = [i > 0 and not any(cells) for i, (_, *cells) in enumerate(columns)]

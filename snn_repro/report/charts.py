@@ -70,7 +70,7 @@ def runs(found: Found) -> Section:
 
 
 def _distinct(names: Iterable[str]) -> list[str]:
-    """The names, where repeated with .2, .3, ... behind them."""
+    """The names; repeated ones end in .2, .3, ..."""
     seen, found = Counter[str](), []
     for name in names:
         seen[name] += 1
@@ -79,7 +79,7 @@ def _distinct(names: Iterable[str]) -> list[str]:
 
 
 def _origin(run: Run) -> dict[str, Any]:
-    """What made a run: folder, command, commit, and hashes of configuration and data; None where not recorded."""
+    """Folder, command, commit, and hashes of configuration and data of a run; None where not recorded."""
     result: Any = run.result or {}
     code, file = result.get("code") or {}, run.folder / "overrides.yaml"
     commit = code.get("commit") and code["commit"][:12] + " with changes" * bool(code.get("dirty"))
@@ -90,7 +90,7 @@ def _origin(run: Run) -> dict[str, Any]:
 
 
 def _overrides(run: Run) -> list[str] | None:
-    """Overrides that the folder ROW/OVERRIDES/seedN of a collected run says; None where it says none."""
+    """Overrides from the folder name ROW/OVERRIDES/seedN of a collected run; None if it has another form."""
     name, tweaks, _ = ("", "", *run.folder.parts)[-3:]
     if name != run.config["name"]:
         name, tweaks = tweaks, ""
@@ -159,10 +159,10 @@ def _params(result: Any) -> list[Any]:
 
 @register_section("accuracy_steps", "Accuracy by time step", 1)
 def accuracy_steps(found: Found) -> Section:
-    """Test accuracy by time step, one panel for each data set and T: mean over seeds, band of one standard deviation.
+    """Test accuracy by time step, one panel for each data set and T.
 
-    The paper's curves show the output of the step. The mean of the outputs so far is what an inference that stops at
-    this step predicts.
+    Mean over seeds, with a band of one standard deviation. The paper's curves show the output of the step. The mean of
+    the outputs so far is what an inference that stops at this step predicts.
     """
     shown = [row for row in found.rows if row.has_steps]
     ahead = [row.label for row in found.rows if row.group and not row.has_steps]

@@ -20,9 +20,9 @@ MORE = (
 
 @register_section("comparison", "Comparison", 2.5)
 def comparison(found: Found) -> Section:
-    """Difference of two rows in test accuracy, at the readout and at each time step, paired over their common seeds.
+    """Difference of two rows in test accuracy, paired over their common seeds.
 
-    Select two rows in the table above; the first one is A.
+    Select two rows in the table above; the first one is A, the second one B.
     """
     rows = {row.id: _measured(row.group) for row in found.rows if row.group and not debug_keys(row.group.first)}
     if len(rows) < 2:

@@ -2,7 +2,7 @@
 scripts.samples = (section, data) => {
   const place = $(".place", section);
   const rowMenu = el("select", { onchange: () => { state.sample.row = rowMenu.value; fill(); } });
-  const sampleMenu = el("select", { onchange: () => { state.sample.index = sampleMenu.value; redraw(); remember(); } });
+  const sampleMenu = el("select", { onchange: () => { state.sample.index = sampleMenu.value; describe(); redraw(); remember(); } });
   const strip = el("ol", { class: "strip" });
   const raster = el("div", { class: "plot", role: "img" }), outputs = el("div", { class: "plot", role: "img" });
   const rasterBox = el("div", {}, el("h3", {}, "Spikes of some neurons per layer"), raster), outputBox = el("div", {}, el("h3", {}, "Output by time step"), outputs);
@@ -23,7 +23,14 @@ scripts.samples = (section, data) => {
       `${sample.index}: class ${sample.label}, predicted ${prediction(sample)} ${prediction(sample) === sample.label ? "✓" : "✗"}`)));
     sampleMenu.value = state.sample.index in samples ? state.sample.index : 0;
     remember();
+    describe();
     redraw();
+  }
+
+  function describe() { // in words, before anything is drawn
+    const sample = data.rows[rowMenu.value].samples[sampleMenu.value], steps = `over ${sample.so_far.length} time steps`;
+    outputs.setAttribute("aria-label", `Outputs ${steps}, class ${sample.label} as a thick line; predicted by step: ${sample.so_far.join(", ")}`);
+    raster.setAttribute("aria-label", `Spikes of ${sample.spikes.length} layers ${steps}: ${sample.spikes.map(({ layer }) => layer).join(", ")}`);
   }
 
   function frame(picture, t) {
@@ -67,7 +74,6 @@ scripts.samples = (section, data) => {
     const Plotly = await loadPlotly(), narrow = place.clientWidth < 600;
     const base = layout({ x: "time step", y: "output (logit)" }, narrow), x = Array.from({ length: steps }, (_, t) => t + 1);
     base.xaxis.dtick = steps < 17 ? 1 : undefined;
-    outputs.setAttribute("aria-label", `Outputs over ${steps} time steps, class ${sample.label} as a thick line`);
     const others = sample.classes.filter((name) => name !== sample.label);
     Plotly.react(outputs, sample.classes.map((name, i) => {
       const label = name === sample.label, place = label ? 0 : 1 + others.indexOf(name);
@@ -80,7 +86,6 @@ scripts.samples = (section, data) => {
     const rows = sample.spikes.flatMap(({ neurons }) => [...neurons, ""]).slice(0, -1); // an empty row between layers
     const ticks = []; let top = 0;
     for (const { layer, neurons } of sample.spikes) { ticks.push([top + neurons.length / 2 - 0.5, layer]); top += neurons.length + 1; }
-    raster.setAttribute("aria-label", `Spikes of ${sample.spikes.length} layers over ${steps} time steps`);
     const dots = rows.flatMap((neuron, i) => [...neuron].map((n, t) => [t + 1, i, +n])).filter(([, , n]) => n);
     Plotly.react(raster, [{
       type: "scatter", mode: "markers", x: dots.map(([t]) => t), y: dots.map(([, i]) => i), text: dots.map(([, , n]) => `${n} spike${n > 1 ? "s" : ""}`),
