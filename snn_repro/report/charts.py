@@ -95,7 +95,7 @@ def _overrides(run: Run) -> list[str] | None:
     if name != run.config["name"]:
         name, tweaks = tweaks, ""
     words = name.split("-")
-    if experiment := (run.result or {}).get("experiment"):
+    if experiment := run.result and run.result["experiment"]:
         chosen = [f"experiment={experiment}"]
     elif name == run.config["name"] and len(words) == len(SHARED):
         chosen = [f"{group}={word}" for group, word in zip(SHARED, words, strict=True)]

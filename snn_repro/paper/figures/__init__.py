@@ -94,7 +94,7 @@ def line(loss: str, imp: bool | None = None) -> dict[str, Any]:
 
 
 def seeds(n_of: Iterable[tuple[str, int]]) -> str:
-    """Numbers of seeds by label: `n = 8`, or `n = 8 (SDT, TET), 5 (TET-S)`."""
+    """Numbers of seeds by label, such as `n = 8 (SDT, TET), 5 (TET-S)`."""
     by_n: dict[int, dict[str, None]] = {}
     for label, n in n_of:
         by_n.setdefault(n, {})[label] = None
@@ -102,7 +102,7 @@ def seeds(n_of: Iterable[tuple[str, int]]) -> str:
 
 
 def footnote(figure: Figure, *sentences: str | None, runs: Iterable[Mapping[str, Any]] = ()) -> None:
-    """Write sentences below a figure; None is left out. The hashes of `runs` and their code go into its metadata."""
+    """Write sentences below a figure, and the hashes of `runs` into its metadata."""
     width = int(figure.get_figwidth() * 19)
     lines = [part for sentence in sentences if sentence for part in textwrap.wrap(sentence, width)]
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7, color="0.3")

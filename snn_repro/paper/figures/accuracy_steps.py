@@ -1,4 +1,4 @@
-"""Test accuracy at each time step (not the running mean), mean ± standard deviation over seeds.
+"""Test accuracy at each time step, mean ± standard deviation over seeds.
 
 Each row of panels is a data set and a training length; each panel is one loss, with the row's other losses in grey.
 """
