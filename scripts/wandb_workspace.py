@@ -1,12 +1,10 @@
 """Create a W&B view: accuracy against time step, reproduced against paper, convergence.
 
-Every line and bar is one row: mean and standard deviation over its seeds, never over data sets.
-
 python scripts/wandb_workspace.py --entity TEAM [--project snn_repro] [--table 1|2|3]   save the view, print its URL
 python scripts/wandb_workspace.py --entity TEAM --print                                 print it without a server
 
 Needs pip install 'snn_repro[dashboard]', and `wandb login` to save. Every run logs the data of the view; runs logged
-offline appear after `wandb sync`.
+offline appear after `wandb sync`. Every line and bar is one row: mean and standard deviation over its seeds, never over data sets.
 """
 
 import json

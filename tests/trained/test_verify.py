@@ -267,6 +267,7 @@ def typed_verify(monkeypatch, capsys):
         monkeypatch.setattr("sys.argv", ["snn-verify", *map(str, words)])
         with pytest.raises(SystemExit) as stop:
             v.entry()
+        v.log.setLevel("INFO")  # for the tests that come after
         return (stop.value.code or 0, *capsys.readouterr())
 
     return call
