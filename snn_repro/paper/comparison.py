@@ -11,7 +11,7 @@ LEVEL = 0.05
 
 
 def comparison(baseline: Group, others: Sequence[Group], margin: float = 0.5) -> list[list[dict[str, Any]]]:
-    """Differences from the baseline in points, [rows][readout, step 1, ..., step T].
+    """Differences from the baseline in points: for each row a list of readout, step 1, ..., step T.
 
     Values are paired over the seeds that all rows have. One other row: paired t-test, exact sign-flip test, Holm's
     correction over the steps. Several: Dunnett's test with seeds as blocks, Bonferroni's correction over the steps. The
