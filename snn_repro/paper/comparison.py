@@ -13,9 +13,10 @@ LEVEL = 0.05
 def comparison(baseline: Group, others: Sequence[Group], margin: float = 0.5) -> list[list[dict[str, Any]]]:
     """Differences of rows from a baseline, in points.
 
-    For each row a list: readout, step 1, ..., step T. Values are paired over the seeds that all rows have. One other row: paired t-test, exact sign-flip test, Holm's
-    correction over the steps. Several: Dunnett's test with seeds as blocks, Bonferroni's correction over the steps. The
-    readout is not corrected. Differences below `margin` count as equal. Raises UserError where too few seeds are common.
+    For each row a list: readout, step 1, ..., step T. Values are paired over the seeds that all rows have. One other
+    row: paired t-test, exact sign-flip test, Holm's correction over the steps. Several: Dunnett's test with seeds as
+    blocks, Bonferroni's correction over the steps. The readout is not corrected. Differences below `margin` count as
+    equal. Raises UserError where too few seeds are common.
     """
     groups, needed = [baseline, *others], 1 if len(others) == 1 else 2
     seeds, readout = over_seeds(groups, lambda run: 100 * run["acc_last"])
