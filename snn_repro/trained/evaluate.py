@@ -196,10 +196,15 @@ def anytime_run(
         test = scored(p.data.test)
     test["operations"] = torch.cat(batches).numpy()
     validation = scored(p.data.val) if p.data.val else None
-    needs = "the guarantee needs a validation part: train with dataset.validation=0.1"
+    n, needed = len(validation["labels"]) if validation else 0, math.ceil(math.log(delta) / math.log(1 - epsilon))
+    if not validation:
+        remarks = ["the guarantee needs a validation part: train with dataset.validation=0.1"]
+    else:
+        few = f"{n} validation samples are too few for epsilon={epsilon:g} and delta={delta:g}, which need {needed}; raise epsilon"
+        remarks = [few] if n < needed else []
     return dict(
         run=str(p.run.path), weights=p.run.weights, epoch=p.run.epoch, config_hash=conf.config_hash(p.run.config),
-        timesteps=p.config.timesteps, readout=p.loss_fn.readout_name, remarks=[] if validation else [needs],
+        timesteps=p.config.timesteps, readout=p.loss_fn.readout_name, remarks=remarks,
         **anytime(test, validation, epsilon, delta),
     )  # fmt: skip
 

@@ -114,6 +114,8 @@ def verify(path: str | Path, overrides: Sequence[str] = (), training: str = "epo
     """
     if wrong := [o for o in overrides if o.partition("=")[0] not in ("data_dir", "cache_dir", "device")]:
         raise UserError(f"{wrong[0]} cannot be changed in a verification; give data_dir, cache_dir or device")
+    if not Path(path).exists():
+        raise UserError(f"{path} does not exist; give the folder of a finished run, or an archive of --pack")
     checks: list[Check] = []
 
     def check(name: str, find: Callable[[], tuple[bool | None, str]]) -> bool:
@@ -178,7 +180,7 @@ def unpacked(path: Path) -> Iterator[Path]:
 
     Raises UserError for an archive that `pack` did not write: other names, links, too large, other content than packed.
     """
-    if path.is_dir() or not path.exists():
+    if path.is_dir():
         yield path
         return
     with tempfile.TemporaryDirectory() as temporary:

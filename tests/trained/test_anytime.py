@@ -95,7 +95,12 @@ def test_a_run(digits, recorded):
     ends = {(r["rule"], r["scores"]): (r["curve"][0], r["curve"][-1]) for r in found["rules"]}
     first, last = ends["confidence", "readout"]
     assert first["acc"] == pytest.approx(plain.acc_step[0]) and first["steps"] == 1 < last["steps"]
-    assert found["n_val"] == 136 and all(r["guarantee"] for r in found["rules"]) and not found["remarks"]
+    assert (
+        found["n_val"] == 136
+        and all(r["guarantee"] for r in found["rules"])
+        and "which need 230" in found["remarks"][0]
+    )
+    assert not anytime_run(digits, epsilon=0.02)["remarks"]
     assert {e["threshold"]: (e["acc"], e["mean_steps"]) for e in plain.early_exit}[0.5] == pytest.approx(
         tuple(found["rules"][3]["curve"][50][k] for k in ("acc", "steps"))
     )

@@ -301,6 +301,8 @@ def test_archives_of_strangers(honest, tmp_path, monkeypatch):
 def test_words_that_it_does_not_know(honest, tmp_path):
     with pytest.raises(UserError, match="recipe.lr=1 cannot be changed"):
         v.verify(honest, ["recipe.lr=1"])
+    with pytest.raises(UserError, match="does not exist"):
+        v.verify(tmp_path / "nothing")
     assert "no finished run" in no(v.verify(tmp_path))["files"]
 
 
