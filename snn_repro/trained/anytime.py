@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
+from scipy import special, stats
 from torch import Tensor, nn
 
 from snn_repro.energy import CONNECTIONS, nonzero_products
@@ -44,7 +44,7 @@ def margin(p: np.ndarray) -> np.ndarray:
 
 def certainty(p: np.ndarray) -> np.ndarray:
     """One minus the entropy of p [..., K] divided by log K."""
-    return 1 + np.where(p > 0, p * np.log(np.maximum(p, 1e-300)), 0).sum(-1) / np.log(p.shape[-1])
+    return 1 - special.entr(p).sum(-1) / np.log(p.shape[-1])
 
 
 RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = dict(confidence=confidence, margin=margin, entropy=certainty)
@@ -78,20 +78,13 @@ def anytime(
                     guarantee=guarantee(rule(own[1]), own[0], sure, right, spent, epsilon, delta) if own else None,
                 )
             )  # fmt: skip
-    return dict(
-        epsilon=epsilon,
-        delta=delta,
-        n=len(test["labels"]),
-        n_val=len(validation["labels"]) if validation else 0,
-        rules=found,
-    )
+    n_val = len(validation["labels"]) if validation else 0
+    return dict(epsilon=epsilon, delta=delta, n=len(test["labels"]), n_val=n_val, rules=found)
 
 
 def judged(part: Mapping[str, np.ndarray], scores: str) -> tuple[np.ndarray, np.ndarray]:
     """(whether a stop at each step is right [T, N], probabilities [T, N, K])."""
-    z = part[scores].astype(float)
-    z = np.exp(z - z.max(-1, keepdims=True))
-    return part[scores].argmax(-1) == part["labels"], z / z.sum(-1, keepdims=True)
+    return part[scores].argmax(-1) == part["labels"], special.softmax(part[scores].astype(float), axis=-1)
 
 
 def stops(sure: np.ndarray, threshold: float) -> np.ndarray:
@@ -107,11 +100,8 @@ def stops(sure: np.ndarray, threshold: float) -> np.ndarray:
 def point(step: np.ndarray, right: np.ndarray, spent: np.ndarray) -> dict[str, float]:
     """Accuracy, mean time steps and mean operations of samples that stop at `step`."""
     samples = np.arange(len(step))
-    return dict(
-        acc=float(right[step, samples].mean()),
-        steps=float(step.mean() + 1),
-        operations=float(spent[samples, step].mean()),
-    )
+    values = dict(acc=right[step, samples].mean(), steps=step.mean() + 1, operations=spent[samples, step].mean())
+    return {name: float(value) for name, value in values.items()}
 
 
 def area(points: list[tuple[float, float]], low: float, high: float) -> float | None:
@@ -135,7 +125,8 @@ def guarantee(
 ) -> dict[str, Any]:
     """The lowest threshold that Learn then Test allows, measured on the test part.
 
-    own, own_right [T, n]: the validation part. threshold is None where not even the highest one is allowed: then no sample stops early. lost: accuracy lost against T.
+    own, own_right [T, n]: the validation part. threshold is None if not even the highest one is allowed: then no sample
+    stops early. lost: accuracy lost against T.
     """
     threshold, n = None, own.shape[1]
     for candidate in THRESHOLDS[::-1]:
@@ -155,23 +146,22 @@ def guarantee(
 def counted_operations(model: nn.Module, timesteps: int) -> Iterator[list[Tensor]]:
     """Count synaptic operations of each sample and step: a list of [B, T].
 
-    An operation is a nonzero input of a convolution or linear layer that meets a weight, as `energy.neurobench` counts them;
-    those of attention between activations are not counted. A layer before the first neurons, which runs once for a static image, counts
-    at the first step. Layers are computed by PyTorch, so this is slow.
+    An operation is a nonzero input of a convolution or linear layer that meets a weight, as in `energy.neurobench`, so
+    attention between activations is not counted. A layer that runs once for a static image counts at the first step.
+    Layers run in PyTorch, which is slow.
     """
     batches: list[Tensor] = []
-    sizes: list[int] = []
 
     def begin(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        sizes.append(args[0].shape[-4])
-        batches.append(torch.zeros(sizes[-1], timesteps, dtype=torch.float64))
+        batches.append(torch.zeros(args[0].shape[-4], timesteps, dtype=torch.float64))
 
     def connection(layer: Any, args: tuple[Tensor, ...]) -> None:
-        x, size = args[0].detach(), sizes[-1]
-        steps = 1 if len(x) == size else timesteps
-        by_step = (x != 0).unflatten(0, (steps, -1)) if x.shape[:2] != (timesteps, size) else x != 0
-        ones = torch.ones_like(layer.weight)
-        for t, part in enumerate(by_step):
+        x, size, ones = args[0].detach() != 0, len(batches[-1]), torch.ones_like(layer.weight)
+        if not (
+            isinstance(layer, nn.Linear) and x.dim() > 2 and x.shape[:2] == (timesteps, size)
+        ):  # not [T, B, ...] yet
+            x = x.unflatten(0, (1 if len(x) == size else timesteps, -1))
+        for t, part in enumerate(x):
             batches[-1][:, t] += nonzero_products(layer, part, ones).flatten(1).sum(1).cpu()
 
     with ExitStack() as stack:

@@ -4,7 +4,8 @@
     snn-eval RUN anytime=true [epsilon=0.01] [delta=0.1] [key=value ...]
 
 RUN           folder of a run; without other arguments, its last epoch is tested again as in its result.json
-weights       last (default) or best: the epoch selected by validation, else (optimistic) by the test part
+weights       last (default), best: the epoch selected by validation, else (optimistic) by the test part, or previous:
+              the checkpoint before the last one
 timesteps     another T, if no parameter of the network depends on T
 dataset       another data set of the same frame size and number of classes; dataset.KEY=... as in training
 data_dir, cache_dir, device, threads, kernels
@@ -50,7 +51,7 @@ from snn_repro.runs import checkpoint
 from snn_repro.runs.folder import EVALUATIONS, final_outputs, other_data
 from snn_repro.runtime import Precision, channels_last, compile_network, pick_device, seed_everything
 from snn_repro.train import evaluate
-from snn_repro.trained.anytime import DELTA, EPSILON, anytime, counted_operations
+from snn_repro.trained.anytime import DELTA, EPSILON, anytime, counted_operations, stops
 from snn_repro.trained.load import TrainedRun, command, load_run, log
 
 BINS = 15
@@ -359,17 +360,12 @@ def early_exit(scores: Tensor, labels: Tensor, thresholds: Sequence[float] = THR
     2023). For each threshold, and null (never reached): accuracy, mean steps, fraction of samples that stop at each
     step.
     """
-    last = len(scores) - 1
     confidence, predicted = map(torch.stack, zip(*(probabilities(s).max(-1) for s in scores), strict=True))
-    correct = predicted == labels
-    rows = []
+    sure, correct, rows = confidence.numpy(), (predicted == labels).numpy(), []
     for threshold in (*thresholds, None):
-        stops = confidence >= threshold if threshold is not None else torch.zeros_like(correct)
-        stops[last] = True
-        step = stops.long().argmax(0)  # the first
-        exits = torch.bincount(step, minlength=last + 1) / len(labels)
-        acc, mean_steps = correct.gather(0, step[None]).double().mean(), step.double().mean() + 1
-        rows.append(dict(threshold=threshold, acc=float(acc), mean_steps=float(mean_steps), exits=exits.tolist()))
+        step = stops(sure, math.inf if threshold is None else threshold)
+        acc, exits = correct[step, np.arange(len(step))].mean(), np.bincount(step, minlength=len(sure)) / len(step)
+        rows.append(dict(threshold=threshold, acc=float(acc), mean_steps=float(step.mean() + 1), exits=exits.tolist()))
     return rows
 
 

@@ -64,15 +64,8 @@ LARGEST = 4 * 2**30  # bytes that an archive may unpack to
 # Bounds where outputs are not equal to the last bit: share of predictions that differ, difference of logits by their standard
 # deviation, distance of weights by that of one epoch. An epoch with other kernels: 0.004, 0.04 and 0.11 (8 epochs of digits).
 LABELS, LOGITS, WEIGHTS = 0.02, 0.2, 0.5
-UNCHECKED = {
-    "config",
-    "code",
-    "data",
-    "changed_on_resume",
-    "folder",
-    "right",
-    "verified",
-}  # keys with checks of their own
+# Keys of a result that have a check of their own, or none.
+UNCHECKED = {"config", "code", "data", "changed_on_resume", "folder", "right", "verified"}
 OF_A_MACHINE = UNCHECKED | {
     "seconds", "samples_per_s", "peak_memory_mb", "threads", "processes", "device", "precision", "cuda", "images_per_statistic",
     "neuron",

@@ -77,17 +77,24 @@ def test_no_threshold_where_the_validation_part_is_too_small():
     assert g["threshold"] is None and g["lost"] == 0 and g["steps"] == 4
 
 
-@pytest.mark.parametrize("name", ["digits", "recorded"])
-def test_operations_of_each_step_add_up_to_neurobenchs(name, request):
+@pytest.mark.parametrize(
+    ("name", "size"), [("digits", None), ("recorded", None), ("digits", 4), ("recorded", 3), ("recorded", 1)]
+)
+def test_operations_of_each_step_add_up_to_neurobenchs(name, size, request):  # also batches of T samples and of one
     folder = request.getfixturevalue(name)
     run = load_run(folder)
     x, y = next(iter(build_data(run.config).test.epoch(0)))
+    x, y = (x if size is None else x.narrow(-4, 0, size)), y[:size]
     with a.counted_operations(run.model, run.config.timesteps) as counted, torch.no_grad():
         run.model(x)
     total = neurobench(run.model, [(x, y)], lambda logits: logits[-1], torch.device("cpu"))["SynapticOperations"]
     assert counted[0].shape == (len(y), run.config.timesteps)
     assert float(counted[0].sum()) / len(y) == pytest.approx(total["Effective_ACs"] + total["Effective_MACs"])
     assert (counted[0][:, 1:] > 0).all()
+    if size:  # each sample counts as in a batch of all
+        with a.counted_operations(run.model, run.config.timesteps) as whole, torch.no_grad():
+            run.model(next(iter(build_data(run.config).test.epoch(0)))[0])
+        assert torch.equal(counted[0], whole[0][:size])
 
 
 def test_a_run(digits, recorded):
