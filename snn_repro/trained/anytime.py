@@ -151,18 +151,24 @@ def counted_operations(model: nn.Module, timesteps: int) -> Iterator[list[Tensor
     Layers run in PyTorch, which is slow.
     """
     batches: list[Tensor] = []
+    met: dict[nn.Module, Tensor] = {}  # weights that each input of a layer meets
 
     def begin(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         batches.append(torch.zeros(args[0].shape[-4], timesteps, dtype=torch.float64))
 
     def connection(layer: Any, args: tuple[Tensor, ...]) -> None:
-        x, size, ones = args[0].detach() != 0, len(batches[-1]), torch.ones_like(layer.weight)
+        x, size = args[0].detach() != 0, len(batches[-1])
         if not (
             isinstance(layer, nn.Linear) and x.dim() > 2 and x.shape[:2] == (timesteps, size)
         ):  # not [T, B, ...] yet
             x = x.unflatten(0, (1 if len(x) == size else timesteps, -1))
+        if layer not in met or met[layer].shape != x.shape[2:]:
+            with torch.inference_mode(False), torch.enable_grad():
+                one = torch.zeros(1, *x.shape[2:], device=x.device, dtype=torch.float64, requires_grad=True)
+                products = nonzero_products(layer, one, torch.ones_like(layer.weight))
+                met[layer] = torch.autograd.grad(products.sum(), one)[0][0]
         for t, part in enumerate(x):
-            batches[-1][:, t] += nonzero_products(layer, part, ones).flatten(1).sum(1).cpu()
+            batches[-1][:, t] += (part.double().flatten(1) @ met[layer].flatten()).cpu()
 
     with ExitStack() as stack:
         stack.enter_context(door.off(model))
