@@ -3,7 +3,6 @@
 The design, with its measures and decision rule, is docs/studies/anytime.md; this file runs and judges it.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
