@@ -8,16 +8,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from snn_repro.errors import UserError
 from snn_repro.files import replace_atomically
+from snn_repro.paper.formats import Column, Table, to_markdown
+from snn_repro.paper.results import load
+from snn_repro.paper.statistics import Verdict, verdicts_against_baseline
+from snn_repro.trained.anytime import THRESHOLDS, area
 
 SWEEP_DIR = "runs/anytime"
 SEEDS = 8
 STATES = ("zero", "constant", "imp", "mp_init")
 LOSSES = ("sdt", "tet", "lts")
 CURVES = "anytime/curves.npz"  # below results/runs
+FIGURES = ("anytime",)
 DELTA = 0.1
+RULE = "confidence, readout"  # the one that is judged
 
 
 class Part(NamedTuple):
@@ -112,3 +119,193 @@ def _write(path: Path, there: dict[str, dict[str, Any]]) -> None:
               for key in ("right", "steps", "operations", "threshold", "lost", "n")}  # fmt: skip
     with replace_atomically(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, runs=runs, name=names, **arrays)
+
+
+# ---------------------------------------------------------------- what is judged
+
+Seeds = dict[int, tuple[Any, dict[str, Any]]]  # seed: (result, curves)
+
+
+def cells(results: Path) -> dict[tuple[str, str, str], Seeds]:
+    """Runs with their curves, by (part, loss, initial state). Raises UserError where there is none."""
+    there, found = curves(results), {}
+    file = results / "runs" / "anytime.jsonl"
+    names = {part.dataset: name for name, part in PARTS.items()}
+    for result in load([file]) if file.exists() else []:
+        if result["config_hash"] in there:
+            neuron = result["config"]["neuron"]
+            state = "imp" if neuron["imp"] else neuron["initial"]
+            cell = names[result["dataset"]], result["loss"], state
+            found.setdefault(cell, {})[result["seed"]] = result, there[result["config_hash"]]
+    if not found:
+        raise UserError(f"{file} has no run with curves; use `study.py anytime run`, `collect` and `measure`")
+    return found
+
+
+def front(run: dict[str, Any], rule: str = RULE) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(accuracy in percent, mean time steps, mean operations) of a run at the thresholds."""
+    i = run["name"].index(rule)
+    return 100 * run["right"][i] / run["n"], run["steps"][i] / run["n"], run["operations"][i] / run["n"]
+
+
+def within(cost: np.ndarray, acc: np.ndarray, budget: float) -> float:
+    """The highest accuracy at a mean cost of at most `budget`."""
+    return float(acc[cost <= budget + 1e-9].max(initial=acc[cost.argmin()]))
+
+
+class Measure(NamedTuple):
+    """A number of a run, higher is better; zero: the run of the zero state with the same loss and seed."""
+
+    title: str
+    margin: float
+
+    def of(self, run: tuple[Any, dict[str, Any]], zero: tuple[Any, dict[str, Any]]) -> float:
+        acc, steps, operations = front(run[1])
+        match self.title:
+            case "step 1":
+                return float(acc[0])
+            case "2 steps":
+                return within(steps, acc, 2)
+            case "half the operations":
+                return within(operations, acc, front(zero[1])[2][-1] / 2)
+            case "area":
+                return float(area(list(zip(steps.tolist(), acc.tolist(), strict=True)), 1, run[0]["timesteps"]) or 0)
+        return 100 * float(run[0]["acc_last"])
+
+
+MEASURES = [
+    Measure("step 1", 2), Measure("2 steps", 0.5), Measure("half the operations", 0.5), Measure("area", 0.5),
+    Measure("last step", 0.5),
+]  # fmt: skip
+
+
+def judge(found: dict[tuple[str, str, str], Seeds], part: str, loss: str) -> dict[str, list[Verdict]]:
+    """Verdicts of each measure, by initial state but zero; empty with fewer than two seeds common to all states."""
+    runs = [found.get((part, loss, state), {}) for state in STATES]
+    seeds = sorted(set.intersection(*map(set, runs)))
+    if len(seeds) < 2:
+        return {}
+    judged = [
+        verdicts_against_baseline([[[m.of(of[seed], runs[0][seed]) for seed in seeds] for of in runs]], m.margin)[0]
+        for m in MEASURES
+    ]
+    return {state: [verdicts[i] for verdicts in judged] for i, state in enumerate(STATES[1:])}
+
+
+def conclusion(verdicts: Sequence[Verdict]) -> str:
+    """The design's decision rule on the verdicts of MEASURES."""
+    first, two, half = (verdict.word for verdict in verdicts[:3])
+    if two == half == "better":
+        return "moves the front"
+    if first == "better" and two == half == "equivalent":
+        return "only step 1"
+    if two == half == "worse":
+        return "lowers the front"
+    return "cannot be said" if "cannot be said" in (two, half) else f"2 steps {two}, half the operations {half}"
+
+
+def report(results: Path) -> dict[str, str]:
+    """`anytime.md`, from the collected runs and their curves."""
+    found = cells(results)
+    rows, said = [], []
+    for name in ("static", "events"):
+        for loss in LOSSES:
+            for state, verdicts in judge(found, name, loss).items():
+                words = [
+                    f"{v.found.mean:+.2f} ({v.found.low:+.2f} .. {v.found.high:+.2f}) {SIGNS[v.word]}" for v in verdicts
+                ]
+                what = conclusion(verdicts)
+                rows.append(dict(part=name, loss=loss, state=state, n=verdicts[0].found.n, what=what)
+                            | dict(zip([m.title for m in MEASURES], words, strict=True)))  # fmt: skip
+                said.append((what, f"{state} with {loss.upper()} ({name})"))
+    findings = {what: [where for w, where in said if w == what] for what in dict.fromkeys(w for w, _ in said)}
+    columns = [
+        Column("part", "part"),
+        Column("loss", "loss"),
+        Column("state", "initial state"),
+        Column("n", "seeds", "number"),
+    ]
+    columns += [Column(m.title, m.title, "number") for m in MEASURES] + [Column("what", "verdict")]
+    notes = [
+        "difference from zero in points, simultaneous 95 % interval; + better, - worse, = equivalent, ? cannot be said",
+        f"rule: {RULE}; margins: " + ", ".join(f"{m.title} {m.margin:g}" for m in MEASURES),
+    ]
+    text = [
+        "# Does an initial state move the anytime front?", "",
+        "Generated by `python scripts/study.py anytime report` from the results under `runs/anytime`; not edited by hand.", "",
+        "**Question.** Early exit trades accuracy for time steps and operations. Does an initial membrane potential move this front, or",
+        "only raise the accuracy of step 1? The measures, margins and rules were fixed before the runs",
+        "([design](../docs/studies/anytime.md)).", "", "![fronts](figures/anytime.svg)", "", "## Findings", "",
+        *(f"- **{what}**: {'; '.join(where)}" for what, where in findings.items()), "",
+        "## Initial states against zero", "", to_markdown(Table("", columns, rows, notes)),
+        "## What early exit saves", "",
+        "Threshold with a guarantee (epsilon = 0.01, delta = 0.1), chosen on the validation part, measured on the test part; means over seeds.", "",
+        to_markdown(saved(found)), "## Coverage of the guarantee", "", *coverage(found), "## Commands", "", "```bash",
+        *(" ".join(words) for words in commands((), SEEDS)), "python scripts/study.py anytime collect",
+        "python scripts/study.py anytime measure", "python scripts/study.py anytime report", "```", "",
+    ]  # fmt: skip
+    return {"anytime.md": "\n".join(text)}
+
+
+SIGNS = {"better": "+", "worse": "-", "equivalent": "=", "cannot be said": "?"}
+
+
+def saved(found: dict[tuple[str, str, str], Seeds]) -> Table:
+    """Accuracy, mean steps and operations at the guaranteed threshold of RULE."""
+    rows = []
+    for (name, loss, state), seeds in sorted(found.items(), key=lambda item: list(PARTS).index(item[0][0])):
+        if name == "digits":
+            continue
+        at = []
+        for result, run in seeds.values():
+            acc, steps, operations = front(run)
+            threshold = run["threshold"][run["name"].index(RULE)]
+            k = len(THRESHOLDS) - 1 if np.isnan(threshold) else int(np.rint(threshold * (len(THRESHOLDS) - 1)))
+            at.append((100 * result["acc_last"], acc[k], steps[k], operations[k] / 1e3, operations[-1] / 1e3))
+        last, acc, steps, operations, whole = np.mean(at, 0).tolist()
+        rows.append(
+            dict(
+                part=name,
+                loss=loss,
+                state=state,
+                n=len(at),
+                last=last,
+                acc=acc,
+                steps=steps,
+                operations=operations,
+                whole=whole,
+            )
+        )
+    columns = [
+        Column("part", "part"), Column("loss", "loss"), Column("state", "initial state"), Column("n", "seeds", "number"),
+        Column("last", "accuracy at T, %", "number"), Column("acc", "with early exit, %", "number"), Column("steps", "mean steps", "number"),
+        Column("operations", "operations, thousand", "number"), Column("whole", "of all T steps", "number"),
+    ]  # fmt: skip
+    return Table("", columns, rows)
+
+
+def coverage(found: dict[tuple[str, str, str], Seeds]) -> list[str]:
+    """How often the accuracy lost on the test part was above epsilon, with the binomial bound of the design."""
+    names = next(iter(next(iter(found.values())).values()))[1]["name"]
+    of_part: dict[str, list[np.ndarray]] = {}
+    for (name, _, _), seeds in found.items():
+        of_part.setdefault(name, []).extend(run["lost"] > PARTS[name].epsilon + 1e-12 for _, run in seeds.values())
+    total = np.concatenate([np.array(failures) for failures in of_part.values()])
+    bound = int(stats.binom.ppf(0.975, len(total), DELTA))
+    rows = [
+        dict(rule=rule, all=f"{total[:, i].sum()} of {len(total)}", held=100 * float(1 - total[:, i].mean()),
+             verdict="holds" if total[:, i].sum() <= bound else "fails")
+        | {name: f"{np.sum(failures, 0)[i]} of {len(failures)}" for name, failures in of_part.items()}
+        for i, rule in enumerate(names)
+    ]  # fmt: skip
+    columns = [Column("rule", "rule"), *(Column(name, f"{name}: failures", "number") for name in of_part)]
+    columns += [
+        Column("all", "all: failures", "number"),
+        Column("held", "held, %", "number"),
+        Column("verdict", "guarantee"),
+    ]
+    notes = [
+        f"{len(found)} rows, {min(map(len, found.values()))} to {max(map(len, found.values()))} seeds; promised: {100 * (1 - DELTA):g} % at"
+        f" least; it fails above {bound} failures, the 97.5 % quantile of the binomial distribution"
+    ]
+    return [to_markdown(Table("", columns, rows, notes))]
