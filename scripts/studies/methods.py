@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 import shlex
 import statistics as plain_statistics
 import time
@@ -16,6 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from scipy import optimize, stats
+
 from snn_repro.config import choices, load_config
 from snn_repro.data.sets import SETS
 from snn_repro.errors import UserError
@@ -23,7 +24,7 @@ from snn_repro.files import write_json
 from snn_repro.paper.differences import remarks
 from snn_repro.paper.formats import Column, Table, to_markdown
 from snn_repro.paper.results import Group, group_runs, load, over_seeds
-from snn_repro.paper.statistics import holm, paired
+from snn_repro.paper.statistics import Against, Paired, Verdict, dunnett_p, verdicts_against_baseline
 from snn_repro.registry import INITIAL_STATES, LOSSES, NEURONS, NORMS, SURROGATES
 from snn_repro.runs.folder import result_files
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 SWEEP_DIR = "runs/methods"
 SEEDS = 3
 ALPHA = 0.05
+MARGIN = 0.5  # points of accuracy
 
 
 class Part(NamedTuple):
@@ -248,16 +250,19 @@ def linear_baseline(dataset: str, overrides: Sequence[str]) -> float:
 # ---------------------------------------------------------------- the report
 
 RULE = f"""\
-Fixed before any of these runs:
+The design was fixed before the runs, the analysis was not: the first one (paired t-tests, Holm's correction over 37 choices) needs
+a difference of 15.7 standard deviations to detect it with 80 % power and {SEEDS} seeds, and was replaced after the runs.
 
 - **Design.** Each choice is exchanged alone in the baseline of its data set: same network, recipe, data, epochs and seeds. Nothing was tuned
   for any choice; a method's own recipe may do better.
 - **Accuracy** is on the test set after the last epoch, at the loss's readout. The test set chooses no epoch.
-- **Differences** are paired over seeds (same data order, and same initial weights where the choice permits): mean in percentage points
-  with a 95 % interval (Student's t). p is adjusted by Holm over all choices of a data set.
-- **better** or **worse**: Holm's p is below {ALPHA}. **leans**: the interval excludes 0, but Holm's p is not below {ALPHA}. Else **no
-  difference seen**, with the half-width of the interval. This is no upper bound on the difference: {SEEDS} seeds detect a true
-  difference of that size in 61 % of studies if it is the only comparison, and in 3 % after Holm's correction.
+- **Differences** from the baseline are means over seeds in percentage points. Dunnett's test compares all choices of a data set with the
+  one baseline: seeds are blocks (same data order, and same initial weights where the choice permits), the variance is pooled over all
+  choices, the 95 % intervals are simultaneous. It assumes the same spread in all choices.
+- **better** or **worse**: Dunnett's p is at most {ALPHA}. **equivalent**: two one-sided tests with the pooled variance, Holm's correction
+  over the choices, say that the difference is below {MARGIN:g} points. Else **cannot be said**, with the number of seeds that would decide
+  with 80 % power, if difference and spread stay as they are.
+- **Identical networks** are not compared: a choice whose runs equal those of the baseline or of an earlier choice to the last digit.
 - **Step 1** is the accuracy of the first step's own output; empty if a step uses future time steps.
 - **Time and memory** of a training step are measured separately on a CPU, on random input, alternating with the baseline.
 """
@@ -277,16 +282,16 @@ def report(results: Path) -> dict[str, str]:
     ]
     judged = {dataset: _dataset(groups, dataset, measured.get(dataset, {})) for dataset in ran}
     text += [
-        *_summary({dataset: tables for dataset, (tables, _) in judged.items()}),
+        *_summary(judged),
         "## How a verdict is reached\n",
         RULE,
     ]
-    for dataset, (tables, lacking) in judged.items():
-        p, its = part(dataset), measured.get(dataset, {})
+    for dataset, (tables, _, lacking, _, linear) in judged.items():
+        p = part(dataset)
         text.append(f"## {dataset}\n")
         text.append(f"Baseline: `neuron={p.neuron} loss={p.loss}`, batch norm, zero initial state; {p.about}.\n")
-        if "linear" in its:
-            text.append(f"Logistic regression on the same samples: {100 * its['linear']:.2f} %.\n")
+        if linear:
+            text.append(f"Logistic regression on the same samples: {linear:.2f} %.\n")
         text += [to_markdown(table) for table in tables]
         text += [f"Not run: {', '.join(lacking)}.\n"] if lacking else []
     text += [
@@ -300,33 +305,51 @@ def report(results: Path) -> dict[str, str]:
     return {"methods.md": "\n".join(text)}
 
 
-def _summary(tables: dict[str, list[Table]]) -> Iterator[str]:
-    """Question, design, findings with differences and intervals, and what is not known; of each data set's tables."""
+def _summary(judged: dict[str, Judged]) -> Iterator[str]:
+    """Question, design, findings with differences and intervals, and what is not known."""
     yield "## Summary\n"
     yield "**Question.** Does a neuron, initial state, loss, norm or surrogate gradient change accuracy if only this one thing is exchanged in"
     yield "a common recipe?\n"
-    yield f"**Design.** The same small network, data, recipe and {SEEDS} seeds for every choice; two CPU cores. Each choice is compared with the"
-    yield "baseline of its data set, paired over seeds, with Holm's correction.\n"
+    yield f"**Design.** The same small network, data, recipe and {SEEDS} seeds for every choice; two CPU cores. All choices are compared with the"
+    yield "baseline of their data set by Dunnett's test, with seeds as blocks.\n"
     yield "**Findings.**\n"
     rows: list[dict[str, Any]] = []
-    for dataset, its in tables.items():
-        compared = [row | dict(data=dataset, axis=t.title) for t in its for row in t.rows if row["difference"]]
-        clear = [row["choice"] for row in compared if row["verdict"].startswith("**")]
-        rows += [row for row in compared if not row["verdict"].startswith("no difference")]
-        differs = (
-            f"these differ from the baseline: {', '.join(clear)}" if clear else "no choice differs from the baseline"
-        )
-        yield f"- {dataset}: after correction for {len(compared)} comparisons, {differs}."
+    for dataset, its in judged.items():
+        words = {
+            word: [c for c, v in its.verdicts.items() if v.word == word] for word in ("better", "worse", "equivalent")
+        }
+        of = {word: ", ".join(choice for _, choice in those) for word, those in words.items()}
+        rest = len(its.verdicts) - sum(map(len, words.values()))
+        yield f"- {dataset}, {len(its.verdicts)} choices: better than the baseline: {of['better'] or 'none'}; worse: {of['worse'] or 'none'}; equivalent"
+        yield f"  within {MARGIN:g} points: {of['equivalent'] or 'none'}; of the other {rest} nothing can be said."
+        if its.verdicts:
+            any_ = next(iter(its.verdicts.values())).found
+            yield f"  A true difference of {detected(any_, len(its.verdicts)):.2f} points is detected with 80 % power."
+        rows += [
+            dict(data=dataset, axis=axis, choice=choice, difference=_difference(v), verdict=v.word)
+            for word in ("better", "worse") for axis, choice in words[word] for v in [its.verdicts[axis, choice]]
+        ]  # fmt: skip
     if rows:
         columns = [
             Column("data", "data set"), Column("axis", "group"), Column("choice", "choice"),
             Column("difference", "difference, pp (95 % interval)", "number"), Column("verdict", "verdict"),
         ]  # fmt: skip
-        yield "\nThe choices whose interval excludes 0 (leans: not after correction):\n"
+        yield "\nThe choices that differ from the baseline:\n"
         yield to_markdown(Table("", columns, rows))
-    yield f'**Not known.** "No difference seen" is not equality: the intervals of {SEEDS} seeds are wide (see the half-widths). Nothing was tuned,'
+    yield '**Not known.** "Cannot be said" is not equality. Nothing was tuned, so a choice may lose to a learning rate that is not its own;'
     yield "training is short, and the network and data are small. The methods may differ in their own recipes, in larger networks and on other"
-    yield "data.\n"
+    yield "data."
+    if slow := [dataset for dataset, its in judged.items() if its.best < its.linear]:
+        yield f"On {' and '.join(slow)} all networks are below logistic regression, so the differences there are of the speed of learning."
+    yield ""
+
+
+def detected(found: Paired | Against, choices_: int) -> float:
+    """The true difference that Dunnett's test of `choices_` rows detects with 80 % power, by its pooled variance."""
+    assert isinstance(found, Against)
+    error, df = found.sd / found.n**0.5, found.df
+    critical = optimize.brentq(lambda t: dunnett_p(t, choices_, df) - ALPHA, 0, 1000)
+    return error * float(optimize.brentq(lambda d: stats.nct.sf(critical, df, d) - 0.8, 0, critical + 20))
 
 
 def tables(results: Path) -> list[Table]:
@@ -339,7 +362,7 @@ def tables(results: Path) -> list[Table]:
     return [
         replace(table, title=f"Methods on {dataset}: {table.title}")
         for dataset in _ran(groups)
-        for table in _dataset(groups, dataset, measured.get(dataset, {}))[0]
+        for table in _dataset(groups, dataset, measured.get(dataset, {})).tables
     ]
 
 
@@ -353,25 +376,56 @@ def _ran(groups: Sequence[Group]) -> list[str]:
     return [*(d for d in PARTS if d in there), *sorted(there - PARTS.keys())]
 
 
-def _dataset(groups: Sequence[Group], dataset: str, measured: dict[str, Any]) -> tuple[list[Table], list[str]]:
-    """For a data set: a table for each group of choices, and the choices that were not run."""
+class Judged(NamedTuple):
+    """Tables of a data set, verdicts by cell, choices that were not run, highest mean accuracy, logistic regression's."""
+
+    tables: list[Table]
+    verdicts: dict[tuple[str, str], Verdict]
+    lacking: list[str]
+    best: float
+    linear: float
+
+
+def _dataset(groups: Sequence[Group], dataset: str, measured: dict[str, Any]) -> Judged:
+    """Judge a data set: one table for each group of choices."""
     p = part(dataset)
     by_cell = {cell: g for g in groups if g.first["dataset"] == dataset and (cell := cell_of(g))}
     base = by_cell.get(("", "baseline"))
-    tests = {cell: _paired(base, g) for cell, g in by_cell.items() if base and g is not base}
-    told = [cell for cell, test in tests.items() if test and test.p is not None]
-    adjusted = dict(zip(told, holm([tests[cell].p for cell in told]), strict=True))
+    same = identical(by_cell, ("", "baseline"))
+    seeds = {run["seed"] for run in base.runs} if base else set()
+    told = [
+        cell for cell, g in by_cell.items()
+        if cell[0] and cell not in same and len(seeds) > 1 and seeds <= {run["seed"] for run in g.runs}
+    ]  # fmt: skip
+    verdicts: dict[tuple[str, str], Verdict] = {}
+    if base and told:
+        values = over_seeds([base, *(by_cell[cell] for cell in told)], lambda run: 100 * run["acc_last"])[1]
+        verdicts = dict(zip(told, verdicts_against_baseline([values], MARGIN, ALPHA)[0], strict=True))
     found = []
     for name, axis in axes().items():
         rows = [
-            _row(choice, by_cell[cell], measured, cell) | _verdict(tests.get(cell), adjusted.get(cell), cell, p)
+            _row(choice, by_cell[cell], measured, cell) | _verdict(verdicts.get(cell), cell, same)
             for choice in axis.names
             for cell in [("", "baseline") if choice == base_value(name, p) else (name, choice)]
             if cell in by_cell
         ]
         found.append(Table(axis.title, _COLUMNS, rows))
     lacking = [f"{axis}={choice}" if axis else choice for axis, choice in cells(p) if (axis, choice) not in by_cell]
-    return found, lacking
+    best = max((g.last.mean for g in by_cell.values()), default=0.0)
+    return Judged(found, verdicts, lacking, best, 100 * measured.get("linear", 0.0))
+
+
+def identical(by_cell: dict[tuple[str, str], Group], baseline: tuple[str, str]) -> dict[tuple[str, str], str]:
+    """The choices whose networks equal those of another choice, with that choice's name."""
+    seen: dict[str, str] = {}
+    found = {}
+    for cell in sorted(by_cell, key=lambda c: c != baseline):
+        runs = by_cell[cell].runs
+        numbers = [[run["seed"], run["acc_step"], run["loss_last"], *run["firing_rates"].values()] for run in runs]
+        first = seen.setdefault(json.dumps(numbers), cell[1])
+        if first != cell[1]:
+            found[cell] = first
+    return found
 
 
 _COLUMNS = [
@@ -401,25 +455,21 @@ def states(neuron: dict[str, Any], timesteps: int) -> int:
     return min(neuron.get("order", timesteps + 1), timesteps + 1) - 1 if kept is None else kept
 
 
-def _paired(base: Group, group: Group) -> Any:
-    """Accuracy minus the baseline's in percentage points, paired over shared seeds; None with fewer than two."""
-    seeds, (before, after) = over_seeds([base, group], lambda run: 100 * run["acc_last"])
-    return paired(before, after) if len(seeds) > 1 else None
-
-
-def _verdict(test: Any, p: float | None, cell: tuple[str, str], part: Part) -> dict[str, Any]:
-    if cell == ("", "baseline"):
+def _verdict(verdict: Verdict | None, cell: tuple[str, str], same: dict[tuple[str, str], str]) -> dict[str, Any]:
+    if not cell[0]:
         return dict(difference=None, verdict="baseline")
-    if test is None or p is None:
+    if cell in same:
+        return dict(difference=None, verdict=f"the network of {same[cell]}")
+    if verdict is None:
         return dict(difference=None, verdict="too few seeds")
-    difference = f"{test.mean:+.2f} ({test.low:+.2f} .. {test.high:+.2f})"
-    side = "better" if test.mean > 0 else "worse"
-    if p < ALPHA:
-        return dict(difference=difference, verdict=f"**{side}**")
-    if not test.low <= 0 <= test.high:
-        return dict(difference=difference, verdict=f"leans {side}")
-    width = math.ceil(100 * (test.high - test.low) / 2) / 100
-    return dict(difference=difference, verdict=f"no difference seen (± {width:.2f})")
+    word = verdict.word if verdict.word in ("equivalent", "cannot be said") else f"**{verdict.word}**"
+    return dict(
+        difference=_difference(verdict), verdict=word + f" ({verdict.seeds} seeds)" * (verdict.seeds is not None)
+    )
+
+
+def _difference(verdict: Verdict) -> str:
+    return f"{verdict.found.mean:+.2f} ({verdict.found.low:+.2f} .. {verdict.found.high:+.2f})"
 
 
 def _descriptions() -> Iterator[str]:

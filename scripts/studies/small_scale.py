@@ -12,7 +12,7 @@ from snn_repro.errors import UserError
 from snn_repro.paper.differences import recipe_difference, remarks
 from snn_repro.paper.formats import Column, Table, to_markdown
 from snn_repro.paper.results import Group, group_runs, load
-from snn_repro.paper.statistics import equivalence, holm, paired
+from snn_repro.paper.statistics import NO_SPREAD, equivalence, holm, paired
 from snn_repro.paper.tables import BY_STEP
 from snn_repro.runs.folder import result_files
 from studies.initial_state import MEASURES  # what a claim may be about, with its margin
@@ -123,6 +123,17 @@ class Comparison:
     measure: str = "readout"
     p_margin: float | None = None  # Holm's p that the effect is as large as the margin
     verdict: str = "not run"
+    exploratory: bool = False  # the claim was added when the runs were known
+    n_test: int = 0
+
+    @property
+    def interval(self) -> str | None:
+        """The 95 % interval in percentage points; all differences, where they are equal."""
+        if self.low is None or self.high is None or self.effect is None:
+            return None
+        if self.high - self.low <= NO_SPREAD:
+            return f"{self.effect * self.n_test / 100:+.3g} images of {self.n_test}, {self.n} times"
+        return f"{_signed(self.low)} .. {_signed(self.high)}"
 
 
 def accuracies(groups: Sequence[Group], dataset: str, measure: str = "readout") -> Accuracies:
@@ -169,7 +180,10 @@ def judge_claims(groups: Sequence[Group]) -> list[Comparison]:
             accuracy = accuracies(groups, dataset, claim.measure)
             for worse in claim.worse:
                 versus = "same network without IMP" if worse == "none" else worse.upper().replace("_", "-")
-                row = Comparison(claim.text, dataset, versus, measure=claim.measure)
+                size = next((g.first["n_test"] for g in groups if g.first["dataset"] == dataset), 0)
+                row = Comparison(
+                    claim.text, dataset, versus, measure=claim.measure, exploratory=claim in EARLY, n_test=size
+                )
                 rows.append(row)
                 before, after = contrast(accuracy, SWEEPS[dataset].losses, claim.better, worse)
                 if len(before) < 2:
@@ -200,8 +214,8 @@ Fixed before any number was seen:
 - **undecided**: everything else. "leans for" or "leans against": the interval excludes 0 but Holm's p is not below {ALPHA}.
 - A claim with two comparisons (LTS beats both) is supported if both are, not supported if one is not, else undecided.
 
-Added when these runs were known, with the margins of the study of initial states (`docs/studies/initial_state.md`), which were not
-chosen by these runs:
+**Exploratory**: added when these runs were known, which the verdict says. The margins are those of the study of initial states
+(`docs/studies/initial_state.md`), which were not chosen by these runs.
 
 - The claims about step 1 and about the mean over the steps. They use the accuracy of each step's own output.
 - **no effect above the margin** replaces undecided: at least {SEEDS} seeds, and Holm's p (over all comparisons below) of two one-sided
@@ -215,11 +229,14 @@ def judge(row: Comparison) -> str:
     assert row.p_holm is not None and row.p_margin is not None
     if row.n < SEEDS:
         return f"undecided (fewer than {SEEDS} seeds)"
+    later = " (exploratory)" if row.exploratory else ""
+    if row.high - row.low <= NO_SPREAD:  # no spread, so no interval and no test
+        return f"undecided (all {row.n} differences are equal)"
     seen = not row.low <= 0 <= row.high
     if seen and row.p_holm < ALPHA:
-        return "supported" if row.low > 0 else "not supported"
+        return ("supported" if row.low > 0 else "not supported") + later
     if row.p_margin < ALPHA:
-        return f"no effect above {MEASURES[row.measure].margin:g}"
+        return f"no effect above {MEASURES[row.measure].margin:g} (exploratory)"
     return f"undecided (leans {'for' if row.low > 0 else 'against'})" if seen else "undecided"
 
 
@@ -227,8 +244,8 @@ def overall(verdicts: Sequence[str]) -> str:
     """The verdict of a claim on one data set from those of its comparisons."""
     if len(set(verdicts)) == 1:
         return verdicts[0]
-    if "not supported" in verdicts:
-        return "not supported"
+    if opposite := [verdict for verdict in verdicts if verdict.startswith("not supported")]:
+        return opposite[0]
     return "not run" if "not run" in verdicts else "undecided"
 
 
@@ -286,7 +303,8 @@ def _summary(rows: Sequence[Comparison], seeds: int) -> Iterator[str]:
     kinds: dict[str, list[str]] = {kind: [] for kind in (every, some, none, opposite)}
     for claim in dict.fromkeys(claim for claim, _ in verdicts):
         found = {data: verdict for (c, data), verdict in verdicts.items() if c == claim}
-        yes, no = ([d for d, v in found.items() if v == wanted] for wanted in ("supported", "not supported"))
+        yes, no = ([d for d, v in found.items() if v.startswith(wanted)] for wanted in ("supported", "not supported"))
+        claim += " (exploratory)" if any(row.claim == claim and row.exploratory for row in rows) else ""
         if len(yes) == len(found):
             kinds[every].append(claim)
         elif yes:
@@ -303,13 +321,13 @@ def _summary(rows: Sequence[Comparison], seeds: int) -> Iterator[str]:
         label = f"{row.claim} (against {row.versus})" if row.claim in twice else row.claim
         line = cells.setdefault(label, dict(claim=label))
         if row.effect is not None and row.low is not None:
-            line[row.dataset] = f"{_signed(row.effect)} ({_signed(row.low)} .. {_signed(row.high)})"
+            line[row.dataset] = f"{_signed(row.effect)} ({row.interval})"
     columns = [Column("claim", "claim"), *(Column(data, data, "number") for data in ran)]
     yield to_markdown(Table("", columns, list(cells.values())))
     open_ = sum(verdict.startswith("undecided") for verdict in verdicts.values())
     yield f"**Not known.** {open_} of {len(verdicts)} verdicts are undecided: these seeds are too few to tell. Only one small network and small"
-    yield "or emulated data were tested, so nothing here is evidence for the paper's networks and data sets. The claims about step 1 and the"
-    yield "mean over the steps were added when the runs were known.\n"
+    yield "or emulated data were tested, so nothing here is evidence for the paper's networks and data sets. Exploratory: added when the runs"
+    yield "were known.\n"
 
 
 def _verdicts(rows: Sequence[Comparison]) -> Table:
@@ -326,7 +344,7 @@ def _comparisons(rows: Sequence[Comparison]) -> Table:
     ]  # fmt: skip
     lines = [
         vars(r) | dict(
-            effect=_signed(r.effect), interval=None if r.low is None else f"{_signed(r.low)} .. {_signed(r.high)}",
+            effect=_signed(r.effect), interval=r.interval,
             p=_p(r.p), p_holm=_p(r.p_holm), p_sign_flip=_p(r.p_sign_flip), p_margin=_p(r.p_margin),
         )
         for r in rows

@@ -47,7 +47,10 @@ def results(tmp_path):
         base = 0.8 + wobble
         run(tmp_path, "neuron=lif", "loss=tet", seed=seed, acc=base, extra=energy)
         run(tmp_path, "neuron=lif_imp", "loss=tet", seed=seed, acc=base + 0.05 + 0.001 * (seed % 2))
-        run(tmp_path, "neuron=lif", "neuron.initial=half", "loss=tet", seed=seed, acc=base + 0.02 * (-1) ** seed)
+        for state in ("half", "constant"):  # one network
+            run(
+                tmp_path, "neuron=lif", f"neuron.initial={state}", "loss=tet", seed=seed, acc=base + 0.02 * (-1) ** seed
+            )
         run(
             tmp_path, "neuron=psn", "loss=tet", seed=seed, acc=base - 0.05 - 0.001 * (seed % 2), extra={"causal": False}
         )
@@ -59,7 +62,7 @@ def results(tmp_path):
 def test_choices_are_known_and_judged(results):
     groups, _ = group_runs(load([results / "runs" / "methods"]))
     assert {methods.cell_of(g) for g in groups} == {
-        ("", "baseline"), ("initial", "imp"), ("initial", "half"), ("neuron", "psn"), ("loss", "tks"), None,
+        ("", "baseline"), ("initial", "imp"), ("initial", "half"), ("initial", "constant"), ("neuron", "psn"), ("loss", "tks"), None,
     }  # fmt: skip
     write_json(
         results / "runs" / "methods" / methods.MEASURED,
@@ -67,16 +70,16 @@ def test_choices_are_known_and_judged(results):
     )
     assert main(["methods", "report", "--results", str(results)]) == 0
     text = (results / "methods.md").read_text()
-    assert text.index("Fixed before") < text.index("## digits_dvs") < text.index("### Initial state")
+    assert text.index("The design was fixed") < text.index("## digits_dvs") < text.index("### Initial state")
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
     assert "**better**" in rows["imp"] and "1.25" in rows["imp"] and "3.00" in rows["imp"]
-    assert "no difference seen (±" in rows["half"]
+    assert "cannot be said (" in rows["constant"] and "| the network of constant |" in rows["half"]
     assert "**worse**" in rows["psn"] and "| no |" in rows["psn"] and rows["psn"].split("|")[4].strip() == ""
     assert rows["psn"].split("|")[8].strip() == "10"  # it takes all T inputs at once
     assert "baseline" in rows["zero"] and "50.00" in rows["zero"]
     assert "too few seeds" in rows["tks"] and rows["tks"].split("|")[3].strip() == "1"
     assert "Logistic regression on the same samples: 50.00 %" in text
-    assert "Not run: initial=constant" in text and "**imp_channel**: IMP with one value per channel." in text
+    assert "Not run: initial=random" in text and "**imp_channel**: IMP with one value per channel." in text
     assert main(["methods", "report", "--check", "--results", str(results)]) == 0
 
 
