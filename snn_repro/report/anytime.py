@@ -66,7 +66,7 @@ def _curves(file: Path) -> np.ndarray:
 
 
 def front(points: Iterable[tuple[float, float, int]]) -> list[tuple[float, float, int]]:
-    """Points (cost, accuracy, row) of the Pareto front, by rising cost; of equal points the first."""
+    """Pareto front of points (cost, accuracy, row), by rising cost; the first of equal ones."""
     found: list[tuple[float, float, int]] = []
     for point in sorted(points, key=lambda point: (point[0], -point[1])):
         if not found or point[1] > found[-1][1]:
