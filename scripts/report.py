@@ -103,7 +103,7 @@ def watch(paths: Sequence[str], output: Path, networks: int, every: float) -> No
 def snapshot(paths: Iterable[str | Path]) -> list[tuple[str, int, int]]:
     """(path, mtime, size) of the files under `paths` that change while runs progress."""
     seen = []
-    names = (CONFIG, STATUS, RESULT, "*.jsonl")
+    names = (CONFIG, STATUS, RESULT, "*.jsonl", "anytime.json")
     for file in (
         f for p in map(Path, paths) for f in (p, *(found for name in names for found in sorted(p.rglob(name))))
     ):

@@ -14,6 +14,7 @@ from snn_repro.files import write_json
 from snn_repro.neurons import build_neuron
 from snn_repro.runs.result import RunResult, build_result
 from snn_repro.runtime import conditions
+from snn_repro.trained.anytime import anytime
 
 
 @cache
@@ -60,3 +61,17 @@ def fake_run(
     logits[np.arange(n_test), :, np.where(right, label, (label + 1) % 10)] = 1.0
     np.savez_compressed(place / "predictions.npz", label=label, logits=logits)
     return RunResult(result)
+
+
+def fake_anytime(root: Path, name: str, seed: int, *overrides: str, **more: float) -> dict[str, np.ndarray]:
+    """A fake run with eval/anytime.json of random outputs; by rule: its percent, steps and operations [3, thresholds]."""
+    steps = fake_run(root, f"name={name}", *overrides, seed=seed, **more)["timesteps"]
+    n, generator = 40, np.random.default_rng([seed, len(name)])
+    labels, z = generator.integers(0, 5, n), generator.normal(size=(steps, n, 5))
+    z[np.arange(steps)[:, None], np.arange(n), labels] += np.arange(1, steps + 1)[:, None]
+    operations = generator.integers(100, 99_999, (n, steps)).astype(float)
+    found = anytime(dict(labels=labels, mean=z.cumsum(0), readout=z, operations=operations), None)
+    (folder := root / name / f"seed{seed}/eval").mkdir()
+    write_json(folder / "anytime.json", found)
+    points = {f"{r['rule']}, {r['scores']}": r["curve"] for r in found["rules"]}
+    return {k: np.array([(100 * p["acc"], p["steps"], p["operations"]) for p in v]).T for k, v in points.items()}

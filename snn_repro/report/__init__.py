@@ -11,7 +11,7 @@ from pathlib import Path
 
 from snn_repro.errors import UserError
 from snn_repro.registry import SECTIONS
-from snn_repro.report import charts, comparison, samples  # noqa: F401 - they register themselves
+from snn_repro.report import anytime, charts, comparison, samples  # noqa: F401 - they register themselves
 from snn_repro.report._page import Chart, NothingToShow, Part, Section, page, register_section, table, text
 from snn_repro.report._read import Found, NoRuns, find
 

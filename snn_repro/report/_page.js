@@ -150,7 +150,7 @@ function origin(row, seed) {
 }
 
 function numbers(chart, shown) {
-  const keys = ["x", "y", "sd", "lowerfence", "q1", "median", "q3", "upperfence", "mean"];
+  const keys = ["threshold", "x", "y", "sd", "lowerfence", "q1", "median", "q3", "upperfence", "mean"];
   const box = el("details", { class: "numbers" }, el("summary", {}, "Numbers of this chart"));
   box.addEventListener("toggle", () => {
     if (!box.open || box.children.length > 1) return;

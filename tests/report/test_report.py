@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from fake_runs import fake_run
+from fake_runs import fake_anytime, fake_run
 from scripts_of_ours import script
 
 from snn_repro.config import load_config, to_dict
 from snn_repro.files import hold
 from snn_repro.paper.rows import SHARED
 from snn_repro.report import render
+from snn_repro.report.anytime import front
 
 ROOT = Path(__file__).parents[2]
 plotly = pytest.importorskip("plotly")
@@ -155,6 +156,31 @@ def test_the_papers_tables_have_our_numbers_and_the_gain(tmp_path):
     page, _ = render([tmp_path], networks=0)
     assert "Table 1: SDT and TET without IMP (ours in 1 of 14 rows)" in page and "94.00 ± 1.00" in page
     assert "+5.50 (" in page and "10.00 ± 0.00" not in page and "cut short by a debug key: cut" in page
+
+
+def test_the_anytime_section_has_means_over_seeds(tmp_path):
+    fake_run(tmp_path, "name=two", seed=2)
+    assert "Anytime: no run has eval/anytime.json; `snn-eval RUN anytime=true` writes it" in render([tmp_path], 0)[0]
+    found = {name: [fake_anytime(tmp_path, name, k) for k in seeds] for name, seeds in (("one", [0]), ("two", [0, 1]))}
+    fake_anytime(tmp_path, "bad", 0)
+    (bad := tmp_path / "bad/seed0/eval/anytime.json").write_text('{"rules": []}')
+    data = (packed := content(page := render([tmp_path], networks=0)[0]))["sections"]["anytime"]["data"]
+    rows = {packed["rows"][int(i)]: row for i, row in data["rows"].items()}
+    assert {name: row["seeds"] for name, row in rows.items()} == {"one": [1, 1], "two": [2, 3]}
+    assert "2 of 3 rows have eval/anytime.json" in page and f"{bad} is damaged (KeyError)" in unescape(page)
+    for name, runs in found.items():
+        for rule, made in zip(data["names"], rows[name]["rules"], strict=True):
+            curves = np.array([run[rule] for run in runs])
+            sd = curves.std(0, ddof=len(runs) > 1)
+            for key, values in zip(("acc", "steps", "operations", "sd"), [*curves.mean(0), sd[0]], strict=True):
+                np.testing.assert_allclose(made[key], values, rtol=0, atol=0.501 if key == "operations" else 0.00501)
+
+
+def test_the_pareto_front_equals_a_brute_force():
+    points = [(int(c), int(a), i) for i, (c, a) in enumerate(np.random.default_rng(0).integers(0, 12, (60, 2)))]
+    best = {(c, a) for c, a, _ in points if not any((d <= c and b >= a) and (d, b) != (c, a) for d, b, _ in points)}
+    assert [(c, a) for c, a, _ in front(points)] == sorted(best)
+    assert all(i == min(j for *other, j in points if other == [c, a]) for c, a, i in front(points))
 
 
 def test_what_a_user_wrote_is_never_html(tmp_path):

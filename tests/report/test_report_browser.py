@@ -1,14 +1,16 @@
 """The page in a real browser: it loads, sorts, filters, fits narrow screens, can be used without a mouse, and is quick."""
 
+import itertools
 import shutil
 import time
 from pathlib import Path
 
 import pytest
-from fake_runs import fake_run
+from fake_runs import fake_anytime, fake_run
 
 from snn_repro.paper.statistics import verdicts
 from snn_repro.report import render
+from snn_repro.report.anytime import front
 
 pytest.importorskip("plotly")
 pytest.importorskip("selenium", reason="selenium drives the browser: pip install selenium")
@@ -23,7 +25,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no browser: apt install chromium chromium-driver"),
 ]
-SECTIONS = "accuracy_steps runs comparison learning_curves paper_tables firing_rates learned_imp samples".split()
+SECTIONS = "accuracy_steps runs comparison anytime learning_curves paper_tables firing_rates learned_imp samples"
 ENERGY = dict(synops=1e6, macs=2e5, energy_pj=1.82e6, with_memory_pj=3e6, imp=dict(parameters=5, bytes=20, read_pj=1.0),
               layers={"conv1": dict(macs=2e5, synops=0.0), "fc": dict(macs=0.0, synops=1e6)})  # fmt: skip
 EVIL = "</script><img src=x onerror='window.hacked=1'><b>%{x}"
@@ -55,7 +57,7 @@ def small(tmp_path_factory) -> Path:
     for seed, acc in enumerate((0.7, 0.72)):
         rates = dict(firing_rates={"sn1": 0.0002, "sn2": 0.97}, energy=ENERGY)
         fake_run(runs, "loss=tet", "recipe.lr=0.5", "name=tet", seed=seed, acc=acc, extra=rates)
-        fake_run(runs, "loss=sdt", "name=sdt", seed=seed, acc=acc + 0.2)
+        fake_anytime(runs, "sdt", seed, "loss=sdt", acc=acc + 0.2)
         fake_run(runs, "experiment=table1_cifar10_tet", seed=seed, acc=acc)
     fake_run(runs, "neuron=psn", "name=ahead", extra=dict(causal=False))
     fake_run(runs, "loss=lts", "name=evil", acc=0.5, extra=dict(name=EVIL))
@@ -107,7 +109,7 @@ def see_all(driver) -> None:
 
 def test_it_loads_sorts_and_filters(driver, small):
     load(driver, small)
-    assert [s.get_attribute("id") for s in driver.find_elements(By.CSS_SELECTOR, "section[id]")] == SECTIONS
+    assert [s.get_attribute("id") for s in driver.find_elements(By.CSS_SELECTOR, "section[id]")] == SECTIONS.split()
     assert not driver.find_elements(By.CSS_SELECTOR, "section:not(#comparison) .plot:not([aria-label])")
     accuracy = driver.find_element(By.CSS_SELECTOR, "[data-sort=acc]")
     accuracy.click()
@@ -191,4 +193,31 @@ def test_two_ticked_rows_have_the_verdict_of_the_statistics_and_a_link_restores_
     driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", point)
     ActionChains(driver).move_to_element(point).pause(0.5).click().perform()
     until(driver, lambda: "c0ffeec0ffee" in driver.find_element(By.CSS_SELECTOR, ".figures [role=status]").text)
+    assert driver.get_log("browser") == []
+
+
+def test_the_slider_shows_the_numbers_of_anytime_json(driver, tmp_path):
+    runs = {name: [fake_anytime(tmp_path, name, seed) for seed in (0, 1)] for name in ("a", "bb", "ccc")}
+    (page := tmp_path / "page.html").write_text(render([tmp_path], 0)[0], "utf-8")
+    load(driver, page, 1400)
+    for name in ("bb", "ccc"):
+        driver.find_element(By.XPATH, f"//label[text()='{name}']").click()
+    see_all(driver)
+    slide = "const s = $('#anytime [type=range]'); s.value = arguments[0]; s.dispatchEvent(new Event('input'))"
+    cells = "return [...$('#anytime .at tbody').rows].map(r => [...r.cells].map(c => c.innerText.replaceAll(',', '')))"
+    drawn = """const { data, layout } = $('#anytime .plot'), front = data.find(t => t.line?.shape === 'hv');
+        return [front.x.map((x, i) => [x, front.y[i]]), layout.annotations.map(a => [a.x, a.y])]"""
+    costs = {"confidence, readout": ("operations", 2), "entropy, mean": ("steps", 1)}
+    for (rule, (cost, k)), at in itertools.product(costs.items(), (35, 80)):
+        for key, value in (("rule", rule), ("cost", cost)):
+            Select(driver.find_element(By.CSS_SELECTOR, f"[data-anytime={key}]")).select_by_value(value)
+        driver.execute_script(slide, at)
+        rows = [sum(run[rule] for run in runs[name]) / 2 for name in ("bb", "ccc")]
+        rows = [[acc.round(2), steps.round(2), operations.round()] for acc, steps, operations in rows]
+        for row, (name, seeds, *shown) in zip(rows, driver.execute_script(cells), strict=True):
+            assert seeds == "2" and name.split()[-1] in ("bb", "ccc")
+            assert [float(text) for text in shown] == [measure[at] for measure in row]
+        line = [[c, a] for c, a, _ in front((c, a, 0) for row in rows for c, a in zip(row[k], row[0], strict=True))]
+        wanted = [line, [[row[k][at], row[0][at]] for row in rows]]
+        until(driver, lambda wanted=wanted: driver.execute_script(drawn) == wanted)
     assert driver.get_log("browser") == []
