@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -65,9 +66,9 @@ def _curves(file: Path) -> np.ndarray:
     return np.array(points, float).reshape(len(NAMES), len(THRESHOLDS), 3).swapaxes(1, 2)
 
 
-def front(points: Iterable[tuple[float, float, int]]) -> list[tuple[float, float, int]]:
+def front(points: Iterable[tuple[float, float, Any]]) -> list[tuple[float, float, Any]]:
     """Pareto front of points (cost, accuracy, row), by rising cost; the first of equal ones."""
-    found: list[tuple[float, float, int]] = []
+    found: list[tuple[float, float, Any]] = []
     for point in sorted(points, key=lambda point: (point[0], -point[1])):
         if not found or point[1] > found[-1][1]:
             found.append(point)

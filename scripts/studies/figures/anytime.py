@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from snn_repro.errors import UserError
 from snn_repro.paper.figures import SERIES, WIDE, MissingData, footnote, title
 from snn_repro.registry import FIGURES
+from snn_repro.report.anytime import front
 from studies import anytime as study
 
 
@@ -38,11 +39,11 @@ def draw(results: Path) -> Figure:
                 if len(runs) > 1:
                     sd = np.std([study.front(run)[0] for _, run in runs], 0, ddof=1)
                     axes.fill_between(operations, acc - sd, acc + sd, color=look["color"], alpha=0.15, linewidth=0)
-                points += zip(operations, acc, strict=True)
+                points += [(*point, state) for point in zip(operations, acc, strict=True)]
                 drawn += [result for result, _ in runs]
                 counts.add(len(runs))
-            best = pareto(points)
-            axes.plot(*zip(*best, strict=True), ".", color="black", markersize=2, label="Pareto front")
+            cost, best, _ = zip(*front(points), strict=True)
+            axes.plot(cost, best, ".", color="black", markersize=2, label="Pareto front")
             axes.set_title(f"{title(loss)}, {study.PARTS[part].dataset}")
             axes.set_xlabel("operations a sample, thousand")
         row[0].set_ylabel("test accuracy, %")
@@ -51,12 +52,3 @@ def draw(results: Path) -> Figure:
     n = " to ".join(str(k) for k in sorted({min(counts), max(counts)}))
     footnote(figure, f"line: mean, band: ± 1 standard deviation over {n} seeds, at 101 thresholds", runs=drawn)
     return figure
-
-
-def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points (cost, accuracy) that no cheaper point reaches in accuracy."""
-    best: list[tuple[float, float]] = []
-    for cost, acc in sorted(points, key=lambda p: (p[0], -p[1])):
-        if not best or acc > best[-1][1]:
-            best.append((cost, acc))
-    return best
