@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from snn_repro.config import config_hash, to_dict
-from snn_repro.errors import UserError
+from snn_repro.errors import UserError, brief
 from snn_repro.registry import LOGGERS
-from snn_repro.runs.loggers import group_of, scalars, sentence
+from snn_repro.runs.loggers import group_of, scalars
 
 START_SECONDS = 20  # after which an unreachable online run logs offline instead (or WANDB_INIT_TIMEOUT)
 CALL_SECONDS = 120  # limit of the start and of an epoch
@@ -85,7 +85,7 @@ class Log:
         except Exception as error:
             if self.mode != "online":
                 raise
-            self._say(f"warning: W&B could not be reached ({sentence(error)}); logging offline instead")
+            self._say(f"warning: W&B could not be reached ({brief(error, named=True)}); logging offline instead")
             wandb.teardown()  # the failed start still holds the id
             self._run = wandb.init(mode="offline", **self._arguments)
         self._run.define_metric("epoch")
@@ -111,8 +111,9 @@ class Log:
         if result is not None:
             epochs, curves = len(self._lines), {f"final/{k}": result[k] for k in ("acc_step", "acc_cum")}
             for percent in GROWTH:
-                then = self._lines[math.ceil(epochs * percent / 100) - 1]
-                curves[f"time_steps/acc_step_{percent}"] = then["acc_step"]
+                curves[f"time_steps/acc_step_{percent}"] = self._lines[math.ceil(epochs * percent / 100) - 1][
+                    "acc_step"
+                ]
             for t in range(len(result["acc_step"])):
                 at_step = {name: accuracies[t] for name, accuracies in curves.items()}
                 self._at(epochs + t + 1, {"final/time_step": t + 1} | at_step)
